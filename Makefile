@@ -1,0 +1,59 @@
+# Everything runs in .venv, made on first use; edit pyproject.toml and the next target reinstalls.
+# PYTHON names another interpreter; ARGS is handed to pytest and to the benchmarks.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN_READY := $(VENV)/.run-ready
+DEV_READY := $(VENV)/.dev-ready
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help run test test-unit lint fmt bench clean
+
+define make_venv
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	echo "pimserve needs Python 3.11 or newer, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || true)." >&2; \
+	echo "Name another interpreter: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; \
+	exit 1; }
+@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+endef
+
+$(RUN_READY): pyproject.toml
+	$(make_venv)
+	$(BIN)/pip install --quiet --editable .
+	@touch $@
+
+$(DEV_READY): pyproject.toml
+	$(make_venv)
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $(RUN_READY) $@
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: $(RUN_READY) ## simulate Mixtral-8x7B on Duplex devices
+	$(BIN)/pimserve run examples/mixtral_duplex.yaml
+
+test: $(DEV_READY) ## the whole test suite
+	$(BIN)/pytest -n 2 $(ARGS)
+
+test-unit: $(DEV_READY) ## the tests that are neither slow nor end to end
+	$(BIN)/pytest -n 2 -m "not e2e and not slow" $(ARGS)
+
+lint: $(DEV_READY) ## style, types and import directions
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fmt: $(DEV_READY) ## mend what the linter and the formatter can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(RUN_READY) ## speed of the simulator itself
+	$(BIN)/python benchmarks/run.py $(ARGS)
+
+clean: ## remove all that make made, but for results/
+	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find $(wildcard benchmarks cluster device_models loadgen scheduler src tests) -name __pycache__ -prune -exec rm -rf {} +

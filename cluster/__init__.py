@@ -1,0 +1,1 @@
+"""Many devices: topology, placement, scenarios, runs and the command line."""

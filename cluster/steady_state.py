@@ -1,0 +1,212 @@
+"""Steady state of a closed loop under stage batching, in closed form.
+
+Each of B users has one request in the system: Lin prompt tokens, Lout output tokens. A request takes Lout stages, the first
+of which computes its whole prompt, so a stage holds m new prompts with a probability that is binomial in (B, 1 / Lout), and
+B - m decoding requests whose mean context is Lin + Lout / 2 (arXiv 2409.01141 simulates such loops; its fig. 5(a) is
+(1 - 1/Lout)^B). Stages differ further by how tokens fall on experts, of which a pool of outcomes stands.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pimserve.device_models.operators import CATEGORIES, Category
+from pimserve.device_models.plan import FS_PER_S, PJ_PER_J, Chunk, CostPlan, seen_tokens
+from pimserve.device_models.routing import POOL_SIZE, ExpertPools
+
+FloatArray = NDArray[np.float64]
+EnergyPart = Literal["fc_dram", "fc_compute", "attention_dram", "attention_compute", "moe_dram", "moe_compute"]
+ENERGY_PARTS: tuple[EnergyPart, ...] = (
+    "fc_dram",
+    "fc_compute",
+    "attention_dram",
+    "attention_compute",
+    "moe_dram",
+    "moe_compute",
+)
+
+_UNLIKELY = 1e-6  # stages with more new prompts than all but this share are left out
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedLoop:
+    """`requests` users who each send their next request when their last one is done."""
+
+    requests: int
+    input_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stage:
+    """Stages of one composition, on one replica.
+
+    `duration_s` has one entry per MoE outcome; the others are means over the outcomes. Prefill attention that runs
+    side by side with decode attention counts only as far as it outlasts it.
+    """
+
+    prompts: int
+    decodes: int
+    duration_s: FloatArray
+    category_s: Mapping[Category, float]
+    energy_j: Mapping[EnergyPart, float]
+
+    @property
+    def mean_s(self) -> float:
+        """Mean duration."""
+        return float(self.duration_s.mean())
+
+
+def stage(
+    plan: CostPlan, pools: ExpertPools | None, *, decodes: int, mean_context: float, prompts: int, prompt_tokens: int
+) -> Stage:
+    """Cost of stages with `decodes` decoding requests of `mean_context` tokens and `prompts` whole prompts."""
+    tokens = decodes + prompts * prompt_tokens
+    context = round(decodes * mean_context)
+    chunks = [Chunk(prompt_tokens, 0)] * prompts
+    busiest, prefill_fs = plan.busiest_prefill(decodes, chunks)
+    # A token of every decoding request and the first one of every prompt are sampled, spread over the groups.
+    outputs = -(-(decodes + prompts) // plan.data_parallel)
+    category: dict[Category, float] = dict.fromkeys(CATEGORIES, 0.0)
+    energy: dict[EnergyPart, float] = dict.fromkeys(ENERGY_PARTS, 0.0)
+    for row in plan.rows:
+        category[row.category] += row.time_fs(busiest if row.rows == "tokens" else outputs)
+        rows = tokens if row.rows == "tokens" else decodes + prompts
+        if row.category in ("fc", "moe"):
+            part = "fc" if row.category == "fc" else "moe"
+            energy[f"{part}_dram"] += row.energy.dram_const + row.energy.dram_per_row * rows  # type: ignore[literal-required, index]
+            energy[f"{part}_compute"] += row.energy.compute_per_row * rows  # type: ignore[index]
+    decode_fs = plan.decode_fs(decodes, context)
+    category["attention_decode"] = decode_fs
+    category["attention_prefill"] = max(0, prefill_fs - decode_fs) if plan.overlap_attention else prefill_fs
+    for decode in plan.decode:
+        seen = seen_tokens(decode.window_tokens, decodes, context)
+        energy["attention_dram"] += decode.dram_per_token * seen
+        energy["attention_compute"] += decode.compute_per_token * seen
+    for prefill in plan.prefill:
+        for chunk in chunks:
+            _, dram, compute = prefill.cost(chunk)
+            energy["attention_dram"] += dram
+            energy["attention_compute"] += compute
+    fixed_fs = sum(category.values())
+    experts_fs = np.zeros(1)
+    if pools is not None and tokens:
+        features = pools.features(np.full(POOL_SIZE, tokens), np.arange(POOL_SIZE))
+        experts_fs = features[:, 0].astype(float)
+        category["moe"] += experts_fs.mean()
+        energy["moe_dram"] += features[:, 3].mean()
+        energy["moe_compute"] += features[:, 4].mean()
+    return Stage(
+        prompts=prompts,
+        decodes=decodes,
+        duration_s=(fixed_fs + experts_fs) / FS_PER_S,
+        category_s={name: value / FS_PER_S for name, value in category.items()},
+        energy_j={name: value / PJ_PER_J for name, value in energy.items()},
+    )
+
+
+class SteadyState:
+    """What a closed loop does on one replica in the long run."""
+
+    def __init__(self, plan: CostPlan, pools: ExpertPools | None, loop: ClosedLoop) -> None:
+        self.plan = plan
+        self.pools = pools
+        self.loop = loop
+        self._stages: dict[int, Stage] = {}
+
+    def stage(self, prompts: int) -> Stage:
+        """Stages with that many new prompts, all other requests decoding."""
+        found = self._stages.get(prompts)
+        if found is None:
+            loop = self.loop
+            found = self._stages[prompts] = stage(
+                self.plan,
+                self.pools,
+                decodes=loop.requests - prompts,
+                mean_context=loop.input_tokens + loop.output_tokens / 2,
+                prompts=prompts,
+                prompt_tokens=loop.input_tokens,
+            )
+        return found
+
+    @cached_property
+    def mix(self) -> FloatArray:
+        """(most prompts + 1,): share of stages with 0, 1, ... new prompts."""
+        return _binomial(self.loop.requests, 1 / self.loop.output_tokens)
+
+    @property
+    def decoding_only_share(self) -> float:
+        """Share of stages without a new prompt."""
+        return float((1 - 1 / self.loop.output_tokens) ** self.loop.requests)
+
+    @property
+    def mean_stage_s(self) -> float:
+        """Mean duration of a stage."""
+        return math.fsum(share * self.stage(m).mean_s for m, share in enumerate(self.mix))
+
+    @property
+    def throughput_tokens_per_s(self) -> float:
+        """Output tokens per second: every request gets one in every stage."""
+        return self.loop.requests / self.mean_stage_s
+
+    def mixed_category_s(self) -> dict[Category, float]:
+        """Mean time by category of stages with at least one new prompt."""
+        shares = self.mix[1:] / self.mix[1:].sum()
+        stages = [self.stage(m) for m in range(1, len(self.mix))]
+        return {
+            name: math.fsum(share * each.category_s[name] for share, each in zip(shares, stages, strict=True))
+            for name in CATEGORIES
+        }
+
+    def energy_per_token_j(self) -> dict[EnergyPart, float]:
+        """Energy of the whole replica per output token, by part; prefill included."""
+        return {
+            name: math.fsum(share * self.stage(m).energy_j[name] for m, share in enumerate(self.mix))
+            / self.loop.requests
+            for name in ENERGY_PARTS
+        }
+
+    def tbt_s(self, quantile: float) -> float:
+        """Quantile of the time between a request's tokens; a stage gives one sample per decoding request."""
+        weights = [share * self.stage(m).decodes for m, share in enumerate(self.mix)]
+        return _quantile([self.stage(m).duration_s for m in range(len(weights))], weights, quantile)
+
+    def t2ft_s(self, quantile: float) -> float:
+        """Quantile of the time to first token: the stage that computes a request's prompt, others' prompts beside it."""
+        others = _binomial(self.loop.requests - 1, 1 / self.loop.output_tokens)
+        return _quantile([self.stage(m + 1).duration_s for m in range(len(others))], others, quantile)
+
+    def mean_e2e_s(self) -> float:
+        """Mean time from a request's arrival to its last token.
+
+        Over hundreds of stages this is near its median, if output lengths spread evenly around Lout.
+        """
+        others = _binomial(self.loop.requests - 1, 1 / self.loop.output_tokens)
+        first = math.fsum(share * self.stage(m + 1).mean_s for m, share in enumerate(others))
+        later = math.fsum(share * self.stage(m).mean_s for m, share in enumerate(others))
+        return first + (self.loop.output_tokens - 1) * later
+
+
+def _binomial(trials: int, chance: float) -> FloatArray:
+    """Binomial probabilities of 0, 1, ... up to where all but `_UNLIKELY` is covered, normalised."""
+    shares: list[float] = []
+    while len(shares) <= trials and math.fsum(shares) < 1 - _UNLIKELY:
+        hits = len(shares)
+        shares.append(math.comb(trials, hits) * chance**hits * (1 - chance) ** (trials - hits))
+    return np.asarray(shares) / math.fsum(shares)
+
+
+def _quantile(samples: list[FloatArray], weights: list[float] | FloatArray, quantile: float) -> float:
+    """Smallest sample that at least `quantile` of the weight does not exceed; a weight is spread over its array."""
+    values = np.concatenate(samples)
+    spread = np.concatenate([np.full(len(s), w / len(s)) for s, w in zip(samples, weights, strict=True)])
+    order = np.argsort(values, kind="stable")
+    covered = np.cumsum(spread[order])
+    return float(values[order][np.searchsorted(covered, quantile * covered[-1])])

@@ -1,0 +1,97 @@
+"""Catalogue of published models and devices, one YAML file each, and its loader.
+
+A file's name is the entry's name. Every entry carries its sources.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Hashable
+from functools import cache
+from importlib import resources
+from typing import Any, Literal
+
+import yaml
+
+from pimserve.device_models.model import ModelSpec
+from pimserve.errors import InputError
+
+Kind = Literal["model", "device"]
+
+# The C parser is several times faster, and missing from builds of PyYAML without libyaml.
+_BaseLoader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _StrictLoader(_BaseLoader):  # type: ignore[valid-type,misc]  # chosen at run time
+    """Safe YAML loader that refuses a key given twice, of which YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if (key.tag, key.value) in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
+            seen.add((key.tag, key.value))
+        mapping: dict[Hashable, Any] = super().construct_mapping(node, deep=deep)
+        return mapping
+
+
+def model_names() -> list[str]:
+    """Return the names of all models in the catalogue, sorted."""
+    return _names("model")
+
+
+@cache
+def load_model(name: str) -> ModelSpec:
+    """Return the model of that name.
+
+    Raises:
+        InputError: the catalogue has no such model.
+    """
+    return ModelSpec.model_validate(_load_yaml("model", name))
+
+
+def device_names() -> list[str]:
+    """Return the names of all devices in the catalogue, sorted."""
+    return _names("device")
+
+
+def load_device_document(name: str) -> dict[str, Any]:
+    """Return the device document of that name, not yet validated: its device class knows the schema.
+
+    Raises:
+        InputError: the catalogue has no such device.
+    """
+    return _load_yaml("device", name)
+
+
+def _names(kind: Kind) -> list[str]:
+    folder = resources.files(__name__) / f"{kind}s"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def _load_yaml(kind: Kind, name: str) -> dict[str, Any]:
+    # Only listed names reach the file system, so a name cannot point outside the catalogue.
+    known = _names(kind)
+    if name not in known:
+        close = difflib.get_close_matches(name.lower(), known, n=3)
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        raise InputError(kind, f"unknown {kind} {name!r}{hint} (known: {', '.join(known) or 'none'})")
+    text = (resources.files(__name__) / f"{kind}s" / f"{name}.yaml").read_text(encoding="utf-8")
+    return _parse(text, f"{name}.yaml")
+
+
+def _parse(text: str, place: str) -> dict[str, Any]:
+    """Parse one YAML document that must be a mapping; `place` names it in errors."""
+    loader = _StrictLoader(text)
+    try:
+        document = loader.get_single_data()
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise InputError(f"{place}{line}", f"not valid YAML: {error.problem}") from error
+    finally:
+        loader.dispose()
+    if not isinstance(document, dict):
+        raise InputError(place, "must be a mapping of keys to values")
+    return document

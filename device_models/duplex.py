@@ -1,0 +1,94 @@
+"""Duplex: a GPU-class xPU whose HBM has a processing unit for low arithmetic intensity (arXiv 2409.01141).
+
+Logic-PIM sits on the HBM logic die; Bank-PIM and BankGroup-PIM, which the paper compares with, sit in the DRAM dies.
+All are described by the same figures: a multiple of the memory's bandwidth, a ratio of compute to bandwidth, and the
+energy of the path from the cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pimserve.device_models.experts import ExpertTerm
+from pimserve.device_models.gpu import _DECISION_EFFICIENCY, Gpu, GpuSpec, NonNegative, Share
+from pimserve.device_models.operators import DecodeAttention, Experts, Operator, Parallelism
+from pimserve.device_models.plan import FS_PER_S, CostPlan, DecodeAttentionTerm
+
+
+class PimSpec(BaseModel):
+    """The unit near or in the memory."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field("logic_pim", pattern=r"[a-z][a-z0-9_]*", description="the unit's name in tables and metrics")
+    bandwidth_multiple: Annotated[float, Field(gt=0)] = Field(description="of the memory's nominal bandwidth")
+    flop_per_byte: Annotated[float, Field(gt=0)] = Field(description="peak compute per nominal byte of its bandwidth")
+    dram_efficiency: Share = Field(description="share of its nominal bandwidth that it reaches")
+    pj_per_bit: NonNegative = Field(description="DRAM cell to the unit, without row activation")
+    memory_spaces: Annotated[int, Field(gt=0)] = Field(4, description="spaces that a device's experts are laid out in")
+
+
+class DuplexSpec(GpuSpec):
+    """A Duplex preset.
+
+    `processor_selection`: "per_layer" uses one unit at a time (the paper's Duplex), "co_processing" both side by side
+    for experts and for attention in mixed steps (Duplex+PE), "pim" only the memory-side unit for both.
+    """
+
+    kind: Literal["duplex"] = "duplex"  # type: ignore[assignment]
+    pim: PimSpec
+    processor_selection: Literal["per_layer", "co_processing", "pim"] = "co_processing"
+
+
+class Duplex(Gpu):
+    """Compiles operators for an xPU with a memory-side unit: decode attention and experts may leave the xPU."""
+
+    Spec = DuplexSpec
+    spec: DuplexSpec
+
+    def __init__(self, spec: DuplexSpec) -> None:
+        super().__init__(spec)
+        pim = spec.pim
+        nominal = pim.bandwidth_multiple * spec.memory_gb_per_s * 1e9
+        self._pim_bytes_per_s = nominal * pim.dram_efficiency
+        self._pim_flop_per_s = nominal * pim.flop_per_byte
+        self._pim_pj_per_byte = spec.energy.per_byte_pj(pim.pj_per_bit)
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """Names of the device's processing units."""
+        return (self.UNIT, self.spec.pim.name)
+
+    def compile(self, operators: Sequence[Operator], split: Parallelism) -> CostPlan:
+        """As for a GPU; with co-processing, prefill and decode attention run side by side."""
+        return replace(
+            super().compile(operators, split), overlap_attention=self.spec.processor_selection == "co_processing"
+        )
+
+    def decode_attention(self, op: DecodeAttention, split: Parallelism) -> DecodeAttentionTerm:
+        """Decode attention always runs on the memory-side unit (section V-A of the paper)."""
+        seconds = max(op.kv_bytes / self._pim_bytes_per_s, op.flops / self._pim_flop_per_s)
+        return self.decode_term(op, split, self.spec.pim.name, seconds, self._pim_pj_per_byte)
+
+    def experts(self, op: Experts) -> ExpertTerm:
+        """Routed experts on the unit, or units, that the processor selection names."""
+        pim = self.spec.pim
+        second = self.expert_unit(
+            op,
+            unit=pim.name,
+            weight_fs_per_byte=FS_PER_S / self._pim_bytes_per_s,
+            flop_per_s=self._pim_flop_per_s,
+            weight_pj_per_byte=self._pim_pj_per_byte,
+            decision=(1 / pim.bandwidth_multiple, _DECISION_EFFICIENCY / pim.flop_per_byte / pim.bandwidth_multiple),
+        )
+        selection = {"per_layer": "faster", "co_processing": "co_processing", "pim": "second"}
+        return self.expert_term(
+            op,
+            (self.xpu_experts(op), second),
+            selection[self.spec.processor_selection],  # type: ignore[arg-type]
+            spaces=pim.memory_spaces,
+        )

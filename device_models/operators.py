@@ -1,0 +1,261 @@
+"""What one step of a model computes, split over the devices of a replica, before any device's physics.
+
+`operators_of` turns a model and a way to split it into a list of operators. Each operator says what ONE device
+does, in FLOPs and bytes per row, per context token or per pair of tokens; a device turns that into time and energy.
+
+Splits (arXiv 2409.01141, section V): everything but the routed experts is tensor-parallel over `tensor` devices and
+data-parallel over the groups that this leaves; routed experts are spread whole over all devices (`ep`), or over the
+nodes and sliced over the devices of a node (`tp`). With more devices than experts, `ep` slices each expert over
+devices / experts devices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pimserve.device_models.model import BYTES_PER_ELEMENT, ModelSpec
+from pimserve.errors import InputError
+
+Category = Literal["fc", "attention_prefill", "attention_decode", "moe", "communication"]
+CATEGORIES: tuple[Category, ...] = ("fc", "attention_prefill", "attention_decode", "moe", "communication")
+Rows = Literal["tokens", "outputs"]
+
+ACTIVATION_BYTES = 2  # activations travel in 16 bit whatever the weights are stored in
+
+
+@dataclass(frozen=True, slots=True)
+class Parallelism:
+    """How one replica's devices share a model.
+
+    Raises InputError where the model does not divide.
+    """
+
+    nodes: int = 1
+    devices_per_node: int = 1
+    tensor: int = 1
+    experts: Literal["ep", "tp"] = "ep"
+
+    def __post_init__(self) -> None:
+        if self.devices % self.tensor:
+            raise InputError("cluster.tensor_parallel", f"{self.tensor} does not divide the {self.devices} devices")
+
+    @property
+    def devices(self) -> int:
+        """Devices of the replica."""
+        return self.nodes * self.devices_per_node
+
+    @property
+    def data(self) -> int:
+        """Data-parallel groups for everything but the routed experts."""
+        return self.devices // self.tensor
+
+    def expert_groups(self, experts: int) -> int:
+        """Groups of devices that hold disjoint sets of routed experts."""
+        groups = self.nodes if self.experts == "tp" else min(self.devices, experts)
+        if experts % groups or self.devices % groups:
+            raise InputError(
+                "cluster.experts",
+                f"{experts} experts do not spread evenly over {self.devices} devices with experts: {self.experts}; "
+                "use a number of devices that divides the experts, or is a multiple of them",
+            )
+        return groups
+
+
+@dataclass(frozen=True, slots=True)
+class Gemm:
+    """Rows x k times k x n, in `layers` layers. `rows` counts the step's tokens, or its sampled outputs."""
+
+    name: str
+    category: Category
+    layers: int
+    k: int
+    n: int
+    weight_bytes_per_element: float
+    dtype: str
+    rows: Rows = "tokens"
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeAttention:
+    """Attention of one new token per request: every context token's cache entry is read once.
+
+    `kv_bytes` and `flops` are per context token and layer on one device. Windowed layers see at most `window_tokens`.
+    """
+
+    layers: int
+    kv_bytes: float
+    flops: float
+    window_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillAttention:
+    """Attention of a chunk of a prompt; per layer on one device. Windowed layers see at most `window_tokens`."""
+
+    layers: int
+    heads: float
+    kv_heads: float
+    qk_dim: int
+    v_dim: int
+    kv_bytes_per_element: float
+    window_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """The routed experts of `layers` layers: `groups` device groups, each expert sliced over `slices` devices."""
+
+    layers: int
+    experts: int
+    top_k: int
+    hidden: int
+    intermediate: int
+    matrices: int
+    weight_bytes_per_element: float
+    dtype: str
+    groups: int
+    slices: int
+
+
+@dataclass(frozen=True, slots=True)
+class AllReduce:
+    """Sum of a `bytes_per_token` vector per token over a tensor-parallel group, `times` per step."""
+
+    times: int
+    bytes_per_token: float
+    group: int
+
+
+@dataclass(frozen=True, slots=True)
+class AllToAll:
+    """Dispatch or combine of routed tokens between data-parallel groups, `times` per step.
+
+    `bytes_per_token` is what one device sends for each token of its data-parallel group.
+    """
+
+    times: int
+    bytes_per_token: float
+
+
+Operator = Gemm | DecodeAttention | PrefillAttention | Experts | AllReduce | AllToAll
+
+
+def operators_of(model: ModelSpec, split: Parallelism, *, lm_head: bool = True) -> list[Operator]:
+    """Operators that one device of the replica runs in each step.
+
+    Args:
+        model: the model.
+        split: how the replica's devices share it.
+        lm_head: whether the product with the vocabulary counts (the Duplex paper leaves it out).
+
+    Raises:
+        InputError: the model's heads or experts do not divide over the devices.
+    """
+    p = split.tensor
+    if model.attention.heads % p:
+        raise InputError("cluster.tensor_parallel", f"{p} does not divide the {model.attention.heads} attention heads")
+    operators: list[Operator] = [*_attention(model, p)]
+    dense = BYTES_PER_ELEMENT[model.dense_dtype]
+    hidden = model.hidden
+
+    def gemm(name: str, layers: int, k: int, n: int, category: Category = "fc", rows: Rows = "tokens") -> None:
+        operators.append(Gemm(name, category, layers, k, n, dense, model.dense_dtype, rows))
+
+    if model.ffn is not None and model.dense_layers:
+        width = -(-model.ffn.intermediate // p)
+        gemm("ffn up", model.dense_layers, hidden, (model.ffn.matrices - 1) * width)
+        gemm("ffn down", model.dense_layers, width, hidden)
+    if model.moe is not None:
+        moe = model.moe
+        gemm("gate", model.moe_layers, hidden, moe.experts, "moe")
+        if moe.shared_intermediate:
+            width = -(-moe.shared_intermediate // p)
+            gemm("shared up", model.moe_layers, hidden, (moe.matrices - 1) * width, "moe")
+            gemm("shared down", model.moe_layers, width, hidden, "moe")
+        groups = split.expert_groups(moe.experts)
+        operators.append(
+            Experts(
+                layers=model.moe_layers,
+                experts=moe.experts,
+                top_k=moe.top_k,
+                hidden=hidden,
+                intermediate=moe.intermediate,
+                matrices=moe.matrices,
+                weight_bytes_per_element=BYTES_PER_ELEMENT[model.routed_dtype],
+                dtype=model.routed_dtype,
+                groups=groups,
+                slices=split.devices // groups,
+            )
+        )
+        if split.data > 1:
+            remote = (split.data - 1) / split.data
+            sent = moe.top_k * remote / p * hidden * ACTIVATION_BYTES
+            operators.append(AllToAll(2 * model.moe_layers, sent))
+    if p > 1:
+        operators.append(AllReduce(2 * model.layers, hidden * ACTIVATION_BYTES, p))
+    if lm_head:
+        gemm("lm head", 1, hidden, -(-model.vocab // p), rows="outputs")
+    return operators
+
+
+def _attention(model: ModelSpec, p: int) -> list[Operator]:
+    attention = model.attention
+    dense = BYTES_PER_ELEMENT[model.dense_dtype]
+    kv_element = BYTES_PER_ELEMENT[model.kv_dtype]
+    heads = attention.heads // p
+    found: list[Operator] = []
+
+    def gemm(name: str, k: int, n: int) -> None:
+        found.append(Gemm(name, "fc", model.layers, k, n, dense, model.dense_dtype))
+
+    if attention.kind == "gqa":
+        kv_heads = kv_heads_per_device(model, p)
+        gemm("qkv", model.hidden, (heads + 2 * kv_heads) * attention.head_dim)
+        gemm("attention out", heads * attention.head_dim, model.hidden)
+        kv_bytes = 2 * kv_heads * attention.head_dim * kv_element
+        flops = 4 * heads * attention.head_dim
+        windows = ((model.layers - model.windowed_layers, None), (model.windowed_layers, attention.window_tokens))
+    else:
+        kv_heads = heads  # prefill expands the latent to full heads
+        # The latent's down-projections are not split: each device needs the whole latent.
+        gemm("q/kv down", model.hidden, attention.q_lora_rank + attention.kv_elements)
+        gemm("q up", attention.q_lora_rank, heads * attention.qk_dim)
+        gemm("kv up", attention.kv_lora_rank, heads * (attention.qk_nope_head_dim + attention.v_dim))
+        gemm("attention out", heads * attention.v_dim, model.hidden)
+        # Decoding attends to the latent itself (absorbed form): all heads share one cache entry per token.
+        kv_bytes = attention.kv_elements * kv_element
+        flops = 2 * heads * (attention.kv_elements + attention.kv_lora_rank)
+        windows = ((model.layers, None),)
+    for layers, window in windows:
+        if layers:
+            found.append(DecodeAttention(layers, kv_bytes, flops, window))
+            found.append(
+                PrefillAttention(layers, heads, kv_heads, attention.qk_dim, attention.v_dim, kv_element, window)
+            )
+    return found
+
+
+def kv_heads_per_device(model: ModelSpec, p: int) -> int:
+    """Key-value heads that each of `p` tensor-parallel devices holds (copies when there are more devices than heads)."""
+    kv_heads = model.attention.kv_heads if model.attention.kind == "gqa" else 1
+    if kv_heads % p and p % kv_heads:
+        raise InputError("cluster.tensor_parallel", f"{p} neither divides nor is a multiple of the {kv_heads} KV heads")
+    return max(1, kv_heads // p)
+
+
+def weight_bytes_per_device(model: ModelSpec, split: Parallelism) -> float:
+    """Bytes of weights on one device: dense parts sliced over the tensor group, experts over all devices.
+
+    The key-value projections are copied where there are more devices than KV heads; that is a few MB, left out.
+    """
+    dense = (model.parameters - model.routed_parameters) * BYTES_PER_ELEMENT[model.dense_dtype]
+    routed = model.routed_parameters * BYTES_PER_ELEMENT[model.routed_dtype]
+    return dense / split.tensor + routed / split.devices
+
+
+def kv_bytes_per_token_per_device(model: ModelSpec, split: Parallelism) -> float:
+    """Bytes that one context token occupies on each device of the tensor group that serves its request."""
+    if model.attention.kind == "mla":
+        return model.kv_bytes_per_token
+    return model.kv_bytes_per_token * kv_heads_per_device(model, split.tensor) / model.attention.kv_heads

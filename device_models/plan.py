@@ -1,0 +1,166 @@
+"""The cost plan: what a step costs on one replica, as data.
+
+A step is described by few numbers (`StepShape`). Operators that run one after the other add up; each takes the
+maximum of affine functions of those numbers (a roofline). Units that work side by side take the maximum of both.
+
+All times are integers in femtoseconds and all energies integers in picojoules. Integer sums do not depend on the
+order or grouping of their terms, so a stretch of steps summed in closed form, step by step, in Python or in numpy,
+here or on another machine, gives the same bits. (A femtosecond is fine enough: the smallest coefficient in the
+catalogue, one context token's cache read, is above 100,000 fs.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal, NamedTuple
+
+from pimserve.device_models.experts import ExpertTerm
+from pimserve.device_models.operators import Category, Rows
+
+FS_PER_S = 10**15
+PJ_PER_J = 10**12
+LINK = "link"
+
+
+class Chunk(NamedTuple):
+    """A piece of a prompt that one step computes: `tokens` new ones after `context` tokens computed before."""
+
+    tokens: int
+    context: int
+
+
+@dataclass(frozen=True, slots=True)
+class Energy:
+    """Affine energy of an operator on all devices of the replica, pJ: a constant per step and a slope per row."""
+
+    dram_const: int = 0
+    dram_per_row: int = 0
+    compute_per_row: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RowTerm:
+    """An operator whose cost depends on a number of rows only: FC layers, gates, collectives.
+
+    `rows`: "tokens" of the step or "outputs" that it samples, of the busiest data-parallel group for time and of all
+    groups for energy. Time: max over `pieces` of const + slope x rows, fs.
+    """
+
+    name: str
+    category: Category
+    unit: str
+    rows: Rows
+    pieces: tuple[tuple[int, int], ...]
+    energy: Energy = Energy()
+
+    def time_fs(self, rows: int) -> int:
+        """Time for `rows` rows of one data-parallel group; nothing runs for none."""
+        return max(const + slope * rows for const, slope in self.pieces) if rows else 0
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeAttentionTerm:
+    """Decode attention of layers with one window (None: all of the context).
+
+    Time is `slope` fs per context token that is seen, summed over ALL requests of the replica: the data-parallel
+    groups share them evenly, and the slope is already divided by their number. Energies are in pJ per such token.
+    """
+
+    unit: str
+    window_tokens: int | None
+    slope: int
+    dram_per_token: int
+    compute_per_token: int
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillAttentionTerm:
+    """Prefill attention of layers with one window (None: all of the context).
+
+    Time of a chunk is the max over `pieces` of a x q + b x kv + c x pairs, where q is the chunk's length, kv the tokens
+    that it attends to and pairs = q x kv (halved inside the chunk when `causal`). Energies are per q, kv, pair.
+    """
+
+    unit: str
+    window_tokens: int | None
+    causal: bool
+    pieces: tuple[tuple[int, int, int], ...]
+    dram: tuple[int, int, int]
+    compute_per_pair: int
+
+    def extent(self, chunk: Chunk) -> tuple[int, int, int]:
+        """(q, kv, pairs) of a chunk; in a window, kv ends at the window and pairs at window per query token."""
+        q, context = chunk
+        if self.window_tokens is not None:
+            context = min(context, self.window_tokens)
+            inside = q * min(q, self.window_tokens)
+        else:
+            inside = q * q
+        return q, context + q, q * context + (inside + q) // 2 if self.causal else q * context + inside
+
+    def cost(self, chunk: Chunk) -> tuple[int, int, int]:
+        """(fs, dram pJ, compute pJ) of one chunk."""
+        q, kv, pairs = self.extent(chunk)
+        time = max(a * q + b * kv + c * pairs for a, b, c in self.pieces)
+        a, b, c = self.dram
+        return time, a * q + b * kv + c * pairs, self.compute_per_pair * pairs
+
+
+@dataclass(frozen=True, slots=True)
+class CostPlan:
+    """What steps cost on one replica: compiled once by its devices and links, evaluated everywhere.
+
+    `units` names the units of a device (first the one that runs everything by default). `overlap_attention`: prefill
+    attention and decode attention run side by side on two units.
+    """
+
+    devices: int
+    data_parallel: int
+    units: tuple[str, ...]
+    rows: tuple[RowTerm, ...]
+    decode: tuple[DecodeAttentionTerm, ...]
+    prefill: tuple[PrefillAttentionTerm, ...]
+    experts: ExpertTerm | None
+    overlap_attention: bool = False
+    version: Literal[1] = 1
+
+    def digest(self) -> str:
+        """sha256 over the plan's canonical JSON."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+    def rows_fs(self, tokens: int, outputs: int) -> int:
+        """Time of all row terms for the busiest data-parallel group's tokens and outputs."""
+        return sum(term.time_fs(tokens if term.rows == "tokens" else outputs) for term in self.rows)
+
+    def decode_fs(self, requests: int, context: int) -> int:
+        """Time of decode attention for `requests` requests whose contexts sum to `context` tokens.
+
+        In windowed layers the tokens seen are min(context, window x requests): exact when all contexts are shorter than
+        the window or all are longer, an upper bound otherwise.
+        """
+        return sum(term.slope * seen_tokens(term.window_tokens, requests, context) for term in self.decode)
+
+    def busiest_prefill(self, decode_requests: int, chunks: Sequence[Chunk]) -> tuple[int, int]:
+        """(tokens, prefill attention fs) of the data-parallel group that has most to do.
+
+        Decoding requests are spread evenly; a prompt is computed inside one group: the longest first, each by the group
+        with the fewest tokens so far.
+        """
+        share = -(-decode_requests // self.data_parallel)
+        times = [sum(term.cost(chunk)[0] for term in self.prefill) for chunk in chunks]
+        if self.data_parallel == 1 or len(chunks) == 1:
+            return share + sum(chunk.tokens for chunk in chunks), sum(times)
+        loads = [[0, 0] for _ in range(self.data_parallel)]
+        for chunk, time in sorted(zip(chunks, times, strict=True), reverse=True):
+            load = min(loads)
+            load[0] += chunk.tokens
+            load[1] += time
+        return share + max(load[0] for load in loads), max(load[1] for load in loads)
+
+
+def seen_tokens(window: int | None, requests: int, context: int) -> int:
+    """Context tokens that one layer reads in a decode step."""
+    return context if window is None else min(context, window * requests)

@@ -1,0 +1,62 @@
+"""Numbers with units: a field whose name ends in a unit takes a plain number in it, or a string with any like unit."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+_SCALES: dict[str, dict[str, float]] = {
+    "GB/s": {
+        "B/s": 1e-9,
+        "MB/s": 1e-3,
+        "GB/s": 1.0,
+        "TB/s": 1e3,
+        "GiB/s": 2**30 / 1e9,
+        "TiB/s": 2**40 / 1e9,
+        "Gb/s": 0.125,
+    },
+    "GB": {"B": 1e-9, "MB": 1e-3, "GB": 1.0, "TB": 1e3, "MiB": 2**20 / 1e9, "GiB": 2**30 / 1e9, "TiB": 2**40 / 1e9},
+    "TFLOP/s": {"GFLOP/s": 1e-3, "TFLOP/s": 1.0, "PFLOP/s": 1e3},
+    "s": {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0},
+    "us": {"ns": 1e-3, "us": 1.0, "ms": 1e3, "s": 1e6},
+}
+_QUANTITY = re.compile(r"([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*([A-Za-z/]+)")
+
+
+def _parser(unit: str) -> Callable[[Any], Any]:
+    scales = _SCALES[unit]
+
+    def parse(value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError(f"a number in {unit} is needed, or a string such as '1 {unit}'")  # noqa: TRY004 pydantic wants ValueError
+        if not isinstance(value, str):
+            return value
+        match = _QUANTITY.fullmatch(value.strip())
+        if match is None or match[2] not in scales:
+            raise ValueError(
+                f"'{value}' is not a number in {unit} nor a number with one of the units {', '.join(scales)}"
+            )
+        number = float(match[1]) * scales[match[2]]
+        if not math.isfinite(number):
+            raise ValueError(f"'{value}' is not finite")
+        return number
+
+    return parse
+
+
+def _quantity(unit: str, **limits: float) -> Any:
+    return Annotated[
+        float, BeforeValidator(_parser(unit)), Field(allow_inf_nan=False, json_schema_extra={"x-unit": unit}, **limits)
+    ]
+
+
+GigabytesPerSecond = _quantity("GB/s", gt=0)
+Gigabytes = _quantity("GB", gt=0)
+Teraflops = _quantity("TFLOP/s", gt=0)
+Seconds = _quantity("s", ge=0)
+PositiveSeconds = _quantity("s", gt=0)
+Microseconds = _quantity("us", ge=0)

@@ -1,0 +1,63 @@
+"""From a device document to the device: built-in kinds, and those that installed packages register.
+
+A package adds a kind with an entry point in the group `pimserve.devices` that names a class like `Gpu`: an attribute
+`Spec` (a pydantic model with a literal `kind`), a constructor that takes it, `units`, `memory_bytes` and `compile`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from typing import Any
+
+from pydantic import ValidationError
+
+from pimserve.device_models.catalogue import device_names, load_device_document
+from pimserve.device_models.duplex import Duplex
+from pimserve.device_models.gpu import Gpu
+from pimserve.errors import InputError, validation_error
+
+_BUILT_IN: dict[str, type[Gpu]] = {"gpu": Gpu, "duplex": Duplex}
+
+
+def device_class(kind: str) -> type[Gpu]:
+    """The class registered for a kind of device."""
+    if kind in _BUILT_IN:
+        return _BUILT_IN[kind]
+    registered = entry_points(group="pimserve.devices")
+    if kind in registered.names:
+        found: type[Gpu] = registered[kind].load()
+        return found
+    known = sorted({*_BUILT_IN, *registered.names})
+    raise InputError("device.kind", f"unknown kind of device {kind!r} (known: {', '.join(known)})")
+
+
+def load_device(document: str | Mapping[str, Any], where: str = "device") -> Gpu:
+    """Build the device of a catalogue name, or of a document: a whole one with `kind`, or `preset` and changes to it.
+
+    Raises:
+        InputError: unknown name or kind, or a value out of range.
+    """
+    if isinstance(document, str):
+        document = {"preset": document}
+    if "preset" in document:
+        changes = {key: value for key, value in document.items() if key != "preset"}
+        document = _merged(load_device_document(str(document["preset"])), changes)
+    kind = document.get("kind")
+    if not isinstance(kind, str):
+        raise InputError(
+            where, f"needs `preset` (one of {', '.join(device_names())}) or a full description with `kind`"
+        )
+    cls = device_class(kind)
+    try:
+        return cls(cls.Spec.model_validate(document))
+    except ValidationError as error:
+        raise validation_error(where, error) from None
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        merged[key] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged

@@ -1,0 +1,172 @@
+"""How tokens fall on experts, and pools of whole-model outcomes drawn from that law.
+
+The law: each token picks `top_k` distinct experts; with uniform popularity every set of k experts is equally likely.
+With popularity weights w the set S has a probability proportional to the product of its weights (conditional Poisson
+sampling: Chen, Dempster and Liu 1994), which is again uniform for equal weights.
+
+Counts of T tokens are drawn exactly without looking at single tokens: walk over the experts and keep, for each r, how
+many tokens have r picks left; of those a binomial number picks the present expert.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pimserve.device_models.experts import FEATURES, ExpertTerm, IntArray
+
+POOL_SIZE = 128  # outcomes per token count; a power of two
+_FINE_TOKENS = 32  # token counts up to this have a pool each; above, 2**_OCTAVE_BITS per octave
+_OCTAVE_BITS = 3
+_LAYER_DRAWS = 2**14  # layer draws x experts of one pool, where all layers of all outcomes would need more
+_LEAST_DRAWS = 256
+_POOL, _EXACT, _RANK = 1, 2, 3  # tags of random streams
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """How experts are chosen.
+
+    `popularity`: "uniform"; "zipf" with exponent `zipf_exponent` over the experts; or "given", one weight per expert.
+    `mode`: "pooled" picks pre-drawn whole-model outcomes, "exact" draws every layer of every step.
+    """
+
+    popularity: Literal["uniform", "zipf", "given"] = "uniform"
+    zipf_exponent: float = 0.0
+    weights: tuple[float, ...] = field(default=())
+    mode: Literal["pooled", "exact"] = "pooled"
+
+    def expert_weights(self, experts: int) -> NDArray[np.float64]:
+        """(experts,): popularity weight of each expert, mean 1."""
+        if self.popularity == "given":
+            weights = np.asarray(self.weights, float)
+        else:
+            weights = np.arange(1, experts + 1, dtype=float) ** -self.zipf_exponent
+        return np.asarray(weights / weights.mean())
+
+
+def pick_probabilities(weights: NDArray[np.float64], top_k: int) -> NDArray[np.float64]:
+    """(experts, top_k + 1): probability that a token with r picks left (column r) picks this expert.
+
+    Ratio of elementary symmetric polynomials of the weights of this and later experts.
+    """
+    experts = len(weights)
+    later = np.zeros((experts + 1, top_k + 1))
+    later[:, 0] = 1.0
+    for e in range(experts - 1, -1, -1):
+        later[e, 1:] = later[e + 1, 1:] + weights[e] * later[e + 1, :-1]
+    probabilities = np.zeros((experts, top_k + 1))
+    for e in range(experts):
+        possible = later[e, 1:] > 0
+        probabilities[e, 1:][possible] = weights[e] * later[e + 1, :-1][possible] / later[e, 1:][possible]
+    return np.clip(probabilities, 0.0, 1.0)
+
+
+def draw_counts(rng: np.random.Generator, probabilities: NDArray[np.float64], tokens: int, draws: int) -> IntArray:
+    """(draws, experts): tokens per expert when each of `tokens` tokens picks its experts; rows sum to tokens x k."""
+    experts, columns = probabilities.shape
+    left = np.zeros((columns, draws), np.int64)
+    left[columns - 1] = tokens
+    counts = np.zeros((draws, experts), np.int64)
+    for e in range(experts):
+        for r in range(1, columns):  # ascending: a token that picks now has r - 1 left and is not asked again
+            chance = probabilities[e, r]
+            if chance > 0:
+                picked = rng.binomial(left[r], chance)
+                counts[:, e] += picked
+                left[r] -= picked
+                left[r - 1] += picked
+    return counts
+
+
+def pool_bucket(tokens: int) -> tuple[int, int]:
+    """Token counts at or below, and at or above, `tokens` that have a pool: all up to 32, then 8 per octave."""
+    if tokens <= _FINE_TOKENS:
+        return tokens, tokens
+    step = 1 << (tokens.bit_length() - 1 - _OCTAVE_BITS)
+    low = tokens // step * step
+    return (low, low) if low == tokens else (low, low + step)
+
+
+class ExpertPools:
+    """Whole-model MoE outcomes of one plan's experts, shared by all replicas that run the plan with one seed.
+
+    A pool holds POOL_SIZE outcomes for one token count, sorted by time; outcome number i of every pool is the one of
+    rank `rank[i]`, a fixed permutation. Between two pools' token counts, outcomes of equal rank are interpolated.
+    """
+
+    def __init__(self, term: ExpertTerm, routing: Routing, seed: int) -> None:
+        self.term = term
+        self.seed = seed
+        self.rank: IntArray = np.random.default_rng([seed, _RANK]).permutation(POOL_SIZE)
+        self._probabilities = pick_probabilities(routing.expert_weights(term.experts), term.top_k)
+        self._pools: dict[int, IntArray] = {}
+        self._times: dict[int, list[int]] = {}
+        self._prefixes: dict[int, list[int]] = {}
+
+    def features(self, tokens: IntArray, index: IntArray) -> IntArray:
+        """(n, 5): features of outcomes `index` (n,), each below POOL_SIZE, for token counts `tokens` (n,)."""
+        distinct, which = np.unique(tokens, return_inverse=True)
+        bounds = np.array([pool_bucket(t) for t in distinct.tolist()]).reshape(-1, 2)
+        buckets, place = np.unique(bounds, return_inverse=True)
+        table = np.concatenate([self._pool(b) for b in buckets.tolist()])
+        low, high = (place.reshape(-1, 2)[which, side] * POOL_SIZE + index for side in (0, 1))
+        if (bounds[:, 0] == bounds[:, 1]).all():
+            return np.asarray(table[low])
+        above = (tokens - bounds[which, 0])[:, None]
+        width = (bounds[which, 1] - bounds[which, 0])[:, None]
+        mixed = (table[low] * (width - above) + table[high] * above) // np.maximum(width, 1)
+        return np.where(width > 0, mixed, table[low])
+
+    def time_fs(self, tokens: int, index: int) -> int:
+        """Time of outcome `index` for `tokens` tokens."""
+        low, high = pool_bucket(tokens)
+        at_low = self._pool_times(low)[index]
+        if low == high:
+            return at_low
+        return (at_low * (high - tokens) + self._pool_times(high)[index] * (tokens - low)) // (high - low)
+
+    def prefix_fs(self, tokens: int) -> list[int]:
+        """Summed time of the first i outcomes of the endless repetition of the pool, for i up to twice its size.
+
+        Any stretch of at most one pool length is thus one subtraction.
+        """
+        found = self._prefixes.get(tokens)
+        if found is None:
+            time = self.features(np.full(POOL_SIZE, tokens), np.arange(POOL_SIZE))[:, 0]
+            found = self._prefixes[tokens] = [0, *np.cumsum(np.tile(time, 2)).tolist()]
+        return found
+
+    def exact(self, tokens: int, replica: int, step: int) -> IntArray:
+        """(5,): features of one whole-model outcome drawn for this very step."""
+        rng = np.random.default_rng([self.seed, _EXACT, replica, step])
+        counts = draw_counts(rng, self._probabilities, tokens, self.term.layers)
+        return np.asarray(self.term.layer_features(counts).sum(axis=0))
+
+    def _pool(self, tokens: int) -> IntArray:
+        """(POOL_SIZE, 5): the pool of a token count that has one."""
+        found = self._pools.get(tokens)
+        if found is None:
+            found = self._pools[tokens] = self._draw(tokens)[self.rank]
+        return found
+
+    def _pool_times(self, tokens: int) -> list[int]:
+        found = self._times.get(tokens)
+        if found is None:
+            found = self._times[tokens] = self._pool(tokens)[:, 0].tolist()
+        return found
+
+    def _draw(self, tokens: int) -> IntArray:
+        """(POOL_SIZE, 5), by ascending time."""
+        term = self.term
+        rng = np.random.default_rng([self.seed, _POOL, tokens])
+        wanted = POOL_SIZE * term.layers
+        draws = min(wanted, max(_LEAST_DRAWS, _LAYER_DRAWS // term.experts))
+        layer = term.layer_features(draw_counts(rng, self._probabilities, tokens, draws))
+        # Drawing every layer of every outcome costs too much for large models: layers are resampled from exact draws.
+        chosen = layer if draws == wanted else layer[rng.integers(draws, size=wanted)]
+        outcomes = chosen.reshape(POOL_SIZE, term.layers, len(FEATURES)).sum(axis=1)
+        return np.asarray(outcomes[np.argsort(outcomes[:, 0], kind="stable")])

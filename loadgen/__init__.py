@@ -1,0 +1,1 @@
+"""Where requests come from: arrival processes, lengths, trace readers."""

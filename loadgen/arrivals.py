@@ -1,0 +1,164 @@
+"""Arrival processes of the open loop: a renewal process in operational time, and a clock that maps it to seconds.
+
+Gaps of mean 1 (all equal, exponential, Gamma) are summed to operational time; the inverse of the integrated rate
+turns that into seconds. A moving rate is thus sampled exactly, without thinning (Cinlar 1975, inversion method).
+Draws are consumed in order, so that more requests extend a series and never change its beginning.
+"""
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Annotated, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from pimserve.errors import InputError
+from pimserve.loadgen.spec import MAX_REQUESTS, MAX_TIME_S, PS_PER_S, Spec
+
+FloatArray = NDArray[np.float64]
+UnitGaps = Callable[[np.random.Generator, int], FloatArray]
+Clock = Callable[[FloatArray], FloatArray]
+
+_BLOCK = 1 << 16
+_RatePoint = tuple[Annotated[float, Field(ge=0, le=MAX_TIME_S)], Annotated[float, Field(ge=0, le=1e9)]]
+# Keys of each process; of a tuple exactly one is needed.
+_KEYS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "constant": (("rate_per_s",),),
+    "poisson": (("rate_per_s",),),
+    "gamma": (("rate_per_s",), ("burstiness", "cv")),
+    "nhpp": (("rate_series",),),
+    "trace": (),
+}
+
+
+class ArrivalSpec(Spec):
+    """When requests arrive, independent of service (open loop)."""
+
+    process: Literal["constant", "poisson", "gamma", "nhpp", "trace"] = Field(
+        description="constant: equal gaps, the first request at 0; poisson: exponential gaps; gamma: Gamma gaps; "
+        "nhpp: Poisson with a moving rate; trace: the arrival times of the workload's trace"
+    )
+    rate_per_s: float | None = Field(None, gt=0, le=1e9, description="mean arrival rate, requests per second")
+    burstiness: float | None = Field(
+        None, ge=1e-4, le=1e6, description="shape of the Gamma gaps (as in vLLM): 1 is Poisson, lower is burstier"
+    )
+    cv: float | None = Field(
+        None, ge=1e-3, le=100, description="coefficient of variation of the Gamma gaps = 1/sqrt(burstiness)"
+    )
+    rate_series: tuple[_RatePoint, ...] | None = Field(
+        None,
+        min_length=2,
+        description="[[t_s, rate_per_s], ...]: piecewise linear, t_s from 0 up; repeats after the last point",
+    )
+
+    @model_validator(mode="after")
+    def _keys_fit_process(self) -> Self:
+        groups = _KEYS[self.process]
+        takes = ", ".join(" or ".join(group) for group in groups) or "no other key"
+        known = {key for group in groups for key in group}
+        given = {key for key in ("rate_per_s", "burstiness", "cv", "rate_series") if getattr(self, key) is not None}
+        if extra := sorted(given - known):
+            raise ValueError(f"{', '.join(extra)} has no effect with process {self.process!r}, which takes {takes}")
+        for group in groups:
+            if len(given & set(group)) != 1:
+                exactly = f"exactly one of {' and '.join(group)}" if len(group) > 1 else group[0]
+                raise ValueError(f"process {self.process!r} needs {exactly}")
+        return self
+
+    @model_validator(mode="after")
+    def _series_is_a_rate(self) -> Self:
+        if self.rate_series is None:
+            return self
+        times, rates = zip(*self.rate_series, strict=True)
+        if times[0] != 0 or any(b <= a for a, b in pairwise(times)):
+            raise ValueError("rate_series must start at t_s = 0 and its t_s must increase from point to point")
+        if not any(rates):
+            raise ValueError("rate_series must have at least one rate above 0")
+        return self
+
+
+def _gamma(shape: float) -> UnitGaps:
+    return lambda rng, n: rng.standard_gamma(shape, n) / shape
+
+
+def _series_clock(points: tuple[tuple[float, float], ...]) -> Clock:
+    """Inverse of the integral of a piecewise-linear rate that repeats after its last point."""
+    t, rate = np.array(points, dtype=np.float64).T
+    slope = np.diff(rate) / np.diff(t)
+    integral = np.concatenate(([0.0], np.cumsum(np.diff(t) * (rate[1:] + rate[:-1]) / 2)))
+
+    def clock(operational: FloatArray) -> FloatArray:
+        cycle, rest = np.divmod(operational, integral[-1])
+        i = np.clip(np.searchsorted(integral, rest, side="right") - 1, 0, len(slope) - 1)
+        left = rest - integral[i]
+        # Root of rate*x + slope*x^2/2 = left, in the form that does not cancel and allows slope = 0.
+        root = rate[i] + np.sqrt(np.maximum(rate[i] ** 2 + 2 * slope[i] * left, 0.0))
+        x = np.divide(2 * left, root, out=np.zeros_like(left), where=root > 0)
+        seconds: FloatArray = cycle * t[-1] + t[i] + x
+        return seconds
+
+    return clock
+
+
+def _constant(spec: ArrivalSpec) -> tuple[UnitGaps, Clock]:
+    return lambda _, n: np.ones(n), lambda s: (s - 1) / _rate(spec)
+
+
+def _poisson(spec: ArrivalSpec) -> tuple[UnitGaps, Clock]:
+    return lambda rng, n: rng.standard_exponential(n), lambda s: s / _rate(spec)
+
+
+def _gamma_renewal(spec: ArrivalSpec) -> tuple[UnitGaps, Clock]:
+    shape = spec.burstiness if spec.burstiness is not None else (spec.cv or 1.0) ** -2
+    return _gamma(shape), lambda s: s / _rate(spec)
+
+
+def _nhpp(spec: ArrivalSpec) -> tuple[UnitGaps, Clock]:
+    return lambda rng, n: rng.standard_exponential(n), _series_clock(spec.rate_series or ())
+
+
+def _rate(spec: ArrivalSpec) -> float:
+    return spec.rate_per_s or 1.0
+
+
+ARRIVAL_PROCESSES: dict[str, Callable[[ArrivalSpec], tuple[UnitGaps, Clock]]] = {
+    "constant": _constant,
+    "poisson": _poisson,
+    "gamma": _gamma_renewal,
+    "nhpp": _nhpp,
+}
+"""Name -> (gaps of mean 1, clock from operational time to seconds)."""
+
+
+def arrival_times(
+    spec: ArrivalSpec, rng: np.random.Generator, num_requests: int | None, duration_s: float | None
+) -> NDArray[np.int64]:
+    """Arrival times in ps, ascending: the first `num_requests`, or those before `duration_s`, whichever ends first.
+
+    Raises InputError when the series would leave the simulated clock or exceed MAX_REQUESTS, or is empty.
+    """
+    gaps, clock = ARRIVAL_PROCESSES[spec.process](spec)
+    limit = MAX_REQUESTS + 1 if num_requests is None else num_requests
+    blocks: list[FloatArray] = []
+    count, operational = 0, 0.0
+    while count < limit:
+        block = gaps(rng, min(_BLOCK, limit - count))
+        block[0] += operational
+        summed = np.cumsum(block)
+        operational = float(summed[-1])
+        blocks.append(clock(summed))
+        count += len(block)
+        if duration_s is not None and blocks[-1][-1] >= duration_s:
+            break
+        if blocks[-1][-1] > MAX_TIME_S:
+            raise InputError("workload.arrival", f"arrivals reach beyond {MAX_TIME_S:g} s, where the clock ends")
+    seconds = np.maximum.accumulate(np.concatenate(blocks))  # rounding at a knot must not turn time back
+    if duration_s is not None:
+        seconds = seconds[seconds < duration_s]
+    if len(seconds) > MAX_REQUESTS:
+        raise InputError("workload.duration_s", f"more than {MAX_REQUESTS} requests arrive; shorten it")
+    if not len(seconds):
+        raise InputError("workload.duration_s", f"no request arrives within {duration_s} s; lengthen it")
+    arrival_ps: NDArray[np.int64] = np.rint(seconds * PS_PER_S).astype(np.int64)
+    return arrival_ps

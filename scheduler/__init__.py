@@ -1,0 +1,1 @@
+"""The serving engine in simulated time: batching, KV cache, routing of requests, SLO accounting."""

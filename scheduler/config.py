@@ -1,0 +1,43 @@
+"""Settings of the serving engine, in vLLM's vocabulary."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Count = Annotated[int, Field(gt=0, le=2**31 - 1)]
+
+
+class SchedulerSpec(BaseModel):
+    """How each replica batches requests, and how requests are spread over replicas.
+
+    `batching`: "chunked" cuts prompts so that a step has at most `max_num_batched_tokens` tokens (vLLM's default);
+    "stage" computes whole prompts together with all decodes (Orca; what arXiv 2409.01141 simulates).
+    `kv_admission`: "prompt" admits a request when its known tokens fit the free KV blocks and preempts by recomputation
+    when decoding runs out of them; "oracle" reserves the true output length too, which a real server cannot know.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    batching: Literal["chunked", "stage"] = "chunked"
+    max_num_seqs: Count = Field(256, description="requests that run at once on a replica")
+    max_num_batched_tokens: Count = Field(2048, description="tokens of one step, chunked batching only")
+    block_size: Annotated[int, Field(gt=0, le=1024)] = Field(16, description="tokens of one KV block")
+    kv_admission: Literal["prompt", "oracle"] = "prompt"
+    max_model_len: Count | None = Field(
+        None, description="prompt and output tokens of a request; default: what the model and the KV cache allow"
+    )
+    memory_utilization: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.9, description="share of device memory for weights and KV cache"
+    )
+    router: str = Field("round_robin", description="round_robin, least_outstanding, or a registered one")
+
+    @model_validator(mode="after")
+    def _budget_holds_decodes(self) -> Self:
+        if self.batching == "chunked" and self.max_num_batched_tokens < self.max_num_seqs:
+            raise ValueError(
+                f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least max_num_seqs ({self.max_num_seqs}): "
+                "every running request decodes one token in each step"
+            )
+        return self

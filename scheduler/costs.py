@@ -1,0 +1,108 @@
+"""A replica's view of its cost plan: memoised scalars for the engine's loop, and the same in numpy for its log."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pimserve.device_models.experts import FEATURES, IntArray
+from pimserve.device_models.plan import Chunk, CostPlan
+from pimserve.device_models.routing import POOL_SIZE, ExpertPools
+
+MAX_SPAN = 65_536  # steps that one log row may stand for
+_CHUNKS_KEPT = 16_384
+
+_MASK = 2**64 - 1
+
+
+def replica_offset(seed: int, replica: int) -> int:
+    """Where in its pools a replica starts: a hash of seed and replica (splitmix64 finaliser)."""
+    x = (seed * 0x9E3779B97F4A7C15 + replica * 0xD1B54A32D192ED03 + 0x2545F4914F6CDD1D) & _MASK
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
+    return (x ^ (x >> 31)) % POOL_SIZE
+
+
+class ReplicaCosts:
+    """Times of steps on one replica.
+
+    MoE outcomes of step k are entry (offset + k) mod POOL_SIZE of the pool for its token count: counter-based, so that
+    they do not depend on what was asked before. In exact mode they are drawn from a stream keyed by seed, replica
+    and k, one step at a time.
+    """
+
+    def __init__(self, plan: CostPlan, pools: ExpertPools | None, *, replica: int, seed: int, exact: bool) -> None:
+        self.plan = plan
+        self.pools = pools
+        self.replica = replica
+        self.offset = replica_offset(seed, replica)
+        self.exact = exact and pools is not None
+        self.max_span = 1 if self.exact else POOL_SIZE if pools is not None else MAX_SPAN
+        self._tokens_fs: dict[int, int] = {}
+        self._outputs_fs: dict[int, int] = {}
+        self._chunks: dict[Chunk, tuple[int, int, int]] = {}
+        self._drawn: dict[int, IntArray] = {}
+
+    def rows_fs(self, tokens: int, outputs: int) -> int:
+        """Time of row terms for the busiest group's tokens and outputs."""
+        by_tokens = self._tokens_fs.get(tokens)
+        if by_tokens is None:
+            by_tokens = self._tokens_fs[tokens] = self.plan.rows_fs(tokens, 0)
+        by_outputs = self._outputs_fs.get(outputs)
+        if by_outputs is None:
+            by_outputs = self._outputs_fs[outputs] = self.plan.rows_fs(0, outputs)
+        return by_tokens + by_outputs
+
+    def prefill(self, decodes: int, chunks: Sequence[Chunk]) -> tuple[int, int, int, int]:
+        """(tokens of the busiest group, its prefill attention fs, dram pJ, compute pJ of all groups)."""
+        if len(chunks) == 1:
+            chunk = chunks[0]
+            return -(-decodes // self.plan.data_parallel) + chunk.tokens, *self._chunk(chunk)
+        found = [self._chunk(chunk) for chunk in chunks]
+        tokens, time = self.plan.busiest_prefill(decodes, chunks)
+        return tokens, time, sum(cost[1] for cost in found), sum(cost[2] for cost in found)
+
+    def _chunk(self, chunk: Chunk) -> tuple[int, int, int]:
+        """(fs, dram pJ, compute pJ) of a chunk's attention."""
+        found = self._chunks.get(chunk)
+        if found is None:
+            if len(self._chunks) >= _CHUNKS_KEPT:
+                self._chunks.clear()
+            costs = [term.cost(chunk) for term in self.plan.prefill]
+            found = self._chunks[chunk] = (sum(c[0] for c in costs), sum(c[1] for c in costs), sum(c[2] for c in costs))
+        return found
+
+    def experts_prefix(self, tokens: int, step: int) -> tuple[Sequence[int], int]:
+        """(prefix, i): the experts of steps step .. step + n - 1 take prefix[i + n] - prefix[i], n up to `max_span`."""
+        assert self.pools is not None
+        if self.exact:
+            return (0, self.experts_fs(tokens, step)), 0
+        return self.pools.prefix_fs(tokens), (self.offset + step) % POOL_SIZE
+
+    def experts_fs(self, tokens: int, step: int) -> int:
+        """Time of the experts of one step."""
+        assert self.pools is not None
+        if self.exact:
+            features = self._drawn[step] = self.pools.exact(tokens, self.replica, step)
+            return int(features[0])
+        return self.pools.time_fs(tokens, (self.offset + step) % POOL_SIZE)
+
+    def step_fs(self, decodes: int, context: int, chunks: Sequence[Chunk], outputs: int, step: int) -> int:
+        """Time of one step; the general form of what the engine sums over spans."""
+        plan = self.plan
+        tokens, prefill = plan.busiest_prefill(decodes, chunks)
+        decode = plan.decode_fs(decodes, context)
+        attention = max(decode, prefill) if plan.overlap_attention else decode + prefill
+        experts = 0
+        if plan.experts is not None:
+            experts = self.experts_fs(decodes + sum(chunk.tokens for chunk in chunks), step)
+        return self.rows_fs(tokens, -(-outputs // plan.data_parallel)) + attention + experts
+
+    def experts_features(self, tokens: NDArray[np.int64], steps: NDArray[np.int64]) -> IntArray:
+        """(n, 5): MoE features of executed steps with the given token counts and step numbers."""
+        assert self.pools is not None
+        if self.exact:
+            return np.array([self._drawn.pop(step) for step in steps.tolist()], np.int64).reshape(-1, len(FEATURES))
+        return self.pools.features(tokens, (self.offset + steps) % POOL_SIZE)

@@ -1,0 +1,451 @@
+"""Continuous batching on one replica, in simulated time.
+
+Every decoding request gains one token a step, so the engine keeps only sums over them (how many, their contexts, how
+many cross a KV block in which step) and a heap of the steps in which they finish. Work per request is done when it
+is admitted, has a chunk of its prompt computed, is preempted or finishes; a stretch of steps in which nothing of that
+happens (a span) is advanced in closed form. All arithmetic is on integers, so that a span has exactly the bits of
+its steps summed one by one.
+
+What a step contains follows vLLM's V1 scheduler: running requests first (a decode token each, then the prompt that
+was cut by the token budget), new ones from the head of the queue while token budget, sequences and KV blocks last.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from heapq import heappop, heappush
+from typing import Protocol
+
+from pimserve.device_models.plan import Chunk
+from pimserve.scheduler.config import SchedulerSpec
+from pimserve.scheduler.costs import ReplicaCosts
+from pimserve.scheduler.requests import FINISHED, REJECTED, RequestTable
+
+FOREVER = 2**200
+FS_PER_PS = 1000
+_SPAN_FS_LIMIT = 2**60  # a log row's time must fit 64 bit
+
+
+class StepSink(Protocol):
+    """Takes what a replica has executed."""
+
+    def span(self, row: tuple[int, ...]) -> None:
+        """Take one row; columns as in `steplog.Rows`."""
+
+    def resumed(self, gap_fs: int, at_fs: int) -> None:
+        """Take the time between two tokens of a request that was preempted between them."""
+
+    def issued_all(self, at_fs: int) -> None:
+        """A closed loop has issued its last request; from here on its concurrency falls."""
+
+
+class Engine:
+    """One replica.
+
+    Args:
+        costs: what steps cost here.
+        spec: scheduler settings.
+        kv_blocks: capacity of the KV cache.
+        max_model_len: tokens of prompt and output together that a request may have.
+        table: requests of the run; the engine writes its own rows.
+        inbox: numbers of the requests routed here, by arrival; may grow while the engine runs.
+        sink: takes executed steps.
+        closed_next: requests issued one by one when another leaves (closed loop), or None.
+    """
+
+    def __init__(
+        self,
+        costs: ReplicaCosts,
+        spec: SchedulerSpec,
+        *,
+        kv_blocks: int,
+        max_model_len: int,
+        table: RequestTable,
+        inbox: Sequence[int],
+        sink: StepSink,
+        closed_next: Sequence[int] | None = None,
+    ) -> None:
+        self.costs = costs
+        self.spec = spec
+        self.kv_blocks = kv_blocks
+        self.max_model_len = max_model_len
+        self.inbox = inbox
+        self.sink = sink
+        self.closed_next = closed_next
+        self.clock = 0  # fs; start of the next step
+        self.step = 0  # number of the next step
+        self.finished = 0  # requests that left, finished or rejected
+        self._views = table.views
+        self._arrival_ps = table.views["arrival_ps"]
+        self._input = table.views["input_tokens"]
+        self._output = table.views["output_tokens"]
+        self._budget = spec.max_num_batched_tokens if spec.batching == "chunked" else FOREVER
+        self._slope = sum(term.slope for term in costs.plan.decode if term.window_tokens is None)
+        self._windowed = [(t.slope, t.window_tokens) for t in costs.plan.decode if t.window_tokens is not None]
+        self._closed_issued = 0
+        self._left_last = 0  # requests that left at `clock`
+        self._next_in = 0  # of the inbox: the request after `_head`
+        self._head = -1  # next request of the inbox that can be served, arrived or not; -1 for none known
+        self._head_fs = FOREVER  # when it arrives
+        self._preempted: deque[int] = deque()
+        # Running requests in admission order: the step at whose start it will have finished, or 0 while in prefill.
+        self._running: dict[int, int] = {}
+        self._emitted: dict[int, int] = {}  # tokens of preempted requests
+        self._partial: list[int] | None = None  # [request, prefill length, computed]
+        self._decodes = 0
+        self._context = 0  # sum over decoding requests of the tokens that they attend to in the next step
+        self._used_blocks = 0
+        self._reserved_blocks = 0  # oracle admission
+        self._finish_heap: list[tuple[int, int]] = []
+        # How many decoding requests cross into a new block in steps = i modulo the block size, twice over.
+        self._crossings = [0] * (2 * spec.block_size)
+        self._preempted_at: dict[int, int] = {}
+
+    @property
+    def running(self) -> int:
+        """Requests that are admitted and not finished."""
+        return len(self._running)
+
+    def outstanding(self, at_fs: int) -> int:
+        """Requests routed here that have not left by `at_fs`; the engine must have been advanced to that time."""
+        return len(self.inbox) - self.finished + (self._left_last if self.clock > at_fs else 0)
+
+    def submit(self, request: int) -> None:
+        """Route a request here; it must not arrive before those routed here earlier."""
+        self.inbox.append(request)  # type: ignore[attr-defined]  # a list where requests are routed one by one
+        if self._head < 0:
+            self._next_head()
+
+    def quiet_until(self) -> int:
+        """A time before which no request can leave, given what is in the inbox now, fs."""
+        if not self._running and self._head < 0:
+            return FOREVER
+        if not self._decodes or self._partial is not None or self._preempted or self._head >= 0:
+            return self.clock
+        costs = self.costs
+        share = -(-self._decodes // costs.plan.data_parallel)
+        # Without the experts' share and the growth of contexts this is a lower bound that costs no look-up.
+        at_least = costs.rows_fs(share, share) + costs.plan.decode_fs(self._decodes, self._context)
+        return self.clock + self._steps_to_finish() * at_least
+
+    def advance(self, until_fs: int = FOREVER) -> None:
+        """Run all steps that start before `until_fs`, or until nothing is left to do."""
+        if self._head < 0:
+            self._next_head()
+        while self.clock < until_fs:
+            gap = 0
+            if not self._running and not self._preempted:
+                if self._head_fs >= until_fs:
+                    return
+                if self._head_fs > self.clock:
+                    gap = self._head_fs - self.clock
+                    self.clock = self._head_fs
+            preempted = self._grow() if self._decodes else False
+            if self._head_fs <= self.clock or self._preempted or self._partial is not None:
+                chunks, completed = self._schedule(preempted)
+                if chunks:
+                    self._mixed_step(gap, chunks, completed)
+                    continue
+            self._decode_span(until_fs, single=preempted)
+
+    def _blocks(self, tokens: int) -> int:
+        return -(-tokens // self.spec.block_size)
+
+    def _next_head(self) -> None:
+        """Find the next request of the inbox that can be served at all; those that cannot are rejected on the way."""
+        views = self._views
+        while self._next_in < len(self.inbox):
+            request = self.inbox[self._next_in]
+            self._next_in += 1
+            room = self.max_model_len - self._input[request]
+            if room >= 1:
+                if self._output[request] > room:
+                    self._output[request] = room
+                    views["truncated"][request] = 1
+                self._head = request
+                self._head_fs = self._arrival_ps[request] * FS_PER_PS
+                return
+            views["status"][request] = REJECTED
+            views["replica"][request] = self.costs.replica
+            views["finish_ps"][request] = self._arrival_ps[request]
+            self._leave(self._arrival_ps[request])
+        self._head = -1
+        self._head_fs = FOREVER
+
+    def _leave(self, at_ps: int) -> None:
+        """A request has left; in a closed loop the next one arrives."""
+        self.finished += 1
+        self._left_last += 1
+        if self.closed_next is not None and self._closed_issued < len(self.closed_next):
+            request = self.closed_next[self._closed_issued]
+            self._closed_issued += 1
+            self._arrival_ps[request] = at_ps
+            self.inbox.append(request)  # type: ignore[attr-defined]  # a list in the closed loop
+            if self._closed_issued == len(self.closed_next):
+                self.sink.issued_all(at_ps * FS_PER_PS)
+
+    def _grow(self) -> bool:
+        """Allocate the blocks that decoding requests cross into in this step; returns whether any was preempted for it."""
+        slot = self.step % self.spec.block_size
+        crossings = self._crossings
+        preempted = False
+        while crossings[slot] > self.kv_blocks - self._used_blocks:
+            self._preempt_last()
+            preempted = True
+        self._used_blocks += crossings[slot]
+        return preempted
+
+    def _preempt_last(self) -> None:
+        """Take the request that was admitted last off the device; it will recompute what it had."""
+        request, finish_step = self._running.popitem()
+        prompt, output = self._input[request], self._output[request]
+        if finish_step:
+            emitted = output - (finish_step - self.step)
+            held = prompt + emitted - 1
+            self._decodes -= 1
+            self._context -= prompt + emitted
+            self._cross(held, -1)
+            self._preempted_at[request] = self.clock
+        else:
+            emitted = self._emitted.get(request, 0)
+            held = prompt + emitted
+            self._partial = None
+        self._emitted[request] = emitted
+        self._views["emitted_tokens"][request] = emitted
+        self._views["preemptions"][request] += 1
+        self._used_blocks -= self._blocks(held)
+        self._reserved_blocks -= self._blocks(prompt + output)
+        self._preempted.appendleft(request)
+
+    def _cross(self, held: int, change: int) -> None:
+        """Count in (or out) a decoding request that holds `held` KV tokens before the present step's growth."""
+        block_size = self.spec.block_size
+        slot = (self.step - held) % block_size
+        self._crossings[slot] += change
+        self._crossings[slot + block_size] += change
+
+    def _schedule(self, preempted: bool) -> tuple[list[Chunk], list[int]]:
+        """Chunks of prompts in this step, and the requests whose prompt is complete with it."""
+        chunks: list[Chunk] = []
+        completed: list[int] = []
+        spec = self.spec
+        budget = self._budget - self._decodes
+        if self._partial is not None and budget > 0:
+            request, length, computed = self._partial
+            budget = self._chunk(chunks, completed, request, length, computed, budget)
+        if preempted:
+            return chunks, completed
+        while budget > 0 and len(self._running) < spec.max_num_seqs:
+            if self._preempted:
+                request = self._preempted[0]
+            elif self._head_fs <= self.clock:
+                request = self._head
+            else:
+                break
+            prompt = self._input[request]
+            length = prompt + self._emitted.get(request, 0) if self._emitted else prompt
+            blocks = self._blocks(length)
+            reserved = self._blocks(prompt + self._output[request])
+            if blocks > self.kv_blocks - self._used_blocks:
+                break
+            if spec.kv_admission == "oracle" and reserved > self.kv_blocks - self._reserved_blocks:
+                break
+            if self._preempted:
+                self._preempted.popleft()
+            else:
+                self._views["replica"][request] = self.costs.replica
+                self._views["first_scheduled_ps"][request] = self.clock // FS_PER_PS
+                self._next_head()
+            self._used_blocks += blocks
+            self._reserved_blocks += reserved
+            self._running[request] = 0
+            budget = self._chunk(chunks, completed, request, length, 0, budget)
+        return chunks, completed
+
+    def _chunk(
+        self, chunks: list[Chunk], completed: list[int], request: int, length: int, computed: int, budget: int
+    ) -> int:
+        """Compute what the budget allows of a prompt; returns the budget left."""
+        tokens = min(length - computed, budget)
+        chunks.append(Chunk(tokens, computed))
+        if computed + tokens == length:
+            completed.append(request)
+            self._partial = None
+        else:
+            self._partial = [request, length, computed + tokens]
+        return budget - tokens
+
+    def _mixed_step(self, gap: int, chunks: list[Chunk], completed: list[int]) -> None:
+        """One step with prompts in it."""
+        costs = self.costs
+        plan = costs.plan
+        decodes, context, used = self._decodes, self._context, self._used_blocks
+        outputs = decodes + len(completed)
+        busiest, prefill, dram, compute = costs.prefill(decodes, chunks)
+        decode = self._slope * context
+        for slope, window in self._windowed:
+            decode += slope * min(context, window * decodes)
+        attention = max(decode, prefill) if plan.overlap_attention else decode + prefill
+        duration = costs.rows_fs(busiest, -(-outputs // plan.data_parallel)) + attention
+        tokens = chunks[0].tokens if len(chunks) == 1 else sum(chunk.tokens for chunk in chunks)
+        if plan.experts is not None:
+            duration += costs.experts_fs(decodes + tokens, self.step)
+        self.sink.span(
+            (
+                *(gap, 1, decodes, context, tokens, len(chunks), outputs, busiest),
+                *(prefill, dram, compute, used, used, duration),
+            )
+        )
+        self._pass(1, duration)
+        for request in completed:
+            self._emit_first(request)
+
+    def _pass(self, steps: int, duration: int) -> None:
+        """Let `steps` steps go by; requests that then have all their tokens leave."""
+        self.clock += duration
+        self.step = step = self.step + steps
+        self._context += steps * self._decodes
+        self._left_last = 0
+        heap = self._finish_heap
+        while heap and heap[0][0] <= step:
+            finish_step, request = heappop(heap)
+            if self._running.get(request) == finish_step:  # else it was preempted since
+                total = self._input[request] + self._output[request]
+                self._decodes -= 1
+                self._context -= total
+                self._cross(total - 1, -1)
+                self._finish(request)
+
+    def _emit_first(self, request: int) -> None:
+        """A prompt is complete: it emits a token, and decodes from the next step on."""
+        emitted = 1
+        if self._emitted and request in self._emitted:
+            emitted += self._emitted.pop(request)
+        if emitted == 1:
+            self._views["first_token_ps"][request] = self.clock // FS_PER_PS
+        if self._preempted_at and request in self._preempted_at:
+            self.sink.resumed(self.clock - self._preempted_at.pop(request), self.clock)
+        left = self._output[request] - emitted
+        if not left:
+            self._finish(request)
+            return
+        held = self._input[request] + emitted - 1
+        self._decodes += 1
+        self._context += held + 1
+        self._cross(held, 1)
+        self._running[request] = finish_step = self.step + left
+        heappush(self._finish_heap, (finish_step, request))
+
+    def _finish(self, request: int) -> None:
+        prompt, output = self._input[request], self._output[request]
+        views = self._views
+        del self._running[request]
+        self._used_blocks -= self._blocks(prompt + output - 1)
+        self._reserved_blocks -= self._blocks(prompt + output)
+        now = self.clock // FS_PER_PS
+        views["finish_ps"][request] = now
+        views["emitted_tokens"][request] = output
+        views["status"][request] = FINISHED
+        self._leave(now)
+        if self._head < 0 and self.closed_next is not None:
+            self._next_head()
+
+    def _decode_span(self, until_fs: int, *, single: bool) -> None:
+        """Steps in which only decoding goes on, up to the next one in which anything else can happen."""
+        costs = self.costs
+        plan = costs.plan
+        decodes, context = self._decodes, self._context
+        steps = 1 if single else min(self._steps_to_finish(), costs.max_span)
+        share = -(-decodes // plan.data_parallel)
+        base, slope = costs.rows_fs(share, share), self._slope
+        for term_slope, window in self._windowed:
+            if context >= window * decodes:
+                base += term_slope * window * decodes
+            else:
+                slope += term_slope
+                steps = min(steps, (window * decodes - context) // decodes + 1)
+        steps, used = self._steps_with_blocks(steps)
+        # The time of n steps: base, a context that grows by `decodes` a step, and the experts' next n outcomes.
+        base += slope * context
+        growth = slope * decodes
+        experts, at = costs.experts_prefix(decodes, self.step) if plan.experts is not None else ((), 0)
+        duration = steps * base + growth * (steps * (steps - 1) // 2)
+        if experts:
+            duration += experts[at + steps] - experts[at]
+        if steps > 1:
+            limit = self._next_change(until_fs) - self.clock
+            if duration > limit or duration > _SPAN_FS_LIMIT:
+                limit = min(limit, _SPAN_FS_LIMIT)
+                steps, duration = _first_reaching(limit, steps, duration, base, growth, experts, at)
+                steps, used = self._steps_with_blocks(steps)
+        begin, self._used_blocks = self._used_blocks, used
+        self.sink.span((0, steps, decodes, context, 0, 0, decodes, share, 0, 0, 0, begin, used, duration))
+        self._pass(steps, duration)
+
+    def _steps_to_finish(self) -> int:
+        """Steps until the first decoding request has all its tokens."""
+        heap = self._finish_heap
+        while self._running.get(heap[0][1]) != heap[0][0]:
+            heappop(heap)  # preempted since it was pushed
+        return heap[0][0] - self.step
+
+    def _next_change(self, until_fs: int) -> int:
+        """Time from which a new request could join, or `until_fs`; whoever waits already is blocked until one finishes."""
+        if (
+            self._head_fs >= until_fs
+            or self._head_fs <= self.clock
+            or self._preempted
+            or len(self._running) >= self.spec.max_num_seqs
+            or self._decodes >= self._budget
+        ):
+            return until_fs
+        return self._head_fs
+
+    def _steps_with_blocks(self, steps: int) -> tuple[int, int]:
+        """(steps, blocks used then): as many of `steps` steps as the free blocks allow; the first has its blocks already."""
+        size = self.spec.block_size
+        free = self.kv_blocks - self._used_blocks
+        cycles, rest = divmod(steps - 1, size)
+        needed = cycles * self._decodes
+        if needed + self._decodes > free:
+            cycles = min(cycles, free // self._decodes)
+            needed = cycles * self._decodes
+            done = cycles * size
+            while done < steps - 1:
+                crossing = self._crossings[(self.step + 1 + done) % size]
+                if needed + crossing > free:
+                    break
+                needed += crossing
+                done += 1
+            return done + 1, self._used_blocks + needed
+        if rest:
+            first = (self.step + 1) % size
+            needed += sum(self._crossings[first : first + rest])
+        return steps, self._used_blocks + needed
+
+
+def _first_reaching(
+    limit: int, most: int, duration: int, base: int, growth: int, experts: Sequence[int], at: int
+) -> tuple[int, int]:
+    """(n, time of n steps) for the smallest n of at most `most` whose time is at least `limit`.
+
+    `duration` is the time of `most` steps, which is more than `limit`.
+    """
+
+    def lasts(n: int) -> int:
+        time = n * base + growth * (n * (n - 1) // 2)
+        return time + experts[at + n] - experts[at] if experts else time
+
+    mean = duration // most
+    n = max(1, limit * most // duration)
+    time = lasts(n)
+    while time < limit:
+        n = min(most, n + 1 + (limit - time) // (mean + 1))
+        time = lasts(n)
+    while n > 1:
+        before = lasts(n - 1)
+        if before < limit:
+            break
+        n, time = n - 1, before
+    return n, time

@@ -1,0 +1,61 @@
+"""A histogram of durations with a relative resolution of 2**-12, filled from numpy arrays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+_FRACTION_BITS = 11  # buckets per octave: 2**11, so a bucket's middle is within 2**-12 of all that it holds
+_LOWEST = 10  # durations below 2**10 fs do not occur
+_OCTAVES = 64 - _LOWEST
+_SHIFT = 52 - _FRACTION_BITS
+_FIRST = (1023 + _LOWEST) << _FRACTION_BITS
+
+
+class DurationHistogram:
+    """Durations in fs, each with an integer weight."""
+
+    def __init__(self) -> None:
+        self._counts = np.zeros(_OCTAVES << _FRACTION_BITS, np.int64)
+        self._sum_ps = 0
+
+    def add(self, duration_fs: NDArray[np.int64], weight: NDArray[np.int64]) -> None:
+        """Add durations (n,) with weights (n,)."""
+        bits = np.maximum(duration_fs, 1 << _LOWEST).astype(np.float64).view(np.int64)
+        bucket = (bits >> _SHIFT) - _FIRST
+        low = int(bucket.min(initial=len(self._counts)))
+        found = np.bincount(bucket - low, weights=weight).astype(np.int64) if len(bucket) else np.zeros(0, np.int64)
+        self._counts[low : low + len(found)] += found
+        self._sum_ps += int(((duration_fs // 1000) * weight).sum())
+
+    @classmethod
+    def merged(cls, parts: Iterable[DurationHistogram]) -> DurationHistogram:
+        """The histogram of all durations of `parts`."""
+        whole = cls()
+        for part in parts:
+            whole._counts += part._counts
+            whole._sum_ps += part._sum_ps
+        return whole
+
+    @property
+    def count(self) -> int:
+        """Total weight."""
+        return int(self._counts.sum())
+
+    def mean_s(self) -> float | None:
+        """Weighted mean, s; None when empty."""
+        return self._sum_ps / self.count * 1e-12 if self.count else None
+
+    def percentile_s(self, percent: float) -> float | None:
+        """Nearest-rank percentile, s, to the middle of its bucket; None when empty."""
+        total = self.count
+        if not total:
+            return None
+        rank = max(1, math.ceil(percent / 100 * total))
+        bucket = int(np.searchsorted(np.cumsum(self._counts), rank))
+        edges = np.array([bucket + _FIRST, bucket + _FIRST + 1], np.int64) << _SHIFT
+        low, high = edges.view(np.float64)
+        return float((low + high) / 2 * 1e-15)

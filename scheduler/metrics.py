@@ -1,0 +1,207 @@
+"""From the request table and the step logs to the summary.
+
+Definitions follow the serving tools (vLLM, inference-perf): TTFT = first token - arrival; TPOT = (last token - first
+token) / (output tokens - 1), for two output tokens or more; ITL pools every gap between two tokens; E2E = last token -
+arrival; queue = first scheduled - arrival. Requests count when they arrive in the measured window, and are followed
+to completion; throughput counts what happens inside the window. A request is good when it finished and every SLO
+holds (<=). Attainment divides by all requests that arrived in the window: unfinished and rejected ones are misses.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from pimserve.device_models.operators import CATEGORIES
+from pimserve.device_models.plan import FS_PER_S, PJ_PER_J
+from pimserve.device_models.quantity import PositiveSeconds
+from pimserve.scheduler.histogram import DurationHistogram
+from pimserve.scheduler.requests import FINISHED, REJECTED
+from pimserve.scheduler.simulation import PS_PER_S, Served
+
+PERCENTILES = (50, 90, 99)
+_SATURATED_GROWTH = 0.05  # queue growth per arrival over the second half of the arrivals
+_SATURATED_QUEUE = 8
+
+
+class SloSpec(BaseModel):
+    """Limits that every good request meets; None for no limit. `tpot_s` holds for requests of two tokens or more."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ttft_s: PositiveSeconds | None = None
+    tpot_s: PositiveSeconds | None = None
+    e2e_s: PositiveSeconds | None = None
+
+
+def percentile(ordered: NDArray[np.float64], percent: float) -> float:
+    """Nearest-rank percentile of an ascending array of one element or more."""
+    return float(ordered[max(0, math.ceil(percent / 100 * len(ordered)) - 1)])
+
+
+def distribution(values: NDArray[np.float64]) -> dict[str, float | int | None]:
+    """Mean, percentiles and count of exact samples."""
+    ordered = np.sort(values)
+    n = len(ordered)
+    found: dict[str, float | int | None] = {"mean": float(ordered.mean()) if n else None}
+    for percent in PERCENTILES:
+        found[f"p{percent}"] = percentile(ordered, percent) if n else None
+    return {**found, "n": n}
+
+
+def summarize(served: Served, slo: SloSpec, devices: int) -> dict[str, Any]:
+    """The run's figures; times in s, energies in J.
+
+    Args:
+        served: the run.
+        slo: limits.
+        devices: devices of all replicas together.
+    """
+    table, logs = served.table, served.logs
+    start, end = served.window_s
+    length = end - start
+    arrival, status = table["arrival_ps"], table["status"]
+    measured = np.ones(len(table), bool)
+    if served.trimmed:
+        measured = (arrival >= start * PS_PER_S) & (arrival < end * PS_PER_S)
+        measured[: served.workload.staggered] = False  # they did not start with an empty context
+    done = measured & (status == FINISHED)
+
+    def seconds(later: str, earlier: str, rows: NDArray[np.bool_]) -> NDArray[np.float64]:
+        return np.asarray((table[later][rows] - table[earlier][rows]) / PS_PER_S)
+
+    ttft = seconds("first_token_ps", "arrival_ps", done)
+    e2e = seconds("finish_ps", "arrival_ps", done)
+    gaps = table["output_tokens"][done] - 1
+    tpot = np.full(len(gaps), np.nan)
+    several = gaps > 0
+    tpot[several] = seconds("finish_ps", "first_token_ps", done)[several] / gaps[several]
+    scheduled = measured & (table["first_scheduled_ps"] >= 0)
+
+    good = np.ones(len(ttft), bool)
+    met = {}
+    for name, limit, values in (("ttft", slo.ttft_s, ttft), ("tpot", slo.tpot_s, tpot), ("e2e", slo.e2e_s, e2e)):
+        if limit is not None:
+            held = ~(values > limit)  # one output token has no TPOT, and meets any limit
+            good &= held
+            met[name] = int(held.sum()) / max(1, int(measured.sum()))
+    finished_inside = (
+        (status == FINISHED) & (table["finish_ps"] >= start * PS_PER_S) & (table["finish_ps"] <= end * PS_PER_S)
+    )
+    tokens = sum(log.window_tokens for log in logs)
+    all_tokens = int(table["emitted_tokens"].sum())
+    busy = sum(log.busy_fs for log in logs)
+    energy = {key: sum(log.energy_pj[key] for log in logs) for key in logs[0].energy_pj}
+    joules = sum(energy.values()) / PJ_PER_J
+    steps = sum(log.steps for log in logs)
+    capacity_fs = len(logs) * served.end_s * FS_PER_S
+    growth, queue = _queue_growth(served)
+    limits = slo.model_dump(exclude_none=True)
+    return {
+        "requests": {
+            "total": len(table),
+            "finished": int((status == FINISHED).sum()),
+            "rejected": int((status == REJECTED).sum()),
+            "unfinished": int((status == 0).sum()),
+            "truncated": int(table["truncated"].sum()),
+            "preempted": int((table["preemptions"] > 0).sum()),
+            "preemptions": int(table["preemptions"].sum()),
+            "measured": int(measured.sum()),
+            "measured_finished": int(done.sum()),
+        },
+        "window": {"start_s": start, "end_s": end, "length_s": length, "whole_run": not served.trimmed},
+        "offered_requests_per_s": served.workload.offered_rate_per_s,
+        "throughput": {
+            "requests_per_s": int(finished_inside.sum()) / length if length else None,
+            "output_tokens_per_s": tokens / length if length else None,
+            "output_tokens_per_s_per_device": tokens / length / devices if length else None,
+        },
+        "tokens": {
+            "prompt": int(table["input_tokens"].sum()),
+            "output": all_tokens,
+            "output_in_window": tokens,
+        },
+        "latency_s": {
+            "ttft": distribution(ttft),
+            "tpot": distribution(tpot[several]),
+            "itl": _pooled([log.itl for log in logs]),
+            "e2e": distribution(e2e),
+            "queue": distribution(seconds("first_scheduled_ps", "arrival_ps", scheduled)),
+        },
+        "slo": {
+            "limits": limits,
+            "met": met,
+            "attainment": int(good.sum()) / int(measured.sum()) if limits and measured.any() else None,
+            "attainment_of_completed": int(good.sum()) / len(good) if limits and len(good) else None,
+            "goodput_requests_per_s": int(good.sum()) / length if limits and length else None,
+        },
+        "energy": {
+            "joules": joules,
+            "joules_per_output_token": joules / all_tokens if all_tokens else None,
+            "joules_by_category": {
+                category: {kind: energy[category, kind] / PJ_PER_J for kind in ("dram", "compute")}
+                for category in CATEGORIES
+            },
+        },
+        "batch": {
+            "mean_requests": sum(log.batch_steps for log in logs) / steps if steps else None,
+            "steps": steps,
+            "decode_only_share": 1 - sum(log.mixed_steps for log in logs) / steps if steps else None,
+        },
+        "kv": {
+            "capacity_tokens": served.kv_blocks * served.block_size * len(logs),
+            "mean_use": sum(log.block_fs for log in logs) / (served.kv_blocks * capacity_fs) if capacity_fs else None,
+            "peak_use": max(log.peak_blocks for log in logs) / served.kv_blocks,
+        },
+        "time_share": {c: sum(log.category_fs[c] for log in logs) / busy if busy else None for c in CATEGORIES},
+        "unit_busy_share": {
+            unit: sum(log.unit_fs[unit] for log in logs) / capacity_fs if capacity_fs else None
+            for unit in logs[0].unit_fs
+        },
+        "busy_share": busy / capacity_fs if capacity_fs else None,
+        "max_model_len": served.max_model_len,
+        "end_s": served.end_s,
+        "saturated": growth > _SATURATED_GROWTH and queue >= _SATURATED_QUEUE,
+        "queue": {"at_last_arrival": queue, "growth_per_arrival": growth},
+        "digest": digest(served),
+    }
+
+
+def digest(served: Served) -> str:
+    """sha256 over every replica's executed steps and the request table: equal digests mean the same bits."""
+    whole = hashlib.sha256()
+    for log in served.logs:
+        whole.update(bytes.fromhex(log.digest()))
+    whole.update(served.table.structured().tobytes())
+    return whole.hexdigest()
+
+
+def _pooled(histograms: list[DurationHistogram]) -> dict[str, float | int | None]:
+    merged = DurationHistogram.merged(histograms)
+    found: dict[str, float | int | None] = {"mean": merged.mean_s()}
+    for percent in PERCENTILES:
+        found[f"p{percent}"] = merged.percentile_s(percent)
+    return {**found, "n": merged.count}
+
+
+def _queue_growth(served: Served) -> tuple[float, int]:
+    """Growth of the waiting queue per arrival over the second half of the arrivals, and its length at the last one."""
+    table = served.table
+    if served.workload.concurrency is not None or len(table) < 2:
+        return 0.0, 0
+    arrival = table["arrival_ps"]
+    waited_until = np.where(table["status"] == REJECTED, arrival, table["first_scheduled_ps"])
+    left = np.sort(waited_until[waited_until >= 0])
+
+    def waiting(at: int) -> int:
+        return int(np.searchsorted(arrival, at, side="right") - np.searchsorted(left, at, side="right"))
+
+    half, last = int(arrival[len(arrival) // 2]), int(arrival[-1])
+    arrived = max(1, len(arrival) - len(arrival) // 2)
+    queue = waiting(last)
+    return (queue - waiting(half)) / arrived, queue

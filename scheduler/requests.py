@@ -1,0 +1,59 @@
+"""The request table: one row per request, columns in numpy, read and written by the engine through memory views."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+WAITING, FINISHED, REJECTED = 0, 1, 2
+STATUS_NAMES = ("unfinished", "finished", "rejected")
+NEVER = -1
+
+DTYPE = np.dtype(
+    [
+        ("arrival_ps", np.int64),
+        ("first_scheduled_ps", np.int64),
+        ("first_token_ps", np.int64),
+        ("finish_ps", np.int64),
+        ("input_tokens", np.int32),
+        ("output_tokens", np.int32),
+        ("emitted_tokens", np.int32),
+        ("preemptions", np.int32),
+        ("replica", np.int32),
+        ("status", np.int8),
+        ("truncated", np.int8),
+    ]
+)
+
+
+class RequestTable:
+    """Requests of a run. Times are picoseconds of simulated time, -1 for what never happened.
+
+    `output_tokens` is what the request wants; the engine caps it at the model's length and sets `truncated`.
+    """
+
+    def __init__(self, arrival_ps: NDArray[np.int64], input_tokens: NDArray[Any], output_tokens: NDArray[Any]) -> None:
+        n = len(input_tokens)
+        self.columns: dict[str, NDArray[Any]] = {str(name): np.zeros(n, DTYPE[name]) for name in DTYPE.names or ()}
+        self.columns["arrival_ps"][:] = arrival_ps
+        self.columns["input_tokens"][:] = input_tokens
+        self.columns["output_tokens"][:] = output_tokens
+        for name in ("first_scheduled_ps", "first_token_ps", "finish_ps"):
+            self.columns[name][:] = NEVER
+        # Reading one element of a numpy array costs several times what a memory view of it does.
+        self.views: dict[str, Any] = {name: memoryview(column) for name, column in self.columns.items()}
+
+    def __len__(self) -> int:
+        return len(self.columns["arrival_ps"])
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return self.columns[name]
+
+    def structured(self) -> NDArray[Any]:
+        """(n,) structured array of all columns, in arrival order."""
+        rows = np.zeros(len(self), DTYPE)
+        for name, column in self.columns.items():
+            rows[name] = column
+        return rows

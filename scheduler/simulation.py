@@ -1,0 +1,178 @@
+"""Serve a workload on replicas of one kind, in one process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from pimserve.device_models.plan import FS_PER_S, CostPlan
+from pimserve.device_models.routing import ExpertPools, Routing
+from pimserve.errors import InputError
+from pimserve.loadgen.workload import Workload
+from pimserve.scheduler.config import SchedulerSpec
+from pimserve.scheduler.costs import ReplicaCosts
+from pimserve.scheduler.engine import FOREVER, FS_PER_PS, Engine
+from pimserve.scheduler.requests import RequestTable
+from pimserve.scheduler.router import Router, make_router
+from pimserve.scheduler.steplog import IntArray, StepLog
+
+PS_PER_S = 10**12
+SpanWriter = Callable[[int, IntArray, int], None]  # replica, rows, time at which they begin (fs)
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What came of a run. `window_s` is the measured part of the run; its end is None for the whole run."""
+
+    table: RequestTable
+    logs: list[StepLog]
+    workload: Workload
+    window_s: tuple[float, float]
+    trimmed: bool
+    end_s: float
+    kv_blocks: int
+    block_size: int
+    max_model_len: int
+    loop_s: float
+
+
+def simulate(
+    plan: CostPlan,
+    workload: Workload,
+    spec: SchedulerSpec,
+    *,
+    kv_capacity_tokens: int,
+    max_model_len: int,
+    replicas: int = 1,
+    routing: Routing = Routing(),  # noqa: B008 frozen
+    seed: int = 0,
+    warmup_s: float = 0.0,
+    cooldown_s: float = 0.0,
+    max_time_s: float | None = None,
+    write_spans: SpanWriter | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Served:
+    """Serve `workload` on `replicas` replicas that each cost what `plan` says.
+
+    Args:
+        plan: cost of a step on a replica.
+        workload: requests.
+        spec: scheduler settings.
+        kv_capacity_tokens: tokens that a replica's KV cache holds.
+        max_model_len: longest request, prompt and output, in tokens; capped at what the KV cache of one data-parallel
+            group holds.
+        replicas: how many.
+        routing: how tokens choose experts.
+        seed: of expert routing.
+        warmup_s: requests that arrive earlier are not measured.
+        cooldown_s: nor are those that arrive in this time before the last arrival (open loop only).
+        max_time_s: simulated time after which no step starts; requests still there are unfinished.
+        write_spans: takes executed steps.
+        progress: called now and then with the number of requests that have left.
+
+    Raises:
+        InputError: settings that do not go together, such as a warm-up that leaves nothing to measure.
+    """
+    kv_blocks = kv_capacity_tokens // spec.block_size
+    if kv_blocks < 1:
+        raise InputError(
+            "scheduler.block_size",
+            f"one block of {spec.block_size} tokens exceeds the KV cache of {kv_capacity_tokens}",
+        )
+    max_model_len = min(max_model_len, kv_blocks * spec.block_size // plan.data_parallel)
+    window_fs = _window(workload, warmup_s, cooldown_s)
+    table = RequestTable(workload.arrival_ps, workload.input_tokens, workload.output_tokens)
+    pools = ExpertPools(plan.experts, routing, seed) if plan.experts is not None else None
+    router = make_router(spec.router)
+    closed = workload.concurrency
+    if closed is not None and router is not None and replicas > 1:
+        raise InputError("scheduler.router", "a closed loop keeps each client on one replica: use round_robin")
+
+    engines: list[Engine] = []
+    logs: list[StepLog] = []
+    count = len(table)
+    for replica in range(replicas):
+        costs = ReplicaCosts(plan, pools, replica=replica, seed=seed, exact=routing.mode == "exact")
+
+        def flushed(rows: IntArray, begin_fs: int, replica: int = replica) -> None:
+            if write_spans is not None:
+                write_spans(replica, rows, begin_fs)
+            if progress is not None:
+                progress(sum(engine.finished for engine in engines))
+
+        log = StepLog(costs, window_fs, flushed)
+        first = 0 if closed is None else len(range(replica, closed, replicas))
+        mine = range(replica, count, replicas)
+        inbox = mine if closed is None and router is None else list(mine[:first])
+        engine = Engine(
+            costs,
+            spec,
+            kv_blocks=kv_blocks,
+            max_model_len=max_model_len,
+            table=table,
+            inbox=inbox,
+            sink=log,
+            closed_next=None if closed is None else mine[first:],
+        )
+        logs.append(log)
+        engines.append(engine)
+
+    until = FOREVER if max_time_s is None else round(max_time_s * FS_PER_S)
+    began = time.perf_counter()
+    if router is not None and closed is None:
+        _route(router, engines, table, until)
+    for engine, log in zip(engines, logs, strict=True):
+        engine.advance(until)
+        log.flush()
+    loop_s = time.perf_counter() - began
+
+    end_s = max(log.clock_fs for log in logs) / FS_PER_S
+    trimmed = warmup_s > 0 or cooldown_s > 0
+    last = min(max(log.window_fs[1] for log in logs) / FS_PER_S, end_s) if trimmed else end_s
+    if trimmed and last <= warmup_s:
+        raise InputError(
+            "run.warmup_s", f"{warmup_s} s leaves nothing to measure: the run ends its window at {last:.3f} s"
+        )
+    return Served(
+        table, logs, workload, (warmup_s, last), trimmed, end_s, kv_blocks, spec.block_size, max_model_len, loop_s
+    )
+
+
+def _window(workload: Workload, warmup_s: float, cooldown_s: float) -> tuple[int, int]:
+    """Times between which steps count, fs: everything when nothing is trimmed."""
+    if warmup_s == 0 and cooldown_s == 0:
+        return 0, FOREVER
+    start = round(warmup_s * FS_PER_S)
+    if workload.concurrency is not None:
+        if cooldown_s:
+            raise InputError(
+                "run.cooldown_s", "a closed loop ends its window when its last request is issued: leave it at 0"
+            )
+        return start, FOREVER
+    end = int(workload.arrival_ps[-1]) * FS_PER_PS - round(cooldown_s * FS_PER_S)
+    if end <= start:
+        raise InputError(
+            "run.warmup_s",
+            f"warm-up ({warmup_s} s) and cool-down ({cooldown_s} s) leave nothing of the {workload.arrival_ps[-1] / PS_PER_S:.3f} s "
+            "in which requests arrive",
+        )
+    return start, end
+
+
+def _route(router: Router, engines: list[Engine], table: RequestTable, until: int) -> None:
+    """Submit each request on its arrival to the replica that the router picks from the replicas' exact state."""
+    quiet = [0] * len(engines)
+    for request, arrival_ps in enumerate(table["arrival_ps"].tolist()):
+        now = arrival_ps * FS_PER_PS
+        if now >= until:
+            break
+        for replica, engine in enumerate(engines):
+            if quiet[replica] <= now:
+                engine.advance(now)
+                quiet[replica] = max(engine.quiet_until(), now)
+        chosen = router.pick([engine.outstanding(now) for engine in engines])
+        engines[chosen].submit(request)
+        quiet[chosen] = now

@@ -1,0 +1,244 @@
+"""What a replica has executed: a row per span of steps, digested in numpy as it comes.
+
+The engine hands over few integers per span; everything else (step times, inter-token latencies, time and energy per
+operator and unit, the digest) is worked out here from the same plan, thousands of rows at a time. The times must add
+up to the engine's clock to the femtosecond, which is checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pimserve.device_models.operators import CATEGORIES, Category
+from pimserve.device_models.plan import LINK
+from pimserve.scheduler.costs import ReplicaCosts
+from pimserve.scheduler.histogram import DurationHistogram
+
+IntArray = NDArray[np.int64]
+
+
+class Rows(NamedTuple):
+    """Columns of the log, (n,) each; a row is a span of equal steps, in which contexts grow."""
+
+    gap_fs: IntArray  # idle time before the first step
+    steps: IntArray
+    decodes: IntArray  # decoding requests in each step
+    context: IntArray  # tokens that they attend to in the first step; grows by `decodes` a step
+    prefill_tokens: IntArray
+    chunks: IntArray
+    outputs: IntArray  # tokens that each step emits
+    busiest_tokens: IntArray  # tokens of the busiest data-parallel group
+    prefill_fs: IntArray  # prefill attention of the busiest group
+    prefill_dram_pj: IntArray
+    prefill_compute_pj: IntArray
+    blocks_begin: IntArray  # KV blocks in use during the first step
+    blocks_end: IntArray  # and during the last
+    duration_fs: IntArray  # of all steps together
+
+
+_STEP = np.dtype(
+    [("duration_fs", np.int64), ("context", np.int64), ("decodes", np.int32), ("prefill_tokens", np.int32)]
+)
+_ROWS_PER_FLUSH = 8192
+_STEPS_PER_FLUSH = 2**19
+
+
+def exact_sum(values: IntArray) -> int:
+    """Sum of int64 values that may exceed 64 bit."""
+    return (int((values >> 24).sum()) << 24) + int((values & 0xFFFFFF).sum())
+
+
+class StepLog:
+    """Sink of one replica's spans.
+
+    Args:
+        costs: the replica's costs.
+        window_fs: steps that end in [start, end) count in latencies and tokens.
+        on_flush: called with each block of rows, (n, columns of Rows), and the time at which the block begins, fs.
+    """
+
+    def __init__(
+        self,
+        costs: ReplicaCosts,
+        window_fs: tuple[int, int],
+        on_flush: Callable[[IntArray, int], None] | None = None,
+    ) -> None:
+        self.costs = costs
+        self.window_fs = window_fs
+        self.on_flush = on_flush
+        self.clock_fs = 0
+        self.steps = 0
+        self.busy_fs = 0
+        self.window_tokens = 0
+        self.itl = DurationHistogram()
+        self.category_fs = dict.fromkeys(CATEGORIES, 0)
+        self.energy_pj = {(category, kind): 0 for category in CATEGORIES for kind in ("dram", "compute")}
+        self.unit_fs = dict.fromkeys((*costs.plan.units, LINK), 0)
+        self.batch_steps = 0  # sum over steps of requests in the step
+        self.mixed_steps = 0
+        self.block_fs = 0  # time integral of KV blocks in use
+        self.peak_blocks = 0
+        self._hash = hashlib.sha256()
+        self._rows: list[tuple[int, ...]] = []
+        self._pending_steps = 0
+
+    def span(self, row: tuple[int, ...]) -> None:
+        """Take one row."""
+        self._rows.append(row)
+        self._pending_steps += row[1]
+        if self._pending_steps > _STEPS_PER_FLUSH or len(self._rows) >= _ROWS_PER_FLUSH:
+            self.flush()
+
+    def resumed(self, gap_fs: int, at_fs: int) -> None:
+        """Take the time between two tokens of a request that was preempted between them."""
+        if self.window_fs[0] <= at_fs < self.window_fs[1]:
+            self.itl.add(np.array([gap_fs]), np.array([1]))
+
+    def issued_all(self, at_fs: int) -> None:
+        """A closed loop has issued its last request: the measured window ends, unless all of the run is measured."""
+        if self.window_fs[0] > 0:
+            self.window_fs = (self.window_fs[0], at_fs)
+
+    def digest(self) -> str:
+        """sha256 over every executed step, independent of how steps were grouped in spans."""
+        self.flush()
+        return self._hash.hexdigest()
+
+    def flush(self) -> None:
+        """Digest the rows taken so far."""
+        if not self._rows:
+            return
+        block = np.array(self._rows, np.int64)
+        rows = Rows(*np.ascontiguousarray(block.T))
+        begin = self.clock_fs
+        self._digest(rows)
+        if self.on_flush is not None:
+            self.on_flush(block, begin)
+        self._rows = []
+        self._pending_steps = 0
+
+    def _digest(self, rows: Rows) -> None:
+        plan = self.costs.plan
+        n = rows.steps
+        begins = np.cumsum(n) - n  # number of each row's first step, from the block's
+        total = int(n.sum())
+        number = np.arange(total)
+        decodes = np.repeat(rows.decodes, n)
+        context = np.repeat(rows.context - begins * rows.decodes, n) + number * decodes
+        row_fs, categories = self._row_terms(rows)
+
+        attention = np.zeros_like(context)
+        for term in plan.decode:
+            attention += term.slope * (
+                context if term.window_tokens is None else np.minimum(context, term.window_tokens * decodes)
+            )
+        if plan.overlap_attention:
+            waited = np.maximum(attention, np.repeat(rows.prefill_fs, n))
+            duration = np.repeat(row_fs, n) + waited
+        else:
+            waited = attention
+            duration = np.repeat(row_fs + rows.prefill_fs, n) + attention
+        experts = None
+        if plan.experts is not None:
+            tokens = np.repeat(rows.decodes + rows.prefill_tokens, n)
+            experts = self.costs.experts_features(tokens, self.steps + number)
+            duration += experts[:, 0]
+        busy = exact_sum(duration)
+        if busy != exact_sum(rows.duration_fs):
+            raise AssertionError("the step log's times differ from the engine's clock")
+
+        self._count(rows, duration, decodes, begins)
+        for category, time in categories.items():
+            self.category_fs[category] += exact_sum(time * n)
+        prefill = exact_sum(rows.prefill_fs)
+        # Side by side, decode attention counts for what it outlasts prefill attention.
+        self.category_fs["attention_prefill"] += prefill
+        self.category_fs["attention_decode"] += exact_sum(waited) - (prefill if plan.overlap_attention else 0)
+        self._attention(rows, prefill)
+        if experts is not None:
+            self._experts(experts)
+        record = np.empty(total, _STEP)
+        record["duration_fs"], record["context"] = duration, context
+        record["decodes"] = decodes
+        record["prefill_tokens"] = 0
+        record["prefill_tokens"][begins] = rows.prefill_tokens
+        self._hash.update(record.data)
+        self.steps += total
+        self.busy_fs += busy
+        self.clock_fs += busy + exact_sum(rows.gap_fs)
+
+    def _row_terms(self, rows: Rows) -> tuple[IntArray, dict[Category, IntArray]]:
+        """Per row: time of row terms of one step, in all and by category. Adds their energy and unit time."""
+        plan = self.costs.plan
+        outputs = -(-rows.outputs // plan.data_parallel)
+        all_tokens = rows.decodes + rows.prefill_tokens
+        whole = np.zeros(len(rows.steps), np.int64)
+        categories: dict[Category, IntArray] = {}
+        for term in plan.rows:
+            n = rows.busiest_tokens if term.rows == "tokens" else outputs
+            time = np.maximum.reduce([const + slope * n for const, slope in term.pieces]) * (n > 0)
+            whole += time
+            categories[term.category] = categories[term.category] + time if term.category in categories else time
+            self.unit_fs[term.unit] += exact_sum(time * rows.steps)
+            energy = term.energy
+            ran = rows.steps * (n > 0)
+            processed = exact_sum((all_tokens if term.rows == "tokens" else rows.outputs) * ran)
+            self.energy_pj[term.category, "dram"] += (
+                energy.dram_const * int(ran.sum()) + energy.dram_per_row * processed
+            )
+            self.energy_pj[term.category, "compute"] += energy.compute_per_row * processed
+        return whole, categories
+
+    def _count(self, rows: Rows, duration: IntArray, decodes: IntArray, begins: IntArray) -> None:
+        """Latencies, tokens, batch and KV use."""
+        end_fs = self.clock_fs + exact_sum(rows.duration_fs) + exact_sum(rows.gap_fs)
+        low, high = self.window_fs
+        if low <= self.clock_fs and end_fs < high:
+            self.itl.add(duration, decodes)
+            self.window_tokens += int((rows.outputs * rows.steps).sum())
+        elif low < end_fs and high > self.clock_fs:
+            gaps = np.zeros(len(duration), np.int64)
+            gaps[begins] = rows.gap_fs
+            end = np.cumsum(duration + gaps)  # since the block's begin
+            inside = (end >= low - self.clock_fs) & (end < min(high - self.clock_fs, 2**62))
+            self.itl.add(duration[inside], decodes[inside])
+            self.window_tokens += int(np.repeat(rows.outputs, rows.steps)[inside].sum())
+        self.batch_steps += int(((rows.decodes + rows.chunks) * rows.steps).sum())
+        self.mixed_steps += int((rows.chunks > 0).sum())
+        self.peak_blocks = max(self.peak_blocks, int(rows.blocks_end.max()))
+        # Blocks grow evenly enough inside a span for the mean of its ends. Nanoseconds keep the product in 64 bit.
+        self.block_fs += exact_sum((rows.blocks_begin + rows.blocks_end) * (rows.duration_fs // 10**6)) * 500_000
+
+    def _attention(self, rows: Rows, prefill_fs: int) -> None:
+        """Energy and unit time of attention."""
+        plan = self.costs.plan
+        n = rows.steps
+        for term in plan.decode:
+            seen = n * rows.context + rows.decodes * (n * (n - 1) // 2)
+            if term.window_tokens is not None:  # a span never crosses the point where the window fills
+                limit = term.window_tokens * rows.decodes
+                seen = np.where(rows.context >= limit, n * limit, seen)
+            total = exact_sum(seen)
+            self.unit_fs[term.unit] += term.slope * total
+            self.energy_pj["attention_decode", "dram"] += term.dram_per_token * total
+            self.energy_pj["attention_decode", "compute"] += term.compute_per_token * total
+        if plan.prefill:
+            self.unit_fs[plan.prefill[0].unit] += prefill_fs
+        self.energy_pj["attention_prefill", "dram"] += exact_sum(rows.prefill_dram_pj)
+        self.energy_pj["attention_prefill", "compute"] += exact_sum(rows.prefill_compute_pj)
+
+    def _experts(self, features: IntArray) -> None:
+        """Time, energy and unit time of routed experts, (n, 5)."""
+        term = self.costs.plan.experts
+        assert term is not None
+        time, first, second, dram, compute = (exact_sum(features[:, column]) for column in range(5))
+        self.category_fs["moe"] += time
+        for unit, busy in zip(term.units, (first, second), strict=False):
+            self.unit_fs[unit.unit] += busy
+        self.energy_pj["moe", "dram"] += dram
+        self.energy_pj["moe", "compute"] += compute

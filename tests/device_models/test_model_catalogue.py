@@ -1,0 +1,188 @@
+"""The catalogue's models against what their authors publish, and the loader."""
+
+import pytest
+
+from pimserve.device_models import catalogue
+from pimserve.device_models.catalogue import device_names, load_device_document, load_model, model_names
+from pimserve.device_models.model import DenseFfn, MixtureOfExperts
+from pimserve.errors import InputError
+
+KIB = 1024
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_parameters_as_published(name: str) -> None:
+    spec = load_model(name)
+    assert spec.published is not None
+    assert spec.parameters == pytest.approx(spec.published.parameters, rel=spec.published.relative_tolerance)
+
+
+@pytest.mark.parametrize("name", [name for name in model_names() if load_model(name).moe and name != "grok-1"])
+def test_active_parameters_as_published(name: str) -> None:
+    spec = load_model(name)
+    published = spec.published
+    assert published is not None
+    assert published.active_parameters is not None
+    active = spec.active_parameters - (0 if published.active_counts_lookup else spec.lookup_parameters)
+    assert active == pytest.approx(published.active_parameters, rel=published.active_relative_tolerance)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        # Elements in the released checkpoints (of DeepSeek-V3: without its multi-token prediction module).
+        ("deepseek-v3", 671_026_419_200),
+        ("gpt-oss-120b", 116_829_156_672),
+        ("llama-3-70b", 70_553_706_496),
+        ("llama-3.1-8b", 8_030_261_248),
+        ("llama-3.1-405b", 405_853_388_800),
+        ("mixtral-8x7b", 46_702_792_704),
+        ("qwen3-235b-a22b", 235_093_634_560),
+    ],
+)
+def test_parameters_to_the_last_one(name: str, parameters: int) -> None:
+    assert load_model(name).parameters == parameters
+
+
+def test_deepseek_active_parameters_as_in_its_weight_documentation() -> None:
+    spec = load_model("deepseek-v3")
+    assert spec.active_parameters - spec.lookup_parameters == pytest.approx(36.6e9, abs=0.05e9)
+
+
+@pytest.mark.parametrize(
+    ("name", "kv_bytes"),
+    [
+        # arXiv 2409.01141, table I
+        ("mixtral-8x7b", 128 * KIB),
+        ("glam-143b", 512 * KIB),
+        ("grok-1", 256 * KIB),
+        ("opt-66b", 2304 * KIB),
+        ("llama-3-70b", 320 * KIB),
+        # 2 (key and value) x kv heads x head width x layers x 2 bytes
+        ("llama-3.1-70b", 320 * KIB),
+        ("llama-3.1-8b", 2 * 8 * 128 * 32 * 2),
+        ("llama-3.1-405b", 2 * 8 * 128 * 126 * 2),
+        ("mixtral-8x22b", 2 * 8 * 128 * 56 * 2),
+        ("qwen3-235b-a22b", 2 * 4 * 128 * 94 * 2),
+        # the latent and the rotary key: 576 elements x 61 layers x 2 bytes
+        ("deepseek-v3", 70_272),
+        ("deepseek-r1", 70_272),
+        # the 18 layers without a window
+        ("gpt-oss-120b", 2 * 8 * 64 * 18 * 2),
+    ],
+)
+def test_kv_bytes_per_token(name: str, kv_bytes: int) -> None:
+    assert load_model(name).kv_bytes_per_token == kv_bytes
+
+
+def test_windowed_layers_of_gpt_oss() -> None:
+    spec = load_model("gpt-oss-120b")
+    assert spec.windowed_layers == 18
+    assert spec.kv_window_bytes_per_request == 2 * 8 * 64 * 2 * 18 * 128
+
+
+@pytest.mark.parametrize(
+    ("name", "duplex_table_i"),
+    [
+        # layers, hidden, intermediate, heads, group, experts, top-k, MoE layers, FFN matrices
+        ("mixtral-8x7b", (32, 4096, 14336, 32, 4, 8, 2, 32, 3)),
+        ("glam-143b", (32, 4096, 16384, 32, 1, 64, 2, 16, 2)),
+        ("grok-1", (64, 6144, 32768, 48, 6, 8, 2, 64, 3)),
+        ("opt-66b", (64, 9216, 36864, 72, 1, 0, 0, 0, 2)),
+        ("llama-3-70b", (80, 8192, 28672, 64, 8, 0, 0, 0, 3)),
+    ],
+)
+def test_shapes_of_the_duplex_paper(name: str, duplex_table_i: tuple[int, ...]) -> None:
+    spec = load_model(name)
+    attention = spec.attention
+    assert attention.kind == "gqa"
+    assert attention.head_dim == 128
+    experts, top_k = (spec.moe.experts, spec.moe.top_k) if spec.moe else (0, 0)
+    group = attention.heads // attention.kv_heads
+    networks: list[DenseFfn | MixtureOfExperts] = [ffn for ffn in (spec.ffn, spec.moe) if ffn is not None]
+    assert {(ffn.intermediate, ffn.matrices) for ffn in networks} == {(duplex_table_i[2], duplex_table_i[8])}
+    assert duplex_table_i[:2] == (spec.layers, spec.hidden)
+    assert duplex_table_i[3:8] == (attention.heads, group, experts, top_k, spec.moe_layers)
+
+
+def test_flops_of_llama_8b() -> None:
+    # Weights that multiply: all but the 128256 x 4096 input embedding. Attention: 4 x 4096 x 32 per context token.
+    weights = 8_030_261_248 - 128_256 * 4096
+    assert load_model("llama-3.1-8b").flops_per_token(1000) == 2 * weights + 4 * 4096 * 32 * 1000
+
+
+def test_flops_of_mixtral() -> None:
+    # Of 8 experts of 3 x 4096 x 14336 weights in each of 32 layers, 6 rest.
+    weights = 46_702_792_704 - 32_000 * 4096 - 32 * 6 * 3 * 4096 * 14336
+    assert load_model("mixtral-8x7b").flops_per_token(2048) == 2 * weights + 4 * 4096 * 32 * 2048
+
+
+def test_flops_of_deepseek_attention() -> None:
+    # Absorbed: 128 heads x (576 for the scores + 512 for the values) multiply-adds per context token and layer.
+    spec = load_model("deepseek-v3")
+    assert spec.flops_per_token(4096) - spec.flops_per_token(0) == 2 * 128 * (576 + 512) * 61 * 4096
+
+
+def test_checkpoint_size_of_gpt_oss() -> None:
+    # arXiv 2508.10925, table 1: 60.8 GiB with experts in MXFP4 and the rest in BF16.
+    assert load_model("gpt-oss-120b").weight_bytes / 2**30 == pytest.approx(60.8, rel=0.002)
+
+
+def test_r1_has_the_shapes_of_v3() -> None:
+    differing = {"name", "title", "sources"}
+    v3, r1 = load_model("deepseek-v3"), load_model("deepseek-r1")
+    assert v3.model_dump(exclude=differing) == r1.model_dump(exclude=differing)
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_entry_carries_its_file_name_and_sources(name: str) -> None:
+    spec = load_model(name)
+    assert spec.name == name
+    assert spec.sources
+    assert all(source.strip() for source in spec.sources)
+
+
+def test_unknown_model_names_close_ones_and_all() -> None:
+    with pytest.raises(InputError, match=r"did you mean mixtral-8x7b") as caught:
+        load_model("Mixtral-8x7")
+    assert caught.value.where == "model"
+    assert all(name in caught.value.message for name in model_names())
+
+
+@pytest.mark.parametrize("name", ["", "zzzz", "../models/opt-66b", "opt-66b.yaml"])
+def test_only_listed_names_are_models(name: str) -> None:
+    with pytest.raises(InputError, match="unknown model"):
+        load_model(name)
+
+
+def test_unknown_device() -> None:
+    with pytest.raises(InputError, match="unknown device 'abacus'") as caught:
+        load_device_document("abacus")
+    assert caught.value.where == "device"
+
+
+def test_overriding_a_merged_key_is_allowed() -> None:
+    assert catalogue._parse("a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\n", "x.yaml")["b"] == {"x": 3, "y": 2}
+
+
+def test_device_documents_load() -> None:
+    assert device_names() == sorted(device_names())
+    assert all(load_device_document(name) for name in device_names())
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "message"),
+    [
+        ("a: 1\nb: 2\na: 3\n", "x.yaml:3", "key 'a' is given twice"),
+        ("a:\n  b: {c: 1, c: 1}\n", "x.yaml:2", "key 'c' is given twice"),
+        ("- a\n", "x.yaml", "must be a mapping"),
+        ("", "x.yaml", "must be a mapping"),
+        ("? [a]\n: 1\n", "x.yaml:1", "not valid YAML"),
+        ("a: 1\nb: [\n", "x.yaml:3", "not valid YAML"),
+        ("a: !!python/object/apply:os.getcwd []\n", "x.yaml:1", "not valid YAML"),
+    ],
+)
+def test_bad_documents_are_refused(text: str, where: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        catalogue._parse(text, "x.yaml")
+    assert caught.value.where == where

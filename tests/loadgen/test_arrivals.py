@@ -1,0 +1,172 @@
+"""Arrival processes against their laws: rate, CV, distribution of gaps, dispersion of counts."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from pimserve.errors import InputError
+from pimserve.loadgen.arrivals import ArrivalSpec, arrival_times
+from pimserve.loadgen.spec import PS_PER_S
+
+N = 100_000
+PROCESSES = {
+    "constant": {"process": "constant", "rate_per_s": 8.0},
+    "poisson": {"process": "poisson", "rate_per_s": 8.0},
+    "gamma_bursty": {"process": "gamma", "rate_per_s": 8.0, "burstiness": 0.25},
+    "gamma_cv": {"process": "gamma", "rate_per_s": 8.0, "cv": 0.5},
+}
+CV = {"constant": 0.0, "poisson": 1.0, "gamma_bursty": 2.0, "gamma_cv": 0.5}
+
+
+def times(spec, n=N, duration=None, seed=0):
+    return arrival_times(ArrivalSpec.model_validate(spec), np.random.default_rng(seed), n, duration)
+
+
+def gaps_s(spec, n=N):
+    return np.diff(times(spec, n)) / PS_PER_S
+
+
+def ks(sample, cdf):
+    """Kolmogorov-Smirnov distance of a sample from a law."""
+    x = cdf(np.sort(sample))
+    i = np.arange(len(x))
+    return max(np.max(x - i / len(x)), np.max((i + 1) / len(x) - x))
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_mean_rate(name):
+    rate = 1 / gaps_s(PROCESSES[name]).mean()
+    assert rate == pytest.approx(8.0, rel=max(4 / math.sqrt(N) * CV[name], 1e-12))
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_coefficient_of_variation(name):
+    gaps = gaps_s(PROCESSES[name])
+    assert gaps.std() / gaps.mean() == pytest.approx(CV[name], rel=0.03, abs=1e-9)
+
+
+def test_poisson_gaps_are_exponential():
+    assert ks(gaps_s(PROCESSES["poisson"]), lambda x: 1 - np.exp(-8 * x)) < 1.63 / math.sqrt(N)
+
+
+def test_gamma_gaps_follow_erlang_law():
+    # Shape 4 (cv 0.5): the CDF is 1 - exp(-y) * sum of y^k / k! for k < 4, with y = shape * rate * x.
+    def cdf(x):
+        y = 4 * 8 * x
+        return 1 - np.exp(-y) * (1 + y + y**2 / 2 + y**3 / 6)
+
+    assert ks(gaps_s(PROCESSES["gamma_cv"]), cdf) < 1.63 / math.sqrt(N)
+
+
+def test_bursty_gamma_gaps_follow_their_law():
+    # Gamma of shape 1/4 has no elementary CDF; integrate u = y^(1/4), which takes the pole at 0 away.
+    u = np.linspace(0, 3, 200_001)
+    density = 4 * np.exp(-(u**4)) / math.gamma(0.25)
+    mass = np.concatenate(([0], np.cumsum((density[1:] + density[:-1]) / 2 * np.diff(u))))
+    gaps = gaps_s(PROCESSES["gamma_bursty"])
+    assert ks(gaps, lambda x: np.interp((0.25 * 8 * x) ** 0.25, u, mass)) < 1.63 / math.sqrt(N)
+
+
+@pytest.mark.parametrize("bin_s", [1, 10, 60])
+def test_dispersion_of_poisson_counts_is_one(bin_s):
+    counts = np.bincount(times(PROCESSES["poisson"]) // (bin_s * PS_PER_S))[:-1]
+    assert counts.var() / counts.mean() == pytest.approx(1.0, abs=4 * math.sqrt(2 / len(counts)))
+
+
+def test_dispersion_of_bursty_counts_tends_to_cv_squared():
+    counts = np.bincount(times(PROCESSES["gamma_bursty"]) // (60 * PS_PER_S))[:-1]
+    assert counts.var() / counts.mean() == pytest.approx(4.0, rel=4 * math.sqrt(2 / len(counts)))
+
+
+@pytest.mark.parametrize("bin_s", [1, 10, 60])
+def test_nhpp_dispersion_follows_the_rate(bin_s):
+    # Counts of an NHPP: variance = mean of the bin means + variance of the bin means.
+    series = [[0, 2], [300, 14], [600, 2]]
+    arrivals = times({"process": "nhpp", "rate_series": series}, n=None, duration=12_000)
+    counts = np.bincount(arrivals // (bin_s * PS_PER_S), minlength=12_000 // bin_s)
+    t = (np.arange(600 // bin_s) + 0.5) * bin_s
+    means = np.interp(t, [0, 300, 600], [2, 14, 2]) * bin_s
+    expected = 1 + means.var() / means.mean()
+    assert counts.var() / counts.mean() == pytest.approx(expected, rel=5 * math.sqrt(2 / len(counts)))
+
+
+def test_nhpp_transformed_by_its_integral_is_poisson():
+    arrivals = times({"process": "nhpp", "rate_series": [[0, 0], [10, 20], [30, 20], [40, 0]]}) / PS_PER_S
+    cycle, t = np.divmod(arrivals, 40)
+    integral = np.where(t < 10, t**2, np.where(t < 30, 100 + 20 * (t - 10), 600 - (40 - t) ** 2)) + 600 * cycle
+    assert ks(np.diff(integral), lambda x: 1 - np.exp(-x)) < 1.63 / math.sqrt(N)
+
+
+def test_nhpp_has_no_arrival_where_the_rate_is_zero():
+    t = times({"process": "nhpp", "rate_series": [[0, 5], [10, 5], [10.001, 0], [20, 0], [20.001, 5], [30, 5]]})
+    t = t / PS_PER_S % 30
+    assert not np.any((t > 10.001) & (t < 20))
+
+
+def test_constant_starts_at_zero_and_duration_is_half_open():
+    np.testing.assert_array_equal(
+        times({"process": "constant", "rate_per_s": 4}, n=None, duration=1), [0, 250 * 10**9, 500 * 10**9, 750 * 10**9]
+    )
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_more_requests_extend_the_series(name):
+    longer = times(PROCESSES[name], n=70_000)  # crosses a block of draws
+    np.testing.assert_array_equal(times(PROCESSES[name], n=500), longer[:500])
+    duration = float(longer[66_000] / PS_PER_S)
+    np.testing.assert_array_equal(times(PROCESSES[name], n=None, duration=duration), longer[:66_000])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    points=st.lists(st.tuples(st.floats(0.01, 1e3), st.floats(0, 1e3)), min_size=2, max_size=6),
+    seed=st.integers(0, 2**32),
+)
+def test_any_rate_series_gives_sorted_times(points, seed):
+    knots = np.cumsum([0.0] + [gap for gap, _ in points[1:]])
+    series = [(float(t), rate) for t, (_, rate) in zip(knots, points, strict=True)]
+    series[0] = (0.0, max(series[0][1], 0.5))
+    arrivals = times({"process": "nhpp", "rate_series": series}, n=300, seed=seed)
+    assert len(arrivals) == 300
+    assert arrivals[0] >= 0
+    assert np.all(np.diff(arrivals) >= 0)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"process": "posson", "rate_per_s": 1}, "'constant', 'poisson', 'gamma', 'nhpp' or 'trace'"),
+        ({"process": "poisson"}, "needs rate_per_s"),
+        ({"process": "poisson", "rate_per_s": 1, "cv": 2}, "cv has no effect with process 'poisson'"),
+        ({"process": "gamma", "rate_per_s": 1}, "exactly one of burstiness and cv"),
+        ({"process": "gamma", "rate_per_s": 1, "cv": 1, "burstiness": 1}, "exactly one of burstiness and cv"),
+        ({"process": "nhpp", "rate_per_s": 1}, "rate_per_s has no effect"),
+        ({"process": "nhpp", "rate_series": [[0, 1]]}, "at least 2 items"),
+        ({"process": "nhpp", "rate_series": [[1, 1], [2, 1]]}, "start at t_s = 0"),
+        ({"process": "nhpp", "rate_series": [[0, 1], [0, 2]]}, "increase"),
+        ({"process": "nhpp", "rate_series": [[0, 0], [5, 0]]}, "at least one rate above 0"),
+        ({"process": "nhpp", "rate_series": [[0, -1], [5, 1]]}, "greater than or equal to 0"),
+        ({"process": "trace", "rate_per_s": 1}, "takes no other key"),
+        ({"process": "poisson", "rate_per_s": 0}, "greater than 0"),
+        ({"process": "poisson", "rate_per_s": math.nan}, "finite number"),
+        ({"process": "poisson", "rate_per_s": math.inf}, "finite number"),
+        ({"process": "poisson", "rate": 1}, "Extra inputs"),
+    ],
+)
+def test_bad_spec_is_refused(spec, message):
+    with pytest.raises(ValidationError, match=message):
+        ArrivalSpec.model_validate(spec)
+
+
+def test_arrivals_beyond_the_clock_are_refused():
+    with pytest.raises(InputError, match="where the clock ends"):
+        times({"process": "poisson", "rate_per_s": 1e-4}, n=5000)
+
+
+def test_empty_duration_is_refused():
+    with pytest.raises(InputError, match="no request arrives within"):
+        times({"process": "poisson", "rate_per_s": 1}, n=None, duration=1e-9)

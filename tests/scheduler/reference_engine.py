@@ -1,0 +1,281 @@
+"""The reference that the engine is held against: one replica, every request on its own, one step at a time.
+
+It is written to be read, not to be fast: each request keeps its own tokens and blocks, and every sum is taken afresh
+in every step.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from pimserve.device_models.plan import Chunk, CostPlan
+from pimserve.device_models.routing import POOL_SIZE, ExpertPools
+
+FS_PER_PS = 1000
+NEVER = -1
+UNLIMITED = 10**12  # tokens; more than any step can hold
+
+
+@dataclass
+class ReferenceRequest:
+    """A request as it comes in. In a closed loop nobody knows when it arrives, and `arrival_fs` is None."""
+
+    arrival_fs: int | None
+    input_tokens: int
+    output_tokens: int
+
+
+class ReferenceStep(NamedTuple):
+    """One executed step."""
+
+    start_fs: int
+    duration_fs: int
+    decode_requests: int
+    context_tokens: int
+    prefill_tokens: int
+    chunks: int
+    outputs: int
+    blocks_used: int  # after the step's allocations
+
+
+class ReferenceRow(NamedTuple):
+    """What became of a request. Times in ps, -1 where it never happened."""
+
+    arrival_ps: int
+    first_scheduled_ps: int
+    first_token_ps: int
+    finish_ps: int
+    input_tokens: int
+    output_tokens: int  # capped; as asked for where the input alone is too long
+    emitted_tokens: int
+    preemptions: int
+    replica: int
+    status: str
+
+
+@dataclass
+class ReferenceResult:
+    """A whole run. `itl` holds (time between two tokens of one request in fs, how many samples of it)."""
+
+    steps: list[ReferenceStep] = field(default_factory=list)
+    requests: list[ReferenceRow] = field(default_factory=list)
+    itl: list[tuple[int, int]] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class _Request:
+    """A request inside the engine."""
+
+    arrival: int
+    input: int
+    output: int
+    emitted: int = 0
+    kv: int = 0  # tokens held
+    prefill_len: int = 0  # tokens known at the latest admission
+    blocks: int = 0
+    preemptions: int = 0
+    first_scheduled: int = NEVER
+    first_token: int = NEVER
+    last_token: int = NEVER
+    finish: int = NEVER
+    status: str = "unfinished"
+
+    @property
+    def decoding(self) -> bool:
+        return self.kv >= self.prefill_len
+
+    def row(self, replica: int) -> ReferenceRow:
+        def ps(time: int) -> int:
+            return NEVER if time == NEVER else time // FS_PER_PS
+
+        return ReferenceRow(
+            ps(self.arrival),
+            ps(self.first_scheduled),
+            ps(self.first_token),
+            ps(self.finish),
+            self.input,
+            self.output,
+            self.emitted,
+            self.preemptions,
+            replica,
+            self.status,
+        )
+
+
+def run_reference(
+    plan: CostPlan,
+    pools: ExpertPools | None,
+    *,
+    mode: Literal["pooled", "exact"],
+    seed: int,
+    replica: int,
+    offset: int,
+    max_num_seqs: int,
+    max_num_batched_tokens: int | None,
+    block_size: int,
+    kv_capacity_blocks: int,
+    max_model_len: int,
+    kv_admission: Literal["prompt", "oracle"],
+    requests: Sequence[ReferenceRequest],
+    concurrency: int | None,
+    max_time_fs: int | None,
+) -> ReferenceResult:
+    """Serve `requests` on one replica.
+
+    `max_num_batched_tokens` None is stage batching; `concurrency` None is an open loop. `offset` is where this
+    replica starts in the pools of expert outcomes.
+    """
+    assert pools is None or pools.seed == seed
+    assert kv_admission == "oracle" or max_model_len <= kv_capacity_blocks * block_size
+
+    def blocks_of(tokens: int) -> int:
+        return -(-tokens // block_size)
+
+    def blocks_used() -> int:
+        return sum(request.blocks for request in running)
+
+    everyone = []
+    for asked in requests:
+        room = max_model_len - asked.input_tokens
+        output = min(asked.output_tokens, room) if room >= 1 else asked.output_tokens
+        arrival = NEVER if asked.arrival_fs is None else asked.arrival_fs
+        everyone.append(_Request(arrival, asked.input_tokens, output))
+    not_sent: list[_Request] = []  # closed loop: those that wait for another one to leave
+    arriving: list[_Request] = []  # by index: their arrival is known, the engine has not seen them yet
+    waiting: list[_Request] = []
+    running: list[_Request] = []  # in order of admission
+    result = ReferenceResult()
+    now = 0
+
+    def send_next() -> None:
+        if not_sent:
+            not_sent[0].arrival = now
+            arriving.append(not_sent.pop(0))
+
+    if concurrency is None:
+        arriving = list(everyone)
+    else:
+        not_sent = list(everyone)
+        for _ in range(concurrency):
+            send_next()
+
+    while True:
+        # Arrivals: first come first. In a closed loop the next one takes the place of a refused one.
+        while due := [request for request in arriving if request.arrival <= now]:
+            request = min(due, key=lambda one: one.arrival)  # of equals the first, and `arriving` is in order of index
+            arriving.remove(request)
+            too_long = request.input + 1 > max_model_len
+            too_big = kv_admission == "oracle" and blocks_of(request.input + request.output) > kv_capacity_blocks
+            if too_long or too_big:
+                request.status = "rejected"
+                send_next()
+            else:
+                waiting.append(request)
+        if max_time_fs is not None and now >= max_time_fs:
+            break
+        if not running and not waiting:
+            if not arriving:
+                break
+            upcoming = min(request.arrival for request in arriving)
+            if max_time_fs is not None and upcoming >= max_time_fs:
+                break
+            now = upcoming
+            continue
+
+        # 1. Growth: every decoding request stores one more token.
+        preempted = False
+        while True:
+            decoding = [request for request in running if request.decoding]
+            growing = [request for request in decoding if request.kv % block_size == 0]
+            if len(growing) <= kv_capacity_blocks - blocks_used():
+                break
+            victim = running.pop()
+            victim.blocks = victim.kv = 0
+            victim.preemptions += 1
+            waiting.insert(0, victim)
+            preempted = True
+        for request in growing:
+            request.blocks += 1
+
+        # 2. The request that is in the middle of its prefill goes on.
+        budget = UNLIMITED if max_num_batched_tokens is None else max_num_batched_tokens - len(decoding)
+        chunks: list[tuple[_Request, Chunk]] = []
+        for request in running:
+            tokens = min(request.prefill_len - request.kv, budget)
+            if not request.decoding and tokens > 0:
+                chunks.append((request, Chunk(tokens, request.kv)))
+                budget -= tokens
+
+        # 3. Admission from the head of the queue; the first that does not fit holds up all behind it.
+        while not preempted and waiting and len(running) < max_num_seqs and budget > 0:
+            request = waiting[0]
+            known = request.input + request.emitted
+            if kv_admission == "oracle":
+                fits = sum(blocks_of(one.input + one.output) for one in [*running, request]) <= kv_capacity_blocks
+            else:
+                fits = blocks_of(known) <= kv_capacity_blocks - blocks_used()
+            if not fits:
+                break
+            running.append(waiting.pop(0))
+            request.prefill_len = known
+            request.blocks = blocks_of(known)
+            if request.first_scheduled == NEVER:
+                request.first_scheduled = now
+            tokens = min(known, budget)
+            chunks.append((request, Chunk(tokens, 0)))
+            budget -= tokens
+        assert decoding or chunks, "a step without work"
+
+        # The step itself.
+        context = sum(request.kv + 1 for request in decoding)
+        completed = [request for request, chunk in chunks if request.kv + chunk.tokens == request.prefill_len]
+        outputs = len(decoding) + len(completed)
+        shape = [chunk for _, chunk in chunks]
+        prefill_tokens = sum(chunk.tokens for chunk in shape)
+        duration = dense_fs(plan, len(decoding), context, shape, outputs)
+        if pools is not None:
+            tokens, step = len(decoding) + prefill_tokens, len(result.steps)
+            if mode == "exact":
+                duration += int(pools.exact(tokens, replica, step)[0])
+            else:
+                index = (offset + step) % POOL_SIZE
+                duration += int(pools.features(np.array([tokens]), np.array([index]))[0, 0])
+        result.steps.append(
+            ReferenceStep(now, duration, len(decoding), context, prefill_tokens, len(chunks), outputs, blocks_used())
+        )
+        now += duration
+
+        # Its end.
+        if decoding:
+            result.itl.append((duration, len(decoding)))
+        for request in completed:
+            if request.last_token != NEVER:
+                result.itl.append((now - request.last_token, 1))
+        for request, chunk in chunks:
+            request.kv += chunk.tokens
+        for request in decoding:
+            request.kv += 1
+        for request in [*decoding, *completed]:
+            request.emitted += 1
+            request.last_token = now
+            if request.first_token == NEVER:
+                request.first_token = now
+            if request.emitted == request.output:
+                request.finish = now
+                request.status = "finished"
+                running.remove(request)
+                request.blocks = 0
+                send_next()
+
+    result.requests = [request.row(replica) for request in everyone]
+    return result
+
+
+def dense_fs(plan: CostPlan, decode_requests: int, context: int, chunks: list[Chunk], outputs: int) -> int:
+    """Duration of a step without its routed experts."""
+    tokens, prefill = plan.busiest_prefill(decode_requests, chunks)
+    decode = plan.decode_fs(decode_requests, context)
+    attention = max(decode, prefill) if plan.overlap_attention else decode + prefill
+    return plan.rows_fs(tokens, -(-outputs // plan.data_parallel)) + attention

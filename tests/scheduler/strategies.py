@@ -1,0 +1,171 @@
+"""Random small cases for the engine: cost plans, scheduler settings and requests that make trouble often.
+
+Steps take about 1 to 20 ms. A quarter of the plans are flat (every step takes the same whole number of ms),
+and arrivals often fall on whole ms too, so that arrivals and step boundaries coincide.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hypothesis import strategies as st
+
+from pimserve.device_models.experts import ExpertTerm, ExpertUnit, Selection
+from pimserve.device_models.plan import CostPlan, DecodeAttentionTerm, PrefillAttentionTerm, RowTerm
+from pimserve.device_models.routing import POOL_SIZE, ExpertPools, Routing
+
+from .reference_engine import ReferenceRequest, ReferenceResult, run_reference
+
+FS_PER_MS = 10**12
+
+
+@dataclass
+class Case:
+    """All arguments of `run_reference`, with the routing in place of mode and pools."""
+
+    plan: CostPlan
+    routing: Routing
+    seed: int
+    replica: int
+    offset: int
+    max_num_seqs: int
+    max_num_batched_tokens: int | None
+    block_size: int
+    kv_capacity_blocks: int
+    max_model_len: int
+    kv_admission: Literal["prompt", "oracle"]
+    requests: list[ReferenceRequest]
+    concurrency: int | None
+    max_time_fs: int | None
+
+    def pools(self) -> ExpertPools | None:
+        """Pools for the plan's experts, if it has any."""
+        return ExpertPools(self.plan.experts, self.routing, self.seed) if self.plan.experts else None
+
+    def run(self) -> ReferenceResult:
+        """The case, run by the reference."""
+        arguments: dict[str, Any] = vars(self) | {"pools": self.pools(), "mode": self.routing.mode}
+        del arguments["routing"]
+        return run_reference(**arguments)
+
+
+def _pieces(const: int, slope: int) -> st.SearchStrategy[tuple[tuple[int, int], ...]]:
+    """Up to three pieces of const + slope x rows, of at most these magnitudes."""
+    piece = st.tuples(st.integers(0, const), st.integers(0, slope))
+    return st.lists(piece, min_size=1, max_size=3).map(tuple)
+
+
+@st.composite
+def expert_terms(draw: st.DrawFn) -> ExpertTerm:
+    """Routed experts on one or two units, in 1 to 3 layers."""
+    experts = draw(st.integers(2, 8))
+    units = tuple(
+        ExpertUnit(
+            unit=name,
+            terms=tuple(draw(st.lists(_pieces(FS_PER_MS // 10, FS_PER_MS // 1000), min_size=1, max_size=2))),
+            decision=(draw(st.floats(0, 2)), draw(st.floats(0, 1))),
+            weight_pj=1,
+            token_dram_pj=1,
+            token_compute_pj=1,
+        )
+        for name in draw(st.sampled_from([("xpu",), ("xpu", "pim")]))
+    )
+    selections: list[Selection] = ["first"] if len(units) == 1 else ["first", "second", "faster", "co_processing"]
+    return ExpertTerm(
+        layers=draw(st.integers(1, 3)),
+        experts=experts,
+        top_k=draw(st.integers(1, min(3, experts))),
+        groups=draw(st.sampled_from([groups for groups in range(1, experts + 1) if experts % groups == 0])),
+        spaces=draw(st.integers(1, experts)),
+        units=units,
+        selection=draw(st.sampled_from(selections)),
+    )
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> CostPlan:
+    """Dense and MoE plans of 1 to 3 data-parallel groups."""
+    data_parallel = draw(st.integers(1, 3))
+    if draw(st.integers(0, 3)) == 0:
+        layers = RowTerm("layers", "fc", "xpu", "tokens", ((draw(st.integers(1, 20)) * FS_PER_MS, 0),))
+        return CostPlan(data_parallel, data_parallel, ("xpu",), (layers,), (), (), None)
+    slope = st.integers(10**7, 10**9)
+    base = RowTerm("layers", "fc", "xpu", "tokens", ((draw(st.integers(1, 5)) * FS_PER_MS, draw(slope)),))
+    rows = [base]
+    if draw(st.booleans()):
+        rows.append(RowTerm("qkv", "fc", "xpu", "tokens", draw(_pieces(5 * FS_PER_MS, FS_PER_MS // 50))))
+    if draw(st.booleans()):
+        rows.append(RowTerm("head", "fc", "xpu", "outputs", draw(_pieces(FS_PER_MS, FS_PER_MS // 10))))
+    windows = draw(st.lists(st.none() | st.integers(1, 300), min_size=1, max_size=2))
+    prefill_piece = st.tuples(st.integers(0, 10**10), st.integers(0, 10**9), st.integers(0, 10**8))
+    prefill_pieces = st.lists(prefill_piece, min_size=1, max_size=2).map(tuple)
+    return CostPlan(
+        devices=data_parallel,
+        data_parallel=data_parallel,
+        units=("xpu", "pim"),
+        rows=tuple(rows),
+        decode=tuple(DecodeAttentionTerm("pim", window, draw(slope), 1, 1) for window in windows),
+        prefill=tuple(
+            PrefillAttentionTerm("xpu", window, draw(st.booleans()), draw(prefill_pieces), (1, 1, 1), 1)
+            for window in windows
+        ),
+        experts=draw(st.none() | expert_terms()),
+        overlap_attention=draw(st.booleans()),
+    )
+
+
+@st.composite
+def request_lists(draw: st.DrawFn, closed_loop: bool, crowded: bool, max_model_len: int) -> list[ReferenceRequest]:
+    """Up to 25 requests by ascending arrival: at once, inside few steps, or after pauses, or all of it mixed."""
+    at_once = st.just(0)
+    whole_steps = st.integers(0, 20).map(FS_PER_MS.__mul__)
+    close = st.integers(0, 20 * FS_PER_MS)
+    spread = st.integers(0, 1000 * FS_PER_MS)
+    if crowded:
+        count = draw(st.integers(6, 25))
+        gaps = draw(st.sampled_from([at_once, whole_steps, close]))
+        inputs, outputs = st.integers(1, 12), st.integers(10, 60)
+    else:
+        count = draw(st.integers(0, 25))  # a list left to itself is seldom longer than 8
+        mixed = st.one_of(at_once, whole_steps, close, spread)
+        gaps = draw(st.sampled_from([at_once, whole_steps, close, spread, mixed]))
+        inputs = st.one_of(st.integers(1, 12), st.integers(1, min(200, max_model_len - 1)), st.integers(1, 200))
+        outputs = st.integers(1, 8) | st.integers(1, 60)
+    requests = []
+    arrival = 0
+    for gap, tokens, emits in draw(st.lists(st.tuples(gaps, inputs, outputs), min_size=count, max_size=count)):
+        arrival += gap
+        requests.append(ReferenceRequest(None if closed_loop else arrival, tokens, emits))
+    return requests
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """Whole cases, half of them crowded: many requests that grow long share little KV cache, and preempt each other.
+
+    The cache always holds at least one request of the longest length.
+    """
+    crowded = draw(st.booleans())
+    closed_loop = draw(st.booleans())
+    block_size = draw(st.integers(1, 16))
+    max_model_len = draw(st.integers(24, 80) if crowded else st.integers(2, 64) | st.integers(30, 260))
+    blocks = -(-max_model_len // block_size)
+    modes: list[Literal["pooled", "exact"]] = ["pooled", "exact"]
+    admissions: list[Literal["prompt", "oracle"]] = ["prompt"] if crowded else ["prompt", "oracle"]
+    budgets = st.one_of(st.none(), st.integers(1, 24), st.integers(8, 256))
+    times = st.integers(1, 1000 * FS_PER_MS) | st.integers(1, 300).map(FS_PER_MS.__mul__)
+    return Case(
+        plan=draw(plans()),
+        routing=Routing("zipf", draw(st.sampled_from([0.0, 1.0])), mode=draw(st.sampled_from(modes))),
+        seed=draw(st.integers(0, 3)),
+        replica=draw(st.integers(0, 3)),
+        offset=draw(st.integers(0, POOL_SIZE - 1)),
+        max_num_seqs=draw(st.integers(4, 16) if crowded else st.integers(1, 16)),
+        max_num_batched_tokens=draw(budgets),
+        block_size=block_size,
+        kv_capacity_blocks=blocks + draw(st.integers(0, blocks // 4 if crowded else blocks)),
+        max_model_len=max_model_len,
+        kv_admission=draw(st.sampled_from(admissions)),
+        requests=draw(request_lists(closed_loop, crowded, max_model_len)),
+        concurrency=draw(st.integers(4 if crowded else 1, 8)) if closed_loop else None,
+        max_time_fs=draw(times) if draw(st.integers(0, 3)) == 3 else None,
+    )
