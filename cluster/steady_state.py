@@ -12,7 +12,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,15 +21,7 @@ from pimserve.device_models.plan import FS_PER_S, PJ_PER_J, Chunk, CostPlan, see
 from pimserve.device_models.routing import POOL_SIZE, ExpertPools
 
 FloatArray = NDArray[np.float64]
-EnergyPart = Literal["fc_dram", "fc_compute", "attention_dram", "attention_compute", "moe_dram", "moe_compute"]
-ENERGY_PARTS: tuple[EnergyPart, ...] = (
-    "fc_dram",
-    "fc_compute",
-    "attention_dram",
-    "attention_compute",
-    "moe_dram",
-    "moe_compute",
-)
+ENERGY_PARTS = ("fc_dram", "fc_compute", "attention_dram", "attention_compute", "moe_dram", "moe_compute")
 
 _UNLIKELY = 1e-6  # stages with more new prompts than all but this share are left out
 
@@ -56,7 +47,7 @@ class Stage:
     decodes: int
     duration_s: FloatArray
     category_s: Mapping[Category, float]
-    energy_j: Mapping[EnergyPart, float]
+    energy_j: Mapping[str, float]
 
     @property
     def mean_s(self) -> float:
@@ -75,14 +66,13 @@ def stage(
     # A token of every decoding request and the first one of every prompt are sampled, spread over the groups.
     outputs = -(-(decodes + prompts) // plan.data_parallel)
     category: dict[Category, float] = dict.fromkeys(CATEGORIES, 0.0)
-    energy: dict[EnergyPart, float] = dict.fromkeys(ENERGY_PARTS, 0.0)
+    energy: dict[str, float] = dict.fromkeys(ENERGY_PARTS, 0.0)
     for row in plan.rows:
         category[row.category] += row.time_fs(busiest if row.rows == "tokens" else outputs)
         rows = tokens if row.rows == "tokens" else decodes + prompts
-        if row.category in ("fc", "moe"):
-            part = "fc" if row.category == "fc" else "moe"
-            energy[f"{part}_dram"] += row.energy.dram_const + row.energy.dram_per_row * rows  # type: ignore[literal-required, index]
-            energy[f"{part}_compute"] += row.energy.compute_per_row * rows  # type: ignore[index]
+        if row.category != "communication":  # what links take is not known
+            energy[f"{row.category}_dram"] += row.energy.dram_const + row.energy.dram_per_row * rows
+            energy[f"{row.category}_compute"] += row.energy.compute_per_row * rows
     decode_fs = plan.decode_fs(decodes, context)
     category["attention_decode"] = decode_fs
     category["attention_prefill"] = max(0, prefill_fs - decode_fs) if plan.overlap_attention else prefill_fs
@@ -165,7 +155,7 @@ class SteadyState:
             for name in CATEGORIES
         }
 
-    def energy_per_token_j(self) -> dict[EnergyPart, float]:
+    def energy_per_token_j(self) -> dict[str, float]:
         """Energy of the whole replica per output token, by part; prefill included."""
         return {
             name: math.fsum(share * self.stage(m).energy_j[name] for m, share in enumerate(self.mix))

@@ -118,8 +118,9 @@ class ExpertPools:
             return np.asarray(table[low])
         above = (tokens - bounds[which, 0])[:, None]
         width = (bounds[which, 1] - bounds[which, 0])[:, None]
-        mixed = (table[low] * (width - above) + table[high] * above) // np.maximum(width, 1)
-        return np.where(width > 0, mixed, table[low])
+        # floor(difference x above / width) in two parts, as the product of a long prefill's time may exceed 64 bit
+        whole, rest = np.divmod(table[high] - table[low], np.maximum(width, 1))
+        return np.asarray(table[low] + whole * above + rest * above // np.maximum(width, 1))
 
     def time_fs(self, tokens: int, index: int) -> int:
         """Time of outcome `index` for `tokens` tokens."""

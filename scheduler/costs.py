@@ -104,5 +104,12 @@ class ReplicaCosts:
         """(n, 5): MoE features of executed steps with the given token counts and step numbers."""
         assert self.pools is not None
         if self.exact:
-            return np.array([self._drawn.pop(step) for step in steps.tolist()], np.int64).reshape(-1, len(FEATURES))
+            drawn = [self._recall(t, step) for t, step in zip(tokens.tolist(), steps.tolist(), strict=True)]
+            return np.array(drawn, np.int64).reshape(-1, len(FEATURES))
         return self.pools.features(tokens, (self.offset + steps) % POOL_SIZE)
+
+    def _recall(self, tokens: int, step: int) -> IntArray:
+        """The exact draw of a step: kept from when the engine asked for it, or drawn again."""
+        assert self.pools is not None
+        kept = self._drawn.pop(step, None)
+        return self.pools.exact(tokens, self.replica, step) if kept is None else kept

@@ -51,7 +51,8 @@ class Engine:
         table: requests of the run; the engine writes its own rows.
         inbox: numbers of the requests routed here, by arrival; may grow while the engine runs.
         sink: takes executed steps.
-        closed_next: requests issued one by one when another leaves (closed loop), or None.
+        closed: in a closed loop, the requests that this replica's clients issue, each when another leaves.
+        concurrency: how many of those are issued at time 0.
     """
 
     def __init__(
@@ -64,7 +65,8 @@ class Engine:
         table: RequestTable,
         inbox: Sequence[int],
         sink: StepSink,
-        closed_next: Sequence[int] | None = None,
+        closed: Sequence[int] | None = None,
+        concurrency: int = 0,
     ) -> None:
         self.costs = costs
         self.spec = spec
@@ -72,7 +74,7 @@ class Engine:
         self.max_model_len = max_model_len
         self.inbox = inbox
         self.sink = sink
-        self.closed_next = closed_next
+        self.closed = closed
         self.clock = 0  # fs; start of the next step
         self.step = 0  # number of the next step
         self.finished = 0  # requests that left, finished or rejected
@@ -83,7 +85,7 @@ class Engine:
         self._budget = spec.max_num_batched_tokens if spec.batching == "chunked" else FOREVER
         self._slope = sum(term.slope for term in costs.plan.decode if term.window_tokens is None)
         self._windowed = [(t.slope, t.window_tokens) for t in costs.plan.decode if t.window_tokens is not None]
-        self._closed_issued = 0
+        self._issued = 0  # of `closed`
         self._left_last = 0  # requests that left at `clock`
         self._next_in = 0  # of the inbox: the request after `_head`
         self._head = -1  # next request of the inbox that can be served, arrived or not; -1 for none known
@@ -101,6 +103,8 @@ class Engine:
         # How many decoding requests cross into a new block in steps = i modulo the block size, twice over.
         self._crossings = [0] * (2 * spec.block_size)
         self._preempted_at: dict[int, int] = {}
+        for _ in range(concurrency):
+            self._issue(0)
 
     @property
     def running(self) -> int:
@@ -154,22 +158,15 @@ class Engine:
 
     def _next_head(self) -> None:
         """Find the next request of the inbox that can be served at all; those that cannot are rejected on the way."""
-        views = self._views
         while self._next_in < len(self.inbox):
             request = self.inbox[self._next_in]
             self._next_in += 1
-            room = self.max_model_len - self._input[request]
-            if room >= 1:
-                if self._output[request] > room:
-                    self._output[request] = room
-                    views["truncated"][request] = 1
+            if self._input[request] < self.max_model_len:
                 self._head = request
                 self._head_fs = self._arrival_ps[request] * FS_PER_PS
                 return
-            views["status"][request] = REJECTED
-            views["replica"][request] = self.costs.replica
-            views["finish_ps"][request] = self._arrival_ps[request]
-            self._leave(self._arrival_ps[request])
+            self._reject(request)
+            self.finished += 1
         self._head = -1
         self._head_fs = FOREVER
 
@@ -177,13 +174,29 @@ class Engine:
         """A request has left; in a closed loop the next one arrives."""
         self.finished += 1
         self._left_last += 1
-        if self.closed_next is not None and self._closed_issued < len(self.closed_next):
-            request = self.closed_next[self._closed_issued]
-            self._closed_issued += 1
+        if self.closed is not None:
+            self._issue(at_ps)
+            if self._head < 0:
+                self._next_head()
+
+    def _issue(self, at_ps: int) -> None:
+        """The next request of a closed loop arrives, and after one that is rejected at once the next."""
+        assert self.closed is not None
+        while self._issued < len(self.closed):
+            request = self.closed[self._issued]
+            self._issued += 1
             self._arrival_ps[request] = at_ps
-            self.inbox.append(request)  # type: ignore[attr-defined]  # a list in the closed loop
-            if self._closed_issued == len(self.closed_next):
+            if self._issued == len(self.closed):
                 self.sink.issued_all(at_ps * FS_PER_PS)
+            if self._input[request] < self.max_model_len:
+                self.inbox.append(request)  # type: ignore[attr-defined]  # a list in the closed loop
+                return
+            self._reject(request)
+            self.finished += 1
+
+    def _reject(self, request: int) -> None:
+        self._views["status"][request] = REJECTED
+        self._views["replica"][request] = self.costs.replica
 
     def _grow(self) -> bool:
         """Allocate the blocks that decoding requests cross into in this step; returns whether any was preempted for it."""
@@ -348,8 +361,6 @@ class Engine:
         views["emitted_tokens"][request] = output
         views["status"][request] = FINISHED
         self._leave(now)
-        if self._head < 0 and self.closed_next is not None:
-            self._next_head()
 
     def _decode_span(self, until_fs: int, *, single: bool) -> None:
         """Steps in which only decoding goes on, up to the next one in which anything else can happen."""

@@ -15,28 +15,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
 from pimserve.device_models.operators import CATEGORIES
 from pimserve.device_models.plan import FS_PER_S, PJ_PER_J
-from pimserve.device_models.quantity import PositiveSeconds
 from pimserve.scheduler.histogram import DurationHistogram
-from pimserve.scheduler.requests import FINISHED, REJECTED
+from pimserve.scheduler.requests import FINISHED, REJECTED, WAITING
 from pimserve.scheduler.simulation import PS_PER_S, Served
+from pimserve.scheduler.slo import SloSpec
 
 PERCENTILES = (50, 90, 99)
 _SATURATED_GROWTH = 0.05  # queue growth per arrival over the second half of the arrivals
 _SATURATED_QUEUE = 8
-
-
-class SloSpec(BaseModel):
-    """Limits that every good request meets; None for no limit. `tpot_s` holds for requests of two tokens or more."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    ttft_s: PositiveSeconds | None = None
-    tpot_s: PositiveSeconds | None = None
-    e2e_s: PositiveSeconds | None = None
 
 
 def percentile(ordered: NDArray[np.float64], percent: float) -> float:
@@ -66,7 +55,7 @@ def summarize(served: Served, slo: SloSpec, devices: int) -> dict[str, Any]:
     start, end = served.window_s
     length = end - start
     arrival, status = table["arrival_ps"], table["status"]
-    measured = np.ones(len(table), bool)
+    measured = arrival >= 0  # a closed loop that was stopped has requests that it never issued
     if served.trimmed:
         measured = (arrival >= start * PS_PER_S) & (arrival < end * PS_PER_S)
         measured[: served.workload.staggered] = False  # they did not start with an empty context
@@ -101,13 +90,13 @@ def summarize(served: Served, slo: SloSpec, devices: int) -> dict[str, Any]:
     steps = sum(log.steps for log in logs)
     capacity_fs = len(logs) * served.end_s * FS_PER_S
     growth, queue = _queue_growth(served)
-    limits = slo.model_dump(exclude_none=True)
+    limits = slo.limits()
     return {
         "requests": {
-            "total": len(table),
+            "total": int((arrival >= 0).sum()),
             "finished": int((status == FINISHED).sum()),
             "rejected": int((status == REJECTED).sum()),
-            "unfinished": int((status == 0).sum()),
+            "unfinished": int(((status == WAITING) & (arrival >= 0)).sum()),
             "truncated": int(table["truncated"].sum()),
             "preempted": int((table["preemptions"] > 0).sum()),
             "preemptions": int(table["preemptions"].sum()),

@@ -31,25 +31,39 @@ DTYPE = np.dtype(
 class RequestTable:
     """Requests of a run. Times are picoseconds of simulated time, -1 for what never happened.
 
-    `output_tokens` is what the request wants; the engine caps it at the model's length and sets `truncated`.
+    `output_tokens` is what the request wants, or what is left of `max_model_len` tokens after its prompt (`truncated`).
+    A prompt that leaves no room for one token will be rejected.
     """
 
-    def __init__(self, arrival_ps: NDArray[np.int64], input_tokens: NDArray[Any], output_tokens: NDArray[Any]) -> None:
+    def __init__(
+        self,
+        arrival_ps: NDArray[np.int64],
+        input_tokens: NDArray[Any],
+        output_tokens: NDArray[Any],
+        max_model_len: int,
+    ) -> None:
         n = len(input_tokens)
         self.columns: dict[str, NDArray[Any]] = {str(name): np.zeros(n, DTYPE[name]) for name in DTYPE.names or ()}
         self.columns["arrival_ps"][:] = arrival_ps
         self.columns["input_tokens"][:] = input_tokens
-        self.columns["output_tokens"][:] = output_tokens
+        room = max_model_len - np.asarray(input_tokens)
+        self.columns["truncated"][:] = (output_tokens > room) & (room > 0)
+        self.columns["output_tokens"][:] = np.where(room > 0, np.minimum(output_tokens, room), output_tokens)
         for name in ("first_scheduled_ps", "first_token_ps", "finish_ps"):
             self.columns[name][:] = NEVER
         # Reading one element of a numpy array costs several times what a memory view of it does.
-        self.views: dict[str, Any] = {name: memoryview(column) for name, column in self.columns.items()}
+        self.views: dict[str, Any] = {name: memoryview(column.data) for name, column in self.columns.items()}
 
     def __len__(self) -> int:
         return len(self.columns["arrival_ps"])
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         return self.columns[name]
+
+    def reject_unseen(self, max_model_len: int) -> None:
+        """Reject prompts that leave no room for a token and that arrived, but were still in the queue at the end."""
+        late = (self["status"] == WAITING) & (self["input_tokens"] >= max_model_len)
+        self["status"][late] = REJECTED
 
     def structured(self) -> NDArray[Any]:
         """(n,) structured array of all columns, in arrival order."""

@@ -15,7 +15,7 @@ from pimserve.loadgen.workload import Workload
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.engine import FOREVER, FS_PER_PS, Engine
-from pimserve.scheduler.requests import RequestTable
+from pimserve.scheduler.requests import NEVER, RequestTable
 from pimserve.scheduler.router import Router, make_router
 from pimserve.scheduler.steplog import IntArray, StepLog
 
@@ -84,7 +84,7 @@ def simulate(
         )
     max_model_len = min(max_model_len, kv_blocks * spec.block_size // plan.data_parallel)
     window_fs = _window(workload, warmup_s, cooldown_s)
-    table = RequestTable(workload.arrival_ps, workload.input_tokens, workload.output_tokens)
+    table = _table(workload, max_model_len, max_time_s)
     pools = ExpertPools(plan.experts, routing, seed) if plan.experts is not None else None
     router = make_router(spec.router)
     closed = workload.concurrency
@@ -104,18 +104,17 @@ def simulate(
                 progress(sum(engine.finished for engine in engines))
 
         log = StepLog(costs, window_fs, flushed)
-        first = 0 if closed is None else len(range(replica, closed, replicas))
         mine = range(replica, count, replicas)
-        inbox = mine if closed is None and router is None else list(mine[:first])
         engine = Engine(
             costs,
             spec,
             kv_blocks=kv_blocks,
             max_model_len=max_model_len,
             table=table,
-            inbox=inbox,
+            inbox=mine if closed is None and router is None else [],
             sink=log,
-            closed_next=None if closed is None else mine[first:],
+            closed=None if closed is None else mine,
+            concurrency=0 if closed is None else len(range(replica, closed, replicas)),
         )
         logs.append(log)
         engines.append(engine)
@@ -128,17 +127,30 @@ def simulate(
         engine.advance(until)
         log.flush()
     loop_s = time.perf_counter() - began
+    if closed is None:
+        table.reject_unseen(max_model_len)
 
     end_s = max(log.clock_fs for log in logs) / FS_PER_S
     trimmed = warmup_s > 0 or cooldown_s > 0
     last = min(max(log.window_fs[1] for log in logs) / FS_PER_S, end_s) if trimmed else end_s
-    if trimmed and last <= warmup_s:
+    if trimmed and last <= warmup_s:  # a closed loop that ended, or issued its last request, too early
         raise InputError(
             "run.warmup_s", f"{warmup_s} s leaves nothing to measure: the run ends its window at {last:.3f} s"
         )
     return Served(
         table, logs, workload, (warmup_s, last), trimmed, end_s, kv_blocks, spec.block_size, max_model_len, loop_s
     )
+
+
+def _table(workload: Workload, max_model_len: int, max_time_s: float | None) -> RequestTable:
+    """Requests of the run: those of an open loop that arrive before it stops, all of a closed loop."""
+    arrival = workload.arrival_ps.copy()
+    count = len(arrival)
+    if workload.concurrency is not None:
+        arrival[:] = NEVER  # the engines issue them
+    elif max_time_s is not None:
+        count = int(np.searchsorted(arrival, round(max_time_s * PS_PER_S)))
+    return RequestTable(arrival[:count], workload.input_tokens[:count], workload.output_tokens[:count], max_model_len)
 
 
 def _window(workload: Workload, warmup_s: float, cooldown_s: float) -> tuple[int, int]:

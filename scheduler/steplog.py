@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pimserve.device_models.operators import CATEGORIES, Category
-from pimserve.device_models.plan import LINK
+from pimserve.device_models.operators import CATEGORIES
+from pimserve.device_models.plan import LINK, RowTerm
 from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.histogram import DurationHistogram
 
@@ -51,6 +51,46 @@ _STEPS_PER_FLUSH = 2**19
 def exact_sum(values: IntArray) -> int:
     """Sum of int64 values that may exceed 64 bit."""
     return (int((values >> 24).sum()) << 24) + int((values & 0xFFFFFF).sum())
+
+
+class Steps(NamedTuple):
+    """Columns per step, (n,) each."""
+
+    duration_fs: IntArray
+    decodes: IntArray
+    context: IntArray
+    attention_fs: IntArray  # decode and prefill attention, as long as the step waits for them
+    experts: IntArray | None  # (n, 5), columns as in `experts.FEATURES`
+
+
+def expand(costs: ReplicaCosts, rows: Rows, first_step: int) -> Steps:
+    """The single steps of `rows`, the first of which is the replica's step number `first_step`."""
+    plan = costs.plan
+    n = rows.steps
+    begins = np.cumsum(n) - n
+    number = np.arange(int(n.sum()))
+    decodes = np.repeat(rows.decodes, n)
+    context = np.repeat(rows.context - begins * rows.decodes, n) + number * decodes
+    outputs = -(-rows.outputs // plan.data_parallel)
+    whole = np.zeros(len(n), np.int64)
+    for row_term in plan.rows:
+        whole += _row_time(row_term, rows.busiest_tokens if row_term.rows == "tokens" else outputs)
+    attention = np.zeros_like(context)
+    for term in plan.decode:
+        seen = context if term.window_tokens is None else np.minimum(context, term.window_tokens * decodes)
+        attention += term.slope * seen
+    prefill = np.repeat(rows.prefill_fs, n)
+    attention = np.maximum(attention, prefill) if plan.overlap_attention else attention + prefill
+    duration = np.repeat(whole, n) + attention
+    experts = None
+    if plan.experts is not None:
+        experts = costs.experts_features(np.repeat(rows.decodes + rows.prefill_tokens, n), first_step + number)
+        duration += experts[:, 0]
+    return Steps(duration, decodes, context, attention, experts)
+
+
+def _row_time(term: RowTerm, n: IntArray) -> IntArray:
+    return np.asarray(np.maximum.reduce([const + slope * n for const, slope in term.pieces]) * (n > 0))
 
 
 class StepLog:
@@ -124,89 +164,59 @@ class StepLog:
 
     def _digest(self, rows: Rows) -> None:
         plan = self.costs.plan
-        n = rows.steps
-        begins = np.cumsum(n) - n  # number of each row's first step, from the block's
-        total = int(n.sum())
-        number = np.arange(total)
-        decodes = np.repeat(rows.decodes, n)
-        context = np.repeat(rows.context - begins * rows.decodes, n) + number * decodes
-        row_fs, categories = self._row_terms(rows)
-
-        attention = np.zeros_like(context)
-        for term in plan.decode:
-            attention += term.slope * (
-                context if term.window_tokens is None else np.minimum(context, term.window_tokens * decodes)
-            )
-        if plan.overlap_attention:
-            waited = np.maximum(attention, np.repeat(rows.prefill_fs, n))
-            duration = np.repeat(row_fs, n) + waited
-        else:
-            waited = attention
-            duration = np.repeat(row_fs + rows.prefill_fs, n) + attention
-        experts = None
-        if plan.experts is not None:
-            tokens = np.repeat(rows.decodes + rows.prefill_tokens, n)
-            experts = self.costs.experts_features(tokens, self.steps + number)
-            duration += experts[:, 0]
-        busy = exact_sum(duration)
+        steps = expand(self.costs, rows, self.steps)
+        busy = exact_sum(steps.duration_fs)
         if busy != exact_sum(rows.duration_fs):
             raise AssertionError("the step log's times differ from the engine's clock")
-
-        self._count(rows, duration, decodes, begins)
-        for category, time in categories.items():
-            self.category_fs[category] += exact_sum(time * n)
+        begins = np.cumsum(rows.steps) - rows.steps
+        self._count(rows, steps, begins)
+        self._row_terms(rows)
         prefill = exact_sum(rows.prefill_fs)
         # Side by side, decode attention counts for what it outlasts prefill attention.
         self.category_fs["attention_prefill"] += prefill
-        self.category_fs["attention_decode"] += exact_sum(waited) - (prefill if plan.overlap_attention else 0)
+        self.category_fs["attention_decode"] += exact_sum(steps.attention_fs) - prefill
         self._attention(rows, prefill)
-        if experts is not None:
-            self._experts(experts)
-        record = np.empty(total, _STEP)
-        record["duration_fs"], record["context"] = duration, context
-        record["decodes"] = decodes
+        if steps.experts is not None:
+            self._experts(steps.experts)
+        record = np.empty(len(steps.duration_fs), _STEP)
+        record["duration_fs"], record["context"] = steps.duration_fs, steps.context
+        record["decodes"] = steps.decodes
         record["prefill_tokens"] = 0
         record["prefill_tokens"][begins] = rows.prefill_tokens
         self._hash.update(record.data)
-        self.steps += total
+        self.steps += len(record)
         self.busy_fs += busy
         self.clock_fs += busy + exact_sum(rows.gap_fs)
 
-    def _row_terms(self, rows: Rows) -> tuple[IntArray, dict[Category, IntArray]]:
-        """Per row: time of row terms of one step, in all and by category. Adds their energy and unit time."""
+    def _row_terms(self, rows: Rows) -> None:
+        """Time, energy and unit time of row terms."""
         plan = self.costs.plan
         outputs = -(-rows.outputs // plan.data_parallel)
         all_tokens = rows.decodes + rows.prefill_tokens
-        whole = np.zeros(len(rows.steps), np.int64)
-        categories: dict[Category, IntArray] = {}
         for term in plan.rows:
             n = rows.busiest_tokens if term.rows == "tokens" else outputs
-            time = np.maximum.reduce([const + slope * n for const, slope in term.pieces]) * (n > 0)
-            whole += time
-            categories[term.category] = categories[term.category] + time if term.category in categories else time
-            self.unit_fs[term.unit] += exact_sum(time * rows.steps)
-            energy = term.energy
             ran = rows.steps * (n > 0)
+            time = exact_sum(_row_time(term, n) * rows.steps)
+            self.category_fs[term.category] += time
+            self.unit_fs[term.unit] += time
+            energy = term.energy
             processed = exact_sum((all_tokens if term.rows == "tokens" else rows.outputs) * ran)
-            self.energy_pj[term.category, "dram"] += (
-                energy.dram_const * int(ran.sum()) + energy.dram_per_row * processed
-            )
+            self.energy_pj[term.category, "dram"] += energy.dram_const * int(ran.sum()) + energy.dram_per_row * processed
             self.energy_pj[term.category, "compute"] += energy.compute_per_row * processed
-        return whole, categories
 
-    def _count(self, rows: Rows, duration: IntArray, decodes: IntArray, begins: IntArray) -> None:
+    def _count(self, rows: Rows, steps: Steps, begins: IntArray) -> None:
         """Latencies, tokens, batch and KV use."""
         end_fs = self.clock_fs + exact_sum(rows.duration_fs) + exact_sum(rows.gap_fs)
         low, high = self.window_fs
         if low <= self.clock_fs and end_fs < high:
-            self.itl.add(duration, decodes)
+            self.itl.add(steps.duration_fs, steps.decodes)
             self.window_tokens += int((rows.outputs * rows.steps).sum())
         elif low < end_fs and high > self.clock_fs:
-            gaps = np.zeros(len(duration), np.int64)
+            gaps = np.zeros(len(steps.duration_fs), np.int64)
             gaps[begins] = rows.gap_fs
-            end = np.cumsum(duration + gaps)  # since the block's begin
+            end = np.cumsum(steps.duration_fs + gaps)  # since the block's begin
             inside = (end >= low - self.clock_fs) & (end < min(high - self.clock_fs, 2**62))
-            self.itl.add(duration[inside], decodes[inside])
+            self.itl.add(steps.duration_fs[inside], steps.decodes[inside])
             self.window_tokens += int(np.repeat(rows.outputs, rows.steps)[inside].sum())
         self.batch_steps += int(((rows.decodes + rows.chunks) * rows.steps).sum())
         self.mixed_steps += int((rows.chunks > 0).sum())

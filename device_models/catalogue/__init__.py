@@ -79,10 +79,10 @@ def _load_yaml(kind: Kind, name: str) -> dict[str, Any]:
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise InputError(kind, f"unknown {kind} {name!r}{hint} (known: {', '.join(known) or 'none'})")
     text = (resources.files(__name__) / f"{kind}s" / f"{name}.yaml").read_text(encoding="utf-8")
-    return _parse(text, f"{name}.yaml")
+    return parse_document(text, f"{name}.yaml")
 
 
-def _parse(text: str, place: str) -> dict[str, Any]:
+def parse_document(text: str, place: str) -> dict[str, Any]:
     """Parse one YAML document that must be a mapping; `place` names it in errors."""
     loader = _StrictLoader(text)
     try:

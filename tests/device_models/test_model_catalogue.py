@@ -162,7 +162,7 @@ def test_unknown_device() -> None:
 
 
 def test_overriding_a_merged_key_is_allowed() -> None:
-    assert catalogue._parse("a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\n", "x.yaml")["b"] == {"x": 3, "y": 2}
+    assert catalogue.parse_document("a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\n", "x.yaml")["b"] == {"x": 3, "y": 2}
 
 
 def test_device_documents_load() -> None:
@@ -184,5 +184,5 @@ def test_device_documents_load() -> None:
 )
 def test_bad_documents_are_refused(text: str, where: str, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
-        catalogue._parse(text, "x.yaml")
+        catalogue.parse_document(text, "x.yaml")
     assert caught.value.where == where

@@ -71,6 +71,12 @@ def test_one_request_in_chunks() -> None:
     assert itl_ps(result) == [(125, 1), (127, 1)]
 
 
+def test_a_later_chunk_attends_to_the_earlier_ones() -> None:
+    per_attended = replace(PLAN.prefill[0], pieces=((0, 5 * PS, 0),))
+    result = serve((0, 6, 1), plan=replace(PLAN, prefill=(per_attended,)), max_num_batched_tokens=4)
+    assert [step.duration_fs // PS for step in result.steps] == [100 + 40 + 5 * 4, 100 + 20 + 1 + 5 * 6]
+
+
 def test_decode_and_the_rest_of_a_prompt_share_the_budget() -> None:
     result = serve((0, 3, 2), (0, 4, 1), (0, 4, 1), max_num_batched_tokens=5, block_size=4)
     assert steps_ps(result) == [

@@ -1,0 +1,1 @@
+"""Published figures, recomputed and held against what was published."""

@@ -1,0 +1,56 @@
+"""Holds the Duplex device model against the figures of arXiv 2409.01141 (`pimserve validate duplex`)."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+from pimserve.cluster.validation.duplex_aggregates import aggregate
+from pimserve.cluster.validation.duplex_case import describe, figure_of
+from pimserve.cluster.validation.duplex_notes import notes
+from pimserve.cluster.validation.duplex_quantities import answer
+from pimserve.cluster.validation.targets import Finding, Target, read_targets
+
+PUBLISHED = "duplex_targets.json"
+
+
+def published_targets() -> list[Target]:
+    """Targets that come with the package: every number of the paper's text and part of the bars of its figures."""
+    with resources.as_file(resources.files("pimserve.cluster.validation") / PUBLISHED) as path:
+        return read_targets(path)
+
+
+def judge(target: Target) -> Finding:
+    """Recompute one target.
+
+    Raises:
+        InputError: its quantity or setting is unknown or out of range; names file and target.
+    """
+    found = aggregate(target) if target.case.get("scope") == "aggregate" else answer(target)
+    passed = target.accepts(found.value)
+    return Finding(
+        id=target.id,
+        quantity=target.quantity,
+        case=describe(target),
+        published=target.published,
+        ours=found.value,
+        ratio=target.ratio(found.value),
+        tolerance=target.tolerance,
+        tolerance_kind=target.tolerance_kind,
+        passed=passed,
+        method=found.method,
+        note="; ".join(part for part in (found.note, *notes(target, figure_of(target), passed=passed)) if part),
+    )
+
+
+def validate_duplex(targets_path: Path | None = None) -> list[Finding]:
+    """Recompute all targets of a file, in its order.
+
+    Args:
+        targets_path: a file in the form of the package's own, or None for that one.
+
+    Raises:
+        InputError: the file is malformed, or a target asks for something unknown; names file and target.
+    """
+    targets = published_targets() if targets_path is None else read_targets(targets_path)
+    return [judge(target) for target in targets]

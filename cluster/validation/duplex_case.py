@@ -1,0 +1,132 @@
+"""The settings of a target of the Duplex paper, read from its `case`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pimserve.cluster.steady_state import ClosedLoop
+from pimserve.cluster.validation.duplex_systems import MODELS, Cluster, SystemName, system_name
+from pimserve.cluster.validation.targets import Target
+from pimserve.errors import InputError
+
+StageKind = Literal["decoding-only", "mixed"]
+
+# Table I and section VI: the clusters that the models run on, where a case does not say.
+CLUSTERS = {
+    "Mixtral": Cluster(1, 4),
+    "OPT": Cluster(1, 4),
+    "Llama3": Cluster(1, 4),
+    "GLaM": Cluster(1, 8),
+    "Grok1": Cluster(2, 8),
+}
+_UNDERSTOOD = ("model", "cluster", "batch", "Lin", "Lout", "system", "baseline", "stage", "qps")
+_OF_OTHER_FIGURES = ("scope", "gemm", "opb", "unit", "operator", "op", "layer", "component")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One setting. `unlimited`: the batch is taken as given even where its KV cache would not fit.
+
+    `figure` is the figure that the target belongs to; `ignored` names keys of the case that mean nothing here.
+    """
+
+    model: str
+    cluster: Cluster
+    loop: ClosedLoop
+    system: SystemName
+    baseline: SystemName
+    stage: StageKind | None
+    qps: float | None
+    unlimited: bool
+    figure: int | None
+    ignored: tuple[str, ...]
+
+
+def read_case(target: Target) -> Case:
+    """Read the settings of a target; a system or baseline that it leaves out is the GPU.
+
+    Raises:
+        InputError: something is missing, out of range or unknown.
+    """
+    case = target.case
+    model = case.get("model")
+    if model not in MODELS:
+        raise InputError(target.where, f"unknown case.model {model!r} (known: {', '.join(MODELS)})")
+    loop = ClosedLoop(_count(target, "batch", 1), _count(target, "Lin", 1), _count(target, "Lout", 2))
+    stage = case.get("stage")
+    if stage not in (None, "decoding-only", "mixed"):
+        raise InputError(target.where, f"unknown case.stage {stage!r} (known: decoding-only, mixed)")
+    qps = case.get("qps")
+    if qps is not None and (not isinstance(qps, int | float) or isinstance(qps, bool) or not 0 < qps < 1e6):
+        raise InputError(target.where, f"case.qps must be a number above 0 (got {qps!r})")
+    figure = figure_of(target)
+    text = " ".join(str(case.get(key, "")) for key in ("system", "baseline")) + target.quantity
+    return Case(
+        model=model,
+        cluster=_cluster(target, case, model),
+        loop=loop,
+        system=_system(target, "system", figure),
+        baseline=_system(target, "baseline", figure),
+        stage=stage,
+        qps=qps,
+        unlimited=re.search(r"(without|no) (a )?(\w+ )?limit|unlimited", text) is not None,
+        figure=figure,
+        ignored=tuple(key for key in case if key not in _UNDERSTOOD + _OF_OTHER_FIGURES),
+    )
+
+
+def figure_of(target: Target) -> int | None:
+    """Number of the paper's figure that a target belongs to, by its id or its provenance."""
+    found = re.match(r"F(\d+)", target.id) or re.search(r"fig\.?\s*(\d+)", target.provenance)
+    return int(found[1]) if found else None
+
+
+def describe(target: Target) -> str:
+    """A target's settings as one line of text."""
+    case = target.case
+    if case.get("scope") == "aggregate":
+        return "over several settings"
+    if "unit" in case:
+        return f"{case['unit']}, {case.get('gemm', 'GEMM')} = {case.get('opb')}"
+    parts = [str(case[key]) for key in ("model", "cluster") if key in case]
+    if "batch" in case:
+        parts.append(f"batch {case['batch']}")
+    if "Lin" in case:
+        parts.append(f"Lin {case['Lin']} Lout {case.get('Lout')}")
+    if case.get("stage"):
+        parts.append(f"{case['stage']} stage")
+    if case.get("qps"):
+        parts.append(f"{case['qps']} req/s")
+    if case.get("system"):
+        parts.append(str(case["system"]) + (f" / {case['baseline']}" if case.get("baseline") else ""))
+    return ", ".join(parts)
+
+
+def _count(target: Target, key: str, least: int) -> int:
+    value = target.case.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= 10**6:
+        raise InputError(target.where, f"case.{key} must be a whole number from {least} to 1000000 (got {value!r})")
+    return value
+
+
+def _cluster(target: Target, case: Mapping[str, Any], model: str) -> Cluster:
+    text = case.get("cluster")
+    if text is None:
+        return CLUSTERS[model]
+    found = re.fullmatch(r"(\d+) nodes? x (\d+) devices?", str(text).strip())
+    if found is None or not (0 < int(found[1]) <= 64 and 0 < int(found[2]) <= 64):
+        raise InputError(target.where, f"case.cluster must read like '2 nodes x 8 devices' (got {text!r})")
+    return Cluster(int(found[1]), int(found[2]))
+
+
+def _system(target: Target, key: str, figure: int | None) -> SystemName:
+    text = target.case.get(key)
+    if text is None:
+        return "GPU"
+    try:
+        return system_name(str(text), figure)
+    except ValueError as error:
+        raise InputError(target.where, f"case.{key}: {error}") from None

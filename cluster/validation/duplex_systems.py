@@ -1,0 +1,198 @@
+"""The systems that the Duplex paper compares, compiled: devices, splits, links and the requests that fit.
+
+Section numbers are those of arXiv 2409.01141. What the paper leaves open is decided by what reproduces its figures
+and said here: two all-reduces per block over the devices that hold partial sums, none more for sliced experts; 3 us
+per ring hop inside a node; 400 GB/s and 15 us per dispatch or combine between nodes; no cost for the vocabulary.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Literal, NamedTuple
+
+from pimserve.cluster.interconnect import Interconnect
+from pimserve.device_models.catalogue import load_model
+from pimserve.device_models.experts import ExpertTerm, ExpertUnit
+from pimserve.device_models.gpu import Gpu
+from pimserve.device_models.model import BYTES_PER_ELEMENT, ModelSpec
+from pimserve.device_models.operators import ACTIVATION_BYTES, AllReduce, Parallelism, operators_of
+from pimserve.device_models.plan import CostPlan
+from pimserve.device_models.registry import load_device
+from pimserve.device_models.routing import ExpertPools, Routing
+
+MODELS = {
+    "Mixtral": "mixtral-8x7b",
+    "GLaM": "glam-143b",
+    "Grok1": "grok-1",
+    "OPT": "opt-66b",
+    "Llama3": "llama-3-70b",
+}
+SystemName = Literal[
+    "GPU",
+    "2xGPU",
+    "Duplex",
+    "Duplex+PE",
+    "Duplex+PE+ET",
+    "Bank-PIM",
+    "BankGroup-PIM",
+    "hetero",
+    "hetero, weights duplicated",
+    "Duplex-Split",
+]
+SYSTEMS: tuple[SystemName, ...] = SystemName.__args__  # type: ignore[attr-defined]
+LINKS = Interconnect(
+    link_gb_per_s=450, link_latency_us=3.0, node_gb_per_s=400, node_latency_us=0.5, dispatch_us=15.0
+)
+SEED = 0
+
+_FULL_DUPLEX_FIGURES = (13, 14, 15, 16)  # there, "Duplex" means Duplex+PE+ET
+_PRESETS: dict[str, dict[str, str]] = {
+    "GPU": {"preset": "h100"},
+    "2xGPU": {"preset": "h100"},
+    "Duplex": {"preset": "duplex", "processor_selection": "per_layer"},
+    "Duplex+PE": {"preset": "duplex", "processor_selection": "co_processing"},
+    "Duplex+PE+ET": {"preset": "duplex", "processor_selection": "co_processing"},
+    "Duplex-Split": {"preset": "duplex", "processor_selection": "co_processing"},
+    "Bank-PIM": {"preset": "duplex-bank-pim"},
+    "BankGroup-PIM": {"preset": "duplex-bankgroup-pim"},
+    "logic": {"preset": "logic-pim"},
+}
+
+
+class Cluster(NamedTuple):
+    """Devices of the system that others are compared with."""
+
+    nodes: int
+    devices_per_node: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class System:
+    """One system serving one model.
+
+    `kv_budget_bytes` is what weights leave for the KV cache of one data-parallel group, and `spare_requests` is how many
+    requests the system holds beside those in that cache.
+    """
+
+    name: SystemName
+    plan: CostPlan
+    pools: ExpertPools | None
+    kv_budget_bytes: float
+    kv_bytes_per_token: float
+    spare_requests: int = 0
+
+    @property
+    def kv_capacity_tokens(self) -> int:
+        """Tokens that the KV caches of all groups hold."""
+        return int(self.kv_budget_bytes / self.kv_bytes_per_token) * self.plan.data_parallel
+
+    def requests_that_fit(self, input_tokens: int, output_tokens: int) -> int:
+        """Requests whose KV cache fits when each reserves all of its tokens (section VI)."""
+        each = (input_tokens + output_tokens) * self.kv_bytes_per_token
+        return max(0, int(self.kv_budget_bytes / each)) * self.plan.data_parallel + self.spare_requests
+
+
+def system_name(text: str, figure: int | None) -> SystemName:
+    """Read a system's name as figures and targets write it.
+
+    Raises:
+        ValueError: no such system.
+    """
+    plain = re.sub(r"[\s_-]", "", text).lower()
+    known: dict[str, SystemName] = {re.sub(r"[\s_-]", "", name).lower(): name for name in SYSTEMS}
+    if plain.startswith("hetero"):
+        return "hetero, weights duplicated" if "duplicate" in plain else "hetero"
+    if plain == "duplexsplit" or re.match(r"\d+prefill\+\d+decodeduplex", plain):
+        return "Duplex-Split"
+    if re.match(r"\d+duplex\(pe\+et\)", plain):
+        return "Duplex+PE+ET"
+    if re.fullmatch(r"\d+gpu", plain):  # "4 GPU", which the cluster says too
+        return "GPU"
+    plain = plain.replace("(nope)", "")
+    if plain not in known:
+        raise ValueError(f"unknown system {text!r} (known: {', '.join(SYSTEMS)})")
+    name = known[plain]
+    return "Duplex+PE+ET" if name == "Duplex" and figure in _FULL_DUPLEX_FIGURES else name
+
+
+@cache
+def build(model: str, cluster: Cluster, name: SystemName) -> System:
+    """Compile a system.
+
+    Args:
+        model: one of `MODELS`.
+        cluster: devices; twice as many for 2xGPU, which fills a node up to 8 and then adds nodes (section VI).
+        name: the system.
+    """
+    spec = load_model(MODELS[model])
+    nodes, devices = cluster
+    if name in ("hetero", "hetero, weights duplicated"):
+        return _hetero(spec, devices // 2, name)
+    if name == "Duplex-Split":
+        # Half of the devices prefill and half decode, all with a copy of the weights; one request prefills meanwhile.
+        return replace(_alike(spec, Parallelism(nodes, devices // 2, devices // 2, "tp"), name), spare_requests=1)
+    if name == "2xGPU":
+        nodes, devices = (nodes, 2 * devices) if 2 * devices <= 8 else (2 * nodes, devices)
+    return _alike(spec, Parallelism(nodes, devices, devices, "tp" if name == "Duplex+PE+ET" else "ep"), name)
+
+
+def paper_device(name: str) -> Gpu:
+    """A device as the paper simulates it: prefill attention with its score matrix in DRAM."""
+    return load_device({**_PRESETS[name], "prefill_attention": "score_matrix"})
+
+
+def _alike(model: ModelSpec, split: Parallelism, name: SystemName) -> System:
+    operators = operators_of(model, split, lm_head=False)
+    device = paper_device(name)
+    plan = device.compile(operators, split)
+    plan = replace(plan, rows=plan.rows + LINKS.compile(operators, split))
+    # Section VI's printed batch of OPT follows when every device holds the vocabulary's two tables whole.
+    element = BYTES_PER_ELEMENT[model.dense_dtype]
+    dense = model.parameters - model.routed_parameters - model.embedding_parameters
+    tables = 2 * model.vocab * model.hidden * element
+    routed = model.routed_parameters * BYTES_PER_ELEMENT[model.routed_dtype]
+    budget = device.memory_bytes - tables - dense * element / split.tensor - routed / split.devices
+    return _system(name, plan, split.tensor * budget, model)
+
+
+def _hetero(model: ModelSpec, half: int, name: SystemName) -> System:
+    """`half` GPUs for FC layers and prefill attention, as many Logic-PIM devices for the experts and decode attention.
+
+    Moving queries, keys, values and tokens between the two halves costs nothing beyond the all-reduces: that fits fig. 5(b).
+    With duplicated weights (fig. 5(c)) both halves run experts side by side: the busiest on the GPUs, the rest on
+    Logic-PIM, split where both take equally long, which the paper does not say and which fits. Then the partial sums of
+    the experts' layer lie on all devices.
+    """
+    duplicated = name == "hetero, weights duplicated"
+    split = Parallelism(1, half, half, "tp" if duplicated else "ep")
+    operators = operators_of(model, split, lm_head=False)
+    gpu = paper_device("GPU").compile(operators, split)
+    device = paper_device("logic")
+    pim = device.compile(operators, split)
+    experts = _side_by_side(pim.experts) if duplicated and pim.experts else pim.experts
+    vector = model.hidden * ACTIVATION_BYTES
+    sums = [AllReduce(model.layers, vector, half), AllReduce(model.layers, vector, 2 * half if duplicated else half)]
+    links = LINKS.compile(sums, Parallelism(1, 2 * half, half))
+    plan = replace(gpu, devices=2 * half, units=pim.units, rows=gpu.rows + links, decode=pim.decode, experts=experts)
+    routed = model.routed_parameters * BYTES_PER_ELEMENT[model.routed_dtype]
+    return _system(name, plan, half * device.memory_bytes - routed, model)
+
+
+def _side_by_side(term: ExpertTerm) -> ExpertTerm:
+    """Experts of one group on two units at once, each where true times (not the paper's table) say."""
+    units = tuple(replace(unit, decision=_true_decision(unit)) for unit in term.units)
+    return replace(term, units=units, selection="co_processing", spaces=term.experts)
+
+
+def _true_decision(unit: ExpertUnit) -> tuple[float, float]:
+    """(floor, slope) of a unit's own time: its weights' time, and its time per token when compute-bound."""
+    floor = sum(max(const for const, _ in pieces) for pieces in unit.terms)
+    slope = sum(max(per_token for _, per_token in pieces) for pieces in unit.terms)
+    return float(floor), float(slope)
+
+
+def _system(name: SystemName, plan: CostPlan, kv_budget_bytes: float, model: ModelSpec) -> System:
+    pools = ExpertPools(plan.experts, Routing(), SEED) if plan.experts else None
+    return System(name, plan, pools, kv_budget_bytes, model.kv_bytes_per_token)

@@ -1,0 +1,140 @@
+"""Files of published figures (`{"targets": [...]}`), and what becomes of a figure: a finding."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pimserve.errors import InputError
+
+ToleranceKind = Literal["rel", "abs", "interval"]
+Method = Literal["closed form", "engine", "capacity", "area model"]
+Published = float | tuple[float, float]
+
+_REQUIRED = ("id", "case", "quantity", "published", "tolerance", "tolerance_kind")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One published figure.
+
+    `case` says for which setting it holds; `published` is a number, or the ends of an interval. `where` names the
+    target in errors.
+    """
+
+    id: str
+    case: Mapping[str, Any]
+    quantity: str
+    published: Published
+    tolerance: float
+    tolerance_kind: ToleranceKind
+    provenance: str
+    where: str
+
+    def accepts(self, value: float) -> bool:
+        """Whether `value` is within the tolerance: relative, absolute, or an interval widened relatively."""
+        if isinstance(self.published, tuple):
+            low, high = self.published
+            return low * (1 - self.tolerance) <= value <= high * (1 + self.tolerance)
+        if self.tolerance_kind == "abs":
+            return abs(value - self.published) <= self.tolerance
+        return abs(value / self.published - 1) <= self.tolerance
+
+    def ratio(self, value: float) -> float:
+        """`value` over the published one, or over the nearest end of the interval; 1 inside it."""
+        if isinstance(self.published, tuple):
+            return value / min(max(value, self.published[0]), self.published[1])
+        return value / self.published if self.published else math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A target and what this simulator says. `note` tells how the figure was read and, where it is missed, why."""
+
+    id: str
+    quantity: str
+    case: str
+    published: Published
+    ours: float
+    ratio: float
+    tolerance: float
+    tolerance_kind: ToleranceKind
+    passed: bool
+    method: Method
+    note: str
+
+
+def read_targets(path: Path) -> list[Target]:
+    """Read a file of targets, in its order.
+
+    Raises:
+        InputError: the file cannot be read, is not JSON, or a target is malformed; names file and target.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise InputError(str(path), f"cannot read the targets: {reason}") from None
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{error.lineno}", f"not valid JSON: {error.msg}") from None
+    rows = document.get("targets") if isinstance(document, dict) else None
+    if not isinstance(rows, list) or not rows:
+        raise InputError(str(path), 'must be an object whose key "targets" holds a list of at least one target')
+    targets = [_target(path, number, row) for number, row in enumerate(rows, 1)]
+    seen: set[str] = set()
+    for target in targets:
+        if target.id in seen:
+            raise InputError(target.where, "the id is given twice")
+        seen.add(target.id)
+    return targets
+
+
+def _target(path: Path, number: int, row: object) -> Target:
+    if not isinstance(row, dict):
+        raise InputError(f"{path}: target {number}", "must be an object")
+    name = row.get("id")
+    if not isinstance(name, str) or not name:
+        raise InputError(f"{path}: target {number}", "`id` must be a text")
+    where = f"{path}: target {name}"
+    missing = [key for key in _REQUIRED if key not in row]
+    if missing:
+        raise InputError(where, f"lacks {', '.join(missing)} (needed: {', '.join(_REQUIRED)})")
+    if not isinstance(row["case"], dict):
+        raise InputError(where, "`case` must be an object")
+    if not isinstance(row["quantity"], str):
+        raise InputError(where, "`quantity` must be a text")
+    kind = row["tolerance_kind"]
+    if kind not in get_args(ToleranceKind):
+        raise InputError(where, f"unknown tolerance_kind {kind!r} (known: {', '.join(get_args(ToleranceKind))})")
+    tolerance = row["tolerance"]
+    if not _is_number(tolerance) or tolerance < 0:
+        raise InputError(where, f"`tolerance` must be a number of at least 0 (got {tolerance!r})")
+    published = _published(where, kind, row["published"])
+    return Target(
+        name, row["case"], row["quantity"], published, float(tolerance), kind, str(row.get("provenance", "")), where
+    )
+
+
+def _published(where: str, kind: ToleranceKind, value: object) -> Published:
+    if kind == "interval":
+        if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
+            raise InputError(where, f"`published` of an interval must be [low, high] (got {value!r})")
+        low, high = value
+        if not _is_number(low) or not _is_number(high) or not 0 < low <= high:
+            raise InputError(where, f"`published` must be two numbers with 0 < low <= high (got {value!r})")
+        return float(low), float(high)
+    if not isinstance(value, int | float) or not _is_number(value):
+        raise InputError(where, f"`published` must be a number (got {value!r})")
+    if kind == "rel" and value == 0:
+        raise InputError(where, "`published` must not be 0 where the tolerance is relative")
+    return float(value)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

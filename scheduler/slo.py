@@ -1,0 +1,57 @@
+"""Service-level objectives, and the limits that MLPerf Inference sets."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from pimserve.device_models.quantity import PositiveSeconds
+
+SloPreset = Literal[
+    "mlperf/llama2-70b/server",
+    "mlperf/llama2-70b/interactive",
+    "mlperf/mixtral-8x7b/server",
+    "mlperf/llama3.1-8b/server",
+    "mlperf/llama3.1-8b/interactive",
+    "mlperf/llama3.1-405b/server",
+    "mlperf/llama3.1-405b/interactive",
+    "mlperf/deepseek-r1/server",
+    "mlperf/deepseek-r1/interactive",
+    "mlperf/gpt-oss-120b/server",
+]
+# TTFT and TPOT in s, both at p99; MLPerf Inference rules of 2026-07-23. (The interactive limits of gpt-oss-120b differ
+# between the rules and the checker, so they are left out.)
+_LIMITS = dict(
+    zip(
+        get_args(SloPreset),
+        [(2, 0.2), (0.45, 0.04), (2, 0.2), (2, 0.1), (0.5, 0.03), (6, 0.175), (4.5, 0.08), (2, 0.08), (1.5, 0.015), (3, 0.08)],
+        strict=True,
+    )
+)
+
+
+class SloSpec(BaseModel):
+    """Limits that every good request meets; without a limit everything passes.
+
+    `tpot_s` holds for requests of two tokens or more. A preset fills in what is not given.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    preset: SloPreset | None = None
+    ttft_s: PositiveSeconds | None = Field(None, description="time to first token")
+    tpot_s: PositiveSeconds | None = Field(None, description="mean time per output token after the first")
+    e2e_s: PositiveSeconds | None = Field(None, description="arrival to last token")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("preset") in _LIMITS:
+            ttft, tpot = _LIMITS[values["preset"]]
+            return {"ttft_s": ttft, "tpot_s": tpot, **values}
+        return values
+
+    def limits(self) -> dict[str, float]:
+        """The limits in force, s."""
+        return {name: limit for name in ("ttft_s", "tpot_s", "e2e_s") if (limit := getattr(self, name)) is not None}
