@@ -64,8 +64,8 @@ def place(
     if tokens <= 0:
         raise InputError(
             "cluster",
-            f"{model.name} does not fit: weights take {weights / 1e9:.1f} GB and attention windows {windows / 1e9:.1f} GB "
-            f"of each device's usable {usable / 1e9:.1f} GB ({device.spec.name}, {split.devices} devices); "
+            f"{model.name} does not fit: weights take {weights / 1e9:.1f} GB and attention windows "
+            f"{windows / 1e9:.1f} GB of each device's usable {usable / 1e9:.1f} GB ({device.spec.name}, {split.devices} devices); "
             "use more devices, more tensor parallelism or a smaller model",
         )
     return Replica(plan, tokens, weights, per_token * split.tensor)

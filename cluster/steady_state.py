@@ -1,9 +1,9 @@
 """Steady state of a closed loop under stage batching, in closed form.
 
-Each of B users has one request in the system: Lin prompt tokens, Lout output tokens. A request takes Lout stages, the first
-of which computes its whole prompt, so a stage holds m new prompts with a probability that is binomial in (B, 1 / Lout), and
-B - m decoding requests whose mean context is Lin + Lout / 2 (arXiv 2409.01141 simulates such loops; its fig. 5(a) is
-(1 - 1/Lout)^B). Stages differ further by how tokens fall on experts, of which a pool of outcomes stands.
+Each of B users has one request in the system: Lin prompt tokens, Lout output tokens. A request takes Lout stages, the
+first of which computes its whole prompt. So the number m of new prompts in a stage is binomial in (B, 1 / Lout), beside
+B - m decoding requests with a mean context of Lin + Lout / 2 tokens (arXiv 2409.01141 simulates such loops; its
+fig. 5(a) shows (1 - 1/Lout)^B). Stages differ further by how tokens fall on experts; a pool of outcomes stands for that.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ class SteadyState:
         return _quantile([self.stage(m).duration_s for m in range(len(weights))], weights, quantile)
 
     def t2ft_s(self, quantile: float) -> float:
-        """Quantile of the time to first token: the stage that computes a request's prompt, others' prompts beside it."""
+        """Quantile of the time to first token: the stage of a request's prompt, with others' prompts beside it."""
         others = _binomial(self.loop.requests - 1, 1 / self.loop.output_tokens)
         return _quantile([self.stage(m + 1).duration_s for m in range(len(others))], others, quantile)
 

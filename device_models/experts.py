@@ -45,7 +45,7 @@ class ExpertUnit:
     def table(self, tokens: IntArray) -> NDArray[np.float64]:
         """The decision table's time, in units of one expert's weight read by the first unit; any shape."""
         floor, slope = self.decision
-        return np.maximum(floor, slope * tokens)
+        return np.asarray(np.maximum(floor, slope * tokens))
 
     def dram_pj(self, tokens: IntArray) -> IntArray:
         """DRAM energy of one expert with `tokens` tokens; any shape."""

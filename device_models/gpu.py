@@ -107,7 +107,7 @@ class Gpu:
 
     def flop_per_s(self, dtype: str) -> float:
         """Reachable peak for operands of `dtype`; what has no peak of its own is widened to 16 bit."""
-        peaks: dict[str, float] = dict(self.spec.peak_tflop_per_s)
+        peaks: dict[str, float] = {str(name): peak for name, peak in self.spec.peak_tflop_per_s.items()}
         wide = peaks.get("fp16", peaks.get("bf16", max(peaks.values())))
         return peaks.get(dtype, wide) * 1e12 * self.spec.compute_efficiency
 

@@ -205,6 +205,7 @@ def _attention(model: ModelSpec, p: int) -> list[Operator]:
     kv_element = BYTES_PER_ELEMENT[model.kv_dtype]
     heads = attention.heads // p
     found: list[Operator] = []
+    windows: list[tuple[int, int | None]]
 
     def gemm(name: str, k: int, n: int) -> None:
         found.append(Gemm(name, "fc", model.layers, k, n, dense, model.dense_dtype))
@@ -215,7 +216,7 @@ def _attention(model: ModelSpec, p: int) -> list[Operator]:
         gemm("attention out", heads * attention.head_dim, model.hidden)
         kv_bytes = 2 * kv_heads * attention.head_dim * kv_element
         flops = 4 * heads * attention.head_dim
-        windows = ((model.layers - model.windowed_layers, None), (model.windowed_layers, attention.window_tokens))
+        windows = [(model.layers - model.windowed_layers, None), (model.windowed_layers, attention.window_tokens)]
     else:
         kv_heads = heads  # prefill expands the latent to full heads
         # The latent's down-projections are not split: each device needs the whole latent.
@@ -226,7 +227,7 @@ def _attention(model: ModelSpec, p: int) -> list[Operator]:
         # Decoding attends to the latent itself (absorbed form): all heads share one cache entry per token.
         kv_bytes = attention.kv_elements * kv_element
         flops = 2 * heads * (attention.kv_elements + attention.kv_lora_rank)
-        windows = ((model.layers, None),)
+        windows = [(model.layers, None)]
     for layers, window in windows:
         if layers:
             found.append(DecodeAttention(layers, kv_bytes, flops, window))
@@ -237,7 +238,7 @@ def _attention(model: ModelSpec, p: int) -> list[Operator]:
 
 
 def kv_heads_per_device(model: ModelSpec, p: int) -> int:
-    """Key-value heads that each of `p` tensor-parallel devices holds (copies when there are more devices than heads)."""
+    """KV heads that each of `p` tensor-parallel devices holds: copies, when there are more devices than heads."""
     kv_heads = model.attention.kv_heads if model.attention.kind == "gqa" else 1
     if kv_heads % p and p % kv_heads:
         raise InputError("cluster.tensor_parallel", f"{p} neither divides nor is a multiple of the {kv_heads} KV heads")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
@@ -24,13 +24,13 @@ _SCALES: dict[str, dict[str, float]] = {
     "s": {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0},
     "us": {"ns": 1e-3, "us": 1.0, "ms": 1e3, "s": 1e6},
 }
-_QUANTITY = re.compile(r"([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*([A-Za-z/]+)")
+_QUANTITY = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*([A-Za-z/]+)")
 
 
-def _parser(unit: str) -> Callable[[Any], Any]:
+def _parser(unit: str) -> Callable[[object], object]:
     scales = _SCALES[unit]
 
-    def parse(value: Any) -> Any:
+    def parse(value: object) -> object:
         if isinstance(value, bool):
             raise ValueError(f"a number in {unit} is needed, or a string such as '1 {unit}'")  # noqa: TRY004 pydantic wants ValueError
         if not isinstance(value, str):
@@ -48,15 +48,9 @@ def _parser(unit: str) -> Callable[[Any], Any]:
     return parse
 
 
-def _quantity(unit: str, **limits: float) -> Any:
-    return Annotated[
-        float, BeforeValidator(_parser(unit)), Field(allow_inf_nan=False, json_schema_extra={"x-unit": unit}, **limits)
-    ]
-
-
-GigabytesPerSecond = _quantity("GB/s", gt=0)
-Gigabytes = _quantity("GB", gt=0)
-Teraflops = _quantity("TFLOP/s", gt=0)
-Seconds = _quantity("s", ge=0)
-PositiveSeconds = _quantity("s", gt=0)
-Microseconds = _quantity("us", ge=0)
+GigabytesPerSecond = Annotated[float, BeforeValidator(_parser("GB/s")), Field(gt=0, allow_inf_nan=False)]
+Gigabytes = Annotated[float, BeforeValidator(_parser("GB")), Field(gt=0, allow_inf_nan=False)]
+Teraflops = Annotated[float, BeforeValidator(_parser("TFLOP/s")), Field(gt=0, allow_inf_nan=False)]
+Seconds = Annotated[float, BeforeValidator(_parser("s")), Field(ge=0, allow_inf_nan=False)]
+PositiveSeconds = Annotated[float, BeforeValidator(_parser("s")), Field(gt=0, allow_inf_nan=False)]
+Microseconds = Annotated[float, BeforeValidator(_parser("us")), Field(ge=0, allow_inf_nan=False)]

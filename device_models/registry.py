@@ -42,7 +42,7 @@ def load_device(document: str | Mapping[str, Any], where: str = "device") -> Gpu
         document = {"preset": document}
     if "preset" in document:
         changes = {key: value for key, value in document.items() if key != "preset"}
-        document = _merged(load_device_document(str(document["preset"])), changes)
+        document = merged(load_device_document(str(document["preset"])), changes)
     kind = document.get("kind")
     if not isinstance(kind, str):
         raise InputError(
@@ -55,9 +55,10 @@ def load_device(document: str | Mapping[str, Any], where: str = "device") -> Gpu
         raise validation_error(where, error) from None
 
 
-def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A document with changes laid over it; mappings are merged key by key, anything else is replaced."""
+    result = dict(base)
     for key, value in changes.items():
-        old = merged.get(key)
-        merged[key] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return merged
+        old = result.get(key)
+        result[key] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return result

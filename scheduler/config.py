@@ -37,7 +37,8 @@ class SchedulerSpec(BaseModel):
     def _budget_holds_decodes(self) -> Self:
         if self.batching == "chunked" and self.max_num_batched_tokens < self.max_num_seqs:
             raise ValueError(
-                f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least max_num_seqs ({self.max_num_seqs}): "
+                f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least max_num_seqs "
+                f"({self.max_num_seqs}): "
                 "every running request decodes one token in each step"
             )
         return self

@@ -199,7 +199,7 @@ class Engine:
         self._views["replica"][request] = self.costs.replica
 
     def _grow(self) -> bool:
-        """Allocate the blocks that decoding requests cross into in this step; returns whether any was preempted for it."""
+        """Allocate the blocks that decoding requests cross into in this step; True when one was preempted for it."""
         slot = self.step % self.spec.block_size
         crossings = self._crossings
         preempted = False
@@ -402,7 +402,7 @@ class Engine:
         return heap[0][0] - self.step
 
     def _next_change(self, until_fs: int) -> int:
-        """Time from which a new request could join, or `until_fs`; whoever waits already is blocked until one finishes."""
+        """Time from which a new request could join, or `until_fs`: who waits already is blocked until one finishes."""
         if (
             self._head_fs >= until_fs
             or self._head_fs <= self.clock
@@ -414,7 +414,7 @@ class Engine:
         return self._head_fs
 
     def _steps_with_blocks(self, steps: int) -> tuple[int, int]:
-        """(steps, blocks used then): as many of `steps` steps as the free blocks allow; the first has its blocks already."""
+        """(steps, blocks used then): as many of `steps` as the free blocks allow; the first has its blocks already."""
         size = self.spec.block_size
         free = self.kv_blocks - self._used_blocks
         cycles, rest = divmod(steps - 1, size)

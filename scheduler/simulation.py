@@ -168,8 +168,8 @@ def _window(workload: Workload, warmup_s: float, cooldown_s: float) -> tuple[int
     if end <= start:
         raise InputError(
             "run.warmup_s",
-            f"warm-up ({warmup_s} s) and cool-down ({cooldown_s} s) leave nothing of the {workload.arrival_ps[-1] / PS_PER_S:.3f} s "
-            "in which requests arrive",
+            f"warm-up ({warmup_s} s) and cool-down ({cooldown_s} s) leave nothing of the "
+            f"{workload.arrival_ps[-1] / PS_PER_S:.3f} s in which requests arrive",
         )
     return start, end
 

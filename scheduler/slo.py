@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -25,7 +25,18 @@ SloPreset = Literal[
 _LIMITS = dict(
     zip(
         get_args(SloPreset),
-        [(2, 0.2), (0.45, 0.04), (2, 0.2), (2, 0.1), (0.5, 0.03), (6, 0.175), (4.5, 0.08), (2, 0.08), (1.5, 0.015), (3, 0.08)],
+        [
+            (2, 0.2),
+            (0.45, 0.04),
+            (2, 0.2),
+            (2, 0.1),
+            (0.5, 0.03),
+            (6, 0.175),
+            (4.5, 0.08),
+            (2, 0.08),
+            (1.5, 0.015),
+            (3, 0.08),
+        ],
         strict=True,
     )
 )
@@ -46,7 +57,7 @@ class SloSpec(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_in(cls, values: Any) -> Any:
+    def _fill_in(cls, values: object) -> object:
         if isinstance(values, dict) and values.get("preset") in _LIMITS:
             ttft, tpot = _LIMITS[values["preset"]]
             return {"ttft_s": ttft, "tpot_s": tpot, **values}

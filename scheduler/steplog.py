@@ -163,7 +163,6 @@ class StepLog:
         self._pending_steps = 0
 
     def _digest(self, rows: Rows) -> None:
-        plan = self.costs.plan
         steps = expand(self.costs, rows, self.steps)
         busy = exact_sum(steps.duration_fs)
         if busy != exact_sum(rows.duration_fs):
@@ -201,7 +200,9 @@ class StepLog:
             self.unit_fs[term.unit] += time
             energy = term.energy
             processed = exact_sum((all_tokens if term.rows == "tokens" else rows.outputs) * ran)
-            self.energy_pj[term.category, "dram"] += energy.dram_const * int(ran.sum()) + energy.dram_per_row * processed
+            self.energy_pj[term.category, "dram"] += (
+                energy.dram_const * int(ran.sum()) + energy.dram_per_row * processed
+            )
             self.energy_pj[term.category, "compute"] += energy.compute_per_row * processed
 
     def _count(self, rows: Rows, steps: Steps, begins: IntArray) -> None:

@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 
 from pimserve.cluster.validation.duplex_aggregates import aggregate
-from pimserve.cluster.validation.duplex_case import describe, figure_of
+from pimserve.cluster.validation.duplex_case import describe
 from pimserve.cluster.validation.duplex_notes import notes
 from pimserve.cluster.validation.duplex_quantities import answer
 from pimserve.cluster.validation.targets import Finding, Target, read_targets
@@ -39,7 +39,7 @@ def judge(target: Target) -> Finding:
         tolerance_kind=target.tolerance_kind,
         passed=passed,
         method=found.method,
-        note="; ".join(part for part in (found.note, *notes(target, figure_of(target), passed=passed)) if part),
+        note="; ".join(part for part in (found.note, *notes(target, passed=passed)) if part),
     )
 
 

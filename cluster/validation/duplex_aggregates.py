@@ -16,7 +16,7 @@ from pimserve.cluster.validation.duplex_case import CLUSTERS
 from pimserve.cluster.validation.duplex_quantities import Answer
 from pimserve.cluster.validation.duplex_results import latency, steady
 from pimserve.cluster.validation.duplex_systems import MODELS, SystemName, system_name
-from pimserve.cluster.validation.targets import Method, Target
+from pimserve.cluster.validation.targets import Target
 from pimserve.errors import InputError
 
 # Figs. 11, 14 and 15: Lin = Lout. Latencies (fig. 12) are of GLaM with a batch of 64.
@@ -38,8 +38,9 @@ _STATISTICS: dict[str, Callable[[Iterable[float]], float]] = {
     "mean": fmean,
 }
 _SYSTEM = r"2xGPU|GPU|Duplex\+PE\+ET|Duplex\+PE|Duplex(?: \(no PE\))?|Bank-?PIM"
-_FORMS = "<up-to, max, min or mean> <throughput, energy reduction, reduction of [median, p90, p99] TBT, T2FT or E2E, " + (
-    "or TBT, T2FT or E2E speed-up> <system>/<system>"
+_FORMS = (
+    "<up-to, max, min or mean> <throughput, energy reduction, reduction of [median, p90, p99] TBT, T2FT or E2E, "
+    + ("or TBT, T2FT or E2E speed-up> <system>/<system>")
 )
 
 
@@ -60,35 +61,35 @@ def aggregate(target: Target) -> Answer:
     if statistic is None:
         raise _unknown(target)
     ours, base = _systems(target, text)
-    latency_named = re.search(r"(?:(median|p50|p90|p99) )?(TBT|T2FT|E2E)", text)
-    settings = _settings(text, latency=latency_named is not None)
-    of: Callable[[_Setting], float]
-    method: Method = "closed form"
-    if latency_named is not None:
-        percentile = latency_named[1] if latency_named[1] not in (None, "median") else "p50"
-        reduction = "reduction" in text
-        if not reduction and "speed-up" not in text:
-            raise _unknown(target)
-        method = "engine"
-
-        def of(at: _Setting) -> float:
-            first, second = (_latency(at, name, latency_named[2], percentile) for name in (ours, base))
-            return 1 - first / second if reduction else second / first
-
-    elif "energy reduction" in text:
-
-        def of(at: _Setting) -> float:
-            return 1 - _energy(at, ours) / _energy(at, base)
-
-    elif "throughput" in text:
-
-        def of(at: _Setting) -> float:
-            return _throughput(at, ours) / _throughput(at, base)
-
+    named = re.search(r"(?:(median|p50|p90|p99) )?(TBT|T2FT|E2E)\b", text)
+    gain: Callable[[_Setting], float]
+    if named is not None and ("reduction" in text or "speed-up" in text):
+        gain = _faster(named[2], named[1] or "median", ours, base, as_reduction="reduction" in text)
+    elif named is None and "energy reduction" in text:
+        gain = lambda at: 1 - _energy(at, ours) / _energy(at, base)  # noqa: E731
+    elif named is None and "throughput" in text:
+        gain = lambda at: _throughput(at, ours) / _throughput(at, base)  # noqa: E731
     else:
         raise _unknown(target)
-    value = _STATISTICS[statistic[0]](of(at) for at in settings)
-    return Answer(value, method, f"{statistic[0]} of {len(settings)} settings, {ours} against {base}")
+    settings = _settings(text, of_latency=named is not None)
+    value = _STATISTICS[statistic[0]](gain(at) for at in settings)
+    note = f"{statistic[0]} of {len(settings)} settings, {ours} against {base}"
+    return Answer(value, "closed form" if named is None else "engine", note)
+
+
+def _faster(
+    metric: str, percentile: str, ours: SystemName, base: SystemName, *, as_reduction: bool
+) -> Callable[[_Setting], float]:
+    """How much less a latency is: as a share of the base, or how many times."""
+    statistic = "p50" if percentile == "median" else percentile
+
+    def gain(at: _Setting) -> float:
+        first, second = (
+            latency(at.model, CLUSTERS[at.model], name, at.loop, metric, statistic) for name in (ours, base)
+        )
+        return 1 - first / second if as_reduction else second / first
+
+    return gain
 
 
 def _unknown(target: Target) -> InputError:
@@ -106,11 +107,11 @@ def _systems(target: Target, text: str) -> tuple[SystemName, SystemName]:
     return system_name(pair[1], figure), system_name(pair[2], figure)
 
 
-def _settings(text: str, *, latency: bool) -> list[_Setting]:
-    models = [name for name in MODELS if name in text] or (["GLaM"] if latency else list(_MIXTURES_OF_EXPERTS))
+def _settings(text: str, *, of_latency: bool) -> list[_Setting]:
+    models = [name for name in MODELS if name in text] or (["GLaM"] if of_latency else list(_MIXTURES_OF_EXPERTS))
     batch = re.search(r"\bb(\d+)\b", text)
     length = re.search(r"\b(?:at|L) ?(\d+)\b", text)
-    batches = (int(batch[1]),) if batch else ((64,) if latency else _BATCHES)
+    batches = (int(batch[1]),) if batch else ((64,) if of_latency else _BATCHES)
     return [
         _Setting(model, ClosedLoop(requests, tokens, tokens))
         for model in models
@@ -127,7 +128,3 @@ def _energy(at: _Setting, name: SystemName) -> float:
     state = steady(at.model, CLUSTERS[at.model], name, at.loop)
     assert isinstance(state, SteadyState)  # no aggregate names Duplex-Split
     return sum(state.energy_per_token_j().values())
-
-
-def _latency(at: _Setting, name: SystemName, metric: str, percentile: str) -> float:
-    return latency(at.model, CLUSTERS[at.model], name, at.loop, metric, percentile)

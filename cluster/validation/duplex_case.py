@@ -22,16 +22,13 @@ CLUSTERS = {
     "GLaM": Cluster(1, 8),
     "Grok1": Cluster(2, 8),
 }
-_UNDERSTOOD = ("model", "cluster", "batch", "Lin", "Lout", "system", "baseline", "stage", "qps")
-_OF_OTHER_FIGURES = ("scope", "gemm", "opb", "unit", "operator", "op", "layer", "component")
+_KEYS = ("model", "cluster", "batch", "Lin", "Lout", "system", "baseline", "stage", "qps")
+_KEYS_OF_OTHER_QUANTITIES = ("scope", "gemm", "opb", "unit", "operator", "op", "layer", "component")
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One setting. `unlimited`: the batch is taken as given even where its KV cache would not fit.
-
-    `figure` is the figure that the target belongs to; `ignored` names keys of the case that mean nothing here.
-    """
+    """One setting. `unlimited`: the batch is taken as given even where its KV cache would not fit."""
 
     model: str
     cluster: Cluster
@@ -41,8 +38,6 @@ class Case:
     stage: StageKind | None
     qps: float | None
     unlimited: bool
-    figure: int | None
-    ignored: tuple[str, ...]
 
 
 def read_case(target: Target) -> Case:
@@ -73,8 +68,6 @@ def read_case(target: Target) -> Case:
         stage=stage,
         qps=qps,
         unlimited=re.search(r"(without|no) (a )?(\w+ )?limit|unlimited", text) is not None,
-        figure=figure,
-        ignored=tuple(key for key in case if key not in _UNDERSTOOD + _OF_OTHER_FIGURES),
     )
 
 
@@ -82,6 +75,11 @@ def figure_of(target: Target) -> int | None:
     """Number of the paper's figure that a target belongs to, by its id or its provenance."""
     found = re.match(r"F(\d+)", target.id) or re.search(r"fig\.?\s*(\d+)", target.provenance)
     return int(found[1]) if found else None
+
+
+def ignored_keys(target: Target) -> list[str]:
+    """Keys of a target's case that mean nothing here, and change nothing."""
+    return [key for key in target.case if key not in _KEYS + _KEYS_OF_OTHER_QUANTITIES]
 
 
 def describe(target: Target) -> str:

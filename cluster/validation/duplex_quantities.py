@@ -73,7 +73,9 @@ def answer(target: Target) -> Answer:
 def _throughput_ratio(target: Target, _: re.Match[str]) -> Answer:
     case = read_case(target)
     ours, base = (_steady(case, name) for name in (case.system, case.baseline))
-    return Answer(ours.throughput_tokens_per_s / base.throughput_tokens_per_s, "closed form", _batches(case, ours, base))
+    return Answer(
+        ours.throughput_tokens_per_s / base.throughput_tokens_per_s, "closed form", _batches(case, ours, base)
+    )
 
 
 def _steady(case: Case, name: SystemName) -> SteadyState | SplitState:
@@ -114,7 +116,9 @@ def _time_share(target: Target, match: re.Match[str]) -> Answer:
     case = read_case(target)
     state = _steady(case, case.system)
     if case.stage is None or isinstance(state, SplitState):
-        raise InputError(target.where, "a share of stage time needs case.stage (decoding-only, mixed) of a whole system")
+        raise InputError(
+            target.where, "a share of stage time needs case.stage (decoding-only, mixed) of a whole system"
+        )
     parts = state.stage(0).category_s if case.stage == "decoding-only" else state.mixed_category_s()
     return Answer(parts[part] / sum(parts.values()), "closed form")
 
@@ -194,7 +198,9 @@ def _intensity(target: Target, match: re.Match[str]) -> Answer:
         part = "FC"
     else:
         known = ", ".join(intensity.PARTS)
-        raise InputError(target.where, f"an Op/B needs its operator in the quantity or in case.operator (known: {known})")
+        raise InputError(
+            target.where, f"an Op/B needs its operator in the quantity or in case.operator (known: {known})"
+        )
     nodes, devices = case.cluster
     split = Parallelism(nodes, devices, devices)
     operators = operators_of(load_model(MODELS[case.model]), split, lm_head=False)

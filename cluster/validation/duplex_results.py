@@ -27,7 +27,9 @@ def fitting(model: str, cluster: Cluster, name: SystemName, loop: ClosedLoop, un
     if unlimited or fits >= loop.requests:
         return loop
     if not fits:
-        raise InputError("", f"{name} on {cluster.nodes} x {cluster.devices_per_node} devices holds no request of this length")
+        raise InputError(
+            "", f"{name} on {cluster.nodes} x {cluster.devices_per_node} devices holds no request of this length"
+        )
     return replace(loop, requests=fits)
 
 

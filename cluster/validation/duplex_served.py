@@ -20,7 +20,7 @@ from pimserve.scheduler.slo import SloSpec
 
 _SPREAD = 0.4
 _CUT = 0.95
-_GENERATIONS = 12  # requests served in a closed loop, per user
+_CLOSED_REQUESTS = 3000
 _OPEN_REQUESTS = 2000
 _WARM_UP_SHARE = 0.3
 
@@ -36,7 +36,7 @@ def serve_closed(system: System, loop: ClosedLoop, stage_s: float) -> dict[str, 
     workload = {
         "mode": "closed",
         "concurrency": loop.requests,
-        "num_requests": _GENERATIONS * loop.requests,
+        "num_requests": max(_CLOSED_REQUESTS, 12 * loop.requests),
         "lengths": _lengths(loop),
         "stagger": True,
     }

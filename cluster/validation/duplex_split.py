@@ -28,9 +28,7 @@ class SplitState:
     @cached_property
     def prefill(self) -> Stage:
         """A stage of the prefill half: one prompt."""
-        return stage(
-            self.plan, self.pools, decodes=0, mean_context=0, prompts=1, prompt_tokens=self.loop.input_tokens
-        )
+        return stage(self.plan, self.pools, decodes=0, mean_context=0, prompts=1, prompt_tokens=self.loop.input_tokens)
 
     @cached_property
     def decode(self) -> Stage:

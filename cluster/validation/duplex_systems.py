@@ -42,9 +42,7 @@ SystemName = Literal[
     "Duplex-Split",
 ]
 SYSTEMS: tuple[SystemName, ...] = SystemName.__args__  # type: ignore[attr-defined]
-LINKS = Interconnect(
-    link_gb_per_s=450, link_latency_us=3.0, node_gb_per_s=400, node_latency_us=0.5, dispatch_us=15.0
-)
+LINKS = Interconnect(link_gb_per_s=450, link_latency_us=3.0, node_gb_per_s=400, node_latency_us=0.5, dispatch_us=15.0)
 SEED = 0
 
 _FULL_DUPLEX_FIGURES = (13, 14, 15, 16)  # there, "Duplex" means Duplex+PE+ET
@@ -72,8 +70,8 @@ class Cluster(NamedTuple):
 class System:
     """One system serving one model.
 
-    `kv_budget_bytes` is what weights leave for the KV cache of one data-parallel group, and `spare_requests` is how many
-    requests the system holds beside those in that cache.
+    `kv_budget_bytes` is what weights leave for the KV cache of one data-parallel group, and `spare_requests` is how
+    many requests the system holds beside those in that cache.
     """
 
     name: SystemName
@@ -160,10 +158,10 @@ def _alike(model: ModelSpec, split: Parallelism, name: SystemName) -> System:
 def _hetero(model: ModelSpec, half: int, name: SystemName) -> System:
     """`half` GPUs for FC layers and prefill attention, as many Logic-PIM devices for the experts and decode attention.
 
-    Moving queries, keys, values and tokens between the two halves costs nothing beyond the all-reduces: that fits fig. 5(b).
-    With duplicated weights (fig. 5(c)) both halves run experts side by side: the busiest on the GPUs, the rest on
-    Logic-PIM, split where both take equally long, which the paper does not say and which fits. Then the partial sums of
-    the experts' layer lie on all devices.
+    Moving queries, keys, values and tokens between the halves costs nothing beyond the all-reduces: that fits
+    fig. 5(b). With duplicated weights (fig. 5(c)) both halves run experts side by side: the busiest on the GPUs, the
+    rest on Logic-PIM, divided so that both take equally long. The paper does not say how; this fits. The partial sums
+    of the experts' layer then lie on all devices.
     """
     duplicated = name == "hetero, weights duplicated"
     split = Parallelism(1, half, half, "tp" if duplicated else "ep")

@@ -1,4 +1,4 @@
-"""Energy x delay x area of a GEMM with few rows on the three memory-side units (arXiv 2409.01141, fig. 8), at equal area.
+"""Energy x delay x area of a GEMM with few rows on the three memory-side units (arXiv 2409.01141, fig. 8).
 
 Per weight element: energy is 16 bits over the unit's path, their share of a row activation, and m multiply-accumulates;
 delay is the larger of 16 bits over the unit's bandwidth and m multiply-accumulates over its peak. The paper publishes

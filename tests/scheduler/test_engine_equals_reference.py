@@ -136,5 +136,3 @@ def _comparable(row: tuple[int | str, ...]) -> tuple[int | str, ...]:
     if status == "unfinished":
         return (*row[:6], row[7], status)
     return row
-
-

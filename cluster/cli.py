@@ -1,0 +1,289 @@
+"""The command line. What is heavy is imported by the command that needs it, so that --help is quick.
+
+Results go to standard output, all else to standard error. Exit codes: 0; 1 a published figure is missed; 2 something
+that the user can mend; 70 a fault of pimserve's own; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from pimserve import __version__
+from pimserve.errors import InputError, PimserveError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+app = typer.Typer(
+    help="Simulate serving large language models on clusters of near- and in-memory devices.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+validate = typer.Typer(help="Hold the simulator against published figures.", no_args_is_help=True)
+app.add_typer(validate, name="validate")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"pimserve {__version__}")
+        raise typer.Exit
+
+
+@app.command("run")
+def run_command(
+    scenario: Annotated[
+        Path | None,
+        typer.Argument(help="Scenario (YAML); without it: Mixtral-8x7B on 4 Duplex devices.", show_default=False),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="PATH=VALUE", help="Override a key, such as cluster.replicas=2; repeatable."),
+    ] = None,
+    trace: Annotated[
+        str | None, typer.Option(metavar="FORMAT:PATH", help="Replay a trace, such as azure:trace.csv.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Results folder; default: results/NAME.", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON, and nothing else.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Show no progress and no table, only the results folder's path.")
+    ] = False,
+) -> None:
+    """Simulate a scenario and print what came of it."""
+    from pimserve.cluster.run import run  # noqa: PLC0415
+    from pimserve.cluster.scenario import load_scenario  # noqa: PLC0415
+
+    loaded = load_scenario(scenario, overrides or (), trace)
+    with _progress(shown=not quiet and sys.stderr.isatty()) as progress:
+        summary = run(loaded, out, progress=progress)
+    if as_json:
+        _print_json(summary)
+    elif quiet:
+        typer.echo(summary["results"])
+    else:
+        from pimserve.cluster.render import summary_report  # noqa: PLC0415
+
+        _print(summary_report(summary))
+        return
+    if not quiet:
+        typer.echo(f"results in {summary['results']}", err=True)
+    if summary["saturated"]:
+        from pimserve.cluster.render import saturation_warning  # noqa: PLC0415
+
+        typer.echo(saturation_warning(summary), err=True)
+
+
+@app.command("compare")
+def compare_command(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Results folders, or summary.json files.")],
+    as_json: AsJson = False,
+) -> None:
+    """Print runs side by side, as ratios to the first."""
+    from pimserve.cluster.compare import compare  # noqa: PLC0415
+
+    comparison = compare(runs)
+    if as_json:
+        _print_json(comparison.document())
+        return
+    from pimserve.cluster.render import comparison_report, console  # noqa: PLC0415
+
+    _print(comparison_report(comparison, console(sys.stdout).width))
+
+
+@app.command("models")
+def models_command(
+    name: Annotated[str | None, typer.Argument(help="Show this one in full.", show_default=False)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the models of the catalogue."""
+    from pimserve.cluster.listing import describe_model, model_list  # noqa: PLC0415
+    from pimserve.device_models.catalogue import model_names  # noqa: PLC0415
+
+    _catalogue(name, as_json, model_names, describe_model, model_list)
+
+
+@app.command("devices")
+def devices_command(
+    name: Annotated[str | None, typer.Argument(help="Show this one in full.", show_default=False)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the devices of the catalogue."""
+    from pimserve.cluster.listing import describe_device, device_list  # noqa: PLC0415
+    from pimserve.device_models.catalogue import device_names  # noqa: PLC0415
+
+    _catalogue(name, as_json, device_names, describe_device, device_list)
+
+
+@app.command("schema")
+def schema_command() -> None:
+    """Print the JSON Schema of a scenario."""
+    from pimserve.cluster.scenario import json_schema  # noqa: PLC0415
+
+    _print_json(json_schema())
+
+
+@app.command("export")
+def export_command(
+    run: Annotated[Path, typer.Argument(help="Results folder.")],
+    steps: Annotated[bool, typer.Option("--steps", help="Every step, instead of every request.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write; default: standard output.", show_default=False)
+    ] = None,
+) -> None:
+    """Write a run's requests or steps as CSV."""
+    from pimserve.cluster.export import export_table  # noqa: PLC0415
+
+    what = "steps" if steps else "requests"
+    if out is None:
+        export_table(run, what, sys.stdout)
+        return
+    try:
+        file = out.open("x", encoding="utf-8")
+    except FileExistsError:
+        raise InputError(str(out), "exists already; give another file with --out") from None
+    try:
+        with file:
+            rows = export_table(run, what, file)
+    except BaseException:
+        out.unlink()
+        raise
+    typer.echo(f"{rows:,} {what} in {out}", err=True)
+
+
+@validate.callback()
+def _validate_options() -> None:
+    """Makes `duplex` a command of `validate`, though it is the only one."""
+
+
+@validate.command("duplex")
+def validate_duplex_command(
+    targets: Annotated[
+        Path | None, typer.Option(help="File of targets; default: the built-in list.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Recompute the figures of the Duplex paper (arXiv 2409.01141); exit code 1 if one is missed."""
+    from pimserve.cluster.validation.duplex import validate_duplex  # noqa: PLC0415
+
+    findings = validate_duplex(targets)
+    if as_json:
+        from dataclasses import asdict  # noqa: PLC0415
+
+        _print_json([asdict(found) for found in findings])
+    else:
+        from pimserve.cluster.render import findings_report  # noqa: PLC0415
+
+        _print(findings_report(findings))
+    if not all(found.passed for found in findings):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point of `pimserve`: runs the command, and turns whatever goes wrong into a message and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        # What the terminal cannot show is escaped: a model's title must not end a run.
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has gone; with nothing behind the descriptor the interpreter's last flush stays silent, too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except PimserveError as error:
+        _fail(str(error), 2)
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error), 2)
+    except MemoryError:
+        _fail("out of memory; a smaller workload.num_requests needs less", 2)
+    except Exception as error:  # noqa: BLE001 the last resort: no user is to see a traceback unasked
+        _fail(f"internal error: {type(error).__name__}: {error}; please report it, with what PIMSERVE_DEBUG=1 adds", 70)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    """Called while an exception is handled: print the message, and the traceback if it is wanted, and exit."""
+    if os.environ.get("PIMSERVE_DEBUG"):
+        import traceback  # noqa: PLC0415
+
+        traceback.print_exc()
+    first, *more = message.splitlines() or [""]
+    typer.echo("\n".join([f"error: {first}", *(f"       {line}" for line in more)]), err=True)
+    sys.exit(code)
+
+
+def _catalogue(
+    name: str | None,
+    as_json: bool,
+    names: Callable[[], list[str]],
+    describe: Callable[[str], dict[str, Any]],
+    table: Callable[[list[dict[str, Any]]], RenderableType],
+) -> None:
+    from pimserve.cluster.listing import entry_page  # noqa: PLC0415
+
+    if name is not None:
+        entry = describe(name)
+        _print_json(entry) if as_json else _print(entry_page(entry))
+        return
+    entries = [describe(known) for known in names()]
+    _print_json(entries) if as_json else _print(table(entries))
+
+
+def _print(what: RenderableType) -> None:
+    from pimserve.cluster.render import console  # noqa: PLC0415
+
+    console(sys.stdout).print(what)
+
+
+def _print_json(document: object) -> None:
+    import json  # noqa: PLC0415
+
+    typer.echo(json.dumps(document, indent=2, allow_nan=False))
+
+
+@contextmanager
+def _progress(*, shown: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on standard error that vanishes when done."""
+    if not shown:
+        yield None
+        return
+    import time  # noqa: PLC0415
+
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn  # noqa: PLC0415
+
+    from pimserve.cluster.render import console  # noqa: PLC0415
+
+    # Refreshed by hand: a thread that redraws would take the interpreter from the simulation.
+    columns = ("requests", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console(sys.stderr), transient=True, auto_refresh=False) as bar:
+        task = bar.add_task("", total=None)
+        drawn = 0.0
+
+        def update(left: int, total: int) -> None:
+            nonlocal drawn
+            if time.monotonic() - drawn >= 0.1:
+                bar.update(task, completed=left, total=total, refresh=True)
+                drawn = time.monotonic()
+
+        yield update
+
+
+if __name__ == "__main__":
+    main()

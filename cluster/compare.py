@@ -1,0 +1,209 @@
+"""Runs side by side: their figures as ratios to the first run's, and the settings in which they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pimserve.cluster.results import load_summary
+from pimserve.device_models.catalogue import parse_document
+from pimserve.errors import InputError
+
+Summary = Mapping[str, Any]
+
+LATENCIES = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2e": "E2E", "queue": "queue"}
+_MOMENTS = ("mean", "p50", "p90", "p99")
+# (group, label, path in the summary, unit)
+_FIGURES: tuple[tuple[str, str, str, str], ...] = (
+    ("requests", "requests", "requests.total", ""),
+    ("requests", "finished", "requests.finished", ""),
+    ("requests", "preempted", "requests.preempted", ""),
+    ("throughput", "offered requests/s", "offered_requests_per_s", ""),
+    ("throughput", "requests/s", "throughput.requests_per_s", ""),
+    ("throughput", "output tokens/s", "throughput.output_tokens_per_s", ""),
+    ("throughput", "  per device", "throughput.output_tokens_per_s_per_device", ""),
+    ("throughput", "energy per output token", "energy.joules_per_output_token", "J"),
+    *(
+        (f"latency.{key}", f"{name} {moment}", f"latency_s.{key}.{moment}", "s")
+        for key, name in LATENCIES.items()
+        for moment in _MOMENTS
+    ),
+    ("slo", "SLO attainment", "slo.attainment", "share"),
+    ("slo", "goodput, requests/s", "slo.goodput_requests_per_s", ""),
+    ("load", "batch, mean requests", "batch.mean_requests", ""),
+    ("load", "KV cache in use, mean", "kv.mean_use", "share"),
+    ("load", "KV cache in use, peak", "kv.peak_use", "share"),
+    ("load", "KV cache, tokens", "kv.capacity_tokens", ""),
+    ("busy", "busy share of time", "busy_share", "share"),
+)
+# Runs that differ here did not do the same work, or were not measured alike.
+_UNLIKE = {
+    "model": "model",
+    "workload": "workload",
+    "routing": "routing",
+    "costs": "costs",
+    "slo": "SLO",
+    "simulator": "version",
+}
+SCENARIO_FILE = "scenario.yaml"
+_IGNORED = {"name", "output"}
+_PROSE = {"title", "sources", "published"}
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run that is compared."""
+
+    place: str
+    summary: Summary
+
+    @property
+    def title(self) -> str:
+        """The run's name, and what it ran on."""
+        found = self.summary
+        return f"{found.get('name', '?')}: {found.get('model', '?')} on {found.get('devices', '?')} {found.get('device', '?')}"
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """One figure of every run. `ratios` are to the first run; None where a value is absent or the first is 0.
+
+    `unit` is "s", "J", "share" (of 1), or "" for counts and for rates that the label names.
+    """
+
+    path: str
+    group: str
+    label: str
+    unit: str
+    values: tuple[float | None, ...]
+
+    @property
+    def ratios(self) -> tuple[float | None, ...]:
+        """Each value over the first."""
+        base = self.values[0]
+        return tuple(None if value is None or not base else value / base for value in self.values)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Runs, their figures, and the settings that are not the same in all: path to one value per run."""
+
+    runs: tuple[Run, ...]
+    quantities: tuple[Quantity, ...]
+    differences: Mapping[str, tuple[Any, ...]]
+    unlike: tuple[str, ...]
+
+    def document(self) -> dict[str, Any]:
+        """The comparison as one JSON object."""
+        return {
+            "runs": [
+                {"place": run.place, **{key: run.summary.get(key) for key in ("name", "model", "device", "digest")}}
+                for run in self.runs
+            ],
+            "quantities": {
+                quantity.path: {"values": list(quantity.values), "ratios": list(quantity.ratios)}
+                for quantity in self.quantities
+            },
+            "differences": {path: list(values) for path, values in self.differences.items()},
+            "not_like_for_like": list(self.unlike),
+        }
+
+
+def compare(places: Sequence[Path]) -> Comparison:
+    """Load runs, each a results folder or a summary.json, and compare them with the first.
+
+    Raises:
+        InputError: fewer than two, or one cannot be read.
+    """
+    if len(places) < 2:
+        raise InputError("compare", "needs two runs or more")
+    runs = tuple(Run(str(place), load_summary(place)) for place in places)
+    return compare_runs(runs, _settings(places, runs))
+
+
+def compare_runs(runs: tuple[Run, ...], settings: Sequence[Mapping[str, Any]]) -> Comparison:
+    """Compare loaded runs, of which `settings` says how each was set: nested mappings."""
+    differences = _differing(settings)
+    unlike = {_UNLIKE[path.partition(".")[0]]: None for path in differences if path.partition(".")[0] in _UNLIKE}
+    unlike |= {path.removeprefix("run."): None for path in differences if path.startswith("run.")}
+    return Comparison(runs, tuple(_quantities(runs)), differences, tuple(unlike))
+
+
+def _quantities(runs: Sequence[Run]) -> Iterator[Quantity]:
+    units = dict.fromkeys(unit for run in runs for unit in run.summary.get("unit_busy_share") or {})
+    figures = (*_FIGURES, *(("busy", f"  {unit}", f"unit_busy_share.{unit}", "share") for unit in units))
+    for group, label, path, unit in figures:
+        values = tuple(_number(run.summary, path) for run in runs)
+        if any(value is not None for value in values):
+            yield Quantity(path, group, label, unit, values)
+
+
+def _number(summary: Summary, path: str) -> float | None:
+    found = _at(summary, path)
+    return found if isinstance(found, int | float) and not isinstance(found, bool) else None
+
+
+def _at(summary: Summary, path: str) -> Any:
+    """What is at a dotted path; None where there is nothing, as in a summary of another version."""
+    found: Any = summary
+    for key in path.split("."):
+        if not isinstance(found, Mapping):
+            return None
+        found = found.get(key)
+    return found
+
+
+def _settings(places: Sequence[Path], runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """How each run was set: its whole scenario, or what the summary says where one of the scenarios is missing."""
+    scenarios = [_scenario(place if place.is_dir() else place.parent) for place in places]
+    found = []
+    for run, scenario in zip(runs, scenarios, strict=True):
+        summary = run.summary
+        version = {"simulator": {"version": _at(summary, "simulator.version")}}
+        if None not in scenarios and scenario is not None:
+            found.append({key: value for key, value in scenario.items() if key not in _IGNORED} | version)
+            continue
+        cluster = {key: summary.get(key) for key in ("replicas", "devices_per_replica")}
+        found.append(
+            {
+                "model": {"name": summary.get("model")},
+                "cluster": cluster | (summary.get("parallelism") or {}) | {"device": {"name": summary.get("device")}},
+                "workload": {
+                    "requests": _at(summary, "requests.total"),
+                    "prompt_tokens": _at(summary, "tokens.prompt"),
+                },
+                "slo": _at(summary, "slo.limits"),
+                "run": {"seed": summary.get("seed"), "window": _at(summary, "window")},
+            }
+            | version
+        )
+    return found
+
+
+def _scenario(folder: Path) -> dict[str, Any] | None:
+    file = folder / SCENARIO_FILE
+    return parse_document(file.read_text(encoding="utf-8"), str(file)) if file.is_file() else None
+
+
+def _differing(settings: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]:
+    """Dotted paths whose values are not the same in all. Of a different model or device only the name is listed."""
+    flat = [dict(_flattened(each)) for each in settings]
+    paths = dict.fromkeys(path for each in flat for path in each)
+    values = {path: tuple(each.get(path) for each in flat) for path in paths}
+    differing = {path: found for path, found in values.items() if any(value != found[0] for value in found)}
+    for whole in ("model.", "cluster.device."):
+        if f"{whole}name" in differing:
+            differing = {
+                path: found for path, found in differing.items() if path == f"{whole}name" or not path.startswith(whole)
+            }
+    return differing
+
+
+def _flattened(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flattened(value, f"{above}{key}.")
+        elif key not in _PROSE:
+            yield above + key, value

@@ -1,0 +1,61 @@
+"""Numbers as people read them: three significant digits, a fitting unit, and a dash for what does not apply."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+ABSENT = "-"
+_PREFIXES = ((1.0, ""), (1e-3, "m"), (1e-6, "u"), (1e-9, "n"), (1e-12, "p"))
+
+
+def count(value: int | None) -> str:
+    """A whole number, all its digits."""
+    return ABSENT if value is None else f"{value:,}"
+
+
+def figure(value: float | None) -> str:
+    """Three significant digits, and all digits before the point."""
+    if value is None:
+        return ABSENT
+    rounded = abs(float(f"{value:.2e}"))
+    if rounded == 0:
+        return "0"
+    if rounded < 1e-3:
+        return f"{value:.2e}"
+    return f"{value:,.{max(0, 2 - math.floor(math.log10(rounded)))}f}"
+
+
+def share(value: float | None) -> str:
+    """A share as a percentage; only what is nothing or everything reads 0 % or 100 %."""
+    if value is None:
+        return ABSENT
+    if value in {0, 1}:
+        return f"{value:.0%}".replace("%", " %")
+    if 0 < value < 0.001:
+        return "<0.1 %"
+    if 0.999 < value < 1:
+        return ">99.9 %"
+    return f"{100 * value:.1f} %"
+
+
+def ratio(value: float | None) -> str:
+    """A multiple, such as 1.25x."""
+    return ABSENT if value is None else f"{figure(value)}x"
+
+
+def scale(values: Iterable[float | None], unit: str) -> tuple[float, str]:
+    """The size in `unit` of one scaled unit, and its name, so that the largest value reads 1 or more: (1e-3, "ms")."""
+    largest = max((abs(value) for value in values if value), default=1.0)
+    for size, prefix in _PREFIXES:
+        if largest >= size:
+            return size, prefix + unit
+    return _PREFIXES[-1][0], _PREFIXES[-1][1] + unit
+
+
+def scaled(value: float | None, unit: str) -> str:
+    """One value with the unit that fits it: "18.3 ms"."""
+    if value is None:
+        return ABSENT
+    size, name = scale([value], unit)
+    return f"{figure(value / size)} {name}"

@@ -1,0 +1,131 @@
+"""The catalogue as listed: key figures and sources of models and devices, as data and as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from pimserve.cluster.figures import ABSENT, count, figure
+from pimserve.device_models.catalogue import load_model
+from pimserve.device_models.registry import load_device
+
+Entry = Mapping[str, Any]
+
+
+def describe_model(name: str) -> dict[str, Any]:
+    """A model of the catalogue: its shapes as published, and what follows from them.
+
+    Raises:
+        InputError: no such model.
+    """
+    model = load_model(name)
+    derived = {
+        "parameters": model.parameters,
+        "active_parameters": model.active_parameters,
+        "weight_bytes": model.weight_bytes,
+        "kv_bytes_per_token": model.kv_bytes_per_token,
+        "kv_window_bytes_per_request": model.kv_window_bytes_per_request,
+        "decode_flops_per_token_at_1000": model.flops_per_token(1000),
+        "moe_layers": model.moe_layers,
+        "dense_layers": model.dense_layers,
+    }
+    return {**model.model_dump(mode="json", exclude_none=True), "derived": derived}
+
+
+def describe_device(name: str) -> dict[str, Any]:
+    """A device of the catalogue: its figures, and its units.
+
+    Raises:
+        InputError: no such device.
+    """
+    device = load_device(name)
+    return {**device.spec.model_dump(mode="json", exclude_none=True), "derived": {"units": list(device.units)}}
+
+
+def model_list(entries: Sequence[Entry]) -> RenderableType:
+    """Models, one a row, and their sources."""
+    table = _table("model", "parameters", "active", "weights", "KV/token", "layers", "experts", "context")
+    for entry in entries:
+        derived, moe = entry["derived"], entry.get("moe")
+        table.add_row(
+            entry["name"],
+            f"{figure(derived['parameters'] / 1e9)} B",
+            f"{figure(derived['active_parameters'] / 1e9)} B",
+            f"{figure(derived['weight_bytes'] / 1e9)} GB",
+            f"{figure(derived['kv_bytes_per_token'] / 1e3)} kB",
+            str(entry["layers"]),
+            f"{moe['top_k']} of {moe['experts']}" if moe else ABSENT,
+            count(entry["max_model_len_tokens"]),
+        )
+    return Group(table, "", _sources(entries))
+
+
+def device_list(entries: Sequence[Entry]) -> RenderableType:
+    """Devices, one a row, and their sources."""
+    table = _table("device", "kind", "units", "16-bit TFLOP/s", "memory", "GB/s", "link GB/s", left=3)
+    for entry in entries:
+        peaks = entry.get("peak_tflop_per_s") or {}
+        table.add_row(
+            entry["name"],
+            entry["kind"],
+            ", ".join(entry["derived"]["units"]),
+            figure(peaks.get("bf16", peaks.get("fp16"))),
+            f"{figure(entry['memory_gb'])} GB",
+            figure(entry.get("memory_gb_per_s")),
+            figure(entry.get("link_gb_per_s")),
+        )
+    return Group(table, "", _sources(entries))
+
+
+def entry_page(entry: Entry) -> RenderableType:
+    """One entry in full: every figure, what is derived from them, and the sources."""
+    table = Table.grid(padding=(0, 2, 0, 2))
+    table.add_column()
+    table.add_column(overflow="fold")
+    for key, value in _flattened({key: value for key, value in entry.items() if key not in {"sources", "derived"}}):
+        table.add_row(Text(key), Text(value))
+    derived = Table.grid(padding=(0, 2, 0, 2))
+    for key, value in _flattened(entry["derived"]):
+        derived.add_row(Text(key), Text(value))
+    return Group(
+        Text(f"{entry['name']}: {entry['title']}", style="bold"),
+        table,
+        Text("derived", style="bold"),
+        derived,
+        Text("sources", style="bold"),
+        *(_wrapped(f"- {source}", 2) for source in entry["sources"]),
+    )
+
+
+def _table(*columns: str, left: int = 1) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index < left else "right", overflow="fold")
+    return table
+
+
+def _sources(entries: Sequence[Entry]) -> RenderableType:
+    lines = [_wrapped(f"{entry['name']}: {'; '.join(entry['sources'])}", 2) for entry in entries]
+    return Group(Text("sources", style="bold"), *lines)
+
+
+def _wrapped(text: str, indent: int) -> RenderableType:
+    return Padding(Text(text), (0, 0, 0, indent))
+
+
+def _flattened(document: Entry, above: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted keys and their values as text."""
+    for key, value in document.items():
+        if isinstance(value, Mapping):
+            yield from _flattened(value, f"{above}{key}.")
+        elif isinstance(value, bool):
+            yield above + key, "yes" if value else "no"
+        elif isinstance(value, list):
+            yield above + key, ", ".join(str(item) for item in value)
+        else:
+            yield above + key, f"{value:,.15g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,311 @@
+"""Tables for the terminal: a run's summary, runs side by side, published figures against ours. All fit 80 columns."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import IO, TYPE_CHECKING, Any
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from pimserve.cluster.figures import ABSENT, count, figure, ratio, scale, scaled, share
+
+if TYPE_CHECKING:
+    from pimserve.cluster.compare import Comparison
+    from pimserve.cluster.validation.targets import Finding
+
+Summary = Mapping[str, Any]
+
+_BLOCK_WIDTH = 37
+_FEW_SAMPLES = 1000  # fewer leave less than ten above the 99th percentile
+_MOMENTS = ("mean", "p50", "p90", "p99")
+_NAMES = {
+    "fc": "FC",
+    "attention_prefill": "attention, prefill",
+    "attention_decode": "attention, decode",
+    "moe": "MoE",
+    "xpu": "xPU",
+    "logic_pim": "Logic-PIM",
+    "bank_pim": "Bank-PIM",
+    "bankgroup_pim": "BankGroup-PIM",
+}
+_LATENCIES = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2e": "E2E", "queue": "queue"}
+
+
+def console(file: IO[str]) -> Console:
+    """A console that prints text as it is, with colours only on a terminal."""
+    return Console(file=file, markup=False, highlight=False, emoji=False)
+
+
+def named(key: str) -> str:
+    """What people call a unit or a category of operators."""
+    return _NAMES.get(key, key.replace("_", " "))
+
+
+def summary_report(summary: Summary) -> RenderableType:
+    """The whole report of one run, as `pimserve run` prints it."""
+    parts: list[RenderableType] = [
+        _heading(summary),
+        "",
+        _side_by_side(_requests(summary), _throughput(summary)),
+        "",
+        _latency(summary),
+        "",
+        _side_by_side(_slo(summary), _load(summary)),
+        "",
+        _side_by_side(_units(summary), _where(summary)),
+    ]
+    warning = saturation_warning(summary)
+    if warning is not None:
+        parts += ["", Text(warning, style="bold")]
+    return Group(*parts, "", _simulator(summary))
+
+
+def saturation_warning(summary: Summary) -> str | None:
+    """What to say about a run that was offered more than it can serve."""
+    if not summary["saturated"]:
+        return None
+    queue = summary["queue"]
+    return (
+        f"warning: saturated: {count(queue['at_last_arrival'])} requests waited when the last one arrived, and the queue "
+        f"grew by {figure(queue['growth_per_arrival'])} per arrival; latencies grow with the length of the run"
+    )
+
+
+def _heading(summary: Summary) -> RenderableType:
+    split = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in summary["parallelism"].items())
+    replicas = summary["replicas"]
+    devices = f"{count(summary['devices'])} {summary['device']}"
+    each = f"{replicas} replica{'s' if replicas > 1 else ''} of {summary['devices_per_replica']}"
+    window, requests = summary["window"], summary["requests"]
+    if window["whole_run"]:
+        measured = f"measured: the whole run of {figure(summary['end_s'])} s"
+    else:
+        measured = (
+            f"measured: {figure(window['start_s'])} s to {figure(window['end_s'])} s of {figure(summary['end_s'])} s, "
+            f"in which {count(requests['measured'])} requests arrived"
+        )
+    return Group(
+        Text(f"{summary['name']}: {summary['model']} on {devices}", style="bold"),
+        Text(f"{each} ({split}), seed {summary['seed']}"),
+        Text(measured),
+    )
+
+
+def _block(title: str, rows: Sequence[Sequence[str]], columns: Sequence[str] = ("",)) -> Table:
+    table = Table(box=None, pad_edge=False, width=_BLOCK_WIDTH, header_style="bold")
+    table.add_column(title, ratio=1)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def _side_by_side(left: Table, right: Table) -> Table:
+    grid = Table.grid(padding=(0, 5, 0, 0))
+    grid.add_row(left, right)
+    return grid
+
+
+def _requests(summary: Summary) -> Table:
+    requests = summary["requests"]
+    preempted = count(requests["preempted"])
+    if requests["preemptions"] > requests["preempted"]:
+        preempted = f"{count(requests['preemptions'])} times, {preempted}"
+    rows = [(key, count(requests[key])) for key in ("total", "finished", "rejected", "unfinished")]
+    rows.append(("preempted", preempted))
+    if requests["truncated"]:
+        rows.append(("cut at the longest context", count(requests["truncated"])))
+    return _block("requests", rows)
+
+
+def _throughput(summary: Summary) -> Table:
+    rates = summary["throughput"]
+    rows = [
+        ("requests/s", figure(rates["requests_per_s"])),
+        ("offered requests/s", figure(summary["offered_requests_per_s"])),
+        ("output tokens/s", figure(rates["output_tokens_per_s"])),
+        ("output tokens/s per device", figure(rates["output_tokens_per_s_per_device"])),
+        ("energy per output token", scaled(summary["energy"]["joules_per_output_token"], "J")),
+    ]
+    return _block("throughput and energy", rows)
+
+
+def _latency(summary: Summary) -> RenderableType:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("latency", min_width=8)
+    table.add_column("", min_width=3)
+    for column in (*_MOMENTS, "n"):
+        # A star stands right of the digits, not among them.
+        table.add_column(f"{column} " if column == "p99" else column, justify="right", min_width=9, no_wrap=True)
+    few = False
+    for key, found in summary["latency_s"].items():
+        size, unit = scale([found[moment] for moment in _MOMENTS], "s")
+        cells = [figure(None if found[moment] is None else found[moment] / size) for moment in _MOMENTS]
+        weak = 0 < found["n"] < _FEW_SAMPLES
+        few = few or weak
+        cells[-1] += "*" if weak else " "
+        table.add_row(_LATENCIES.get(key, key), unit if found["n"] else "", *cells, count(found["n"]))
+    if not few:
+        return table
+    return Group(table, Text(f"* of fewer than {_FEW_SAMPLES:,} samples: fewer than ten lie above it", style="dim"))
+
+
+def _slo(summary: Summary) -> Table:
+    slo = summary["slo"]
+    rows = [
+        (f"{key.removesuffix('_s').upper()} <= {scaled(limit, 's')}", share(slo["met"].get(key.removesuffix("_s"))))
+        for key, limit in slo["limits"].items()
+    ]
+    if rows:
+        rows += [
+            ("attainment", share(slo["attainment"])),
+            ("goodput, requests/s", figure(slo["goodput_requests_per_s"])),
+        ]
+    else:
+        rows = [("no limits set", "")]
+    return _block("SLO", rows)
+
+
+def _load(summary: Summary) -> Table:
+    batch, kv = summary["batch"], summary["kv"]
+    rows = [
+        ("batch, mean requests", figure(batch["mean_requests"])),
+        ("steps", count(batch["steps"])),
+        ("steps of decoding only", share(batch["decode_only_share"])),
+        ("KV cache in use, mean", share(kv["mean_use"])),
+        ("KV cache in use, peak", share(kv["peak_use"])),
+        ("KV cache, tokens", count(kv["capacity_tokens"])),
+    ]
+    return _block("load", rows)
+
+
+def _units(summary: Summary) -> Table:
+    rows = [(named(unit), share(busy)) for unit, busy in summary["unit_busy_share"].items()]
+    return _block("busy share of time", [*rows, ("any", share(summary["busy_share"]))])
+
+
+def _where(summary: Summary) -> Table:
+    joules = summary["energy"]["joules"]
+    energy = summary["energy"]["joules_by_category"]
+    rows = [
+        (named(key), share(time), share(sum(energy[key].values()) / joules if joules else None))
+        for key, time in summary["time_share"].items()
+    ]
+    return _block("where it went", rows, ("time", "energy"))
+
+
+def _simulator(summary: Summary) -> RenderableType:
+    speed = summary["simulator"]
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    line = (
+        f"{figure(summary['end_s'])} s in {figure(speed['loop_s'])} s (process {figure(speed['process_s'])} s): "
+        f"{figure(speed['steps_per_s'])} steps/s, {figure(speed['requests_per_s'])} requests/s"
+    )
+    if speed["peak_memory_mb"] is not None:
+        line += f", {figure(speed['peak_memory_mb'])} MB"
+    grid.add_row("simulated", Text(line))
+    # A path is for copying: it is never cut, and breaks only where the terminal ends.
+    grid.add_row("results", Text(str(summary["results"]), overflow="fold"))
+    return grid
+
+
+def comparison_report(comparison: Comparison, width: int) -> RenderableType:
+    """Runs side by side, each with its ratio to the first; as many tables as `width` columns make necessary."""
+    letters = [chr(ord("A") + index) if index < 26 else f"#{index + 1}" for index in range(len(comparison.runs))]
+    legend = Table.grid(padding=(0, 2, 0, 0))
+    for letter, run in zip(letters, comparison.runs, strict=True):
+        legend.add_row(Text(letter, style="bold"), Text(run.title), Text(run.place, overflow="fold"))
+    parts: list[RenderableType] = [legend]
+    others = range(1, len(comparison.runs))
+    each = max(1, (width - 46) // 22)
+    for start in range(0, len(others), each):
+        parts += ["", _comparison_table(comparison, letters, others[start : start + each])]
+    if comparison.differences:
+        parts += ["", _differences(comparison, letters)]
+    return Group(*parts)
+
+
+def _comparison_table(comparison: Comparison, letters: Sequence[str], others: Sequence[int]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("", min_width=24)
+    table.add_column("")
+    table.add_column(letters[0], justify="right", min_width=9, no_wrap=True)
+    for index in others:
+        table.add_column(letters[index], justify="right", min_width=9, no_wrap=True)
+        table.add_column(f"{letters[index]}/{letters[0]}", justify="right", min_width=7, no_wrap=True)
+    previous = comparison.quantities[0].group
+    for quantity in comparison.quantities:
+        if quantity.group != previous:
+            table.add_row()
+            previous = quantity.group
+        size, unit = scale(quantity.values, quantity.unit) if quantity.unit in {"s", "J"} else (1.0, quantity.unit)
+        write = share if quantity.unit == "share" else figure
+
+        def cell(index: int) -> str:
+            value = quantity.values[index]  # noqa: B023 called before the loop goes on
+            return write(None if value is None else value / size)  # noqa: B023
+
+        cells = [cell(0)]
+        for index in others:
+            cells += [cell(index), ratio(quantity.ratios[index])]
+        table.add_row(quantity.label, "" if unit == "share" else unit, *cells)
+    return table
+
+
+def _differences(comparison: Comparison, letters: Sequence[str]) -> RenderableType:
+    title = "note: the runs differ in"
+    if comparison.unlike:
+        title = f"warning: not like for like, the runs differ in {', '.join(comparison.unlike)}"
+    table = Table.grid(padding=(0, 2, 0, 2))
+    table.add_column()
+    for _ in letters:
+        table.add_column(overflow="fold")
+    table.add_row("", *(Text(letter, style="bold") for letter in letters))
+    for key, values in comparison.differences.items():
+        table.add_row(Text(key), *(Text(ABSENT if value is None else str(value)) for value in values))
+    return Group(Text(title, style="bold" if comparison.unlike else ""), table)
+
+
+def findings_report(findings: Sequence[Finding]) -> RenderableType:
+    """Published figures against ours, the misses with their reasons, and the count."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("target", overflow="fold")
+    for column in ("paper", "ours", "ratio", "tolerance"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("")
+    for found in findings:
+        table.add_row(
+            Text(found.id),
+            _published(found),
+            figure(found.ours),
+            figure(found.ratio),
+            _tolerance(found),
+            Text("ok" if found.passed else "missed", style="" if found.passed else "bold"),
+        )
+    parts: list[RenderableType] = [table]
+    missed = [found for found in findings if not found.passed]
+    for found in missed:
+        parts += [
+            "",
+            Text(f"missed: {found.id}", style="bold"),
+            Padding(Text(f"{found.quantity} ({found.case}; {found.method})"), (0, 0, 0, 2)),
+            Padding(Text(found.note or "no reason is known"), (0, 0, 0, 2)),
+        ]
+    methods = ", ".join(f"{number} by {method}" for method, number in Counter(f.method for f in findings).items())
+    verdict = f"{len(findings) - len(missed)} of {len(findings)} figures met ({methods})"
+    return Group(*parts, "", Text(verdict, style="bold"))
+
+
+def _published(found: Finding) -> str:
+    if isinstance(found.published, Sequence):
+        return f"{figure(found.published[0])}..{figure(found.published[1])}"
+    return figure(found.published)
+
+
+def _tolerance(found: Finding) -> str:
+    return f"+-{figure(found.tolerance)}" if found.tolerance_kind == "abs" else f"+-{100 * found.tolerance:g} %"

@@ -1,0 +1,128 @@
+"""The results folder: written whole or not at all, and read back.
+
+scenario.yaml   the scenario as resolved, with all defaults and catalogue entries; running it gives the same bits
+summary.json    the run's figures
+requests.npy    a row per request (numpy structured array; times in ps, -1 for never)
+steps.npy       a row per span of equal steps, `steps` of them; `pimserve export --steps` writes them one by one
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from pimserve.errors import InputError
+from pimserve.scheduler.engine import FS_PER_PS
+from pimserve.scheduler.steplog import IntArray, Rows
+
+SPAN = np.dtype([("replica", np.int32), ("begin_ps", np.int64), *((name, np.int64) for name in Rows._fields)])
+
+
+class SpanFile:
+    """A .npy file of spans that grows while the run goes on."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+        self._rows = 0
+        self._header = self._write_header()
+
+    def _write_header(self) -> int:
+        header = {"descr": npy.dtype_to_descr(SPAN), "fortran_order": False, "shape": (self._rows,)}
+        self._file.seek(0)
+        npy.write_array_header_1_0(self._file, header)  # pads, so that the count can grow
+        return self._file.tell()
+
+    def write(self, replica: int, rows: IntArray, begin_fs: int) -> None:
+        """Append rows (n, columns of Rows) of a replica, the first of which begins at `begin_fs`."""
+        block = np.zeros(len(rows), SPAN)
+        block["replica"] = replica
+        for index, name in enumerate(Rows._fields):
+            block[name] = rows[:, index]
+        before = np.cumsum(block["gap_fs"] + block["duration_fs"]) - block["duration_fs"]
+        block["begin_ps"] = begin_fs // FS_PER_PS + (begin_fs % FS_PER_PS + before) // FS_PER_PS
+        self._file.write(block.tobytes())
+        self._rows += len(block)
+
+    def close(self) -> None:
+        """Finish the file."""
+        if not self._file.closed:
+            if self._write_header() != self._header:
+                raise AssertionError("the header of steps.npy outgrew its place")
+            self._file.close()
+
+
+@contextmanager
+def results_folder(out: Path | None, name: str) -> Iterator[tuple[Path, Path]]:
+    """Yield (folder to write into, folder that it becomes); nothing is left behind when the block fails.
+
+    Args:
+        out: the folder, which must not exist; None for the first free one of results/NAME, results/NAME-2, ...
+        name: of the run.
+    """
+    target = out if out is not None else _free(Path("results") / name)
+    if target.exists():
+        raise InputError(str(target), "exists already; give another folder with --out")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.parent / f".{target.name}.partial-{os.getpid()}"
+        partial.mkdir()
+    except OSError as error:
+        raise InputError(str(target), f"cannot be written: {error.strerror}") from None
+    try:
+        yield partial, target
+        partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _free(base: Path) -> Path:
+    candidate, number = base, 1
+    while candidate.exists():
+        number += 1
+        candidate = base.with_name(f"{base.name}-{number}")
+    return candidate
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Write a document as strict JSON."""
+    path.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def load_summary(path: Path) -> dict[str, Any]:
+    """The summary of a results folder, or of a summary.json.
+
+    Raises:
+        InputError: there is none, or it is not one of ours.
+    """
+    file = path / "summary.json" if path.is_dir() else path
+    try:
+        summary = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(str(path), "no results here: a folder with summary.json is needed") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(str(file), f"cannot be read as a summary: {error}") from None
+    if not isinstance(summary, dict) or "schema_version" not in summary:
+        raise InputError(str(file), "is not a summary that pimserve wrote (no schema_version)")
+    return summary
+
+
+def load_table(run: Path, name: str) -> NDArray[Any]:
+    """A table of a results folder: "requests" or "steps"."""
+    file = run / f"{name}.npy"
+    try:
+        table: NDArray[Any] = np.load(file, mmap_mode="r")
+    except FileNotFoundError:
+        raise InputError(str(run), f"has no {name}.npy") from None
+    except (OSError, ValueError) as error:
+        raise InputError(str(file), f"cannot be read: {error}") from None
+    return table

@@ -1,0 +1,181 @@
+"""Run a scenario in this process and write its results."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from pimserve import __version__
+from pimserve.cluster.placement import Replica, place
+from pimserve.cluster.results import SpanFile, results_folder, write_json
+from pimserve.cluster.scenario import Scenario
+from pimserve.device_models.model import ModelSpec
+from pimserve.device_models.routing import Routing
+from pimserve.errors import InputError
+from pimserve.loadgen.workload import generate
+from pimserve.scheduler.metrics import summarize
+from pimserve.scheduler.simulation import Served, simulate
+
+SCHEMA_VERSION = 1
+Progress = Callable[[int, int], None]
+
+
+def serve(
+    scenario: Scenario, *, span_file: SpanFile | None = None, progress: Progress | None = None
+) -> tuple[dict[str, Any], Served]:
+    """Run a scenario; returns its summary (without results folder and simulator figures) and the run itself.
+
+    Args:
+        scenario: what to run.
+        span_file: takes the executed steps.
+        progress: called now and then with (requests that have left, all requests).
+
+    Raises:
+        InputError: parts of the scenario do not go together.
+    """
+    model, replica, routing = prepare(scenario)
+    split = scenario.cluster.split
+    workload = generate(scenario.workload, scenario.run.seed)
+    total = len(workload.input_tokens)
+    served = simulate(
+        replica.plan,
+        workload,
+        scenario.scheduler,
+        kv_capacity_tokens=replica.kv_capacity_tokens,
+        max_model_len=_max_model_len(scenario, model, replica),
+        replicas=scenario.cluster.replicas,
+        routing=routing,
+        seed=scenario.run.seed,
+        warmup_s=scenario.run.warmup_s,
+        cooldown_s=scenario.run.cooldown_s,
+        max_time_s=scenario.run.max_time_s,
+        write_spans=span_file.write if span_file is not None else None,
+        progress=(lambda left: progress(left, total)) if progress is not None else None,
+    )
+    device = scenario.cluster.device
+    summary = {
+        "schema_version": SCHEMA_VERSION,
+        "name": scenario.name,
+        "model": model.name,
+        "device": device if isinstance(device, str) else str(device.get("preset", device.get("name", "custom"))),
+        "devices": split.devices * scenario.cluster.replicas,
+        "replicas": scenario.cluster.replicas,
+        "devices_per_replica": split.devices,
+        "parallelism": asdict(split),
+        "seed": scenario.run.seed,
+        "workload": workload.description,
+        "trace_rows": {"read": workload.rows_read, "dropped": workload.rows_dropped},
+        "scenario_digest": hashlib.sha256(json.dumps(scenario.resolved(), sort_keys=True).encode()).hexdigest(),
+        "plan_digest": replica.plan.digest(),
+        "weights_gb_per_device": replica.weight_bytes_per_device / 1e9,
+        **summarize(served, scenario.slo, split.devices * scenario.cluster.replicas),
+    }
+    return summary, served
+
+
+def run(scenario: Scenario, out: Path | None = None, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Run a scenario, write its results folder and return the summary.
+
+    Args:
+        scenario: what to run.
+        out: the results folder, which must not exist; None for results/NAME.
+        progress: called now and then with (requests that have left, all requests).
+
+    Raises:
+        InputError: parts of the scenario do not go together, or the folder cannot be written.
+    """
+    with results_folder(out, scenario.name) as (folder, target):
+        span_file = SpanFile(folder / "steps.npy") if scenario.output.steps else None
+        try:
+            summary, served = serve(scenario, span_file=span_file, progress=progress)
+        finally:
+            if span_file is not None:
+                span_file.close()
+        np.save(folder / "requests.npy", served.table.structured())
+        resolved = yaml.dump(scenario.resolved(), Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), sort_keys=False)
+        (folder / "scenario.yaml").write_text(resolved, encoding="utf-8")
+        summary["results"] = str(target)
+        summary["simulator"] = _simulator(summary, served)
+        write_json(folder / "summary.json", summary)
+    return summary
+
+
+def prepare(scenario: Scenario) -> tuple[ModelSpec, Replica, Routing]:
+    """The model, one placed replica of it, and how its tokens choose experts.
+
+    Raises:
+        InputError: parts of the scenario do not go together.
+    """
+    model = scenario.load_model()
+    device = scenario.load_device()
+    scheduler = scenario.scheduler
+    replica = place(
+        model,
+        device,
+        scenario.cluster.split,
+        scenario.interconnect(device),
+        lm_head=scenario.costs.lm_head,
+        memory_utilization=scheduler.memory_utilization,
+        max_num_seqs=scheduler.max_num_seqs,
+    )
+    if model.moe is None and scenario.routing.popularity != "uniform":
+        raise InputError("routing.popularity", f"{model.name} has no routed experts")
+    return model, replica, scenario.routing.for_experts(model.moe.experts if model.moe else 0)
+
+
+def _max_model_len(scenario: Scenario, model: ModelSpec, replica: Replica) -> int:
+    """Longest request: what the scenario asks for, if model and KV cache allow it, else the most that they do."""
+    wanted = scenario.scheduler.max_model_len
+    fits = replica.kv_capacity_tokens // replica.plan.data_parallel
+    if wanted is None:
+        return min(model.max_model_len_tokens, fits)
+    if wanted > model.max_model_len_tokens:
+        raise InputError(
+            "scheduler.max_model_len", f"{wanted} exceeds the {model.max_model_len_tokens} tokens of {model.name}"
+        )
+    if wanted > fits:
+        raise InputError(
+            "scheduler.max_model_len", f"{wanted} exceeds the {fits} tokens that the KV cache holds for a request"
+        )
+    return wanted
+
+
+def _simulator(summary: dict[str, Any], served: Served) -> dict[str, Any]:
+    """Speed of the simulator itself; the only wall-clock figures of a run."""
+    steps, requests = summary["batch"]["steps"], summary["requests"]["total"]
+    loop = max(served.loop_s, 1e-9)
+    return {
+        "loop_s": served.loop_s,
+        "process_s": _process_s(),
+        "steps": steps,
+        "requests": requests,
+        "steps_per_s": steps / loop,
+        "requests_per_s": requests / loop,
+        "output_tokens_per_s": summary["tokens"]["output"] / loop,
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        / (1024 if sys.platform != "darwin" else 2**20),
+        "version": __version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+    }
+
+
+def _process_s() -> float:
+    """Wall-clock seconds since this process started."""
+    try:
+        started = int(Path("/proc/self/stat").read_text(encoding="ascii").rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return time.process_time()  # not Linux: CPU time is the nearest figure at hand
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")

@@ -1,0 +1,251 @@
+"""The scenario document: model, cluster, costs, scheduler, routing, workload, SLO, run and output.
+
+One pydantic schema gives the checks, their messages and the JSON Schema. Units stand in the field names, or in the
+value ("400 GB/s").
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pimserve.cluster.interconnect import Interconnect
+from pimserve.device_models.catalogue import load_model, model_names, parse_document
+from pimserve.device_models.gpu import Gpu
+from pimserve.device_models.model import ModelSpec
+from pimserve.device_models.operators import Parallelism
+from pimserve.device_models.quantity import GigabytesPerSecond, Microseconds, PositiveSeconds, Seconds
+from pimserve.device_models.registry import load_device, merged
+from pimserve.device_models.routing import Routing
+from pimserve.errors import InputError, validation_error
+from pimserve.loadgen.workload import WorkloadSpec, parse_trace_argument
+from pimserve.scheduler.config import SchedulerSpec
+from pimserve.scheduler.slo import SloSpec
+
+Count = Annotated[int, Field(gt=0, le=4096)]
+Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ClusterSpec(_Section):
+    """Devices, how each replica's devices share the model, and the links between them."""
+
+    device: str | dict[str, Any] = Field(
+        "duplex",
+        description="a device of the catalogue, or {preset: NAME, ...changes}, or a full description with `kind`",
+    )
+    replicas: Count = Field(1, description="copies of the model, each on its own devices")
+    nodes: Count = Field(1, description="nodes of one replica")
+    devices_per_node: Count = 4
+    tensor_parallel: Count | None = Field(
+        None, description="devices that split attention and dense layers; default: the devices of a node"
+    )
+    experts: Literal["ep", "tp"] = Field(
+        "ep",
+        description="ep: whole experts spread over all devices; tp: every expert sliced over the devices of a node",
+    )
+    node_gb_per_s: GigabytesPerSecond = Field(50.0, description="bandwidth between nodes, one way per device")
+    node_latency_us: Microseconds = Field(0.5, description="a hop between nodes")
+    dispatch_us: Microseconds = Field(15.0, description="fixed cost of one dispatch or combine of tokens between nodes")
+
+    @property
+    def split(self) -> Parallelism:
+        """How one replica's devices share the model."""
+        return Parallelism(
+            self.nodes, self.devices_per_node, self.tensor_parallel or self.devices_per_node, self.experts
+        )
+
+
+class CostSpec(_Section):
+    """What counts as time beside the layers themselves."""
+
+    lm_head: bool = Field(True, description="the product with the vocabulary (the Duplex paper leaves it out)")
+
+
+class RoutingSpec(_Section):
+    """How tokens choose experts."""
+
+    popularity: Literal["uniform", "zipf", "given"] = "uniform"
+    zipf_exponent: Annotated[float, Field(ge=0, le=10)] | None = Field(None, description="with popularity: zipf")
+    weights: tuple[Weight, ...] | None = Field(None, description="with popularity: given, one weight per expert")
+    mode: Literal["pooled", "exact"] = Field(
+        "pooled", description="pooled: steps pick from outcomes drawn once; exact: every layer of every step is drawn"
+    )
+
+    @model_validator(mode="after")
+    def _parameters_belong(self) -> Self:
+        for popularity, key, value in (
+            ("zipf", "zipf_exponent", self.zipf_exponent),
+            ("given", "weights", self.weights),
+        ):
+            if self.popularity == popularity and value is None:
+                raise ValueError(f"popularity: {popularity} needs {key}")
+            if self.popularity != popularity and value is not None:
+                raise ValueError(f"{key} goes with popularity: {popularity}")
+        return self
+
+    def for_experts(self, experts: int) -> Routing:
+        """Routing among that many experts."""
+        if self.weights is not None and len(self.weights) != experts:
+            raise InputError("routing.weights", f"{len(self.weights)} weights for the model's {experts} experts")
+        return Routing(self.popularity, self.zipf_exponent or 0.0, self.weights or (), self.mode)
+
+
+class RunSpec(_Section):
+    """Seed, what part of the run is measured, and when it stops."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    warmup_s: Seconds = Field(0.0, description="requests that arrive earlier are not measured")
+    cooldown_s: Seconds = Field(
+        0.0, description="nor those that arrive in this time before the last arrival (open loop)"
+    )
+    max_time_s: PositiveSeconds | None = Field(
+        None, description="simulated time after which no step starts; requests then unfinished are SLO misses"
+    )
+
+
+class OutputSpec(_Section):
+    """What the results folder holds."""
+
+    steps: bool = Field(True, description="write steps.npy, the per-step table")
+
+
+class Scenario(_Section):
+    """A model, the cluster that serves it, and the traffic."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] = "mixtral-duplex"
+    model: str | dict[str, Any] = Field(
+        "mixtral-8x7b", description="a model of the catalogue, or {preset: NAME, ...changes}, or a full description"
+    )
+    cluster: ClusterSpec = ClusterSpec()
+    costs: CostSpec = CostSpec()
+    scheduler: SchedulerSpec = SchedulerSpec()
+    routing: RoutingSpec = RoutingSpec()
+    workload: WorkloadSpec = Field(default_factory=lambda: WorkloadSpec.model_validate({}))
+    slo: SloSpec = Field(default_factory=lambda: SloSpec.model_validate({"preset": "mlperf/mixtral-8x7b/server"}))
+    run: RunSpec = RunSpec()
+    output: OutputSpec = OutputSpec()
+
+    def load_model(self) -> ModelSpec:
+        """The model, from the catalogue or as described."""
+        document = self.model
+        if isinstance(document, str):
+            return load_model(document)
+        if "preset" in document:
+            changes = {key: value for key, value in document.items() if key != "preset"}
+            base = load_model(str(document["preset"])).model_dump(mode="json", exclude_defaults=True)
+            document = merged(base, changes)
+        elif "name" not in document:
+            raise InputError(
+                "model", f"needs `preset` (one of {', '.join(model_names())}) or a full description with `name`"
+            )
+        try:
+            return ModelSpec.model_validate(document)
+        except ValidationError as error:
+            raise validation_error("model", error) from None
+
+    def load_device(self) -> Gpu:
+        """The device, from the catalogue or as described."""
+        return load_device(self.cluster.device, "cluster.device")
+
+    def interconnect(self, device: Gpu) -> Interconnect:
+        """Links between the devices."""
+        cluster = self.cluster
+        return Interconnect(
+            link_gb_per_s=device.spec.link_gb_per_s,
+            link_latency_us=device.spec.link_latency_us,
+            node_gb_per_s=cluster.node_gb_per_s,
+            node_latency_us=cluster.node_latency_us,
+            dispatch_us=cluster.dispatch_us,
+        )
+
+    def resolved(self) -> dict[str, Any]:
+        """The scenario with all defaults and catalogue entries written out; it runs the same as this one."""
+        document = self.model_dump(mode="json", exclude_none=True)
+        document["model"] = self.load_model().model_dump(mode="json", exclude_none=True)
+        document["cluster"]["device"] = self.load_device().spec.model_dump(mode="json", exclude_none=True)
+        return document
+
+
+def load_scenario(path: Path | None, overrides: Sequence[str] = (), trace: str | None = None) -> Scenario:
+    """Read a scenario.
+
+    Args:
+        path: YAML file; None for the embedded defaults (Mixtral-8x7B on 4 Duplex devices, Azure-like traffic).
+        overrides: "path=value" each, the value in YAML.
+        trace: "FORMAT:PATH" of a trace to replay in place of the workload's arrivals and lengths.
+
+    Raises:
+        InputError: the file, or a value in it, is not acceptable.
+    """
+    document: dict[str, Any] = {} if path is None else parse_document(_read(path), str(path))
+    if trace is not None:
+        spec = parse_trace_argument(trace).model_dump(mode="json", exclude_none=True)
+        workload = document.get("workload")
+        kept = (
+            {k: v for k, v in workload.items() if k in {"mode", "concurrency", "stagger"}}
+            if isinstance(workload, dict)
+            else {}
+        )
+        document = {**document, "workload": {**kept, "trace": spec}}
+    for override in overrides:
+        document = _override(document, override)
+    try:
+        return Scenario.model_validate(document)
+    except ValidationError as error:
+        raise validation_error("", error) from None
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of the scenario document."""
+    schema = Scenario.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "pimserve scenario"
+    return schema
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(str(path), "no such file") from None
+    except IsADirectoryError:
+        raise InputError(str(path), "is a folder; a scenario is a YAML file") from None
+    except UnicodeDecodeError as error:
+        raise InputError(str(path), f"is not UTF-8 text (byte {error.start}); a scenario is a YAML file") from None
+    except OSError as error:
+        raise InputError(str(path), f"cannot be read: {error.strerror}") from None
+
+
+def _override(document: dict[str, Any], override: str) -> dict[str, Any]:
+    """The document with "path=value" applied; a preset's name on the way becomes {preset: name}."""
+    path, equals, text = override.partition("=")
+    if not equals or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", path.strip()):
+        raise InputError(f"--set {override}", "must be path=value, such as cluster.replicas=2")
+    value = parse_document(f"value: {text}", f"--set {path}")["value"] if "\n" not in text else text
+    changed = dict(document)
+    place = changed
+    *parents, last = path.strip().split(".")
+    for depth, key in enumerate(parents):
+        inner = place.get(key, _default_of(parents[: depth + 1]))
+        if isinstance(inner, str) and key in {"model", "device"}:
+            inner = {"preset": inner}
+        if inner is not None and not isinstance(inner, Mapping):
+            raise InputError(
+                f"--set {override}", f"{'.'.join(parents[: depth + 1])} is a single value, {inner!r}, without keys"
+            )
+        place[key] = place = dict(inner or {})
+    place[last] = value
+    return changed
+
+
+def _default_of(path: list[str]) -> str | None:
+    """What an absent key stands for, where overriding below it must keep that: the default model and device."""
+    return {("model",): "mixtral-8x7b", ("cluster", "device"): "duplex"}.get(tuple(path))
