@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -78,10 +78,10 @@ def run_command(
         from pimserve.cluster.render import summary_report  # noqa: PLC0415
 
         _print(summary_report(summary))
-        return
     if not quiet:
-        typer.echo(f"results in {summary['results']}", err=True)
-    if summary["saturated"]:
+        # Not in the table: a path is for copying, and breaks only where the terminal ends.
+        typer.echo(f"results in {summary['results']}", err=as_json)
+    if summary["saturated"] and (as_json or quiet):
         from pimserve.cluster.render import saturation_warning  # noqa: PLC0415
 
         typer.echo(saturation_warning(summary), err=True)
@@ -147,7 +147,7 @@ def export_command(
     """Write a run's requests or steps as CSV."""
     from pimserve.cluster.export import export_table  # noqa: PLC0415
 
-    what = "steps" if steps else "requests"
+    what: Literal["requests", "steps"] = "steps" if steps else "requests"
     if out is None:
         export_table(run, what, sys.stdout)
         return
@@ -179,7 +179,8 @@ def validate_duplex_command(
     """Recompute the figures of the Duplex paper (arXiv 2409.01141); exit code 1 if one is missed."""
     from pimserve.cluster.validation.duplex import validate_duplex  # noqa: PLC0415
 
-    findings = validate_duplex(targets)
+    with _spinner("recomputing the paper's figures"):
+        findings = validate_duplex(targets)
     if as_json:
         from dataclasses import asdict  # noqa: PLC0415
 
@@ -194,28 +195,44 @@ def validate_duplex_command(
 
 def main() -> None:
     """Entry point of `pimserve`: runs the command, and turns whatever goes wrong into a message and an exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        # What the terminal cannot show is escaped: a model's title must not end a run.
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    _open_streams()
     try:
         try:
             app()
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        # The reader has gone; with nothing behind the descriptor the interpreter's last flush stays silent, too.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _abandon_output()
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
     except PimserveError as error:
         _fail(str(error), 2)
     except OSError as error:
+        _abandon_output()
         _fail(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error), 2)
     except MemoryError:
-        _fail("out of memory; a smaller workload.num_requests needs less", 2)
+        _fail("out of memory: a smaller workload needs less", 2)
     except Exception as error:  # noqa: BLE001 the last resort: no user is to see a traceback unasked
-        _fail(f"internal error: {type(error).__name__}: {error}; please report it, with what PIMSERVE_DEBUG=1 adds", 70)
+        _fail(f"internal error: {type(error).__name__}: {error}\nplease report it, with what PIMSERVE_DEBUG=1 adds", 70)
+
+
+def _open_streams() -> None:
+    """Let both streams take whatever is written: what a terminal cannot show is escaped, a closed one swallows all."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 open to the end
+        else:
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _abandon_output() -> None:
+    """Send what is still buffered for standard output nowhere, else the interpreter complains about it at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, code: int) -> NoReturn:
@@ -224,8 +241,7 @@ def _fail(message: str, code: int) -> NoReturn:
         import traceback  # noqa: PLC0415
 
         traceback.print_exc()
-    first, *more = message.splitlines() or [""]
-    typer.echo("\n".join([f"error: {first}", *(f"       {line}" for line in more)]), err=True)
+    typer.echo("error: " + message.replace("\n", "\n       "), err=True)
     sys.exit(code)
 
 
@@ -247,15 +263,24 @@ def _catalogue(
 
 
 def _print(what: RenderableType) -> None:
-    from pimserve.cluster.render import console  # noqa: PLC0415
+    from pimserve.cluster.render import write  # noqa: PLC0415
 
-    console(sys.stdout).print(what)
+    write(what, sys.stdout)
 
 
 def _print_json(document: object) -> None:
     import json  # noqa: PLC0415
 
     typer.echo(json.dumps(document, indent=2, allow_nan=False))
+
+
+def _spinner(text: str) -> AbstractContextManager[object]:
+    """Something that moves on standard error, if a person looks at it."""
+    if not sys.stderr.isatty():
+        return nullcontext()
+    from pimserve.cluster.render import console  # noqa: PLC0415
+
+    return console(sys.stderr).status(text)
 
 
 @contextmanager

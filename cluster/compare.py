@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pimserve.cluster.figures import named
 from pimserve.cluster.results import load_summary
 from pimserve.device_models.catalogue import parse_document
 from pimserve.errors import InputError
 
 Summary = Mapping[str, Any]
 
-LATENCIES = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2e": "E2E", "queue": "queue"}
+_LATENCIES = ("ttft", "tpot", "itl", "e2e", "queue")
 _MOMENTS = ("mean", "p50", "p90", "p99")
 # (group, label, path in the summary, unit)
 _FIGURES: tuple[tuple[str, str, str, str], ...] = (
@@ -26,8 +27,8 @@ _FIGURES: tuple[tuple[str, str, str, str], ...] = (
     ("throughput", "  per device", "throughput.output_tokens_per_s_per_device", ""),
     ("throughput", "energy per output token", "energy.joules_per_output_token", "J"),
     *(
-        (f"latency.{key}", f"{name} {moment}", f"latency_s.{key}.{moment}", "s")
-        for key, name in LATENCIES.items()
+        (f"latency.{key}", f"{named(key)} {moment}", f"latency_s.{key}.{moment}", "s")
+        for key in _LATENCIES
         for moment in _MOMENTS
     ),
     ("slo", "SLO attainment", "slo.attainment", "share"),
@@ -49,6 +50,7 @@ _UNLIKE = {
 }
 SCENARIO_FILE = "scenario.yaml"
 _IGNORED = {"name", "output"}
+_IGNORED_PATHS = {"slo.preset"}  # what it stands for is written out beside it
 _PROSE = {"title", "sources", "published"}
 
 
@@ -62,8 +64,8 @@ class Run:
     @property
     def title(self) -> str:
         """The run's name, and what it ran on."""
-        found = self.summary
-        return f"{found.get('name', '?')}: {found.get('model', '?')} on {found.get('devices', '?')} {found.get('device', '?')}"
+        name, model, devices, device = (self.summary.get(key, "?") for key in ("name", "model", "devices", "device"))
+        return f"{name}: {model} on {devices} {device}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +134,8 @@ def compare_runs(runs: tuple[Run, ...], settings: Sequence[Mapping[str, Any]]) -
 
 
 def _quantities(runs: Sequence[Run]) -> Iterator[Quantity]:
-    units = dict.fromkeys(unit for run in runs for unit in run.summary.get("unit_busy_share") or {})
-    figures = (*_FIGURES, *(("busy", f"  {unit}", f"unit_busy_share.{unit}", "share") for unit in units))
+    units = dict.fromkeys(unit for run in runs for unit in run.summary.get("unit_busy_share", ()))
+    figures = (*_FIGURES, *(("busy", f"  {named(unit)}", f"unit_busy_share.{unit}", "share") for unit in units))
     for group, label, path, unit in figures:
         values = tuple(_number(run.summary, path) for run in runs)
         if any(value is not None for value in values):
@@ -145,7 +147,7 @@ def _number(summary: Summary, path: str) -> float | None:
     return found if isinstance(found, int | float) and not isinstance(found, bool) else None
 
 
-def _at(summary: Summary, path: str) -> Any:
+def _at(summary: Summary, path: str) -> Any:  # noqa: ANN401 whatever JSON holds
     """What is at a dotted path; None where there is nothing, as in a summary of another version."""
     found: Any = summary
     for key in path.split("."):
@@ -175,7 +177,7 @@ def _settings(places: Sequence[Path], runs: Sequence[Run]) -> list[dict[str, Any
                     "prompt_tokens": _at(summary, "tokens.prompt"),
                 },
                 "slo": _at(summary, "slo.limits"),
-                "run": {"seed": summary.get("seed"), "window": _at(summary, "window")},
+                "run": {"seed": summary.get("seed"), "warmup_s": _at(summary, "window.start_s")},
             }
             | version
         )
@@ -184,13 +186,13 @@ def _settings(places: Sequence[Path], runs: Sequence[Run]) -> list[dict[str, Any
 
 def _scenario(folder: Path) -> dict[str, Any] | None:
     file = folder / SCENARIO_FILE
-    return parse_document(file.read_text(encoding="utf-8"), str(file)) if file.is_file() else None
+    return parse_document(file.read_text(encoding="utf-8", errors="replace"), str(file)) if file.is_file() else None
 
 
 def _differing(settings: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]:
     """Dotted paths whose values are not the same in all. Of a different model or device only the name is listed."""
     flat = [dict(_flattened(each)) for each in settings]
-    paths = dict.fromkeys(path for each in flat for path in each)
+    paths = sorted({path for each in flat for path in each} - _IGNORED_PATHS)
     values = {path: tuple(each.get(path) for each in flat) for path in paths}
     differing = {path: found for path, found in values.items() if any(value != found[0] for value in found)}
     for whole in ("model.", "cluster.device."):

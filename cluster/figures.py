@@ -1,4 +1,4 @@
-"""Numbers as people read them: three significant digits, a fitting unit, and a dash for what does not apply."""
+"""Figures as people read them: three significant digits, a fitting unit, a dash for what does not apply; and names."""
 
 from __future__ import annotations
 
@@ -7,6 +7,21 @@ from collections.abc import Iterable
 
 ABSENT = "-"
 _PREFIXES = ((1.0, ""), (1e-3, "m"), (1e-6, "u"), (1e-9, "n"), (1e-12, "p"))
+
+_NAMES = {
+    "ttft": "TTFT",
+    "tpot": "TPOT",
+    "itl": "ITL",
+    "e2e": "E2E",
+    "fc": "FC",
+    "attention_prefill": "attention, prefill",
+    "attention_decode": "attention, decode",
+    "moe": "MoE",
+    "xpu": "xPU",
+    "logic_pim": "Logic-PIM",
+    "bank_pim": "Bank-PIM",
+    "bankgroup_pim": "BankGroup-PIM",
+}
 
 
 def count(value: int | None) -> str:
@@ -41,7 +56,9 @@ def share(value: float | None) -> str:
 
 def ratio(value: float | None) -> str:
     """A multiple, such as 1.25x."""
-    return ABSENT if value is None else f"{figure(value)}x"
+    if value is None:
+        return ABSENT
+    return f"{value:.2f}x" if 0.1 <= value < 9.995 else f"{figure(value)}x"
 
 
 def scale(values: Iterable[float | None], unit: str) -> tuple[float, str]:
@@ -59,3 +76,8 @@ def scaled(value: float | None, unit: str) -> str:
         return ABSENT
     size, name = scale([value], unit)
     return f"{figure(value / size)} {name}"
+
+
+def named(key: str) -> str:
+    """What people call a latency, a unit or a category of operators."""
+    return _NAMES.get(key, key.replace("_", " "))

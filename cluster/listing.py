@@ -59,7 +59,7 @@ def model_list(entries: Sequence[Entry]) -> RenderableType:
             f"{figure(derived['weight_bytes'] / 1e9)} GB",
             f"{figure(derived['kv_bytes_per_token'] / 1e3)} kB",
             str(entry["layers"]),
-            f"{moe['top_k']} of {moe['experts']}" if moe else ABSENT,
+            f"{moe['top_k']}/{moe['experts']}" if moe else ABSENT,
             count(entry["max_model_len_tokens"]),
         )
     return Group(table, "", _sources(entries))
@@ -67,12 +67,11 @@ def model_list(entries: Sequence[Entry]) -> RenderableType:
 
 def device_list(entries: Sequence[Entry]) -> RenderableType:
     """Devices, one a row, and their sources."""
-    table = _table("device", "kind", "units", "16-bit TFLOP/s", "memory", "GB/s", "link GB/s", left=3)
+    table = _table("device", "units", "16-bit TFLOP/s", "memory", "GB/s", "link GB/s", left=2)
     for entry in entries:
         peaks = entry.get("peak_tflop_per_s") or {}
         table.add_row(
             entry["name"],
-            entry["kind"],
             ", ".join(entry["derived"]["units"]),
             figure(peaks.get("bf16", peaks.get("fp16"))),
             f"{figure(entry['memory_gb'])} GB",
@@ -98,23 +97,23 @@ def entry_page(entry: Entry) -> RenderableType:
         Text("derived", style="bold"),
         derived,
         Text("sources", style="bold"),
-        *(_wrapped(f"- {source}", 2) for source in entry["sources"]),
+        *(_indented(source, 2) for source in entry["sources"]),
     )
 
 
 def _table(*columns: str, left: int = 1) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index < left else "right", overflow="fold")
+        table.add_column(column, justify="left" if index < left else "right", no_wrap=index == 0)
     return table
 
 
 def _sources(entries: Sequence[Entry]) -> RenderableType:
-    lines = [_wrapped(f"{entry['name']}: {'; '.join(entry['sources'])}", 2) for entry in entries]
+    lines = [line for entry in entries for line in (Text(entry["name"]), _indented("; ".join(entry["sources"]), 4))]
     return Group(Text("sources", style="bold"), *lines)
 
 
-def _wrapped(text: str, indent: int) -> RenderableType:
+def _indented(text: str, indent: int) -> RenderableType:
     return Padding(Text(text), (0, 0, 0, indent))
 
 
@@ -127,5 +126,7 @@ def _flattened(document: Entry, above: str = "") -> Iterator[tuple[str, str]]:
             yield above + key, "yes" if value else "no"
         elif isinstance(value, list):
             yield above + key, ", ".join(str(item) for item in value)
+        elif isinstance(value, str):
+            yield above + key, value
         else:
-            yield above + key, f"{value:,.15g}" if isinstance(value, float) else str(value)
+            yield above + key, f"{value:,.15g}"

@@ -65,7 +65,8 @@ def place(
         raise InputError(
             "cluster",
             f"{model.name} does not fit: weights take {weights / 1e9:.1f} GB and attention windows "
-            f"{windows / 1e9:.1f} GB of each device's usable {usable / 1e9:.1f} GB ({device.spec.name}, {split.devices} devices); "
+            f"{windows / 1e9:.1f} GB of each device's usable {usable / 1e9:.1f} GB "
+            f"({device.spec.name}, {split.devices} devices); "
             "use more devices, more tensor parallelism or a smaller model",
         )
     return Replica(plan, tokens, weights, per_token * split.tensor)

@@ -11,7 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from pimserve.cluster.figures import ABSENT, count, figure, ratio, scale, scaled, share
+from pimserve.cluster.figures import ABSENT, count, figure, named, ratio, scale, scaled, share
 
 if TYPE_CHECKING:
     from pimserve.cluster.compare import Comparison
@@ -22,17 +22,6 @@ Summary = Mapping[str, Any]
 _BLOCK_WIDTH = 37
 _FEW_SAMPLES = 1000  # fewer leave less than ten above the 99th percentile
 _MOMENTS = ("mean", "p50", "p90", "p99")
-_NAMES = {
-    "fc": "FC",
-    "attention_prefill": "attention, prefill",
-    "attention_decode": "attention, decode",
-    "moe": "MoE",
-    "xpu": "xPU",
-    "logic_pim": "Logic-PIM",
-    "bank_pim": "Bank-PIM",
-    "bankgroup_pim": "BankGroup-PIM",
-}
-_LATENCIES = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2e": "E2E", "queue": "queue"}
 
 
 def console(file: IO[str]) -> Console:
@@ -40,9 +29,12 @@ def console(file: IO[str]) -> Console:
     return Console(file=file, markup=False, highlight=False, emoji=False)
 
 
-def named(key: str) -> str:
-    """What people call a unit or a category of operators."""
-    return _NAMES.get(key, key.replace("_", " "))
+def write(what: RenderableType, file: IO[str]) -> None:
+    """Print, without the blanks to which tables are padded."""
+    screen = console(file)
+    with screen.capture() as captured:
+        screen.print(what)
+    file.writelines(f"{line.rstrip()}\n" for line in captured.get().splitlines())
 
 
 def summary_report(summary: Summary) -> RenderableType:
@@ -70,8 +62,8 @@ def saturation_warning(summary: Summary) -> str | None:
         return None
     queue = summary["queue"]
     return (
-        f"warning: saturated: {count(queue['at_last_arrival'])} requests waited when the last one arrived, and the queue "
-        f"grew by {figure(queue['growth_per_arrival'])} per arrival; latencies grow with the length of the run"
+        f"warning: saturated: {count(queue['at_last_arrival'])} requests waited when the last one arrived, and the "
+        f"queue grew by {figure(queue['growth_per_arrival'])} per arrival; latencies grow with the length of the run"
     )
 
 
@@ -149,7 +141,7 @@ def _latency(summary: Summary) -> RenderableType:
         weak = 0 < found["n"] < _FEW_SAMPLES
         few = few or weak
         cells[-1] += "*" if weak else " "
-        table.add_row(_LATENCIES.get(key, key), unit if found["n"] else "", *cells, count(found["n"]))
+        table.add_row(named(key), unit if found["n"] else "", *cells, count(found["n"]))
     if not few:
         return table
     return Group(table, Text(f"* of fewer than {_FEW_SAMPLES:,} samples: fewer than ten lie above it", style="dim"))
@@ -157,10 +149,11 @@ def _latency(summary: Summary) -> RenderableType:
 
 def _slo(summary: Summary) -> Table:
     slo = summary["slo"]
-    rows = [
-        (f"{key.removesuffix('_s').upper()} <= {scaled(limit, 's')}", share(slo["met"].get(key.removesuffix("_s"))))
-        for key, limit in slo["limits"].items()
-    ]
+    rows = []
+    for key, limit in slo["limits"].items():
+        size, unit = scale([limit], "s")
+        name = key.removesuffix("_s")
+        rows.append((f"{name.upper()} <= {limit / size:g} {unit}", share(slo["met"].get(name))))
     if rows:
         rows += [
             ("attainment", share(slo["attainment"])),
@@ -201,17 +194,12 @@ def _where(summary: Summary) -> Table:
 
 def _simulator(summary: Summary) -> RenderableType:
     speed = summary["simulator"]
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    line = (
-        f"{figure(summary['end_s'])} s in {figure(speed['loop_s'])} s (process {figure(speed['process_s'])} s): "
+    memory = speed["peak_memory_mb"]
+    process = f"process {figure(speed['process_s'])} s" + ("" if memory is None else f", {figure(memory)} MB")
+    return Text(
+        f"simulated in {figure(speed['loop_s'])} s ({process}): "
         f"{figure(speed['steps_per_s'])} steps/s, {figure(speed['requests_per_s'])} requests/s"
     )
-    if speed["peak_memory_mb"] is not None:
-        line += f", {figure(speed['peak_memory_mb'])} MB"
-    grid.add_row("simulated", Text(line))
-    # A path is for copying: it is never cut, and breaks only where the terminal ends.
-    grid.add_row("results", Text(str(summary["results"]), overflow="fold"))
-    return grid
 
 
 def comparison_report(comparison: Comparison, width: int) -> RenderableType:
@@ -243,7 +231,7 @@ def _comparison_table(comparison: Comparison, letters: Sequence[str], others: Se
         if quantity.group != previous:
             table.add_row()
             previous = quantity.group
-        size, unit = scale(quantity.values, quantity.unit) if quantity.unit in {"s", "J"} else (1.0, quantity.unit)
+        size, unit = scale(quantity.values[:1], quantity.unit) if quantity.unit in {"s", "J"} else (1.0, quantity.unit)
         write = share if quantity.unit == "share" else figure
 
         def cell(index: int) -> str:
@@ -262,7 +250,7 @@ def _differences(comparison: Comparison, letters: Sequence[str]) -> RenderableTy
     if comparison.unlike:
         title = f"warning: not like for like, the runs differ in {', '.join(comparison.unlike)}"
     table = Table.grid(padding=(0, 2, 0, 2))
-    table.add_column()
+    table.add_column(no_wrap=True)
     for _ in letters:
         table.add_column(overflow="fold")
     table.add_row("", *(Text(letter, style="bold") for letter in letters))
@@ -308,4 +296,4 @@ def _published(found: Finding) -> str:
 
 
 def _tolerance(found: Finding) -> str:
-    return f"+-{figure(found.tolerance)}" if found.tolerance_kind == "abs" else f"+-{100 * found.tolerance:g} %"
+    return f"+-{found.tolerance:g}" if found.tolerance_kind == "abs" else f"+-{100 * found.tolerance:g} %"

@@ -3,7 +3,7 @@
 Each of B users has one request in the system: Lin prompt tokens, Lout output tokens. A request takes Lout stages, the
 first of which computes its whole prompt. So the number m of new prompts in a stage is binomial in (B, 1 / Lout), beside
 B - m decoding requests with a mean context of Lin + Lout / 2 tokens (arXiv 2409.01141 simulates such loops; its
-fig. 5(a) shows (1 - 1/Lout)^B). Stages differ further by how tokens fall on experts; a pool of outcomes stands for that.
+fig. 5(a) shows (1 - 1/Lout)^B). Stages differ further by how tokens fall on experts: a pool of outcomes stands for it.
 """
 
 from __future__ import annotations

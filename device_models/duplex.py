@@ -24,7 +24,7 @@ class PimSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field("logic_pim", pattern=r"[a-z][a-z0-9_]*", description="the unit's name in tables and metrics")
+    name: str = Field("logic_pim", pattern=r"^[a-z][a-z0-9_]*$", description="the unit's name in tables and metrics")
     bandwidth_multiple: Annotated[float, Field(gt=0)] = Field(description="of the memory's nominal bandwidth")
     flop_per_byte: Annotated[float, Field(gt=0)] = Field(description="peak compute per nominal byte of its bandwidth")
     dram_efficiency: Share = Field(description="share of its nominal bandwidth that it reaches")

@@ -26,10 +26,16 @@ LINK = "link"
 
 
 class Chunk(NamedTuple):
-    """A piece of a prompt that one step computes: `tokens` new ones after `context` tokens computed before."""
+    """A piece of a prompt that one step computes: `tokens` new ones after `context` tokens computed before.
+
+    A plain pair does as well; the engine makes one per prompt, and pairs are cheaper.
+    """
 
     tokens: int
     context: int
+
+
+ChunkShape = Chunk | tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +97,7 @@ class PrefillAttentionTerm:
     dram: tuple[int, int, int]
     compute_per_pair: int
 
-    def extent(self, chunk: Chunk) -> tuple[int, int, int]:
+    def extent(self, chunk: ChunkShape) -> tuple[int, int, int]:
         """(q, kv, pairs) of a chunk; in a window, kv ends at the window and pairs at window per query token."""
         q, context = chunk
         if self.window_tokens is not None:
@@ -101,10 +107,14 @@ class PrefillAttentionTerm:
             inside = q * q
         return q, context + q, q * context + (inside + q) // 2 if self.causal else q * context + inside
 
-    def cost(self, chunk: Chunk) -> tuple[int, int, int]:
+    def cost(self, chunk: ChunkShape) -> tuple[int, int, int]:
         """(fs, dram pJ, compute pJ) of one chunk."""
         q, kv, pairs = self.extent(chunk)
-        time = max(a * q + b * kv + c * pairs for a, b, c in self.pieces)
+        time = 0
+        for a, b, c in self.pieces:
+            piece = a * q + b * kv + c * pairs
+            if piece > time:
+                time = piece
         a, b, c = self.dram
         return time, a * q + b * kv + c * pairs, self.compute_per_pair * pairs
 
@@ -143,7 +153,7 @@ class CostPlan:
         """
         return sum(term.slope * seen_tokens(term.window_tokens, requests, context) for term in self.decode)
 
-    def busiest_prefill(self, decode_requests: int, chunks: Sequence[Chunk]) -> tuple[int, int]:
+    def busiest_prefill(self, decode_requests: int, chunks: Sequence[ChunkShape]) -> tuple[int, int]:
         """(tokens, prefill attention fs) of the data-parallel group that has most to do.
 
         Decoding requests are spread evenly; a prompt is computed inside one group: the longest first, each by the group
@@ -152,11 +162,11 @@ class CostPlan:
         share = -(-decode_requests // self.data_parallel)
         times = [sum(term.cost(chunk)[0] for term in self.prefill) for chunk in chunks]
         if self.data_parallel == 1 or len(chunks) == 1:
-            return share + sum(chunk.tokens for chunk in chunks), sum(times)
+            return share + sum(tokens for tokens, _ in chunks), sum(times)
         loads = [[0, 0] for _ in range(self.data_parallel)]
         for chunk, time in sorted(zip(chunks, times, strict=True), reverse=True):
             load = min(loads)
-            load[0] += chunk.tokens
+            load[0] += chunk[0]
             load[1] += time
         return share + max(load[0] for load in loads), max(load[1] for load in loads)
 

@@ -11,6 +11,7 @@ many tokens have r picks left; of those a binomial number picks the present expe
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Literal
 
 import numpy as np
@@ -21,7 +22,7 @@ from pimserve.device_models.experts import FEATURES, ExpertTerm, IntArray
 POOL_SIZE = 128  # outcomes per token count; a power of two
 _FINE_TOKENS = 32  # token counts up to this have a pool each; above, 2**_OCTAVE_BITS per octave
 _OCTAVE_BITS = 3
-_LAYER_DRAWS = 2**14  # layer draws x experts of one pool, where all layers of all outcomes would need more
+_LAYER_DRAWS = 2**13  # layer draws x experts of one pool, where all layers of all outcomes would need more
 _LEAST_DRAWS = 256
 _POOL, _EXACT, _RANK = 1, 2, 3  # tags of random streams
 
@@ -106,6 +107,7 @@ class ExpertPools:
         self._pools: dict[int, IntArray] = {}
         self._times: dict[int, list[int]] = {}
         self._prefixes: dict[int, list[int]] = {}
+        self._between: dict[int, tuple[list[int], int, list[int], int]] = {}
 
     def features(self, tokens: IntArray, index: IntArray) -> IntArray:
         """(n, 5): features of outcomes `index` (n,), each below POOL_SIZE, for token counts `tokens` (n,)."""
@@ -124,11 +126,15 @@ class ExpertPools:
 
     def time_fs(self, tokens: int, index: int) -> int:
         """Time of outcome `index` for `tokens` tokens."""
-        low, high = pool_bucket(tokens)
-        at_low = self._pool_times(low)[index]
-        if low == high:
-            return at_low
-        return (at_low * (high - tokens) + self._pool_times(high)[index] * (tokens - low)) // (high - low)
+        found = self._between.get(tokens)
+        if found is None:
+            low, high = pool_bucket(tokens)
+            weights = (high - tokens, tokens - low) if high > low else (1, 0)
+            found = self._between[tokens] = (self._pool_times(low), weights[0], self._pool_times(high), weights[1])
+        at_low, low_weight, at_high, high_weight = found
+        if not high_weight:
+            return at_low[index]
+        return (at_low[index] * low_weight + at_high[index] * high_weight) // (low_weight + high_weight)
 
     def prefix_fs(self, tokens: int) -> list[int]:
         """Summed time of the first i outcomes of the endless repetition of the pool, for i up to twice its size.
@@ -137,8 +143,8 @@ class ExpertPools:
         """
         found = self._prefixes.get(tokens)
         if found is None:
-            time = self.features(np.full(POOL_SIZE, tokens), np.arange(POOL_SIZE))[:, 0]
-            found = self._prefixes[tokens] = [0, *np.cumsum(np.tile(time, 2)).tolist()]
+            times = [self.time_fs(tokens, index) for index in range(POOL_SIZE)]
+            found = self._prefixes[tokens] = list(accumulate(times * 2, initial=0))
         return found
 
     def exact(self, tokens: int, replica: int, step: int) -> IntArray:

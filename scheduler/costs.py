@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimserve.device_models.experts import FEATURES, IntArray
-from pimserve.device_models.plan import Chunk, CostPlan
+from pimserve.device_models.plan import ChunkShape, CostPlan
 from pimserve.device_models.routing import POOL_SIZE, ExpertPools
 
 MAX_SPAN = 65_536  # steps that one log row may stand for
@@ -42,7 +42,7 @@ class ReplicaCosts:
         self.max_span = 1 if self.exact else POOL_SIZE if pools is not None else MAX_SPAN
         self._tokens_fs: dict[int, int] = {}
         self._outputs_fs: dict[int, int] = {}
-        self._chunks: dict[Chunk, tuple[int, int, int]] = {}
+        self._chunks: dict[ChunkShape, tuple[int, int, int]] = {}
         self._drawn: dict[int, IntArray] = {}
 
     def rows_fs(self, tokens: int, outputs: int) -> int:
@@ -55,23 +55,34 @@ class ReplicaCosts:
             by_outputs = self._outputs_fs[outputs] = self.plan.rows_fs(0, outputs)
         return by_tokens + by_outputs
 
-    def prefill(self, decodes: int, chunks: Sequence[Chunk]) -> tuple[int, int, int, int]:
+    def prefill(self, decodes: int, chunks: Sequence[ChunkShape]) -> tuple[int, int, int, int]:
         """(tokens of the busiest group, its prefill attention fs, dram pJ, compute pJ of all groups)."""
         if len(chunks) == 1:
             chunk = chunks[0]
-            return -(-decodes // self.plan.data_parallel) + chunk.tokens, *self._chunk(chunk)
-        found = [self._chunk(chunk) for chunk in chunks]
-        tokens, time = self.plan.busiest_prefill(decodes, chunks)
-        return tokens, time, sum(cost[1] for cost in found), sum(cost[2] for cost in found)
+            time, dram, compute = self._chunks.get(chunk) or self._chunk(chunk)
+            return -(-decodes // self.plan.data_parallel) + chunk[0], time, dram, compute
+        tokens, time, dram, compute = decodes, 0, 0, 0
+        for chunk in chunks:
+            chunk_time, chunk_dram, chunk_compute = self._chunks.get(chunk) or self._chunk(chunk)
+            tokens += chunk[0]
+            time += chunk_time
+            dram += chunk_dram
+            compute += chunk_compute
+        if self.plan.data_parallel > 1:
+            tokens, time = self.plan.busiest_prefill(decodes, chunks)
+        return tokens, time, dram, compute
 
-    def _chunk(self, chunk: Chunk) -> tuple[int, int, int]:
-        """(fs, dram pJ, compute pJ) of a chunk's attention."""
-        found = self._chunks.get(chunk)
-        if found is None:
-            if len(self._chunks) >= _CHUNKS_KEPT:
-                self._chunks.clear()
-            costs = [term.cost(chunk) for term in self.plan.prefill]
-            found = self._chunks[chunk] = (sum(c[0] for c in costs), sum(c[1] for c in costs), sum(c[2] for c in costs))
+    def _chunk(self, chunk: ChunkShape) -> tuple[int, int, int]:
+        """(fs, dram pJ, compute pJ) of a chunk's attention, kept for the next of its kind."""
+        if len(self._chunks) >= _CHUNKS_KEPT:
+            self._chunks.clear()
+        time = dram = compute = 0
+        for term in self.plan.prefill:
+            term_time, term_dram, term_compute = term.cost(chunk)
+            time += term_time
+            dram += term_dram
+            compute += term_compute
+        found = self._chunks[chunk] = (time, dram, compute)
         return found
 
     def experts_prefix(self, tokens: int, step: int) -> tuple[Sequence[int], int]:
@@ -89,7 +100,7 @@ class ReplicaCosts:
             return int(features[0])
         return self.pools.time_fs(tokens, (self.offset + step) % POOL_SIZE)
 
-    def step_fs(self, decodes: int, context: int, chunks: Sequence[Chunk], outputs: int, step: int) -> int:
+    def step_fs(self, decodes: int, context: int, chunks: Sequence[ChunkShape], outputs: int, step: int) -> int:
         """Time of one step; the general form of what the engine sums over spans."""
         plan = self.plan
         tokens, prefill = plan.busiest_prefill(decodes, chunks)
@@ -97,7 +108,7 @@ class ReplicaCosts:
         attention = max(decode, prefill) if plan.overlap_attention else decode + prefill
         experts = 0
         if plan.experts is not None:
-            experts = self.experts_fs(decodes + sum(chunk.tokens for chunk in chunks), step)
+            experts = self.experts_fs(decodes + sum(tokens for tokens, _ in chunks), step)
         return self.rows_fs(tokens, -(-outputs // plan.data_parallel)) + attention + experts
 
     def experts_features(self, tokens: NDArray[np.int64], steps: NDArray[np.int64]) -> IntArray:

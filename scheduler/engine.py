@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from heapq import heappop, heappush
 from typing import Protocol
 
-from pimserve.device_models.plan import Chunk
+from pimserve.device_models.plan import ChunkShape
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.requests import FINISHED, REJECTED, RequestTable
@@ -78,10 +78,17 @@ class Engine:
         self.clock = 0  # fs; start of the next step
         self.step = 0  # number of the next step
         self.finished = 0  # requests that left, finished or rejected
-        self._views = table.views
         self._arrival_ps = table.views["arrival_ps"]
         self._input = table.views["input_tokens"]
         self._output = table.views["output_tokens"]
+        self._replica_of = table.views["replica"]
+        self._first_scheduled_ps = table.views["first_scheduled_ps"]
+        self._first_token_ps = table.views["first_token_ps"]
+        self._finish_ps = table.views["finish_ps"]
+        self._emitted_tokens = table.views["emitted_tokens"]
+        self._status = table.views["status"]
+        self._preemptions = table.views["preemptions"]
+        self._take = sink.span
         self._budget = spec.max_num_batched_tokens if spec.batching == "chunked" else FOREVER
         self._slope = sum(term.slope for term in costs.plan.decode if term.window_tokens is None)
         self._windowed = [(t.slope, t.window_tokens) for t in costs.plan.decode if t.window_tokens is not None]
@@ -94,7 +101,7 @@ class Engine:
         # Running requests in admission order: the step at whose start it will have finished, or 0 while in prefill.
         self._running: dict[int, int] = {}
         self._emitted: dict[int, int] = {}  # tokens of preempted requests
-        self._partial: list[int] | None = None  # [request, prefill length, computed]
+        self._partial: tuple[int, int, int] | None = None  # request, prefill length, computed
         self._decodes = 0
         self._context = 0  # sum over decoding requests of the tokens that they attend to in the next step
         self._used_blocks = 0
@@ -146,20 +153,19 @@ class Engine:
                     gap = self._head_fs - self.clock
                     self.clock = self._head_fs
             preempted = self._grow() if self._decodes else False
-            if self._head_fs <= self.clock or self._preempted or self._partial is not None:
-                chunks, completed = self._schedule(preempted)
-                if chunks:
-                    self._mixed_step(gap, chunks, completed)
-                    continue
-            self._decode_span(until_fs, single=preempted)
+            if not (self._head_fs <= self.clock or self._partial is not None or self._preempted) or not (
+                self._prompt_step(gap, preempted)
+            ):
+                self._decode_span(until_fs, single=preempted)
 
     def _blocks(self, tokens: int) -> int:
         return -(-tokens // self.spec.block_size)
 
     def _next_head(self) -> None:
         """Find the next request of the inbox that can be served at all; those that cannot are rejected on the way."""
-        while self._next_in < len(self.inbox):
-            request = self.inbox[self._next_in]
+        inbox, count = self.inbox, len(self.inbox)
+        while self._next_in < count:
+            request = inbox[self._next_in]
             self._next_in += 1
             if self._input[request] < self.max_model_len:
                 self._head = request
@@ -195,8 +201,8 @@ class Engine:
             self.finished += 1
 
     def _reject(self, request: int) -> None:
-        self._views["status"][request] = REJECTED
-        self._views["replica"][request] = self.costs.replica
+        self._status[request] = REJECTED
+        self._replica_of[request] = self.costs.replica
 
     def _grow(self) -> bool:
         """Allocate the blocks that decoding requests cross into in this step; True when one was preempted for it."""
@@ -225,10 +231,11 @@ class Engine:
             held = prompt + emitted
             self._partial = None
         self._emitted[request] = emitted
-        self._views["emitted_tokens"][request] = emitted
-        self._views["preemptions"][request] += 1
+        self._emitted_tokens[request] = emitted
+        self._preemptions[request] += 1
         self._used_blocks -= self._blocks(held)
-        self._reserved_blocks -= self._blocks(prompt + output)
+        if self._reserved_blocks:
+            self._reserved_blocks -= self._blocks(prompt + output)
         self._preempted.appendleft(request)
 
     def _cross(self, held: int, change: int) -> None:
@@ -238,59 +245,69 @@ class Engine:
         self._crossings[slot] += change
         self._crossings[slot + block_size] += change
 
-    def _schedule(self, preempted: bool) -> tuple[list[Chunk], list[int]]:
+    def _schedule(self, preempted: bool) -> tuple[list[ChunkShape], list[int]]:
         """Chunks of prompts in this step, and the requests whose prompt is complete with it."""
-        chunks: list[Chunk] = []
+        chunks: list[ChunkShape] = []
         completed: list[int] = []
-        spec = self.spec
+        running, clock, block_size = self._running, self.clock, self.spec.block_size
         budget = self._budget - self._decodes
         if self._partial is not None and budget > 0:
             request, length, computed = self._partial
             budget = self._chunk(chunks, completed, request, length, computed, budget)
         if preempted:
             return chunks, completed
-        while budget > 0 and len(self._running) < spec.max_num_seqs:
+        oracle, most = self.spec.kv_admission == "oracle", self.spec.max_num_seqs
+        while budget > 0 and len(running) < most:
             if self._preempted:
                 request = self._preempted[0]
-            elif self._head_fs <= self.clock:
+                length = self._input[request] + self._emitted.get(request, 0)
+            elif self._head_fs <= clock:
                 request = self._head
+                length = self._input[request]
             else:
                 break
-            prompt = self._input[request]
-            length = prompt + self._emitted.get(request, 0) if self._emitted else prompt
-            blocks = self._blocks(length)
-            reserved = self._blocks(prompt + self._output[request])
+            blocks = -(-length // block_size)
             if blocks > self.kv_blocks - self._used_blocks:
                 break
-            if spec.kv_admission == "oracle" and reserved > self.kv_blocks - self._reserved_blocks:
-                break
+            if oracle:
+                reserved = self._blocks(self._input[request] + self._output[request])
+                if reserved > self.kv_blocks - self._reserved_blocks:
+                    break
+                self._reserved_blocks += reserved
             if self._preempted:
                 self._preempted.popleft()
             else:
-                self._views["replica"][request] = self.costs.replica
-                self._views["first_scheduled_ps"][request] = self.clock // FS_PER_PS
+                self._replica_of[request] = self.costs.replica
+                self._first_scheduled_ps[request] = clock // FS_PER_PS
                 self._next_head()
             self._used_blocks += blocks
-            self._reserved_blocks += reserved
-            self._running[request] = 0
-            budget = self._chunk(chunks, completed, request, length, 0, budget)
+            running[request] = 0
+            if length <= budget:  # the usual case of _chunk
+                chunks.append((length, 0))
+                completed.append(request)
+                budget -= length
+            else:
+                budget = self._chunk(chunks, completed, request, length, 0, budget)
         return chunks, completed
 
     def _chunk(
-        self, chunks: list[Chunk], completed: list[int], request: int, length: int, computed: int, budget: int
+        self, chunks: list[ChunkShape], completed: list[int], request: int, length: int, computed: int, budget: int
     ) -> int:
         """Compute what the budget allows of a prompt; returns the budget left."""
         tokens = min(length - computed, budget)
-        chunks.append(Chunk(tokens, computed))
+        chunks.append((tokens, computed))
         if computed + tokens == length:
             completed.append(request)
             self._partial = None
         else:
-            self._partial = [request, length, computed + tokens]
+            self._partial = (request, length, computed + tokens)
         return budget - tokens
 
-    def _mixed_step(self, gap: int, chunks: list[Chunk], completed: list[int]) -> None:
-        """One step with prompts in it."""
+    def _prompt_step(self, gap: int, preempted: bool) -> bool:
+        """One step with prompts in it; False when none can be computed now."""
+        chunks, completed = self._schedule(preempted)
+        if not chunks:
+            return False
         costs = self.costs
         plan = costs.plan
         decodes, context, used = self._decodes, self._context, self._used_blocks
@@ -299,67 +316,68 @@ class Engine:
         decode = self._slope * context
         for slope, window in self._windowed:
             decode += slope * min(context, window * decodes)
-        attention = max(decode, prefill) if plan.overlap_attention else decode + prefill
-        duration = costs.rows_fs(busiest, -(-outputs // plan.data_parallel)) + attention
-        tokens = chunks[0].tokens if len(chunks) == 1 else sum(chunk.tokens for chunk in chunks)
+        if plan.overlap_attention:
+            duration = decode if decode > prefill else prefill
+        else:
+            duration = decode + prefill
+        duration += costs.rows_fs(busiest, -(-outputs // plan.data_parallel))
+        tokens = chunks[0][0] if len(chunks) == 1 else sum([chunk[0] for chunk in chunks])
         if plan.experts is not None:
             duration += costs.experts_fs(decodes + tokens, self.step)
-        self.sink.span(
-            (
-                *(gap, 1, decodes, context, tokens, len(chunks), outputs, busiest),
-                *(prefill, dram, compute, used, used, duration),
-            )
+        self._take(
+            (gap, 1, decodes, context, tokens, len(chunks), outputs, busiest)
+            + (prefill, dram, compute, used, used, duration)
         )
-        self._pass(1, duration)
-        for request in completed:
-            self._emit_first(request)
-
-    def _pass(self, steps: int, duration: int) -> None:
-        """Let `steps` steps go by; requests that then have all their tokens leave."""
-        self.clock += duration
-        self.step = step = self.step + steps
-        self._context += steps * self._decodes
+        self.clock = now = self.clock + duration
+        self.step = step = self.step + 1
+        self._context += decodes
         self._left_last = 0
         heap = self._finish_heap
+        if heap and heap[0][0] <= step:
+            self._retire()
+        block_size, crossings = self.spec.block_size, self._crossings
+        for request in completed:  # each emits a token, and decodes from the next step on
+            emitted = self._emitted.pop(request, 0) + 1 if self._emitted else 1
+            if emitted == 1:
+                self._first_token_ps[request] = now // FS_PER_PS
+            if self._preempted_at and request in self._preempted_at:
+                self.sink.resumed(now - self._preempted_at.pop(request), now)
+            left = self._output[request] - emitted
+            held = self._input[request] + emitted - 1
+            if not left:
+                self._finish(request, held)
+                continue
+            self._decodes += 1
+            self._context += held + 1
+            slot = (step - held) % block_size
+            crossings[slot] += 1
+            crossings[slot + block_size] += 1
+            self._running[request] = finish_step = step + left
+            heappush(heap, (finish_step, request))
+        return True
+
+    def _retire(self) -> None:
+        """Requests that have all their tokens by now leave."""
+        heap, step, running = self._finish_heap, self.step, self._running
         while heap and heap[0][0] <= step:
             finish_step, request = heappop(heap)
-            if self._running.get(request) == finish_step:  # else it was preempted since
-                total = self._input[request] + self._output[request]
+            if running.get(request) == finish_step:  # else it was preempted since
+                held = self._input[request] + self._output[request] - 1
                 self._decodes -= 1
-                self._context -= total
-                self._cross(total - 1, -1)
-                self._finish(request)
+                self._context -= held + 1
+                self._cross(held, -1)
+                self._finish(request, held)
 
-    def _emit_first(self, request: int) -> None:
-        """A prompt is complete: it emits a token, and decodes from the next step on."""
-        emitted = 1
-        if self._emitted and request in self._emitted:
-            emitted += self._emitted.pop(request)
-        if emitted == 1:
-            self._views["first_token_ps"][request] = self.clock // FS_PER_PS
-        if self._preempted_at and request in self._preempted_at:
-            self.sink.resumed(self.clock - self._preempted_at.pop(request), self.clock)
-        left = self._output[request] - emitted
-        if not left:
-            self._finish(request)
-            return
-        held = self._input[request] + emitted - 1
-        self._decodes += 1
-        self._context += held + 1
-        self._cross(held, 1)
-        self._running[request] = finish_step = self.step + left
-        heappush(self._finish_heap, (finish_step, request))
-
-    def _finish(self, request: int) -> None:
-        prompt, output = self._input[request], self._output[request]
-        views = self._views
+    def _finish(self, request: int, held: int) -> None:
+        """A request that holds `held` KV tokens leaves."""
         del self._running[request]
-        self._used_blocks -= self._blocks(prompt + output - 1)
-        self._reserved_blocks -= self._blocks(prompt + output)
+        self._used_blocks -= -(-held // self.spec.block_size)
+        if self._reserved_blocks:
+            self._reserved_blocks -= self._blocks(held + 1)
         now = self.clock // FS_PER_PS
-        views["finish_ps"][request] = now
-        views["emitted_tokens"][request] = output
-        views["status"][request] = FINISHED
+        self._finish_ps[request] = now
+        self._emitted_tokens[request] = self._output[request]
+        self._status[request] = FINISHED
         self._leave(now)
 
     def _decode_span(self, until_fs: int, *, single: bool) -> None:
@@ -367,7 +385,10 @@ class Engine:
         costs = self.costs
         plan = costs.plan
         decodes, context = self._decodes, self._context
-        steps = 1 if single else min(self._steps_to_finish(), costs.max_span)
+        most = costs.max_span
+        steps = 1 if single else self._steps_to_finish()
+        if steps > most:
+            steps = most
         share = -(-decodes // plan.data_parallel)
         base, slope = costs.rows_fs(share, share), self._slope
         for term_slope, window in self._windowed:
@@ -380,9 +401,11 @@ class Engine:
         # The time of n steps: base, a context that grows by `decodes` a step, and the experts' next n outcomes.
         base += slope * context
         growth = slope * decodes
-        experts, at = costs.experts_prefix(decodes, self.step) if plan.experts is not None else ((), 0)
         duration = steps * base + growth * (steps * (steps - 1) // 2)
-        if experts:
+        experts: Sequence[int] = ()
+        at = 0
+        if plan.experts is not None:
+            experts, at = costs.experts_prefix(decodes, self.step)
             duration += experts[at + steps] - experts[at]
         if steps > 1:
             limit = self._next_change(until_fs) - self.clock
@@ -390,9 +413,14 @@ class Engine:
                 limit = min(limit, _SPAN_FS_LIMIT)
                 steps, duration = _first_reaching(limit, steps, duration, base, growth, experts, at)
                 steps, used = self._steps_with_blocks(steps)
-        begin, self._used_blocks = self._used_blocks, used
-        self.sink.span((0, steps, decodes, context, 0, 0, decodes, share, 0, 0, 0, begin, used, duration))
-        self._pass(steps, duration)
+        self._take((0, steps, decodes, context, 0, 0, decodes, share, 0, 0, 0, self._used_blocks, used, duration))
+        self._used_blocks = used
+        self.clock += duration
+        self.step += steps
+        self._context = context + steps * decodes
+        self._left_last = 0
+        if self._finish_heap[0][0] <= self.step:
+            self._retire()
 
     def _steps_to_finish(self) -> int:
         """Steps until the first decoding request has all its tokens."""
