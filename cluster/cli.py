@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -35,13 +34,19 @@ app.add_typer(validate, name="validate")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
-@app.callback()
-def _options(
-    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version.")] = False,
-) -> None:
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         typer.echo(f"pimserve {__version__}")
         raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options before the command."""
 
 
 @app.command("run")
@@ -64,11 +69,12 @@ def run_command(
     ] = False,
 ) -> None:
     """Simulate a scenario and print what came of it."""
+    from pimserve.cluster.progress import progress_bar  # noqa: PLC0415
     from pimserve.cluster.run import run  # noqa: PLC0415
     from pimserve.cluster.scenario import load_scenario  # noqa: PLC0415
 
     loaded = load_scenario(scenario, overrides or (), trace)
-    with _progress(shown=not quiet and sys.stderr.isatty()) as progress:
+    with progress_bar(shown=not quiet) as progress:
         summary = run(loaded, out, progress=progress)
     if as_json:
         _print_json(summary)
@@ -89,7 +95,7 @@ def run_command(
 
 @app.command("compare")
 def compare_command(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Results folders, or summary.json files.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Results folders, or summary.json files.")],
     as_json: AsJson = False,
 ) -> None:
     """Print runs side by side, as ratios to the first."""
@@ -177,9 +183,10 @@ def validate_duplex_command(
     as_json: AsJson = False,
 ) -> None:
     """Recompute the figures of the Duplex paper (arXiv 2409.01141); exit code 1 if one is missed."""
+    from pimserve.cluster.progress import spinner  # noqa: PLC0415
     from pimserve.cluster.validation.duplex import validate_duplex  # noqa: PLC0415
 
-    with _spinner("recomputing the paper's figures"):
+    with spinner("recomputing the paper's figures"):
         findings = validate_duplex(targets)
     if as_json:
         from dataclasses import asdict  # noqa: PLC0415
@@ -272,42 +279,6 @@ def _print_json(document: object) -> None:
     import json  # noqa: PLC0415
 
     typer.echo(json.dumps(document, indent=2, allow_nan=False))
-
-
-def _spinner(text: str) -> AbstractContextManager[object]:
-    """Something that moves on standard error, if a person looks at it."""
-    if not sys.stderr.isatty():
-        return nullcontext()
-    from pimserve.cluster.render import console  # noqa: PLC0415
-
-    return console(sys.stderr).status(text)
-
-
-@contextmanager
-def _progress(*, shown: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on standard error that vanishes when done."""
-    if not shown:
-        yield None
-        return
-    import time  # noqa: PLC0415
-
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn  # noqa: PLC0415
-
-    from pimserve.cluster.render import console  # noqa: PLC0415
-
-    # Refreshed by hand: a thread that redraws would take the interpreter from the simulation.
-    columns = ("requests", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console(sys.stderr), transient=True, auto_refresh=False) as bar:
-        task = bar.add_task("", total=None)
-        drawn = 0.0
-
-        def update(left: int, total: int) -> None:
-            nonlocal drawn
-            if time.monotonic() - drawn >= 0.1:
-                bar.update(task, completed=left, total=total, refresh=True)
-                drawn = time.monotonic()
-
-        yield update
 
 
 if __name__ == "__main__":

@@ -172,10 +172,7 @@ def _settings(places: Sequence[Path], runs: Sequence[Run]) -> list[dict[str, Any
             {
                 "model": {"name": summary.get("model")},
                 "cluster": cluster | (summary.get("parallelism") or {}) | {"device": {"name": summary.get("device")}},
-                "workload": {
-                    "requests": _at(summary, "requests.total"),
-                    "prompt_tokens": _at(summary, "tokens.prompt"),
-                },
+                "workload": summary.get("workload"),
                 "slo": _at(summary, "slo.limits"),
                 "run": {"seed": summary.get("seed"), "warmup_s": _at(summary, "window.start_s")},
             }

@@ -83,22 +83,24 @@ def device_list(entries: Sequence[Entry]) -> RenderableType:
 
 def entry_page(entry: Entry) -> RenderableType:
     """One entry in full: every figure, what is derived from them, and the sources."""
-    table = Table.grid(padding=(0, 2, 0, 2))
-    table.add_column()
-    table.add_column(overflow="fold")
-    for key, value in _flattened({key: value for key, value in entry.items() if key not in {"sources", "derived"}}):
-        table.add_row(Text(key), Text(value))
-    derived = Table.grid(padding=(0, 2, 0, 2))
-    for key, value in _flattened(entry["derived"]):
-        derived.add_row(Text(key), Text(value))
+    figures = {key: value for key, value in entry.items() if key not in {"sources", "derived"}}
     return Group(
         Text(f"{entry['name']}: {entry['title']}", style="bold"),
-        table,
+        _keys_and_values(figures),
         Text("derived", style="bold"),
-        derived,
+        _keys_and_values(entry["derived"]),
         Text("sources", style="bold"),
         *(_indented(source, 2) for source in entry["sources"]),
     )
+
+
+def _keys_and_values(document: Entry) -> RenderableType:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in _flattened(document):
+        table.add_row(Text(key), Text(value))
+    return _indented(table, 2)
 
 
 def _table(*columns: str, left: int = 1) -> Table:
@@ -113,8 +115,8 @@ def _sources(entries: Sequence[Entry]) -> RenderableType:
     return Group(Text("sources", style="bold"), *lines)
 
 
-def _indented(text: str, indent: int) -> RenderableType:
-    return Padding(Text(text), (0, 0, 0, indent))
+def _indented(what: str | Table, indent: int) -> RenderableType:
+    return Padding(Text(what) if isinstance(what, str) else what, (0, 0, 0, indent))
 
 
 def _flattened(document: Entry, above: str = "") -> Iterator[tuple[str, str]]:

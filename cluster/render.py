@@ -111,7 +111,7 @@ def _requests(summary: Summary) -> Table:
     rows = [(key, count(requests[key])) for key in ("total", "finished", "rejected", "unfinished")]
     rows.append(("preempted", preempted))
     if requests["truncated"]:
-        rows.append(("cut at the longest context", count(requests["truncated"])))
+        rows.append(("cut at max_model_len", count(requests["truncated"])))
     return _block("requests", rows)
 
 
@@ -195,10 +195,12 @@ def _where(summary: Summary) -> Table:
 def _simulator(summary: Summary) -> RenderableType:
     speed = summary["simulator"]
     memory = speed["peak_memory_mb"]
-    process = f"process {figure(speed['process_s'])} s" + ("" if memory is None else f", {figure(memory)} MB")
-    return Text(
-        f"simulated in {figure(speed['loop_s'])} s ({process}): "
-        f"{figure(speed['steps_per_s'])} steps/s, {figure(speed['requests_per_s'])} requests/s"
+    return Group(
+        Text(
+            f"simulated in {figure(speed['loop_s'])} s: {figure(speed['steps_per_s'])} steps/s, "
+            f"{figure(speed['requests_per_s'])} requests/s"
+        ),
+        Text(f"the process took {figure(speed['process_s'])} s" + (f" and {figure(memory)} MB" if memory else "")),
     )
 
 

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,12 @@ class SpanFile:
         block["replica"] = replica
         for index, name in enumerate(Rows._fields):
             block[name] = rows[:, index]
-        before = np.cumsum(block["gap_fs"] + block["duration_fs"]) - block["duration_fs"]
-        block["begin_ps"] = begin_fs // FS_PER_PS + (begin_fs % FS_PER_PS + before) // FS_PER_PS
+        # Sums of femtoseconds leave 64 bit after 2.6 hours, so whole picoseconds are summed apart from the rest.
+        ps, rest = begin_fs // FS_PER_PS, begin_fs % FS_PER_PS
+        durations, gaps = block["duration_fs"], block["gap_fs"]
+        whole = np.cumsum(gaps // FS_PER_PS + durations // FS_PER_PS) - durations // FS_PER_PS
+        parts = np.cumsum(gaps % FS_PER_PS + durations % FS_PER_PS) - durations % FS_PER_PS
+        block["begin_ps"] = ps + whole + (rest + parts) // FS_PER_PS
         self._file.write(block.tobytes())
         self._rows += len(block)
 
@@ -71,9 +75,10 @@ def results_folder(out: Path | None, name: str) -> Iterator[tuple[Path, Path]]:
     target = out if out is not None else _free(Path("results") / name)
     if target.exists():
         raise InputError(str(target), "exists already; give another folder with --out")
+    new_parents = [folder for folder in target.parents if not folder.exists()]  # nearest first
+    partial = target.parent / f".{target.name}.partial-{os.getpid()}"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.parent / f".{target.name}.partial-{os.getpid()}"
         partial.mkdir()
     except OSError as error:
         raise InputError(str(target), f"cannot be written: {error.strerror}") from None
@@ -82,6 +87,9 @@ def results_folder(out: Path | None, name: str) -> Iterator[tuple[Path, Path]]:
         partial.rename(target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
+        with suppress(OSError):  # another run may have written there meanwhile
+            for folder in new_parents:
+                folder.rmdir()
         raise
 
 

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from pimserve.cluster.interconnect import Interconnect
 from pimserve.device_models.catalogue import load_model, model_names, parse_document
@@ -21,13 +22,24 @@ from pimserve.device_models.operators import Parallelism
 from pimserve.device_models.quantity import GigabytesPerSecond, Microseconds, PositiveSeconds, Seconds
 from pimserve.device_models.registry import load_device, merged
 from pimserve.device_models.routing import Routing
-from pimserve.errors import InputError, validation_error
+from pimserve.errors import InputError, shortened, validation_error
+from pimserve.loadgen.spec import MAX_TIME_S
 from pimserve.loadgen.workload import WorkloadSpec, parse_trace_argument
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.slo import SloSpec
 
 Count = Annotated[int, Field(gt=0, le=4096)]
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Clock = Field(le=MAX_TIME_S)  # later times do not fit the request table
+
+
+def _name_or_mapping(value: object) -> object:
+    if not isinstance(value, str | dict):
+        raise ValueError("must be a name of the catalogue, or a mapping of keys to values")  # noqa: TRY004 pydantic wants ValueError
+    return value
+
+
+_Entry = Annotated[str | dict[str, Any], BeforeValidator(_name_or_mapping)]
 
 
 class _Section(BaseModel):
@@ -37,7 +49,7 @@ class _Section(BaseModel):
 class ClusterSpec(_Section):
     """Devices, how each replica's devices share the model, and the links between them."""
 
-    device: str | dict[str, Any] = Field(
+    device: _Entry = Field(
         "duplex",
         description="a device of the catalogue, or {preset: NAME, ...changes}, or a full description with `kind`",
     )
@@ -102,11 +114,11 @@ class RunSpec(_Section):
     """Seed, what part of the run is measured, and when it stops."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    warmup_s: Seconds = Field(0.0, description="requests that arrive earlier are not measured")
-    cooldown_s: Seconds = Field(
+    warmup_s: Annotated[Seconds, _Clock] = Field(0.0, description="requests that arrive earlier are not measured")
+    cooldown_s: Annotated[Seconds, _Clock] = Field(
         0.0, description="nor those that arrive in this time before the last arrival (open loop)"
     )
-    max_time_s: PositiveSeconds | None = Field(
+    max_time_s: Annotated[PositiveSeconds, _Clock] | None = Field(
         None, description="simulated time after which no step starts; requests then unfinished are SLO misses"
     )
 
@@ -121,7 +133,7 @@ class Scenario(_Section):
     """A model, the cluster that serves it, and the traffic."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] = "mixtral-duplex"
-    model: str | dict[str, Any] = Field(
+    model: _Entry = Field(
         "mixtral-8x7b", description="a model of the catalogue, or {preset: NAME, ...changes}, or a full description"
     )
     cluster: ClusterSpec = ClusterSpec()
@@ -129,7 +141,7 @@ class Scenario(_Section):
     scheduler: SchedulerSpec = SchedulerSpec()
     routing: RoutingSpec = RoutingSpec()
     workload: WorkloadSpec = Field(default_factory=lambda: WorkloadSpec.model_validate({}))
-    slo: SloSpec = Field(default_factory=lambda: SloSpec.model_validate({"preset": "mlperf/mixtral-8x7b/server"}))
+    slo: SloSpec = SloSpec()
     run: RunSpec = RunSpec()
     output: OutputSpec = OutputSpec()
 
@@ -140,20 +152,31 @@ class Scenario(_Section):
             return load_model(document)
         if "preset" in document:
             changes = {key: value for key, value in document.items() if key != "preset"}
-            base = load_model(str(document["preset"])).model_dump(mode="json", exclude_defaults=True)
+            base = load_model(str(document["preset"])).model_dump(mode="json", exclude_none=True)
             document = merged(base, changes)
         elif "name" not in document:
             raise InputError(
                 "model", f"needs `preset` (one of {', '.join(model_names())}) or a full description with `name`"
             )
         try:
-            return ModelSpec.model_validate(document)
+            model = ModelSpec.model_validate(document)
         except ValidationError as error:
-            raise validation_error("model", error) from None
+            raise validation_error("model", error, ModelSpec) from None
+        _no_truth_for_a_number("model", document, model)
+        return model
 
     def load_device(self) -> Gpu:
         """The device, from the catalogue or as described."""
-        return load_device(self.cluster.device, "cluster.device")
+        document = self.cluster.device
+        try:
+            device = load_device(document, "cluster.device")
+        except InputError as error:
+            if error.where.startswith("device"):  # the catalogue does not know where its names were asked for
+                raise InputError(f"cluster.{error.where}", error.message) from None
+            raise
+        if not isinstance(document, str):
+            _no_truth_for_a_number("cluster.device", document, device.spec)
+        return device
 
     def interconnect(self, device: Gpu) -> Interconnect:
         """Links between the devices."""
@@ -185,7 +208,7 @@ def load_scenario(path: Path | None, overrides: Sequence[str] = (), trace: str |
     Raises:
         InputError: the file, or a value in it, is not acceptable.
     """
-    document: dict[str, Any] = {} if path is None else parse_document(_read(path), str(path))
+    document: dict[str, Any] = {} if path is None else _parse(_read(path), str(path))
     if trace is not None:
         spec = parse_trace_argument(trace).model_dump(mode="json", exclude_none=True)
         workload = document.get("workload")
@@ -198,9 +221,11 @@ def load_scenario(path: Path | None, overrides: Sequence[str] = (), trace: str |
     for override in overrides:
         document = _override(document, override)
     try:
-        return Scenario.model_validate(document)
+        scenario = Scenario.model_validate(document)
     except ValidationError as error:
-        raise validation_error("", error) from None
+        raise validation_error("", error, Scenario) from None
+    _no_truth_for_a_number("", document, scenario)
+    return scenario
 
 
 def json_schema() -> dict[str, Any]:
@@ -224,12 +249,41 @@ def _read(path: Path) -> str:
         raise InputError(str(path), f"cannot be read: {error.strerror}") from None
 
 
+def _parse(text: str, place: str) -> dict[str, Any]:
+    try:
+        return parse_document(text, place)
+    except InputError:
+        raise
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise InputError(f"{place}:{line}", f"not valid YAML: character {chr(error.character)!r}") from None
+    except (ValueError, RecursionError) as error:  # a date or a number that no calendar or machine has, endless nesting
+        raise InputError(place, f"not valid YAML: {error}") from None
+
+
+def _no_truth_for_a_number(where: str, document: Mapping[str, Any], parsed: BaseModel) -> None:
+    """Refuse true and false where they were taken for 1 and 0."""
+    for key, value in document.items():
+        path = f"{where}.{key}" if where else key
+        given = getattr(parsed, key, value)
+        if isinstance(value, bool) and not isinstance(given, bool):
+            raise InputError(path, f"must be a number (got {str(value).lower()})")
+        if isinstance(value, Mapping) and isinstance(given, BaseModel):
+            _no_truth_for_a_number(path, value, given)
+
+
 def _override(document: dict[str, Any], override: str) -> dict[str, Any]:
     """The document with "path=value" applied; a preset's name on the way becomes {preset: name}."""
+    where = f"--set {shortened(override)}"
     path, equals, text = override.partition("=")
     if not equals or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", path.strip()):
-        raise InputError(f"--set {override}", "must be path=value, such as cluster.replicas=2")
-    value = parse_document(f"value: {text}", f"--set {path}")["value"] if "\n" not in text else text
+        raise InputError(where, "must be path=value, such as cluster.replicas=2")
+    if "\n" in text:
+        raise InputError(where, "must be a single line")
+    try:
+        value = _parse(f"value: {text}", "")["value"]
+    except InputError as error:
+        raise InputError(where, error.message) from None
     changed = dict(document)
     place = changed
     *parents, last = path.strip().split(".")
@@ -238,9 +292,7 @@ def _override(document: dict[str, Any], override: str) -> dict[str, Any]:
         if isinstance(inner, str) and key in {"model", "device"}:
             inner = {"preset": inner}
         if inner is not None and not isinstance(inner, Mapping):
-            raise InputError(
-                f"--set {override}", f"{'.'.join(parents[: depth + 1])} is a single value, {inner!r}, without keys"
-            )
+            raise InputError(where, f"{'.'.join(parents[: depth + 1])} is {inner!r}, which has no keys")
         place[key] = place = dict(inner or {})
     place[last] = value
     return changed

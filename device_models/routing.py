@@ -73,13 +73,10 @@ def draw_counts(rng: np.random.Generator, probabilities: NDArray[np.float64], to
     left[columns - 1] = tokens
     counts = np.zeros((draws, experts), np.int64)
     for e in range(experts):
-        for r in range(1, columns):  # ascending: a token that picks now has r - 1 left and is not asked again
-            chance = probabilities[e, r]
-            if chance > 0:
-                picked = rng.binomial(left[r], chance)
-                counts[:, e] += picked
-                left[r] -= picked
-                left[r - 1] += picked
+        picked = rng.binomial(left[1:], probabilities[e, 1:, None])
+        counts[:, e] = picked.sum(axis=0)
+        left[1:] -= picked
+        left[:-1] += picked
     return counts
 
 

@@ -113,11 +113,6 @@ class Engine:
         for _ in range(concurrency):
             self._issue(0)
 
-    @property
-    def running(self) -> int:
-        """Requests that are admitted and not finished."""
-        return len(self._running)
-
     def outstanding(self, at_fs: int) -> int:
         """Requests routed here that have not left by `at_fs`; the engine must have been advanced to that time."""
         return len(self.inbox) - self.finished + (self._left_last if self.clock > at_fs else 0)
@@ -157,6 +152,12 @@ class Engine:
                 self._prompt_step(gap, preempted)
             ):
                 self._decode_span(until_fs, single=preempted)
+
+    def settle(self) -> None:
+        """Write down how far requests have come that the end of the run leaves unfinished."""
+        for request, finish_step in self._running.items():
+            left = finish_step - self.step
+            self._emitted_tokens[request] = self._output[request] - left if finish_step else self._emitted.get(request, 0)
 
     def _blocks(self, tokens: int) -> int:
         return -(-tokens // self.spec.block_size)

@@ -20,6 +20,7 @@ from pimserve.scheduler.router import Router, make_router
 from pimserve.scheduler.steplog import IntArray, StepLog
 
 PS_PER_S = 10**12
+_CLOCK_END_FS = 2**63 * FS_PER_PS
 SpanWriter = Callable[[int, IntArray, int], None]  # replica, rows, time at which they begin (fs)
 
 
@@ -121,11 +122,21 @@ def simulate(
 
     until = FOREVER if max_time_s is None else round(max_time_s * FS_PER_S)
     began = time.perf_counter()
-    if router is not None and closed is None:
-        _route(router, engines, table, until)
-    for engine, log in zip(engines, logs, strict=True):
-        engine.advance(until)
-        log.flush()
+    try:
+        if router is not None and closed is None:
+            _route(router, engines, table, until)
+        for engine, log in zip(engines, logs, strict=True):
+            engine.advance(until)
+            engine.settle()
+            log.flush()
+    except (OverflowError, ValueError) as error:
+        if isinstance(error, OverflowError) or max(engine.clock for engine in engines) > _CLOCK_END_FS:
+            raise InputError(
+                "run",
+                f"the simulated clock ends: a step or a pause of more than {2**63 / FS_PER_S:,.0f} s, or a run of more "
+                f"than {2**63 / PS_PER_S:,.0f} s; is a unit of the device, the links or the arrivals wrong?",
+            ) from error
+        raise
     loop_s = time.perf_counter() - began
     if closed is None:
         table.reject_unseen(max_model_len)

@@ -58,9 +58,10 @@ class SloSpec(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, values: object) -> object:
-        if isinstance(values, dict) and values.get("preset") in _LIMITS:
+        if isinstance(values, dict) and values.get("preset") in get_args(SloPreset):
             ttft, tpot = _LIMITS[values["preset"]]
-            return {"ttft_s": ttft, "tpot_s": tpot, **values}
+            given = {key: value for key, value in values.items() if value is not None}
+            return {"ttft_s": ttft, "tpot_s": tpot, **given}
         return values
 
     def limits(self) -> dict[str, float]:

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import difflib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 if TYPE_CHECKING:
-    from pydantic import ValidationError
+    from pydantic import BaseModel, ValidationError
+    from pydantic_core import ErrorDetails
+
+# What pydantic says in terms of Python, said in terms of the document.
+_MESSAGES = {
+    "missing": "is missing",
+    "invalid_key": "keys must be strings",
+    **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "must be a mapping of keys to values"),
+    **dict.fromkeys(("tuple_type", "list_type"), "must be a list"),
+    **dict.fromkeys(("int_type", "int_parsing", "int_parsing_size", "int_from_float"), "must be a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false"),
+    "string_type": "must be text",
+}
+_LONGEST = 200  # characters of a value that a message repeats
 
 
 class PimserveError(Exception):
@@ -25,17 +41,82 @@ class InputError(PimserveError, ValueError):
         self.message = message
 
 
-def validation_error(where: str, error: ValidationError) -> InputError:
-    """Turn pydantic's findings into one error: a line for each, with its path, what is allowed and what was given."""
+def validation_error(where: str, error: ValidationError, schema: type[BaseModel] | None = None) -> InputError:
+    """Turn pydantic's findings into one error: a line for each, with its path, what is allowed and what was given.
+
+    Args:
+        where: path of the validated document.
+        error: the findings.
+        schema: what was validated; with it, paths hold the document's keys only, and unknown keys get a hint.
+    """
     lines = []
-    for found in error.errors(include_url=False, include_context=False):
-        path = ".".join(str(part) for part in (where, *found["loc"]) if part != "")
-        message = found["msg"].removeprefix("Value error, ")
-        if found["type"] == "extra_forbidden":
-            message = "unknown key"
-        elif found["type"] == "missing":
-            message = "is missing"
-        elif isinstance(found["input"], str | int | float | bool | None):
-            message = f"{message} (got {found['input']!r})"
+    for found in error.errors(include_url=False):
+        keys, parent, here = _walk(schema, found["loc"])
+        message = _message(found, parent, here)
+        if found["type"] == "union_tag_invalid":
+            keys.append("kind")
+        path = ".".join(str(part) for part in (where, *keys) if part != "")
         lines.append(f"{path}: {message}" if path else message)
     return InputError("", "\n".join(lines))
+
+
+def _message(found: ErrorDetails, parent: Sequence[type[BaseModel]], here: Sequence[type[BaseModel]]) -> str:
+    kind, given = found["type"], found["input"]
+    if kind == "extra_forbidden":
+        known = [key for model in parent for key in model.model_fields]
+        close = difflib.get_close_matches(str(found["loc"][-1]), known, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        return f"unknown key{hint} (known: {', '.join(known)})" if known else "unknown key"
+    if kind == "union_tag_not_found":
+        kinds = ", ".join(repr(tag) for model in here for tag in _tags(model))
+        return f"needs `kind`{f', one of {kinds}' if kinds else ''}"
+    if kind == "union_tag_invalid":
+        return f"must be one of {found['ctx']['expected_tags']} (got {found['ctx']['tag']!r})"
+    message = _MESSAGES.get(kind) or found["msg"].removeprefix("Value error, ").replace("Input should", "must")
+    if kind == "missing" or (isinstance(given, str) and repr(given) in message):
+        return message
+    if kind == "too_short":
+        return f"must have at least {found['ctx']['min_length']} entries (got {found['ctx']['actual_length']})"
+    if given is None or isinstance(given, bool):
+        return f"{message} (got {str(given).lower().replace('none', 'null')})"
+    if isinstance(given, str | int | float):
+        return f"{message} (got {shortened(repr(given))})"
+    return f"{message} (got a {'mapping' if isinstance(given, dict) else 'list'})" if kind in _MESSAGES else message
+
+
+def shortened(text: str) -> str:
+    """Text for a message, without its middle where it is long."""
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]}...{text[-_LONGEST // 4 :]}"
+
+
+def _walk(
+    schema: type[BaseModel] | None, loc: tuple[int | str, ...]
+) -> tuple[list[int | str], list[type[BaseModel]], list[type[BaseModel]]]:
+    """(keys of the document on the way, models whose key comes last, models that it may hold).
+
+    Where one of several models is chosen by `kind`, pydantic has that kind in its path as well.
+    """
+    keys: list[int | str] = []
+    parent: list[type[BaseModel]] = []
+    here = [schema] if schema is not None else []
+    for part in loc:
+        if len(here) > 1:
+            here = [model for model in here if part in _tags(model)]
+            continue
+        keys.append(part)
+        parent = here
+        field = parent[0].model_fields.get(str(part)) if parent else None
+        here = _models(field.annotation) if field is not None else []
+    return keys, parent, here
+
+
+def _models(annotation: object) -> list[type[BaseModel]]:
+    """Pydantic models in a type."""
+    if hasattr(annotation, "model_fields"):
+        return [cast("type[BaseModel]", annotation)]
+    return [model for part in get_args(annotation) for model in _models(part)]
+
+
+def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
+    """Kinds that choose a model."""
+    return get_args(model.model_fields["kind"].annotation) if "kind" in model.model_fields else ()

@@ -1,0 +1,93 @@
+"""The engine against the naive reference engine of the tests: python reference.py REQUESTS; prints JSON.
+
+Mixtral-8x7B on 4 Duplex devices, Azure-like traffic at half of its capacity. The reference takes every step by itself
+and sums over every request in it, as simulators without aggregated state do. It gives the same bits, which is checked.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+from pimserve.cluster.run import prepare
+from pimserve.cluster.scenario import Scenario
+from pimserve.device_models.routing import ExpertPools
+from pimserve.loadgen.workload import generate
+from pimserve.scheduler.costs import replica_offset
+from pimserve.scheduler.engine import FS_PER_PS
+from pimserve.scheduler.simulation import simulate
+
+_REFERENCE = Path(__file__).resolve().parents[1] / "tests" / "scheduler" / "reference_engine.py"
+
+
+def _reference_engine() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("reference_engine", _REFERENCE)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    return module
+
+
+def compare(requests: int) -> dict[str, float]:
+    """Seconds of both engines on the same requests, and the steps that they took."""
+    scenario = Scenario.model_validate(
+        {
+            "workload": {
+                "preset": "azure-conv-2023",
+                "num_requests": requests,
+                "arrival": {"process": "poisson", "rate_per_s": 30},
+            }
+        }
+    )
+    model, replica, routing = prepare(scenario)
+    workload = generate(scenario.workload, scenario.run.seed)
+    scheduler = scenario.scheduler
+    served = simulate(
+        replica.plan,
+        workload,
+        scheduler,
+        kv_capacity_tokens=replica.kv_capacity_tokens,
+        max_model_len=model.max_model_len_tokens,
+        routing=routing,
+        seed=scenario.run.seed,
+    )
+    naive = _reference_engine()
+    assert replica.plan.experts is not None
+    pools = ExpertPools(replica.plan.experts, routing, scenario.run.seed)
+    asked = [
+        naive.ReferenceRequest(arrival * FS_PER_PS, prompt, output)
+        for arrival, prompt, output in zip(
+            workload.arrival_ps.tolist(), workload.input_tokens.tolist(), workload.output_tokens.tolist(), strict=True
+        )
+    ]
+    began = time.perf_counter()
+    result = naive.run_reference(
+        replica.plan,
+        pools,
+        mode=routing.mode,
+        seed=scenario.run.seed,
+        replica=0,
+        offset=replica_offset(scenario.run.seed, 0),
+        max_num_seqs=scheduler.max_num_seqs,
+        max_num_batched_tokens=scheduler.max_num_batched_tokens,
+        block_size=scheduler.block_size,
+        kv_capacity_blocks=replica.kv_capacity_tokens // scheduler.block_size,
+        max_model_len=model.max_model_len_tokens,
+        kv_admission=scheduler.kv_admission,
+        requests=asked,
+        concurrency=None,
+        max_time_fs=None,
+    )
+    reference_s = time.perf_counter() - began
+    if [row.finish_ps for row in result.requests] != served.table["finish_ps"].tolist():
+        raise RuntimeError("the engine and the reference engine differ")
+    return {"engine_s": served.loop_s, "reference_s": reference_s, "steps": len(result.steps)}
+
+
+if __name__ == "__main__":
+    print(json.dumps(compare(int(sys.argv[1]))))

@@ -1,0 +1,194 @@
+"""Runs side by side: ratios to the first, and what is said where they did not do the same."""
+
+import io
+import json
+
+import pytest
+import yaml
+
+from pimserve.cluster.compare import Run, compare, compare_runs
+from pimserve.cluster.render import comparison_report, write
+from pimserve.errors import InputError
+from tests.cluster.example_summary import example_summary
+
+SCENARIO = {
+    "name": "example",
+    "model": {"name": "mixtral-8x7b", "hidden": 4096, "sources": ["a"]},
+    "cluster": {"device": {"name": "duplex", "memory_gb": 80}, "replicas": 1},
+    "workload": {"preset": "azure-conv-2023"},
+    "slo": {"ttft_s": 2.0},
+    "run": {"seed": 0},
+    "output": {"steps": True},
+}
+
+
+@pytest.fixture
+def save(tmp_path):
+    """Write a results folder: changes to the example's summary, and the scenario beside it."""
+
+    def write_run(name, scenario=None, **changes):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "summary.json").write_text(json.dumps(example_summary(**changes)))
+        if scenario is not None:
+            (folder / "scenario.yaml").write_text(yaml.safe_dump(scenario))
+        return folder
+
+    return write_run
+
+
+def changed(section, **values):
+    return {**SCENARIO, section: {**SCENARIO[section], **values}}
+
+
+def quantity(comparison, path):
+    (found,) = [each for each in comparison.quantities if each.path == path]
+    return found
+
+
+def test_ratios_are_to_the_first(save):
+    runs = [save(f"run{rate}", throughput__requests_per_s=rate) for rate in (4.0, 6.0, 1.0)]
+    found = quantity(compare(runs), "throughput.requests_per_s")
+    assert found.values == (4.0, 6.0, 1.0)
+    assert found.ratios == (1.0, 1.5, 0.25)
+
+
+def test_a_run_against_itself_is_all_ones_and_differs_in_nothing(save):
+    run = save("run", SCENARIO)
+    comparison = compare([run, run])
+    assert {ratio for each in comparison.quantities for ratio in each.ratios} <= {1.0, None}
+    assert all(each.values[0] == 0 for each in comparison.quantities if None in each.ratios)
+    assert not comparison.differences
+    assert not comparison.unlike
+
+
+def test_no_ratio_to_nothing(save):
+    runs = [
+        save("a", requests__preempted=0, slo__attainment=None, offered_requests_per_s=None),
+        save("b", requests__preempted=7, slo__attainment=0.5, offered_requests_per_s=None),
+    ]
+    comparison = compare(runs)
+    assert quantity(comparison, "requests.preempted").ratios == (None, None)
+    assert quantity(comparison, "slo.attainment").values == (None, 0.5)
+    assert "offered_requests_per_s" not in {each.path for each in comparison.quantities}
+
+
+def test_units_of_all_runs_are_compared(save):
+    runs = [save("duplex"), save("gpu", unit_busy_share={"xpu": 0.5, "tiles": 0.1})]
+    comparison = compare(runs)
+    assert quantity(comparison, "unit_busy_share.logic_pim").values == (0.44158, None)
+    assert quantity(comparison, "unit_busy_share.tiles").values == (None, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("other", "differences", "unlike"),
+    [
+        (changed("run", seed=3), {"run.seed": (0, 3)}, ("seed",)),
+        (
+            changed("workload", preset=None, num_requests=10),
+            {"workload.num_requests": (None, 10), "workload.preset": ("azure-conv-2023", None)},
+            ("workload",),
+        ),
+        (changed("slo", ttft_s=1.0), {"slo.ttft_s": (2.0, 1.0)}, ("SLO",)),
+        (changed("slo", preset="mlperf"), {}, ()),
+        (changed("model", hidden=8192), {"model.hidden": (4096, 8192)}, ("model",)),
+        (
+            changed("model", name="grok-1", hidden=6144),
+            {"model.name": ("mixtral-8x7b", "grok-1")},
+            ("model",),
+        ),
+        (
+            changed("cluster", device={"name": "h100", "memory_gb": 90}, replicas=2),
+            {"cluster.device.name": ("duplex", "h100"), "cluster.replicas": (1, 2)},
+            (),
+        ),
+        (changed("model", sources=["b"]), {}, ()),
+        ({**SCENARIO, "name": "other", "output": {"steps": False}}, {}, ()),
+    ],
+)
+def test_what_differs_is_listed(save, other, differences, unlike):
+    comparison = compare([save("a", SCENARIO), save("b", other)])
+    assert comparison.differences == differences
+    assert comparison.unlike == unlike
+
+
+def test_other_versions_of_the_simulator_are_not_alike(save):
+    comparison = compare([save("a", SCENARIO), save("b", SCENARIO, simulator__version="0.2.0")])
+    assert comparison.differences == {"simulator.version": ("0.1.0", "0.2.0")}
+    assert comparison.unlike == ("version",)
+
+
+def test_without_a_scenario_the_summaries_tell(save):
+    first = save("a", SCENARIO) / "summary.json"
+    alone = save("b", seed=8, device="h100", workload="trace.csv")
+    comparison = compare([first, alone])
+    assert comparison.differences == {
+        "cluster.device.name": ("duplex", "h100"),
+        "run.seed": (7, 8),
+        "workload": ("azure-conv-2023", "trace.csv"),
+    }
+    assert comparison.unlike == ("workload", "seed")
+
+
+def test_document_is_strict_json(save):
+    comparison = compare(
+        [save("a", SCENARIO), save("b", changed("run", seed=3), energy__joules_per_output_token=0.62202)]
+    )
+    document = json.loads(json.dumps(comparison.document(), allow_nan=False))
+    assert [run["place"].rpartition("/")[2] for run in document["runs"]] == ["a", "b"]
+    assert document["quantities"]["energy.joules_per_output_token"]["ratios"] == [1.0, 2.0]
+    assert document["differences"] == {"run.seed": [0, 3]}
+    assert document["not_like_for_like"] == ["seed"]
+
+
+def test_two_runs_are_needed(save):
+    with pytest.raises(InputError, match="two runs"):
+        compare([save("a")])
+
+
+def test_a_folder_without_results_is_named(save, tmp_path):
+    with pytest.raises(InputError, match="empty"):
+        compare([save("a"), tmp_path / "empty"])
+
+
+def test_a_foreign_summary_is_compared_as_far_as_it_goes():
+    comparison = compare_runs((Run("a", example_summary()), Run("b", {"requests": 3, "kv": None})), [{}, {}])
+    assert {each.values[1] for each in comparison.quantities} == {None}
+
+
+def report(comparison, width):
+    file = io.StringIO()
+    write(comparison_report(comparison, width), file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("number", [2, 3, 5, 30])
+def test_tables_fit_the_width_and_hold_every_run(save, width, number, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    runs = [save(f"run{index}", SCENARIO, throughput__requests_per_s=1.0 + index) for index in range(number)]
+    text = report(compare(runs), width)
+    assert max(map(len, text.splitlines())) <= width
+    lines = [line.split() for line in text.splitlines() if line.startswith("requests/s")]
+    ratios = [cell for line in lines for cell in line[2:] if cell.endswith("x")]
+    assert ratios == [f"{1 + index:.2f}x" if index < 9 else f"{1 + index:.1f}x" for index in range(1, number)]
+
+
+def test_report_names_runs_values_and_differences(save):
+    text = report(
+        compare([save("a", SCENARIO), save("b", changed("run", seed=3), throughput__requests_per_s=9.5536)]), 80
+    )
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert lines[0].startswith("A example: mixtral-8x7b on 8 duplex")
+    assert "requests/s 4.78 9.55 2.00x" in lines
+    assert "TTFT mean ms 18.3 18.3 1.00x" in lines
+    assert "SLO attainment >99.9 % >99.9 % 1.00x" in lines
+    assert "Logic-PIM 44.2 % 44.2 % 1.00x" in lines
+    assert "warning: not like for like, the runs differ in seed" in lines
+    assert "run.seed 0 3" in lines
+
+
+def test_a_device_may_differ_without_warning(save):
+    text = report(compare([save("a", SCENARIO), save("b", changed("cluster", replicas=2))]), 80)
+    assert "note: the runs differ in" in text
+    assert "warning" not in text

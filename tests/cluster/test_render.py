@@ -1,0 +1,181 @@
+"""What `pimserve` prints: all figures are there, and the terminal's width is kept."""
+
+import io
+
+import pytest
+from rich.cells import cell_len
+
+from pimserve.cluster.render import findings_report, saturation_warning, summary_report, write
+from pimserve.cluster.validation.targets import Finding
+from tests.cluster.example_summary import example_summary, without_numbers
+
+
+def printed(what, width=80, monkeypatch=None):
+    file = io.StringIO()
+    if monkeypatch is not None:
+        monkeypatch.setenv("COLUMNS", str(width))
+    write(what, file)
+    return file.getvalue()
+
+
+def report(**changes):
+    return printed(summary_report(example_summary(**changes)))
+
+
+def line_with(text, *words):
+    """The one line that holds all words, its runs of blanks made one."""
+    found = [" ".join(line.split()) for line in text.splitlines() if all(word in line for word in words)]
+    assert len(found) == 1, (words, found)
+    return found[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["example:"], "example: mixtral-8x7b on 8 duplex"),
+        (["seed"], "2 replicas of 4 (nodes 1, devices per node 4, tensor 4, experts tp), seed 7"),
+        (["measured"], "measured: 20.0 s to 633 s of 635 s, in which 2,934 requests arrived"),
+        (["total"], "total 3,000 requests/s 4.78"),
+        (["offered"], "finished 2,990 offered requests/s 4.74"),
+        (["rejected"], "rejected 4 output tokens/s 1,006"),
+        (["unfinished"], "unfinished 6 output tokens/s per device 126"),
+        (["preempted"], "preempted 9 times, 5 energy per output token 311 mJ"),
+        (["latency"], "latency mean p50 p90 p99 n"),
+        (["TTFT", "2,934"], "TTFT ms 18.3 15.5 36.6 55.8 2,934"),
+        (["ITL"], "ITL ms 3.46 3.32 3.90 14.3 613,774"),
+        (["E2E"], "E2E s 0.744 0.459 1.60 2.18 2,934"),
+        (["queue"], "queue s 0 0 0 0 2,934"),
+        (["TTFT <="], "TTFT <= 2 s >99.9 % batch, mean requests 3.32"),
+        (["TPOT <="], "TPOT <= 200 ms 100 % steps 189,660"),
+        (["attainment"], "attainment >99.9 % steps of decoding only 98.1 %"),
+        (["goodput"], "goodput, requests/s 4.79 KV cache in use, mean 0.3 %"),
+        (["peak"], "KV cache in use, peak 1.4 %"),
+        (["xPU"], "xPU 14.1 % FC 9.5 % 10.0 %"),
+        (["Logic-PIM"], "Logic-PIM 44.2 % attention, prefill <0.1 % 0.2 %"),
+        (["MoE"], "any 92.9 % MoE 51.6 % 89.0 %"),
+        (["communication"], "communication 38.3 % 0 %"),
+        (["simulated"], "simulated in 0.821 s: 230,893 steps/s, 3,652 requests/s"),
+        (["process"], "the process took 1.40 s and 89.7 MB"),
+    ],
+)
+def test_report_shows(words, line):
+    assert line_with(report(), *words) == line
+
+
+def test_report_of_the_whole_run():
+    changed = report(window={"start_s": 0, "end_s": 634.6, "length_s": 634.6, "whole_run": True})
+    assert "measured: the whole run of 635 s" in changed
+
+
+def test_p99_of_few_samples_is_starred_and_explained():
+    text = report(latency_s__ttft__n=999, latency_s__tpot__n=1000)
+    assert "55.8*" in line_with(text, "TTFT", "999")
+    assert "4.61*" not in text
+    assert "* of fewer than 1,000 samples" in text
+    assert "*" not in report()
+
+
+def test_saturation_is_said():
+    changes = {"saturated": True, "queue": {"at_last_arrival": 143, "growth_per_arrival": 0.2124}}
+    warning = saturation_warning(example_summary(**changes))
+    assert "saturated" in warning
+    assert "143 requests waited" in warning
+    assert "0.212 per arrival" in warning
+    assert warning in " ".join(report(**changes).split())
+    assert saturation_warning(example_summary()) is None
+    assert "saturated" not in report()
+
+
+def test_cut_requests_show_only_when_there_are_some():
+    assert "cut at max_model_len" not in report()
+    assert "17" in line_with(report(requests__truncated=17), "cut at max_model_len")
+
+
+def test_report_without_limits():
+    slo = {"limits": {}, "met": {}, "attainment": None, "attainment_of_completed": None, "goodput_requests_per_s": None}
+    text = report(slo=slo)
+    assert "no limits set" in text
+    assert "attainment" not in text
+
+
+def test_what_does_not_apply_is_a_dash():
+    nothing = {"mean": None, "p50": None, "p90": None, "p99": None, "n": 0}
+    changes = {key: without_numbers(example_summary()[key]) for key in ("throughput", "batch", "kv", "time_share")}
+    text = report(offered_requests_per_s=None, busy_share=None, latency_s={"ttft": nothing}, **changes)
+    assert line_with(text, "offered").endswith("offered requests/s -")
+    assert line_with(text, "TTFT", " 0").split()[:6] == ["TTFT", "-", "-", "-", "-", "0"]
+    assert line_with(text, "any").startswith("any -")
+    assert "None" not in text
+    assert "nan" not in text.lower()
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_report_keeps_the_width(width, monkeypatch):
+    latency = dict.fromkeys(("mean", "p50", "p90", "p99"), 1e6) | {"n": 10**9}
+    huge = example_summary(
+        requests=dict.fromkeys(example_summary()["requests"], 20_000_000),
+        throughput=dict.fromkeys(example_summary()["throughput"], 123_456_789.0),
+        kv__capacity_tokens=9_876_543_210,
+        batch__steps=9_876_543_210,
+        latency_s=dict.fromkeys(example_summary()["latency_s"], latency),
+    )
+    text = printed(summary_report(huge), width, monkeypatch)
+    assert max(map(cell_len, text.splitlines())) <= min(width, 120)
+    for number in ("20,000,000", "123,456,789", "9,876,543,210", "1,000,000", "1,000,000,000"):
+        assert number in text
+
+
+def test_piped_text_is_plain(monkeypatch):
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    text = report()
+    assert "\x1b" not in text
+    assert not [line for line in text.splitlines() if line != line.rstrip()]
+
+
+def test_markup_in_names_is_text():
+    assert "[red]x[/red] :smile:" in report(name="[red]x[/red] :smile:")
+
+
+def finding(**changes):
+    plain = {
+        "id": "F11",
+        "quantity": "throughput ratio",
+        "case": "Mixtral, batch 32",
+        "published": 2.0,
+        "ours": 2.1,
+        "ratio": 1.05,
+        "tolerance": 0.1,
+        "tolerance_kind": "rel",
+        "passed": True,
+        "method": "closed form",
+        "note": "",
+    }
+    return Finding(**{**plain, **changes})
+
+
+def test_findings_list_every_target_and_count():
+    text = printed(
+        findings_report(
+            [
+                finding(),
+                finding(id="F12", tolerance_kind="abs", tolerance=0.03, method="engine"),
+                finding(id="F13", published=(1.5, 1.9), tolerance_kind="interval", tolerance=0.0),
+            ]
+        )
+    )
+    assert line_with(text, "F11") == "F11 2.00 2.10 1.05 +-10 % ok"
+    assert line_with(text, "F12") == "F12 2.00 2.10 1.05 +-0.03 ok"
+    assert line_with(text, "F13") == "F13 1.50..1.90 2.10 1.05 +-0 % ok"
+    assert text.splitlines()[-1] == "3 of 3 figures met (2 by closed form, 1 by engine)"
+    assert "missed" not in text
+
+
+def test_missed_findings_come_with_their_reason():
+    text = printed(
+        findings_report([finding(), finding(id="F14", ours=3.0, ratio=1.5, passed=False, note="the paper rounds up")])
+    )
+    assert line_with(text, "F14", "1.50").endswith("missed")
+    assert "missed: F14" in text
+    assert "throughput ratio (Mixtral, batch 32; closed form)" in text
+    assert "the paper rounds up" in text
+    assert text.splitlines()[-1].startswith("1 of 2 figures met")
