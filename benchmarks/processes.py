@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 PIMSERVE = str(Path(sys.executable).parent / "pimserve")
-_MAXRSS_PER_MIB = 2**20 if sys.platform == "darwin" else 1024
+_MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024
 
 
 @dataclass(frozen=True)
 class Process:
-    """A process that ended well: wall-clock and CPU (user + system) seconds, peak memory, and what it printed."""
+    """A process that ended well: wall-clock and CPU (user + system) seconds, peak memory (10^6 bytes), what it printed."""
 
     wall_s: float
     cpu_s: float
-    peak_mib: float
+    peak_mb: float
     output: str
 
 
@@ -45,7 +45,7 @@ def run_process(command: Sequence[str]) -> Process:
             stream.seek(0)
         if child.returncode:
             raise RuntimeError(f"{' '.join(command)} exited with {child.returncode}:\n{err.read()}")
-        return Process(wall_s, used.ru_utime + used.ru_stime, used.ru_maxrss / _MAXRSS_PER_MIB, out.read())
+        return Process(wall_s, used.ru_utime + used.ru_stime, used.ru_maxrss * _MAXRSS_BYTES / 1e6, out.read())
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def compare_command(
         return
     from pimserve.cluster.render import comparison_report, console  # noqa: PLC0415
 
-    _print(comparison_report(comparison, console(sys.stdout).width))
+    _print(comparison_report(comparison, console(sys.stdout)))
 
 
 @app.command("models")

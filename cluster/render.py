@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Summary = Mapping[str, Any]
 
 _BLOCK_WIDTH = 37
+_RUN_WIDTH = 20  # of a run's two columns in a comparison, at least
 _FEW_SAMPLES = 1000  # fewer leave less than ten above the 99th percentile
 _MOMENTS = ("mean", "p50", "p90", "p99")
 
@@ -204,17 +205,23 @@ def _simulator(summary: Summary) -> RenderableType:
     )
 
 
-def comparison_report(comparison: Comparison, width: int) -> RenderableType:
-    """Runs side by side, each with its ratio to the first; as many tables as `width` columns make necessary."""
+def comparison_report(comparison: Comparison, screen: Console) -> RenderableType:
+    """Runs side by side, each with its ratio to the first; as few tables as the screen's width allows."""
     letters = [chr(ord("A") + index) if index < 26 else f"#{index + 1}" for index in range(len(comparison.runs))]
     legend = Table.grid(padding=(0, 2, 0, 0))
     for letter, run in zip(letters, comparison.runs, strict=True):
         legend.add_row(Text(letter, style="bold"), Text(run.title), Text(run.place, overflow="fold"))
     parts: list[RenderableType] = [legend]
     others = range(1, len(comparison.runs))
-    each = max(1, (width - 46) // 22)
-    for start in range(0, len(others), each):
-        parts += ["", _comparison_table(comparison, letters, others[start : start + each])]
+    unbounded = screen.options.update(width=10_000)
+    while others:
+        taken = min(len(others), max(1, screen.width // _RUN_WIDTH))
+        table = _comparison_table(comparison, letters, others[:taken])
+        while taken > 1 and screen.measure(table, options=unbounded).maximum > screen.width:
+            taken -= 1
+            table = _comparison_table(comparison, letters, others[:taken])
+        parts += ["", table]
+        others = others[taken:]
     if comparison.differences:
         parts += ["", _differences(comparison, letters)]
     return Group(*parts)
@@ -222,7 +229,7 @@ def comparison_report(comparison: Comparison, width: int) -> RenderableType:
 
 def _comparison_table(comparison: Comparison, letters: Sequence[str], others: Sequence[int]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("", min_width=24)
+    table.add_column("", no_wrap=True)
     table.add_column("")
     table.add_column(letters[0], justify="right", min_width=9, no_wrap=True)
     for index in others:

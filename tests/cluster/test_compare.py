@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from pimserve.cluster.compare import Run, compare, compare_runs
-from pimserve.cluster.render import comparison_report, write
+from pimserve.cluster.render import comparison_report, console, write
 from pimserve.errors import InputError
 from tests.cluster.example_summary import example_summary
 
@@ -156,9 +156,9 @@ def test_a_foreign_summary_is_compared_as_far_as_it_goes():
     assert {each.values[1] for each in comparison.quantities} == {None}
 
 
-def report(comparison, width):
+def report(comparison):
     file = io.StringIO()
-    write(comparison_report(comparison, width), file)
+    write(comparison_report(comparison, console(file)), file)
     return file.getvalue()
 
 
@@ -167,17 +167,17 @@ def report(comparison, width):
 def test_tables_fit_the_width_and_hold_every_run(save, width, number, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(width))
     runs = [save(f"run{index}", SCENARIO, throughput__requests_per_s=1.0 + index) for index in range(number)]
-    text = report(compare(runs), width)
+    text = report(compare(runs))
     assert max(map(len, text.splitlines())) <= width
     lines = [line.split() for line in text.splitlines() if line.startswith("requests/s")]
+    assert len(lines) == -((1 - number) // {80: 2, 120: 4}[width])
     ratios = [cell for line in lines for cell in line[2:] if cell.endswith("x")]
     assert ratios == [f"{1 + index:.2f}x" if index < 9 else f"{1 + index:.1f}x" for index in range(1, number)]
 
 
 def test_report_names_runs_values_and_differences(save):
-    text = report(
-        compare([save("a", SCENARIO), save("b", changed("run", seed=3), throughput__requests_per_s=9.5536)]), 80
-    )
+    other = save("b", changed("run", seed=3), throughput__requests_per_s=9.5536)
+    text = report(compare([save("a", SCENARIO), other]))
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert lines[0].startswith("A example: mixtral-8x7b on 8 duplex")
     assert "requests/s 4.78 9.55 2.00x" in lines
@@ -189,6 +189,6 @@ def test_report_names_runs_values_and_differences(save):
 
 
 def test_a_device_may_differ_without_warning(save):
-    text = report(compare([save("a", SCENARIO), save("b", changed("cluster", replicas=2))]), 80)
+    text = report(compare([save("a", SCENARIO), save("b", changed("cluster", replicas=2))]))
     assert "note: the runs differ in" in text
     assert "warning" not in text

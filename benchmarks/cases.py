@@ -1,0 +1,217 @@
+"""What is measured. A case yields a `Figure` per simulation; the targets that it is held against stand beside it."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from processes import PIMSERVE, Simulation, run_process, simulate
+from yardsticks import counter_loop_s, heap_loop_s
+
+_HERE = Path(__file__).resolve().parent
+_LLAMA = {"model": "llama-3.1-8b", "cluster": {"device": "h100", "devices_per_node": 1}}
+_MIXTRAL = {"model": "mixtral-8x7b", "cluster": {"device": "duplex", "devices_per_node": 4, "experts": "tp"}}
+_AZURE = {"preset": "azure-conv-2023"}
+_LONG = {"lengths": {"input": {"kind": "fixed", "tokens": 1024}, "output": {"kind": "fixed", "tokens": 1024}}}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A limit that a figure is held against. `measured` in the unit that the name gives."""
+
+    name: str
+    limit: float
+    measured: float
+    at_least: bool = False
+
+    @property
+    def met(self) -> bool:
+        """Whether the figure keeps the limit."""
+        return self.measured >= self.limit if self.at_least else self.measured <= self.limit
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What one case gave. Times are the best of `runs`, medians beside them; None where a case has no such figure."""
+
+    case: str
+    what: str
+    runs: int
+    process_s: float
+    process_median_s: float
+    cpu_s: float  # user and system
+    peak_mb: float
+    requests: int | None = None
+    replicas: int | None = None
+    rate_per_s: float | None = None  # offered
+    of_capacity: float | None = None  # share of the measured capacity that is offered
+    loop_s: float | None = None
+    loop_median_s: float | None = None
+    steps: int | None = None
+    output_tokens: int | None = None
+    mean_batch: float | None = None
+    saturated: bool | None = None
+    note: str = ""
+    targets: tuple[Target, ...] = ()
+
+    def document(self) -> dict[str, Any]:
+        """As JSON, with the rates that follow."""
+        found = asdict(self)
+        found["targets"] = [{**asdict(target), "met": target.met} for target in self.targets]
+        if self.loop_s is not None:
+            for name, count in (("steps", self.steps), ("requests", self.requests), ("tokens", self.output_tokens)):
+                found[f"{name}_per_loop_s"] = (count or 0) / self.loop_s
+                found[f"{name}_per_cpu_s"] = (count or 0) / self.cpu_s
+        return found
+
+
+def _figure(case: str, what: str, done: list[Simulation], **more: object) -> Figure:
+    """The figure of equal runs of one scenario."""
+    summary = done[0].summary
+    walls, loops = [one.process.wall_s for one in done], [one.loop_s for one in done]
+    return Figure(
+        case,
+        what,
+        len(done),
+        min(walls),
+        statistics.median(walls),
+        min(one.process.cpu_s for one in done),
+        max(one.process.peak_mb for one in done),
+        requests=summary["requests"]["total"],
+        replicas=summary["replicas"],
+        rate_per_s=summary["offered_requests_per_s"],
+        loop_s=min(loops),
+        loop_median_s=statistics.median(loops),
+        steps=summary["batch"]["steps"],
+        output_tokens=summary["tokens"]["output"],
+        mean_batch=summary["batch"]["mean_requests"],
+        saturated=summary["saturated"],
+        **more,  # type: ignore[arg-type]  # fields of Figure
+    )
+
+
+def _scenario(base: dict[str, Any], requests: int, rate_per_s: float, lengths: dict[str, Any]) -> dict[str, Any]:
+    arrival = {"process": "poisson", "rate_per_s": rate_per_s}
+    return {"name": "benchmark", **base, "workload": {**lengths, "num_requests": requests, "arrival": arrival}}
+
+
+def _trace(scratch: Path, requests: int, rate_per_s: float) -> tuple[Path, str]:
+    path = scratch / f"trace-{requests}.csv"
+    made = run_process([sys.executable, str(_HERE / "traffic.py"), str(requests), str(rate_per_s), str(path)])
+    return path, f"lengths: {made.output.strip()}"
+
+
+def common(scratch: Path, *, quick: bool) -> Iterator[Figure]:
+    """10,000 requests at 4 per second on one GPU: the workload on which the peers were measured."""
+    requests = 200 if quick else 10_000
+    trace, origin = _trace(scratch, requests, 4)
+    done = simulate({"name": "common", **_LLAMA}, scratch, trace=trace, runs=1 if quick else 5)
+    found = _figure("common", "Llama-3.1-8B, 1 GPU, trace file", done, note=origin)
+    loop_s, steps = min(one.loop_s for one in done), int(done[0].summary["batch"]["steps"])
+    counter, heap = counter_loop_s(steps), heap_loop_s(requests)
+    note = f"{origin}; loop {loop_s / counter:.1f} x counter loop, {loop_s / heap:.0f} x heap loop"
+    targets = (Target("loop, s", 0.25, loop_s), Target("process, s", 0.9, found.process_s))
+    yield replace(found, note=note, targets=targets)
+    for what, seconds, count in (("counter loop", counter, steps), ("heap loop", heap, None)):
+        yield Figure(
+            "yardstick", what, 1, seconds, seconds, seconds, 0, requests=requests, loop_s=seconds, steps=count,
+            loop_median_s=seconds, note="plain Python, this process",
+        )  # fmt: skip
+
+
+def replicas16(scratch: Path, *, quick: bool) -> Iterator[Figure]:
+    """100,000 requests at 64 per second on 16 replicas."""
+    requests, replicas = (400, 4) if quick else (100_000, 16)
+    trace, origin = _trace(scratch, requests, 4 * replicas)
+    for router in ("round_robin", "least_outstanding"):
+        scenario = {"name": "replicas", **_LLAMA, "scheduler": {"router": router}}
+        scenario["cluster"] = {**_LLAMA["cluster"], "replicas": replicas}  # type: ignore[dict-item]
+        done = simulate(scenario, scratch, trace=trace, runs=1 if quick else 2)
+        found = _figure("replicas16", f"{router}, trace file", done, note=origin)
+        targets = (Target("process, s", 3, found.process_s), Target("peak, MB", 250, found.peak_mb))
+        yield replace(found, targets=targets)
+
+
+def load(scratch: Path, *, quick: bool) -> Iterator[Figure]:
+    """Light load, near saturation and saturated. Capacity is what the saturated run finishes per second."""
+    requests = 300 if quick else 40_000
+    for name, base, lengths, overload_per_s, held in (
+        ("Mixtral, 4 Duplex", _MIXTRAL, _AZURE, 100.0, True),
+        ("Mixtral, 4 Duplex, 1024 in / 1024 out", _MIXTRAL, _LONG, 40.0, False),
+        ("Llama-3.1-8B, 1 GPU", _LLAMA, _AZURE, 45.0, False),
+    ):
+        n = requests if lengths is _AZURE else requests // 4
+        scenario = _scenario(base, n, overload_per_s, lengths)
+        # Queue and batch fill in the first quarter; the few requests of a quick run end only after the last arrival.
+        warmup_s = 0.0 if quick else 0.25 * n / overload_per_s
+        (over,) = simulate({**scenario, "run": {"warmup_s": warmup_s}}, scratch)
+        capacity = over.summary["throughput"]["requests_per_s"]
+        for load_name, share in (("light", 0.1), ("near saturation", 0.9), ("saturated", None)):
+            if share is None:
+                done, share_of = [over], overload_per_s / capacity
+            else:
+                done = simulate(_scenario(base, n, share * capacity, lengths), scratch)
+                share_of = share
+            found = _figure("load", f"{name}, {load_name}", done, of_capacity=share_of)
+            steps_per_s = done[0].summary["simulator"]["steps_per_s"]
+            targets = (Target("steps/s", 200_000, steps_per_s, at_least=True),) if share == 0.9 and held else ()
+            yield replace(found, targets=targets)
+
+
+def growth(scratch: Path, *, quick: bool) -> Iterator[Figure]:
+    """Requests from 1e3 to 1e6 on one GPU, and replicas from 1 to 64, 4 requests per second each."""
+    before: Figure | None = None
+    for requests in (100, 1000) if quick else (1000, 10_000, 100_000, 1_000_000):
+        found = _figure("growth", "requests", simulate(_scenario(_LLAMA, requests, 4, _AZURE), scratch))
+        if before is not None and requests >= 1_000_000:
+            assert before.requests is not None
+            per_request = (found.peak_mb - before.peak_mb) * 1e6 / (requests - before.requests)
+            targets = (Target("process, s", 30, found.process_s), Target("bytes per request", 200, per_request))
+            found = replace(found, targets=targets, note=f"{per_request:.0f} bytes per request more than the row above")
+        yield found
+        before = found
+    for router in ("round_robin", "least_outstanding"):
+        for replicas in (1, 4) if quick else (1, 4, 16, 64):
+            scenario = _scenario(_LLAMA, (50 if quick else 2000) * replicas, 4 * replicas, _AZURE)
+            scenario["cluster"] = {**scenario["cluster"], "replicas": replicas}
+            scenario["scheduler"] = {"router": router}
+            yield _figure("growth", f"replicas, {router}", simulate(scenario, scratch))
+
+
+def start(scratch: Path, *, quick: bool) -> Iterator[Figure]:
+    """What one waits for before anything is simulated."""
+    runs = 1 if quick else 5
+    helps = [run_process([PIMSERVE, "--help"]) for _ in range(runs)]
+    walls = [one.wall_s for one in helps]
+    yield Figure(
+        "start", "pimserve --help", runs, min(walls), statistics.median(walls), min(one.cpu_s for one in helps),
+        max(one.peak_mb for one in helps), targets=(Target("process, s", 0.3, min(walls)),),
+    )  # fmt: skip
+    for name, base in (("Llama-3.1-8B, 1 GPU", _LLAMA), ("Mixtral, 4 Duplex", _MIXTRAL)):
+        done = simulate(_scenario(base, 10, 4, _AZURE), scratch, runs=runs)
+        found = _figure("start", f"pimserve run, {name}", done)
+        yield replace(found, targets=(Target("process, s", 1, found.process_s),))
+
+
+def reference(_: Path, *, quick: bool) -> Iterator[Figure]:
+    """The naive reference engine of the tests beside ours, on the same requests."""
+    requests = 20 if quick else 1000
+    made = run_process([sys.executable, str(_HERE / "reference.py"), str(requests)])
+    found = json.loads(made.output)
+    for what in ("engine", "reference"):
+        seconds = found[f"{what}_s"]
+        yield Figure(
+            "reference", f"{what}, Llama-3.1-8B, 1 GPU", 1, made.wall_s, made.wall_s, made.cpu_s, made.peak_mb,
+            requests=requests, replicas=1, loop_s=seconds, loop_median_s=seconds, steps=int(found["steps"]),
+            note=f"both in one process; {seconds / found['engine_s']:.0f} x the engine's time",
+        )  # fmt: skip
+
+
+CASES: dict[str, Callable[..., Iterator[Figure]]] = {
+    case.__name__: case for case in (start, common, replicas16, load, growth, reference)
+}

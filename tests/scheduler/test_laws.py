@@ -1,0 +1,387 @@
+"""What must hold in every run, whatever the costs, the settings and the requests: the laws of the simulator.
+
+Random cases go through `simulate`, as the command line does, so that routing, the step log and the request table are held
+to the laws together.
+"""
+
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from pimserve.device_models.operators import CATEGORIES
+from pimserve.device_models.plan import FS_PER_S
+from pimserve.loadgen.workload import Workload
+from pimserve.scheduler import simulation, steplog
+from pimserve.scheduler.config import SchedulerSpec
+from pimserve.scheduler.costs import ReplicaCosts
+from pimserve.scheduler.engine import FS_PER_PS, Engine
+from pimserve.scheduler.metrics import digest, summarize
+from pimserve.scheduler.requests import FINISHED, NEVER, REJECTED, WAITING
+from pimserve.scheduler.simulation import Served, simulate
+from pimserve.scheduler.slo import SloSpec
+from pimserve.scheduler.steplog import Rows, expand
+
+from .strategies import Case, cases
+
+ROUTERS = st.sampled_from(["round_robin", "least_outstanding"])
+REPLICAS = st.integers(1, 3)
+
+
+class Run:
+    """A case served by `simulate`: what came of it, and every row that it wrote."""
+
+    def __init__(self, case: Case, replicas: int = 1, router: str = "round_robin", **changes: Any) -> None:
+        chunked = case.max_num_batched_tokens is not None
+        self.spec = SchedulerSpec.model_construct(  # without the check that the token budget holds every decode
+            batching="chunked" if chunked else "stage",
+            max_num_seqs=case.max_num_seqs,
+            max_num_batched_tokens=case.max_num_batched_tokens if chunked else 2**31,
+            block_size=case.block_size,
+            kv_admission=case.kv_admission,
+            router=router,
+        )
+        self.case = case
+        self.blocks: list[list[tuple[np.ndarray, int]]] = [[] for _ in range(replicas)]
+        self.served: Served = simulate(
+            **{
+                "plan": case.plan,
+                "workload": workload(case),
+                "spec": self.spec,
+                "kv_capacity_tokens": case.kv_capacity_blocks * case.block_size,
+                "max_model_len": case.max_model_len,
+                "replicas": replicas,
+                "routing": case.routing,
+                "seed": case.seed,
+                "max_time_s": None if case.max_time_fs is None else case.max_time_fs / FS_PER_S,
+                "write_spans": lambda replica, rows, begin: self.blocks[replica].append((rows, begin)),
+                **changes,
+            }
+        )
+        self.table = self.served.table.structured()
+
+    def rows(self, replica: int) -> list[tuple[int, Rows]]:
+        """(begin of the first step in fs, row) of a replica, in order."""
+        found = []
+        for block, begin in self.blocks[replica]:
+            clock = begin
+            for row in block.tolist():
+                fields = Rows(*row)
+                found.append((clock + fields.gap_fs, fields))
+                clock += fields.gap_fs + fields.duration_fs
+        return found
+
+    def all_rows(self) -> list[Rows]:
+        return [row for replica in range(len(self.blocks)) for _, row in self.rows(replica)]
+
+    def steps(self, replica: int) -> list[tuple[int, ...]]:
+        """(begin fs, duration fs, decodes, context, prefill tokens, chunks, outputs) of every step of a replica."""
+        case = self.case
+        exact = case.routing.mode == "exact"
+        costs = ReplicaCosts(case.plan, case.pools(), replica=replica, seed=case.seed, exact=exact)
+        found: list[tuple[int, ...]] = []
+        for begin, row in self.rows(replica):
+            single = expand(costs, Rows(*(np.array([value]) for value in row)), len(found))
+            for duration, decodes, context in zip(*(column.tolist() for column in single[:3]), strict=True):
+                found.append((begin, duration, decodes, context, row.prefill_tokens, row.chunks, row.outputs))
+                begin += duration  # noqa: PLW2901 the next step's
+        return found
+
+    def summary(self) -> dict[str, Any]:
+        return summarize(self.served, SloSpec(ttft_s=0.05, tpot_s=0.01), len(self.blocks))
+
+
+def workload(case: Case) -> Workload:
+    arrival = [0 if r.arrival_fs is None else r.arrival_fs // FS_PER_PS for r in case.requests]
+    return Workload(
+        arrival_ps=np.array(arrival, np.int64),
+        input_tokens=np.array([r.input_tokens for r in case.requests], np.int64),
+        output_tokens=np.array([r.output_tokens for r in case.requests], np.int64),
+        concurrency=case.concurrency,
+        offered_rate_per_s=None,
+        description="",
+        rows_read=0,
+        rows_dropped={},
+        staggered=0,
+    )
+
+
+@st.composite
+def runs(draw: st.DrawFn, *, open_loop: bool = False, whole: bool = False) -> Run:
+    """Runs of one to three replicas; `whole`: until every request has left."""
+    case = draw(cases())
+    if open_loop:
+        assume(case.concurrency is None)
+    if whole:
+        case.max_time_fs = None
+    router = "round_robin" if case.concurrency is not None else draw(ROUTERS)
+    return Run(case, draw(REPLICAS), router)
+
+
+@settings(max_examples=100)
+@given(runs())
+def test_requests_are_conserved(run: Run) -> None:
+    counts = run.summary()["requests"]
+    assert counts["total"] == counts["finished"] + counts["rejected"] + counts["unfinished"]
+    if run.case.max_time_fs is None:
+        assert counts["unfinished"] == 0
+        assert counts["total"] == len(run.case.requests)
+    elif run.case.concurrency is None:
+        assert counts["total"] == sum(r.arrival_fs < run.case.max_time_fs for r in run.case.requests)
+    finished = run.table[run.table["status"] == FINISHED]
+    assert (finished["emitted_tokens"] == finished["output_tokens"]).all()
+    assert (finished["output_tokens"] >= 1).all()
+    rejected = run.table[run.table["status"] == REJECTED]
+    assert (rejected["input_tokens"] >= run.served.max_model_len).all()
+    assert (rejected["first_scheduled_ps"] == NEVER).all()
+    waiting = run.table[run.table["status"] == WAITING]
+    assert (waiting["emitted_tokens"] < waiting["output_tokens"]).all()
+
+
+@settings(max_examples=100)
+@given(runs())
+def test_tokens_are_conserved(run: Run) -> None:
+    rows, table = run.all_rows(), run.table
+    assert sum(row.steps * row.outputs for row in rows) == table["emitted_tokens"].sum()
+    samples = sum(log.itl.count for log in run.served.logs)
+    later_tokens = np.maximum(table["emitted_tokens"] - 1, 0).sum()
+    in_preemption = ((table["status"] == WAITING) & (table["preemptions"] > 0)).sum()
+    assert later_tokens - in_preemption <= samples <= later_tokens
+    if run.case.max_time_fs is None:
+        prompts = table["input_tokens"][table["status"] == FINISHED].sum()
+        prefilled = sum(row.prefill_tokens for row in rows)
+        preemptions = int(table["preemptions"].sum())
+        assert prompts + preemptions <= prefilled <= prompts + preemptions * run.served.max_model_len
+
+
+@settings(max_examples=100)
+@given(runs())
+def test_kv_blocks_stay_within_capacity(run: Run) -> None:
+    size = run.case.block_size
+    assert run.served.kv_blocks == run.case.kv_capacity_blocks
+    for row in run.all_rows():
+        assert 0 < row.blocks_begin <= row.blocks_end <= run.case.kv_capacity_blocks
+        # Every token that is attended to has its place, the one that is computed now too.
+        assert row.context <= row.blocks_begin * size
+        assert row.context + (row.steps - 1) * row.decodes <= row.blocks_end * size
+    use = run.summary()["kv"]
+    if run.all_rows():
+        assert use["peak_use"] == max(row.blocks_end for row in run.all_rows()) / run.case.kv_capacity_blocks
+        assert 0 <= use["mean_use"] <= use["peak_use"] + 1e-12
+
+
+@settings(max_examples=100)
+@given(runs())
+def test_time_is_monotone_and_adds_up(run: Run) -> None:
+    for replica, log in enumerate(run.served.logs):
+        end = 0
+        for begin, row in run.rows(replica):
+            assert begin - row.gap_fs == end
+            assert row.gap_fs >= 0
+            assert row.steps > 0
+            assert row.duration_fs > 0
+            end = begin + row.duration_fs
+        assert end == log.clock_fs
+        single = run.steps(replica)
+        assert len(single) == log.steps
+        assert sum(step[1] for step in single) == log.busy_fs == sum(row.duration_fs for _, row in run.rows(replica))
+        if run.case.max_time_fs is not None:
+            assert all(step[0] < run.case.max_time_fs for step in single)
+    assert run.served.end_s == max(log.clock_fs for log in run.served.logs) / FS_PER_S
+
+
+@settings(max_examples=100)
+@given(runs())
+def test_no_effect_before_its_cause(run: Run) -> None:
+    boundaries = [
+        ({begin // FS_PER_PS for begin, *_ in steps}, {(begin + lasts) // FS_PER_PS for begin, lasts, *_ in steps})
+        for steps in map(run.steps, range(len(run.blocks)))
+    ]
+    for row in run.table:
+        times = [row["arrival_ps"], row["first_scheduled_ps"], row["first_token_ps"], row["finish_ps"]]
+        known = [time for time in times if time != NEVER]
+        assert known == times[: len(known)]  # nothing happens without what comes before
+        assert known == sorted(known)
+        if row["first_scheduled_ps"] != NEVER:
+            begins, ends = boundaries[row["replica"]]
+            assert row["first_scheduled_ps"] in begins
+            assert {row["first_token_ps"], row["finish_ps"]} <= ends | {NEVER}
+        if row["first_token_ps"] != NEVER:
+            assert row["first_token_ps"] > row["first_scheduled_ps"]
+
+
+@settings(max_examples=100)
+@given(runs())
+def test_no_replica_idles_while_a_request_waits(run: Run) -> None:
+    for replica in range(len(run.blocks)):
+        mine = run.table[(run.table["replica"] == replica) & (run.table["first_scheduled_ps"] != NEVER)]
+        for begin, row in run.rows(replica):
+            if row.gap_fs:
+                idle_from, idle_to = (begin - row.gap_fs) / FS_PER_PS, begin / FS_PER_PS
+                unfinished = (mine["finish_ps"] == NEVER) | (mine["finish_ps"] > idle_from)
+                assert not ((mine["arrival_ps"] < idle_to) & unfinished).any()
+
+
+@settings(max_examples=150)
+@given(runs(whole=True))
+def test_the_head_of_the_queue_waits_only_for_something_that_is_full(run: Run) -> None:
+    assume(run.case.kv_admission == "prompt")
+    assume(not run.table["preemptions"].any())
+    case = run.case
+    budget = run.spec.max_num_batched_tokens
+    for replica in range(len(run.blocks)):
+        mine = run.table[(run.table["replica"] == replica) & (run.table["first_scheduled_ps"] != NEVER)]
+        for (begin, row), after in zip(run.rows(replica), [*run.rows(replica)[1:], None], strict=True):
+            # A row's last step begins before its end, when those that arrived meanwhile must have been let in, had they fitted.
+            last = begin if row.steps == 1 else max(begin, _last_begin(run, replica, begin))
+            waiting = mine[(mine["arrival_ps"] * FS_PER_PS <= last) & (mine["first_scheduled_ps"] > last // FS_PER_PS)]
+            if not len(waiting):
+                continue
+            need = -(-int(waiting[0]["input_tokens"]) // case.block_size)
+            no_blocks = case.kv_capacity_blocks - row.blocks_end < need
+            running = ((mine["first_scheduled_ps"] <= last // FS_PER_PS) & (mine["finish_ps"] > last // FS_PER_PS)).sum()
+            assert no_blocks or running >= case.max_num_seqs or row.decodes + row.prefill_tokens >= budget
+            assert after is not None  # it gets its turn
+
+
+def _last_begin(run: Run, replica: int, begin: int) -> int:
+    """When the last step of the row that begins at `begin` begins."""
+    begins = [step[0] for step in run.steps(replica)]
+    row_begins = [at for at, _ in run.rows(replica)] + [run.served.logs[replica].clock_fs]
+    end = row_begins[row_begins.index(begin) + 1]
+    return max(at for at in begins if at < end)
+
+
+@settings(max_examples=60)
+@given(runs())
+def test_a_closed_loop_keeps_its_concurrency(run: Run) -> None:
+    assume(run.case.concurrency is not None)
+    replicas = len(run.blocks)
+    for replica in range(replicas):
+        mine = run.table[replica::replicas]
+        clients = len(range(replica, run.case.concurrency, replicas))
+        issued = mine[(mine["arrival_ps"] != NEVER) & (mine["status"] != REJECTED)]
+        left = np.where(issued["finish_ps"] == NEVER, np.iinfo(np.int64).max, issued["finish_ps"])
+        for at in issued["arrival_ps"]:
+            in_flight = int(((issued["arrival_ps"] <= at) & (left > at)).sum())
+            more_to_come = (mine["arrival_ps"] == NEVER).any() or (mine["arrival_ps"] > at).any()
+            assert in_flight <= clients
+            assert in_flight == clients or not more_to_come
+
+
+@settings(max_examples=60)
+@given(runs(open_loop=True), st.integers(1, 5))
+def test_where_the_log_is_cut_does_not_matter(run: Run, rows_per_flush: int) -> None:
+    window = {"warmup_s": 0.01, "max_time_s": None}
+    assume(len(run.case.requests) > 1 and run.case.requests[-1].arrival_fs > 0.02 * FS_PER_S)
+    router, replicas = run.spec.router, len(run.blocks)
+    whole = Run(run.case, replicas, router, **window)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steplog, "_ROWS_PER_FLUSH", rows_per_flush)
+        cut = Run(run.case, replicas, router, **window)
+    assert max(map(len, cut.blocks)) > 1 or max(map(len, map(cut.rows, range(replicas)))) <= rows_per_flush
+    assert digest(cut.served) == digest(whole.served)
+    assert cut.summary() == whole.summary()
+    assert [cut.rows(replica) for replica in range(replicas)] == [whole.rows(replica) for replica in range(replicas)]
+
+
+@settings(max_examples=60)
+@given(runs(whole=True), st.integers(2, 7))
+def test_the_order_in_which_replicas_run_does_not_matter(run: Run, slices: int) -> None:
+    class Interleaved(Engine):
+        """Runs all replicas, the last one first, slice by slice, when one is asked to run to the end."""
+
+        all: list[Engine] = []
+
+        def __init__(self, *arguments: Any, **more: Any) -> None:
+            super().__init__(*arguments, **more)
+            self.all.append(self)
+
+        def advance(self, until_fs: int = simulation.FOREVER) -> None:
+            if until_fs == simulation.FOREVER:
+                end = max(log.clock_fs for log in run.served.logs)
+                for part in range(1, slices):
+                    for engine in reversed(self.all):
+                        Engine.advance(engine, end * part // slices)
+            super().advance(until_fs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(simulation, "Engine", Interleaved)
+        other = Run(run.case, len(run.blocks), run.spec.router)
+    assert digest(other.served) == digest(run.served)
+    assert len(Interleaved.all) == len(run.blocks)
+
+
+@settings(max_examples=150)
+@given(runs(), st.integers(0, 24), st.integers(1, 200))
+def test_no_decision_looks_at_a_true_output_length(run: Run, which: int, longer: int) -> None:
+    assume(run.case.kv_admission == "prompt")
+    assume(which < len(run.case.requests))
+    # As long as it may be: else both are cut to the same length.
+    asked = run.case.requests[which]
+    assume(asked.input_tokens + asked.output_tokens + longer <= run.served.max_model_len)
+    requests = list(run.case.requests)
+    requests[which] = replace(asked, output_tokens=asked.output_tokens + longer)
+    other = Run(replace(run.case, requests=requests), len(run.blocks), run.spec.router)
+    ends_ps = int(run.table[which]["finish_ps"]) if run.table[which]["finish_ps"] != NEVER else 2**62
+    for replica in range(len(run.blocks)):
+        before = [step for step in run.steps(replica) if step[0] < ends_ps * FS_PER_PS]
+        assert other.steps(replica)[: len(before)] == before
+    for row, same in zip(run.table, other.table, strict=True):
+        for name in ("first_scheduled_ps", "first_token_ps", "finish_ps"):
+            if NEVER < row[name] < ends_ps:
+                assert same[name] == row[name]
+        if NEVER < row["first_scheduled_ps"] < ends_ps:
+            assert same["replica"] == row["replica"]
+
+
+@settings(max_examples=100)
+@given(runs())
+def test_time_and_energy_are_the_sums_of_their_parts(run: Run) -> None:
+    plan, summary, logs = run.case.plan, run.summary(), run.served.logs
+    for log in logs:
+        assert sum(log.category_fs.values()) == log.busy_fs
+    joules = summary["energy"]["joules"]
+    parts = [part for kinds in summary["energy"]["joules_by_category"].values() for part in kinds.values()]
+    assert joules == pytest.approx(sum(parts), rel=1e-12)
+    # At least: each context token is read once per step, by each term of the plan without a window.
+    single = [step for replica in range(len(logs)) for step in run.steps(replica)]
+    context = sum(step[3] for step in single)
+    full = sum(term.dram_per_token for term in plan.decode if term.window_tokens is None)
+    read = sum(log.energy_pj["attention_decode", "dram"] for log in logs)
+    assert read >= full * context
+    if all(term.window_tokens is None for term in plan.decode):
+        assert read == full * context
+    if single:
+        assert sum(summary["time_share"].values()) == pytest.approx(1)
+        assert set(summary["time_share"]) == set(CATEGORIES)
+        assert 0 < summary["busy_share"] <= 1
+        assert summary["batch"]["mean_requests"] == pytest.approx(sum(s[2] + s[5] for s in single) / len(single))
+
+
+SCRIPT = """
+import sys
+from pimserve.cluster.run import serve
+from pimserve.cluster.scenario import load_scenario
+print(serve(load_scenario(None, sys.argv[1:]))[0]["digest"])
+"""
+
+
+def test_the_same_seed_gives_the_same_bits_in_any_process() -> None:
+    from pimserve.cluster.run import serve  # noqa: PLC0415 scheduler tests do not know the cluster otherwise
+    from pimserve.cluster.scenario import load_scenario  # noqa: PLC0415
+
+    overrides = ["workload.num_requests=30", "cluster.replicas=2", "scheduler.router=least_outstanding"]
+    there = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *overrides], env={"PYTHONHASHSEED": "4711"}, capture_output=True, check=True
+    )
+    here = serve(load_scenario(None, overrides))[0]["digest"]
+    assert there.stdout.decode().strip() == here
+    assert serve(load_scenario(None, overrides))[0]["digest"] == here
+    assert serve(load_scenario(None, [*overrides, "run.seed=1"]))[0]["digest"] != here
+    assert serve(load_scenario(None, [*overrides, "routing.mode=exact"]))[0]["digest"] != here
