@@ -19,7 +19,7 @@ _MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024
 
 @dataclass(frozen=True)
 class Process:
-    """A process that ended well: wall-clock and CPU (user + system) seconds, peak memory (10^6 bytes), what it printed."""
+    """A process that ended well: wall-clock and CPU (user + system) seconds, peak memory (10^6 bytes), output."""
 
     wall_s: float
     cpu_s: float

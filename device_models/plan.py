@@ -112,9 +112,7 @@ class PrefillAttentionTerm:
         q, kv, pairs = self.extent(chunk)
         time = 0
         for a, b, c in self.pieces:
-            piece = a * q + b * kv + c * pairs
-            if piece > time:
-                time = piece
+            time = max(time, a * q + b * kv + c * pairs)
         a, b, c = self.dram
         return time, a * q + b * kv + c * pairs, self.compute_per_pair * pairs
 

@@ -36,8 +36,9 @@ class ArrivalSpec(Spec):
     """When requests arrive, independent of service (open loop)."""
 
     process: Literal["constant", "poisson", "gamma", "nhpp", "trace"] = Field(
+        "poisson",
         description="constant: equal gaps, the first request at 0; poisson: exponential gaps; gamma: Gamma gaps; "
-        "nhpp: Poisson with a moving rate; trace: the arrival times of the workload's trace"
+        "nhpp: Poisson with a moving rate; trace: the arrival times of the workload's trace",
     )
     rate_per_s: float | None = Field(None, gt=0, le=1e9, description="mean arrival rate, requests per second")
     burstiness: float | None = Field(

@@ -33,9 +33,8 @@ class WorkloadSpec(Spec):
 
     preset: Literal["azure-conv-2023"] | None = Field(
         None,
-        description="embedded workload that supplies what `arrival` and `lengths` do not; "
-        "azure-conv-2023 (the default when neither arrival, lengths nor trace are given) has the published rate and "
-        "length statistics of the Azure LLM 2023 conversation trace",
+        description="embedded workload that supplies what `arrival` and `lengths` do not; the default without a trace; "
+        "azure-conv-2023 has the published rate and length statistics of the Azure LLM 2023 conversation trace",
     )
     mode: Literal["open", "closed"] = Field(
         "open",
@@ -63,7 +62,10 @@ class WorkloadSpec(Spec):
     @model_validator(mode="before")
     @classmethod
     def _default_preset(cls, data: object) -> object:
-        if isinstance(data, dict) and all(data.get(key) is None for key in ("preset", "arrival", "lengths", "trace")):
+        if not isinstance(data, dict) or data.get("preset") is not None or data.get("trace") is not None:
+            return data
+        no_times = data.get("arrival") is None and data.get("mode") != "closed"
+        if no_times or data.get("lengths") is None:
             return {**data, "preset": DEFAULT_PRESET}
         return data
 
@@ -97,12 +99,7 @@ class WorkloadSpec(Spec):
             for key in ("time_scale", "target_rate_per_s"):
                 if getattr(self.trace, key) is not None and not times_from_trace:
                     raise ValueError(f"trace.{key} has no effect: only the lengths of the trace are used")
-        elif self.preset is None:
-            if self.lengths is None:
-                raise ValueError(f"lengths is needed beside arrival (or preset: {DEFAULT_PRESET}, or trace)")
-            if times_from_trace:
-                raise ValueError(f"arrival is needed beside lengths (or preset: {DEFAULT_PRESET}, or trace)")
-        elif self.lengths is not None and (synthetic or self.mode == "closed"):
+        elif self.preset is not None and self.lengths is not None and (synthetic or self.mode == "closed"):
             raise ValueError("preset has no effect when everything that it supplies is given; leave it out")
         return self
 

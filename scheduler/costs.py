@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,7 @@ class ReplicaCosts:
     def __init__(self, plan: CostPlan, pools: ExpertPools | None, *, replica: int, seed: int, exact: bool) -> None:
         self.plan = plan
         self.pools = pools
+        self._seed = seed
         self.replica = replica
         self.offset = replica_offset(seed, replica)
         self.exact = exact and pools is not None
@@ -44,6 +46,14 @@ class ReplicaCosts:
         self._outputs_fs: dict[int, int] = {}
         self._chunks: dict[ChunkShape, tuple[int, int, int]] = {}
         self._drawn: dict[int, IntArray] = {}
+
+    def of_replica(self, replica: int) -> ReplicaCosts:
+        """The costs of another replica of the same plan; what is memoised for the plan is shared."""
+        other = copy(self)
+        other.replica = replica
+        other.offset = replica_offset(self._seed, replica)
+        other._drawn = {}
+        return other
 
     def rows_fs(self, tokens: int, outputs: int) -> int:
         """Time of row terms for the busiest group's tokens and outputs."""

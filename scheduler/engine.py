@@ -123,27 +123,22 @@ class Engine:
         if self._head < 0:
             self._next_head()
 
-    def quiet_until(self) -> int:
-        """A time before which no request can leave, given what is in the inbox now, fs."""
-        if not self._running and self._head < 0:
-            return FOREVER
-        if not self._decodes or self._partial is not None or self._preempted or self._head >= 0:
-            return self.clock
-        costs = self.costs
-        share = -(-self._decodes // costs.plan.data_parallel)
-        # Without the experts' share and the growth of contexts this is a lower bound that costs no look-up.
-        at_least = costs.rows_fs(share, share) + costs.plan.decode_fs(self._decodes, self._context)
-        return self.clock + self._steps_to_finish() * at_least
+    def advance(self, until_fs: int = FOREVER, *, lazily: bool = False) -> int:
+        """Run all steps that start before `until_fs`, or until nothing is left to do.
 
-    def advance(self, until_fs: int = FOREVER) -> None:
-        """Run all steps that start before `until_fs`, or until nothing is left to do."""
+        Lazily, stop before a span of decode steps that ends after `until_fs`: it then need not be cut in two, should a
+        request arrive in the middle of it.
+
+        Returns:
+            A time before which no request leaves from here on, given what is in the inbox now, fs.
+        """
         if self._head < 0:
             self._next_head()
         while self.clock < until_fs:
             gap = 0
             if not self._running and not self._preempted:
                 if self._head_fs >= until_fs:
-                    return
+                    return self._head_fs
                 if self._head_fs > self.clock:
                     gap = self._head_fs - self.clock
                     self.clock = self._head_fs
@@ -151,13 +146,16 @@ class Engine:
             if not (self._head_fs <= self.clock or self._partial is not None or self._preempted) or not (
                 self._prompt_step(gap, preempted)
             ):
-                self._decode_span(until_fs, single=preempted)
+                ends = self._decode_span(until_fs, single=preempted, whole=lazily and not preempted)
+                if ends > self.clock:
+                    return ends
+        return self.clock
 
     def settle(self) -> None:
         """Write down how far requests have come that the end of the run leaves unfinished."""
         for request, finish_step in self._running.items():
-            left = finish_step - self.step
-            self._emitted_tokens[request] = self._output[request] - left if finish_step else self._emitted.get(request, 0)
+            so_far = self._output[request] - (finish_step - self.step) if finish_step else self._emitted.get(request, 0)
+            self._emitted_tokens[request] = so_far
 
     def _blocks(self, tokens: int) -> int:
         return -(-tokens // self.spec.block_size)
@@ -317,17 +315,28 @@ class Engine:
         decode = self._slope * context
         for slope, window in self._windowed:
             decode += slope * min(context, window * decodes)
-        if plan.overlap_attention:
-            duration = decode if decode > prefill else prefill
-        else:
-            duration = decode + prefill
+        duration = max(decode, prefill) if plan.overlap_attention else decode + prefill
         duration += costs.rows_fs(busiest, -(-outputs // plan.data_parallel))
         tokens = chunks[0][0] if len(chunks) == 1 else sum([chunk[0] for chunk in chunks])
         if plan.experts is not None:
             duration += costs.experts_fs(decodes + tokens, self.step)
         self._take(
-            (gap, 1, decodes, context, tokens, len(chunks), outputs, busiest)
-            + (prefill, dram, compute, used, used, duration)
+            (
+                gap,
+                1,
+                decodes,
+                context,
+                tokens,
+                len(chunks),
+                outputs,
+                busiest,
+                prefill,
+                dram,
+                compute,
+                used,
+                used,
+                duration,
+            )
         )
         self.clock = now = self.clock + duration
         self.step = step = self.step + 1
@@ -381,15 +390,15 @@ class Engine:
         self._status[request] = FINISHED
         self._leave(now)
 
-    def _decode_span(self, until_fs: int, *, single: bool) -> None:
-        """Steps in which only decoding goes on, up to the next one in which anything else can happen."""
+    def _decode_span(self, until_fs: int, *, single: bool, whole: bool) -> int:
+        """Steps in which only decoding goes on, up to the next one in which anything else can happen.
+
+        Returns the time at which they end. With `whole`, steps that would end after `until_fs` are not run.
+        """
         costs = self.costs
         plan = costs.plan
         decodes, context = self._decodes, self._context
-        most = costs.max_span
-        steps = 1 if single else self._steps_to_finish()
-        if steps > most:
-            steps = most
+        steps = 1 if single else min(self._steps_to_finish(), costs.max_span)
         share = -(-decodes // plan.data_parallel)
         base, slope = costs.rows_fs(share, share), self._slope
         for term_slope, window in self._windowed:
@@ -408,9 +417,13 @@ class Engine:
         if plan.experts is not None:
             experts, at = costs.experts_prefix(decodes, self.step)
             duration += experts[at + steps] - experts[at]
-        if steps > 1:
-            limit = self._next_change(until_fs) - self.clock
-            if duration > limit or duration > _SPAN_FS_LIMIT:
+        if steps > 1 or whole:
+            change = self._next_change(until_fs)
+            if whole and change == until_fs and self.clock + duration > until_fs:
+                self._used_blocks -= self._crossings[self.step % self.spec.block_size]  # its first step has not grown yet
+                return self.clock + duration
+            limit = change - self.clock
+            if steps > 1 and (duration > limit or duration > _SPAN_FS_LIMIT):
                 limit = min(limit, _SPAN_FS_LIMIT)
                 steps, duration = _first_reaching(limit, steps, duration, base, growth, experts, at)
                 steps, used = self._steps_with_blocks(steps)
@@ -422,6 +435,7 @@ class Engine:
         self._left_last = 0
         if self._finish_heap[0][0] <= self.step:
             self._retire()
+        return self.clock
 
     def _steps_to_finish(self) -> int:
         """Steps until the first decoding request has all its tokens."""
@@ -473,9 +487,11 @@ def _first_reaching(
     `duration` is the time of `most` steps, which is more than `limit`.
     """
 
+    before = experts[at] if experts else 0
+
     def lasts(n: int) -> int:
         time = n * base + growth * (n * (n - 1) // 2)
-        return time + experts[at + n] - experts[at] if experts else time
+        return time + experts[at + n] - before if experts else time
 
     mean = duration // most
     n = max(1, limit * most // duration)

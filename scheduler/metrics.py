@@ -166,7 +166,7 @@ def digest(served: Served) -> str:
     whole = hashlib.sha256()
     for log in served.logs:
         whole.update(bytes.fromhex(log.digest()))
-    whole.update(served.table.structured().tobytes())
+    whole.update(served.table.structured().data)
     return whole.hexdigest()
 
 

@@ -28,9 +28,11 @@ class LeastOutstanding:
 
     def pick(self, outstanding: Sequence[int]) -> int:
         """Fewest outstanding."""
-        n = len(outstanding)
-        self._turn = turn = (self._turn + 1) % n
-        return min(range(n), key=lambda replica: (outstanding[replica], (replica - turn) % n))
+        self._turn = (self._turn + 1) % len(outstanding)
+        fewest = min(outstanding)
+        if fewest in outstanding[self._turn :]:
+            return outstanding.index(fewest, self._turn)
+        return outstanding.index(fewest)
 
 
 ROUND_ROBIN = "round_robin"  # needs no state of the replicas, so they run on their own

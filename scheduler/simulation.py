@@ -95,8 +95,10 @@ def simulate(
     engines: list[Engine] = []
     logs: list[StepLog] = []
     count = len(table)
+    sharing = replicas if closed is None else min(replicas, closed)  # a replica without clients gets no requests
+    first = ReplicaCosts(plan, pools, replica=0, seed=seed, exact=routing.mode == "exact")
     for replica in range(replicas):
-        costs = ReplicaCosts(plan, pools, replica=replica, seed=seed, exact=routing.mode == "exact")
+        costs = first.of_replica(replica)
 
         def flushed(rows: IntArray, begin_fs: int, replica: int = replica) -> None:
             if write_spans is not None:
@@ -105,7 +107,7 @@ def simulate(
                 progress(sum(engine.finished for engine in engines))
 
         log = StepLog(costs, window_fs, flushed)
-        mine = range(replica, count, replicas)
+        mine = range(replica, count if replica < sharing else 0, sharing)
         engine = Engine(
             costs,
             spec,
@@ -188,14 +190,16 @@ def _window(workload: Workload, warmup_s: float, cooldown_s: float) -> tuple[int
 def _route(router: Router, engines: list[Engine], table: RequestTable, until: int) -> None:
     """Submit each request on its arrival to the replica that the router picks from the replicas' exact state."""
     quiet = [0] * len(engines)
+    outstanding = [0] * len(engines)
     for request, arrival_ps in enumerate(table["arrival_ps"].tolist()):
         now = arrival_ps * FS_PER_PS
         if now >= until:
             break
         for replica, engine in enumerate(engines):
             if quiet[replica] <= now:
-                engine.advance(now)
-                quiet[replica] = max(engine.quiet_until(), now)
-        chosen = router.pick([engine.outstanding(now) for engine in engines])
+                quiet[replica] = engine.advance(now, lazily=True)
+                outstanding[replica] = engine.outstanding(now)
+        chosen = router.pick(outstanding)
         engines[chosen].submit(request)
+        outstanding[chosen] += 1
         quiet[chosen] = now

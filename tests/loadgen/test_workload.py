@@ -202,8 +202,6 @@ TRACE = {"format": "csv", "path": "x.csv"}
         ({"mode": "closed", "concurrency": 8, "num_requests": 4}, "must be at least concurrency"),
         ({"mode": "closed", "concurrency": 8, "duration_s": 4}, "duration_s has no effect with mode 'closed'"),
         ({"mode": "closed", "concurrency": 8, "arrival": POISSON, "lengths": LENGTHS}, "arrival has no effect"),
-        ({"arrival": POISSON}, "lengths is needed beside arrival"),
-        ({"lengths": LENGTHS}, "arrival is needed beside lengths"),
         ({"arrival": {"process": "trace"}, "lengths": LENGTHS}, "needs trace"),
         ({"preset": "azure-conv-2023", "trace": TRACE}, "preset has no effect beside trace"),
         ({"preset": "azure-conv-2023", "arrival": POISSON, "lengths": LENGTHS}, "preset has no effect"),
