@@ -62,11 +62,11 @@ def place(
     left = usable - weights - windows
     tokens = int(left / per_token) * split.data if left > 0 else 0
     if tokens <= 0:
+        held = f" and attention windows {windows / 1e9:.1f} GB" if windows else ""
         raise InputError(
             "cluster",
-            f"{model.name} does not fit: weights take {weights / 1e9:.1f} GB and attention windows "
-            f"{windows / 1e9:.1f} GB of each device's usable {usable / 1e9:.1f} GB "
-            f"({device.spec.name}, {split.devices} devices); "
+            f"{model.name} does not fit: weights take {weights / 1e9:.1f} GB{held} of each device's usable "
+            f"{usable / 1e9:.1f} GB ({split.devices} x {device.spec.name}); "
             "use more devices, more tensor parallelism or a smaller model",
         )
     return Replica(plan, tokens, weights, per_token * split.tensor)

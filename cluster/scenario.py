@@ -19,12 +19,12 @@ from pimserve.device_models.catalogue import load_model, model_names, parse_docu
 from pimserve.device_models.gpu import Gpu
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.operators import Parallelism
-from pimserve.device_models.quantity import GigabytesPerSecond, Microseconds, PositiveSeconds, Seconds
 from pimserve.device_models.registry import load_device, merged
 from pimserve.device_models.routing import Routing
 from pimserve.errors import InputError, shortened, validation_error
 from pimserve.loadgen.spec import MAX_TIME_S
 from pimserve.loadgen.workload import WorkloadSpec, parse_trace_argument
+from pimserve.quantity import GigabytesPerSecond, Microseconds, PositiveSeconds, Seconds
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.slo import SloSpec
 
@@ -55,7 +55,7 @@ class ClusterSpec(_Section):
     )
     replicas: Count = Field(1, description="copies of the model, each on its own devices")
     nodes: Count = Field(1, description="nodes of one replica")
-    devices_per_node: Count = 4
+    devices_per_node: Count = Field(4, description="devices of each node")
     tensor_parallel: Count | None = Field(
         None, description="devices that split attention and dense layers; default: the devices of a node"
     )
@@ -84,7 +84,9 @@ class CostSpec(_Section):
 class RoutingSpec(_Section):
     """How tokens choose experts."""
 
-    popularity: Literal["uniform", "zipf", "given"] = "uniform"
+    popularity: Literal["uniform", "zipf", "given"] = Field(
+        "uniform", description="uniform: every set of top_k experts alike; zipf, given: experts have weights"
+    )
     zipf_exponent: Annotated[float, Field(ge=0, le=10)] | None = Field(None, description="with popularity: zipf")
     weights: tuple[Weight, ...] | None = Field(None, description="with popularity: given, one weight per expert")
     mode: Literal["pooled", "exact"] = Field(
@@ -113,7 +115,7 @@ class RoutingSpec(_Section):
 class RunSpec(_Section):
     """Seed, what part of the run is measured, and when it stops."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="of arrivals, lengths and routing of experts")
     warmup_s: Annotated[Seconds, _Clock] = Field(0.0, description="requests that arrive earlier are not measured")
     cooldown_s: Annotated[Seconds, _Clock] = Field(
         0.0, description="nor those that arrive in this time before the last arrival (open loop)"
@@ -132,7 +134,9 @@ class OutputSpec(_Section):
 class Scenario(_Section):
     """A model, the cluster that serves it, and the traffic."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] = "mixtral-duplex"
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] = Field(
+        "mixtral-duplex", description="of the run, and of its results folder"
+    )
     model: _Entry = Field(
         "mixtral-8x7b", description="a model of the catalogue, or {preset: NAME, ...changes}, or a full description"
     )

@@ -90,9 +90,9 @@ def stage(
     if pools is not None and tokens:
         features = pools.features(np.full(POOL_SIZE, tokens), np.arange(POOL_SIZE))
         experts_fs = features[:, 0].astype(float)
-        category["moe"] += experts_fs.mean()
-        energy["moe_dram"] += features[:, 3].mean()
-        energy["moe_compute"] += features[:, 4].mean()
+        category["moe"] += float(experts_fs.mean())
+        energy["moe_dram"] += float(features[:, 3].mean())
+        energy["moe_compute"] += float(features[:, 4].mean())
     return Stage(
         prompts=prompts,
         decodes=decodes,

@@ -30,7 +30,7 @@ from pimserve.device_models.plan import (
     PrefillAttentionTerm,
     RowTerm,
 )
-from pimserve.device_models.quantity import Gigabytes, GigabytesPerSecond, Microseconds, Teraflops
+from pimserve.quantity import Gigabytes, GigabytesPerSecond, Microseconds, Teraflops
 
 Share = Annotated[float, Field(gt=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]

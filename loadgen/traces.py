@@ -23,6 +23,7 @@ from pydantic import Field, model_validator
 
 from pimserve.errors import InputError
 from pimserve.loadgen.spec import MAX_REQUESTS, MAX_TIME_S, MAX_TOKENS, PS_PER_S, Spec
+from pimserve.quantity import PositiveSeconds, Seconds
 
 IntArray = NDArray[np.int64]
 TIME_LIMIT_PS = int(MAX_TIME_S) * PS_PER_S
@@ -40,8 +41,8 @@ class TraceSpec(Spec):
     path: str = Field(
         min_length=1, description=f"file; a relative path is tried from the current directory, then from ${TRACES_ENV}"
     )
-    start_s: float = Field(0.0, ge=0, le=MAX_TIME_S, description="skip rows before this trace time, s; it becomes 0")
-    end_s: float | None = Field(None, gt=0, le=MAX_TIME_S, description="skip rows from this trace time on, s")
+    start_s: Seconds = Field(0.0, le=MAX_TIME_S, description="skip rows before this trace time, s; it becomes 0")
+    end_s: PositiveSeconds | None = Field(None, le=MAX_TIME_S, description="skip rows from this trace time on, s")
     time_scale: float | None = Field(
         None, gt=0, le=1e6, description="multiplies arrival times; 0.5 doubles the rate. Not with target_rate_per_s"
     )

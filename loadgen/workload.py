@@ -13,6 +13,7 @@ from pimserve.loadgen.lengths import LengthsSpec
 from pimserve.loadgen.presets import AZURE_CONV_2023_ARRIVAL, AZURE_CONV_2023_LENGTHS
 from pimserve.loadgen.spec import MAX_REQUESTS, MAX_TIME_S, PS_PER_S, Spec
 from pimserve.loadgen.traces import Trace, TraceSpec, load_trace, parse_trace_argument
+from pimserve.quantity import PositiveSeconds
 
 __all__ = ["ArrivalSpec", "LengthsSpec", "TraceSpec", "Workload", "WorkloadSpec", "generate", "parse_trace_argument"]
 
@@ -46,8 +47,8 @@ class WorkloadSpec(Spec):
         le=MAX_REQUESTS,
         description=f"stop after this many requests (default: {DEFAULT_REQUESTS}, or all rows of a trace)",
     )
-    duration_s: float | None = Field(
-        None, gt=0, le=MAX_TIME_S, description="only requests that arrive before this time, s (open mode)"
+    duration_s: PositiveSeconds | None = Field(
+        None, le=MAX_TIME_S, description="only requests that arrive before this time, s (open mode)"
     )
     arrival: ArrivalSpec | None = Field(None, description="arrival process (open mode)")
     lengths: LengthsSpec | None = Field(None, description="laws of input and output lengths")

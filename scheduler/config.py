@@ -20,11 +20,16 @@ class SchedulerSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    batching: Literal["chunked", "stage"] = "chunked"
+    batching: Literal["chunked", "stage"] = Field(
+        "chunked", description="chunked: prompts are cut to the token budget; stage: whole prompts beside all decodes"
+    )
     max_num_seqs: Count = Field(256, description="requests that run at once on a replica")
     max_num_batched_tokens: Count = Field(2048, description="tokens of one step, chunked batching only")
     block_size: Annotated[int, Field(gt=0, le=1024)] = Field(16, description="tokens of one KV block")
-    kv_admission: Literal["prompt", "oracle"] = "prompt"
+    kv_admission: Literal["prompt", "oracle"] = Field(
+        "prompt",
+        description="prompt: known tokens must fit; oracle: the true output length too, so nothing is preempted",
+    )
     max_model_len: Count | None = Field(
         None, description="prompt and output tokens of a request; default: what the model and the KV cache allow"
     )

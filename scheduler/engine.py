@@ -420,12 +420,14 @@ class Engine:
         if steps > 1 or whole:
             change = self._next_change(until_fs)
             if whole and change == until_fs and self.clock + duration > until_fs:
-                self._used_blocks -= self._crossings[self.step % self.spec.block_size]  # its first step has not grown yet
+                self._used_blocks -= self._crossings[
+                    self.step % self.spec.block_size
+                ]  # its first step has not grown yet
                 return self.clock + duration
             limit = change - self.clock
             if steps > 1 and (duration > limit or duration > _SPAN_FS_LIMIT):
                 limit = min(limit, _SPAN_FS_LIMIT)
-                steps, duration = _first_reaching(limit, steps, duration, base, growth, experts, at)
+                steps, duration = first_reaching(limit, steps, duration, base, growth, experts, at)
                 steps, used = self._steps_with_blocks(steps)
         self._take((0, steps, decodes, context, 0, 0, decodes, share, 0, 0, 0, self._used_blocks, used, duration))
         self._used_blocks = used
@@ -479,7 +481,7 @@ class Engine:
         return steps, self._used_blocks + needed
 
 
-def _first_reaching(
+def first_reaching(
     limit: int, most: int, duration: int, base: int, growth: int, experts: Sequence[int], at: int
 ) -> tuple[int, int]:
     """(n, time of n steps) for the smallest n of at most `most` whose time is at least `limit`.
@@ -487,11 +489,11 @@ def _first_reaching(
     `duration` is the time of `most` steps, which is more than `limit`.
     """
 
-    before = experts[at] if experts else 0
+    start = experts[at] if experts else 0
 
     def lasts(n: int) -> int:
         time = n * base + growth * (n * (n - 1) // 2)
-        return time + experts[at + n] - before if experts else time
+        return time + experts[at + n] - start if experts else time
 
     mean = duration // most
     n = max(1, limit * most // duration)

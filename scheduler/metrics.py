@@ -58,7 +58,6 @@ def summarize(served: Served, slo: SloSpec, devices: int) -> dict[str, Any]:
     measured = arrival >= 0  # a closed loop that was stopped has requests that it never issued
     if served.trimmed:
         measured = (arrival >= start * PS_PER_S) & (arrival < end * PS_PER_S)
-        measured[: served.workload.staggered] = False  # they did not start with an empty context
     done = measured & (status == FINISHED)
 
     def seconds(later: str, earlier: str, rows: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pimserve.device_models.quantity import PositiveSeconds
+from pimserve.quantity import PositiveSeconds
 
 SloPreset = Literal[
     "mlperf/llama2-70b/server",
@@ -50,7 +50,7 @@ class SloSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    preset: SloPreset | None = None
+    preset: SloPreset | None = Field(None, description="limits of MLPerf Inference, where none are given")
     ttft_s: PositiveSeconds | None = Field(None, description="time to first token")
     tpot_s: PositiveSeconds | None = Field(None, description="mean time per output token after the first")
     e2e_s: PositiveSeconds | None = Field(None, description="arrival to last token")

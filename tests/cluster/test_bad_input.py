@@ -1,4 +1,4 @@
-"""What a user can get wrong in a scenario, a trace or a command, and the message for it: where, what, what is allowed."""
+"""What a user can get wrong in a scenario, a trace or a command, and the message: where, what, what is allowed."""
 
 import gzip
 import os
@@ -94,7 +94,10 @@ OVERRIDES: list[tuple[list[str], str]] = [
     (["run.warmup_s=10 parsecs"], "run.warmup_s: '10 parsecs' is not a number in s"),
     (["cluster.node_gb_per_s=10 GB"], "one of the units B/s, MB/s, GB/s, TB/s, GiB/s, TiB/s, Gb/s"),
     (["cluster.device={preset: h100, memory_gb: 80 apples}"], "cluster.device.memory_gb: '80 apples' is not a number"),
-    (["cluster.device.memory_gb_per_s=3 MB/s"], "run: the simulated clock ends: a step or a pause of more than 9,223 s"),
+    (
+        ["cluster.device.memory_gb_per_s=3 MB/s"],
+        "run: the simulated clock ends: a step or a pause of more than 9,223 s",
+    ),
     (["cluster.device.link_latency_us=1.0e+15"], "is a unit of the device, the links or the arrivals wrong?"),
     # Names that nothing has.
     (["model=mixtral-8x7"], "model: unknown model 'mixtral-8x7'; did you mean mixtral-8x7b"),
@@ -108,7 +111,10 @@ OVERRIDES: list[tuple[list[str], str]] = [
     (["scheduler.batching=continuous"], "scheduler.batching: must be 'chunked' or 'stage' (got 'continuous')"),
     (["cluster.experts=pp"], "cluster.experts: must be 'ep' or 'tp' (got 'pp')"),
     (["workload.preset=azure"], "workload.preset: must be 'azure-conv-2023' (got 'azure')"),
-    (["workload.arrival={process: uniform}"], "must be 'constant', 'poisson', 'gamma', 'nhpp' or 'trace' (got 'uniform')"),
+    (
+        ["workload.arrival={process: uniform}"],
+        "must be 'constant', 'poisson', 'gamma', 'nhpp' or 'trace' (got 'uniform')",
+    ),
     (["workload.lengths={input: {kind: fixed, tokens: 1}}"], "workload.lengths.output: is missing"),
     (
         ["workload.lengths={input: {tokens: 3}, output: {kind: fixed, tokens: 1}}"],
@@ -145,7 +151,10 @@ OVERRIDES: list[tuple[list[str], str]] = [
         "workload: num_requests (4) must be at least concurrency (8)",
     ),
     (["workload.duration_s=1.0e-9"], "workload.duration_s: no request arrives within 1e-09 s; lengthen it"),
-    (["workload={arrival: {process: constant, rate_per_s: 1.0e-4}, " + FIXED + "}"], "workload.arrival: arrivals reach"),
+    (
+        ["workload={arrival: {process: constant, rate_per_s: 1.0e-4}, " + FIXED + "}"],
+        "workload.arrival: arrivals reach",
+    ),
     (["routing.popularity=zipf"], "routing: popularity: zipf needs zipf_exponent"),
     (["routing.zipf_exponent=1"], "routing: zipf_exponent goes with popularity: zipf"),
     (["routing={popularity: given, weights: [1, 2]}"], "routing.weights: 2 weights for the model's 8 experts"),
@@ -182,7 +191,7 @@ OVERRIDES: list[tuple[list[str], str]] = [
         "cluster.experts: 8 experts do not spread evenly over 12 devices with experts: ep",
     ),
     (["cluster.devices_per_node=1"], "cluster: mixtral-8x7b does not fit: weights take 93.4 GB"),
-    (["scheduler.memory_utilization=0.01"], "of each device's usable 0.9 GB (duplex, 4 devices)"),
+    (["scheduler.memory_utilization=0.01"], "of each device's usable 0.9 GB (4 x duplex)"),
     (["scheduler.memory_utilization=0.27204", "scheduler.block_size=1024"], "scheduler.block_size: one block of 1024"),
 ]
 

@@ -1,13 +1,13 @@
 """What must hold in every run, whatever the costs, the settings and the requests: the laws of the simulator.
 
-Random cases go through `simulate`, as the command line does, so that routing, the step log and the request table are held
-to the laws together.
+Random cases go through `simulate`, as the command line does, so that routing, the step log and the request table are
+held to the laws together.
 """
 
 import subprocess
 import sys
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -292,19 +292,19 @@ def test_the_order_in_which_replicas_run_does_not_matter(run: Run, slices: int) 
     class Interleaved(Engine):
         """Runs all replicas, the last one first, slice by slice, when one is asked to run to the end."""
 
-        all: list[Engine] = []
+        all: ClassVar[list[Engine]] = []
 
         def __init__(self, *arguments: Any, **more: Any) -> None:
             super().__init__(*arguments, **more)
             self.all.append(self)
 
-        def advance(self, until_fs: int = simulation.FOREVER) -> None:
+        def advance(self, until_fs: int = simulation.FOREVER, **how: bool) -> int:
             if until_fs == simulation.FOREVER:
                 end = max(log.clock_fs for log in run.served.logs)
                 for part in range(1, slices):
                     for engine in reversed(self.all):
                         Engine.advance(engine, end * part // slices)
-            super().advance(until_fs)
+            return super().advance(until_fs, **how)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(simulation, "Engine", Interleaved)
@@ -313,28 +313,29 @@ def test_the_order_in_which_replicas_run_does_not_matter(run: Run, slices: int) 
     assert len(Interleaved.all) == len(run.blocks)
 
 
-@settings(max_examples=50)
-@given(runs(kv_admission="prompt"), st.integers(0, 24), st.integers(1, 200))
-def test_no_decision_looks_at_a_true_output_length(run: Run, which: int, longer: int) -> None:
-    if which >= len(run.table):
-        return
-    asked = run.case.requests[which]
-    longer = min(longer, run.served.max_model_len - asked.input_tokens - asked.output_tokens)
-    if longer < 1:
-        return  # both would be cut to the same length
-    requests = list(run.case.requests)
-    requests[which] = replace(asked, output_tokens=asked.output_tokens + longer)
+@settings(max_examples=120)
+@given(runs(kv_admission="prompt"), st.lists(st.integers(0, 60), min_size=25, max_size=25))
+def test_no_decision_looks_at_a_true_output_length(run: Run, longer: list[int]) -> None:
+    room = run.served.max_model_len
+    requests = [
+        replace(
+            asked, output_tokens=max(asked.output_tokens, min(asked.output_tokens + more, room - asked.input_tokens))
+        )
+        for asked, more in zip(run.case.requests, longer, strict=False)
+    ]
     other = Run(replace(run.case, requests=requests), len(run.blocks), run.spec.router)
-    ends_ps = int(run.table[which]["finish_ps"]) if run.table[which]["finish_ps"] != NEVER else 2**62
+    table, same = run.table, other.table
+    # Until the first request ends that now goes on, the two runs are one and the same.
+    ended = table["finish_ps"][(table["output_tokens"] != same["output_tokens"]) & (table["finish_ps"] != NEVER)]
+    until = int(ended.min(initial=2**62))
     for replica in range(len(run.blocks)):
-        before = [step for step in run.steps(replica) if step[0] < ends_ps * FS_PER_PS]
+        before = [step for step in run.steps(replica) if step[0] < until * FS_PER_PS]
         assert other.steps(replica)[: len(before)] == before
-    for row, same in zip(run.table, other.table, strict=True):
-        for name in ("first_scheduled_ps", "first_token_ps", "finish_ps"):
-            if NEVER < row[name] < ends_ps:
-                assert same[name] == row[name]
-        if NEVER < row["first_scheduled_ps"] < ends_ps:
-            assert same["replica"] == row["replica"]
+    for name in ("first_scheduled_ps", "first_token_ps", "finish_ps"):
+        known = (table[name] != NEVER) & (table[name] < until)
+        assert (same[name][known] == table[name][known]).all()
+    routed = (table["first_scheduled_ps"] != NEVER) & (table["first_scheduled_ps"] < until)
+    assert (same["replica"][routed] == table["replica"][routed]).all()
 
 
 @settings(max_examples=40)

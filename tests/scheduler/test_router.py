@@ -52,7 +52,7 @@ def test_least_outstanding_picks_a_least_one_and_takes_turns(outstanding: list[i
 
 
 ARRIVALS = st.lists(
-    st.tuples(st.integers(0, 100) | st.integers(0, 100 * MS), st.integers(1, 500), st.integers(1, 60)), max_size=60
+    st.tuples(st.integers(0, 100) | st.integers(0, 30 * MS), st.integers(1, 500), st.integers(1, 8)), max_size=60
 )
 
 

@@ -9,7 +9,6 @@ from pimserve.device_models.plan import CostPlan, RowTerm
 from pimserve.errors import InputError
 from pimserve.loadgen.workload import Workload
 from pimserve.scheduler.config import SchedulerSpec
-from pimserve.scheduler.engine import FOREVER
 from pimserve.scheduler.requests import NEVER
 from pimserve.scheduler.simulation import Served, simulate
 
@@ -85,6 +84,20 @@ def test_windows_that_leave_nothing() -> None:
         serve(requests, warmup_s=5.0, max_time_s=4.0)
 
 
+@pytest.mark.xfail(strict=True, reason="the log sums femtoseconds in 64 bit, which end after 9,223 s")
+@pytest.mark.parametrize("pause_s", [1000.0, 5000.0])
+def test_the_window_of_a_long_run(pause_s: float) -> None:
+    served = serve([(i * pause_s, 5, 50) for i in range(11)], warmup_s=2 * pause_s, cooldown_s=3 * pause_s)
+    assert served.logs[0].window_tokens == 250
+    assert served.logs[0].itl.count == 5 * 49
+
+
+@pytest.mark.xfail(strict=True, reason="a row of the log holds the pause before it in 64-bit femtoseconds")
+def test_a_pause_of_hours() -> None:
+    served = serve([(0.0, 5, 5), (20_000.0, 5, 5)])
+    assert served.end_s == 20_000.05
+
+
 def test_a_closed_loop_sends_the_next_when_one_leaves() -> None:
     served = serve([(0.0, 5, 2)] * 6, concurrency=2)
     assert seconds(served, "arrival_ps") == [0.0, 0.0, 0.02, 0.02, 0.04, 0.04]
@@ -97,7 +110,7 @@ def test_a_closed_loop_measures_until_its_last_request_is_sent() -> None:
     assert served.logs[0].window_tokens == 2 + 2  # steps that end at 0.02 and 0.03; that at 0.04 is outside
     whole = serve([(0.0, 5, 2)] * 6, concurrency=2)
     assert whole.window_s == (0.0, 0.06)
-    with pytest.raises(InputError, match="run.cooldown_s: a closed loop"):
+    with pytest.raises(InputError, match=r"run\.cooldown_s: a closed loop"):
         serve([(0.0, 5, 2)] * 6, concurrency=2, cooldown_s=0.01)
 
 
@@ -111,7 +124,7 @@ def test_clients_of_a_closed_loop_share_the_replicas(replicas: int, clients: int
 
 def test_a_closed_loop_needs_clients_bound_to_replicas() -> None:
     least = SchedulerSpec(router="least_outstanding")
-    with pytest.raises(InputError, match="scheduler.router: a closed loop"):
+    with pytest.raises(InputError, match=r"scheduler\.router: a closed loop"):
         serve([(0.0, 5, 2)] * 4, concurrency=2, replicas=2, spec=least)
     assert serve([(0.0, 5, 2)] * 4, concurrency=2, spec=least).end_s == pytest.approx(0.04)
 
@@ -123,7 +136,7 @@ def test_the_longest_request_fits_the_kv_cache_of_its_group() -> None:
     assert served.table["truncated"].tolist() == [1, 0]
     assert served.table["output_tokens"].tolist() == [6, 9]
     assert served.table["status"].tolist() == [1, 2]
-    with pytest.raises(InputError, match="scheduler.block_size: one block of 16 tokens exceeds the KV cache of 15"):
+    with pytest.raises(InputError, match=r"scheduler\.block_size: one block of 16 tokens exceeds the KV cache of 15"):
         serve([(0.0, 1, 1)], kv_capacity_tokens=15)
 
 
@@ -142,12 +155,11 @@ def test_clock_ends() -> None:
     with pytest.raises(InputError, match="or a run of more than 9,223,372 s"):
         serve([(9_000_000.0, 5, 50)], plan=late)
     assert serve([(0.0, 5, 2)], plan=late).end_s == 10_000
-    assert late.rows_fs(1, 1) * 50 < FOREVER
 
 
 def test_other_errors_stay_what_they_are() -> None:
     def broken(_: int, __: object, ___: int) -> None:
         raise ValueError("disk full")
 
-    with pytest.raises(ValueError, match="^disk full$"):
+    with pytest.raises(ValueError, match=r"^disk full$"):
         serve([(0.0, 5, 5)], write_spans=broken)

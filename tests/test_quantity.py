@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pimserve.device_models.quantity import (
+from pimserve.quantity import (
     Gigabytes,
     GigabytesPerSecond,
     Microseconds,

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 _SCALES: dict[str, dict[str, float]] = {
     "GB/s": {
@@ -48,9 +48,20 @@ def _parser(unit: str) -> Callable[[object], object]:
     return parse
 
 
-GigabytesPerSecond = Annotated[float, BeforeValidator(_parser("GB/s")), Field(gt=0, allow_inf_nan=False)]
-Gigabytes = Annotated[float, BeforeValidator(_parser("GB")), Field(gt=0, allow_inf_nan=False)]
-Teraflops = Annotated[float, BeforeValidator(_parser("TFLOP/s")), Field(gt=0, allow_inf_nan=False)]
-Seconds = Annotated[float, BeforeValidator(_parser("s")), Field(ge=0, allow_inf_nan=False)]
-PositiveSeconds = Annotated[float, BeforeValidator(_parser("s")), Field(gt=0, allow_inf_nan=False)]
-Microseconds = Annotated[float, BeforeValidator(_parser("us")), Field(ge=0, allow_inf_nan=False)]
+def _schema(unit: str, *, zero: bool = False) -> WithJsonSchema:
+    """What an editor may know: a number in `unit`, or text with one of the like units."""
+    units = "|".join(re.escape(name) for name in _SCALES[unit])
+    number = {"type": "number", "minimum": 0} if zero else {"type": "number", "exclusiveMinimum": 0}
+    text = {"type": "string", "pattern": rf"^\s*\+?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*({units})\s*$"}
+    return WithJsonSchema({"anyOf": [number, text]})
+
+
+_POSITIVE = Field(gt=0, allow_inf_nan=False)
+_NOT_NEGATIVE = Field(ge=0, allow_inf_nan=False)
+
+GigabytesPerSecond = Annotated[float, BeforeValidator(_parser("GB/s")), _POSITIVE, _schema("GB/s")]
+Gigabytes = Annotated[float, BeforeValidator(_parser("GB")), _POSITIVE, _schema("GB")]
+Teraflops = Annotated[float, BeforeValidator(_parser("TFLOP/s")), _POSITIVE, _schema("TFLOP/s")]
+Seconds = Annotated[float, BeforeValidator(_parser("s")), _NOT_NEGATIVE, _schema("s", zero=True)]
+PositiveSeconds = Annotated[float, BeforeValidator(_parser("s")), _POSITIVE, _schema("s")]
+Microseconds = Annotated[float, BeforeValidator(_parser("us")), _NOT_NEGATIVE, _schema("us", zero=True)]

@@ -1,0 +1,220 @@
+"""Figures of runs on a device whose every step takes 10 ms, worked out by hand or from the request table."""
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pimserve.device_models.plan import CostPlan, DecodeAttentionTerm, Energy, RowTerm
+from pimserve.loadgen.workload import Workload
+from pimserve.scheduler.config import SchedulerSpec
+from pimserve.scheduler.metrics import PERCENTILES, digest, distribution, percentile, summarize
+from pimserve.scheduler.simulation import Served, simulate
+from pimserve.scheduler.slo import SloSpec
+
+LAYERS = RowTerm("layers", "fc", "xpu", "tokens", ((10**13, 0),), Energy(5 * 10**12, 10**12, 2 * 10**12))
+PLAN = CostPlan(2, 1, ("xpu",), (LAYERS,), (), (), None)
+NO_LIMITS = SloSpec()
+
+
+def serve(requests: list[tuple[float, int, int]], *, concurrency: int | None = None, **changes: Any) -> Served:
+    """Serve (arrival s, input, output)."""
+    arrival, inputs, outputs = (np.array(column) for column in zip(*requests, strict=True))
+    rate = (len(arrival) - 1) / np.ptp(arrival) if np.ptp(arrival) else None
+    return simulate(
+        **{
+            "plan": PLAN,
+            "workload": Workload(
+                np.rint(arrival * 1e12).astype(np.int64), inputs, outputs, concurrency, rate, "", 0, {}, 0
+            ),
+            "spec": SchedulerSpec(),
+            "kv_capacity_tokens": 16000,
+            "max_model_len": 1600,
+            **changes,
+        }
+    )
+
+
+def summary(requests: list[tuple[float, int, int]], slo: SloSpec = NO_LIMITS, **changes: Any) -> dict[str, Any]:
+    found = summarize(serve(requests, **changes), slo, 2)
+    json.dumps(found, allow_nan=False)  # a summary is plain JSON
+    return found
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=200), st.sampled_from([0.1, 1, 50, 90, 99, 100]))
+def test_percentile_is_the_smallest_value_with_that_share_at_or_below(values: list[float], percent: float) -> None:
+    found = percentile(np.sort(np.array(values)), percent)
+    need = math.ceil(percent / 100 * len(values))
+    assert found in values
+    assert sum(value <= found for value in values) >= need
+    assert sum(value < found for value in values) < need
+
+
+def test_distribution_tells_how_many_samples_it_has() -> None:
+    found = distribution(np.array([3.0, 1.0, 2.0, 10.0]))
+    assert found == {"mean": 4.0, "p50": 2.0, "p90": 10.0, "p99": 10.0, "n": 4}
+    assert distribution(np.zeros(0)) == {"mean": None, **dict.fromkeys([f"p{p}" for p in PERCENTILES]), "n": 0}
+
+
+def test_latencies() -> None:
+    # The first arrives at once; the second during the first step, which it waits for; the third has one token.
+    found = summary([(0.0, 5, 5), (0.005, 5, 11), (0.2, 5, 1)])["latency_s"]
+    ttft, e2e = [0.01, 0.015, 0.01], [0.05, 0.115, 0.01]
+    assert found["ttft"] == pytest.approx({"mean": np.mean(ttft), "p50": 0.01, "p90": 0.015, "p99": 0.015, "n": 3})
+    assert found["e2e"] == pytest.approx({"mean": np.mean(e2e), "p50": 0.05, "p90": 0.115, "p99": 0.115, "n": 3})
+    assert found["queue"] == pytest.approx({"mean": 0.005 / 3, "p50": 0.0, "p90": 0.005, "p99": 0.005, "n": 3})
+    assert found["tpot"] == pytest.approx({"mean": 0.01, "p50": 0.01, "p90": 0.01, "p99": 0.01, "n": 2})
+    assert found["itl"] == pytest.approx({"mean": 0.01, "p50": 0.01, "p90": 0.01, "p99": 0.01, "n": 14}, rel=2**-12)
+
+
+def test_throughput_counts_what_happens_inside_the_window() -> None:
+    requests = [(float(i), 5, 150) for i in range(11)]  # each takes 1.5 s
+    found = summary(requests, warmup_s=2.0, cooldown_s=3.0)
+    assert found["window"] == {"start_s": 2.0, "end_s": 7.0, "length_s": 5.0, "whole_run": False}
+    assert found["requests"]["measured"] == found["requests"]["measured_finished"] == 5  # 2 to 6
+    # Inside the window those finish that came at 1 to 5; they are not those that are measured.
+    assert found["throughput"]["requests_per_s"] == 1.0
+    assert found["throughput"]["output_tokens_per_s"] == 150.0
+    assert found["throughput"]["output_tokens_per_s_per_device"] == 75.0
+    assert found["latency_s"]["e2e"]["n"] == 5
+    whole = summary(requests)
+    assert whole["window"] == {"start_s": 0.0, "end_s": 11.5, "length_s": 11.5, "whole_run": True}
+    assert whole["requests"]["measured"] == 11
+    assert whole["throughput"]["output_tokens_per_s"] == pytest.approx(11 * 150 / 11.5)
+    assert whole["tokens"] == {"prompt": 55, "output": 1650, "output_in_window": 1650}
+
+
+def test_who_arrives_in_the_window_is_followed_beyond_it() -> None:
+    found = summary([(0.0, 5, 5), (2.0, 5, 500), (4.0, 5, 5)], warmup_s=1.0, cooldown_s=1.0)
+    assert found["window"]["end_s"] == 3.0
+    assert found["requests"]["measured_finished"] == 1
+    assert found["latency_s"]["e2e"]["mean"] == pytest.approx(5.0)
+    assert found["throughput"]["requests_per_s"] == 0.0
+
+
+def test_unfinished_and_rejected_requests_are_misses() -> None:
+    # Done in time; too slow; too long for the device; still running when the run stops.
+    requests = [(0.0, 5, 10), (0.0, 5, 60), (0.1, 1600, 5), (0.5, 5, 600)]
+    limits = SloSpec(e2e_s=0.2)
+    found = summary(requests, limits, max_time_s=1.0)
+    assert [found["requests"][key] for key in ("finished", "rejected", "unfinished")] == [2, 1, 1]
+    assert found["slo"]["limits"] == {"e2e_s": 0.2}
+    assert found["slo"]["met"] == {"e2e": 0.25}
+    assert found["slo"]["attainment"] == 0.25
+    assert found["slo"]["attainment_of_completed"] == 0.5
+    assert found["slo"]["goodput_requests_per_s"] == 1.0
+    assert found["tokens"]["output"] == 10 + 60 + 50
+
+
+def test_a_good_request_meets_every_limit() -> None:
+    # The second waits 5 ms for the step in which it comes; one token has no TPOT.
+    requests = [(0.0, 5, 3), (0.015, 5, 3), (1.0, 5, 1)]
+    for limits, attainment in (
+        (SloSpec(ttft_s=0.01, tpot_s=0.01), 2 / 3),
+        (SloSpec(ttft_s=0.015, tpot_s=0.01), 1.0),  # a limit is met when it is just reached
+        (SloSpec(ttft_s=1, tpot_s=0.0099), 1 / 3),
+        (SloSpec(ttft_s=0.012, e2e_s=0.02), 1 / 3),
+    ):
+        assert summary(requests, limits)["slo"]["attainment"] == pytest.approx(attainment)
+    found = summary(requests, SloSpec(ttft_s=0.012, e2e_s=0.02))["slo"]
+    assert found["met"] == pytest.approx({"ttft": 2 / 3, "e2e": 1 / 3})
+    none = summary(requests)["slo"]
+    assert none["met"] == {}
+    assert (none["attainment"], none["attainment_of_completed"], none["goodput_requests_per_s"]) == (None, None, None)
+
+
+def test_limits_of_a_preset_can_be_changed() -> None:
+    assert SloSpec(preset="mlperf/mixtral-8x7b/server").limits() == {"ttft_s": 2, "tpot_s": 0.2}
+    changed = SloSpec(preset="mlperf/mixtral-8x7b/server", ttft_s="500 ms", e2e_s=9)
+    assert changed.limits() == {"ttft_s": 0.5, "tpot_s": 0.2, "e2e_s": 9}
+    same = SloSpec.model_validate({"preset": "mlperf/mixtral-8x7b/server", "ttft_s": None})
+    assert SloSpec.model_validate(same.model_dump(exclude_none=True)) == same  # null is the same as not given
+
+
+@pytest.mark.parametrize(("load", "saturated"), [(0.5, False), (0.9, False), (1.3, True), (2.0, True), (5.0, True)])
+@pytest.mark.parametrize("seed", range(5))
+def test_saturated_above_capacity_only(load: float, saturated: bool, seed: int) -> None:
+    # At most 4 requests of 20 tokens at once: 4 per 0.2 s, so 20 requests/s.
+    arrival = np.cumsum(np.random.default_rng(seed).exponential(1 / (20 * load), 600))
+    found = summary([(float(at), 5, 20) for at in arrival], spec=SchedulerSpec(max_num_seqs=4))
+    assert found["saturated"] is saturated
+    assert found["offered_requests_per_s"] == pytest.approx(20 * load, rel=0.2)
+
+
+def test_a_burst_that_drains_is_not_saturation() -> None:
+    burst = [(0.0, 5, 20)] * 60 + [(10.0 + i, 5, 20) for i in range(100)]
+    found = summary(burst, spec=SchedulerSpec(max_num_seqs=4))
+    assert not found["saturated"]
+    assert found["queue"]["at_last_arrival"] == 0
+    assert found["queue"]["growth_per_arrival"] == 0
+
+
+def test_a_stop_during_overload_is_saturation() -> None:
+    found = summary([(i * 0.01, 5, 20) for i in range(500)], spec=SchedulerSpec(max_num_seqs=4), max_time_s=3.0)
+    assert found["requests"]["unfinished"] > 200
+    assert found["saturated"]
+    assert found["queue"]["at_last_arrival"] == pytest.approx(300 - 60, abs=8)
+
+
+def test_energy_batch_and_kv() -> None:
+    found = summary([(0.0, 8, 3), (0.1, 16, 1)], kv_capacity_tokens=160)
+    # 4 steps of 5 J; 8 + 2 + 16 tokens of 1 J in memory and 2 J in compute.
+    assert found["energy"]["joules_by_category"]["fc"] == {"dram": 4 * 5 + 26, "compute": 52}
+    assert found["energy"]["joules"] == 98
+    assert found["energy"]["joules_per_output_token"] == 98 / 4
+    assert found["batch"] == {"mean_requests": 1.0, "steps": 4, "decode_only_share": 0.5}
+    # One block of ten in use for four steps of 10 ms, of 110 ms.
+    assert found["kv"] == pytest.approx({"capacity_tokens": 160, "mean_use": 0.1 * 4 / 11, "peak_use": 0.1})
+    assert found["busy_share"] == pytest.approx(4 / 11)
+    assert found["unit_busy_share"]["xpu"] == pytest.approx(4 / 11)
+    assert found["time_share"]["fc"] == 1.0
+
+
+def test_replicas_pool_their_samples() -> None:
+    requests = [(i * 0.001, 5, 5 + 10 * (i % 2)) for i in range(8)]
+    found = summary(requests, replicas=2)
+    # The second replica gets the long ones.
+    assert found["latency_s"]["itl"]["n"] == 4 * 4 + 4 * 14
+    assert found["kv"]["capacity_tokens"] == 2 * 16000
+    assert 0.5 < found["busy_share"] < 1
+
+
+def test_preemptions_are_counted_and_their_gap_is_a_time_between_tokens() -> None:
+    found = summary([(0.0, 16, 30), (0.0, 16, 30)], kv_capacity_tokens=64, spec=SchedulerSpec(), max_model_len=64)
+    assert found["requests"]["preempted"] == found["requests"]["preemptions"] == 1
+    assert found["latency_s"]["itl"]["n"] == 2 * 29
+    # The second is held up from its 17th token until the first has all its 30.
+    assert summary([(0.0, 16, 30)] * 2)["latency_s"]["itl"]["p99"] == pytest.approx(0.01, rel=2**-12)
+    assert found["latency_s"]["itl"]["p99"] == pytest.approx(0.15, abs=0.03)
+
+
+def test_a_run_in_which_nothing_is_served() -> None:
+    found = summary([(0.0, 1600, 5), (1.0, 1600, 5)], SloSpec(ttft_s=1))
+    assert found["requests"]["rejected"] == 2
+    assert found["slo"]["attainment"] == 0.0
+    assert found["throughput"]["output_tokens_per_s"] in {None, 0.0}
+    assert found["latency_s"]["ttft"]["n"] == 0
+    assert not found["saturated"]
+
+
+def test_a_closed_loop_is_trimmed_at_both_ends() -> None:
+    workload = Workload(np.zeros(20, np.int64), np.full(20, 5), np.full(20, 10), 4, None, "", 0, {}, 4)
+    for warmup, measured in ((0.0, 20), (1e-9, 12)):
+        served = simulate(PLAN, workload, SchedulerSpec(), kv_capacity_tokens=1600, max_model_len=1600, warmup_s=warmup)
+        # Of 20 the first 4 are sent before the window, and the last 4 when it ends.
+        assert summarize(served, NO_LIMITS, 1)["requests"]["measured"] == measured
+
+
+def test_digest_covers_steps_and_requests() -> None:
+    requests = [(0.0, 5, 5), (0.5, 5, 5)]
+    one = digest(serve(requests))
+    assert digest(serve(requests)) == one
+    assert digest(serve([(0.0, 5, 5), (0.6, 5, 5)])) != one  # the same steps, at another time
+    slower = CostPlan(2, 1, ("xpu",), (RowTerm("layers", "fc", "xpu", "tokens", ((10**13 + 1, 0),)),), (), (), None)
+    assert digest(serve(requests, plan=slower)) != one  # the same request table, to the picosecond, or nearly
+    attention = DecodeAttentionTerm("xpu", None, 1, 0, 0)
+    assert digest(serve(requests, plan=CostPlan(2, 1, ("xpu",), (LAYERS,), (attention,), (), None))) != one

@@ -1,0 +1,76 @@
+"""The solver that cuts a span of decode steps, and lazy advancing, against doing it step by step."""
+
+from itertools import accumulate
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pimserve.cluster.scenario import Scenario
+from pimserve.loadgen.workload import generate
+from pimserve.scheduler import simulation
+from pimserve.scheduler.engine import Engine, first_reaching
+from pimserve.scheduler.metrics import digest
+
+
+@given(
+    base=st.integers(1, 10**6),
+    growth=st.integers(0, 10**5),
+    experts=st.lists(st.integers(0, 10**7), min_size=2, max_size=60),
+    moe=st.booleans(),
+    at=st.integers(0, 5),
+    share=st.floats(0, 1),
+)
+def test_first_reaching_finds_the_first(
+    base: int, growth: int, experts: list[int], moe: bool, at: int, share: float
+) -> None:
+    at = min(at, len(experts) - 2)
+    most = len(experts) - at
+    steps = [base + growth * k + (experts[at + k] if moe else 0) for k in range(most)]
+    lasts = list(accumulate(steps, initial=0))
+    limit = max(1, int(share * (lasts[-1] - 1)))
+    prefix = list(accumulate(experts, initial=0)) if moe else ()
+    expected = next(n for n in range(1, most + 1) if lasts[n] >= limit)
+    found = first_reaching(limit, most, lasts[-1], base, growth, prefix, at)
+    assert found == (expected, lasts[expected])
+
+
+@pytest.mark.parametrize("model", ["llama-3.1-8b", "mixtral-8x7b"])
+@pytest.mark.parametrize("memory", [0.9, None])
+def test_lazy_advancing_changes_nothing(model: str, memory: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopping before a span that would be cut gives the same bits as cutting it, also when KV blocks run out."""
+    devices = 4 if model == "mixtral-8x7b" else 1
+    tight = {"llama-3.1-8b": 0.2, "mixtral-8x7b": 0.285}[model]
+    scenario = Scenario.model_validate(
+        {
+            "model": model,
+            "cluster": {"device": "duplex", "replicas": 3, "devices_per_node": devices},
+            "scheduler": {"router": "least_outstanding", "memory_utilization": memory or tight},
+            "workload": {"num_requests": 300, "arrival": {"rate_per_s": 60}},
+        }
+    )
+    served = _serve(scenario)
+    if memory is None:
+        assert served.table["preemptions"].sum() > 0
+    eager = Engine.advance
+    monkeypatch.setattr(Engine, "advance", lambda self, until=2**200, *, lazily=False: (eager(self, until), until)[0])
+    again = _serve(scenario)
+    np.testing.assert_array_equal(served.table.structured(), again.table.structured())
+    assert digest(served) == digest(again)
+
+
+def _serve(scenario: Scenario) -> simulation.Served:
+    from pimserve.cluster.run import prepare
+
+    model, replica, routing = prepare(scenario)
+    return simulation.simulate(
+        replica.plan,
+        generate(scenario.workload, 1),
+        scenario.scheduler,
+        kv_capacity_tokens=replica.kv_capacity_tokens,
+        max_model_len=model.max_model_len_tokens,
+        replicas=scenario.cluster.replicas,
+        routing=routing,
+        seed=1,
+    )
