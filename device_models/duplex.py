@@ -64,15 +64,21 @@ class Duplex(Gpu):
         return (self.UNIT, self.spec.pim.name)
 
     def compile(self, operators: Sequence[Operator], split: Parallelism) -> CostPlan:
-        """As for a GPU; with co-processing, prefill and decode attention run side by side."""
-        return replace(
-            super().compile(operators, split), overlap_attention=self.spec.processor_selection == "co_processing"
-        )
+        """As for a GPU; with co-processing, prefill attention runs beside decode attention on the memory-side unit."""
+        plan = super().compile(operators, split)
+        beside = self.spec.processor_selection == "co_processing" and all(t.unit != self.UNIT for t in plan.decode)
+        return replace(plan, overlap_attention=beside)
 
     def decode_attention(self, op: DecodeAttention, split: Parallelism) -> DecodeAttentionTerm:
-        """Decode attention always runs on the memory-side unit (section V-A of the paper)."""
+        """Decode attention runs on the memory-side unit (section V-A of the paper), unless the xPU is faster.
+
+        That is so only where all heads share one cache entry (multi-head latent attention) and few devices split them.
+        """
+        pim = self.spec.pim.name
         seconds = max(op.kv_bytes / self._pim_bytes_per_s, op.flops / self._pim_flop_per_s)
-        return self.decode_term(op, split, self.spec.pim.name, seconds, self._pim_pj_per_byte)
+        on_pim = self.decode_term(op, split, pim, seconds, self._pim_pj_per_byte)
+        on_xpu = super().decode_attention(op, split)
+        return on_xpu if on_xpu.slope < on_pim.slope and self.spec.processor_selection != "pim" else on_pim
 
     def experts(self, op: Experts) -> ExpertTerm:
         """Routed experts on the unit, or units, that the processor selection names."""

@@ -42,8 +42,8 @@ used, with every default written out, is in the `scenario.yaml` of its results. 
 reference as JSON Schema, for editors.
 
 The unit of a key is the end of its name: `_s` seconds, `_us` microseconds, `_gb` 10^9 bytes, `_gb_per_s`,
-`_tflop_per_s`, `_tokens`, `_nj`, `_pj`, `_pj_per_bit`. Times, sizes, bandwidths and peaks in `cluster`, `slo`, `run`
-and devices also take a text with a unit, such as `"400 GB/s"`, `"80 GiB"`, `"200 ms"`; keys of `workload` are plain
+`_tflop_per_s`, `_tokens`, `_nj`, `_pj`, `_pj_per_bit`. Times, sizes, bandwidths and peaks
+also take a text with a unit, such as `"400 GB/s"`, `"80 GiB"`, `"200 ms"`; rates and lengths in `workload` are plain
 numbers.
 
 A dash as default means: not set. What a [model](#model-description) and a [device](#device-description) may say
@@ -197,7 +197,9 @@ def _type(value: Schema, heads: Mapping[str, str]) -> str:
             return "mapping"
         return f"mapping of {_codes(value['propertyNames']['enum'])} to {_type(of, heads)}"
     limits = [words.format(_plain(value[limit])) for limit, words in _LIMITS.items() if limit in value]
-    if "pattern" in value:
+    if "x-units" in value:
+        limits.append(f"with one of the units {value['x-units']}")
+    elif "pattern" in value:
         limits.append(f"like `{value['pattern']}`")
     return ", ".join([_TYPES[value["type"]], *limits])
 

@@ -53,6 +53,7 @@ def _schema(unit: str, *, zero: bool = False) -> WithJsonSchema:
     units = "|".join(re.escape(name) for name in _SCALES[unit])
     number = {"type": "number", "minimum": 0} if zero else {"type": "number", "exclusiveMinimum": 0}
     text = {"type": "string", "pattern": rf"^\s*\+?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*({units})\s*$"}
+    text["x-units"] = ", ".join(_SCALES[unit])
     return WithJsonSchema({"anyOf": [number, text]})
 
 

@@ -24,8 +24,8 @@ FILES = {"scenario.yaml", "summary.json", "requests.npy", "steps.npy"}
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on two replicas that is stopped before its last requests are done."""
     folder = tmp_path_factory.mktemp("results") / "run"
-    overrides = ["workload.num_requests=40", "cluster.replicas=2", "run.max_time_s=10", "routing.mode=exact"]
-    run(load_scenario(None, ["model=llama-3.1-8b", *overrides[:3]]), folder)
+    overrides = ["model=llama-3.1-8b", "workload.num_requests=40", "cluster.replicas=2", "run.max_time_s=10"]
+    run(load_scenario(None, overrides), folder)
     return folder
 
 

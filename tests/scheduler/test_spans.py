@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pimserve.cluster.run import prepare
 from pimserve.cluster.scenario import Scenario
 from pimserve.loadgen.workload import generate
 from pimserve.scheduler import simulation
@@ -61,8 +62,6 @@ def test_lazy_advancing_changes_nothing(model: str, memory: float | None, monkey
 
 
 def _serve(scenario: Scenario) -> simulation.Served:
-    from pimserve.cluster.run import prepare
-
     model, replica, routing = prepare(scenario)
     return simulation.simulate(
         replica.plan,
