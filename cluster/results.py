@@ -21,10 +21,9 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from pimserve.errors import InputError
-from pimserve.scheduler.engine import FS_PER_PS
 from pimserve.scheduler.steplog import IntArray, Rows
 
-SPAN = np.dtype([("replica", np.int32), ("begin_ps", np.int64), *((name, np.int64) for name in Rows._fields)])
+SPAN = np.dtype([("replica", np.int32), *((name, np.int64) for name in Rows._fields)])
 
 
 class SpanFile:
@@ -41,18 +40,12 @@ class SpanFile:
         npy.write_array_header_1_0(self._file, header)  # pads, so that the count can grow
         return self._file.tell()
 
-    def write(self, replica: int, rows: IntArray, begin_fs: int) -> None:
-        """Append rows (n, columns of Rows) of a replica, the first of which begins at `begin_fs`."""
+    def write(self, replica: int, rows: IntArray) -> None:
+        """Append rows (n, columns of Rows) of a replica."""
         block = np.zeros(len(rows), SPAN)
         block["replica"] = replica
         for index, name in enumerate(Rows._fields):
             block[name] = rows[:, index]
-        # Sums of femtoseconds leave 64 bit after 2.6 hours, so whole picoseconds are summed apart from the rest.
-        ps, rest = begin_fs // FS_PER_PS, begin_fs % FS_PER_PS
-        durations, gaps = block["duration_fs"], block["gap_fs"]
-        whole = np.cumsum(gaps // FS_PER_PS + durations // FS_PER_PS) - durations // FS_PER_PS
-        parts = np.cumsum(gaps % FS_PER_PS + durations % FS_PER_PS) - durations % FS_PER_PS
-        block["begin_ps"] = ps + whole + (rest + parts) // FS_PER_PS
         self._file.write(block.tobytes())
         self._rows += len(block)
 

@@ -21,6 +21,7 @@ from pimserve.device_models.experts import ExpertTerm
 from pimserve.device_models.operators import Category, Rows
 
 FS_PER_S = 10**15
+FS_PER_PS = 1000
 PJ_PER_J = 10**12
 LINK = "link"
 

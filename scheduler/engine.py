@@ -17,13 +17,12 @@ from collections.abc import Sequence
 from heapq import heappop, heappush
 from typing import Protocol
 
-from pimserve.device_models.plan import ChunkShape
+from pimserve.device_models.plan import FS_PER_PS, ChunkShape
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.requests import FINISHED, REJECTED, RequestTable
 
 FOREVER = 2**200
-FS_PER_PS = 1000
 _SPAN_FS_LIMIT = 2**60  # a log row's time must fit 64 bit
 
 
@@ -135,16 +134,13 @@ class Engine:
         if self._head < 0:
             self._next_head()
         while self.clock < until_fs:
-            gap = 0
             if not self._running and not self._preempted:
                 if self._head_fs >= until_fs:
                     return self._head_fs
-                if self._head_fs > self.clock:
-                    gap = self._head_fs - self.clock
-                    self.clock = self._head_fs
+                self.clock = max(self.clock, self._head_fs)
             preempted = self._grow() if self._decodes else False
             if not (self._head_fs <= self.clock or self._partial is not None or self._preempted) or not (
-                self._prompt_step(gap, preempted)
+                self._prompt_step(preempted)
             ):
                 ends = self._decode_span(until_fs, single=preempted, whole=lazily and not preempted)
                 if ends > self.clock:
@@ -302,7 +298,7 @@ class Engine:
             self._partial = (request, length, computed + tokens)
         return budget - tokens
 
-    def _prompt_step(self, gap: int, preempted: bool) -> bool:
+    def _prompt_step(self, preempted: bool) -> bool:
         """One step with prompts in it; False when none can be computed now."""
         chunks, completed = self._schedule(preempted)
         if not chunks:
@@ -322,20 +318,8 @@ class Engine:
             duration += costs.experts_fs(decodes + tokens, self.step)
         self._take(
             (
-                gap,
-                1,
-                decodes,
-                context,
-                tokens,
-                len(chunks),
-                outputs,
-                busiest,
-                prefill,
-                dram,
-                compute,
-                used,
-                used,
-                duration,
+                *(self.clock // FS_PER_PS, self.clock % FS_PER_PS, 1, decodes, context, tokens, len(chunks), outputs),
+                *(busiest, prefill, dram, compute, used, used, duration),
             )
         )
         self.clock = now = self.clock + duration
@@ -429,9 +413,15 @@ class Engine:
                 limit = min(limit, _SPAN_FS_LIMIT)
                 steps, duration = first_reaching(limit, steps, duration, base, growth, experts, at)
                 steps, used = self._steps_with_blocks(steps)
-        self._take((0, steps, decodes, context, 0, 0, decodes, share, 0, 0, 0, self._used_blocks, used, duration))
+        now = self.clock
+        self._take(
+            (
+                *(now // FS_PER_PS, now % FS_PER_PS, steps, decodes, context, 0, 0, decodes, share),
+                *(0, 0, 0, self._used_blocks, used, duration),
+            )
+        )
         self._used_blocks = used
-        self.clock += duration
+        self.clock = now + duration
         self.step += steps
         self._context = context + steps * decodes
         self._left_last = 0

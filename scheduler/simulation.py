@@ -8,20 +8,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pimserve.device_models.plan import FS_PER_S, CostPlan
+from pimserve.device_models.plan import FS_PER_PS, FS_PER_S, CostPlan
 from pimserve.device_models.routing import ExpertPools, Routing
 from pimserve.errors import InputError
 from pimserve.loadgen.workload import Workload
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.costs import ReplicaCosts
-from pimserve.scheduler.engine import FOREVER, FS_PER_PS, Engine
+from pimserve.scheduler.engine import FOREVER, Engine
 from pimserve.scheduler.requests import NEVER, RequestTable
 from pimserve.scheduler.router import Router, make_router
 from pimserve.scheduler.steplog import IntArray, StepLog
 
 PS_PER_S = 10**12
 _CLOCK_END_FS = 2**63 * FS_PER_PS
-SpanWriter = Callable[[int, IntArray, int], None]  # replica, rows, time at which they begin (fs)
+SpanWriter = Callable[[int, IntArray], None]  # replica, rows (n, columns of Rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +100,9 @@ def simulate(
     for replica in range(replicas):
         costs = first.of_replica(replica)
 
-        def flushed(rows: IntArray, begin_fs: int, replica: int = replica) -> None:
+        def flushed(rows: IntArray, replica: int = replica) -> None:
             if write_spans is not None:
-                write_spans(replica, rows, begin_fs)
+                write_spans(replica, rows)
             if progress is not None:
                 progress(sum(engine.finished for engine in engines))
 
@@ -135,7 +135,7 @@ def simulate(
         if isinstance(error, OverflowError) or max(engine.clock for engine in engines) > _CLOCK_END_FS:
             raise InputError(
                 "run",
-                f"the simulated clock ends: a step or a pause of more than {2**63 / FS_PER_S:,.0f} s, or a run of more "
+                f"the simulated clock ends: a step of more than {2**63 / FS_PER_S:,.0f} s, or a run of more "
                 f"than {2**63 / PS_PER_S:,.0f} s; is a unit of the device, the links or the arrivals wrong?",
             ) from error
         raise

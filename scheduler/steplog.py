@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimserve.device_models.operators import CATEGORIES
-from pimserve.device_models.plan import LINK, RowTerm
+from pimserve.device_models.plan import FS_PER_PS, LINK, RowTerm
 from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.histogram import DurationHistogram
 
@@ -25,7 +25,8 @@ IntArray = NDArray[np.int64]
 class Rows(NamedTuple):
     """Columns of the log, (n,) each; a row is a span of equal steps, in which contexts grow."""
 
-    gap_fs: IntArray  # idle time before the first step
+    begin_ps: IntArray  # of the first step, whole picoseconds: femtoseconds leave 64 bit after 2.6 hours
+    begin_rest_fs: IntArray  # and what is left of it
     steps: IntArray
     decodes: IntArray  # decoding requests in each step
     context: IntArray  # tokens that they attend to in the first step; grows by `decodes` a step
@@ -46,6 +47,7 @@ _STEP = np.dtype(
 )
 _ROWS_PER_FLUSH = 8192
 _STEPS_PER_FLUSH = 2**19
+_NO_BOUND = 2**62 * FS_PER_PS
 
 
 def exact_sum(values: IntArray) -> int:
@@ -61,6 +63,9 @@ class Steps(NamedTuple):
     context: IntArray
     attention_fs: IntArray  # decode and prefill attention, as long as the step waits for them
     experts: IntArray | None  # (n, 5), columns as in `experts.FEATURES`
+
+
+_STEPS_COLUMN = Rows._fields.index("steps")
 
 
 def expand(costs: ReplicaCosts, rows: Rows, first_step: int) -> Steps:
@@ -89,6 +94,10 @@ def expand(costs: ReplicaCosts, rows: Rows, first_step: int) -> Steps:
     return Steps(duration, decodes, context, attention, experts)
 
 
+def _begin_fs(rows: Rows, index: int) -> int:
+    return int(rows.begin_ps[index]) * FS_PER_PS + int(rows.begin_rest_fs[index])
+
+
 def _row_time(term: RowTerm, n: IntArray) -> IntArray:
     return np.asarray(np.maximum.reduce([const + slope * n for const, slope in term.pieces]) * (n > 0))
 
@@ -99,14 +108,14 @@ class StepLog:
     Args:
         costs: the replica's costs.
         window_fs: steps that end in [start, end) count in latencies and tokens.
-        on_flush: called with each block of rows, (n, columns of Rows), and the time at which the block begins, fs.
+        on_flush: called with each block of rows, (n, columns of Rows).
     """
 
     def __init__(
         self,
         costs: ReplicaCosts,
         window_fs: tuple[int, int],
-        on_flush: Callable[[IntArray, int], None] | None = None,
+        on_flush: Callable[[IntArray], None] | None = None,
     ) -> None:
         self.costs = costs
         self.window_fs = window_fs
@@ -130,7 +139,7 @@ class StepLog:
     def span(self, row: tuple[int, ...]) -> None:
         """Take one row."""
         self._rows.append(row)
-        self._pending_steps += row[1]
+        self._pending_steps += row[_STEPS_COLUMN]
         if self._pending_steps > _STEPS_PER_FLUSH or len(self._rows) >= _ROWS_PER_FLUSH:
             self.flush()
 
@@ -155,10 +164,9 @@ class StepLog:
             return
         block = np.array(self._rows, np.int64)
         rows = Rows(*np.ascontiguousarray(block.T))
-        begin = self.clock_fs
         self._digest(rows)
         if self.on_flush is not None:
-            self.on_flush(block, begin)
+            self.on_flush(block)
         self._rows = []
         self._pending_steps = 0
 
@@ -185,7 +193,7 @@ class StepLog:
         self._hash.update(record.data)
         self.steps += len(record)
         self.busy_fs += busy
-        self.clock_fs += busy + exact_sum(rows.gap_fs)
+        self.clock_fs = _begin_fs(rows, -1) + int(rows.duration_fs[-1])
 
     def _row_terms(self, rows: Rows) -> None:
         """Time, energy and unit time of row terms."""
@@ -207,16 +215,13 @@ class StepLog:
 
     def _count(self, rows: Rows, steps: Steps, begins: IntArray) -> None:
         """Latencies, tokens, batch and KV use."""
-        end_fs = self.clock_fs + exact_sum(rows.duration_fs) + exact_sum(rows.gap_fs)
         low, high = self.window_fs
-        if low <= self.clock_fs and end_fs < high:
+        begins_fs, ends_fs = _begin_fs(rows, 0), _begin_fs(rows, -1) + int(rows.duration_fs[-1])
+        if low <= begins_fs and ends_fs < high:
             self.itl.add(steps.duration_fs, steps.decodes)
             self.window_tokens += int((rows.outputs * rows.steps).sum())
-        elif low < end_fs and high > self.clock_fs:
-            gaps = np.zeros(len(steps.duration_fs), np.int64)
-            gaps[begins] = rows.gap_fs
-            end = np.cumsum(steps.duration_fs + gaps)  # since the block's begin
-            inside = (end >= low - self.clock_fs) & (end < min(high - self.clock_fs, 2**62))
+        elif low < ends_fs and high > begins_fs:
+            inside = self._inside(rows, steps, begins)
             self.itl.add(steps.duration_fs[inside], steps.decodes[inside])
             self.window_tokens += int(np.repeat(rows.outputs, rows.steps)[inside].sum())
         self.batch_steps += int(((rows.decodes + rows.chunks) * rows.steps).sum())
@@ -224,6 +229,20 @@ class StepLog:
         self.peak_blocks = max(self.peak_blocks, int(rows.blocks_end.max()))
         # Blocks grow evenly enough inside a span for the mean of its ends. Nanoseconds keep the product in 64 bit.
         self.block_fs += exact_sum((rows.blocks_begin + rows.blocks_end) * (rows.duration_fs // 10**6)) * 500_000
+
+    def _inside(self, rows: Rows, steps: Steps, begins: IntArray) -> NDArray[np.bool_]:
+        """Per step: whether it ends in the window."""
+        passed = np.cumsum(steps.duration_fs)  # may wrap; differences inside a row do not
+        in_row = passed - np.repeat((passed - steps.duration_fs)[begins], rows.steps)
+        in_row += np.repeat(rows.begin_rest_fs, rows.steps)
+        end_ps = np.repeat(rows.begin_ps, rows.steps) + in_row // FS_PER_PS
+        rest_fs = in_row % FS_PER_PS
+        found = np.ones(len(end_ps), bool)
+        for bound, after in ((self.window_fs[0], True), (self.window_fs[1], False)):
+            ps, rest = divmod(min(bound, _NO_BOUND), FS_PER_PS)
+            reached = (end_ps > ps) | ((end_ps == ps) & (rest_fs >= rest))
+            found &= reached if after else ~reached
+        return found
 
     def _attention(self, rows: Rows, prefill_fs: int) -> None:
         """Energy and unit time of attention."""

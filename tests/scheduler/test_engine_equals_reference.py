@@ -5,10 +5,10 @@ from collections import Counter
 import numpy as np
 from hypothesis import given, settings
 
-from pimserve.device_models.plan import FS_PER_S
+from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.costs import ReplicaCosts
-from pimserve.scheduler.engine import FOREVER, FS_PER_PS, Engine
+from pimserve.scheduler.engine import FOREVER, Engine
 from pimserve.scheduler.requests import NEVER, STATUS_NAMES, RequestTable
 from pimserve.scheduler.steplog import Rows, StepLog, expand
 
@@ -26,15 +26,14 @@ class Recorder(StepLog):
         self.all_steps: list[Step] = []
         self.resumed_gaps: list[int] = []
 
-    def _keep(self, block: np.ndarray, begin_fs: int) -> None:
+    def _keep(self, block: np.ndarray) -> None:
         rows = Rows(*np.ascontiguousarray(block.T))
         first = len(self.all_steps)
         steps = expand(self.costs, rows, first)
-        clock = begin_fs
         index = 0
         for row in block.tolist():
             fields = Rows(*row)
-            clock += fields.gap_fs
+            clock = fields.begin_ps * FS_PER_PS + fields.begin_rest_fs
             for _ in range(fields.steps):
                 duration = int(steps.duration_fs[index])
                 shape = (int(steps.decodes[index]), int(steps.context[index]))

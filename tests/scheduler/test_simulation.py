@@ -84,7 +84,6 @@ def test_windows_that_leave_nothing() -> None:
         serve(requests, warmup_s=5.0, max_time_s=4.0)
 
 
-@pytest.mark.xfail(strict=True, reason="the log sums femtoseconds in 64 bit, which end after 9,223 s")
 @pytest.mark.parametrize("pause_s", [1000.0, 5000.0])
 def test_the_window_of_a_long_run(pause_s: float) -> None:
     served = serve([(i * pause_s, 5, 50) for i in range(11)], warmup_s=2 * pause_s, cooldown_s=3 * pause_s)
@@ -92,7 +91,6 @@ def test_the_window_of_a_long_run(pause_s: float) -> None:
     assert served.logs[0].itl.count == 5 * 49
 
 
-@pytest.mark.xfail(strict=True, reason="a row of the log holds the pause before it in 64-bit femtoseconds")
 def test_a_pause_of_hours() -> None:
     served = serve([(0.0, 5, 5), (20_000.0, 5, 5)])
     assert served.end_s == 20_000.05
@@ -149,7 +147,7 @@ def test_progress_counts_requests_that_left_and_never_falls() -> None:
 
 def test_clock_ends() -> None:
     slow = CostPlan(1, 1, ("xpu",), (RowTerm("layers", "fc", "xpu", "tokens", ((10**19, 0),)),), (), (), None)
-    with pytest.raises(InputError, match="run: the simulated clock ends: a step or a pause of more than 9,223 s"):
+    with pytest.raises(InputError, match="run: the simulated clock ends: a step of more than 9,223 s"):
         serve([(0.0, 5, 5)], plan=slow)
     late = CostPlan(1, 1, ("xpu",), (RowTerm("layers", "fc", "xpu", "tokens", ((5 * 10**18, 0),)),), (), (), None)
     with pytest.raises(InputError, match="or a run of more than 9,223,372 s"):
@@ -158,7 +156,7 @@ def test_clock_ends() -> None:
 
 
 def test_other_errors_stay_what_they_are() -> None:
-    def broken(_: int, __: object, ___: int) -> None:
+    def broken(_: int, __: object) -> None:
         raise ValueError("disk full")
 
     with pytest.raises(ValueError, match=r"^disk full$"):
