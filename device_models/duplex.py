@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from pimserve.device_models.experts import ExpertTerm
 from pimserve.device_models.gpu import _DECISION_EFFICIENCY, Gpu, GpuSpec, NonNegative, Share
 from pimserve.device_models.operators import DecodeAttention, Experts, Operator, Parallelism
-from pimserve.device_models.plan import FS_PER_S, CostPlan, DecodeAttentionTerm
+from pimserve.device_models.plan import FS_PER_S, LINK, CostPlan, DecodeAttentionTerm
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class PimSpec(BaseModel):
@@ -25,11 +27,18 @@ class PimSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field("logic_pim", pattern=r"^[a-z][a-z0-9_]*$", description="the unit's name in tables and metrics")
-    bandwidth_multiple: Annotated[float, Field(gt=0)] = Field(description="of the memory's nominal bandwidth")
-    flop_per_byte: Annotated[float, Field(gt=0)] = Field(description="peak compute per nominal byte of its bandwidth")
+    bandwidth_multiple: Positive = Field(description="of the memory's nominal bandwidth")
+    flop_per_byte: Positive = Field(description="peak compute per nominal byte of its bandwidth")
     dram_efficiency: Share = Field(description="share of its nominal bandwidth that it reaches")
     pj_per_bit: NonNegative = Field(description="DRAM cell to the unit, without row activation")
     memory_spaces: Annotated[int, Field(gt=0)] = Field(4, description="spaces that a device's experts are laid out in")
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_free(cls, name: str) -> str:
+        if name in {Gpu.UNIT, LINK}:
+            raise ValueError(f"must differ from {Gpu.UNIT} and {LINK}, which are there already")
+        return name
 
 
 class DuplexSpec(GpuSpec):

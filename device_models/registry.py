@@ -52,7 +52,7 @@ def load_device(document: str | Mapping[str, Any], where: str = "device") -> Gpu
     try:
         return cls(cls.Spec.model_validate(document))
     except ValidationError as error:
-        raise validation_error(where, error) from None
+        raise validation_error(where, error, cls.Spec) from None
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

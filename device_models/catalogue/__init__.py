@@ -6,6 +6,7 @@ A file's name is the entry's name. Every entry carries its sources.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Hashable
 from functools import cache
 from importlib import resources
@@ -35,6 +36,12 @@ class _StrictLoader(_BaseLoader):  # type: ignore[valid-type,misc]  # chosen at 
             seen.add((key.tag, key.value))
         mapping: dict[Hashable, Any] = super().construct_mapping(node, deep=deep)
         return mapping
+
+
+# YAML 1.1, which the parser follows, takes 1e9 for text; YAML 1.2 and everyone else for a number.
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 def model_names() -> list[str]:

@@ -186,3 +186,10 @@ def test_bad_documents_are_refused(text: str, where: str, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         catalogue.parse_document(text, "x.yaml")
     assert caught.value.where == where
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1e9", 1e9), ("-2.5e-3", -2.5e-3), ("+1E+2", 100.0), (".5e1", 5.0), ("1e", "1e")]
+)
+def test_exponents_are_numbers(text: str, value: float | str) -> None:
+    assert catalogue.parse_document(f"x: {text}", "x.yaml")["x"] == value

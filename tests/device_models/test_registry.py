@@ -87,3 +87,9 @@ def test_every_preset_loads(name: str) -> None:
     device = registry.load_device(name)
     assert device.spec.kind in ("gpu", "duplex")
     assert device.memory_bytes > 0
+
+
+@pytest.mark.parametrize("name", ["xpu", "link"])
+def test_a_second_unit_needs_a_name_of_its_own(name: str) -> None:
+    with pytest.raises(InputError, match=r"device\.pim\.name: must differ from xpu and link"):
+        registry.load_device({"preset": "duplex", "pim": {"name": name}})
