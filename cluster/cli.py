@@ -7,6 +7,7 @@ that the user can mend; 70 a fault of pimserve's own; 130 interrupted.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -203,6 +204,9 @@ def validate_duplex_command(
 def main() -> None:
     """Entry point of `pimserve`: runs the command, and turns whatever goes wrong into a message and an exit code."""
     _open_streams()
+    for name in ("SIGTERM", "SIGHUP"):  # to leave nothing behind, as with Ctrl-C
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _terminate)
     try:
         try:
             app()
@@ -222,6 +226,10 @@ def main() -> None:
         _fail("out of memory: a smaller workload needs less", 2)
     except Exception as error:  # noqa: BLE001 the last resort: no user is to see a traceback unasked
         _fail(f"internal error: {type(error).__name__}: {error}\nplease report it, with what PIMSERVE_DEBUG=1 adds", 70)
+
+
+def _terminate(number: int, _frame: object) -> NoReturn:
+    sys.exit(128 + number)
 
 
 def _open_streams() -> None:

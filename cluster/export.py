@@ -7,18 +7,24 @@ from typing import IO, Literal
 
 import numpy as np
 
-from pimserve.cluster.results import load_table
+from pimserve.cluster.results import load_summary, load_table
 from pimserve.cluster.run import prepare
 from pimserve.cluster.scenario import load_scenario
+from pimserve.device_models.plan import FS_PER_S
 from pimserve.device_models.routing import ExpertPools
+from pimserve.errors import InputError
+from pimserve.loadgen.spec import PS_PER_S
 from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.requests import STATUS_NAMES
-from pimserve.scheduler.simulation import PS_PER_S
 from pimserve.scheduler.steplog import Rows, expand
 
 
 def export_table(run: Path, what: Literal["requests", "steps"], target: IO[str]) -> int:
-    """Write a table of a results folder as CSV; returns the number of rows."""
+    """Write a table of a results folder as CSV; returns the number of rows.
+
+    Raises:
+        InputError: the folder has no such table, or its steps took another time than they would in this version.
+    """
     return _export_requests(run, target) if what == "requests" else _export_steps(run, target)
 
 
@@ -48,6 +54,12 @@ def _export_steps(run: Path, target: IO[str]) -> int:
     scenario = load_scenario(run / "scenario.yaml")
     _, replica, routing = prepare(scenario)
     spans = load_table(run, "steps")
+    if load_summary(run).get("plan_digest") != replica.plan.digest():
+        raise InputError(
+            str(run),
+            "its steps cannot be worked out: plan_digest in summary.json is not that of scenario.yaml "
+            "(written by another version of pimserve?)",
+        )
     plan, seed = replica.plan, scenario.run.seed
     pools = ExpertPools(plan.experts, routing, seed) if plan.experts is not None else None
     names = ("decodes", "context", "prefill_tokens", "chunks", "outputs")
@@ -64,11 +76,11 @@ def _export_steps(run: Path, target: IO[str]) -> int:
             row_of = np.repeat(np.arange(len(block)), rows.steps)
             before = np.cumsum(steps.duration_fs) - steps.duration_fs
             row_begins = (np.cumsum(rows.steps) - rows.steps)[row_of]
-            start_s = block["begin_ps"][row_of] / 1e12 + (before - before[row_begins]) / 1e15
+            start_s = block["begin_ps"][row_of] / PS_PER_S + (before - before[row_begins]) / FS_PER_S
             columns = [
                 np.arange(first, first + len(row_of)).tolist(),
                 start_s.tolist(),
-                (steps.duration_fs / 1e15).tolist(),
+                (steps.duration_fs / FS_PER_S).tolist(),
                 steps.decodes.tolist(),
                 steps.context.tolist(),
                 *(getattr(rows, name)[row_of].tolist() for name in names[2:]),

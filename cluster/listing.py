@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from pimserve.cluster.figures import ABSENT, count, figure
+from pimserve.cluster.figures import ABSENT, count, figure, named
 from pimserve.device_models.catalogue import load_model
 from pimserve.device_models.registry import load_device
 
@@ -67,12 +67,12 @@ def model_list(entries: Sequence[Entry]) -> RenderableType:
 
 def device_list(entries: Sequence[Entry]) -> RenderableType:
     """Devices, one a row, and their sources."""
-    table = _table("device", "units", "16-bit TFLOP/s", "memory", "GB/s", "link GB/s", left=2)
+    table = _table("device", "units", "16-bit\nTFLOP/s", "memory", "memory\nGB/s", "link\nGB/s", left=2)
     for entry in entries:
         peaks = entry.get("peak_tflop_per_s") or {}
         table.add_row(
             entry["name"],
-            ", ".join(entry["derived"]["units"]),
+            ", ".join(map(named, entry["derived"]["units"])),
             figure(peaks.get("bf16", peaks.get("fp16"))),
             f"{figure(entry['memory_gb'])} GB",
             figure(entry.get("memory_gb_per_s")),
@@ -106,7 +106,7 @@ def _keys_and_values(document: Entry) -> RenderableType:
 def _table(*columns: str, left: int = 1) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index < left else "right", no_wrap=index == 0)
+        table.add_column(column, justify="left" if index < left else "right", no_wrap=index < left)
     return table
 
 

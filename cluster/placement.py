@@ -24,7 +24,6 @@ class Replica:
     plan: CostPlan
     kv_capacity_tokens: int
     weight_bytes_per_device: float
-    kv_bytes_per_token: float
 
 
 def place(
@@ -54,10 +53,12 @@ def place(
     operators = operators_of(model, split, lm_head=lm_head)
     plan = device.compile(operators, split)
     plan = replace(plan, rows=plan.rows + interconnect.compile(operators, split))
+    if model.kv_bytes_per_token <= 0:
+        raise InputError("model.attention.window_every", "must be 2 or more: some layers must see the whole context")
     weights = weight_bytes_per_device(model, split)
     per_token = kv_bytes_per_token_per_device(model, split)
-    copies = per_token / model.kv_bytes_per_token if model.kv_bytes_per_token else 1.0
-    windows = model.kv_window_bytes_per_request * copies * -(-max_num_seqs // split.data)
+    share = per_token / model.kv_bytes_per_token  # of a request's cache that one device holds
+    windows = model.kv_window_bytes_per_request * share * -(-max_num_seqs // split.data)
     usable = device.memory_bytes * memory_utilization
     left = usable - weights - windows
     tokens = int(left / per_token) * split.data if left > 0 else 0
@@ -69,4 +70,4 @@ def place(
             f"{usable / 1e9:.1f} GB ({split.devices} x {device.spec.name}); "
             "use more devices, more tensor parallelism or a smaller model",
         )
-    return Replica(plan, tokens, weights, per_token * split.tensor)
+    return Replica(plan, tokens, weights)

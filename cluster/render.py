@@ -22,6 +22,7 @@ Summary = Mapping[str, Any]
 _BLOCK_WIDTH = 37
 _RUN_WIDTH = 20  # of a run's two columns in a comparison, at least
 _FEW_SAMPLES = 1000  # fewer leave less than ten above the 99th percentile
+_MIXED_WINDOWS = "requests, energy, batch, KV cache and busy shares are of whole runs, all else of the measured windows"
 _MOMENTS = ("mean", "p50", "p90", "p99")
 
 
@@ -61,10 +62,10 @@ def saturation_warning(summary: Summary) -> str | None:
     """What to say about a run that was offered more than it can serve."""
     if not summary["saturated"]:
         return None
-    queue = summary["queue"]
+    waiting = summary["waiting"]
     return (
-        f"warning: saturated: {count(queue['at_last_arrival'])} requests waited when the last one arrived, and the "
-        f"queue grew by {figure(queue['growth_per_arrival'])} per arrival; latencies grow with the length of the run"
+        f"warning: saturated: {count(waiting['at_last_arrival'])} requests waited when the last one arrived, and the "
+        f"queue grew by {figure(waiting['growth_per_arrival'])} per arrival; latencies grow with the length of the run"
     )
 
 
@@ -86,6 +87,11 @@ def _heading(summary: Summary) -> RenderableType:
         Text(f"{each} ({split}), seed {summary['seed']}"),
         Text(measured),
     )
+
+
+def _of_run(title: str, summary: Summary) -> str:
+    """The title of figures of the whole run, which say so where others are of the measured window."""
+    return title if summary["window"]["whole_run"] else f"{title}, whole run"
 
 
 def _block(title: str, rows: Sequence[Sequence[str]], columns: Sequence[str] = ("",)) -> Table:
@@ -113,17 +119,19 @@ def _requests(summary: Summary) -> Table:
     rows.append(("preempted", preempted))
     if requests["truncated"]:
         rows.append(("cut at max_model_len", count(requests["truncated"])))
-    return _block("requests", rows)
+    return _block(_of_run("requests", summary), rows)
 
 
 def _throughput(summary: Summary) -> Table:
     rates = summary["throughput"]
+    # "energy per output token, whole run" is wider than the block.
+    energy = "energy per output token" if summary["window"]["whole_run"] else "energy per token, whole run"
     rows = [
         ("requests/s", figure(rates["requests_per_s"])),
         ("offered requests/s", figure(summary["offered_requests_per_s"])),
         ("output tokens/s", figure(rates["output_tokens_per_s"])),
         ("output tokens/s per device", figure(rates["output_tokens_per_s_per_device"])),
-        ("energy per output token", scaled(summary["energy"]["joules_per_output_token"], "J")),
+        (energy, scaled(summary["energy"]["joules_per_output_token"], "J")),
     ]
     return _block("throughput and energy", rows)
 
@@ -175,12 +183,12 @@ def _load(summary: Summary) -> Table:
         ("KV cache in use, peak", share(kv["peak_use"])),
         ("KV cache, tokens", count(kv["capacity_tokens"])),
     ]
-    return _block("load", rows)
+    return _block(_of_run("load", summary), rows)
 
 
 def _units(summary: Summary) -> Table:
     rows = [(named(unit), share(busy)) for unit, busy in summary["unit_busy_share"].items()]
-    return _block("busy share of time", [*rows, ("any", share(summary["busy_share"]))])
+    return _block(_of_run("busy share of time", summary), [*rows, ("any", share(summary["busy_share"]))])
 
 
 def _where(summary: Summary) -> Table:
@@ -190,7 +198,8 @@ def _where(summary: Summary) -> Table:
         (named(key), share(time), share(sum(energy[key].values()) / joules if joules else None))
         for key, time in summary["time_share"].items()
     ]
-    return _block("where it went", rows, ("time", "energy"))
+    title = "where it went" if summary["window"]["whole_run"] else "share of whole run"
+    return _block(title, rows, ("time", "energy"))
 
 
 def _simulator(summary: Summary) -> RenderableType:
@@ -222,6 +231,8 @@ def comparison_report(comparison: Comparison, screen: Console) -> RenderableType
             table = _comparison_table(comparison, letters, others[:taken])
         parts += ["", table]
         others = others[taken:]
+    if any((run.summary.get("window") or {}).get("whole_run") is False for run in comparison.runs):
+        parts += ["", Text(_MIXED_WINDOWS, style="dim")]
     if comparison.differences:
         parts += ["", _differences(comparison, letters)]
     return Group(*parts)

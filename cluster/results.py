@@ -20,9 +20,11 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from pimserve.errors import InputError
+from pimserve.errors import InputError, shortened
 from pimserve.scheduler.steplog import IntArray, Rows
 
+SCHEMA_VERSION = 1
+_PARTS = {"requests", "window", "throughput", "latency_s", "slo", "energy", "batch", "kv", "simulator"}
 SPAN = np.dtype([("replica", np.int32), *((name, np.int64) for name in Rows._fields)])
 
 
@@ -65,33 +67,39 @@ def results_folder(out: Path | None, name: str) -> Iterator[tuple[Path, Path]]:
         out: the folder, which must not exist; None for the first free one of results/NAME, results/NAME-2, ...
         name: of the run.
     """
-    target = out if out is not None else _free(Path("results") / name)
-    if target.exists():
-        raise InputError(str(target), "exists already; give another folder with --out")
-    new_parents = [folder for folder in target.parents if not folder.exists()]  # nearest first
-    partial = target.parent / f".{target.name}.partial-{os.getpid()}"
+    wanted = out if out is not None else Path("results") / name
+    new_parents = [folder for folder in wanted.parents if not folder.exists()]  # nearest first
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        wanted.parent.mkdir(parents=True, exist_ok=True)
+        target = _reserve(wanted, again=out is None)
+        partial = target.parent / f".{target.name[:100]}.partial-{os.getpid()}"
         partial.mkdir()
     except OSError as error:
-        raise InputError(str(target), f"cannot be written: {error.strerror}") from None
+        raise InputError(str(wanted), f"cannot be written: {error.strerror}") from None
     try:
         yield partial, target
         partial.rename(target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         with suppress(OSError):  # another run may have written there meanwhile
-            for folder in new_parents:
+            for folder in (target, *new_parents):
                 folder.rmdir()
         raise
 
 
-def _free(base: Path) -> Path:
+def _reserve(base: Path, *, again: bool) -> Path:
+    """Make the folder, empty, so that no run beside this one takes its name; with `again`, try NAME-2 and so on."""
     candidate, number = base, 1
-    while candidate.exists():
+    while True:
+        try:
+            candidate.mkdir()
+        except FileExistsError:
+            if not again:
+                raise InputError(str(base), "exists already; give another folder with --out") from None
+        else:
+            return candidate
         number += 1
         candidate = base.with_name(f"{base.name}-{number}")
-    return candidate
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
@@ -107,14 +115,24 @@ def load_summary(path: Path) -> dict[str, Any]:
     """
     file = path / "summary.json" if path.is_dir() else path
     try:
-        summary = json.loads(file.read_text(encoding="utf-8"))
+        summary = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except FileNotFoundError:
         raise InputError(str(path), "no results here: a folder with summary.json is needed") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(str(file), f"cannot be read as a summary: {error}") from None
     if not isinstance(summary, dict) or "schema_version" not in summary:
         raise InputError(str(file), "is not a summary that pimserve wrote (no schema_version)")
+    if summary["schema_version"] != SCHEMA_VERSION:
+        version = shortened(repr(summary["schema_version"]))
+        raise InputError(str(file), f"has schema_version {version}; this pimserve reads {SCHEMA_VERSION}")
+    missing = sorted(_PARTS - {key for key, value in summary.items() if isinstance(value, dict)})
+    if missing:
+        raise InputError(str(file), f"is cut short or was changed: {', '.join(missing)} missing, or no mapping")
     return summary
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 def load_table(run: Path, name: str) -> NDArray[Any]:
@@ -124,6 +142,6 @@ def load_table(run: Path, name: str) -> NDArray[Any]:
         table: NDArray[Any] = np.load(file, mmap_mode="r")
     except FileNotFoundError:
         raise InputError(str(run), f"has no {name}.npy") from None
-    except (OSError, ValueError) as error:
-        raise InputError(str(file), f"cannot be read: {error}") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(str(file), f"cannot be read: {error or 'it is empty'}") from None
     return table

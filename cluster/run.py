@@ -19,16 +19,18 @@ import yaml
 
 from pimserve import __version__
 from pimserve.cluster.placement import Replica, place
-from pimserve.cluster.results import SpanFile, results_folder, write_json
+from pimserve.cluster.results import SCHEMA_VERSION, SpanFile, results_folder, write_json
 from pimserve.cluster.scenario import Scenario
+from pimserve.device_models.catalogue import device_names
 from pimserve.device_models.model import ModelSpec
+from pimserve.device_models.registry import load_device
 from pimserve.device_models.routing import Routing
 from pimserve.errors import InputError
 from pimserve.loadgen.workload import generate
 from pimserve.scheduler.metrics import summarize
 from pimserve.scheduler.simulation import Served, simulate
 
-SCHEMA_VERSION = 1
+_BYTES_PER_MB, _BYTES_PER_GB = 10**6, 10**9
 Progress = Callable[[int, int], None]
 
 
@@ -64,12 +66,11 @@ def serve(
         write_spans=span_file.write if span_file is not None else None,
         progress=(lambda left: progress(left, total)) if progress is not None else None,
     )
-    device = scenario.cluster.device
     summary = {
         "schema_version": SCHEMA_VERSION,
         "name": scenario.name,
         "model": model.name,
-        "device": device if isinstance(device, str) else str(device.get("preset", device.get("name", "custom"))),
+        "device": _device_label(scenario),
         "devices": split.devices * scenario.cluster.replicas,
         "replicas": scenario.cluster.replicas,
         "devices_per_replica": split.devices,
@@ -79,7 +80,7 @@ def serve(
         "trace_rows": {"read": workload.rows_read, "dropped": workload.rows_dropped},
         "scenario_digest": hashlib.sha256(json.dumps(scenario.resolved(), sort_keys=True).encode()).hexdigest(),
         "plan_digest": replica.plan.digest(),
-        "weights_gb_per_device": replica.weight_bytes_per_device / 1e9,
+        "weights_gb_per_device": replica.weight_bytes_per_device / _BYTES_PER_GB,
         **summarize(served, scenario.slo, split.devices * scenario.cluster.replicas),
     }
     return summary, served
@@ -135,6 +136,14 @@ def prepare(scenario: Scenario) -> tuple[ModelSpec, Replica, Routing]:
     return model, replica, scenario.routing.for_experts(model.moe.experts if model.moe else 0)
 
 
+def _device_label(scenario: Scenario) -> str:
+    """The device's name, which says so if it is one of the catalogue's and the device is not the same."""
+    spec = scenario.load_device().spec
+    if spec.name in device_names() and spec != load_device(spec.name).spec:
+        return f"{spec.name} (changed)"
+    return str(spec.name)
+
+
 def _max_model_len(scenario: Scenario, model: ModelSpec, replica: Replica) -> int:
     """Longest request: what the scenario asks for, if model and KV cache allow it, else the most that they do."""
     wanted = scenario.scheduler.max_model_len
@@ -165,7 +174,8 @@ def _simulator(summary: dict[str, Any], served: Served) -> dict[str, Any]:
         "requests_per_s": requests / loop,
         "output_tokens_per_s": summary["tokens"]["output"] / loop,
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        / (1024 if sys.platform != "darwin" else 2**20),
+        * (1 if sys.platform == "darwin" else 1024)
+        / _BYTES_PER_MB,
         "version": __version__,
         "python": platform.python_version(),
         "numpy": np.__version__,

@@ -23,6 +23,7 @@ from pimserve.device_models.registry import load_device, merged
 from pimserve.device_models.routing import Routing
 from pimserve.errors import InputError, shortened, validation_error
 from pimserve.loadgen.spec import MAX_TIME_S
+from pimserve.loadgen.traces import find_trace
 from pimserve.loadgen.workload import WorkloadSpec, parse_trace_argument
 from pimserve.quantity import GigabytesPerSecond, Microseconds, PositiveSeconds, Seconds
 from pimserve.scheduler.config import SchedulerSpec
@@ -40,6 +41,9 @@ def _name_or_mapping(value: object) -> object:
 
 
 _Entry = Annotated[str | dict[str, Any], BeforeValidator(_name_or_mapping)]
+
+
+_MOST_SKEW = 1e12  # between experts' weights: products of top_k of them must stay within floating point
 
 
 class _Section(BaseModel):
@@ -103,6 +107,8 @@ class RoutingSpec(_Section):
                 raise ValueError(f"popularity: {popularity} needs {key}")
             if self.popularity != popularity and value is not None:
                 raise ValueError(f"{key} goes with popularity: {popularity}")
+        if self.weights and max(self.weights) > _MOST_SKEW * min(self.weights):
+            raise ValueError(f"weights must lie within a factor of {_MOST_SKEW:g}")
         return self
 
     def for_experts(self, experts: int) -> Routing:
@@ -135,7 +141,7 @@ class Scenario(_Section):
     """A model, the cluster that serves it, and the traffic."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] = Field(
-        "mixtral-duplex", description="of the run, and of its results folder"
+        "default", description="of the run, and of its results folder"
     )
     model: _Entry = Field(
         "mixtral-8x7b", description="a model of the catalogue, or {preset: NAME, ...changes}, or a full description"
@@ -198,6 +204,8 @@ class Scenario(_Section):
         document = self.model_dump(mode="json", exclude_none=True)
         document["model"] = self.load_model().model_dump(mode="json", exclude_none=True)
         document["cluster"]["device"] = self.load_device().spec.model_dump(mode="json", exclude_none=True)
+        if self.workload.trace is not None:  # readable from any folder
+            document["workload"]["trace"]["path"] = str(find_trace(self.workload.trace.path).resolve())
         return document
 
 
@@ -242,6 +250,8 @@ def json_schema() -> dict[str, Any]:
 
 def _read(path: Path) -> str:
     try:
+        if path.is_char_device():
+            raise InputError(str(path), "is a device; a scenario is a YAML file")
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise InputError(str(path), "no such file") from None
@@ -304,4 +314,6 @@ def _override(document: dict[str, Any], override: str) -> dict[str, Any]:
 
 def _default_of(path: list[str]) -> str | None:
     """What an absent key stands for, where overriding below it must keep that: the default model and device."""
-    return {("model",): "mixtral-8x7b", ("cluster", "device"): "duplex"}.get(tuple(path))
+    defaults = {("model",): Scenario.model_fields["model"], ("cluster", "device"): ClusterSpec.model_fields["device"]}
+    field = defaults.get(tuple(path))
+    return None if field is None else field.default

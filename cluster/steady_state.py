@@ -39,8 +39,8 @@ class ClosedLoop:
 class Stage:
     """Stages of one composition, on one replica.
 
-    `duration_s` has one entry per MoE outcome; the others are means over the outcomes. Prefill attention that runs
-    side by side with decode attention counts only as far as it outlasts it.
+    `duration_s` has one entry per MoE outcome; the others are means over the outcomes. Decode attention that runs
+    side by side with prefill attention counts only as far as it outlasts it.
     """
 
     prompts: int
@@ -71,11 +71,12 @@ def stage(
         category[row.category] += row.time_fs(busiest if row.rows == "tokens" else outputs)
         rows = tokens if row.rows == "tokens" else decodes + prompts
         if row.category != "communication":  # what links take is not known
-            energy[f"{row.category}_dram"] += row.energy.dram_const + row.energy.dram_per_row * rows
+            groups = min(plan.data_parallel, decodes + prompts)
+            energy[f"{row.category}_dram"] += row.energy.dram_const * groups + row.energy.dram_per_row * rows
             energy[f"{row.category}_compute"] += row.energy.compute_per_row * rows
     decode_fs = plan.decode_fs(decodes, context)
-    category["attention_decode"] = decode_fs
-    category["attention_prefill"] = max(0, prefill_fs - decode_fs) if plan.overlap_attention else prefill_fs
+    category["attention_prefill"] = prefill_fs
+    category["attention_decode"] = max(0, decode_fs - prefill_fs) if plan.overlap_attention else decode_fs
     for decode in plan.decode:
         seen = seen_tokens(decode.window_tokens, decodes, context)
         energy["attention_dram"] += decode.dram_per_token * seen

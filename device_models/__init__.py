@@ -1,1 +1,1 @@
-"""Physics of one device, and of the language model that it runs. No I/O, no clock, no cluster."""
+"""Physics of one device, and of the language model that it runs. No clock, no cluster, no I/O but the catalogue."""

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from pimserve.device_models.experts import ExpertTerm
-from pimserve.device_models.gpu import _DECISION_EFFICIENCY, Gpu, GpuSpec, NonNegative, Share
+from pimserve.device_models.gpu import Gpu, GpuSpec, NonNegative, Share, decision_slope
 from pimserve.device_models.operators import DecodeAttention, Experts, Operator, Parallelism
 from pimserve.device_models.plan import FS_PER_S, LINK, CostPlan, DecodeAttentionTerm
 
@@ -98,7 +98,7 @@ class Duplex(Gpu):
             weight_fs_per_byte=FS_PER_S / self._pim_bytes_per_s,
             flop_per_s=self._pim_flop_per_s,
             weight_pj_per_byte=self._pim_pj_per_byte,
-            decision=(1 / pim.bandwidth_multiple, _DECISION_EFFICIENCY / pim.flop_per_byte / pim.bandwidth_multiple),
+            decision=(1 / pim.bandwidth_multiple, decision_slope(op, pim.flop_per_byte) / pim.bandwidth_multiple),
         )
         selection = {"per_layer": "faster", "co_processing": "co_processing", "pim": "second"}
         return self.expert_term(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from pimserve.device_models.experts import ExpertTerm, ExpertUnit, Selection
 from pimserve.device_models.model import Dtype
@@ -74,6 +74,13 @@ class GpuSpec(BaseModel):
     energy: DramEnergy
     sources: tuple[str, ...] = ()
 
+    @field_validator("peak_tflop_per_s")
+    @classmethod
+    def _has_16_bit(cls, peaks: dict[Dtype, float]) -> dict[Dtype, float]:
+        if not peaks.keys() & {"fp16", "bf16"}:
+            raise ValueError("needs a peak for fp16 or bf16, at which data types without one of their own run")
+        return peaks
+
 
 class Gpu:
     """Compiles operators to the cost terms of one GPU of a replica."""
@@ -108,7 +115,7 @@ class Gpu:
     def flop_per_s(self, dtype: str) -> float:
         """Reachable peak for operands of `dtype`; what has no peak of its own is widened to 16 bit."""
         peaks: dict[str, float] = {str(name): peak for name, peak in self.spec.peak_tflop_per_s.items()}
-        wide = peaks.get("fp16", peaks.get("bf16", max(peaks.values())))
+        wide = peaks["fp16"] if "fp16" in peaks else peaks["bf16"]
         return peaks.get(dtype, wide) * 1e12 * self.spec.compute_efficiency
 
     def memory_fs(self, size: float) -> float:
@@ -125,7 +132,7 @@ class Gpu:
             (round(op.layers * self.memory_fs(weights)), round(op.layers * self.memory_fs(row_bytes))),
         )
         energy = Energy(
-            dram_const=round(split.devices * op.layers * weights * self._pj_per_byte),
+            dram_const=round(split.tensor * op.layers * weights * self._pj_per_byte),
             dram_per_row=round(split.tensor * op.layers * row_bytes * self._pj_per_byte),
             compute_per_row=round(split.tensor * op.layers * op.k * op.n * self.spec.energy.mac_pj),
         )
@@ -185,7 +192,7 @@ class Gpu:
             weight_fs_per_byte=self.memory_fs(1.0),
             flop_per_s=self.flop_per_s(op.dtype),
             weight_pj_per_byte=self._pj_per_byte,
-            decision=(1.0, _DECISION_EFFICIENCY * spec.memory_gb_per_s * 1e9 / self.flop_per_s(op.dtype)),
+            decision=(1.0, decision_slope(op, self.flop_per_s(op.dtype) / (spec.memory_gb_per_s * 1e9))),
         )
 
     def expert_unit(
@@ -226,4 +233,9 @@ class Gpu:
         )
 
 
-_DECISION_EFFICIENCY = 0.75  # the flat DRAM efficiency that the paper's decision table assumes for every unit
+def decision_slope(op: Experts, flop_per_byte: float) -> float:
+    """Slope of the decision table in tokens, for a unit that computes `flop_per_byte` for each byte that it reads.
+
+    A token does 2 FLOPs per weight; 0.75 is the flat DRAM efficiency that the paper's table assumes for every unit.
+    """
+    return 0.75 * 2 / op.weight_bytes_per_element / flop_per_byte

@@ -246,13 +246,19 @@ def kv_heads_per_device(model: ModelSpec, p: int) -> int:
 
 
 def weight_bytes_per_device(model: ModelSpec, split: Parallelism) -> float:
-    """Bytes of weights on one device: dense parts sliced over the tensor group, experts over all devices.
+    """Bytes of weights on one device: what its operators read, and its share of the rest (embedding, norms, biases).
 
-    The key-value projections are copied where there are more devices than KV heads; that is a few MB, left out.
+    Weights that several devices hold whole (gates, KV projections beyond the number of KV heads, the down-projections
+    of a latent) count on each of them.
     """
+
+    def products(among: Parallelism) -> float:
+        found = operators_of(model, among)
+        return sum(op.layers * op.k * op.n * op.weight_bytes_per_element for op in found if isinstance(op, Gemm))
+
     dense = (model.parameters - model.routed_parameters) * BYTES_PER_ELEMENT[model.dense_dtype]
     routed = model.routed_parameters * BYTES_PER_ELEMENT[model.routed_dtype]
-    return dense / split.tensor + routed / split.devices
+    return products(split) + (dense - products(Parallelism())) / split.tensor + routed / split.devices
 
 
 def kv_bytes_per_token_per_device(model: ModelSpec, split: Parallelism) -> float:

@@ -5,8 +5,8 @@ maximum of affine functions of those numbers (a roofline). Units that work side 
 
 All times are integers in femtoseconds and all energies integers in picojoules. Integer sums do not depend on the
 order or grouping of their terms, so a stretch of steps summed in closed form, step by step, in Python or in numpy,
-here or on another machine, gives the same bits. (A femtosecond is fine enough: the smallest coefficient in the
-catalogue, one context token's cache read, is above 100,000 fs.)
+here or on another machine, gives the same bits. (A femtosecond is fine enough: the smallest coefficients in the
+catalogue are above 10,000 fs.)
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ ChunkShape = Chunk | tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Energy:
-    """Affine energy of an operator on all devices of the replica, pJ: a constant per step and a slope per row."""
+    """Affine energy of an operator, pJ: a constant per step and data-parallel group that has rows, a slope per row."""
 
     dram_const: int = 0
     dram_per_row: int = 0
@@ -88,7 +88,8 @@ class PrefillAttentionTerm:
     """Prefill attention of layers with one window (None: all of the context).
 
     Time of a chunk is the max over `pieces` of a x q + b x kv + c x pairs, where q is the chunk's length, kv the tokens
-    that it attends to and pairs = q x kv (halved inside the chunk when `causal`). Energies are per q, kv, pair.
+    whose cache entries it reads and pairs how many (query, key) pairs are computed: when `causal`, a query sees the
+    tokens up to itself, else all of the chunk; in a window, no more than `window_tokens`. Energies are per q, kv, pair.
     """
 
     unit: str
@@ -99,14 +100,15 @@ class PrefillAttentionTerm:
     compute_per_pair: int
 
     def extent(self, chunk: ChunkShape) -> tuple[int, int, int]:
-        """(q, kv, pairs) of a chunk; in a window, kv ends at the window and pairs at window per query token."""
+        """(q, kv, pairs) of a chunk."""
         q, context = chunk
-        if self.window_tokens is not None:
-            context = min(context, self.window_tokens)
-            inside = q * min(q, self.window_tokens)
+        window = self.window_tokens if self.window_tokens is not None else context + q
+        if not self.causal:
+            pairs = q * min(context + q, window)
         else:
-            inside = q * q
-        return q, context + q, q * context + (inside + q) // 2 if self.causal else q * context + inside
+            growing = min(q, max(0, window - context))  # queries that still see everything before them
+            pairs = growing * context + growing * (growing + 1) // 2 + (q - growing) * window
+        return q, min(context, window) + q, pairs
 
     def cost(self, chunk: ChunkShape) -> tuple[int, int, int]:
         """(fs, dram pJ, compute pJ) of one chunk."""
@@ -153,7 +155,7 @@ class CostPlan:
         return sum(term.slope * seen_tokens(term.window_tokens, requests, context) for term in self.decode)
 
     def busiest_prefill(self, decode_requests: int, chunks: Sequence[ChunkShape]) -> tuple[int, int]:
-        """(tokens, prefill attention fs) of the data-parallel group that has most to do.
+        """(tokens, prefill attention fs) of the busiest data-parallel group, each the most that any group has.
 
         Decoding requests are spread evenly; a prompt is computed inside one group: the longest first, each by the group
         with the fewest tokens so far.

@@ -1,7 +1,8 @@
 """From a device document to the device: built-in kinds, and those that installed packages register.
 
-A package adds a kind with an entry point in the group `pimserve.devices` that names a class like `Gpu`: an attribute
-`Spec` (a pydantic model with a literal `kind`), a constructor that takes it, `units`, `memory_bytes` and `compile`.
+A package adds a kind with an entry point in the group `pimserve.devices` that names a class like `Gpu`, derived from it
+or not: an attribute `Spec` (a pydantic model with a literal `kind`, `name`, `link_gb_per_s` and `link_latency_us`), a
+constructor that takes it and keeps it as `spec`, `memory_bytes`, and `compile` (operators and split in, cost plan out).
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ def device_class(kind: str) -> type[Gpu]:
         return _BUILT_IN[kind]
     registered = entry_points(group="pimserve.devices")
     if kind in registered.names:
-        found: type[Gpu] = registered[kind].load()
+        try:
+            found: type[Gpu] = registered[kind].load()
+        except Exception as error:
+            raise InputError("device.kind", f"{kind!r} of {registered[kind].value} does not load: {error}") from error
         return found
     known = sorted({*_BUILT_IN, *registered.names})
     raise InputError("device.kind", f"unknown kind of device {kind!r} (known: {', '.join(known)})")

@@ -24,14 +24,15 @@ _FINE_TOKENS = 32  # token counts up to this have a pool each; above, 2**_OCTAVE
 _OCTAVE_BITS = 3
 _LAYER_DRAWS = 2**13  # layer draws x experts of one pool, where all layers of all outcomes would need more
 _LEAST_DRAWS = 256
-_POOL, _EXACT, _RANK = 1, 2, 3  # tags of random streams
+_POOL, _EXACT, _RANK, _POPULARITY = 1, 2, 3, 4  # tags of random streams
 
 
 @dataclass(frozen=True, slots=True)
 class Routing:
     """How experts are chosen.
 
-    `popularity`: "uniform"; "zipf" with exponent `zipf_exponent` over the experts; or "given", one weight per expert.
+    `popularity`: "uniform"; "zipf" with exponent `zipf_exponent`, ranks dealt to the experts by the seed (the same in
+    all layers); or "given", one weight per expert.
     `mode`: "pooled" picks pre-drawn whole-model outcomes, "exact" draws every layer of every step.
     """
 
@@ -40,12 +41,13 @@ class Routing:
     weights: tuple[float, ...] = field(default=())
     mode: Literal["pooled", "exact"] = "pooled"
 
-    def expert_weights(self, experts: int) -> NDArray[np.float64]:
+    def expert_weights(self, experts: int, seed: int) -> NDArray[np.float64]:
         """(experts,): popularity weight of each expert, mean 1."""
         if self.popularity == "given":
             weights = np.asarray(self.weights, float)
         else:
-            weights = np.arange(1, experts + 1, dtype=float) ** -self.zipf_exponent
+            ranks = np.random.default_rng([seed, _POPULARITY]).permutation(experts)
+            weights = (ranks + 1.0) ** -self.zipf_exponent
         return np.asarray(weights / weights.mean())
 
 
@@ -100,7 +102,7 @@ class ExpertPools:
         self.term = term
         self.seed = seed
         self.rank: IntArray = np.random.default_rng([seed, _RANK]).permutation(POOL_SIZE)
-        self._probabilities = pick_probabilities(routing.expert_weights(term.experts), term.top_k)
+        self._probabilities = pick_probabilities(routing.expert_weights(term.experts, seed), term.top_k)
         self._pools: dict[int, IntArray] = {}
         self._times: dict[int, list[int]] = {}
         self._prefixes: dict[int, list[int]] = {}

@@ -110,17 +110,6 @@ class ReplicaCosts:
             return int(features[0])
         return self.pools.time_fs(tokens, (self.offset + step) % POOL_SIZE)
 
-    def step_fs(self, decodes: int, context: int, chunks: Sequence[ChunkShape], outputs: int, step: int) -> int:
-        """Time of one step; the general form of what the engine sums over spans."""
-        plan = self.plan
-        tokens, prefill = plan.busiest_prefill(decodes, chunks)
-        decode = plan.decode_fs(decodes, context)
-        attention = max(decode, prefill) if plan.overlap_attention else decode + prefill
-        experts = 0
-        if plan.experts is not None:
-            experts = self.experts_fs(decodes + sum(tokens for tokens, _ in chunks), step)
-        return self.rows_fs(tokens, -(-outputs // plan.data_parallel)) + attention + experts
-
     def experts_features(self, tokens: NDArray[np.int64], steps: NDArray[np.int64]) -> IntArray:
         """(n, 5): MoE features of executed steps with the given token counts and step numbers."""
         assert self.pools is not None

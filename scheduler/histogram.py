@@ -8,6 +8,9 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from pimserve.device_models.plan import FS_PER_S
+from pimserve.scheduler.exact import exact_dot
+
 _FRACTION_BITS = 11  # buckets per octave: 2**11, so a bucket's middle is within 2**-12 of all that it holds
 _LOWEST = 10  # durations below 2**10 fs do not occur
 _OCTAVES = 64 - _LOWEST
@@ -20,7 +23,7 @@ class DurationHistogram:
 
     def __init__(self) -> None:
         self._counts = np.zeros(_OCTAVES << _FRACTION_BITS, np.int64)
-        self._sum_ps = 0
+        self._sum_fs = 0
 
     def add(self, duration_fs: NDArray[np.int64], weight: NDArray[np.int64]) -> None:
         """Add durations (n,) with weights (n,)."""
@@ -29,7 +32,7 @@ class DurationHistogram:
         low = int(bucket.min(initial=len(self._counts)))
         found = np.bincount(bucket - low, weights=weight).astype(np.int64) if len(bucket) else np.zeros(0, np.int64)
         self._counts[low : low + len(found)] += found
-        self._sum_ps += int(((duration_fs // 1000) * weight).sum())
+        self._sum_fs += exact_dot(duration_fs, weight)
 
     @classmethod
     def merged(cls, parts: Iterable[DurationHistogram]) -> DurationHistogram:
@@ -37,7 +40,7 @@ class DurationHistogram:
         whole = cls()
         for part in parts:
             whole._counts += part._counts
-            whole._sum_ps += part._sum_ps
+            whole._sum_fs += part._sum_fs
         return whole
 
     @property
@@ -47,7 +50,7 @@ class DurationHistogram:
 
     def mean_s(self) -> float | None:
         """Weighted mean, s; None when empty."""
-        return self._sum_ps / self.count * 1e-12 if self.count else None
+        return self._sum_fs / self.count / FS_PER_S if self.count else None
 
     def percentile_s(self, percent: float) -> float | None:
         """Nearest-rank percentile, s, to the middle of its bucket; None when empty."""
@@ -58,4 +61,4 @@ class DurationHistogram:
         bucket = int(np.searchsorted(np.cumsum(self._counts), rank))
         edges = np.array([bucket + _FIRST, bucket + _FIRST + 1], np.int64) << _SHIFT
         low, high = edges.view(np.float64)
-        return float((low + high) / 2 * 1e-15)
+        return float((low + high) / 2 / FS_PER_S)

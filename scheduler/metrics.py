@@ -2,30 +2,44 @@
 
 Definitions follow the serving tools (vLLM, inference-perf): TTFT = first token - arrival; TPOT = (last token - first
 token) / (output tokens - 1), for two output tokens or more; ITL pools every gap between two tokens; E2E = last token -
-arrival; queue = first scheduled - arrival. Requests count when they arrive in the measured window, and are followed
-to completion; throughput counts what happens inside the window. A request is good when it finished and every SLO
-holds (<=). Attainment divides by all requests that arrived in the window: unfinished and rejected ones are misses.
+arrival; queue = first scheduled - arrival. A request is good when it finished and every SLO holds (<=). Attainment
+divides by all requests that arrived in the window: unfinished and rejected ones are misses.
+
+What a figure covers:
+- TTFT, TPOT, E2E: requests that arrived in the measured window and finished, inside it or later.
+- Queue: requests that arrived in the window and were scheduled, finished or not.
+- ITL: gaps that end in the window, of all requests. Its percentiles come from a histogram whose bins are 2**-12 of
+  their value wide; mean and n are exact.
+- SLO and goodput: requests that arrived in the window. Throughput: tokens and finished requests inside the window.
+- Request counts (but the measured ones), prompt and output tokens, energy, batch, steps, KV use, busy shares and time
+  shares: the whole run.
+
+Replicas of a closed loop with a warm-up end their windows one by one. Rates are then sums of the replicas' own rates,
+each over its own window; the summary's window is the part that all of them measure.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pimserve.device_models.operators import CATEGORIES
-from pimserve.device_models.plan import FS_PER_S, PJ_PER_J
+from pimserve.device_models.plan import FS_PER_PS, FS_PER_S, PJ_PER_J
+from pimserve.loadgen.spec import PS_PER_S
 from pimserve.scheduler.histogram import DurationHistogram
 from pimserve.scheduler.requests import FINISHED, REJECTED, WAITING
-from pimserve.scheduler.simulation import PS_PER_S, Served
+from pimserve.scheduler.simulation import Served
 from pimserve.scheduler.slo import SloSpec
 
 PERCENTILES = (50, 90, 99)
 _SATURATED_GROWTH = 0.05  # queue growth per arrival over the second half of the arrivals
 _SATURATED_QUEUE = 8
+_LATEST_PS = 2**63 - 1
 
 
 def percentile(ordered: NDArray[np.float64], percent: float) -> float:
@@ -55,9 +69,8 @@ def summarize(served: Served, slo: SloSpec, devices: int) -> dict[str, Any]:
     start, end = served.window_s
     length = end - start
     arrival, status = table["arrival_ps"], table["status"]
-    measured = arrival >= 0  # a closed loop that was stopped has requests that it never issued
-    if served.trimmed:
-        measured = (arrival >= start * PS_PER_S) & (arrival < end * PS_PER_S)
+    arrived = arrival >= 0  # a closed loop that was stopped has requests that it never issued
+    measured = _in_window(served, "arrival_ps")
     done = measured & (status == FINISHED)
 
     def seconds(later: str, earlier: str, rows: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -78,25 +91,23 @@ def summarize(served: Served, slo: SloSpec, devices: int) -> dict[str, Any]:
             held = ~(values > limit)  # one output token has no TPOT, and meets any limit
             good &= held
             met[name] = int(held.sum()) / max(1, int(measured.sum()))
-    finished_inside = (
-        (status == FINISHED) & (table["finish_ps"] >= start * PS_PER_S) & (table["finish_ps"] <= end * PS_PER_S)
-    )
     tokens = sum(log.window_tokens for log in logs)
+    tokens_per_s = _rate(served, (log.window_tokens for log in logs))
     all_tokens = int(table["emitted_tokens"].sum())
     busy = sum(log.busy_fs for log in logs)
     energy = {key: sum(log.energy_pj[key] for log in logs) for key in logs[0].energy_pj}
     joules = sum(energy.values()) / PJ_PER_J
     steps = sum(log.steps for log in logs)
     capacity_fs = len(logs) * served.end_s * FS_PER_S
-    growth, queue = _queue_growth(served)
+    growth, waiting = _queue_growth(served)
     limits = slo.limits()
     return {
         "requests": {
-            "total": int((arrival >= 0).sum()),
+            "total": int(arrived.sum()),
             "finished": int((status == FINISHED).sum()),
             "rejected": int((status == REJECTED).sum()),
-            "unfinished": int(((status == WAITING) & (arrival >= 0)).sum()),
-            "truncated": int(table["truncated"].sum()),
+            "unfinished": int(((status == WAITING) & arrived).sum()),
+            "truncated": int(table["truncated"][arrived & (status != REJECTED)].sum()),
             "preempted": int((table["preemptions"] > 0).sum()),
             "preemptions": int(table["preemptions"].sum()),
             "measured": int(measured.sum()),
@@ -105,12 +116,14 @@ def summarize(served: Served, slo: SloSpec, devices: int) -> dict[str, Any]:
         "window": {"start_s": start, "end_s": end, "length_s": length, "whole_run": not served.trimmed},
         "offered_requests_per_s": served.workload.offered_rate_per_s,
         "throughput": {
-            "requests_per_s": int(finished_inside.sum()) / length if length else None,
-            "output_tokens_per_s": tokens / length if length else None,
-            "output_tokens_per_s_per_device": tokens / length / devices if length else None,
+            "requests_per_s": _rate(
+                served, _by_replica(served, (status == FINISHED) & _in_window(served, "finish_ps"))
+            ),
+            "output_tokens_per_s": tokens_per_s,
+            "output_tokens_per_s_per_device": None if tokens_per_s is None else tokens_per_s / devices,
         },
         "tokens": {
-            "prompt": int(table["input_tokens"].sum()),
+            "prompt": int(table["input_tokens"][arrived & (status != REJECTED)].sum()),
             "output": all_tokens,
             "output_in_window": tokens,
         },
@@ -126,7 +139,9 @@ def summarize(served: Served, slo: SloSpec, devices: int) -> dict[str, Any]:
             "met": met,
             "attainment": int(good.sum()) / int(measured.sum()) if limits and measured.any() else None,
             "attainment_of_completed": int(good.sum()) / len(good) if limits and len(good) else None,
-            "goodput_requests_per_s": int(good.sum()) / length if limits and length else None,
+            "goodput_requests_per_s": _rate(served, _by_replica(served, np.flatnonzero(done)[good]))
+            if limits
+            else None,
         },
         "energy": {
             "joules": joules,
@@ -143,7 +158,9 @@ def summarize(served: Served, slo: SloSpec, devices: int) -> dict[str, Any]:
         },
         "kv": {
             "capacity_tokens": served.kv_blocks * served.block_size * len(logs),
-            "mean_use": sum(log.block_fs for log in logs) / (served.kv_blocks * capacity_fs) if capacity_fs else None,
+            "mean_use": sum(log.twice_block_fs for log in logs) / (2 * served.kv_blocks * capacity_fs)
+            if capacity_fs
+            else None,
             "peak_use": max(log.peak_blocks for log in logs) / served.kv_blocks,
         },
         "time_share": {c: sum(log.category_fs[c] for log in logs) / busy if busy else None for c in CATEGORIES},
@@ -154,8 +171,8 @@ def summarize(served: Served, slo: SloSpec, devices: int) -> dict[str, Any]:
         "busy_share": busy / capacity_fs if capacity_fs else None,
         "max_model_len": served.max_model_len,
         "end_s": served.end_s,
-        "saturated": growth > _SATURATED_GROWTH and queue >= _SATURATED_QUEUE,
-        "queue": {"at_last_arrival": queue, "growth_per_arrival": growth},
+        "saturated": growth > _SATURATED_GROWTH and waiting >= _SATURATED_QUEUE,
+        "waiting": {"at_last_arrival": waiting, "growth_per_arrival": growth},
         "digest": digest(served),
     }
 
@@ -167,6 +184,29 @@ def digest(served: Served) -> str:
         whole.update(bytes.fromhex(log.digest()))
     whole.update(served.table.structured().data)
     return whole.hexdigest()
+
+
+def _in_window(served: Served, time: str) -> NDArray[np.bool_]:
+    """Per request: whether that time of it lies in the window of its replica."""
+    times = served.table[time]
+    start_ps = -(-served.start_fs // FS_PER_PS)
+    ends_ps = np.array([min(-(-log.window_fs[1] // FS_PER_PS), _LATEST_PS) for log in served.logs])
+    return np.asarray((times >= start_ps) & (times < ends_ps[served.table["replica"]]))
+
+
+def _by_replica(served: Served, rows: NDArray[np.bool_] | NDArray[np.intp]) -> list[int]:
+    """How many of those requests each replica has."""
+    found: list[int] = np.bincount(served.table["replica"][rows], minlength=len(served.logs)).tolist()
+    return found
+
+
+def _rate(served: Served, counts: Iterable[int]) -> float | None:
+    """What replicas counted inside their windows, per second: each replica's own rate, added up; None without time."""
+    lengths = [(end - served.start_fs) / FS_PER_S for end in served.ends_fs]
+    if not all(lengths):
+        return None
+    # Replicas without clients come last, and have neither a window nor anything to count.
+    return math.fsum(count / length for count, length in zip(counts, lengths, strict=False))
 
 
 def _pooled(histograms: list[DurationHistogram]) -> dict[str, float | int | None]:

@@ -11,6 +11,7 @@ import numpy as np
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S, CostPlan
 from pimserve.device_models.routing import ExpertPools, Routing
 from pimserve.errors import InputError
+from pimserve.loadgen.spec import PS_PER_S
 from pimserve.loadgen.workload import Workload
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.costs import ReplicaCosts
@@ -19,25 +20,35 @@ from pimserve.scheduler.requests import NEVER, RequestTable
 from pimserve.scheduler.router import Router, make_router
 from pimserve.scheduler.steplog import IntArray, StepLog
 
-PS_PER_S = 10**12
 _CLOCK_END_FS = 2**63 * FS_PER_PS
 SpanWriter = Callable[[int, IntArray], None]  # replica, rows (n, columns of Rows)
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What came of a run. `window_s` is the measured part of the run; its end is None for the whole run."""
+    """What came of a run.
+
+    `ends_fs` says where the measured window ends on each replica that gets requests. In an open loop that is one time
+    for all. In a closed loop a replica's window ends when its own clients have sent their last request: replicas do not
+    influence each other there, and one that goes on longer is simply measured for longer.
+    """
 
     table: RequestTable
     logs: list[StepLog]
     workload: Workload
-    window_s: tuple[float, float]
+    start_fs: int
+    ends_fs: tuple[int, ...]
     trimmed: bool
     end_s: float
     kv_blocks: int
     block_size: int
     max_model_len: int
     loop_s: float
+
+    @property
+    def window_s(self) -> tuple[float, float]:
+        """The measured part of the run: its start, and the earliest end on a replica."""
+        return self.start_fs / FS_PER_S, min(self.ends_fs) / FS_PER_S
 
 
 def simulate(
@@ -68,7 +79,8 @@ def simulate(
         replicas: how many.
         routing: how tokens choose experts.
         seed: of expert routing.
-        warmup_s: requests that arrive earlier are not measured.
+        warmup_s: requests that arrive earlier are not measured. In a closed loop, nor are those that arrive when a
+            replica's clients have sent their last one.
         cooldown_s: nor are those that arrive in this time before the last arrival (open loop only).
         max_time_s: simulated time after which no step starts; requests still there are unfinished.
         write_spans: takes executed steps.
@@ -95,7 +107,9 @@ def simulate(
     engines: list[Engine] = []
     logs: list[StepLog] = []
     count = len(table)
-    sharing = replicas if closed is None else min(replicas, closed)  # a replica without clients gets no requests
+    sharing = replicas  # the first ones, that get requests: in a closed loop those that have clients
+    if closed is not None:
+        sharing = min(replicas, closed, max(1, count))
     first = ReplicaCosts(plan, pools, replica=0, seed=seed, exact=routing.mode == "exact")
     for replica in range(replicas):
         costs = first.of_replica(replica)
@@ -108,6 +122,8 @@ def simulate(
 
         log = StepLog(costs, window_fs, flushed)
         mine = range(replica, count if replica < sharing else 0, sharing)
+        if closed is not None:
+            table["replica"][mine.start : mine.stop : mine.step] = replica
         engine = Engine(
             costs,
             spec,
@@ -143,15 +159,28 @@ def simulate(
     if closed is None:
         table.reject_unseen(max_model_len)
 
-    end_s = max(log.clock_fs for log in logs) / FS_PER_S
+    end_fs = max(log.clock_fs for log in logs)
     trimmed = warmup_s > 0 or cooldown_s > 0
-    last = min(max(log.window_fs[1] for log in logs) / FS_PER_S, end_s) if trimmed else end_s
-    if trimmed and last <= warmup_s:  # a closed loop that ended, or issued its last request, too early
-        raise InputError(
-            "run.warmup_s", f"{warmup_s} s leaves nothing to measure: the run ends its window at {last:.3f} s"
-        )
+    ends_fs = [end_fs] * sharing
+    if trimmed:
+        ends_fs = [min(log.window_fs[1], end_fs if closed is None else log.clock_fs) for log in logs[:sharing]]
+        if min(ends_fs) <= window_fs[0]:  # a closed loop that ended, or issued its last request, too early
+            raise InputError(
+                "run.warmup_s",
+                f"{warmup_s} s leaves nothing to measure: the run ends its window at {min(ends_fs) / FS_PER_S:.3f} s",
+            )
     return Served(
-        table, logs, workload, (warmup_s, last), trimmed, end_s, kv_blocks, spec.block_size, max_model_len, loop_s
+        table=table,
+        logs=logs,
+        workload=workload,
+        start_fs=window_fs[0],
+        ends_fs=tuple(ends_fs),
+        trimmed=trimmed,
+        end_s=end_fs / FS_PER_S,
+        kv_blocks=kv_blocks,
+        block_size=spec.block_size,
+        max_model_len=max_model_len,
+        loop_s=loop_s,
     )
 
 
@@ -163,6 +192,11 @@ def _table(workload: Workload, max_model_len: int, max_time_s: float | None) -> 
         arrival[:] = NEVER  # the engines issue them
     elif max_time_s is not None:
         count = int(np.searchsorted(arrival, round(max_time_s * PS_PER_S)))
+        if not count and len(arrival):
+            raise InputError(
+                "run.max_time_s",
+                f"{max_time_s:g} s leaves no request to serve: the first arrival is at {arrival[0] / PS_PER_S:g} s",
+            )
     return RequestTable(arrival[:count], workload.input_tokens[:count], workload.output_tokens[:count], max_model_len)
 
 

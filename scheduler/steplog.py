@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pimserve.device_models.operators import CATEGORIES
 from pimserve.device_models.plan import FS_PER_PS, LINK, RowTerm
 from pimserve.scheduler.costs import ReplicaCosts
+from pimserve.scheduler.exact import exact_dot, exact_sum
 from pimserve.scheduler.histogram import DurationHistogram
 
 IntArray = NDArray[np.int64]
@@ -48,11 +49,6 @@ _STEP = np.dtype(
 _ROWS_PER_FLUSH = 8192
 _STEPS_PER_FLUSH = 2**19
 _NO_BOUND = 2**62 * FS_PER_PS
-
-
-def exact_sum(values: IntArray) -> int:
-    """Sum of int64 values that may exceed 64 bit."""
-    return (int((values >> 24).sum()) << 24) + int((values & 0xFFFFFF).sum())
 
 
 class Steps(NamedTuple):
@@ -130,7 +126,7 @@ class StepLog:
         self.unit_fs = dict.fromkeys((*costs.plan.units, LINK), 0)
         self.batch_steps = 0  # sum over steps of requests in the step
         self.mixed_steps = 0
-        self.block_fs = 0  # time integral of KV blocks in use
+        self.twice_block_fs = 0  # twice the time integral of KV blocks in use: halving is left to the end
         self.peak_blocks = 0
         self._hash = hashlib.sha256()
         self._rows: list[tuple[int, ...]] = []
@@ -200,17 +196,18 @@ class StepLog:
         plan = self.costs.plan
         outputs = -(-rows.outputs // plan.data_parallel)
         all_tokens = rows.decodes + rows.prefill_tokens
+        requests = rows.decodes + rows.chunks
         for term in plan.rows:
             n = rows.busiest_tokens if term.rows == "tokens" else outputs
-            ran = rows.steps * (n > 0)
-            time = exact_sum(_row_time(term, n) * rows.steps)
+            time = exact_dot(_row_time(term, n), rows.steps)
             self.category_fs[term.category] += time
             self.unit_fs[term.unit] += time
             energy = term.energy
-            processed = exact_sum((all_tokens if term.rows == "tokens" else rows.outputs) * ran)
-            self.energy_pj[term.category, "dram"] += (
-                energy.dram_const * int(ran.sum()) + energy.dram_per_row * processed
-            )
+            wanted = all_tokens if term.rows == "tokens" else rows.outputs
+            processed = exact_dot(wanted, rows.steps)
+            # Requests are spread over the groups; a group without any reads no weights.
+            groups = int((np.minimum(plan.data_parallel, np.minimum(wanted, requests)) * rows.steps).sum())
+            self.energy_pj[term.category, "dram"] += energy.dram_const * groups + energy.dram_per_row * processed
             self.energy_pj[term.category, "compute"] += energy.compute_per_row * processed
 
     def _count(self, rows: Rows, steps: Steps, begins: IntArray) -> None:
@@ -227,8 +224,8 @@ class StepLog:
         self.batch_steps += int(((rows.decodes + rows.chunks) * rows.steps).sum())
         self.mixed_steps += int((rows.chunks > 0).sum())
         self.peak_blocks = max(self.peak_blocks, int(rows.blocks_end.max()))
-        # Blocks grow evenly enough inside a span for the mean of its ends. Nanoseconds keep the product in 64 bit.
-        self.block_fs += exact_sum((rows.blocks_begin + rows.blocks_end) * (rows.duration_fs // 10**6)) * 500_000
+        # Blocks grow evenly enough inside a span for the mean of its ends.
+        self.twice_block_fs += exact_dot(rows.duration_fs, rows.blocks_begin + rows.blocks_end)
 
     def _inside(self, rows: Rows, steps: Steps, begins: IntArray) -> NDArray[np.bool_]:
         """Per step: whether it ends in the window."""

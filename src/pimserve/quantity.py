@@ -33,6 +33,8 @@ def _parser(unit: str) -> Callable[[object], object]:
     def parse(value: object) -> object:
         if isinstance(value, bool):
             raise ValueError(f"a number in {unit} is needed, or a string such as '1 {unit}'")  # noqa: TRY004 pydantic wants ValueError
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError("must be a finite number")
         if not isinstance(value, str):
             return value
         match = _QUANTITY.fullmatch(value.strip())
@@ -57,12 +59,13 @@ def _schema(unit: str, *, zero: bool = False) -> WithJsonSchema:
     return WithJsonSchema({"anyOf": [number, text]})
 
 
+_RATE = Field(ge=1e-6, le=1e12, allow_inf_nan=False)  # generous; beyond it times leave the clock's range
 _POSITIVE = Field(gt=0, allow_inf_nan=False)
 _NOT_NEGATIVE = Field(ge=0, allow_inf_nan=False)
 
-GigabytesPerSecond = Annotated[float, BeforeValidator(_parser("GB/s")), _POSITIVE, _schema("GB/s")]
-Gigabytes = Annotated[float, BeforeValidator(_parser("GB")), _POSITIVE, _schema("GB")]
-Teraflops = Annotated[float, BeforeValidator(_parser("TFLOP/s")), _POSITIVE, _schema("TFLOP/s")]
+GigabytesPerSecond = Annotated[float, BeforeValidator(_parser("GB/s")), _RATE, _schema("GB/s")]
+Gigabytes = Annotated[float, BeforeValidator(_parser("GB")), _RATE, _schema("GB")]
+Teraflops = Annotated[float, BeforeValidator(_parser("TFLOP/s")), _RATE, _schema("TFLOP/s")]
 Seconds = Annotated[float, BeforeValidator(_parser("s")), _NOT_NEGATIVE, _schema("s", zero=True)]
 PositiveSeconds = Annotated[float, BeforeValidator(_parser("s")), _POSITIVE, _schema("s")]
 Microseconds = Annotated[float, BeforeValidator(_parser("us")), _NOT_NEGATIVE, _schema("us", zero=True)]

@@ -77,7 +77,7 @@ _EXAMPLE = {
     "max_model_len": 32768,
     "end_s": 634.623,
     "saturated": False,
-    "queue": {"at_last_arrival": 1, "growth_per_arrival": 0.0},
+    "waiting": {"at_last_arrival": 1, "growth_per_arrival": 0.0},
     "digest": "86d9",
     "results": "results/example",
     "simulator": {

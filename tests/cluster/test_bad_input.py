@@ -86,7 +86,7 @@ OVERRIDES: list[tuple[list[str], str]] = [
     # Not finite.
     (["run.warmup_s=.inf"], "run.warmup_s: must be"),
     (["scheduler.memory_utilization=.nan"], "scheduler.memory_utilization: must be less than or equal to 1 (got nan)"),
-    (["cluster.node_gb_per_s=.nan"], "cluster.node_gb_per_s: must be greater than 0 (got nan)"),
+    (["cluster.node_gb_per_s=.nan"], "cluster.node_gb_per_s: must be a finite number (got nan)"),
     (["cluster.device.memory_gb_per_s=.inf"], "cluster.device.memory_gb_per_s: must be a finite number (got inf)"),
     (["workload.arrival={process: poisson, rate_per_s: 1.0e+400}"], "workload.arrival.rate_per_s: must be a finite"),
     (["routing={popularity: given, weights: [1, .nan]}"], "routing.weights.1: must be a finite number (got nan)"),

@@ -188,6 +188,13 @@ def test_report_names_runs_values_and_differences(save):
     assert "run.seed 0 3" in lines
 
 
+def test_figures_of_the_whole_run_beside_those_of_a_window_are_pointed_out(save):
+    whole = {"start_s": 0.0, "end_s": 634.6, "length_s": 634.6, "whole_run": True}
+    runs = [save("a", window=whole), save("b", window=whole), save("c")]
+    assert "whole runs" not in report(compare(runs[:2]))
+    assert "of whole runs, all else of the measured windows" in " ".join(report(compare(runs)).split())
+
+
 def test_a_device_may_differ_without_warning(save):
     text = report(compare([save("a", SCENARIO), save("b", changed("cluster", replicas=2))]))
     assert "note: the runs differ in" in text

@@ -41,7 +41,13 @@ def test_key_figures_of_a_model():
 
 def test_key_figures_of_a_device():
     line = next(line for line in printed(device_list(DEVICES)).splitlines() if line.startswith("duplex "))
-    assert line.split() == ["duplex", "xpu,", "logic_pim", "989", "85.9", "GB", "3,352", "450"]
+    assert line.split() == ["duplex", "xPU,", "Logic-PIM", "989", "85.9", "GB", "3,352", "450"]
+
+
+def test_a_device_is_one_line():
+    rows = printed(device_list(DEVICES)).partition("\nsources\n")[0]
+    assert [line.split()[0] for line in rows.splitlines()[2:] if line] == [entry["name"] for entry in DEVICES]
+    assert "xPU, BankGroup-PIM " in rows
 
 
 @pytest.mark.parametrize("entry", [*MODELS, *DEVICES], ids=lambda entry: entry["name"])

@@ -6,8 +6,15 @@ import pytest
 
 from pimserve.cluster.interconnect import Interconnect
 from pimserve.cluster.placement import Replica, place
-from pimserve.device_models.catalogue import load_model
-from pimserve.device_models.operators import Parallelism
+from pimserve.device_models.catalogue import load_model, model_names
+from pimserve.device_models.operators import (
+    Experts,
+    Gemm,
+    Parallelism,
+    kv_bytes_per_token_per_device,
+    operators_of,
+    weight_bytes_per_device,
+)
 from pimserve.device_models.registry import load_device
 from pimserve.errors import InputError
 
@@ -24,16 +31,14 @@ def test_the_kv_cache_gets_what_weights_leave() -> None:
     weights = 8_030_261_248 * 2
     per_token = 2 * 32 * 8 * 128 * 2  # keys and values, 32 layers of 8 heads of 128 elements of 2 bytes
     assert replica.weight_bytes_per_device == weights
-    assert replica.kv_bytes_per_token == per_token
     assert replica.kv_capacity_tokens == int((80 * 2**30 * 0.9 - weights) / per_token)
 
 
 def test_tensor_parallel_devices_hold_a_share_of_both() -> None:
     one, four = placed("llama-3.1-8b"), placed("llama-3.1-8b", Parallelism(1, 4, 4))
     assert four.weight_bytes_per_device == one.weight_bytes_per_device / 4
-    assert four.kv_bytes_per_token == one.kv_bytes_per_token
     left_on_four = 80 * 2**30 * 0.9 - four.weight_bytes_per_device
-    assert four.kv_capacity_tokens == int(left_on_four / (four.kv_bytes_per_token / 4))
+    assert four.kv_capacity_tokens == int(left_on_four / (131072 / 4))
 
 
 def test_data_parallel_groups_have_a_cache_each() -> None:
@@ -44,8 +49,29 @@ def test_data_parallel_groups_have_a_cache_each() -> None:
 
 def test_more_devices_than_kv_heads_hold_copies() -> None:
     # 8 KV heads on 16 devices: one on each, every one twice.
-    eight, sixteen = placed("llama-3-70b", Parallelism(1, 8, 8)), placed("llama-3-70b", Parallelism(1, 16, 16))
-    assert sixteen.kv_bytes_per_token == 2 * eight.kv_bytes_per_token
+    model = load_model("llama-3-70b")
+    eight, sixteen = Parallelism(1, 8, 8), Parallelism(1, 16, 16)
+    assert kv_bytes_per_token_per_device(model, sixteen) == kv_bytes_per_token_per_device(model, eight)
+    # So are the weights that make them: 80 layers of keys and values of one head of 128.
+    copies = weight_bytes_per_device(model, sixteen) - weight_bytes_per_device(model, eight) / 2
+    assert copies == pytest.approx(80 * 2 * 128 * 8192 * 2 / 2)
+
+
+@pytest.mark.parametrize("name", model_names())
+@pytest.mark.parametrize("tensor", [1, 4, 8, 16])
+def test_a_device_holds_at_least_what_its_operators_read(name: str, tensor: int) -> None:
+    model, split = load_model(name), Parallelism(2, 8, tensor)
+    try:
+        operators = operators_of(model, split)
+    except InputError:
+        pytest.skip("heads do not divide")
+    read = sum(op.layers * op.k * op.n * op.weight_bytes_per_element for op in operators if isinstance(op, Gemm))
+    experts = [op for op in operators if isinstance(op, Experts)]
+    read += sum(
+        e.layers * e.experts / e.groups / e.slices * e.matrices * e.hidden * e.intermediate * e.weight_bytes_per_element
+        for e in experts
+    )
+    assert read <= weight_bytes_per_device(model, split) <= model.weight_bytes
 
 
 def test_windowed_layers_reserve_their_window_for_every_sequence() -> None:

@@ -39,7 +39,7 @@ def line_with(text, *words):
         (["offered"], "finished 2,990 offered requests/s 4.74"),
         (["rejected"], "rejected 4 output tokens/s 1,006"),
         (["unfinished"], "unfinished 6 output tokens/s per device 126"),
-        (["preempted"], "preempted 9 times, 5 energy per output token 311 mJ"),
+        (["preempted"], "preempted 9 times, 5 energy per token, whole run 311 mJ"),
         (["latency"], "latency mean p50 p90 p99 n"),
         (["TTFT", "2,934"], "TTFT ms 18.3 15.5 36.6 55.8 2,934"),
         (["ITL"], "ITL ms 3.46 3.32 3.90 14.3 613,774"),
@@ -65,6 +65,15 @@ def test_report_shows(words, line):
 def test_report_of_the_whole_run():
     changed = report(window={"start_s": 0, "end_s": 634.6, "length_s": 634.6, "whole_run": True})
     assert "measured: the whole run of 635 s" in changed
+    assert changed.count("whole run") == 1
+    assert line_with(changed, "311 mJ").endswith("energy per output token 311 mJ")
+
+
+def test_figures_of_the_whole_run_say_so_beside_those_of_a_window():
+    text = report()
+    assert line_with(text, "throughput and energy") == "requests, whole run throughput and energy"
+    assert line_with(text, "SLO", "load") == "SLO load, whole run"
+    assert line_with(text, "busy share") == "busy share of time, whole run share of whole run time energy"
 
 
 def test_p99_of_few_samples_is_starred_and_explained():
@@ -76,7 +85,7 @@ def test_p99_of_few_samples_is_starred_and_explained():
 
 
 def test_saturation_is_said():
-    changes = {"saturated": True, "queue": {"at_last_arrival": 143, "growth_per_arrival": 0.2124}}
+    changes = {"saturated": True, "waiting": {"at_last_arrival": 143, "growth_per_arrival": 0.2124}}
     warning = saturation_warning(example_summary(**changes))
     assert "saturated" in warning
     assert "143 requests waited" in warning

@@ -3,6 +3,8 @@
 import csv
 import io
 import os
+import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -68,7 +70,7 @@ def test_nobody_sees_a_folder_that_is_not_finished(tmp_path: Path) -> None:
     with results_folder(tmp_path / "out", "x") as (folder, target):
         (folder / "file").write_text("half")
         assert target == tmp_path / "out"
-        assert not target.exists()
+        assert not any(target.iterdir())  # the name is taken, the content is not there yet
         assert folder.parent == tmp_path
         assert folder.name.startswith(".")
     assert [file.name for file in target.iterdir()] == ["file"]
@@ -193,9 +195,57 @@ def test_steps_as_csv(done: Path) -> None:
     assert sum(int(row["outputs"]) for row in found) == summary["tokens"]["output"]
 
 
+@pytest.mark.parametrize("digest", ["0" * 64, None])
+def test_steps_of_another_version_are_refused(digest: str | None, done: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(done, copy)
+    assert exported(copy, "steps")
+    summary = load_summary(copy)
+    del summary["plan_digest"]
+    write_json(copy / "summary.json", summary if digest is None else {**summary, "plan_digest": digest})
+    text = io.StringIO()
+    with pytest.raises(InputError, match=rf"^{copy}: its steps cannot be worked out: plan_digest .* another version"):
+        export_table(copy, "steps", text)
+    assert text.getvalue() == ""
+    assert exported(copy, "requests")
+
+
 def test_steps_of_exactly_drawn_experts_as_csv(tmp_path: Path) -> None:
     summary = run(load_scenario(None, ["workload.num_requests=3", "routing.mode=exact"]), tmp_path / "r")
     found, spans = exported(tmp_path / "r", "steps"), load_table(tmp_path / "r", "steps")
     assert len(found) == summary["batch"]["steps"]
     # Each is drawn anew, to the very same femtosecond.
     assert [round(float(row["duration_s"]) * 1e15) for row in found] == spans["duration_fs"].tolist()
+
+
+def test_runs_at_the_same_time_take_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with results_folder(None, "x") as (_, first), results_folder(None, "x") as (_, second):
+        pass
+    assert (first.name, second.name) == ("x", "x-2")
+    with pytest.raises(InputError, match="exists already"), results_folder(first, "x"):
+        pass
+    with pytest.raises(RuntimeError), results_folder(None, "y"):
+        raise RuntimeError
+    assert sorted(p.name for p in (tmp_path / "results").iterdir()) == ["x", "x-2"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.replace('"schema_version": 1', '"schema_version": 99'), "has schema_version 99"),
+        (lambda s: s.replace('"latency_s"', '"latency"'), "latency_s missing"),
+        (lambda s: s.replace('"joules": ', '"joules": NaN, "x": '), "NaN is not JSON"),
+        (lambda _: "[" * 100_000, "cannot be read as a summary"),
+    ],
+)
+def test_a_changed_summary_is_refused(tmp_path: Path, done: Path, change: Callable[[str], str], message: str) -> None:
+    (tmp_path / "summary.json").write_text(change((done / "summary.json").read_text()))
+    with pytest.raises(InputError, match=message):
+        load_summary(tmp_path)
+
+
+def test_an_empty_table_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "requests.npy").touch()
+    with pytest.raises(InputError, match="cannot be read"):
+        load_table(tmp_path, "requests")

@@ -1,6 +1,8 @@
 """Whole runs: what is summarised, that a results folder's scenario runs to the same bits, and physical bounds."""
 
 import json
+import resource
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ SMALL = ["workload.num_requests=25"]
         ["cluster.device=h100", "cluster.experts=tp", "cluster.replicas=2", "scheduler.router=least_outstanding"],
         ["cluster.device.processor_selection=per_layer", "routing={popularity: zipf, zipf_exponent: 1}", "run.seed=9"],
         ["model=llama-3.1-8b", "cluster.tensor_parallel=1", "workload.mode=closed", "workload.concurrency=8"],
+        ["cluster.device.memory_gb=96", "workload.num_requests=5"],
         ["model=gpt-oss-120b", "scheduler.batching=stage", "scheduler.kv_admission=oracle", "run.warmup_s=1"],
         ["slo={preset: mlperf/llama3.1-8b/server, e2e_s: 3 s}", "run.max_time_s=5", "output.steps=false"],
     ],
@@ -29,7 +32,7 @@ def test_the_scenario_of_a_results_folder_runs_to_the_same_bits(overrides: list[
     first = run(load_scenario(None, [*SMALL, *overrides]), tmp_path / "first")
     again = run(load_scenario(tmp_path / "first" / "scenario.yaml"), tmp_path / "again")
     for summary in (first, again):
-        for key in ("simulator", "results", "device"):  # the device's preset is not known any more
+        for key in ("simulator", "results"):
             del summary[key]
     assert again == first
     tables = [name for name in ("requests.npy", "steps.npy") if (tmp_path / "first" / name).exists()]
@@ -47,7 +50,7 @@ def test_summary(tmp_path: Path) -> None:
         "schema_version": 1,
         "name": "my-run",
         "model": "mixtral-8x7b",
-        "device": "duplex",
+        "device": "duplex (changed)",
         "devices": 8,
         "replicas": 2,
         "devices_per_replica": 4,
@@ -64,6 +67,25 @@ def test_summary(tmp_path: Path) -> None:
     assert 0 < simulator["loop_s"] < simulator["process_s"]
     assert simulator["steps_per_s"] == pytest.approx(simulator["steps"] / simulator["loop_s"])
     assert 10 < simulator["peak_memory_mb"] < 10_000
+    now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    assert simulator["peak_memory_mb"] == pytest.approx(now / 1e6, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("device", "label"),
+    [
+        ("duplex", "duplex"),
+        ("{preset: duplex}", "duplex"),
+        ("{preset: duplex, memory_gb: 80 GiB}", "duplex"),  # says what the preset says
+        ("{preset: duplex, link_gb_per_s: 300}", "duplex (changed)"),
+        ("{preset: duplex, name: mine, link_gb_per_s: 300}", "mine"),
+        ("{kind: gpu, memory_gb: 192, memory_gb_per_s: 8000, peak_tflop_per_s: {bf16: 2000}, link_gb_per_s: 900,"
+         " link_latency_us: 1, energy: {xpu_pj_per_bit: 4, row_activation_nj: 1, mac_pj: 1}}", "custom"),
+    ],
+)  # fmt: skip
+def test_a_changed_device_does_not_look_like_the_original(device: str, label: str) -> None:
+    scenario = load_scenario(None, ["workload.num_requests=1", f"cluster.device={device}"])
+    assert serve(scenario)[0]["device"] == label
 
 
 def test_digests_tell_scenario_plan_and_bits_apart() -> None:

@@ -62,7 +62,8 @@ def take_step(plan: CostPlan, *, decodes: int, context: int, prompt: int) -> Ste
     fs = plan.rows_fs(busiest, outputs) + attention_fs
     for row in plan.rows:
         rows = tokens if row.rows == "tokens" else decodes or 1
-        pj += row.energy.dram_const + (row.energy.dram_per_row + row.energy.compute_per_row) * rows
+        groups = min(plan.data_parallel, decodes or 1)  # a group without a request reads no weights
+        pj += row.energy.dram_const * groups + (row.energy.dram_per_row + row.energy.compute_per_row) * rows
     counts = np.zeros((1, 0), np.int64)
     if plan.experts is not None:
         term = plan.experts
@@ -162,7 +163,7 @@ def test_no_step_is_faster_or_cheaper_than_physics_allows(device_name: str, mode
             rounding = 1 - 1e-9
             assert step.seconds >= reads * rounding
             assert step.seconds >= computes * rounding
-            bits = 8 * (need.xpu_bytes * split.data + need.pim_bytes)
+            bits = 8 * (need.xpu_bytes * min(split.data, decodes or 1) + need.pim_bytes)
             macs = (need.xpu_flops + need.pim_flops) / 2
             assert step.joules >= (bits * least_pj + macs * spec.energy.mac_pj) / PJ_PER_J * rounding
 

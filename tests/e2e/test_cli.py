@@ -84,8 +84,8 @@ def test_run_prints_the_report_and_writes_the_folder(pimserve_in, tmp_path):
     assert max(map(len, shown.splitlines())) <= 80
     for word in ("requests/s", "TTFT", "TPOT", "ITL", "E2E", "attainment", "goodput", "Logic-PIM", "MoE", "steps/s"):
         assert word in shown
-    assert shown.splitlines()[-1] == "results in results/mixtral-duplex"
-    assert (tmp_path / "results" / "mixtral-duplex" / "summary.json").is_file()
+    assert shown.splitlines()[-1] == "results in results/default"
+    assert (tmp_path / "results" / "default" / "summary.json").is_file()
 
 
 def test_json_is_alone_on_standard_output(pimserve_in, tmp_path):
@@ -99,9 +99,9 @@ def test_json_is_alone_on_standard_output(pimserve_in, tmp_path):
 
 def test_quiet_prints_the_folder_only(pimserve_in):
     done = pimserve_in("run", *SMALL, "--quiet")
-    assert ok(done) == "results/mixtral-duplex\n"
+    assert ok(done) == "results/default\n"
     assert done.stderr == ""
-    assert ok(pimserve_in("run", *SMALL, "-q")) == "results/mixtral-duplex-2\n"
+    assert ok(pimserve_in("run", *SMALL, "-q")) == "results/default-2\n"
 
 
 def test_saturation_is_said_beside_the_json(pimserve_in):
@@ -345,4 +345,4 @@ def test_no_color_is_respected(tmp_path):
 
 
 def test_quiet_shows_no_progress(tmp_path):
-    assert on_a_terminal(["run", *SMALL, "-q"], tmp_path, 80).strip() == "results/mixtral-duplex"
+    assert on_a_terminal(["run", *SMALL, "-q"], tmp_path, 80).strip() == "results/default"

@@ -149,15 +149,15 @@ def test_a_burst_that_drains_is_not_saturation() -> None:
     burst = [(0.0, 5, 20)] * 60 + [(10.0 + i, 5, 20) for i in range(100)]
     found = summary(burst, spec=SchedulerSpec(max_num_seqs=4))
     assert not found["saturated"]
-    assert found["queue"]["at_last_arrival"] == 0
-    assert found["queue"]["growth_per_arrival"] == 0
+    assert found["waiting"]["at_last_arrival"] == 0
+    assert found["waiting"]["growth_per_arrival"] == 0
 
 
 def test_a_stop_during_overload_is_saturation() -> None:
     found = summary([(i * 0.01, 5, 20) for i in range(500)], spec=SchedulerSpec(max_num_seqs=4), max_time_s=3.0)
     assert found["requests"]["unfinished"] > 200
     assert found["saturated"]
-    assert found["queue"]["at_last_arrival"] == pytest.approx(300 - 60, abs=8)
+    assert found["waiting"]["at_last_arrival"] == pytest.approx(300 - 60, abs=8)
 
 
 def test_energy_batch_and_kv() -> None:
@@ -207,6 +207,44 @@ def test_a_closed_loop_is_trimmed_at_both_ends() -> None:
         served = simulate(PLAN, workload, SchedulerSpec(), kv_capacity_tokens=1600, max_model_len=1600, warmup_s=warmup)
         # Of 20 the first 4 are sent before the window, and the last 4 when it ends.
         assert summarize(served, NO_LIMITS, 1)["requests"]["measured"] == measured
+
+
+def test_replicas_of_a_closed_loop_add_up_their_own_rates() -> None:
+    # A client on each of three replicas, a token in every 10 ms; a fourth replica has none. The requests of replicas
+    # take 0.1, 0.2 and 0.3 s, so the windows end at 0.9, 1.8 and 2.7 s.
+    requests = [(0.0, 5, 10 * (1 + i % 3)) for i in range(30)]
+    found = summary(requests, SloSpec(e2e_s=0.25), concurrency=3, replicas=4, warmup_s=0.05)
+    assert (found["window"]["start_s"], found["window"]["end_s"]) == (0.05, 0.9)
+    assert found["throughput"]["output_tokens_per_s"] == pytest.approx(300)
+    # Each sends its second to ninth request and sees the first to eighth finish.
+    rates = [8 / 0.85, 8 / 1.75, 8 / 2.65]
+    assert found["requests"]["measured"] == 24
+    assert found["throughput"]["requests_per_s"] == pytest.approx(sum(rates))
+    assert found["slo"]["goodput_requests_per_s"] == pytest.approx(sum(rates[:2]))
+    whole = summary(requests, concurrency=3, replicas=4)
+    assert whole["throughput"]["output_tokens_per_s"] == pytest.approx(600 / 3.0)
+
+
+def test_requests_that_wait_when_a_closed_loop_stops_are_of_their_replica() -> None:
+    # One runs at a time. The first replica sends its last at 0.05 s, the second at 0.1 s: that waits until the stop.
+    requests = [(0.0, 5, 5), (0.0, 5, 10)] * 3
+    spec = SchedulerSpec(max_num_seqs=1)
+    served = serve(requests, spec=spec, concurrency=4, replicas=2, warmup_s=0.01, max_time_s=0.15)
+    assert served.ends_fs == (5 * 10**13, 10**14)
+    assert served.table["replica"].tolist() == [0, 1, 0, 1, 0, 1]
+
+
+def test_only_requests_that_came_and_were_not_rejected_bring_tokens_or_are_cut() -> None:
+    spec = SchedulerSpec(max_num_seqs=1)
+    requests = [(0.0, 5, 10), (0.0, 1600, 5), (0.0, 7, 1600), (0.0, 9, 1600), (0.0, 11, 1600)]
+    found = summary(requests, spec=spec, concurrency=2, max_time_s=0.05)
+    # One runs; the second is turned away, for which the third comes and waits.
+    assert found["requests"]["total"] == 3
+    assert found["requests"]["truncated"] == 1
+    assert found["tokens"]["prompt"] == 5 + 7
+    every = summary(requests)
+    assert every["requests"]["truncated"] == 3
+    assert every["tokens"]["prompt"] == 5 + 7 + 9 + 11
 
 
 def test_digest_covers_steps_and_requests() -> None:

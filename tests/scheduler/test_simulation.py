@@ -112,6 +112,28 @@ def test_a_closed_loop_measures_until_its_last_request_is_sent() -> None:
         serve([(0.0, 5, 2)] * 6, concurrency=2, cooldown_s=0.01)
 
 
+def test_a_closed_loop_ends_its_window_replica_by_replica() -> None:
+    # Two clients on three replicas; the second one's requests take twice as long.
+    requests = [(0.0, 5, 10 * (1 + i % 2)) for i in range(20)]
+    served = serve(requests, concurrency=2, replicas=3, warmup_s=0.05)
+    assert served.ends_fs == (9 * 10**14, 18 * 10**14)
+    assert served.window_s == (0.05, 0.9)
+    assert [log.window_tokens for log in served.logs] == [85, 175, 0]  # from 0.05 s on one in 10 ms, but the last
+    stopped = serve(requests, concurrency=2, replicas=3, warmup_s=0.05, max_time_s=1.2)
+    assert stopped.ends_fs == (9 * 10**14, 12 * 10**14)
+    whole = serve(requests, concurrency=2, replicas=3)
+    assert whole.ends_fs == (2 * 10**15, 2 * 10**15)
+    with pytest.raises(InputError, match=r"run\.warmup_s: 0\.95 s leaves nothing .* its window at 0\.900 s"):
+        serve(requests, concurrency=2, replicas=3, warmup_s=0.95)
+
+
+def test_a_stop_before_the_first_request() -> None:
+    for stop in (0.5, 2.5):
+        with pytest.raises(InputError, match=rf"^run\.max_time_s: {stop} s leaves .* the first arrival is at 2\.5 s"):
+            serve([(2.5, 5, 5), (3.0, 5, 5)], max_time_s=stop)
+    assert len(serve([(2.5, 5, 5), (3.0, 5, 5)], max_time_s=2.6).table) == 1
+
+
 @pytest.mark.parametrize(("replicas", "clients"), [(1, 3), (2, 3), (3, 3), (3, 2), (8, 1)])
 def test_clients_of_a_closed_loop_share_the_replicas(replicas: int, clients: int) -> None:
     served = serve([(0.0, 5, 2)] * 12, concurrency=clients, replicas=replicas)

@@ -1,0 +1,16 @@
+"""Sums of integers that may leave 64 bit."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def exact_sum(values: NDArray[np.int64]) -> int:
+    """Sum of int64 values."""
+    return (int((values >> 24).sum()) << 24) + int((values & 0xFFFFFF).sum())
+
+
+def exact_dot(values: NDArray[np.int64], weights: NDArray[np.int64]) -> int:
+    """Sum of products of int64 values with weights from 0 to 2**31."""
+    return (exact_sum((values >> 31) * weights) << 31) + exact_sum((values & 0x7FFFFFFF) * weights)

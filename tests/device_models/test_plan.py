@@ -1,0 +1,88 @@
+"""Terms of a cost plan against counting by hand."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pimserve.device_models.catalogue import device_names, load_model, model_names
+from pimserve.device_models.operators import Parallelism, PrefillAttention, operators_of
+from pimserve.device_models.plan import FS_PER_S, Chunk, PrefillAttentionTerm
+from pimserve.device_models.registry import load_device
+from pimserve.device_models.routing import POOL_SIZE, ExpertPools, Routing
+from pimserve.errors import InputError
+
+
+@given(q=st.integers(1, 60), context=st.integers(0, 60), window=st.none() | st.integers(1, 40), causal=st.booleans())
+def test_pairs_of_a_chunk_are_counted_one_by_one(q: int, context: int, window: int | None, causal: bool) -> None:
+    term = PrefillAttentionTerm("xpu", window, causal, ((0, 0, 1),), (0, 0, 0), 0)
+    most = window if window is not None else context + q
+    seen = [min(context + i + 1 if causal else context + q, most) for i in range(q)]
+    assert term.extent(Chunk(q, context)) == (q, min(context, most) + q, sum(seen))
+
+
+@given(st.integers(1, 500), st.integers(1, 499), st.none() | st.integers(1, 300))
+def test_chunks_of_a_causal_prompt_add_up(length: int, cut: int, window: int | None) -> None:
+    """However a prompt is cut, the same (query, key) pairs are computed."""
+    term = PrefillAttentionTerm("xpu", window, True, ((0, 0, 1),), (0, 0, 0), 0)
+    cut = min(cut, length)
+    parts = [term.extent(chunk)[2] for chunk in (Chunk(cut, 0), Chunk(length - cut, cut)) if chunk.tokens]
+    assert sum(parts) == term.extent(Chunk(length, 0))[2]
+
+
+@pytest.mark.parametrize("device", device_names())
+@pytest.mark.parametrize("model", model_names())
+def test_every_attention_term_respects_its_own_bounds(model: str, device: str) -> None:
+    """Each prefill operator by itself takes at least its FLOPs over the peak and its bytes over the bandwidth."""
+    split = Parallelism(1, 8, 8)
+    try:
+        operators = operators_of(load_model(model), split)
+    except InputError:
+        pytest.skip("does not divide over 8 devices")
+    found = load_device(device)
+    spec = found.spec
+    plan = found.compile(operators, split)
+    prefills = [op for op in operators if isinstance(op, PrefillAttention)]
+    assert len(prefills) == len(plan.prefill)
+    peak = max(spec.peak_tflop_per_s.values()) * 1e12
+    for op, term in zip(prefills, plan.prefill, strict=True):
+        for q, context in ((1, 0), (100, 0), (2048, 0), (512, 4096), (2048, 2048)):
+            most = op.window_tokens or context + q
+            pairs = sum(min(context + i + 1, most) for i in range(q))
+            flops = 2 * op.layers * op.heads * (op.qk_dim + op.v_dim) * pairs
+            kv = min(context + q, most) * op.layers * op.kv_heads * (op.qk_dim + op.v_dim) * op.kv_bytes_per_element
+            seconds = term.cost(Chunk(q, context))[0] / FS_PER_S
+            assert seconds >= flops / peak * (1 - 1e-4)
+            assert seconds >= kv / (spec.memory_gb_per_s * 1e9) * (1 - 1e-4)
+
+
+@pytest.mark.parametrize("experts", ["ep", "tp"])
+@pytest.mark.parametrize("tokens", [1, 16, 64, 256, 2048])
+@pytest.mark.parametrize("model", [name for name in model_names() if load_model(name).moe])
+def test_co_processing_is_not_slower_than_one_unit(model: str, tokens: int, experts: str) -> None:
+    """The decision table is crude, but it must fit the data type of the weights: both units beat one, or nearly."""
+    times = {}
+    for selection in ("per_layer", "co_processing"):
+        device = load_device({"preset": "duplex", "processor_selection": selection})
+        split = Parallelism(1, 8, 8, experts)
+        plan = device.compile(operators_of(load_model(model), split), split)
+        assert plan.experts is not None
+        pools = ExpertPools(plan.experts, Routing(), 0)
+        times[selection] = pools.features(np.full(POOL_SIZE, tokens), np.arange(POOL_SIZE))[:, 0].mean()
+    assert times["co_processing"] <= 1.15 * times["per_layer"]
+
+
+def test_rounding_is_small() -> None:
+    """The smallest coefficient of any device and model on up to 8 devices is far above a femtosecond."""
+    smallest = []
+    for device in device_names():
+        for model in model_names():
+            try:
+                plan = load_device(device).compile(
+                    operators_of(load_model(model), split := Parallelism(1, 8, 8)), split
+                )
+            except InputError:
+                continue
+            smallest += [term.slope for term in plan.decode]
+            smallest += [c for term in plan.prefill for piece in term.pieces for c in piece if c]
+    assert min(smallest) > 10_000
