@@ -1,11 +1,10 @@
-"""Imports every module of the installed pimserve and loads every plug-in that it declares.
+"""Imports every module of the installed pimserve.
 
-Prints one JSON object: the folder that pimserve was imported from, its modules, and the devices of its entry points.
+Prints one JSON object: the folder that pimserve was imported from, and its modules.
 A script of its own, so that it also runs where only the wheel is installed.
 """
 
 import importlib
-import importlib.metadata
 import json
 import pkgutil
 from pathlib import Path
@@ -21,15 +20,7 @@ def main() -> None:
     )
     for name in names:
         importlib.import_module(name)
-    devices = importlib.metadata.entry_points(group="pimserve.devices")
-    for device in devices:
-        device.load()
-    found = {
-        "folder": str(Path(pimserve.__file__).parent),
-        "modules": names,
-        "devices": sorted(device.name for device in devices),
-    }
-    print(json.dumps(found))
+    print(json.dumps({"folder": str(Path(pimserve.__file__).parent), "modules": names}))
 
 
 if __name__ == "__main__":
