@@ -134,9 +134,9 @@ def test_examples_run(path):
 def test_readme_shows_what_the_command_prints(tmp_path: Path) -> None:
     """The output in the README is that of a run: the same lines, but for their figures."""
     shown = (ROOT / "README.md").read_text(encoding="utf-8").split("The first prints this")[1].split("```")[1]
+    command = ["run", str(ROOT / "examples" / "mixtral_duplex.yaml"), "--set", "workload.num_requests=2000"]
     done = subprocess.run(
-        [sys.executable, "-m", "pimserve.cluster.cli", "run", str(ROOT / "examples" / "mixtral_duplex.yaml")]
-        + ["--set", "workload.num_requests=400"],
+        [sys.executable, "-m", "pimserve.cluster.cli", *command],
         cwd=tmp_path,
         env={**os.environ, "COLUMNS": "80"},
         capture_output=True,
