@@ -91,6 +91,7 @@ class Engine:
         self._budget = spec.max_num_batched_tokens if spec.batching == "chunked" else FOREVER
         self._slope = sum(term.slope for term in costs.plan.decode if term.window_tokens is None)
         self._windowed = [(t.slope, t.window_tokens) for t in costs.plan.decode if t.window_tokens is not None]
+        self._decode_rows_fs: dict[int, int] = {}  # row terms of a decode step, by requests of the busiest group
         self._issued = 0  # of `closed`
         self._left_last = 0  # requests that left at `clock`
         self._next_in = 0  # of the inbox: the request after `_head`
@@ -384,7 +385,10 @@ class Engine:
         decodes, context = self._decodes, self._context
         steps = 1 if single else min(self._steps_to_finish(), costs.max_span)
         share = -(-decodes // plan.data_parallel)
-        base, slope = costs.rows_fs(share, share), self._slope
+        base = self._decode_rows_fs.get(share)
+        if base is None:
+            base = self._decode_rows_fs[share] = costs.rows_fs(share, share)
+        slope = self._slope
         for term_slope, window in self._windowed:
             if context >= window * decodes:
                 base += term_slope * window * decodes
@@ -431,10 +435,12 @@ class Engine:
 
     def _steps_to_finish(self) -> int:
         """Steps until the first decoding request has all its tokens."""
-        heap = self._finish_heap
-        while self._running.get(heap[0][1]) != heap[0][0]:
+        heap, running = self._finish_heap, self._running
+        while True:
+            finish_step, request = heap[0]
+            if running.get(request) == finish_step:
+                return finish_step - self.step
             heappop(heap)  # preempted since it was pushed
-        return heap[0][0] - self.step
 
     def _next_change(self, until_fs: int) -> int:
         """Time from which a new request could join, or `until_fs`: who waits already is blocked until one finishes."""

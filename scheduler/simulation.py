@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -140,6 +141,9 @@ def simulate(
 
     until = FOREVER if max_time_s is None else round(max_time_s * FS_PER_S)
     began = time.perf_counter()
+    # The loop makes no reference cycles, and the collector would look through the log's rows time and again.
+    collecting = gc.isenabled()
+    gc.disable()
     try:
         if router is not None and closed is None:
             _route(router, engines, table, until)
@@ -155,6 +159,9 @@ def simulate(
                 f"than {2**63 / PS_PER_S:,.0f} s; is a unit of the device, the links or the arrivals wrong?",
             ) from error
         raise
+    finally:
+        if collecting:
+            gc.enable()
     loop_s = time.perf_counter() - began
     if closed is None:
         table.reject_unseen(max_model_len)
