@@ -3,16 +3,20 @@
 from collections import Counter
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 
+from pimserve.cluster.run import prepare
+from pimserve.cluster.scenario import load_scenario
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
+from pimserve.loadgen.workload import generate
 from pimserve.scheduler.config import SchedulerSpec
-from pimserve.scheduler.costs import ReplicaCosts
+from pimserve.scheduler.costs import ReplicaCosts, replica_offset
 from pimserve.scheduler.engine import FOREVER, Engine
 from pimserve.scheduler.requests import NEVER, STATUS_NAMES, RequestTable
 from pimserve.scheduler.steplog import Rows, StepLog, expand
 
-from .reference_engine import ReferenceResult
+from .reference_engine import ReferenceRequest, ReferenceResult
 from .strategies import Case, cases
 
 Step = tuple[int, int, int, int, int, int, int]
@@ -100,6 +104,61 @@ def test_same_steps_and_same_requests(case: Case) -> None:
     for request in case.requests:
         if request.arrival_fs is not None:
             request.arrival_fs -= request.arrival_fs % FS_PER_PS  # the request table holds picoseconds
+    assert_equal(case)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["cluster.experts=tp"],
+        ["cluster.device.processor_selection=per_layer", "scheduler.batching=stage"],
+        ["scheduler.memory_utilization=0.276", "scheduler.max_num_seqs=24"],  # KV for a few requests: preemptions
+        ["routing={popularity: zipf, zipf_exponent: 0.8}", "cluster.nodes=2", "cluster.experts=tp"],
+        ["routing.mode=exact", "workload.num_requests=12"],
+        ["model=gpt-oss-120b", "cluster.device=h100", "cluster.tensor_parallel=2"],
+        [
+            "model=llama-3.1-8b",
+            "cluster.device=a100",
+            "cluster.devices_per_node=1",
+            "scheduler.max_num_batched_tokens=300",
+        ],
+    ],
+)
+@pytest.mark.parametrize("rate", [4, 40])
+def test_same_on_devices_of_the_catalogue(overrides: list[str], rate: float) -> None:
+    """Real plans and pools, spans of tens of steps that arrivals cut."""
+    common = ["workload.num_requests=80", f"workload.arrival.rate_per_s={rate}"]
+    scenario = load_scenario(None, [*common, *overrides])
+    model, replica, routing = prepare(scenario)
+    workload = generate(scenario.workload, 5)
+    scheduler = scenario.scheduler
+    blocks = replica.kv_capacity_tokens // scheduler.block_size
+    longest = min(model.max_model_len_tokens, blocks * scheduler.block_size // replica.plan.data_parallel)
+    case = Case(
+        plan=replica.plan,
+        routing=routing,
+        seed=5,
+        replica=0,
+        offset=replica_offset(5, 0),
+        max_num_seqs=scheduler.max_num_seqs,
+        max_num_batched_tokens=scheduler.max_num_batched_tokens if scheduler.batching == "chunked" else None,
+        block_size=scheduler.block_size,
+        kv_capacity_blocks=blocks,
+        max_model_len=longest,
+        kv_admission=scheduler.kv_admission,
+        requests=[
+            ReferenceRequest(int(at) * FS_PER_PS, int(tokens), int(emits))
+            for at, tokens, emits in zip(
+                workload.arrival_ps, workload.input_tokens, workload.output_tokens, strict=True
+            )
+        ],
+        concurrency=None,
+        max_time_fs=None,
+    )
+    assert_equal(case)
+
+
+def assert_equal(case: Case) -> None:
     expected = case.run()
     log, table, engine = run_engine(case)
     assert log.all_steps == [tuple(step[:7]) for step in expected.steps]
