@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from pimserve.cluster.interconnect import Interconnect
-from pimserve.device_models.gpu import Gpu
+from pimserve.device_models.device import Device
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.operators import (
     Parallelism,
@@ -28,7 +28,7 @@ class Replica:
 
 def place(
     model: ModelSpec,
-    device: Gpu,
+    device: Device,
     split: Parallelism,
     interconnect: Interconnect,
     *,

@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from pimserve.cluster.interconnect import Interconnect
 from pimserve.device_models.catalogue import load_model, model_names, parse_document
-from pimserve.device_models.gpu import Gpu
+from pimserve.device_models.device import Device
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.operators import Parallelism
 from pimserve.device_models.registry import load_device, merged
@@ -175,7 +175,7 @@ class Scenario(_Section):
         _no_truth_for_a_number("model", document, model)
         return model
 
-    def load_device(self) -> Gpu:
+    def load_device(self) -> Device:
         """The device, from the catalogue or as described."""
         document = self.cluster.device
         try:
@@ -188,7 +188,7 @@ class Scenario(_Section):
             _no_truth_for_a_number("cluster.device", document, device.spec)
         return device
 
-    def interconnect(self, device: Gpu) -> Interconnect:
+    def interconnect(self, device: Device) -> Interconnect:
         """Links between the devices."""
         cluster = self.cluster
         return Interconnect(

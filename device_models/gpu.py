@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from pimserve.device_models.device import DeviceSpec
 from pimserve.device_models.experts import ExpertTerm, ExpertUnit, Selection
 from pimserve.device_models.model import Dtype
 from pimserve.device_models.operators import (
@@ -30,7 +31,7 @@ from pimserve.device_models.plan import (
     PrefillAttentionTerm,
     RowTerm,
 )
-from pimserve.quantity import Gigabytes, GigabytesPerSecond, Microseconds, Teraflops
+from pimserve.quantity import Gigabytes, GigabytesPerSecond, Teraflops
 
 Share = Annotated[float, Field(gt=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -51,14 +52,10 @@ class DramEnergy(BaseModel):
         return 8 * pj_per_bit + 1000 * self.row_activation_nj / self.row_bytes
 
 
-class GpuSpec(BaseModel):
+class GpuSpec(DeviceSpec):
     """A GPU preset."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     kind: Literal["gpu"] = "gpu"
-    name: str = "custom"
-    title: str = ""
     peak_tflop_per_s: dict[Dtype, Teraflops] = Field(
         description="dense peak per data type; others run at the 16-bit peak"
     )
@@ -66,13 +63,10 @@ class GpuSpec(BaseModel):
     memory_gb_per_s: GigabytesPerSecond = Field(description="nominal DRAM bandwidth")
     dram_efficiency: Share = Field(1.0, description="share of the nominal bandwidth that kernels reach")
     compute_efficiency: Share = Field(1.0, description="share of the peak that kernels reach")
-    link_gb_per_s: GigabytesPerSecond = Field(description="device-to-device bandwidth inside a node, one way")
-    link_latency_us: Microseconds = Field(description="one ring hop inside a node")
     prefill_attention: Literal["flash", "score_matrix"] = Field(
         "flash", description="flash: causal, scores stay on chip; score_matrix: full, scores go to DRAM and back"
     )
     energy: DramEnergy
-    sources: tuple[str, ...] = ()
 
     @field_validator("peak_tflop_per_s")
     @classmethod

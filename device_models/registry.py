@@ -1,8 +1,6 @@
 """From a device document to the device: built-in kinds, and those that installed packages register.
 
-A package adds a kind with an entry point in the group `pimserve.devices` that names a class like `Gpu`, derived from it
-or not: an attribute `Spec` (a pydantic model with a literal `kind`, `name`, `link_gb_per_s` and `link_latency_us`), a
-constructor that takes it and keeps it as `spec`, `memory_bytes`, and `compile` (operators and split in, cost plan out).
+A package adds a kind with an entry point in the group `pimserve.devices` that names a class as `Device` describes.
 """
 
 from __future__ import annotations
@@ -14,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pimserve.device_models.catalogue import device_names, load_device_document
+from pimserve.device_models.device import Device
 from pimserve.device_models.duplex import Duplex
 from pimserve.device_models.gpu import Gpu
 from pimserve.errors import InputError, validation_error
@@ -21,14 +20,14 @@ from pimserve.errors import InputError, validation_error
 _BUILT_IN: dict[str, type[Gpu]] = {"gpu": Gpu, "duplex": Duplex}
 
 
-def device_class(kind: str) -> type[Gpu]:
+def device_class(kind: str) -> type[Any]:
     """The class registered for a kind of device."""
     if kind in _BUILT_IN:
         return _BUILT_IN[kind]
     registered = entry_points(group="pimserve.devices")
     if kind in registered.names:
         try:
-            found: type[Gpu] = registered[kind].load()
+            found: type[Any] = registered[kind].load()
         except Exception as error:
             raise InputError("device.kind", f"{kind!r} of {registered[kind].value} does not load: {error}") from error
         return found
@@ -36,7 +35,7 @@ def device_class(kind: str) -> type[Gpu]:
     raise InputError("device.kind", f"unknown kind of device {kind!r} (known: {', '.join(known)})")
 
 
-def load_device(document: str | Mapping[str, Any], where: str = "device") -> Gpu:
+def load_device(document: str | Mapping[str, Any], where: str = "device") -> Device:
     """Build the device of a catalogue name, or of a document: a whole one with `kind`, or `preset` and changes to it.
 
     Raises:
@@ -54,9 +53,10 @@ def load_device(document: str | Mapping[str, Any], where: str = "device") -> Gpu
         )
     cls = device_class(kind)
     try:
-        return cls(cls.Spec.model_validate(document))
+        device: Device = cls(cls.Spec.model_validate(document))
     except ValidationError as error:
         raise validation_error(where, error, cls.Spec) from None
+    return device
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

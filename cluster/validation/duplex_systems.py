@@ -14,8 +14,8 @@ from typing import Literal, NamedTuple
 
 from pimserve.cluster.interconnect import Interconnect
 from pimserve.device_models.catalogue import load_model
+from pimserve.device_models.device import Device
 from pimserve.device_models.experts import ExpertTerm, ExpertUnit
-from pimserve.device_models.gpu import Gpu
 from pimserve.device_models.model import BYTES_PER_ELEMENT, ModelSpec
 from pimserve.device_models.operators import ACTIVATION_BYTES, AllReduce, Parallelism, operators_of
 from pimserve.device_models.plan import CostPlan
@@ -136,7 +136,7 @@ def build(model: str, cluster: Cluster, name: SystemName) -> System:
     return _alike(spec, Parallelism(nodes, devices, devices, "tp" if name == "Duplex+PE+ET" else "ep"), name)
 
 
-def paper_device(name: str) -> Gpu:
+def paper_device(name: str) -> Device:
     """A device as the paper simulates it: prefill attention with its score matrix in DRAM."""
     return load_device({**_PRESETS[name], "prefill_attention": "score_matrix"})
 

@@ -1,0 +1,70 @@
+"""A kind of device that pimserve has never heard of, and that shares no code with its own."""
+
+from collections.abc import Sequence
+from importlib.metadata import EntryPoint, EntryPoints
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from pimserve.cluster.run import run
+from pimserve.cluster.scenario import load_scenario
+from pimserve.device_models import registry
+from pimserve.device_models.device import DeviceSpec
+from pimserve.device_models.operators import Operator, Parallelism
+from pimserve.device_models.plan import CostPlan, RowTerm
+from pimserve.errors import InputError
+
+
+class AbacusSpec(DeviceSpec):
+    kind: Literal["abacus"] = "abacus"
+    step_s: float = 1.0
+
+
+class Abacus:
+    """Takes a fixed time for every step."""
+
+    Spec = AbacusSpec
+    units = ("beads",)
+
+    def __init__(self, spec: AbacusSpec) -> None:
+        self.spec = spec
+        self.memory_bytes = 1e12
+
+    def compile(self, operators: Sequence[Operator], split: Parallelism) -> CostPlan:
+        assert operators
+        step = RowTerm("count", "fc", "beads", "tokens", ((round(self.spec.step_s * 1e15), 0),))
+        return CostPlan(split.devices, split.data, self.units, (step,), (), (), None)
+
+
+OVERRIDES = ["model=llama-3.1-8b", "cluster.devices_per_node=1", "workload.num_requests=3"]
+DEVICE = "cluster.device={kind: abacus, name: my-abacus, link_gb_per_s: 1, link_latency_us: 1, step_s: 0.5}"
+
+
+def registered(monkeypatch: pytest.MonkeyPatch, target: str) -> None:
+    found = EntryPoints([EntryPoint("abacus", target, "pimserve.devices")])
+    monkeypatch.setattr(registry, "entry_points", lambda **_: found)
+
+
+def test_a_registered_kind_serves_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(EntryPoint, "load", lambda _: Abacus)
+    registered(monkeypatch, "anywhere:Abacus")
+    summary = run(load_scenario(None, [*OVERRIDES, DEVICE]), tmp_path / "r")
+    assert summary["device"].startswith("my-abacus")
+    assert summary["latency_s"]["tpot"]["p50"] == pytest.approx(0.5)
+    assert summary["unit_busy_share"]["beads"] > 0
+    again = run(load_scenario(tmp_path / "r" / "scenario.yaml"), tmp_path / "again")
+    assert again["digest"] == summary["digest"]
+
+
+def test_its_mistakes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(EntryPoint, "load", lambda _: Abacus)
+    registered(monkeypatch, "anywhere:Abacus")
+    with pytest.raises(InputError, match=r"cluster\.device\.beads: unknown key \(known: .*step_s"):
+        load_scenario(None, [*OVERRIDES, DEVICE.replace("step_s", "beads")]).load_device()
+
+
+def test_one_that_does_not_load_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    registered(monkeypatch, "no_such_package:Abacus")
+    with pytest.raises(InputError, match="'abacus' of no_such_package:Abacus does not load: No module named"):
+        load_scenario(None, [*OVERRIDES, DEVICE]).load_device()
