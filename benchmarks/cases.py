@@ -142,20 +142,19 @@ def load(scratch: Path, *, quick: bool) -> Iterator[Figure]:
     requests = 300 if quick else 40_000
     for name, base, lengths, overload_per_s, held in (
         ("Mixtral, 4 Duplex", _MIXTRAL, _AZURE, 100.0, True),
-        ("Mixtral, 4 Duplex, 1024 in / 1024 out", _MIXTRAL, _LONG, 40.0, False),
+        ("Mixtral, 4 Duplex, 1024 in / 1024 out", _MIXTRAL, _LONG, 40.0, True),
         ("Llama-3.1-8B, 1 GPU", _LLAMA, _AZURE, 45.0, False),
     ):
-        n = requests if lengths is _AZURE else requests // 4
-        scenario = _scenario(base, n, overload_per_s, lengths)
+        scenario = _scenario(base, requests, overload_per_s, lengths)
         # Queue and batch fill in the first quarter; the few requests of a quick run end only after the last arrival.
-        warmup_s = 0.0 if quick else 0.25 * n / overload_per_s
+        warmup_s = 0.0 if quick else 0.25 * requests / overload_per_s
         (over,) = simulate({**scenario, "run": {"warmup_s": warmup_s}}, scratch)
         capacity = over.summary["throughput"]["requests_per_s"]
         for load_name, share in (("light", 0.1), ("near saturation", 0.9), ("saturated", None)):
             if share is None:
                 done, share_of = [over], overload_per_s / capacity
             else:
-                done = simulate(_scenario(base, n, share * capacity, lengths), scratch)
+                done = simulate(_scenario(base, requests, share * capacity, lengths), scratch)
                 share_of = share
             found = _figure("load", f"{name}, {load_name}", done, of_capacity=share_of)
             steps_per_s = done[0].summary["simulator"]["steps_per_s"]

@@ -16,9 +16,9 @@ from types import ModuleType
 
 from pimserve.cluster.run import prepare
 from pimserve.cluster.scenario import Scenario
+from pimserve.device_models.plan import FS_PER_PS
 from pimserve.loadgen.workload import generate
 from pimserve.scheduler.costs import replica_offset
-from pimserve.scheduler.engine import FS_PER_PS
 from pimserve.scheduler.simulation import simulate
 
 _REFERENCE = Path(__file__).resolve().parents[1] / "tests" / "scheduler" / "reference_engine.py"

@@ -170,7 +170,8 @@ class ExpertPools:
         term = self.term
         rng = np.random.default_rng([self.seed, _POOL, tokens])
         wanted = POOL_SIZE * term.layers
-        draws = min(wanted, max(_LEAST_DRAWS, _LAYER_DRAWS // term.experts))
+        # The more tokens, the less their counts scatter, in relation: fewer draws then give the same precision.
+        draws = min(wanted, max(_LEAST_DRAWS, _LAYER_DRAWS * 64 // (term.experts * max(64, tokens))))
         layer = term.layer_features(draw_counts(rng, self._probabilities, tokens, draws))
         # Drawing every layer of every outcome costs too much for large models: layers are resampled from exact draws.
         chosen = layer if draws == wanted else layer[rng.integers(draws, size=wanted)]
