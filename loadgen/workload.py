@@ -112,7 +112,6 @@ class Workload:
     `arrival_ps`: picoseconds from the start, ascending (zeros in closed mode). `input_tokens`, `output_tokens`: >= 1.
     `concurrency`: closed mode only. `offered_rate_per_s`: mean rate of the arrivals, (n - 1) / (last - first); None in
     closed mode or when undefined. `rows_read`: rows of the trace; `rows_dropped`: those not used, by reason.
-    `staggered`: number of leading requests that start midway.
     """
 
     arrival_ps: IntArray
@@ -123,7 +122,6 @@ class Workload:
     description: str
     rows_read: int
     rows_dropped: dict[str, int]
-    staggered: int
 
 
 def generate(spec: WorkloadSpec, seed: int) -> Workload:
@@ -162,7 +160,6 @@ def generate(spec: WorkloadSpec, seed: int) -> Workload:
         description=_describe(spec, n),
         rows_read=trace.rows_read if trace else 0,
         rows_dropped=dropped,
-        staggered=staggered,
     )
 
 

@@ -158,7 +158,7 @@ def test_pools_agree_with_exact_draws(preset: str, model: str, devices: int, tok
     for percent in (1, 50, 99):
         here, there = (np.percentile(each[:, 0], percent) for each in (pooled, exact))
         assert here == pytest.approx(there, rel=max(0.01, spread))
-    assert pooled[:, 0].std() == pytest.approx(exact[:, 0].std(), rel=0.35, abs=0.002 * exact[:, 0].mean())
+    assert pooled[:, 0].std() == pytest.approx(exact[:, 0].std(), rel=0.2, abs=0.002 * exact[:, 0].mean())
 
 
 @given(st.integers(1, 10**7))

@@ -77,7 +77,7 @@ def test_nothing_given_is_the_preset():
     w = make()
     assert len(w.arrival_ps) == 2000
     assert "preset azure-conv-2023" in w.description
-    assert (w.rows_read, w.rows_dropped, w.staggered, w.concurrency) == (0, {}, 0, None)
+    assert (w.rows_read, w.rows_dropped, w.concurrency) == (0, {}, None)
 
 
 # --- determinism -----------------------------------------------------------------------------------------------------
@@ -139,13 +139,12 @@ def test_whichever_limit_comes_first_ends_the_arrivals():
 def test_closed_loop():
     w = make(mode="closed", concurrency=8, num_requests=50, lengths=LENGTHS)
     assert w.arrival_ps.tolist() == [0] * 50
-    assert (w.concurrency, w.offered_rate_per_s, w.staggered) == (8, None, 0)
+    assert (w.concurrency, w.offered_rate_per_s) == (8, None)
 
 
 def test_stagger_moves_output_to_input_of_the_first_requests_only():
     keys = {"mode": "closed", "concurrency": 4000, "num_requests": 5000, "lengths": LENGTHS}
     plain, w = make(**keys), make(**keys, stagger=True)
-    assert w.staggered == 4000
     np.testing.assert_array_equal(plain.input_tokens + plain.output_tokens, w.input_tokens + w.output_tokens)
     np.testing.assert_array_equal(plain.output_tokens[4000:], w.output_tokens[4000:])
     assert w.output_tokens.min() >= 1

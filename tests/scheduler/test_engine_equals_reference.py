@@ -163,6 +163,9 @@ def assert_equal(case: Case) -> None:
     log, table, engine = run_engine(case)
     assert log.all_steps == [tuple(step[:7]) for step in expected.steps]
     assert log.clock_fs == engine.clock
+    if case.max_time_fs is None:  # everybody has left, and with them every block
+        assert (engine._used_blocks, engine._reserved_blocks, sum(engine._crossings)) == (0, 0, 0)
+        assert not engine._running
     until = FOREVER if case.max_time_fs is None else case.max_time_fs
     for ours, theirs in zip(rows_of(table), _rows(expected), strict=True):
         if theirs[0] * FS_PER_PS >= until and case.concurrency is None:

@@ -102,7 +102,6 @@ def workload(case: Case) -> Workload:
         description="",
         rows_read=0,
         rows_dropped={},
-        staggered=0,
     )
 
 

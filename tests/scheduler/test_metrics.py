@@ -29,7 +29,7 @@ def serve(requests: list[tuple[float, int, int]], *, concurrency: int | None = N
         **{
             "plan": PLAN,
             "workload": Workload(
-                np.rint(arrival * 1e12).astype(np.int64), inputs, outputs, concurrency, rate, "", 0, {}, 0
+                np.rint(arrival * 1e12).astype(np.int64), inputs, outputs, concurrency, rate, "", 0, {}
             ),
             "spec": SchedulerSpec(),
             "kv_capacity_tokens": 16000,
@@ -202,7 +202,7 @@ def test_a_run_in_which_nothing_is_served() -> None:
 
 
 def test_a_closed_loop_is_trimmed_at_both_ends() -> None:
-    workload = Workload(np.zeros(20, np.int64), np.full(20, 5), np.full(20, 10), 4, None, "", 0, {}, 4)
+    workload = Workload(np.zeros(20, np.int64), np.full(20, 5), np.full(20, 10), 4, None, "", 0, {})
     for warmup, measured in ((0.0, 20), (1e-9, 12)):
         served = simulate(PLAN, workload, SchedulerSpec(), kv_capacity_tokens=1600, max_model_len=1600, warmup_s=warmup)
         # Of 20 the first 4 are sent before the window, and the last 4 when it ends.

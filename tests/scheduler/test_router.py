@@ -34,7 +34,7 @@ def serve(requests: list[tuple[int, int, int]], replicas: int, router: str, **sp
     arrival, inputs, outputs = np.array(requests, np.int64).reshape(-1, 3).T.copy()
     return simulate(
         PLAN,
-        Workload(arrival, inputs, outputs, None, None, "", 0, {}, 0),
+        Workload(arrival, inputs, outputs, None, None, "", 0, {}),
         SchedulerSpec(router=router, **spec),
         kv_capacity_tokens=4096,
         max_model_len=4096,

@@ -26,7 +26,7 @@ def serve(requests: list[tuple[float, int, int]], *, concurrency: int | None = N
                 np.array([round(at * 1e12) for at, _, _ in requests], np.int64),
                 np.array([tokens for _, tokens, _ in requests], np.int64),
                 np.array([tokens for _, _, tokens in requests], np.int64),
-                concurrency, None, "", 0, {}, 0,
+                concurrency, None, "", 0, {},
             ),
             "spec": SchedulerSpec(),
             "kv_capacity_tokens": 1600,
