@@ -19,6 +19,7 @@ from typing import Literal, NamedTuple
 
 from pimserve.device_models.experts import ExpertTerm
 from pimserve.device_models.operators import Category, Rows
+from pimserve.device_models.pipeline import PipelineTerm, StaticPower
 
 FS_PER_S = 10**15
 FS_PER_PS = 1000
@@ -125,7 +126,9 @@ class CostPlan:
     """What steps cost on one replica: compiled once by its devices and links, evaluated everywhere.
 
     `units` names the units of a device (first the one that runs everything by default). `overlap_attention`: prefill
-    attention and decode attention run side by side on two units.
+    attention and decode attention run side by side on two units. With a `pipeline`, time comes from that, and from
+    prefill attention's; other terms then hold energies only. `static` is power drawn on top; None where the device's
+    description does not tell.
     """
 
     devices: int
@@ -136,7 +139,9 @@ class CostPlan:
     prefill: tuple[PrefillAttentionTerm, ...]
     experts: ExpertTerm | None
     overlap_attention: bool = False
-    version: Literal[1] = 1
+    pipeline: PipelineTerm | None = None
+    static: StaticPower | None = None
+    version: Literal[2] = 2
 
     def digest(self) -> str:
         """sha256 over the plan's canonical JSON."""

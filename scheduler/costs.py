@@ -66,7 +66,15 @@ class ReplicaCosts:
         return by_tokens + by_outputs
 
     def prefill(self, decodes: int, chunks: Sequence[ChunkShape]) -> tuple[int, int, int, int]:
-        """(tokens of the busiest group, its prefill attention fs, dram pJ, compute pJ of all groups)."""
+        """(tokens of the busiest group, its prefill attention fs, dram pJ, compute pJ of all groups).
+
+        In a pipeline: (tokens but the anchor's, fs of the anchor, ...), as `PipelineTerm.prefill` has them.
+        """
+        if self.plan.pipeline is not None:
+            costs = [self._chunks.get(chunk) or self._chunk(chunk) for chunk in chunks]
+            shapes = [(chunk[0], cost[0]) for chunk, cost in zip(chunks, costs, strict=True)]
+            others, time = self.plan.pipeline.prefill(decodes, shapes)
+            return others, time, sum([cost[1] for cost in costs]), sum([cost[2] for cost in costs])
         if len(chunks) == 1:
             chunk = chunks[0]
             time, dram, compute = self._chunks.get(chunk) or self._chunk(chunk)

@@ -317,6 +317,8 @@ class Engine:
         tokens = chunks[0][0] if len(chunks) == 1 else sum([chunk[0] for chunk in chunks])
         if plan.experts is not None:
             duration += costs.experts_fs(decodes + tokens, self.step)
+        if plan.pipeline is not None:
+            duration = plan.pipeline.mixed_fs(decodes, context, busiest, prefill)
         self._take(
             (
                 *(self.clock // FS_PER_PS, self.clock % FS_PER_PS, 1, decodes, context, tokens, len(chunks), outputs),
@@ -395,10 +397,12 @@ class Engine:
             else:
                 slope += term_slope
                 steps = min(steps, (window * decodes - context) // decodes + 1)
-        steps, used = self._steps_with_blocks(steps)
         # The time of n steps: base, a context that grows by `decodes` a step, and the experts' next n outcomes.
         base += slope * context
         growth = slope * decodes
+        if plan.pipeline is not None:
+            base, growth, steps = plan.pipeline.span(decodes, context, steps)
+        steps, used = self._steps_with_blocks(steps)
         duration = steps * base + growth * (steps * (steps - 1) // 2)
         experts: Sequence[int] = ()
         at = 0
@@ -408,10 +412,10 @@ class Engine:
         if steps > 1 or whole:
             change = self._next_change(until_fs)
             if whole and change == until_fs and self.clock + duration > until_fs:
-                self._used_blocks -= self._crossings[
-                    self.step % self.spec.block_size
-                ]  # its first step has not grown yet
-                return self.clock + duration
+                # Its first step has not grown yet.
+                self._used_blocks -= self._crossings[self.step % self.spec.block_size]
+                # Who arrives at that very time may join before the span ends, and leave first.
+                return until_fs if self._head_fs == until_fs else self.clock + duration
             limit = change - self.clock
             if steps > 1 and (duration > limit or duration > _SPAN_FS_LIMIT):
                 limit = min(limit, _SPAN_FS_LIMIT)

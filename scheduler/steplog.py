@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimserve.device_models.operators import CATEGORIES
+from pimserve.device_models.pipeline import PipelineColumns, PipelineTerm
 from pimserve.device_models.plan import FS_PER_PS, LINK, RowTerm
 from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.exact import exact_dot, exact_sum
@@ -34,8 +35,8 @@ class Rows(NamedTuple):
     prefill_tokens: IntArray
     chunks: IntArray
     outputs: IntArray  # tokens that each step emits
-    busiest_tokens: IntArray  # tokens of the busiest data-parallel group
-    prefill_fs: IntArray  # prefill attention of the busiest group
+    busiest_tokens: IntArray  # tokens of the busiest data-parallel group; in a pipeline, all but the anchor's
+    prefill_fs: IntArray  # prefill attention of the busiest group; in a pipeline, what prompts add to the chain
     prefill_dram_pj: IntArray
     prefill_compute_pj: IntArray
     blocks_begin: IntArray  # KV blocks in use during the first step
@@ -59,6 +60,7 @@ class Steps(NamedTuple):
     context: IntArray
     attention_fs: IntArray  # decode and prefill attention, as long as the step waits for them
     experts: IntArray | None  # (n, 5), columns as in `experts.FEATURES`
+    pipeline: PipelineColumns | None
 
 
 _STEPS_COLUMN = Rows._fields.index("steps")
@@ -72,6 +74,16 @@ def expand(costs: ReplicaCosts, rows: Rows, first_step: int) -> Steps:
     number = np.arange(int(n.sum()))
     decodes = np.repeat(rows.decodes, n)
     context = np.repeat(rows.context - begins * rows.decodes, n) + number * decodes
+    if plan.pipeline is not None:
+        columns = plan.pipeline.columns(
+            decodes,
+            context,
+            np.repeat(rows.busiest_tokens, n),
+            np.repeat(rows.prefill_fs, n),
+            np.repeat(rows.chunks > 0, n),
+        )
+        whole = plan.pipeline.fixed_fs + columns.anchor_fs + columns.work_fs
+        return Steps(whole, decodes, context, columns.anchor_fs, None, columns)
     outputs = -(-rows.outputs // plan.data_parallel)
     whole = np.zeros(len(n), np.int64)
     for row_term in plan.rows:
@@ -87,7 +99,7 @@ def expand(costs: ReplicaCosts, rows: Rows, first_step: int) -> Steps:
     if plan.experts is not None:
         experts = costs.experts_features(np.repeat(rows.decodes + rows.prefill_tokens, n), first_step + number)
         duration += experts[:, 0]
-    return Steps(duration, decodes, context, attention, experts)
+    return Steps(duration, decodes, context, attention, experts, None)
 
 
 def _begin_fs(rows: Rows, index: int) -> int:
@@ -96,6 +108,16 @@ def _begin_fs(rows: Rows, index: int) -> int:
 
 def _row_time(term: RowTerm, n: IntArray) -> IntArray:
     return np.asarray(np.maximum.reduce([const + slope * n for const, slope in term.pieces]) * (n > 0))
+
+
+def _seen_total(rows: Rows, window: int | None) -> int:
+    """Context tokens that layers of a window see in all steps, summed over decoding requests."""
+    n = rows.steps
+    seen = n * rows.context + rows.decodes * (n * (n - 1) // 2)
+    if window is not None:  # a span never crosses the point where the window fills
+        limit = window * rows.decodes
+        seen = np.where(rows.context >= limit, n * limit, seen)
+    return exact_sum(seen)
 
 
 class StepLog:
@@ -119,6 +141,7 @@ class StepLog:
         self.clock_fs = 0
         self.steps = 0
         self.busy_fs = 0
+        self.chain_fs = 0  # of anchors, in a pipeline
         self.window_tokens = 0
         self.itl = DurationHistogram()
         self.category_fs = dict.fromkeys(CATEGORIES, 0)
@@ -175,9 +198,12 @@ class StepLog:
         self._count(rows, steps, begins)
         self._row_terms(rows)
         prefill = exact_sum(rows.prefill_fs)
+        pipeline = self.costs.plan.pipeline
+        if pipeline is not None and steps.pipeline is not None:
+            prefill = self._pipeline(pipeline, rows, steps.pipeline)
         # Side by side, decode attention counts for what it outlasts prefill attention.
         self.category_fs["attention_prefill"] += prefill
-        self.category_fs["attention_decode"] += exact_sum(steps.attention_fs) - prefill
+        self.category_fs["attention_decode"] += exact_sum(steps.attention_fs) - exact_sum(rows.prefill_fs)
         self._attention(rows, prefill)
         if steps.experts is not None:
             self._experts(steps.experts)
@@ -241,20 +267,36 @@ class StepLog:
             found &= reached if after else ~reached
         return found
 
+    def _pipeline(self, pipeline: PipelineTerm, rows: Rows, columns: PipelineColumns) -> int:
+        """Time of anchors and queues, and unit time; returns the time of prefill attention."""
+        steps = len(columns.anchor_fs)
+        self.chain_fs += steps * pipeline.fixed_fs + exact_sum(columns.anchor_fs)
+        for category, time in pipeline.chain:
+            self.category_fs[category] += steps * time
+        for index, station in enumerate(pipeline.stations):
+            self.category_fs[station.category] += exact_sum(columns.work_fs[columns.station == index])
+        tokens = rows.decodes + rows.prefill_tokens
+        anchors = np.where(rows.chunks > 0, tokens - rows.busiest_tokens - 1, 0)
+        slots = pipeline.per_prompt_token * exact_sum(anchors)
+        self.category_fs[pipeline.prompt_category] += slots
+        prefill = exact_sum(rows.prefill_fs) - slots
+        processed, outputs = exact_dot(tokens, rows.steps), exact_dot(rows.outputs, rows.steps)
+        seen = [_seen_total(rows, window) for window in pipeline.windows]
+        for load in pipeline.loads:
+            busy = load.per_token * processed + load.per_output * outputs
+            busy += sum(each * total for each, total in zip(load.per_context, seen, strict=True))
+            self.unit_fs[load.unit] += busy + prefill * load.prefill
+        return prefill
+
     def _attention(self, rows: Rows, prefill_fs: int) -> None:
         """Energy and unit time of attention."""
         plan = self.costs.plan
-        n = rows.steps
         for term in plan.decode:
-            seen = n * rows.context + rows.decodes * (n * (n - 1) // 2)
-            if term.window_tokens is not None:  # a span never crosses the point where the window fills
-                limit = term.window_tokens * rows.decodes
-                seen = np.where(rows.context >= limit, n * limit, seen)
-            total = exact_sum(seen)
+            total = _seen_total(rows, term.window_tokens)
             self.unit_fs[term.unit] += term.slope * total
             self.energy_pj["attention_decode", "dram"] += term.dram_per_token * total
             self.energy_pj["attention_decode", "compute"] += term.compute_per_token * total
-        if plan.prefill:
+        if plan.prefill and plan.pipeline is None:
             self.unit_fs[plan.prefill[0].unit] += prefill_fs
         self.energy_pj["attention_prefill", "dram"] += exact_sum(rows.prefill_dram_pj)
         self.energy_pj["attention_prefill", "compute"] += exact_sum(rows.prefill_compute_pj)

@@ -275,7 +275,35 @@ def run_reference(
 
 def dense_fs(plan: CostPlan, decode_requests: int, context: int, chunks: list[Chunk], outputs: int) -> int:
     """Duration of a step without its routed experts."""
+    if plan.pipeline is not None:
+        return pipeline_fs(plan, decode_requests, context, chunks)
     tokens, prefill = plan.busiest_prefill(decode_requests, chunks)
     decode = plan.decode_fs(decode_requests, context)
     attention = max(decode, prefill) if plan.overlap_attention else decode + prefill
     return plan.rows_fs(tokens, -(-outputs // plan.data_parallel)) + attention
+
+
+def pipeline_fs(plan: CostPlan, requests: int, context: int, chunks: list[Chunk]) -> int:
+    """Duration of a step in a pipeline: the anchor's chain, and the busiest station's work for all other tokens."""
+    pipe = plan.pipeline
+    assert pipe is not None
+    time = sum(part for _, part in pipe.chain)
+    attention = [sum(term.cost(chunk)[0] for term in plan.prefill) for chunk in chunks]
+    own = [pipe.per_prompt_token * (chunk.tokens - 1) + spent for chunk, spent in zip(chunks, attention, strict=True)]
+    if chunks:
+        anchor = own.index(max(own))
+        time += own[anchor] + sum(attention) - attention[anchor]
+        others = requests + sum(chunk.tokens for chunk in chunks) - chunks[anchor].tokens
+    else:
+        others = requests - 1
+    works = []
+    for station in pipe.stations:
+        work = station.per_token * others
+        for window, each in zip(pipe.windows, station.per_context, strict=True):
+            seen = context if window is None else min(context, window * requests)
+            work += each * (seen if chunks else seen - seen // requests)
+        works.append(work)
+    if not chunks:
+        for window, each in zip(pipe.windows, pipe.chain_per_context, strict=True):
+            time += each * ((context if window is None else min(context, window * requests)) // requests)
+    return time + max(works)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from hypothesis import strategies as st
 
 from pimserve.device_models.experts import ExpertTerm, ExpertUnit, Selection
+from pimserve.device_models.pipeline import Load, PipelineTerm, StaticPower, Station
 from pimserve.device_models.plan import CostPlan, DecodeAttentionTerm, PrefillAttentionTerm, RowTerm
 from pimserve.device_models.routing import POOL_SIZE, ExpertPools, Routing
 
@@ -82,8 +83,43 @@ def expert_terms(draw: st.DrawFn) -> ExpertTerm:
 
 
 @st.composite
+def pipelines(draw: st.DrawFn) -> CostPlan:
+    """Plans of devices that tokens pass through one behind the other, with up to three stations."""
+    windows = draw(st.lists(st.none() | st.integers(1, 300), min_size=1, max_size=2))
+    each = st.integers(0, 10**9)
+    tokens = st.integers(0, FS_PER_MS // 2)
+    per_context = st.tuples(*[each for _ in windows])
+    names = draw(st.lists(st.sampled_from(["tiles", "digital", "dram"]), min_size=1, max_size=3, unique=True))
+    term = PipelineTerm(
+        windows=tuple(windows),
+        chain=(("fc", draw(st.integers(1, 5)) * FS_PER_MS), ("moe", draw(tokens))),
+        chain_per_context=draw(per_context),
+        stations=tuple(Station(name, "fc", draw(tokens), draw(per_context)) for name in names),
+        per_prompt_token=draw(tokens),
+        prompt_category="moe",
+        loads=tuple(Load(name, draw(tokens), draw(tokens), draw(per_context), draw(st.booleans())) for name in names),
+    )
+    pieces = st.lists(st.tuples(st.integers(0, 10**10), each, st.integers(0, 10**8)), min_size=1, max_size=2)
+    return CostPlan(
+        devices=2,
+        data_parallel=1,
+        units=tuple(names),
+        rows=(RowTerm("crossbars", "fc", names[0], "tokens", ((0, 0),)),),
+        decode=tuple(DecodeAttentionTerm(names[-1], window, 0, 1, 1) for window in windows),
+        prefill=tuple(
+            PrefillAttentionTerm(names[-1], window, True, tuple(draw(pieces)), (1, 1, 1), 1) for window in windows
+        ),
+        experts=None,
+        pipeline=term,
+        static=draw(st.none() | st.just(StaticPower(1, 2, 1))),
+    )
+
+
+@st.composite
 def plans(draw: st.DrawFn) -> CostPlan:
-    """Dense and MoE plans of 1 to 3 data-parallel groups."""
+    """Dense and MoE plans of 1 to 3 data-parallel groups, and pipelines."""
+    if draw(st.integers(0, 4)) == 0:
+        return draw(pipelines())
     data_parallel = draw(st.integers(1, 3))
     if draw(st.integers(0, 3)) == 0:
         layers = RowTerm("layers", "fc", "xpu", "tokens", ((draw(st.integers(1, 20)) * FS_PER_MS, 0),))

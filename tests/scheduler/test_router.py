@@ -4,7 +4,7 @@ from importlib.metadata import EntryPoint, EntryPoints
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pimserve.device_models.plan import CostPlan, DecodeAttentionTerm, RowTerm
@@ -55,7 +55,13 @@ GAPS = st.integers(0, 30).map(MS.__mul__) | st.integers(0, 100)  # about the tim
 REQUESTS = st.lists(st.tuples(GAPS, st.integers(1, 500), st.integers(1, 8)), min_size=15, max_size=40)
 
 
+# Requests that arrive while a replica is inside a span, and leave before the span would have ended.
+INTO_A_SPAN = [(0, 1, 1)] * 3 + [(0, 1, 2), (0, 1, 1), (0, 1, 1), (20 * MS, 1, 1), (0, 1, 3), (0, 1, 1), (0, 1, 1)]
+INTO_A_SPAN += [(10 * MS, 1, 4), (12 * MS, 1, 1), (0, 1, 2), (19 * MS, 1, 1), (0, 1, 1)]
+
+
 @settings(max_examples=60)
+@example(INTO_A_SPAN, 2, 2)
 @given(REQUESTS, st.integers(2, 4), st.sampled_from([2, 256]))
 def test_least_outstanding_sees_what_each_replica_really_has(
     gaps: list[tuple[int, int, int]], replicas: int, max_num_seqs: int
