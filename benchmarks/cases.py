@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import sys
 from collections.abc import Callable, Iterator
@@ -53,6 +54,7 @@ class Figure:
     loop_s: float | None = None
     loop_median_s: float | None = None
     steps: int | None = None
+    tasks: int | None = None  # of a task graph
     output_tokens: int | None = None
     mean_batch: float | None = None
     saturated: bool | None = None
@@ -211,6 +213,45 @@ def reference(_: Path, *, quick: bool) -> Iterator[Figure]:
         )  # fmt: skip
 
 
+# CPU seconds of tracing and scheduling in the reference simulator, 3D-SiM, on the same graphs; another 2-core machine.
+_THEIRS_S = {
+    "paper_scale": {1: 138.0},  # 324 s of wall-clock time
+    "layers": {2: 0.25, 4: 0.36, 8: 0.71, 16: 1.40, 32: 2.97},
+    "sequences": {1: 0.36, 2: 0.53, 4: 1.00, 8: 1.82, 16: 3.67, 32: 8.27, 64: 16.3},
+    "prompt": {8: 0.53, 16: 1.52, 32: 2.66, 64: 6.21, 128: 17.7},
+}
+
+
+def aimc(_: Path, *, quick: bool) -> Iterator[Figure]:
+    """The event-driven model of 3D AIMC: the case at the scale of the paper, and growth with the task graph."""
+    for factor, theirs in _THEIRS_S.items():
+        done: list[Figure] = []
+        for value in list(theirs)[:2] if quick else theirs:
+            made = run_process([sys.executable, str(_HERE / "aimc.py"), factor, str(value)])
+            found = json.loads(made.output)
+            seconds, tasks = found["seconds"], int(found["tasks"])
+            what = "51.8 G parameters, 8 tokens" if factor == "paper_scale" else f"{factor} {value}"
+            figure = Figure(
+                "aimc", what, found["runs"], made.wall_s, made.wall_s, made.cpu_s, made.peak_mb, loop_s=seconds,
+                loop_median_s=found["median_s"], tasks=tasks,
+                note=f"{tasks:,} tasks, {1e6 * seconds / tasks:.1f} us each; 3D-SiM {theirs[value]:.3g} s CPU",
+            )  # fmt: skip
+            if factor == "paper_scale":
+                figure = replace(figure, targets=(Target("loop, s", 5, seconds),))
+            done.append(figure)
+        if len(done) > 1:
+            sizes = [figure.tasks or 0 for figure in done]
+            growth = _exponent(sizes, [figure.loop_s or 0 for figure in done])
+            target = Target("exponent of tasks, n log n", _exponent(sizes, [n * math.log(n) for n in sizes]), growth)
+            done[-1] = replace(done[-1], targets=(target,), note=f"{done[-1].note}; seconds grow as tasks^{growth:.2f}")
+        yield from done
+
+
+def _exponent(sizes: list[int], values: list[float]) -> float:
+    """The slope of a straight line through the logarithms."""
+    return statistics.linear_regression([math.log(n) for n in sizes], [math.log(v) for v in values]).slope
+
+
 CASES: dict[str, Callable[..., Iterator[Figure]]] = {
-    case.__name__: case for case in (start, common, replicas16, load, growth, reference)
+    case.__name__: case for case in (start, common, replicas16, load, growth, reference, aimc)
 }

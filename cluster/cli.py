@@ -21,6 +21,8 @@ from pimserve.errors import InputError, PimserveError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from pimserve.cluster.validation.targets import Finding
+
 app = typer.Typer(
     help="Simulate serving large language models on clusters of near- and in-memory devices.",
     no_args_is_help=True,
@@ -171,11 +173,6 @@ def export_command(
     typer.echo(f"{rows:,} {what} in {out}", err=True)
 
 
-@validate.callback()
-def _validate_options() -> None:
-    """Makes `duplex` a command of `validate`, though it is the only one."""
-
-
 @validate.command("duplex")
 def validate_duplex_command(
     targets: Annotated[
@@ -189,16 +186,23 @@ def validate_duplex_command(
 
     with spinner("recomputing the paper's figures"):
         findings = validate_duplex(targets)
-    if as_json:
-        from dataclasses import asdict  # noqa: PLC0415
+    _print_findings(findings, as_json=as_json)
 
-        _print_json([asdict(found) for found in findings])
-    else:
-        from pimserve.cluster.render import findings_report  # noqa: PLC0415
 
-        _print(findings_report(findings))
-    if not all(found.passed for found in findings):
-        raise typer.Exit(1)
+@validate.command("aimc")
+def validate_aimc_command(
+    cases: Annotated[
+        Path | None, typer.Option(help="File of cases; default: the built-in list.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Rerun cases of the 3D AIMC paper's simulator (3D-SiM); exit code 1 if a figure is missed."""
+    from pimserve.cluster.progress import progress_bar  # noqa: PLC0415
+    from pimserve.cluster.validation.aimc import validate_aimc  # noqa: PLC0415
+
+    with progress_bar(shown=True, of="cases") as progress:
+        findings = validate_aimc(cases, progress)
+    _print_findings(findings, as_json=as_json)
 
 
 def main() -> None:
@@ -275,6 +279,19 @@ def _catalogue(
         return
     entries = [describe(known) for known in names()]
     _print_json(entries) if as_json else _print(table(entries))
+
+
+def _print_findings(findings: list[Finding], *, as_json: bool) -> None:
+    if as_json:
+        from dataclasses import asdict  # noqa: PLC0415
+
+        _print_json([asdict(found) for found in findings])
+    else:
+        from pimserve.cluster.render import findings_report  # noqa: PLC0415
+
+        _print(findings_report(findings))
+    if any(found.passed is False for found in findings):
+        raise typer.Exit(1)
 
 
 def _print(what: RenderableType) -> None:

@@ -25,7 +25,11 @@ _FIGURES: tuple[tuple[str, str, str, str], ...] = (
     ("throughput", "requests/s", "throughput.requests_per_s", ""),
     ("throughput", "output tokens/s", "throughput.output_tokens_per_s", ""),
     ("throughput", "  per device", "throughput.output_tokens_per_s_per_device", ""),
+    ("throughput", "  per mm2 of silicon", "throughput.output_tokens_per_s_per_mm2", ""),
+    ("throughput", "silicon, mm2", "silicon_mm2", ""),
     ("throughput", "energy per output token", "energy.joules_per_output_token", "J"),
+    ("throughput", "  of it passive power", "energy.static_joules_per_output_token", "J"),
+    ("throughput", "  at the devices' TDP", "energy.tdp_joules_per_output_token", "J"),
     *(
         (f"latency.{key}", f"{named(key)} {moment}", f"latency_s.{key}.{moment}", "s")
         for key in _LATENCIES
@@ -130,6 +134,8 @@ def compare_runs(runs: tuple[Run, ...], settings: Sequence[Mapping[str, Any]]) -
     differences = _differing(settings)
     unlike = {_UNLIKE[path.partition(".")[0]]: None for path in differences if path.partition(".")[0] in _UNLIKE}
     unlike |= {path.removeprefix("run."): None for path in differences if path.startswith("run.")}
+    if len({_at(run.summary, "energy.static_joules") is None for run in runs}) > 1:
+        unlike["whether energy includes passive power"] = None
     return Comparison(runs, tuple(_quantities(runs)), differences, tuple(unlike))
 
 

@@ -21,6 +21,9 @@ _NAMES = {
     "logic_pim": "Logic-PIM",
     "bank_pim": "Bank-PIM",
     "bankgroup_pim": "BankGroup-PIM",
+    "digital": "digital units",
+    "attention": "attention units",
+    "dram": "DRAM",
 }
 
 

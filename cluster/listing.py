@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from pimserve.cluster.figures import ABSENT, count, figure, named
+from pimserve.cluster.figures import ABSENT, count, figure
 from pimserve.device_models.catalogue import load_model
 from pimserve.device_models.registry import load_device
 
@@ -38,13 +38,16 @@ def describe_model(name: str) -> dict[str, Any]:
 
 
 def describe_device(name: str) -> dict[str, Any]:
-    """A device of the catalogue: its figures, and its units.
+    """A device of the catalogue: its figures, its units, and the figures that all kinds have under the same names.
 
     Raises:
         InputError: no such device.
     """
     device = load_device(name)
-    return {**device.spec.model_dump(mode="json", exclude_none=True), "derived": {"units": list(device.units)}}
+    derived = {"units": list(device.units), **device.key_figures}
+    if device.area_mm2 is not None:
+        derived["area_mm2"] = device.area_mm2
+    return {**device.spec.model_dump(mode="json", exclude_none=True), "derived": derived}
 
 
 def model_list(entries: Sequence[Entry]) -> RenderableType:
@@ -67,16 +70,17 @@ def model_list(entries: Sequence[Entry]) -> RenderableType:
 
 def device_list(entries: Sequence[Entry]) -> RenderableType:
     """Devices, one a row, and their sources."""
-    table = _table("device", "units", "16-bit\nTFLOP/s", "memory", "memory\nGB/s", "link\nGB/s", left=2)
+    table = _table("device", "kind", "silicon\nmm2", "16-bit\nTFLOP/s", "memory", "memory\nGB/s", "link\nGB/s", left=2)
     for entry in entries:
-        peaks = entry.get("peak_tflop_per_s") or {}
+        derived = entry["derived"]
         table.add_row(
             entry["name"],
-            ", ".join(map(named, entry["derived"]["units"])),
-            figure(peaks.get("bf16", peaks.get("fp16"))),
-            f"{figure(entry['memory_gb'])} GB",
-            figure(entry.get("memory_gb_per_s")),
-            figure(entry.get("link_gb_per_s")),
+            entry["kind"],
+            figure(derived.get("area_mm2")),
+            figure(derived.get("tflop_per_s_16_bit")),
+            f"{figure(derived['memory_gb'])} GB",
+            figure(derived.get("memory_gb_per_s")),
+            figure(entry["link_gb_per_s"]),
         )
     return Group(table, "", _sources(entries))
 
@@ -126,6 +130,8 @@ def _flattened(document: Entry, above: str = "") -> Iterator[tuple[str, str]]:
             yield from _flattened(value, f"{above}{key}.")
         elif isinstance(value, bool):
             yield above + key, "yes" if value else "no"
+        elif value is None:
+            yield above + key, ABSENT
         elif isinstance(value, list):
             yield above + key, ", ".join(str(item) for item in value)
         elif isinstance(value, str):

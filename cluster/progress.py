@@ -20,8 +20,8 @@ def spinner(text: str) -> AbstractContextManager[object]:
 
 
 @contextmanager
-def progress_bar(*, shown: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar of requests; yields what takes (requests that have left, all requests), or None if no bar is shown."""
+def progress_bar(*, shown: bool, of: str = "requests") -> Iterator[Callable[[int, int], None] | None]:
+    """A bar of requests, or what `of` says; yields what takes (done, all), or None if no bar is shown."""
     if not shown or not sys.stderr.isatty():
         yield None
         return
@@ -30,15 +30,15 @@ def progress_bar(*, shown: bool) -> Iterator[Callable[[int, int], None] | None]:
     from pimserve.cluster.render import console  # noqa: PLC0415
 
     # Redrawn from here: a thread that does it would take the interpreter from the simulation.
-    columns = ("requests", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (of, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console(sys.stderr), transient=True, auto_refresh=False) as bar:
         task = bar.add_task("", total=None)
         drawn = 0.0
 
-        def update(left: int, total: int) -> None:
+        def update(done: int, total: int) -> None:
             nonlocal drawn
             if time.monotonic() - drawn >= _REDRAW_S:
-                bar.update(task, completed=left, total=total, refresh=True)
+                bar.update(task, completed=done, total=total, refresh=True)
                 drawn = time.monotonic()
 
         yield update

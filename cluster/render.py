@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import IO, TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
@@ -23,7 +24,9 @@ _BLOCK_WIDTH = 37
 _RUN_WIDTH = 20  # of a run's two columns in a comparison, at least
 _FEW_SAMPLES = 1000  # fewer leave less than ten above the 99th percentile
 _MIXED_WINDOWS = "requests, energy, batch, KV cache and busy shares are of whole runs, all else of the measured windows"
+_FINDING_COLUMNS = ("figure", "theirs", "ours", "ratio", "tolerance", "")
 _MOMENTS = ("mean", "p50", "p90", "p99")
+_FACT_UNITS = {"s": "s", "w": "W", "years": "years", "mm2": "mm2"}  # ends of keys
 
 
 def console(file: IO[str]) -> Console:
@@ -52,9 +55,13 @@ def summary_report(summary: Summary) -> RenderableType:
         "",
         _side_by_side(_units(summary), _where(summary)),
     ]
-    warning = saturation_warning(summary)
-    if warning is not None:
-        parts += ["", Text(warning, style="bold")]
+    if summary["device_facts"]:
+        parts += ["", _facts(summary["device_facts"])]
+    saturation = saturation_warning(summary)
+    warnings = [saturation] if saturation is not None else []
+    warnings += [f"warning: {each}" for each in summary["warnings"]]
+    if warnings:
+        parts += ["", *map(_warning, warnings)]
     return Group(*parts, "", _simulator(summary))
 
 
@@ -67,6 +74,14 @@ def saturation_warning(summary: Summary) -> str | None:
         f"warning: saturated: {count(waiting['at_last_arrival'])} requests waited when the last one arrived, and the "
         f"queue grew by {figure(waiting['growth_per_arrival'])} per arrival; latencies grow with the length of the run"
     )
+
+
+def _warning(text: str) -> RenderableType:
+    """A warning whose further lines are indented."""
+    table = Table.grid(padding=(0, 1, 0, 0))
+    head, _, rest = text.partition(" ")
+    table.add_row(Text(head, style="bold"), Text(rest, style="bold"))
+    return table
 
 
 def _heading(summary: Summary) -> RenderableType:
@@ -133,6 +148,9 @@ def _throughput(summary: Summary) -> Table:
         ("output tokens/s per device", figure(rates["output_tokens_per_s_per_device"])),
         (energy, scaled(summary["energy"]["joules_per_output_token"], "J")),
     ]
+    if summary["silicon_mm2"] is not None:
+        rows.append(("silicon, mm2", figure(summary["silicon_mm2"])))
+        rows.append(("output tokens/s per mm2", figure(rates["output_tokens_per_s_per_mm2"])))
     return _block("throughput and energy", rows)
 
 
@@ -198,8 +216,47 @@ def _where(summary: Summary) -> Table:
         (named(key), share(time), share(sum(energy[key].values()) / joules if joules else None))
         for key, time in summary["time_share"].items()
     ]
+    static = summary["energy"]["static_joules"]
+    if static is not None:
+        rows.append(("passive power", ABSENT, share(static / joules if joules else None)))
     title = "where it went" if summary["window"]["whole_run"] else "share of whole run"
     return _block(title, rows, ("time", "energy"))
+
+
+def _facts(facts: Mapping[str, Any]) -> RenderableType:
+    """What the devices have to say of themselves, each group of facts in one row."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in facts.items():
+        if isinstance(value, Mapping):
+            parts = ((_fact(name), _fact_value(name, each)) for name, each in value.items())
+            text = "; ".join(f"{name} {each}" for name, each in parts)
+        else:
+            text = _fact_value(key, value)
+        table.add_row(Text(_fact(key)), Text(text))
+    return Group(Text("device", style="bold"), table)
+
+
+def _fact(key: str) -> str:
+    """A fact's name, without the unit at its end."""
+    stem, _, end = key.rpartition("_")
+    return named(stem if stem and end in _FACT_UNITS else key)
+
+
+def _fact_value(key: str, value: object) -> str:
+    """A fact's value, with the unit that its key ends in."""
+    stem, _, end = key.rpartition("_")
+    unit = _FACT_UNITS.get(end, "") if stem else ""
+    if value is None:
+        return ABSENT
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float):
+        return f"{count(int(value)) if value == int(value) else figure(value)} {unit}".rstrip()
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(_fact_value("", each) for each in value)
+    return str(value)
 
 
 def _simulator(summary: Summary) -> RenderableType:
@@ -251,7 +308,8 @@ def _comparison_table(comparison: Comparison, letters: Sequence[str], others: Se
         if quantity.group != previous:
             table.add_row()
             previous = quantity.group
-        size, unit = scale(quantity.values[:1], quantity.unit) if quantity.unit in {"s", "J"} else (1.0, quantity.unit)
+        first = [value for value in quantity.values if value][:1]
+        size, unit = scale(first, quantity.unit) if quantity.unit in {"s", "J"} else (1.0, quantity.unit)
         write = share if quantity.unit == "share" else figure
 
         def cell(index: int) -> str:
@@ -280,23 +338,20 @@ def _differences(comparison: Comparison, letters: Sequence[str]) -> RenderableTy
 
 
 def findings_report(findings: Sequence[Finding]) -> RenderableType:
-    """Published figures against ours, the misses with their reasons, and the count."""
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("target", overflow="fold")
-    for column in ("paper", "ours", "ratio", "tolerance"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("")
-    for found in findings:
-        table.add_row(
-            Text(found.id),
-            _published(found),
-            figure(found.ours),
-            figure(found.ratio),
-            _tolerance(found),
-            Text("ok" if found.passed else "missed", style="" if found.passed else "bold"),
-        )
-    parts: list[RenderableType] = [table]
-    missed = [found for found in findings if not found.passed]
+    """Published figures against ours, the misses with their reasons, and the count.
+
+    Findings of the same id are one case: its id above, their quantities below it.
+    """
+    cases = [list(group) for _, group in groupby(findings, key=lambda found: found.id)]
+    if len(cases) == len(findings):
+        parts: list[RenderableType] = [_findings_table([(found.id, found) for found in findings], header=True)]
+    else:
+        rows = [[(f"  {found.quantity}", found) for found in case] for case in cases]
+        widths = _widths([row for case in rows for row in case])
+        parts = [_findings_table([], header=True, widths=widths)]
+        for case in rows:
+            parts += [Text(case[0][1].id, style="bold"), _findings_table(case, header=False, widths=widths)]
+    missed = [found for found in findings if found.passed is False]
     for found in missed:
         parts += [
             "",
@@ -304,16 +359,61 @@ def findings_report(findings: Sequence[Finding]) -> RenderableType:
             Padding(Text(f"{found.quantity} ({found.case}; {found.method})"), (0, 0, 0, 2)),
             Padding(Text(found.note or "no reason is known"), (0, 0, 0, 2)),
         ]
-    methods = ", ".join(f"{number} by {method}" for method, number in Counter(f.method for f in findings).items())
-    verdict = f"{len(findings) - len(missed)} of {len(findings)} figures met ({methods})"
+    held = [found for found in findings if found.passed is not None]
+    methods = ", ".join(f"{number} by {method}" for method, number in Counter(f.method for f in held).items())
+    verdict = f"{len(held) - len(missed)} of {len(held)} figures met ({methods})"
+    if len(cases) < len(findings):
+        met = sum(all(found.passed is not False for found in case) for case in cases)
+        verdict = f"{met} of {len(cases)} cases met; {verdict}"
     return Group(*parts, "", Text(verdict, style="bold"))
+
+
+def _findings_table(rows: Sequence[tuple[str, Finding]], *, header: bool, widths: Sequence[int] | None = None) -> Table:
+    """Findings under their names. `widths`: of the columns, so that tables below each other line up."""
+    table = Table(box=None, pad_edge=False, header_style="bold", show_header=header)
+    table.padding = (0, 2 if widths is None else 1, 0, 0)
+    for number, column in enumerate(_FINDING_COLUMNS):
+        table.add_column(
+            column,
+            justify="right" if 0 < number < len(_FINDING_COLUMNS) - 1 else "left",
+            no_wrap=number > 0,
+            overflow="fold",
+            min_width=None if widths is None else widths[number],
+        )
+    for name, found in rows:
+        *cells, judgement = _finding_cells(found)
+        table.add_row(Text(name), *cells, Text(judgement, style="bold" if found.passed is False else ""))
+    return table
+
+
+def _widths(rows: Sequence[tuple[str, Finding]]) -> list[int]:
+    every = [_FINDING_COLUMNS, *((name, *_finding_cells(found)) for name, found in rows)]
+    return [max(map(len, column)) for column in zip(*every, strict=True)]
+
+
+def _finding_cells(found: Finding) -> tuple[str, ...]:
+    judgement = "ok" if found.passed else "missed" if found.passed is False else found.note
+    return _published(found), _value(found.ours), _exactly(found), _tolerance(found), judgement
 
 
 def _published(found: Finding) -> str:
     if isinstance(found.published, Sequence):
         return f"{figure(found.published[0])}..{figure(found.published[1])}"
-    return figure(found.published)
+    return ABSENT if found.published is None else _value(found.published)
+
+
+def _value(value: float) -> str:
+    return count(value) if isinstance(value, int) else figure(value)
+
+
+def _exactly(found: Finding) -> str:
+    """The ratio, with as many digits as the tolerance needs."""
+    if found.ratio is None or found.tolerance_kind != "rel" or found.tolerance >= 0.01:
+        return figure(found.ratio)
+    return f"{found.ratio:.4f}"
 
 
 def _tolerance(found: Finding) -> str:
+    if found.tolerance_kind == "rel" and found.tolerance < 1e-6:
+        return "exact"
     return f"+-{found.tolerance:g}" if found.tolerance_kind == "abs" else f"+-{100 * found.tolerance:g} %"

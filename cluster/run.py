@@ -10,7 +10,6 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,12 @@ import numpy as np
 import yaml
 
 from pimserve import __version__
+from pimserve.cluster.figures import share
 from pimserve.cluster.placement import Replica, place
 from pimserve.cluster.results import SCHEMA_VERSION, SpanFile, results_folder, write_json
 from pimserve.cluster.scenario import Scenario
 from pimserve.device_models.catalogue import device_names
+from pimserve.device_models.device import Demand, Device
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.registry import load_device
 from pimserve.device_models.routing import Routing
@@ -31,6 +32,7 @@ from pimserve.scheduler.metrics import summarize
 from pimserve.scheduler.simulation import Served, simulate
 
 _BYTES_PER_MB, _BYTES_PER_GB = 10**6, 10**9
+_MOSTLY_PASSIVE = 0.25  # share of the energy from which on a result hangs on passive power
 Progress = Callable[[int, int], None]
 
 
@@ -48,7 +50,9 @@ def serve(
         InputError: parts of the scenario do not go together.
     """
     model, replica, routing = prepare(scenario)
+    device = scenario.load_device()
     split = scenario.cluster.split
+    devices = split.devices * scenario.cluster.replicas
     workload = generate(scenario.workload, scenario.run.seed)
     total = len(workload.input_tokens)
     served = simulate(
@@ -70,19 +74,24 @@ def serve(
         "schema_version": SCHEMA_VERSION,
         "name": scenario.name,
         "model": model.name,
-        "device": _device_label(scenario),
-        "devices": split.devices * scenario.cluster.replicas,
+        "device": _device_label(device),
+        "devices": devices,
         "replicas": scenario.cluster.replicas,
         "devices_per_replica": split.devices,
-        "parallelism": asdict(split),
+        "parallelism": dict(replica.parallelism),
         "seed": scenario.run.seed,
         "workload": workload.description,
         "trace_rows": {"read": workload.rows_read, "dropped": workload.rows_dropped},
         "scenario_digest": hashlib.sha256(json.dumps(scenario.resolved(), sort_keys=True).encode()).hexdigest(),
         "plan_digest": replica.plan.digest(),
         "weights_gb_per_device": replica.weight_bytes_per_device / _BYTES_PER_GB,
-        **summarize(served, scenario.slo, split.devices * scenario.cluster.replicas),
+        "silicon_mm2": None if device.area_mm2 is None else device.area_mm2 * devices,
+        "tdp_w": None if device.spec.tdp_w is None else device.spec.tdp_w * devices,
+        "device_facts": dict(replica.facts),
+        **summarize(served, scenario.slo, devices),
     }
+    _relate(summary)
+    summary["warnings"] = [*replica.warnings, *_passive_warning(summary)]
     return summary, served
 
 
@@ -122,23 +131,40 @@ def prepare(scenario: Scenario) -> tuple[ModelSpec, Replica, Routing]:
     model = scenario.load_model()
     device = scenario.load_device()
     scheduler = scenario.scheduler
-    replica = place(
+    if model.moe is None and scenario.routing.popularity != "uniform":
+        raise InputError("routing.popularity", f"{model.name} has no routed experts")
+    routing = scenario.routing.for_experts(model.moe.experts if model.moe else 0)
+    demand = Demand(
         model,
-        device,
         scenario.cluster.split,
-        scenario.interconnect(device),
         lm_head=scenario.costs.lm_head,
         memory_utilization=scheduler.memory_utilization,
         max_num_seqs=scheduler.max_num_seqs,
+        expert_weights=tuple(routing.expert_weights(model.moe.experts, scenario.run.seed)) if model.moe else (),
     )
-    if model.moe is None and scenario.routing.popularity != "uniform":
-        raise InputError("routing.popularity", f"{model.name} has no routed experts")
-    return model, replica, scenario.routing.for_experts(model.moe.experts if model.moe else 0)
+    return model, place(device, scenario.interconnect(device), demand), routing
 
 
-def _device_label(scenario: Scenario) -> str:
+def _relate(summary: dict[str, Any]) -> None:
+    """Add what relates throughput to silicon and to power: per mm2, and energy if the devices drew their TDP."""
+    rate, silicon, tdp = summary["throughput"]["output_tokens_per_s"], summary["silicon_mm2"], summary["tdp_w"]
+    tokens = summary["tokens"]["output"]
+    summary["throughput"]["output_tokens_per_s_per_mm2"] = rate / silicon if rate is not None and silicon else None
+    summary["energy"]["tdp_joules_per_output_token"] = tdp * summary["end_s"] / tokens if tdp and tokens else None
+
+
+def _passive_warning(summary: dict[str, Any]) -> list[str]:
+    """What to say where most of the energy hangs on passive power, the figure of a device that is known least."""
+    energy = summary["energy"]
+    static = energy["static_joules"] or 0.0
+    if static <= _MOSTLY_PASSIVE * energy["joules"]:
+        return []
+    return [f"{share(static / energy['joules'])} of the energy is passive power, the least certain figure of a device"]
+
+
+def _device_label(device: Device) -> str:
     """The device's name, which says so if it is one of the catalogue's and the device is not the same."""
-    spec = scenario.load_device().spec
+    spec = device.spec
     if spec.name in device_names() and spec != load_device(spec.name).spec:
         return f"{spec.name} (changed)"
     return str(spec.name)

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pimserve.device_models.operators import Operator, Parallelism
+from pimserve.device_models.model import ModelSpec
+from pimserve.device_models.operators import (
+    Operator,
+    Parallelism,
+    kv_bytes_per_token_per_device,
+    operators_of,
+    weight_bytes_per_device,
+)
 from pimserve.device_models.plan import CostPlan
+from pimserve.errors import InputError
 from pimserve.quantity import GigabytesPerSecond, Microseconds
+
+_Figure = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class DeviceSpec(BaseModel):
@@ -21,16 +32,54 @@ class DeviceSpec(BaseModel):
     title: str = ""
     link_gb_per_s: GigabytesPerSecond = Field(description="device-to-device bandwidth inside a node, one way")
     link_latency_us: Microseconds = Field(description="one ring hop inside a node")
+    tdp_w: _Figure | None = Field(None, description="power at which the device is sold, W; a yardstick, not modelled")
     sources: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a replica is to be fitted for.
+
+    Args:
+        model: the model.
+        split: how many devices there are, and how they share the model.
+        lm_head: whether the product with the vocabulary costs time.
+        memory_utilization: share of the device memory that weights and KV cache may use.
+        max_num_seqs: requests that may run at once; windowed layers reserve their window for each.
+        expert_weights: popularity of each routed expert; empty for all alike.
+    """
+
+    model: ModelSpec
+    split: Parallelism
+    lm_head: bool = True
+    memory_utilization: float = 0.9
+    max_num_seqs: int = 0
+    expert_weights: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """One copy of a model on the devices of a replica.
+
+    `plan` lacks the collectives, which the links cost. `facts` goes into the summary as it is; `warnings` are sentences
+    that belong with every result. `parallelism` says how the devices share the model, where that is not the demand's
+    split; None: it is.
+    """
+
+    plan: CostPlan
+    collectives: Sequence[Operator]
+    kv_capacity_tokens: int
+    weight_bytes_per_device: float
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    parallelism: Mapping[str, Any] | None = None
+
+
 class Device(Protocol):
-    """One device: compiles what it is to compute into cost terms.
+    """One device: fits a model on itself and its like.
 
     Its class is registered by its kind, has its description's schema as `Spec` (a `DeviceSpec`), and is made from that.
     """
-
-    memory_bytes: float
 
     @property
     def spec(self) -> DeviceSpec:
@@ -40,5 +89,65 @@ class Device(Protocol):
     def units(self) -> tuple[str, ...]:
         """Names of its processing units."""
 
+    @property
+    def area_mm2(self) -> float | None:
+        """Silicon that computes, memory stacks not counted; None where it is not known."""
+
+    @property
+    def key_figures(self) -> Mapping[str, Any]:
+        """What the catalogue's listing tells: `memory_gb` of one device, `memory_gb_per_s` and `tflop_per_s_16_bit`
+        where they apply, and what else follows from the description.
+        """
+
+    def fit(self, demand: Demand) -> Fitted:
+        """Put one copy of a model on devices of this kind.
+
+        Raises:
+            InputError: it does not divide over the devices, or does not fit them.
+        """
+
+
+class OperatorDevice:
+    """A device that fetches weights from its memory and runs the model operator by operator: GPUs and their like.
+
+    A kind states `spec`, `units`, `memory_bytes` (of one device) and `compile`.
+    """
+
+    spec: DeviceSpec
+    memory_bytes: float
+    area_mm2: float | None = None
+
+    @property
+    def key_figures(self) -> Mapping[str, Any]:
+        """Memory of one device."""
+        return {"memory_gb": self.memory_bytes / 1e9}
+
     def compile(self, operators: Sequence[Operator], split: Parallelism) -> CostPlan:
         """Cost plan of all operators but collectives, which belong to the links."""
+        raise NotImplementedError
+
+    def fit(self, demand: Demand) -> Fitted:
+        """Weights and KV cache share the memory; all devices are alike."""
+        model, split = demand.model, demand.split
+        operators = operators_of(model, split, lm_head=demand.lm_head)
+        plan = self.compile(operators, split)
+        weights = weight_bytes_per_device(model, split)
+        per_token = kv_bytes_per_token_per_device(model, split)
+        if per_token <= 0:
+            raise InputError(
+                "model.attention.window_every", "must be 2 or more: some layers must see the whole context"
+            )
+        share = per_token / model.kv_bytes_per_token  # of a request's cache that one device holds
+        windows = model.kv_window_bytes_per_request * share * -(-demand.max_num_seqs // split.data)
+        usable = self.memory_bytes * demand.memory_utilization
+        left = usable - weights - windows
+        tokens = int(left / per_token) * split.data if left > 0 else 0
+        if tokens <= 0:
+            held = f" and attention windows {windows / 1e9:.1f} GB" if windows else ""
+            raise InputError(
+                "cluster",
+                f"{model.name} does not fit: weights take {weights / 1e9:.1f} GB{held} of each device's usable "
+                f"{usable / 1e9:.1f} GB ({split.devices} x {self.spec.name}); "
+                "use more devices, more tensor parallelism or a smaller model",
+            )
+        return Fitted(plan, operators, tokens, weights)

@@ -6,12 +6,12 @@ Every operator takes max(FLOPs / peak, bytes / (efficiency x bandwidth)), operat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from pimserve.device_models.device import DeviceSpec
+from pimserve.device_models.device import DeviceSpec, OperatorDevice
 from pimserve.device_models.experts import ExpertTerm, ExpertUnit, Selection
 from pimserve.device_models.model import Dtype
 from pimserve.device_models.operators import (
@@ -66,6 +66,9 @@ class GpuSpec(DeviceSpec):
     prefill_attention: Literal["flash", "score_matrix"] = Field(
         "flash", description="flash: causal, scores stay on chip; score_matrix: full, scores go to DRAM and back"
     )
+    area_mm2: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="silicon that computes, without the memory stacks"
+    )
     energy: DramEnergy
 
     @field_validator("peak_tflop_per_s")
@@ -76,15 +79,18 @@ class GpuSpec(DeviceSpec):
         return peaks
 
 
-class Gpu:
+class Gpu(OperatorDevice):
     """Compiles operators to the cost terms of one GPU of a replica."""
 
     Spec: type[GpuSpec] = GpuSpec
     UNIT = "xpu"
 
+    spec: GpuSpec
+
     def __init__(self, spec: GpuSpec) -> None:
         self.spec = spec
         self.memory_bytes = spec.memory_gb * 1e9
+        self.area_mm2 = spec.area_mm2
         self._bytes_per_s = spec.memory_gb_per_s * 1e9 * spec.dram_efficiency
         self._pj_per_byte = spec.energy.per_byte_pj(spec.energy.xpu_pj_per_bit)
 
@@ -92,6 +98,17 @@ class Gpu:
     def units(self) -> tuple[str, ...]:
         """Names of the device's processing units."""
         return (self.UNIT,)
+
+    @property
+    def key_figures(self) -> Mapping[str, Any]:
+        """Memory, its nominal bandwidth, and the 16-bit peak."""
+        spec = self.spec
+        peaks = spec.peak_tflop_per_s
+        return {
+            "memory_gb": spec.memory_gb,
+            "memory_gb_per_s": spec.memory_gb_per_s,
+            "tflop_per_s_16_bit": peaks.get("bf16", peaks.get("fp16")),
+        }
 
     def compile(self, operators: Sequence[Operator], split: Parallelism) -> CostPlan:
         """Cost plan of all operators that run on devices of this kind; collectives belong to the links."""

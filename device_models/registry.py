@@ -11,13 +11,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from pimserve.device_models.aimc.device import Aimc
 from pimserve.device_models.catalogue import device_names, load_device_document
 from pimserve.device_models.device import Device
 from pimserve.device_models.duplex import Duplex
 from pimserve.device_models.gpu import Gpu
 from pimserve.errors import InputError, validation_error
 
-_BUILT_IN: dict[str, type[Gpu]] = {"gpu": Gpu, "duplex": Duplex}
+_BUILT_IN: dict[str, type[Any]] = {"gpu": Gpu, "duplex": Duplex, "aimc": Aimc}
 
 
 def device_class(kind: str) -> type[Any]:

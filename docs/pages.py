@@ -1,7 +1,8 @@
 """Writes the generated pages of docs/: `python docs/pages.py [--check] [PAGE ...]`.
 
 scenario.md comes from the schemas of the scenario, model and device documents; duplex_validation.md from recomputing
-the published figures (about 15 s). With --check nothing is written, and the exit code is 1 if a page would change.
+the published figures (about 15 s), aimc_validation.md from running the AIMC models side by side (about a minute). With
+--check nothing is written, and the exit code is 1 if a page would change.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -18,12 +19,18 @@ from typing import Any
 from pimserve.cluster.scenario import json_schema
 from pimserve.cluster.validation.duplex import validate_duplex
 from pimserve.cluster.validation.targets import Finding
+from pimserve.device_models.aimc.spec import AimcSpec
 from pimserve.device_models.catalogue import device_names, model_names
 from pimserve.device_models.duplex import DuplexSpec
 from pimserve.device_models.gpu import GpuSpec
 from pimserve.device_models.model import ModelSpec
 
 DOCS = Path(__file__).parent
+sys.path.insert(0, str(DOCS))  # for when this is not run as a script
+
+import aimc_page  # noqa: E402
+from tables import number, table  # noqa: E402
+
 Schema = Mapping[str, Any]
 
 _LIMITS = {
@@ -41,10 +48,10 @@ path=value` overrides a key, where the path is the section and the key joined by
 used, with every default written out, is in the `scenario.yaml` of its results. `pimserve schema` prints the same
 reference as JSON Schema, for editors.
 
-The unit of a key is the end of its name: `_s` seconds, `_us` microseconds, `_gb` 10^9 bytes, `_gb_per_s`,
-`_tflop_per_s`, `_tokens`, `_nj`, `_pj`, `_pj_per_bit`. Times, sizes, bandwidths and peaks
-also take a text with a unit, such as `"400 GB/s"`, `"80 GiB"`, `"200 ms"`; rates and lengths in `workload` are plain
-numbers.
+The unit of a key is the end of its name: `_s` seconds, `_us` microseconds, `_ns` nanoseconds, `_gb` 10^9 bytes,
+`_gb_per_s`, `_tflop_per_s`, `_tokens`, `_nj`, `_pj`, `_pj_per_bit`, `_w` watts, `_mw` milliwatts, `_mm2`. Times, sizes,
+bandwidths and peaks also take a text with a unit, such as `"400 GB/s"`, `"80 GiB"`, `"200 ms"`; rates and lengths in
+`workload`, and what only `kind: aimc` has, are plain numbers.
 
 A dash as default means: not set. What a [model](#model-description) and a [device](#device-description) may say
 stands at the end.
@@ -84,9 +91,9 @@ the distance from its nearest end.
 
 def scenario_page() -> str:
     """The reference of all scenario keys."""
-    scenario, model, gpu, duplex = (
+    scenario, model, gpu, duplex, aimc = (
         json_schema(),
-        *(spec.model_json_schema() for spec in (ModelSpec, GpuSpec, DuplexSpec)),
+        *(spec.model_json_schema() for spec in (ModelSpec, GpuSpec, DuplexSpec, AimcSpec)),
     )
     parts = [_SCENARIO_HEAD, *_document("", "Top level", scenario)]
     parts += [
@@ -100,6 +107,7 @@ def scenario_page() -> str:
         "packages may add kinds (entry point `pimserve.devices`).\n",
         *_document("cluster.device", "", gpu, "`kind: gpu`"),
         *_document("cluster.device", "", duplex, "`kind: duplex`, in addition to the keys of `gpu`", known=gpu),
+        *_document("cluster.device", "", aimc, "`kind: aimc`"),
     ]
     return "\n".join(parts)
 
@@ -145,8 +153,11 @@ def _references(value: Schema) -> list[str]:
 
 
 def _kind(schema: Schema) -> str:
-    kind = schema["properties"].get("kind", {}).get("const")
-    return f"`kind: {kind}`" if kind else ""
+    """The key that tells this mapping from others in its place."""
+    for key in ("kind", "model"):
+        if "const" in schema["properties"].get(key, {}):
+            return f"`{key}: {schema['properties'][key]['const']}`"
+    return ""
 
 
 def _heading(paths: list[str], note: str) -> str:
@@ -165,7 +176,7 @@ def _section(heading: str, schema: Schema, heads: Mapping[str, str], same: Schem
         required = key in schema.get("required", ())
         default = "required" if required else _default(value)
         rows.append((f"`{key}`", _type(value, heads), default, value.get("description", "")))
-    yield _table(("key", "value", "default", "meaning"), rows)
+    yield table(("key", "value", "default", "meaning"), rows)
 
 
 def _default(value: Schema) -> str:
@@ -210,7 +221,7 @@ def _plain(number: float) -> str:
 
 
 def _label(heading: str) -> str:
-    kind = re.search(r"`kind: (\w+)`", heading)
+    kind = re.search(r"`(?:kind|model): (\w+)`", heading)
     return kind[1] if kind else "mapping"
 
 
@@ -230,7 +241,7 @@ def validation_page() -> str:
     ]
     head = _VALIDATION_HEAD.format(passed=sum(bool(found.passed) for found in findings), all=len(findings))
     columns = ("", "what", "figures", "mean error", "worst error", "worst figure")
-    parts = [head + _table(columns, summary)]
+    parts = [head + table(columns, summary)]
     for name, group in groups.items():
         notes = list(dict.fromkeys(found.note for found in group if found.note))
         parts.append(f"## {_figure_heading(name)}\n")
@@ -239,16 +250,16 @@ def validation_page() -> str:
                 f"`{found.id}`",
                 found.case,
                 found.quantity,
-                _number(found.published),
-                _number(found.ours),
-                _number(found.ratio),
+                number(found.published),
+                number(found.ours),
+                number(found.ratio),
                 _tolerance(found),
                 found.method + (f" ({notes.index(found.note) + 1})" if found.note else ""),
                 "ok" if found.passed else "MISSED",
             )
             for found in group
         ]
-        parts.append(_table(("id", "setting", "quantity", "paper", "ours", "ratio", "tolerance", "computed", ""), rows))
+        parts.append(table(("id", "setting", "quantity", "paper", "ours", "ratio", "tolerance", "computed", ""), rows))
         parts += [f"{number}. {note}" for number, note in enumerate(notes, 1)]
         if notes:
             parts.append("")
@@ -282,12 +293,6 @@ def _errors(what: str, group: list[Finding]) -> Iterator[tuple[str, ...]]:
             yield what + part, str(len(errors)), mean, most, f"`{worst}`"
 
 
-def _number(value: float | tuple[float, float]) -> str:
-    if isinstance(value, tuple):
-        return f"{value[0]:.4g} to {value[1]:.4g}"
-    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
-
-
 def _tolerance(found: Finding) -> str:
     if found.tolerance_kind == "abs":
         return f"{found.tolerance:g}"
@@ -298,12 +303,11 @@ def _codes(names: list[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
-
-
-PAGES: dict[str, Callable[[], str]] = {"scenario.md": scenario_page, "duplex_validation.md": validation_page}
+PAGES: dict[str, Callable[[], str]] = {
+    "scenario.md": scenario_page,
+    "duplex_validation.md": validation_page,
+    "aimc_validation.md": aimc_page.page,
+}
 
 
 def main() -> int:

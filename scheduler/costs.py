@@ -65,20 +65,20 @@ class ReplicaCosts:
             by_outputs = self._outputs_fs[outputs] = self.plan.rows_fs(0, outputs)
         return by_tokens + by_outputs
 
-    def prefill(self, decodes: int, chunks: Sequence[ChunkShape]) -> tuple[int, int, int, int]:
-        """(tokens of the busiest group, its prefill attention fs, dram pJ, compute pJ of all groups).
+    def prefill(self, decodes: int, chunks: Sequence[ChunkShape]) -> tuple[int, int, int, int, int]:
+        """(tokens of the busiest group, 0, its prefill attention fs, dram pJ, compute pJ of all groups).
 
-        In a pipeline: (tokens but the anchor's, fs of the anchor, ...), as `PipelineTerm.prefill` has them.
+        In a pipeline: (tokens that queue, tokens of the anchor, fs, ...), as `PipelineTerm.prefill` has them.
         """
         if self.plan.pipeline is not None:
             costs = [self._chunks.get(chunk) or self._chunk(chunk) for chunk in chunks]
             shapes = [(chunk[0], cost[0]) for chunk, cost in zip(chunks, costs, strict=True)]
-            others, time = self.plan.pipeline.prefill(decodes, shapes)
-            return others, time, sum([cost[1] for cost in costs]), sum([cost[2] for cost in costs])
+            queued, anchor, time = self.plan.pipeline.prefill(decodes, shapes)
+            return queued, anchor, time, sum([cost[1] for cost in costs]), sum([cost[2] for cost in costs])
         if len(chunks) == 1:
             chunk = chunks[0]
             time, dram, compute = self._chunks.get(chunk) or self._chunk(chunk)
-            return -(-decodes // self.plan.data_parallel) + chunk[0], time, dram, compute
+            return -(-decodes // self.plan.data_parallel) + chunk[0], 0, time, dram, compute
         tokens, time, dram, compute = decodes, 0, 0, 0
         for chunk in chunks:
             chunk_time, chunk_dram, chunk_compute = self._chunks.get(chunk) or self._chunk(chunk)
@@ -88,7 +88,7 @@ class ReplicaCosts:
             compute += chunk_compute
         if self.plan.data_parallel > 1:
             tokens, time = self.plan.busiest_prefill(decodes, chunks)
-        return tokens, time, dram, compute
+        return tokens, 0, time, dram, compute
 
     def _chunk(self, chunk: ChunkShape) -> tuple[int, int, int]:
         """(fs, dram pJ, compute pJ) of a chunk's attention, kept for the next of its kind."""

@@ -308,7 +308,7 @@ class Engine:
         plan = costs.plan
         decodes, context, used = self._decodes, self._context, self._used_blocks
         outputs = decodes + len(completed)
-        busiest, prefill, dram, compute = costs.prefill(decodes, chunks)
+        busiest, anchor, prefill, dram, compute = costs.prefill(decodes, chunks)
         decode = self._slope * context
         for slope, window in self._windowed:
             decode += slope * min(context, window * decodes)
@@ -318,11 +318,13 @@ class Engine:
         if plan.experts is not None:
             duration += costs.experts_fs(decodes + tokens, self.step)
         if plan.pipeline is not None:
-            duration = plan.pipeline.mixed_fs(decodes, context, busiest, prefill)
+            duration = plan.pipeline.mixed_fs(
+                decodes, context, outputs, queued=busiest, anchor=anchor, prefill_fs=prefill
+            )
         self._take(
             (
                 *(self.clock // FS_PER_PS, self.clock % FS_PER_PS, 1, decodes, context, tokens, len(chunks), outputs),
-                *(busiest, prefill, dram, compute, used, used, duration),
+                *(busiest, anchor, prefill, dram, compute, used, used, duration),
             )
         )
         self.clock = now = self.clock + duration
@@ -425,7 +427,7 @@ class Engine:
         self._take(
             (
                 *(now // FS_PER_PS, now % FS_PER_PS, steps, decodes, context, 0, 0, decodes, share),
-                *(0, 0, 0, self._used_blocks, used, duration),
+                *(0, 0, 0, 0, self._used_blocks, used, duration),
             )
         )
         self._used_blocks = used

@@ -11,6 +11,8 @@ What a figure covers:
 - ITL: gaps that end in the window, of all requests. Its percentiles come from a histogram whose bins are 2**-12 of
   their value wide; mean and n are exact.
 - SLO and goodput: requests that arrived in the window. Throughput: tokens and finished requests inside the window.
+- Energy: of all operators, and, where the device's description tells, what it draws whether it works or not
+  (`static_joules`, null where it does not tell).
 - Request counts (but the measured ones), prompt and output tokens, energy, batch, steps, KV use, busy shares and time
   shares: the whole run.
 
@@ -96,7 +98,12 @@ def summarize(served: Served, slo: SloSpec, devices: int) -> dict[str, Any]:
     all_tokens = int(table["emitted_tokens"].sum())
     busy = sum(log.busy_fs for log in logs)
     energy = {key: sum(log.energy_pj[key] for log in logs) for key in logs[0].energy_pj}
-    joules = sum(energy.values()) / PJ_PER_J
+    static = logs[0].costs.plan.static
+    static_pj = None
+    if static is not None:
+        chain = sum(log.chain_fs for log in logs)
+        static_pj = static.energy_pj(len(logs) * served.end_fs - busy, busy, chain)
+    joules = (sum(energy.values()) + (static_pj or 0)) / PJ_PER_J
     steps = sum(log.steps for log in logs)
     capacity_fs = len(logs) * served.end_s * FS_PER_S
     growth, waiting = _queue_growth(served)
@@ -146,6 +153,8 @@ def summarize(served: Served, slo: SloSpec, devices: int) -> dict[str, Any]:
         "energy": {
             "joules": joules,
             "joules_per_output_token": joules / all_tokens if all_tokens else None,
+            "static_joules": None if static_pj is None else static_pj / PJ_PER_J,
+            "static_joules_per_output_token": static_pj / PJ_PER_J / all_tokens if static_pj and all_tokens else None,
             "joules_by_category": {
                 category: {kind: energy[category, kind] / PJ_PER_J for kind in ("dram", "compute")}
                 for category in CATEGORIES

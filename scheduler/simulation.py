@@ -40,11 +40,16 @@ class Served:
     start_fs: int
     ends_fs: tuple[int, ...]
     trimmed: bool
-    end_s: float
+    end_fs: int
     kv_blocks: int
     block_size: int
     max_model_len: int
     loop_s: float
+
+    @property
+    def end_s(self) -> float:
+        """When the last step ended."""
+        return self.end_fs / FS_PER_S
 
     @property
     def window_s(self) -> tuple[float, float]:
@@ -183,7 +188,7 @@ def simulate(
         start_fs=window_fs[0],
         ends_fs=tuple(ends_fs),
         trimmed=trimmed,
-        end_s=end_fs / FS_PER_S,
+        end_fs=end_fs,
         kv_blocks=kv_blocks,
         block_size=spec.block_size,
         max_model_len=max_model_len,

@@ -35,8 +35,9 @@ class Rows(NamedTuple):
     prefill_tokens: IntArray
     chunks: IntArray
     outputs: IntArray  # tokens that each step emits
-    busiest_tokens: IntArray  # tokens of the busiest data-parallel group; in a pipeline, all but the anchor's
-    prefill_fs: IntArray  # prefill attention of the busiest group; in a pipeline, what prompts add to the chain
+    busiest_tokens: IntArray  # tokens of the busiest data-parallel group; in a pipeline, those that queue
+    anchor_tokens: IntArray  # in a pipeline, tokens of the longest prompt
+    prefill_fs: IntArray  # prefill attention of the busiest group; in a pipeline, what the step waits for it
     prefill_dram_pj: IntArray
     prefill_compute_pj: IntArray
     blocks_begin: IntArray  # KV blocks in use during the first step
@@ -78,12 +79,13 @@ def expand(costs: ReplicaCosts, rows: Rows, first_step: int) -> Steps:
         columns = plan.pipeline.columns(
             decodes,
             context,
-            np.repeat(rows.busiest_tokens, n),
-            np.repeat(rows.prefill_fs, n),
-            np.repeat(rows.chunks > 0, n),
+            np.repeat(rows.outputs, n),
+            queued=np.repeat(rows.busiest_tokens, n),
+            anchor=np.repeat(rows.anchor_tokens, n),
+            prefill_fs=np.repeat(rows.prefill_fs, n),
         )
-        whole = plan.pipeline.fixed_fs + columns.anchor_fs + columns.work_fs
-        return Steps(whole, decodes, context, columns.anchor_fs, None, columns)
+        whole = plan.pipeline.fixed_fs + columns.slots_fs + columns.attention_fs + columns.wait_fs
+        return Steps(whole, decodes, context, columns.attention_fs, None, columns)
     outputs = -(-rows.outputs // plan.data_parallel)
     whole = np.zeros(len(n), np.int64)
     for row_term in plan.rows:
@@ -200,10 +202,10 @@ class StepLog:
         prefill = exact_sum(rows.prefill_fs)
         pipeline = self.costs.plan.pipeline
         if pipeline is not None and steps.pipeline is not None:
-            prefill = self._pipeline(pipeline, rows, steps.pipeline)
+            self._pipeline(pipeline, rows, steps.pipeline)
         # Side by side, decode attention counts for what it outlasts prefill attention.
         self.category_fs["attention_prefill"] += prefill
-        self.category_fs["attention_decode"] += exact_sum(steps.attention_fs) - exact_sum(rows.prefill_fs)
+        self.category_fs["attention_decode"] += exact_sum(steps.attention_fs) - prefill
         self._attention(rows, prefill)
         if steps.experts is not None:
             self._experts(steps.experts)
@@ -267,26 +269,24 @@ class StepLog:
             found &= reached if after else ~reached
         return found
 
-    def _pipeline(self, pipeline: PipelineTerm, rows: Rows, columns: PipelineColumns) -> int:
-        """Time of anchors and queues, and unit time; returns the time of prefill attention."""
-        steps = len(columns.anchor_fs)
-        self.chain_fs += steps * pipeline.fixed_fs + exact_sum(columns.anchor_fs)
+    def _pipeline(self, pipeline: PipelineTerm, rows: Rows, columns: PipelineColumns) -> None:
+        """Time of anchors and queues, and unit time."""
+        steps = len(columns.wait_fs)
+        slots = exact_sum(columns.slots_fs)
+        self.chain_fs += steps * pipeline.fixed_fs + slots + exact_sum(columns.attention_fs)
         for category, time in pipeline.chain:
             self.category_fs[category] += steps * time
         for index, station in enumerate(pipeline.stations):
-            self.category_fs[station.category] += exact_sum(columns.work_fs[columns.station == index])
+            self.category_fs[station.category] += exact_sum(columns.wait_fs[columns.station == index])
         tokens = rows.decodes + rows.prefill_tokens
-        anchors = np.where(rows.chunks > 0, tokens - rows.busiest_tokens - 1, 0)
-        slots = pipeline.per_prompt_token * exact_sum(anchors)
         self.category_fs[pipeline.prompt_category] += slots
-        prefill = exact_sum(rows.prefill_fs) - slots
+        prefill = exact_sum(rows.prefill_fs)
         processed, outputs = exact_dot(tokens, rows.steps), exact_dot(rows.outputs, rows.steps)
         seen = [_seen_total(rows, window) for window in pipeline.windows]
         for load in pipeline.loads:
             busy = load.per_token * processed + load.per_output * outputs
             busy += sum(each * total for each, total in zip(load.per_context, seen, strict=True))
             self.unit_fs[load.unit] += busy + prefill * load.prefill
-        return prefill
 
     def _attention(self, rows: Rows, prefill_fs: int) -> None:
         """Energy and unit time of attention."""

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 from pimserve.cluster.interconnect import Interconnect
 from pimserve.device_models.catalogue import load_model
-from pimserve.device_models.device import Device
+from pimserve.device_models.device import OperatorDevice
 from pimserve.device_models.experts import ExpertTerm, ExpertUnit
 from pimserve.device_models.model import BYTES_PER_ELEMENT, ModelSpec
 from pimserve.device_models.operators import ACTIVATION_BYTES, AllReduce, Parallelism, operators_of
@@ -136,9 +136,11 @@ def build(model: str, cluster: Cluster, name: SystemName) -> System:
     return _alike(spec, Parallelism(nodes, devices, devices, "tp" if name == "Duplex+PE+ET" else "ep"), name)
 
 
-def paper_device(name: str) -> Device:
+def paper_device(name: str) -> OperatorDevice:
     """A device as the paper simulates it: prefill attention with its score matrix in DRAM."""
-    return load_device({**_PRESETS[name], "prefill_attention": "score_matrix"})
+    device = load_device({**_PRESETS[name], "prefill_attention": "score_matrix"})
+    assert isinstance(device, OperatorDevice)
+    return device
 
 
 def _alike(model: ModelSpec, split: Parallelism, name: SystemName) -> System:

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 from pimserve.errors import InputError
 
 ToleranceKind = Literal["rel", "abs", "interval"]
-Method = Literal["closed form", "engine", "capacity", "area model"]
+Method = Literal["closed form", "engine", "capacity", "area model", "event-driven model"]
 Published = float | tuple[float, float]
 
 _REQUIRED = ("id", "case", "quantity", "published", "tolerance", "tolerance_kind")
@@ -53,17 +53,20 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A target and what this simulator says. `note` tells how the figure was read and, where it is missed, why."""
+    """A target and what this simulator says. `note` tells how the figure was read and, where it is missed, why.
+
+    `published`, `ratio` and `passed` are None where there is a figure of ours but none to hold it against.
+    """
 
     id: str
     quantity: str
     case: str
-    published: Published
+    published: Published | None
     ours: float
-    ratio: float
+    ratio: float | None
     tolerance: float
     tolerance_kind: ToleranceKind
-    passed: bool
+    passed: bool | None
     method: Method
     note: str
 
@@ -74,34 +77,44 @@ def read_targets(path: Path) -> list[Target]:
     Raises:
         InputError: the file cannot be read, is not JSON, or a target is malformed; names file and target.
     """
+    return [_target(where, name, row) for where, name, row in read_rows(path, "target")]
+
+
+def read_rows(path: Path, noun: str) -> list[tuple[str, str, dict[str, Any]]]:
+    """Read the list `{"<noun>s": [...]}` of objects with an `id` of their own: (place in errors, id, object) of each.
+
+    Raises:
+        InputError: the file cannot be read, is not JSON, or is no such list.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise InputError(str(path), f"cannot read the targets: {reason}") from None
+        raise InputError(str(path), f"cannot read the {noun}s: {reason}") from None
     try:
         document = json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno}", f"not valid JSON: {error.msg}") from None
-    rows = document.get("targets") if isinstance(document, dict) else None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets thousands deep
+        raise InputError(str(path), f"not valid JSON: {error}") from None
+    rows = document.get(f"{noun}s") if isinstance(document, dict) else None
     if not isinstance(rows, list) or not rows:
-        raise InputError(str(path), 'must be an object whose key "targets" holds a list of at least one target')
-    targets = [_target(path, number, row) for number, row in enumerate(rows, 1)]
-    seen: set[str] = set()
-    for target in targets:
-        if target.id in seen:
-            raise InputError(target.where, "the id is given twice")
-        seen.add(target.id)
-    return targets
+        raise InputError(str(path), f'must be an object whose key "{noun}s" holds a list of at least one {noun}')
+    found: dict[str, tuple[str, str, dict[str, Any]]] = {}
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise InputError(f"{path}: {noun} {number}", "must be an object")
+        name = row.get("id")
+        if not isinstance(name, str) or not name:
+            raise InputError(f"{path}: {noun} {number}", "`id` must be a text")
+        where = f"{path}: {noun} {name}"
+        if name in found:
+            raise InputError(where, "the id is given twice")
+        found[name] = where, name, row
+    return list(found.values())
 
 
-def _target(path: Path, number: int, row: object) -> Target:
-    if not isinstance(row, dict):
-        raise InputError(f"{path}: target {number}", "must be an object")
-    name = row.get("id")
-    if not isinstance(name, str) or not name:
-        raise InputError(f"{path}: target {number}", "`id` must be a text")
-    where = f"{path}: target {name}"
+def _target(where: str, name: str, row: Mapping[str, Any]) -> Target:
     missing = [key for key in _REQUIRED if key not in row]
     if missing:
         raise InputError(where, f"lacks {', '.join(missing)} (needed: {', '.join(_REQUIRED)})")

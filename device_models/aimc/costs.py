@@ -113,9 +113,9 @@ class RateCosts(_Costs):
         return self._digital(vocab, self.add_elements_per_ns, 1)
 
     def attention(self, shape: Attention, new: int, context: int, *, cached: bool, dram: Dram) -> AttentionCost:
-        """Attention of `new` tokens over `context` tokens, themselves among them; KV cache of one byte per element."""
+        """Attention of `new` tokens over `context` tokens, themselves among them."""
         flops = attention_flops(shape, new, context)
-        read = dram.move(seen(shape, new, context) * shape.kv_elements) if cached else OpCost(0, 0.0)
+        read = dram.move(seen(shape, new, context) * shape.kv_bytes) if cached else OpCost(0, 0.0)
         access = round(dram.first_access_ns * PS_PER_NS) if cached else 0
         return AttentionCost(
             access + read.ps,
@@ -182,9 +182,9 @@ class AffineCosts(_Costs):
         return _of_ns(ns, _SAMPLER_OPS * self.smp_nj_per_elem)
 
     def attention(self, shape: Attention, new: int, context: int, *, cached: bool, dram: Dram) -> AttentionCost:
-        """Attention of `new` tokens over `context` tokens; KV cache of one byte per element."""
+        """Attention of `new` tokens over `context` tokens."""
         flops = attention_flops(shape, new, context)
-        read = math.ceil(shape.kv_elements * seen(shape, new, context) / dram.gb_per_s) if cached else 0
+        read = math.ceil(shape.kv_bytes * seen(shape, new, context) / dram.gb_per_s) if cached else 0
         return AttentionCost(
             read * PS_PER_NS,
             round((self.mha_base_ns + math.ceil(flops / self.mha_flop_per_ns)) * PS_PER_NS),
@@ -276,7 +276,7 @@ class PaperTableCosts(_Costs):
         width = shape.prefill_flops / 4
         # A token of a prompt sees half of the prompt on average, and the table holds whole prompts.
         pairs = pairs_seen(shape, new, context) * (2 if new > 1 else 1)
-        read = dram.move(seen(shape, new, context) * shape.kv_elements) if cached else OpCost(0, 0.0)
+        read = dram.move(seen(shape, new, context) * shape.kv_bytes) if cached else OpCost(0, 0.0)
         ns = (0.0635 * width**2 + 135) * pairs / 64**2
         nj = 91.3e-3 * width * pairs / 64**2 * self.attention_energy_factor
         return AttentionCost(read.ps, round(ns * PS_PER_NS), read.nj, nj)

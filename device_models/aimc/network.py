@@ -53,13 +53,13 @@ class Ffn:
 class Attention:
     """Attention of one layer, for all heads.
 
-    `kv_elements` is what one token leaves in the cache; `decode_flops` are per context token, `prefill_flops` per
+    `kv_bytes` is what one token leaves in the cache; `decode_flops` are per context token, `prefill_flops` per
     (query, key) pair. `kv_heads` is into how many independent parts it can be cut.
     """
 
     heads: int
     kv_heads: int
-    kv_elements: int
+    kv_bytes: int
     decode_flops: int
     prefill_flops: int
     window_tokens: int | None = None
@@ -182,8 +182,8 @@ def gpt2_like(
     return Network(hidden, vocab, activation, tuple(build.matrices), tuple(blocks), token, position, head, norm_first)
 
 
-def network_of(model: ModelSpec) -> Network:
-    """A model of the catalogue on crossbars.
+def network_of(model: ModelSpec, kv_bits: int = 8) -> Network:
+    """A model of the catalogue on crossbars, its KV cache in elements of `kv_bits`.
 
     Embedding and output head are separate matrices even where the model ties them: one is read by rows, the other
     multiplied by. Latent attention runs in its absorbed form (arXiv 2405.04434, section 2.1.2): the up-projection of
@@ -200,7 +200,7 @@ def network_of(model: ModelSpec) -> Network:
     blocks = []
     for layer in range(model.layers):
         name = f"layers.{layer}"
-        before, after, attention = _attention(build, model, layer)
+        before, after, attention = _attention(build, model, layer, kv_bits)
         if moe is not None and layer >= moe.first_layer and (layer - moe.first_layer) % moe.every == 0:
             up = ("gate", "ffn1") if moe.matrices == 3 else ("ffn1",)
             router = build.add(f"{name}.router", layer, "router", hidden, moe.experts)
@@ -223,9 +223,10 @@ def network_of(model: ModelSpec) -> Network:
 
 
 def _attention(
-    build: _Builder, model: ModelSpec, layer: int
+    build: _Builder, model: ModelSpec, layer: int, kv_bits: int
 ) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...], Attention]:
     """Stages before and after attention, and attention itself."""
+    kv_bytes = model.attention.kv_elements * kv_bits // 8
     shape, hidden, name = model.attention, model.hidden, f"layers.{layer}"
 
     def add(part: str, rows: int, cols: int, head_cols: int | None = None) -> int:
@@ -237,7 +238,7 @@ def _attention(
         flops = 4 * shape.heads * shape.head_dim
         windowed = shape.window_tokens is not None and (layer + 1) % shape.window_every == 0
         window = shape.window_tokens if windowed else None
-        attention = Attention(shape.heads, shape.kv_heads, shape.kv_elements, flops, flops, window)
+        attention = Attention(shape.heads, shape.kv_heads, kv_bytes, flops, flops, window)
         return (qkv,), ((add("out_proj", width, hidden),),), attention
     heads = shape.heads
     down = (add("q_down", hidden, shape.q_lora_rank), add("kv_down", hidden, shape.kv_elements))
@@ -250,5 +251,5 @@ def _attention(
     return (
         (down, (q_up,), (k_up,)),
         ((v_up,), (out,)),
-        Attention(heads, heads, shape.kv_elements, flops, 2 * heads * (shape.qk_dim + shape.v_dim), window),
+        Attention(heads, heads, kv_bytes, flops, 2 * heads * (shape.qk_dim + shape.v_dim)),
     )

@@ -24,7 +24,7 @@ def bench(*arguments: str) -> str:
 def test_every_case_gives_figures():
     figures = json.loads(bench("--json"))
     assert {figure["case"] for figure in figures} == {
-        "start", "common", "yardstick", "replicas16", "load", "growth", "reference",
+        "start", "common", "yardstick", "replicas16", "load", "growth", "reference", "aimc",
     }  # fmt: skip
     for figure in figures:
         assert 0 < figure["process_s"] <= figure["process_median_s"]
@@ -34,6 +34,9 @@ def test_every_case_gives_figures():
     saturated = [figure["of_capacity"] for figure in figures if figure["what"].endswith(", saturated")]
     assert len(saturated) == 3
     assert all(share > 1 for share in saturated)
+    graphs = [figure for figure in figures if figure["case"] == "aimc"]
+    assert len(graphs) == 7
+    assert all(figure["tasks"] > 1000 for figure in graphs)
     engine, reference = (figure for figure in figures if figure["case"] == "reference")
     assert engine["steps"] == reference["steps"] > 0
 

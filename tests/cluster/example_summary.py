@@ -36,6 +36,7 @@ _EXAMPLE = {
         "requests_per_s": 4.7768,
         "output_tokens_per_s": 1005.77,
         "output_tokens_per_s_per_device": 125.721,
+        "output_tokens_per_s_per_mm2": None,
     },
     "tokens": {"prompt": 3538925, "output": 629618, "output_in_window": 616708},
     "latency_s": {
@@ -55,6 +56,9 @@ _EXAMPLE = {
     "energy": {
         "joules": 1000.0,
         "joules_per_output_token": 0.31101,
+        "static_joules": None,
+        "static_joules_per_output_token": None,
+        "tdp_joules_per_output_token": None,
         "joules_by_category": {
             "fc": {"dram": 80.0, "compute": 20.0},
             "attention_prefill": {"dram": 1.0, "compute": 1.0},
@@ -79,6 +83,10 @@ _EXAMPLE = {
     "saturated": False,
     "waiting": {"at_last_arrival": 1, "growth_per_arrival": 0.0},
     "digest": "86d9",
+    "silicon_mm2": None,
+    "tdp_w": None,
+    "device_facts": {},
+    "warnings": [],
     "results": "results/example",
     "simulator": {
         "loop_s": 0.82142,

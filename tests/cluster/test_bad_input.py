@@ -104,8 +104,26 @@ OVERRIDES: list[tuple[list[str], str]] = [
     (["model={preset: gpt-9}"], "model: unknown model 'gpt-9' (known: deepseek-r1,"),
     (["model={}"], "model: needs `preset` (one of deepseek-r1,"),
     (["cluster.device=h1000"], "cluster.device: unknown device 'h1000'; did you mean h100"),
-    (["cluster.device={kind: tpu}"], "cluster.device.kind: unknown kind of device 'tpu' (known: duplex, gpu)"),
+    (["cluster.device={kind: tpu}"], "cluster.device.kind: unknown kind of device 'tpu' (known: aimc, duplex, gpu)"),
     (["cluster.device={}"], "cluster.device: needs `preset` (one of a100,"),
+    # 3D AIMC chips: what does not fit, and what they know nothing of.
+    (["cluster.device=aimc-realistic"], "cluster.devices_per_node: the network does not fit: it needs 178,416 tiers"),
+    (["cluster.device=aimc-realistic"], "it takes 6 such chips"),
+    (
+        ["cluster.device=aimc-realistic", "cluster.devices_per_node=6", "cluster.tensor_parallel=2"],
+        "cluster.tensor_parallel: aimc-realistic holds whole layers, or whole experts, on a chip",
+    ),
+    (["cluster.device={preset: aimc-realistic, memory_gb: 80}"], "cluster.device.memory_gb: unknown key"),
+    (["cluster.device={preset: aimc-realistic, dram: {gb: 0}}"], "cluster.device.dram.gb: must be greater than 0"),
+    (
+        [
+            "cluster.device={preset: aimc-realistic, dram: {gb: 0.001}}",
+            "cluster.devices_per_node=6",
+            "model=mixtral-8x7b",
+            "scheduler.max_model_len=1000",
+        ],
+        "1000 exceeds the 73 tokens that the KV cache holds",
+    ),
     (["model.attention.kind=mqa"], "model.attention.kind: must be one of 'gqa', 'mla' (got 'mqa')"),
     (["scheduler.router=random"], "scheduler.router: unknown router 'random' (known: round_robin, least_outstanding"),
     (["scheduler.batching=continuous"], "scheduler.batching: must be 'chunked' or 'stage' (got 'continuous')"),

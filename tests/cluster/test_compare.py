@@ -199,3 +199,28 @@ def test_a_device_may_differ_without_warning(save):
     text = report(compare([save("a", SCENARIO), save("b", changed("cluster", replicas=2))]))
     assert "note: the runs differ in" in text
     assert "warning" not in text
+
+
+def test_energy_with_and_without_passive_power_is_not_alike(save):
+    analog = {"joules": 900.0, "static_joules": 810.0, "joules_per_output_token": 0.2}
+    analog = {**example_summary()["energy"], **analog, "static_joules_per_output_token": 0.18}
+    comparison = compare([save("gpu", SCENARIO), save("aimc", SCENARIO, energy=analog)])
+    assert comparison.unlike == ("whether energy includes passive power",)
+    assert quantity(comparison, "energy.static_joules_per_output_token").values == (None, 0.18)
+    text = " ".join(report(comparison).split())
+    assert "of it passive power mJ - 180 -" in text
+    assert not compare([save("a", SCENARIO, energy=analog), save("b", SCENARIO, energy=analog)]).unlike
+
+
+def test_silicon_and_tdp_are_compared(save):
+    first = save("a", silicon_mm2=3256.0, throughput__output_tokens_per_s_per_mm2=0.25)
+    second = save("b", energy__tdp_joules_per_output_token=3.0, silicon_mm2=814.0)
+    comparison = compare([first, second])
+    assert quantity(comparison, "silicon_mm2").ratios == (1.0, 0.25)
+    assert quantity(comparison, "throughput.output_tokens_per_s_per_mm2").values == (0.25, None)
+    assert "at the devices' TDP J - 3.00 -" in " ".join(report(comparison).split())
+
+
+def test_a_unit_is_that_of_the_first_run_that_has_the_figure(save):
+    runs = [save(name, energy__tdp_joules_per_output_token=value) for name, value in (("a", None), ("b", 0.005))]
+    assert "at the devices' TDP mJ - 5.00 -" in " ".join(report(compare(runs)).split())

@@ -41,13 +41,30 @@ def test_key_figures_of_a_model():
 
 def test_key_figures_of_a_device():
     line = next(line for line in printed(device_list(DEVICES)).splitlines() if line.startswith("duplex "))
-    assert line.split() == ["duplex", "xPU,", "Logic-PIM", "989", "85.9", "GB", "3,352", "450"]
+    assert line.split() == ["duplex", "duplex", "903", "989", "85.9", "GB", "3,352", "450"]
+
+
+def test_what_does_not_apply_to_a_device_is_a_dash():
+    table = printed(device_list(DEVICES)).partition("\nsources\n")[0]
+    rows = {line.split()[0]: line.split() for line in table.splitlines()[2:] if line}
+    assert rows["aimc-realistic"] == ["aimc-realistic", "aimc", "718", "-", "512", "GB", "614", "450"]
+    assert rows["b200"] == ["b200", "gpu", "-", "2,250", "180", "GB", "8,000", "900"]
 
 
 def test_a_device_is_one_line():
     rows = printed(device_list(DEVICES)).partition("\nsources\n")[0]
     assert [line.split()[0] for line in rows.splitlines()[2:] if line] == [entry["name"] for entry in DEVICES]
-    assert "xPU, BankGroup-PIM " in rows
+
+
+def test_derived_figures_of_devices():
+    derived = {entry["name"]: entry["derived"] for entry in DEVICES}
+    assert derived["h100"]["area_mm2"] == 814
+    assert derived["h100"]["tflop_per_s_16_bit"] == 989.4
+    assert derived["duplex"]["units"] == ["xpu", "logic_pim"]
+    chip = derived["aimc-realistic"]
+    assert chip["units"] == ["tiles", "busiest_tile", "digital", "attention", "dram"]
+    assert chip["weights"] == 512 * 64 * 512**2
+    assert (chip["area_mm2"], chip["passive_w"]) == (pytest.approx(717.5, abs=0.1), pytest.approx(23.2, abs=0.1))
 
 
 @pytest.mark.parametrize("entry", [*MODELS, *DEVICES], ids=lambda entry: entry["name"])

@@ -7,6 +7,7 @@ import pytest
 from pimserve.cluster.interconnect import Interconnect
 from pimserve.cluster.placement import Replica, place
 from pimserve.device_models.catalogue import load_model, model_names
+from pimserve.device_models.device import Demand
 from pimserve.device_models.operators import (
     Experts,
     Gemm,
@@ -23,7 +24,7 @@ ONE = Parallelism()
 
 
 def placed(model: str, split: Parallelism = ONE, device: str = "h100", **changes: float | bool) -> Replica:
-    return place(load_model(model), load_device(device), split, LINKS, **changes)
+    return place(load_device(device), LINKS, Demand(load_model(model), split, **changes))  # type: ignore[arg-type]
 
 
 def test_the_kv_cache_gets_what_weights_leave() -> None:
@@ -105,7 +106,7 @@ def test_the_links_cost_is_added_to_the_devices_plan() -> None:
     plan = placed("llama-3.1-8b", split).plan
     links = [term for term in plan.rows if term.category == "communication"]
     assert [term.name for term in links] == ["all-reduce"]
-    free = place(load_model("llama-3.1-8b"), load_device("h100"), split, replace(LINKS, link_latency_us=0))
+    free = place(load_device("h100"), replace(LINKS, link_latency_us=0), Demand(load_model("llama-3.1-8b"), split))
     # Two all-reduces per layer, of 6 hops of 3 us.
     assert plan.rows_fs(1, 1) - free.plan.rows_fs(1, 1) == 2 * 32 * 6 * 3 * 10**9
 
@@ -114,3 +115,16 @@ def test_the_product_with_the_vocabulary_can_be_left_out() -> None:
     plan, without = placed("llama-3.1-8b").plan, placed("llama-3.1-8b", lm_head=False).plan
     assert {term.name for term in plan.rows} - {term.name for term in without.rows} == {"lm head"}
     assert plan.digest() != without.digest()
+
+
+def test_devices_may_share_a_model_in_their_own_way() -> None:
+    assert placed("llama-3.1-8b", Parallelism(1, 4, 4)).parallelism == {
+        "nodes": 1,
+        "devices_per_node": 4,
+        "tensor": 4,
+        "experts": "ep",
+    }
+    chips = placed("mixtral-8x7b", Parallelism(2, 3, 3), "aimc-realistic")
+    assert chips.parallelism == {"nodes": 2, "devices_per_node": 3, "spread": "layers"}
+    assert chips.facts["preset"] == "aimc-realistic"
+    assert any("passive power is assumed" in warning for warning in chips.warnings)

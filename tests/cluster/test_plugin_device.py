@@ -1,4 +1,4 @@
-"""A kind of device that pimserve has never heard of, and that shares no code with its own."""
+"""A kind of device that pimserve has never heard of."""
 
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, EntryPoints
@@ -10,7 +10,7 @@ import pytest
 from pimserve.cluster.run import run
 from pimserve.cluster.scenario import load_scenario
 from pimserve.device_models import registry
-from pimserve.device_models.device import DeviceSpec
+from pimserve.device_models.device import DeviceSpec, OperatorDevice
 from pimserve.device_models.operators import Operator, Parallelism
 from pimserve.device_models.plan import CostPlan, RowTerm
 from pimserve.errors import InputError
@@ -21,7 +21,7 @@ class AbacusSpec(DeviceSpec):
     step_s: float = 1.0
 
 
-class Abacus:
+class Abacus(OperatorDevice):
     """Takes a fixed time for every step."""
 
     Spec = AbacusSpec

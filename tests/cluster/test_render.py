@@ -95,6 +95,62 @@ def test_saturation_is_said():
     assert "saturated" not in report()
 
 
+def test_warnings_are_wrapped_under_their_text():
+    said = ["one is short", "another " + "goes on and on " * 8 + "to its end"]
+    text = report(warnings=said)
+    lines = text.splitlines()
+    first = lines.index("warning: one is short")
+    assert lines[first + 1].startswith("warning: another goes on")
+    assert lines[first + 2].startswith("         ")
+    assert lines[first + 2].strip()
+    assert " ".join(said[1].split()) in " ".join(text.split())
+    assert "warning" not in report()
+
+
+def test_passive_power_is_a_share_of_the_energy_without_time():
+    text = report(energy__static_joules=922.4)
+    assert line_with(text, "passive power") == "passive power - 92.2 %"
+    assert "passive power" not in report()
+
+
+def test_silicon_shows_where_it_is_known():
+    text = report(silicon_mm2=4305.2, throughput__output_tokens_per_s_per_mm2=0.2219)
+    assert line_with(text, "silicon") == "silicon, mm2 4,305"
+    assert line_with(text, "per mm2") == "output tokens/s per mm2 0.222"
+    assert "mm2" not in report()
+
+
+def test_facts_of_the_devices():
+    facts = {
+        "mapping": "moe_separated",
+        "tiers_used": 178416,
+        "passive_w": 139.104,
+        "gated": False,
+        "programming": {"time_s": 20.97152, "joules": 186.8101, "lifetime_years": 410677.6, "pulses_per_device": 20.0},
+        "event_model_over_plan": [0.78, 1.05],
+        "noise": None,
+    }
+    text = report(device_facts=facts)
+    assert line_with(text, "mapping ") == "mapping moe_separated"
+    assert line_with(text, "tiers used") == "tiers used 178,416"
+    assert line_with(text, "passive ") == "passive 139 W"
+    assert line_with(text, "gated") == "gated no"
+    assert line_with(text, "event model") == "event model over plan 0.780, 1.05"
+    assert line_with(text, "noise") == "noise -"
+    joined = " ".join(text.split())
+    assert "programming time 21.0 s; joules 187; lifetime 410,678 years; pulses per device 20 " in joined
+    assert "device\n" not in report()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_facts_and_warnings_keep_the_width(width, monkeypatch):
+    facts = {"long": {f"key_{index}": "word " * 9 for index in range(9)}, "list": list(range(100)), "word": "x" * 200}
+    text = printed(
+        summary_report(example_summary(device_facts=facts, warnings=["y" * 300, "z " * 99])), width, monkeypatch
+    )
+    assert max(map(cell_len, text.splitlines())) <= width
+
+
 def test_cut_requests_show_only_when_there_are_some():
     assert "cut at max_model_len" not in report()
     assert "17" in line_with(report(requests__truncated=17), "cut at max_model_len")

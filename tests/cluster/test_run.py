@@ -25,6 +25,8 @@ SMALL = ["workload.num_requests=25"]
         ["cluster.device.memory_gb=96", "workload.num_requests=5"],
         ["model=gpt-oss-120b", "scheduler.batching=stage", "scheduler.kv_admission=oracle", "run.warmup_s=1"],
         ["slo={preset: mlperf/llama3.1-8b/server, e2e_s: 3 s}", "run.max_time_s=5", "output.steps=false"],
+        ["cluster.device=aimc-realistic", "cluster.devices_per_node=6", "scheduler.max_num_seqs=4"],
+        ["cluster.device.preset=aimc-nand", "cluster.device.power.idle_gating=0.3", "cluster.devices_per_node=3"],
     ],
     ids=lambda overrides: " ".join(overrides)[:40],
 )
@@ -71,6 +73,21 @@ def test_summary(tmp_path: Path) -> None:
     assert simulator["peak_memory_mb"] == pytest.approx(now / 1e6, rel=0.01)
 
 
+def test_silicon_and_power_that_devices_are_sold_at() -> None:
+    gpus = serve(load_scenario(None, [*SMALL, "cluster.device=h100", "cluster.replicas=2"]))[0]
+    assert (gpus["silicon_mm2"], gpus["tdp_w"]) == (8 * 814, 8 * 700)
+    rates, energy = gpus["throughput"], gpus["energy"]
+    assert rates["output_tokens_per_s_per_mm2"] == pytest.approx(rates["output_tokens_per_s"] / (8 * 814))
+    tokens = gpus["tokens"]["output"]
+    assert energy["tdp_joules_per_output_token"] == pytest.approx(8 * 700 * gpus["end_s"] / tokens)
+    assert energy["static_joules"] is None
+    assert gpus["warnings"] == []
+    unknown = serve(load_scenario(None, [*SMALL, "cluster.device=duplex-bank-pim"]))[0]
+    assert (unknown["silicon_mm2"], unknown["tdp_w"]) == (None, None)
+    assert unknown["throughput"]["output_tokens_per_s_per_mm2"] is None
+    assert unknown["energy"]["tdp_joules_per_output_token"] is None
+
+
 @pytest.mark.parametrize(
     ("device", "label"),
     [
@@ -79,6 +96,7 @@ def test_summary(tmp_path: Path) -> None:
         ("{preset: duplex, memory_gb: 80 GiB}", "duplex"),  # says what the preset says
         ("{preset: duplex, link_gb_per_s: 300}", "duplex (changed)"),
         ("{preset: duplex, name: mine, link_gb_per_s: 300}", "mine"),
+        ("{preset: aimc-realistic, tiers: 400}", "aimc-realistic (changed)"),
         ("{kind: gpu, memory_gb: 192, memory_gb_per_s: 8000, peak_tflop_per_s: {bf16: 2000}, link_gb_per_s: 900,"
          " link_latency_us: 1, energy: {xpu_pj_per_bit: 4, row_activation_nj: 1, mac_pj: 1}}", "custom"),
     ],

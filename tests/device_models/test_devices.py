@@ -7,6 +7,7 @@ import pytest
 
 from pimserve.cluster.interconnect import Interconnect
 from pimserve.device_models.catalogue import device_names, load_model, model_names
+from pimserve.device_models.device import OperatorDevice
 from pimserve.device_models.duplex import DuplexSpec
 from pimserve.device_models.gpu import Gpu
 from pimserve.device_models.model import BYTES_PER_ELEMENT, ModelSpec
@@ -19,6 +20,14 @@ from pimserve.errors import InputError
 # Nodes, devices per node, tensor parallelism; the last one slices over two nodes.
 SPLITS = [(1, 1, 1), (1, 2, 2), (1, 4, 4), (1, 8, 8), (2, 8, 8), (4, 8, 8), (2, 8, 16)]
 DECODES, CONTEXT, PROMPT = 24, 700, 512
+OPERATOR_DEVICES = [name for name in device_names() if isinstance(load_device(name), OperatorDevice)]
+
+
+def gpu(document: str | dict[str, object]) -> Gpu:
+    """A device that runs operators: a GPU, or one with a second unit."""
+    device = load_device(document)
+    assert isinstance(device, Gpu)
+    return device
 
 
 def sensible_splits(device: Gpu, model: ModelSpec) -> list[Parallelism]:
@@ -139,9 +148,9 @@ def demand(model: ModelSpec, counts: np.ndarray, *, decodes: int, context: int, 
 
 
 @pytest.mark.parametrize("model_name", model_names())
-@pytest.mark.parametrize("device_name", device_names())
+@pytest.mark.parametrize("device_name", OPERATOR_DEVICES)
 def test_no_step_is_faster_or_cheaper_than_physics_allows(device_name: str, model_name: str) -> None:
-    device, model = load_device(device_name), load_model(model_name)
+    device, model = gpu(device_name), load_model(model_name)
     spec = device.spec
     peaks: dict[str, float] = dict(spec.peak_tflop_per_s)
     peak = 1e12 * max(peaks.get(dtype, peaks["fp16"]) for dtype in ("fp16", model.dense_dtype, model.routed_dtype))
@@ -199,14 +208,21 @@ def test_derived_figures_of_the_duplex_presets() -> None:
 
 
 def test_the_xpu_alone_is_the_h100() -> None:
-    h100 = load_device("h100").spec.model_dump(exclude={"name", "title", "sources", "kind"})
+    told_apart = {"name", "title", "sources", "kind", "area_mm2", "tdp_w"}
+    h100 = load_device("h100").spec.model_dump(exclude=told_apart)
     duplex = duplex_spec("duplex").model_dump(include=set(h100))
     assert h100 == duplex
 
 
+def test_silicon_of_duplex_is_that_of_the_h100_and_five_logic_dies_units() -> None:
+    h100, duplex = gpu("h100"), gpu("duplex")
+    assert h100.area_mm2 == 814
+    assert duplex.area_mm2 == pytest.approx(814 + 5 * 17.80)
+
+
 def mixtral_plan(preset: str, **changes: object) -> CostPlan:
     split = Parallelism(1, 4, 4, "ep")
-    device = load_device({"preset": preset, **changes})
+    device = gpu({"preset": preset, **changes})
     return device.compile(operators_of(load_model("mixtral-8x7b"), split, lm_head=False), split)
 
 

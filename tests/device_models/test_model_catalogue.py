@@ -8,16 +8,18 @@ from pimserve.device_models.model import DenseFfn, MixtureOfExperts
 from pimserve.errors import InputError
 
 KIB = 1024
+ASSUMED = [name for name in model_names() if name.startswith("switch-like-")]  # shapes that are partly ours
+PUBLISHED = [name for name in model_names() if name not in ASSUMED]
 
 
-@pytest.mark.parametrize("name", model_names())
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters_as_published(name: str) -> None:
     spec = load_model(name)
     assert spec.published is not None
     assert spec.parameters == pytest.approx(spec.published.parameters, rel=spec.published.relative_tolerance)
 
 
-@pytest.mark.parametrize("name", [name for name in model_names() if load_model(name).moe and name != "grok-1"])
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if load_model(name).moe and name != "grok-1"])
 def test_active_parameters_as_published(name: str) -> None:
     spec = load_model(name)
     published = spec.published
@@ -33,6 +35,8 @@ def test_active_parameters_as_published(name: str) -> None:
         # Elements in the released checkpoints (of DeepSeek-V3: without its multi-token prediction module).
         ("deepseek-v3", 671_026_419_200),
         ("gpt-oss-120b", 116_829_156_672),
+        ("gpt2-large", 774_030_080),
+        ("gpt2-medium", 354_823_168),
         ("llama-3-70b", 70_553_706_496),
         ("llama-3.1-8b", 8_030_261_248),
         ("llama-3.1-405b", 405_853_388_800),
@@ -42,6 +46,35 @@ def test_active_parameters_as_published(name: str) -> None:
 )
 def test_parameters_to_the_last_one(name: str, parameters: int) -> None:
     assert load_model(name).parameters == parameters
+
+
+@pytest.mark.parametrize("name", ASSUMED)
+def test_assumed_shapes_say_so_and_claim_no_published_count(name: str) -> None:
+    spec = load_model(name)
+    assert spec.published is None
+    assert any(source.startswith("assumed: ") for source in spec.sources)
+
+
+def test_largest_switch_like_model_is_the_one_of_the_reference_case() -> None:
+    # 51,812,770,816 weights there: the same matrices, 9 positions, and no norms.
+    spec = load_model("switch-like-51b")
+    norms = (48 * 4 + 2) * 1024
+    assert spec.parameters - norms - 1024 * 1024 == 51_812_770_816 - 9 * 1024
+
+
+@pytest.mark.parametrize(
+    ("name", "experts", "active"),
+    [
+        # layers x 128 experts x 2 matrices, of which one expert's works for a token
+        ("switch-like-2b", 6 * 128 * 2 * 512 * 2048, 6 * 2 * 512 * 2048),
+        ("switch-like-7b", 12 * 128 * 2 * 768 * 3072, 12 * 2 * 768 * 3072),
+        ("switch-like-51b", 48 * 128 * 2 * 1024 * 4096, 48 * 2 * 1024 * 4096),
+    ],
+)
+def test_experts_of_the_switch_like_models(name: str, experts: int, active: int) -> None:
+    spec = load_model(name)
+    assert spec.routed_parameters == experts
+    assert spec.parameters - spec.active_parameters == experts - active
 
 
 def test_deepseek_active_parameters_as_in_its_weight_documentation() -> None:
@@ -67,6 +100,13 @@ def test_deepseek_active_parameters_as_in_its_weight_documentation() -> None:
         # the latent and the rotary key: 576 elements x 61 layers x 2 bytes
         ("deepseek-v3", 70_272),
         ("deepseek-r1", 70_272),
+        # 2 x width x layers x 2 bytes: every head has its own key and value
+        ("gpt2-medium", 2 * 1024 * 24 * 2),
+        ("gpt2-large", 2 * 1280 * 36 * 2),
+        ("megatron-1.2b", 2 * 1536 * 40 * 2),
+        ("switch-like-2b", 2 * 512 * 6 * 2),
+        ("switch-like-7b", 2 * 768 * 12 * 2),
+        ("switch-like-51b", 2 * 1024 * 48 * 2),
         # the 18 layers without a window
         ("gpt-oss-120b", 2 * 8 * 64 * 18 * 2),
     ],

@@ -1,16 +1,21 @@
 """Terms of a cost plan against counting by hand."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pimserve.device_models.catalogue import device_names, load_model, model_names
+from pimserve.device_models.gpu import Gpu
 from pimserve.device_models.operators import Parallelism, PrefillAttention, operators_of
 from pimserve.device_models.plan import FS_PER_S, Chunk, PrefillAttentionTerm
 from pimserve.device_models.registry import load_device
 from pimserve.device_models.routing import POOL_SIZE, ExpertPools, Routing
 from pimserve.errors import InputError
+
+OPERATOR_DEVICES = {name: device for name in device_names() if isinstance(device := load_device(name), Gpu)}
 
 
 @given(q=st.integers(1, 60), context=st.integers(0, 60), window=st.none() | st.integers(1, 40), causal=st.booleans())
@@ -30,7 +35,7 @@ def test_chunks_of_a_causal_prompt_add_up(length: int, cut: int, window: int | N
     assert sum(parts) == term.extent(Chunk(length, 0))[2]
 
 
-@pytest.mark.parametrize("device", device_names())
+@pytest.mark.parametrize("device", OPERATOR_DEVICES)
 @pytest.mark.parametrize("model", model_names())
 def test_every_attention_term_respects_its_own_bounds(model: str, device: str) -> None:
     """Each prefill operator by itself takes at least its FLOPs over the peak and its bytes over the bandwidth."""
@@ -39,7 +44,7 @@ def test_every_attention_term_respects_its_own_bounds(model: str, device: str) -
         operators = operators_of(load_model(model), split)
     except InputError:
         pytest.skip("does not divide over 8 devices")
-    found = load_device(device)
+    found = OPERATOR_DEVICES[device]
     spec = found.spec
     plan = found.compile(operators, split)
     prefills = [op for op in operators if isinstance(op, PrefillAttention)]
@@ -62,10 +67,13 @@ def test_every_attention_term_respects_its_own_bounds(model: str, device: str) -
 def test_co_processing_is_not_slower_than_one_unit(model: str, tokens: int, experts: str) -> None:
     """The decision table is crude, but it must fit the data type of the weights: both units beat one, or nearly."""
     times = {}
+    spec = load_model(model)
+    devices = math.gcd(8, spec.attention.heads)
     for selection in ("per_layer", "co_processing"):
         device = load_device({"preset": "duplex", "processor_selection": selection})
-        split = Parallelism(1, 8, 8, experts)
-        plan = device.compile(operators_of(load_model(model), split), split)
+        assert isinstance(device, Gpu)
+        split = Parallelism(1, devices, devices, experts)
+        plan = device.compile(operators_of(spec, split), split)
         assert plan.experts is not None
         pools = ExpertPools(plan.experts, Routing(), 0)
         times[selection] = pools.features(np.full(POOL_SIZE, tokens), np.arange(POOL_SIZE))[:, 0].mean()
@@ -73,16 +81,14 @@ def test_co_processing_is_not_slower_than_one_unit(model: str, tokens: int, expe
 
 
 def test_rounding_is_small() -> None:
-    """The smallest coefficient of any device and model on up to 8 devices is far above a femtosecond."""
+    """Of the smallest coefficient of any model on 8 devices, half a femtosecond is less than a thousandth."""
     smallest = []
-    for device in device_names():
+    for device in OPERATOR_DEVICES.values():
         for model in model_names():
             try:
-                plan = load_device(device).compile(
-                    operators_of(load_model(model), split := Parallelism(1, 8, 8)), split
-                )
+                plan = device.compile(operators_of(load_model(model), split := Parallelism(1, 8, 8)), split)
             except InputError:
                 continue
             smallest += [term.slope for term in plan.decode]
             smallest += [c for term in plan.prefill for piece in term.pieces for c in piece if c]
-    assert min(smallest) > 10_000
+    assert min(smallest) > 500

@@ -49,7 +49,7 @@ def test_changes_do_not_reach_the_catalogue() -> None:
         ({"preset": "../models/opt-66b"}, "unknown device"),
         ({}, "needs `preset` .*duplex.*or a full description with `kind`"),
         ({"kind": 3}, "needs `preset`"),
-        ({"kind": "abacus"}, "unknown kind of device 'abacus' .*duplex, gpu"),
+        ({"kind": "abacus"}, "unknown kind of device 'abacus' .*aimc, duplex, gpu"),
         ({"preset": "h100", "colour": "green"}, "device.colour: unknown key"),
         ({"preset": "h100", "dram_efficiency": 1.2}, "device.dram_efficiency: .*less than or equal to 1.*got 1.2"),
         ({"preset": "h100", "memory_gb_per_s": "3 GB"}, "device.memory_gb_per_s: '3 GB' is not a number in GB/s"),
@@ -58,6 +58,13 @@ def test_changes_do_not_reach_the_catalogue() -> None:
         ({"preset": "duplex", "pim": {"name": "Logic PIM"}}, "device.pim.name"),
         ({"preset": "duplex", "processor_selection": "best"}, "device.processor_selection"),
         ({**WHOLE, "energy": {}}, "device.energy.mac_pj: is missing"),
+        ({"preset": "aimc-realistic", "tires": 4}, "device.tires: unknown key"),
+        ({"preset": "aimc-realistic", "kv_bits": 5}, "device.kv_bits: .*4, 8"),
+        ({"preset": "aimc-realistic", "mapping": {"strategy": "best"}}, "device.mapping.strategy: .*greedy_in_order"),
+        ({"preset": "aimc-realistic", "mapping": {"split_ffn": False}}, "mapping.split_ffn: false does not go with"),
+        ({"preset": "aimc-realistic", "costs": {"model": "guess"}}, "device.costs"),
+        ({"preset": "aimc-realistic", "power": {"idle_gating": 2}}, "device.power.idle_gating: .*1"),
+        ({"preset": "aimc-realistic", "memory_gb": 80}, "device.memory_gb: unknown key"),
     ],
 )
 def test_mistakes_are_named_with_their_place(document: Any, says: str) -> None:
@@ -85,8 +92,10 @@ def test_an_installed_package_adds_a_kind(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize("name", device_names())
 def test_every_preset_loads(name: str) -> None:
     device = registry.load_device(name)
-    assert device.spec.kind in ("gpu", "duplex")
-    assert device.memory_bytes > 0
+    assert device.spec.kind in ("gpu", "duplex", "aimc")
+    assert device.units
+    assert device.key_figures["memory_gb"] > 0
+    assert device.key_figures["memory_gb_per_s"] > 0
 
 
 @pytest.mark.parametrize("name", ["xpu", "link"])

@@ -276,14 +276,14 @@ def run_reference(
 def dense_fs(plan: CostPlan, decode_requests: int, context: int, chunks: list[Chunk], outputs: int) -> int:
     """Duration of a step without its routed experts."""
     if plan.pipeline is not None:
-        return pipeline_fs(plan, decode_requests, context, chunks)
+        return pipeline_fs(plan, decode_requests, context, chunks, outputs)
     tokens, prefill = plan.busiest_prefill(decode_requests, chunks)
     decode = plan.decode_fs(decode_requests, context)
     attention = max(decode, prefill) if plan.overlap_attention else decode + prefill
     return plan.rows_fs(tokens, -(-outputs // plan.data_parallel)) + attention
 
 
-def pipeline_fs(plan: CostPlan, requests: int, context: int, chunks: list[Chunk]) -> int:
+def pipeline_fs(plan: CostPlan, requests: int, context: int, chunks: list[Chunk], outputs: int) -> int:
     """Duration of a step in a pipeline: the anchor's chain, and the busiest station's work for all other tokens."""
     pipe = plan.pipeline
     assert pipe is not None
@@ -291,19 +291,28 @@ def pipeline_fs(plan: CostPlan, requests: int, context: int, chunks: list[Chunk]
     attention = [sum(term.cost(chunk)[0] for term in plan.prefill) for chunk in chunks]
     own = [pipe.per_prompt_token * (chunk.tokens - 1) + spent for chunk, spent in zip(chunks, attention, strict=True)]
     if chunks:
-        anchor = own.index(max(own))
-        time += own[anchor] + sum(attention) - attention[anchor]
-        others = requests + sum(chunk.tokens for chunk in chunks) - chunks[anchor].tokens
+        ranked = sorted(range(len(chunks)), key=lambda i: (own[i], chunks[i].tokens, attention[i]), reverse=True)
+        others = 0
+        busiest = max(station.per_token for station in pipe.stations)
+        for rank, i in enumerate(ranked[1:]):
+            tokens = chunks[i].tokens
+            if rank == 0 and busiest:
+                tokens = tokens * pipe.per_second_prompt_token // busiest
+            others += tokens
+        time += own[ranked[0]] + max(0, sum(attention[i] for i in ranked[1:]) - others * busiest)
+        others += requests
     else:
         others = requests - 1
-    works = []
+    seen = [context if window is None else min(context, window * requests) for window in pipe.windows]
+    means = [0 if chunks else tokens // requests for tokens in seen]
+    waits = []
     for station in pipe.stations:
-        work = station.per_token * others
-        for window, each in zip(pipe.windows, station.per_context, strict=True):
-            seen = context if window is None else min(context, window * requests)
-            work += each * (seen if chunks else seen - seen // requests)
-        works.append(work)
-    if not chunks:
-        for window, each in zip(pipe.windows, pipe.chain_per_context, strict=True):
-            time += each * ((context if window is None else min(context, window * requests)) // requests)
-    return time + max(works)
+        wait = station.per_token * others + station.per_request * (requests if chunks else requests - 1)
+        wait += station.per_output * max(0, outputs - 1)
+        wait += sum(a * (b - c) for a, b, c in zip(station.per_context, seen, means, strict=True))
+        visit = station.visit + station.visit_per_context * means[0]
+        if not chunks and (requests - 2) * visit <= station.rest:
+            wait = max(wait - station.slack, (requests - 1) * visit)
+        waits.append(wait)
+    time += sum(a * b for a, b in zip(pipe.chain_per_context, means, strict=True))
+    return time + max(waits)

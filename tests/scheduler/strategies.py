@@ -94,8 +94,15 @@ def pipelines(draw: st.DrawFn) -> CostPlan:
         windows=tuple(windows),
         chain=(("fc", draw(st.integers(1, 5)) * FS_PER_MS), ("moe", draw(tokens))),
         chain_per_context=draw(per_context),
-        stations=tuple(Station(name, "fc", draw(tokens), draw(per_context)) for name in names),
+        stations=tuple(
+            Station(
+                *(name, "fc", draw(tokens), draw(tokens), draw(tokens), draw(per_context)),
+                *(draw(tokens), draw(each), draw(st.just(-1) | st.integers(0, 5 * FS_PER_MS)), draw(tokens)),
+            )
+            for name in names
+        ),
         per_prompt_token=draw(tokens),
+        per_second_prompt_token=draw(tokens),
         prompt_category="moe",
         loads=tuple(Load(name, draw(tokens), draw(tokens), draw(per_context), draw(st.booleans())) for name in names),
     )

@@ -1,0 +1,172 @@
+"""The AIMC cost plan against the event-driven model, over a grid of models, mappings, batches and prompts.
+
+A decode step of B requests that each attend to c tokens, and the prompt pass of B requests of s tokens each, with the
+unit costs of the realistic preset on small chips, so that every resource bounds some of the points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, Literal
+
+from pimserve.device_models.aimc.chip import Chip
+from pimserve.device_models.aimc.event_model import simulate
+from pimserve.device_models.aimc.graph import Sequence as Request
+from pimserve.device_models.aimc.mapping import Mapping, MappingSpec, Strategy, map_network
+from pimserve.device_models.aimc.network import Network, network_of
+from pimserve.device_models.aimc.serving import plan_of
+from pimserve.device_models.aimc.spec import AimcSpec
+from pimserve.device_models.aimc.walk import Walker
+from pimserve.device_models.model import ModelSpec
+from pimserve.device_models.plan import CostPlan
+from pimserve.device_models.registry import load_device
+
+Step = Literal["decode", "prompt"]
+BRACKET = (0.78, 1.05)  # event-driven model over T1 + (B - 1) w in the reference simulator's cases
+STRATEGIES: tuple[Strategy, ...] = ("moe_separated", "greedy_in_order", "greedy_util")
+DECODES = tuple((requests, context) for requests in (1, 2, 4, 8, 16, 32, 64) for context in (2, 64, 512))
+PROMPTS = (
+    *((1, 1), (1, 16), (1, 64), (1, 256), (1, 512), (2, 64), (2, 256), (4, 16), (4, 64), (8, 64), (16, 16)),
+    *((64, 1), (64, 4)),
+)
+_PER_PS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A small model on small chips."""
+
+    name: str
+    model: dict[str, Any]
+    chip: dict[str, Any]
+    chips: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One step, as both see it; ps."""
+
+    setting: str
+    strategy: Strategy
+    step: Step
+    requests: int
+    tokens: int
+    event_ps: int
+    plan_ps: float
+
+    @property
+    def ratio(self) -> float:
+        """Event-driven model over plan."""
+        return self.event_ps / self.plan_ps
+
+
+_MULTI_HEAD = {"kind": "gqa", "heads": 8, "kv_heads": 8, "head_dim": 64}
+_UNITS = {"digital_units": 8, "attention_units": 2}
+SETTINGS = (
+    Setting(
+        "dense, 512 wide",
+        {"attention": _MULTI_HEAD, "ffn": {"intermediate": 2048, "matrices": 2}},
+        {"tiles": 32, "tiers": 16},
+    ),
+    Setting(
+        "dense, gated, 768 wide, 4 KV heads",
+        {
+            "hidden": 768,
+            "attention": {"kind": "gqa", "heads": 12, "kv_heads": 4, "head_dim": 64},
+            "ffn": {"intermediate": 2048},
+        },
+        {"tiles": 64, "tiers": 16},
+    ),
+    Setting(
+        "8 gated experts, top 2",
+        {"attention": _MULTI_HEAD, "moe": {"experts": 8, "top_k": 2, "intermediate": 1536}},
+        {"tiles": 40, "tiers": 32},
+    ),
+    Setting(
+        "16 experts, top 1",
+        {"attention": _MULTI_HEAD, "moe": {"experts": 16, "top_k": 1, "intermediate": 2048, "matrices": 2}},
+        {"tiles": 48, "tiers": 64},
+    ),
+    Setting(
+        "8 gated experts, top 2, on 2 chips",
+        {"attention": _MULTI_HEAD, "moe": {"experts": 8, "top_k": 2, "intermediate": 1536}},
+        {"tiles": 24, "tiers": 32},
+        chips=2,
+    ),
+    Setting(
+        "latent attention, shared expert",
+        {
+            "attention": {
+                **{"kind": "mla", "heads": 8, "q_lora_rank": 384, "kv_lora_rank": 256},
+                **{"qk_nope_head_dim": 64, "qk_rope_head_dim": 32, "v_head_dim": 64},
+            },
+            "moe": {"experts": 8, "top_k": 2, "intermediate": 512, "shared_intermediate": 512},
+        },
+        {"tiles": 40, "tiers": 32},
+    ),
+)
+
+
+def grid(
+    settings: Sequence[Setting] = SETTINGS,
+    strategies: Sequence[Strategy] = STRATEGIES,
+    decodes: Sequence[tuple[int, int]] = DECODES,
+    prompts: Sequence[tuple[int, int]] = PROMPTS,
+) -> Iterator[Point]:
+    """Points of the grid; `decodes` are (requests, context tokens), `prompts` (requests, prompt tokens)."""
+    for setting in settings:
+        spec, model = _spec(setting), _model(setting)
+        network, chip = network_of(model), spec.chips(setting.chips)
+        for strategy in strategies:
+            mapping = map_network(network, chip, MappingSpec(strategy=strategy))
+            plan = _plan(network, chip, mapping)
+            for requests, context in decodes:
+                event = simulate(network, chip, mapping, [Request(1, 1, context - 1)] * requests).makespan_ps
+                plan_ps = decode_fs(plan, requests, context) / _PER_PS
+                yield Point(setting.name, strategy, "decode", requests, context, event, plan_ps)
+            for requests, tokens in prompts:
+                event = simulate(network, chip, mapping, [Request(tokens, 1)] * requests).makespan_ps
+                plan_ps = prompt_fs(plan, requests, tokens) / _PER_PS
+                yield Point(setting.name, strategy, "prompt", requests, tokens, event, plan_ps)
+
+
+def decode_fs(plan: CostPlan, requests: int, context: int) -> int:
+    """The plan's time of a decode step of `requests` that attend to `context` tokens each."""
+    assert plan.pipeline is not None
+    return plan.pipeline.span(requests, requests * context, 1)[0]
+
+
+def prompt_fs(plan: CostPlan, requests: int, tokens: int) -> int:
+    """The plan's time of a step with `requests` prompts of `tokens` tokens and nothing else."""
+    assert plan.pipeline is not None
+    attention = sum(term.cost((tokens, 0))[0] for term in plan.prefill)
+    queued, anchor, prefill = plan.pipeline.prefill(0, [(tokens, attention)] * requests)
+    return plan.pipeline.mixed_fs(0, 0, requests, queued=queued, anchor=anchor, prefill_fs=prefill)
+
+
+def median_error(points: Sequence[Point]) -> float:
+    """Median over points of the plan's relative error."""
+    return median(abs(1 / point.ratio - 1) for point in points)
+
+
+def within(points: Sequence[Point], bracket: tuple[float, float] = BRACKET) -> float:
+    """Share of points whose ratio lies in the bracket."""
+    return sum(bracket[0] <= point.ratio <= bracket[1] for point in points) / len(points)
+
+
+def _spec(setting: Setting) -> AimcSpec:
+    spec = load_device({"preset": "aimc-realistic", **_UNITS, **setting.chip}).spec
+    assert isinstance(spec, AimcSpec)
+    return spec
+
+
+def _model(setting: Setting) -> ModelSpec:
+    shape = {"layers": 4, "hidden": 512, "vocab": 2048, "max_model_len_tokens": 4096, **setting.model}
+    return ModelSpec.model_validate({"name": setting.name, "title": setting.name, **shape})
+
+
+def _plan(network: Network, chip: Chip, mapping: Mapping) -> CostPlan:
+    experts = max(len(block.experts) for block in network.blocks)
+    return plan_of(Walker(network, chip, mapping, (1.0,) * experts).walk(), chip, idle_gating=1.0)

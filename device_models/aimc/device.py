@@ -1,0 +1,126 @@
+"""3D AIMC chips as a device that serves models (`kind: aimc`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pimserve.device_models.aimc.mapping import Density, Mapping, map_network
+from pimserve.device_models.aimc.network import Network, network_of
+from pimserve.device_models.aimc.serving import UNITS, plan_of
+from pimserve.device_models.aimc.spec import AimcSpec
+from pimserve.device_models.aimc.walk import Walker, expert_share
+from pimserve.device_models.device import Demand, Fitted
+from pimserve.errors import InputError
+
+
+class Aimc:
+    """3D AIMC chips: the model lies on their crossbars, the KV cache in their memories."""
+
+    Spec = AimcSpec
+    units = UNITS
+
+    def __init__(self, spec: AimcSpec) -> None:
+        self.spec = spec
+
+    @property
+    def area_mm2(self) -> float:
+        """Silicon of one chip without its memory."""
+        return self.spec.area_mm2
+
+    @property
+    def key_figures(self) -> dict[str, Any]:
+        """Of one chip: its memory, the weights that it holds, and its passive power."""
+        spec = self.spec
+        return {
+            "memory_gb": spec.dram.gb,
+            "memory_gb_per_s": spec.dram.gb_per_s,
+            "weights": spec.tiles * spec.tiers * spec.tier_rows * spec.tier_cols,
+            "passive_w": spec.passive_w,
+        }
+
+    def fit(self, demand: Demand) -> Fitted:
+        """Map the model on the replica's chips and derive the plan from the mapping."""
+        spec, model, split = self.spec, demand.model, demand.split
+        if split.tensor != split.devices_per_node:
+            raise InputError(
+                "cluster.tensor_parallel",
+                f"{spec.name} holds whole layers, or whole experts, on a chip (device.spread): leave it out",
+            )
+        network = network_of(model, spec.kv_bits)
+        chip = spec.chips(split.devices)
+        moe = model.moe
+        popularity = demand.expert_weights or ((1.0,) * moe.experts if moe else ())
+        density = None
+        if moe and spec.mapping.strategy == "greedy_top2":
+            density = _density(expert_share(popularity, moe.top_k), moe.top_k)
+        mapping = map_network(network, chip, spec.mapping, spread=spec.spread, expert_density=density)
+        walk = Walker(network, chip, mapping, popularity, lm_head=demand.lm_head).walk()
+        return Fitted(
+            plan=plan_of(walk, chip, spec.power.idle_gating),
+            collectives=(),
+            kv_capacity_tokens=self._kv_capacity(network, [each.chip for each in walk.attention], demand),
+            weight_bytes_per_device=0.0,
+            facts=self._facts(network, mapping, split.devices),
+            warnings=spec.warnings(),
+            parallelism={"nodes": split.nodes, "devices_per_node": split.devices_per_node, "spread": spec.spread},
+        )
+
+    def _kv_capacity(self, network: Network, homes: Sequence[int], demand: Demand) -> int:
+        """Tokens that the fullest chip's memory holds."""
+        per_token: dict[int, float] = {}
+        windows: dict[int, float] = {}
+        for home, block in zip(homes, network.blocks, strict=True):
+            shape = block.attention
+            held = windows if shape.window_tokens is not None else per_token
+            held[home] = held.get(home, 0.0) + shape.kv_bytes * (shape.window_tokens or 1)
+        if not per_token:
+            raise InputError(
+                "model.attention.window_every", "must be 2 or more: some layers must see the whole context"
+            )
+        usable = self.spec.dram.gb * 1e9 * demand.memory_utilization
+        tokens = min(
+            int((usable - windows.get(home, 0.0) * demand.max_num_seqs) / size) for home, size in per_token.items()
+        )
+        if tokens <= 0:
+            raise InputError(
+                "cluster.device.dram.gb",
+                f"{usable / 1e9:.1f} GB of a chip's memory hold no KV cache beside the attention windows of "
+                f"{demand.max_num_seqs} requests",
+            )
+        return tokens
+
+    def _facts(self, network: Network, mapping: Mapping, chips: int) -> dict[str, Any]:
+        spec = self.spec
+        noise = spec.noise.model_dump(mode="json") | {"affects": "neither time nor energy"} if spec.noise else None
+        return {
+            "preset": spec.name,
+            "costs": spec.costs.model,
+            "mapping": spec.mapping.strategy,
+            "spread": spec.spread,
+            "tiers_per_tile": spec.tiers,
+            "tiers_used": sum(mapping.fill),
+            "tiers": chips * spec.tiles * spec.tiers,
+            "weights": network.parameters,
+            "passive_w": chips * spec.passive_w,
+            "programming": spec.programming_facts(network.parameters, max(mapping.fill)),
+            "noise": noise,
+            "event_model_over_plan": list(EVENT_OVER_PLAN),
+        }
+
+
+# Bounds within which the event-driven model lies of a plan's step times, held by a test over a grid
+# (docs/aimc_validation.md).
+EVENT_OVER_PLAN = (0.79, 1.24)
+
+
+def _density(share: Sequence[float], top_k: int) -> Density:
+    """Joint density of picks as greedy_top2 wants it: of pairs for two, of single experts for one."""
+    if top_k == 1:
+        return share
+    pairs = np.outer(share, share)
+    np.fill_diagonal(pairs, 0.0)
+    found: list[list[float]] = (pairs / pairs.sum()).tolist()
+    return found

@@ -1,0 +1,231 @@
+"""From one token's way to the cost plan of a replica of 3D AIMC chips.
+
+A step is a pipeline of tokens (`pimserve.device_models.pipeline`): the anchor's chain, and behind it the work of all
+other tokens on the busiest station: a tile, a chip's pool of digital units, its memory, or its attention units.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from pimserve.device_models.aimc.chip import Chip
+from pimserve.device_models.aimc.walk import AttentionSlopes, Walk
+from pimserve.device_models.operators import Category
+from pimserve.device_models.pipeline import Load, PipelineTerm, StaticPower, Station
+from pimserve.device_models.plan import CostPlan, DecodeAttentionTerm, Energy, PrefillAttentionTerm, RowTerm
+
+TILES, BUSIEST_TILE, DIGITAL, ATTENTION, DRAM = UNITS = ("tiles", "busiest_tile", "digital", "attention", "dram")
+_FS_PER_PS = 1000
+_PJ_PER_NJ = 1000
+_UW_PER_W = 10**6
+_NEVER_PS = 1e12  # a second: where a token visits once
+
+
+def plan_of(walk: Walk, chip: Chip, idle_gating: float) -> CostPlan:
+    """The cost plan of a replica.
+
+    Args:
+        walk: one token's way.
+        chip: the replica's chips.
+        idle_gating: share of its passive power that a chip without work draws.
+    """
+    windows = sorted({each.window for each in walk.attention}, key=lambda window: window or math.inf, reverse=True)
+    groups = [[each for each in walk.attention if each.window == window] for window in windows]
+    return CostPlan(
+        devices=chip.chips,
+        data_parallel=1,
+        units=UNITS,
+        rows=_energies(walk),
+        decode=tuple(_decode(window, group) for window, group in zip(windows, groups, strict=True)),
+        prefill=tuple(_prefill(window, group) for window, group in zip(windows, groups, strict=True)),
+        experts=None,
+        pipeline=_pipeline(walk, chip, windows),
+        static=_static(chip, idle_gating),
+    )
+
+
+def _pipeline(walk: Walk, chip: Chip, windows: Sequence[int | None]) -> PipelineTerm:
+    visits = walk.visits
+    chain: dict[Category, float] = defaultdict(float, walk.chain_ps)
+    chain["attention_decode"] += sum(each.exposed_ps[0] for each in walk.attention)
+    # Work of every token, and what sampled ones bring on top.
+    tiles = np.sum([part.tiles for part in walk.segments], axis=0)
+    sampled_tiles = walk.last.tiles + walk.head.tiles
+    digital = np.sum([part.digital for part in walk.segments], axis=0) / chip.digital_units
+    sampled_digital = (walk.last.digital + walk.head.digital) / chip.digital_units
+    mostly_experts: Category = "moe" if 2 * walk.expert_mvm_ps > tiles.sum() else "fc"
+    none = (0,) * len(windows)
+    busiest = int((tiles + sampled_tiles).argmax())
+
+    def tile(index: int) -> Station:
+        rest, slack = visits.rest[index], visits.slack[index]
+        return Station(
+            *(TILES, mostly_experts, _fs(tiles[index]), _fs(sampled_tiles[index]), 0, none),
+            visit=_fs(visits.longest.max()),
+            rest=_fs(min(rest, _NEVER_PS)),
+            slack=_fs(slack),
+        )
+
+    stations = _undominated([tile(busiest), tile(int(tiles.argmax()))])
+    stations += _undominated(
+        Station(DIGITAL, "fc", _fs(work), _fs(sampled), 0, none)
+        for work, sampled in zip(digital, sampled_digital, strict=True)
+    )
+    by_chip = [[each for each in walk.attention if each.chip == index] for index in range(chip.chips)]
+    stations += _undominated(_memory(group, windows) for group in by_chip if group)
+    stations += _undominated(_units(group, windows, chip) for group in by_chip if group)
+
+    def mean(whole: Station) -> tuple[int, tuple[int, ...]]:
+        fixed = (whole.per_token + whole.per_request) // chip.chips
+        return fixed, tuple(each // chip.chips for each in whole.per_context)
+
+    alone = [part.busiest_ps(chip.digital_units) for part in walk.segments]
+    # A second prompt is in one segment while the anchor is in the next.
+    meeting = [(one + other).busiest_ps(chip.digital_units) for one, other in pairwise(walk.segments)]
+    memory, units = mean(_memory(walk.attention, windows)), mean(_units(walk.attention, windows, chip))
+    return PipelineTerm(
+        windows=tuple(windows),
+        chain=tuple((category, _fs(time)) for category, time in chain.items()),
+        chain_per_context=_by_window(walk.attention, windows, lambda each: each.exposed_ps[1]),
+        stations=tuple(stations),
+        per_prompt_token=sum(_fs(each) for each in alone),
+        per_second_prompt_token=sum(_fs(both - one) for both, one in zip(meeting, alone[1:], strict=True))
+        + _fs(alone[-1]),
+        prompt_category=mostly_experts,
+        loads=(
+            Load(TILES, _fs(tiles.mean()), _fs(sampled_tiles.mean()), none),
+            Load(BUSIEST_TILE, _fs(tiles[busiest]), _fs(sampled_tiles[busiest]), none),
+            Load(DIGITAL, _fs(digital.mean()), _fs(sampled_digital.mean()), none),
+            Load(ATTENTION, units[0], 0, units[1], prefill=True),
+            Load(DRAM, memory[0], 0, memory[1]),
+        ),
+    )
+
+
+def _memory(group: Sequence[AttentionSlopes], windows: Sequence[int | None]) -> Station:
+    """A chip's memory: a write per token; a first access per decoding request, and reading its context."""
+    return Station(
+        DRAM,
+        "attention_decode",
+        _fs(sum(each.write.ps for each in group)),
+        0,
+        _fs(sum(each.read_ps[0] for each in group)),
+        _by_window(group, windows, lambda each: each.read_ps[1]),
+        visit=_fs(max(each.read_ps[0] for each in group)),
+        visit_per_context=_fs(max(each.read_ps[1] for each in group)),
+        **_rests(group),
+    )
+
+
+def _units(group: Sequence[AttentionSlopes], windows: Sequence[int | None], chip: Chip) -> Station:
+    """A chip's attention units, which are held until reading and computing are done."""
+    servers = 1 if chip.attention_split == "heads" else chip.attention_units
+    return Station(
+        ATTENTION,
+        "attention_decode",
+        0,
+        0,
+        _fs(sum(each.exposed_ps[0] for each in group) / servers),
+        _by_window(group, windows, lambda each: each.exposed_ps[1] / servers),
+        visit=_fs(max(each.exposed_ps[0] for each in group) / servers),
+        visit_per_context=_fs(max(each.exposed_ps[1] for each in group) / servers),
+        **_rests(group),
+    )
+
+
+def _rests(group: Sequence[AttentionSlopes]) -> dict[str, int]:
+    """Between attention of one layer and of the next on the same chip."""
+    between = [_fs(after.position_ps - before.position_ps) for before, after in pairwise(group)]
+    return {"rest": min(between, default=_fs(_NEVER_PS)), "slack": sum(between)}
+
+
+def _by_window(
+    group: Sequence[AttentionSlopes], windows: Sequence[int | None], of: Callable[[AttentionSlopes], float]
+) -> tuple[int, ...]:
+    return tuple(_fs(sum(of(each) for each in group if each.window == window)) for window in windows)
+
+
+def _undominated(stations: Iterable[Station]) -> list[Station]:
+    """Stations of chips without those that have no more work than another in any respect."""
+    found: list[Station] = []
+    for station in stations:
+        work = _as_work(station)
+        others = [_as_work(other) for other in found]
+        if any(all(a <= b for a, b in zip(work, other, strict=True)) for other in others):
+            continue
+        found = [
+            kept
+            for kept, other in zip(found, others, strict=True)
+            if not all(b <= a for a, b in zip(work, other, strict=True))
+        ]
+        found.append(station)
+    return found
+
+
+def _as_work(station: Station) -> tuple[int, ...]:
+    return (
+        station.per_token,
+        station.per_output,
+        station.per_request,
+        *station.per_context,
+        -station.rest,
+        -station.slack,
+    )
+
+
+def _energies(walk: Walk) -> tuple[RowTerm, ...]:
+    """Energy of tokens by category, of sampled tokens, and of attention's parts that do not depend on the context."""
+    free = ((0, 0),)
+    names: dict[Category, str] = {"fc": "projections", "moe": "experts", "communication": "transfers"}
+    rows = [
+        RowTerm(names[category], category, TILES, "tokens", free, Energy(compute_per_row=_pj(nj)))
+        for category, nj in walk.energy_nj.items()
+    ]
+    rows.append(RowTerm("head and sampler", "fc", TILES, "outputs", free, Energy(compute_per_row=_pj(walk.head_nj))))
+    dram = sum(each.read_nj[0] + each.write.nj for each in walk.attention)
+    compute = sum(each.compute_nj[0] for each in walk.attention)
+    fixed = Energy(dram_per_row=_pj(dram), compute_per_row=_pj(compute))
+    return (*rows, RowTerm("KV writes", "attention_decode", DRAM, "tokens", free, fixed))
+
+
+def _decode(window: int | None, group: Sequence[AttentionSlopes]) -> DecodeAttentionTerm:
+    """Energy of decode attention; its time is the pipeline's."""
+    dram = sum(each.read_nj[1] for each in group)
+    return DecodeAttentionTerm(DRAM, window, 0, _pj(dram), _pj(sum(each.compute_nj[1] for each in group)))
+
+
+def _prefill(window: int | None, group: Sequence[AttentionSlopes]) -> PrefillAttentionTerm:
+    """Prefill attention: a barrier in every layer, so that its time is on the chain."""
+    per_pair = sum(each.prefill_ps_per_pair for each in group)
+    per_entry = sum(each.read_ps[1] for each in group)
+    return PrefillAttentionTerm(
+        unit=ATTENTION,
+        window_tokens=window,
+        causal=True,
+        pieces=((0, 0, _fs(per_pair)), (0, _fs(per_entry), 0)),
+        dram=(0, _pj(sum(each.read_nj[1] for each in group)), 0),
+        compute_per_pair=_pj(sum(each.prefill_nj_per_pair for each in group)),
+    )
+
+
+def _static(chip: Chip, idle_gating: float) -> StaticPower:
+    """Passive power; with gating, a chip rests while the anchor is on another one and nothing follows."""
+    power = chip.passive_w * chip.chips * _UW_PER_W
+    return StaticPower(
+        idle_uw=round(power * idle_gating),
+        step_uw=round(power),
+        chain_uw=round(power * (1 - idle_gating) * (chip.chips - 1) / chip.chips),
+    )
+
+
+def _fs(ps: float) -> int:
+    return round(ps * _FS_PER_PS)
+
+
+def _pj(nj: float) -> int:
+    return round(nj * _PJ_PER_NJ)

@@ -1,0 +1,160 @@
+"""The description of a 3D AIMC chip: what it is built of, what its operations cost, and what no simulator can know."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from pimserve.device_models.aimc.chip import Chip, Link
+from pimserve.device_models.aimc.costs import Dram, NonNegative, UnitCosts
+from pimserve.device_models.aimc.mapping import MappingSpec
+from pimserve.device_models.device import DeviceSpec
+
+Count = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+DEMONSTRATED_TIERS = 8  # stacks of 2 decks (3D XPoint) to 8 layers (vertical RRAM) were built
+S_PER_DAY = 86_400
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PassivePower(_Part):
+    """What a chip draws whether it works or not; its memory's idle power comes on top."""
+
+    tile_mw: NonNegative = 0.0
+    digital_w: NonNegative = Field(description="one digital unit")
+    attention_w: NonNegative = Field(description="one attention unit")
+    other_w: NonNegative = Field(0.0, description="the rest of a chip: interfaces, clock, control")
+    idle_gating: Share = Field(1.0, description="share of it that a chip without work draws; 1: no gating")
+
+
+class Area(_Part):
+    """Silicon of a chip, mm2; its memory is not counted."""
+
+    tile_mm2: NonNegative = 1.0
+    per_tier_mm2: NonNegative = Field(0.0, description="added by each tier of a tile")
+    digital_mm2: NonNegative = 1.25
+    attention_mm2: NonNegative = 5.0
+    other_mm2: NonNegative = 0.0
+
+
+class Programming(_Part):
+    """Writing weights: program and verify, one tier of a tile at a time, all tiles side by side."""
+
+    nj_per_weight: NonNegative
+    iterations: Positive = Field(description="pulses that a device needs")
+    iteration_us: Positive
+    devices_per_weight: Count = 2
+    parallel_weights: Count = Field(description="weights of a tile that are written at once")
+    endurance_pulses: Positive = Field(description="pulses that a device survives")
+    every_days: Positive = Field(30.0, description="interval after which drift asks for new weights")
+
+
+class Noise(_Part):
+    """What decides accuracy. Declared and passed on; it affects neither time nor energy."""
+
+    weight_noise: NonNegative = Field(description="standard deviation of a weight, share of the largest")
+    drift_exponent: NonNegative = Field(description="nu of G(t) = G0 (t / t0)^-nu")
+    drift_s: NonNegative = Field(0.0, description="time since programming")
+    weight_bits: Positive
+    input_output_bits: Count
+
+
+class AimcSpec(DeviceSpec):
+    """A 3D AIMC preset: one chip and its memory. Chips of a replica share the model's layers, or its experts."""
+
+    kind: Literal["aimc"] = "aimc"
+    tiles: Count
+    tiers: Count = Field(description="crossbars in a tile, of which one computes at a time")
+    tier_rows: Count = 512
+    tier_cols: Count = 512
+    digital_units: Count
+    attention_units: Count
+    costs: UnitCosts
+    dram: Dram
+    power: PassivePower
+    area: Area = Area()
+    programming: Programming | None = None
+    noise: Noise | None = None
+    kv_bits: Literal[4, 8, 16] = Field(8, description="of an element of the KV cache, whatever the model's kv_dtype")
+    link_pj_per_bit: NonNegative = Field(0.0, description="between chips")
+    partial_sums: Literal["pool", "tile"] = Field(
+        "tile", description="sums over row blocks run on the digital units, or beside the tiles"
+    )
+    attention_split: Literal["sequence", "heads"] = Field(
+        "heads", description="a unit takes the attention of a whole sequence, or all units share it by heads"
+    )
+    mapping: MappingSpec = MappingSpec()
+    spread: Literal["layers", "experts"] = Field(
+        "layers", description="chips of a replica hold layers one after the other, or each a share of all experts"
+    )
+    assumptions: tuple[str, ...] = Field((), description="sentences that belong with every result")
+
+    @model_validator(mode="after")
+    def _experts_can_be_separated(self) -> Self:
+        if self.mapping.strategy == "moe_separated" and not self.mapping.split_ffn:
+            raise ValueError("mapping.split_ffn: false does not go with mapping.strategy: moe_separated")
+        return self
+
+    @property
+    def passive_w(self) -> float:
+        """Power of one chip that does nothing, with its memory."""
+        power = self.power
+        units = self.digital_units * power.digital_w + self.attention_units * power.attention_w
+        return self.tiles * power.tile_mw * 1e-3 + units + power.other_w + self.dram.idle_w
+
+    @property
+    def area_mm2(self) -> float:
+        """Silicon of one chip without its memory."""
+        area = self.area
+        tiles = self.tiles * (area.tile_mm2 + self.tiers * area.per_tier_mm2)
+        units = self.digital_units * area.digital_mm2 + self.attention_units * area.attention_mm2
+        return tiles + units + area.other_mm2
+
+    def chips(self, count: int) -> Chip:
+        """`count` chips of this kind, linked."""
+        return Chip(
+            tiles=self.tiles,
+            tiers=self.tiers,
+            tier_rows=self.tier_rows,
+            tier_cols=self.tier_cols,
+            digital_units=self.digital_units,
+            attention_units=self.attention_units,
+            costs=self.costs,
+            dram=self.dram,
+            passive_w=self.passive_w,
+            chips=count,
+            link=Link(self.link_latency_us, self.link_gb_per_s, self.link_pj_per_bit),
+            partial_sums=self.partial_sums,
+            attention_split=self.attention_split,
+        )
+
+    def programming_facts(self, weights: int, fullest_tiers: int) -> dict[str, Any] | None:
+        """Time, energy and wear of loading `weights` weights, `fullest_tiers` of them on the fullest tile."""
+        program = self.programming
+        if program is None:
+            return None
+        tier_s = self.tier_rows * self.tier_cols * program.iterations * program.devices_per_weight
+        tier_s *= program.iteration_us * 1e-6 / program.parallel_weights
+        times = program.endurance_pulses / program.iterations
+        return {
+            "time_s": tier_s * fullest_tiers,
+            "joules": weights * program.nj_per_weight * 1e-9,
+            "pulses_per_device": program.iterations,
+            "endurance_pulses": program.endurance_pulses,
+            "lifetime_years": times * program.every_days / 365.25,
+        }
+
+    def warnings(self) -> tuple[str, ...]:
+        """What a reader of any result must know."""
+        found = list(self.assumptions)
+        if self.tiers > DEMONSTRATED_TIERS:
+            found.append(
+                f"{self.name}: {self.tiers} tiers per tile are assumed; stacks of up to {DEMONSTRATED_TIERS} were built"
+            )
+        return tuple(found)

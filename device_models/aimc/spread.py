@@ -1,0 +1,202 @@
+"""Which chip of a replica holds which matrices."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pimserve.device_models.aimc.chip import Chip
+from pimserve.device_models.aimc.network import Block, Ffn, Network
+from pimserve.errors import InputError
+
+Spread = Literal["layers", "experts"]
+WHERE = "cluster.devices_per_node"
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Matrices that stay together: one that is no expert's, or those of some experts of a layer.
+
+    `ffns[i]` holds matrices of expert `experts[i]`, the same of each. `tiers` is the room of all, `positions` that of
+    one expert.
+    """
+
+    layer: int
+    ffns: tuple[tuple[int, ...], ...]
+    experts: tuple[int, ...]
+    tiers: int
+    positions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What one chip holds. `positions`: matrices of a first expert, if the others share its tiles."""
+
+    tiers: int
+    positions: int
+
+
+class Spreader:
+    """Deals the matrices of a network out to chips.
+
+    `stacked`: the experts of a layer share tiles, so that all experts of a matrix have to be on one chip, and a tile
+    takes (tiers - 1) // experts of these stacks (a stack is put where fill + experts < tiers).
+    """
+
+    def __init__(self, network: Network, chip: Chip, *, stacked: bool, spread: Spread) -> None:
+        self._network = network
+        self._chip = chip
+        self._stacked = stacked
+        self._by_expert = spread == "experts" and chip.chips > 1
+        grids = [matrix.grid(chip.tier_rows, chip.tier_cols) for matrix in network.matrices]
+        self._tiers = [rows * cols for rows, cols in grids]
+        self._experts = max((len(block.experts) for block in network.blocks), default=0)
+        if self._by_expert and self._experts < chip.chips:
+            raise InputError(
+                WHERE,
+                f"experts are spread over {chip.chips} chips, but a layer has {self._experts}; allowed are at most "
+                "as many chips as experts, or spreading layers",
+            )
+
+    def groups(self) -> list[list[Group]]:
+        """Groups of each chip, in the order of the network's matrices."""
+        chips = self._deal(self._chip.chips)
+        if chips is None:
+            raise self.does_not_fit()
+        return chips
+
+    def does_not_fit(self) -> InputError:
+        """The error that says how much is needed, how much there is, and what would do."""
+        chip, experts = self._chip, self._experts_per_chip(self._chip.chips)
+        needed, there = sum(self._tiers), chip.chips * chip.tiles * chip.tiers
+        message = (
+            f"the network does not fit: it needs {needed:,} tiers of {chip.tier_rows} x {chip.tier_cols}, and "
+            f"{chip.chips} x {chip.tiles:,} tiles of {chip.tiers} tiers have {there:,}"
+        )
+        if self._by_expert:
+            message += f"; a chip gets up to {experts} of a layer's experts"
+        stacked = self._stacked and experts > 0
+        if stacked:
+            stacks = sum(self._tiers[m] for block in self._network.blocks for m in _matrices(block.experts[:1]))
+            message += (
+                f"; moe_separated puts a chunk of {experts} experts on one tile and leaves a tier free, so that a tile "
+                f"takes {(chip.tiers - 1) // experts} of {stacks:,} such chunks and a chip "
+                f"{self._room(chip.chips).positions:,}"
+            )
+        least = self._least_chips()
+        remedies = [
+            *(["no number of such chips will do, but"] if least is None else [f"it takes {least} such chips,"]),
+            f"{f'more than {experts}' if stacked and experts >= chip.tiers else 'more'} tiers per tile, more tiles,",
+            *(["another strategy than moe_separated,"] if stacked else []),
+            *(["experts spread over the chips,"] if stacked and not self._by_expert else []),
+            "or a smaller model",
+        ]
+        return InputError(WHERE, f"{message}; {' '.join(remedies)}")
+
+    def _experts_per_chip(self, chips: int) -> int:
+        """Experts of a layer on the chip that has most of them."""
+        return -(-self._experts // chips) if self._by_expert else self._experts
+
+    def _room(self, chips: int) -> Room:
+        chip, experts = self._chip, self._experts_per_chip(chips)
+        positions = (chip.tiers - 1) // experts * chip.tiles if self._stacked and experts else chip.tiles * chip.tiers
+        return Room(chip.tiles * chip.tiers, positions)
+
+    def _least_chips(self) -> int | None:
+        most = self._experts if self._by_expert else len(self._network.matrices)
+        if self._deal(most) is None:
+            return None
+        bound = -(-sum(self._tiers) // (self._chip.tiles * self._chip.tiers))
+        first = max(self._chip.chips + 1, bound)
+        return next((chips for chips in range(first, most + 1) if self._deal(chips) is not None), None)
+
+    def _deal(self, chips: int) -> list[list[Group]] | None:
+        """Groups of each chip, the fullest as empty as can be; None if they do not fit."""
+        room = self._room(chips)
+        if chips == 1:
+            return self._deal_one(room)
+        moe = [(layer, block) for layer, block in enumerate(self._network.blocks) if block.experts]
+        dealt: list[list[Group]] = [[] for _ in range(chips)]
+        if self._by_expert:
+            for layer, block in moe:
+                for chip, numbers in enumerate(_shares(len(block.experts), chips)):
+                    dealt[chip].append(self._expert_group(layer, block, numbers, None))
+            if any(sum(group.positions for group in groups) > room.positions for groups in dealt):
+                return None
+            groups = self._others()
+        elif self._stacked:
+            groups = self._others()
+            for layer, block in moe:
+                parts = range(len(_matrices(block.experts[:1])))
+                groups += [self._expert_group(layer, block, range(len(block.experts)), part) for part in parts]
+        else:
+            groups = self._others()
+            for layer, block in moe:
+                groups += [self._expert_group(layer, block, range(e, e + 1), None) for e in range(len(block.experts))]
+        groups.sort(key=lambda group: group.ffns[0][0])
+        taken = [sum(group.tiers for group in mine) for mine in dealt]
+        total = sum(taken) + sum(group.tiers for group in groups)
+        even = max(-(-total // chips), *taken, *(group.tiers for group in groups))
+        limits = range(even, room.tiers + 1)
+        if not limits or _fill(groups, taken, room) is None:
+            return None
+        limit = limits[bisect_left(limits, True, key=lambda tiers: _fits(groups, taken, Room(tiers, room.positions)))]
+        filled = _fill(groups, taken, Room(limit, room.positions))
+        assert filled is not None
+        return [
+            sorted(mine + more, key=lambda group: group.ffns[0][0]) for mine, more in zip(dealt, filled, strict=True)
+        ]
+
+    def _deal_one(self, room: Room) -> list[list[Group]] | None:
+        groups = self._others()
+        for layer, block in enumerate(self._network.blocks):
+            if block.experts:
+                groups.append(self._expert_group(layer, block, range(len(block.experts)), None))
+        fits = sum(group.tiers for group in groups) <= room.tiers
+        return [sorted(groups, key=lambda group: group.ffns[0][0])] if fits else None
+
+    def _others(self) -> list[Group]:
+        return [
+            Group(matrix.layer, ((m,),), (), self._tiers[m], 0)
+            for m, matrix in enumerate(self._network.matrices)
+            if matrix.role != "expert"
+        ]
+
+    def _expert_group(self, layer: int, block: Block, numbers: range, part: int | None) -> Group:
+        """Those experts of a layer; `part`: only that matrix of each."""
+        ffns = tuple(_matrices((block.experts[e],)) for e in numbers)
+        if part is not None:
+            ffns = tuple((ffn[part],) for ffn in ffns)
+        positions = sum(self._tiers[m] for m in ffns[0])
+        return Group(layer, ffns, tuple(numbers), positions * len(ffns), positions if self._stacked else 0)
+
+
+def _matrices(ffns: Sequence[Ffn]) -> tuple[int, ...]:
+    return tuple(m for ffn in ffns for m in (*ffn.up, ffn.down))
+
+
+def _shares(count: int, parts: int) -> list[range]:
+    """`count` things in `parts` runs whose lengths differ by one at most."""
+    return [range(count * part // parts, count * (part + 1) // parts) for part in range(parts)]
+
+
+def _fill(groups: Sequence[Group], taken: Sequence[int], room: Room) -> list[list[Group]] | None:
+    """Fills chips one after the other, tiers `taken` before; None if it takes more chips."""
+    filled: list[list[Group]] = [[] for _ in taken]
+    chip, tiers, positions = 0, taken[0], 0
+    for group in groups:
+        while tiers + group.tiers > room.tiers or positions + group.positions > room.positions:
+            chip += 1
+            if chip == len(taken):
+                return None
+            tiers, positions = taken[chip], 0
+        filled[chip].append(group)
+        tiers += group.tiers
+        positions += group.positions
+    return filled
+
+
+def _fits(groups: Sequence[Group], taken: Sequence[int], room: Room) -> bool:
+    return _fill(groups, taken, room) is not None
