@@ -13,6 +13,7 @@ from pimserve.device_models.aimc.serving import UNITS, plan_of
 from pimserve.device_models.aimc.spec import AimcSpec
 from pimserve.device_models.aimc.walk import Walker, expert_share
 from pimserve.device_models.device import Demand, Fitted
+from pimserve.device_models.operators import Parallelism
 from pimserve.errors import InputError
 
 
@@ -44,11 +45,7 @@ class Aimc:
     def fit(self, demand: Demand) -> Fitted:
         """Map the model on the replica's chips and derive the plan from the mapping."""
         spec, model, split = self.spec, demand.model, demand.split
-        if split.tensor != split.devices_per_node:
-            raise InputError(
-                "cluster.tensor_parallel",
-                f"{spec.name} holds whole layers, or whole experts, on a chip (device.spread): leave it out",
-            )
+        self._refuse_splits(split)
         network = network_of(model, spec.kv_bits)
         chip = spec.chips(split.devices)
         moe = model.moe
@@ -65,8 +62,18 @@ class Aimc:
             weight_bytes_per_device=0.0,
             facts=self._facts(network, mapping, split.devices),
             warnings=spec.warnings(),
-            parallelism={"nodes": split.nodes, "devices_per_node": split.devices_per_node, "spread": spec.spread},
+            parallelism={"spread": spec.spread},
         )
+
+    def _refuse_splits(self, split: Parallelism) -> None:
+        """Matrices are not cut over chips, and all chips of a replica are linked alike."""
+        spread = f"chips of {self.spec.name} hold whole layers or whole experts (cluster.device.spread)"
+        if split.tensor != split.devices_per_node:
+            raise InputError("cluster.tensor_parallel", f"{spread}: leave it out")
+        if split.experts != "ep":
+            raise InputError("cluster.experts", f"{spread}: leave it out")
+        if split.nodes != 1:
+            raise InputError("cluster.nodes", "a replica's chips share one node: use devices_per_node")
 
     def _kv_capacity(self, network: Network, homes: Sequence[int], demand: Demand) -> int:
         """Tokens that the fullest chip's memory holds."""
@@ -81,10 +88,9 @@ class Aimc:
                 "model.attention.window_every", "must be 2 or more: some layers must see the whole context"
             )
         usable = self.spec.dram.gb * 1e9 * demand.memory_utilization
-        tokens = min(
-            int((usable - windows.get(home, 0.0) * demand.max_num_seqs) / size) for home, size in per_token.items()
-        )
-        if tokens <= 0:
+        left = {home: usable - windows.get(home, 0.0) * demand.max_num_seqs for home in {*per_token, *windows}}
+        tokens = min(int(left[home] / size) for home, size in per_token.items())
+        if tokens <= 0 or min(left.values()) < 0:
             raise InputError(
                 "cluster.device.dram.gb",
                 f"{usable / 1e9:.1f} GB of a chip's memory hold no KV cache beside the attention windows of "

@@ -71,7 +71,8 @@ def _pipeline(walk: Walk, chip: Chip, windows: Sequence[int | None]) -> Pipeline
             slack=_fs(slack),
         )
 
-    stations = _undominated([tile(busiest), tile(int(tiles.argmax()))])
+    most = int(tiles.argmax())  # where prompts outweigh sampled tokens
+    stations = _undominated([tile(busiest), tile(most)])
     stations += _undominated(
         Station(DIGITAL, "fc", _fs(work), _fs(sampled), 0, none)
         for work, sampled in zip(digital, sampled_digital, strict=True)
@@ -99,7 +100,7 @@ def _pipeline(walk: Walk, chip: Chip, windows: Sequence[int | None]) -> Pipeline
         prompt_category=mostly_experts,
         loads=(
             Load(TILES, _fs(tiles.mean()), _fs(sampled_tiles.mean()), none),
-            Load(BUSIEST_TILE, _fs(tiles[busiest]), _fs(sampled_tiles[busiest]), none),
+            Load(BUSIEST_TILE, _fs(tiles[most]), _fs(sampled_tiles[most]), none),
             Load(DIGITAL, _fs(digital.mean()), _fs(sampled_digital.mean()), none),
             Load(ATTENTION, units[0], 0, units[1], prefill=True),
             Load(DRAM, memory[0], 0, memory[1]),
@@ -186,7 +187,10 @@ def _energies(walk: Walk) -> tuple[RowTerm, ...]:
         RowTerm(names[category], category, TILES, "tokens", free, Energy(compute_per_row=_pj(nj)))
         for category, nj in walk.energy_nj.items()
     ]
-    rows.append(RowTerm("head and sampler", "fc", TILES, "outputs", free, Energy(compute_per_row=_pj(walk.head_nj))))
+    rows += [
+        RowTerm(f"{names[category]} to sample", category, TILES, "outputs", free, Energy(compute_per_row=_pj(nj)))
+        for category, nj in walk.sampled_nj.items()
+    ]
     dram = sum(each.read_nj[0] + each.write.nj for each in walk.attention)
     compute = sum(each.compute_nj[0] for each in walk.attention)
     fixed = Energy(dram_per_row=_pj(dram), compute_per_row=_pj(compute))

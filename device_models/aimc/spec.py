@@ -147,6 +147,7 @@ class AimcSpec(DeviceSpec):
             "joules": weights * program.nj_per_weight * 1e-9,
             "pulses_per_device": program.iterations,
             "endurance_pulses": program.endurance_pulses,
+            "endurance_used": program.iterations / program.endurance_pulses,
             "lifetime_years": times * program.every_days / 365.25,
         }
 

@@ -87,7 +87,7 @@ class Spreader:
             )
         least = self._least_chips()
         remedies = [
-            *(["no number of such chips will do, but"] if least is None else [f"it takes {least} such chips,"]),
+            *(["no number of such chips will do, but"] if least is None else [f"use {least} such chips,"]),
             f"{f'more than {experts}' if stacked and experts >= chip.tiers else 'more'} tiers per tile, more tiles,",
             *(["another strategy than moe_separated,"] if stacked else []),
             *(["experts spread over the chips,"] if stacked and not self._by_expert else []),

@@ -93,8 +93,9 @@ class AttentionSlopes:
 class Walk:
     """What is found on the way. Chains and energies are by category.
 
-    `segments` is the work up to each attention barrier, `last` that after the last one, where of a prompt only the last
-    token goes, and `head` that of sampled tokens.
+    `segments` is the work up to each attention barrier, `last` that after the last one, and `head` that of the final
+    norm, the product with the vocabulary and sampling: of a prompt, only the last token comes there. `sampled_nj` is
+    the energy of both.
     """
 
     last: Work
@@ -102,7 +103,7 @@ class Walk:
     visits: Visits
     chain_ps: dict[Category, float] = field(default_factory=lambda: defaultdict(float))
     energy_nj: dict[Category, float] = field(default_factory=lambda: defaultdict(float))
-    head_nj: float = 0.0
+    sampled_nj: dict[Category, float] = field(default_factory=lambda: defaultdict(float))
     segments: list[Work] = field(default_factory=list)
     attention: list[AttentionSlopes] = field(default_factory=list)
     expert_mvm_ps: float = 0.0
@@ -135,6 +136,7 @@ class Walker:
         self._random = np.random.default_rng(0)  # which experts are drawn to look at; not the run's seed
         self._walk = Walk(self._work(), self._work(), Visits(chip.all_tiles))
         self._position = 0.0  # on the chain
+        self._spent: dict[Category, float] = defaultdict(float)  # nJ, since the last barrier but one
 
     def walk(self) -> Walk:
         """One token through all layers, with the head."""
@@ -150,6 +152,8 @@ class Walker:
                 self._stage("fc", stage, home, segment)
             walk.segments.append(segment)
             segment = self._work()
+            if layer == len(network.blocks) - 1:
+                walk.energy_nj, self._spent = self._spent, defaultdict(float)
             walk.attention.append(self._attention(block.attention, home))
             for stage in block.after:
                 self._stage("fc", stage, home, segment)
@@ -164,6 +168,7 @@ class Walker:
                 self._digital("fc", self.costs.norm(network.hidden), homes[layer + 1], segment)
         walk.last = segment
         self._head(homes[-1])
+        walk.sampled_nj = self._spent
         return walk
 
     def _to_next_chip(self) -> None:
@@ -171,7 +176,7 @@ class Walker:
         assert self.chip.link is not None
         hop = self.chip.link.hop(self.network.hidden)
         self._chain("communication", hop.ps)
-        self._walk.energy_nj["communication"] += hop.nj
+        self._spent["communication"] += hop.nj
 
     def _work(self) -> Work:
         return Work(np.zeros(self.chip.all_tiles), np.zeros(self.chip.chips))
@@ -198,8 +203,8 @@ class Walker:
             # The blocks of one row lie side by side unless tiles are few.
             some = self._tiles[matrix][:column_blocks]
             longest = max(longest, hops + self._mvm.ps * int(np.bincount(some).max()))
-            self._walk.energy_nj["communication"] += spent
-            self._walk.energy_nj["fc"] += column_blocks * self._mvm.nj
+            self._spent["communication"] += spent
+            self._spent["fc"] += column_blocks * self._mvm.nj
         self._chain("fc", longest)
         self._digital("fc", self.costs.add(network.hidden), home, work)
         if network.norm_first:
@@ -208,13 +213,10 @@ class Walker:
     def _head(self, home: int) -> None:
         """Final norm, product with the vocabulary, and sampling."""
         network, walk = self.network, self._walk
-        before = dict(walk.energy_nj)
         self._digital("fc", self.costs.norm(network.hidden), home, walk.head)
         if self.lm_head:
             self._stage("fc", (network.head,), home, walk.head)
         self._digital("fc", self.costs.sampler(network.vocab), home, walk.head)
-        walk.head_nj = sum(walk.energy_nj.values()) - sum(before.values())
-        walk.energy_nj = defaultdict(float, before)
 
     def _stage(self, category: Category, stage: Sequence[int], home: int, work: Work) -> None:
         """Matrices side by side on one vector, and their partial sums."""
@@ -255,11 +257,11 @@ class Walker:
         chunks = row_blocks * column_blocks
         self._mvms(matrix, work, share if load is None else load)
         _, spent = self._hops(matrix, home, share)
-        self._walk.energy_nj["communication"] += spent
+        self._spent["communication"] += spent
         add = self.costs.add(self._block_cols(matrix))
         sums = share * (row_blocks - 1) * column_blocks
         reads = self.network.matrices[matrix].reads(self.chip.tier_cols)
-        self._walk.energy_nj[category] += share * chunks * reads * self._mvm.nj + sums * add.nj
+        self._spent[category] += share * chunks * reads * self._mvm.nj + sums * add.nj
         if self.chip.partial_sums == "pool":
             work.digital[self._chip_of(matrix)] += sums * add.ps
 
@@ -296,7 +298,7 @@ class Walker:
 
     def _spend(self, category: Category, cost: OpCost, home: int, work: Work, times: float) -> None:
         work.digital[home] += times * cost.ps
-        self._walk.energy_nj[category] += times * cost.nj
+        self._spent[category] += times * cost.nj
 
     def _chain(self, category: Category, ps: float) -> None:
         self._walk.chain_ps[category] += ps

@@ -108,10 +108,10 @@ OVERRIDES: list[tuple[list[str], str]] = [
     (["cluster.device={}"], "cluster.device: needs `preset` (one of a100,"),
     # 3D AIMC chips: what does not fit, and what they know nothing of.
     (["cluster.device=aimc-realistic"], "cluster.devices_per_node: the network does not fit: it needs 178,416 tiers"),
-    (["cluster.device=aimc-realistic"], "it takes 6 such chips"),
+    (["cluster.device=aimc-realistic"], "use 6 such chips"),
     (
         ["cluster.device=aimc-realistic", "cluster.devices_per_node=6", "cluster.tensor_parallel=2"],
-        "cluster.tensor_parallel: aimc-realistic holds whole layers, or whole experts, on a chip",
+        "cluster.tensor_parallel: chips of aimc-realistic hold whole layers or whole experts",
     ),
     (["cluster.device={preset: aimc-realistic, memory_gb: 80}"], "cluster.device.memory_gb: unknown key"),
     (["cluster.device={preset: aimc-realistic, dram: {gb: 0}}"], "cluster.device.dram.gb: must be greater than 0"),

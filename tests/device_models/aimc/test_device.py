@@ -134,7 +134,7 @@ def test_a_run_says_what_it_hangs_on() -> None:
     assert summary["device_facts"]["preset"] == "aimc-realistic"
     assert summary["device_facts"]["noise"]["affects"] == "neither time nor energy"
     assert summary["silicon_mm2"] == pytest.approx(4305, abs=1)
-    assert summary["parallelism"] == {"nodes": 1, "devices_per_node": 6, "spread": "layers"}
+    assert summary["parallelism"] == {"spread": "layers"}
     said = " ".join(summary["warnings"])
     assert "64 tiers per tile are assumed; stacks of up to 8 were built" in said
     assert "of the energy is passive power" in said
@@ -278,7 +278,7 @@ def test_what_does_not_fit_says_how_many_chips_it_takes(
     with pytest.raises(InputError) as refused:
         fitted(aimc(**changes), model, chips)
     assert refused.value.where == "cluster.devices_per_node"
-    assert re.search(rf"does not fit: .*it takes {needed} such chips", refused.value.message)
+    assert re.search(rf"does not fit: .*use {needed} such chips", refused.value.message)
     assert fitted(aimc(**changes), model, needed).kv_capacity_tokens > 0
 
 
@@ -289,8 +289,15 @@ def test_more_experts_than_tiers_do_not_go_on_one_tile() -> None:
 
 @pytest.mark.parametrize("tensor", [1, 2, 3])
 def test_tensor_parallelism_is_refused(tensor: int) -> None:
-    with pytest.raises(InputError, match=r"cluster\.tensor_parallel: aimc-realistic holds whole layers.*leave it out"):
+    with pytest.raises(InputError, match=r"cluster\.tensor_parallel: .* whole layers or whole experts .*leave it out"):
         aimc().fit(Demand(load_model("mixtral-8x7b"), Parallelism(1, 6, tensor)))
+
+
+def test_other_ways_to_share_a_model_are_refused() -> None:
+    with pytest.raises(InputError, match=r"cluster\.experts: .*leave it out"):
+        aimc().fit(Demand(load_model("mixtral-8x7b"), Parallelism(1, 6, 6, "tp")))
+    with pytest.raises(InputError, match=r"cluster\.nodes: .*devices_per_node"):
+        aimc().fit(Demand(load_model("mixtral-8x7b"), Parallelism(2, 3, 3)))
 
 
 def test_experts_spread_over_chips() -> None:

@@ -305,7 +305,7 @@ def test_gated_experts_and_latent_attention_on_many_chips() -> None:
 @pytest.mark.parametrize(("spread", "least"), [("layers", 6), ("experts", 8)])
 def test_too_few_chips(spread: Any, least: int) -> None:
     network = network_of(load_model("mixtral-8x7b"))
-    with pytest.raises(InputError, match=rf"needs 178,416 tiers of 512 x 512.*have 131,072.*takes {least}") as caught:
+    with pytest.raises(InputError, match=rf"needs 178,416 tiers of 512 x 512.*have 131,072.*use {least}") as caught:
         map_network(network, chip_of(512, 64, chips=4), MappingSpec(), spread=spread)
     assert caught.value.where == "cluster.devices_per_node"
     map_network(network, chip_of(512, 64, chips=least), MappingSpec(), spread=spread)

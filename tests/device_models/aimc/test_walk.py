@@ -56,7 +56,7 @@ def test_energy_is_what_one_token_takes(setting: Setting) -> None:
     attention = sum(each.read_nj[0] + each.read_nj[1] * CONTEXT for each in walk.attention)
     attention += sum(each.compute_nj[0] + each.compute_nj[1] * CONTEXT for each in walk.attention)
     attention += sum(each.write.nj for each in walk.attention)
-    ours = sum(walk.energy_nj.values()) + walk.head_nj + attention
+    ours = sum(walk.energy_nj.values()) + sum(walk.sampled_nj.values()) + attention
     theirs = event.total_energy_nj - event.energy_nj["passive"]
     assert ours == pytest.approx(theirs, rel=0.02)  # transfers of border chunks are smaller than we count
 
