@@ -17,6 +17,7 @@ from yardsticks import counter_loop_s, heap_loop_s
 _HERE = Path(__file__).resolve().parent
 _LLAMA = {"model": "llama-3.1-8b", "cluster": {"device": "h100", "devices_per_node": 1}}
 _MIXTRAL = {"model": "mixtral-8x7b", "cluster": {"device": "duplex", "devices_per_node": 4, "experts": "tp"}}
+_MIXTRAL_AIMC = {"model": "mixtral-8x7b", "cluster": {"device": "aimc-realistic", "devices_per_node": 6}}
 _AZURE = {"preset": "azure-conv-2023"}
 _LONG = {"lengths": {"input": {"kind": "fixed", "tokens": 1024}, "output": {"kind": "fixed", "tokens": 1024}}}
 
@@ -145,6 +146,7 @@ def load(scratch: Path, *, quick: bool) -> Iterator[Figure]:
     for name, base, lengths, overload_per_s, held in (
         ("Mixtral, 4 Duplex", _MIXTRAL, _AZURE, 100.0, True),
         ("Mixtral, 4 Duplex, 1024 in / 1024 out", _MIXTRAL, _LONG, 40.0, True),
+        ("Mixtral, 6 AIMC chips", _MIXTRAL_AIMC, _AZURE, 80.0, False),
         ("Llama-3.1-8B, 1 GPU", _LLAMA, _AZURE, 45.0, False),
     ):
         scenario = _scenario(base, requests, overload_per_s, lengths)

@@ -292,6 +292,13 @@ def comparison_report(comparison: Comparison, screen: Console) -> RenderableType
         parts += ["", Text(_MIXED_WINDOWS, style="dim")]
     if comparison.differences:
         parts += ["", _differences(comparison, letters)]
+    warnings = [
+        _warning(f"warning: {letter}: {each}")
+        for letter, run in zip(letters, comparison.runs, strict=True)
+        for each in run.summary.get("warnings", ())
+    ]
+    if warnings:
+        parts += ["", *warnings]
     return Group(*parts)
 
 

@@ -13,6 +13,7 @@ from pimserve.device_models.aimc.serving import UNITS, plan_of
 from pimserve.device_models.aimc.spec import AimcSpec
 from pimserve.device_models.aimc.walk import Walker, expert_share
 from pimserve.device_models.device import Demand, Fitted
+from pimserve.device_models.model import BYTES_PER_ELEMENT, ModelSpec
 from pimserve.device_models.operators import Parallelism
 from pimserve.errors import InputError
 
@@ -61,7 +62,7 @@ class Aimc:
             kv_capacity_tokens=self._kv_capacity(network, [each.chip for each in walk.attention], demand),
             weight_bytes_per_device=0.0,
             facts=self._facts(network, mapping, split.devices),
-            warnings=spec.warnings(),
+            warnings=(*spec.warnings(), *_precision_warning(spec, model)),
             parallelism={"spread": spec.spread},
         )
 
@@ -71,7 +72,7 @@ class Aimc:
         if split.tensor != split.devices_per_node:
             raise InputError("cluster.tensor_parallel", f"{spread}: leave it out")
         if split.experts != "ep":
-            raise InputError("cluster.experts", f"{spread}: leave it out")
+            raise InputError("cluster.experts", f"{spread}: leave it out, or at ep")
         if split.nodes != 1:
             raise InputError("cluster.nodes", "a replica's chips share one node: use devices_per_node")
 
@@ -106,6 +107,7 @@ class Aimc:
             "costs": spec.costs.model,
             "mapping": spec.mapping.strategy,
             "spread": spec.spread,
+            "kv_bits": spec.kv_bits,
             "tiers_per_tile": spec.tiers,
             "tiers_used": sum(mapping.fill),
             "tiers": chips * spec.tiles * spec.tiers,
@@ -120,6 +122,13 @@ class Aimc:
 # Bounds within which the event-driven model lies of a plan's step times, held by a test over a grid
 # (docs/aimc_validation.md).
 EVENT_OVER_PLAN = (0.79, 1.24)
+
+
+def _precision_warning(spec: AimcSpec, model: ModelSpec) -> list[str]:
+    """The device decides how wide the KV cache's elements are; others follow the model."""
+    if spec.kv_bits == 8 * BYTES_PER_ELEMENT[model.kv_dtype]:
+        return []
+    return [f"{spec.name} keeps the KV cache at {spec.kv_bits} bits per element, where the model says {model.kv_dtype}"]
 
 
 def _density(share: Sequence[float], top_k: int) -> Density:

@@ -32,7 +32,7 @@ def test_every_case_gives_figures():
             assert figure["loop_s"] <= figure["loop_median_s"]
             assert figure["steps_per_loop_s"] * figure["loop_s"] == pytest.approx(figure["steps"])
     saturated = [figure["of_capacity"] for figure in figures if figure["what"].endswith(", saturated")]
-    assert len(saturated) == 3
+    assert len(saturated) == 4
     assert all(share > 1 for share in saturated)
     graphs = [figure for figure in figures if figure["case"] == "aimc"]
     assert len(graphs) == 7

@@ -224,3 +224,9 @@ def test_silicon_and_tdp_are_compared(save):
 def test_a_unit_is_that_of_the_first_run_that_has_the_figure(save):
     runs = [save(name, energy__tdp_joules_per_output_token=value) for name, value in (("a", None), ("b", 0.005))]
     assert "at the devices' TDP mJ - 5.00 -" in " ".join(report(compare(runs)).split())
+
+
+def test_what_a_run_warns_of_is_said_again(save):
+    assumed = save("b", changed("cluster", replicas=2), warnings=["64 tiers are assumed"])
+    lines = report(compare([save("a", SCENARIO), assumed])).splitlines()
+    assert "warning: B: 64 tiers are assumed" in lines
