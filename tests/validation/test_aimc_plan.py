@@ -15,28 +15,33 @@ def points() -> list[Point]:
     return list(grid(SETTINGS, prompts=SHORT))
 
 
+@pytest.mark.slow
 def test_the_event_model_lies_within_the_stated_bounds_of_the_plan(points: list[Point]) -> None:
     low, high = EVENT_OVER_PLAN
     assert all(low <= point.ratio <= high for point in points)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["decode", "prompt"])
 def test_the_median_error_is_at_most_5_percent(points: list[Point], step: str) -> None:
     assert median_error([point for point in points if point.step == step]) <= 0.05
 
 
+@pytest.mark.slow
 def test_most_points_lie_within_the_reference_cases_bracket(points: list[Point]) -> None:
     assert within(points) > 0.8
     grouped = [point for point in points if "latent" not in point.setting and point.strategy == "moe_separated"]
     assert within(grouped) > 0.95
 
 
+@pytest.mark.slow
 def test_one_request_is_met_closely(points: list[Point]) -> None:
     alone = [point for point in points if point.requests == 1 and "latent" not in point.setting]
     assert all(point.ratio == pytest.approx(1, abs=0.12) for point in alone)
     assert median_error(alone) < 0.02
 
 
+@pytest.mark.slow
 def test_every_batch_of_decodes_is_there(points: list[Point]) -> None:
     decodes = {(point.requests, point.tokens) for point in points if point.step == "decode"}
     assert decodes == set(DECODES)
