@@ -55,16 +55,18 @@ class Station:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Busy time that work leaves on a unit, for the busy shares: per token, sampled output and context token seen.
+    """Busy time that work leaves on a unit, for the busy shares.
 
-    `prefill`: the unit also computes prefill attention.
+    Per token, sampled output, decoding request and context token seen. `prefill_parts`: into how many alike units, of
+    which this is the mean, prefill attention is divided; 0 if it is elsewhere.
     """
 
     unit: str
     per_token: int
     per_output: int
+    per_request: int
     per_context: tuple[int, ...]
-    prefill: bool = False
+    prefill_parts: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ many tokens have r picks left; of those a binomial number picks the present expe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Literal
@@ -66,6 +67,20 @@ def pick_probabilities(weights: NDArray[np.float64], top_k: int) -> NDArray[np.f
         possible = later[e, 1:] > 0
         probabilities[e, 1:][possible] = weights[e] * later[e + 1, :-1][possible] / later[e, 1:][possible]
     return np.clip(probabilities, 0.0, 1.0)
+
+
+def expert_share(weights: Sequence[float], top_k: int) -> tuple[float, ...]:
+    """How many of a token's picks fall on each expert of those weights; they sum to top_k."""
+    picks = pick_probabilities(np.asarray(weights, float), top_k)
+    left = np.zeros(top_k + 1)  # probability that r picks are left
+    left[top_k] = 1.0
+    share = []
+    for row in picks:
+        taken = left * row
+        share.append(float(taken.sum()))
+        left = left - taken
+        left[:-1] += taken[1:]
+    return tuple(share)
 
 
 def draw_counts(rng: np.random.Generator, probabilities: NDArray[np.float64], tokens: int, draws: int) -> IntArray:

@@ -148,7 +148,8 @@ class StepLog:
         self.itl = DurationHistogram()
         self.category_fs = dict.fromkeys(CATEGORIES, 0)
         self.energy_pj = {(category, kind): 0 for category in CATEGORIES for kind in ("dram", "compute")}
-        self.unit_fs = dict.fromkeys((*costs.plan.units, LINK), 0)
+        links = () if costs.plan.pipeline is not None else (LINK,)  # pipelines have them in their chain
+        self.unit_fs = dict.fromkeys((*costs.plan.units, *links), 0)
         self.batch_steps = 0  # sum over steps of requests in the step
         self.mixed_steps = 0
         self.twice_block_fs = 0  # twice the time integral of KV blocks in use: halving is left to the end
@@ -282,11 +283,12 @@ class StepLog:
         self.category_fs[pipeline.prompt_category] += slots
         prefill = exact_sum(rows.prefill_fs)
         processed, outputs = exact_dot(tokens, rows.steps), exact_dot(rows.outputs, rows.steps)
+        decoded = exact_dot(rows.decodes, rows.steps)
         seen = [_seen_total(rows, window) for window in pipeline.windows]
         for load in pipeline.loads:
-            busy = load.per_token * processed + load.per_output * outputs
+            busy = load.per_token * processed + load.per_output * outputs + load.per_request * decoded
             busy += sum(each * total for each, total in zip(load.per_context, seen, strict=True))
-            self.unit_fs[load.unit] += busy + prefill * load.prefill
+            self.unit_fs[load.unit] += busy + (prefill // load.prefill_parts if load.prefill_parts else 0)
 
     def _attention(self, rows: Rows, prefill_fs: int) -> None:
         """Energy and unit time of attention."""

@@ -11,11 +11,16 @@ from pimserve.device_models.aimc.mapping import Density, Mapping, map_network
 from pimserve.device_models.aimc.network import Network, network_of
 from pimserve.device_models.aimc.serving import UNITS, plan_of
 from pimserve.device_models.aimc.spec import AimcSpec
-from pimserve.device_models.aimc.walk import Walker, expert_share
+from pimserve.device_models.aimc.walk import Walker
 from pimserve.device_models.device import Demand, Fitted
 from pimserve.device_models.model import BYTES_PER_ELEMENT, ModelSpec
 from pimserve.device_models.operators import Parallelism
+from pimserve.device_models.routing import expert_share
 from pimserve.errors import InputError
+
+# Bounds within which the event-driven model lies of a plan's step times, held by a test over a grid with the unit costs
+# of the `rates` model (docs/aimc_validation.md).
+EVENT_OVER_PLAN = (0.79, 1.24)
 
 
 class Aimc:
@@ -39,7 +44,7 @@ class Aimc:
         return {
             "memory_gb": spec.dram.gb,
             "memory_gb_per_s": spec.dram.gb_per_s,
-            "weights": spec.tiles * spec.tiers * spec.tier_rows * spec.tier_cols,
+            "weight_capacity": spec.tiles * spec.tiers * spec.tier_rows * spec.tier_cols,
             "passive_w": spec.passive_w,
         }
 
@@ -57,12 +62,12 @@ class Aimc:
         mapping = map_network(network, chip, spec.mapping, spread=spec.spread, expert_density=density)
         walk = Walker(network, chip, mapping, popularity, lm_head=demand.lm_head).walk()
         return Fitted(
-            plan=plan_of(walk, chip, spec.power.idle_gating),
+            plan=plan_of(walk, chip, spec.power.idle_gating, in_turns=spec.spread == "layers"),
             collectives=(),
             kv_capacity_tokens=self._kv_capacity(network, [each.chip for each in walk.attention], demand),
             weight_bytes_per_device=0.0,
             facts=self._facts(network, mapping, split.devices),
-            warnings=(*spec.warnings(), *_precision_warning(spec, model)),
+            warnings=(*spec.warnings(), *_model_warnings(spec, model)),
             parallelism={"spread": spec.spread},
         )
 
@@ -115,20 +120,22 @@ class Aimc:
             "passive_w": chips * spec.passive_w,
             "programming": spec.programming_facts(network.parameters, max(mapping.fill)),
             "noise": noise,
-            "event_model_over_plan": list(EVENT_OVER_PLAN),
+            "event_model_over_plan": list(EVENT_OVER_PLAN) if spec.costs.model == "rates" else None,
         }
 
 
-# Bounds within which the event-driven model lies of a plan's step times, held by a test over a grid
-# (docs/aimc_validation.md).
-EVENT_OVER_PLAN = (0.79, 1.24)
-
-
-def _precision_warning(spec: AimcSpec, model: ModelSpec) -> list[str]:
-    """The device decides how wide the KV cache's elements are; others follow the model."""
-    if spec.kv_bits == 8 * BYTES_PER_ELEMENT[model.kv_dtype]:
-        return []
-    return [f"{spec.name} keeps the KV cache at {spec.kv_bits} bits per element, where the model says {model.kv_dtype}"]
+def _model_warnings(spec: AimcSpec, model: ModelSpec) -> list[str]:
+    """What the model asks of the device beyond what others do."""
+    found = []
+    if spec.kv_bits != 8 * BYTES_PER_ELEMENT[model.kv_dtype]:
+        found.append(
+            f"{spec.name}: the KV cache has {spec.kv_bits} bits per element, where the model says {model.kv_dtype}"
+        )
+    if model.attention.kind == "mla":
+        found.append(
+            f"{spec.name}: latent attention reads crossbars head by head, and against their direction: assumed"
+        )
+    return found
 
 
 def _density(share: Sequence[float], top_k: int) -> Density:

@@ -251,5 +251,5 @@ def _attention(
     return (
         (down, (q_up,), (k_up,)),
         ((v_up,), (out,)),
-        Attention(heads, heads, kv_bytes, flops, 2 * heads * (shape.qk_dim + shape.v_dim)),
+        Attention(heads, heads, kv_bytes, flops, flops),
     )

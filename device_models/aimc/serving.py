@@ -26,13 +26,14 @@ _UW_PER_W = 10**6
 _NEVER_PS = 1e12  # a second: where a token visits once
 
 
-def plan_of(walk: Walk, chip: Chip, idle_gating: float) -> CostPlan:
+def plan_of(walk: Walk, chip: Chip, idle_gating: float = 1.0, *, in_turns: bool = True) -> CostPlan:
     """The cost plan of a replica.
 
     Args:
         walk: one token's way.
         chip: the replica's chips.
         idle_gating: share of its passive power that a chip without work draws.
+        in_turns: whether a token is on one chip after the other, so that the others may rest.
     """
     windows = sorted({each.window for each in walk.attention}, key=lambda window: window or math.inf, reverse=True)
     groups = [[each for each in walk.attention if each.window == window] for window in windows]
@@ -45,7 +46,7 @@ def plan_of(walk: Walk, chip: Chip, idle_gating: float) -> CostPlan:
         prefill=tuple(_prefill(window, group) for window, group in zip(windows, groups, strict=True)),
         experts=None,
         pipeline=_pipeline(walk, chip, windows),
-        static=_static(chip, idle_gating),
+        static=_static(chip, idle_gating, in_turns=in_turns),
     )
 
 
@@ -66,7 +67,7 @@ def _pipeline(walk: Walk, chip: Chip, windows: Sequence[int | None]) -> Pipeline
         rest, slack = visits.rest[index], visits.slack[index]
         return Station(
             *(TILES, mostly_experts, _fs(tiles[index]), _fs(sampled_tiles[index]), 0, none),
-            visit=_fs(visits.longest.max()),
+            visit=_fs(visits.longest.max()),  # wherever it is: the others follow at this distance
             rest=_fs(min(rest, _NEVER_PS)),
             slack=_fs(slack),
         )
@@ -81,14 +82,14 @@ def _pipeline(walk: Walk, chip: Chip, windows: Sequence[int | None]) -> Pipeline
     stations += _undominated(_memory(group, windows) for group in by_chip if group)
     stations += _undominated(_units(group, windows, chip) for group in by_chip if group)
 
-    def mean(whole: Station) -> tuple[int, tuple[int, ...]]:
-        fixed = (whole.per_token + whole.per_request) // chip.chips
-        return fixed, tuple(each // chip.chips for each in whole.per_context)
+    def mean(whole: Station, prefill_parts: int = 0) -> Load:
+        per_context = tuple(each // chip.chips for each in whole.per_context)
+        per_token, per_request = whole.per_token // chip.chips, whole.per_request // chip.chips
+        return Load(whole.name, per_token, 0, per_request, per_context, prefill_parts)
 
     alone = [part.busiest_ps(chip.digital_units) for part in walk.segments]
     # A second prompt is in one segment while the anchor is in the next.
     meeting = [(one + other).busiest_ps(chip.digital_units) for one, other in pairwise(walk.segments)]
-    memory, units = mean(_memory(walk.attention, windows)), mean(_units(walk.attention, windows, chip))
     return PipelineTerm(
         windows=tuple(windows),
         chain=tuple((category, _fs(time)) for category, time in chain.items()),
@@ -99,11 +100,11 @@ def _pipeline(walk: Walk, chip: Chip, windows: Sequence[int | None]) -> Pipeline
         + _fs(alone[-1]),
         prompt_category=mostly_experts,
         loads=(
-            Load(TILES, _fs(tiles.mean()), _fs(sampled_tiles.mean()), none),
-            Load(BUSIEST_TILE, _fs(tiles[most]), _fs(sampled_tiles[most]), none),
-            Load(DIGITAL, _fs(digital.mean()), _fs(sampled_digital.mean()), none),
-            Load(ATTENTION, units[0], 0, units[1], prefill=True),
-            Load(DRAM, memory[0], 0, memory[1]),
+            Load(TILES, _fs(tiles.mean()), _fs(sampled_tiles.mean()), 0, none),
+            Load(BUSIEST_TILE, _fs(tiles[most]), _fs(sampled_tiles[most]), 0, none),
+            Load(DIGITAL, _fs(digital.mean()), _fs(sampled_digital.mean()), 0, none),
+            mean(_units(walk.attention, windows, chip), prefill_parts=chip.chips),
+            mean(_memory(walk.attention, windows)),
         ),
     )
 
@@ -207,23 +208,26 @@ def _prefill(window: int | None, group: Sequence[AttentionSlopes]) -> PrefillAtt
     """Prefill attention: a barrier in every layer, so that its time is on the chain."""
     per_pair = sum(each.prefill_ps_per_pair for each in group)
     per_entry = sum(each.read_ps[1] for each in group)
+    entry_pj = _pj(sum(each.read_nj[1] for each in group))
     return PrefillAttentionTerm(
         unit=ATTENTION,
         window_tokens=window,
         causal=True,
-        pieces=((0, 0, _fs(per_pair)), (0, _fs(per_entry), 0)),
-        dram=(0, _pj(sum(each.read_nj[1] for each in group)), 0),
+        # The chunk's own entries are at hand: of the cache, only those before it are read.
+        pieces=((0, 0, _fs(per_pair)), (-_fs(per_entry), _fs(per_entry), 0)),
+        dram=(-entry_pj, entry_pj, 0),
         compute_per_pair=_pj(sum(each.prefill_nj_per_pair for each in group)),
     )
 
 
-def _static(chip: Chip, idle_gating: float) -> StaticPower:
+def _static(chip: Chip, idle_gating: float, *, in_turns: bool) -> StaticPower:
     """Passive power; with gating, a chip rests while the anchor is on another one and nothing follows."""
     power = chip.passive_w * chip.chips * _UW_PER_W
+    resting = (chip.chips - 1) / chip.chips if in_turns else 0.0
     return StaticPower(
         idle_uw=round(power * idle_gating),
         step_uw=round(power),
-        chain_uw=round(power * (1 - idle_gating) * (chip.chips - 1) / chip.chips),
+        chain_uw=round(power * (1 - idle_gating) * resting),
     )
 
 

@@ -141,19 +141,24 @@ class AimcSpec(DeviceSpec):
             return None
         tier_s = self.tier_rows * self.tier_cols * program.iterations * program.devices_per_weight
         tier_s *= program.iteration_us * 1e-6 / program.parallel_weights
-        times = program.endurance_pulses / program.iterations
         return {
             "time_s": tier_s * fullest_tiers,
             "joules": weights * program.nj_per_weight * 1e-9,
             "pulses_per_device": program.iterations,
             "endurance_pulses": program.endurance_pulses,
             "endurance_used": program.iterations / program.endurance_pulses,
-            "lifetime_years": times * program.every_days / 365.25,
+            "programmings_endured": program.endurance_pulses / program.iterations,
+            "programmed_every_days": program.every_days,
         }
 
     def warnings(self) -> tuple[str, ...]:
         """What a reader of any result must know."""
-        found = list(self.assumptions)
+        power = self.power
+        found = [
+            *self.assumptions,
+            f"{self.name}: passive power is assumed: {power.tile_mw:g} mW per tile, {power.digital_w:g} W and "
+            f"{power.attention_w:g} W per digital and attention unit, {power.other_w:g} W for the rest of a chip",
+        ]
         if self.tiers > DEMONSTRATED_TIERS:
             found.append(
                 f"{self.name}: {self.tiers} tiers per tile are assumed; stacks of up to {DEMONSTRATED_TIERS} were built"

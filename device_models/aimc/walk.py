@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +20,18 @@ from pimserve.device_models.aimc.costs import AttentionCost, OpCost
 from pimserve.device_models.aimc.mapping import Mapping
 from pimserve.device_models.aimc.network import Attention, Block, Ffn, Network
 from pimserve.device_models.operators import Category
-from pimserve.device_models.routing import draw_counts, pick_probabilities
+from pimserve.device_models.routing import draw_counts, expert_share, pick_probabilities
 
 _DRAWS = 16  # of experts, where a chain depends on which are chosen
 _TOKENS = 64  # that are drawn to see how unevenly experts are chosen
 _NEAR, _FAR = 1024, 3072  # contexts between which attention is affine
+
+
+class Way(NamedTuple):
+    """Time of a part of one token's chain: on transfers, and on all else."""
+
+    hops_ps: float
+    rest_ps: float
 
 
 @dataclass(slots=True)
@@ -194,18 +202,19 @@ class Walker:
         tables = [network.token_embedding]
         if network.position_embedding is not None:
             tables.append(network.position_embedding)
-        longest = 0.0
+        longest = Way(0.0, 0.0)
         for matrix in tables:
             row_blocks, column_blocks = network.matrices[matrix].grid(chip.tier_rows, chip.tier_cols)
-            hops, spent = self._hops(matrix, home, column_blocks / len(self._tiles[matrix]))
             self._mvms(matrix, work, 1 / row_blocks)
             self._visit((matrix,), self._position, 1 / row_blocks)
             # The blocks of one row lie side by side unless tiles are few.
             some = self._tiles[matrix][:column_blocks]
-            longest = max(longest, hops + self._mvm.ps * int(np.bincount(some).max()))
-            self._spent["communication"] += spent
+            reading = Way(self._hops_ps(matrix, home), self._mvm.ps * int(np.bincount(some).max()))
+            longest = max(longest, reading, key=sum)
+            self._spent["communication"] += self._hops_nj(matrix, home) / row_blocks
             self._spent["fc"] += column_blocks * self._mvm.nj
-        self._chain("fc", longest)
+        self._chain("communication", longest.hops_ps)
+        self._chain("fc", longest.rest_ps)
         self._digital("fc", self.costs.add(network.hidden), home, work)
         if network.norm_first:
             self._digital("fc", self.costs.norm(network.hidden), home, work)
@@ -221,27 +230,27 @@ class Walker:
     def _stage(self, category: Category, stage: Sequence[int], home: int, work: Work) -> None:
         """Matrices side by side on one vector, and their partial sums."""
         self._visit(stage, self._position)
-        self._chain(category, self._pass(stage, home, stage, work))
+        hops, rest = self._pass(stage, home)
+        self._chain("communication", hops)
+        self._chain(category, rest)
         for matrix in stage:
             self._account(category, matrix, home, work, 1.0)
 
-    def _pass(self, stage: Sequence[int], home: int, together: Iterable[int], work: Work) -> float:
-        """Time of a token through `stage`, where the tiles serve the chunks of `together`."""
-        serial = self._serial(together)
-        longest = sums = 0.0
+    def _pass(self, stage: Sequence[int], home: int) -> Way:
+        """A token's way through `stage`."""
+        hops = sums = 0.0
         pooled: dict[int, float] = defaultdict(float)
         for matrix in stage:
-            inputs, outputs = self._hop_pair(matrix, home)
             row_blocks, column_blocks = self._grid(matrix)
             add = self.costs.add(self._block_cols(matrix)).ps
-            longest = max(longest, inputs.ps + outputs.ps)
+            hops = max(hops, self._hops_ps(matrix, home))
             sums = max(sums, (row_blocks - 1) * add)
             pooled[self._chip_of(matrix)] += (row_blocks - 1) * column_blocks * add
         if self.chip.partial_sums == "pool":
             # All columns start together; the units take them in turns.
             for busy in pooled.values():
                 sums = max(sums, busy / self.chip.digital_units)
-        return longest + serial * self._mvm.ps + sums
+        return Way(hops, self._serial(stage) * self._mvm.ps + sums)
 
     def _serial(self, matrices: Iterable[int]) -> int:
         """MVMs in a row on the tile that has most of them."""
@@ -256,8 +265,7 @@ class Walker:
         row_blocks, column_blocks = self._grid(matrix)
         chunks = row_blocks * column_blocks
         self._mvms(matrix, work, share if load is None else load)
-        _, spent = self._hops(matrix, home, share)
-        self._spent["communication"] += spent
+        self._spent["communication"] += share * self._hops_nj(matrix, home)
         add = self.costs.add(self._block_cols(matrix))
         sums = share * (row_blocks - 1) * column_blocks
         reads = self.network.matrices[matrix].reads(self.chip.tier_cols)
@@ -276,20 +284,27 @@ class Walker:
     def _block_cols(self, matrix: int) -> int:
         return min(self.network.matrices[matrix].cols, self.chip.tier_cols)
 
-    def _hop_pair(self, matrix: int, home: int) -> tuple[OpCost, OpCost]:
-        """Transfers to and from one full chunk of a matrix, over the link between chips where it is elsewhere."""
-        shape, chip = self.network.matrices[matrix], self.chip
-        sizes = (min(shape.rows, chip.tier_rows), min(shape.cols, chip.tier_cols))
-        hops = [self.costs.hop(size) for size in sizes]
-        if self._chip_of(matrix) != home and chip.link is not None:
-            links = [chip.link.hop(size) for size in sizes]
-            hops = [OpCost(a.ps + b.ps, a.nj + b.nj) for a, b in zip(hops, links, strict=True)]
-        return hops[0], hops[1]
+    def _hop(self, matrix: int, size: int, home: int) -> OpCost:
+        """A transfer of `size` bytes between `home` and a chunk, over the link where the matrix is on another chip."""
+        hop = self.costs.hop(size)
+        if self._chip_of(matrix) == home or self.chip.link is None:
+            return hop
+        link = self.chip.link.hop(size)
+        return OpCost(hop.ps + link.ps, hop.nj + link.nj)
 
-    def _hops(self, matrix: int, home: int, share: float) -> tuple[float, float]:
-        """(time of a way in and a way out, energy of the transfers of all chunks), of which a token needs `share`."""
-        inputs, outputs = self._hop_pair(matrix, home)
-        return inputs.ps + outputs.ps, share * len(self._tiles[matrix]) * (inputs.nj + outputs.nj)
+    def _hops_ps(self, matrix: int, home: int) -> int:
+        """Time of a way to one full chunk and back."""
+        shape, chip = self.network.matrices[matrix], self.chip
+        rows, cols = min(shape.rows, chip.tier_rows), min(shape.cols, chip.tier_cols)
+        return self._hop(matrix, rows, home).ps + self._hop(matrix, cols, home).ps
+
+    def _hops_nj(self, matrix: int, home: int) -> float:
+        """Energy of the ways to all chunks and back; those at the border carry less."""
+        shape, chip = self.network.matrices[matrix], self.chip
+        rows, cols = _blocks(shape.rows, chip.tier_rows), _blocks(shape.cols, chip.tier_cols)
+        there = sum(number * self._hop(matrix, size, home).nj for size, number in rows) * sum(n for _, n in cols)
+        back = sum(number * self._hop(matrix, size, home).nj for size, number in cols) * sum(n for _, n in rows)
+        return there + back
 
     def _digital(self, category: Category, cost: OpCost, home: int, work: Work, times: float = 1.0) -> None:
         """A digital operation on the chain."""
@@ -334,9 +349,11 @@ class Walker:
         self._digital("moe", self.costs.activation(network.activation, len(block.experts)), home, work)
         start = self._position
         differ = self._differ(block)
-        self._chain("moe", self._chosen_ps(block, home, work, _DRAWS if differ else 1))
+        way = self._chosen(block, home, _DRAWS if differ else 1)
+        self._chain("communication", way.hops_ps)
+        self._chain("moe", way.rest_ps)
         one = block.experts[0]
-        half = self._pass(one.up, home, one.up, work) + sum(cost.ps for cost in self._between(one))
+        half = sum(self._pass(one.up, home)) + sum(cost.ps for cost in self._between(one))
         picked = block.top_k / len(block.experts)
         self._visit([matrix for ffn in block.experts for matrix in ffn.up], start, picked)
         self._visit([ffn.down for ffn in block.experts], start + half, picked)
@@ -361,16 +378,16 @@ class Walker:
         for _ in range(sums):
             self._digital("moe", self.costs.add(network.hidden), home, work)
 
-    def _chosen_ps(self, block: Block, home: int, work: Work, draws: int) -> float:
-        """Time of the chosen experts of one token, a mean over draws where it depends on them."""
-        times: dict[tuple[int, ...], float] = {}
+    def _chosen(self, block: Block, home: int, draws: int) -> Way:
+        """The way through the chosen experts of one token, a mean over draws where it depends on them."""
+        ways: dict[tuple[int, ...], Way] = {}
         drawn = []
         for counts in draw_counts(self._random, self._picks, 1, draws):
             chosen = tuple(np.flatnonzero(counts).tolist())
-            if chosen not in times:
-                times[chosen] = self._together_ps(block, chosen, home, work)
-            drawn.append(times[chosen])
-        return sum(drawn) / len(drawn)
+            if chosen not in ways:
+                ways[chosen] = self._together(block, chosen, home)
+            drawn.append(ways[chosen])
+        return Way(sum(way.hops_ps for way in drawn) / draws, sum(way.rest_ps for way in drawn) / draws)
 
     def _differ(self, block: Block) -> bool:
         """Whether experts lie on different tiles."""
@@ -381,25 +398,27 @@ class Walker:
             for a, b in zip((*first.up, first.down), (*ffn.up, ffn.down), strict=True)
         )
 
-    def _together_ps(self, block: Block, chosen: Sequence[int], home: int, work: Work) -> float:
-        """Time of some experts that start together: one's way, and the wait for tiles that they share."""
+    def _together(self, block: Block, chosen: Sequence[int], home: int) -> Way:
+        """The way through experts that start together: the longest one's, and the wait for tiles that they share."""
         ffns = [block.experts[expert] for expert in chosen]
-        ways = [*ffns, block.shared] if block.shared is not None else ffns
-        up = [matrix for ffn in ways for matrix in ffn.up]
-        down = [ffn.down for ffn in ways]
-        alone = max(
-            self._pass(ffn.up, home, ffn.up, work)
-            + sum(cost.ps for cost in self._between(ffn))
-            + self._pass((ffn.down,), home, (ffn.down,), work)
-            for ffn in ways
-        )
-        own_up = max(self._serial(ffn.up) for ffn in ways)
-        own_down = max(self._serial((ffn.down,)) for ffn in ways)
+        if block.shared is not None:
+            ffns.append(block.shared)
+        up = [matrix for ffn in ffns for matrix in ffn.up]
+        down = [ffn.down for ffn in ffns]
+        own_up = max(self._serial(ffn.up) for ffn in ffns)
+        own_down = max(self._serial((ffn.down,)) for ffn in ffns)
         # Experts follow each other: one is in its down projection while the next is in its up projection.
         wait = max(
             self._serial(up) - own_up, self._serial(down) - own_down, self._serial([*up, *down]) - own_up - own_down
         )
-        return alone + wait * self._mvm.ps
+        alone = max((self._through(ffn, home) for ffn in ffns), key=sum)
+        return Way(alone.hops_ps, alone.rest_ps + wait * self._mvm.ps)
+
+    def _through(self, ffn: Ffn, home: int) -> Way:
+        """The way through one FFN."""
+        up, down = self._pass(ffn.up, home), self._pass((ffn.down,), home)
+        between = sum(cost.ps for cost in self._between(ffn))
+        return Way(up.hops_ps + down.hops_ps, up.rest_ps + between + down.rest_ps)
 
     def _attention(self, shape: Attention, home: int) -> AttentionSlopes:
         """Attention of one layer, from what its cost function says at two contexts."""
@@ -430,18 +449,10 @@ class Walker:
         )
 
 
-def expert_share(weights: Sequence[float], top_k: int) -> tuple[float, ...]:
-    """How many of a token's picks fall on each expert: the law of `routing.Routing`, walked expert by expert."""
-    picks = pick_probabilities(np.asarray(weights, float), top_k)
-    left = np.zeros(top_k + 1)  # probability that r picks are left
-    left[top_k] = 1.0
-    share = []
-    for row in picks:
-        taken = left * row
-        share.append(float(taken.sum()))
-        left = left - taken
-        left[:-1] += taken[1:]
-    return tuple(share)
+def _blocks(whole: int, size: int) -> list[tuple[int, int]]:
+    """(elements, how many) of blocks of `size`, and of the smaller one at the border."""
+    full, rest = divmod(whole, size)
+    return [(elements, number) for elements, number in ((size, full), (rest, 1)) if elements and number]
 
 
 def _part(cost: AttentionCost, name: str) -> float:

@@ -63,7 +63,7 @@ def test_derived_figures_of_devices():
     assert derived["duplex"]["units"] == ["xpu", "logic_pim"]
     chip = derived["aimc-realistic"]
     assert chip["units"] == ["tiles", "busiest_tile", "digital", "attention", "dram"]
-    assert chip["weights"] == 512 * 64 * 512**2
+    assert chip["weight_capacity"] == 512 * 64 * 512**2
     assert (chip["area_mm2"], chip["passive_w"]) == (pytest.approx(717.5, abs=0.1), pytest.approx(23.2, abs=0.1))
 
 

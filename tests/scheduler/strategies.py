@@ -104,7 +104,10 @@ def pipelines(draw: st.DrawFn) -> CostPlan:
         per_prompt_token=draw(tokens),
         per_second_prompt_token=draw(tokens),
         prompt_category="moe",
-        loads=tuple(Load(name, draw(tokens), draw(tokens), draw(per_context), draw(st.booleans())) for name in names),
+        loads=tuple(
+            Load(name, draw(tokens), draw(tokens), draw(tokens), draw(per_context), draw(st.integers(0, 2)))
+            for name in names
+        ),
     )
     pieces = st.lists(st.tuples(st.integers(0, 10**10), each, st.integers(0, 10**8)), min_size=1, max_size=2)
     return CostPlan(

@@ -11,10 +11,12 @@ from pimserve.device_models.aimc.event_model import Outcome, simulate
 from pimserve.device_models.aimc.graph import Sequence
 from pimserve.device_models.aimc.mapping import Mapping, MappingSpec, Strategy, map_network
 from pimserve.device_models.aimc.network import Network, network_of
+from pimserve.device_models.aimc.serving import plan_of
 from pimserve.device_models.aimc.spec import AimcSpec
-from pimserve.device_models.aimc.walk import Walk, Walker, expert_share
+from pimserve.device_models.aimc.walk import Walk, Walker
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.registry import load_device
+from pimserve.device_models.routing import expert_share
 
 CONTEXT = 200
 SHAPE = {"name": "m", "title": "m", "layers": 4, "hidden": 512, "vocab": 2048, "max_model_len_tokens": 4096}
@@ -59,6 +61,22 @@ def test_energy_is_what_one_token_takes(setting: Setting) -> None:
     ours = sum(walk.energy_nj.values()) + sum(walk.sampled_nj.values()) + attention
     theirs = event.total_energy_nj - event.energy_nj["passive"]
     assert ours == pytest.approx(theirs, rel=0.02)  # transfers of border chunks are smaller than we count
+
+
+@pytest.mark.parametrize(("requests", "tokens"), [(1, 16), (3, 64)])
+@pytest.mark.parametrize("preset", ["aimc-realistic", "aimc-paper-table", "aimc-nand"])
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
+def test_energy_of_prompts_is_that_of_the_event_model(
+    setting: Setting, preset: str, requests: int, tokens: int
+) -> None:
+    network, chip, mapping = mapped(setting, preset=preset)
+    plan = plan_of(walked(network, chip, mapping), chip)
+    event = simulate(network, chip, mapping, [Sequence(tokens, 1)] * requests)
+    rows = {"tokens": requests * tokens, "outputs": requests}
+    ours = sum((t.energy.dram_per_row + t.energy.compute_per_row) * rows[t.rows] for t in plan.rows)
+    ours += requests * sum(sum(term.cost((tokens, 0))[1:]) for term in plan.prefill)
+    theirs = event.total_energy_nj - event.energy_nj["passive"]
+    assert ours / 1000 == pytest.approx(theirs, rel=0.01)
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
