@@ -9,7 +9,7 @@ against.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,12 +22,21 @@ from pimserve.device_models.plan import FS_PER_S, PJ_PER_J, CostPlan
 from pimserve.device_models.registry import load_device
 
 MODEL = "mixtral-8x7b"
-# The bound's own terms: one token's chain without attention, the digital units' work per token, the energy of weights
-# and of attention per context token, KV bytes per token at 8 bit.
-_CHAIN_US, _TOKEN_US, _WEIGHTS_MJ = 138.0, 5.6, 1.27
+# Energy of attention per context token, and KV bytes per token at 8 bit.
 _ATTENTION_UJ = {"LPDDR5X": 5.91e3 / 2048, "HBM3E": 5.37e3 / 2048}
 _LAYERS, _KV_BYTES_PER_TOKEN = 32, 65_536
 _SYSTEM_GB_PER_S, _SYSTEM_IDLE_W = 3684.0, 24.0  # memory of six chips, dealt out where the number of chips varies
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """The bound's own terms: one token's chain without attention, the busiest tile's or digital pool's work per token,
+    and the energy of the weights' part. MVMs that are slower, or take more, change them by hand.
+    """
+
+    chain_us: float = 138.0
+    token_us: float = 5.6
+    weights_mj: float = 1.27
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +54,7 @@ class Bound:
     requests: int
     tokens_per_s: float | None
     mj_per_token: float
+    terms: Terms = Terms()
 
     @property
     def layers_on_fullest_chip(self) -> int:
@@ -98,10 +108,30 @@ def _tiers(tiers: int, chips: int, mapped: int, energies: tuple[float, float, fl
     ]
 
 
+def _variant(
+    label: str, device: dict[str, Any], chips: int, rows: Mapping[int, tuple[float | None, float]], terms: Terms
+) -> list[Bound]:
+    return [Bound(label, device, chips, chips, 2048, requests, *found, terms) for requests, found in rows.items()]
+
+
+_FOUR_PHASE = {"preset": "aimc-realistic", "costs": {"mvm_ns": 521, "mvm_nj": 118}}
+_MVMS = 48_896  # of a token
 BOUNDS: tuple[Bound, ...] = (
     *_six("LPDDR5X", "aimc-realistic", 2048, {1: (2431, 64.4), 32: (17552, 15.1), 128: (20661, 13.9)}),
     *_six("HBM3E", "aimc-realistic-hbm3e", 2048, {1: (3707, 45.8), 32: (33697, 10.9), 128: (41898, 10.1)}),
     *_six("LPDDR5X", "aimc-realistic", 8192, {1: (812, 196), 32: (4652, 55), 128: (5253, 51)}),
+    *_variant(
+        *("silicon", {"preset": "aimc-silicon"}, 6, {1: (None, 64.9), 32: (None, 15.6), 128: (None, 14.4)}),
+        Terms(weights_mj=1.27 + _MVMS * 9.4e-6),
+    ),
+    *_variant(
+        *("four-phase reads", _FOUR_PHASE, 6, {1: (2070, 79), 32: (16888, 20), 128: (20425, 19)}),
+        Terms(chain_us=210, weights_mj=1.27 + _MVMS * 98e-6),
+    ),
+    *_variant(
+        *("NAND", {"preset": "aimc-nand"}, 2, {1: (1301, 45), 32: (6143, 17), 128: (6751, 17)}),
+        Terms(chain_us=495, token_us=143, weights_mj=1.27 + _MVMS * 55e-6),
+    ),
     *_tiers(4, 88, 97, (7106, 305, 140), 12891),
     *_tiers(8, 44, 49, (1867, 104, 61), 16150),
     *_tiers(16, 22, 24, (516, 43, 31), 18487),
@@ -124,12 +154,12 @@ def compared() -> Iterator[Compared]:
 def _corrected(bound: Bound, spec: AimcSpec) -> tuple[float, float]:
     """(tokens/s, mJ per token) of the bound, from its own terms, on the mapping's chips and its fullest chip."""
     read_us = bound.context * _KV_BYTES_PER_TOKEN / (spec.dram.gb_per_s * spec.dram.efficiency * 1e3)
-    chain_us = _CHAIN_US + read_us
-    token_us = max(_TOKEN_US, read_us * bound.layers_on_fullest_chip / _LAYERS)
+    chain_us = bound.terms.chain_us + read_us
+    token_us = max(bound.terms.token_us, read_us * bound.layers_on_fullest_chip / _LAYERS)
     step_us = chain_us + (bound.requests - 1) * token_us
     attention_mj = bound.context * _ATTENTION_UJ[spec.dram.name] * 1e-3
     passive_mj = spec.passive_w * bound.mapped_chips * step_us / bound.requests * 1e-3
-    return bound.requests / step_us * 1e6, _WEIGHTS_MJ + attention_mj + passive_mj
+    return bound.requests / step_us * 1e6, bound.terms.weights_mj + attention_mj + passive_mj
 
 
 def _compare(bound: Bound, spec: AimcSpec, plan: CostPlan) -> Compared:
