@@ -53,6 +53,7 @@ def serve(
     device = scenario.load_device()
     split = scenario.cluster.split
     devices = split.devices * scenario.cluster.replicas
+    label = _device_label(device)
     workload = generate(scenario.workload, scenario.run.seed)
     total = len(workload.input_tokens)
     served = simulate(
@@ -74,7 +75,7 @@ def serve(
         "schema_version": SCHEMA_VERSION,
         "name": scenario.name,
         "model": model.name,
-        "device": _device_label(device),
+        "device": label,
         "devices": devices,
         "replicas": scenario.cluster.replicas,
         "devices_per_replica": split.devices,
@@ -87,7 +88,7 @@ def serve(
         "weights_gb_per_device": replica.weight_bytes_per_device / _BYTES_PER_GB,
         "silicon_mm2": None if device.area_mm2 is None else device.area_mm2 * devices,
         "tdp_w": None if device.spec.tdp_w is None else device.spec.tdp_w * devices,
-        "device_facts": dict(replica.facts),
+        "device_facts": {**replica.facts, **({"preset": label} if "preset" in replica.facts else {})},
         **summarize(served, scenario.slo, devices),
     }
     _relate(summary)

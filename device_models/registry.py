@@ -16,7 +16,7 @@ from pimserve.device_models.catalogue import device_names, load_device_document
 from pimserve.device_models.device import Device
 from pimserve.device_models.duplex import Duplex
 from pimserve.device_models.gpu import Gpu
-from pimserve.errors import InputError, validation_error
+from pimserve.errors import TAGS, InputError, validation_error
 
 _BUILT_IN: dict[str, type[Any]] = {"gpu": Gpu, "duplex": Duplex, "aimc": Aimc}
 
@@ -61,9 +61,19 @@ def load_device(document: str | Mapping[str, Any], where: str = "device") -> Dev
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A document with changes laid over it; mappings are merged key by key, anything else is replaced."""
+    """A document with changes laid over it; mappings are merged key by key, anything else is replaced.
+
+    So is a mapping that becomes another kind of description, whose keys are not those of the old one.
+    """
     result = dict(base)
     for key, value in changes.items():
         old = result.get(key)
-        result[key] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and not _other_kind(old, value):
+            result[key] = merged(old, value)
+        else:
+            result[key] = value
     return result
+
+
+def _other_kind(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    return any(tag in old and tag in new and old[tag] != new[tag] for tag in TAGS)

@@ -25,6 +25,7 @@ _KEYS = {
     "mapping.split_ffn": "mapping_strategy.split_ffn",
     "expert_density": "model.expert_density",
 }  # of mapping's errors
+_MOST_MATRICES, _MOST_PRODUCTS = 10**6, 10**7
 _UNLIMITED_GB = 1e9  # the reference simulator's memory is never full
 
 
@@ -131,6 +132,7 @@ def _network(document: CaseForm) -> Network:
         raise InputError("model.top_k", f"must be {allowed} (got {top_k})")
     if model.expert_density is not None:
         _check_density(model.expert_density, experts)
+    _check_size(document)
     return gpt2_like(
         hidden=model.d_model,
         heads=model.heads,
@@ -154,6 +156,25 @@ def _check_density(density: list[Any], experts: int) -> None:
             "model.expert_density",
             f"must hold probabilities of {experts} experts, or of {experts} x {experts} pairs of experts",
         )
+
+
+def _check_size(document: CaseForm) -> None:
+    """Refuse what would run for hours: too many matrices, or too many products of them."""
+    model, workload, (rows, cols) = document.model, document.workload, document.hardware.tier_shape
+    matrices = model.layers * (5 + 2 * (model.num_experts or 1))
+    if matrices > _MOST_MATRICES:
+        raise InputError("model.layers", f"make about {matrices:,} matrices; at most {_MOST_MATRICES:,} are run")
+
+    def chunks(n: int, m: int) -> int:
+        return -(-n // rows) * -(-m // cols)
+
+    wide, narrow = chunks(model.d_model, model.d_ff), chunks(model.d_ff, model.d_model)
+    per_token = model.layers * (4 * chunks(model.d_model, model.d_model) + (model.top_k or 1) * (wide + narrow))
+    steps = workload.target_len - workload.start_len
+    again = 1 if document.hardware.kv_caching else (workload.start_len + workload.target_len) // 2
+    products = workload.sequences * (workload.start_len + steps * again) * per_token
+    if products > _MOST_PRODUCTS:
+        raise InputError("workload", f"asks for about {products:,} products; at most {_MOST_PRODUCTS:,} are run")
 
 
 def _chip(document: CaseForm) -> Chip:

@@ -10,12 +10,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pimserve.device_models.aimc.costs import AtLeastOnePs, NonNegative, Positive
 from pimserve.device_models.aimc.mapping import MappingSpec, Strategy
 
 Count = Annotated[int, Field(gt=0, le=10**7)]
 Index = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Finite = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Pair = Annotated[list[Count], Field(min_length=2, max_length=2)]
 Place = Annotated[list[Index], Field(min_length=2, max_length=2)]
 
@@ -32,12 +32,12 @@ class Hardware(_Part):
     tier_shape: Pair
     num_digital_units: Count
     num_mha_units: Count
-    mvm_latency_ns: Positive
-    mvm_energy_nJ: Finite  # noqa: N815 names are the file's
+    mvm_latency_ns: AtLeastOnePs
+    mvm_energy_nJ: NonNegative  # noqa: N815 names are the file's
     kv_caching: bool
     dram_bandwidth_GBps: Positive = 5.332  # noqa: N815
-    dram_active_power_W: Finite = 0.2467  # noqa: N815
-    dram_inactive_power_W: Finite = 0.1297  # noqa: N815
+    dram_active_power_W: NonNegative = 0.2467  # noqa: N815
+    dram_inactive_power_W: NonNegative = 0.1297  # noqa: N815
     one_tier_at_a_time: bool = True
     lock_mha_unit_to_layer: bool = False
 

@@ -15,8 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from pimserve.device_models.aimc.network import Activation, Attention
 
 PS_PER_NS = 1000
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]  # generous; beyond it sums leave 64 bit
+Positive = Annotated[float, Field(ge=1e-6, le=1e12, allow_inf_nan=False)]
+AtLeastOnePs = Annotated[float, Field(ge=1 / PS_PER_NS, le=1e12, allow_inf_nan=False)]
 _SAMPLER_OPS = 512  # what the reference simulator charges a sampled token, whatever the vocabulary
 
 
@@ -69,7 +70,7 @@ class RateCosts(_Costs):
     """A fixed part and a rate per element or byte for each operation; energy per elementary operation."""
 
     model: Literal["rates"] = "rates"
-    mvm_ns: Positive
+    mvm_ns: AtLeastOnePs
     mvm_nj: NonNegative
     hop_ns: NonNegative
     hop_ns_per_byte: NonNegative
@@ -133,7 +134,7 @@ class AffineCosts(_Costs):
     """Whole nanoseconds, as the reference cases have them; field names are theirs."""
 
     model: Literal["affine"] = "affine"
-    mvm_ns: Positive
+    mvm_ns: AtLeastOnePs
     mvm_nj: NonNegative
     mha_base_ns: NonNegative
     mha_flop_per_ns: Positive
@@ -197,7 +198,7 @@ class PlaceholderCosts(_Costs):
     """The constants of the reference simulator, which its authors tell users to replace."""
 
     model: Literal["placeholder"] = "placeholder"
-    mvm_ns: Positive = 100
+    mvm_ns: AtLeastOnePs = 100
     mvm_nj: NonNegative = 10
 
     def mvm(self) -> OpCost:
@@ -237,7 +238,7 @@ class PaperTableCosts(_Costs):
     """
 
     model: Literal["paper_table"] = "paper_table"
-    mvm_ns: Positive = 100
+    mvm_ns: AtLeastOnePs = 100
     mvm_nj: NonNegative = 10
     attention_energy_factor: Positive = Field(1.0, description="on the attention energies of the table")
 

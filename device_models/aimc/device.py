@@ -18,6 +18,8 @@ from pimserve.device_models.operators import Parallelism
 from pimserve.device_models.routing import expert_share
 from pimserve.errors import InputError
 
+_MOST_TILES = 2**22
+
 # Bounds within which the event-driven model lies of a plan's step times, held by a test over a grid with the unit costs
 # of the `rates` model (docs/aimc_validation.md).
 EVENT_OVER_PLAN = (0.79, 1.24)
@@ -52,6 +54,10 @@ class Aimc:
         """Map the model on the replica's chips and derive the plan from the mapping."""
         spec, model, split = self.spec, demand.model, demand.split
         self._refuse_splits(split)
+        if spec.tiles * split.devices > _MOST_TILES:
+            raise InputError("cluster.device.tiles", f"all chips of a replica may have {_MOST_TILES:,} together")
+        if spec.spread == "experts" and model.moe is None:
+            raise InputError("cluster.device.spread", f"{model.name} has no routed experts to spread: use layers")
         network = network_of(model, spec.kv_bits)
         chip = spec.chips(split.devices)
         moe = model.moe
@@ -97,11 +103,8 @@ class Aimc:
         left = {home: usable - windows.get(home, 0.0) * demand.max_num_seqs for home in {*per_token, *windows}}
         tokens = min(int(left[home] / size) for home, size in per_token.items())
         if tokens <= 0 or min(left.values()) < 0:
-            raise InputError(
-                "cluster.device.dram.gb",
-                f"{usable / 1e9:.1f} GB of a chip's memory hold no KV cache beside the attention windows of "
-                f"{demand.max_num_seqs} requests",
-            )
+            beside = f" beside the attention windows of {demand.max_num_seqs} requests" if windows else ""
+            raise InputError("cluster.device.dram.gb", f"{usable / 1e9:.3g} GB of a chip hold no KV cache{beside}")
         return tokens
 
     def _facts(self, network: Network, mapping: Mapping, chips: int) -> dict[str, Any]:

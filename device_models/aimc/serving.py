@@ -192,10 +192,13 @@ def _energies(walk: Walk) -> tuple[RowTerm, ...]:
         RowTerm(f"{names[category]} to sample", category, TILES, "outputs", free, Energy(compute_per_row=_pj(nj)))
         for category, nj in walk.sampled_nj.items()
     ]
-    dram = sum(each.read_nj[0] + each.write.nj for each in walk.attention)
+    dram = sum(each.read_nj[0] for each in walk.attention)
     compute = sum(each.compute_nj[0] for each in walk.attention)
-    fixed = Energy(dram_per_row=_pj(dram), compute_per_row=_pj(compute))
-    return (*rows, RowTerm("KV writes", "attention_decode", DRAM, "tokens", free, fixed))
+    first = RowTerm(
+        "attention, first access", "attention_decode", DRAM, "outputs", free, Energy(0, _pj(dram), _pj(compute))
+    )
+    write = _pj(sum(each.write.nj for each in walk.attention))
+    return (*rows, first, RowTerm("KV writes", "attention_decode", DRAM, "tokens", free, Energy(dram_per_row=write)))
 
 
 def _decode(window: int | None, group: Sequence[AttentionSlopes]) -> DecodeAttentionTerm:

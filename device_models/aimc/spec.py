@@ -7,13 +7,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pimserve.device_models.aimc.chip import Chip, Link
-from pimserve.device_models.aimc.costs import Dram, NonNegative, UnitCosts
+from pimserve.device_models.aimc.costs import Dram, NonNegative, Positive, UnitCosts
 from pimserve.device_models.aimc.mapping import MappingSpec
 from pimserve.device_models.device import DeviceSpec
 
-Count = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(gt=0, le=2**16)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 DEMONSTRATED_TIERS = 8  # stacks of 2 decks (3D XPoint) to 8 layers (vertical RRAM) were built
 S_PER_DAY = 86_400

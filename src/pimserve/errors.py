@@ -28,6 +28,9 @@ class PimserveError(Exception):
     """Base of every error that the user can mend; the command line prints it without a traceback."""
 
 
+TAGS = ("kind", "model")  # keys by which a mapping says which of several descriptions it is
+
+
 class InputError(PimserveError, ValueError):
     """A value in a scenario, a catalogue entry, a trace or a command is not acceptable.
 
@@ -54,7 +57,7 @@ def validation_error(where: str, error: ValidationError, schema: type[BaseModel]
         keys, parent, here = _walk(schema, found["loc"])
         message = _message(found, parent, here)
         if found["type"] == "union_tag_invalid":
-            keys.append("kind")
+            keys.append(found["ctx"]["discriminator"].strip("'"))
         path = ".".join(str(part) for part in (where, *keys) if part != "")
         lines.append(f"{path}: {message}" if path else message)
     return InputError("", "\n".join(lines))
@@ -69,7 +72,7 @@ def _message(found: ErrorDetails, parent: Sequence[type[BaseModel]], here: Seque
         return f"unknown key{hint} (known: {', '.join(known)})" if known else "unknown key"
     if kind == "union_tag_not_found":
         kinds = ", ".join(repr(tag) for model in here for tag in _tags(model))
-        return f"needs `kind`{f', one of {kinds}' if kinds else ''}"
+        return f"needs `{found['ctx']['discriminator'].strip(chr(39))}`{f', one of {kinds}' if kinds else ''}"
     if kind == "union_tag_invalid":
         return f"must be one of {found['ctx']['expected_tags']} (got {found['ctx']['tag']!r})"
     message = _MESSAGES.get(kind) or found["msg"].removeprefix("Value error, ").replace("Input should", "must")
@@ -94,7 +97,7 @@ def _walk(
 ) -> tuple[list[int | str], list[type[BaseModel]], list[type[BaseModel]]]:
     """(keys of the document on the way, models whose key comes last, models that it may hold).
 
-    Where one of several models is chosen by `kind`, pydantic has that kind in its path as well.
+    Where one of several models is chosen by its tag, pydantic has that tag in its path as well.
     """
     keys: list[int | str] = []
     parent: list[type[BaseModel]] = []
@@ -118,5 +121,6 @@ def _models(annotation: object) -> list[type[BaseModel]]:
 
 
 def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
-    """Kinds that choose a model."""
-    return get_args(model.model_fields["kind"].annotation) if "kind" in model.model_fields else ()
+    """Values of the key that choose a model."""
+    found = [get_args(model.model_fields[key].annotation) for key in TAGS if key in model.model_fields]
+    return found[0] if found else ()

@@ -114,7 +114,10 @@ OVERRIDES: list[tuple[list[str], str]] = [
         "cluster.tensor_parallel: chips of aimc-realistic hold whole layers or whole experts",
     ),
     (["cluster.device={preset: aimc-realistic, memory_gb: 80}"], "cluster.device.memory_gb: unknown key"),
-    (["cluster.device={preset: aimc-realistic, dram: {gb: 0}}"], "cluster.device.dram.gb: must be greater than 0"),
+    (
+        ["cluster.device={preset: aimc-realistic, dram: {gb: 0}}"],
+        "cluster.device.dram.gb: must be greater than or equal",
+    ),
     (
         [
             "cluster.device={preset: aimc-realistic, dram: {gb: 0.001}}",

@@ -102,3 +102,18 @@ def test_every_preset_loads(name: str) -> None:
 def test_a_second_unit_needs_a_name_of_its_own(name: str) -> None:
     with pytest.raises(InputError, match=r"device\.pim\.name: must differ from xpu and link"):
         registry.load_device({"preset": "duplex", "pim": {"name": name}})
+
+
+def test_a_section_that_becomes_another_kind_is_replaced() -> None:
+    changed = registry.load_device({"preset": "aimc-realistic", "costs": {"model": "placeholder"}}).spec
+    assert changed.costs.model == "placeholder"  # type: ignore[attr-defined]
+    base = {"costs": {"model": "rates", "mvm_ns": 1}, "dram": {"gb": 1, "idle_w": 2}}
+    merged = registry.merged(base, {"costs": {"model": "paper_table"}, "dram": {"gb": 3}})
+    assert merged == {"costs": {"model": "paper_table"}, "dram": {"gb": 3, "idle_w": 2}}
+    same = registry.merged(base, {"costs": {"model": "rates", "mvm_nj": 5}})
+    assert same["costs"] == {"model": "rates", "mvm_ns": 1, "mvm_nj": 5}
+
+
+def test_an_unknown_cost_model_is_named_by_its_key() -> None:
+    with pytest.raises(InputError, match=r"costs\.model: must be one of 'rates', 'affine', 'placeholder'"):
+        registry.load_device({"preset": "aimc-realistic", "costs": {"model": "bogus"}})

@@ -293,6 +293,52 @@ def test_tensor_parallelism_is_refused(tensor: int) -> None:
         aimc().fit(Demand(load_model("mixtral-8x7b"), Parallelism(1, 6, tensor)))
 
 
+def test_sizes_beyond_reason_are_refused() -> None:
+    with pytest.raises(InputError, match=r"cluster\.device\.tiles: all chips of a replica may have 4,194,304"):
+        aimc(tiles=2**16).fit(Demand(load_model("mixtral-8x7b"), Parallelism(1, 100, 100)))
+    for changes in (
+        {"tiles": 2**17},
+        {"costs": {"mvm_ns": 1e-9}},
+        {"costs": {"mvm_nj": 1e13}},
+        {"dram": {"gb": 1e300}},
+    ):
+        with pytest.raises(InputError):
+            aimc(**changes)
+
+
+def test_a_model_without_experts_has_none_to_spread() -> None:
+    with pytest.raises(InputError, match=r"cluster\.device\.spread: llama-3\.1-8b has no routed experts"):
+        aimc(spread="experts").fit(Demand(load_model("llama-3.1-8b"), Parallelism(1, 4, 4)))
+
+
+def test_experts_spread_over_chips_leave_none_to_rest() -> None:
+    power = {"power": {"idle_gating": 0.25}}
+    demand = Demand(load_model("mixtral-8x7b"), Parallelism(1, 8, 8))
+    layers, experts = (aimc(spread=spread, **power).fit(demand).plan.static for spread in ("layers", "experts"))
+    assert layers is not None
+    assert experts is not None
+    assert layers.chain_uw == round(layers.step_uw * 0.75 * 7 / 8)
+    assert experts.chain_uw == 0
+    assert layers.idle_uw == experts.idle_uw == round(layers.step_uw * 0.25)
+
+
+def test_the_warning_of_passive_power_has_the_figures_of_the_run() -> None:
+    fitted = aimc(power={"tile_mw": 30}).fit(Demand(load_model("mixtral-8x7b"), Parallelism(1, 6, 6)))
+    assert any("30 mW per tile" in warning for warning in fitted.warnings)
+    assert any("8 bits per element, where the model says bf16" in warning for warning in fitted.warnings)
+
+
+def test_prompts_do_not_pay_for_what_decoding_does() -> None:
+    # With a first access of 10 us, a prompt of many tokens must not keep the memory busy for each of them.
+    changes = ["model=gpt2-medium", "cluster.devices_per_node=1", "workload.num_requests=20", "output.steps=false"]
+    changes += ["cluster.device={preset: aimc-realistic, dram: {first_access_ns: 10000}}"]
+    changes += ["workload.lengths.input={kind: fixed, tokens: 200}", "workload.lengths.output={kind: fixed, tokens: 1}"]
+    changes += ["workload.arrival={process: poisson, rate_per_s: 1000}"]
+    summary, _ = serve(load_scenario(None, changes))
+    assert all(share <= 1 for share in summary["unit_busy_share"].values())
+    assert summary["unit_busy_share"]["dram"] < 0.1
+
+
 def test_other_ways_to_share_a_model_are_refused() -> None:
     with pytest.raises(InputError, match=r"cluster\.experts: .*leave it out"):
         aimc().fit(Demand(load_model("mixtral-8x7b"), Parallelism(1, 6, 6, "tp")))
