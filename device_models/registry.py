@@ -6,25 +6,30 @@ A package adds a kind with an entry point in the group `pimserve.devices` that n
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
 from pydantic import ValidationError
 
-from pimserve.device_models.aimc.device import Aimc
 from pimserve.device_models.catalogue import device_names, load_device_document
 from pimserve.device_models.device import Device
-from pimserve.device_models.duplex import Duplex
-from pimserve.device_models.gpu import Gpu
 from pimserve.errors import TAGS, InputError, validation_error
 
-_BUILT_IN: dict[str, type[Any]] = {"gpu": Gpu, "duplex": Duplex, "aimc": Aimc}
+# Loaded when they are asked for: most runs need one.
+_BUILT_IN = {
+    "gpu": ("pimserve.device_models.gpu", "Gpu"),
+    "duplex": ("pimserve.device_models.duplex", "Duplex"),
+    "aimc": ("pimserve.device_models.aimc.device", "Aimc"),
+}
 
 
 def device_class(kind: str) -> type[Any]:
     """The class registered for a kind of device."""
     if kind in _BUILT_IN:
-        return _BUILT_IN[kind]
+        module, name = _BUILT_IN[kind]
+        built_in: type[Any] = getattr(import_module(module), name)
+        return built_in
     registered = entry_points(group="pimserve.devices")
     if kind in registered.names:
         try:
