@@ -149,11 +149,12 @@ class StepLog:
         self.category_fs = dict.fromkeys(CATEGORIES, 0)
         self.energy_pj = {(category, kind): 0 for category in CATEGORIES for kind in ("dram", "compute")}
         links = () if costs.plan.pipeline is not None else (LINK,)  # pipelines have them in their chain
-        self.unit_fs = dict.fromkeys((*costs.plan.units, *links), 0)
+        self._unit_fs = dict.fromkeys((*costs.plan.units, *links), 0)
         self.batch_steps = 0  # sum over steps of requests in the step
         self.mixed_steps = 0
         self.twice_block_fs = 0  # twice the time integral of KV blocks in use: halving is left to the end
         self.peak_blocks = 0
+        self._pipeline_prefill_fs = 0
         self._hash = hashlib.sha256()
         self._rows: list[tuple[int, ...]] = []
         self._pending_steps = 0
@@ -174,6 +175,16 @@ class StepLog:
         """A closed loop has issued its last request: the measured window ends, unless all of the run is measured."""
         if self.window_fs[0] > 0:
             self.window_fs = (self.window_fs[0], at_fs)
+
+    @property
+    def unit_fs(self) -> dict[str, int]:
+        """Busy time of each unit."""
+        found = dict(self._unit_fs)
+        pipeline = self.costs.plan.pipeline
+        for load in pipeline.loads if pipeline is not None else ():
+            if load.prefill_parts:  # divided once, so that it does not matter where the log was cut
+                found[load.unit] += self._pipeline_prefill_fs // load.prefill_parts
+        return found
 
     def digest(self) -> str:
         """sha256 over every executed step, independent of how steps were grouped in spans."""
@@ -230,7 +241,7 @@ class StepLog:
             n = rows.busiest_tokens if term.rows == "tokens" else outputs
             time = exact_dot(_row_time(term, n), rows.steps)
             self.category_fs[term.category] += time
-            self.unit_fs[term.unit] += time
+            self._unit_fs[term.unit] += time
             energy = term.energy
             wanted = all_tokens if term.rows == "tokens" else rows.outputs
             processed = exact_dot(wanted, rows.steps)
@@ -281,25 +292,25 @@ class StepLog:
             self.category_fs[station.category] += exact_sum(columns.wait_fs[columns.station == index])
         tokens = rows.decodes + rows.prefill_tokens
         self.category_fs[pipeline.prompt_category] += slots
-        prefill = exact_sum(rows.prefill_fs)
         processed, outputs = exact_dot(tokens, rows.steps), exact_dot(rows.outputs, rows.steps)
         decoded = exact_dot(rows.decodes, rows.steps)
         seen = [_seen_total(rows, window) for window in pipeline.windows]
+        self._pipeline_prefill_fs += exact_sum(rows.prefill_fs)
         for load in pipeline.loads:
             busy = load.per_token * processed + load.per_output * outputs + load.per_request * decoded
             busy += sum(each * total for each, total in zip(load.per_context, seen, strict=True))
-            self.unit_fs[load.unit] += busy + (prefill // load.prefill_parts if load.prefill_parts else 0)
+            self._unit_fs[load.unit] += busy
 
     def _attention(self, rows: Rows, prefill_fs: int) -> None:
         """Energy and unit time of attention."""
         plan = self.costs.plan
         for term in plan.decode:
             total = _seen_total(rows, term.window_tokens)
-            self.unit_fs[term.unit] += term.slope * total
+            self._unit_fs[term.unit] += term.slope * total
             self.energy_pj["attention_decode", "dram"] += term.dram_per_token * total
             self.energy_pj["attention_decode", "compute"] += term.compute_per_token * total
         if plan.prefill and plan.pipeline is None:
-            self.unit_fs[plan.prefill[0].unit] += prefill_fs
+            self._unit_fs[plan.prefill[0].unit] += prefill_fs
         self.energy_pj["attention_prefill", "dram"] += exact_sum(rows.prefill_dram_pj)
         self.energy_pj["attention_prefill", "compute"] += exact_sum(rows.prefill_compute_pj)
 
@@ -310,6 +321,6 @@ class StepLog:
         time, first, second, dram, compute = (exact_sum(features[:, column]) for column in range(5))
         self.category_fs["moe"] += time
         for unit, busy in zip(term.units, (first, second), strict=False):
-            self.unit_fs[unit.unit] += busy
+            self._unit_fs[unit.unit] += busy
         self.energy_pj["moe", "dram"] += dram
         self.energy_pj["moe", "compute"] += compute
