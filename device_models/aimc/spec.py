@@ -15,7 +15,6 @@ Count = Annotated[int, Field(gt=0, le=2**16)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 DEMONSTRATED_TIERS = 8  # stacks of 2 decks (3D XPoint) to 8 layers (vertical RRAM) were built
-S_PER_DAY = 86_400
 
 
 class _Part(BaseModel):

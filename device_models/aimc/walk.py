@@ -115,7 +115,6 @@ class Walk:
     segments: list[Work] = field(default_factory=list)
     attention: list[AttentionSlopes] = field(default_factory=list)
     expert_mvm_ps: float = 0.0
-    mvms: float = 0.0
 
 
 class Walker:
@@ -276,7 +275,6 @@ class Walker:
     def _mvms(self, matrix: int, work: Work, share: float) -> None:
         reads = self.network.matrices[matrix].reads(self.chip.tier_cols)
         np.add.at(work.tiles, self._tiles[matrix], share * reads * self._mvm.ps)
-        self._walk.mvms += share * reads * len(self._tiles[matrix])
 
     def _grid(self, matrix: int) -> tuple[int, int]:
         return self.network.matrices[matrix].grid(self.chip.tier_rows, self.chip.tier_cols)

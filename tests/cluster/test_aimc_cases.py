@@ -131,6 +131,7 @@ MISTAKES: list[tuple[str, dict[str, Any], str]] = [
     (DENSE, {"model__vocab": -512}, "model.vocab: must be greater than 0"),
     (AFFINE, {"cost__params__add_base_ns": -2}, "cost.params.add_base_ns: must be greater than or equal to 0"),
     (AFFINE, {"cost__params__add_elem_per_ns": 0}, "cost.params.add_elem_per_ns: must be greater than or equal"),
+    (DENSE, {"hardware__mvm_latency_ns": 1e12, "workload__sequences": 10_000}, "takes more than 2^63 ps"),
     (DENSE, {"workload__sequences": 10**7}, "workload: asks for about 120,000,000 products; at most 10,000,000"),
     (DENSE, {"model__layers": 10**6}, "model.layers: make about 7,000,000 matrices; at most 1,000,000"),
     (DENSE, {"workload__sequences": 0}, "workload.sequences: must be greater than 0"),

@@ -81,14 +81,16 @@ def test_co_processing_is_not_slower_than_one_unit(model: str, tokens: int, expe
 
 
 def test_rounding_is_small() -> None:
-    """Of the smallest coefficient of any model on 8 devices, half a femtosecond is less than a thousandth."""
-    smallest = []
+    """Half a femtosecond is below 1e-4 of every coefficient on 8 devices, and 1e-3 for models below 7 G weights."""
+    large, small = [], []
     for device in OPERATOR_DEVICES.values():
         for model in model_names():
             try:
                 plan = device.compile(operators_of(load_model(model), split := Parallelism(1, 8, 8)), split)
             except InputError:
                 continue
-            smallest += [term.slope for term in plan.decode]
-            smallest += [c for term in plan.prefill for piece in term.pieces for c in piece if c]
-    assert min(smallest) > 500
+            found = large if load_model(model).parameters >= 7e9 else small
+            found += [term.slope for term in plan.decode]
+            found += [c for term in plan.prefill for piece in term.pieces for c in piece if c]
+    assert min(large) > 10_000
+    assert min(small) > 500
