@@ -134,6 +134,9 @@ def compare_runs(runs: tuple[Run, ...], settings: Sequence[Mapping[str, Any]]) -
     differences = _differing(settings)
     unlike = {_UNLIKE[path.partition(".")[0]]: None for path in differences if path.partition(".")[0] in _UNLIKE}
     unlike |= {path.removeprefix("run."): None for path in differences if path.startswith("run.")}
+    if len({_at(run.summary, "costs.setting") or "ideal" for run in runs}) > 1:
+        unlike.pop("costs", None)
+        unlike["the setting of their costs (ideal against measured)"] = None
     if len({_at(run.summary, "energy.static_joules") is None for run in runs}) > 1:
         unlike["whether energy includes passive power"] = None
     return Comparison(runs, tuple(_quantities(runs)), differences, tuple(unlike))
@@ -179,6 +182,7 @@ def _settings(places: Sequence[Path], runs: Sequence[Run]) -> list[dict[str, Any
                 "model": {"name": summary.get("model")},
                 "cluster": cluster | (summary.get("parallelism") or {}) | {"device": {"name": summary.get("device")}},
                 "workload": summary.get("workload"),
+                "costs": {key: _at(summary, f"costs.{key}") for key in ("setting", "backend", "version")},
                 "slo": _at(summary, "slo.limits"),
                 "run": {"seed": summary.get("seed"), "warmup_s": _at(summary, "window.start_s")},
             }

@@ -17,6 +17,7 @@ _NAMES = {
     "attention_prefill": "attention, prefill",
     "attention_decode": "attention, decode",
     "moe": "MoE",
+    "step": "norms, host",
     "xpu": "xPU",
     "logic_pim": "Logic-PIM",
     "bank_pim": "Bank-PIM",

@@ -9,11 +9,13 @@ from typing import Any
 from pimserve.cluster.interconnect import Interconnect
 from pimserve.device_models.device import Demand, Device
 from pimserve.device_models.plan import CostPlan
+from pimserve.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """One copy of the model: its cost plan, its KV cache's size in tokens, how devices share it, and what they say."""
+    """One copy of the model: its cost plan, its KV cache's size in tokens, how devices share it, what they say, and the
+    setting of their costs."""
 
     plan: CostPlan
     kv_capacity_tokens: int
@@ -21,6 +23,7 @@ class Replica:
     parallelism: Mapping[str, Any]
     facts: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    costs: Mapping[str, Any] = field(default_factory=dict)
 
 
 def place(device: Device, interconnect: Interconnect, demand: Demand) -> Replica:
@@ -30,7 +33,11 @@ def place(device: Device, interconnect: Interconnect, demand: Demand) -> Replica
         InputError: the model does not divide over the devices, or does not fit them.
     """
     fitted = device.fit(demand)
-    links = interconnect.compile(fitted.collectives, demand.split)
+    if demand.backend is not None and fitted.costs.get("setting") != "measured":
+        raise InputError(
+            "costs.setting", f"devices of this kind ({device.spec.name}) have no measured costs; use ideal"
+        )
+    links = interconnect.compile(fitted.collectives, demand.split, fitted.collective_kernels)
     plan = replace(fitted.plan, rows=fitted.plan.rows + links)
     return Replica(
         plan,
@@ -39,4 +46,5 @@ def place(device: Device, interconnect: Interconnect, demand: Demand) -> Replica
         asdict(demand.split) if fitted.parallelism is None else fitted.parallelism,
         fitted.facts,
         fitted.warnings,
+        fitted.costs,
     )

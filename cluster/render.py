@@ -215,6 +215,7 @@ def _where(summary: Summary) -> Table:
     rows = [
         (named(key), share(time), share(sum(energy[key].values()) / joules if joules else None))
         for key, time in summary["time_share"].items()
+        if key != "step" or time or any(energy[key].values())  # only measured costs know it
     ]
     static = summary["energy"]["static_joules"]
     if static is not None:

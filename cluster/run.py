@@ -80,6 +80,7 @@ def serve(
         "replicas": scenario.cluster.replicas,
         "devices_per_replica": split.devices,
         "parallelism": dict(replica.parallelism),
+        "costs": dict(replica.costs),
         "seed": scenario.run.seed,
         "workload": workload.description,
         "trace_rows": {"read": workload.rows_read, "dropped": workload.rows_dropped},
@@ -142,6 +143,8 @@ def prepare(scenario: Scenario) -> tuple[ModelSpec, Replica, Routing]:
         memory_utilization=scheduler.memory_utilization,
         max_num_seqs=scheduler.max_num_seqs,
         expert_weights=tuple(routing.expert_weights(model.moe.experts, scenario.run.seed)) if model.moe else (),
+        backend=scenario.costs.measured_with,
+        kernels=scenario.costs.kernels,
     )
     return model, place(device, scenario.interconnect(device), demand), routing
 

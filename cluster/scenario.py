@@ -15,11 +15,12 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from pimserve.cluster.interconnect import Interconnect
-from pimserve.device_models.catalogue import load_model, model_names, parse_document
+from pimserve.device_models.catalogue import load_model, merged, model_names, parse_document
 from pimserve.device_models.device import Device
+from pimserve.device_models.kernels import Backend
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.operators import Parallelism
-from pimserve.device_models.registry import load_device, merged
+from pimserve.device_models.registry import load_device
 from pimserve.device_models.routing import Routing
 from pimserve.errors import InputError, shortened, validation_error
 from pimserve.loadgen.spec import MAX_TIME_S
@@ -80,9 +81,30 @@ class ClusterSpec(_Section):
 
 
 class CostSpec(_Section):
-    """What counts as time beside the layers themselves."""
+    """Whether devices are ideal or as measured, and what counts as time beside the layers themselves."""
 
+    setting: Literal["ideal", "measured"] = Field(
+        "ideal",
+        description="ideal: datasheet and the papers' constants; measured: kernels and host as timed with a backend",
+    )
+    backend: Backend | None = Field(None, description="with setting: measured, whose kernels; default: vllm")
+    kernels: dict[str, Any] | None = Field(
+        None,
+        description="with setting: measured, changes to the kernels of the catalogue, such as {step: {host_us: 300}}",
+    )
     lm_head: bool = Field(True, description="the product with the vocabulary (the Duplex paper leaves it out)")
+
+    @model_validator(mode="after")
+    def _backend_is_measured(self) -> Self:
+        for key, value in (("backend", self.backend), ("kernels", self.kernels)):
+            if self.setting == "ideal" and value is not None:
+                raise ValueError(f"{key} goes with setting: measured")
+        return self
+
+    @property
+    def measured_with(self) -> Backend | None:
+        """The backend whose measurements count; None for ideal devices."""
+        return None if self.setting == "ideal" else self.backend or "vllm"
 
 
 class RoutingSpec(_Section):

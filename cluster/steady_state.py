@@ -17,11 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimserve.device_models.operators import CATEGORIES, Category
-from pimserve.device_models.plan import FS_PER_S, PJ_PER_J, Chunk, CostPlan, seen_tokens
+from pimserve.device_models.plan import FS_PER_S, PJ_PER_J, Chunk, CostPlan, busiest_counts, row_counts, seen_tokens
 from pimserve.device_models.routing import POOL_SIZE, ExpertPools
 
 FloatArray = NDArray[np.float64]
-ENERGY_PARTS = ("fc_dram", "fc_compute", "attention_dram", "attention_compute", "moe_dram", "moe_compute")
+_ENERGY_OF: Mapping[Category, str] = {  # links are missing: what they take is not known
+    "fc": "fc",
+    "attention_prefill": "attention",
+    "attention_decode": "attention",
+    "moe": "moe",
+    "step": "step",
+}
+ENERGY_PARTS = tuple(f"{part}_{kind}" for part in dict.fromkeys(_ENERGY_OF.values()) for kind in ("dram", "compute"))
 
 _UNLIKELY = 1e-6  # stages with more new prompts than all but this share are left out
 
@@ -63,20 +70,21 @@ def stage(
     context = round(decodes * mean_context)
     chunks = [Chunk(prompt_tokens, 0)] * prompts
     busiest, prefill_fs = plan.busiest_prefill(decodes, chunks)
-    # A token of every decoding request and the first one of every prompt are sampled, spread over the groups.
-    outputs = -(-(decodes + prompts) // plan.data_parallel)
+    # A token of every decoding request and the first one of every prompt are sampled.
+    every = row_counts(tokens, decodes + prompts, decodes, prompts)
+    share = busiest_counts(every, busiest, plan.data_parallel)
     category: dict[Category, float] = dict.fromkeys(CATEGORIES, 0.0)
     energy: dict[str, float] = dict.fromkeys(ENERGY_PARTS, 0.0)
     for row in plan.rows:
-        category[row.category] += row.time_fs(busiest if row.rows == "tokens" else outputs)
-        rows = tokens if row.rows == "tokens" else decodes + prompts
-        if row.category != "communication":  # what links take is not known
-            groups = min(plan.data_parallel, decodes + prompts)
-            energy[f"{row.category}_dram"] += row.energy.dram_const * groups + row.energy.dram_per_row * rows
-            energy[f"{row.category}_compute"] += row.energy.compute_per_row * rows
+        category[row.category] += row.time_fs(share[row.rows])
+        rows, part = every[row.rows], _ENERGY_OF.get(row.category)
+        if part is not None:
+            groups = min(plan.data_parallel, rows, every["requests"])
+            energy[f"{part}_dram"] += row.energy.dram_const * groups + row.energy.dram_per_row * rows
+            energy[f"{part}_compute"] += row.energy.compute_per_row * rows
     decode_fs = plan.decode_fs(decodes, context)
-    category["attention_prefill"] = prefill_fs
-    category["attention_decode"] = max(0, decode_fs - prefill_fs) if plan.overlap_attention else decode_fs
+    category["attention_prefill"] += prefill_fs
+    category["attention_decode"] += max(0, decode_fs - prefill_fs) if plan.overlap_attention else decode_fs
     for decode in plan.decode:
         seen = seen_tokens(decode.window_tokens, decodes, context)
         energy["attention_dram"] += decode.dram_per_token * seen

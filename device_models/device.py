@@ -8,6 +8,7 @@ from typing import Annotated, Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pimserve.device_models.kernels import Collectives, Kernels, load_kernels
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.operators import (
     Operator,
@@ -32,6 +33,9 @@ class DeviceSpec(BaseModel):
     title: str = ""
     link_gb_per_s: GigabytesPerSecond = Field(description="device-to-device bandwidth inside a node, one way")
     link_latency_us: Microseconds = Field(description="one ring hop inside a node")
+    kernels: str | None = Field(
+        None, description="GPU whose measured kernels its processor runs, or its host; with setting: measured only"
+    )
     tdp_w: _Figure | None = Field(None, description="power at which the device is sold, W; a yardstick, not modelled")
     sources: tuple[str, ...] = ()
 
@@ -47,6 +51,8 @@ class Demand:
         memory_utilization: share of the device memory that weights and KV cache may use.
         max_num_seqs: requests that may run at once; windowed layers reserve their window for each.
         expert_weights: popularity of each routed expert; empty for all alike.
+        backend: serving engine whose measured costs count; None for an ideal device.
+        kernels: changes to the measured kernels of the catalogue.
     """
 
     model: ModelSpec
@@ -55,6 +61,8 @@ class Demand:
     memory_utilization: float = 0.9
     max_num_seqs: int = 0
     expert_weights: tuple[float, ...] = ()
+    backend: str | None = None
+    kernels: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +71,8 @@ class Fitted:
 
     `plan` lacks the collectives, which the links cost. `facts` goes into the summary as it is; `warnings` are sentences
     that belong with every result. `parallelism` says how the devices share the model, where that is not the demand's
-    split; None: it is.
+    split; None: it is. `costs` says which setting the plan is of, and `collective_kernels` what the links between its
+    devices reach, where that was measured.
     """
 
     plan: CostPlan
@@ -73,6 +82,8 @@ class Fitted:
     facts: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     parallelism: Mapping[str, Any] | None = None
+    costs: Mapping[str, Any] = field(default_factory=lambda: {"setting": "ideal"})
+    collective_kernels: Collectives | None = None
 
 
 class Device(Protocol):
@@ -105,6 +116,21 @@ class Device(Protocol):
         Raises:
             InputError: it does not divide over the devices, or does not fit them.
         """
+
+
+def measured_kernels(spec: DeviceSpec, demand: Demand) -> Kernels:
+    """Kernels of the GPU that a device names, with the backend and the changes that are asked for.
+
+    Raises:
+        InputError: it names none, or none were measured with that backend.
+    """
+    if spec.kernels is None:
+        raise InputError(
+            "costs.setting",
+            f"{spec.name} names no measured kernels; use setting: ideal, or say `kernels: GPU` in its description",
+        )
+    assert demand.backend is not None
+    return load_kernels(spec.kernels, demand.backend, demand.kernels)
 
 
 class OperatorDevice:

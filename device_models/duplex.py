@@ -14,9 +14,11 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from pimserve.device_models.experts import ExpertTerm
-from pimserve.device_models.gpu import Gpu, GpuSpec, NonNegative, Share, decision_slope
+from pimserve.device_models.gpu import Gpu, decision_slope
+from pimserve.device_models.gpu_spec import GpuSpec
+from pimserve.device_models.kernels import Kernels, NonNegative, Share
 from pimserve.device_models.operators import DecodeAttention, Experts, Operator, Parallelism
-from pimserve.device_models.plan import FS_PER_S, LINK, CostPlan, DecodeAttentionTerm
+from pimserve.device_models.plan import FS_PER_S, HOST, LINK, CostPlan, DecodeAttentionTerm
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -36,8 +38,8 @@ class PimSpec(BaseModel):
     @field_validator("name")
     @classmethod
     def _name_is_free(cls, name: str) -> str:
-        if name in {Gpu.UNIT, LINK}:
-            raise ValueError(f"must differ from {Gpu.UNIT} and {LINK}, which are there already")
+        if name in {Gpu.UNIT, LINK, HOST}:
+            raise ValueError(f"must differ from {Gpu.UNIT}, {LINK} and {HOST}, which are there already")
         return name
 
 
@@ -59,8 +61,8 @@ class Duplex(Gpu):
     Spec = DuplexSpec
     spec: DuplexSpec
 
-    def __init__(self, spec: DuplexSpec) -> None:
-        super().__init__(spec)
+    def __init__(self, spec: DuplexSpec, kernels: Kernels | None = None) -> None:
+        super().__init__(spec, kernels)
         pim = spec.pim
         nominal = pim.bandwidth_multiple * spec.memory_gb_per_s * 1e9
         self._pim_bytes_per_s = nominal * pim.dram_efficiency
@@ -71,6 +73,17 @@ class Duplex(Gpu):
     def units(self) -> tuple[str, ...]:
         """Names of the device's processing units."""
         return (self.UNIT, self.spec.pim.name)
+
+    @property
+    def projected(self) -> list[str]:
+        """The unit in the memory is not built: its rates and its energy stay those of the description."""
+        if self.kernels is None:
+            return []
+        pim = self.spec.pim.name
+        found = [f"{pim} keeps its projected rates, and pays the launches of a GPU"]
+        if self.spec.power is not None:
+            found.append(f"energy of {pim} is from circuit figures, of the xPU from the power of a board")
+        return [*super().projected, *found]
 
     def compile(self, operators: Sequence[Operator], split: Parallelism) -> CostPlan:
         """As for a GPU; with co-processing, prefill attention runs beside decode attention on the memory-side unit."""

@@ -1,19 +1,30 @@
 """A GPU: one processor in front of its HBM. Also the base of devices that add a processing unit in the memory.
 
-Every operator takes max(FLOPs / peak, bytes / (efficiency x bandwidth)), operators run one after the other
-(arXiv 2409.01141; the efficiencies are calibrated, see the device's catalogue entry).
+Every operator takes max(FLOPs / (share x peak), bytes / (share x bandwidth)) and what its launch costs; operators run
+one after the other. An ideal GPU has shares of its own description and free launches (arXiv 2409.01141), a measured
+one those of kernels in the catalogue (`kernels.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from dataclasses import replace
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
-
-from pimserve.device_models.device import DeviceSpec, OperatorDevice
+from pimserve.device_models.device import Demand, Fitted, OperatorDevice, measured_kernels
 from pimserve.device_models.experts import ExpertTerm, ExpertUnit, Selection
-from pimserve.device_models.model import Dtype
+from pimserve.device_models.gpu_spec import GpuSpec
+from pimserve.device_models.kernels import (
+    FS_PER_US,
+    SPLIT_K,
+    DecodeAttentionKernel,
+    GemmKernel,
+    Kernels,
+    MoeKernel,
+    PrefillAttentionKernel,
+    stand_in,
+)
+from pimserve.device_models.model import compute_dtypes
 from pimserve.device_models.operators import (
     ACTIVATION_BYTES,
     DecodeAttention,
@@ -22,77 +33,36 @@ from pimserve.device_models.operators import (
     Operator,
     Parallelism,
     PrefillAttention,
+    Rest,
 )
+from pimserve.device_models.pipeline import StaticPower
 from pimserve.device_models.plan import (
     FS_PER_S,
+    PJ_PER_J,
     CostPlan,
     DecodeAttentionTerm,
     Energy,
     PrefillAttentionTerm,
     RowTerm,
 )
-from pimserve.quantity import Gigabytes, GigabytesPerSecond, Teraflops
 
-Share = Annotated[float, Field(gt=0, le=1)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-class DramEnergy(BaseModel):
-    """Energy of moving data and multiplying, pJ."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    xpu_pj_per_bit: NonNegative = Field(description="DRAM cell to processor, without row activation")
-    row_activation_nj: NonNegative
-    row_bytes: Annotated[int, Field(gt=0)] = 1024
-    mac_pj: NonNegative = Field(description="one 16-bit multiply-accumulate, two FLOPs")
-
-    def per_byte_pj(self, pj_per_bit: float) -> float:
-        """One byte over a path of `pj_per_bit`, with its share of the row activation."""
-        return 8 * pj_per_bit + 1000 * self.row_activation_nj / self.row_bytes
-
-
-class GpuSpec(DeviceSpec):
-    """A GPU preset."""
-
-    kind: Literal["gpu"] = "gpu"
-    peak_tflop_per_s: dict[Dtype, Teraflops] = Field(
-        description="dense peak per data type; others run at the 16-bit peak"
-    )
-    memory_gb: Gigabytes
-    memory_gb_per_s: GigabytesPerSecond = Field(description="nominal DRAM bandwidth")
-    dram_efficiency: Share = Field(1.0, description="share of the nominal bandwidth that kernels reach")
-    compute_efficiency: Share = Field(1.0, description="share of the peak that kernels reach")
-    prefill_attention: Literal["flash", "score_matrix"] = Field(
-        "flash", description="flash: causal, scores stay on chip; score_matrix: full, scores go to DRAM and back"
-    )
-    area_mm2: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="silicon that computes, without the memory stacks"
-    )
-    energy: DramEnergy
-
-    @field_validator("peak_tflop_per_s")
-    @classmethod
-    def _has_16_bit(cls, peaks: dict[Dtype, float]) -> dict[Dtype, float]:
-        if not peaks.keys() & {"fp16", "bf16"}:
-            raise ValueError("needs a peak for fp16 or bf16, at which data types without one of their own run")
-        return peaks
+UW_PER_W = 10**6
 
 
 class Gpu(OperatorDevice):
-    """Compiles operators to the cost terms of one GPU of a replica."""
+    """Compiles operators to the cost terms of one GPU of a replica: an ideal one, or one with measured kernels."""
 
     Spec: type[GpuSpec] = GpuSpec
     UNIT = "xpu"
 
     spec: GpuSpec
 
-    def __init__(self, spec: GpuSpec) -> None:
+    def __init__(self, spec: GpuSpec, kernels: Kernels | None = None) -> None:
         self.spec = spec
+        self.kernels = kernels
         self.memory_bytes = spec.memory_gb * 1e9
         self.area_mm2 = spec.area_mm2
-        self._bytes_per_s = spec.memory_gb_per_s * 1e9 * spec.dram_efficiency
-        self._pj_per_byte = spec.energy.per_byte_pj(spec.energy.xpu_pj_per_bit)
+        self._pj_per_byte = self._byte_pj()
 
     @property
     def units(self) -> tuple[str, ...]:
@@ -110,48 +80,121 @@ class Gpu(OperatorDevice):
             "tflop_per_s_16_bit": peaks.get("bf16", peaks.get("fp16")),
         }
 
+    def fit(self, demand: Demand) -> Fitted:
+        """As every device that runs operators; with a backend, on kernels measured with it."""
+        if demand.backend is None or self.kernels is not None:
+            return super().fit(demand)
+        kernels = measured_kernels(self.spec, demand)
+        device = type(self)(self.spec, kernels.captured())
+        fitted = device.fit(demand)
+        model = demand.model
+        routed = () if model.moe is None else (model.routed_dtype,)
+        stand_ins = kernels.stand_ins((model.dense_dtype,), routed, model.kv_dtype)
+        return replace(
+            fitted,
+            costs={**kernels.label, "stand_ins": stand_ins, "projected": device.projected},
+            collective_kernels=kernels.collectives,
+            warnings=(*fitted.warnings, *stand_ins, *device.projected),
+        )
+
+    @property
+    def projected(self) -> list[str]:
+        """What no measurement stands behind, though its kernels are measured: sentences."""
+        if self.kernels is None:
+            return []
+        found = []
+        if self.kernels.gpu != self.spec.name:
+            found.append(f"{self.spec.name} runs at the shares of peak and bandwidth measured on {self.kernels.gpu}")
+        if self.spec.power is None:
+            found.append("energy is from circuit figures, without idle power")
+        return found
+
     def compile(self, operators: Sequence[Operator], split: Parallelism) -> CostPlan:
         """Cost plan of all operators that run on devices of this kind; collectives belong to the links."""
         experts = [op for op in operators if isinstance(op, Experts)]
+        decode = [(op, self.decode_attention(op, split)) for op in operators if isinstance(op, DecodeAttention)]
+        prefill = [op for op in operators if isinstance(op, PrefillAttention)]
+        rows = [self.gemm(op, split) for op in operators if isinstance(op, Gemm)]
+        if self.kernels is not None:
+            rows += [self._decode_launch(op, term.unit) for op, term in decode]
+            rows += [self._prefill_launch(op) for op in prefill]
+            rows += [self._expert_launch(op, split) for op in experts]
+            rows += [term for op in operators if isinstance(op, Rest) for term in self._rest(op, self.kernels)]
         return CostPlan(
             devices=split.devices,
             data_parallel=split.data,
             units=self.units,
-            rows=tuple(self.gemm(op, split) for op in operators if isinstance(op, Gemm)),
-            decode=tuple(self.decode_attention(op, split) for op in operators if isinstance(op, DecodeAttention)),
-            prefill=tuple(self.prefill_attention(op, split) for op in operators if isinstance(op, PrefillAttention)),
+            rows=tuple(rows),
+            decode=tuple(term for _, term in decode),
+            prefill=tuple(self.prefill_attention(op, split) for op in prefill),
             experts=self.experts(experts[0]) if experts else None,
+            static=self._static(split),
+            frontend_ps=0 if self.kernels is None else self.kernels.step.frontend_ps,
         )
 
-    def flop_per_s(self, dtype: str) -> float:
-        """Reachable peak for operands of `dtype`; what has no peak of its own is widened to 16 bit."""
+    def flop_per_s(self, dtype: str, share: float) -> float:
+        """`share` of the peak for operands of `dtype`; what has no peak of its own is widened to 16 bit."""
         peaks: dict[str, float] = {str(name): peak for name, peak in self.spec.peak_tflop_per_s.items()}
         wide = peaks["fp16"] if "fp16" in peaks else peaks["bf16"]
-        return peaks.get(dtype, wide) * 1e12 * self.spec.compute_efficiency
+        found = next((peaks[name] for name in compute_dtypes(dtype) if name in peaks), wide)
+        return found * 1e12 * share
 
-    def memory_fs(self, size: float) -> float:
-        """Time to move `size` bytes between DRAM and the processor, fs."""
-        return size / self._bytes_per_s * FS_PER_S
+    def memory_fs(self, size: float, share: float) -> float:
+        """Time to move `size` bytes between DRAM and the processor at `share` of the nominal bandwidth, fs."""
+        return size / (self.spec.memory_gb_per_s * 1e9 * share) * FS_PER_S
+
+    def gemm_kernel(self, dtype: str) -> GemmKernel:
+        """How matrix products with weights of `dtype` run."""
+        if self.kernels is not None:
+            return self.kernels.gemm[stand_in(self.kernels.gemm, dtype)]
+        return GemmKernel(compute=self.spec.compute_efficiency, memory=self.spec.dram_efficiency)
+
+    def decode_kernel(self, dtype: str) -> DecodeAttentionKernel:
+        """How decode attention runs on a cache of `dtype`."""
+        if self.kernels is not None:
+            return self.kernels.decode_attention[stand_in(self.kernels.decode_attention, dtype)]
+        return DecodeAttentionKernel(memory=self.spec.dram_efficiency)
+
+    def prefill_kernel(self) -> PrefillAttentionKernel:
+        """How prefill attention runs."""
+        if self.kernels is not None:
+            return self.kernels.prefill_attention[stand_in(self.kernels.prefill_attention, "bf16")]
+        return PrefillAttentionKernel(compute=self.spec.compute_efficiency, memory=self.spec.dram_efficiency)
+
+    def moe_kernel(self, dtype: str) -> MoeKernel:
+        """How experts with weights of `dtype` run."""
+        if self.kernels is not None:
+            return self.kernels.moe[stand_in(self.kernels.moe, dtype)]
+        return MoeKernel(compute=self.spec.compute_efficiency, memory=self.spec.dram_efficiency)
 
     def gemm(self, op: Gemm, split: Parallelism) -> RowTerm:
         """A matrix product: weights are read once, inputs and outputs once per row."""
+        kernel = self.gemm_kernel(op.dtype)
         weights = op.weight_bytes_per_element * op.k * op.n
         row_bytes = ACTIVATION_BYTES * (op.k + op.n)
-        row_fs = 2 * op.k * op.n / self.flop_per_s(op.dtype) * FS_PER_S
-        pieces = (
-            (0, round(op.layers * row_fs)),
-            (round(op.layers * self.memory_fs(weights)), round(op.layers * self.memory_fs(row_bytes))),
+        row_fs = 2 * op.k * op.n / self.flop_per_s(op.dtype, kernel.compute) * FS_PER_S
+        launch_fs, depth_fs = kernel.launch_us * FS_PER_US, kernel.depth_us * min(op.k, SPLIT_K) / 1024 * FS_PER_US
+        quantise_fs = kernel.activation_passes * self.memory_fs(ACTIVATION_BYTES * op.k, 1.0)
+        memory_fs, memory_row_fs = (self.memory_fs(size, kernel.memory) for size in (weights, row_bytes))
+        roofs = [(0.0, row_fs), (memory_fs, memory_row_fs + kernel.reread / 128 * memory_fs)]
+        if depth_fs:
+            roofs.append((depth_fs, 0.0))
+        pieces = tuple(
+            (round(op.layers * (const + launch_fs)), round(op.layers * (slope + quantise_fs))) for const, slope in roofs
         )
         energy = Energy(
             dram_const=round(split.tensor * op.layers * weights * self._pj_per_byte),
             dram_per_row=round(split.tensor * op.layers * row_bytes * self._pj_per_byte),
-            compute_per_row=round(split.tensor * op.layers * op.k * op.n * self.spec.energy.mac_pj),
+            compute_per_row=round(split.tensor * op.layers * op.k * op.n * self.mac_pj(op.dtype)),
         )
         return RowTerm(op.name, op.category, self.UNIT, op.rows, pieces, energy)
 
     def decode_attention(self, op: DecodeAttention, split: Parallelism) -> DecodeAttentionTerm:
         """Decode attention: bound by reading the cache, or by compute with many query heads per KV head."""
-        seconds = max(op.kv_bytes / self._bytes_per_s, op.flops / self.flop_per_s("fp16"))
+        kernel = self.decode_kernel(op.kv_dtype)
+        bandwidth = self.spec.memory_gb_per_s * 1e9 * kernel.memory
+        compute = self.flop_per_s("fp16", self.gemm_kernel("bf16").compute)
+        seconds = max(op.kv_bytes / bandwidth, op.flops / compute)
         return self.decode_term(op, split, self.UNIT, seconds, self._pj_per_byte)
 
     def decode_term(
@@ -163,28 +206,43 @@ class Gpu(OperatorDevice):
             window_tokens=op.window_tokens,
             slope=max(1, round(op.layers * seconds * FS_PER_S / split.data)),
             dram_per_token=round(split.tensor * op.layers * op.kv_bytes * pj_per_byte),
-            compute_per_token=round(split.tensor * op.layers * op.flops / 2 * self.spec.energy.mac_pj),
+            compute_per_token=round(split.tensor * op.layers * op.flops / 2 * self.mac_pj("fp16")),
         )
+
+    def _decode_launch(self, op: DecodeAttention, unit: str) -> RowTerm:
+        """Launches of decode attention, and the fixed cost of a sequence on the processor."""
+        kernel = self.decode_kernel(op.kv_dtype)
+        sequence = self.memory_fs(kernel.sequence_tokens * op.kv_bytes, kernel.memory) if unit == self.UNIT else 0.0
+        pieces = ((round(op.layers * kernel.launch_us * FS_PER_US), round(op.layers * sequence)),)
+        return RowTerm("decode attention, launch", "attention_decode", unit, "decodes", pieces)
 
     def prefill_attention(self, op: PrefillAttention, split: Parallelism) -> PrefillAttentionTerm:
         """Prefill attention, with the score matrix on chip (`flash`) or written to DRAM once and read once."""
+        kernel = self.prefill_kernel()
         width = op.qk_dim + op.v_dim
         flash = self.spec.prefill_attention == "flash"
         query_bytes = ACTIVATION_BYTES * op.heads * width
         kv_bytes = op.kv_bytes_per_element * op.kv_heads * width
         pair_bytes = 0.0 if flash else 2 * ACTIVATION_BYTES * op.heads
-        pair_fs = 2 * op.heads * width / self.flop_per_s("fp16") * FS_PER_S
+        pair_fs = 2 * op.heads * width / self.flop_per_s("fp16", kernel.compute) * FS_PER_S
         moved = (query_bytes, kv_bytes, pair_bytes)
-        memory = [round(op.layers * self.memory_fs(size)) for size in moved]
+        # A causal pass computes half of each square, so that its ramp counts half too.
+        ramp_fs = op.layers * pair_fs * kernel.ramp_tokens / 2
+        memory = [round(op.layers * self.memory_fs(size, kernel.memory)) for size in moved]
         dram = [round(split.tensor * op.layers * size * self._pj_per_byte) for size in moved]
         return PrefillAttentionTerm(
             unit=self.UNIT,
             window_tokens=op.window_tokens,
             causal=flash,
-            pieces=((0, 0, round(op.layers * pair_fs)), (memory[0], memory[1], memory[2])),
+            pieces=((round(ramp_fs), 0, round(op.layers * pair_fs)), (memory[0], memory[1], memory[2])),
             dram=(dram[0], dram[1], dram[2]),
-            compute_per_pair=round(split.tensor * op.layers * op.heads * width * self.spec.energy.mac_pj),
+            compute_per_pair=round(split.tensor * op.layers * op.heads * width * self.mac_pj("fp16")),
         )
+
+    def _prefill_launch(self, op: PrefillAttention) -> RowTerm:
+        """One launch for all prompts of a step."""
+        launch = round(op.layers * self.prefill_kernel().launch_us * FS_PER_US)
+        return RowTerm("prefill attention, launch", "attention_prefill", self.UNIT, "prompts", ((launch, 0),))
 
     def experts(self, op: Experts) -> ExpertTerm:
         """Routed experts, one after the other."""
@@ -194,16 +252,27 @@ class Gpu(OperatorDevice):
         """Term that runs experts on `units` as `selection` says."""
         return ExpertTerm(op.layers, op.experts, op.top_k, op.groups, spaces, units, selection)
 
+    def _expert_launch(self, op: Experts, split: Parallelism) -> RowTerm:
+        """Launches of a layer's experts, and sorting and summing the tokens that are routed to a device."""
+        kernel = self.moe_kernel(op.dtype)
+        routed = op.top_k * split.data / op.groups  # of a device's tokens, per token of its data-parallel group
+        row_fs = kernel.row_passes * self.memory_fs(routed * op.hidden * ACTIVATION_BYTES, 1.0)
+        launch_us = kernel.launch_us + kernel.expert_us * op.experts / op.groups
+        pieces = ((round(op.layers * launch_us * FS_PER_US), round(op.layers * row_fs)),)
+        return RowTerm("experts, launch and sorting", "moe", self.UNIT, "tokens", pieces)
+
     def xpu_experts(self, op: Experts) -> ExpertUnit:
         """An expert on the processor: its weights at the processor's bandwidth."""
-        spec = self.spec
+        spec, kernel = self.spec, self.moe_kernel(op.dtype)
+        ideal = self.flop_per_s(op.dtype, spec.compute_efficiency)
         return self.expert_unit(
             op,
             unit=self.UNIT,
-            weight_fs_per_byte=self.memory_fs(1.0),
-            flop_per_s=self.flop_per_s(op.dtype),
+            weight_fs_per_byte=self.memory_fs(1.0, kernel.memory),
+            flop_per_s=self.flop_per_s(op.dtype, kernel.compute),
+            padding_tokens=kernel.padding_tokens,
             weight_pj_per_byte=self._pj_per_byte,
-            decision=(1.0, decision_slope(op, self.flop_per_s(op.dtype) / (spec.memory_gb_per_s * 1e9))),
+            decision=(1.0, decision_slope(op, ideal / (spec.memory_gb_per_s * 1e9))),
         )
 
     def expert_unit(
@@ -215,12 +284,14 @@ class Gpu(OperatorDevice):
         flop_per_s: float,
         weight_pj_per_byte: float,
         decision: tuple[float, float],
+        padding_tokens: float = 0.0,
     ) -> ExpertUnit:
         """An expert's slice on a unit: products into the inner width (gate and up), one back, and the activation.
 
         Inputs and outputs move over the processor's path whatever the unit. The activation function reads and writes
         `matrices` vectors of the inner width per token.
         """
+        share = self.moe_kernel(op.dtype).memory
         inner = op.intermediate / op.slices
         weights = op.hidden * inner * op.weight_bytes_per_element
         row_bytes = ACTIVATION_BYTES * (op.hidden + inner)
@@ -228,20 +299,50 @@ class Gpu(OperatorDevice):
 
         def product(times: int) -> tuple[tuple[int, int], ...]:
             return (
-                (0, round(times * product_fs)),
-                (round(times * weights * weight_fs_per_byte), round(times * self.memory_fs(row_bytes))),
+                (round(times * padding_tokens * product_fs), round(times * product_fs)),
+                (round(times * weights * weight_fs_per_byte), round(times * self.memory_fs(row_bytes, share))),
             )
 
         activation_bytes = op.matrices * inner * ACTIVATION_BYTES
         token_bytes = op.slices * (op.matrices * row_bytes + activation_bytes)
         return ExpertUnit(
             unit=unit,
-            terms=(product(op.matrices - 1), product(1), ((0, round(self.memory_fs(activation_bytes))),)),
+            terms=(product(op.matrices - 1), product(1), ((0, round(self.memory_fs(activation_bytes, share))),)),
             decision=decision,
             weight_pj=round(op.slices * op.matrices * weights * weight_pj_per_byte),
             token_dram_pj=round(token_bytes * self._pj_per_byte),
-            token_compute_pj=round(op.matrices * op.hidden * op.intermediate * self.spec.energy.mac_pj),
+            token_compute_pj=round(op.matrices * op.hidden * op.intermediate * self.mac_pj(op.dtype)),
         )
+
+    def mac_pj(self, dtype: str) -> float:
+        """Energy of one multiply-accumulate of `dtype`, pJ: from circuits, or from the power that prompts draw."""
+        power = self.spec.power
+        if self.kernels is None or power is None:
+            return self.spec.energy.mac_pj
+        rate = self.flop_per_s(dtype, self.gemm_kernel(dtype).compute)
+        return 2 * (power.prefill_w - power.idle_w) / rate * PJ_PER_J
+
+    def _byte_pj(self) -> float:
+        """Energy of a byte from DRAM, pJ: from circuits, or from the power that decoding draws."""
+        spec = self.spec
+        if self.kernels is None or spec.power is None:
+            return spec.energy.per_byte_pj(spec.energy.xpu_pj_per_bit)
+        rate = spec.memory_gb_per_s * 1e9 * self.gemm_kernel("bf16").memory
+        return (spec.power.decode_w - spec.power.idle_w) / rate * PJ_PER_J
+
+    def _static(self, split: Parallelism) -> StaticPower | None:
+        """Power that the boards draw whatever they do; not known of ideal devices."""
+        if self.kernels is None or self.spec.power is None:
+            return None
+        idle = round(split.devices * self.spec.power.idle_w * UW_PER_W)
+        return StaticPower(idle_uw=idle, step_uw=idle)
+
+    def _rest(self, op: Rest, kernels: Kernels) -> tuple[RowTerm, ...]:
+        """Norms and the like, and the host of the serving engine."""
+        step = kernels.step
+        row_fs = self.memory_fs(op.elements * ACTIVATION_BYTES, step.memory)
+        layers = ((round(op.layers * step.layer_us * FS_PER_US), round(row_fs)),)
+        return (RowTerm("norms and the like", "step", self.UNIT, "tokens", layers), *step.host_terms())
 
 
 def decision_slope(op: Experts, flop_per_byte: float) -> float:

@@ -10,16 +10,33 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Dtype = Literal["fp16", "bf16", "fp8", "mxfp4"]
+Dtype = Literal["fp16", "bf16", "fp8", "fp8_block", "mxfp4", "nvfp4"]
 
 BYTES_PER_ELEMENT: dict[str, float] = {
     "fp16": 2.0,
     "bf16": 2.0,
     "fp8": 1.0,
+    "fp8_block": 1.0 + 4 / 128**2,  # 8 bit, and one 32-bit scale for 128 x 128 weights (arXiv 2412.19437, section 3.3)
     "mxfp4": 0.5 + 1 / 32,  # 4 bit, and one 8-bit scale for 32 elements (OCP MX v1.0)
+    "nvfp4": 0.5 + 1 / 16,  # 4 bit, and one 8-bit scale for 16 elements; its 32-bit scale per tensor is left out
+}
+
+# Formats of one width differ in their scales, and run on the same multipliers.
+_SAME_MULTIPLIERS: dict[str, tuple[str, ...]] = {
+    "fp8_block": ("fp8_block", "fp8"),
+    "mxfp4": ("mxfp4", "nvfp4"),
+    "nvfp4": ("nvfp4", "mxfp4"),
 }
 
 Positive = Annotated[int, Field(gt=0)]
+
+
+def compute_dtypes(dtype: str) -> tuple[str, ...]:
+    """Data types at whose peak operands of `dtype` are multiplied, the preferred one first.
+
+    Hardware with a peak for none of them widens the operands to 16 bit.
+    """
+    return _SAME_MULTIPLIERS.get(dtype, (dtype,))
 
 
 class _Spec(BaseModel):

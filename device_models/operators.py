@@ -17,9 +17,9 @@ from typing import Literal
 from pimserve.device_models.model import BYTES_PER_ELEMENT, ModelSpec
 from pimserve.errors import InputError
 
-Category = Literal["fc", "attention_prefill", "attention_decode", "moe", "communication"]
-CATEGORIES: tuple[Category, ...] = ("fc", "attention_prefill", "attention_decode", "moe", "communication")
-Rows = Literal["tokens", "outputs"]
+Category = Literal["fc", "attention_prefill", "attention_decode", "moe", "communication", "step"]
+CATEGORIES: tuple[Category, ...] = ("fc", "attention_prefill", "attention_decode", "moe", "communication", "step")
+Rows = Literal["tokens", "outputs", "decodes", "prompts", "requests"]
 
 ACTIVATION_BYTES = 2  # activations travel in 16 bit whatever the weights are stored in
 
@@ -73,7 +73,7 @@ class Gemm:
     n: int
     weight_bytes_per_element: float
     dtype: str
-    rows: Rows = "tokens"
+    rows: Literal["tokens", "outputs"] = "tokens"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +87,7 @@ class DecodeAttention:
     kv_bytes: float
     flops: float
     window_tokens: int | None = None
+    kv_dtype: str = "bf16"
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,14 +132,35 @@ class AllReduce:
 class AllToAll:
     """Dispatch or combine of routed tokens between data-parallel groups, `times` per step.
 
-    `bytes_per_token` is what one device sends for each token of its data-parallel group.
+    `bytes_per_token` is what one device sends for each token of its data-parallel group, `vector_bytes` the whole of a
+    token's vector.
     """
 
     times: int
     bytes_per_token: float
+    vector_bytes: float
 
 
-Operator = Gemm | DecodeAttention | PrefillAttention | Experts | AllReduce | AllToAll
+@dataclass(frozen=True, slots=True)
+class AllGather:
+    """Parts of a sampled output's logits, `bytes_per_output` together, brought to all devices of a tensor group."""
+
+    bytes_per_output: float
+    group: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """What `layers` layers do beside their operators: norms, rotary embedding, cache write, activation functions.
+
+    `elements`: 16-bit elements that one token moves to and from memory in all of them.
+    """
+
+    layers: int
+    elements: int
+
+
+Operator = Gemm | DecodeAttention | PrefillAttention | Experts | AllReduce | AllToAll | AllGather | Rest
 
 
 def operators_of(model: ModelSpec, split: Parallelism, *, lm_head: bool = True) -> list[Operator]:
@@ -159,7 +181,9 @@ def operators_of(model: ModelSpec, split: Parallelism, *, lm_head: bool = True) 
     dense = BYTES_PER_ELEMENT[model.dense_dtype]
     hidden = model.hidden
 
-    def gemm(name: str, layers: int, k: int, n: int, category: Category = "fc", rows: Rows = "tokens") -> None:
+    def gemm(
+        name: str, layers: int, k: int, n: int, category: Category = "fc", rows: Literal["tokens", "outputs"] = "tokens"
+    ) -> None:
         operators.append(Gemm(name, category, layers, k, n, dense, model.dense_dtype, rows))
 
     if model.ffn is not None and model.dense_layers:
@@ -191,12 +215,31 @@ def operators_of(model: ModelSpec, split: Parallelism, *, lm_head: bool = True) 
         if split.data > 1:
             remote = (split.data - 1) / split.data
             sent = moe.top_k * remote / p * hidden * ACTIVATION_BYTES
-            operators.append(AllToAll(2 * model.moe_layers, sent))
+            operators.append(AllToAll(2 * model.moe_layers, sent, hidden * ACTIVATION_BYTES))
     if p > 1:
         operators.append(AllReduce(2 * model.layers, hidden * ACTIVATION_BYTES, p))
     if lm_head:
         gemm("lm head", 1, hidden, -(-model.vocab // p), rows="outputs")
+        if p > 1:
+            operators.append(AllGather(model.vocab * ACTIVATION_BYTES, p))
+    operators.append(_rest(model, p))
     return operators
+
+
+def _rest(model: ModelSpec, p: int) -> Rest:
+    """Two norms with their residual sums on every device (read and write both); its heads' vectors in and out, and the
+    activation function's inputs and output, of dense layers and shared experts.
+    """
+    attention = model.attention
+    kv_width = (
+        attention.kv_elements if attention.kind == "mla" else kv_heads_per_device(model, p) * 2 * attention.qk_dim
+    )
+    elements = model.layers * (8 * model.hidden + 2 * (attention.heads // p * attention.qk_dim + kv_width))
+    if model.ffn is not None:
+        elements += model.dense_layers * model.ffn.matrices * -(-model.ffn.intermediate // p)
+    if model.moe is not None and model.moe.shared_intermediate:
+        elements += model.moe_layers * model.moe.matrices * -(-model.moe.shared_intermediate // p)
+    return Rest(model.layers, elements)
 
 
 def _attention(model: ModelSpec, p: int) -> list[Operator]:
@@ -230,7 +273,7 @@ def _attention(model: ModelSpec, p: int) -> list[Operator]:
         windows = [(model.layers, None)]
     for layers, window in windows:
         if layers:
-            found.append(DecodeAttention(layers, kv_bytes, flops, window))
+            found.append(DecodeAttention(layers, kv_bytes, flops, window, model.kv_dtype))
             found.append(
                 PrefillAttention(layers, heads, kv_heads, attention.qk_dim, attention.v_dim, kv_element, window)
             )

@@ -15,9 +15,9 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
-from pimserve.device_models.experts import ExpertTerm
+from pimserve.device_models.experts import ExpertTerm, IntArray
 from pimserve.device_models.operators import Category, Rows
 from pimserve.device_models.pipeline import PipelineTerm, StaticPower
 
@@ -25,6 +25,10 @@ FS_PER_S = 10**15
 FS_PER_PS = 1000
 PJ_PER_J = 10**12
 LINK = "link"
+HOST = "host"  # the machine that the serving engine runs on, in busy tables where a plan has its time
+
+Pieces = tuple[tuple[int, int], ...]
+_N = TypeVar("_N", int, IntArray)
 
 
 class Chunk(NamedTuple):
@@ -51,22 +55,54 @@ class Energy:
 
 @dataclass(frozen=True, slots=True)
 class RowTerm:
-    """An operator whose cost depends on a number of rows only: FC layers, gates, collectives.
+    """An operator whose cost depends on a number of rows only: FC layers, gates, collectives, launches, the host.
 
-    `rows`: "tokens" of the step or "outputs" that it samples, of the busiest data-parallel group for time and of all
-    groups for energy. Time: max over `pieces` of const + slope x rows, fs.
+    `rows`: "tokens" of the step, "outputs" that it samples, "decodes" (requests that decode), "prompts" (chunks of
+    prompts) or "requests" (both), of the busiest data-parallel group for time and of all groups for energy. Time: max
+    over `pieces` of const + slope x rows, fs; with `alternatives`, each of the same form, the least of all (a library
+    takes the fastest algorithm for a size).
     """
 
     name: str
     category: Category
     unit: str
     rows: Rows
-    pieces: tuple[tuple[int, int], ...]
+    pieces: Pieces
     energy: Energy = Energy()
+    alternatives: tuple[Pieces, ...] = ()
 
     def time_fs(self, rows: int) -> int:
         """Time for `rows` rows of one data-parallel group; nothing runs for none."""
-        return max(const + slope * rows for const, slope in self.pieces) if rows else 0
+        if not rows:
+            return 0
+        time = max([const + slope * rows for const, slope in self.pieces])
+        for pieces in self.alternatives:
+            time = min(time, max([const + slope * rows for const, slope in pieces]))
+        return time
+
+
+def row_counts(tokens: _N, outputs: _N, decodes: _N, prompts: _N) -> dict[Rows, _N]:
+    """What row terms of each kind count; numbers, or arrays of them for many steps."""
+    return {
+        "tokens": tokens,
+        "outputs": outputs,
+        "decodes": decodes,
+        "prompts": prompts,
+        "requests": decodes + prompts,
+    }
+
+
+def busiest_counts(every: dict[Rows, _N], tokens: _N, data_parallel: int) -> dict[Rows, _N]:
+    """Of counts of all data-parallel groups, those of the busiest, which has `tokens`; the others are spread evenly.
+
+    (Prompts by their number: where lengths differ, a group with many short ones has more of them.)
+    """
+    return row_counts(
+        tokens,
+        -(-every["outputs"] // data_parallel),
+        -(-every["decodes"] // data_parallel),
+        -(-every["prompts"] // data_parallel),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +162,10 @@ class CostPlan:
     """What steps cost on one replica: compiled once by its devices and links, evaluated everywhere.
 
     `units` names the units of a device (first the one that runs everything by default). `overlap_attention`: prefill
-    attention and decode attention run side by side on two units. With a `pipeline`, time comes from that, and from
-    prefill attention's; other terms then hold energies only. `static` is power drawn on top; None where the device's
-    description does not tell.
+    attention and decode attention run side by side on two units. With a `pipeline`, time comes from that, from prefill
+    attention's, and from row terms that tokens do not pass one behind the other (the host); other terms then hold
+    energies only. `static` is power drawn on top; None where the device's description does not tell. `frontend_ps` passes
+    between a client's sending a request and the scheduler's having it, beside the devices' work.
     """
 
     devices: int
@@ -141,15 +178,17 @@ class CostPlan:
     overlap_attention: bool = False
     pipeline: PipelineTerm | None = None
     static: StaticPower | None = None
-    version: Literal[2] = 2
+    frontend_ps: int = 0
+    version: Literal[3] = 3
 
     def digest(self) -> str:
         """sha256 over the plan's canonical JSON."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
-    def rows_fs(self, tokens: int, outputs: int) -> int:
-        """Time of all row terms for the busiest data-parallel group's tokens and outputs."""
-        return sum(term.time_fs(tokens if term.rows == "tokens" else outputs) for term in self.rows)
+    def rows_fs(self, tokens: int, outputs: int, decodes: int = 0, prompts: int = 0) -> int:
+        """Time of all row terms for these counts of the busiest data-parallel group."""
+        counts = row_counts(tokens, outputs, decodes, prompts)
+        return sum([term.time_fs(counts[term.rows]) for term in self.rows])
 
     def decode_fs(self, requests: int, context: int) -> int:
         """Time of decode attention for `requests` requests whose contexts sum to `context` tokens.

@@ -12,9 +12,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pimserve.device_models.catalogue import device_names, load_device_document
+from pimserve.device_models.catalogue import device_names, load_device_document, merged
 from pimserve.device_models.device import Device
-from pimserve.errors import TAGS, InputError, validation_error
+from pimserve.errors import InputError, validation_error
 
 # Loaded when they are asked for: most runs need one.
 _BUILT_IN = {
@@ -63,22 +63,3 @@ def load_device(document: str | Mapping[str, Any], where: str = "device") -> Dev
     except ValidationError as error:
         raise validation_error(where, error, cls.Spec) from None
     return device
-
-
-def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A document with changes laid over it; mappings are merged key by key, anything else is replaced.
-
-    So is a mapping that becomes another kind of description, whose keys are not those of the old one.
-    """
-    result = dict(base)
-    for key, value in changes.items():
-        old = result.get(key)
-        if isinstance(old, Mapping) and isinstance(value, Mapping) and not _other_kind(old, value):
-            result[key] = merged(old, value)
-        else:
-            result[key] = value
-    return result
-
-
-def _other_kind(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    return any(tag in old and tag in new and old[tag] != new[tag] for tag in TAGS)

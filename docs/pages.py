@@ -22,7 +22,7 @@ from pimserve.cluster.validation.targets import Finding
 from pimserve.device_models.aimc.spec import AimcSpec
 from pimserve.device_models.catalogue import device_names, model_names
 from pimserve.device_models.duplex import DuplexSpec
-from pimserve.device_models.gpu import GpuSpec
+from pimserve.device_models.gpu_spec import GpuSpec
 from pimserve.device_models.model import ModelSpec
 
 DOCS = Path(__file__).parent

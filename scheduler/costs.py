@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimserve.device_models.experts import FEATURES, IntArray
-from pimserve.device_models.plan import ChunkShape, CostPlan
+from pimserve.device_models.plan import ChunkShape, CostPlan, busiest_counts, row_counts
 from pimserve.device_models.routing import POOL_SIZE, ExpertPools
 
 MAX_SPAN = 65_536  # steps that one log row may stand for
@@ -44,6 +44,8 @@ class ReplicaCosts:
         self.max_span = 1 if self.exact else POOL_SIZE if pools is not None else MAX_SPAN
         self._tokens_fs: dict[int, int] = {}
         self._outputs_fs: dict[int, int] = {}
+        self.by_requests = any(term.rows not in {"tokens", "outputs"} for term in plan.rows)
+        self._requests_fs: dict[tuple[int, int], int] = {}
         self._chunks: dict[ChunkShape, tuple[int, int, int]] = {}
         self._drawn: dict[int, IntArray] = {}
 
@@ -56,7 +58,7 @@ class ReplicaCosts:
         return other
 
     def rows_fs(self, tokens: int, outputs: int) -> int:
-        """Time of row terms for the busiest group's tokens and outputs."""
+        """Time of row terms that count tokens or outputs, for those of the busiest group."""
         by_tokens = self._tokens_fs.get(tokens)
         if by_tokens is None:
             by_tokens = self._tokens_fs[tokens] = self.plan.rows_fs(tokens, 0)
@@ -64,6 +66,14 @@ class ReplicaCosts:
         if by_outputs is None:
             by_outputs = self._outputs_fs[outputs] = self.plan.rows_fs(0, outputs)
         return by_tokens + by_outputs
+
+    def requests_fs(self, decodes: int, prompts: int) -> int:
+        """Time of row terms that count requests, for all groups' decoding requests and chunks of prompts."""
+        found = self._requests_fs.get((decodes, prompts))
+        if found is None:
+            share = busiest_counts(row_counts(0, 0, decodes, prompts), 0, self.plan.data_parallel)
+            found = self._requests_fs[decodes, prompts] = self.plan.rows_fs(0, 0, share["decodes"], share["prompts"])
+        return found
 
     def prefill(self, decodes: int, chunks: Sequence[ChunkShape]) -> tuple[int, int, int, int, int]:
         """(tokens of the busiest group, 0, its prefill attention fs, dram pJ, compute pJ of all groups).

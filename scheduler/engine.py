@@ -93,6 +93,7 @@ class Engine:
         self._windowed = [(t.slope, t.window_tokens) for t in costs.plan.decode if t.window_tokens is not None]
         self._decode_rows_fs: dict[int, int] = {}  # row terms of a decode step, by requests of the busiest group
         self._issued = 0  # of `closed`
+        self._frontend_ps = costs.plan.frontend_ps
         self._left_last = 0  # requests that left at `clock`
         self._next_in = 0  # of the inbox: the request after `_head`
         self._head = -1  # next request of the inbox that can be served, arrived or not; -1 for none known
@@ -177,12 +178,12 @@ class Engine:
         self.finished += 1
         self._left_last += 1
         if self.closed is not None:
-            self._issue(at_ps)
+            self._issue(at_ps + self._frontend_ps)
             if self._head < 0:
                 self._next_head()
 
     def _issue(self, at_ps: int) -> None:
-        """The next request of a closed loop arrives, and after one that is rejected at once the next."""
+        """The next request of a closed loop reaches the scheduler, and with one that is rejected the next."""
         assert self.closed is not None
         while self._issued < len(self.closed):
             request = self.closed[self._issued]
@@ -309,18 +310,22 @@ class Engine:
         decodes, context, used = self._decodes, self._context, self._used_blocks
         outputs = decodes + len(completed)
         busiest, anchor, prefill, dram, compute = costs.prefill(decodes, chunks)
-        decode = self._slope * context
-        for slope, window in self._windowed:
-            decode += slope * min(context, window * decodes)
-        duration = max(decode, prefill) if plan.overlap_attention else decode + prefill
-        duration += costs.rows_fs(busiest, -(-outputs // plan.data_parallel))
         tokens = chunks[0][0] if len(chunks) == 1 else sum([chunk[0] for chunk in chunks])
-        if plan.experts is not None:
-            duration += costs.experts_fs(decodes + tokens, self.step)
         if plan.pipeline is not None:
-            duration = plan.pipeline.mixed_fs(
+            duration = costs.rows_fs(decodes + tokens, outputs)
+            duration += plan.pipeline.mixed_fs(
                 decodes, context, outputs, queued=busiest, anchor=anchor, prefill_fs=prefill
             )
+        else:
+            decode = self._slope * context
+            for slope, window in self._windowed:
+                decode += slope * min(context, window * decodes)
+            duration = max(decode, prefill) if plan.overlap_attention else decode + prefill
+            duration += costs.rows_fs(busiest, -(-outputs // plan.data_parallel))
+            if plan.experts is not None:
+                duration += costs.experts_fs(decodes + tokens, self.step)
+        if costs.by_requests:
+            duration += costs.requests_fs(decodes, len(chunks))
         self._take(
             (
                 *(self.clock // FS_PER_PS, self.clock % FS_PER_PS, 1, decodes, context, tokens, len(chunks), outputs),
@@ -391,7 +396,7 @@ class Engine:
         share = -(-decodes // plan.data_parallel)
         base = self._decode_rows_fs.get(share)
         if base is None:
-            base = self._decode_rows_fs[share] = costs.rows_fs(share, share)
+            base = self._decode_rows_fs[share] = costs.rows_fs(share, share) + costs.requests_fs(decodes, 0)
         slope = self._slope
         for term_slope, window in self._windowed:
             if context >= window * decodes:
@@ -403,7 +408,8 @@ class Engine:
         base += slope * context
         growth = slope * decodes
         if plan.pipeline is not None:
-            base, growth, steps = plan.pipeline.span(decodes, context, steps)
+            first, growth, steps = plan.pipeline.span(decodes, context, steps)
+            base += first  # decode attention's terms have no time there
         steps, used = self._steps_with_blocks(steps)
         duration = steps * base + growth * (steps * (steps - 1) // 2)
         experts: Sequence[int] = ()

@@ -2,7 +2,8 @@
 
 Definitions follow the serving tools (vLLM, inference-perf): TTFT = first token - arrival; TPOT = (last token - first
 token) / (output tokens - 1), for two output tokens or more; ITL pools every gap between two tokens; E2E = last token -
-arrival; queue = first scheduled - arrival. A request is good when it finished and every SLO holds (<=). Attainment
+arrival; queue = first scheduled - arrival. Where a plan has a time in front of the scheduler (`frontend_ps`), TTFT and
+E2E hold it too: the table's arrival is the scheduler's. A request is good when it finished and every SLO holds (<=). Attainment
 divides by all requests that arrived in the window: unfinished and rejected ones are misses.
 
 What a figure covers:
@@ -31,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimserve.device_models.operators import CATEGORIES
-from pimserve.device_models.plan import FS_PER_PS, FS_PER_S, PJ_PER_J
+from pimserve.device_models.plan import FS_PER_PS, FS_PER_S, HOST, PJ_PER_J
 from pimserve.loadgen.spec import PS_PER_S
 from pimserve.scheduler.histogram import DurationHistogram
 from pimserve.scheduler.requests import FINISHED, REJECTED, WAITING
@@ -75,11 +76,12 @@ def summarize(served: Served, slo: SloSpec, devices: int) -> dict[str, Any]:
     measured = _in_window(served, "arrival_ps")
     done = measured & (status == FINISHED)
 
-    def seconds(later: str, earlier: str, rows: NDArray[np.bool_]) -> NDArray[np.float64]:
-        return np.asarray((table[later][rows] - table[earlier][rows]) / PS_PER_S)
+    def seconds(later: str, earlier: str, rows: NDArray[np.bool_], plus_ps: int = 0) -> NDArray[np.float64]:
+        return np.asarray((table[later][rows] - table[earlier][rows] + plus_ps) / PS_PER_S)
 
-    ttft = seconds("first_token_ps", "arrival_ps", done)
-    e2e = seconds("finish_ps", "arrival_ps", done)
+    frontend_ps = logs[0].costs.plan.frontend_ps
+    ttft = seconds("first_token_ps", "arrival_ps", done, frontend_ps)
+    e2e = seconds("finish_ps", "arrival_ps", done, frontend_ps)
     gaps = table["output_tokens"][done] - 1
     tpot = np.full(len(gaps), np.nan)
     several = gaps > 0
@@ -102,7 +104,8 @@ def summarize(served: Served, slo: SloSpec, devices: int) -> dict[str, Any]:
     static_pj = None
     if static is not None:
         chain = sum(log.chain_fs for log in logs)
-        static_pj = static.energy_pj(len(logs) * served.end_fs - busy, busy, chain)
+        working = busy - sum(log.unit_fs.get(HOST, 0) for log in logs)  # a device rests while the host is at work
+        static_pj = static.energy_pj(len(logs) * served.end_fs - working, working, chain)
     joules = (sum(energy.values()) + (static_pj or 0)) / PJ_PER_J
     steps = sum(log.steps for log in logs)
     capacity_fs = len(logs) * served.end_s * FS_PER_S

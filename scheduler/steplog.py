@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimserve.device_models.operators import CATEGORIES
+from pimserve.device_models.operators import Rows as RowKind
 from pimserve.device_models.pipeline import PipelineColumns, PipelineTerm
-from pimserve.device_models.plan import FS_PER_PS, LINK, RowTerm
+from pimserve.device_models.plan import FS_PER_PS, HOST, LINK, CostPlan, RowTerm, busiest_counts, row_counts
 from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.exact import exact_dot, exact_sum
 from pimserve.scheduler.histogram import DurationHistogram
@@ -75,6 +76,10 @@ def expand(costs: ReplicaCosts, rows: Rows, first_step: int) -> Steps:
     number = np.arange(int(n.sum()))
     decodes = np.repeat(rows.decodes, n)
     context = np.repeat(rows.context - begins * rows.decodes, n) + number * decodes
+    _, busiest = _row_counts(plan, rows)
+    whole = np.zeros(len(n), np.int64)
+    for row_term in plan.rows:
+        whole += _row_time(row_term, busiest[row_term.rows])
     if plan.pipeline is not None:
         columns = plan.pipeline.columns(
             decodes,
@@ -84,12 +89,9 @@ def expand(costs: ReplicaCosts, rows: Rows, first_step: int) -> Steps:
             anchor=np.repeat(rows.anchor_tokens, n),
             prefill_fs=np.repeat(rows.prefill_fs, n),
         )
-        whole = plan.pipeline.fixed_fs + columns.slots_fs + columns.attention_fs + columns.wait_fs
-        return Steps(whole, decodes, context, columns.attention_fs, None, columns)
-    outputs = -(-rows.outputs // plan.data_parallel)
-    whole = np.zeros(len(n), np.int64)
-    for row_term in plan.rows:
-        whole += _row_time(row_term, rows.busiest_tokens if row_term.rows == "tokens" else outputs)
+        duration = np.repeat(whole + plan.pipeline.fixed_fs, n)
+        duration += columns.slots_fs + columns.attention_fs + columns.wait_fs
+        return Steps(duration, decodes, context, columns.attention_fs, None, columns)
     attention = np.zeros_like(context)
     for term in plan.decode:
         seen = context if term.window_tokens is None else np.minimum(context, term.window_tokens * decodes)
@@ -108,8 +110,19 @@ def _begin_fs(rows: Rows, index: int) -> int:
     return int(rows.begin_ps[index]) * FS_PER_PS + int(rows.begin_rest_fs[index])
 
 
+def _row_counts(plan: CostPlan, rows: Rows) -> tuple[dict[RowKind, IntArray], dict[RowKind, IntArray]]:
+    """What row terms count in a step of each row: of all data-parallel groups, and of the busiest one."""
+    every = row_counts(rows.decodes + rows.prefill_tokens, rows.outputs, rows.decodes, rows.chunks)
+    tokens = rows.busiest_tokens if plan.pipeline is None else every["tokens"]
+    return every, busiest_counts(every, tokens, plan.data_parallel)
+
+
 def _row_time(term: RowTerm, n: IntArray) -> IntArray:
-    return np.asarray(np.maximum.reduce([const + slope * n for const, slope in term.pieces]) * (n > 0))
+    ways = [
+        np.maximum.reduce([const + slope * n for const, slope in pieces])
+        for pieces in (term.pieces, *term.alternatives)
+    ]
+    return np.asarray(np.minimum.reduce(ways) * (n > 0))
 
 
 def _seen_total(rows: Rows, window: int | None) -> int:
@@ -149,7 +162,8 @@ class StepLog:
         self.category_fs = dict.fromkeys(CATEGORIES, 0)
         self.energy_pj = {(category, kind): 0 for category in CATEGORIES for kind in ("dram", "compute")}
         links = () if costs.plan.pipeline is not None else (LINK,)  # pipelines have them in their chain
-        self._unit_fs = dict.fromkeys((*costs.plan.units, *links), 0)
+        host = (HOST,) if any(term.unit == HOST for term in costs.plan.rows) else ()
+        self._unit_fs = dict.fromkeys((*costs.plan.units, *links, *host), 0)
         self.batch_steps = 0  # sum over steps of requests in the step
         self.mixed_steps = 0
         self.twice_block_fs = 0  # twice the time integral of KV blocks in use: halving is left to the end
@@ -234,19 +248,16 @@ class StepLog:
     def _row_terms(self, rows: Rows) -> None:
         """Time, energy and unit time of row terms."""
         plan = self.costs.plan
-        outputs = -(-rows.outputs // plan.data_parallel)
-        all_tokens = rows.decodes + rows.prefill_tokens
-        requests = rows.decodes + rows.chunks
+        every, busiest = _row_counts(plan, rows)
         for term in plan.rows:
-            n = rows.busiest_tokens if term.rows == "tokens" else outputs
-            time = exact_dot(_row_time(term, n), rows.steps)
+            time = exact_dot(_row_time(term, busiest[term.rows]), rows.steps)
             self.category_fs[term.category] += time
             self._unit_fs[term.unit] += time
             energy = term.energy
-            wanted = all_tokens if term.rows == "tokens" else rows.outputs
+            wanted = every[term.rows]
             processed = exact_dot(wanted, rows.steps)
             # Requests are spread over the groups; a group without any reads no weights.
-            groups = int((np.minimum(plan.data_parallel, np.minimum(wanted, requests)) * rows.steps).sum())
+            groups = int((np.minimum(plan.data_parallel, np.minimum(wanted, every["requests"])) * rows.steps).sum())
             self.energy_pj[term.category, "dram"] += energy.dram_const * groups + energy.dram_per_row * processed
             self.energy_pj[term.category, "compute"] += energy.compute_per_row * processed
 

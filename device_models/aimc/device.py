@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from pimserve.device_models.aimc.network import Network, network_of
 from pimserve.device_models.aimc.serving import UNITS, plan_of
 from pimserve.device_models.aimc.spec import AimcSpec
 from pimserve.device_models.aimc.walk import Walker
-from pimserve.device_models.device import Demand, Fitted
+from pimserve.device_models.device import Demand, Fitted, measured_kernels
 from pimserve.device_models.model import BYTES_PER_ELEMENT, ModelSpec
 from pimserve.device_models.operators import Parallelism
 from pimserve.device_models.routing import expert_share
@@ -67,14 +68,24 @@ class Aimc:
             density = _density(expert_share(popularity, moe.top_k), moe.top_k)
         mapping = map_network(network, chip, spec.mapping, spread=spec.spread, expert_density=density)
         walk = Walker(network, chip, mapping, popularity, lm_head=demand.lm_head).walk()
+        plan = plan_of(walk, chip, spec.power.idle_gating, in_turns=spec.spread == "layers")
+        costs: dict[str, Any] = {"setting": "ideal"}
+        projected: tuple[str, ...] = ()
+        if demand.backend is not None:
+            kernels = measured_kernels(spec, demand)
+            step = kernels.step
+            plan = replace(plan, rows=plan.rows + step.host_terms(), frontend_ps=step.frontend_ps)
+            projected = (f"{spec.name} keeps its projected rates; only the host of the serving engine is measured",)
+            costs = {**kernels.label, "projected": list(projected)}
         return Fitted(
-            plan=plan_of(walk, chip, spec.power.idle_gating, in_turns=spec.spread == "layers"),
+            plan=plan,
             collectives=(),
             kv_capacity_tokens=self._kv_capacity(network, [each.chip for each in walk.attention], demand),
             weight_bytes_per_device=0.0,
             facts=self._facts(network, mapping, split.devices),
-            warnings=(*spec.warnings(), *_model_warnings(spec, model)),
+            warnings=(*spec.warnings(), *_model_warnings(spec, model), *projected),
             parallelism={"spread": spec.spread},
+            costs=costs,
         )
 
     def _refuse_splits(self, split: Parallelism) -> None:

@@ -1,4 +1,4 @@
-"""Catalogue of published models and devices, one YAML file each, and its loader.
+"""Catalogue of published models, devices and measured kernels, one YAML file each, and its loader.
 
 A file's name is the entry's name. Every entry carries its sources.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from functools import cache
 from importlib import resources
 from typing import Any, Literal
@@ -15,9 +15,9 @@ from typing import Any, Literal
 import yaml
 
 from pimserve.device_models.model import ModelSpec
-from pimserve.errors import InputError
+from pimserve.errors import TAGS, InputError
 
-Kind = Literal["model", "device"]
+Kind = Literal["model", "device", "kernel"]
 
 # The C parser is several times faster, and missing from builds of PyYAML without libyaml.
 _BaseLoader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -73,6 +73,20 @@ def load_device_document(name: str) -> dict[str, Any]:
     return _load_yaml("device", name)
 
 
+def kernel_names() -> list[str]:
+    """Return the names of all sets of measured kernels in the catalogue, GPU-BACKEND, sorted."""
+    return _names("kernel")
+
+
+def load_kernel_document(name: str) -> dict[str, Any]:
+    """Return the set of kernels of that name, not yet validated.
+
+    Raises:
+        InputError: the catalogue has no such set.
+    """
+    return _load_yaml("kernel", name)
+
+
 def _names(kind: Kind) -> list[str]:
     folder = resources.files(__name__) / f"{kind}s"
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
@@ -102,3 +116,22 @@ def parse_document(text: str, place: str) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise InputError(place, "must be a mapping of keys to values")
     return document
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A document with changes laid over it; mappings are merged key by key, anything else is replaced.
+
+    So is a mapping that becomes another kind of description, whose keys are not those of the old one.
+    """
+    result = dict(base)
+    for key, value in changes.items():
+        old = result.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and not _other_kind(old, value):
+            result[key] = merged(old, value)
+        else:
+            result[key] = value
+    return result
+
+
+def _other_kind(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    return any(tag in old and tag in new and old[tag] != new[tag] for tag in TAGS)

@@ -41,9 +41,9 @@ def test_a_slow_link_inside_the_node_holds_up_all_of_the_ring() -> None:
 
 def test_dispatch_and_combine() -> None:
     one = Parallelism(nodes=1, devices_per_node=4, tensor=1)
-    assert time_s(one, AllToAll(64, 6144), 50) == pytest.approx(64 * (2e-6 + 6144 * 50 / 400e9), rel=1e-6)
+    assert time_s(one, AllToAll(64, 6144, 8192), 50) == pytest.approx(64 * (2e-6 + 6144 * 50 / 400e9), rel=1e-6)
     two = Parallelism(nodes=2, devices_per_node=4, tensor=4)
-    assert time_s(two, AllToAll(64, 6144), 50) == pytest.approx(64 * (15e-6 + 6144 * 50 / 50e9), rel=1e-6)
+    assert time_s(two, AllToAll(64, 6144, 8192), 50) == pytest.approx(64 * (15e-6 + 6144 * 50 / 50e9), rel=1e-6)
 
 
 def test_a_step_without_tokens_sends_nothing_and_other_operators_are_left_alone() -> None:

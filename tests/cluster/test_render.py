@@ -156,6 +156,13 @@ def test_cut_requests_show_only_when_there_are_some():
     assert "17" in line_with(report(requests__truncated=17), "cut at max_model_len")
 
 
+def test_what_belongs_to_no_operator_shows_only_where_costs_have_it():
+    nothing = {"dram": 0.0, "compute": 0.0}
+    assert "norms, host" not in report(time_share__step=0.0, energy__joules_by_category__step=nothing)
+    text = report(time_share__step=0.25, energy__joules_by_category__step=nothing)
+    assert line_with(text, "norms, host").split()[2:4] == ["25.0", "%"]
+
+
 def test_report_without_limits():
     slo = {"limits": {}, "met": {}, "attainment": None, "attainment_of_completed": None, "goodput_requests_per_s": None}
     text = report(slo=slo)

@@ -5,10 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pimserve.cluster.steady_state import ENERGY_PARTS, ClosedLoop, SteadyState
+from pimserve.cluster.steady_state import ENERGY_PARTS, ClosedLoop, SteadyState, stage
 from pimserve.cluster.validation.duplex_case import CLUSTERS
 from pimserve.cluster.validation.duplex_systems import SystemName, build
 from pimserve.device_models.operators import CATEGORIES
+from pimserve.device_models.plan import FS_PER_S, HOST, PJ_PER_J, CostPlan, Energy, RowTerm
 
 
 def state(model: str, name: SystemName, requests: int, length: int) -> SteadyState:
@@ -99,3 +100,22 @@ def test_overlap_counts_decode_attention_beyond_prefill_attention() -> None:
     assert beside.category_s["attention_prefill"] == pytest.approx(prefill)
     assert beside.category_s["attention_decode"] == pytest.approx(max(0.0, decode - prefill))
     assert alone.mean_s - beside.mean_s == pytest.approx(min(prefill, decode))
+
+
+def test_row_terms_of_every_kind_and_category_count() -> None:
+    s, j = FS_PER_S, PJ_PER_J
+    rows = (
+        RowTerm("norms", "step", "xpu", "tokens", ((0, s),), Energy(0, j, 0)),
+        RowTerm("host", "step", HOST, "requests", ((100 * s, 10 * s),)),
+        RowTerm("launch", "attention_decode", "xpu", "decodes", ((1000 * s, 0),), Energy(2 * j, 0, j)),
+        RowTerm("launch", "attention_prefill", "xpu", "prompts", ((3000 * s, 0),), alternatives=(((0, 2000 * s),),)),
+        RowTerm("all-reduce", "communication", "link", "tokens", ((7 * s, 0),), Energy(j, j, j)),
+    )
+    plan = CostPlan(2, 2, ("xpu",), rows, (), (), None)
+    # Of 3 requests and a prompt of 5 tokens, the busier group has 2 and the prompt.
+    found = stage(plan, None, decodes=3, mean_context=10, prompts=1, prompt_tokens=5)
+    expected = {"step": 7 + 100 + 30, "attention_decode": 1000, "attention_prefill": 2000, "communication": 7}
+    assert found.category_s == {**dict.fromkeys(CATEGORIES, 0), **expected}
+    assert found.mean_s == sum(expected.values())
+    joules = {"step_dram": 8, "attention_dram": 2 * 2, "attention_compute": 3}
+    assert found.energy_j == {**dict.fromkeys(ENERGY_PARTS, 0), **joules}

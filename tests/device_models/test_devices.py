@@ -10,7 +10,8 @@ from pimserve.device_models.catalogue import device_names, load_model, model_nam
 from pimserve.device_models.device import OperatorDevice
 from pimserve.device_models.duplex import DuplexSpec
 from pimserve.device_models.gpu import Gpu
-from pimserve.device_models.model import BYTES_PER_ELEMENT, ModelSpec
+from pimserve.device_models.kernels import load_kernels
+from pimserve.device_models.model import BYTES_PER_ELEMENT, ModelSpec, compute_dtypes
 from pimserve.device_models.operators import AllReduce, Parallelism, operators_of, weight_bytes_per_device
 from pimserve.device_models.plan import FS_PER_S, PJ_PER_J, Chunk, CostPlan
 from pimserve.device_models.registry import load_device
@@ -68,9 +69,9 @@ def take_step(plan: CostPlan, *, decodes: int, context: int, prompt: int) -> Ste
             (t.dram_per_token + t.compute_per_token) * _seen(t.window_tokens, decodes, context) for t in plan.decode
         )
     outputs = 1 if prompt else busiest
-    fs = plan.rows_fs(busiest, outputs) + attention_fs
+    fs = plan.rows_fs(busiest, outputs, -(-decodes // plan.data_parallel), bool(prompt)) + attention_fs
     for row in plan.rows:
-        rows = tokens if row.rows == "tokens" else decodes or 1
+        rows = tokens if row.rows == "tokens" else decodes or 1  # the others take no energy
         groups = min(plan.data_parallel, decodes or 1)  # a group without a request reads no weights
         pj += row.energy.dram_const * groups + (row.energy.dram_per_row + row.energy.compute_per_row) * rows
     counts = np.zeros((1, 0), np.int64)
@@ -148,12 +149,19 @@ def demand(model: ModelSpec, counts: np.ndarray, *, decodes: int, context: int, 
 
 
 @pytest.mark.parametrize("model_name", model_names())
+@pytest.mark.parametrize("backend", [None, "vllm", "trtllm"])
 @pytest.mark.parametrize("device_name", OPERATOR_DEVICES)
-def test_no_step_is_faster_or_cheaper_than_physics_allows(device_name: str, model_name: str) -> None:
+def test_no_step_is_faster_or_cheaper_than_physics_allows(
+    device_name: str, backend: str | None, model_name: str
+) -> None:
     device, model = gpu(device_name), load_model(model_name)
     spec = device.spec
+    if backend is not None:
+        assert spec.kernels is not None
+        device = type(device)(spec, load_kernels(spec.kernels, backend).captured())
     peaks: dict[str, float] = dict(spec.peak_tflop_per_s)
-    peak = 1e12 * max(peaks.get(dtype, peaks["fp16"]) for dtype in ("fp16", model.dense_dtype, model.routed_dtype))
+    dtypes = [name for dtype in ("fp16", model.dense_dtype, model.routed_dtype) for name in compute_dtypes(dtype)]
+    peak = 1e12 * max(peaks.get(dtype, peaks["fp16"]) for dtype in dtypes)
     bandwidth = spec.memory_gb_per_s * 1e9
     low_bandwidth, low_peak, least_pj = bandwidth, peak, spec.energy.xpu_pj_per_bit
     if isinstance(spec, DuplexSpec):
@@ -163,6 +171,7 @@ def test_no_step_is_faster_or_cheaper_than_physics_allows(device_name: str, mode
         least_pj = min(least_pj, spec.pim.pj_per_bit)
     for split in sensible_splits(device, model):
         plan = device.compile(operators_of(model, split), split)
+        assert (plan.static is None) == (backend is None)
         for decodes, context, prompt in ((DECODES, CONTEXT, 0), (1, 8000, 0), (0, 0, PROMPT)):
             step = take_step(plan, decodes=decodes, context=context, prompt=prompt)
             need = demand(model, step.counts, decodes=decodes, context=context, prompt=prompt)

@@ -37,11 +37,14 @@ def test_active_parameters_as_published(name: str) -> None:
         ("gpt-oss-120b", 116_829_156_672),
         ("gpt2-large", 774_030_080),
         ("gpt2-medium", 354_823_168),
+        ("llama-2-70b", 68_976_648_192),
         ("llama-3-70b", 70_553_706_496),
         ("llama-3.1-8b", 8_030_261_248),
         ("llama-3.1-405b", 405_853_388_800),
         ("mixtral-8x7b", 46_702_792_704),
         ("qwen3-235b-a22b", 235_093_634_560),
+        ("qwen3-30b-a3b", 30_532_122_624),
+        ("qwen3-32b", 32_762_123_264),
     ],
 )
 def test_parameters_to_the_last_one(name: str, parameters: int) -> None:
@@ -92,11 +95,14 @@ def test_deepseek_active_parameters_as_in_its_weight_documentation() -> None:
         ("opt-66b", 2304 * KIB),
         ("llama-3-70b", 320 * KIB),
         # 2 (key and value) x kv heads x head width x layers x 2 bytes
+        ("llama-2-70b", 320 * KIB),
         ("llama-3.1-70b", 320 * KIB),
         ("llama-3.1-8b", 2 * 8 * 128 * 32 * 2),
         ("llama-3.1-405b", 2 * 8 * 128 * 126 * 2),
         ("mixtral-8x22b", 2 * 8 * 128 * 56 * 2),
         ("qwen3-235b-a22b", 2 * 4 * 128 * 94 * 2),
+        ("qwen3-30b-a3b", 2 * 4 * 128 * 48 * 2),
+        ("qwen3-32b", 2 * 8 * 128 * 64 * 2),
         # the latent and the rotary key: 576 elements x 61 layers x 2 bytes
         ("deepseek-v3", 70_272),
         ("deepseek-r1", 70_272),
@@ -172,6 +178,22 @@ def test_r1_has_the_shapes_of_v3() -> None:
     differing = {"name", "title", "sources"}
     v3, r1 = load_model("deepseek-v3"), load_model("deepseek-r1")
     assert v3.model_dump(exclude=differing) == r1.model_dump(exclude=differing)
+
+
+def test_llama_2_differs_from_llama_3_in_vocabulary_context_and_data_type() -> None:
+    differing = {"name", "title", "sources", "published", "vocab", "max_model_len_tokens", "dense_dtype", "kv_dtype"}
+    two, three = load_model("llama-2-70b"), load_model("llama-3-70b")
+    assert two.model_dump(exclude=differing) == three.model_dump(exclude=differing)
+
+
+def test_gb200_is_the_72nd_part_of_its_rack() -> None:
+    # NVIDIA GB200 NVL72: PFLOP/s with sparse operands, twice the dense figure; TB and TB/s of memory.
+    gpu = load_device_document("gb200")
+    rack = {"fp16": 360, "bf16": 360, "fp8": 720, "mxfp4": 1440}
+    assert gpu["peak_tflop_per_s"] == {dtype: 1000 * peak / 72 / 2 for dtype, peak in rack.items()}
+    built = float(gpu["memory_gb"].removesuffix(" GiB"))  # sold by the GB, and built by the GiB
+    assert built == pytest.approx(13_400 / 72, rel=0.01)
+    assert gpu["memory_gb_per_s"] == 576_000 / 72
 
 
 @pytest.mark.parametrize("name", model_names())

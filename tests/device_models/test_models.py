@@ -14,6 +14,7 @@ from pimserve.device_models.model import (
     MixtureOfExperts,
     ModelSpec,
     MultiHeadLatentAttention,
+    compute_dtypes,
 )
 
 # Small enough to count by hand: 4 layers of which 2 are MoE, hidden 8, vocabulary 10.
@@ -120,6 +121,39 @@ def test_weight_bytes_follow_each_data_type() -> None:
     assert tiny(dense_dtype="fp8").routed_dtype == "fp8"
 
 
+@pytest.mark.parametrize(
+    ("dtype", "elements", "size"),
+    [
+        ("fp8_block", 128 * 128, 128 * 128 + 4),
+        ("mxfp4", 32, 32 / 2 + 1),
+        ("nvfp4", 16, 16 / 2 + 1),
+    ],
+)
+def test_scales_of_a_block_count_as_bytes(dtype: str, elements: int, size: float) -> None:
+    assert BYTES_PER_ELEMENT[dtype] * elements == size
+
+
+@pytest.mark.parametrize("dtype", BYTES_PER_ELEMENT)
+def test_a_data_type_computes_at_its_own_peak_first_and_at_those_of_its_width_only(dtype: str) -> None:
+    names = compute_dtypes(dtype)
+    assert names[0] == dtype
+    assert len({round(BYTES_PER_ELEMENT[name] / 0.5) for name in names}) == 1
+
+
+@pytest.mark.parametrize(
+    ("dtype", "names"),
+    [
+        ("bf16", ("bf16",)),
+        ("fp8", ("fp8",)),
+        ("fp8_block", ("fp8_block", "fp8")),
+        ("mxfp4", ("mxfp4", "nvfp4")),
+        ("nvfp4", ("nvfp4", "mxfp4")),
+    ],
+)
+def test_block_scaled_formats_share_the_multipliers_of_their_width(dtype: str, names: tuple[str, ...]) -> None:
+    assert compute_dtypes(dtype) == names
+
+
 @st.composite
 def specs(draw: st.DrawFn) -> ModelSpec:
     layers = draw(st.integers(1, 12))
@@ -215,7 +249,7 @@ def test_experts_add_total_but_not_active_weights(spec: ModelSpec, more: int) ->
         ({"ffn": None}, "2 layers are dense"),
         ({"ffn": None, "moe": None}, "4 layers are dense"),
         ({"ffn": {"intermediate": 4, "matrices": 4}}, "2 or 3"),
-        ({"dense_dtype": "int3"}, "'fp16', 'bf16', 'fp8' or 'mxfp4'"),
+        ({"dense_dtype": "int3"}, "'fp16', 'bf16', 'fp8', 'fp8_block', 'mxfp4' or 'nvfp4'"),
         ({"hiden": 8}, "Extra inputs"),
         ({"published": {"parameters": 1.0, "relative_tolerance": 0.5}}, "less than or equal to 0.05"),
     ],

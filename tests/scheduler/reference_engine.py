@@ -149,28 +149,36 @@ def run_reference(
     result = ReferenceResult()
     now = 0
 
-    def send_next() -> None:
-        if not_sent:
-            not_sent[0].arrival = now
-            arriving.append(not_sent.pop(0))
+    def refused(request: _Request) -> bool:
+        too_long = request.input + 1 > max_model_len
+        return too_long or (
+            kv_admission == "oracle" and blocks_of(request.input + request.output) > kv_capacity_blocks
+        )
+
+    def send_next(arrival: int) -> None:
+        # In a closed loop the next one takes the place of a refused one.
+        while not_sent:
+            request = not_sent.pop(0)
+            request.arrival = arrival
+            if not refused(request):
+                arriving.append(request)
+                return
+            request.status = "rejected"
 
     if concurrency is None:
         arriving = list(everyone)
     else:
         not_sent = list(everyone)
         for _ in range(concurrency):
-            send_next()
+            send_next(0)
 
     while True:
-        # Arrivals: first come first. In a closed loop the next one takes the place of a refused one.
+        # Arrivals: first come first.
         while due := [request for request in arriving if request.arrival <= now]:
             request = min(due, key=lambda one: one.arrival)  # of equals the first, and `arriving` is in order of index
             arriving.remove(request)
-            too_long = request.input + 1 > max_model_len
-            too_big = kv_admission == "oracle" and blocks_of(request.input + request.output) > kv_capacity_blocks
-            if too_long or too_big:
+            if refused(request):
                 request.status = "rejected"
-                send_next()
             else:
                 waiting.append(request)
         if max_time_fs is not None and now >= max_time_fs:
@@ -267,7 +275,7 @@ def run_reference(
                 request.status = "finished"
                 running.remove(request)
                 request.blocks = 0
-                send_next()
+                send_next((now // FS_PER_PS + plan.frontend_ps) * FS_PER_PS)
 
     result.requests = [request.row(replica) for request in everyone]
     return result
@@ -280,14 +288,32 @@ def dense_fs(plan: CostPlan, decode_requests: int, context: int, chunks: list[Ch
     tokens, prefill = plan.busiest_prefill(decode_requests, chunks)
     decode = plan.decode_fs(decode_requests, context)
     attention = max(decode, prefill) if plan.overlap_attention else decode + prefill
-    return plan.rows_fs(tokens, -(-outputs // plan.data_parallel)) + attention
+    return rows_fs(plan, decode_requests, len(chunks), outputs, tokens) + attention
+
+
+def rows_fs(plan: CostPlan, decodes: int, prompts: int, outputs: int, tokens: int) -> int:
+    """Time of the row terms. `tokens` are the busiest group's; the others are of all groups, and spread evenly."""
+    counts = {"tokens": tokens}
+    for what, count in (("decodes", decodes), ("prompts", prompts), ("outputs", outputs)):
+        counts[what] = (count + plan.data_parallel - 1) // plan.data_parallel
+    counts["requests"] = counts["decodes"] + counts["prompts"]
+    time = 0
+    for term in plan.rows:
+        n = counts[term.rows]
+        if n > 0:
+            time += min(max(const + slope * n for const, slope in way) for way in [term.pieces, *term.alternatives])
+    return time
 
 
 def pipeline_fs(plan: CostPlan, requests: int, context: int, chunks: list[Chunk], outputs: int) -> int:
-    """Duration of a step in a pipeline: the anchor's chain, and the busiest station's work for all other tokens."""
+    """Duration of a step in a pipeline: the anchor's chain, and the busiest station's work for all other tokens.
+
+    Before it, what row terms take that are no stations.
+    """
     pipe = plan.pipeline
     assert pipe is not None
-    time = sum(part for _, part in pipe.chain)
+    time = rows_fs(plan, requests, len(chunks), outputs, requests + sum(chunk.tokens for chunk in chunks))
+    time += sum(part for _, part in pipe.chain)
     attention = [sum(term.cost(chunk)[0] for term in plan.prefill) for chunk in chunks]
     own = [pipe.per_prompt_token * (chunk.tokens - 1) + spent for chunk, spent in zip(chunks, attention, strict=True)]
     if chunks:

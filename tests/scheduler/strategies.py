@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 
 from pimserve.device_models.experts import ExpertTerm, ExpertUnit, Selection
 from pimserve.device_models.pipeline import Load, PipelineTerm, StaticPower, Station
-from pimserve.device_models.plan import CostPlan, DecodeAttentionTerm, PrefillAttentionTerm, RowTerm
+from pimserve.device_models.plan import HOST, CostPlan, DecodeAttentionTerm, Energy, PrefillAttentionTerm, RowTerm
 from pimserve.device_models.routing import POOL_SIZE, ExpertPools, Routing
 
 from .reference_engine import ReferenceRequest, ReferenceResult, run_reference
 
 FS_PER_MS = 10**12
+_FRONTEND_PS = st.sampled_from((0, 0, 3 * 10**9 + 1, 7 * 10**10))  # ms and tens of ms
 
 
 @dataclass
@@ -53,6 +54,21 @@ def _pieces(const: int, slope: int) -> st.SearchStrategy[tuple[tuple[int, int], 
     """Up to three pieces of const + slope x rows, of at most these magnitudes."""
     piece = st.tuples(st.integers(0, const), st.integers(0, slope))
     return st.lists(piece, min_size=1, max_size=3).map(tuple)
+
+
+@st.composite
+def row_terms(draw: st.DrawFn, unit: str) -> RowTerm:
+    """Row terms of `unit` or the host that count anything, with up to two other algorithms to choose from."""
+    pieces = _pieces(2 * FS_PER_MS, FS_PER_MS // 20)
+    return RowTerm(
+        name="any",
+        category=draw(st.sampled_from(["fc", "communication", "step", "attention_prefill", "attention_decode", "moe"])),
+        unit=draw(st.sampled_from([unit, HOST])),
+        rows=draw(st.sampled_from(["tokens", "outputs", "decodes", "prompts", "requests"])),
+        pieces=draw(pieces),
+        energy=Energy(draw(st.integers(0, 9)), draw(st.integers(0, 9)), draw(st.integers(0, 9))),
+        alternatives=tuple(draw(st.lists(pieces, max_size=2))),
+    )
 
 
 @st.composite
@@ -114,7 +130,10 @@ def pipelines(draw: st.DrawFn) -> CostPlan:
         devices=2,
         data_parallel=1,
         units=tuple(names),
-        rows=(RowTerm("crossbars", "fc", names[0], "tokens", ((0, 0),)),),
+        rows=(
+            RowTerm("crossbars", "fc", names[0], "tokens", ((0, 0),)),
+            *draw(st.lists(row_terms(names[0]), max_size=3)),
+        ),
         decode=tuple(DecodeAttentionTerm(names[-1], window, 0, 1, 1) for window in windows),
         prefill=tuple(
             PrefillAttentionTerm(names[-1], window, True, tuple(draw(pieces)), (1, 1, 1), 1) for window in windows
@@ -122,6 +141,7 @@ def pipelines(draw: st.DrawFn) -> CostPlan:
         experts=None,
         pipeline=term,
         static=draw(st.none() | st.just(StaticPower(1, 2, 1))),
+        frontend_ps=draw(_FRONTEND_PS),
     )
 
 
@@ -141,6 +161,7 @@ def plans(draw: st.DrawFn) -> CostPlan:
         rows.append(RowTerm("qkv", "fc", "xpu", "tokens", draw(_pieces(5 * FS_PER_MS, FS_PER_MS // 50))))
     if draw(st.booleans()):
         rows.append(RowTerm("head", "fc", "xpu", "outputs", draw(_pieces(FS_PER_MS, FS_PER_MS // 10))))
+    rows += draw(st.lists(row_terms("xpu"), max_size=3))
     windows = draw(st.lists(st.none() | st.integers(1, 300), min_size=1, max_size=2))
     prefill_piece = st.tuples(st.integers(0, 10**10), st.integers(0, 10**9), st.integers(0, 10**8))
     prefill_pieces = st.lists(prefill_piece, min_size=1, max_size=2).map(tuple)
@@ -156,6 +177,7 @@ def plans(draw: st.DrawFn) -> CostPlan:
         ),
         experts=draw(st.none() | expert_terms()),
         overlap_attention=draw(st.booleans()),
+        frontend_ps=draw(_FRONTEND_PS),
     )
 
 

@@ -6,6 +6,7 @@ held to the laws together.
 
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -15,7 +16,7 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from pimserve.device_models.operators import CATEGORIES
-from pimserve.device_models.plan import FS_PER_S
+from pimserve.device_models.plan import FS_PER_S, HOST
 from pimserve.errors import InputError
 from pimserve.loadgen.workload import Workload
 from pimserve.scheduler import simulation, steplog
@@ -258,9 +259,10 @@ def test_a_closed_loop_keeps_its_concurrency(run: Run) -> None:
         clients = len(range(replica, run.case.concurrency, replicas))
         issued = mine[(mine["arrival_ps"] != NEVER) & (mine["status"] != REJECTED)]
         left = np.where(issued["finish_ps"] == NEVER, np.iinfo(np.int64).max, issued["finish_ps"])
-        for at in issued["arrival_ps"]:
-            in_flight = int(((issued["arrival_ps"] <= at) & (left > at)).sum())
-            more_to_come = (mine["arrival_ps"] == NEVER).any() or (mine["arrival_ps"] > at).any()
+        sent = issued["arrival_ps"] - run.case.plan.frontend_ps
+        for at in sent:
+            in_flight = int(((sent <= at) & (left > at)).sum())
+            more_to_come = (mine["arrival_ps"] == NEVER).any() or (sent > at).any()
             assert in_flight <= clients
             assert in_flight == clients or not more_to_come
 
@@ -341,6 +343,44 @@ def test_no_decision_looks_at_a_true_output_length(run: Run, longer: list[int]) 
     assert (same["replica"][routed] == table["replica"][routed]).all()
 
 
+@settings(max_examples=60)
+@given(runs())
+def test_row_terms_are_the_sums_of_their_steps(run: Run) -> None:
+    """Energy by category, of those that only row terms have, and the host's busy time."""
+    plan, logs = run.case.plan, run.served.logs
+    energy = row_energy_pj(run)
+    for category in ("fc", "communication", "step"):
+        for kind in ("dram", "compute"):
+            assert sum(log.energy_pj[category, kind] for log in logs) == energy[category, kind]
+    host = [term for term in plan.rows if term.unit == HOST]
+    for replica, log in enumerate(logs):
+        assert (HOST in log.unit_fs) == bool(host)
+        if host and plan.data_parallel == 1:
+            steps = [row_counts(step) for step in run.steps(replica)]
+            assert log.unit_fs[HOST] == sum(term.time_fs(counts[term.rows]) for counts in steps for term in host)
+
+
+def row_counts(step: tuple[int, ...]) -> dict[str, int]:
+    """What row terms of each kind count in a step."""
+    _, _, decodes, _, prefill_tokens, chunks, outputs = step
+    found = {"tokens": decodes + prefill_tokens, "outputs": outputs, "decodes": decodes, "prompts": chunks}
+    return {**found, "requests": decodes + chunks}
+
+
+def row_energy_pj(run: Run) -> Counter[tuple[str, str]]:
+    """Energy of row terms by category and kind, from every single step."""
+    found: Counter[tuple[str, str]] = Counter()
+    for replica in range(len(run.blocks)):
+        for step in run.steps(replica):
+            counts = row_counts(step)
+            for term in run.case.plan.rows:
+                n, energy = counts[term.rows], term.energy
+                groups = min(run.case.plan.data_parallel, n, counts["requests"])
+                found[term.category, "dram"] += energy.dram_const * groups + energy.dram_per_row * n
+                found[term.category, "compute"] += energy.compute_per_row * n
+    return found
+
+
 @settings(max_examples=40)
 @given(runs())
 def test_time_and_energy_are_the_sums_of_their_parts(run: Run) -> None:
@@ -358,6 +398,7 @@ def test_time_and_energy_are_the_sums_of_their_parts(run: Run) -> None:
     context = sum(step[3] for step in single)
     full = sum(term.dram_per_token for term in plan.decode if term.window_tokens is None)
     read = sum(log.energy_pj["attention_decode", "dram"] for log in logs)
+    read -= row_energy_pj(run)["attention_decode", "dram"]
     assert read >= full * context
     if all(term.window_tokens is None for term in plan.decode):
         assert read == full * context

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pimserve.device_models.plan import CostPlan, DecodeAttentionTerm, Energy, RowTerm
+from pimserve.device_models.pipeline import PipelineTerm, StaticPower, Station
+from pimserve.device_models.plan import HOST, CostPlan, DecodeAttentionTerm, Energy, RowTerm
 from pimserve.loadgen.workload import Workload
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.metrics import PERCENTILES, digest, distribution, percentile, summarize
@@ -172,6 +174,51 @@ def test_energy_batch_and_kv() -> None:
     assert found["busy_share"] == pytest.approx(4 / 11)
     assert found["unit_busy_share"]["xpu"] == pytest.approx(4 / 11)
     assert found["time_share"]["fc"] == 1.0
+
+
+def test_the_host_takes_time_by_requests_and_launches_by_what_runs() -> None:
+    ms = 10**12
+    host = RowTerm("host", "step", HOST, "requests", ((2 * ms, ms),))
+    launches = [
+        RowTerm("launch", "attention_prefill", "xpu", "prompts", ((3 * ms, 0),)),
+        RowTerm("launch", "attention_decode", "xpu", "decodes", ((4 * ms, 0),), Energy(7 * ms, 0, ms)),
+    ]
+    plan = replace(PLAN, rows=(*PLAN.rows, host, *launches))
+    # A prompt beside nothing, two prompts beside a decoding request, three decode steps of three, two and two requests.
+    found = summary([(0.0, 5, 5), (0.001, 5, 4), (0.001, 5, 4)], plan=plan)
+    device, by_host = [13, 17, 14, 14, 14], [3, 5, 5, 5, 5]
+    total = sum(device) + sum(by_host)
+    assert found["end_s"] == pytest.approx(total * 1e-3)
+    assert found["unit_busy_share"] == pytest.approx(
+        {"xpu": sum(device) / total, "link": 0, "host": sum(by_host) / total}
+    )
+    share = {
+        "fc": 50,
+        "attention_prefill": 6,
+        "attention_decode": 16,
+        "moe": 0,
+        "communication": 0,
+        "step": sum(by_host),
+    }
+    assert found["time_share"] == pytest.approx({category: time / total for category, time in share.items()})
+    energy = found["energy"]["joules_by_category"]
+    assert energy["attention_decode"] == {"dram": 4 * 7, "compute": 1 + 3 + 3 + 3}
+    assert energy["step"] == {"dram": 0, "compute": 0}
+
+
+def test_a_pipeline_waits_for_the_host_and_rests_meanwhile() -> None:
+    ms = 10**12
+    pipeline = PipelineTerm((None,), (("fc", 10 * ms),), (0,), (Station("tiles", "fc", 0, 0, 0, (0,)),), 0, 0, "fc", ())
+    plan = replace(PLAN, units=("tiles",), rows=(), pipeline=pipeline, static=StaticPower(10**6, 3 * 10**6))
+    host = RowTerm("host", "step", HOST, "requests", ((4 * ms, ms),))
+    requests = [(0.0, 5, 4)]
+    alone, beside = (summary(requests, plan=each) for each in (plan, replace(plan, rows=(host,))))
+    assert (alone["end_s"], beside["end_s"]) == (0.04, 0.06)
+    assert alone["unit_busy_share"] == {"tiles": 0}
+    assert beside["unit_busy_share"] == {"tiles": 0, "host": pytest.approx(1 / 3)}
+    assert beside["time_share"]["step"] == pytest.approx(1 / 3)
+    assert alone["energy"]["static_joules"] == pytest.approx(3 * 0.04)
+    assert beside["energy"]["static_joules"] == pytest.approx(3 * 0.04 + 1 * 0.02)
 
 
 def test_replicas_pool_their_samples() -> None:
