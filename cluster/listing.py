@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pimserve.cluster.figures import ABSENT, count, figure
-from pimserve.device_models.catalogue import load_model
+from pimserve.device_models.catalogue import kernel_names, load_kernel_document, load_model
 from pimserve.device_models.registry import load_device
 
 Entry = Mapping[str, Any]
@@ -47,6 +47,10 @@ def describe_device(name: str) -> dict[str, Any]:
     derived = {"units": list(device.units), **device.key_figures}
     if device.area_mm2 is not None:
         derived["area_mm2"] = device.area_mm2
+    kernels = [load_kernel_document(kernel) for kernel in kernel_names()] if device.spec.kernels else []
+    derived["measured_with"] = [
+        f"{found['backend']} {found['version']}" for found in kernels if found["gpu"] == device.spec.kernels
+    ]
     return {**device.spec.model_dump(mode="json", exclude_none=True), "derived": derived}
 
 

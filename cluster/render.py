@@ -100,8 +100,16 @@ def _heading(summary: Summary) -> RenderableType:
     return Group(
         Text(f"{summary['name']}: {summary['model']} on {devices}", style="bold"),
         Text(f"{each} ({split}), seed {summary['seed']}"),
+        Text(_costs(summary["costs"])),
         Text(measured),
     )
+
+
+def _costs(costs: Mapping[str, Any]) -> str:
+    """Whether the devices are ideal or measured, and with what."""
+    if costs["setting"] == "ideal":
+        return "costs: ideal devices"
+    return f"costs: measured on {costs['gpu']} with {costs['backend']} {costs['version']}"
 
 
 def _of_run(title: str, summary: Summary) -> str:

@@ -164,8 +164,8 @@ class CostPlan:
     `units` names the units of a device (first the one that runs everything by default). `overlap_attention`: prefill
     attention and decode attention run side by side on two units. With a `pipeline`, time comes from that, from prefill
     attention's, and from row terms that tokens do not pass one behind the other (the host); other terms then hold
-    energies only. `static` is power drawn on top; None where the device's description does not tell. `frontend_ps` passes
-    between a client's sending a request and the scheduler's having it, beside the devices' work.
+    energies only. `static` is power drawn on top; None where the device's description does not tell. `frontend_ps`
+    passes between a client's sending a request and the scheduler's having it, beside the devices' work.
     """
 
     devices: int

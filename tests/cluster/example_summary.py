@@ -85,6 +85,7 @@ _EXAMPLE = {
     "digest": "86d9",
     "silicon_mm2": None,
     "tdp_w": None,
+    "costs": {"setting": "ideal"},
     "device_facts": {},
     "warnings": [],
     "results": "results/example",

@@ -230,3 +230,23 @@ def test_what_a_run_warns_of_is_said_again(save):
     assumed = save("b", changed("cluster", replicas=2), warnings=["64 tiers are assumed"])
     lines = report(compare([save("a", SCENARIO), assumed])).splitlines()
     assert "warning: B: 64 tiers are assumed" in lines
+
+
+def test_ideal_beside_measured_is_pointed_out(save):
+    measured = {"setting": "measured", "gpu": "h100", "backend": "vllm", "version": "1", "frontend_s": 0.01}
+    runs = [save("a"), save("b", costs=measured)]
+    assert "the runs differ in the setting of their costs (ideal against measured)" in " ".join(
+        report(compare(runs)).split()
+    )
+    assert "ideal against measured" not in report(compare([runs[1], save("c", costs=measured)]))
+    scenarios = [
+        save("d", {**SCENARIO, "costs": {"setting": "ideal"}}),
+        save("e", {**SCENARIO, "costs": measured}, costs=measured),
+    ]
+    assert "setting of their costs" in " ".join(report(compare(scenarios)).split())
+
+
+def test_two_backends_are_pointed_out(save):
+    measured = {"setting": "measured", "gpu": "h100", "version": "1"}
+    runs = [save(name, costs=measured | {"backend": name}) for name in ("vllm", "trtllm")]
+    assert "the runs differ in costs" in report(compare(runs))

@@ -3,7 +3,8 @@
 import pytest
 
 from pimserve.cluster.interconnect import Interconnect
-from pimserve.device_models.operators import AllReduce, AllToAll, Gemm, Parallelism
+from pimserve.device_models.kernels import CollectiveKernel, Collectives
+from pimserve.device_models.operators import AllGather, AllReduce, AllToAll, Gemm, Parallelism
 from pimserve.device_models.plan import FS_PER_S, LINK
 
 LINKS = Interconnect(link_gb_per_s=400, link_latency_us=2, node_gb_per_s=50, node_latency_us=5, dispatch_us=15)
@@ -52,3 +53,55 @@ def test_a_step_without_tokens_sends_nothing_and_other_operators_are_left_alone(
     (term,) = LINKS.compile([gemm, AllReduce(64, 8192, 4), gemm], split)
     assert term.time_fs(0) == 0
     assert LINKS.compile([gemm], split) == ()
+
+
+def algorithm(latency_us: float, bus_gb_per_s: float) -> CollectiveKernel:
+    return CollectiveKernel(name="x", latency_us=latency_us, bus_gb_per_s=bus_gb_per_s)
+
+
+MEASURED = Collectives(
+    all_reduce={2: (algorithm(3, 200),), 8: (algorithm(5, 70), algorithm(10, 350))},
+    all_gather={8: (algorithm(13, 300),)},
+    reduce_scatter={8: (algorithm(11, 310),)},
+    all_to_all={8: (algorithm(12, 280),)},
+)
+
+
+def test_a_measured_all_reduce_takes_the_faster_algorithm() -> None:
+    split = Parallelism(nodes=1, devices_per_node=8, tensor=8)
+    (term,) = LINKS.compile([AllReduce(64, 8192, 8)], split, MEASURED)
+    for tokens, latency, rate in ((1, 5e-6, 70e9), (4096, 10e-6, 350e9)):
+        expected = 64 * (latency + tokens * 8192 * 2 * 7 / 8 / rate)
+        assert term.time_fs(tokens) / FS_PER_S == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_group_that_was_not_measured_takes_the_next_larger_or_the_largest() -> None:
+    for group, latency_us in ((4, 5), (8, 5), (2, 3), (16, 5)):
+        split = Parallelism(nodes=1, devices_per_node=group, tensor=group)
+        (term,) = LINKS.compile([AllReduce(1, 16, group)], split, MEASURED)
+        assert term.time_fs(1) / 1e9 == pytest.approx(latency_us, rel=1e-3)
+
+
+def test_between_nodes_links_stay_ideal() -> None:
+    split = Parallelism(nodes=2, devices_per_node=4, tensor=8)
+    both = [AllReduce(64, 8192, 8), AllToAll(64, 6144, 8192)]
+    assert LINKS.compile(both, split, MEASURED) == LINKS.compile(both, split)
+
+
+def test_routed_copies_or_all_vectors_whatever_is_faster() -> None:
+    split = Parallelism(nodes=1, devices_per_node=8, tensor=1)
+    few, many = AllToAll(2, 1000, 8192), AllToAll(2, 100_000, 8192)
+    (routed,), (gathered,) = (LINKS.compile([op], split, MEASURED) for op in (few, many))
+    tokens = 10_000
+    assert routed.time_fs(tokens) / FS_PER_S == pytest.approx(2 * (12e-6 + tokens * 1000 / 280e9), rel=1e-6)
+    expected = 13e-6 + 11e-6 + tokens * 8192 * 7 * (1 / 300e9 + 1 / 310e9)
+    assert gathered.time_fs(tokens) / FS_PER_S == pytest.approx(expected, rel=1e-6)
+
+
+def test_logits_are_gathered_in_measured_runs_only() -> None:
+    split = Parallelism(nodes=1, devices_per_node=8, tensor=8)
+    op = AllGather(128_000 * 2, 8)
+    assert LINKS.compile([op], split) == ()
+    (term,) = LINKS.compile([op], split, MEASURED)
+    assert term.rows == "outputs"
+    assert term.time_fs(64) / FS_PER_S == pytest.approx(13e-6 + 64 * 256_000 * 7 / 8 / 300e9, rel=1e-6)

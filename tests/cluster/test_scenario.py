@@ -162,3 +162,39 @@ def test_what_differs_from_the_default_of_a_mapping_is_an_error_with_the_path() 
     with pytest.raises(InputError) as refused:
         Scenario.model_validate({"model": {"preset": "mixtral-8x7b", "moe": {"top_k": 9}}}).load_model()
     assert str(refused.value) == "model.moe: top_k (9) must not exceed experts (8)"
+
+
+@pytest.mark.parametrize("preset", ["h100", "duplex", "gb200"])
+def test_measured_costs_are_those_of_the_named_kernels(preset: str) -> None:
+    sets = ["costs.setting=measured", f"cluster.device={preset}"]
+    _, ideal, _ = prepare(load_scenario(None, sets[1:]))
+    _, vllm, _ = prepare(load_scenario(None, sets))
+    _, trtllm, _ = prepare(load_scenario(None, [*sets, "costs.backend=trtllm"]))
+    assert ideal.costs == {"setting": "ideal"}
+    assert (vllm.costs["backend"], trtllm.costs["backend"]) == ("vllm", "trtllm")
+    assert len({each.plan.digest() for each in (ideal, vllm, trtllm)}) == 3
+    assert vllm.kv_capacity_tokens == ideal.kv_capacity_tokens
+    assert ("projected" in " ".join(vllm.warnings)) == (preset == "duplex")
+    assert ("measured on b200" in " ".join(vllm.warnings)) == (preset == "gb200")
+
+
+def test_kernels_of_the_scenario_change_those_of_the_catalogue() -> None:
+    sets = ["costs.setting=measured", "cluster.device=h100"]
+    _, plain, _ = prepare(load_scenario(None, sets))
+    _, changed, _ = prepare(load_scenario(None, [*sets, "costs.kernels.step.host_us=0"]))
+    assert changed.plan.digest() != plain.plan.digest()
+    assert changed.costs["version"] == f"{plain.costs['version']} (changed)"
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        (["costs.backend=vllm"], "costs: backend goes with setting: measured"),
+        (["costs.kernels={}"], "costs: kernels goes with setting: measured"),
+        (["costs.setting=real"], "costs.setting: must be 'ideal' or 'measured'"),
+        (["costs.setting=measured", "costs.backend=sglang"], "costs.backend: must be 'vllm' or 'trtllm'"),
+    ],
+)
+def test_settings_that_do_not_go_together(sets: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_scenario(None, sets)

@@ -151,9 +151,7 @@ def run_reference(
 
     def refused(request: _Request) -> bool:
         too_long = request.input + 1 > max_model_len
-        return too_long or (
-            kv_admission == "oracle" and blocks_of(request.input + request.output) > kv_capacity_blocks
-        )
+        return too_long or (kv_admission == "oracle" and blocks_of(request.input + request.output) > kv_capacity_blocks)
 
     def send_next(arrival: int) -> None:
         # In a closed loop the next one takes the place of a refused one.
