@@ -205,6 +205,34 @@ def validate_aimc_command(
     _print_findings(findings, as_json=as_json)
 
 
+@validate.command("gpu")
+def validate_gpu_command(
+    measured: Annotated[
+        Path | None, typer.Option(help="Timed operators (JSON); alone: only these.", show_default=False)
+    ] = None,
+    served: Annotated[
+        Path | None, typer.Option(help="Served systems (JSON); alone: only these.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Predict timed operators and served systems of GPUs; exit code 1 if an error exceeds its limit.
+
+    Without a file: gpu/measured.json and gpu/end_to_end.json in $PIMSERVE_REFERENCE, or else in ../shared/reference.
+    """
+    from pimserve.cluster.progress import progress_bar  # noqa: PLC0415
+    from pimserve.cluster.validation.gpu import validate_gpu  # noqa: PLC0415
+    from pimserve.cluster.validation.gpu_report import gpu_document, gpu_report  # noqa: PLC0415
+
+    with progress_bar(shown=True, of="rows") as progress:
+        report = validate_gpu(measured, served, progress)
+    if as_json:
+        _print_json(gpu_document(report))
+    else:
+        _print(gpu_report(report))
+    if not report.passed:
+        raise typer.Exit(1)
+
+
 def main() -> None:
     """Entry point of `pimserve`: runs the command, and turns whatever goes wrong into a message and an exit code."""
     _open_streams()

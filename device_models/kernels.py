@@ -53,7 +53,7 @@ class GemmKernel(_Section):
     memory: Share = Field(description="share of the bandwidth")
     launch_us: Microseconds = 0.0
     captured_us: Microseconds | None = Field(
-        None, description="launch inside a captured layer, whose fused kernels do the scaling; default: launch_us"
+        None, description="launch inside a captured layer whose kernels before it quantise its input; default: as alone"
     )
     depth_us: Microseconds = Field(0.0, description="per 1,024 elements of k")
     reread: NonNegative = Field(
@@ -89,6 +89,9 @@ class MoeKernel(_Section):
     launch_us: Microseconds = 0.0
     expert_us: Microseconds = Field(
         0.0, description="launch of each expert that a device holds, with tokens or without"
+    )
+    captured_us: Microseconds | None = Field(
+        None, description="all launches inside a captured layer; default: launch_us, and expert_us of each"
     )
     padding_tokens: NonNegative = Field(0.0, description="rows of a tile that an expert leaves empty, mean")
     row_passes: NonNegative = Field(
@@ -169,12 +172,20 @@ class Kernels(_Section):
         }
 
     def captured(self) -> Kernels:
-        """The same inside layers that run as one captured graph, where a launch can cost less than it does alone."""
+        """The same inside layers that run as one captured graph, where calls can cost less than they do alone."""
         gemm = {
-            dtype: kernel if kernel.captured_us is None else kernel.model_copy(update={"launch_us": kernel.captured_us})
+            dtype: kernel
+            if kernel.captured_us is None
+            else kernel.model_copy(update={"launch_us": kernel.captured_us, "activation_passes": 0.0})
             for dtype, kernel in self.gemm.items()
         }
-        return self.model_copy(update={"gemm": gemm})
+        moe = {
+            dtype: kernel
+            if kernel.captured_us is None
+            else kernel.model_copy(update={"launch_us": kernel.captured_us, "expert_us": 0.0})
+            for dtype, kernel in self.moe.items()
+        }
+        return self.model_copy(update={"gemm": gemm, "moe": moe})
 
     def stand_ins(self, dense: Iterable[str], routed: Iterable[str], cache: str) -> list[str]:
         """Which data types run on another's kernel: of dense and routed weights, and of the KV cache; sentences."""

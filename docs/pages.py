@@ -1,8 +1,9 @@
 """Writes the generated pages of docs/: `python docs/pages.py [--check] [PAGE ...]`.
 
 scenario.md comes from the schemas of the scenario, model and device documents; duplex_validation.md from recomputing
-the published figures (about 15 s), aimc_validation.md from running the AIMC models side by side (about a minute). With
---check nothing is written, and the exit code is 1 if a page would change.
+the published figures (about 15 s), aimc_validation.md from running the AIMC models side by side (about a minute),
+gpu_validation.md and its pictures from predicting the GPU reference data (about a minute; skipped where there is none).
+With --check nothing is written, and the exit code is 1 if a page would change.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS))  # for when this is not run as a script
 
 import aimc_page  # noqa: E402
+import gpu_page  # noqa: E402
 from tables import number, table  # noqa: E402
 
 Schema = Mapping[str, Any]
@@ -303,10 +305,12 @@ def _codes(names: list[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-PAGES: dict[str, Callable[[], str]] = {
+# What makes each page: its text, or all files that belong to it.
+PAGES: dict[str, Callable[[], str | Mapping[str, str]]] = {
     "scenario.md": scenario_page,
     "duplex_validation.md": validation_page,
     "aimc_validation.md": aimc_page.page,
+    gpu_page.PAGE: gpu_page.page,
 }
 
 
@@ -320,13 +324,15 @@ def main() -> int:
         parser.error(f"no such page: {', '.join(sorted(unknown))}")
     stale = []
     for name in options.pages or PAGES:
-        path = DOCS / name
-        text = PAGES[name]()
-        if path.exists() and path.read_text(encoding="utf-8") == text:
-            continue
-        stale.append(name)
-        if not options.check:
-            path.write_text(text, encoding="utf-8")
+        made = PAGES[name]()
+        for file, text in ({name: made} if isinstance(made, str) else made).items():
+            path = DOCS / file
+            if path.exists() and path.read_text(encoding="utf-8") == text:
+                continue
+            stale.append(file)
+            if not options.check:
+                path.parent.mkdir(exist_ok=True)
+                path.write_text(text, encoding="utf-8")
     for name in stale:
         print(f"docs/{name} is out of date: run python docs/pages.py" if options.check else f"wrote docs/{name}")
     return 1 if options.check and stale else 0

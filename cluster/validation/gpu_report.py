@@ -1,0 +1,177 @@
+"""The report of `pimserve validate gpu`: tables for a terminal of 80 columns, or a document with all rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from pimserve.cluster.figures import count
+from pimserve.cluster.validation.gpu import Report
+from pimserve.cluster.validation.gpu_errors import Errors, Uncovered, grouped, place
+from pimserve.cluster.validation.gpu_gates import Gate
+from pimserve.cluster.validation.gpu_operators import operator_class
+from pimserve.cluster.validation.gpu_tables import ErrorTable, anchor_table, operator_tables, served_table
+
+_STATISTICS = ("n", "median", "p90", "bias", "worst", "at")
+_QUANTITIES = {"tpot": "TPOT", "ttft": "TTFT", "throughput": "tok/s"}
+_PLACES = 3  # of rows that are not covered, for each reason
+
+
+def gpu_report(report: Report) -> RenderableType:
+    """Errors of operators, served configurations and anchors in percent, what is not covered, and the limits."""
+    parts: list[RenderableType] = []
+    if report.operators:
+        parts.append(_title(f"{count(len(report.operators))} timed operators, error in %"))
+        for table in operator_tables(report.operators):
+            parts += [_errors(table, "time"), ""]
+    if report.served:
+        parts.append(_title(f"{count(len(report.served))} served configurations, error in %"))
+        parts += [_served(served_table(report.served)), ""]
+    counted = sum(each.counted for each in report.anchors)
+    if counted:
+        parts.append(_title(f"{count(counted)} published throughputs, error in %"))
+        parts += [_errors(anchor_table(report.anchors), "throughput"), ""]
+    if report.uncovered:
+        parts += [*_uncovered(report.uncovered), ""]
+    gates = report.gates
+    if gates:
+        parts += [_gates(gates), ""]
+        notes = dict.fromkeys(gate.note for gate in gates if gate.note)
+        parts += [Text(f"missed: {note} ({', '.join(_named(gates, note))})") for note in notes]
+        parts += [""] if notes else []
+    return Group(*parts, Text(_verdict(report, gates), style="bold"))
+
+
+def gpu_document(report: Report) -> dict[str, Any]:
+    """All of it: limits, errors by group, and every row; errors are shares."""
+    return {
+        "passed": report.passed,
+        "limits": [{**asdict(gate), "passed": gate.passed} for gate in report.gates],
+        "errors": {
+            "operators": [_table_document(table) for table in operator_tables(report.operators)],
+            "served": _table_document(served_table(report.served)),
+            "anchors": _table_document(anchor_table(report.anchors)),
+        },
+        "operators": [
+            {
+                **each.row.model_dump(),
+                "class": operator_class(each.row),
+                "predicted_us": each.predicted_us,
+                "bound_us": each.bound_us,
+                "error": each.error,
+            }
+            for each in report.operators
+        ],
+        "served": [
+            {**each.row.model_dump(), "ours": asdict(each.ours), "errors": dict(each.errors)} for each in report.served
+        ],
+        "anchors": [
+            {**each.anchor.model_dump(), "ours": asdict(each.ours), "error": each.error, "counted": each.counted}
+            for each in report.anchors
+        ],
+        "not_covered": [asdict(each) for each in report.uncovered],
+    }
+
+
+def _title(text: str) -> RenderableType:
+    return Padding(Text(text, style="bold"), (0, 0, 1, 0))
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+    table.add_column(columns[0], overflow="fold")
+    for column in columns[1:]:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _errors(table: ErrorTable, quantity: str) -> Table:
+    shown = _table(table.title, *_STATISTICS)
+    for labels, errors in table.rows:
+        found = errors[quantity]
+        cells = (_size(found.median), _size(found.p90), _signed(found.bias), _signed(found.worst))
+        shown.add_row(Text(", ".join(labels)), str(found.n), *cells, found.worst_at)
+    return shown
+
+
+def _served(table: ErrorTable) -> Table:
+    """Three quantities beside each other; a model's name stands above its systems."""
+    shown = _table("", "n", *(head for name in _QUANTITIES.values() for head in (name, "p90", "bias")))
+    model = ""
+    for (name, *system), errors in table.rows:
+        if name != model:
+            shown.add_row(Text(name, style="bold"))
+            model = name
+        cells = [cell for quantity in _QUANTITIES for cell in _three(errors[quantity])]
+        shown.add_row(Text(f"  {' '.join(system)}"), str(errors["tpot"].n), *cells)
+    return shown
+
+
+def _three(errors: Errors) -> tuple[str, str, str]:
+    return _size(errors.median), _size(errors.p90), _signed(errors.bias)
+
+
+def _size(error: float) -> str:
+    return f"{100 * error:.1f}" if error < 1 else f"{100 * error:.0f}"
+
+
+def _signed(error: float) -> str:
+    return f"{100 * error:+.1f}" if abs(error) < 1 else f"{100 * error:+.0f}"
+
+
+def _uncovered(rows: Sequence[Uncovered]) -> Iterator[RenderableType]:
+    yield _title(f"{count(len(rows))} rows not covered")
+    table = Table.grid(padding=(0, 1, 0, 0))
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(overflow="fold")
+    groups = grouped(rows, lambda each: (each.reason,))
+    for (reason,), mine in sorted(groups.items(), key=lambda group: -len(group[1])):
+        places = ", ".join(place(each.where) for each in mine[:_PLACES])
+        more = f" and {len(mine) - _PLACES} more" if len(mine) > _PLACES else ""
+        table.add_row(str(len(mine)), Text(f"{reason} ({places}{more})"))
+    yield table
+
+
+def _gates(gates: Sequence[Gate]) -> Table:
+    table = _table("limit", "", "n", "error", "at most", "")
+    for gate in gates:
+        write = str if gate.statistic == "count" else lambda value: f"{100 * value:.1f} %"
+        table.add_row(
+            Text(gate.name),
+            "" if gate.statistic in {"count", "error"} else gate.statistic,
+            str(gate.n),
+            write(gate.value),
+            write(gate.limit),
+            Text("ok" if gate.passed else "missed", style="" if gate.passed else "bold"),
+        )
+    return table
+
+
+def _named(gates: Sequence[Gate], note: str) -> list[str]:
+    return [gate.name for gate in gates if gate.note == note]
+
+
+def _verdict(report: Report, gates: Sequence[Gate]) -> str:
+    predicted = len(report.operators) + len(report.served) + len(report.anchors)
+    rows = f"{count(predicted)} of {count(predicted + len(report.uncovered))} rows predicted"
+    if not gates:
+        return f"no limit applies to these rows; {rows}"
+    return f"{sum(gate.passed for gate in gates)} of {len(gates)} limits held; {rows}"
+
+
+def _table_document(table: ErrorTable) -> dict[str, Any]:
+    def errors(found: Mapping[str, Errors]) -> dict[str, Any]:
+        return {quantity: asdict(each) for quantity, each in found.items()}
+
+    return {
+        "title": table.title,
+        "groups": [
+            {**dict(zip(table.columns, labels, strict=True)), "errors": errors(found)} for labels, found in table.rows
+        ],
+    }

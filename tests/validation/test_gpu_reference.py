@@ -1,0 +1,73 @@
+"""The measured setting against the reference data, which is not part of the repository."""
+
+import subprocess
+import sys
+
+import pytest
+
+from pimserve.cluster.validation.gpu import validate_gpu
+from pimserve.cluster.validation.gpu_errors import place
+from pimserve.cluster.validation.gpu_files import MEASURED, SERVED
+from tests.validation.gpu_example import REFERENCE, ROOT, needs_reference
+
+pytestmark = needs_reference
+
+
+@pytest.fixture(scope="module")
+def operators():
+    return validate_gpu(measured=REFERENCE / MEASURED)
+
+
+@pytest.fixture(scope="module")
+def served():
+    return validate_gpu(served=REFERENCE / SERVED)
+
+
+def missed(report):
+    return [gate for gate in report.gates if not gate.passed]
+
+
+def test_every_timed_operator_is_predicted(operators):
+    assert operators.uncovered == ()
+    assert len(operators.operators) >= 400
+
+
+def test_operators_hold_their_limits(operators):
+    assert len(operators.gates) == 12
+    assert missed(operators) == []
+
+
+def test_no_operator_is_faster_than_the_hardware(operators):
+    below = [place(each.row.where) for each in operators.operators if each.predicted_us < each.bound_us]
+    assert below == []
+
+
+@pytest.mark.slow
+def test_served_llama_holds_its_limits(served):
+    gates = [gate for gate in served.gates if gate.name.startswith("llama-3.1-70b on")]
+    assert len(gates) == 4 * 5  # GPUs and backends
+    assert [gate for gate in gates if not gate.passed] == []
+
+
+@pytest.mark.slow
+def test_served_rows_are_predicted_or_say_why(served):
+    counted = [each for each in served.anchors if each.counted]
+    assert len(served.served) >= 260
+    assert len(counted) >= 100
+    assert all(each.reason for each in served.uncovered)
+    # Of backends that were measured, none is left out but what repeats another.
+    reasons = {each.reason.split(" ")[0] for each in served.uncovered if "served.rows" in each.where}
+    assert reasons == {"backend", "repeats"}
+
+
+@pytest.mark.slow
+def test_the_page_is_current():
+    pytest.importorskip("matplotlib", reason="the page's pictures need the docs extra")
+    done = subprocess.run(
+        [sys.executable, ROOT / "docs" / "pages.py", "--check", "gpu_validation.md"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
