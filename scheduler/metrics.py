@@ -3,8 +3,8 @@
 Definitions follow the serving tools (vLLM, inference-perf): TTFT = first token - arrival; TPOT = (last token - first
 token) / (output tokens - 1), for two output tokens or more; ITL pools every gap between two tokens; E2E = last token -
 arrival; queue = first scheduled - arrival. Where a plan has a time in front of the scheduler (`frontend_ps`), TTFT and
-E2E hold it too: the table's arrival is the scheduler's. A request is good when it finished and every SLO holds (<=). Attainment
-divides by all requests that arrived in the window: unfinished and rejected ones are misses.
+E2E hold it too: the table's arrival is the scheduler's. A request is good when it finished and every SLO holds (<=).
+Attainment divides by all requests that arrived in the window: unfinished and rejected ones are misses.
 
 What a figure covers:
 - TTFT, TPOT, E2E: requests that arrived in the measured window and finished, inside it or later.

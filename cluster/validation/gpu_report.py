@@ -148,9 +148,13 @@ def _gates(gates: Sequence[Gate]) -> Table:
             str(gate.n),
             write(gate.value),
             write(gate.limit),
-            Text("ok" if gate.passed else "missed", style="" if gate.passed else "bold"),
+            Text(_judgement(gate), style="" if gate.passed else "bold"),
         )
     return table
+
+
+def _judgement(gate: Gate) -> str:
+    return "ok" if gate.passed else "see below" if gate.note else "missed"
 
 
 def _named(gates: Sequence[Gate], note: str) -> list[str]:
