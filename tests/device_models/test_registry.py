@@ -98,7 +98,7 @@ def test_every_preset_loads(name: str) -> None:
     assert device.key_figures["memory_gb_per_s"] > 0
 
 
-@pytest.mark.parametrize("name", ["xpu", "link"])
+@pytest.mark.parametrize("name", ["xpu", "link", "host"])
 def test_a_second_unit_needs_a_name_of_its_own(name: str) -> None:
     with pytest.raises(InputError, match=r"device\.pim\.name: must differ from xpu, link and host"):
         registry.load_device({"preset": "duplex", "pim": {"name": name}})
