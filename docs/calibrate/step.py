@@ -29,7 +29,7 @@ _PARAMETERS = (
     Parameter("host_us", 500, 1500, 0, 5000, 500),
     Parameter("host_request_us", 30, 90, 0, 300, 30),
     Parameter("host_prompt_us", 2000, 9000, 0, 30000, 3000),
-    Parameter("frontend_us", 25000, 20000, 0, 500000, 20000),
+    Parameter("frontend_us", 20000, 60000, 0, 500000, 20000),
 )
 _NOTHING = 0.1  # us: below it a term is left out
 
