@@ -215,7 +215,7 @@ def validate_gpu_command(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Predict timed operators and served systems of GPUs; exit code 1 if an error exceeds its limit for no known reason.
+    """Predict timed operators and served systems of GPUs; exit code 1 if an error passes its limit for no known reason.
 
     Without a file: gpu/measured.json and gpu/end_to_end.json in $PIMSERVE_REFERENCE, or else in ../shared/reference.
     """
