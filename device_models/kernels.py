@@ -107,13 +107,16 @@ class CollectiveKernel(_Section):
     bus_gb_per_s: Positive
 
 
+_Algorithms = dict[Annotated[int, Field(ge=2)], Annotated[tuple[CollectiveKernel, ...], Field(min_length=1)]]
+
+
 class Collectives(_Section):
     """Algorithms of each collective by number of GPUs in it; a library takes the fastest for a size."""
 
-    all_reduce: dict[int, tuple[CollectiveKernel, ...]]
-    all_gather: dict[int, tuple[CollectiveKernel, ...]] = Field(default_factory=dict)
-    reduce_scatter: dict[int, tuple[CollectiveKernel, ...]] = Field(default_factory=dict)
-    all_to_all: dict[int, tuple[CollectiveKernel, ...]] = Field(default_factory=dict)
+    all_reduce: _Algorithms
+    all_gather: _Algorithms = Field(default_factory=dict)
+    reduce_scatter: _Algorithms = Field(default_factory=dict)
+    all_to_all: _Algorithms = Field(default_factory=dict)
 
 
 class StepKernel(_Section):

@@ -144,6 +144,7 @@ def test_changes_are_laid_over_the_catalogue_and_said() -> None:
         ({"gemm": {"bf16": {"compute": 2}}}, "costs.kernels.gemm.bf16.compute"),
         ({"gpu": "a100"}, "costs.kernels.gpu"),
         ({"gemm": 3}, "costs.kernels.gemm"),
+        ({"collectives": {"all_reduce": {8: []}}}, "costs.kernels.collectives.all_reduce.8"),
     ],
 )
 def test_bad_changes_are_named(changes: dict[str, object], message: str) -> None:
