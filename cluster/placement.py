@@ -38,6 +38,9 @@ def place(device: Device, interconnect: Interconnect, demand: Demand) -> Replica
             "costs.setting", f"devices of this kind ({device.spec.name}) have no measured costs; use ideal"
         )
     links = interconnect.compile(fitted.collectives, demand.split, fitted.collective_kernels)
+    warnings = fitted.warnings
+    if demand.backend is not None and demand.split.nodes > 1:
+        warnings = (*warnings, "links between nodes are ideal")
     plan = replace(fitted.plan, rows=fitted.plan.rows + links)
     return Replica(
         plan,
@@ -45,6 +48,6 @@ def place(device: Device, interconnect: Interconnect, demand: Demand) -> Replica
         fitted.weight_bytes_per_device,
         asdict(demand.split) if fitted.parallelism is None else fitted.parallelism,
         fitted.facts,
-        fitted.warnings,
+        warnings,
         fitted.costs,
     )

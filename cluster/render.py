@@ -109,7 +109,9 @@ def _costs(costs: Mapping[str, Any]) -> str:
     """Whether the devices are ideal or measured, and with what."""
     if costs["setting"] == "ideal":
         return "costs: ideal devices"
-    return f"costs: measured on {costs['gpu']} with {costs['backend']} {costs['version']}"
+    parts = costs.get("measured", "all")
+    timed = f"measured on {costs['gpu']} with {costs['backend']} {costs['version']}"
+    return f"costs: {timed}" if parts == "all" else f"costs: {named(parts)} {timed}, the rest projected"
 
 
 def _of_run(title: str, summary: Summary) -> str:

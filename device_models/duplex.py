@@ -75,6 +75,11 @@ class Duplex(Gpu):
         return (self.UNIT, self.spec.pim.name)
 
     @property
+    def measured_parts(self) -> str:
+        """The processor and the host; not the unit in the memory."""
+        return f"{self.UNIT} and host"
+
+    @property
     def projected(self) -> list[str]:
         """The unit in the memory is not built: its rates and its energy stay those of the description."""
         if self.kernels is None:
@@ -98,7 +103,7 @@ class Duplex(Gpu):
         """
         pim = self.spec.pim.name
         seconds = max(op.kv_bytes / self._pim_bytes_per_s, op.flops / self._pim_flop_per_s)
-        on_pim = self.decode_term(op, split, pim, seconds, self._pim_pj_per_byte)
+        on_pim = self.decode_term(op, split, pim, seconds, (self._pim_pj_per_byte, self.spec.energy.mac_pj))
         on_xpu = super().decode_attention(op, split)
         return on_xpu if on_xpu.slope < on_pim.slope and self.spec.processor_selection != "pim" else on_pim
 
@@ -111,6 +116,7 @@ class Duplex(Gpu):
             weight_fs_per_byte=FS_PER_S / self._pim_bytes_per_s,
             flop_per_s=self._pim_flop_per_s,
             weight_pj_per_byte=self._pim_pj_per_byte,
+            mac_pj=self.spec.energy.mac_pj,
             decision=(1 / pim.bandwidth_multiple, decision_slope(op, pim.flop_per_byte) / pim.bandwidth_multiple),
         )
         selection = {"per_layer": "faster", "co_processing": "co_processing", "pim": "second"}

@@ -7,10 +7,11 @@ one those of kernels in the catalogue (`kernels.py`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from pimserve.device_models.catalogue import load_device_document
 from pimserve.device_models.device import Demand, Fitted, OperatorDevice, measured_kernels
 from pimserve.device_models.experts import ExpertTerm, ExpertUnit, Selection
 from pimserve.device_models.gpu_spec import GpuSpec
@@ -24,7 +25,7 @@ from pimserve.device_models.kernels import (
     PrefillAttentionKernel,
     stand_in,
 )
-from pimserve.device_models.model import compute_dtypes
+from pimserve.device_models.model import Dtype, compute_dtypes
 from pimserve.device_models.operators import (
     ACTIVATION_BYTES,
     DecodeAttention,
@@ -47,6 +48,7 @@ from pimserve.device_models.plan import (
 )
 
 UW_PER_W = 10**6
+_RATES = {"peak_tflop_per_s", "memory_gb_per_s", "link_gb_per_s"}
 
 
 class Gpu(OperatorDevice):
@@ -92,10 +94,20 @@ class Gpu(OperatorDevice):
         stand_ins = kernels.stand_ins((model.dense_dtype,), routed, model.kv_dtype)
         return replace(
             fitted,
-            costs={**kernels.label, "stand_ins": stand_ins, "projected": device.projected},
+            costs={
+                **kernels.label,
+                "measured": device.measured_parts,
+                "stand_ins": stand_ins,
+                "projected": device.projected,
+            },
             collective_kernels=kernels.collectives,
             warnings=(*fitted.warnings, *stand_ins, *device.projected),
         )
+
+    @property
+    def measured_parts(self) -> str:
+        """What of a device the kernels tell."""
+        return "all"
 
     @property
     def projected(self) -> list[str]:
@@ -103,7 +115,9 @@ class Gpu(OperatorDevice):
         if self.kernels is None:
             return []
         found = []
-        if self.kernels.gpu != self.spec.name:
+        timed = load_device_document(self.kernels.gpu)
+        described = {**timed, **self.spec.model_dump(include=_RATES, exclude_none=True)}
+        if self.kernels.gpu != self.spec.name or described != timed:
             found.append(f"{self.spec.name} runs at the shares of peak and bandwidth measured on {self.kernels.gpu}")
         if self.spec.power is None:
             found.append("energy is from circuit figures, without idle power")
@@ -143,6 +157,16 @@ class Gpu(OperatorDevice):
         """Time to move `size` bytes between DRAM and the processor at `share` of the nominal bandwidth, fs."""
         return size / (self.spec.memory_gb_per_s * 1e9 * share) * FS_PER_S
 
+    def peak_flop_per_s(self, dtype: str, measured: Iterable[Dtype]) -> float:
+        """Peak for operands of `dtype`, at most that of the data type whose kernel of those `measured` it takes."""
+        own = self.flop_per_s(dtype, 1.0)
+        return own if self.kernels is None else min(own, self.flop_per_s(stand_in(measured, dtype), 1.0))
+
+    def gemm_flop_per_s(self, dtype: str) -> float:
+        """Rate of large matrix products with weights of `dtype`."""
+        measured = () if self.kernels is None else self.kernels.gemm
+        return self.peak_flop_per_s(dtype, measured) * self.gemm_kernel(dtype).compute
+
     def gemm_kernel(self, dtype: str) -> GemmKernel:
         """How matrix products with weights of `dtype` run."""
         if self.kernels is not None:
@@ -172,7 +196,7 @@ class Gpu(OperatorDevice):
         kernel = self.gemm_kernel(op.dtype)
         weights = op.weight_bytes_per_element * op.k * op.n
         row_bytes = ACTIVATION_BYTES * (op.k + op.n)
-        row_fs = 2 * op.k * op.n / self.flop_per_s(op.dtype, kernel.compute) * FS_PER_S
+        row_fs = 2 * op.k * op.n / self.gemm_flop_per_s(op.dtype) * FS_PER_S
         launch_fs, depth_fs = kernel.launch_us * FS_PER_US, kernel.depth_us * min(op.k, SPLIT_K) / 1024 * FS_PER_US
         quantise_fs = kernel.activation_passes * self.memory_fs(ACTIVATION_BYTES * op.k, 1.0)
         memory_fs, memory_row_fs = (self.memory_fs(size, kernel.memory) for size in (weights, row_bytes))
@@ -195,18 +219,19 @@ class Gpu(OperatorDevice):
         bandwidth = self.spec.memory_gb_per_s * 1e9 * kernel.memory
         compute = self.flop_per_s("fp16", self.gemm_kernel("bf16").compute)
         seconds = max(op.kv_bytes / bandwidth, op.flops / compute)
-        return self.decode_term(op, split, self.UNIT, seconds, self._pj_per_byte)
+        return self.decode_term(op, split, self.UNIT, seconds, (self._pj_per_byte, self.mac_pj("fp16")))
 
     def decode_term(
-        self, op: DecodeAttention, split: Parallelism, unit: str, seconds: float, pj_per_byte: float
+        self, op: DecodeAttention, split: Parallelism, unit: str, seconds: float, pj: tuple[float, float]
     ) -> DecodeAttentionTerm:
-        """Term for an operator that takes `seconds` per context token and layer and reads at `pj_per_byte`."""
+        """Term for an operator that takes `seconds` per context token and layer, and `pj` per byte and product."""
+        pj_per_byte, mac_pj = pj
         return DecodeAttentionTerm(
             unit=unit,
             window_tokens=op.window_tokens,
             slope=max(1, round(op.layers * seconds * FS_PER_S / split.data)),
             dram_per_token=round(split.tensor * op.layers * op.kv_bytes * pj_per_byte),
-            compute_per_token=round(split.tensor * op.layers * op.flops / 2 * self.mac_pj("fp16")),
+            compute_per_token=round(split.tensor * op.layers * op.flops / 2 * mac_pj),
         )
 
     def _decode_launch(self, op: DecodeAttention, unit: str) -> RowTerm:
@@ -227,7 +252,7 @@ class Gpu(OperatorDevice):
         pair_fs = 2 * op.heads * width / self.flop_per_s("fp16", kernel.compute) * FS_PER_S
         moved = (query_bytes, kv_bytes, pair_bytes)
         # A causal pass computes half of each square, so that its ramp counts half too.
-        ramp_fs = op.layers * pair_fs * kernel.ramp_tokens / 2
+        ramp_fs = op.layers * pair_fs * kernel.ramp_tokens / (2 if flash else 1)
         memory = [round(op.layers * self.memory_fs(size, kernel.memory)) for size in moved]
         dram = [round(split.tensor * op.layers * size * self._pj_per_byte) for size in moved]
         return PrefillAttentionTerm(
@@ -269,9 +294,11 @@ class Gpu(OperatorDevice):
             op,
             unit=self.UNIT,
             weight_fs_per_byte=self.memory_fs(1.0, kernel.memory),
-            flop_per_s=self.flop_per_s(op.dtype, kernel.compute),
+            flop_per_s=self.peak_flop_per_s(op.dtype, () if self.kernels is None else self.kernels.moe)
+            * kernel.compute,
             padding_tokens=kernel.padding_tokens,
             weight_pj_per_byte=self._pj_per_byte,
+            mac_pj=self.mac_pj(op.dtype),
             decision=(1.0, decision_slope(op, ideal / (spec.memory_gb_per_s * 1e9))),
         )
 
@@ -283,6 +310,7 @@ class Gpu(OperatorDevice):
         weight_fs_per_byte: float,
         flop_per_s: float,
         weight_pj_per_byte: float,
+        mac_pj: float,
         decision: tuple[float, float],
         padding_tokens: float = 0.0,
     ) -> ExpertUnit:
@@ -311,7 +339,7 @@ class Gpu(OperatorDevice):
             decision=decision,
             weight_pj=round(op.slices * op.matrices * weights * weight_pj_per_byte),
             token_dram_pj=round(token_bytes * self._pj_per_byte),
-            token_compute_pj=round(op.matrices * op.hidden * op.intermediate * self.mac_pj(op.dtype)),
+            token_compute_pj=round(op.matrices * op.hidden * op.intermediate * mac_pj),
         )
 
     def mac_pj(self, dtype: str) -> float:
@@ -319,7 +347,7 @@ class Gpu(OperatorDevice):
         power = self.spec.power
         if self.kernels is None or power is None:
             return self.spec.energy.mac_pj
-        rate = self.flop_per_s(dtype, self.gemm_kernel(dtype).compute)
+        rate = self.gemm_flop_per_s(dtype)
         return 2 * (power.prefill_w - power.idle_w) / rate * PJ_PER_J
 
     def _byte_pj(self) -> float:

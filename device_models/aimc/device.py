@@ -76,7 +76,7 @@ class Aimc:
             step = kernels.step
             plan = replace(plan, rows=plan.rows + step.host_terms(), frontend_ps=step.frontend_ps)
             projected = (f"{spec.name} keeps its projected rates; only the host of the serving engine is measured",)
-            costs = {**kernels.label, "projected": list(projected)}
+            costs = {**kernels.label, "measured": "host", "projected": list(projected)}
         return Fitted(
             plan=plan,
             collectives=(),

@@ -71,7 +71,8 @@ class Calibration:
         fitted = [dtype for dtype in gemm if calls_of(self.gpu, self.backend, "gemm", dtype)]
         whole = [dtype for dtype in gemm if dtype not in fitted]
         yield (
-            f"gemm {', '.join(fitted)}; decode_attention; prefill_attention; moe: fitted to rows of {_SOURCE}, "
+            f"gemm {', '.join(fitted)}; decode_attention; prefill_attention (its memory share is assumed); moe: fitted "
+            f"to rows of {_SOURCE}, "
             f"{self.backend} {self.version}, and to the shares that its whole tables show by shape "
             "(docs/gpu_tables.yaml)"
         )

@@ -251,3 +251,18 @@ def test_missed_findings_come_with_their_reason():
     assert "throughput ratio (Mixtral, batch 32; closed form)" in text
     assert "the paper rounds up" in text
     assert text.splitlines()[-1].startswith("1 of 2 figures met")
+
+
+def test_the_heading_says_what_of_the_devices_was_measured():
+    timed = {"setting": "measured", "gpu": "h100", "backend": "vllm", "version": "0.24.0"}
+
+    def third_line(costs):
+        file = io.StringIO()
+        write(summary_report(example_summary(costs=costs)), file)
+        return file.getvalue().splitlines()[2]
+
+    assert third_line({"setting": "ideal"}) == "costs: ideal devices"
+    assert third_line({**timed, "measured": "all"}) == "costs: measured on h100 with vllm 0.24.0"
+    assert (
+        third_line({**timed, "measured": "host"}) == "costs: host measured on h100 with vllm 0.24.0, the rest projected"
+    )

@@ -198,3 +198,11 @@ def test_kernels_of_the_scenario_change_those_of_the_catalogue() -> None:
 def test_settings_that_do_not_go_together(sets: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         load_scenario(None, sets)
+
+
+def test_links_between_nodes_are_said_to_be_ideal() -> None:
+    sets = ["costs.setting=measured", "cluster.device=h100", "cluster.nodes=2", "model=llama-3.1-8b"]
+    _, two, _ = prepare(load_scenario(None, sets))
+    _, one, _ = prepare(load_scenario(None, [*sets, "cluster.nodes=1"]))
+    assert any("between nodes" in warning for warning in two.warnings)
+    assert not any("between nodes" in warning for warning in one.warnings)

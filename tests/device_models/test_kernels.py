@@ -191,6 +191,41 @@ def test_the_processor_of_duplex_is_that_of_the_gpu() -> None:
     assert launch.pieces[0][1] == 0
 
 
+def test_work_of_logic_pim_costs_what_its_circuits_take() -> None:
+    measured, ideal = (fitted("duplex", "mixtral-8x7b", backend=backend) for backend in ("vllm", None))
+    assert measured.decode == ideal.decode
+    assert measured.experts is not None
+    assert ideal.experts is not None
+    units = [plan.experts.units for plan in (measured, ideal) if plan.experts is not None]
+    assert units[0][1].token_compute_pj == units[1][1].token_compute_pj
+    assert units[0][0].token_compute_pj > units[1][0].token_compute_pj
+
+
+def test_the_score_matrix_takes_at_least_twice_the_causal_half() -> None:
+    device = gpu("h100")
+    whole = Gpu(device.spec.model_copy(update={"prefill_attention": "score_matrix"}), device.kernels)
+    op = PrefillAttention(1, 32, 8, 128, 128, 2.0)
+    for length in (256, 1024, 8192):
+        causal, square = (each.prefill_attention(op, ALONE).cost((length, 0))[0] for each in (device, whole))
+        assert square >= 2 * causal * (1 - 1 / length)
+
+
+def test_a_stand_in_lends_its_share_of_its_own_peak() -> None:
+    device = gpu("b200", "trtllm")
+    kernel = device.moe_kernel("nvfp4")  # 8-bit experts
+    op = Experts(1, 8, 2, 4096, 14336, 3, 0.5625, "nvfp4", 1, 1)
+    (up, *_), row_fs = device.xpu_experts(op).terms, 2 * 2 * 4096 * 14336 / (kernel.compute * 4500e12) * FS_PER_S
+    assert up[0][1] == pytest.approx(row_fs, rel=1e-6)
+
+
+def test_a_changed_gpu_says_that_it_is_not_the_one_that_was_timed() -> None:
+    demand = Demand(load_model("llama-3.1-8b"), ALONE, backend="vllm")
+    assert load_device("h100").fit(demand).warnings == ()
+    for change in ({"link_gb_per_s": 32}, {"memory_gb_per_s": 10_000}, {"peak_tflop_per_s": {"fp16": 2000}}):
+        fit = load_device({"preset": "h100", **change}).fit(demand)
+        assert any("measured on h100" in sentence for sentence in fit.warnings)
+
+
 def test_power_gives_the_energy_of_bytes_and_products() -> None:
     device = gpu("h100")
     power = device.spec.power
