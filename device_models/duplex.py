@@ -77,7 +77,7 @@ class Duplex(Gpu):
     @property
     def measured_parts(self) -> str:
         """The processor and the host; not the unit in the memory."""
-        return f"{self.UNIT} and host"
+        return "processor and host"
 
     @property
     def projected(self) -> list[str]:
