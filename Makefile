@@ -5,11 +5,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN_READY := $(VENV)/.run-ready
+PROTOC := $(VENV)/protoc
 DEV_READY := $(VENV)/.dev-ready
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run test test-unit lint fmt bench clean
+.PHONY: help run test test-unit lint fmt bench protos protos-check clean
 
 define make_venv
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -29,8 +30,14 @@ $(DEV_READY): pyproject.toml
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	@touch $(RUN_READY) $@
 
+$(PROTOC)/.ready: protos/requirements.txt
+	$(make_venv)
+	@test -x $(PROTOC)/bin/pip || $(PYTHON) -m venv $(PROTOC)
+	$(PROTOC)/bin/pip install --quiet -r $<
+	@touch $@
+
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(RUN_READY) ## simulate Mixtral-8x7B on Duplex devices
 	$(BIN)/pimserve run examples/mixtral_duplex.yaml
@@ -46,6 +53,14 @@ lint: $(DEV_READY) ## style, types and import directions
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	cd protos && ../$(BIN)/buf lint && ../$(BIN)/buf format --diff --exit-code
+
+protos: $(PROTOC)/.ready ## generate Python from the .proto files
+	$(PROTOC)/bin/python protos/generate.py
+
+protos-check: $(PROTOC)/.ready $(DEV_READY) ## is the generated code as committed, and the contract unbroken
+	$(PROTOC)/bin/python protos/generate.py --check
+	cd protos && ../$(BIN)/buf breaking --against baseline.binpb
 
 fmt: $(DEV_READY) ## mend what the linter and the formatter can mend
 	$(BIN)/ruff check --fix .

@@ -29,15 +29,22 @@ SPAN = np.dtype([("replica", np.int32), *((name, np.int64) for name in Rows._fie
 
 
 class SpanFile:
-    """A .npy file of spans that grows while the run goes on."""
+    """A .npy file of spans that grows while the run goes on.
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("wb")
-        self._rows = 0
+    Args:
+        path: the file.
+        rows: how many rows of an earlier process's file to keep; 0 begins a new file.
+    """
+
+    def __init__(self, path: Path, rows: int = 0) -> None:
+        self._file = path.open("r+b" if rows else "wb")
+        self.rows = rows
         self._header = self._write_header()
+        self._file.truncate(self._header + rows * SPAN.itemsize)
+        self._file.seek(0, os.SEEK_END)
 
     def _write_header(self) -> int:
-        header = {"descr": npy.dtype_to_descr(SPAN), "fortran_order": False, "shape": (self._rows,)}
+        header = {"descr": npy.dtype_to_descr(SPAN), "fortran_order": False, "shape": (self.rows,)}
         self._file.seek(0)
         npy.write_array_header_1_0(self._file, header)  # pads, so that the count can grow
         return self._file.tell()
@@ -49,7 +56,12 @@ class SpanFile:
         for index, name in enumerate(Rows._fields):
             block[name] = rows[:, index]
         self._file.write(block.tobytes())
-        self._rows += len(block)
+        self.rows += len(block)
+
+    def sync(self) -> None:
+        """Have all rows so far on disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Finish the file."""
@@ -60,19 +72,25 @@ class SpanFile:
 
 
 @contextmanager
-def results_folder(out: Path | None, name: str) -> Iterator[tuple[Path, Path]]:
+def results_folder(out: Path | None, name: str, partial: Path | None = None) -> Iterator[tuple[Path, Path]]:
     """Yield (folder to write into, folder that it becomes); nothing is left behind when the block fails.
 
     Args:
         out: the folder, which must not exist; None for the first free one of results/NAME, results/NAME-2, ...
         name: of the run.
+        partial: where to write until all is there, on the same file system; None for a hidden folder beside the
+            target. Where it is given, `out` may exist if it is empty: what is left of a run that was killed.
     """
     wanted = out if out is not None else Path("results") / name
     new_parents = [folder for folder in wanted.parents if not folder.exists()]  # nearest first
     try:
         wanted.parent.mkdir(parents=True, exist_ok=True)
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+            if out is not None and out.is_dir() and not any(out.iterdir()):
+                out.rmdir()
         target = _reserve(wanted, again=out is None)
-        partial = target.parent / f".{target.name[:100]}.partial-{os.getpid()}"
+        partial = partial or target.parent / f".{target.name[:100]}.partial-{os.getpid()}"
         partial.mkdir()
     except OSError as error:
         raise InputError(str(wanted), f"cannot be written: {error.strerror}") from None

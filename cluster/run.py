@@ -7,9 +7,11 @@ import json
 import os
 import platform
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import numpy as np
 import yaml
 
 from pimserve import __version__
+from pimserve.cluster.checkpoint import COMMANDS_FILE, CheckpointFolder
 from pimserve.cluster.figures import share
 from pimserve.cluster.placement import Replica, place
 from pimserve.cluster.results import SCHEMA_VERSION, SpanFile, results_folder, write_json
@@ -28,8 +31,9 @@ from pimserve.device_models.registry import load_device
 from pimserve.device_models.routing import Routing
 from pimserve.errors import InputError
 from pimserve.loadgen.workload import generate
+from pimserve.scheduler.control import Control
 from pimserve.scheduler.metrics import summarize
-from pimserve.scheduler.simulation import Served, simulate
+from pimserve.scheduler.simulation import Deployment, Served, simulate
 
 _BYTES_PER_MB, _BYTES_PER_GB = 10**6, 10**9
 _MOSTLY_PASSIVE = 0.25  # share of the energy from which on a result hangs on passive power
@@ -37,7 +41,11 @@ Progress = Callable[[int, int], None]
 
 
 def serve(
-    scenario: Scenario, *, span_file: SpanFile | None = None, progress: Progress | None = None
+    scenario: Scenario,
+    *,
+    span_file: SpanFile | None = None,
+    progress: Progress | None = None,
+    deployment: Deployment = Deployment(),  # noqa: B008 frozen
 ) -> tuple[dict[str, Any], Served]:
     """Run a scenario; returns its summary (without results folder and simulator figures) and the run itself.
 
@@ -45,6 +53,7 @@ def serve(
         scenario: what to run.
         span_file: takes the executed steps.
         progress: called now and then with (requests that have left, all requests).
+        deployment: where and in which pieces it goes on.
 
     Raises:
         InputError: parts of the scenario do not go together.
@@ -68,8 +77,9 @@ def serve(
         warmup_s=scenario.run.warmup_s,
         cooldown_s=scenario.run.cooldown_s,
         max_time_s=scenario.run.max_time_s,
-        write_spans=span_file.write if span_file is not None else None,
+        write_rows=None if span_file is None else lambda number, rows, _: span_file.write(number, rows),
         progress=(lambda left: progress(left, total)) if progress is not None else None,
+        deployment=deployment,
     )
     summary = {
         "schema_version": SCHEMA_VERSION,
@@ -84,7 +94,7 @@ def serve(
         "seed": scenario.run.seed,
         "workload": workload.description,
         "trace_rows": {"read": workload.rows_read, "dropped": workload.rows_dropped},
-        "scenario_digest": hashlib.sha256(json.dumps(scenario.resolved(), sort_keys=True).encode()).hexdigest(),
+        "scenario_digest": scenario_digest(scenario),
         "plan_digest": replica.plan.digest(),
         "weights_gb_per_device": replica.weight_bytes_per_device / _BYTES_PER_GB,
         "silicon_mm2": None if device.area_mm2 is None else device.area_mm2 * devices,
@@ -97,21 +107,41 @@ def serve(
     return summary, served
 
 
-def run(scenario: Scenario, out: Path | None = None, *, progress: Progress | None = None) -> dict[str, Any]:
+def run(
+    scenario: Scenario,
+    out: Path | None = None,
+    *,
+    progress: Progress | None = None,
+    control: Control | None = None,
+    checkpoints: Path | None = None,
+) -> dict[str, Any]:
     """Run a scenario, write its results folder and return the summary.
 
     Args:
         scenario: what to run.
         out: the results folder, which must not exist; None for results/NAME.
         progress: called now and then with (requests that have left, all requests).
+        control: watches and changes the run while it goes.
+        checkpoints: folder that keeps the run's state, from which it goes on if it was interrupted; empty again when
+            the run is done.
 
     Raises:
-        InputError: parts of the scenario do not go together, or the folder cannot be written.
+        InputError: parts of the scenario do not go together, or a folder cannot be written.
+        RunCancelledError: the control ended it.
     """
-    with results_folder(out, scenario.name) as (folder, target):
-        span_file = SpanFile(folder / "steps.npy") if scenario.output.steps else None
+    with ExitStack() as stack:
+        kept = None
+        if checkpoints is not None:
+            kept = stack.enter_context(CheckpointFolder(checkpoints, scenario_digest(scenario)))
+        folder, target = stack.enter_context(
+            results_folder(out, scenario.name, None if kept is None else kept.folder / "results")
+        )
+        deployment = Deployment(control=control, journal=kept, checkpoints=kept)
+        span_file = None
+        if scenario.output.steps:
+            span_file = SpanFile(folder / "steps.npy") if kept is None else kept.open_spans()
         try:
-            summary, served = serve(scenario, span_file=span_file, progress=progress)
+            summary, served = serve(scenario, span_file=span_file, progress=progress, deployment=deployment)
         finally:
             if span_file is not None:
                 span_file.close()
@@ -120,8 +150,19 @@ def run(scenario: Scenario, out: Path | None = None, *, progress: Progress | Non
         (folder / "scenario.yaml").write_text(resolved, encoding="utf-8")
         summary["results"] = str(target)
         summary["simulator"] = _simulator(summary, served)
+        if kept is not None:
+            summary["simulator"]["continued"] = kept.continued
+            if commands := kept.commands():
+                (folder / COMMANDS_FILE).write_bytes(commands)
+            if span_file is not None:
+                shutil.copyfile(kept.folder / "steps.npy", folder / "steps.npy")
         write_json(folder / "summary.json", summary)
     return summary
+
+
+def scenario_digest(scenario: Scenario) -> str:
+    """sha256 of the scenario with all defaults and catalogue entries written out."""
+    return hashlib.sha256(json.dumps(scenario.resolved(), sort_keys=True).encode()).hexdigest()
 
 
 def prepare(scenario: Scenario) -> tuple[ModelSpec, Replica, Routing]:

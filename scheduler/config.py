@@ -6,6 +6,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from pimserve.quantity import Seconds
+
 Count = Annotated[int, Field(gt=0, le=2**31 - 1)]
 
 
@@ -37,6 +39,11 @@ class SchedulerSpec(BaseModel):
         0.9, description="share of device memory for weights and KV cache"
     )
     router: str = Field("round_robin", description="round_robin, least_outstanding, or a registered one")
+    report_interval_s: Annotated[Seconds, Field(le=3600)] = Field(
+        0.0,
+        description="how often a router that looks at replicas hears of them; in between it knows what it has sent. "
+        "0: it always sees their exact state",
+    )
 
     @model_validator(mode="after")
     def _budget_holds_decodes(self) -> Self:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from heapq import heappop, heappush
-from typing import Protocol
+from typing import Any, Protocol
 
 from pimserve.device_models.plan import FS_PER_PS, ChunkShape
 from pimserve.scheduler.config import SchedulerSpec
@@ -24,6 +24,10 @@ from pimserve.scheduler.requests import FINISHED, REJECTED, RequestTable
 
 FOREVER = 2**200
 _SPAN_FS_LIMIT = 2**60  # a log row's time must fit 64 bit
+_NUMBERS = (
+    *("clock", "step", "submitted", "finished", "_issued", "_left_last", "_head", "_head_fs"),
+    *("_decodes", "_context", "_used_blocks", "_reserved_blocks"),
+)
 
 
 class StepSink(Protocol):
@@ -48,7 +52,6 @@ class Engine:
         kv_blocks: capacity of the KV cache.
         max_model_len: tokens of prompt and output together that a request may have.
         table: requests of the run; the engine writes its own rows.
-        inbox: numbers of the requests routed here, by arrival; may grow while the engine runs.
         sink: takes executed steps.
         closed: in a closed loop, the requests that this replica's clients issue, each when another leaves.
         concurrency: how many of those are issued at time 0.
@@ -62,7 +65,6 @@ class Engine:
         kv_blocks: int,
         max_model_len: int,
         table: RequestTable,
-        inbox: Sequence[int],
         sink: StepSink,
         closed: Sequence[int] | None = None,
         concurrency: int = 0,
@@ -71,31 +73,24 @@ class Engine:
         self.spec = spec
         self.kv_blocks = kv_blocks
         self.max_model_len = max_model_len
-        self.inbox = inbox
         self.sink = sink
         self.closed = closed
         self.clock = 0  # fs; start of the next step
         self.step = 0  # number of the next step
-        self.finished = 0  # requests that left, finished or rejected
-        self._arrival_ps = table.views["arrival_ps"]
-        self._input = table.views["input_tokens"]
-        self._output = table.views["output_tokens"]
-        self._replica_of = table.views["replica"]
-        self._first_scheduled_ps = table.views["first_scheduled_ps"]
-        self._first_token_ps = table.views["first_token_ps"]
-        self._finish_ps = table.views["finish_ps"]
-        self._emitted_tokens = table.views["emitted_tokens"]
-        self._status = table.views["status"]
-        self._preemptions = table.views["preemptions"]
+        self.submitted = 0  # requests routed here, of which
+        self.finished = 0  # have left, finished or rejected
+        self.left: list[int] = []  # requests that finished or were rejected, for whoever collects them
+        self.bind(table)
         self._take = sink.span
-        self._budget = spec.max_num_batched_tokens if spec.batching == "chunked" else FOREVER
+        self.use(spec)
         self._slope = sum(term.slope for term in costs.plan.decode if term.window_tokens is None)
         self._windowed = [(t.slope, t.window_tokens) for t in costs.plan.decode if t.window_tokens is not None]
         self._decode_rows_fs: dict[int, int] = {}  # row terms of a decode step, by requests of the busiest group
         self._issued = 0  # of `closed`
         self._frontend_ps = costs.plan.frontend_ps
         self._left_last = 0  # requests that left at `clock`
-        self._next_in = 0  # of the inbox: the request after `_head`
+        self._inbox: list[int] = []  # requests routed here, by arrival, of which
+        self._next_in = 0  # is the one after `_head`
         self._head = -1  # next request of the inbox that can be served, arrived or not; -1 for none known
         self._head_fs = FOREVER  # when it arrives
         self._preempted: deque[int] = deque()
@@ -113,16 +108,69 @@ class Engine:
         self._preempted_at: dict[int, int] = {}
         for _ in range(concurrency):
             self._issue(0)
+        self._next_head()
+
+    def bind(self, table: RequestTable) -> None:
+        """Write into this table from here on, which holds the same requests."""
+        self._arrival_ps = table.views["arrival_ps"]
+        self._input = table.views["input_tokens"]
+        self._output = table.views["output_tokens"]
+        self._replica_of = table.views["replica"]
+        self._first_scheduled_ps = table.views["first_scheduled_ps"]
+        self._first_token_ps = table.views["first_token_ps"]
+        self._finish_ps = table.views["finish_ps"]
+        self._emitted_tokens = table.views["emitted_tokens"]
+        self._status = table.views["status"]
+        self._preemptions = table.views["preemptions"]
+
+    def use(self, spec: SchedulerSpec) -> None:
+        """Schedule by these settings from the next step on; block size and admission must stay."""
+        self.spec = spec
+        self._budget = spec.max_num_batched_tokens if spec.batching == "chunked" else FOREVER
 
     def outstanding(self, at_fs: int) -> int:
         """Requests routed here that have not left by `at_fs`; the engine must have been advanced to that time."""
-        return len(self.inbox) - self.finished + (self._left_last if self.clock > at_fs else 0)
+        return self.submitted - self.finished + (self._left_last if self.clock > at_fs else 0)
 
-    def submit(self, request: int) -> None:
-        """Route a request here; it must not arrive before those routed here earlier."""
-        self.inbox.append(request)  # type: ignore[attr-defined]  # a list where requests are routed one by one
+    @property
+    def load(self) -> tuple[int, int, int, int, int]:
+        """(running, waiting, decoding, tokens that they attend to, KV blocks in use) before the next step."""
+        running = len(self._running)
+        return running, self.submitted - self.finished - running, self._decodes, self._context, self._used_blocks
+
+    def submit(self, requests: Sequence[int]) -> None:
+        """Route requests here, by arrival; none may arrive before those routed here earlier."""
+        self._inbox.extend(requests)
+        self.submitted += len(requests)
         if self._head < 0:
             self._next_head()
+
+    def state(self) -> dict[str, Any]:
+        """What the engine has in hand, as JSON can hold it; the rows of its requests are not in it."""
+        return {
+            **{name: getattr(self, name) for name in _NUMBERS},
+            "inbox": self._inbox[self._next_in :],
+            "preempted": list(self._preempted),
+            "running": list(self._running.items()),
+            "emitted": list(self._emitted.items()),
+            "preempted_at": list(self._preempted_at.items()),
+            "partial": self._partial,
+            "finish_heap": self._finish_heap,
+            "crossings": self._crossings,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+        for name in _NUMBERS:
+            setattr(self, name, state[name])
+        self._inbox, self._next_in = list(state["inbox"]), 0
+        self._preempted = deque(state["preempted"])
+        self._running, self._emitted, self._preempted_at = (
+            dict(state[name]) for name in ("running", "emitted", "preempted_at")
+        )
+        self._partial = None if state["partial"] is None else tuple(state["partial"])
+        self._finish_heap = [(step, request) for step, request in state["finish_heap"]]
+        self._crossings = list(state["crossings"])
 
     def advance(self, until_fs: int = FOREVER, *, lazily: bool = False) -> int:
         """Run all steps that start before `until_fs`, or until nothing is left to do.
@@ -133,8 +181,6 @@ class Engine:
         Returns:
             A time before which no request leaves from here on, given what is in the inbox now, fs.
         """
-        if self._head < 0:
-            self._next_head()
         while self.clock < until_fs:
             if not self._running and not self._preempted:
                 if self._head_fs >= until_fs:
@@ -160,7 +206,7 @@ class Engine:
 
     def _next_head(self) -> None:
         """Find the next request of the inbox that can be served at all; those that cannot are rejected on the way."""
-        inbox, count = self.inbox, len(self.inbox)
+        inbox, count = self._inbox, len(self._inbox)
         while self._next_in < count:
             request = inbox[self._next_in]
             self._next_in += 1
@@ -169,7 +215,6 @@ class Engine:
                 self._head_fs = self._arrival_ps[request] * FS_PER_PS
                 return
             self._reject(request)
-            self.finished += 1
         self._head = -1
         self._head_fs = FOREVER
 
@@ -192,14 +237,17 @@ class Engine:
             if self._issued == len(self.closed):
                 self.sink.issued_all(at_ps * FS_PER_PS)
             if self._input[request] < self.max_model_len:
-                self.inbox.append(request)  # type: ignore[attr-defined]  # a list in the closed loop
+                self._inbox.append(request)
+                self.submitted += 1
                 return
+            self.submitted += 1
             self._reject(request)
-            self.finished += 1
 
     def _reject(self, request: int) -> None:
         self._status[request] = REJECTED
         self._replica_of[request] = self.costs.replica
+        self.finished += 1
+        self.left.append(request)
 
     def _grow(self) -> bool:
         """Allocate the blocks that decoding requests cross into in this step; True when one was preempted for it."""
@@ -382,6 +430,7 @@ class Engine:
         self._finish_ps[request] = now
         self._emitted_tokens[request] = self._output[request]
         self._status[request] = FINISHED
+        self.left.append(request)
         self._leave(now)
 
     def _decode_span(self, until_fs: int, *, single: bool, whole: bool) -> int:

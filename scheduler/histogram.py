@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,17 @@ class DurationHistogram:
             whole._counts += part._counts
             whole._sum_fs += part._sum_fs
         return whole
+
+    def state(self) -> dict[str, Any]:
+        """What it holds, as JSON can hold it."""
+        filled = np.flatnonzero(self._counts)
+        return {"buckets": filled.tolist(), "counts": self._counts[filled].tolist(), "sum_fs": self._sum_fs}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Hold what `state` says."""
+        self._counts[:] = 0
+        self._counts[np.array(state["buckets"], np.int64)] = state["counts"]
+        self._sum_fs = state["sum_fs"]
 
     @property
     def count(self) -> int:

@@ -54,6 +54,13 @@ class RequestTable:
         # Reading one element of a numpy array costs several times what a memory view of it does.
         self.views: dict[str, Any] = {name: memoryview(column.data) for name, column in self.columns.items()}
 
+    @classmethod
+    def of_rows(cls, rows: NDArray[Any]) -> RequestTable:
+        """The table that has these rows, as `structured` gives them."""
+        table = cls(rows["arrival_ps"], rows["input_tokens"], rows["output_tokens"], 0)
+        table.write(np.arange(len(rows)), rows)
+        return table
+
     def __len__(self) -> int:
         return len(self.columns["arrival_ps"])
 
@@ -64,6 +71,25 @@ class RequestTable:
         """Reject prompts that leave no room for a token and that arrived, but were still in the queue at the end."""
         late = (self["status"] == WAITING) & (self["input_tokens"] >= max_model_len)
         self["status"][late] = REJECTED
+
+    def insert(self, at: int, arrival_ps: NDArray[np.int64], more: RequestTable) -> None:
+        """Put other requests, with those arrival times, before row `at`; whoever holds a view must take it anew."""
+        for name, column in self.columns.items():
+            self.columns[name] = np.insert(column, at, more.columns[name])
+        self.columns["arrival_ps"][at : at + len(more)] = arrival_ps
+        self.views = {name: memoryview(column.data) for name, column in self.columns.items()}
+
+    def rows(self, requests: NDArray[np.int64]) -> NDArray[Any]:
+        """(n,) structured array of those requests."""
+        rows = np.zeros(len(requests), DTYPE)
+        for name, column in self.columns.items():
+            rows[name] = column[requests]
+        return rows
+
+    def write(self, requests: NDArray[np.int64], rows: NDArray[Any]) -> None:
+        """Take over `rows` of those requests."""
+        for name, column in self.columns.items():
+            column[requests] = rows[name]
 
     def structured(self) -> NDArray[Any]:
         """(n,) structured array of all columns, in arrival order."""

@@ -14,7 +14,7 @@ from pimserve.errors import InputError
 
 
 class Router(Protocol):
-    """One method: pick a replica."""
+    """One method: pick a replica. One that remembers anything has `state()`, plain data, and `restore(state)` too."""
 
     def pick(self, outstanding: Sequence[int]) -> int:
         """Number of the replica for the next request, given the requests outstanding on each."""
@@ -25,6 +25,14 @@ class LeastOutstanding:
 
     def __init__(self) -> None:
         self._turn = 0
+
+    def state(self) -> int:
+        """Whose turn it was."""
+        return self._turn
+
+    def restore(self, state: int) -> None:
+        """Go on after that one."""
+        self._turn = state
 
     def pick(self, outstanding: Sequence[int]) -> int:
         """Fewest outstanding."""
@@ -55,3 +63,14 @@ def make_router(name: str) -> Router | None:
         return router
     known = ", ".join([ROUND_ROBIN, *_ROUTERS, *sorted(registered.names)])
     raise InputError("scheduler.router", f"unknown router {name!r} (known: {known})")
+
+
+def router_state(router: Router | None) -> object:
+    """What a router remembers, as JSON can hold it."""
+    return router.state() if router is not None and hasattr(router, "state") else None
+
+
+def restore_router(router: Router | None, state: object) -> None:
+    """Let a router go on from what it remembered."""
+    if state is not None and router is not None and hasattr(router, "restore"):
+        router.restore(state)

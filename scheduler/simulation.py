@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S, CostPlan
-from pimserve.device_models.routing import ExpertPools, Routing
+from pimserve.device_models.routing import Routing
 from pimserve.errors import InputError
 from pimserve.loadgen.spec import PS_PER_S
 from pimserve.loadgen.workload import Workload
+from pimserve.scheduler.clock import Clock, Journal, ShardPort
 from pimserve.scheduler.config import SchedulerSpec
-from pimserve.scheduler.costs import ReplicaCosts
-from pimserve.scheduler.engine import FOREVER, Engine
+from pimserve.scheduler.control import Control
+from pimserve.scheduler.engine import FOREVER
+from pimserve.scheduler.fleet import Fleet, RowSink
 from pimserve.scheduler.requests import NEVER, RequestTable
-from pimserve.scheduler.router import Router, make_router
-from pimserve.scheduler.steplog import IntArray, StepLog
+from pimserve.scheduler.router import ROUND_ROBIN
+from pimserve.scheduler.shard import Shard
+from pimserve.scheduler.steplog import StepLog
 
 _CLOCK_END_FS = 2**63 * FS_PER_PS
-SpanWriter = Callable[[int, IntArray], None]  # replica, rows (n, columns of Rows)
+_WATCHED_WALL_S = 0.1  # of a window, where somebody watches or checkpoints are kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +63,40 @@ class Served:
         return self.start_fs / FS_PER_S, min(self.ends_fs) / FS_PER_S
 
 
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """Where and in which pieces a run goes on. Nothing of it changes a bit of the result, but commands of `control`.
+
+    Args:
+        shards: makes the shards; None: one, in this process.
+        control: watches and changes the run.
+        journal: keeps the commands of `control`.
+        checkpoints: keeps the run's state now and then, and has it from before an interruption.
+        window_wall_s: how long a window should last on the wall clock, where nothing else says; None: no matter.
+        flush: executed steps are handed on at the end of each window.
+    """
+
+    shards: Callable[[Fleet, RequestTable, RowSink | None], Sequence[ShardPort]] | None = None
+    control: Control | None = None
+    journal: Journal | None = None
+    checkpoints: Checkpoints | None = None
+    window_wall_s: float | None = None
+    flush: bool = False
+
+
+class Checkpoints(Protocol):
+    """Keeps the state of a run."""
+
+    def load(self) -> tuple[dict[str, Any], NDArray[Any]] | None:
+        """The last state that was saved, and the rows of the request table; None for a fresh run."""
+
+    def due(self) -> bool:
+        """Whether it is time for another."""
+
+    def save(self, state: dict[str, Any], rows: NDArray[Any]) -> None:
+        """Keep a state, as JSON can hold it, and the rows of the request table that belong to it."""
+
+
 def simulate(
     plan: CostPlan,
     workload: Workload,
@@ -70,8 +110,9 @@ def simulate(
     warmup_s: float = 0.0,
     cooldown_s: float = 0.0,
     max_time_s: float | None = None,
-    write_spans: SpanWriter | None = None,
+    write_rows: RowSink | None = None,
     progress: Callable[[int], None] | None = None,
+    deployment: Deployment = Deployment(),
 ) -> Served:
     """Serve `workload` on `replicas` replicas that each cost what `plan` says.
 
@@ -89,8 +130,9 @@ def simulate(
             replica's clients have sent their last one.
         cooldown_s: nor are those that arrive in this time before the last arrival (open loop only).
         max_time_s: simulated time after which no step starts; requests still there are unfinished.
-        write_spans: takes executed steps.
+        write_rows: takes executed steps.
         progress: called now and then with the number of requests that have left.
+        deployment: where and in which pieces it goes on.
 
     Raises:
         InputError: settings that do not go together, such as a warm-up that leaves nothing to measure.
@@ -101,98 +143,124 @@ def simulate(
             "scheduler.block_size",
             f"one block of {spec.block_size} tokens exceeds the KV cache of {kv_capacity_tokens}",
         )
-    max_model_len = min(max_model_len, kv_blocks * spec.block_size // plan.data_parallel)
-    window_fs = _window(workload, warmup_s, cooldown_s)
-    table = _table(workload, max_model_len, max_time_s)
-    pools = ExpertPools(plan.experts, routing, seed) if plan.experts is not None else None
-    router = make_router(spec.router)
-    closed = workload.concurrency
-    if closed is not None and router is not None and replicas > 1:
+    fleet = Fleet(
+        plan=plan,
+        spec=spec,
+        kv_blocks=kv_blocks,
+        max_model_len=min(max_model_len, kv_blocks * spec.block_size // plan.data_parallel),
+        replicas=replicas,
+        routing=routing,
+        seed=seed,
+        window_fs=_window(workload, warmup_s, cooldown_s),
+        concurrency=workload.concurrency,
+    )
+    if fleet.concurrency is not None and replicas > 1 and spec.router != ROUND_ROBIN:
         raise InputError("scheduler.router", "a closed loop keeps each client on one replica: use round_robin")
-
-    engines: list[Engine] = []
-    logs: list[StepLog] = []
-    count = len(table)
-    sharing = replicas  # the first ones, that get requests: in a closed loop those that have clients
-    if closed is not None:
-        sharing = min(replicas, closed, max(1, count))
-    first = ReplicaCosts(plan, pools, replica=0, seed=seed, exact=routing.mode == "exact")
-    for replica in range(replicas):
-        costs = first.of_replica(replica)
-
-        def flushed(rows: IntArray, replica: int = replica) -> None:
-            if write_spans is not None:
-                write_spans(replica, rows)
-            if progress is not None:
-                progress(sum(engine.finished for engine in engines))
-
-        log = StepLog(costs, window_fs, flushed)
-        mine = range(replica, count if replica < sharing else 0, sharing)
-        if closed is not None:
-            table["replica"][mine.start : mine.stop : mine.step] = replica
-        engine = Engine(
-            costs,
-            spec,
-            kv_blocks=kv_blocks,
-            max_model_len=max_model_len,
-            table=table,
-            inbox=mine if closed is None and router is None else [],
-            sink=log,
-            closed=None if closed is None else mine,
-            concurrency=0 if closed is None else len(range(replica, closed, replicas)),
-        )
-        logs.append(log)
-        engines.append(engine)
-
-    until = FOREVER if max_time_s is None else round(max_time_s * FS_PER_S)
+    table = _table(workload, fleet.max_model_len, max_time_s)
+    saved = deployment.checkpoints.load() if deployment.checkpoints is not None else None
+    if saved is not None:
+        table = RequestTable.of_rows(saved[1])
+    if deployment.shards is None:
+        shards: Sequence[ShardPort] = [Shard(fleet, range(replicas), table, write_rows)]
+    else:
+        shards = deployment.shards(fleet, table, write_rows)
+    watched = deployment.checkpoints is not None or progress is not None
+    clock = Clock(
+        fleet,
+        table,
+        shards,
+        stop_fs=FOREVER if max_time_s is None else round(max_time_s * FS_PER_S),
+        report_fs=round(spec.report_interval_s * FS_PER_S),
+        control=deployment.control,
+        journal=deployment.journal,
+        checkpoint=None if deployment.checkpoints is None else partial(_save, deployment.checkpoints),
+        window_wall_s=deployment.window_wall_s or (_WATCHED_WALL_S if watched else None),
+        progress=progress,
+        flush=deployment.flush,
+    )
+    if saved is not None:
+        _restore(clock, *saved)
     began = time.perf_counter()
     # The loop makes no reference cycles, and the collector would look through the log's rows time and again.
     collecting = gc.isenabled()
     gc.disable()
     try:
-        if router is not None and closed is None:
-            _route(router, engines, table, until)
-        for engine, log in zip(engines, logs, strict=True):
-            engine.advance(until)
-            engine.settle()
-            log.flush()
-    except (OverflowError, ValueError) as error:
-        if isinstance(error, OverflowError) or max(engine.clock for engine in engines) > _CLOCK_END_FS:
-            raise InputError(
-                "run",
-                f"the simulated clock ends: a step of more than {2**63 / FS_PER_S:,.0f} s, or a run of more "
-                f"than {2**63 / PS_PER_S:,.0f} s; is a unit of the device, the links or the arrivals wrong?",
-            ) from error
+        clock.run()
+    except OverflowError as error:
+        raise _clock_ends() from error
+    except ValueError as error:
+        if clock.latest_fs() > _CLOCK_END_FS:
+            raise _clock_ends() from error
         raise
     finally:
         if collecting:
             gc.enable()
     loop_s = time.perf_counter() - began
-    if closed is None:
-        table.reject_unseen(max_model_len)
+    if fleet.concurrency is None:
+        table.reject_unseen(fleet.max_model_len)
+    by_replica = {log.costs.replica: log for shard in shards for log in shard.logs}
+    return _served(
+        fleet,
+        table,
+        [by_replica[replica] for replica in range(replicas)],
+        workload,
+        trimmed=warmup_s > 0 or cooldown_s > 0,
+        loop_s=loop_s,
+    )
 
+
+def _served(
+    fleet: Fleet, table: RequestTable, logs: list[StepLog], workload: Workload, *, trimmed: bool, loop_s: float
+) -> Served:
+    """What came of a run that has ended."""
     end_fs = max(log.clock_fs for log in logs)
-    trimmed = warmup_s > 0 or cooldown_s > 0
+    sharing = fleet.clients(len(table))
     ends_fs = [end_fs] * sharing
+    start_fs = fleet.window_fs[0]
     if trimmed:
-        ends_fs = [min(log.window_fs[1], end_fs if closed is None else log.clock_fs) for log in logs[:sharing]]
-        if min(ends_fs) <= window_fs[0]:  # a closed loop that ended, or issued its last request, too early
+        closed = fleet.concurrency is not None
+        ends_fs = [min(log.window_fs[1], log.clock_fs if closed else end_fs) for log in logs[:sharing]]
+        if min(ends_fs) <= start_fs:  # a closed loop that ended, or issued its last request, too early
             raise InputError(
                 "run.warmup_s",
-                f"{warmup_s} s leaves nothing to measure: the run ends its window at {min(ends_fs) / FS_PER_S:.3f} s",
+                f"{start_fs / FS_PER_S} s leaves nothing to measure: the run ends its window at "
+                f"{min(ends_fs) / FS_PER_S:.3f} s",
             )
     return Served(
         table=table,
         logs=logs,
         workload=workload,
-        start_fs=window_fs[0],
+        start_fs=start_fs,
         ends_fs=tuple(ends_fs),
         trimmed=trimmed,
         end_fs=end_fs,
-        kv_blocks=kv_blocks,
-        block_size=spec.block_size,
-        max_model_len=max_model_len,
+        kv_blocks=fleet.kv_blocks,
+        block_size=fleet.spec.block_size,
+        max_model_len=fleet.max_model_len,
         loop_s=loop_s,
+    )
+
+
+def _save(checkpoints: Checkpoints, clock: Clock) -> None:
+    """Keep the state of a run between two windows, if it is time."""
+    if checkpoints.due():
+        state = {"clock": clock.state(), "shards": [shard.state() for shard in clock.shards]}
+        checkpoints.save(state, clock.table.structured())
+
+
+def _restore(clock: Clock, state: dict[str, Any], rows: NDArray[Any]) -> None:
+    """Let a run go on from a state that was saved; it must be spread over as many shards."""
+    clock.restore(state["clock"])
+    for shard, shard_state in zip(clock.shards, state["shards"], strict=True):
+        shard.restore(shard_state)
+    clock.table.write(np.arange(len(rows)), rows)  # fresh engines of a closed loop have issued requests
+
+
+def _clock_ends() -> InputError:
+    return InputError(
+        "run",
+        f"the simulated clock ends: a step of more than {2**63 / FS_PER_S:,.0f} s, or a run of more "
+        f"than {2**63 / PS_PER_S:,.0f} s; is a unit of the device, the links or the arrivals wrong?",
     )
 
 
@@ -231,21 +299,3 @@ def _window(workload: Workload, warmup_s: float, cooldown_s: float) -> tuple[int
             f"{workload.arrival_ps[-1] / PS_PER_S:.3f} s in which requests arrive",
         )
     return start, end
-
-
-def _route(router: Router, engines: list[Engine], table: RequestTable, until: int) -> None:
-    """Submit each request on its arrival to the replica that the router picks from the replicas' exact state."""
-    quiet = [0] * len(engines)
-    outstanding = [0] * len(engines)
-    for request, arrival_ps in enumerate(table["arrival_ps"].tolist()):
-        now = arrival_ps * FS_PER_PS
-        if now >= until:
-            break
-        for replica, engine in enumerate(engines):
-            if quiet[replica] <= now:
-                quiet[replica] = engine.advance(now, lazily=True)
-                outstanding[replica] = engine.outstanding(now)
-        chosen = router.pick(outstanding)
-        engines[chosen].submit(request)
-        outstanding[chosen] += 1
-        quiet[chosen] = now

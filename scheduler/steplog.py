@@ -7,9 +7,8 @@ up to the engine's clock to the femtosecond, which is checked.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +18,7 @@ from pimserve.device_models.operators import Rows as RowKind
 from pimserve.device_models.pipeline import PipelineColumns, PipelineTerm
 from pimserve.device_models.plan import FS_PER_PS, HOST, LINK, CostPlan, RowTerm, busiest_counts, row_counts
 from pimserve.scheduler.costs import ReplicaCosts
+from pimserve.scheduler.digest import ChainDigest
 from pimserve.scheduler.exact import exact_dot, exact_sum
 from pimserve.scheduler.histogram import DurationHistogram
 
@@ -52,6 +52,10 @@ _STEP = np.dtype(
 _ROWS_PER_FLUSH = 8192
 _STEPS_PER_FLUSH = 2**19
 _NO_BOUND = 2**62 * FS_PER_PS
+_SUMS = (
+    *("clock_fs", "steps", "busy_fs", "chain_fs", "tokens", "window_tokens", "batch_steps", "mixed_steps"),
+    *("twice_block_fs", "peak_blocks", "_pipeline_prefill_fs"),
+)
 
 
 class Steps(NamedTuple):
@@ -141,14 +145,14 @@ class StepLog:
     Args:
         costs: the replica's costs.
         window_fs: steps that end in [start, end) count in latencies and tokens.
-        on_flush: called with each block of rows, (n, columns of Rows).
+        on_flush: called with each block of rows, (n, columns of Rows), and the numbers of their first steps (n,).
     """
 
     def __init__(
         self,
         costs: ReplicaCosts,
         window_fs: tuple[int, int],
-        on_flush: Callable[[IntArray], None] | None = None,
+        on_flush: Callable[[IntArray, IntArray], None] | None = None,
     ) -> None:
         self.costs = costs
         self.window_fs = window_fs
@@ -157,6 +161,7 @@ class StepLog:
         self.steps = 0
         self.busy_fs = 0
         self.chain_fs = 0  # of anchors, in a pipeline
+        self.tokens = 0  # emitted
         self.window_tokens = 0
         self.itl = DurationHistogram()
         self.category_fs = dict.fromkeys(CATEGORIES, 0)
@@ -169,7 +174,7 @@ class StepLog:
         self.twice_block_fs = 0  # twice the time integral of KV blocks in use: halving is left to the end
         self.peak_blocks = 0
         self._pipeline_prefill_fs = 0
-        self._hash = hashlib.sha256()
+        self._hash = ChainDigest()
         self._rows: list[tuple[int, ...]] = []
         self._pending_steps = 0
 
@@ -201,9 +206,34 @@ class StepLog:
         return found
 
     def digest(self) -> str:
-        """sha256 over every executed step, independent of how steps were grouped in spans."""
+        """Digest of every executed step, independent of how steps were grouped in spans."""
         self.flush()
         return self._hash.hexdigest()
+
+    def state(self) -> dict[str, Any]:
+        """All that was added up so far, as JSON can hold it."""
+        self.flush()
+        return {
+            **{name: getattr(self, name) for name in _SUMS},
+            "window_fs": list(self.window_fs),
+            "category_fs": dict(self.category_fs),
+            "energy_pj": [[*key, value] for key, value in self.energy_pj.items()],
+            "unit_fs": dict(self._unit_fs),
+            "itl": self.itl.state(),
+            "hash": self._hash.state(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+        for name in _SUMS:
+            setattr(self, name, state[name])
+        low, high = state["window_fs"]
+        self.window_fs = (low, high)
+        self.category_fs.update(state["category_fs"])
+        self.energy_pj.update({(category, kind): value for category, kind, value in state["energy_pj"]})
+        self._unit_fs.update(state["unit_fs"])
+        self.itl.restore(state["itl"])
+        self._hash.restore(state["hash"])
 
     def flush(self) -> None:
         """Digest the rows taken so far."""
@@ -211,9 +241,10 @@ class StepLog:
             return
         block = np.array(self._rows, np.int64)
         rows = Rows(*np.ascontiguousarray(block.T))
+        first_steps = self.steps + np.cumsum(rows.steps) - rows.steps
         self._digest(rows)
         if self.on_flush is not None:
-            self.on_flush(block)
+            self.on_flush(block, first_steps)
         self._rows = []
         self._pending_steps = 0
 
@@ -272,6 +303,7 @@ class StepLog:
             inside = self._inside(rows, steps, begins)
             self.itl.add(steps.duration_fs[inside], steps.decodes[inside])
             self.window_tokens += int(np.repeat(rows.outputs, rows.steps)[inside].sum())
+        self.tokens += exact_dot(rows.outputs, rows.steps)
         self.batch_steps += int(((rows.decodes + rows.chunks) * rows.steps).sum())
         self.mixed_steps += int((rows.chunks > 0).sum())
         self.peak_blocks = max(self.peak_blocks, int(rows.blocks_end.max()))

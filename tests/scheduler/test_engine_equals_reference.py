@@ -30,7 +30,7 @@ class Recorder(StepLog):
         self.all_steps: list[Step] = []
         self.resumed_gaps: list[int] = []
 
-    def _keep(self, block: np.ndarray) -> None:
+    def _keep(self, block: np.ndarray, _: np.ndarray) -> None:
         rows = Rows(*np.ascontiguousarray(block.T))
         first = len(self.all_steps)
         steps = expand(self.costs, rows, first)
@@ -78,11 +78,11 @@ def run_engine(case: Case) -> tuple[Recorder, RequestTable, Engine]:
         kv_blocks=case.kv_capacity_blocks,
         max_model_len=case.max_model_len,
         table=table,
-        inbox=list(seen),
         sink=(log := Recorder(costs)),
         closed=None if closed is None else range(len(arrivals)),
         concurrency=closed or 0,
     )
+    engine.submit(seen)
     engine.advance(until)
     engine.settle()
     log.flush()

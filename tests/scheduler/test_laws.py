@@ -19,10 +19,10 @@ from pimserve.device_models.operators import CATEGORIES
 from pimserve.device_models.plan import FS_PER_S, HOST
 from pimserve.errors import InputError
 from pimserve.loadgen.workload import Workload
-from pimserve.scheduler import simulation, steplog
+from pimserve.scheduler import fleet, steplog
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.costs import ReplicaCosts
-from pimserve.scheduler.engine import FS_PER_PS, Engine
+from pimserve.scheduler.engine import FOREVER, FS_PER_PS, Engine
 from pimserve.scheduler.metrics import digest, summarize
 from pimserve.scheduler.requests import FINISHED, NEVER, REJECTED, WAITING
 from pimserve.scheduler.simulation import Served, simulate
@@ -40,13 +40,15 @@ class Run:
 
     def __init__(self, case: Case, replicas: int = 1, router: str = "round_robin", **changes: Any) -> None:
         chunked = case.max_num_batched_tokens is not None
+        interval = changes.pop("report_interval_s", 0.0)
         self.spec = SchedulerSpec.model_construct(  # without the check that the token budget holds every decode
             batching="chunked" if chunked else "stage",
             max_num_seqs=case.max_num_seqs,
-            max_num_batched_tokens=case.max_num_batched_tokens if chunked else 2**31,
+            max_num_batched_tokens=case.max_num_batched_tokens if chunked else 2**31 - 1,
             block_size=case.block_size,
             kv_admission=case.kv_admission,
             router=router,
+            report_interval_s=interval,
         )
         self.case = case
         self.blocks: list[list[tuple[np.ndarray, int]]] = [[] for _ in range(replicas)]
@@ -61,7 +63,7 @@ class Run:
                 "routing": case.routing,
                 "seed": case.seed,
                 "max_time_s": None if case.max_time_fs is None else case.max_time_fs / FS_PER_S,
-                "write_spans": lambda replica, rows: self.blocks[replica].append(rows),
+                "write_rows": lambda replica, rows, _: self.blocks[replica].append(rows),
                 **changes,
             }
         )
@@ -303,8 +305,8 @@ def test_the_order_in_which_replicas_run_does_not_matter(run: Run, slices: int) 
             super().__init__(*arguments, **more)
             self.all.append(self)
 
-        def advance(self, until_fs: int = simulation.FOREVER, **how: bool) -> int:
-            if until_fs == simulation.FOREVER:
+        def advance(self, until_fs: int = FOREVER, **how: bool) -> int:
+            if until_fs == FOREVER:
                 end = max(log.clock_fs for log in run.served.logs)
                 for part in range(1, slices):
                     for engine in reversed(self.all):
@@ -312,7 +314,7 @@ def test_the_order_in_which_replicas_run_does_not_matter(run: Run, slices: int) 
             return super().advance(until_fs, **how)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(simulation, "Engine", Interleaved)
+        patch.setattr(fleet, "Engine", Interleaved)
         other = Run(run.case, len(run.blocks), run.spec.router)
     assert digest(other.served) == digest(run.served)
     assert len(Interleaved.all) == len(run.blocks)

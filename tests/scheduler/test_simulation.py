@@ -178,8 +178,8 @@ def test_clock_ends() -> None:
 
 
 def test_other_errors_stay_what_they_are() -> None:
-    def broken(_: int, __: object) -> None:
+    def broken(_: int, __: object, ___: object) -> None:
         raise ValueError("disk full")
 
     with pytest.raises(ValueError, match=r"^disk full$"):
-        serve([(0.0, 5, 5)], write_spans=broken)
+        serve([(0.0, 5, 5)], write_rows=broken)

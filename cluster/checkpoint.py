@@ -1,0 +1,190 @@
+"""Checkpoints of a run on disk, so that it goes on where it was after whatever ended it.
+
+checkpoint      the last state: a line of JSON (version, scenario, sizes, sha256), the state as JSON, the request table
+commands.jsonl  commands that took effect, each with its simulated time; those after the checkpoint are given again
+steps.npy       executed steps; what is beyond the checkpoint is cut off when the run goes on
+lock            held by the process that runs
+
+A checkpoint is written beside the last one and takes its place in one go, so that there is always a whole one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pimserve.cluster.results import SpanFile
+from pimserve.errors import InputError
+from pimserve.scheduler.requests import DTYPE
+
+VERSION = 1
+COMMANDS_FILE = "commands.jsonl"
+_STATE_FILE = "checkpoint"
+_INTERVAL_S = 2.0
+_MOST_SHARE = 0.05  # of the wall time may go into checkpoints
+
+
+class CheckpointFolder:
+    """The checkpoints of one run; a context manager that holds the folder's lock.
+
+    Args:
+        folder: made when it is not there.
+        scenario: digest of the scenario, so that no run goes on with the state of another.
+        interval_s: wall time between two checkpoints, at least.
+
+    Raises:
+        InputError: the folder is in use, cannot be written, or holds a checkpoint of another scenario or version.
+    """
+
+    def __init__(self, folder: Path, scenario: str, interval_s: float = _INTERVAL_S) -> None:
+        self.folder = folder
+        self.continued = False
+        self.span_file: SpanFile | None = None
+        self._scenario = scenario
+        self._interval_s = interval_s
+        self._next_s = time.monotonic() + interval_s
+        self._pending: list[tuple[int, dict[str, Any]]] = []
+        self._span_rows = 0
+        self._commands: IO[bytes] | None = None
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (folder / "lock").open("wb")
+        except OSError as error:
+            raise InputError(str(folder), f"cannot be written: {error.strerror}") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            raise InputError(str(folder), "is in use by another run") from None
+        try:
+            self._saved = self._load()
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, _error: BaseException | None, _: TracebackType | None) -> None:
+        if self.span_file is not None:
+            self.span_file.close()
+        if self._commands is not None:
+            self._commands.close()
+        if kind is None:  # the run is done
+            for name in (_STATE_FILE, COMMANDS_FILE, "steps.npy", "lock"):
+                (self.folder / name).unlink(missing_ok=True)
+            if not any(self.folder.iterdir()):
+                self.folder.rmdir()
+        self._lock.close()
+
+    def load(self) -> tuple[dict[str, Any], NDArray[Any]] | None:
+        """The last state and its request table; None for a fresh run."""
+        return self._saved
+
+    def _load(self) -> tuple[dict[str, Any], NDArray[Any]] | None:
+        file = self.folder / _STATE_FILE
+        if not file.exists():
+            (self.folder / COMMANDS_FILE).unlink(missing_ok=True)
+            return None
+        header, state, rows = _read(file)
+        if header["scenario"] != self._scenario:
+            raise InputError(str(self.folder), "holds a checkpoint of another scenario; give another folder")
+        self.continued = True
+        self._span_rows = header["span_rows"]
+        self._pending = self._read_commands()
+        return state, rows
+
+    def open_spans(self) -> SpanFile:
+        """The file of executed steps, cut back to the checkpoint."""
+        self.span_file = SpanFile(self.folder / "steps.npy", self._span_rows)
+        return self.span_file
+
+    def due(self) -> bool:
+        """Whether it is time for another checkpoint."""
+        return time.monotonic() >= self._next_s
+
+    def save(self, state: dict[str, Any], rows: NDArray[Any]) -> None:
+        """Write a checkpoint."""
+        began = time.monotonic()
+        if self.span_file is not None:
+            self.span_file.sync()
+        document, table = json.dumps(state).encode(), rows.tobytes()
+        header = {
+            "format": "pimserve checkpoint",
+            "version": VERSION,
+            "scenario": self._scenario,
+            "span_rows": self.span_file.rows if self.span_file is not None else 0,
+            "state_bytes": len(document),
+            "table_rows": len(rows),
+            "sha256": hashlib.sha256(document + table).hexdigest(),
+        }
+        write_atomically(self.folder / _STATE_FILE, json.dumps(header).encode() + b"\n" + document + table)
+        now = time.monotonic()
+        self._next_s = now + max(self._interval_s, (now - began) / _MOST_SHARE)
+
+    def taken(self, now_fs: int, command: dict[str, Any]) -> None:
+        """Write down a command that took effect."""
+        if self._commands is None:
+            self._commands = (self.folder / COMMANDS_FILE).open("ab")
+        self._commands.write(json.dumps({"at_fs": now_fs, **command}).encode() + b"\n")
+        self._commands.flush()
+        os.fsync(self._commands.fileno())
+
+    def pending(self, now_fs: int) -> tuple[int, list[dict[str, Any]]] | None:
+        """Time and commands of the first entry at or after `now_fs` from before the interruption."""
+        at = next((at for at, _ in self._pending if at >= now_fs), None)
+        return None if at is None else (at, [command for when, command in self._pending if when == at])
+
+    def commands(self) -> bytes:
+        """All commands so far, as JSON lines."""
+        file = self.folder / COMMANDS_FILE
+        return file.read_bytes() if file.exists() else b""
+
+    def _read_commands(self) -> list[tuple[int, dict[str, Any]]]:
+        found = []
+        for line in self.commands().splitlines(keepends=True):
+            if line.endswith(b"\n"):  # else the end of the process cut it short, before anyone was told of it
+                command = json.loads(line)
+                found.append((command.pop("at_fs"), command))
+        return found
+
+
+def write_atomically(file: Path, content: bytes) -> None:
+    """Write a file so that it is there whole, as before or not at all, whatever happens meanwhile."""
+    beside = file.with_name(f".{file.name}.new")
+    with beside.open("wb") as new:
+        new.write(content)
+        new.flush()
+        os.fsync(new.fileno())
+    beside.rename(file)
+    folder = os.open(file.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _read(file: Path) -> tuple[dict[str, Any], dict[str, Any], NDArray[Any]]:
+    content = file.read_bytes()
+    line, _, payload = content.partition(b"\n")
+    try:
+        header = json.loads(line)
+    except ValueError:
+        header = None
+    if not isinstance(header, dict) or header.get("format") != "pimserve checkpoint":
+        raise InputError(str(file), "is no checkpoint of pimserve")
+    if header.get("version") != VERSION:
+        raise InputError(str(file), f"has version {header.get('version')!r}; this pimserve reads {VERSION}")
+    if hashlib.sha256(payload).hexdigest() != header.get("sha256"):
+        raise InputError(str(file), "is damaged: its checksum differs; remove it to run from the start")
+    split = header["state_bytes"]
+    return header, json.loads(payload[:split]), np.frombuffer(payload[split:], DTYPE, header["table_rows"]).copy()

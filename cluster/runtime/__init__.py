@@ -1,0 +1,1 @@
+"""Shards and devices in processes of their own: Ray actors that talk gRPC."""

@@ -1,0 +1,1 @@
+"""The service: simulations launched, watched, queried and changed over gRPC."""

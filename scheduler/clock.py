@@ -1,0 +1,355 @@
+"""Simulated time of a run: which requests arrive in a window, where they go, and when the window ends.
+
+The clock gives every shard an order per window and takes its report. Where windows end changes no bit of the result,
+with one exception that belongs to the scenario: a router with a report interval sees the replicas as they were at the
+last multiple of it (and what it has sent since), as routers of real clusters do. Without one it sees their exact state
+at each arrival, for which all replicas have to be in one shard.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
+from pydantic import ValidationError
+
+from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
+from pimserve.errors import InputError, validation_error
+from pimserve.scheduler.config import SchedulerSpec
+from pimserve.scheduler.control import (
+    ChangeScheduler,
+    Command,
+    Control,
+    Inject,
+    ReplicaState,
+    RunView,
+    ScaleRate,
+    command_document,
+    command_of,
+)
+from pimserve.scheduler.engine import FOREVER
+from pimserve.scheduler.fleet import Fleet
+from pimserve.scheduler.requests import RequestTable
+from pimserve.scheduler.router import Router, make_router, restore_router, router_state
+from pimserve.scheduler.shard import NONE, IntArray, Order, Report
+from pimserve.scheduler.steplog import StepLog
+
+_LATEST_PS = 2**63 - 1
+
+
+class ShardPort(Protocol):
+    """A shard, wherever it lives."""
+
+    @property
+    def replicas(self) -> Sequence[int]:
+        """Numbers of its replicas."""
+
+    @property
+    def logs(self) -> Sequence[StepLog]:
+        """Logs of the replicas; after the last window."""
+
+    def send(self, order: Order) -> None:
+        """Begin a window."""
+
+    def receive(self) -> Report:
+        """Wait for the window's end; the table then has what happened to the requests that left."""
+
+    def latest_fs(self) -> int:
+        """The latest time that any of its replicas has reached, even in a window that failed."""
+
+    def rebind(self) -> None:
+        """Requests were added to the table."""
+
+    def ledgers(self) -> list[dict[str, Any]]:
+        """Per replica: its number, busy seconds per unit, energy and tokens so far."""
+
+    def state(self) -> dict[str, Any]:
+        """All that the shard has in hand, as JSON can hold it."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+
+
+class Journal(Protocol):
+    """Keeps the commands that were taken, and when."""
+
+    def taken(self, now_fs: int, command: dict[str, Any]) -> None:
+        """Write down a command that took effect."""
+
+    def pending(self, now_fs: int) -> tuple[int, list[dict[str, Any]]] | None:
+        """Time and commands of the first entry at or after `now_fs`, from before the run was interrupted; or None."""
+
+
+class Clock:
+    """Drives the shards of a run from window to window.
+
+    Args:
+        fleet: the replicas.
+        table: all requests, by arrival.
+        shards: every replica is in one of them.
+        stop_fs: no step starts at or after this time.
+        report_fs: report interval of a router that looks at replicas; 0: exact state.
+        control: watches and changes the run.
+        journal: keeps its commands.
+        checkpoint: called between windows; decides itself whether it is time to write one.
+        window_wall_s: without a control, windows are made to last about this long; None: as long as possible.
+        progress: called now and then with the number of requests that have left.
+        flush: shards hand on executed steps at each window's end.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        table: RequestTable,
+        shards: Sequence[ShardPort],
+        *,
+        stop_fs: int = FOREVER,
+        report_fs: int = 0,
+        control: Control | None = None,
+        journal: Journal | None = None,
+        checkpoint: Callable[[Clock], None] | None = None,
+        window_wall_s: float | None = None,
+        progress: Callable[[int], None] | None = None,
+        flush: bool = False,
+    ) -> None:
+        self.fleet = fleet
+        self.table = table
+        self.shards = shards
+        self.stop_fs = stop_fs
+        self.report_fs = report_fs
+        self.control = control
+        self.journal = journal
+        self.checkpoint = checkpoint
+        self.progress = progress
+        self.flush = flush
+        self.now_fs = 0
+        self.window = 0  # windows that have ended
+        self.spec = fleet.spec
+        self._wall_s = window_wall_s
+        self._length_fs = FS_PER_S  # of a window, where it is made to last `window_wall_s`
+        self._next = 0  # first request that has not been routed
+        self._turn = 0  # of round robin
+        self._change: SchedulerSpec | None = None  # for the next window
+        self._router: Router | None = make_router(self.spec.router)
+        self._outstanding = [0] * fleet.replicas  # as last reported, and what was sent since
+        self._states: list[ReplicaState | None] = [None] * fleet.replicas
+        self._left = 0
+        if len(shards) > 1 and self._exact:
+            raise InputError(
+                "scheduler.report_interval_s",
+                f"is 0, so router {self.spec.router!r} looks at all replicas at each arrival, for which they must be "
+                "in one shard; give an interval above 0",
+            )
+
+    @property
+    def _exact(self) -> bool:
+        """Whether requests are routed one by one from exact state."""
+        return self._router is not None and not self.report_fs and self.fleet.concurrency is None
+
+    def run(self) -> None:
+        """Serve all requests, or until `stop_fs`."""
+        while True:
+            end = self._window_end()
+            last = end >= self.stop_fs
+            orders = list(self._orders(end, last=last))
+            began = time.perf_counter()
+            for shard, order in zip(self.shards, orders, strict=True):
+                shard.send(order)
+            left = self._take(end, [shard.receive() for shard in self.shards])
+            self._adapt(time.perf_counter() - began)
+            self.now_fs = end
+            self.window += 1
+            self._change = None
+            if self.progress is not None:
+                self.progress(self._left)
+            if last:
+                return
+            self._replay()
+            if self.control is not None:
+                self._control(self.control, left)
+            if self.checkpoint is not None:
+                self.checkpoint(self)
+
+    def latest_fs(self) -> int:
+        """The latest time that any replica has reached."""
+        return max([self.now_fs, *(shard.latest_fs() for shard in self.shards)])
+
+    def states(self) -> list[ReplicaState]:
+        """State of every replica at the end of the last window."""
+        return [state for state in self._states if state is not None]
+
+    def state(self) -> dict[str, Any]:
+        """Where the clock is, as JSON can hold it, but for table and shards."""
+        return {
+            "now_fs": self.now_fs,
+            "window": self.window,
+            "spec": self.spec.model_dump(mode="json"),
+            "length_fs": self._length_fs,
+            "next": self._next,
+            "turn": self._turn,
+            "changed": self._change is not None,
+            "router": router_state(self._router),
+            "outstanding": self._outstanding,
+            "left": self._left,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+        self.now_fs, self.window = state["now_fs"], state["window"]
+        self.spec = SchedulerSpec.model_construct(**state["spec"])
+        self._router = make_router(self.spec.router)
+        restore_router(self._router, state["router"])
+        self._length_fs, self._next, self._turn = state["length_fs"], state["next"], state["turn"]
+        self._change = self.spec if state["changed"] else None
+        self._outstanding = list(state["outstanding"])
+        self._left = state["left"]
+
+    def _window_end(self) -> int:
+        """When the next window ends; `stop_fs` at the latest."""
+        if not self._in_windows():
+            return self.stop_fs
+        end = self.stop_fs
+        if self.report_fs and self._router is not None:
+            reported = self._after_idle() // self.report_fs * self.report_fs
+            if reported > self.now_fs:  # the reports that are skipped would all say that nothing is there
+                self._outstanding = [0] * self.fleet.replicas
+            end = min(end, reported + self.report_fs)
+        if self.control is not None:
+            end = min(end, max(self.control.next_barrier_fs(self.now_fs), self.now_fs + 1))
+        elif self._wall_s is not None:
+            end = min(end, self.now_fs + self._length_fs)
+        if self.journal is not None and (pending := self.journal.pending(self.now_fs + 1)) is not None:
+            end = min(end, pending[0])
+        return end
+
+    def _in_windows(self) -> bool:
+        """Whether another window is wanted: something is left to happen, and somebody wants to see it in windows."""
+        watched = self.control is not None or self._wall_s is not None or self.journal is not None
+        reported = self.report_fs > 0 and self._router is not None and self._next < len(self.table)
+        if not watched and not reported:
+            return False
+        return not self.window or self._next < len(self.table) or self._busy()
+
+    def _busy(self) -> bool:
+        return any(state is None or state.running or state.waiting for state in self._states)
+
+    def _after_idle(self) -> int:
+        """Now, or when the next request arrives if nothing happens until then."""
+        if not self.window or self._busy() or self._next >= len(self.table):
+            return self.now_fs
+        return max(self.now_fs, int(self.table["arrival_ps"][self._next]) * FS_PER_PS)
+
+    def _orders(self, end: int, *, last: bool) -> Iterator[Order]:
+        """What each shard is to do until `end`."""
+        requests = NONE
+        if self.fleet.concurrency is None:
+            # Who arrives at the very end of a window belongs to the next one.
+            first, self._next = self._next, self._arrived(min(end, self.stop_fs))
+            requests = np.arange(first, self._next)
+        replicas = NONE if self._exact else self._routed(requests)
+        for shard in self.shards:
+            order = Order(self.window, end, requests, replicas, last=last, spec=self._change, flush=self.flush)
+            if len(self.shards) > 1:
+                mine = np.isin(replicas, shard.replicas)
+                order = replace(order, requests=requests[mine], replicas=replicas[mine])
+            yield order
+
+    def _arrived(self, by_fs: int) -> int:
+        """How many requests arrive before that time."""
+        return int(np.searchsorted(self.table["arrival_ps"], min(-(-by_fs // FS_PER_PS), _LATEST_PS)))
+
+    def _routed(self, requests: IntArray) -> IntArray:
+        """Which replica each request goes to."""
+        if self._router is None:
+            replicas = (self._turn + np.arange(len(requests))) % self.fleet.replicas
+            self._turn = (self._turn + len(requests)) % self.fleet.replicas
+            return replicas
+        pick, outstanding = self._router.pick, self._outstanding
+        found = []
+        for _ in range(len(requests)):
+            chosen = pick(outstanding)
+            outstanding[chosen] += 1
+            found.append(chosen)
+        return np.array(found, np.int64)
+
+    def _take(self, end: int, reports: list[Report]) -> IntArray:
+        """Take over what the shards report at the window's end; returns the requests that left."""
+        seen = not self.report_fs or end % self.report_fs == 0  # by the router
+        for shard, report in zip(self.shards, reports, strict=True):
+            for replica, outstanding, state in zip(shard.replicas, report.outstanding, report.states, strict=True):
+                self._states[replica] = state
+                if seen:
+                    self._outstanding[replica] = outstanding
+        left = np.concatenate([report.left for report in reports])
+        self._left += len(left)
+        return left
+
+    def _adapt(self, wall_s: float) -> None:
+        """Make windows last as long as they should."""
+        if self._wall_s is not None:
+            factor = min(2.0, max(0.25, self._wall_s / max(wall_s, 1e-6)))
+            self._length_fs = max(FS_PER_PS, int(self._length_fs * factor))
+
+    def _control(self, control: Control, left: IntArray) -> None:
+        """Let the run be seen and changed."""
+        control.barrier(
+            RunView(
+                now_fs=self.now_fs,
+                window=self.window,
+                arrived=self._next if self.fleet.concurrency is None else int((self.table["arrival_ps"] >= 0).sum()),
+                table=self.table,
+                left=left,
+                replicas=self.states(),
+                apply=self._command,
+                ledgers=lambda: [ledger for shard in self.shards for ledger in shard.ledgers()],
+            )
+        )
+
+    def _replay(self) -> None:
+        """Give the commands again that took effect now before the run was interrupted."""
+        pending = self.journal.pending(self.now_fs) if self.journal is not None else None
+        if pending is not None and pending[0] == self.now_fs:
+            for document in pending[1]:
+                self._apply(command_of(document))
+
+    def _command(self, command: Command) -> None:
+        self._apply(command)
+        if self.journal is not None:
+            self.journal.taken(self.now_fs, command_document(command))
+
+    def _apply(self, command: Command) -> None:
+        if isinstance(command, ChangeScheduler):
+            self._reschedule(command)
+        elif self.fleet.concurrency is not None:
+            raise InputError("command", "a closed loop has neither a rate nor room for more requests")
+        elif isinstance(command, ScaleRate):
+            arrival = self.table["arrival_ps"]
+            now = self.now_fs // FS_PER_PS
+            arrival[self._next :] = now + np.rint((arrival[self._next :] - now) / command.factor).astype(np.int64)
+        else:
+            self._inject(command)
+
+    def _reschedule(self, command: ChangeScheduler) -> None:
+        changes = {name: value for name in ChangeScheduler.__slots__ if (value := getattr(command, name)) is not None}
+        try:
+            spec = SchedulerSpec.model_validate({**self.spec.model_dump(), **changes})
+        except ValidationError as error:
+            raise validation_error("scheduler", error, SchedulerSpec) from None
+        if spec.router != self.spec.router:
+            self._router = make_router(spec.router)
+        self.spec = self._change = spec
+
+    def _inject(self, command: Inject) -> None:
+        arrival_ps = self.now_fs // FS_PER_PS + round(command.delay_s * FS_PER_S) // FS_PER_PS
+        n = len(command.input_tokens)
+        arrivals = np.full(n, arrival_ps, np.int64)
+        more = RequestTable(
+            arrivals, np.array(command.input_tokens), np.array(command.output_tokens), self.fleet.max_model_len
+        )
+        at = max(self._next, int(np.searchsorted(self.table["arrival_ps"], arrival_ps, side="right")))
+        self.table.insert(at, arrivals, more)
+        for shard in self.shards:
+            shard.rebind()

@@ -1,0 +1,127 @@
+"""How a run is watched and changed while it goes: between two windows it shows itself, and takes commands.
+
+A window is a stretch of simulated time. Where windows end is no part of the scenario and changes no bit of the result;
+a command takes effect at the end of the window in which it came, and is part of what is simulated from then on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pimserve.errors import InputError, PimserveError
+from pimserve.scheduler.requests import RequestTable
+
+
+class RunCancelledError(PimserveError):
+    """Someone asked the run to stop; it leaves no results."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeScheduler:
+    """Settings of the scheduler for the rest of the run; None leaves one as it is."""
+
+    router: str | None = None
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleRate:
+    """Requests that have not arrived yet come `factor` times as fast."""
+
+    factor: float
+
+
+@dataclass(frozen=True, slots=True)
+class Inject:
+    """More requests: each with its prompt and its output, tokens, all `delay_s` after the command takes effect."""
+
+    input_tokens: tuple[int, ...]
+    output_tokens: tuple[int, ...]
+    delay_s: float = 0.0
+
+
+Command = ChangeScheduler | ScaleRate | Inject
+_COMMANDS: Mapping[str, type[Any]] = {
+    "change_scheduler": ChangeScheduler,
+    "scale_rate": ScaleRate,
+    "inject": Inject,
+}
+
+
+def command_document(command: Command) -> dict[str, Any]:
+    """A command as JSON can hold it."""
+    name = next(name for name, kind in _COMMANDS.items() if isinstance(command, kind))
+    return {"command": name, **asdict(command)}
+
+
+def command_of(document: Mapping[str, Any]) -> Command:
+    """The command of such a document."""
+    values = {key: tuple(v) if isinstance(v, list) else v for key, v in document.items() if key != "command"}
+    try:
+        command: Command = _COMMANDS[document["command"]](**values)
+    except (KeyError, TypeError):
+        raise InputError("command", f"must be one of {', '.join(_COMMANDS)}, with its own keys") from None
+    return command
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaState:
+    """A replica between two windows; `clock_fs` is when its next step begins."""
+
+    replica: int
+    pool: str  # "" where there is one pool
+    up: bool
+    clock_fs: int
+    steps: int
+    running: int
+    waiting: int
+    decoding: int
+    context_tokens: int  # that the next step attends to
+    kv_blocks_used: int
+    kv_blocks: int
+    left: int  # requests that were here and are gone: finished, rejected, handed over or moved
+
+
+@dataclass(frozen=True, slots=True)
+class RunView:
+    """A run at the end of a window.
+
+    Args:
+        now_fs: the end of the window.
+        window: how many windows have ended.
+        arrived: requests that have arrived by now.
+        table: all requests; those that run have what happened to them so far.
+        left: numbers of the requests that finished or were rejected in this window.
+        replicas: state of each.
+        apply: lets a command take effect now; an InputError says why it cannot.
+        ledgers: per replica, its number, busy seconds per unit, energy and tokens; costs milliseconds.
+    """
+
+    now_fs: int
+    window: int
+    arrived: int
+    table: RequestTable
+    left: NDArray[np.int64]
+    replicas: Sequence[ReplicaState]
+    apply: Callable[[Command], None]
+    ledgers: Callable[[], list[dict[str, Any]]]
+
+
+class Control(Protocol):
+    """Watches and changes a run."""
+
+    def next_barrier_fs(self, now_fs: int) -> int:
+        """Simulated time, after `now_fs`, at which it wants to see the run again at the latest."""
+
+    def barrier(self, view: RunView) -> None:
+        """See the run between two windows, and change it with `view.apply`. May take its time, which pauses the run.
+
+        Raises:
+            RunCancelledError: to end it.
+        """

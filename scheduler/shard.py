@@ -1,0 +1,214 @@
+"""Some replicas of a run, advanced window by window.
+
+A shard knows nothing of other shards, nor of what comes after the present window, and does the same whenever it is
+given the same orders: so it may live in this process or in another, and be restored from its state and later orders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pimserve.device_models.plan import FS_PER_PS, FS_PER_S, PJ_PER_J
+from pimserve.scheduler.config import SchedulerSpec
+from pimserve.scheduler.control import ReplicaState
+from pimserve.scheduler.fleet import Fleet, RowSink
+from pimserve.scheduler.requests import RequestTable
+from pimserve.scheduler.router import Router, make_router, restore_router, router_state
+from pimserve.scheduler.steplog import StepLog
+
+IntArray = NDArray[np.int64]
+NONE: IntArray = np.zeros(0, np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a shard is to do in one window.
+
+    Args:
+        window: its number, from 0 up.
+        until_fs: its end: all steps run that start before it. Decode spans that would end after it are left for later,
+            unless this is the `last` window.
+        requests: numbers of requests that are routed here, by arrival.
+        replicas: of each the replica; empty: the shard routes them, each on its arrival from its replicas' exact state.
+        last: nothing comes after it.
+        spec: scheduler settings from here on; None leaves them.
+        flush: hand on all executed steps at the end of the window.
+    """
+
+    window: int
+    until_fs: int
+    requests: IntArray = field(default_factory=lambda: NONE)
+    replicas: IntArray = field(default_factory=lambda: NONE)
+    last: bool = False
+    spec: SchedulerSpec | None = None
+    flush: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What came of an order.
+
+    `left`: requests that finished or were rejected. `outstanding`: per replica of the shard, requests routed there that
+    have not left by the end of the window.
+    """
+
+    window: int
+    left: IntArray
+    outstanding: tuple[int, ...]
+    states: tuple[ReplicaState, ...]
+
+
+class Shard:
+    """Engines and logs of some replicas.
+
+    Args:
+        fleet: what the run's replicas are.
+        replicas: numbers of those in this shard.
+        table: requests of the run, of which the engines write those that are routed to them.
+        on_rows: takes executed steps.
+    """
+
+    def __init__(
+        self, fleet: Fleet, replicas: Sequence[int], table: RequestTable, on_rows: RowSink | None = None
+    ) -> None:
+        self.fleet = fleet
+        self.replicas = tuple(replicas)
+        self.table = table
+        first = fleet.costs()
+        made = [fleet.engine(first.of_replica(replica), table, on_rows) for replica in self.replicas]
+        self.engines = [engine for engine, _ in made]
+        self.logs: list[StepLog] = [log for _, log in made]
+        self._index = {replica: index for index, replica in enumerate(self.replicas)}
+        self._quiet = [0] * len(made)  # before this time no request leaves
+        self._outstanding = [0] * len(made)
+        self._spec = fleet.spec
+        self._router: Router | None = make_router(fleet.spec.router)
+
+    def advance(self, order: Order) -> Report:
+        """Run a window."""
+        if order.spec is not None:
+            self._use(order.spec)
+        if len(order.requests) and not len(order.replicas):
+            self._route(order)
+        elif len(order.requests):
+            ordered = np.argsort(order.replicas, kind="stable")
+            numbers, begins = np.unique(order.replicas[ordered], return_index=True)
+            for replica, mine in zip(numbers.tolist(), np.split(order.requests[ordered], begins[1:]), strict=True):
+                self.engines[self._index[replica]].submit(mine.tolist())
+        for index, engine in enumerate(self.engines):
+            if engine.clock < order.until_fs:
+                self._quiet[index] = engine.advance(order.until_fs, lazily=not order.last)
+            if order.last:
+                engine.settle()
+            if order.last or order.flush:
+                self.logs[index].flush()
+        return self._report(order)
+
+    def latest_fs(self) -> int:
+        """The latest time that any replica has reached."""
+        return max(engine.clock for engine in self.engines)
+
+    def rebind(self) -> None:
+        """The table has grown."""
+        for engine in self.engines:
+            engine.bind(self.table)
+
+    def send(self, order: Order) -> None:
+        """Begin a window."""
+        self._order = order
+
+    def receive(self) -> Report:
+        """Run it."""
+        return self.advance(self._order)
+
+    def ledgers(self) -> list[dict[str, Any]]:
+        """Per replica: its number, busy seconds per unit, energy and tokens so far."""
+        found = []
+        for replica, log in zip(self.replicas, self.logs, strict=True):
+            log.flush()
+            found.append(
+                {
+                    "replica": replica,
+                    "busy_s": {unit: busy / FS_PER_S for unit, busy in log.unit_fs.items()},
+                    "dynamic_joules": sum(log.energy_pj.values()) / PJ_PER_J,
+                    "steps": log.steps,
+                    "output_tokens": log.tokens,
+                }
+            )
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """All that the shard has in hand, as JSON can hold it, but for the request table."""
+        return {
+            "engines": [engine.state() for engine in self.engines],
+            "logs": [log.state() for log in self.logs],
+            "quiet": self._quiet,
+            "outstanding": self._outstanding,
+            "spec": self._spec.model_dump(mode="json"),
+            "router": router_state(self._router),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`; the table must have the rows of that time."""
+        self._use(SchedulerSpec.model_construct(**state["spec"]))
+        restore_router(self._router, state["router"])
+        for engine, engine_state in zip(self.engines, state["engines"], strict=True):
+            engine.restore(engine_state)
+        for log, log_state in zip(self.logs, state["logs"], strict=True):
+            log.restore(log_state)
+        self._quiet = list(state["quiet"])
+        self._outstanding = list(state["outstanding"])
+
+    def _use(self, spec: SchedulerSpec) -> None:
+        if spec.router != self._spec.router:
+            self._router = make_router(spec.router)
+        self._spec = spec
+        for engine in self.engines:
+            engine.use(spec)
+
+    def _route(self, order: Order) -> None:
+        """Submit each request on its arrival to the replica that the router picks from the replicas' exact state."""
+        assert self._router is not None
+        engines, quiet, outstanding = self.engines, self._quiet, self._outstanding
+        arrivals = self.table["arrival_ps"][order.requests].tolist()
+        for request, arrival_ps in zip(order.requests.tolist(), arrivals, strict=True):
+            now = arrival_ps * FS_PER_PS
+            for index, engine in enumerate(engines):
+                if quiet[index] <= now:
+                    quiet[index] = engine.advance(now, lazily=True)
+                    outstanding[index] = engine.outstanding(now)
+            chosen = self._router.pick(outstanding)
+            engines[chosen].submit((request,))
+            outstanding[chosen] += 1
+            quiet[chosen] = now
+
+    def _report(self, order: Order) -> Report:
+        left: list[int] = []
+        states = []
+        for index, (replica, engine) in enumerate(zip(self.replicas, self.engines, strict=True)):
+            left += engine.left
+            engine.left.clear()
+            self._outstanding[index] = engine.outstanding(order.until_fs)
+            running, waiting, decoding, context, blocks = engine.load
+            states.append(
+                ReplicaState(
+                    replica=replica,
+                    pool="",
+                    up=True,
+                    clock_fs=engine.clock,
+                    steps=engine.step,
+                    running=running,
+                    waiting=waiting,
+                    decoding=decoding,
+                    context_tokens=context,
+                    kv_blocks_used=blocks,
+                    kv_blocks=engine.kv_blocks,
+                    left=engine.finished,
+                )
+            )
+        return Report(order.window, np.array(left, np.int64), tuple(self._outstanding), tuple(states))

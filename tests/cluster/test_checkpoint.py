@@ -1,0 +1,151 @@
+"""Checkpoints on disk: written whole, refused when they are not ours, and a killed run goes on to the same bits."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pimserve.cluster.checkpoint import CheckpointFolder, write_atomically
+from pimserve.cluster.results import load_table
+from pimserve.cluster.run import run
+from pimserve.cluster.scenario import Scenario, load_scenario
+from pimserve.errors import InputError
+from pimserve.scheduler.control import RunView, ScaleRate
+from pimserve.scheduler.requests import DTYPE
+
+ROWS = np.zeros(3, DTYPE)
+
+
+def scenario(*overrides: str) -> Scenario:
+    return load_scenario(None, ["workload.num_requests=60", *overrides])
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+class DiesAfter:
+    """Ends windows every 0.2 s of simulated time, slows down traffic in the third, and dies in one."""
+
+    def __init__(self, window: int) -> None:
+        self.window = window
+
+    def next_barrier_fs(self, now_fs: int) -> int:
+        return now_fs + 200 * 10**12
+
+    def barrier(self, view: RunView) -> None:
+        if view.window == 3:
+            view.apply(ScaleRate(0.5))
+        if view.window == self.window:
+            raise Killed
+
+
+@pytest.fixture(autouse=True)
+def _checkpoints_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CheckpointFolder, "due", lambda _: True)
+
+
+@pytest.mark.parametrize("router", ["round_robin", "least_outstanding"])
+def test_a_run_that_dies_goes_on_to_the_same_bits(tmp_path: Path, router: str) -> None:
+    asked = scenario("cluster.replicas=2", f"scheduler.router={router}")
+    whole = run(asked, tmp_path / "whole", control=DiesAfter(-1))
+    for window in (2, 5, 9):  # before the command of window 3 was given, and after
+        with pytest.raises(Killed):
+            run(asked, tmp_path / "out", control=DiesAfter(window), checkpoints=tmp_path / "kept")
+    summary = run(asked, tmp_path / "out", checkpoints=tmp_path / "kept")
+    assert summary["digest"] == whole["digest"]
+    assert summary["simulator"]["continued"]
+    assert not (tmp_path / "kept").exists()
+    spans, expected = (np.sort(load_table(tmp_path / name, "steps")) for name in ("out", "whole"))
+    assert (spans == expected).all()
+    commands = (tmp_path / "out" / "commands.jsonl").read_text().splitlines()
+    assert [json.loads(line)["command"] for line in commands] == ["scale_rate"]
+    same = {key: value for key, value in whole.items() if key not in {"results", "simulator"}}
+    assert {key: summary[key] for key in same} == same
+
+
+def test_another_scenario_another_run_and_damage_are_refused(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    with pytest.raises(Killed):
+        run(scenario(), tmp_path / "out", control=DiesAfter(4), checkpoints=kept)
+    with pytest.raises(InputError, match="holds a checkpoint of another scenario"):
+        run(scenario("run.seed=1"), tmp_path / "out", checkpoints=kept)
+    with CheckpointFolder(tmp_path / "used", "x"), pytest.raises(InputError, match="is in use by another run"):
+        CheckpointFolder(tmp_path / "used", "x")
+    whole = (kept / "checkpoint").read_bytes()
+    for content, message in (
+        (whole[:-1], "is damaged: its checksum differs"),
+        (whole.replace(b'"version": 1', b'"version": 9', 1), "has version 9; this pimserve reads 1"),
+        (b"[]\n" + whole, "is no checkpoint of pimserve"),
+        (b"", "is no checkpoint of pimserve"),
+    ):
+        (kept / "checkpoint").write_bytes(content)
+        with pytest.raises(InputError, match=message):
+            run(scenario(), tmp_path / "out", checkpoints=kept)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_command_that_was_cut_short_was_never_taken(tmp_path: Path) -> None:
+    with pytest.raises(Killed), CheckpointFolder(tmp_path, "x") as kept:
+        kept.save({"a": 1}, ROWS)
+        kept.taken(5, {"command": "scale_rate", "factor": 2.0})
+        kept.taken(7, {"command": "scale_rate", "factor": 3.0})
+        raise Killed
+    file = tmp_path / "commands.jsonl"
+    file.write_bytes(file.read_bytes()[:-4])
+    with CheckpointFolder(tmp_path, "x") as kept:
+        assert kept.load()[0] == {"a": 1}
+        assert kept.pending(0) == (5, [{"command": "scale_rate", "factor": 2.0}])
+        assert kept.pending(6) is None
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "file"
+    write_atomically(file, b"old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(file, b"new")
+    assert file.read_bytes() == b"old"
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from pimserve.cluster import checkpoint
+from pimserve.cluster.run import run
+from pimserve.cluster.scenario import load_scenario
+checkpoint.CheckpointFolder.due = lambda _: True
+scenario = load_scenario(None, ["workload.num_requests=40000", "cluster.replicas=2"])
+print(run(scenario, Path(sys.argv[1]), checkpoints=Path(sys.argv[2]))["digest"])
+"""
+
+
+@pytest.mark.e2e
+@pytest.mark.slow
+def test_sigkill_loses_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "out"), str(tmp_path / "kept")]
+    killed = 0
+    for wait in (0.1, 0.3, 0.7):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        deadline = time.monotonic() + 20
+        while not (tmp_path / "kept" / "checkpoint").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(wait)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            killed += 1
+        process.communicate()
+    assert killed
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    whole = subprocess.run([*command[:-2], str(tmp_path / "w"), str(tmp_path / "k")], capture_output=True, check=True)
+    assert done.stdout.encode() == whole.stdout

@@ -1,0 +1,164 @@
+"""Where windows end, how replicas are spread over shards, and where a run is interrupted does not change a bit."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pimserve.errors import InputError
+from pimserve.scheduler.config import SchedulerSpec
+from pimserve.scheduler.control import ChangeScheduler, Command, Inject, RunView, ScaleRate, command_document, command_of
+from pimserve.scheduler.engine import FOREVER
+from pimserve.scheduler.fleet import Fleet, RowSink
+from pimserve.scheduler.metrics import digest
+from pimserve.scheduler.requests import RequestTable
+from pimserve.scheduler.shard import Shard
+from pimserve.scheduler.simulation import Deployment
+
+from .strategies import Case, cases
+from .test_laws import Run, runs
+from .test_simulation import serve
+
+FS_PER_MS = 10**12
+LENGTHS = st.lists(st.integers(1, 400 * FS_PER_MS), min_size=1, max_size=6)
+
+
+class Windows:
+    """A control that ends windows after given times, again and again, and gives commands in some of them."""
+
+    def __init__(self, lengths: Sequence[int], commands: dict[int, Command] | None = None) -> None:
+        self.lengths = lengths
+        self.commands = commands or {}
+        self.views: list[RunView] = []
+        self.refused: list[str] = []
+
+    def next_barrier_fs(self, now_fs: int) -> int:
+        if len(self.views) > 40:
+            return FOREVER
+        return now_fs + self.lengths[len(self.views) % len(self.lengths)]
+
+    def barrier(self, view: RunView) -> None:
+        self.views.append(view)
+        command = self.commands.get(view.window)
+        if command is not None:
+            try:
+                view.apply(command_of(command_document(command)))
+            except InputError as error:
+                self.refused.append(str(error))
+
+
+class Kept:
+    """Checkpoints of every window; hands out the one that it is told to."""
+
+    def __init__(self) -> None:
+        self.saved: list[tuple[str, np.ndarray]] = []
+        self.first: int | None = None
+
+    def load(self) -> tuple[dict[str, Any], np.ndarray] | None:
+        if self.first is None or not self.saved:
+            return None
+        text, rows = self.saved[self.first % len(self.saved)]
+        return json.loads(text), rows
+
+    def due(self) -> bool:
+        return True
+
+    def save(self, state: dict[str, Any], rows: np.ndarray) -> None:
+        if self.first is None:
+            self.saved.append((json.dumps(state), rows))
+
+
+def spread(shards: int):
+    """Replicas dealt out to that many shards, each with a table of its own that knows only its own requests' fates."""
+
+    def make(fleet: Fleet, table: RequestTable, on_rows: RowSink | None) -> list[Shard]:
+        return [Shard(fleet, range(i, fleet.replicas, shards), table, on_rows) for i in range(shards)]
+
+    return make
+
+
+def spans(run: Run) -> list[list[Any]]:
+    return [run.rows(replica) for replica in range(len(run.blocks))]
+
+
+@settings(max_examples=60)
+@given(runs(), LENGTHS)
+def test_windows_do_not_matter(run: Run, lengths: list[int]) -> None:
+    control = Windows(lengths)
+    windowed = Run(run.case, len(run.blocks), run.spec.router, deployment=Deployment(control=control))
+    assert spans(windowed) == spans(run)
+    assert digest(windowed.served) == digest(run.served)
+    assert windowed.summary() == run.summary()
+    ends = [view.now_fs for view in control.views]
+    assert ends == sorted(set(ends))
+    left = [request for view in control.views for request in view.left.tolist()]
+    assert len(left) == len(set(left))
+
+
+@settings(max_examples=60)
+@given(runs(), LENGTHS, st.integers(0, 1000))
+def test_an_interrupted_run_goes_on_to_the_same_bits(run: Run, lengths: list[int], at: int) -> None:
+    kept = Kept()
+    Run(run.case, len(run.blocks), run.spec.router, deployment=Deployment(control=Windows(lengths), checkpoints=kept))
+    kept.first = at
+    continued = Run(
+        run.case, len(run.blocks), run.spec.router, deployment=Deployment(control=Windows([10**15]), checkpoints=kept)
+    )
+    assert digest(continued.served) == digest(run.served)
+    assert continued.summary() == run.summary()
+
+
+@settings(max_examples=40)
+@given(cases(), st.integers(2, 4), st.integers(1, 300), LENGTHS)
+def test_shards_do_not_matter(case: Case, replicas: int, interval_ms: int, lengths: list[int]) -> None:
+    router = "round_robin" if case.concurrency is not None else "least_outstanding"
+    results = []
+    for shards in (1, 2, 4):
+        control = Windows(lengths) if shards == 2 else None
+        deployment = Deployment(shards=spread(min(shards, replicas)), control=control)
+        run = Run(case, replicas, router, report_interval_s=interval_ms / 1000, deployment=deployment)
+        results.append((spans(run), digest(run.served), run.summary()))
+    assert results[0] == results[1] == results[2]
+
+
+def test_exact_state_needs_one_shard() -> None:
+    deployment = Deployment(shards=spread(2))
+    with pytest.raises(InputError, match=r"^scheduler.report_interval_s: is 0, so router 'least_outstanding' looks at"):
+        serve([(0.0, 5, 5)], spec=SchedulerSpec(router="least_outstanding"), replicas=2, deployment=deployment)
+
+
+@settings(max_examples=30)
+@given(runs(max_time_fs=None, concurrency=None), LENGTHS, st.integers(1, 5))
+def test_commands_are_part_of_what_is_simulated(run: Run, lengths: list[int], window: int) -> None:
+    for command in (
+        ScaleRate(3.0),
+        Inject((5, 7), (2, 1), delay_s=0.01),
+        ChangeScheduler(max_num_seqs=1),
+        ChangeScheduler(router="least_outstanding"),
+    ):
+        control = Windows(lengths, {window: command})
+        changed = Run(run.case, len(run.blocks), run.spec.router, deployment=Deployment(control=control))
+        again = Run(
+            run.case, len(run.blocks), run.spec.router, deployment=Deployment(control=Windows(lengths, {window: command}))
+        )
+        assert digest(again.served) == digest(changed.served)
+        counts = changed.summary()["requests"]
+        added = 2 if isinstance(command, Inject) and len(control.views) >= window else 0
+        assert counts["total"] == len(run.case.requests) + added
+        assert counts["finished"] + counts["rejected"] == counts["total"]
+        arrivals = changed.table["arrival_ps"]
+        assert (np.diff(arrivals) >= 0).all()
+        # A token budget below `max_num_seqs`, as some cases have, is no setting that a command may confirm.
+        assert not control.refused or isinstance(command, ChangeScheduler)
+
+
+def test_commands_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(InputError, match="must be one of change_scheduler, scale_rate, inject"):
+        command_of({"command": "explode"})
+    with pytest.raises(InputError, match="with its own keys"):
+        command_of({"command": "scale_rate", "speed": 3})
+
