@@ -138,6 +138,11 @@ class Engine:
         running = len(self._running)
         return running, self.submitted - self.finished - running, self._decodes, self._context, self._used_blocks
 
+    def in_hand(self) -> list[int]:
+        """Requests that are here now: waiting, running or preempted."""
+        head = [self._head] if self._head >= 0 else []
+        return [*head, *self._inbox[self._next_in :], *self._running, *self._preempted]
+
     def submit(self, requests: Sequence[int]) -> None:
         """Route requests here, by arrival; none may arrive before those routed here earlier."""
         self._inbox.extend(requests)

@@ -56,6 +56,11 @@ class Fleet:
             return self.replicas
         return min(self.replicas, self.concurrency, max(1, requests))
 
+    def closed_requests(self, replica: int, requests: int) -> range:
+        """Of the requests of a closed loop, those of that replica's clients."""
+        sharing = self.clients(requests)
+        return range(replica, requests if replica < sharing else 0, sharing)
+
     def engine(self, costs: ReplicaCosts, table: RequestTable, on_rows: RowSink | None) -> tuple[Engine, StepLog]:
         """A fresh engine of the replica that `costs` are of, and its log."""
         replica = costs.replica
@@ -68,8 +73,7 @@ class Fleet:
         closed: Sequence[int] | None = None
         clients = 0
         if self.concurrency is not None:
-            sharing = self.clients(len(table))
-            closed = range(replica, len(table) if replica < sharing else 0, sharing)
+            closed = self.closed_requests(replica, len(table))
             table["replica"][closed.start : closed.stop : closed.step] = replica
             clients = len(range(replica, self.concurrency, self.replicas))
         engine = Engine(

@@ -113,6 +113,10 @@ class Shard:
         """The latest time that any replica has reached."""
         return max(engine.clock for engine in self.engines)
 
+    def in_hand(self) -> IntArray:
+        """Numbers of the requests that are in the shard."""
+        return np.array(sorted({request for engine in self.engines for request in engine.in_hand()}), np.int64)
+
     def rebind(self) -> None:
         """The table has grown."""
         for engine in self.engines:
