@@ -61,7 +61,9 @@ class Fleet:
         sharing = self.clients(requests)
         return range(replica, requests if replica < sharing else 0, sharing)
 
-    def engine(self, costs: ReplicaCosts, table: RequestTable, on_rows: RowSink | None) -> tuple[Engine, StepLog]:
+    def engine(
+        self, costs: ReplicaCosts, table: RequestTable, on_rows: RowSink | None, rows_per_flush: int | None = None
+    ) -> tuple[Engine, StepLog]:
         """A fresh engine of the replica that `costs` are of, and its log."""
         replica = costs.replica
 
@@ -69,7 +71,7 @@ class Fleet:
             if on_rows is not None:
                 on_rows(replica, rows, first_steps)
 
-        log = StepLog(costs, self.window_fs, flushed)
+        log = StepLog(costs, self.window_fs, flushed, rows_per_flush)
         closed: Sequence[int] | None = None
         clients = 0
         if self.concurrency is not None:

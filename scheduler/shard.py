@@ -71,16 +71,22 @@ class Shard:
         replicas: numbers of those in this shard.
         table: requests of the run, of which the engines write those that are routed to them.
         on_rows: takes executed steps.
+        rows_per_flush: how many spans of steps of a replica `on_rows` gets at a time at most; None: thousands.
     """
 
     def __init__(
-        self, fleet: Fleet, replicas: Sequence[int], table: RequestTable, on_rows: RowSink | None = None
+        self,
+        fleet: Fleet,
+        replicas: Sequence[int],
+        table: RequestTable,
+        on_rows: RowSink | None = None,
+        rows_per_flush: int | None = None,
     ) -> None:
         self.fleet = fleet
         self.replicas = tuple(replicas)
         self.table = table
         first = fleet.costs()
-        made = [fleet.engine(first.of_replica(replica), table, on_rows) for replica in self.replicas]
+        made = [fleet.engine(first.of_replica(replica), table, on_rows, rows_per_flush) for replica in self.replicas]
         self.engines = [engine for engine, _ in made]
         self.logs: list[StepLog] = [log for _, log in made]
         self._index = {replica: index for index, replica in enumerate(self.replicas)}

@@ -146,6 +146,7 @@ class StepLog:
         costs: the replica's costs.
         window_fs: steps that end in [start, end) count in latencies and tokens.
         on_flush: called with each block of rows, (n, columns of Rows), and the numbers of their first steps (n,).
+        rows_per_flush: how many rows are digested together at most; None: as many as is fastest.
     """
 
     def __init__(
@@ -153,10 +154,12 @@ class StepLog:
         costs: ReplicaCosts,
         window_fs: tuple[int, int],
         on_flush: Callable[[IntArray, IntArray], None] | None = None,
+        rows_per_flush: int | None = None,
     ) -> None:
         self.costs = costs
         self.window_fs = window_fs
         self.on_flush = on_flush
+        self._rows_per_flush = rows_per_flush or _ROWS_PER_FLUSH
         self.clock_fs = 0
         self.steps = 0
         self.busy_fs = 0
@@ -182,7 +185,7 @@ class StepLog:
         """Take one row."""
         self._rows.append(row)
         self._pending_steps += row[_STEPS_COLUMN]
-        if self._pending_steps > _STEPS_PER_FLUSH or len(self._rows) >= _ROWS_PER_FLUSH:
+        if self._pending_steps > _STEPS_PER_FLUSH or len(self._rows) >= self._rows_per_flush:
             self.flush()
 
     def resumed(self, gap_fs: int, at_fs: int) -> None:
