@@ -92,15 +92,15 @@ class CheckpointFolder:
 
     def _load(self) -> tuple[dict[str, Any], NDArray[Any]] | None:
         file = self.folder / _STATE_FILE
-        if not file.exists():
-            (self.folder / COMMANDS_FILE).unlink(missing_ok=True)
+        self._pending = self._read_commands()
+        if not file.exists():  # it did not come so far; but commands may have been taken
+            self.continued = bool(self._pending)
             return None
         header, state, rows = _read(file)
         if header["scenario"] != self._scenario:
             raise InputError(str(self.folder), "holds a checkpoint of another scenario; give another folder")
         self.continued = True
         self._span_rows = header["span_rows"]
-        self._pending = self._read_commands()
         return state, rows
 
     def open_spans(self) -> SpanFile:

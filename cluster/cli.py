@@ -10,12 +10,14 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
 from pimserve import __version__
+from pimserve.cluster import service_cli, sweep_cli
 from pimserve.errors import InputError, PimserveError
 
 if TYPE_CHECKING:
@@ -33,6 +35,17 @@ app = typer.Typer(
 )
 validate = typer.Typer(help="Hold the simulator against published figures.", no_args_is_help=True)
 app.add_typer(validate, name="validate")
+service_cli.add_commands(app)
+sweep_cli.add_commands(app)
+
+
+class DeviceChoice(StrEnum):
+    """How device actors are driven."""
+
+    planned = "planned"
+    lockstep = "lockstep"
+    none = "none"
+
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
@@ -70,15 +83,52 @@ def run_command(
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Show no progress and no table, only the results folder's path.")
     ] = False,
+    speed: Annotated[
+        str | None,
+        typer.Option(metavar="FACTOR", help="Pace, such as 60x: simulated seconds per second.", show_default=False),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Keep the run's state there; go on from it if it is.", show_default=False),
+    ] = None,
+    on: Annotated[
+        str,
+        typer.Option(
+            metavar="WHERE",
+            help="local: this process; ray: a Ray of our own on this machine; auto, HOST:PORT or ray://HOST:PORT: "
+            "a Ray that runs; processes: plain processes.",
+        ),
+    ] = "local",
+    shards: Annotated[
+        int | None, typer.Option(min=1, max=4096, help="With --on: actors that run engines.", show_default="1")
+    ] = None,
+    devices: Annotated[
+        DeviceChoice | None,
+        typer.Option(
+            help="With --on: device actors. planned: they check the engine's steps in batches; lockstep: every step "
+            "waits for them; none: there are none.",
+            show_default="planned",
+        ),
+    ] = None,
+    devices_per_actor: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --on: simulated devices of an actor.", show_default="those of a replica"),
+    ] = None,
+    resource: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=N", help="With Ray: custom resource that a device holds; repeatable."),
+    ] = None,
 ) -> None:
     """Simulate a scenario and print what came of it."""
     from pimserve.cluster.progress import progress_bar  # noqa: PLC0415
-    from pimserve.cluster.run import run  # noqa: PLC0415
+    from pimserve.cluster.runtime.command import control_of, run_on, spread_of  # noqa: PLC0415
     from pimserve.cluster.scenario import load_scenario  # noqa: PLC0415
 
+    control = control_of(speed)
+    spread = spread_of(on, shards, None if devices is None else devices.value, devices_per_actor, resource or ())
     loaded = load_scenario(scenario, overrides or (), trace)
     with progress_bar(shown=not quiet) as progress:
-        summary = run(loaded, out, progress=progress)
+        summary = run_on(on, loaded, out, spread=spread, progress=progress, control=control, checkpoints=checkpoint)
     if as_json:
         _print_json(summary)
     elif quiet:

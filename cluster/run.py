@@ -10,10 +10,11 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import yaml
@@ -31,13 +32,28 @@ from pimserve.device_models.registry import load_device
 from pimserve.device_models.routing import Routing
 from pimserve.errors import InputError
 from pimserve.loadgen.workload import generate
+from pimserve.scheduler.clock import ShardPort
 from pimserve.scheduler.control import Control
+from pimserve.scheduler.fleet import Fleet, RowSink
 from pimserve.scheduler.metrics import summarize
+from pimserve.scheduler.requests import RequestTable
 from pimserve.scheduler.simulation import Deployment, Served, simulate
 
 _BYTES_PER_MB, _BYTES_PER_GB = 10**6, 10**9
 _MOSTLY_PASSIVE = 0.25  # share of the energy from which on a result hangs on passive power
 Progress = Callable[[int, int], None]
+
+
+class Runtime(Protocol):
+    """Where the parts of a run live."""
+
+    window_wall_s: float | None  # how long a window should last, where nothing else says
+
+    def shards(self, fleet: Fleet, table: RequestTable, on_rows: RowSink | None) -> Sequence[ShardPort]:
+        """The shards of the run."""
+
+    def facts(self) -> dict[str, Any]:
+        """What the summary's simulator section tells of it."""
 
 
 def serve(
@@ -114,6 +130,7 @@ def run(
     progress: Progress | None = None,
     control: Control | None = None,
     checkpoints: Path | None = None,
+    runtime: Runtime | None = None,
 ) -> dict[str, Any]:
     """Run a scenario, write its results folder and return the summary.
 
@@ -124,6 +141,7 @@ def run(
         control: watches and changes the run while it goes.
         checkpoints: folder that keeps the run's state, from which it goes on if it was interrupted; empty again when
             the run is done.
+        runtime: where its shards and devices live; None: in this process, without devices of their own.
 
     Raises:
         InputError: parts of the scenario do not go together, or a folder cannot be written.
@@ -137,6 +155,8 @@ def run(
             results_folder(out, scenario.name, None if kept is None else kept.folder / "results")
         )
         deployment = Deployment(control=control, journal=kept, checkpoints=kept)
+        if runtime is not None:
+            deployment = replace(deployment, shards=runtime.shards, window_wall_s=runtime.window_wall_s)
         span_file = None
         if scenario.output.steps:
             span_file = SpanFile(folder / "steps.npy") if kept is None else kept.open_spans()
@@ -150,6 +170,8 @@ def run(
         (folder / "scenario.yaml").write_text(resolved, encoding="utf-8")
         summary["results"] = str(target)
         summary["simulator"] = _simulator(summary, served)
+        if runtime is not None:
+            summary["simulator"]["spread"] = runtime.facts()
         if kept is not None:
             summary["simulator"]["continued"] = kept.continued
             if commands := kept.commands():

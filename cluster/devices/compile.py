@@ -1,0 +1,123 @@
+"""From the scenario that a host is sent to what it needs to know of its devices, by its own physics."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import singledispatch
+
+from pydantic import ValidationError
+
+from pimserve.cluster.devices.chips import traffic_of_chips
+from pimserve.cluster.devices.flows import Traffic, traffic_of_operators
+from pimserve.cluster.placement import Replica
+from pimserve.cluster.run import prepare
+from pimserve.cluster.scenario import Scenario
+from pimserve.device_models.aimc.device import Aimc, _density
+from pimserve.device_models.aimc.mapping import map_network
+from pimserve.device_models.aimc.network import network_of
+from pimserve.device_models.device import Device
+from pimserve.device_models.model import ModelSpec
+from pimserve.device_models.operators import operators_of
+from pimserve.device_models.routing import ExpertPools, Routing, expert_share
+from pimserve.errors import InputError, validation_error
+from pimserve.scheduler.costs import ReplicaCosts
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Replicas of one kind: their plan and what else a device knows of itself.
+
+    `costs` are those of replica 0. `expert_groups`: into how many groups of devices the experts are divided.
+    """
+
+    name: str
+    device: str
+    replica: Replica
+    replicas: int
+    costs: ReplicaCosts
+    traffic: Traffic
+    seed: int
+    expert_layers: int
+    top_k: int
+
+    @property
+    def devices(self) -> int:
+        """Devices of a replica."""
+        return self.replica.plan.devices
+
+    @property
+    def picks_per_token(self) -> int:
+        """Experts that a token picks in all layers."""
+        return self.expert_layers * self.top_k
+
+
+def parse_scenario(text: str) -> Scenario:
+    """The scenario of a JSON document.
+
+    Raises:
+        InputError: it is not one.
+    """
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError("scenario", f"is not JSON: {error}") from None
+    if not isinstance(document, Mapping):
+        raise InputError("scenario", "must be a mapping of keys to values")
+    try:
+        return Scenario.model_validate(document)
+    except ValidationError as error:
+        raise validation_error("scenario", error, Scenario) from None
+
+
+def compile_pool(scenario: Scenario, name: str) -> Pool:
+    """What the devices of a pool are.
+
+    Raises:
+        InputError: there is no such pool, or parts of the scenario do not go together.
+    """
+    if name:
+        raise InputError("pools.pool", f"there is no pool {name!r}; the only one has no name")
+    model, replica, routing = prepare(scenario)
+    seed = scenario.run.seed
+    term = replica.plan.experts
+    pools = ExpertPools(term, routing, seed) if term is not None else None
+    device = scenario.load_device()
+    return Pool(
+        name=name,
+        device=device.spec.name,
+        replica=replica,
+        replicas=scenario.cluster.replicas,
+        costs=ReplicaCosts(replica.plan, pools, replica=0, seed=seed, exact=routing.mode == "exact"),
+        traffic=traffic_of(device, scenario, model, _share(model, routing, seed)),
+        seed=seed,
+        expert_layers=model.moe_layers if model.moe is not None else 0,
+        top_k=model.moe.top_k if model.moe is not None else 0,
+    )
+
+
+def _share(model: ModelSpec, routing: Routing, seed: int) -> tuple[float, ...]:
+    """Picks of a token that fall on each routed expert."""
+    if model.moe is None:
+        return ()
+    return expert_share(routing.expert_weights(model.moe.experts, seed).tolist(), model.moe.top_k)
+
+
+@singledispatch
+def traffic_of(device: Device, scenario: Scenario, model: ModelSpec, share: tuple[float, ...]) -> Traffic:
+    """What the devices of a replica send each other; of most kinds, what their operators' collectives do."""
+    split = scenario.cluster.split
+    return traffic_of_operators(operators_of(model, split, lm_head=scenario.costs.lm_head), split, share)
+
+
+@traffic_of.register
+def _(device: Aimc, scenario: Scenario, model: ModelSpec, share: tuple[float, ...]) -> Traffic:
+    """Vectors pass from chip to chip as the mapping has it."""
+    spec = device.spec
+    network, chip = network_of(model, spec.kv_bits), spec.chips(scenario.cluster.split.devices)
+    density = None
+    if model.moe is not None and spec.mapping.strategy == "greedy_top2":
+        density = _density(share, model.moe.top_k)
+    mapping = map_network(network, chip, spec.mapping, spread=spec.spread, expert_density=density)
+    return traffic_of_chips(network, chip, mapping, share, lm_head=scenario.costs.lm_head)

@@ -1,0 +1,272 @@
+"""What the service says, as plain Python: times in s, points in time as datetime (UTC), None for what is not known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from pimserve.v1 import scheduler_pb2 as sched
+from pimserve.v1 import simulation_pb2 as sim
+
+ENDED = ("finished", "failed", "cancelled")
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is; counts of requests, steps and windows."""
+
+    simulated_s: float
+    requests: int
+    arrived: int
+    finished: int
+    rejected: int
+    running: int
+    waiting: int
+    steps: int
+    windows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run: `state` is queued, running, paused, finished, failed or cancelled; `speed` 0 is as fast as possible."""
+
+    id: str
+    name: str
+    state: str
+    speed: float
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    progress: Progress | None
+    error: str
+    restarts: int
+    queue_position: int | None
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing will change any more."""
+        return self.state in ENDED
+
+
+@dataclass(frozen=True, slots=True)
+class Validated:
+    """A scenario that is acceptable."""
+
+    name: str
+    model: str
+    device: str
+    replicas: int
+    devices: int
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """Queue and batch of a replica."""
+
+    replica: int
+    pool: str
+    up: bool
+    clock_s: float
+    steps: int
+    running: int
+    waiting: int
+    decoding: int
+    context_tokens: int
+    kv_blocks_used: int
+    kv_blocks: int
+    left: int
+
+
+@dataclass(frozen=True, slots=True)
+class Replicas:
+    """All replicas at a simulated time."""
+
+    simulated_s: float
+    replicas: tuple[Replica, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request's life: `state` is expected, waiting, prefill, decode, finished or rejected."""
+
+    simulated_s: float
+    request: int
+    state: str
+    input_tokens: int
+    output_tokens: int
+    replica: int | None
+    arrival_s: float | None
+    first_scheduled_s: float | None
+    first_token_s: float | None
+    finish_s: float | None
+    preemptions: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Of the requests so far: `percentiles` by percent."""
+
+    count: int
+    mean_s: float | None
+    percentiles: dict[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Latencies:
+    """Latencies by name (ttft, tpot, e2e, queue), and of the requests that left how many met the SLO."""
+
+    simulated_s: float
+    latencies: dict[str, Latency]
+    left: int
+    good: int
+    attainment: float | None
+    limits_s: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """What the devices of a replica have done."""
+
+    replica: int
+    busy_s: dict[str, float]
+    dynamic_joules: float
+    steps: int
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ledgers:
+    """All ledgers at a simulated time."""
+
+    simulated_s: float
+    ledgers: tuple[Ledger, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaPlacement:
+    """A replica has `devices` devices, from `first_device` on."""
+
+    replica: int
+    pool: str
+    first_device: int
+    devices: int
+    parallelism: dict[str, str]
+    kv_capacity_tokens: int
+    weights_gb_per_device: float
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Which devices each replica has."""
+
+    model: str
+    device: str
+    replicas: tuple[ReplicaPlacement, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Injected:
+    """Requests from number `first_request` on are in the run since `simulated_s`."""
+
+    simulated_s: float
+    first_request: int
+
+
+def run(message: sim.Run) -> Run:
+    """A run."""
+    queued = message.state == sim.RUN_STATE_QUEUED
+    created = _moment(message, "created_at")
+    assert created is not None
+    return Run(
+        id=message.id,
+        name=message.name,
+        state=_word(sim.RunState.Name(message.state)),
+        speed=message.options.speed,
+        created_at=created,
+        started_at=_moment(message, "started_at"),
+        ended_at=_moment(message, "ended_at"),
+        progress=Progress(**_fields(message.progress)) if message.HasField("progress") else None,
+        error=message.error,
+        restarts=message.restarts,
+        queue_position=message.queue_position if queued else None,
+    )
+
+
+def validated(message: sim.ValidateResponse) -> Validated:
+    """A scenario."""
+    return Validated(**{**_fields(message), "warnings": tuple(message.warnings)})
+
+
+def replicas(message: sched.GetReplicasResponse) -> Replicas:
+    """All replicas."""
+    return Replicas(message.simulated_s, tuple(Replica(**_fields(each)) for each in message.replicas))
+
+
+def request(message: sched.DescribeRequestResponse) -> Request:
+    """A request."""
+    return Request(**{**_fields(message), "state": _word(sched.RequestState.Name(message.state))})
+
+
+def latencies(message: sched.GetLatenciesResponse) -> Latencies:
+    """Latencies."""
+    slo = _fields(message.slo)
+    return Latencies(
+        simulated_s=message.simulated_s,
+        latencies={
+            each.name: Latency(
+                each.count,
+                each.mean_s if each.HasField("mean_s") else None,
+                {found.percent: found.value_s for found in each.percentiles},
+            )
+            for each in message.latencies
+        },
+        **{**slo, "limits_s": dict(message.slo.limits_s)},
+    )
+
+
+def ledgers(message: sched.GetLedgersResponse) -> Ledgers:
+    """All ledgers."""
+    return Ledgers(
+        message.simulated_s,
+        tuple(Ledger(**{**_fields(each), "busy_s": dict(each.busy_s)}) for each in message.ledgers),
+    )
+
+
+def placement(message: sched.GetPlacementResponse) -> Placement:
+    """The placement."""
+    return Placement(
+        message.model,
+        message.device,
+        tuple(
+            ReplicaPlacement(**{**_fields(each), "parallelism": dict(each.parallelism)}) for each in message.replicas
+        ),
+    )
+
+
+def injected(message: sched.InjectRequestsResponse) -> Injected:
+    """What came of an injection."""
+    return Injected(message.simulated_s, message.first_request)
+
+
+def _fields(message: Any) -> dict[str, Any]:  # noqa: ANN401 any message
+    """Values of a message; None where a value is optional and not there."""
+    return {
+        field.name: None
+        if field.containing_oneof is not None and not message.HasField(field.name)
+        else getattr(message, field.name)
+        for field in message.DESCRIPTOR.fields
+    }
+
+
+def _moment(message: sim.Run, name: str) -> datetime | None:
+    stamp: Timestamp = getattr(message, name)
+    return stamp.ToDatetime(UTC) if message.HasField(name) else None  # type: ignore[arg-type]
+
+
+def _word(name: str) -> str:
+    """The last word of an enumeration's name."""
+    return name.rpartition("_")[2].lower()

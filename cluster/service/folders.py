@@ -1,0 +1,149 @@
+"""Where the service keeps things: one folder for the server, in it one for each run.
+
+DATA/registry.sqlite3      all runs (registry.py)
+DATA/server.lock           held by the server, so that there is one
+DATA/server.json           which process the server is
+DATA/runs/ID/              of one run:
+    scenario.yaml          as resolved when it was launched
+    options.json           how to run it
+    worker.lock            held by the worker, so that there is one
+    worker.json            which process the worker is, where it listens, and the token that it asks for
+    worker.log             what it printed
+    checkpoints/           where it can go on from
+    results/               what it leaves
+    outcome.json           how it ended
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import IO, Any
+
+from pimserve.errors import InputError
+
+SERVER_FILE = "server.json"
+
+
+class RunFolder:
+    """Files of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.scenario = path / "scenario.yaml"
+        self.options = path / "options.json"
+        self.lock = path / "worker.lock"
+        self.worker = path / "worker.json"
+        self.log = path / "worker.log"
+        self.checkpoints = path / "checkpoints"
+        self.results = path / "results"
+        self.outcome = path / "outcome.json"
+
+    @property
+    def id(self) -> str:
+        """Of the run."""
+        return self.path.name
+
+    @property
+    def finished(self) -> bool:
+        """Whether results lie there; they come whole."""
+        return (self.results / "summary.json").is_file()
+
+    def size(self) -> int:
+        """Bytes of all its files."""
+        total = 0
+        for folder, _, names in os.walk(self.path):
+            for name in names:
+                try:
+                    total += os.lstat(os.path.join(folder, name)).st_size
+                except FileNotFoundError:  # the worker has just replaced it
+                    continue
+        return total
+
+
+class DataFolder:
+    """The server's folder; made if need be, for its user only.
+
+    Raises:
+        InputError: it cannot be made or written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()
+        self.registry = self.path / "registry.sqlite3"
+        self.lock = self.path / "server.lock"
+        self.server = self.path / SERVER_FILE
+        self.runs = self.path / "runs"
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.runs.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise InputError(str(path), f"cannot be used as a data folder: {error.strerror}") from None
+
+    def sweep(self) -> None:
+        """Remove what a killed server was making or removing. Only for the one that holds the lock."""
+        for leftover in self.runs.glob(".*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def run(self, run_id: str) -> RunFolder:
+        """The folder of that run."""
+        return RunFolder(self.runs / run_id)
+
+    def create(self, run_id: str, scenario: str, options: dict[str, Any]) -> RunFolder:
+        """Make the folder of a new run, whole or not at all."""
+        draft = RunFolder(Path(tempfile.mkdtemp(prefix=".new-", dir=self.runs)))
+        try:
+            draft.scenario.write_text(scenario, encoding="utf-8")
+            write_json(draft.options, options)
+            draft.path.rename(self.runs / run_id)
+        except BaseException:
+            shutil.rmtree(draft.path, ignore_errors=True)
+            raise
+        return self.run(run_id)
+
+    def remove(self, run_id: str) -> None:
+        """Remove the folder of a run, for which it is gone at once."""
+        doomed = self.runs / f".old-{run_id}"
+        try:
+            (self.runs / run_id).rename(doomed)
+        except FileNotFoundError:
+            return
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Write a document that its reader sees whole or not at all, and that no other user can read."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(document, file, allow_nan=False)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The document, or None if there is none."""
+    try:
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return document
+
+
+def take_lock(path: Path) -> IO[bytes] | None:
+    """The lock, held until the file is closed or the process ends; None if another process has it."""
+    file = path.open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file

@@ -1,0 +1,90 @@
+"""Latencies of the requests that have left a run so far, and how many of them met the SLO."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pimserve.device_models.plan import FS_PER_PS
+from pimserve.loadgen.spec import PS_PER_S
+from pimserve.scheduler.histogram import DurationHistogram
+from pimserve.scheduler.requests import FINISHED
+from pimserve.scheduler.slo import SloSpec
+
+NAMES = ("ttft", "tpot", "e2e", "queue")
+_LONGEST_PS = (2**63 - 1) // FS_PER_PS  # 9,223 s; what lasted longer counts as this
+Columns = Mapping[str, NDArray[Any]]
+
+
+class RunningLatencies:
+    """Histograms that grow as requests leave; readable from any thread.
+
+    Definitions are those of scheduler/metrics.py, of requests that arrived after the warm-up and have left. (The
+    summary of the whole run leaves out those that arrive in the cool-down, too.)
+
+    Args:
+        slo: limits.
+        warmup_s: requests that arrive earlier are left out.
+        frontend_ps: time of a request in front of the scheduler, which TTFT and E2E hold.
+    """
+
+    def __init__(self, slo: SloSpec, *, warmup_s: float = 0.0, frontend_ps: int = 0) -> None:
+        self.slo = slo
+        self._warmup_ps = round(warmup_s * PS_PER_S)
+        self._frontend_ps = frontend_ps
+        self._lock = threading.Lock()
+        self._histograms = {name: DurationHistogram() for name in NAMES}
+        self._left = self._good = 0
+
+    def add(self, columns: Columns, left: NDArray[np.int64]) -> None:
+        """Take in requests, by their numbers, that finished or were rejected."""
+        mine = left[columns["arrival_ps"][left] >= self._warmup_ps]
+        done = mine[columns["status"][mine] == FINISHED]
+        arrival, scheduled, first, finish = (
+            columns[f"{name}_ps"][done] for name in ("arrival", "first_scheduled", "first_token", "finish")
+        )
+        gaps = columns["output_tokens"][done].astype(np.int64) - 1
+        several = gaps > 0
+        ttft, e2e = first - arrival + self._frontend_ps, finish - arrival + self._frontend_ps
+        streamed = finish - first
+        good = np.ones(len(done), bool)
+        slo = self.slo
+        if slo.ttft_s is not None:
+            good &= ttft / PS_PER_S <= slo.ttft_s
+        if slo.tpot_s is not None:
+            good[several] &= streamed[several] / PS_PER_S / gaps[several] <= slo.tpot_s
+        if slo.e2e_s is not None:
+            good &= e2e / PS_PER_S <= slo.e2e_s
+        with self._lock:
+            self._left += len(mine)
+            self._good += int(good.sum())
+            self._add("ttft", _fs(ttft))
+            self._add("tpot", _fs(streamed[several]) // gaps[several])
+            self._add("e2e", _fs(e2e))
+            self._add("queue", _fs(scheduled - arrival))
+
+    def document(self, percentiles: tuple[float, ...]) -> dict[str, Any]:
+        """Per latency: count, mean and percentiles, s; and of the SLO: how many left, how many met every limit."""
+        with self._lock:
+            latencies = {
+                name: {
+                    "count": histogram.count,
+                    "mean_s": histogram.mean_s(),
+                    "percentiles": {percent: histogram.percentile_s(percent) for percent in percentiles},
+                }
+                for name, histogram in self._histograms.items()
+            }
+            return {"latencies": latencies, "left": self._left, "good": self._good, "limits": self.slo.limits()}
+
+    def _add(self, name: str, durations_fs: NDArray[np.int64]) -> None:
+        if len(durations_fs):
+            self._histograms[name].add(durations_fs, np.ones(len(durations_fs), np.int64))
+
+
+def _fs(duration_ps: NDArray[np.int64]) -> NDArray[np.int64]:
+    found: NDArray[np.int64] = np.minimum(duration_ps, _LONGEST_PS) * FS_PER_PS
+    return found

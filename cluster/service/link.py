@@ -1,0 +1,148 @@
+"""The server's end of one worker: its process, and a channel to it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import grpc
+
+from pimserve.cluster.service.endpoint import channel_options
+from pimserve.cluster.service.folders import RunFolder, read_json, take_lock
+from pimserve.cluster.service.process import Process
+from pimserve.cluster.service.security import TOKEN_ENV, bearer
+from pimserve.v1 import scheduler_pb2_grpc, simulation_pb2, simulation_pb2_grpc
+
+WORKER = (sys.executable, "-m", "pimserve.cluster.service.worker")
+_WATCH_S = 0.2
+_END_AFTER_S = 20.0  # a worker that was told to end and has not is killed
+UNKNOWN = 256  # exit code of a worker that is nobody's child any more
+
+
+class Link:
+    """A worker. Made by `start` or `adopt`.
+
+    Args:
+        folder: of the run.
+        process: the worker, as far as it is known.
+        child: the same if it is ours.
+        heard: takes news of the run.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        process: Process | None,
+        child: subprocess.Popen[bytes] | None,
+        heard: Callable[[simulation_pb2.Progress], None],
+    ) -> None:
+        self.folder = folder
+        self._process = process
+        self._child = child
+        self._heard = heard
+        self._kill_at: float | None = None
+        self._channel: grpc.Channel | None = None
+        self.simulation: simulation_pb2_grpc.SimulationServiceStub | None = None
+        self.scheduler: scheduler_pb2_grpc.SchedulerServiceStub | None = None
+        self.metadata: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def start(
+        cls, folder: RunFolder, command: Sequence[str], *, held: bool, heard: Callable[[simulation_pb2.Progress], None]
+    ) -> Link:
+        """Start a worker, in a session of its own: what ends the server does not end it."""
+        with folder.log.open("ab") as log:
+            child = subprocess.Popen(
+                [*command, str(folder.path), *(["--paused"] if held else [])],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=folder.path,
+                env={key: value for key, value in os.environ.items() if key != TOKEN_ENV},
+                start_new_session=True,
+            )
+        return cls(folder, Process.of(child.pid), child, heard)
+
+    @classmethod
+    def adopt(cls, folder: RunFolder, *, heard: Callable[[simulation_pb2.Progress], None]) -> Link:
+        """Take over the worker of a server that is gone; it may not have said yet where it is."""
+        return cls(folder, None, None, heard)
+
+    def poll(self) -> int | None:
+        """The exit code of the worker if it has ended, or UNKNOWN; None while it runs."""
+        if self._channel is None:
+            self._connect()
+        if self._kill_at is not None and time.monotonic() > self._kill_at:
+            self.kill()
+        if self._child is not None:
+            return self._child.poll()
+        if self._process is not None:
+            return None if self._process.alive() else UNKNOWN
+        lock = take_lock(self.folder.lock)  # it has not said yet which process it is, but it has the lock
+        if lock is None:
+            return None
+        lock.close()
+        return UNKNOWN
+
+    @property
+    def known(self) -> bool:
+        """Whether it is known which process it is."""
+        return self._process is not None
+
+    def end(self) -> None:
+        """Have the run ended; if it does not follow, its process."""
+        if self._kill_at is None:
+            self._kill_at = time.monotonic() + _END_AFTER_S
+        if self.simulation is None:
+            self.kill()  # nothing is lost: it has not begun, or cannot be reached
+            return
+        try:
+            request = simulation_pb2.CancelRequest(run_id=self.folder.id)
+            self.simulation.Cancel(request, timeout=_END_AFTER_S, metadata=self.metadata)
+        except grpc.RpcError:
+            self.kill()
+
+    def stop(self) -> None:
+        """Let it end for now."""
+        if self._process is not None:
+            self._process.signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End its process."""
+        if self._process is not None:
+            self._process.signal(signal.SIGKILL)
+
+    def close(self) -> None:
+        """Let go of the worker, which may go on."""
+        if self._channel is not None:
+            self._channel.close()
+
+    def _connect(self) -> None:
+        """Open the channel, once the worker says where it listens."""
+        said = read_json(self.folder.worker)
+        if said is None:
+            return
+        process = Process.from_document(said)
+        if not process.alive() or (self._child is not None and process != self._process):
+            return  # of a worker before this one, or beside it
+        self._process = process
+        self.metadata = bearer(said["token"])
+        self._channel = grpc.insecure_channel(said["address"], options=channel_options())
+        self.scheduler = scheduler_pb2_grpc.SchedulerServiceStub(self._channel)
+        self.simulation = simulation_pb2_grpc.SimulationServiceStub(self._channel)
+        threading.Thread(target=self._watch, args=(self.simulation,), name="watch", daemon=True).start()
+
+    def _watch(self, simulation: simulation_pb2_grpc.SimulationServiceStub) -> None:
+        """Take note of the run's progress until the worker is gone."""
+        request = simulation_pb2.WatchRequest(run_id=self.folder.id, interval_s=_WATCH_S)
+        try:
+            for answer in simulation.Watch(request, metadata=self.metadata):
+                if answer.run.HasField("progress"):
+                    self._heard(answer.run.progress)
+        except (grpc.RpcError, ValueError):  # gone, or the channel was closed
+            return

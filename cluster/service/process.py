@@ -1,0 +1,65 @@
+"""Processes, told apart by more than a number that the system gives out again."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+# Exit codes of a worker.
+TO_BE_CONTINUED = 75  # stopped, to go on later
+LOCKED = 73  # another worker has the run
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process: its number, and when it started, in the system's own words ("" where the system does not tell)."""
+
+    pid: int
+    started: str
+
+    @classmethod
+    def of(cls, pid: int) -> Self:
+        """The process that has that number now."""
+        return cls(pid, _started(pid) or "")
+
+    @classmethod
+    def from_document(cls, document: dict[str, Any]) -> Self:
+        """The process that `document` says."""
+        return cls(int(document["pid"]), str(document["started"]))
+
+    def document(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return {"pid": self.pid, "started": self.started}
+
+    def alive(self) -> bool:
+        """Whether it still runs."""
+        if self.started:
+            return _started(self.pid) == self.started
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            return True
+        return True
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal, if it still runs."""
+        if self.alive():
+            try:
+                os.kill(self.pid, number)
+            except ProcessLookupError:
+                return
+
+
+def _started(pid: int) -> str | None:
+    """Boot and clock tick in which a process started; None if it does not run, or the system does not tell."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return None
+    return None if state in {"Z", "X"} else f"{boot}/{fields[18]}"

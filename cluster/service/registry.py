@@ -1,0 +1,220 @@
+"""All runs that a server knows, in a SQLite file: what was asked for, how it stands, and how it ended."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pimserve.errors import InputError
+
+State = Literal["queued", "running", "paused", "finished", "failed", "cancelled"]
+STATES: tuple[State, ...] = get_args(State)
+ACTIVE: tuple[State, ...] = ("running", "paused")
+ENDED: tuple[State, ...] = ("finished", "failed", "cancelled")
+_VERSION = 1
+_SCHEMA = """
+CREATE TABLE runs (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    name TEXT NOT NULL,
+    state TEXT NOT NULL,
+    speed REAL NOT NULL,
+    start_paused INTEGER NOT NULL,
+    created_s REAL NOT NULL,
+    started_s REAL,
+    ended_s REAL,
+    error TEXT NOT NULL,
+    restarts INTEGER NOT NULL,
+    cancelled INTEGER NOT NULL,
+    progress TEXT NOT NULL,
+    idempotency_key TEXT UNIQUE,
+    request_digest TEXT NOT NULL
+);
+CREATE INDEX runs_by_state ON runs (state);
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One run.
+
+    Args:
+        number: by which runs are ordered.
+        id: by which people name it.
+        name: of the scenario.
+        state: how it stands.
+        speed: simulated seconds per second, 0 for as fast as possible.
+        start_paused: whether it is held before its first step.
+        created_s: when it was launched; seconds since 1970, like the other times.
+        started_s: when it left the queue.
+        ended_s: when it ended.
+        error: why it failed.
+        restarts: how often its process died and was started again.
+        cancelled: whether someone asked for its end.
+        progress: as JSON; of a run that has ended.
+        idempotency_key: with which it was launched.
+        request_digest: of the request that launched it.
+    """
+
+    number: int
+    id: str
+    name: str
+    state: State
+    speed: float
+    start_paused: bool
+    created_s: float
+    started_s: float | None
+    ended_s: float | None
+    error: str
+    restarts: int
+    cancelled: bool
+    progress: str
+    idempotency_key: str | None
+    request_digest: str
+
+
+_COLUMNS = ", ".join(field.name for field in fields(Record))
+_BOOLEANS = ("start_paused", "cancelled")
+
+
+class Registry:
+    """The file; usable from any thread, by one server.
+
+    Raises:
+        InputError: it cannot be opened, or another pimserve wrote it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.Lock()
+        try:
+            # Transactions are begun here and end with the block, so that each is a whole.
+            self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._connection.row_factory = sqlite3.Row
+            version = self._connection.execute("PRAGMA user_version").fetchone()[0]
+            if version not in {0, _VERSION}:
+                self._connection.close()
+                raise InputError(str(path), f"is of version {version}; this pimserve reads {_VERSION}")
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            if version == 0:
+                self._connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
+        except sqlite3.Error as error:
+            raise InputError(str(path), f"cannot be used as a registry: {error}") from None
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._connection.close()
+
+    def add(
+        self, run_id: str, name: str, *, speed: float, start_paused: bool, idempotency_key: str, request_digest: str
+    ) -> Record:
+        """A new run, at the end of the queue."""
+        values = (run_id, name, speed, start_paused, time.time(), idempotency_key or None, request_digest)
+        with self._transaction() as connection:
+            connection.execute(
+                "INSERT INTO runs (id, name, state, speed, start_paused, created_s, error, restarts, cancelled, "
+                "progress, idempotency_key, request_digest) VALUES (?, ?, 'queued', ?, ?, ?, '', 0, 0, '{}', ?, ?)",
+                values,
+            )
+            return _one(connection, "id = ?", run_id)
+
+    def get(self, run_id: str) -> Record | None:
+        """The run of that id."""
+        with self._transaction() as connection:
+            return next(_records(connection, "id = ?", run_id), None)
+
+    def by_key(self, idempotency_key: str) -> Record | None:
+        """The run that was launched with that key."""
+        with self._transaction() as connection:
+            return next(_records(connection, "idempotency_key = ?", idempotency_key), None)
+
+    def page(self, size: int, before: int | None, states: Collection[State]) -> list[Record]:
+        """Up to `size` runs, newest first, of lower number than `before`, in one of `states`."""
+        wanted = list(states or STATES)
+        marks = ", ".join("?" * len(wanted))
+        with self._transaction() as connection:
+            return list(
+                _records(
+                    connection,
+                    f"number < ? AND state IN ({marks}) ORDER BY number DESC LIMIT ?",
+                    2**62 if before is None else before,
+                    *wanted,
+                    size,
+                )
+            )
+
+    def in_states(self, *states: State) -> list[Record]:
+        """All runs in those states, oldest first."""
+        marks = ", ".join("?" * len(states))
+        with self._transaction() as connection:
+            return list(_records(connection, f"state IN ({marks}) ORDER BY number", *states))
+
+    def start(self, run_id: str, state: State) -> None:
+        """It leaves the queue."""
+        self._change(run_id, ("queued",), state=state, started_s=time.time())
+
+    def hold(self, run_id: str, state: State) -> None:
+        """It is held, or goes on."""
+        self._change(run_id, ACTIVE, state=state)
+
+    def restarted(self, run_id: str) -> Record:
+        """Its process died and another is started; returns the run as it is then."""
+        with self._transaction() as connection:
+            connection.execute("UPDATE runs SET restarts = restarts + 1 WHERE id = ?", (run_id,))
+            return _one(connection, "id = ?", run_id)
+
+    def cancel(self, run_id: str) -> None:
+        """Someone asked for its end."""
+        self._change(run_id, ACTIVE, cancelled=True)
+
+    def end(self, run_id: str, state: State, error: str, progress: dict[str, Any]) -> None:
+        """It has ended; what has ended stays as it is."""
+        self._change(
+            run_id,
+            ("queued", *ACTIVE),
+            state=state,
+            error=error,
+            progress=json.dumps(progress),
+            ended_s=time.time(),
+        )
+
+    def remove(self, run_id: str) -> None:
+        """Forget it."""
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM runs WHERE id = ?", (run_id,))
+
+    def _change(self, run_id: str, states: Sequence[State], **values: object) -> None:
+        settings = ", ".join(f"{name} = ?" for name in values)
+        marks = ", ".join("?" * len(states))
+        with self._transaction() as connection:
+            connection.execute(
+                f"UPDATE runs SET {settings} WHERE id = ? AND state IN ({marks})",
+                (*values.values(), run_id, *states),
+            )
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+
+
+def _records(connection: sqlite3.Connection, condition: str, *values: object) -> Iterator[Record]:
+    for row in connection.execute(f"SELECT {_COLUMNS} FROM runs WHERE {condition}", values):
+        yield Record(**{**dict(row), **{name: bool(row[name]) for name in _BOOLEANS}})
+
+
+def _one(connection: sqlite3.Connection, condition: str, *values: object) -> Record:
+    return next(_records(connection, condition, *values))

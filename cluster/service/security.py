@@ -1,0 +1,168 @@
+"""Who may talk to a server: tokens, TLS, and where it listens without either."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import grpc
+
+from pimserve.errors import InputError, shortened
+
+TOKEN_ENV = "PIMSERVE_TOKEN"
+_OPEN = "/grpc.health.v1.Health/"  # those who ask whether a server is well often cannot have a token
+_LEAST_TOKEN = 16  # characters
+_Details = grpc.HandlerCallDetails
+_Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # not a generic type at run time
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """PEM files: of a server its certificate and key and whose clients it takes, of a client the same the other way."""
+
+    cert: Path | None = None
+    key: Path | None = None
+    ca: Path | None = None
+
+
+NO_TLS = TlsFiles()
+
+
+class TokenGuard(grpc.ServerInterceptor):
+    """Refuses calls without the token, but for those about the server's health.
+
+    Args:
+        token: that calls must have in the metadata `authorization: Bearer TOKEN`.
+    """
+
+    def __init__(self, token: str) -> None:
+        self._expected = f"Bearer {token}".encode()
+
+    def intercept_service(
+        self, continuation: Callable[[_Details], _Handler | None], handler_call_details: _Details
+    ) -> _Handler | None:
+        """The method, or one that refuses."""
+        handler = continuation(handler_call_details)
+        if handler is None or handler_call_details.method.startswith(_OPEN):
+            return handler
+        given = [value for key, value in handler_call_details.invocation_metadata if key == "authorization"]
+        first = given[0] if given else b""
+        if hmac.compare_digest(first.encode() if isinstance(first, str) else first, self._expected):
+            return handler
+        return _refusing(handler, "wrong token" if given else "this server asks for a token")
+
+
+def bearer(token: str | None) -> tuple[tuple[str, str], ...]:
+    """The metadata that carries a token."""
+    return (("authorization", f"Bearer {token}"),) if token else ()
+
+
+def read_token(file: Path | None) -> str | None:
+    """The token of a file, or else of the environment; None if there is neither.
+
+    Raises:
+        InputError: it cannot be read, or is none.
+    """
+    where = str(file) if file is not None else TOKEN_ENV
+    token = _read(file).decode("utf-8", "replace").strip() if file is not None else os.environ.get(TOKEN_ENV, "")
+    if file is None and not token:
+        return None
+    if not re.fullmatch(rf"[\x21-\x7e]{{{_LEAST_TOKEN},1000}}", token):
+        raise InputError(where, f"a token has {_LEAST_TOKEN} to 1000 visible ASCII characters and no blanks")
+    return token
+
+
+def server_credentials(files: TlsFiles) -> grpc.ServerCredentials | None:
+    """TLS of a server; None without files.
+
+    Raises:
+        InputError: files are missing, or cannot be read.
+    """
+    if files.cert is None and files.key is None and files.ca is None:
+        return None
+    if files.cert is None or files.key is None:
+        raise InputError("--tls-cert", "TLS needs both --tls-cert and --tls-key")
+    client_ca = _read(files.ca) if files.ca is not None else None
+    return grpc.ssl_server_credentials(
+        [(_pem(files.key, "PRIVATE KEY"), _pem(files.cert, "CERTIFICATE"))], client_ca, client_ca is not None
+    )
+
+
+def channel_credentials(files: TlsFiles) -> grpc.ChannelCredentials | None:
+    """TLS of a client; None without files.
+
+    Raises:
+        InputError: files are missing, or cannot be read.
+    """
+    if files.ca is None and files.cert is None and files.key is None:
+        return None
+    if (files.cert is None) != (files.key is None):
+        raise InputError("--cert", "a client's certificate needs both --cert and --key")
+    return grpc.ssl_channel_credentials(
+        _pem(files.ca, "CERTIFICATE") if files.ca is not None else None,
+        _pem(files.key, "PRIVATE KEY") if files.key is not None else None,
+        _pem(files.cert, "CERTIFICATE") if files.cert is not None else None,
+    )
+
+
+def check_listen(address: str, *, protected: bool, insecure: bool) -> str:
+    """The address, HOST:PORT, if a server may listen there.
+
+    Args:
+        address: as given.
+        protected: whether callers need a token or a certificate.
+        insecure: whether the user insists.
+
+    Raises:
+        InputError: it is no address, or open to others without protection.
+    """
+    host, colon, port = address.rpartition(":")
+    bare = host.removeprefix("[").removesuffix("]")
+    if not colon or not bare or not re.fullmatch(r"\d{1,5}", port, re.ASCII) or int(port) > 65535:
+        raise InputError("--listen", f"must be HOST:PORT, such as 127.0.0.1:50051 (got {shortened(repr(address))})")
+    if not (protected or insecure or _loopback(bare)):
+        raise InputError(
+            "--listen",
+            f"{address} can be reached by other machines: give --token-file or --tls-client-ca so that not everyone "
+            "may use it, or --insecure if everyone may",
+        )
+    return address
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"  # other names may be anywhere
+
+
+def _refusing(handler: _Handler, message: str) -> _Handler:
+    def refuse(_request: object, context: grpc.ServicerContext) -> object:
+        context.abort(grpc.StatusCode.UNAUTHENTICATED, message)
+        raise AssertionError("abort raises")
+
+    if handler.request_streaming:  # which must be answered before the first request
+        return grpc.stream_stream_rpc_method_handler(refuse)
+    if handler.response_streaming:
+        return grpc.unary_stream_rpc_method_handler(refuse)
+    return grpc.unary_unary_rpc_method_handler(refuse)
+
+
+def _pem(path: Path, kind: str) -> bytes:
+    data = _read(path)
+    if kind.encode() not in data:
+        raise InputError(str(path), f"has no {kind} in PEM form")
+    return data
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(str(path), f"cannot be read: {error.strerror}") from None

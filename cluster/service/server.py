@@ -1,0 +1,133 @@
+"""`pimserve serve`: the server, from its options to its end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
+
+from pimserve.cluster.service.endpoint import make_server
+from pimserve.cluster.service.folders import DataFolder, take_lock, write_json
+from pimserve.cluster.service.forwarding import SchedulerForwarder
+from pimserve.cluster.service.link import WORKER
+from pimserve.cluster.service.process import Process
+from pimserve.cluster.service.registry import Registry
+from pimserve.cluster.service.security import NO_TLS, TlsFiles, check_listen, server_credentials
+from pimserve.cluster.service.simulations import Simulations
+from pimserve.cluster.service.supervisor import Limits, Supervisor
+from pimserve.errors import InputError
+from pimserve.v1 import scheduler_pb2, scheduler_pb2_grpc, simulation_pb2, simulation_pb2_grpc
+
+LOG = logging.getLogger(__name__)
+SERVICES = (
+    simulation_pb2.DESCRIPTOR.services_by_name["SimulationService"].full_name,
+    scheduler_pb2.DESCRIPTOR.services_by_name["SchedulerService"].full_name,
+)
+_THREADS = 320
+_MOST_STREAMS = 256  # the rest of the threads are for calls that end soon
+_GRACE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """What a server is told at its start.
+
+    Args:
+        listen: HOST:PORT; port 0 for any that is free.
+        data: its folder.
+        limits: how much it takes on.
+        traces: folder below which the traces of scenarios may lie; None: nowhere.
+        token: that callers must have; None: none.
+        tls: certificate and key, and whose clients it takes.
+        insecure: listen beyond this machine without asking callers for anything.
+        worker: command that runs a run's folder.
+    """
+
+    listen: str
+    data: Path
+    limits: Limits
+    traces: Path | None = None
+    token: str | None = None
+    tls: TlsFiles = NO_TLS
+    insecure: bool = False
+    worker: Sequence[str] = WORKER
+
+
+@contextmanager
+def serving(options: ServerOptions) -> Iterator[str]:
+    """Serve while the block runs; yields the address. Runs that go on are stopped at the end, to be continued.
+
+    Raises:
+        InputError: an option is not acceptable, or the address or the folder is in use.
+    """
+    protected = options.token is not None or options.tls.ca is not None
+    check_listen(options.listen, protected=protected, insecure=options.insecure)
+    credentials = server_credentials(options.tls)
+    if options.traces is not None and not options.traces.is_dir():
+        raise InputError("--traces", f"{options.traces} is no folder")
+    data = DataFolder(options.data)
+    lock = take_lock(data.lock)
+    if lock is None:
+        raise InputError(str(options.data), "another server uses this folder; give another with --data")
+    with lock:
+        registry = Registry(data.registry)
+        try:
+            supervisor = Supervisor(data, registry, options.limits, options.worker)
+            server = make_server(_THREADS, options.token)
+            simulations = Simulations(supervisor, options.traces, _MOST_STREAMS)
+            simulation_pb2_grpc.add_SimulationServiceServicer_to_server(simulations, server)
+            scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(SchedulerForwarder(supervisor), server)  # type: ignore[abstract]  # made at run time
+            healthy = health.HealthServicer()
+            health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
+            reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+            address = _bind(server, options.listen, credentials)
+            write_json(data.server, Process.of(os.getpid()).document())
+            supervisor.start()
+            server.start()
+            for service in ("", *SERVICES):
+                healthy.set(service, health_pb2.HealthCheckResponse.SERVING)
+            try:
+                yield address
+            finally:
+                healthy.enter_graceful_shutdown()
+                supervisor.stop()
+                server.stop(_GRACE_S).wait()
+                data.server.unlink(missing_ok=True)
+        finally:
+            registry.close()
+
+
+def serve(options: ServerOptions, announce: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Args:
+        options: of the server.
+        announce: takes the address once it can be called.
+    """
+    over = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: over.set())
+    with serving(options) as address:
+        announce(address)
+        over.wait()
+        LOG.info("stopping")
+
+
+def _bind(server: grpc.Server, listen: str, credentials: grpc.ServerCredentials | None) -> str:
+    host = listen.rpartition(":")[0]
+    try:
+        port = server.add_insecure_port(listen) if credentials is None else server.add_secure_port(listen, credentials)
+    except RuntimeError:
+        port = 0
+    if not port:
+        raise InputError("--listen", f"{listen} cannot be used: another program listens there, or it is not ours")
+    return f"{host}:{port}"

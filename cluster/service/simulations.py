@@ -1,0 +1,195 @@
+"""SimulationService as the server answers it: from its registry, and from workers."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from pimserve.cluster.service.document import as_yaml, read_scenario
+from pimserve.cluster.service.faults import RefusedError
+from pimserve.cluster.service.registry import ENDED, STATES, Record
+from pimserve.cluster.service.results import send_files
+from pimserve.cluster.service.supervisor import Supervisor
+from pimserve.v1 import simulation_pb2 as pb
+from pimserve.v1 import simulation_pb2_grpc
+
+_PAGE = 50
+_INTERVAL_S = 0.5
+_PATIENCE_S = 1.0  # between two looks at whether a watcher is still there
+_LONGEST_CALL_S = 60.0
+
+
+class Simulations(simulation_pb2_grpc.SimulationServiceServicer):
+    """The service.
+
+    Args:
+        supervisor: keeps the runs going.
+        traces: folder below which the traces of scenarios may lie; None: nowhere.
+        most_streams: that may be open at once; each takes a thread.
+    """
+
+    def __init__(self, supervisor: Supervisor, traces: Path | None, most_streams: int) -> None:
+        self._supervisor = supervisor
+        self._traces = traces
+        self._streams = threading.BoundedSemaphore(most_streams)
+
+    def Validate(self, request: pb.ValidateRequest, context: grpc.ServicerContext) -> pb.ValidateResponse:  # noqa: N802
+        """Check a scenario."""
+        document = request.scenario
+        scenario, replica = read_scenario(document.yaml, document.overrides, document.trace, self._traces)
+        cluster = scenario.cluster
+        return pb.ValidateResponse(
+            name=scenario.name,
+            model=scenario.load_model().name,
+            device=scenario.load_device().spec.name,
+            replicas=cluster.replicas,
+            devices=cluster.replicas * cluster.split.devices,
+            warnings=replica.warnings,
+        )
+
+    def Launch(self, request: pb.LaunchRequest, context: grpc.ServicerContext) -> pb.LaunchResponse:  # noqa: N802
+        """Put a run in the queue."""
+        document = request.scenario
+        scenario, _ = read_scenario(document.yaml, document.overrides, document.trace, self._traces)
+        asked = pb.LaunchRequest(scenario=document, options=request.options)
+        record, created = self._supervisor.launch(
+            as_yaml(scenario),
+            scenario.name,
+            speed=request.options.speed,
+            paused=request.options.paused,
+            key=request.idempotency_key,
+            digest=hashlib.sha256(asked.SerializeToString(deterministic=True)).hexdigest(),
+        )
+        return pb.LaunchResponse(run=self._run(record), created=created)
+
+    def Get(self, request: pb.GetRequest, context: grpc.ServicerContext) -> pb.GetResponse:  # noqa: N802
+        """One run."""
+        record = self._supervisor.record(request.run_id)
+        try:
+            scenario = self._supervisor.folder(record.id).scenario.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            scenario = ""
+        return pb.GetResponse(run=self._run(record), scenario_yaml=scenario)
+
+    def List(self, request: pb.ListRequest, context: grpc.ServicerContext) -> pb.ListResponse:  # noqa: N802
+        """A page of runs."""
+        size = request.page_size or _PAGE
+        before = int(request.page_token) if request.page_token else None
+        states = {STATES[number - 1] for number in request.states}
+        found = self._supervisor.registry.page(size + 1, before, states)
+        page = found[:size]
+        return pb.ListResponse(
+            runs=[self._run(record) for record in page],
+            next_page_token=str(page[-1].number) if len(found) > size else "",
+        )
+
+    def Watch(self, request: pb.WatchRequest, context: grpc.ServicerContext) -> Iterator[pb.WatchResponse]:  # noqa: N802
+        """A run as it goes."""
+        interval_s = request.interval_s or _INTERVAL_S
+        with self._stream():
+            context.add_callback(self._supervisor.notify)  # a watcher that leaves frees its thread at once
+            version, said = -1, None
+            while context.is_active():
+                record = self._supervisor.record(request.run_id)
+                run = self._run(record)
+                if run != said:
+                    yield pb.WatchResponse(run=run)
+                    said, earliest = run, time.monotonic() + interval_s
+                if record.state in ENDED:
+                    return
+                if self._supervisor.stopping:
+                    raise RefusedError(
+                        grpc.StatusCode.UNAVAILABLE, "the server is stopping; the run goes on with the next"
+                    )
+                version = self._supervisor.wait(version, _PATIENCE_S)
+                while (rest := earliest - time.monotonic()) > 0 and context.is_active():
+                    time.sleep(min(rest, _PATIENCE_S))
+
+    def Pause(self, request: pb.PauseRequest, context: grpc.ServicerContext) -> pb.PauseResponse:  # noqa: N802
+        """Hold a run."""
+        link = self._supervisor.link(request.run_id)
+        assert link.simulation is not None
+        answer = link.simulation.Pause(request, timeout=remaining_s(context), metadata=link.metadata)
+        self._supervisor.hold(request.run_id, held=True)
+        return answer
+
+    def Resume(self, request: pb.ResumeRequest, context: grpc.ServicerContext) -> pb.ResumeResponse:  # noqa: N802
+        """Let a run go on."""
+        link = self._supervisor.link(request.run_id)
+        assert link.simulation is not None
+        answer = link.simulation.Resume(request, timeout=remaining_s(context), metadata=link.metadata)
+        self._supervisor.hold(request.run_id, held=False)
+        return answer
+
+    def Cancel(self, request: pb.CancelRequest, context: grpc.ServicerContext) -> pb.CancelResponse:  # noqa: N802
+        """End a run."""
+        return pb.CancelResponse(run=self._run(self._supervisor.cancel(request.run_id)))
+
+    def Delete(self, request: pb.DeleteRequest, context: grpc.ServicerContext) -> pb.DeleteResponse:  # noqa: N802
+        """Forget a run."""
+        self._supervisor.delete(request.run_id)
+        return pb.DeleteResponse()
+
+    def GetResults(  # noqa: N802
+        self, request: pb.GetResultsRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.GetResultsResponse]:
+        """What a run left."""
+        record = self._supervisor.record(request.run_id)
+        if record.state != "finished":
+            raise RefusedError(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"run {record.id} is {record.state}: only finished runs have results",
+            )
+        with self._stream():
+            yield from send_files(self._supervisor.folder(record.id).results, request.names)
+
+    def _run(self, record: Record) -> pb.Run:
+        run = pb.Run(
+            id=record.id,
+            name=record.name,
+            state=_state(record),
+            options=pb.LaunchOptions(speed=record.speed, paused=record.start_paused),
+            created_at=_timestamp(record.created_s),
+            started_at=_timestamp(record.started_s),
+            ended_at=_timestamp(record.ended_s),
+            progress=self._supervisor.progress(record),
+            error=record.error,
+            restarts=record.restarts,
+        )
+        if record.state == "queued":
+            run.queue_position = self._supervisor.queue_position(record)
+        return run
+
+    @contextmanager
+    def _stream(self) -> Iterator[None]:
+        if not self._streams.acquire(blocking=False):
+            raise RefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many streams are open; try again later")
+        try:
+            yield
+        finally:
+            self._streams.release()
+
+
+def remaining_s(context: grpc.ServicerContext) -> float:
+    """Seconds that a call made for this one may take."""
+    remaining = context.time_remaining()
+    return _LONGEST_CALL_S if remaining is None else min(remaining, _LONGEST_CALL_S)
+
+
+def _state(record: Record) -> pb.RunState.ValueType:
+    return pb.RunState.Value(f"RUN_STATE_{record.state.upper()}")
+
+
+def _timestamp(seconds: float | None) -> Timestamp | None:
+    if seconds is None:
+        return None
+    stamp = Timestamp()
+    stamp.FromNanoseconds(int(seconds * 1e6) * 1000)
+    return stamp

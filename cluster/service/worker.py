@@ -1,0 +1,200 @@
+"""One run in a process of its own: `python -m pimserve.cluster.service.worker RUN_FOLDER [--paused]`.
+
+It takes the run's lock, listens on a port of the loopback interface for the server that started it (or for one that
+was started later), runs the scenario from its last checkpoint, and writes how it ended. It ends by itself, to be
+continued later, when it gets SIGTERM or when there has been no server for long.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import logging
+import os
+import secrets
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from pimserve.cluster.run import prepare, run
+from pimserve.cluster.scenario import Scenario, load_scenario
+from pimserve.cluster.service.control import LiveControl, StoppedError
+from pimserve.cluster.service.endpoint import make_server
+from pimserve.cluster.service.folders import SERVER_FILE, RunFolder, read_json, take_lock, write_json
+from pimserve.cluster.service.latencies import RunningLatencies
+from pimserve.cluster.service.live import LiveScheduler, LiveSimulation, Site, progress_of
+from pimserve.cluster.service.process import LOCKED, TO_BE_CONTINUED, Process
+from pimserve.errors import PimserveError
+from pimserve.scheduler.control import RunCancelledError
+from pimserve.v1 import scheduler_pb2_grpc, simulation_pb2_grpc
+
+Runner = Callable[..., dict[str, Any]]
+
+LOG = logging.getLogger("worker")
+_SWITCH_S = 0.001  # so that calls are answered while the run goes on
+_THREADS = 16
+_WITHOUT_SERVER_S = 600.0
+_LOOK_S = 5.0
+_LAST_WORDS_S = 0.5  # for calls that are being answered
+_WINDOW_AT_MOST_S = 30.0  # in which a run that is stopped has to reach a window's end
+
+
+def main() -> None:
+    """Entry point of the process."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--paused", action="store_true")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    sys.setswitchinterval(_SWITCH_S)
+    gc.freeze()  # what is loaded stays: the collector need not look at it again
+    code = work(RunFolder(arguments.folder.resolve()), held=arguments.paused)
+    sys.stderr.flush()
+    os._exit(code)  # the run is over; a thread in the middle of a call is not waited for
+
+
+def work(folder: RunFolder, *, held: bool = False, runner: Runner = run) -> int:
+    """Run what lies in the folder to its end; returns the exit code.
+
+    Args:
+        folder: of the run.
+        held: begin held.
+        runner: runs a scenario, as `pimserve.cluster.run.run` does.
+    """
+    lock = take_lock(folder.lock)
+    if lock is None:
+        LOG.error("another process has this run")
+        return LOCKED
+    with lock:
+        control: LiveControl | None = None
+        try:
+            if folder.finished:  # killed after the last step
+                outcome = _finished(read_json(folder.results / "summary.json") or {})
+            else:
+                options = read_json(folder.options) or {}
+                scenario = load_scenario(folder.scenario)
+                control, site = _prepare(folder, scenario, speed=float(options["speed"]), held=held)
+                outcome = _finished(_run(folder, scenario, control, site, runner))
+        except StoppedError:
+            LOG.info("stopped, to be continued")
+            return TO_BE_CONTINUED
+        except Exception as error:  # noqa: BLE001 whatever it is, the server is told
+            outcome = {**_verdict(error), "progress": _so_far(control)}
+        write_json(folder.outcome, outcome)
+        shutil.rmtree(folder.checkpoints, ignore_errors=True)
+        return 0
+
+
+def _run(folder: RunFolder, scenario: Scenario, control: LiveControl, site: Site, runner: Runner) -> dict[str, Any]:
+    """Run the scenario, and answer calls meanwhile; returns the summary."""
+    endpoint = _listen(folder, site, control)
+    over = threading.Event()
+    threading.Thread(target=_stop_without_server, args=(folder, control, over), daemon=True).start()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: _stop(control))
+    try:
+        return runner(scenario, folder.results, control=control, checkpoints=folder.checkpoints)
+    finally:
+        over.set()
+        control.end()
+        endpoint.stop(_LAST_WORDS_S).wait()
+        folder.worker.unlink(missing_ok=True)
+
+
+def _prepare(folder: RunFolder, scenario: Scenario, *, speed: float, held: bool) -> tuple[LiveControl, Site]:
+    model, replica, _ = prepare(scenario)
+    latencies = RunningLatencies(scenario.slo, warmup_s=scenario.run.warmup_s, frontend_ps=replica.plan.frontend_ps)
+    site = Site(
+        run_id=folder.id,
+        model=model.name,
+        device=scenario.load_device().spec.name,
+        devices=scenario.cluster.split.devices,
+        replicas=scenario.cluster.replicas,
+        replica=replica,
+    )
+    return LiveControl(latencies, speed=speed, held=held), site
+
+
+def _listen(folder: RunFolder, site: Site, control: LiveControl) -> grpc.Server:
+    """Start the endpoint, and say where it is."""
+    token = secrets.token_urlsafe(32)
+    server = make_server(_THREADS, token)
+    live = LiveSimulation(site, control)  # type: ignore[abstract]  # the other methods are the server's
+    simulation_pb2_grpc.add_SimulationServiceServicer_to_server(live, server)
+    scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(LiveScheduler(site, control), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    address = {"address": f"127.0.0.1:{port}", "token": token}
+    write_json(folder.worker, {**Process.of(os.getpid()).document(), **address})
+    return server
+
+
+def _finished(summary: dict[str, Any]) -> dict[str, Any]:
+    requests = summary["requests"]
+    return {
+        "state": "finished",
+        "error": "",
+        "progress": {
+            "simulated_s": summary["end_s"],
+            "requests": requests["total"],
+            "arrived": requests["total"],
+            "finished": requests["finished"],
+            "rejected": requests["rejected"],
+            "waiting": requests["unfinished"],
+            "steps": summary["batch"]["steps"],
+        },
+    }
+
+
+def _verdict(error: Exception) -> dict[str, Any]:
+    """How a run ended that did not finish."""
+    if isinstance(error, RunCancelledError):
+        return {"state": "cancelled", "error": ""}
+    if isinstance(error, PimserveError):
+        return {"state": "failed", "error": str(error)}
+    if isinstance(error, MemoryError):
+        return {"state": "failed", "error": "out of memory: a smaller workload needs less"}
+    LOG.error("internal error", exc_info=error)
+    message = f"internal error: {type(error).__name__}: {error}; the run's worker.log has more"
+    return {"state": "failed", "error": message}
+
+
+def _so_far(control: LiveControl | None) -> dict[str, Any]:
+    """How far it came."""
+    if control is None or control.snapshot is None:
+        return {}
+    return {field.name: value for field, value in progress_of(control.snapshot).ListFields()}
+
+
+def _stop_without_server(folder: RunFolder, control: LiveControl, over: threading.Event) -> None:
+    """Stop the run when there has been no server for long."""
+    file = folder.path.parents[1] / SERVER_FILE
+    last = time.monotonic()
+    while not over.wait(_LOOK_S):
+        server = read_json(file)
+        if server is not None and Process.from_document(server).alive():
+            last = time.monotonic()
+        elif time.monotonic() - last > _WITHOUT_SERVER_S:
+            LOG.info("no server for %g s", _WITHOUT_SERVER_S)
+            _stop(control)
+            return
+
+
+def _stop(control: LiveControl) -> None:
+    """Stop the run at the end of its window, or at once if that does not come; it goes on from its checkpoint."""
+    # In a thread: a signal may come while this one has the control's lock.
+    threading.Thread(target=control.stop, daemon=True).start()
+    timer = threading.Timer(_WINDOW_AT_MOST_S, os._exit, (TO_BE_CONTINUED,))
+    timer.daemon = True
+    timer.start()
+
+
+if __name__ == "__main__":
+    main()

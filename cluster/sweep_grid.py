@@ -1,0 +1,195 @@
+"""The grid of a sweep: from `--grid path=v1,v2` to points, each a scenario, all checked before anything runs."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pimserve.cluster.run import scenario_digest
+from pimserve.cluster.scenario import Scenario, load_scenario
+from pimserve.device_models.catalogue import parse_document
+from pimserve.errors import InputError, shortened
+
+MAX_RUNS = 10_000
+_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+_RANGE = re.compile(r"(-?\d{1,18})\.\.(-?\d{1,18})(?:\.\.(\d{1,18}))?")
+_SEED = "run.seed"
+_LONGEST_NAME = 80
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """A key of the scenario and the values that it takes."""
+
+    path: str
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run of a point: its seed, its scenario, and what its summary will have as scenario_digest."""
+
+    seed: int
+    scenario: Scenario
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One place of the grid. `name` is its folder; its runs differ in their seed only."""
+
+    name: str
+    settings: Mapping[str, Any]
+    runs: tuple[Run, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """What a sweep runs. `identity` says whether two sweeps are the same one, whatever their number of seeds."""
+
+    name: str
+    axes: tuple[Axis, ...]
+    points: tuple[Point, ...]
+    identity: str
+
+
+def load_grid(path: Path | None, overrides: Sequence[str], grid: Sequence[str], repeat: int) -> Grid:
+    """All points of a sweep, in the order of nested loops, the last axis the innermost.
+
+    Args:
+        path: the scenario (YAML); None for the embedded one.
+        overrides: "path=value" each, for all points.
+        grid: "path=v1,v2" each: values in YAML, or ranges of whole numbers, first..last or first..last..step.
+        repeat: runs of each point, with the seeds run.seed, run.seed + 1, and so on: the same for all points.
+
+    Raises:
+        InputError: a value of the grid, or the scenario, is not acceptable.
+    """
+    axes = _axes(grid, overrides, repeat)
+    number = math.prod(len(axis.values) for axis in axes) * repeat
+    if number > MAX_RUNS:
+        raise InputError("--grid", f"{number:,} runs are too many; at most {MAX_RUNS:,}")
+    base = load_scenario(path, overrides)
+    short = labels([axis.path for axis in axes])
+    names: set[str] = set()
+    points = []
+    for values in itertools.product(*(axis.values for axis in axes)):
+        settings = {axis.path: value for axis, value in zip(axes, values, strict=True)}
+        changes = [f"{key}={_yaml(value)}" for key, value in settings.items()]
+        name = _folder(dict(zip(short, values, strict=True)), names)
+        runs = []
+        try:
+            first = load_scenario(path, [*overrides, *changes])
+            for seed in range(first.run.seed, first.run.seed + repeat):
+                run = (
+                    first if seed == first.run.seed else load_scenario(path, [*overrides, *changes, f"{_SEED}={seed}"])
+                )
+                runs.append(Run(seed, run, scenario_digest(run)))
+        except InputError as error:
+            raise InputError(f"--grid {shortened(' '.join(changes))}", str(error)) from None
+        points.append(Point(name, settings, tuple(runs)))
+    document = {"scenario": scenario_digest(base), "grid": [[axis.path, list(axis.values)] for axis in axes]}
+    identity = hashlib.sha256(json.dumps(document, default=str).encode()).hexdigest()
+    return Grid(base.name, axes, tuple(points), identity)
+
+
+def _axes(grid: Sequence[str], overrides: Sequence[str], repeat: int) -> tuple[Axis, ...]:
+    if not grid:
+        raise InputError("--grid", "is needed, such as --grid cluster.replicas=1,2,4")
+    fixed = {override.partition("=")[0].strip() for override in overrides}
+    axes: list[Axis] = []
+    for text in grid:
+        axis, where = _axis(text), f"--grid {shortened(text)}"
+        for other in axes:
+            if axis.path == other.path:
+                raise InputError(where, f"{axis.path} has a --grid already; list all its values there")
+            if other.path.startswith(f"{axis.path}."):
+                raise InputError(where, f"would undo --grid {other.path}; give it before that")
+        if axis.path in fixed:
+            raise InputError(where, f"{axis.path} is given by --set too")
+        if axis.path == _SEED and repeat > 1:
+            raise InputError(where, "--repeat takes seeds of its own; give one of the two")
+        axes.append(axis)
+    return tuple(axes)
+
+
+def _axis(text: str) -> Axis:
+    where = f"--grid {shortened(text)}"
+    path, equals, listed = text.partition("=")
+    if not equals or not _PATH.fullmatch(path.strip()):
+        raise InputError(where, "must be path=v1,v2,..., such as cluster.replicas=1,2,4")
+    if "\n" in text:
+        raise InputError(where, "must be a single line")
+    try:
+        given = parse_document(f"value: [{listed}]", "")["value"]
+    except InputError as error:
+        raise InputError(where, error.message) from None
+    except (ValueError, RecursionError, yaml.reader.ReaderError) as error:
+        raise InputError(where, f"not valid YAML: {error}") from None
+    values: list[Any] = []
+    for value in given:
+        for each in _expanded(value, where):
+            if any(each == other and type(each) is type(other) for other in values):
+                raise InputError(where, f"has {shortened(_yaml(each))} twice")
+            values.append(each)
+    if not values:
+        raise InputError(where, "has no values; list them, such as 1,2,4 or 1..8")
+    return Axis(path.strip(), tuple(values))
+
+
+def _expanded(value: object, where: str) -> Sequence[Any]:
+    """The numbers of a range; anything else is one value."""
+    found = _RANGE.fullmatch(value) if isinstance(value, str) else None
+    if found is None:
+        return [value]
+    first, last, step = int(found[1]), int(found[2]), int(found[3] or 1)
+    if last < first or step == 0:
+        raise InputError(where, f"{value}: a range goes up, first..last or first..last..step, with a step of 1 or more")
+    numbers = range(first, last + 1, step)
+    if len(numbers) > MAX_RUNS:
+        raise InputError(where, f"{value}: {len(numbers):,} values are too many; at most {MAX_RUNS:,} runs")
+    return numbers
+
+
+def _yaml(value: object) -> str:
+    """A value as one line of YAML that is read back as the same."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=math.inf, allow_unicode=True)
+    return text.removesuffix("...\n").strip()
+
+
+def labels(paths: Sequence[str]) -> list[str]:
+    """Short names of the axes: the shortest ends of their paths that tell them apart."""
+    found = []
+    for path in paths:
+        parts = path.split(".")
+        ends = (".".join(parts[-length:]) for length in range(1, len(parts) + 1))
+        alike = [other for other in paths if other != path]
+        found.append(next((end for end in ends if not any(f".{o}".endswith(f".{end}") for o in alike)), path))
+    return found
+
+
+def shown(value: object) -> str:
+    """A value of the grid for people: a mapping by its preset or name."""
+    if isinstance(value, Mapping):
+        return str(value.get("preset") or value.get("name") or _yaml(value))
+    return _yaml(value)
+
+
+def _folder(settings: Mapping[str, Any], taken: set[str]) -> str:
+    """A readable name for the folder of a point that no other point has."""
+    plain = ",".join(f"{key}={shown(value)}" for key, value in settings.items())
+    name = re.sub(r"[^A-Za-z0-9._=,+-]+", "-", plain)
+    if len(name) > _LONGEST_NAME or name in taken:
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:8]
+        name = f"{name[:_LONGEST_NAME]}-{digest}"
+    taken.add(name)
+    return name

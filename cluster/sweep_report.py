@@ -1,0 +1,107 @@
+"""A sweep as tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from pimserve.cluster.figures import ABSENT, figure, scale, share
+from pimserve.cluster.sweep_figures import FIGURES, Figure
+from pimserve.cluster.sweep_grid import labels, shown
+
+_FRONT = "* on the Pareto front: no other point has as many output tokens/s per device at as low a TPOT p99"
+_MEANS = "means of {n} seeds, the same for all points, +- 95 % confidence interval"
+_DIFFERENCES = "differences to {baseline}, paired by seed, +- 95 % confidence interval"
+
+
+def sweep_report(document: Mapping[str, Any], screen: Console) -> RenderableType:
+    """Key figures of all points, their differences to the baseline where there are several seeds, and what failed."""
+    points, seeds = document["points"], document["seeds"]
+    parts: list[RenderableType] = _tables(document, points, "figures", screen)
+    if document["pareto"]["front"]:
+        parts += ["", Text(_FRONT)]
+    if len(seeds) > 1:
+        parts += [Text(_MEANS.format(n=len(seeds)))]
+        differing = [point for point in points if "difference_to_baseline" in point]
+        if differing:
+            title = Text(_DIFFERENCES.format(baseline=document["baseline"]), style="bold")
+            parts += ["", title, *_tables(document, differing, "difference_to_baseline", screen)]
+    for point in points:
+        errors = dict.fromkeys(run["error"] for run in point["runs"] if run["status"] == "failed")
+        if errors:
+            parts += ["", Text(f"failed: {point['name']}", style="bold")]
+            parts += [Padding(Text(error), (0, 0, 0, 2)) for error in errors]
+    return Group(*parts)
+
+
+def _tables(
+    document: Mapping[str, Any], points: Sequence[Mapping[str, Any]], part: str, screen: Console
+) -> list[RenderableType]:
+    """All figures, in as few tables as the screen's width allows."""
+    shown_figures = [
+        f
+        for f in FIGURES
+        if any(_mean(point, part, f) is not None for point in points) and (f.unit != "flag" or part == "figures")
+    ]
+    unbounded = screen.options.update(width=10_000)
+    parts: list[RenderableType] = []
+    while shown_figures or not parts:
+        taken = len(shown_figures)
+        table = _table(document, points, part, shown_figures)
+        while taken > 1 and screen.measure(table, options=unbounded).maximum > screen.width:
+            taken -= 1
+            table = _table(document, points, part, shown_figures[:taken])
+        parts += [""] * bool(parts) + [table]
+        shown_figures = shown_figures[taken:]
+    return parts
+
+
+def _table(
+    document: Mapping[str, Any], points: Sequence[Mapping[str, Any]], part: str, figures: Sequence[Figure]
+) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    paths = list(document["grid"])
+    for label in labels(paths):
+        table.add_column(label, overflow="fold")
+    table.add_column("")
+    writers = []
+    for each in figures:
+        size, unit = _size(points, part, each)
+        table.add_column(f"{each.heading}, {unit}" if unit else each.heading, justify="right", no_wrap=True)
+        writers.append(_writer(each, size, len(document["seeds"])))
+    for point in points:
+        state = "*" if point.get("pareto") else "" if point["status"] == "done" else point["status"]
+        cells = [write(point.get(part, {}).get(each.key)) for each, write in zip(figures, writers, strict=True)]
+        table.add_row(*(Text(shown(point["settings"][path])) for path in paths), state, *cells)
+    return table
+
+
+def _mean(point: Mapping[str, Any], part: str, each: Figure) -> float | None:
+    value: float | None = point.get(part, {}).get(each.key, {}).get("mean")
+    return value
+
+
+def _size(points: Sequence[Mapping[str, Any]], part: str, each: Figure) -> tuple[float, str]:
+    if each.unit not in {"s", "J"}:
+        return 1.0, ""
+    return scale([_mean(point, part, each) for point in points], each.unit)
+
+
+def _writer(each: Figure, size: float, runs: int) -> Callable[[Mapping[str, float | None] | None], str]:
+    """What writes a mean and its confidence interval in that unit; of flags, how many of the runs have it."""
+    write = share if each.unit == "share" else figure
+
+    def cell(estimate: Mapping[str, float | None] | None) -> str:
+        if estimate is None or estimate["mean"] is None:
+            return ABSENT
+        mean, ci95 = estimate["mean"], estimate["ci95"]
+        if each.unit == "flag":
+            return f"{round(mean * runs)} of {runs}" if runs > 1 else "yes" if mean else "no"
+        return write(mean / size) if ci95 is None else f"{write(mean / size)} +-{write(ci95 / size)}"
+
+    return cell

@@ -1,0 +1,77 @@
+"""Running latencies are those of the summary, whatever the portions in which requests leave."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pimserve.cluster.run import serve
+from pimserve.cluster.scenario import load_scenario
+from pimserve.cluster.service.latencies import RunningLatencies
+from pimserve.scheduler.requests import FINISHED, WAITING, RequestTable
+from pimserve.scheduler.slo import SloSpec
+
+NOTHING = np.zeros(0, np.int64)
+
+
+@pytest.fixture(scope="module", params=[0.0, 20.0])
+def finished(request):
+    """A run, with and without a warm-up."""
+    warmup_s = request.param
+    settings_ = ["workload.num_requests=400", "slo.ttft_s=0.02", "slo.tpot_s=0.0043", "slo.e2e_s=2"]
+    scenario = load_scenario(None, [*settings_, f"run.warmup_s={warmup_s}", "costs.setting=ideal"])
+    summary, served = serve(scenario)
+    return scenario, summary, served
+
+
+def test_they_are_those_of_the_summary(finished):
+    scenario, summary, served = finished
+    running = RunningLatencies(scenario.slo, warmup_s=scenario.run.warmup_s)
+    # A measured window ends with the last arrival, which is not in it.
+    measured = len(served.table) - (scenario.run.warmup_s > 0)
+    order = np.argsort(served.table["finish_ps"][:measured])
+    for portion in np.array_split(order, 17):
+        running.add(served.table.columns, portion)
+    found = running.document((50, 90, 99))
+    for name in ("ttft", "tpot", "e2e", "queue"):
+        exact = summary["latency_s"][name]
+        assert found["latencies"][name]["count"] == exact["n"]
+        assert found["latencies"][name]["mean_s"] == pytest.approx(exact["mean"], rel=1e-9)
+        for percent in (50, 90, 99):
+            assert found["latencies"][name]["percentiles"][percent] == pytest.approx(exact[f"p{percent}"], rel=2**-11)
+    assert 0 < found["good"] < found["left"]
+    assert found["good"] / found["left"] == summary["slo"]["attainment"]
+    assert found["limits"] == summary["slo"]["limits"]
+
+
+def test_nothing_yet():
+    running = RunningLatencies(SloSpec())
+    running.add(RequestTable(np.zeros(1, np.int64), np.ones(1), np.ones(1), 10).columns, NOTHING)
+    found = running.document((50,))
+    assert found["latencies"]["ttft"] == {"count": 0, "mean_s": None, "percentiles": {50: None}}
+    assert (found["left"], found["good"]) == (0, 0)
+
+
+@settings(max_examples=30)
+@given(st.lists(st.integers(0, 2**62), min_size=1, max_size=20), st.integers(0, 10**12))
+def test_latencies_of_any_length_fit(spans_ps, frontend_ps):
+    n = len(spans_ps)
+    table = RequestTable(np.zeros(n, np.int64), np.ones(n), np.full(n, 2), 10)
+    table["status"][:] = FINISHED
+    for name in ("first_scheduled_ps", "first_token_ps"):
+        table[name][:] = 0
+    table["finish_ps"][:] = spans_ps
+    running = RunningLatencies(SloSpec(e2e_s=1), frontend_ps=frontend_ps)
+    running.add(table.columns, np.arange(n))
+    found = running.document((100,))
+    longest = min((max(spans_ps) + frontend_ps) / 1e12, 2**63 / 1e15)
+    assert found["latencies"]["e2e"]["percentiles"][100] == pytest.approx(max(longest, 1e-12), rel=2**-10)
+    assert found["good"] == sum((span + frontend_ps) / 1e12 <= 1 for span in spans_ps)
+
+
+def test_requests_that_have_not_left_do_not_count():
+    table = RequestTable(np.zeros(3, np.int64), np.ones(3), np.ones(3), 10)
+    assert (table["status"] == WAITING).all()
+    running = RunningLatencies(SloSpec(ttft_s=1))
+    running.add(table.columns, np.flatnonzero(table["status"] != WAITING))
+    assert running.document(())["left"] == 0

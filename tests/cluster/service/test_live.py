@@ -1,0 +1,235 @@
+"""A worker, its endpoint and a real run in this process."""
+
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import pytest
+
+from pimserve.cluster.run import run, serve
+from pimserve.cluster.scenario import load_scenario
+from pimserve.cluster.service.folders import DataFolder, read_json
+from pimserve.cluster.service.process import LOCKED, TO_BE_CONTINUED
+from pimserve.cluster.service.worker import work
+from pimserve.errors import InputError
+from pimserve.v1 import scheduler_pb2 as sched
+from pimserve.v1 import simulation_pb2 as sim
+from tests.cluster.service.harness import prepared
+
+ID = {"run_id": "abcd"}
+SMALL = ("workload.num_requests=60",)
+LONG = ("workload.num_requests=100000", "output.steps=false")
+
+
+def in_a_thread(folder, runner):
+    """The exit code of a worker that is not alone in its process."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work, folder, runner=runner).result(30)
+
+
+def refused(worker, method, request):
+    with pytest.raises(grpc.RpcError) as caught:
+        worker.call(method, request)
+    return caught.value.code(), caught.value.details()
+
+
+def started(worker):
+    """Wait for the first window of a run that is held."""
+    while True:
+        try:
+            return worker.call("GetReplicas", sched.GetReplicasRequest(**ID))
+        except grpc.RpcError as error:
+            if error.details() != "the run is starting; try again":
+                raise
+
+
+def test_watching_and_asking_change_no_bit_of_the_results(worker):
+    each = worker(*SMALL)
+    started(each)
+    each.call("Resume", sim.ResumeRequest(**ID))
+    seen = list(each.simulation.Watch(sim.WatchRequest(**ID, interval_s=0.05), metadata=each.metadata))
+    assert all(answer.run.id == "abcd" for answer in seen)
+    outcome = each.outcome()
+    assert (outcome["state"], each.code) == ("finished", 0)
+    summary, _ = serve(load_scenario(each.folder.scenario))
+    theirs = json.loads((each.folder.results / "summary.json").read_text())
+    assert theirs["digest"] == summary["digest"]
+    assert outcome["progress"]["finished"] == 60
+    assert outcome["progress"]["steps"] == summary["batch"]["steps"]
+    assert not each.folder.worker.exists()
+    assert not each.folder.checkpoints.exists()
+
+
+def test_replicas_and_placement(worker):
+    each = worker(*LONG, "cluster.replicas=3")
+    found = started(each)
+    assert [replica.replica for replica in found.replicas] == [0, 1, 2]
+    assert all(replica.up and replica.kv_blocks > 0 for replica in found.replicas)
+    placement = each.call("GetPlacement", sched.GetPlacementRequest(**ID))
+    assert (placement.model, placement.device) == ("mixtral-8x7b", "duplex")
+    assert [replica.first_device for replica in placement.replicas] == [0, 4, 8]
+    assert placement.replicas[0].devices == 4
+    assert placement.replicas[0].parallelism["tensor"] == "4"
+
+
+def test_lives_of_requests_are_as_of_the_windows_end(worker):
+    each = worker(*LONG, speed=50)
+    started(each)
+    first = each.call("DescribeRequest", sched.DescribeRequestRequest(**ID, request=0))
+    assert first.state == sched.REQUEST_STATE_EXPECTED
+    assert first.HasField("arrival_s")
+    assert not first.HasField("replica")
+    last = each.call("DescribeRequest", sched.DescribeRequestRequest(**ID, request=99_999))
+    assert last.state == sched.REQUEST_STATE_EXPECTED
+
+    each.call("Resume", sim.ResumeRequest(**ID))
+    states = set()
+    while first.state != sched.REQUEST_STATE_FINISHED:
+        first = each.call("DescribeRequest", sched.DescribeRequestRequest(**ID, request=0))
+        states.add(first.state)
+        times = [getattr(first, f"{name}_s") for name in ("arrival", "first_scheduled", "first_token", "finish")]
+        happened = [time for time in times if time]
+        assert happened == sorted(happened)
+        assert all(time <= first.simulated_s for time in happened[1:])
+    assert first.preemptions == 0
+    assert refused(each, "DescribeRequest", sched.DescribeRequestRequest(**ID, request=100_000)) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "request: the run has 100,000 requests, from 0 (got 100000)",
+    )
+
+
+def test_latencies_and_ledgers_grow(worker):
+    each = worker(*LONG, "slo.ttft_s=1")
+    started(each)
+    nothing = each.call("GetLatencies", sched.GetLatenciesRequest(**ID))
+    assert [latency.name for latency in nothing.latencies] == ["ttft", "tpot", "e2e", "queue"]
+    assert not nothing.latencies[0].HasField("mean_s")
+    assert not nothing.slo.HasField("attainment")
+    each.call("Resume", sim.ResumeRequest(**ID))
+    found = nothing
+    while not found.slo.left:
+        found = each.call("GetLatencies", sched.GetLatenciesRequest(**ID, percentiles=[50, 99.9]))
+    assert [percentile.percent for percentile in found.latencies[0].percentiles] == [50, 99.9]
+    assert found.latencies[0].percentiles[0].value_s <= found.latencies[0].percentiles[1].value_s
+    assert 0 < found.slo.attainment <= 1
+    assert dict(found.slo.limits_s) == {"ttft_s": 1}
+    ledgers = each.call("GetLedgers", sched.GetLedgersRequest(**ID))
+    assert ledgers.ledgers[0].dynamic_joules > 0
+    assert ledgers.ledgers[0].output_tokens > 0
+    assert sum(ledgers.ledgers[0].busy_s.values()) > 0
+
+
+def test_changes_take_effect_and_say_when(worker):
+    each = worker(*LONG, "cluster.replicas=2")
+    started(each)
+    changed = each.call("ChangeScheduler", sched.ChangeSchedulerRequest(**ID, router="least_outstanding"))
+    assert changed.simulated_s == 1e-15
+    before = each.call("DescribeRequest", sched.DescribeRequestRequest(**ID, request=99_999)).arrival_s
+    assert each.call("ScaleRate", sched.ScaleRateRequest(**ID, factor=4)).simulated_s == 1e-15
+    after = each.call("DescribeRequest", sched.DescribeRequestRequest(**ID, request=99_999)).arrival_s
+    assert after == pytest.approx(before / 4)
+
+    injected = each.call(
+        "InjectRequests", sched.InjectRequestsRequest(**ID, input_tokens=[7, 8], output_tokens=[3, 4], delay_s=1)
+    )
+    for number, (inputs, outputs) in enumerate([(7, 3), (8, 4)], start=injected.first_request):
+        found = each.call("DescribeRequest", sched.DescribeRequestRequest(**ID, request=number))
+        assert (found.input_tokens, found.output_tokens) == (inputs, outputs)
+        assert found.arrival_s == pytest.approx(1)
+    again = each.call("GetReplicas", sched.GetReplicasRequest(**ID))
+    assert len(again.replicas) == 2
+
+
+@pytest.mark.parametrize(
+    ("method", "request_", "message"),
+    [
+        ("ChangeScheduler", sched.ChangeSchedulerRequest(**ID), "nothing to change"),
+        (
+            "ChangeScheduler",
+            sched.ChangeSchedulerRequest(**ID, router="nope"),
+            "scheduler.router: unknown router 'nope'",
+        ),
+        (
+            "ChangeScheduler",
+            sched.ChangeSchedulerRequest(**ID, max_num_seqs=10**6),
+            "max_num_batched_tokens (2048) must be at least max_num_seqs (1000000)",
+        ),
+        (
+            "InjectRequests",
+            sched.InjectRequestsRequest(**ID, input_tokens=[1], output_tokens=[1, 2]),
+            "output_tokens: has 2",
+        ),
+        ("GetReplicas", sched.GetReplicasRequest(run_id="ffff"), "this is the process of run 'abcd'"),
+    ],
+)
+def test_what_cannot_be(worker, method, request_, message):
+    each = worker(*LONG)
+    started(each)
+    assert message in refused(each, method, request_)[1]
+    each.call("GetReplicas", sched.GetReplicasRequest(**ID))  # the run goes on
+
+
+def test_a_worker_talks_only_to_who_has_its_token(worker):
+    each = worker(*LONG)
+    started(each)
+    for metadata in ((), (("authorization", "Bearer wrong"),)):
+        with pytest.raises(grpc.RpcError) as caught:
+            each.scheduler.GetReplicas(sched.GetReplicasRequest(**ID), metadata=metadata, timeout=5)
+        assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_a_cancelled_run_leaves_nothing(worker):
+    each = worker(*LONG)
+    started(each)
+    each.call("Cancel", sim.CancelRequest(**ID))
+    assert each.outcome()["state"] == "cancelled"
+    assert not each.folder.results.exists()
+    assert not each.folder.checkpoints.exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (InputError("run.seed", "is bad"), "run.seed: is bad"),
+        (MemoryError(), "out of memory: a smaller workload needs less"),
+        (ZeroDivisionError("oops"), "internal error: ZeroDivisionError: oops; the run's worker.log has more"),
+    ],
+)
+def test_a_run_that_fails_says_why(tmp_path, error, message):
+    def fails(*_, **__):
+        raise error
+
+    folder = prepared(DataFolder(tmp_path), *SMALL)
+    assert in_a_thread(folder, fails) == 0
+    assert read_json(folder.outcome) == {"state": "failed", "error": message, "progress": {}}
+
+
+def test_results_that_are_there_are_not_computed_again(tmp_path):
+    folder = prepared(DataFolder(tmp_path), *SMALL)
+    run(load_scenario(folder.scenario), folder.results)
+    assert in_a_thread(folder, None) == 0
+    outcome = read_json(folder.outcome)
+    assert (outcome["state"], outcome["progress"]["finished"]) == ("finished", 60)
+
+
+def test_a_run_has_one_worker(worker):
+    each = worker(*LONG)
+    started(each)
+    assert in_a_thread(each.folder, None) == LOCKED
+
+
+@pytest.mark.parametrize("server", ["none", "gone", "there"])
+def test_a_run_without_a_server_stops_after_a_while_to_be_continued(worker, monkeypatch, server):
+    monkeypatch.setattr("pimserve.cluster.service.worker._LOOK_S", 0.01)
+    monkeypatch.setattr("pimserve.cluster.service.worker._WITHOUT_SERVER_S", 0.2)
+    monkeypatch.setattr("pimserve.cluster.service.worker._WINDOW_AT_MOST_S", 1e6)
+    each = worker(*LONG, server=server)
+    if server == "there":
+        started(each)
+        time.sleep(0.4)
+        assert each.call("GetReplicas", sched.GetReplicasRequest(**ID)).replicas
+    else:
+        assert each.outcome() is None
+        assert each.code == TO_BE_CONTINUED
+        assert not each.folder.worker.exists()

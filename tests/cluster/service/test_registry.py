@@ -1,0 +1,109 @@
+"""The registry: what goes in comes out, also after a crash; states only go forward."""
+
+import sqlite3
+import threading
+
+import pytest
+
+from pimserve.cluster.service.registry import Registry
+from pimserve.errors import InputError
+
+
+@pytest.fixture
+def registry(tmp_path):
+    opened = Registry(tmp_path / "registry.sqlite3")
+    yield opened
+    opened.close()
+
+
+def add(registry, run_id, key=""):
+    return registry.add(
+        run_id, f"name-{run_id}", speed=2.5, start_paused=True, idempotency_key=key, request_digest=f"d{run_id}"
+    )
+
+
+def test_a_run_from_launch_to_end(registry):
+    record = add(registry, "a", "key")
+    assert (record.state, record.name, record.speed, record.start_paused) == ("queued", "name-a", 2.5, True)
+    assert record.cancelled is False
+    assert registry.by_key("key") == registry.get("a") == record
+    registry.start("a", "running")
+    registry.hold("a", "paused")
+    assert registry.get("a").state == "paused"
+    assert registry.restarted("a").restarts == 1
+    registry.cancel("a")
+    assert registry.get("a").cancelled is True
+    registry.end("a", "failed", "why", {"steps": 3})
+    ended = registry.get("a")
+    assert (ended.state, ended.error, ended.progress) == ("failed", "why", '{"steps": 3}')
+    assert ended.created_s <= ended.started_s <= ended.ended_s
+
+
+def test_what_has_ended_stays_as_it_is(registry):
+    add(registry, "a")
+    registry.end("a", "cancelled", "", {})
+    ended = registry.get("a")
+    registry.start("a", "running")
+    registry.hold("a", "paused")
+    registry.cancel("a")
+    registry.end("a", "finished", "", {})
+    assert registry.get("a") == ended
+
+
+def test_runs_without_keys_do_not_collide_and_those_with_do(registry):
+    add(registry, "a")
+    add(registry, "b")
+    add(registry, "c", "key")
+    with pytest.raises(sqlite3.IntegrityError):
+        add(registry, "d", "key")
+    assert registry.get("d") is None
+    registry.remove("c")
+    add(registry, "d", "key")
+
+
+def test_pages_are_newest_first_and_do_not_skip_or_repeat(registry):
+    for number in range(25):
+        add(registry, f"r{number}")
+        if number % 5 == 0:
+            registry.end(f"r{number}", "finished", "", {})
+    seen, before = [], None
+    while page := registry.page(7, before, ()):
+        seen += [record.id for record in page]
+        before = page[-1].number
+    assert seen == [f"r{number}" for number in reversed(range(25))]
+    assert [record.id for record in registry.page(3, None, {"finished"})] == ["r20", "r15", "r10"]
+    assert [record.id for record in registry.in_states("finished")] == ["r0", "r5", "r10", "r15", "r20"]
+
+
+def test_it_is_there_again(tmp_path):
+    first = Registry(tmp_path / "r")
+    record = add(first, "a")
+    first.close()
+    second = Registry(tmp_path / "r")
+    assert second.get("a") == record
+    second.close()
+
+
+def test_other_files_are_refused(tmp_path):
+    (tmp_path / "text").write_text("not a database, but long enough to be looked at " * 100)
+    with pytest.raises(InputError, match="cannot be used as a registry"):
+        Registry(tmp_path / "text")
+    other = sqlite3.connect(tmp_path / "newer")
+    other.execute("PRAGMA user_version = 99")
+    other.close()
+    with pytest.raises(InputError, match="is of version 99; this pimserve reads 1"):
+        Registry(tmp_path / "newer")
+
+
+def test_threads_do_not_disturb_each_other(registry):
+    def work(name):
+        for number in range(20):
+            add(registry, f"{name}{number}")
+            registry.start(f"{name}{number}", "running")
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(registry.in_states("running")) == 80

@@ -1,0 +1,199 @@
+"""A server and its workers: the queue, what happens to workers, limits, and what the server says of runs."""
+
+import json
+import os
+import signal
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pimserve.cluster.client import Client, ServiceError
+from pimserve.cluster.results import load_summary
+from pimserve.cluster.run import serve
+from pimserve.cluster.scenario import load_scenario
+from pimserve.cluster.service.folders import read_json
+from pimserve.cluster.service.server import ServerOptions, serving
+from pimserve.cluster.service.supervisor import Limits
+from pimserve.errors import InputError
+from tests.cluster.service.harness import STAND_IN, refused, server_and_client, until
+
+SMALL = ["workload.num_requests=50"]
+LONG = ["workload.num_requests=100000", "output.steps=false"]
+pytestmark = pytest.mark.e2e
+
+TRACE = "arrival_s,input_tokens,output_tokens\n0,10,5\n1,20,6\n"
+
+
+def ended(client, run_id):
+    return list(client.watch(run_id, 0.05))[-1]
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory):
+    """Of a server that most tests share."""
+    folder = tmp_path_factory.mktemp("shared")
+    (folder / "traces").mkdir()
+    (folder / "traces" / "two.csv").write_text(TRACE)
+    with server_and_client(folder / "data", running=2, queued=20, traces=folder / "traces") as each:
+        yield each
+
+
+def test_a_run_from_launch_to_results(client, tmp_path):
+    launched = client.launch("name: mine", SMALL)
+    assert (launched.name, launched.restarts, launched.error) == ("mine", 0, "")
+    seen = list(client.watch(launched.id, 0.05))
+    assert seen[-1].state == "finished"
+    assert all(a.progress is None or a.progress.finished <= b.progress.finished for a, b in pairwise(seen))
+    assert seen[-1].created_at <= seen[-1].started_at <= seen[-1].ended_at
+
+    out = tmp_path / "results"
+    sizes = client.results(launched.id, out)
+    assert sizes == {path.name: path.stat().st_size for path in out.iterdir()}
+    assert set(sizes) == {"requests.npy", "scenario.yaml", "steps.npy", "summary.json"}
+    summary, _ = serve(load_scenario(None, ["name=mine", *SMALL]))
+    assert load_summary(out)["digest"] == summary["digest"]
+    assert len(np.load(out / "requests.npy")) == seen[-1].progress.finished == 50
+    assert client.results(launched.id, tmp_path / "one", ["summary.json"]) == {"summary.json": sizes["summary.json"]}
+    assert refused(client.results, launched.id, tmp_path / "two", ["../registry.sqlite3"])[0] == "INVALID_ARGUMENT"
+    assert not (tmp_path / "two").exists()
+    with pytest.raises(InputError, match="exists already"):
+        client.results(launched.id, out)
+    assert load_scenario_text(client.scenario(launched.id), tmp_path).workload.num_requests == 50
+    assert refused(client.replicas, launched.id) == (
+        "FAILED_PRECONDITION",
+        f"run {launched.id} is finished: only a run that goes on answers",
+    )
+    client.delete(launched.id)
+    assert refused(client.get, launched.id)[0] == "NOT_FOUND"
+
+
+def load_scenario_text(text, folder):
+    file = folder / "again.yaml"
+    file.write_text(text)
+    return load_scenario(file)
+
+
+def test_traces_of_the_servers_folder(client, tmp_path):
+    launched = client.launch("", trace="csv:two.csv")
+    assert ended(client, launched.id).progress.finished == 2
+    assert refused(client.launch, "", trace="csv:/etc/passwd") == (
+        "INVALID_ARGUMENT",
+        "workload.trace.path: no file '/etc/passwd' below the folder of the server's --traces",
+    )
+
+
+def test_runs_are_held_changed_and_ended_from_outside(client):
+    run = client.launch("", LONG, paused=True)
+    until(lambda: client.get(run.id).progress)
+    assert client.get(run.id).state == "paused"
+    assert client.pause(run.id) == 1e-15
+    injected = client.inject(run.id, [5], [6], 0.5)
+    assert client.request(run.id, injected.first_request).input_tokens == 5
+    assert client.scale_rate(run.id, 2) == 1e-15
+    assert client.change_scheduler(run.id, max_num_seqs=7) == 1e-15
+    assert client.resume(run.id) == 1e-15
+    assert client.get(run.id).state == "running"
+    until(lambda: client.latencies(run.id).left)
+    assert client.pause(run.id) > 1e-15
+    assert client.replicas(run.id).replicas[0].running <= 7
+    assert client.ledgers(run.id).ledgers[0].output_tokens > 0
+    assert client.placement(run.id).replicas[0].devices == 4
+    assert refused(client.delete, run.id) == (
+        "FAILED_PRECONDITION",
+        f"run {run.id} is paused: cancel it before you delete it",
+    )
+    client.cancel(run.id)
+    last = ended(client, run.id)
+    assert last.state == "cancelled"
+    assert last.progress.finished > 0
+    assert client.cancel(run.id).state == "cancelled"  # again changes nothing
+
+
+def test_a_run_that_fails_says_why(client):
+    run = client.launch("", ["run.warmup_s=100000", "workload.num_requests=5"])
+    last = ended(client, run.id)
+    assert last.state == "failed"
+    assert last.error.startswith("run.warmup_s: ")
+
+
+def test_lists_come_in_pages_and_by_state(client, monkeypatch):
+    monkeypatch.setattr("pimserve.cluster.client._PAGE", 2)
+    runs = [client.launch(f"name: n{number}", SMALL) for number in range(5)]
+    for run in runs:
+        ended(client, run.id)
+    listed = [run.id for run in client.list()]
+    assert len(listed) == len(set(listed))
+    assert [run_id for run_id in listed if run_id in {run.id for run in runs}] == [run.id for run in reversed(runs)]
+    assert {run.state for run in client.list(["finished"])} == {"finished"}
+
+
+def test_a_worker_that_dies_is_replaced_a_few_times(tmp_path):
+    with server_and_client(tmp_path / "data", running=2) as client:
+        unlucky, hopeless = client.launch("name: dies-twice", SMALL), client.launch("name: dies", SMALL)
+        last = ended(client, unlucky.id)
+        assert (last.state, last.restarts) == ("finished", 2)
+        last = ended(client, hopeless.id)
+        assert (last.state, last.restarts) == ("failed", 3)
+        assert "its process died 4 times (signal 9)" in last.error
+        assert (tmp_path / "data" / "runs" / hopeless.id / "starts").read_text() == "xxxx"
+
+
+def test_a_run_that_was_killed_goes_on_and_gives_the_same(tmp_path):
+    settings = ["workload.num_requests=4000"]
+    with server_and_client(tmp_path / "data") as client:
+        run = client.launch("", settings, paused=True)
+        until(lambda: client.get(run.id).progress)
+        worker = tmp_path / "data" / "runs" / run.id / "worker.json"
+        first = read_json(worker)["pid"]
+        os.kill(first, signal.SIGKILL)
+        until(lambda: client.get(run.id).restarts == 1)
+        until(lambda: (read_json(worker) or {"pid": first})["pid"] != first)
+        until(lambda: client.get(run.id).state == "paused")  # it stays held
+        until(lambda: not refused_or_none(client.resume, run.id))
+        assert ended(client, run.id).state == "finished"
+        client.results(run.id, tmp_path / "out", ["summary.json"])
+    summary, _ = serve(load_scenario(None, settings))
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["digest"] == summary["digest"]
+
+
+def refused_or_none(call, *arguments):
+    try:
+        call(*arguments)
+    except ServiceError as error:
+        return error
+    return None
+
+
+def test_the_disk_quota_holds_at_launch_and_while_runs_go_on(tmp_path):
+    with server_and_client(tmp_path / "data", disk_bytes=1_000_000) as client:
+        greedy = client.launch("name: greedy", SMALL)
+        last = ended(client, greedy.id)
+        assert (last.state, last.error) == ("failed", "disk quota: all runs together may take up 1,000,000 bytes")
+        assert refused(client.launch, "", SMALL) == (
+            "RESOURCE_EXHAUSTED",
+            "runs take up the 1,000,000 bytes that the server may use; delete some",
+        )
+        client.delete(greedy.id)
+        assert ended(client, client.launch("", SMALL).id).state == "finished"
+
+
+def test_a_server_that_stops_leaves_runs_to_the_next(tmp_path):
+    settings = ["workload.num_requests=20000"]
+    data = tmp_path / "data"
+    options = ServerOptions("127.0.0.1:0", data, Limits(1, 5, None), worker=STAND_IN)
+    with serving(options) as address, Client(address) as client:
+        held = client.launch("", settings, paused=True)
+        waiting = client.launch("", SMALL)
+        until(lambda: client.get(held.id).progress)
+        pid = read_json(data / "runs" / held.id / "worker.json")["pid"]
+    assert not Path(f"/proc/{pid}").exists()
+    assert not (data / "server.json").exists()
+    with server_and_client(data) as client:
+        assert client.get(held.id).state == "paused"
+        assert client.get(held.id).restarts == 0
+        assert client.get(waiting.id).state == "queued"
+        until(lambda: not refused_or_none(client.resume, held.id))
+        assert ended(client, held.id).state == "finished"
+        assert ended(client, waiting.id).state == "finished"

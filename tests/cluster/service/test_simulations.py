@@ -1,0 +1,118 @@
+"""The services of a server whose workers do nothing: what it checks, counts, refuses and says of itself."""
+
+import time
+from contextlib import ExitStack
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from pimserve.cluster.client import Client, ServiceError
+from pimserve.cluster.service.server import SERVICES, ServerOptions, serving
+from pimserve.cluster.service.supervisor import Limits
+from pimserve.errors import InputError
+from pimserve.v1 import simulation_pb2, simulation_pb2_grpc
+from tests.cluster.service.harness import STAND_IN, refused, server_and_client, until
+
+SMALL = ["workload.num_requests=50"]
+LONG = ["workload.num_requests=100000", "output.steps=false"]
+TRACE = "arrival_s,input_tokens,output_tokens\n0,10,5\n1,20,6\n"
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory):
+    """Of a server that most tests share."""
+    with server_and_client(tmp_path_factory.mktemp("shared"), queued=20) as each:
+        yield each
+
+
+def test_a_scenario_is_checked_before_it_is_launched(client):
+    found = client.validate("cluster: {device: h100, devices_per_node: 2, replicas: 3}")
+    assert (found.model, found.device, found.replicas, found.devices) == ("mixtral-8x7b", "h100", 3, 6)
+    with pytest.raises(ServiceError) as caught:
+        client.launch("cluster: {replicas: 0}\nworkload: {num_request: 3}")
+    assert caught.value.code == "INVALID_ARGUMENT"
+    assert [field for field, _ in caught.value.violations] == ["cluster.replicas", "workload.num_request"]
+    assert "did you mean num_requests?" in str(caught.value)
+
+
+def test_a_launch_that_is_repeated_launches_once(client):
+    first = client.launch("name: silent", SMALL, idempotency_key="once")
+    again = client.launch("name: silent", SMALL, idempotency_key="once")
+    assert first.id == again.id
+    assert refused(client.launch, "name: silent", LONG, idempotency_key="once")[0] == "ALREADY_EXISTS"
+
+
+def test_health_and_reflection(client):
+    with grpc.insecure_channel(client.address) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        for service in ("", *SERVICES):
+            status = health.Check(health_pb2.HealthCheckRequest(service=service), timeout=5).status
+            assert status == health_pb2.HealthCheckResponse.SERVING
+        reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
+        asked = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
+        [answer] = reflection.ServerReflectionInfo(asked, timeout=5)
+        assert set(SERVICES) <= {service.name for service in answer.list_services_response.service}
+
+
+def test_the_queue_is_bounded_and_first_come_first_served(tmp_path):
+    with server_and_client(tmp_path / "data", running=1, queued=2) as client:
+        first, second, third = (client.launch("name: silent", SMALL) for _ in range(3))
+        assert client.get(second.id).queue_position == 0
+        assert client.get(third.id).queue_position == 1
+        assert refused(client.launch, "", SMALL) == (
+            "RESOURCE_EXHAUSTED",
+            "the queue is full: 2 runs wait; try again later",
+        )
+        assert refused(client.replicas, third.id) == (
+            "FAILED_PRECONDITION",
+            f"run {third.id} is still in the queue",
+        )
+        assert client.cancel(second.id).state == "cancelled"
+        assert client.get(third.id).queue_position == 0
+        assert client.cancel(first.id).id == first.id
+        until(lambda: client.get(third.id).state == "running")
+        assert client.get(first.id).state == "cancelled"
+
+
+def test_one_folder_and_one_port_have_one_server(tmp_path):
+    limits = Limits(1, 1, None)
+    with serving(ServerOptions("127.0.0.1:0", tmp_path / "a", limits)) as address:
+        with (
+            pytest.raises(InputError, match="another server uses this folder"),
+            serving(ServerOptions("127.0.0.1:0", tmp_path / "a", limits)),
+        ):
+            pass
+        with (
+            pytest.raises(InputError, match="another program listens there"),
+            serving(ServerOptions(address, tmp_path / "b", limits)),
+        ):
+            pass
+    with (
+        pytest.raises(InputError, match=r"--token-file or --tls-client-ca"),
+        serving(ServerOptions("0.0.0.0:0", tmp_path / "c", limits)),
+    ):
+        pass
+    with (
+        pytest.raises(InputError, match="is no folder"),
+        serving(ServerOptions("127.0.0.1:0", tmp_path / "c", limits, traces=tmp_path / "none")),
+    ):
+        pass
+
+
+def test_watchers_are_told_when_the_server_stops(tmp_path):
+    options = ServerOptions("127.0.0.1:0", tmp_path, Limits(1, 5, None), worker=STAND_IN)
+    with ExitStack() as server:
+        address = server.enter_context(serving(options))
+        with grpc.insecure_channel(address) as channel, Client(address) as client:
+            run = client.launch("name: silent", SMALL)
+            stub = simulation_pb2_grpc.SimulationServiceStub(channel)
+            watching = stub.Watch(simulation_pb2.WatchRequest(run_id=run.id, interval_s=0.05))
+            next(watching)
+            began = time.monotonic()
+            server.close()
+            with pytest.raises(grpc.RpcError) as caught:
+                list(watching)
+            assert caught.value.details() == "the server is stopping; the run goes on with the next"
+            assert time.monotonic() - began < 10

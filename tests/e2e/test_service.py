@@ -1,0 +1,255 @@
+"""The service as people use it: `pimserve serve` and the commands that talk to it, also when processes are killed."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sysconfig
+import time
+from pathlib import Path
+
+import pytest
+
+PIMSERVE = Path(sysconfig.get_path("scripts")) / "pimserve"
+PATIENCE_S = 60.0
+
+pytestmark = pytest.mark.e2e
+
+
+def until(condition):
+    end = time.monotonic() + PATIENCE_S
+    while not (found := condition()):
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)
+    return found
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+class Service:
+    """A server that can be killed and started again at the same address, and the commands."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.address = "127.0.0.1:0"
+        self.server = None
+
+    def start(self, *options):
+        command = [PIMSERVE, "serve", "--listen", self.address, "--data", self.folder / "data", *options]
+        with (self.folder / "server.log").open("ab") as log:
+            self.server = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True, env=plain_env()
+            )
+        said = self.server.stdout.readline()
+        found = re.fullmatch(r"listening on (127\.0\.0\.1:\d+)\n", said)
+        assert found, said + self.log()
+        self.address = found[1]
+
+    def end(self, number):
+        self.server.send_signal(number)
+        code = self.server.wait(PATIENCE_S)
+        self.server.stdout.close()
+        return code
+
+    def log(self):
+        return (self.folder / "server.log").read_text()
+
+    def run(self, *arguments, **env):
+        done = subprocess.run(
+            [PIMSERVE, *map(str, arguments)],
+            cwd=self.folder,
+            env={**plain_env(), "PIMSERVE_SERVER": self.address, **env},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
+
+    def ok(self, *arguments):
+        done = self.run(*arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def json(self, *arguments):
+        return json.loads(self.ok(*arguments, "--json"))
+
+    def state(self, run):
+        return self.json("query", run)["run"]
+
+    def worker(self, run):
+        return json.loads((self.folder / "data" / "runs" / run / "worker.json").read_text())["pid"]
+
+
+def plain_env():
+    unwanted = {"COLUMNS", "FORCE_COLOR", "TTY_COMPATIBLE", "PIMSERVE_DEBUG", "PIMSERVE_TOKEN", "PIMSERVE_SERVER"}
+    return {key: value for key, value in os.environ.items() if key not in unwanted}
+
+
+@pytest.fixture
+def service(tmp_path):
+    each = Service(tmp_path)
+    yield each
+    if each.server is not None and each.server.poll() is None:
+        for run in each.json("list"):
+            each.run("cancel", run["id"])
+        assert each.end(signal.SIGTERM) == 0
+    if each.server is not None:
+        assert "Traceback" not in each.log()
+
+
+def digest_of_an_undisturbed_run(folder, *settings):
+    out = folder / "undisturbed"
+    arguments = [PIMSERVE, "run", "--json", "--out", str(out), *settings]
+    done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, check=True, timeout=120)
+    return json.loads(done.stdout)["digest"]
+
+
+def test_launch_watch_query_results(service):
+    service.start()
+    scenario = service.folder / "mine.yaml"
+    scenario.write_text("name: mine\nworkload: {num_requests: 100}\n")
+    watched = service.run("launch", scenario, "--watch")
+    assert watched.returncode == 0, watched.stderr
+    assert re.fullmatch(r"launched run ([0-9a-f]{8})\n", watched.stderr)
+    last = watched.stdout.splitlines()[-1]
+    assert re.search(r"^run [0-9a-f]{8} \(mine\): finished, .* 100 of 100 requests done", last)
+    run = last.split()[1]
+    assert re.search(rf"^{run} +mine +finished +100/100 ", service.ok("list"), re.MULTILINE)
+    assert service.json("list", "--state", "failed") == []
+
+    shown = service.ok("results", run)
+    assert "mine: mixtral-8x7b on 4 duplex" in shown
+    assert shown.endswith(f"results in results/mine-{run}\n")
+    summary = json.loads((service.folder / "results" / f"mine-{run}" / "summary.json").read_text())
+    assert summary["digest"] == digest_of_an_undisturbed_run(service.folder, str(scenario))
+    again = service.run("results", run)
+    assert (again.returncode, again.stderr.splitlines()[0]) == (
+        2,
+        f"error: results/mine-{run}: exists already; give another folder with --out",
+    )
+    assert service.ok("results", run, "--file", "summary.json", "--out", "one") == "summary.json in one\n"
+    assert service.ok("delete", run) == f"run {run} is deleted\n"
+
+
+def test_a_paced_run_is_watched_held_changed_and_cancelled(service):
+    service.start()
+    run = service.ok("launch", "--speed", "20x", "--set", "workload.num_requests=5000").strip()
+    until(lambda: (service.state(run)["progress"] or {}).get("finished"))
+    shown = service.ok("query", run)
+    for part in ("running", "waiting", "TTFT", "TPOT", "no SLO"):
+        assert part in shown
+    assert all(len(line) <= 80 for line in shown.splitlines())
+    assert service.json("query", run, "--request", "0")["state"] in {"decode", "finished"}
+    assert "Logic-PIM busy" in service.ok("query", run, "--ledgers")
+    assert "0..3" in service.ok("query", run, "--placement")
+    assert "num_requests: 5000" in service.ok("query", run, "--scenario")
+    assert "is held at" in service.ok("pause", run)
+    held = service.state(run)["progress"]["simulated_s"]
+    assert service.ok("change", run, "--rate", "2", "--max-num-seqs", "64").startswith("in force since ")
+    injected = service.json("inject", run, "--input-tokens", "5", "--output-tokens", "2", "--count", "3")
+    assert service.json("query", run, "--request", injected["first_request"])["input_tokens"] == 5
+    assert service.state(run)["progress"]["simulated_s"] == held
+    assert "goes on from" in service.ok("resume", run)
+    assert service.ok("cancel", run) == f"run {run} is cancelled\n"
+    watched = service.run("watch", run)
+    assert (watched.returncode, watched.stderr) == (2, f"error: run {run} was cancelled\n")
+
+
+def test_mistakes_are_one_clear_line(service):
+    service.start()
+    for arguments, message in (
+        (("query", "abcd"), "error: no run 'abcd' here; `pimserve list` shows those that are"),
+        (("query", "../x"), "error: run_id: must be the id of a run (got '../x')"),
+        (("launch", "--set", "cluster.replicas=0"), "error: cluster.replicas: must be greater than 0 (got 0)"),
+        (("launch", "--speed", "fast"), "error: --speed: must be a factor of 0.001 to 1e+06, such as 60x (got 'fast')"),
+        (("launch", "none.yaml"), "error: none.yaml: cannot be read: No such file or directory"),
+        (("change", "abcd"), "error: change: give --router, --max-num-seqs, --max-num-batched-tokens or --rate"),
+        (("list", "--state", "gone"), "error: --state: must be one of queued, running, paused, finished, failed, "),
+        (("list", "--ca", "none.pem"), "error: none.pem: cannot be read: No such file or directory"),
+        (("serve", "--data", "data"), "error: data: another server uses this folder; give another with --data"),
+        (("serve", "--data", "b", "--listen", "0.0.0.0:0"), "error: --listen: 0.0.0.0:0 can be reached by other "),
+        (("serve", "--data", "b", "--listen", service.address), f"error: --listen: {service.address} cannot be used"),
+        (("serve", "--disk-quota", "lots"), "error: --disk-quota: must be a size such as 20GB (got 'lots')"),
+    ):
+        done = service.run(*arguments)
+        assert (done.returncode, done.stderr.startswith(message)) == (2, True), done.stderr
+        assert done.stderr.count("\n") == 1
+    assert service.run("list", PIMSERVE_SERVER="127.0.0.1:1").stderr == (
+        "error: 127.0.0.1:1: no server answers there, or one with other TLS settings (Connection refused)\n"
+    )
+
+
+def test_a_token_keeps_strangers_out(service):
+    token = service.folder / "token"
+    token.write_text("correct-horse-battery\n")
+    service.start("--token-file", str(token))
+    assert service.ok("list", "--json", "--token-file", token) == "[]\n"
+    assert service.run("list", PIMSERVE_TOKEN="correct-horse-battery").returncode == 0
+    wrong = service.run("list", PIMSERVE_TOKEN="wrong-horse-battery")
+    assert (wrong.returncode, wrong.stderr) == (
+        2,
+        f"error: {service.address}: wrong token; give it with --token-file or PIMSERVE_TOKEN\n",
+    )
+    assert service.end(signal.SIGTERM) == 0
+    service.server = None
+
+
+def test_a_run_outlives_a_server_that_is_killed(service):
+    settings = ("--set", "workload.num_requests=1500", "--set", "run.seed=4")
+    service.start()
+    run = service.ok("launch", "--speed", "40x", *settings).strip()
+    until(lambda: (service.state(run)["progress"] or {}).get("finished"))
+    worker = service.worker(run)
+    service.end(signal.SIGKILL)
+    assert alive(worker)
+    service.start()
+    assert service.worker(run) == worker  # the same one goes on
+    until(lambda: service.state(run)["progress"])
+    service.ok("pause", run)
+    service.ok("resume", run)
+    assert service.run("watch", run).returncode == 0
+    assert service.state(run)["restarts"] == 0
+    service.ok("results", run, "--out", "out")
+    summary = json.loads((service.folder / "out" / "summary.json").read_text())
+    assert summary["digest"] == digest_of_an_undisturbed_run(service.folder, *settings)
+    until(lambda: not alive(worker))
+
+
+def test_a_run_goes_on_from_its_checkpoint_when_all_are_killed(service):
+    settings = ("--set", "workload.num_requests=1500", "--set", "run.seed=5")
+    service.start()
+    run = service.ok("launch", "--speed", "60x", *settings).strip()
+    until((service.folder / "data" / "runs" / run / "checkpoints" / "checkpoint").exists)
+    before = service.state(run)["progress"]["simulated_s"]
+    worker = service.worker(run)
+    service.end(signal.SIGKILL)
+    os.kill(worker, signal.SIGKILL)
+    until(lambda: not alive(worker))
+    service.start()
+    progress = until(lambda: service.state(run)["progress"])
+    assert progress["simulated_s"] > before / 4  # not from the start
+    assert service.run("watch", run).returncode == 0
+    service.ok("results", run, "--out", "out")
+    summary = json.loads((service.folder / "out" / "summary.json").read_text())
+    assert summary["simulator"]["continued"]
+    assert summary["digest"] == digest_of_an_undisturbed_run(service.folder, *settings)
+
+
+def test_a_server_that_is_told_to_stop_leaves_no_process_and_no_half_run(service):
+    service.start()
+    run = service.ok("launch", "--speed", "1x").strip()
+    worker = until(lambda: service.state(run)["progress"] and service.worker(run))
+    assert service.end(signal.SIGTERM) == 0
+    assert not alive(worker)
+    service.start()
+    assert until(lambda: service.state(run)["progress"])["simulated_s"] > 0
+    assert service.state(run)["state"] == "running"
