@@ -41,7 +41,14 @@ _FIGURES: tuple[tuple[str, str, str, str], ...] = (
     ("load", "KV cache in use, mean", "kv.mean_use", "share"),
     ("load", "KV cache in use, peak", "kv.peak_use", "share"),
     ("load", "KV cache, tokens", "kv.capacity_tokens", ""),
+    ("pools", "hand-over, mean", "pools.handover.transfer_s.mean", "s"),
+    ("pools", "  waiting before it, mean", "pools.handover.waiting_s.mean", "s"),
+    ("pools", "  held back", "pools.handover.held", ""),
+    ("faults", "availability", "faults.availability", "share"),
+    ("faults", "queued again", "faults.requeued", ""),
     ("busy", "busy share of time", "busy_share", "share"),
+    ("busy", "  of prefill", "pools.prefill.busy_share", "share"),
+    ("busy", "  of decode", "pools.decode.busy_share", "share"),
 )
 # Runs that differ here did not do the same work, or were not measured alike.
 _UNLIKE = {
@@ -50,6 +57,7 @@ _UNLIKE = {
     "routing": "routing",
     "costs": "costs",
     "slo": "SLO",
+    "faults": "simulated faults",
     "simulator": "version",
 }
 SCENARIO_FILE = "scenario.yaml"
@@ -202,7 +210,7 @@ def _differing(settings: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ..
     paths = sorted({path for each in flat for path in each} - _IGNORED_PATHS)
     values = {path: tuple(each.get(path) for each in flat) for path in paths}
     differing = {path: found for path, found in values.items() if any(value != found[0] for value in found)}
-    for whole in ("model.", "cluster.device."):
+    for whole in ("model.", "cluster.device.", "cluster.pools.prefill.device.", "cluster.pools.decode.device."):
         if f"{whole}name" in differing:
             differing = {
                 path: found for path, found in differing.items() if path == f"{whole}name" or not path.startswith(whole)

@@ -26,6 +26,9 @@ _FEW_SAMPLES = 1000  # fewer leave less than ten above the 99th percentile
 _MIXED_WINDOWS = "requests, energy, batch, KV cache and busy shares are of whole runs, all else of the measured windows"
 _FINDING_COLUMNS = ("figure", "theirs", "ours", "ratio", "tolerance", "")
 _MOMENTS = ("mean", "p50", "p90", "p99")
+_POOLS = ("prefill", "decode")
+_FAULTS = {"fail": "devices that failed", "slow": "that slowed down", "leave": "that left"}
+_BYTES_PER_GB = 10**9
 _FACT_UNITS = {"s": "s", "w": "W", "years": "years", "mm2": "mm2"}  # ends of keys
 
 
@@ -55,6 +58,10 @@ def summary_report(summary: Summary) -> RenderableType:
         "",
         _side_by_side(_units(summary), _where(summary)),
     ]
+    if "pools" in summary:
+        parts += ["", _side_by_side(_pools(summary), _handover(summary))]
+    if "faults" in summary:
+        parts += ["", _faults(summary["faults"])]
     if summary["device_facts"]:
         parts += ["", _facts(summary["device_facts"])]
     saturation = saturation_warning(summary)
@@ -85,10 +92,12 @@ def _warning(text: str) -> RenderableType:
 
 
 def _heading(summary: Summary) -> RenderableType:
-    split = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in summary["parallelism"].items())
-    replicas = summary["replicas"]
-    devices = f"{count(summary['devices'])} {summary['device']}"
-    each = f"{replicas} replica{'s' if replicas > 1 else ''} of {summary['devices_per_replica']}"
+    pools = [(name, summary["pools"][name]) for name in _POOLS] if "pools" in summary else [("", summary)]
+    devices = " + ".join(f"{count(pool['devices'])} {pool['device']}" for _, pool in pools)
+    replicas = [_replicas(name, pool) for name, pool in pools]
+    costs = list(dict.fromkeys(_costs(pool["costs"]) for _, pool in pools))
+    last = replicas if len(pools) == 1 else costs  # that line has room for the seed
+    last[-1] += f", seed {summary['seed']}"
     window, requests = summary["window"], summary["requests"]
     if window["whole_run"]:
         measured = f"measured: the whole run of {figure(summary['end_s'])} s"
@@ -99,10 +108,18 @@ def _heading(summary: Summary) -> RenderableType:
         )
     return Group(
         Text(f"{summary['name']}: {summary['model']} on {devices}", style="bold"),
-        Text(f"{each} ({split}), seed {summary['seed']}"),
-        Text(_costs(summary["costs"])),
+        *map(Text, replicas),
+        *map(Text, costs),
         Text(measured),
     )
+
+
+def _replicas(name: str, pool: Summary) -> str:
+    """How many replicas a pool has, and how their devices share the model."""
+    split = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in pool["parallelism"].items())
+    replicas = pool["replicas"]
+    each = f"{replicas} replica{'s' if replicas > 1 else ''} of {pool['devices_per_replica']} ({split})"
+    return f"{name}: {each}" if name else each
 
 
 def _costs(costs: Mapping[str, Any]) -> str:
@@ -217,6 +234,46 @@ def _load(summary: Summary) -> Table:
 def _units(summary: Summary) -> Table:
     rows = [(named(unit), share(busy)) for unit, busy in summary["unit_busy_share"].items()]
     return _block(_of_run("busy share of time", summary), [*rows, ("any", share(summary["busy_share"]))])
+
+
+def _pools(summary: Summary) -> Table:
+    pools = [summary["pools"][name] for name in _POOLS]
+    units = dict.fromkeys(unit for pool in pools for unit in pool["unit_busy_share"])
+    rows = [
+        ("busy share", *(share(pool["busy_share"]) for pool in pools)),
+        *((f"  {named(unit)}", *(share(pool["unit_busy_share"].get(unit)) for pool in pools)) for unit in units),
+        ("steps", *(count(pool["steps"]) for pool in pools)),
+        ("mean requests", *(figure(pool["mean_requests"]) for pool in pools)),
+        ("KV in use, mean", *(share(pool["kv"]["mean_use"]) for pool in pools)),
+        ("KV in use, peak", *(share(pool["kv"]["peak_use"]) for pool in pools)),
+        ("energy", *(scaled(pool["joules"], "J") for pool in pools)),
+    ]
+    return _block("pools", rows, _POOLS)
+
+
+def _handover(summary: Summary) -> Table:
+    handover = summary["pools"]["handover"]
+    rows = [
+        ("requests", count(handover["n"])),
+        ("held back by a full pool", count(handover["held"])),
+        ("GB", figure(handover["bytes"] / _BYTES_PER_GB)),
+    ]
+    for key, name in (("waiting_s", "waiting"), ("transfer_s", "transfer")):
+        rows += [(f"{name}, {moment}", scaled(handover[key][moment], "s")) for moment in ("mean", "p99")]
+    rows += [(f"link of {name} busy", share(handover["link_busy_share"][name])) for name in _POOLS]
+    return _block("hand-over of KV caches", rows)
+
+
+def _faults(faults: Mapping[str, Any]) -> Table:
+    kinds = Counter(event["kind"] for event in faults["events"])
+    rows = [(name, count(kinds[kind])) for kind, name in _FAULTS.items()]
+    rows += [
+        ("requests queued again", count(faults["requeued"])),
+        ("tokens computed again", count(faults["recomputed_tokens"])),
+        ("replicas down, s", figure(faults["down_replica_s"])),
+        ("availability", share(faults["availability"])),
+    ]
+    return _block("simulated faults", rows)
 
 
 def _where(summary: Summary) -> Table:

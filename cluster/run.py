@@ -22,22 +22,21 @@ import yaml
 from pimserve import __version__
 from pimserve.cluster.checkpoint import COMMANDS_FILE, CheckpointFolder
 from pimserve.cluster.figures import share
-from pimserve.cluster.placement import Replica, place
+from pimserve.cluster.placement import Replica
+from pimserve.cluster.pools import PlacedPool, link_of, place_pool, routing_of
 from pimserve.cluster.results import SCHEMA_VERSION, SpanFile, results_folder, write_json
 from pimserve.cluster.scenario import Scenario
-from pimserve.device_models.catalogue import device_names
-from pimserve.device_models.device import Demand, Device
 from pimserve.device_models.model import ModelSpec
-from pimserve.device_models.registry import load_device
 from pimserve.device_models.routing import Routing
 from pimserve.errors import InputError
 from pimserve.loadgen.workload import generate
 from pimserve.scheduler.clock import ShardPort
 from pimserve.scheduler.control import Control
+from pimserve.scheduler.faults import FaultSpec
 from pimserve.scheduler.fleet import Fleet, RowSink
 from pimserve.scheduler.metrics import summarize
 from pimserve.scheduler.requests import RequestTable
-from pimserve.scheduler.simulation import Deployment, Served, simulate
+from pimserve.scheduler.simulation import Decode, Deployment, Served, check_together, simulate
 
 _BYTES_PER_MB, _BYTES_PER_GB = 10**6, 10**9
 _MOSTLY_PASSIVE = 0.25  # share of the energy from which on a result hangs on passive power
@@ -74,20 +73,23 @@ def serve(
     Raises:
         InputError: parts of the scenario do not go together.
     """
-    model, replica, routing = prepare(scenario)
-    device = scenario.load_device()
-    split = scenario.cluster.split
-    devices = split.devices * scenario.cluster.replicas
-    label = _device_label(device)
+    model, pools, routing = prepare_pools(scenario)
+    first = pools[0]
+    decode = None
+    if len(pools) > 1:
+        last = pools[1]
+        link = link_of(scenario, model, pools)
+        decode = Decode(last.replica.plan, last.replica.kv_capacity_tokens, last.replicas, link)
+    devices = sum(pool.devices for pool in pools)
     workload = generate(scenario.workload, scenario.run.seed)
     total = len(workload.input_tokens)
     served = simulate(
-        replica.plan,
+        first.replica.plan,
         workload,
         scenario.scheduler,
-        kv_capacity_tokens=replica.kv_capacity_tokens,
-        max_model_len=_max_model_len(scenario, model, replica),
-        replicas=scenario.cluster.replicas,
+        kv_capacity_tokens=first.replica.kv_capacity_tokens,
+        max_model_len=_max_model_len(scenario, model, [pool.replica for pool in pools]),
+        replicas=first.replicas,
         routing=routing,
         seed=scenario.run.seed,
         warmup_s=scenario.run.warmup_s,
@@ -96,30 +98,35 @@ def serve(
         write_rows=None if span_file is None else lambda number, rows, _: span_file.write(number, rows),
         progress=(lambda left: progress(left, total)) if progress is not None else None,
         deployment=deployment,
+        decode=decode,
+        faults=_faults(scenario),
     )
     summary = {
         "schema_version": SCHEMA_VERSION,
         "name": scenario.name,
         "model": model.name,
-        "device": label,
+        "device": " + ".join(dict.fromkeys(pool.label for pool in pools)),
         "devices": devices,
-        "replicas": scenario.cluster.replicas,
-        "devices_per_replica": split.devices,
-        "parallelism": dict(replica.parallelism),
-        "costs": dict(replica.costs),
+        "replicas": sum(pool.replicas for pool in pools),
+        "devices_per_replica": first.devices_per_replica,
+        "parallelism": dict(first.replica.parallelism),
+        "costs": dict(first.replica.costs),
         "seed": scenario.run.seed,
         "workload": workload.description,
         "trace_rows": {"read": workload.rows_read, "dropped": workload.rows_dropped},
         "scenario_digest": scenario_digest(scenario),
-        "plan_digest": replica.plan.digest(),
-        "weights_gb_per_device": replica.weight_bytes_per_device / _BYTES_PER_GB,
-        "silicon_mm2": None if device.area_mm2 is None else device.area_mm2 * devices,
-        "tdp_w": None if device.spec.tdp_w is None else device.spec.tdp_w * devices,
-        "device_facts": {**replica.facts, **({"preset": label} if "preset" in replica.facts else {})},
+        "plan_digest": first.replica.plan.digest(),
+        "weights_gb_per_device": first.replica.weight_bytes_per_device / _BYTES_PER_GB,
+        "silicon_mm2": _total([pool.silicon_mm2 for pool in pools]),
+        "tdp_w": _total([pool.tdp_w for pool in pools]),
+        "device_facts": first.facts,
         **summarize(served, scenario.slo, devices),
     }
     _relate(summary)
-    summary["warnings"] = [*replica.warnings, *_passive_warning(summary)]
+    if decode is not None:
+        _tell_apart(summary, pools)
+    warnings = dict.fromkeys(warning for pool in pools for warning in pool.replica.warnings)
+    summary["warnings"] = [*warnings, *_passive_warning(summary, pools), *_fault_warning(summary)]
     return summary, served
 
 
@@ -187,29 +194,54 @@ def scenario_digest(scenario: Scenario) -> str:
     return hashlib.sha256(json.dumps(scenario.resolved(), sort_keys=True).encode()).hexdigest()
 
 
-def prepare(scenario: Scenario) -> tuple[ModelSpec, Replica, Routing]:
-    """The model, one placed replica of it, and how its tokens choose experts.
+def prepare_pools(scenario: Scenario) -> tuple[ModelSpec, tuple[PlacedPool, ...], Routing]:
+    """The model, the pools of replicas that serve it (one, or prefill and decode), and how its tokens choose experts.
 
     Raises:
         InputError: parts of the scenario do not go together.
     """
+    closed = scenario.workload.mode == "closed"
+    check_together(scenario.scheduler, _faults(scenario), closed=closed, pools=scenario.cluster.pools is not None)
     model = scenario.load_model()
-    device = scenario.load_device()
-    scheduler = scenario.scheduler
-    if model.moe is None and scenario.routing.popularity != "uniform":
-        raise InputError("routing.popularity", f"{model.name} has no routed experts")
-    routing = scenario.routing.for_experts(model.moe.experts if model.moe else 0)
-    demand = Demand(
-        model,
-        scenario.cluster.split,
-        lm_head=scenario.costs.lm_head,
-        memory_utilization=scheduler.memory_utilization,
-        max_num_seqs=scheduler.max_num_seqs,
-        expert_weights=tuple(routing.expert_weights(model.moe.experts, scenario.run.seed)) if model.moe else (),
-        backend=scenario.costs.measured_with,
-        kernels=scenario.costs.kernels,
-    )
-    return model, place(device, scenario.interconnect(device), demand), routing
+    routing = routing_of(scenario, model)
+    return model, tuple(place_pool(scenario, name, model, routing) for name in scenario.pools), routing
+
+
+def prepare(scenario: Scenario) -> tuple[ModelSpec, Replica, Routing]:
+    """The model, a replica of the (first) pool, and how its tokens choose experts.
+
+    Raises:
+        InputError: parts of the scenario do not go together.
+    """
+    model, pools, routing = prepare_pools(scenario)
+    return model, pools[0].replica, routing
+
+
+def _faults(scenario: Scenario) -> FaultSpec:
+    return scenario.faults or FaultSpec()
+
+
+def _total(values: Sequence[float | None]) -> float | None:
+    """Their sum; None if one is not known."""
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
+
+
+def _tell_apart(summary: dict[str, Any], pools: Sequence[PlacedPool]) -> None:
+    """Add what the pools' devices are."""
+    for pool in pools:
+        summary["pools"][pool.name] = {
+            "device": pool.label,
+            "devices_per_replica": pool.devices_per_replica,
+            "parallelism": dict(pool.replica.parallelism),
+            "costs": dict(pool.replica.costs),
+            "plan_digest": pool.replica.plan.digest(),
+            "weights_gb_per_device": pool.replica.weight_bytes_per_device / _BYTES_PER_GB,
+            "silicon_mm2": pool.silicon_mm2,
+            "tdp_w": pool.tdp_w,
+            "device_facts": pool.facts,
+            **summary["pools"][pool.name],
+        }
 
 
 def _relate(summary: dict[str, Any]) -> None:
@@ -220,8 +252,11 @@ def _relate(summary: dict[str, Any]) -> None:
     summary["energy"]["tdp_joules_per_output_token"] = tdp * summary["end_s"] / tokens if tdp and tokens else None
 
 
-def _passive_warning(summary: dict[str, Any]) -> list[str]:
+def _passive_warning(summary: dict[str, Any], pools: Sequence[PlacedPool]) -> list[str]:
     """What to say where most of the energy hangs on passive power, the figure of a device that is known least."""
+    unknown = dict.fromkeys(pool.label for pool in pools if pool.replica.plan.static is None)
+    if unknown and len(unknown) < len({pool.label for pool in pools}):
+        return [f"the energy has no passive power of {', '.join(unknown)}, which is not known"]
     energy = summary["energy"]
     static = energy["static_joules"] or 0.0
     if static <= _MOSTLY_PASSIVE * energy["joules"]:
@@ -229,18 +264,17 @@ def _passive_warning(summary: dict[str, Any]) -> list[str]:
     return [f"{share(static / energy['joules'])} of the energy is passive power, the least certain figure of a device"]
 
 
-def _device_label(device: Device) -> str:
-    """The device's name, which says so if it is one of the catalogue's and the device is not the same."""
-    spec = device.spec
-    if spec.name in device_names() and spec != load_device(spec.name).spec:
-        return f"{spec.name} (changed)"
-    return str(spec.name)
+def _fault_warning(summary: dict[str, Any]) -> list[str]:
+    if "faults" not in summary:
+        return []
+    events = summary["faults"]["events"]
+    return [f"faults were simulated: {len(events)} took place"]
 
 
-def _max_model_len(scenario: Scenario, model: ModelSpec, replica: Replica) -> int:
+def _max_model_len(scenario: Scenario, model: ModelSpec, replicas: Sequence[Replica]) -> int:
     """Longest request: what the scenario asks for, if model and KV cache allow it, else the most that they do."""
     wanted = scenario.scheduler.max_model_len
-    fits = replica.kv_capacity_tokens // replica.plan.data_parallel
+    fits = min(replica.kv_capacity_tokens // replica.plan.data_parallel for replica in replicas)
     if wanted is None:
         return min(model.max_model_len_tokens, fits)
     if wanted > model.max_model_len_tokens:

@@ -1,4 +1,4 @@
-"""The scenario document: model, cluster, costs, scheduler, routing, workload, SLO, run and output.
+"""The scenario document: model, cluster, costs, scheduler, routing, workload, SLO, run, output and faults.
 
 One pydantic schema gives the checks, their messages and the JSON Schema. Units stand in the field names, or in the
 value ("400 GB/s").
@@ -28,6 +28,8 @@ from pimserve.loadgen.traces import find_trace
 from pimserve.loadgen.workload import WorkloadSpec, parse_trace_argument
 from pimserve.quantity import GigabytesPerSecond, Microseconds, PositiveSeconds, Seconds
 from pimserve.scheduler.config import SchedulerSpec
+from pimserve.scheduler.faults import FaultSpec
+from pimserve.scheduler.fleet import DECODE, PREFILL
 from pimserve.scheduler.slo import SloSpec
 
 Count = Annotated[int, Field(gt=0, le=4096)]
@@ -44,11 +46,41 @@ def _name_or_mapping(value: object) -> object:
 _Entry = Annotated[str | dict[str, Any], BeforeValidator(_name_or_mapping)]
 
 
+_POOLS_REPORT_S = 0.1
 _MOST_SKEW = 1e12  # between experts' weights: products of top_k of them must stay within floating point
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PoolSpec(_Section):
+    """Replicas of a pool, of devices of any kind; what is left out is as in `cluster`."""
+
+    device: _Entry | None = Field(None, description="as `cluster.device`")
+    replicas: Count | None = Field(None, description="copies of the model in this pool")
+    nodes: Count | None = Field(None, description="nodes of one replica")
+    devices_per_node: Count | None = Field(None, description="devices of each node")
+    tensor_parallel: Count | None = Field(None, description="devices that split attention and dense layers")
+    experts: Literal["ep", "tp"] | None = Field(None, description="as `cluster.experts`")
+
+
+class HandoverSpec(_Section):
+    """The way of KV caches from prefill to decode replicas."""
+
+    gb_per_s: GigabytesPerSecond = Field(50.0, description="bandwidth of a replica's link to the other pool, one way")
+    latency_us: Microseconds = Field(10.0, description="until the first byte is there")
+
+
+class PoolsSpec(_Section):
+    """Replicas that compute prompts and emit the first token, and others that go on from there.
+
+    With pools, `scheduler.report_interval_s` is 0.1 unless the scenario says otherwise.
+    """
+
+    prefill: PoolSpec = PoolSpec()
+    decode: PoolSpec = PoolSpec()
+    handover: HandoverSpec = HandoverSpec()
 
 
 class ClusterSpec(_Section):
@@ -71,6 +103,7 @@ class ClusterSpec(_Section):
     node_gb_per_s: GigabytesPerSecond = Field(50.0, description="bandwidth between nodes, one way per device")
     node_latency_us: Microseconds = Field(0.5, description="a hop between nodes")
     dispatch_us: Microseconds = Field(15.0, description="fixed cost of one dispatch or combine of tokens between nodes")
+    pools: PoolsSpec | None = Field(None, description="replicas for prefill, and others for decode")
 
     @property
     def split(self) -> Parallelism:
@@ -176,6 +209,33 @@ class Scenario(_Section):
     slo: SloSpec = SloSpec()
     run: RunSpec = RunSpec()
     output: OutputSpec = OutputSpec()
+    faults: FaultSpec | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pools_report(cls, document: object) -> object:
+        if not isinstance(document, Mapping):
+            return document
+        cluster, scheduler = document.get("cluster"), document.get("scheduler", {})
+        if not isinstance(cluster, Mapping) or cluster.get("pools") is None or not isinstance(scheduler, Mapping):
+            return document
+        return {**document, "scheduler": {"report_interval_s": _POOLS_REPORT_S, **scheduler}}
+
+    @property
+    def pools(self) -> tuple[str, ...]:
+        """Names of the pools; requests come to the first one."""
+        return ("",) if self.cluster.pools is None else (PREFILL, DECODE)
+
+    def of_pool(self, name: str) -> Scenario:
+        """The scenario as if the replicas of that pool were all there are."""
+        if not name and self.cluster.pools is None:
+            return self
+        if self.cluster.pools is None or name not in self.pools:
+            raise InputError("cluster.pools", f"there is no pool {name!r}")
+        pool: PoolSpec = getattr(self.cluster.pools, name)
+        changes = {key: value for key in PoolSpec.model_fields if (value := getattr(pool, key)) is not None}
+        cluster = self.cluster.model_copy(update={**changes, "pools": None})
+        return self.model_copy(update={"cluster": cluster})
 
     def load_model(self) -> ModelSpec:
         """The model, from the catalogue or as described."""
@@ -226,6 +286,10 @@ class Scenario(_Section):
         document = self.model_dump(mode="json", exclude_none=True)
         document["model"] = self.load_model().model_dump(mode="json", exclude_none=True)
         document["cluster"]["device"] = self.load_device().spec.model_dump(mode="json", exclude_none=True)
+        for name in self.pools if self.cluster.pools is not None else ():
+            if "device" in document["cluster"]["pools"][name]:
+                spec = self.of_pool(name).load_device().spec
+                document["cluster"]["pools"][name]["device"] = spec.model_dump(mode="json", exclude_none=True)
         if self.workload.trace is not None:  # readable from any folder
             document["workload"]["trace"]["path"] = str(find_trace(self.workload.trace.path).resolve())
         return document

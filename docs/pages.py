@@ -151,6 +151,7 @@ def _places(path: str, schema: Schema, definitions: Schema, found: dict[str, lis
 def _references(value: Schema) -> list[str]:
     """Names of the definitions that a value may be."""
     options = value.get("anyOf") or value.get("oneOf") or [value]
+    options = [option.get("items", option) for option in options]
     return [option["$ref"].rpartition("/")[2] for option in options if "$ref" in option]
 
 

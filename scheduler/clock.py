@@ -4,13 +4,18 @@ The clock gives every shard an order per window and takes its report. Where wind
 with one exception that belongs to the scenario: a router with a report interval sees the replicas as they were at the
 last multiple of it (and what it has sent since), as routers of real clusters do. Without one it sees their exact state
 at each arrival, for which all replicas have to be in one shard.
+
+Where prefill and decode have replicas of their own, all of the former go through a window first, and what they hand
+over is known when the latter do: nothing flows back before the window's end. Faults end windows, and take effect at the
+step boundary that follows, up to which their replica is run.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from heapq import heappop, heappush
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,14 +35,17 @@ from pimserve.scheduler.control import (
     command_document,
     command_of,
 )
-from pimserve.scheduler.engine import FOREVER
-from pimserve.scheduler.fleet import Fleet
+from pimserve.scheduler.engine import FOREVER, Move
+from pimserve.scheduler.faults import Faults
+from pimserve.scheduler.fleet import DECODE, PREFILL, Fleet
+from pimserve.scheduler.handover import Handovers
 from pimserve.scheduler.requests import RequestTable
 from pimserve.scheduler.router import Router, make_router, restore_router, router_state
 from pimserve.scheduler.shard import NONE, IntArray, Order, Report
 from pimserve.scheduler.steplog import StepLog
 
 _LATEST_PS = 2**63 - 1
+_LONGEST_FS = 10**6 * FS_PER_S  # a window
 
 
 class ShardPort(Protocol):
@@ -98,6 +106,7 @@ class Clock:
         window_wall_s: without a control, windows are made to last about this long; None: as long as possible.
         progress: called now and then with the number of requests that have left.
         flush: shards hand on executed steps at each window's end.
+        faults: what happens to the replicas.
     """
 
     def __init__(
@@ -114,6 +123,7 @@ class Clock:
         window_wall_s: float | None = None,
         progress: Callable[[int], None] | None = None,
         flush: bool = False,
+        faults: Faults | None = None,
     ) -> None:
         self.fleet = fleet
         self.table = table
@@ -125,6 +135,14 @@ class Clock:
         self.checkpoint = checkpoint
         self.progress = progress
         self.flush = flush
+        self.faults = faults
+        self.handovers: Handovers | None = None
+        first, *others = fleet.pools
+        self._entry = first.numbers  # replicas that the router sends requests to
+        if fleet.decode is not None:
+            (decode,) = others
+            self.handovers = Handovers(fleet.decode.link, decode.numbers, decode.kv_blocks, fleet.spec.block_size)
+        self._waiting: list[tuple[int, int, int, int]] = []  # heap: requests that come again, as `Move` without names
         self.now_fs = 0
         self.window = 0  # windows that have ended
         self.spec = fleet.spec
@@ -134,9 +152,10 @@ class Clock:
         self._turn = 0  # of round robin
         self._change: SchedulerSpec | None = None  # for the next window
         self._router: Router | None = make_router(self.spec.router)
-        self._outstanding = [0] * fleet.replicas  # as last reported, and what was sent since
+        self._outstanding = [0] * len(self._entry)  # as last reported, and what was sent since
         self._states: list[ReplicaState | None] = [None] * fleet.replicas
         self._left = 0
+        self._reported_fs = 0  # the last report before the window
         if len(shards) > 1 and self._exact:
             raise InputError(
                 "scheduler.report_interval_s",
@@ -154,11 +173,8 @@ class Clock:
         while True:
             end = self._window_end()
             last = end >= self.stop_fs
-            orders = list(self._orders(end, last=last))
             began = time.perf_counter()
-            for shard, order in zip(self.shards, orders, strict=True):
-                shard.send(order)
-            left = self._take(end, [shard.receive() for shard in self.shards])
+            left = self._advance(end, last=last)
             self._adapt(time.perf_counter() - began)
             self.now_fs = end
             self.window += 1
@@ -194,6 +210,9 @@ class Clock:
             "router": router_state(self._router),
             "outstanding": self._outstanding,
             "left": self._left,
+            "waiting": self._waiting,
+            "handovers": None if self.handovers is None else self.handovers.state(),
+            "faults": None if self.faults is None else self.faults.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -206,17 +225,26 @@ class Clock:
         self._change = self.spec if state["changed"] else None
         self._outstanding = list(state["outstanding"])
         self._left = state["left"]
+        self._waiting = [(since, request, replica, token) for since, request, replica, token in state["waiting"]]
+        if self.handovers is not None:
+            self.handovers.restore(state["handovers"])
+        if self.faults is not None:
+            self.faults.restore(state["faults"])
 
     def _window_end(self) -> int:
         """When the next window ends; `stop_fs` at the latest."""
         if not self._in_windows():
             return self.stop_fs
         end = self.stop_fs
-        if self.report_fs and self._router is not None:
-            reported = self._after_idle() // self.report_fs * self.report_fs
+        if self.report_fs and (self._router is not None or self.handovers is not None):
+            self._reported_fs = reported = self._after_idle() // self.report_fs * self.report_fs
             if reported > self.now_fs:  # the reports that are skipped would all say that nothing is there
-                self._outstanding = [0] * self.fleet.replicas
+                self._outstanding = [0] * len(self._entry)
+                if self.handovers is not None:
+                    self.handovers.reset()
             end = min(end, reported + self.report_fs)
+        if self.faults is not None and self.faults.next_fs is not None:
+            end = min(end, self.faults.next_fs)
         if self.control is not None:
             end = min(end, max(self.control.next_barrier_fs(self.now_fs), self.now_fs + 1))
         elif self._wall_s is not None:
@@ -229,69 +257,172 @@ class Clock:
         """Whether another window is wanted: something is left to happen, and somebody wants to see it in windows."""
         watched = self.control is not None or self._wall_s is not None or self.journal is not None
         reported = self.report_fs > 0 and self._router is not None and self._next < len(self.table)
-        if not watched and not reported:
+        if not watched and not reported and self.handovers is None and self.faults is None:
             return False
-        return not self.window or self._next < len(self.table) or self._busy()
+        return not self.window or self._more()
+
+    def _more(self) -> bool:
+        """Whether anything is left to happen to any request."""
+        if self.faults is not None and not self.faults.hope:
+            return self._at_work()
+        return self._next < len(self.table) or self._busy()
 
     def _busy(self) -> bool:
+        between = self.handovers is not None and self.handovers.waiting > 0
+        return between or bool(self._waiting) or self._at_work()
+
+    def _at_work(self) -> bool:
         return any(state is None or state.running or state.waiting for state in self._states)
 
     def _after_idle(self) -> int:
         """Now, or when the next request arrives if nothing happens until then."""
         if not self.window or self._busy() or self._next >= len(self.table):
             return self.now_fs
+        if any(state is not None and state.clock_fs > self.now_fs for state in self._states):
+            return self.now_fs  # a last step is under way
         return max(self.now_fs, int(self.table["arrival_ps"][self._next]) * FS_PER_PS)
 
-    def _orders(self, end: int, *, last: bool) -> Iterator[Order]:
-        """What each shard is to do until `end`."""
-        requests = NONE
-        if self.fleet.concurrency is None:
-            # Who arrives at the very end of a window belongs to the next one.
-            first, self._next = self._next, self._arrived(min(end, self.stop_fs))
-            requests = np.arange(first, self._next)
-        replicas = NONE if self._exact else self._routed(requests)
-        for shard in self.shards:
-            order = Order(self.window, end, requests, replicas, last=last, spec=self._change, flush=self.flush)
-            if len(self.shards) > 1:
-                mine = np.isin(replicas, shard.replicas)
-                order = replace(order, requests=requests[mine], replicas=replicas[mine])
-            yield order
+    def _advance(self, end: int, *, last: bool) -> IntArray:
+        """Run a window that ends at `end`; returns the requests that finished or were rejected."""
+        conditions = () if self.faults is None or end >= self.stop_fs else self.faults.due(end)
+        requests, moves = self._due(end)
+        targets = self._targets()
+        order = Order(
+            *(self.window, end, requests, NONE if self._exact else self._routed(len(requests), targets)),
+            last=last,
+            spec=self._change,
+            flush=self.flush,
+            moves=moves,
+            targets=None if len(targets) == len(self._entry) else tuple(targets),
+            conditions=conditions,
+        )
+        if self.handovers is None:
+            return self._carry_out(order, self.shards)
+        reported = self._reported_fs
+        released, replicas = self.handovers.released(reported)
+        order = replace(
+            order, pool=PREFILL, released=released, released_replicas=replicas, released_fs=reported, targets=None
+        )
+        left = self._carry_out(order, self._shards_of(PREFILL))
+        found = self.handovers.route(end, reported, self.spec.max_num_seqs, self.table, self.handovers.targets)
+        order = Order(
+            *(self.window, end),
+            np.array([move.request for _, move in found], np.int64),
+            np.array([replica for replica, _ in found], np.int64),
+            last=last,
+            spec=self._change,
+            flush=self.flush,
+            pool=DECODE,
+            moves=tuple(move for _, move in found),
+        )
+        return np.concatenate([left, self._carry_out(order, self._shards_of(DECODE))])
+
+    def _shards_of(self, pool: str) -> list[ShardPort]:
+        """Shards with replicas of a pool."""
+        (numbers,) = (each.numbers for each in self.fleet.pools if each.name == pool)
+        return [shard for shard in self.shards if any(replica in numbers for replica in shard.replicas)]
+
+    def _carry_out(self, order: Order, shards: Sequence[ShardPort]) -> IntArray:
+        """Give each shard its part of an order; returns the requests that finished or were rejected."""
+        for shard in shards:
+            shard.send(order if len(self.shards) == 1 else _part(order, shard.replicas))
+        return self._take(order, [shard.receive() for shard in shards])
+
+    def _targets(self) -> Sequence[int]:
+        """Replicas that the router may send requests to."""
+        if self.faults is None:
+            return self._entry
+        return [replica for replica in self._entry if self.faults.conditions[replica].takes_requests]
+
+    def _due(self, end: int) -> tuple[IntArray, tuple[Move, ...]]:
+        """Requests that come to the router before `end`, by time, and those of them that were elsewhere before."""
+        if self.fleet.concurrency is not None:
+            return NONE, ()
+        # Who arrives at the very end of a window belongs to the next one.
+        first, self._next = self._next, self._arrived(min(end, self.stop_fs))
+        requests = np.arange(first, self._next)
+        if self.faults is None:
+            return requests, ()
+        moves = []
+        while self._waiting and self._waiting[0][0] < end:
+            since, request, replica, token = heappop(self._waiting)
+            moves.append(Move(request, replica, since, token))
+        if not self._targets():  # they wait until the next window at least
+            again = [(end, request, -1, 0) for request in requests.tolist()]
+            for entry in (*again, *((end, move.request, move.replica, move.token_fs) for move in moves)):
+                heappush(self._waiting, entry)
+            return NONE, ()
+        if moves:
+            arrivals = (self.table["arrival_ps"][requests].astype(object) * FS_PER_PS).tolist()
+            times = [*zip(arrivals, requests.tolist(), strict=True), *((move.since_fs, move.request) for move in moves)]
+            requests = np.array([request for _, request in sorted(times)], np.int64)
+        return requests, tuple(moves)
 
     def _arrived(self, by_fs: int) -> int:
         """How many requests arrive before that time."""
         return int(np.searchsorted(self.table["arrival_ps"], min(-(-by_fs // FS_PER_PS), _LATEST_PS)))
 
-    def _routed(self, requests: IntArray) -> IntArray:
-        """Which replica each request goes to."""
+    def _routed(self, count: int, targets: Sequence[int]) -> IntArray:
+        """Which replicas so many requests go to."""
+        if not count:
+            return NONE
         if self._router is None:
-            replicas = (self._turn + np.arange(len(requests))) % self.fleet.replicas
-            self._turn = (self._turn + len(requests)) % self.fleet.replicas
-            return replicas
+            replicas = (self._turn + np.arange(count)) % len(targets)
+            self._turn = (self._turn + count) % len(targets)
+            return np.asarray(targets)[replicas]
         pick, outstanding = self._router.pick, self._outstanding
+        whole = len(targets) == len(outstanding)
         found = []
-        for _ in range(len(requests)):
-            chosen = pick(outstanding)
+        for _ in range(count):
+            chosen = pick(outstanding) if whole else targets[pick([outstanding[replica] for replica in targets])]
             outstanding[chosen] += 1
             found.append(chosen)
         return np.array(found, np.int64)
 
-    def _take(self, end: int, reports: list[Report]) -> IntArray:
-        """Take over what the shards report at the window's end; returns the requests that left."""
-        seen = not self.report_fs or end % self.report_fs == 0  # by the router
-        for shard, report in zip(self.shards, reports, strict=True):
-            for replica, outstanding, state in zip(shard.replicas, report.outstanding, report.states, strict=True):
-                self._states[replica] = state
-                if seen:
-                    self._outstanding[replica] = outstanding
+    def _take(self, order: Order, reports: list[Report]) -> IntArray:
+        """Take over what the shards report at the window's end; returns the requests that finished or were rejected."""
+        seen = not self.report_fs or order.until_fs % self.report_fs == 0  # by the router
+        for report in reports:
+            rooms = iter(report.room)
+            for outstanding, state in zip(report.outstanding, report.states, strict=True):
+                self._states[state.replica] = state
+                if order.pool == DECODE:
+                    assert self.handovers is not None
+                    room = next(rooms)
+                    if seen:
+                        self.handovers.reported(state.replica, outstanding, room)
+                elif seen:
+                    self._outstanding[state.replica] = outstanding
+        if self.handovers is not None:
+            for report in reports:
+                self.handovers.add(report.moved)
+        if self.faults is not None:
+            self._feel(self.faults, order, reports)
         left = np.concatenate([report.left for report in reports])
+        elsewhere = [move.request for report in reports for move in (*report.moved, *report.lost)]
+        if elsewhere:
+            left = left[~np.isin(left, elsewhere)]
         self._left += len(left)
         return left
+
+    def _feel(self, faults: Faults, order: Order, reports: list[Report]) -> None:
+        """Faults took effect: requests come to the router again."""
+        faults.took_effect(order.conditions, [effect for report in reports for effect in report.effects])
+        for report in reports:
+            for move in report.lost:
+                late = 0 if faults.conditions[move.replica].up else faults.detection_fs
+                heappush(self._waiting, (move.since_fs + late, move.request, move.replica, move.token_fs))
+                faults.requeued += 1
+        for condition in faults.conditions:
+            state = self._states[condition.replica]
+            if state is not None and state.up != condition.up:
+                self._states[condition.replica] = replace(state, up=condition.up)
 
     def _adapt(self, wall_s: float) -> None:
         """Make windows last as long as they should."""
         if self._wall_s is not None:
             factor = min(2.0, max(0.25, self._wall_s / max(wall_s, 1e-6)))
-            self._length_fs = max(FS_PER_PS, int(self._length_fs * factor))
+            self._length_fs = min(_LONGEST_FS, max(FS_PER_PS, int(self._length_fs * factor)))
 
     def _control(self, control: Control, left: IntArray) -> None:
         """Let the run be seen and changed."""
@@ -353,3 +484,19 @@ class Clock:
         self.table.insert(at, arrivals, more)
         for shard in self.shards:
             shard.rebind()
+
+
+def _part(order: Order, replicas: Sequence[int]) -> Order:
+    """What of an order is for the shard of these replicas."""
+    mine, released = np.isin(order.replicas, replicas), np.isin(order.released_replicas, replicas)
+    requests = order.requests[mine]
+    here = set(requests.tolist()) if order.moves else set()
+    return replace(
+        order,
+        requests=requests,
+        replicas=order.replicas[mine],
+        moves=tuple(move for move in order.moves if move.request in here),
+        released=order.released[released],
+        released_replicas=order.released_replicas[released],
+        conditions=tuple(each for each in order.conditions if each.replica in replicas),
+    )

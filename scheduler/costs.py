@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pimserve.device_models.experts import FEATURES, IntArray
 from pimserve.device_models.plan import ChunkShape, CostPlan, busiest_counts, row_counts
 from pimserve.device_models.routing import POOL_SIZE, ExpertPools
+from pimserve.scheduler.slowdown import NORMAL, SlowPools, slow_plan
 
 MAX_SPAN = 65_536  # steps that one log row may stand for
 _CHUNKS_KEPT = 16_384
@@ -56,6 +57,15 @@ class ReplicaCosts:
         other.offset = replica_offset(self._seed, replica)
         other._drawn = {}
         return other
+
+    def slowed(self, thousandths: int) -> ReplicaCosts:
+        """The costs of the same replica when all of its steps take `thousandths` / 1000 of the time."""
+        if thousandths == NORMAL:
+            return self
+        pools = None if self.pools is None else SlowPools(self.pools, thousandths)
+        return ReplicaCosts(
+            slow_plan(self.plan, thousandths), pools, replica=self.replica, seed=self._seed, exact=self.exact
+        )
 
     def rows_fs(self, tokens: int, outputs: int) -> int:
         """Time of row terms that count tokens or outputs, for those of the busiest group."""

@@ -8,12 +8,16 @@ its steps summed one by one.
 
 What a step contains follows vLLM's V1 scheduler: running requests first (a decode token each, then the prompt that
 was cut by the token budget), new ones from the head of the queue while token budget, sequences and KV blocks last.
+
+Where prefill and decode have replicas of their own, a request leaves the one after its first token, its KV blocks when
+they have been sent on, and joins the decoding requests of the other without any prompt to compute.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Any, Protocol
 
@@ -26,8 +30,25 @@ FOREVER = 2**200
 _SPAN_FS_LIMIT = 2**60  # a log row's time must fit 64 bit
 _NUMBERS = (
     *("clock", "step", "submitted", "finished", "_issued", "_left_last", "_head", "_head_fs"),
-    *("_decodes", "_context", "_used_blocks", "_reserved_blocks"),
+    *("_head_length", "_decodes", "_context", "_used_blocks", "_reserved_blocks", "_freed_last"),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A request that goes from one replica to another.
+
+    Args:
+        request: its number.
+        replica: where it was; -1 for a request that has only waited for a replica.
+        since_fs: when it left there; when it can be scheduled, for the replica that it goes to.
+        token_fs: when it had its last token, if it had any.
+    """
+
+    request: int
+    replica: int
+    since_fs: int
+    token_fs: int
 
 
 class StepSink(Protocol):
@@ -37,7 +58,10 @@ class StepSink(Protocol):
         """Take one row; columns as in `steplog.Rows`."""
 
     def resumed(self, gap_fs: int, at_fs: int) -> None:
-        """Take the time between two tokens of a request that was preempted between them."""
+        """Take the time between two tokens of a request that was preempted or moved between them."""
+
+    def joined(self, gaps_fs: Sequence[int], step_fs: int, at_fs: int) -> None:
+        """Take the times since their last tokens of requests that decode in a step for the first time, and its own."""
 
     def issued_all(self, at_fs: int) -> None:
         """A closed loop has issued its last request; from here on its concurrency falls."""
@@ -55,6 +79,7 @@ class Engine:
         sink: takes executed steps.
         closed: in a closed loop, the requests that this replica's clients issue, each when another leaves.
         concurrency: how many of those are issued at time 0.
+        pool: "prefill": requests leave after their first token; "decode": they come with their KV cache; "": neither.
     """
 
     def __init__(
@@ -68,8 +93,8 @@ class Engine:
         sink: StepSink,
         closed: Sequence[int] | None = None,
         concurrency: int = 0,
+        pool: str = "",
     ) -> None:
-        self.costs = costs
         self.spec = spec
         self.kv_blocks = kv_blocks
         self.max_model_len = max_model_len
@@ -79,24 +104,29 @@ class Engine:
         self.step = 0  # number of the next step
         self.submitted = 0  # requests routed here, of which
         self.finished = 0  # have left, finished or rejected
-        self.left: list[int] = []  # requests that finished or were rejected, for whoever collects them
+        self.left: list[int] = []  # requests that are here no more, for whoever collects them, of which
+        self.moved: list[Move] = []  # these are handed over to another replica
+        self.lost: list[Move] = []  # and these have to be served by another from where they are
+        self._hands_over = pool == "prefill"
+        self._takes_over = pool == "decode"
         self.bind(table)
         self._take = sink.span
         self.use(spec)
-        self._slope = sum(term.slope for term in costs.plan.decode if term.window_tokens is None)
-        self._windowed = [(t.slope, t.window_tokens) for t in costs.plan.decode if t.window_tokens is not None]
-        self._decode_rows_fs: dict[int, int] = {}  # row terms of a decode step, by requests of the busiest group
+        self.use_costs(costs)
         self._issued = 0  # of `closed`
         self._frontend_ps = costs.plan.frontend_ps
-        self._left_last = 0  # requests that left at `clock`
+        self._left_last = 0  # requests that left at `clock`, and if any did,
+        self._freed_last = 0  # the blocks that they had
         self._inbox: list[int] = []  # requests routed here, by arrival, of which
         self._next_in = 0  # is the one after `_head`
         self._head = -1  # next request of the inbox that can be served, arrived or not; -1 for none known
         self._head_fs = FOREVER  # when it arrives
+        self._head_length = 0  # tokens that it has so far
+        self._coming: dict[int, int] = {}  # requests of the inbox that were elsewhere: from when they can be scheduled
         self._preempted: deque[int] = deque()
         # Running requests in admission order: the step at whose start it will have finished, or 0 while in prefill.
         self._running: dict[int, int] = {}
-        self._emitted: dict[int, int] = {}  # tokens of preempted requests
+        self._emitted: dict[int, int] = {}  # tokens of requests that were preempted, or elsewhere
         self._partial: tuple[int, int, int] | None = None  # request, prefill length, computed
         self._decodes = 0
         self._context = 0  # sum over decoding requests of the tokens that they attend to in the next step
@@ -105,7 +135,9 @@ class Engine:
         self._finish_heap: list[tuple[int, int]] = []
         # How many decoding requests cross into a new block in steps = i modulo the block size, twice over.
         self._crossings = [0] * (2 * spec.block_size)
-        self._preempted_at: dict[int, int] = {}
+        self._token_at: dict[int, int] = {}  # when those had their last one
+        self._joined: list[int] = []  # when those that decode for the first time in the next step had theirs
+        self._held: dict[int, int] = {}  # blocks of requests that were handed over, until they have been sent
         for _ in range(concurrency):
             self._issue(0)
         self._next_head()
@@ -128,6 +160,13 @@ class Engine:
         self.spec = spec
         self._budget = spec.max_num_batched_tokens if spec.batching == "chunked" else FOREVER
 
+    def use_costs(self, costs: ReplicaCosts) -> None:
+        """Let steps cost this from the next one on."""
+        self.costs = costs
+        self._slope = sum(term.slope for term in costs.plan.decode if term.window_tokens is None)
+        self._windowed = [(t.slope, t.window_tokens) for t in costs.plan.decode if t.window_tokens is not None]
+        self._decode_rows_fs: dict[int, int] = {}  # row terms of a decode step, by requests of the busiest group
+
     def outstanding(self, at_fs: int) -> int:
         """Requests routed here that have not left by `at_fs`; the engine must have been advanced to that time."""
         return self.submitted - self.finished + (self._left_last if self.clock > at_fs else 0)
@@ -138,10 +177,26 @@ class Engine:
         running = len(self._running)
         return running, self.submitted - self.finished - running, self._decodes, self._context, self._used_blocks
 
+    def room(self, at_fs: int) -> int:
+        """KV blocks that are neither in use nor needed by requests that were routed here; below 0 if they are short."""
+        needed = self._blocks(self._head_length) if self._head >= 0 else 0
+        for request in (*self._inbox[self._next_in :], *self._preempted):
+            needed += self._blocks(self._input[request] + self._emitted.get(request, 0))
+        late = self._freed_last if self._left_last and self.clock > at_fs else 0
+        return self.kv_blocks - self._used_blocks - needed - late
+
     def in_hand(self) -> list[int]:
         """Requests that are here now: waiting, running or preempted."""
         head = [self._head] if self._head >= 0 else []
         return [*head, *self._inbox[self._next_in :], *self._running, *self._preempted]
+
+    def expect(self, move: Move) -> None:
+        """A request that will be submitted was elsewhere before."""
+        request = move.request
+        self._coming[request] = move.since_fs
+        if self._emitted_tokens[request]:
+            self._emitted[request] = self._emitted_tokens[request]
+            self._token_at[request] = move.token_fs
 
     def submit(self, requests: Sequence[int]) -> None:
         """Route requests here, by arrival; none may arrive before those routed here earlier."""
@@ -158,7 +213,10 @@ class Engine:
             "preempted": list(self._preempted),
             "running": list(self._running.items()),
             "emitted": list(self._emitted.items()),
-            "preempted_at": list(self._preempted_at.items()),
+            "token_at": list(self._token_at.items()),
+            "coming": list(self._coming.items()),
+            "held": list(self._held.items()),
+            "joined": self._joined,
             "partial": self._partial,
             "finish_heap": self._finish_heap,
             "crossings": self._crossings,
@@ -170,9 +228,10 @@ class Engine:
             setattr(self, name, state[name])
         self._inbox, self._next_in = list(state["inbox"]), 0
         self._preempted = deque(state["preempted"])
-        self._running, self._emitted, self._preempted_at = (
-            dict(state[name]) for name in ("running", "emitted", "preempted_at")
+        self._running, self._emitted, self._token_at, self._coming, self._held = (
+            dict(state[name]) for name in ("running", "emitted", "token_at", "coming", "held")
         )
+        self._joined = list(state["joined"])
         self._partial = None if state["partial"] is None else tuple(state["partial"])
         self._finish_heap = [(step, request) for step, request in state["finish_heap"]]
         self._crossings = list(state["crossings"])
@@ -195,10 +254,50 @@ class Engine:
             if not (self._head_fs <= self.clock or self._partial is not None or self._preempted) or not (
                 self._prompt_step(preempted)
             ):
+                if not self._decodes:
+                    return until_fs  # the cache is full of what has not been sent on
                 ends = self._decode_span(until_fs, single=preempted, whole=lazily and not preempted)
                 if ends > self.clock:
                     return ends
         return self.clock
+
+    def release(self, request: int, at_fs: int) -> None:
+        """A request's KV cache has been sent on: from that time on others can have its blocks."""
+        self._used_blocks -= self._held.pop(request, 0)  # none, if the cache was lost meanwhile
+        self.clock = max(self.clock, at_fs)
+
+    def fail(self, at_fs: int) -> int:
+        """Lose the KV cache, and all requests, at that time or at the end of the step; returns the tokens it held."""
+        lost = self._partial[2] if self._partial is not None else 0
+        for request, finish_step in self._running.items():
+            if finish_step:
+                emitted = self._output[request] - (finish_step - self.step)
+                self._emitted[request] = self._emitted_tokens[request] = emitted
+                self._token_at[request] = self.clock
+                lost += self._input[request] + emitted - 1
+        running = list(self._running)
+        self._running.clear()
+        self._finish_heap.clear()
+        self._held.clear()
+        self._partial = None
+        self._decodes = self._context = self._used_blocks = self._reserved_blocks = self._left_last = 0
+        self._crossings = [0] * len(self._crossings)
+        self.drain(at_fs, running)
+        return lost
+
+    def drain(self, at_fs: int, first: Sequence[int] = ()) -> None:
+        """Requests that wait have to be served by another replica, and before them those of `first`."""
+        head = [self._head] if self._head >= 0 else []
+        since = max(self.clock, at_fs)
+        for request in (*first, *self._preempted, *head, *self._inbox[self._next_in :]):
+            self.lost.append(Move(request, self.costs.replica, since, self._token_at.pop(request, 0)))
+            self.left.append(request)
+            self.finished += 1
+            self._emitted.pop(request, None)
+        self._preempted.clear()
+        self._coming.clear()
+        self._inbox, self._next_in = [], 0
+        self._next_head()
 
     def settle(self) -> None:
         """Write down how far requests have come that the end of the run leaves unfinished."""
@@ -215,9 +314,15 @@ class Engine:
         while self._next_in < count:
             request = inbox[self._next_in]
             self._next_in += 1
-            if self._input[request] < self.max_model_len:
+            length = self._input[request]
+            if length < self.max_model_len:
                 self._head = request
-                self._head_fs = self._arrival_ps[request] * FS_PER_PS
+                if self._coming and request in self._coming:
+                    self._head_fs = self._coming.pop(request)
+                    self._head_length = length + self._emitted.get(request, 0)
+                else:
+                    self._head_fs = self._arrival_ps[request] * FS_PER_PS
+                    self._head_length = length
                 return
             self._reject(request)
         self._head = -1
@@ -275,7 +380,7 @@ class Engine:
             self._decodes -= 1
             self._context -= prompt + emitted
             self._cross(held, -1)
-            self._preempted_at[request] = self.clock
+            self._token_at[request] = self.clock
         else:
             emitted = self._emitted.get(request, 0)
             held = prompt + emitted
@@ -306,14 +411,15 @@ class Engine:
             budget = self._chunk(chunks, completed, request, length, computed, budget)
         if preempted:
             return chunks, completed
-        oracle, most = self.spec.kv_admission == "oracle", self.spec.max_num_seqs
+        oracle = self.spec.kv_admission == "oracle" and not self._hands_over  # where nothing grows
+        most = self.spec.max_num_seqs
         while budget > 0 and len(running) < most:
             if self._preempted:
                 request = self._preempted[0]
                 length = self._input[request] + self._emitted.get(request, 0)
             elif self._head_fs <= clock:
                 request = self._head
-                length = self._input[request]
+                length = self._head_length
             else:
                 break
             blocks = -(-length // block_size)
@@ -328,8 +434,14 @@ class Engine:
                 self._preempted.popleft()
             else:
                 self._replica_of[request] = self.costs.replica
-                self._first_scheduled_ps[request] = clock // FS_PER_PS
+                if self._first_scheduled_ps[request] < 0:  # else it was elsewhere before
+                    self._first_scheduled_ps[request] = clock // FS_PER_PS
                 self._next_head()
+                if self._takes_over:
+                    self._used_blocks += blocks
+                    self._take_over(request)
+                    budget -= 1
+                    continue
             self._used_blocks += blocks
             running[request] = 0
             if length <= budget:  # the usual case of _chunk
@@ -339,6 +451,37 @@ class Engine:
             else:
                 budget = self._chunk(chunks, completed, request, length, 0, budget)
         return chunks, completed
+
+    def _take_over(self, request: int) -> None:
+        """A request that brings its KV cache decodes from this step on; it has its blocks, that of the step too."""
+        emitted = self._emitted.pop(request)
+        held = self._input[request] + emitted - 1
+        self._decodes += 1
+        self._context += held + 1
+        self._cross(held, 1)
+        self._running[request] = finish_step = self.step + self._output[request] - emitted
+        heappush(self._finish_heap, (finish_step, request))
+        self._joined.append(self._token_at.pop(request))
+
+    def _join(self, begin_fs: int, end_fs: int) -> None:
+        """Those that joined had their first token here."""
+        self.sink.joined([end_fs - token_fs for token_fs in self._joined], end_fs - begin_fs, end_fs)
+        self._joined.clear()
+
+    def _hand_over(self, request: int, emitted: int, held: int) -> None:
+        """A request whose prompt is computed goes on elsewhere; its blocks stay taken until they have been sent."""
+        del self._running[request]
+        self._held[request] = self._blocks(held)
+        self._emitted_tokens[request] = emitted
+        self._go(Move(request, self.costs.replica, self.clock, self.clock))
+
+    def _go(self, move: Move) -> None:
+        self.moved.append(move)
+        self.left.append(move.request)
+        if not self._left_last:
+            self._freed_last = 0
+        self._left_last += 1
+        self.finished += 1
 
     def _chunk(
         self, chunks: list[ChunkShape], completed: list[int], request: int, length: int, computed: int, budget: int
@@ -385,6 +528,8 @@ class Engine:
                 *(busiest, anchor, prefill, dram, compute, used, used, duration),
             )
         )
+        if self._joined:
+            self._join(self.clock, self.clock + duration)
         self.clock = now = self.clock + duration
         self.step = step = self.step + 1
         self._context += decodes
@@ -397,12 +542,15 @@ class Engine:
             emitted = self._emitted.pop(request, 0) + 1 if self._emitted else 1
             if emitted == 1:
                 self._first_token_ps[request] = now // FS_PER_PS
-            if self._preempted_at and request in self._preempted_at:
-                self.sink.resumed(now - self._preempted_at.pop(request), now)
+            if self._token_at and request in self._token_at:
+                self.sink.resumed(now - self._token_at.pop(request), now)
             left = self._output[request] - emitted
             held = self._input[request] + emitted - 1
             if not left:
                 self._finish(request, held)
+                continue
+            if self._hands_over:
+                self._hand_over(request, emitted, held)
                 continue
             self._decodes += 1
             self._context += held + 1
@@ -428,7 +576,9 @@ class Engine:
     def _finish(self, request: int, held: int) -> None:
         """A request that holds `held` KV tokens leaves."""
         del self._running[request]
-        self._used_blocks -= -(-held // self.spec.block_size)
+        blocks = -(-held // self.spec.block_size)
+        self._used_blocks -= blocks
+        self._freed_last = self._freed_last + blocks if self._left_last else blocks
         if self._reserved_blocks:
             self._reserved_blocks -= self._blocks(held + 1)
         now = self.clock // FS_PER_PS
@@ -484,6 +634,8 @@ class Engine:
                 steps, duration = first_reaching(limit, steps, duration, base, growth, experts, at)
                 steps, used = self._steps_with_blocks(steps)
         now = self.clock
+        if self._joined:
+            self._join(now, now + base + (experts[at + 1] - experts[at] if experts else 0))
         self._take(
             (
                 *(now // FS_PER_PS, now % FS_PER_PS, steps, decodes, context, 0, 0, decodes, share),

@@ -15,7 +15,9 @@ What a figure covers:
 - Energy: of all operators, and, where the device's description tells, what it draws whether it works or not
   (`static_joules`, null where it does not tell).
 - Request counts (but the measured ones), prompt and output tokens, energy, batch, steps, KV use, busy shares and time
-  shares: the whole run.
+  shares: the whole run. Where replicas are of two kinds, shares are means over replicas, those of a unit over the
+  replicas that have it, `pools` tells them apart, and `static_joules` holds what is known.
+- Pools, hand-overs and faults: the whole run.
 
 Replicas of a closed loop with a warm-up end their windows one by one. Rates are then sums of the replicas' own rates,
 each over its own window; the summary's window is the part that all of them measure.
@@ -25,7 +27,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,10 +36,15 @@ from numpy.typing import NDArray
 from pimserve.device_models.operators import CATEGORIES
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S, HOST, PJ_PER_J
 from pimserve.loadgen.spec import PS_PER_S
+from pimserve.scheduler.faults import Faults
+from pimserve.scheduler.fleet import DECODE, PREFILL, Pool
+from pimserve.scheduler.handover import HandoverFigures
 from pimserve.scheduler.histogram import DurationHistogram
 from pimserve.scheduler.requests import FINISHED, REJECTED, WAITING
 from pimserve.scheduler.simulation import Served
 from pimserve.scheduler.slo import SloSpec
+from pimserve.scheduler.slowdown import NORMAL
+from pimserve.scheduler.steplog import StepLog
 
 PERCENTILES = (50, 90, 99)
 _SATURATED_GROWTH = 0.05  # queue growth per arrival over the second half of the arrivals
@@ -100,15 +107,12 @@ def summarize(served: Served, slo: SloSpec, devices: int) -> dict[str, Any]:
     all_tokens = int(table["emitted_tokens"].sum())
     busy = sum(log.busy_fs for log in logs)
     energy = {key: sum(log.energy_pj[key] for log in logs) for key in logs[0].energy_pj}
-    static = logs[0].costs.plan.static
-    static_pj = None
-    if static is not None:
-        chain = sum(log.chain_fs for log in logs)
-        working = busy - sum(log.unit_fs.get(HOST, 0) for log in logs)  # a device rests while the host is at work
-        static_pj = static.energy_pj(len(logs) * served.end_fs - working, working, chain)
+    known = [pj for pool in served.pools if (pj := _static_pj(pool, _logs_of(served, pool), served.end_fs)) is not None]
+    static_pj = sum(known) if known else None
     joules = (sum(energy.values()) + (static_pj or 0)) / PJ_PER_J
     steps = sum(log.steps for log in logs)
     capacity_fs = len(logs) * served.end_s * FS_PER_S
+    units = dict.fromkeys(unit for log in logs for unit in log.unit_fs)
     growth, waiting = _queue_growth(served)
     limits = slo.limits()
     return {
@@ -164,28 +168,21 @@ def summarize(served: Served, slo: SloSpec, devices: int) -> dict[str, Any]:
             },
         },
         "batch": {
-            "mean_requests": sum(log.batch_steps for log in logs) / steps if steps else None,
+            "mean_requests": _mean_requests(logs),
             "steps": steps,
             "decode_only_share": 1 - sum(log.mixed_steps for log in logs) / steps if steps else None,
         },
-        "kv": {
-            "capacity_tokens": served.kv_blocks * served.block_size * len(logs),
-            "mean_use": sum(log.twice_block_fs for log in logs) / (2 * served.kv_blocks * capacity_fs)
-            if capacity_fs
-            else None,
-            "peak_use": max(log.peak_blocks for log in logs) / served.kv_blocks,
-        },
+        "kv": _kv_use(served, served.pools),
         "time_share": {c: sum(log.category_fs[c] for log in logs) / busy if busy else None for c in CATEGORIES},
-        "unit_busy_share": {
-            unit: sum(log.unit_fs[unit] for log in logs) / capacity_fs if capacity_fs else None
-            for unit in logs[0].unit_fs
-        },
+        "unit_busy_share": {unit: _unit_share(logs, unit, served.end_s) for unit in units},
         "busy_share": busy / capacity_fs if capacity_fs else None,
         "max_model_len": served.max_model_len,
         "end_s": served.end_s,
         "saturated": growth > _SATURATED_GROWTH and waiting >= _SATURATED_QUEUE,
         "waiting": {"at_last_arrival": waiting, "growth_per_arrival": growth},
         "digest": digest(served),
+        **({} if served.handovers is None else {"pools": _pools(served, served.handovers)}),
+        **({} if served.faults is None else {"faults": _faults(served, served.faults)}),
     }
 
 
@@ -196,6 +193,100 @@ def digest(served: Served) -> str:
         whole.update(bytes.fromhex(log.digest()))
     whole.update(served.table.structured().data)
     return whole.hexdigest()
+
+
+def _logs_of(served: Served, pool: Pool) -> list[StepLog]:
+    return [served.logs[replica] for replica in pool.numbers]
+
+
+def _static_pj(pool: Pool, logs: Sequence[StepLog], end_fs: int) -> int | None:
+    """What a pool's devices draw whether they work or not; None where their description does not tell."""
+    static = pool.plan.static
+    if static is None:
+        return None
+    chain = sum(log.chain_fs for log in logs)
+    # A device rests while the host is at work.
+    working = sum(log.busy_fs - log.unit_fs.get(HOST, 0) for log in logs)
+    return static.energy_pj(len(logs) * end_fs - working, working, chain)
+
+
+def _mean_requests(logs: Sequence[StepLog]) -> float | None:
+    steps = sum(log.steps for log in logs)
+    return sum(log.batch_steps for log in logs) / steps if steps else None
+
+
+def _unit_share(logs: Sequence[StepLog], unit: str, end_s: float) -> float | None:
+    """Busy share of a unit, over the replicas that have it."""
+    busy = [log.unit_fs[unit] for log in logs if unit in log.unit_fs]
+    capacity_fs = len(busy) * end_s * FS_PER_S
+    return sum(busy) / capacity_fs if capacity_fs else None
+
+
+def _kv_use(served: Served, pools: Sequence[Pool]) -> dict[str, Any]:
+    """Size of the KV caches of some pools, and how full they were."""
+    blocks = sum(pool.kv_blocks * len(pool.numbers) for pool in pools)
+    block_fs = blocks * served.end_s * FS_PER_S
+    used = sum(log.twice_block_fs for pool in pools for log in _logs_of(served, pool))
+    return {
+        "capacity_tokens": blocks * served.block_size,
+        "mean_use": used / (2 * block_fs) if block_fs else None,
+        "peak_use": max(log.peak_blocks / pool.kv_blocks for pool in pools for log in _logs_of(served, pool)),
+    }
+
+
+def _pools(served: Served, handovers: HandoverFigures) -> dict[str, Any]:
+    """Figures of each pool, and of what goes from one to the other."""
+    found: dict[str, Any] = {}
+    for pool in served.pools:
+        logs = _logs_of(served, pool)
+        capacity_fs = len(logs) * served.end_s * FS_PER_S
+        static_pj = _static_pj(pool, logs, served.end_fs)
+        busy = sum(log.busy_fs for log in logs)
+        found[pool.name] = {
+            "replicas": len(logs),
+            "devices": pool.plan.devices * len(logs),
+            "busy_share": busy / capacity_fs if capacity_fs else None,
+            "unit_busy_share": {unit: _unit_share(logs, unit, served.end_s) for unit in logs[0].unit_fs},
+            "steps": sum(log.steps for log in logs),
+            "mean_requests": _mean_requests(logs),
+            "output_tokens": sum(log.tokens for log in logs),
+            "kv": _kv_use(served, [pool]),
+            "joules": (sum(sum(log.energy_pj.values()) for log in logs) + (static_pj or 0)) / PJ_PER_J,
+            "static_joules": None if static_pj is None else static_pj / PJ_PER_J,
+        }
+    busy_s = handovers.busy_fs / FS_PER_S
+    return {
+        **found,
+        "handover": {
+            "n": len(handovers.waits_ps),
+            "bytes": handovers.bytes,
+            "held": handovers.held,
+            "waiting_s": distribution(np.array(handovers.waits_ps, np.int64) / PS_PER_S),
+            "transfer_s": distribution(np.array(handovers.transfers_ps, np.int64) / PS_PER_S),
+            "link_busy_share": {
+                name: busy_s / (found[name]["replicas"] * served.end_s) if served.end_s else None
+                for name in (PREFILL, DECODE)
+            },
+        },
+    }
+
+
+def _faults(served: Served, faults: Faults) -> dict[str, Any]:
+    """What happened to the replicas while the run went on, and what it cost."""
+    down_s = faults.down_fs(served.end_fs) / FS_PER_S
+    replica_s = len(served.logs) * served.end_s
+    return {
+        "events": [event for event in faults.took_place if event["at_s"] < served.end_s],
+        "requeued": faults.requeued,
+        "recomputed_tokens": faults.lost_tokens,
+        "down_replica_s": down_s,
+        "availability": 1 - down_s / replica_s if replica_s else None,
+        "slowdowns": [
+            {"replica": replica, "first_step": step, "factor": thousandths / NORMAL}
+            for replica, step, thousandths in faults.slowdowns
+            if step < served.logs[replica].steps
+        ],
+    }
 
 
 def _in_window(served: Served, time: str) -> NDArray[np.bool_]:

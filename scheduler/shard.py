@@ -16,9 +16,13 @@ from numpy.typing import NDArray
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S, PJ_PER_J
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.control import ReplicaState
-from pimserve.scheduler.fleet import Fleet, RowSink
+from pimserve.scheduler.costs import ReplicaCosts
+from pimserve.scheduler.engine import Engine, Move
+from pimserve.scheduler.faults import Condition, Effect
+from pimserve.scheduler.fleet import DECODE, Fleet, RowSink
 from pimserve.scheduler.requests import RequestTable
 from pimserve.scheduler.router import Router, make_router, restore_router, router_state
+from pimserve.scheduler.slowdown import NORMAL
 from pimserve.scheduler.steplog import StepLog
 
 IntArray = NDArray[np.int64]
@@ -38,6 +42,12 @@ class Order:
         last: nothing comes after it.
         spec: scheduler settings from here on; None leaves them.
         flush: hand on all executed steps at the end of the window.
+        pool: only replicas of that pool; None: all.
+        moves: of `requests` those that were elsewhere before.
+        released, released_replicas: requests whose KV caches have left these replicas, which have their blocks again
+            from `released_fs` on.
+        targets: replicas that the shard may route requests to; None: all.
+        conditions: how replicas are from the end of the window on, or from the end of the step that is under way then.
     """
 
     window: int
@@ -47,20 +57,38 @@ class Order:
     last: bool = False
     spec: SchedulerSpec | None = None
     flush: bool = False
+    pool: str | None = None
+    moves: tuple[Move, ...] = ()
+    released: IntArray = field(default_factory=lambda: NONE)
+    released_replicas: IntArray = field(default_factory=lambda: NONE)
+    released_fs: int = 0
+    targets: tuple[int, ...] | None = None
+    conditions: tuple[Condition, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
     """What came of an order.
 
-    `left`: requests that finished or were rejected. `outstanding`: per replica of the shard, requests routed there that
-    have not left by the end of the window.
+    Args:
+        window: number of the order.
+        left: requests that are not here any more: finished, rejected, or among the next two.
+        outstanding: per replica of `states`, requests routed there that have not left by the end of the window.
+        states: of the replicas that the order was for.
+        moved: requests that are handed over to the other pool.
+        lost: requests that have to be served elsewhere because of a fault.
+        room: per replica of `states`, KV blocks that it has to spare; only of those that requests are handed over to.
+        effects: when the order's conditions took effect.
     """
 
     window: int
     left: IntArray
     outstanding: tuple[int, ...]
     states: tuple[ReplicaState, ...]
+    moved: tuple[Move, ...] = ()
+    lost: tuple[Move, ...] = ()
+    room: tuple[int, ...] = ()
+    effects: tuple[Effect, ...] = ()
 
 
 class Shard:
@@ -85,10 +113,12 @@ class Shard:
         self.fleet = fleet
         self.replicas = tuple(replicas)
         self.table = table
-        first = fleet.costs()
-        made = [fleet.engine(first.of_replica(replica), table, on_rows, rows_per_flush) for replica in self.replicas]
-        self.engines = [engine for engine, _ in made]
-        self.logs: list[StepLog] = [log for _, log in made]
+        made = fleet.engines(self.replicas, table, on_rows, rows_per_flush)
+        self._pools = [pool.name for pool, _, _ in made]
+        self.engines: list[Engine] = [engine for _, engine, _ in made]
+        self.logs: list[StepLog] = [log for _, _, log in made]
+        self._slowdown = [NORMAL] * len(made)
+        self._costs: list[ReplicaCosts] = [engine.costs for engine in self.engines]  # at their normal speed
         self._index = {replica: index for index, replica in enumerate(self.replicas)}
         self._quiet = [0] * len(made)  # before this time no request leaves
         self._outstanding = [0] * len(made)
@@ -99,21 +129,25 @@ class Shard:
         """Run a window."""
         if order.spec is not None:
             self._use(order.spec)
+        for request, replica in zip(order.released.tolist(), order.released_replicas.tolist(), strict=True):
+            self.engines[self._index[replica]].release(request, order.released_fs)
         if len(order.requests) and not len(order.replicas):
             self._route(order)
         elif len(order.requests):
-            ordered = np.argsort(order.replicas, kind="stable")
-            numbers, begins = np.unique(order.replicas[ordered], return_index=True)
-            for replica, mine in zip(numbers.tolist(), np.split(order.requests[ordered], begins[1:]), strict=True):
-                self.engines[self._index[replica]].submit(mine.tolist())
-        for index, engine in enumerate(self.engines):
+            self._submit(order)
+        changing = {condition.replica for condition in order.conditions}
+        wanted = [index for index, pool in enumerate(self._pools) if order.pool is None or pool == order.pool]
+        for index in wanted:
+            engine = self.engines[index]
             if engine.clock < order.until_fs:
-                self._quiet[index] = engine.advance(order.until_fs, lazily=not order.last)
+                lazily = not order.last and self.replicas[index] not in changing
+                self._quiet[index] = engine.advance(order.until_fs, lazily=lazily)
             if order.last:
                 engine.settle()
             if order.last or order.flush:
                 self.logs[index].flush()
-        return self._report(order)
+        effects = [self._change(each, order.until_fs) for each in order.conditions if each.replica in self._index]
+        return self._report(order, wanted, tuple(effects))
 
     def latest_fs(self) -> int:
         """The latest time that any replica has reached."""
@@ -157,6 +191,7 @@ class Shard:
         return {
             "engines": [engine.state() for engine in self.engines],
             "logs": [log.state() for log in self.logs],
+            "slowdown": self._slowdown,
             "quiet": self._quiet,
             "outstanding": self._outstanding,
             "spec": self._spec.model_dump(mode="json"),
@@ -167,6 +202,8 @@ class Shard:
         """Go on from `state`; the table must have the rows of that time."""
         self._use(SchedulerSpec.model_construct(**state["spec"]))
         restore_router(self._router, state["router"])
+        for index, slowdown in enumerate(state["slowdown"]):
+            self._slow(index, slowdown)
         for engine, engine_state in zip(self.engines, state["engines"], strict=True):
             engine.restore(engine_state)
         for log, log_state in zip(self.logs, state["logs"], strict=True):
@@ -186,29 +223,78 @@ class Shard:
         assert self._router is not None
         engines, quiet, outstanding = self.engines, self._quiet, self._outstanding
         arrivals = self.table["arrival_ps"][order.requests].tolist()
+        moves = {move.request: move for move in order.moves}
+        targets = None if order.targets is None else [self._index[replica] for replica in order.targets]
         for request, arrival_ps in zip(order.requests.tolist(), arrivals, strict=True):
             now = arrival_ps * FS_PER_PS
+            move = moves.get(request) if moves else None
+            if move is not None:
+                now = move.since_fs
             for index, engine in enumerate(engines):
                 if quiet[index] <= now:
                     quiet[index] = engine.advance(now, lazily=True)
                     outstanding[index] = engine.outstanding(now)
-            chosen = self._router.pick(outstanding)
+            if targets is None:
+                chosen = self._router.pick(outstanding)
+            else:
+                chosen = targets[self._router.pick([outstanding[index] for index in targets])]
+            if move is not None:
+                engines[chosen].expect(move)
             engines[chosen].submit((request,))
             outstanding[chosen] += 1
             quiet[chosen] = now
 
-    def _report(self, order: Order) -> Report:
+    def _submit(self, order: Order) -> None:
+        """Submit requests to the replicas that were picked for them."""
+        moves = {move.request: move for move in order.moves}
+        ordered = np.argsort(order.replicas, kind="stable")
+        numbers, begins = np.unique(order.replicas[ordered], return_index=True)
+        for replica, mine in zip(numbers.tolist(), np.split(order.requests[ordered], begins[1:]), strict=True):
+            engine, requests = self.engines[self._index[replica]], mine.tolist()
+            if moves:
+                for request in requests:
+                    if request in moves:
+                        engine.expect(moves[request])
+            engine.submit(requests)
+
+    def _change(self, condition: Condition, at_fs: int) -> Effect:
+        """Let a replica be in this condition from the step boundary at or after `at_fs` on, to which it has run."""
+        index = self._index[condition.replica]
+        engine = self.engines[index]
+        self._slow(index, condition.slowdown)
+        lost = 0
+        if not condition.up:
+            lost = engine.fail(at_fs)
+        elif not condition.takes_requests:
+            engine.drain(at_fs)
+        return Effect(condition.replica, max(engine.clock, at_fs), engine.step, lost)
+
+    def _slow(self, index: int, slowdown: int) -> None:
+        if slowdown != self._slowdown[index]:
+            self._slowdown[index] = slowdown
+            costs = self._costs[index].slowed(slowdown)
+            self.engines[index].use_costs(costs)
+            self.logs[index].use(costs)
+
+    def _report(self, order: Order, wanted: Sequence[int], effects: tuple[Effect, ...]) -> Report:
         left: list[int] = []
+        moved: list[Move] = []
+        lost: list[Move] = []
         states = []
-        for index, (replica, engine) in enumerate(zip(self.replicas, self.engines, strict=True)):
+        for index in wanted:
+            replica, engine = self.replicas[index], self.engines[index]
             left += engine.left
+            moved += engine.moved
+            lost += engine.lost
             engine.left.clear()
+            engine.moved.clear()
+            engine.lost.clear()
             self._outstanding[index] = engine.outstanding(order.until_fs)
             running, waiting, decoding, context, blocks = engine.load
             states.append(
                 ReplicaState(
                     replica=replica,
-                    pool="",
+                    pool=self._pools[index],
                     up=True,
                     clock_fs=engine.clock,
                     steps=engine.step,
@@ -221,4 +307,14 @@ class Shard:
                     left=engine.finished,
                 )
             )
-        return Report(order.window, np.array(left, np.int64), tuple(self._outstanding), tuple(states))
+        takers = [self.engines[index] for index in wanted if self._pools[index] == DECODE]
+        return Report(
+            order.window,
+            np.array(left, np.int64),
+            tuple(self._outstanding[index] for index in wanted),
+            tuple(states),
+            tuple(moved),
+            tuple(lost),
+            tuple(engine.room(order.until_fs) for engine in takers),
+            effects,
+        )

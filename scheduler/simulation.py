@@ -1,4 +1,4 @@
-"""Serve a workload on replicas of one kind, in one process."""
+"""Serve a workload on replicas of one kind, or of one for prefill and another for decode."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ from pimserve.scheduler.clock import Clock, Journal, ShardPort
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.control import Control
 from pimserve.scheduler.engine import FOREVER
-from pimserve.scheduler.fleet import Fleet, RowSink
+from pimserve.scheduler.faults import Faults, FaultSpec
+from pimserve.scheduler.fleet import DecodePool, Fleet, Pool, RowSink
+from pimserve.scheduler.handover import HandoverFigures, Link
 from pimserve.scheduler.requests import NEVER, RequestTable
 from pimserve.scheduler.router import ROUND_ROBIN
 from pimserve.scheduler.shard import Shard
@@ -47,10 +49,12 @@ class Served:
     ends_fs: tuple[int, ...]
     trimmed: bool
     end_fs: int
-    kv_blocks: int
+    pools: tuple[Pool, ...]
     block_size: int
     max_model_len: int
     loop_s: float
+    handovers: HandoverFigures | None = None
+    faults: Faults | None = None
 
     @property
     def end_s(self) -> float:
@@ -61,6 +65,16 @@ class Served:
     def window_s(self) -> tuple[float, float]:
         """The measured part of the run: its start, and the earliest end on a replica."""
         return self.start_fs / FS_PER_S, min(self.ends_fs) / FS_PER_S
+
+
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """Replicas that take requests over after their first token, and the way to them."""
+
+    plan: CostPlan
+    kv_capacity_tokens: int
+    replicas: int
+    link: Link
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +127,8 @@ def simulate(
     write_rows: RowSink | None = None,
     progress: Callable[[int], None] | None = None,
     deployment: Deployment = Deployment(),
+    decode: Decode | None = None,
+    faults: FaultSpec = FaultSpec(),  # noqa: B008 frozen
 ) -> Served:
     """Serve `workload` on `replicas` replicas that each cost what `plan` says.
 
@@ -133,27 +149,35 @@ def simulate(
         write_rows: takes executed steps.
         progress: called now and then with the number of requests that have left.
         deployment: where and in which pieces it goes on.
+        decode: more replicas, to which requests go after their first token; None: each is served where it came.
+        faults: what happens to the replicas.
 
     Raises:
         InputError: settings that do not go together, such as a warm-up that leaves nothing to measure.
     """
-    kv_blocks = kv_capacity_tokens // spec.block_size
-    if kv_blocks < 1:
-        raise InputError(
-            "scheduler.block_size",
-            f"one block of {spec.block_size} tokens exceeds the KV cache of {kv_capacity_tokens}",
-        )
+    kv_blocks = _kv_blocks(kv_capacity_tokens, spec)
+    longest = kv_blocks * spec.block_size // plan.data_parallel
+    pool = None
+    if decode is not None:
+        pool = DecodePool(decode.plan, _kv_blocks(decode.kv_capacity_tokens, spec), decode.replicas, decode.link)
+        longest = min(longest, pool.kv_blocks * spec.block_size // decode.plan.data_parallel)
+        replicas += decode.replicas
     fleet = Fleet(
         plan=plan,
         spec=spec,
         kv_blocks=kv_blocks,
-        max_model_len=min(max_model_len, kv_blocks * spec.block_size // plan.data_parallel),
+        max_model_len=min(max_model_len, longest),
         replicas=replicas,
         routing=routing,
         seed=seed,
         window_fs=_window(workload, warmup_s, cooldown_s),
         concurrency=workload.concurrency,
+        decode=pool,
     )
+    check_together(spec, faults, closed=workload.concurrency is not None, pools=pool is not None)
+    schedule = None
+    if faults.any:
+        schedule = Faults(faults, [each.plan.devices for each in fleet.pools for _ in each.numbers], seed)
     if fleet.concurrency is not None and replicas > 1 and spec.router != ROUND_ROBIN:
         raise InputError("scheduler.router", "a closed loop keeps each client on one replica: use round_robin")
     table = _table(workload, fleet.max_model_len, max_time_s)
@@ -177,6 +201,7 @@ def simulate(
         window_wall_s=deployment.window_wall_s or (_WATCHED_WALL_S if watched else None),
         progress=progress,
         flush=deployment.flush,
+        faults=schedule,
     )
     if saved is not None:
         _restore(clock, *saved)
@@ -200,8 +225,7 @@ def simulate(
         table.reject_unseen(fleet.max_model_len)
     by_replica = {log.costs.replica: log for shard in shards for log in shard.logs}
     return _served(
-        fleet,
-        table,
+        clock,
         [by_replica[replica] for replica in range(replicas)],
         workload,
         trimmed=warmup_s > 0 or cooldown_s > 0,
@@ -209,10 +233,39 @@ def simulate(
     )
 
 
-def _served(
-    fleet: Fleet, table: RequestTable, logs: list[StepLog], workload: Workload, *, trimmed: bool, loop_s: float
-) -> Served:
+def _kv_blocks(capacity_tokens: int, spec: SchedulerSpec) -> int:
+    blocks = capacity_tokens // spec.block_size
+    if blocks < 1:
+        raise InputError(
+            "scheduler.block_size",
+            f"one block of {spec.block_size} tokens exceeds the KV cache of {capacity_tokens}",
+        )
+    return blocks
+
+
+def check_together(spec: SchedulerSpec, faults: FaultSpec, *, closed: bool, pools: bool) -> None:
+    """Refuse what does not go together with a closed loop, pools or faults.
+
+    Raises:
+        InputError: says what.
+    """
+    if pools and closed:
+        raise InputError("cluster.pools", "a closed loop keeps each client on one replica: leave pools out")
+    if pools and not spec.report_interval_s:
+        raise InputError(
+            "scheduler.report_interval_s", "is 0; pools hear of each other in intervals: give one, such as 0.1"
+        )
+    if faults.any and closed:
+        raise InputError(
+            "faults", "a closed loop keeps each client on one replica, which then may fail: leave them out"
+        )
+    if faults.any and pools:
+        raise InputError("faults", "pools for prefill and decode do not know them: leave one of both out")
+
+
+def _served(clock: Clock, logs: list[StepLog], workload: Workload, *, trimmed: bool, loop_s: float) -> Served:
     """What came of a run that has ended."""
+    fleet, table = clock.fleet, clock.table
     end_fs = max(log.clock_fs for log in logs)
     sharing = fleet.clients(len(table))
     ends_fs = [end_fs] * sharing
@@ -234,10 +287,12 @@ def _served(
         ends_fs=tuple(ends_fs),
         trimmed=trimmed,
         end_fs=end_fs,
-        kv_blocks=fleet.kv_blocks,
+        pools=fleet.pools,
         block_size=fleet.spec.block_size,
         max_model_len=fleet.max_model_len,
         loop_s=loop_s,
+        handovers=None if clock.handovers is None else clock.handovers.figures,
+        faults=clock.faults,
     )
 
 

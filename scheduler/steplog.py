@@ -7,7 +7,7 @@ up to the engine's clock to the femtosecond, which is checked.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -179,6 +179,7 @@ class StepLog:
         self._pipeline_prefill_fs = 0
         self._hash = ChainDigest()
         self._rows: list[tuple[int, ...]] = []
+        self._gaps: list[tuple[int, int]] = []  # between tokens, that no step shows, and how many of each
         self._pending_steps = 0
 
     def span(self, row: tuple[int, ...]) -> None:
@@ -189,9 +190,20 @@ class StepLog:
             self.flush()
 
     def resumed(self, gap_fs: int, at_fs: int) -> None:
-        """Take the time between two tokens of a request that was preempted between them."""
+        """Take the time between two tokens of a request that was preempted or moved between them."""
         if self.window_fs[0] <= at_fs < self.window_fs[1]:
-            self.itl.add(np.array([gap_fs]), np.array([1]))
+            self._gaps.append((gap_fs, 1))
+
+    def joined(self, gaps_fs: Sequence[int], step_fs: int, at_fs: int) -> None:
+        """Take the times since their last tokens of requests that decode in a step for the first time, and its own."""
+        if self.window_fs[0] <= at_fs < self.window_fs[1]:
+            self._gaps += [(gap_fs, 1) for gap_fs in gaps_fs]
+            self._gaps.append((step_fs, -len(gaps_fs)))  # which the step counts for every request
+
+    def use(self, costs: ReplicaCosts) -> None:
+        """What comes from here on costs this, on the same units."""
+        self.flush()
+        self.costs = costs
 
     def issued_all(self, at_fs: int) -> None:
         """A closed loop has issued its last request: the measured window ends, unless all of the run is measured."""
@@ -240,6 +252,10 @@ class StepLog:
 
     def flush(self) -> None:
         """Digest the rows taken so far."""
+        if self._gaps:
+            gaps, counts = np.array(self._gaps, np.int64).T
+            self.itl.add(gaps, counts)
+            self._gaps = []
         if not self._rows:
             return
         block = np.array(self._rows, np.int64)

@@ -14,6 +14,8 @@ import typer
 from pimserve.cluster.cli import app
 from pimserve.cluster.run import prepare, serve
 from pimserve.cluster.scenario import load_scenario
+from pimserve.errors import InputError
+from pimserve.loadgen.traces import find_trace
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*ROOT.glob("*.md"), *sorted(ROOT.glob("docs/*.md"))]
@@ -127,6 +129,11 @@ def test_check_finds_a_stale_page(tmp_path, monkeypatch, capsys):
 def test_examples_run(path):
     whole = load_scenario(path)
     prepare(whole)
+    if whole.workload.trace is not None:
+        try:
+            find_trace(whole.workload.trace.path)
+        except InputError as error:
+            pytest.skip(str(error))
     few = max(20, whole.workload.concurrency or 0)
     scenario = load_scenario(path, [f"workload.num_requests={few}", "run.warmup_s=0", "run.cooldown_s=0"])
     summary, _ = serve(scenario)

@@ -35,6 +35,10 @@ class Audit:
         self._limit = round(share * 2**64)
         self.rows = 0  # looked at so far
 
+    def use(self, costs: ReplicaCosts) -> None:
+        """What comes from here on costs this."""
+        self._costs = costs
+
     def check(self, rows: Rows, first_steps: IntArray) -> None:
         """Evaluate the sampled ones of these spans.
 

@@ -12,9 +12,10 @@ from pimserve.cluster.devices.compile import Pool
 from pimserve.cluster.devices.errors import DeviceMismatchError, WrongStateError
 from pimserve.cluster.devices.flows import Cells
 from pimserve.device_models.experts import FEATURES
-from pimserve.device_models.routing import _EXACT, draw_counts
+from pimserve.device_models.routing import _EXACT, ExpertPools, draw_counts
 from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.ledger import ReplicaLedger, TimesDifferError
+from pimserve.scheduler.slowdown import NORMAL
 from pimserve.scheduler.steplog import IntArray, Rows
 
 _ROWS_AT_ONCE = 4096  # digesting a block has a fixed cost, so that few rows wait for more
@@ -41,7 +42,8 @@ class ReplicaBook:
         self.ledger = ReplicaLedger(costs, self._draws)
         self.next_step = 0
         self.traffic: IntArray = np.zeros((len(self.cells.kind), 2), np.int64)  # counts and bytes so far
-        self._costs = costs
+        self._normal = self._costs = costs
+        self._slowdown = NORMAL  # of what is being taken
         self._audit_share = audit_share
         self._audit = Audit(costs, pool.seed, self.devices, audit_share)
         self._step_traffic: dict[tuple[int, int], IntArray] = {}  # by tokens and outputs
@@ -62,8 +64,8 @@ class ReplicaBook:
         """Spans that were evaluated again step by step."""
         return self._audit.rows
 
-    def take(self, rows: IntArray, first_steps: IntArray) -> None:
-        """Take executed spans, (n, columns of Rows), and the numbers of their first steps, (n,).
+    def take(self, rows: IntArray, first_steps: IntArray, slowdowns: IntArray) -> None:
+        """Take executed spans; arguments as in `rows.Spans`.
 
         Raises:
             WrongStateError: they do not follow those taken before.
@@ -77,8 +79,11 @@ class ReplicaBook:
                 f"replica {self.replica}: step {int(expected[at])} should come next, not {int(first_steps[at])}"
             )
         self.next_step += int(steps.sum())
-        self._waiting.append((rows, first_steps))
-        self._rows_waiting += len(rows)
+        for some in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(slowdowns)) + 1):
+            if len(some):
+                self._slow(int(slowdowns[some[0]]))
+                self._waiting.append((rows[some[0] : some[-1] + 1], first_steps[some[0] : some[-1] + 1]))
+                self._rows_waiting += len(some)
         if self._rows_waiting >= _ROWS_AT_ONCE:
             self.flush()
 
@@ -102,15 +107,31 @@ class ReplicaBook:
         picks = None if self._draws is None else self._draws.collected()
         self.traffic += self.pool.traffic.of_steps(rows.decodes + rows.prefill_tokens, rows.outputs, rows.steps, picks)
 
+    def _slow(self, slowdown: int) -> None:
+        """What is taken from here on takes so many thousandths of its normal times."""
+        if slowdown == self._slowdown:
+            return
+        self.flush()
+        self._slowdown, self._costs = slowdown, self._normal.slowed(slowdown)
+        self.ledger.use(self._costs)
+        self._audit.use(self._costs)
+        if self._draws is not None:
+            self._draws.slowed = self._costs if slowdown != NORMAL else None
+
     def mismatch(self, what: str) -> DeviceMismatchError:
         """The error that says what differs, and where."""
         devices = ", ".join(map(str, self.devices))
         plural = "s" if len(self.devices) > 1 else ""
         return DeviceMismatchError(f"replica {self.replica}, device{plural} {devices}, {what}")
 
-    def evaluate(self, rows: IntArray, first_steps: IntArray) -> IntArray:
-        """(n,): times of spans, by the devices' own plan, step by step."""
-        return durations(self._costs, Rows(*np.ascontiguousarray(rows.T)), first_steps)
+    def evaluate(self, rows: IntArray, first_steps: IntArray, slowdowns: IntArray) -> IntArray:
+        """(n,): times of spans, by the devices' own plan, step by step; arguments as in `rows.Spans`."""
+        found = np.zeros(len(rows), np.int64)
+        for slowdown in np.unique(slowdowns).tolist():
+            mine = slowdowns == slowdown
+            costs = self._costs if slowdown == self._slowdown else self._normal.slowed(slowdown)
+            found[mine] = durations(costs, Rows(*np.ascontiguousarray(rows[mine].T)), first_steps[mine])
+        return found
 
     def step_traffic(self, row: IntArray, step: int) -> IntArray:
         """(cells, 2): what passes between devices in one step, of which `row` has the columns of Rows."""
@@ -135,6 +156,7 @@ class ReplicaBook:
             "devices": list(self.devices),
             "ledger": self.ledger.state(),
             "next_step": self.next_step,
+            "slowdown": self._slowdown,
             "traffic": self.traffic.tolist(),
             "audited_rows": self._audit.rows,
         }
@@ -143,6 +165,7 @@ class ReplicaBook:
         """Go on from `state`."""
         self.ledger.restore(state["ledger"])
         self.next_step = int(state["next_step"])
+        self._slow(int(state["slowdown"]))
         self.traffic = np.array(state["traffic"], np.int64).reshape(-1, 2)
         if len(self.traffic) != len(self.cells.kind):
             raise ValueError("traffic of other devices")
@@ -153,20 +176,24 @@ class _Draws:
     """Exact routing: what each step drew, its costs, and its picks by cell of the dispatch."""
 
     def __init__(self, costs: ReplicaCosts, pool: Pool) -> None:
-        assert costs.pools is not None
+        assert isinstance(costs.pools, ExpertPools)
         assert pool.traffic.dispatch is not None
         self._pools = costs.pools
         self._replica = costs.replica
         self._dispatch = pool.traffic.dispatch
         self._sum = np.zeros(len(self._dispatch.sender), np.int64)
+        self.slowed: ReplicaCosts | None = None  # whose times count, where they are not the normal ones
 
     def __call__(self, tokens: IntArray, steps: IntArray) -> IntArray:
         """(n, 5): features of the steps."""
         found = np.empty((len(steps), len(FEATURES)), np.int64)
+        if self.slowed is not None:
+            found[:] = self.slowed.experts_features(tokens, steps)
         for place, (t, step) in enumerate(zip(tokens.tolist(), steps.tolist(), strict=True)):
             counts = self._counts(t, step)
             self._sum += self._dealt(counts)
-            found[place] = self._pools.term.layer_features(counts).sum(axis=0)
+            if self.slowed is None:
+                found[place] = self._pools.term.layer_features(counts).sum(axis=0)
         return found
 
     def collected(self) -> IntArray:

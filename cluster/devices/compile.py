@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from pimserve.cluster.devices.chips import traffic_of_chips
 from pimserve.cluster.devices.flows import Traffic, traffic_of_operators
 from pimserve.cluster.placement import Replica
-from pimserve.cluster.run import prepare
+from pimserve.cluster.run import prepare_pools
 from pimserve.cluster.scenario import Scenario
 from pimserve.device_models.aimc.device import Aimc, _density
 from pimserve.device_models.aimc.mapping import map_network
@@ -27,15 +27,12 @@ from pimserve.scheduler.costs import ReplicaCosts
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Replicas of one kind: their plan and what else a device knows of itself.
-
-    `costs` are those of replica 0. `expert_groups`: into how many groups of devices the experts are divided.
-    """
+    """Replicas of one kind: their plan and what else a device knows of itself; `costs` are those of the first."""
 
     name: str
     device: str
     replica: Replica
-    replicas: int
+    numbers: range  # of its replicas
     costs: ReplicaCosts
     traffic: Traffic
     seed: int
@@ -72,25 +69,30 @@ def parse_scenario(text: str) -> Scenario:
 
 
 def compile_pool(scenario: Scenario, name: str) -> Pool:
-    """What the devices of a pool are.
+    """What the devices of a pool are; "" is the only one.
 
     Raises:
         InputError: there is no such pool, or parts of the scenario do not go together.
     """
-    if name:
-        raise InputError("pools.pool", f"there is no pool {name!r}; the only one has no name")
-    model, replica, routing = prepare(scenario)
+    model, pools, routing = prepare_pools(scenario)
+    first = 0  # replicas are numbered pool by pool
+    for placed in pools:
+        if placed.name == name:
+            break
+        first += placed.replicas
+    else:
+        raise InputError("pools.pool", f"must be one of {', '.join(repr(pool.name) for pool in pools)} (got {name!r})")
     seed = scenario.run.seed
-    term = replica.plan.experts
-    pools = ExpertPools(term, routing, seed) if term is not None else None
-    device = scenario.load_device()
+    plan = placed.replica.plan
+    experts = ExpertPools(plan.experts, routing, seed) if plan.experts is not None else None
+    alone = scenario.of_pool(name)
     return Pool(
         name=name,
-        device=device.spec.name,
-        replica=replica,
-        replicas=scenario.cluster.replicas,
-        costs=ReplicaCosts(replica.plan, pools, replica=0, seed=seed, exact=routing.mode == "exact"),
-        traffic=traffic_of(device, scenario, model, _share(model, routing, seed)),
+        device=placed.label,
+        replica=placed.replica,
+        numbers=range(first, first + placed.replicas),
+        costs=ReplicaCosts(plan, experts, replica=first, seed=seed, exact=routing.mode == "exact"),
+        traffic=traffic_of(placed.device, alone, model, _share(model, routing, seed)),
         seed=seed,
         expert_layers=model.moe_layers if model.moe is not None else 0,
         top_k=model.moe.top_k if model.moe is not None else 0,

@@ -14,21 +14,21 @@ Entry = tuple[int, ...]  # sending replica and device, receiving replica and dev
 
 
 @dataclass(frozen=True, slots=True)
-class Traffic:
+class Exchanged:
     """What hosts have sent and received since the beginning of a run; entries of the same devices and kind add up."""
 
     sent: list[Entry] = field(default_factory=list)
     received: list[Entry] = field(default_factory=list)
 
-    def __add__(self, other: Traffic) -> Traffic:
-        return Traffic(self.sent + other.sent, self.received + other.received)
+    def __add__(self, other: Exchanged) -> Exchanged:
+        return Exchanged(self.sent + other.sent, self.received + other.received)
 
     def totals(self) -> dict[Entry, tuple[int, int]]:
         """(count, bytes) that were sent, by sending and receiving replica and device, and kind."""
         return _summed(self.sent)
 
 
-def check_conservation(traffic: Traffic, picks: Mapping[int, int], *, kv: bool = True) -> None:
+def check_conservation(traffic: Exchanged, picks: Mapping[int, int], *, kv: bool = True) -> None:
     """Compare what was sent with what was received.
 
     Args:

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
-import numpy as np
-
 from pimserve.cluster.devices.errors import DeviceMismatchError
 from pimserve.cluster.devices.hostwire import HostWire, all_of
-from pimserve.cluster.devices.rows import ROW_BYTES, step_request, to_rows_table
+from pimserve.cluster.devices.rows import ROW_BYTES, Spans, step_request, to_rows_table
 from pimserve.errors import InputError
-from pimserve.scheduler.steplog import IntArray, Rows
+from pimserve.scheduler.steplog import Rows
 from pimserve.v1 import device_pb2 as pb
 
 ROWS_PER_BATCH = 2**20 // ROW_BYTES
@@ -31,8 +29,8 @@ class Feed(Protocol):
     def retained_bytes(self) -> int:
         """Of what is kept."""
 
-    def take(self, wires: Wires, replica: int, rows: IntArray, first_steps: IntArray) -> None:
-        """Feed executed spans (n, columns of Rows) and the numbers of their first steps (n,)."""
+    def take(self, wires: Wires, spans: Spans) -> None:
+        """Feed executed spans."""
 
     def flush(self, wires: Wires) -> None:
         """Feed what was taken, all of it."""
@@ -79,27 +77,25 @@ class _Group:
         self.window = 0  # that is open
         self.sequence = 0  # of the next batch
         self.ended = 0  # batches of the window before
-        self._waiting: list[tuple[int, IntArray, IntArray]] = []
+        self._waiting: list[Spans] = []
         self._rows = 0
 
-    def take(self, wires: Wires, replica: int, rows: IntArray, first_steps: IntArray) -> None:
-        while self._rows + len(rows) >= ROWS_PER_BATCH:
+    def take(self, wires: Wires, spans: Spans) -> None:
+        replica, *columns = spans
+        while self._rows + len(columns[0]) >= ROWS_PER_BATCH:
             some = ROWS_PER_BATCH - self._rows
-            self._waiting.append((replica, rows[:some], first_steps[:some]))
+            self._waiting.append(Spans(replica, *(column[:some] for column in columns)))
             self.flush(wires)
-            rows, first_steps = rows[some:], first_steps[some:]
-        if len(rows):
-            self._waiting.append((replica, rows, first_steps))
-            self._rows += len(rows)
+            columns = [column[some:] for column in columns]
+        if len(columns[0]):
+            self._waiting.append(Spans(replica, *columns))
+            self._rows += len(columns[0])
 
     def flush(self, wires: Wires) -> None:
         if not self._waiting:
             return
-        replicas = np.concatenate([np.full(len(rows), replica) for replica, rows, _ in self._waiting])
-        rows = np.concatenate([rows for _, rows, _ in self._waiting])
-        first_steps = np.concatenate([first for _, _, first in self._waiting])
+        table = to_rows_table(self._waiting)
         self._waiting, self._rows = [], 0
-        table = to_rows_table(replicas, rows, first_steps)
         batch = pb.RecordStepsRequest(window=self.window, sequence=self.sequence, rows=table).SerializeToString()
         self.sequence += 1
         self.kept.append(batch)
@@ -142,11 +138,11 @@ class PlannedFeed:
         """Of what is kept."""
         return sum(group.kept_bytes for group in self._groups)
 
-    def take(self, wires: Wires, replica: int, rows: IntArray, first_steps: IntArray) -> None:
+    def take(self, wires: Wires, spans: Spans) -> None:
         """Feed executed spans in batches."""
         for group in self._groups:
-            if replica in group.replicas:
-                group.take(wires, replica, rows, first_steps)
+            if spans.replica in group.replicas:
+                group.take(wires, spans)
 
     def flush(self, wires: Wires) -> None:
         """Feed what was taken."""
@@ -205,17 +201,19 @@ class LockstepFeed:
         """Of what is kept, about."""
         return len(self._kept) * _STEP_BYTES
 
-    def take(self, wires: Wires, replica: int, rows: IntArray, first_steps: IntArray) -> None:
+    def take(self, wires: Wires, spans: Spans) -> None:
         """Execute spans step by step.
 
         Raises:
             DeviceMismatchError: their time is not the engine's, or not the same for all devices.
             HostUnavailableError: hosts cannot be reached.
         """
-        for row, first_step in zip(rows.tolist(), first_steps.tolist(), strict=True):
+        replica, *columns = spans
+        for row, first_step, slowdown in zip(*(column.tolist() for column in columns), strict=True):
             total = 0
             for step in range(row[_STEPS]):
-                request = step_request(replica, first_step + step, row, row[_CONTEXT] + step * row[_DECODES])
+                context = row[_CONTEXT] + step * row[_DECODES]
+                request = step_request(replica, first_step + step, row, context, slowdown)
                 if request.step >= self._next[replica]:
                     self._next[replica] = request.step + 1
                     self._kept.append(request)

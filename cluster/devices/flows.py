@@ -122,21 +122,20 @@ class Traffic:
         Returns:
             (cells, 2): counts and bytes.
         """
+        by_tokens, by_outputs = _histogram(tokens, steps), _histogram(outputs, steps)
         counts: list[int] = []
         sizes: list[int] = []
         for flow in self._flows:
-            rows = outputs if flow.of_outputs else tokens
+            rows, weights = by_outputs if flow.of_outputs else by_tokens
             share = rows // flow.groups + (flow.group < rows % flow.groups)
             size = flow.bytes_per_row
-            counts.append(int((steps * share).sum()) * flow.times)
-            sizes.append(int((steps * (share * size.numerator // size.denominator)).sum()))
+            counts.append(int((weights * share).sum()) * flow.times)
+            sizes.append(int((weights * (share * size.numerator // size.denominator)).sum()))
         found = np.array([counts, sizes], np.int64).T
         if self.dispatch is None:
             return found
         if drawn is None:
-            distinct, which = np.unique(tokens, return_inverse=True)
-            weights = np.zeros(len(distinct), np.int64)
-            np.add.at(weights, which, steps)
+            distinct, weights = by_tokens
             picks = np.zeros(len(self.dispatch.sender), np.int64)
             at_once = max(1, _CELLS_AT_ONCE // len(picks))
             for first in range(0, len(distinct), at_once):
@@ -146,6 +145,14 @@ class Traffic:
             picks = drawn
         routed = np.column_stack([picks, picks * self.dispatch.vector_bytes])
         return np.concatenate([found, routed, routed])
+
+
+def _histogram(values: IntArray, weights: IntArray) -> tuple[IntArray, IntArray]:
+    """Distinct values, and the sum of the weights of each."""
+    distinct, which = np.unique(values, return_inverse=True)
+    summed = np.zeros(len(distinct), np.int64)
+    np.add.at(summed, which, weights)
+    return distinct, summed
 
 
 def traffic_of_operators(operators: Sequence[Operator], split: Parallelism, share: Sequence[float]) -> Traffic:

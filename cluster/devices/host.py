@@ -177,7 +177,7 @@ class _Service(DeviceServiceServicer):
         with self._lock:
             state = self._state
             spans = from_rows_table(request.rows, "rows", state.most_tokens(), state.most_steps(), ("duration_fs",))
-            times = [state.books[replica].evaluate(rows, first_steps) for replica, rows, first_steps in spans]
+            times = [state.books[each.replica].evaluate(each.rows, each.first_steps, each.slowdowns) for each in spans]
         # Rows of several replicas come back by replica.
         return pb.EvaluateStepsResponse(rows=to_table({"duration_fs": np.concatenate([*times, np.zeros(0, np.int64)])}))
 
@@ -214,7 +214,7 @@ class _Service(DeviceServiceServicer):
         with self._lock:
             state = self._current(epoch)
             row = row_of_step(request, state.most_tokens())
-            step = state.evaluate(replica, row, request.step)
+            step = state.evaluate(replica, row, request.step, request.slowdown)
             outgoing, senders = state.outgoing(replica, step), state.senders(replica, step)
             devices = state.books[replica].devices
         for host, flows in outgoing.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pimserve.cluster.devices.book import ReplicaBook
@@ -112,11 +112,6 @@ def from_message(message: pb.DeviceLedger) -> DeviceLedger:
         weight_bytes=message.weight_bytes,
         audited_rows=message.audited_rows,
     )
-
-
-def total(ledgers: Iterable[DeviceLedger], of: str) -> int:
-    """The sum over devices of one of their counts."""
-    return sum(getattr(ledger, of) for ledger in ledgers)
 
 
 def _whole(value: int) -> pb.Whole:

@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 
 from pimserve.cluster.devices.compile import parse_scenario
-from pimserve.cluster.devices.conservation import Traffic, check_conservation
+from pimserve.cluster.devices.conservation import Exchanged, check_conservation
 from pimserve.cluster.devices.errors import DeviceMismatchError, HostUnavailableError, WrongStateError
 from pimserve.cluster.devices.exchange import from_traffic_table, to_hand_over_table
 from pimserve.cluster.devices.feed import Feed, LockstepFeed, PlannedFeed
 from pimserve.cluster.devices.hostwire import HostWire, all_of, finish
 from pimserve.cluster.devices.ledgers import DeviceLedger, from_message
+from pimserve.cluster.devices.rows import Spans
+from pimserve.scheduler.slowdown import NORMAL
 from pimserve.scheduler.steplog import IntArray, Rows
 from pimserve.v1 import device_pb2 as pb
 
@@ -94,6 +96,7 @@ class DeviceLink:
         replicas = {name: frozenset(replica for replica, _ in place.all_devices) for name, place in hosts.items()}
         self._feed: Feed = LockstepFeed(replicas) if settings.lockstep else PlannedFeed(replicas)
         self._tokens = dict.fromkeys(sorted(frozenset[int]().union(*replicas.values())), 0)
+        self._slowdowns: dict[int, list[tuple[int, int]]] = {replica: [] for replica in self._tokens}
         self._home = {key: name for name, place in hosts.items() for key in place.all_devices}
         self._pending: list[IntArray] = []  # hand-overs of the open window
         self._ending: int | None = None  # a window that is being closed
@@ -118,7 +121,7 @@ class DeviceLink:
         Raises:
             DeviceMismatchError: a device has found a time that is not what its plan says.
         """
-        self._feed.take(self._wires, replica, rows, first_steps)
+        self._feed.take(self._wires, Spans(replica, rows, first_steps, self._slowdowns_at(replica, first_steps)))
         self._count(replica, rows)
         failures = [failure for wire in self._wires.values() if (failure := wire.failure) is not None]
         for failure in failures:
@@ -141,10 +144,14 @@ class DeviceLink:
             HostUnavailableError: hosts cannot be reached; repeat the call when they are replaced.
         """
         self._catch_up()
-        self._feed.take(self._wires, replica, rows, first_steps)
+        self._feed.take(self._wires, Spans(replica, rows, first_steps, self._slowdowns_at(replica, first_steps)))
         self._count(replica, rows)
         if self._feed.retained_bytes > _RETAINED_BYTES:
             self._save()
+
+    def slow(self, replica: int, first_step: int, thousandths: int) -> None:
+        """A replica's steps take `thousandths` / 1000 of their normal time from this one on."""
+        self._slowdowns[replica].append((first_step, thousandths))
 
     def hand_over(self, entries: IntArray) -> None:
         """KV caches go from device to device in the open window.
@@ -154,7 +161,7 @@ class DeviceLink:
         """
         self._pending.append(np.asarray(entries, np.int64).reshape(-1, 6))
 
-    def close_window(self, window: int) -> Traffic:
+    def close_window(self, window: int) -> Exchanged:
         """End a window: all devices have digested what they got, and what they exchanged adds up.
 
         Args:
@@ -190,12 +197,12 @@ class DeviceLink:
             self._close(set(self._wires), window, self._feed.batches)
             self.closed, self._ending = window, None
 
-    def traffic(self) -> Traffic:
+    def traffic(self) -> Exchanged:
         """What was sent and received by the end of the last window."""
-        found = Traffic()
+        found = Exchanged()
         for name, response in self._ask("ReadTraffic", pb.ReadTrafficRequest()).items():
             sent = from_traffic_table(response.sent, f"device host {name}.sent")
-            found += Traffic(sent, from_traffic_table(response.received, f"device host {name}.received"))
+            found += Exchanged(sent, from_traffic_table(response.received, f"device host {name}.received"))
         return found
 
     def picks(self) -> dict[int, int]:
@@ -229,6 +236,7 @@ class DeviceLink:
             "closed": self.closed,
             "feed": self._feed.state(),
             "tokens": sorted(self._tokens.items()),
+            "slowdowns": sorted(self._slowdowns.items()),
             "hosts": {name: state.decode() for name, state in self._snapshots.items()},
         }
 
@@ -244,6 +252,7 @@ class DeviceLink:
         self.closed = state["closed"]
         self._feed.restore(state["feed"])
         self._tokens = dict(state["tokens"])
+        self._slowdowns = {replica: [(a, b) for a, b in changes] for replica, changes in state["slowdowns"]}
         self._behind = set(self._wires)
         self._catch_up()
 
@@ -283,6 +292,13 @@ class DeviceLink:
         """The same call to all hosts, side by side."""
         calls = {name: wire.start(method, request) for name, wire in self._wires.items()}
         return all_of({name: partial(finish, name, call) for name, call in calls.items()})
+
+    def _slowdowns_at(self, replica: int, first_steps: IntArray) -> IntArray:
+        """(n,): how slow the replica is in spans that begin with these steps."""
+        found = np.full(len(first_steps), NORMAL)
+        for first_step, thousandths in self._slowdowns[replica]:
+            found[first_steps >= first_step] = thousandths
+        return found
 
     def _count(self, replica: int, rows: IntArray) -> None:
         steps, decodes, prefill = (rows[:, Rows._fields.index(n)] for n in ("steps", "decodes", "prefill_tokens"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +16,17 @@ from pimserve.v1.columns_pb2 import Table
 from pimserve.v1.device_pb2 import ExecuteStepsRequest
 
 _NARROW = {"steps", "decodes", "prefill_tokens", "chunks", "outputs", "begin_rest_fs", "blocks_begin", "blocks_end"}
-_KEYS: dict[str, np.dtype[Any]] = {"replica": np.dtype(np.int32), "first_step": np.dtype(np.int64)}
+_KEYS: dict[str, np.dtype[Any]] = {
+    "replica": np.dtype(np.int32),
+    "first_step": np.dtype(np.int64),
+    "slowdown": np.dtype(np.int32),  # thousandths of the normal times
+}
 _COLUMNS: dict[str, np.dtype[Any]] = {
     name: np.dtype(np.int32 if name in _NARROW else np.int64) for name in Rows._fields
 }
 ROW_BYTES = sum(dtype.itemsize for dtype in (*_KEYS.values(), *_COLUMNS.values()))
 _MOST = 2**31 - 1  # of what is counted
+_SLOWEST = 10**9
 _LATEST = 2**62  # of times, energies and steps
 _STEP_COLUMNS = (
     *("decodes", "context", "prefill_tokens", "chunks", "outputs", "busiest_tokens", "anchor_tokens"),
@@ -45,16 +50,27 @@ _STEP_PLACES = [(name, Rows._fields.index(name)) for name in _STEP_COLUMNS]
 _BLOCKS = Rows._fields.index("blocks_end")
 
 
-def to_rows_table(replicas: IntArray, rows: IntArray, first_steps: IntArray, without: Sequence[str] = ()) -> Table:
-    """A table of spans.
+class Spans(NamedTuple):
+    """Executed spans of one replica.
 
-    Args:
-        replicas: (n,)
-        rows: (n, columns of Rows)
-        first_steps: (n,)
-        without: columns that are left out.
+    `rows`: (n, columns of Rows); `first_steps`: (n,), numbers of their first steps; `slowdowns`: (n,), thousandths of
+    the normal times that their steps take.
     """
-    columns: dict[str, NDArray[np.generic]] = {"replica": replicas.astype(np.int32), "first_step": first_steps}
+
+    replica: int
+    rows: IntArray
+    first_steps: IntArray
+    slowdowns: IntArray
+
+
+def to_rows_table(blocks: Sequence[Spans], without: Sequence[str] = ()) -> Table:
+    """A table of all these spans, but for columns that are left out."""
+    rows = np.concatenate([spans.rows for spans in blocks])
+    columns: dict[str, NDArray[np.generic]] = {
+        "replica": np.concatenate([np.full(len(spans.rows), spans.replica, np.int32) for spans in blocks]),
+        "first_step": np.concatenate([spans.first_steps for spans in blocks]),
+        "slowdown": np.concatenate([spans.slowdowns for spans in blocks]).astype(np.int32),
+    }
     for name, column in zip(Rows._fields, rows.T, strict=True):
         if name not in without:
             columns[name] = column.astype(_COLUMNS[name])
@@ -63,8 +79,8 @@ def to_rows_table(replicas: IntArray, rows: IntArray, first_steps: IntArray, wit
 
 def from_rows_table(
     table: Table, where: str, most_tokens: Mapping[int, int], most_steps: int, without: Sequence[str] = ()
-) -> list[tuple[int, IntArray, IntArray]]:
-    """Spans of each replica: (replica, rows (n, columns of Rows), first steps (n,)), columns left out all 0.
+) -> list[Spans]:
+    """Spans of each replica, columns left out all 0.
 
     Args:
         table: as `to_rows_table` makes it.
@@ -82,6 +98,7 @@ def from_rows_table(
     zeros = np.zeros(count, np.int64)
     rows = Rows(*(raw.get(name, zeros) for name in Rows._fields))
     _within(f"{where}.first_step", raw["first_step"], 0, _LATEST)
+    _within(f"{where}.slowdown", raw["slowdown"], 1, _SLOWEST)
     for name, column in zip(Rows._fields, rows, strict=True):
         _within(f"{where}.{name}", column, *_LIMITS[name])
     _check(f"{where}.", rows, most_steps)
@@ -94,13 +111,12 @@ def from_rows_table(
         raise InputError(f"{where}.decodes", "a step has more tokens than its replica's KV cache holds")
     block = np.column_stack(rows)
     if len(numbers) <= 1:
-        return [(replica, block, raw["first_step"]) for replica in numbers]
-    return [
-        (replica, block[mine], raw["first_step"][mine]) for replica in numbers for mine in [raw["replica"] == replica]
-    ]
+        return [Spans(replica, block, raw["first_step"], raw["slowdown"]) for replica in numbers]
+    places = [(replica, raw["replica"] == replica) for replica in numbers]
+    return [Spans(replica, block[mine], raw["first_step"][mine], raw["slowdown"][mine]) for replica, mine in places]
 
 
-def step_request(replica: int, step: int, row: Sequence[int], context: int) -> ExecuteStepsRequest:
+def step_request(replica: int, step: int, row: Sequence[int], context: int, slowdown: int) -> ExecuteStepsRequest:
     """A single step of a span as it is sent in lockstep: without its time.
 
     Args:
@@ -108,10 +124,11 @@ def step_request(replica: int, step: int, row: Sequence[int], context: int) -> E
         step: its number.
         row: columns of Rows of the span.
         context: tokens that decoding requests attend to in this step.
+        slowdown: thousandths of its normal time that it takes.
     """
     given = {name: row[place] for name, place in _STEP_PLACES}
     given["context"] = context
-    return ExecuteStepsRequest(replica=replica, step=step, blocks=row[_BLOCKS], **given)
+    return ExecuteStepsRequest(replica=replica, step=step, blocks=row[_BLOCKS], slowdown=slowdown, **given)
 
 
 def row_of_step(step: ExecuteStepsRequest, most_tokens: Mapping[int, int]) -> IntArray:
@@ -125,6 +142,7 @@ def row_of_step(step: ExecuteStepsRequest, most_tokens: Mapping[int, int]) -> In
     for name, value in given.items():
         _one_within("blocks" if name.startswith("blocks") else name, value, *_LIMITS[name])
     _one_within("step", step.step, 0, _LATEST)
+    _one_within("slowdown", step.slowdown, 1, _SLOWEST)
     row = np.array([[given.get(name, 0) for name in Rows._fields]], np.int64)
     _check("", Rows(*row.T), 1)
     if step.replica not in most_tokens:

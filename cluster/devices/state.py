@@ -13,6 +13,7 @@ from pimserve.cluster.devices.book import ReplicaBook
 from pimserve.cluster.devices.compile import Pool, compile_pool, parse_scenario
 from pimserve.cluster.devices.errors import WrongStateError
 from pimserve.cluster.devices.exchange import Flows, Key, KvBook, Sums
+from pimserve.cluster.devices.rows import Spans
 from pimserve.errors import InputError
 from pimserve.scheduler.steplog import IntArray, Rows
 
@@ -22,11 +23,15 @@ _DURATION = Rows._fields.index("duration_fs")
 
 
 class Step(NamedTuple):
-    """A step of the lockstep mode that a host has evaluated: (1, columns of Rows), its number, whether it was executed
-    before, and what passes between devices, (cells, 2)."""
+    """A step of the lockstep mode that a host has evaluated.
+
+    `row`: (1, columns of Rows); `slowdown`: thousandths of its normal time that it takes; `repeated`: it was executed
+    before; `traffic`: (cells, 2), what passes between devices.
+    """
 
     row: IntArray
     number: int
+    slowdown: int
     repeated: bool
     traffic: IntArray
 
@@ -82,10 +87,9 @@ class HostState:
             pool = pools[pool_name]
             for replica in sorted({replica for replica, _ in keys}):
                 mine = [device for other, device in keys if other == replica]
-                if not 0 <= replica < pool.replicas or replica in books:
-                    raise InputError(
-                        "pools.devices.replica", f"must be one of {pool.replicas} replicas, in one pool (got {replica})"
-                    )
+                if replica not in pool.numbers or replica in books:
+                    some = f"from {pool.numbers.start} to {pool.numbers.stop - 1}, in one pool"
+                    raise InputError("pools.devices.replica", f"must be {some} (got {replica})")
                 if len(set(mine)) != len(mine) or not all(0 <= device < pool.devices for device in mine):
                     raise InputError(
                         "pools.devices.device", f"must be different ones of {pool.devices} devices (got {mine})"
@@ -135,8 +139,8 @@ class HostState:
         """Steps that a span can have."""
         return min((pool.costs.max_span for pool in self.pools.values()), default=1)
 
-    def record(self, window: int, sequence: int, spans: Iterable[tuple[int, IntArray, IntArray]]) -> None:
-        """Take a batch of executed spans: (replica, rows (n, columns of Rows), first steps (n,)) each.
+    def record(self, window: int, sequence: int, batch: Iterable[Spans]) -> None:
+        """Take a batch of executed spans.
 
         Raises:
             WrongStateError: a batch before it is missing.
@@ -151,11 +155,11 @@ class HostState:
         if sequence != self._sequence:
             raise WrongStateError(f"window {window}: batch {self._sequence} is missing, batch {sequence} came")
         self._open = window
-        for replica, rows, first_steps in spans:
-            self.books[replica].take(rows, first_steps)
+        for spans in batch:
+            self.books[spans.replica].take(spans.rows, spans.first_steps, spans.slowdowns)
         self._sequence += 1
 
-    def evaluate(self, replica: int, row: IntArray, number: int) -> Step:
+    def evaluate(self, replica: int, row: IntArray, number: int, slowdown: int) -> Step:
         """A single step of the lockstep mode; `row` (1, columns of Rows) gets its time.
 
         Raises:
@@ -167,8 +171,8 @@ class HostState:
         if number > book.next_step:
             raise WrongStateError(f"replica {replica}: step {book.next_step} is missing, step {number} came")
         repeated = number < book.next_step
-        row[0, _DURATION] = book.evaluate(row, np.array([number]))[0]
-        return Step(row, number, repeated, book.step_traffic(row[0], number))
+        row[0, _DURATION] = book.evaluate(row, np.array([number]), np.array([slowdown]))[0]
+        return Step(row, number, slowdown, repeated, book.step_traffic(row[0], number))
 
     def outgoing(self, replica: int, step: Step) -> dict[str, Flows]:
         """What devices here send to devices of each other host in a step."""
@@ -199,7 +203,7 @@ class HostState:
         book = self.books[replica]
         if step.number != book.next_step:
             return
-        book.take(step.row, np.array([step.number]))
+        book.take(step.row, np.array([step.number]), np.array([step.slowdown]))
         for source, target, kind, count, size in flows:
             self._stepped.add((replica, source, replica, target, kind), count, size)
 

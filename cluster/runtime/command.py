@@ -41,9 +41,9 @@ def run_on(
 
     if on == LOCAL:
         return run(scenario, out, **how)
-    from pimserve.cluster.runtime.deployment import distributed  # noqa: PLC0415
+    from pimserve.cluster.runtime.deployment import distributed, pools_of  # noqa: PLC0415
 
-    spread.checked(scenario.cluster.replicas)
+    spread.checked(sum(len(pool.numbers) for pool in pools_of(scenario)))  # before Ray is started
     with ExitStack() as stack:
         cluster = None
         if on != PROCESSES:

@@ -10,10 +10,12 @@ import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from pimserve.cluster.runtime.hosting import HostSpec
 from pimserve.errors import InputError
+from pimserve.scheduler.fleet import DECODE, PREFILL
 
 if TYPE_CHECKING:
     from pimserve.cluster.devices.link import DeviceLink
@@ -38,7 +40,7 @@ class Spread:
     Args:
         shards: processes that run engines; 0: they run in this one.
         devices: how device actors are driven; None: there are none.
-        devices_per_actor: simulated devices in one process, of one shard's replicas; None: all of a replica.
+        devices_per_actor: simulated devices in one process, of one pool; None: all of a replica.
         audit_share: share of the executed spans that planned devices evaluate again step by step.
         resources: of a Ray cluster that a device actor holds, such as {"duplex": 1}.
     """
@@ -76,8 +78,18 @@ class Distributed:
 
     def shards(self, fleet: Fleet, table: RequestTable, on_rows: RowSink | None) -> Sequence[ShardPort]:
         """The shards of the run: replicas dealt out to them in turn."""
-        dealt = dealt_out(fleet.replicas, self.spread)
-        return [self._shard(index, replicas, fleet, table, on_rows) for index, replicas in enumerate(dealt)]
+        dealt = list(enumerate(dealt_out(fleet.replicas, self.spread)))
+        if self.spread.devices is None:
+            return [self._engines(index, replicas, fleet, table, on_rows) for index, replicas in dealt]
+        from pimserve.cluster.runtime.device_port import DevicePort, Devices  # noqa: PLC0415
+
+        per_replica = {pool.name: pool.devices_per_replica for pool in pools_of(self._scenario)}
+        devices = Devices(self._link(fleet), self.supervisor, fleet, per_replica, table)
+
+        def engines(index: int, replicas: range, sink: RowSink) -> ShardPort:
+            return self._engines(index, replicas, fleet, table, sink)
+
+        return [DevicePort(partial(engines, *each), devices, on_rows, keeps=not each[0]) for each in dealt]
 
     def facts(self) -> dict[str, Any]:
         """What the summary's simulator section tells."""
@@ -94,18 +106,6 @@ class Distributed:
         """Let go of all connections."""
         self._stack.close()
 
-    def _shard(
-        self, index: int, replicas: range, fleet: Fleet, table: RequestTable, on_rows: RowSink | None
-    ) -> ShardPort:
-        from pimserve.cluster.runtime.device_port import DevicePort  # noqa: PLC0415
-
-        def make(sink: RowSink | None) -> ShardPort:
-            return self._engines(index, replicas, fleet, table, sink)
-
-        if self.spread.devices is None:
-            return make(on_rows)
-        return DevicePort(make, self._link(index, fleet), self.supervisor, on_rows)
-
     def _engines(
         self, index: int, replicas: range, fleet: Fleet, table: RequestTable, sink: RowSink | None
     ) -> ShardPort:
@@ -119,19 +119,20 @@ class Distributed:
         self._stack.callback(client.close)
         return client
 
-    def _link(self, shard: int, fleet: Fleet) -> DeviceLink:
-        """The link to the devices of a shard's replicas; hosts that die meanwhile are replaced."""
+    def _link(self, fleet: Fleet) -> DeviceLink:
+        """The link to all devices; hosts that die meanwhile are replaced."""
         from pimserve.cluster.devices.errors import HostUnavailableError  # noqa: PLC0415
         from pimserve.cluster.devices.link import DeviceLink, HostPlace, LinkSettings  # noqa: PLC0415
 
-        groups = [group for group in device_groups(self._scenario, self.spread) if group.shard == shard]
+        groups = device_groups(self._scenario, self.spread)
         settings = LinkSettings(
             lockstep=self.spread.devices == "lockstep", token=self._token, audit_share=self.spread.audit_share
         )
-        scenario, digests = json.dumps(self._scenario.resolved()), {"": fleet.plan.digest()}
+        scenario = json.dumps(self._scenario.resolved())
+        digests = {pool.name: pool.plan.digest() for pool in fleet.pools}
         while True:
             found = {group.name: self.supervisor.endpoint(group.name) for group in groups}
-            hosts = {group.name: HostPlace(found[group.name].address, {"": group.devices}) for group in groups}
+            hosts = {group.name: HostPlace(found[group.name].address, group.by_pool()) for group in groups}
             try:
                 link = DeviceLink(scenario, digests, hosts, settings)
             except HostUnavailableError as error:
@@ -155,7 +156,7 @@ def distributed(scenario: Scenario, cluster: RayCluster | None, spread: Spread) 
         InputError: it cannot be spread so, or there is no place for it.
     """
     token = secrets.token_urlsafe(24)
-    specs = host_specs(scenario, spread.checked(scenario.cluster.replicas), token)
+    specs = host_specs(scenario, spread.checked(sum(len(pool.numbers) for pool in pools_of(scenario))), token)
     if cluster is None:
         from pimserve.cluster.runtime.process_supervisor import ProcessSupervisor  # noqa: PLC0415
 
@@ -182,29 +183,53 @@ def host_specs(scenario: Scenario, spread: Spread, token: str) -> list[HostSpec]
     for group in device_groups(scenario, spread):
         resources = {kind: amount * len(group.devices) for kind, amount in spread.resources}
         arguments = {"name": group.name, "token": token}
-        specs.append(HostSpec(group.name, DEVICE_HOST, arguments, resources, bundle=group.devices[0][0]))
+        specs.append(HostSpec(group.name, DEVICE_HOST, arguments, resources, bundle=group.devices[0][1]))
     return specs
 
 
 @dataclass(frozen=True, slots=True)
-class DeviceGroup:
-    """Simulated devices (replica, number in the replica) that share a host, which the link of one shard drives."""
+class PoolShape:
+    """Replicas `numbers` of a pool, each of that many devices."""
 
     name: str
-    shard: int
-    devices: list[tuple[int, int]]
+    numbers: range
+    devices_per_replica: int
+
+
+def pools_of(scenario: Scenario) -> list[PoolShape]:
+    """The pools of a scenario, with their replicas' numbers."""
+    names = ("",) if scenario.cluster.pools is None else (PREFILL, DECODE)
+    found, first = [], 0
+    for name in names:
+        cluster = scenario.of_pool(name).cluster
+        found.append(PoolShape(name, range(first, first + cluster.replicas), cluster.split.devices))
+        first += cluster.replicas
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceGroup:
+    """Simulated devices (pool, replica, number in the replica) that share a host."""
+
+    name: str
+    devices: list[tuple[str, int, int]]
+
+    def by_pool(self) -> dict[str, list[tuple[int, int]]]:
+        """Devices (replica, number) of each pool."""
+        found: dict[str, list[tuple[int, int]]] = {}
+        for pool, replica, device in self.devices:
+            found.setdefault(pool, []).append((replica, device))
+        return found
 
 
 def device_groups(scenario: Scenario, spread: Spread) -> list[DeviceGroup]:
     """Which devices share a host."""
-    per_replica = scenario.cluster.split.devices
-    size = spread.devices_per_actor or per_replica
-    groups: list[DeviceGroup] = []
-    for shard, replicas in enumerate(dealt_out(scenario.cluster.replicas, spread)):
-        devices = [(replica, device) for replica in replicas for device in range(per_replica)]
-        for first in range(0, len(devices), size):
-            groups.append(DeviceGroup(f"devices-{len(groups)}", shard, devices[first : first + size]))
-    return groups
+    groups = []
+    for pool in pools_of(scenario):
+        devices = [(pool.name, replica, n) for replica in pool.numbers for n in range(pool.devices_per_replica)]
+        size = spread.devices_per_actor or pool.devices_per_replica
+        groups += [devices[first : first + size] for first in range(0, len(devices), size)]
+    return [DeviceGroup(f"devices-{number}", devices) for number, devices in enumerate(groups)]
 
 
 def dealt_out(replicas: int, spread: Spread) -> list[range]:

@@ -36,7 +36,10 @@ REPLICAS = st.integers(1, 3)
 
 
 class Run:
-    """A case served by `simulate`: what came of it, and every row that it wrote."""
+    """A case served by `simulate`: what came of it, and every row that it wrote.
+
+    `prefill` of the replicas compute prompts, where the others only decode.
+    """
 
     def __init__(self, case: Case, replicas: int = 1, router: str = "round_robin", **changes: Any) -> None:
         chunked = case.max_num_batched_tokens is not None
@@ -59,7 +62,7 @@ class Run:
                 "spec": self.spec,
                 "kv_capacity_tokens": case.kv_capacity_blocks * case.block_size,
                 "max_model_len": case.max_model_len,
-                "replicas": replicas,
+                "replicas": changes.pop("prefill", replicas),
                 "routing": case.routing,
                 "seed": case.seed,
                 "max_time_s": None if case.max_time_fs is None else case.max_time_fs / FS_PER_S,
@@ -161,7 +164,7 @@ def test_tokens_are_conserved(run: Run) -> None:
 @given(runs())
 def test_kv_blocks_stay_within_capacity(run: Run) -> None:
     size = run.case.block_size
-    assert run.served.kv_blocks == run.case.kv_capacity_blocks
+    assert [pool.kv_blocks for pool in run.served.pools] == [run.case.kv_capacity_blocks]
     for row in run.all_rows():
         assert 0 < row.blocks_begin <= row.blocks_end <= run.case.kv_capacity_blocks
         # Every token that is attended to has its place, the one that is computed now too.

@@ -1,5 +1,6 @@
 """Serving on a device whose every step takes 10 ms: windows, limits, closed loops and the end of the clock, by hand."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -151,7 +152,7 @@ def test_a_closed_loop_needs_clients_bound_to_replicas() -> None:
 
 def test_the_longest_request_fits_the_kv_cache_of_its_group() -> None:
     served = serve([(0.0, 90, 90), (0.0, 100, 9)], kv_capacity_tokens=100, spec=SchedulerSpec(block_size=16))
-    assert served.kv_blocks == 6
+    assert served.pools[0].kv_blocks == 6
     assert served.max_model_len == 96
     assert served.table["truncated"].tolist() == [1, 0]
     assert served.table["output_tokens"].tolist() == [6, 9]
@@ -183,3 +184,15 @@ def test_other_errors_stay_what_they_are() -> None:
 
     with pytest.raises(ValueError, match=r"^disk full$"):
         serve([(0.0, 5, 5)], write_rows=broken)
+
+
+def test_a_request_whose_last_step_is_under_way_counts_at_the_next_reports() -> None:
+    slow = replace(PLAN, rows=(replace(LAYERS, pieces=((25 * 10**13, 0),)),))  # a step takes 250 ms
+    served = serve(
+        # The second one is too long, and only moves the turn on; the third must not follow the first, which is there.
+        [(0.0, 5, 1), (0.01, 2000, 1), (0.22, 5, 1)],
+        plan=slow,
+        spec=SchedulerSpec(router="least_outstanding", report_interval_s=0.1),
+        replicas=2,
+    )
+    assert served.table["replica"].tolist() == [1, 0, 0]

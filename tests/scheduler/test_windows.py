@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 
 from pimserve.errors import InputError
 from pimserve.scheduler.config import SchedulerSpec
-from pimserve.scheduler.control import ChangeScheduler, Command, Inject, RunView, ScaleRate, command_document, command_of
+from pimserve.scheduler.control import (
+    ChangeScheduler,
+    Command,
+    Inject,
+    RunView,
+    ScaleRate,
+    command_document,
+    command_of,
+)
 from pimserve.scheduler.engine import FOREVER
 from pimserve.scheduler.fleet import Fleet, RowSink
 from pimserve.scheduler.metrics import digest
@@ -145,7 +153,10 @@ def test_commands_are_part_of_what_is_simulated(run: Run, lengths: list[int], wi
         control = Windows(lengths, {window: command})
         changed = Run(run.case, len(run.blocks), run.spec.router, deployment=Deployment(control=control))
         again = Run(
-            run.case, len(run.blocks), run.spec.router, deployment=Deployment(control=Windows(lengths, {window: command}))
+            run.case,
+            len(run.blocks),
+            run.spec.router,
+            deployment=Deployment(control=Windows(lengths, {window: command})),
         )
         assert digest(again.served) == digest(changed.served)
         counts = changed.summary()["requests"]
@@ -163,4 +174,3 @@ def test_commands_that_make_no_sense_are_refused() -> None:
         command_of({"command": "explode"})
     with pytest.raises(InputError, match="with its own keys"):
         command_of({"command": "scale_rate", "speed": 3})
-

@@ -383,7 +383,8 @@ class RecordStepsRequest(google.protobuf.message.Message):
     @property
     def rows(self) -> pimserve.v1.columns_pb2.Table:
         """Rows of the step log, those of a replica in the order of their steps. int32: replica, steps, decodes,
-        prefill_tokens, chunks, outputs, begin_rest_fs, blocks_begin, blocks_end. int64: first_step, begin_ps, context, busiest_tokens, anchor_tokens, prefill_fs,
+        prefill_tokens, chunks, outputs, begin_rest_fs, blocks_begin, blocks_end, slowdown (thousandths of the normal times
+        that the steps take). int64: first_step, begin_ps, context, busiest_tokens, anchor_tokens, prefill_fs,
         prefill_dram_pj, prefill_compute_pj, duration_fs.
         """
 
@@ -434,6 +435,7 @@ class ExecuteStepsRequest(google.protobuf.message.Message):
     PREFILL_DRAM_PJ_FIELD_NUMBER: builtins.int
     PREFILL_COMPUTE_PJ_FIELD_NUMBER: builtins.int
     BLOCKS_FIELD_NUMBER: builtins.int
+    SLOWDOWN_FIELD_NUMBER: builtins.int
     replica: builtins.int
     step: builtins.int
     """Number of the step in its replica."""
@@ -449,6 +451,8 @@ class ExecuteStepsRequest(google.protobuf.message.Message):
     prefill_dram_pj: builtins.int
     prefill_compute_pj: builtins.int
     blocks: builtins.int
+    slowdown: builtins.int
+    """Thousandths of its normal time that the step takes."""
     def __init__(
         self,
         *,
@@ -465,8 +469,9 @@ class ExecuteStepsRequest(google.protobuf.message.Message):
         prefill_dram_pj: builtins.int = ...,
         prefill_compute_pj: builtins.int = ...,
         blocks: builtins.int = ...,
+        slowdown: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["anchor_tokens", b"anchor_tokens", "blocks", b"blocks", "busiest_tokens", b"busiest_tokens", "chunks", b"chunks", "context", b"context", "decodes", b"decodes", "outputs", b"outputs", "prefill_compute_pj", b"prefill_compute_pj", "prefill_dram_pj", b"prefill_dram_pj", "prefill_fs", b"prefill_fs", "prefill_tokens", b"prefill_tokens", "replica", b"replica", "step", b"step"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["anchor_tokens", b"anchor_tokens", "blocks", b"blocks", "busiest_tokens", b"busiest_tokens", "chunks", b"chunks", "context", b"context", "decodes", b"decodes", "outputs", b"outputs", "prefill_compute_pj", b"prefill_compute_pj", "prefill_dram_pj", b"prefill_dram_pj", "prefill_fs", b"prefill_fs", "prefill_tokens", b"prefill_tokens", "replica", b"replica", "slowdown", b"slowdown", "step", b"step"]) -> None: ...
 
 global___ExecuteStepsRequest = ExecuteStepsRequest
 

@@ -11,6 +11,7 @@ from pimserve.cluster.devices.compile import Pool, compile_pool
 from pimserve.cluster.devices.flows import ACTIVATIONS, ALL_GATHER, ALL_REDUCE, COMBINE, DISPATCH, apportion
 from pimserve.cluster.scenario import Scenario
 from pimserve.device_models.operators import AllGather, AllReduce, AllToAll, Operator, operators_of
+from pimserve.errors import InputError
 from tests.cluster.devices.served import SCENARIOS
 
 MANY = 2**16  # tokens of a step, by which all data-parallel groups and devices divide
@@ -62,6 +63,22 @@ def test_dispatch_and_combine_take_the_bytes_that_the_links_cost(name: str) -> N
     each = MANY * op.times * op.bytes_per_token
     both = np.array([sent(pool, found, DISPATCH), sent(pool, found, COMBINE)]).sum(axis=0)
     assert both.tolist() == [each] * pool.devices
+
+
+def test_pools_have_their_own_devices_and_numbers() -> None:
+    prefill = {"replicas": 2, "device": "h100", "devices_per_node": 4}
+    decode = {"replicas": 3, "device": "duplex", "devices_per_node": 8, "tensor_parallel": 4}
+    scenario = Scenario.model_validate(
+        {"model": "mixtral-8x7b", "cluster": {"pools": {"prefill": prefill, "decode": decode}}}
+    )
+    first, second = compile_pool(scenario, "prefill"), compile_pool(scenario, "decode")
+    assert (first.numbers, second.numbers) == (range(2), range(2, 5))
+    assert (first.device, second.device) == ("h100", "duplex")
+    assert (first.devices, second.devices) == (4, 8)
+    assert not sum(sent(first, step(first, 100), DISPATCH))
+    assert sum(sent(second, step(second, 100), DISPATCH))
+    with pytest.raises(InputError, match="must be one of 'prefill', 'decode'"):
+        compile_pool(scenario, "")
 
 
 def test_inside_one_group_picks_take_no_bytes() -> None:

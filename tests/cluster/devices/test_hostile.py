@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pimserve.cluster.devices.exchange import to_hand_over_table, traffic_table
 from pimserve.cluster.devices.host import DeviceHost
-from pimserve.cluster.devices.rows import to_rows_table
+from pimserve.cluster.devices.rows import Spans, to_rows_table
 from pimserve.cluster.wire import to_table
 from pimserve.scheduler.steplog import Rows
 from pimserve.v1 import device_pb2 as pb
@@ -91,14 +91,17 @@ def refused(victim: Victim, method: str, request: Any) -> tuple[grpc.StatusCode,
 
 def batch(victim: Victim, changes: dict[str, tuple[int, int]], **fields: int) -> pb.RecordStepsRequest:
     """The first rows of the run with some values changed: column -> (row, value)."""
-    rows, first = victim.rows[:6].copy(), victim.first[:6].copy()
-    replicas = np.zeros(6, np.int64)
+    rows, first, slowdowns = victim.rows[:6].copy(), victim.first[:6].copy(), np.full(6, 1000)
+    replicas = [0] * 6
     for name, (row, value) in changes.items():
         if name in Rows._fields:
             rows[row, Rows._fields.index(name)] = value
+        elif name == "replica":
+            replicas[row] = value
         else:
-            {"replica": replicas, "first_step": first}[name][row] = value
-    return pb.RecordStepsRequest(rows=to_rows_table(replicas, rows, first), **fields)
+            {"first_step": first, "slowdown": slowdowns}[name][row] = value
+    each = [Spans(replicas[at], rows[at : at + 1], first[at : at + 1], slowdowns[at : at + 1]) for at in range(6)]
+    return pb.RecordStepsRequest(rows=to_rows_table(each), **fields)
 
 
 @pytest.mark.parametrize(
@@ -114,6 +117,7 @@ def batch(victim: Victim, changes: dict[str, tuple[int, int]], **fields: int) ->
         ({"duration_fs": (0, -5)}, "rows.duration_fs", "must be from 0"),
         ({"context": (5, 2**50)}, "rows.context", "must be from 0"),
         ({"first_step": (0, -1)}, "rows.first_step", "must be from 0"),
+        ({"slowdown": (0, 0)}, "rows.slowdown", "must be from 1"),
     ],
 )
 def test_fields_of_rows(planned: Victim, change: dict[str, tuple[int, int]], field: str, message: str) -> None:
@@ -131,8 +135,8 @@ def test_fields_of_rows(planned: Victim, change: dict[str, tuple[int, int]], fie
         ("RecordSteps", pb.RecordStepsRequest(window=-1), "INVALID_ARGUMENT", "window: must be 0 or more"),
         ("RecordSteps", pb.RecordStepsRequest(), "INVALID_ARGUMENT", "lacks the column"),
         ("RecordSteps", pb.RecordStepsRequest(rows=Table(columns=[Column(name="x")])), "INVALID_ARGUMENT", "unknown"),
-        ("ExecuteSteps", pb.ExecuteStepsRequest(decodes=1), "FAILED_PRECONDITION", "lockstep mode"),
-        ("ExecuteSteps", pb.ExecuteStepsRequest(replica=7, decodes=1), "INVALID_ARGUMENT", "replica 7 has no device"),
+        ("ExecuteSteps", pb.ExecuteStepsRequest(slowdown=1000, decodes=1), "FAILED_PRECONDITION", "lockstep mode"),
+        ("ExecuteSteps", pb.ExecuteStepsRequest(replica=7, slowdown=1, decodes=1), "INVALID_ARGUMENT", "no device on"),
         ("ExecuteSteps", pb.ExecuteStepsRequest(decodes=-1), "INVALID_ARGUMENT", "decodes"),
         ("ExchangeTokens", pb.ExchangeTokensRequest(host="nobody"), "INVALID_ARGUMENT", "shares no replica"),
         ("ExchangeTotals", pb.ExchangeTotalsRequest(host="nobody"), "INVALID_ARGUMENT", "is no peer"),
@@ -181,7 +185,7 @@ def test_totals_and_hand_overs_of_other_peoples_devices(planned: Victim) -> None
     assert planned.state() == before
 
 
-_COLUMNS = st.sampled_from([*Rows._fields, "replica", "first_step"])
+_COLUMNS = st.sampled_from([*Rows._fields, "first_step", "slowdown"])
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -213,7 +217,8 @@ _MESSAGES = {
         **{
             field.name: st.integers(-2, 3) | st.integers(-(2**31), 2**31 - 1)
             for field in pb.ExecuteStepsRequest.DESCRIPTOR.fields
-        },
+        }
+        | {"slowdown": st.sampled_from([1000, 1000, 1000, 1, 0])},
     ),
     "ExchangeTokens": st.builds(
         pb.ExchangeTokensRequest,
@@ -326,8 +331,12 @@ def test_without_a_plan_nothing_is_taken() -> None:
 
 def test_rows_are_evaluated_without_being_recorded(planned: Victim) -> None:
     before = planned.state()
-    table = to_rows_table(np.zeros(6, np.int64), planned.rows[:6], planned.first[:6], ("duration_fs",))
+    half = np.array([1000, 2000, 1000])
+    spans = [Spans(0, planned.rows[at : at + 3], planned.first[at : at + 3], half) for at in (0, 3)]
+    table = to_rows_table(spans, ("duration_fs",))
     found = planned.call("EvaluateSteps", pb.EvaluateStepsRequest(rows=table))
     times = np.frombuffer(found.rows.columns[0].data, "<i8")
-    assert times.tolist() == planned.rows[:6, Rows._fields.index("duration_fs")].tolist()
+    normal = planned.rows[:6, Rows._fields.index("duration_fs")]
+    assert (times == normal).tolist() == [True, False, True] * 2
+    assert (times > normal)[[1, 4]].all()
     assert planned.state() == before

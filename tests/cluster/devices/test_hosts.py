@@ -1,12 +1,14 @@
 """Runs on device hosts: planned and in lockstep, on one or more hosts, whatever way the steps come."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 
 from pimserve.cluster.devices import link as link_module
-from pimserve.cluster.devices.conservation import Traffic, check_conservation
+from pimserve.cluster.devices.audit import durations
+from pimserve.cluster.devices.conservation import Exchanged, check_conservation
 from pimserve.cluster.devices.errors import DeviceMismatchError, WrongStateError
 from pimserve.cluster.devices.flows import DISPATCH, KV
 from pimserve.cluster.devices.ledgers import DeviceLedger
@@ -106,6 +108,36 @@ def test_a_wrong_time_fails_planned_and_lockstep_runs() -> None:
             link.execute(replica, block[4:5], first[4:5])
 
 
+@pytest.mark.parametrize("name", ["tp", "aimc", "exact"])
+@pytest.mark.parametrize("lockstep", [False, True])
+def test_slow_replicas_are_slow_on_their_devices_too(name: str, lockstep: bool) -> None:
+    served = run(name)
+    replica, block, first = served.blocks[0]
+    block, first = steps_of(block, first, 60)
+    block = block.copy()
+    at, costs = len(block) // 2, served.logs[0].costs
+    duration = Rows._fields.index("duration_fs")
+    normal = Rows(*block[at:].T.copy())
+    block[at:, duration] = durations(costs.slowed(1500), normal, first[at:])
+    assert (block[at:, duration] > normal.duration_fs).all()
+    found = []
+    for count in (1, 2):
+        with linked(served, count, lockstep=lockstep) as link:
+            feed = link.execute if lockstep else link.record
+            feed(replica, block[:at], first[:at])
+            link.slow(replica, int(first[at]), 1500)
+            state = json.loads(json.dumps(link.snapshot()))
+            feed(replica, block[at:], first[at:])
+            link.close_window(0)
+            found.append(without_audit(link.ledgers()))
+            link.restore(state)
+            feed(replica, block[at:], first[at:])
+            link.close_window(0)
+            found.append(without_audit(link.ledgers()))
+    assert found[1:] == found[:1] * 3
+    assert found[0][0].busy_fs == block[:, duration].sum()
+
+
 def test_another_plan_is_refused() -> None:
     served = run("tp")
     with hosts(1) as there:
@@ -160,11 +192,11 @@ def test_a_host_that_drains_finishes_and_refuses_more() -> None:
 def test_what_is_lost_between_devices_is_found() -> None:
     sent = [(0, 0, 0, 1, DISPATCH, 10, 100), (0, 1, 0, 0, DISPATCH, 5, 50)]
     back = [(0, 1, 0, 0, 2, 10, 100), (0, 0, 0, 1, 2, 5, 50)]
-    check_conservation(Traffic(sent + back, back + sent), {0: 15})
+    check_conservation(Exchanged(sent + back, back + sent), {0: 15})
     with pytest.raises(DeviceMismatchError, match=r"dispatch from device 0 .* 10 of 100 bytes were sent, 9 of 100"):
-        check_conservation(Traffic(sent + back, [(0, 0, 0, 1, DISPATCH, 9, 100), sent[1], *back]), {0: 15})
+        check_conservation(Exchanged(sent + back, [(0, 0, 0, 1, DISPATCH, 9, 100), sent[1], *back]), {0: 15})
     with pytest.raises(DeviceMismatchError, match="15 picks of experts passed between devices, its steps have 16"):
-        check_conservation(Traffic(sent + back, sent + back), {0: 16})
+        check_conservation(Exchanged(sent + back, sent + back), {0: 16})
 
 
 def test_kv_caches_are_handed_over_once() -> None:

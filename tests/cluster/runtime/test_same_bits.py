@@ -49,6 +49,16 @@ SCENARIOS: dict[str, list[str]] = {
     "bursts to the least loaded": ["cluster.replicas=4", "scheduler.router=least_outstanding",
                                    "scheduler.report_interval_s=0.5", "workload.arrival.process=gamma",
                                    "workload.arrival.rate_per_s=40", "workload.arrival.cv=3"],
+    "prefill on h100, decode on duplex": [
+        "cluster.pools={prefill: {device: h100, replicas: 2}, decode: {device: duplex, replicas: 2}}",
+        "workload.arrival={process: poisson, rate_per_s: 20}",
+    ],
+    "devices that fail, slow down and leave": [
+        "cluster.replicas=3",
+        "workload.arrival={process: poisson, rate_per_s: 40}",
+        "faults={detection_s: 0.1, events: [{at_s: 0.2, replica: 0, kind: fail, for_s: 1}, "
+        "{at_s: 0.3, replica: 1, kind: slow, factor: 1.5, for_s: 0.5}, {at_s: 0.4, replica: 2, kind: leave}]}",
+    ],
     "stopped": ["cluster.replicas=2", "run.max_time_s=3", "workload.arrival.process=constant",
                 "workload.arrival.rate_per_s=20"],
 }  # fmt: skip

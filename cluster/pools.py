@@ -1,0 +1,131 @@
+"""The pools of a scenario: what their replicas are, and the way of KV caches from one to the other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pimserve.cluster.placement import Replica, place
+from pimserve.cluster.scenario import Scenario
+from pimserve.device_models.catalogue import device_names
+from pimserve.device_models.device import Demand, Device
+from pimserve.device_models.model import BYTES_PER_ELEMENT, ModelSpec
+from pimserve.device_models.plan import FS_PER_S
+from pimserve.device_models.registry import load_device
+from pimserve.device_models.routing import Routing
+from pimserve.errors import InputError
+from pimserve.scheduler.handover import Link
+
+_BYTES_PER_GB = 10**9
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedPool:
+    """Replicas of one kind: `name` "", "prefill" or "decode"; `label` says what their devices are."""
+
+    name: str
+    label: str
+    device: Device
+    replica: Replica
+    replicas: int
+    devices_per_replica: int
+
+    @property
+    def devices(self) -> int:
+        """Devices of all replicas."""
+        return self.replicas * self.devices_per_replica
+
+    @property
+    def silicon_mm2(self) -> float | None:
+        """Silicon of all devices, where it is known."""
+        return None if self.device.area_mm2 is None else self.device.area_mm2 * self.devices
+
+    @property
+    def tdp_w(self) -> float | None:
+        """Power at which all devices are sold, where it is known."""
+        return None if self.device.spec.tdp_w is None else self.device.spec.tdp_w * self.devices
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the devices say of themselves."""
+        facts = self.replica.facts
+        return {**facts, **({"preset": self.label} if "preset" in facts else {})}
+
+
+def routing_of(scenario: Scenario, model: ModelSpec) -> Routing:
+    """How tokens choose experts.
+
+    Raises:
+        InputError: the model has no experts to choose from.
+    """
+    if model.moe is None and scenario.routing.popularity != "uniform":
+        raise InputError("routing.popularity", f"{model.name} has no routed experts")
+    return scenario.routing.for_experts(model.moe.experts if model.moe else 0)
+
+
+def place_pool(scenario: Scenario, name: str, model: ModelSpec, routing: Routing) -> PlacedPool:
+    """A pool of a scenario, "" for the only one.
+
+    Raises:
+        InputError: there is no such pool, or the model does not go on its devices.
+    """
+    alone = scenario.of_pool(name)
+    try:
+        device = alone.load_device()
+        demand = Demand(
+            model,
+            alone.cluster.split,
+            lm_head=scenario.costs.lm_head,
+            memory_utilization=scenario.scheduler.memory_utilization,
+            max_num_seqs=scenario.scheduler.max_num_seqs,
+            expert_weights=tuple(routing.expert_weights(model.moe.experts, scenario.run.seed)) if model.moe else (),
+            backend=scenario.costs.measured_with,
+            kernels=scenario.costs.kernels,
+        )
+        replica = place(device, alone.interconnect(device), demand)
+    except InputError as error:
+        if name and error.where.partition(".")[0] == "cluster":
+            raise InputError(f"cluster.pools.{name}{error.where.removeprefix('cluster')}", error.message) from None
+        raise
+    return PlacedPool(name, device_label(device), device, replica, alone.cluster.replicas, alone.cluster.split.devices)
+
+
+def device_label(device: Device) -> str:
+    """The device's name, which says so if it is one of the catalogue's and the device is not the same."""
+    spec = device.spec
+    if spec.name in device_names() and spec != load_device(spec.name).spec:
+        return f"{spec.name} (changed)"
+    return str(spec.name)
+
+
+def link_of(scenario: Scenario, model: ModelSpec, pools: Sequence[PlacedPool]) -> Link:
+    """The way from the first pool to the second.
+
+    Raises:
+        InputError: they do not keep the KV cache in the same format.
+    """
+    assert scenario.cluster.pools is not None
+    first, second = (_kv_bits(model, pool.device) for pool in pools)
+    if first != second:
+        raise InputError(
+            "cluster.pools",
+            f"a KV cache of {first:g} bits per element ({pools[0].label}) cannot be handed over to one of {second:g} "
+            f"({pools[1].label}); set model.kv_dtype or the device's kv_bits so that both have the same",
+        )
+    layer = model.attention.kv_elements * first / 8
+    handover = scenario.cluster.pools.handover
+    return Link(
+        bytes_per_s=round(handover.gb_per_s * _BYTES_PER_GB),
+        latency_fs=round(handover.latency_us * FS_PER_S / 10**6),
+        bytes_per_token=math.ceil(layer * (model.layers - model.windowed_layers)),
+        window_bytes_per_token=math.ceil(layer * model.windowed_layers),
+        window_tokens=getattr(model.attention, "window_tokens", None) or 0,
+    )
+
+
+def _kv_bits(model: ModelSpec, device: Device) -> float:
+    """Bits of an element of the KV cache: the device's, if its description has a say in it, else the model's."""
+    bits: float | None = getattr(device.spec, "kv_bits", None)
+    return 8 * BYTES_PER_ELEMENT[model.kv_dtype] if bits is None else bits

@@ -1,0 +1,278 @@
+"""Simulated faults: when devices fail, slow down or leave, and what that makes of their replicas.
+
+All devices of a replica work together: one that fails stops the replica, a slow one slows it, and one that leaves lets
+it finish what runs. Times are part of the scenario: given one by one, or drawn for each device from a stream of its
+own, one after the other, so that nothing depends on how the run is cut. They are whole femtoseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from heapq import heapify, heappop, heappush
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from pimserve.device_models.plan import FS_PER_S
+from pimserve.errors import InputError
+from pimserve.loadgen.spec import MAX_TIME_S
+from pimserve.quantity import PositiveSeconds, Seconds
+from pimserve.scheduler.slowdown import NORMAL
+
+Kind = Literal["fail", "slow", "leave"]
+_FAULTS = 0xFA17  # of random streams: apart from those of arrivals, lengths and experts
+_Time = Field(le=MAX_TIME_S)
+_MANY = 10_000
+
+
+class FaultEvent(BaseModel):
+    """A device fails, slows down or leaves."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    at_s: Annotated[Seconds, _Time] = Field(description="simulated time")
+    replica: Annotated[int, Field(ge=0)] = Field(description="number of the replica, from 0")
+    device: Annotated[int, Field(ge=0)] = Field(0, description="number of the device in its replica, from 0")
+    kind: Kind = Field(
+        description="fail: the replica stops, and its KV cache is lost; slow: its steps take `factor` of the time; "
+        "leave: it gets no new requests, and finishes those that run"
+    )
+    for_s: Annotated[PositiveSeconds, _Time] | None = Field(None, description="until it is as before; default: never")
+    factor: Annotated[float, Field(ge=1.001, le=1000)] | None = Field(
+        None, description="with kind: slow, how many times as long steps take, to a thousandth"
+    )
+
+    @model_validator(mode="after")
+    def _factor_is_of_slow(self) -> Self:
+        if (self.kind == "slow") != (self.factor is not None):
+            raise ValueError("kind: slow needs factor, and no other kind has one")
+        return self
+
+
+class FaultSpec(BaseModel):
+    """Faults of simulated devices, in a list or at random."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    events: Annotated[tuple[FaultEvent, ...], Field(max_length=_MANY)] = Field((), description="faults one by one")
+    mtbf_s: Annotated[PositiveSeconds, _Time] | None = Field(
+        None, description="mean time between failures of a device, exponential; needs repair_s"
+    )
+    repair_s: Annotated[PositiveSeconds, _Time] | None = Field(
+        None, description="until a device that failed at random is back"
+    )
+    detection_s: Annotated[Seconds, Field(le=3600)] = Field(
+        1.0,
+        description="until requests that a failed replica had in hand are missed and go elsewhere (new ones are "
+        "refused there at once); the default is a health check every second",
+    )
+
+    @model_validator(mode="after")
+    def _repair_goes_with_failures(self) -> Self:
+        if (self.mtbf_s is None) != (self.repair_s is None):
+            raise ValueError("mtbf_s and repair_s go together")
+        return self
+
+    @property
+    def any(self) -> bool:
+        """Whether there are any faults at all."""
+        return bool(self.events) or self.mtbf_s is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """How a replica is. `slowdown`: thousandths of its normal step times."""
+
+    replica: int
+    up: bool = True
+    takes_requests: bool = True
+    slowdown: int = NORMAL
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """When a condition took effect: the time, the replica's next step, and tokens of KV cache that were lost."""
+
+    replica: int
+    at_fs: int
+    step: int
+    lost_tokens: int
+
+
+@dataclass(slots=True)
+class _Active:
+    """Faults of a replica that have begun and not ended."""
+
+    failed: int = 0
+    left: int = 0
+    slow: list[int] | None = None
+    forever: bool = False  # it has failed or left, and never comes back
+
+
+# (time fs, order among equals, begins, replica, device, kind, thousandths, lasts fs or None, how many the device had)
+_Change = tuple[int, int, bool, int, int, str, int, int | None, int]
+
+
+class Faults:
+    """The faults of a run, in order of time.
+
+    Args:
+        spec: what there is.
+        devices: of each replica.
+        seed: of random failures.
+
+    Raises:
+        InputError: a fault of a replica or device that there is not.
+    """
+
+    def __init__(self, spec: FaultSpec, devices: Sequence[int], seed: int) -> None:
+        self.detection_fs = round(spec.detection_s * FS_PER_S)
+        self.requeued = 0
+        self.lost_tokens = 0
+        self.took_place: list[dict[str, Any]] = []
+        self.slowdowns: list[tuple[int, int, int]] = []  # (replica, first step, thousandths)
+        self._spec = spec
+        self._seed = seed
+        self._replicas = range(len(devices))
+        self._conditions = [Condition(replica) for replica in self._replicas]
+        self._active = [_Active() for _ in self._replicas]
+        self._begun: list[_Change] = []  # at the end of this window
+        self._down: list[list[int]] = []  # (replica, since, until or -1), fs
+        self._changes: list[_Change] = []
+        for number, event in enumerate(spec.events):
+            where = f"faults.events.{number}"
+            if event.replica >= len(devices):
+                raise InputError(f"{where}.replica", f"{event.replica}: there are {len(devices)}, from 0 up")
+            if event.device >= devices[event.replica]:
+                raise InputError(
+                    f"{where}.device", f"{event.device}: a replica has {devices[event.replica]}, from 0 up"
+                )
+            lasts = None if event.for_s is None else round(event.for_s * FS_PER_S)
+            slowdown = NORMAL if event.factor is None else round(event.factor * NORMAL)
+            at = round(event.at_s * FS_PER_S)
+            self._changes.append((at, number, True, event.replica, event.device, event.kind, slowdown, lasts, -1))
+        heapify(self._changes)
+        if spec.mtbf_s is not None:
+            for replica, count in enumerate(devices):
+                for device in range(count):
+                    self._draw(0, replica, device, 0)
+
+    @property
+    def next_fs(self) -> int | None:
+        """When something changes next."""
+        return self._changes[0][0] if self._changes else None
+
+    @property
+    def conditions(self) -> Sequence[Condition]:
+        """How each replica is."""
+        return self._conditions
+
+    @property
+    def hope(self) -> bool:
+        """Whether any replica takes requests, or will again."""
+        return not all(active.forever for active in self._active)
+
+    def due(self, by_fs: int) -> tuple[Condition, ...]:
+        """Conditions of the replicas that change at that time; nothing may have changed before."""
+        changed = set()
+        while self._changes and self._changes[0][0] <= by_fs:
+            change = heappop(self._changes)
+            at, number, begins, replica, device, kind, slowdown, lasts, count = change
+            self._apply(self._active[replica], kind, slowdown, begins=begins)
+            changed.add(replica)
+            if begins:
+                self._active[replica].forever |= lasts is None and kind != "slow"
+                self._begun.append(change)
+                if lasts is not None:
+                    heappush(self._changes, (at + lasts, number, False, replica, device, kind, slowdown, None, count))
+            elif count >= 0:
+                self._draw(at, replica, device, count + 1)
+        found = []
+        for replica in sorted(changed):
+            active = self._active[replica]
+            away = active.failed + active.left > 0
+            condition = Condition(replica, active.failed == 0, not away, max(active.slow or [NORMAL]))
+            if condition != self._conditions[replica]:
+                found.append(condition)
+        return tuple(found)
+
+    def took_effect(self, conditions: Sequence[Condition], effects: Sequence[Effect]) -> None:
+        """The conditions of `due` hold from these times on."""
+        effect_of = {effect.replica: effect for effect in effects}
+        for condition in conditions:
+            effect, before = effect_of[condition.replica], self._conditions[condition.replica]
+            if before.up and not condition.up:
+                self._down.append([condition.replica, effect.at_fs, -1])
+            elif condition.up and not before.up:
+                next(each for each in self._down if each[0] == condition.replica and each[2] < 0)[2] = effect.at_fs
+            if before.slowdown != condition.slowdown:
+                self.slowdowns.append((condition.replica, effect.step, condition.slowdown))
+            self.lost_tokens += effect.lost_tokens
+            self._conditions[condition.replica] = condition
+        for at, _, _, replica, device, kind, slowdown, lasts, _ in self._begun:
+            own = effect_of.get(replica)
+            self.took_place.append(
+                {
+                    "at_s": at / FS_PER_S,
+                    "replica": replica,
+                    "device": device,
+                    "kind": kind,
+                    "for_s": None if lasts is None else lasts / FS_PER_S,
+                    "factor": slowdown / NORMAL if kind == "slow" else None,
+                    "took_effect_s": None if own is None else own.at_fs / FS_PER_S,
+                    "step": None if own is None else own.step,
+                }
+            )
+        self._begun = []
+
+    def down_fs(self, end_fs: int) -> int:
+        """How long replicas were down until then, together."""
+        return sum(max(0, (end_fs if until < 0 else min(until, end_fs)) - since) for _, since, until in self._down)
+
+    def state(self) -> dict[str, Any]:
+        """All of it, as JSON can hold it."""
+        return {
+            "requeued": self.requeued,
+            "lost_tokens": self.lost_tokens,
+            "took_place": self.took_place,
+            "slowdowns": self.slowdowns,
+            "conditions": [asdict(condition) for condition in self._conditions],
+            "active": [asdict(active) for active in self._active],
+            "down": self._down,
+            "changes": self._changes,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+        self.requeued, self.lost_tokens = state["requeued"], state["lost_tokens"]
+        self.took_place = list(state["took_place"])
+        self.slowdowns = [(replica, step, slowdown) for replica, step, slowdown in state["slowdowns"]]
+        self._conditions = [Condition(**condition) for condition in state["conditions"]]
+        self._active = [_Active(**active) for active in state["active"]]
+        self._down = [list(each) for each in state["down"]]
+        self._changes = [tuple(change) for change in state["changes"]]
+
+    def _apply(self, active: _Active, kind: str, slowdown: int, *, begins: bool) -> None:
+        change = 1 if begins else -1
+        if kind == "fail":
+            active.failed += change
+        elif kind == "leave":
+            active.left += change
+        else:
+            active.slow = active.slow or []
+            if begins:
+                active.slow.append(slowdown)
+            else:
+                active.slow.remove(slowdown)
+
+    def _draw(self, after_fs: int, replica: int, device: int, count: int) -> None:
+        """The next random failure of a device, which had `count` of them and works again from `after_fs` on."""
+        assert self._spec.mtbf_s is not None
+        assert self._spec.repair_s is not None
+        rng = np.random.default_rng([self._seed, _FAULTS, replica, device, count])
+        at = after_fs + round(rng.exponential(self._spec.mtbf_s) * FS_PER_S)
+        number = _MANY + replica * 4096 * 4096 + device
+        lasts = round(self._spec.repair_s * FS_PER_S)
+        heappush(self._changes, (at, number, True, replica, device, "fail", NORMAL, lasts, count))

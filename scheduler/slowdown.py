@@ -1,0 +1,102 @@
+"""A replica that runs slower than its plan says: all of its times scaled, its energies as they are.
+
+Every coefficient is rounded once, and outcomes of the experts one by one, so that engine, log and whoever else
+evaluates a slowed plan have the same bits. Which unit runs what stays as it was decided at normal speed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from pimserve.device_models.experts import FEATURES, IntArray
+from pimserve.device_models.pipeline import Load, PipelineTerm, Station
+from pimserve.device_models.plan import CostPlan, Pieces
+from pimserve.device_models.routing import ExpertPools
+
+NORMAL = 1000  # thousandths of the normal times
+_TIMES = sum(name.endswith("_fs") for name in FEATURES)  # they come first
+
+
+def slow_plan(plan: CostPlan, thousandths: int) -> CostPlan:
+    """The plan with all times, but for those of routed experts and in front of the scheduler, scaled."""
+
+    def slow(time: int) -> int:
+        return (time * thousandths + NORMAL // 2) // NORMAL
+
+    def pieces(given: Pieces) -> Pieces:
+        return tuple((slow(const), slow(slope)) for const, slope in given)
+
+    def station(given: Station) -> Station:
+        return replace(
+            given,
+            per_token=slow(given.per_token),
+            per_output=slow(given.per_output),
+            per_request=slow(given.per_request),
+            per_context=tuple(map(slow, given.per_context)),
+            visit=slow(given.visit),
+            visit_per_context=slow(given.visit_per_context),
+            rest=slow(given.rest) if given.rest >= 0 else given.rest,
+            slack=slow(given.slack),
+        )
+
+    def load(given: Load) -> Load:
+        return replace(
+            given,
+            per_token=slow(given.per_token),
+            per_output=slow(given.per_output),
+            per_request=slow(given.per_request),
+            per_context=tuple(map(slow, given.per_context)),
+        )
+
+    def pipeline(given: PipelineTerm) -> PipelineTerm:
+        return replace(
+            given,
+            chain=tuple((category, slow(time)) for category, time in given.chain),
+            chain_per_context=tuple(map(slow, given.chain_per_context)),
+            stations=tuple(map(station, given.stations)),
+            per_prompt_token=slow(given.per_prompt_token),
+            per_second_prompt_token=slow(given.per_second_prompt_token),
+            loads=tuple(map(load, given.loads)),
+        )
+
+    return replace(
+        plan,
+        rows=tuple(
+            replace(term, pieces=pieces(term.pieces), alternatives=tuple(map(pieces, term.alternatives)))
+            for term in plan.rows
+        ),
+        decode=tuple(replace(term, slope=slow(term.slope)) for term in plan.decode),
+        prefill=tuple(
+            replace(term, pieces=tuple((slow(a), slow(b), slow(c)) for a, b, c in term.pieces)) for term in plan.prefill
+        ),
+        pipeline=None if plan.pipeline is None else pipeline(plan.pipeline),
+    )
+
+
+class SlowPools(ExpertPools):
+    """Outcomes of routed experts as `pools` has them, with their times scaled."""
+
+    def __init__(self, pools: ExpertPools, thousandths: int) -> None:
+        vars(self).update(vars(pools))  # outcomes are drawn once for all speeds
+        self._prefixes: dict[int, list[int]] = {}
+        self._thousandths = thousandths
+
+    def features(self, tokens: IntArray, index: IntArray) -> IntArray:
+        """(n, 5): features of outcomes `index` (n,) for token counts `tokens` (n,)."""
+        return self._slow(super().features(tokens, index))
+
+    def time_fs(self, tokens: int, index: int) -> int:
+        """Time of outcome `index` for `tokens` tokens."""
+        return (super().time_fs(tokens, index) * self._thousandths + NORMAL // 2) // NORMAL
+
+    def exact(self, tokens: int, replica: int, step: int) -> IntArray:
+        """(5,): features of one whole-model outcome drawn for this very step."""
+        return self._slow(super().exact(tokens, replica, step))
+
+    def _slow(self, features: IntArray) -> IntArray:
+        # x * thousandths may exceed 64 bit, so whole and rest are scaled apart.
+        whole, rest = np.divmod(features[..., :_TIMES], NORMAL)
+        slow = whole * self._thousandths + (rest * self._thousandths + NORMAL // 2) // NORMAL
+        return np.concatenate([slow, features[..., _TIMES:]], axis=-1)

@@ -1,0 +1,116 @@
+"""`pimserve run --on ...` as a user types it: processes, Ray, and what happens when parts of them are killed."""
+
+import json
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from .chaos import PIMSERVE, command_for, disturbed, hosts_of
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+SMALL = ["--set", "workload.num_requests=200", "--set", "cluster.replicas=2", "--json"]
+LONG = [
+    *("--set", "workload.num_requests=6000", "--set", "cluster.replicas=2", "--set", "output.steps=false"),
+    *("--set", "scheduler.router=least_outstanding", "--set", "scheduler.report_interval_s=1"),
+    *("--shards", "2", "--devices-per-actor", "2"),
+]
+
+
+def pimserve(*arguments: object, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [str(PIMSERVE), *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.mark.ray
+def test_on_ray_as_in_one_process(tmp_path: Path) -> None:
+    here = json.loads(pimserve("run", *SMALL, cwd=tmp_path).stdout)
+    done = pimserve("run", *SMALL, "--on", "ray", "--shards", "2", cwd=tmp_path)
+    there = json.loads(done.stdout)
+    assert there["digest"] == here["digest"]
+    assert there["simulator"]["spread"]["hosts"] == 4
+    assert there["simulator"]["spread"]["devices"] == "planned"
+    # Nothing of Ray's own chatter reaches the user.
+    assert done.stderr.splitlines() == [f"results in {there['results']}"]
+
+
+def test_lockstep_as_in_one_process(tmp_path: Path) -> None:
+    few = ["--set", "workload.num_requests=5", "--json"]
+    here = json.loads(pimserve("run", *few, cwd=tmp_path).stdout)
+    there = json.loads(pimserve("run", *few, "--on", "processes", "--devices", "lockstep", cwd=tmp_path).stdout)
+    assert there["digest"] == here["digest"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--shards", "2"), "--shards: goes with --on: a local run is one process"),
+        (("--devices", "lockstep"), "--devices: goes with --on"),
+        (("--on", "processes", "--shards", "3"), "--shards: 3 shards for 1 replicas"),
+        (("--on", "nowhere"), "--on nowhere: must be ray (one of our own on this machine), auto, HOST:PORT or ray://"),
+        (("--on", "127.0.0.1:1"), "--on 127.0.0.1:1: no Ray there"),
+        (("--on", "processes", "--resource", "duplex"), "--resource: goes with --on auto"),
+        (("--on", "auto", "--resource", "duplex"), "--resource duplex: must be NAME=N with N above 0"),
+        (("--on", "processes", "--devices", "none", "--devices-per-actor", "2"), "has no effect with --devices none"),
+        (("--speed", "fast"), "--speed: must be a factor of"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    done = pimserve("run", *arguments, cwd=tmp_path, code=2)
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_replicas_that_are_looked_at_exactly_stay_in_one_shard(tmp_path: Path) -> None:
+    router = ["--set", "scheduler.router=least_outstanding", "--set", "cluster.replicas=2"]
+    done = pimserve("run", *router, "--on", "processes", "--shards", "2", cwd=tmp_path, code=2)
+    assert "scheduler.report_interval_s: is 0, so router 'least_outstanding' looks at all replicas" in done.stderr
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_killed_processes_change_no_bit(tmp_path: Path, seed: int) -> None:
+    whole = json.loads(pimserve("run", "--json", *LONG[:-4], cwd=tmp_path).stdout)
+    outcome = disturbed(command_for(tmp_path / "killed", "processes", LONG), random.Random(seed), 2, 1.0, spare=False)
+    assert outcome.digest == whole["digest"]
+    assert len(outcome.killed) == 2
+
+
+@pytest.mark.ray
+def test_killed_ray_actors_change_no_bit(tmp_path: Path) -> None:
+    whole = json.loads(pimserve("run", "--json", *LONG[:-4], cwd=tmp_path).stdout)
+    outcome = disturbed(command_for(tmp_path / "killed", "ray", LONG), random.Random(5), 2, 1.0, spare=True)
+    assert outcome.digest == whole["digest"]
+    assert len(outcome.killed) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
+    process = subprocess.Popen(
+        [str(PIMSERVE), "run", *LONG, "--on", "processes"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 30
+    while not (hosts := hosts_of(process.pid)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(1.5)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode in {130, 128 + number}
+    assert b"Traceback" not in errors
+    assert not list(tmp_path.rglob("*"))
+    assert hosts
+    assert not [pid for pid in hosts if b"hosting" in _command_line(pid)]
+
+
+def _command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""

@@ -1,0 +1,336 @@
+"""Simulated faults: times by hand, and laws that hold whatever fails, slows down or leaves."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
+from pimserve.errors import InputError
+from pimserve.scheduler.config import SchedulerSpec
+from pimserve.scheduler.costs import ReplicaCosts
+from pimserve.scheduler.faults import Faults, FaultSpec
+from pimserve.scheduler.handover import Link
+from pimserve.scheduler.metrics import digest, summarize
+from pimserve.scheduler.requests import FINISHED, NEVER, WAITING
+from pimserve.scheduler.simulation import Decode, Deployment, Served
+from pimserve.scheduler.slo import SloSpec
+from pimserve.scheduler.steplog import Rows, expand
+
+from .strategies import Case, cases
+from .test_laws import Run
+from .test_simulation import PLAN, seconds, serve
+from .test_windows import LENGTHS, Kept, Windows, spans, spread
+
+
+def spec(*events: dict[str, Any], **more: Any) -> FaultSpec:
+    return FaultSpec.model_validate({"events": list(events), "detection_s": 0.0, **more})
+
+
+def told(served: Served, devices: int = 1) -> dict[str, Any]:
+    found: dict[str, Any] = summarize(served, SloSpec(), devices)["faults"]
+    return found
+
+
+FAIL = {"at_s": 0.025, "replica": 0, "kind": "fail"}
+
+
+def test_a_failure_takes_effect_at_the_step_boundary_and_is_noticed_later() -> None:
+    faults = spec({**FAIL, "for_s": 0.1}, detection_s=0.04)
+    served = serve([(0.0, 5, 4), (0.0, 5, 4)], replicas=2, faults=faults)
+    # Replica 0 has given two tokens at 20 ms and a third at 30 ms, when it stops. The other has nothing to do from
+    # 40 ms on; it gets the request at 30 + 40 = 70 ms, computes 5 + 3 tokens again, and gives the fourth.
+    assert seconds(served, "finish_ps") == [0.08, 0.04]
+    assert seconds(served, "first_token_ps") == [0.01, 0.01]
+    assert seconds(served, "first_scheduled_ps") == [0.0, 0.0]
+    assert served.table["replica"].tolist() == [1, 1]
+    found = told(served, 2)
+    assert found["events"] == [
+        {"at_s": 0.025, "replica": 0, "device": 0, "kind": "fail", "for_s": 0.1, "factor": None}
+        | {"took_effect_s": 0.03, "step": 3}
+    ]
+    assert (found["requeued"], found["recomputed_tokens"]) == (1, 7)
+    assert found["down_replica_s"] == pytest.approx(0.05)  # from 30 ms to the end of the run at 80 ms
+    assert found["availability"] == pytest.approx(1 - 0.05 / 0.16)
+    gaps = summarize(served, SloSpec(), 2)["latency_s"]["itl"]
+    assert (gaps["n"], gaps["mean"]) == (6, pytest.approx((5 * 0.01 + 0.05) / 6))
+
+
+def test_requests_wait_at_the_router_while_no_replica_is_up() -> None:
+    served = serve([(0.0, 5, 4), (0.05, 5, 1), (0.06, 5, 1)], faults=spec({**FAIL, "for_s": 0.1}))
+    # All three are there when the replica is back at 125 ms, and are computed in one step.
+    assert seconds(served, "finish_ps") == [0.135, 0.135, 0.135]
+    assert seconds(served, "first_scheduled_ps") == [0.0, 0.125, 0.125]
+
+
+def test_a_replica_that_never_comes_back_leaves_requests_unfinished() -> None:
+    for deployment in (Deployment(), Deployment(control=Windows([10**13]))):
+        served = serve([(0.0, 5, 4), (0.05, 5, 1)], faults=spec(FAIL), deployment=deployment)
+        assert served.table["status"].tolist() == [WAITING, WAITING]
+        assert served.table["emitted_tokens"].tolist() == [3, 0]
+        assert told(served)["availability"] == 1  # it stops when the last step that there is ends
+
+
+def test_a_slow_device_slows_its_replica_from_step_boundary_to_step_boundary() -> None:
+    slow = {"at_s": 0.015, "replica": 0, "kind": "slow", "factor": 2.5, "for_s": 0.05}
+    served = serve([(0.0, 5, 6)], faults=spec(slow))
+    # Steps end at 10, 20, 45, 70 (from 65 ms on it is as before), 80, 90 ms.
+    assert seconds(served, "finish_ps") == [0.09]
+    assert told(served)["slowdowns"] == [
+        {"replica": 0, "first_step": 2, "factor": 2.5},
+        {"replica": 0, "first_step": 4, "factor": 1.0},
+    ]
+
+
+def test_the_slowest_device_sets_the_pace() -> None:
+    events = [{"at_s": 0, "replica": 0, "kind": "slow", "factor": f, "for_s": t} for f, t in ((2, 0.02), (3, 0.03))]
+    served = serve([(0.0, 5, 2)], faults=spec(*events))
+    assert seconds(served, "finish_ps") == [0.04]
+
+
+def test_a_replica_that_leaves_finishes_what_runs() -> None:
+    leave = {"at_s": 0.025, "replica": 0, "kind": "leave"}
+    one_at_a_time = SchedulerSpec(max_num_seqs=1)
+    served = serve([(0.0, 5, 4), (0.0, 5, 4), (0.01, 5, 4)], replicas=2, spec=one_at_a_time, faults=spec(leave))
+    # The third request waits on replica 0 until that leaves at 30 ms, and then on the other.
+    assert seconds(served, "finish_ps") == [0.04, 0.04, 0.08]
+    assert served.table["replica"].tolist() == [0, 1, 1]
+    found = told(served, 2)
+    assert (found["requeued"], found["recomputed_tokens"], found["availability"]) == (1, 0, 1)
+
+
+def test_two_faults_at_once_last_until_both_are_over() -> None:
+    both = [{**FAIL, "for_s": 0.1}, {"at_s": 0.05, "replica": 0, "kind": "fail", "for_s": 0.2}]
+    served = serve([(0.0, 5, 4)], faults=spec(*both))
+    assert seconds(served, "finish_ps") == [0.26]
+    assert told(served)["down_replica_s"] == pytest.approx(0.22)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"faults": spec({**FAIL, "replica": 3})}, r"^faults.events.0.replica: 3: there are 1, from 0 up"),
+        ({"faults": spec({**FAIL, "device": 3})}, r"^faults.events.0.device: 3: a replica has 1, from 0 up"),
+        ({"faults": spec(FAIL), "concurrency": 1}, "^faults: a closed loop keeps each client on one replica"),
+        (
+            {
+                "faults": spec(FAIL),
+                "decode": Decode(PLAN, 1600, 1, Link(1, 0, 1)),
+                "spec": SchedulerSpec(report_interval_s=1),
+            },
+            "^faults: pools for prefill and decode do not know them",
+        ),
+    ],
+)
+def test_faults_that_make_no_sense(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        serve([(0.0, 5, 5)], **changes)
+
+
+def test_random_failures_have_the_mean_that_they_should() -> None:
+    def times(devices: list[int], count: int, seed: int = 3) -> list[int]:
+        faults = Faults(spec(mtbf_s=100.0, repair_s=10.0), devices, seed)
+        found: list[int] = []
+        while faults.next_fs is not None and len(found) < count:
+            found.append(faults.next_fs)
+            faults.due(faults.next_fs)
+        return found
+
+    found = times([2, 2], 8000)
+    assert found == sorted(found)
+    # Each of 4 devices fails and comes back once in 110 s in the mean.
+    assert len(found) / 2 / 4 == pytest.approx(found[-1] / FS_PER_S / 110, rel=0.05)
+    assert times([2, 2], 100) == found[:100]
+    assert times([2, 2], 100, seed=4) != found[:100]
+    assert set(found[:100]) < set(times([2, 2, 2], 300))  # devices have streams of their own
+
+
+@dataclass
+class Faulty:
+    """A case on some replicas, with what happens to them."""
+
+    case: Case
+    replicas: int
+    router: str
+    interval_s: float
+    faults: FaultSpec
+
+    def run(self, deployment: Deployment = Deployment()) -> Run:  # noqa: B008 frozen
+        return Run(
+            *(self.case, self.replicas, self.router),
+            report_interval_s=self.interval_s,
+            deployment=deployment,
+            faults=self.faults,
+        )
+
+
+def event_of(kind: str, at_ms: int, replica: int, for_ms: int | None, factor: float) -> dict[str, Any]:
+    event: dict[str, Any] = {"kind": kind, "at_s": at_ms / 1000, "replica": replica}
+    if for_ms is not None:
+        event["for_s"] = for_ms / 1000
+    if kind == "slow":
+        event["factor"] = factor
+    return event
+
+
+@st.composite
+def faulty(draw: st.DrawFn, *, ever: bool = True) -> Faulty:
+    """Up to six faults within the first half second; with `ever`, of which some never end. Some are at random."""
+    case = replace(draw(cases()), concurrency=None)
+    case.requests = [replace(r, arrival_fs=r.arrival_fs or 0) for r in case.requests]
+    case.max_time_fs = None
+    replicas = draw(st.integers(1, 3))
+    lasts = st.integers(1, 300)
+    events = draw(
+        st.lists(
+            st.builds(
+                event_of,
+                st.sampled_from(["fail", "slow", "leave"]),
+                st.integers(0, 500),
+                st.integers(0, replicas - 1),
+                st.none() | lasts if ever else lasts,
+                st.sampled_from([1.001, 1.5, 2.0, 7.3]),
+            ),
+            max_size=6,
+        )
+    )
+    more: dict[str, Any] = {"detection_s": draw(st.integers(0, 100)) / 1000}
+    if draw(st.integers(0, 3)) == 3:
+        more |= {"mtbf_s": draw(st.integers(5, 50)) / 10, "repair_s": draw(st.integers(1, 200)) / 1000}
+    return Faulty(
+        case=case,
+        replicas=replicas,
+        router=draw(st.sampled_from(["round_robin", "least_outstanding"])),
+        interval_s=draw(st.sampled_from([0.0, 0.05, 0.13])),
+        faults=FaultSpec.model_validate({"events": events, **more}),
+    )
+
+
+@settings(max_examples=40)
+@given(faulty(ever=False))
+def test_requests_and_tokens_are_conserved(faulty: Faulty) -> None:
+    run = faulty.run()
+    table, summary = run.table, run.summary()
+    counts = summary["requests"]
+    assert counts["finished"] + counts["rejected"] == counts["total"] == len(faulty.case.requests)
+    done = table[table["status"] == FINISHED]
+    assert (done["emitted_tokens"] == done["output_tokens"]).all()
+    assert sum(row.steps * row.outputs for row in run.all_rows()) == table["emitted_tokens"].sum()
+    # Every gap between two tokens is a sample, those across failures too.
+    logs = run.served.logs
+    assert sum(log.itl.count for log in logs) == (done["output_tokens"] - 1).sum()
+    lived = int((done["finish_ps"] - done["first_token_ps"]).sum()) * FS_PER_PS
+    assert abs(sum(log.itl.state()["sum_fs"] for log in logs) - lived) <= 2 * FS_PER_PS * len(done)
+    prefilled = sum(row.prefill_tokens for row in run.all_rows())
+    assert prefilled >= done["input_tokens"].sum()
+    if not summary.get("faults", {}).get("requeued") and not counts["preemptions"]:
+        assert prefilled == done["input_tokens"].sum()
+
+
+@settings(max_examples=30)
+@given(faulty())
+def test_nobody_is_lost_where_replicas_do_not_come_back(faulty: Faulty) -> None:
+    run = faulty.run()
+    counts = run.summary()["requests"]
+    assert counts["finished"] + counts["rejected"] + counts["unfinished"] == counts["total"]
+    assert sum(row.steps * row.outputs for row in run.all_rows()) == run.table["emitted_tokens"].sum()
+    waiting = run.table[run.table["status"] == WAITING]
+    assert (waiting["emitted_tokens"] < waiting["output_tokens"]).all()
+
+
+@settings(max_examples=30)
+@given(faulty())
+def test_time_is_monotone_and_no_effect_comes_before_its_cause(faulty: Faulty) -> None:
+    run = faulty.run()
+    for replica, log in enumerate(run.served.logs):
+        end = 0
+        for begin, row in run.rows(replica):
+            assert begin >= end
+            end = begin + row.duration_fs
+            assert 0 < row.blocks_begin <= row.blocks_end <= run.case.kv_capacity_blocks
+        assert end == log.clock_fs
+    for row in run.table:
+        times = [row["arrival_ps"], row["first_scheduled_ps"], row["first_token_ps"], row["finish_ps"]]
+        known = [time for time in times if time != NEVER]
+        assert known == times[: len(known)] == sorted(known)
+    found = run.summary().get("faults")
+    if found is None:
+        return
+    for event in found["events"]:
+        assert event["took_effect_s"] is None or event["took_effect_s"] >= event["at_s"]
+    assert found["availability"] is None or 0 <= found["availability"] <= 1
+    for replica, since, until in down_times(run.served):
+        for begin, row in run.rows(replica):  # no step runs while its replica is down
+            assert begin + row.duration_fs <= since or begin >= until
+
+
+def down_times(served: Served) -> Sequence[tuple[int, int, int]]:
+    assert served.faults is not None
+    down: list[list[int]] = served.faults.state()["down"]
+    return [(replica, since, until if until >= 0 else 2**200) for replica, since, until in down]
+
+
+@settings(max_examples=30)
+@given(faulty())
+def test_the_recorded_slowdowns_give_the_steps_again(faulty: Faulty) -> None:
+    run = faulty.run()
+    case, exact = run.case, run.case.routing.mode == "exact"
+    told_of = run.summary().get("faults", {"slowdowns": ()})["slowdowns"]
+    pools = case.pools()
+    for replica in range(faulty.replicas):
+        normal = ReplicaCosts(case.plan, pools, replica=replica, seed=case.seed, exact=exact)
+        step = 0
+        for _, row in run.rows(replica):
+            factors = [each["factor"] for each in told_of if each["replica"] == replica and each["first_step"] <= step]
+            costs = normal.slowed(round(1000 * (factors[-1] if factors else 1)))
+            single = expand(costs, Rows(*(np.array([value]) for value in row)), step)
+            assert single.duration_fs.sum() == row.duration_fs
+            step += row.steps
+
+
+@settings(max_examples=30)
+@given(faulty(), LENGTHS)
+def test_windows_and_shards_do_not_matter(faulty: Faulty, lengths: list[int]) -> None:
+    alone = faulty.run()
+    found = (spans(alone), digest(alone.served), alone.summary())
+    spreads = [(1, Windows(lengths))]
+    if faulty.interval_s or faulty.router == "round_robin":
+        spreads += [(2, None), (3, Windows(lengths))]
+    for shards, control in spreads:
+        deployment = Deployment(shards=spread(min(shards, faulty.replicas)), control=control)
+        run = faulty.run(deployment)
+        assert (spans(run), digest(run.served), run.summary()) == found
+
+
+@settings(max_examples=30)
+@given(faulty(), LENGTHS, st.integers(0, 1000))
+def test_an_interrupted_run_goes_on_to_the_same_bits(faulty: Faulty, lengths: list[int], at: int) -> None:
+    alone = faulty.run()
+    kept = Kept()
+    faulty.run(Deployment(control=Windows(lengths), checkpoints=kept))
+    kept.first = at
+    continued = faulty.run(Deployment(control=Windows([10**15]), checkpoints=kept))
+    assert digest(continued.served) == digest(alone.served)
+    assert continued.summary() == alone.summary()
+
+
+@given(cases(), st.integers(1001, 9999), st.integers(1, 300), st.integers(0, 1000))
+def test_a_slowed_plan_takes_that_much_longer(case: Case, thousandths: int, tokens: int, step: int) -> None:
+    normal = ReplicaCosts(case.plan, case.pools(), replica=0, seed=case.seed, exact=False)
+    slowed = normal.slowed(thousandths)
+    rows = (0, 0, 1, tokens, 20 * tokens, 0, 0, tokens, -(-tokens // case.plan.data_parallel), 0, 0, 0, 0, 1, 1, 0)
+    one = Rows(*(np.array([value]) for value in rows))
+    before, after = (int(expand(costs, one, step).duration_fs[0]) for costs in (normal, slowed))
+    # Rounding is of single coefficients, by half a femtosecond each.
+    assert after == pytest.approx(before * thousandths / 1000, rel=1e-6, abs=20 * 40 * tokens)
+    if slowed.pools is not None:
+        prefix, at = slowed.experts_prefix(tokens, step)
+        counts, steps = np.full(5, tokens), np.arange(step, step + 5)
+        features = slowed.experts_features(counts, steps)
+        assert prefix[at + 5] - prefix[at] == features[:, 0].sum()
+        assert [slowed.experts_fs(tokens, number) for number in steps.tolist()] == features[:, 0].tolist()
+        assert (features[:, 3:] == normal.experts_features(counts, steps)[:, 3:]).all()
