@@ -23,6 +23,7 @@ from pydantic import ValidationError
 
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
 from pimserve.errors import InputError, validation_error
+from pimserve.loadgen.spec import MAX_TIME_S, PS_PER_S
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.control import (
     ChangeScheduler,
@@ -459,7 +460,10 @@ class Clock:
         elif isinstance(command, ScaleRate):
             arrival = self.table["arrival_ps"]
             now = self.now_fs // FS_PER_PS
-            arrival[self._next :] = now + np.rint((arrival[self._next :] - now) / command.factor).astype(np.int64)
+            gaps = np.rint((arrival[self._next :] - now) / command.factor)
+            if len(gaps) and now + gaps[-1] > MAX_TIME_S * PS_PER_S:
+                raise InputError("factor", f"{command.factor:g} puts arrivals beyond {MAX_TIME_S:g} s")
+            arrival[self._next :] = now + gaps.astype(np.int64)
         else:
             self._inject(command)
 
@@ -474,6 +478,8 @@ class Clock:
         self.spec = self._change = spec
 
     def _inject(self, command: Inject) -> None:
+        if self.now_fs / FS_PER_S + command.delay_s > MAX_TIME_S:
+            raise InputError("delay_s", f"{command.delay_s:g} s puts arrivals beyond {MAX_TIME_S:g} s")
         arrival_ps = self.now_fs // FS_PER_PS + round(command.delay_s * FS_PER_S) // FS_PER_PS
         n = len(command.input_tokens)
         arrivals = np.full(n, arrival_ps, np.int64)

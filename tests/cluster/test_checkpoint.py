@@ -92,17 +92,32 @@ def test_another_scenario_another_run_and_damage_are_refused(tmp_path: Path) -> 
 
 
 def test_a_command_that_was_cut_short_was_never_taken(tmp_path: Path) -> None:
-    with pytest.raises(Killed), CheckpointFolder(tmp_path, "x") as kept:
+    def take(kept: CheckpointFolder) -> None:
         kept.save({"a": 1}, ROWS)
         kept.taken(5, {"command": "scale_rate", "factor": 2.0})
         kept.taken(7, {"command": "scale_rate", "factor": 3.0})
         raise Killed
+
+    with pytest.raises(Killed), CheckpointFolder(tmp_path, "x") as kept:
+        take(kept)
     file = tmp_path / "commands.jsonl"
     file.write_bytes(file.read_bytes()[:-4])
     with CheckpointFolder(tmp_path, "x") as kept:
         assert kept.load()[0] == {"a": 1}
         assert kept.pending(0) == (5, [{"command": "scale_rate", "factor": 2.0}])
         assert kept.pending(6) is None
+
+
+def test_commands_before_the_first_checkpoint_are_not_lost(tmp_path: Path) -> None:
+    asked = scenario()
+    whole = run(asked, tmp_path / "whole", control=DiesAfter(-1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CheckpointFolder, "due", lambda _: False)
+        with pytest.raises(Killed):
+            run(asked, tmp_path / "out", control=DiesAfter(5), checkpoints=tmp_path / "kept")
+    summary = run(asked, tmp_path / "out", checkpoints=tmp_path / "kept")
+    assert summary["digest"] == whole["digest"]
+    assert summary["simulator"]["continued"]
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

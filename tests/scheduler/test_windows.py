@@ -174,3 +174,28 @@ def test_commands_that_make_no_sense_are_refused() -> None:
         command_of({"command": "explode"})
     with pytest.raises(InputError, match="with its own keys"):
         command_of({"command": "scale_rate", "speed": 3})
+
+
+def test_commands_beyond_the_end_of_the_clock_are_refused() -> None:
+    requests = [(i * 1.0, 5, 5) for i in range(5)]
+    for command, message in (
+        (ScaleRate(1e-9), "factor: 1e-09 puts arrivals beyond"),
+        (Inject((5,), (5,), delay_s=1e12), "delay_s: 1e+12 s puts arrivals beyond"),
+        (ChangeScheduler(max_num_seqs=0), "scheduler.max_num_seqs: must be greater than 0"),
+        (ChangeScheduler(router="dice"), "scheduler.router: unknown router 'dice'"),
+    ):
+        control = Windows([FS_PER_MS * 100], {2: command})
+        served = serve(requests, deployment=Deployment(control=control))
+        assert [refused.startswith(message) for refused in control.refused] == [True], control.refused
+        assert served.table["finish_ps"].tolist() == serve(requests).table["finish_ps"].tolist()
+
+
+def test_thousands_of_windows() -> None:
+    """Windows of a report interval are shorter than those that the wall clock asks for."""
+    requests = [(i * 0.01, 5, 5) for i in range(500)]
+    spec = SchedulerSpec(router="least_outstanding", report_interval_s=0.002)
+    here = serve(requests, spec=spec)
+    kept = Kept()
+    there = serve(requests, spec=spec, deployment=Deployment(checkpoints=kept))
+    assert digest(here) == digest(there)
+    assert len(kept.saved) > 2000

@@ -220,9 +220,11 @@ def test_strangers_and_nonsense_are_refused(stub: ShardServiceStub) -> None:
         return list(stub.AdvanceWindows(iter(parts), timeout=10, metadata=auth))
 
     codes = grpc.StatusCode
-    assert code_of(lambda: stub.OpenShard(pb.OpenShardRequest(), timeout=5)) is codes.UNAUTHENTICATED
-    assert code_of(lambda: stub.OpenShard(pb.OpenShardRequest(), timeout=5, metadata=bearer("x"))) is codes.UNAUTHENTICATED
-    assert code_of(lambda: stub.OpenShard(pb.OpenShardRequest(fleet="x"), timeout=5, metadata=auth)) is codes.INVALID_ARGUMENT
+    nothing = pb.OpenShardRequest()
+    assert code_of(lambda: stub.OpenShard(nothing, timeout=5)) is codes.UNAUTHENTICATED
+    assert code_of(lambda: stub.OpenShard(nothing, timeout=5, metadata=bearer("x"))) is codes.UNAUTHENTICATED
+    unknown = pb.OpenShardRequest(fleet="x")
+    assert code_of(lambda: stub.OpenShard(unknown, timeout=5, metadata=auth)) is codes.INVALID_ARGUMENT
     assert code_of(lambda: advance(pb.AdvanceWindowsRequest())) is codes.FAILED_PRECONDITION
     snapshot = pb.SnapshotShardRequest()
     assert code_of(lambda: list(stub.SnapshotShard(snapshot, timeout=5, metadata=auth))) is codes.FAILED_PRECONDITION
