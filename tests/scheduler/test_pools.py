@@ -100,7 +100,7 @@ def test_what_leaves_when_a_step_ends_has_its_blocks_until_then() -> None:
     assert (engine.room(5 * FS_PER_MS), engine.room(10 * FS_PER_MS)) == (8, 10)
 
 
-@pytest.mark.parametrize("deployment", [Deployment(), Deployment(control=Windows([7 * FS_PER_MS]))])
+@pytest.mark.parametrize("deployment", [Deployment(), Deployment(control=Windows([70 * FS_PER_MS]))])
 def test_a_full_prefill_cache_admits_nobody_before_blocks_are_released(deployment: Deployment) -> None:
     slow = Link(bytes_per_s=10**8, latency_fs=0, bytes_per_token=10**6)  # a token takes 10 ms
     served = hand_over(
