@@ -266,7 +266,9 @@ class Clock:
         """Whether anything is left to happen to any request."""
         if self.faults is not None and not self.faults.hope:
             return self._at_work()
-        return self._next < len(self.table) or self._busy()
+        # In a closed loop every client has a request at work until the last one has left.
+        to_come = self.fleet.concurrency is None and self._next < len(self.table)
+        return to_come or self._busy()
 
     def _busy(self) -> bool:
         between = self.handovers is not None and self.handovers.waiting > 0

@@ -199,3 +199,10 @@ def test_thousands_of_windows() -> None:
     there = serve(requests, spec=spec, deployment=Deployment(checkpoints=kept))
     assert digest(here) == digest(there)
     assert len(kept.saved) > 2000
+
+
+def test_a_closed_loop_in_windows_ends() -> None:
+    requests = [(0.0, 5, 5)] * 8
+    served = serve(requests, concurrency=3, replicas=2, deployment=Deployment(window_wall_s=1e-9))
+    assert (served.table["finish_ps"] > 0).all()
+    assert digest(served) == digest(serve(requests, concurrency=3, replicas=2))
