@@ -4,6 +4,7 @@ checkpoint      the last state: a line of JSON (version, scenario, sizes, sha256
 commands.jsonl  commands that took effect, each with its simulated time; those after the checkpoint are given again
 steps.npy       executed steps; what is beyond the checkpoint is cut off when the run goes on
 lock            held by the process that runs
+unfinished      the results folder, until it is whole
 
 A checkpoint is written beside the last one and takes its place in one go, so that there is always a whole one.
 """
@@ -23,12 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimserve.cluster.results import SpanFile
-from pimserve.errors import InputError
+from pimserve.errors import InputError, shortened
 from pimserve.scheduler.requests import DTYPE
 
 VERSION = 1
 COMMANDS_FILE = "commands.jsonl"
+RESULTS = "unfinished"
 _STATE_FILE = "checkpoint"
+_OURS = {_STATE_FILE, f".{_STATE_FILE}.new", COMMANDS_FILE, "steps.npy", "lock", RESULTS}
 _INTERVAL_S = 2.0
 _MOST_SHARE = 0.05  # of the wall time may go into checkpoints
 
@@ -55,6 +58,8 @@ class CheckpointFolder:
         self._pending: list[tuple[int, dict[str, Any]]] = []
         self._span_rows = 0
         self._commands: IO[bytes] | None = None
+        if folder.is_dir() and (others := sorted({entry.name for entry in folder.iterdir()} - _OURS)):
+            raise InputError(str(folder), f"is no folder of checkpoints, for it holds {shortened(', '.join(others))}")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = (folder / "lock").open("wb")
@@ -141,7 +146,7 @@ class CheckpointFolder:
 
     def pending(self, now_fs: int) -> tuple[int, list[dict[str, Any]]] | None:
         """Time and commands of the first entry at or after `now_fs` from before the interruption."""
-        at = next((at for at, _ in self._pending if at >= now_fs), None)
+        at = min((at for at, _ in self._pending if at >= now_fs), default=None)
         return None if at is None else (at, [command for when, command in self._pending if when == at])
 
     def commands(self) -> bytes:
@@ -151,10 +156,18 @@ class CheckpointFolder:
 
     def _read_commands(self) -> list[tuple[int, dict[str, Any]]]:
         found = []
-        for line in self.commands().splitlines(keepends=True):
-            if line.endswith(b"\n"):  # else the end of the process cut it short, before anyone was told of it
+        whole = 0  # bytes
+        for line in (content := self.commands()).splitlines(keepends=True):
+            if not line.endswith(b"\n"):  # the end of the process cut it short, before anyone was told of it
+                break
+            try:
                 command = json.loads(line)
-                found.append((command.pop("at_fs"), command))
+                found.append((int(command.pop("at_fs")), command))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise InputError(str(self.folder / COMMANDS_FILE), f"line {len(found) + 1} is damaged") from None
+            whole += len(line)
+        if whole < len(content):
+            os.truncate(self.folder / COMMANDS_FILE, whole)
         return found
 
 

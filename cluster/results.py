@@ -37,9 +37,16 @@ class SpanFile:
     """
 
     def __init__(self, path: Path, rows: int = 0) -> None:
-        self._file = path.open("r+b" if rows else "wb")
+        try:
+            self._file = path.open("r+b" if rows else "wb")
+        except FileNotFoundError:
+            raise InputError(str(path), "is missing, which belongs to a checkpoint") from None
         self.rows = rows
+        size = path.stat().st_size
         self._header = self._write_header()
+        if rows and size < self._header + rows * SPAN.itemsize:
+            self._file.close()
+            raise InputError(str(path), f"is cut short: its checkpoint has {rows} rows")
         self._file.truncate(self._header + rows * SPAN.itemsize)
         self._file.seek(0, os.SEEK_END)
 
@@ -90,6 +97,9 @@ def results_folder(out: Path | None, name: str, partial: Path | None = None) -> 
             if out is not None and out.is_dir() and not any(out.iterdir()):
                 out.rmdir()
         target = _reserve(wanted, again=out is None)
+        if partial is not None and partial.parent.stat().st_dev != target.parent.stat().st_dev:
+            target.rmdir()
+            raise InputError(str(partial.parent), f"must be on the file system of the results folder, {target}")
         partial = partial or target.parent / f".{target.name[:100]}.partial-{os.getpid()}"
         partial.mkdir()
     except OSError as error:

@@ -20,7 +20,7 @@ import numpy as np
 import yaml
 
 from pimserve import __version__
-from pimserve.cluster.checkpoint import COMMANDS_FILE, CheckpointFolder
+from pimserve.cluster.checkpoint import COMMANDS_FILE, RESULTS, CheckpointFolder
 from pimserve.cluster.figures import share
 from pimserve.cluster.placement import Replica
 from pimserve.cluster.pools import PlacedPool, link_of, place_pool, routing_of
@@ -159,7 +159,7 @@ def run(
         if checkpoints is not None:
             kept = stack.enter_context(CheckpointFolder(checkpoints, scenario_digest(scenario)))
         folder, target = stack.enter_context(
-            results_folder(out, scenario.name, None if kept is None else kept.folder / "results")
+            results_folder(out, scenario.name, None if kept is None else kept.folder / RESULTS)
         )
         deployment = Deployment(control=control, journal=kept, checkpoints=kept)
         if runtime is not None:

@@ -50,7 +50,9 @@ _LONGEST_FS = 10**6 * FS_PER_S  # a window
 
 
 class ShardPort(Protocol):
-    """A shard, wherever it lives."""
+    """A shard, wherever it lives. `has_devices`: its state holds that of devices too."""
+
+    has_devices: bool
 
     @property
     def replicas(self) -> Sequence[int]:
@@ -260,7 +262,8 @@ class Clock:
         reported = self.report_fs > 0 and self._router is not None and self._next < len(self.table)
         if not watched and not reported and self.handovers is None and self.faults is None:
             return False
-        return not self.window or self._more()
+        replays = self.journal is not None and self.journal.pending(self.now_fs + 1) is not None
+        return not self.window or replays or self._more()
 
     def _more(self) -> bool:
         """Whether anything is left to happen to any request."""

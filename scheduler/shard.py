@@ -102,6 +102,8 @@ class Shard:
         rows_per_flush: how many spans of steps of a replica `on_rows` gets at a time at most; None: thousands.
     """
 
+    has_devices = False
+
     def __init__(
         self,
         fleet: Fleet,

@@ -299,16 +299,25 @@ def _served(clock: Clock, logs: list[StepLog], workload: Workload, *, trimmed: b
 def _save(checkpoints: Checkpoints, clock: Clock) -> None:
     """Keep the state of a run between two windows, if it is time."""
     if checkpoints.due():
-        state = {"clock": clock.state(), "shards": [shard.state() for shard in clock.shards]}
+        state = {"clock": clock.state(), "shards": [shard.state() for shard in clock.shards], "spread": _spread(clock)}
         checkpoints.save(state, clock.table.structured())
 
 
 def _restore(clock: Clock, state: dict[str, Any], rows: NDArray[Any]) -> None:
     """Let a run go on from a state that was saved; it must be spread over as many shards."""
+    if state["spread"] != _spread(clock):
+        raise InputError(
+            "checkpoint", "is of a run that was spread otherwise; go on with the same --shards, with or without devices"
+        )
     clock.restore(state["clock"])
     for shard, shard_state in zip(clock.shards, state["shards"], strict=True):
         shard.restore(shard_state)
     clock.table.write(np.arange(len(rows)), rows)  # fresh engines of a closed loop have issued requests
+
+
+def _spread(clock: Clock) -> list[list[Any]]:
+    """Which replicas each shard has, and whether it has devices: states fit no other spread."""
+    return [[shard.has_devices, list(shard.replicas)] for shard in clock.shards]
 
 
 def _clock_ends() -> InputError:

@@ -133,6 +133,8 @@ class DevicePort:
         keeps: whether its state is to hold that of the devices; one shard's is enough.
     """
 
+    has_devices = True
+
     def __init__(self, shard: MakesShard, devices: Devices, on_rows: RowSink | None, *, keeps: bool) -> None:
         self._devices = devices
         self._on_rows = on_rows

@@ -11,6 +11,7 @@ import queue
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 import grpc
@@ -41,7 +42,6 @@ from pimserve.v1.columns_pb2 import Table
 from pimserve.v1.shard_pb2_grpc import ShardServiceStub
 
 _CALL_S = 60.0  # a call that does not run the engines
-_SILENCE_S = 3600.0  # a window may take long; keepalive finds processes that are gone
 _SNAPSHOT_S = 5.0  # of orders are kept at most, or
 _SNAPSHOT_BYTES = 2**26
 _STATE_PIECE = 2**20
@@ -72,6 +72,8 @@ class ShardClient:
         on_rows: takes executed steps; None if nobody wants them.
         live: the table is to have what has happened to running requests too.
     """
+
+    has_devices = False
 
     def __init__(
         self,
@@ -112,7 +114,7 @@ class ShardClient:
 
     def send(self, order: Order) -> None:
         """Begin a window."""
-        text, arrays = to_message(order)
+        text, arrays = to_message(replace(order, requests=NONE))  # their rows have the numbers
         *first, last = pieces(order.requests, self._table.rows(order.requests))
         count = len(self._table)
         parts = [
@@ -288,7 +290,8 @@ class _Connection:
         """Send an order, without waiting."""
         if self._answers is None:
             orders = iter(self._orders.get, None)
-            self._answers = self._stub.AdvanceWindows(orders, timeout=_SILENCE_S, metadata=self._auth)
+            # No deadline: a window may take hours, a paced run days. Keepalive finds processes that are gone.
+            self._answers = self._stub.AdvanceWindows(orders, metadata=self._auth)
         for part in parts:
             self._orders.put(part)
 

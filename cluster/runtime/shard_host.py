@@ -10,6 +10,7 @@ import json
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import grpc
 import numpy as np
@@ -159,9 +160,12 @@ class _Service(ShardServiceServicer):
             at = len(self._table)
             self._table.insert(at, np.zeros(last.requests - at, np.int64), _blank(last.requests - at))
             self._shard.rebind()
+        requests = []
         for part in parts:
-            self._table.write(*rows_of(part.rows, len(self._table)))
-        order = from_message(Order, last.order, last.arrays)
+            numbers, rows = rows_of(part.rows, len(self._table))
+            self._table.write(numbers, rows)
+            requests.append(numbers)
+        order = replace(from_message(Order, last.order, last.arrays), requests=np.concatenate(requests))
         report = self._shard.advance(order)
         self._next += 1
         self._answer = list(self._answers(self._shard, last, order, report))

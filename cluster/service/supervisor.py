@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import secrets
+import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +24,8 @@ from pimserve.v1 import simulation_pb2
 LOG = logging.getLogger(__name__)
 _TICK_S = 0.1
 _QUOTA_S = 2.0
-_MOST_RESTARTS = 3
+_MOST_RESTARTS = 3  # within
+_DEATHS_S = 120.0
 _AGAIN_S = 1.0
 _STOP_S = 10.0
 
@@ -65,6 +67,7 @@ class Supervisor:
         self._wake = threading.Event()
         self._links: dict[str, Link] = {}
         self._progress: dict[str, simulation_pb2.Progress] = {}
+        self._deaths: dict[str, list[float]] = {}  # when each run's process died lately
         self._waiting: dict[str, float] = {}  # runs whose worker died: when the next is started
         self._sizes: dict[str, int] = {}  # bytes of runs that have ended
         self._quota_at = 0.0
@@ -75,7 +78,10 @@ class Supervisor:
         self._data.sweep()
         with self._lock:
             for record in self.registry.in_states(*ACTIVE):
-                self._find(record)
+                try:
+                    self._find(record)
+                except (ValueError, KeyError, OSError) as error:  # one run's files must not keep the others waiting
+                    self._end(record.id, "failed", f"its files are damaged: {error}")
         self._thread.start()
 
     def stop(self) -> None:
@@ -285,20 +291,27 @@ class Supervisor:
             self._end(run_id, "cancelled")
         elif code == LOCKED:
             self._find(record)
-        elif record.restarts >= _MOST_RESTARTS:
+        elif code == TO_BE_CONTINUED:
+            self._waiting[run_id] = time.monotonic() + _AGAIN_S
+        elif (deaths := self._death_of(run_id)) > _MOST_RESTARTS:
             folder = self._data.run(run_id)
             self._end(
                 run_id,
                 "failed",
-                f"its process died {record.restarts + 1} times ({_cause(code)}); {folder.log} may say why",
+                f"its process died {deaths} times within {_DEATHS_S:g} s ({_cause(code)}); {folder.log} may say why",
             )
-        elif code == TO_BE_CONTINUED:
-            self._waiting[run_id] = time.monotonic() + _AGAIN_S
         else:
             record = self.registry.restarted(run_id)
             LOG.warning("run %s: its worker died (%s), restart %d", run_id, _cause(code), record.restarts)
-            self._waiting[run_id] = time.monotonic() + _AGAIN_S * (2 ** (record.restarts - 1) - 1)
+            self._waiting[run_id] = time.monotonic() + _AGAIN_S * (2 ** (deaths - 1) - 1)
         self.notify()
+
+    def _death_of(self, run_id: str) -> int:
+        """How often the run's process has died lately, this time included."""
+        now = time.monotonic()
+        deaths = [at for at in self._deaths.get(run_id, []) if at > now - _DEATHS_S] + [now]
+        self._deaths[run_id] = deaths
+        return len(deaths)
 
     def _take_outcome(self, record: Record) -> bool:
         """Whether the run's worker has said how it ended."""
@@ -345,6 +358,7 @@ class Supervisor:
             return
         run_id = max(self._links, key=lambda run_id: self._data.run(run_id).size())
         self._links[run_id].kill()
+        shutil.rmtree(self._data.run(run_id).checkpoints, ignore_errors=True)  # else the next run would pay for it
         self._end(run_id, "failed", f"disk quota: all runs together may take up {limit:,} bytes")
 
     def _usage(self) -> int:

@@ -85,6 +85,9 @@ def work(folder: RunFolder, *, held: bool = False, runner: Runner = run) -> int:
         except StoppedError:
             LOG.info("stopped, to be continued")
             return TO_BE_CONTINUED
+        except OSError as error:  # a full disk, say: what is there can be continued
+            LOG.error("%s: %s", error.filename or folder.path, error.strerror or error)  # noqa: TRY400 one line tells
+            return os.EX_IOERR
         except Exception as error:  # noqa: BLE001 whatever it is, the server is told
             outcome = {**_verdict(error), "progress": _so_far(control)}
         write_json(folder.outcome, outcome)

@@ -16,7 +16,7 @@ from pimserve.cluster.results import load_table
 from pimserve.cluster.run import run
 from pimserve.cluster.scenario import Scenario, load_scenario
 from pimserve.errors import InputError
-from pimserve.scheduler.control import RunView, ScaleRate
+from pimserve.scheduler.control import Inject, RunView, ScaleRate
 from pimserve.scheduler.requests import DTYPE
 
 ROWS = np.zeros(3, DTYPE)
@@ -118,6 +118,57 @@ def test_commands_before_the_first_checkpoint_are_not_lost(tmp_path: Path) -> No
     summary = run(asked, tmp_path / "out", checkpoints=tmp_path / "kept")
     assert summary["digest"] == whole["digest"]
     assert summary["simulator"]["continued"]
+
+
+def test_commands_come_in_order_of_time_and_after_idle_times(tmp_path: Path) -> None:
+    class Injects:
+        """Ends windows every second, gives commands at some times, and dies."""
+
+        def __init__(self, commands: dict[int, Inject], dies_s: int) -> None:
+            self.commands, self.dies_s = commands, dies_s
+
+        def next_barrier_fs(self, now_fs: int) -> int:
+            return now_fs + 10**15
+
+        def barrier(self, view: RunView) -> None:
+            second = view.now_fs // 10**15
+            if second in self.commands:
+                view.apply(self.commands[second])
+            if second == self.dies_s:
+                raise Killed
+
+    asked = scenario("workload.arrival={process: constant, rate_per_s: 50}", "workload.num_requests=400")
+    late, early = Inject((5,), (1,), delay_s=1.0), Inject((7,), (1,), delay_s=30.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CheckpointFolder, "due", lambda _: False)
+        for control in (Injects({7: late}, 7), Injects({3: early}, 3)):  # the second life is given an earlier command
+            with pytest.raises(Killed):
+                run(asked, tmp_path / "out", control=control, checkpoints=tmp_path / "kept")
+    summary = run(asked, tmp_path / "out", control=Injects({}, -1), checkpoints=tmp_path / "kept")
+    whole = run(asked, tmp_path / "whole", control=Injects({3: early, 7: late}, -1))
+    assert summary["requests"]["total"] == 402
+    assert summary["digest"] == whole["digest"]
+
+
+def test_folders_of_others_are_left_alone(tmp_path: Path) -> None:
+    run(scenario(), tmp_path / "results" / "earlier")
+    for folder in (tmp_path, tmp_path / "results", tmp_path / "results" / "earlier"):
+        with pytest.raises(InputError, match="is no folder of checkpoints, for it holds"):
+            run(scenario(), tmp_path / "out", checkpoints=folder)
+    assert load_table(tmp_path / "results" / "earlier", "steps").size
+
+
+def test_steps_that_are_lost_are_missed(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    with pytest.raises(Killed):
+        run(scenario(), tmp_path / "out", control=DiesAfter(9), checkpoints=kept)
+    whole = (kept / "steps.npy").read_bytes()
+    (kept / "steps.npy").write_bytes(whole[:-200])
+    with pytest.raises(InputError, match="is cut short: its checkpoint has"):
+        run(scenario(), tmp_path / "out", checkpoints=kept)
+    (kept / "steps.npy").unlink()
+    with pytest.raises(InputError, match="is missing, which belongs to a checkpoint"):
+        run(scenario(), tmp_path / "out", checkpoints=kept)
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
