@@ -126,7 +126,12 @@ def serve(
     if decode is not None:
         _tell_apart(summary, pools)
     warnings = dict.fromkeys(warning for pool in pools for warning in pool.replica.warnings)
-    summary["warnings"] = [*warnings, *_passive_warning(summary, pools), *_fault_warning(summary)]
+    summary["warnings"] = [
+        *warnings,
+        *_passive_warning(summary, pools),
+        *_power_warning(summary),
+        *_fault_warning(summary),
+    ]
     return summary, served
 
 
@@ -262,6 +267,15 @@ def _passive_warning(summary: dict[str, Any], pools: Sequence[PlacedPool]) -> li
     if static <= _MOSTLY_PASSIVE * energy["joules"]:
         return []
     return [f"{share(static / energy['joules'])} of the energy is passive power, the least certain figure of a device"]
+
+
+def _power_warning(summary: dict[str, Any]) -> list[str]:
+    """What to say where the devices draw more than they are sold for: no limit of power slows them down here."""
+    tdp, end_s = summary["tdp_w"], summary["end_s"]
+    if not tdp or not end_s or summary["energy"]["joules"] <= tdp * end_s:
+        return []
+    watts = summary["energy"]["joules"] / end_s
+    return [f"mean power, {watts:,.0f} W, exceeds the devices' TDP, {tdp:,.0f} W: real ones would slow down"]
 
 
 def _fault_warning(summary: dict[str, Any]) -> list[str]:

@@ -20,9 +20,10 @@ from pimserve.device_models.plan import HOST, RowTerm
 from pimserve.errors import InputError, validation_error
 from pimserve.quantity import Microseconds
 
-Share = Annotated[float, Field(gt=0, le=1)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+# Bounds are generous; beyond them times leave the clock's range.
+Share = Annotated[float, Field(ge=1e-6, le=1)]
+NonNegative = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
+Positive = Annotated[float, Field(ge=1e-6, le=1e9, allow_inf_nan=False)]
 Backend = Literal["vllm", "trtllm"]
 
 FS_PER_US = 10**9

@@ -68,4 +68,6 @@ Gigabytes = Annotated[float, BeforeValidator(_parser("GB")), _RATE, _schema("GB"
 Teraflops = Annotated[float, BeforeValidator(_parser("TFLOP/s")), _RATE, _schema("TFLOP/s")]
 Seconds = Annotated[float, BeforeValidator(_parser("s")), _NOT_NEGATIVE, _schema("s", zero=True)]
 PositiveSeconds = Annotated[float, BeforeValidator(_parser("s")), _POSITIVE, _schema("s")]
-Microseconds = Annotated[float, BeforeValidator(_parser("us")), _NOT_NEGATIVE, _schema("us", zero=True)]
+Microseconds = Annotated[
+    float, BeforeValidator(_parser("us")), Field(ge=0, le=1e9, allow_inf_nan=False), _schema("us", zero=True)
+]

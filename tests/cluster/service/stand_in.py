@@ -20,8 +20,7 @@ if name == "dies" or (name == "dies-twice" and times <= 2):
 if name == "silent":
     time.sleep(600)
 if name == "greedy":
-    (folder / "checkpoints").mkdir()
-    (folder / "checkpoints" / "checkpoint").write_bytes(bytes(2_000_000))
+    (folder / "worker.log").write_bytes(bytes(2_000_000))
     time.sleep(600)
 
 from pimserve.cluster.service.worker import main  # noqa: E402 the others need not wait for it
