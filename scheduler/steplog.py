@@ -50,6 +50,7 @@ _STEP = np.dtype(
     [("duration_fs", np.int64), ("context", np.int64), ("decodes", np.int32), ("prefill_tokens", np.int32)]
 )
 _ROWS_PER_FLUSH = 8192
+_ROWS_PER_SLICE = 1024
 _STEPS_PER_FLUSH = 2**19
 _NO_BOUND = 2**62 * FS_PER_PS
 _SUMS = (
@@ -258,7 +259,9 @@ class StepLog:
             self._gaps = []
         if not self._rows:
             return
-        block = np.array(self._rows, np.int64)
+        # In slices, between which other threads get a turn: a query of the run may wait.
+        slices = range(0, len(self._rows), _ROWS_PER_SLICE)
+        block = np.concatenate([np.array(self._rows[i : i + _ROWS_PER_SLICE], np.int64) for i in slices])
         rows = Rows(*np.ascontiguousarray(block.T))
         first_steps = self.steps + np.cumsum(rows.steps) - rows.steps
         self._digest(rows)

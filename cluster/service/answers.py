@@ -157,6 +157,7 @@ class ReplicaPlacement:
     parallelism: dict[str, str]
     kv_capacity_tokens: int
     weights_gb_per_device: float
+    device: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import grpc
 
@@ -16,10 +17,11 @@ from pimserve.cluster.service.endpoint import channel_options
 from pimserve.cluster.service.folders import RunFolder, read_json, take_lock
 from pimserve.cluster.service.process import Process
 from pimserve.cluster.service.security import TOKEN_ENV, bearer
-from pimserve.v1 import scheduler_pb2_grpc, simulation_pb2, simulation_pb2_grpc
+from pimserve.v1 import scheduler_pb2_grpc, simulation_pb2, simulation_pb2_grpc, worker_pb2, worker_pb2_grpc
 
 WORKER = (sys.executable, "-m", "pimserve.cluster.service.worker")
-_WATCH_S = 0.2
+_FOLLOW_S = 0.2
+_STALE_S = 1.0  # what was heard longer ago is not passed on
 _END_AFTER_S = 20.0  # a worker that was told to end and has not is killed
 UNKNOWN = 256  # exit code of a worker that is nobody's child any more
 
@@ -47,6 +49,8 @@ class Link:
         self._heard = heard
         self._kill_at: float | None = None
         self._channel: grpc.Channel | None = None
+        self._latest: worker_pb2.FollowResponse | None = None
+        self._changed_s = -math.inf
         self.simulation: simulation_pb2_grpc.SimulationServiceStub | None = None
         self.scheduler: scheduler_pb2_grpc.SchedulerServiceStub | None = None
         self.metadata: tuple[tuple[str, str], ...] = ()
@@ -94,6 +98,20 @@ class Link:
         """Whether it is known which process it is."""
         return self._process is not None
 
+    def latest(self) -> worker_pb2.FollowResponse | None:
+        """The run as last heard of; None where that is old, or older than a change, or the run is held.
+
+        A run that is held answers at once when it is asked, and exactly.
+        """
+        latest, now = self._latest, time.monotonic()
+        if latest is None or latest.held or latest.taken_s < max(self._changed_s, now - _STALE_S):
+            return None
+        return latest
+
+    def changed(self) -> None:
+        """The run was held or changed just now, as the worker has answered."""
+        self._changed_s = time.monotonic()
+
     def end(self) -> None:
         """Have the run ended; if it does not follow, its process."""
         if self._kill_at is None:
@@ -135,14 +153,15 @@ class Link:
         self._channel = grpc.insecure_channel(said["address"], options=channel_options())
         self.scheduler = scheduler_pb2_grpc.SchedulerServiceStub(self._channel)
         self.simulation = simulation_pb2_grpc.SimulationServiceStub(self._channel)
-        threading.Thread(target=self._watch, args=(self.simulation,), name="watch", daemon=True).start()
+        follow = worker_pb2_grpc.WorkerServiceStub(self._channel).Follow
+        threading.Thread(target=self._follow, args=(follow,), name="follow", daemon=True).start()
 
-    def _watch(self, simulation: simulation_pb2_grpc.SimulationServiceStub) -> None:
-        """Take note of the run's progress until the worker is gone."""
-        request = simulation_pb2.WatchRequest(run_id=self.folder.id, interval_s=_WATCH_S)
+    def _follow(self, follow: Callable[..., Iterator[worker_pb2.FollowResponse]]) -> None:
+        """Take note of the run until its worker is gone."""
+        request = worker_pb2.FollowRequest(run_id=self.folder.id, interval_s=_FOLLOW_S)
         try:
-            for answer in simulation.Watch(request, metadata=self.metadata):
-                if answer.run.HasField("progress"):
-                    self._heard(answer.run.progress)
+            for said in follow(request, metadata=self.metadata):
+                self._latest = said
+                self._heard(said.progress)
         except (grpc.RpcError, ValueError):  # gone, or the channel was closed
             return

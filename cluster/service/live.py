@@ -5,72 +5,48 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 import numpy as np
 
-from pimserve.cluster.placement import Replica
-from pimserve.cluster.service.control import LiveControl, RunEndedError, Snapshot, total_steps
+from pimserve.cluster.service.control import LiveControl, RunEndedError, Snapshot
 from pimserve.cluster.service.faults import RefusedError
+from pimserve.cluster.service.messages import (
+    PERCENTILES,
+    Site,
+    latencies_of,
+    ledgers_of,
+    life,
+    placement_of,
+    progress_of,
+    replicas_of,
+)
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
 from pimserve.errors import InputError
 from pimserve.loadgen.spec import PS_PER_S
 from pimserve.scheduler.control import ChangeScheduler, Command, Inject, RunView, ScaleRate
-from pimserve.scheduler.requests import FINISHED, REJECTED
-from pimserve.v1 import scheduler_pb2, scheduler_pb2_grpc, simulation_pb2, simulation_pb2_grpc
+from pimserve.v1 import (
+    scheduler_pb2,
+    scheduler_pb2_grpc,
+    simulation_pb2,
+    simulation_pb2_grpc,
+    worker_pb2,
+    worker_pb2_grpc,
+)
 
-_PERCENTILES = (50.0, 90.0, 99.0)
 _LONGEST_CALL_S = 300.0
-_DEFAULT_INTERVAL_S = 0.5
-_BYTES_PER_GB = 10**9
+_LEDGERS_S = 1.0  # between two looks at the ledgers, which cost the run some milliseconds
+_PATIENCE_S = 1.0  # between two looks at whether a follower is still there
 Answer = TypeVar("Answer")
 
 
-@dataclass(frozen=True, slots=True)
-class Site:
-    """What a run is about, and where it is.
-
-    Args:
-        run_id: of the run.
-        model: served.
-        device: that serves.
-        devices: of one replica.
-        replicas: how many.
-        replica: any of them.
-    """
-
-    run_id: str
-    model: str
-    device: str
-    devices: int
-    replicas: int
-    replica: Replica
-
-
 class LiveSimulation(simulation_pb2_grpc.SimulationServiceServicer):
-    """Watch, Pause, Resume and Cancel; the rest is the server's."""
+    """Pause, Resume and Cancel; the rest is the server's."""
 
     def __init__(self, site: Site, control: LiveControl) -> None:
         self._site = site
         self._control = control
-
-    def Watch(  # noqa: N802 gRPC's name
-        self, request: simulation_pb2.WatchRequest, context: grpc.ServicerContext
-    ) -> Iterator[simulation_pb2.WatchResponse]:
-        """The run's progress, until it ends."""
-        _of_this_run(request.run_id, self._site.run_id)
-        interval_s = request.interval_s or _DEFAULT_INTERVAL_S
-        seen: Snapshot | None = None
-        said: simulation_pb2.Run | None = None
-        while context.is_active() and not self._control.ended:
-            seen = self._control.wait(seen, timeout_s=interval_s)
-            run = self._run(seen)
-            if run != said:
-                yield simulation_pb2.WatchResponse(run=run)
-                said = run
-            time.sleep(interval_s)
 
     def Pause(  # noqa: N802
         self, request: simulation_pb2.PauseRequest, context: grpc.ServicerContext
@@ -104,6 +80,52 @@ class LiveSimulation(simulation_pb2_grpc.SimulationServiceServicer):
         return run
 
 
+class Follower(worker_pb2_grpc.WorkerServiceServicer):
+    """All of it."""
+
+    def __init__(self, site: Site, control: LiveControl) -> None:
+        self._site = site
+        self._control = control
+
+    def Follow(  # noqa: N802
+        self, request: worker_pb2.FollowRequest, context: grpc.ServicerContext
+    ) -> Iterator[worker_pb2.FollowResponse]:
+        """The run's progress, until it ends."""
+        _of_this_run(request.run_id, self._site.run_id)
+        placement = placement_of(self._site)
+        books: scheduler_pb2.GetLedgersResponse | None = None
+        asked: Future[tuple[int, list[dict[str, Any]]]] | None = None
+        asked_s = -_LEDGERS_S
+        seen: Snapshot | None = None
+        while context.is_active() and not self._control.ended:
+            latest = self._control.wait(seen, timeout_s=_PATIENCE_S)
+            if latest is seen or latest is None:
+                continue
+            seen = latest
+            if asked is not None and asked.done():
+                if asked.exception() is None:
+                    books = ledgers_of(*asked.result())
+                asked = None
+            if asked is None and time.monotonic() >= asked_s + _LEDGERS_S:
+                asked, asked_s = self._ledgers(), time.monotonic()
+            yield worker_pb2.FollowResponse(
+                taken_s=time.monotonic(),
+                held=self._control.held,
+                progress=progress_of(seen),
+                replicas=replicas_of(seen),
+                latencies=latencies_of(seen, self._control.latencies, PERCENTILES),
+                ledgers=books,
+                placement=placement,
+            )
+            time.sleep(request.interval_s)
+
+    def _ledgers(self) -> Future[tuple[int, list[dict[str, Any]]]] | None:
+        try:
+            return self._control.ask(_ledgers)
+        except RunEndedError:
+            return None
+
+
 class LiveScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
     """All of it."""
 
@@ -115,27 +137,7 @@ class LiveScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         self, request: scheduler_pb2.GetReplicasRequest, context: grpc.ServicerContext
     ) -> scheduler_pb2.GetReplicasResponse:
         """Queue and batch of every replica."""
-        snapshot = self._snapshot(request.run_id)
-        return scheduler_pb2.GetReplicasResponse(
-            simulated_s=snapshot.now_fs / FS_PER_S,
-            replicas=[
-                scheduler_pb2.Replica(
-                    replica=state.replica,
-                    pool=state.pool,
-                    up=state.up,
-                    clock_s=state.clock_fs / FS_PER_S,
-                    steps=state.steps,
-                    running=state.running,
-                    waiting=state.waiting,
-                    decoding=state.decoding,
-                    context_tokens=state.context_tokens,
-                    kv_blocks_used=state.kv_blocks_used,
-                    kv_blocks=state.kv_blocks,
-                    left=state.left,
-                )
-                for state in snapshot.replicas
-            ],
-        )
+        return replicas_of(self._snapshot(request.run_id))
 
     def DescribeRequest(  # noqa: N802
         self, request: scheduler_pb2.DescribeRequestRequest, context: grpc.ServicerContext
@@ -151,60 +153,21 @@ class LiveScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
     ) -> scheduler_pb2.GetLatenciesResponse:
         """Percentiles so far, and SLO attainment."""
         snapshot = self._snapshot(request.run_id)
-        found = self._control.latencies.document(tuple(request.percentiles) or _PERCENTILES)
-        left, good, limits = found["left"], found["good"], found["limits"]
-        return scheduler_pb2.GetLatenciesResponse(
-            simulated_s=snapshot.now_fs / FS_PER_S,
-            latencies=[
-                scheduler_pb2.Latency(
-                    name=name,
-                    count=latency["count"],
-                    mean_s=latency["mean_s"],
-                    percentiles=[
-                        scheduler_pb2.Percentile(percent=percent, value_s=value)
-                        for percent, value in latency["percentiles"].items()
-                        if value is not None
-                    ],
-                )
-                for name, latency in found["latencies"].items()
-            ],
-            slo=scheduler_pb2.SloAttainment(
-                left=left, good=good, attainment=good / left if limits and left else None, limits_s=limits
-            ),
-        )
+        return latencies_of(snapshot, self._control.latencies, request.percentiles)
 
     def GetLedgers(  # noqa: N802
         self, request: scheduler_pb2.GetLedgersRequest, context: grpc.ServicerContext
     ) -> scheduler_pb2.GetLedgersResponse:
         """What devices have done."""
         self._snapshot(request.run_id)
-        now_fs, ledgers = _result(lambda: self._control.ask(lambda view: (view.now_fs, view.ledgers())), context)
-        return scheduler_pb2.GetLedgersResponse(
-            simulated_s=now_fs / FS_PER_S, ledgers=[scheduler_pb2.Ledger(**ledger) for ledger in ledgers]
-        )
+        return ledgers_of(*_result(lambda: self._control.ask(_ledgers), context))
 
     def GetPlacement(  # noqa: N802
         self, request: scheduler_pb2.GetPlacementRequest, context: grpc.ServicerContext
     ) -> scheduler_pb2.GetPlacementResponse:
         """Which devices each replica has."""
-        snapshot = self._snapshot(request.run_id)
-        site = self._site
-        return scheduler_pb2.GetPlacementResponse(
-            model=site.model,
-            device=site.device,
-            replicas=[
-                scheduler_pb2.ReplicaPlacement(
-                    replica=state.replica,
-                    pool=state.pool,
-                    first_device=state.replica * site.devices,
-                    devices=site.devices,
-                    parallelism={key: str(value) for key, value in site.replica.parallelism.items()},
-                    kv_capacity_tokens=site.replica.kv_capacity_tokens,
-                    weights_gb_per_device=site.replica.weight_bytes_per_device / _BYTES_PER_GB,
-                )
-                for state in snapshot.replicas
-            ],
-        )
+        _of_this_run(request.run_id, self._site.run_id)
+        return placement_of(self._site)
 
     def ChangeScheduler(  # noqa: N802
         self, request: scheduler_pb2.ChangeSchedulerRequest, context: grpc.ServicerContext
@@ -263,60 +226,8 @@ class LiveScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         return snapshot
 
 
-def progress_of(snapshot: Snapshot) -> simulation_pb2.Progress:
-    """How far a run is."""
-    return simulation_pb2.Progress(
-        simulated_s=snapshot.now_fs / FS_PER_S,
-        requests=snapshot.requests,
-        arrived=snapshot.arrived,
-        finished=snapshot.finished,
-        rejected=snapshot.rejected,
-        running=sum(state.running for state in snapshot.replicas),
-        waiting=sum(state.waiting for state in snapshot.replicas),
-        steps=total_steps(snapshot.replicas),
-        windows=snapshot.window,
-    )
-
-
-def life(snapshot: Snapshot, request: int) -> scheduler_pb2.DescribeRequestResponse:
-    """What has happened to a request by the time of the snapshot.
-
-    The run may have written what happens later meanwhile; that does not count.
-    """
-    now_ps = snapshot.now_fs // FS_PER_PS
-    row = {name: int(column[request]) for name, column in snapshot.columns.items()}
-    arrived = 0 <= row["arrival_ps"] <= now_ps
-
-    def happened(name: str) -> float | None:
-        time_ps = row[f"{name}_ps"]
-        return time_ps / PS_PER_S if arrived and 0 <= time_ps <= now_ps else None
-
-    scheduled, first_token = happened("first_scheduled"), happened("first_token")
-    finish = happened("finish") if row["status"] == FINISHED else None
-    state = scheduler_pb2.REQUEST_STATE_EXPECTED
-    if row["status"] == REJECTED and arrived:
-        state = scheduler_pb2.REQUEST_STATE_REJECTED
-    elif finish is not None:
-        state = scheduler_pb2.REQUEST_STATE_FINISHED
-    elif first_token is not None:
-        state = scheduler_pb2.REQUEST_STATE_DECODE
-    elif scheduled is not None:
-        state = scheduler_pb2.REQUEST_STATE_PREFILL
-    elif arrived:
-        state = scheduler_pb2.REQUEST_STATE_WAITING
-    return scheduler_pb2.DescribeRequestResponse(
-        simulated_s=snapshot.now_fs / FS_PER_S,
-        request=request,
-        state=state,
-        input_tokens=row["input_tokens"],
-        output_tokens=row["output_tokens"],
-        replica=row["replica"] if arrived and state != scheduler_pb2.REQUEST_STATE_REJECTED else None,
-        arrival_s=row["arrival_ps"] / PS_PER_S if row["arrival_ps"] >= 0 else None,
-        first_scheduled_s=scheduled,
-        first_token_s=first_token,
-        finish_s=finish,
-        preemptions=row["preemptions"] if finish is not None else None,
-    )
+def _ledgers(view: RunView) -> tuple[int, list[dict[str, Any]]]:
+    return view.now_fs, view.ledgers()
 
 
 def _of_this_run(wanted: str, here: str) -> None:

@@ -77,6 +77,7 @@ RULES: Mapping[str, Mapping[str, Rule]] = {
         "states": _each(_number(1, 6), at_most=6),
     },
     "WatchRequest": {"interval_s": _number(0.05, 60, or_zero=True)},
+    "FollowRequest": {"interval_s": _number(0.05, 60)},
     "GetResultsRequest": {"names": _each(_text(100, needed=True), at_most=100)},
     "DescribeRequestRequest": {"request": _number(0, 2**63 - 1)},
     "GetLatenciesRequest": {"percentiles": _each(_number(1e-6, 100), at_most=100)},

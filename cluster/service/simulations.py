@@ -117,6 +117,7 @@ class Simulations(simulation_pb2_grpc.SimulationServiceServicer):
         link = self._supervisor.link(request.run_id)
         assert link.simulation is not None
         answer = link.simulation.Pause(request, timeout=remaining_s(context), metadata=link.metadata)
+        link.changed()
         self._supervisor.hold(request.run_id, held=True)
         return answer
 
@@ -125,6 +126,7 @@ class Simulations(simulation_pb2_grpc.SimulationServiceServicer):
         link = self._supervisor.link(request.run_id)
         assert link.simulation is not None
         answer = link.simulation.Resume(request, timeout=remaining_s(context), metadata=link.metadata)
+        link.changed()
         self._supervisor.hold(request.run_id, held=False)
         return answer
 

@@ -130,12 +130,13 @@ def ledger_table(found: Ledgers) -> RenderableType:
 
 def placement_table(found: Placement) -> RenderableType:
     """Which devices replicas have."""
-    table = _table("replica", "", "devices", "KV tokens", "weights per device", left=2)
+    table = _table("replica", "", "device", "devices", "KV tokens", "weights per device", left=3)
     for replica in found.replicas[:_MOST_REPLICAS]:
         last = replica.first_device + replica.devices - 1
         table.add_row(
             f"{replica.replica}",
             replica.pool,
+            replica.device,
             f"{replica.first_device}..{last}",
             count(replica.kv_capacity_tokens),
             f"{figure(replica.weights_gb_per_device)} GB",

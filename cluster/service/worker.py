@@ -23,22 +23,23 @@ from typing import Any
 
 import grpc
 
-from pimserve.cluster.run import prepare, run
+from pimserve.cluster.run import prepare_pools, run
 from pimserve.cluster.scenario import Scenario, load_scenario
 from pimserve.cluster.service.control import LiveControl, StoppedError
 from pimserve.cluster.service.endpoint import make_server
 from pimserve.cluster.service.folders import SERVER_FILE, RunFolder, read_json, take_lock, write_json
 from pimserve.cluster.service.latencies import RunningLatencies
-from pimserve.cluster.service.live import LiveScheduler, LiveSimulation, Site, progress_of
+from pimserve.cluster.service.live import Follower, LiveScheduler, LiveSimulation
+from pimserve.cluster.service.messages import Site, progress_of
 from pimserve.cluster.service.process import LOCKED, TO_BE_CONTINUED, Process
 from pimserve.errors import PimserveError
 from pimserve.scheduler.control import RunCancelledError
-from pimserve.v1 import scheduler_pb2_grpc, simulation_pb2_grpc
+from pimserve.v1 import scheduler_pb2_grpc, simulation_pb2_grpc, worker_pb2_grpc
 
 Runner = Callable[..., dict[str, Any]]
 
 LOG = logging.getLogger("worker")
-_SWITCH_S = 0.001  # so that calls are answered while the run goes on
+_SWITCH_S = 0.0002  # so that calls are answered while the run goes on
 _THREADS = 16
 _WITHOUT_SERVER_S = 600.0
 _LOOK_S = 5.0
@@ -112,16 +113,10 @@ def _run(folder: RunFolder, scenario: Scenario, control: LiveControl, site: Site
 
 
 def _prepare(folder: RunFolder, scenario: Scenario, *, speed: float, held: bool) -> tuple[LiveControl, Site]:
-    model, replica, _ = prepare(scenario)
-    latencies = RunningLatencies(scenario.slo, warmup_s=scenario.run.warmup_s, frontend_ps=replica.plan.frontend_ps)
-    site = Site(
-        run_id=folder.id,
-        model=model.name,
-        device=scenario.load_device().spec.name,
-        devices=scenario.cluster.split.devices,
-        replicas=scenario.cluster.replicas,
-        replica=replica,
-    )
+    model, pools, _ = prepare_pools(scenario)
+    frontend_ps = pools[0].replica.plan.frontend_ps
+    latencies = RunningLatencies(scenario.slo, warmup_s=scenario.run.warmup_s, frontend_ps=frontend_ps)
+    site = Site(folder.id, model.name, pools)
     return LiveControl(latencies, speed=speed, held=held), site
 
 
@@ -132,6 +127,7 @@ def _listen(folder: RunFolder, site: Site, control: LiveControl) -> grpc.Server:
     live = LiveSimulation(site, control)  # type: ignore[abstract]  # the other methods are the server's
     simulation_pb2_grpc.add_SimulationServiceServicer_to_server(live, server)
     scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(LiveScheduler(site, control), server)
+    worker_pb2_grpc.add_WorkerServiceServicer_to_server(Follower(site, control), server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     address = {"address": f"127.0.0.1:{port}", "token": token}

@@ -500,6 +500,7 @@ class ReplicaPlacement(google.protobuf.message.Message):
     PARALLELISM_FIELD_NUMBER: builtins.int
     KV_CAPACITY_TOKENS_FIELD_NUMBER: builtins.int
     WEIGHTS_GB_PER_DEVICE_FIELD_NUMBER: builtins.int
+    DEVICE_FIELD_NUMBER: builtins.int
     replica: builtins.int
     pool: builtins.str
     first_device: builtins.int
@@ -507,6 +508,8 @@ class ReplicaPlacement(google.protobuf.message.Message):
     devices: builtins.int
     kv_capacity_tokens: builtins.int
     weights_gb_per_device: builtins.float
+    device: builtins.str
+    """What its devices are."""
     @property
     def parallelism(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
         """How they share the model, such as tensor_parallel: 4."""
@@ -521,8 +524,9 @@ class ReplicaPlacement(google.protobuf.message.Message):
         parallelism: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
         kv_capacity_tokens: builtins.int = ...,
         weights_gb_per_device: builtins.float = ...,
+        device: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["devices", b"devices", "first_device", b"first_device", "kv_capacity_tokens", b"kv_capacity_tokens", "parallelism", b"parallelism", "pool", b"pool", "replica", b"replica", "weights_gb_per_device", b"weights_gb_per_device"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["device", b"device", "devices", b"devices", "first_device", b"first_device", "kv_capacity_tokens", b"kv_capacity_tokens", "parallelism", b"parallelism", "pool", b"pool", "replica", b"replica", "weights_gb_per_device", b"weights_gb_per_device"]) -> None: ...
 
 global___ReplicaPlacement = ReplicaPlacement
 

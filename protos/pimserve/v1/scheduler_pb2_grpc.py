@@ -101,7 +101,7 @@ class SchedulerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetLedgers(self, request, context):
-        """What the devices of each replica have done so far. Answered at the end of a window.
+        """What the devices of each replica have done, as of a moment within the last two seconds.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

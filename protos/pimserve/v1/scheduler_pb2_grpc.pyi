@@ -43,7 +43,7 @@ class SchedulerServiceStub:
         pimserve.v1.scheduler_pb2.GetLedgersRequest,
         pimserve.v1.scheduler_pb2.GetLedgersResponse,
     ]
-    """What the devices of each replica have done so far. Answered at the end of a window."""
+    """What the devices of each replica have done, as of a moment within the last two seconds."""
 
     GetPlacement: grpc.UnaryUnaryMultiCallable[
         pimserve.v1.scheduler_pb2.GetPlacementRequest,
@@ -92,7 +92,7 @@ class SchedulerServiceAsyncStub:
         pimserve.v1.scheduler_pb2.GetLedgersRequest,
         pimserve.v1.scheduler_pb2.GetLedgersResponse,
     ]
-    """What the devices of each replica have done so far. Answered at the end of a window."""
+    """What the devices of each replica have done, as of a moment within the last two seconds."""
 
     GetPlacement: grpc.aio.UnaryUnaryMultiCallable[
         pimserve.v1.scheduler_pb2.GetPlacementRequest,
@@ -149,7 +149,7 @@ class SchedulerServiceServicer(metaclass=abc.ABCMeta):
         request: pimserve.v1.scheduler_pb2.GetLedgersRequest,
         context: _ServicerContext,
     ) -> typing.Union[pimserve.v1.scheduler_pb2.GetLedgersResponse, collections.abc.Awaitable[pimserve.v1.scheduler_pb2.GetLedgersResponse]]:
-        """What the devices of each replica have done so far. Answered at the end of a window."""
+        """What the devices of each replica have done, as of a moment within the last two seconds."""
 
     @abc.abstractmethod
     def GetPlacement(

@@ -16,7 +16,7 @@ from pimserve.cluster.service.security import bearer
 from pimserve.cluster.service.server import ServerOptions, serving
 from pimserve.cluster.service.supervisor import Limits
 from pimserve.cluster.service.worker import work
-from pimserve.v1 import scheduler_pb2_grpc, simulation_pb2_grpc
+from pimserve.v1 import scheduler_pb2_grpc, simulation_pb2_grpc, worker_pb2_grpc
 
 STAND_IN = (WORKER[0], str(Path(__file__).with_name("stand_in.py")))
 PATIENCE_S = 30.0
@@ -54,6 +54,7 @@ class Worker:
         self.channel = grpc.insecure_channel(self.address)
         self.simulation = simulation_pb2_grpc.SimulationServiceStub(self.channel)
         self.scheduler = scheduler_pb2_grpc.SchedulerServiceStub(self.channel)
+        self.follower = worker_pb2_grpc.WorkerServiceStub(self.channel)
 
     def call(self, method, request):
         stub = self.simulation if hasattr(self.simulation, method) else self.scheduler

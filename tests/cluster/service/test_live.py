@@ -15,6 +15,7 @@ from pimserve.cluster.service.worker import work
 from pimserve.errors import InputError
 from pimserve.v1 import scheduler_pb2 as sched
 from pimserve.v1 import simulation_pb2 as sim
+from pimserve.v1 import worker_pb2
 from tests.cluster.service.harness import prepared
 
 ID = {"run_id": "abcd"}
@@ -48,8 +49,9 @@ def test_watching_and_asking_change_no_bit_of_the_results(worker):
     each = worker(*SMALL)
     started(each)
     each.call("Resume", sim.ResumeRequest(**ID))
-    seen = list(each.simulation.Watch(sim.WatchRequest(**ID, interval_s=0.05), metadata=each.metadata))
-    assert all(answer.run.id == "abcd" for answer in seen)
+    follow = worker_pb2.FollowRequest(**ID, interval_s=0.05)
+    for news in each.follower.Follow(follow, metadata=each.metadata):
+        assert news.progress.simulated_s == news.replicas.simulated_s == news.latencies.simulated_s
     outcome = each.outcome()
     assert (outcome["state"], each.code) == ("finished", 0)
     summary, _ = serve(load_scenario(each.folder.scenario))

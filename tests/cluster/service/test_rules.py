@@ -8,8 +8,10 @@ from pimserve.cluster.service import rules
 from pimserve.errors import InputError
 from pimserve.v1 import scheduler_pb2 as sched
 from pimserve.v1 import simulation_pb2 as sim
+from pimserve.v1 import worker_pb2
 
 ID = "0a1b2c3d"
+MODULES = (sim, sched, worker_pb2)
 
 
 def refused(request):
@@ -20,18 +22,18 @@ def refused(request):
 
 def test_every_rule_is_about_a_field():
     for message, fields in rules.RULES.items():
-        found = sim.DESCRIPTOR.message_types_by_name.get(message) or sched.DESCRIPTOR.message_types_by_name[message]
+        found = next(filter(None, (module.DESCRIPTOR.message_types_by_name.get(message) for module in MODULES)))
         assert set(fields) <= set(found.fields_by_name)
 
 
 def test_every_request_of_a_run_is_checked_for_its_id():
     requests = [
         getattr(module, f"{name}")
-        for module in (sim, sched)
+        for module in MODULES
         for name, message in module.DESCRIPTOR.message_types_by_name.items()
         if "run_id" in message.fields_by_name
     ]
-    assert len(requests) == 15
+    assert len(requests) == 16
     for request in requests:
         assert "run_id: is missing" in refused(request())
         assert "run_id: must be the id of a run (got '../../etc')" in refused(request(run_id="../../etc"))

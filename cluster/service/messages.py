@@ -1,0 +1,169 @@
+"""A run as the messages of the services tell it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pimserve.cluster.pools import PlacedPool
+from pimserve.cluster.service.control import Snapshot, total_steps
+from pimserve.cluster.service.latencies import RunningLatencies
+from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
+from pimserve.loadgen.spec import PS_PER_S
+from pimserve.scheduler.requests import FINISHED, REJECTED
+from pimserve.v1 import scheduler_pb2, simulation_pb2
+
+PERCENTILES = (50.0, 90.0, 99.0)
+_BYTES_PER_GB = 10**9
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What a run is about, and where it is.
+
+    Args:
+        run_id: of the run.
+        model: served.
+        pools: of replicas, in the order in which these are numbered.
+    """
+
+    run_id: str
+    model: str
+    pools: tuple[PlacedPool, ...]
+
+
+def progress_of(snapshot: Snapshot) -> simulation_pb2.Progress:
+    """How far a run is."""
+    return simulation_pb2.Progress(
+        simulated_s=snapshot.now_fs / FS_PER_S,
+        requests=snapshot.requests,
+        arrived=snapshot.arrived,
+        finished=snapshot.finished,
+        rejected=snapshot.rejected,
+        running=sum(state.running for state in snapshot.replicas),
+        waiting=sum(state.waiting for state in snapshot.replicas),
+        steps=total_steps(snapshot.replicas),
+        windows=snapshot.window,
+    )
+
+
+def life(snapshot: Snapshot, request: int) -> scheduler_pb2.DescribeRequestResponse:
+    """What has happened to a request by the time of the snapshot.
+
+    The run may have written what happens later meanwhile; that does not count.
+    """
+    now_ps = snapshot.now_fs // FS_PER_PS
+    row = {name: int(column[request]) for name, column in snapshot.columns.items()}
+    arrived = 0 <= row["arrival_ps"] <= now_ps
+
+    def happened(name: str) -> float | None:
+        time_ps = row[f"{name}_ps"]
+        return time_ps / PS_PER_S if arrived and 0 <= time_ps <= now_ps else None
+
+    scheduled, first_token = happened("first_scheduled"), happened("first_token")
+    finish = happened("finish") if row["status"] == FINISHED else None
+    state = scheduler_pb2.REQUEST_STATE_EXPECTED
+    if row["status"] == REJECTED and arrived:
+        state = scheduler_pb2.REQUEST_STATE_REJECTED
+    elif finish is not None:
+        state = scheduler_pb2.REQUEST_STATE_FINISHED
+    elif first_token is not None:
+        state = scheduler_pb2.REQUEST_STATE_DECODE
+    elif scheduled is not None:
+        state = scheduler_pb2.REQUEST_STATE_PREFILL
+    elif arrived:
+        state = scheduler_pb2.REQUEST_STATE_WAITING
+    return scheduler_pb2.DescribeRequestResponse(
+        simulated_s=snapshot.now_fs / FS_PER_S,
+        request=request,
+        state=state,
+        input_tokens=row["input_tokens"],
+        output_tokens=row["output_tokens"],
+        replica=row["replica"] if arrived and state != scheduler_pb2.REQUEST_STATE_REJECTED else None,
+        arrival_s=row["arrival_ps"] / PS_PER_S if row["arrival_ps"] >= 0 else None,
+        first_scheduled_s=scheduled,
+        first_token_s=first_token,
+        finish_s=finish,
+        preemptions=row["preemptions"] if finish is not None else None,
+    )
+
+
+def replicas_of(snapshot: Snapshot) -> scheduler_pb2.GetReplicasResponse:
+    """Queue and batch of every replica."""
+    return scheduler_pb2.GetReplicasResponse(
+        simulated_s=snapshot.now_fs / FS_PER_S,
+        replicas=[
+            scheduler_pb2.Replica(
+                replica=state.replica,
+                pool=state.pool,
+                up=state.up,
+                clock_s=state.clock_fs / FS_PER_S,
+                steps=state.steps,
+                running=state.running,
+                waiting=state.waiting,
+                decoding=state.decoding,
+                context_tokens=state.context_tokens,
+                kv_blocks_used=state.kv_blocks_used,
+                kv_blocks=state.kv_blocks,
+                left=state.left,
+            )
+            for state in snapshot.replicas
+        ],
+    )
+
+
+def latencies_of(
+    snapshot: Snapshot, latencies: RunningLatencies, percentiles: Sequence[float]
+) -> scheduler_pb2.GetLatenciesResponse:
+    """Percentiles so far, and SLO attainment."""
+    found = latencies.document(tuple(percentiles) or PERCENTILES)
+    left, good, limits = found["left"], found["good"], found["limits"]
+    return scheduler_pb2.GetLatenciesResponse(
+        simulated_s=snapshot.now_fs / FS_PER_S,
+        latencies=[
+            scheduler_pb2.Latency(
+                name=name,
+                count=latency["count"],
+                mean_s=latency["mean_s"],
+                percentiles=[
+                    scheduler_pb2.Percentile(percent=percent, value_s=value)
+                    for percent, value in latency["percentiles"].items()
+                    if value is not None
+                ],
+            )
+            for name, latency in found["latencies"].items()
+        ],
+        slo=scheduler_pb2.SloAttainment(
+            left=left, good=good, attainment=good / left if limits and left else None, limits_s=limits
+        ),
+    )
+
+
+def ledgers_of(now_fs: int, ledgers: Sequence[dict[str, Any]]) -> scheduler_pb2.GetLedgersResponse:
+    """What devices have done."""
+    return scheduler_pb2.GetLedgersResponse(
+        simulated_s=now_fs / FS_PER_S, ledgers=[scheduler_pb2.Ledger(**ledger) for ledger in ledgers]
+    )
+
+
+def placement_of(site: Site) -> scheduler_pb2.GetPlacementResponse:
+    """Which devices each replica has."""
+    answer = scheduler_pb2.GetPlacementResponse(
+        model=site.model, device=" + ".join(dict.fromkeys(pool.label for pool in site.pools))
+    )
+    first_device = 0
+    for pool in site.pools:
+        for _ in range(pool.replicas):
+            answer.replicas.add(
+                replica=len(answer.replicas),
+                pool=pool.name,
+                first_device=first_device,
+                devices=pool.devices_per_replica,
+                parallelism={key: str(value) for key, value in pool.replica.parallelism.items()},
+                kv_capacity_tokens=pool.replica.kv_capacity_tokens,
+                weights_gb_per_device=pool.replica.weight_bytes_per_device / _BYTES_PER_GB,
+                device=pool.label,
+            )
+            first_device += pool.devices_per_replica
+    return answer
