@@ -27,7 +27,7 @@ from pimserve.cluster.results import SpanFile
 from pimserve.errors import InputError, shortened
 from pimserve.scheduler.requests import DTYPE
 
-VERSION = 1
+VERSION = 2
 COMMANDS_FILE = "commands.jsonl"
 RESULTS = "unfinished"
 _STATE_FILE = "checkpoint"

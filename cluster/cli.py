@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -118,17 +119,48 @@ def run_command(
         list[str] | None,
         typer.Option(metavar="NAME=N", help="With Ray: custom resource that a device holds; repeatable."),
     ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Expose metrics for Prometheus while the run goes.", show_default=False),
+    ] = None,
+    metrics_linger: Annotated[
+        float, typer.Option(min=0, max=3600, metavar="SECONDS", help="Expose them for so long after its end.")
+    ] = 0.0,
+    metrics_token_file: Annotated[
+        Path | None, typer.Option(help="File with the token that scrapers need.", show_default=False)
+    ] = None,
+    metrics_tls_cert: Annotated[
+        Path | None, typer.Option(help="Certificate of the metrics endpoint (PEM).", show_default=False)
+    ] = None,
+    metrics_tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).", show_default=False)] = None,
+    metrics_tls_client_ca: Annotated[
+        Path | None, typer.Option(help="Take only scrapers with a certificate of this authority.", show_default=False)
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Expose metrics beyond this machine to whoever asks.")
+    ] = False,
 ) -> None:
     """Simulate a scenario and print what came of it."""
     from pimserve.cluster.progress import progress_bar  # noqa: PLC0415
     from pimserve.cluster.runtime.command import control_of, run_on, spread_of  # noqa: PLC0415
     from pimserve.cluster.scenario import load_scenario  # noqa: PLC0415
 
-    control = control_of(speed)
     spread = spread_of(on, shards, None if devices is None else devices.value, devices_per_actor, resource or ())
     loaded = load_scenario(scenario, overrides or (), trace)
-    with progress_bar(shown=not quiet) as progress:
-        summary = run_on(on, loaded, out, spread=spread, progress=progress, control=control, checkpoints=checkpoint)
+    with ExitStack() as stack:
+        how: dict[str, Any] = {"control": control_of(speed)}
+        if metrics is not None:
+            from pimserve.cluster.metrics.command import metered  # noqa: PLC0415
+            from pimserve.cluster.metrics.endpoint import EndpointOptions  # noqa: PLC0415
+            from pimserve.cluster.service.security import TlsFiles, token_of  # noqa: PLC0415
+
+            tls = TlsFiles(metrics_tls_cert, metrics_tls_key, metrics_tls_client_ca)
+            options = EndpointOptions(metrics, token_of(metrics_token_file), tls, insecure)
+            control, feed, address = stack.enter_context(metered(loaded, out, speed, options, metrics_linger))
+            how = {"control": control, "metrics": feed}
+            typer.echo(f"metrics on {address}", err=True)
+        with progress_bar(shown=not quiet) as progress:
+            summary = run_on(on, loaded, out, spread=spread, progress=progress, checkpoints=checkpoint, **how)
     if as_json:
         _print_json(summary)
     elif quiet:

@@ -83,3 +83,6 @@ class PacedControl:
         delay = self._pacer.delay_s(view.now_fs)
         if delay > 0:
             time.sleep(delay)
+
+    def ended(self, view: RunView) -> None:
+        """Nothing is left to wait for."""

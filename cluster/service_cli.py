@@ -83,24 +83,36 @@ def serve_command(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen beyond this machine without a token or clients' certificates.")
     ] = False,
+    metrics: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Expose metrics of all runs for Prometheus.", show_default=False),
+    ] = None,
+    metrics_token_file: Annotated[
+        Path | None,
+        typer.Option(help="File with the token that scrapers need; not the server's own.", show_default=False),
+    ] = None,
 ) -> None:
     """Serve simulations over gRPC, until SIGTERM or Ctrl-C."""
     import logging  # noqa: PLC0415
 
     _quiet_grpc()
-    from pimserve.cluster.service.security import TlsFiles, read_token  # noqa: PLC0415
+    from pimserve.cluster.metrics.endpoint import EndpointOptions  # noqa: PLC0415
+    from pimserve.cluster.service.security import TlsFiles, read_token, token_of  # noqa: PLC0415
     from pimserve.cluster.service.server import ServerOptions, serve  # noqa: PLC0415
     from pimserve.cluster.service.supervisor import Limits  # noqa: PLC0415
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    tls = TlsFiles(tls_cert, tls_key, tls_client_ca)
     options = ServerOptions(
         listen=listen,
         data=data,
         limits=Limits(max_running or os.cpu_count() or 1, max_queued, _bytes(disk_quota)),
         traces=traces,
         token=read_token(token_file),
-        tls=TlsFiles(tls_cert, tls_key, tls_client_ca),
+        tls=tls,
         insecure=insecure,
+        metrics=None if metrics is None else EndpointOptions(metrics, token_of(metrics_token_file), tls, insecure),
+        announce_metrics=lambda address: typer.echo(f"metrics on {address}"),
     )
 
     def announce(address: str) -> None:

@@ -30,6 +30,7 @@ from pimserve.scheduler.control import (
     Command,
     Control,
     Inject,
+    Ledger,
     ReplicaState,
     RunView,
     ScaleRate,
@@ -74,7 +75,7 @@ class ShardPort(Protocol):
     def rebind(self) -> None:
         """Requests were added to the table."""
 
-    def ledgers(self) -> list[dict[str, Any]]:
+    def ledgers(self) -> list[Ledger]:
         """Per replica: its number, busy seconds per unit, energy and tokens so far."""
 
     def state(self) -> dict[str, Any]:
@@ -185,10 +186,13 @@ class Clock:
             if self.progress is not None:
                 self.progress(self._left)
             if last:
+                if self.control is not None:
+                    ends_fs = [ledger.clock_fs for shard in self.shards for ledger in shard.ledgers()]
+                    self.control.ended(self._view(left, max(ends_fs)))
                 return
             self._replay()
             if self.control is not None:
-                self._control(self.control, left)
+                self.control.barrier(self._view(left, self.now_fs))
             if self.checkpoint is not None:
                 self.checkpoint(self)
 
@@ -430,19 +434,17 @@ class Clock:
             factor = min(2.0, max(0.25, self._wall_s / max(wall_s, 1e-6)))
             self._length_fs = min(_LONGEST_FS, max(FS_PER_PS, int(self._length_fs * factor)))
 
-    def _control(self, control: Control, left: IntArray) -> None:
-        """Let the run be seen and changed."""
-        control.barrier(
-            RunView(
-                now_fs=self.now_fs,
-                window=self.window,
-                arrived=self._next if self.fleet.concurrency is None else int((self.table["arrival_ps"] >= 0).sum()),
-                table=self.table,
-                left=left,
-                replicas=self.states(),
-                apply=self._command,
-                ledgers=lambda: [ledger for shard in self.shards for ledger in shard.ledgers()],
-            )
+    def _view(self, left: IntArray, now_fs: int) -> RunView:
+        """The run as it may be seen and changed."""
+        return RunView(
+            now_fs=now_fs,
+            window=self.window,
+            arrived=self._next if self.fleet.concurrency is None else int((self.table["arrival_ps"] >= 0).sum()),
+            table=self.table,
+            left=left,
+            replicas=self.states(),
+            apply=self._command,
+            ledgers=lambda: [ledger for shard in self.shards for ledger in shard.ledgers()],
         )
 
     def _replay(self) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimserve.errors import InputError, PimserveError
+from pimserve.scheduler.histogram import DurationHistogram
 from pimserve.scheduler.requests import RequestTable
 
 
@@ -89,6 +90,43 @@ class ReplicaState:
 
 
 @dataclass(frozen=True, slots=True)
+class Ledger:
+    """What a replica has done so far.
+
+    Args:
+        replica: its number.
+        steps: of its engine.
+        computed_tokens: that passed through the layers, of prompts and of outputs.
+        prompt_tokens: of these, those of prompts.
+        output_tokens: sampled.
+        busy_s: of each unit of a device.
+        operator_s: of each category of operators.
+        joules: by category and part, dram or compute.
+        static_joules: what its devices have drawn until `clock_fs` whether they worked or not; None: not known.
+        idle_w: what they draw from then on.
+        clock_fs: the end of its last step.
+        itl: time between tokens.
+        durations: of steps.
+        step_tokens: steps by the tokens that they compute, (len(steplog.STEP_TOKENS) + 1,).
+    """
+
+    replica: int
+    steps: int
+    computed_tokens: int
+    prompt_tokens: int
+    output_tokens: int
+    busy_s: Mapping[str, float]
+    operator_s: Mapping[str, float]
+    joules: Mapping[tuple[str, str], float]
+    static_joules: float | None
+    idle_w: float
+    clock_fs: int
+    itl: DurationHistogram
+    durations: DurationHistogram
+    step_tokens: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
 class RunView:
     """A run at the end of a window.
 
@@ -100,7 +138,7 @@ class RunView:
         left: numbers of the requests that finished or were rejected in this window.
         replicas: state of each.
         apply: lets a command take effect now; an InputError says why it cannot.
-        ledgers: per replica, its number, busy seconds per unit, energy and tokens; costs milliseconds.
+        ledgers: of each replica; costs milliseconds.
     """
 
     now_fs: int
@@ -110,7 +148,7 @@ class RunView:
     left: NDArray[np.int64]
     replicas: Sequence[ReplicaState]
     apply: Callable[[Command], None]
-    ledgers: Callable[[], list[dict[str, Any]]]
+    ledgers: Callable[[], list[Ledger]]
 
 
 class Control(Protocol):
@@ -125,3 +163,6 @@ class Control(Protocol):
         Raises:
             RunCancelledError: to end it.
         """
+
+    def ended(self, view: RunView) -> None:
+        """See the run when it has ended."""

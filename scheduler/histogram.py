@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pimserve.device_models.plan import FS_PER_S
-from pimserve.scheduler.exact import exact_dot
+from pimserve.scheduler.exact import exact_dot, exact_sum
 
 _FRACTION_BITS = 11  # buckets per octave: 2**11, so a bucket's middle is within 2**-12 of all that it holds
 _LOWEST = 10  # durations below 2**10 fs do not occur
@@ -26,14 +26,16 @@ class DurationHistogram:
         self._counts = np.zeros(_OCTAVES << _FRACTION_BITS, np.int64)
         self._sum_fs = 0
 
-    def add(self, duration_fs: NDArray[np.int64], weight: NDArray[np.int64]) -> None:
-        """Add durations (n,) with weights (n,)."""
+    def add(self, duration_fs: NDArray[np.int64], weight: NDArray[np.int64] | None = None) -> None:
+        """Add durations (n,) with weights (n,), or once each."""
+        if not len(duration_fs):
+            return
         bits = np.maximum(duration_fs, 1 << _LOWEST).astype(np.float64).view(np.int64)
         bucket = (bits >> _SHIFT) - _FIRST
-        low = int(bucket.min(initial=len(self._counts)))
-        found = np.bincount(bucket - low, weights=weight).astype(np.int64) if len(bucket) else np.zeros(0, np.int64)
+        low = int(bucket.min())
+        found = np.bincount(bucket - low, weights=weight).astype(np.int64)
         self._counts[low : low + len(found)] += found
-        self._sum_fs += exact_dot(duration_fs, weight)
+        self._sum_fs += exact_sum(duration_fs) if weight is None else exact_dot(duration_fs, weight)
 
     @classmethod
     def merged(cls, parts: Iterable[DurationHistogram]) -> DurationHistogram:
@@ -54,6 +56,22 @@ class DurationHistogram:
         self._counts[:] = 0
         self._counts[np.array(state["buckets"], np.int64)] = state["counts"]
         self._sum_fs = state["sum_fs"]
+
+    @property
+    def sum_s(self) -> float:
+        """Weighted sum, s."""
+        return self._sum_fs / FS_PER_S
+
+    def counts(self, bounds_s: Sequence[float]) -> NDArray[np.int64]:
+        """(n + 1,) weight in each of the buckets that n ascending upper bounds, s, make; the last one is above all.
+
+        A duration within 2**-12 of a bound may be counted on its other side.
+        """
+        middles = (np.arange(len(self._counts)) + _FIRST << _SHIFT) + (1 << _SHIFT - 1)
+        bucket = np.searchsorted(np.asarray(bounds_s) * FS_PER_S, middles.view(np.float64))
+        filled = np.flatnonzero(self._counts)
+        found = np.bincount(bucket[filled], weights=self._counts[filled], minlength=len(bounds_s) + 1)
+        return np.asarray(found, np.int64)
 
     @property
     def count(self) -> int:

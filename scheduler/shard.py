@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pimserve.device_models.plan import FS_PER_PS, FS_PER_S, PJ_PER_J
+from pimserve.device_models.plan import FS_PER_PS
 from pimserve.scheduler.config import SchedulerSpec
-from pimserve.scheduler.control import ReplicaState
+from pimserve.scheduler.control import Ledger, ReplicaState
 from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.engine import Engine, Move
 from pimserve.scheduler.faults import Condition, Effect
@@ -172,21 +172,11 @@ class Shard:
         """Run it."""
         return self.advance(self._order)
 
-    def ledgers(self) -> list[dict[str, Any]]:
-        """Per replica: its number, busy seconds per unit, energy and tokens so far."""
-        found = []
-        for replica, log in zip(self.replicas, self.logs, strict=True):
+    def ledgers(self) -> list[Ledger]:
+        """What each replica has done so far."""
+        for log in self.logs:
             log.flush()
-            found.append(
-                {
-                    "replica": replica,
-                    "busy_s": {unit: busy / FS_PER_S for unit, busy in log.unit_fs.items()},
-                    "dynamic_joules": sum(log.energy_pj.values()) / PJ_PER_J,
-                    "steps": log.steps,
-                    "output_tokens": log.tokens,
-                }
-            )
-        return found
+        return [log.ledger(replica) for replica, log in zip(self.replicas, self.logs, strict=True)]
 
     def state(self) -> dict[str, Any]:
         """All that the shard has in hand, as JSON can hold it, but for the request table."""

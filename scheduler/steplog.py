@@ -16,7 +16,18 @@ from numpy.typing import NDArray
 from pimserve.device_models.operators import CATEGORIES
 from pimserve.device_models.operators import Rows as RowKind
 from pimserve.device_models.pipeline import PipelineColumns, PipelineTerm
-from pimserve.device_models.plan import FS_PER_PS, HOST, LINK, CostPlan, RowTerm, busiest_counts, row_counts
+from pimserve.device_models.plan import (
+    FS_PER_PS,
+    FS_PER_S,
+    HOST,
+    LINK,
+    PJ_PER_J,
+    CostPlan,
+    RowTerm,
+    busiest_counts,
+    row_counts,
+)
+from pimserve.scheduler.control import Ledger
 from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.digest import ChainDigest
 from pimserve.scheduler.exact import exact_dot, exact_sum
@@ -53,8 +64,10 @@ _ROWS_PER_FLUSH = 8192
 _ROWS_PER_SLICE = 1024
 _STEPS_PER_FLUSH = 2**19
 _NO_BOUND = 2**62 * FS_PER_PS
+STEP_TOKENS = tuple(2**power for power in range(15))  # upper bounds of the buckets in which steps are counted
 _SUMS = (
     *("clock_fs", "steps", "busy_fs", "chain_fs", "tokens", "window_tokens", "batch_steps", "mixed_steps"),
+    *("computed_tokens", "prompt_tokens"),
     *("twice_block_fs", "peak_blocks", "_pipeline_prefill_fs"),
 )
 
@@ -166,8 +179,12 @@ class StepLog:
         self.busy_fs = 0
         self.chain_fs = 0  # of anchors, in a pipeline
         self.tokens = 0  # emitted
+        self.computed_tokens = 0  # that passed through the layers
+        self.prompt_tokens = 0  # those of them that are of prompts
         self.window_tokens = 0
         self.itl = DurationHistogram()
+        self.durations = DurationHistogram()  # of steps
+        self.step_tokens = np.zeros(len(STEP_TOKENS) + 1, np.int64)  # steps by how many tokens they compute
         self.category_fs = dict.fromkeys(CATEGORIES, 0)
         self.energy_pj = {(category, kind): 0 for category in CATEGORIES for kind in ("dram", "compute")}
         links = () if costs.plan.pipeline is not None else (LINK,)  # pipelines have them in their chain
@@ -226,6 +243,29 @@ class StepLog:
         self.flush()
         return self._hash.hexdigest()
 
+    def ledger(self, replica: int) -> Ledger:
+        """What the replica of that number has done so far."""
+        self.flush()
+        static = self.costs.plan.static
+        working = self.busy_fs - self.unit_fs.get(HOST, 0)  # a device rests while the host is at work
+        static_pj = None if static is None else static.energy_pj(self.clock_fs - working, working, self.chain_fs)
+        return Ledger(
+            replica=replica,
+            steps=self.steps,
+            computed_tokens=self.computed_tokens,
+            prompt_tokens=self.prompt_tokens,
+            output_tokens=self.tokens,
+            busy_s={unit: busy / FS_PER_S for unit, busy in self.unit_fs.items()},
+            operator_s={category: time / FS_PER_S for category, time in self.category_fs.items()},
+            joules={key: energy / PJ_PER_J for key, energy in self.energy_pj.items()},
+            static_joules=None if static_pj is None else static_pj / PJ_PER_J,
+            idle_w=0.0 if static is None else static.idle_uw / 1e6,
+            clock_fs=self.clock_fs,
+            itl=DurationHistogram.merged([self.itl]),
+            durations=DurationHistogram.merged([self.durations]),
+            step_tokens=self.step_tokens.copy(),
+        )
+
     def state(self) -> dict[str, Any]:
         """All that was added up so far, as JSON can hold it."""
         self.flush()
@@ -236,6 +276,8 @@ class StepLog:
             "energy_pj": [[*key, value] for key, value in self.energy_pj.items()],
             "unit_fs": dict(self._unit_fs),
             "itl": self.itl.state(),
+            "durations": self.durations.state(),
+            "step_tokens": self.step_tokens.tolist(),
             "hash": self._hash.state(),
         }
 
@@ -249,6 +291,8 @@ class StepLog:
         self.energy_pj.update({(category, kind): value for category, kind, value in state["energy_pj"]})
         self._unit_fs.update(state["unit_fs"])
         self.itl.restore(state["itl"])
+        self.durations.restore(state["durations"])
+        self.step_tokens[:] = state["step_tokens"]
         self._hash.restore(state["hash"])
 
     def flush(self) -> None:
@@ -326,6 +370,12 @@ class StepLog:
             self.itl.add(steps.duration_fs[inside], steps.decodes[inside])
             self.window_tokens += int(np.repeat(rows.outputs, rows.steps)[inside].sum())
         self.tokens += exact_dot(rows.outputs, rows.steps)
+        computed = rows.decodes + rows.prefill_tokens
+        self.computed_tokens += exact_dot(computed, rows.steps)
+        self.prompt_tokens += exact_dot(rows.prefill_tokens, rows.steps)
+        self.durations.add(steps.duration_fs)
+        size = np.searchsorted(STEP_TOKENS, computed)
+        self.step_tokens += np.bincount(size, weights=rows.steps, minlength=len(self.step_tokens)).astype(np.int64)
         self.batch_steps += int(((rows.decodes + rows.chunks) * rows.steps).sum())
         self.mixed_steps += int((rows.chunks > 0).sum())
         self.peak_blocks = max(self.peak_blocks, int(rows.blocks_end.max()))

@@ -6,12 +6,15 @@ import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pimserve.cluster.runtime.deployment import Spread
 from pimserve.cluster.scenario import Scenario
 from pimserve.errors import InputError, shortened
 from pimserve.scheduler.control import Control
+
+if TYPE_CHECKING:
+    from pimserve.cluster.metrics.feed import MetricsFeed
 
 LOCAL, PROCESSES, OWN_RAY = "local", "processes", "ray"
 
@@ -22,6 +25,7 @@ def run_on(
     out: Path | None,
     *,
     spread: Spread,
+    metrics: MetricsFeed | None = None,
     **how: Any,  # noqa: ANN401 as `run` takes them
 ) -> dict[str, Any]:
     """Run a scenario; returns its summary.
@@ -31,6 +35,7 @@ def run_on(
         scenario: what to run.
         out: the results folder.
         spread: how it is spread, but for `local`.
+        metrics: is told of the run's hosts.
         how: more of `pimserve.cluster.run.run`.
 
     Raises:
@@ -51,6 +56,8 @@ def run_on(
 
             cluster = stack.enter_context(ray_on(on))
         runtime = stack.enter_context(distributed(scenario, cluster, spread))
+        if metrics is not None:
+            metrics.facts = runtime.facts
         return run(scenario, out, runtime=runtime, **how)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,7 +20,6 @@ from pimserve.scheduler.fleet import DECODE, PREFILL
 if TYPE_CHECKING:
     from pimserve.cluster.devices.link import DeviceLink
     from pimserve.cluster.runtime.ray_cluster import RayCluster
-    from pimserve.cluster.runtime.shard_client import ShardClient
     from pimserve.cluster.runtime.supervisor import Supervisor
     from pimserve.cluster.scenario import Scenario
     from pimserve.scheduler.clock import ShardPort
@@ -73,7 +72,8 @@ class Distributed:
         self.window_wall_s = _WINDOW_WALL_S if spread.devices is not None else None
         self._scenario = scenario
         self._token = token
-        self._clients: list[ShardClient] = []
+        self._devices: DeviceLink | None = None
+        self._audited = 0
         self._stack = ExitStack()
 
     def shards(self, fleet: Fleet, table: RequestTable, on_rows: RowSink | None) -> Sequence[ShardPort]:
@@ -100,7 +100,17 @@ class Distributed:
             "hosts": len(self.supervisor.endpoints()),
             "recoveries": len(recoveries),
             "recovery_s": [seconds for _, seconds in recoveries],
+            "audited_spans": self._audits(),
         }
+
+    def _audits(self) -> int:
+        """Spans of steps that devices have evaluated again, one by one."""
+        if self._devices is not None:
+            from pimserve.cluster.devices.errors import HostUnavailableError  # noqa: PLC0415
+
+            with suppress(HostUnavailableError):  # one is being replaced: what was known before does
+                self._audited = sum(ledger.audited_rows for ledger in self._devices.ledgers())
+        return self._audited
 
     def close(self) -> None:
         """Let go of all connections."""
@@ -140,6 +150,7 @@ class Distributed:
                     self.supervisor.replace(name, found[name].generation)
                 continue
             self._stack.callback(link.close)
+            self._devices = link
             return link
 
 

@@ -14,6 +14,7 @@ from pimserve.cluster.devices.errors import HostUnavailableError
 from pimserve.cluster.devices.link import DeviceLink
 from pimserve.cluster.runtime.shard_client import Hosts
 from pimserve.scheduler.clock import ShardPort
+from pimserve.scheduler.control import Ledger
 from pimserve.scheduler.fleet import DECODE, Fleet, RowSink
 from pimserve.scheduler.requests import RequestTable
 from pimserve.scheduler.shard import IntArray, Order, Report
@@ -170,7 +171,7 @@ class DevicePort:
         """The table has grown."""
         self._shard.rebind()
 
-    def ledgers(self) -> list[dict[str, Any]]:
+    def ledgers(self) -> list[Ledger]:
         """Per replica, its number, busy seconds per unit, energy and tokens so far."""
         return self._shard.ledgers()
 

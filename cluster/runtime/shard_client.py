@@ -33,6 +33,7 @@ from pimserve.cluster.runtime.shard_wire import (
 )
 from pimserve.cluster.service.security import bearer
 from pimserve.errors import PimserveError
+from pimserve.scheduler.control import Ledger
 from pimserve.scheduler.fleet import Fleet, RowSink
 from pimserve.scheduler.requests import WAITING, RequestTable
 from pimserve.scheduler.shard import NONE, IntArray, Order, Report, Shard
@@ -148,7 +149,7 @@ class ShardClient:
     def rebind(self) -> None:
         """Requests were added to the table; the next order says how many there are."""
 
-    def ledgers(self) -> list[dict[str, Any]]:
+    def ledgers(self) -> list[Ledger]:
         """Per replica: its number, busy seconds per unit, energy and tokens so far."""
         return self._mirror().ledgers()
 

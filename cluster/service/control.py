@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from pimserve.cluster.metrics.feed import MetricsFeed
 from pimserve.cluster.pace import Pacer
 from pimserve.cluster.service.latencies import RunningLatencies
 from pimserve.device_models.plan import FS_PER_S
@@ -65,10 +66,19 @@ class LiveControl:
         latencies: takes in the requests that leave.
         speed: simulated seconds per second; 0: as fast as possible.
         held: whether it is held before its first step.
+        metrics: takes in the run for Prometheus, if it is to.
     """
 
-    def __init__(self, latencies: RunningLatencies, *, speed: float = 0.0, held: bool = False) -> None:
+    def __init__(
+        self,
+        latencies: RunningLatencies,
+        *,
+        speed: float = 0.0,
+        held: bool = False,
+        metrics: MetricsFeed | None = None,
+    ) -> None:
         self.latencies = latencies
+        self.metrics = metrics
         self.snapshot: Snapshot | None = None
         self._pacer = Pacer(speed) if speed else None
         self._changed = threading.Condition()
@@ -86,7 +96,7 @@ class LiveControl:
         return self._held
 
     @property
-    def ended(self) -> bool:
+    def over(self) -> bool:
         """Whether nothing is answered any more."""
         return self._ended
 
@@ -118,6 +128,12 @@ class LiveControl:
                     break
         self._collect_garbage()
         self._resumed_s = time.perf_counter()
+
+    def ended(self, view: RunView) -> None:
+        """Show the run as it was in the end."""
+        self._take_in(view, last=True)
+        with self._changed:
+            self._publish(view)
 
     def ask(self, question: Callable[[RunView], Answer]) -> Future[Answer]:
         """Have something done at the end of the window, or at once while the run is held."""
@@ -183,7 +199,9 @@ class LiveControl:
                 self._publish(view)  # it may have changed the run
                 future.set_result(answer)
 
-    def _take_in(self, view: RunView) -> None:
+    def _take_in(self, view: RunView, *, last: bool = False) -> None:
+        if self.metrics is not None:
+            self.metrics.take(view, last=last)
         left = view.left
         if self.snapshot is None:  # fresh, or continued: then others have left before
             left = np.flatnonzero(view.table["status"] != WAITING)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import signal
@@ -13,14 +14,18 @@ from collections.abc import Callable, Iterator, Sequence
 
 import grpc
 
+from pimserve.cluster.metrics.state import Layout, RunMetrics
 from pimserve.cluster.service.endpoint import channel_options
 from pimserve.cluster.service.folders import RunFolder, read_json, take_lock
 from pimserve.cluster.service.process import Process
 from pimserve.cluster.service.security import TOKEN_ENV, bearer
+from pimserve.errors import InputError
 from pimserve.v1 import scheduler_pb2_grpc, simulation_pb2, simulation_pb2_grpc, worker_pb2, worker_pb2_grpc
 
+LOG = logging.getLogger(__name__)
 WORKER = (sys.executable, "-m", "pimserve.cluster.service.worker")
 _FOLLOW_S = 0.2
+_LAST_WORDS_S = 1.0
 _STALE_S = 1.0  # what was heard longer ago is not passed on
 _END_AFTER_S = 20.0  # a worker that was told to end and has not is killed
 UNKNOWN = 256  # exit code of a worker that is nobody's child any more
@@ -34,6 +39,8 @@ class Link:
         process: the worker, as far as it is known.
         child: the same if it is ours.
         heard: takes news of the run.
+
+    `metrics` are those that it told last.
     """
 
     def __init__(
@@ -44,6 +51,7 @@ class Link:
         heard: Callable[[simulation_pb2.Progress], None],
     ) -> None:
         self.folder = folder
+        self.metrics: RunMetrics | None = None
         self._process = process
         self._child = child
         self._heard = heard
@@ -51,6 +59,8 @@ class Link:
         self._channel: grpc.Channel | None = None
         self._latest: worker_pb2.FollowResponse | None = None
         self._changed_s = -math.inf
+        self._layout: Layout | None = None
+        self._follower: threading.Thread | None = None
         self.simulation: simulation_pb2_grpc.SimulationServiceStub | None = None
         self.scheduler: scheduler_pb2_grpc.SchedulerServiceStub | None = None
         self.metadata: tuple[tuple[str, str], ...] = ()
@@ -135,6 +145,11 @@ class Link:
         if self._process is not None:
             self._process.signal(signal.SIGKILL)
 
+    def hear_out(self) -> None:
+        """Take in the last words of a worker that has ended."""
+        if self._follower is not None:
+            self._follower.join(_LAST_WORDS_S)
+
     def close(self) -> None:
         """Let go of the worker, which may go on."""
         if self._channel is not None:
@@ -154,7 +169,8 @@ class Link:
         self.scheduler = scheduler_pb2_grpc.SchedulerServiceStub(self._channel)
         self.simulation = simulation_pb2_grpc.SimulationServiceStub(self._channel)
         follow = worker_pb2_grpc.WorkerServiceStub(self._channel).Follow
-        threading.Thread(target=self._follow, args=(follow,), name="follow", daemon=True).start()
+        self._follower = threading.Thread(target=self._follow, args=(follow,), name="follow", daemon=True)
+        self._follower.start()
 
     def _follow(self, follow: Callable[..., Iterator[worker_pb2.FollowResponse]]) -> None:
         """Take note of the run until its worker is gone."""
@@ -162,6 +178,17 @@ class Link:
         try:
             for said in follow(request, metadata=self.metadata):
                 self._latest = said
+                self._take_metrics(said)
                 self._heard(said.progress)
         except (grpc.RpcError, ValueError):  # gone, or the channel was closed
             return
+
+    def _take_metrics(self, said: worker_pb2.FollowResponse) -> None:
+        try:
+            if said.metrics_layout:
+                self._layout = Layout.from_json(said.metrics_layout)
+            if said.metrics and self._layout is not None:
+                self.metrics = RunMetrics.unpack(self._layout, said.metrics)
+        except InputError:  # of another version: the run goes on without
+            LOG.warning("run %s: its metrics are of another version", self.folder.id)
+            self._layout = None

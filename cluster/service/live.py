@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from contextlib import suppress
+from typing import TypeVar
 
 import grpc
 import numpy as np
@@ -25,7 +27,7 @@ from pimserve.cluster.service.messages import (
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
 from pimserve.errors import InputError
 from pimserve.loadgen.spec import PS_PER_S
-from pimserve.scheduler.control import ChangeScheduler, Command, Inject, RunView, ScaleRate
+from pimserve.scheduler.control import ChangeScheduler, Command, Inject, Ledger, RunView, ScaleRate
 from pimserve.v1 import (
     scheduler_pb2,
     scheduler_pb2_grpc,
@@ -92,38 +94,63 @@ class Follower(worker_pb2_grpc.WorkerServiceServicer):
     ) -> Iterator[worker_pb2.FollowResponse]:
         """The run's progress, until it ends."""
         _of_this_run(request.run_id, self._site.run_id)
-        placement = placement_of(self._site)
-        books: scheduler_pb2.GetLedgersResponse | None = None
-        asked: Future[tuple[int, list[dict[str, Any]]]] | None = None
-        asked_s = -_LEDGERS_S
+        news = _News(self._site, self._control)
         seen: Snapshot | None = None
-        while context.is_active() and not self._control.ended:
+        while context.is_active():
+            over = self._control.over
             latest = self._control.wait(seen, timeout_s=_PATIENCE_S)
-            if latest is seen or latest is None:
+            if latest is None and over:
+                return
+            if latest is None or (latest is seen and not over):
                 continue
             seen = latest
-            if asked is not None and asked.done():
-                if asked.exception() is None:
-                    books = ledgers_of(*asked.result())
-                asked = None
-            if asked is None and time.monotonic() >= asked_s + _LEDGERS_S:
-                asked, asked_s = self._ledgers(), time.monotonic()
-            yield worker_pb2.FollowResponse(
-                taken_s=time.monotonic(),
-                held=self._control.held,
-                progress=progress_of(seen),
-                replicas=replicas_of(seen),
-                latencies=latencies_of(seen, self._control.latencies, PERCENTILES),
-                ledgers=books,
-                placement=placement,
-            )
+            yield news.of(seen, last=over)
+            if over:
+                return
             time.sleep(request.interval_s)
 
-    def _ledgers(self) -> Future[tuple[int, list[dict[str, Any]]]] | None:
-        try:
-            return self._control.ask(_ledgers)
-        except RunEndedError:
-            return None
+
+class _News:
+    """What one follower is told."""
+
+    def __init__(self, site: Site, control: LiveControl) -> None:
+        self._control = control
+        self._placement: scheduler_pb2.GetPlacementResponse = placement_of(site)
+        self._ledgers: scheduler_pb2.GetLedgersResponse | None = None
+        self._asked: Future[tuple[int, list[Ledger]]] | None = None
+        self._asked_s = self._metered_s = -math.inf
+
+    def of(self, seen: Snapshot, *, last: bool) -> worker_pb2.FollowResponse:
+        """The run as of that snapshot."""
+        news = worker_pb2.FollowResponse(
+            taken_s=time.monotonic(),
+            held=self._control.held,
+            progress=progress_of(seen),
+            replicas=replicas_of(seen),
+            latencies=latencies_of(seen, self._control.latencies, PERCENTILES),
+            placement=self._placement,
+            ledgers=self._look_at_ledgers(),
+        )
+        metrics = self._control.metrics
+        if metrics is not None and (last or time.monotonic() >= self._metered_s + _LEDGERS_S):
+            latest = metrics.latest()
+            news.metrics = latest.pack()
+            if self._metered_s == -math.inf:
+                news.metrics_layout = latest.layout.to_json()
+            self._metered_s = time.monotonic()
+        return news
+
+    def _look_at_ledgers(self) -> scheduler_pb2.GetLedgersResponse | None:
+        """The latest that are there; asks for others in time."""
+        if self._asked is not None and self._asked.done():
+            if self._asked.exception() is None:
+                self._ledgers = ledgers_of(*self._asked.result())
+            self._asked = None
+        if self._asked is None and time.monotonic() >= self._asked_s + _LEDGERS_S:
+            self._asked_s = time.monotonic()
+            with suppress(RunEndedError):
+                self._asked = self._control.ask(_ledgers)
+        return self._ledgers
 
 
 class LiveScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
@@ -226,7 +253,7 @@ class LiveScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         return snapshot
 
 
-def _ledgers(view: RunView) -> tuple[int, list[dict[str, Any]]]:
+def _ledgers(view: RunView) -> tuple[int, list[Ledger]]:
     return view.now_fs, view.ledgers()
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pimserve.cluster.pools import PlacedPool
 from pimserve.cluster.service.control import Snapshot, total_steps
 from pimserve.cluster.service.latencies import RunningLatencies
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
 from pimserve.loadgen.spec import PS_PER_S
+from pimserve.scheduler.control import Ledger
 from pimserve.scheduler.requests import FINISHED, REJECTED
 from pimserve.v1 import scheduler_pb2, simulation_pb2
 
@@ -140,10 +140,20 @@ def latencies_of(
     )
 
 
-def ledgers_of(now_fs: int, ledgers: Sequence[dict[str, Any]]) -> scheduler_pb2.GetLedgersResponse:
+def ledgers_of(now_fs: int, ledgers: Sequence[Ledger]) -> scheduler_pb2.GetLedgersResponse:
     """What devices have done."""
     return scheduler_pb2.GetLedgersResponse(
-        simulated_s=now_fs / FS_PER_S, ledgers=[scheduler_pb2.Ledger(**ledger) for ledger in ledgers]
+        simulated_s=now_fs / FS_PER_S,
+        ledgers=[
+            scheduler_pb2.Ledger(
+                replica=ledger.replica,
+                busy_s=ledger.busy_s,
+                dynamic_joules=sum(ledger.joules.values()),
+                steps=ledger.steps,
+                output_tokens=ledger.output_tokens,
+            )
+            for ledger in ledgers
+        ],
     )
 
 

@@ -69,10 +69,22 @@ def read_token(file: Path | None) -> str | None:
     Raises:
         InputError: it cannot be read, or is none.
     """
-    where = str(file) if file is not None else TOKEN_ENV
-    token = _read(file).decode("utf-8", "replace").strip() if file is not None else os.environ.get(TOKEN_ENV, "")
-    if file is None and not token:
-        return None
+    if file is not None:
+        return token_of(file)
+    token = os.environ.get(TOKEN_ENV, "")
+    return _checked(token, TOKEN_ENV) if token else None
+
+
+def token_of(file: Path | None) -> str | None:
+    """The token of a file; None without one.
+
+    Raises:
+        InputError: it cannot be read, or is none.
+    """
+    return None if file is None else _checked(_read(file).decode("utf-8", "replace").strip(), str(file))
+
+
+def _checked(token: str, where: str) -> str:
     if not re.fullmatch(rf"[\x21-\x7e]{{{_LEAST_TOKEN},1000}}", token):
         raise InputError(where, f"a token has {_LEAST_TOKEN} to 1000 visible ASCII characters and no blanks")
     return token
@@ -111,13 +123,14 @@ def channel_credentials(files: TlsFiles) -> grpc.ChannelCredentials | None:
     )
 
 
-def check_listen(address: str, *, protected: bool, insecure: bool) -> str:
+def check_listen(address: str, *, protected: bool, insecure: bool, option: str = "--listen") -> str:
     """The address, HOST:PORT, if a server may listen there.
 
     Args:
         address: as given.
         protected: whether callers need a token or a certificate.
         insecure: whether the user insists.
+        option: that gave the address.
 
     Raises:
         InputError: it is no address, or open to others without protection.
@@ -125,12 +138,13 @@ def check_listen(address: str, *, protected: bool, insecure: bool) -> str:
     host, colon, port = address.rpartition(":")
     bare = host.removeprefix("[").removesuffix("]")
     if not colon or not bare or not re.fullmatch(r"\d{1,5}", port, re.ASCII) or int(port) > 65535:
-        raise InputError("--listen", f"must be HOST:PORT, such as 127.0.0.1:50051 (got {shortened(repr(address))})")
+        raise InputError(option, f"must be HOST:PORT, such as 127.0.0.1:50051 (got {shortened(repr(address))})")
     if not (protected or insecure or _loopback(bare)):
+        own = "--" if option == "--listen" else f"{option}-"
         raise InputError(
-            "--listen",
-            f"{address} can be reached by other machines: give --token-file or --tls-client-ca so that not everyone "
-            "may use it, or --insecure if everyone may",
+            option,
+            f"{address} can be reached by other machines: give {own}token-file or {own}tls-client-ca so that not "
+            "everyone may use it, or --insecure if everyone may",
         )
     return address
 

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 
+from pimserve.cluster.metrics.endpoint import EndpointOptions, exposing
 from pimserve.cluster.service.endpoint import make_server
 from pimserve.cluster.service.folders import DataFolder, take_lock, write_json
 from pimserve.cluster.service.forwarding import SchedulerForwarder
@@ -50,6 +51,8 @@ class ServerOptions:
         tls: certificate and key, and whose clients it takes.
         insecure: listen beyond this machine without asking callers for anything.
         worker: command that runs a run's folder.
+        metrics: where metrics are exposed, and to whom; None: nowhere.
+        announce_metrics: takes the address where they are.
     """
 
     listen: str
@@ -60,6 +63,8 @@ class ServerOptions:
     tls: TlsFiles = NO_TLS
     insecure: bool = False
     worker: Sequence[str] = WORKER
+    metrics: EndpointOptions | None = None
+    announce_metrics: Callable[[str], None] = lambda _: None
 
 
 @contextmanager
@@ -96,7 +101,10 @@ def serving(options: ServerOptions) -> Iterator[str]:
             for service in ("", *SERVICES):
                 healthy.set(service, health_pb2.HealthCheckResponse.SERVING)
             try:
-                yield address
+                with ExitStack() as stack:
+                    if options.metrics is not None:
+                        options.announce_metrics(stack.enter_context(exposing(options.metrics, supervisor.metrics)))
+                    yield address
             finally:
                 healthy.enter_graceful_shutdown()
                 supervisor.stop()

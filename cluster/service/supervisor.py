@@ -14,6 +14,7 @@ from typing import Any
 
 import grpc
 
+from pimserve.cluster.metrics.state import RunMetrics
 from pimserve.cluster.service.faults import RefusedError, unknown_run
 from pimserve.cluster.service.folders import DataFolder, RunFolder, read_json, take_lock
 from pimserve.cluster.service.link import UNKNOWN, WORKER, Link
@@ -28,6 +29,7 @@ _MOST_RESTARTS = 3  # within
 _DEATHS_S = 120.0
 _AGAIN_S = 1.0
 _STOP_S = 10.0
+_METRICS_KEPT_S, _MOST_KEPT = 120.0, 20  # of runs that have ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,7 @@ class Supervisor:
         self._deaths: dict[str, list[float]] = {}  # when each run's process died lately
         self._waiting: dict[str, float] = {}  # runs whose worker died: when the next is started
         self._sizes: dict[str, int] = {}  # bytes of runs that have ended
+        self._last_metrics: dict[str, tuple[float, RunMetrics]] = {}  # of runs that ended lately, and until when
         self._quota_at = 0.0
         self._thread = threading.Thread(target=self._loop, name="supervisor", daemon=True)
 
@@ -163,6 +166,13 @@ class Supervisor:
             return simulation_pb2.Progress(**json.loads(record.progress))
         return self._progress.get(record.id)
 
+    def metrics(self) -> list[RunMetrics]:
+        """Of the runs that go on, and of those that ended within the last minutes, for the last scrape of them."""
+        now = time.monotonic()
+        going_on = {run_id: link.metrics for run_id, link in self._links.copy().items()}
+        ended = {run_id: metrics for run_id, (until, metrics) in self._last_metrics.copy().items() if until > now}
+        return [metrics for metrics in {**ended, **going_on}.values() if metrics is not None]
+
     def queue_position(self, record: Record) -> int:
         """Runs in the queue before this one."""
         return sum(other.number < record.number for other in self.registry.in_states("queued"))
@@ -232,6 +242,9 @@ class Supervisor:
         for run_id, link in list(self._links.items()):
             code = link.poll()
             if code is not None:
+                link.hear_out()
+                if link.metrics is not None:
+                    self._keep_metrics(run_id, link.metrics)
                 self._links.pop(run_id).close()
                 self._ended(run_id, code)
         for run_id, at in list(self._waiting.items()):
@@ -305,6 +318,15 @@ class Supervisor:
             LOG.warning("run %s: its worker died (%s), restart %d", run_id, _cause(code), record.restarts)
             self._waiting[run_id] = time.monotonic() + _AGAIN_S * (2 ** (deaths - 1) - 1)
         self.notify()
+
+    def _keep_metrics(self, run_id: str, metrics: RunMetrics) -> None:
+        now = time.monotonic()
+        for old, (until, _) in list(self._last_metrics.items()):
+            if until <= now:
+                del self._last_metrics[old]
+        while len(self._last_metrics) >= _MOST_KEPT:
+            del self._last_metrics[next(iter(self._last_metrics))]
+        self._last_metrics[run_id] = now + _METRICS_KEPT_S, metrics
 
     def _death_of(self, run_id: str) -> int:
         """How often the run's process has died lately, this time included."""

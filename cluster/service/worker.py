@@ -23,6 +23,8 @@ from typing import Any
 
 import grpc
 
+from pimserve.cluster.metrics.feed import MetricsFeed
+from pimserve.cluster.metrics.state import metrics_of
 from pimserve.cluster.run import prepare_pools, run
 from pimserve.cluster.scenario import Scenario, load_scenario
 from pimserve.cluster.service.control import LiveControl, StoppedError
@@ -115,9 +117,12 @@ def _run(folder: RunFolder, scenario: Scenario, control: LiveControl, site: Site
 def _prepare(folder: RunFolder, scenario: Scenario, *, speed: float, held: bool) -> tuple[LiveControl, Site]:
     model, pools, _ = prepare_pools(scenario)
     frontend_ps = pools[0].replica.plan.frontend_ps
-    latencies = RunningLatencies(scenario.slo, warmup_s=scenario.run.warmup_s, frontend_ps=frontend_ps)
+    warmup_s = scenario.run.warmup_s
+    latencies = RunningLatencies(scenario.slo, warmup_s=warmup_s, frontend_ps=frontend_ps)
+    beginning = metrics_of(scenario, folder.id, speed=speed)
+    metrics = MetricsFeed(beginning, scenario.slo, warmup_s=warmup_s, frontend_ps=frontend_ps)
     site = Site(folder.id, model.name, pools)
-    return LiveControl(latencies, speed=speed, held=held), site
+    return LiveControl(latencies, speed=speed, held=held, metrics=metrics), site
 
 
 def _listen(folder: RunFolder, site: Site, control: LiveControl) -> grpc.Server:

@@ -39,6 +39,9 @@ class DiesAfter:
     def next_barrier_fs(self, now_fs: int) -> int:
         return now_fs + 200 * 10**12
 
+    def ended(self, view):
+        pass
+
     def barrier(self, view: RunView) -> None:
         if view.window == 3:
             view.apply(ScaleRate(0.5))
@@ -81,7 +84,7 @@ def test_another_scenario_another_run_and_damage_are_refused(tmp_path: Path) -> 
     whole = (kept / "checkpoint").read_bytes()
     for content, message in (
         (whole[:-1], "is damaged: its checksum differs"),
-        (whole.replace(b'"version": 1', b'"version": 9', 1), "has version 9; this pimserve reads 1"),
+        (whole.replace(b'"version": 2', b'"version": 9', 1), "has version 9; this pimserve reads 2"),
         (b"[]\n" + whole, "is no checkpoint of pimserve"),
         (b"", "is no checkpoint of pimserve"),
     ):
@@ -129,6 +132,9 @@ def test_commands_come_in_order_of_time_and_after_idle_times(tmp_path: Path) -> 
 
         def next_barrier_fs(self, now_fs: int) -> int:
             return now_fs + 10**15
+
+        def ended(self, view):
+            pass
 
         def barrier(self, view: RunView) -> None:
             second = view.now_fs // 10**15

@@ -50,6 +50,9 @@ class Windows:
             return FOREVER
         return now_fs + self.lengths[len(self.views) % len(self.lengths)]
 
+    def ended(self, view):
+        pass
+
     def barrier(self, view: RunView) -> None:
         self.views.append(view)
         command = self.commands.get(view.window)

@@ -46,9 +46,15 @@ class FollowResponse(google.protobuf.message.Message):
     LATENCIES_FIELD_NUMBER: builtins.int
     LEDGERS_FIELD_NUMBER: builtins.int
     PLACEMENT_FIELD_NUMBER: builtins.int
+    METRICS_LAYOUT_FIELD_NUMBER: builtins.int
+    METRICS_FIELD_NUMBER: builtins.int
     taken_s: builtins.float
     """When it was put together: seconds of the machine's monotonic clock."""
     held: builtins.bool
+    metrics_layout: builtins.str
+    """Which series the run has (JSON, pimserve.cluster.metrics.state.Layout); only in the first answer."""
+    metrics: builtins.bytes
+    """Their values, little-endian doubles in the layout's order; at least every other second."""
     @property
     def progress(self) -> pimserve.v1.simulation_pb2.Progress: ...
     @property
@@ -73,8 +79,10 @@ class FollowResponse(google.protobuf.message.Message):
         latencies: pimserve.v1.scheduler_pb2.GetLatenciesResponse | None = ...,
         ledgers: pimserve.v1.scheduler_pb2.GetLedgersResponse | None = ...,
         placement: pimserve.v1.scheduler_pb2.GetPlacementResponse | None = ...,
+        metrics_layout: builtins.str = ...,
+        metrics: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["latencies", b"latencies", "ledgers", b"ledgers", "placement", b"placement", "progress", b"progress", "replicas", b"replicas"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["held", b"held", "latencies", b"latencies", "ledgers", b"ledgers", "placement", b"placement", "progress", b"progress", "replicas", b"replicas", "taken_s", b"taken_s"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["held", b"held", "latencies", b"latencies", "ledgers", b"ledgers", "metrics", b"metrics", "metrics_layout", b"metrics_layout", "placement", b"placement", "progress", b"progress", "replicas", b"replicas", "taken_s", b"taken_s"]) -> None: ...
 
 global___FollowResponse = FollowResponse

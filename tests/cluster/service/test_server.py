@@ -5,11 +5,14 @@ import os
 import signal
 from itertools import pairwise
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from pimserve.cluster.client import Client, ServiceError
+from pimserve.cluster.metrics.endpoint import EndpointOptions
 from pimserve.cluster.results import load_summary
 from pimserve.cluster.run import serve
 from pimserve.cluster.scenario import load_scenario
@@ -197,3 +200,25 @@ def test_a_server_that_stops_leaves_runs_to_the_next(tmp_path):
         until(lambda: not refused_or_none(client.resume, held.id))
         assert ended(client, held.id).state == "finished"
         assert ended(client, waiting.id).state == "finished"
+
+
+def test_metrics_of_all_runs_are_exposed_and_stay_for_the_last_scrape(tmp_path):
+    addresses = []
+    options = {"metrics": EndpointOptions("127.0.0.1:0", "token-for-scrapers"), "announce_metrics": addresses.append}
+    with server_and_client(tmp_path / "data", running=2, **options) as client:
+
+        def scrape():
+            request = Request(f"http://{addresses[0]}/metrics", headers={"Authorization": "Bearer token-for-scrapers"})
+            with urlopen(request, timeout=10) as answer:
+                families = text_string_to_metric_families(answer.read().decode())
+            return {(s.name, s.labels["run_id"], s.labels.get("outcome")): s.value for f in families for s in f.samples}
+
+        assert scrape() == {}
+        held = client.launch("", ["workload.num_requests=20000"], paused=True)
+        done = ended(client, client.launch("", SMALL).id)
+        until(lambda: len({run for _, run, _ in scrape()}) == 2)
+        found = scrape()
+        assert found["pimserve_requests_total", done.id, "finished"] == done.progress.finished
+        assert found["pimserve_virtual_time_seconds_total", done.id, None] >= done.progress.simulated_s
+        assert found["pimserve_requests_expected", held.id, None] == 20000
+        assert found["pimserve_requests_total", held.id, "finished"] == 0

@@ -1,0 +1,1 @@
+"""Metrics of runs, for Prometheus: what families there are, how a run fills them, and how they are exposed."""

@@ -1,0 +1,46 @@
+"""Metrics of a run of the command line: where they are exposed while it goes, and for how long after."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pimserve.cluster.metrics.endpoint import EndpointOptions, exposing
+from pimserve.cluster.metrics.feed import MetricsFeed
+from pimserve.cluster.metrics.state import metrics_of
+from pimserve.cluster.pace import parse_speed
+from pimserve.cluster.run import prepare_pools
+from pimserve.cluster.scenario import Scenario
+from pimserve.cluster.service.control import LiveControl
+from pimserve.cluster.service.latencies import RunningLatencies
+
+
+@contextmanager
+def metered(
+    scenario: Scenario, out: Path | None, speed: str | None, options: EndpointOptions, linger_s: float
+) -> Iterator[tuple[LiveControl, MetricsFeed, str]]:
+    """Expose a run's metrics while the block runs, and `linger_s` longer; yields its control, its feed, the address.
+
+    Args:
+        scenario: what runs.
+        out: its results folder, whose name labels the metrics; None: the scenario's name does.
+        speed: pace, such as 60x; None: as fast as possible.
+        options: where metrics are exposed, and to whom.
+        linger_s: wall-clock seconds for which they stay when the run has ended, for the last scrape.
+
+    Raises:
+        InputError: an option is not acceptable, or parts of the scenario do not go together.
+    """
+    factor = 0.0 if speed is None else parse_speed(speed)
+    _, pools, _ = prepare_pools(scenario)
+    warmup_s, frontend_ps = scenario.run.warmup_s, pools[0].replica.plan.frontend_ps
+    run_id = scenario.name if out is None else out.name
+    metrics = metrics_of(scenario, run_id, speed=factor)
+    feed = MetricsFeed(metrics, scenario.slo, warmup_s=warmup_s, frontend_ps=frontend_ps)
+    latencies = RunningLatencies(scenario.slo, warmup_s=warmup_s, frontend_ps=frontend_ps)
+    control = LiveControl(latencies, speed=factor, metrics=feed)
+    with exposing(options, lambda: [feed.latest()]) as address:
+        yield control, feed, address
+        time.sleep(linger_s)

@@ -1,0 +1,195 @@
+"""The metric families: names, labels, help and buckets. Times are simulated unless their help says wall clock.
+
+Names follow OpenMetrics 1.0 and what `promtool check metrics` asks for; buckets are vLLM's, finer where devices are
+faster than GPUs. Not modelled, so absent: prefix caches and swapping. Bytes of KV caches
+are in the data type of the model's catalogue entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from pimserve.scheduler.steplog import STEP_TOKENS
+
+Kind = Literal["counter", "gauge", "histogram", "info"]
+RUN = ("run_id",)
+ENGINE = ("run_id", "engine", "role")
+DEVICE = ("run_id", "engine", "role", "device_model")
+
+ALL_ENGINES = "all"  # the engine label of histograms that hold every engine's samples
+
+_TTFT = (*(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640),)
+_TOKEN = (
+    *(0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.075, 0.1, 0.15),
+    *(0.2, 0.3, 0.5, 0.75, 1, 2.5, 10),
+)
+_E2E = (0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 60, 120, 240, 480, 1920)
+_QUEUE = (0.001, 0.005, 0.01, 0.05, 0.1, 0.3, 0.5, 1, 2, 5, 10, 20, 40, 60, 120, 240, 480, 1920)
+_LENGTH = tuple(digit * 10**power for power in range(1, 6) for digit in (1, 2, 5))[:-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A metric family.
+
+    Args:
+        name: as exposed; counters end in _total.
+        kind: of metric.
+        help: one sentence.
+        labels: names, in order.
+        bounds: upper bounds of a histogram's buckets, without +Inf.
+        slo: the SLO limit that is merged into the bounds.
+    """
+
+    name: str
+    kind: Kind
+    help: str
+    labels: tuple[str, ...]
+    bounds: tuple[float, ...] = ()
+    slo: Literal["", "ttft_s", "tpot_s", "e2e_s"] = ""
+
+
+FAMILIES = (
+    Family(
+        "pimserve_run_info",
+        "info",
+        "What a run is about.",
+        (
+            "run_id",
+            "name",
+            "model_name",
+            "device_model",
+            "seed",
+            "workload",
+            "setting",
+            "speed",
+            "version",
+        ),
+    ),
+    # The clock.
+    Family("pimserve_virtual_time_seconds_total", "counter", "Simulated time that has passed.", RUN),
+    Family("pimserve_wall_time_seconds_total", "counter", "Wall-clock time since the run's process began it.", RUN),
+    # Requests of the run.
+    Family("pimserve_requests_expected", "gauge", "Requests of the whole workload.", RUN),
+    Family("pimserve_requests_arrived_total", "counter", "Requests that have arrived.", RUN),
+    Family("pimserve_requests_total", "counter", "Requests that have left, by how.", (*RUN, "outcome")),
+    Family(
+        "pimserve_slo_requests_total",
+        "counter",
+        "Requests that arrived after the warm-up and have left, by whether they met the limit, or all limits; rejected"
+        " ones missed it.",
+        (*RUN, "slo", "result"),
+    ),
+    Family("pimserve_slo_limit_seconds", "gauge", "Limit of the service-level objective.", (*RUN, "slo")),
+    # Engines: replicas, in the words of vLLM.
+    Family("pimserve_engine_up", "gauge", "1 while the replica takes part, 0 while it has failed.", ENGINE),
+    Family("pimserve_requests_running", "gauge", "Requests that have KV blocks.", ENGINE),
+    Family("pimserve_requests_waiting", "gauge", "Requests that wait to be admitted.", ENGINE),
+    Family("pimserve_requests_decoding", "gauge", "Running requests that are past their prompt.", ENGINE),
+    Family("pimserve_context_tokens", "gauge", "Tokens that the next step attends to.", ENGINE),
+    Family("pimserve_kv_cache_used_blocks", "gauge", "KV blocks in use.", ENGINE),
+    Family("pimserve_kv_cache_blocks", "gauge", "KV blocks that there are.", ENGINE),
+    Family("pimserve_kv_cache_usage_ratio", "gauge", "KV blocks in use over those that there are.", ENGINE),
+    Family("pimserve_engine_requests_total", "counter", "Requests that finished on this replica.", ENGINE),
+    Family("pimserve_prompt_tokens_total", "counter", "Prompt tokens computed, recomputed ones too.", ENGINE),
+    Family("pimserve_generation_tokens_total", "counter", "Tokens sampled.", ENGINE),
+    Family("pimserve_preemptions_total", "counter", "Preemptions of the requests that have finished.", ENGINE),
+    Family("pimserve_steps_total", "counter", "Steps of the engine.", ENGINE),
+    # Distributions.
+    Family(
+        "pimserve_time_to_first_token_seconds",
+        "histogram",
+        "First token minus arrival, of requests that finished.",
+        ENGINE,
+        _TTFT,
+        "ttft_s",
+    ),
+    Family(
+        "pimserve_time_per_output_token_seconds",
+        "histogram",
+        "Time from first to last token over the tokens after the first, of requests that finished.",
+        ENGINE,
+        _TOKEN,
+        "tpot_s",
+    ),
+    Family(
+        "pimserve_inter_token_latency_seconds",
+        "histogram",
+        "Every gap between two tokens of a request.",
+        ENGINE,
+        _TOKEN,
+        "tpot_s",
+    ),
+    Family(
+        "pimserve_e2e_request_latency_seconds",
+        "histogram",
+        "Last token minus arrival, of requests that finished.",
+        ENGINE,
+        _E2E,
+        "e2e_s",
+    ),
+    Family(
+        "pimserve_request_queue_time_seconds",
+        "histogram",
+        "First time in a step minus arrival, of requests that finished.",
+        ENGINE,
+        _QUEUE,
+    ),
+    Family("pimserve_step_duration_seconds", "histogram", "Duration of a step.", ENGINE, _TOKEN),
+    Family("pimserve_step_tokens", "histogram", "Tokens that a step computes.", ENGINE, STEP_TOKENS),
+    Family("pimserve_request_prompt_tokens", "histogram", "Prompt length of finished requests.", ENGINE, _LENGTH),
+    Family("pimserve_request_generation_tokens", "histogram", "Output length of finished requests.", ENGINE, _LENGTH),
+    # Devices.
+    Family(
+        "pimserve_device_busy_seconds_total",
+        "counter",
+        "Busy time of a unit in each device of the replica; they work in step.",
+        (*DEVICE, "unit"),
+    ),
+    Family(
+        "pimserve_operator_time_seconds_total", "counter", "Time of a step that operators take.", (*DEVICE, "operator")
+    ),
+    Family(
+        "pimserve_device_energy_joules_total",
+        "counter",
+        "Energy of all devices of the replica by operator and part (dram, compute); operator static is what they draw"
+        " whether they work or not, where it is known.",
+        (*DEVICE, "operator", "part"),
+    ),
+    Family("pimserve_devices", "gauge", "Devices of the replica.", DEVICE),
+    Family("pimserve_device_weight_bytes", "gauge", "Weights in each device.", DEVICE),
+    Family(
+        "pimserve_device_kv_bytes",
+        "gauge",
+        "KV cache in use in all devices of the replica, in the model's data type.",
+        DEVICE,
+    ),
+    Family(
+        "pimserve_device_kv_capacity_bytes",
+        "gauge",
+        "KV cache of all devices of the replica, in the model's data type.",
+        DEVICE,
+    ),
+    Family("pimserve_device_tiers", "gauge", "Crossbar tiers of each chip, by use.", (*DEVICE, "state")),
+    # The simulator itself.
+    Family("pimserve_sim_windows_total", "counter", "Windows of simulated time that have ended.", RUN),
+    Family("pimserve_actor_restarts_total", "counter", "Hosts of shards and devices that were replaced.", RUN),
+    Family("pimserve_audit_checks_total", "counter", "Spans of steps that devices evaluated again.", RUN),
+    Family("pimserve_sim_memory_bytes", "gauge", "Resident memory of the run's process.", RUN),
+)
+BY_NAME = {family.name: family for family in FAMILIES}
+
+
+def bounds(family: Family, limits: dict[str, float]) -> tuple[float, ...]:
+    """Upper bounds of a histogram's buckets, the SLO limit among them.
+
+    Args:
+        family: of kind histogram.
+        limits: SLO limits, s, by name.
+    """
+    merged: Iterable[float] = family.bounds
+    if family.slo in limits:
+        merged = {*family.bounds, limits[family.slo]}
+    return tuple(sorted(float(bound) for bound in merged))

@@ -1,0 +1,242 @@
+"""Fills a run's metrics while it goes, from what it shows at the ends of windows."""
+
+from __future__ import annotations
+
+import resource
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pimserve.cluster.metrics.state import Layout, RunMetrics
+from pimserve.device_models.plan import FS_PER_S
+from pimserve.loadgen.spec import PS_PER_S
+from pimserve.scheduler.control import Ledger, ReplicaState, RunView
+from pimserve.scheduler.requests import FINISHED, WAITING
+from pimserve.scheduler.slo import SloSpec
+
+_LEDGERS_S = 1.0  # between two looks at the ledgers, which cost the run some milliseconds
+Columns = Mapping[str, NDArray[Any]]
+_GAUGES = {
+    "pimserve_engine_up": "up",
+    "pimserve_requests_running": "running",
+    "pimserve_requests_waiting": "waiting",
+    "pimserve_requests_decoding": "decoding",
+    "pimserve_context_tokens": "context_tokens",
+    "pimserve_kv_cache_used_blocks": "kv_blocks_used",
+    "pimserve_kv_cache_blocks": "kv_blocks",
+}
+
+
+class MetricsFeed:
+    """Takes in a run, window by window; `latest` may be called from any thread.
+
+    Args:
+        metrics: of the run at its beginning (`metrics_of`).
+        slo: limits.
+        warmup_s: requests that arrive earlier do not count for the SLO.
+        frontend_ps: time in front of the scheduler, which TTFT and E2E hold.
+
+    `facts` may be set to what tells of the run's hosts (`Runtime.facts`).
+    """
+
+    def __init__(
+        self,
+        metrics: RunMetrics,
+        slo: SloSpec,
+        *,
+        warmup_s: float = 0.0,
+        frontend_ps: int = 0,
+    ) -> None:
+        self.facts: Callable[[], Mapping[str, Any]] | None = None
+        self._metrics = metrics
+        self._requests = RequestMetrics(metrics, slo, warmup_s=warmup_s, frontend_ps=frontend_ps)
+        self._ledgers = LedgerMetrics(metrics)
+        self._lock = threading.Lock()
+        self._began_s = time.monotonic()
+        self._looked_s = -_LEDGERS_S
+        self._now_fs = 0
+        self._fresh = True
+
+    def take(self, view: RunView, *, last: bool = False) -> None:
+        """Take in the window that has ended; the ledgers at most once a second, and when it is the last one."""
+        ledgers: list[Ledger] = []
+        if last or time.monotonic() >= self._looked_s + _LEDGERS_S:
+            ledgers, self._looked_s = view.ledgers(), time.monotonic()
+        left = view.left
+        if self._fresh:  # it may be continued: then others have left before
+            left, self._fresh = np.flatnonzero(view.table["status"] != WAITING), False
+        self._now_fs = max(self._now_fs, view.now_fs)  # the last window may end after the last step
+        with self._lock:
+            self._requests.add(view.table.columns, left)
+            self._states(view.replicas)
+            self._ledgers.set(ledgers, self._now_fs)
+            self._set("pimserve_virtual_time_seconds_total", self._now_fs / FS_PER_S)
+            self._set("pimserve_wall_time_seconds_total", time.monotonic() - self._began_s)
+            self._set("pimserve_requests_expected", len(view.table))
+            self._set("pimserve_requests_arrived_total", view.arrived)
+            self._set("pimserve_sim_windows_total", view.window)
+            if ledgers:
+                self._set("pimserve_sim_memory_bytes", _memory_bytes())
+            if self.facts is not None and ledgers:
+                facts = self.facts()
+                self._set("pimserve_actor_restarts_total", facts["recoveries"])
+                self._set("pimserve_audit_checks_total", facts["audited_spans"])
+
+    def latest(self) -> RunMetrics:
+        """The metrics as of the last window."""
+        with self._lock:
+            return self._metrics.copy()
+
+    def _set(self, name: str, value: float) -> None:
+        self._metrics.values[name][0] = value
+
+    def _states(self, states: Sequence[ReplicaState]) -> None:
+        values = self._metrics.values
+        for name, attribute in _GAUGES.items():
+            values[name][:] = [getattr(state, attribute) for state in states]
+        used, there = values["pimserve_kv_cache_used_blocks"], values["pimserve_kv_cache_blocks"]
+        ratio = np.divide(used, there, out=np.zeros_like(used), where=there > 0)
+        values["pimserve_kv_cache_usage_ratio"][:] = ratio
+        values["pimserve_device_kv_bytes"][:] = ratio * values["pimserve_device_kv_capacity_bytes"]
+
+
+class RequestMetrics:
+    """What requests that have left come to.
+
+    Args:
+        metrics: to fill.
+        slo: limits.
+        warmup_s: requests that arrive earlier do not count for the SLO.
+        frontend_ps: time in front of the scheduler, which TTFT and E2E hold.
+    """
+
+    def __init__(self, metrics: RunMetrics, slo: SloSpec, *, warmup_s: float, frontend_ps: int) -> None:
+        self._metrics = metrics
+        self._slo = slo
+        self._warmup_ps = round(warmup_s * PS_PER_S)
+        self._frontend_ps = frontend_ps
+        self._rows = np.array(metrics.layout.histogram_rows, np.int64)
+
+    def add(self, columns: Columns, left: NDArray[np.int64]) -> None:
+        """Take in requests, by their numbers, that have left; definitions as in scheduler/metrics.py."""
+        if not len(left):
+            return
+        metrics = self._metrics
+        done = left[columns["status"][left] == FINISHED]
+        metrics.values["pimserve_requests_total"] += [len(done), len(left) - len(done)]
+        arrival, scheduled, first, finish = (
+            columns[f"{name}_ps"][done] for name in ("arrival", "first_scheduled", "first_token", "finish")
+        )
+        replica = columns["replica"][done]
+        engines = len(metrics.layout.engines)
+        metrics.values["pimserve_engine_requests_total"] += np.bincount(replica, minlength=engines)
+        preemptions = columns["preemptions"][done]
+        metrics.values["pimserve_preemptions_total"] += np.bincount(replica, preemptions, minlength=engines)
+        tokens = columns["output_tokens"][done].astype(np.int64)
+        several = tokens > 1
+        ttft = (first - arrival + self._frontend_ps) / PS_PER_S
+        e2e = (finish - arrival + self._frontend_ps) / PS_PER_S
+        tpot = np.zeros(len(done))
+        tpot[several] = (finish - first)[several] / PS_PER_S / (tokens[several] - 1)
+        row = self._rows[replica]
+        self._observe("pimserve_time_to_first_token_seconds", row, ttft)
+        self._observe("pimserve_time_per_output_token_seconds", row[several], tpot[several])
+        self._observe("pimserve_e2e_request_latency_seconds", row, e2e)
+        self._observe("pimserve_request_queue_time_seconds", row, (scheduled - arrival) / PS_PER_S)
+        self._observe("pimserve_request_prompt_tokens", row, columns["input_tokens"][done])
+        self._observe("pimserve_request_generation_tokens", row, tokens)
+        self._count_slo(
+            columns["arrival_ps"][left] >= self._warmup_ps, arrival, {"ttft": ttft, "tpot": tpot, "e2e": e2e}
+        )
+
+    def _count_slo(
+        self, counted: NDArray[np.bool_], arrival_ps: NDArray[np.int64], latencies: Mapping[str, Any]
+    ) -> None:
+        """Met and missed; whoever was rejected has missed every limit."""
+        values = self._metrics.values["pimserve_slo_requests_total"]
+        if not len(values):
+            return
+        everyone = int(counted.sum())
+        mine = arrival_ps >= self._warmup_ps
+        good = mine.copy()
+        met = {}
+        for name, latency in latencies.items():
+            limit = getattr(self._slo, f"{name}_s")
+            if limit is not None:
+                held = mine & (latency <= limit)
+                good &= held
+                met[name] = int(held.sum())
+        met["all"] = int(good.sum())
+        for index, (_, slo, result) in enumerate(self._metrics.layout.keys["pimserve_slo_requests_total"]):
+            values[index] += met[slo] if result == "met" else everyone - met[slo]
+
+    def _observe(self, name: str, row: NDArray[np.int64], samples: NDArray[Any]) -> None:
+        counts, edges = self._metrics.counts[name], self._metrics.layout.bounds[name]
+        bucket = np.searchsorted(edges, samples)
+        flat = np.bincount(row * counts.shape[1] + bucket, minlength=counts.size)
+        counts += flat.reshape(counts.shape)
+        self._metrics.sums[name] += np.bincount(row, samples, minlength=len(counts))
+
+
+class LedgerMetrics:
+    """What the steps of each replica come to.
+
+    Args:
+        metrics: to fill.
+    """
+
+    def __init__(self, metrics: RunMetrics) -> None:
+        self._metrics = metrics
+        layout = metrics.layout
+        self._busy = _places(layout, "pimserve_device_busy_seconds_total")
+        self._time = _places(layout, "pimserve_operator_time_seconds_total")
+        self._energy = _places(layout, "pimserve_device_energy_joules_total")
+
+    def set(self, ledgers: Sequence[Ledger], now_fs: int) -> None:
+        """Ledgers of all replicas, as of that time; none changes nothing."""
+        if not ledgers:
+            return
+        metrics, layout = self._metrics, self._metrics.layout
+        values = metrics.values
+        names = ("pimserve_inter_token_latency_seconds", "pimserve_step_duration_seconds", "pimserve_step_tokens")
+        for name in names:
+            metrics.counts[name][:] = 0
+            metrics.sums[name][:] = 0
+        for ledger in ledgers:
+            index = ledger.replica
+            values["pimserve_steps_total"][index] = ledger.steps
+            values["pimserve_prompt_tokens_total"][index] = ledger.prompt_tokens
+            values["pimserve_generation_tokens_total"][index] = ledger.output_tokens
+            row = layout.histogram_rows[index]
+            for name, histogram in zip(names, (ledger.itl, ledger.durations), strict=False):
+                metrics.counts[name][row] += histogram.counts(layout.bounds[name])
+                metrics.sums[name][row] += histogram.sum_s
+            metrics.counts[names[2]][row] += ledger.step_tokens
+            metrics.sums[names[2]][row] += ledger.computed_tokens
+            for unit, busy_s in ledger.busy_s.items():
+                values["pimserve_device_busy_seconds_total"][self._busy[index, unit]] = busy_s
+            for operator, time_s in ledger.operator_s.items():
+                values["pimserve_operator_time_seconds_total"][self._time[index, operator]] = time_s
+            energy = values["pimserve_device_energy_joules_total"]
+            for (operator, part), joules in ledger.joules.items():
+                energy[self._energy[index, operator, part]] = joules
+            if ledger.static_joules is not None:
+                idle_s = max(0, now_fs - ledger.clock_fs) / FS_PER_S
+                energy[self._energy[index, "static", "static"]] = ledger.static_joules + ledger.idle_w * idle_s
+
+
+def _places(layout: Layout, name: str) -> dict[tuple[Any, ...], int]:
+    """Where the values of a device family are, by replica and what it has for labels besides."""
+    return {(int(key[1]), *key[4:]): index for index, key in enumerate(layout.keys[name])}
+
+
+def _memory_bytes() -> int:
+    try:
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
+    except (OSError, ValueError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # not Linux: the peak is what there is

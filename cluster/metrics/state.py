@@ -1,0 +1,270 @@
+"""All metrics of a run as of one moment, as plain arrays: what a process sends to another, and what is exposed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pimserve import __version__
+from pimserve.cluster.metrics.families import ALL_ENGINES, BY_NAME, DEVICE, ENGINE, FAMILIES, Family, bounds
+from pimserve.cluster.pools import PlacedPool
+from pimserve.cluster.run import prepare_pools
+from pimserve.cluster.scenario import Scenario
+from pimserve.device_models.model import ModelSpec
+from pimserve.device_models.operators import CATEGORIES
+from pimserve.device_models.plan import HOST, LINK
+from pimserve.errors import InputError
+
+MOST_ENGINES = 64  # of which histograms are kept apart
+Keys = tuple[tuple[str, ...], ...]
+Array = NDArray[Any]
+_SLOS = ("ttft", "tpot", "e2e")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which series a run has; does not change while it goes.
+
+    Args:
+        keys: by family, values of its labels of each series.
+        bounds: by histogram, upper bounds of its buckets without +Inf.
+        engines: number and role of each replica.
+        histogram_rows: row of each replica in histograms.
+    """
+
+    keys: Mapping[str, Keys]
+    bounds: Mapping[str, tuple[float, ...]]
+    engines: tuple[tuple[int, str], ...]
+    histogram_rows: tuple[int, ...]
+
+    @property
+    def run_id(self) -> str:
+        """Of the run."""
+        return self.keys["pimserve_run_info"][0][0]
+
+    @cached_property
+    def labels(self) -> dict[str, list[dict[str, str]]]:
+        """By family, the labels of each series; of histograms without `le`."""
+        return {
+            name: [dict(zip(BY_NAME[name].labels, key, strict=True)) for key in keys]
+            for name, keys in self.keys.items()
+        }
+
+    @cached_property
+    def edges(self) -> dict[str, list[str]]:
+        """By histogram, the values of `le`."""
+        return {name: [*map(repr, found), "+Inf"] for name, found in self.bounds.items()}
+
+    def to_json(self) -> str:
+        """For another process."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Layout:
+        """What `to_json` wrote.
+
+        Raises:
+            InputError: it is something else, or of another version.
+        """
+        try:
+            document = json.loads(text)
+            return cls(
+                {BY_NAME[name].name: tuple(tuple(key) for key in keys) for name, keys in document["keys"].items()},
+                {BY_NAME[name].name: tuple(found) for name, found in document["bounds"].items()},
+                tuple((number, role) for number, role in document["engines"]),
+                tuple(document["histogram_rows"]),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError("metrics", f"no layout of this version: {type(error).__name__} {error}") from None
+
+
+@dataclass(frozen=True)
+class RunMetrics:
+    """Metrics of a run as of one moment.
+
+    Args:
+        layout: which series there are.
+        values: by family that is no histogram, (n,) values.
+        counts: by histogram, (n, buckets + 1) samples in each bucket, the last above all bounds.
+        sums: by histogram, (n,) sum of the samples.
+    """
+
+    layout: Layout
+    values: dict[str, Array] = field(default_factory=dict)
+    counts: dict[str, Array] = field(default_factory=dict)
+    sums: dict[str, Array] = field(default_factory=dict)
+
+    @classmethod
+    def zero(cls, layout: Layout) -> RunMetrics:
+        """Of a run that has not begun: every series is there, and 0."""
+        found = cls(layout)
+        for name, keys in layout.keys.items():
+            if BY_NAME[name].kind == "histogram":
+                found.counts[name] = np.zeros((len(keys), len(layout.bounds[name]) + 1), np.int64)
+                found.sums[name] = np.zeros(len(keys))
+            else:
+                found.values[name] = np.zeros(len(keys))
+        found.values["pimserve_run_info"][:] = 1
+        return found
+
+    def copy(self) -> RunMetrics:
+        """The same, in arrays of its own."""
+        parts = ({name: array.copy() for name, array in part.items()} for part in (self.values, self.counts, self.sums))
+        return RunMetrics(self.layout, *parts)
+
+    def pack(self) -> bytes:
+        """All values, for a process that has the layout: little-endian doubles in the order of the families."""
+        return np.concatenate([np.ravel(array) for array in self._arrays()]).astype("<f8").tobytes()
+
+    @classmethod
+    def unpack(cls, layout: Layout, data: bytes) -> RunMetrics:
+        """What `pack` wrote.
+
+        Raises:
+            InputError: it is of another layout.
+        """
+        found = cls.zero(layout)
+        arrays = found._arrays()
+        if len(data) != 8 * sum(array.size for array in arrays):
+            raise InputError("metrics", f"{len(data):,} bytes do not belong to this run")
+        values = np.frombuffer(data, "<f8")
+        for array, part in zip(arrays, np.split(values, np.cumsum([array.size for array in arrays])[:-1]), strict=True):
+            array[...] = part.reshape(array.shape)
+        return found
+
+    def _arrays(self) -> list[Array]:
+        return [array for part in (self.values, self.counts, self.sums) for array in part.values()]
+
+
+def metrics_of(scenario: Scenario, run_id: str, *, speed: float = 0.0, most_engines: int = MOST_ENGINES) -> RunMetrics:
+    """Metrics of a run of the scenario that has not begun: what does not change is there, all else is 0.
+
+    Args:
+        scenario: what runs.
+        run_id: its label.
+        speed: simulated seconds per second; 0: as fast as possible.
+        most_engines: with more replicas, histograms hold all of them together.
+    """
+    model, pools, _ = prepare_pools(scenario)
+    found = RunMetrics.zero(_layout(scenario, run_id, model, pools, speed, most_engines))
+    limits = scenario.slo.limits()
+    found.values["pimserve_slo_limit_seconds"][:] = [
+        limits[f"{slo}_s"] for _, slo in found.layout.keys["pimserve_slo_limit_seconds"]
+    ]
+    replicas = [pool for pool in pools for _ in range(pool.replicas)]
+    for name, values in {
+        "pimserve_devices": [pool.devices_per_replica for pool in replicas],
+        "pimserve_device_weight_bytes": [pool.replica.weight_bytes_per_device for pool in replicas],
+        "pimserve_device_kv_capacity_bytes": [
+            pool.replica.kv_capacity_tokens * model.kv_bytes_per_token for pool in replicas
+        ],
+        "pimserve_device_tiers": [number for pool in replicas for number in tiers(pool) or ()],
+        "pimserve_engine_up": [1] * len(replicas),
+    }.items():
+        found.values[name][:] = values
+    return found
+
+
+def _layout(
+    scenario: Scenario,
+    run_id: str,
+    model: ModelSpec,
+    pools: Sequence[PlacedPool],
+    speed: float,
+    most_engines: int,
+) -> Layout:
+    engines = [(pool, str(number)) for number, pool in enumerate(pool for pool in pools for _ in range(pool.replicas))]
+    together = len(engines) > most_engines
+    roles = tuple((int(number), role(pool)) for pool, number in engines)
+    limits = scenario.slo.limits()
+    slos = [slo for slo in _SLOS if f"{slo}_s" in limits]
+    info = (
+        run_id,
+        scenario.name,
+        model.name,
+        " + ".join(dict.fromkeys(pool.label for pool in pools)),
+        str(scenario.run.seed),
+        _workload(scenario),
+        " + ".join(dict.fromkeys(str(pool.replica.costs["setting"]) for pool in pools)),
+        f"{speed:g}x" if speed else "unpaced",
+        __version__,
+    )
+    own: dict[str, Keys] = {
+        "pimserve_run_info": (info,),
+        "pimserve_requests_total": tuple((run_id, outcome) for outcome in ("finished", "rejected")),
+        "pimserve_slo_requests_total": tuple(
+            (run_id, slo, result) for slo in [*slos, *(["all"] if slos else [])] for result in ("met", "missed")
+        ),
+        "pimserve_slo_limit_seconds": tuple((run_id, slo) for slo in slos),
+    }
+    collapsed = tuple((run_id, ALL_ENGINES, found) for found in dict.fromkeys(name for _, name in roles))
+    keys: dict[str, Keys] = {}
+    for family in FAMILIES:
+        if family.name in own:
+            keys[family.name] = own[family.name]
+        elif family.labels[: len(DEVICE)] == DEVICE:
+            keys[family.name] = tuple(
+                (run_id, number, role(pool), pool.label, *rest)
+                for pool, number in engines
+                for rest in _of_devices(family, pool)
+            )
+        elif family.labels == ENGINE and family.kind == "histogram" and together:
+            keys[family.name] = collapsed
+        elif family.labels == ENGINE:
+            keys[family.name] = tuple((run_id, number, role(pool)) for pool, number in engines)
+        else:
+            keys[family.name] = ((run_id,),)
+    rows = [name for _, _, name in collapsed]
+    return Layout(
+        keys,
+        {family.name: bounds(family, limits) for family in FAMILIES if family.kind == "histogram"},
+        roles,
+        tuple(rows.index(name) if together else index for index, (_, name) in enumerate(roles)),
+    )
+
+
+def _workload(scenario: Scenario) -> str:
+    spec = scenario.workload
+    return spec.preset or (f"trace {Path(spec.trace.path).name}" if spec.trace is not None else "synthetic")
+
+
+def role(pool: PlacedPool) -> str:
+    """What the replicas of a pool do, in the words of serving engines."""
+    return pool.name or "mixed"
+
+
+def units(pool: PlacedPool) -> tuple[str, ...]:
+    """Units of the pool's devices, as their ledgers name them."""
+    plan = pool.replica.plan
+    links = () if plan.pipeline is not None else (LINK,)
+    host = (HOST,) if any(term.unit == HOST for term in plan.rows) else ()
+    return (*plan.units, *links, *host)
+
+
+def _of_devices(family: Family, pool: PlacedPool) -> Sequence[tuple[str, ...]]:
+    """Values of the labels that a device family has of its own."""
+    if family.name == "pimserve_device_busy_seconds_total":
+        return [(unit,) for unit in units(pool)]
+    if family.name == "pimserve_operator_time_seconds_total":
+        return [(category,) for category in CATEGORIES]
+    if family.name == "pimserve_device_energy_joules_total":
+        static = [("static", "static")] if pool.replica.plan.static is not None else []
+        return [*((category, part) for category in CATEGORIES for part in ("dram", "compute")), *static]
+    if family.name == "pimserve_device_tiers":
+        return [("used",), ("total",)] if tiers(pool) else []
+    return [()]
+
+
+def tiers(pool: PlacedPool) -> tuple[int, int] | None:
+    """Crossbar tiers of each chip: those in use, and all; None for other devices."""
+    facts = pool.replica.facts
+    if "tiers_used" not in facts:
+        return None
+    return facts["tiers_used"], facts["tiers"]

@@ -1,0 +1,161 @@
+"""Metrics of real runs: at the end they say what the summary says, and on the way they only grow."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pimserve.cluster.metrics.feed import MetricsFeed
+from pimserve.cluster.metrics.state import metrics_of
+from pimserve.cluster.run import prepare_pools, serve
+from pimserve.cluster.scenario import load_scenario
+from pimserve.cluster.service.control import LiveControl
+from pimserve.cluster.service.latencies import RunningLatencies
+from pimserve.scheduler.control import Inject
+from pimserve.scheduler.simulation import Deployment
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
+
+WINDOW_S = 3
+CASES = {
+    "duplex": (None, ["cluster.replicas=2", "slo={ttft_s: 0.02, tpot_s: 0.0039, e2e_s: 1}"]),
+    "warm-up": (None, ["run.warmup_s=20", "slo.ttft_s=0.02"]),
+    "measured": ("llama_h100_measured", []),
+    "aimc": ("mixtral_aimc", ["run={warmup_s: 0, cooldown_s: 0}"]),
+    "pools": ("prefill_decode_pools", ["slo={ttft_s: 0.2}", "run={warmup_s: 0}"]),
+    "faults": ("faults", []),
+    "closed": ("closed_loop", []),
+}
+
+
+class Watcher(LiveControl):
+    """Looks at the metrics at the end of every window."""
+
+    def __init__(self, metrics, latencies):
+        super().__init__(latencies, metrics=metrics)
+        self.seen = []
+
+    def next_barrier_fs(self, now_fs):
+        return now_fs + WINDOW_S * 10**15
+
+    def barrier(self, view):
+        super().barrier(view)
+        self.seen.append(self.metrics.latest())
+
+
+def watched(example, overrides, **options):
+    path = None if example is None else EXAMPLES / f"{example}.yaml"
+    scenario = load_scenario(path, ["workload.num_requests=300", *overrides])
+    _, pools, _ = prepare_pools(scenario)
+    counted = {"warmup_s": scenario.run.warmup_s, "frontend_ps": pools[0].replica.plan.frontend_ps}
+    feed = MetricsFeed(metrics_of(scenario, "r", **options), scenario.slo, **counted)
+    control = Watcher(feed, RunningLatencies(scenario.slo, **counted))
+    summary, served = serve(scenario, deployment=Deployment(control=control))
+    return summary, served, feed.latest(), control.seen
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_in_the_end_metrics_say_what_the_summary_says(case, monkeypatch):
+    monkeypatch.setattr("pimserve.cluster.metrics.feed._LEDGERS_S", 0.0)
+    summary, _, last, seen = watched(*CASES[case])
+    values = last.values
+    assert values["pimserve_requests_total"].tolist() == [summary["requests"][key] for key in ("finished", "rejected")]
+    assert values["pimserve_requests_arrived_total"] == summary["requests"]["total"]
+    assert values["pimserve_generation_tokens_total"].sum() == summary["tokens"]["output"]
+    assert values["pimserve_steps_total"].sum() == summary["batch"]["steps"]
+    late_s = values["pimserve_virtual_time_seconds_total"][0] - summary["end_s"]
+    assert -1e-9 <= late_s < WINDOW_S
+    assert values["pimserve_preemptions_total"].sum() == summary["requests"]["preemptions"]
+    energy = values["pimserve_device_energy_joules_total"]
+    static = np.array([key[4] == "static" for key in last.layout.keys["pimserve_device_energy_joules_total"]])
+    static_joules = summary["energy"]["static_joules"] or 0
+    assert energy[~static].sum() == pytest.approx(summary["energy"]["joules"] - static_joules, rel=1e-9)
+    assert energy[static].sum() == pytest.approx(static_joules, rel=late_s / summary["end_s"] + 1e-9)
+    assert values["pimserve_operator_time_seconds_total"].sum() == pytest.approx(
+        summary["busy_share"] * summary["end_s"] * len(last.layout.engines), rel=1e-9
+    )
+    assert (last.counts["pimserve_step_duration_seconds"].sum(), last.counts["pimserve_step_tokens"].sum()) == (
+        summary["batch"]["steps"],
+        summary["batch"]["steps"],
+    )
+    slo = dict(
+        zip(
+            [key[1:] for key in last.layout.keys["pimserve_slo_requests_total"]],
+            values["pimserve_slo_requests_total"],
+            strict=True,
+        )
+    )
+    trimmed = not summary["window"]["whole_run"]  # such a window ends with the last arrival, which it leaves out
+    for name, share in summary["slo"]["met"].items():
+        met, missed = slo[name, "met"], slo[name, "missed"]
+        assert 0 <= met + missed - summary["requests"]["measured"] <= trimmed
+        assert met / (met + missed) == pytest.approx(share, abs=trimmed / 200)
+    if summary["slo"]["attainment"] is not None:
+        attained = slo["all", "met"] / (slo["all", "met"] + slo["all", "missed"])
+        assert attained == pytest.approx(summary["slo"]["attainment"], abs=trimmed / 200)
+    if summary["window"]["whole_run"]:
+        latencies_are_those_of(summary, last)
+    grows(seen, last)
+
+
+def latencies_are_those_of(summary, last):
+    for name, key in {
+        "pimserve_time_to_first_token_seconds": "ttft",
+        "pimserve_time_per_output_token_seconds": "tpot",
+        "pimserve_e2e_request_latency_seconds": "e2e",
+        "pimserve_inter_token_latency_seconds": "itl",
+    }.items():
+        theirs, counts = summary["latency_s"][key], last.counts[name].sum(axis=0)
+        assert counts.sum() == theirs["n"]
+        assert last.sums[name].sum() == pytest.approx(theirs["mean"] * theirs["n"], rel=1e-9)
+        edges = [0, *last.layout.bounds[name], np.inf]
+        bucket = int(np.searchsorted(np.cumsum(counts), np.ceil(0.99 * counts.sum())))
+        assert edges[bucket] * (1 - 2**-12) <= theirs["p99"] <= edges[bucket + 1] * (1 + 2**-12)
+
+
+def grows(seen, last):
+    assert len(seen) > 3
+    for earlier, later in zip(seen, [*seen[1:], last], strict=True):
+        assert earlier.layout is later.layout
+        for name, values in earlier.values.items():
+            if name.endswith("_total"):
+                assert (later.values[name] >= values - 1e-9).all(), name
+        for name, counts in earlier.counts.items():
+            assert (later.counts[name] >= counts).all(), name
+
+
+def test_metrics_change_no_bit():
+    _, _, _, seen = watched(None, [])
+    scenario = load_scenario(None, ["workload.num_requests=300"])
+    summary, _, _, _ = watched(None, [])
+    assert serve(scenario)[0]["digest"] == summary["digest"]
+    assert seen
+
+
+def test_put_together_they_are_the_sum_of_the_engines(monkeypatch):
+    monkeypatch.setattr("pimserve.cluster.metrics.feed._LEDGERS_S", 0.0)
+    _, _, apart, _ = watched(None, ["cluster.replicas=3"])
+    _, _, together, _ = watched(None, ["cluster.replicas=3"], most_engines=2)
+    for name, counts in together.counts.items():
+        assert counts.shape[0] == 1
+        assert np.array_equal(counts[0], apart.counts[name].sum(axis=0)), name
+        assert together.sums[name][0] == pytest.approx(apart.sums[name].sum())
+
+
+def test_a_run_that_grows_expects_more():
+    scenario = load_scenario(None, ["workload.num_requests=100"])
+    feed = MetricsFeed(metrics_of(scenario, "r"), scenario.slo)
+
+    class Injector(LiveControl):
+        done = False
+
+        def barrier(self, view):
+            if not self.done:
+                view.apply(Inject((5, 6), (7, 8)))
+                self.done = True
+            super().barrier(view)
+
+    control = Injector(RunningLatencies(scenario.slo), metrics=feed)
+    serve(scenario, deployment=Deployment(control=control))
+    assert feed.latest().values["pimserve_requests_expected"] == 102
+    assert feed.latest().values["pimserve_requests_total"].tolist() == [102, 0]
