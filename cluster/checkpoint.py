@@ -5,6 +5,7 @@ commands.jsonl  commands that took effect, each with its simulated time; those a
 steps.npy       executed steps; what is beyond the checkpoint is cut off when the run goes on
 lock            held by the process that runs
 unfinished      the results folder, until it is whole
+target.json     where it will be then, and the scenario's digest
 
 A checkpoint is written beside the last one and takes its place in one go, so that there is always a whole one.
 """
@@ -31,7 +32,9 @@ VERSION = 2
 COMMANDS_FILE = "commands.jsonl"
 RESULTS = "unfinished"
 _STATE_FILE = "checkpoint"
+_TARGET_FILE = "target.json"
 _OURS = {_STATE_FILE, f".{_STATE_FILE}.new", COMMANDS_FILE, "steps.npy", "lock", RESULTS}
+_OURS |= {_TARGET_FILE, f".{_TARGET_FILE}.new"}
 _INTERVAL_S = 2.0
 _MOST_SHARE = 0.05  # of the wall time may go into checkpoints
 
@@ -85,11 +88,24 @@ class CheckpointFolder:
         if self._commands is not None:
             self._commands.close()
         if kind is None:  # the run is done
-            for name in (_STATE_FILE, COMMANDS_FILE, "steps.npy", "lock"):
+            for name in (_STATE_FILE, COMMANDS_FILE, "steps.npy", _TARGET_FILE, "lock"):
                 (self.folder / name).unlink(missing_ok=True)
             if not any(self.folder.iterdir()):
                 self.folder.rmdir()
         self._lock.close()
+
+    def target(self) -> Path | None:
+        """The results folder that this scenario had before it was interrupted; None for a fresh run."""
+        try:
+            said = json.loads((self.folder / _TARGET_FILE).read_bytes())
+            return Path(said["results"]) if said["scenario"] == self._scenario else None
+        except (OSError, ValueError, KeyError, TypeError):  # it did not come so far
+            return None
+
+    def aim(self, results: Path) -> None:
+        """Note where the results will be."""
+        document = {"scenario": self._scenario, "results": str(results.absolute())}
+        write_atomically(self.folder / _TARGET_FILE, json.dumps(document).encode())
 
     def load(self) -> tuple[dict[str, Any], NDArray[Any]] | None:
         """The last state and its request table; None for a fresh run."""

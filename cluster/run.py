@@ -24,11 +24,12 @@ from pimserve.cluster.checkpoint import COMMANDS_FILE, RESULTS, CheckpointFolder
 from pimserve.cluster.figures import share
 from pimserve.cluster.placement import Replica
 from pimserve.cluster.pools import PlacedPool, link_of, place_pool, routing_of
-from pimserve.cluster.results import SCHEMA_VERSION, SpanFile, results_folder, write_json
+from pimserve.cluster.results import SCHEMA_VERSION, SpanFile, load_summary, results_folder, write_json
 from pimserve.cluster.scenario import Scenario
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.routing import Routing
 from pimserve.errors import InputError
+from pimserve.loadgen.traces import trace_digest
 from pimserve.loadgen.workload import generate
 from pimserve.scheduler.clock import ShardPort
 from pimserve.scheduler.control import Control
@@ -162,10 +163,17 @@ def run(
     with ExitStack() as stack:
         kept = None
         if checkpoints is not None:
-            kept = stack.enter_context(CheckpointFolder(checkpoints, scenario_digest(scenario)))
+            digest = scenario_digest(scenario)
+            kept = stack.enter_context(CheckpointFolder(checkpoints, digest))
+            before = kept.target()
+            out = out or before
+            if before is not None and (done := _finished(before, out, digest)) is not None:
+                return done
         folder, target = stack.enter_context(
             results_folder(out, scenario.name, None if kept is None else kept.folder / RESULTS)
         )
+        if kept is not None:
+            kept.aim(target)
         deployment = Deployment(control=control, journal=kept, checkpoints=kept)
         if runtime is not None:
             deployment = replace(deployment, shards=runtime.shards, window_wall_s=runtime.window_wall_s)
@@ -195,8 +203,23 @@ def run(
 
 
 def scenario_digest(scenario: Scenario) -> str:
-    """sha256 of the scenario with all defaults and catalogue entries written out."""
-    return hashlib.sha256(json.dumps(scenario.resolved(), sort_keys=True).encode()).hexdigest()
+    """sha256 of the scenario with all defaults and catalogue entries written out, and of its trace's content.
+
+    Raises:
+        InputError: the trace cannot be read.
+    """
+    document = scenario.resolved()
+    if scenario.workload.trace is not None:
+        document["trace_sha256"] = trace_digest(scenario.workload.trace)
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def _finished(before: Path, out: Path | None, digest: str) -> dict[str, Any] | None:
+    """The summary of a run whose process ended after its results were in place, and before it could say so."""
+    if out is None or out.absolute() != before or not (before / "summary.json").is_file():
+        return None
+    summary = load_summary(before)
+    return summary if summary.get("scenario_digest") == digest else None
 
 
 def prepare_pools(scenario: Scenario) -> tuple[ModelSpec, tuple[PlacedPool, ...], Routing]:

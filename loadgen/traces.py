@@ -5,6 +5,7 @@ decides, and finds the line to blame.
 """
 
 import gzip
+import hashlib
 import io
 import math
 import os
@@ -14,6 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Self
 
@@ -122,6 +124,27 @@ def find_trace(text: str) -> Path:
     if (directory / path).is_file():
         return directory / path
     raise InputError(text, f"no such file, neither here nor in {directory} (set by {TRACES_ENV})")
+
+
+def trace_digest(spec: TraceSpec) -> str:
+    """sha256 of the trace's file.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    path = find_trace(spec.path)
+    try:
+        status = path.stat()
+        return _file_digest(path, status.st_size, status.st_mtime_ns)
+    except OSError as error:
+        raise InputError(str(path), f"cannot be read: {error.strerror}") from None
+
+
+@cache
+def _file_digest(path: Path, _size: int, _changed_ns: int) -> str:
+    """Read once, however many runs of a sweep use it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _rescale(spec: TraceSpec, path: Path, arrival: IntArray) -> IntArray:

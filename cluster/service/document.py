@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -15,9 +14,6 @@ from pimserve.cluster.scenario import Scenario, load_scenario
 from pimserve.errors import InputError, shortened
 
 _PLACE = "scenario"
-_DEEPEST = 32  # levels; the C parser has no limit of its own, and ends the process
-_MOST_NODES = 200_000  # values, each as often as anchors repeat it
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TRACE = "workload.trace.path"
 
 
@@ -33,8 +29,6 @@ def read_scenario(text: str, overrides: Sequence[str], trace: str, traces: Path 
     Raises:
         InputError: it is not acceptable.
     """
-    for part in (text, *overrides):
-        _limit(part)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / _PLACE
         file.write_text(text or "{}", encoding="utf-8")
@@ -46,31 +40,6 @@ def read_scenario(text: str, overrides: Sequence[str], trace: str, traces: Path 
         scenario = _with_trace(scenario, _allowed(scenario.workload.trace.path, traces))
     _, replica, _ = prepare(scenario)
     return scenario, replica
-
-
-def _limit(text: str) -> None:
-    """Refuse what is small to send and large to build."""
-    sizes: list[int] = [0]  # values in each collection that is open, outermost first
-    anchors: list[str | None] = [None]
-    known: dict[str, int] = {}
-    try:
-        for event in yaml.parse(text, Loader=_LOADER):
-            if isinstance(event, yaml.CollectionStartEvent):
-                sizes.append(1)
-                anchors.append(event.anchor)
-            elif isinstance(event, yaml.CollectionEndEvent):
-                size, anchor = sizes.pop(), anchors.pop()
-                if anchor is not None:
-                    known[anchor] = size
-                sizes[-1] += size
-            elif isinstance(event, yaml.AliasEvent):
-                sizes[-1] += known.get(event.anchor or "", 1)
-            elif isinstance(event, yaml.ScalarEvent):
-                sizes[-1] += 1
-            if len(sizes) > _DEEPEST or sum(sizes) > _MOST_NODES:
-                raise InputError(_PLACE, f"is nested deeper than {_DEEPEST} levels, or has over {_MOST_NODES:,} values")
-    except yaml.YAMLError:
-        return  # the reader of scenarios says better what is wrong
 
 
 def _allowed(path: str, traces: Path | None) -> Path:

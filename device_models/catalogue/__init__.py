@@ -23,6 +23,10 @@ Kind = Literal["model", "device", "kernel"]
 _BaseLoader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
+_DEEPEST = 32  # levels; the C parser has no limit of its own, and ends the process
+_MOST_VALUES = 200_000  # each as often as anchors repeat it
+
+
 class _StrictLoader(_BaseLoader):  # type: ignore[valid-type,misc]  # chosen at run time
     """Safe YAML loader that refuses a key given twice, of which YAML would silently keep the last."""
 
@@ -105,6 +109,7 @@ def _load_yaml(kind: Kind, name: str) -> dict[str, Any]:
 
 def parse_document(text: str, place: str) -> dict[str, Any]:
     """Parse one YAML document that must be a mapping; `place` names it in errors."""
+    _limit(text, place)
     loader = _StrictLoader(text)
     try:
         document = loader.get_single_data()
@@ -116,6 +121,31 @@ def parse_document(text: str, place: str) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise InputError(place, "must be a mapping of keys to values")
     return document
+
+
+def _limit(text: str, place: str) -> None:
+    """Refuse what is small to send and large to build."""
+    sizes: list[int] = [0]  # values in each collection that is open, outermost first
+    anchors: list[str | None] = [None]
+    known: dict[str, int] = {}
+    try:
+        for event in yaml.parse(text, Loader=_BaseLoader):
+            if isinstance(event, yaml.CollectionStartEvent):
+                sizes.append(1)
+                anchors.append(event.anchor)
+            elif isinstance(event, yaml.CollectionEndEvent):
+                size, anchor = sizes.pop(), anchors.pop()
+                if anchor is not None:
+                    known[anchor] = size
+                sizes[-1] += size
+            elif isinstance(event, yaml.AliasEvent):
+                sizes[-1] += known.get(event.anchor or "", 1)
+            elif isinstance(event, yaml.ScalarEvent):
+                sizes[-1] += 1
+            if len(sizes) > _DEEPEST or sum(sizes) > _MOST_VALUES:
+                raise InputError(place, f"is nested deeper than {_DEEPEST} levels, or has over {_MOST_VALUES:,} values")
+    except yaml.YAMLError:
+        return  # whoever builds it says better what is wrong
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -359,6 +359,7 @@ def test_results_folder(tmp_path: Path) -> None:
 COMMANDS = [
     (["run", "none.yaml"], "none.yaml: no such file"),
     (["run", "broken.yaml"], "broken.yaml:2: not valid YAML"),
+    (["run", "deep.yaml"], "deep.yaml: is nested deeper than 32 levels"),
     (["run", "--set", "scheduler.max_num_seqs=0"], "scheduler.max_num_seqs: must be greater than 0"),
     (["run", "--set", "cluster.devices_per_node=1", "--json"], "mixtral-8x7b does not fit"),
     (["run", "--trace", "csv:broken.csv", "--out", "out"], "broken.csv:2: input_tokens is 'x'"),
@@ -373,6 +374,7 @@ COMMANDS = [
 @pytest.mark.parametrize(("arguments", "message"), COMMANDS, ids=[" ".join(command) for command, _ in COMMANDS])
 def test_commands_end_with_2_and_a_message(arguments: list[str], message: str, tmp_path: Path) -> None:
     (tmp_path / "broken.yaml").write_text("run:\n\tseed: 1\n")
+    (tmp_path / "deep.yaml").write_text("run: " + "[" * 200_000)
     (tmp_path / "broken.csv").write_bytes(CSV + b"0.0,x,5\n")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")

@@ -156,6 +156,50 @@ def test_commands_come_in_order_of_time_and_after_idle_times(tmp_path: Path) -> 
     assert summary["digest"] == whole["digest"]
 
 
+def test_results_go_where_they_would_have_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as killed:  # SIGKILL leaves the empty folder that was reserved
+        killed.setattr(Path, "rmdir", lambda _: None)
+        with pytest.raises(Killed):
+            run(scenario(), checkpoints=tmp_path / "kept", control=DiesAfter(8))
+    assert [entry.name for entry in (tmp_path / "results").iterdir()] == ["default"]
+    summary = run(scenario(), checkpoints=tmp_path / "kept", control=DiesAfter(-1))
+    assert Path(summary["results"]) == tmp_path / "results" / "default"
+    assert [entry.name for entry in (tmp_path / "results").iterdir()] == ["default"]
+    assert not (tmp_path / "kept").exists()
+
+
+def test_a_run_that_died_with_its_results_in_place_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, kept = tmp_path / "out", tmp_path / "kept"
+    with monkeypatch.context() as killed:
+
+        def no_more(folder: CheckpointFolder, *_: object) -> None:
+            folder._lock.close()
+            raise Killed
+
+        killed.setattr(CheckpointFolder, "__exit__", no_more)
+        with pytest.raises(Killed):
+            run(scenario(), out, checkpoints=kept)
+    whole = json.loads((out / "summary.json").read_text())
+    assert kept.exists()
+    assert run(scenario(), out, checkpoints=kept) == whole
+    assert not kept.exists()
+    with pytest.raises(InputError, match="exists already"):
+        run(scenario(), out, checkpoints=kept)
+
+
+def test_a_trace_that_has_changed_makes_it_another_run(tmp_path: Path) -> None:
+    trace, kept = tmp_path / "trace.csv", tmp_path / "kept"
+    rows = "".join(f"{index / 10},100,20\n" for index in range(60))
+    trace.write_text("arrival_s,input_tokens,output_tokens\n" + rows)
+    asked = load_scenario(None, (), f"csv:{trace}")
+    with pytest.raises(Killed):
+        run(asked, tmp_path / "out", checkpoints=kept, control=DiesAfter(8))
+    trace.write_text(trace.read_text().replace("3.0,100", "3.0,101"))
+    with pytest.raises(InputError, match="checkpoint of another scenario"):
+        run(asked, tmp_path / "out", checkpoints=kept)
+
+
 def test_folders_of_others_are_left_alone(tmp_path: Path) -> None:
     run(scenario(), tmp_path / "results" / "earlier")
     for folder in (tmp_path, tmp_path / "results", tmp_path / "results" / "earlier"):
