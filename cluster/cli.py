@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from pimserve import __version__
-from pimserve.cluster import service_cli, sweep_cli
+from pimserve.cluster import metrics_cli, service_cli, sweep_cli
 from pimserve.errors import InputError, PimserveError
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ app = typer.Typer(
 )
 validate = typer.Typer(help="Hold the simulator against published figures.", no_args_is_help=True)
 app.add_typer(validate, name="validate")
+app.add_typer(metrics_cli.metrics, name="metrics")
 service_cli.add_commands(app)
 sweep_cli.add_commands(app)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,13 @@ _LOWEST = 10  # durations below 2**10 fs do not occur
 _OCTAVES = 64 - _LOWEST
 _SHIFT = 52 - _FRACTION_BITS
 _FIRST = (1023 + _LOWEST) << _FRACTION_BITS
+
+
+@lru_cache(maxsize=8)
+def _bucket_of(bounds_s: tuple[float, ...]) -> NDArray[np.int64]:
+    """For each bin, which of the buckets between the bounds its middle lies in."""
+    middles = ((np.arange(_OCTAVES << _FRACTION_BITS) + _FIRST) << _SHIFT) + (1 << (_SHIFT - 1))
+    return np.searchsorted(np.asarray(bounds_s) * FS_PER_S, middles.view(np.float64))
 
 
 class DurationHistogram:
@@ -67,11 +75,9 @@ class DurationHistogram:
 
         A duration within 2**-12 of a bound may be counted on its other side.
         """
-        middles = (np.arange(len(self._counts)) + _FIRST << _SHIFT) + (1 << _SHIFT - 1)
-        bucket = np.searchsorted(np.asarray(bounds_s) * FS_PER_S, middles.view(np.float64))
         filled = np.flatnonzero(self._counts)
-        found = np.bincount(bucket[filled], weights=self._counts[filled], minlength=len(bounds_s) + 1)
-        return np.asarray(found, np.int64)
+        bucket = _bucket_of(tuple(bounds_s))[filled]
+        return np.asarray(np.bincount(bucket, self._counts[filled], minlength=len(bounds_s) + 1), np.int64)
 
     @property
     def count(self) -> int:

@@ -308,13 +308,14 @@ class StepLog:
         block = np.concatenate([np.array(self._rows[i : i + _ROWS_PER_SLICE], np.int64) for i in slices])
         rows = Rows(*np.ascontiguousarray(block.T))
         first_steps = self.steps + np.cumsum(rows.steps) - rows.steps
-        self._digest(rows)
+        self.digest_rows(rows)
         if self.on_flush is not None:
             self.on_flush(block, first_steps)
         self._rows = []
         self._pending_steps = 0
 
-    def _digest(self, rows: Rows) -> None:
+    def digest_rows(self, rows: Rows) -> None:
+        """Add up rows that come after all that were taken before."""
         steps = expand(self.costs, rows, self.steps)
         busy = exact_sum(steps.duration_fs)
         if busy != exact_sum(rows.duration_fs):

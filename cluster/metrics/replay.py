@@ -1,0 +1,134 @@
+"""The metrics that a finished run had at moments of its simulated time, from its results folder.
+
+Requests count from the moment at which they left, steps from that of the span of equal steps that holds them: spans
+last up to some hundred steps, so that a moment may miss as many. What results do not tell is not a number: which
+prefill replica a request waited for, and the wall clock before the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pimserve.cluster.history import History
+from pimserve.cluster.metrics.feed import LedgerMetrics, RequestMetrics
+from pimserve.cluster.metrics.state import MOST_ENGINES, RunMetrics, metrics_of
+from pimserve.device_models.plan import FS_PER_S
+from pimserve.loadgen.spec import PS_PER_S
+from pimserve.scheduler.requests import FINISHED, REJECTED
+from pimserve.scheduler.steplog import StepLog
+
+_EVERYTHING = (0, 2**63 * 1000)
+
+
+def replay(
+    history: History, run_id: str, times_s: Sequence[float], *, most_engines: int = MOST_ENGINES
+) -> Iterator[RunMetrics]:
+    """The metrics at each of the times; the same object each time, changed.
+
+    Args:
+        history: the run.
+        run_id: label of its series.
+        times_s: simulated seconds, ascending; the last one not before the run's end.
+        most_engines: with more replicas, histograms hold all of them together.
+    """
+    scenario, requests = history.scenario, history.requests
+    metrics = metrics_of(scenario, run_id, most_engines=most_engines)
+    metrics.values["pimserve_requests_expected"][0] = len(requests)
+    frontend_ps = history.pools[0].replica.plan.frontend_ps
+    taken = RequestMetrics(metrics, scenario.slo, warmup_s=scenario.run.warmup_s, frontend_ps=frontend_ps)
+    ledgers = LedgerMetrics(metrics)
+    columns = {str(name): requests[name] for name in requests.dtype.names or ()}
+    left_ps = np.where(columns["status"] == REJECTED, columns["arrival_ps"], columns["finish_ps"])
+    gone = np.flatnonzero((columns["status"] == REJECTED) | (columns["status"] == FINISHED))
+    gone = gone[np.argsort(left_ps[gone], kind="stable")]
+    logs = [_Log(history, replica) for replica in range(len(history.spans))]
+    states = _States(history, metrics, columns)
+    begin = 0
+    for time_s in times_s:
+        now_ps = round(time_s * PS_PER_S)
+        last = time_s >= history.end_s
+        end = len(gone) if last else int(np.searchsorted(left_ps[gone], now_ps, side="right"))
+        taken.add(columns, gone[begin:end])
+        begin = end
+        ledgers.set([log.until(now_ps, last=last) for log in logs], round(time_s * FS_PER_S))
+        states.at(now_ps)
+        values = metrics.values
+        values["pimserve_virtual_time_seconds_total"][0] = time_s
+        arrived = (columns["arrival_ps"] >= 0) & (columns["arrival_ps"] <= now_ps)
+        values["pimserve_requests_arrived_total"][0] = int(arrived.sum())
+        simulator = history.summary["simulator"]
+        values["pimserve_wall_time_seconds_total"][0] = simulator["loop_s"] if last else np.nan
+        values["pimserve_sim_windows_total"][0] = np.nan
+        values["pimserve_sim_memory_bytes"][0] = simulator["peak_memory_mb"] * 1e6 if last else np.nan
+        spread = simulator.get("spread", {})
+        values["pimserve_actor_restarts_total"][0] = spread.get("recoveries", 0) if last else np.nan
+        values["pimserve_audit_checks_total"][0] = spread.get("audited_spans", 0) if last else np.nan
+        yield metrics
+
+
+class _Log:
+    """A replica's step log, filled from the table of spans as time goes on."""
+
+    def __init__(self, history: History, replica: int) -> None:
+        self._history = history
+        self._replica = replica
+        self._spans = history.spans[replica]
+        self._next = 0
+        self._log = StepLog(history.costs[replica], _EVERYTHING)
+
+    def until(self, now_ps: int, *, last: bool) -> Any:  # noqa: ANN401 a ledger
+        """The ledger with all spans that have begun."""
+        end = len(self._spans) if last else int(np.searchsorted(self._spans["begin_ps"], now_ps))
+        for rows, costs in self._history.stretches(self._replica, self._next, end, self._log.steps):
+            if costs != self._log.costs:
+                self._log.use(costs)
+            self._log.digest_rows(rows)
+        self._next = max(self._next, end)
+        return self._log.ledger(self._replica)
+
+
+class _States:
+    """How full replicas were."""
+
+    def __init__(self, history: History, metrics: RunMetrics, columns: dict[str, NDArray[Any]]) -> None:
+        self._spans = history.spans
+        self._columns = columns
+        self._values = metrics.values
+        self._pooled = len(history.pools) > 1
+        block_size = history.scenario.scheduler.block_size
+        there = [pool.replica.kv_capacity_tokens // block_size for pool in history.pools for _ in range(pool.replicas)]
+        self._values["pimserve_kv_cache_blocks"][:] = there
+        self._prefill = np.array([role == "prefill" for _, role in metrics.layout.engines])
+
+    def at(self, now_ps: int) -> None:
+        """Fill in the gauges."""
+        values, columns = self._values, self._columns
+        rows = [self._span_at(spans, now_ps) for spans in self._spans]
+        none = np.zeros(1, self._spans[0].dtype)[0]
+        found = [none if row is None else row for row in rows]
+        values["pimserve_requests_decoding"][:] = [row["decodes"] for row in found]
+        values["pimserve_requests_running"][:] = [row["decodes"] + row["chunks"] for row in found]
+        values["pimserve_context_tokens"][:] = [row["context"] for row in found]
+        values["pimserve_kv_cache_used_blocks"][:] = [row["blocks_begin"] for row in found]
+        used, there = values["pimserve_kv_cache_used_blocks"], values["pimserve_kv_cache_blocks"]
+        values["pimserve_kv_cache_usage_ratio"][:] = used / there
+        values["pimserve_device_kv_bytes"][:] = used / there * values["pimserve_device_kv_capacity_bytes"]
+        scheduled = columns["first_scheduled_ps"]
+        arrived = (columns["arrival_ps"] >= 0) & (columns["arrival_ps"] <= now_ps)
+        waits = arrived & (columns["status"] != REJECTED) & ((scheduled < 0) | (scheduled > now_ps))
+        waiting = np.bincount(columns["replica"][waits], minlength=len(rows)).astype(float)
+        if self._pooled:  # the table has the replica that decodes
+            waiting = np.where(self._prefill, np.nan, 0)
+        values["pimserve_requests_waiting"][:] = waiting
+
+    @staticmethod
+    def _span_at(spans: NDArray[Any], now_ps: int) -> Any:  # noqa: ANN401 a row
+        """The span that is under way; None while the replica rests."""
+        index = int(np.searchsorted(spans["begin_ps"], now_ps, side="right")) - 1
+        if index < 0 or spans["begin_ps"][index] + spans["duration_fs"][index] // 1000 <= now_ps:
+            return None
+        return spans[index]

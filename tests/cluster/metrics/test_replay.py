@@ -1,0 +1,129 @@
+"""Finished runs over time: in the end they say what live metrics say, and the text is OpenMetrics."""
+
+import io
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from prometheus_client.openmetrics import parser as openmetrics
+
+from pimserve.cluster.history import History
+from pimserve.cluster.metrics.backfill import epoch_of, parts_of, write, write_file
+from pimserve.cluster.metrics.replay import replay
+from pimserve.cluster.run import run
+from pimserve.cluster.scenario import load_scenario
+from pimserve.errors import InputError
+from tests.cluster.metrics.test_feed import CASES, watched
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
+# What results do not hold: gaps between tokens that no step shows, and the process while it ran.
+ONLY_LIVE = {
+    "pimserve_inter_token_latency_seconds",
+    "pimserve_virtual_time_seconds_total",
+    "pimserve_device_energy_joules_total",  # to the end of the last window; compared with the summary
+    "pimserve_engine_up",
+    "pimserve_requests_waiting",
+}
+
+
+def finished(tmp_path, example, overrides):
+    path = None if example is None else EXAMPLES / f"{example}.yaml"
+    scenario = load_scenario(path, ["workload.num_requests=300", *overrides])
+    run(scenario, tmp_path / "r")
+    return History.load(tmp_path / "r")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_in_the_end_it_is_what_live_metrics_say(case, tmp_path, monkeypatch):
+    monkeypatch.setattr("pimserve.cluster.metrics.feed._LEDGERS_S", 0.0)
+    example, overrides = CASES[case]
+    history = finished(tmp_path, example, overrides)
+    times = [*np.arange(0, history.end_s, 2.5).tolist(), history.end_s]
+    seen = [moment.copy() for moment in replay(history, "r", times)]
+    summary, _, live, _ = watched(example, overrides)
+    last = seen[-1]
+    for name, values in live.values.items():
+        if name not in ONLY_LIVE and not name.startswith(("pimserve_sim_", "pimserve_wall_", "pimserve_run_")):
+            assert last.values[name] == pytest.approx(values, rel=1e-9), name
+    for name, counts in live.counts.items():
+        if name not in ONLY_LIVE:
+            assert np.array_equal(last.counts[name], counts), name
+            assert last.sums[name] == pytest.approx(live.sums[name], rel=1e-9), name
+    energy = last.values["pimserve_device_energy_joules_total"].sum()
+    assert energy == pytest.approx(summary["energy"]["joules"], rel=1e-9)
+    for earlier, later in itertools.pairwise(seen):
+        for name, values in earlier.values.items():
+            if name.endswith("_total"):
+                fell = later.values[name] < values - 1e-9
+                assert not fell.any(), name
+        for name, counts in earlier.counts.items():
+            assert (later.counts[name] >= counts).all(), name
+
+
+def test_queues_and_batches_are_those_of_the_moment(tmp_path):
+    history = finished(tmp_path, None, ["cluster.replicas=2", "workload.arrival.rate_per_s=300"])
+    requests = history.requests
+    for time_s, moment in zip(times := [0.0, 0.2, 0.5, 1.0, history.end_s], replay(history, "r", times), strict=True):
+        now = time_s * 1e12
+        arrived = requests["arrival_ps"] <= now
+        assert moment.values["pimserve_requests_arrived_total"][0] == arrived.sum()
+        waiting = arrived & (requests["first_scheduled_ps"] > now)
+        assert moment.values["pimserve_requests_waiting"].sum() == waiting.sum()
+        running = arrived & (requests["first_scheduled_ps"] <= now) & (requests["finish_ps"] > now)
+        assert abs(moment.values["pimserve_requests_running"].sum() - running.sum()) <= 0.2 * running.sum() + 2
+        assert (moment.values["pimserve_kv_cache_usage_ratio"] <= 1).all()
+
+
+def text_of(runs, epoch, **options):
+    parts = parts_of(runs, 5.0, **options)
+    target = io.StringIO()
+    write(parts, epoch_of(epoch, parts), target)
+    return target.getvalue()
+
+
+def test_the_text_is_openmetrics_in_order_of_time_and_always_the_same(tmp_path):
+    finished(tmp_path, None, ["cluster.replicas=2", "slo.ttft_s=0.02"])
+    text = text_of([tmp_path / "r"], "2026-01-01T00:00:00Z")
+    assert text == text_of([tmp_path / "r"], "1767225600")
+    assert text.endswith("\n# EOF\n")
+    assert "nan" not in text.lower()
+    assert "_created" not in text
+    last = {}
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            series, _, stamp = line.rsplit(" ", 2)
+            assert float(stamp) > last.get(series, 0), "a sample that comes late is lost without a word"
+            last[series] = float(stamp)
+    assert min(last.values()) >= 1767225600
+    # The parser wants families one after the other; the samples of one moment are.
+    lines = text.splitlines()
+    first = [line for line in lines if line.startswith("#") or line.endswith(" 1767225605.000")]
+    by_family = []
+    for start, line in enumerate(first):
+        if line.startswith("# HELP"):
+            name = line.split()[2]
+            suffixes = ("", "_total", "_info", "_bucket", "_count", "_sum")
+            mine = [each for each in first if each.startswith(tuple(f"{name}{suffix}{{" for suffix in suffixes))]
+            by_family += [line, first[start + 1], *mine]
+    families = list(openmetrics.text_string_to_metric_families("\n".join(dict.fromkeys(by_family)) + "\n# EOF\n"))
+    assert len(families) > 30
+
+
+def test_what_cannot_be_written(tmp_path):
+    history = finished(tmp_path, None, [])
+    with pytest.raises(InputError, match="two runs are called r"):
+        parts_of([tmp_path / "r", tmp_path / "r"], None)
+    with pytest.raises(InputError, match="--interval: "):
+        parts_of([tmp_path / "r"], 1e-4)
+    parts = parts_of([tmp_path / "r"], None)
+    with pytest.raises(InputError, match="--epoch: must be a date"):
+        epoch_of("tomorrow", parts)
+    with pytest.raises(InputError, match="cannot be written"):
+        write_file(parts, 0.0, tmp_path / "none" / "file.om")
+    (history.folder / "steps.npy").unlink()
+    with pytest.raises(InputError, match=r"has no steps\.npy"):
+        parts_of([tmp_path / "r"], None)
+    np.save(history.folder / "steps.npy", np.zeros(3))
+    with pytest.raises(InputError, match="not a table of this version"):
+        parts_of([tmp_path / "r"], None)
