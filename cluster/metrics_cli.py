@@ -62,7 +62,7 @@ def backfill_command(
         )
     typer.echo(
         "a Prometheus that runs there sees them within a minute; it must keep them, or they vanish:\n"
-        f"prometheus --config.file=deploy/prometheus/backfill.yml --storage.tsdb.path={into} "
+        f"prometheus --config.file=/dev/null --storage.tsdb.path={into} "
         "--storage.tsdb.retention.time=100y --web.listen-address=127.0.0.1:9090",
         err=True,
     )
