@@ -13,6 +13,7 @@ from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 from grpc_status import rpc_status  # type: ignore[import-untyped]
 
 from pimserve.cluster.service import answers
+from pimserve.cluster.service.rules import MAX_SCENARIO_BYTES
 from pimserve.errors import PimserveError
 from pimserve.v1 import scheduler_pb2 as sched
 from pimserve.v1 import simulation_pb2 as sim
@@ -121,7 +122,14 @@ def _violations(error: grpc.Call | grpc.aio.AioRpcError) -> list[tuple[str, str]
 
 
 def scenario(yaml: str, overrides: Sequence[str], trace: str) -> sim.ScenarioDocument:
-    """A scenario on the wire."""
+    """A scenario on the wire.
+
+    Raises:
+        ServiceError: no server would take it.
+    """
+    if (size := len(yaml.encode("utf-8", "replace"))) > MAX_SCENARIO_BYTES:
+        message = f"has {size:,} bytes; a server takes at most {MAX_SCENARIO_BYTES:,}"
+        raise ServiceError("INVALID_ARGUMENT", f"scenario: {message}", [("scenario.yaml", message)])
     return sim.ScenarioDocument(yaml=yaml, overrides=overrides, trace=trace)
 
 

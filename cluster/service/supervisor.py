@@ -119,7 +119,12 @@ class Supervisor:
                 return known, False
             self._admit()
             run_id = self._new_id()
-            self._data.create(run_id, scenario, {"speed": speed})
+            try:
+                self._data.create(run_id, scenario, {"speed": speed})
+            except OSError as error:
+                raise RefusedError(
+                    grpc.StatusCode.RESOURCE_EXHAUSTED, f"the server cannot write its files: {error.strerror}"
+                ) from None
             try:
                 record = self.registry.add(
                     run_id, name, speed=speed, start_paused=paused, idempotency_key=key, request_digest=digest

@@ -1,5 +1,6 @@
 """A server and its workers: the queue, what happens to workers, limits, and what the server says of runs."""
 
+import errno
 import json
 import os
 import signal
@@ -180,6 +181,28 @@ def test_the_disk_quota_holds_at_launch_and_while_runs_go_on(tmp_path):
         )
         client.delete(greedy.id)
         assert ended(client, client.launch("", SMALL).id).state == "finished"
+
+
+def test_a_full_disk_refuses_runs(tmp_path, monkeypatch):
+    with server_and_client(tmp_path / "data") as client:
+        with monkeypatch.context() as full:
+
+            def write_json(*_):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+            full.setattr("pimserve.cluster.service.folders.write_json", write_json)
+            assert refused(client.launch, "", SMALL) == (
+                "RESOURCE_EXHAUSTED",
+                "the server cannot write its files: No space left on device",
+            )
+        assert not list((tmp_path / "data" / "runs").iterdir())
+        assert ended(client, client.launch("", SMALL).id).state == "finished"
+
+
+def test_the_client_refuses_what_no_server_takes(tmp_path):
+    with Client("127.0.0.1:1") as client:
+        code, message = refused(client.launch, "#" * (2 << 20), [])
+    assert (code, message) == ("INVALID_ARGUMENT", "scenario: has 2,097,152 bytes; a server takes at most 1,048,576")
 
 
 def test_a_server_that_stops_leaves_runs_to_the_next(tmp_path):
