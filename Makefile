@@ -10,7 +10,7 @@ DEV_READY := $(VENV)/.dev-ready
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run test test-unit lint fmt bench protos protos-check clean
+.PHONY: help run test test-unit lint fmt bench protos protos-check site site-serve clean
 
 define make_venv
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -65,6 +65,12 @@ protos-check: $(PROTOC)/.ready $(DEV_READY) ## is the generated code as committe
 fmt: $(DEV_READY) ## mend what the linter and the formatter can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+site: $(DEV_READY) ## the documentation as a site, in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+site-serve: $(DEV_READY) ## the same on http://127.0.0.1:8000
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 bench: $(RUN_READY) ## speed of the simulator itself
 	$(BIN)/python benchmarks/run.py $(ARGS)

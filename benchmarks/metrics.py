@@ -1,6 +1,10 @@
 """What metrics cost: the same run without and with them, taking turns; and how long a scrape takes.
 
-python benchmarks/metrics.py [--requests N] [--rounds N] [--replicas N] [--json FILE]
+python benchmarks/metrics.py [--requests N] [--rounds N] [--replicas N ...] [--json FILE]
+
+alone: the run as `pimserve run` has it. watched: with windows, as every paced run and every run of the service is.
+metered: watched, with metrics that another process scrapes once a second. What counts is CPU time of the whole process,
+least of all rounds, over what the engine's loop needs alone: others on the machine can only add to it.
 """
 
 from __future__ import annotations
@@ -8,8 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
+import sys
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pimserve.cluster.metrics.endpoint import EndpointOptions, exposing
@@ -21,58 +29,98 @@ from pimserve.cluster.service.control import LiveControl
 from pimserve.cluster.service.latencies import RunningLatencies
 from pimserve.scheduler.simulation import Deployment
 
+LOCAL = EndpointOptions("127.0.0.1:0")
+AS_PROMETHEUS = {
+    "Accept": "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5",
+    "Accept-Encoding": "gzip",
+}
+SCRAPER = """
+import sys, time, urllib.request
+while True:
+    with urllib.request.urlopen(urllib.request.Request(sys.argv[1], headers=dict(zip(*[iter(sys.argv[2:])] * 2)))) as f:
+        f.read()
+    time.sleep(1)
+"""
 
-def steps_per_s(scenario: Scenario, *, controlled: bool, metered: bool) -> float:
-    """Of one run, with everything that a run of the service or of `--metrics` has, or without."""
-    control = None
-    if controlled:
-        feed = MetricsFeed(metrics_of(scenario, "benchmark"), scenario.slo) if metered else None
-        control = LiveControl(RunningLatencies(scenario.slo), metrics=feed)
-    summary, served = serve(scenario, deployment=Deployment(control=control))
-    return float(summary["batch"]["steps"]) / served.loop_s
+
+def once(scenario: Scenario, control: LiveControl | None = None) -> tuple[float, float]:
+    """CPU seconds of one run, and seconds of its engine's loop."""
+    began = time.process_time()
+    _, served = serve(scenario, deployment=Deployment(control=control))
+    return time.process_time() - began, served.loop_s
+
+
+def watched(scenario: Scenario) -> tuple[float, float]:
+    """The same with windows."""
+    return once(scenario, LiveControl(RunningLatencies(scenario.slo)))
+
+
+def metered(scenario: Scenario) -> tuple[float, float]:
+    """The same with everything that a run with `--metrics` has."""
+    feed = MetricsFeed(metrics_of(scenario, "benchmark"), scenario.slo)
+    with exposing(LOCAL, lambda: [feed.latest()]) as address, scraped(address):
+        return once(scenario, LiveControl(RunningLatencies(scenario.slo), metrics=feed))
+
+
+@contextmanager
+def scraped(address: str) -> Iterator[None]:
+    """Another process scrapes while the block runs."""
+    headers = [text for pair in AS_PROMETHEUS.items() for text in pair]
+    command = [sys.executable, "-c", SCRAPER, f"http://{address}/metrics", *headers]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        try:
+            yield
+        finally:
+            process.terminate()
 
 
 def scrapes_s(scenario: Scenario, times: int) -> list[float]:
-    """Seconds of each scrape over HTTP, and before it the size that it has."""
+    """Seconds of each scrape over HTTP, as Prometheus asks for it."""
     metrics = metrics_of(scenario, "benchmark")
-    with exposing(EndpointOptions("127.0.0.1:0"), lambda: [metrics.copy()]) as address:
+    with exposing(LOCAL, lambda: [metrics.copy()]) as address:
         took = []
         for _ in range(times):
             began = time.perf_counter()
-            with urllib.request.urlopen(f"http://{address}/metrics") as answer:
-                text = answer.read()
+            request = urllib.request.Request(f"http://{address}/metrics", headers=AS_PROMETHEUS)
+            with urllib.request.urlopen(request) as answer:
+                answer.read()
             took.append(time.perf_counter() - began)
-        series = sum(not line.startswith(b"#") for line in text.splitlines())
-        print(f"{series:,} series, {len(text) / 1e6:.1f} MB")
+        with urllib.request.urlopen(f"http://{address}/metrics") as answer:
+            text = answer.read()
+        print(f"{sum(not line.startswith(b'#') for line in text.splitlines()):,} series, {len(text) / 1e6:.1f} MB")
         return took
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=30_000)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--replicas", type=int, default=64)
+    parser.add_argument("--requests", type=int, default=60_000)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--replicas", type=int, nargs="+", default=[1, 8, 64], help="of runs; the last one of scrapes")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     found: dict[str, float] = {}
-    for replicas in (1, 8):
+    for replicas in arguments.replicas:
         settings = [f"cluster.replicas={replicas}", f"workload.arrival.rate_per_s={12 * replicas}", "slo.ttft_s=0.05"]
         scenario = load_scenario(None, [*settings, f"workload.num_requests={arguments.requests}"])
-        rates: dict[str, list[float]] = {"alone": [], "watched": [], "metered": []}
+        ways = {"alone": once, "watched": watched, "metered": metered}
+        took: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
         for _ in range(arguments.rounds):
-            rates["alone"].append(steps_per_s(scenario, controlled=False, metered=False))
-            rates["watched"].append(steps_per_s(scenario, controlled=True, metered=False))
-            rates["metered"].append(steps_per_s(scenario, controlled=True, metered=True))
-        alone = statistics.median(rates["alone"])
-        for name, each in rates.items():
-            found[f"{replicas} replicas, {name}, steps/s"] = median = statistics.median(each)
-            print(f"{replicas} replicas, {name:8} {median:10,.0f} steps/s   {median / alone:.3f} of alone")
-    took = scrapes_s(load_scenario(None, [f"cluster.replicas={arguments.replicas}"]), 20)
-    found["scrape, ms"] = statistics.median(took) * 1e3
-    print(
-        f"scrape of {arguments.replicas} replicas: median {found['scrape, ms']:.0f} ms, most {max(took) * 1e3:.0f} ms"
-    )
+            for name, way in ways.items():
+                took[name].append(way(scenario))
+        least = {name: min(cpu for cpu, _ in each) for name, each in took.items()}
+        loop_s = min(loop for _, loop in took["alone"])
+        for name, cpu_s in least.items():
+            found[f"{replicas} replicas, {name}, CPU s"] = cpu_s
+            more = (cpu_s - least["alone"]) / loop_s
+            print(
+                f"{replicas:3} replicas, {name:8} {cpu_s:.3f} s CPU, {more:+.1%} of a loop of {loop_s:.2f} s",
+                flush=True,
+            )
+    most = arguments.replicas[-1]
+    scrapes = scrapes_s(load_scenario(None, [f"cluster.replicas={most}"]), 20)
+    found["scrape, ms"] = statistics.median(scrapes) * 1e3
+    print(f"scrape of {most} replicas: median {found['scrape, ms']:.0f} ms, most {max(scrapes) * 1e3:.0f} ms")
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 

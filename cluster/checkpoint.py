@@ -24,11 +24,11 @@ from typing import IO, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pimserve.cluster.results import SpanFile
+from pimserve.cluster.results import SpanFile, naming
 from pimserve.errors import InputError, shortened
 from pimserve.scheduler.requests import DTYPE
 
-VERSION = 2
+VERSION = 3
 COMMANDS_FILE = "commands.jsonl"
 RESULTS = "unfinished"
 _STATE_FILE = "checkpoint"
@@ -140,8 +140,6 @@ class CheckpointFolder:
             self.span_file.sync()
         document = json.dumps(state).encode()
         table = np.ascontiguousarray(rows).view(np.uint8).data  # no copy: others wait for this thread meanwhile
-        digest = hashlib.sha256(document)
-        digest.update(table)
         header = {
             "format": "pimserve checkpoint",
             "version": VERSION,
@@ -149,9 +147,9 @@ class CheckpointFolder:
             "span_rows": self.span_file.rows if self.span_file is not None else 0,
             "state_bytes": len(document),
             "table_rows": len(rows),
-            "sha256": digest.hexdigest(),
         }
-        write_atomically(self.folder / _STATE_FILE, json.dumps(header).encode(), b"\n", document, table)
+        line = json.dumps({**header, "sha256": _sha256(header, document, table)}).encode()
+        write_atomically(self.folder / _STATE_FILE, line, b"\n", document, table)
         now = time.monotonic()
         self._next_s = now + max(self._interval_s, (now - began) / _MOST_SHARE)
 
@@ -159,9 +157,10 @@ class CheckpointFolder:
         """Write down a command that took effect."""
         if self._commands is None:
             self._commands = (self.folder / COMMANDS_FILE).open("ab")
-        self._commands.write(json.dumps({"at_fs": now_fs, **command}).encode() + b"\n")
-        self._commands.flush()
-        os.fsync(self._commands.fileno())
+        with naming(self.folder / COMMANDS_FILE):
+            self._commands.write(json.dumps({"at_fs": now_fs, **command}).encode() + b"\n")
+            self._commands.flush()
+            os.fsync(self._commands.fileno())
 
     def pending(self, now_fs: int) -> tuple[int, list[dict[str, Any]]] | None:
         """Time and commands of the first entry at or after `now_fs` from before the interruption."""
@@ -193,7 +192,7 @@ class CheckpointFolder:
 def write_atomically(file: Path, *content: bytes | memoryview) -> None:
     """Write a file so that it is there whole, as before or not at all, whatever happens meanwhile."""
     beside = file.with_name(f".{file.name}.new")
-    with beside.open("wb") as new:
+    with naming(file), beside.open("wb") as new:
         new.writelines(content)
         new.flush()
         os.fsync(new.fileno())
@@ -216,7 +215,16 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, Any], NDArray[Any]]:
         raise InputError(str(file), "is no checkpoint of pimserve")
     if header.get("version") != VERSION:
         raise InputError(str(file), f"has version {header.get('version')!r}; this pimserve reads {VERSION}")
-    if hashlib.sha256(payload).hexdigest() != header.get("sha256"):
+    said = header.pop("sha256", None)
+    if _sha256(header, payload) != said:
         raise InputError(str(file), "is damaged: its checksum differs; remove it to run from the start")
     split = header["state_bytes"]
     return header, json.loads(payload[:split]), np.frombuffer(payload[split:], DTYPE, header["table_rows"]).copy()
+
+
+def _sha256(header: dict[str, Any], *content: bytes | memoryview) -> str:
+    """Checksum of a checkpoint: of its header, without the checksum itself, and of all that follows."""
+    digest = hashlib.sha256(json.dumps(header).encode())
+    for part in content:
+        digest.update(part)
+    return digest.hexdigest()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from pimserve import __version__
-from pimserve.cluster import metrics_cli, service_cli, sweep_cli
+from pimserve.cluster import metrics_cli, report_cli, service_cli, sweep_cli
 from pimserve.errors import InputError, PimserveError
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ app.add_typer(validate, name="validate")
 app.add_typer(metrics_cli.metrics, name="metrics")
 service_cli.add_commands(app)
 sweep_cli.add_commands(app)
+report_cli.add_commands(app)
 
 
 class DeviceChoice(StrEnum):
@@ -131,7 +132,7 @@ def run_command(
         Path | None, typer.Option(help="File with the token that scrapers need.", show_default=False)
     ] = None,
     metrics_tls_cert: Annotated[
-        Path | None, typer.Option(help="Certificate of the metrics endpoint (PEM).", show_default=False)
+        Path | None, typer.Option(help="Certificate of the endpoint of metrics (PEM).", show_default=False)
     ] = None,
     metrics_tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).", show_default=False)] = None,
     metrics_tls_client_ca: Annotated[
@@ -146,6 +147,9 @@ def run_command(
     from pimserve.cluster.runtime.command import control_of, run_on, spread_of  # noqa: PLC0415
     from pimserve.cluster.scenario import load_scenario  # noqa: PLC0415
 
+    tls = (metrics_tls_cert, metrics_tls_key, metrics_tls_client_ca)
+    if metrics is None and (metrics_linger or insecure or any((metrics_token_file, *tls))):
+        raise InputError("--metrics", "is missing: it says where, and the other options for metrics need it")
     spread = spread_of(on, shards, None if devices is None else devices.value, devices_per_actor, resource or ())
     loaded = load_scenario(scenario, overrides or (), trace)
     with ExitStack() as stack:
@@ -155,13 +159,18 @@ def run_command(
             from pimserve.cluster.metrics.endpoint import EndpointOptions  # noqa: PLC0415
             from pimserve.cluster.service.security import TlsFiles, token_of  # noqa: PLC0415
 
-            tls = TlsFiles(metrics_tls_cert, metrics_tls_key, metrics_tls_client_ca)
-            options = EndpointOptions(metrics, token_of(metrics_token_file), tls, insecure)
+            options = EndpointOptions(metrics, token_of(metrics_token_file), TlsFiles(*tls), insecure)
             control, feed, address = stack.enter_context(metered(loaded, out, speed, options, metrics_linger))
             how = {"control": control, "metrics": feed}
             typer.echo(f"metrics on {address}", err=True)
         with progress_bar(shown=not quiet) as progress:
             summary = run_on(on, loaded, out, spread=spread, progress=progress, checkpoints=checkpoint, **how)
+        _show(summary, as_json=as_json, quiet=quiet)  # before metrics linger
+        sys.stdout.flush()
+
+
+def _show(summary: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
+    """What came of a run."""
     if as_json:
         _print_json(summary)
     elif quiet:
@@ -226,6 +235,22 @@ def schema_command() -> None:
     from pimserve.cluster.scenario import json_schema  # noqa: PLC0415
 
     _print_json(json_schema())
+
+
+@app.command("timeline")
+def timeline_command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Results folder.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Default: timeline.json in the folder.", show_default=False)
+    ] = None,
+    requests: Annotated[int, typer.Option(min=0, max=100_000, help="How many requests it shows, at most.")] = 1000,
+) -> None:
+    """Write a run over time for Perfetto (ui.perfetto.dev): replicas, units and requests."""
+    from pimserve.cluster.timeline import write_timeline  # noqa: PLC0415
+
+    target = out or run / "timeline.json"
+    found = write_timeline(run, target, most_requests=requests)
+    typer.echo(f"{', '.join(f'{number:,} {kind}' for kind, number in found.items())} in {target}")
 
 
 @app.command("export")

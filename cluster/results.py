@@ -3,18 +3,20 @@
 scenario.yaml   the scenario as resolved, with all defaults and catalogue entries; running it gives the same bits
 summary.json    the run's figures
 requests.npy    a row per request (numpy structured array; times in ps, -1 for never)
-steps.npy       a row per span of equal steps, `steps` of them; `pimserve export --steps` writes them one by one
+steps.npy       a row per span of equal steps, `steps` of them, by replica and then by time, however the run was cut;
+                `pimserve export --steps` writes them one by one
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.lib import format as npy
@@ -26,6 +28,20 @@ from pimserve.scheduler.steplog import IntArray, Rows
 SCHEMA_VERSION = 1
 _PARTS = {"requests", "window", "throughput", "latency_s", "slo", "energy", "batch", "kv", "simulator"}
 SPAN = np.dtype([("replica", np.int32), *((name, np.int64) for name in Rows._fields)])
+_ROWS_AT_ONCE = 2**16  # 9 MB
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, None}  # numpy gives none for what it cannot write
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have errors of the disk that do not say in which file, as most do that is full, name this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in _DISK:
+            why = error.strerror or f"cannot be written whole: {error}"
+            raise OSError(error.errno or errno.EIO, why, str(path)) from None
+        raise
 
 
 class SpanFile:
@@ -42,6 +58,9 @@ class SpanFile:
         except FileNotFoundError:
             raise InputError(str(path), "is missing, which belongs to a checkpoint") from None
         self.rows = rows
+        self._path = path
+        self._replica = -1  # of the last rows
+        self._in_order = not rows  # of an earlier process's rows it is not known
         size = path.stat().st_size
         self._header = self._write_header()
         if rows and size < self._header + rows * SPAN.itemsize:
@@ -58,6 +77,8 @@ class SpanFile:
 
     def write(self, replica: int, rows: IntArray) -> None:
         """Append rows (n, columns of Rows) of a replica."""
+        self._in_order &= replica >= self._replica
+        self._replica = replica
         block = np.zeros(len(rows), SPAN)
         block["replica"] = replica
         for index, name in enumerate(Rows._fields):
@@ -76,6 +97,41 @@ class SpanFile:
             if self._write_header() != self._header:
                 raise AssertionError("the header of steps.npy outgrew its place")
             self._file.close()
+
+    def finish(self, target: Path) -> None:
+        """Close the file and have all its rows at `target`, by replica, each replica's as they came: by time."""
+        self.close()
+        if not self._in_order:
+            beside = target.with_name(f".{target.name}")
+            with self._path.open("rb") as file, beside.open("wb") as ordered:
+                _order(file, ordered, self._header)
+            beside.replace(target)
+        elif target != self._path:
+            shutil.copyfile(self._path, target)
+
+
+def _order(file: IO[bytes], ordered: IO[bytes], header: int) -> None:
+    """Copy a file of spans with its rows sorted by replica, in two passes of little memory each."""
+
+    def blocks() -> Iterator[NDArray[Any]]:
+        file.seek(header)
+        while len(block := np.fromfile(file, SPAN, _ROWS_AT_ONCE)):
+            yield block
+
+    ordered.write(file.read(header))
+    counts = np.zeros(0, np.int64)
+    for block in blocks():
+        found = np.bincount(block["replica"], minlength=len(counts))
+        found[: len(counts)] += counts
+        counts = found
+    places = np.cumsum(counts) - counts  # of each replica's next row
+    for block in blocks():
+        block = block[np.argsort(block["replica"], kind="stable")]  # noqa: PLW2901
+        for part in np.split(block, np.flatnonzero(np.diff(block["replica"])) + 1):
+            replica = part["replica"][0]
+            ordered.seek(header + int(places[replica]) * SPAN.itemsize)
+            ordered.write(part.tobytes())
+            places[replica] += len(part)
 
 
 @contextmanager
@@ -105,8 +161,9 @@ def results_folder(out: Path | None, name: str, partial: Path | None = None) -> 
     except OSError as error:
         raise InputError(str(wanted), f"cannot be written: {error.strerror}") from None
     try:
-        yield partial, target
-        partial.rename(target)
+        with naming(target):
+            yield partial, target
+            partial.rename(target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         with suppress(OSError):  # another run may have written there meanwhile

@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import resource
-import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -182,6 +181,8 @@ def run(
             span_file = SpanFile(folder / "steps.npy") if kept is None else kept.open_spans()
         try:
             summary, served = serve(scenario, span_file=span_file, progress=progress, deployment=deployment)
+            if span_file is not None:
+                span_file.finish(folder / "steps.npy")
         finally:
             if span_file is not None:
                 span_file.close()
@@ -196,8 +197,6 @@ def run(
             summary["simulator"]["continued"] = kept.continued
             if commands := kept.commands():
                 (folder / COMMANDS_FILE).write_bytes(commands)
-            if span_file is not None:
-                shutil.copyfile(kept.folder / "steps.npy", folder / "steps.npy")
         write_json(folder / "summary.json", summary)
     return summary
 

@@ -91,18 +91,37 @@ def serve_command(
         Path | None,
         typer.Option(help="File with the token that scrapers need; not the server's own.", show_default=False),
     ] = None,
+    metrics_tls_cert: Annotated[
+        Path | None,
+        typer.Option(help="Certificate of the endpoint of metrics (PEM).", show_default="as for gRPC"),
+    ] = None,
+    metrics_tls_key: Annotated[
+        Path | None, typer.Option(help="Its private key (PEM).", show_default="as for gRPC")
+    ] = None,
+    metrics_tls_client_ca: Annotated[
+        Path | None,
+        typer.Option(
+            help="Take only scrapers with a certificate of this authority.",
+            show_default="as for gRPC, unless a certificate is given here",
+        ),
+    ] = None,
 ) -> None:
     """Serve simulations over gRPC, until SIGTERM or Ctrl-C."""
     import logging  # noqa: PLC0415
 
     _quiet_grpc()
     from pimserve.cluster.metrics.endpoint import EndpointOptions  # noqa: PLC0415
-    from pimserve.cluster.service.security import TlsFiles, read_token, token_of  # noqa: PLC0415
+    from pimserve.cluster.service.security import NO_TLS, TlsFiles, read_token, token_of  # noqa: PLC0415
     from pimserve.cluster.service.server import ServerOptions, serve  # noqa: PLC0415
     from pimserve.cluster.service.supervisor import Limits  # noqa: PLC0415
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     tls = TlsFiles(tls_cert, tls_key, tls_client_ca)
+    scrapers_tls = TlsFiles(metrics_tls_cert, metrics_tls_key, metrics_tls_client_ca)
+    if metrics is None and (metrics_token_file is not None or scrapers_tls != NO_TLS):
+        raise InputError("--metrics", "is missing: it says where, and the other options for metrics need it")
+    if scrapers_tls == NO_TLS:
+        scrapers_tls = tls
     options = ServerOptions(
         listen=listen,
         data=data,
@@ -111,7 +130,9 @@ def serve_command(
         token=read_token(token_file),
         tls=tls,
         insecure=insecure,
-        metrics=None if metrics is None else EndpointOptions(metrics, token_of(metrics_token_file), tls, insecure),
+        metrics=None
+        if metrics is None
+        else EndpointOptions(metrics, token_of(metrics_token_file), scrapers_tls, insecure),
         announce_metrics=lambda address: typer.echo(f"metrics on {address}"),
     )
 

@@ -16,7 +16,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pimserve.cluster.results import load_summary, write_json
+from pimserve.cluster.results import load_summary, naming, write_json
 from pimserve.cluster.sweep_figures import FIGURES, figures_of, sweep_document
 from pimserve.cluster.sweep_grid import Grid, Run
 from pimserve.cluster.sweep_workers import Task, Workers
@@ -171,7 +171,7 @@ def _write(folder: Path, grid: Grid, document: Mapping[str, Any]) -> None:
         "folder",
     ]
     partial = folder / f".{TABLE_FILE}"
-    with partial.open("w", encoding="utf-8", newline="") as file:
+    with naming(folder / TABLE_FILE), partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
@@ -185,5 +185,6 @@ def _cell(value: object) -> object:
 
 def _write_whole(path: Path, document: dict[str, Any]) -> None:
     partial = path.with_name(f".{path.name}")
-    write_json(partial, document)
+    with naming(path):
+        write_json(partial, document)
     partial.replace(path)

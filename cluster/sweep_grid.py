@@ -78,7 +78,7 @@ def load_grid(path: Path | None, overrides: Sequence[str], grid: Sequence[str], 
     number = math.prod(len(axis.values) for axis in axes) * repeat
     if number > MAX_RUNS:
         raise InputError("--grid", f"{number:,} runs are too many; at most {MAX_RUNS:,}")
-    base = load_scenario(path, overrides)
+    base = _base(path, overrides, axes)
     short = labels([axis.path for axis in axes])
     names: set[str] = set()
     points = []
@@ -100,6 +100,17 @@ def load_grid(path: Path | None, overrides: Sequence[str], grid: Sequence[str], 
     document = {"scenario": scenario_digest(base), "grid": [[axis.path, list(axis.values)] for axis in axes]}
     identity = hashlib.sha256(json.dumps(document, default=str).encode()).hexdigest()
     return Grid(base.name, axes, tuple(points), identity)
+
+
+def _base(path: Path | None, overrides: Sequence[str], axes: Sequence[Axis]) -> Scenario:
+    """The scenario without the grid; where it needs a value from there, with the first value of each axis."""
+    try:
+        return load_scenario(path, overrides)
+    except InputError as error:
+        try:
+            return load_scenario(path, [*overrides, *(f"{axis.path}={_yaml(axis.values[0])}" for axis in axes)])
+        except InputError:
+            raise error from None
 
 
 def _axes(grid: Sequence[str], overrides: Sequence[str], repeat: int) -> tuple[Axis, ...]:

@@ -96,6 +96,7 @@ class Ledger:
     Args:
         replica: its number.
         steps: of its engine.
+        spans: of like steps, in which it went through them.
         computed_tokens: that passed through the layers, of prompts and of outputs.
         prompt_tokens: of these, those of prompts.
         output_tokens: sampled.
@@ -105,13 +106,14 @@ class Ledger:
         static_joules: what its devices have drawn until `clock_fs` whether they worked or not; None: not known.
         idle_w: what they draw from then on.
         clock_fs: the end of its last step.
-        itl: time between tokens.
-        durations: of steps.
+        itl: time between tokens; not a copy, it grows with the next window.
+        durations: of steps; likewise.
         step_tokens: steps by the tokens that they compute, (len(steplog.STEP_TOKENS) + 1,).
     """
 
     replica: int
     steps: int
+    spans: int
     computed_tokens: int
     prompt_tokens: int
     output_tokens: int

@@ -32,6 +32,7 @@ class DurationHistogram:
 
     def __init__(self) -> None:
         self._counts = np.zeros(_OCTAVES << _FRACTION_BITS, np.int64)
+        self._low, self._high = len(self._counts), 0  # buckets outside of these are empty: mostly, all but few octaves
         self._sum_fs = 0
 
     def add(self, duration_fs: NDArray[np.int64], weight: NDArray[np.int64] | None = None) -> None:
@@ -43,6 +44,7 @@ class DurationHistogram:
         low = int(bucket.min())
         found = np.bincount(bucket - low, weights=weight).astype(np.int64)
         self._counts[low : low + len(found)] += found
+        self._low, self._high = min(self._low, low), max(self._high, low + len(found))
         self._sum_fs += exact_sum(duration_fs) if weight is None else exact_dot(duration_fs, weight)
 
     @classmethod
@@ -50,7 +52,8 @@ class DurationHistogram:
         """The histogram of all durations of `parts`."""
         whole = cls()
         for part in parts:
-            whole._counts += part._counts
+            whole._counts[part._low : part._high] += part._counts[part._low : part._high]
+            whole._low, whole._high = min(whole._low, part._low), max(whole._high, part._high)
             whole._sum_fs += part._sum_fs
         return whole
 
@@ -63,6 +66,8 @@ class DurationHistogram:
         """Hold what `state` says."""
         self._counts[:] = 0
         self._counts[np.array(state["buckets"], np.int64)] = state["counts"]
+        self._low = min(state["buckets"], default=len(self._counts))
+        self._high = max(state["buckets"], default=-1) + 1
         self._sum_fs = state["sum_fs"]
 
     @property
@@ -75,9 +80,9 @@ class DurationHistogram:
 
         A duration within 2**-12 of a bound may be counted on its other side.
         """
-        filled = np.flatnonzero(self._counts)
-        bucket = _bucket_of(tuple(bounds_s))[filled]
-        return np.asarray(np.bincount(bucket, self._counts[filled], minlength=len(bounds_s) + 1), np.int64)
+        used = slice(self._low, self._high)
+        bucket = _bucket_of(tuple(bounds_s))[used]
+        return np.asarray(np.bincount(bucket, self._counts[used], minlength=len(bounds_s) + 1), np.int64)
 
     @property
     def count(self) -> int:

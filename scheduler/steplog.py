@@ -67,7 +67,7 @@ _NO_BOUND = 2**62 * FS_PER_PS
 STEP_TOKENS = tuple(2**power for power in range(15))  # upper bounds of the buckets in which steps are counted
 _SUMS = (
     *("clock_fs", "steps", "busy_fs", "chain_fs", "tokens", "window_tokens", "batch_steps", "mixed_steps"),
-    *("computed_tokens", "prompt_tokens"),
+    *("spans", "computed_tokens", "prompt_tokens"),
     *("twice_block_fs", "peak_blocks", "_pipeline_prefill_fs"),
 )
 
@@ -179,6 +179,7 @@ class StepLog:
         self.busy_fs = 0
         self.chain_fs = 0  # of anchors, in a pipeline
         self.tokens = 0  # emitted
+        self.spans = 0
         self.computed_tokens = 0  # that passed through the layers
         self.prompt_tokens = 0  # those of them that are of prompts
         self.window_tokens = 0
@@ -252,6 +253,7 @@ class StepLog:
         return Ledger(
             replica=replica,
             steps=self.steps,
+            spans=self.spans,
             computed_tokens=self.computed_tokens,
             prompt_tokens=self.prompt_tokens,
             output_tokens=self.tokens,
@@ -261,8 +263,8 @@ class StepLog:
             static_joules=None if static_pj is None else static_pj / PJ_PER_J,
             idle_w=0.0 if static is None else static.idle_uw / 1e6,
             clock_fs=self.clock_fs,
-            itl=DurationHistogram.merged([self.itl]),
-            durations=DurationHistogram.merged([self.durations]),
+            itl=self.itl,
+            durations=self.durations,
             step_tokens=self.step_tokens.copy(),
         )
 
@@ -340,6 +342,7 @@ class StepLog:
         record["prefill_tokens"][begins] = rows.prefill_tokens
         self._hash.update(record.data)
         self.steps += len(record)
+        self.spans += len(rows.steps)
         self.busy_fs += busy
         self.clock_fs = _begin_fs(rows, -1) + int(rows.duration_fs[-1])
 

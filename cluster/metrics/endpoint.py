@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import hmac
+import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,12 +14,10 @@ from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import make_wsgi_app
-
-from pimserve.cluster.metrics.collector import RunCollector
+from pimserve.cluster.metrics.exposition import exposition
+from pimserve.cluster.metrics.families import FAMILIES, Family
 from pimserve.cluster.metrics.state import RunMetrics
-from pimserve.cluster.metrics.vllm import VllmCollector
+from pimserve.cluster.metrics.vllm import VLLM_FAMILIES, as_vllm
 from pimserve.cluster.service.security import NO_TLS, TlsFiles, check_listen
 from pimserve.errors import InputError
 
@@ -25,6 +25,8 @@ _PAGE = b"""<!doctype html><html lang="en"><meta charset="utf-8"><title>pimserve
 <h1>pimserve metrics</h1><ul><li><a href="/metrics">/metrics</a><li><a href="/metrics/vllm">/metrics/vllm</a>: names of
 vLLM<li><a href="/-/healthy">/-/healthy</a></ul>"""
 _TIMEOUT_S = 10.0  # of a connection that says nothing
+_CHALLENGE = {"WWW-Authenticate": 'Bearer realm="pimserve"'}
+_OPENMETRICS = "application/openmetrics-text"
 Start = Callable[[str, list[tuple[str, str]]], Any]
 App = Callable[[dict[str, Any], Start], Iterable[bytes]]
 
@@ -61,10 +63,10 @@ def exposing(options: EndpointOptions, runs: Callable[[], Sequence[RunMetrics]])
     check_listen(options.listen, protected=protected, insecure=options.insecure, option="--metrics")
     context = _context(options.tls)
     host, _, port = options.listen.rpartition(":")
+    bare = host.removeprefix("[").removesuffix("]")
+    kind = _Server6 if ":" in bare else _Server
     try:
-        server = make_server(
-            host.removeprefix("[").removesuffix("]"), int(port), _guarded(_app(runs), options.token), _Server, _Handler
-        )
+        server = make_server(bare, int(port), _guarded(_app(runs), options.token), kind, _Handler)
     except OSError as error:
         raise InputError("--metrics", f"{options.listen} cannot be used: {error.strerror or error}") from None
     if context is not None:
@@ -88,6 +90,10 @@ class _Server(ThreadingMixIn, WSGIServer):
         """A scraper that breaks off is no news."""
 
 
+class _Server6(_Server):
+    address_family = socket.AF_INET6
+
+
 class _Handler(WSGIRequestHandler):
     timeout = _TIMEOUT_S
 
@@ -96,18 +102,14 @@ class _Handler(WSGIRequestHandler):
 
 
 def _app(runs: Callable[[], Sequence[RunMetrics]]) -> App:
-    apps: dict[str, App] = {}
-    for path, collector in (("/metrics", RunCollector(runs)), ("/metrics/vllm", VllmCollector(runs))):
-        registry = CollectorRegistry(auto_describe=False)
-        registry.register(collector)
-        apps[path] = make_wsgi_app(registry)
-
     def app(environ: dict[str, Any], start: Start) -> Iterable[bytes]:
         path = environ["PATH_INFO"].rstrip("/") or "/"
-        if environ["REQUEST_METHOD"] not in {"GET", "HEAD"}:
-            return _answer(start, "405 Method Not Allowed", b"only GET\n")
-        if path in apps:
-            return apps[path](environ, start)
+        if environ["REQUEST_METHOD"] != "GET":
+            return _answer(start, "405 Method Not Allowed", b"only GET\n", Allow="GET")
+        if path == "/metrics":
+            return _exposed(environ, start, FAMILIES, runs())
+        if path == "/metrics/vllm":
+            return _exposed(environ, start, VLLM_FAMILIES, [as_vllm(run) for run in runs()])
         if path == "/-/healthy":
             return _answer(start, "200 OK", b"healthy\n")
         if path == "/":
@@ -115,6 +117,29 @@ def _app(runs: Callable[[], Sequence[RunMetrics]]) -> App:
         return _answer(start, "404 Not Found", b"there are /metrics, /metrics/vllm and /-/healthy\n")
 
     return app
+
+
+def _exposed(
+    environ: dict[str, Any], start: Start, families: Sequence[Family], runs: Sequence[RunMetrics]
+) -> Iterable[bytes]:
+    """Metrics in the format that the scraper asks for."""
+    openmetrics = _takes_openmetrics(environ.get("HTTP_ACCEPT", ""))
+    body = exposition(families, runs, openmetrics=openmetrics)
+    kind = f"{_OPENMETRICS}; version=1.0.0" if openmetrics else "text/plain; version=0.0.4"
+    more = {"Vary": "Accept, Accept-Encoding"}
+    if "gzip" in environ.get("HTTP_ACCEPT_ENCODING", ""):
+        # Level 1: a tenth of the time of the usual 9, for a third more bytes.
+        body, more["Content-Encoding"] = gzip.compress(body, 1), "gzip"
+    return _answer(start, "200 OK", body, f"{kind}; charset=utf-8", **more)
+
+
+def _takes_openmetrics(accept: str) -> bool:
+    for part in accept.split(","):
+        kind, *parameters = (text.strip() for text in part.split(";"))
+        versions = [text for text in parameters if text.startswith("version=")]
+        if kind == _OPENMETRICS and versions in ([], ["version=1.0.0"]):
+            return True
+    return False
 
 
 def _guarded(app: App, token: str | None) -> App:
@@ -127,16 +152,15 @@ def _guarded(app: App, token: str | None) -> App:
         given = environ.get("HTTP_AUTHORIZATION", "").encode("latin-1", "replace")
         if environ["PATH_INFO"] == "/-/healthy" or hmac.compare_digest(given, expected):
             return app(environ, start)
-        return _answer(start, "401 Unauthorized", b"this endpoint asks for a token\n", challenge=True)
+        return _answer(start, "401 Unauthorized", b"this endpoint asks for a token\n", **_CHALLENGE)
 
     return guarded
 
 
 def _answer(
-    start: Start, status: str, body: bytes, kind: str = "text/plain; charset=utf-8", *, challenge: bool = False
+    start: Start, status: str, body: bytes, kind: str = "text/plain; charset=utf-8", **headers: str
 ) -> list[bytes]:
-    headers = [("Content-Type", kind), ("Content-Length", str(len(body)))]
-    start(status, [*headers, ("WWW-Authenticate", 'Bearer realm="pimserve"')] if challenge else headers)
+    start(status, [("Content-Type", kind), ("Content-Length", str(len(body))), *headers.items()])
     return [body]
 
 

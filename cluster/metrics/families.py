@@ -91,6 +91,7 @@ FAMILIES = (
     Family("pimserve_context_tokens", "gauge", "Tokens that the next step attends to.", ENGINE),
     Family("pimserve_kv_cache_used_blocks", "gauge", "KV blocks in use.", ENGINE),
     Family("pimserve_kv_cache_blocks", "gauge", "KV blocks that there are.", ENGINE),
+    Family("pimserve_kv_cache_block_tokens", "gauge", "Tokens that a KV block holds.", ENGINE),
     Family("pimserve_kv_cache_usage_ratio", "gauge", "KV blocks in use over those that there are.", ENGINE),
     Family("pimserve_engine_requests_total", "counter", "Requests that finished on this replica.", ENGINE),
     Family("pimserve_prompt_tokens_total", "counter", "Prompt tokens computed, recomputed ones too.", ENGINE),
@@ -174,6 +175,9 @@ FAMILIES = (
     ),
     Family("pimserve_device_tiers", "gauge", "Crossbar tiers of each chip, by use.", (*DEVICE, "state")),
     # The simulator itself.
+    Family(
+        "pimserve_sim_events_total", "counter", "Spans of like steps that engines have executed, each in one go.", RUN
+    ),
     Family("pimserve_sim_windows_total", "counter", "Windows of simulated time that have ended.", RUN),
     Family("pimserve_actor_restarts_total", "counter", "Hosts of shards and devices that were replaced.", RUN),
     Family("pimserve_audit_checks_total", "counter", "Spans of steps that devices evaluated again.", RUN),

@@ -207,6 +207,7 @@ class LedgerMetrics:
         for name in names:
             metrics.counts[name][:] = 0
             metrics.sums[name][:] = 0
+        values["pimserve_sim_events_total"][0] = sum(ledger.spans for ledger in ledgers)
         for ledger in ledgers:
             index = ledger.replica
             values["pimserve_steps_total"][index] = ledger.steps

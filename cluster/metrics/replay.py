@@ -18,6 +18,7 @@ from pimserve.cluster.metrics.feed import LedgerMetrics, RequestMetrics
 from pimserve.cluster.metrics.state import MOST_ENGINES, RunMetrics, metrics_of
 from pimserve.device_models.plan import FS_PER_S
 from pimserve.loadgen.spec import PS_PER_S
+from pimserve.scheduler.control import Ledger
 from pimserve.scheduler.requests import FINISHED, REJECTED
 from pimserve.scheduler.steplog import StepLog
 
@@ -45,7 +46,7 @@ def replay(
     left_ps = np.where(columns["status"] == REJECTED, columns["arrival_ps"], columns["finish_ps"])
     gone = np.flatnonzero((columns["status"] == REJECTED) | (columns["status"] == FINISHED))
     gone = gone[np.argsort(left_ps[gone], kind="stable")]
-    logs = [_Log(history, replica) for replica in range(len(history.spans))]
+    logs = [ReplicaProgress(history, replica) for replica in range(len(history.spans))]
     states = _States(history, metrics, columns)
     begin = 0
     for time_s in times_s:
@@ -70,8 +71,8 @@ def replay(
         yield metrics
 
 
-class _Log:
-    """A replica's step log, filled from the table of spans as time goes on."""
+class ReplicaProgress:
+    """What a replica had done by moments of simulated time, ascending."""
 
     def __init__(self, history: History, replica: int) -> None:
         self._history = history
@@ -80,8 +81,8 @@ class _Log:
         self._next = 0
         self._log = StepLog(history.costs[replica], _EVERYTHING)
 
-    def until(self, now_ps: int, *, last: bool) -> Any:  # noqa: ANN401 a ledger
-        """The ledger with all spans that have begun."""
+    def until(self, now_ps: int, *, last: bool) -> Ledger:
+        """All spans that have begun; all that there are, if it is the last moment."""
         end = len(self._spans) if last else int(np.searchsorted(self._spans["begin_ps"], now_ps))
         for rows, costs in self._history.stretches(self._replica, self._next, end, self._log.steps):
             if costs != self._log.costs:

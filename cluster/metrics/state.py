@@ -50,14 +50,6 @@ class Layout:
         return self.keys["pimserve_run_info"][0][0]
 
     @cached_property
-    def labels(self) -> dict[str, list[dict[str, str]]]:
-        """By family, the labels of each series; of histograms without `le`."""
-        return {
-            name: [dict(zip(BY_NAME[name].labels, key, strict=True)) for key in keys]
-            for name, keys in self.keys.items()
-        }
-
-    @cached_property
     def edges(self) -> dict[str, list[str]]:
         """By histogram, the values of `le`."""
         return {name: [*map(repr, found), "+Inf"] for name, found in self.bounds.items()}
@@ -159,6 +151,7 @@ def metrics_of(scenario: Scenario, run_id: str, *, speed: float = 0.0, most_engi
         limits[f"{slo}_s"] for _, slo in found.layout.keys["pimserve_slo_limit_seconds"]
     ]
     replicas = [pool for pool in pools for _ in range(pool.replicas)]
+    block_tokens = scenario.scheduler.block_size
     for name, values in {
         "pimserve_devices": [pool.devices_per_replica for pool in replicas],
         "pimserve_device_weight_bytes": [pool.replica.weight_bytes_per_device for pool in replicas],
@@ -167,6 +160,8 @@ def metrics_of(scenario: Scenario, run_id: str, *, speed: float = 0.0, most_engi
         ],
         "pimserve_device_tiers": [number for pool in replicas for number in tiers(pool) or ()],
         "pimserve_engine_up": [1] * len(replicas),
+        "pimserve_kv_cache_blocks": [pool.replica.kv_capacity_tokens // block_tokens for pool in replicas],
+        "pimserve_kv_cache_block_tokens": [block_tokens] * len(replicas),
     }.items():
         found.values[name][:] = values
     return found

@@ -25,6 +25,7 @@ from pathlib import Path
 from select import select
 from typing import IO
 
+from pimserve.cluster.service.folders import take_lock
 from pimserve.errors import InputError, shortened
 
 ALWAYS = {
@@ -42,6 +43,7 @@ LOOPBACK = {
 _ATTEMPTS = 2  # one start in seventy was seen to hang
 _STOP_LIMIT_S = 30
 _OBJECT_STORE_BYTES = 128 << 20  # nothing of ours travels through it; Ray wants 75 MiB at least
+_PREFIX, _LOCK = "pimserve-ray-", ".lock"
 _LONGEST_FOLDER = 30  # characters: Ray makes Unix sockets deep below it, whose paths may have 107
 
 
@@ -52,6 +54,7 @@ class Head:
     address: str
     _process: subprocess.Popen[bytes]
     _folder: Path
+    _lock: IO[bytes]  # held by us and by that process
 
     @classmethod
     def start(cls, cpus: int, resources: Mapping[str, float], limit_s: int) -> Head:
@@ -60,9 +63,10 @@ class Head:
         Raises:
             InputError: it does not come up.
         """
+        _sweep()
         why = ""
         for _ in range(_ATTEMPTS):
-            folder = Path(tempfile.mkdtemp(prefix="pimserve-ray-", dir=_short_folder()))
+            folder, lock = _new_folder()
             wanted = {"cpus": cpus, "resources": dict(resources), "folder": str(folder), "start_limit_s": limit_s}
             with tempfile.TemporaryFile() as log:
                 process = subprocess.Popen(
@@ -71,16 +75,17 @@ class Head:
                     stdout=subprocess.PIPE,
                     stderr=log,
                     env={**os.environ, **LOOPBACK},
+                    pass_fds=[lock.fileno()],
                     start_new_session=True,  # Ctrl-C is for the driver, which then stops Ray in order
                 )
-                head = cls("", process, folder)
+                head = cls("", process, folder, lock)
                 try:
                     address = head._answer(limit_s)
                 except BaseException:
                     head.kill()
                     raise
                 if address:
-                    return cls(address, process, folder)
+                    return cls(address, process, folder, lock)
                 why = f"did not start within {limit_s} s" if head.alive() else _last_line(log)
                 head.kill()
         raise InputError("--on ray", f"Ray cannot be started on this machine: {why}")
@@ -119,7 +124,34 @@ class Head:
             assert pipe is not None
             with suppress(OSError):
                 pipe.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        _remove(self._folder)
+        self._lock.close()
+
+
+def _new_folder() -> tuple[Path, IO[bytes]]:
+    """A folder for Ray and, beside it, its lock, which is free when nobody needs the folder any more."""
+    while True:
+        handle, name = tempfile.mkstemp(prefix=_PREFIX, suffix=_LOCK, dir=_short_folder())
+        os.close(handle)
+        lock = take_lock(Path(name))
+        if lock is not None:
+            folder = Path(name.removesuffix(_LOCK))
+            folder.mkdir(mode=0o700)
+            return folder, lock
+
+
+def _sweep() -> None:
+    """Remove folders of ours whose processes were killed; Ray's last ones may write there after ours have tidied up."""
+    for file in Path(_short_folder()).glob(f"{_PREFIX}*{_LOCK}"):
+        with suppress(OSError):
+            if file.lstat().st_uid == os.getuid() and (lock := take_lock(file)) is not None:
+                _remove(file.with_suffix(""))
+                lock.close()
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.with_name(folder.name + _LOCK).unlink(missing_ok=True)
 
 
 def _short_folder() -> str:

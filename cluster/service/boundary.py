@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias, TypeVar
@@ -10,10 +11,12 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from pimserve.cluster.service import faults, rules
+from pimserve.cluster.service.faults import RefusedError
 from pimserve.errors import InputError, PimserveError
 
 LOG = logging.getLogger(__name__)
 _OURS = "/pimserve."
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 _Answer = TypeVar("_Answer")
 _Details = grpc.HandlerCallDetails
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # not a generic type at run time
@@ -63,7 +66,10 @@ def _answer(method: Callable[[], _Answer], context: grpc.ServicerContext) -> _An
         faults.abort(context, error)
     except grpc.RpcError as error:
         faults.pass_on(context, error)
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            LOG.error("%s: %s", error.filename, error.strerror)  # noqa: TRY400 one line tells
+            faults.abort(context, RefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, "the server's disk is full"))
         LOG.exception("internal error")
         context.abort(grpc.StatusCode.INTERNAL, "internal error; the server's log has more")
         raise

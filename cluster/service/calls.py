@@ -95,6 +95,8 @@ def error_of(error: grpc.RpcError, address: str) -> ServiceError:
         )
     if code is grpc.StatusCode.DEADLINE_EXCEEDED and not said:
         return ServiceError(code.name, f"{address}: no answer in time; --timeout allows more")
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "Concurrent RPC limit" in details:
+        return ServiceError(code.name, f"{address}: the server has too many calls to answer; try again later")
     if code is grpc.StatusCode.UNAUTHENTICATED:
         return ServiceError(code.name, f"{address}: {details}; give it with --token-file or PIMSERVE_TOKEN")
     found = _violations(error) if said else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 import grpc
@@ -15,6 +15,12 @@ from pimserve.scheduler.control import RunCancelledError
 
 Violations = Sequence[tuple[str, str]]  # field, what is wrong with it
 _LINE = re.compile(r"([A-Za-z_][\w.\-\[\]]*): (.*)")
+# What it means that the process of a run ends a call with a status that is not its own.
+_NO_ANSWER: Mapping[grpc.StatusCode, str] = {
+    grpc.StatusCode.UNAVAILABLE: "the run's process went away; try again",
+    grpc.StatusCode.DEADLINE_EXCEEDED: "the run's process is busy and did not answer in time; try again",
+    grpc.StatusCode.RESOURCE_EXHAUSTED: "the run's process has too many calls to answer; try again later",
+}
 # A status travels in headers, of which clients take 8 KiB; in them a message is in ASCII, and details in base 64.
 _MESSAGE_BYTES, _VIOLATION_BYTES, _STATUS_BYTES = 1000, 300, 3000
 
@@ -76,13 +82,17 @@ def abort(context: grpc.ServicerContext, error: PimserveError) -> NoReturn:
 
 
 def pass_on(context: grpc.ServicerContext, error: grpc.RpcError) -> NoReturn:
-    """End a call as the call ended that it hung on."""
-    code, details = grpc.StatusCode.UNAVAILABLE, "the run's process went away; try again"
-    if isinstance(error, grpc.Call) and error.code() not in {grpc.StatusCode.UNAVAILABLE, None}:
+    """End a call as the call to the run's process ended that it hung on."""
+    code, details = grpc.StatusCode.UNAVAILABLE, ""
+    if isinstance(error, grpc.Call) and error.code() is not None:
         code, details = error.code(), error.details() or ""
-        kept = [(key, value) for key, value in error.trailing_metadata() or () if key == "grpc-status-details-bin"]
-        context.set_trailing_metadata(tuple(kept))
-    context.abort(code, details)
+        said = [(key, value) for key, value in error.trailing_metadata() or () if key == "grpc-status-details-bin"]
+        if said:
+            context.set_trailing_metadata(tuple(said))
+            context.abort(code, details)
+    # With a status of ours, so that callers do not take it for one of their connection.
+    message = _NO_ANSWER.get(code) or f"the run's process says {code.name}: {details}"
+    context.abort_with_status(rpc_status.to_status(_status(code, message)))
     raise AssertionError("abort raises")
 
 

@@ -79,39 +79,44 @@ def serving(options: ServerOptions) -> Iterator[str]:
     credentials = server_credentials(options.tls)
     if options.traces is not None and not options.traces.is_dir():
         raise InputError("--traces", f"{options.traces} is no folder")
-    data = DataFolder(options.data)
-    lock = take_lock(data.lock)
-    if lock is None:
-        raise InputError(str(options.data), "another server uses this folder; give another with --data")
-    with lock:
+    with ExitStack() as stack:
+        server = make_server(_THREADS, options.token)
+        stack.callback(server.stop, None)
+        address = _bind(server, options.listen, credentials)  # ports first: without them no folder is made
+        supervisors: list[Supervisor] = []  # one, once there is a folder
+        if options.metrics is not None:
+            metrics_address = stack.enter_context(
+                exposing(options.metrics, lambda: [run for each in supervisors for run in each.metrics()])
+            )
+        data = DataFolder(options.data)
+        lock = take_lock(data.lock)
+        if lock is None:
+            raise InputError(str(options.data), "another server uses this folder; give another with --data")
+        stack.enter_context(lock)
         registry = Registry(data.registry)
+        stack.callback(registry.close)
+        supervisor = Supervisor(data, registry, options.limits, options.worker)
+        supervisors.append(supervisor)
+        simulations = Simulations(supervisor, options.traces, _MOST_STREAMS)
+        simulation_pb2_grpc.add_SimulationServiceServicer_to_server(simulations, server)
+        scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(SchedulerForwarder(supervisor), server)  # type: ignore[abstract]  # made at run time
+        healthy = health.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
+        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        write_json(data.server, Process.of(os.getpid()).document())
+        supervisor.start()
+        server.start()
+        for service in ("", *SERVICES):
+            healthy.set(service, health_pb2.HealthCheckResponse.SERVING)
         try:
-            supervisor = Supervisor(data, registry, options.limits, options.worker)
-            server = make_server(_THREADS, options.token)
-            simulations = Simulations(supervisor, options.traces, _MOST_STREAMS)
-            simulation_pb2_grpc.add_SimulationServiceServicer_to_server(simulations, server)
-            scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(SchedulerForwarder(supervisor), server)  # type: ignore[abstract]  # made at run time
-            healthy = health.HealthServicer()
-            health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
-            reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-            address = _bind(server, options.listen, credentials)
-            write_json(data.server, Process.of(os.getpid()).document())
-            supervisor.start()
-            server.start()
-            for service in ("", *SERVICES):
-                healthy.set(service, health_pb2.HealthCheckResponse.SERVING)
-            try:
-                with ExitStack() as stack:
-                    if options.metrics is not None:
-                        options.announce_metrics(stack.enter_context(exposing(options.metrics, supervisor.metrics)))
-                    yield address
-            finally:
-                healthy.enter_graceful_shutdown()
-                supervisor.stop()
-                server.stop(_GRACE_S).wait()
-                data.server.unlink(missing_ok=True)
+            if options.metrics is not None:
+                options.announce_metrics(metrics_address)
+            yield address
         finally:
-            registry.close()
+            healthy.enter_graceful_shutdown()
+            supervisor.stop()
+            server.stop(_GRACE_S).wait()
+            data.server.unlink(missing_ok=True)
 
 
 def serve(options: ServerOptions, announce: Callable[[str], None]) -> None:

@@ -15,7 +15,7 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import common as options
 from grafana_foundation_sdk.models import dashboard as models
 
-DOCS = "http://127.0.0.1:8000"  # where `make docs-serve` puts the documentation; a variable of each dashboard
+DOCS = "http://127.0.0.1:8000"  # where `make site-serve` puts the documentation; a variable of each dashboard
 SOURCE = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
 OF_RUN = 'run_id=~"$run_id"'
 OF_ENGINE = 'run_id=~"$run_id",engine=~"$engine",role=~"$role"'
@@ -196,4 +196,4 @@ def _link(board: Board) -> dashboard.DashboardLink:
 
 def _docs() -> dashboard.DashboardLink:
     link = dashboard.DashboardLink("What it means").type(models.DashboardLinkType.LINK)
-    return link.url("${docs}/dashboards/").target_blank(True)
+    return link.url("${docs}/dashboards.html").target_blank(True)

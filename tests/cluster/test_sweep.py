@@ -464,3 +464,10 @@ def test_ray_gives_the_same_results(tmp_path):
         assert (folder / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["results"] == str(folder)
+
+
+def test_what_the_scenario_lacks_may_come_from_the_grid():
+    grid = load_grid(None, ["workload.arrival.process=poisson"], ["workload.arrival.rate_per_s=10,20"], 1)
+    assert [point.runs[0].scenario.workload.arrival.rate_per_s for point in grid.points] == [10, 20]
+    with pytest.raises(InputError, match=r"^workload\.arrival"):
+        load_grid(None, ["workload.arrival.process=poisson"], ["cluster.replicas=1,2"], 1)

@@ -126,7 +126,7 @@ def test_panels_can_be_read_and_do_not_overlap(name):
     assert variables >= {"datasource", "run_id", "docs"}
     assert {link["url"] for link in board["links"]} == {
         *(f"/d/{other['uid']}" for other in boards().values() if other is not board and other["uid"] != board["uid"]),
-        "${docs}/dashboards/",
+        "${docs}/dashboards.html",
     }
 
 

@@ -195,7 +195,9 @@ def test_a_paced_run_scraped(tmp_path):
     with prometheus(tmp_path / "data", f"127.0.0.1:{port}") as base:
         began = time.monotonic()
         run = subprocess.Popen(command, stdout=sys.stderr)
-        until(lambda: ask(base, 'sum(pimserve_requests_total{outcome="finished"}) > 300'))
+        # A rate needs some samples; the first scrape comes some seconds after Prometheus has begun.
+        until(lambda: ask(base, "count_over_time(pimserve_virtual_time_seconds_total[1m]) >= 8"))
+        until(lambda: ask(base, 'sum(pimserve_requests_total{outcome="finished"}) > 200'))
         assert time.monotonic() - began < 60
         now = time.time()
         check_every_query(base, now, "6s", kind={"duplex", "live"})

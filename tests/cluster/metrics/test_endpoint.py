@@ -1,26 +1,33 @@
 """The endpoint over real HTTP: what it exposes, to whom, and that one scrape is of one moment."""
 
+import gzip
 import http.client
-import json
+import re
 import shutil
+import socket
 import ssl
 import subprocess
 import threading
 import urllib.error
 import urllib.request
+from pathlib import Path
 
+import numpy as np
 import pytest
 import trustme
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.utils import floatToGoString
 
 from pimserve.cluster.metrics.endpoint import EndpointOptions, exposing
+from pimserve.cluster.metrics.exposition import exposition
 from pimserve.cluster.metrics.families import FAMILIES
 from pimserve.cluster.metrics.state import metrics_of
 from pimserve.cluster.scenario import load_scenario
 from pimserve.cluster.service.security import TlsFiles
 from pimserve.errors import InputError
 
+EXAMPLES = Path(__file__).parents[3] / "examples"
 LOCAL = "127.0.0.1:0"
 TOKEN = "a-token-of-some-length"
 
@@ -79,6 +86,85 @@ def test_names_of_vllm(run):
     assert {sample.labels["finished_reason"] for sample in families["vllm:request_success"].samples} == {"stop"}
 
 
+def test_pools_put_together_keep_their_own_series_in_names_of_vllm():
+    scenario = load_scenario(EXAMPLES / "prefill_decode_pools.yaml")
+    both = [metrics_of(scenario, name, most_engines=1) for name in ("one", "other")]
+    with exposing(EndpointOptions(LOCAL), lambda: both) as address:
+        lines = [line.rpartition(" ")[0] for line in get(address, "/metrics/vllm").splitlines() if line[0] != "#"]
+    assert len(set(lines)) == len(lines)
+    assert {(role, run) for role in ("prefill", "decode") for run in ("one", "other")} == {
+        tuple(re.search(rf'{label}="(\w+)"', line)[1] for label in ("role", "run_id")) for line in lines
+    }
+
+
+def test_the_cache_of_vllm_has_its_size_from_the_start(run):
+    with exposing(EndpointOptions(LOCAL), lambda: [run]) as address:
+        families = {family.name: family for family in text_string_to_metric_families(get(address, "/metrics/vllm"))}
+    for sample, blocks in zip(
+        families["vllm:cache_config_info"].samples, run.values["pimserve_kv_cache_blocks"], strict=True
+    ):
+        assert (sample.labels["num_gpu_blocks"], sample.labels["block_size"]) == (f"{blocks:.0f}", "16")
+        assert blocks > 0
+
+
+@pytest.mark.parametrize(
+    ("accept", "openmetrics"),
+    [
+        ("", False),
+        ("text/plain;version=0.0.4", False),
+        ("application/openmetrics-text;version=0.0.1,text/plain;version=0.0.4;q=0.5,*/*;q=0.1", False),
+        ("application/openmetrics-text", True),
+        ("application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75", True),
+        ("application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,text/plain;version=1.0.0;q=0.4", True),
+    ],
+)
+def test_the_format_is_what_the_scraper_takes(run, accept, openmetrics):
+    with exposing(EndpointOptions(LOCAL), lambda: [run]) as address:
+        request = urllib.request.Request(
+            f"http://{address}/metrics", headers={"Accept": accept, "Accept-Encoding": "gzip"}
+        )
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            packed, kind, encoding = answer.read(), answer.headers["Content-Type"], answer.headers["Content-Encoding"]
+        plain = get(address, Accept=accept)
+    version = "application/openmetrics-text; version=1.0.0" if openmetrics else "text/plain; version=0.0.4"
+    assert (kind, encoding) == (f"{version}; charset=utf-8", "gzip")
+    assert gzip.decompress(packed).decode() == plain
+    assert plain.endswith("# EOF\n") == openmetrics
+
+
+def test_samples_are_what_the_client_library_would_write():
+    found = metrics_of(load_scenario(None, ["cluster.replicas=2", "slo.ttft_s=0.3"]), "r")
+    rng = np.random.default_rng(3)
+    for part in (found.values, found.sums):
+        for values in part.values():
+            values[:] = rng.exponential(1e3, values.shape)
+    for counts in found.counts.values():
+        counts[:] = rng.integers(0, 2**40, counts.shape)
+    text = exposition(FAMILIES, [found], openmetrics=False).decode()
+    parsed = {family.name: family for family in text_string_to_metric_families(text)}
+    for family in FAMILIES:
+        name = family.name.removesuffix("_total")
+        for index, key in enumerate(found.layout.keys[family.name]):
+            labels = dict(zip(family.labels, key, strict=True))
+            mine = [
+                sample
+                for sample in parsed[name].samples
+                if {label: value for label, value in sample.labels.items() if label != "le"} == labels
+            ]
+            if family.kind != "histogram":
+                assert [sample.value for sample in mine] == [found.values[family.name][index]]
+                continue
+            buckets = {sample.labels["le"]: sample.value for sample in mine if sample.name.endswith("_bucket")}
+            counts = found.counts[family.name][index]
+            assert list(buckets) == [*(floatToGoString(bound) for bound in found.layout.bounds[family.name]), "+Inf"]
+            assert list(buckets.values()) == np.cumsum(counts).tolist()
+            rest = {sample.name: sample.value for sample in mine if not sample.name.endswith("_bucket")}
+            assert rest == {
+                f"{family.name}_sum": found.sums[family.name][index],
+                f"{family.name}_count": counts.sum(),
+            }
+
+
 def test_no_runs_are_no_error():
     with exposing(EndpointOptions(LOCAL), list) as address:
         assert get(address) == get(address, "/metrics/vllm") == ""
@@ -87,8 +173,9 @@ def test_no_runs_are_no_error():
         assert status(address, "/nothing") == 404
         host, _, port = address.rpartition(":")
         connection = http.client.HTTPConnection(host, int(port), timeout=10)
-        connection.request("POST", "/metrics", json.dumps({}))
-        assert connection.getresponse().status == 405
+        connection.request("POST", "/metrics", "{}")
+        with connection.getresponse() as answer:
+            assert (answer.status, answer.headers["Allow"]) == (405, "GET")
         connection.close()
 
 
@@ -139,6 +226,15 @@ def test_options_that_will_not_do(tmp_path):
         exposing(EndpointOptions(address), list),
     ):
         pass
+
+
+def test_it_may_listen_on_ipv6():
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with exposing(EndpointOptions("[::1]:0"), list) as address:
+        assert get(address, "/-/healthy") == "healthy\n"
 
 
 def test_many_scrapes_at_once_see_one_moment_each(run):

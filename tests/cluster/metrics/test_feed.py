@@ -132,6 +132,29 @@ def test_metrics_change_no_bit():
     assert seen
 
 
+def test_a_feed_that_begins_in_the_middle_has_all_that_was_before(monkeypatch):
+    monkeypatch.setattr("pimserve.cluster.metrics.feed._LEDGERS_S", 0.0)
+    scenario = load_scenario(None, ["workload.num_requests=300", "slo.ttft_s=0.02"])
+
+    def feed():
+        return MetricsFeed(metrics_of(scenario, "r"), scenario.slo)
+
+    class Restarting(Watcher):
+        def barrier(self, view):
+            if len(self.seen) == 5:
+                self.metrics = feed()
+            super().barrier(view)
+
+    whole, continued = (kind(feed(), RunningLatencies(scenario.slo)) for kind in (Watcher, Restarting))
+    for control in (whole, continued):
+        serve(scenario, deployment=Deployment(control=control))
+    one, other = whole.metrics.latest(), continued.metrics.latest()
+    for name in set(one.values) - {"pimserve_wall_time_seconds_total", "pimserve_sim_memory_bytes"}:
+        assert other.values[name] == pytest.approx(one.values[name]), name
+    for name, counts in one.counts.items():
+        assert np.array_equal(other.counts[name], counts), name
+
+
 def test_put_together_they_are_the_sum_of_the_engines(monkeypatch):
     monkeypatch.setattr("pimserve.cluster.metrics.feed._LEDGERS_S", 0.0)
     _, _, apart, _ = watched(None, ["cluster.replicas=3"])

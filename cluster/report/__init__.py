@@ -1,0 +1,1 @@
+"""Reports: runs and sweeps as one HTML file with pictures."""

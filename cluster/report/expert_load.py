@@ -1,0 +1,68 @@
+"""How tokens fall on the experts of a run: how popular each is, and what more than the mean the busiest device gets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pimserve.cluster.history import History
+from pimserve.cluster.pools import PlacedPool
+from pimserve.cluster.report.inputs import Floats
+from pimserve.cluster.report.intensity import Shape
+from pimserve.device_models.routing import draw_counts, expert_share, pick_probabilities
+
+_DRAWS, _STREAM = 512, 5
+
+
+@dataclass(frozen=True)
+class ExpertLoad:
+    """Of one MoE layer, in a step of `tokens` tokens.
+
+    Args:
+        tokens: in the step.
+        top_k: experts that each of them chooses.
+        share: (experts,) of tokens that choose each expert; they sum to `top_k`.
+        active: experts that any token chose, mean.
+        groups: of devices that hold disjoint experts.
+        busiest: tokens of the busiest group over the mean of the groups, in the mean; None with one group.
+        busiest_p99: the same at the 99th percentile of layers.
+    """
+
+    tokens: int
+    top_k: int
+    share: Floats
+    active: float
+    groups: int
+    busiest: float | None
+    busiest_p99: float | None
+
+
+def expert_load(history: History, pool: PlacedPool, shape: Shape) -> ExpertLoad | None:
+    """Expert load of a pool's replicas in a step; None where the model has no routed experts.
+
+    A run keeps times, not who chose whom: layers are drawn anew from the law of the run (`device_models/routing.py`).
+    """
+    moe = history.model.moe
+    if moe is None:
+        return None
+    seed = history.scenario.run.seed
+    weights = history.scenario.routing.for_experts(moe.experts).expert_weights(moe.experts, seed)
+    counts = draw_counts(
+        np.random.default_rng([seed, _STREAM]), pick_probabilities(weights, moe.top_k), shape.tokens, _DRAWS
+    )
+    term = pool.replica.plan.experts
+    groups = term.groups if term is not None else 1
+    ratios = None
+    if groups > 1:
+        per_group = counts.reshape(_DRAWS, groups, -1).sum(axis=2)
+        ratios = np.sort(per_group.max(axis=1) / per_group.mean(axis=1))
+    return ExpertLoad(
+        tokens=shape.tokens,
+        top_k=moe.top_k,
+        share=np.array(expert_share(tuple(weights.tolist()), moe.top_k)),
+        active=float((counts > 0).sum(axis=1).mean()),
+        groups=groups,
+        busiest=None if ratios is None else float(ratios.mean()),
+        busiest_p99=None if ratios is None else float(ratios[int(np.ceil(0.99 * _DRAWS)) - 1]),
+    )

@@ -1,0 +1,144 @@
+"""What a report is made from: results folders, as far as they are there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pimserve.cluster.compare import SCENARIO_FILE
+from pimserve.cluster.history import History
+from pimserve.cluster.results import load_summary, load_table
+from pimserve.errors import InputError
+from pimserve.loadgen.spec import PS_PER_S
+from pimserve.scheduler.requests import DTYPE, FINISHED
+
+Summary = Mapping[str, Any]
+Floats = NDArray[np.float64]
+LATENCIES = ("ttft", "tpot", "e2e", "queue")
+
+
+@dataclass(frozen=True)
+class ReportRun:
+    """A run that is reported.
+
+    Args:
+        place: as the user named it.
+        summary: its figures.
+        scenario_text: what ran, as YAML; None where there is none.
+        requests: (n,) structured array, a row per request; None where there is none.
+        history: what it did over time, and what its steps cost; None where that cannot be worked out.
+        absent: why what is None is absent: "scenario", "requests" or "history" to a sentence.
+    """
+
+    place: str
+    summary: Summary
+    scenario_text: str | None = None
+    requests: NDArray[Any] | None = None
+    history: History | None = None
+    absent: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def measured(self) -> tuple[float, float]:
+        """Begin and end of the measured window, s."""
+        start, end = (number(self.summary, f"window.{name}") for name in ("start_s", "end_s"))
+        return start or 0.0, self.end_s if end is None else end
+
+    @property
+    def trimmed(self) -> bool:
+        """Whether only a part of the run is measured."""
+        return at(self.summary, "window.whole_run") is False
+
+    @property
+    def end_s(self) -> float:
+        """When the run ended."""
+        return number(self.summary, "end_s") or 0.0
+
+    def latencies(self) -> dict[str, Floats]:
+        """Exact samples in s, ascending, by latency; of requests that arrived in the measured window.
+
+        Definitions are those of the summary (`scheduler/metrics.py`). In a closed loop with a warm-up, replicas end
+        their windows one by one, and the summary's is the part that all of them measure: samples are of that part.
+        """
+        table = self.requests
+        if table is None:
+            return {}
+        arrival = table["arrival_ps"]
+        measured = arrival >= 0
+        if self.trimmed:
+            start, end = self.measured
+            measured &= (arrival >= round(start * PS_PER_S)) & (arrival < round(end * PS_PER_S))
+        done = table[measured & (table["status"] == FINISHED)]
+        frontend = number(self.summary, "costs.frontend_s") or 0.0
+        several = done[done["output_tokens"] > 1]
+        scheduled = table[measured & (table["first_scheduled_ps"] >= 0)]
+        found = {
+            "ttft": (done["first_token_ps"] - done["arrival_ps"]) / PS_PER_S + frontend,
+            "tpot": (several["finish_ps"] - several["first_token_ps"]) / PS_PER_S / (several["output_tokens"] - 1),
+            "e2e": (done["finish_ps"] - done["arrival_ps"]) / PS_PER_S + frontend,
+            "queue": (scheduled["first_scheduled_ps"] - scheduled["arrival_ps"]) / PS_PER_S,
+        }
+        return {name: np.sort(values) for name, values in found.items()}
+
+
+def load_run(place: Path) -> ReportRun:
+    """Read a run: a results folder, or its summary.json.
+
+    Raises:
+        InputError: there is no summary. All else may be absent.
+    """
+    summary = load_summary(place)
+    folder = place if place.is_dir() else place.parent
+    absent: dict[str, str] = {}
+    text: str | None = None
+    requests: NDArray[Any] | None = None
+    history: History | None = None
+    try:
+        text = (folder / SCENARIO_FILE).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        absent["scenario"] = f"there is no {SCENARIO_FILE}"
+    try:
+        requests = load_table(folder, "requests")
+        if requests.dtype != DTYPE or requests.ndim != 1:
+            absent["requests"] = "requests.npy was written by another version of pimserve"
+            requests = None
+    except InputError as error:
+        absent["requests"] = error.message
+    try:
+        history = History.load(folder)
+    except InputError as error:
+        absent["history"] = _why_no_history(folder, error)
+    return ReportRun(str(place), summary, text, requests, history, absent)
+
+
+def _why_no_history(folder: Path, error: InputError) -> str:
+    if (folder / SCENARIO_FILE).is_file() and not (folder / "steps.npy").exists():
+        return "the run has no steps.npy (output.steps: false)"
+    return error.message
+
+
+def at(document: object, path: str) -> Any:  # noqa: ANN401 whatever JSON holds
+    """What is at a dotted path; None where there is nothing, as in a summary of another version."""
+    for key in path.split("."):
+        document = document.get(key) if isinstance(document, Mapping) else None
+    return document
+
+
+def number(document: object, path: str) -> float | None:
+    """The finite number at a dotted path; None where there is none."""
+    found = at(document, path)
+    if isinstance(found, bool) or not isinstance(found, int | float) or not np.isfinite(found):
+        return None
+    return found
+
+
+def numbers(document: object, path: str) -> dict[str, float]:
+    """The numbers of the mapping at a dotted path, without what is none."""
+    found = at(document, path)
+    if not isinstance(found, Mapping):
+        return {}
+    return {str(key): value for key in found if (value := number(found, str(key))) is not None}

@@ -1,0 +1,312 @@
+"""FLOPs and bytes of a run's operators, and the rates that they reach, for the roofline.
+
+A run's steps differ, so two stand for them: the mean step that only decodes, and the mean step with prompts in it
+(means over steps, rounded to whole requests and tokens; prompts of one length, nothing of them computed before). Of
+each, FLOPs and bytes are what one device of a replica does, from the same operators that its cost plan was compiled
+from (`device_models/operators.py`), and the time is the plan's. Weights are read once a step, activations once in and
+once out; experts read the weights of those that any token chose, in the mean. (`cluster/validation/intensity.py` does
+the same for the paper's stages.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pimserve.cluster.figures import named
+from pimserve.cluster.history import History
+from pimserve.cluster.pools import PlacedPool
+from pimserve.device_models.model import BYTES_PER_ELEMENT
+from pimserve.device_models.operators import (
+    ACTIVATION_BYTES,
+    Category,
+    DecodeAttention,
+    Experts,
+    Gemm,
+    Parallelism,
+    PrefillAttention,
+    operators_of,
+)
+from pimserve.device_models.pipeline import PipelineTerm
+from pimserve.device_models.plan import (
+    FS_PER_S,
+    Chunk,
+    CostPlan,
+    PrefillAttentionTerm,
+    busiest_counts,
+    row_counts,
+    seen_tokens,
+)
+from pimserve.device_models.routing import POOL_SIZE, expert_share
+
+_DECODE_LAUNCH, _PREFILL_LAUNCH, _EXPERT_LAUNCH = (
+    *("decode attention, launch", "prefill attention, launch"),
+    "experts, launch and sorting",
+)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A mean step: requests that decode, tokens of all their contexts, prompts, tokens of each, outputs."""
+
+    decodes: int
+    context: int
+    prompts: int
+    prompt_tokens: int
+    outputs: int
+
+    @property
+    def tokens(self) -> int:
+        """Computed in the step."""
+        return self.decodes + self.prompts * self.prompt_tokens
+
+    @property
+    def chunks(self) -> list[Chunk]:
+        """Its prompts."""
+        return [Chunk(self.prompt_tokens, 0)] * self.prompts
+
+
+@dataclass(frozen=True)
+class Work:
+    """What an operator does in a step on one device.
+
+    Args:
+        name: of the operator.
+        category: of it.
+        flops: FLOPs.
+        moved: bytes from and to memory.
+        seconds: that it takes.
+        units: that run it; several do so side by side.
+    """
+
+    name: str
+    category: Category
+    flops: float
+    moved: float
+    seconds: float
+    units: tuple[str, ...]
+
+    @property
+    def intensity(self) -> float | None:
+        """FLOPs per byte; None where nothing is moved."""
+        return self.flops / self.moved if self.moved else None
+
+    @property
+    def flop_per_s(self) -> float | None:
+        """Reached; None where it takes no time."""
+        return self.flops / self.seconds if self.seconds else None
+
+
+@dataclass(frozen=True)
+class Roof:
+    """min(bandwidth x intensity, peak) of a unit of one device, nominal: in B/s and FLOP/s. `peak` None: not known."""
+
+    unit: str
+    label: str
+    bytes_per_s: float
+    peak: float | None
+
+
+def share_of_roof(work: Work, highest: Sequence[Roof]) -> float | None:
+    """Reached of what its units could; None where nothing is moved, no time passes, or no roof is known.
+
+    Several units side by side move what both can and compute what both can. Of a unit with several peaks, one per data
+    type, the highest counts.
+    """
+    intensity, reached = work.intensity, work.flop_per_s
+    mine = [roof for roof in highest if roof.unit in work.units]
+    if intensity is None or reached is None or not mine:
+        return None
+    bandwidths = {roof.unit: roof.bytes_per_s for roof in mine}
+    peaks: dict[str, float] = {}
+    for roof in mine:
+        peaks[roof.unit] = max(peaks.get(roof.unit, 0.0), math.inf if roof.peak is None else roof.peak)
+    return reached / min(sum(bandwidths.values()) * intensity, sum(peaks.values()))
+
+
+def shapes(history: History, pool: PlacedPool) -> tuple[Shape | None, Shape | None]:
+    """The mean steps of a pool's replicas: decoding only, and with prompts; None for what there was not."""
+    first = first_replica(history, pool)
+    spans = np.concatenate(history.spans[first : first + pool.replicas])
+    mixed = spans["chunks"] > 0
+    return _mean(spans[~mixed]), _mean(spans[mixed])
+
+
+def _mean(spans: NDArray[Any]) -> Shape | None:
+    n = spans["steps"]
+    if not len(spans):
+        return None
+    steps = float(n.sum())
+    context = float((n * spans["context"] + spans["decodes"] * (n * (n - 1) // 2)).sum(dtype=float))
+    decoded = float((n * spans["decodes"]).sum(dtype=float))
+    chunks = float((n * spans["chunks"]).sum(dtype=float))
+    prompt_tokens = float((n * spans["prefill_tokens"]).sum(dtype=float))
+    prompts = max(1, round(chunks / steps)) if chunks else 0
+    decodes = round(decoded / steps) if prompts else max(1, round(decoded / steps))
+    return Shape(
+        decodes=decodes,
+        context=round(decodes * context / decoded) if decoded else 0,
+        prompts=prompts,
+        prompt_tokens=max(1, round(prompt_tokens / chunks)) if chunks else 0,
+        outputs=max(1, round(float((n * spans["outputs"]).sum(dtype=float)) / steps)),
+    )
+
+
+def roofs(history: History, pool: PlacedPool) -> list[Roof]:
+    """Nominal roofs of the units of a pool's device, the processor first; none where no bandwidth is known."""
+    figures, model = pool.device.key_figures, history.model
+    bandwidth = figures.get("memory_gb_per_s")
+    if bandwidth is None:
+        return []
+    unit = pool.device.units[0]
+    rate = getattr(pool.device, "flop_per_s", None)
+    if rate is not None:
+        dtypes = dict.fromkeys((model.dense_dtype, model.routed_dtype, "fp16"))  # attention computes in 16 bit
+        peaks = {float(rate(dtype, 1.0)): dtype for dtype in reversed(dtypes)}
+        found = [
+            Roof(unit, f"{named(unit)}, {peaks[peak]}" if len(peaks) > 1 else named(unit), bandwidth * 1e9, peak)
+            for peak in sorted(peaks, reverse=True)
+        ]
+    else:
+        peak = figures.get("tflop_per_s_16_bit")
+        if not peak and pool.replica.plan.decode:
+            unit = pool.replica.plan.decode[0].unit  # that reads the memory
+        found = [Roof(unit, named(unit), bandwidth * 1e9, peak * 1e12 if peak else None)]
+    pim = getattr(pool.device.spec, "pim", None)
+    if pim is not None:
+        own = pim.bandwidth_multiple * bandwidth * 1e9
+        found.append(Roof(pim.name, named(pim.name), own, own * pim.flop_per_byte))
+    return found
+
+
+def work_of(history: History, pool: PlacedPool, shape: Shape) -> list[Work]:
+    """Every operator of a step that moves bytes to or from memory, on one device of a replica of the pool.
+
+    Links move no bytes to or from memory here. Where data-parallel groups share a replica, FLOPs, bytes and time are
+    of a device of the busiest group, but those of routed experts: FLOPs and bytes of the mean device, and the time of
+    the busiest.
+    """
+    plan = pool.replica.plan
+    if plan.pipeline is not None:
+        return _stationary(history, pool, plan.pipeline, shape)
+    return list(_moving(history, pool, plan, shape))
+
+
+def _moving(history: History, pool: PlacedPool, plan: CostPlan, shape: Shape) -> Iterator[Work]:
+    split = history.scenario.of_pool(pool.name).cluster.split
+    busiest, prefill_fs = plan.busiest_prefill(shape.decodes, shape.chunks)
+    counts = busiest_counts(
+        row_counts(shape.tokens, shape.outputs, shape.decodes, shape.prompts), busiest, plan.data_parallel
+    )
+    terms = {term.name: term for term in plan.rows}
+    launches: dict[str, list[int]] = {}  # of operators of one name, in their order
+    for row in plan.rows:
+        launches.setdefault(row.name, []).append(row.time_fs(counts[row.rows]))
+
+    def launch_fs(name: str) -> int:
+        return launches[name].pop(0) if launches.get(name) else 0
+
+    decode = {term.window_tokens: term for term in plan.decode}
+    prefill = {term.window_tokens: term for term in plan.prefill}
+    model = history.model
+    for op in operators_of(model, split, lm_head=history.scenario.costs.lm_head):
+        if isinstance(op, Gemm) and op.name in terms:
+            rows = counts[op.rows]
+            moved = op.weight_bytes_per_element * op.k * op.n + ACTIVATION_BYTES * rows * (op.k + op.n)
+            time = terms[op.name].time_fs(rows)
+            flops = op.layers * 2.0 * rows * op.k * op.n
+            yield Work(op.name, op.category, flops, op.layers * moved, time / FS_PER_S, (terms[op.name].unit,))
+        elif isinstance(op, DecodeAttention) and shape.decodes and op.window_tokens in decode:
+            seen = seen_tokens(op.window_tokens, shape.decodes, shape.context)
+            each = op.layers * seen / plan.data_parallel
+            term = decode[op.window_tokens]
+            time = term.slope * seen + launch_fs(_DECODE_LAUNCH)
+            name = _windowed("attention, decode", op.window_tokens)
+            yield Work(name, "attention_decode", each * op.flops, each * op.kv_bytes, time / FS_PER_S, (term.unit,))
+        elif isinstance(op, PrefillAttention) and shape.prompts and op.window_tokens in prefill:
+            yield _prefill(op, plan, prefill[op.window_tokens], shape, launch_fs(_PREFILL_LAUNCH), prefill_fs)
+        elif isinstance(op, Experts) and plan.experts is not None:
+            outcomes = history.costs[first_replica(history, pool)].pools
+            assert outcomes is not None
+            features = outcomes.features(np.full(POOL_SIZE, shape.tokens), np.arange(POOL_SIZE))
+            time = round(float(features[:, 0].mean())) + launch_fs(_EXPERT_LAUNCH)
+            popularity = history.scenario.routing.for_experts(op.experts)
+            weights = popularity.expert_weights(op.experts, history.scenario.run.seed)
+            flops, moved = _experts(op, expert_share(tuple(weights), op.top_k), shape.tokens)
+            units = tuple(unit.unit for unit in plan.experts.units)
+            yield Work("routed experts", "moe", flops, moved, time / FS_PER_S, units)
+
+
+def _prefill(
+    op: PrefillAttention, plan: CostPlan, term: PrefillAttentionTerm, shape: Shape, launch_fs: int, all_fs: int
+) -> Work:
+    q, kv, pairs = term.extent(Chunk(shape.prompt_tokens, 0))
+    alike = -(-shape.prompts // plan.data_parallel)  # chunks of the busiest group
+    width = op.qk_dim + op.v_dim
+    moved = width * (ACTIVATION_BYTES * op.heads * q + op.kv_bytes_per_element * op.kv_heads * kv)
+    if not term.causal:  # the score matrix goes to memory and back
+        moved += 2 * ACTIVATION_BYTES * op.heads * pairs
+    each_fs = [other.cost(Chunk(shape.prompt_tokens, 0))[0] for other in plan.prefill]
+    time = all_fs * term.cost(Chunk(shape.prompt_tokens, 0))[0] / max(1, sum(each_fs)) + launch_fs
+    return Work(
+        _windowed("attention, prefill", op.window_tokens),
+        "attention_prefill",
+        alike * op.layers * 2.0 * op.heads * width * pairs,
+        alike * op.layers * moved,
+        time / FS_PER_S,
+        (term.unit,),
+    )
+
+
+def _experts(op: Experts, share: Sequence[float], tokens: int) -> tuple[float, float]:
+    """(FLOPs, bytes) of the mean device; `share` (experts,) of tokens choose each expert."""
+    inner = op.intermediate / op.slices
+    active = float(np.sum(1 - (1 - np.minimum(share, 1.0)) ** tokens)) / op.groups
+    rows = tokens * op.top_k / op.groups
+    weights = active * op.matrices * op.hidden * inner * op.weight_bytes_per_element
+    # Inputs and outputs of the products, and of the activation function between them.
+    moved = weights + rows * ACTIVATION_BYTES * op.matrices * (op.hidden + 2 * inner)
+    return op.layers * rows * op.matrices * 2.0 * op.hidden * inner, op.layers * moved
+
+
+def _stationary(history: History, pool: PlacedPool, pipeline: PipelineTerm, shape: Shape) -> list[Work]:
+    """Decode attention alone: weights stay where they are, and keys and values of a prompt's own tokens are at hand.
+
+    The time is that of the unit which attention keeps busy longest, the memory or the attention units.
+    """
+    model, plan = history.model, pool.replica.plan
+    if not shape.decodes or not plan.prefill:
+        return []
+    bits = getattr(pool.device.spec, "kv_bits", None) or 8 * BYTES_PER_ELEMENT[model.kv_dtype]
+    attention = [op for op in operators_of(model, Parallelism()) if isinstance(op, DecodeAttention)]
+    seen = {window: seen_tokens(window, shape.decodes, shape.context) for window in pipeline.windows}
+    flops = sum(op.layers * op.flops * seen[op.window_tokens] for op in attention) / plan.devices
+    scale = bits / (8 * BYTES_PER_ELEMENT[model.kv_dtype])
+    moved = sum(op.layers * op.kv_bytes * scale * seen[op.window_tokens] for op in attention) / plan.devices
+    busy = [
+        load.per_request * shape.decodes
+        + sum(each * seen[window] for each, window in zip(load.per_context, pipeline.windows, strict=True))
+        for load in pipeline.loads
+        if load.unit in {plan.decode[0].unit, plan.prefill[0].unit}
+    ]
+    busiest = max(busy, default=0) / FS_PER_S
+    return [Work("attention, decode", "attention_decode", flops, moved, busiest, (plan.decode[0].unit,))]
+
+
+def _windowed(name: str, window: int | None) -> str:
+    return name if window is None else f"{name}, window of {window:,}"
+
+
+def first_replica(history: History, pool: PlacedPool) -> int:
+    """Number of a pool's first replica."""
+    before = 0
+    for each in history.pools:
+        if each is pool:
+            return before
+        before += each.replicas
+    raise AssertionError("the pool is of another run")

@@ -1,0 +1,80 @@
+"""From a page's content to one HTML file that needs nothing else: style, script and pictures are in it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import re
+from contextlib import suppress
+from importlib.resources import files
+from pathlib import Path
+
+from pimserve import __version__
+from pimserve.cluster.report.content import Page
+from pimserve.errors import InputError
+
+_EXISTS = "exists already; give another file with --out, or --force to replace it"
+_CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")  # which no document may hold
+_PARTS = ("page.html.j2", "page.css", "page.js")
+
+
+def html(page: Page) -> str:
+    """The document. Names and texts of runs are escaped: they may be anything."""
+    from jinja2 import Environment, StrictUndefined  # noqa: PLC0415 slow
+    from markupsafe import Markup  # noqa: PLC0415
+
+    part = {name: files(__package__).joinpath(name).read_text(encoding="utf-8") for name in _PARTS}
+    script = part["page.js"]
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=False)
+    text: str = environment.from_string(part["page.html.j2"]).render(
+        page=page,
+        version=__version__,
+        style=Markup(part["page.css"]),
+        script=Markup(script),
+        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+    return _CONTROLS.sub("\ufffd", text)
+
+
+def write(text: str, out: Path, *, force: bool) -> None:
+    """Write the file whole or not at all.
+
+    Raises:
+        InputError: it exists already and is not to be replaced, or cannot be written.
+    """
+    refuse_existing(out, force=force)
+    partial = out.with_name(f".{out.name[:200]}.partial-{os.getpid()}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            # Lone surrogates, as in names that are no UTF-8, become question marks.
+            partial.write_bytes(text.encode("utf-8", errors="replace"))
+            if force:
+                partial.replace(out)
+            else:
+                _place(partial, out)
+        finally:
+            with suppress(OSError):
+                partial.unlink()
+    except OSError as error:
+        raise InputError(str(out), f"cannot be written: {error.strerror}") from None
+
+
+def refuse_existing(out: Path, *, force: bool) -> None:
+    """Refuse a file that exists, unless it is to be replaced, and whatever is no file.
+
+    Raises:
+        InputError: so it is.
+    """
+    if out.exists() and not out.is_file():
+        raise InputError(str(out), "is no file")
+    if out.exists() and not force:
+        raise InputError(str(out), _EXISTS)
+
+
+def _place(partial: Path, out: Path) -> None:
+    try:
+        os.link(partial, out)  # unlike rename, this fails if somebody made the file meanwhile
+    except FileExistsError:
+        raise InputError(str(out), _EXISTS) from None

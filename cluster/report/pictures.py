@@ -1,0 +1,290 @@
+"""The pictures of one or several runs, each with the sentence that says what it shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pimserve.cluster.figures import figure, named, scale, scaled, share
+from pimserve.cluster.report import charts
+from pimserve.cluster.report.inputs import LATENCIES, Floats, ReportRun, at, number, numbers
+from pimserve.cluster.report.series import RATE_BINS, Binned, RequestSeries, request_series, step_series
+from pimserve.cluster.report.svg import Picture, picture
+from pimserve.device_models.operators import CATEGORIES
+from pimserve.scheduler.metrics import percentile
+
+_LIMITS = {"ttft": "slo.limits.ttft_s", "tpot": "slo.limits.tpot_s", "e2e": "slo.limits.e2e_s"}
+_DEFINITIONS = {
+    "ttft": "Time to first token: first token less arrival.",
+    "tpot": "Time per output token after the first: (last token less first) / (output tokens less 1).",
+    "e2e": "End to end: last token less arrival.",
+    "queue": "Queue: first scheduled less arrival.",
+}
+
+
+_PASSIVE = "passive power"
+_MOST_BANDS = 3  # over each other in one picture
+
+
+@dataclass(frozen=True)
+class Named:
+    """A run under the name that pictures and tables give it; empty for the only one."""
+
+    name: str
+    run: ReportRun
+
+    def said(self, text: str) -> str:
+        """What is said of it."""
+        return f"{self.name}: {text}" if self.name else text
+
+
+def latency_pictures(runs: Sequence[Named]) -> list[Picture]:
+    """Distributions of TTFT, TPOT, E2E and queue over requests, with SLO limits."""
+    samples = [(each, each.run.latencies()) for each in runs]
+    found = []
+    for key in LATENCIES:
+        curves = [(each, found_[key]) for each, found_ in samples if key in found_ and len(found_[key])]
+        if not curves:
+            continue
+        limits = {number(each.run.summary, _LIMITS[key]) for each, _ in curves} if key in _LIMITS else {None}
+        limit = limits.pop() if len(limits) == 1 else None
+        title = named(key) if key != "queue" else "Queue"
+        alt = f"Cumulative distribution of {named(key)} over requests. "
+        alt += ". ".join(each.said(_distribution(ordered, limit)) for each, ordered in curves) + "."
+        caption = _DEFINITIONS[key]
+        none = [each.said(share(float((x <= 0).mean()))) for each, x in curves if (x <= 0).any()]
+        if none:
+            caption += f" Share of requests that did not wait at all, where the curve begins: {', '.join(none)}."
+        if limits:
+            caption += " The runs have different SLOs, which are not drawn."
+        draw = charts.distributions([(each.name or named(key), x) for each, x in curves], named(key), limit)
+        found.append(picture(f"latency-{key}", title, alt, caption, draw))
+    return found
+
+
+def _distribution(ordered: Floats, limit: float | None) -> str:
+    n = len(ordered)
+    text = f"{n:,} requests, " + ", ".join(f"p{p} {scaled(percentile(ordered, p), 's')}" for p in (50, 90, 99))
+    text += f", largest {scaled(float(ordered[-1]), 's')}"
+    if limit is not None:
+        text += f", {share(float((ordered <= limit).mean()))} within the SLO of {scaled(limit, 's')}"
+    return text
+
+
+def over_time_pictures(runs: Sequence[Named]) -> list[Picture]:
+    """Tokens and requests per second, queue, batch and KV use over simulated time."""
+    requests = [(each, series) for each in runs if (series := request_series(each.run)) is not None]
+    steps = [(each, found_) for each in runs if (found_ := step_series(each.run)) is not None]
+    end_s = max((each.run.end_s for each in runs), default=0.0)
+    alone = len(runs) == 1
+    marks: dict[str, Any] = _marks(runs[0]) if alone else {}
+    found = []
+
+    def gauges(
+        key: str, title: str, label: str, caption: str, of: Sequence[tuple[Named, Binned]], *, as_share: bool = False
+    ) -> None:
+        write = share if as_share else figure
+        alt = f"{title} over time. " + " ".join(
+            each.said(f"mean {write(float(x.mean.mean()))}, most {write(float(x.high.max()))}.") for each, x in of
+        )
+        lines = [charts.Line.of_gauge(each.name or "mean", x, band=len(of) <= _MOST_BANDS) for each, x in of]
+        draw = charts.over_time(lines, label, end_s, share=as_share, **marks)
+        found.append(picture(key, title, alt, caption, draw))
+
+    def rates(
+        key: str, title: str, label: str, caption: str, of: Sequence[tuple[Named, list[tuple[str, Floats, Floats]]]]
+    ) -> None:
+        alt = f"{title} over time. " + " ".join(
+            each.said(f"{name}{' ' if name else ''}mean {figure(float(y.mean()))}, most {figure(float(y.max()))}.")
+            for each, curves in of
+            for name, _, y in curves
+        )
+        lines = [
+            charts.Line.of_bins(" ".join(filter(None, (each.name, name))) or "mean", edges, y)
+            for each, curves in of
+            for name, edges, y in curves
+        ]
+        found.append(picture(key, title, alt, caption, charts.over_time(lines, label, end_s, **marks)))
+
+    if steps:
+        per_bin = f"Mean of each of {RATE_BINS} equal stretches of time."
+        rates(
+            "tokens-output",
+            "Output tokens per second",
+            "tokens/s",
+            per_bin,
+            [(each, [("", x.edges, x.output)]) for each, x in steps],
+        )
+        rates(
+            "tokens-prompt",
+            "Prompt tokens per second",
+            "tokens/s",
+            "Tokens of prompts that were computed, repeats after preemption included.",
+            [(each, [("", x.edges, x.prompt)]) for each, x in steps],
+        )
+    if requests:
+        rates(
+            "requests-rate",
+            "Requests per second",
+            "requests/s",
+            "Requests that arrived and that finished." if alone else "Requests that finished.",
+            [(each, _arrivals(x, alone=alone)) for each, x in requests],
+        )
+        gauges(
+            "requests-waiting",
+            "Requests waiting",
+            "requests",
+            "In all queues together: arrived, and not scheduled yet.",
+            [(each, x.waiting) for each, x in requests],
+        )
+        gauges(
+            "requests-running",
+            "Requests running",
+            "requests",
+            "On all replicas together: scheduled once, and not finished.",
+            [(each, x.running) for each, x in requests],
+        )
+    if steps:
+        banded = len(steps) <= _MOST_BANDS
+        band = " The band reaches from the least to the most in any step of any replica." if banded else ""
+        gauges(
+            "batch",
+            "Requests in a step",
+            "requests",
+            f"Mean over time and replicas, 0 while one has nothing to do.{band}",
+            [(each, x.batch) for each, x in steps],
+        )
+        gauges(
+            "kv",
+            "KV cache in use",
+            "share of blocks",
+            f"Of the blocks of a replica's KV cache, mean over replicas.{band}",
+            [(each, x.kv) for each, x in steps],
+            as_share=True,
+        )
+    return found
+
+
+def _arrivals(series: RequestSeries, *, alone: bool) -> list[tuple[str, Floats, Floats]]:
+    finished = ("finished", series.edges, series.finished)
+    return [("arrived", series.edges, series.arrived), finished] if alone else [finished]
+
+
+def _marks(only: Named) -> dict[str, Any]:
+    """What pictures over time show of a single run beside its curves."""
+    events = at(only.run.summary, "faults.events")
+    told = events if isinstance(events, list) else []
+    moments = [moment for event in told if (moment := number(event, "at_s")) is not None]
+    return {"measured": only.run.measured if only.run.trimmed else None, "moments": moments}
+
+
+def breakdown_pictures(runs: Sequence[Named]) -> list[Picture]:
+    """Where time and energy went, and how busy units were."""
+    found = []
+    times = [(each, numbers(each.run.summary, "time_share")) for each in runs]
+    found += _shares(
+        "time",
+        "Time by operator",
+        "share of busy time",
+        "Of the time in which replicas were at work. Where operators run side by side, the longer one counts.",
+        times,
+    )
+    found += _energy(runs)
+    units = [(each, numbers(each.run.summary, "unit_busy_share")) for each in runs]
+    names = list(dict.fromkeys(unit for _, shares in units for unit in shares))
+    rows = [
+        (" ".join(filter(None, (each.name, named(unit)))), [shares[unit]])
+        for unit in names
+        for each, shares in units
+        if unit in shares
+    ]
+    if rows:
+        texts = [share(values[0]) for _, values in rows]
+        alt = "Busy share of time of each unit: " + ", ".join(
+            f"{name} {text}" for (name, _), text in zip(rows, texts, strict=True)
+        )
+        caption = "Of the whole run, mean over replicas and devices. Units side by side may be busy at the same time."
+        draw = charts.bars(rows, ("busy",), "share of time", texts, share=True)
+        found.append(picture("units", "Busy units", f"{alt}.", caption, draw, height_in=charts.bars_height(len(rows))))
+    return found
+
+
+def _shares(
+    key: str, title: str, label: str, caption: str, of: Sequence[tuple[Named, dict[str, float]]]
+) -> list[Picture]:
+    """Bars of what adds up to 1: one per category of a single run, else one per run."""
+    categories = [name for name in CATEGORIES if any(shares.get(name) for _, shares in of)]
+    if not categories:
+        return []
+    alt = f"{title}. " + " ".join(
+        each.said(", ".join(f"{named(name)} {share(shares.get(name))}" for name in categories) + ".")
+        for each, shares in of
+    )
+    if len(of) == 1:
+        ((_, shares),) = of
+        rows = [(named(name), [shares.get(name, 0.0)]) for name in categories]
+        draw = charts.bars(rows, ("",), label, [share(values[0]) for _, values in rows], share=True)
+        height = charts.bars_height(len(rows))
+    else:
+        rows = [(each.name, [shares.get(name, 0.0) for name in categories]) for each, shares in of]
+        draw = charts.bars(rows, [named(name) for name in categories], label, [""] * len(rows), share=True)
+        height = charts.bars_height(len(rows), len(categories))
+    return [picture(key, title, alt, caption, draw, height_in=height)]
+
+
+def _energy(runs: Sequence[Named]) -> list[Picture]:
+    """Energy per output token: by operator and kind of a single run, by operator of several."""
+    of = [(each, _joules_per_token(each.run)) for each in runs]
+    of = [(each, parts) for each, parts in of if parts]
+    if not of:
+        return []
+    size, unit = scale([sum(map(sum, parts.values())) for _, parts in of], "J")
+    names = [name for name in (*map(named, CATEGORIES), _PASSIVE) if any(name in parts for _, parts in of)]
+    title, label = "Energy per output token", f"{unit} per output token"
+    if len(of) == 1:
+        ((_, parts),) = of
+        rows = [(name, [value / size for value in parts[name]]) for name in names]
+        kinds: Sequence[str] = ("memory", "compute", "passive")
+        kinds = [kind for index, kind in enumerate(kinds) if any(values[index] for _, values in rows)]
+        rows = [
+            (name, [v for k, v in zip(("memory", "compute", "passive"), values, strict=True) if k in kinds])
+            for name, values in rows
+        ]
+        texts = [figure(sum(values)) for _, values in rows]
+    else:
+        kinds = names
+        rows = [(each.name, [sum(parts.get(name, ())) / size for name in names]) for each, parts in of]
+        texts = [figure(sum(values)) for _, values in rows]
+    alt = f"{title}. " + " ".join(
+        each.said(", ".join(f"{name} {scaled(sum(parts[name]), 'J')}" for name in names if name in parts) + ".")
+        for each, parts in of
+    )
+    caption = "Of the whole run. "
+    if len(of) == 1:
+        caption += "Memory: moving bytes from and to DRAM; compute: arithmetic; passive: "
+    else:
+        caption += "Passive power is "
+    caption += (
+        "what devices draw whether they work or not, where their description tells. Links are not counted but between "
+        "AIMC chips."
+    )
+    draw = charts.bars(rows, kinds, label, texts)
+    return [picture("energy", title, alt, caption, draw, height_in=charts.bars_height(len(rows), len(kinds)))]
+
+
+def _joules_per_token(run: ReportRun) -> dict[str, tuple[float, float, float]]:
+    """(memory, compute, passive) J per output token by category, without those that are 0."""
+    tokens = number(run.summary, "tokens.output")
+    if not tokens:
+        return {}
+    found = {}
+    for name in CATEGORIES:
+        parts = numbers(run.summary, f"energy.joules_by_category.{name}")
+        joules = (parts.get("dram", 0.0) / tokens, parts.get("compute", 0.0) / tokens, 0.0)
+        if any(joules):
+            found[named(name)] = joules
+    static = number(run.summary, "energy.static_joules")
+    if static:
+        found[_PASSIVE] = (0.0, 0.0, static / tokens)
+    return found

@@ -1,0 +1,52 @@
+"""A report of whatever a user names: one run, several, or a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pimserve.cluster.report.inputs import load_run
+from pimserve.cluster.report.of_sweep import load_sweep, sweep_page
+from pimserve.cluster.report.page import html, refuse_existing, write
+from pimserve.cluster.report.several import several_page
+from pimserve.cluster.report.single import single_page
+from pimserve.cluster.sweep import SWEEP_FILE
+from pimserve.errors import InputError
+
+NAME = "report.html"
+_MOST_RUNS = 32  # curves that colours and dashes tell apart
+
+
+def write_report(places: Sequence[Path], out: Path | None, *, title: str | None = None, force: bool = False) -> Path:
+    """Write a report; returns where it is.
+
+    Args:
+        places: results folders (or their summary.json), or the folder of one sweep.
+        out: the file; None for report.html in the only folder, or else in the working directory.
+        title: of the page; None for the run's name.
+        force: whether a file that exists is replaced.
+
+    Raises:
+        InputError: a run cannot be read, runs and sweeps are mixed, or the file cannot be written.
+    """
+    target = out if out is not None else _default(places)
+    refuse_existing(target, force=force)  # before any work
+    sweeps = [place for place in places if (place / SWEEP_FILE).is_file()]
+    if sweeps and len(places) > 1:
+        raise InputError(str(sweeps[0]), "is a sweep: a report shows one sweep, or runs; name folders of its points")
+    if sweeps:
+        page = sweep_page(load_sweep(places[0]), places[0], title)
+    elif len(places) == 1:
+        page = single_page(load_run(places[0]), title)
+    elif len(places) <= _MOST_RUNS:
+        page = several_page([load_run(place) for place in places], places, title)
+    else:
+        raise InputError("report", f"shows at most {_MOST_RUNS} runs (got {len(places)})")
+    write(html(page), target, force=force)
+    return target
+
+
+def _default(places: Sequence[Path]) -> Path:
+    if len(places) != 1:
+        return Path(NAME)
+    return (places[0] if places[0].is_dir() else places[0].parent) / NAME

@@ -1,0 +1,127 @@
+"""metrics.md: the metric families, from their definitions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tables import table
+
+from pimserve.cluster.metrics.families import DEVICE, ENGINE, FAMILIES, RUN, Family
+from pimserve.cluster.metrics.state import MOST_ENGINES
+from pimserve.cluster.metrics.vllm import SOURCES
+
+_HEAD = f"""# Metrics
+
+What a run exposes to Prometheus, generated from the program.
+
+```
+pimserve run examples/mixtral_duplex.yaml --speed 60x --metrics 127.0.0.1:9464 --metrics-linger 15
+pimserve serve --metrics 127.0.0.1:9464         # of all runs that go on, and for two minutes of those that have ended
+pimserve metrics backfill results/mixtral-duplex --into DIR     # of a finished run, over its simulated time
+```
+
+| path | what is there |
+| --- | --- |
+| `/metrics` | the families below: OpenMetrics 1.0 for scrapers that take it, else the text format 0.0.4 |
+| `/metrics/vllm` | the same runs under [vLLM's names](#names-of-vllm) |
+| `/-/healthy` | `healthy`; asks for no token |
+
+The endpoint listens where `--metrics` says. With `--metrics-token-file` scrapers must send `Authorization: Bearer
+TOKEN`; with `--metrics-tls-cert` and `--metrics-tls-key` it speaks TLS, and with `--metrics-tls-client-ca` it takes
+only scrapers with a certificate. `pimserve serve` takes the certificates of its gRPC endpoint where none are given,
+but never its token. Beyond the loopback interface it needs a token or scrapers' certificates, or `--insecure`. [The
+command line](cli.md) has all options.
+
+## Two clocks
+
+Counters grow by simulated time, and Prometheus divides by wall time: at 60x, `rate` says 60 times too much. So divide
+by the rate of simulated time, which is right at any pace:
+
+```
+sum by (run_id) (rate(pimserve_generation_tokens_total[1m]))
+  / on (run_id) rate(pimserve_virtual_time_seconds_total[1m])
+```
+
+Quantiles of histograms, ratios and gauges need no such care. A run without a pace is over before it is scraped twice:
+load its history instead (`pimserve metrics backfill`), in which a second of Prometheus is a simulated second.
+
+## Rules that hold for all
+
+- Every series has `run_id`: the run's id in the service, else the name of its results folder. What tells a run's
+  properties is `pimserve_run_info`, with which other series can be joined.
+- All series of a run are there from its first scrape, at 0, and none goes before the run does. One scrape is of one
+  moment of each run.
+- `engine` is a replica's number, `role` is `mixed`, `prefill` or `decode`. With more than {MOST_ENGINES} replicas,
+  histograms hold all replicas of a role together, as engine `all`; counters and gauges stay apart.
+- Requests count when they have left; a request that was handed over counts on the replica that decoded it. Counters
+  of tokens, steps, energy and busy time are brought up to date once a second of wall time, the others at the end of
+  every window (about 50 ms, a tenth of a second when paced).
+- At the end of a run, counters are equal to its `summary.json`. Where the summary trims a warm-up or cool-down, its
+  latencies and SLO shares are of the measured window; here histograms are of the whole run, and the SLO leaves out
+  the warm-up alone.
+- A run that is continued from a checkpoint goes on from its counters, but for wall time, which begins again.
+"""
+
+_ABSENT = """## Not there
+
+- Prefix caches, swapping and LoRA adapters: not modelled.
+- Bytes over links: what links cost is the time of the unit `link`. Device actors of a distributed run count bytes
+  between each other, and check that what was sent was received; their sums are not exposed.
+- Energy that devices draw whether they work or not (`operator="static"`): only where the device's description has it.
+- `pimserve_actor_restarts_total` and `pimserve_audit_checks_total` stay 0 in runs of one process.
+- Exemplars, `_created` samples and native histograms.
+"""
+_GROUPS: Sequence[tuple[str, tuple[str, ...]]] = (
+    ("Runs", RUN),
+    ("Engines", ENGINE),
+    ("Devices", DEVICE),
+)
+
+
+def page() -> str:
+    """The page."""
+    return "\n".join([_HEAD, *(_group(title, labels) for title, labels in _GROUPS), _buckets(), _vllm(), _ABSENT])
+
+
+def _group(title: str, labels: tuple[str, ...]) -> str:
+    """Families with these labels, and more of their own."""
+    named = ", ".join(f"`{label}`" for label in labels)
+    rows = [
+        (f"`{family.name}`", family.kind, _codes(family.labels[len(labels) :]), family.help)
+        for family in FAMILIES
+        if _labels_of_group(family) == labels
+    ]
+    return f"## {title}\n\nLabels of all: {named}.\n\n" + table(("family", "kind", "more labels", "meaning"), rows)
+
+
+def _labels_of_group(family: Family) -> tuple[str, ...]:
+    """Labels of the group that a family belongs to: the longest with which its own begin."""
+    return next(labels for _, labels in reversed(_GROUPS) if family.labels[: len(labels)] == labels)
+
+
+def _buckets() -> str:
+    rows = [
+        (
+            f"`{family.name}`",
+            ", ".join(f"{bound:g}" for bound in family.bounds),
+            f"`slo.{family.slo}`" if family.slo else "-",
+        )
+        for family in FAMILIES
+        if family.kind == "histogram"
+    ]
+    text = "Upper bounds; the limit of the run's SLO becomes one more, so that a bucket says who met it.\n\n"
+    return "## Buckets\n\n" + text + table(("family", "bounds", "limit"), rows)
+
+
+def _vllm() -> str:
+    text = """## Names of vLLM
+
+Dashboards and endpoint pickers for vLLM work on `/metrics/vllm`. Names, kinds and meanings are those of vLLM 0.33,
+with the labels `model_name` and `engine`, and `run_id` and `role` of our own. Buckets are those above.
+
+"""
+    return text + table(("vLLM", "from"), [(f"`{name}`", f"`{source}`") for name, source in SOURCES.items()])
+
+
+def _codes(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names) or "-"

@@ -1,0 +1,31 @@
+"""Small runs for tests of reports."""
+
+import json
+
+from pimserve.cluster.run import run
+from pimserve.cluster.scenario import load_scenario
+
+SMALL = ("workload.num_requests=120", "slo.ttft_s=0.04")
+
+
+def make_run(folder, *overrides):
+    """Run the default scenario, small and with changes, into a folder."""
+    run(load_scenario(None, [*SMALL, *overrides]), folder)
+    return folder
+
+
+def changed_summary(folder, **changes):
+    """Change top-level keys of a run's summary."""
+    file = folder / "summary.json"
+    summary = json.loads(file.read_text())
+    file.write_text(json.dumps(summary | changes))
+    return folder
+
+
+AIMC = (
+    "cluster.device=aimc-realistic",
+    "cluster.devices_per_node=6",
+    "cluster.experts=ep",
+    "name=on-aimc",
+)
+MEASURED = ("costs.setting=measured", "costs.backend=vllm", "model=llama-3.1-70b", "cluster.device=h100", "name=on-gpu")

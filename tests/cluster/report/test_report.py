@@ -1,0 +1,408 @@
+"""Reports of runs, of several and of sweeps: their figures are the summaries', and what is odd is said, not fatal."""
+
+import base64
+import hashlib
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+import yaml
+from typer.testing import CliRunner
+
+from pimserve.cluster import report_cli
+from pimserve.cluster.figures import figure, scaled
+from pimserve.cluster.report import report
+from pimserve.cluster.report.inputs import load_run
+from pimserve.cluster.report.report import write_report
+from pimserve.cluster.report.series import request_series, step_series
+from pimserve.cluster.results import load_summary
+from pimserve.cluster.sweep import sweep
+from pimserve.cluster.sweep_grid import load_grid
+from pimserve.cluster.sweep_workers import ProcessWorkers
+from pimserve.errors import InputError
+from pimserve.scheduler.metrics import percentile
+from tests.cluster.example_summary import example_summary, without_numbers
+from tests.cluster.report.runs import AIMC, MEASURED, changed_summary, make_run
+
+HOSTILE = '<script>alert(1)</script><img src=x onerror="alert(2)"> $x$ {{ 7*7 }} \udcff\x00 你好'
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+class Parsed(HTMLParser):
+    """What a page holds: its text, attributes by tag, ids, and that tags are closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.text, self.tags, self.ids, self.open = [], [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.ids += [value for name, value in attrs if name == "id"]
+        if tag not in VOID and not self.get_starttag_text().endswith("/>"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if self.open and self.open[-1] == tag:
+            self.open.pop()
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+    def of(self, tag):
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Folders of small runs."""
+    folder = tmp_path_factory.mktemp("runs")
+    made = {
+        "duplex": make_run(folder / "duplex", "run.warmup_s=5", "name=on-duplex"),
+        "aimc": make_run(folder / "aimc", *AIMC),
+        "measured": make_run(folder / "measured", *MEASURED),
+    }
+    pools = "{prefill: {device: h100}, decode: {device: duplex}, handover: {gb_per_s: 50}}"
+    made["pools"] = make_run(folder / "pools", f"cluster.pools={pools}")
+    faults = "{events: [{at_s: 5, replica: 0, device: 1, kind: fail, for_s: 2}]}"
+    made["faults"] = make_run(folder / "faults", f"faults={faults}", "cluster.replicas=2")
+    return made
+
+
+def page_of(places, tmp_path, **options):
+    places = places if isinstance(places, list) else [places]
+    out = write_report(places, tmp_path / "out.html", force=True, **options)
+    text = out.read_text(encoding="utf-8")
+    return text, Parsed(text)
+
+
+@pytest.fixture
+def copy(runs, tmp_path):
+    """A copy of the run on Duplex, to be changed."""
+    return shutil.copytree(runs["duplex"], tmp_path / "copy")
+
+
+@pytest.mark.parametrize("name", ["duplex", "aimc", "measured", "pools", "faults"])
+def test_every_kind_of_run_has_a_page_that_needs_nothing_else(runs, tmp_path, name):
+    text, page = page_of(runs[name], tmp_path)
+    assert not re.search(r"""(?:src|href)="(?!#)|url\((?!#)|@import|https?://(?!www\.w3\.org/2000/svg)""", text)
+    assert len(page.ids) == len(set(page.ids))
+    for link in page.of("a"):
+        assert link["href"].removeprefix("#") in page.ids
+    svgs = page.of("svg")
+    assert len(svgs) >= 12
+    for svg in svgs:
+        assert svg["role"] == "img"
+        assert all(each in page.ids for each in svg["aria-labelledby"].split())
+    assert page.of("caption")
+    assert all(each["scope"] in {"row", "col"} for each in page.of("th"))
+    assert all(each.get("tabindex") == "0" for each in page.of("div") if "scroll" in each.get("class", ""))
+
+
+def test_figures_are_those_of_the_summary(runs, tmp_path):
+    summary = load_summary(runs["duplex"])
+    text, page = page_of(runs["duplex"], tmp_path)
+    written = " ".join(page.text)
+    for value in (
+        figure(summary["throughput"]["output_tokens_per_s"]),
+        scaled(summary["latency_s"]["ttft"]["p99"], "s"),
+        scaled(summary["latency_s"]["e2e"]["p50"], "s"),
+        scaled(summary["energy"]["joules_per_output_token"], "J"),
+        summary["digest"],
+        summary["scenario_digest"],
+    ):
+        assert value in written
+    assert f"p99 {scaled(summary['latency_s']['tpot']['p99'], 's')}" in text
+    assert "SLO 40 ms" in text
+
+
+@pytest.mark.parametrize("name", ["duplex", "aimc", "measured", "pools", "faults"])
+def test_curves_are_made_of_the_summarys_samples(runs, name):
+    run = load_run(runs[name])
+    for key, samples in run.latencies().items():
+        told = run.summary["latency_s"][key]
+        assert len(samples) == told["n"]
+        assert samples.mean() == pytest.approx(told["mean"], rel=1e-12)
+        for percent in (50, 90, 99):
+            assert percentile(samples, percent) == pytest.approx(told[f"p{percent}"], rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["duplex", "pools", "faults"])
+def test_series_add_up_to_the_summary(runs, name):
+    run = load_run(runs[name])
+    steps, requests = step_series(run), request_series(run)
+    width = np.diff(steps.edges)
+    assert (steps.output * width).sum() == pytest.approx(run.summary["tokens"]["output"])
+    assert (requests.finished * width).sum() == pytest.approx(run.summary["requests"]["finished"])
+    assert (requests.arrived * width).sum() == pytest.approx(run.summary["requests"]["total"])
+    assert steps.kv.high.max() == pytest.approx(run.summary["kv"]["peak_use"])
+    if name != "pools":  # whose caches differ in size
+        assert steps.kv.mean.mean() == pytest.approx(run.summary["kv"]["mean_use"], rel=1e-6)
+    assert requests.waiting.low.min() >= 0
+
+
+def test_the_same_run_gives_the_same_bytes(runs, tmp_path):
+    first, _ = page_of(runs["duplex"], tmp_path)
+    second, _ = page_of(runs["duplex"], tmp_path)
+    assert hashlib.sha256(first.encode()).digest() == hashlib.sha256(second.encode()).digest()
+
+
+def test_a_page_is_small_and_its_series_short(runs, tmp_path):
+    text, _ = page_of(runs["duplex"], tmp_path)
+    assert len(text) < 600_000
+    longest = max(re.findall(r' d="([^"]*)"', text), key=len)
+    assert longest.count(" L ") <= 2000
+
+
+def test_names_of_runs_are_only_text(copy, tmp_path):
+    changed_summary(copy, name=HOSTILE, model=HOSTILE, device=HOSTILE, workload=HOSTILE, warnings=[HOSTILE])
+    (copy / "scenario.yaml").write_text(yaml.safe_dump({"name": HOSTILE[:70], HOSTILE[:70]: "<b>"}))
+    for places in ([copy], [copy, copy]):
+        text, page = page_of(places, tmp_path, title=HOSTILE)
+        assert len(page.of("script")) == 1
+        assert not page.of("img")
+        assert "49" not in page.text[: page.text.index("Warnings")]
+        assert "{{ 7*7 }}" in text
+        assert "\x00" not in text
+        assert any("<script>alert(1)</script>" in each for each in page.text)
+
+
+def test_the_only_script_is_the_one_that_the_page_allows(runs, tmp_path):
+    text, page = page_of(runs["duplex"], tmp_path)
+    (policy,) = (each["content"] for each in page.of("meta") if each.get("http-equiv") == "Content-Security-Policy")
+    script = re.search(r"<script>(.*?)</script>", text, re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert "default-src 'none'" in policy
+    assert f"script-src 'sha256-{digest}'" in policy
+
+
+def test_a_run_without_steps_says_so(tmp_path):
+    folder = make_run(tmp_path / "run", "output.steps=false", "workload.num_requests=30")
+    text, page = page_of(folder, tmp_path)
+    assert "No pictures of steps, batch and KV cache: the run has no steps.npy (output.steps: false)." in page.text
+    assert 'id="kv-title"' not in text
+    assert 'id="latency-ttft-title"' in text
+    assert "No roofline and no expert load" in text
+
+
+def test_a_summary_alone_is_enough(copy, tmp_path):
+    for name in ("steps.npy", "requests.npy", "scenario.yaml"):
+        (copy / name).unlink()
+    text, page = page_of(copy / "summary.json", tmp_path)
+    assert any("No pictures of latencies" in each for each in page.text)
+    assert 'id="time-title"' in text
+
+
+@pytest.mark.parametrize("damage", ["requests.npy", "steps.npy", "scenario.yaml"])
+def test_a_damaged_part_is_left_out(copy, tmp_path, damage):
+    (copy / damage).write_bytes(b"\x93NUMPY nonsense")
+    text, _ = page_of(copy, tmp_path)
+    assert "No roofline and no expert load" in text
+    assert 'id="time-title"' in text
+
+
+def test_a_table_of_another_version_is_left_out(copy, tmp_path):
+    np.save(copy / "requests.npy", np.zeros(3))
+    assert "was written by another version" in page_of(copy, tmp_path)[0]
+
+
+def test_steps_that_cost_something_else_today_are_left_out(copy, tmp_path):
+    changed_summary(copy, plan_digest="of another version")
+    assert "plan_digest in summary.json is not that of scenario.yaml" in page_of(copy, tmp_path)[0]
+
+
+@pytest.mark.parametrize("odd", [None, "text", [], {}, True, -1, 1e308])
+def test_a_summary_of_whatever_has_a_page(copy, tmp_path, odd):
+    kept = {
+        "schema_version",
+        "requests",
+        "window",
+        "throughput",
+        "latency_s",
+        "slo",
+        "energy",
+        "batch",
+        "kv",
+        "simulator",
+    }
+    changed_summary(copy, **{key: odd for key in load_summary(copy) if key not in kept})
+    page_of(copy, tmp_path)
+    changed_summary(copy, **{key: {} for key in kept - {"schema_version"}})
+    page_of(copy, tmp_path)
+
+
+def test_a_summary_without_numbers_has_a_page(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    summary = without_numbers(example_summary())
+    summary["schema_version"] = 1
+    (folder / "summary.json").write_text(json.dumps(summary))
+    page_of(folder, tmp_path)
+    page_of([folder, folder], tmp_path)
+
+
+def test_warnings_and_saturation_are_on_the_page(copy, tmp_path):
+    waiting = {"at_last_arrival": 77, "growth_per_arrival": 0.5}
+    changed_summary(copy, warnings=["beware"], saturated=True, waiting=waiting)
+    _, page = page_of(copy, tmp_path)
+    assert "beware" in page.text
+    assert any("saturated: 77 requests waited" in each for each in page.text)
+
+
+def test_pools_faults_and_device_facts_are_shown_where_there_are_any(runs, tmp_path):
+    ids = {name: page_of(place, tmp_path)[1].ids for name, place in runs.items()}
+    assert {name for name, found in ids.items() if "pools" in found} == {"pools"}
+    assert {name for name, found in ids.items() if "faults" in found} == {"faults"}
+    assert {name for name, found in ids.items() if "experts" in found} == {"duplex", "aimc", "pools", "faults"}
+    assert "roofline-prefill-title" in ids["pools"]
+    assert "passive power is assumed" in page_of(runs["aimc"], tmp_path)[0]
+
+
+def test_runs_of_different_settings_are_warned_about(runs, tmp_path):
+    text, page = page_of([runs["duplex"], runs["measured"]], tmp_path)
+    (unlike,) = (each for each in page.text if "not like for like" in each)
+    assert "the setting of their costs (ideal against measured)" in unlike
+    assert "costs: measured (h100, vllm" in text
+    assert "B/A" in page.text
+    assert "cluster.device.name" in page.text
+
+
+def test_runs_side_by_side_share_their_pictures(runs, tmp_path):
+    text, page = page_of([runs["duplex"], runs["aimc"], runs["pools"]], tmp_path, title="mine")
+    assert page.text.count("mine") >= 2
+    (alt,) = re.findall(r'<desc id="latency-ttft-alt">([^<]*)', text)
+    for letter, name in zip("ABC", ("duplex", "aimc", "pools"), strict=True):
+        told = load_summary(runs[name])["latency_s"]["ttft"]
+        assert f"{letter}: {told['n']:,} requests, p50 {scaled(told['p50'], 's')}" in alt
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """A sweep's folder and document: four points, one of which fails, with two seeds each."""
+    folder = tmp_path_factory.mktemp("sweep") / "out"
+    axes = ["cluster.device=duplex,h100", "cluster.devices_per_node=1,4"]
+    sets = ["workload.num_requests=30", "output.steps=false"]
+    document = sweep(load_grid(None, sets, axes, 2), folder, ProcessWorkers(2))
+    return folder, document
+
+
+def test_a_sweep_shows_its_front(swept, tmp_path):
+    folder, document = swept
+    text, page = page_of(folder, tmp_path)
+    (alt,) = re.findall(r'<desc id="pareto-tpot-p99-s-alt">([^<]*)', text)
+    names = [point["name"] for point in document["points"]]
+    front = {str(names.index(name) + 1) for name in document["pareto"]["front"]}
+    assert set(re.findall(r"point (\d+) with", alt)) == front
+    assert {each.strip("*") for each in page.text if re.fullmatch(r"\d\*", each)} == front
+    assert "2 of 4 points failed" in page.text
+    assert any("does not fit" in each for each in page.text)
+    assert "difference_to_baseline" not in text
+    assert "pareto-joules-per-output-token-title" in page.ids
+    assert any("\u00b1" in each for each in page.text)
+
+
+def test_a_sweep_stands_alone(swept, runs, tmp_path):
+    folder, _ = swept
+    with pytest.raises(InputError, match="one sweep, or runs"):
+        write_report([runs["duplex"], folder], tmp_path / "out.html")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda document: {**document, "schema_version": 99}, "schema_version 1"),
+        (lambda document: {key: document[key] for key in ("schema_version", "identity")}, "no points yet"),
+        (lambda document: [], "schema_version 1"),
+        (lambda document: {**document, "points": [7]}, "no points yet"),
+    ],
+)
+def test_half_a_sweep_is_refused(swept, tmp_path, change, message):
+    folder = shutil.copytree(swept[0], tmp_path / "sweep")
+    (folder / "sweep.json").write_text(json.dumps(change(swept[1])))
+    with pytest.raises(InputError, match=message):
+        write_report([folder], tmp_path / "out.html")
+    (folder / "sweep.json").write_text("{")
+    with pytest.raises(InputError, match="cannot be read"):
+        write_report([folder], tmp_path / "out.html")
+    assert list(tmp_path.glob("*.html")) == []
+
+
+def test_names_of_a_sweep_are_only_text(swept, tmp_path):
+    folder = shutil.copytree(swept[0], tmp_path / "sweep")
+    text = (folder / "sweep.json").read_text().replace("h100", "<b>$1</b>")
+    (folder / "sweep.json").write_text(text)
+    _, page = page_of(folder, tmp_path)
+    assert not page.of("b")
+    assert any("<b>$1</b>" in each for each in page.text)
+
+
+def call(*arguments):
+    app = typer.Typer()
+    app.callback()(lambda: None)
+    report_cli.add_commands(app)
+    return CliRunner().invoke(app, ["report", *map(str, arguments)], catch_exceptions=True)
+
+
+def test_the_file_lies_where_it_is_wanted(copy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert call(copy).output.endswith(f"report in {copy / 'report.html'}\n")
+    assert call(copy, copy).output.endswith("report in report.html\n")
+    assert call(copy / "summary.json", "--out", "a/b.html").exit_code == 0
+    assert (tmp_path / "a" / "b.html").read_text() == (copy / "report.html").read_text()
+
+
+def test_a_file_is_replaced_only_when_told_to(copy, tmp_path):
+    out = tmp_path / "out.html"
+    out.write_text("mine")
+    done = call(copy, "--out", out)
+    assert "exists already; give another file with --out, or --force" in str(done.exception)
+    assert out.read_text() == "mine"
+    assert call(copy, "--out", out, "--force", "--title", "A title").exit_code == 0
+    assert "<title>A title</title>" in out.read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "out.html"]
+
+
+def test_a_folder_is_never_replaced(copy, tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match="is no file"):
+        write_report([copy], tmp_path / "folder", force=True)
+
+
+def test_a_file_that_appears_meanwhile_is_kept(copy, tmp_path, monkeypatch):
+    out = tmp_path / "out.html"
+    drawn = report.html
+
+    def slow(page):
+        out.write_text("theirs")
+        return drawn(page)
+
+    monkeypatch.setattr(report, "html", slow)
+    with pytest.raises(InputError, match="exists already"):
+        write_report([copy], out)
+    assert out.read_text() == "theirs"
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(copy):
+    with pytest.raises(InputError, match="cannot be written"):
+        write_report([copy], Path("/proc/nothing/out.html"))
+
+
+@pytest.mark.parametrize("bad", ["nowhere", "file/below"])
+def test_a_place_that_is_none_is_an_error(copy, tmp_path, bad):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError):
+        write_report([Path(tmp_path / bad)], tmp_path / "out.html")
+    with pytest.raises(InputError, match="cannot be written"):
+        write_report([copy], tmp_path / "file" / "out.html")
+
+
+def test_more_runs_than_can_be_told_apart_are_refused(copy, tmp_path):
+    with pytest.raises(InputError, match="at most 32"):
+        write_report([copy] * 33, tmp_path / "out.html")
