@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Results folders; their names become run_id.")]
+Runs = Annotated[list[Path], typer.Argument(metavar="RUN", help="Results folders; their names become run_id.")]
 Interval = Annotated[
     float | None,
     typer.Option(min=0.001, metavar="SECONDS", help="Simulated time between samples.", show_default="some hundred"),

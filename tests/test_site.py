@@ -169,7 +169,7 @@ def test_search_finds_a_key(tab, address):
     tab.goto(address)
     tab.locator("input.md-search__input").fill("max_num_batched_tokens")
     found = tab.locator("a.md-search-result__link").first
-    found.wait_for(state="attached", timeout=20_000)
+    found.wait_for(state="attached", timeout=90_000)  # the index is made in the page
     assert "scenario.html" in found.get_attribute("href")
     assert tab.wrong == []
 

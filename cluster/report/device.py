@@ -128,16 +128,18 @@ def _expert_table(load: ExpertLoad, caption: str) -> Table:
         ("experts that any token chose, mean", figure(load.active)),
         ("most popular expert", f"{share(float(load.share.max()))} of tokens"),
         ("least popular expert", f"{share(float(load.share.min()))} of tokens"),
-        ("groups of devices with experts of their own", count(load.groups)),
     ]
+    note = ""
+    if load.groups is not None:
+        rows.append(("groups of devices with experts of their own", count(load.groups)))
     if load.busiest is not None:
         rows += [
             ("tokens of the busiest group over the mean", ratio(load.busiest)),
             ("the same, in one layer of a hundred", ratio(load.busiest_p99)),
         ]
-    else:
-        rows.append(("busiest device", "all alike: each holds a slice of every expert"))
-    return Table(caption, ("", ""), rows)
+    elif load.groups is not None:
+        note = "No device is busier than others: each holds a slice of every expert."
+    return Table(caption, ("", ""), rows, note)
 
 
 def _roofline(
@@ -189,7 +191,7 @@ def _popularity(key: str, title: str, load: ExpertLoad) -> Picture:
         f"least {share(float(load.share.min()))} (expert {order[-1]}); {share(even)} if all were alike."
     )
     caption = "Probability that a token chooses the expert in a layer; they sum to the experts per token."
-    if load.groups > 1:
+    if load.busiest is not None:
         caption += " Columns of one shade lie on the same group of devices."
-    draw = columns(100 * load.share, "% of tokens", "expert", 100 * even, load.groups)
+    draw = columns(100 * load.share, "% of tokens", "expert", 100 * even, load.groups or 1)
     return picture(key, title, alt, caption, draw)

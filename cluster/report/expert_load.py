@@ -24,8 +24,8 @@ class ExpertLoad:
         top_k: experts that each of them chooses.
         share: (experts,) of tokens that choose each expert; they sum to `top_k`.
         active: experts that any token chose, mean.
-        groups: of devices that hold disjoint experts.
-        busiest: tokens of the busiest group over the mean of the groups, in the mean; None with one group.
+        groups: of devices that hold disjoint experts; None where experts do not lie on devices in groups.
+        busiest: tokens of the busiest group over the mean of the groups, in the mean; None without several.
         busiest_p99: the same at the 99th percentile of layers.
     """
 
@@ -33,7 +33,7 @@ class ExpertLoad:
     top_k: int
     share: Floats
     active: float
-    groups: int
+    groups: int | None
     busiest: float | None
     busiest_p99: float | None
 
@@ -52,9 +52,9 @@ def expert_load(history: History, pool: PlacedPool, shape: Shape) -> ExpertLoad 
         np.random.default_rng([seed, _STREAM]), pick_probabilities(weights, moe.top_k), shape.tokens, _DRAWS
     )
     term = pool.replica.plan.experts
-    groups = term.groups if term is not None else 1
+    groups = None if term is None else term.groups
     ratios = None
-    if groups > 1:
+    if groups is not None and groups > 1:
         per_group = counts.reshape(_DRAWS, groups, -1).sum(axis=2)
         ratios = np.sort(per_group.max(axis=1) / per_group.mean(axis=1))
     return ExpertLoad(

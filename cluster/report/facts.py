@@ -37,6 +37,12 @@ def text(document: object, path: str) -> str:
     return ABSENT if found is None else str(found)
 
 
+def whole(document: object, path: str) -> str:
+    """The count at a dotted path."""
+    found = number(document, path)
+    return count(None if found is None else int(found))
+
+
 def warnings(summary: Summary) -> list[str]:
     """What belongs with every figure of a run."""
     saturation = None
@@ -131,6 +137,8 @@ def run_tables(comparison: Comparison) -> list[Table]:
         rows = [(each.label.strip(), _with_unit(each, 0)) for each in comparison.quantities if each.group == group]
         if group == "requests":
             rows = [(name, count(value)) for name, value in _requests(summary)]
+        if group == "load":
+            rows += _steps(summary)
         if group == "slo":
             rows = [*_limits(summary), *rows]
         if rows:
@@ -141,6 +149,12 @@ def run_tables(comparison: Comparison) -> list[Table]:
 def _requests(summary: Summary) -> list[tuple[str, int]]:
     found = numbers(summary, "requests")
     return [(_REQUESTS.get(name, name), int(value)) for name, value in found.items()]
+
+
+def _steps(summary: Summary) -> list[tuple[str, str]]:
+    counts = {"steps": "batch.steps", "prompt tokens": "tokens.prompt", "output tokens": "tokens.output"}
+    found = [(name, count(int(n))) for name, path in counts.items() if (n := number(summary, path)) is not None]
+    return [*found, ("steps of decoding only", share(number(summary, "batch.decode_only_share")))]
 
 
 def _limits(summary: Summary) -> list[tuple[str, str]]:
@@ -171,7 +185,9 @@ def _with_unit(quantity: Quantity, index: int) -> str:
     value = quantity.values[index]
     if quantity.unit == "share":
         return share(value)
-    return scaled(value, quantity.unit) if quantity.unit else figure(value)
+    if quantity.unit:
+        return scaled(value, quantity.unit)
+    return count(value) if isinstance(value, int) else figure(value)
 
 
 def comparison_tables(comparison: Comparison, names: Sequence[str]) -> list[Table]:
@@ -226,10 +242,10 @@ def pool_table(pools: Mapping[str, Any]) -> Table:
     shares = [("busy share", "busy_share"), *((f"{named(unit)} busy", f"unit_busy_share.{unit}") for unit in units)]
     rows = [
         ("device", *(text(part, "device") for part in parts)),
-        ("replicas", *(figure(number(part, "replicas")) for part in parts)),
-        ("devices", *(figure(number(part, "devices")) for part in parts)),
+        ("replicas", *(whole(part, "replicas") for part in parts)),
+        ("devices", *(whole(part, "devices") for part in parts)),
         *((label, *(share(number(part, path)) for part in parts)) for label, path in shares),
-        ("steps", *(figure(number(part, "steps")) for part in parts)),
+        ("steps", *(whole(part, "steps") for part in parts)),
         ("requests in a step, mean", *(figure(number(part, "mean_requests")) for part in parts)),
         ("KV cache in use, mean", *(share(number(part, "kv.mean_use")) for part in parts)),
         ("KV cache in use, peak", *(share(number(part, "kv.peak_use")) for part in parts)),
@@ -242,8 +258,8 @@ def handover_table(pools: Mapping[str, Any]) -> Table:
     """What goes from the prefill pool to the decode pool."""
     bytes_ = number(pools, "handover.bytes")
     rows = [
-        ("requests handed over", figure(number(pools, "handover.n"))),
-        ("held back by a full pool", figure(number(pools, "handover.held"))),
+        ("requests handed over", whole(pools, "handover.n")),
+        ("held back by a full pool", whole(pools, "handover.held")),
         ("KV caches moved, GB", figure(None if bytes_ is None else bytes_ / 1e9)),
     ]
     for key, name in (("waiting_s", "waiting"), ("transfer_s", "transfer")):
@@ -271,8 +287,8 @@ def fault_tables(faults: Mapping[str, Any]) -> list[Table]:
             )
         )
     cost = [
-        ("requests queued again", figure(number(faults, "requeued"))),
-        ("tokens computed again", figure(number(faults, "recomputed_tokens"))),
+        ("requests queued again", whole(faults, "requeued")),
+        ("tokens computed again", whole(faults, "recomputed_tokens")),
         ("replicas down, together", scaled(number(faults, "down_replica_s"), "s")),
         ("availability", share(number(faults, "availability"))),
     ]

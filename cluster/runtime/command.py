@@ -41,7 +41,7 @@ def run_on(
     Raises:
         InputError: there is no such place, or the run cannot be spread so.
     """
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # before grpc is imported: hosts may die, which is no news
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before grpc is imported: hosts may die, which is no news
     from pimserve.cluster.run import run  # noqa: PLC0415
 
     if on == LOCAL:

@@ -1,12 +1,8 @@
-"""What dashboards are made of: panels as data, the PromQL that they share, and their way to Grafana's JSON.
-
-Counters grow with simulated time, at any multiple of the wall clock: rates are divided by the rate of the virtual
-clock, which leaves figures per simulated second, and nothing where the clock stands still.
-"""
+"""What dashboards are made of: panels as data, and their way to Grafana's JSON."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,13 +10,21 @@ from grafana_foundation_sdk.builders import bargauge, common, dashboard, prometh
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import common as options
 from grafana_foundation_sdk.models import dashboard as models
+from grafana_foundation_sdk.models.prometheus import PromQueryFormat
+from promql import OF_RUN
 
 DOCS = "http://127.0.0.1:8000"  # where `make site-serve` puts the documentation; a variable of each dashboard
 SOURCE = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
-OF_RUN = 'run_id=~"$run_id"'
-OF_ENGINE = 'run_id=~"$run_id",engine=~"$engine",role=~"$role"'
+# Seconds between samples: the scrape interval, or that of a backfill. $__rate_interval is four of them or more.
+SAMPLING = ("5s", "1s", "2s", "10s", "15s", "30s", "1m", "2m", "5m", "10m", "30m", "1h")
+LIMIT = "limit"  # legends that begin so are drawn dashed
 _COLUMNS = 24
-Variable = dashboard.DatasourceVariable | dashboard.QueryVariable | dashboard.TextBoxVariable
+_NEUTRAL = ((None, "blue"),)  # Grafana's own thresholds make all above 80 red
+Steps = tuple[tuple[float | None, str], ...]
+Drawn = timeseries.Panel | stat.Panel | bargauge.Panel | table.Panel
+Variable = (
+    dashboard.DatasourceVariable | dashboard.QueryVariable | dashboard.IntervalVariable | dashboard.TextBoxVariable
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class Panel:
         height: in grid rows.
         stacked: whether series are stacked.
         most: upper end of the axis, where there is one.
+        steps: values of a stat from which it has a colour; None: from the least one.
+        columns: labels that a table has for columns, in order, and their titles.
     """
 
     title: str
@@ -48,6 +54,8 @@ class Panel:
     height: int = 8
     stacked: bool = False
     most: float | None = None
+    steps: Steps = _NEUTRAL
+    columns: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,39 +77,6 @@ class Board:
     with_engines: bool = False
 
 
-def per_second(metric: str, *, of: str = OF_RUN, by: Sequence[str] = ("run_id",)) -> str:
-    """A counter's growth per simulated second."""
-    labels = ", ".join(by)
-    growth = f"sum by ({labels}) (rate({metric}{{{of}}}[$__rate_interval]))"
-    return f"{growth} / on (run_id) group_left () {clock()}"
-
-
-def clock() -> str:
-    """Simulated seconds per second, where the clock goes."""
-    return f"(sum by (run_id) (rate(pimserve_virtual_time_seconds_total{{{OF_RUN}}}[$__rate_interval])) > 0)"
-
-
-def share(part: str, whole: str) -> str:
-    """One rate over another; both are of the same clock."""
-    return f"({part}) / ({whole} > 0)"
-
-
-def growth(metric: str, *, of: str = OF_RUN, by: Sequence[str] = ("run_id",)) -> str:
-    """A counter's growth per second of the clock that is scraped: only for ratios of two of them."""
-    return f"sum by ({', '.join(by)}) (rate({metric}{{{of}}}[$__rate_interval]))"
-
-
-def quantile(percent: float, metric: str, *, of: str = OF_RUN, by: Sequence[str] = ("run_id",)) -> str:
-    """A percentile of a histogram; rates of buckets need no division, since only their shares count."""
-    buckets = f"sum by ({', '.join(('le', *by))}) (rate({metric}_bucket{{{of}}}[$__rate_interval]))"
-    return f"histogram_quantile({percent / 100:g}, {buckets})"
-
-
-def percentiles(metric: str, legend: str = "{{run_id}}") -> tuple[tuple[str, str], ...]:
-    """p50, p90 and p99."""
-    return tuple((quantile(percent, metric), f"p{percent} {legend}") for percent in (50, 90, 99))
-
-
 def render(board: Board, links: Sequence[Board]) -> str:
     """The dashboard's JSON."""
     built = (
@@ -114,7 +89,7 @@ def render(board: Board, links: Sequence[Board]) -> str:
         .time("now-1h", "now")
         .timezone("utc")
         .tooltip(models.DashboardCursorSync.CROSSHAIR)
-        .links([_link(other) for other in links] + [_docs()])
+        .links([*map(_link, links), _docs()])
     )
     for variable in _variables(board):
         built = built.with_variable(variable)
@@ -127,41 +102,64 @@ def render(board: Board, links: Sequence[Board]) -> str:
             if across + panel.width > _COLUMNS:
                 at, across, tallest = at + tallest, 0, 0
             place = models.GridPos(h=panel.height, w=panel.width, x=across, y=at)
-            built = built.with_panel(_panel(panel, number).id(number).grid_pos(place))
+            built = built.with_panel(_panel(panel).id(number).grid_pos(place))
             number, across, tallest = number + 1, across + panel.width, max(tallest, panel.height)
         at += tallest
     return JSONEncoder(sort_keys=True, indent=2).encode(built.build()) + "\n"
 
 
-def _panel(panel: Panel, number: int) -> timeseries.Panel | stat.Panel | bargauge.Panel | table.Panel:
-    made = {"lines": timeseries.Panel, "stat": stat.Panel, "bars": bargauge.Panel, "table": table.Panel}[panel.kind]()
+def _panel(panel: Panel) -> Drawn:
+    drawn: dict[str, Callable[[Panel], Drawn]] = {"lines": _lines, "stat": _stat, "bars": _bars, "table": _table}
+    made = drawn[panel.kind](panel)
     made = made.title(panel.title).description(panel.description).unit(panel.unit).datasource(SOURCE).min(0)
     if panel.most is not None:
         made = made.max(panel.most)
-    latest = panel.kind != "lines"
     for index, (expr, legend) in enumerate(panel.queries):
         query = prometheus.Dataquery().expr(expr).legend_format(legend).ref_id(chr(ord("A") + index)).datasource(SOURCE)
-        query = query.instant().format("table") if panel.kind == "table" else query.range()
-        made = made.with_target(query)
-    if latest and panel.kind != "table":
-        made = made.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
-    if panel.kind == "stat":
-        made = made.graph_mode(options.BigValueGraphMode.AREA)
-    if panel.kind == "bars":
-        made = made.orientation(options.VizOrientation.HORIZONTAL)
-    if panel.kind == "lines":
-        legend_options = (
-            common.VizLegendOptions()
-            .display_mode(options.LegendDisplayMode.TABLE)
-            .placement(options.LegendPlacement.BOTTOM)
-            .show_legend(True)
-            .calcs(["mean", "lastNotNull"])
-        )
-        tooltip = common.VizTooltipOptions().mode(options.TooltipDisplayMode.MULTI)
-        made = made.legend(legend_options).tooltip(tooltip).fill_opacity(60 if panel.stacked else 8)
-        if panel.stacked:
-            made = made.stacking(common.StackingConfig().mode(options.StackingMode.NORMAL))
+        query = query.instant().format(PromQueryFormat.TABLE) if panel.kind == "table" else query.range()
+        made = made.with_target(query.interval("$sampling"))
     return made
+
+
+def _lines(panel: Panel) -> timeseries.Panel:
+    legend = (
+        common.VizLegendOptions()
+        .display_mode(options.LegendDisplayMode.TABLE)
+        .placement(options.LegendPlacement.BOTTOM)
+        .show_legend(True)
+        .calcs(["mean", "lastNotNull"])
+    )
+    tooltip = common.VizTooltipOptions().mode(options.TooltipDisplayMode.MULTI)
+    made = timeseries.Panel().legend(legend).tooltip(tooltip).fill_opacity(60 if panel.stacked else 8)
+    if panel.stacked:
+        made = made.stacking(common.StackingConfig().mode(options.StackingMode.NORMAL))
+    if any(name.startswith(LIMIT) for _, name in panel.queries):
+        dashed = models.DynamicConfigValue("custom.lineStyle", {"fill": "dash", "dash": [10, 10]})
+        made = made.override_by_regexp(f"/^{LIMIT}/", [dashed, models.DynamicConfigValue("custom.fillOpacity", 0)])
+    return made
+
+
+def _stat(panel: Panel) -> stat.Panel:
+    steps = dashboard.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE)
+    steps = steps.steps([models.Threshold(value, color) for value, color in panel.steps])
+    made = stat.Panel().thresholds(steps).graph_mode(options.BigValueGraphMode.AREA)
+    return made.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
+
+
+def _bars(_: Panel) -> bargauge.Panel:
+    made = bargauge.Panel().orientation(options.VizOrientation.HORIZONTAL)
+    made = made.color_scheme(dashboard.FieldColor().mode(models.FieldColorModeId.PALETTE_CLASSIC_BY_NAME))
+    return made.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
+
+
+def _table(panel: Panel) -> table.Panel:
+    names = [name for name, _ in panel.columns]
+    arranged = {
+        "excludeByName": {"Time": True, "Value": True, "Value #A": True},
+        "indexByName": {name: index for index, name in enumerate(names)},
+        "renameByName": dict(panel.columns),
+    }
+    return table.Panel().with_transformation(models.DataTransformerConfig("organize", options=arranged))
 
 
 def _variables(board: Board) -> list[Variable]:
@@ -180,8 +178,16 @@ def _variables(board: Board) -> list[Variable]:
             .multi(True)
             .include_all(True)
             .all_value(".+")
+            .current(models.VariableOption(True, ["All"], ["$__all"]))
         )
-    return [*found, dashboard.TextBoxVariable("docs").label("Documentation").default_value(DOCS)]
+    sampling = (
+        dashboard.IntervalVariable("sampling")
+        .label("Sample interval")
+        .description("At least the scrape interval, or that of the backfill: rates are of four of them or more.")
+        .values(",".join(SAMPLING))
+        .current(models.VariableOption(True, SAMPLING[0], SAMPLING[0]))
+    )
+    return [*found, sampling, dashboard.TextBoxVariable("docs").label("Documentation").default_value(DOCS)]
 
 
 def _link(board: Board) -> dashboard.DashboardLink:

@@ -44,9 +44,20 @@ def rules() -> Iterator[tuple[str, str, str]]:
 
 def substituted(expr: str, window: str = "30s", run: str = ".+") -> str:
     """PromQL with Grafana's variables filled in."""
-    return (
-        expr.replace("$__rate_interval", window).replace("$run_id", run).replace("$engine", ".+").replace("$role", ".+")
-    )
+    values = {"__rate_interval": window, "__range": "1h", "run_id": run, "engine": ".+", "role": ".+"}
+    return re.sub(r"\$(\w+)", lambda found: values[found[1]], expr)
+
+
+def written_out(expr: str) -> str:
+    """PromQL of a rule with what it names of other rules put in."""
+    recorded = {name: rule for _, name, rule in rules()}
+    text = re.sub(r"(run:\w+:\w+)\[(\w+)\]", r"\1[\2:]", expr)  # ranges of expressions are subqueries
+    return re.sub(r"run:\w+:\w+", lambda found: f"({written_out(recorded[found[0]])})", text)
+
+
+def labels_by(expr: str) -> set[str]:
+    """Labels that an expression groups or matches by."""
+    return {label for found in re.findall(r"(?:by|on) \(([^)]*)\)", expr) for label in re.findall(r"\w+", found)}
 
 
 def metrics_in(text: str) -> set[str]:

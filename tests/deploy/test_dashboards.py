@@ -8,11 +8,23 @@ import sys
 
 import jsonschema
 import pytest
+import yaml
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from pimserve.cluster.metrics.families import FAMILIES
-from tests.deploy.queries import CONSOLE, ROOT, boards, metrics_in, panel_queries, panels, rules, substituted
+from tests.deploy.queries import (
+    CONSOLE,
+    ROOT,
+    boards,
+    labels_by,
+    metrics_in,
+    panel_queries,
+    panels,
+    rules,
+    substituted,
+    written_out,
+)
 
 KINDS = {family.name: family.kind for family in FAMILIES}
 LABELS = {family.name: set(family.labels) for family in FAMILIES}
@@ -40,7 +52,7 @@ SCHEMA = {
                     "items": {
                         "type": "object",
                         "required": ["name", "type"],
-                        "properties": {"type": {"enum": ["datasource", "query", "textbox"]}},
+                        "properties": {"type": {"enum": ["datasource", "query", "interval", "textbox"]}},
                     },
                 }
             },
@@ -122,8 +134,8 @@ def test_panels_can_be_read_and_do_not_overlap(name):
     assert all(x < 24 for square in squares for x, _ in square)
     variables = {variable["name"] for variable in board["templating"]["list"]}
     used = set(re.findall(r"\$\{?(\w+)", "".join(target["expr"] for p in panels(board) for target in p["targets"])))
-    assert used <= variables | {"__rate_interval"}
-    assert variables >= {"datasource", "run_id", "docs"}
+    assert used <= variables | {"__rate_interval", "__range"}
+    assert variables >= {"datasource", "run_id", "sampling", "docs"}
     assert {link["url"] for link in board["links"]} == {
         *(f"/d/{other['uid']}" for other in boards().values() if other is not board and other["uid"] != board["uid"]),
         "${docs}/dashboards.html",
@@ -136,9 +148,49 @@ def test_queries_are_about_metrics_that_there_are(place, name, expr):
     assert metrics_in(expr) <= EXPOSED
     assert set(re.findall(r"run:[\w:]+", expr)) <= recorded
     assert metrics_in(expr) or "run:" in expr or "up{" in expr
+    named = {re.sub(r"_(bucket|sum|count)$", "", m) if m not in LABELS else m for m in metrics_in(written_out(expr))}
+    # Every label that is grouped by, all metrics of the query have, or one has and the others are joined by run_id.
+    assert labels_by(expr) <= {"le", "instance"} | set().union(*(LABELS[metric] for metric in named))
     for metric, selected in re.findall(r"(pimserve_\w+)\{([^}]*)\}", expr):
         labels = LABELS[re.sub(r"_(bucket|sum|count)$", "", metric) if metric not in LABELS else metric]
         assert set(re.findall(r"(\w+)=", selected)) <= labels | {"le"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_lines_windows_and_colours_are_as_panels_say(name):
+    for panel in panels(boards()[name]):
+        kind, defaults = panel["type"], panel["fieldConfig"]["defaults"]
+        for target in panel["targets"]:
+            # Else rates of runs that are sampled seldom have windows without two samples.
+            assert target["interval"] == "$sampling"
+            assert set(re.findall(r"{{(\w+)}}", target["legendFormat"])) <= labels_by(target["expr"])
+            # What is no range would be empty five minutes after a run that was backfilled.
+            assert target["range"] == (kind != "table")
+            assert kind != "table" or "[$__range]" in target["expr"]
+        dashed = [override["matcher"]["options"] for override in panel["fieldConfig"]["overrides"]]
+        assert ("Dashed" in panel["description"]) == (dashed == ["/^limit/"])
+        assert ("Dashed" in panel["description"]) == any(
+            t["legendFormat"].startswith("limit") for t in panel["targets"]
+        )
+        if kind == "stat":  # Grafana's default makes all above 80 red
+            assert defaults["thresholds"]["steps"]
+        if kind == "bargauge":
+            assert defaults["color"]["mode"] == "palette-classic-by-name"
+
+
+def test_every_family_is_to_be_seen():
+    shown = " ".join(expr for _, _, expr in panel_queries())
+    assert {name for name in KINDS if name not in shown} == set()
+
+
+def test_windows_of_grafana_fit_the_scrapes_of_the_compose_file():
+    source = yaml.safe_load((ROOT / "deploy/grafana/provisioning/datasources/prometheus.yaml").read_text())
+    scrapes = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())["global"]["scrape_interval"]
+    assert source["datasources"][0]["jsonData"]["timeInterval"] == scrapes
+    for board in boards().values():
+        sampling = next(each for each in board["templating"]["list"] if each["name"] == "sampling")
+        assert sampling["current"]["value"] == scrapes
+        assert scrapes in sampling["query"].split(",")
 
 
 @pytest.mark.parametrize(("place", "name", "expr"), QUERIES, ids=IDS)
@@ -152,6 +204,16 @@ def test_counters_are_looked_at_by_their_growth(place, name, expr):
         assert "$__rate_interval" in expr
     if "histogram_quantile" in expr:
         assert re.search(r"histogram_quantile\(0\.\d+, sum by \(le, ", expr)
+        assert expr.endswith(" >= 0")  # NaN is not, so runs without samples have no value
+
+
+@pytest.mark.parametrize(("place", "name", "expr"), QUERIES, ids=IDS)
+def test_rates_are_per_second_of_simulated_time(place, name, expr):
+    text = written_out(expr)
+    if "rate(" in text and "histogram_quantile" not in text:
+        # Over the virtual clock, or over another counter that grows with it; the wall clock does too, in each run.
+        above, _, below = text.partition(" / ")
+        assert "pimserve_virtual_time_seconds_total" in text or ("rate(" in above and "rate(" in below)
 
 
 def test_the_console_page_is_about_metrics_that_there_are():
@@ -167,7 +229,6 @@ def test_promtool_takes_every_query_and_rule(tmp_path):
     if promtool is None:
         pytest.skip("promtool is not installed (Debian package prometheus)")
     records = [f"  - record: q{index}\n    expr: {substituted(expr)!r}" for index, (_, _, expr) in enumerate(QUERIES)]
-    (tmp_path / "queries.yml").write_text("groups: [{name: q, rules: []}]\n")
     (tmp_path / "queries.yml").write_text("groups:\n- name: q\n  rules:\n" + "\n".join(records) + "\n")
     folder = ROOT / "deploy/prometheus"
     for command in (

@@ -1,0 +1,124 @@
+"""Whole runs side by side."""
+
+from __future__ import annotations
+
+from panels import Board, Panel, Row
+from promql import OF_RUN, quantile_of_all, share, total
+
+_TIME = f"({total('pimserve_virtual_time_seconds_total')} > 0)"
+_TOKENS = total("pimserve_generation_tokens_total")
+_SLO = "pimserve_slo_requests_total"
+_ALL = f'{OF_RUN},slo="all"'
+_COLUMNS = (
+    ("run_id", "run"),
+    ("name", "name"),
+    ("model_name", "model"),
+    ("device_model", "device"),
+    ("setting", "costs"),
+    ("workload", "workload"),
+    ("seed", "seed"),
+    ("speed", "pace"),
+    ("version", "version"),
+)
+_INFO = f"last_over_time(pimserve_run_info{{{OF_RUN}}}[$__range])"
+
+_RUNS = Row(
+    "Runs",
+    (
+        Panel(
+            "What they are",
+            "short",
+            "Model, device, setting of the costs, workload, seed and version of the runs that were there meanwhile.",
+            ((f"max by ({', '.join(name for name, _ in _COLUMNS)}) ({_INFO})", ""),),
+            "table",
+            24,
+            7,
+            columns=_COLUMNS,
+        ),
+    ),
+)
+
+_THROUGHPUT = Row(
+    "Throughput and energy",
+    (
+        Panel(
+            "Output tokens per second",
+            "short",
+            "Of simulated time, since the beginning.",
+            ((f"{_TOKENS} / {_TIME}", "{{run_id}}"),),
+            "bars",
+            8,
+        ),
+        Panel(
+            "Output tokens per second and device",
+            "short",
+            "Of simulated time, since the beginning.",
+            ((f"{_TOKENS} / {_TIME} / {total('pimserve_devices')}", "{{run_id}}"),),
+            "bars",
+            8,
+        ),
+        Panel(
+            "Energy per output token",
+            "joule",
+            "Where devices' passive power is not known, it is missing.",
+            ((share(total("pimserve_device_energy_joules_total"), _TOKENS), "{{run_id}}"),),
+            "bars",
+            8,
+        ),
+    ),
+)
+
+_LATENCY = Row(
+    "Latency",
+    tuple(
+        Panel(
+            f"{title}, p{percent}",
+            "s",
+            "Of all samples since the beginning, to within a bucket.",
+            ((quantile_of_all(percent, metric), "{{run_id}}"),),
+            "bars",
+            8,
+        )
+        for percent in (50, 99)
+        for title, metric in (
+            ("Time to first token", "pimserve_time_to_first_token_seconds"),
+            ("Time per output token", "pimserve_time_per_output_token_seconds"),
+            ("End-to-end latency", "pimserve_e2e_request_latency_seconds"),
+        )
+    ),
+)
+
+_REQUESTS = Row(
+    "Requests",
+    (
+        Panel(
+            "Finished",
+            "short",
+            "Requests.",
+            ((total("pimserve_requests_total", of=f'{OF_RUN},outcome="finished"'), "{{run_id}}"),),
+            "stat",
+            8,
+            5,
+        ),
+        Panel(
+            "SLO attainment",
+            "percentunit",
+            "Of the requests that have left since the beginning; empty without limits.",
+            ((share(total(_SLO, of=f'{_ALL},result="met"'), total(_SLO, of=_ALL)), "{{run_id}}"),),
+            "stat",
+            8,
+            5,
+            most=1,
+            steps=((None, "red"), (0.9, "yellow"), (0.99, "green")),
+        ),
+        Panel("Simulated time", "s", "That has passed.", ((_TIME, "{{run_id}}"),), "stat", 8, 5),
+    ),
+)
+
+COMPARISON = Board(
+    "pimserve-comparison",
+    "pimserve: comparison of runs",
+    "Figures of whole runs side by side, since their beginning. Runs with ideal and with measured costs do not compare:"
+    " the table of runs says which is which.",
+    (_RUNS, _THROUGHPUT, _LATENCY, _REQUESTS),
+)

@@ -1,0 +1,118 @@
+"""Queues, batches, KV caches and steps of replicas."""
+
+from __future__ import annotations
+
+from panels import Board, Panel, Row
+from promql import OF_ENGINE, per_second, percentiles, quantile
+
+_REPLICA = "{{run_id}} {{role}} {{engine}}"
+
+
+def _each(metric: str) -> str:
+    """A gauge of each replica."""
+    return f"sum by (run_id, engine, role) ({metric}{{{OF_ENGINE}}})"
+
+
+def _each_per_second(metric: str) -> tuple[tuple[str, str], ...]:
+    return ((per_second(metric, of=OF_ENGINE, by=("run_id", "engine", "role")), _REPLICA),)
+
+
+_REQUESTS = Row(
+    "Requests",
+    (
+        Panel("Running", "short", "Requests with KV blocks.", ((_each("pimserve_requests_running"), _REPLICA),)),
+        Panel(
+            "Waiting",
+            "short",
+            "Requests that wait to be admitted. Results do not tell for which prefill replica of a pool one waited.",
+            ((_each("pimserve_requests_waiting"), _REPLICA),),
+        ),
+        Panel(
+            "Decoding",
+            "short",
+            "Running requests that are past their prompt: the batch of a step that only decodes.",
+            ((_each("pimserve_requests_decoding"), _REPLICA),),
+        ),
+        Panel(
+            "Finished per second", "reqps", "Per simulated second.", _each_per_second("pimserve_engine_requests_total")
+        ),
+    ),
+)
+
+_BLOCK = f"on (run_id, engine, role) {_each('pimserve_kv_cache_block_tokens')}"
+
+_KV_CACHE = Row(
+    "KV cache",
+    (
+        Panel(
+            "In use",
+            "percentunit",
+            "KV blocks in use over those that there are.",
+            ((_each("pimserve_kv_cache_usage_ratio"), _REPLICA),),
+            most=1,
+        ),
+        Panel(
+            "Tokens",
+            "short",
+            "That the KV blocks in use have room for, and that all of them have.",
+            (
+                (f"{_each('pimserve_kv_cache_used_blocks')} * {_BLOCK}", f"in use {_REPLICA}"),
+                (f"{_each('pimserve_kv_cache_blocks')} * {_BLOCK}", f"there is {_REPLICA}"),
+            ),
+        ),
+        Panel(
+            "Preemptions per second",
+            "short",
+            "Of requests that have finished, per simulated second: recomputed because blocks ran out.",
+            _each_per_second("pimserve_preemptions_total"),
+        ),
+        Panel(
+            "Context",
+            "short",
+            "Tokens that the next step attends to.",
+            ((_each("pimserve_context_tokens"), _REPLICA),),
+        ),
+    ),
+)
+
+_STEPS = Row(
+    "Steps",
+    (
+        Panel("Steps per second", "short", "Per simulated second.", _each_per_second("pimserve_steps_total")),
+        Panel(
+            "Duration of a step",
+            "s",
+            "Of the runs chosen; replicas together.",
+            percentiles("pimserve_step_duration_seconds"),
+        ),
+        Panel(
+            "Tokens in a step",
+            "short",
+            "Of prompts and outputs; replicas together.",
+            percentiles("pimserve_step_tokens"),
+        ),
+        Panel(
+            "Prompt and output lengths",
+            "short",
+            "Medians of the requests that finished.",
+            (
+                (quantile(50, "pimserve_request_prompt_tokens"), "prompt {{run_id}}"),
+                (quantile(50, "pimserve_request_generation_tokens"), "output {{run_id}}"),
+            ),
+        ),
+        Panel(
+            "Replicas that take part",
+            "short",
+            "Those that have not failed.",
+            ((f"sum by (run_id) (pimserve_engine_up{{{OF_ENGINE}}})", "{{run_id}}"),),
+        ),
+    ),
+)
+
+REPLICAS = Board(
+    "pimserve-replicas",
+    "pimserve: replicas and scheduler",
+    "Queues, batches, KV caches and steps of each replica.",
+    (_REQUESTS, _KV_CACHE, _STEPS),
+    with_engines=True,
+)
