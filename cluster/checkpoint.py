@@ -192,11 +192,15 @@ class CheckpointFolder:
 def write_atomically(file: Path, *content: bytes | memoryview) -> None:
     """Write a file so that it is there whole, as before or not at all, whatever happens meanwhile."""
     beside = file.with_name(f".{file.name}.new")
-    with naming(file), beside.open("wb") as new:
-        new.writelines(content)
-        new.flush()
-        os.fsync(new.fileno())
-    beside.rename(file)
+    try:
+        with naming(file), beside.open("wb") as new:
+            new.writelines(content)
+            new.flush()
+            os.fsync(new.fileno())
+        beside.rename(file)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
     folder = os.open(file.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -263,6 +263,7 @@ def export_command(
 ) -> None:
     """Write a run's requests or steps as CSV."""
     from pimserve.cluster.export import export_table  # noqa: PLC0415
+    from pimserve.cluster.results import naming  # noqa: PLC0415
 
     what: Literal["requests", "steps"] = "steps" if steps else "requests"
     if out is None:
@@ -273,7 +274,7 @@ def export_command(
     except FileExistsError:
         raise InputError(str(out), "exists already; give another file with --out") from None
     try:
-        with file:
+        with naming(out), file:
             rows = export_table(run, what, file)
     except BaseException:
         out.unlink()
@@ -365,7 +366,16 @@ def main() -> None:
     except MemoryError:
         _fail("out of memory: a smaller workload needs less", 2)
     except Exception as error:  # noqa: BLE001 the last resort: no user is to see a traceback unasked
+        if _interrupted(error):
+            sys.exit(130)
         _fail(f"internal error: {type(error).__name__}: {error}\nplease report it, with what PIMSERVE_DEBUG=1 adds", 70)
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an error: libraries that are being imported turn it into errors of their own."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _terminate(number: int, _frame: object) -> NoReturn:

@@ -60,6 +60,7 @@ _UNLIKE = {
     "faults": "simulated faults",
     "simulator": "version",
 }
+_LARGEST = 1e150
 SCENARIO_FILE = "scenario.yaml"
 _IGNORED = {"name", "output"}
 _IGNORED_PATHS = {"slo.preset"}  # what it stands for is written out beside it
@@ -142,7 +143,7 @@ def compare_runs(runs: tuple[Run, ...], settings: Sequence[Mapping[str, Any]]) -
     differences = _differing(settings)
     unlike = {_UNLIKE[path.partition(".")[0]]: None for path in differences if path.partition(".")[0] in _UNLIKE}
     unlike |= {path.removeprefix("run."): None for path in differences if path.startswith("run.")}
-    if len({_at(run.summary, "costs.setting") or "ideal" for run in runs}) > 1:
+    if len({str(_at(run.summary, "costs.setting") or "ideal") for run in runs}) > 1:
         unlike.pop("costs", None)
         unlike["the setting of their costs (ideal against measured)"] = None
     if len({_at(run.summary, "energy.static_joules") is None for run in runs}) > 1:
@@ -151,7 +152,7 @@ def compare_runs(runs: tuple[Run, ...], settings: Sequence[Mapping[str, Any]]) -
 
 
 def _quantities(runs: Sequence[Run]) -> Iterator[Quantity]:
-    units = dict.fromkeys(unit for run in runs for unit in run.summary.get("unit_busy_share", ()))
+    units = dict.fromkeys(unit for run in runs for unit in _mapping(run.summary, "unit_busy_share"))
     figures = (*_FIGURES, *(("busy", f"  {named(unit)}", f"unit_busy_share.{unit}", "share") for unit in units))
     for group, label, path, unit in figures:
         values = tuple(_number(run.summary, path) for run in runs)
@@ -159,9 +160,18 @@ def _quantities(runs: Sequence[Run]) -> Iterator[Quantity]:
             yield Quantity(path, group, label, unit, values)
 
 
+def _mapping(summary: Summary, key: str) -> Mapping[str, Any]:
+    """What is there; nothing where that is no mapping, as in a summary that was changed."""
+    found = summary.get(key)
+    return found if isinstance(found, Mapping) else {}
+
+
 def _number(summary: Summary, path: str) -> float | None:
+    """A figure; None where there is none, or one of which no ratio can be made."""
     found = _at(summary, path)
-    return found if isinstance(found, int | float) and not isinstance(found, bool) else None
+    if not isinstance(found, int | float) or isinstance(found, bool):
+        return None
+    return found if found == 0 or 1 / _LARGEST < abs(found) < _LARGEST else None
 
 
 def _at(summary: Summary, path: str) -> Any:  # noqa: ANN401 whatever JSON holds
@@ -185,10 +195,11 @@ def _settings(places: Sequence[Path], runs: Sequence[Run]) -> list[dict[str, Any
             found.append({key: value for key, value in scenario.items() if key not in _IGNORED} | version)
             continue
         cluster = {key: summary.get(key) for key in ("replicas", "devices_per_replica")}
+        cluster |= _mapping(summary, "parallelism")
         found.append(
             {
                 "model": {"name": summary.get("model")},
-                "cluster": cluster | (summary.get("parallelism") or {}) | {"device": {"name": summary.get("device")}},
+                "cluster": cluster | {"device": {"name": summary.get("device")}},
                 "workload": summary.get("workload"),
                 "costs": {key: _at(summary, f"costs.{key}") for key in ("setting", "backend", "version")},
                 "slo": _at(summary, "slo.limits"),
@@ -223,4 +234,4 @@ def _flattened(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[s
         if isinstance(value, Mapping):
             yield from _flattened(value, f"{above}{key}.")
         elif key not in _PROSE:
-            yield above + key, value
+            yield f"{above}{key}", value

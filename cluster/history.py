@@ -76,7 +76,6 @@ class History:
             raise InputError(
                 str(folder / "steps.npy"), f"has steps of replicas that the scenario has not ({len(costs)})"
             )
-        # The order of replicas' rows depends on how the run was cut into windows; each replica's own rows are in order.
         ordered = np.argsort(steps["replica"], kind="stable")
         ends = np.cumsum(np.bincount(steps["replica"], minlength=len(costs)))
         spans = tuple(steps[part] for part in np.split(ordered, ends[:-1]))

@@ -65,6 +65,23 @@ class Interconnect:
         return _term("dispatch and combine", [(op.times * fixed, op.times * op.bytes_per_token, bandwidth)])
 
 
+def beyond_measured(operators: Sequence[Operator], split: Parallelism, measured: Collectives) -> tuple[str, ...]:
+    """Collectives inside a node over more devices than were ever measured: sentences."""
+    groups: dict[str, tuple[int, _Algorithms]] = {}
+    for op in operators:
+        if isinstance(op, AllReduce) and op.group <= split.devices_per_node:
+            groups["all-reduces"] = op.group, measured.all_reduce
+        elif isinstance(op, AllGather) and op.group <= split.devices_per_node:
+            groups["all-gathers"] = op.group, measured.all_gather
+        elif isinstance(op, AllToAll) and split.nodes == 1:
+            groups["dispatch and combine"] = split.devices, measured.all_to_all
+    return tuple(
+        f"{name} of {group} devices take the figures measured for {max(algorithms)}"
+        for name, (group, algorithms) in groups.items()
+        if group > max(algorithms)
+    )
+
+
 def _measured_all_reduce(op: AllReduce, measured: Collectives) -> RowTerm:
     moved = op.times * op.bytes_per_token * 2 * (op.group - 1) / op.group
     algorithms = _for_group(measured.all_reduce, op.group)

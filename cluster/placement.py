@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from pimserve.cluster.interconnect import Interconnect
+from pimserve.cluster.interconnect import Interconnect, beyond_measured
 from pimserve.device_models.device import Demand, Device
 from pimserve.device_models.plan import CostPlan
 from pimserve.errors import InputError
@@ -41,6 +41,8 @@ def place(device: Device, interconnect: Interconnect, demand: Demand) -> Replica
     warnings = fitted.warnings
     if demand.backend is not None and demand.split.nodes > 1:
         warnings = (*warnings, "links between nodes are ideal")
+    if fitted.collective_kernels is not None:
+        warnings += beyond_measured(fitted.collectives, demand.split, fitted.collective_kernels)
     plan = replace(fitted.plan, rows=fitted.plan.rows + links)
     return Replica(
         plan,

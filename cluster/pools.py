@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pimserve.cluster.placement import Replica, place
@@ -19,6 +19,7 @@ from pimserve.errors import InputError
 from pimserve.scheduler.handover import Link
 
 _BYTES_PER_GB = 10**9
+_BETWEEN_NODES = ("node_gb_per_s", "node_latency_us", "dispatch_us")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +86,27 @@ def place_pool(scenario: Scenario, name: str, model: ModelSpec, routing: Routing
             kernels=scenario.costs.kernels,
         )
         replica = place(device, alone.interconnect(device), demand)
+        replica = replace(replica, warnings=(*replica.warnings, *_without_effect(alone, device, replica)))
     except InputError as error:
         if name and error.where.partition(".")[0] == "cluster":
             raise InputError(f"cluster.pools.{name}{error.where.removeprefix('cluster')}", error.message) from None
         raise
     return PlacedPool(name, device_label(device), device, replica, alone.cluster.replicas, alone.cluster.split.devices)
+
+
+def _without_effect(scenario: Scenario, device: Device, replica: Replica) -> list[str]:
+    """What was asked for and changes nothing: sentences."""
+    found = []
+    cluster = scenario.cluster
+    if scenario.routing.mode == "exact" and scenario.load_model().moe is not None and replica.plan.experts is None:
+        found.append(
+            f"routing.mode: exact changes nothing: the plan of {device.spec.name} has expected loads of experts"
+        )
+    defaults = {key: type(cluster).model_fields[key].default for key in _BETWEEN_NODES}
+    given = [f"cluster.{key}" for key, default in defaults.items() if getattr(cluster, key) != default]
+    if given and cluster.split.nodes == 1:
+        found.append(f"{', '.join(given)}: no effect, a replica has one node")
+    return found
 
 
 def device_label(device: Device) -> str:

@@ -363,11 +363,16 @@ def comparison_report(comparison: Comparison, screen: Console) -> RenderableType
     warnings = [
         _warning(f"warning: {letter}: {each}")
         for letter, run in zip(letters, comparison.runs, strict=True)
-        for each in run.summary.get("warnings", ())
+        for each in _listed(run.summary.get("warnings"))
     ]
     if warnings:
         parts += ["", *warnings]
     return Group(*parts)
+
+
+def _listed(value: object) -> Sequence[object]:
+    """What is listed; nothing in a summary that was changed so that it is no list."""
+    return value if isinstance(value, list) else ()
 
 
 def _comparison_table(comparison: Comparison, letters: Sequence[str], others: Sequence[int]) -> Table:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pimserve.device_models.catalogue import load_device_document
+from pimserve.device_models.catalogue import device_names, load_device_document
 from pimserve.device_models.device import Demand, Fitted, OperatorDevice, measured_kernels
 from pimserve.device_models.experts import ExpertTerm, ExpertUnit, Selection
 from pimserve.device_models.gpu_spec import GpuSpec
@@ -46,8 +46,10 @@ from pimserve.device_models.plan import (
     PrefillAttentionTerm,
     RowTerm,
 )
+from pimserve.device_models.registry import load_device
 
 UW_PER_W = 10**6
+_UNUSED = ("dram_efficiency", "compute_efficiency", "link_gb_per_s", "link_latency_us")  # by measured kernels
 _RATES = {"peak_tflop_per_s", "memory_gb_per_s", "link_gb_per_s"}
 
 
@@ -101,8 +103,17 @@ class Gpu(OperatorDevice):
                 "projected": device.projected,
             },
             collective_kernels=kernels.collectives,
-            warnings=(*fitted.warnings, *stand_ins, *device.projected),
+            warnings=(*fitted.warnings, *stand_ins, *device.projected, *self._unused(kernels)),
         )
+
+    def _unused(self, kernels: Kernels) -> list[str]:
+        """Figures of the description that are not the catalogue's, and that measured kernels make no use of."""
+        usual = load_device(self.spec.name if self.spec.name in device_names() else kernels.gpu).spec
+        changed = [key for key in _UNUSED if getattr(self.spec, key) != getattr(usual, key)]
+        if not changed:
+            return []
+        keys = ", ".join(changed)
+        return [f"{self.spec.name}: measured kernels make no use of {keys}; costs.kernels says what they reach"]
 
     @property
     def measured_parts(self) -> str:

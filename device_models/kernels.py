@@ -12,18 +12,30 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from pimserve.device_models.catalogue import kernel_names, load_kernel_document, merged
 from pimserve.device_models.model import Dtype
 from pimserve.device_models.plan import HOST, RowTerm
 from pimserve.errors import InputError, validation_error
-from pimserve.quantity import Microseconds
+from pimserve.quantity import GigabytesPerSecond, Microseconds
+
+
+def _no_truth(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("must be a number")  # noqa: TRY004 pydantic wants ValueError
+    return value
+
+
+def _line(text: str) -> str:
+    if not text.strip() or not text.isprintable():
+        raise ValueError("must be a line of text")
+    return text
+
 
 # Bounds are generous; beyond them times leave the clock's range.
-Share = Annotated[float, Field(ge=1e-6, le=1)]
-NonNegative = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
-Positive = Annotated[float, Field(ge=1e-6, le=1e9, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=1e-6, le=1), BeforeValidator(_no_truth)]
+NonNegative = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False), BeforeValidator(_no_truth)]
 Backend = Literal["vllm", "trtllm"]
 
 FS_PER_US = 10**9
@@ -105,7 +117,7 @@ class CollectiveKernel(_Section):
 
     name: str
     latency_us: Microseconds
-    bus_gb_per_s: Positive
+    bus_gb_per_s: GigabytesPerSecond
 
 
 _Algorithms = dict[Annotated[int, Field(ge=2)], Annotated[tuple[CollectiveKernel, ...], Field(min_length=1)]]
@@ -155,7 +167,7 @@ class Kernels(_Section):
 
     gpu: str
     backend: Backend
-    version: str
+    version: Annotated[str, Field(max_length=100), AfterValidator(_line)]
     gemm: dict[Dtype, GemmKernel] = Field(description="by the data type of the weights")
     decode_attention: dict[Dtype, DecodeAttentionKernel] = Field(description="by the data type of the KV cache")
     prefill_attention: dict[Dtype, PrefillAttentionKernel] = Field(description="by the data type of the queries")

@@ -140,6 +140,7 @@ class Distributed:
         )
         scenario = json.dumps(self._scenario.resolved())
         digests = {pool.name: pool.plan.digest() for pool in fleet.pools}
+        replaced: set[str] = set()
         while True:
             found = {group.name: self.supervisor.endpoint(group.name) for group in groups}
             hosts = {group.name: HostPlace(found[group.name].address, group.by_pool()) for group in groups}
@@ -148,7 +149,10 @@ class Distributed:
             except HostUnavailableError as error:
                 for name in error.hosts:
                     self.supervisor.replace(name, found[name].generation)
+                replaced.update(error.hosts)
                 continue
+            for name in replaced:
+                self.supervisor.caught_up(name)
             self._stack.callback(link.close)
             self._devices = link
             return link

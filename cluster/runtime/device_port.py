@@ -120,6 +120,7 @@ class Devices:
             endpoint = self._hosts.replace(name, generation)
             try:
                 self._link.replace(name, endpoint.address)
+                self._hosts.caught_up(name)
             except HostUnavailableError as error:
                 missing += [other for other in error.hosts if other not in missing]
 

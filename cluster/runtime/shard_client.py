@@ -25,6 +25,7 @@ from pimserve.cluster.runtime.shard_wire import (
     fleet_digest,
     fleet_json,
     from_message,
+    in_pieces,
     joined,
     pieces,
     rows_of,
@@ -58,6 +59,9 @@ class Hosts(Protocol):
 
     def replace(self, name: str, generation: int) -> Endpoint:
         """Another one in its place, unless that has been done since `generation`."""
+
+    def caught_up(self, name: str) -> None:
+        """It is where the one was that it replaces."""
 
 
 class ShardClient:
@@ -115,16 +119,15 @@ class ShardClient:
 
     def send(self, order: Order) -> None:
         """Begin a window."""
-        text, arrays = to_message(replace(order, requests=NONE))  # their rows have the numbers
-        *first, last = pieces(order.requests, self._table.rows(order.requests))
-        count = len(self._table)
-        parts = [
-            pb.AdvanceWindowsRequest(sequence=self._sequence, requests=count, rows=rows, more=True) for rows in first
-        ]
-        final = pb.AdvanceWindowsRequest(
-            sequence=self._sequence, requests=count, rows=last, order=text, arrays=arrays, live=self._live
-        )
-        parts.append(final)
+        *tables, last = pieces(order.requests, self._table.rows(order.requests))
+        # Without the requests: their rows have the numbers.
+        (text, arrays), *rest = in_pieces(*to_message(replace(order, requests=NONE)))
+        parts = [pb.AdvanceWindowsRequest(rows=rows) for rows in tables]
+        parts.append(pb.AdvanceWindowsRequest(rows=last, order=text, arrays=arrays))
+        parts += [pb.AdvanceWindowsRequest(order=text, arrays=arrays) for text, arrays in rest]
+        for part in parts:
+            part.sequence, part.requests, part.live = self._sequence, len(self._table), self._live
+            part.more = part is not parts[-1]
         self._sent.append(parts)
         self._sent_bytes += sum(part.ByteSize() for part in parts)
         self._sequence += 1
@@ -203,14 +206,19 @@ class ShardClient:
 
     def _surely(self, call: Callable[[_Connection], _Found]) -> _Found:
         """What a call returns, on another process if need be."""
+        replaced = False
         while True:
             endpoint = self._hosts.endpoint(self._name)
             try:
                 connection = self._connection(endpoint)
+                if replaced:
+                    self._hosts.caught_up(self._name)
+                    replaced = False
                 return call(connection)
             except HostUnavailableError:
                 self.close()
                 self._hosts.replace(self._name, endpoint.generation)
+                replaced = True
 
     def _connection(self, endpoint: Endpoint) -> _Connection:
         """The connection to that process, which is where this end is."""
@@ -234,7 +242,11 @@ class ShardClient:
     def _received(self, connection: _Connection) -> Report:
         answers = connection.receive(self._taken)
         self._taken += 1
-        report = from_message(Report, answers[-1].report, answers[-1].arrays)
+        report = from_message(
+            Report,
+            "".join(answer.report for answer in answers),
+            [column for answer in answers for column in answer.arrays],
+        )
         for answer in answers:
             if answer.HasField("rows"):
                 self._table.write(*rows_of(answer.rows, len(self._table)))

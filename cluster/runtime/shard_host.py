@@ -23,6 +23,7 @@ from pimserve.cluster.runtime.shard_wire import (
     fleet_digest,
     fleet_of,
     from_message,
+    in_pieces,
     pieces,
     rows_of,
     spans_to_table,
@@ -31,7 +32,7 @@ from pimserve.cluster.runtime.shard_wire import (
 from pimserve.cluster.service.security import TokenGuard
 from pimserve.errors import PimserveError
 from pimserve.scheduler.requests import RequestTable
-from pimserve.scheduler.shard import Order, Report, Shard
+from pimserve.scheduler.shard import NONE, Order, Report, Shard
 from pimserve.scheduler.steplog import IntArray, Rows
 from pimserve.v1 import shard_pb2 as pb
 from pimserve.v1.columns_pb2 import Table
@@ -162,10 +163,13 @@ class _Service(ShardServiceServicer):
             self._shard.rebind()
         requests = []
         for part in parts:
-            numbers, rows = rows_of(part.rows, len(self._table))
-            self._table.write(numbers, rows)
-            requests.append(numbers)
-        order = replace(from_message(Order, last.order, last.arrays), requests=np.concatenate(requests))
+            if part.HasField("rows"):
+                numbers, rows = rows_of(part.rows, len(self._table))
+                self._table.write(numbers, rows)
+                requests.append(numbers)
+        text = "".join(part.order for part in parts)
+        order = from_message(Order, text, [column for part in parts for column in part.arrays])
+        order = replace(order, requests=np.concatenate([NONE, *requests]))
         report = self._shard.advance(order)
         self._next += 1
         self._answer = list(self._answers(self._shard, last, order, report))
@@ -179,11 +183,13 @@ class _Service(ShardServiceServicer):
             numbers = np.concatenate([numbers, shard.in_hand()])
         for part in self._spans_so_far():
             yield pb.AdvanceWindowsResponse(sequence=request.sequence, spans=part, more=True)
-        *first, final = pieces(numbers, self._table.rows(numbers))
-        for table in first:
+        *tables, last = pieces(numbers, self._table.rows(numbers))
+        for table in tables:
             yield pb.AdvanceWindowsResponse(sequence=request.sequence, rows=table, more=True)
-        text, arrays = to_message(report)
-        yield pb.AdvanceWindowsResponse(sequence=request.sequence, report=text, arrays=arrays, rows=final)
+        *texts, final = in_pieces(*to_message(report))
+        for text, arrays in texts:
+            yield pb.AdvanceWindowsResponse(sequence=request.sequence, report=text, arrays=arrays, more=True)
+        yield pb.AdvanceWindowsResponse(sequence=request.sequence, report=final[0], arrays=final[1], rows=last)
 
     def _spans_so_far(self) -> list[Table]:
         spans = np.concatenate(self._spans) if self._spans else np.zeros(0, SPAN)

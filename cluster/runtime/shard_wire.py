@@ -20,6 +20,7 @@ from pimserve.scheduler.requests import DTYPE
 from pimserve.v1 import columns_pb2
 
 ROWS_PER_MESSAGE = 2**14  # about a megabyte
+_PIECE_BYTES = 2**20  # whole numbers of int64
 _KEYED = np.dtype([("request", np.int64), *DTYPE.descr])
 _ROW_COLUMNS = {name: _KEYED[name] for name in _KEYED.names or ()}
 _SPAN_COLUMNS = {name: SPAN[name] for name in SPAN.names or ()}
@@ -62,8 +63,24 @@ def to_message(value: object) -> tuple[str, list[columns_pb2.Column]]:
     return json.dumps(rest), columns
 
 
+def in_pieces(text: str, columns: Sequence[columns_pb2.Column]) -> Iterator[tuple[str, Sequence[columns_pb2.Column]]]:
+    """A message of `to_message` in pieces of about a megabyte; the texts of all, joined, and all columns are the whole.
+
+    There is at least one. A column that is cut comes as several of one name.
+    """
+    if len(text) + sum(len(column.data) for column in columns) <= _PIECE_BYTES:
+        yield text, columns
+        return
+    for begin in range(0, len(text), _PIECE_BYTES):
+        yield text[begin : begin + _PIECE_BYTES], ()
+    for column in columns:
+        for begin in range(0, max(1, len(column.data)), _PIECE_BYTES):
+            data = column.data[begin : begin + _PIECE_BYTES]
+            yield "", (columns_pb2.Column(name=column.name, data_type=column.data_type, data=data),)
+
+
 def from_message(kind: type[_Data], text: str, columns: Iterable[columns_pb2.Column]) -> _Data:
-    """What `to_message` was given.
+    """What `to_message` was given; columns of one name are one behind the other.
 
     Raises:
         InputError: it is nothing of that kind.
@@ -72,9 +89,10 @@ def from_message(kind: type[_Data], text: str, columns: Iterable[columns_pb2.Col
         values = {
             name: _adapter(kind, name).validate_python(value, strict=False) for name, value in json.loads(text).items()
         }
+        arrays: dict[str, list[NDArray[Any]]] = {}
         for column in columns:
-            values[column.name] = np.frombuffer(column.data, "<i8")
-        return kind(**values)
+            arrays.setdefault(column.name, []).append(np.frombuffer(column.data, "<i8"))
+        return kind(**values, **{name: np.concatenate(parts) for name, parts in arrays.items()})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(kind.__name__, f"is not one of this version of pimserve: {error}") from None
 

@@ -47,10 +47,12 @@ class Supervisor(ABC, Generic[Handle]):
 
     Whoever gets UNAVAILABLE from a host, or finds its name in `dead()`, calls `replace` with the generation that it
     talked to, and goes on with the endpoint that it gets. Address and process are new, and what the old host knew is
-    gone. All methods but entry and exit may be called from several threads.
+    gone; when the new one has been told all of it, `caught_up` is called. All methods but entry and exit may be called
+    from several threads.
 
     Attributes:
-        recoveries: (name, seconds from the call of `replace` to the new endpoint) of every replacement so far.
+        recoveries: (name, seconds from the call of `replace` to that of `caught_up`, or so far to the new endpoint) of
+            every replacement.
     """
 
     def __init__(self, specs: Sequence[HostSpec], patience: Patience | None = None) -> None:
@@ -61,6 +63,7 @@ class Supervisor(ABC, Generic[Handle]):
         self._handles: dict[str, Handle] = {}
         self._endpoints: dict[str, Endpoint] = {}
         self._locks = {name: threading.Lock() for name in self._specs}
+        self._asked: dict[str, float] = {}  # when each was missed last
         self._deaths: dict[str, deque[float]] = {name: deque() for name in self._specs}
         self._ending = False
 
@@ -106,8 +109,15 @@ class Supervisor(ABC, Generic[Handle]):
             if self._endpoints[name].generation == generation:
                 self._another(name, generation + 1, "it stopped answering")
                 self._bring_up(name, generation + 1, asked + self._patience.start_s)
+                self._asked[name] = asked
                 self.recoveries.append((name, time.monotonic() - asked))
             return self._endpoints[name]
+
+    def caught_up(self, name: str) -> None:
+        """The host that was put in the place of another is where that one was."""
+        with self._locks[name]:
+            mine = [index for index, (other, _) in enumerate(self.recoveries) if other == name]
+            self.recoveries[mine[-1]] = (name, time.monotonic() - self._asked[name])
 
     def _bring_up(self, name: str, generation: int, deadline: float) -> None:
         """Wait until the launched host has started, launch another if it dies at that, and enter it in the registry."""

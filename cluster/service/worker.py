@@ -94,7 +94,8 @@ def work(folder: RunFolder, *, held: bool = False, runner: Runner = run) -> int:
         except Exception as error:  # noqa: BLE001 whatever it is, the server is told
             outcome = {**_verdict(error), "progress": _so_far(control)}
         write_json(folder.outcome, outcome)
-        shutil.rmtree(folder.checkpoints, ignore_errors=True)
+        if outcome["state"] != "failed":  # else what it had reached tells more than the message
+            shutil.rmtree(folder.checkpoints, ignore_errors=True)
         return 0
 
 

@@ -21,9 +21,10 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from pimserve.cluster.validation.gpu_rows import Anchor, NotCovered, ServedRow, catalogue_gpu
+from pimserve.cluster.validation.gpu_rows import MOST_DEVICES, Anchor, NotCovered, ServedRow, catalogue_gpu
 from pimserve.cluster.validation.gpu_served import dtypes, model_name, run_scenario, scenario_of
 from pimserve.device_models.catalogue import load_model
+from pimserve.errors import shortened
 
 COUNTED = "seen"  # confidence of a figure that was read in its source
 
@@ -99,6 +100,8 @@ def _system(anchor: Anchor) -> tuple[int, str]:
         raise NotCovered(f"system {anchor.system!r} is not of the form '8x H100 ...'")
     if "TensorRT-LLM" not in anchor.software and "NIM" not in anchor.software:
         raise NotCovered(f"software {anchor.software!r} is not TensorRT-LLM")
+    if len(match[1]) > len(str(MOST_DEVICES)) or not 0 < int(match[1]) <= MOST_DEVICES:
+        raise NotCovered(f"system {shortened(anchor.system)!r} has no number of GPUs from 1 to {MOST_DEVICES}")
     return int(match[1]), catalogue_gpu(match[2])
 
 
@@ -166,7 +169,9 @@ def _mlperf(anchor: Anchor) -> AnchorResult:
     if (name, gpu) not in _MLPERF:
         raise NotCovered(f"the layout of {anchor.model} on {gpu} in MLPerf is not known")
     layout = _MLPERF[name, gpu]
-    replicas = gpus // layout.tensor_parallel
+    replicas, over = divmod(gpus, layout.tensor_parallel)
+    if over:
+        raise NotCovered(f"{gpus} GPUs are no whole number of replicas of {layout.tensor_parallel}, as submitted")
     lengths = {"input": _PROMPTS[name], "output": _ANSWERS[name]}
     document = _document(name, anchor, gpu)
     document["cluster"] = {"device": gpu, "devices_per_node": layout.tensor_parallel, "experts": "tp"}

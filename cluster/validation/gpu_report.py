@@ -164,6 +164,8 @@ def _named(gates: Sequence[Gate], note: str) -> list[str]:
 def _verdict(report: Report, gates: Sequence[Gate]) -> str:
     predicted = len(report.operators) + len(report.served) + len(report.anchors)
     rows = f"{count(predicted)} of {count(predicted + len(report.uncovered))} rows predicted"
+    if not predicted:
+        return f"nothing could be predicted; {rows}"
     if not gates:
         return f"no limit applies to these rows; {rows}"
     return f"{sum(gate.passed for gate in gates)} of {len(gates)} limits held; {rows}"

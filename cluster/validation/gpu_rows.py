@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Annotated, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from pimserve.device_models.catalogue import device_names
 from pimserve.device_models.gpu import Gpu
@@ -16,8 +16,17 @@ from pimserve.loadgen.spec import MAX_REQUESTS, MAX_TOKENS
 Count = Annotated[int, Field(gt=0, le=2**24)]
 Tokens = Annotated[int, Field(gt=0, le=MAX_TOKENS)]
 Concurrency = Annotated[int, Field(gt=0, le=MAX_REQUESTS // 100)]
-Devices = Annotated[int, Field(gt=0, le=4096)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+MOST_DEVICES = 4096
+Devices = Annotated[int, Field(gt=0, le=MOST_DEVICES)]
+
+
+def _measurable(value: float) -> float:
+    if not 1e-9 < value < 1e15:  # generous; beyond it ratios leave the range of floats
+        raise ValueError("is no figure that anybody measures")
+    return value
+
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), AfterValidator(_measurable)]
 
 
 def _mean(value: object) -> object:
@@ -47,9 +56,9 @@ class DecodeAttention(_Form):
     batch: Count
     context: Count
     q_heads: Count
-    kv_heads: Annotated[int, Field(ge=0, description="0: as many as q_heads")]
+    kv_heads: Annotated[int, Field(ge=0, le=2**24, description="0: as many as q_heads")]
     head_dim: Count
-    window_size: Annotated[int, Field(ge=0)] = 0
+    window_size: Annotated[int, Field(ge=0, le=2**24)] = 0
 
 
 class PrefillAttention(_Form):
@@ -58,9 +67,9 @@ class PrefillAttention(_Form):
     batch: Count
     length: Count
     q_heads: Count
-    kv_heads: Annotated[int, Field(ge=0, description="0: as many as q_heads")]
+    kv_heads: Annotated[int, Field(ge=0, le=2**24, description="0: as many as q_heads")]
     head_dim: Count
-    window_size: Annotated[int, Field(ge=0)] = 0
+    window_size: Annotated[int, Field(ge=0, le=2**24)] = 0
 
 
 class Moe(_Form):

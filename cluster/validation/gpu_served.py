@@ -23,12 +23,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
+from pydantic import ValidationError
+
 from pimserve.cluster.run import serve
 from pimserve.cluster.scenario import Scenario
 from pimserve.cluster.validation.gpu_rows import NotCovered, ServedRow, catalogue_gpu
 from pimserve.device_models.catalogue import load_model
 from pimserve.device_models.kernels import Backend
-from pimserve.errors import InputError
+from pimserve.errors import InputError, validation_error
 
 # Names in rows, without the publisher and in lower case, and what they are called in the catalogue.
 MODELS = {
@@ -101,11 +103,13 @@ def run_scenario(document: dict[str, Any], assumed: str) -> ServedResult:
     """
     try:
         summary, _ = serve(Scenario.model_validate(document))
+    except ValidationError as error:
+        raise NotCovered(str(validation_error("", error, Scenario)).splitlines()[0]) from None
     except InputError as error:
         raise NotCovered(error.message) from None
     requests, latency = summary["requests"], summary["latency_s"]
-    if requests["finished"] < requests["total"]:
-        raise NotCovered(f"{requests['rejected']} of {requests['total']} requests are too long for the KV cache")
+    if too_long := requests["total"] - requests["finished"] + requests["truncated"]:
+        raise NotCovered(f"{too_long} of {requests['total']} requests are too long for the model or the KV cache")
     ttft, tpot, rate = latency["ttft"]["mean"], latency["tpot"]["mean"], summary["throughput"]["output_tokens_per_s"]
     if ttft is None or tpot is None or rate is None:
         raise NotCovered("too short to measure")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import abc
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -71,11 +72,14 @@ class Aimc:
         plan = plan_of(walk, chip, spec.power.idle_gating, in_turns=spec.spread == "layers")
         costs: dict[str, Any] = {"setting": "ideal"}
         projected: tuple[str, ...] = ()
+        ignored: tuple[str, ...] = ()
         if demand.backend is not None:
             kernels = measured_kernels(spec, demand)
             step = kernels.step
             plan = replace(plan, rows=plan.rows + step.host_terms(), frontend_ps=step.frontend_ps)
             projected = (f"{spec.name} keeps its projected rates; only the host of the serving engine is measured",)
+            if unused := _unused(demand.kernels or {}):
+                ignored = (f"{spec.name} makes no use of {', '.join(unused)}",)
             costs = {**kernels.label, "measured": "host", "projected": list(projected)}
         return Fitted(
             plan=plan,
@@ -83,7 +87,7 @@ class Aimc:
             kv_capacity_tokens=self._kv_capacity(network, [each.chip for each in walk.attention], demand),
             weight_bytes_per_device=0.0,
             facts=self._facts(network, mapping, split.devices),
-            warnings=(*spec.warnings(), *_model_warnings(spec, model), *projected),
+            warnings=(*spec.warnings(), *_model_warnings(spec, model), *projected, *ignored),
             parallelism={"spread": spec.spread},
             costs=costs,
         )
@@ -136,6 +140,13 @@ class Aimc:
             "noise": noise,
             "event_model_over_plan": list(EVENT_OVER_PLAN) if spec.costs.model == "rates" else None,
         }
+
+
+def _unused(changes: abc.Mapping[str, Any]) -> list[str]:
+    """Changes to measured kernels that are none of the host."""
+    found = [f"costs.kernels.{key}" for key in changes if key not in {"version", "step"}]
+    step = changes.get("step")
+    return [*found, *(f"costs.kernels.step.{key}" for key in step or () if key in {"layer_us", "memory"})]
 
 
 def _model_warnings(spec: AimcSpec, model: ModelSpec) -> list[str]:

@@ -139,6 +139,8 @@ def _limit(text: str, place: str) -> None:
                     known[anchor] = size
                 sizes[-1] += size
             elif isinstance(event, yaml.AliasEvent):
+                if event.anchor in anchors:
+                    raise InputError(place, f"*{event.anchor} is within what it stands for")
                 sizes[-1] += known.get(event.anchor or "", 1)
             elif isinstance(event, yaml.ScalarEvent):
                 sizes[-1] += 1

@@ -71,13 +71,13 @@ def test_a_miss_is_shown_and_is_exit_code_1(tmp_path, predicted):
 def test_rows_that_are_not_covered_are_listed(tmp_path):
     unknown = [{**GEMM, "gpu": "MI300X"}, {**GEMM, "backend": "sglang"}, {**GEMM, "op": "convolution"}]
     done = validate(tmp_path, "--measured", write(tmp_path, "mine.json", {"rows": unknown}))
-    assert done.returncode == 0
+    assert done.returncode == 1
     text = " ".join(done.stdout.split())
     assert "3 rows not covered" in text
     assert "GPU 'MI300X' is not in the catalogue" in text
     assert "backend 'sglang' was not measured (there are vllm, trtllm) (rows[1])" in text
     assert "operator 'convolution' is unknown" in text
-    assert text.endswith("no limit applies to these rows; 0 of 3 rows predicted")
+    assert text.endswith("nothing could be predicted; 0 of 3 rows predicted")
 
 
 def test_served_rows_and_anchors(tmp_path):

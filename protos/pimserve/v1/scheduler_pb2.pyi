@@ -649,7 +649,9 @@ class InjectRequestsResponse(google.protobuf.message.Message):
     FIRST_REQUEST_FIELD_NUMBER: builtins.int
     simulated_s: builtins.float
     first_request: builtins.int
-    """Number of the first of them; others follow. It grows if more requests are injected before they arrive."""
+    """Number of the first of them; others follow. Numbers are by arrival: requests of the workload that arrive later move
+    up, and so do these if more requests are injected before they arrive.
+    """
     def __init__(
         self,
         *,

@@ -76,7 +76,9 @@ class AdvanceWindowsRequest(google.protobuf.message.Message):
     sequence: builtins.int
     """Number of the order, from 0 up; one that was carried out already is answered again, and not carried out again."""
     order: builtins.str
-    """The order (pimserve.scheduler.shard.Order) but for its arrays, JSON; in the last message of an order."""
+    """A piece of the order (pimserve.scheduler.shard.Order) but for its arrays, JSON; those of all its messages, joined,
+    are the whole.
+    """
     requests: builtins.int
     """How many requests the run has by now."""
     live: builtins.bool
@@ -85,7 +87,7 @@ class AdvanceWindowsRequest(google.protobuf.message.Message):
     """More messages of this order follow."""
     @property
     def arrays(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[pimserve.v1.columns_pb2.Column]:
-        """Its arrays: columns, each of its own length; in the last message."""
+        """Its arrays: columns, each of its own length; a long one comes as several of one name, in order."""
 
     @property
     def rows(self) -> pimserve.v1.columns_pb2.Table:
@@ -119,7 +121,7 @@ class AdvanceWindowsResponse(google.protobuf.message.Message):
     MORE_FIELD_NUMBER: builtins.int
     sequence: builtins.int
     report: builtins.str
-    """The report (pimserve.scheduler.shard.Report) but for its arrays, JSON; in the last message of a report."""
+    """A piece of the report (pimserve.scheduler.shard.Report) but for its arrays, JSON, and columns, as in an order."""
     more: builtins.bool
     @property
     def arrays(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[pimserve.v1.columns_pb2.Column]: ...

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from pimserve.cluster.devices.status import OPTIONS
-from pimserve.cluster.runtime import shard_client
+from pimserve.cluster.runtime import shard_client, shard_wire
 from pimserve.cluster.runtime.hosting import Endpoint
 from pimserve.cluster.runtime.shard_client import ShardClient
 from pimserve.cluster.runtime.shard_host import ShardHost
@@ -22,6 +22,7 @@ from pimserve.cluster.runtime.shard_wire import (
     fleet_json,
     fleet_of,
     from_message,
+    in_pieces,
     pieces,
     rows_of,
     to_message,
@@ -30,10 +31,11 @@ from pimserve.cluster.service.security import bearer
 from pimserve.device_models.routing import Routing
 from pimserve.errors import InputError
 from pimserve.scheduler.config import SchedulerSpec
+from pimserve.scheduler.engine import Move
 from pimserve.scheduler.fleet import Fleet, RowSink
 from pimserve.scheduler.metrics import digest
 from pimserve.scheduler.requests import RequestTable
-from pimserve.scheduler.shard import Order
+from pimserve.scheduler.shard import NONE, Order
 from pimserve.scheduler.simulation import Deployment
 from pimserve.v1 import shard_pb2 as pb
 from pimserve.v1.shard_pb2_grpc import ShardServiceStub
@@ -56,6 +58,7 @@ class Hosts:
     def __init__(self) -> None:
         self.hosts: dict[str, ShardHost] = {}
         self.places: dict[str, Endpoint] = {}
+        self.caught_up_at: list[tuple[str, int]] = []
 
     def endpoint(self, name: str) -> Endpoint:
         if name not in self.places:
@@ -67,6 +70,9 @@ class Hosts:
             self.kill(name)
             self._start(name, generation + 1)
         return self.places[name]
+
+    def caught_up(self, name: str) -> None:
+        self.caught_up_at.append((name, self.places[name].generation))
 
     def kill(self, name: str) -> None:
         self.hosts[name].stop(0)
@@ -151,9 +157,34 @@ def test_shards_that_die_give_the_same_bits(
     with remote(2) as made:
         deployment = Deployment(shards=made, control=Killing(lengths, made, deaths))
         there = Run(case, replicas, router, report_interval_s=interval_ms / 1000, deployment=deployment)
+        replaced = {(name, place.generation) for name, place in made.hosts.places.items() if place.generation}
+        assert replaced <= set(made.hosts.caught_up_at)
     assert digest(there.served) == digest(here.served)
     assert there.summary() == here.summary()
     assert spans(there) == spans(here)
+
+
+@given(RUNS, LENGTHS, st.integers(1, 40))
+@SLOW
+def test_orders_and_reports_may_be_cut_into_any_pieces(run: Run, lengths: list[int], eights: int) -> None:
+    with pytest.MonkeyPatch.context() as patch, remote(1) as made:
+        for name, most in (("_PIECE_BYTES", 8 * eights), ("ROWS_PER_MESSAGE", eights)):
+            patch.setattr(shard_wire, name, most)
+        deployment = Deployment(shards=made, control=Windows(lengths))
+        there = Run(run.case, len(run.blocks), run.spec.router, deployment=deployment)
+    assert digest(there.served) == digest(run.served)
+
+
+def test_no_message_of_a_long_order_is_long() -> None:
+    count = 5_000_000  # a column of 40 MB
+    order = Order(3, 2**200, NONE, np.arange(count), moves=tuple(Move(each, 0, 2**70, 0) for each in range(20_000)))
+    text, arrays = to_message(order)
+    parts = list(in_pieces(text, arrays))
+    assert max(len(text) + sum(column.ByteSize() for column in columns) for text, columns in parts) < 2**21
+    joined = "".join(text for text, _ in parts)
+    again = from_message(Order, joined, [column for _, columns in parts for column in columns])
+    assert (again.replicas == order.replicas).all()
+    assert (again.moves, again.window, len(again.requests)) == (order.moves, 3, 0)
 
 
 @SLOW

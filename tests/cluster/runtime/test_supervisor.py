@@ -66,6 +66,11 @@ def test_a_dead_host_is_replaced(supervise):
         [(name, seconds)] = hosts.recoveries
         assert name == "a"
         assert 0 < seconds < 60
+        time.sleep(0.2)  # it is told what the old one knew
+        hosts.caught_up("a")
+        [(name, whole)] = hosts.recoveries
+        assert name == "a"
+        assert seconds + 0.2 <= whole < 60
 
 
 def test_who_comes_late_gets_the_replacement_that_is_there(supervise):
