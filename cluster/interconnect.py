@@ -14,9 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pimserve.device_models.kernels import FS_PER_US, CollectiveKernel, Collectives
-from pimserve.device_models.operators import AllGather, AllReduce, AllToAll, Operator, Parallelism, Rows
+from pimserve.device_models.operators import AllGather, AllReduce, AllToAll, Operator, Parallelism, Rows, Traffic
 from pimserve.device_models.plan import FS_PER_S, LINK, RowTerm
 
+_ALL_REDUCE, _ALL_TO_ALL, _ALL_GATHER = "all-reduce", "dispatch and combine", "all-gather of logits"
 _Algorithms = Mapping[int, Sequence[CollectiveKernel]]
 
 
@@ -51,18 +52,33 @@ class Interconnect:
                 terms.append(_measured_all_gather(op, measured))
         return tuple(terms)
 
+    def traffic(
+        self, operators: Sequence[Operator], split: Parallelism, measured: Collectives | None = None
+    ) -> tuple[Traffic, ...]:
+        """Bytes of the same collectives: of all-reduces those of a ring, of dispatch and combine the routed copies."""
+        found: list[Traffic] = []
+        for op in operators:
+            if isinstance(op, AllReduce):
+                sent = 2 * (op.group - 1) * op.times * op.bytes_per_token
+                found.append(Traffic(_ALL_REDUCE, "tokens", sent))
+            elif isinstance(op, AllToAll):
+                found.append(Traffic(_ALL_TO_ALL, "tokens", op.times * op.bytes_per_token * split.tensor))
+            elif isinstance(op, AllGather) and measured is not None and op.group <= split.devices_per_node:
+                found.append(Traffic(_ALL_GATHER, "outputs", (op.group - 1) * op.bytes_per_output))
+        return tuple(found)
+
     def _all_reduce(self, op: AllReduce, split: Parallelism) -> RowTerm:
         inside = op.group <= split.devices_per_node
         latency = self.link_latency_us if inside else max(self.link_latency_us, self.node_latency_us)
         bandwidth = self.link_gb_per_s if inside else min(self.link_gb_per_s, self.node_gb_per_s)
         hops = 2 * (op.group - 1) * op.times
-        return _term("all-reduce", [(hops * latency, hops * op.bytes_per_token / op.group, bandwidth)])
+        return _term(_ALL_REDUCE, [(hops * latency, hops * op.bytes_per_token / op.group, bandwidth)])
 
     def _all_to_all(self, op: AllToAll, split: Parallelism) -> RowTerm:
         inside = split.nodes == 1
         fixed = self.link_latency_us if inside else self.dispatch_us
         bandwidth = self.link_gb_per_s if inside else self.node_gb_per_s
-        return _term("dispatch and combine", [(op.times * fixed, op.times * op.bytes_per_token, bandwidth)])
+        return _term(_ALL_TO_ALL, [(op.times * fixed, op.times * op.bytes_per_token, bandwidth)])
 
 
 def beyond_measured(operators: Sequence[Operator], split: Parallelism, measured: Collectives) -> tuple[str, ...]:
@@ -85,7 +101,7 @@ def beyond_measured(operators: Sequence[Operator], split: Parallelism, measured:
 def _measured_all_reduce(op: AllReduce, measured: Collectives) -> RowTerm:
     moved = op.times * op.bytes_per_token * 2 * (op.group - 1) / op.group
     algorithms = _for_group(measured.all_reduce, op.group)
-    return _term("all-reduce", [(op.times * each.latency_us, moved, each.bus_gb_per_s) for each in algorithms])
+    return _term(_ALL_REDUCE, [(op.times * each.latency_us, moved, each.bus_gb_per_s) for each in algorithms])
 
 
 def _measured_all_gather(op: AllGather, measured: Collectives) -> RowTerm:
@@ -93,7 +109,7 @@ def _measured_all_gather(op: AllGather, measured: Collectives) -> RowTerm:
     moved = op.bytes_per_output * (op.group - 1) / op.group
     algorithms = _for_group(measured.all_gather, op.group)
     costs = [(each.latency_us, moved, each.bus_gb_per_s) for each in algorithms]
-    return _term("all-gather of logits", costs, rows="outputs")
+    return _term(_ALL_GATHER, costs, rows="outputs")
 
 
 def _measured_all_to_all(op: AllToAll, measured: Collectives, split: Parallelism) -> RowTerm:
@@ -109,7 +125,7 @@ def _measured_all_to_all(op: AllToAll, measured: Collectives, split: Parallelism
             # Both move the same bytes, one after the other.
             rate = 1 / (1 / gather.bus_gb_per_s + 1 / scatter.bus_gb_per_s)
             costs.append((fixed_us, gathered, rate))
-    return _term("dispatch and combine", costs)
+    return _term(_ALL_TO_ALL, costs)
 
 
 def _for_group(algorithms: _Algorithms, group: int) -> Sequence[CollectiveKernel]:

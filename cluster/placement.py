@@ -8,14 +8,15 @@ from typing import Any
 
 from pimserve.cluster.interconnect import Interconnect, beyond_measured
 from pimserve.device_models.device import Demand, Device
+from pimserve.device_models.operators import Traffic
 from pimserve.device_models.plan import CostPlan
 from pimserve.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """One copy of the model: its cost plan, its KV cache's size in tokens, how devices share it, what they say, and the
-    setting of their costs."""
+    """One copy of the model: its cost plan, its KV cache's size in tokens, how devices share it, what they say, the
+    setting of their costs, and what passes between them."""
 
     plan: CostPlan
     kv_capacity_tokens: int
@@ -24,6 +25,7 @@ class Replica:
     facts: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     costs: Mapping[str, Any] = field(default_factory=dict)
+    traffic: tuple[Traffic, ...] = ()
 
 
 def place(device: Device, interconnect: Interconnect, demand: Demand) -> Replica:
@@ -52,4 +54,5 @@ def place(device: Device, interconnect: Interconnect, demand: Demand) -> Replica
         fitted.facts,
         warnings,
         fitted.costs,
+        interconnect.traffic(fitted.collectives, demand.split, fitted.collective_kernels) + fitted.traffic,
     )

@@ -13,6 +13,7 @@ from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.operators import (
     Operator,
     Parallelism,
+    Traffic,
     kv_bytes_per_token_per_device,
     operators_of,
     weight_bytes_per_device,
@@ -72,7 +73,7 @@ class Fitted:
     `plan` lacks the collectives, which the links cost. `facts` goes into the summary as it is; `warnings` are sentences
     that belong with every result. `parallelism` says how the devices share the model, where that is not the demand's
     split; None: it is. `costs` says which setting the plan is of, and `collective_kernels` what the links between its
-    devices reach, where that was measured.
+    devices reach, where that was measured. `traffic` is what passes between devices beside the collectives.
     """
 
     plan: CostPlan
@@ -84,6 +85,7 @@ class Fitted:
     parallelism: Mapping[str, Any] | None = None
     costs: Mapping[str, Any] = field(default_factory=lambda: {"setting": "ideal"})
     collective_kernels: Collectives | None = None
+    traffic: tuple[Traffic, ...] = ()
 
 
 class Device(Protocol):

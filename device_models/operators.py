@@ -160,6 +160,15 @@ class Rest:
     elements: int
 
 
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What all devices of a replica together send over their links for each row of a step."""
+
+    operator: str
+    rows: Rows
+    bytes_per_row: float
+
+
 Operator = Gemm | DecodeAttention | PrefillAttention | Experts | AllReduce | AllToAll | AllGather | Rest
 
 

@@ -56,6 +56,9 @@ load its history instead (`pimserve metrics backfill`), in which a second of Pro
 - Requests count when they have left; a request that was handed over counts on the replica that decoded it. Counters
   of tokens, steps, energy and busy time are brought up to date once a second of wall time, the others at the end of
   every window (about 50 ms, a tenth of a second when paced).
+- Bytes over links follow from the collectives and the tokens that passed through them: of all-reduces those that a
+  ring sends, of dispatch and combine the routed copies, whichever measured algorithm the time is of. A KV cache that
+  was handed over counts on the replica that got it, when its request finishes.
 - At the end of a run, counters are equal to its `summary.json`. Where the summary trims a warm-up or cool-down, its
   latencies and SLO shares are of the measured window; here histograms are of the whole run, and the SLO leaves out
   the warm-up alone.
@@ -65,8 +68,6 @@ load its history instead (`pimserve metrics backfill`), in which a second of Pro
 _ABSENT = """## Not there
 
 - Prefix caches, swapping and LoRA adapters: not modelled.
-- Bytes over links: what links cost is the time of the unit `link`. Device actors of a distributed run count bytes
-  between each other, and check that what was sent was received; their sums are not exposed.
 - Energy that devices draw whether they work or not (`operator="static"`): only where the device's description has it.
 - `pimserve_actor_restarts_total` and `pimserve_audit_checks_total` stay 0 in runs of one process.
 - Exemplars, `_created` samples and native histograms.

@@ -159,6 +159,13 @@ FAMILIES = (
         " whether they work or not, where it is known.",
         (*DEVICE, "operator", "part"),
     ),
+    Family(
+        "pimserve_link_bytes_total",
+        "counter",
+        "Bytes that all devices of the replica have sent over their links, by operator; operator handover is what the"
+        " KV caches of its finished requests brought from the prefill pool.",
+        (*DEVICE, "operator"),
+    ),
     Family("pimserve_devices", "gauge", "Devices of the replica.", DEVICE),
     Family("pimserve_device_weight_bytes", "gauge", "Weights in each device.", DEVICE),
     Family(

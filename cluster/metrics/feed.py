@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pimserve.cluster.metrics.state import Layout, RunMetrics
+from pimserve.cluster.metrics.state import HANDOVER, Layout, RunMetrics
 from pimserve.device_models.plan import FS_PER_S
 from pimserve.loadgen.spec import PS_PER_S
 from pimserve.scheduler.control import Ledger, ReplicaState, RunView
+from pimserve.scheduler.handover import Link
 from pimserve.scheduler.requests import FINISHED, WAITING
 from pimserve.scheduler.slo import SloSpec
 
@@ -121,6 +122,9 @@ class RequestMetrics:
         self._warmup_ps = round(warmup_s * PS_PER_S)
         self._frontend_ps = frontend_ps
         self._rows = np.array(metrics.layout.histogram_rows, np.int64)
+        self._handover = metrics.layout.handover
+        links = _places(metrics.layout, "pimserve_link_bytes_total")
+        self._brought = {engine: index for (engine, operator), index in links.items() if operator == HANDOVER}
 
     def add(self, columns: Columns, left: NDArray[np.int64]) -> None:
         """Take in requests, by their numbers, that have left; definitions as in scheduler/metrics.py."""
@@ -137,6 +141,8 @@ class RequestMetrics:
         metrics.values["pimserve_engine_requests_total"] += np.bincount(replica, minlength=engines)
         preemptions = columns["preemptions"][done]
         metrics.values["pimserve_preemptions_total"] += np.bincount(replica, preemptions, minlength=engines)
+        if self._handover is not None:
+            self._count_handovers(self._handover, replica, columns["input_tokens"][done])
         tokens = columns["output_tokens"][done].astype(np.int64)
         several = tokens > 1
         ttft = (first - arrival + self._frontend_ps) / PS_PER_S
@@ -153,6 +159,14 @@ class RequestMetrics:
         self._count_slo(
             columns["arrival_ps"][left] >= self._warmup_ps, arrival, {"ttft": ttft, "tpot": tpot, "e2e": e2e}
         )
+
+    def _count_handovers(self, link: Link, replica: NDArray[Any], tokens: NDArray[Any]) -> None:
+        """Whoever finished in the decode pool brought the KV cache of its prompt there."""
+        sizes = link.bytes_per_token * tokens.astype(np.int64)
+        sizes += link.window_bytes_per_token * np.minimum(tokens, link.window_tokens)
+        brought = np.bincount(replica, sizes, minlength=len(self._metrics.layout.engines))
+        for engine, index in self._brought.items():
+            self._metrics.values["pimserve_link_bytes_total"][index] += brought[engine]
 
     def _count_slo(
         self, counted: NDArray[np.bool_], arrival_ps: NDArray[np.int64], latencies: Mapping[str, Any]
@@ -196,6 +210,10 @@ class LedgerMetrics:
         self._busy = _places(layout, "pimserve_device_busy_seconds_total")
         self._time = _places(layout, "pimserve_operator_time_seconds_total")
         self._energy = _places(layout, "pimserve_device_energy_joules_total")
+        self._links: dict[int, list[int]] = {}  # by replica, its series of bytes that go with tokens
+        for (engine, operator), index in _places(layout, "pimserve_link_bytes_total").items():
+            if operator != HANDOVER:
+                self._links.setdefault(engine, []).append(index)
 
     def set(self, ledgers: Sequence[Ledger], now_fs: int) -> None:
         """Ledgers of all replicas, as of that time; none changes nothing."""
@@ -226,6 +244,10 @@ class LedgerMetrics:
             energy = values["pimserve_device_energy_joules_total"]
             for (operator, part), joules in ledger.joules.items():
                 energy[self._energy[index, operator, part]] = joules
+            for place in self._links.get(index, ()):
+                computed, sampled = layout.link_bytes[place]
+                sent = computed * ledger.computed_tokens + sampled * ledger.output_tokens
+                values["pimserve_link_bytes_total"][place] = sent
             if ledger.static_joules is not None:
                 idle_s = max(0, now_fs - ledger.clock_fs) / FS_PER_S
                 energy[self._energy[index, "static", "static"]] = ledger.static_joules + ledger.idle_w * idle_s

@@ -14,14 +14,17 @@ from numpy.typing import NDArray
 
 from pimserve import __version__
 from pimserve.cluster.metrics.families import ALL_ENGINES, BY_NAME, DEVICE, ENGINE, FAMILIES, Family, bounds
-from pimserve.cluster.pools import PlacedPool
+from pimserve.cluster.pools import PlacedPool, link_of
 from pimserve.cluster.run import prepare_pools
 from pimserve.cluster.scenario import Scenario
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.operators import CATEGORIES
 from pimserve.device_models.plan import HOST, LINK
 from pimserve.errors import InputError
+from pimserve.scheduler.fleet import DECODE
+from pimserve.scheduler.handover import Link
 
+HANDOVER = "handover"  # of KV caches, among the operators that use links
 MOST_ENGINES = 64  # of which histograms are kept apart
 Keys = tuple[tuple[str, ...], ...]
 Array = NDArray[Any]
@@ -37,12 +40,16 @@ class Layout:
         bounds: by histogram, upper bounds of its buckets without +Inf.
         engines: number and role of each replica.
         histogram_rows: row of each replica in histograms.
+        link_bytes: of each series of link bytes, bytes for each token that is computed, and for each that is sampled.
+        handover: how KV caches come from the prefill pool.
     """
 
     keys: Mapping[str, Keys]
     bounds: Mapping[str, tuple[float, ...]]
     engines: tuple[tuple[int, str], ...]
     histogram_rows: tuple[int, ...]
+    link_bytes: tuple[tuple[float, float], ...] = ()
+    handover: Link | None = None
 
     @property
     def run_id(self) -> str:
@@ -72,6 +79,8 @@ class Layout:
                 {BY_NAME[name].name: tuple(found) for name, found in document["bounds"].items()},
                 tuple((number, role) for number, role in document["engines"]),
                 tuple(document["histogram_rows"]),
+                tuple((computed, sampled) for computed, sampled in document["link_bytes"]),
+                None if document["handover"] is None else Link(**document["handover"]),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError("metrics", f"no layout of this version: {type(error).__name__} {error}") from None
@@ -222,7 +231,24 @@ def _layout(
         {family.name: bounds(family, limits) for family in FAMILIES if family.kind == "histogram"},
         roles,
         tuple(rows.index(name) if together else index for index, (_, name) in enumerate(roles)),
+        tuple(_link_bytes(pool, operator) for pool, _ in engines for (operator,) in _links(pool)),
+        link_of(scenario, model, pools) if len(pools) > 1 else None,
     )
+
+
+def _links(pool: PlacedPool) -> Sequence[tuple[str]]:
+    """Operators that send bytes over links."""
+    handover = [(HANDOVER,)] if pool.name == DECODE else []
+    return [*((name,) for name in dict.fromkeys(each.operator for each in pool.replica.traffic)), *handover]
+
+
+def _link_bytes(pool: PlacedPool, operator: str) -> tuple[float, float]:
+    """Bytes that an operator sends for each token that is computed, and for each that is sampled."""
+    found = {"tokens": 0.0, "outputs": 0.0}
+    for each in pool.replica.traffic:
+        if each.operator == operator:
+            found[each.rows] += each.bytes_per_row
+    return found["tokens"], found["outputs"]
 
 
 def _workload(scenario: Scenario) -> str:
@@ -252,6 +278,8 @@ def _of_devices(family: Family, pool: PlacedPool) -> Sequence[tuple[str, ...]]:
     if family.name == "pimserve_device_energy_joules_total":
         static = [("static", "static")] if pool.replica.plan.static is not None else []
         return [*((category, part) for category in CATEGORIES for part in ("dram", "compute")), *static]
+    if family.name == "pimserve_link_bytes_total":
+        return _links(pool)
     if family.name == "pimserve_device_tiers":
         return [("used",), ("total",)] if tiers(pool) else []
     return [()]

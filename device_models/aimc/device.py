@@ -13,10 +13,10 @@ from pimserve.device_models.aimc.mapping import Density, Mapping, map_network
 from pimserve.device_models.aimc.network import Network, network_of
 from pimserve.device_models.aimc.serving import UNITS, plan_of
 from pimserve.device_models.aimc.spec import AimcSpec
-from pimserve.device_models.aimc.walk import Walker
+from pimserve.device_models.aimc.walk import Walk, Walker
 from pimserve.device_models.device import Demand, Fitted, measured_kernels
 from pimserve.device_models.model import BYTES_PER_ELEMENT, ModelSpec
-from pimserve.device_models.operators import Parallelism
+from pimserve.device_models.operators import Parallelism, Traffic
 from pimserve.device_models.routing import expert_share
 from pimserve.errors import InputError
 
@@ -90,6 +90,7 @@ class Aimc:
             warnings=(*spec.warnings(), *_model_warnings(spec, model), *projected, *ignored),
             parallelism={"spread": spec.spread},
             costs=costs,
+            traffic=_traffic(walk) if split.devices > 1 else (),
         )
 
     def _refuse_splits(self, split: Parallelism) -> None:
@@ -140,6 +141,13 @@ class Aimc:
             "noise": noise,
             "event_model_over_plan": list(EVENT_OVER_PLAN) if spec.costs.model == "rates" else None,
         }
+
+
+def _traffic(walk: Walk) -> tuple[Traffic, ...]:
+    return (
+        Traffic("chip to chip", "tokens", walk.link_bytes),
+        Traffic("chip to chip", "outputs", walk.sampled_link_bytes),
+    )
 
 
 def _unused(changes: abc.Mapping[str, Any]) -> list[str]:

@@ -103,7 +103,7 @@ class Walk:
 
     `segments` is the work up to each attention barrier, `last` that after the last one, and `head` that of the final
     norm, the product with the vocabulary and sampling: of a prompt, only the last token comes there. `sampled_nj` is
-    the energy of both.
+    the energy of both. `link_bytes` and `sampled_link_bytes` are what passes between chips, likewise.
     """
 
     last: Work
@@ -115,6 +115,8 @@ class Walk:
     segments: list[Work] = field(default_factory=list)
     attention: list[AttentionSlopes] = field(default_factory=list)
     expert_mvm_ps: float = 0.0
+    link_bytes: float = 0.0
+    sampled_link_bytes: float = 0.0
 
 
 class Walker:
@@ -144,6 +146,7 @@ class Walker:
         self._walk = Walk(self._work(), self._work(), Visits(chip.all_tiles))
         self._position = 0.0  # on the chain
         self._spent: dict[Category, float] = defaultdict(float)  # nJ, since the last barrier but one
+        self._sent = 0.0  # bytes between chips, likewise
 
     def walk(self) -> Walk:
         """One token through all layers, with the head."""
@@ -161,6 +164,7 @@ class Walker:
             segment = self._work()
             if layer == len(network.blocks) - 1:
                 walk.energy_nj, self._spent = self._spent, defaultdict(float)
+                walk.link_bytes, self._sent = self._sent, 0.0
             walk.attention.append(self._attention(block.attention, home))
             for stage in block.after:
                 self._stage("fc", stage, home, segment)
@@ -175,7 +179,7 @@ class Walker:
                 self._digital("fc", self.costs.norm(network.hidden), homes[layer + 1], segment)
         walk.last = segment
         self._head(homes[-1])
-        walk.sampled_nj = self._spent
+        walk.sampled_nj, walk.sampled_link_bytes = self._spent, self._sent
         return walk
 
     def _to_next_chip(self) -> None:
@@ -184,6 +188,7 @@ class Walker:
         hop = self.chip.link.hop(self.network.hidden)
         self._chain("communication", hop.ps)
         self._spent["communication"] += hop.nj
+        self._sent += self.network.hidden
 
     def _work(self) -> Work:
         return Work(np.zeros(self.chip.all_tiles), np.zeros(self.chip.chips))
@@ -210,7 +215,7 @@ class Walker:
             some = self._tiles[matrix][:column_blocks]
             reading = Way(self._hops_ps(matrix, home), self._mvm.ps * int(np.bincount(some).max()))
             longest = max(longest, reading, key=sum)
-            self._spent["communication"] += self._hops_nj(matrix, home) / row_blocks
+            self._pay_hops(matrix, home, 1 / row_blocks)
             self._spent["fc"] += column_blocks * self._mvm.nj
         self._chain("communication", longest.hops_ps)
         self._chain("fc", longest.rest_ps)
@@ -264,7 +269,7 @@ class Walker:
         row_blocks, column_blocks = self._grid(matrix)
         chunks = row_blocks * column_blocks
         self._mvms(matrix, work, share if load is None else load)
-        self._spent["communication"] += share * self._hops_nj(matrix, home)
+        self._pay_hops(matrix, home, share)
         add = self.costs.add(self._block_cols(matrix))
         sums = share * (row_blocks - 1) * column_blocks
         reads = self.network.matrices[matrix].reads(self.chip.tier_cols)
@@ -296,13 +301,16 @@ class Walker:
         rows, cols = min(shape.rows, chip.tier_rows), min(shape.cols, chip.tier_cols)
         return self._hop(matrix, rows, home).ps + self._hop(matrix, cols, home).ps
 
-    def _hops_nj(self, matrix: int, home: int) -> float:
-        """Energy of the ways to all chunks and back; those at the border carry less."""
+    def _pay_hops(self, matrix: int, home: int, share: float) -> None:
+        """Energy, and bytes between chips, of the ways to a share of the chunks and back; the border carries less."""
         shape, chip = self.network.matrices[matrix], self.chip
         rows, cols = _blocks(shape.rows, chip.tier_rows), _blocks(shape.cols, chip.tier_cols)
-        there = sum(number * self._hop(matrix, size, home).nj for size, number in rows) * sum(n for _, n in cols)
-        back = sum(number * self._hop(matrix, size, home).nj for size, number in cols) * sum(n for _, n in rows)
-        return there + back
+        row_blocks, col_blocks = (sum(number for _, number in blocks) for blocks in (rows, cols))
+        there = sum(number * self._hop(matrix, size, home).nj for size, number in rows) * col_blocks
+        back = sum(number * self._hop(matrix, size, home).nj for size, number in cols) * row_blocks
+        self._spent["communication"] += share * (there + back)
+        if self._chip_of(matrix) != home and chip.link is not None:
+            self._sent += share * (shape.rows * col_blocks + shape.cols * row_blocks)
 
     def _digital(self, category: Category, cost: OpCost, home: int, work: Work, times: float = 1.0) -> None:
         """A digital operation on the chain."""

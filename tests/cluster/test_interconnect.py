@@ -1,5 +1,7 @@
 """Collectives between devices: hops, bytes and which links they take."""
 
+from dataclasses import replace
+
 import pytest
 
 from pimserve.cluster.interconnect import Interconnect
@@ -105,3 +107,30 @@ def test_logits_are_gathered_in_measured_runs_only() -> None:
     (term,) = LINKS.compile([op], split, MEASURED)
     assert term.rows == "outputs"
     assert term.time_fs(64) / FS_PER_S == pytest.approx(13e-6 + 64 * 256_000 * 7 / 8 / 300e9, rel=1e-6)
+
+
+def test_bytes_of_a_ring_are_what_its_time_is_of() -> None:
+    split = Parallelism(nodes=1, devices_per_node=8, tensor=4)
+    sums = AllReduce(64, 8192, 4)
+    (traffic,) = LINKS.traffic([sums], split)
+    # 6 hops of a quarter of the vector, from each of 4 devices.
+    assert (traffic.operator, traffic.rows, traffic.bytes_per_row) == ("all-reduce", "tokens", 64 * 8192 / 4 * 6 * 4)
+    fast = replace(LINKS, link_latency_us=0)
+    (term,) = fast.compile([sums], split)
+    assert term.time_fs(1000) / FS_PER_S == pytest.approx(traffic.bytes_per_row * 1000 / 4 / 400e9, rel=1e-6)
+
+
+def test_bytes_of_dispatch_and_combine_are_of_all_devices_of_a_group() -> None:
+    split = Parallelism(nodes=2, devices_per_node=4, tensor=4)
+    (traffic,) = LINKS.traffic([AllToAll(64, 6144, 8192)], split)
+    assert (traffic.operator, traffic.rows, traffic.bytes_per_row) == ("dispatch and combine", "tokens", 64 * 6144 * 4)
+
+
+def test_bytes_are_those_of_the_collectives_that_take_time() -> None:
+    split = Parallelism(nodes=1, devices_per_node=4, tensor=4)
+    operators = [AllReduce(64, 8192, 4), AllGather(256_000, 4), Gemm("g", "fc", 1, 8, 8, 2.0, "fp16")]
+    for measured in (None, MEASURED):
+        terms = [(term.name, term.rows) for term in LINKS.compile(operators, split, measured)]
+        assert [(each.operator, each.rows) for each in LINKS.traffic(operators, split, measured)] == terms
+    # Everybody gets the three parts of the others.
+    assert LINKS.traffic(operators, split, MEASURED)[1].bytes_per_row == 3 * 256_000

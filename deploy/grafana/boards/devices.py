@@ -1,4 +1,4 @@
-"""Units, operators, energy and memory of devices."""
+"""Units, operators, links, energy and memory of devices."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ _UNITS = Row(
             "Of each device of a replica, which work in step; mean of the replicas chosen, by role: xPU, Logic-PIM and"
             " links of Duplex; tiles, digital units and memories of crossbar chips. Units may work side by side.",
             ((_mean(_BUSY, "unit"), "{{unit}} {{role}} {{run_id}}"),),
-            width=24,
             most=1,
         ),
         Panel(
@@ -34,6 +33,12 @@ _UNITS = Row(
             ((_mean("pimserve_operator_time_seconds_total", "operator"), "{{operator}} {{role}} {{run_id}}"),),
             stacked=True,
         ),
+    ),
+)
+
+_LINKS = Row(
+    "Links",
+    (
         Panel(
             "Link",
             "percentunit",
@@ -45,6 +50,19 @@ _UNITS = Row(
                 ),
             ),
             most=1,
+        ),
+        Panel(
+            "Bytes over links",
+            "Bps",
+            "Sent by all devices of the replicas chosen per simulated second, by what was sent for; handover is of KV"
+            " caches from the prefill pool. Empty where each replica is one device.",
+            (
+                (
+                    per_second("pimserve_link_bytes_total", of=OF_ENGINE, by=("run_id", "role", "operator")),
+                    "{{operator}} {{role}} {{run_id}}",
+                ),
+            ),
+            stacked=True,
         ),
     ),
 )
@@ -127,7 +145,7 @@ _MEMORY = Row(
 DEVICES = Board(
     "pimserve-devices",
     "pimserve: devices",
-    "Units, operators, energy and memory of the devices: Duplex and GPUs, crossbar chips.",
-    (_UNITS, _ENERGY, _MEMORY),
+    "Units, operators, links, energy and memory of the devices: Duplex and GPUs, crossbar chips.",
+    (_UNITS, _LINKS, _ENERGY, _MEMORY),
     with_engines=True,
 )

@@ -17,6 +17,7 @@ from pimserve.scheduler.simulation import Deployment
 EXAMPLES = Path(__file__).parents[3] / "examples"
 
 WINDOW_S = 3
+LINK_BYTES_PER_S = 450e9  # of Duplex, one way
 CASES = {
     "duplex": (None, ["cluster.replicas=2", "slo={ttft_s: 0.02, tpot_s: 0.0039, e2e_s: 1}"]),
     "warm-up": (None, ["run.warmup_s=20", "slo.ttft_s=0.02"]),
@@ -96,6 +97,29 @@ def test_in_the_end_metrics_say_what_the_summary_says(case, monkeypatch):
     if summary["window"]["whole_run"]:
         latencies_are_those_of(summary, last)
     grows(seen, last)
+
+
+def test_links_carry_what_the_tokens_ask_for_and_no_more_than_they_can(monkeypatch):
+    """Two all-reduces of 16-bit vectors of 4,096 in each of 32 layers, between 4 devices in a ring."""
+    monkeypatch.setattr("pimserve.cluster.metrics.feed._LEDGERS_S", 0.0)
+    _, _, last, _ = watched(None, ["cluster={replicas: 2, devices_per_node: 4}"])
+    keys, sent = last.layout.keys["pimserve_link_bytes_total"], last.values["pimserve_link_bytes_total"]
+    assert [key[1:3] + key[4:] for key in keys] == [(engine, "mixed", "all-reduce") for engine in "01"]
+    computed = last.sums["pimserve_step_tokens"]
+    assert sent.tolist() == (computed * 2 * 32 * 4096 * 2 * (2 * 3)).tolist()
+    operators = [key[1::3] for key in last.layout.keys["pimserve_operator_time_seconds_total"]]
+    for engine in "01":
+        time_s = last.values["pimserve_operator_time_seconds_total"][operators.index((engine, "communication"))]
+        assert 0 < sent[int(engine)] / 4 / LINK_BYTES_PER_S < time_s
+
+
+def test_a_handover_brings_the_caches_that_the_summary_counts():
+    summary, _, last, _ = watched("prefill_decode_pools", ["run={warmup_s: 0}"])
+    keys, sent = last.layout.keys["pimserve_link_bytes_total"], last.values["pimserve_link_bytes_total"]
+    brought = [value for key, value in zip(keys, sent, strict=True) if key[4] == "handover"]
+    assert {key[2] for key in keys if key[4] == "handover"} == {"decode"}
+    assert sum(brought) == summary["pools"]["handover"]["bytes"]
+    assert min(brought) > 0
 
 
 def latencies_are_those_of(summary, last):

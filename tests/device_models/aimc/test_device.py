@@ -408,3 +408,23 @@ def test_latent_attention_of_many_experts() -> None:
     assert decode_s(found.plan, 1, 1) >= series * 150e-9
     layers = -(-model.layers // 79)
     assert decode_s(found.plan, 64, 4096) >= 64 * 4096 * layers * 576 / 614e9
+
+
+@pytest.mark.parametrize("spread", ["layers", "experts"])
+def test_bytes_between_chips_are_those_that_the_links_energy_is_of(spread: str) -> None:
+    """One picojoule per bit, so that the energy that a link adds counts its bytes."""
+    free = fitted(aimc(spread=spread, link_pj_per_bit=0.0), chips=8)
+    paid = fitted(aimc(spread=spread, link_pj_per_bit=1.0), chips=8)
+    assert [each.operator for each in free.traffic] == ["chip to chip"] * 2
+    for traffic in free.traffic:
+        both = [
+            sum(term.energy.compute_per_row for term in each.plan.rows if term.rows == traffic.rows)
+            for each in (free, paid)
+        ]
+        assert traffic.bytes_per_row == pytest.approx((both[1] - both[0]) / 8, abs=1)
+    assert free.traffic[0].bytes_per_row > 0
+    assert free.traffic == paid.traffic
+
+
+def test_one_chip_has_no_traffic() -> None:
+    assert fitted(aimc(), "llama-3.1-8b", 1).traffic == ()
