@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -12,6 +13,8 @@ from grafana_foundation_sdk.models import common as options
 from grafana_foundation_sdk.models import dashboard as models
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 from promql import OF_RUN
+
+from pimserve.cluster.metrics.families import BY_NAME
 
 DOCS = "http://127.0.0.1:8000"  # where `make site-serve` puts the documentation; a variable of each dashboard
 SOURCE = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
@@ -112,6 +115,7 @@ def _panel(panel: Panel) -> Drawn:
     drawn: dict[str, Callable[[Panel], Drawn]] = {"lines": _lines, "stat": _stat, "bars": _bars, "table": _table}
     made = drawn[panel.kind](panel)
     made = made.title(panel.title).description(panel.description).unit(panel.unit).datasource(SOURCE).min(0)
+    made = made.links([_metrics(panel)])
     if panel.most is not None:
         made = made.max(panel.most)
     for index, (expr, legend) in enumerate(panel.queries):
@@ -203,3 +207,17 @@ def _link(board: Board) -> dashboard.DashboardLink:
 def _docs() -> dashboard.DashboardLink:
     link = dashboard.DashboardLink("What it means").type(models.DashboardLinkType.LINK)
     return link.url("${docs}/dashboards.html").target_blank(True)
+
+
+def _metrics(panel: Panel) -> dashboard.DashboardLink:
+    """To the section of the documentation that has the metrics of the panel's first query."""
+    labels = {label for name in re.findall(r"pimserve_\w+", panel.queries[0][0]) for label in _labels(name)}
+    section = "devices" if "device_model" in labels else "engines" if "engine" in labels else "runs"
+    link = dashboard.DashboardLink("Its metrics").type(models.DashboardLinkType.LINK)
+    return link.url(f"${{docs}}/metrics.html#{section}").target_blank(True)
+
+
+def _labels(name: str) -> Sequence[str]:
+    """Labels of a metric, but for those that tell what a run is about."""
+    family = BY_NAME[name.removesuffix("_bucket")]
+    return () if family.kind == "info" else family.labels

@@ -69,6 +69,7 @@ SCHEMAS = {
         "monitoring.coreos.com/v1",
         mapping(
             ["selector", "podMetricsEndpoints"],
+            jobLabel=TEXT,
             selector=mapping(["matchLabels"], matchLabels=TEXTS),
             podMetricsEndpoints={
                 "type": "array",

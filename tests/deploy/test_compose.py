@@ -96,6 +96,13 @@ def test_grafana_finds_prometheus_and_the_dashboards():
     assert list((DEPLOY / folders["/var/lib/grafana/dashboards"]).glob("*.json"))
 
 
+def test_grafana_asks_nobody_outside():
+    settings = SERVICES["grafana"]["environment"]
+    assert settings["GF_PLUGINS_PREINSTALL_DISABLED"] == "true"
+    for name in ("ANALYTICS_REPORTING", "ANALYTICS_CHECK_FOR_UPDATES", "NEWS_NEWS_FEED"):
+        assert next(value for key, value in settings.items() if key.startswith(f"GF_{name}")) == "false"
+
+
 def test_secrets_are_made_once_and_kept(tmp_path):
     script = tmp_path / "make-secrets"
     script.write_bytes((DEPLOY / "make-secrets").read_bytes())

@@ -142,6 +142,17 @@ def test_panels_can_be_read_and_do_not_overlap(name):
     }
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_panels_lead_to_the_section_that_has_a_metric_of_theirs(name):
+    page = (ROOT / "docs/metrics.md").read_text(encoding="utf-8")
+    sections = {title.lower(): text for title, text in re.findall(r"(?ms)^## (\w+)\n(.*?)(?=^## |\Z)", page)}
+    for panel in panels(boards()[name]):
+        (link,) = panel["links"]
+        section = re.fullmatch(r"\$\{docs\}/metrics\.html#(\w+)", link["url"])[1]
+        named = {re.sub(r"_bucket$", "", metric) for metric in metrics_in(panel["targets"][0]["expr"])}
+        assert not named or any(f"`{metric}`" in sections[section] for metric in named), (panel["title"], section)
+
+
 @pytest.mark.parametrize(("place", "name", "expr"), QUERIES, ids=IDS)
 def test_queries_are_about_metrics_that_there_are(place, name, expr):
     recorded = {rule for _, rule, _ in rules()}

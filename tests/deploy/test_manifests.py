@@ -17,6 +17,7 @@ from pimserve import __version__
 from pimserve.cluster.run import prepare
 from pimserve.cluster.scenario import load_scenario
 from tests.deploy.custom_resources import SCHEMAS
+from tests.deploy.queries import panel_queries, rules
 from tests.deploy.shared import DEPLOY, METRICS_PORT, ROOT, SERVICE_PORT, documents, parsed
 
 KUBERNETES = "1.33"
@@ -147,6 +148,20 @@ def test_the_service_listens_where_others_look():
     claims = {volume["persistentVolumeClaim"]["claimName"] for volume in spec["volumes"] if volume["name"] == "data"}
     assert claims == {KINDS["PersistentVolumeClaim"]["metadata"]["name"]}
     assert [source["configMapRef"]["name"] for source in container["envFrom"]] == ["pimserve"]
+
+
+def test_rules_and_dashboards_find_what_the_pod_monitor_scrapes():
+    """By the name of the job, which all ways of scraping give it."""
+    looked_for = {job for _, _, expr in [*rules(), *panel_queries()] for job in re.findall(r'job="([^"]*)"', expr)}
+    (labels,) = (
+        entry["pairs"]
+        for entry in documents(DEPLOY / "kubernetes" / "base" / "kustomization.yaml")[0]["labels"]
+        if entry.get("includeSelectors")
+    )
+    assert looked_for == {labels[KINDS["PodMonitor"]["spec"]["jobLabel"]]}
+    for name in ("prometheus.yml", "local.yml"):
+        (config,) = documents(DEPLOY / "prometheus" / name)
+        assert {job["job_name"] for job in config["scrape_configs"]} == looked_for
 
 
 def test_limits_fit_each_other():
