@@ -18,13 +18,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from pimserve import __version__
-from pimserve.cluster import metrics_cli, report_cli, service_cli, sweep_cli
+from pimserve.cluster import metrics_cli, report_cli, serve_cli, service_cli, sweep_cli, validate_cli
+from pimserve.cluster.output import AsJson, print_json, print_page
 from pimserve.errors import InputError, PimserveError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-
-    from pimserve.cluster.validation.targets import Finding
 
 app = typer.Typer(
     help="Simulate serving large language models on clusters of near- and in-memory devices.",
@@ -34,9 +33,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-validate = typer.Typer(help="Hold the simulator against published figures.", no_args_is_help=True)
-app.add_typer(validate, name="validate")
+app.add_typer(validate_cli.validate, name="validate")
 app.add_typer(metrics_cli.metrics, name="metrics")
+serve_cli.add_commands(app)
 service_cli.add_commands(app)
 sweep_cli.add_commands(app)
 report_cli.add_commands(app)
@@ -48,9 +47,6 @@ class DeviceChoice(StrEnum):
     planned = "planned"
     lockstep = "lockstep"
     none = "none"
-
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -172,13 +168,13 @@ def run_command(
 def _show(summary: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
     """What came of a run."""
     if as_json:
-        _print_json(summary)
+        print_json(summary)
     elif quiet:
         typer.echo(summary["results"])
     else:
         from pimserve.cluster.render import summary_report  # noqa: PLC0415
 
-        _print(summary_report(summary))
+        print_page(summary_report(summary))
     if not quiet:
         # Not in the table: a path is for copying, and breaks only where the terminal ends.
         typer.echo(f"results in {summary['results']}", err=as_json)
@@ -198,11 +194,11 @@ def compare_command(
 
     comparison = compare(runs)
     if as_json:
-        _print_json(comparison.document())
+        print_json(comparison.document())
         return
     from pimserve.cluster.render import comparison_report, console  # noqa: PLC0415
 
-    _print(comparison_report(comparison, console(sys.stdout)))
+    print_page(comparison_report(comparison, console(sys.stdout)))
 
 
 @app.command("models")
@@ -234,7 +230,7 @@ def schema_command() -> None:
     """Print the JSON Schema of a scenario."""
     from pimserve.cluster.scenario import json_schema  # noqa: PLC0415
 
-    _print_json(json_schema())
+    print_json(json_schema())
 
 
 @app.command("timeline")
@@ -280,66 +276,6 @@ def export_command(
         out.unlink()
         raise
     typer.echo(f"{rows:,} {what} in {out}", err=True)
-
-
-@validate.command("duplex")
-def validate_duplex_command(
-    targets: Annotated[
-        Path | None, typer.Option(help="File of targets; default: the built-in list.", show_default=False)
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Recompute the figures of the Duplex paper (arXiv 2409.01141); exit code 1 if one is missed."""
-    from pimserve.cluster.progress import spinner  # noqa: PLC0415
-    from pimserve.cluster.validation.duplex import validate_duplex  # noqa: PLC0415
-
-    with spinner("recomputing the paper's figures"):
-        findings = validate_duplex(targets)
-    _print_findings(findings, as_json=as_json)
-
-
-@validate.command("aimc")
-def validate_aimc_command(
-    cases: Annotated[
-        Path | None, typer.Option(help="File of cases; default: the built-in list.", show_default=False)
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Rerun cases of the 3D AIMC paper's simulator (3D-SiM); exit code 1 if a figure is missed."""
-    from pimserve.cluster.progress import progress_bar  # noqa: PLC0415
-    from pimserve.cluster.validation.aimc import validate_aimc  # noqa: PLC0415
-
-    with progress_bar(shown=True, of="cases") as progress:
-        findings = validate_aimc(cases, progress)
-    _print_findings(findings, as_json=as_json)
-
-
-@validate.command("gpu")
-def validate_gpu_command(
-    measured: Annotated[
-        Path | None, typer.Option(help="Timed operators (JSON); alone: only these.", show_default=False)
-    ] = None,
-    served: Annotated[
-        Path | None, typer.Option(help="Served systems (JSON); alone: only these.", show_default=False)
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Predict timed operators and served systems of GPUs; exit code 1 if an error passes its limit for no known reason.
-
-    Without a file: gpu/measured.json and gpu/end_to_end.json in $PIMSERVE_REFERENCE, or else in ../shared/reference.
-    """
-    from pimserve.cluster.progress import progress_bar  # noqa: PLC0415
-    from pimserve.cluster.validation.gpu import validate_gpu  # noqa: PLC0415
-    from pimserve.cluster.validation.gpu_report import gpu_document, gpu_report  # noqa: PLC0415
-
-    with progress_bar(shown=True, of="rows") as progress:
-        report = validate_gpu(measured, served, progress)
-    if as_json:
-        _print_json(gpu_document(report))
-    else:
-        _print(gpu_report(report))
-    if not report.passed:
-        raise typer.Exit(1)
 
 
 def main() -> None:
@@ -421,35 +357,10 @@ def _catalogue(
 
     if name is not None:
         entry = describe(name)
-        _print_json(entry) if as_json else _print(entry_page(entry))
+        print_json(entry) if as_json else print_page(entry_page(entry))
         return
     entries = [describe(known) for known in names()]
-    _print_json(entries) if as_json else _print(table(entries))
-
-
-def _print_findings(findings: list[Finding], *, as_json: bool) -> None:
-    if as_json:
-        from dataclasses import asdict  # noqa: PLC0415
-
-        _print_json([asdict(found) for found in findings])
-    else:
-        from pimserve.cluster.render import findings_report  # noqa: PLC0415
-
-        _print(findings_report(findings))
-    if any(found.passed is False for found in findings):
-        raise typer.Exit(1)
-
-
-def _print(what: RenderableType) -> None:
-    from pimserve.cluster.render import write  # noqa: PLC0415
-
-    write(what, sys.stdout)
-
-
-def _print_json(document: object) -> None:
-    import json  # noqa: PLC0415
-
-    typer.echo(json.dumps(document, indent=2, allow_nan=False))
+    print_json(entries) if as_json else print_page(table(entries))
 
 
 if __name__ == "__main__":

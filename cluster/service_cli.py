@@ -1,8 +1,7 @@
-"""Commands of the service: `pimserve serve`, and those that talk to a server."""
+"""Commands that talk to a server."""
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pimserve.cluster.output import AsJson, print_json, print_page, quiet_grpc
+from pimserve.cluster.serve_cli import LISTEN, PANEL
 from pimserve.errors import InputError, PimserveError
 
 if TYPE_CHECKING:
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
 
     from pimserve.cluster.client import Client
     from pimserve.cluster.service.answers import Run
-
-_PANEL = "Service"
-_LISTEN = "127.0.0.1:50051"
 
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="Id of a run, as `pimserve list` shows it.")]
 Server = Annotated[str, typer.Option(envvar="PIMSERVE_SERVER", metavar="HOST:PORT", help="Where the server listens.")]
@@ -34,14 +32,12 @@ Ca = Annotated[
 Cert = Annotated[Path | None, typer.Option(help="The client's certificate (mTLS).", show_default=False)]
 Key = Annotated[Path | None, typer.Option(help="The client's private key (mTLS).", show_default=False)]
 Timeout = Annotated[float, typer.Option(min=0.001, max=3600, help="Seconds that a call may take.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Interval = Annotated[float, typer.Option(min=0.05, max=60, help="Seconds between two looks at least.")]
 
 
 def add_commands(app: typer.Typer) -> None:
     """Add the commands of the service to an application."""
     for name, command in (
-        ("serve", serve_command),
         ("launch", launch_command),
         ("list", list_command),
         ("watch", watch_command),
@@ -54,93 +50,7 @@ def add_commands(app: typer.Typer) -> None:
         ("delete", delete_command),
         ("results", results_command),
     ):
-        app.command(name, rich_help_panel=_PANEL)(command)
-
-
-def serve_command(
-    listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where to listen; port 0: any free one.")] = _LISTEN,
-    data: Annotated[Path, typer.Option(help="Folder for the registry and the runs.")] = Path("pimserve-data"),
-    max_running: Annotated[
-        int | None, typer.Option(min=1, max=1024, help="Runs at once; default: one per core.", show_default=False)
-    ] = None,
-    max_queued: Annotated[int, typer.Option(min=0, max=1_000_000, help="Runs that may wait.")] = 100,
-    disk_quota: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Of all runs together, such as 20GB.", show_default=False)
-    ] = None,
-    traces: Annotated[
-        Path | None,
-        typer.Option(help="Folder below which scenarios may read traces; default: none.", show_default=False),
-    ] = None,
-    token_file: Annotated[
-        Path | None,
-        typer.Option(help="File with the token that callers need; default: $PIMSERVE_TOKEN.", show_default=False),
-    ] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="The server's certificate (PEM).", show_default=False)] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).", show_default=False)] = None,
-    tls_client_ca: Annotated[
-        Path | None, typer.Option(help="Take only clients with a certificate of this authority.", show_default=False)
-    ] = None,
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="Listen beyond this machine without a token or clients' certificates.")
-    ] = False,
-    metrics: Annotated[
-        str | None,
-        typer.Option(metavar="HOST:PORT", help="Expose metrics of all runs for Prometheus.", show_default=False),
-    ] = None,
-    metrics_token_file: Annotated[
-        Path | None,
-        typer.Option(help="File with the token that scrapers need; not the server's own.", show_default=False),
-    ] = None,
-    metrics_tls_cert: Annotated[
-        Path | None,
-        typer.Option(help="Certificate of the endpoint of metrics (PEM).", show_default="as for gRPC"),
-    ] = None,
-    metrics_tls_key: Annotated[
-        Path | None, typer.Option(help="Its private key (PEM).", show_default="as for gRPC")
-    ] = None,
-    metrics_tls_client_ca: Annotated[
-        Path | None,
-        typer.Option(
-            help="Take only scrapers with a certificate of this authority.",
-            show_default="as for gRPC, unless a certificate is given here",
-        ),
-    ] = None,
-) -> None:
-    """Serve simulations over gRPC, until SIGTERM or Ctrl-C."""
-    import logging  # noqa: PLC0415
-
-    _quiet_grpc()
-    from pimserve.cluster.metrics.endpoint import EndpointOptions  # noqa: PLC0415
-    from pimserve.cluster.service.security import NO_TLS, TlsFiles, read_token, token_of  # noqa: PLC0415
-    from pimserve.cluster.service.server import ServerOptions, serve  # noqa: PLC0415
-    from pimserve.cluster.service.supervisor import Limits  # noqa: PLC0415
-
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    tls = TlsFiles(tls_cert, tls_key, tls_client_ca)
-    scrapers_tls = TlsFiles(metrics_tls_cert, metrics_tls_key, metrics_tls_client_ca)
-    if metrics is None and (metrics_token_file is not None or scrapers_tls != NO_TLS):
-        raise InputError("--metrics", "is missing: it says where, and the other options for metrics need it")
-    if scrapers_tls == NO_TLS:
-        scrapers_tls = tls
-    options = ServerOptions(
-        listen=listen,
-        data=data,
-        limits=Limits(max_running or os.cpu_count() or 1, max_queued, _bytes(disk_quota)),
-        traces=traces,
-        token=read_token(token_file),
-        tls=tls,
-        insecure=insecure,
-        metrics=None
-        if metrics is None
-        else EndpointOptions(metrics, token_of(metrics_token_file), scrapers_tls, insecure),
-        announce_metrics=lambda address: typer.echo(f"metrics on {address}"),
-    )
-
-    def announce(address: str) -> None:
-        typer.echo(f"listening on {address}")
-        sys.stdout.flush()
-
-    serve(options, announce)
+        app.command(name, rich_help_panel=PANEL)(command)
 
 
 def launch_command(
@@ -164,7 +74,7 @@ def launch_command(
         str, typer.Option(metavar="KEY", help="A second launch with the same key gives the run of the first.")
     ] = "",
     watch: Annotated[bool, typer.Option("--watch", help="Watch it until it has ended.")] = False,
-    server: Server = _LISTEN,
+    server: Server = LISTEN,
     token_file: TokenFile = None,
     ca: Ca = None,
     cert: Cert = None,
@@ -180,7 +90,7 @@ def launch_command(
     with _client(server, token_file, ca, cert, key, timeout) as client:
         run = client.launch(text, overrides or (), trace, speed=factor, paused=paused, idempotency_key=idempotency_key)
         if not watch:
-            _print_json(_document(run)) if as_json else typer.echo(run.id)
+            print_json(_document(run)) if as_json else typer.echo(run.id)
             return
         typer.echo(f"launched run {run.id}", err=True)
         _watch(client, run.id, 0.5, as_json=as_json)
@@ -191,7 +101,7 @@ def list_command(
         list[str] | None,
         typer.Option("--state", help="Only runs in this state; repeatable.", show_default=False),
     ] = None,
-    server: Server = _LISTEN,
+    server: Server = LISTEN,
     token_file: TokenFile = None,
     ca: Ca = None,
     cert: Cert = None,
@@ -214,7 +124,7 @@ def list_command(
 def watch_command(
     run: RunId,
     interval: Interval = 0.5,
-    server: Server = _LISTEN,
+    server: Server = LISTEN,
     token_file: TokenFile = None,
     ca: Ca = None,
     cert: Cert = None,
@@ -235,7 +145,7 @@ def query_command(
     ledgers: Annotated[bool, typer.Option("--ledgers", help="What devices have done, instead.")] = False,
     placement: Annotated[bool, typer.Option("--placement", help="Which devices replicas have, instead.")] = False,
     scenario: Annotated[bool, typer.Option("--scenario", help="Its scenario with all defaults, instead.")] = False,
-    server: Server = _LISTEN,
+    server: Server = LISTEN,
     token_file: TokenFile = None,
     ca: Ca = None,
     cert: Cert = None,
@@ -260,7 +170,7 @@ def query_command(
             _show(_document(places), lambda: views.placement_table(places), as_json=as_json)
         elif scenario:
             text = client.scenario(run)
-            _print_json({"scenario": text}) if as_json else typer.echo(text.rstrip())
+            print_json({"scenario": text}) if as_json else typer.echo(text.rstrip())
         else:
             _query(client, run, as_json=as_json)
 
@@ -278,7 +188,7 @@ def change_command(
         float | None,
         typer.Option(metavar="FACTOR", help="Requests still to come arrive this much faster.", show_default=False),
     ] = None,
-    server: Server = _LISTEN,
+    server: Server = LISTEN,
     token_file: TokenFile = None,
     ca: Ca = None,
     cert: Cert = None,
@@ -308,7 +218,7 @@ def inject_command(
     output_tokens: Annotated[int, typer.Option(min=1, help="Output of each.")],
     count: Annotated[int, typer.Option(min=1, max=10_000, help="How many.")] = 1,
     delay: Annotated[float, typer.Option(min=0, help="Simulated seconds from now at which they arrive.")] = 0.0,
-    server: Server = _LISTEN,
+    server: Server = LISTEN,
     token_file: TokenFile = None,
     ca: Ca = None,
     cert: Cert = None,
@@ -326,7 +236,7 @@ def inject_command(
 
 def pause_command(
     run: RunId,
-    server: Server = _LISTEN,
+    server: Server = LISTEN,
     token_file: TokenFile = None,
     ca: Ca = None,
     cert: Cert = None,
@@ -342,7 +252,7 @@ def pause_command(
 
 def resume_command(
     run: RunId,
-    server: Server = _LISTEN,
+    server: Server = LISTEN,
     token_file: TokenFile = None,
     ca: Ca = None,
     cert: Cert = None,
@@ -358,7 +268,7 @@ def resume_command(
 
 def cancel_command(
     run: RunId,
-    server: Server = _LISTEN,
+    server: Server = LISTEN,
     token_file: TokenFile = None,
     ca: Ca = None,
     cert: Cert = None,
@@ -377,7 +287,7 @@ def cancel_command(
 
 def delete_command(
     run: RunId,
-    server: Server = _LISTEN,
+    server: Server = LISTEN,
     token_file: TokenFile = None,
     ca: Ca = None,
     cert: Cert = None,
@@ -399,7 +309,7 @@ def results_command(
     files: Annotated[
         list[str] | None, typer.Option("--file", help="Only this file; repeatable.", show_default=False)
     ] = None,
-    server: Server = _LISTEN,
+    server: Server = LISTEN,
     token_file: TokenFile = None,
     ca: Ca = None,
     cert: Cert = None,
@@ -418,11 +328,11 @@ def results_command(
         return
     summary = load_summary(folder)
     if as_json:
-        _print_json(summary)
+        print_json(summary)
     else:
         from pimserve.cluster.render import summary_report  # noqa: PLC0415
 
-        _print(summary_report(summary))
+        print_page(summary_report(summary))
     typer.echo(f"results in {folder}", err=as_json)
 
 
@@ -432,7 +342,7 @@ def _query(client: Client, run_id: str, *, as_json: bool) -> None:
     run = client.get(run_id)
     if run.state not in {"running", "paused"}:
         if as_json:
-            _print_json({"run": _document(run)})
+            print_json({"run": _document(run)})
         else:
             typer.echo(run_line(run))
             if run.error:
@@ -456,7 +366,7 @@ def _watch(client: Client, run_id: str, interval_s: float, *, as_json: bool) -> 
     with progress_bar(shown=bar_wanted) as bar:
         for run in client.watch(run_id, interval_s):
             if as_json:
-                _print_json(_document(run), indent=None)
+                print_json(_document(run), indent=None)
                 sys.stdout.flush()
             elif bar is not None and run.progress is not None:
                 bar(run.progress.finished + run.progress.rejected, run.progress.requests)
@@ -480,18 +390,13 @@ def _print_line(run: Run) -> None:
 def _client(
     server: str, token_file: Path | None, ca: Path | None, cert: Path | None, key: Path | None, timeout_s: float
 ) -> Iterator[Client]:
-    _quiet_grpc()
+    quiet_grpc()
     from pimserve.cluster.client import Client, TlsFiles  # noqa: PLC0415
     from pimserve.cluster.service.security import read_token  # noqa: PLC0415
 
     tls = TlsFiles(cert=cert, key=key, ca=ca)
     with Client(server, token=read_token(token_file), tls=tls, timeout_s=timeout_s) as client:
         yield client
-
-
-def _quiet_grpc() -> None:
-    """Keep gRPC from writing to standard error what we say ourselves; before it is imported."""
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 def _text(path: Path) -> str:
@@ -501,19 +406,6 @@ def _text(path: Path) -> str:
         raise InputError(str(path), f"is not UTF-8 text (byte {error.start}); a scenario is a YAML file") from None
     except OSError as error:
         raise InputError(str(path), f"cannot be read: {error.strerror}") from None
-
-
-def _bytes(size: str | None) -> int | None:
-    """Bytes of a size such as 20GB."""
-    import re  # noqa: PLC0415
-
-    if size is None:
-        return None
-    units = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)B?", size.strip(), re.IGNORECASE | re.ASCII)
-    if not found:
-        raise InputError("--disk-quota", f"must be a size such as 20GB (got {size!r})")
-    return int(float(found[1]) * units[found[2].upper()])
 
 
 def _document(answer: Any) -> dict[str, Any]:  # noqa: ANN401 any dataclass of the service's answers
@@ -530,20 +422,8 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 whatever a dataclass holds
 
 
 def _say(document: dict[str, Any], text: str, *, as_json: bool) -> None:
-    _print_json(document) if as_json else typer.echo(text)
+    print_json(document) if as_json else typer.echo(text)
 
 
 def _show(document: object, page: Callable[[], RenderableType], *, as_json: bool) -> None:
-    _print_json(document) if as_json else _print(page())
-
-
-def _print(what: RenderableType) -> None:
-    from pimserve.cluster.render import write  # noqa: PLC0415
-
-    write(what, sys.stdout)
-
-
-def _print_json(document: object, indent: int | None = 2) -> None:
-    import json  # noqa: PLC0415
-
-    typer.echo(json.dumps(document, indent=indent, allow_nan=False))
+    print_json(document) if as_json else print_page(page())

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pimserve.cluster.output import print_json, print_page
+
 if TYPE_CHECKING:
     from pimserve.cluster.sweep_workers import Workers
 
@@ -72,14 +74,12 @@ def sweep_command(
         progress = stack.enter_context(progress_bar(shown=True, of="runs"))
         document = sweep(points, folder, workers, progress)
     if as_json:
-        import json  # noqa: PLC0415
-
-        typer.echo(json.dumps(document, indent=2, allow_nan=False))
+        print_json(document)
     else:
-        from pimserve.cluster.render import console, write  # noqa: PLC0415
+        from pimserve.cluster.render import console  # noqa: PLC0415
         from pimserve.cluster.sweep_report import sweep_report  # noqa: PLC0415
 
-        write(sweep_report(document, console(sys.stdout)), sys.stdout)
+        print_page(sweep_report(document, console(sys.stdout)))
     typer.echo(f"results in {folder}", err=as_json)
     failed = sum(run["status"] == "failed" for point in document["points"] for run in point["runs"])
     if failed:
