@@ -1,7 +1,6 @@
 """The documentation: generated pages are current, commands parse, links lead somewhere, examples run."""
 
 import importlib.util
-import os
 import re
 import shlex
 import subprocess
@@ -139,22 +138,3 @@ def test_examples_run(path):
     summary, _ = serve(scenario)
     assert summary["requests"]["finished"] == few
     assert summary["name"] == path.stem.replace("_", "-")
-
-
-def test_readme_shows_what_the_command_prints(tmp_path: Path) -> None:
-    """The output in the README is that of a run: the same lines, but for their figures."""
-    shown = (ROOT / "README.md").read_text(encoding="utf-8").split("The first prints this")[1].split("```")[1]
-    command = ["run", str(ROOT / "examples" / "mixtral_duplex.yaml"), "--set", "workload.num_requests=2000"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pimserve.cluster.cli", *command],
-        cwd=tmp_path,
-        env={**os.environ, "COLUMNS": "80"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-
-    def words(text: str) -> list[list[str]]:
-        return [re.findall(r"[A-Za-z][A-Za-z/,-]+", line) for line in text.strip().splitlines()]
-
-    assert words(shown) == words(done.stdout)

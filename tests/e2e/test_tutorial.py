@@ -1,4 +1,4 @@
-"""The tutorial: every command of docs/tutorial.md, as a reader would type it."""
+"""What newcomers type: the README's first command, and every one of docs/tutorial.md."""
 
 import os
 import re
@@ -21,6 +21,21 @@ def said(text):
     for line in filter(str.strip, text.splitlines()):
         ours = line.startswith(("simulated in", "the process took"))
         yield re.findall(r"[A-Za-z][A-Za-z/,-]+", line) if ours else line.split()
+
+
+@pytest.mark.e2e
+def test_the_readme_shows_what_the_command_prints(tmp_path):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = readme.split("The first prints this")[1].split("```")[1]
+    done = subprocess.run(
+        [Path(sys.executable).parent / "pimserve", "run", ROOT / "examples" / "mixtral_duplex.yaml"],
+        cwd=tmp_path,
+        env={**os.environ, "COLUMNS": "80"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert list(said(shown)) == list(said(done.stdout))
 
 
 def test_it_shows_the_example():
