@@ -23,7 +23,7 @@ def base_kernels(gpu: str, backend: Backend) -> Kernels:
         {
             "gpu": gpu,
             "backend": backend,
-            "version": "",
+            "version": "fitted",
             "gemm": tables()["gemm"]["fits"][f"{gpu}-{backend}"],
             "decode_attention": {},
             "prefill_attention": {},
