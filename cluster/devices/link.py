@@ -227,8 +227,8 @@ class DeviceLink:
         Raises:
             HostUnavailableError: hosts cannot be reached; repeat the call when they are replaced.
         """
-        if self._pending or self._ending is not None:
-            raise WrongStateError("KV caches are on their way: close the window first")
+        if self._ending is not None:
+            raise WrongStateError(f"window {self._ending} is being closed: close it first")
         self._feed.flush(self._wires)
         self._catch_up()
         self._save()
@@ -237,6 +237,7 @@ class DeviceLink:
             "feed": self._feed.state(),
             "tokens": sorted(self._tokens.items()),
             "slowdowns": sorted(self._slowdowns.items()),
+            "pending": [entries.tolist() for entries in self._pending],
             "hosts": {name: state.decode() for name, state in self._snapshots.items()},
         }
 
@@ -248,7 +249,8 @@ class DeviceLink:
             HostUnavailableError: hosts cannot be reached; replace them.
         """
         self._snapshots = {name: text.encode() for name, text in state["hosts"].items()}
-        self._pending, self._handed, self._ending = [], {}, None
+        self._pending = [np.array(entries, np.int64) for entries in state["pending"]]
+        self._handed, self._ending = {}, None
         self.closed = state["closed"]
         self._feed.restore(state["feed"])
         self._tokens = dict(state["tokens"])

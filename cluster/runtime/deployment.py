@@ -89,7 +89,8 @@ class Distributed:
         def engines(index: int, replicas: range, sink: RowSink) -> ShardPort:
             return self._engines(index, replicas, fleet, table, sink)
 
-        return [DevicePort(partial(engines, *each), devices, on_rows, keeps=not each[0]) for each in dealt]
+        # The last one is asked for its state when all others have handed on what they executed.
+        return [DevicePort(partial(engines, *each), devices, on_rows, keeps=each is dealt[-1]) for each in dealt]
 
     def facts(self) -> dict[str, Any]:
         """What the summary's simulator section tells."""

@@ -132,7 +132,7 @@ class DevicePort:
         shard: makes the shard.
         devices: of the run.
         on_rows: takes executed steps too; None if nobody wants them.
-        keeps: whether its state is to hold that of the devices; one shard's is enough.
+        keeps: whether its state is to hold that of the devices; of all shards the one that is asked last.
     """
 
     has_devices = True

@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
+from pimserve.cluster.checkpoint import CheckpointFolder
 from pimserve.cluster.run import run
 from pimserve.cluster.runtime.deployment import Distributed, Spread, host_specs
 from pimserve.cluster.runtime.hosting import Endpoint, HostSpec
-from pimserve.cluster.scenario import load_scenario
+from pimserve.cluster.scenario import Scenario, load_scenario
+from pimserve.scheduler.control import RunView
 
 TOKEN = "the token of this test"
 REQUESTS = 24
@@ -90,6 +92,27 @@ class Threads:
             host.stop(0)
 
 
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+class DiesAfter:
+    """Ends windows every 0.05 s of simulated time, and dies in one."""
+
+    def __init__(self, window: int) -> None:
+        self.window = window
+
+    def next_barrier_fs(self, now_fs: int) -> int:
+        return now_fs + 50 * 10**12
+
+    def ended(self, view: RunView) -> None:
+        pass
+
+    def barrier(self, view: RunView) -> None:
+        if view.window == self.window:
+            raise Killed
+
+
 def figures(summary: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in summary.items() if key not in {"results", "simulator"}}
 
@@ -102,6 +125,19 @@ def spreads(replicas: int) -> Iterator[Spread]:
     if replicas > 1:
         yield Spread(2, "planned", 3)
     yield Spread(1, "lockstep")
+
+
+def run_there(
+    scenario: Scenario, spread: Spread, out: Path, control: DiesAfter | None = None, checkpoints: Path | None = None
+) -> dict[str, Any]:
+    """The summary of a run on fresh hosts."""
+    hosts = Threads(host_specs(scenario, spread, TOKEN))
+    parts = Distributed(hosts, spread, scenario, TOKEN)
+    try:
+        return run(scenario, out, runtime=parts, control=control, checkpoints=checkpoints)
+    finally:
+        parts.close()
+        hosts.stop()
 
 
 @pytest.mark.slow
@@ -118,11 +154,34 @@ def test_same_bits_everywhere(name: str, tmp_path: Path) -> None:
             expected = run(scenario_there, tmp_path / "briefly")
         else:
             scenario_there, expected = scenario, here
-        hosts = Threads(host_specs(scenario_there, spread, TOKEN))
-        parts = Distributed(hosts, spread, scenario_there, TOKEN)
-        try:
-            there = run(scenario_there, tmp_path / str(number), runtime=parts)
-        finally:
-            parts.close()
-            hosts.stop()
+        there = run_there(scenario_there, spread, tmp_path / str(number))
         assert figures(there) == figures(expected), spread
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mixtral on duplex, ep",
+        "bursts to the least loaded",
+        "prefill on h100, decode on duplex",
+        "devices that fail, slow down and leave",
+    ],
+)
+@pytest.mark.parametrize(
+    "spread", [Spread(2), Spread(2, "planned", 3), Spread(1, "planned"), Spread(1, "lockstep")], ids=str
+)
+def test_a_run_that_dies_goes_on_to_the_same_bits(
+    name: str, spread: Spread, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its coordinator dies, and its hosts with it, between windows in which all have something in hand."""
+    monkeypatch.setattr(CheckpointFolder, "due", lambda _: True)
+    briefly = ["run.max_time_s=2"] if spread.devices == "lockstep" else []
+    scenario = load_scenario(None, [f"workload.num_requests={REQUESTS}", *SCENARIOS[name], *briefly])
+    here = run(scenario, tmp_path / "here")
+    out, kept = tmp_path / "out", tmp_path / "kept"
+    for window in (2, 9, 15):
+        with pytest.raises(Killed):
+            run_there(scenario, spread, out, DiesAfter(window), kept)
+    there = run_there(scenario, spread, out, DiesAfter(-1), kept)
+    assert there["simulator"]["continued"]
+    assert figures(there) == figures(here)
