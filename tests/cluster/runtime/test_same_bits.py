@@ -158,6 +158,7 @@ def test_same_bits_everywhere(name: str, tmp_path: Path) -> None:
         assert figures(there) == figures(expected), spread
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
