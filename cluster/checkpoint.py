@@ -96,11 +96,7 @@ class CheckpointFolder:
 
     def target(self) -> Path | None:
         """The results folder that this scenario had before it was interrupted; None for a fresh run."""
-        try:
-            said = json.loads((self.folder / _TARGET_FILE).read_bytes())
-            return Path(said["results"]) if said["scenario"] == self._scenario else None
-        except (OSError, ValueError, KeyError, TypeError):  # it did not come so far
-            return None
+        return target_of(self.folder, self._scenario)
 
     def aim(self, results: Path) -> None:
         """Note where the results will be."""
@@ -187,6 +183,15 @@ class CheckpointFolder:
         if whole < len(content):
             os.truncate(self.folder / COMMANDS_FILE, whole)
         return found
+
+
+def target_of(folder: Path, scenario: str) -> Path | None:
+    """The results folder that a scenario, known by its digest, had when it was interrupted; None for a fresh run."""
+    try:
+        said = json.loads((folder / _TARGET_FILE).read_bytes())
+        return Path(said["results"]) if said["scenario"] == scenario else None
+    except (OSError, ValueError, KeyError, TypeError):  # it did not come so far
+        return None
 
 
 def write_atomically(file: Path, *content: bytes | memoryview) -> None:

@@ -156,7 +156,9 @@ def run_command(
             from pimserve.cluster.service.security import TlsFiles, token_of  # noqa: PLC0415
 
             options = EndpointOptions(metrics, token_of(metrics_token_file), TlsFiles(*tls), insecure)
-            control, feed, address = stack.enter_context(metered(loaded, out, speed, options, metrics_linger))
+            control, feed, address = stack.enter_context(
+                metered(loaded, out, speed, options, metrics_linger, checkpoint)
+            )
             how = {"control": control, "metrics": feed}
             typer.echo(f"metrics on {address}", err=True)
         with progress_bar(shown=not quiet) as progress:

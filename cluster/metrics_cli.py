@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -36,8 +37,8 @@ def export_command(
     if out is None:
         write(parts, begin, sys.stdout)
         return
-    write_file(parts, begin, out)
-    typer.echo(f"{sum(part.samples for part in parts):,} samples in {out}", err=True)
+    written = write_file(parts, begin, out)
+    typer.echo(f"{sum(written.values()):,} samples in {out}", err=True)
 
 
 @metrics.command("backfill")
@@ -54,15 +55,16 @@ def backfill_command(
 
     parts = parts_of(runs, interval)
     begin = epoch_of(epoch, parts)
-    load(parts, begin, into)
+    written = load(parts, begin, into)
     for part in parts:
-        first, last = (datetime.fromtimestamp(begin + time_s, UTC) for time_s in (part.times_s[0], part.times_s[-1]))
-        typer.echo(
-            f"{part.run_id}: {part.samples:,} samples, {first:%Y-%m-%d %H:%M:%S} to {last:%Y-%m-%d %H:%M:%S} UTC"
+        first, last = (
+            f"{datetime.fromtimestamp(begin + time_s, UTC):%Y-%m-%d %H:%M:%S}"
+            for time_s in (part.times_s[0], part.times_s[-1])
         )
+        typer.echo(f"{part.run_id}: {written[part.run_id]:,} samples, {first} to {last} UTC")
     typer.echo(
         "a Prometheus that runs there sees them within a minute; it must keep them, or they vanish:\n"
-        f"prometheus --config.file=/dev/null --storage.tsdb.path={into} "
+        f"prometheus --config.file=/dev/null --storage.tsdb.path={shlex.quote(str(into))} "
         "--storage.tsdb.retention.time=100y --web.listen-address=127.0.0.1:9090",
         err=True,
     )

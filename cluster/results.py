@@ -199,6 +199,8 @@ def load_summary(path: Path) -> dict[str, Any]:
         InputError: there is none, or it is not one of ours.
     """
     file = path / "summary.json" if path.is_dir() else path
+    if file.exists() and not file.is_file():
+        raise InputError(str(file), "is no file: a folder with summary.json is needed")
     try:
         summary = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except FileNotFoundError:

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from pimserve.cluster.interconnect import Interconnect
@@ -306,7 +305,7 @@ def load_scenario(path: Path | None, overrides: Sequence[str] = (), trace: str |
     Raises:
         InputError: the file, or a value in it, is not acceptable.
     """
-    document: dict[str, Any] = {} if path is None else _parse(_read(path), str(path))
+    document: dict[str, Any] = {} if path is None else parse_document(_read(path), str(path))
     if trace is not None:
         spec = parse_trace_argument(trace).model_dump(mode="json", exclude_none=True)
         workload = document.get("workload")
@@ -349,18 +348,6 @@ def _read(path: Path) -> str:
         raise InputError(str(path), f"cannot be read: {error.strerror}") from None
 
 
-def _parse(text: str, place: str) -> dict[str, Any]:
-    try:
-        return parse_document(text, place)
-    except InputError:
-        raise
-    except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        raise InputError(f"{place}:{line}", f"not valid YAML: character {chr(error.character)!r}") from None
-    except (ValueError, RecursionError) as error:  # a date or a number that no calendar or machine has, endless nesting
-        raise InputError(place, f"not valid YAML: {error}") from None
-
-
 def _no_truth_for_a_number(where: str, document: Mapping[str, Any], parsed: BaseModel) -> None:
     """Refuse true and false where they were taken for 1 and 0."""
     for key, value in document.items():
@@ -381,7 +368,7 @@ def _override(document: dict[str, Any], override: str) -> dict[str, Any]:
     if "\n" in text:
         raise InputError(where, "must be a single line")
     try:
-        value = _parse(f"value: {text}", "")["value"]
+        value = parse_document(f"value: {text}", "")["value"]
     except InputError as error:
         raise InputError(where, error.message) from None
     changed = dict(document)

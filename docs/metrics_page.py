@@ -59,7 +59,9 @@ load its history instead (`pimserve metrics backfill`), in which a second of Pro
 - Bytes over links follow from the collectives and the tokens that passed through them: of all-reduces those that a
   ring sends, of dispatch and combine the routed copies, whichever measured algorithm the time is of. A KV cache that
   was handed over counts on the replica that got it, when its request finishes.
-- At the end of a run, counters are equal to its `summary.json`. Where the summary trims a warm-up or cool-down, its
+- At the end of a run, counters are equal to its `summary.json`, with two exceptions. Simulated time of a live run may
+  go on to the end of its last window. A run that is loaded afterwards lacks, in its inter-token latencies, the gaps of
+  requests that waited to be resumed or handed over. Where the summary trims a warm-up or cool-down, its
   latencies and SLO shares are of the measured window; here histograms are of the whole run, and the SLO leaves out
   the warm-up alone.
 - A run that is continued from a checkpoint goes on from its counters, but for wall time, which begins again.

@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import chain
 from pathlib import Path
 from typing import IO
 
@@ -19,13 +18,17 @@ from pimserve.cluster.checkpoint import write_atomically
 from pimserve.cluster.history import History
 from pimserve.cluster.metrics.openmetrics import END, header, samples
 from pimserve.cluster.metrics.replay import replay
-from pimserve.cluster.metrics.state import MOST_ENGINES, metrics_of
+from pimserve.cluster.metrics.state import MOST_ENGINES, metrics_of, run_id_of
+from pimserve.cluster.whole_file import whole_file
 from pimserve.errors import InputError, shortened
 
 _NICE_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
 _MOST_MOMENTS = 720
 _MOST_SAMPLES = 20_000_000
+_LEAST_S = 0.001  # between two moments: timestamps are to the millisecond, and of equal ones the later is lost
 _DAY_S = 86_400.0
+_EPOCHS = (datetime(1970, 1, 1, tzinfo=UTC), datetime(2070, 1, 1, tzinfo=UTC))  # all of it is kept for 100 years
+_CLOCKS_S = 60.0  # by which the clocks of machines may differ
 _LOADED_FILE = "pimserve.json"  # in the data directory: which runs it has
 
 
@@ -37,18 +40,11 @@ class Part:
         history: the run.
         run_id: label of its series.
         times_s: simulated seconds at which it has samples.
-        series: how many it has at each.
     """
 
     history: History
     run_id: str
     times_s: tuple[float, ...]
-    series: int
-
-    @property
-    def samples(self) -> int:
-        """About how many there will be."""
-        return len(self.times_s) * self.series
 
 
 def parts_of(runs: Sequence[Path], interval_s: float | None, most_engines: int = MOST_ENGINES) -> list[Part]:
@@ -62,26 +58,30 @@ def parts_of(runs: Sequence[Path], interval_s: float | None, most_engines: int =
     Raises:
         InputError: a folder is no run with steps, two have one name, or there would be too many samples.
     """
+    if interval_s is not None and not math.isfinite(interval_s):
+        raise InputError("--interval", f"must be a number of seconds (got {interval_s})")
     found: list[Part] = []
+    samples = 0
     for run in runs:
         history = History.load(run)
-        name = run.resolve().name
-        if name in {part.run_id for part in found}:
-            raise InputError(str(run), f"two runs are called {name}; their series would be mixed up")
+        run_id = run_id_of(run)
+        if run_id in {part.run_id for part in found}:
+            raise InputError(str(run), f"two runs are called {run_id}; their series would be mixed up")
         end_s = history.end_s
         step = interval_s or next((nice for nice in _NICE_S if end_s / nice <= _MOST_MOMENTS), _NICE_S[-1])
-        inner = [index * step for index in range(math.ceil(end_s / step))]
-        layout = metrics_of(history.scenario, name, most_engines=most_engines).layout
+        layout = metrics_of(history.scenario, run_id, most_engines=most_engines).layout
         series = sum(
             len(keys) * (len(layout.bounds[family]) + 3 if family in layout.bounds else 1)
             for family, keys in layout.keys.items()
         )
-        found.append(Part(history, name, (*inner, end_s), series))
-    if (samples_ := sum(part.samples for part in found)) > _MOST_SAMPLES:
-        raise InputError(
-            "--interval",
-            f"there would be {samples_:,} samples, of which {_MOST_SAMPLES:,} are allowed; take a longer one",
-        )
+        moments = max(0, math.ceil((end_s - _LEAST_S) / step))
+        samples += (moments + 1) * series
+        if samples > _MOST_SAMPLES:
+            raise InputError(
+                "--interval",
+                f"there would be {samples:,} samples, of which {_MOST_SAMPLES:,} are allowed; take a longer one",
+            )
+        found.append(Part(history, run_id, (*(index * step for index in range(moments)), end_s)))
     return found
 
 
@@ -89,55 +89,63 @@ def epoch_of(text: str | None, parts: Sequence[Part]) -> float:
     """Seconds since 1970 at which the runs begin: as given, or so that the longest one ends now.
 
     Raises:
-        InputError: it is no date.
+        InputError: it is no date, or one that no data directory can have beside others.
     """
     if text is None:
         return math.floor(datetime.now(UTC).timestamp() - max(part.times_s[-1] for part in parts))
     try:
-        if re.fullmatch(r"\d+(\.\d+)?", text):
-            return float(text)
-        moment = datetime.fromisoformat(text)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        if re.fullmatch(r"\d+(\.\d+)?", text, re.ASCII):
+            epoch_s = float(text)
+        else:
+            moment = datetime.fromisoformat(text)
+            epoch_s = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
         raise InputError(
             "--epoch",
             f"must be a date such as 2026-01-01T00:00:00Z, or seconds since 1970 (got {shortened(repr(text))})",
         ) from None
+    if not _EPOCHS[0].timestamp() <= epoch_s < _EPOCHS[1].timestamp():
+        raise InputError("--epoch", f"must be from 1970 to 2069 (got {shortened(repr(text))})")
+    return epoch_s
 
 
-def write(parts: Iterable[Part], epoch_s: float, target: IO[str], most_engines: int = MOST_ENGINES) -> None:
-    """Write runs, one after the other, as OpenMetrics.
+def write(parts: Iterable[Part], epoch_s: float, target: IO[str], most_engines: int = MOST_ENGINES) -> dict[str, int]:
+    """Write runs, one after the other, as OpenMetrics; returns how many samples each has.
 
     Args:
         parts: the runs.
         epoch_s: when all of them begin, s since 1970.
         target: takes the text.
         most_engines: with more replicas, histograms hold all of them together.
-    """
-    for text in chain(header(), *(_text(part, epoch_s, most_engines) for part in parts), (END,)):
-        target.write(text)
-
-
-def write_file(parts: Iterable[Part], epoch_s: float, out: Path) -> None:
-    """The same into a file that is there whole or not at all.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: a run's tables are not those that it wrote.
     """
-    try:
-        beside = out.with_name(f".{out.name}.new")
-        try:
-            with beside.open("w", encoding="utf-8") as target:
-                write(parts, epoch_s, target)
-            beside.rename(out)
-        finally:
-            beside.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(str(out), f"cannot be written: {error.strerror}") from None
+    target.writelines(header())
+    written = {}
+    for part in parts:
+        written[part.run_id] = 0
+        for text in _text(part, epoch_s, most_engines):
+            target.write(text)
+            written[part.run_id] += text.count("\n")
+    target.write(END)
+    return written
 
 
-def load(parts: Sequence[Part], epoch_s: float, into: Path, most_engines: int = MOST_ENGINES) -> None:
-    """Make blocks of runs in a data directory of Prometheus; one that runs there sees them within a minute.
+def write_file(parts: Iterable[Part], epoch_s: float, out: Path) -> dict[str, int]:
+    """The same into a file that is there whole or as it was before.
+
+    Raises:
+        InputError: it cannot be written, or a run's tables are not those that it wrote.
+    """
+    with whole_file(out) as target:
+        return write(parts, epoch_s, target)
+
+
+def load(parts: Sequence[Part], epoch_s: float, into: Path, most_engines: int = MOST_ENGINES) -> dict[str, int]:
+    """Make blocks of runs in a data directory of Prometheus; returns how many samples each has.
+
+    A Prometheus that runs there sees them within a minute.
 
     Args:
         parts: the runs.
@@ -146,35 +154,49 @@ def load(parts: Sequence[Part], epoch_s: float, into: Path, most_engines: int = 
         most_engines: with more replicas, histograms hold all of them together.
 
     Raises:
-        InputError: promtool is missing or fails, or the directory has a run of that name.
+        InputError: promtool is missing or fails, the runs end in the future, the directory has a run of that name, or
+            a run's tables are not those that it wrote.
     """
     promtool = shutil.which("promtool")
     if promtool is None:
         raise InputError("promtool", "is not installed; it comes with Prometheus (Debian package prometheus)")
-    loaded = _loaded(into)
-    for part in parts:
-        if part.run_id in loaded:
-            raise InputError(str(into), f"has a run {part.run_id} already; rename the results folder, or take another")
+    longest = max(part.times_s[-1] for part in parts)
+    if epoch_s + longest > datetime.now(UTC).timestamp() + _CLOCKS_S:
+        raise InputError("--epoch", "runs would end in the future: Prometheus would take no samples until then")
+    _refuse_loaded(parts, into)
     try:
         into.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=into.parent, prefix=".backfill-") as scratch:
+        # Inside, as it may be a volume of its own; Prometheus passes over what has no name of a block.
+        with tempfile.TemporaryDirectory(dir=into, prefix=".backfill-") as scratch:
             text, blocks = Path(scratch) / "runs.om", Path(scratch) / "blocks"
+            blocks.mkdir()
             with text.open("w", encoding="utf-8") as target:
-                write(parts, epoch_s, target, most_engines)
-            longest = max(part.times_s[-1] for part in parts)
+                written = write(parts, epoch_s, target, most_engines)
             command = [promtool, "tsdb", "create-blocks-from", "openmetrics", str(text), str(blocks)]
             if longest > _DAY_S:
                 command.insert(3, "--max-block-duration=24h")
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
             if done.returncode:
-                raise InputError(str(into), f"promtool failed: {shortened(done.stderr.strip())}")
-            for block in sorted(blocks.iterdir()):
-                if (block / "meta.json").is_file():
-                    block.rename(into / block.name)  # whole or not at all
-        said = {**loaded, **{part.run_id: {"epoch_s": epoch_s, "end_s": part.times_s[-1]} for part in parts}}
-        write_atomically(into / _LOADED_FILE, (json.dumps(said, indent=2) + "\n").encode())
+                raise InputError(str(into), f"promtool failed: {shortened(done.stderr.strip()) or done.returncode}")
+            loaded = _refuse_loaded(parts, into)  # somebody else may have loaded runs meanwhile
+            said = {part.run_id: {"epoch_s": epoch_s, "end_s": part.times_s[-1]} for part in parts}
+            _move(blocks, into, {**loaded, **said})
+            return written
     except OSError as error:
-        raise InputError(str(error.filename or into), f"cannot be written: {error.strerror}") from None
+        raise InputError(str(into), f"cannot be written: {error.strerror}") from None
+
+
+def _move(blocks: Path, into: Path, loaded: dict[str, object]) -> None:
+    """Move blocks into the data directory and note which runs it has then: all of it or nothing."""
+    found = [block for block in sorted(blocks.iterdir()) if (block / "meta.json").is_file()]
+    try:
+        for block in found:
+            block.rename(into / block.name)
+        write_atomically(into / _LOADED_FILE, (json.dumps(loaded, indent=2) + "\n").encode())
+    except BaseException:
+        for block in found:
+            shutil.rmtree(into / block.name, ignore_errors=True)
+        raise
 
 
 def _text(part: Part, epoch_s: float, most_engines: int) -> Iterator[str]:
@@ -182,17 +204,22 @@ def _text(part: Part, epoch_s: float, most_engines: int) -> Iterator[str]:
     return samples((epoch_s + time_s, metrics) for time_s, metrics in zip(part.times_s, moments, strict=True))
 
 
-def _loaded(into: Path) -> dict[str, object]:
-    """Runs that the directory has."""
+def _refuse_loaded(parts: Sequence[Part], into: Path) -> dict[str, object]:
+    """Runs that the directory has; none of these may be one of them."""
     file = into / _LOADED_FILE
-    if into.exists() and not into.is_dir():
-        raise InputError(str(into), "is no folder")
-    if not file.exists():
-        return {}
     try:
         found = json.loads(file.read_bytes())
-        if isinstance(found, dict):
-            return found
-    except ValueError:
-        pass
-    raise InputError(str(file), "is damaged; remove it if no run of it is to be kept apart")
+    except FileNotFoundError:
+        return {}
+    except NotADirectoryError:
+        raise InputError(str(into), "is no folder") from None
+    except OSError as error:
+        raise InputError(str(file), f"cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise InputError(str(file), "is damaged; remove it if no run of it is to be kept apart")
+    for part in parts:
+        if part.run_id in found:
+            raise InputError(str(into), f"has a run {part.run_id} already; rename the results folder, or take another")
+    return found

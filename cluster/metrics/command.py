@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain, count
 from pathlib import Path
 
+from pimserve.cluster.checkpoint import target_of
 from pimserve.cluster.metrics.endpoint import EndpointOptions, exposing
 from pimserve.cluster.metrics.feed import MetricsFeed
-from pimserve.cluster.metrics.state import metrics_of
+from pimserve.cluster.metrics.state import metrics_of, run_id_of
 from pimserve.cluster.pace import parse_speed
-from pimserve.cluster.run import prepare_pools
+from pimserve.cluster.run import prepare_pools, scenario_digest
 from pimserve.cluster.scenario import Scenario
 from pimserve.cluster.service.control import LiveControl
 from pimserve.cluster.service.latencies import RunningLatencies
@@ -19,16 +21,23 @@ from pimserve.cluster.service.latencies import RunningLatencies
 
 @contextmanager
 def metered(
-    scenario: Scenario, out: Path | None, speed: str | None, options: EndpointOptions, linger_s: float
+    scenario: Scenario,
+    out: Path | None,
+    speed: str | None,
+    options: EndpointOptions,
+    linger_s: float,
+    checkpoints: Path | None = None,
 ) -> Iterator[tuple[LiveControl, MetricsFeed, str]]:
     """Expose a run's metrics while the block runs, and `linger_s` longer; yields its control, its feed, the address.
 
     Args:
         scenario: what runs.
-        out: its results folder, whose name labels the metrics; None: the scenario's name does.
+        out: its results folder, whose name labels the metrics; None: that of the run that is continued, or the first
+            free one, results/NAME or NAME-2.
         speed: pace, such as 60x; None: as fast as possible.
         options: where metrics are exposed, and to whom.
         linger_s: wall-clock seconds for which they stay when the run has ended, for the last scrape.
+        checkpoints: folder of the run's checkpoints.
 
     Raises:
         InputError: an option is not acceptable, or parts of the scenario do not go together.
@@ -36,11 +45,19 @@ def metered(
     factor = 0.0 if speed is None else parse_speed(speed)
     _, pools, _ = prepare_pools(scenario)
     warmup_s, frontend_ps = scenario.run.warmup_s, pools[0].replica.plan.frontend_ps
-    run_id = scenario.name if out is None else out.name
-    metrics = metrics_of(scenario, run_id, speed=factor)
+    if out is None and checkpoints is not None:
+        out = target_of(checkpoints, scenario_digest(scenario))
+    metrics = metrics_of(scenario, run_id_of(out or _free_folder(scenario.name)), speed=factor)
     feed = MetricsFeed(metrics, scenario.slo, warmup_s=warmup_s, frontend_ps=frontend_ps)
     latencies = RunningLatencies(scenario.slo, warmup_s=warmup_s, frontend_ps=frontend_ps)
     control = LiveControl(latencies, speed=factor, metrics=feed)
     with exposing(options, lambda: [feed.latest()]) as address:
         yield control, feed, address
         time.sleep(linger_s)
+
+
+def _free_folder(name: str) -> Path:
+    """Where a fresh run of that name will have its results, as `results_folder` finds it."""
+    first = Path("results") / name
+    following = (first.with_name(f"{name}-{number}") for number in count(2))
+    return next(folder for folder in chain([first], following) if not folder.exists())

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import gzip
 import hmac
+import logging
 import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import StringIO
 from socketserver import ThreadingMixIn
-from typing import Any
+from typing import IO, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from pimserve.cluster.metrics.exposition import exposition
@@ -21,6 +23,7 @@ from pimserve.cluster.metrics.vllm import VLLM_FAMILIES, as_vllm
 from pimserve.cluster.service.security import NO_TLS, TlsFiles, check_listen
 from pimserve.errors import InputError
 
+LOG = logging.getLogger("pimserve.metrics")
 _PAGE = b"""<!doctype html><html lang="en"><meta charset="utf-8"><title>pimserve metrics</title>
 <h1>pimserve metrics</h1><ul><li><a href="/metrics">/metrics</a><li><a href="/metrics/vllm">/metrics/vllm</a>: names of
 vLLM<li><a href="/-/healthy">/-/healthy</a></ul>"""
@@ -100,9 +103,13 @@ class _Handler(WSGIRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002, ANN401 the base class's
         """Scrapes are no news."""
 
+    def get_stderr(self) -> IO[str]:
+        """Nor is a scraper that does not take what it asked for; what fails in here is logged before."""
+        return StringIO()
+
 
 def _app(runs: Callable[[], Sequence[RunMetrics]]) -> App:
-    def app(environ: dict[str, Any], start: Start) -> Iterable[bytes]:
+    def answer(environ: dict[str, Any], start: Start) -> Iterable[bytes]:
         path = environ["PATH_INFO"].rstrip("/") or "/"
         if environ["REQUEST_METHOD"] != "GET":
             return _answer(start, "405 Method Not Allowed", b"only GET\n", Allow="GET")
@@ -115,6 +122,13 @@ def _app(runs: Callable[[], Sequence[RunMetrics]]) -> App:
         if path == "/":
             return _answer(start, "200 OK", _PAGE, "text/html; charset=utf-8")
         return _answer(start, "404 Not Found", b"there are /metrics, /metrics/vllm and /-/healthy\n")
+
+    def app(environ: dict[str, Any], start: Start) -> Iterable[bytes]:
+        try:
+            return answer(environ, start)
+        except Exception:
+            LOG.exception("metrics could not be exposed")
+            raise
 
     return app
 
@@ -171,7 +185,7 @@ def _context(files: TlsFiles) -> ssl.SSLContext | None:
         raise InputError("--metrics-tls-cert", "TLS needs both --metrics-tls-cert and --metrics-tls-key")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        context.load_cert_chain(files.cert, files.key)
+        context.load_cert_chain(files.cert, files.key, password="")  # without one it would ask the terminal
         if files.ca is not None:
             context.load_verify_locations(files.ca)
             context.verify_mode = ssl.CERT_REQUIRED

@@ -100,10 +100,15 @@ class MetricsFeed:
         values = self._metrics.values
         for name, attribute in _GAUGES.items():
             values[name][:] = [getattr(state, attribute) for state in states]
-        used, there = values["pimserve_kv_cache_used_blocks"], values["pimserve_kv_cache_blocks"]
-        ratio = np.divide(used, there, out=np.zeros_like(used), where=there > 0)
-        values["pimserve_kv_cache_usage_ratio"][:] = ratio
-        values["pimserve_device_kv_bytes"][:] = ratio * values["pimserve_device_kv_capacity_bytes"]
+        set_usage(values)
+
+
+def set_usage(values: Mapping[str, NDArray[Any]]) -> None:
+    """What follows from the KV blocks that are used."""
+    used, there = values["pimserve_kv_cache_used_blocks"], values["pimserve_kv_cache_blocks"]
+    ratio = np.divide(used, there, out=np.zeros_like(used), where=there > 0)
+    values["pimserve_kv_cache_usage_ratio"][:] = ratio
+    values["pimserve_device_kv_bytes"][:] = ratio * values["pimserve_device_kv_capacity_bytes"]
 
 
 class RequestMetrics:
@@ -154,6 +159,8 @@ class RequestMetrics:
         self._observe("pimserve_time_per_output_token_seconds", row[several], tpot[several])
         self._observe("pimserve_e2e_request_latency_seconds", row, e2e)
         self._observe("pimserve_request_queue_time_seconds", row, (scheduled - arrival) / PS_PER_S)
+        self._observe("pimserve_request_prefill_time_seconds", row, (first - scheduled) / PS_PER_S)
+        self._observe("pimserve_request_decode_time_seconds", row, (finish - first) / PS_PER_S)
         self._observe("pimserve_request_prompt_tokens", row, columns["input_tokens"][done])
         self._observe("pimserve_request_generation_tokens", row, tokens)
         self._count_slo(

@@ -1,8 +1,9 @@
 """The metrics that a finished run had at moments of its simulated time, from its results folder.
 
 Requests count from the moment at which they left, steps from that of the span of equal steps that holds them: spans
-last up to some hundred steps, so that a moment may miss as many. What results do not tell is not a number: which
-prefill replica a request waited for, and the wall clock before the end.
+last up to some hundred steps, so that a moment may be as many ahead. What results do not tell is not a number: which
+prefill replica a request waited for, and the wall clock before the end. Nor do they tell how long requests that were
+preempted, handed over or moved waited between two tokens: inter-token latencies are those of steps alone.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pimserve.cluster.account import Fault
 from pimserve.cluster.history import History
-from pimserve.cluster.metrics.feed import LedgerMetrics, RequestMetrics
+from pimserve.cluster.metrics.feed import LedgerMetrics, RequestMetrics, set_usage
 from pimserve.cluster.metrics.state import MOST_ENGINES, RunMetrics, metrics_of
 from pimserve.device_models.plan import FS_PER_S
+from pimserve.errors import InputError
 from pimserve.loadgen.spec import PS_PER_S
 from pimserve.scheduler.control import Ledger
 from pimserve.scheduler.requests import FINISHED, REJECTED
@@ -35,6 +38,9 @@ def replay(
         run_id: label of its series.
         times_s: simulated seconds, ascending; the last one not before the run's end.
         most_engines: with more replicas, histograms hold all of them together.
+
+    Raises:
+        InputError: the tables are not those that the run wrote; some of it shows at the last moment only.
     """
     scenario, requests = history.scenario, history.requests
     metrics = metrics_of(scenario, run_id, most_engines=most_engines)
@@ -61,13 +67,14 @@ def replay(
         values["pimserve_virtual_time_seconds_total"][0] = time_s
         arrived = (columns["arrival_ps"] >= 0) & (columns["arrival_ps"] <= now_ps)
         values["pimserve_requests_arrived_total"][0] = int(arrived.sum())
-        simulator = history.summary["simulator"]
-        values["pimserve_wall_time_seconds_total"][0] = simulator["loop_s"] if last else np.nan
+        simulator = history.account.simulator
+        values["pimserve_wall_time_seconds_total"][0] = simulator.loop_s if last else np.nan
         values["pimserve_sim_windows_total"][0] = np.nan
-        values["pimserve_sim_memory_bytes"][0] = simulator["peak_memory_mb"] * 1e6 if last else np.nan
-        spread = simulator.get("spread", {})
-        values["pimserve_actor_restarts_total"][0] = spread.get("recoveries", 0) if last else np.nan
-        values["pimserve_audit_checks_total"][0] = spread.get("audited_spans", 0) if last else np.nan
+        values["pimserve_sim_memory_bytes"][0] = simulator.peak_memory_mb * 1e6 if last else np.nan
+        values["pimserve_actor_restarts_total"][0] = simulator.spread.recoveries if last else np.nan
+        values["pimserve_audit_checks_total"][0] = simulator.spread.audited_spans if last else np.nan
+        if last:
+            history.check_digest([log.digest() for log in logs])
         yield metrics
 
 
@@ -82,14 +89,29 @@ class ReplicaProgress:
         self._log = StepLog(history.costs[replica], _EVERYTHING)
 
     def until(self, now_ps: int, *, last: bool) -> Ledger:
-        """All spans that have begun; all that there are, if it is the last moment."""
+        """All spans that have begun; all that there are, if it is the last moment.
+
+        Raises:
+            InputError: they are no spans of this run.
+        """
         end = len(self._spans) if last else int(np.searchsorted(self._spans["begin_ps"], now_ps))
         for rows, costs in self._history.stretches(self._replica, self._next, end, self._log.steps):
             if costs != self._log.costs:
                 self._log.use(costs)
-            self._log.digest_rows(rows)
+            try:
+                self._log.digest_rows(rows)
+            except (AssertionError, ValueError, ArithmeticError, MemoryError):  # whatever does not add up
+                raise InputError(
+                    str(self._history.folder / "steps.npy"),
+                    f"replica {self._replica}: steps take another time than scenario.yaml says; the file was changed, "
+                    "or is of another run",
+                ) from None
         self._next = max(self._next, end)
         return self._log.ledger(self._replica)
+
+    def digest(self) -> str:
+        """Digest of the steps so far."""
+        return self._log.digest()
 
 
 class _States:
@@ -103,6 +125,7 @@ class _States:
         block_size = history.scenario.scheduler.block_size
         there = [pool.replica.kv_capacity_tokens // block_size for pool in history.pools for _ in range(pool.replicas)]
         self._values["pimserve_kv_cache_blocks"][:] = there
+        self._down = down_s(history.account.faults.events)
         self._prefill = np.array([role == "prefill" for _, role in metrics.layout.engines])
 
     def at(self, now_ps: int) -> None:
@@ -115,9 +138,10 @@ class _States:
         values["pimserve_requests_running"][:] = [row["decodes"] + row["chunks"] for row in found]
         values["pimserve_context_tokens"][:] = [row["context"] for row in found]
         values["pimserve_kv_cache_used_blocks"][:] = [row["blocks_begin"] for row in found]
-        used, there = values["pimserve_kv_cache_used_blocks"], values["pimserve_kv_cache_blocks"]
-        values["pimserve_kv_cache_usage_ratio"][:] = used / there
-        values["pimserve_device_kv_bytes"][:] = used / there * values["pimserve_device_kv_capacity_bytes"]
+        set_usage(values)
+        now_s = now_ps / PS_PER_S
+        values["pimserve_engine_up"][:] = 1
+        values["pimserve_engine_up"][[replica for replica, since, until in self._down if since <= now_s < until]] = 0
         scheduled = columns["first_scheduled_ps"]
         arrived = (columns["arrival_ps"] >= 0) & (columns["arrival_ps"] <= now_ps)
         waits = arrived & (columns["status"] != REJECTED) & ((scheduled < 0) | (scheduled > now_ps))
@@ -133,3 +157,16 @@ class _States:
         if index < 0 or spans["begin_ps"][index] + spans["duration_fs"][index] // 1000 <= now_ps:
             return None
         return spans[index]
+
+
+def down_s(events: Sequence[Fault]) -> list[tuple[int, float, float]]:
+    """When replicas were down: (replica, since, until), s; these may overlap, as devices fail one by one."""
+    return [
+        (
+            event.replica,
+            event.at_s if event.took_effect_s is None else event.took_effect_s,
+            np.inf if event.for_s is None else event.at_s + event.for_s,
+        )
+        for event in events
+        if event.kind == "fail"
+    ]

@@ -144,6 +144,11 @@ class RunMetrics:
         return [array for part in (self.values, self.counts, self.sums) for array in part.values()]
 
 
+def run_id_of(folder: Path) -> str:
+    """The label of a run: its results folder's name; what of that is no text becomes question marks."""
+    return folder.resolve().name.encode("utf-8", "replace").decode()
+
+
 def metrics_of(scenario: Scenario, run_id: str, *, speed: float = 0.0, most_engines: int = MOST_ENGINES) -> RunMetrics:
     """Metrics of a run of the scenario that has not begun: what does not change is there, all else is 0.
 

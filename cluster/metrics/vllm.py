@@ -28,6 +28,8 @@ SOURCES = {
     "vllm:request_time_per_output_token_seconds": "pimserve_time_per_output_token_seconds",
     "vllm:e2e_request_latency_seconds": "pimserve_e2e_request_latency_seconds",
     "vllm:request_queue_time_seconds": "pimserve_request_queue_time_seconds",
+    "vllm:request_prefill_time_seconds": "pimserve_request_prefill_time_seconds",
+    "vllm:request_decode_time_seconds": "pimserve_request_decode_time_seconds",
     "vllm:request_prompt_tokens": "pimserve_request_prompt_tokens",
     "vllm:request_generation_tokens": "pimserve_request_generation_tokens",
     "vllm:iteration_tokens_total": "pimserve_step_tokens",  # a histogram in spite of its name

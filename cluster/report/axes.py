@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pimserve.cluster.figures import figure as figure_text
 from pimserve.cluster.figures import scale
-from pimserve.cluster.report.svg import COLOURS, DASHES, WIDTH_IN
+from pimserve.cluster.report.svg import COLOURS, DASHES, FONT_PT, WIDTH_IN
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.ticker import MaxNLocator
 
 Draw = Callable[["Figure"], None]
+_SPARE_IN = 0.2  # the reader's font may be wider
+_ROOM, _ROW_IN = 2, 0.19  # rows of a legend for which pictures have room, and height of each further one
 _LARGE = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"))
 
 
@@ -24,22 +26,29 @@ def style(index: int) -> dict[str, Any]:
 
 
 def legend(figure: Figure, axes: Axes) -> None:
-    """Below the axes, each label once, row by row."""
+    """Below the axes, each label once, row by row; the figure grows where that takes many rows."""
+    from matplotlib.textpath import TextPath  # noqa: PLC0415 slow
+
     found: dict[str, Any] = {}
     for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
         found.setdefault(label, handle)
     if not found:
         return
-    across = next(each for each in range(len(found), 0, -1) if each == 1 or _legend_in(list(found), each) < WIDTH_IN)
-    across = -(-len(found) // -(-len(found) // across))  # as even as so many rows allow
+    widths = [TextPath((0, 0), label, size=FONT_PT).get_extents().width / 72 for label in found]
+    across = next(n for n in range(len(found), 0, -1) if n == 1 or _legend_in(widths, n) < WIDTH_IN - _SPARE_IN)
+    rows = -(-len(found) // across)
+    across = -(-len(found) // rows)  # as even as so many rows allow
+    figure.set_figheight(figure.get_figheight() + _ROW_IN * max(0, rows - _ROOM))
     labels = [label for column in range(across) for label in list(found)[column::across]]  # it fills column by column
     where: dict[str, Any] = {"loc": "outside lower left", "ncols": across, "borderaxespad": 0.1}
     figure.legend([found[label] for label in labels], labels, **where)
 
 
-def _legend_in(labels: Sequence[str], across: int) -> float:
-    """Width of a legend with so many columns, inches: handles, and letters of 0.075 inches."""
-    return sum(0.48 + 0.075 * max(map(len, labels[column::across])) for column in range(across))
+def _legend_in(widths: Sequence[float], across: int) -> float:
+    """Width of a legend with texts of these widths in so many columns, all in inches."""
+    texts = sum(max(widths[column::across]) for column in range(across))
+    # Beside its text a column has a handle and a gap; between columns there is a wider one (matplotlib's defaults).
+    return texts + FONT_PT / 72 * (2.6 * across + 2 * (across - 1))
 
 
 def few_ticks(*, integer: bool = False) -> MaxNLocator:

@@ -184,6 +184,7 @@ def bars(
             axes.text(end + 0.015 * longest, place, text, va="center", ha="left")
         axes.set_yticks(places, [name for name, _ in rows])
         axes.set_xlim(0, longest * 1.24)
+        axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.set_xlabel(label)
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")

@@ -1,24 +1,22 @@
-"""The device of a run: its roofline with the operators as points, the load of experts, and what it says of itself."""
+"""Devices of runs: rooflines with the operators as points, the load of experts, and what devices say of themselves.
+
+A single run has a table for each of its mean steps; several have their steps, operators and experts side by side.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
-from pimserve.cluster.figures import count, figure, named, ratio, scaled, share
-from pimserve.cluster.history import History
-from pimserve.cluster.pools import PlacedPool
-from pimserve.cluster.report import facts
+from pimserve.cluster.figures import ABSENT, count, figure, named, scaled, share
 from pimserve.cluster.report.axes import rate
-from pimserve.cluster.report.charts import columns
+from pimserve.cluster.report.conditions import device_table
 from pimserve.cluster.report.content import Section, Table
-from pimserve.cluster.report.expert_load import ExpertLoad, expert_load
+from pimserve.cluster.report.experts import load_table, popularity
 from pimserve.cluster.report.inputs import ReportRun, at
-from pimserve.cluster.report.intensity import Roof, Shape, Work, roofs, shapes, share_of_roof, work_of
-from pimserve.cluster.report.rooflines import Point, roofline
-from pimserve.cluster.report.svg import Picture, picture
-from pimserve.device_models.operators import CATEGORIES
+from pimserve.cluster.report.intensity import Work, share_of_roof
+from pimserve.cluster.report.parts import Part, Step, parts_of
+from pimserve.cluster.report.pictures import Named
+from pimserve.cluster.report.rooflines import rooflines
 from pimserve.scheduler.fleet import DECODE, PREFILL
 
 _ROOFLINE = (
@@ -37,72 +35,55 @@ _EXPERTS = (
 )
 
 
-def device_sections(run: ReportRun) -> list[Section]:
-    """Roofline, expert load, and what the device says of itself."""
-    history = run.history
-    tables = _facts(run)
-    if history is None:
-        why = f"No roofline and no expert load: {run.absent['history']}."
+def device_sections(runs: list[Named]) -> list[Section]:
+    """Rooflines, expert load, and what devices say of themselves."""
+    tables = [table for each in runs for table in _facts(each)]
+    parts = parts_of(runs)
+    absent = [each.said(_absent(each.run)) for each in runs if each.name not in {part.run for part in parts}]
+    if not parts:
+        why = _NOTHING if runs[0].run.history is not None else f"No roofline and no expert load: {absent[0]}."
+        if len(runs) > 1:
+            why = f"No rooflines and no expert loads: {'; '.join(absent)}."
         return [Section("device", "Device", [why], tables=tables)]
-    if not any(map(len, history.spans)):
-        return [Section("device", "Device", [_NOTHING], tables=tables)]
-    text, pictures = [_ROOFLINE], []
-    rows: list[Table] = []
-    popularity: list[Picture] = []
-    loads: list[Table] = []
-    for pool in history.pools:
-        both = [(mixed, shape) for mixed, shape in zip((False, True), shapes(history, pool), strict=True) if shape]
-        steps = [(mixed, shape, work_of(history, pool, shape)) for mixed, shape in both]
-        suffix = f"-{pool.name}" if pool.name else ""
-        of_pool = f", {pool.name} pool" if pool.name else ""
-        shown = _roofline(
-            f"roofline{suffix}",
-            f"Roofline of {pool.label}{of_pool}",
-            roofs(history, pool),
-            [(m, w) for m, _, w in steps],
-        )
-        if pool.replica.plan.pipeline is not None:
-            text.append(_STATIONARY)
-        if shown is not None:
-            pictures.append(shown)
-        rows += [
-            _work_table(f"Operators of {_step(mixed, shape)}{of_pool}", work, history, pool)
-            for mixed, shape, work in steps
-        ]
-        load = expert_load(history, pool, both[0][1]) if both else None
-        if load is not None:
-            if not popularity:  # the same in all pools
-                popularity.append(_popularity("experts", "Popularity of experts", load))
-            loads.append(_expert_table(load, f"Load of experts in {_step(*both[0])}{of_pool}"))
-    found = [Section("device", "Device and roofline", text, pictures=pictures, tables=[*rows, *tables])]
-    if popularity:
-        found.append(Section("experts", "Experts", [_EXPERTS], pictures=popularity, tables=loads))
+    text = [_ROOFLINE]
+    if absent:
+        text.append(f"Not here: {'; '.join(absent)}.")
+    still = [part.name for part in parts if part.stationary]
+    if still:
+        text.append(_STATIONARY if len(runs) == 1 else f"Of {', '.join(still)}: {_STATIONARY}")
+    shown = rooflines(parts)
+    if len(runs) == 1:
+        title, work = "Device and roofline", [_work_table(part, step) for part in parts for step in part.steps]
+    else:
+        title, work = "Devices and rooflines", _side_by_side(parts)
+        text += ["The pictures have the same axes."] if len(shown) > 1 else []
+    found = [Section("device", title, text, pictures=shown, tables=[*work, *tables])]
+    loaded = [part for part in parts if part.load is not None]
+    if loaded:
+        experts = [load_table([part]) for part in loaded] if len(runs) == 1 else [load_table(loaded)]
+        found.append(Section("experts", "Experts", [_EXPERTS], pictures=popularity(loaded), tables=experts))
     return found
 
 
-def _facts(run: ReportRun) -> list[Table]:
+def _absent(run: ReportRun) -> str:
+    return run.absent.get("history", "no step was executed")
+
+
+def _facts(each: Named) -> list[Table]:
     """What the devices of each pool say of themselves."""
-    pools = at(run.summary, "pools")
-    of = {"": run.summary} if not isinstance(pools, Mapping) else {name: pools.get(name) for name in (PREFILL, DECODE)}
+    pools = at(each.run.summary, "pools")
+    of: dict[str, object] = {"": each.run.summary}
+    if isinstance(pools, Mapping):
+        of = {name: pools.get(name) for name in (PREFILL, DECODE)}
     found = []
     for name, part in of.items():
         told = at(part, "device_facts")
         if isinstance(told, Mapping) and told:
-            found.append(facts.device_table(told, f"Device, {name} pool" if name else "Device"))
+            found.append(device_table(told, each.said(f"Device, {name} pool" if name else "Device")))
     return found
 
 
-def _step(mixed: bool, shape: Shape) -> str:
-    decodes = f"{count(shape.decodes)} decoding"
-    if not mixed:
-        return f"the mean decoding step ({decodes}, {count(shape.context)} tokens of context)"
-    return (
-        f"the mean step with prompts ({decodes}, {count(shape.prompts)} x {count(shape.prompt_tokens)} prompt tokens)"
-    )
-
-
-def _work_table(caption: str, work: list[Work], history: History, pool: PlacedPool) -> Table:
-    highest = roofs(history, pool)
+def _work_table(part: Part, step: Step) -> Table:
     rows = [
         (
             each.name,
@@ -111,87 +92,46 @@ def _work_table(caption: str, work: list[Work], history: History, pool: PlacedPo
             figure(each.intensity),
             scaled(each.seconds, "s"),
             f"{rate(each.flop_per_s or 0.0)}FLOP/s",
-            share(share_of_roof(each, highest)),
+            share(share_of_roof(each, part.roofs)),
             " + ".join(map(named, each.units)),
         )
-        for each in work
+        for each in step.work
     ]
     columns = ("", "FLOPs", "bytes", "Op/B", "time", "reached", "of roof", "on")
-    return Table(caption, columns, rows)
+    return Table(f"Operators of {step.said}{f', {part.pool} pool' if part.pool else ''}", columns, rows)
 
 
-def _expert_table(load: ExpertLoad, caption: str) -> Table:
-    n = len(load.share)
-    rows = [
-        ("tokens in the step", count(load.tokens)),
-        ("experts", f"{n}, {load.top_k} per token"),
-        ("experts that any token chose, mean", figure(load.active)),
-        ("most popular expert", f"{share(float(load.share.max()))} of tokens"),
-        ("least popular expert", f"{share(float(load.share.min()))} of tokens"),
-    ]
-    note = ""
-    if load.groups is not None:
-        rows.append(("groups of devices with experts of their own", count(load.groups)))
-    if load.busiest is not None:
-        rows += [
-            ("tokens of the busiest group over the mean", ratio(load.busiest)),
-            ("the same, in one layer of a hundred", ratio(load.busiest_p99)),
+def _side_by_side(parts: Sequence[Part]) -> list[Table]:
+    """The mean steps of all parts, and their operators."""
+    found = []
+    for mixed, kind in ((False, "mean decoding step"), (True, "mean step with prompts")):
+        steps = [(part, step) for part in parts for step in part.steps if step.mixed == mixed]
+        if not steps:
+            continue
+        shapes = [step.shape for _, step in steps]
+        rows = [
+            ("requests that decode", *(count(shape.decodes) for shape in shapes)),
+            ("tokens of their contexts", *(count(shape.context) for shape in shapes)),
         ]
-    elif load.groups is not None:
-        note = "No device is busier than others: each holds a slice of every expert."
-    return Table(caption, ("", ""), rows, note)
+        if mixed:
+            rows.append(("prompts", *(count(shape.prompts) for shape in shapes)))
+            rows.append(("tokens of each prompt", *(count(shape.prompt_tokens) for shape in shapes)))
+        found.append(Table(f"The {kind}", ("", *(part.name for part, _ in steps)), rows))
+        found.append(_operators(f"Operators of the {kind}", steps))
+    return found
 
 
-def _roofline(
-    key: str, title: str, roofs: Sequence[Roof], steps: Sequence[tuple[bool, Sequence[Work]]]
-) -> Picture | None:
-    """Operators under the roofs of a device.
-
-    Args:
-        key: id of the picture.
-        title: heading.
-        roofs: of the device's units.
-        steps: of each mean step, whether it holds prompts, and what operators do in it.
-    """
-    points = []
-    for mixed, work in steps:
-        for category in CATEGORIES:
-            mine = [each for each in work if each.category == category]
-            flops, moved, seconds = (
-                sum(getattr(each, part) for each in mine) for part in ("flops", "moved", "seconds")
-            )
-            if flops and moved and seconds:
-                points.append(Point(named(category), flops / moved, flops / seconds, filled=not mixed))
-    if not points or not roofs:
-        return None
-    groups = [named(category) for category in CATEGORIES]
-    alt = "Roofline, FLOP/s over FLOPs per byte. Roofs: " + "; ".join(
-        f"{roof.label} {rate(roof.bytes_per_s)}B/s" + (f", {rate(roof.peak)}FLOP/s" if roof.peak else "")
-        for roof in roofs
-    )
-    alt += ". Operators: " + "; ".join(
-        f"{point.label}{'' if point.filled else ' in steps with prompts'} {figure(point.intensity)} FLOPs per byte, "
-        f"{rate(point.flop_per_s)}FLOP/s"
-        for point in points
-    )
-    caption = (
-        "Roofs are nominal bandwidth and peak of one device. Filled: the mean step that only decodes; hollow: the mean "
-        "step with prompts in it."
-    )
-    return picture(key, title, f"{alt}.", caption, roofline(roofs, points, groups), height_in=3.9)
+def _operators(caption: str, steps: Sequence[tuple[Part, Step]]) -> Table:
+    columns = [f"{part.name}{what}" for part, _ in steps for what in (", Op/B", ", time", ", of roof")]
+    rows = []
+    for name in dict.fromkeys(each.name for _, step in steps for each in step.work):
+        cells: list[str] = []
+        for part, step in steps:
+            mine = next((each for each in step.work if each.name == name), None)
+            cells += _of(mine, part) if mine is not None else (ABSENT,) * 3
+        rows.append((name, *cells))
+    return Table(caption, ("", *columns), rows)
 
 
-def _popularity(key: str, title: str, load: ExpertLoad) -> Picture:
-    """How popular each expert is."""
-    n = len(load.share)
-    even = load.top_k / n
-    order = np.argsort(-load.share)
-    alt = (
-        f"Share of tokens that choose each of {n} experts: most {share(float(load.share.max()))} (expert {order[0]}), "
-        f"least {share(float(load.share.min()))} (expert {order[-1]}); {share(even)} if all were alike."
-    )
-    caption = "Probability that a token chooses the expert in a layer; they sum to the experts per token."
-    if load.busiest is not None:
-        caption += " Columns of one shade lie on the same group of devices."
-    draw = columns(100 * load.share, "% of tokens", "expert", 100 * even, load.groups or 1)
-    return picture(key, title, alt, caption, draw)
+def _of(work: Work, part: Part) -> tuple[str, str, str]:
+    return figure(work.intensity), scaled(work.seconds, "s"), share(share_of_roof(work, part.roofs))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from pimserve.cluster.compare import Comparison, Quantity
 from pimserve.cluster.figures import ABSENT, count, figure, named, ratio, scale, scaled, share
@@ -13,16 +12,24 @@ from pimserve.cluster.report.inputs import Summary, at, number, numbers
 from pimserve.device_models.operators import CATEGORIES
 
 MOMENTS = ("mean", "p50", "p90", "p99")
-_LATENCY_GROUPS = "latency."
+_LATENCY, _LATENCIES = "latency", "latency."
+_SCALED = {"s", "J"}
 _REQUESTS = {
     "truncated": "cut at max_model_len",
     "measured": "arrived in the measured window",
     "measured_finished": "of these finished",
 }
+_LOAD = (
+    ("steps", "batch.steps"),
+    ("prompt tokens", "tokens.prompt"),
+    ("output tokens", "tokens.output"),
+    ("steps of decoding only", "batch.decode_only_share", "share"),
+)
 _FEW_SAMPLES = 1000  # fewer leave less than ten above the 99th percentile
 _GROUPS = {
     "requests": "Requests, whole run",
     "throughput": "Throughput and energy",
+    _LATENCY: "Latency",
     "slo": "SLO",
     "load": "Load, whole run",
     "pools": "Hand-over of KV caches",
@@ -98,9 +105,7 @@ def tiles(summary: Summary) -> list[Tile]:
         Tile(
             "requests/s",
             figure(number(summary, "throughput.requests_per_s")),
-            f"offered {figure(number(summary, 'offered_requests_per_s'))}"
-            if number(summary, "offered_requests_per_s") is not None
-            else "closed loop",
+            f"offered {figure(number(summary, 'offered_requests_per_s'))}",
         ),
         seconds("ttft", ""),
         seconds("tpot", ""),
@@ -131,39 +136,44 @@ def tiles(summary: Summary) -> list[Tile]:
 
 def run_tables(comparison: Comparison) -> list[Table]:
     """All figures of the only run of a comparison, but latencies."""
-    summary = comparison.runs[0].summary
     found = []
-    for group, caption in _GROUPS.items():
-        rows = [(each.label.strip(), _with_unit(each, 0)) for each in comparison.quantities if each.group == group]
-        if group == "requests":
-            rows = [(name, count(value)) for name, value in _requests(summary)]
-        if group == "load":
-            rows += _steps(summary)
-        if group == "slo":
-            rows = [*_limits(summary), *rows]
-        if rows:
-            found.append(Table(caption, ("", ""), rows))
+    for group, quantities in _by_group(comparison).items():
+        rows = [(each.label.strip(), _with_unit(each.values[0], each.unit)) for each in quantities]
+        if rows and group != _LATENCY:
+            found.append(Table(_GROUPS[group], ("", ""), rows))
     return found
 
 
-def _requests(summary: Summary) -> list[tuple[str, int]]:
-    found = numbers(summary, "requests")
-    return [(_REQUESTS.get(name, name), int(value)) for name, value in found.items()]
+def _by_group(comparison: Comparison) -> dict[str, list[Quantity]]:
+    """What runs are compared in, and what summaries have beside it, in the order in which groups are shown."""
+    summaries = [run.summary for run in comparison.runs]
+
+    def quantity(group: str, label: str, path: str, unit: str = "") -> Quantity:
+        return Quantity(path, group, label, unit, tuple(number(summary, path) for summary in summaries))
+
+    found: dict[str, list[Quantity]] = {group: [] for group in _GROUPS}
+    for each in comparison.quantities:
+        found[_LATENCY if each.group.startswith(_LATENCIES) else each.group].append(each)
+    kinds = dict.fromkeys(kind for summary in summaries for kind in numbers(summary, "requests"))
+    found["requests"] = [quantity("requests", _REQUESTS.get(kind, kind), f"requests.{kind}") for kind in kinds]
+    found["slo"] = [
+        quantity("slo", f"{named(name)} within {limit}", f"slo.met.{name}", "share")
+        for name, limit in _limits(summaries).items()
+    ] + found["slo"]
+    found["load"] += [quantity("load", *more) for more in _LOAD]
+    return {
+        group: [each for each in quantities if any(value is not None for value in each.values)]
+        for group, quantities in found.items()
+    }
 
 
-def _steps(summary: Summary) -> list[tuple[str, str]]:
-    counts = {"steps": "batch.steps", "prompt tokens": "tokens.prompt", "output tokens": "tokens.output"}
-    found = [(name, count(int(n))) for name, path in counts.items() if (n := number(summary, path)) is not None]
-    return [*found, ("steps of decoding only", share(number(summary, "batch.decode_only_share")))]
-
-
-def _limits(summary: Summary) -> list[tuple[str, str]]:
-    met = numbers(summary, "slo.met")
-    rows = []
-    for key, limit in numbers(summary, "slo.limits").items():
-        name = key.removesuffix("_s")
-        rows.append((f"{named(name)} within {scaled(limit, 's')}", share(met.get(name))))
-    return rows
+def _limits(summaries: Sequence[Summary]) -> dict[str, str]:
+    """The limit of each latency that has one, as text."""
+    found: dict[str, set[str]] = {}
+    for summary in summaries:
+        for key, limit in numbers(summary, "slo.limits").items():
+            found.setdefault(key.removesuffix("_s"), set()).add(scaled(limit, "s"))
+    return {name: limits.pop() if len(limits) == 1 else "the run's limit" for name, limits in found.items()}
 
 
 def latency_table(summary: Summary) -> Table:
@@ -181,37 +191,36 @@ def latency_table(summary: Summary) -> Table:
     return Table("Latency", ("", *MOMENTS, "n"), rows, note)
 
 
-def _with_unit(quantity: Quantity, index: int) -> str:
-    value = quantity.values[index]
-    if quantity.unit == "share":
+def _with_unit(value: float | None, unit: str) -> str:
+    return scaled(value, unit) if unit in _SCALED else _plain(value, unit)
+
+
+def _plain(value: float | None, unit: str) -> str:
+    if unit == "share":
         return share(value)
-    if quantity.unit:
-        return scaled(value, quantity.unit)
     return count(value) if isinstance(value, int) else figure(value)
 
 
 def comparison_tables(comparison: Comparison, names: Sequence[str]) -> list[Table]:
     """Figures of all runs, and their ratios to the first run's."""
-    groups: dict[str, list[Quantity]] = {}
-    for quantity in comparison.quantities:
-        group = "latency" if quantity.group.startswith(_LATENCY_GROUPS) else quantity.group
-        groups.setdefault(group, []).append(quantity)
     columns = ["", names[0]]
     for name in names[1:]:
         columns += [name, f"{name}/{names[0]}"]
     found = []
-    for group, quantities in groups.items():
+    for group, quantities in _by_group(comparison).items():
         rows = []
         for quantity in quantities:
-            known = [value for value in quantity.values if value][:1]
-            size, unit = scale(known, quantity.unit) if quantity.unit in {"s", "J"} else (1.0, "")
-            write = share if quantity.unit == "share" else figure
+            label, values = quantity.label.strip(), quantity.values
+            if quantity.unit in _SCALED:
+                size, unit = scale([value for value in values if value][:1], quantity.unit)
+                label, values = f"{label}, {unit}", tuple(None if value is None else value / size for value in values)
             cells = []
-            for index, (value, times) in enumerate(zip(quantity.values, quantity.ratios, strict=True)):
-                cells.append(write(None if value is None else value / size))
+            for index, (value, times) in enumerate(zip(values, quantity.ratios, strict=True)):
+                cells.append(_plain(value, quantity.unit))
                 cells += [ratio(times)] if index else []
-            rows.append((quantity.label.strip() + (f", {unit}" if unit else ""), *cells))
-        found.append(Table(_GROUPS.get(group, "Latency"), tuple(columns), rows))
+            rows.append((label, *cells))
+        if rows:
+            found.append(Table(_GROUPS[group], tuple(columns), rows))
     return found
 
 
@@ -232,86 +241,3 @@ def breakdown_table(summary: Summary) -> Table | None:
         return None
     columns = ("", "time", "energy", "of it memory", "of it compute")
     return Table("Time and energy by operator, whole run", columns, rows)
-
-
-def pool_table(pools: Mapping[str, Any]) -> Table:
-    """The pools side by side."""
-    names = ("prefill", "decode")
-    parts = [pools.get(name) for name in names]
-    units = dict.fromkeys(unit for part in parts for unit in numbers(part, "unit_busy_share"))
-    shares = [("busy share", "busy_share"), *((f"{named(unit)} busy", f"unit_busy_share.{unit}") for unit in units)]
-    rows = [
-        ("device", *(text(part, "device") for part in parts)),
-        ("replicas", *(whole(part, "replicas") for part in parts)),
-        ("devices", *(whole(part, "devices") for part in parts)),
-        *((label, *(share(number(part, path)) for part in parts)) for label, path in shares),
-        ("steps", *(whole(part, "steps") for part in parts)),
-        ("requests in a step, mean", *(figure(number(part, "mean_requests")) for part in parts)),
-        ("KV cache in use, mean", *(share(number(part, "kv.mean_use")) for part in parts)),
-        ("KV cache in use, peak", *(share(number(part, "kv.peak_use")) for part in parts)),
-        ("energy", *(scaled(number(part, "joules"), "J") for part in parts)),
-    ]
-    return Table("Pools", ("", *names), rows)
-
-
-def handover_table(pools: Mapping[str, Any]) -> Table:
-    """What goes from the prefill pool to the decode pool."""
-    bytes_ = number(pools, "handover.bytes")
-    rows = [
-        ("requests handed over", whole(pools, "handover.n")),
-        ("held back by a full pool", whole(pools, "handover.held")),
-        ("KV caches moved, GB", figure(None if bytes_ is None else bytes_ / 1e9)),
-    ]
-    for key, name in (("waiting_s", "waiting"), ("transfer_s", "transfer")):
-        rows += [(f"{name}, {each}", scaled(number(pools, f"handover.{key}.{each}"), "s")) for each in ("mean", "p99")]
-    for pool in ("prefill", "decode"):
-        rows.append((f"link of {pool} busy", share(number(pools, f"handover.link_busy_share.{pool}"))))
-    return Table("Hand-over", ("", ""), rows)
-
-
-def fault_tables(faults: Mapping[str, Any]) -> list[Table]:
-    """What happened to the replicas, and what it cost."""
-    kinds = {"fail": "fails", "slow": "slows down", "leave": "leaves"}
-    events = faults.get("events")
-    rows = []
-    for event in events if isinstance(events, list) else []:
-        lasts, factor = number(event, "for_s"), number(event, "factor")
-        rows.append(
-            (
-                f"{figure(number(event, 'at_s'))} s",
-                text(event, "replica"),
-                text(event, "device"),
-                kinds.get(text(event, "kind"), text(event, "kind")),
-                ABSENT if lasts is None else f"{figure(lasts)} s",
-                ABSENT if factor is None else ratio(factor),
-            )
-        )
-    cost = [
-        ("requests queued again", whole(faults, "requeued")),
-        ("tokens computed again", whole(faults, "recomputed_tokens")),
-        ("replicas down, together", scaled(number(faults, "down_replica_s"), "s")),
-        ("availability", share(number(faults, "availability"))),
-    ]
-    columns = ("at", "replica", "device", "what", "for", "steps take")
-    return [Table("Events", columns, rows, text=True), Table("Cost", ("", ""), cost)]
-
-
-def device_table(facts: Mapping[str, Any], caption: str) -> Table:
-    """What the devices say of themselves."""
-    rows = []
-    for key, value in facts.items():
-        if isinstance(value, Mapping):
-            rows += [(f"{key}: {name}".replace("_", " "), _said(each)) for name, each in value.items()]
-        else:
-            rows.append((str(key).replace("_", " "), _said(value)))
-    return Table(caption, ("", ""), rows, text=True)
-
-
-def _said(value: object) -> str:
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: ABSENT}[value]
-    if isinstance(value, int):
-        return count(value)
-    if isinstance(value, float):
-        return count(int(value)) if value == int(value) else figure(value)
-    return ", ".join(map(_said, value)) if isinstance(value, list) else str(value)

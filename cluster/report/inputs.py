@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ class ReportRun:
         scenario_text: what ran, as YAML; None where there is none.
         requests: (n,) structured array, a row per request; None where there is none.
         history: what it did over time, and what its steps cost; None where that cannot be worked out.
-        absent: why what is None is absent: "scenario", "requests" or "history" to a sentence.
+        absent: why "requests" or "history", if None, is absent: half a sentence of each.
     """
 
     place: str
@@ -97,28 +98,53 @@ def load_run(place: Path) -> ReportRun:
     text: str | None = None
     requests: NDArray[Any] | None = None
     history: History | None = None
-    try:
+    with suppress(OSError):
         text = (folder / SCENARIO_FILE).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        absent["scenario"] = f"there is no {SCENARIO_FILE}"
     try:
-        requests = load_table(folder, "requests")
-        if requests.dtype != DTYPE or requests.ndim != 1:
-            absent["requests"] = "requests.npy was written by another version of pimserve"
-            requests = None
+        requests = _requests(folder, summary)
     except InputError as error:
-        absent["requests"] = error.message
+        absent["requests"] = _said(error)
     try:
-        history = History.load(folder)
+        history = _history(folder)
     except InputError as error:
-        absent["history"] = _why_no_history(folder, error)
+        absent["history"] = _said(error)
+        if requests is not None and error.where == str(folder / "requests.npy"):  # its counts alone are right
+            requests, absent["requests"] = None, _said(error)
     return ReportRun(str(place), summary, text, requests, history, absent)
 
 
-def _why_no_history(folder: Path, error: InputError) -> str:
+def _requests(folder: Path, summary: Summary) -> NDArray[Any]:
+    """The table of requests.
+
+    Raises:
+        InputError: there is none, or it is damaged, of another version, or of another run.
+    """
+    table, file = load_table(folder, "requests"), str(folder / "requests.npy")
+    if table.dtype != DTYPE or table.ndim != 1:
+        raise InputError(file, "was written by another version of pimserve")
+    has = {"total": table["arrival_ps"] >= 0, "finished": table["status"] == FINISHED}
+    for kind, mine in has.items():
+        told, found = number(summary, f"requests.{kind}"), int(mine.sum())
+        if told is not None and told != found:
+            raise InputError(file, f"is of another run: {kind} {found:,}, where summary.json has {told:,}")
+    return table
+
+
+def _history(folder: Path) -> History:
+    """What the run did over time.
+
+    Raises:
+        InputError: it cannot be worked out.
+    """
     if (folder / SCENARIO_FILE).is_file() and not (folder / "steps.npy").exists():
-        return "the run has no steps.npy (output.steps: false)"
-    return error.message
+        raise InputError("", "the run has no steps.npy (output.steps: false)")
+    return History.load(folder)
+
+
+def _said(error: InputError) -> str:
+    """An error as part of a sentence, with the name of its file or folder alone."""
+    name = Path(error.where).name
+    return (f"{name}: {error.message}" if name else error.message).rstrip(".")
 
 
 def at(document: object, path: str) -> Any:  # noqa: ANN401 whatever JSON holds

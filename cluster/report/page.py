@@ -44,7 +44,8 @@ def write(text: str, out: Path, *, force: bool) -> None:
         InputError: it exists already and is not to be replaced, or cannot be written.
     """
     refuse_existing(out, force=force)
-    partial = out.with_name(f".{out.name[:200]}.partial-{os.getpid()}")
+    partial = out.with_name(f".report.partial-{os.getpid()}")
+    new_parents = [folder for folder in out.parents if not folder.exists()]  # nearest first
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -58,6 +59,9 @@ def write(text: str, out: Path, *, force: bool) -> None:
             with suppress(OSError):
                 partial.unlink()
     except OSError as error:
+        with suppress(OSError):  # somebody else may have written there meanwhile
+            for folder in new_parents:
+                folder.rmdir()
         raise InputError(str(out), f"cannot be written: {error.strerror}") from None
 
 
@@ -74,7 +78,14 @@ def refuse_existing(out: Path, *, force: bool) -> None:
 
 
 def _place(partial: Path, out: Path) -> None:
+    """Give the file its name, unless somebody made one of that name meanwhile."""
     try:
-        os.link(partial, out)  # unlike rename, this fails if somebody made the file meanwhile
+        try:
+            os.link(partial, out)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without links, as on many a memory stick: take the name first
+            out.open("xb").close()
+            partial.replace(out)
     except FileExistsError:
         raise InputError(str(out), _EXISTS) from None

@@ -30,18 +30,20 @@ def write_report(places: Sequence[Path], out: Path | None, *, title: str | None 
         InputError: a run cannot be read, runs and sweeps are mixed, or the file cannot be written.
     """
     target = out if out is not None else _default(places)
-    refuse_existing(target, force=force)  # before any work
     sweeps = [place for place in places if (place / SWEEP_FILE).is_file()]
     if sweeps and len(places) > 1:
         raise InputError(str(sweeps[0]), "is a sweep: a report shows one sweep, or runs; name folders of its points")
-    if sweeps:
-        page = sweep_page(load_sweep(places[0]), places[0], title)
-    elif len(places) == 1:
-        page = single_page(load_run(places[0]), title)
-    elif len(places) <= _MOST_RUNS:
-        page = several_page([load_run(place) for place in places], places, title)
-    else:
+    if len(places) > _MOST_RUNS:
         raise InputError("report", f"shows at most {_MOST_RUNS} runs (got {len(places)})")
+    document = load_sweep(places[0]) if sweeps else None
+    runs = [load_run(place) for place in places] if document is None else []
+    refuse_existing(target, force=force)  # before pictures are drawn
+    if document is not None:
+        page = sweep_page(document, places[0], title)
+    elif len(runs) == 1:
+        page = single_page(runs[0], title)
+    else:
+        page = several_page(runs, places, title)
     write(html(page), target, force=force)
     return target
 

@@ -1,4 +1,4 @@
-"""Operators under the roofs of a device."""
+"""Operators under the roofs of devices."""
 
 from __future__ import annotations
 
@@ -8,60 +8,129 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pimserve.cluster.report.axes import Draw, flops, legend, nothing, plain
+from pimserve.cluster.figures import figure as figure_text
+from pimserve.cluster.figures import named
+from pimserve.cluster.report.axes import Draw, flops, legend, nothing, plain, rate
 from pimserve.cluster.report.intensity import Roof
-from pimserve.cluster.report.svg import COLOURS, DASHES, MARKERS, QUIET, TEXT
+from pimserve.cluster.report.parts import Part
+from pimserve.cluster.report.svg import COLOURS, DASHES, MARKERS, QUIET, TEXT, Picture, picture
+from pimserve.device_models.operators import CATEGORIES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_CAPTION = (
+    "Roofs are nominal bandwidth and peak of one device. Filled: the mean step that only decodes; hollow: the mean "
+    "step with prompts in it."
+)
+
 
 @dataclass(frozen=True)
 class Point:
-    """An operator in a roofline: FLOPs per byte, and the FLOP/s that it reaches."""
+    """All operators of a category in a mean step: FLOPs per byte, and the FLOP/s that they reach."""
 
-    label: str
+    category: str
     intensity: float
     flop_per_s: float
-    filled: bool = True
+    filled: bool
 
 
-def roofline(roofs: Sequence[Roof], points: Sequence[Point], groups: Sequence[str]) -> Draw:
-    """Points under roofs, both axes logarithmic. `groups`: labels in the order of their markers."""
+@dataclass(frozen=True)
+class Frame:
+    """Ends of the axes: FLOPs per byte from left to right, FLOP/s from bottom to top."""
+
+    left: float
+    right: float
+    bottom: float
+    top: float
+
+
+def rooflines(parts: Sequence[Part]) -> list[Picture]:
+    """A picture for each part with a roof and a point, all with the same axes."""
+    shown = [(part, points) for part in parts if (points := _points(part)) and part.roofs]
+    if not shown:
+        return []
+    frames = [_frame(part.roofs, points) for part, points in shown]
+    frame = Frame(
+        min(each.left for each in frames),
+        max(each.right for each in frames),
+        min(each.bottom for each in frames),
+        max(each.top for each in frames),
+    )
+    return [_roofline(part, points, frame) for part, points in shown]
+
+
+def _points(part: Part) -> list[Point]:
+    found = []
+    for step in part.steps:
+        for category in CATEGORIES:
+            mine = [each for each in step.work if each.category == category]
+            total, moved, seconds = (
+                sum(getattr(each, what) for each in mine) for what in ("flops", "moved", "seconds")
+            )
+            if total and moved and seconds:
+                found.append(Point(category, total / moved, total / seconds, filled=not step.mixed))
+    return found
+
+
+def _frame(roofs: Sequence[Roof], points: Sequence[Point]) -> Frame:
+    """With room around all points and ridges."""
+    xs = [point.intensity for point in points]
+    xs += [roof.peak / roof.bytes_per_s for roof in roofs if roof.peak is not None]
+    left, right = min(xs) / 4, max(max(xs) * 6, min(xs) * 40)
+    highest = max(_height(roof, right) for roof in roofs)
+    return Frame(left, right, min(point.flop_per_s for point in points) / 4, highest * 2)
+
+
+def _height(roof: Roof, intensity: float) -> float:
+    """FLOP/s of a roof."""
+    reached = roof.bytes_per_s * intensity
+    return reached if roof.peak is None else min(reached, roof.peak)
+
+
+def _roofline(part: Part, points: Sequence[Point], frame: Frame) -> Picture:
+    alt = "Roofline, FLOP/s over FLOPs per byte. Roofs: " + "; ".join(
+        f"{roof.label} {rate(roof.bytes_per_s)}B/s" + (f", {rate(roof.peak)}FLOP/s" if roof.peak else "")
+        for roof in part.roofs
+    )
+    alt += ". Operators: " + "; ".join(
+        f"{named(point.category)}{'' if point.filled else ' in steps with prompts'} {figure_text(point.intensity)} "
+        f"FLOPs per byte, {rate(point.flop_per_s)}FLOP/s"
+        for point in points
+    )
+    key = "-".join(("roofline", *part.name.lower().replace("#", "").split()))
+    title = f"Roofline of {part.device}" + (f", {part.pool} pool" if part.pool else "")
+    if part.run:
+        title = f"{part.run}: {part.device}" + (f", {part.pool} pool" if part.pool else "")
+    return picture(key, title, f"{alt}.", _CAPTION, _draw(part.roofs, points, frame), height_in=3.9)
+
+
+def _draw(roofs: Sequence[Roof], points: Sequence[Point], frame: Frame) -> Draw:
+    """Points under roofs, both axes logarithmic."""
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
-        xs = [point.intensity for point in points] + [
-            roof.peak / roof.bytes_per_s for roof in roofs if roof.peak is not None
-        ]
-        low, high = min(xs) / 4, max(max(xs) * 6, min(xs) * 40)
-        bottom = min(point.flop_per_s for point in points) / 4
-        tops = []
-        x = np.geomspace(low, high, 200)
+        x = np.geomspace(frame.left, frame.right, 200)
         for index, roof in enumerate(roofs):
-            y = roof.bytes_per_s * x
-            if roof.peak is not None:
-                y = np.minimum(y, roof.peak)
-            tops.append(float(y.max()))
-            axes.plot(
-                x, y, label=roof.label, color=TEXT if index == 0 else QUIET, linestyle=DASHES[index % 4], linewidth=1.3
-            )
+            y = [_height(roof, each) for each in x]
+            colour = TEXT if index == 0 else QUIET
+            axes.plot(x, y, label=roof.label, color=colour, linestyle=DASHES[index % 4], linewidth=1.3)
         for point in points:
-            index = groups.index(point.label)
+            index = CATEGORIES.index(point.category)
             colour = COLOURS[index % len(COLOURS)]
             axes.plot(
                 [point.intensity],
                 [point.flop_per_s],
                 marker=MARKERS[index % len(MARKERS)],
                 linestyle="none",
-                markersize=8 if point.filled else 11,
+                markersize=7.5 if point.filled else 12.5,  # so that both are seen where they coincide
                 markerfacecolor=colour if point.filled else "none",
                 markeredgecolor=colour,
-                markeredgewidth=1.8,
-                label=point.label,
+                markeredgewidth=0.5 if point.filled else 1.6,
+                label=named(point.category),
                 zorder=3,
             )
-        axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(bottom, max(tops) * 2))
+        axes.set(xscale="log", yscale="log", xlim=(frame.left, frame.right), ylim=(frame.bottom, frame.top))
         axes.set(xlabel="FLOPs per byte (Op/B)", ylabel="FLOP/s of a device")
         axes.xaxis.set_major_formatter(plain)
         axes.yaxis.set_major_formatter(flops)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pimserve.cluster.compare import Comparison, compare
+from pimserve.cluster.compare import Comparison, Run, compare, compare_runs
 from pimserve.cluster.figures import ABSENT
 from pimserve.cluster.report import facts
 from pimserve.cluster.report.content import Page, Section, Table
+from pimserve.cluster.report.device import device_sections
 from pimserve.cluster.report.inputs import ReportRun
 from pimserve.cluster.report.pictures import Named, breakdown_pictures, latency_pictures, over_time_pictures
 from pimserve.cluster.report.single import provenance
+from pimserve.errors import InputError
 
 
 def letters(n: int) -> list[str]:
@@ -21,8 +23,8 @@ def letters(n: int) -> list[str]:
 
 def several_page(runs: Sequence[ReportRun], places: Sequence[Path], title: str | None) -> Page:
     """Runs beside the first one."""
-    comparison = compare(places)
     names = letters(len(runs))
+    comparison, unknown = _compared(runs, places)
     together = [Named(name, run) for name, run in zip(names, runs, strict=True)]
     absent = [
         each.said(reason)
@@ -32,7 +34,7 @@ def several_page(runs: Sequence[ReportRun], places: Sequence[Path], title: str |
     ]
     sections = [
         Section("runs", "Runs", tables=[_legend(together)]),
-        _differences(comparison, names),
+        _differences(comparison, names, unknown),
         Section(
             "latency",
             "Latency",
@@ -49,10 +51,12 @@ def several_page(runs: Sequence[ReportRun], places: Sequence[Path], title: str |
             pictures=over_time_pictures(together),
         ),
         Section("breakdown", "Time and energy", pictures=breakdown_pictures(together)),
+        *device_sections(together),
         Section("figures", "All figures", [_WINDOWS], tables=facts.comparison_tables(comparison, names)),
         provenance(list(runs), names),
     ]
     warnings = [f"not like for like: the runs differ in {', '.join(comparison.unlike)}"] if comparison.unlike else []
+    warnings += ["whether the settings are like for like is not known: a scenario cannot be read"] if unknown else []
     warnings += [each.said(warning) for each in together for warning in facts.warnings(each.run.summary)]
     settings = dict.fromkeys(facts.setting(run.summary) for run in runs)
     return Page(
@@ -84,7 +88,20 @@ def _legend(runs: Sequence[Named]) -> Table:
     return Table("Which run is which", ("", *paths, "costs", "results"), rows, text=True)
 
 
-def _differences(comparison: Comparison, names: Sequence[str]) -> Section:
+def _compared(runs: Sequence[ReportRun], places: Sequence[Path]) -> tuple[Comparison, str]:
+    """Their comparison, and why their settings are not known, if a scenario cannot be read."""
+    try:
+        return compare(places), ""
+    except InputError as error:
+        why = str(error)
+    except OSError as error:
+        why = f"{error.filename}: {error.strerror}"
+    return compare_runs(tuple(Run(run.place, run.summary) for run in runs), [{}] * len(runs)), why
+
+
+def _differences(comparison: Comparison, names: Sequence[str], unknown: str) -> Section:
+    if unknown:
+        return Section("differences", "Differences of settings", [f"Not known: {unknown}."])
     if not comparison.differences:
         return Section("differences", "Differences of settings", ["The runs have the same settings."])
     rows = [

@@ -8,6 +8,7 @@ from typing import Any
 from pimserve.cluster.compare import Run, compare_runs
 from pimserve.cluster.figures import scaled
 from pimserve.cluster.report import facts
+from pimserve.cluster.report.conditions import fault_tables, handover_table, pool_table
 from pimserve.cluster.report.content import Folded, Page, Section, Table
 from pimserve.cluster.report.device import device_sections
 from pimserve.cluster.report.inputs import ReportRun, at, number, numbers
@@ -27,7 +28,7 @@ def single_page(run: ReportRun, title: str | None) -> Page:
         _latency(run, only),
         _over_time(run, only),
         *_breakdown(run, only),
-        *device_sections(run),
+        *device_sections(only),
         *_pools(summary),
         *_faults(summary),
         Section("figures", "All figures", tables=facts.run_tables(comparison)),
@@ -80,7 +81,7 @@ def _pools(summary: Mapping[str, Any]) -> list[Section]:
     pools = at(summary, "pools")
     if not isinstance(pools, Mapping):
         return []
-    tables = [facts.pool_table(pools), facts.handover_table(pools)]
+    tables = [pool_table(pools), handover_table(pools)]
     return [Section("pools", "Prefill and decode pools", ["Figures of the whole run."], tables=tables)]
 
 
@@ -88,7 +89,7 @@ def _faults(summary: Mapping[str, Any]) -> list[Section]:
     found = at(summary, "faults")
     if not isinstance(found, Mapping):
         return []
-    return [Section("faults", "Simulated faults", tables=facts.fault_tables(found))]
+    return [Section("faults", "Simulated faults", tables=fault_tables(found))]
 
 
 def provenance(runs: list[ReportRun], names: list[str] | None = None) -> Section:
@@ -116,9 +117,9 @@ def provenance(runs: list[ReportRun], names: list[str] | None = None) -> Section
         for name, run in zip(names or [""] * len(runs), runs, strict=True)
         if run.scenario_text is not None
     ]
-    text = [
-        "To get the same bits again: save the scenario below and give it to pimserve run, in the same version. "
-        "Equal digests mean equal executed steps and equal requests."
-    ]
+    text = ["Equal digests mean equal executed steps and equal requests."]
+    if folded:
+        again = "To get the same bits again, save the scenario below and give it to pimserve run, in the same version."
+        text.insert(0, again)
     table = Table("Provenance", ("", *(names or [""])), cells, text=True)
     return Section("provenance", "Provenance", text, tables=[table], folded=folded)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 SERIES = 8  # colours of series
 WIDTH_IN, HEIGHT_IN = 4.4, 3.0
+FONT_PT = 9.5
 TEXT, QUIET, GRID, PAPER = "#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04"
 COLOURS = tuple(f"#0a0c{index:02x}" for index in range(SERIES))
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
@@ -37,7 +38,7 @@ _STYLE: dict[str, Any] = {
     "text.usetex": False,
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 9.5,
+    "font.size": FONT_PT,
     "axes.facecolor": PAPER,
     "axes.edgecolor": QUIET,
     "axes.labelcolor": TEXT,
@@ -60,7 +61,7 @@ _STYLE: dict[str, Any] = {
     "xtick.labelcolor": TEXT,
     "ytick.labelcolor": TEXT,
     "legend.frameon": False,
-    "legend.fontsize": 9.5,
+    "legend.fontsize": FONT_PT,
     "legend.handlelength": 1.8,
     "path.simplify": False,
 }

@@ -108,16 +108,26 @@ def _load_yaml(kind: Kind, name: str) -> dict[str, Any]:
 
 
 def parse_document(text: str, place: str) -> dict[str, Any]:
-    """Parse one YAML document that must be a mapping; `place` names it in errors."""
+    """Parse one YAML document that must be a mapping; `place` names it in errors.
+
+    Raises:
+        InputError: it is not one.
+    """
     _limit(text, place)
-    loader = _StrictLoader(text)
     try:
-        document = loader.get_single_data()
+        loader = _StrictLoader(text)
+        try:
+            document = loader.get_single_data()
+        finally:
+            loader.dispose()
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise InputError(f"{place}{line}", f"not valid YAML: {error.problem}") from error
-    finally:
-        loader.dispose()
+    except yaml.reader.ReaderError as error:
+        line = f":{text.count(chr(10), 0, error.position) + 1}"
+        raise InputError(f"{place}{line}", f"not valid YAML: character {chr(error.character)!r}") from None
+    except (ValueError, RecursionError) as error:  # a date or a number that no calendar or machine has, endless nesting
+        raise InputError(place, f"not valid YAML: {error}") from None
     if not isinstance(document, dict):
         raise InputError(place, "must be a mapping of keys to values")
     return document

@@ -62,7 +62,19 @@ def test_any_figure_may_be_anything(good: Path, tmp_path: Path, scenarios: bool)
         compared(*((good, tmp_path / "bad") if number % 2 else (tmp_path / "bad", good)))
 
 
-@pytest.mark.parametrize("text", ["1: 2", "run: {1: x, null: y}", "run: [1]", "model: {name: {a: 1}}", "{}", "slo: 1"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1: 2",
+        "run: {1: x, null: y}",
+        "run: [1]",
+        "model: {name: {a: 1}}",
+        "{}",
+        "slo: 1",
+        "name: a\x07b",
+        "a: 2000-13-45",
+    ],
+)
 def test_any_scenario_may_be_anything(good: Path, tmp_path: Path, text: str) -> None:
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "summary.json").write_bytes((good / "summary.json").read_bytes())

@@ -22,7 +22,7 @@ OPTIONS = [
     "--no-first-run",
 ]
 WIDTHS = {"desk": 1280, "phone": 360}
-PAGES = ("duplex", "aimc", "measured", "pools", "faults", "comparison", "sweep")
+PAGES = ("duplex", "aimc", "measured", "pools", "faults", "comparison", "many", "sweep")
 
 pytestmark = [pytest.mark.e2e, pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed")]
 
@@ -111,6 +111,7 @@ def pages(tmp_path_factory):
         "pools": [apart],
         "faults": [faulty],
         "comparison": [duplex, measured, aimc],
+        "many": [duplex, measured, aimc, apart, faulty] * 3,
         "sweep": [folder / "sweep"],
     }
     return {name: write_report(places, folder / f"{name}.html") for name, places in of.items()}
@@ -218,6 +219,16 @@ def test_print_is_light_and_motion_can_be_reduced(visit):
     assert page.evaluate(CONTRAST)["poor"] == []
     assert not page.locator("#theme").is_visible()
     assert len(page.pdf()) > 50_000
+
+
+@pytest.mark.parametrize("name", ["duplex", "aimc", "pools", "comparison", "sweep"])
+def test_nothing_is_cut_off_on_paper(visit, name):
+    page = visit(name, 718)  # A4 less margins of 1 cm, at 96 per inch
+    page.emulate_media(media="print")
+    wide = (
+        "[...document.querySelectorAll('table, svg')].filter(each => each.getBoundingClientRect().right > 719).length"
+    )
+    assert page.evaluate(wide) == 0
 
 
 def test_hostile_names_run_nothing(visit, pages, tmp_path):

@@ -134,6 +134,18 @@ _QUEUE = Row(
             percentiles("pimserve_request_queue_time_seconds"),
         ),
         Panel(
+            "Time in prefill",
+            "s",
+            "From the first step to the first token.",
+            percentiles("pimserve_request_prefill_time_seconds"),
+        ),
+        Panel(
+            "Time in decode",
+            "s",
+            "From the first token to the last.",
+            percentiles("pimserve_request_decode_time_seconds"),
+        ),
+        Panel(
             "KV cache in use",
             "percentunit",
             "Mean and fullest of the replicas.",

@@ -1,7 +1,12 @@
 """Finished runs in a real Prometheus."""
 
+import errno
 import json
+import os
+import re
 import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -49,7 +54,10 @@ def test_blocks_are_put_beside_those_that_are_there(results, tmp_path):
 def test_the_command_says_how_to_look_at_it(results, tmp_path):
     done = CliRunner().invoke(app, ["metrics", "backfill", str(results / "one"), "--into", str(tmp_path / "data")])
     assert done.exit_code == 0, done.output
-    assert "one: " in done.output
+    (number,) = re.findall(r"one: ([\d,]+) samples", done.output)
+    listed = subprocess.run(["promtool", "tsdb", "list", str(tmp_path / "data")], capture_output=True, check=True)
+    samples = [int(line.split()[4]) for line in listed.stdout.decode().splitlines()[1:]]
+    assert sum(samples) == int(number.replace(",", ""))
     assert "--storage.tsdb.retention.time=100y" in done.output
 
 
@@ -86,3 +94,83 @@ def test_export_writes_a_file_or_prints(results, tmp_path):
     assert written.exit_code == 0
     assert (tmp_path / "one.om").read_text() == printed.stdout
     assert [entry.name for entry in tmp_path.iterdir()] == ["one.om"]
+
+
+@needs_promtool
+def test_what_cannot_be_noted_is_not_loaded(results, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(backfill, "write_atomically", full)
+        with pytest.raises(InputError, match="No space left"):
+            loaded(results, tmp_path / "data", "one")
+    assert list((tmp_path / "data").iterdir()) == []
+    loaded(results, tmp_path / "data", "one")
+
+
+@needs_promtool
+def test_somebody_else_may_load_runs_at_the_same_time(results, tmp_path, monkeypatch):
+    into = tmp_path / "data"
+    run_promtool = subprocess.run
+
+    def meanwhile(*arguments, **options):
+        monkeypatch.setattr(backfill.subprocess, "run", run_promtool)
+        loaded(results, into, "two")
+        return run_promtool(*arguments, **options)
+
+    monkeypatch.setattr(backfill.subprocess, "run", meanwhile)
+    loaded(results, into, "one")
+    assert set(json.loads((into / "pimserve.json").read_text())) == {"one", "two"}
+
+
+@needs_promtool
+def test_nothing_is_written_beside_the_directory_which_may_be_a_volume(results, tmp_path, monkeypatch):
+    seen = []
+    run_promtool = subprocess.run
+
+    def looking(*arguments, **options):
+        seen.append([entry.name for entry in tmp_path.iterdir()])
+        return run_promtool(*arguments, **options)
+
+    monkeypatch.setattr(backfill.subprocess, "run", looking)
+    loaded(results, tmp_path / "data", "one")
+    assert seen == [["data"]]
+
+
+def test_moments_are_a_millisecond_apart(results):
+    end_s = backfill.parts_of([results / "one"], None)[0].times_s[-1]
+    (part,) = backfill.parts_of([results / "one"], end_s - 0.0004)
+    assert part.times_s == (0.0, end_s)  # of two samples with one timestamp Prometheus keeps the first
+    (part,) = backfill.parts_of([results / "one"], end_s / 3)
+    assert len(part.times_s) == 4
+
+
+@pytest.mark.parametrize("interval_s", [1e-12, float("inf"), float("nan")])
+def test_intervals_that_nobody_means(results, interval_s):
+    with pytest.raises(InputError, match="--interval: "):
+        backfill.parts_of([results / "one"], interval_s)
+
+
+@pytest.mark.parametrize("epoch", ["99999999999999", "1900-01-01", "2070-01-01", "9" * 400])
+def test_a_block_so_far_away_that_others_would_be_deleted(results, epoch):
+    parts = backfill.parts_of([results / "one"], None)
+    with pytest.raises(InputError, match="--epoch: must be from 1970 to 2069"):
+        backfill.epoch_of(epoch, parts)
+
+
+def test_a_block_in_the_future_after_which_nothing_is_scraped(results, tmp_path):
+    parts = backfill.parts_of([results / "one"], None)
+    with pytest.raises(InputError, match="end in the future"):
+        backfill.load(parts, backfill.epoch_of("2069-12-01", parts), tmp_path / "data")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_whose_name_is_no_text(results, tmp_path):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/run\xff"))
+    folder.symlink_to(results / "one")
+    named = Path(os.fsdecode(os.fsencode(tmp_path) + b"/copy\xff"))
+    shutil.copytree(results / "one", named)
+    assert [part.run_id for part in backfill.parts_of([folder, named], None)] == ["one", "copy?"]
+    backfill.write_file(backfill.parts_of([named], None), 0.0, tmp_path / "out.om")
+    assert 'run_id="copy?"' in (tmp_path / "out.om").read_text()

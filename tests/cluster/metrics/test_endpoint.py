@@ -7,7 +7,9 @@ import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -15,10 +17,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import trustme
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.utils import floatToGoString
 
+from pimserve.cluster.metrics import endpoint
 from pimserve.cluster.metrics.endpoint import EndpointOptions, exposing
 from pimserve.cluster.metrics.exposition import exposition
 from pimserve.cluster.metrics.families import FAMILIES
@@ -271,3 +276,52 @@ def test_many_scrapes_at_once_see_one_moment_each(run):
         over.set()
         changing.join()
     assert not wrong
+
+
+def test_a_scraper_that_does_not_read_is_no_news(run, monkeypatch, capfd):
+    monkeypatch.setattr(endpoint._Handler, "timeout", 0.3)
+    with exposing(EndpointOptions(LOCAL), lambda: [run] * 300) as address:  # more than sockets hold
+        host, _, port = address.rpartition(":")
+        with socket.create_connection((host, int(port))) as slow:
+            slow.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            assert slow.recv(9) == b"HTTP/1.0 "
+            before = threading.active_count()
+            until(lambda: threading.active_count() < before)
+        assert "healthy" in get(address, "/-/healthy")
+    assert capfd.readouterr().err == ""
+
+
+def until(condition):
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)
+
+
+def test_what_goes_wrong_in_here_is_logged(caplog):
+    def broken():
+        raise ZeroDivisionError
+
+    with exposing(EndpointOptions(LOCAL), broken) as address:
+        assert status(address) == 500
+    assert "metrics could not be exposed" in caplog.text
+
+
+def test_a_key_with_a_passphrase_is_refused_and_nobody_is_asked_for_it(tmp_path):
+    key = ec.generate_private_key(ec.SECP256R1())
+    locked = serialization.BestAvailableEncryption(b"a passphrase")
+    pem = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    (tmp_path / "key.pem").write_bytes(key.private_bytes(*pem, locked))
+    trustme.CA().issue_cert("127.0.0.1").cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from pimserve.cluster.metrics.endpoint import EndpointOptions, exposing\n"
+        "from pimserve.cluster.service.security import TlsFiles\n"
+        f"files = TlsFiles(Path({str(tmp_path / 'cert.pem')!r}), Path({str(tmp_path / 'key.pem')!r}))\n"
+        "with exposing(EndpointOptions('127.0.0.1:0', tls=files), list): pass\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False, input=""
+    )
+    assert "InputError: --metrics-tls-cert: certificate or key cannot be used" in done.stderr
+    assert "pass phrase" not in done.stdout + done.stderr

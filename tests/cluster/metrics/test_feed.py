@@ -12,6 +12,7 @@ from pimserve.cluster.scenario import load_scenario
 from pimserve.cluster.service.control import LiveControl
 from pimserve.cluster.service.latencies import RunningLatencies
 from pimserve.scheduler.control import Inject
+from pimserve.scheduler.requests import FINISHED
 from pimserve.scheduler.simulation import Deployment
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -135,6 +136,31 @@ def latencies_are_those_of(summary, last):
         edges = [0, *last.layout.bounds[name], np.inf]
         bucket = int(np.searchsorted(np.cumsum(counts), np.ceil(0.99 * counts.sum())))
         assert edges[bucket] * (1 - 2**-12) <= theirs["p99"] <= edges[bucket + 1] * (1 + 2**-12)
+
+
+def test_histograms_of_requests_are_those_of_the_table():
+    _, served, last, _ = watched(None, ["cluster.replicas=2", "slo.ttft_s=0.02", "scheduler.max_model_len=1500"])
+    table = served.table
+    done = table["status"] == FINISHED
+    assert 0 < done.sum() < len(table)
+    arrival, scheduled, first, finish = (
+        table[f"{name}_ps"][done] / 1e12 for name in ("arrival", "first_scheduled", "first_token", "finish")
+    )
+    found = {
+        "time_to_first_token_seconds": first - arrival,
+        "e2e_request_latency_seconds": finish - arrival,
+        "request_queue_time_seconds": scheduled - arrival,
+        "request_prefill_time_seconds": first - scheduled,
+        "request_decode_time_seconds": finish - first,
+        "request_prompt_tokens": table["input_tokens"][done],
+        "request_generation_tokens": table["output_tokens"][done],
+    }
+    for name, samples in found.items():
+        for engine in (0, 1):
+            mine = samples[table["replica"][done] == engine]
+            below = [int((mine <= bound).sum()) for bound in last.layout.bounds[f"pimserve_{name}"]]
+            assert np.cumsum(last.counts[f"pimserve_{name}"][engine]).tolist() == [*below, len(mine)], name
+            assert last.sums[f"pimserve_{name}"][engine] == pytest.approx(mine.sum(), rel=1e-6), name
 
 
 def grows(seen, last):

@@ -75,6 +75,22 @@ def test_queues_and_batches_are_those_of_the_moment(tmp_path):
         assert (moment.values["pimserve_kv_cache_usage_ratio"] <= 1).all()
 
 
+def test_a_replica_is_down_for_as_long_as_the_summary_says(tmp_path):
+    fail = "{at_s: 10, replica: 0, kind: fail, for_s: 20}, {at_s: 15, replica: 0, device: 1, kind: fail, for_s: 35}"
+    leave = "{at_s: 20, replica: 1, kind: leave, for_s: 9}, {at_s: 60, replica: 1, device: 3, kind: fail}"
+    history = finished(tmp_path, None, ["cluster.replicas=3", f"faults={{events: [{fail}, {leave}]}}"])
+    times = np.arange(0, history.end_s, 0.25)
+    up = np.array([moment.values["pimserve_engine_up"].copy() for moment in replay(history, "r", times.tolist())])
+    assert [up[times == at].tolist() for at in (9.75, 12, 49.75, 50, 61)] == [
+        [[1, 1, 1]],
+        [[0, 1, 1]],
+        [[0, 1, 1]],
+        [[1, 1, 1]],
+        [[1, 0, 1]],
+    ]
+    assert (1 - up).sum() * 0.25 == pytest.approx(history.summary["faults"]["down_replica_s"], abs=0.5)
+
+
 def text_of(runs, epoch, **options):
     parts = parts_of(runs, 5.0, **options)
     target = io.StringIO()

@@ -100,6 +100,25 @@ def test_intensities_are_those_of_the_papers_stages(history, name, mixed):
         assert ours("fc") == pytest.approx(intensity(head, "FC", loop, 1, mixed=False))
 
 
+@pytest.mark.parametrize(
+    ("model", "devices", "experts"),
+    [("mixtral-8x7b", 4, (7.96, 15.8, 31.4)), ("glam-143b", 8, (1.56, 2.30, 4.06))],
+)
+def test_intensities_are_those_that_the_paper_shows(tmp_path, model, devices, experts):
+    """arXiv 2409.01141, fig. 4(b): decoding with batches of 32, 64 and 128, without the product with the vocabulary."""
+    options = (f"model={model}", f"cluster.devices_per_node={devices}", "cluster.experts=ep", "costs.lm_head=false")
+    found = History.load(make_run(tmp_path / "run", "workload.num_requests=20", *options))
+    (pool,) = found.pools
+    for batch, moe, fc in zip((32, 64, 128), experts, (31, 59, 111), strict=True):
+        work = work_of(found, pool, Shape(batch, batch * 2560, 0, 0, batch))
+        (routed,) = (each for each in work if each.name == "routed experts")
+        assert routed.intensity == pytest.approx(moe, rel=0.005)
+        dense = [each for each in work if each.category == "fc"]
+        assert sum(e.flops for e in dense) / sum(e.moved for e in dense) == pytest.approx(fc, rel=0.04)
+        (attention,) = (each for each in work if each.category == "attention_decode")
+        assert attention.intensity == pytest.approx(found.model.attention.heads / found.model.attention.kv_heads)
+
+
 def test_decode_attention_of_duplex_is_at_the_efficiency_of_logic_pim(history):
     found = history("duplex")
     (pool,) = found.pools

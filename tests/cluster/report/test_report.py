@@ -1,6 +1,7 @@
 """Reports of runs, of several and of sweeps: their figures are the summaries', and what is odd is said, not fatal."""
 
 import base64
+import errno
 import hashlib
 import json
 import re
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 
 from pimserve.cluster import report_cli
 from pimserve.cluster.figures import figure, scaled
+from pimserve.cluster.report import page as page_module
 from pimserve.cluster.report import report
 from pimserve.cluster.report.inputs import load_run
 from pimserve.cluster.report.report import write_report
@@ -207,6 +209,28 @@ def test_a_damaged_part_is_left_out(copy, tmp_path, damage):
     assert 'id="time-title"' in text
 
 
+def test_what_is_left_out_is_named(copy, tmp_path):
+    whole = (copy / "requests.npy").read_bytes()
+    (copy / "requests.npy").write_bytes(whole[: len(whole) // 2])
+    _, page = page_of(copy, tmp_path)
+    assert any(each.startswith("No pictures of latencies: requests.npy: cannot be read") for each in page.text)
+
+
+def test_the_requests_of_another_run_are_left_out(runs, copy, tmp_path):
+    np.save(copy / "requests.npy", np.load(runs["aimc"] / "requests.npy")[:-1])
+    text, _ = page_of(copy, tmp_path)
+    assert "requests.npy: is of another run: total 119, where summary.json has 120" in text
+    assert 'id="latency-ttft-title"' not in text
+
+
+def test_requests_that_cannot_have_been_are_left_out(copy, tmp_path):
+    table = np.load(copy / "requests.npy")
+    table["arrival_ps"][::2] = 2**62
+    np.save(copy / "requests.npy", table)
+    _, page = page_of(copy, tmp_path)
+    assert any(each.startswith("No pictures of latencies: requests.npy: is damaged") for each in page.text)
+
+
 def test_a_table_of_another_version_is_left_out(copy, tmp_path):
     np.save(copy / "requests.npy", np.zeros(3))
     assert "was written by another version" in page_of(copy, tmp_path)[0]
@@ -280,6 +304,82 @@ def test_runs_side_by_side_share_their_pictures(runs, tmp_path):
     for letter, name in zip("ABC", ("duplex", "aimc", "pools"), strict=True):
         told = load_summary(runs[name])["latency_s"]["ttft"]
         assert f"{letter}: {told['n']:,} requests, p50 {scaled(told['p50'], 's')}" in alt
+
+
+def test_runs_side_by_side_have_their_rooflines_and_experts(runs, tmp_path):
+    names = ("duplex", "pools", "aimc", "measured")
+    text, page = page_of([runs[name] for name in names], tmp_path)
+    alone = {name: page_of(runs[name], tmp_path)[0] for name in names}
+
+    def alts(of, start):
+        return dict(re.findall(rf'<desc id="({start}[^"]*)-alt">([^<]*)', of))
+
+    theirs = alts(text, "roofline")
+    assert list(theirs) == [f"roofline-{key}" for key in ("a", "b-prefill", "b-decode", "c", "d")]
+    for name, key in (("duplex", "a"), ("aimc", "c"), ("measured", "d")):
+        assert theirs[f"roofline-{key}"] == alts(alone[name], "roofline")["roofline"]
+    assert theirs["roofline-b-decode"] == alts(alone["pools"], "roofline")["roofline-decode"]
+    # All axes are the same: so are their ticks.
+    pictures = re.findall(r'<title id="roofline-[^"]*">.*?</svg>', text, re.DOTALL)
+    ticks = [set(re.findall(r">([\d.]+ [TGPM]|[\d.]+)</text>", each)) for each in pictures]
+    assert len(ticks[0]) > 4
+    assert all(each == ticks[0] for each in ticks)
+    # Mixtral's experts are alike in all runs, but lie on groups of devices in some only; llama has none.
+    shared = re.findall(r'<title id="experts[^"]*">([^<]*)', text)
+    assert sorted(letter for title in shared for letter in re.findall(r"\b([A-D])\b", title)) == ["A", "B", "B", "C"]
+    assert len(shared) == 2
+    assert {"The mean decoding step", "Operators of the mean step with prompts", "Load of experts"} <= set(page.text)
+    assert any("Of C: Matrix products run where the weights lie" in each for each in page.text)
+
+
+def test_a_run_without_steps_has_no_roofline_beside_others(runs, copy, tmp_path):
+    (copy / "steps.npy").unlink()
+    text, page = page_of([runs["duplex"], copy], tmp_path)
+    assert "Not here: B: the run has no steps.npy (output.steps: false)." in page.text
+    assert 'id="roofline-a-title"' in text
+    page_of([copy, copy], tmp_path)
+
+
+def test_runs_side_by_side_have_all_their_figures(runs, copy, tmp_path):
+    summary = load_summary(copy)
+    changed_summary(copy, requests=summary["requests"] | {"finished": 5, "rejected": 7})
+    _, page = page_of([runs["duplex"], copy], tmp_path)
+    cells = page.text
+
+    def row(label):
+        start = cells.index(label)
+        return [each for each in cells[start + 1 : start + 9] if each.strip()][:3]
+
+    assert row("finished") == ["120", "5", figure(5 / 120) + "x"]
+    assert row("rejected") == ["0", "7", "-"]
+    assert row("steps")[0] == f"{summary['batch']['steps']:,}"
+    assert row("TTFT within 40.0 ms")[2] == "1.00x"
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1", "", "name: a\x07b"])
+def test_a_scenario_that_cannot_be_read_spoils_no_comparison(runs, copy, tmp_path, text):
+    (copy / "scenario.yaml").write_text(text)
+    _, page = page_of([runs["aimc"], copy], tmp_path)
+    assert any(each.startswith("Not known: ") and "scenario.yaml" in each for each in page.text)
+    assert any("like for like is not known" in each for each in page.text)
+    assert "The runs have the same settings." not in page.text
+
+
+def test_only_what_is_below_is_promised(copy, tmp_path):
+    assert "save the scenario below" in page_of(copy, tmp_path)[0]
+    (copy / "scenario.yaml").unlink()
+    assert "save the scenario below" not in page_of(copy, tmp_path)[0]
+
+
+def test_one_request_is_no_closed_loop(tmp_path):
+    _, page = page_of(make_run(tmp_path / "run", "workload.num_requests=1"), tmp_path)
+    assert "offered -" in page.text
+    assert "closed loop" not in page.text
+
+
+def test_facts_of_a_device_have_units(runs, tmp_path):
+    _, page = page_of(runs["aimc"], tmp_path)
+    assert {"passive, W", "programming: time, s"} <= set(page.text)
 
 
 @pytest.fixture(scope="module")
@@ -366,6 +466,41 @@ def test_a_file_is_replaced_only_when_told_to(copy, tmp_path):
     assert call(copy, "--out", out, "--force", "--title", "A title").exit_code == 0
     assert "<title>A title</title>" in out.read_text()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "out.html"]
+
+
+def test_a_place_that_is_none_is_said_before_a_file_in_the_way(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("report.html").write_text("mine")
+    with pytest.raises(InputError, match=r"nowhere: no results here"):
+        write_report([Path("nowhere")], None)
+
+
+def test_a_full_disk_leaves_nothing(copy, tmp_path, monkeypatch):
+    def full(self, data):
+        self.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(InputError, match=r"out\.html: cannot be written: No space left on device"):
+        write_report([copy], tmp_path / "new" / "folder" / "out.html")
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+def test_a_file_system_without_links_takes_reports_too(copy, tmp_path, monkeypatch):
+    def refused(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(page_module.os, "link", refused)
+    out = write_report([copy], tmp_path / "out.html")
+    assert out.read_text().startswith("<!doctype html>")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "out.html"]
+    with pytest.raises(InputError, match="exists already"):
+        page_module._place(copy / "summary.json", out)
+    assert out.read_text().startswith("<!doctype html>")
+
+
+def test_a_name_may_be_as_long_as_names_are(copy, tmp_path):
+    write_report([copy], tmp_path / ("\u9577" * 83 + ".html"))  # 254 bytes, of 255 at most
 
 
 def test_a_folder_is_never_replaced(copy, tmp_path):

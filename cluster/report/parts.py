@@ -1,0 +1,80 @@
+"""The pools of runs, each with its roofs, what operators do in its mean steps, and the load of its experts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pimserve.cluster.figures import count
+from pimserve.cluster.report.expert_load import ExpertLoad, expert_load
+from pimserve.cluster.report.intensity import Roof, Shape, Work, roofs, shapes, work_of
+from pimserve.cluster.report.pictures import Named
+
+
+@dataclass(frozen=True)
+class Step:
+    """A mean step. Args: mixed: whether it has prompts; shape: its requests; work: what operators do in it."""
+
+    mixed: bool
+    shape: Shape
+    work: list[Work]
+
+    @property
+    def said(self) -> str:
+        """What it is."""
+        decodes = f"{count(self.shape.decodes)} decoding"
+        if not self.mixed:
+            return f"the mean decoding step ({decodes}, {count(self.shape.context)} tokens of context)"
+        prompts = f"{count(self.shape.prompts)} x {count(self.shape.prompt_tokens)} prompt tokens"
+        return f"the mean step with prompts ({decodes}, {prompts})"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A pool of a run, or all of its replicas where there are no pools.
+
+    Args:
+        run: the name of the run; empty for the only one.
+        pool: the name of the pool; empty for the only one.
+        device: what it has.
+        roofs: of the device.
+        steps: its mean steps: decoding only, and with prompts; without what there was not.
+        load: of its experts in the first of these; None for models without.
+        stationary: whether weights stay where they are.
+    """
+
+    run: str
+    pool: str
+    device: str
+    roofs: list[Roof]
+    steps: list[Step]
+    load: ExpertLoad | None
+    stationary: bool
+
+    @property
+    def name(self) -> str:
+        """Short; empty for the only one."""
+        return " ".join(filter(None, (self.run, self.pool)))
+
+
+def parts_of(runs: list[Named]) -> list[Part]:
+    """The pools of all runs that executed a step and of which that can be worked out."""
+    found = []
+    for each in runs:
+        history = each.run.history
+        if history is None or not any(map(len, history.spans)):
+            continue
+        for pool in history.pools:
+            both = zip((False, True), shapes(history, pool), strict=True)
+            steps = [Step(mixed, shape, work_of(history, pool, shape)) for mixed, shape in both if shape]
+            found.append(
+                Part(
+                    each.name,
+                    pool.name,
+                    pool.label,
+                    roofs(history, pool),
+                    steps,
+                    expert_load(history, pool, steps[0].shape) if steps else None,
+                    pool.replica.plan.pipeline is not None,
+                )
+            )
+    return found

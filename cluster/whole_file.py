@@ -1,0 +1,44 @@
+"""Files that commands write for the user: there whole, or as they were before."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from pimserve.errors import InputError
+
+_RESULTS = {"summary.json", "scenario.yaml", "requests.npy", "steps.npy", "commands.jsonl"}
+
+
+@contextmanager
+def whole_file(out: Path) -> Iterator[IO[str]]:
+    """Open a text file that takes its name when the block has ended, and is gone when the block fails.
+
+    Args:
+        out: the file; one that is there is replaced, unless it belongs to a run's results.
+
+    Raises:
+        InputError: it cannot be written, or is none that may be replaced.
+    """
+    try:
+        target = Path(os.path.realpath(out))  # what a link points to is replaced, not the link
+        if target.is_dir():
+            raise InputError(str(out), "is a folder; a file is needed")
+        if target.exists() and not target.is_file():
+            raise InputError(str(out), "is no file that could be replaced")
+        if target.name in _RESULTS and (target.parent / "summary.json").exists():
+            raise InputError(str(out), "belongs to the results of a run; give another file")
+        beside = target.with_name(f".{target.name}.new")
+        try:
+            with beside.open("w", encoding="utf-8") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            beside.rename(target)
+        finally:
+            beside.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(str(out), f"cannot be written: {error.strerror or error}") from None
