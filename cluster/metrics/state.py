@@ -140,6 +140,20 @@ class RunMetrics:
             array[...] = part.reshape(array.shape)
         return found
 
+    def to_bytes(self) -> bytes:
+        """Layout and values, for a file."""
+        return self.layout.to_json().encode() + b"\n" + self.pack()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> RunMetrics:
+        """What `to_bytes` wrote.
+
+        Raises:
+            InputError: it is something else, or of another version.
+        """
+        text, _, data = content.partition(b"\n")
+        return cls.unpack(Layout.from_json(text.decode(errors="replace")), data)
+
     def _arrays(self) -> list[Array]:
         return [array for part in (self.values, self.counts, self.sums) for array in part.values()]
 

@@ -11,6 +11,7 @@ DATA/runs/ID/              of one run:
     worker.log             what it printed
     checkpoints/           where it can go on from
     results/               what it leaves
+    metrics                what its metrics were then
     outcome.json           how it ended
 """
 
@@ -41,6 +42,7 @@ class RunFolder:
         self.log = path / "worker.log"
         self.checkpoints = path / "checkpoints"
         self.results = path / "results"
+        self.metrics = path / "metrics"
         self.outcome = path / "outcome.json"
 
     @property

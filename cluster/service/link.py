@@ -146,9 +146,15 @@ class Link:
             self._process.signal(signal.SIGKILL)
 
     def hear_out(self) -> None:
-        """Take in the last words of a worker that has ended."""
+        """Take in the last words of a worker that has ended, and what it wrote down: it may have been too quick."""
         if self._follower is not None:
             self._follower.join(_LAST_WORDS_S)
+        try:
+            self.metrics = RunMetrics.from_bytes(self.folder.metrics.read_bytes())
+        except FileNotFoundError:  # it was killed
+            return
+        except (OSError, InputError) as error:
+            LOG.warning("run %s: its last metrics cannot be read: %s", self.folder.id, error)
 
     def close(self) -> None:
         """Let go of the worker, which may go on."""

@@ -18,11 +18,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import grpc
 
+from pimserve.cluster.checkpoint import write_atomically
 from pimserve.cluster.metrics.feed import MetricsFeed
 from pimserve.cluster.metrics.state import metrics_of
 from pimserve.cluster.run import prepare_pools, run
@@ -93,6 +95,9 @@ def work(folder: RunFolder, *, held: bool = False, runner: Runner = run) -> int:
             return os.EX_IOERR
         except Exception as error:  # noqa: BLE001 whatever it is, the server is told
             outcome = {**_verdict(error), "progress": _so_far(control)}
+        if control is not None and control.metrics is not None:
+            with suppress(OSError):  # a full disk; the run is over all the same
+                write_atomically(folder.metrics, control.metrics.latest().to_bytes())
         write_json(folder.outcome, outcome)
         if outcome["state"] != "failed":  # else what it had reached tells more than the message
             shutil.rmtree(folder.checkpoints, ignore_errors=True)

@@ -95,10 +95,11 @@ def test_what_is_packed_is_what_is_unpacked():
         array[:] = rng.integers(0, 2**50, array.shape)
     layout = Layout.from_json(found.layout.to_json())
     assert layout == found.layout
-    again = RunMetrics.unpack(layout, found.pack())
-    for part in ("values", "counts", "sums"):
-        for name, array in getattr(found, part).items():
-            assert np.array_equal(array, getattr(again, part)[name])
+    for again in (RunMetrics.unpack(layout, found.pack()), RunMetrics.from_bytes(found.to_bytes())):
+        assert again.layout == found.layout
+        for part in ("values", "counts", "sums"):
+            for name, array in getattr(found, part).items():
+                assert np.array_equal(array, getattr(again, part)[name])
 
 
 def test_values_of_another_run_are_refused():

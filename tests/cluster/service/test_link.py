@@ -4,11 +4,14 @@ import time
 
 import pytest
 
-from pimserve.cluster.service.folders import RunFolder
+from pimserve.cluster.service.folders import DataFolder, RunFolder
 from pimserve.cluster.service.forwarding import _told
 from pimserve.cluster.service.link import Link
+from pimserve.cluster.service.worker import work
 from pimserve.v1 import scheduler_pb2 as sched
 from pimserve.v1 import worker_pb2
+
+from .harness import prepared
 
 
 def news(*, age_s=0.0, held=False):
@@ -49,6 +52,28 @@ def test_whoever_changed_a_run_does_not_hear_of_the_time_before(link):
 def test_a_run_that_is_held_is_asked_itself(link):
     link._follow(lambda *_, **__: iter([news(held=True)]))
     assert link.latest() is None
+
+
+def test_the_metrics_of_a_run_that_was_too_quick_to_be_heard_of_are_there(tmp_path):
+    """The worker ends before anyone has connected to it."""
+    data = DataFolder(tmp_path)
+    folder = prepared(data, "workload.num_requests=20")
+    assert work(folder) == 0
+    link = Link(folder, None, None, lambda _: None)
+    link.hear_out()
+    assert link.metrics.values["pimserve_requests_total"].tolist() == [20, 0]
+    assert link.metrics.layout.run_id == folder.id
+
+
+def test_last_metrics_that_cannot_be_read_are_left_out(link, caplog):
+    link.hear_out()  # there are none
+    assert not caplog.text
+    for content in (b"", b"\xff\n", b"{}\n1234"):
+        link.folder.metrics.write_bytes(content)
+        link.hear_out()
+        assert link.metrics is None
+        assert "its last metrics cannot be read" in caplog.text
+        caplog.clear()
 
 
 def test_what_was_not_told_is_asked_for():
