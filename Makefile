@@ -45,8 +45,8 @@ run: $(RUN_READY) ## simulate Mixtral-8x7B on Duplex devices
 test: $(DEV_READY) ## the whole test suite
 	$(BIN)/pytest -n 2 $(ARGS)
 
-test-unit: $(DEV_READY) ## the tests that are neither slow nor end to end
-	$(BIN)/pytest -n 2 -m "not e2e and not slow" $(ARGS)
+test-unit: $(DEV_READY) ## the tests that are neither slow nor end to end, and need no servers
+	$(BIN)/pytest -n 2 -m "not e2e and not slow and not ray and not server" $(ARGS)
 
 lint: $(DEV_READY) ## style, types and import directions
 	$(BIN)/ruff check .

@@ -194,9 +194,12 @@ class SteadyState:
 
 
 def _binomial(trials: int, chance: float) -> FloatArray:
-    """Binomial probabilities of 0, 1, ... up to where all but `_UNLIKELY` is covered, normalised."""
+    """Binomial probabilities of 0, 1, ... up to where all but `_UNLIKELY` is covered, of the mean too, normalised."""
     shares: list[float] = []
-    while len(shares) <= trials and math.fsum(shares) < 1 - _UNLIKELY:
+    while len(shares) <= trials and (
+        math.fsum(shares) < 1 - _UNLIKELY
+        or math.fsum(number * share for number, share in enumerate(shares)) < (1 - _UNLIKELY) * trials * chance
+    ):
         hits = len(shares)
         shares.append(math.comb(trials, hits) * chance**hits * (1 - chance) ** (trials - hits))
     return np.asarray(shares) / math.fsum(shares)

@@ -1,11 +1,22 @@
-"""How hypothesis searches, in every test."""
+"""How hypothesis searches, in every test, and which folders of tests need servers."""
 
 import os
+from pathlib import Path
 
 import hypothesis
+import pytest
+
+WITH_SERVERS = [Path(__file__).parent / "cluster" / name for name in ("devices", "runtime", "service")]
 
 # Examples share the cores with the rest of the suite, so hypothesis's deadline per example would only flake.
 hypothesis.settings.register_profile("default", deadline=None)
 # In CI the same examples every time: a red build is about the change, and can be repeated.
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests in folders about servers."""
+    for item in items:
+        if any(folder in item.path.parents for folder in WITH_SERVERS):
+            item.add_marker(pytest.mark.server)

@@ -31,6 +31,8 @@ from pimserve.cluster.sweep_report import sweep_report
 from pimserve.cluster.sweep_workers import ProcessWorkers
 from pimserve.errors import InputError
 
+pytestmark = pytest.mark.server
+
 SMALL = ["workload.num_requests=30"]
 REPLICAS = ["cluster.replicas=1,2,3"]
 

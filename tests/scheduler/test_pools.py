@@ -272,6 +272,7 @@ def test_windows_and_shards_do_not_matter(pools: Pooled, lengths: list[int]) -> 
         assert (spans(run), digest(run.served), run.summary()) == found
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(pooled(), LENGTHS, st.integers(0, 1000))
 def test_an_interrupted_run_goes_on_to_the_same_bits(pools: Pooled, lengths: list[int], at: int) -> None:

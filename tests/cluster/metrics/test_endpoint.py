@@ -32,6 +32,8 @@ from pimserve.cluster.scenario import load_scenario
 from pimserve.cluster.service.security import TlsFiles
 from pimserve.errors import InputError
 
+pytestmark = pytest.mark.server
+
 EXAMPLES = Path(__file__).parents[3] / "examples"
 LOCAL = "127.0.0.1:0"
 TOKEN = "a-token-of-some-length"

@@ -31,6 +31,8 @@ from pimserve.scheduler.metrics import percentile
 from tests.cluster.example_summary import example_summary, without_numbers
 from tests.cluster.report.runs import AIMC, MEASURED, changed_summary, make_run
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = '<script>alert(1)</script><img src=x onerror="alert(2)"> $x$ {{ 7*7 }} \udcff\x00 你好'
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
