@@ -29,8 +29,7 @@ def whole_file(out: Path) -> Iterator[IO[str]]:
             raise InputError(str(out), "is a folder; a file is needed")
         if target.exists() and not target.is_file():
             raise InputError(str(out), "is no file that could be replaced")
-        if target.name in _RESULTS and (target.parent / "summary.json").exists():
-            raise InputError(str(out), "belongs to the results of a run; give another file")
+        refuse_results(target, out)
         beside = target.with_name(f".{target.name}.new")
         try:
             with beside.open("w", encoding="utf-8") as file:
@@ -42,3 +41,17 @@ def whole_file(out: Path) -> Iterator[IO[str]]:
             beside.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(str(out), f"cannot be written: {error.strerror or error}") from None
+
+
+def refuse_results(target: Path, out: Path) -> None:
+    """Refuse a file that a run wrote.
+
+    Args:
+        target: the file, links followed.
+        out: what the user calls it.
+
+    Raises:
+        InputError: it is one.
+    """
+    if target.name in _RESULTS and (target.parent / "summary.json").exists():
+        raise InputError(str(out), "belongs to the results of a run; give another file")

@@ -14,17 +14,9 @@ from urllib.parse import unquote, urldefrag, urljoin
 import pytest
 import yaml
 
+from tests.browser import CHROMIUM, OPTIONS, WIDTHS
+
 ROOT = Path(__file__).parents[1]
-CHROMIUM = Path("/usr/bin/chromium")
-OPTIONS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-]
-WIDTHS = {"desk": 1280, "phone": 360}
 
 
 @pytest.fixture(scope="module")

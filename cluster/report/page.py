@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pimserve import __version__
 from pimserve.cluster.report.content import Page
+from pimserve.cluster.whole_file import refuse_results
 from pimserve.errors import InputError
 
 _EXISTS = "exists already; give another file with --out, or --force to replace it"
@@ -66,13 +67,14 @@ def write(text: str, out: Path, *, force: bool) -> None:
 
 
 def refuse_existing(out: Path, *, force: bool) -> None:
-    """Refuse a file that exists, unless it is to be replaced, and whatever is no file.
+    """Refuse a file that exists, unless it is to be replaced and no run's, and whatever is no file.
 
     Raises:
         InputError: so it is.
     """
     if out.exists() and not out.is_file():
         raise InputError(str(out), "is no file")
+    refuse_results(Path(os.path.realpath(out)), out)
     if out.exists() and not force:
         raise InputError(str(out), _EXISTS)
 

@@ -2,7 +2,6 @@
 
 import json
 from itertools import product
-from pathlib import Path
 
 import pytest
 
@@ -10,18 +9,9 @@ from pimserve.cluster.report.report import write_report
 from pimserve.cluster.sweep import sweep
 from pimserve.cluster.sweep_grid import load_grid
 from pimserve.cluster.sweep_workers import ProcessWorkers
+from tests.browser import CHROMIUM, OPTIONS, WIDTHS
 from tests.cluster.report.runs import AIMC, MEASURED, make_run
 
-CHROMIUM = Path("/usr/bin/chromium")
-OPTIONS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-]
-WIDTHS = {"desk": 1280, "phone": 360}
 PAGES = ("duplex", "aimc", "measured", "pools", "faults", "comparison", "many", "sweep")
 
 pytestmark = [pytest.mark.e2e, pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed")]

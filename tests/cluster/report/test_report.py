@@ -477,6 +477,14 @@ def test_a_place_that_is_none_is_said_before_a_file_in_the_way(tmp_path, monkeyp
         write_report([Path("nowhere")], None)
 
 
+def test_results_of_a_run_are_not_replaced(copy):
+    for name in ("summary.json", "requests.npy"):
+        before = (copy / name).read_bytes()
+        with pytest.raises(InputError, match="belongs to the results of a run"):
+            write_report([copy], copy / name, force=True)
+        assert (copy / name).read_bytes() == before
+
+
 def test_a_full_disk_leaves_nothing(copy, tmp_path, monkeypatch):
     def full(self, data):
         self.touch()
