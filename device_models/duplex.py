@@ -7,9 +7,9 @@ energy of the path from the cells.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -18,9 +18,18 @@ from pimserve.device_models.gpu import Gpu, decision_slope
 from pimserve.device_models.gpu_spec import GpuSpec
 from pimserve.device_models.kernels import Kernels, NonNegative, Share
 from pimserve.device_models.operators import DecodeAttention, Experts, Operator, Parallelism
-from pimserve.device_models.plan import FS_PER_S, HOST, LINK, CostPlan, DecodeAttentionTerm
+from pimserve.device_models.plan import FS_PER_S, HOST, LINK, PJ_PER_J, CostPlan, DecodeAttentionTerm
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class PimArea(BaseModel):
+    """Silicon of the unit: what computes grows with its peak, the wires from the cells with its bandwidth."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mm2_per_tflop_per_s: NonNegative = Field(description="what computes and its buffers, per 16-bit TFLOP/s")
+    mm2_per_tb_per_s: NonNegative = Field(description="through-silicon vias, per TB/s of nominal bandwidth")
 
 
 class PimSpec(BaseModel):
@@ -34,6 +43,7 @@ class PimSpec(BaseModel):
     dram_efficiency: Share = Field(description="share of its nominal bandwidth that it reaches")
     pj_per_bit: NonNegative = Field(description="DRAM cell to the unit, without row activation")
     memory_spaces: Annotated[int, Field(gt=0)] = Field(4, description="spaces that a device's experts are laid out in")
+    area: PimArea | None = Field(None, description="silicon of the unit, in all of the device's memory stacks together")
 
     @field_validator("name")
     @classmethod
@@ -48,10 +58,12 @@ class DuplexSpec(GpuSpec):
 
     `processor_selection`: "per_layer" uses one unit at a time (the paper's Duplex), "co_processing" both side by side
     for experts and for attention in mixed steps (Duplex+PE), "pim" only the memory-side unit for both.
+    `area_mm2`, where it is given, stands in place of `xpu_area_mm2` and the memory-side unit's own.
     """
 
     kind: Literal["duplex"] = "duplex"  # type: ignore[assignment]
     pim: PimSpec
+    xpu_area_mm2: Positive | None = Field(None, description="silicon of the processor, without the memory-side unit")
     processor_selection: Literal["per_layer", "co_processing", "pim"] = "co_processing"
 
 
@@ -68,6 +80,41 @@ class Duplex(Gpu):
         self._pim_bytes_per_s = nominal * pim.dram_efficiency
         self._pim_flop_per_s = nominal * pim.flop_per_byte
         self._pim_pj_per_byte = spec.energy.per_byte_pj(pim.pj_per_bit)
+        if spec.area_mm2 is None and spec.xpu_area_mm2 is not None and self.pim_area_mm2 is not None:
+            self.area_mm2 = spec.xpu_area_mm2 + self.pim_area_mm2
+
+    @property
+    def pim_logic_mm2(self) -> float | None:
+        """What of the memory-side unit computes, in all stacks, mm2; None where its description does not tell."""
+        area = self.spec.pim.area
+        return None if area is None else area.mm2_per_tflop_per_s * self._pim_flop_per_s / 1e12
+
+    @property
+    def pim_area_mm2(self) -> float | None:
+        """The memory-side unit with its wires to the cells, in all stacks, mm2; None likewise."""
+        area, logic = self.spec.pim.area, self.pim_logic_mm2
+        if area is None or logic is None:
+            return None
+        return logic + area.mm2_per_tb_per_s * self.spec.pim.bandwidth_multiple * self.spec.memory_gb_per_s / 1e3
+
+    @property
+    def pim_peak_w(self) -> float:
+        """What the memory-side unit draws beside passive power when it reads and multiplies as fast as it can, W."""
+        reads = self._pim_bytes_per_s * self._pim_pj_per_byte
+        return (reads + self._pim_flop_per_s / 2 * self.spec.energy.mac_pj) / PJ_PER_J
+
+    @property
+    def key_figures(self) -> Mapping[str, Any]:
+        """As of a GPU; and what the memory-side unit reaches, takes and draws."""
+        found = {
+            **super().key_figures,
+            "pim_gb_per_s": self.spec.pim.bandwidth_multiple * self.spec.memory_gb_per_s,
+            "pim_tflop_per_s": self._pim_flop_per_s / 1e12,
+            "pim_peak_w": self.pim_peak_w,
+        }
+        if self.pim_area_mm2 is not None:
+            found |= {"pim_logic_mm2": self.pim_logic_mm2, "pim_area_mm2": self.pim_area_mm2}
+        return found
 
     @property
     def units(self) -> tuple[str, ...]:
