@@ -431,7 +431,10 @@ def findings_report(findings: Sequence[Finding]) -> RenderableType:
         parts = [_findings_table([], header=True, widths=widths)]
         for case in rows:
             parts += [Text(case[0][1].id, style="bold"), _findings_table(case, header=False, widths=widths)]
-    missed = [found for found in findings if found.passed is False]
+    refused = [found for found in findings if found.ours is None]
+    missed = [found for found in findings if found.passed is False and found.ours is not None]
+    for found in refused:
+        parts += ["", Text(f"not run: {found.id}", style="bold"), Padding(Text(found.note), (0, 0, 0, 2))]
     for found in missed:
         parts += [
             "",
@@ -439,12 +442,14 @@ def findings_report(findings: Sequence[Finding]) -> RenderableType:
             Padding(Text(f"{found.quantity} ({found.case}; {found.method})"), (0, 0, 0, 2)),
             Padding(Text(found.note or "no reason is known"), (0, 0, 0, 2)),
         ]
-    held = [found for found in findings if found.passed is not None]
+    held = [found for found in findings if found.passed is not None and found.ours is not None]
     methods = ", ".join(f"{number} by {method}" for method, number in Counter(f.method for f in held).items())
-    verdict = f"{len(held) - len(missed)} of {len(held)} figures met ({methods})"
+    verdict = f"{len(held) - len(missed)} of {len(held)} figures met ({methods or 'none was computed'})"
     if len(cases) < len(findings):
         met = sum(all(found.passed is not False for found in case) for case in cases)
         verdict = f"{met} of {len(cases)} cases met; {verdict}"
+    if refused:
+        verdict += f"; {len(refused)} not run"
     return Group(*parts, "", Text(verdict, style="bold"))
 
 
@@ -472,7 +477,8 @@ def _widths(rows: Sequence[tuple[str, Finding]]) -> list[int]:
 
 
 def _finding_cells(found: Finding) -> tuple[str, ...]:
-    judgement = "ok" if found.passed else "missed" if found.passed is False else found.note
+    refused = "not run" if found.ours is None else "missed"
+    judgement = "ok" if found.passed else refused if found.passed is False else found.note
     return _published(found), _value(found.ours), _exactly(found), _tolerance(found), judgement
 
 
@@ -482,7 +488,7 @@ def _published(found: Finding) -> str:
     return ABSENT if found.published is None else _value(found.published)
 
 
-def _value(value: float) -> str:
+def _value(value: float | None) -> str:
     return count(value) if isinstance(value, int) else figure(value)
 
 

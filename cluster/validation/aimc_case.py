@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pimserve.cluster.validation.aimc_form import CaseForm, Derived, Result, Workload
-from pimserve.cluster.validation.targets import read_rows
+from pimserve.cluster.validation.targets import identified, read_list
 from pimserve.device_models.aimc.chip import Chip
 from pimserve.device_models.aimc.costs import AffineCosts, Dram, PlaceholderCosts
 from pimserve.device_models.aimc.mapping import Mapping, map_network
@@ -64,14 +64,33 @@ class Case:
         )
 
 
-def read_cases(path: Path) -> list[Case]:
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A case of a file that cannot be run. `id` is the case's own, or its place in the file; `reason` names both."""
+
+    id: str
+    reason: str
+
+
+def read_cases(path: Path) -> Iterator[Case | Refused]:
     """Read a file of cases, in its order, and map each network on its chip.
 
+    A case that is incomplete, contradicts itself or does not fit its chip is refused, and the others are read.
+
     Raises:
-        InputError: the file cannot be read, is not JSON, or a case is incomplete, contradicts itself or does not fit
-            its chip; names file, case and key.
+        InputError: the file cannot be read, is not JSON, or holds no list of cases.
     """
-    return [_case(where, name, row) for where, name, row in read_rows(path, "case")]
+    seen: set[str] = set()
+    for number, row in enumerate(read_list(path, "case"), 1):
+        try:
+            where, name, document = identified(path, "case", number, row, seen)
+        except InputError as error:
+            yield Refused(f"case {number}", str(error))
+            continue
+        try:
+            yield _case(where, name, document)
+        except InputError as error:
+            yield Refused(name, str(error))
 
 
 def short_name(matrix: str) -> str:
@@ -93,7 +112,8 @@ def _case(where: str, name: str, row: dict[str, Any]) -> Case:
 def _built(where: str, name: str, document: CaseForm) -> Case:
     network, chip = _network(document), _chip(document)
     routing = _routing(document, network)
-    spec, density = document.mapping_strategy, document.model.expert_density
+    spec = document.mapping_strategy
+    density = spec.density or document.model.expert_density
     given = spec.strategy == "greedy_random" or (spec.strategy == "greedy_top2" and routing is not None and not density)
     if given:
         mapping = _given_mapping(document, network, chip, routing)
@@ -130,8 +150,12 @@ def _network(document: CaseForm) -> Network:
     if (top_k > 0) != (experts > 0) or top_k > experts:
         allowed = f"1 to num_experts, {experts}" if experts else "0, or left out, without experts"
         raise InputError("model.top_k", f"must be {allowed} (got {top_k})")
-    if model.expert_density is not None:
-        _check_density(model.expert_density, experts)
+    for where, density in (
+        ("model.expert_density", model.expert_density),
+        ("mapping_strategy.density", document.mapping_strategy.density),
+    ):
+        if density is not None:
+            _check_density(where, density, experts)
     _check_size(document)
     return gpt2_like(
         hidden=model.d_model,
@@ -148,12 +172,14 @@ def _network(document: CaseForm) -> Network:
     )
 
 
-def _check_density(density: list[Any], experts: int) -> None:
+def _check_density(where: str, density: list[Any], experts: int) -> None:
+    if not experts:
+        raise InputError(where, "must be left out of a model without experts")
     rows = density if density and isinstance(density[0], list) else [density]
     alike = len(density) == experts and all(isinstance(row, list) and len(row) == experts for row in rows)
     if not alike or not all(isinstance(p, int | float) and 0 <= p <= 1 for row in rows for p in row):
         raise InputError(
-            "model.expert_density",
+            where,
             f"must hold probabilities of {experts} experts, or of {experts} x {experts} pairs of experts",
         )
 

@@ -66,11 +66,16 @@ class Model(_Part):
 
 
 class MappingStrategy(MappingSpec):
-    """As in a device document, but that it has to be given."""
+    """As in a device document, but that it has to be given.
+
+    `density`, for mapping by pairs: how likely each pair of experts is chosen together, where that is not what tokens
+    are routed by (`model.expert_density`).
+    """
 
     model_config = ConfigDict(strict=True)
 
     strategy: Strategy
+    density: list[Any] | None = None
 
 
 class Workload(_Part):

@@ -55,14 +55,15 @@ class Target:
 class Finding:
     """A target and what this simulator says. `note` tells how the figure was read and, where it is missed, why.
 
-    `published`, `ratio` and `passed` are None where there is a figure of ours but none to hold it against.
+    `published`, `ratio` and `passed` are None where there is a figure of ours but none to hold it against; `ours` is
+    None where nothing could be computed, for the reason in `note`.
     """
 
     id: str
     quantity: str
     case: str
     published: Published | None
-    ours: float
+    ours: float | None
     ratio: float | None
     tolerance: float
     tolerance_kind: ToleranceKind
@@ -86,6 +87,16 @@ def read_rows(path: Path, noun: str) -> list[tuple[str, str, dict[str, Any]]]:
     Raises:
         InputError: the file cannot be read, is not JSON, or is no such list.
     """
+    seen: set[str] = set()
+    return [identified(path, noun, number, row, seen) for number, row in enumerate(read_list(path, noun), 1)]
+
+
+def read_list(path: Path, noun: str) -> list[Any]:
+    """Read the list `{"<noun>s": [...]}`, which has at least one entry.
+
+    Raises:
+        InputError: the file cannot be read, is not JSON, or has no such list.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -100,18 +111,25 @@ def read_rows(path: Path, noun: str) -> list[tuple[str, str, dict[str, Any]]]:
     rows = document.get(f"{noun}s") if isinstance(document, dict) else None
     if not isinstance(rows, list) or not rows:
         raise InputError(str(path), f'must be an object whose key "{noun}s" holds a list of at least one {noun}')
-    found: dict[str, tuple[str, str, dict[str, Any]]] = {}
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict):
-            raise InputError(f"{path}: {noun} {number}", "must be an object")
-        name = row.get("id")
-        if not isinstance(name, str) or not name:
-            raise InputError(f"{path}: {noun} {number}", "`id` must be a text")
-        where = f"{path}: {noun} {name}"
-        if name in found:
-            raise InputError(where, "the id is given twice")
-        found[name] = where, name, row
-    return list(found.values())
+    return rows
+
+
+def identified(path: Path, noun: str, number: int, row: object, seen: set[str]) -> tuple[str, str, dict[str, Any]]:
+    """(place in errors, id, object) of the list's entry `number`, counted from 1; its id joins those `seen` before.
+
+    Raises:
+        InputError: it is no object with an `id` of its own.
+    """
+    if not isinstance(row, dict):
+        raise InputError(f"{path}: {noun} {number}", "must be an object")
+    name = row.get("id")
+    if not isinstance(name, str) or not name:
+        raise InputError(f"{path}: {noun} {number}", "`id` must be a text")
+    where = f"{path}: {noun} {name}"
+    if name in seen:
+        raise InputError(where, "the id is given twice")
+    seen.add(name)
+    return where, name, row
 
 
 def _target(where: str, name: str, row: Mapping[str, Any]) -> Target:

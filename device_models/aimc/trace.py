@@ -196,9 +196,12 @@ class Tracer:
         results = [self._ffn(block.experts[expert], dispatched, home, rank) for expert in chosen]
         if block.shared is not None:
             results.append(self._ffn(block.shared, x, home, rank))
-        total = [*results[0], *routed]
+        if len(results) == 1:
+            return [*results[0], *routed]
+        total = results[0]
         for result in results[1:]:
-            total = [self._digital(lines.add(size), home, rank, [*total, *result])]
+            # Each sum scales by the router's result.
+            total = [self._digital(lines.add(size), home, rank, [*total, *result, *routed])]
         return total
 
     def _ffn(self, ffn: Ffn, x: Vector, to: int, rank: int) -> list[int]:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from pimserve.cluster.cli import app
 from pimserve.cluster.validation.aimc import validate_aimc
 from pimserve.errors import InputError
 
@@ -40,10 +42,18 @@ def written(folder: Path, *cases: Any) -> Path:
     return path
 
 
-def refusal(path: Path) -> str:
+def file_refusal(path: Path) -> str:
     with pytest.raises(InputError) as refused:
         validate_aimc(path)
     return str(refused.value)
+
+
+def refusal(path: Path) -> str:
+    """Why the last case of a file was not run; those before it were."""
+    *others, refused = validate_aimc(path)
+    assert all(found.passed for found in others)
+    assert (refused.ours, refused.passed) == (None, False)
+    return refused.note
 
 
 @pytest.mark.parametrize(
@@ -58,30 +68,57 @@ def refusal(path: Path) -> str:
         ('{"cases": []}', "at least one case"),
         ('{"cases": {"id": "x"}}', "at least one case"),
         ('{"targets": [{"id": "x"}]}', "at least one case"),
-        ('{"cases": [7]}', "case 1: must be an object"),
-        ('{"cases": [{}]}', "case 1: `id` must be a text"),
-        ('{"cases": [{"id": ""}]}', "case 1: `id` must be a text"),
     ],
 )
 def test_files_that_are_none(tmp_path: Path, text: str, says: str) -> None:
     path = tmp_path / "mine.json"
     path.write_text(text, encoding="utf-8")
-    message = refusal(path)
+    message = file_refusal(path)
     assert message.startswith(str(path))
     assert says in message
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
-    assert "cannot read the cases: No such file" in refusal(tmp_path / "absent.json")
-    assert "cannot read the cases: Is a directory" in refusal(tmp_path)
+    assert "cannot read the cases: No such file" in file_refusal(tmp_path / "absent.json")
+    assert "cannot read the cases: Is a directory" in file_refusal(tmp_path)
     binary = tmp_path / "binary.json"
     binary.write_bytes(b"\xff\xfe\x00")
-    assert "not UTF-8" in refusal(binary)
+    assert "not UTF-8" in file_refusal(binary)
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [(7, "must be an object"), ({}, "`id` must be a text"), ({"id": ""}, "`id` must be a text")],
+)
+def test_entries_that_are_no_cases(tmp_path: Path, row: object, says: str) -> None:
+    path = written(tmp_path, CASES[DENSE], row)
+    assert refusal(path) == f"{path}: case 2: {says}"
 
 
 def test_an_id_given_twice(tmp_path: Path) -> None:
     path = written(tmp_path, CASES[DENSE], CASES[MOE], CASES[DENSE])
     assert refusal(path) == f"{path}: case {DENSE}: the id is given twice"
+
+
+def test_a_bad_case_does_not_stop_the_file(tmp_path: Path) -> None:
+    bad = changed("open-02-hand-one-tile", hardware__tiles=0)
+    empty = changed("open-04-hand-prefill", result={}, derived={})
+    path = written(tmp_path, CASES[DENSE], bad, CASES[MOE], empty, CASES["open-05-hand-batch"])
+    found = validate_aimc(path)
+    assert {each.id for each in found if each.passed} == {DENSE, MOE, "open-05-hand-batch"}
+    assert [(each.id, each.ours, each.note.split(": ")[1]) for each in found if each.passed is False] == [
+        ("open-02-hand-one-tile", None, "case open-02-hand-one-tile.hardware.tiles"),
+        ("open-04-hand-prefill", None, "case open-04-hand-prefill"),
+    ]
+    # The command reports it, runs the others, and fails.
+    ran = CliRunner().invoke(app, ["validate", "aimc", "--cases", str(path)])
+    assert ran.exit_code == 1
+    assert "not run: open-02-hand-one-tile" in ran.stdout
+    assert "must be greater than 0 (got 0)" in ran.stdout
+    assert "3 of 5 cases met; 36 of 36 figures met" in " ".join(ran.stdout.split())
+    assert "2 not run" in ran.stdout
+    listed = json.loads(CliRunner().invoke(app, ["validate", "aimc", "--cases", str(path), "--json"]).stdout)
+    assert [each["ours"] for each in listed if each["passed"] is False] == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -154,6 +191,10 @@ MISTAKES: list[tuple[str, dict[str, Any], str]] = [
     (MOE, {"model__expert_density": [[0.1] * 4] * 3}, "model.expert_density: must hold"),
     (MOE, {"model__expert_density": [-1, 1, 1, 0]}, "model.expert_density: must hold"),
     (MOE, {"model__expert_density": ["a"] * 4}, "model.expert_density: must hold"),
+    (MOE, {"mapping_strategy__density": [0.5]}, "mapping_strategy.density: must hold probabilities of 4 experts, or"),
+    (MOE, {"mapping_strategy__density": [[0.1] * 4, [0.1]] * 2}, "mapping_strategy.density: must hold"),
+    (MOE, {"mapping_strategy__density": 1}, "mapping_strategy.density: must be a list"),
+    (DENSE, {"mapping_strategy__density": [1.0]}, "mapping_strategy.density: must be left out of a model without"),
     (MOE, {"derived__routing": GONE}, "derived.routing: is missing; the experts of each token cannot be known"),
     (MOE, {"derived": GONE}, "derived.routing: is missing"),
     (MOE, {"derived__routing": []}, "derived.routing: must have 1 steps, one for each generated token (got 0)"),
