@@ -50,7 +50,7 @@ def validate_aimc(cases_path: Path | None = None, progress: Callable[[int, int],
         progress: takes (cases that are done, all cases).
 
     Raises:
-        InputError: the file is malformed; names it.
+        InputError: the file is malformed, or none of its cases can be run; names file and case.
     """
     cases = published_cases() if cases_path is None else list(read_cases(cases_path))
     findings: list[Finding] = []
@@ -58,6 +58,8 @@ def validate_aimc(cases_path: Path | None = None, progress: Callable[[int, int],
         findings += [_not_run(case)] if isinstance(case, Refused) else _judged(case)
         if progress is not None:
             progress(done, len(cases))
+    if all(found.ours is None for found in findings):
+        raise InputError("", "\n".join(found.note for found in findings))
     return findings
 
 

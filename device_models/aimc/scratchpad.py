@@ -17,7 +17,7 @@ def peak_bytes(graph: TaskGraph, timing: Schedule, network: Network, chip: Chip)
     """Largest sum of results that are made but not yet started on by all that need them.
 
     Sampled at each instant between what ends and what starts; inputs of running tasks, the KV cache and weights do not
-    count. A result that goes to crossbars is cut into as many parts as it fills row blocks (see `_parts`), each with the
+    count. A result that goes to crossbars is cut into as many parts as it fills row blocks (see `_parts`), each of the
     size of the whole. That of attention is held part by part for each token; of any other only the last part is held,
     until the crossbars of that part and everything digital have started.
     """

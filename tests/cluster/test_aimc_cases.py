@@ -42,13 +42,14 @@ def written(folder: Path, *cases: Any) -> Path:
     return path
 
 
-def file_refusal(path: Path) -> str:
+def refusal(path: Path) -> str:
+    """Why nothing in a file was run."""
     with pytest.raises(InputError) as refused:
         validate_aimc(path)
     return str(refused.value)
 
 
-def refusal(path: Path) -> str:
+def last_refusal(path: Path) -> str:
     """Why the last case of a file was not run; those before it were."""
     *others, refused = validate_aimc(path)
     assert all(found.passed for found in others)
@@ -73,17 +74,17 @@ def refusal(path: Path) -> str:
 def test_files_that_are_none(tmp_path: Path, text: str, says: str) -> None:
     path = tmp_path / "mine.json"
     path.write_text(text, encoding="utf-8")
-    message = file_refusal(path)
+    message = refusal(path)
     assert message.startswith(str(path))
     assert says in message
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
-    assert "cannot read the cases: No such file" in file_refusal(tmp_path / "absent.json")
-    assert "cannot read the cases: Is a directory" in file_refusal(tmp_path)
+    assert "cannot read the cases: No such file" in refusal(tmp_path / "absent.json")
+    assert "cannot read the cases: Is a directory" in refusal(tmp_path)
     binary = tmp_path / "binary.json"
     binary.write_bytes(b"\xff\xfe\x00")
-    assert "not UTF-8" in file_refusal(binary)
+    assert "not UTF-8" in refusal(binary)
 
 
 @pytest.mark.parametrize(
@@ -92,12 +93,12 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 )
 def test_entries_that_are_no_cases(tmp_path: Path, row: object, says: str) -> None:
     path = written(tmp_path, CASES[DENSE], row)
-    assert refusal(path) == f"{path}: case 2: {says}"
+    assert last_refusal(path) == f"{path}: case 2: {says}"
 
 
 def test_an_id_given_twice(tmp_path: Path) -> None:
     path = written(tmp_path, CASES[DENSE], CASES[MOE], CASES[DENSE])
-    assert refusal(path) == f"{path}: case {DENSE}: the id is given twice"
+    assert last_refusal(path) == f"{path}: case {DENSE}: the id is given twice"
 
 
 def test_a_bad_case_does_not_stop_the_file(tmp_path: Path) -> None:
@@ -235,7 +236,7 @@ def test_mistakes_name_file_case_key_and_what_is_allowed(
     if changes == {"result": {}}:
         changes = {**changes, "derived": {}}
     path = written(tmp_path, CASES["open-02-hand-one-tile"], changed(name, **changes))
-    message = refusal(path)
+    message = last_refusal(path)
     assert message.startswith(f"{path}: case {name}")
     assert says in message
 
