@@ -29,8 +29,13 @@ def export_table(run: Path, what: Literal["requests", "steps"], target: IO[str])
 
 
 def _export_requests(run: Path, target: IO[str]) -> int:
-    """Write the request table as CSV, times in s and empty for never; returns the number of rows."""
+    """Write the request table as CSV, by arrival, times in s and empty for never; returns the number of rows.
+
+    In a closed loop of several replicas requests do not arrive in the order of their numbers.
+    """
     table = load_table(run, "requests")
+    arrival = table["arrival_ps"]
+    table = table[np.lexsort((arrival, arrival < 0))]
     names = list(table.dtype.names or ())
     times = [name for name in names if name.endswith("_ps")]
     target.write(",".join(name.replace("_ps", "_s") for name in names) + "\n")

@@ -128,6 +128,7 @@ def serve(
     warnings = dict.fromkeys(warning for pool in pools for warning in pool.replica.warnings)
     summary["warnings"] = [
         *warnings,
+        *workload.warnings,
         *_passive_warning(summary, pools),
         *_power_warning(summary),
         *_fault_warning(summary),

@@ -12,7 +12,7 @@ from pimserve.loadgen.arrivals import ArrivalSpec, arrival_times
 from pimserve.loadgen.lengths import LengthsSpec
 from pimserve.loadgen.presets import AZURE_CONV_2023_ARRIVAL, AZURE_CONV_2023_LENGTHS
 from pimserve.loadgen.spec import MAX_REQUESTS, MAX_TIME_S, PS_PER_S, Spec
-from pimserve.loadgen.traces import Trace, TraceSpec, load_trace, parse_trace_argument
+from pimserve.loadgen.traces import Trace, TraceSpec, load_trace, parse_trace_argument, ticks_warning
 from pimserve.quantity import PositiveSeconds
 
 __all__ = ["ArrivalSpec", "LengthsSpec", "TraceSpec", "Workload", "WorkloadSpec", "generate", "parse_trace_argument"]
@@ -89,7 +89,7 @@ class WorkloadSpec(Spec):
     @model_validator(mode="after")
     def _sources_fit(self) -> Self:
         synthetic = self.arrival is not None and self.arrival.process != "trace"
-        times_from_trace = self.mode == "open" and not synthetic
+        times_from_trace = _replays_times(self)
         if self.arrival is not None and self.arrival.process == "trace" and self.trace is None:
             raise ValueError("arrival.process 'trace' needs trace (format and path)")
         if self.trace is not None:
@@ -112,6 +112,7 @@ class Workload:
     `arrival_ps`: picoseconds from the start, ascending (zeros in closed mode). `input_tokens`, `output_tokens`: >= 1.
     `concurrency`: closed mode only. `offered_rate_per_s`: mean rate of the arrivals, (n - 1) / (last - first); None in
     closed mode or when undefined. `rows_read`: rows of the trace; `rows_dropped`: those not used, by reason.
+    `warnings`: what is in the trace and not in the requests, or in the requests and perhaps not in what was recorded.
     """
 
     arrival_ps: IntArray
@@ -122,6 +123,7 @@ class Workload:
     description: str
     rows_read: int
     rows_dropped: dict[str, int]
+    warnings: tuple[str, ...] = ()
 
 
 def generate(spec: WorkloadSpec, seed: int) -> Workload:
@@ -160,7 +162,18 @@ def generate(spec: WorkloadSpec, seed: int) -> Workload:
         description=_describe(spec, n),
         rows_read=trace.rows_read if trace else 0,
         rows_dropped=dropped,
+        warnings=_warnings(spec, trace, arrival),
     )
+
+
+def _replays_times(spec: WorkloadSpec) -> bool:
+    return spec.mode == "open" and (spec.arrival is None or spec.arrival.process == "trace")
+
+
+def _warnings(spec: WorkloadSpec, trace: Trace | None, arrival: IntArray) -> tuple[str, ...]:
+    if trace is None:
+        return ()
+    return (*trace.warnings, *(ticks_warning(arrival) if _replays_times(spec) else ()))
 
 
 def _arrivals(spec: WorkloadSpec, trace: Trace | None, rng: np.random.Generator) -> IntArray:
@@ -172,7 +185,7 @@ def _arrivals(spec: WorkloadSpec, trace: Trace | None, rng: np.random.Generator)
                 "workload.concurrency", f"is {spec.concurrency}, but the trace has {n} requests; set num_requests"
             )
         return np.zeros(n, dtype=np.int64)
-    if trace and (spec.arrival is None or spec.arrival.process == "trace"):
+    if trace and _replays_times(spec):
         return _replayed(spec, trace.arrival_ps)
     n_default = None if spec.duration_s is not None else rows or DEFAULT_REQUESTS
     arrival = spec.arrival or AZURE_CONV_2023_ARRIVAL

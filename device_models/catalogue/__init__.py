@@ -113,6 +113,11 @@ def parse_document(text: str, place: str) -> dict[str, Any]:
     Raises:
         InputError: it is not one.
     """
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(place, f"is not UTF-8 text (byte {ord(text[error.start]) & 0xFF:#04x})") from None
     _limit(text, place)
     try:
         loader = _StrictLoader(text)

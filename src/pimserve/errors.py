@@ -20,6 +20,7 @@ _MESSAGES = {
     **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
     **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false"),
     "string_type": "must be text",
+    "string_unicode": "must be UTF-8 text",
 }
 _LONGEST = 200  # characters of a value that a message repeats
 

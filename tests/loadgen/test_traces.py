@@ -3,8 +3,8 @@
 import gzip
 import json
 import os
-from pathlib import Path
 from time import process_time
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pimserve.errors import InputError
-from pimserve.loadgen import traces
 from pimserve.loadgen.spec import PS_PER_S
-from pimserve.loadgen.traces import TraceSpec, load_trace, parse_trace_argument
+from pimserve.loadgen.traces import TRACE_FORMATS, TraceSpec, csv_rows, load_trace, parse_trace_argument
+from tests.loadgen.slices import SLICES, real
 
 AZURE_HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
 AZURE = (
@@ -37,12 +37,6 @@ def load(path, kind="csv", **keys):
 
 
 # --- real slices -----------------------------------------------------------------------------------------------------
-
-SLICES = Path(os.environ.get("PIMSERVE_TRACES") or Path(__file__).parents[2] / "../shared/traces")
-real = [
-    pytest.mark.traces,
-    pytest.mark.skipif(not SLICES.is_dir(), reason=f"no trace slices in {SLICES} (set PIMSERVE_TRACES)"),
-]
 
 
 @pytest.mark.parametrize(
@@ -76,7 +70,7 @@ def test_slice_has_the_expected_statistics(name):
 @pytest.mark.parametrize("name", [pytest.param("azure_llm_2023_conv_0000-1800s.csv.gz", marks=real)])
 def test_fast_and_row_parsers_agree_on_a_real_slice(name, monkeypatch):
     fast = load(str(SLICES / name), "azure")
-    monkeypatch.setattr(traces, "_parse_fast", lambda *_: None)
+    monkeypatch.setattr(csv_rows, "_parse_fast", lambda *_: None)
     slow = load(str(SLICES / name), "azure")
     np.testing.assert_array_equal(fast.arrival_ps, slow.arrival_ps)
     np.testing.assert_array_equal(fast.input_tokens, slow.input_tokens)
@@ -89,7 +83,7 @@ def test_fast_and_row_parsers_agree_on_a_real_slice(name, monkeypatch):
 @pytest.mark.parametrize("fast", [True, False])
 def test_azure_times_are_exact_to_100_ns_and_relative(tmp_path, fast, monkeypatch):
     if not fast:
-        monkeypatch.setattr(traces, "_parse_fast", lambda *_: None)
+        monkeypatch.setattr(csv_rows, "_parse_fast", lambda *_: None)
     trace = load(write(tmp_path, AZURE), "azure")
     assert trace.arrival_ps.tolist() == [0, 100_000, 1_500_000_200_000]
     assert trace.input_tokens.tolist() == [374, 396, 879]
@@ -127,14 +121,14 @@ def test_csv_columns_are_read_by_name(tmp_path):
 
 @given(
     st.lists(
-        st.tuples(st.integers(0, 9 * 10**12), st.integers(1, 10**7), st.integers(1, 10**7)), min_size=1, max_size=30
+        st.tuples(st.integers(0, 9 * 10**18), st.integers(1, 10**7), st.integers(1, 10**7)), min_size=1, max_size=30
     )
 )
-def test_written_rows_come_back(tmp_path_factory, rows):
+def test_written_rows_come_back_to_the_picosecond(tmp_path_factory, rows):
     rows.sort()
-    body = "".join(f"{t // 10**6}.{t % 10**6:06d},{i},{o}\n" for t, i, o in rows)
+    body = "".join(f"{t // PS_PER_S}.{t % PS_PER_S:012d},{i},{o}\n" for t, i, o in rows)
     trace = load(write(tmp_path_factory.mktemp("t"), CSV_HEADER + body))
-    np.testing.assert_allclose(trace.arrival_ps, [t * 10**6 for t, _, _ in rows], rtol=1e-15, atol=1)
+    assert trace.arrival_ps.tolist() == [t for t, _, _ in rows]
     assert trace.input_tokens.tolist() == [i for _, i, _ in rows]
     assert trace.output_tokens.tolist() == [o for _, _, o in rows]
 
@@ -193,8 +187,10 @@ BAD_AZURE = {
     "beyond int64": (AZURE_HEADER + GOOD_ROW.replace("374", "9" * 40), ":2", "ContextTokens"),
     "bad time": (AZURE_HEADER + GOOD_ROW + GOOD_ROW.replace("18:15", "25:15"), ":3", "YYYY-MM-DD HH:MM:SS"),
     "bad date": (AZURE_HEADER + GOOD_ROW.replace("11-16", "02-30"), ":2", "YYYY-MM-DD HH:MM:SS"),
-    "time zone": (AZURE_HEADER + GOOD_ROW.replace(".6805900", "+00:00"), ":2", "no time zone"),
-    "eight digits": (AZURE_HEADER + GOOD_ROW.replace("6805900", "68059001"), ":2", "at most 7 fractional digits"),
+    "odd time zone": (AZURE_HEADER + GOOD_ROW.replace(".6805900", "+24:00"), ":2", "Z or +HH:MM"),
+    "named time zone": (AZURE_HEADER + GOOD_ROW.replace(".6805900", " CET"), ":2", "Z or +HH:MM"),
+    "below a picosecond": (AZURE_HEADER + GOOD_ROW.replace("6805900", "6805900123456"), ":2", "12 digits at most"),
+    "column twice": (AZURE_HEADER[:-1] + ",ContextTokens\n" + GOOD_ROW, ":1", "column ContextTokens is there twice"),
     "back in time": (AZURE_HEADER + GOOD_ROW + GOOD_ROW.replace("46.", "45."), ":3", "sorted by time"),
     "far back in time": (AZURE_HEADER + GOOD_ROW.replace("2023", "2083") + GOOD_ROW, ":3", "sorted by time"),
     "centuries later": (AZURE_HEADER + GOOD_ROW + GOOD_ROW.replace("2023", "2523"), ":3", "where the clock ends"),
@@ -202,16 +198,24 @@ BAD_AZURE = {
     "months later": (AZURE_HEADER + GOOD_ROW + GOOD_ROW.replace("2023", "2024"), ":3", "where the clock ends"),
 }
 BAD_CSV = {
-    "other header": ("t,in,out\n0,1,1\n", ":1", "it must be 'arrival_s,input_tokens,output_tokens'"),
-    "extra column": (CSV_HEADER[:-1] + ",user\n0,1,1,x\n", ":1", "columns do not match"),
+    "other header": (
+        "t,in,output_tokens\n0,1,1\n",
+        ":1",
+        "column arrival_s, input_tokens is missing; found: 't, in, output_tokens', needed: 'arrival_s, input_tokens, ",
+    ),
+    "field without column": (CSV_HEADER[:-1] + ",user\n0,1,1,a\n0,1,1,a,b\n", ":3", "4 fields are needed"),
+    "column without field": (CSV_HEADER[:-1] + ",user\n0,1,1,a\n0,1,1\n", ":3", "found 3"),
+    "one too many, one too few": (CSV_HEADER[:-1] + ",user\n0,1,1,a,b\n0,1,1\n", ":2", "found 5"),
     "nan time": (CSV_HEADER + "0,1,1\nnan,1,1\n", ":3", "arrival_s is 'nan'; seconds"),
     "infinite time": (CSV_HEADER + "1e999,1,1\n", ":2", "finite number >= 0"),
+    "no time": (CSV_HEADER + ",1,1\n", "", "no row has a time (arrival_s)"),
     "negative time": (CSV_HEADER + "-1,1,1\n", ":2", "finite number >= 0"),
     "epoch time": (CSV_HEADER + "1700000000,1,1\n", ":2", "where the clock ends"),
     "back in time": (CSV_HEADER + "1,1,1\n2,1,1\n1.5,1,1\n", ":4", "arrival_s '1.5' lies before the row above"),
     "zero output": (CSV_HEADER + "0,1,1\n0,1,0\n", ":3", "output_tokens is '0'"),
     "underscores": (CSV_HEADER + "0,1_000,1\n", ":2", "input_tokens is '1_000'"),
-    "quotes": (CSV_HEADER + '0,"12",1\n', ":2", "input_tokens is"),
+    "quote left open": (CSV_HEADER + '0,1,1\n0,"12,1\n', ":3", "not a row of CSV"),
+    "text after a quote": (CSV_HEADER + '0,"1"2,1\n', ":2", "not a row of CSV"),
     "bad encoding": (CSV_HEADER.encode() + b"0,1,1\n0,\xff1,1\n", ":3", "byte 0xff is not UTF-8"),
     "gzip cut short": (gzip.compress(CSV.encode())[:-12], "", "cut short"),
     "gzip damaged": (b"\x1f\x8b\x08\x00" + b"garbage that is no stream", "", "damaged"),
@@ -230,20 +234,29 @@ def test_bad_file_is_refused_with_its_line(tmp_path, kind, case):
     assert message in caught.value.message
 
 
+BODIES = {
+    "azure": AZURE[len(AZURE_HEADER) :],
+    "csv": CSV[len(CSV_HEADER) :],
+    "zones": "2024-05-10T00:00:00Z,1,2\n2024-05-10 00:00:00.5+00:00,3,4\n2024-05-10 00:00:01+00:00,5,6\n",
+    "fractions": "1e-3,1,2\n.5,3,4\n0.50000000000000001,5,6\n1.25,7,8\n",
+}
+
+
 @given(
-    kind=st.sampled_from(["azure", "csv"]),
+    kind=st.sampled_from(sorted(BODIES)),
     edits=st.lists(st.tuples(st.integers(0, 150), st.sampled_from('0123456789,.\n -+eTZ:\r\t\0"#n')), max_size=3),
 )
 def test_damage_is_judged_alike_by_both_parsers(tmp_path_factory, kind, edits):
-    header, body = (AZURE_HEADER, AZURE) if kind == "azure" else (CSV_HEADER, CSV)
-    text = list(body[len(header) :])
+    kind, body = ("azure" if kind in {"azure", "zones"} else "csv"), BODIES[kind]
+    header = AZURE_HEADER if kind == "azure" else CSV_HEADER
+    text = list(body)
     for position, char in edits:
         text[position % len(text)] = char
     path = write(tmp_path_factory.mktemp("t"), header + "".join(text))
     outcomes = []
-    for parse in (traces._parse_fast, lambda *_: None):
+    for parse in (csv_rows._parse_fast, lambda *_: None):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(traces, "_parse_fast", parse)
+            patch.setattr(csv_rows, "_parse_fast", parse)
             try:
                 trace = load(path, kind)
                 outcomes.append([x.tolist() for x in (trace.arrival_ps, trace.input_tokens, trace.output_tokens)])
@@ -276,7 +289,10 @@ def test_empty_selection_and_impossible_rescaling_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"format": "json"}, "'azure' or 'csv'"),
+        ({"format": "json"}, "'azure', 'csv', 'jsonl', 'mooncake' or 'vidur'"),
+        ({"format": "vidur", "columns": {"arrival_s": "t"}}, "columns goes with format csv or jsonl: vidur has names"),
+        ({"columns": {"arrival_s": "t", "arrival_ms": "t"}}, "arrival_s and arrival_ms exclude each other"),
+        ({"columns": {"input_tokens": ""}}, "at least 1 character"),
         ({"time_scale": 1, "target_rate_per_s": 1}, "not both"),
         ({"start_s": 5, "end_s": 5}, "must be greater than start_s"),
         ({"time_scale": float("nan")}, "finite number"),
@@ -291,5 +307,11 @@ def test_bad_spec_is_refused(keys, message):
 def test_trace_argument():
     assert parse_trace_argument("azure:a:b.csv") == TraceSpec(format="azure", path="a:b.csv")
     for text in ("trace.csv", "azure:", "json:x", ""):
-        with pytest.raises(InputError, match="FORMAT one of azure, csv"):
+        with pytest.raises(InputError, match="FORMAT one of azure, csv, jsonl, mooncake, vidur"):
             parse_trace_argument(text)
+    assert get_args(TraceSpec.model_fields["format"].annotation) == tuple(TRACE_FORMATS)
+
+
+def test_a_name_that_is_not_utf_8_is_an_error_of_the_user():
+    with pytest.raises(InputError, match=r"--trace\.path: must be UTF-8 text"):
+        parse_trace_argument("csv:" + os.fsdecode(b"tr\xfface.csv"))
