@@ -50,7 +50,8 @@ class ArrivalSpec(Spec):
     rate_series: tuple[_RatePoint, ...] | None = Field(
         None,
         min_length=2,
-        description="[[t_s, rate_per_s], ...]: piecewise linear, t_s from 0 up; repeats after the last point",
+        description="[[t_s, rate_per_s], ...]: piecewise linear, t_s from 0 up, two points at one time are a step; "
+        "repeats after the last point",
     )
 
     @model_validator(mode="after")
@@ -71,11 +72,14 @@ class ArrivalSpec(Spec):
     def _series_is_a_rate(self) -> Self:
         if self.rate_series is None:
             return self
-        times, rates = zip(*self.rate_series, strict=True)
-        if times[0] != 0 or any(b <= a for a, b in pairwise(times)):
+        times = [t for t, _ in self.rate_series]
+        if times[0] != 0 or any(b < a for a, b in pairwise(times)):
             raise ValueError("rate_series must start at t_s = 0 and its t_s must increase from point to point")
-        if not any(rates):
-            raise ValueError("rate_series must have at least one rate above 0")
+        steps = [t for t, following in pairwise(times) if following == t]
+        if len(set(steps)) < len(steps) or {times[0], times[-1]} & set(steps):
+            raise ValueError("rate_series may have two points at one t_s (a step), neither more nor at either end")
+        if not any(a + b for (t, a), (u, b) in pairwise(self.rate_series) if u > t):
+            raise ValueError("rate_series must have a rate above 0 for some time")
         return self
 
 
@@ -84,9 +88,10 @@ def _gamma(shape: float) -> UnitGaps:
 
 
 def _series_clock(points: tuple[tuple[float, float], ...]) -> Clock:
-    """Inverse of the integral of a piecewise-linear rate that repeats after its last point."""
+    """Inverse of the integral of a piecewise-linear rate, with steps, that repeats after its last point."""
     t, rate = np.array(points, dtype=np.float64).T
-    slope = np.diff(rate) / np.diff(t)
+    # A step has neither a length nor an integral, so that no arrival falls on it.
+    slope = np.divide(np.diff(rate), np.diff(t), out=np.zeros(len(t) - 1), where=np.diff(t) > 0)
     integral = np.concatenate(([0.0], np.cumsum(np.diff(t) * (rate[1:] + rate[:-1]) / 2)))
 
     def clock(operational: FloatArray) -> FloatArray:

@@ -121,15 +121,46 @@ def test_more_requests_extend_the_series(name):
     np.testing.assert_array_equal(times(PROCESSES[name], n=None, duration=duration), longer[:66_000])
 
 
+STEP = {"process": "nhpp", "rate_series": [[0, 5], [600, 5], [600, 10], [1200, 10]]}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_two_points_at_one_time_are_a_step(seed):
+    arrivals = times(STEP, n=None, duration=1200, seed=seed) / PS_PER_S
+    low, high = (arrivals < 600).sum(), (arrivals >= 600).sum()
+    assert low == pytest.approx(3000, abs=4 * 55)  # four standard deviations
+    assert high == pytest.approx(6000, abs=4 * 77)
+
+
+def test_a_step_is_sharp_and_poisson_on_both_sides():
+    t = times(STEP) / PS_PER_S
+    cycle, within = np.divmod(t, 1200)
+    integral = np.where(within < 600, 5 * within, 3000 + 10 * (within - 600)) + 9000 * cycle
+    assert ks(np.diff(integral), lambda x: 1 - np.exp(-x)) < 1.63 / math.sqrt(N)
+
+
+def test_no_request_comes_where_a_step_sets_the_rate_to_zero():
+    t = times({"process": "nhpp", "rate_series": [[0, 5], [10, 5], [10, 0], [20, 0], [20, 5], [30, 5]]}) / PS_PER_S
+    assert not np.any((t % 30 > 10) & (t % 30 < 20))
+    assert len(t) == pytest.approx(5 * 20 / 30 * t[-1], rel=0.02)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
-    points=st.lists(st.tuples(st.floats(0.01, 10), st.floats(0, 1e3)), min_size=2, max_size=6),
+    points=st.lists(st.tuples(st.floats(0.01, 10), st.floats(0, 1e3), st.floats(0, 1e3)), min_size=2, max_size=6),
+    stepped=st.booleans(),
     seed=st.integers(0, 2**32),
 )
-def test_any_rate_series_gives_sorted_times(points, seed):
-    knots = np.cumsum([0.0] + [gap for gap, _ in points[1:]])
-    series = [(float(t), rate) for t, (_, rate) in zip(knots, points, strict=True)]
+def test_any_rate_series_gives_sorted_times(points, stepped, seed):
+    knots = np.cumsum([0.0] + [gap for gap, _, _ in points[1:]])
+    series = [(float(t), rate) for t, (_, rate, _) in zip(knots, points, strict=True)]
     series[0] = (0.0, max(series[0][1], 0.5))
+    if stepped:
+        series = [
+            point
+            for (t, rate), (_, _, other) in zip(series, points, strict=True)
+            for point in ([(t, rate), (t, other)] if 0 < t < knots[-1] else [(t, rate)])
+        ]
     arrivals = times({"process": "nhpp", "rate_series": series}, n=300, seed=seed)
     assert len(arrivals) == 300
     assert arrivals[0] >= 0
@@ -147,8 +178,12 @@ def test_any_rate_series_gives_sorted_times(points, seed):
         ({"process": "nhpp", "rate_per_s": 1}, "rate_per_s has no effect"),
         ({"process": "nhpp", "rate_series": [[0, 1]]}, "at least 2 items"),
         ({"process": "nhpp", "rate_series": [[1, 1], [2, 1]]}, "start at t_s = 0"),
-        ({"process": "nhpp", "rate_series": [[0, 1], [0, 2]]}, "increase"),
-        ({"process": "nhpp", "rate_series": [[0, 0], [5, 0]]}, "at least one rate above 0"),
+        ({"process": "nhpp", "rate_series": [[0, 1], [5, 1], [4, 2]]}, "increase"),
+        ({"process": "nhpp", "rate_series": [[0, 1], [0, 2], [5, 2]]}, "neither more nor at either end"),
+        ({"process": "nhpp", "rate_series": [[0, 1], [5, 1], [5, 2]]}, "neither more nor at either end"),
+        ({"process": "nhpp", "rate_series": [[0, 1], [5, 1], [5, 2], [5, 3], [6, 3]]}, "neither more nor at either"),
+        ({"process": "nhpp", "rate_series": [[0, 0], [0, 1]]}, "neither more nor at either end"),
+        ({"process": "nhpp", "rate_series": [[0, 0], [5, 0]]}, "a rate above 0 for some time"),
         ({"process": "nhpp", "rate_series": [[0, -1], [5, 1]]}, "greater than or equal to 0"),
         ({"process": "trace", "rate_per_s": 1}, "takes no other key"),
         ({"process": "poisson", "rate_per_s": 0}, "greater than 0"),
