@@ -1,16 +1,22 @@
 """Which replica a request goes to.
 
 A router sees what a real one would: which replicas there are and how many requests each has outstanding. Packages add
-routers through the entry point group `pimserve.routers`; each names a function without arguments that returns one.
+routers through the entry point group `pimserve.routers`; each names a class, or a function without arguments that
+returns one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from importlib.metadata import entry_points
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import EntryPoint, entry_points
+from operator import index
 from typing import Protocol
 
-from pimserve.errors import InputError
+from pimserve.errors import InputError, shortened
+
+_WHERE = "scheduler.router"
 
 
 class Router(Protocol):
@@ -43,6 +49,52 @@ class LeastOutstanding:
         return outstanding.index(fewest)
 
 
+class PluginRouter:
+    """A router of another package: whatever it does wrong is told with its name.
+
+    It sees a copy of the numbers, so that it cannot change them.
+    """
+
+    def __init__(self, name: str, entry: EntryPoint) -> None:
+        """Raises InputError if it cannot be loaded, or is no router."""
+        self._name = f"router {name!r} of {entry.value}"
+        with self._named("does not load"):
+            self._router: Router = entry.load()()
+        if not callable(getattr(self._router, "pick", None)):
+            raise InputError(_WHERE, f"{self._name} has no method `pick(outstanding)`")
+
+    def pick(self, outstanding: Sequence[int]) -> int:
+        """What it picks, if that is a replica."""
+        with self._named("failed to pick a replica"):
+            found = self._router.pick(tuple(outstanding))
+        try:
+            chosen = -1 if isinstance(found, bool) else index(found)
+        except TypeError:
+            chosen = -1
+        if not 0 <= chosen < len(outstanding):
+            allowed = f"a whole number from 0 to {len(outstanding) - 1}, one of the replicas it was shown, is needed"
+            raise InputError(_WHERE, f"{self._name} picked {shortened(repr(found))}; {allowed}")
+        return chosen
+
+    def state(self) -> object:
+        """What it remembers."""
+        with self._named("failed to tell its state, which must be plain data as JSON can hold it"):
+            return json.loads(json.dumps(router_state(self._router)))
+
+    def restore(self, state: object) -> None:
+        """Go on from that."""
+        with self._named("failed to go on from its state"):
+            restore_router(self._router, state)
+
+    @contextmanager
+    def _named(self, what: str) -> Iterator[None]:
+        """Tell who it was."""
+        try:
+            yield
+        except Exception as error:
+            raise InputError(_WHERE, f"{self._name} {what}: {type(error).__name__}: {error}") from error
+
+
 ROUND_ROBIN = "round_robin"  # needs no state of the replicas, so they run on their own
 _ROUTERS: dict[str, Callable[[], Router]] = {"least_outstanding": LeastOutstanding}
 
@@ -51,7 +103,7 @@ def make_router(name: str) -> Router | None:
     """The router of that name; None for round robin.
 
     Raises:
-        InputError: there is no such router.
+        InputError: there is no such router, or it does not load.
     """
     if name == ROUND_ROBIN:
         return None
@@ -59,10 +111,9 @@ def make_router(name: str) -> Router | None:
         return _ROUTERS[name]()
     registered = entry_points(group="pimserve.routers")
     if name in registered.names:
-        router: Router = registered[name].load()()
-        return router
+        return PluginRouter(name, registered[name])
     known = ", ".join([ROUND_ROBIN, *_ROUTERS, *sorted(registered.names)])
-    raise InputError("scheduler.router", f"unknown router {name!r} (known: {known})")
+    raise InputError(_WHERE, f"unknown router {name!r} (known: {known})")
 
 
 def router_state(router: Router | None) -> object:
