@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Hashable, Mapping
+from contextlib import suppress
 from functools import cache
 from importlib import resources
 from typing import Any, Literal
@@ -23,7 +24,7 @@ Kind = Literal["model", "device", "kernel"]
 _BaseLoader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-_DEEPEST = 32  # levels; the C parser has no limit of its own, and ends the process
+_DEEPEST = 32  # levels; releases of PyYAML without a limit of their own end the process
 _MOST_VALUES = 200_000  # each as often as anchors repeat it
 
 
@@ -118,20 +119,22 @@ def parse_document(text: str, place: str) -> dict[str, Any]:
             text.encode()
         except UnicodeEncodeError as error:
             raise InputError(place, f"is not UTF-8 text (byte {ord(text[error.start]) & 0xFF:#04x})") from None
-    _limit(text, place)
     try:
+        _limit(text, place)
         loader = _StrictLoader(text)
         try:
             document = loader.get_single_data()
         finally:
             loader.dispose()
+    except InputError:
+        raise
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise InputError(f"{place}{line}", f"not valid YAML: {error.problem}") from error
     except yaml.reader.ReaderError as error:
         line = f":{text.count(chr(10), 0, error.position) + 1}"
         raise InputError(f"{place}{line}", f"not valid YAML: character {chr(error.character)!r}") from None
-    except (ValueError, RecursionError) as error:  # a date or a number that no calendar or machine has, endless nesting
+    except (ValueError, RecursionError) as error:  # a date or a number that no calendar or machine has
         raise InputError(place, f"not valid YAML: {error}") from None
     if not isinstance(document, dict):
         raise InputError(place, "must be a mapping of keys to values")
@@ -139,30 +142,39 @@ def parse_document(text: str, place: str) -> dict[str, Any]:
 
 
 def _limit(text: str, place: str) -> None:
-    """Refuse what is small to send and large to build."""
+    """Refuse what is small to send and large to build; what is not YAML is left to whoever builds it."""
+    try:
+        _count(text, place)
+    except yaml.MarkedYAMLError as error:
+        # The scanner is ahead of the events, so a limit of its own can stop it before they have shown ours.
+        if error.problem_mark is not None:
+            with suppress(yaml.YAMLError):
+                _count(text[: error.problem_mark.index], place)
+    except yaml.YAMLError:
+        return
+
+
+def _count(text: str, place: str) -> None:
     sizes: list[int] = [0]  # values in each collection that is open, outermost first
     anchors: list[str | None] = [None]
     known: dict[str, int] = {}
-    try:
-        for event in yaml.parse(text, Loader=_BaseLoader):
-            if isinstance(event, yaml.CollectionStartEvent):
-                sizes.append(1)
-                anchors.append(event.anchor)
-            elif isinstance(event, yaml.CollectionEndEvent):
-                size, anchor = sizes.pop(), anchors.pop()
-                if anchor is not None:
-                    known[anchor] = size
-                sizes[-1] += size
-            elif isinstance(event, yaml.AliasEvent):
-                if event.anchor in anchors:
-                    raise InputError(place, f"*{event.anchor} is within what it stands for")
-                sizes[-1] += known.get(event.anchor or "", 1)
-            elif isinstance(event, yaml.ScalarEvent):
-                sizes[-1] += 1
-            if len(sizes) > _DEEPEST or sum(sizes) > _MOST_VALUES:
-                raise InputError(place, f"is nested deeper than {_DEEPEST} levels, or has over {_MOST_VALUES:,} values")
-    except yaml.YAMLError:
-        return  # whoever builds it says better what is wrong
+    for event in yaml.parse(text, Loader=_BaseLoader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            sizes.append(1)
+            anchors.append(event.anchor)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            size, anchor = sizes.pop(), anchors.pop()
+            if anchor is not None:
+                known[anchor] = size
+            sizes[-1] += size
+        elif isinstance(event, yaml.AliasEvent):
+            if event.anchor in anchors:
+                raise InputError(place, f"*{event.anchor} is within what it stands for")
+            sizes[-1] += known.get(event.anchor or "", 1)
+        elif isinstance(event, yaml.ScalarEvent):
+            sizes[-1] += 1
+        if len(sizes) - 1 > _DEEPEST or sum(sizes) > _MOST_VALUES:
+            raise InputError(place, f"is nested deeper than {_DEEPEST} levels, or has over {_MOST_VALUES:,} values")
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,49 @@
+"""Nesting beyond what a document may have is refused in our words, whatever limits the YAML library has of its own."""
+
+import pytest
+import yaml
+
+from pimserve.device_models import catalogue
+from pimserve.errors import InputError
+
+REFUSAL = "x.yaml: is nested deeper than 32 levels, or has over 200,000 values"
+LEVELS = {"lists": "[", "mappings": "{a: ", "both": "[{a: ", "lines": "[\n", "block lists": "- ", "block keys": "? "}
+
+
+def refused(text: str) -> str:
+    with pytest.raises(InputError) as caught:
+        catalogue.parse_document(text, "x.yaml")
+    return str(caught.value)
+
+
+def shallow(levels: int) -> type[yaml.SafeLoader]:
+    """A parser that gives up while scanning, as PyYAML's C parser does from 6.0.4 on (at 1,000 levels)."""
+
+    class Shallow(yaml.SafeLoader):
+        def fetch_flow_collection_start(self, token: type) -> None:
+            if self.flow_level >= levels:
+                raise yaml.scanner.ScannerError("while nesting", None, "too deep for this library", self.get_mark())
+            super().fetch_flow_collection_start(token)
+
+    return Shallow
+
+
+@pytest.mark.parametrize("levels", [33, 1_001, 3_000])
+@pytest.mark.parametrize("opening", LEVELS.values(), ids=LEVELS)
+def test_deep_nesting_is_refused(opening: str, levels: int) -> None:
+    assert refused(opening * levels) == REFUSAL
+
+
+@pytest.mark.parametrize("parser", [yaml.SafeLoader, shallow(33), shallow(100), shallow(1_000)])
+@pytest.mark.parametrize("text", ["# \N{SNOWMAN}\nrun: " + "[" * 2_000, "run:\n  a: " + "{a: " * 2_000, "[" * 34 + "]"])
+def test_deep_nesting_is_refused_with_any_parser(
+    parser: type[yaml.SafeLoader], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalogue, "_BaseLoader", parser)
+    assert refused(text) == REFUSAL
+
+
+def test_what_is_within_the_limit_is_read() -> None:
+    assert catalogue.parse_document("a: " + "[" * 31 + "]" * 31, "x.yaml")
+    assert refused("a: " + "[" * 32 + "]" * 32) == REFUSAL
+    assert refused("a: " + "[" * 20).startswith("x.yaml:2: not valid YAML")  # unfinished, not too deep
