@@ -21,6 +21,7 @@ class Replica:
     plan: CostPlan
     kv_capacity_tokens: int
     weight_bytes_per_device: float
+    reserved_bytes_per_device: float
     parallelism: Mapping[str, Any]
     facts: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
@@ -50,6 +51,7 @@ def place(device: Device, interconnect: Interconnect, demand: Demand) -> Replica
         plan,
         fitted.kv_capacity_tokens,
         fitted.weight_bytes_per_device,
+        fitted.reserved_bytes_per_device,
         asdict(demand.split) if fitted.parallelism is None else fitted.parallelism,
         fitted.facts,
         warnings,

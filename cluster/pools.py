@@ -16,6 +16,7 @@ from pimserve.device_models.plan import FS_PER_S
 from pimserve.device_models.registry import load_device
 from pimserve.device_models.routing import Routing
 from pimserve.errors import InputError
+from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.handover import Link
 
 _BYTES_PER_GB = 10**9
@@ -80,18 +81,36 @@ def place_pool(scenario: Scenario, name: str, model: ModelSpec, routing: Routing
             alone.cluster.split,
             lm_head=scenario.costs.lm_head,
             memory_utilization=scenario.scheduler.memory_utilization,
+            reserve_gb=scenario.scheduler.reserve_gb,
             max_num_seqs=scenario.scheduler.max_num_seqs,
+            max_step_tokens=scenario.scheduler.max_step_tokens(model.max_model_len_tokens),
             expert_weights=tuple(routing.expert_weights(model.moe.experts, scenario.run.seed)) if model.moe else (),
             backend=scenario.costs.measured_with,
             kernels=scenario.costs.kernels,
         )
         replica = place(device, alone.interconnect(device), demand)
+        if scenario.scheduler.kv_blocks is not None:
+            replica = replace(replica, kv_capacity_tokens=_overridden(scenario.scheduler, device, demand))
         replica = replace(replica, warnings=(*replica.warnings, *_without_effect(alone, device, replica)))
     except InputError as error:
         if name and error.where.partition(".")[0] == "cluster":
             raise InputError(f"cluster.pools.{name}{error.where.removeprefix('cluster')}", error.message) from None
         raise
     return PlacedPool(name, device_label(device), device, replica, alone.cluster.replicas, alone.cluster.split.devices)
+
+
+def _overridden(spec: SchedulerSpec, device: Device, demand: Demand) -> int:
+    """Tokens of `kv_blocks`, which devices must be able to hold when there is nothing but weights beside them."""
+    assert spec.kv_blocks is not None
+    tokens = spec.kv_blocks * spec.block_size * demand.split.data
+    most = device.fit(replace(demand, memory_utilization=1.0, reserve_gb=0.0)).kv_capacity_tokens
+    if tokens > most:
+        raise InputError(
+            "scheduler.kv_blocks",
+            f"must be at most {most // demand.split.data // spec.block_size}, the blocks of {spec.block_size} tokens "
+            f"that the memory of {device.spec.name} holds beside the weights (got {spec.kv_blocks})",
+        )
+    return tokens
 
 
 def _without_effect(scenario: Scenario, device: Device, replica: Replica) -> list[str]:

@@ -50,7 +50,9 @@ class Demand:
         split: how many devices there are, and how they share the model.
         lm_head: whether the product with the vocabulary costs time.
         memory_utilization: share of the device memory that weights and KV cache may use.
+        reserve_gb: of that, GB of each device which hold neither; None: what the backend keeps, nothing for ideal ones.
         max_num_seqs: requests that may run at once; windowed layers reserve their window for each.
+        max_step_tokens: tokens of the largest step.
         expert_weights: popularity of each routed expert; empty for all alike.
         backend: serving engine whose measured costs count; None for an ideal device.
         kernels: changes to the measured kernels of the catalogue.
@@ -60,7 +62,9 @@ class Demand:
     split: Parallelism
     lm_head: bool = True
     memory_utilization: float = 0.9
+    reserve_gb: float | None = None
     max_num_seqs: int = 0
+    max_step_tokens: int = 0
     expert_weights: tuple[float, ...] = ()
     backend: str | None = None
     kernels: Mapping[str, Any] | None = None
@@ -70,16 +74,18 @@ class Demand:
 class Fitted:
     """One copy of a model on the devices of a replica.
 
-    `plan` lacks the collectives, which the links cost. `facts` goes into the summary as it is; `warnings` are sentences
-    that belong with every result. `parallelism` says how the devices share the model, where that is not the demand's
-    split; None: it is. `costs` says which setting the plan is of, and `collective_kernels` what the links between its
-    devices reach, where that was measured. `traffic` is what passes between devices beside the collectives.
+    `plan` lacks the collectives, which the links cost. `reserved_bytes_per_device` hold neither weights nor KV cache.
+    `facts` goes into the summary as it is; `warnings` are sentences that belong with every result. `parallelism` says
+    how the devices share the model, where that is not the demand's split; None: it is. `costs` says which setting the
+    plan is of, and `collective_kernels` what the links between its devices reach, where that was measured. `traffic` is
+    what passes between devices beside the collectives.
     """
 
     plan: CostPlan
     collectives: Sequence[Operator]
     kv_capacity_tokens: int
     weight_bytes_per_device: float
+    reserved_bytes_per_device: float = 0.0
     facts: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     parallelism: Mapping[str, Any] | None = None
@@ -154,6 +160,10 @@ class OperatorDevice:
         """Cost plan of all operators but collectives, which belong to the links."""
         raise NotImplementedError
 
+    def reserved_bytes(self, demand: Demand) -> float:
+        """Bytes of one device that hold neither weights nor KV cache: what is asked for, else none."""
+        return (demand.reserve_gb or 0.0) * 1e9
+
     def fit(self, demand: Demand) -> Fitted:
         """Weights and KV cache share the memory; all devices are alike."""
         model, split = demand.model, demand.split
@@ -168,14 +178,18 @@ class OperatorDevice:
         share = per_token / model.kv_bytes_per_token  # of a request's cache that one device holds
         windows = model.kv_window_bytes_per_request * share * -(-demand.max_num_seqs // split.data)
         usable = self.memory_bytes * demand.memory_utilization
-        left = usable - weights - windows
+        reserved = self.reserved_bytes(demand)
+        left = usable - weights - windows - reserved
         tokens = int(left / per_token) * split.data if left > 0 else 0
         if tokens <= 0:
-            held = f" and attention windows {windows / 1e9:.1f} GB" if windows else ""
+            held = f", activations and the like {reserved / 1e9:.1f} GB" if reserved else ""
+            if windows:
+                held += f", attention windows of scheduler.max_num_seqs ({demand.max_num_seqs}) {windows / 1e9:.1f} GB"
             raise InputError(
                 "cluster",
                 f"{model.name} does not fit: weights take {weights / 1e9:.1f} GB{held} of each device's usable "
                 f"{usable / 1e9:.1f} GB ({split.devices} x {self.spec.name}); "
-                "use more devices, more tensor parallelism or a smaller model",
+                "use more devices, more tensor parallelism or a smaller model"
+                + (", or a lower scheduler.max_num_seqs" if windows else ""),
             )
-        return Fitted(plan, operators, tokens, weights)
+        return Fitted(plan, operators, tokens, weights, reserved)

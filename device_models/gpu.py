@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pimserve.device_models.catalogue import device_names, load_device_document
+from pimserve.device_models.catalogue import device_names, kernel_names, load_device_document
 from pimserve.device_models.device import Demand, Fitted, OperatorDevice, measured_kernels
 from pimserve.device_models.experts import ExpertTerm, ExpertUnit, Selection
 from pimserve.device_models.gpu_spec import GpuSpec
@@ -23,6 +23,7 @@ from pimserve.device_models.kernels import (
     Kernels,
     MoeKernel,
     PrefillAttentionKernel,
+    load_kernels,
     stand_in,
 )
 from pimserve.device_models.model import Dtype, compute_dtypes
@@ -35,6 +36,7 @@ from pimserve.device_models.operators import (
     Parallelism,
     PrefillAttention,
     Rest,
+    kv_bytes_per_token_per_device,
 )
 from pimserve.device_models.pipeline import StaticPower
 from pimserve.device_models.plan import (
@@ -49,6 +51,8 @@ from pimserve.device_models.plan import (
 from pimserve.device_models.registry import load_device
 
 UW_PER_W = 10**6
+_USUAL_BACKEND = "vllm"
+_TELLING_SHARE = 0.1  # of the KV cache
 _UNUSED = ("dram_efficiency", "compute_efficiency", "link_gb_per_s", "link_latency_us")  # by measured kernels
 _RATES = {"peak_tflop_per_s", "memory_gb_per_s", "link_gb_per_s"}
 
@@ -86,8 +90,11 @@ class Gpu(OperatorDevice):
 
     def fit(self, demand: Demand) -> Fitted:
         """As every device that runs operators; with a backend, on kernels measured with it."""
-        if demand.backend is None or self.kernels is not None:
+        if self.kernels is not None:
             return super().fit(demand)
+        if demand.backend is None:
+            fitted = super().fit(demand)
+            return replace(fitted, warnings=(*fitted.warnings, *self._unreserved(demand, fitted)))
         kernels = measured_kernels(self.spec, demand)
         device = type(self)(self.spec, kernels.captured())
         fitted = device.fit(demand)
@@ -105,6 +112,37 @@ class Gpu(OperatorDevice):
             collective_kernels=kernels.collectives,
             warnings=(*fitted.warnings, *stand_ins, *device.projected, *self._unused(kernels)),
         )
+
+    def reserved_bytes(self, demand: Demand) -> float:
+        """What is asked for, else what the measured backend keeps."""
+        if demand.reserve_gb is not None or self.kernels is None:
+            return super().reserved_bytes(demand)
+        return self._backend_keeps(self.kernels, demand)
+
+    def _backend_keeps(self, kernels: Kernels, demand: Demand) -> float:
+        return kernels.memory.bytes_beside(
+            demand.model,
+            demand.split,
+            utilization=demand.memory_utilization,
+            step_tokens=demand.max_step_tokens,
+            step_requests=demand.max_num_seqs,
+        )
+
+    def _unreserved(self, demand: Demand, fitted: Fitted) -> list[str]:
+        """An ideal device keeps memory for nothing else; where that tells, a sentence."""
+        kernels = self.spec.kernels
+        if demand.reserve_gb is not None or kernels is None or f"{kernels}-{_USUAL_BACKEND}" not in kernel_names():
+            return []
+        kept = self._backend_keeps(load_kernels(kernels, _USUAL_BACKEND), demand)
+        lost = kept * demand.split.data / kv_bytes_per_token_per_device(demand.model, demand.split)
+        if lost < _TELLING_SHARE * fitted.kv_capacity_tokens:
+            return []
+        left = max(0, int(fitted.kv_capacity_tokens - lost))
+        return [
+            f"{self.spec.name} is ideal: of its {fitted.kv_capacity_tokens:,} tokens of KV cache a serving engine has "
+            f"room for {left:,}, since it keeps {kept / 1e9:.2f} GB of each device for activations, graphs, libraries; "
+            "scheduler.reserve_gb or costs.setting: measured counts them"
+        ]
 
     def _unused(self, kernels: Kernels) -> list[str]:
         """Figures of the description that are not the catalogue's, and that measured kernels make no use of."""

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pimserve.device_models.catalogue import kernel_names, load_kernel_document, merged
 from pimserve.device_models.model import Dtype
 from pimserve.device_models.plan import HOST, RowTerm
+from pimserve.device_models.reserve import Reserve
 from pimserve.errors import InputError, validation_error
 from pimserve.quantity import GigabytesPerSecond, Microseconds
 
@@ -174,6 +175,7 @@ class Kernels(_Section):
     moe: dict[Dtype, MoeKernel] = Field(description="by the data type of the experts' weights")
     collectives: Collectives
     step: StepKernel
+    memory: Reserve
     sources: tuple[str, ...]
 
     @property

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pimserve.quantity import Seconds
+from pimserve.quantity import ReservedGigabytes, Seconds
 
 Count = Annotated[int, Field(gt=0, le=2**31 - 1)]
 
@@ -25,7 +25,11 @@ class SchedulerSpec(BaseModel):
     batching: Literal["chunked", "stage"] = Field(
         "chunked", description="chunked: prompts are cut to the token budget; stage: whole prompts beside all decodes"
     )
-    max_num_seqs: Count = Field(256, description="requests that run at once on a replica")
+    max_num_seqs: Count = Field(
+        256,
+        description="requests that run at once on a replica; layers with attention windows keep a window for each, "
+        "which the KV cache then lacks",
+    )
     max_num_batched_tokens: Count = Field(2048, description="tokens of one step, chunked batching only")
     block_size: Annotated[int, Field(gt=0, le=1024)] = Field(16, description="tokens of one KV block")
     kv_admission: Literal["prompt", "oracle"] = Field(
@@ -36,7 +40,16 @@ class SchedulerSpec(BaseModel):
         None, description="prompt and output tokens of a request; default: what the model and the KV cache allow"
     )
     memory_utilization: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.9, description="share of device memory for weights and KV cache"
+        0.9, description="share of device memory for weights, KV cache and `reserve_gb`"
+    )
+    reserve_gb: ReservedGigabytes | None = Field(
+        None,
+        description="of that, GB of each device for activations, captured graphs and libraries; default: with "
+        "setting: measured what the backend keeps, given max_num_batched_tokens and max_num_seqs; ideal: 0",
+    )
+    kv_blocks: Count | None = Field(
+        None,
+        description="KV blocks of each data-parallel group (vLLM: num_gpu_blocks_override); default: what memory holds",
     )
     router: str = Field("round_robin", description="round_robin, least_outstanding, or a registered one")
     report_interval_s: Annotated[Seconds, Field(le=3600)] = Field(
@@ -44,6 +57,10 @@ class SchedulerSpec(BaseModel):
         description="how often a router that looks at replicas hears of them; in between it knows what it has sent. "
         "0: it always sees their exact state",
     )
+
+    def max_step_tokens(self, max_model_len: int) -> int:
+        """Tokens of the largest step: the budget, or a whole prompt of a model that takes `max_model_len` tokens."""
+        return self.max_num_batched_tokens if self.batching == "chunked" else self.max_model_len or max_model_len
 
     @model_validator(mode="after")
     def _budget_holds_decodes(self) -> Self:

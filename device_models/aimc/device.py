@@ -86,6 +86,7 @@ class Aimc:
             collectives=(),
             kv_capacity_tokens=self._kv_capacity(network, [each.chip for each in walk.attention], demand),
             weight_bytes_per_device=0.0,
+            reserved_bytes_per_device=(demand.reserve_gb or 0.0) * 1e9,
             facts=self._facts(network, mapping, split.devices),
             warnings=(*spec.warnings(), *_model_warnings(spec, model), *projected, *ignored),
             parallelism={"spread": spec.spread},
@@ -115,11 +116,13 @@ class Aimc:
             raise InputError(
                 "model.attention.window_every", "must be 2 or more: some layers must see the whole context"
             )
-        usable = self.spec.dram.gb * 1e9 * demand.memory_utilization
+        usable = (self.spec.dram.gb * demand.memory_utilization - (demand.reserve_gb or 0.0)) * 1e9
         left = {home: usable - windows.get(home, 0.0) * demand.max_num_seqs for home in {*per_token, *windows}}
         tokens = min(int(left[home] / size) for home, size in per_token.items())
         if tokens <= 0 or min(left.values()) < 0:
-            beside = f" beside the attention windows of {demand.max_num_seqs} requests" if windows else ""
+            beside = (
+                f" beside the attention windows of scheduler.max_num_seqs ({demand.max_num_seqs})" if windows else ""
+            )
             raise InputError("cluster.device.dram.gb", f"{usable / 1e9:.3g} GB of a chip hold no KV cache{beside}")
         return tokens
 

@@ -12,6 +12,13 @@ from pimserve.device_models import catalogue
 from pimserve.device_models.kernels import Kernels
 
 FOLDER = Path(catalogue.__file__).parent / "kernels"
+_MEMORY_SOURCE = (
+    "memory: start-up logs of vLLM: driver, 31.37 of 31.84 GiB (RTX 5090, vllm issue 14452), 31.38 of 31.86 (RTX "
+    "PRO 4500, pull request 51590), 79.19 of 79.65 (H100); libraries, collectives, step, logit_bytes: 49 start- "
+    "ups of vLLM 0.19.0 on H100 (llm-d-planner, docs/accuracy/vllm-v0.19.0-accuracy-report.md, Apache-2.0): 0.25 "
+    "GiB alone and 2.1 with tensor parallelism, 14 bytes by the vocabularies of 100,352 to 256,000 entries; "
+    "graphs: 0.17 to 0.37 GiB, counted since 0.21"
+)
 _SOURCE = "NVIDIA aiconfigurator (systems/data, commit 095f58a5, 2026-08-21, Apache-2.0)"
 
 
@@ -45,6 +52,7 @@ class Calibration:
             **self.kernels,
             "collectives": self.collectives,
             "step": self.step,
+            "memory": tables()["memory"],
             "sources": list(self.sources()),
         }
 
@@ -62,7 +70,12 @@ class Calibration:
             lines.append(f"  {name}:")
             for group, algorithms in groups.items():
                 lines += [f"    {group}:", *(f"      - {mapping(algorithm)}" for algorithm in algorithms)]
-        lines += [f"step: {mapping(self.step)}", "sources:", *(f'  - "{source}"' for source in self.sources())]
+        lines += [
+            f"step: {mapping(self.step)}",
+            f"memory: {mapping(tables()['memory'])}",
+            "sources:",
+            *(f'  - "{source}"' for source in self.sources()),
+        ]
         return "\n".join(lines) + "\n"
 
     def sources(self) -> Iterator[str]:
@@ -110,6 +123,7 @@ class Calibration:
             )
         else:
             yield f"step: taken over from {self.step_of}"
+        yield _MEMORY_SOURCE if self.backend == "vllm" else "memory: of vLLM, taken over; assumed"
 
 
 def mapping(values: Mapping[str, Any]) -> str:

@@ -30,6 +30,7 @@ def base_kernels(gpu: str, backend: Backend) -> Kernels:
             "moe": {},
             "collectives": {"all_reduce": {}},
             "step": {},
+            "memory": tables()["memory"],
             "sources": (),
         }
     )

@@ -65,6 +65,7 @@ _NOT_NEGATIVE = Field(ge=0, allow_inf_nan=False)
 
 GigabytesPerSecond = Annotated[float, BeforeValidator(_parser("GB/s")), _RATE, _schema("GB/s")]
 Gigabytes = Annotated[float, BeforeValidator(_parser("GB")), _RATE, _schema("GB")]
+ReservedGigabytes = Annotated[float, BeforeValidator(_parser("GB")), _NOT_NEGATIVE, _schema("GB", zero=True)]
 Teraflops = Annotated[float, BeforeValidator(_parser("TFLOP/s")), _RATE, _schema("TFLOP/s")]
 Seconds = Annotated[float, BeforeValidator(_parser("s")), _NOT_NEGATIVE, _schema("s", zero=True)]
 PositiveSeconds = Annotated[float, BeforeValidator(_parser("s")), _POSITIVE, _schema("s")]

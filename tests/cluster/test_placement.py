@@ -97,7 +97,7 @@ def test_what_does_not_fit_says_what_it_needs() -> None:
     message = str(refused.value)
     assert message.startswith("cluster: mixtral-8x7b does not fit: weights take 93.4 GB of each device's")
     assert "usable 77.3 GB (1 x h100)" in message
-    with pytest.raises(InputError, match=r"attention windows [1-9]"):
+    with pytest.raises(InputError, match=r"attention windows of scheduler.max_num_seqs \([0-9]+\) [1-9]"):
         placed("gpt-oss-120b", Parallelism(1, 1, 1), max_num_seqs=2**20)
 
 

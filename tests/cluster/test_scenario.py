@@ -173,7 +173,8 @@ def test_measured_costs_are_those_of_the_named_kernels(preset: str) -> None:
     assert ideal.costs == {"setting": "ideal"}
     assert (vllm.costs["backend"], trtllm.costs["backend"]) == ("vllm", "trtllm")
     assert len({each.plan.digest() for each in (ideal, vllm, trtllm)}) == 3
-    assert vllm.kv_capacity_tokens == ideal.kv_capacity_tokens
+    kept = 4 * vllm.reserved_bytes_per_device / load_model("mixtral-8x7b").kv_bytes_per_token
+    assert ideal.kv_capacity_tokens - vllm.kv_capacity_tokens == pytest.approx(kept, abs=1)
     assert ("projected" in " ".join(vllm.warnings)) == (preset == "duplex")
     assert ("measured on b200" in " ".join(vllm.warnings)) == (preset == "gb200")
 
