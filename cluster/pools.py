@@ -87,11 +87,12 @@ def place_pool(scenario: Scenario, name: str, model: ModelSpec, routing: Routing
             expert_weights=tuple(routing.expert_weights(model.moe.experts, scenario.run.seed)) if model.moe else (),
             backend=scenario.costs.measured_with,
             kernels=scenario.costs.kernels,
+            expert_decision=scenario.costs.expert_decision,
         )
         replica = place(device, alone.interconnect(device), demand)
         if scenario.scheduler.kv_blocks is not None:
             replica = replace(replica, kv_capacity_tokens=_overridden(scenario.scheduler, device, demand))
-        replica = replace(replica, warnings=(*replica.warnings, *_without_effect(alone, device, replica)))
+        replica = replace(replica, warnings=(*replica.warnings, *_without_effect(alone, device, demand, replica)))
     except InputError as error:
         if name and error.where.partition(".")[0] == "cluster":
             raise InputError(f"cluster.pools.{name}{error.where.removeprefix('cluster')}", error.message) from None
@@ -113,7 +114,7 @@ def _overridden(spec: SchedulerSpec, device: Device, demand: Demand) -> int:
     return tokens
 
 
-def _without_effect(scenario: Scenario, device: Device, replica: Replica) -> list[str]:
+def _without_effect(scenario: Scenario, device: Device, demand: Demand, replica: Replica) -> list[str]:
     """What was asked for and changes nothing: sentences."""
     found = []
     cluster = scenario.cluster
@@ -121,6 +122,13 @@ def _without_effect(scenario: Scenario, device: Device, replica: Replica) -> lis
         found.append(
             f"routing.mode: exact changes nothing: the plan of {device.spec.name} has expected loads of experts"
         )
+    if demand.expert_decision != "exact":
+        exact = place(device, scenario.interconnect(device), replace(demand, expert_decision="exact"))
+        if exact.plan == replica.plan:
+            found.append(
+                f"costs.expert_decision: {demand.expert_decision} changes nothing: {device.spec.name} does not divide "
+                f"the work of {demand.model.name} among two units side by side"
+            )
     defaults = {key: type(cluster).model_fields[key].default for key in _BETWEEN_NODES}
     given = [f"cluster.{key}" for key, default in defaults.items() if getattr(cluster, key) != default]
     if given and cluster.split.nodes == 1:

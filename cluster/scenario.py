@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from pimserve.cluster.interconnect import Interconnect
 from pimserve.device_models.catalogue import load_model, merged, model_names, parse_document
-from pimserve.device_models.device import Device
+from pimserve.device_models.device import Device, ExpertDecision
 from pimserve.device_models.kernels import Backend
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.operators import Parallelism
@@ -125,6 +125,11 @@ class CostSpec(_Section):
         description="with setting: measured, changes to the kernels of the catalogue, such as {step: {host_us: 300}}",
     )
     lm_head: bool = Field(True, description="the product with the vocabulary (the Duplex paper leaves it out)")
+    expert_decision: ExpertDecision = Field(
+        "exact",
+        description="who runs what on devices with two units: exact, as their times say, never slower than either "
+        "alone; paper_table, by the Duplex paper's table for experts and its choice for attention",
+    )
 
     @model_validator(mode="after")
     def _backend_is_measured(self) -> Self:

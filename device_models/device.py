@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -22,6 +22,7 @@ from pimserve.device_models.plan import CostPlan
 from pimserve.errors import InputError
 from pimserve.quantity import GigabytesPerSecond, Microseconds
 
+ExpertDecision = Literal["exact", "paper_table"]
 _Figure = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -56,6 +57,8 @@ class Demand:
         expert_weights: popularity of each routed expert; empty for all alike.
         backend: serving engine whose measured costs count; None for an ideal device.
         kernels: changes to the measured kernels of the catalogue.
+        expert_decision: whether a device with two units divides work among them by times ("exact"), or as a paper's
+            table has it ("paper_table").
     """
 
     model: ModelSpec
@@ -68,6 +71,7 @@ class Demand:
     expert_weights: tuple[float, ...] = ()
     backend: str | None = None
     kernels: Mapping[str, Any] | None = None
+    expert_decision: ExpertDecision = "exact"
 
 
 @dataclass(frozen=True, slots=True)

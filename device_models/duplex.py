@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from pimserve.device_models.device import Demand, Fitted
 from pimserve.device_models.experts import ExpertTerm
 from pimserve.device_models.gpu import Gpu, decision_slope
 from pimserve.device_models.gpu_spec import GpuSpec
@@ -137,6 +138,13 @@ class Duplex(Gpu):
             found.append(f"energy of {pim} is from circuit figures, of the xPU from the power of a board")
         return [*super().projected, *found]
 
+    def fit(self, demand: Demand) -> Fitted:
+        """As a GPU; who runs what is decided by times, or as the paper does."""
+        fitted = super().fit(demand)
+        if demand.expert_decision == "paper_table":
+            return replace(fitted, plan=decided_as_in_the_paper(fitted.plan))
+        return fitted
+
     def compile(self, operators: Sequence[Operator], split: Parallelism) -> CostPlan:
         """As for a GPU; with co-processing, prefill attention runs beside decode attention on the memory-side unit."""
         plan = super().compile(operators, split)
@@ -173,3 +181,11 @@ class Duplex(Gpu):
             selection[self.spec.processor_selection],  # type: ignore[arg-type]
             spaces=pim.memory_spaces,
         )
+
+
+def decided_as_in_the_paper(plan: CostPlan) -> CostPlan:
+    """The plan with experts divided among two units by the paper's table."""
+    experts = plan.experts
+    if experts is None or experts.selection != "co_processing":
+        return plan
+    return replace(plan, experts=replace(experts, selection="paper_table"))

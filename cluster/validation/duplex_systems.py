@@ -8,6 +8,7 @@ per ring hop inside a node; 400 GB/s and 15 us per dispatch or combine between n
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal, NamedTuple
@@ -15,9 +16,10 @@ from typing import Literal, NamedTuple
 from pimserve.cluster.interconnect import Interconnect
 from pimserve.device_models.catalogue import load_model
 from pimserve.device_models.device import OperatorDevice
-from pimserve.device_models.experts import ExpertTerm, ExpertUnit
+from pimserve.device_models.duplex import decided_as_in_the_paper
+from pimserve.device_models.experts import ExpertTerm
 from pimserve.device_models.model import BYTES_PER_ELEMENT, ModelSpec
-from pimserve.device_models.operators import ACTIVATION_BYTES, AllReduce, Parallelism, operators_of
+from pimserve.device_models.operators import ACTIVATION_BYTES, AllReduce, Operator, Parallelism, operators_of
 from pimserve.device_models.plan import CostPlan
 from pimserve.device_models.registry import load_device
 from pimserve.device_models.routing import ExpertPools, Routing
@@ -143,10 +145,15 @@ def paper_device(name: str) -> OperatorDevice:
     return device
 
 
+def paper_plan(name: str, operators: Sequence[Operator], split: Parallelism) -> CostPlan:
+    """What steps cost on devices as the paper simulates them, experts divided by its decision table."""
+    return decided_as_in_the_paper(paper_device(name).compile(operators, split))
+
+
 def _alike(model: ModelSpec, split: Parallelism, name: SystemName) -> System:
     operators = operators_of(model, split, lm_head=False)
     device = paper_device(name)
-    plan = device.compile(operators, split)
+    plan = paper_plan(name, operators, split)
     plan = replace(plan, rows=plan.rows + LINKS.compile(operators, split))
     # Section VI's printed batch of OPT follows when every device holds the vocabulary's two tables whole.
     element = BYTES_PER_ELEMENT[model.dense_dtype]
@@ -168,9 +175,9 @@ def _hetero(model: ModelSpec, half: int, name: SystemName) -> System:
     duplicated = name == "hetero, weights duplicated"
     split = Parallelism(1, half, half, "tp" if duplicated else "ep")
     operators = operators_of(model, split, lm_head=False)
-    gpu = paper_device("GPU").compile(operators, split)
+    gpu = paper_plan("GPU", operators, split)
     device = paper_device("logic")
-    pim = device.compile(operators, split)
+    pim = paper_plan("logic", operators, split)
     experts = _side_by_side(pim.experts) if duplicated and pim.experts else pim.experts
     vector = model.hidden * ACTIVATION_BYTES
     sums = [AllReduce(model.layers, vector, half), AllReduce(model.layers, vector, 2 * half if duplicated else half)]
@@ -181,16 +188,8 @@ def _hetero(model: ModelSpec, half: int, name: SystemName) -> System:
 
 
 def _side_by_side(term: ExpertTerm) -> ExpertTerm:
-    """Experts of one group on two units at once, each where true times (not the paper's table) say."""
-    units = tuple(replace(unit, decision=_true_decision(unit)) for unit in term.units)
-    return replace(term, units=units, selection="co_processing", spaces=term.experts)
-
-
-def _true_decision(unit: ExpertUnit) -> tuple[float, float]:
-    """(floor, slope) of a unit's own time: its weights' time, and its time per token when compute-bound."""
-    floor = sum(max(const for const, _ in pieces) for pieces in unit.terms)
-    slope = sum(max(per_token for _, per_token in pieces) for pieces in unit.terms)
-    return float(floor), float(slope)
+    """Experts of one group on two units at once, each where times (not the paper's table) say."""
+    return replace(term, selection="co_processing", spaces=term.experts)
 
 
 def _system(name: SystemName, plan: CostPlan, kv_budget_bytes: float, model: ModelSpec) -> System:

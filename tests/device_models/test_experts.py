@@ -1,4 +1,8 @@
-"""Expert co-processing: the decision table's cases by hand, and against the plain algorithm it stands for."""
+"""Who runs which expert: by the paper's table, by hand and against the plain algorithm; by times, against its laws."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -20,7 +24,7 @@ def unit(name: str, decision: tuple[float, float], weight_pj: int) -> ExpertUnit
 
 def term(experts: int, groups: int, spaces: int = 4) -> ExpertTerm:
     units = (unit("xpu", FIRST, _ON_FIRST), unit("pim", SECOND, 1))
-    return ExpertTerm(1, experts, 2, groups, spaces, units, "co_processing")
+    return ExpertTerm(1, experts, 2, groups, spaces, units, "paper_table")
 
 
 def on_first(tokens: list[int], groups: int = 1, spaces: int = 4) -> int:
@@ -95,3 +99,74 @@ def test_one_unit_at_a_time_sums_over_a_group_and_takes_the_slowest(tokens: list
     features = whole.layer_features(np.array([tokens]))[0]
     assert features[0] == slowest
     assert features[1] + features[2] == sum(times) // 4
+
+
+# By times. (floor, slope) of an expert's time on a unit, fs: it reads its weights, or computes.
+_SPEEDS = st.tuples(st.integers(1, 500), st.integers(1, 50))
+_LAYERS = st.lists(st.integers(0, 60), min_size=8, max_size=8)
+
+
+def timed(first: tuple[int, int], second: tuple[int, int], *, spaces: int = 4, groups: int = 1) -> ExpertTerm:
+    units = tuple(
+        ExpertUnit(name, ((((floor, 0), (0, slope))),), (1.0, 1.0), 0, 0, 0)
+        for name, (floor, slope) in (("xpu", first), ("pim", second))
+    )
+    return ExpertTerm(1, 8, 2, groups, spaces, units, "co_processing")
+
+
+def layer_fs(term: ExpertTerm, tokens: list[int]) -> int:
+    return int(term.layer_features(np.array([tokens]))[0, 0])
+
+
+def all_divisions(term: ExpertTerm, tokens: list[int]) -> Iterator[int]:
+    """Time of the slower unit for every set of spaces that the first could take, in one group."""
+    first, second = (unit.time_fs(np.array(tokens)).reshape(min(term.spaces, 8), -1).sum(axis=1) for unit in term.units)
+    for size in range(len(first) + 1):
+        for taken in combinations(range(len(first)), size):
+            on_first = np.isin(np.arange(len(first)), taken)
+            yield max(int(first[on_first].sum()), int(second[~on_first].sum()))
+
+
+@given(_LAYERS, _SPEEDS, _SPEEDS, st.sampled_from([1, 2, 4, 8]), st.sampled_from([1, 2, 4]))
+def test_by_times_two_units_are_never_slower_than_one(
+    tokens: list[int], first: tuple[int, int], second: tuple[int, int], spaces: int, groups: int
+) -> None:
+    both = timed(first, second, spaces=spaces, groups=groups)
+    alone = [layer_fs(replace(both, selection=way), tokens) for way in ("first", "second", "faster")]  # type: ignore[arg-type]
+    assert layer_fs(both, tokens) <= min(alone)
+    assert alone[2] == min(alone[:2])
+    features = both.layer_features(np.array([tokens]))[0]
+    assert features[0] >= features[1:3].max()  # mean busy times of the groups
+
+
+@given(_LAYERS, _SPEEDS, _SPEEDS, st.sampled_from([1, 2, 4]))
+def test_by_times_a_division_is_one_of_all_and_the_best_for_up_to_two_spaces(
+    tokens: list[int], first: tuple[int, int], second: tuple[int, int], spaces: int
+) -> None:
+    term = timed(first, second, spaces=spaces)
+    every = list(all_divisions(term, tokens))
+    assert layer_fs(term, tokens) in every
+    if spaces <= 2:
+        assert layer_fs(term, tokens) == min(every)
+
+
+@given(_LAYERS, _SPEEDS, _SPEEDS, st.sampled_from([1, 2, 4, 8]), st.sampled_from([1, 2]), st.data())
+def test_a_faster_unit_never_makes_a_layer_slower(
+    tokens: list[int], first: tuple[int, int], second: tuple[int, int], spaces: int, groups: int, data: st.DataObject
+) -> None:
+    def faster(unit: tuple[int, int]) -> tuple[int, int]:
+        return data.draw(st.integers(0, unit[0])), data.draw(st.integers(0, unit[1]))
+
+    before = timed(first, second, spaces=spaces, groups=groups)
+    after = timed(faster(first), faster(second), spaces=spaces, groups=groups)
+    assert layer_fs(after, tokens) <= layer_fs(before, tokens)
+    alone = replace(before, selection="faster"), replace(after, selection="faster")
+    assert layer_fs(alone[1], tokens) <= layer_fs(alone[0], tokens)
+
+
+def test_where_both_units_read_weights_it_is_a_light_space_that_moves() -> None:
+    # Four spaces of two experts, of which 2, 1, 1 and 1 have tokens; the second unit reads thrice as fast.
+    tokens = [9, 9, 9, 0, 9, 0, 1, 0]
+    by_times = timed((300, 0), (100, 0))
+    assert layer_fs(by_times, tokens) == 400  # one expert on the first unit, beside four; with most tokens: 600
+    assert layer_fs(replace(by_times, selection="second"), tokens) == 500

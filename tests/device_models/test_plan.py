@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from pimserve.device_models.catalogue import device_names, load_model, model_names
+from pimserve.device_models.duplex import decided_as_in_the_paper
+from pimserve.device_models.experts import ExpertTerm
 from pimserve.device_models.gpu import Gpu
 from pimserve.device_models.operators import CATEGORIES, Category, Parallelism, PrefillAttention, Rows, operators_of
 from pimserve.device_models.plan import (
@@ -103,11 +106,17 @@ def test_every_attention_term_respects_its_own_bounds(model: str, device: str) -
             assert seconds >= kv / (spec.memory_gb_per_s * 1e9) * (1 - 1e-4)
 
 
+def outcomes_fs(term: ExpertTerm | None, tokens: int) -> NDArray[np.int64]:
+    assert term is not None
+    pools = ExpertPools(term, Routing(), 0)
+    return pools.features(np.full(POOL_SIZE, tokens), np.arange(POOL_SIZE))[:, 0]
+
+
 @pytest.mark.parametrize("experts", ["ep", "tp"])
 @pytest.mark.parametrize("tokens", [1, 16, 64, 256, 2048])
 @pytest.mark.parametrize("model", [name for name in model_names() if load_model(name).moe])
 def test_co_processing_is_not_slower_than_one_unit(model: str, tokens: int, experts: str) -> None:
-    """The decision table is crude, but it must fit the data type of the weights: both units beat one, or nearly."""
+    """By times, outcome by outcome. The paper's table is crude, but fits the weights' data type: it loses little."""
     times = {}
     spec = load_model(model)
     devices = math.gcd(8, spec.attention.heads)
@@ -117,9 +126,11 @@ def test_co_processing_is_not_slower_than_one_unit(model: str, tokens: int, expe
         split = Parallelism(1, devices, devices, experts)
         plan = device.compile(operators_of(spec, split), split)
         assert plan.experts is not None
-        pools = ExpertPools(plan.experts, Routing(), 0)
-        times[selection] = pools.features(np.full(POOL_SIZE, tokens), np.arange(POOL_SIZE))[:, 0].mean()
-    assert times["co_processing"] <= 1.15 * times["per_layer"]
+        times[selection] = outcomes_fs(plan.experts, tokens)
+    assert (times["co_processing"] <= times["per_layer"]).all()
+    by_table = outcomes_fs(decided_as_in_the_paper(plan).experts, tokens)
+    assert times["co_processing"].mean() <= by_table.mean()
+    assert by_table.mean() <= 1.15 * times["per_layer"].mean()
 
 
 def test_rounding_is_small() -> None:

@@ -76,6 +76,30 @@ def test_draws_and_links_that_a_replica_does_not_use() -> None:
     assert warnings("cluster.nodes=2", "cluster.node_gb_per_s=3") == ()
 
 
+TABLE = "costs.expert_decision=paper_table"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("cluster.device=h100",),
+        ("cluster.device=aimc-realistic", "cluster.devices_per_node=8"),
+        ("cluster.device=logic-pim",),
+        ("cluster.device.processor_selection=per_layer",),
+        ("model=llama-3.1-70b",),
+    ],
+)
+def test_a_decision_table_where_nothing_is_divided(settings: tuple[str, ...]) -> None:
+    (more,) = set(warnings(*settings, TABLE)) - set(warnings(*settings))
+    assert more.startswith("costs.expert_decision: paper_table changes nothing: ")
+
+
+def test_a_decision_table_that_has_an_effect_is_not_warned_of() -> None:
+    assert warnings(TABLE) == warnings()
+    exact, table = (prepare(load_scenario(None, each))[1].plan for each in ((), (TABLE,)))
+    assert exact != table
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
