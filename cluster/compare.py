@@ -64,7 +64,7 @@ _LARGEST = 1e150
 SCENARIO_FILE = "scenario.yaml"
 _IGNORED = {"name", "output"}
 _IGNORED_PATHS = {"slo.preset"}  # what it stands for is written out beside it
-_PROSE = {"title", "sources", "published"}
+_PROSE = {"title", "sources", "assumptions", "published"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +109,11 @@ class Comparison:
     quantities: tuple[Quantity, ...]
     differences: Mapping[str, tuple[Any, ...]]
     unlike: tuple[str, ...]
+
+    @property
+    def differences_by_section(self) -> Mapping[str, tuple[Any, ...]]:
+        """The differences with the figures of one section of a device in one line, as text."""
+        return _in_sections(self.differences)
 
     def document(self) -> dict[str, Any]:
         """The comparison as one JSON object."""
@@ -216,17 +221,42 @@ def _scenario(folder: Path) -> dict[str, Any] | None:
 
 
 def _differing(settings: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]:
-    """Dotted paths whose values are not the same in all. Of a different model or device only the name is listed."""
+    """Dotted paths whose values are not the same in all. Of a different model only the name is listed."""
     flat = [dict(_flattened(each)) for each in settings]
     paths = sorted({path for each in flat for path in each} - _IGNORED_PATHS)
     values = {path: tuple(each.get(path) for each in flat) for path in paths}
     differing = {path: found for path, found in values.items() if any(value != found[0] for value in found)}
-    for whole in ("model.", "cluster.device.", "cluster.pools.prefill.device.", "cluster.pools.decode.device."):
-        if f"{whole}name" in differing:
-            differing = {
-                path: found for path, found in differing.items() if path == f"{whole}name" or not path.startswith(whole)
-            }
+    if "model.name" in differing:
+        differing = {
+            path: found for path, found in differing.items() if path == "model.name" or not path.startswith("model.")
+        }
     return differing
+
+
+def _in_sections(differences: Mapping[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
+    """The differences with figures of one section of a device together: "key value, ..." for each run that has any.
+
+    Two devices of different kinds differ in dozens of figures, most of which only one of them has.
+    """
+    found: dict[str, tuple[Any, ...]] = {}
+    sections: dict[str, dict[str, tuple[Any, ...]]] = {}
+    for path, values in differences.items():
+        before, device, after = path.partition("device.")
+        section, inside, key = after.partition(".")
+        if not device or not inside or not before.startswith("cluster."):
+            found[path] = values
+            continue
+        label = f"{before}{device}{section}"
+        sections.setdefault(label, {})[key] = values
+        found.setdefault(label, ())  # its place
+    for label, figures in sections.items():
+        runs = len(next(iter(figures.values())))
+        texts = (
+            ", ".join(f"{key} {values[run]}" for key, values in figures.items() if values[run] is not None)
+            for run in range(runs)
+        )
+        found[label] = tuple(text or None for text in texts)
+    return found
 
 
 def _flattened(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

@@ -412,7 +412,7 @@ def _differences(comparison: Comparison, letters: Sequence[str]) -> RenderableTy
     for _ in letters:
         table.add_column(overflow="fold")
     table.add_row("", *(Text(letter, style="bold") for letter in letters))
-    for key, values in comparison.differences.items():
+    for key, values in comparison.differences_by_section.items():
         table.add_row(Text(key), *(Text(ABSENT if value is None else str(value)) for value in values))
     return Group(Text(title, style="bold" if comparison.unlike else ""), table)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -27,9 +27,16 @@ _Figure = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class DeviceSpec(BaseModel):
-    """What every description of a device says; a kind adds `kind`, a literal of its name, and its own figures."""
+    """What every description of a device says; a kind adds `kind`, a literal of its name, and its own figures.
+
+    A whole description that leaves open a figure of `taken_over` (dotted paths, of figures or of sections) has that of
+    the kind's `default_preset`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    default_preset: ClassVar[str | None] = None
+    taken_over: ClassVar[tuple[str, ...]] = ()
 
     name: str = "custom"
     title: str = ""
@@ -40,6 +47,17 @@ class DeviceSpec(BaseModel):
     )
     tdp_w: _Figure | None = Field(None, description="power at which the device is sold, W; a yardstick, not modelled")
     sources: tuple[str, ...] = ()
+    assumptions: tuple[str, ...] = Field((), description="sentences that belong with every result")
+
+    def following(self, base: DeviceSpec, given: Mapping[str, Any]) -> tuple[Self, tuple[str, ...]]:
+        """The description with figures of `base` that hang on changed ones following these, and sentences that say so.
+
+        Args:
+            base: the preset that it started from.
+            given: what was written down of it: that stays.
+        """
+        del base, given
+        return self, ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,4 +214,5 @@ class OperatorDevice:
                 "use more devices, more tensor parallelism or a smaller model"
                 + (", or a lower scheduler.max_num_seqs" if windows else ""),
             )
-        return Fitted(plan, operators, tokens, weights, reserved)
+        facts = {"assumptions": list(self.spec.assumptions)} if self.spec.assumptions else {}
+        return Fitted(plan, operators, tokens, weights, reserved, facts)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from pimserve.device_models.device import Demand, Fitted
+from pimserve.device_models.device import Demand, DeviceSpec, Fitted
 from pimserve.device_models.experts import ExpertTerm
 from pimserve.device_models.gpu import Gpu, decision_slope
 from pimserve.device_models.gpu_spec import GpuSpec
@@ -62,10 +62,24 @@ class DuplexSpec(GpuSpec):
     `area_mm2`, where it is given, stands in place of `xpu_area_mm2` and the memory-side unit's own.
     """
 
+    default_preset: ClassVar[str | None] = "duplex"
+    taken_over: ClassVar[tuple[str, ...]] = (
+        *GpuSpec.taken_over,
+        *("pim.dram_efficiency", "pim.pj_per_bit", "pim.memory_spaces", "pim.area", "processor_selection"),
+    )
+    area_of_die: ClassVar[str] = "xpu_area_mm2"
+
     kind: Literal["duplex"] = "duplex"  # type: ignore[assignment]
     pim: PimSpec
     xpu_area_mm2: Positive | None = Field(None, description="silicon of the processor, without the memory-side unit")
     processor_selection: Literal["per_layer", "co_processing", "pim"] = "co_processing"
+
+    def following(self, base: DeviceSpec, given: Mapping[str, Any]) -> tuple[Self, tuple[str, ...]]:
+        """As for a GPU; and a stated silicon stands in place of that of the parts."""
+        spec, said = super().following(base, given)
+        if self.area_mm2 is not None:
+            said = (f"area_mm2 {self.area_mm2:g} is stated, in place of what processor and {self.pim.name} take", *said)
+        return spec, said
 
 
 class Duplex(Gpu):

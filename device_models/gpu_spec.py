@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -52,6 +53,10 @@ class Power(BaseModel):
 class GpuSpec(DeviceSpec):
     """A GPU preset."""
 
+    default_preset: ClassVar[str | None] = "h100"
+    taken_over: ClassVar[tuple[str, ...]] = ("dram_efficiency", "compute_efficiency", "energy")
+    area_of_die: ClassVar[str] = "area_mm2"  # the figure that holds for the processor as it is built
+
     kind: Literal["gpu"] = "gpu"
     peak_tflop_per_s: dict[Dtype, Teraflops] = Field(
         description="dense peak per data type; others run at the 16-bit peak"
@@ -75,3 +80,36 @@ class GpuSpec(DeviceSpec):
         if not peaks.keys() & {"fp16", "bf16"}:
             raise ValueError("needs a peak for fp16 or bf16, at which data types without one of their own run")
         return peaks
+
+    @property
+    def peak_16_bit_tflop_per_s(self) -> float:
+        """Dense 16-bit peak."""
+        peaks = self.peak_tflop_per_s
+        return peaks["fp16"] if "fp16" in peaks else peaks["bf16"]
+
+    def following(self, base: DeviceSpec, given: Mapping[str, Any]) -> tuple[Self, tuple[str, ...]]:
+        """What work draws above idle follows the rates, as a byte and a multiplication cost what they cost on `base`.
+
+        The area and the TDP of a built part do not: that is said.
+        """
+        assert isinstance(base, GpuSpec)
+        rates = {
+            "memory_gb_per_s": self.memory_gb_per_s / base.memory_gb_per_s,
+            "peak_tflop_per_s": self.peak_16_bit_tflop_per_s / base.peak_16_bit_tflop_per_s,
+        }
+        changed = [key for key, ratio in rates.items() if ratio != 1]
+        said = []
+        power, power_given = self.power, given.get("power") or {}
+        if power is not None and base.power is not None:
+            watts = {}
+            for key, rate in (("decode_w", "memory_gb_per_s"), ("prefill_w", "peak_tflop_per_s")):
+                if rate in changed and key not in power_given:
+                    usual = getattr(base.power, key)
+                    watts[key] = power.idle_w + (usual - base.power.idle_w) * rates[rate]
+                    said.append(f"power.{key} {watts[key]:.4g} follows {rate}, from {usual:g} of {base.name}")
+            power = power.model_copy(update=watts)
+        built = {key: getattr(self, key) for key in (self.area_of_die, "tdp_w")}
+        kept = [f"{key} {value:g}" for key, value in built.items() if value is not None and key not in given]
+        if changed and kept:
+            said.append(f"{' and '.join(kept)} are of {base.name} as it is built, with other {' and '.join(changed)}")
+        return self.model_copy(update={"power": power}), tuple(said)

@@ -12,7 +12,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pimserve.device_models.catalogue import device_names, load_device_document, merged
+from pimserve.device_models.catalogue import device_names, load_device_document
+from pimserve.device_models.defaults import described
 from pimserve.device_models.device import Device
 from pimserve.errors import InputError, validation_error
 
@@ -49,17 +50,16 @@ def load_device(document: str | Mapping[str, Any], where: str = "device") -> Dev
     """
     if isinstance(document, str):
         document = {"preset": document}
-    if "preset" in document:
-        changes = {key: value for key, value in document.items() if key != "preset"}
-        document = merged(load_device_document(str(document["preset"])), changes)
-    kind = document.get("kind")
+    preset = load_device_document(str(document["preset"])) if "preset" in document else None
+    changes = {key: value for key, value in document.items() if key != "preset"}
+    kind = changes.get("kind", None if preset is None else preset["kind"])
     if not isinstance(kind, str):
         raise InputError(
             where, f"needs `preset` (one of {', '.join(device_names())}) or a full description with `kind`"
         )
     cls = device_class(kind)
     try:
-        device: Device = cls(cls.Spec.model_validate(document))
+        device: Device = cls(described(cls.Spec, changes, preset))
     except ValidationError as error:
         raise validation_error(where, error, cls.Spec) from None
     return device

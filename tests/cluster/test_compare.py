@@ -8,6 +8,7 @@ import yaml
 
 from pimserve.cluster.compare import Run, compare, compare_runs
 from pimserve.cluster.render import comparison_report, console, write
+from pimserve.device_models.registry import load_device
 from pimserve.errors import InputError
 from tests.cluster.example_summary import example_summary
 
@@ -99,7 +100,11 @@ def test_units_of_all_runs_are_compared(save):
         ),
         (
             changed("cluster", device={"name": "h100", "memory_gb": 90}, replicas=2),
-            {"cluster.device.name": ("duplex", "h100"), "cluster.replicas": (1, 2)},
+            {
+                "cluster.device.name": ("duplex", "h100"),
+                "cluster.device.memory_gb": (80, 90),
+                "cluster.replicas": (1, 2),
+            },
             (),
         ),
         (changed("model", sources=["b"]), {}, ()),
@@ -186,6 +191,53 @@ def test_report_names_runs_values_and_differences(save):
     assert "Logic-PIM 44.2 % 44.2 % 1.00x" in lines
     assert "warning: not like for like, the runs differ in seed" in lines
     assert "run.seed 0 3" in lines
+
+
+def on(device):
+    """The scenario on a device, written out as runs write it."""
+    return changed("cluster", device=load_device(device).spec.model_dump(mode="json", exclude_none=True))
+
+
+def test_every_figure_of_the_devices_that_differs_is_listed(save):
+    mine = {"preset": "h100", "name": "mine", "dram_efficiency": 1.0, "memory_gb_per_s": 4000}
+    found = compare([save("a", on("h100")), save("b", on(mine))]).differences
+    assert found == {
+        "cluster.device.name": ("h100", "mine"),
+        "cluster.device.dram_efficiency": (0.77, 1.0),
+        "cluster.device.memory_gb_per_s": (3352.0, 4000.0),
+        "cluster.device.power.decode_w": (520.0, pytest.approx(115 + 405 * 4000 / 3352)),
+    }
+
+
+def test_devices_of_other_kinds_are_compared_in_full_and_shown_in_sections(save):
+    devices = ("h100", "duplex", "aimc-realistic")
+    comparison = compare([save(name, on(name)) for name in devices])
+    prose = ("title", "sources", "assumptions")
+    flat = [dict(_flattened(load_device(name).spec.model_dump(mode="json", exclude_none=True))) for name in devices]
+    differing = {
+        f"cluster.device.{path}"
+        for path in {path for each in flat for path in each}
+        if path not in prose and len({str(each.get(path)) for each in flat}) > 1
+    }
+    assert set(comparison.document()["differences"]) == differing
+    assert comparison.differences["cluster.device.pim.flop_per_byte"] == (None, 8.0, None)
+    shown = comparison.differences_by_section
+    assert "bandwidth_multiple 4.0, " in shown["cluster.device.pim"][1]
+    assert shown["cluster.device.pim"][::2] == (None, None)
+    assert len(shown) < len(differing) / 2
+    text = report(comparison)
+    assert max(map(len, text.splitlines())) <= 80
+    said = "".join(text.split())
+    assert "flop_per_byte8.0" in said
+    assert "pj_per_bit1.8125" in said
+
+
+def _flattened(document, above=""):
+    for key, value in document.items():
+        if isinstance(value, dict):
+            yield from _flattened(value, f"{above}{key}.")
+        else:
+            yield above + key, value
 
 
 def test_figures_of_the_whole_run_beside_those_of_a_window_are_pointed_out(save):

@@ -4,7 +4,12 @@ from typing import Any
 
 import pytest
 
+from pimserve.cluster.run import prepare_pools
+from pimserve.cluster.scenario import Scenario
+from pimserve.device_models.catalogue import device_names
 from pimserve.device_models.duplex import Duplex
+from pimserve.device_models.gpu_spec import GpuSpec
+from pimserve.device_models.kernels import load_kernels
 from pimserve.device_models.registry import load_device
 
 # arXiv 2409.01141: processing of one of five stacks, mm2, at four times 670.4 GB/s and 8 FLOPs per byte.
@@ -76,3 +81,117 @@ def test_a_stated_silicon_stands_in_place_of_the_formula() -> None:
     assert duplex(xpu_area_mm2=400).area_mm2 == pytest.approx(400 + 5 * 17.80)
     bare = duplex().spec.model_dump(exclude={"xpu_area_mm2"})
     assert load_device(bare).area_mm2 is None
+
+
+GPU = {
+    "kind": "gpu",
+    "name": "mine",
+    "peak_tflop_per_s": {"bf16": 500},
+    "memory_gb": 80,
+    "memory_gb_per_s": "2 TB/s",
+    "link_gb_per_s": 100,
+    "link_latency_us": 1,
+}
+PIM = {**GPU, "kind": "duplex", "pim": {"bandwidth_multiple": 4, "flop_per_byte": 8}}
+
+
+def spec_of(document: Any) -> Any:
+    return load_device(document).spec
+
+
+def test_a_whole_description_starts_from_the_preset_of_its_kind() -> None:
+    usual, mine = spec_of("h100"), spec_of(GPU)
+    for key in ("dram_efficiency", "compute_efficiency", "energy"):
+        assert getattr(mine, key) == getattr(usual, key)
+    assert mine.dram_efficiency == 0.77
+    (said,) = mine.assumptions
+    assert said.startswith("taken over from h100: dram_efficiency 0.77, ")
+    assert "energy.mac_pj 0.46" in said
+    # What says which device it is is its own: nothing of the preset.
+    assert (mine.area_mm2, mine.tdp_w, mine.kernels, mine.sources) == (None, None, None, ())
+
+
+def test_a_memory_side_unit_starts_from_logic_pim() -> None:
+    usual, mine = spec_of("duplex"), spec_of(PIM)
+    assert mine.pim.model_dump() == usual.pim.model_dump()
+    assert mine.processor_selection == usual.processor_selection
+    (said,) = mine.assumptions
+    assert "pim.dram_efficiency 0.64, pim.pj_per_bit 1.8125" in said
+    given = spec_of({**PIM, "pim": {**PIM["pim"], "dram_efficiency": 0.9, "area": {"mm2_per_tb_per_s": 1}}})  # type: ignore[dict-item]
+    assert given.pim.dram_efficiency == 0.9
+    assert (given.pim.area.mm2_per_tb_per_s, given.pim.area.mm2_per_tflop_per_s) == (1, 0.3221025)
+    assert "pim.dram_efficiency" not in given.assumptions[0]
+    assert "pim.area.mm2_per_tflop_per_s" in given.assumptions[0]
+
+
+def test_what_is_given_stays_and_is_not_named() -> None:
+    mine = spec_of({**GPU, "dram_efficiency": 1.0, "energy": {"mac_pj": 0.1}})
+    assert (mine.dram_efficiency, mine.energy.mac_pj, mine.energy.xpu_pj_per_bit) == (1.0, 0.1, 3.48)
+    assert "dram_efficiency" not in mine.assumptions[0]
+    assert "mac_pj" not in mine.assumptions[0]
+    whole = spec_of("h100").model_dump(mode="json", exclude_none=True)
+    assert spec_of({**whole, "name": "mine", "dram_efficiency": None}).dram_efficiency == 0.77
+    assert spec_of({**whole, "name": "mine"}).assumptions == ()
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        *device_names(),
+        GPU,
+        PIM,
+        {"preset": "h100", "memory_gb_per_s": 6704, "peak_tflop_per_s": {"fp16": 100}},
+        {"preset": "duplex", "area_mm2": 1000},
+        {"preset": "h100", "kind": "duplex", "pim": PIM["pim"]},
+    ],
+    ids=str,
+)
+def test_a_description_written_out_is_the_same_device(document: Any) -> None:
+    spec = spec_of(document)
+    assert spec_of(spec.model_dump(mode="json", exclude_none=True)) == spec
+    if isinstance(document, str):
+        kind = spec_of({"preset": document, "name": "mine"})
+        assert kind.assumptions == spec.assumptions
+
+
+@pytest.mark.parametrize("preset", [name for name in device_names() if isinstance(load_device(name).spec, GpuSpec)])
+def test_what_work_draws_follows_the_rates(preset: str) -> None:
+    before = spec_of(preset)
+    if before.power is None:
+        pytest.skip("its power is not known")
+    wide = spec_of({"preset": preset, "memory_gb_per_s": 2 * before.memory_gb_per_s})
+    strong = spec_of(
+        {"preset": preset, "peak_tflop_per_s": {key: 2 * peak for key, peak in before.peak_tflop_per_s.items()}}
+    )
+    idle = before.power.idle_w
+    assert wide.power.decode_w == pytest.approx(idle + 2 * (before.power.decode_w - idle))
+    assert wide.power.prefill_w == before.power.prefill_w
+    assert strong.power.prefill_w == pytest.approx(idle + 2 * (before.power.prefill_w - idle))
+    assert strong.power.decode_w == before.power.decode_w
+    assert any(sentence.startswith("power.decode_w") for sentence in wide.assumptions)
+    built = {before.area_of_die, "tdp_w"} & {key for key, value in before.model_dump().items() if value is not None}
+    assert sum(
+        " as it is built" in sentence and all(key in sentence for key in built) for sentence in wide.assumptions
+    ) == bool(built)
+    # So that a byte and a product cost what they cost.
+    kernels = load_kernels(before.kernels, "trtllm").captured()
+    cls = type(load_device(preset))
+    costs = [(cls(spec, kernels)._byte_pj(), cls(spec, kernels).mac_pj("bf16")) for spec in (before, wide, strong)]
+    assert costs[1] == pytest.approx(costs[0])
+    assert costs[2] == pytest.approx(costs[0])
+    stated = spec_of({"preset": preset, "memory_gb_per_s": 2 * before.memory_gb_per_s, "power": {"decode_w": 999}})
+    assert stated.power.decode_w == 999
+
+
+def test_a_result_says_what_was_assumed() -> None:
+    def facts(device: Any) -> dict[str, Any]:
+        scenario = Scenario.model_validate({"model": "llama-3.1-8b", "cluster": {"device": device}})
+        _, pools, _ = prepare_pools(scenario)
+        return pools[0].facts
+
+    assert facts(GPU)["assumptions"] == list(spec_of(GPU).assumptions)
+    assert facts({"preset": "duplex", "area_mm2": 1000})["assumptions"] == [
+        "area_mm2 1000 is stated, in place of what processor and logic_pim take"
+    ]
+    assert "assumptions" not in facts("h100")
+    assert "assumptions" not in facts("duplex")

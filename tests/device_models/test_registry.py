@@ -8,6 +8,7 @@ import pytest
 
 from pimserve.device_models import registry
 from pimserve.device_models.catalogue import device_names
+from pimserve.device_models.catalogue import merged as merge
 from pimserve.device_models.duplex import Duplex
 from pimserve.device_models.gpu import Gpu
 from pimserve.errors import InputError
@@ -57,7 +58,9 @@ def test_changes_do_not_reach_the_catalogue() -> None:
         ({"preset": "h100", "kind": "duplex"}, "device.pim: is missing"),
         ({"preset": "duplex", "pim": {"name": "Logic PIM"}}, "device.pim.name"),
         ({"preset": "duplex", "processor_selection": "best"}, "device.processor_selection"),
-        ({**WHOLE, "energy": {}}, "device.energy.mac_pj: is missing"),
+        ({**WHOLE, "energy": {"mac_pj": -1}}, "device.energy.mac_pj: .*greater than or equal to 0"),
+        ({**WHOLE, "energy": 3}, "device.energy: "),
+        ({key: value for key, value in WHOLE.items() if key != "memory_gb"}, "device.memory_gb: is missing"),
         ({"preset": "aimc-realistic", "tires": 4}, "device.tires: unknown key"),
         ({"preset": "aimc-realistic", "kv_bits": 5}, "device.kv_bits: .*4, 8"),
         ({"preset": "aimc-realistic", "mapping": {"strategy": "best"}}, "device.mapping.strategy: .*greedy_in_order"),
@@ -108,9 +111,9 @@ def test_a_section_that_becomes_another_kind_is_replaced() -> None:
     changed = registry.load_device({"preset": "aimc-realistic", "costs": {"model": "placeholder"}}).spec
     assert changed.costs.model == "placeholder"  # type: ignore[attr-defined]
     base = {"costs": {"model": "rates", "mvm_ns": 1}, "dram": {"gb": 1, "idle_w": 2}}
-    merged = registry.merged(base, {"costs": {"model": "paper_table"}, "dram": {"gb": 3}})
-    assert merged == {"costs": {"model": "paper_table"}, "dram": {"gb": 3, "idle_w": 2}}
-    same = registry.merged(base, {"costs": {"model": "rates", "mvm_nj": 5}})
+    replaced = merge(base, {"costs": {"model": "paper_table"}, "dram": {"gb": 3}})
+    assert replaced == {"costs": {"model": "paper_table"}, "dram": {"gb": 3, "idle_w": 2}}
+    same = merge(base, {"costs": {"model": "rates", "mvm_nj": 5}})
     assert same["costs"] == {"model": "rates", "mvm_ns": 1, "mvm_nj": 5}
 
 
