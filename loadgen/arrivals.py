@@ -51,7 +51,8 @@ class ArrivalSpec(Spec):
         None,
         min_length=2,
         description="[[t_s, rate_per_s], ...]: piecewise linear, t_s from 0 up, two points at one time are a step; "
-        "repeats after the last point",
+        "repeats after the last point. The simulated clock starts with the first arrival, of which the series may be "
+        "ahead",
     )
 
     @model_validator(mode="after")

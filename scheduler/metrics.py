@@ -19,6 +19,10 @@ What a figure covers:
   replicas that have it, `pools` tells them apart, and `static_joules` holds what is known.
 - Pools, hand-overs and faults: the whole run.
 
+The whole run is the time in which something was served: simulated time 0 is the arrival of the first request (of a
+trace, of its first row that is used: `loadgen.workload`), and `end_s` the end of the last step. Rates, busy shares, KV
+means and passive energy are all over this time.
+
 Replicas of a closed loop with a warm-up end their windows one by one. Rates are then sums of the replicas' own rates,
 each over its own window; the summary's window is the part that all of them measure.
 """

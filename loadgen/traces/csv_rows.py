@@ -78,7 +78,7 @@ def _parse_fast(body: str, width: int, places: list[int], columns: Columns) -> R
     after, first = times
     if columns.clock.from_first:
         first = 0
-    if np.any(after[1:] < after[:-1]) or first + int(after[-1]) > TIME_LIMIT_PS:
+    if np.any(after[1:] < after[:-1]) or after[-1] > TIME_LIMIT_PS:
         return None
     inputs, outputs = np.ascontiguousarray(table["i"]), np.ascontiguousarray(table["o"])
     if any(each.min() < 1 or each.max() > MAX_TOKENS for each in (inputs, outputs)):

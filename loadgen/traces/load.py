@@ -1,6 +1,10 @@
-"""A trace as a scenario wants it: rows selected and rescaled."""
+"""A trace as a scenario wants it: rows selected, the first of them at 0, and rescaled.
+
+A trace has a clock of its own, which may show seconds since 1970; `start_s` and `end_s` are of that.
+"""
 
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +13,7 @@ from pimserve.errors import InputError
 from pimserve.loadgen.spec import MAX_TIME_S, PS_PER_S
 from pimserve.loadgen.traces.files import file_digest, find_trace
 from pimserve.loadgen.traces.formats import TRACE_FORMATS
+from pimserve.loadgen.traces.rows import Rows
 from pimserve.loadgen.traces.spec import TraceSpec
 from pimserve.loadgen.traces.times import TIME_LIMIT_PS, IntArray
 
@@ -17,7 +22,7 @@ _MOSTLY = 0.5  # share of gaps that are zero from which on a trace's times are i
 
 @dataclass(frozen=True)
 class Trace:
-    """Rows of a trace in file order: arrival (ps, ascending), lengths (tokens), and what became of the rows.
+    """Rows that are used, in file order: arrival (ps after the first of them), lengths (tokens); what became of all.
 
     `warnings`: what is in the trace and not in the simulation.
     """
@@ -34,31 +39,38 @@ def load_trace(spec: TraceSpec) -> Trace:
     """Read, select and rescale a trace. Raises InputError with "path:line" for a bad row."""
     path, form = find_trace(spec.path), TRACE_FORMATS[spec.format]
     rows = form.read(path, form.columns if spec.columns is None else spec.columns.columns())
-    arrival = rows.after_ps + rows.first_ps
-    first = int(np.searchsorted(arrival, round(spec.start_s * PS_PER_S)))
-    last = len(arrival) if spec.end_s is None else int(np.searchsorted(arrival, round(spec.end_s * PS_PER_S)))
+    first = _before(rows, spec.start_s)
+    last = len(rows) if spec.end_s is None else _before(rows, spec.end_s)
     end = last if spec.max_requests is None else min(last, first + spec.max_requests)
     if end <= first:
+        begins_s, ends_s = (Decimal(rows.first_ps + int(rows.after_ps[row])) / PS_PER_S for row in (0, -1))
         raise InputError(
-            str(path), f"no row lies from start_s to end_s; the trace ends at {arrival[-1] / PS_PER_S:g} s"
+            str(path),
+            f"no row lies from start_s to end_s; the trace ends at {ends_s:f} s, and begins at {begins_s:f} s",
         )
     dropped = {
         "without a time": rows.without_time,
         "before start_s": first,
-        "from end_s on": len(arrival) - last,
+        "from end_s on": len(rows) - last,
         "beyond max_requests": last - end,
     }
     warnings = [said for column, said in form.not_modelled.items() if column in rows.others]
     if rows.without_time:
         warnings.append(f"{rows.without_time} rows of the trace have no arrival time and are left out")
     return Trace(
-        arrival_ps=_rescale(spec, path, arrival[first:end] - round(spec.start_s * PS_PER_S)),
+        arrival_ps=_rescale(spec, path, rows.after_ps[first:end] - rows.after_ps[first]),
         input_tokens=rows.input_tokens[first:end],
         output_tokens=rows.output_tokens[first:end],
-        rows_read=len(arrival) + rows.without_time,
+        rows_read=len(rows) + rows.without_time,
         rows_dropped={reason: count for reason, count in dropped.items() if count},
         warnings=tuple(warnings),
     )
+
+
+def _before(rows: Rows, time_s: float) -> int:
+    """How many rows come before that time of the trace's clock."""
+    after_ps = round(Decimal(repr(time_s)) * PS_PER_S) - rows.first_ps
+    return int(np.searchsorted(rows.after_ps, min(max(after_ps, 0), TIME_LIMIT_PS + 1)))
 
 
 def trace_digest(spec: TraceSpec) -> str:
@@ -85,7 +97,7 @@ def ticks_warning(arrival_ps: IntArray) -> list[str]:
 def _rescale(spec: TraceSpec, path: Path, arrival: IntArray) -> IntArray:
     scale = spec.time_scale or 1.0
     if spec.target_rate_per_s is not None:
-        span = int(arrival[-1] - arrival[0])
+        span = int(arrival[-1])
         if span == 0:
             raise InputError(str(path), "target_rate_per_s needs at least two rows at different times")
         scale = (len(arrival) - 1) * PS_PER_S / span / spec.target_rate_per_s

@@ -37,7 +37,8 @@ class Columns:
 class Rows:
     """All rows of a file in its order, by ascending time.
 
-    `after_ps`: time after the first row. `first_ps`: the first row's own time; 0 where dates are written.
+    `after_ps`: time after the first row. `first_ps`: the first row's own time, which may exceed 64 bit; 0 where dates
+    are written.
     `without_time`: rows that were left out because their time is empty. `others`: columns that were not read.
     """
 
@@ -82,9 +83,9 @@ def checked(path: Path, records: Iterable[Record], columns: Columns) -> Rows:
             first = previous = time
         if time < previous:
             fail(f"{columns.arrival} {stamp.strip()!r} lies before the row above; rows must be sorted by time")
-        if time - (first if columns.clock.from_first else 0) > TIME_LIMIT_PS:
+        if time - first > TIME_LIMIT_PS:
             fail(
-                f"{columns.arrival} {stamp.strip()!r} lies more than {MAX_TIME_S:g} s after the start, "
+                f"{columns.arrival} {stamp.strip()!r} lies more than {MAX_TIME_S:g} s after the first row, "
                 "where the clock ends"
             )
         previous = time

@@ -5,7 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from pimserve.errors import InputError, validation_error
-from pimserve.loadgen.spec import MAX_REQUESTS, MAX_TIME_S, Spec
+from pimserve.loadgen.spec import MAX_REQUESTS, Spec
 from pimserve.loadgen.traces.files import TRACES_ENV
 from pimserve.loadgen.traces.formats import TRACE_FORMATS
 from pimserve.loadgen.traces.rows import Columns
@@ -46,8 +46,12 @@ class TraceSpec(Spec):
         min_length=1, description=f"file; a relative path is tried from the current directory, then from ${TRACES_ENV}"
     )
     columns: ColumnsSpec | None = Field(None, description="with format csv or jsonl: what the file calls them")
-    start_s: Seconds = Field(0.0, le=MAX_TIME_S, description="skip rows before this trace time, s; it becomes 0")
-    end_s: PositiveSeconds | None = Field(None, le=MAX_TIME_S, description="skip rows from this trace time on, s")
+    start_s: Seconds = Field(
+        0.0,
+        description="skip rows before this time of the trace's own clock (where its times are "
+        "dates, time since the first row), s; whichever row is the first that is used arrives at 0",
+    )
+    end_s: PositiveSeconds | None = Field(None, description="skip rows from this time of the trace's own clock on, s")
     time_scale: float | None = Field(
         None, gt=0, le=1e6, description="multiplies arrival times; 0.5 doubles the rate. Not with target_rate_per_s"
     )

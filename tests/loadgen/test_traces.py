@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+from decimal import Decimal
 from time import process_time
 from typing import get_args
 
@@ -113,7 +114,7 @@ def test_harmless_variants_read_alike(tmp_path, content):
 def test_csv_columns_are_read_by_name(tmp_path):
     trace = load(write(tmp_path, "output_tokens,arrival_s,input_tokens\n7,0.5,9\n"))
     assert (trace.arrival_ps.tolist(), trace.input_tokens.tolist(), trace.output_tokens.tolist()) == (
-        [PS_PER_S // 2],
+        [0],  # the only row that is used
         [9],
         [7],
     )
@@ -128,7 +129,7 @@ def test_written_rows_come_back_to_the_picosecond(tmp_path_factory, rows):
     rows.sort()
     body = "".join(f"{t // PS_PER_S}.{t % PS_PER_S:012d},{i},{o}\n" for t, i, o in rows)
     trace = load(write(tmp_path_factory.mktemp("t"), CSV_HEADER + body))
-    assert trace.arrival_ps.tolist() == [t for t, _, _ in rows]
+    assert trace.arrival_ps.tolist() == [t - rows[0][0] for t, _, _ in rows]
     assert trace.input_tokens.tolist() == [i for _, i, _ in rows]
     assert trace.output_tokens.tolist() == [o for _, _, o in rows]
 
@@ -139,6 +140,30 @@ def test_selection_rebases_and_accounts_for_every_row(tmp_path):
     assert trace.input_tokens.tolist() == [102, 103, 104, 105]
     assert trace.rows_read == 10
     assert trace.rows_dropped == {"before start_s": 2, "from end_s on": 2, "beyond max_requests": 2}
+
+
+@pytest.mark.parametrize("first_s", ["0", "51.25", "819000.045", "19440110", "1721923200.123456789012", "1e15"])
+@pytest.mark.parametrize("fast", [True, False])
+def test_the_first_row_that_is_used_arrives_at_0(tmp_path, first_s, fast, monkeypatch):
+    if not fast:
+        monkeypatch.setattr(csv_rows, "_parse_fast", lambda *_: None)
+    offsets = [0, 51, 82, 82, 144.5, 191]
+    times = [Decimal(first_s) + Decimal(offset) for offset in offsets]
+    path = write(tmp_path, CSV_HEADER + "".join(f"{time},{10 + i},5\n" for i, time in enumerate(times)))
+
+    def arrivals_s(**keys):
+        return (load(path, **keys).arrival_ps / PS_PER_S).tolist()
+
+    begin_s = float(first_s)
+    assert arrivals_s() == offsets
+    assert arrivals_s(start_s=begin_s + 60, end_s=begin_s + 190) == [0, 0, 62.5]
+    if Decimal(repr(begin_s)) == Decimal(first_s):
+        assert arrivals_s(start_s=begin_s, end_s=begin_s + 82, max_requests=2) == [0, 51]
+        assert arrivals_s(start_s=begin_s + 51) == [each - 51 for each in offsets[1:]]
+    assert arrivals_s(time_scale=0.5) == [each / 2 for each in offsets]
+    assert arrivals_s(target_rate_per_s=10) == pytest.approx([each * 0.5 / 191 for each in offsets])
+    with pytest.raises(InputError, match="no row lies from start_s to end_s"):
+        load(path, start_s=begin_s + 200)
 
 
 def test_time_scale_multiplies_and_target_rate_is_met(tmp_path):
@@ -210,7 +235,11 @@ BAD_CSV = {
     "infinite time": (CSV_HEADER + "1e999,1,1\n", ":2", "finite number >= 0"),
     "no time": (CSV_HEADER + ",1,1\n", "", "no row has a time (arrival_s)"),
     "negative time": (CSV_HEADER + "-1,1,1\n", ":2", "finite number >= 0"),
-    "epoch time": (CSV_HEADER + "1700000000,1,1\n", ":2", "where the clock ends"),
+    "months later": (
+        CSV_HEADER + "1700000000,1,1\n1709000001,1,1\n",
+        ":3",
+        "after the first row, where the clock ends",
+    ),
     "back in time": (CSV_HEADER + "1,1,1\n2,1,1\n1.5,1,1\n", ":4", "arrival_s '1.5' lies before the row above"),
     "zero output": (CSV_HEADER + "0,1,1\n0,1,0\n", ":3", "output_tokens is '0'"),
     "underscores": (CSV_HEADER + "0,1_000,1\n", ":2", "input_tokens is '1_000'"),
