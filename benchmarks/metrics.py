@@ -19,9 +19,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -76,17 +75,10 @@ class CountedFeed(MetricsFeed):
     took_s = 0.0
     scrapes = 0
 
-    def take(self, view: RunView, *, last: bool = False) -> None:
+    def take(self, view: RunView, ledgers: Sequence[Ledger] = ()) -> None:
         """Take in a window."""
-
-        def ledgers() -> list[Ledger]:
-            began = time.thread_time()
-            view.ledgers()  # digests the steps
-            self.took_s -= time.thread_time() - began
-            return view.ledgers()
-
         began = time.thread_time()
-        super().take(replace(view, ledgers=ledgers), last=last)
+        super().take(view, ledgers)
         self.took_s += time.thread_time() - began
 
     def scraped(self) -> list[RunMetrics]:

@@ -33,6 +33,14 @@ class Batch(_Part):
     steps: _Count
 
 
+class Window(_Part):
+    """What was measured; all of the run, or what lies between a warm-up and a cool-down."""
+
+    start_s: _Seconds
+    end_s: _Seconds
+    whole_run: bool
+
+
 class Pool(_Part):
     """Replicas of one kind."""
 
@@ -96,6 +104,7 @@ class Account(_Part):
         pools: kinds of replicas, where there are two.
         requests: counts.
         batch: counts.
+        window: what was measured.
         faults: what happened to replicas.
         simulator: wall-clock figures.
     """
@@ -106,6 +115,7 @@ class Account(_Part):
     pools: Pools | None = None
     requests: Requests
     batch: Batch
+    window: Window
     faults: Faults = Faults()
     simulator: Simulator
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from pimserve.cluster.results import SPAN, load_summary, load_table
 from pimserve.cluster.run import prepare_pools
 from pimserve.cluster.scenario import Scenario, load_scenario
 from pimserve.device_models.model import ModelSpec
-from pimserve.device_models.plan import FS_PER_PS
+from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
 from pimserve.device_models.routing import ExpertPools
 from pimserve.errors import InputError
 from pimserve.loadgen.spec import PS_PER_S
@@ -26,7 +27,9 @@ from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.requests import DTYPE, FINISHED, STATUS_NAMES
 from pimserve.scheduler.slowdown import NORMAL
 from pimserve.scheduler.steplog import Rows
+from pimserve.scheduler.window import MeasuredWindow
 
+_ROUNDING = 2**-51  # of seconds that were divided once, and are multiplied again
 _MOST = 2**62  # so that sums of two do not overflow
 
 
@@ -95,6 +98,26 @@ class History:
     def end_s(self) -> float:
         """Simulated seconds at the end."""
         return self.account.end_s
+
+    @cached_property
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """Of the request table."""
+        return {str(name): self.requests[name] for name in self.requests.dtype.names or ()}
+
+    @cached_property
+    def measured(self) -> MeasuredWindow:
+        """What latencies and the SLO are of."""
+        window = self.account.window
+        if window.whole_run:
+            return MeasuredWindow()
+        start_fs = round(window.start_s * FS_PER_S)
+        if self.scenario.workload.mode == "closed":
+            return MeasuredWindow(start_fs, closed=True)
+        # An end at the last arrival leaves it out: that may not hang on how its seconds were rounded.
+        end_ps, last_ps = round(window.end_s * PS_PER_S), int(self.requests["arrival_ps"].max(initial=0))
+        if abs(end_ps - last_ps) <= 1 + window.end_s * PS_PER_S * _ROUNDING:
+            end_ps = last_ps
+        return MeasuredWindow(start_fs, end_ps * FS_PER_PS)
 
     def check_digest(self, steps: Sequence[str]) -> None:
         """See that the tables are those that the run wrote.

@@ -88,7 +88,7 @@ def serve(
         workload,
         scenario.scheduler,
         kv_capacity_tokens=first.replica.kv_capacity_tokens,
-        max_model_len=_max_model_len(scenario, model, [pool.replica for pool in pools]),
+        max_model_len=longest_request(scenario, model, [pool.replica for pool in pools]),
         replicas=first.replicas,
         routing=routing,
         seed=scenario.run.seed,
@@ -310,8 +310,12 @@ def _fault_warning(summary: dict[str, Any]) -> list[str]:
     return [f"faults were simulated: {len(events)} took place"]
 
 
-def _max_model_len(scenario: Scenario, model: ModelSpec, replicas: Sequence[Replica]) -> int:
-    """Longest request: what the scenario asks for, if model and KV cache allow it, else the most that they do."""
+def longest_request(scenario: Scenario, model: ModelSpec, replicas: Sequence[Replica]) -> int:
+    """max_model_len: what the scenario asks for, if model and KV cache allow it, else the most that they do, tokens.
+
+    Raises:
+        InputError: it asks for more.
+    """
     wanted = scenario.scheduler.max_model_len
     fits = min(replica.kv_capacity_tokens // replica.plan.data_parallel for replica in replicas)
     if wanted is None:

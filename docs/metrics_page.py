@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from tables import table
 
+from pimserve.cluster.metrics.buckets import SECONDS, SECONDS_FROM, SECONDS_TO, VLLM_BOUNDS
 from pimserve.cluster.metrics.families import DEVICE, ENGINE, FAMILIES, RUN, Family
 from pimserve.cluster.metrics.state import MOST_ENGINES
 from pimserve.cluster.metrics.vllm import SOURCES
@@ -61,9 +62,15 @@ load its history instead (`pimserve metrics backfill`), in which a second of Pro
   was handed over counts on the replica that got it, when its request finishes.
 - At the end of a run, counters are equal to its `summary.json`, with two exceptions. Simulated time of a live run may
   go on to the end of its last window. A run that is loaded afterwards lacks, in its inter-token latencies, the gaps of
-  requests that waited to be resumed or handed over. Where the summary trims a warm-up or cool-down, its
-  latencies and SLO shares are of the measured window; here histograms are of the whole run, and the SLO leaves out
-  the warm-up alone.
+  requests that waited to be resumed or handed over.
+- Latencies and the SLO are of the measured window, as in the summary and in `GetLatencies`: of requests that arrive
+  after `run.warmup_s` and before the cool-down, and of gaps between tokens that end there. All other families are of
+  the whole run, so with a warm-up there are more requests than a latency has samples. Without a warm-up and a
+  cool-down, all of the run is measured.
+- A quantile that is read from a histogram of seconds (`histogram_quantile`) is within 10 % of the sample of nearest
+  rank, whatever the samples are, from {SECONDS_FROM * 1e3:g} ms to {SECONDS_TO:g} s: both are in the same bucket, and
+  bounds lie at most 9.8 % apart. Below, it is off by {SECONDS_FROM * 1e3:g} ms at most; above, bounds are coarse.
+  `sum by (le)` over replicas or runs keeps that; over a `rate` it holds for the samples of that time.
 - A run that is continued from a checkpoint goes on from its counters, but for wall time, which begins again.
 """
 
@@ -104,26 +111,40 @@ def _labels_of_group(family: Family) -> tuple[str, ...]:
 
 def _buckets() -> str:
     rows = [
-        (
-            f"`{family.name}`",
-            ", ".join(f"{bound:g}" for bound in family.bounds),
-            f"`slo.{family.slo}`" if family.slo else "-",
-        )
+        (f"`{family.name}`", _bounds(family), f"`slo.{family.slo}`" if family.slo else "-")
         for family in FAMILIES
         if family.kind == "histogram"
     ]
-    text = "Upper bounds; the limit of the run's SLO becomes one more, so that a bucket says who met it.\n\n"
-    return "## Buckets\n\n" + text + table(("family", "bounds", "limit"), rows)
+    text = f"""## Buckets
+
+Upper bounds; the limit of the run's SLO becomes one more, so that a bucket says who met it. *dense* are {len(SECONDS)}
+bounds: 25 per decade from {SECONDS_FROM * 1e3:g} ms to {SECONDS_TO:g} s (0.0001, 0.0001096, 0.0001202, ..., 1000), and
+{", ".join(f"{bound:g}" for bound in SECONDS if not SECONDS_FROM <= bound <= SECONDS_TO)} s beyond.
+
+"""
+    return text + table(("family", "bounds", "limit"), rows)
+
+
+def _bounds(family: Family) -> str:
+    """Upper bounds; `dense` stands for those that all families of seconds have."""
+    dense = set(SECONDS) <= set(family.bounds)
+    others = ", ".join(f"{bound:g}" for bound in family.bounds if not dense or bound not in SECONDS)
+    return ", ".join(filter(None, ["dense" if dense else "", others]))
 
 
 def _vllm() -> str:
     text = """## Names of vLLM
 
-Dashboards and endpoint pickers for vLLM work on `/metrics/vllm`. Names, kinds and meanings are those of vLLM 0.33,
-with the labels `model_name` and `engine`, and `run_id` and `role` of our own. Buckets are those above.
+Dashboards and endpoint pickers for vLLM work on `/metrics/vllm`. Names, kinds, meanings and buckets are those of vLLM
+0.33, so quantiles are as coarse as there; the labels are `model_name` and `engine`, and `run_id` and `role` of our own.
+Buckets of prompt and output tokens end at `max_model_len`.
 
 """
-    return text + table(("vLLM", "from"), [(f"`{name}`", f"`{source}`") for name, source in SOURCES.items()])
+    rows = [
+        (f"`{name}`", f"`{source}`", ", ".join(f"{bound:g}" for bound in VLLM_BOUNDS.get(name, ())) or "-")
+        for name, source in SOURCES.items()
+    ]
+    return text + table(("vLLM", "from", "bounds"), rows)
 
 
 def _codes(names: Sequence[str]) -> str:

@@ -45,6 +45,7 @@ from pimserve.scheduler.requests import RequestTable
 from pimserve.scheduler.router import Router, make_router, restore_router, router_state
 from pimserve.scheduler.shard import NONE, IntArray, Order, Report
 from pimserve.scheduler.steplog import StepLog
+from pimserve.scheduler.window import MeasuredWindow
 
 _LATEST_PS = 2**63 - 1
 _LONGEST_FS = 10**6 * FS_PER_S  # a window
@@ -445,6 +446,7 @@ class Clock:
             replicas=self.states(),
             apply=self._command,
             ledgers=lambda: [ledger for shard in self.shards for ledger in shard.ledgers()],
+            measured=MeasuredWindow(*self.fleet.window_fs, closed=self.fleet.concurrency is not None),
         )
 
     def _replay(self) -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pimserve.errors import InputError, PimserveError
 from pimserve.scheduler.histogram import DurationHistogram
 from pimserve.scheduler.requests import RequestTable
+from pimserve.scheduler.window import MeasuredWindow
 
 
 class RunCancelledError(PimserveError):
@@ -141,6 +142,7 @@ class RunView:
         replicas: state of each.
         apply: lets a command take effect now; an InputError says why it cannot.
         ledgers: of each replica; costs milliseconds.
+        measured: which requests latencies and the SLO are of.
     """
 
     now_fs: int
@@ -151,6 +153,7 @@ class RunView:
     replicas: Sequence[ReplicaState]
     apply: Callable[[Command], None]
     ledgers: Callable[[], list[Ledger]]
+    measured: MeasuredWindow
 
 
 class Control(Protocol):

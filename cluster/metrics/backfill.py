@@ -24,6 +24,7 @@ from pimserve.errors import InputError, shortened
 
 _NICE_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
 _MOST_MOMENTS = 720
+_USUAL_SAMPLES = 2_000_000  # of a run, where no interval is given; promtool takes half a minute for as many
 _MOST_SAMPLES = 20_000_000
 _LEAST_S = 0.001  # between two moments: timestamps are to the millisecond, and of equal ones the later is lost
 _DAY_S = 86_400.0
@@ -52,7 +53,8 @@ def parts_of(runs: Sequence[Path], interval_s: float | None, most_engines: int =
 
     Args:
         runs: results folders.
-        interval_s: simulated seconds between samples; None: such that there are some hundred of each series.
+        interval_s: simulated seconds between samples; None: such that there are some hundred of each series, of many
+            replicas fewer.
         most_engines: with more replicas, histograms hold all of them together.
 
     Raises:
@@ -67,21 +69,21 @@ def parts_of(runs: Sequence[Path], interval_s: float | None, most_engines: int =
         run_id = run_id_of(run)
         if run_id in {part.run_id for part in found}:
             raise InputError(str(run), f"two runs are called {run_id}; their series would be mixed up")
-        end_s = history.end_s
-        step = interval_s or next((nice for nice in _NICE_S if end_s / nice <= _MOST_MOMENTS), _NICE_S[-1])
         layout = metrics_of(history.scenario, run_id, most_engines=most_engines).layout
         series = sum(
             len(keys) * (len(layout.bounds[family]) + 3 if family in layout.bounds else 1)
             for family, keys in layout.keys.items()
         )
-        moments = max(0, math.ceil((end_s - _LEAST_S) / step))
+        most = min(_MOST_MOMENTS, _USUAL_SAMPLES // series)
+        step = interval_s or next((nice for nice in _NICE_S if history.end_s / nice <= most), _NICE_S[-1])
+        moments = max(0, math.ceil((history.end_s - _LEAST_S) / step))
         samples += (moments + 1) * series
         if samples > _MOST_SAMPLES:
             raise InputError(
                 "--interval",
                 f"there would be {samples:,} samples, of which {_MOST_SAMPLES:,} are allowed; take a longer one",
             )
-        found.append(Part(history, run_id, (*(index * step for index in range(moments)), end_s)))
+        found.append(Part(history, run_id, (*(index * step for index in range(moments)), history.end_s)))
     return found
 
 

@@ -44,12 +44,12 @@ def metered(
     """
     factor = 0.0 if speed is None else parse_speed(speed)
     _, pools, _ = prepare_pools(scenario)
-    warmup_s, frontend_ps = scenario.run.warmup_s, pools[0].replica.plan.frontend_ps
+    frontend_ps = pools[0].replica.plan.frontend_ps
     if out is None and checkpoints is not None:
         out = target_of(checkpoints, scenario_digest(scenario))
     metrics = metrics_of(scenario, run_id_of(out or _free_folder(scenario.name)), speed=factor)
-    feed = MetricsFeed(metrics, scenario.slo, warmup_s=warmup_s, frontend_ps=frontend_ps)
-    latencies = RunningLatencies(scenario.slo, warmup_s=warmup_s, frontend_ps=frontend_ps)
+    feed = MetricsFeed(metrics, scenario.slo, frontend_ps=frontend_ps)
+    latencies = RunningLatencies(scenario.slo, frontend_ps=frontend_ps)
     control = LiveControl(latencies, speed=factor, metrics=feed)
     with exposing(options, lambda: [feed.latest()]) as address:
         yield control, feed, address

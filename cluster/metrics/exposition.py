@@ -24,16 +24,21 @@ def exposition(families: Sequence[Family], runs: Sequence[RunMetrics], *, openme
     """
     lines = []
     for family in families:
-        found = [
-            f"{sample} {value!r}\n"
-            for run in runs
-            for sample, value in zip(series(family, run.layout), values(family, run), strict=True)
-        ]
-        if found:
+        found = [_text(family, run.layout) % tuple(values(family, run)) for run in runs]
+        if any(found):
             lines += [head(family, openmetrics=openmetrics), *found]
     if openmetrics:
         lines.append("# EOF\n")
     return "".join(lines).encode()
+
+
+def _text(family: Family, layout: Layout) -> str:
+    """A line for each sample, with places for the values: names are most of the text, and do not change."""
+    text = layout.texts.get(family.name)
+    if text is None:
+        text = "".join(f"{sample.replace('%', '%%')} %r\n" for sample in series(family, layout))
+        layout.texts[family.name] = text
+    return text
 
 
 def head(family: Family, *, openmetrics: bool) -> str:

@@ -1,8 +1,7 @@
 """The metric families: names, labels, help and buckets. Times are simulated unless their help says wall clock.
 
-Names follow OpenMetrics 1.0 and what `promtool check metrics` asks for; buckets are vLLM's, finer where devices are
-faster than GPUs. Not modelled, so absent: prefix caches and swapping. Bytes of KV caches
-are in the data type of the model's catalogue entry.
+Names follow OpenMetrics 1.0 and what `promtool check metrics` asks for; buckets are in buckets.py. Not modelled, so
+absent: prefix caches and swapping. Bytes of KV caches are in the data type of the model's catalogue entry.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from pimserve.cluster.metrics.buckets import E2E, ITL, LENGTHS, SECONDS, TTFT
 from pimserve.scheduler.steplog import STEP_TOKENS
 
 Kind = Literal["counter", "gauge", "histogram", "info"]
@@ -19,15 +19,6 @@ ENGINE = ("run_id", "engine", "role")
 DEVICE = ("run_id", "engine", "role", "device_model")
 
 ALL_ENGINES = "all"  # the engine label of histograms that hold every engine's samples
-
-_TTFT = (*(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640),)
-_TOKEN = (
-    *(0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.075, 0.1, 0.15),
-    *(0.2, 0.3, 0.5, 0.75, 1, 2.5, 10),
-)
-_E2E = (0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 60, 120, 240, 480, 1920)
-_QUEUE = (0.001, 0.005, 0.01, 0.05, 0.1, 0.3, 0.5, 1, 2, 5, 10, 20, 40, 60, 120, 240, 480, 1920)
-_LENGTH = tuple(digit * 10**power for power in range(1, 6) for digit in (1, 2, 5))[:-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +69,8 @@ FAMILIES = (
     Family(
         "pimserve_slo_requests_total",
         "counter",
-        "Requests that arrived after the warm-up and have left, by whether they met the limit, or all limits; rejected"
-        " ones missed it.",
+        "Requests that arrived in the measured window and have left, by whether they met the limit, or all limits;"
+        " rejected ones missed it.",
         (*RUN, "slo", "result"),
     ),
     Family("pimserve_slo_limit_seconds", "gauge", "Limit of the service-level objective.", (*RUN, "slo")),
@@ -102,60 +93,61 @@ FAMILIES = (
     Family(
         "pimserve_time_to_first_token_seconds",
         "histogram",
-        "First token minus arrival, of requests that finished.",
+        "First token minus arrival, of requests that arrived in the measured window and finished.",
         ENGINE,
-        _TTFT,
+        TTFT,
         "ttft_s",
     ),
     Family(
         "pimserve_time_per_output_token_seconds",
         "histogram",
-        "Time from first to last token over the tokens after the first, of requests that finished.",
+        "Time from first to last token over the tokens after the first, of requests that arrived in the measured window"
+        " and finished.",
         ENGINE,
-        _TOKEN,
+        ITL,
         "tpot_s",
     ),
     Family(
         "pimserve_inter_token_latency_seconds",
         "histogram",
-        "Every gap between two tokens of a request.",
+        "Every gap between two tokens of a request that ends in the measured window.",
         ENGINE,
-        _TOKEN,
+        ITL,
         "tpot_s",
     ),
     Family(
         "pimserve_e2e_request_latency_seconds",
         "histogram",
-        "Last token minus arrival, of requests that finished.",
+        "Last token minus arrival, of requests that arrived in the measured window and finished.",
         ENGINE,
-        _E2E,
+        E2E,
         "e2e_s",
     ),
     Family(
         "pimserve_request_queue_time_seconds",
         "histogram",
-        "First time in a step minus arrival, of requests that finished.",
+        "First time in a step minus arrival, of requests that arrived in the measured window and finished.",
         ENGINE,
-        _QUEUE,
+        E2E,
     ),
     Family(
         "pimserve_request_prefill_time_seconds",
         "histogram",
-        "First token minus first time in a step, of requests that finished.",
+        "First token minus first time in a step, of requests that arrived in the measured window and finished.",
         ENGINE,
-        _TTFT,
+        E2E,
     ),
     Family(
         "pimserve_request_decode_time_seconds",
         "histogram",
-        "Last token minus first token, of requests that finished.",
+        "Last token minus first token, of requests that arrived in the measured window and finished.",
         ENGINE,
-        _E2E,
+        E2E,
     ),
-    Family("pimserve_step_duration_seconds", "histogram", "Duration of a step.", ENGINE, _TOKEN),
+    Family("pimserve_step_duration_seconds", "histogram", "Duration of a step, of the whole run.", ENGINE, SECONDS),
     Family("pimserve_step_tokens", "histogram", "Tokens that a step computes.", ENGINE, STEP_TOKENS),
-    Family("pimserve_request_prompt_tokens", "histogram", "Prompt length of finished requests.", ENGINE, _LENGTH),
-    Family("pimserve_request_generation_tokens", "histogram", "Output length of finished requests.", ENGINE, _LENGTH),
+    Family("pimserve_request_prompt_tokens", "histogram", "Prompt length of finished requests.", ENGINE, LENGTHS),
+    Family("pimserve_request_generation_tokens", "histogram", "Output length of finished requests.", ENGINE, LENGTHS),
     # Devices.
     Family(
         "pimserve_device_busy_seconds_total",

@@ -19,8 +19,8 @@ from pimserve.scheduler.control import Ledger, ReplicaState, RunView
 from pimserve.scheduler.handover import Link
 from pimserve.scheduler.requests import FINISHED, WAITING
 from pimserve.scheduler.slo import SloSpec
+from pimserve.scheduler.window import MeasuredWindow
 
-_LEDGERS_S = 1.0  # between two looks at the ledgers, which cost the run some milliseconds
 Columns = Mapping[str, NDArray[Any]]
 _GAUGES = {
     "pimserve_engine_up": "up",
@@ -39,41 +39,34 @@ class MetricsFeed:
     Args:
         metrics: of the run at its beginning (`metrics_of`).
         slo: limits.
-        warmup_s: requests that arrive earlier do not count for the SLO.
         frontend_ps: time in front of the scheduler, which TTFT and E2E hold.
 
     `facts` may be set to what tells of the run's hosts (`Runtime.facts`).
     """
 
-    def __init__(
-        self,
-        metrics: RunMetrics,
-        slo: SloSpec,
-        *,
-        warmup_s: float = 0.0,
-        frontend_ps: int = 0,
-    ) -> None:
+    def __init__(self, metrics: RunMetrics, slo: SloSpec, *, frontend_ps: int = 0) -> None:
         self.facts: Callable[[], Mapping[str, Any]] | None = None
         self._metrics = metrics
-        self._requests = RequestMetrics(metrics, slo, warmup_s=warmup_s, frontend_ps=frontend_ps)
+        self._requests = RequestMetrics(metrics, slo, frontend_ps=frontend_ps)
         self._ledgers = LedgerMetrics(metrics)
         self._lock = threading.Lock()
         self._began_s = time.monotonic()
-        self._looked_s = -_LEDGERS_S
         self._now_fs = 0
         self._fresh = True
 
-    def take(self, view: RunView, *, last: bool = False) -> None:
-        """Take in the window that has ended; the ledgers at most once a second, and when it is the last one."""
-        ledgers: list[Ledger] = []
-        if last or time.monotonic() >= self._looked_s + _LEDGERS_S:
-            ledgers, self._looked_s = view.ledgers(), time.monotonic()
+    def take(self, view: RunView, ledgers: Sequence[Ledger] = ()) -> None:
+        """Take in the window that has ended.
+
+        Args:
+            view: of the run.
+            ledgers: of all replicas, once in a while and when it is the last window; else none.
+        """
         left = view.left
         if self._fresh:  # it may be continued: then others have left before
             left, self._fresh = np.flatnonzero(view.table["status"] != WAITING), False
         self._now_fs = max(self._now_fs, view.now_fs)  # the last window may end after the last step
         with self._lock:
-            self._requests.add(view.table.columns, left)
+            self._requests.add(view.table.columns, left, view.measured)
             self._states(view.replicas)
             self._ledgers.set(ledgers, self._now_fs)
             self._set("pimserve_virtual_time_seconds_total", self._now_fs / FS_PER_S)
@@ -117,55 +110,59 @@ class RequestMetrics:
     Args:
         metrics: to fill.
         slo: limits.
-        warmup_s: requests that arrive earlier do not count for the SLO.
         frontend_ps: time in front of the scheduler, which TTFT and E2E hold.
     """
 
-    def __init__(self, metrics: RunMetrics, slo: SloSpec, *, warmup_s: float, frontend_ps: int) -> None:
+    def __init__(self, metrics: RunMetrics, slo: SloSpec, *, frontend_ps: int) -> None:
         self._metrics = metrics
         self._slo = slo
-        self._warmup_ps = round(warmup_s * PS_PER_S)
         self._frontend_ps = frontend_ps
         self._rows = np.array(metrics.layout.histogram_rows, np.int64)
         self._handover = metrics.layout.handover
         links = _places(metrics.layout, "pimserve_link_bytes_total")
         self._brought = {engine: index for (engine, operator), index in links.items() if operator == HANDOVER}
 
-    def add(self, columns: Columns, left: NDArray[np.int64]) -> None:
-        """Take in requests, by their numbers, that have left; definitions as in scheduler/metrics.py."""
+    def add(self, columns: Columns, left: NDArray[np.int64], window: MeasuredWindow) -> None:
+        """Take in requests, by their numbers, that have left; definitions as in scheduler/metrics.py.
+
+        Latencies and the SLO are of those in the window, all else is of all.
+        """
         if not len(left):
             return
         metrics = self._metrics
         done = left[columns["status"][left] == FINISHED]
         metrics.values["pimserve_requests_total"] += [len(done), len(left) - len(done)]
-        arrival, scheduled, first, finish = (
-            columns[f"{name}_ps"][done] for name in ("arrival", "first_scheduled", "first_token", "finish")
-        )
-        replica = columns["replica"][done]
+        replica, tokens = columns["replica"][done], columns["output_tokens"][done]
         engines = len(metrics.layout.engines)
         metrics.values["pimserve_engine_requests_total"] += np.bincount(replica, minlength=engines)
         preemptions = columns["preemptions"][done]
         metrics.values["pimserve_preemptions_total"] += np.bincount(replica, preemptions, minlength=engines)
         if self._handover is not None:
             self._count_handovers(self._handover, replica, columns["input_tokens"][done])
+        self._observe("pimserve_request_prompt_tokens", self._rows[replica], columns["input_tokens"][done])
+        self._observe("pimserve_request_generation_tokens", self._rows[replica], tokens)
+        measured = left[window.holds(columns, left)]
+        self._latencies(columns, measured[columns["status"][measured] == FINISHED], len(measured))
+
+    def _latencies(self, columns: Columns, done: NDArray[np.int64], measured: int) -> None:
+        """Latencies of requests that finished, and whether they met the SLO; all of `measured` requests may have."""
+        arrival, scheduled, first, finish = (
+            columns[f"{name}_ps"][done] for name in ("arrival", "first_scheduled", "first_token", "finish")
+        )
         tokens = columns["output_tokens"][done].astype(np.int64)
         several = tokens > 1
         ttft = (first - arrival + self._frontend_ps) / PS_PER_S
         e2e = (finish - arrival + self._frontend_ps) / PS_PER_S
         tpot = np.zeros(len(done))
         tpot[several] = (finish - first)[several] / PS_PER_S / (tokens[several] - 1)
-        row = self._rows[replica]
+        row = self._rows[columns["replica"][done]]
         self._observe("pimserve_time_to_first_token_seconds", row, ttft)
         self._observe("pimserve_time_per_output_token_seconds", row[several], tpot[several])
         self._observe("pimserve_e2e_request_latency_seconds", row, e2e)
         self._observe("pimserve_request_queue_time_seconds", row, (scheduled - arrival) / PS_PER_S)
         self._observe("pimserve_request_prefill_time_seconds", row, (first - scheduled) / PS_PER_S)
         self._observe("pimserve_request_decode_time_seconds", row, (finish - first) / PS_PER_S)
-        self._observe("pimserve_request_prompt_tokens", row, columns["input_tokens"][done])
-        self._observe("pimserve_request_generation_tokens", row, tokens)
-        self._count_slo(
-            columns["arrival_ps"][left] >= self._warmup_ps, arrival, {"ttft": ttft, "tpot": tpot, "e2e": e2e}
-        )
+        self._count_slo(measured, {"ttft": ttft, "tpot": tpot, "e2e": e2e})
 
     def _count_handovers(self, link: Link, replica: NDArray[Any], tokens: NDArray[Any]) -> None:
         """Whoever finished in the decode pool brought the KV cache of its prompt there."""
@@ -175,26 +172,22 @@ class RequestMetrics:
         for engine, index in self._brought.items():
             self._metrics.values["pimserve_link_bytes_total"][index] += brought[engine]
 
-    def _count_slo(
-        self, counted: NDArray[np.bool_], arrival_ps: NDArray[np.int64], latencies: Mapping[str, Any]
-    ) -> None:
+    def _count_slo(self, measured: int, latencies: Mapping[str, NDArray[np.float64]]) -> None:
         """Met and missed; whoever was rejected has missed every limit."""
         values = self._metrics.values["pimserve_slo_requests_total"]
         if not len(values):
             return
-        everyone = int(counted.sum())
-        mine = arrival_ps >= self._warmup_ps
-        good = mine.copy()
+        good = np.ones(len(latencies["ttft"]), bool)
         met = {}
         for name, latency in latencies.items():
             limit = getattr(self._slo, f"{name}_s")
             if limit is not None:
-                held = mine & (latency <= limit)
+                held = latency <= limit
                 good &= held
                 met[name] = int(held.sum())
         met["all"] = int(good.sum())
         for index, (_, slo, result) in enumerate(self._metrics.layout.keys["pimserve_slo_requests_total"]):
-            values[index] += met[slo] if result == "met" else everyone - met[slo]
+            values[index] += met[slo] if result == "met" else measured - met[slo]
 
     def _observe(self, name: str, row: NDArray[np.int64], samples: NDArray[Any]) -> None:
         counts, edges = self._metrics.counts[name], self._metrics.layout.bounds[name]

@@ -25,8 +25,6 @@ from pimserve.scheduler.control import Ledger
 from pimserve.scheduler.requests import FINISHED, REJECTED
 from pimserve.scheduler.steplog import StepLog
 
-_EVERYTHING = (0, 2**63 * 1000)
-
 
 def replay(
     history: History, run_id: str, times_s: Sequence[float], *, most_engines: int = MOST_ENGINES
@@ -46,9 +44,9 @@ def replay(
     metrics = metrics_of(scenario, run_id, most_engines=most_engines)
     metrics.values["pimserve_requests_expected"][0] = len(requests)
     frontend_ps = history.pools[0].replica.plan.frontend_ps
-    taken = RequestMetrics(metrics, scenario.slo, warmup_s=scenario.run.warmup_s, frontend_ps=frontend_ps)
+    taken = RequestMetrics(metrics, scenario.slo, frontend_ps=frontend_ps)
     ledgers = LedgerMetrics(metrics)
-    columns = {str(name): requests[name] for name in requests.dtype.names or ()}
+    columns = history.columns
     left_ps = np.where(columns["status"] == REJECTED, columns["arrival_ps"], columns["finish_ps"])
     gone = np.flatnonzero((columns["status"] == REJECTED) | (columns["status"] == FINISHED))
     gone = gone[np.argsort(left_ps[gone], kind="stable")]
@@ -59,7 +57,7 @@ def replay(
         now_ps = round(time_s * PS_PER_S)
         last = time_s >= history.end_s
         end = len(gone) if last else int(np.searchsorted(left_ps[gone], now_ps, side="right"))
-        taken.add(columns, gone[begin:end])
+        taken.add(columns, gone[begin:end], history.measured)
         begin = end
         ledgers.set([log.until(now_ps, last=last) for log in logs], round(time_s * FS_PER_S))
         states.at(now_ps)
@@ -86,7 +84,8 @@ class ReplicaProgress:
         self._replica = replica
         self._spans = history.spans[replica]
         self._next = 0
-        self._log = StepLog(history.costs[replica], _EVERYTHING)
+        window_fs = history.measured.of_steps_fs(history.columns, replica)
+        self._log = StepLog(history.costs[replica], window_fs)
 
     def until(self, now_ps: int, *, last: bool) -> Ledger:
         """All spans that have begun; all that there are, if it is the last moment.

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pimserve import __version__
 from pimserve.cluster.metrics.families import ALL_ENGINES, BY_NAME, DEVICE, ENGINE, FAMILIES, Family, bounds
 from pimserve.cluster.pools import PlacedPool, link_of
-from pimserve.cluster.run import prepare_pools
+from pimserve.cluster.run import longest_request, prepare_pools
 from pimserve.cluster.scenario import Scenario
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.operators import CATEGORIES
@@ -40,6 +40,7 @@ class Layout:
         bounds: by histogram, upper bounds of its buckets without +Inf.
         engines: number and role of each replica.
         histogram_rows: row of each replica in histograms.
+        max_model_len: tokens that a request may have.
         link_bytes: of each series of link bytes, bytes for each token that is computed, and for each that is sampled.
         handover: how KV caches come from the prefill pool.
     """
@@ -48,6 +49,7 @@ class Layout:
     bounds: Mapping[str, tuple[float, ...]]
     engines: tuple[tuple[int, str], ...]
     histogram_rows: tuple[int, ...]
+    max_model_len: int
     link_bytes: tuple[tuple[float, float], ...] = ()
     handover: Link | None = None
 
@@ -59,7 +61,12 @@ class Layout:
     @cached_property
     def edges(self) -> dict[str, list[str]]:
         """By histogram, the values of `le`."""
-        return {name: [*map(repr, found), "+Inf"] for name, found in self.bounds.items()}
+        return {name: [*map(_edge, found), "+Inf"] for name, found in self.bounds.items()}
+
+    @cached_property
+    def texts(self) -> dict[str, str]:
+        """By family, the text of its series with places for their values, once it was written (exposition.py)."""
+        return {}
 
     def to_json(self) -> str:
         """For another process."""
@@ -79,6 +86,7 @@ class Layout:
                 {BY_NAME[name].name: tuple(found) for name, found in document["bounds"].items()},
                 tuple((number, role) for number, role in document["engines"]),
                 tuple(document["histogram_rows"]),
+                int(document["max_model_len"]),
                 tuple((computed, sampled) for computed, sampled in document["link_bytes"]),
                 None if document["handover"] is None else Link(**document["handover"]),
             )
@@ -250,9 +258,15 @@ def _layout(
         {family.name: bounds(family, limits) for family in FAMILIES if family.kind == "histogram"},
         roles,
         tuple(rows.index(name) if together else index for index, (_, name) in enumerate(roles)),
+        longest_request(scenario, model, [pool.replica for pool in pools]),
         tuple(_link_bytes(pool, operator) for pool, _ in engines for (operator,) in _links(pool)),
         link_of(scenario, model, pools) if len(pools) > 1 else None,
     )
+
+
+def _edge(bound: float) -> str:
+    """A value of `le`, as the client libraries write it: Go's, which has exponents from a million on."""
+    return repr(bound) if bound < 1e6 else np.format_float_scientific(bound, trim="-", exp_digits=2)
 
 
 def _links(pool: PlacedPool) -> Sequence[tuple[str]]:

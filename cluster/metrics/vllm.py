@@ -1,15 +1,17 @@
 """The same runs under the names that vLLM exposes, for dashboards and endpoint pickers that know those.
 
-Names and meanings are vLLM 0.33's. Of what it exposes, that is here which the simulator has. The labels `run_id` and
-`role` are ours: without them, series of several runs, or of both pools put together, would have the same labels.
+Names, meanings and buckets are vLLM 0.33's. Of what it exposes, that is here which the simulator has. The labels
+`run_id` and `role` are ours: without them, series of several runs, or of both pools put together, would have the same
+labels.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from pimserve.cluster.metrics.buckets import LENGTHS, VLLM_BOUNDS
 from pimserve.cluster.metrics.families import BY_NAME, Family, Kind
-from pimserve.cluster.metrics.state import Keys, Layout, RunMetrics
+from pimserve.cluster.metrics.state import Array, Keys, Layout, RunMetrics
 
 _LABELS = ("model_name", "engine", "run_id", "role")
 _REASON = "finished_reason"
@@ -40,7 +42,7 @@ SOURCES = {
 def _family(name: str, source: str) -> Family:
     kind: Kind = BY_NAME[source].kind
     more = {_SUCCESS: (_REASON,), _BLOCKS: ("block_size", "num_gpu_blocks")}.get(name, ())
-    return Family(name, kind, BY_NAME[source].help, (*_LABELS, *more))
+    return Family(name, kind, BY_NAME[source].help, (*_LABELS, *more), VLLM_BOUNDS.get(name, ()))
 
 
 VLLM_FAMILIES = tuple(_family(name, source) for name, source in SOURCES.items())
@@ -61,14 +63,23 @@ def as_vllm(run: RunMetrics) -> RunMetrics:
     histograms = {name: source for name, source in SOURCES.items() if source in layout.bounds}
     values = {name: run.values[source] for name, source in SOURCES.items() if name not in histograms}
     values[_BLOCKS] = np.ones(len(keys[_BLOCKS]))
+    bounds = {name: _bounds(name, layout.max_model_len) for name in histograms}
     return RunMetrics(
-        Layout(
-            keys,
-            {name: layout.bounds[source] for name, source in histograms.items()},
-            layout.engines,
-            layout.histogram_rows,
-        ),
+        Layout(keys, bounds, layout.engines, layout.histogram_rows, layout.max_model_len),
         values,
-        {name: run.counts[source] for name, source in histograms.items()},
+        {name: _coarser(run.counts[of], layout.bounds[of], bounds[name]) for name, of in histograms.items()},
         {name: run.sums[source] for name, source in histograms.items()},
     )
+
+
+def _bounds(name: str, max_model_len: int) -> tuple[float, ...]:
+    """Upper bounds of a histogram in a server of that `max_model_len`."""
+    found = VLLM_BOUNDS[name]
+    return tuple(float(bound) for bound in found if found is not LENGTHS or bound <= max_model_len)
+
+
+def _coarser(counts: Array, bounds: tuple[float, ...], wanted: tuple[float, ...]) -> Array:
+    """Counts (n, len(bounds) + 1) in the buckets of some of the bounds, (n, len(wanted) + 1)."""
+    begins = np.searchsorted(bounds, wanted) + 1
+    found: Array = np.add.reduceat(counts, [0, *begins], axis=1)
+    return found

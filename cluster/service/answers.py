@@ -117,9 +117,15 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class Latencies:
-    """Latencies by name (ttft, tpot, e2e, queue), and of the requests that left how many met the SLO."""
+    """Latencies by name (ttft, tpot, e2e, queue, itl), and of the requests that left how many met the SLO.
+
+    They are of what is measured: from `measured_from_s`, the end of the warm-up, until `measured_until_s`, None where
+    all that comes counts.
+    """
 
     simulated_s: float
+    measured_from_s: float
+    measured_until_s: float | None
     latencies: dict[str, Latency]
     left: int
     good: int
@@ -217,6 +223,8 @@ def latencies(message: sched.GetLatenciesResponse) -> Latencies:
     slo = _fields(message.slo)
     return Latencies(
         simulated_s=message.simulated_s,
+        measured_from_s=message.measured_from_s,
+        measured_until_s=message.measured_until_s if message.HasField("measured_until_s") else None,
         latencies={
             each.name: Latency(
                 each.count,

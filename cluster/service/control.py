@@ -19,8 +19,9 @@ from pimserve.cluster.pace import Pacer
 from pimserve.cluster.service.latencies import RunningLatencies
 from pimserve.device_models.plan import FS_PER_S
 from pimserve.errors import PimserveError
-from pimserve.scheduler.control import ReplicaState, RunCancelledError, RunView
+from pimserve.scheduler.control import Ledger, ReplicaState, RunCancelledError, RunView
 from pimserve.scheduler.requests import FINISHED, WAITING
+from pimserve.scheduler.window import MeasuredWindow
 
 Answer = TypeVar("Answer")
 
@@ -28,6 +29,7 @@ _WINDOW_WALL_S = 0.05  # that a window of an unpaced run should last
 _FIRST_WINDOW_FS, _LONGEST_WINDOW_FS = FS_PER_S // 10, 1000 * FS_PER_S
 _MOST_GROWTH, _LEAST_GROWTH = 2.0, 0.25
 _COLLECT_EVERY_S = 10.0
+_LEDGERS_S = 1.0  # between two looks at the ledgers, which cost the run some milliseconds
 
 
 class RunEndedError(PimserveError):
@@ -57,6 +59,7 @@ class Snapshot:
     rejected: int
     replicas: tuple[ReplicaState, ...]
     columns: Mapping[str, NDArray[Any]]
+    measured: MeasuredWindow
 
 
 class LiveControl:
@@ -89,6 +92,7 @@ class LiveControl:
         self._resumed_s: float | None = None  # wall clock
         self._collected_s = time.monotonic()
         self._finished = self._rejected = 0
+        self._looked_s = -_LEDGERS_S
 
     @property
     def held(self) -> bool:
@@ -200,8 +204,12 @@ class LiveControl:
                 future.set_result(answer)
 
     def _take_in(self, view: RunView, *, last: bool = False) -> None:
+        ledgers: list[Ledger] = []
+        if last or time.monotonic() >= self._looked_s + _LEDGERS_S:
+            ledgers, self._looked_s = view.ledgers(), time.monotonic()
+            self.latencies.set_gaps(ledger.itl for ledger in ledgers)
         if self.metrics is not None:
-            self.metrics.take(view, last=last)
+            self.metrics.take(view, ledgers)
         left = view.left
         if self.snapshot is None:  # fresh, or continued: then others have left before
             left = np.flatnonzero(view.table["status"] != WAITING)
@@ -209,7 +217,7 @@ class LiveControl:
             finished = int((view.table["status"][left] == FINISHED).sum())
             self._finished += finished
             self._rejected += len(left) - finished
-            self.latencies.add(view.table.columns, left)
+            self.latencies.add(view.table.columns, left[view.measured.holds(view.table.columns, left)])
 
     def _publish(self, view: RunView) -> None:
         self.snapshot = Snapshot(
@@ -221,6 +229,7 @@ class LiveControl:
             rejected=self._rejected,
             replicas=tuple(view.replicas),
             columns=dict(view.table.columns),
+            measured=view.measured,
         )
         self._changed.notify_all()
 

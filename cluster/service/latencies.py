@@ -1,9 +1,9 @@
-"""Latencies of the requests that have left a run so far, and how many of them met the SLO."""
+"""Latencies of a run so far: those of the summary, of the requests that have left, and how many met the SLO."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,8 @@ from pimserve.scheduler.histogram import DurationHistogram
 from pimserve.scheduler.requests import FINISHED
 from pimserve.scheduler.slo import SloSpec
 
-NAMES = ("ttft", "tpot", "e2e", "queue")
+_OF_REQUESTS = ("ttft", "tpot", "e2e", "queue")
+NAMES = (*_OF_REQUESTS, "itl")
 _LONGEST_PS = (2**63 - 1) // FS_PER_PS  # 9,223 s; what lasted longer counts as this
 Columns = Mapping[str, NDArray[Any]]
 
@@ -23,27 +24,29 @@ Columns = Mapping[str, NDArray[Any]]
 class RunningLatencies:
     """Histograms that grow as requests leave; readable from any thread.
 
-    Definitions are those of scheduler/metrics.py, of requests that arrived after the warm-up and have left. (The
-    summary of the whole run leaves out those that arrive in the cool-down, too.)
+    Definitions are those of scheduler/metrics.py; whoever adds requests leaves out those that are not measured.
 
     Args:
         slo: limits.
-        warmup_s: requests that arrive earlier are left out.
         frontend_ps: time of a request in front of the scheduler, which TTFT and E2E hold.
     """
 
-    def __init__(self, slo: SloSpec, *, warmup_s: float = 0.0, frontend_ps: int = 0) -> None:
+    def __init__(self, slo: SloSpec, *, frontend_ps: int = 0) -> None:
         self.slo = slo
-        self._warmup_ps = round(warmup_s * PS_PER_S)
         self._frontend_ps = frontend_ps
         self._lock = threading.Lock()
         self._histograms = {name: DurationHistogram() for name in NAMES}
         self._left = self._good = 0
 
+    def set_gaps(self, gaps: Iterable[DurationHistogram]) -> None:
+        """Take over the gaps between tokens so far, of all replicas."""
+        merged = DurationHistogram.merged(gaps)
+        with self._lock:
+            self._histograms["itl"] = merged
+
     def add(self, columns: Columns, left: NDArray[np.int64]) -> None:
         """Take in requests, by their numbers, that finished or were rejected."""
-        mine = left[columns["arrival_ps"][left] >= self._warmup_ps]
-        done = mine[columns["status"][mine] == FINISHED]
+        done = left[columns["status"][left] == FINISHED]
         arrival, scheduled, first, finish = (
             columns[f"{name}_ps"][done] for name in ("arrival", "first_scheduled", "first_token", "finish")
         )
@@ -60,7 +63,7 @@ class RunningLatencies:
         if slo.e2e_s is not None:
             good &= e2e / PS_PER_S <= slo.e2e_s
         with self._lock:
-            self._left += len(mine)
+            self._left += len(left)
             self._good += int(good.sum())
             self._add("ttft", _fs(ttft))
             self._add("tpot", _fs(streamed[several]) // gaps[several])

@@ -121,6 +121,8 @@ def latencies_of(
     left, good, limits = found["left"], found["good"], found["limits"]
     return scheduler_pb2.GetLatenciesResponse(
         simulated_s=snapshot.now_fs / FS_PER_S,
+        measured_from_s=snapshot.measured.start_s,
+        measured_until_s=snapshot.measured.end_s,
         latencies=[
             scheduler_pb2.Latency(
                 name=name,

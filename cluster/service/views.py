@@ -49,7 +49,12 @@ def run_list(runs: Sequence[Run]) -> RenderableType:
 
 def run_page(run: Run, replicas: Replicas, latencies: Latencies) -> RenderableType:
     """A run that goes on: its replicas and latencies."""
-    return Group(run_line(run), "", replica_table(replicas), "", latency_table(latencies), "", slo_line(latencies))
+    window = measured_line(latencies)
+    return Group(
+        *(run_line(run), "", replica_table(replicas), "", latency_table(latencies), ""),
+        *([window] if window else []),
+        slo_line(latencies),
+    )
 
 
 def replica_table(found: Replicas) -> RenderableType:
@@ -83,6 +88,15 @@ def latency_table(found: Latencies) -> RenderableType:
             count(latency.count),
         )
     return table
+
+
+def measured_line(found: Latencies) -> str:
+    """From when to when these count; nothing where all of the run does."""
+    since, until = found.measured_from_s, found.measured_until_s
+    if not since and until is None:
+        return ""
+    end = "" if until is None else f" to {figure(until)} s"
+    return f"of requests that arrive from {figure(since)} s{end or ' on'}, and of gaps between tokens then"
 
 
 def slo_line(found: Latencies) -> str:

@@ -123,10 +123,9 @@ def _run(folder: RunFolder, scenario: Scenario, control: LiveControl, site: Site
 def _prepare(folder: RunFolder, scenario: Scenario, *, speed: float, held: bool) -> tuple[LiveControl, Site]:
     model, pools, _ = prepare_pools(scenario)
     frontend_ps = pools[0].replica.plan.frontend_ps
-    warmup_s = scenario.run.warmup_s
-    latencies = RunningLatencies(scenario.slo, warmup_s=warmup_s, frontend_ps=frontend_ps)
+    latencies = RunningLatencies(scenario.slo, frontend_ps=frontend_ps)
     beginning = metrics_of(scenario, folder.id, speed=speed)
-    metrics = MetricsFeed(beginning, scenario.slo, warmup_s=warmup_s, frontend_ps=frontend_ps)
+    metrics = MetricsFeed(beginning, scenario.slo, frontend_ps=frontend_ps)
     site = Site(folder.id, model.name, pools)
     return LiveControl(latencies, speed=speed, held=held, metrics=metrics), site
 

@@ -245,10 +245,20 @@ class GetLatenciesResponse(google.protobuf.message.Message):
     SIMULATED_S_FIELD_NUMBER: builtins.int
     LATENCIES_FIELD_NUMBER: builtins.int
     SLO_FIELD_NUMBER: builtins.int
+    MEASURED_FROM_S_FIELD_NUMBER: builtins.int
+    MEASURED_UNTIL_S_FIELD_NUMBER: builtins.int
     simulated_s: builtins.float
+    measured_from_s: builtins.float
+    """The measured window, simulated: the end of the warm-up, and the beginning of the cool-down. Without an end, all
+    that comes counts, but in a closed loop with a warm-up: there a replica's window ends when its clients have sent
+    their last request.
+    """
+    measured_until_s: builtins.float
     @property
     def latencies(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Latency]:
-        """ttft, tpot, e2e and queue."""
+        """ttft, tpot, e2e and queue, of the requests that arrived in the measured window and have finished; and itl, of the
+        gaps between tokens that end there, as of a moment within the last two seconds.
+        """
 
     @property
     def slo(self) -> global___SloAttainment: ...
@@ -258,9 +268,12 @@ class GetLatenciesResponse(google.protobuf.message.Message):
         simulated_s: builtins.float = ...,
         latencies: collections.abc.Iterable[global___Latency] | None = ...,
         slo: global___SloAttainment | None = ...,
+        measured_from_s: builtins.float = ...,
+        measured_until_s: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["slo", b"slo"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["latencies", b"latencies", "simulated_s", b"simulated_s", "slo", b"slo"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_measured_until_s", b"_measured_until_s", "measured_until_s", b"measured_until_s", "slo", b"slo"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_measured_until_s", b"_measured_until_s", "latencies", b"latencies", "measured_from_s", b"measured_from_s", "measured_until_s", b"measured_until_s", "simulated_s", b"simulated_s", "slo", b"slo"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_measured_until_s", b"_measured_until_s"]) -> typing.Literal["measured_until_s"] | None: ...
 
 global___GetLatenciesResponse = GetLatenciesResponse
 
@@ -335,7 +348,7 @@ class SloAttainment(google.protobuf.message.Message):
     ATTAINMENT_FIELD_NUMBER: builtins.int
     LIMITS_S_FIELD_NUMBER: builtins.int
     left: builtins.int
-    """Requests that arrived after the warm-up and are gone, finished or rejected."""
+    """Requests that arrived in the measured window and are gone, finished or rejected."""
     good: builtins.int
     """Those of them that finished and met every limit."""
     attainment: builtins.float

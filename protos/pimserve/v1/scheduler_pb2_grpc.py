@@ -94,7 +94,7 @@ class SchedulerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetLatencies(self, request, context):
-        """Percentiles of the requests that have finished so far, and how many of them met the SLO.
+        """Percentiles of what is measured so far, as in the summary, and how many requests met the SLO.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

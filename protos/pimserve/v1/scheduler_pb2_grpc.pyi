@@ -37,7 +37,7 @@ class SchedulerServiceStub:
         pimserve.v1.scheduler_pb2.GetLatenciesRequest,
         pimserve.v1.scheduler_pb2.GetLatenciesResponse,
     ]
-    """Percentiles of the requests that have finished so far, and how many of them met the SLO."""
+    """Percentiles of what is measured so far, as in the summary, and how many requests met the SLO."""
 
     GetLedgers: grpc.UnaryUnaryMultiCallable[
         pimserve.v1.scheduler_pb2.GetLedgersRequest,
@@ -86,7 +86,7 @@ class SchedulerServiceAsyncStub:
         pimserve.v1.scheduler_pb2.GetLatenciesRequest,
         pimserve.v1.scheduler_pb2.GetLatenciesResponse,
     ]
-    """Percentiles of the requests that have finished so far, and how many of them met the SLO."""
+    """Percentiles of what is measured so far, as in the summary, and how many requests met the SLO."""
 
     GetLedgers: grpc.aio.UnaryUnaryMultiCallable[
         pimserve.v1.scheduler_pb2.GetLedgersRequest,
@@ -141,7 +141,7 @@ class SchedulerServiceServicer(metaclass=abc.ABCMeta):
         request: pimserve.v1.scheduler_pb2.GetLatenciesRequest,
         context: _ServicerContext,
     ) -> typing.Union[pimserve.v1.scheduler_pb2.GetLatenciesResponse, collections.abc.Awaitable[pimserve.v1.scheduler_pb2.GetLatenciesResponse]]:
-        """Percentiles of the requests that have finished so far, and how many of them met the SLO."""
+        """Percentiles of what is measured so far, as in the summary, and how many requests met the SLO."""
 
     @abc.abstractmethod
     def GetLedgers(

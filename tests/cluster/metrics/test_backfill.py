@@ -76,6 +76,7 @@ def test_a_promtool_that_fails_leaves_nothing(results, tmp_path, monkeypatch):
     assert not list((tmp_path / "data").iterdir())
 
 
+@needs_promtool
 def test_a_folder_that_is_none_or_damaged(results, tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "data").mkdir()
@@ -159,6 +160,7 @@ def test_a_block_so_far_away_that_others_would_be_deleted(results, epoch):
         backfill.epoch_of(epoch, parts)
 
 
+@needs_promtool
 def test_a_block_in_the_future_after_which_nothing_is_scraped(results, tmp_path):
     parts = backfill.parts_of([results / "one"], None)
     with pytest.raises(InputError, match="end in the future"):

@@ -36,7 +36,7 @@ def finished(tmp_path, example, overrides):
 
 @pytest.mark.parametrize("case", CASES)
 def test_in_the_end_it_is_what_live_metrics_say(case, tmp_path, monkeypatch):
-    monkeypatch.setattr("pimserve.cluster.metrics.feed._LEDGERS_S", 0.0)
+    monkeypatch.setattr("pimserve.cluster.service.control._LEDGERS_S", 0.0)
     example, overrides = CASES[case]
     history = finished(tmp_path, example, overrides)
     times = [*np.arange(0, history.end_s, 2.5).tolist(), history.end_s]

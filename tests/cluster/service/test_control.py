@@ -12,6 +12,7 @@ from pimserve.errors import InputError
 from pimserve.scheduler.control import ReplicaState, RunCancelledError, RunView, ScaleRate
 from pimserve.scheduler.requests import FINISHED, REJECTED, RequestTable
 from pimserve.scheduler.slo import SloSpec
+from pimserve.scheduler.window import MeasuredWindow
 
 S = 10**15  # fs
 PATIENCE_S = 5.0
@@ -55,7 +56,8 @@ class Loop(threading.Thread):
 
     def view(self, now, window, left):
         state = ReplicaState(0, "", True, now, window, 1, 2, 1, 10, 1, 10, self.done)
-        return RunView(now, window, self.done, self.table, left, [state], self.apply, lambda: [{"replica": 0}])
+        told = (now, window, self.done, self.table, left, [state], self.apply)
+        return RunView(*told, lambda: [], MeasuredWindow())
 
     def apply(self, command):
         if command == ScaleRate(13):

@@ -7,33 +7,23 @@ from hypothesis import strategies as st
 
 from pimserve.cluster.run import serve
 from pimserve.cluster.scenario import load_scenario
-from pimserve.cluster.service.latencies import RunningLatencies
+from pimserve.cluster.service.latencies import NAMES, RunningLatencies
 from pimserve.scheduler.requests import FINISHED, WAITING, RequestTable
 from pimserve.scheduler.slo import SloSpec
 
 NOTHING = np.zeros(0, np.int64)
 
 
-@pytest.fixture(scope="module", params=[0.0, 20.0])
-def finished(request):
-    """A run, with and without a warm-up."""
-    warmup_s = request.param
+def test_they_are_those_of_the_summary():
     settings_ = ["workload.num_requests=400", "slo.ttft_s=0.02", "slo.tpot_s=0.0043", "slo.e2e_s=2"]
-    scenario = load_scenario(None, [*settings_, f"run.warmup_s={warmup_s}", "costs.setting=ideal"])
+    scenario = load_scenario(None, [*settings_, "costs.setting=ideal"])
     summary, served = serve(scenario)
-    return scenario, summary, served
-
-
-def test_they_are_those_of_the_summary(finished):
-    scenario, summary, served = finished
-    running = RunningLatencies(scenario.slo, warmup_s=scenario.run.warmup_s)
-    # A measured window ends with the last arrival, which is not in it.
-    measured = len(served.table) - (scenario.run.warmup_s > 0)
-    order = np.argsort(served.table["finish_ps"][:measured])
-    for portion in np.array_split(order, 17):
+    running = RunningLatencies(scenario.slo)
+    for portion in np.array_split(np.argsort(served.table["finish_ps"]), 17):
         running.add(served.table.columns, portion)
+    running.set_gaps(log.itl for log in served.logs)
     found = running.document((50, 90, 99))
-    for name in ("ttft", "tpot", "e2e", "queue"):
+    for name in NAMES:
         exact = summary["latency_s"][name]
         assert found["latencies"][name]["count"] == exact["n"]
         assert found["latencies"][name]["mean_s"] == pytest.approx(exact["mean"], rel=1e-9)

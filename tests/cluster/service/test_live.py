@@ -105,7 +105,7 @@ def test_latencies_and_ledgers_grow(worker):
     each = worker(*LONG, "slo.ttft_s=1")
     started(each)
     nothing = each.call("GetLatencies", sched.GetLatenciesRequest(**ID))
-    assert [latency.name for latency in nothing.latencies] == ["ttft", "tpot", "e2e", "queue"]
+    assert [latency.name for latency in nothing.latencies] == ["ttft", "tpot", "e2e", "queue", "itl"]
     assert not nothing.latencies[0].HasField("mean_s")
     assert not nothing.slo.HasField("attainment")
     each.call("Resume", sim.ResumeRequest(**ID))
