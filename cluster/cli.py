@@ -205,10 +205,12 @@ def compare_command(
 
 @app.command("models")
 def models_command(
-    name: Annotated[str | None, typer.Argument(help="Show this one in full.", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Show this one in full; a YAML file shows one of your own.", show_default=False)
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the models of the catalogue."""
+    """List the models of the catalogue, or show one with what follows from its shapes."""
     from pimserve.cluster.listing import describe_model, model_list  # noqa: PLC0415
     from pimserve.device_models.catalogue import model_names  # noqa: PLC0415
 
@@ -217,10 +219,12 @@ def models_command(
 
 @app.command("devices")
 def devices_command(
-    name: Annotated[str | None, typer.Argument(help="Show this one in full.", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Show this one in full; a YAML file shows one of your own.", show_default=False)
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the devices of the catalogue."""
+    """List the devices of the catalogue, or show one with its key figures."""
     from pimserve.cluster.listing import describe_device, device_list  # noqa: PLC0415
     from pimserve.device_models.catalogue import device_names  # noqa: PLC0415
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -10,20 +11,21 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from pimserve.cluster.descriptions import is_file, read_description
 from pimserve.cluster.figures import ABSENT, count, figure
-from pimserve.device_models.catalogue import kernel_names, load_kernel_document, load_model
+from pimserve.device_models.catalogue import kernel_names, load_kernel_document, model_of
 from pimserve.device_models.registry import load_device
 
 Entry = Mapping[str, Any]
 
 
 def describe_model(name: str) -> dict[str, Any]:
-    """A model of the catalogue: its shapes as published, and what follows from them.
+    """A model of the catalogue or of a file: its shapes, and what follows from them.
 
     Raises:
         InputError: no such model.
     """
-    model = load_model(name)
+    model = model_of(_document(name, "model"))
     derived = {
         "parameters": model.parameters,
         "active_parameters": model.active_parameters,
@@ -38,12 +40,12 @@ def describe_model(name: str) -> dict[str, Any]:
 
 
 def describe_device(name: str) -> dict[str, Any]:
-    """A device of the catalogue: its figures, its units, and the figures that all kinds have under the same names.
+    """A device of the catalogue or of a file: its figures, its units, and those that all kinds have under one name.
 
     Raises:
         InputError: no such device.
     """
-    device = load_device(name)
+    device = load_device(_document(name, "device"))
     derived = {"units": list(device.units), **device.key_figures}
     if device.area_mm2 is not None:
         derived["area_mm2"] = device.area_mm2
@@ -52,6 +54,10 @@ def describe_device(name: str) -> dict[str, Any]:
         f"{found['backend']} {found['version']}" for found in kernels if found["gpu"] == device.spec.kernels
     ]
     return {**device.spec.model_dump(mode="json", exclude_none=True), "derived": derived}
+
+
+def _document(name: str, where: str) -> str | dict[str, Any]:
+    return read_description(name, where, [Path()]) if is_file(name) else name
 
 
 def model_list(entries: Sequence[Entry]) -> RenderableType:
@@ -93,12 +99,12 @@ def entry_page(entry: Entry) -> RenderableType:
     """One entry in full: every figure, what is derived from them, and the sources."""
     figures = {key: value for key, value in entry.items() if key not in {"sources", "derived"}}
     return Group(
-        Text(f"{entry['name']}: {entry['title']}", style="bold"),
+        Text(": ".join(filter(None, (entry["name"], entry["title"]))), style="bold"),
         _keys_and_values(figures),
         Text("derived", style="bold"),
         _keys_and_values(entry["derived"]),
         Text("sources", style="bold"),
-        *(_indented(source, 2) for source in entry["sources"]),
+        *(_indented(source, 2) for source in entry["sources"] or ("none given",)),
     )
 
 

@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from pimserve.cluster.descriptions import read_yaml, with_descriptions, with_trace_beside
 from pimserve.cluster.interconnect import Interconnect
-from pimserve.device_models.catalogue import load_model, merged, model_names, parse_document
+from pimserve.device_models.catalogue import model_of, no_truth_for_a_number, parse_document
 from pimserve.device_models.device import Device, ExpertDecision
 from pimserve.device_models.kernels import Backend
 from pimserve.device_models.model import ModelSpec
@@ -38,7 +39,7 @@ _Clock = Field(le=MAX_TIME_S)  # later times do not fit the request table
 
 def _name_or_mapping(value: object) -> object:
     if not isinstance(value, str | dict):
-        raise ValueError("must be a name of the catalogue, or a mapping of keys to values")  # noqa: TRY004 pydantic wants ValueError
+        raise ValueError("must be a name of the catalogue, a YAML file, or a mapping of keys to values")  # noqa: TRY004 pydantic wants ValueError
     return value
 
 
@@ -87,7 +88,8 @@ class ClusterSpec(_Section):
 
     device: _Entry = Field(
         "duplex",
-        description="a device of the catalogue, or {preset: NAME, ...changes}, or a full description with `kind`",
+        description="a device of the catalogue, or a YAML file (looked for in the scenario's folder, then in the "
+        "working folder), or {preset: either, ...changes}, or a full description with `kind`",
     )
     replicas: Count = Field(1, description="copies of the model, each on its own devices")
     nodes: Count = Field(1, description="nodes of one replica")
@@ -203,7 +205,9 @@ class Scenario(_Section):
         "default", description="of the run, and of its results folder"
     )
     model: _Entry = Field(
-        "mixtral-8x7b", description="a model of the catalogue, or {preset: NAME, ...changes}, or a full description"
+        "mixtral-8x7b",
+        description="a model of the catalogue, or a YAML file (looked for in the scenario's folder, then in the "
+        "working folder), or {preset: either, ...changes}, or a full description",
     )
     cluster: ClusterSpec = ClusterSpec()
     costs: CostSpec = CostSpec()
@@ -243,23 +247,7 @@ class Scenario(_Section):
 
     def load_model(self) -> ModelSpec:
         """The model, from the catalogue or as described."""
-        document = self.model
-        if isinstance(document, str):
-            return load_model(document)
-        if "preset" in document:
-            changes = {key: value for key, value in document.items() if key != "preset"}
-            base = load_model(str(document["preset"])).model_dump(mode="json", exclude_none=True)
-            document = merged(base, changes)
-        elif "name" not in document:
-            raise InputError(
-                "model", f"needs `preset` (one of {', '.join(model_names())}) or a full description with `name`"
-            )
-        try:
-            model = ModelSpec.model_validate(document)
-        except ValidationError as error:
-            raise validation_error("model", error, ModelSpec) from None
-        _no_truth_for_a_number("model", document, model)
-        return model
+        return model_of(self.model, "model")
 
     def load_device(self) -> Device:
         """The device, from the catalogue or as described."""
@@ -271,7 +259,7 @@ class Scenario(_Section):
                 raise InputError(f"cluster.{error.where}", error.message) from None
             raise
         if not isinstance(document, str):
-            _no_truth_for_a_number("cluster.device", document, device.spec)
+            no_truth_for_a_number("cluster.device", document, device.spec)
         return device
 
     def interconnect(self, device: Device) -> Interconnect:
@@ -299,18 +287,23 @@ class Scenario(_Section):
         return document
 
 
-def load_scenario(path: Path | None, overrides: Sequence[str] = (), trace: str | None = None) -> Scenario:
+def load_scenario(
+    path: Path | None, overrides: Sequence[str] = (), trace: str | None = None, *, files: bool = True
+) -> Scenario:
     """Read a scenario.
 
     Args:
         path: YAML file; None for the embedded defaults (Mixtral-8x7B on 4 Duplex devices, Azure-like traffic).
         overrides: "path=value" each, the value in YAML.
         trace: "FORMAT:PATH" of a trace to replay in place of the workload's arrivals and lengths.
+        files: whether it may name files that describe its model and devices.
 
     Raises:
         InputError: the file, or a value in it, is not acceptable.
     """
-    document: dict[str, Any] = {} if path is None else parse_document(_read(path), str(path))
+    document: dict[str, Any] = {} if path is None else parse_document(read_yaml(path, "a scenario"), str(path))
+    if path is not None and files:
+        document = with_trace_beside(document, path.parent)
     if trace is not None:
         spec = parse_trace_argument(trace).model_dump(mode="json", exclude_none=True)
         workload = document.get("workload")
@@ -322,11 +315,13 @@ def load_scenario(path: Path | None, overrides: Sequence[str] = (), trace: str |
         document = {**document, "workload": {**kept, "trace": spec}}
     for override in overrides:
         document = _override(document, override)
+    folders = [Path() if path is None else path.parent, Path()]
+    document = with_descriptions(document, folders if files else None)
     try:
         scenario = Scenario.model_validate(document)
     except ValidationError as error:
         raise validation_error("", error, Scenario) from None
-    _no_truth_for_a_number("", document, scenario)
+    no_truth_for_a_number("", document, scenario)
     return scenario
 
 
@@ -336,32 +331,6 @@ def json_schema() -> dict[str, Any]:
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "pimserve scenario"
     return schema
-
-
-def _read(path: Path) -> str:
-    try:
-        if path.is_char_device():
-            raise InputError(str(path), "is a device; a scenario is a YAML file")
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(str(path), "no such file") from None
-    except IsADirectoryError:
-        raise InputError(str(path), "is a folder; a scenario is a YAML file") from None
-    except UnicodeDecodeError as error:
-        raise InputError(str(path), f"is not UTF-8 text (byte {error.start}); a scenario is a YAML file") from None
-    except OSError as error:
-        raise InputError(str(path), f"cannot be read: {error.strerror}") from None
-
-
-def _no_truth_for_a_number(where: str, document: Mapping[str, Any], parsed: BaseModel) -> None:
-    """Refuse true and false where they were taken for 1 and 0."""
-    for key, value in document.items():
-        path = f"{where}.{key}" if where else key
-        given = getattr(parsed, key, value)
-        if isinstance(value, bool) and not isinstance(given, bool):
-            raise InputError(path, f"must be a number (got {str(value).lower()})")
-        if isinstance(value, Mapping) and isinstance(given, BaseModel):
-            _no_truth_for_a_number(path, value, given)
 
 
 def _override(document: dict[str, Any], override: str) -> dict[str, Any]:

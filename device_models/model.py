@@ -166,21 +166,29 @@ class MixtureOfExperts(_Spec):
 
 
 class PublishedFigures(_Spec):
-    """What the authors publish about the model's size; the derived figures are tested against it."""
+    """What the authors publish about the model's size; the shapes must agree with it."""
 
     parameters: float = Field(gt=0)
-    relative_tolerance: float = Field(gt=0, le=0.05, description="the rounding of `parameters`")
+    relative_tolerance: float = Field(0.01, gt=0, le=0.05, description="the rounding of `parameters`")
     active_parameters: float | None = Field(None, gt=0, description="per token, as the authors count it")
     active_relative_tolerance: float = Field(0.01, gt=0, le=0.05, description="the rounding of `active_parameters`")
     active_counts_lookup: bool = Field(True, description="whether `active_parameters` holds the input embedding")
     note: str = ""
 
 
+def _as_published(name: str, published: float, derived: int, tolerance: float) -> None:
+    if abs(derived - published) > tolerance * published:
+        raise ValueError(
+            f"published.{name} is {published:,.0f}, but the shapes have {derived:,}, which is "
+            f"{100 * (derived / published - 1):+.2f} %; {100 * tolerance:g} % is allowed (its relative tolerance)"
+        )
+
+
 class ModelSpec(_Spec):
     """One language model: shapes, data types and where they were published."""
 
     name: str
-    title: str
+    title: str = ""
     layers: Positive
     hidden: Positive
     vocab: Positive
@@ -210,6 +218,18 @@ class ModelSpec(_Spec):
             raise ValueError("`ffn` describes dense layers, but every layer is MoE")
         if self.moe is not None and self.moe.first_layer >= self.layers:
             raise ValueError(f"moe.first_layer ({self.moe.first_layer}) must be below layers ({self.layers})")
+        return self
+
+    @model_validator(mode="after")
+    def _sizes_as_published(self) -> Self:
+        published = self.published
+        if published is None:
+            return self
+        _as_published("parameters", published.parameters, self.parameters, published.relative_tolerance)
+        if published.active_parameters is not None:
+            active = self.active_parameters - (0 if published.active_counts_lookup else self.lookup_parameters)
+            tolerance = published.active_relative_tolerance
+            _as_published("active_parameters", published.active_parameters, active, tolerance)
         return self
 
     @model_validator(mode="after")

@@ -33,7 +33,7 @@ def read_scenario(text: str, overrides: Sequence[str], trace: str, traces: Path 
         file = Path(folder) / _PLACE
         file.write_text(text or "{}", encoding="utf-8")
         try:
-            scenario = load_scenario(file, overrides, trace or None)
+            scenario = load_scenario(file, overrides, trace or None, files=False)
         except InputError as error:
             raise InputError(error.where.replace(str(file), _PLACE), error.message) from None
     if scenario.workload.trace is not None:

@@ -14,9 +14,10 @@ from importlib import resources
 from typing import Any, Literal
 
 import yaml
+from pydantic import BaseModel, ValidationError
 
 from pimserve.device_models.model import ModelSpec
-from pimserve.errors import TAGS, InputError
+from pimserve.errors import TAGS, InputError, validation_error
 
 Kind = Literal["model", "device", "kernel"]
 
@@ -62,6 +63,33 @@ def load_model(name: str) -> ModelSpec:
         InputError: the catalogue has no such model.
     """
     return ModelSpec.model_validate(_load_yaml("model", name))
+
+
+def model_of(document: str | Mapping[str, Any], where: str = "model") -> ModelSpec:
+    """The model of a catalogue name, or of a document: a whole one with `name`, or `preset` and changes to it.
+
+    Raises:
+        InputError: unknown name, or a value out of range; `where` names the place.
+    """
+    if isinstance(document, str):
+        return load_model(document)
+    preset = None
+    if "preset" in document:
+        changes = {key: value for key, value in document.items() if key != "preset"}
+        preset = load_model(str(document["preset"]))
+        # What was published of a model does not hold for other shapes.
+        left_out = None if "published" in changes else {"published"}
+        document = merged(preset.model_dump(mode="json", exclude_none=True, exclude=left_out), changes)
+    elif "name" not in document:
+        raise InputError(where, f"needs `preset` (one of {', '.join(model_names())}) or a full description with `name`")
+    try:
+        model = ModelSpec.model_validate(document)
+    except ValidationError as error:
+        raise validation_error(where, error, ModelSpec) from None
+    no_truth_for_a_number(where, document, model)
+    if preset is not None and model.published is None and model.parameters == preset.parameters:
+        return model.model_copy(update={"published": preset.published})
+    return model
 
 
 def device_names() -> list[str]:
@@ -175,6 +203,17 @@ def _count(text: str, place: str) -> None:
             sizes[-1] += 1
         if len(sizes) - 1 > _DEEPEST or sum(sizes) > _MOST_VALUES:
             raise InputError(place, f"is nested deeper than {_DEEPEST} levels, or has over {_MOST_VALUES:,} values")
+
+
+def no_truth_for_a_number(where: str, document: Mapping[str, Any], parsed: BaseModel) -> None:
+    """Refuse true and false where they were taken for 1 and 0."""
+    for key, value in document.items():
+        path = f"{where}.{key}" if where else key
+        given = getattr(parsed, key, value)
+        if isinstance(value, bool) and not isinstance(given, bool):
+            raise InputError(path, f"must be a number (got {str(value).lower()})")
+        if isinstance(value, Mapping) and isinstance(given, BaseModel):
+            no_truth_for_a_number(path, value, given)
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

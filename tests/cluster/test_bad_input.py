@@ -60,8 +60,11 @@ OVERRIDES: list[tuple[list[str], str]] = [
     (["scheduler=[1]"], "scheduler: must be a mapping of keys to values (got a list)"),
     (["cluster=null"], "cluster: must be a mapping of keys to values (got null)"),
     (["cluster.replicas.x=2"], "cluster.replicas: must be a whole number (got a mapping)"),
-    (["model=5"], "model: must be a name of the catalogue, or a mapping of keys to values (got 5)"),
-    (["cluster.device=[h100]"], "cluster.device: must be a name of the catalogue, or a mapping of keys to values"),
+    (["model=5"], "model: must be a name of the catalogue, a YAML file, or a mapping of keys to values (got 5)"),
+    (
+        ["cluster.device=[h100]"],
+        "cluster.device: must be a name of the catalogue, a YAML file, or a mapping of keys to values",
+    ),
     (["workload.trace=azure:x.csv"], "workload.trace: must be a mapping of keys to values (got 'azure:x.csv')"),
     (["workload.lengths={input: 5, output: 5}"], "workload.lengths.input: must be a mapping of keys to values (got 5)"),
     (["routing={popularity: given, weights: 3}"], "routing.weights: must be a list (got 3)"),
