@@ -157,12 +157,20 @@ def compare_runs(runs: tuple[Run, ...], settings: Sequence[Mapping[str, Any]]) -
 
 
 def _quantities(runs: Sequence[Run]) -> Iterator[Quantity]:
-    units = dict.fromkeys(unit for run in runs for unit in _mapping(run.summary, "unit_busy_share"))
-    figures = (*_FIGURES, *(("busy", f"  {named(unit)}", f"unit_busy_share.{unit}", "share") for unit in units))
-    for group, label, path, unit in figures:
+    for group, label, path, unit in (*_FIGURES, *_busy_units(runs)):
         values = tuple(_number(run.summary, path) for run in runs)
         if any(value is not None for value in values):
             yield Quantity(path, group, label, unit, values)
+
+
+def _busy_units(runs: Sequence[Run]) -> Iterator[tuple[str, str, str, str]]:
+    """Busy share of each unit, and on the busiest device where devices are not all alike."""
+    mean, most = "unit_busy_share", "unit_busy_share_of_busiest_device"
+    for unit in dict.fromkeys(unit for run in runs for unit in _mapping(run.summary, mean)):
+        yield "busy", f"  {named(unit)}", f"{mean}.{unit}", "share"
+        pairs = [(_mapping(run.summary, mean).get(unit), _mapping(run.summary, most).get(unit)) for run in runs]
+        if any(of_busiest not in (None, of_mean) for of_mean, of_busiest in pairs):
+            yield "busy", "    on the busiest device", f"{most}.{unit}", "share"
 
 
 def _mapping(summary: Summary, key: str) -> Mapping[str, Any]:

@@ -232,8 +232,10 @@ def _load(summary: Summary) -> Table:
 
 
 def _units(summary: Summary) -> Table:
-    rows = [(named(unit), share(busy)) for unit, busy in summary["unit_busy_share"].items()]
-    return _block(_of_run("busy share of time", summary), [*rows, ("any", share(summary["busy_share"]))])
+    most = summary.get("unit_busy_share_of_busiest_device", {})  # older runs do not have it
+    rows = [(named(unit), share(busy), share(most.get(unit))) for unit, busy in summary["unit_busy_share"].items()]
+    title = _of_run("busy share of time", summary)
+    return _block(title, [*rows, ("any", share(summary["busy_share"]), "")], ("mean", "busiest"))
 
 
 def _pools(summary: Summary) -> Table:

@@ -16,6 +16,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from pimserve.device_models.experts import FEATURES
 from pimserve.device_models.operators import CATEGORIES, Category
 from pimserve.device_models.plan import FS_PER_S, PJ_PER_J, Chunk, CostPlan, busiest_counts, row_counts, seen_tokens
 from pimserve.device_models.routing import POOL_SIZE, ExpertPools
@@ -100,8 +101,8 @@ def stage(
         features = pools.features(np.full(POOL_SIZE, tokens), np.arange(POOL_SIZE))
         experts_fs = features[:, 0].astype(float)
         category["moe"] += float(experts_fs.mean())
-        energy["moe_dram"] += float(features[:, 3].mean())
-        energy["moe_compute"] += float(features[:, 4].mean())
+        energy["moe_dram"] += float(features[:, FEATURES.index("dram_pj")].mean())
+        energy["moe_compute"] += float(features[:, FEATURES.index("compute_pj")].mean())
     return Stage(
         prompts=prompts,
         decodes=decodes,

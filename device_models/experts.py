@@ -20,7 +20,10 @@ from numpy.typing import NDArray
 IntArray = NDArray[np.int64]
 
 Selection = Literal["first", "second", "faster", "co_processing", "paper_table"]
-FEATURES = ("time_fs", "first_busy_fs", "second_busy_fs", "dram_pj", "compute_pj")
+FEATURES = (
+    *("time_fs", "first_busy_fs", "second_busy_fs", "first_of_busiest_fs", "second_of_busiest_fs"),
+    *("dram_pj", "compute_pj"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,8 @@ class ExpertTerm:
             tokens: (draws, experts), tokens that each expert got.
 
         Returns:
-            (draws, 5), columns as in FEATURES. Busy times are means over the devices, energy is for all devices.
+            (draws, features), columns as in FEATURES. Busy times are means over the devices, and those of the group
+            that the layer waits for; energy is for all devices.
         """
         draws = tokens.shape[0]
         times = [unit.time_fs(tokens) for unit in self.units]
@@ -92,16 +96,18 @@ class ExpertTerm:
         else:
             on_second = np.full(tokens.shape, self.selection == "second")
         time = np.zeros((draws, self.groups), np.int64)
-        busy = np.zeros((draws, 2), np.int64)
+        busy = np.zeros((2, draws, self.groups), np.int64)
         energy = np.zeros((draws, 2), np.int64)
         for index, unit in enumerate(self.units):
             mine = on_second if index else ~on_second
             per_group = np.where(mine, times[index], 0).reshape(draws, self.groups, -1).sum(axis=2)
             np.maximum(time, per_group, out=time)  # one group never uses both units but in co-processing, side by side
-            busy[:, index] = per_group.sum(axis=1) // self.groups
+            busy[index] = per_group
             energy[:, 0] += np.where(mine, unit.dram_pj(tokens), 0).sum(axis=1)
             energy[:, 1] += np.where(mine, unit.token_compute_pj * tokens, 0).sum(axis=1)
-        return np.column_stack([time.max(axis=1), busy, energy])
+        slowest = time.argmax(axis=1)[None, :, None]
+        of_busiest = np.take_along_axis(busy, slowest, axis=2)[:, :, 0]
+        return np.column_stack([time.max(axis=1), *(busy.sum(axis=2) // self.groups), *of_busiest, energy])
 
     def _faster_second(self, times: Sequence[IntArray]) -> NDArray[np.bool_]:
         """(draws,): whether the second unit runs the whole layer sooner, given each expert's times (draws, experts)."""

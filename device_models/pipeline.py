@@ -15,7 +15,7 @@ prompts in the step it always is. All times are integers in femtoseconds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,8 +57,8 @@ class Station:
 class Load:
     """Busy time that work leaves on a unit, for the busy shares.
 
-    Per token, sampled output, decoding request and context token seen. `prefill_parts`: into how many alike units, of
-    which this is the mean, prefill attention is divided; 0 if it is elsewhere.
+    Per token, sampled output, decoding request and context token seen. `prefill`: (parts, of so many equal ones) of
+    prefill attention that are on this unit.
     """
 
     unit: str
@@ -66,7 +66,35 @@ class Load:
     per_output: int
     per_request: int
     per_context: tuple[int, ...]
-    prefill_parts: int = 0
+    prefill: tuple[int, int] = (0, 1)
+
+    def busy_fs(self, tokens: int, outputs: int, requests: int, seen: Sequence[int]) -> int:
+        """What these leave, without prefill attention."""
+        busy = self.per_token * tokens + self.per_output * outputs + self.per_request * requests
+        return busy + sum(each * total for each, total in zip(self.per_context, seen, strict=True))
+
+    def prefill_fs(self, whole_fs: int) -> int:
+        """Its part of prefill attention's time; to be asked once for all of it, as it is rounded down."""
+        parts, of = self.prefill
+        return whole_fs * parts // of
+
+
+def undominated(loads: Iterable[Load]) -> tuple[Load, ...]:
+    """Loads of alike units without those that are in no respect above another; the largest is among the rest."""
+    found: list[Load] = []
+    for load in loads:
+        if any(_covers(other, load) for other in found):
+            continue
+        found = [kept for kept in found if not _covers(load, kept)] + [load]
+    return tuple(found)
+
+
+def _covers(load: Load, other: Load) -> bool:
+    ours, theirs = (
+        (each.per_token, each.per_output, each.per_request, *each.per_context, each.prefill[0] / each.prefill[1])
+        for each in (load, other)
+    )
+    return all(a >= b for a, b in zip(ours, theirs, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +104,8 @@ class PipelineTerm:
     `chain` is one token's way by category, but for attention to its context, which takes `chain_per_context` for each
     context token that it sees. `windows` are the attention windows of groups of layers (None: all of the context).
     The first window is the widest. Tokens of a prompt follow each other at `per_prompt_token`, of which the category is
-    `prompt_category`; a second prompt adds `per_second_prompt_token`, or more where more tokens queue.
+    `prompt_category`; a second prompt adds `per_second_prompt_token`, or more where more tokens queue. `loads` are of
+    each unit in the mean over the devices; `device_loads` of those of its devices that may have most to do.
     """
 
     windows: tuple[int | None, ...]
@@ -87,6 +116,7 @@ class PipelineTerm:
     per_second_prompt_token: int
     prompt_category: Category
     loads: tuple[Load, ...]
+    device_loads: tuple[Load, ...] = ()
 
     @property
     def fixed_fs(self) -> int:

@@ -124,7 +124,7 @@ class ExpertPools:
         self._between: dict[int, tuple[list[int], int, list[int], int]] = {}
 
     def features(self, tokens: IntArray, index: IntArray) -> IntArray:
-        """(n, 5): features of outcomes `index` (n,), each below POOL_SIZE, for token counts `tokens` (n,)."""
+        """(n, features): outcomes `index` (n,), each below POOL_SIZE, for token counts `tokens` (n,)."""
         distinct, which = np.unique(tokens, return_inverse=True)
         bounds = np.array([pool_bucket(t) for t in distinct.tolist()]).reshape(-1, 2)
         buckets, place = np.unique(bounds, return_inverse=True)
@@ -162,13 +162,13 @@ class ExpertPools:
         return found
 
     def exact(self, tokens: int, replica: int, step: int) -> IntArray:
-        """(5,): features of one whole-model outcome drawn for this very step."""
+        """(features,): one whole-model outcome drawn for this very step."""
         rng = np.random.default_rng([self.seed, _EXACT, replica, step])
         counts = draw_counts(rng, self._probabilities, tokens, self.term.layers)
         return np.asarray(self.term.layer_features(counts).sum(axis=0))
 
     def _pool(self, tokens: int) -> IntArray:
-        """(POOL_SIZE, 5): the pool of a token count that has one."""
+        """(POOL_SIZE, features): the pool of a token count that has one."""
         found = self._pools.get(tokens)
         if found is None:
             found = self._pools[tokens] = self._draw(tokens)[self.rank]
@@ -181,7 +181,7 @@ class ExpertPools:
         return found
 
     def _draw(self, tokens: int) -> IntArray:
-        """(POOL_SIZE, 5), by ascending time."""
+        """(POOL_SIZE, features), by ascending time."""
         term = self.term
         rng = np.random.default_rng([self.seed, _POOL, tokens])
         wanted = POOL_SIZE * term.layers

@@ -101,7 +101,8 @@ class Ledger:
         computed_tokens: that passed through the layers, of prompts and of outputs.
         prompt_tokens: of these, those of prompts.
         output_tokens: sampled.
-        busy_s: of each unit of a device.
+        busy_s: of each unit, in the mean over the replica's devices.
+        busiest_s: of each unit, on the device where it has most to do.
         operator_s: of each category of operators.
         joules: by category and part, dram or compute.
         static_joules: what its devices have drawn until `clock_fs` whether they worked or not; None: not known.
@@ -119,6 +120,7 @@ class Ledger:
     prompt_tokens: int
     output_tokens: int
     busy_s: Mapping[str, float]
+    busiest_s: Mapping[str, float]
     operator_s: Mapping[str, float]
     joules: Mapping[tuple[str, str], float]
     static_joules: float | None

@@ -139,7 +139,7 @@ class ReplicaCosts:
         return self.pools.time_fs(tokens, (self.offset + step) % POOL_SIZE)
 
     def experts_features(self, tokens: NDArray[np.int64], steps: NDArray[np.int64]) -> IntArray:
-        """(n, 5): MoE features of executed steps with the given token counts and step numbers."""
+        """(n, features): routed experts of executed steps with the given token counts and step numbers."""
         assert self.pools is not None
         if self.exact:
             drawn = [self._recall(t, step) for t, step in zip(tokens.tolist(), steps.tolist(), strict=True)]

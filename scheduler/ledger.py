@@ -42,7 +42,7 @@ class ReplicaLedger:
 
     Args:
         costs: the replica's costs.
-        drawn: features (n, 5) of the experts in single steps with these tokens (n,) and numbers (n,); None: as `costs`
+        drawn: (n, features) of the experts in single steps with these tokens (n,) and numbers (n,); None: as `costs`
             has them.
     """
 
@@ -73,8 +73,7 @@ class ReplicaLedger:
         found = dict(self._unit_fs)
         pipeline = self.costs.plan.pipeline
         for load in pipeline.loads if pipeline is not None else ():
-            if load.prefill_parts:  # divided once, so that it does not matter how the spans came
-                found[load.unit] += self._pipeline_prefill_fs // load.prefill_parts
+            found[load.unit] += load.prefill_fs(self._pipeline_prefill_fs)
         return found
 
     def take(self, rows: Rows, first_steps: IntArray) -> None:
@@ -188,7 +187,7 @@ class ReplicaLedger:
             features[~long] = (self._drawn or self.costs.experts_features)(tokens[~long], first_steps[~long])
         if long.any():
             features[long] = self._pooled(tokens[long], first_steps[long], rows.steps[long])
-        time, first, second, dram, compute = (exact_sum(features[:, column]) for column in range(len(FEATURES)))
+        time, first, second, _, _, dram, compute = (exact_sum(features[:, column]) for column in range(len(FEATURES)))
         self.category_fs["moe"] += time
         for unit, busy in zip(term.units, (first, second), strict=False):
             self._unit_fs[unit.unit] += busy
@@ -197,7 +196,7 @@ class ReplicaLedger:
         return np.asarray(features[:, 0])
 
     def _pooled(self, tokens: IntArray, first_steps: IntArray, steps: IntArray) -> IntArray:
-        """(n, 5): features of spans of at most POOL_SIZE steps, as differences of prefix sums."""
+        """(n, features): of spans of at most POOL_SIZE steps, as differences of prefix sums."""
         distinct, which = np.unique(tokens, return_inverse=True)
         if missing := [t for t in distinct.tolist() if t not in self._place]:
             if len(self._place) + len(missing) > _TABLES_KEPT:
@@ -212,7 +211,7 @@ class ReplicaLedger:
         return np.asarray(self._table[place, begin + steps] - self._table[place, begin])
 
     def _prefix(self, tokens: int) -> IntArray:
-        """(2 POOL_SIZE + 1, 5): features of the first i outcomes of the endless repetition of the pool."""
+        """(2 POOL_SIZE + 1, features): of the first i outcomes of the endless repetition of the pool."""
         pools = self.costs.pools
         assert pools is not None
         once = pools.features(np.full(POOL_SIZE, tokens), np.arange(POOL_SIZE))
@@ -267,6 +266,4 @@ class ReplicaLedger:
         seen = [_seen_total(rows, window) for window in pipeline.windows]
         self._pipeline_prefill_fs += exact_sum(rows.prefill_fs)
         for load in pipeline.loads:
-            busy = load.per_token * processed + load.per_output * outputs + load.per_request * decoded
-            busy += sum(each * total for each, total in zip(load.per_context, seen, strict=True))
-            self._unit_fs[load.unit] += busy
+            self._unit_fs[load.unit] += load.busy_fs(processed, outputs, decoded, seen)

@@ -17,6 +17,7 @@ What a figure covers:
 - Request counts (but the measured ones), prompt and output tokens, energy, batch, steps, KV use, busy shares and time
   shares: the whole run. Where replicas are of two kinds, shares are means over replicas, those of a unit over the
   replicas that have it, `pools` tells them apart, and `static_joules` holds what is known.
+- Busy shares of units are means over devices; those of the busiest device are of the replica where it has most to do.
 - Pools, hand-overs and faults: the whole run.
 
 The whole run is the time in which something was served: simulated time 0 is the arrival of the first request (of a
@@ -179,6 +180,7 @@ def summarize(served: Served, slo: SloSpec, devices: int) -> dict[str, Any]:
         "kv": _kv_use(served, served.pools),
         "time_share": {c: sum(log.category_fs[c] for log in logs) / busy if busy else None for c in CATEGORIES},
         "unit_busy_share": {unit: _unit_share(logs, unit, served.end_s) for unit in units},
+        "unit_busy_share_of_busiest_device": {unit: _busiest_share(logs, unit, served.end_s) for unit in units},
         "busy_share": busy / capacity_fs if capacity_fs else None,
         "max_model_len": served.max_model_len,
         "end_s": served.end_s,
@@ -226,6 +228,12 @@ def _unit_share(logs: Sequence[StepLog], unit: str, end_s: float) -> float | Non
     return sum(busy) / capacity_fs if capacity_fs else None
 
 
+def _busiest_share(logs: Sequence[StepLog], unit: str, end_s: float) -> float | None:
+    """Busy share of a unit in the device where it has most to do."""
+    most = max(log.busiest_unit_fs.get(unit, 0) for log in logs)
+    return most / (end_s * FS_PER_S) if end_s else None
+
+
 def _kv_use(served: Served, pools: Sequence[Pool]) -> dict[str, Any]:
     """Size of the KV caches of some pools, and how full they were."""
     blocks = sum(pool.kv_blocks * len(pool.numbers) for pool in pools)
@@ -251,6 +259,9 @@ def _pools(served: Served, handovers: HandoverFigures) -> dict[str, Any]:
             "devices": pool.plan.devices * len(logs),
             "busy_share": busy / capacity_fs if capacity_fs else None,
             "unit_busy_share": {unit: _unit_share(logs, unit, served.end_s) for unit in logs[0].unit_fs},
+            "unit_busy_share_of_busiest_device": {
+                unit: _busiest_share(logs, unit, served.end_s) for unit in logs[0].unit_fs
+            },
             "steps": sum(log.steps for log in logs),
             "mean_requests": _mean_requests(logs),
             "output_tokens": sum(log.tokens for log in logs),

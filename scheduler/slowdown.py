@@ -59,6 +59,7 @@ def slow_plan(plan: CostPlan, thousandths: int) -> CostPlan:
             per_prompt_token=slow(given.per_prompt_token),
             per_second_prompt_token=slow(given.per_second_prompt_token),
             loads=tuple(map(load, given.loads)),
+            device_loads=tuple(map(load, given.device_loads)),
         )
 
     return replace(
@@ -84,7 +85,7 @@ class SlowPools(ExpertPools):
         self._thousandths = thousandths
 
     def features(self, tokens: IntArray, index: IntArray) -> IntArray:
-        """(n, 5): features of outcomes `index` (n,) for token counts `tokens` (n,)."""
+        """(n, features): outcomes `index` (n,) for token counts `tokens` (n,)."""
         return self._slow(super().features(tokens, index))
 
     def time_fs(self, tokens: int, index: int) -> int:
@@ -92,7 +93,7 @@ class SlowPools(ExpertPools):
         return (super().time_fs(tokens, index) * self._thousandths + NORMAL // 2) // NORMAL
 
     def exact(self, tokens: int, replica: int, step: int) -> IntArray:
-        """(5,): features of one whole-model outcome drawn for this very step."""
+        """(features,): one whole-model outcome drawn for this very step."""
         return self._slow(super().exact(tokens, replica, step))
 
     def _slow(self, features: IntArray) -> IntArray:

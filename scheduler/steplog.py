@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pimserve.device_models.experts import FEATURES
 from pimserve.device_models.operators import CATEGORIES
 from pimserve.device_models.operators import Rows as RowKind
 from pimserve.device_models.pipeline import PipelineColumns, PipelineTerm
@@ -79,7 +80,7 @@ class Steps(NamedTuple):
     decodes: IntArray
     context: IntArray
     attention_fs: IntArray  # decode and prefill attention, as long as the step waits for them
-    experts: IntArray | None  # (n, 5), columns as in `experts.FEATURES`
+    experts: IntArray | None  # (n, features), columns as in `experts.FEATURES`
     pipeline: PipelineColumns | None
 
 
@@ -196,6 +197,11 @@ class StepLog:
         self.twice_block_fs = 0  # twice the time integral of KV blocks in use: halving is left to the end
         self.peak_blocks = 0
         self._pipeline_prefill_fs = 0
+        experts, pipeline = costs.plan.experts, costs.plan.pipeline
+        # What the mean device is behind the one that has most to do in each layer of experts, and what each of a
+        # pipeline's devices that may have most to do has done.
+        self._behind_fs = dict.fromkeys([each.unit for each in experts.units] if experts is not None else (), 0)
+        self._device_fs = [0] * (len(pipeline.device_loads) if pipeline is not None else 0)
         self._hash = ChainDigest()
         self._rows: list[tuple[int, ...]] = []
         self._gaps: list[tuple[int, int]] = []  # between tokens, that no step shows, and how many of each
@@ -235,8 +241,21 @@ class StepLog:
         found = dict(self._unit_fs)
         pipeline = self.costs.plan.pipeline
         for load in pipeline.loads if pipeline is not None else ():
-            if load.prefill_parts:  # divided once, so that it does not matter where the log was cut
-                found[load.unit] += self._pipeline_prefill_fs // load.prefill_parts
+            found[load.unit] += load.prefill_fs(self._pipeline_prefill_fs)
+        return found
+
+    @property
+    def busiest_unit_fs(self) -> dict[str, int]:
+        """Busy time of each unit on the device that has most to do.
+
+        Of a pipeline's devices that is one for the whole run; of groups of routed experts, the one that each layer
+        waits for.
+        """
+        found = {unit: busy + self._behind_fs.get(unit, 0) for unit, busy in self.unit_fs.items()}
+        pipeline = self.costs.plan.pipeline
+        if pipeline is not None:
+            for load, busy in zip(pipeline.device_loads, self._device_fs, strict=True):
+                found[load.unit] = max(found[load.unit], busy + load.prefill_fs(self._pipeline_prefill_fs))
         return found
 
     def digest(self) -> str:
@@ -258,6 +277,7 @@ class StepLog:
             prompt_tokens=self.prompt_tokens,
             output_tokens=self.tokens,
             busy_s={unit: busy / FS_PER_S for unit, busy in self.unit_fs.items()},
+            busiest_s={unit: busy / FS_PER_S for unit, busy in self.busiest_unit_fs.items()},
             operator_s={category: time / FS_PER_S for category, time in self.category_fs.items()},
             joules={key: energy / PJ_PER_J for key, energy in self.energy_pj.items()},
             static_joules=None if static_pj is None else static_pj / PJ_PER_J,
@@ -277,6 +297,8 @@ class StepLog:
             "category_fs": dict(self.category_fs),
             "energy_pj": [[*key, value] for key, value in self.energy_pj.items()],
             "unit_fs": dict(self._unit_fs),
+            "behind_fs": dict(self._behind_fs),
+            "device_fs": list(self._device_fs),
             "itl": self.itl.state(),
             "durations": self.durations.state(),
             "step_tokens": self.step_tokens.tolist(),
@@ -292,6 +314,8 @@ class StepLog:
         self.category_fs.update(state["category_fs"])
         self.energy_pj.update({(category, kind): value for category, kind, value in state["energy_pj"]})
         self._unit_fs.update(state["unit_fs"])
+        self._behind_fs.update(state["behind_fs"])
+        self._device_fs[:] = state["device_fs"]
         self.itl.restore(state["itl"])
         self.durations.restore(state["durations"])
         self.step_tokens[:] = state["step_tokens"]
@@ -416,9 +440,9 @@ class StepLog:
         seen = [_seen_total(rows, window) for window in pipeline.windows]
         self._pipeline_prefill_fs += exact_sum(rows.prefill_fs)
         for load in pipeline.loads:
-            busy = load.per_token * processed + load.per_output * outputs + load.per_request * decoded
-            busy += sum(each * total for each, total in zip(load.per_context, seen, strict=True))
-            self._unit_fs[load.unit] += busy
+            self._unit_fs[load.unit] += load.busy_fs(processed, outputs, decoded, seen)
+        for index, load in enumerate(pipeline.device_loads):
+            self._device_fs[index] += load.busy_fs(processed, outputs, decoded, seen)
 
     def _attention(self, rows: Rows, prefill_fs: int) -> None:
         """Energy and unit time of attention."""
@@ -434,12 +458,13 @@ class StepLog:
         self.energy_pj["attention_prefill", "compute"] += exact_sum(rows.prefill_compute_pj)
 
     def _experts(self, features: IntArray) -> None:
-        """Time, energy and unit time of routed experts, (n, 5)."""
+        """Time, energy and unit time of routed experts, columns as in FEATURES."""
         term = self.costs.plan.experts
         assert term is not None
-        time, first, second, dram, compute = (exact_sum(features[:, column]) for column in range(5))
+        time, *busy, dram, compute = (exact_sum(features[:, column]) for column in range(len(FEATURES)))
         self.category_fs["moe"] += time
-        for unit, busy in zip(term.units, (first, second), strict=False):
-            self._unit_fs[unit.unit] += busy
+        for unit, mean, most in zip(term.units, busy[:2], busy[2:], strict=False):
+            self._unit_fs[unit.unit] += mean
+            self._behind_fs[unit.unit] += most - mean
         self.energy_pj["moe", "dram"] += dram
         self.energy_pj["moe", "compute"] += compute

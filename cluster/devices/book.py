@@ -185,7 +185,7 @@ class _Draws:
         self.slowed: ReplicaCosts | None = None  # whose times count, where they are not the normal ones
 
     def __call__(self, tokens: IntArray, steps: IntArray) -> IntArray:
-        """(n, 5): features of the steps."""
+        """(n, features): of the steps."""
         found = np.empty((len(steps), len(FEATURES)), np.int64)
         if self.slowed is not None:
             found[:] = self.slowed.experts_features(tokens, steps)

@@ -152,7 +152,13 @@ FAMILIES = (
     Family(
         "pimserve_device_busy_seconds_total",
         "counter",
-        "Busy time of a unit in each device of the replica; they work in step.",
+        "Busy time of a unit, in the mean over the devices of the replica.",
+        (*DEVICE, "unit"),
+    ),
+    Family(
+        "pimserve_busiest_device_busy_seconds_total",
+        "counter",
+        "Busy time of a unit on the device of the replica where it has most to do.",
         (*DEVICE, "unit"),
     ),
     Family(

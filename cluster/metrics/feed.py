@@ -237,8 +237,9 @@ class LedgerMetrics:
                 metrics.sums[name][row] += histogram.sum_s
             metrics.counts[names[2]][row] += ledger.step_tokens
             metrics.sums[names[2]][row] += ledger.computed_tokens
-            for unit, busy_s in ledger.busy_s.items():
-                values["pimserve_device_busy_seconds_total"][self._busy[index, unit]] = busy_s
+            for name, busy in (("device", ledger.busy_s), ("busiest_device", ledger.busiest_s)):
+                for unit, busy_s in busy.items():
+                    values[f"pimserve_{name}_busy_seconds_total"][self._busy[index, unit]] = busy_s
             for operator, time_s in ledger.operator_s.items():
                 values["pimserve_operator_time_seconds_total"][self._time[index, operator]] = time_s
             energy = values["pimserve_device_energy_joules_total"]

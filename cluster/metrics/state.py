@@ -304,7 +304,7 @@ def units(pool: PlacedPool) -> tuple[str, ...]:
 
 def _of_devices(family: Family, pool: PlacedPool) -> Sequence[tuple[str, ...]]:
     """Values of the labels that a device family has of its own."""
-    if family.name == "pimserve_device_busy_seconds_total":
+    if family.name in {"pimserve_device_busy_seconds_total", "pimserve_busiest_device_busy_seconds_total"}:
         return [(unit,) for unit in units(pool)]
     if family.name == "pimserve_operator_time_seconds_total":
         return [(category,) for category in CATEGORIES]

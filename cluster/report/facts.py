@@ -25,6 +25,7 @@ _LOAD = (
     ("output tokens", "tokens.output"),
     ("steps of decoding only", "batch.decode_only_share", "share"),
 )
+_BOUND = 0.5  # a unit that is busy for less of the time that replicas are is not what they wait for
 _FEW_SAMPLES = 1000  # fewer leave less than ten above the 99th percentile
 _GROUPS = {
     "requests": "Requests, whole run",
@@ -124,13 +125,28 @@ def tiles(summary: Summary) -> list[Tile]:
             else f"{scaled(number(summary, 'energy.static_joules_per_output_token'), 'J')} passive",
         )
     )
-    busy = numbers(summary, "unit_busy_share")
-    if busy:
-        most = max(busy, key=lambda unit: busy[unit])
-        found.append(Tile("busiest unit", named(most), f"busy {share(busy[most])} of the time"))
+    found += _bottleneck(summary)
     found.append(
         Tile("KV cache, peak", share(number(summary, "kv.peak_use")), f"mean {share(number(summary, 'kv.mean_use'))}")
     )
+    return found
+
+
+def _bottleneck(summary: Summary) -> list[Tile]:
+    """The busiest unit of the busiest device, and what takes most of the time."""
+    found = []
+    mean = numbers(summary, "unit_busy_share")
+    busy = numbers(summary, "unit_busy_share_of_busiest_device") or mean
+    if busy:
+        most = max(busy, key=lambda unit: busy[unit])
+        remark = f"busy {share(busy[most])} of the time on the busiest device, {share(mean.get(most))} in the mean"
+        if busy[most] < _BOUND * (number(summary, "busy_share") or 0.0):
+            remark += "; none is the bottleneck: steps wait for work that goes from device to device, or unit to unit"
+        found.append(Tile("busiest unit", named(most), remark))
+    times = numbers(summary, "time_share")
+    if times:
+        most = max(times, key=lambda operator: times[operator])
+        found.append(Tile("most of the time", named(most), f"{share(times[most])} of the time in steps"))
     return found
 
 

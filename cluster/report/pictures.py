@@ -191,23 +191,41 @@ def breakdown_pictures(runs: Sequence[Named]) -> list[Picture]:
         times,
     )
     found += _energy(runs)
-    units = [(each, numbers(each.run.summary, "unit_busy_share")) for each in runs]
-    names = list(dict.fromkeys(unit for _, shares in units for unit in shares))
+    found += _units(runs)
+    return found
+
+
+def _units(runs: Sequence[Named]) -> list[Picture]:
+    """How busy each unit is, in the mean over the devices and on the one where it has most to do."""
+    units = [
+        (
+            each,
+            numbers(each.run.summary, "unit_busy_share"),
+            numbers(each.run.summary, "unit_busy_share_of_busiest_device"),
+        )
+        for each in runs
+    ]
+    names = list(dict.fromkeys(unit for _, mean, _ in units for unit in mean))
     rows = [
-        (" ".join(filter(None, (each.name, named(unit)))), [shares[unit]])
+        (" ".join(filter(None, (each.name, named(unit)))), [mean[unit], max(0.0, most.get(unit, 0.0) - mean[unit])])
         for unit in names
-        for each, shares in units
-        if unit in shares
+        for each, mean, most in units
+        if unit in mean
     ]
     if rows:
-        texts = [share(values[0]) for _, values in rows]
-        alt = "Busy share of time of each unit: " + ", ".join(
+        texts = [share(mean + more) for _, (mean, more) in rows]
+        alt = "Busy share of time of each unit, on the busiest device: " + ", ".join(
             f"{name} {text}" for (name, _), text in zip(rows, texts, strict=True)
         )
-        caption = "Of the whole run, mean over replicas and devices. Units side by side may be busy at the same time."
-        draw = charts.bars(rows, ("busy",), "share of time", texts, share=True)
-        found.append(picture("units", "Busy units", f"{alt}.", caption, draw, height_in=charts.bars_height(len(rows))))
-    return found
+        caption = (
+            "Of the whole run: the mean over replicas and devices, and what more there is on the device where the unit"
+            " has most to do. Units side by side may be busy at the same time."
+        )
+        parts = ("mean", "more on the busiest device")
+        draw = charts.bars(rows, parts, "share of time", texts, share=True)
+        height_in = charts.bars_height(len(rows), len(parts))
+        return [picture("units", "Busy units", f"{alt}.", caption, draw, height_in=height_in)]
+    return []
 
 
 def _shares(

@@ -16,7 +16,7 @@ import numpy as np
 from pimserve.device_models.aimc.chip import Chip
 from pimserve.device_models.aimc.walk import AttentionSlopes, Walk
 from pimserve.device_models.operators import Category
-from pimserve.device_models.pipeline import Load, PipelineTerm, StaticPower, Station
+from pimserve.device_models.pipeline import Load, PipelineTerm, StaticPower, Station, undominated
 from pimserve.device_models.plan import CostPlan, DecodeAttentionTerm, Energy, PrefillAttentionTerm, RowTerm
 
 TILES, BUSIEST_TILE, DIGITAL, ATTENTION, DRAM = UNITS = ("tiles", "busiest_tile", "digital", "attention", "dram")
@@ -82,10 +82,10 @@ def _pipeline(walk: Walk, chip: Chip, windows: Sequence[int | None]) -> Pipeline
     stations += _undominated(_memory(group, windows) for group in by_chip if group)
     stations += _undominated(_units(group, windows, chip) for group in by_chip if group)
 
-    def mean(whole: Station, prefill_parts: int = 0) -> Load:
+    def mean(whole: Station, prefill: tuple[int, int] = (0, 1)) -> Load:
         per_context = tuple(each // chip.chips for each in whole.per_context)
         per_token, per_request = whole.per_token // chip.chips, whole.per_request // chip.chips
-        return Load(whole.name, per_token, 0, per_request, per_context, prefill_parts)
+        return Load(whole.name, per_token, 0, per_request, per_context, prefill)
 
     alone = [part.busiest_ps(chip.digital_units) for part in walk.segments]
     # A second prompt is in one segment while the anchor is in the next.
@@ -103,10 +103,35 @@ def _pipeline(walk: Walk, chip: Chip, windows: Sequence[int | None]) -> Pipeline
             Load(TILES, _fs(tiles.mean()), _fs(sampled_tiles.mean()), 0, none),
             Load(BUSIEST_TILE, _fs(tiles[most]), _fs(sampled_tiles[most]), 0, none),
             Load(DIGITAL, _fs(digital.mean()), _fs(sampled_digital.mean()), 0, none),
-            mean(_units(walk.attention, windows, chip), prefill_parts=chip.chips),
+            mean(_units(walk.attention, windows, chip), prefill=(1, chip.chips)),
             mean(_memory(walk.attention, windows)),
         ),
+        device_loads=(
+            *undominated(
+                Load(TILES, _fs(work), _fs(sampled), 0, none)
+                for work, sampled in zip(
+                    tiles.reshape(chip.chips, -1).mean(axis=1),
+                    sampled_tiles.reshape(chip.chips, -1).mean(axis=1),
+                    strict=True,
+                )
+            ),
+            *undominated(
+                Load(BUSIEST_TILE, _fs(tiles[index]), _fs(sampled_tiles[index]), 0, none) for index in (most, busiest)
+            ),
+            *undominated(
+                Load(DIGITAL, _fs(work), _fs(sampled), 0, none)
+                for work, sampled in zip(digital, sampled_digital, strict=True)
+            ),
+            *undominated(
+                _load(_units(group, windows, chip), (len(group), len(walk.attention))) for group in by_chip if group
+            ),
+            *undominated(_load(_memory(group, windows)) for group in by_chip if group),
+        ),
     )
+
+
+def _load(station: Station, prefill: tuple[int, int] = (0, 1)) -> Load:
+    return Load(station.name, station.per_token, station.per_output, station.per_request, station.per_context, prefill)
 
 
 def _memory(group: Sequence[AttentionSlopes], windows: Sequence[int | None]) -> Station:

@@ -77,6 +77,7 @@ _EXAMPLE = {
         "communication": 0.38302,
     },
     "unit_busy_share": {"xpu": 0.14122, "logic_pim": 0.44158, "link": 0.35575},
+    "unit_busy_share_of_busiest_device": {"xpu": 0.14122, "logic_pim": 0.47123, "link": 0.35575},
     "busy_share": 0.9288,
     "max_model_len": 32768,
     "end_s": 634.623,

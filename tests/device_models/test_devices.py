@@ -79,7 +79,7 @@ def take_step(plan: CostPlan, *, decodes: int, context: int, prompt: int) -> Ste
         term = plan.experts
         law = pick_probabilities(np.ones(term.experts), term.top_k)
         counts = draw_counts(np.random.default_rng(1), law, tokens, 1)
-        time, _, _, dram, compute = term.layer_features(counts)[0]
+        time, *_, dram, compute = term.layer_features(counts)[0]
         fs += term.layers * int(time)
         pj += term.layers * int(dram + compute)
     return Step(fs / FS_PER_S, pj / PJ_PER_J, counts)

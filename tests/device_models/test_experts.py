@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pimserve.device_models.experts import ExpertTerm, ExpertUnit
+from pimserve.device_models.experts import FEATURES, ExpertTerm, ExpertUnit
 
 # The paper's table, in units of one expert's weights read by the xPU: max(1, .75 n / 295), and max(1, .75 n / 8) / 4.
 FIRST = (1.0, 0.75 / 295)
@@ -30,7 +30,7 @@ def term(experts: int, groups: int, spaces: int = 4) -> ExpertTerm:
 def on_first(tokens: list[int], groups: int = 1, spaces: int = 4) -> int:
     """How many experts (of those with tokens) the decision puts on the first unit."""
     features = term(len(tokens), groups, spaces).layer_features(np.array([tokens]))
-    return int(features[0, 3]) // _ON_FIRST
+    return int(features[0, FEATURES.index("dram_pj")]) // _ON_FIRST
 
 
 @pytest.mark.parametrize(
@@ -99,6 +99,7 @@ def test_one_unit_at_a_time_sums_over_a_group_and_takes_the_slowest(tokens: list
     features = whole.layer_features(np.array([tokens]))[0]
     assert features[0] == slowest
     assert features[1] + features[2] == sum(times) // 4
+    assert features[3] + features[4] == slowest
 
 
 # By times. (floor, slope) of an expert's time on a unit, fs: it reads its weights, or computes.
@@ -170,3 +171,11 @@ def test_where_both_units_read_weights_it_is_a_light_space_that_moves() -> None:
     by_times = timed((300, 0), (100, 0))
     assert layer_fs(by_times, tokens) == 400  # one expert on the first unit, beside four; with most tokens: 600
     assert layer_fs(replace(by_times, selection="second"), tokens) == 500
+
+
+@given(st.lists(st.integers(0, 300), min_size=8, max_size=8))
+def test_units_of_the_busiest_group_are_those_that_the_layer_waits_for(tokens: list[int]) -> None:
+    time, _, _, *of_busiest = term(8, 2).layer_features(np.array([tokens]))[0, :5].tolist()
+    groups = [term(4, 1).layer_features(np.array([tokens[at : at + 4]]))[0] for at in (0, 4)]
+    assert time == max(of_busiest) == max(group[0] for group in groups)
+    assert of_busiest in [group[1:3].tolist() for group in groups if group[0] == time]

@@ -1,5 +1,6 @@
 """Pipelines by hand: who waits for whom, and where one rule gives way to another."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pimserve.device_models.pipeline import PipelineTerm, StaticPower, Station
+from pimserve.device_models.pipeline import Load, PipelineTerm, StaticPower, Station, undominated
 
 STATION = Station("memory", "attention_decode", 2, 3, 5, (7,), visit=1, visit_per_context=1, rest=12, slack=30)
 TERM = PipelineTerm(
@@ -120,3 +121,27 @@ def test_columns_count_what_the_engine_counts_in_mixed_steps(requests: int) -> N
         prefill_fs=column(prefill),
     )
     assert TERM.fixed_fs + columns.slots_fs[0] + columns.attention_fs[0] + columns.wait_fs[0] == whole
+
+
+@given(
+    st.lists(
+        st.builds(
+            Load,
+            st.just("tiles"),
+            *[st.integers(0, 3)] * 3,
+            st.tuples(st.integers(0, 3)),
+            st.sampled_from([(0, 1), (1, 2), (2, 4), (1, 1)]),
+        ),
+        min_size=1,
+        max_size=12,
+    ),
+    st.tuples(*[st.integers(0, 9)] * 5),
+)
+def test_the_busiest_device_is_never_left_out(loads: list[Load], work: tuple[int, int, int, int, int]) -> None:
+    def most(some: Iterable[Load]) -> int:
+        tokens, outputs, requests, seen, prefill_fs = work
+        return max(load.busy_fs(tokens, outputs, requests, [seen]) + load.prefill_fs(4 * prefill_fs) for load in some)
+
+    kept = undominated(loads)
+    assert set(kept) <= set(loads)
+    assert most(kept) == most(loads)

@@ -98,6 +98,15 @@ def expert_terms(draw: st.DrawFn) -> ExpertTerm:
     )
 
 
+def loads(
+    name: str, tokens: st.SearchStrategy[int], per_context: st.SearchStrategy[tuple[int, ...]]
+) -> st.SearchStrategy[Load]:
+    """What leaves busy time on a unit, with all, half or none of prefill attention."""
+    return st.builds(
+        Load, st.just(name), tokens, tokens, tokens, per_context, st.sampled_from([(0, 1), (1, 1), (1, 2)])
+    )
+
+
 @st.composite
 def pipelines(draw: st.DrawFn) -> CostPlan:
     """Plans of devices that tokens pass through one behind the other, with up to three stations."""
@@ -120,10 +129,8 @@ def pipelines(draw: st.DrawFn) -> CostPlan:
         per_prompt_token=draw(tokens),
         per_second_prompt_token=draw(tokens),
         prompt_category="moe",
-        loads=tuple(
-            Load(name, draw(tokens), draw(tokens), draw(tokens), draw(per_context), draw(st.integers(0, 2)))
-            for name in names
-        ),
+        loads=tuple(draw(loads(name, tokens, per_context)) for name in names),
+        device_loads=tuple(draw(loads(name, tokens, per_context)) for name in names for _ in range(2)),
     )
     pieces = st.lists(st.tuples(st.integers(0, 10**10), each, st.integers(0, 10**8)), min_size=1, max_size=2)
     return CostPlan(

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pimserve.device_models.pipeline import PipelineTerm, StaticPower, Station
+from pimserve.device_models.experts import ExpertTerm, ExpertUnit
+from pimserve.device_models.pipeline import Load, PipelineTerm, StaticPower, Station
 from pimserve.device_models.plan import HOST, CostPlan, DecodeAttentionTerm, Energy, RowTerm
 from pimserve.loadgen.workload import Workload
 from pimserve.scheduler.config import SchedulerSpec
@@ -206,6 +207,26 @@ def test_the_host_takes_time_by_requests_and_launches_by_what_runs() -> None:
     assert energy["step"] == {"dram": 0, "compute": 0}
 
 
+def test_the_busiest_device_of_a_pipeline_and_of_groups_of_experts() -> None:
+    ms = 10**12
+    pipeline = PipelineTerm(
+        *((None,), (("fc", 10 * ms),), (0,), (Station("tiles", "fc", 0, 0, 0, (0,)),), 0, 0, "fc"),
+        loads=(Load("tiles", ms, ms, 0, (0,)),),
+        device_loads=(Load("tiles", 2 * ms, 0, 0, (0,)), Load("tiles", 0, 2 * ms, 0, (0,))),
+    )
+    plan = replace(PLAN, devices=2, units=("tiles",), rows=(), pipeline=pipeline)
+    # A prompt of five tokens and three decode steps: 8 tokens, 4 outputs, 40 ms.
+    found = summary([(0.0, 5, 4)], plan=plan)
+    assert found["unit_busy_share"] == {"tiles": pytest.approx(12 / 40)}
+    assert found["unit_busy_share_of_busiest_device"] == {"tiles": pytest.approx(16 / 40)}
+    # Four experts, of which each token takes one, on two devices: one token keeps one device busy and not the other.
+    experts = ExpertTerm(1, 4, 1, 2, 1, (ExpertUnit("xpu", (((3 * ms, 0),),), (0, 0), 0, 0, 0),), "first")
+    found = summary([(0.0, 1, 4)], plan=replace(PLAN, devices=2, experts=experts))
+    assert found["unit_busy_share"]["xpu"] == pytest.approx((10 + 3 / 2) / 13)
+    assert found["unit_busy_share_of_busiest_device"]["xpu"] == pytest.approx(1)
+    assert found["unit_busy_share_of_busiest_device"]["link"] == found["unit_busy_share"]["link"]
+
+
 def test_a_pipeline_waits_for_the_host_and_rests_meanwhile() -> None:
     ms = 10**12
     pipeline = PipelineTerm((None,), (("fc", 10 * ms),), (0,), (Station("tiles", "fc", 0, 0, 0, (0,)),), 0, 0, "fc", ())
@@ -214,7 +235,7 @@ def test_a_pipeline_waits_for_the_host_and_rests_meanwhile() -> None:
     requests = [(0.0, 5, 4)]
     alone, beside = (summary(requests, plan=each) for each in (plan, replace(plan, rows=(host,))))
     assert (alone["end_s"], beside["end_s"]) == (0.04, 0.06)
-    assert alone["unit_busy_share"] == {"tiles": 0}
+    assert alone["unit_busy_share"] == alone["unit_busy_share_of_busiest_device"] == {"tiles": 0}
     assert beside["unit_busy_share"] == {"tiles": 0, "host": pytest.approx(1 / 3)}
     assert beside["time_share"]["step"] == pytest.approx(1 / 3)
     assert alone["energy"]["static_joules"] == pytest.approx(3 * 0.04)

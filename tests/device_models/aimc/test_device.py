@@ -13,9 +13,11 @@ from pimserve.cluster.scenario import load_scenario
 from pimserve.device_models.aimc.device import Aimc
 from pimserve.device_models.aimc.mapping import map_network
 from pimserve.device_models.aimc.network import Network, network_of
+from pimserve.device_models.aimc.walk import Walker
 from pimserve.device_models.catalogue import device_names, load_model
 from pimserve.device_models.device import Demand, Fitted
 from pimserve.device_models.operators import Parallelism
+from pimserve.device_models.pipeline import Load
 from pimserve.device_models.plan import FS_PER_S, PJ_PER_J, CostPlan
 from pimserve.device_models.registry import load_device
 from pimserve.errors import InputError
@@ -337,6 +339,56 @@ def test_prompts_do_not_pay_for_what_decoding_does() -> None:
     summary, _ = serve(load_scenario(None, changes))
     assert all(share <= 1 for share in summary["unit_busy_share"].values())
     assert summary["unit_busy_share"]["dram"] < 0.1
+
+
+def test_the_busiest_chip_is_told_from_the_mean() -> None:
+    # 61 layers on 96 chips: tokens are on one chip after the other, so that each unit rests nearly all of the time.
+    changes = ["model=deepseek-v3", "cluster.devices_per_node=96", "workload.num_requests=60", "output.steps=false"]
+    changes += ["cluster.device={preset: aimc-realistic, spread: experts}"]
+    summary, _ = serve(load_scenario(None, changes))
+    mean, most = summary["unit_busy_share"], summary["unit_busy_share_of_busiest_device"]
+    assert summary["busy_share"] > 0.9
+    assert mean.keys() == most.keys()
+    assert all(most[unit] >= mean[unit] for unit in mean)
+    assert all(share <= 1 for share in most.values())
+    # Attention of a layer lies on one chip, alike in all layers: the chip with most of them has so much more than all.
+    demand = Demand(load_model("deepseek-v3"), Parallelism(1, 96, 96))
+    device = aimc(spread="experts")
+    network = network_of(demand.model)
+    mapping = map_network(network, device.spec.chips(96), device.spec.mapping, spread="experts")
+    layers = Counter(mapping.tiles[block.after[0][0]][0] // device.spec.tiles for block in network.blocks)
+    assert most["attention"] / mean["attention"] == pytest.approx(96 * max(layers.values()) / 61, rel=1e-6)
+    assert most["dram"] / mean["dram"] == pytest.approx(96 * max(layers.values()) / 61, rel=1e-4)
+    # One chip does not differ from the mean.
+    changes = ["model=gpt2-medium", "cluster.devices_per_node=1", "workload.num_requests=20", "output.steps=false"]
+    alone, _ = serve(load_scenario(None, [*changes, "cluster.device=aimc-realistic"]))
+    assert alone["unit_busy_share_of_busiest_device"] == pytest.approx(alone["unit_busy_share"], rel=1e-6)
+
+
+@pytest.mark.parametrize("spread", ["layers", "experts"])
+def test_loads_of_chips_are_the_work_that_a_token_leaves_there(spread: str) -> None:
+    device, model, chips = aimc(spread=spread), load_model("mixtral-8x7b"), 8
+    network, chip = network_of(model), device.spec.chips(chips)
+    mapping = map_network(network, chip, device.spec.mapping, spread=device.spec.spread)
+    walk = Walker(network, chip, mapping, (1.0,) * 8).walk()
+    tiles = sum(part.tiles for part in walk.segments).reshape(chips, -1).mean(axis=1)
+    digital = sum(part.digital for part in walk.segments) / chip.digital_units
+    layers = Counter(each.chip for each in walk.attention)
+    pipeline = device.fit(Demand(model, Parallelism(1, chips, chips))).plan.pipeline
+    assert pipeline is not None
+
+    def most(unit: str) -> list[Load]:
+        return [load for load in pipeline.device_loads if load.unit == unit]
+
+    assert max(load.per_token for load in most("tiles")) == pytest.approx(tiles.max() * 1e3, rel=1e-9)
+    assert max(load.per_token for load in most("digital")) == pytest.approx(digital.max() * 1e3, rel=1e-9)
+    assert max(load.prefill[0] / load.prefill[1] for load in most("attention")) == max(layers.values()) / model.layers
+    (attention,) = [load for load in pipeline.loads if load.unit == "attention"]
+    assert attention.prefill == (1, chips)
+    per_layer = attention.per_context[0] * chips / model.layers
+    assert max(load.per_context[0] for load in most("attention")) == pytest.approx(
+        max(layers.values()) * per_layer, rel=1e-4
+    )
 
 
 def test_other_ways_to_share_a_model_are_refused() -> None:
