@@ -234,7 +234,7 @@ def _load(summary: Summary) -> Table:
 def _units(summary: Summary) -> Table:
     most = summary.get("unit_busy_share_of_busiest_device", {})  # older runs do not have it
     rows = [(named(unit), share(busy), share(most.get(unit))) for unit, busy in summary["unit_busy_share"].items()]
-    title = _of_run("busy share of time", summary)
+    title = _of_run("busy time", summary)
     return _block(title, [*rows, ("any", share(summary["busy_share"]), "")], ("mean", "busiest"))
 
 

@@ -50,8 +50,8 @@ def line_with(text, *words):
         (["attainment"], "attainment >99.9 % steps of decoding only 98.1 %"),
         (["goodput"], "goodput, requests/s 4.79 KV cache in use, mean 0.3 %"),
         (["peak"], "KV cache in use, peak 1.4 %"),
-        (["xPU"], "xPU 14.1 % FC 9.5 % 10.0 %"),
-        (["Logic-PIM"], "Logic-PIM 44.2 % attention, prefill <0.1 % 0.2 %"),
+        (["xPU"], "xPU 14.1 % 14.1 % FC 9.5 % 10.0 %"),
+        (["Logic-PIM"], "Logic-PIM 44.2 % 47.1 % attention, prefill <0.1 % 0.2 %"),
         (["MoE"], "any 92.9 % MoE 51.6 % 89.0 %"),
         (["communication"], "communication 38.3 % 0 %"),
         (["simulated"], "simulated in 0.821 s: 230,893 steps/s, 3,652 requests/s"),
@@ -73,7 +73,7 @@ def test_figures_of_the_whole_run_say_so_beside_those_of_a_window():
     text = report()
     assert line_with(text, "throughput and energy") == "requests, whole run throughput and energy"
     assert line_with(text, "SLO", "load") == "SLO load, whole run"
-    assert line_with(text, "busy share") == "busy share of time, whole run share of whole run time energy"
+    assert line_with(text, "busy time") == "busy time, whole run mean busiest share of whole run time energy"
 
 
 def test_p99_of_few_samples_is_starred_and_explained():

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pimserve.device_models.experts import FEATURES
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
 from pimserve.errors import InputError
 from pimserve.scheduler.config import SchedulerSpec
@@ -333,4 +334,5 @@ def test_a_slowed_plan_takes_that_much_longer(case: Case, thousandths: int, toke
         features = slowed.experts_features(counts, steps)
         assert prefix[at + 5] - prefix[at] == features[:, 0].sum()
         assert [slowed.experts_fs(tokens, number) for number in steps.tolist()] == features[:, 0].tolist()
-        assert (features[:, 3:] == normal.experts_features(counts, steps)[:, 3:]).all()
+        energy = slice(FEATURES.index("dram_pj"), None)
+        assert (features[:, energy] == normal.experts_features(counts, steps)[:, energy]).all()
