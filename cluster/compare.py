@@ -28,7 +28,8 @@ _FIGURES: tuple[tuple[str, str, str, str], ...] = (
     ("throughput", "  per mm2 of silicon", "throughput.output_tokens_per_s_per_mm2", ""),
     ("throughput", "silicon, mm2", "silicon_mm2", ""),
     ("throughput", "energy per output token", "energy.joules_per_output_token", "J"),
-    ("throughput", "  of it passive power", "energy.static_joules_per_output_token", "J"),
+    ("throughput", "  active", "energy.active_joules_per_output_token", "J"),
+    ("throughput", "  passive", "energy.passive_joules_per_output_token", "J"),
     ("throughput", "  at the devices' TDP", "energy.tdp_joules_per_output_token", "J"),
     *(
         (f"latency.{key}", f"{named(key)} {moment}", f"latency_s.{key}.{moment}", "s")
@@ -151,9 +152,29 @@ def compare_runs(runs: tuple[Run, ...], settings: Sequence[Mapping[str, Any]]) -
     if len({str(_at(run.summary, "costs.setting") or "ideal") for run in runs}) > 1:
         unlike.pop("costs", None)
         unlike["the setting of their costs (ideal against measured)"] = None
-    if len({_at(run.summary, "energy.static_joules") is None for run in runs}) > 1:
+    if len({_at(run.summary, "energy.passive_joules") is None for run in runs}) > 1:
         unlike["whether energy includes passive power"] = None
+    unlike |= dict.fromkeys(_precisions([run.summary for run in runs]))
     return Comparison(runs, tuple(_quantities(runs)), differences, tuple(unlike))
+
+
+def _precisions(summaries: Sequence[Summary]) -> Iterator[str]:
+    """Where runs hold weights or KV cache in different precision, and in which."""
+    of = [dict(precision(summary)) for summary in summaries]
+    for key in dict.fromkeys(key for each in of for key in each):
+        held = dict.fromkeys(each[key] for each in of if key in each)
+        if len(held) > 1:
+            yield f"precision of {named(key)} ({' against '.join(held)})"
+
+
+def precision(summary: Summary) -> Iterator[tuple[str, str]]:
+    """In what the devices of a run hold weights and KV cache: (what, data types of all pools)."""
+    pools = [part for part in _mapping(summary, "pools").values() if isinstance(part, Mapping) and "precision" in part]
+    held = [_mapping(part, "precision") for part in pools or [summary]]
+    for key in dict.fromkeys(key for each in held for key in each):
+        known = dict.fromkeys(str(each[key]) for each in held if each.get(key) is not None)
+        if known:
+            yield key, " + ".join(known)
 
 
 def _quantities(runs: Sequence[Run]) -> Iterator[Quantity]:

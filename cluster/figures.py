@@ -25,6 +25,7 @@ _NAMES = {
     "digital": "digital units",
     "attention": "attention units",
     "dram": "DRAM",
+    "kv_cache": "KV cache",
 }
 
 

@@ -80,13 +80,15 @@ def model_list(entries: Sequence[Entry]) -> RenderableType:
 
 def device_list(entries: Sequence[Entry]) -> RenderableType:
     """Devices, one a row, and their sources."""
-    table = _table("device", "kind", "silicon\nmm2", "16-bit\nTFLOP/s", "memory", "memory\nGB/s", "link\nGB/s", left=2)
+    columns = ("silicon\nmm2", "passive\nW", "16-bit\nTFLOP/s", "memory", "memory\nGB/s", "link\nGB/s")
+    table = _table("device", "kind", *columns, left=2)
     for entry in entries:
         derived = entry["derived"]
         table.add_row(
             entry["name"],
             entry["kind"],
             figure(derived.get("area_mm2")),
+            figure(derived.get("passive_w")),
             figure(derived.get("tflop_per_s_16_bit")),
             f"{figure(derived['memory_gb'])} GB",
             figure(derived.get("memory_gb_per_s")),

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pimserve.cluster.interconnect import Interconnect, beyond_measured
-from pimserve.device_models.device import Demand, Device
+from pimserve.device_models.device import Demand, Device, Precision
 from pimserve.device_models.operators import Traffic
 from pimserve.device_models.plan import CostPlan
 from pimserve.errors import InputError
@@ -15,14 +15,15 @@ from pimserve.errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """One copy of the model: its cost plan, its KV cache's size in tokens, how devices share it, what they say, the
-    setting of their costs, and what passes between them."""
+    """One copy of the model: its cost plan, its KV cache's size in tokens, how devices share it, what they hold it in,
+    what they say, the setting of their costs, and what passes between them."""
 
     plan: CostPlan
     kv_capacity_tokens: int
     weight_bytes_per_device: float
     reserved_bytes_per_device: float
     parallelism: Mapping[str, Any]
+    precision: Precision
     facts: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     costs: Mapping[str, Any] = field(default_factory=dict)
@@ -46,13 +47,15 @@ def place(device: Device, interconnect: Interconnect, demand: Demand) -> Replica
         warnings = (*warnings, "links between nodes are ideal")
     if fitted.collective_kernels is not None:
         warnings += beyond_measured(fitted.collectives, demand.split, fitted.collective_kernels)
-    plan = replace(fitted.plan, rows=fitted.plan.rows + links)
+    passive = fitted.plan.passive if demand.passive_power else None
+    plan = replace(fitted.plan, rows=fitted.plan.rows + links, passive=passive)
     return Replica(
         plan,
         fitted.kv_capacity_tokens,
         fitted.weight_bytes_per_device,
         fitted.reserved_bytes_per_device,
         asdict(demand.split) if fitted.parallelism is None else fitted.parallelism,
+        fitted.precision or Precision.of(demand.model),
         fitted.facts,
         warnings,
         fitted.costs,

@@ -11,7 +11,7 @@ from pimserve.cluster.placement import Replica, place
 from pimserve.cluster.scenario import Scenario
 from pimserve.device_models.catalogue import device_names
 from pimserve.device_models.device import Demand, Device
-from pimserve.device_models.model import BYTES_PER_ELEMENT, ModelSpec
+from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.plan import FS_PER_S
 from pimserve.device_models.registry import load_device
 from pimserve.device_models.routing import Routing
@@ -88,6 +88,7 @@ def place_pool(scenario: Scenario, name: str, model: ModelSpec, routing: Routing
             backend=scenario.costs.measured_with,
             kernels=scenario.costs.kernels,
             expert_decision=scenario.costs.expert_decision,
+            passive_power=scenario.costs.passive_power,
         )
         replica = place(device, alone.interconnect(device), demand)
         if scenario.scheduler.kv_blocks is not None:
@@ -151,7 +152,7 @@ def link_of(scenario: Scenario, model: ModelSpec, pools: Sequence[PlacedPool]) -
         InputError: they do not keep the KV cache in the same format.
     """
     assert scenario.cluster.pools is not None
-    first, second = (_kv_bits(model, pool.device) for pool in pools)
+    first, second = (pool.replica.precision.kv_bits for pool in pools)
     if first != second:
         raise InputError(
             "cluster.pools",
@@ -167,9 +168,3 @@ def link_of(scenario: Scenario, model: ModelSpec, pools: Sequence[PlacedPool]) -
         window_bytes_per_token=math.ceil(layer * model.windowed_layers),
         window_tokens=getattr(model.attention, "window_tokens", None) or 0,
     )
-
-
-def _kv_bits(model: ModelSpec, device: Device) -> float:
-    """Bits of an element of the KV cache: the device's, if its description has a say in it, else the model's."""
-    bits: float | None = getattr(device.spec, "kv_bits", None)
-    return 8 * BYTES_PER_ELEMENT[model.kv_dtype] if bits is None else bits

@@ -12,6 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from pimserve.cluster.compare import precision
 from pimserve.cluster.figures import ABSENT, count, figure, named, ratio, scale, scaled, share
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ def _heading(summary: Summary) -> RenderableType:
         Text(f"{summary['name']}: {summary['model']} on {devices}", style="bold"),
         *map(Text, replicas),
         *map(Text, costs),
+        Text(precision_text(summary)),
         Text(measured),
     )
 
@@ -129,6 +131,12 @@ def _costs(costs: Mapping[str, Any]) -> str:
     parts = costs.get("measured", "all")
     timed = f"measured on {costs['gpu']} with {costs['backend']} {costs['version']}"
     return f"costs: {timed}" if parts == "all" else f"costs: {named(parts)} {timed}, the rest projected"
+
+
+def precision_text(summary: Summary) -> str:
+    """In what the devices hold weights and KV cache; of another version, that it is not known."""
+    held = [f"{named(key)} {value}" for key, value in precision(summary)]
+    return f"precision: {', '.join(held) or ABSENT}"
 
 
 def _of_run(title: str, summary: Summary) -> str:
@@ -174,11 +182,20 @@ def _throughput(summary: Summary) -> Table:
         ("output tokens/s", figure(rates["output_tokens_per_s"])),
         ("output tokens/s per device", figure(rates["output_tokens_per_s_per_device"])),
         (energy, scaled(summary["energy"]["joules_per_output_token"], "J")),
+        ("  active", scaled(summary["energy"]["active_joules_per_output_token"], "J")),
+        ("  passive", _passive(summary["energy"])),
     ]
     if summary["silicon_mm2"] is not None:
         rows.append(("silicon, mm2", figure(summary["silicon_mm2"])))
         rows.append(("output tokens/s per mm2", figure(rates["output_tokens_per_s_per_mm2"])))
     return _block("throughput and energy", rows)
+
+
+def _passive(energy: Mapping[str, Any]) -> str:
+    """Passive energy per output token, or why there is none."""
+    if energy["passive_joules"] is None:
+        return str(named(energy["passive_power"]))
+    return scaled(energy["passive_joules_per_output_token"], "J")
 
 
 def _latency(summary: Summary) -> RenderableType:
@@ -249,6 +266,7 @@ def _pools(summary: Summary) -> Table:
         ("KV in use, mean", *(share(pool["kv"]["mean_use"]) for pool in pools)),
         ("KV in use, peak", *(share(pool["kv"]["peak_use"]) for pool in pools)),
         ("energy", *(scaled(pool["joules"], "J") for pool in pools)),
+        ("  passive", *(scaled(pool["passive_joules"], "J") for pool in pools)),
     ]
     return _block("pools", rows, _POOLS)
 
@@ -286,9 +304,9 @@ def _where(summary: Summary) -> Table:
         for key, time in summary["time_share"].items()
         if key != "step" or time or any(energy[key].values())  # only measured costs know it
     ]
-    static = summary["energy"]["static_joules"]
-    if static is not None:
-        rows.append(("passive power", ABSENT, share(static / joules if joules else None)))
+    passive = summary["energy"]["passive_joules"]
+    if passive is not None:
+        rows.append(("passive power", ABSENT, share(passive / joules if joules else None)))
     title = "where it went" if summary["window"]["whole_run"] else "share of whole run"
     return _block(title, rows, ("time", "energy"))
 
@@ -360,7 +378,7 @@ def comparison_report(comparison: Comparison, screen: Console) -> RenderableType
         others = others[taken:]
     if any((run.summary.get("window") or {}).get("whole_run") is False for run in comparison.runs):
         parts += ["", Text(_MIXED_WINDOWS, style="dim")]
-    if comparison.differences:
+    if comparison.differences or comparison.unlike:
         parts += ["", _differences(comparison, letters)]
     warnings = [
         _warning(f"warning: {letter}: {each}")

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ import yaml
 
 from pimserve import __version__
 from pimserve.cluster.checkpoint import COMMANDS_FILE, RESULTS, CheckpointFolder
-from pimserve.cluster.figures import share
+from pimserve.cluster.figures import named
 from pimserve.cluster.placement import Replica
 from pimserve.cluster.pools import PlacedPool, link_of, place_pool, routing_of
 from pimserve.cluster.results import SCHEMA_VERSION, SpanFile, load_summary, results_folder, write_json
@@ -39,7 +39,6 @@ from pimserve.scheduler.requests import RequestTable
 from pimserve.scheduler.simulation import Decode, Deployment, Served, check_together, simulate
 
 _BYTES_PER_MB, _BYTES_PER_GB = 10**6, 10**9
-_MOSTLY_PASSIVE = 0.25  # share of the energy from which on a result hangs on passive power
 Progress = Callable[[int, int], None]
 
 
@@ -120,17 +119,20 @@ def serve(
         "reserved_gb_per_device": first.replica.reserved_bytes_per_device / _BYTES_PER_GB,
         "silicon_mm2": _total([pool.silicon_mm2 for pool in pools]),
         "tdp_w": _total([pool.tdp_w for pool in pools]),
+        "precision": asdict(first.replica.precision),
         "device_facts": first.facts,
         **summarize(served, scenario.slo, devices),
     }
     _relate(summary)
+    summary["energy"]["passive_power"] = _passive_power(scenario, pools)
     if decode is not None:
         _tell_apart(summary, pools)
     warnings = dict.fromkeys(warning for pool in pools for warning in pool.replica.warnings)
     summary["warnings"] = [
         *warnings,
         *workload.warnings,
-        *_passive_warning(summary, pools),
+        *_passive_warning(scenario, pools),
+        *_precision_warning(pools),
         *_power_warning(summary),
         *_fault_warning(summary),
     ]
@@ -269,6 +271,7 @@ def _tell_apart(summary: dict[str, Any], pools: Sequence[PlacedPool]) -> None:
             "reserved_gb_per_device": pool.replica.reserved_bytes_per_device / _BYTES_PER_GB,
             "silicon_mm2": pool.silicon_mm2,
             "tdp_w": pool.tdp_w,
+            "precision": asdict(pool.replica.precision),
             "device_facts": pool.facts,
             **summary["pools"][pool.name],
         }
@@ -282,16 +285,30 @@ def _relate(summary: dict[str, Any]) -> None:
     summary["energy"]["tdp_joules_per_output_token"] = tdp * summary["end_s"] / tokens if tdp and tokens else None
 
 
-def _passive_warning(summary: dict[str, Any], pools: Sequence[PlacedPool]) -> list[str]:
-    """What to say where most of the energy hangs on passive power, the figure of a device that is known least."""
-    unknown = dict.fromkeys(pool.label for pool in pools if pool.replica.plan.static is None)
-    if unknown and len(unknown) < len({pool.label for pool in pools}):
-        return [f"the energy has no passive power of {', '.join(unknown)}, which is not known"]
-    energy = summary["energy"]
-    static = energy["static_joules"] or 0.0
-    if static <= _MOSTLY_PASSIVE * energy["joules"]:
+def _passive_power(scenario: Scenario, pools: Sequence[PlacedPool]) -> str:
+    """Whether the energy holds what devices draw without working."""
+    if not scenario.costs.passive_power:
+        return "left_out"
+    known = [pool.replica.plan.passive is not None for pool in pools]
+    return "counted" if all(known) else "partly_known" if any(known) else "not_known"
+
+
+def _passive_warning(scenario: Scenario, pools: Sequence[PlacedPool]) -> list[str]:
+    """What to say where the energy lacks passive power though it was asked for."""
+    unknown = dict.fromkeys(pool.label for pool in pools if pool.replica.plan.passive is None)
+    if not unknown or not scenario.costs.passive_power:
         return []
-    return [f"{share(static / energy['joules'])} of the energy is passive power, the least certain figure of a device"]
+    return [f"passive power of {' and '.join(unknown)} is not known: the energy is without it"]
+
+
+def _precision_warning(pools: Sequence[PlacedPool]) -> list[str]:
+    """What to say where pools do not hold the same model."""
+    held = [asdict(pool.replica.precision) for pool in pools]
+    return [
+        f"{named(key)} of the pools differ in precision: {' and '.join(str(each[key]) for each in held)}"
+        for key in held[0]
+        if any(each[key] != held[0][key] for each in held)
+    ]
 
 
 def _power_warning(summary: dict[str, Any]) -> list[str]:

@@ -115,7 +115,7 @@ class ClusterSpec(_Section):
 
 
 class CostSpec(_Section):
-    """Whether devices are ideal or as measured, and what counts as time beside the layers themselves."""
+    """Whether devices are ideal or as measured, and what counts beside the layers themselves."""
 
     setting: Literal["ideal", "measured"] = Field(
         "ideal",
@@ -131,6 +131,9 @@ class CostSpec(_Section):
         "exact",
         description="who runs what on devices with two units: exact, as their times say, never slower than either "
         "alone; paper_table, by the Duplex paper's table for experts and its choice for attention",
+    )
+    passive_power: bool = Field(
+        True, description="energy that devices draw whether they work or not (the Duplex paper leaves it out)"
     )
 
     @model_validator(mode="after")

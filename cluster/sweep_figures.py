@@ -30,6 +30,8 @@ FIGURES = (
     Figure("slo_attainment", "slo.attainment", "SLO met", "share"),
     Figure("goodput_requests_per_s", "slo.goodput_requests_per_s", "goodput, req/s", ""),
     Figure("joules_per_output_token", "energy.joules_per_output_token", "energy/token", "J"),
+    Figure("active_joules_per_output_token", "energy.active_joules_per_output_token", "active", "J"),
+    Figure("passive_joules_per_output_token", "energy.passive_joules_per_output_token", "passive", "J"),
     Figure("saturated", "saturated", "saturated", "flag"),
 )
 GAIN, COST = "output_tokens_per_s_per_device", "tpot_p99_s"

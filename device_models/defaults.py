@@ -49,6 +49,7 @@ def _completed(document: Document, kind: type[DeviceSpec], base: DeviceSpec) -> 
     for path in kind.taken_over:
         *parents, key = path.split(".")
         given, found = _at(document, parents), _at(usual, parents)
+        given = {} if given is None else given
         if not isinstance(given, Mapping) or not isinstance(found, Mapping) or key not in found:
             continue
         missing = _missing(given.get(key), found[key])

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from pimserve.device_models.kernels import Collectives, Kernels, load_kernels
-from pimserve.device_models.model import ModelSpec
+from pimserve.device_models.model import BYTES_PER_ELEMENT, ModelSpec
 from pimserve.device_models.operators import (
     Operator,
     Parallelism,
@@ -77,6 +77,8 @@ class Demand:
         kernels: changes to the measured kernels of the catalogue.
         expert_decision: whether a device with two units divides work among them by times ("exact"), or as a paper's
             table has it ("paper_table").
+        passive_power: whether what devices draw without working counts. Whoever places a replica leaves it out of the
+            plan, so that a device heeds this in what it says only.
     """
 
     model: ModelSpec
@@ -90,6 +92,30 @@ class Demand:
     backend: str | None = None
     kernels: Mapping[str, Any] | None = None
     expert_decision: ExpertDecision = "exact"
+    passive_power: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """In what a device holds a model: data types, or `N-bit` where it knows none.
+
+    `routed_weights`: None for a model without routed experts.
+    """
+
+    weights: str
+    routed_weights: str | None
+    kv_cache: str
+
+    @classmethod
+    def of(cls, model: ModelSpec) -> Self:
+        """The model's own."""
+        return cls(model.dense_dtype, model.routed_dtype if model.moe else None, model.kv_dtype)
+
+    @property
+    def kv_bits(self) -> float:
+        """Bits of an element of the KV cache, its share of scales with it."""
+        size = BYTES_PER_ELEMENT.get(self.kv_cache)
+        return float(self.kv_cache.removesuffix("-bit")) if size is None else 8 * size
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +124,10 @@ class Fitted:
 
     `plan` lacks the collectives, which the links cost. `reserved_bytes_per_device` hold neither weights nor KV cache.
     `facts` goes into the summary as it is; `warnings` are sentences that belong with every result. `parallelism` says
-    how the devices share the model, where that is not the demand's split; None: it is. `costs` says which setting the
-    plan is of, and `collective_kernels` what the links between its devices reach, where that was measured. `traffic` is
-    what passes between devices beside the collectives.
+    how the devices share the model, where that is not the demand's split; None: it is. `precision` is what they really
+    hold; None: the model's data types. `costs` says which setting the plan is of, and `collective_kernels` what the
+    links between its devices reach, where that was measured. `traffic` is what passes between devices beside the
+    collectives.
     """
 
     plan: CostPlan
@@ -114,6 +141,7 @@ class Fitted:
     costs: Mapping[str, Any] = field(default_factory=lambda: {"setting": "ideal"})
     collective_kernels: Collectives | None = None
     traffic: tuple[Traffic, ...] = ()
+    precision: Precision | None = None
 
 
 class Device(Protocol):
@@ -136,8 +164,8 @@ class Device(Protocol):
 
     @property
     def key_figures(self) -> Mapping[str, Any]:
-        """What the catalogue's listing tells: `memory_gb` of one device, `memory_gb_per_s` and `tflop_per_s_16_bit`
-        where they apply, and what else follows from the description.
+        """What the catalogue's listing tells: `memory_gb` of one device, `memory_gb_per_s`, `tflop_per_s_16_bit` and
+        `passive_w` where they apply or are known, and what else follows from the description.
         """
 
     def fit(self, demand: Demand) -> Fitted:

@@ -45,6 +45,10 @@ class PimSpec(BaseModel):
     pj_per_bit: NonNegative = Field(description="DRAM cell to the unit, without row activation")
     memory_spaces: Annotated[int, Field(gt=0)] = Field(4, description="spaces that a device's experts are laid out in")
     area: PimArea | None = Field(None, description="silicon of the unit, in all of the device's memory stacks together")
+    passive_w_per_mm2: NonNegative | None = Field(None, description="drawn by its silicon whether it works or not")
+    passive_w: NonNegative | None = Field(
+        None, description="drawn in all stacks whether it works or not; default: its silicon x passive_w_per_mm2"
+    )
 
     @field_validator("name")
     @classmethod
@@ -65,7 +69,8 @@ class DuplexSpec(GpuSpec):
     default_preset: ClassVar[str | None] = "duplex"
     taken_over: ClassVar[tuple[str, ...]] = (
         *GpuSpec.taken_over,
-        *("pim.dram_efficiency", "pim.pj_per_bit", "pim.memory_spaces", "pim.area", "processor_selection"),
+        *("pim.dram_efficiency", "pim.pj_per_bit", "pim.memory_spaces", "pim.area"),
+        *("pim.passive_w_per_mm2", "processor_selection"),
     )
     area_of_die: ClassVar[str] = "xpu_area_mm2"
 
@@ -113,6 +118,20 @@ class Duplex(Gpu):
         return logic + area.mm2_per_tb_per_s * self.spec.pim.bandwidth_multiple * self.spec.memory_gb_per_s / 1e3
 
     @property
+    def passive_w(self) -> float | None:
+        """Of the board, and of the memory-side unit."""
+        board = super().passive_w
+        return None if board is None or self.pim_passive_w is None else board + self.pim_passive_w
+
+    @property
+    def pim_passive_w(self) -> float | None:
+        """What the memory-side unit draws whether it works or not, W; None where its description does not tell."""
+        pim, area = self.spec.pim, self.pim_area_mm2
+        if pim.passive_w is not None or pim.passive_w_per_mm2 is None or area is None:
+            return pim.passive_w
+        return pim.passive_w_per_mm2 * area
+
+    @property
     def pim_peak_w(self) -> float:
         """What the memory-side unit draws beside passive power when it reads and multiplies as fast as it can, W."""
         reads = self._pim_bytes_per_s * self._pim_pj_per_byte
@@ -126,6 +145,7 @@ class Duplex(Gpu):
             "pim_gb_per_s": self.spec.pim.bandwidth_multiple * self.spec.memory_gb_per_s,
             "pim_tflop_per_s": self._pim_flop_per_s / 1e12,
             "pim_peak_w": self.pim_peak_w,
+            "pim_passive_w": self.pim_passive_w,
         }
         if self.pim_area_mm2 is not None:
             found |= {"pim_logic_mm2": self.pim_logic_mm2, "pim_area_mm2": self.pim_area_mm2}

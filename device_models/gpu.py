@@ -38,7 +38,7 @@ from pimserve.device_models.operators import (
     Rest,
     kv_bytes_per_token_per_device,
 )
-from pimserve.device_models.pipeline import StaticPower
+from pimserve.device_models.pipeline import PassivePower
 from pimserve.device_models.plan import (
     FS_PER_S,
     PJ_PER_J,
@@ -79,14 +79,20 @@ class Gpu(OperatorDevice):
 
     @property
     def key_figures(self) -> Mapping[str, Any]:
-        """Memory, its nominal bandwidth, and the 16-bit peak."""
+        """Memory, its nominal bandwidth, the 16-bit peak, and passive power."""
         spec = self.spec
         peaks = spec.peak_tflop_per_s
         return {
             "memory_gb": spec.memory_gb,
             "memory_gb_per_s": spec.memory_gb_per_s,
             "tflop_per_s_16_bit": peaks.get("bf16", peaks.get("fp16")),
+            "passive_w": self.passive_w,
         }
+
+    @property
+    def passive_w(self) -> float | None:
+        """Power of one device that does nothing, its weights loaded; None where its description does not tell."""
+        return None if self.spec.power is None else self.spec.power.idle_w
 
     def fit(self, demand: Demand) -> Fitted:
         """As every device that runs operators; with a backend, on kernels measured with it."""
@@ -168,8 +174,8 @@ class Gpu(OperatorDevice):
         described = {**timed, **self.spec.model_dump(include=_RATES, exclude_none=True)}
         if self.kernels.gpu != self.spec.name or described != timed:
             found.append(f"{self.spec.name} runs at the shares of peak and bandwidth measured on {self.kernels.gpu}")
-        if self.spec.power is None:
-            found.append("energy is from circuit figures, without idle power")
+        if self.spec.power is None or self.spec.power.decode_w is None:
+            found.append("active energy is from circuit figures")
         return found
 
     def compile(self, operators: Sequence[Operator], split: Parallelism) -> CostPlan:
@@ -191,7 +197,7 @@ class Gpu(OperatorDevice):
             decode=tuple(term for _, term in decode),
             prefill=tuple(self.prefill_attention(op, split) for op in prefill),
             experts=self.experts(experts[0]) if experts else None,
-            static=self._static(split),
+            passive=self._passive(split),
             frontend_ps=0 if self.kernels is None else self.kernels.step.frontend_ps,
         )
 
@@ -394,25 +400,25 @@ class Gpu(OperatorDevice):
     def mac_pj(self, dtype: str) -> float:
         """Energy of one multiply-accumulate of `dtype`, pJ: from circuits, or from the power that prompts draw."""
         power = self.spec.power
-        if self.kernels is None or power is None:
+        if self.kernels is None or power is None or power.prefill_w is None:
             return self.spec.energy.mac_pj
         rate = self.gemm_flop_per_s(dtype)
         return 2 * (power.prefill_w - power.idle_w) / rate * PJ_PER_J
 
     def _byte_pj(self) -> float:
         """Energy of a byte from DRAM, pJ: from circuits, or from the power that decoding draws."""
-        spec = self.spec
-        if self.kernels is None or spec.power is None:
+        spec, power = self.spec, self.spec.power
+        if self.kernels is None or power is None or power.decode_w is None:
             return spec.energy.per_byte_pj(spec.energy.xpu_pj_per_bit)
         rate = spec.memory_gb_per_s * 1e9 * self.gemm_kernel("bf16").memory
-        return (spec.power.decode_w - spec.power.idle_w) / rate * PJ_PER_J
+        return (power.decode_w - power.idle_w) / rate * PJ_PER_J
 
-    def _static(self, split: Parallelism) -> StaticPower | None:
-        """Power that the boards draw whatever they do; not known of ideal devices."""
-        if self.kernels is None or self.spec.power is None:
+    def _passive(self, split: Parallelism) -> PassivePower | None:
+        """Power that the devices draw whether they work or not."""
+        if self.passive_w is None:
             return None
-        idle = round(split.devices * self.spec.power.idle_w * UW_PER_W)
-        return StaticPower(idle_uw=idle, step_uw=idle)
+        idle = round(split.devices * self.passive_w * UW_PER_W)
+        return PassivePower(idle_uw=idle, step_uw=idle)
 
     def _rest(self, op: Rest, kernels: Kernels) -> tuple[RowTerm, ...]:
         """Norms and the like, and the host of the serving engine."""

@@ -31,21 +31,25 @@ class DramEnergy(BaseModel):
 
 
 class Power(BaseModel):
-    """What a board draws, W: the measured setting takes energy from it, in place of circuit figures.
+    """What a board draws, W. `idle_w` is its passive power in every setting.
 
-    Bytes cost what decoding draws above idle over the bandwidth that it reaches, multiplications what prompts draw
-    above idle over the peak that they reach.
+    With the other two, the measured setting takes active energy from them in place of circuit figures: bytes cost what
+    decoding draws above idle over the bandwidth that it reaches, multiplications what prompts draw above idle over the
+    peak that they reach.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     idle_w: Watts = Field(description="weights loaded, no work")
-    decode_w: Watts = Field(description="bound by memory: decoding")
-    prefill_w: Watts = Field(description="bound by compute: prompts")
+    decode_w: Watts | None = Field(None, description="bound by memory: decoding; goes with prefill_w")
+    prefill_w: Watts | None = Field(None, description="bound by compute: prompts; goes with decode_w")
 
     @model_validator(mode="after")
     def _work_costs(self) -> Self:
-        if self.idle_w > min(self.decode_w, self.prefill_w):
+        working = [each for each in (self.decode_w, self.prefill_w) if each is not None]
+        if len(working) == 1:
+            raise ValueError("decode_w and prefill_w go together")
+        if working and self.idle_w > min(working):
             raise ValueError("idle_w must be at most decode_w and prefill_w")
         return self
 
@@ -54,7 +58,7 @@ class GpuSpec(DeviceSpec):
     """A GPU preset."""
 
     default_preset: ClassVar[str | None] = "h100"
-    taken_over: ClassVar[tuple[str, ...]] = ("dram_efficiency", "compute_efficiency", "energy")
+    taken_over: ClassVar[tuple[str, ...]] = ("dram_efficiency", "compute_efficiency", "energy", "power.idle_w")
     area_of_die: ClassVar[str] = "area_mm2"  # the figure that holds for the processor as it is built
 
     kind: Literal["gpu"] = "gpu"
@@ -72,7 +76,7 @@ class GpuSpec(DeviceSpec):
         None, description="silicon that computes, without the memory stacks"
     )
     energy: DramEnergy
-    power: Power | None = Field(None, description="of the whole board; with setting: measured only")
+    power: Power | None = Field(None, description="of the whole board")
 
     @field_validator("peak_tflop_per_s")
     @classmethod
@@ -103,8 +107,8 @@ class GpuSpec(DeviceSpec):
         if power is not None and base.power is not None:
             watts = {}
             for key, rate in (("decode_w", "memory_gb_per_s"), ("prefill_w", "peak_tflop_per_s")):
-                if rate in changed and key not in power_given:
-                    usual = getattr(base.power, key)
+                usual = getattr(base.power, key)
+                if rate in changed and key not in power_given and usual is not None:
                     watts[key] = power.idle_w + (usual - base.power.idle_w) * rates[rate]
                     said.append(f"power.{key} {watts[key]:.4g} follows {rate}, from {usual:g} of {base.name}")
             power = power.model_copy(update=watts)

@@ -245,8 +245,8 @@ class PipelineColumns:
 
 
 @dataclass(frozen=True, slots=True)
-class StaticPower:
-    """Power that a replica draws whatever it does, in microwatts.
+class PassivePower:
+    """Power that a replica draws whether it works or not, in microwatts.
 
     `idle_uw` while no step runs, `step_uw` in steps. `chain_uw` is saved in steps while only the anchor's chain is
     under way: chips that it has not reached, or has left, rest.

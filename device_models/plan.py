@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple, TypeVar
 
 from pimserve.device_models.experts import ExpertTerm, IntArray
 from pimserve.device_models.operators import Category, Rows
-from pimserve.device_models.pipeline import PipelineTerm, StaticPower
+from pimserve.device_models.pipeline import PassivePower, PipelineTerm
 
 FS_PER_S = 10**15
 FS_PER_PS = 1000
@@ -164,7 +164,7 @@ class CostPlan:
     `units` names the units of a device (first the one that runs everything by default). `overlap_attention`: prefill
     attention and decode attention run side by side on two units. With a `pipeline`, time comes from that, from prefill
     attention's, and from row terms that tokens do not pass one behind the other (the host); other terms then hold
-    energies only. `static` is power drawn on top; None where the device's description does not tell. `frontend_ps`
+    energies only. `passive` is power drawn on top; None where it is not known, or left out. `frontend_ps`
     passes between a client's sending a request and the scheduler's having it, beside the devices' work.
     """
 
@@ -177,9 +177,9 @@ class CostPlan:
     experts: ExpertTerm | None
     overlap_attention: bool = False
     pipeline: PipelineTerm | None = None
-    static: StaticPower | None = None
+    passive: PassivePower | None = None
     frontend_ps: int = 0
-    version: Literal[3] = 3
+    version: Literal[4] = 4
 
     def digest(self) -> str:
         """sha256 over the plan's canonical JSON."""

@@ -77,7 +77,8 @@ load its history instead (`pimserve metrics backfill`), in which a second of Pro
 _ABSENT = """## Not there
 
 - Prefix caches, swapping and LoRA adapters: not modelled.
-- Energy that devices draw whether they work or not (`operator="static"`): only where the device's description has it.
+- Energy that devices draw whether they work or not (`operator="passive"`): where a device's passive power is not known,
+  or left out (`costs.passive_power: false`).
 - `pimserve_actor_restarts_total` and `pimserve_audit_checks_total` stay 0 in runs of one process.
 - Exemplars, `_created` samples and native histograms.
 """

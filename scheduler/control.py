@@ -105,7 +105,7 @@ class Ledger:
         busiest_s: of each unit, on the device where it has most to do.
         operator_s: of each category of operators.
         joules: by category and part, dram or compute.
-        static_joules: what its devices have drawn until `clock_fs` whether they worked or not; None: not known.
+        passive_joules: what its devices have drawn until `clock_fs` whether they worked or not; None: not known.
         idle_w: what they draw from then on.
         clock_fs: the end of its last step.
         itl: time between tokens; not a copy, it grows with the next window.
@@ -123,7 +123,7 @@ class Ledger:
     busiest_s: Mapping[str, float]
     operator_s: Mapping[str, float]
     joules: Mapping[tuple[str, str], float]
-    static_joules: float | None
+    passive_joules: float | None
     idle_w: float
     clock_fs: int
     itl: DurationHistogram

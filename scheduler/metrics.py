@@ -12,11 +12,11 @@ What a figure covers:
 - ITL: gaps that end in the window, of all requests. Its percentiles come from a histogram whose bins are 2**-12 of
   their value wide; mean and n are exact.
 - SLO and goodput: requests that arrived in the window. Throughput: tokens and finished requests inside the window.
-- Energy: of all operators, and, where the device's description tells, what it draws whether it works or not
-  (`static_joules`, null where it does not tell).
+- Energy: active energy is that of all operators, passive energy what the devices draw whether they work or not, of all
+  replicas for as long as the run takes, null where it is not known or left out; their sum is the energy.
 - Request counts (but the measured ones), prompt and output tokens, energy, batch, steps, KV use, busy shares and time
   shares: the whole run. Where replicas are of two kinds, shares are means over replicas, those of a unit over the
-  replicas that have it, `pools` tells them apart, and `static_joules` holds what is known.
+  replicas that have it, `pools` tells them apart, and passive energy holds what is known.
 - Busy shares of units are means over devices; those of the busiest device are of the replica where it has most to do.
 - Pools, hand-overs and faults: the whole run.
 
@@ -112,9 +112,7 @@ def summarize(served: Served, slo: SloSpec, devices: int) -> dict[str, Any]:
     all_tokens = int(table["emitted_tokens"].sum())
     busy = sum(log.busy_fs for log in logs)
     energy = {key: sum(log.energy_pj[key] for log in logs) for key in logs[0].energy_pj}
-    known = [pj for pool in served.pools if (pj := _static_pj(pool, _logs_of(served, pool), served.end_fs)) is not None]
-    static_pj = sum(known) if known else None
-    joules = (sum(energy.values()) + (static_pj or 0)) / PJ_PER_J
+    passive_pj = [_passive_pj(pool, _logs_of(served, pool), served.end_fs) for pool in served.pools]
     steps = sum(log.steps for log in logs)
     capacity_fs = len(logs) * served.end_s * FS_PER_S
     units = dict.fromkeys(unit for log in logs for unit in log.unit_fs)
@@ -163,10 +161,7 @@ def summarize(served: Served, slo: SloSpec, devices: int) -> dict[str, Any]:
             else None,
         },
         "energy": {
-            "joules": joules,
-            "joules_per_output_token": joules / all_tokens if all_tokens else None,
-            "static_joules": None if static_pj is None else static_pj / PJ_PER_J,
-            "static_joules_per_output_token": static_pj / PJ_PER_J / all_tokens if static_pj and all_tokens else None,
+            **_per_token(_joules(sum(energy.values()), passive_pj), all_tokens),
             "joules_by_category": {
                 category: {kind: energy[category, kind] / PJ_PER_J for kind in ("dram", "compute")}
                 for category in CATEGORIES
@@ -205,15 +200,34 @@ def _logs_of(served: Served, pool: Pool) -> list[StepLog]:
     return [served.logs[replica] for replica in pool.numbers]
 
 
-def _static_pj(pool: Pool, logs: Sequence[StepLog], end_fs: int) -> int | None:
-    """What a pool's devices draw whether they work or not; None where their description does not tell."""
-    static = pool.plan.static
-    if static is None:
+def _joules(active_pj: int, passive_pj: Sequence[int | None]) -> dict[str, float | None]:
+    """Energy, active energy, and passive energy as far as it is known."""
+    known = [pj for pj in passive_pj if pj is not None]
+    return {
+        "joules": (active_pj + sum(known)) / PJ_PER_J,
+        "active_joules": active_pj / PJ_PER_J,
+        "passive_joules": sum(known) / PJ_PER_J if known else None,
+    }
+
+
+def _per_token(joules: dict[str, float | None], tokens: int) -> dict[str, float | None]:
+    """These energies, and each per output token."""
+
+    def each(value: float | None) -> float | None:
+        return value / tokens if value is not None and tokens else None
+
+    return {**joules, **{f"{key}_per_output_token": each(value) for key, value in joules.items()}}
+
+
+def _passive_pj(pool: Pool, logs: Sequence[StepLog], end_fs: int) -> int | None:
+    """What a pool's devices draw whether they work or not; None where it is not known or left out."""
+    passive = pool.plan.passive
+    if passive is None:
         return None
     chain = sum(log.chain_fs for log in logs)
     # A device rests while the host is at work.
     working = sum(log.busy_fs - log.unit_fs.get(HOST, 0) for log in logs)
-    return static.energy_pj(len(logs) * end_fs - working, working, chain)
+    return passive.energy_pj(len(logs) * end_fs - working, working, chain)
 
 
 def _mean_requests(logs: Sequence[StepLog]) -> float | None:
@@ -252,7 +266,7 @@ def _pools(served: Served, handovers: HandoverFigures) -> dict[str, Any]:
     for pool in served.pools:
         logs = _logs_of(served, pool)
         capacity_fs = len(logs) * served.end_s * FS_PER_S
-        static_pj = _static_pj(pool, logs, served.end_fs)
+        active_pj = sum(sum(log.energy_pj.values()) for log in logs)
         busy = sum(log.busy_fs for log in logs)
         found[pool.name] = {
             "replicas": len(logs),
@@ -266,8 +280,7 @@ def _pools(served: Served, handovers: HandoverFigures) -> dict[str, Any]:
             "mean_requests": _mean_requests(logs),
             "output_tokens": sum(log.tokens for log in logs),
             "kv": _kv_use(served, [pool]),
-            "joules": (sum(sum(log.energy_pj.values()) for log in logs) + (static_pj or 0)) / PJ_PER_J,
-            "static_joules": None if static_pj is None else static_pj / PJ_PER_J,
+            **_joules(active_pj, [_passive_pj(pool, logs, served.end_fs)]),
         }
     busy_s = handovers.busy_fs / FS_PER_S
     return {

@@ -266,9 +266,9 @@ class StepLog:
     def ledger(self, replica: int) -> Ledger:
         """What the replica of that number has done so far."""
         self.flush()
-        static = self.costs.plan.static
+        passive = self.costs.plan.passive
         working = self.busy_fs - self.unit_fs.get(HOST, 0)  # a device rests while the host is at work
-        static_pj = None if static is None else static.energy_pj(self.clock_fs - working, working, self.chain_fs)
+        passive_pj = None if passive is None else passive.energy_pj(self.clock_fs - working, working, self.chain_fs)
         return Ledger(
             replica=replica,
             steps=self.steps,
@@ -280,8 +280,8 @@ class StepLog:
             busiest_s={unit: busy / FS_PER_S for unit, busy in self.busiest_unit_fs.items()},
             operator_s={category: time / FS_PER_S for category, time in self.category_fs.items()},
             joules={key: energy / PJ_PER_J for key, energy in self.energy_pj.items()},
-            static_joules=None if static_pj is None else static_pj / PJ_PER_J,
-            idle_w=0.0 if static is None else static.idle_uw / 1e6,
+            passive_joules=None if passive_pj is None else passive_pj / PJ_PER_J,
+            idle_w=0.0 if passive is None else passive.idle_uw / 1e6,
             clock_fs=self.clock_fs,
             itl=self.itl,
             durations=self.durations,

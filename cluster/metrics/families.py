@@ -167,8 +167,8 @@ FAMILIES = (
     Family(
         "pimserve_device_energy_joules_total",
         "counter",
-        "Energy of all devices of the replica by operator and part (dram, compute); operator static is what they draw"
-        " whether they work or not, where it is known.",
+        "Energy of all devices of the replica: active energy by operator and part (dram, compute), and passive energy"
+        " (operator and part passive), what they draw whether they work or not, where it is known and not left out.",
         (*DEVICE, "operator", "part"),
     ),
     Family(

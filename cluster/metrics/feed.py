@@ -249,9 +249,9 @@ class LedgerMetrics:
                 computed, sampled = layout.link_bytes[place]
                 sent = computed * ledger.computed_tokens + sampled * ledger.output_tokens
                 values["pimserve_link_bytes_total"][place] = sent
-            if ledger.static_joules is not None:
+            if ledger.passive_joules is not None:
                 idle_s = max(0, now_fs - ledger.clock_fs) / FS_PER_S
-                energy[self._energy[index, "static", "static"]] = ledger.static_joules + ledger.idle_w * idle_s
+                energy[self._energy[index, "passive", "passive"]] = ledger.passive_joules + ledger.idle_w * idle_s
 
 
 def _places(layout: Layout, name: str) -> dict[tuple[Any, ...], int]:

@@ -309,8 +309,8 @@ def _of_devices(family: Family, pool: PlacedPool) -> Sequence[tuple[str, ...]]:
     if family.name == "pimserve_operator_time_seconds_total":
         return [(category,) for category in CATEGORIES]
     if family.name == "pimserve_device_energy_joules_total":
-        static = [("static", "static")] if pool.replica.plan.static is not None else []
-        return [*((category, part) for category in CATEGORIES for part in ("dram", "compute")), *static]
+        passive = [("passive", "passive")] if pool.replica.plan.passive is not None else []
+        return [*((category, part) for category in CATEGORIES for part in ("dram", "compute")), *passive]
     if family.name == "pimserve_link_bytes_total":
         return _links(pool)
     if family.name == "pimserve_device_tiers":

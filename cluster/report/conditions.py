@@ -29,6 +29,7 @@ def pool_table(pools: Mapping[str, Any]) -> Table:
         ("KV cache in use, mean", *(share(number(part, "kv.mean_use")) for part in parts)),
         ("KV cache in use, peak", *(share(number(part, "kv.peak_use")) for part in parts)),
         ("energy", *(scaled(number(part, "joules"), "J") for part in parts)),
+        ("of it passive", *(scaled(number(part, "passive_joules"), "J") for part in parts)),
     ]
     return Table("Pools", ("", *names), rows)
 

@@ -121,8 +121,11 @@ def tiles(summary: Summary) -> list[Tile]:
             "energy per output token",
             scaled(number(summary, "energy.joules_per_output_token"), "J"),
             "without passive power"
-            if number(summary, "energy.static_joules") is None
-            else f"{scaled(number(summary, 'energy.static_joules_per_output_token'), 'J')} passive",
+            if number(summary, "energy.passive_joules") is None
+            else ", ".join(
+                f"{part} {scaled(number(summary, f'energy.{part}_joules_per_output_token'), 'J')}"
+                for part in ("active", "passive")
+            ),
         )
     )
     found += _bottleneck(summary)
@@ -250,9 +253,9 @@ def breakdown_table(summary: Summary) -> Table | None:
             energies = [parts.get(kind, 0.0) for kind in ("dram", "compute")]
             of_all = share(sum(energies) / joules if joules else None)
             rows.append((named(name), share(times.get(name)), of_all, *(scaled(each, "J") for each in energies)))
-    static = number(summary, "energy.static_joules")
-    if static is not None:
-        rows.append(("passive power", ABSENT, share(static / joules if joules else None), ABSENT, ABSENT))
+    passive = number(summary, "energy.passive_joules")
+    if passive is not None:
+        rows.append(("passive power", ABSENT, share(passive / joules if joules else None), ABSENT, ABSENT))
     if not rows:
         return None
     columns = ("", "time", "energy", "of it memory", "of it compute")

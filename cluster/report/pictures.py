@@ -284,8 +284,8 @@ def _energy(runs: Sequence[Named]) -> list[Picture]:
     else:
         caption += "Passive power is "
     caption += (
-        "what devices draw whether they work or not, where their description tells. Links are not counted but between "
-        "AIMC chips."
+        "what devices draw whether they work or not, where it is known and not left out. Links are not counted but "
+        "between AIMC chips."
     )
     draw = charts.bars(rows, kinds, label, texts)
     return [picture("energy", title, alt, caption, draw, height_in=charts.bars_height(len(rows), len(kinds)))]
@@ -302,7 +302,7 @@ def _joules_per_token(run: ReportRun) -> dict[str, tuple[float, float, float]]:
         joules = (parts.get("dram", 0.0) / tokens, parts.get("compute", 0.0) / tokens, 0.0)
         if any(joules):
             found[named(name)] = joules
-    static = number(run.summary, "energy.static_joules")
-    if static:
-        found[_PASSIVE] = (0.0, 0.0, static / tokens)
+    passive = number(run.summary, "energy.passive_joules")
+    if passive:
+        found[_PASSIVE] = (0.0, 0.0, passive / tokens)
     return found

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pimserve.cluster.compare import Comparison, Run, compare, compare_runs
 from pimserve.cluster.figures import ABSENT
+from pimserve.cluster.render import precision_text
 from pimserve.cluster.report import facts
 from pimserve.cluster.report.content import Page, Section, Table
 from pimserve.cluster.report.device import device_sections
@@ -81,11 +82,12 @@ def _legend(runs: Sequence[Named]) -> Table:
             each.name,
             *(facts.text(each.run.summary, path) for path in paths),
             facts.setting(each.run.summary),
+            precision_text(each.run.summary).removeprefix("precision: "),
             each.run.place,
         )
         for each in runs
     ]
-    return Table("Which run is which", ("", *paths, "costs", "results"), rows, text=True)
+    return Table("Which run is which", ("", *paths, "costs", "precision", "results"), rows, text=True)
 
 
 def _compared(runs: Sequence[ReportRun], places: Sequence[Path]) -> tuple[Comparison, str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from pimserve.cluster.compare import Run, compare_runs
 from pimserve.cluster.figures import scaled
+from pimserve.cluster.render import precision_text
 from pimserve.cluster.report import facts
 from pimserve.cluster.report.conditions import fault_tables, handover_table, pool_table
 from pimserve.cluster.report.content import Folded, Page, Section, Table
@@ -37,7 +38,12 @@ def single_page(run: ReportRun, title: str | None) -> Page:
     return Page(
         title or facts.text(summary, "name"),
         f"{facts.text(summary, 'model')} on {facts.text(summary, 'devices')} {facts.text(summary, 'device')}",
-        (f"costs: {facts.setting(summary)}", f"workload: {facts.text(summary, 'workload')}", _replicas(summary)),
+        (
+            f"costs: {facts.setting(summary)}",
+            precision_text(summary),
+            f"workload: {facts.text(summary, 'workload')}",
+            _replicas(summary),
+        ),
         facts.warnings(summary),
         sections,
     )

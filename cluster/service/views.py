@@ -130,7 +130,7 @@ def request_page(found: Request) -> RenderableType:
 def ledger_table(found: Ledgers) -> RenderableType:
     """What devices have done."""
     units = list(dict.fromkeys(unit for ledger in found.ledgers for unit in ledger.busy_s))
-    table = _table("replica", *(f"{named(unit)} busy" for unit in units), "energy", "tokens")
+    table = _table("replica", *(f"{named(unit)} busy" for unit in units), "active energy", "tokens")
     for ledger in found.ledgers[:_MOST_REPLICAS]:
         table.add_row(
             f"{ledger.replica}",

@@ -169,8 +169,8 @@ def _compare(bound: Bound, spec: AimcSpec, plan: CostPlan) -> Compared:
     active = sum(term.energy.dram_per_row + term.energy.compute_per_row for term in plan.rows) + context * sum(
         term.dram_per_token + term.compute_per_token for term in plan.decode
     )
-    assert plan.static is not None
-    passive = plan.static.energy_pj(0, step, chain) / requests
+    assert plan.passive is not None
+    passive = plan.passive.energy_pj(0, step, chain) / requests
     per_mj = PJ_PER_J / 1000
     return Compared(
         bound,

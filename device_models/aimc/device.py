@@ -14,7 +14,7 @@ from pimserve.device_models.aimc.network import Network, network_of
 from pimserve.device_models.aimc.serving import UNITS, plan_of
 from pimserve.device_models.aimc.spec import AimcSpec
 from pimserve.device_models.aimc.walk import Walk, Walker
-from pimserve.device_models.device import Demand, Fitted, measured_kernels
+from pimserve.device_models.device import Demand, Fitted, Precision, measured_kernels
 from pimserve.device_models.model import BYTES_PER_ELEMENT, ModelSpec
 from pimserve.device_models.operators import Parallelism, Traffic
 from pimserve.device_models.routing import expert_share
@@ -88,10 +88,16 @@ class Aimc:
             weight_bytes_per_device=0.0,
             reserved_bytes_per_device=(demand.reserve_gb or 0.0) * 1e9,
             facts=self._facts(network, mapping, split.devices),
-            warnings=(*spec.warnings(), *_model_warnings(spec, model), *projected, *ignored),
+            warnings=(
+                *spec.warnings(passive_power=demand.passive_power),
+                *_model_warnings(spec, model),
+                *projected,
+                *ignored,
+            ),
             parallelism={"spread": spec.spread},
             costs=costs,
             traffic=_traffic(walk) if split.devices > 1 else (),
+            precision=Precision(spec.weight_precision, spec.weight_precision if moe else None, f"{spec.kv_bits}-bit"),
         )
 
     def _refuse_splits(self, split: Parallelism) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from pimserve.device_models.aimc.chip import Chip
 from pimserve.device_models.aimc.walk import AttentionSlopes, Walk
 from pimserve.device_models.operators import Category
-from pimserve.device_models.pipeline import Load, PipelineTerm, StaticPower, Station, undominated
+from pimserve.device_models.pipeline import Load, PassivePower, PipelineTerm, Station, undominated
 from pimserve.device_models.plan import CostPlan, DecodeAttentionTerm, Energy, PrefillAttentionTerm, RowTerm
 
 TILES, BUSIEST_TILE, DIGITAL, ATTENTION, DRAM = UNITS = ("tiles", "busiest_tile", "digital", "attention", "dram")
@@ -46,7 +46,7 @@ def plan_of(walk: Walk, chip: Chip, idle_gating: float = 1.0, *, in_turns: bool 
         prefill=tuple(_prefill(window, group) for window, group in zip(windows, groups, strict=True)),
         experts=None,
         pipeline=_pipeline(walk, chip, windows),
-        static=_static(chip, idle_gating, in_turns=in_turns),
+        passive=_passive(chip, idle_gating, in_turns=in_turns),
     )
 
 
@@ -248,11 +248,11 @@ def _prefill(window: int | None, group: Sequence[AttentionSlopes]) -> PrefillAtt
     )
 
 
-def _static(chip: Chip, idle_gating: float, *, in_turns: bool) -> StaticPower:
+def _passive(chip: Chip, idle_gating: float, *, in_turns: bool) -> PassivePower:
     """Passive power; with gating, a chip rests while the anchor is on another one and nothing follows."""
     power = chip.passive_w * chip.chips * _UW_PER_W
     resting = (chip.chips - 1) / chip.chips if in_turns else 0.0
-    return StaticPower(
+    return PassivePower(
         idle_uw=round(power * idle_gating),
         step_uw=round(power),
         chain_uw=round(power * (1 - idle_gating) * resting),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -21,7 +21,7 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class PassivePower(_Part):
+class ChipPower(_Part):
     """What a chip draws whether it works or not; its memory's idle power comes on top."""
 
     tile_mw: NonNegative = 0.0
@@ -66,6 +66,9 @@ class Noise(_Part):
 class AimcSpec(DeviceSpec):
     """A 3D AIMC preset: one chip and its memory. Chips of a replica share the model's layers, or its experts."""
 
+    default_preset: ClassVar[str | None] = "aimc-realistic"
+    taken_over: ClassVar[tuple[str, ...]] = ("power", "dram.idle_w")
+
     kind: Literal["aimc"] = "aimc"
     tiles: Count
     tiers: Count = Field(description="crossbars in a tile, of which one computes at a time")
@@ -75,7 +78,7 @@ class AimcSpec(DeviceSpec):
     attention_units: Count
     costs: UnitCosts
     dram: Dram
-    power: PassivePower
+    power: ChipPower
     area: Area = Area()
     programming: Programming | None = None
     noise: Noise | None = None
@@ -149,14 +152,20 @@ class AimcSpec(DeviceSpec):
             "programmed_every_days": program.every_days,
         }
 
-    def warnings(self) -> tuple[str, ...]:
-        """What a reader of any result must know."""
+    @property
+    def weight_precision(self) -> str:
+        """Effective bits of a weight on the crossbars."""
+        return "analog" if self.noise is None else f"{self.noise.weight_bits:g}-bit"
+
+    def warnings(self, *, passive_power: bool = True) -> tuple[str, ...]:
+        """What a reader of any result must know, of one that has passive power or not."""
         power = self.power
-        found = [
-            *self.assumptions,
-            f"{self.name}: passive power is assumed: {power.tile_mw:g} mW per tile, {power.digital_w:g} W and "
-            f"{power.attention_w:g} W per digital and attention unit, {power.other_w:g} W for the rest of a chip",
-        ]
+        found = list(self.assumptions)
+        if passive_power:
+            found.append(
+                f"{self.name}: passive power is assumed: {power.tile_mw:g} mW per tile, {power.digital_w:g} W and "
+                f"{power.attention_w:g} W per digital and attention unit, {power.other_w:g} W for the rest of a chip"
+            )
         if self.tiers > DEMONSTRATED_TIERS:
             found.append(
                 f"{self.name}: {self.tiers} tiers per tile are assumed; stacks of up to {DEMONSTRATED_TIERS} were built"

@@ -55,9 +55,12 @@ _EXAMPLE = {
     },
     "energy": {
         "joules": 1000.0,
+        "active_joules": 1000.0,
+        "passive_joules": None,
         "joules_per_output_token": 0.31101,
-        "static_joules": None,
-        "static_joules_per_output_token": None,
+        "active_joules_per_output_token": 0.31101,
+        "passive_joules_per_output_token": None,
+        "passive_power": "left_out",
         "tdp_joules_per_output_token": None,
         "joules_by_category": {
             "fc": {"dram": 80.0, "compute": 20.0},
@@ -87,6 +90,7 @@ _EXAMPLE = {
     "silicon_mm2": None,
     "tdp_w": None,
     "costs": {"setting": "ideal"},
+    "precision": {"weights": "bf16", "routed_weights": "fp8", "kv_cache": "bf16"},
     "device_facts": {},
     "warnings": [],
     "results": "results/example",

@@ -254,14 +254,42 @@ def test_a_device_may_differ_without_warning(save):
 
 
 def test_energy_with_and_without_passive_power_is_not_alike(save):
-    analog = {"joules": 900.0, "static_joules": 810.0, "joules_per_output_token": 0.2}
-    analog = {**example_summary()["energy"], **analog, "static_joules_per_output_token": 0.18}
-    comparison = compare([save("gpu", SCENARIO), save("aimc", SCENARIO, energy=analog)])
+    whole = {"joules": 900.0, "passive_joules": 810.0, "joules_per_output_token": 0.2}
+    whole |= {"active_joules_per_output_token": 0.02, "passive_joules_per_output_token": 0.18}
+    whole = {**example_summary()["energy"], **whole, "passive_power": "counted"}
+    comparison = compare([save("without", SCENARIO), save("with", SCENARIO, energy=whole)])
     assert comparison.unlike == ("whether energy includes passive power",)
-    assert quantity(comparison, "energy.static_joules_per_output_token").values == (None, 0.18)
+    assert quantity(comparison, "energy.passive_joules_per_output_token").values == (None, 0.18)
     text = " ".join(report(comparison).split())
-    assert "of it passive power mJ - 180 -" in text
-    assert not compare([save("a", SCENARIO, energy=analog), save("b", SCENARIO, energy=analog)]).unlike
+    assert "passive mJ - 180 -" in text
+    assert "active mJ 311 20.0 0.06" in text
+    assert not compare([save("a", SCENARIO, energy=whole), save("b", SCENARIO, energy=whole)]).unlike
+
+
+def test_another_precision_is_not_alike(save):
+    analog = {"weights": "5-bit", "routed_weights": "5-bit", "kv_cache": "8-bit"}
+    comparison = compare([save("a", SCENARIO), save("b", SCENARIO, precision=analog)])
+    assert comparison.unlike == (
+        "precision of weights (bf16 against 5-bit)",
+        "precision of routed weights (fp8 against 5-bit)",
+        "precision of KV cache (bf16 against 8-bit)",
+    )
+    text = " ".join(report(comparison).split())
+    assert "not like for like, the runs differ in precision of weights (bf16 against 5-bit)," in text
+    one = {"weights": "bf16", "routed_weights": "fp8", "kv_cache": "fp8"}
+    assert compare([save("c", SCENARIO), save("d", SCENARIO, precision=one)]).unlike == (
+        "precision of KV cache (bf16 against fp8)",
+    )
+    assert not compare([save("e", SCENARIO, precision=one), save("f", SCENARIO, precision=one)]).unlike
+
+
+def test_precision_of_pools_is_compared(save):
+    def pooled(name, *weights):
+        held = [{"precision": {"weights": each, "routed_weights": None, "kv_cache": "fp8"}} for each in weights]
+        return save(name, SCENARIO, pools={"prefill": held[0], "decode": held[1], "handover": {}})
+
+    found = compare([pooled("a", "bf16", "bf16"), pooled("b", "bf16", "5-bit")])
+    assert found.unlike == ("precision of weights (bf16 against bf16 + 5-bit)",)
 
 
 def test_silicon_and_tdp_are_compared(save):

@@ -41,13 +41,13 @@ def test_key_figures_of_a_model():
 
 def test_key_figures_of_a_device():
     line = next(line for line in printed(device_list(DEVICES)).splitlines() if line.startswith("duplex "))
-    assert line.split() == ["duplex", "duplex", "903", "989", "85.9", "GB", "3,352", "450"]
+    assert line.split() == ["duplex", "duplex", "903", "120", "989", "85.9", "GB", "3,352", "450"]
 
 
 def test_what_does_not_apply_to_a_device_is_a_dash():
     table = printed(device_list(DEVICES)).partition("\nsources\n")[0]
     rows = {line.split()[0]: line.split() for line in table.splitlines()[2:] if line}
-    assert rows["aimc-realistic"] == ["aimc-realistic", "aimc", "718", "-", "512", "GB", "614", "450"]
+    assert rows["aimc-realistic"] == ["aimc-realistic", "aimc", "718", "23.2", "-", "512", "GB", "614", "450"]
     assert rows["b200"] == ["b200", "gpu", "-", "2,250", "192", "GB", "8,000", "900"]
 
 

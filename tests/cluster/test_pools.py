@@ -183,7 +183,7 @@ def test_runs_with_and_without_pools_compare(folder: Path, tmp_path: Path) -> No
     assert found.differences["cluster.pools.prefill.device.name"] == (None, "h100")
 
 
-def test_passive_power_that_is_not_known_is_said() -> None:
+def test_pools_of_two_kinds_have_passive_power_and_precision_of_their_own() -> None:
     found, _ = serve(
         scenario(
             "model.preset=mixtral-8x7b",
@@ -194,6 +194,12 @@ def test_passive_power_that_is_not_known_is_said() -> None:
             "workload.num_requests=3",
         )
     )
-    assert found["pools"]["prefill"]["static_joules"] is None
-    assert found["energy"]["static_joules"] == found["pools"]["decode"]["static_joules"] > 0
-    assert "the energy has no passive power of h100, which is not known" in found["warnings"]
+    pools, energy = [found["pools"][name] for name in ("prefill", "decode")], found["energy"]
+    gpus, chips = (pool["devices"] for pool in pools)
+    assert pools[0]["passive_joules"] == pytest.approx(gpus * 115 * found["end_s"])
+    assert pools[1]["passive_joules"] == pytest.approx(chips * 23.184 * found["end_s"])
+    for key in ("joules", "active_joules", "passive_joules"):
+        assert energy[key] == pytest.approx(sum(pool[key] for pool in pools))
+    assert [pool["precision"]["weights"] for pool in pools] == ["bf16", "5-bit"]
+    assert [pool["precision"]["kv_cache"] for pool in pools] == ["fp8", "8-bit"]
+    assert "weights of the pools differ in precision: bf16 and 5-bit" in found["warnings"]

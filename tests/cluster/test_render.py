@@ -66,7 +66,7 @@ def test_report_of_the_whole_run():
     changed = report(window={"start_s": 0, "end_s": 634.6, "length_s": 634.6, "whole_run": True})
     assert "measured: the whole run of 635 s" in changed
     assert changed.count("whole run") == 1
-    assert line_with(changed, "311 mJ").endswith("energy per output token 311 mJ")
+    assert line_with(changed, "energy per").endswith("energy per output token 311 mJ")
 
 
 def test_figures_of_the_whole_run_say_so_beside_those_of_a_window():
@@ -108,9 +108,26 @@ def test_warnings_are_wrapped_under_their_text():
 
 
 def test_passive_power_is_a_share_of_the_energy_without_time():
-    text = report(energy__static_joules=922.4)
+    text = report(energy__passive_joules=922.4)
     assert line_with(text, "passive power") == "passive power - 92.2 %"
     assert "passive power" not in report()
+
+
+def test_energy_per_token_is_active_and_passive():
+    changes = {"joules": 1000.0, "passive_joules": 600.0, "joules_per_output_token": 0.5}
+    changes |= {"active_joules_per_output_token": 0.2, "passive_joules_per_output_token": 0.3}
+    text = report(**{f"energy__{key}": value for key, value in changes.items()})
+    assert line_with(text, "energy per").endswith("energy per token, whole run 500 mJ")
+    assert line_with(text, "active").endswith("active 200 mJ")
+    assert line_with(text, "passive", "mJ").endswith("passive 300 mJ")
+    assert line_with(report(), "passive").endswith("passive left out")
+    assert line_with(report(energy__passive_power="not_known"), "passive").endswith("passive not known")
+
+
+def test_precision_stands_in_the_heading():
+    assert line_with(report(), "precision") == "precision: weights bf16, routed weights fp8, KV cache bf16"
+    dense = {"weights": "5-bit", "routed_weights": None, "kv_cache": "8-bit"}
+    assert line_with(report(precision=dense), "precision") == "precision: weights 5-bit, KV cache 8-bit"
 
 
 def test_silicon_shows_where_it_is_known():
@@ -133,7 +150,7 @@ def test_facts_of_the_devices():
     text = report(device_facts=facts)
     assert line_with(text, "mapping ") == "mapping moe_separated"
     assert line_with(text, "tiers used") == "tiers used 178,416"
-    assert line_with(text, "passive ") == "passive 139 W"
+    assert line_with(text, "passive ", " W") == "passive 139 W"
     assert line_with(text, "gated") == "gated no"
     assert line_with(text, "event model") == "event model over plan 0.780, 1.05"
     assert line_with(text, "noise") == "noise -"

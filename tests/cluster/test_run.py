@@ -80,9 +80,11 @@ def test_silicon_and_power_that_devices_are_sold_at() -> None:
     assert rates["output_tokens_per_s_per_mm2"] == pytest.approx(rates["output_tokens_per_s"] / (8 * 814))
     tokens = gpus["tokens"]["output"]
     assert energy["tdp_joules_per_output_token"] == pytest.approx(8 * 700 * gpus["end_s"] / tokens)
-    assert energy["static_joules"] is None
+    assert energy["passive_joules"] == pytest.approx(8 * 115 * gpus["end_s"])
     assert gpus["warnings"] == []
-    unknown = serve(load_scenario(None, [*SMALL, "cluster.device=duplex-bank-pim"]))[0]
+    bare = "{kind: gpu, memory_gb: 96, memory_gb_per_s: 3352, peak_tflop_per_s: {bf16: 989}, link_gb_per_s: 450, "
+    bare += "link_latency_us: 3, energy: {xpu_pj_per_bit: 3.48, row_activation_nj: 0.909, mac_pj: 0.46}}"
+    unknown = serve(load_scenario(None, [*SMALL, f"cluster.device={bare}"]))[0]
     assert (unknown["silicon_mm2"], unknown["tdp_w"]) == (None, None)
     assert unknown["throughput"]["output_tokens_per_s_per_mm2"] is None
     assert unknown["energy"]["tdp_joules_per_output_token"] is None
@@ -190,7 +192,7 @@ def test_no_step_is_faster_or_cheaper_than_reading_what_it_needs(
     compute = sum(kinds["compute"] for kinds in summary["energy"]["joules_by_category"].values())
     assert least <= dram < 1.2 * least
     assert flops / 2 * 0.46e-12 <= compute < 2 * flops / 2 * 0.46e-12
-    assert summary["energy"]["joules"] == pytest.approx(dram + compute)
+    assert summary["energy"]["active_joules"] == pytest.approx(dram + compute)
 
 
 def test_twice_the_capacity_is_saturated_and_half_of_it_is_not() -> None:

@@ -171,7 +171,8 @@ def test_no_step_is_faster_or_cheaper_than_physics_allows(
         least_pj = min(least_pj, spec.pim.pj_per_bit)
     for split in sensible_splits(device, model):
         plan = device.compile(operators_of(model, split), split)
-        assert (plan.static is None) == (backend is None)
+        assert plan.passive is not None
+        assert plan.passive.idle_uw == round(split.devices * device.passive_w * 1e6)
         for decodes, context, prompt in ((DECODES, CONTEXT, 0), (1, 8000, 0), (0, 0, PROMPT)):
             step = take_step(plan, decodes=decodes, context=context, prompt=prompt)
             need = demand(model, step.counts, decodes=decodes, context=context, prompt=prompt)

@@ -237,6 +237,6 @@ def test_power_gives_the_energy_of_bytes_and_products() -> None:
     assert term.energy.dram_const / 1e12 / seconds == pytest.approx(power.decode_w - power.idle_w, rel=1e-6)
     per_row_s = 2 * 8192 * 8192 / (989.4e12 * kernel.compute)
     assert term.energy.compute_per_row / 1e12 / per_row_s == pytest.approx(power.prefill_w - power.idle_w, rel=1e-4)
-    static = fitted("h100", backend="vllm").static
-    assert static is not None
-    assert static.idle_uw == 4 * power.idle_w * 10**6
+    passive = fitted("h100", backend="vllm").passive
+    assert passive is not None
+    assert passive.idle_uw == 4 * power.idle_w * 10**6

@@ -195,3 +195,26 @@ def test_a_result_says_what_was_assumed() -> None:
     ]
     assert "assumptions" not in facts("h100")
     assert "assumptions" not in facts("duplex")
+
+
+def test_passive_power_of_the_unit_follows_its_silicon() -> None:
+    # Leakage and idle clock as of the attention units of aimc-realistic, on the paper's 17.80 mm2 of each stack.
+    chip = load_device("aimc-realistic").spec
+    per_mm2 = chip.power.attention_w / chip.area.attention_mm2  # type: ignore[attr-defined]
+    pim = duplex().spec.pim
+    assert pim.area is not None
+    assert pim.passive_w_per_mm2 == pytest.approx(per_mm2) == pytest.approx(0.06)
+    assert duplex().pim_passive_w == pytest.approx(per_mm2 * STACKS * ALL_MM2, rel=1e-6)
+    assert duplex().passive_w == pytest.approx(115 + 5.34, rel=1e-4)
+    assert duplex("logic-pim").passive_w == duplex().passive_w
+    faster = duplex(pim={"flop_per_byte": 32})
+    assert faster.pim_passive_w == pytest.approx(per_mm2 * STACKS * (TSV_MM2 + 4 * (ALL_MM2 - TSV_MM2)), rel=1e-6)
+    assert duplex(pim={"bandwidth_multiple": 8}).pim_passive_w == pytest.approx(2 * duplex().pim_passive_w)
+    assert duplex(pim={"flop_per_byte": 32, "passive_w": 7}).passive_w == pytest.approx(122)
+    assert faster.key_figures["passive_w"] == faster.passive_w
+    assert faster.key_figures["pim_passive_w"] == faster.pim_passive_w
+    # In a DRAM process what computes takes more silicon, and is taken to draw the same per FLOP/s.
+    bank, group = duplex("duplex-bank-pim"), duplex("duplex-bankgroup-pim")
+    logic_w = per_mm2 * STACKS * (ALL_MM2 - TSV_MM2)
+    assert group.pim_passive_w == pytest.approx(logic_w, rel=1e-5)
+    assert bank.pim_passive_w == pytest.approx(logic_w / 2, rel=1e-5)

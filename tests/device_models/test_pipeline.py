@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pimserve.device_models.pipeline import Load, PipelineTerm, StaticPower, Station, undominated
+from pimserve.device_models.pipeline import Load, PassivePower, PipelineTerm, Station, undominated
 
 STATION = Station("memory", "attention_decode", 2, 3, 5, (7,), visit=1, visit_per_context=1, rest=12, slack=30)
 TERM = PipelineTerm(
@@ -99,8 +99,8 @@ def test_more_requests_or_longer_contexts_never_take_less(requests: int, mean: i
     assert TERM.span(requests + joined, (requests + joined) * mean, 1)[0] >= now
 
 
-def test_static_power_by_hand() -> None:
-    power = StaticPower(idle_uw=2_000_000, step_uw=8_000_000, chain_uw=5_000_000)
+def test_passive_power_by_hand() -> None:
+    power = PassivePower(idle_uw=2_000_000, step_uw=8_000_000, chain_uw=5_000_000)
     ns = 10**6  # in fs; 1 W for 1 ns is 1000 pJ
     assert power.energy_pj(3 * ns, 4 * ns, 2 * ns) == (2 * 3 + 8 * 4 - 5 * 2) * 1000
 

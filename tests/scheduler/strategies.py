@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from hypothesis import strategies as st
 
 from pimserve.device_models.experts import ExpertTerm, ExpertUnit, Selection
-from pimserve.device_models.pipeline import Load, PipelineTerm, StaticPower, Station
+from pimserve.device_models.pipeline import Load, PassivePower, PipelineTerm, Station
 from pimserve.device_models.plan import HOST, CostPlan, DecodeAttentionTerm, Energy, PrefillAttentionTerm, RowTerm
 from pimserve.device_models.routing import POOL_SIZE, ExpertPools, Routing
 
@@ -147,7 +147,7 @@ def pipelines(draw: st.DrawFn) -> CostPlan:
         ),
         experts=None,
         pipeline=term,
-        static=draw(st.none() | st.just(StaticPower(1, 2, 1))),
+        passive=draw(st.none() | st.just(PassivePower(1, 2, 1))),
         frontend_ps=draw(_FRONTEND_PS),
     )
 

@@ -394,10 +394,10 @@ def test_time_and_energy_are_the_sums_of_their_parts(run: Run) -> None:
         assert sum(log.category_fs.values()) == log.busy_fs
     joules = summary["energy"]["joules"]
     parts = [part for kinds in summary["energy"]["joules_by_category"].values() for part in kinds.values()]
-    static = summary["energy"]["static_joules"]
-    assert joules == pytest.approx(sum(parts) + (static or 0), rel=1e-12)
-    if plan.static is not None:  # passive power is drawn all the time
-        assert static >= plan.static.idle_uw * 1e-6 * run.served.end_s * len(logs) * (1 - 1e-9) - 1e-12
+    passive = summary["energy"]["passive_joules"]
+    assert joules == pytest.approx(sum(parts) + (passive or 0), rel=1e-12)
+    if plan.passive is not None:  # passive power is drawn all the time
+        assert passive >= plan.passive.idle_uw * 1e-6 * run.served.end_s * len(logs) * (1 - 1e-9) - 1e-12
     # At least: each context token is read once per step, by each term of the plan without a window.
     single = [step for replica in range(len(logs)) for step in run.steps(replica)]
     context = sum(step[3] for step in single)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pimserve.device_models.experts import ExpertTerm, ExpertUnit
-from pimserve.device_models.pipeline import Load, PipelineTerm, StaticPower, Station
+from pimserve.device_models.pipeline import Load, PassivePower, PipelineTerm, Station
 from pimserve.device_models.plan import HOST, CostPlan, DecodeAttentionTerm, Energy, RowTerm
 from pimserve.loadgen.workload import Workload
 from pimserve.scheduler.config import SchedulerSpec
@@ -230,7 +230,7 @@ def test_the_busiest_device_of_a_pipeline_and_of_groups_of_experts() -> None:
 def test_a_pipeline_waits_for_the_host_and_rests_meanwhile() -> None:
     ms = 10**12
     pipeline = PipelineTerm((None,), (("fc", 10 * ms),), (0,), (Station("tiles", "fc", 0, 0, 0, (0,)),), 0, 0, "fc", ())
-    plan = replace(PLAN, units=("tiles",), rows=(), pipeline=pipeline, static=StaticPower(10**6, 3 * 10**6))
+    plan = replace(PLAN, units=("tiles",), rows=(), pipeline=pipeline, passive=PassivePower(10**6, 3 * 10**6))
     host = RowTerm("host", "step", HOST, "requests", ((4 * ms, ms),))
     requests = [(0.0, 5, 4)]
     alone, beside = (summary(requests, plan=each) for each in (plan, replace(plan, rows=(host,))))
@@ -238,8 +238,8 @@ def test_a_pipeline_waits_for_the_host_and_rests_meanwhile() -> None:
     assert alone["unit_busy_share"] == alone["unit_busy_share_of_busiest_device"] == {"tiles": 0}
     assert beside["unit_busy_share"] == {"tiles": 0, "host": pytest.approx(1 / 3)}
     assert beside["time_share"]["step"] == pytest.approx(1 / 3)
-    assert alone["energy"]["static_joules"] == pytest.approx(3 * 0.04)
-    assert beside["energy"]["static_joules"] == pytest.approx(3 * 0.04 + 1 * 0.02)
+    assert alone["energy"]["passive_joules"] == pytest.approx(3 * 0.04)
+    assert beside["energy"]["passive_joules"] == pytest.approx(3 * 0.04 + 1 * 0.02)
 
 
 def test_replicas_pool_their_samples() -> None:

@@ -7,6 +7,7 @@ from promql import OF_RUN, quantile_of_all, share, total
 
 _TIME = f"({total('pimserve_virtual_time_seconds_total')} > 0)"
 _TOKENS = total("pimserve_generation_tokens_total")
+_JOULES = "pimserve_device_energy_joules_total"
 _SLO = "pimserve_slo_requests_total"
 _ALL = f'{OF_RUN},slo="all"'
 _COLUMNS = (
@@ -60,8 +61,12 @@ _THROUGHPUT = Row(
         Panel(
             "Energy per output token",
             "joule",
-            "Where devices' passive power is not known, it is missing.",
-            ((share(total("pimserve_device_energy_joules_total"), _TOKENS), "{{run_id}}"),),
+            "Active: of work; passive: what devices draw anyway, missing where it is not known or left out.",
+            (
+                (share(total(_JOULES), _TOKENS), "{{run_id}}"),
+                (share(total(_JOULES, of=f'{OF_RUN},part!="passive"'), _TOKENS), "active {{run_id}}"),
+                (share(total(_JOULES, of=f'{OF_RUN},part="passive"'), _TOKENS), "passive {{run_id}}"),
+            ),
             "bars",
             8,
         ),

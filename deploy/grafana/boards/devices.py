@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from panels import Board, Panel, Row
-from promql import OF_ENGINE, growth, per_second, share
+from promql import OF_ENGINE, OF_RUN, growth, per_second, share
 
 _BUSY = "pimserve_device_busy_seconds_total"
 _JOULES = "pimserve_device_energy_joules_total"
+_TOKENS = growth("pimserve_generation_tokens_total")
 
 
 def _mean(metric: str, label: str) -> str:
@@ -73,22 +74,26 @@ _ENERGY = Row(
         Panel(
             "Power",
             "watt",
-            "Joules per simulated second of all devices by operator; static is what they draw anyway.",
+            "Joules per simulated second of all devices by operator; passive is what they draw anyway.",
             ((per_second(_JOULES, of=OF_ENGINE, by=("run_id", "operator")), "{{operator}} {{run_id}}"),),
             stacked=True,
         ),
         Panel(
             "Memory or arithmetic",
             "watt",
-            "Power by part: moving data (dram), multiplying (compute), static.",
+            "Power by part: moving data (dram), multiplying (compute), passive.",
             ((per_second(_JOULES, of=OF_ENGINE, by=("run_id", "part")), "{{part}} {{run_id}}"),),
             stacked=True,
         ),
         Panel(
             "Energy per output token",
             "joule",
-            "Of all devices of a run, over the tokens sampled meanwhile.",
-            ((share(growth(_JOULES), growth("pimserve_generation_tokens_total")), "{{run_id}}"),),
+            "Of all devices of a run, over the tokens sampled meanwhile. Active: of work; passive: drawn anyway.",
+            (
+                (share(growth(_JOULES), _TOKENS), "{{run_id}}"),
+                (share(growth(_JOULES, of=f'{OF_RUN},part!="passive"'), _TOKENS), "active {{run_id}}"),
+                (share(growth(_JOULES, of=f'{OF_RUN},part="passive"'), _TOKENS), "passive {{run_id}}"),
+            ),
             width=24,
         ),
     ),

@@ -70,10 +70,11 @@ def test_in_the_end_metrics_say_what_the_summary_says(case, monkeypatch):
     assert -1e-9 <= late_s < WINDOW_S
     assert values["pimserve_preemptions_total"].sum() == summary["requests"]["preemptions"]
     energy = values["pimserve_device_energy_joules_total"]
-    static = np.array([key[4] == "static" for key in last.layout.keys["pimserve_device_energy_joules_total"]])
-    static_joules = summary["energy"]["static_joules"] or 0
-    assert energy[~static].sum() == pytest.approx(summary["energy"]["joules"] - static_joules, rel=1e-9)
-    assert energy[static].sum() == pytest.approx(static_joules, rel=late_s / summary["end_s"] + 1e-9)
+    passive = np.array([key[4] == "passive" for key in last.layout.keys["pimserve_device_energy_joules_total"]])
+    passive_joules = summary["energy"]["passive_joules"]
+    assert passive_joules > 0
+    assert energy[~passive].sum() == pytest.approx(summary["energy"]["active_joules"], rel=1e-9)
+    assert energy[passive].sum() == pytest.approx(passive_joules, rel=late_s / summary["end_s"] + 1e-9)
     assert values["pimserve_operator_time_seconds_total"].sum() == pytest.approx(
         summary["busy_share"] * summary["end_s"] * len(last.layout.engines), rel=1e-9
     )

@@ -15,7 +15,7 @@ from pimserve.device_models.aimc.mapping import map_network
 from pimserve.device_models.aimc.network import Network, network_of
 from pimserve.device_models.aimc.walk import Walker
 from pimserve.device_models.catalogue import device_names, load_model
-from pimserve.device_models.device import Demand, Fitted
+from pimserve.device_models.device import Demand, Fitted, Precision
 from pimserve.device_models.operators import Parallelism
 from pimserve.device_models.pipeline import Load
 from pimserve.device_models.plan import FS_PER_S, PJ_PER_J, CostPlan
@@ -119,15 +119,14 @@ def test_energy_is_not_below_passive_power_and_mvms(preset: str) -> None:
     assert summary["requests"]["finished"] == 15
     energy = summary["energy"]
     passive = 6 * spec.passive_w * summary["end_s"]
-    assert energy["static_joules"] == pytest.approx(passive, rel=1e-6)
+    assert energy["passive_joules"] == pytest.approx(passive, rel=1e-6)
     layers_mvms, head_mvms = 48_384, 504
     prompt, output = summary["tokens"]["prompt"], summary["tokens"]["output"]
     passes = prompt + output - 15  # the first output of a request comes with its prompt
     least = (passes * layers_mvms + output * head_mvms) * spec.costs.mvm().nj * 1e-9
-    assert energy["joules"] - energy["static_joules"] >= least
-    assert sum(sum(parts.values()) for parts in energy["joules_by_category"].values()) == pytest.approx(
-        energy["joules"] - energy["static_joules"]
-    )
+    assert energy["active_joules"] >= least
+    by_category = sum(sum(parts.values()) for parts in energy["joules_by_category"].values())
+    assert energy["active_joules"] == pytest.approx(by_category)
 
 
 def test_a_run_says_what_it_hangs_on() -> None:
@@ -139,9 +138,16 @@ def test_a_run_says_what_it_hangs_on() -> None:
     assert summary["parallelism"] == {"spread": "layers"}
     said = " ".join(summary["warnings"])
     assert "64 tiers per tile are assumed; stacks of up to 8 were built" in said
-    assert "of the energy is passive power" in said
+    assert "passive power is assumed: 7 mW per tile" in said
+    assert summary["energy"]["passive_power"] == "counted"
     few = "cluster.device={preset: aimc-realistic, tiers: 8, tiles: 4096, mapping: {strategy: greedy_in_order}}"
     assert "tiers per tile" not in " ".join(serve(load_scenario(None, [*overrides, few]))[0]["warnings"])
+
+
+def test_what_it_holds_is_not_what_the_model_says() -> None:
+    assert realistic().precision == Precision("5-bit", "5-bit", "8-bit")
+    dense = fitted(aimc(kv_bits=4, noise=None), model="gpt2-medium", chips=1)
+    assert dense.precision == Precision("analog", None, "4-bit")
 
 
 def test_noise_affects_neither_time_nor_energy() -> None:
@@ -214,9 +220,9 @@ def test_programming_mixtral_by_hand() -> None:
 
 def passive_j_per_token(plan: CostPlan) -> float:
     """Passive energy of a token at batch 1 and 2048 context."""
-    assert plan.static is not None
+    assert plan.passive is not None
     step = round(decode_s(plan, 1, 2048) * FS_PER_S)
-    return plan.static.energy_pj(0, step, step) / PJ_PER_J
+    return plan.passive.energy_pj(0, step, step) / PJ_PER_J
 
 
 def test_gating_of_idle_chips_saves_passive_energy_at_batch_1() -> None:
@@ -225,16 +231,16 @@ def test_gating_of_idle_chips_saves_passive_energy_at_batch_1() -> None:
     assert passive_j_per_token(plan) == pytest.approx(0.057, rel=0.1)
     assert passive_j_per_token(gated) == pytest.approx(0.021, rel=0.1)
     assert decode_s(gated, 1, 2048) == decode_s(plan, 1, 2048)
-    assert plan.static is not None
-    assert gated.static is not None
-    assert gated.static.idle_uw == pytest.approx(plan.static.idle_uw * 0.25)
+    assert plan.passive is not None
+    assert gated.passive is not None
+    assert gated.passive.idle_uw == pytest.approx(plan.passive.idle_uw * 0.25)
 
 
 def test_gating_lowers_the_energy_of_a_run() -> None:
     def joules(gating: float) -> float:
         overrides = ["cluster.device=aimc-realistic", "cluster.devices_per_node=6", "workload.num_requests=15"]
         summary = serve(load_scenario(None, [*overrides, f"cluster.device.power.idle_gating={gating}"]))[0]
-        return float(summary["energy"]["static_joules"])
+        return float(summary["energy"]["passive_joules"])
 
     whole, gated, off = (joules(gating) for gating in (1, 0.25, 0))
     assert 0 < off < gated < whole
@@ -259,7 +265,7 @@ def test_twice_the_tiers_change_area_only() -> None:
             decode_s(realistic().plan, requests, context), rel=0.01
         )
     assert plan.rows == realistic().plan.rows
-    assert plan.static == realistic().plan.static
+    assert plan.passive == realistic().plan.passive
     assert aimc(tiers=128).area_mm2 == pytest.approx(aimc().area_mm2 + 512 * 64 * 0.002)
 
 
@@ -316,7 +322,7 @@ def test_a_model_without_experts_has_none_to_spread() -> None:
 def test_experts_spread_over_chips_leave_none_to_rest() -> None:
     power = {"power": {"idle_gating": 0.25}}
     demand = Demand(load_model("mixtral-8x7b"), Parallelism(1, 8, 8))
-    layers, experts = (aimc(spread=spread, **power).fit(demand).plan.static for spread in ("layers", "experts"))
+    layers, experts = (aimc(spread=spread, **power).fit(demand).plan.passive for spread in ("layers", "experts"))
     assert layers is not None
     assert experts is not None
     assert layers.chain_uw == round(layers.step_uw * 0.75 * 7 / 8)
