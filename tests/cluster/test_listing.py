@@ -48,7 +48,7 @@ def test_what_does_not_apply_to_a_device_is_a_dash():
     table = printed(device_list(DEVICES)).partition("\nsources\n")[0]
     rows = {line.split()[0]: line.split() for line in table.splitlines()[2:] if line}
     assert rows["aimc-realistic"] == ["aimc-realistic", "aimc", "718", "23.2", "-", "512", "GB", "614", "450"]
-    assert rows["b200"] == ["b200", "gpu", "-", "2,250", "192", "GB", "8,000", "900"]
+    assert rows["b200"] == ["b200", "gpu", "-", "192", "2,250", "192", "GB", "8,000", "900"]
 
 
 def test_a_device_is_one_line():
