@@ -107,8 +107,8 @@ class GpuSpec(DeviceSpec):
         if power is not None and base.power is not None:
             watts = {}
             for key, rate in (("decode_w", "memory_gb_per_s"), ("prefill_w", "peak_tflop_per_s")):
-                usual = getattr(base.power, key)
-                if rate in changed and key not in power_given and usual is not None:
+                usual, own = getattr(base.power, key), getattr(power, key)
+                if rate in changed and key not in power_given and None not in {usual, own}:
                     watts[key] = power.idle_w + (usual - base.power.idle_w) * rates[rate]
                     said.append(f"power.{key} {watts[key]:.4g} follows {rate}, from {usual:g} of {base.name}")
             power = power.model_copy(update=watts)
