@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pimserve.cluster.interconnect import ALL_REDUCE, ALL_TO_ALL
 from pimserve.cluster.placement import Replica, place
 from pimserve.cluster.scenario import Scenario
 from pimserve.device_models.catalogue import device_names
@@ -134,6 +135,16 @@ def _without_effect(scenario: Scenario, device: Device, demand: Demand, replica:
     given = [f"cluster.{key}" for key, default in defaults.items() if getattr(cluster, key) != default]
     if given and cluster.split.nodes == 1:
         found.append(f"{', '.join(given)}: no effect, a replica has one node")
+    sent = {each.operator for each in replica.traffic}
+    if scenario.costs.collectives == "ring" and ALL_REDUCE not in sent:
+        found.append("costs.collectives: no effect, a replica has no all-reduces")
+    if cluster.dispatch != type(cluster).model_fields["dispatch"].default:
+        if ALL_TO_ALL not in sent:
+            found.append("cluster.dispatch: no effect, no tokens pass between data-parallel groups")
+        elif cluster.split.nodes == 1 and scenario.costs.measured_with is not None:
+            found.append("cluster.dispatch: no effect, a replica has one node, where collectives are measured")
+        elif cluster.split.nodes == 1 and cluster.dispatch == "direct":
+            found.append("cluster.dispatch: no effect, a replica has one node, where forward is direct")
     return found
 
 

@@ -110,6 +110,7 @@ def serve(
         "devices_per_replica": first.devices_per_replica,
         "parallelism": dict(first.replica.parallelism),
         "costs": dict(first.replica.costs),
+        "traffic": _traffic(first.replica),
         "seed": scenario.run.seed,
         "workload": workload.description,
         "trace_rows": {"read": workload.rows_read, "dropped": workload.rows_dropped},
@@ -266,6 +267,7 @@ def _tell_apart(summary: dict[str, Any], pools: Sequence[PlacedPool]) -> None:
             "devices_per_replica": pool.devices_per_replica,
             "parallelism": dict(pool.replica.parallelism),
             "costs": dict(pool.replica.costs),
+            "traffic": _traffic(pool.replica),
             "plan_digest": pool.replica.plan.digest(),
             "weights_gb_per_device": pool.replica.weight_bytes_per_device / _BYTES_PER_GB,
             "reserved_gb_per_device": pool.replica.reserved_bytes_per_device / _BYTES_PER_GB,
@@ -275,6 +277,14 @@ def _tell_apart(summary: dict[str, Any], pools: Sequence[PlacedPool]) -> None:
             "device_facts": pool.facts,
             **summary["pools"][pool.name],
         }
+
+
+def _traffic(replica: Replica) -> list[dict[str, Any]]:
+    """What the devices of a replica send each other, by operator and link: bytes for each token, or output."""
+    return [
+        {"operator": each.operator, "link": each.link, "per": each.rows.removesuffix("s"), "bytes": each.bytes_per_row}
+        for each in replica.traffic
+    ]
 
 
 def _relate(summary: dict[str, Any]) -> None:

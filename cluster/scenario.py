@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from pimserve.cluster.descriptions import read_yaml, with_descriptions, with_trace_beside
+from pimserve.cluster.dispatch import Transport
 from pimserve.cluster.interconnect import Interconnect
 from pimserve.device_models.catalogue import model_of, no_truth_for_a_number, parse_document
 from pimserve.device_models.device import Device, ExpertDecision
@@ -104,6 +105,12 @@ class ClusterSpec(_Section):
     node_gb_per_s: GigabytesPerSecond = Field(50.0, description="bandwidth between nodes, one way per device")
     node_latency_us: Microseconds = Field(0.5, description="a hop between nodes")
     dispatch_us: Microseconds = Field(15.0, description="fixed cost of one dispatch or combine of tokens between nodes")
+    dispatch: Transport = Field(
+        "forward",
+        description="forward: a token's vector goes once to each other node that holds an expert of it, and is passed "
+        "on inside (as DeepEP does); direct: once to each such device; per_pick: once for each expert outside its "
+        "data-parallel group (as the Duplex paper counts)",
+    )
     pools: PoolsSpec | None = Field(None, description="replicas for prefill, and others for decode")
 
     @property
@@ -135,9 +142,16 @@ class CostSpec(_Section):
     passive_power: bool = Field(
         True, description="energy that devices draw whether they work or not (the Duplex paper leaves it out)"
     )
+    collectives: Literal["best", "ring"] = Field(
+        "best",
+        description="with setting: ideal, all-reduces inside a node; best: as a ring, in one shot or in two, what is "
+        "fastest for the size; ring: as a ring, as the Duplex paper has it",
+    )
 
     @model_validator(mode="after")
     def _backend_is_measured(self) -> Self:
+        if self.setting == "measured" and self.collectives == "ring":
+            raise ValueError("collectives: ring goes with setting: ideal; measured ones take the fastest algorithm")
         for key, value in (("backend", self.backend), ("kernels", self.kernels)):
             if self.setting == "ideal" and value is not None:
                 raise ValueError(f"{key} goes with setting: measured")
@@ -271,9 +285,11 @@ class Scenario(_Section):
         return Interconnect(
             link_gb_per_s=device.spec.link_gb_per_s,
             link_latency_us=device.spec.link_latency_us,
+            one_shot_latency_us=device.spec.one_shot_latency_us if self.costs.collectives == "best" else None,
             node_gb_per_s=cluster.node_gb_per_s,
             node_latency_us=cluster.node_latency_us,
             dispatch_us=cluster.dispatch_us,
+            dispatch=cluster.dispatch,
         )
 
     def resolved(self) -> dict[str, Any]:

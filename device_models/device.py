@@ -42,6 +42,11 @@ class DeviceSpec(BaseModel):
     title: str = ""
     link_gb_per_s: GigabytesPerSecond = Field(description="device-to-device bandwidth inside a node, one way")
     link_latency_us: Microseconds = Field(description="one ring hop inside a node")
+    one_shot_latency_us: Microseconds | None = Field(
+        None,
+        description="one all-reduce inside a node in which every device sends its vectors to all others, beside the "
+        "time of their bytes; left out: rings only",
+    )
     kernels: str | None = Field(
         None, description="GPU whose measured kernels its processor runs, or its host; with setting: measured only"
     )

@@ -58,7 +58,13 @@ class GpuSpec(DeviceSpec):
     """A GPU preset."""
 
     default_preset: ClassVar[str | None] = "h100"
-    taken_over: ClassVar[tuple[str, ...]] = ("dram_efficiency", "compute_efficiency", "energy", "power.idle_w")
+    taken_over: ClassVar[tuple[str, ...]] = (
+        "dram_efficiency",
+        "compute_efficiency",
+        "one_shot_latency_us",
+        "energy",
+        "power.idle_w",
+    )
     area_of_die: ClassVar[str] = "area_mm2"  # the figure that holds for the processor as it is built
 
     kind: Literal["gpu"] = "gpu"

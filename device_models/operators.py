@@ -20,6 +20,7 @@ from pimserve.errors import InputError
 Category = Literal["fc", "attention_prefill", "attention_decode", "moe", "communication", "step"]
 CATEGORIES: tuple[Category, ...] = ("fc", "attention_prefill", "attention_decode", "moe", "communication", "step")
 Rows = Literal["tokens", "outputs", "decodes", "prompts", "requests"]
+LinkScope = Literal["intra_node", "inter_node"]
 
 ACTIVATION_BYTES = 2  # activations travel in 16 bit whatever the weights are stored in
 
@@ -130,15 +131,16 @@ class AllReduce:
 
 @dataclass(frozen=True, slots=True)
 class AllToAll:
-    """Dispatch or combine of routed tokens between data-parallel groups, `times` per step.
+    """Dispatch or combine of routed tokens between data-parallel groups, `times` per step, half of them each.
 
-    `bytes_per_token` is what one device sends for each token of its data-parallel group, `vector_bytes` the whole of a
-    token's vector.
+    Vectors of `vector_bytes` go to the devices that hold `top_k` of `experts` routed experts; how many copies, and over
+    which links, is the transport's.
     """
 
     times: int
-    bytes_per_token: float
     vector_bytes: float
+    experts: int
+    top_k: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,11 +164,12 @@ class Rest:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What all devices of a replica together send over their links for each row of a step."""
+    """What all devices of a replica together send over their links for each row of a step, inside nodes or between."""
 
     operator: str
     rows: Rows
     bytes_per_row: float
+    link: LinkScope = "intra_node"
 
 
 Operator = Gemm | DecodeAttention | PrefillAttention | Experts | AllReduce | AllToAll | AllGather | Rest
@@ -222,9 +225,7 @@ def operators_of(model: ModelSpec, split: Parallelism, *, lm_head: bool = True) 
             )
         )
         if split.data > 1:
-            remote = (split.data - 1) / split.data
-            sent = moe.top_k * remote / p * hidden * ACTIVATION_BYTES
-            operators.append(AllToAll(2 * model.moe_layers, sent, hidden * ACTIVATION_BYTES))
+            operators.append(AllToAll(2 * model.moe_layers, hidden * ACTIVATION_BYTES, moe.experts, moe.top_k))
     if p > 1:
         operators.append(AllReduce(2 * model.layers, hidden * ACTIVATION_BYTES, p))
     if lm_head:

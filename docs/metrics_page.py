@@ -58,7 +58,8 @@ load its history instead (`pimserve metrics backfill`), in which a second of Pro
   of tokens, steps, energy and busy time are brought up to date once a second of wall time, the others at the end of
   every window (about 50 ms, a tenth of a second when paced).
 - Bytes over links follow from the collectives and the tokens that passed through them: of all-reduces those that a
-  ring sends, of dispatch and combine the routed copies, whichever measured algorithm the time is of. A KV cache that
+  ring sends, whichever algorithm the time is of; of dispatch and combine the copies of `cluster.dispatch`, inside nodes
+  and between them; in a measured run inside one node, a copy for every pick. A KV cache that
   was handed over counts on the replica that got it, when its request finishes.
 - At the end of a run, counters are equal to its `summary.json`, with two exceptions. Simulated time of a live run may
   go on to the end of its last window. A run that is loaded afterwards lacks, in its inter-token latencies, the gaps of

@@ -13,7 +13,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from pimserve.cluster.devices.flows import ACTIVATIONS, COMBINE, DISPATCH, Dispatch, Flow, Traffic
+from pimserve.cluster.devices.flows import ACTIVATIONS, COMBINE, DISPATCH, Dispatch, Flow, Traffic, fraction_of_bytes
 from pimserve.device_models.aimc.chip import Chip
 from pimserve.device_models.aimc.mapping import Mapping
 from pimserve.device_models.aimc.network import Block, Ffn, Network
@@ -68,7 +68,7 @@ class _Hops:
             self._visit(network.head, homes[-1])
             flows += self._flows(of_outputs=True)
         for kind, sizes in zip((DISPATCH, COMBINE), self._routed, strict=True):
-            flows += [Flow(*pair, kind, 0, Fraction(round(size * 1024), 1024)) for pair, size in sizes.items()]
+            flows += [Flow(*pair, kind, 0, fraction_of_bytes(size)) for pair, size in sizes.items()]
         return Traffic(flows, self._dispatch())
 
     def _block(self, block: Block, home: int) -> None:
@@ -130,6 +130,5 @@ class _Hops:
             sender=sender,
             receiver=receiver,
             weight=np.array([self._picks[pair] for pair in pairs]),
-            vector_bytes=np.zeros(len(pairs), np.int64),
             experts_of=receiver,
         )

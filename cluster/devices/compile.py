@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from pimserve.cluster.devices.chips import traffic_of_chips
 from pimserve.cluster.devices.flows import Traffic, traffic_of_operators
+from pimserve.cluster.dispatch import transport
 from pimserve.cluster.placement import Replica
 from pimserve.cluster.run import prepare_pools
 from pimserve.cluster.scenario import Scenario
@@ -110,7 +111,9 @@ def _share(model: ModelSpec, routing: Routing, seed: int) -> tuple[float, ...]:
 def traffic_of(device: Device, scenario: Scenario, model: ModelSpec, share: tuple[float, ...]) -> Traffic:
     """What the devices of a replica send each other; of most kinds, what their operators' collectives do."""
     split = scenario.cluster.split
-    return traffic_of_operators(operators_of(model, split, lm_head=scenario.costs.lm_head), split, share)
+    operators = operators_of(model, split, lm_head=scenario.costs.lm_head)
+    way = transport(split, scenario.cluster.dispatch, measured=scenario.costs.measured_with is not None)
+    return traffic_of_operators(operators, split, share, way)
 
 
 @traffic_of.register

@@ -5,9 +5,9 @@ Everything follows from the collectives that the links cost (`interconnect`), sp
 - all-reduce of a tensor-parallel group, as a ring: each device sends 2 (p - 1) / p of the vectors to the next one;
 - all-gather of logits, as a ring: (p - 1) / p of them;
 - dispatch and combine: the picks of a step (tokens x top_k x MoE layers) are dealt evenly to the devices, each of which
-  sends its own to the devices that hold the experts. A device has the activations of its own data-parallel group, so
-  that only picks that leave the group take bytes, those of one vector each. Where an expert is sliced, the slice of the
-  sender's rank takes the pick, and passes it on inside its node. Combine goes the way back.
+  sends its own to the devices that hold the experts; where an expert is sliced, to the slice of its rank. Bytes are
+  those of the copies of vectors that the transport makes (`cluster.dispatch`), on the links that they take: several
+  picks may share a copy, and a copy may pass a device that none of its picks is for. Combine goes the way back.
 - between chips whose weights stay, vectors pass from layer to layer (`chips`).
 
 Counts are whole in every step. Data-parallel groups share a step's tokens evenly. Which experts are picked is the exact
@@ -25,6 +25,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pimserve.cluster.dispatch import Transport, routes
 from pimserve.device_models.operators import AllGather, AllReduce, AllToAll, Experts, Operator, Parallelism
 from pimserve.v1.device_pb2 import FlowKind
 
@@ -65,8 +66,8 @@ class Flow:
 class Dispatch:
     """Picks of experts, on their way from device to device.
 
-    `sender`, `receiver` and `weight`: (cells,), the latter the share of all picks. `vector_bytes`: (cells,), what one
-    pick takes. `experts_of`: (cells,), the expert group that a cell leads to, of `groups` ones.
+    `sender`, `receiver` and `weight`: (cells,), the latter the share of all picks. `experts_of`: (cells,), the expert
+    group that a cell leads to, of `groups` ones. Their bytes are flows, as picks may share a vector.
     """
 
     picks_per_token: int
@@ -74,7 +75,6 @@ class Dispatch:
     sender: IntArray
     receiver: IntArray
     weight: NDArray[np.float64]
-    vector_bytes: IntArray
     experts_of: IntArray
 
     def expected(self, tokens: IntArray) -> IntArray:
@@ -143,7 +143,7 @@ class Traffic:
                 picks += weights[some] @ self.dispatch.expected(distinct[some])
         else:
             picks = drawn
-        routed = np.column_stack([picks, picks * self.dispatch.vector_bytes])
+        routed = np.column_stack([picks, np.zeros_like(picks)])
         return np.concatenate([found, routed, routed])
 
 
@@ -155,13 +155,16 @@ def _histogram(values: IntArray, weights: IntArray) -> tuple[IntArray, IntArray]
     return distinct, summed
 
 
-def traffic_of_operators(operators: Sequence[Operator], split: Parallelism, share: Sequence[float]) -> Traffic:
+def traffic_of_operators(
+    operators: Sequence[Operator], split: Parallelism, share: Sequence[float], way: Transport
+) -> Traffic:
     """Flows between devices that run a model operator by operator.
 
     Args:
         operators: what one device of the replica runs.
         split: how devices share the model.
         share: picks of a token that fall on each routed expert, as `routing.expert_share` says.
+        way: how vectors get to the devices that need them.
     """
     flows: list[Flow] = []
     for op in operators:
@@ -171,11 +174,20 @@ def traffic_of_operators(operators: Sequence[Operator], split: Parallelism, shar
         elif isinstance(op, AllGather):
             sent = Fraction(op.bytes_per_output) * (op.group - 1) / op.group
             flows += _ring(ALL_GATHER, split, op.group, 1, sent, of_outputs=True)
+        elif isinstance(op, AllToAll):
+            for (sender, receiver), copies in routes(op, split, way).items():
+                size = fraction_of_bytes(copies * op.vector_bytes * op.times / 2)
+                flows.append(Flow(sender, receiver, DISPATCH, 0, size))
+                flows.append(Flow(receiver, sender, COMBINE, 0, size))
     experts = next((op for op in operators if isinstance(op, Experts)), None)
     if experts is None:
         return Traffic(flows)
-    routed = next((op for op in operators if isinstance(op, AllToAll)), None)
-    return Traffic(flows, _dispatch(experts, split, share, 0 if routed is None else round(routed.vector_bytes)))
+    return Traffic(flows, _dispatch(experts, split, share))
+
+
+def fraction_of_bytes(size: float) -> Fraction:
+    """To a 1,024th, so that products with counts of rows stay in 64 bit."""
+    return Fraction(round(size * 1024), 1024)
 
 
 def _ring(
@@ -189,19 +201,17 @@ def _ring(
     ]
 
 
-def _dispatch(op: Experts, split: Parallelism, share: Sequence[float], vector_bytes: int) -> Dispatch:
+def _dispatch(op: Experts, split: Parallelism, share: Sequence[float]) -> Dispatch:
     devices = np.arange(split.devices)
     sender, group = (each.ravel() for each in np.meshgrid(devices, np.arange(op.groups), indexing="ij"))
     receiver = group * op.slices + sender % split.tensor % op.slices
     of_group = np.asarray(share).reshape(op.groups, -1).sum(axis=1)
-    leaves = sender // split.tensor != receiver // split.tensor
     return Dispatch(
         picks_per_token=op.top_k * op.layers,
         groups=op.groups,
         sender=sender,
         receiver=receiver,
         weight=of_group[group] / split.devices,
-        vector_bytes=np.where(leaves, vector_bytes, 0),
         experts_of=group,
     )
 

@@ -174,9 +174,10 @@ FAMILIES = (
     Family(
         "pimserve_link_bytes_total",
         "counter",
-        "Bytes that all devices of the replica have sent over their links, by operator; operator handover is what the"
-        " KV caches of its finished requests brought from the prefill pool.",
-        (*DEVICE, "operator"),
+        "Bytes that all devices of the replica have sent over their links, by operator and link (intra_node,"
+        " inter_node, inter_pool); operator handover is what the KV caches of its finished requests brought from the"
+        " prefill pool.",
+        (*DEVICE, "operator", "link"),
     ),
     Family("pimserve_devices", "gauge", "Devices of the replica.", DEVICE),
     Family("pimserve_device_weight_bytes", "gauge", "Weights in each device.", DEVICE),

@@ -120,7 +120,7 @@ class RequestMetrics:
         self._rows = np.array(metrics.layout.histogram_rows, np.int64)
         self._handover = metrics.layout.handover
         links = _places(metrics.layout, "pimserve_link_bytes_total")
-        self._brought = {engine: index for (engine, operator), index in links.items() if operator == HANDOVER}
+        self._brought = {engine: index for (engine, operator, _), index in links.items() if operator == HANDOVER}
 
     def add(self, columns: Columns, left: NDArray[np.int64], window: MeasuredWindow) -> None:
         """Take in requests, by their numbers, that have left; definitions as in scheduler/metrics.py.
@@ -211,7 +211,7 @@ class LedgerMetrics:
         self._time = _places(layout, "pimserve_operator_time_seconds_total")
         self._energy = _places(layout, "pimserve_device_energy_joules_total")
         self._links: dict[int, list[int]] = {}  # by replica, its series of bytes that go with tokens
-        for (engine, operator), index in _places(layout, "pimserve_link_bytes_total").items():
+        for (engine, operator, _), index in _places(layout, "pimserve_link_bytes_total").items():
             if operator != HANDOVER:
                 self._links.setdefault(engine, []).append(index)
 

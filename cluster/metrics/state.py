@@ -259,7 +259,7 @@ def _layout(
         roles,
         tuple(rows.index(name) if together else index for index, (_, name) in enumerate(roles)),
         longest_request(scenario, model, [pool.replica for pool in pools]),
-        tuple(_link_bytes(pool, operator) for pool, _ in engines for (operator,) in _links(pool)),
+        tuple(_link_bytes(pool, *names) for pool, _ in engines for names in _links(pool)),
         link_of(scenario, model, pools) if len(pools) > 1 else None,
     )
 
@@ -269,17 +269,17 @@ def _edge(bound: float) -> str:
     return repr(bound) if bound < 1e6 else np.format_float_scientific(bound, trim="-", exp_digits=2)
 
 
-def _links(pool: PlacedPool) -> Sequence[tuple[str]]:
-    """Operators that send bytes over links."""
-    handover = [(HANDOVER,)] if pool.name == DECODE else []
-    return [*((name,) for name in dict.fromkeys(each.operator for each in pool.replica.traffic)), *handover]
+def _links(pool: PlacedPool) -> Sequence[tuple[str, str]]:
+    """Operators that send bytes, and the links that these go over."""
+    handover = [(HANDOVER, "inter_pool")] if pool.name == DECODE else []
+    return [*dict.fromkeys((each.operator, each.link) for each in pool.replica.traffic), *handover]
 
 
-def _link_bytes(pool: PlacedPool, operator: str) -> tuple[float, float]:
-    """Bytes that an operator sends for each token that is computed, and for each that is sampled."""
+def _link_bytes(pool: PlacedPool, operator: str, link: str) -> tuple[float, float]:
+    """Bytes that an operator sends over a kind of link for each token that is computed, and each that is sampled."""
     found = {"tokens": 0.0, "outputs": 0.0}
     for each in pool.replica.traffic:
-        if each.operator == operator:
+        if (each.operator, each.link) == (operator, link):
             found[each.rows] += each.bytes_per_row
     return found["tokens"], found["outputs"]
 

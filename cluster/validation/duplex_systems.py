@@ -2,7 +2,8 @@
 
 Section numbers are those of arXiv 2409.01141. What the paper leaves open is decided by what reproduces its figures
 and said here: two all-reduces per block over the devices that hold partial sums, none more for sliced experts; 3 us
-per ring hop inside a node; 400 GB/s and 15 us per dispatch or combine between nodes; no cost for the vocabulary.
+per ring hop inside a node, and no all-reduce but rings; 400 GB/s and 15 us per dispatch or combine between nodes, a
+copy for every expert that a token picks outside its node; no cost for the vocabulary.
 """
 
 from __future__ import annotations
@@ -44,7 +45,15 @@ SystemName = Literal[
     "Duplex-Split",
 ]
 SYSTEMS: tuple[SystemName, ...] = SystemName.__args__  # type: ignore[attr-defined]
-LINKS = Interconnect(link_gb_per_s=450, link_latency_us=3.0, node_gb_per_s=400, node_latency_us=0.5, dispatch_us=15.0)
+LINKS = Interconnect(
+    link_gb_per_s=450,
+    link_latency_us=3.0,
+    node_gb_per_s=400,
+    node_latency_us=0.5,
+    dispatch_us=15.0,
+    one_shot_latency_us=None,
+    dispatch="per_pick",
+)
 SEED = 0
 
 _FULL_DUPLEX_FIGURES = (13, 14, 15, 16)  # there, "Duplex" means Duplex+PE+ET

@@ -180,6 +180,10 @@ OVERRIDES: list[tuple[list[str], str]] = [
         "workload.arrival: arrivals reach",
     ),
     (["routing.popularity=zipf"], "routing: popularity: zipf needs zipf_exponent"),
+    (["costs.setting=measured", "costs.collectives=ring"], "costs: collectives: ring goes with setting: ideal"),
+    (["costs.collectives=tree"], "costs.collectives: must be 'best' or 'ring'"),
+    (["cluster.dispatch=pigeon"], "cluster.dispatch: must be 'forward', 'direct' or 'per_pick'"),
+    (["cluster.device.one_shot_latency_us=-1"], "cluster.device.one_shot_latency_us"),
     (["routing.zipf_exponent=1"], "routing: zipf_exponent goes with popularity: zipf"),
     (["routing={popularity: given, weights: [1, 2]}"], "routing.weights: 2 weights for the model's 8 experts"),
     (

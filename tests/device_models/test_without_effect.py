@@ -76,6 +76,25 @@ def test_draws_and_links_that_a_replica_does_not_use() -> None:
     assert warnings("cluster.nodes=2", "cluster.node_gb_per_s=3") == ()
 
 
+def test_ways_of_collectives_that_a_replica_does_not_have() -> None:
+    aimc = ("cluster.device=aimc-realistic", "cluster.devices_per_node=8")
+    ring = "costs.collectives: no effect, a replica has no all-reduces"
+    assert set(warnings(*aimc, "costs.collectives=ring")) - set(warnings(*aimc)) == {ring}
+    assert warnings("cluster.devices_per_node=1", "model=llama-3.1-8b", "costs.collectives=ring") == (ring,)
+    assert warnings("costs.collectives=ring") == ()
+    whole = "cluster.dispatch: no effect, no tokens pass between data-parallel groups"
+    assert warnings("cluster.dispatch=direct") == (whole,)
+    split = "cluster.tensor_parallel=2"
+    assert warnings(split, "cluster.dispatch=direct") == (
+        "cluster.dispatch: no effect, a replica has one node, where forward is direct",
+    )
+    assert warnings(split, "cluster.dispatch=per_pick") == warnings("cluster.nodes=2", "cluster.dispatch=direct") == ()
+    measured = ("cluster.device=h100", MEASURED, split)
+    assert set(warnings(*measured, "cluster.dispatch=per_pick")) - set(warnings(*measured)) == {
+        "cluster.dispatch: no effect, a replica has one node, where collectives are measured"
+    }
+
+
 TABLE = "costs.expert_decision=paper_table"
 
 

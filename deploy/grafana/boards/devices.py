@@ -59,7 +59,7 @@ _LINKS = Row(
             " caches from the prefill pool. Empty where each replica is one device.",
             (
                 (
-                    per_second("pimserve_link_bytes_total", of=OF_ENGINE, by=("run_id", "role", "operator")),
+                    per_second("pimserve_link_bytes_total", of=OF_ENGINE, by=("run_id", "role", "operator", "link")),
                     "{{operator}} {{role}} {{run_id}}",
                 ),
             ),

@@ -36,6 +36,10 @@ SCENARIOS: Mapping[str, dict[str, Any]] = {
         "cluster": {"device": "duplex", "devices_per_node": 4, "tensor_parallel": 2},
         "routing": {"mode": "exact"},
     },
+    "nodes": {
+        "model": "mixtral-8x7b",
+        "cluster": {"device": "duplex", "nodes": 2, "devices_per_node": 4, "tensor_parallel": 1},
+    },
     "measured": {
         "model": "llama-3.1-8b",
         "cluster": {"device": "h100", "devices_per_node": 4},

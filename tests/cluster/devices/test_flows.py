@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pimserve.cluster.devices.compile import Pool, compile_pool
 from pimserve.cluster.devices.flows import ACTIVATIONS, ALL_GATHER, ALL_REDUCE, COMBINE, DISPATCH, apportion
 from pimserve.cluster.scenario import Scenario
-from pimserve.device_models.operators import AllGather, AllReduce, AllToAll, Operator, operators_of
+from pimserve.device_models.operators import AllGather, AllReduce, Operator, operators_of
 from pimserve.errors import InputError
 from tests.cluster.devices.served import SCENARIOS
 
@@ -51,18 +51,22 @@ def test_bytes_of_collectives_are_those_that_the_links_cost(name: str) -> None:
     assert sent(pool, found, ALL_GATHER) == [MANY * ring] * pool.devices
 
 
-@pytest.mark.parametrize("name", ["ep", "skewed", "exact"])
-def test_dispatch_and_combine_take_the_bytes_that_the_links_cost(name: str) -> None:
-    document = {**SCENARIOS[name], "routing": {}}  # links cost experts that are alike
+@pytest.mark.parametrize("way", ["forward", "direct", "per_pick"])
+@pytest.mark.parametrize("name", ["ep", "skewed", "exact", "nodes"])
+def test_dispatch_and_combine_take_the_bytes_that_the_links_cost(name: str, way: str) -> None:
+    document = {**SCENARIOS[name], "cluster": {**SCENARIOS[name]["cluster"], "dispatch": way}}
     scenario = Scenario.model_validate(document)
     pool = compile_pool(scenario, "")
-    ops = operators_of(scenario.load_model(), scenario.cluster.split)
-    data = pool.replica.plan.data_parallel
+    data, per_node = pool.replica.plan.data_parallel, scenario.cluster.devices_per_node
     found = step(pool, MANY * data)
-    op = next(op for op in ops if isinstance(op, AllToAll))
-    each = MANY * op.times * op.bytes_per_token
-    both = np.array([sent(pool, found, DISPATCH), sent(pool, found, COMBINE)]).sum(axis=0)
-    assert both.tolist() == [each] * pool.devices
+    cells = pool.traffic.cells
+    for link, near in (("intra_node", True), ("inter_node", False)):
+        costed = [t for t in pool.replica.traffic if (t.operator, t.link) == ("dispatch and combine", link)]
+        for kind in (DISPATCH, COMBINE):
+            mine = (cells.kind == kind) & ((cells.sender // per_node == cells.receiver // per_node) == near)
+            each = np.bincount(cells.sender[mine], found[mine, 1], minlength=pool.devices)
+            wanted = sum(t.bytes_per_row for t in costed) * MANY * data / 2 / pool.devices
+            assert each == pytest.approx(np.full(pool.devices, wanted), rel=1e-6)
 
 
 def test_pools_have_their_own_devices_and_numbers() -> None:
