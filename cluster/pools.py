@@ -65,7 +65,13 @@ def routing_of(scenario: Scenario, model: ModelSpec) -> Routing:
     """
     if model.moe is None and scenario.routing.popularity != "uniform":
         raise InputError("routing.popularity", f"{model.name} has no routed experts")
-    return scenario.routing.for_experts(model.moe.experts if model.moe else 0)
+    return scenario.routing.for_model(model)
+
+
+def _weights(scenario: Scenario, model: ModelSpec, routing: Routing) -> tuple[tuple[float, ...], ...]:
+    if model.moe is None:
+        return ()
+    return tuple(map(tuple, routing.expert_weights(model.moe.experts, scenario.run.seed).tolist()))
 
 
 def place_pool(scenario: Scenario, name: str, model: ModelSpec, routing: Routing) -> PlacedPool:
@@ -85,7 +91,7 @@ def place_pool(scenario: Scenario, name: str, model: ModelSpec, routing: Routing
             reserve_gb=scenario.scheduler.reserve_gb,
             max_num_seqs=scenario.scheduler.max_num_seqs,
             max_step_tokens=scenario.scheduler.max_step_tokens(model.max_model_len_tokens),
-            expert_weights=tuple(routing.expert_weights(model.moe.experts, scenario.run.seed)) if model.moe else (),
+            expert_weights=_weights(scenario, model, routing),
             backend=scenario.costs.measured_with,
             kernels=scenario.costs.kernels,
             expert_decision=scenario.costs.expert_decision,

@@ -77,7 +77,7 @@ class Demand:
         reserve_gb: of that, GB of each device which hold neither; None: what the backend keeps, nothing for ideal ones.
         max_num_seqs: requests that may run at once; windowed layers reserve their window for each.
         max_step_tokens: tokens of the largest step.
-        expert_weights: popularity of each routed expert; empty for all alike.
+        expert_weights: popularity of each routed expert, a row for all MoE layers or for each; empty for all alike.
         backend: serving engine whose measured costs count; None for an ideal device.
         kernels: changes to the measured kernels of the catalogue.
         expert_decision: whether a device with two units divides work among them by times ("exact"), or as a paper's
@@ -93,7 +93,7 @@ class Demand:
     reserve_gb: float | None = None
     max_num_seqs: int = 0
     max_step_tokens: int = 0
-    expert_weights: tuple[float, ...] = ()
+    expert_weights: tuple[tuple[float, ...], ...] = ()
     backend: str | None = None
     kernels: Mapping[str, Any] | None = None
     expert_decision: ExpertDecision = "exact"

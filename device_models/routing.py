@@ -25,6 +25,7 @@ _FINE_TOKENS = 32  # token counts up to this have a pool each; above, 2**_OCTAVE
 _OCTAVE_BITS = 3
 _LAYER_DRAWS = 2**13  # layer draws x experts of one pool, where all layers of all outcomes would need more
 _LEAST_DRAWS = 256
+_LEAST_OF_LAYER = 32  # where each layer has a law of its own
 _POOL, _EXACT, _RANK, _POPULARITY = 1, 2, 3, 4  # tags of random streams
 
 
@@ -33,23 +34,24 @@ class Routing:
     """How experts are chosen.
 
     `popularity`: "uniform"; "zipf" with exponent `zipf_exponent`, ranks dealt to the experts by the seed (the same in
-    all layers); or "given", one weight per expert.
+    all layers); or "given", a row of one weight per expert, for all MoE layers or for each. An expert of weight 0 is
+    never picked.
     `mode`: "pooled" picks pre-drawn whole-model outcomes, "exact" draws every layer of every step.
     """
 
     popularity: Literal["uniform", "zipf", "given"] = "uniform"
     zipf_exponent: float = 0.0
-    weights: tuple[float, ...] = field(default=())
+    weights: tuple[tuple[float, ...], ...] = field(default=())
     mode: Literal["pooled", "exact"] = "pooled"
 
     def expert_weights(self, experts: int, seed: int) -> NDArray[np.float64]:
-        """(experts,): popularity weight of each expert, mean 1."""
+        """(rows, experts): popularity weight of each expert, mean 1; one row for all MoE layers, or one for each."""
         if self.popularity == "given":
             weights = np.asarray(self.weights, float)
         else:
             ranks = np.random.default_rng([seed, _POPULARITY]).permutation(experts)
-            weights = (ranks + 1.0) ** -self.zipf_exponent
-        return np.asarray(weights / weights.mean())
+            weights = ((ranks + 1.0) ** -self.zipf_exponent)[None]
+        return np.asarray(weights / weights.mean(axis=1, keepdims=True))
 
 
 def pick_probabilities(weights: NDArray[np.float64], top_k: int) -> NDArray[np.float64]:
@@ -83,17 +85,25 @@ def expert_share(weights: Sequence[float], top_k: int) -> tuple[float, ...]:
     return tuple(share)
 
 
+def mean_share(weights: Sequence[Sequence[float]], top_k: int) -> tuple[float, ...]:
+    """How many of a token's picks fall on each expert, in the mean over layers with those rows of weights."""
+    return tuple(np.mean([expert_share(row, top_k) for row in weights], axis=0).tolist())
+
+
 def draw_counts(rng: np.random.Generator, probabilities: NDArray[np.float64], tokens: int, draws: int) -> IntArray:
-    """(draws, experts): tokens per expert when each of `tokens` tokens picks its experts; rows sum to tokens x k."""
-    experts, columns = probabilities.shape
-    left = np.zeros((columns, draws), np.int64)
-    left[columns - 1] = tokens
-    counts = np.zeros((draws, experts), np.int64)
+    """(..., draws, experts): tokens per expert when each of `tokens` tokens picks its experts; they sum to tokens x k.
+
+    `probabilities`: (..., experts, top_k + 1), as `pick_probabilities` gives them for one law, or of several.
+    """
+    *laws, experts, columns = probabilities.shape
+    left = np.zeros((*laws, columns, draws), np.int64)
+    left[..., columns - 1, :] = tokens
+    counts = np.zeros((*laws, draws, experts), np.int64)
     for e in range(experts):
-        picked = rng.binomial(left[1:], probabilities[e, 1:, None])
-        counts[:, e] = picked.sum(axis=0)
-        left[1:] -= picked
-        left[:-1] += picked
+        picked = rng.binomial(left[..., 1:, :], probabilities[..., e, 1:, None])
+        counts[..., e] = picked.sum(axis=-2)
+        left[..., 1:, :] -= picked
+        left[..., :-1, :] += picked
     return counts
 
 
@@ -117,7 +127,8 @@ class ExpertPools:
         self.term = term
         self.seed = seed
         self.rank: IntArray = np.random.default_rng([seed, _RANK]).permutation(POOL_SIZE)
-        self._probabilities = pick_probabilities(routing.expert_weights(term.experts, seed), term.top_k)
+        weights = routing.expert_weights(term.experts, seed)
+        self._probabilities = np.stack([pick_probabilities(row, term.top_k) for row in weights])
         self._pools: dict[int, IntArray] = {}
         self._times: dict[int, list[int]] = {}
         self._prefixes: dict[int, list[int]] = {}
@@ -163,9 +174,13 @@ class ExpertPools:
 
     def exact(self, tokens: int, replica: int, step: int) -> IntArray:
         """(features,): one whole-model outcome drawn for this very step."""
+        return np.asarray(self.term.layer_features(self.exact_counts(tokens, replica, step)).sum(axis=0))
+
+    def exact_counts(self, tokens: int, replica: int, step: int) -> IntArray:
+        """(layers, experts): tokens of each expert in that outcome."""
         rng = np.random.default_rng([self.seed, _EXACT, replica, step])
-        counts = draw_counts(rng, self._probabilities, tokens, self.term.layers)
-        return np.asarray(self.term.layer_features(counts).sum(axis=0))
+        counts = draw_counts(rng, self._probabilities, tokens, self.term.layers // len(self._probabilities))
+        return counts.reshape(-1, self.term.experts)
 
     def _pool(self, tokens: int) -> IntArray:
         """(POOL_SIZE, features): the pool of a token count that has one."""
@@ -184,11 +199,14 @@ class ExpertPools:
         """(POOL_SIZE, features), by ascending time."""
         term = self.term
         rng = np.random.default_rng([self.seed, _POOL, tokens])
-        wanted = POOL_SIZE * term.layers
+        laws = len(self._probabilities)  # one for all layers, or one for each
+        wanted = POOL_SIZE * term.layers // laws
         # The more tokens, the less their counts scatter, in relation: fewer draws then give the same precision.
-        draws = min(wanted, max(_LEAST_DRAWS, _LAYER_DRAWS * 64 // (term.experts * max(64, tokens))))
-        layer = term.layer_features(draw_counts(rng, self._probabilities, tokens, draws))
+        enough = max(_LEAST_DRAWS, _LAYER_DRAWS * 64 // (term.experts * max(64, tokens)))
+        draws = min(wanted, max(_LEAST_OF_LAYER, enough // laws))
+        counts = draw_counts(rng, self._probabilities, tokens, draws)
+        layer = term.layer_features(counts.reshape(-1, term.experts)).reshape(laws, draws, len(FEATURES))
         # Drawing every layer of every outcome costs too much for large models: layers are resampled from exact draws.
-        chosen = layer if draws == wanted else layer[rng.integers(draws, size=wanted)]
-        outcomes = chosen.reshape(POOL_SIZE, term.layers, len(FEATURES)).sum(axis=1)
+        chosen = layer if draws == wanted else layer[np.arange(laws)[:, None], rng.integers(draws, size=(laws, wanted))]
+        outcomes = chosen.reshape(laws, POOL_SIZE, -1, len(FEATURES)).sum(axis=(0, 2))
         return np.asarray(outcomes[np.argsort(outcomes[:, 0], kind="stable")])

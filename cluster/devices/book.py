@@ -12,7 +12,7 @@ from pimserve.cluster.devices.compile import Pool
 from pimserve.cluster.devices.errors import DeviceMismatchError, WrongStateError
 from pimserve.cluster.devices.flows import Cells
 from pimserve.device_models.experts import FEATURES
-from pimserve.device_models.routing import _EXACT, ExpertPools, draw_counts
+from pimserve.device_models.routing import ExpertPools
 from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.ledger import ReplicaLedger, TimesDifferError
 from pimserve.scheduler.slowdown import NORMAL
@@ -210,5 +210,4 @@ class _Draws:
 
     def _counts(self, tokens: int, step: int) -> IntArray:
         """(layers, experts): the draw that `ExpertPools.exact` makes for the step."""
-        rng = np.random.default_rng([self._pools.seed, _EXACT, self._replica, step])
-        return draw_counts(rng, self._pools._probabilities, tokens, self._pools.term.layers)
+        return self._pools.exact_counts(tokens, self._replica, step)

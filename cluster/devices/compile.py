@@ -21,7 +21,7 @@ from pimserve.device_models.aimc.network import network_of
 from pimserve.device_models.device import Device
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.operators import operators_of
-from pimserve.device_models.routing import ExpertPools, Routing, expert_share
+from pimserve.device_models.routing import ExpertPools, Routing, mean_share
 from pimserve.errors import InputError, validation_error
 from pimserve.scheduler.costs import ReplicaCosts
 
@@ -101,10 +101,10 @@ def compile_pool(scenario: Scenario, name: str) -> Pool:
 
 
 def _share(model: ModelSpec, routing: Routing, seed: int) -> tuple[float, ...]:
-    """Picks of a token that fall on each routed expert."""
+    """Picks of a token that fall on each routed expert, in the mean over layers."""
     if model.moe is None:
         return ()
-    return expert_share(routing.expert_weights(model.moe.experts, seed).tolist(), model.moe.top_k)
+    return mean_share(routing.expert_weights(model.moe.experts, seed).tolist(), model.moe.top_k)
 
 
 @singledispatch

@@ -10,14 +10,14 @@ from pimserve.cluster.history import History
 from pimserve.cluster.pools import PlacedPool
 from pimserve.cluster.report.inputs import Floats
 from pimserve.cluster.report.intensity import Shape
-from pimserve.device_models.routing import draw_counts, expert_share, pick_probabilities
+from pimserve.device_models.routing import draw_counts, mean_share, pick_probabilities
 
 _DRAWS, _STREAM = 512, 5
 
 
 @dataclass(frozen=True)
 class ExpertLoad:
-    """Of one MoE layer, in a step of `tokens` tokens.
+    """Of one MoE layer, in the mean over layers, in a step of `tokens` tokens.
 
     Args:
         tokens: in the step.
@@ -47,22 +47,22 @@ def expert_load(history: History, pool: PlacedPool, shape: Shape) -> ExpertLoad 
     if moe is None:
         return None
     seed = history.scenario.run.seed
-    weights = history.scenario.routing.for_experts(moe.experts).expert_weights(moe.experts, seed)
-    counts = draw_counts(
-        np.random.default_rng([seed, _STREAM]), pick_probabilities(weights, moe.top_k), shape.tokens, _DRAWS
-    )
+    weights = history.scenario.routing.for_model(history.model).expert_weights(moe.experts, seed)
+    laws = np.stack([pick_probabilities(row, moe.top_k) for row in weights])
+    counts = draw_counts(np.random.default_rng([seed, _STREAM]), laws, shape.tokens, -(-_DRAWS // len(laws)))
+    counts = counts.reshape(-1, moe.experts)
     term = pool.replica.plan.experts
     groups = None if term is None else term.groups
     ratios = None
     if groups is not None and groups > 1:
-        per_group = counts.reshape(_DRAWS, groups, -1).sum(axis=2)
+        per_group = counts.reshape(len(counts), groups, -1).sum(axis=2)
         ratios = np.sort(per_group.max(axis=1) / per_group.mean(axis=1))
     return ExpertLoad(
         tokens=shape.tokens,
         top_k=moe.top_k,
-        share=np.array(expert_share(tuple(weights.tolist()), moe.top_k)),
+        share=np.array(mean_share(weights.tolist(), moe.top_k)),
         active=float((counts > 0).sum(axis=1).mean()),
         groups=groups,
         busiest=None if ratios is None else float(ratios.mean()),
-        busiest_p99=None if ratios is None else float(ratios[int(np.ceil(0.99 * _DRAWS)) - 1]),
+        busiest_p99=None if ratios is None else float(ratios[int(np.ceil(0.99 * len(counts))) - 1]),
     )

@@ -235,9 +235,10 @@ def _moving(history: History, pool: PlacedPool, plan: CostPlan, shape: Shape) ->
             assert outcomes is not None
             features = outcomes.features(np.full(POOL_SIZE, shape.tokens), np.arange(POOL_SIZE))
             time = round(float(features[:, 0].mean())) + launch_fs(_EXPERT_LAUNCH)
-            popularity = history.scenario.routing.for_experts(op.experts)
+            popularity = history.scenario.routing.for_model(history.model)
             weights = popularity.expert_weights(op.experts, history.scenario.run.seed)
-            flops, moved = _experts(op, expert_share(tuple(weights), op.top_k), shape.tokens)
+            costs = [_experts(op, expert_share(tuple(row), op.top_k), shape.tokens) for row in weights]
+            flops, moved = (float(np.mean(each)) for each in zip(*costs, strict=True))
             units = tuple(unit.unit for unit in plan.experts.units)
             yield Work("routed experts", "moe", flops, moved, time / FS_PER_S, units)
 

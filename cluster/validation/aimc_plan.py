@@ -169,4 +169,4 @@ def _model(setting: Setting) -> ModelSpec:
 
 def _plan(network: Network, chip: Chip, mapping: Mapping) -> CostPlan:
     experts = max(len(block.experts) for block in network.blocks)
-    return plan_of(Walker(network, chip, mapping, (1.0,) * experts).walk(), chip, idle_gating=1.0)
+    return plan_of(Walker(network, chip, mapping, [(1.0,) * experts]).walk(), chip, idle_gating=1.0)

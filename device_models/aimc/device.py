@@ -17,7 +17,7 @@ from pimserve.device_models.aimc.walk import Walk, Walker
 from pimserve.device_models.device import Demand, Fitted, Precision, measured_kernels
 from pimserve.device_models.model import BYTES_PER_ELEMENT, ModelSpec
 from pimserve.device_models.operators import Parallelism, Traffic
-from pimserve.device_models.routing import expert_share
+from pimserve.device_models.routing import mean_share
 from pimserve.errors import InputError
 
 _MOST_TILES = 2**22
@@ -63,10 +63,10 @@ class Aimc:
         network = network_of(model, spec.kv_bits)
         chip = spec.chips(split.devices)
         moe = model.moe
-        popularity = demand.expert_weights or ((1.0,) * moe.experts if moe else ())
+        popularity = demand.expert_weights or (((1.0,) * moe.experts,) if moe else ())
         density = None
         if moe and spec.mapping.strategy == "greedy_top2":
-            density = _density(expert_share(popularity, moe.top_k), moe.top_k)
+            density = _density(mean_share(popularity, moe.top_k), moe.top_k)  # one order for all layers
         mapping = map_network(network, chip, spec.mapping, spread=spec.spread, expert_density=density)
         walk = Walker(network, chip, mapping, popularity, lm_head=demand.lm_head).walk()
         plan = plan_of(walk, chip, spec.power.idle_gating, in_turns=spec.spread == "layers")

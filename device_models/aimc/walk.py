@@ -27,6 +27,13 @@ _TOKENS = 64  # that are drawn to see how unevenly experts are chosen
 _NEAR, _FAR = 1024, 3072  # contexts between which attention is affine
 
 
+class Law(NamedTuple):
+    """How a token of one layer picks experts: as `pick_probabilities` and as `expert_share` say."""
+
+    picks: NDArray[np.float64]
+    share: tuple[float, ...]
+
+
 class Way(NamedTuple):
     """Time of a part of one token's chain: on transfers, and on all else."""
 
@@ -126,20 +133,27 @@ class Walker:
         network: the model.
         chip: the chips.
         mapping: where its chunks are.
-        popularity: weight of each routed expert of a layer; empty without any.
+        popularity: weight of each routed expert, a row for all MoE layers or for each; empty without any.
         lm_head: whether the product with the vocabulary counts.
     """
 
     def __init__(
-        self, network: Network, chip: Chip, mapping: Mapping, popularity: Sequence[float], *, lm_head: bool = True
+        self,
+        network: Network,
+        chip: Chip,
+        mapping: Mapping,
+        popularity: Sequence[Sequence[float]],
+        *,
+        lm_head: bool = True,
     ) -> None:
         self.network = network
         self.chip = chip
         self.costs = chip.costs
         self.lm_head = lm_head
         top_k = max((block.top_k for block in network.blocks), default=0)
-        self._picks = pick_probabilities(np.asarray(popularity, float), top_k)
-        self._share = expert_share(popularity, top_k)
+        self._laws = [
+            Law(pick_probabilities(np.asarray(row, float), top_k), expert_share(row, top_k)) for row in popularity
+        ]
         self._tiles = [np.asarray(tiles, np.int64) for tiles in mapping.tiles]
         self._mvm = chip.costs.mvm()
         self._random = np.random.default_rng(0)  # which experts are drawn to look at; not the run's seed
@@ -152,6 +166,7 @@ class Walker:
         """One token through all layers, with the head."""
         network, walk = self.network, self._walk
         homes = [self._home(block) for block in network.blocks]
+        routed = 0  # layers with experts so far
         segment = self._work()
         self._embedding(segment, homes[0])
         for layer, block in enumerate(network.blocks):
@@ -173,7 +188,8 @@ class Walker:
             if block.dense is not None:
                 self._ffn("fc", block.dense, home, segment)
             else:
-                self._experts(block, home, segment)
+                self._experts(block, self._laws[min(routed, len(self._laws) - 1)], home, segment)
+                routed += 1
             self._digital("fc", self.costs.add(network.hidden), home, segment)
             if layer < len(network.blocks) - 1:
                 self._digital("fc", self.costs.norm(network.hidden), homes[layer + 1], segment)
@@ -347,7 +363,7 @@ class Walker:
             self._digital(category, cost, self._chip_of(ffn.down), work)
         self._stage(category, (ffn.down,), home, work)
 
-    def _experts(self, block: Block, home: int, work: Work) -> None:
+    def _experts(self, block: Block, law: Law, home: int, work: Work) -> None:
         """Router, gate, chosen and shared experts side by side, and their sum."""
         network = self.network
         assert block.router is not None
@@ -355,7 +371,7 @@ class Walker:
         self._digital("moe", self.costs.activation(network.activation, len(block.experts)), home, work)
         start = self._position
         differ = self._differ(block)
-        way = self._chosen(block, home, _DRAWS if differ else 1)
+        way = self._chosen(block, law, home, _DRAWS if differ else 1)
         self._chain("communication", way.hops_ps)
         self._chain("moe", way.rest_ps)
         one = block.experts[0]
@@ -364,10 +380,10 @@ class Walker:
         self._visit([matrix for ffn in block.experts for matrix in ffn.up], start, picked)
         self._visit([ffn.down for ffn in block.experts], start + half, picked)
         top_k = block.top_k
-        loads: Sequence[float] = self._share
+        loads: Sequence[float] = law.share
         if differ:  # experts on tiles of their own: the busiest tile is one that many tokens happen to choose
-            loads = (draw_counts(self._random, self._picks, _TOKENS, 1)[0] / _TOKENS).tolist()
-        for ffn, share, load in zip(block.experts, self._share, loads, strict=True):
+            loads = (draw_counts(self._random, law.picks, _TOKENS, 1)[0] / _TOKENS).tolist()
+        for ffn, share, load in zip(block.experts, law.share, loads, strict=True):
             for matrix in (*ffn.up, ffn.down):
                 self._account("moe", matrix, home, work, share, load)
             for cost in self._between(ffn):
@@ -384,11 +400,11 @@ class Walker:
         for _ in range(sums):
             self._digital("moe", self.costs.add(network.hidden), home, work)
 
-    def _chosen(self, block: Block, home: int, draws: int) -> Way:
+    def _chosen(self, block: Block, law: Law, home: int, draws: int) -> Way:
         """The way through the chosen experts of one token, a mean over draws where it depends on them."""
         ways: dict[tuple[int, ...], Way] = {}
         drawn = []
-        for counts in draw_counts(self._random, self._picks, 1, draws):
+        for counts in draw_counts(self._random, law.picks, 1, draws):
             chosen = tuple(np.flatnonzero(counts).tolist())
             if chosen not in ways:
                 ways[chosen] = self._together(block, chosen, home)

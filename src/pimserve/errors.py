@@ -104,6 +104,8 @@ def _walk(
     parent: list[type[BaseModel]] = []
     here = [schema] if schema is not None else []
     for part in loc:
+        if str(part).startswith("<"):  # a union's name for one of its forms, which is no key
+            continue
         if len(here) > 1:
             here = [model for model in here if part in _tags(model)]
             continue

@@ -186,6 +186,29 @@ OVERRIDES: list[tuple[list[str], str]] = [
     (["cluster.device.one_shot_latency_us=-1"], "cluster.device.one_shot_latency_us"),
     (["routing.zipf_exponent=1"], "routing: zipf_exponent goes with popularity: zipf"),
     (["routing={popularity: given, weights: [1, 2]}"], "routing.weights: 2 weights for the model's 8 experts"),
+    (["routing={popularity: given, weights: []}"], "routing.weights: 0 weights for the model's 8 experts"),
+    (["routing={popularity: given, weights: [[1, 2], 3]}"], "routing.weights.1: must be a list (got 3)"),
+    (["routing={popularity: given, weights: [[1, -2]]}"], "routing.weights.0.1: must be greater than or equal to 0"),
+    (
+        ["routing={popularity: given, weights: [[1, 1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1, 1]]}"],
+        "routing.weights: 2 lists of weights for 32 MoE layers of mixtral-8x7b; give one for all, or one for each",
+    ),
+    (
+        ["routing={popularity: given, weights: [[1, 1, 1, 1, 1, 1, 1]]}"],
+        "routing.weights.0: 7 weights for the model's 8 experts",
+    ),
+    (
+        ["routing={popularity: given, weights: [0, 0, 0, 0, 0, 0, 0, 0]}"],
+        "routing.weights: only 0 are above 0, and each token picks 2 experts",
+    ),
+    (
+        ["routing={popularity: given, weights: [[0, 0, 0, 5, 0, 0, 0, 0]]}"],
+        "routing.weights.0: only 1 are above 0, and each token picks 2 experts",
+    ),
+    (
+        ["routing={popularity: given, weights: [1, 1, 1, 1, 1, 1, 0, 1.0e-20]}"],
+        "routing: weights above 0 must lie within a factor of 1e+12",
+    ),
     (
         ["model=llama-3.1-8b", "routing={popularity: zipf, zipf_exponent: 1}"],
         "routing.popularity: llama-3.1-8b has no routed experts",

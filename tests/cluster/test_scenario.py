@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pimserve.cluster.run import prepare
+from pimserve.cluster.run import prepare, run
 from pimserve.cluster.scenario import Scenario, json_schema, load_scenario
 from pimserve.device_models.catalogue import device_names, load_model, model_names
 from pimserve.device_models.device import OperatorDevice
@@ -127,7 +127,7 @@ def test_a_trace_takes_the_place_of_arrivals_and_lengths(tmp_path: Path) -> None
 def test_routing_is_made_for_the_models_experts() -> None:
     weights = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
     _, _, routing = prepare(load_scenario(None, [f"routing={{popularity: given, weights: {weights}, mode: exact}}"]))
-    assert (routing.popularity, routing.weights, routing.mode) == ("given", tuple(weights), "exact")
+    assert (routing.popularity, routing.weights, routing.mode) == ("given", (tuple(weights),), "exact")
     _, _, routing = prepare(load_scenario(None, ["routing={popularity: zipf, zipf_exponent: 0.5}"]))
     assert routing.zipf_exponent == 0.5
 
@@ -208,3 +208,22 @@ def test_links_between_nodes_are_said_to_be_ideal() -> None:
     _, one, _ = prepare(load_scenario(None, [*sets, "cluster.nodes=1"]))
     assert any("between nodes" in warning for warning in two.warnings)
     assert not any("between nodes" in warning for warning in one.warnings)
+
+
+def test_popularity_may_be_given_for_each_layer(tmp_path: Path) -> None:
+    settings = [
+        *("model=mixtral-8x7b", "model.layers=3", "cluster.device=h100", "workload.num_requests=20"),
+        "workload.lengths={input: {kind: fixed, tokens: 90}, output: {kind: fixed, tokens: 9}}",
+        "workload.arrival={process: constant, rate_per_s: 20}",
+    ]
+
+    def digest(name: str, weights: str) -> str:
+        scenario = load_scenario(None, [*settings, f"routing={{popularity: given, weights: {weights}}}"])
+        found = run(scenario, tmp_path / name)["digest"]
+        assert run(load_scenario(tmp_path / name / "scenario.yaml"), tmp_path / f"{name}-again")["digest"] == found
+        return str(found)
+
+    alike = "[0, 0, 3, 1, 1, 1, 1, 1]"
+    one = digest("one", alike)
+    assert digest("each", f"[{alike}, {alike}, {alike}]") == one  # no other scenario than one list for all
+    assert digest("other", f"[{alike}, {alike}, [9, 1, 0, 0, 0, 0, 0, 0]]") != one

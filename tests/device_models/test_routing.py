@@ -16,6 +16,8 @@ from pimserve.device_models.routing import (
     ExpertPools,
     Routing,
     draw_counts,
+    expert_share,
+    mean_share,
     pick_probabilities,
     pool_bucket,
 )
@@ -70,11 +72,11 @@ def test_uniform_law_is_that_of_single_tokens(experts: int, top_k: int, tokens: 
 
 
 @pytest.mark.parametrize(
-    "routing", [Routing(popularity="zipf", zipf_exponent=1.0), Routing("given", 0, (5, 1, 1, 2, 1))]
+    "routing", [Routing(popularity="zipf", zipf_exponent=1.0), Routing("given", 0, ((5, 1, 1, 2, 1),))]
 )
 def test_popular_experts_follow_the_product_law(routing: Routing) -> None:
     experts, top_k, tokens = 5, 2, 50
-    weights = routing.expert_weights(experts, seed=0)
+    (weights,) = routing.expert_weights(experts, seed=0)
     sets = {chosen: np.prod(weights[list(chosen)]) for chosen in combinations(range(experts), top_k)}
     total = sum(sets.values())
     share = [sum(w for chosen, w in sets.items() if e in chosen) / total for e in range(experts)]
@@ -86,14 +88,14 @@ def test_popular_experts_follow_the_product_law(routing: Routing) -> None:
 
 
 def test_zipf_weights_fall_with_rank() -> None:
-    dealt = Routing(popularity="zipf", zipf_exponent=1.2).expert_weights(16, seed=0)
-    other = Routing(popularity="zipf", zipf_exponent=1.2).expert_weights(16, seed=1)
+    (dealt,) = Routing(popularity="zipf", zipf_exponent=1.2).expert_weights(16, seed=0)
+    (other,) = Routing(popularity="zipf", zipf_exponent=1.2).expert_weights(16, seed=1)
     assert not np.array_equal(dealt, other)  # which expert has which rank depends on the seed
     weights = np.sort(dealt)[::-1]
     assert weights == pytest.approx(np.sort(other)[::-1])
     assert weights.mean() == pytest.approx(1)
     assert weights[0] / weights[3] == pytest.approx(4**1.2)
-    assert Routing(popularity="zipf", zipf_exponent=0.0).expert_weights(4, seed=0) == pytest.approx([1, 1, 1, 1])
+    assert Routing(popularity="zipf", zipf_exponent=0.0).expert_weights(4, seed=0)[0] == pytest.approx([1, 1, 1, 1])
 
 
 # Closed forms of arXiv 2409.01141: E[active] = N (1 - (1 - k/N)^B), and B k / E[active] tokens for each.
@@ -201,3 +203,65 @@ def test_one_expert_takes_everything() -> None:
     unit = ExpertUnit("u", (((0, 7),),), (1.0, 1.0), 0, 0, 0)
     pools = ExpertPools(ExpertTerm(3, 1, 1, 1, 1, (unit,), "first"), Routing(), 0)
     assert set(pool(pools, 10)[:, 0]) == {3 * 10 * 7}
+
+
+# --- popularity per layer --------------------------------------------------------------------------------------------
+
+
+def term_of(layers: int, experts: int, top_k: int, groups: int = 1) -> ExpertTerm:
+    """Time: 7 fs for every token of the busiest group."""
+    unit = ExpertUnit("u", (((0, 7),),), (1.0, 1.0), 0, 0, 0)
+    return ExpertTerm(layers, experts, top_k, groups, 1, (unit,), "first")
+
+
+@st.composite
+def weights_by_layer(draw: st.DrawFn) -> tuple[int, tuple[tuple[float, ...], ...]]:
+    """(top_k, rows): at least top_k weights of each row are above 0."""
+    layers, experts = draw(st.integers(2, 5)), draw(st.integers(1, 8))
+    top_k = draw(st.integers(1, experts))
+    rows = []
+    for _ in range(layers):
+        row = draw(st.lists(st.floats(0.01, 100) | st.just(0.0), min_size=experts, max_size=experts))
+        kept = draw(st.permutations(range(experts)))[:top_k]
+        rows.append(tuple(weight or (1.0 if e in kept else 0.0) for e, weight in enumerate(row)))
+    return top_k, tuple(rows)
+
+
+@given(weights_by_layer(), st.integers(0, 3000), st.integers(0, 9))
+@settings(max_examples=60, deadline=None)
+def test_each_layer_keeps_all_tokens_and_gives_none_to_experts_of_weight_0(
+    given: tuple[int, tuple[tuple[float, ...], ...]], tokens: int, seed: int
+) -> None:
+    top_k, rows = given
+    pools = ExpertPools(term_of(len(rows), len(rows[0]), top_k), Routing("given", 0, rows), seed)
+    for step in range(3):
+        counts = pools.exact_counts(tokens, 0, step)
+        assert counts.shape == (len(rows), len(rows[0]))
+        assert (counts.sum(axis=1) == tokens * top_k).all()
+        assert counts.max() <= tokens
+        assert not counts[np.array(rows) == 0].any()
+
+
+def test_each_layer_follows_its_own_law() -> None:
+    rows = ((5.0, 1.0, 1.0, 2.0), (0.0, 1.0, 1.0, 0.0), (1.0, 1.0, 1.0, 1.0), (0.0, 0.0, 9.0, 1.0))
+    pools = ExpertPools(term_of(4, 4, 2), Routing("given", 0, rows), 0)
+    steps, tokens = 400, 50
+    counts = np.mean([pools.exact_counts(tokens, 0, step) for step in range(steps)], axis=0) / tokens
+    for found, row in zip(counts, rows, strict=True):
+        assert found == pytest.approx(expert_share(row, 2), abs=5 * 0.5 / np.sqrt(steps * tokens))
+    assert mean_share(rows, 2) == pytest.approx(np.mean([expert_share(row, 2) for row in rows], axis=0))
+    assert expert_share(rows[1], 2) == (0.0, 1.0, 1.0, 0.0)
+
+
+@pytest.mark.parametrize("tokens", [3, 32, 77, 2048])
+@pytest.mark.parametrize("layers", [4, 60], ids=["all drawn", "resampled"])
+def test_pools_of_many_laws_agree_with_exact_draws(layers: int, tokens: int) -> None:
+    # Experts of even layers are alike, one of each odd layer takes every token: the busiest group differs by layer.
+    even, odd = (1.0,) * 16, (1e6, *(1.0,) * 7, *(0.0,) * 8)
+    rows = tuple(odd if layer % 2 else even for layer in range(layers))
+    pools = ExpertPools(term_of(layers, 16, 2, groups=4), Routing("given", 0, rows), 0)
+    exact = np.array([pools.exact(tokens, 0, step)[0] for step in range(400)])
+    pooled = pool(pools, tokens)[:, 0]
+    # Four standard errors: of 32 draws of each layer, and of the exact ones.
+    assert pooled.mean() == pytest.approx(exact.mean(), abs=4 * exact.std() * np.sqrt(1 / 32 + 1 / len(exact)) + 1e-9)
+    assert pooled.std() == pytest.approx(exact.std(), rel=0.4, abs=0.002 * exact.mean())

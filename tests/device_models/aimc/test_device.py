@@ -437,7 +437,7 @@ def test_the_plan_is_the_same_every_time() -> None:
 
 def test_popular_experts_slow_a_step_unless_they_share_tiles_with_all_others() -> None:
     def step(popularity: tuple[float, ...], chips: int, **changes: Any) -> float:
-        return decode_s(fitted(aimc(**changes), chips=chips, expert_weights=popularity).plan, 256, 1)
+        return decode_s(fitted(aimc(**changes), chips=chips, expert_weights=(popularity,)).plan, 256, 1)
 
     even, skewed = (1.0,) * 8, (64.0, *(1.0,) * 7)
     assert step(skewed, 6) == pytest.approx(step(even, 6))

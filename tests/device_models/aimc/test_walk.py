@@ -33,7 +33,7 @@ def mapped(setting: Setting, strategy: Strategy = "moe_separated", **chip: Any) 
 
 def walked(network: Network, chip: Chip, mapping: Mapping) -> Walk:
     experts = max(len(block.experts) for block in network.blocks)
-    return Walker(network, chip, mapping, (1.0,) * experts).walk()
+    return Walker(network, chip, mapping, [(1.0,) * experts]).walk()
 
 
 def one_token(network: Network, chip: Chip, mapping: Mapping) -> Outcome:
