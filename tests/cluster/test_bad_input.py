@@ -336,7 +336,7 @@ TRACES: dict[str, tuple[str, bytes, str]] = {
     "negative time": ("csv", CSV + b"-1.0,5,5\n", ":2: arrival_s is '-1.0'; seconds are needed"),
     "no number for a time": ("csv", CSV + b"nan,5,5\n", ":2: arrival_s is 'nan'"),
     "endless time": ("csv", CSV + b"1e400,5,5\n", ":2: arrival_s is '1e400'"),
-    "time beyond the clock": ("csv", CSV + b"1e7,5,5\n", ":2: arrival_s '1e7' lies more than 9e+06 s"),
+    "time beyond the clock": ("csv", CSV + b"0,5,5\n1e7,5,5\n", ":3: arrival_s '1e7' lies more than 9e+06 s"),
     "time turns back": ("csv", CSV + b"2.0,5,5\n1.0,5,5\n", ":3: arrival_s '1.0' lies before the row above"),
     "impossible date": ("azure", AZURE + ROW + b"2023-11-31 00:00:00,5,5\n", ":3: TIMESTAMP is '2023-11-31 00:00:00'"),
     "date with no such zone": ("azure", AZURE + b"2023-11-16 18:15:46+25:00,5,5\n", ":2: TIMESTAMP is"),
