@@ -147,15 +147,13 @@ def parse_document(text: str, place: str) -> dict[str, Any]:
             text.encode()
         except UnicodeEncodeError as error:
             raise InputError(place, f"is not UTF-8 text (byte {ord(text[error.start]) & 0xFF:#04x})") from None
+    _limit(text, place)
     try:
-        _limit(text, place)
         loader = _StrictLoader(text)
         try:
             document = loader.get_single_data()
         finally:
             loader.dispose()
-    except InputError:
-        raise
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise InputError(f"{place}{line}", f"not valid YAML: {error.problem}") from error
