@@ -1,5 +1,5 @@
-# Everything runs in .venv, made on first use; edit pyproject.toml and the next target reinstalls.
-# PYTHON names another interpreter; ARGS is handed to pytest and to the benchmarks.
+# Everything runs in .venv, made on first use of what requirements/*.txt locks; edit pyproject.toml or a lock, and the
+# next target reinstalls. PYTHON names another interpreter; ARGS is handed to pytest and to the benchmarks.
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,10 +7,14 @@ BIN := $(VENV)/bin
 RUN_READY := $(VENV)/.run-ready
 PROTOC := $(VENV)/protoc
 DEV_READY := $(VENV)/.dev-ready
+NEWEST := $(VENV)/newest
+UNIT := not e2e and not slow and not ray and not server
+LOCKED := pip install --quiet --require-hashes
+EDITABLE := pip install --quiet --no-deps --no-build-isolation --editable .
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run test test-unit lint fmt bench protos protos-check site site-serve clean
+.PHONY: help run test test-unit test-newest lock lint fmt bench protos protos-check site site-serve clean
 
 define make_venv
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -20,20 +24,22 @@ define make_venv
 @test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 endef
 
-$(RUN_READY): pyproject.toml
+$(RUN_READY): pyproject.toml requirements/build.txt requirements/run.txt
 	$(make_venv)
-	$(BIN)/pip install --quiet --editable .
+	$(BIN)/$(LOCKED) -r requirements/build.txt -r requirements/run.txt
+	$(BIN)/$(EDITABLE)
 	@touch $@
 
-$(DEV_READY): pyproject.toml
+$(DEV_READY): pyproject.toml requirements/dev.txt
 	$(make_venv)
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/$(LOCKED) -r requirements/dev.txt
+	$(BIN)/$(EDITABLE)
 	@touch $(RUN_READY) $@
 
-$(PROTOC)/.ready: protos/requirements.txt
+$(PROTOC)/.ready: requirements/protos.txt
 	$(make_venv)
 	@test -x $(PROTOC)/bin/pip || $(PYTHON) -m venv $(PROTOC)
-	$(PROTOC)/bin/pip install --quiet -r $<
+	$(PROTOC)/bin/$(LOCKED) -r $<
 	@touch $@
 
 help: ## list the targets
@@ -46,7 +52,25 @@ test: $(DEV_READY) ## the whole test suite
 	$(BIN)/pytest -n 2 $(ARGS)
 
 test-unit: $(DEV_READY) ## the tests that are neither slow nor end to end, and need no servers
-	$(BIN)/pytest -n 2 -m "not e2e and not slow and not ray and not server" $(ARGS)
+	$(BIN)/pytest -n 2 -m "$(UNIT)" $(ARGS)
+
+test-newest: ## the same with the newest of all that pyproject.toml allows
+	$(make_venv)
+	@test -x $(NEWEST)/bin/pip || $(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/pip install --quiet --upgrade --upgrade-strategy eager --editable '.[dev]'
+	$(NEWEST)/bin/pytest -n 2 -m "$(UNIT)" $(ARGS)
+
+# One resolution for all: what is installed for a run, or on the nodes of a Ray cluster, is what was tested.
+UPGRADE := --upgrade
+COMPILE = $(BIN)/uv pip compile --quiet $(UPGRADE) --universal --python-version 3.11 --generate-hashes --strip-extras \
+	--no-annotate --custom-compile-command 'make lock'
+
+lock: $(DEV_READY) ## renew requirements/*.txt; with UPGRADE= only what pyproject.toml demands
+	$(COMPILE) pyproject.toml --extra dev -o requirements/dev.txt
+	$(COMPILE) pyproject.toml -c requirements/dev.txt -o requirements/run.txt
+	$(COMPILE) pyproject.toml requirements/ray.in -c requirements/dev.txt -o requirements/ray.txt
+	$(COMPILE) requirements/build.in -c requirements/dev.txt -o requirements/build.txt
+	$(COMPILE) requirements/protos.in -o requirements/protos.txt
 
 lint: $(DEV_READY) ## style, types and import directions
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """Generate Python from the .proto files, or with --check say whether what is committed is what would be generated.
 
-Run by `make protos` and `make protos-check`, in an environment with requirements.txt.
+Run by `make protos` and `make protos-check`, in an environment of requirements/protos.txt.
 """
 
 from __future__ import annotations

@@ -178,9 +178,9 @@ def offered(group):
 
 
 def pinned(package):
-    """The version in the constraints."""
-    text = (DEPLOY / "constraints.txt").read_text(encoding="utf-8")
-    (version,) = re.findall(rf"^{package}==(\S+)$", text, re.MULTILINE)
+    """The version in the lock."""
+    text = (ROOT / "requirements" / "ray.txt").read_text(encoding="utf-8")
+    (version,) = re.findall(rf"^{package}==(\S+) ", text, re.MULTILINE)
     return version
 
 
@@ -228,8 +228,8 @@ def test_ray_cluster_meets_the_schema_of_ray_up():
     jsonschema.validate(document, schema)
     assert document["file_mounts"]["~/pimserve-setup"] == "build/ray-setup"
     used = set(re.findall(r"~/pimserve-setup/([\w.]+)", " ".join(document["setup_commands"])))
-    assert used == {"constraints.txt", "ray.in"}
-    assert all((DEPLOY / name).exists() for name in used)
+    assert used == {"ray.txt"}
+    assert all((ROOT / "requirements" / name).exists() for name in used)
     for command in (document["head_start_ray_commands"][-1], document["worker_start_ray_commands"][-1]):
         assert command.startswith("RAY_AUTH_MODE=token ")
         assert "~/pimserve/bin/ray start" in command
