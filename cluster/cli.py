@@ -6,6 +6,7 @@ that the user can mend; 70 a fault of pimserve's own; 130 interrupted.
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sys
@@ -140,6 +141,9 @@ def run_command(
 ) -> None:
     """Simulate a scenario and print what came of it."""
     from pimserve.cluster.progress import progress_bar  # noqa: PLC0415
+    from pimserve.cluster.results import UnwrittenError  # noqa: PLC0415
+    from pimserve.cluster.run import results_place  # noqa: PLC0415
+    from pimserve.cluster.run_times import earlier_run  # noqa: PLC0415
     from pimserve.cluster.runtime.command import control_of, run_on, spread_of  # noqa: PLC0415
     from pimserve.cluster.scenario import load_scenario  # noqa: PLC0415
 
@@ -148,6 +152,9 @@ def run_command(
         raise InputError("--metrics", "is missing: it says where, and the other options for metrics need it")
     spread = spread_of(on, shards, None if devices is None else devices.value, devices_per_actor, resource or ())
     loaded = load_scenario(scenario, overrides or (), trace)
+    earlier = earlier_run(loaded.name, place := results_place(loaded, out, checkpoint)) if out is None else None
+    if earlier is not None:
+        typer.echo(f"note: {earlier}; this one will be in {place}", err=True)
     with ExitStack() as stack:
         how: dict[str, Any] = {"control": control_of(speed)}
         if metrics is not None:
@@ -161,10 +168,26 @@ def run_command(
             )
             how = {"control": control, "metrics": feed}
             typer.echo(f"metrics on {address}", err=True)
-        with progress_bar(shown=not quiet) as progress:
-            summary = run_on(on, loaded, out, spread=spread, progress=progress, checkpoints=checkpoint, **how)
+        try:
+            with progress_bar(shown=not quiet) as progress:
+                summary = run_on(on, loaded, out, spread=spread, progress=progress, checkpoints=checkpoint, **how)
+        except UnwrittenError as error:
+            _show(error.summary, as_json=as_json, quiet=quiet)
+            raise
+        except KeyboardInterrupt:
+            typer.echo(_after_interrupt(checkpoint), err=True)
+            raise
         _show(summary, as_json=as_json, quiet=quiet)  # before metrics linger
+        if earlier is not None:
+            typer.echo(f"note: {earlier}", err=True)
         sys.stdout.flush()
+
+
+def _after_interrupt(checkpoint: Path | None) -> str:
+    """How an interrupted run goes on."""
+    if checkpoint is None:
+        return "interrupted, and nothing is kept; with --checkpoint DIR the same command goes on where a run was"
+    return f"interrupted; the same command, with --checkpoint {checkpoint}, goes on from the last checkpoint"
 
 
 def _show(summary: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
@@ -172,12 +195,13 @@ def _show(summary: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
     if as_json:
         print_json(summary)
     elif quiet:
-        typer.echo(summary["results"])
+        if "results" in summary:
+            typer.echo(summary["results"])
     else:
         from pimserve.cluster.render import summary_report  # noqa: PLC0415
 
         print_page(summary_report(summary))
-    if not quiet:
+    if not quiet and "results" in summary:
         # Not in the table: a path is for copying, and breaks only where the terminal ends.
         typer.echo(f"results in {summary['results']}", err=as_json)
     if summary["saturated"] and (as_json or quiet):
@@ -287,6 +311,8 @@ def export_command(
 def main() -> None:
     """Entry point of `pimserve`: runs the command, and turns whatever goes wrong into a message and an exit code."""
     _open_streams()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else whoever started us has it ignored
+        signal.signal(signal.SIGINT, _interrupts())
     for name in ("SIGTERM", "SIGHUP"):  # to leave nothing behind, as with Ctrl-C
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _terminate)
@@ -318,6 +344,22 @@ def _interrupted(error: BaseException | None) -> bool:
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None
+
+
+def _interrupts() -> Callable[[int, object], None]:
+    """A handler of Ctrl-C: the first ends the command, which tidies up; the third ends the process at once."""
+    given = itertools.count(1)
+
+    def interrupt(_number: int, _frame: object) -> None:
+        match next(given):
+            case 1:
+                raise KeyboardInterrupt
+            case 2:
+                os.write(2, b"tidying up; once more ends it at once\n")
+            case _:
+                os._exit(130)
+
+    return interrupt
 
 
 def _terminate(number: int, _frame: object) -> NoReturn:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pimserve.cluster.figures import named
 from pimserve.cluster.results import load_summary
+from pimserve.cluster.run_times import ended_at, newer_runs
 from pimserve.device_models.catalogue import parse_document
 from pimserve.errors import InputError
 
@@ -74,12 +75,13 @@ class Run:
 
     place: str
     summary: Summary
+    ended: str = ""
 
     @property
     def title(self) -> str:
-        """The run's name, and what it ran on."""
+        """The run's name, what it ran on, and when."""
         name, model, devices, device = (self.summary.get(key, "?") for key in ("name", "model", "devices", "device"))
-        return f"{name}: {model} on {devices} {device}"
+        return f"{name}: {model} on {devices} {device}" + (f", {self.ended}" if self.ended else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,7 @@ class Comparison:
     quantities: tuple[Quantity, ...]
     differences: Mapping[str, tuple[Any, ...]]
     unlike: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def differences_by_section(self) -> Mapping[str, tuple[Any, ...]]:
@@ -120,7 +123,11 @@ class Comparison:
         """The comparison as one JSON object."""
         return {
             "runs": [
-                {"place": run.place, **{key: run.summary.get(key) for key in ("name", "model", "device", "digest")}}
+                {
+                    "place": run.place,
+                    **{key: run.summary.get(key) for key in ("name", "model", "device", "digest")},
+                    "ended": run.ended,
+                }
                 for run in self.runs
             ],
             "quantities": {
@@ -129,6 +136,7 @@ class Comparison:
             },
             "differences": {path: list(values) for path, values in self.differences.items()},
             "not_like_for_like": list(self.unlike),
+            "notes": list(self.notes),
         }
 
 
@@ -140,8 +148,24 @@ def compare(places: Sequence[Path]) -> Comparison:
     """
     if len(places) < 2:
         raise InputError("compare", "needs two runs or more")
-    runs = tuple(Run(str(place), load_summary(place)) for place in places)
-    return compare_runs(runs, _settings(places, runs))
+    places = [_found(place) for place in places]
+    summaries = [load_summary(place) for place in places]
+    runs = tuple(
+        Run(str(place), summary, ended_at(summary, place)) for place, summary in zip(places, summaries, strict=True)
+    )
+    compared = {place.resolve() for place in places}
+    notes = tuple(
+        f"{place} is of {run.ended}; newer: {', '.join(f'{other} ({ended})' for other, ended in newer)}"
+        for place, run in zip(places, runs, strict=True)
+        if (newer := [found for found in newer_runs(place) if found[0].resolve() not in compared])
+    )
+    return replace(compare_runs(runs, _settings(places, runs)), notes=notes)
+
+
+def _found(place: Path) -> Path:
+    """The place of a run: a path, or the name of a folder in results/."""
+    named_one = Path("results") / place
+    return named_one if not place.exists() and place.name == str(place) and named_one.is_dir() else place
 
 
 def compare_runs(runs: tuple[Run, ...], settings: Sequence[Mapping[str, Any]]) -> Comparison:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -152,6 +152,27 @@ def _without_effect(scenario: Scenario, device: Device, demand: Demand, replica:
         elif cluster.split.nodes == 1 and cluster.dispatch == "direct":
             found.append("cluster.dispatch: no effect, a replica has one node, where forward is direct")
     return found
+
+
+def energy_key(device: Device) -> tuple[str, float]:
+    """The energy of a description that is farthest above the usual: its key, below that of the device, and its value.
+
+    Usual are those of the catalogue's device of that name, else those of all of its kind.
+    """
+    spec = device.spec
+    known = [spec.name] if spec.name in device_names() else device_names()
+    usual = [dict(_energies(load_device(name).spec.model_dump())) for name in known]
+    found = dict(_energies(spec.model_dump()))
+    return max(found.items(), key=lambda item: item[1] / max([each.get(item[0], 0.0) for each in usual] + [1e-3]))
+
+
+def _energies(document: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, float]]:
+    """Figures in pJ or nJ, by dotted key."""
+    for key, value in document.items():
+        if isinstance(value, Mapping):
+            yield from _energies(value, f"{above}{key}.")
+        elif isinstance(value, int | float) and {"pj", "nj"} & set(key.split("_")):
+            yield f"{above}{key}", float(value)
 
 
 def device_label(device: Device) -> str:

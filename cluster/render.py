@@ -365,7 +365,7 @@ def comparison_report(comparison: Comparison, screen: Console) -> RenderableType
     legend = Table.grid(padding=(0, 2, 0, 0))
     for letter, run in zip(letters, comparison.runs, strict=True):
         legend.add_row(Text(letter, style="bold"), Text(run.title), Text(run.place, overflow="fold"))
-    parts: list[RenderableType] = [legend]
+    parts: list[RenderableType] = [legend, *(Text(f"note: {note}") for note in comparison.notes)]
     others = range(1, len(comparison.runs))
     unbounded = screen.options.update(width=10_000)
     while others:

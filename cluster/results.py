@@ -10,11 +10,14 @@ steps.npy       a row per span of equal steps, `steps` of them, by replica and t
 from __future__ import annotations
 
 import errno
+import fcntl
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,6 +33,14 @@ _PARTS = {"requests", "window", "throughput", "latency_s", "slo", "energy", "bat
 SPAN = np.dtype([("replica", np.int32), *((name, np.int64) for name in Rows._fields)])
 _ROWS_AT_ONCE = 2**16  # 9 MB
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, None}  # numpy gives none for what it cannot write
+
+
+class UnwrittenError(OSError):
+    """A run is over, and its results could not be written; `summary` has its figures all the same."""
+
+    def __init__(self, target: Path, error: OSError, summary: dict[str, Any]) -> None:
+        super().__init__(error.errno or errno.EIO, error.strerror or f"cannot be written whole: {error}", str(target))
+        self.summary = summary
 
 
 @contextmanager
@@ -60,6 +71,7 @@ class SpanFile:
         self.rows = rows
         self._path = path
         self._replica = -1  # of the last rows
+        self._failed: OSError | None = None  # the run goes on without its steps, for the sake of its other figures
         self._in_order = not rows  # of an earlier process's rows it is not known
         size = path.stat().st_size
         self._header = self._write_header()
@@ -76,24 +88,34 @@ class SpanFile:
         return self._file.tell()
 
     def write(self, replica: int, rows: IntArray) -> None:
-        """Append rows (n, columns of Rows) of a replica."""
+        """Append rows (n, columns of Rows) of a replica; nothing more once the disk was full, which `finish` tells."""
+        if self._failed is not None:
+            return
         self._in_order &= replica >= self._replica
         self._replica = replica
         block = np.zeros(len(rows), SPAN)
         block["replica"] = replica
         for index, name in enumerate(Rows._fields):
             block[name] = rows[:, index]
-        self._file.write(block.tobytes())
+        try:
+            self._file.write(block.tobytes())
+        except OSError as error:
+            self._failed = error
         self.rows += len(block)
 
     def sync(self) -> None:
         """Have all rows so far on disk."""
+        if self._failed is not None:
+            raise self._failed
         self._file.flush()
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Finish the file."""
-        if not self._file.closed:
+        if self._failed is not None:
+            with suppress(OSError):  # what is still buffered does not fit either
+                self._file.close()
+        elif not self._file.closed:
             if self._write_header() != self._header:
                 raise AssertionError("the header of steps.npy outgrew its place")
             self._file.close()
@@ -101,6 +123,8 @@ class SpanFile:
     def finish(self, target: Path) -> None:
         """Close the file and have all its rows at `target`, by replica, each replica's as they came: by time."""
         self.close()
+        if self._failed is not None:
+            raise self._failed
         if not self._in_order:
             beside = target.with_name(f".{target.name}")
             with self._path.open("rb") as file, beside.open("wb") as ordered:
@@ -139,52 +163,107 @@ def results_folder(out: Path | None, name: str, partial: Path | None = None) -> 
     """Yield (folder to write into, folder that it becomes); nothing is left behind when the block fails.
 
     Args:
-        out: the folder, which must not exist; None for the first free one of results/NAME, results/NAME-2, ...
+        out: the folder, which must not exist, or be empty; None for the first of results/NAME, results/NAME-2, ... that
+            does not exist.
         name: of the run.
-        partial: where to write until all is there, on the same file system; None for a hidden folder beside the
-            target. Where it is given, `out` may exist if it is empty: what is left of a run that was killed.
+        partial: where to write until all is there, on the same file system; None for a hidden folder beside the target.
     """
     wanted = out if out is not None else Path("results") / name
     new_parents = [folder for folder in wanted.parents if not folder.exists()]  # nearest first
     try:
         wanted.parent.mkdir(parents=True, exist_ok=True)
+        target, held, lock = _hold(wanted, again=out is None)
+        folder = partial or held
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
-            if out is not None and out.is_dir() and not any(out.iterdir()):
-                out.rmdir()
-        target = _reserve(wanted, again=out is None)
-        if partial is not None and partial.parent.stat().st_dev != target.parent.stat().st_dev:
-            target.rmdir()
-            raise InputError(str(partial.parent), f"must be on the file system of the results folder, {target}")
-        partial = partial or target.parent / f".{target.name[:100]}.partial-{os.getpid()}"
-        partial.mkdir()
+            partial.mkdir()
     except OSError as error:
         raise InputError(str(wanted), f"cannot be written: {error.strerror}") from None
     try:
+        _check_same_disk(folder, target)
         with naming(target):
-            yield partial, target
-            partial.rename(target)
+            yield folder, target
+            folder.rename(target)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        for left in (folder, held):
+            shutil.rmtree(left, ignore_errors=True)
         with suppress(OSError):  # another run may have written there meanwhile
-            for folder in (target, *new_parents):
-                folder.rmdir()
+            for parent in new_parents:
+                parent.rmdir()
         raise
+    finally:
+        shutil.rmtree(held, ignore_errors=True)  # a moment's window: who takes the name now finds the target there
+        os.close(lock)
 
 
-def _reserve(base: Path, *, again: bool) -> Path:
-    """Make the folder, empty, so that no run beside this one takes its name; with `again`, try NAME-2 and so on."""
-    candidate, number = base, 1
-    while True:
-        try:
-            candidate.mkdir()
-        except FileExistsError:
-            if not again:
-                raise InputError(str(base), "exists already; give another folder with --out") from None
-        else:
-            return candidate
-        number += 1
-        candidate = base.with_name(f"{base.name}-{number}")
+def _check_same_disk(folder: Path, target: Path) -> None:
+    if folder.stat().st_dev != target.parent.stat().st_dev:
+        raise InputError(str(folder.parent), f"must be on the file system of the results folder, {target}")
+
+
+def free_folder(name: str) -> Path:
+    """Where a fresh run of that name has its results: the first free one of results/NAME, results/NAME-2, ..."""
+    for target in _numbered(Path("results") / name):
+        if target.exists():
+            continue
+        held = _hidden(target)
+        if not held.is_dir():
+            return target
+        lock = _locked(held)
+        if lock is not None:
+            os.close(lock)
+            return target
+    raise AssertionError("numbers do not end")
+
+
+def _numbered(base: Path) -> Iterator[Path]:
+    yield base
+    for number in count(2):
+        yield base.with_name(f"{base.name}-{number}")
+
+
+def _hidden(target: Path) -> Path:
+    """The folder beside a results folder in which it is written, and which keeps other runs from taking its name."""
+    digest = hashlib.sha256(target.name.encode()).hexdigest()[:8]
+    return target.with_name(f".{target.name[:100]}.{digest}.partial")
+
+
+def _locked(held: Path) -> int | None:
+    """The lock of a hidden folder, which the system drops when its process ends; None if another has it."""
+    lock = os.open(held, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        return None
+    return lock
+
+
+def _hold(base: Path, *, again: bool) -> tuple[Path, Path, int]:
+    """A free name, its hidden folder, and that one's lock; what a killed run left there is removed.
+
+    With `again`, NAME-2 and so on are tried, else an empty folder is free too.
+    """
+
+    def taken(target: Path) -> bool:
+        return target.exists() and (again or not target.is_dir() or any(target.iterdir()))
+
+    for target in _numbered(base):
+        held = _hidden(target)
+        while not taken(target):
+            held.mkdir(exist_ok=True)
+            lock = _locked(held)
+            if lock is None:
+                break
+            if held.is_dir() and os.fstat(lock).st_ino == held.stat().st_ino and not taken(target):
+                for left in held.iterdir():
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+                return target, held, lock
+            os.close(lock)  # another run was done between two lines of this one
+        if not again:
+            why = "exists already" if taken(target) else "is being written by another run"
+            raise InputError(str(base), f"{why}; give another folder with --out")
+    raise AssertionError("numbers do not end")
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:

@@ -19,11 +19,20 @@ import numpy as np
 import yaml
 
 from pimserve import __version__
-from pimserve.cluster.checkpoint import COMMANDS_FILE, RESULTS, CheckpointFolder
+from pimserve.cluster.checkpoint import COMMANDS_FILE, RESULTS, CheckpointFolder, target_of
 from pimserve.cluster.figures import named
 from pimserve.cluster.placement import Replica
-from pimserve.cluster.pools import PlacedPool, link_of, place_pool, routing_of
-from pimserve.cluster.results import SCHEMA_VERSION, SpanFile, load_summary, results_folder, write_json
+from pimserve.cluster.pools import PlacedPool, energy_key, link_of, place_pool, routing_of
+from pimserve.cluster.results import (
+    SCHEMA_VERSION,
+    SpanFile,
+    UnwrittenError,
+    free_folder,
+    load_summary,
+    results_folder,
+    write_json,
+)
+from pimserve.cluster.run_times import now
 from pimserve.cluster.scenario import Scenario
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.routing import Routing
@@ -36,7 +45,7 @@ from pimserve.scheduler.faults import FaultSpec
 from pimserve.scheduler.fleet import Fleet, RowSink
 from pimserve.scheduler.metrics import summarize
 from pimserve.scheduler.requests import RequestTable
-from pimserve.scheduler.simulation import Decode, Deployment, Served, check_together, simulate
+from pimserve.scheduler.simulation import Decode, Deployment, EnergyRangeError, Served, check_together, simulate
 
 _BYTES_PER_MB, _BYTES_PER_GB = 10**6, 10**9
 Progress = Callable[[int, int], None]
@@ -82,24 +91,28 @@ def serve(
     devices = sum(pool.devices for pool in pools)
     workload = generate(scenario.workload, scenario.run.seed)
     total = len(workload.input_tokens)
-    served = simulate(
-        first.replica.plan,
-        workload,
-        scenario.scheduler,
-        kv_capacity_tokens=first.replica.kv_capacity_tokens,
-        max_model_len=longest_request(scenario, model, [pool.replica for pool in pools]),
-        replicas=first.replicas,
-        routing=routing,
-        seed=scenario.run.seed,
-        warmup_s=scenario.run.warmup_s,
-        cooldown_s=scenario.run.cooldown_s,
-        max_time_s=scenario.run.max_time_s,
-        write_rows=None if span_file is None else lambda number, rows, _: span_file.write(number, rows),
-        progress=(lambda left: progress(left, total)) if progress is not None else None,
-        deployment=deployment,
-        decode=decode,
-        faults=_faults(scenario),
-    )
+    try:
+        served = simulate(
+            first.replica.plan,
+            workload,
+            scenario.scheduler,
+            kv_capacity_tokens=first.replica.kv_capacity_tokens,
+            max_model_len=longest_request(scenario, model, [pool.replica for pool in pools]),
+            replicas=first.replicas,
+            routing=routing,
+            seed=scenario.run.seed,
+            warmup_s=scenario.run.warmup_s,
+            cooldown_s=scenario.run.cooldown_s,
+            max_time_s=scenario.run.max_time_s,
+            write_rows=None if span_file is None else lambda number, rows, _: span_file.write(number, rows),
+            progress=(lambda left: progress(left, total)) if progress is not None else None,
+            deployment=deployment,
+            decode=decode,
+            faults=_faults(scenario),
+        )
+    except EnergyRangeError as error:
+        key, value = energy_key(first.device)
+        raise InputError(f"cluster.device.{key}", f"{value:g}: {error.message}; is its unit wrong?") from None
     summary = {
         "schema_version": SCHEMA_VERSION,
         "name": scenario.name,
@@ -153,7 +166,8 @@ def run(
 
     Args:
         scenario: what to run.
-        out: the results folder, which must not exist; None for results/NAME.
+        out: the results folder, which must not exist or be empty; None for the first free one of results/NAME, NAME-2,
+            ...
         progress: called now and then with (requests that have left, all requests).
         control: watches and changes the run while it goes.
         checkpoints: folder that keeps the run's state, from which it goes on if it was interrupted; empty again when
@@ -162,6 +176,7 @@ def run(
 
     Raises:
         InputError: parts of the scenario do not go together, or a folder cannot be written.
+        UnwrittenError: the run is over, and the disk full.
         RunCancelledError: the control ended it.
     """
     with ExitStack() as stack:
@@ -186,24 +201,44 @@ def run(
             span_file = SpanFile(folder / "steps.npy") if kept is None else kept.open_spans()
         try:
             summary, served = serve(scenario, span_file=span_file, progress=progress, deployment=deployment)
-            if span_file is not None:
-                span_file.finish(folder / "steps.npy")
+            summary["simulator"] = _simulator(summary, served)
+            if runtime is not None:
+                summary["simulator"]["spread"] = runtime.facts()
+            if kept is not None:
+                summary["simulator"]["continued"] = kept.continued
+            try:
+                if span_file is not None:
+                    span_file.finish(folder / "steps.npy")
+                _write(folder, scenario, served, {**summary, "results": str(target)})
+                if kept is not None and (commands := kept.commands()):
+                    (folder / COMMANDS_FILE).write_bytes(commands)
+            except OSError as error:
+                raise UnwrittenError(target, error, summary) from error
         finally:
             if span_file is not None:
                 span_file.close()
-        np.save(folder / "requests.npy", served.table.structured())
-        resolved = yaml.dump(scenario.resolved(), Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), sort_keys=False)
-        (folder / "scenario.yaml").write_text(resolved, encoding="utf-8")
-        summary["results"] = str(target)
-        summary["simulator"] = _simulator(summary, served)
-        if runtime is not None:
-            summary["simulator"]["spread"] = runtime.facts()
-        if kept is not None:
-            summary["simulator"]["continued"] = kept.continued
-            if commands := kept.commands():
-                (folder / COMMANDS_FILE).write_bytes(commands)
-        write_json(folder / "summary.json", summary)
+    summary["results"] = str(target)
     return summary
+
+
+def _write(folder: Path, scenario: Scenario, served: Served, summary: dict[str, Any]) -> None:
+    np.save(folder / "requests.npy", served.table.structured())
+    resolved = yaml.dump(scenario.resolved(), Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), sort_keys=False)
+    (folder / "scenario.yaml").write_text(resolved, encoding="utf-8")
+    write_json(folder / "summary.json", summary)
+
+
+def results_place(scenario: Scenario, out: Path | None, checkpoints: Path | None) -> Path:
+    """Where a run that begins now will have its results, but for what others begin at the same time.
+
+    Args:
+        scenario: what runs.
+        out: the folder that was asked for.
+        checkpoints: of the run; it may be one that is continued, and has its folder already.
+    """
+    if out is None and checkpoints is not None:
+        out = target_of(checkpoints, scenario_digest(scenario))
+    return out or free_folder(scenario.name)
 
 
 def scenario_digest(scenario: Scenario) -> str:
@@ -376,6 +411,7 @@ def _simulator(summary: dict[str, Any], served: Served) -> dict[str, Any]:
         "version": __version__,
         "python": platform.python_version(),
         "numpy": np.__version__,
+        "ended_at": now(),
     }
 
 

@@ -94,8 +94,8 @@ def _tasks(
 def _clear(place: Path) -> None:
     """Remove what a run left that was cut short."""
     shutil.rmtree(place, ignore_errors=True)
-    for partial in place.parent.glob(f".{place.name}.partial-*"):
-        shutil.rmtree(partial, ignore_errors=True)
+    for held in place.parent.glob(f".{place.name}.*.partial"):
+        shutil.rmtree(held, ignore_errors=True)
     with suppress(OSError):  # there may be other runs of the point
         place.parent.rmdir()
 

@@ -72,7 +72,11 @@ def sweep_command(
     with ExitStack() as stack:
         workers = _workers(on, jobs, stack)
         progress = stack.enter_context(progress_bar(shown=True, of="runs"))
-        document = sweep(points, folder, workers, progress)
+        try:
+            document = sweep(points, folder, workers, progress)
+        except KeyboardInterrupt:
+            typer.echo(f"interrupted; the same command makes what is missing in {folder}", err=True)
+            raise
     if as_json:
         print_json(document)
     else:

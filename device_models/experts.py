@@ -77,6 +77,19 @@ class ExpertTerm:
     units: tuple[ExpertUnit, ...]
     selection: Selection
 
+    def least_fs(self, tokens: int) -> int:
+        """A bound from below of the time of a step with so many tokens, all layers: spread evenly over all units."""
+        each = np.array([tokens * self.top_k // self.experts])
+        fastest = min(int(unit.time_fs(each)[0]) for unit in self.units)
+        return self.layers * (self.experts // self.groups) * fastest // len(self.units)
+
+    def most_pj(self, tokens: int) -> int:
+        """A bound of the energy of a step with so many tokens, all layers: each expert on the unit that takes more."""
+        return self.layers * max(
+            self.experts * unit.weight_pj + tokens * self.top_k * (unit.token_dram_pj + unit.token_compute_pj)
+            for unit in self.units
+        )
+
     def layer_features(self, tokens: IntArray) -> IntArray:
         """Cost of layers with given routing.
 

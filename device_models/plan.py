@@ -198,6 +198,19 @@ class CostPlan:
         """
         return sum(term.slope * seen_tokens(term.window_tokens, requests, context) for term in self.decode)
 
+    def most_step_pj(self, tokens: int, context: int) -> int:
+        """A bound of the energy of a step of `tokens` tokens that attend to `context` tokens in all, without passive
+        power."""
+        found = self.experts.most_pj(tokens) if self.experts is not None else 0
+        for row in self.rows:
+            found += row.energy.dram_const * self.data_parallel
+            found += (row.energy.dram_per_row + row.energy.compute_per_row) * tokens
+        found += sum((term.dram_per_token + term.compute_per_token) * context for term in self.decode)
+        for each in self.prefill:
+            per_q, per_kv, per_pair = each.dram
+            found += per_q * tokens + per_kv * context + (per_pair + each.compute_per_pair) * tokens * context
+        return found
+
     def busiest_prefill(self, decode_requests: int, chunks: Sequence[ChunkShape]) -> tuple[int, int]:
         """(tokens, prefill attention fs) of the busiest data-parallel group, each the most that any group has.
 

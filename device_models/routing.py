@@ -174,6 +174,7 @@ class ExpertPools:
 
     def exact(self, tokens: int, replica: int, step: int) -> IntArray:
         """(features,): one whole-model outcome drawn for this very step."""
+        _check_range(self.term, tokens)
         return np.asarray(self.term.layer_features(self.exact_counts(tokens, replica, step)).sum(axis=0))
 
     def exact_counts(self, tokens: int, replica: int, step: int) -> IntArray:
@@ -196,8 +197,13 @@ class ExpertPools:
         return found
 
     def _draw(self, tokens: int) -> IntArray:
-        """(POOL_SIZE, features), by ascending time."""
+        """(POOL_SIZE, features), by ascending time.
+
+        Raises:
+            OverflowError: energies do not fit 64 bit, in which numpy would go round without a word.
+        """
         term = self.term
+        _check_range(term, tokens)
         rng = np.random.default_rng([self.seed, _POOL, tokens])
         laws = len(self._probabilities)  # one for all layers, or one for each
         wanted = POOL_SIZE * term.layers // laws
@@ -210,3 +216,8 @@ class ExpertPools:
         chosen = layer if draws == wanted else layer[np.arange(laws)[:, None], rng.integers(draws, size=(laws, wanted))]
         outcomes = chosen.reshape(laws, POOL_SIZE, -1, len(FEATURES)).sum(axis=(0, 2))
         return np.asarray(outcomes[np.argsort(outcomes[:, 0], kind="stable")])
+
+
+def _check_range(term: ExpertTerm, tokens: int) -> None:
+    if term.most_pj(tokens) >= 2**63:
+        raise OverflowError(f"energies of {tokens} tokens exceed 64 bit")

@@ -7,6 +7,7 @@ own, one after the other, so that nothing depends on how the run is cut. They ar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from heapq import heapify, heappop, heappush
@@ -25,6 +26,7 @@ Kind = Literal["fail", "slow", "leave"]
 _FAULTS = 0xFA17  # of random streams: apart from those of arrivals, lengths and experts
 _Time = Field(le=MAX_TIME_S)
 _MANY = 10_000
+_MOST_FAILURES = math.log(1e4)
 
 
 class FaultEvent(BaseModel):
@@ -74,6 +76,36 @@ class FaultSpec(BaseModel):
         if (self.mtbf_s is None) != (self.repair_s is None):
             raise ValueError("mtbf_s and repair_s go together")
         return self
+
+    def check_progress(self, devices: int, longest_s: float, *, horizon_s: float) -> None:
+        """Refuse failures at random that come so often that a run would not end before the clock, or in a lifetime.
+
+        A prompt has to be computed between two failures of its replica, else it begins anew. With n devices that are up
+        for `mtbf_s` each, in the mean, and away for `repair_s`, a replica is up for U = mtbf / n at a time and for the
+        share A = (mtbf / (mtbf + repair))^n of the time, and lasts t with probability exp(-t / U): the longest prompt
+        waits U exp(t / U) / A for its turn, or exp(t / U) / A failures.
+
+        Args:
+            devices: of a replica.
+            longest_s: time that the longest prompt takes alone.
+            horizon_s: when the clock ends.
+
+        Raises:
+            InputError: the longest prompt would wait longer than that, or for more than ten thousand failures.
+        """
+        if self.mtbf_s is None or self.repair_s is None:
+            return
+        up_s = self.mtbf_s / devices
+        up_share = (self.mtbf_s / (self.mtbf_s + self.repair_s)) ** devices
+        failures = longest_s / up_s - devices * math.log(self.mtbf_s / (self.mtbf_s + self.repair_s))  # logarithm
+        if failures < _MOST_FAILURES and failures + math.log(up_s) < math.log(horizon_s):
+            return
+        raise InputError(
+            "faults",
+            f"with mtbf_s {self.mtbf_s:g} and repair_s {self.repair_s:g} the run would not end: a replica of {devices} "
+            f"devices is up for {up_s:.3g} s at a time and {up_share:.3g} of the time, and its longest prompt takes "
+            f"{longest_s:.3g} s at least; raise mtbf_s, lower repair_s, or give run.max_time_s",
+        )
 
     @property
     def any(self) -> bool:

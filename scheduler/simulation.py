@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pimserve.device_models.plan import FS_PER_PS, FS_PER_S, CostPlan
+from pimserve.device_models.plan import FS_PER_PS, FS_PER_S, PJ_PER_J, CostPlan
 from pimserve.device_models.routing import Routing
 from pimserve.errors import InputError
 from pimserve.loadgen.spec import PS_PER_S
@@ -24,13 +24,18 @@ from pimserve.scheduler.engine import FOREVER
 from pimserve.scheduler.faults import Faults, FaultSpec
 from pimserve.scheduler.fleet import DecodePool, Fleet, Pool, RowSink
 from pimserve.scheduler.handover import HandoverFigures, Link
-from pimserve.scheduler.requests import NEVER, RequestTable
+from pimserve.scheduler.requests import NEVER, REJECTED, RequestTable
 from pimserve.scheduler.router import ROUND_ROBIN
 from pimserve.scheduler.shard import Shard
 from pimserve.scheduler.steplog import StepLog
 
 _CLOCK_END_FS = 2**63 * FS_PER_PS
+_MOST_STEP_PJ = 2**59
 _WATCHED_WALL_S = 0.1  # of a window, where somebody watches or checkpoints are kept
+
+
+class EnergyRangeError(InputError):
+    """Energies of a device exceed what can be counted: it needs one of their keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +186,8 @@ def simulate(
     if fleet.concurrency is not None and replicas > 1 and spec.router != ROUND_ROBIN:
         raise InputError("scheduler.router", "a closed loop keeps each client on one replica: use round_robin")
     table = _table(workload, fleet.max_model_len, max_time_s)
+    if max_time_s is None:
+        faults.check_progress(plan.devices, _longest_prompt_s(plan, table), horizon_s=_CLOCK_END_FS / FS_PER_S)
     saved = deployment.checkpoints.load() if deployment.checkpoints is not None else None
     if saved is not None:
         table = RequestTable.of_rows(saved[1])
@@ -212,7 +219,7 @@ def simulate(
     try:
         clock.run()
     except OverflowError as error:
-        raise _clock_ends() from error
+        raise _out_of_range(fleet) from error
     except ValueError as error:
         if clock.latest_fs() > _CLOCK_END_FS:
             raise _clock_ends() from error
@@ -231,6 +238,19 @@ def simulate(
         trimmed=warmup_s > 0 or cooldown_s > 0,
         loop_s=loop_s,
     )
+
+
+def _longest_prompt_s(plan: CostPlan, table: RequestTable) -> float:
+    """A bound from below of the time that the longest prompt which is served takes alone."""
+    tokens = int(table["input_tokens"][table["status"] != REJECTED].max(initial=0))
+    if not tokens:
+        return 0.0
+    time = plan.rows_fs(tokens, 1, 0, 1) + sum(term.cost((tokens, 0))[0] for term in plan.prefill)
+    if plan.experts is not None:
+        time += plan.experts.least_fs(tokens)
+    if plan.pipeline is not None:
+        time += plan.pipeline.per_prompt_token * tokens
+    return time / FS_PER_S
 
 
 def _kv_blocks(capacity_tokens: int, spec: SchedulerSpec) -> int:
@@ -318,6 +338,17 @@ def _restore(clock: Clock, state: dict[str, Any], rows: NDArray[Any]) -> None:
 def _spread(clock: Clock) -> list[list[Any]]:
     """Which replicas each shard has, and whether it has devices: states fit no other spread."""
     return [[shard.has_devices, list(shard.replicas)] for shard in clock.shards]
+
+
+def _out_of_range(fleet: Fleet) -> InputError:
+    """What does not fit 64 bit: energies, if those of the largest step come near it, else times."""
+    tokens = min(fleet.spec.max_step_tokens(fleet.max_model_len), 2**20)
+    most = max(pool.plan.most_step_pj(tokens, fleet.max_model_len) for pool in fleet.pools)
+    if most < _MOST_STEP_PJ:
+        return _clock_ends()
+    return EnergyRangeError(
+        "cluster.device", f"a step may take {most / PJ_PER_J:.3g} J, more than its picojoules can be counted"
+    )
 
 
 def _clock_ends() -> InputError:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import chain, count
 from pathlib import Path
 
-from pimserve.cluster.checkpoint import target_of
 from pimserve.cluster.metrics.endpoint import EndpointOptions, exposing
 from pimserve.cluster.metrics.feed import MetricsFeed
 from pimserve.cluster.metrics.state import metrics_of, run_id_of
 from pimserve.cluster.pace import parse_speed
-from pimserve.cluster.run import prepare_pools, scenario_digest
+from pimserve.cluster.run import prepare_pools, results_place
 from pimserve.cluster.scenario import Scenario
 from pimserve.cluster.service.control import LiveControl
 from pimserve.cluster.service.latencies import RunningLatencies
@@ -45,19 +43,10 @@ def metered(
     factor = 0.0 if speed is None else parse_speed(speed)
     _, pools, _ = prepare_pools(scenario)
     frontend_ps = pools[0].replica.plan.frontend_ps
-    if out is None and checkpoints is not None:
-        out = target_of(checkpoints, scenario_digest(scenario))
-    metrics = metrics_of(scenario, run_id_of(out or _free_folder(scenario.name)), speed=factor)
+    metrics = metrics_of(scenario, run_id_of(results_place(scenario, out, checkpoints)), speed=factor)
     feed = MetricsFeed(metrics, scenario.slo, frontend_ps=frontend_ps)
     latencies = RunningLatencies(scenario.slo, frontend_ps=frontend_ps)
     control = LiveControl(latencies, speed=factor, metrics=feed)
     with exposing(options, lambda: [feed.latest()]) as address:
         yield control, feed, address
         time.sleep(linger_s)
-
-
-def _free_folder(name: str) -> Path:
-    """Where a fresh run of that name will have its results, as `results_folder` finds it."""
-    first = Path("results") / name
-    following = (first.with_name(f"{name}-{number}") for number in count(2))
-    return next(folder for folder in chain([first], following) if not folder.exists())

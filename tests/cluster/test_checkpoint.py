@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -159,11 +160,11 @@ def test_commands_come_in_order_of_time_and_after_idle_times(tmp_path: Path) -> 
 
 def test_results_go_where_they_would_have_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with monkeypatch.context() as killed:  # SIGKILL leaves the empty folder that was reserved
-        killed.setattr(Path, "rmdir", lambda _: None)
+    with monkeypatch.context() as killed:  # SIGKILL leaves the hidden folder that kept the name
+        killed.setattr(shutil, "rmtree", lambda *_, **__: None)
         with pytest.raises(Killed):
             run(scenario(), checkpoints=tmp_path / "kept", control=DiesAfter(8))
-    assert [entry.name for entry in (tmp_path / "results").iterdir()] == ["default"]
+    assert [entry.name[:9] for entry in (tmp_path / "results").iterdir()] == [".default."]
     summary = run(scenario(), checkpoints=tmp_path / "kept", control=DiesAfter(-1))
     assert Path(summary["results"]) == tmp_path / "results" / "default"
     assert [entry.name for entry in (tmp_path / "results").iterdir()] == ["default"]

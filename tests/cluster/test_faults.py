@@ -120,3 +120,18 @@ def test_random_failures_are_of_the_seed() -> None:
     first, again, other = (serve(scenario(*random, f"run.seed={seed}"))[0]["faults"]["events"] for seed in (0, 0, 1))
     assert first == again != other
     assert all(event["kind"] == "fail" and event["for_s"] == 2 for event in first)
+
+
+@pytest.mark.parametrize(
+    ("mtbf_s", "repair_s", "ends"),
+    [(0.01, 1000, False), (0.01, 0.001, False), (1, 1e6, False), (20, 10, True), (3600, 120, True)],
+)
+def test_failures_that_never_let_a_run_end_are_refused(mtbf_s, repair_s, ends):
+    sets = ["workload.num_requests=10", f"faults={{mtbf_s: {mtbf_s}, repair_s: {repair_s}}}", "cluster.replicas=2"]
+    if ends:
+        assert serve(load_scenario(None, sets))[0]["requests"]["finished"] == 10
+        return
+    with pytest.raises(InputError, match=r"faults: with mtbf_s .* would not end: .* give run.max_time_s"):
+        serve(load_scenario(None, sets))
+    summary, _ = serve(load_scenario(None, [*sets, "run.max_time_s=5"]))  # that ends it
+    assert summary["end_s"] <= 6

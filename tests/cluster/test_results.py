@@ -1,9 +1,13 @@
 """The results folder: whole or absent, read back, and its tables as CSV."""
 
 import csv
+import errno
 import io
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +17,16 @@ import pytest
 
 from pimserve.cluster import run as run_module
 from pimserve.cluster.export import export_table
-from pimserve.cluster.results import SPAN, SpanFile, load_summary, load_table, results_folder, write_json
+from pimserve.cluster.results import (
+    SPAN,
+    SpanFile,
+    UnwrittenError,
+    free_folder,
+    load_summary,
+    load_table,
+    results_folder,
+    write_json,
+)
 from pimserve.cluster.run import run
 from pimserve.cluster.scenario import load_scenario
 from pimserve.errors import InputError
@@ -70,7 +83,7 @@ def test_nobody_sees_a_folder_that_is_not_finished(tmp_path: Path) -> None:
     with results_folder(tmp_path / "out", "x") as (folder, target):
         (folder / "file").write_text("half")
         assert target == tmp_path / "out"
-        assert not any(target.iterdir())  # the name is taken, the content is not there yet
+        assert not target.exists()  # whoever looks through all results finds whole ones only
         assert folder.parent == tmp_path
         assert folder.name.startswith(".")
     assert [file.name for file in target.iterdir()] == ["file"]
@@ -80,8 +93,10 @@ def test_nobody_sees_a_folder_that_is_not_finished(tmp_path: Path) -> None:
 def test_default_folders_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for expected in ("results/x", "results/x-2", "results/x-3"):
-        with results_folder(None, "x") as (_, target):
+        assert free_folder("x") == Path(expected)
+        with results_folder(None, "x") as (folder, target):
             assert target == Path(expected)
+            (folder / "file").touch()
     assert sorted(path.name for path in Path("results").iterdir()) == ["x", "x-2", "x-3"]
 
 
@@ -220,8 +235,10 @@ def test_steps_of_exactly_drawn_experts_as_csv(tmp_path: Path) -> None:
 
 def test_runs_at_the_same_time_take_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with results_folder(None, "x") as (_, first), results_folder(None, "x") as (_, second):
-        pass
+    with results_folder(None, "x") as (folder, first), results_folder(None, "x") as (_, second):
+        (folder / "file").touch()
+        with pytest.raises(InputError, match="is being written by another run"), results_folder(first, "x"):
+            pass
     assert (first.name, second.name) == ("x", "x-2")
     with pytest.raises(InputError, match="exists already"), results_folder(first, "x"):
         pass
@@ -249,3 +266,57 @@ def test_an_empty_table_is_refused(tmp_path: Path) -> None:
     (tmp_path / "requests.npy").touch()
     with pytest.raises(InputError, match="cannot be read"):
         load_table(tmp_path, "requests")
+
+
+def test_an_empty_folder_is_free_and_a_used_one_is_not(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with results_folder(tmp_path / "out", "x") as (folder, target):
+        (folder / "file").touch()
+    assert [file.name for file in target.iterdir()] == ["file"]
+    with pytest.raises(InputError, match="exists already"), results_folder(target, "x"):
+        pass
+
+
+def test_what_a_killed_run_left_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    script = """
+import os, signal
+from pimserve.cluster.results import results_folder
+with results_folder(None, "x") as (folder, target):
+    (folder / "half").write_text("of it")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert [path.name[:2] for path in Path("results").iterdir()] == [".x"]  # what results/* does not match
+    with results_folder(None, "x") as (folder, _):
+        assert list(folder.iterdir()) == []
+        (folder / "file").touch()
+    assert [path.name for path in Path("results").iterdir()] == ["x"]
+
+
+def test_names_too_long_for_a_hidden_folder_of_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = "n" * 240
+    with results_folder(None, name) as (_, first), results_folder(None, name) as (_, second):
+        assert (first.name, second.name) == (name, f"{name}-2")
+
+
+def test_a_full_disk_costs_the_steps_and_not_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run goes on when steps.npy cannot grow, and its figures come with the error."""
+    real = SpanFile.write
+
+    def write(self: SpanFile, replica: int, block: np.ndarray) -> None:
+        real(self, replica, block)
+        self._failed = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(SpanFile, "write", write)
+    scenario = load_scenario(None, ["workload.num_requests=20"])
+    with pytest.raises(UnwrittenError, match="No space left on device") as full:
+        run(scenario, tmp_path / "out")
+    assert full.value.filename == str(tmp_path / "out")
+    monkeypatch.undo()
+    whole = run(scenario, tmp_path / "whole")
+    assert full.value.summary["digest"] == whole["digest"]
+    assert "results" not in full.value.summary
+    assert [path.name for path in tmp_path.iterdir()] == ["whole"]

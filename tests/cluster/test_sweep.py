@@ -201,7 +201,7 @@ def test_what_is_half_there_is_run_again(tmp_path, left):
     if left.startswith("an empty"):
         for file in folder.iterdir():
             file.unlink()
-        (folder.parent / ".seed-0.partial-1").mkdir()
+        (folder.parent / ".seed-0.00000000.partial").mkdir()
     seen = []
     again = sweep(small(REPLICAS), tmp_path, ProcessWorkers(1), lambda done, total: seen.append(done))
     assert again == first
