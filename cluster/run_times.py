@@ -26,8 +26,8 @@ def ended_at(summary: Mapping[str, Any], place: Path) -> str:
     """
     simulator = summary.get("simulator")
     said = simulator.get("ended_at") if isinstance(simulator, Mapping) else None
-    with suppress(TypeError, ValueError, OverflowError):
-        return _text(datetime.fromisoformat(said))
+    with suppress(ValueError, OverflowError):  # it may have been edited
+        return _text(datetime.fromisoformat(str(said)))
     return _written(place)
 
 
