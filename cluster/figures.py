@@ -34,6 +34,11 @@ def count(value: int | None) -> str:
     return ABSENT if value is None else f"{value:,}"
 
 
+def whole(value: float) -> str:
+    """A number of things, of which there may be a mean."""
+    return count(int(value)) if value == int(value) else figure(value)
+
+
 def figure(value: float | None) -> str:
     """Three significant digits, and all digits before the point."""
     if value is None:

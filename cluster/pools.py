@@ -103,7 +103,7 @@ def place_pool(scenario: Scenario, name: str, model: ModelSpec, routing: Routing
         replica = replace(replica, warnings=(*replica.warnings, *_without_effect(alone, device, demand, replica)))
     except InputError as error:
         if name and error.where.partition(".")[0] == "cluster":
-            raise InputError(f"cluster.pools.{name}{error.where.removeprefix('cluster')}", error.message) from None
+            raise error.at(f"cluster.pools.{name}{error.where.removeprefix('cluster')}") from None
         raise
     return PlacedPool(name, device_label(device), device, replica, alone.cluster.replicas, alone.cluster.split.devices)
 

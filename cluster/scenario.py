@@ -43,6 +43,18 @@ from pimserve.scheduler.fleet import DECODE, PREFILL
 from pimserve.scheduler.slo import SloSpec
 
 Count = Annotated[int, Field(gt=0, le=4096)]
+MOST_DEVICES = 1024  # of a node that are tried where their number is left open
+
+
+def _is_auto(value: object) -> str | None:
+    """Tag of a number, which has no place in the paths of errors, or of auto."""
+    return "" if not isinstance(value, str) else "auto" if value == "auto" else None
+
+
+Devices = Annotated[
+    Annotated[Count, Tag("")] | Annotated[Literal["auto"], Tag("auto")],
+    Discriminator(_is_auto, custom_error_type="devices", custom_error_message="must be a whole number, or auto"),
+]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Clock = Field(le=MAX_TIME_S)  # later times do not fit the request table
 
@@ -82,7 +94,7 @@ class PoolSpec(_Section):
     device: _Entry | None = Field(None, description="as `cluster.device`")
     replicas: Count | None = Field(None, description="copies of the model in this pool")
     nodes: Count | None = Field(None, description="nodes of one replica")
-    devices_per_node: Count | None = Field(None, description="devices of each node")
+    devices_per_node: Devices | None = Field(None, description="as `cluster.devices_per_node`")
     tensor_parallel: Count | None = Field(None, description="devices that split attention and dense layers")
     experts: Literal["ep", "tp"] | None = Field(None, description="as `cluster.experts`")
 
@@ -115,13 +127,18 @@ class ClusterSpec(_Section):
     )
     replicas: Count = Field(1, description="copies of the model, each on its own devices")
     nodes: Count = Field(1, description="nodes of one replica")
-    devices_per_node: Count = Field(4, description="devices of each node")
+    devices_per_node: Devices = Field(
+        4,
+        description="devices of each node; auto: the fewest that hold the model, and in their KV cache a request of "
+        "the longest length (scheduler.max_model_len, else the model's)",
+    )
     tensor_parallel: Count | None = Field(
         None, description="devices that split attention and dense layers; default: the devices of a node"
     )
-    experts: Literal["ep", "tp"] = Field(
-        "ep",
-        description="ep: whole experts spread over all devices; tp: every expert sliced over the devices of a node",
+    experts: Literal["ep", "tp"] | None = Field(
+        None,
+        description="ep: whole experts spread over all devices; tp: every expert sliced over the devices of a node; "
+        "left out, the device decides: ep where devices fetch weights, and AIMC chips as their `spread` says",
     )
     node_gb_per_s: GigabytesPerSecond = Field(50.0, description="bandwidth between nodes, one way per device")
     node_latency_us: Microseconds = Field(0.5, description="a hop between nodes")
@@ -136,10 +153,15 @@ class ClusterSpec(_Section):
 
     @property
     def split(self) -> Parallelism:
-        """How one replica's devices share the model."""
-        return Parallelism(
-            self.nodes, self.devices_per_node, self.tensor_parallel or self.devices_per_node, self.experts
-        )
+        """How one replica's devices share the model.
+
+        Raises:
+            InputError: the number of devices is still left open (`load_scenario` fills it in).
+        """
+        each = self.devices_per_node
+        if each == "auto":
+            raise InputError("cluster.devices_per_node", "must be a number here (got auto)")
+        return Parallelism(self.nodes, each, self.tensor_parallel or each, self.experts or "ep")
 
 
 class CostSpec(_Section):
@@ -367,7 +389,7 @@ def load_scenario(
         files: whether it may name files that describe its model and devices.
 
     Raises:
-        InputError: the file, or a value in it, is not acceptable.
+        InputError: the file, or a value in it, is not acceptable; `devices_per_node: auto` finds no number.
     """
     document: dict[str, Any] = {} if path is None else parse_document(read_yaml(path, "a scenario"), str(path))
     if path is not None and files:
@@ -390,6 +412,10 @@ def load_scenario(
     except ValidationError as error:
         raise validation_error("", error, Scenario) from None
     no_truth_for_a_number("", document, scenario)
+    if any(scenario.of_pool(name).cluster.devices_per_node == "auto" for name in scenario.pools):
+        from pimserve.cluster.sizing import sized  # noqa: PLC0415 it knows what a scenario is, and devices
+
+        return sized(scenario)
     return scenario
 
 

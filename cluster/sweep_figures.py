@@ -12,7 +12,10 @@ from pimserve.cluster.sweep_grid import Grid
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A key figure: its place in a summary, its heading, and its unit: "s", "J", "share", "flag", or "" for rates."""
+    """A key figure: its place in a summary, its heading, and its unit.
+
+    Units are "s", "J", "share", "flag", "count", or "" for rates.
+    """
 
     key: str
     path: str
@@ -21,6 +24,7 @@ class Figure:
 
 
 FIGURES = (
+    Figure("devices", "devices", "devices", "count"),
     Figure("output_tokens_per_s", "throughput.output_tokens_per_s", "output tokens/s", ""),
     Figure("output_tokens_per_s_per_device", "throughput.output_tokens_per_s_per_device", "per device", ""),
     Figure("ttft_p50_s", "latency_s.ttft.p50", "TTFT p50", "s"),
@@ -52,6 +56,14 @@ def figures_of(summary: Mapping[str, Any]) -> dict[str, float | None]:
             value = value.get(key) if isinstance(value, Mapping) else None
         found[figure.key] = int(value) if isinstance(value, bool) else value
     return found
+
+
+def is_shown(figure: Figure, part: str, means: Sequence[float | None]) -> bool:
+    """Whether a table of points has a column of it: of what is counted only where points differ in it."""
+    known = [mean for mean in means if mean is not None]
+    if figure.unit == "count":
+        return part == "figures" and len(set(known)) > 1
+    return bool(known) and (figure.unit != "flag" or part == "figures")
 
 
 def t_quantile(degrees: int) -> float:

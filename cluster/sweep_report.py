@@ -10,8 +10,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from pimserve.cluster.figures import ABSENT, figure, scale, share
-from pimserve.cluster.sweep_figures import FIGURES, Figure
+from pimserve.cluster.figures import ABSENT, figure, scale, share, whole
+from pimserve.cluster.sweep_figures import FIGURES, Figure, is_shown
 from pimserve.cluster.sweep_grid import labels, shown
 
 _FRONT = "* on the Pareto front: no other point has as many output tokens/s per device at as low a TPOT p99"
@@ -43,11 +43,7 @@ def _tables(
     document: Mapping[str, Any], points: Sequence[Mapping[str, Any]], part: str, screen: Console
 ) -> list[RenderableType]:
     """All figures, in as few tables as the screen's width allows."""
-    shown_figures = [
-        f
-        for f in FIGURES
-        if any(_mean(point, part, f) is not None for point in points) and (f.unit != "flag" or part == "figures")
-    ]
+    shown_figures = [f for f in FIGURES if is_shown(f, part, [_mean(point, part, f) for point in points])]
     unbounded = screen.options.update(width=10_000)
     parts: list[RenderableType] = []
     while shown_figures or not parts:
@@ -94,7 +90,7 @@ def _size(points: Sequence[Mapping[str, Any]], part: str, each: Figure) -> tuple
 
 def _writer(each: Figure, size: float, runs: int) -> Callable[[Mapping[str, float | None] | None], str]:
     """What writes a mean and its confidence interval in that unit; of flags, how many of the runs have it."""
-    write = share if each.unit == "share" else figure
+    write = share if each.unit == "share" else whole if each.unit == "count" else figure
 
     def cell(estimate: Mapping[str, float | None] | None) -> str:
         if estimate is None or estimate["mean"] is None:

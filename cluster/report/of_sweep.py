@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pimserve.cluster.figures import ABSENT, figure, scale, share
+from pimserve.cluster.figures import ABSENT, figure, scale, share, whole
 from pimserve.cluster.report.content import Page, Section, Table
 from pimserve.cluster.report.facts import text
 from pimserve.cluster.report.fronts import Dot, pareto
 from pimserve.cluster.report.inputs import at, number
 from pimserve.cluster.report.svg import Picture, picture
 from pimserve.cluster.sweep import SCHEMA_VERSION, SWEEP_FILE
-from pimserve.cluster.sweep_figures import COST, FIGURES, GAIN, Figure
+from pimserve.cluster.sweep_figures import COST, FIGURES, GAIN, Figure, is_shown
 from pimserve.cluster.sweep_grid import labels, shown
 from pimserve.errors import InputError
 
@@ -36,8 +36,10 @@ def load_sweep(folder: Path) -> Mapping[str, Any]:
     if not isinstance(document, dict) or document.get("schema_version") != SCHEMA_VERSION:
         raise InputError(str(file), f"is not a sweep of schema_version {SCHEMA_VERSION}")
     points, axes = document.get("points"), document.get("grid")
-    whole = isinstance(axes, dict) and isinstance(document.get("seeds"), list) and isinstance(points, list) and points
-    if not whole or not all(isinstance(at(point, "settings"), dict) for point in points or ()):
+    complete = (
+        isinstance(axes, dict) and isinstance(document.get("seeds"), list) and isinstance(points, list) and points
+    )
+    if not complete or not all(isinstance(at(point, "settings"), dict) for point in points or ()):
         raise InputError(str(file), "has no points yet: let `pimserve sweep` go on, or end")
     return document
 
@@ -148,12 +150,7 @@ def _table(
     document: Mapping[str, Any], points: Sequence[Mapping[str, Any]], names: Sequence[str], part: str, caption: str
 ) -> Table:
     paths = list(document["grid"])
-    figures = [
-        f
-        for f in FIGURES
-        if any(number(point, f"{part}.{f.key}.mean") is not None for point in points)
-        and (f.unit != "flag" or part == "figures")
-    ]
+    figures = [f for f in FIGURES if is_shown(f, part, [number(point, f"{part}.{f.key}.mean") for point in points])]
     scales = [
         scale([number(point, f"{part}.{f.key}.mean") for point in points], f.unit)
         if f.unit in {"s", "J"}
@@ -184,7 +181,7 @@ def _cell(each: Figure, estimate: object, size: float, runs: int) -> str:
         return ABSENT
     if each.unit == "flag":
         return f"{round(mean * runs)} of {runs}" if runs > 1 else "yes" if mean else "no"
-    write = share if each.unit == "share" else figure
+    write = share if each.unit == "share" else whole if each.unit == "count" else figure
     return write(mean / size) if ci95 is None else f"{write(mean / size)} ± {write(ci95 / size)}"
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pimserve.device_models.aimc.chip import Chip
 from pimserve.device_models.aimc.network import Block, Ffn, Network
-from pimserve.errors import InputError
+from pimserve.errors import DoesNotFitError
 
 Spread = Literal["layers", "experts"]
 WHERE = "cluster.devices_per_node"
@@ -54,10 +54,11 @@ class Spreader:
         self._tiers = [rows * cols for rows, cols in grids]
         self._experts = max((len(block.experts) for block in network.blocks), default=0)
         if self._by_expert and self._experts < chip.chips:
-            raise InputError(
+            raise DoesNotFitError(
                 WHERE,
                 f"experts are spread over {chip.chips} chips, but a layer has {self._experts}; allowed are at most "
                 "as many chips as experts, or spreading layers",
+                None,
             )
 
     def groups(self) -> list[list[Group]]:
@@ -67,7 +68,7 @@ class Spreader:
             raise self.does_not_fit()
         return chips
 
-    def does_not_fit(self) -> InputError:
+    def does_not_fit(self) -> DoesNotFitError:
         """The error that says how much is needed, how much there is, and what would do."""
         chip, experts = self._chip, self._experts_per_chip(self._chip.chips)
         needed, there = sum(self._tiers), chip.chips * chip.tiles * chip.tiers
@@ -93,7 +94,7 @@ class Spreader:
             *(["experts spread over the chips,"] if stacked and not self._by_expert else []),
             "or a smaller model",
         ]
-        return InputError(WHERE, f"{message}; {' '.join(remedies)}")
+        return DoesNotFitError(WHERE, f"{message}; {' '.join(remedies)}", least)
 
     def _experts_per_chip(self, chips: int) -> int:
         """Experts of a layer on the chip that has most of them."""

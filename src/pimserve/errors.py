@@ -44,6 +44,22 @@ class InputError(PimserveError, ValueError):
         self.where = where
         self.message = message
 
+    def at(self, where: str) -> InputError:
+        """The same of another place."""
+        return InputError(where, self.message)
+
+
+class DoesNotFitError(InputError):
+    """A model does not fit that many devices. `least`: the fewest that hold it, None where no number of them does."""
+
+    def __init__(self, where: str, message: str, least: int | None) -> None:
+        super().__init__(where, message)
+        self.least = least
+
+    def at(self, where: str) -> DoesNotFitError:
+        """The same of another place."""
+        return DoesNotFitError(where, self.message, self.least)
+
 
 def validation_error(where: str, error: ValidationError, schema: type[BaseModel] | None = None) -> InputError:
     """Turn pydantic's findings into one error: a line for each, with its path, what is allowed and what was given.

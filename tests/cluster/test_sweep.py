@@ -473,3 +473,30 @@ def test_what_the_scenario_lacks_may_come_from_the_grid():
     assert [point.runs[0].scenario.workload.arrival.rate_per_s for point in grid.points] == [10, 20]
     with pytest.raises(InputError, match=r"^workload\.arrival"):
         load_grid(None, ["workload.arrival.process=poisson"], ["cluster.replicas=1,2"], 1)
+
+
+def test_devices_of_several_kinds_are_compared_each_in_the_number_that_it_takes(tmp_path):
+    example = Path(__file__).parents[2] / "examples" / "mixtral_duplex.yaml"
+    arguments = [
+        "sweep",
+        str(example),
+        "--grid",
+        "cluster.device=duplex,h100,aimc-realistic",
+        "--out",
+        str(tmp_path / "s"),
+    ]
+    arguments += ["--set", "workload.num_requests=200", "--set", "run.warmup_s=0", "--jobs", "1"]
+    done = CliRunner().invoke(command(), arguments, env={"COLUMNS": "200"})
+    assert done.exit_code == 0, done.output
+    heading, *rows = done.stdout.splitlines()
+    assert heading.split()[:2] == ["device", "devices"]
+    assert [row.replace("*", "").split()[:2] for row in rows[:3]] == [
+        ["duplex", "2"],
+        ["h100", "2"],
+        ["aimc-realistic", "6"],
+    ]
+    document = json.loads((tmp_path / "s" / "sweep.json").read_text(encoding="utf-8"))
+    assert [point["figures"]["devices"]["mean"] for point in document["points"]] == [2, 2, 6]
+    # Where all have the same number, it is no column.
+    alike = [*arguments[:3], "cluster.device=duplex,h100", "--out", str(tmp_path / "alike"), *arguments[6:]]
+    assert "devices" not in CliRunner().invoke(command(), alike, env={"COLUMNS": "200"}).stdout.splitlines()[0].split()
