@@ -256,8 +256,15 @@ def devices_command(
 
 
 @app.command("schema")
-def schema_command() -> None:
-    """Print the JSON Schema of a scenario."""
+def schema_command(
+    summary: Annotated[bool, typer.Option("--summary", help="Of summary.json, instead of a scenario.")] = False,
+) -> None:
+    """Print the JSON Schema of a scenario, or of what a run writes."""
+    if summary:
+        from pimserve.cluster.summary_schema import summary_schema  # noqa: PLC0415
+
+        print_json(summary_schema())
+        return
     from pimserve.cluster.scenario import json_schema  # noqa: PLC0415
 
     print_json(json_schema())

@@ -1,9 +1,10 @@
 """Writes the generated pages of docs/: `python docs/pages.py [--check] [PAGE ...]`.
 
-scenario.md comes from the schemas of the scenario, model and device documents; cli.md from the command line; grpc.md
-from the .proto files; metrics.md from the metric families; duplex_validation.md from recomputing the published
-figures (about 15 s), aimc_validation.md from running the AIMC models side by side (about a minute), gpu_validation.md
-and its pictures from predicting the GPU reference data (about a minute; skipped where there is none).
+scenario.md comes from the schemas of the scenario, model and device documents; summary.md from that of summaries;
+cli.md from the command line; grpc.md from the .proto files; metrics.md from the metric families; duplex_validation.md
+from recomputing the published figures (about 15 s), aimc_validation.md from running the AIMC models side by side (about
+a minute), gpu_validation.md and its pictures from predicting the GPU reference data (about a minute; skipped where
+there is none).
 With --check nothing is written, and the exit code is 1 if a page would change.
 """
 
@@ -35,6 +36,7 @@ import cli_page  # noqa: E402
 import gpu_page  # noqa: E402
 import grpc_page  # noqa: E402
 import metrics_page  # noqa: E402
+import summary_page  # noqa: E402
 from tables import number, table  # noqa: E402
 
 Schema = Mapping[str, Any]
@@ -313,6 +315,7 @@ def _codes(names: list[str]) -> str:
 # What makes each page: its text, or all files that belong to it.
 PAGES: dict[str, Callable[[], str | Mapping[str, str]]] = {
     "scenario.md": scenario_page,
+    "summary.md": summary_page.page,
     "cli.md": cli_page.page,
     "grpc.md": grpc_page.page,
     "metrics.md": metrics_page.page,

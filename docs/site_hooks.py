@@ -12,7 +12,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
 PAGES = {"ARCHITECTURE.md": "architecture.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
-REFERENCE = {"scenario.md", "cli.md", "grpc.md", "metrics.md"}
+REFERENCE = {"scenario.md", "summary.md", "cli.md", "grpc.md", "metrics.md"}
 
 
 def on_files(files: Files, config: Any) -> Files:  # noqa: ANN401

@@ -104,7 +104,7 @@ def test_links_lead_somewhere(page):
 SLOW_PAGES = [pytest.param(f"{name}_validation.md", marks=pytest.mark.slow) for name in ("duplex", "aimc")]
 
 
-@pytest.mark.parametrize("page", ["scenario.md", "cli.md", "grpc.md", "metrics.md", *SLOW_PAGES])
+@pytest.mark.parametrize("page", ["scenario.md", "summary.md", "cli.md", "grpc.md", "metrics.md", *SLOW_PAGES])
 def test_generated_pages_are_current(page):
     done = subprocess.run(
         [sys.executable, ROOT / "docs" / "pages.py", "--check", page], capture_output=True, text=True, check=False
