@@ -15,8 +15,8 @@ _HEAD = """# Summary reference
 
 Every run writes `summary.json` into its results folder; `pimserve run --json` prints the same. Times are in simulated
 seconds but those of `simulator`, energies in joules, shares from 0 to 1. With a warm-up or cool-down, latencies,
-throughput and SLO figures are of the measured `window`; all else is of the whole run. What is null was not known, or had
-nothing to be made of. `pimserve schema --summary` prints this as JSON Schema.
+throughput and SLO figures are of the measured `window`; all else is of the whole run. What is null was not known, or
+had nothing to be made of. `pimserve schema --summary` prints this as JSON Schema.
 
 Keys in angle brackets stand for names that hang on the run, such as units of devices. Fields with a question mark are
 there only where they apply.
