@@ -83,10 +83,10 @@ def stage(
             groups = min(plan.data_parallel, rows, every["requests"])
             energy[f"{part}_dram"] += row.energy.dram_const * groups + row.energy.dram_per_row * rows
             energy[f"{part}_compute"] += row.energy.compute_per_row * rows
-    decode_fs = plan.decode_fs(decodes, context)
+    attention_fs, way = plan.attention_fs(decodes, context, prefill_fs)
     category["attention_prefill"] += prefill_fs
-    category["attention_decode"] += max(0, decode_fs - prefill_fs) if plan.overlap_attention else decode_fs
-    for decode in plan.decode:
+    category["attention_decode"] += attention_fs - prefill_fs
+    for decode in way.terms:
         seen = seen_tokens(decode.window_tokens, decodes, context)
         energy["attention_dram"] += decode.dram_per_token * seen
         energy["attention_compute"] += decode.compute_per_token * seen

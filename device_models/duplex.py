@@ -19,7 +19,7 @@ from pimserve.device_models.gpu import Gpu, decision_slope
 from pimserve.device_models.gpu_spec import GpuSpec
 from pimserve.device_models.kernels import Kernels, NonNegative, Share
 from pimserve.device_models.operators import DecodeAttention, Experts, Operator, Parallelism
-from pimserve.device_models.plan import FS_PER_S, HOST, LINK, PJ_PER_J, CostPlan, DecodeAttentionTerm
+from pimserve.device_models.plan import FS_PER_S, HOST, LINK, PJ_PER_J, CostPlan, DecodeAttentionTerm, DecodeWay
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -180,21 +180,33 @@ class Duplex(Gpu):
         return fitted
 
     def compile(self, operators: Sequence[Operator], split: Parallelism) -> CostPlan:
-        """As for a GPU; with co-processing, prefill attention runs beside decode attention on the memory-side unit."""
+        """As for a GPU; with co-processing, prefill attention runs beside decode attention on the memory-side unit.
+
+        Where the processor is the faster one for decode attention, a step still leaves it to the memory-side unit if
+        that ends sooner: beside a long prompt, or with few tokens against the fixed cost of a sequence.
+        """
         plan = super().compile(operators, split)
-        beside = self.spec.processor_selection == "co_processing" and all(t.unit != self.UNIT for t in plan.decode)
-        return replace(plan, overlap_attention=beside)
+        beside = self.spec.processor_selection == "co_processing"
+        if all(term.unit != self.UNIT for term in plan.decode):
+            return replace(plan, overlap_attention=beside)
+        if not beside and not any(term.per_request for term in plan.decode):
+            return plan
+        on_pim = tuple(self._decode_on_pim(op, split) for op in operators if isinstance(op, DecodeAttention))
+        return replace(plan, other_decode=DecodeWay(on_pim, beside))
 
     def decode_attention(self, op: DecodeAttention, split: Parallelism) -> DecodeAttentionTerm:
         """Decode attention runs on the memory-side unit (section V-A of the paper), unless the xPU is faster.
 
         That is so only where all heads share one cache entry (multi-head latent attention) and few devices split them.
         """
-        pim = self.spec.pim.name
-        seconds = max(op.kv_bytes / self._pim_bytes_per_s, op.flops / self._pim_flop_per_s)
-        on_pim = self.decode_term(op, split, pim, seconds, (self._pim_pj_per_byte, self.spec.energy.mac_pj))
-        on_xpu = super().decode_attention(op, split)
+        on_pim, on_xpu = self._decode_on_pim(op, split), super().decode_attention(op, split)
         return on_xpu if on_xpu.slope < on_pim.slope and self.spec.processor_selection != "pim" else on_pim
+
+    def _decode_on_pim(self, op: DecodeAttention, split: Parallelism) -> DecodeAttentionTerm:
+        seconds = max(op.kv_bytes / self._pim_bytes_per_s, op.flops / self._pim_flop_per_s)
+        return self.decode_term(
+            op, split, self.spec.pim.name, seconds, (self._pim_pj_per_byte, self.spec.energy.mac_pj)
+        )
 
     def experts(self, op: Experts) -> ExpertTerm:
         """Routed experts on the unit, or units, that the processor selection names."""
@@ -218,8 +230,8 @@ class Duplex(Gpu):
 
 
 def decided_as_in_the_paper(plan: CostPlan) -> CostPlan:
-    """The plan with experts divided among two units by the paper's table."""
+    """The plan with experts divided among two units by the paper's table, and decode attention on one unit always."""
     experts = plan.experts
-    if experts is None or experts.selection != "co_processing":
-        return plan
-    return replace(plan, experts=replace(experts, selection="paper_table"))
+    if experts is not None and experts.selection == "co_processing":
+        experts = replace(experts, selection="paper_table")
+    return replace(plan, experts=experts, other_decode=None)

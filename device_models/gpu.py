@@ -275,7 +275,9 @@ class Gpu(OperatorDevice):
         bandwidth = self.spec.memory_gb_per_s * 1e9 * kernel.memory
         compute = self.flop_per_s("fp16", self.gemm_kernel("bf16").compute)
         seconds = max(op.kv_bytes / bandwidth, op.flops / compute)
-        return self.decode_term(op, split, self.UNIT, seconds, (self._pj_per_byte, self.mac_pj("fp16")))
+        term = self.decode_term(op, split, self.UNIT, seconds, (self._pj_per_byte, self.mac_pj("fp16")))
+        sequence_fs = self.memory_fs(kernel.sequence_tokens * op.kv_bytes, kernel.memory)
+        return replace(term, per_request=round(op.layers * sequence_fs))
 
     def decode_term(
         self, op: DecodeAttention, split: Parallelism, unit: str, seconds: float, pj: tuple[float, float]
@@ -291,11 +293,9 @@ class Gpu(OperatorDevice):
         )
 
     def _decode_launch(self, op: DecodeAttention, unit: str) -> RowTerm:
-        """Launches of decode attention, and the fixed cost of a sequence on the processor."""
-        kernel = self.decode_kernel(op.kv_dtype)
-        sequence = self.memory_fs(kernel.sequence_tokens * op.kv_bytes, kernel.memory) if unit == self.UNIT else 0.0
-        pieces = ((round(op.layers * kernel.launch_us * FS_PER_US), round(op.layers * sequence)),)
-        return RowTerm("decode attention, launch", "attention_decode", unit, "decodes", pieces)
+        """Launches of decode attention."""
+        launch = round(op.layers * self.decode_kernel(op.kv_dtype).launch_us * FS_PER_US)
+        return RowTerm("decode attention, launch", "attention_decode", unit, "decodes", ((launch, 0),))
 
     def prefill_attention(self, op: PrefillAttention, split: Parallelism) -> PrefillAttentionTerm:
         """Prefill attention, with the score matrix on chip (`flash`) or written to DRAM once and read once."""

@@ -110,7 +110,8 @@ class DecodeAttentionTerm:
     """Decode attention of layers with one window (None: all of the context).
 
     Time is `slope` fs per context token that is seen, summed over ALL requests of the replica: the data-parallel
-    groups share them evenly, and the slope is already divided by their number. Energies are in pJ per such token.
+    groups share them evenly, and the slope is already divided by their number; and `per_request` fs for each decoding
+    request of the busiest group. Energies are in pJ per token seen.
     """
 
     unit: str
@@ -118,6 +119,22 @@ class DecodeAttentionTerm:
     slope: int
     dram_per_token: int
     compute_per_token: int
+    per_request: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeWay:
+    """One way to run decode attention of all layers, beside prefill attention (`beside_prefill`) or after it."""
+
+    terms: tuple[DecodeAttentionTerm, ...]
+    beside_prefill: bool
+
+    def decode_fs(self, requests: int, context: int, busiest: int) -> int:
+        """Time for `requests` requests whose contexts sum to `context` tokens; the busiest group has `busiest`."""
+        return sum(
+            term.slope * seen_tokens(term.window_tokens, requests, context) + term.per_request * busiest
+            for term in self.terms
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,10 +179,11 @@ class CostPlan:
     """What steps cost on one replica: compiled once by its devices and links, evaluated everywhere.
 
     `units` names the units of a device (first the one that runs everything by default). `overlap_attention`: prefill
-    attention and decode attention run side by side on two units. With a `pipeline`, time comes from that, from prefill
-    attention's, and from row terms that tokens do not pass one behind the other (the host); other terms then hold
-    energies only. `passive` is power drawn on top; None where it is not known, or left out. `frontend_ps`
-    passes between a client's sending a request and the scheduler's having it, beside the devices' work.
+    attention and decode attention run side by side on two units. With `other_decode`, a step runs decode attention in
+    the faster of two ways: that, or `decode`, which it takes where both are alike. With a `pipeline`, time comes from
+    that, from prefill attention's, and from row terms that tokens do not pass one behind the other (the host); other
+    terms then hold energies only. `passive` is power drawn on top; None where it is not known, or left out.
+    `frontend_ps` passes between a client's sending a request and the scheduler's having it, beside the devices' work.
     """
 
     devices: int
@@ -176,6 +194,7 @@ class CostPlan:
     prefill: tuple[PrefillAttentionTerm, ...]
     experts: ExpertTerm | None
     overlap_attention: bool = False
+    other_decode: DecodeWay | None = None
     pipeline: PipelineTerm | None = None
     passive: PassivePower | None = None
     frontend_ps: int = 0
@@ -190,13 +209,29 @@ class CostPlan:
         counts = row_counts(tokens, outputs, decodes, prompts)
         return sum([term.time_fs(counts[term.rows]) for term in self.rows])
 
-    def decode_fs(self, requests: int, context: int) -> int:
-        """Time of decode attention for `requests` requests whose contexts sum to `context` tokens.
+    @property
+    def decode_ways(self) -> tuple[DecodeWay, ...]:
+        """The ways to run decode attention, one or two."""
+        first = DecodeWay(self.decode, self.overlap_attention)
+        return (first,) if self.other_decode is None else (first, self.other_decode)
+
+    def attention_fs(self, requests: int, context: int, prefill_fs: int = 0) -> tuple[int, DecodeWay]:
+        """(time, way) of decode attention beside or after prefill attention that takes `prefill_fs`.
 
         In windowed layers the tokens seen are min(context, window x requests): exact when all contexts are shorter than
         the window or all are longer, an upper bound otherwise.
         """
-        return sum(term.slope * seen_tokens(term.window_tokens, requests, context) for term in self.decode)
+        busiest = -(-requests // self.data_parallel)
+        times = []
+        for way in self.decode_ways:
+            decode = way.decode_fs(requests, context, busiest)
+            times.append(max(decode, prefill_fs) if way.beside_prefill else decode + prefill_fs)
+        fastest = min(times)
+        return fastest, self.decode_ways[times.index(fastest)]
+
+    def decode_fs(self, requests: int, context: int) -> int:
+        """Time of decode attention for `requests` requests whose contexts sum to `context` tokens, without prompts."""
+        return self.attention_fs(requests, context)[0]
 
     def most_step_pj(self, tokens: int, context: int) -> int:
         """A bound of the energy of a step of `tokens` tokens that attend to `context` tokens in all, without passive

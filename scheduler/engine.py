@@ -22,6 +22,7 @@ from heapq import heappop, heappush
 from typing import Any, Protocol
 
 from pimserve.device_models.plan import FS_PER_PS, ChunkShape
+from pimserve.scheduler.attention import DecodeTime, faster
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.requests import FINISHED, REJECTED, RequestTable
@@ -163,8 +164,7 @@ class Engine:
     def use_costs(self, costs: ReplicaCosts) -> None:
         """Let steps cost this from the next one on."""
         self.costs = costs
-        self._slope = sum(term.slope for term in costs.plan.decode if term.window_tokens is None)
-        self._windowed = [(t.slope, t.window_tokens) for t in costs.plan.decode if t.window_tokens is not None]
+        self._ways = [DecodeTime(way.terms) for way in costs.plan.decode_ways]
         self._decode_rows_fs: dict[int, int] = {}  # row terms of a decode step, by requests of the busiest group
 
     def outstanding(self, at_fs: int) -> int:
@@ -513,10 +513,11 @@ class Engine:
                 decodes, context, outputs, queued=busiest, anchor=anchor, prefill_fs=prefill
             )
         else:
-            decode = self._slope * context
-            for slope, window in self._windowed:
-                decode += slope * min(context, window * decodes)
-            duration = max(decode, prefill) if plan.overlap_attention else decode + prefill
+            if plan.other_decode is None:
+                decode = self._ways[0].step_fs(decodes, context, -(-decodes // plan.data_parallel))
+                duration = max(decode, prefill) if plan.overlap_attention else decode + prefill
+            else:
+                duration, _ = plan.attention_fs(decodes, context, prefill)
             duration += costs.rows_fs(busiest, -(-outputs // plan.data_parallel))
             if plan.experts is not None:
                 duration += costs.experts_fs(decodes + tokens, self.step)
@@ -601,16 +602,12 @@ class Engine:
         base = self._decode_rows_fs.get(share)
         if base is None:
             base = self._decode_rows_fs[share] = costs.rows_fs(share, share) + costs.requests_fs(decodes, 0)
-        slope = self._slope
-        for term_slope, window in self._windowed:
-            if context >= window * decodes:
-                base += term_slope * window * decodes
-            else:
-                slope += term_slope
-                steps = min(steps, (window * decodes - context) // decodes + 1)
         # The time of n steps: base, a context that grows by `decodes` a step, and the experts' next n outcomes.
-        base += slope * context
-        growth = slope * decodes
+        attention, growth, steps = self._ways[0].span(decodes, context, share, steps)
+        if plan.other_decode is not None:
+            second, other, steps = self._ways[1].span(decodes, context, share, steps)
+            (attention, growth), steps = faster((attention, growth), (second, other), steps)
+        base += attention
         if plan.pipeline is not None:
             first, growth, steps = plan.pipeline.span(decodes, context, steps)
             base += first  # decode attention's terms have no time there

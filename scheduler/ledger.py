@@ -19,9 +19,10 @@ from pimserve.device_models.pipeline import PipelineColumns, PipelineTerm
 from pimserve.device_models.plan import HOST, LINK
 from pimserve.device_models.routing import POOL_SIZE
 from pimserve.errors import PimserveError
+from pimserve.scheduler.attention import attention_columns, fastest
 from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.exact import exact_dot, exact_sum
-from pimserve.scheduler.steplog import IntArray, Rows, _row_counts, _row_time, _seen_total
+from pimserve.scheduler.steplog import IntArray, Rows, _row_counts, _row_time, _seen_total, by_way
 
 ExpertsOf = Callable[[IntArray, IntArray], IntArray]
 _SUMS = ("steps", "busy_fs", "tokens", "outputs", "kv_blocks", "peak_kv_blocks", "_pipeline_prefill_fs")
@@ -152,29 +153,27 @@ class ReplicaLedger:
             self.energy_pj[term.category, "compute"] += energy.compute_per_row * processed
         return whole
 
-    def _decode_energy(self, rows: Rows) -> None:
-        for term in self.costs.plan.decode:
-            total = _seen_total(rows, term.window_tokens)
-            self._unit_fs[term.unit] += term.slope * total
-            self.energy_pj["attention_decode", "dram"] += term.dram_per_token * total
-            self.energy_pj["attention_decode", "compute"] += term.compute_per_token * total
+    def _decode(self, rows: Rows) -> None:
+        """Counts energy and unit time of decode attention."""
+        plan = self.costs.plan
+        for way, mine in by_way(plan, rows):
+            share = exact_dot(-(-mine.decodes // plan.data_parallel), mine.steps)
+            for term in way.terms:
+                total = _seen_total(mine, term.window_tokens)
+                self._unit_fs[term.unit] += term.slope * total + term.per_request * share
+                self.energy_pj["attention_decode", "dram"] += term.dram_per_token * total
+                self.energy_pj["attention_decode", "compute"] += term.compute_per_token * total
 
     def _attention(self, rows: Rows) -> IntArray:
         """Counts attention; returns its time in each span, (n,)."""
-        plan, n = self.costs.plan, rows.steps
-        decode = np.zeros(len(n), np.int64)
-        for term in plan.decode:
-            seen = n * rows.context + rows.decodes * (n * (n - 1) // 2)
-            if term.window_tokens is not None:  # a span never crosses the point where the window fills
-                limit = term.window_tokens * rows.decodes
-                seen = np.where(rows.context >= limit, n * limit, seen)
-            decode += term.slope * seen
-        self._decode_energy(rows)
+        plan = self.costs.plan
+        self._decode(rows)
         if plan.prefill:
             self._unit_fs[plan.prefill[0].unit] += exact_sum(rows.prefill_fs)
-        both = np.maximum(decode, rows.prefill_fs) if plan.overlap_attention else decode + rows.prefill_fs
-        self.category_fs["attention_decode"] += exact_sum(both)
-        return np.asarray(both)
+        # A span takes one way in all of its steps: the one that is fastest in their sum too.
+        whole = fastest(attention_columns(plan, rows.decodes, rows.context, rows.prefill_fs, rows.steps))
+        self.category_fs["attention_decode"] += exact_sum(whole)
+        return whole
 
     def _experts(self, rows: Rows, first_steps: IntArray) -> IntArray:
         """Counts routed experts; returns their time in each span, (n,)."""
@@ -236,7 +235,7 @@ class ReplicaLedger:
         if not even.all():  # at an end, two stations wait for equally long, and the log takes the first of them
             self._uneven(pipeline, Rows(*(column[~even] for column in rows)))
         self._loads(pipeline, rows)
-        self._decode_energy(rows)
+        self._decode(rows)
         return np.asarray(n * pipeline.fixed_fs + slots + attention + wait)
 
     def _columns(self, pipeline: PipelineTerm, rows: Rows, context: IntArray) -> PipelineColumns:

@@ -1,7 +1,7 @@
 """A replica that runs slower than its plan says: all of its times scaled, its energies as they are.
 
 Every coefficient is rounded once, and outcomes of the experts one by one, so that engine, log and whoever else
-evaluates a slowed plan have the same bits. Which unit runs what stays as it was decided at normal speed.
+evaluates a slowed plan have the same bits. Which unit runs which expert stays as it was decided at normal speed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 from pimserve.device_models.experts import FEATURES, IntArray
 from pimserve.device_models.pipeline import Load, PipelineTerm, Station
-from pimserve.device_models.plan import CostPlan, Pieces
+from pimserve.device_models.plan import CostPlan, DecodeAttentionTerm, Pieces
 from pimserve.device_models.routing import ExpertPools
 
 NORMAL = 1000  # thousandths of the normal times
@@ -62,13 +62,18 @@ def slow_plan(plan: CostPlan, thousandths: int) -> CostPlan:
             device_loads=tuple(map(load, given.device_loads)),
         )
 
+    def decode(given: tuple[DecodeAttentionTerm, ...]) -> tuple[DecodeAttentionTerm, ...]:
+        return tuple(replace(term, slope=slow(term.slope), per_request=slow(term.per_request)) for term in given)
+
+    other = plan.other_decode
     return replace(
         plan,
         rows=tuple(
             replace(term, pieces=pieces(term.pieces), alternatives=tuple(map(pieces, term.alternatives)))
             for term in plan.rows
         ),
-        decode=tuple(replace(term, slope=slow(term.slope)) for term in plan.decode),
+        decode=decode(plan.decode),
+        other_decode=None if other is None else replace(other, terms=decode(other.terms)),
         prefill=tuple(
             replace(term, pieces=tuple((slow(a), slow(b), slow(c)) for a, b, c in term.pieces)) for term in plan.prefill
         ),

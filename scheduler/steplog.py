@@ -24,10 +24,12 @@ from pimserve.device_models.plan import (
     LINK,
     PJ_PER_J,
     CostPlan,
+    DecodeWay,
     RowTerm,
     busiest_counts,
     row_counts,
 )
+from pimserve.scheduler.attention import attention_columns, fastest, seen_columns
 from pimserve.scheduler.control import Ledger
 from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.digest import ChainDigest
@@ -111,12 +113,7 @@ def expand(costs: ReplicaCosts, rows: Rows, first_step: int) -> Steps:
         duration = np.repeat(whole + plan.pipeline.fixed_fs, n)
         duration += columns.slots_fs + columns.attention_fs + columns.wait_fs
         return Steps(duration, decodes, context, columns.attention_fs, None, columns)
-    attention = np.zeros_like(context)
-    for term in plan.decode:
-        seen = context if term.window_tokens is None else np.minimum(context, term.window_tokens * decodes)
-        attention += term.slope * seen
-    prefill = np.repeat(rows.prefill_fs, n)
-    attention = np.maximum(attention, prefill) if plan.overlap_attention else attention + prefill
+    attention = fastest(attention_columns(plan, decodes, context, np.repeat(rows.prefill_fs, n)))
     duration = np.repeat(whole, n) + attention
     experts = None
     if plan.experts is not None:
@@ -146,12 +143,16 @@ def _row_time(term: RowTerm, n: IntArray) -> IntArray:
 
 def _seen_total(rows: Rows, window: int | None) -> int:
     """Context tokens that layers of a window see in all steps, summed over decoding requests."""
-    n = rows.steps
-    seen = n * rows.context + rows.decodes * (n * (n - 1) // 2)
-    if window is not None:  # a span never crosses the point where the window fills
-        limit = window * rows.decodes
-        seen = np.where(rows.context >= limit, n * limit, seen)
-    return exact_sum(seen)
+    return exact_sum(seen_columns(window, rows.decodes, rows.context, rows.steps))
+
+
+def by_way(plan: CostPlan, rows: Rows) -> list[tuple[DecodeWay, Rows]]:
+    """The ways that decode attention is run in, and the rows that take each: all of a row's steps take one."""
+    if plan.other_decode is None:
+        return [(way, rows) for way in plan.decode_ways]
+    first, second = attention_columns(plan, rows.decodes, rows.context, rows.prefill_fs)
+    taken = (first <= second, second < first)
+    return [(way, Rows(*(column[mask] for column in rows))) for way, mask in zip(plan.decode_ways, taken, strict=True)]
 
 
 class StepLog:
@@ -447,11 +448,13 @@ class StepLog:
     def _attention(self, rows: Rows, prefill_fs: int) -> None:
         """Energy and unit time of attention."""
         plan = self.costs.plan
-        for term in plan.decode:
-            total = _seen_total(rows, term.window_tokens)
-            self._unit_fs[term.unit] += term.slope * total
-            self.energy_pj["attention_decode", "dram"] += term.dram_per_token * total
-            self.energy_pj["attention_decode", "compute"] += term.compute_per_token * total
+        for way, mine in by_way(plan, rows):
+            share = exact_dot(-(-mine.decodes // plan.data_parallel), mine.steps)
+            for term in way.terms:
+                total = _seen_total(mine, term.window_tokens)
+                self._unit_fs[term.unit] += term.slope * total + term.per_request * share
+                self.energy_pj["attention_decode", "dram"] += term.dram_per_token * total
+                self.energy_pj["attention_decode", "compute"] += term.compute_per_token * total
         if plan.prefill and plan.pipeline is None:
             self._unit_fs[plan.prefill[0].unit] += prefill_fs
         self.energy_pj["attention_prefill", "dram"] += exact_sum(rows.prefill_dram_pj)

@@ -211,7 +211,8 @@ def _moving(history: History, pool: PlacedPool, plan: CostPlan, shape: Shape) ->
     def launch_fs(name: str) -> int:
         return launches[name].pop(0) if launches.get(name) else 0
 
-    decode = {term.window_tokens: term for term in plan.decode}
+    _, way = plan.attention_fs(shape.decodes, shape.context, prefill_fs)
+    decode = {term.window_tokens: term for term in way.terms}
     prefill = {term.window_tokens: term for term in plan.prefill}
     model = history.model
     for op in operators_of(model, split, lm_head=history.scenario.costs.lm_head):
@@ -225,7 +226,7 @@ def _moving(history: History, pool: PlacedPool, plan: CostPlan, shape: Shape) ->
             seen = seen_tokens(op.window_tokens, shape.decodes, shape.context)
             each = op.layers * seen / plan.data_parallel
             term = decode[op.window_tokens]
-            time = term.slope * seen + launch_fs(_DECODE_LAUNCH)
+            time = term.slope * seen + term.per_request * counts["decodes"] + launch_fs(_DECODE_LAUNCH)
             name = _windowed("attention, decode", op.window_tokens)
             yield Work(name, "attention_decode", each * op.flops, each * op.kv_bytes, time / FS_PER_S, (term.unit,))
         elif isinstance(op, PrefillAttention) and shape.prompts and op.window_tokens in prefill:

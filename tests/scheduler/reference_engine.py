@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from pimserve.device_models.plan import Chunk, CostPlan
+from pimserve.device_models.plan import Chunk, CostPlan, DecodeWay
 from pimserve.device_models.routing import POOL_SIZE, ExpertPools
 
 FS_PER_PS = 1000
@@ -284,9 +284,17 @@ def dense_fs(plan: CostPlan, decode_requests: int, context: int, chunks: list[Ch
     if plan.pipeline is not None:
         return pipeline_fs(plan, decode_requests, context, chunks, outputs)
     tokens, prefill = plan.busiest_prefill(decode_requests, chunks)
-    decode = plan.decode_fs(decode_requests, context)
-    attention = max(decode, prefill) if plan.overlap_attention else decode + prefill
+    attention = min(attention_fs(plan, way, decode_requests, context, prefill) for way in plan.decode_ways)
     return rows_fs(plan, decode_requests, len(chunks), outputs, tokens) + attention
+
+
+def attention_fs(plan: CostPlan, way: DecodeWay, requests: int, context: int, prefill: int) -> int:
+    """Time of decode attention in one way, beside or after `prefill` fs of prefill attention."""
+    decode = 0
+    for term in way.terms:
+        seen = context if term.window_tokens is None else min(context, term.window_tokens * requests)
+        decode += term.slope * seen + term.per_request * ((requests + plan.data_parallel - 1) // plan.data_parallel)
+    return max(decode, prefill) if way.beside_prefill else decode + prefill
 
 
 def rows_fs(plan: CostPlan, decodes: int, prompts: int, outputs: int, tokens: int) -> int:

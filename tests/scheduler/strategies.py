@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 from pimserve.device_models.experts import ExpertTerm, ExpertUnit, Selection
 from pimserve.device_models.pipeline import Load, PassivePower, PipelineTerm, Station
-from pimserve.device_models.plan import HOST, CostPlan, DecodeAttentionTerm, Energy, PrefillAttentionTerm, RowTerm
+from pimserve.device_models.plan import (
+    HOST,
+    CostPlan,
+    DecodeAttentionTerm,
+    DecodeWay,
+    Energy,
+    PrefillAttentionTerm,
+    RowTerm,
+)
 from pimserve.device_models.routing import POOL_SIZE, ExpertPools, Routing
 
 from .reference_engine import ReferenceRequest, ReferenceResult, run_reference
@@ -170,6 +178,11 @@ def plans(draw: st.DrawFn) -> CostPlan:
         rows.append(RowTerm("head", "fc", "xpu", "outputs", draw(_pieces(FS_PER_MS, FS_PER_MS // 10))))
     rows += draw(st.lists(row_terms("xpu"), max_size=3))
     windows = draw(st.lists(st.none() | st.integers(1, 300), min_size=1, max_size=2))
+    per_request = st.just(0) | st.integers(0, FS_PER_MS // 2)
+
+    def decode(unit: str) -> tuple[DecodeAttentionTerm, ...]:
+        return tuple(DecodeAttentionTerm(unit, window, draw(slope), 1, 1, draw(per_request)) for window in windows)
+
     prefill_piece = st.tuples(st.integers(0, 10**10), st.integers(0, 10**9), st.integers(0, 10**8))
     prefill_pieces = st.lists(prefill_piece, min_size=1, max_size=2).map(tuple)
     return CostPlan(
@@ -177,7 +190,8 @@ def plans(draw: st.DrawFn) -> CostPlan:
         data_parallel=data_parallel,
         units=("xpu", "pim"),
         rows=tuple(rows),
-        decode=tuple(DecodeAttentionTerm("pim", window, draw(slope), 1, 1) for window in windows),
+        decode=decode("pim"),
+        other_decode=DecodeWay(decode("xpu"), draw(st.booleans())) if draw(st.booleans()) else None,
         prefill=tuple(
             PrefillAttentionTerm("xpu", window, draw(st.booleans()), draw(prefill_pieces), (1, 1, 1), 1)
             for window in windows
