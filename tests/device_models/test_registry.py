@@ -55,7 +55,7 @@ def test_changes_do_not_reach_the_catalogue() -> None:
         ({"preset": "h100", "dram_efficiency": 1.2}, "device.dram_efficiency: .*less than or equal to 1.*got 1.2"),
         ({"preset": "h100", "memory_gb_per_s": "3 GB"}, "device.memory_gb_per_s: '3 GB' is not a number in GB/s"),
         ({"preset": "h100", "peak_tflop_per_s": {"fp12": 1}}, "device.peak_tflop_per_s.fp12"),
-        ({"preset": "h100", "kind": "duplex"}, "device.pim: is missing"),
+        ({"preset": "h100", "kind": "duplex"}, "device.pim.bandwidth_multiple: is missing"),
         ({"preset": "duplex", "pim": {"name": "Logic PIM"}}, "device.pim.name"),
         ({"preset": "duplex", "processor_selection": "best"}, "device.processor_selection"),
         ({**WHOLE, "energy": {"mac_pj": -1}}, "device.energy.mac_pj: .*greater than or equal to 0"),
