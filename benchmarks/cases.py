@@ -93,7 +93,7 @@ def _figure(case: str, what: str, done: list[Simulation], **more: object) -> Fig
         steps=summary["batch"]["steps"],
         output_tokens=summary["tokens"]["output"],
         mean_batch=summary["batch"]["mean_requests"],
-        saturated=summary["saturated"],
+        saturated=summary["stability"] == "saturated",
         **more,  # type: ignore[arg-type]  # fields of Figure
     )
 

@@ -28,7 +28,7 @@ from pimserve.cluster.results import SpanFile, naming
 from pimserve.errors import InputError, shortened
 from pimserve.scheduler.requests import DTYPE
 
-VERSION = 4
+VERSION = 5
 COMMANDS_FILE = "commands.jsonl"
 RESULTS = "unfinished"
 _STATE_FILE = "checkpoint"

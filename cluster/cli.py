@@ -204,10 +204,9 @@ def _show(summary: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
     if not quiet and "results" in summary:
         # Not in the table: a path is for copying, and breaks only where the terminal ends.
         typer.echo(f"results in {summary['results']}", err=as_json)
-    if summary["saturated"] and (as_json or quiet):
-        from pimserve.cluster.render import saturation_warning  # noqa: PLC0415
-
-        typer.echo(saturation_warning(summary), err=True)
+    if as_json or quiet:
+        for each in summary["warnings"]:
+            typer.echo(f"warning: {each}", err=True)
 
 
 @app.command("compare")

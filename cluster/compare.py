@@ -62,6 +62,7 @@ _UNLIKE = {
     "faults": "simulated faults",
     "simulator": "version",
 }
+_ABOUT = ("name", "model", "device", "digest", "stability")
 _LARGEST = 1e150
 SCENARIO_FILE = "scenario.yaml"
 _IGNORED = {"name", "output"}
@@ -123,11 +124,7 @@ class Comparison:
         """The comparison as one JSON object."""
         return {
             "runs": [
-                {
-                    "place": run.place,
-                    **{key: run.summary.get(key) for key in ("name", "model", "device", "digest")},
-                    "ended": run.ended,
-                }
+                {"place": run.place, **{key: run.summary.get(key) for key in _ABOUT}, "ended": run.ended}
                 for run in self.runs
             ],
             "quantities": {

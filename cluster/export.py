@@ -12,7 +12,7 @@ from pimserve.cluster.results import load_table
 from pimserve.device_models.plan import FS_PER_S
 from pimserve.loadgen.spec import PS_PER_S
 from pimserve.scheduler.costs import ReplicaCosts
-from pimserve.scheduler.requests import STATUS_NAMES
+from pimserve.scheduler.requests import REJECT_REASONS, REJECTED, STATUS_NAMES
 from pimserve.scheduler.steplog import Rows, expand
 
 _COUNTS = ("prefill_tokens", "chunks", "outputs")
@@ -31,6 +31,8 @@ def export_table(run: Path, what: Literal["requests", "steps"], target: IO[str])
 def _export_requests(run: Path, target: IO[str]) -> int:
     """Write the request table as CSV, by arrival, times in s and empty for never; returns the number of rows.
 
+    `reject_reason` is max_model_len or kv_cache, and empty where nothing was rejected.
+
     In a closed loop of several replicas requests do not arrive in the order of their numbers.
     """
     table = load_table(run, "requests")
@@ -45,8 +47,12 @@ def _export_requests(run: Path, target: IO[str]) -> int:
             value = row[name].item()
             if name in times:
                 fields.append("" if value < 0 else f"{value // PS_PER_S}.{value % PS_PER_S:012d}")
+            elif name == "status":
+                fields.append(STATUS_NAMES[value])
+            elif name == "reject_reason":
+                fields.append(REJECT_REASONS[value] if row["status"] == REJECTED else "")
             else:
-                fields.append(STATUS_NAMES[value] if name == "status" else str(value))
+                fields.append(str(value))
         target.write(",".join(fields) + "\n")
     return len(table)
 

@@ -28,6 +28,9 @@ _NAMES = {
     "kv_cache": "KV cache",
 }
 
+# Why requests are rejected, by the names of scheduler/requests.py.
+TOO_LONG = {"max_model_len": "longer than max_model_len", "kv_cache": "longer than the KV cache holds"}
+
 
 def count(value: int | None) -> str:
     """A whole number, all its digits."""

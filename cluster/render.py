@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pimserve.cluster.compare import precision
-from pimserve.cluster.figures import ABSENT, count, figure, named, ratio, scale, scaled, share
+from pimserve.cluster.figures import ABSENT, TOO_LONG, count, figure, named, ratio, scale, scaled, share
 
 if TYPE_CHECKING:
     from pimserve.cluster.compare import Comparison
@@ -65,23 +65,12 @@ def summary_report(summary: Summary) -> RenderableType:
         parts += ["", _faults(summary["faults"])]
     if summary["device_facts"]:
         parts += ["", _facts(summary["device_facts"])]
-    saturation = saturation_warning(summary)
-    warnings = [saturation] if saturation is not None else []
-    warnings += [f"warning: {each}" for each in summary["warnings"]]
-    if warnings:
-        parts += ["", *map(_warning, warnings)]
+    warnings = [_warning(f"warning: {each}") for each in summary["warnings"]]
+    if warnings and not summary["requests"]["finished"]:  # that there are no figures comes before them
+        parts = [*warnings, "", *parts]
+    elif warnings:
+        parts += ["", *warnings]
     return Group(*parts, "", _simulator(summary))
-
-
-def saturation_warning(summary: Summary) -> str | None:
-    """What to say about a run that was offered more than it can serve."""
-    if not summary["saturated"]:
-        return None
-    waiting = summary["waiting"]
-    return (
-        f"warning: saturated: {count(waiting['at_last_arrival'])} requests waited when the last one arrived, and the "
-        f"queue grew by {figure(waiting['growth_per_arrival'])} per arrival; latencies grow with the length of the run"
-    )
 
 
 def _warning(text: str) -> RenderableType:
@@ -113,6 +102,7 @@ def _heading(summary: Summary) -> RenderableType:
         *map(Text, costs),
         Text(precision_text(summary)),
         Text(measured),
+        Text(f"stability: {summary['stability']}"),
     )
 
 
@@ -169,6 +159,7 @@ def _requests(summary: Summary) -> Table:
     rows.append(("preempted", preempted))
     if requests["truncated"]:
         rows.append(("cut at max_model_len", count(requests["truncated"])))
+    rows += [(TOO_LONG[key], count(number)) for key, number in requests["rejected_by_reason"].items() if number]
     return _block(_of_run("requests", summary), rows)
 
 
@@ -206,16 +197,22 @@ def _latency(summary: Summary) -> RenderableType:
         # A star stands right of the digits, not among them.
         table.add_column(f"{column} " if column == "p99" else column, justify="right", min_width=9, no_wrap=True)
     few = False
-    for key, found in summary["latency_s"].items():
+    latencies = summary["latency_s"]
+    for key, found in latencies.items():
         size, unit = scale([found[moment] for moment in _MOMENTS], "s")
         cells = [figure(None if found[moment] is None else found[moment] / size) for moment in _MOMENTS]
         weak = 0 < found["n"] < _FEW_SAMPLES
         few = few or weak
         cells[-1] += "*" if weak else " "
         table.add_row(named(key), unit if found["n"] else "", *cells, count(found["n"]))
-    if not few:
-        return table
-    return Group(table, Text(f"* of fewer than {_FEW_SAMPLES:,} samples: fewer than ten lie above it", style="dim"))
+    notes = []
+    if few:
+        notes.append(f"* of fewer than {_FEW_SAMPLES:,} samples: fewer than ten lie above it")
+    if left_out := [
+        f"{named(key)} {count(each['censored'])}" for key, each in latencies.items() if each.get("censored")
+    ]:
+        notes.append(f"left out, as the end of the run hides them: {', '.join(left_out)}")
+    return Group(table, *(Text(note, style="dim") for note in notes))
 
 
 def _slo(summary: Summary) -> Table:
@@ -229,6 +226,7 @@ def _slo(summary: Summary) -> Table:
         rows += [
             ("attainment", share(slo["attainment"])),
             ("goodput, requests/s", figure(slo["goodput_requests_per_s"])),
+            *((f"censored, {named(name)}", count(number)) for name, number in slo["censored"].items() if number),
         ]
     else:
         rows = [("no limits set", "")]
@@ -378,6 +376,8 @@ def comparison_report(comparison: Comparison, screen: Console) -> RenderableType
         others = others[taken:]
     if any((run.summary.get("window") or {}).get("whole_run") is False for run in comparison.runs):
         parts += ["", Text(_MIXED_WINDOWS, style="dim")]
+    states = [str(run.summary.get("stability", ABSENT)) for run in comparison.runs]
+    parts += ["", Text(f"stability: {', '.join(f'{a} {b}' for a, b in zip(letters, states, strict=True))}")]
     if comparison.differences or comparison.unlike:
         parts += ["", _differences(comparison, letters)]
     warnings = [

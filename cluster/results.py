@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from pimserve.errors import InputError, shortened
 from pimserve.scheduler.steplog import IntArray, Rows
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _PARTS = {"requests", "window", "throughput", "latency_s", "slo", "energy", "batch", "kv", "simulator"}
 SPAN = np.dtype([("replica", np.int32), *((name, np.int64) for name in Rows._fields)])
 _ROWS_AT_ONCE = 2**16  # 9 MB

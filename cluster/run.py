@@ -19,6 +19,7 @@ import numpy as np
 import yaml
 
 from pimserve import __version__
+from pimserve.cluster.caveats import caveats
 from pimserve.cluster.checkpoint import COMMANDS_FILE, RESULTS, CheckpointFolder, target_of
 from pimserve.cluster.figures import named
 from pimserve.cluster.placement import Replica
@@ -97,7 +98,7 @@ def serve(
             workload,
             scenario.scheduler,
             kv_capacity_tokens=first.replica.kv_capacity_tokens,
-            max_model_len=longest_request(scenario, model, [pool.replica for pool in pools]),
+            max_model_len=max_model_len(scenario, model, [pool.replica for pool in pools]),
             replicas=first.replicas,
             routing=routing,
             seed=scenario.run.seed,
@@ -143,6 +144,7 @@ def serve(
         _tell_apart(summary, pools)
     warnings = dict.fromkeys(warning for pool in pools for warning in pool.replica.warnings)
     summary["warnings"] = [
+        *caveats(summary, served.limits_tokens),
         *warnings,
         *workload.warnings,
         *_passive_warning(scenario, pools),
@@ -372,16 +374,15 @@ def _fault_warning(summary: dict[str, Any]) -> list[str]:
     return [f"faults were simulated: {len(events)} took place"]
 
 
-def longest_request(scenario: Scenario, model: ModelSpec, replicas: Sequence[Replica]) -> int:
-    """max_model_len: what the scenario asks for, if model and KV cache allow it, else the most that they do, tokens.
+def max_model_len(scenario: Scenario, model: ModelSpec, replicas: Sequence[Replica]) -> int:
+    """What the scenario asks for, else the most that the model takes, tokens. The KV cache may hold less of the latter.
 
     Raises:
-        InputError: it asks for more.
+        InputError: it asks for more than the model or the KV cache takes.
     """
-    wanted = scenario.scheduler.max_model_len
-    fits = min(replica.kv_capacity_tokens // replica.plan.data_parallel for replica in replicas)
+    wanted, fits = scenario.scheduler.max_model_len, _kv_tokens(replicas)
     if wanted is None:
-        return min(model.max_model_len_tokens, fits)
+        return model.max_model_len_tokens
     if wanted > model.max_model_len_tokens:
         raise InputError(
             "scheduler.max_model_len", f"{wanted} exceeds the {model.max_model_len_tokens} tokens of {model.name}"
@@ -391,6 +392,20 @@ def longest_request(scenario: Scenario, model: ModelSpec, replicas: Sequence[Rep
             "scheduler.max_model_len", f"{wanted} exceeds the {fits} tokens that the KV cache holds for a request"
         )
     return wanted
+
+
+def longest_request(scenario: Scenario, model: ModelSpec, replicas: Sequence[Replica]) -> int:
+    """Tokens that a request may have: `max_model_len`, or what the KV cache holds.
+
+    Raises:
+        InputError: the scenario asks for more.
+    """
+    return min(max_model_len(scenario, model, replicas), _kv_tokens(replicas))
+
+
+def _kv_tokens(replicas: Sequence[Replica]) -> int:
+    """Tokens of one request that the KV cache holds."""
+    return min(replica.kv_capacity_tokens // replica.plan.data_parallel for replica in replicas)
 
 
 def _simulator(summary: dict[str, Any], served: Served) -> dict[str, Any]:

@@ -27,18 +27,27 @@ Share = Annotated[float | int | None, _figure("1", "share, from 0 to 1")]
 Joules = Annotated[float | None, _figure("J", "energy")]
 
 
+class RejectedByReason(_Part):
+    """Requests that no replica can serve, by what they are too long for."""
+
+    max_model_len: int = _figure("requests", "whose prompt leaves no room for a token below max_model_len")
+    kv_cache: int = _figure("requests", "whose prompt leaves no room for a token in the KV cache of a replica")
+
+
 class Requests(_Part):
-    """Requests of the whole run, but `measured` and `measured_finished`."""
+    """Requests of the whole run, but those that are measured."""
 
     total: int = _figure("requests", "that arrived")
     finished: int = _figure("requests", "that have all their tokens")
     rejected: int = _figure("requests", "that no replica can serve")
+    rejected_by_reason: RejectedByReason = _text("these by reason")
     unfinished: int = _figure("requests", "that the end of the run left waiting or running")
     truncated: int = _figure("requests", "whose output was cut at max_model_len")
     preempted: int = _figure("requests", "that were preempted, once or more often")
     preemptions: int = _figure("preemptions", "of all requests")
     measured: int = _figure("requests", "that arrived in the measured window")
     measured_finished: int = _figure("requests", "of these that finished")
+    measured_unfinished: int = _figure("requests", "of these that the end of the run cut off")
 
 
 class Window(_Part):
@@ -63,6 +72,7 @@ class Tokens(_Part):
     """Tokens of the whole run, but `output_in_window`."""
 
     prompt: int = _figure("tokens", "of prompts of requests that were not rejected")
+    prompt_rejected: int = _figure("tokens", "of prompts of those that were")
     output: int = _figure("tokens", "emitted")
     output_in_window: int = _figure("tokens", "of these in the measured window")
 
@@ -77,24 +87,34 @@ class Distribution(_Part):
     n: int = _figure("samples", "how many")
 
 
+class OfRequests(Distribution):
+    """A distribution over requests, of which the end of the run may have hidden some."""
+
+    censored: int = _figure("requests", "that are left out, for the run ended before it was known")
+
+
 class Latencies(_Part):
     """Latencies of requests that arrived in the measured window."""
 
-    ttft: Distribution = _text("time to first token, from arrival; finished requests")
-    tpot: Distribution = _text("time per output token after the first; finished requests with two or more")
+    ttft: OfRequests = _text("time to first token, from arrival; requests that had it")
+    tpot: OfRequests = _text("time per output token after the first; finished requests with two or more")
     itl: Distribution = _text("inter-token latency, one sample per gap that ends in the window")
-    e2e: Distribution = _text("from arrival to the last token; finished requests")
-    queue: Distribution = _text("from arrival until first scheduled")
+    e2e: OfRequests = _text("from arrival to the last token; finished requests")
+    queue: OfRequests = _text("from arrival until first scheduled")
 
 
 class Slo(_Part):
-    """Service-level objectives."""
+    """Service-level objectives. A request that the end of the run cut off is censored where a limit had not passed."""
 
     limits: dict[str, Annotated[float, _figure("s", "upper limit")]] = _text("limits by name: ttft_s, tpot_s, e2e_s")
-    met: dict[str, Share] = _text("share of measured requests that met each limit, by latency")
-    attainment: Share = _figure("1", "share of measured requests that finished and met all limits")
+    met: dict[str, Share] = _text("of the measured requests of which it is known, the share that met each limit")
+    known: dict[str, Annotated[int, _figure("requests", "known")]] = _text(
+        "measured requests of which it is known, by latency, and whether they met all limits (all)"
+    )
+    censored: dict[str, Annotated[int, _figure("requests", "censored")]] = _text("those of which it is not, likewise")
+    attainment: Share = _figure("1", "of the measured requests of which it is known, the share that met all limits")
     attainment_of_completed: Share = _figure("1", "of those that finished, the share that met all limits")
-    goodput_requests_per_s: float | None = _figure("requests/s", "requests that met all limits")
+    goodput_requests_per_s: float | None = _figure("requests/s", "requests that finished and met all limits")
 
 
 class DramCompute(_Part):
@@ -134,11 +154,17 @@ class Kv(_Part):
     peak_use: Share = _figure("1", "largest share in use, of any replica")
 
 
-class Waiting(_Part):
-    """The waiting queue in an open loop."""
+class InSystem(_Part):
+    """Requests that wait or run, by which stability is judged."""
 
-    at_last_arrival: int = _figure("requests", "that waited when the last one arrived")
-    growth_per_arrival: float = _figure("requests", "by which it grew per arrival, in the second half of the arrivals")
+    at_last_arrival: int = _figure("requests", "in the system when the last one arrived, itself too")
+    waiting_at_last_arrival: int = _figure("requests", "of these that waited")
+    growth_per_arrival: float | None = _figure(
+        "requests", "by which the system grew with each arrival after the warm-up; null in a closed loop, or of too few"
+    )
+    residence_times: float | None = _figure(
+        "1", "how long requests arrived after the warm-up over the mean time in the system; null without any"
+    )
 
 
 class Traffic(_Part):
@@ -295,8 +321,8 @@ class Summary(Placed):
     busy_share: Share = _figure("1", "share of the run in which replicas executed steps, mean")
     max_model_len: int = _figure("tokens", "of the longest request that is served")
     end_s: float = _figure("s", "when the last step ended, simulated")
-    saturated: bool = _text("whether the queue grew without end")
-    waiting: Waiting = _text("the waiting queue")
+    stability: str = _text("saturated, steady or too short to tell: whether what came was served")
+    in_system: InSystem = _text("requests that wait or run")
     digest: str = _text("sha256 of all executed steps and requests: equal digests mean the same bits")
     warnings: list[str] = _text("what belongs with every figure of the run")
     pools: Pools | None = Field(None, description="with pools for prefill and decode")

@@ -23,7 +23,7 @@ from pimserve.cluster.sweep_workers import Task, Workers
 from pimserve.errors import InputError
 
 SWEEP_FILE, TABLE_FILE = "sweep.json", "sweep.csv"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 Progress = Callable[[int, int], None]
 
 

@@ -7,14 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pimserve.cluster.figures import ABSENT
 from pimserve.cluster.sweep_grid import Grid
+from pimserve.scheduler.stability import SATURATED, STEADY, TOO_SHORT
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
     """A key figure: its place in a summary, its heading, and its unit.
 
-    Units are "s", "J", "share", "flag", "count", or "" for rates.
+    Units are "s", "J", "share", "count", "" for rates, or "state": no number, but one of `stability.STATES`.
     """
 
     key: str
@@ -36,8 +38,9 @@ FIGURES = (
     Figure("joules_per_output_token", "energy.joules_per_output_token", "energy/token", "J"),
     Figure("active_joules_per_output_token", "energy.active_joules_per_output_token", "active", "J"),
     Figure("passive_joules_per_output_token", "energy.passive_joules_per_output_token", "passive", "J"),
-    Figure("saturated", "saturated", "saturated", "flag"),
+    Figure("stability", "stability", "stability", "state"),
 )
+_GRAVEST_FIRST = (SATURATED, TOO_SHORT, STEADY)
 GAIN, COST = "output_tokens_per_s_per_device", "tpot_p99_s"
 # 97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom (Abramowitz and Stegun, table 26.10).
 _T = (
@@ -47,23 +50,46 @@ _T = (
 _Z = 1.959964
 
 
-def figures_of(summary: Mapping[str, Any]) -> dict[str, float | None]:
-    """The key figures of one run; `saturated` is 0 or 1, so that its mean is a share of runs."""
-    found: dict[str, float | None] = {}
+def figures_of(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The key figures of one run."""
+    found: dict[str, Any] = {}
     for figure in FIGURES:
         value: Any = summary
         for key in figure.path.split("."):
             value = value.get(key) if isinstance(value, Mapping) else None
-        found[figure.key] = int(value) if isinstance(value, bool) else value
+        found[figure.key] = value
     return found
 
 
-def is_shown(figure: Figure, part: str, means: Sequence[float | None]) -> bool:
-    """Whether a table of points has a column of it: of what is counted only where points differ in it."""
-    known = [mean for mean in means if mean is not None]
+def is_shown(figure: Figure, part: str, values: Sequence[object]) -> bool:
+    """Whether a table of points has a column of it: of what is counted only where points differ in it.
+
+    Args:
+        figure: the figure.
+        part: "figures", or "difference_to_baseline".
+        values: of the points, means or states; None where there is none.
+    """
+    known = [value for value in values if value is not None]
     if figure.unit == "count":
         return part == "figures" and len(set(known)) > 1
-    return bool(known) and (figure.unit != "flag" or part == "figures")
+    return bool(known)
+
+
+def together(figure: Figure, values: Sequence[Any]) -> dict[str, Any]:
+    """A figure of several runs: an estimate; of states the gravest, and how many runs have each."""
+    if figure.unit != "state":
+        return estimate(values)
+    runs = {state: number for state in _GRAVEST_FIRST if (number := values.count(state))}
+    return {"state": next(iter(runs), None), "runs": runs}
+
+
+def state_text(found: Mapping[str, Any], runs: int) -> str:
+    """The gravest state of a point, and how many of its runs have it where not all do."""
+    state = found.get("state")
+    if state is None:
+        return ABSENT
+    number = found["runs"][state]
+    return str(state) if number == runs else f"{number} of {runs} {state}"
 
 
 def t_quantile(degrees: int) -> float:
@@ -88,7 +114,7 @@ def estimate(values: Sequence[float | None]) -> dict[str, float | None]:
 
 def sweep_document(
     grid: Grid,
-    found: Mapping[tuple[int, int], Mapping[str, float | None]],
+    found: Mapping[tuple[int, int], Mapping[str, Any]],
     errors: Mapping[tuple[int, int], str],
     places: Mapping[tuple[int, int], str],
 ) -> dict[str, Any]:
@@ -113,13 +139,15 @@ def sweep_document(
                 | ({"error": errors[key]} if key in errors else {})
             )
         if entry["status"] == "done":
-            entry["figures"] = {f.key: estimate([found[key][f.key] for key in keys]) for f in FIGURES}
+            entry["figures"] = {f.key: together(f, [found[key][f.key] for key in keys]) for f in FIGURES}
             if baseline is None:
                 baseline = p
             elif len(keys) > 1:
                 pairs = [(key, (baseline, r)) for r, key in enumerate(keys)]
                 entry["difference_to_baseline"] = {
-                    f.key: estimate([_minus(found[a][f.key], found[b][f.key]) for a, b in pairs]) for f in FIGURES
+                    f.key: estimate([_minus(found[a][f.key], found[b][f.key]) for a, b in pairs])
+                    for f in FIGURES
+                    if f.unit != "state"
                 }
         points.append(entry)
     _mark_front(points)

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pimserve.cluster.figures import ABSENT, figure, scale, share, whole
-from pimserve.cluster.sweep_figures import FIGURES, Figure, is_shown
+from pimserve.cluster.sweep_figures import FIGURES, Figure, is_shown, state_text
 from pimserve.cluster.sweep_grid import labels, shown
 
 _FRONT = "* on the Pareto front: no other point has as many output tokens/s per device at as low a TPOT p99"
@@ -43,7 +43,7 @@ def _tables(
     document: Mapping[str, Any], points: Sequence[Mapping[str, Any]], part: str, screen: Console
 ) -> list[RenderableType]:
     """All figures, in as few tables as the screen's width allows."""
-    shown_figures = [f for f in FIGURES if is_shown(f, part, [_mean(point, part, f) for point in points])]
+    shown_figures = [f for f in FIGURES if is_shown(f, part, [_value(point, part, f) for point in points])]
     unbounded = screen.options.update(width=10_000)
     parts: list[RenderableType] = []
     while shown_figures or not parts:
@@ -82,22 +82,29 @@ def _mean(point: Mapping[str, Any], part: str, each: Figure) -> float | None:
     return value
 
 
+def _value(point: Mapping[str, Any], part: str, each: Figure) -> object:
+    """A mean, or a state."""
+    return point.get(part, {}).get(each.key, {}).get("state" if each.unit == "state" else "mean")
+
+
 def _size(points: Sequence[Mapping[str, Any]], part: str, each: Figure) -> tuple[float, str]:
     if each.unit not in {"s", "J"}:
         return 1.0, ""
     return scale([_mean(point, part, each) for point in points], each.unit)
 
 
-def _writer(each: Figure, size: float, runs: int) -> Callable[[Mapping[str, float | None] | None], str]:
-    """What writes a mean and its confidence interval in that unit; of flags, how many of the runs have it."""
+def _writer(each: Figure, size: float, runs: int) -> Callable[[Mapping[str, Any] | None], str]:
+    """What writes a mean and its confidence interval in that unit; of states, the gravest."""
     write = share if each.unit == "share" else whole if each.unit == "count" else figure
 
-    def cell(estimate: Mapping[str, float | None] | None) -> str:
-        if estimate is None or estimate["mean"] is None:
+    def cell(estimate: Mapping[str, Any] | None) -> str:
+        if estimate is None:
             return ABSENT
+        if each.unit == "state":
+            return state_text(estimate, runs)
         mean, ci95 = estimate["mean"], estimate["ci95"]
-        if each.unit == "flag":
-            return f"{round(mean * runs)} of {runs}" if runs > 1 else "yes" if mean else "no"
+        if mean is None:
+            return ABSENT
         return write(mean / size) if ci95 is None else f"{write(mean / size)} +-{write(ci95 / size)}"
 
     return cell

@@ -492,9 +492,8 @@ class Clock:
         arrival_ps = self.now_fs // FS_PER_PS + round(command.delay_s * FS_PER_S) // FS_PER_PS
         n = len(command.input_tokens)
         arrivals = np.full(n, arrival_ps, np.int64)
-        more = RequestTable(
-            arrivals, np.array(command.input_tokens), np.array(command.output_tokens), self.fleet.max_model_len
-        )
+        tokens = np.array(command.input_tokens), np.array(command.output_tokens)
+        more = RequestTable(arrivals, *tokens, self.fleet.max_model_len, self.fleet.kv_tokens)
         at = max(self._next, int(np.searchsorted(self.table["arrival_ps"], arrival_ps, side="right")))
         self.table.insert(at, arrivals, more)
         for shard in self.shards:

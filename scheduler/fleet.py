@@ -48,7 +48,7 @@ class Fleet:
         plan: cost of a step on a replica.
         spec: scheduler settings.
         kv_blocks: of a replica's KV cache.
-        max_model_len: tokens of prompt and output together that a request may have.
+        max_model_len: tokens of prompt and output together that a request may have, if the KV cache holds them.
         replicas: how many, those of `decode` too.
         routing: how tokens choose experts.
         seed: of expert routing.
@@ -78,6 +78,16 @@ class Fleet:
             Pool(PREFILL, self.plan, self.kv_blocks, range(first)),
             Pool(DECODE, self.decode.plan, self.decode.kv_blocks, range(first, self.replicas)),
         )
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens of one request that the KV cache holds, of every pool that it passes."""
+        return min(pool.kv_blocks * self.spec.block_size // pool.plan.data_parallel for pool in self.pools)
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens that a request may have, by `max_model_len` and the KV cache."""
+        return min(self.max_model_len, self.kv_tokens)
 
     def clients(self, requests: int) -> int:
         """How many replicas, the first ones, get requests: in a closed loop, those that have clients."""
@@ -137,7 +147,7 @@ class Fleet:
             costs,
             self.spec,
             kv_blocks=pool.kv_blocks,
-            max_model_len=self.max_model_len,
+            max_model_len=self.most_tokens,
             table=table,
             sink=log,
             closed=closed,

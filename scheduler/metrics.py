@@ -4,10 +4,14 @@ Definitions follow the serving tools (vLLM, inference-perf): TTFT = first token 
 token) / (output tokens - 1), for two output tokens or more; ITL pools every gap between two tokens; E2E = last token -
 arrival; queue = first scheduled - arrival. Where a plan has a time in front of the scheduler (`frontend_ps`), TTFT and
 E2E hold it too: the table's arrival is the scheduler's. A request is good when it finished and every SLO holds (<=).
-Attainment divides by all requests that arrived in the window: unfinished and rejected ones are misses.
+Attainment, of a limit or of all, divides by the requests that arrived in the window and of which it is known: rejected
+ones missed it, those that the end of the run cut off are censored where it is not known (`outcomes`), and counted apart
+(`slo.known`, `slo.censored`). Whether what came was served, so that figures do not hang on the run's length, is
+`stability`.
 
 What a figure covers:
-- TTFT, TPOT, E2E: requests that arrived in the measured window and finished, inside it or later.
+- TTFT: requests that arrived in the measured window and had their first token, inside it or later; TPOT, E2E: those of
+  them that finished. `censored` counts those that would be among them but for the end of the run.
 - Queue: requests that arrived in the window and were scheduled, finished or not.
 - ITL: gaps that end in the window, of all requests. Its percentiles come from a histogram whose bins are 2**-12 of
   their value wide; mean and n are exact.
@@ -32,7 +36,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,15 +49,16 @@ from pimserve.scheduler.faults import Faults
 from pimserve.scheduler.fleet import DECODE, PREFILL, Pool
 from pimserve.scheduler.handover import HandoverFigures
 from pimserve.scheduler.histogram import DurationHistogram
-from pimserve.scheduler.requests import FINISHED, REJECTED, WAITING
+from pimserve.scheduler.outcomes import ALL, MET, Outcomes, counts, outcomes
+from pimserve.scheduler.requests import FINISHED, NEVER, REJECT_REASONS, REJECTED, WAITING
 from pimserve.scheduler.simulation import Served
 from pimserve.scheduler.slo import SloSpec
 from pimserve.scheduler.slowdown import NORMAL
+from pimserve.scheduler.stability import stability
 from pimserve.scheduler.steplog import StepLog
+from pimserve.scheduler.window import MeasuredWindow
 
 PERCENTILES = (50, 90, 99)
-_SATURATED_GROWTH = 0.05  # queue growth per arrival over the second half of the arrivals
-_SATURATED_QUEUE = 8
 _LATEST_PS = 2**63 - 1
 
 
@@ -92,7 +97,8 @@ def summarize(served: Served, slo: SloSpec, devices: int) -> dict[str, Any]:
         return np.asarray((table[later][rows] - table[earlier][rows] + plus_ps) / PS_PER_S)
 
     frontend_ps = logs[0].costs.plan.frontend_ps
-    ttft = seconds("first_token_ps", "arrival_ps", done, frontend_ps)
+    started = measured & (table["first_token_ps"] != NEVER)
+    cut_off = measured & (status == WAITING)
     e2e = seconds("finish_ps", "arrival_ps", done, frontend_ps)
     gaps = table["output_tokens"][done] - 1
     tpot = np.full(len(gaps), np.nan)
@@ -100,13 +106,8 @@ def summarize(served: Served, slo: SloSpec, devices: int) -> dict[str, Any]:
     tpot[several] = seconds("finish_ps", "first_token_ps", done)[several] / gaps[several]
     scheduled = measured & (table["first_scheduled_ps"] >= 0)
 
-    good = np.ones(len(ttft), bool)
-    met = {}
-    for name, limit, values in (("ttft", slo.ttft_s, ttft), ("tpot", slo.tpot_s, tpot), ("e2e", slo.e2e_s, e2e)):
-        if limit is not None:
-            held = ~(values > limit)  # one output token has no TPOT, and meets any limit
-            good &= held
-            met[name] = int(held.sum()) / max(1, int(measured.sum()))
+    end_ps = served.end_fs // FS_PER_PS
+    found = outcomes(table.columns, measured, slo, frontend_ps=frontend_ps, end_ps=end_ps)
     tokens = sum(log.window_tokens for log in logs)
     tokens_per_s = _rate(served, (log.window_tokens for log in logs))
     all_tokens = int(table["emitted_tokens"].sum())
@@ -116,19 +117,26 @@ def summarize(served: Served, slo: SloSpec, devices: int) -> dict[str, Any]:
     steps = sum(log.steps for log in logs)
     capacity_fs = len(logs) * served.end_s * FS_PER_S
     units = dict.fromkeys(unit for log in logs for unit in log.unit_fs)
-    growth, waiting = _queue_growth(served)
-    limits = slo.limits()
+    closed = served.workload.concurrency is not None
+    stable = stability(table.columns, MeasuredWindow(served.start_fs, closed=closed), end_ps)
+    rejected = arrived & (status == REJECTED)
     return {
         "requests": {
             "total": int(arrived.sum()),
             "finished": int((status == FINISHED).sum()),
             "rejected": int((status == REJECTED).sum()),
+            "rejected_by_reason": {
+                reason: int((table["reject_reason"][rejected] == code).sum())
+                for code, reason in enumerate(REJECT_REASONS)
+                if reason
+            },
             "unfinished": int(((status == WAITING) & arrived).sum()),
-            "truncated": int(table["truncated"][arrived & (status != REJECTED)].sum()),
+            "truncated": int(table["truncated"][arrived & ~rejected].sum()),
             "preempted": int((table["preemptions"] > 0).sum()),
             "preemptions": int(table["preemptions"].sum()),
             "measured": int(measured.sum()),
             "measured_finished": int(done.sum()),
+            "measured_unfinished": int(cut_off.sum()),
         },
         "window": {"start_s": start, "end_s": end, "length_s": length, "whole_run": not served.trimmed},
         "offered_requests_per_s": served.workload.offered_rate_per_s,
@@ -140,26 +148,19 @@ def summarize(served: Served, slo: SloSpec, devices: int) -> dict[str, Any]:
             "output_tokens_per_s_per_device": None if tokens_per_s is None else tokens_per_s / devices,
         },
         "tokens": {
-            "prompt": int(table["input_tokens"][arrived & (status != REJECTED)].sum()),
+            "prompt": int(table["input_tokens"][arrived & ~rejected].sum()),
+            "prompt_rejected": int(table["input_tokens"][rejected].sum()),
             "output": all_tokens,
             "output_in_window": tokens,
         },
         "latency_s": {
-            "ttft": distribution(ttft),
-            "tpot": distribution(tpot[several]),
+            "ttft": _of_requests(seconds("first_token_ps", "arrival_ps", started, frontend_ps), cut_off & ~started),
+            "tpot": _of_requests(tpot[several], cut_off & (table["output_tokens"] > 1)),
             "itl": _pooled([log.itl for log in logs]),
-            "e2e": distribution(e2e),
-            "queue": distribution(seconds("first_scheduled_ps", "arrival_ps", scheduled)),
+            "e2e": _of_requests(e2e, cut_off),
+            "queue": _of_requests(seconds("first_scheduled_ps", "arrival_ps", scheduled), cut_off & ~scheduled),
         },
-        "slo": {
-            "limits": limits,
-            "met": met,
-            "attainment": int(good.sum()) / int(measured.sum()) if limits and measured.any() else None,
-            "attainment_of_completed": int(good.sum()) / len(good) if limits and len(good) else None,
-            "goodput_requests_per_s": _rate(served, _by_replica(served, np.flatnonzero(done)[good]))
-            if limits
-            else None,
-        },
+        "slo": _slo(served, slo, found, measured, done),
         "energy": {
             **_per_token(_joules(sum(energy.values()), passive_pj), all_tokens),
             "joules_by_category": {
@@ -179,11 +180,47 @@ def summarize(served: Served, slo: SloSpec, devices: int) -> dict[str, Any]:
         "busy_share": busy / capacity_fs if capacity_fs else None,
         "max_model_len": served.max_model_len,
         "end_s": served.end_s,
-        "saturated": growth > _SATURATED_GROWTH and waiting >= _SATURATED_QUEUE,
-        "waiting": {"at_last_arrival": waiting, "growth_per_arrival": growth},
+        "stability": stable.state,
+        "in_system": {
+            "at_last_arrival": stable.in_system,
+            "waiting_at_last_arrival": stable.waiting,
+            "growth_per_arrival": stable.growth,
+            "residence_times": stable.residence_times,
+        },
         "digest": digest(served),
         **({} if served.handovers is None else {"pools": _pools(served, served.handovers)}),
         **({} if served.faults is None else {"faults": _faults(served, served.faults)}),
+    }
+
+
+def _of_requests(values: NDArray[np.float64], hidden: NDArray[np.bool_]) -> dict[str, float | int | None]:
+    """Distribution over requests, and how many more there would be if the run had not ended."""
+    return {**distribution(values), "censored": int(hidden.sum())}
+
+
+def _slo(
+    served: Served,
+    slo: SloSpec,
+    found: Mapping[str, Outcomes],
+    measured: NDArray[np.bool_],
+    done: NDArray[np.bool_],
+) -> dict[str, Any]:
+    """Attainment of each limit and of all, given the outcomes of the measured requests; goodput."""
+    limits = slo.limits()
+    counted = counts(found)
+    known = {name: each["met"] + each["missed"] for name, each in counted.items()}
+    met = {name: each["met"] / known[name] if known[name] else None for name, each in counted.items()}
+    good = measured & done
+    good[measured] &= found[ALL] == MET if limits else False
+    finished = int(done.sum())
+    return {
+        "limits": limits,
+        "met": {name: share for name, share in met.items() if name != ALL},
+        "known": known,
+        "censored": {name: each["censored"] for name, each in counted.items()},
+        "attainment": met.get(ALL),
+        "attainment_of_completed": int(good.sum()) / finished if limits and finished else None,
+        "goodput_requests_per_s": _rate(served, _by_replica(served, good)) if limits else None,
     }
 
 
@@ -346,21 +383,3 @@ def _pooled(histograms: list[DurationHistogram]) -> dict[str, float | int | None
     for percent in PERCENTILES:
         found[f"p{percent}"] = merged.percentile_s(percent)
     return {**found, "n": merged.count}
-
-
-def _queue_growth(served: Served) -> tuple[float, int]:
-    """Growth of the waiting queue per arrival over the second half of the arrivals, and its length at the last one."""
-    table = served.table
-    if served.workload.concurrency is not None or len(table) < 2:
-        return 0.0, 0
-    arrival = table["arrival_ps"]
-    waited_until = np.where(table["status"] == REJECTED, arrival, table["first_scheduled_ps"])
-    left = np.sort(waited_until[waited_until >= 0])
-
-    def waiting(at: int) -> int:
-        return int(np.searchsorted(arrival, at, side="right") - np.searchsorted(left, at, side="right"))
-
-    half, last = int(arrival[len(arrival) // 2]), int(arrival[-1])
-    arrived = max(1, len(arrival) - len(arrival) // 2)
-    queue = waiting(last)
-    return (queue - waiting(half)) / arrived, queue

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 WAITING, FINISHED, REJECTED = 0, 1, 2
 STATUS_NAMES = ("unfinished", "finished", "rejected")
+SERVABLE, MAX_MODEL_LEN, KV_CACHE = 0, 1, 2
+REJECT_REASONS = ("", "max_model_len", "kv_cache")
 NEVER = -1
 
 DTYPE = np.dtype(
@@ -24,6 +26,7 @@ DTYPE = np.dtype(
         ("replica", np.int32),
         ("status", np.int8),
         ("truncated", np.int8),
+        ("reject_reason", np.int8),
     ]
 )
 
@@ -31,8 +34,16 @@ DTYPE = np.dtype(
 class RequestTable:
     """Requests of a run. Times are picoseconds of simulated time, -1 for what never happened.
 
-    `output_tokens` is what the request wants, or what is left of `max_model_len` tokens after its prompt (`truncated`).
-    A prompt that leaves no room for one token will be rejected.
+    `output_tokens` is what the request wants, or what is left of the most tokens that it may have after its prompt
+    (`truncated`). A prompt that leaves no room for one token will be rejected; `reject_reason` tells why, of every
+    request from the beginning on: it is longer than `max_model_len`, or than what the KV cache holds.
+
+    Args:
+        arrival_ps: (n,) times.
+        input_tokens: (n,) prompts.
+        output_tokens: (n,) wanted outputs, at least 1.
+        max_model_len: tokens of prompt and output together that a request may have.
+        kv_tokens: tokens of one request that the KV cache holds; None: no fewer.
     """
 
     def __init__(
@@ -41,14 +52,18 @@ class RequestTable:
         input_tokens: NDArray[Any],
         output_tokens: NDArray[Any],
         max_model_len: int,
+        kv_tokens: int | None = None,
     ) -> None:
         n = len(input_tokens)
+        most = max_model_len if kv_tokens is None else min(max_model_len, kv_tokens)
         self.columns: dict[str, NDArray[Any]] = {str(name): np.zeros(n, DTYPE[name]) for name in DTYPE.names or ()}
         self.columns["arrival_ps"][:] = arrival_ps
         self.columns["input_tokens"][:] = input_tokens
-        room = max_model_len - np.asarray(input_tokens)
+        room = most - np.asarray(input_tokens)
         self.columns["truncated"][:] = (output_tokens > room) & (room > 0)
         self.columns["output_tokens"][:] = np.where(room > 0, np.minimum(output_tokens, room), output_tokens)
+        reasons = np.where(np.asarray(input_tokens) >= max_model_len, MAX_MODEL_LEN, KV_CACHE)
+        self.columns["reject_reason"][:] = np.where(room > 0, SERVABLE, reasons)
         for name in ("first_scheduled_ps", "first_token_ps", "finish_ps"):
             self.columns[name][:] = NEVER
         # Reading one element of a numpy array costs several times what a memory view of it does.

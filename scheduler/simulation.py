@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -24,7 +24,7 @@ from pimserve.scheduler.engine import FOREVER
 from pimserve.scheduler.faults import Faults, FaultSpec
 from pimserve.scheduler.fleet import DecodePool, Fleet, Pool, RowSink
 from pimserve.scheduler.handover import HandoverFigures, Link
-from pimserve.scheduler.requests import NEVER, REJECTED, RequestTable
+from pimserve.scheduler.requests import KV_CACHE, MAX_MODEL_LEN, NEVER, REJECT_REASONS, SERVABLE, RequestTable
 from pimserve.scheduler.router import ROUND_ROBIN
 from pimserve.scheduler.shard import Shard
 from pimserve.scheduler.steplog import StepLog
@@ -45,6 +45,9 @@ class Served:
     `ends_fs` says where the measured window ends on each replica that gets requests. In an open loop that is one time
     for all. In a closed loop a replica's window ends when its own clients have sent their last request: replicas do not
     influence each other there, and one that goes on longer is simply measured for longer.
+
+    `max_model_len` is the most tokens that a request may have, for whatever reason; `limits_tokens` has the most by
+    reason, as in `requests.REJECT_REASONS`.
     """
 
     table: RequestTable
@@ -57,6 +60,7 @@ class Served:
     pools: tuple[Pool, ...]
     block_size: int
     max_model_len: int
+    limits_tokens: Mapping[str, int]
     loop_s: float
     handovers: HandoverFigures | None = None
     faults: Faults | None = None
@@ -142,8 +146,8 @@ def simulate(
         workload: requests.
         spec: scheduler settings.
         kv_capacity_tokens: tokens that a replica's KV cache holds.
-        max_model_len: longest request, prompt and output, in tokens; capped at what the KV cache of one data-parallel
-            group holds.
+        max_model_len: longest request, prompt and output, in tokens; none may be longer than what the KV cache of one
+            data-parallel group holds.
         replicas: how many.
         routing: how tokens choose experts.
         seed: of expert routing.
@@ -161,17 +165,15 @@ def simulate(
         InputError: settings that do not go together, such as a warm-up that leaves nothing to measure.
     """
     kv_blocks = _kv_blocks(kv_capacity_tokens, spec)
-    longest = kv_blocks * spec.block_size // plan.data_parallel
     pool = None
     if decode is not None:
         pool = DecodePool(decode.plan, _kv_blocks(decode.kv_capacity_tokens, spec), decode.replicas, decode.link)
-        longest = min(longest, pool.kv_blocks * spec.block_size // decode.plan.data_parallel)
         replicas += decode.replicas
     fleet = Fleet(
         plan=plan,
         spec=spec,
         kv_blocks=kv_blocks,
-        max_model_len=min(max_model_len, longest),
+        max_model_len=max_model_len,
         replicas=replicas,
         routing=routing,
         seed=seed,
@@ -185,7 +187,7 @@ def simulate(
         schedule = Faults(faults, [each.plan.devices for each in fleet.pools for _ in each.numbers], seed)
     if fleet.concurrency is not None and replicas > 1 and spec.router != ROUND_ROBIN:
         raise InputError("scheduler.router", "a closed loop keeps each client on one replica: use round_robin")
-    table = _table(workload, fleet.max_model_len, max_time_s)
+    table = _table(workload, fleet, max_time_s)
     if max_time_s is None:
         faults.check_progress(plan.devices, _longest_prompt_s(plan, table), horizon_s=_CLOCK_END_FS / FS_PER_S)
     saved = deployment.checkpoints.load() if deployment.checkpoints is not None else None
@@ -229,7 +231,7 @@ def simulate(
             gc.enable()
     loop_s = time.perf_counter() - began
     if fleet.concurrency is None:
-        table.reject_unseen(fleet.max_model_len)
+        table.reject_unseen(fleet.most_tokens)
     by_replica = {log.costs.replica: log for shard in shards for log in shard.logs}
     return _served(
         clock,
@@ -242,7 +244,7 @@ def simulate(
 
 def _longest_prompt_s(plan: CostPlan, table: RequestTable) -> float:
     """A bound from below of the time that the longest prompt which is served takes alone."""
-    tokens = int(table["input_tokens"][table["status"] != REJECTED].max(initial=0))
+    tokens = int(table["input_tokens"][table["reject_reason"] == SERVABLE].max(initial=0))
     if not tokens:
         return 0.0
     time = plan.rows_fs(tokens, 1, 0, 1) + sum(term.cost((tokens, 0))[0] for term in plan.prefill)
@@ -309,7 +311,11 @@ def _served(clock: Clock, logs: list[StepLog], workload: Workload, *, trimmed: b
         end_fs=end_fs,
         pools=fleet.pools,
         block_size=fleet.spec.block_size,
-        max_model_len=fleet.max_model_len,
+        max_model_len=fleet.most_tokens,
+        limits_tokens={
+            REJECT_REASONS[MAX_MODEL_LEN]: fleet.max_model_len,
+            REJECT_REASONS[KV_CACHE]: fleet.kv_tokens,
+        },
         loop_s=loop_s,
         handovers=None if clock.handovers is None else clock.handovers.figures,
         faults=clock.faults,
@@ -359,7 +365,7 @@ def _clock_ends() -> InputError:
     )
 
 
-def _table(workload: Workload, max_model_len: int, max_time_s: float | None) -> RequestTable:
+def _table(workload: Workload, fleet: Fleet, max_time_s: float | None) -> RequestTable:
     """Requests of the run: those of an open loop that arrive before it stops, all of a closed loop."""
     arrival = workload.arrival_ps.copy()
     count = len(arrival)
@@ -372,7 +378,8 @@ def _table(workload: Workload, max_model_len: int, max_time_s: float | None) -> 
                 "run.max_time_s",
                 f"{max_time_s:g} s leaves no request to serve: the first arrival is at {arrival[0] / PS_PER_S:g} s",
             )
-    return RequestTable(arrival[:count], workload.input_tokens[:count], workload.output_tokens[:count], max_model_len)
+    tokens = workload.input_tokens[:count], workload.output_tokens[:count]
+    return RequestTable(arrival[:count], *tokens, fleet.max_model_len, fleet.kv_tokens)
 
 
 def _window(workload: Workload, warmup_s: float, cooldown_s: float) -> tuple[int, int]:

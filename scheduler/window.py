@@ -60,6 +60,12 @@ class MeasuredWindow:
                 return self.start_fs, int(last[replica]) * FS_PER_PS
         return self.start_fs, self.end_fs
 
+    def closes_ps(self, columns: Columns, end_ps: int) -> int:
+        """When the window of the first replica ends, of a run that ended at that time."""
+        if self.closed and self.start_fs > 0:
+            return min(end_ps, int(_last_sent_ps(columns).min()))
+        return min(end_ps, self._end_ps)
+
     @property
     def _end_ps(self) -> int:
         return min(-(-self.end_fs // FS_PER_PS), _NO_END_PS)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from pimserve.cluster.compare import Comparison, Quantity
-from pimserve.cluster.figures import ABSENT, count, figure, named, ratio, scale, scaled, share
-from pimserve.cluster.render import saturation_warning
+from pimserve.cluster.figures import ABSENT, TOO_LONG, count, figure, named, ratio, scale, scaled, share
 from pimserve.cluster.report.content import Table, Tile
 from pimserve.cluster.report.inputs import Summary, at, number, numbers
 from pimserve.device_models.operators import CATEGORIES
@@ -18,6 +17,7 @@ _REQUESTS = {
     "truncated": "cut at max_model_len",
     "measured": "arrived in the measured window",
     "measured_finished": "of these finished",
+    "measured_unfinished": "of these cut off by the end of the run",
 }
 _LOAD = (
     ("steps", "batch.steps"),
@@ -53,16 +53,8 @@ def whole(document: object, path: str) -> str:
 
 def warnings(summary: Summary) -> list[str]:
     """What belongs with every figure of a run."""
-    saturation = None
-    if summary.get("saturated") is True and all(
-        number(summary, f"waiting.{key}") is not None for key in ("at_last_arrival", "growth_per_arrival")
-    ):
-        saturation = saturation_warning(summary)
     told = summary.get("warnings")
-    return [
-        *([saturation.removeprefix("warning: ")] if saturation else []),
-        *(str(each) for each in (told if isinstance(told, list) else [])),
-    ]
+    return [str(each) for each in (told if isinstance(told, list) else [])]
 
 
 def setting(summary: Summary) -> str:
@@ -112,6 +104,8 @@ def tiles(summary: Summary) -> list[Tile]:
         seconds("tpot", ""),
         seconds("e2e", ""),
     ]
+    in_system = f"{whole(summary, 'in_system.at_last_arrival')} in the system at the last arrival"
+    found.append(Tile("stability", text(summary, "stability"), in_system))
     attainment = number(summary, "slo.attainment")
     if attainment is not None:
         goodput = figure(number(summary, "slo.goodput_requests_per_s"))
@@ -175,10 +169,21 @@ def _by_group(comparison: Comparison) -> dict[str, list[Quantity]]:
         found[_LATENCY if each.group.startswith(_LATENCIES) else each.group].append(each)
     kinds = dict.fromkeys(kind for summary in summaries for kind in numbers(summary, "requests"))
     found["requests"] = [quantity("requests", _REQUESTS.get(kind, kind), f"requests.{kind}") for kind in kinds]
+    reasons = dict.fromkeys(each for summary in summaries for each in numbers(summary, "requests.rejected_by_reason"))
+    limits = _limits(summaries)
+    there_or_not = [
+        *(
+            quantity("requests", f"rejected, {TOO_LONG.get(each, each)}", f"requests.rejected_by_reason.{each}")
+            for each in reasons
+        ),
+        *(quantity("slo", f"censored, {named(name)}", f"slo.censored.{name}") for name in [*limits, "all"]),
+    ]
     found["slo"] = [
-        quantity("slo", f"{named(name)} within {limit}", f"slo.met.{name}", "share")
-        for name, limit in _limits(summaries).items()
+        quantity("slo", f"{named(name)} within {limit}", f"slo.met.{name}", "share") for name, limit in limits.items()
     ] + found["slo"]
+    for each in there_or_not:
+        if any(each.values):
+            found[each.group].append(each)
     found["load"] += [quantity("load", *more) for more in _LOAD]
     return {
         group: [each for each in quantities if any(value is not None for value in each.values)]
@@ -205,9 +210,10 @@ def latency_table(summary: Summary) -> Table:
         n = int(found.get("n", 0))
         weak = 0 < n < _FEW_SAMPLES
         few |= weak
-        rows.append((f"{named(key)}, {unit}", *cells[:-1], cells[-1] + ("*" if weak else ""), count(n)))
+        left_out = count(int(found["censored"])) if "censored" in found else ABSENT
+        rows.append((f"{named(key)}, {unit}", *cells[:-1], cells[-1] + ("*" if weak else ""), count(n), left_out))
     note = f"* of fewer than {_FEW_SAMPLES:,} samples: fewer than ten lie above it" if few else ""
-    return Table("Latency", ("", *MOMENTS, "n"), rows, note)
+    return Table("Latency", ("", *MOMENTS, "n", "left out"), rows, note)
 
 
 def _with_unit(value: float | None, unit: str) -> str:

@@ -52,7 +52,7 @@ def pareto(dots: Sequence[Dot], x_label: str, y_label: str, size: float, *, name
             wide = [[dot.x_error / size for dot in mine], [dot.y_error for dot in mine]]
             if any(map(any, wide)):
                 axes.errorbar(x, y, xerr=wide[0], yerr=wide[1], fmt="none", ecolor=colour, elinewidth=1)
-            label = ("on the front" if of_front else "beaten") + (", saturated" if hollow else "")
+            label = ("on the front" if of_front else "beaten") + (", not steady" if hollow else "")
             axes.plot(
                 x,
                 y,

@@ -74,11 +74,12 @@ class ReportRun:
             start, end = self.measured
             measured &= (arrival >= round(start * PS_PER_S)) & (arrival < round(end * PS_PER_S))
         done = table[measured & (table["status"] == FINISHED)]
+        started = table[measured & (table["first_token_ps"] >= 0)]
         frontend = number(self.summary, "costs.frontend_s") or 0.0
         several = done[done["output_tokens"] > 1]
         scheduled = table[measured & (table["first_scheduled_ps"] >= 0)]
         found = {
-            "ttft": (done["first_token_ps"] - done["arrival_ps"]) / PS_PER_S + frontend,
+            "ttft": (started["first_token_ps"] - started["arrival_ps"]) / PS_PER_S + frontend,
             "tpot": (several["finish_ps"] - several["first_token_ps"]) / PS_PER_S / (several["output_tokens"] - 1),
             "e2e": (done["finish_ps"] - done["arrival_ps"]) / PS_PER_S + frontend,
             "queue": (scheduled["first_scheduled_ps"] - scheduled["arrival_ps"]) / PS_PER_S,

@@ -11,12 +11,13 @@ from pimserve.cluster.figures import ABSENT, figure, scale, share, whole
 from pimserve.cluster.report.content import Page, Section, Table
 from pimserve.cluster.report.facts import text
 from pimserve.cluster.report.fronts import Dot, pareto
-from pimserve.cluster.report.inputs import at, number
+from pimserve.cluster.report.inputs import at, number, numbers
 from pimserve.cluster.report.svg import Picture, picture
 from pimserve.cluster.sweep import SCHEMA_VERSION, SWEEP_FILE
-from pimserve.cluster.sweep_figures import COST, FIGURES, GAIN, Figure, is_shown
+from pimserve.cluster.sweep_figures import COST, FIGURES, GAIN, Figure, is_shown, state_text
 from pimserve.cluster.sweep_grid import labels, shown
 from pimserve.errors import InputError
+from pimserve.scheduler.stability import SATURATED, STEADY, TOO_SHORT
 
 _MOST_NAMED = 24  # dots with a name beside them
 _COSTS = (COST, "ttft_p99_s", "joules_per_output_token")
@@ -55,11 +56,13 @@ def sweep_page(document: Mapping[str, Any], place: Path, title: str | None) -> P
         for state, verb in (("failed", "failed"), ("missing", "were not run"))
         if state in states
     ]
-    saturated = sum(bool(number(point, "figures.saturated.mean")) for point in points)
-    if saturated:
-        warnings.append(
-            f"{saturated} of {len(points)} points are saturated: their latencies hang on the length of the run"
-        )
+    stability = [at(point, "figures.stability.state") for point in points]
+    for state, why in (
+        (SATURATED, "their latencies grow with the length of the run"),
+        (TOO_SHORT, "longer runs may have other latencies"),
+    ):
+        if state in stability:
+            warnings.append(f"{stability.count(state)} of {len(points)} points: {state}; {why}")
     key_figures = Section(
         "points",
         "Points",
@@ -129,7 +132,7 @@ def _pareto(points: Sequence[Mapping[str, Any]], names: Sequence[str], cost: str
             number(point, f"figures.{cost}.ci95") or 0.0,
             number(point, f"figures.{GAIN}.ci95") or 0.0,
             front=name in front,
-            hollow=bool(number(point, "figures.saturated.mean")),
+            hollow=at(point, "figures.stability.state") != STEADY,
         )
         for x, y, name, point in found
     ]
@@ -142,7 +145,7 @@ def _pareto(points: Sequence[Mapping[str, Any]], names: Sequence[str], cost: str
         if dot.front
     )
     draw = pareto(dots, f"{each.heading}, {unit}", "output tokens/s per device", size, names=len(dots) <= _MOST_NAMED)
-    caption = "Circles: on the front; squares: beaten; hollow: saturated."
+    caption = "Circles: on the front; squares: beaten; hollow: saturated, or too short to tell."
     return picture(f"pareto-{cost.replace('_', '-')}", title, f"{alt}.", caption, draw, height_in=3.6)
 
 
@@ -150,7 +153,7 @@ def _table(
     document: Mapping[str, Any], points: Sequence[Mapping[str, Any]], names: Sequence[str], part: str, caption: str
 ) -> Table:
     paths = list(document["grid"])
-    figures = [f for f in FIGURES if is_shown(f, part, [number(point, f"{part}.{f.key}.mean") for point in points])]
+    figures = [f for f in FIGURES if is_shown(f, part, [_value(point, part, f) for point in points])]
     scales = [
         scale([number(point, f"{part}.{f.key}.mean") for point in points], f.unit)
         if f.unit in {"s", "J"}
@@ -175,12 +178,22 @@ def _table(
     return Table(caption, columns, rows)
 
 
+def _value(point: Mapping[str, Any], part: str, each: Figure) -> object:
+    """A mean, or a state."""
+    if each.unit == "state":
+        state = at(point, f"{part}.{each.key}.state")
+        return state if isinstance(state, str) else None
+    return number(point, f"{part}.{each.key}.mean")
+
+
 def _cell(each: Figure, estimate: object, size: float, runs: int) -> str:
+    if each.unit == "state":
+        counted = numbers(estimate, "runs")
+        state = text(estimate, "state")
+        return state_text({"state": state, "runs": counted}, runs) if state in counted else ABSENT
     mean, ci95 = number(estimate, "mean"), number(estimate, "ci95")
     if mean is None:
         return ABSENT
-    if each.unit == "flag":
-        return f"{round(mean * runs)} of {runs}" if runs > 1 else "yes" if mean else "no"
     write = share if each.unit == "share" else whole if each.unit == "count" else figure
     return write(mean / size) if ci95 is None else f"{write(mean / size)} ± {write(ci95 / size)}"
 

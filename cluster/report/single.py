@@ -54,7 +54,10 @@ def _replicas(summary: Mapping[str, Any]) -> str:
 
 
 def _latency(run: ReportRun, only: list[Named]) -> Section:
-    text = ["Every request of the measured window that finished is in these curves; nothing was put into buckets."]
+    text = [
+        "Every request of the measured window is in these curves as far as the run tells of it; nothing was put into "
+        "buckets."
+    ]
     if run.requests is None:
         text = [f"No pictures of latencies: {run.absent['requests']}."]
     pictures = latency_pictures(only)

@@ -9,7 +9,7 @@ def distribution(mean, p50, p90, p99, n):
 
 
 _EXAMPLE = {
-    "schema_version": 1,
+    "schema_version": 2,
     "name": "example",
     "model": "mixtral-8x7b",
     "device": "duplex",
@@ -23,12 +23,14 @@ _EXAMPLE = {
         "total": 3000,
         "finished": 2990,
         "rejected": 4,
+        "rejected_by_reason": {"max_model_len": 4, "kv_cache": 0},
         "unfinished": 6,
         "truncated": 0,
         "preempted": 5,
         "preemptions": 9,
         "measured": 2934,
         "measured_finished": 2930,
+        "measured_unfinished": 2,
     },
     "window": {"start_s": 20.0, "end_s": 633.169, "length_s": 613.169, "whole_run": False},
     "offered_requests_per_s": 4.7429,
@@ -38,7 +40,7 @@ _EXAMPLE = {
         "output_tokens_per_s_per_device": 125.721,
         "output_tokens_per_s_per_mm2": None,
     },
-    "tokens": {"prompt": 3538925, "output": 629618, "output_in_window": 616708},
+    "tokens": {"prompt": 3538925, "prompt_rejected": 160000, "output": 629618, "output_in_window": 616708},
     "latency_s": {
         "ttft": distribution(0.018276, 0.015503, 0.036615, 0.055772, 2934),
         "tpot": distribution(0.0034608, 0.0034903, 0.0041125, 0.0046069, 2934),
@@ -49,6 +51,8 @@ _EXAMPLE = {
     "slo": {
         "limits": {"ttft_s": 2.0, "tpot_s": 0.2},
         "met": {"ttft": 0.99966, "tpot": 1.0},
+        "known": {"ttft": 2934, "tpot": 2932, "all": 2932},
+        "censored": {"ttft": 0, "tpot": 2, "all": 2},
         "attainment": 0.99966,
         "attainment_of_completed": 1.0,
         "goodput_requests_per_s": 4.785,
@@ -84,8 +88,13 @@ _EXAMPLE = {
     "busy_share": 0.9288,
     "max_model_len": 32768,
     "end_s": 634.623,
-    "saturated": False,
-    "waiting": {"at_last_arrival": 1, "growth_per_arrival": 0.0},
+    "stability": "steady",
+    "in_system": {
+        "at_last_arrival": 4,
+        "waiting_at_last_arrival": 1,
+        "growth_per_arrival": 0.0,
+        "residence_times": 620.0,
+    },
     "digest": "86d9",
     "silicon_mm2": None,
     "tdp_w": None,

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.cells import cell_len
 
-from pimserve.cluster.render import findings_report, saturation_warning, summary_report, write
+from pimserve.cluster.render import findings_report, summary_report, write
 from pimserve.cluster.validation.targets import Finding
 from tests.cluster.example_summary import example_summary, without_numbers
 
@@ -49,7 +49,7 @@ def line_with(text, *words):
         (["TPOT <="], "TPOT <= 200 ms 100 % steps 189,660"),
         (["attainment"], "attainment >99.9 % steps of decoding only 98.1 %"),
         (["goodput"], "goodput, requests/s 4.79 KV cache in use, mean 0.3 %"),
-        (["peak"], "KV cache in use, peak 1.4 %"),
+        (["peak"], "censored, TPOT 2 KV cache in use, peak 1.4 %"),
         (["xPU"], "xPU 14.1 % 14.1 % FC 9.5 % 10.0 %"),
         (["Logic-PIM"], "Logic-PIM 44.2 % 47.1 % attention, prefill <0.1 % 0.2 %"),
         (["MoE"], "any 92.9 % MoE 51.6 % 89.0 %"),
@@ -84,15 +84,27 @@ def test_p99_of_few_samples_is_starred_and_explained():
     assert "*" not in report()
 
 
-def test_saturation_is_said():
-    changes = {"saturated": True, "waiting": {"at_last_arrival": 143, "growth_per_arrival": 0.2124}}
-    warning = saturation_warning(example_summary(**changes))
-    assert "saturated" in warning
-    assert "143 requests waited" in warning
-    assert "0.212 per arrival" in warning
-    assert warning in " ".join(report(**changes).split())
-    assert saturation_warning(example_summary()) is None
-    assert "saturated" not in report()
+def test_stability_is_said():
+    assert line_with(report(), "stability:") == "stability: steady"
+    assert line_with(report(stability="too short to tell"), "stability:") == "stability: too short to tell"
+
+
+def test_reasons_and_censored_requests_are_said_where_there_are_any():
+    text = report()
+    assert line_with(text, "longer than max_model_len").startswith("longer than max_model_len 4")
+    assert "KV cache holds" not in text
+    assert line_with(text, "censored, TPOT").startswith("censored, TPOT 2")
+    assert line_with(text, "censored, all").startswith("censored, all 2")
+    assert "censored, TTFT" not in text
+    assert "hides them" not in text
+    assert "left out, as the end of the run hides them: E2E 7" in report(latency_s__e2e__censored=7)
+
+
+def test_that_nothing_finished_comes_first():
+    said = ["no request finished", "something else"]
+    first, second, *_ = report(requests__finished=0, warnings=said).splitlines()
+    assert (first, second) == ("warning: no request finished", "warning: something else")
+    assert report(warnings=said).startswith("example")
 
 
 def test_warnings_are_wrapped_under_their_text():
@@ -201,8 +213,9 @@ def test_what_does_not_apply_is_a_dash():
 @pytest.mark.parametrize("width", [80, 120, 200])
 def test_report_keeps_the_width(width, monkeypatch):
     latency = dict.fromkeys(("mean", "p50", "p90", "p99"), 1e6) | {"n": 10**9}
+    requests = dict.fromkeys(example_summary()["requests"], 20_000_000)
     huge = example_summary(
-        requests=dict.fromkeys(example_summary()["requests"], 20_000_000),
+        requests=requests | {"rejected_by_reason": {"max_model_len": 20_000_000, "kv_cache": 20_000_000}},
         throughput=dict.fromkeys(example_summary()["throughput"], 123_456_789.0),
         kv__capacity_tokens=9_876_543_210,
         batch__steps=9_876_543_210,

@@ -250,7 +250,7 @@ def test_runs_at_the_same_time_take_folders_of_their_own(tmp_path: Path, monkeyp
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: s.replace('"schema_version": 1', '"schema_version": 99'), "has schema_version 99"),
+        (lambda s: s.replace('"schema_version": 2', '"schema_version": 99'), "has schema_version 99"),
         (lambda s: s.replace('"latency_s"', '"latency"'), "latency_s missing"),
         (lambda s: s.replace('"joules": ', '"joules": NaN, "x": '), "NaN is not JSON"),
         (lambda _: "[" * 100_000, "cannot be read as a summary"),

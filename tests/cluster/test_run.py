@@ -49,7 +49,7 @@ def test_summary(tmp_path: Path) -> None:
     summary = run(load_scenario(None, overrides), tmp_path / "r")
     assert load_summary(tmp_path / "r") == json.loads(json.dumps(summary))
     expected = {
-        "schema_version": 1,
+        "schema_version": 2,
         "name": "my-run",
         "model": "mixtral-8x7b",
         "device": "duplex (changed)",
@@ -204,9 +204,10 @@ def test_twice_the_capacity_is_saturated_and_half_of_it_is_not() -> None:
         return serve(load_scenario(None, ["model=llama-3.1-8b", "scheduler.max_num_seqs=16", workload]))[0]
 
     capacity = at(1e6)["throughput"]["requests_per_s"]
-    for load, saturated in ((0.5, False), (2.0, True)):
+    for load, state in ((0.5, "steady"), (2.0, "saturated")):
         found = at(capacity * load)
-        assert found["saturated"] is saturated
+        assert found["stability"] == state
+        assert any(each.startswith("saturated: ") for each in found["warnings"]) == (state == "saturated")
         assert found["throughput"]["requests_per_s"] == pytest.approx(capacity * min(load, 1), rel=0.1)
 
 

@@ -227,7 +227,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 @pytest.mark.parametrize("text", ["{", "[]", '{"schema_version": 99}'])
 def test_a_damaged_sweep_is_refused(tmp_path, text):
     (tmp_path / "sweep.json").write_text(text)
-    with pytest.raises(InputError, match=r"sweep.json: (cannot be read|is not a sweep of schema_version 1)"):
+    with pytest.raises(InputError, match=r"sweep.json: (cannot be read|is not a sweep of schema_version 2)"):
         sweep(small(REPLICAS), tmp_path, NoWorkers())
     assert (tmp_path / "sweep.json").read_text() == text
 
@@ -360,7 +360,7 @@ def test_tables_fit_the_screen(tmp_path, width):
         screen.print(sweep_report(document, screen))
     text = captured.get()
     assert max(map(len, text.splitlines())) <= width
-    for heading in ("output tokens/s", "TTFT p99", "TPOT p99", "energy/token", "saturated", "+-", "Pareto front"):
+    for heading in ("output tokens/s", "TTFT p99", "TPOT p99", "energy/token", "stability", "+-", "Pareto front"):
         assert heading in text
     assert "differences to replicas=1,devices_per_node=4, paired by" in text
     assert text.count("failed: replicas=1,devices_per_node=1") == 1

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 
 from pimserve.device_models.experts import ExpertTerm, ExpertUnit
 from pimserve.device_models.pipeline import Load, PassivePower, PipelineTerm, Station
-from pimserve.device_models.plan import HOST, CostPlan, DecodeAttentionTerm, Energy, RowTerm
+from pimserve.device_models.plan import FS_PER_PS, HOST, CostPlan, DecodeAttentionTerm, Energy, RowTerm
 from pimserve.loadgen.workload import Workload
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.metrics import PERCENTILES, digest, distribution, percentile, summarize
+from pimserve.scheduler.outcomes import CENSORED, outcomes
+from pimserve.scheduler.requests import REJECTED, SERVABLE, WAITING
 from pimserve.scheduler.simulation import Served, simulate
 from pimserve.scheduler.slo import SloSpec
 
@@ -67,10 +69,17 @@ def test_latencies() -> None:
     # The first arrives at once; the second during the first step, which it waits for; the third has one token.
     found = summary([(0.0, 5, 5), (0.005, 5, 11), (0.2, 5, 1)])["latency_s"]
     ttft, e2e = [0.01, 0.015, 0.01], [0.05, 0.115, 0.01]
-    assert found["ttft"] == pytest.approx({"mean": np.mean(ttft), "p50": 0.01, "p90": 0.015, "p99": 0.015, "n": 3})
-    assert found["e2e"] == pytest.approx({"mean": np.mean(e2e), "p50": 0.05, "p90": 0.115, "p99": 0.115, "n": 3})
-    assert found["queue"] == pytest.approx({"mean": 0.005 / 3, "p50": 0.0, "p90": 0.005, "p99": 0.005, "n": 3})
-    assert found["tpot"] == pytest.approx({"mean": 0.01, "p50": 0.01, "p90": 0.01, "p99": 0.01, "n": 2})
+    none = {"censored": 0}
+    assert found["ttft"] == pytest.approx(
+        {"mean": np.mean(ttft), "p50": 0.01, "p90": 0.015, "p99": 0.015, "n": 3, "censored": 0}
+    )
+    assert found["e2e"] == pytest.approx(
+        {"mean": np.mean(e2e), "p50": 0.05, "p90": 0.115, "p99": 0.115, "n": 3, "censored": 0}
+    )
+    assert found["queue"] == pytest.approx(
+        {"mean": 0.005 / 3, "p50": 0.0, "p90": 0.005, "p99": 0.005, "n": 3, "censored": 0}
+    )
+    assert found["tpot"] == pytest.approx({"mean": 0.01, "p50": 0.01, "p90": 0.01, "p99": 0.01, "n": 2, **none})
     assert found["itl"] == pytest.approx({"mean": 0.01, "p50": 0.01, "p90": 0.01, "p99": 0.01, "n": 14}, rel=2**-12)
 
 
@@ -88,7 +97,7 @@ def test_throughput_counts_what_happens_inside_the_window() -> None:
     assert whole["window"] == {"start_s": 0.0, "end_s": 11.5, "length_s": 11.5, "whole_run": True}
     assert whole["requests"]["measured"] == 11
     assert whole["throughput"]["output_tokens_per_s"] == pytest.approx(11 * 150 / 11.5)
-    assert whole["tokens"] == {"prompt": 55, "output": 1650, "output_in_window": 1650}
+    assert whole["tokens"] == {"prompt": 55, "prompt_rejected": 0, "output": 1650, "output_in_window": 1650}
 
 
 def test_who_arrives_in_the_window_is_followed_beyond_it() -> None:
@@ -111,6 +120,93 @@ def test_unfinished_and_rejected_requests_are_misses() -> None:
     assert found["slo"]["attainment_of_completed"] == 0.5
     assert found["slo"]["goodput_requests_per_s"] == 1.0
     assert found["tokens"]["output"] == 10 + 60 + 50
+
+
+def test_who_is_cut_off_is_censored_where_a_limit_had_not_passed() -> None:
+    # Of three at once one finishes; one has tokens, and one waits for the others: two run at a time.
+    requests = [(0.0, 5, 20), (0.0, 5, 200), (0.0, 5, 150)]
+    spec = SchedulerSpec(max_num_seqs=2)
+
+    def slo(limits: SloSpec, stop_s: float) -> dict[str, Any]:
+        found = summary(requests, limits, spec=spec, max_time_s=stop_s)
+        return {key: found["slo"][key] for key in ("met", "known", "censored", "attainment")}
+
+    assert slo(SloSpec(ttft_s=0.5), 0.1) == {  # before the third has its first token
+        "met": {"ttft": 1},
+        "known": {"ttft": 2, "all": 2},
+        "censored": {"ttft": 1, "all": 1},
+        "attainment": 1,
+    }
+    assert slo(SloSpec(ttft_s=0.05), 0.1)["known"] == {"ttft": 3, "all": 3}  # which is too late by then
+    assert slo(SloSpec(ttft_s=0.05), 0.1)["met"] == {"ttft": pytest.approx(2 / 3)}
+    both = slo(SloSpec(ttft_s=0.5, tpot_s=0.02), 1.0)
+    assert both["known"] == {"ttft": 3, "tpot": 1, "all": 1}
+    assert both["censored"] == {"ttft": 0, "tpot": 2, "all": 2}
+    assert both["attainment"] == 1
+    # 0.24 s of decoding are more than 1 ms for each of the 199 gaps that there would be.
+    assert slo(SloSpec(tpot_s=0.001), 0.25)["known"]["tpot"] == 2
+    assert slo(SloSpec(e2e_s=5), 1.0)["censored"] == {"e2e": 2, "all": 2}
+    assert slo(SloSpec(e2e_s=0.5), 1.0) == {
+        "met": {"e2e": pytest.approx(1 / 3)},
+        "known": {"e2e": 3, "all": 3},
+        "censored": {"e2e": 0, "all": 0},
+        "attainment": pytest.approx(1 / 3),
+    }
+    nothing = slo(SloSpec(e2e_s=5), 0.1)
+    assert (nothing["met"], nothing["attainment"]) == ({"e2e": None}, None)
+    left_out = summary(requests, spec=spec, max_time_s=0.1)["latency_s"]
+    assert {key: each.get("censored") for key, each in left_out.items()} == {
+        **{"ttft": 1, "tpot": 3, "itl": None, "e2e": 3},
+        "queue": 1,
+    }
+    assert left_out["ttft"]["n"] == 2
+
+
+@given(
+    requests=st.lists(
+        st.tuples(st.integers(0, 300), st.sampled_from([5, 40, 1600]), st.integers(1, 60)), min_size=1, max_size=12
+    ),
+    stop_ms=st.integers(301, 1200),
+    limits=st.fixed_dictionaries(
+        {name: st.sampled_from([None, 0.012, 0.1, 0.5]) for name in ("ttft_s", "tpot_s", "e2e_s")}
+    ),
+)
+def test_what_is_known_when_a_run_is_cut_is_what_comes_of_it(
+    requests: list[tuple[int, int, int]], stop_ms: int, limits: dict[str, float | None]
+) -> None:
+    requests.sort()
+    timed = [(ms / 1000, prompt, output) for ms, prompt, output in requests]
+    slo = SloSpec(**limits)
+    spec = SchedulerSpec(max_num_seqs=2)
+
+    def outcomes_of(served: Served) -> dict[str, Any]:
+        return outcomes(
+            served.table.columns, np.arange(len(timed)), slo, frontend_ps=0, end_ps=served.end_fs // FS_PER_PS
+        )
+
+    cut, whole = serve(timed, spec=spec, max_time_s=stop_ms / 1000), serve(timed, spec=spec)
+    found, later = outcomes_of(cut), outcomes_of(whole)
+    assert set(found) == {name.removesuffix("_s") for name in slo.limits()} | ({"all"} if slo.limits() else set())
+    for name, each in found.items():
+        known = each != CENSORED
+        assert (later[name] != CENSORED).all()
+        assert each[known].tolist() == later[name][known].tolist()
+        assert known[cut.table["status"] != WAITING].all()
+    for table in (cut.table, whole.table):
+        assert ((table["reject_reason"] != SERVABLE) == (table["status"] == REJECTED)).all()
+
+
+@given(st.lists(st.tuples(st.integers(1, 400), st.integers(1, 50)), min_size=1, max_size=20), st.integers(20, 300))
+def test_requests_are_rejected_for_a_reason(lengths: list[tuple[int, int]], most: int) -> None:
+    served = serve([(0.0, *each) for each in lengths], max_model_len=most, kv_capacity_tokens=160)
+    found = summarize(served, NO_LIMITS, 1)
+    longer = [prompt for prompt, _ in lengths if prompt >= min(most, 160)]
+    assert found["requests"]["rejected_by_reason"] == {
+        "max_model_len": sum(prompt >= most for prompt in longer),
+        "kv_cache": sum(prompt < most for prompt in longer),
+    }
+    assert found["tokens"]["prompt_rejected"] == sum(longer)
+    assert served.limits_tokens == {"max_model_len": most, "kv_cache": 160}
 
 
 def test_a_good_request_meets_every_limit() -> None:
@@ -136,31 +232,6 @@ def test_limits_of_a_preset_can_be_changed() -> None:
     assert changed.limits() == {"ttft_s": 0.5, "tpot_s": 0.2, "e2e_s": 9}
     same = SloSpec.model_validate({"preset": "mlperf/mixtral-8x7b/server", "ttft_s": None})
     assert SloSpec.model_validate(same.model_dump(exclude_none=True)) == same  # null is the same as not given
-
-
-@pytest.mark.parametrize(("load", "saturated"), [(0.5, False), (0.9, False), (1.3, True), (2.0, True), (5.0, True)])
-@pytest.mark.parametrize("seed", range(5))
-def test_saturated_above_capacity_only(load: float, saturated: bool, seed: int) -> None:
-    # At most 4 requests of 20 tokens at once: 4 per 0.2 s, so 20 requests/s.
-    arrival = np.cumsum(np.random.default_rng(seed).exponential(1 / (20 * load), 600))
-    found = summary([(float(at), 5, 20) for at in arrival], spec=SchedulerSpec(max_num_seqs=4))
-    assert found["saturated"] is saturated
-    assert found["offered_requests_per_s"] == pytest.approx(20 * load, rel=0.2)
-
-
-def test_a_burst_that_drains_is_not_saturation() -> None:
-    burst = [(0.0, 5, 20)] * 60 + [(10.0 + i, 5, 20) for i in range(100)]
-    found = summary(burst, spec=SchedulerSpec(max_num_seqs=4))
-    assert not found["saturated"]
-    assert found["waiting"]["at_last_arrival"] == 0
-    assert found["waiting"]["growth_per_arrival"] == 0
-
-
-def test_a_stop_during_overload_is_saturation() -> None:
-    found = summary([(i * 0.01, 5, 20) for i in range(500)], spec=SchedulerSpec(max_num_seqs=4), max_time_s=3.0)
-    assert found["requests"]["unfinished"] > 200
-    assert found["saturated"]
-    assert found["waiting"]["at_last_arrival"] == pytest.approx(300 - 60, abs=8)
 
 
 def test_energy_batch_and_kv() -> None:
@@ -266,7 +337,9 @@ def test_a_run_in_which_nothing_is_served() -> None:
     assert found["slo"]["attainment"] == 0.0
     assert found["throughput"]["output_tokens_per_s"] in {None, 0.0}
     assert found["latency_s"]["ttft"]["n"] == 0
-    assert not found["saturated"]
+    assert found["stability"] == "too short to tell"
+    assert found["requests"]["rejected_by_reason"] == {"max_model_len": 2, "kv_cache": 0}
+    assert (found["tokens"]["prompt"], found["tokens"]["prompt_rejected"]) == (0, 3200)
 
 
 def test_a_closed_loop_is_trimmed_at_both_ends() -> None:

@@ -1,0 +1,69 @@
+"""What must be read beside the figures of a run, each in a sentence: requests turned away or cut off, saturation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pimserve.cluster.figures import TOO_LONG, count, figure, share
+from pimserve.scheduler.stability import SATURATED
+
+_CUT_OFF = 0.01  # share of the requests from which on their absence shows in a latency's tail
+
+
+def caveats(summary: Mapping[str, Any], limits_tokens: Mapping[str, int]) -> Iterator[str]:
+    """The sentences, gravest first.
+
+    Args:
+        summary: of a run.
+        limits_tokens: most tokens of a request, by the reason for which longer ones are rejected.
+    """
+    requests = summary["requests"]
+    if not requests["finished"] and requests["total"]:
+        yield _nothing_finished(requests)
+    if requests["rejected"]:
+        yield _rejected(summary, limits_tokens)
+    if requests["measured_unfinished"] > _CUT_OFF * requests["measured"]:
+        yield _cut_off(summary)
+    if summary["stability"] == SATURATED:
+        yield _saturated(summary["in_system"])
+
+
+def _nothing_finished(requests: Mapping[str, Any]) -> str:
+    parts = {"rejected": "were rejected", "unfinished": "were cut off by the end of the run"}
+    total = count(requests["total"])
+    said = [f"{count(requests[key])} of {total} {what}" for key, what in parts.items() if requests[key]]
+    return f"no request finished: {', '.join(said)}"
+
+
+def _rejected(summary: Mapping[str, Any], limits_tokens: Mapping[str, int]) -> str:
+    requests, tokens = summary["requests"], summary["tokens"]
+    of_tokens = share(tokens["prompt_rejected"] / (tokens["prompt"] + tokens["prompt_rejected"]))
+    reasons = [
+        f"{count(number)} {TOO_LONG[reason]} ({count(limits_tokens[reason])} tokens)"
+        for reason, number in requests["rejected_by_reason"].items()
+        if number
+    ]
+    return (
+        f"{count(requests['rejected'])} of {count(requests['total'])} requests were rejected, with {of_tokens} of the "
+        f"prompt tokens: {', '.join(reasons)}"
+    )
+
+
+def _cut_off(summary: Mapping[str, Any]) -> str:
+    requests, slo = summary["requests"], summary["slo"]
+    unfinished, measured = requests["measured_unfinished"], requests["measured"]
+    said = (
+        f"{count(unfinished)} of {count(measured)} measured requests ({share(unfinished / measured)}) were cut off by "
+        "the end of the run: latencies leave out what is not known of them"
+    )
+    censored = slo["censored"].get("all")
+    return said + (f", and SLO attainment {count(censored)} of them (censored)" if censored else "")
+
+
+def _saturated(in_system: Mapping[str, Any]) -> str:
+    return (
+        f"saturated: {count(in_system['at_last_arrival'])} requests were in the system when the last one arrived, "
+        f"{count(in_system['waiting_at_last_arrival'])} of them waiting, and it kept "
+        f"{figure(in_system['growth_per_arrival'])} of each that arrived; latencies grow with the length of the run"
+    )
