@@ -14,6 +14,7 @@ from rich.text import Text
 
 from pimserve.cluster.compare import precision
 from pimserve.cluster.figures import ABSENT, TOO_LONG, count, figure, named, ratio, scale, scaled, share
+from pimserve.cluster.stage_table import stage_table
 
 if TYPE_CHECKING:
     from pimserve.cluster.compare import Comparison
@@ -59,6 +60,8 @@ def summary_report(summary: Summary) -> RenderableType:
         "",
         _side_by_side(_units(summary), _where(summary)),
     ]
+    if "stages" in summary:
+        parts += ["", stage_table(summary["stages"])]
     if "pools" in summary:
         parts += ["", _side_by_side(_pools(summary), _handover(summary))]
     if "faults" in summary:

@@ -47,6 +47,7 @@ from pimserve.scheduler.fleet import Fleet, RowSink
 from pimserve.scheduler.metrics import summarize
 from pimserve.scheduler.requests import RequestTable
 from pimserve.scheduler.simulation import Decode, Deployment, EnergyRangeError, Served, check_together, simulate
+from pimserve.scheduler.stages import stage_figures
 
 _BYTES_PER_MB, _BYTES_PER_GB = 10**6, 10**9
 Progress = Callable[[int, int], None]
@@ -137,6 +138,7 @@ def serve(
         "precision": asdict(first.replica.precision),
         "device_facts": first.facts,
         **summarize(served, scenario.slo, devices),
+        **stage_figures(served, scenario.slo),
     }
     _relate(summary)
     summary["energy"]["passive_power"] = _passive_power(scenario, pools)

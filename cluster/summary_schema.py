@@ -276,6 +276,46 @@ class FaultFigures(_Part):
     slowdowns: list[Slowdown] = _text("steps that took longer")
 
 
+class StageThroughput(_Part):
+    """Rates while a stage lasted."""
+
+    requests_per_s: float | None = _figure("requests/s", "requests that finished")
+    output_tokens_per_s: float | None = _figure("tokens/s", "output tokens of these requests")
+
+
+class StageLatencies(_Part):
+    """Latencies of requests that arrived in a stage."""
+
+    ttft: OfRequests = _text("time to first token, from arrival; requests that had it")
+    tpot: OfRequests = _text("time per output token after the first; finished requests with two or more")
+    e2e: OfRequests = _text("from arrival to the last token; finished requests")
+    queue: OfRequests = _text("from arrival until first scheduled")
+
+
+class StageSlo(_Part):
+    """Limits of requests that arrived in a stage."""
+
+    attainment: Share = _figure("1", "of those of which it is known, the share that met all limits")
+    censored: int = _figure("requests", "those of which it is not")
+
+
+class StageFigures(_Part):
+    """Of a rate series, from one step to the next; all of its stretches together where the series repeats.
+
+    Only of the measured window, while requests arrive.
+    """
+
+    from_s: float = _figure("s", "its begin in the series")
+    to_s: float = _figure("s", "its end in the series")
+    rate_per_s: float = _figure("requests/s", "mean rate of the series in it")
+    time_s: float = _figure("s", "how long it lasted in the window")
+    requests: int = _figure("requests", "that arrived in it")
+    offered_requests_per_s: float | None = _figure("requests/s", "requests over time_s")
+    throughput: StageThroughput = _text("rates")
+    latency_s: StageLatencies = _text("latencies")
+    slo: StageSlo = _text("service-level objectives")
+
+
 class Simulator(_Part):
     """The simulator itself: the only wall-clock figures."""
 
@@ -327,6 +367,7 @@ class Summary(Placed):
     warnings: list[str] = _text("what belongs with every figure of the run")
     pools: Pools | None = Field(None, description="with pools for prefill and decode")
     faults: FaultFigures | None = Field(None, description="with simulated faults")
+    stages: list[StageFigures] | None = Field(None, description="with an arrival rate that steps, by stage")
     results: str = _text("the results folder")
     simulator: Simulator = _text("wall-clock figures")
 

@@ -6,6 +6,7 @@ Draws are consumed in order, so that more requests extend a series and never cha
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Literal, Self
 
@@ -82,6 +83,62 @@ class ArrivalSpec(Spec):
         if not any(a + b for (t, a), (u, b) in pairwise(self.rate_series) if u > t):
             raise ValueError("rate_series must have a rate above 0 for some time")
         return self
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Of a rate series, from one step to the next: its times in the series, and its mean rate."""
+
+    from_s: float
+    to_s: float
+    rate_per_s: float
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The stages of a rate series, which repeats.
+
+    The run's clock starts at `first_s` of the series, with the first request; `last_s` of it is when arrivals end.
+    """
+
+    stages: tuple[Stage, ...]
+    first_s: float
+    last_s: float
+
+    @property
+    def end_s(self) -> float:
+        """When arrivals end, on the run's clock."""
+        return self.last_s - self.first_s
+
+    def at(self, times_s: FloatArray) -> NDArray[np.int64]:
+        """(n,): in which stage those times of the run's clock lie."""
+        ends = np.array([stage.to_s for stage in self.stages])
+        return np.asarray(np.searchsorted(ends[:-1], np.mod(times_s + self.first_s, ends[-1]), side="right"))
+
+    def times_s(self, begin_s: float, end_s: float) -> list[float]:
+        """How much of a stretch of the run's clock each stage takes."""
+        period = self.stages[-1].to_s
+
+        def until(time: float, stage: Stage) -> float:
+            cycles, within = divmod(max(0.0, time) + self.first_s, period)
+            length = stage.to_s - stage.from_s
+            return cycles * length + min(max(0.0, within - stage.from_s), length)
+
+        return [max(0.0, until(end_s, stage) - until(begin_s, stage)) for stage in self.stages]
+
+
+def stages_of(spec: ArrivalSpec, first_s: float, last_s: float) -> Stages | None:
+    """The stages of a rate that steps, of arrivals from `first_s` to `last_s`; None of one that does not."""
+    series = spec.rate_series or ()
+    steps = [i for i, ((t, _), (u, _)) in enumerate(pairwise(series)) if t == u]
+    if not steps:
+        return None
+    found = []
+    for first, last in pairwise([-1, *steps, len(series) - 1]):
+        points = series[first + 1 : last + 1]
+        area = sum((u - t) * (a + b) / 2 for (t, a), (u, b) in pairwise(points))
+        found.append(Stage(points[0][0], points[-1][0], area / (points[-1][0] - points[0][0])))
+    return Stages(tuple(found), first_s, last_s)
 
 
 def _gamma(shape: float) -> UnitGaps:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from pimserve.errors import InputError
-from pimserve.loadgen.arrivals import ArrivalSpec, arrival_times
+from pimserve.loadgen.arrivals import ArrivalSpec, Stages, arrival_times, stages_of
 from pimserve.loadgen.lengths import LengthsSpec
 from pimserve.loadgen.presets import AZURE_CONV_2023_ARRIVAL, AZURE_CONV_2023_LENGTHS
 from pimserve.loadgen.spec import MAX_REQUESTS, MAX_TIME_S, PS_PER_S, Spec
@@ -114,6 +114,7 @@ class Workload:
     `concurrency`: closed mode only. `offered_rate_per_s`: mean rate of the arrivals, (n - 1) / (last - first); None in
     closed mode or when undefined. `rows_read`: rows of the trace; `rows_dropped`: those not used, by reason.
     `warnings`: what is in the trace and not in the requests, or in the requests and perhaps not in what was recorded.
+    `stages`: of a rate that steps.
     """
 
     arrival_ps: IntArray
@@ -125,6 +126,7 @@ class Workload:
     rows_read: int
     rows_dropped: dict[str, int]
     warnings: tuple[str, ...] = ()
+    stages: Stages | None = None
 
 
 def generate(spec: WorkloadSpec, seed: int) -> Workload:
@@ -164,7 +166,16 @@ def generate(spec: WorkloadSpec, seed: int) -> Workload:
         rows_read=trace.rows_read if trace else 0,
         rows_dropped=dropped,
         warnings=_warnings(spec, trace, arrival),
+        stages=_stages(spec, arrival),
     )
+
+
+def _stages(spec: WorkloadSpec, arrival: IntArray) -> Stages | None:
+    if spec.arrival is None:
+        return None
+    first_s, last_s = int(arrival[0]) / PS_PER_S, int(arrival[-1]) / PS_PER_S
+    cut = spec.duration_s is None or len(arrival) == spec.num_requests  # by the number of requests
+    return stages_of(spec.arrival, first_s, last_s if cut else spec.duration_s or last_s)
 
 
 def _replays_times(spec: WorkloadSpec) -> bool:

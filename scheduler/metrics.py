@@ -154,11 +154,11 @@ def summarize(served: Served, slo: SloSpec, devices: int) -> dict[str, Any]:
             "output_in_window": tokens,
         },
         "latency_s": {
-            "ttft": _of_requests(seconds("first_token_ps", "arrival_ps", started, frontend_ps), cut_off & ~started),
-            "tpot": _of_requests(tpot[several], cut_off & (table["output_tokens"] > 1)),
+            "ttft": of_requests(seconds("first_token_ps", "arrival_ps", started, frontend_ps), cut_off & ~started),
+            "tpot": of_requests(tpot[several], cut_off & (table["output_tokens"] > 1)),
             "itl": _pooled([log.itl for log in logs]),
-            "e2e": _of_requests(e2e, cut_off),
-            "queue": _of_requests(seconds("first_scheduled_ps", "arrival_ps", scheduled), cut_off & ~scheduled),
+            "e2e": of_requests(e2e, cut_off),
+            "queue": of_requests(seconds("first_scheduled_ps", "arrival_ps", scheduled), cut_off & ~scheduled),
         },
         "slo": _slo(served, slo, found, measured, done),
         "energy": {
@@ -193,7 +193,7 @@ def summarize(served: Served, slo: SloSpec, devices: int) -> dict[str, Any]:
     }
 
 
-def _of_requests(values: NDArray[np.float64], hidden: NDArray[np.bool_]) -> dict[str, float | int | None]:
+def of_requests(values: NDArray[np.float64], hidden: NDArray[np.bool_]) -> dict[str, float | int | None]:
     """Distribution over requests, and how many more there would be if the run had not ended."""
     return {**distribution(values), "censored": int(hidden.sum())}
 
