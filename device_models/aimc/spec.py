@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pimserve.device_models.aimc.chip import Chip, Link
 from pimserve.device_models.aimc.costs import Dram, NonNegative, Positive, UnitCosts
+from pimserve.device_models.aimc.geometry import Growth, ReadoutScaling
 from pimserve.device_models.aimc.mapping import MappingSpec
 from pimserve.device_models.device import DeviceSpec
+from pimserve.errors import InputError
 
 Count = Annotated[int, Field(gt=0, le=2**16)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -67,7 +70,7 @@ class AimcSpec(DeviceSpec):
     """A 3D AIMC preset: one chip and its memory. Chips of a replica share the model's layers, or its experts."""
 
     default_preset: ClassVar[str | None] = "aimc-realistic"
-    taken_over: ClassVar[tuple[str, ...]] = ("power", "dram.idle_w")
+    taken_over: ClassVar[tuple[str, ...]] = ("power", "dram.idle_w", "area")
 
     kind: Literal["aimc"] = "aimc"
     tiles: Count
@@ -80,6 +83,9 @@ class AimcSpec(DeviceSpec):
     dram: Dram
     power: ChipPower
     area: Area = Area()
+    scaling: ReadoutScaling | None = Field(
+        None, description="how figures of an MVM and of a tile follow the size of a tier; without, that is not known"
+    )
     programming: Programming | None = None
     noise: Noise | None = None
     kv_bits: Literal[4, 8, 16] = Field(8, description="of an element of the KV cache, whatever the model's kv_dtype")
@@ -101,6 +107,63 @@ class AimcSpec(DeviceSpec):
         if self.mapping.strategy == "moe_separated" and not self.mapping.split_ffn:
             raise ValueError("mapping.split_ffn: false does not go with mapping.strategy: moe_separated")
         return self
+
+    def following(self, base: DeviceSpec, given: Mapping[str, Any]) -> tuple[Self, tuple[str, ...]]:
+        """Time and energy of an MVM, silicon and passive power of a tile, and hops, follow tiers and tiles.
+
+        Raises:
+            InputError: another size of a tier, where it is not known what an MVM of that size takes.
+        """
+        assert isinstance(base, AimcSpec)
+        growth = Growth(self.tier_rows / base.tier_rows, self.tier_cols / base.tier_cols, self.tiles / base.tiles)
+        factors = self._tier_factors(base, given, growth)
+        if growth.tiles != 1 or factors:
+            tile_mm2 = factors.get(
+                "area.tile_mm2", self.area.tile_mm2 / base.area.tile_mm2 if base.area.tile_mm2 else 1
+            )
+            energy = growth.hop_energy(tile_mm2)
+            factors |= {"costs.hop_ns": growth.stages(), "costs.hop_nj": energy, "costs.hop_pj_per_byte": energy}
+        sections: dict[str, dict[str, float]] = {}
+        for path, factor in factors.items():
+            section, key = path.split(".")
+            usual = getattr(getattr(self, section), key, None)
+            if usual is not None and factor != 1 and key not in (given.get(section) or {}):
+                sections.setdefault(section, {})[key] = usual * factor
+        if not sections:
+            return self, ()
+        told = ", ".join(
+            f"{section}.{key} {value:.4g}" for section, to in sections.items() for key, value in to.items()
+        )
+        said = (
+            f"with {self.tiles} tiles of {self.tier_rows} x {self.tier_cols}, where {base.name} has {base.tiles} of "
+            f"{base.tier_rows} x {base.tier_cols}: {told}, by the formulas of docs/aimc.md"
+        )
+        parts = {section: getattr(self, section).model_copy(update=to) for section, to in sections.items()}
+        return self.model_copy(update=parts), (said,)
+
+    def _tier_factors(self, base: AimcSpec, given: Mapping[str, Any], growth: Growth) -> dict[str, float]:
+        """What figures of a tile are multiplied with, by their paths."""
+        if growth.rows == growth.cols == 1:
+            return {}
+        scaling = self.scaling or base.scaling
+        if scaling is None:
+            needed = ("costs.mvm_ns", "costs.mvm_nj", "area.tile_mm2")
+            missing = [path for path in needed if path.split(".")[1] not in (given.get(path.split(".")[0]) or {})]
+            if missing:
+                key = "tier_rows" if growth.rows != 1 else "tier_cols"
+                raise InputError(
+                    f"device.{key}",
+                    f"the figures of {base.name} hold for tiers of {base.tier_rows} x {base.tier_cols} only, and how "
+                    f"they follow the size is not known: give {', '.join(missing)} too, or start from aimc-realistic",
+                )
+            return {}
+        return {
+            "costs.mvm_ns": growth.mvm_ns(scaling),
+            "costs.mvm_nj": growth.mvm_nj(scaling),
+            "area.tile_mm2": growth.periphery(scaling),
+            "area.per_tier_mm2": growth.lines(base.tier_rows, base.tier_cols),
+            "power.tile_mw": growth.mvm_nj(scaling) / growth.mvm_ns(scaling),
+        }
 
     @property
     def passive_w(self) -> float:
