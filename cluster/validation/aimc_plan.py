@@ -157,7 +157,11 @@ def within(points: Sequence[Point], bracket: tuple[float, float] = BRACKET) -> f
 
 
 def _spec(setting: Setting) -> AimcSpec:
-    spec = load_device({"preset": "aimc-realistic", **_UNITS, **setting.chip}).spec
+    usual = load_device("aimc-realistic").spec
+    assert isinstance(usual, AimcSpec)
+    # Of few tiles, but with the unit costs of a whole chip, hops among them.
+    costs = {key: value for key, value in usual.costs.model_dump().items() if key.startswith("hop_")}
+    spec = load_device({"preset": "aimc-realistic", **_UNITS, **setting.chip, "costs": costs}).spec
     assert isinstance(spec, AimcSpec)
     return spec
 
