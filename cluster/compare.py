@@ -63,6 +63,7 @@ _UNLIKE = {
     "simulator": "version",
 }
 _ABOUT = ("name", "model", "device", "digest", "stability")
+_PASSIVE_POWER = "costs.passive_power"  # of which the energies tell more than the settings
 _LARGEST = 1e150
 SCENARIO_FILE = "scenario.yaml"
 _IGNORED = {"name", "output"}
@@ -168,15 +169,23 @@ def _found(place: Path) -> Path:
 def compare_runs(runs: tuple[Run, ...], settings: Sequence[Mapping[str, Any]]) -> Comparison:
     """Compare loaded runs, of which `settings` says how each was set: nested mappings."""
     differences = _differing(settings)
-    unlike = {_UNLIKE[path.partition(".")[0]]: None for path in differences if path.partition(".")[0] in _UNLIKE}
+    sections = [path.partition(".")[0] for path in differences if path != _PASSIVE_POWER]
+    unlike = {_UNLIKE[section]: None for section in sections if section in _UNLIKE}
     unlike |= {path.removeprefix("run."): None for path in differences if path.startswith("run.")}
     if len({str(_at(run.summary, "costs.setting") or "ideal") for run in runs}) > 1:
         unlike.pop("costs", None)
         unlike["the setting of their costs (ideal against measured)"] = None
-    if len({_at(run.summary, "energy.passive_joules") is None for run in runs}) > 1:
+    if len({_has_passive(run.summary) for run in runs}) > 1:
         unlike["whether energy includes passive power"] = None
     unlike |= dict.fromkeys(_precisions([run.summary for run in runs]))
     return Comparison(runs, tuple(_quantities(runs)), differences, tuple(unlike))
+
+
+def _has_passive(summary: Summary) -> str:
+    """How much of the devices' passive power the energy holds."""
+    if _at(summary, "energy.passive_joules") is None:
+        return "none"
+    return "part" if _at(summary, "energy.passive_power") == "partly_known" else "all"
 
 
 def _precisions(summaries: Sequence[Summary]) -> Iterator[str]:

@@ -266,6 +266,17 @@ def test_energy_with_and_without_passive_power_is_not_alike(save):
     assert not compare([save("a", SCENARIO, energy=whole), save("b", SCENARIO, energy=whole)]).unlike
 
 
+def test_leaving_passive_power_out_is_named_once(save):
+    whole = {**example_summary()["energy"], "passive_joules": 810.0, "passive_power": "counted"}
+    settings = [{**SCENARIO, "costs": {"passive_power": value}} for value in (True, False)]
+    comparison = compare([save("with", settings[0], energy=whole), save("without", settings[1])])
+    assert comparison.unlike == ("whether energy includes passive power",)
+    assert comparison.differences == {"costs.passive_power": (True, False)}
+    part = {**whole, "passive_power": "partly_known"}
+    runs = [save(name, SCENARIO, energy=energy) for name, energy in (("all", whole), ("part", part))]
+    assert compare(runs).unlike == comparison.unlike
+
+
 def test_another_precision_is_not_alike(save):
     analog = {"weights": "5-bit", "routed_weights": "5-bit", "kv_cache": "8-bit"}
     comparison = compare([save("a", SCENARIO), save("b", SCENARIO, precision=analog)])
