@@ -70,7 +70,10 @@ class AimcSpec(DeviceSpec):
     """A 3D AIMC preset: one chip and its memory. Chips of a replica share the model's layers, or its experts."""
 
     default_preset: ClassVar[str | None] = "aimc-realistic"
-    taken_over: ClassVar[tuple[str, ...]] = ("power", "dram.idle_w", "area")
+    taken_over: ClassVar[tuple[str, ...]] = (
+        *("power", "area", "link_pj_per_bit"),
+        *("dram.efficiency", "dram.first_access_ns", "dram.pj_per_bit", "dram.idle_w"),
+    )
 
     kind: Literal["aimc"] = "aimc"
     tiles: Count

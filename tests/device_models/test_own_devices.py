@@ -124,6 +124,20 @@ def test_a_memory_side_unit_starts_from_logic_pim() -> None:
     assert "pim.area.mm2_per_tflop_per_s" in given.assumptions[0]
 
 
+def test_chips_of_ones_own_have_no_free_memory_or_links() -> None:
+    usual = spec_of("aimc-realistic")
+    whole = usual.model_dump(
+        mode="json", exclude_none=True, exclude={"area", "power", "link_pj_per_bit", "assumptions"}
+    )
+    whole["dram"] = {key: whole["dram"][key] for key in ("gb", "gb_per_s")}
+    mine = spec_of({**whole, "name": "mine"})
+    for key in ("efficiency", "first_access_ns", "pj_per_bit", "idle_w"):
+        assert getattr(mine.dram, key) == getattr(usual.dram, key)
+        assert f"dram.{key} " in mine.assumptions[0]
+    assert (mine.area, mine.power, mine.link_pj_per_bit) == (usual.area, usual.power, usual.link_pj_per_bit)
+    assert mine.assumptions[0] in load_device(mine.model_dump(mode="json", exclude_none=True)).spec.assumptions
+
+
 def test_what_is_given_stays_and_is_not_named() -> None:
     mine = spec_of({**GPU, "dram_efficiency": 1.0, "energy": {"mac_pj": 0.1}})
     assert (mine.dram_efficiency, mine.energy.mac_pj, mine.energy.xpu_pj_per_bit) == (1.0, 0.1, 3.48)
