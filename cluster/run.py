@@ -271,8 +271,13 @@ def prepare_pools(scenario: Scenario) -> tuple[ModelSpec, tuple[PlacedPool, ...]
     Raises:
         InputError: parts of the scenario do not go together.
     """
-    closed = scenario.workload.mode == "closed"
-    check_together(scenario.scheduler, _faults(scenario), closed=closed, pools=scenario.cluster.pools is not None)
+    check_together(
+        scenario.scheduler,
+        _faults(scenario),
+        closed=scenario.workload.mode == "closed",
+        pools=scenario.cluster.pools is not None,
+        replicas=scenario.cluster.replicas,
+    )
     model = scenario.load_model()
     routing = routing_of(scenario, model)
     return model, tuple(place_pool(scenario, name, model, routing) for name in scenario.pools), routing

@@ -103,6 +103,51 @@ class Latencies(_Part):
     queue: OfRequests = _text("from arrival until first scheduled")
 
 
+class HalfWidths(_Part):
+    """Half the widths of the intervals of a distribution."""
+
+    mean: float | None = _figure("s", "of the mean")
+    p50: float | None = _figure("s", "of the median")
+    p90: float | None = _figure("s", "of the 90th percentile")
+    p99: float | None = _figure("s", "of the 99th percentile")
+
+
+class ThroughputIntervals(_Part):
+    """Of rates inside the measured window."""
+
+    output_tokens_per_s: float | None = _figure("tokens/s", "of output tokens")
+    output_tokens_per_s_per_device: float | None = _figure("tokens/s", "the same over the number of devices")
+
+
+class LatencyIntervals(_Part):
+    """Of latencies of requests that arrived in the measured window."""
+
+    ttft: HalfWidths = _text("of time to first token")
+    tpot: HalfWidths = _text("of time per output token after the first")
+    e2e: HalfWidths = _text("of the time from arrival to the last token")
+
+
+class SloIntervals(_Part):
+    """Of service-level objectives."""
+
+    goodput_requests_per_s: float | None = _figure("requests/s", "of requests that met all limits")
+
+
+class EnergyIntervals(_Part):
+    """Of energy."""
+
+    joules_per_output_token: float | None = _figure("J/token", "of active and passive energy per output token")
+
+
+class Ci95(_Part):
+    """Half the widths of 95 % confidence intervals by batch means, of the run's own noise; null: too few samples."""
+
+    throughput: ThroughputIntervals = _text("rates")
+    latency_s: LatencyIntervals = _text("latencies")
+    slo: SloIntervals = _text("objectives")
+    energy: EnergyIntervals = _text("energy")
+
+
 class Slo(_Part):
     """Service-level objectives. A request that the end of the run cut off is censored where a limit had not passed."""
 
@@ -351,6 +396,7 @@ class Summary(Placed):
     throughput: Throughput = _text("rates")
     tokens: Tokens = _text("counts")
     latency_s: Latencies = _text("distributions, in seconds")
+    ci95: Ci95 = _text("how far the main figures may be off by the run's own noise, at the places that they have here")
     slo: Slo = _text("objectives")
     energy: Energy = _text("energy")
     batch: Batch = _text("steps")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pimserve.cluster.results import load_summary, naming, write_json
-from pimserve.cluster.sweep_figures import FIGURES, figures_of, sweep_document
+from pimserve.cluster.sweep_figures import FIGURES, Outcome, outcome_of, sweep_document
 from pimserve.cluster.sweep_grid import Grid, Run
 from pimserve.cluster.sweep_workers import Task, Workers
 from pimserve.errors import InputError
@@ -47,12 +47,12 @@ def sweep(grid: Grid, folder: Path, workers: Workers, progress: Progress | None 
     with _claimed(folder, grid):
         runs = {(p, r): run for p, point in enumerate(grid.points) for r, run in enumerate(point.runs)}
         places = {(p, r): folder / grid.points[p].name / f"seed-{run.seed}" for (p, r), run in runs.items()}
-        found: dict[tuple[int, int], Mapping[str, Any]] = {}
+        found: dict[tuple[int, int], Outcome] = {}
         errors: dict[tuple[int, int], str] = {}
         for key, run in runs.items():
             summary = _finished(places[key], run)
             if summary is not None:
-                found[key] = figures_of(summary)
+                found[key] = outcome_of(summary)
         missing = [key for key in runs if key not in found]
         if progress is not None:
             progress(len(found), len(runs))
@@ -60,7 +60,7 @@ def sweep(grid: Grid, folder: Path, workers: Workers, progress: Progress | None 
             with closing(workers.run(_tasks(missing, runs, places))) as outcomes:
                 for task, error in outcomes:
                     if error is None:
-                        found[task.key] = figures_of(load_summary(task.folder))
+                        found[task.key] = outcome_of(load_summary(task.folder))
                     else:
                         errors[task.key] = error
                     if progress is not None:
@@ -155,7 +155,8 @@ def _write(folder: Path, grid: Grid, document: Mapping[str, Any]) -> None:
         {
             "point": point["name"],
             **{path: _cell(value) for path, value in point["settings"].items()},
-            **{key: run.get(key) for key in ("seed", "status", "error", "folder")},
+            **{key: run.get(key) for key in ("seed", "status", "error", "folder", "not_on_front")},
+            "warnings": "; ".join(run.get("warnings", ())),
             **(run.get("figures") or {}),
         }
         for point in document["points"]
@@ -167,6 +168,8 @@ def _write(folder: Path, grid: Grid, document: Mapping[str, Any]) -> None:
         "seed",
         "status",
         *(f.key for f in FIGURES),
+        "not_on_front",
+        "warnings",
         "error",
         "folder",
     ]

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pimserve.cluster.figures import ABSENT
+from pimserve.cluster.sweep_fronts import axes_at, fixed_rate, front, why_not_on_a_front
 from pimserve.cluster.sweep_grid import Grid
+from pimserve.scheduler.batch_means import t_quantile
 from pimserve.scheduler.stability import SATURATED, STEADY, TOO_SHORT
 
 
@@ -16,7 +18,7 @@ from pimserve.scheduler.stability import SATURATED, STEADY, TOO_SHORT
 class Figure:
     """A key figure: its place in a summary, its heading, and its unit.
 
-    Units are "s", "J", "share", "count", "" for rates, or "state": no number, but one of `stability.STATES`.
+    Units are "s", "J", "share", "count", "" for rates and areas, or "state": no number, but one of `stability.STATES`.
     """
 
     key: str
@@ -38,27 +40,61 @@ FIGURES = (
     Figure("joules_per_output_token", "energy.joules_per_output_token", "energy/token", "J"),
     Figure("active_joules_per_output_token", "energy.active_joules_per_output_token", "active", "J"),
     Figure("passive_joules_per_output_token", "energy.passive_joules_per_output_token", "passive", "J"),
+    Figure("silicon_mm2", "silicon_mm2", "silicon, mm2", ""),
     Figure("stability", "stability", "stability", "state"),
 )
 _GRAVEST_FIRST = (SATURATED, TOO_SHORT, STEADY)
-GAIN, COST = "output_tokens_per_s_per_device", "tpot_p99_s"
-# 97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom (Abramowitz and Stegun, table 26.10).
-_T = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131),
-    *(2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
-)
-_Z = 1.959964
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a sweep takes over from a run.
+
+    Args:
+        figures: by key.
+        ci95: half widths of their 95 % confidence intervals, as far as the run tells of its own noise.
+        warnings: all that the run has.
+        why_not: why it is no candidate for a front; None if it is one.
+        offered_requests_per_s: None in a closed loop.
+    """
+
+    figures: Mapping[str, Any]
+    ci95: Mapping[str, float]
+    warnings: tuple[str, ...]
+    why_not: str | None
+    offered_requests_per_s: float | None
+
+
+def outcome_of(summary: Mapping[str, Any]) -> Outcome:
+    """What a run's summary says."""
+    widths = {figure.key: _at(summary["ci95"], figure.path) for figure in FIGURES}
+    return Outcome(
+        figures_of(summary),
+        {key: width for key, width in widths.items() if width is not None},
+        tuple(summary["warnings"]),
+        why_not_on_a_front(summary),
+        summary["offered_requests_per_s"],
+    )
+
+
+def compared_by(document: Mapping[str, Any]) -> str:
+    """By what the front of a sweep's document compares, for people."""
+    keys = [axis["figure"] for axis in document["pareto"]["axes"]]
+    names = [figure.heading for figure in FIGURES if figure.key in keys]
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)
+
+
+def by_reason(document: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Why points are left out of the front, and the names of those."""
+    found: dict[str, list[str]] = {}
+    for name, reason in document["pareto"]["left_out"].items():
+        found.setdefault(reason, []).append(name)
+    return found
 
 
 def figures_of(summary: Mapping[str, Any]) -> dict[str, Any]:
     """The key figures of one run."""
-    found: dict[str, Any] = {}
-    for figure in FIGURES:
-        value: Any = summary
-        for key in figure.path.split("."):
-            value = value.get(key) if isinstance(value, Mapping) else None
-        found[figure.key] = value
-    return found
+    return {figure.key: _at(summary, figure.path) for figure in FIGURES}
 
 
 def is_shown(figure: Figure, part: str, values: Sequence[object]) -> bool:
@@ -75,10 +111,11 @@ def is_shown(figure: Figure, part: str, values: Sequence[object]) -> bool:
     return bool(known)
 
 
-def together(figure: Figure, values: Sequence[Any]) -> dict[str, Any]:
+def together(figure: Figure, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """A figure of several runs: an estimate; of states the gravest, and how many runs have each."""
+    values = [outcome.figures[figure.key] for outcome in outcomes]
     if figure.unit != "state":
-        return estimate(values)
+        return estimate(values, outcomes[0].ci95.get(figure.key))
     runs = {state: number for state in _GRAVEST_FIRST if (number := values.count(state))}
     return {"state": next(iter(runs), None), "runs": runs}
 
@@ -92,29 +129,33 @@ def state_text(found: Mapping[str, Any], runs: int) -> str:
     return str(state) if number == runs else f"{number} of {runs} {state}"
 
 
-def t_quantile(degrees: int) -> float:
-    """97.5 % quantile of Student's t; above 30 degrees of freedom its series in 1/degrees (A. and S. 26.7.5)."""
-    if degrees <= len(_T):
-        return _T[degrees - 1]
-    return _Z + (_Z**3 + _Z) / (4 * degrees) + (5 * _Z**5 + 16 * _Z**3 + 3 * _Z) / (96 * degrees**2)
+def _at(document: Any, path: str) -> Any:  # noqa: ANN401 JSON
+    for key in path.split("."):
+        document = document.get(key) if isinstance(document, Mapping) else None
+    return document
 
 
-def estimate(values: Sequence[float | None]) -> dict[str, float | None]:
-    """Mean of runs and half the width of its 95 % confidence interval; None where a run has no value, or is alone."""
+def estimate(values: Sequence[float | None], own: float | None = None) -> dict[str, float | None]:
+    """Mean of runs and half the width of its 95 % confidence interval; None where a run has no value.
+
+    Args:
+        values: of the runs.
+        own: the half width of a run that is alone, as far as it tells.
+    """
     known = [value for value in values if value is not None]
     if not known or len(known) < len(values):
         return {"mean": None, "ci95": None}
     n = len(known)
     mean = math.fsum(known) / n
     if n == 1:
-        return {"mean": mean, "ci95": None}
+        return {"mean": mean, "ci95": own}
     spread = math.sqrt(math.fsum((value - mean) ** 2 for value in known) / (n - 1))
     return {"mean": mean, "ci95": t_quantile(n - 1) * spread / math.sqrt(n)}
 
 
 def sweep_document(
     grid: Grid,
-    found: Mapping[tuple[int, int], Mapping[str, Any]],
+    found: Mapping[tuple[int, int], Outcome],
     errors: Mapping[tuple[int, int], str],
     places: Mapping[tuple[int, int], str],
 ) -> dict[str, Any]:
@@ -125,59 +166,97 @@ def sweep_document(
     effect of the setting.
     """
     points: list[dict[str, Any]] = []
+    offered: list[float | None] = []
     baseline: int | None = None
     for p, point in enumerate(grid.points):
         keys = [(p, r) for r in range(len(point.runs))]
-        entry: dict[str, Any] = {"name": point.name, "settings": dict(point.settings), "status": "done", "runs": []}
+        entry: dict[str, Any] = {
+            "name": point.name,
+            "settings": dict(point.settings),
+            "shown": dict(point.shown),
+            "status": "done",
+            "runs": [],
+        }
         for key, run in zip(keys, point.runs, strict=True):
             status = "done" if key in found else "failed" if key in errors else "missing"
             if status != "done" and entry["status"] != "failed":
                 entry["status"] = status
             entry["runs"].append(
                 {"seed": run.seed, "status": status, "folder": places[key], "scenario_digest": run.digest}
-                | ({"figures": dict(found[key])} if key in found else {})
+                | (_told(found[key]) if key in found else {})
                 | ({"error": errors[key]} if key in errors else {})
             )
         if entry["status"] == "done":
-            entry["figures"] = {f.key: together(f, [found[key][f.key] for key in keys]) for f in FIGURES}
+            outcomes = [found[key] for key in keys]
+            entry["figures"] = {f.key: together(f, outcomes) for f in FIGURES}
+            offered += [outcome.offered_requests_per_s for outcome in outcomes]
+            if (why_not := _why_not(outcomes)) is not None:
+                entry["not_on_front"] = why_not
             if baseline is None:
                 baseline = p
             elif len(keys) > 1:
-                pairs = [(key, (baseline, r)) for r, key in enumerate(keys)]
+                pairs = [(found[key].figures, found[baseline, r].figures) for r, key in enumerate(keys)]
                 entry["difference_to_baseline"] = {
-                    f.key: estimate([_minus(found[a][f.key], found[b][f.key]) for a, b in pairs])
+                    f.key: estimate([_minus(a[f.key], b[f.key]) for a, b in pairs])
                     for f in FIGURES
                     if f.unit != "state"
                 }
         points.append(entry)
-    _mark_front(points)
     return {
         "name": grid.name,
         "grid": {axis.path: list(axis.values) for axis in grid.axes},
         "seeds": [run.seed for run in grid.points[0].runs],
         "baseline": None if baseline is None else grid.points[baseline].name,
-        "pareto": {"more": GAIN, "less": COST, "front": [point["name"] for point in points if point.get("pareto")]},
+        "pareto": _mark_front(points, fixed_rate([p.runs[0].scenario.workload for p in grid.points], offered)),
+        "warnings": _warnings(points),
         "points": points,
     }
+
+
+def _told(outcome: Outcome) -> dict[str, Any]:
+    """What a run of the document says."""
+    return {
+        "figures": dict(outcome.figures),
+        "ci95": dict(outcome.ci95),
+        "warnings": list(outcome.warnings),
+        "not_on_front": outcome.why_not,
+    }
+
+
+def _why_not(outcomes: Sequence[Outcome]) -> str | None:
+    """Why a point is no candidate: what any of its runs is not."""
+    reasons = [outcome.why_not for outcome in outcomes if outcome.why_not is not None]
+    if not reasons:
+        return None
+    text = "; ".join(dict.fromkeys(reasons))
+    return text if len(outcomes) == 1 else f"{text} ({len(reasons)} of {len(outcomes)} runs)"
+
+
+def _warnings(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Every warning of the runs once, with the points that have it."""
+    having: dict[str, dict[str, None]] = {}
+    for point in points:
+        for run in point["runs"]:
+            for warning in run.get("warnings", ()):
+                having.setdefault(warning, {})[point["name"]] = None
+    return [{"warning": warning, "points": list(names)} for warning, names in having.items()]
 
 
 def _minus(a: float | None, b: float | None) -> float | None:
     return None if a is None or b is None else a - b
 
 
-def _mark_front(points: Sequence[dict[str, Any]]) -> None:
-    """Say of each point with both figures whether it is on the front, or a point on it that beats it."""
-
-    def place(point: Mapping[str, Any]) -> tuple[float, float] | None:
-        figures = point.get("figures")
-        gain, cost = (figures[key]["mean"] for key in (GAIN, COST)) if figures else (None, None)
-        return None if gain is None or cost is None else (gain, cost)
-
-    placed = [(*at, point) for point in points if (at := place(point)) is not None]
-    best: tuple[float, float, str] | None = None  # most gain so far, of costs in ascending order
-    for gain, cost, point in sorted(placed, key=lambda each: (each[1], -each[0])):
-        point["pareto"] = best is None or gain > best[0] or (gain, cost) == best[:2]
-        if best is None or gain > best[0]:
-            best = (gain, cost, point["name"])
-        elif not point["pareto"]:
-            point["dominated_by"] = best[2]
+def _mark_front(points: Sequence[dict[str, Any]], rate: float | None) -> dict[str, Any]:
+    """Say of each candidate whether it is on the front, or who beats it; returns the front."""
+    candidates = [point for point in points if "figures" in point and "not_on_front" not in point]
+    found = front([point["figures"] for point in candidates], axes_at(rate))
+    for index, point in enumerate(candidates if found.axes else ()):
+        point["pareto"] = index in found.members
+        if index in found.beaten_by:
+            point["dominated_by"] = candidates[found.beaten_by[index]]["name"]
+    return {
+        "offered_requests_per_s": rate,
+        "axes": [{"figure": axis.key, "better": "more" if axis.more else "less"} for axis in found.axes],
+        "front": [point["name"] for point in points if point.get("pareto")],
+        "left_out": {point["name"]: point["not_on_front"] for point in points if "not_on_front" in point},
+    }

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from pimserve.cluster.check import Check
 from pimserve.cluster.run import scenario_digest
 from pimserve.cluster.scenario import Scenario, load_scenario
 from pimserve.device_models.catalogue import parse_document
@@ -24,6 +25,8 @@ _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _RANGE = re.compile(r"(-?\d{1,18})\.\.(-?\d{1,18})(?:\.\.(\d{1,18}))?")
 _SEED = "run.seed"
 _LONGEST_NAME = 80
+_NAMES = ("preset", "name")  # keys of a mapping that say what it is
+_MOST_ERRORS = 10  # that are told in full
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +48,14 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One place of the grid. `name` is its folder; its runs differ in their seed only."""
+    """One place of the grid. `name` is its folder; its runs differ in their seed only.
+
+    `shown` says its settings to people, each by what tells it from the other values of its axis.
+    """
 
     name: str
     settings: Mapping[str, Any]
+    shown: Mapping[str, str]
     runs: tuple[Run, ...]
 
 
@@ -81,11 +88,14 @@ def load_grid(path: Path | None, overrides: Sequence[str], grid: Sequence[str], 
     base = _base(path, overrides, axes)
     short = labels([axis.path for axis in axes])
     names: set[str] = set()
-    points = []
-    for values in itertools.product(*(axis.values for axis in axes)):
-        settings = {axis.path: value for axis, value in zip(axes, values, strict=True)}
+    points: list[Point] = []
+    errors: list[tuple[str, InputError]] = []
+    check = Check()
+    for chosen in itertools.product(*(zip(axis.values, value_names(axis.values), strict=True) for axis in axes)):
+        settings = {axis.path: value for axis, (value, _) in zip(axes, chosen, strict=True)}
+        told = {axis.path: name for axis, (_, name) in zip(axes, chosen, strict=True)}
         changes = [f"{key}={_yaml(value)}" for key, value in settings.items()]
-        name = _folder(dict(zip(short, values, strict=True)), names)
+        name = _folder(dict(zip(short, told.values(), strict=True)), settings, names)
         runs = []
         try:
             first = load_scenario(path, [*overrides, *changes])
@@ -94,12 +104,27 @@ def load_grid(path: Path | None, overrides: Sequence[str], grid: Sequence[str], 
                     first if seed == first.run.seed else load_scenario(path, [*overrides, *changes, f"{_SEED}={seed}"])
                 )
                 runs.append(Run(seed, run, scenario_digest(run)))
+            check.see(first)
         except InputError as error:
-            raise InputError(f"--grid {shortened(' '.join(changes))}", str(error)) from None
-        points.append(Point(name, settings, tuple(runs)))
+            errors.append((" ".join(changes), error))
+        points.append(Point(name, settings, told, tuple(runs)))
+    if errors:
+        raise _refused(errors, len(points))
     document = {"scenario": scenario_digest(base), "grid": [[axis.path, list(axis.values)] for axis in axes]}
     identity = hashlib.sha256(json.dumps(document, default=str).encode()).hexdigest()
     return Grid(base.name, axes, tuple(points), identity)
+
+
+def _refused(errors: Sequence[tuple[str, InputError]], points: int) -> InputError:
+    """What is wrong with points of the grid, each with its settings."""
+    settings, error = errors[0]
+    message = str(error)
+    if len(errors) > 1:
+        others = [f"{shortened(changes)}: {each}" for changes, each in errors[1:_MOST_ERRORS]]
+        more = len(errors) - 1 - len(others)
+        message += f"\n{len(errors)} of {points} points cannot be run; likewise\n" + "\n".join(others)
+        message += f"\nand {more} more" if more else ""
+    return InputError(f"--grid {shortened(settings)}", message)
 
 
 def _base(path: Path | None, overrides: Sequence[str], axes: Sequence[Axis]) -> Scenario:
@@ -189,13 +214,38 @@ def labels(paths: Sequence[str]) -> list[str]:
 def shown(value: object) -> str:
     """A value of the grid for people: a mapping by its preset or name."""
     if isinstance(value, Mapping):
-        return str(value.get("preset") or value.get("name") or _yaml(value))
+        return str(next((value[key] for key in _NAMES if value.get(key)), _yaml(value)))
     return _yaml(value)
 
 
-def _folder(settings: Mapping[str, Any], taken: set[str]) -> str:
+def value_names(values: Sequence[object]) -> list[str]:
+    """Short names of an axis' values: those that would be called alike say what differs between them."""
+    short = [shown(value) for value in values]
+    leaves = [_leaves(value) for value in values]
+    found = []
+    for name, mine in zip(short, leaves, strict=True):
+        alike = [other for other, called in zip(leaves, short, strict=True) if called == name]
+        differing = [path for path in mine if any(other.get(path) != mine[path] for other in alike)]
+        own = [path for path in differing if path not in _NAMES]
+        ends = labels(own)
+        told = ", ".join(f"{end}={mine[path]}" for path, end in zip(own, ends, strict=True))
+        found.append(f"{name} {told}" if told else name)
+    return [name if found.count(name) == 1 else _yaml(value) for name, value in zip(found, values, strict=True)]
+
+
+def _leaves(value: object, path: str = "") -> dict[str, str]:
+    """All that a mapping says, by dotted path, as YAML."""
+    if not isinstance(value, Mapping):
+        return {path: _yaml(value)} if path else {}
+    found: dict[str, str] = {}
+    for key, each in value.items():
+        found |= _leaves(each, f"{path}.{key}" if path else str(key))
+    return found
+
+
+def _folder(told: Mapping[str, str], settings: Mapping[str, Any], taken: set[str]) -> str:
     """A readable name for the folder of a point that no other point has."""
-    plain = ",".join(f"{key}={shown(value)}" for key, value in settings.items())
+    plain = ",".join(f"{key}={name}" for key, name in told.items())
     name = re.sub(r"[^A-Za-z0-9._=,+-]+", "-", plain)
     if len(name) > _LONGEST_NAME or name in taken:
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:8]

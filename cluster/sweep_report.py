@@ -11,10 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from pimserve.cluster.figures import ABSENT, figure, scale, share, whole
-from pimserve.cluster.sweep_figures import FIGURES, Figure, is_shown, state_text
-from pimserve.cluster.sweep_grid import labels, shown
+from pimserve.cluster.sweep_figures import FIGURES, Figure, by_reason, compared_by, is_shown, state_text
+from pimserve.cluster.sweep_grid import labels
 
-_FRONT = "* on the Pareto front: no other point has as many output tokens/s per device at as low a TPOT p99"
+_FRONT = "* on the Pareto front: by more than the noise, no other point is better in one of {axes}, and worse in none"
+_OWN = "+- 95 % confidence interval of the run's own noise (batch means)"
+_MOST_NAMED = 8
 _MEANS = "means of {n} seeds, the same for all points, +- 95 % confidence interval"
 _DIFFERENCES = "differences to {baseline}, paired by seed, +- 95 % confidence interval"
 
@@ -22,21 +24,32 @@ _DIFFERENCES = "differences to {baseline}, paired by seed, +- 95 % confidence in
 def sweep_report(document: Mapping[str, Any], screen: Console) -> RenderableType:
     """Key figures of all points, their differences to the baseline where there are several seeds, and what failed."""
     points, seeds = document["points"], document["seeds"]
-    parts: list[RenderableType] = _tables(document, points, "figures", screen)
+    parts: list[RenderableType] = [*_tables(document, points, "figures", screen), ""]
     if document["pareto"]["front"]:
-        parts += ["", Text(_FRONT)]
+        parts += [Text(_FRONT.format(axes=compared_by(document)))]
+    parts += [Text(f"not on a front: {_names(names)}: {reason}") for reason, names in by_reason(document).items()]
+    parts += [Text(_MEANS.format(n=len(seeds)) if len(seeds) > 1 else _OWN)]
     if len(seeds) > 1:
-        parts += [Text(_MEANS.format(n=len(seeds)))]
         differing = [point for point in points if "difference_to_baseline" in point]
         if differing:
             title = Text(_DIFFERENCES.format(baseline=document["baseline"]), style="bold")
             parts += ["", title, *_tables(document, differing, "difference_to_baseline", screen)]
+    parts += [""] * bool(document["warnings"])
+    for each in document["warnings"]:
+        which = "all points" if len(each["points"]) == len(points) else _names(each["points"])
+        parts += [Text(f"warning: {which}: {each['warning']}", style="bold")]
     for point in points:
         errors = dict.fromkeys(run["error"] for run in point["runs"] if run["status"] == "failed")
         if errors:
             parts += ["", Text(f"failed: {point['name']}", style="bold")]
             parts += [Padding(Text(error), (0, 0, 0, 2)) for error in errors]
     return Group(*parts)
+
+
+def _names(names: Sequence[str]) -> str:
+    """Some points."""
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(names[:_MOST_NAMED]) + more
 
 
 def _tables(
@@ -73,7 +86,7 @@ def _table(
     for point in points:
         state = "*" if point.get("pareto") else "" if point["status"] == "done" else point["status"]
         cells = [write(point.get(part, {}).get(each.key)) for each, write in zip(figures, writers, strict=True)]
-        table.add_row(*(Text(shown(point["settings"][path])) for path in paths), state, *cells)
+        table.add_row(*(Text(point["shown"][path]) for path in paths), state, *cells)
     return table
 
 

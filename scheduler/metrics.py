@@ -23,6 +23,8 @@ What a figure covers:
   replicas that have it, `pools` tells them apart, and passive energy holds what is known.
 - Busy shares of units are means over devices; those of the busiest device are of the replica where it has most to do.
 - Pools, hand-overs and faults: the whole run.
+- ci95: half the width of 95 % confidence intervals, by batch means (batch_means.py), at the places that their figures
+  have here. They are of this run's own noise; seeds of their own (`pimserve sweep --repeat`) tell of all of it.
 
 The whole run is the time in which something was served: simulated time 0 is the arrival of the first request (of a
 trace, of its first row that is used: `loadgen.workload`), and `end_s` the end of the last step. Rates, busy shares, KV
@@ -49,6 +51,7 @@ from pimserve.scheduler.faults import Faults
 from pimserve.scheduler.fleet import DECODE, PREFILL, Pool
 from pimserve.scheduler.handover import HandoverFigures
 from pimserve.scheduler.histogram import DurationHistogram
+from pimserve.scheduler.intervals import intervals
 from pimserve.scheduler.outcomes import ALL, MET, Outcomes, counts, outcomes
 from pimserve.scheduler.requests import FINISHED, NEVER, REJECT_REASONS, REJECTED, WAITING
 from pimserve.scheduler.simulation import Served
@@ -99,6 +102,7 @@ def summarize(served: Served, slo: SloSpec, devices: int) -> dict[str, Any]:
     frontend_ps = logs[0].costs.plan.frontend_ps
     started = measured & (table["first_token_ps"] != NEVER)
     cut_off = measured & (status == WAITING)
+    ttft = seconds("first_token_ps", "arrival_ps", started, frontend_ps)
     e2e = seconds("finish_ps", "arrival_ps", done, frontend_ps)
     gaps = table["output_tokens"][done] - 1
     tpot = np.full(len(gaps), np.nan)
@@ -108,6 +112,8 @@ def summarize(served: Served, slo: SloSpec, devices: int) -> dict[str, Any]:
 
     end_ps = served.end_fs // FS_PER_PS
     found = outcomes(table.columns, measured, slo, frontend_ps=frontend_ps, end_ps=end_ps)
+    good = done.copy()
+    good[measured] &= found[ALL] == MET if found else False
     tokens = sum(log.window_tokens for log in logs)
     tokens_per_s = _rate(served, (log.window_tokens for log in logs))
     all_tokens = int(table["emitted_tokens"].sum())
@@ -154,13 +160,20 @@ def summarize(served: Served, slo: SloSpec, devices: int) -> dict[str, Any]:
             "output_in_window": tokens,
         },
         "latency_s": {
-            "ttft": of_requests(seconds("first_token_ps", "arrival_ps", started, frontend_ps), cut_off & ~started),
+            "ttft": of_requests(ttft, cut_off & ~started),
             "tpot": of_requests(tpot[several], cut_off & (table["output_tokens"] > 1)),
             "itl": _pooled([log.itl for log in logs]),
             "e2e": of_requests(e2e, cut_off),
             "queue": of_requests(seconds("first_scheduled_ps", "arrival_ps", scheduled), cut_off & ~scheduled),
         },
-        "slo": _slo(served, slo, found, measured, done),
+        "slo": _slo(served, slo, found, good, done),
+        "ci95": intervals(
+            served,
+            {"ttft": ttft, "tpot": tpot[several], "e2e": e2e},
+            PERCENTILES,
+            arrival[good] if found else None,
+            [(pj or 0) / PJ_PER_J for pj in passive_pj],
+        ),
         "energy": {
             **_per_token(_joules(sum(energy.values()), passive_pj), all_tokens),
             "joules_by_category": {
@@ -202,16 +215,17 @@ def _slo(
     served: Served,
     slo: SloSpec,
     found: Mapping[str, Outcomes],
-    measured: NDArray[np.bool_],
+    good: NDArray[np.bool_],
     done: NDArray[np.bool_],
 ) -> dict[str, Any]:
-    """Attainment of each limit and of all, given the outcomes of the measured requests; goodput."""
+    """Attainment of each limit and of all, given the outcomes of the measured requests; goodput.
+
+    `good` and `done` say of all requests whether they were measured and finished, the former with all limits met.
+    """
     limits = slo.limits()
     counted = counts(found)
     known = {name: each["met"] + each["missed"] for name, each in counted.items()}
     met = {name: each["met"] / known[name] if known[name] else None for name, each in counted.items()}
-    good = measured & done
-    good[measured] &= found[ALL] == MET if limits else False
     finished = int(done.sum())
     return {
         "limits": limits,

@@ -177,16 +177,14 @@ def simulate(
         replicas=replicas,
         routing=routing,
         seed=seed,
-        window_fs=_window(workload, warmup_s, cooldown_s),
+        window_fs=measured_window(workload, warmup_s, cooldown_s),
         concurrency=workload.concurrency,
         decode=pool,
     )
-    check_together(spec, faults, closed=workload.concurrency is not None, pools=pool is not None)
+    check_together(spec, faults, closed=workload.concurrency is not None, pools=pool is not None, replicas=replicas)
     schedule = None
     if faults.any:
         schedule = Faults(faults, [each.plan.devices for each in fleet.pools for _ in each.numbers], seed)
-    if fleet.concurrency is not None and replicas > 1 and spec.router != ROUND_ROBIN:
-        raise InputError("scheduler.router", "a closed loop keeps each client on one replica: use round_robin")
     table = _table(workload, fleet, max_time_s)
     if max_time_s is None:
         faults.check_progress(plan.devices, _longest_prompt_s(plan, table), horizon_s=_CLOCK_END_FS / FS_PER_S)
@@ -265,7 +263,7 @@ def _kv_blocks(capacity_tokens: int, spec: SchedulerSpec) -> int:
     return blocks
 
 
-def check_together(spec: SchedulerSpec, faults: FaultSpec, *, closed: bool, pools: bool) -> None:
+def check_together(spec: SchedulerSpec, faults: FaultSpec, *, closed: bool, pools: bool, replicas: int) -> None:
     """Refuse what does not go together with a closed loop, pools or faults.
 
     Raises:
@@ -273,6 +271,8 @@ def check_together(spec: SchedulerSpec, faults: FaultSpec, *, closed: bool, pool
     """
     if pools and closed:
         raise InputError("cluster.pools", "a closed loop keeps each client on one replica: leave pools out")
+    if closed and replicas > 1 and spec.router != ROUND_ROBIN:
+        raise InputError("scheduler.router", "a closed loop keeps each client on one replica: use round_robin")
     if pools and not spec.report_interval_s:
         raise InputError(
             "scheduler.report_interval_s", "is 0; pools hear of each other in intervals: give one, such as 0.1"
@@ -382,8 +382,12 @@ def _table(workload: Workload, fleet: Fleet, max_time_s: float | None) -> Reques
     return RequestTable(arrival[:count], *tokens, fleet.max_model_len, fleet.kv_tokens)
 
 
-def _window(workload: Workload, warmup_s: float, cooldown_s: float) -> tuple[int, int]:
-    """Times between which steps count, fs: everything when nothing is trimmed."""
+def measured_window(workload: Workload, warmup_s: float, cooldown_s: float) -> tuple[int, int]:
+    """Times between which steps count, fs: everything when nothing is trimmed.
+
+    Raises:
+        InputError: nothing is left.
+    """
     if warmup_s == 0 and cooldown_s == 0:
         return 0, FOREVER
     start = round(warmup_s * FS_PER_S)

@@ -35,6 +35,7 @@ from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.digest import ChainDigest
 from pimserve.scheduler.exact import exact_dot, exact_sum
 from pimserve.scheduler.histogram import DurationHistogram
+from pimserve.scheduler.step_batches import StepBatches, active_pj
 
 IntArray = NDArray[np.int64]
 
@@ -146,13 +147,20 @@ def _seen_total(rows: Rows, window: int | None) -> int:
     return exact_sum(seen_columns(window, rows.decodes, rows.context, rows.steps))
 
 
+def _taken(plan: CostPlan, rows: Rows) -> list[NDArray[np.bool_]]:
+    """By way to run decode attention, the rows that take it: all of a row's steps take one."""
+    if plan.other_decode is None:
+        return [np.ones(len(rows.steps), bool)]
+    first, second = attention_columns(plan, rows.decodes, rows.context, rows.prefill_fs)
+    return [first <= second, second < first]
+
+
 def by_way(plan: CostPlan, rows: Rows) -> list[tuple[DecodeWay, Rows]]:
-    """The ways that decode attention is run in, and the rows that take each: all of a row's steps take one."""
+    """The ways that decode attention is run in, and the rows that take each."""
     if plan.other_decode is None:
         return [(way, rows) for way in plan.decode_ways]
-    first, second = attention_columns(plan, rows.decodes, rows.context, rows.prefill_fs)
-    taken = (first <= second, second < first)
-    return [(way, Rows(*(column[mask] for column in rows))) for way, mask in zip(plan.decode_ways, taken, strict=True)]
+    taken = zip(plan.decode_ways, _taken(plan, rows), strict=True)
+    return [(way, Rows(*(column[mask] for column in rows))) for way, mask in taken]
 
 
 class StepLog:
@@ -187,6 +195,7 @@ class StepLog:
         self.window_tokens = 0
         self.itl = DurationHistogram()
         self.durations = DurationHistogram()  # of steps
+        self.batches = StepBatches()
         self.step_tokens = np.zeros(len(STEP_TOKENS) + 1, np.int64)  # steps by how many tokens they compute
         self.category_fs = dict.fromkeys(CATEGORIES, 0)
         self.energy_pj = {(category, kind): 0 for category in CATEGORIES for kind in ("dram", "compute")}
@@ -302,6 +311,7 @@ class StepLog:
             "device_fs": list(self._device_fs),
             "itl": self.itl.state(),
             "durations": self.durations.state(),
+            "batches": self.batches.state(),
             "step_tokens": self.step_tokens.tolist(),
             "hash": self._hash.state(),
         }
@@ -319,6 +329,7 @@ class StepLog:
         self._device_fs[:] = state["device_fs"]
         self.itl.restore(state["itl"])
         self.durations.restore(state["durations"])
+        self.batches.restore(state["batches"])
         self.step_tokens[:] = state["step_tokens"]
         self._hash.restore(state["hash"])
 
@@ -360,6 +371,11 @@ class StepLog:
         self._attention(rows, prefill)
         if steps.experts is not None:
             self._experts(steps.experts)
+        emitted = rows.outputs * rows.steps
+        plan = self.costs.plan
+        every, _ = _row_counts(plan, rows)
+        energy_pj = active_pj(plan, rows, every, _taken(plan, rows), steps.experts)
+        self.batches.add(self.steps + begins, rows.begin_ps, emitted, energy_pj)
         record = np.empty(len(steps.duration_fs), _STEP)
         record["duration_fs"], record["context"] = steps.duration_fs, steps.context
         record["decodes"] = steps.decodes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pimserve.cluster.report.axes import Draw, legend, nothing, plain, thousands
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Dot:
     """A point of a sweep. Args: name: short; x, y: its figures; x_error, y_error: half widths of their intervals;
-    front: whether no other beats it; hollow: whether its figures hang on the length of the run.
+    front: whether no other beats it; hollow: whether it is no candidate.
     """
 
     name: str
@@ -29,30 +29,40 @@ class Dot:
     hollow: bool = False
 
 
-def pareto(dots: Sequence[Dot], x_label: str, y_label: str, size: float, *, names: bool) -> Draw:
-    """Points of a sweep with the front as a line; `size`: what one unit of the horizontal axis is."""
+def pareto(dots: Sequence[Dot], x_label: str, y_label: str, sizes: tuple[float, float], *, names: bool) -> Draw:
+    """Points of a sweep with the front as a line; `sizes`: what one unit of either axis is."""
+    dots = [
+        replace(
+            dot,
+            x=dot.x / sizes[0],
+            y=dot.y / sizes[1],
+            x_error=dot.x_error / sizes[0],
+            y_error=dot.y_error / sizes[1],
+        )
+        for dot in dots
+    ]
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         front = sorted((dot for dot in dots if dot.front), key=lambda dot: dot.x)
         axes.plot(
-            [dot.x / size for dot in front],
+            [dot.x for dot in front],
             [dot.y for dot in front],
             drawstyle="steps-post",
             color=COLOURS[0],
             linewidth=1.2,
             label="front",
         )
-        for number, (of_front, hollow) in enumerate([(True, False), (False, False), (True, True), (False, True)]):
+        for number, (of_front, hollow) in enumerate([(True, False), (False, False), (False, True)]):
             mine = [dot for dot in dots if (dot.front, dot.hollow) == (of_front, hollow)]
             if not mine:
                 continue
             colour = COLOURS[0] if of_front else COLOURS[1]
-            x, y = [dot.x / size for dot in mine], [dot.y for dot in mine]
-            wide = [[dot.x_error / size for dot in mine], [dot.y_error for dot in mine]]
+            x, y = [dot.x for dot in mine], [dot.y for dot in mine]
+            wide = [[dot.x_error for dot in mine], [dot.y_error for dot in mine]]
             if any(map(any, wide)):
                 axes.errorbar(x, y, xerr=wide[0], yerr=wide[1], fmt="none", ecolor=colour, elinewidth=1)
-            label = ("on the front" if of_front else "beaten") + (", not steady" if hollow else "")
+            label = "on the front" if of_front else "not a candidate" if hollow else "beaten"
             axes.plot(
                 x,
                 y,
@@ -77,18 +87,18 @@ def pareto(dots: Sequence[Dot], x_label: str, y_label: str, size: float, *, name
         axes.yaxis.set_major_formatter(thousands)
         axes.set(xlabel=x_label, ylabel=y_label)
         if names:
-            _name_dots(axes, dots, size)
+            _name_dots(axes, dots)
         legend(figure, axes)
 
     return draw
 
 
-def _name_dots(axes: Axes, dots: Sequence[Dot], size: float) -> None:
+def _name_dots(axes: Axes, dots: Sequence[Dot]) -> None:
     """Write names beside dots; dots that all but coincide share one label."""
     to_axes = axes.transData + axes.transAxes.inverted()
     clusters: list[tuple[float, float, list[Dot]]] = []
     for dot in dots:
-        x, y = to_axes.transform((dot.x / size, dot.y))
+        x, y = to_axes.transform((dot.x, dot.y))
         near = next((each for each in clusters if abs(each[0] - x) < 0.06 and abs(each[1] - y) < 0.06), None)
         if near is not None:
             near[2].append(dot)
@@ -98,7 +108,7 @@ def _name_dots(axes: Axes, dots: Sequence[Dot], size: float) -> None:
         right = max(mine, key=lambda dot: dot.x) if x < 0.8 else min(mine, key=lambda dot: dot.x)
         axes.annotate(
             ", ".join(dot.name for dot in mine),
-            (right.x / size, max(dot.y for dot in mine)),
+            (right.x, max(dot.y for dot in mine)),
             textcoords="offset points",
             xytext=(6 if x < 0.8 else -6, 5),
             ha="left" if x < 0.8 else "right",

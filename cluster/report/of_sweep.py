@@ -14,13 +14,15 @@ from pimserve.cluster.report.fronts import Dot, pareto
 from pimserve.cluster.report.inputs import at, number, numbers
 from pimserve.cluster.report.svg import Picture, picture
 from pimserve.cluster.sweep import SCHEMA_VERSION, SWEEP_FILE
-from pimserve.cluster.sweep_figures import COST, FIGURES, GAIN, Figure, is_shown, state_text
-from pimserve.cluster.sweep_grid import labels, shown
+from pimserve.cluster.sweep_figures import FIGURES, Figure, by_reason, compared_by, is_shown, state_text
+from pimserve.cluster.sweep_fronts import ENERGY, THROUGHPUT, Axis, front
+from pimserve.cluster.sweep_grid import labels, shown, value_names
 from pimserve.errors import InputError
-from pimserve.scheduler.stability import SATURATED, STEADY, TOO_SHORT
 
+_PARTS = {"seeds": list, "pareto.axes": list, "pareto.left_out": dict, "warnings": list}
 _MOST_NAMED = 24  # dots with a name beside them
-_COSTS = (COST, "ttft_p99_s", "joules_per_output_token")
+_FIGURE = {figure.key: figure for figure in FIGURES}
+_ACROSS = ("tpot_p99_s", "ttft_p99_s", "joules_per_output_token", "silicon_mm2", "devices")
 
 
 def load_sweep(folder: Path) -> Mapping[str, Any]:
@@ -37,9 +39,8 @@ def load_sweep(folder: Path) -> Mapping[str, Any]:
     if not isinstance(document, dict) or document.get("schema_version") != SCHEMA_VERSION:
         raise InputError(str(file), f"is not a sweep of schema_version {SCHEMA_VERSION}")
     points, axes = document.get("points"), document.get("grid")
-    complete = (
-        isinstance(axes, dict) and isinstance(document.get("seeds"), list) and isinstance(points, list) and points
-    )
+    complete = isinstance(axes, dict) and isinstance(points, list) and bool(points)
+    complete = complete and all(isinstance(at(document, part), kind) for part, kind in _PARTS.items())
     if not complete or not all(isinstance(at(point, "settings"), dict) for point in points or ()):
         raise InputError(str(file), "has no points yet: let `pimserve sweep` go on, or end")
     return document
@@ -56,20 +57,14 @@ def sweep_page(document: Mapping[str, Any], place: Path, title: str | None) -> P
         for state, verb in (("failed", "failed"), ("missing", "were not run"))
         if state in states
     ]
-    stability = [at(point, "figures.stability.state") for point in points]
-    for state, why in (
-        (SATURATED, "their latencies grow with the length of the run"),
-        (TOO_SHORT, "longer runs may have other latencies"),
-    ):
-        if state in stability:
-            warnings.append(f"{stability.count(state)} of {len(points)} points: {state}; {why}")
+    warnings += _warnings(document, points)
     key_figures = Section(
         "points",
         "Points",
-        _points_text(seeds),
+        _points_text(document, seeds),
         tables=[_table(document, points, names, "figures", "Key figures of all points")],
     )
-    sections = [_front(points, names), key_figures]
+    sections = [_front(document, points, names), key_figures]
     differing = [(name, point) for name, point in zip(names, points, strict=True) if "difference_to_baseline" in point]
     if differing:
         caption = f"Differences to point {_number_of(points, document.get('baseline'))}, paired by seed"
@@ -90,63 +85,105 @@ def sweep_page(document: Mapping[str, Any], place: Path, title: str | None) -> P
     )
 
 
-def _points_text(seeds: int) -> list[str]:
-    found = [
-        "Each run has a results folder of its own, of which pimserve report makes a report of its own. *: on the "
-        "Pareto front of output tokens/s per device and TPOT p99."
-    ]
-    if seeds > 1:
-        found.append(f"Means of {seeds} seeds, the same for all points, ± 95 % confidence interval.")
+def _warnings(document: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What keeps points from the front, and every warning of the runs, with the numbers of their points."""
+    told = [(f"not on a front: {reason}", names) for reason, names in by_reason(document).items()]
+    told += [(text(each, "warning"), at(each, "points")) for each in document["warnings"]]
+    found = []
+    for warning, names in told:
+        numbers = [_number_of(points, name) for name in names] if isinstance(names, list) else []
+        found.append(f"{_of_points(numbers, len(points))}: {warning}")
     return found
 
 
-def _front(points: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Section:
-    pictures = [each for cost in _COSTS if (each := _pareto(points, names, cost)) is not None]
+def _of_points(numbers: Sequence[str], total: int) -> str:
+    if len(numbers) == total:
+        return "all points"
+    more = f" and {len(numbers) - _MOST_NAMED} more" if len(numbers) > _MOST_NAMED else ""
+    return f"point{'s' if len(numbers) > 1 else ''} {', '.join(numbers[:_MOST_NAMED])}{more}"
+
+
+def _points_text(document: Mapping[str, Any], seeds: int) -> list[str]:
+    found = ["Each run has a results folder of its own, of which pimserve report makes a report of its own."]
+    if document["pareto"]["axes"]:
+        found.append(
+            "*: on the Pareto front: by more than the noise, no other point is better in one of "
+            f"{compared_by(document)}, and worse in none."
+        )
+    means = f"Means of {seeds} seeds, the same for all points, ± 95 % confidence interval."
+    found.append(means if seeds > 1 else "± 95 % confidence interval of the run's own noise (batch means).")
+    return found
+
+
+def _front(document: Mapping[str, Any], points: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Section:
+    free = number(document, "pareto.offered_requests_per_s") is None
+    up = THROUGHPUT if free else ENERGY
+    across = [Axis(key) for key in _ACROSS[: 3 if free else None] if key != up.key]
+    pictures = [each for x in across if (each := _pareto(points, names, x, up)) is not None]
+    better = "up" if up.more else "down"
     note = [
-        "To the left is better, and up. A point is on the front where no other has as many output tokens/s per device "
-        "at as low a cost; each picture has its own front. Numbers are those of the table."
+        f"To the left is better, and {better}. A point is on the front where, by more than the noise, no other is "
+        "better in one of both and worse in none; each picture has its own front. Numbers are those of the table."
     ]
+    if not free:
+        note.append("All points were offered the same rate, so throughput is no merit of theirs.")
     if not pictures:
         note = ["No point has both figures: there is no front."]
     return Section("front", "Pareto front", note, pictures=pictures)
 
 
-def _pareto(points: Sequence[Mapping[str, Any]], names: Sequence[str], cost: str) -> Picture | None:
-    found = []
-    for name, point in zip(names, points, strict=True):
-        x, y = (number(point, f"figures.{key}.mean") for key in (cost, GAIN))
-        if x is not None and y is not None:
-            found.append((x, y, name, point))
+def _pareto(points: Sequence[Mapping[str, Any]], names: Sequence[str], across: Axis, up: Axis) -> Picture | None:
+    """Points by two figures; None where nobody has both, or all are alike across."""
+    found = [
+        (name, point)
+        for name, point in zip(names, points, strict=True)
+        if all(number(point, f"figures.{axis.key}.mean") is not None for axis in (across, up))
+    ]
     if not found:
         return None
-    front, best = set(), float("-inf")
-    for _, y, name, _ in sorted(found, key=lambda each: (each[0], -each[1])):
-        if y > best:
-            front.add(name)
-            best = y
+    candidates = [index for index, (_, point) in enumerate(found) if at(point, "not_on_front") is None]
+    figures = [{axis.key: _estimate(found[index][1], axis) for axis in (across, up)} for index in candidates]
+    members = {candidates[index] for index in front(figures, (across, up)).members}
     dots = [
         Dot(
             name,
-            x,
-            y,
-            number(point, f"figures.{cost}.ci95") or 0.0,
-            number(point, f"figures.{GAIN}.ci95") or 0.0,
-            front=name in front,
-            hollow=at(point, "figures.stability.state") != STEADY,
+            _estimate(point, across)["mean"] or 0.0,
+            _estimate(point, up)["mean"] or 0.0,
+            _estimate(point, across)["ci95"] or 0.0,
+            _estimate(point, up)["ci95"] or 0.0,
+            front=index in members,
+            hollow=index not in candidates,
         )
-        for x, y, name, point in found
+        for index, (name, point) in enumerate(found)
     ]
-    each = next(figure_ for figure_ in FIGURES if figure_.key == cost)
-    size, unit = scale([dot.x for dot in dots], each.unit)
-    title = f"Throughput against {each.heading}"
+    if across.key in {"silicon_mm2", "devices"} and len({dot.x for dot in dots}) == 1:
+        return None
+    size, x_label = _axis(across, [dot.x for dot in dots])
+    y_size, y_label = _axis(up, [dot.y for dot in dots])
+    title = f"{_FIGURE[up.key].heading} against {_FIGURE[across.key].heading}"
+    title = title[0].upper() + title[1:]
+    on = [dot for dot in sorted(dots, key=lambda dot: dot.x) if dot.front]
     alt = f"{title} of {len(dots)} points. On the front: " + "; ".join(
-        f"point {dot.name} with {figure(dot.y)} output tokens/s per device at {figure(dot.x / size)} {unit}"
-        for dot in sorted(dots, key=lambda dot: dot.x)
-        if dot.front
+        f"point {dot.name} with {figure(dot.y / y_size)} ({y_label}) at {figure(dot.x / size)} ({x_label})"
+        for dot in on
     )
-    draw = pareto(dots, f"{each.heading}, {unit}", "output tokens/s per device", size, names=len(dots) <= _MOST_NAMED)
-    caption = "Circles: on the front; squares: beaten; hollow: saturated, or too short to tell."
-    return picture(f"pareto-{cost.replace('_', '-')}", title, f"{alt}.", caption, draw, height_in=3.6)
+    draw = pareto(dots, x_label, y_label, (size, y_size), names=len(dots) <= _MOST_NAMED)
+    caption = "Circles: on the front; squares: beaten; hollow: no candidates, for the reasons above."
+    return picture(f"pareto-{across.key.replace('_', '-')}", title, f"{alt}.", caption, draw, height_in=3.6)
+
+
+def _estimate(point: Mapping[str, Any], axis: Axis) -> dict[str, float | None]:
+    return {part: number(point, f"figures.{axis.key}.{part}") for part in ("mean", "ci95")}
+
+
+def _axis(axis: Axis, values: Sequence[float]) -> tuple[float, str]:
+    """What one unit of an axis is, and its label."""
+    each = _FIGURE[axis.key]
+    heading = "output tokens/s per device" if axis == THROUGHPUT else each.heading
+    if each.unit not in {"s", "J"}:
+        return 1.0, heading
+    size, unit = scale(values, each.unit)
+    return size, f"{heading}, {unit}"
 
 
 def _table(
@@ -174,7 +211,8 @@ def _table(
             _cell(f, at(point, f"{part}.{f.key}"), size, len(document["seeds"]))
             for f, (size, _) in zip(figures, scales, strict=True)
         ]
-        rows.append((mark, *(shown(settings.get(path)) for path in paths), *cells))
+        told = (at(point, "shown") or {}).get
+        rows.append((mark, *(str(told(path, shown(settings.get(path)))) for path in paths), *cells))
     return Table(caption, columns, rows)
 
 
@@ -223,7 +261,7 @@ def _provenance(document: Mapping[str, Any], place: Path) -> Section:
         ("digest of the scenario and the grid", text(document, "identity")),
         ("seeds", ", ".join(map(str, document["seeds"]))),
         *(
-            (path, ", ".join(map(shown, values)))
+            (path, ", ".join(value_names(values)))
             for path, values in document["grid"].items()
             if isinstance(values, list)
         ),

@@ -30,6 +30,7 @@ from pimserve.cluster.sweep_grid import MAX_RUNS, labels, load_grid
 from pimserve.cluster.sweep_report import sweep_report
 from pimserve.cluster.sweep_workers import ProcessWorkers
 from pimserve.errors import InputError
+from pimserve.scheduler.batch_means import t_quantile
 
 pytestmark = pytest.mark.server
 
@@ -94,6 +95,11 @@ def statuses(document):
         (["cluster.device=h100,nosuch"], "--grid cluster.device=nosuch: cluster.device: unknown device 'nosuch'"),
         (["cluster.replicas=1", "model=nosuch"], "--grid cluster.replicas=1 model=nosuch: model: unknown model"),
         (["cluster.replicas.x=1"], "cluster.replicas"),
+        (["cluster.devices_per_node=4,1"], "--grid cluster.devices_per_node=1: cluster: mixtral-8x7b does not fit"),
+        (["scheduler.router=round_robin,nosuch"], "--grid scheduler.router=nosuch: scheduler.router: unknown router"),
+        (["scheduler.max_model_len=100,40000"], "--grid scheduler.max_model_len=40000: scheduler.max_model_len"),
+        (["run.warmup_s=0,3600"], "--grid run.warmup_s=3600: run.warmup_s: warm-up (3600.0 s) and cool-down"),
+        (["cluster.device=nosuch,h100,none"], "2 of 3 points cannot be run"),
     ],
 )
 def test_a_grid_is_refused_before_anything_runs(grid, message):
@@ -122,7 +128,10 @@ def test_points_are_the_product_in_order():
     grid = small(["cluster.replicas=1..5..2", "cluster.device=h100,{preset: h100, memory_gb: 96}"])
     assert [point.settings["cluster.replicas"] for point in grid.points] == [1, 1, 3, 3, 5, 5]
     assert [point.runs[0].scenario.load_device().spec.memory_gb for point in grid.points][1] == 96
-    assert grid.points[0].name == "replicas=1,device=h100"
+    assert [point.name for point in grid.points[:2]] == [
+        "replicas=1,device=h100",
+        "replicas=1,device=h100-memory_gb=96",
+    ]
     names = [point.name for point in grid.points]
     assert len(set(names)) == 6
     assert all("/" not in name and " " not in name and len(name) < 100 for name in names)
@@ -242,12 +251,16 @@ def test_two_sweeps_do_not_work_in_one_folder(tmp_path):
     assert statuses(sweep(small(REPLICAS), tmp_path, Second())) == ["missing"] * 3
 
 
+CLOSED = ["workload={mode: closed, concurrency: 4, num_requests: 30}"]
+LATE = "run.warmup_s=3600,0.1,0.2"  # how long a closed loop lasts is known when it has ended
+
+
 def test_a_point_that_fails_does_not_stop_the_others(tmp_path):
-    grid = small(["cluster.devices_per_node=1,2,4"])  # Mixtral does not fit on one
+    grid = load_grid(None, CLOSED, [LATE], 1)
     document = sweep(grid, tmp_path, ProcessWorkers(2))
     assert statuses(document) == ["failed", "done", "done"]
-    assert "does not fit" in document["points"][0]["runs"][0]["error"]
-    assert document["baseline"] == "devices_per_node=2"
+    assert "leaves nothing to measure" in document["points"][0]["runs"][0]["error"]
+    assert document["baseline"] == "warmup_s=0.1"
     seen = []
     sweep(grid, tmp_path, ProcessWorkers(1), lambda done, total: seen.append(done))
     assert seen == [2, 3], "what failed is tried again"
@@ -301,7 +314,7 @@ def test_the_table_has_a_row_for_each_run(tmp_path):
 
 @pytest.mark.parametrize("degrees", [1, 2, 9, 30, 31, 60, 999])
 def test_quantiles_of_students_t(degrees):
-    assert sweep_figures.t_quantile(degrees) == pytest.approx(stats.t.ppf(0.975, degrees), abs=5e-4)
+    assert t_quantile(degrees) == pytest.approx(stats.t.ppf(0.975, degrees), abs=5e-4)
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=40))
@@ -314,6 +327,7 @@ def test_confidence_intervals(values):
 
 def test_estimates_of_few_values():
     assert sweep_figures.estimate([3.0]) == {"mean": 3.0, "ci95": None}
+    assert sweep_figures.estimate([3.0], 0.5) == {"mean": 3.0, "ci95": 0.5}
     assert sweep_figures.estimate([3.0, None]) == sweep_figures.estimate([]) == {"mean": None, "ci95": None}
 
 
@@ -326,35 +340,9 @@ def test_differences_are_paired_by_seed(tmp_path):
     assert "difference_to_baseline" not in document["points"][0]
 
 
-@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=30))
-def test_the_front_is_what_nobody_beats(places):
-    keys = (sweep_figures.GAIN, sweep_figures.COST)
-    points = [
-        {"name": str(n), "figures": {key: {"mean": value} for key, value in zip(keys, place, strict=True)}}
-        for n, place in enumerate(places)
-    ]
-    sweep_figures._mark_front(points)
-    for (gain, cost), point in zip(places, points, strict=True):
-        better = [(g, c) for g, c in places if g >= gain and c <= cost and (g, c) != (gain, cost)]
-        assert point["pareto"] == (not better)
-        if better:
-            winner = int(point["dominated_by"])
-            assert places[winner] in better
-            assert points[winner]["pareto"]
-
-
-def test_points_without_figures_are_not_on_the_front():
-    points = [
-        {"name": "failed"},
-        {"name": "idle", "figures": {key: {"mean": None} for key in (sweep_figures.GAIN, sweep_figures.COST)}},
-    ]
-    sweep_figures._mark_front(points)
-    assert not any("pareto" in point for point in points)
-
-
 @pytest.mark.parametrize("width", [60, 80, 200])
 def test_tables_fit_the_screen(tmp_path, width):
-    document = sweep(small(["cluster.replicas=1,2", "cluster.devices_per_node=1,4"], 2), tmp_path, ProcessWorkers(2))
+    document = sweep(load_grid(None, CLOSED, ["cluster.replicas=1,2", LATE], 2), tmp_path, ProcessWorkers(2))
     screen = Console(width=width, no_color=True)
     with screen.capture() as captured:
         screen.print(sweep_report(document, screen))
@@ -362,8 +350,8 @@ def test_tables_fit_the_screen(tmp_path, width):
     assert max(map(len, text.splitlines())) <= width
     for heading in ("output tokens/s", "TTFT p99", "TPOT p99", "energy/token", "stability", "+-", "Pareto front"):
         assert heading in text
-    assert "differences to replicas=1,devices_per_node=4, paired by" in text
-    assert text.count("failed: replicas=1,devices_per_node=1") == 1
+    assert "differences to replicas=1,warmup_s=0.1, paired by" in text
+    assert text.count("failed: replicas=1,warmup_s=3600") == 1
 
 
 # -- the command
@@ -391,11 +379,11 @@ def test_the_command_prints_a_table_and_where_results_are(tmp_path):
 
 
 def test_the_command_ends_with_2_where_a_point_failed(tmp_path):
-    arguments = ["--grid", "cluster.devices_per_node=1,4", "--set", SMALL[0], "--out", str(tmp_path / "out"), "--json"]
+    arguments = ["--grid", LATE, "--set", CLOSED[0], "--out", str(tmp_path / "out"), "--json"]
     done = CliRunner().invoke(command(), ["sweep", *arguments])
     assert done.exit_code == 2
     assert json.loads(done.stdout) == json.loads((tmp_path / "out" / "sweep.json").read_text())
-    assert "error: 1 of 2 runs failed" in done.stderr
+    assert "error: 1 of 3 runs failed" in done.stderr
 
 
 SWEEP = """
@@ -452,16 +440,16 @@ def test_workers_end_with_a_sweep_that_is_killed(tmp_path):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_ray_gives_the_same_results(tmp_path):
-    grid = ("--grid", "cluster.devices_per_node=1,4", "--set", SMALL[0], "--json")
+    grid = ("--grid", LATE, "--set", CLOSED[0], "--json")
     process = start(tmp_path, *grid, "--on", "ray")
     out, err = process.communicate(timeout=150)
     assert process.returncode == 2, err
     assert err.count("\n") == 2, "only where the results are, and that a run failed"
     document = json.loads(out)
-    assert statuses(document) == ["failed", "done"]
-    assert "does not fit" in entries(document)[0]["error"]
-    folder = tmp_path / "out" / "devices_per_node=4" / "seed-0"
-    run(load_scenario(None, [*SMALL, "cluster.devices_per_node=4"]), tmp_path / "alone")
+    assert statuses(document) == ["failed", "done", "done"]
+    assert "leaves nothing to measure" in entries(document)[0]["error"]
+    folder = tmp_path / "out" / "warmup_s=0.1" / "seed-0"
+    run(load_scenario(None, [*CLOSED, "run.warmup_s=0.1"]), tmp_path / "alone")
     for name in ("requests.npy", "steps.npy", "scenario.yaml"):
         assert (folder / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
     summary = json.loads((folder / "summary.json").read_text())
