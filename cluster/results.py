@@ -169,6 +169,8 @@ def results_folder(out: Path | None, name: str, partial: Path | None = None) -> 
         partial: where to write until all is there, on the same file system; None for a hidden folder beside the target.
     """
     wanted = out if out is not None else Path("results") / name
+    if not wanted.name or wanted.name == "..":
+        raise InputError(str(wanted), "exists already; give another folder with --out")
     new_parents = [folder for folder in wanted.parents if not folder.exists()]  # nearest first
     try:
         wanted.parent.mkdir(parents=True, exist_ok=True)

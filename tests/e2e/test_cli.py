@@ -106,7 +106,7 @@ def test_quiet_prints_the_folder_only(pimserve_in):
 
 def test_saturation_is_said_beside_the_json(pimserve_in):
     overload = (
-        "workload={num_requests: 400, arrival: {process: poisson, rate_per_s: 500}, "
+        "workload={num_requests: 400, arrival: {process: poisson, rate_per_s: 100}, "
         "lengths: {input: {kind: fixed, tokens: 2000}, output: {kind: fixed, tokens: 100}}}"
     )
     done = pimserve_in("run", "--set", overload, "--set", "scheduler.max_num_seqs=16", "--json")
@@ -145,10 +145,11 @@ def runs(tmp_path_factory):
 def test_compare(pimserve_in, runs):
     shown = ok(pimserve_in("compare", runs / "a", runs / "b"))
     assert "B/A" in shown
-    assert re.search(r"^cluster.device.name +duplex +h100$", shown.strip().splitlines()[-1])
+    assert re.search(r"^cluster.device.name +duplex +h100$", shown, re.MULTILINE)
     document = strict_json(ok(pimserve_in("compare", runs / "a", runs / "b", "--json")))
     assert document["quantities"]["requests.total"]["ratios"] == [1.0, 1.0]
-    assert document["differences"] == {"cluster.device.name": ["duplex", "h100"]}
+    assert document["differences"]["cluster.device.name"] == ["duplex", "h100"]
+    assert all(path.startswith("cluster.device.") for path in document["differences"])
 
 
 def test_export(pimserve_in, runs, tmp_path):
