@@ -187,6 +187,8 @@ class Clock:
             if self.progress is not None:
                 self.progress(self._left)
             if last:
+                if self.fleet.concurrency is None:
+                    left = np.concatenate([left, self.table.reject_unseen(self.fleet.most_tokens)])
                 if self.control is not None:
                     ends_fs = [ledger.clock_fs for shard in self.shards for ledger in shard.ledgers()]
                     self.control.ended(self._view(left, max(ends_fs)))

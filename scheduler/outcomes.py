@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimserve.loadgen.spec import PS_PER_S
-from pimserve.scheduler.requests import NEVER, REJECTED
+from pimserve.scheduler.requests import NEVER, REJECTED, WAITING
 from pimserve.scheduler.slo import SloSpec
 
 MET, MISSED, CENSORED = 0, 1, 2
@@ -62,6 +62,11 @@ def outcomes(
         every = np.array(list(found.values()))
         found[ALL] = np.where((every == MISSED).any(axis=0), MISSED, every.max(axis=0)).astype(np.int8)
     return found
+
+
+def cut_off(columns: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
+    """Numbers of the requests that have arrived and not left, of a run that has ended."""
+    return np.flatnonzero((columns["status"] == WAITING) & (columns["arrival_ps"] != NEVER))
 
 
 def counts(found: Mapping[str, Outcomes]) -> dict[str, dict[str, int]]:

@@ -82,10 +82,15 @@ class RequestTable:
     def __getitem__(self, name: str) -> NDArray[Any]:
         return self.columns[name]
 
-    def reject_unseen(self, max_model_len: int) -> None:
-        """Reject prompts that leave no room for a token and that arrived, but were still in the queue at the end."""
+    def reject_unseen(self, max_model_len: int) -> NDArray[np.int64]:
+        """Reject prompts that leave no room for a token and that arrived, but were still in the queue at the end.
+
+        Returns:
+            Their numbers.
+        """
         late = (self["status"] == WAITING) & (self["input_tokens"] >= max_model_len)
         self["status"][late] = REJECTED
+        return np.flatnonzero(late)
 
     def insert(self, at: int, arrival_ps: NDArray[np.int64], more: RequestTable) -> None:
         """Put other requests, with those arrival times, before row `at`; whoever holds a view must take it anew."""

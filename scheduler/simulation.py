@@ -228,8 +228,6 @@ def simulate(
         if collecting:
             gc.enable()
     loop_s = time.perf_counter() - began
-    if fleet.concurrency is None:
-        table.reject_unseen(fleet.most_tokens)
     by_replica = {log.costs.replica: log for shard in shards for log in shard.logs}
     return _served(
         clock,

@@ -67,11 +67,29 @@ FAMILIES = (
     Family("pimserve_requests_arrived_total", "counter", "Requests that have arrived.", RUN),
     Family("pimserve_requests_total", "counter", "Requests that have left, by how.", (*RUN, "outcome")),
     Family(
+        "pimserve_admission_rejections_total",
+        "counter",
+        "Rejected requests, by what they are too long for: max_model_len, or the KV cache of a replica (kv_cache).",
+        (*RUN, "reason"),
+    ),
+    Family(
         "pimserve_slo_requests_total",
         "counter",
         "Requests that arrived in the measured window and have left, by whether they met the limit, or all limits;"
         " rejected ones missed it.",
         (*RUN, "slo", "result"),
+    ),
+    Family(
+        "pimserve_slo_censored_requests_total",
+        "counter",
+        "Measured requests that the end of the run cut off before it was known whether they meet the limit, or all.",
+        (*RUN, "slo"),
+    ),
+    Family(
+        "pimserve_run_stability",
+        "gauge",
+        "1 for the state of the run once it has ended: saturated, steady or too short to tell. 0 for all until then.",
+        (*RUN, "state"),
     ),
     Family("pimserve_slo_limit_seconds", "gauge", "Limit of the service-level objective.", (*RUN, "slo")),
     # Engines: replicas, in the words of vLLM.
@@ -93,7 +111,8 @@ FAMILIES = (
     Family(
         "pimserve_time_to_first_token_seconds",
         "histogram",
-        "First token minus arrival, of requests that arrived in the measured window and finished.",
+        "First token minus arrival, of requests that arrived in the measured window and finished; at the end of the"
+        " run, of those that it cut off too.",
         ENGINE,
         TTFT,
         "ttft_s",

@@ -13,12 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimserve.cluster.metrics.state import HANDOVER, Layout, RunMetrics
-from pimserve.device_models.plan import FS_PER_S
+from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
 from pimserve.loadgen.spec import PS_PER_S
 from pimserve.scheduler.control import Ledger, ReplicaState, RunView
 from pimserve.scheduler.handover import Link
-from pimserve.scheduler.requests import FINISHED, WAITING
+from pimserve.scheduler.outcomes import counts, cut_off, outcomes
+from pimserve.scheduler.requests import FINISHED, NEVER, REJECT_REASONS, REJECTED, WAITING
 from pimserve.scheduler.slo import SloSpec
+from pimserve.scheduler.stability import STATES, stability
 from pimserve.scheduler.window import MeasuredWindow
 
 Columns = Mapping[str, NDArray[Any]]
@@ -81,6 +83,11 @@ class MetricsFeed:
                 self._set("pimserve_actor_restarts_total", facts["recoveries"])
                 self._set("pimserve_audit_checks_total", facts["audited_spans"])
 
+    def end(self, view: RunView) -> None:
+        """Take in what the end of the run, which has been taken, leaves."""
+        with self._lock:
+            self._requests.end(view.table.columns, view.measured, view.now_fs // FS_PER_PS)
+
     def latest(self) -> RunMetrics:
         """The metrics as of the last window."""
         with self._lock:
@@ -132,6 +139,8 @@ class RequestMetrics:
         metrics = self._metrics
         done = left[columns["status"][left] == FINISHED]
         metrics.values["pimserve_requests_total"] += [len(done), len(left) - len(done)]
+        reasons = columns["reject_reason"][left[columns["status"][left] == REJECTED]]
+        metrics.values["pimserve_admission_rejections_total"] += np.bincount(reasons, minlength=len(REJECT_REASONS))[1:]
         replica, tokens = columns["replica"][done], columns["output_tokens"][done]
         engines = len(metrics.layout.engines)
         metrics.values["pimserve_engine_requests_total"] += np.bincount(replica, minlength=engines)
@@ -141,28 +150,33 @@ class RequestMetrics:
             self._count_handovers(self._handover, replica, columns["input_tokens"][done])
         self._observe("pimserve_request_prompt_tokens", self._rows[replica], columns["input_tokens"][done])
         self._observe("pimserve_request_generation_tokens", self._rows[replica], tokens)
-        measured = left[window.holds(columns, left)]
-        self._latencies(columns, measured[columns["status"][measured] == FINISHED], len(measured))
+        self._latencies(columns, left[window.holds(columns, left)], end_ps=0)
 
-    def _latencies(self, columns: Columns, done: NDArray[np.int64], measured: int) -> None:
-        """Latencies of requests that finished, and whether they met the SLO; all of `measured` requests may have."""
-        arrival, scheduled, first, finish = (
-            columns[f"{name}_ps"][done] for name in ("arrival", "first_scheduled", "first_token", "finish")
-        )
-        tokens = columns["output_tokens"][done].astype(np.int64)
-        several = tokens > 1
-        ttft = (first - arrival + self._frontend_ps) / PS_PER_S
-        e2e = (finish - arrival + self._frontend_ps) / PS_PER_S
-        tpot = np.zeros(len(done))
-        tpot[several] = (finish - first)[several] / PS_PER_S / (tokens[several] - 1)
-        row = self._rows[columns["replica"][done]]
-        self._observe("pimserve_time_to_first_token_seconds", row, ttft)
-        self._observe("pimserve_time_per_output_token_seconds", row[several], tpot[several])
-        self._observe("pimserve_e2e_request_latency_seconds", row, e2e)
-        self._observe("pimserve_request_queue_time_seconds", row, (scheduled - arrival) / PS_PER_S)
-        self._observe("pimserve_request_prefill_time_seconds", row, (first - scheduled) / PS_PER_S)
-        self._observe("pimserve_request_decode_time_seconds", row, (finish - first) / PS_PER_S)
-        self._count_slo(measured, {"ttft": ttft, "tpot": tpot, "e2e": e2e})
+    def end(self, columns: Columns, window: MeasuredWindow, end_ps: int) -> None:
+        """Take in what is known of the requests that the end of the run has cut off, and its state."""
+        rest = cut_off(columns)
+        self._latencies(columns, rest[window.holds(columns, rest)], end_ps)
+        state = stability(columns, window, end_ps).state
+        self._metrics.values["pimserve_run_stability"][:] = [each == state for each in STATES]
+
+    def _latencies(self, columns: Columns, requests: NDArray[np.int64], end_ps: int) -> None:
+        """Latencies of requests that have left, or that the end of the run has cut off; whether they met the SLO."""
+        times = (columns[f"{name}_ps"][requests] for name in ("arrival", "first_scheduled", "first_token", "finish"))
+        arrival, scheduled, first, finish = times
+        tokens = columns["output_tokens"][requests].astype(np.int64)
+        row = self._rows[columns["replica"][requests]]
+        started, done, admitted = first != NEVER, finish != NEVER, scheduled != NEVER
+        several = done & (tokens > 1)
+        for name, which, value in (
+            ("time_to_first_token", started, (first - arrival + self._frontend_ps) / PS_PER_S),
+            ("time_per_output_token", several, (finish - first) / PS_PER_S / np.maximum(tokens - 1, 1)),
+            ("e2e_request_latency", done, (finish - arrival + self._frontend_ps) / PS_PER_S),
+            ("request_queue_time", admitted, (scheduled - arrival) / PS_PER_S),
+            ("request_prefill_time", started, (first - scheduled) / PS_PER_S),
+            ("request_decode_time", done, (finish - first) / PS_PER_S),
+        ):
+            self._observe(f"pimserve_{name}_seconds", row[which], value[which])
+        self._count_slo(counts(outcomes(columns, requests, self._slo, frontend_ps=self._frontend_ps, end_ps=end_ps)))
 
     def _count_handovers(self, link: Link, replica: NDArray[Any], tokens: NDArray[Any]) -> None:
         """Whoever finished in the decode pool brought the KV cache of its prompt there."""
@@ -172,22 +186,13 @@ class RequestMetrics:
         for engine, index in self._brought.items():
             self._metrics.values["pimserve_link_bytes_total"][index] += brought[engine]
 
-    def _count_slo(self, measured: int, latencies: Mapping[str, NDArray[np.float64]]) -> None:
-        """Met and missed; whoever was rejected has missed every limit."""
-        values = self._metrics.values["pimserve_slo_requests_total"]
-        if not len(values):
-            return
-        good = np.ones(len(latencies["ttft"]), bool)
-        met = {}
-        for name, latency in latencies.items():
-            limit = getattr(self._slo, f"{name}_s")
-            if limit is not None:
-                held = latency <= limit
-                good &= held
-                met[name] = int(held.sum())
-        met["all"] = int(good.sum())
-        for index, (_, slo, result) in enumerate(self._metrics.layout.keys["pimserve_slo_requests_total"]):
-            values[index] += met[slo] if result == "met" else measured - met[slo]
+    def _count_slo(self, found: Mapping[str, Mapping[str, int]]) -> None:
+        """Met, missed and censored, by limit."""
+        values, keys = self._metrics.values, self._metrics.layout.keys
+        for index, (_, slo, result) in enumerate(keys["pimserve_slo_requests_total"]):
+            values["pimserve_slo_requests_total"][index] += found[slo][result]
+        for index, (_, slo) in enumerate(keys["pimserve_slo_censored_requests_total"]):
+            values["pimserve_slo_censored_requests_total"][index] += found[slo]["censored"]
 
     def _observe(self, name: str, row: NDArray[np.int64], samples: NDArray[Any]) -> None:
         counts, edges = self._metrics.counts[name], self._metrics.layout.bounds[name]

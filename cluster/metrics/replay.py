@@ -52,13 +52,16 @@ def replay(
     gone = gone[np.argsort(left_ps[gone], kind="stable")]
     logs = [ReplicaProgress(history, replica) for replica in range(len(history.spans))]
     states = _States(history, metrics, columns)
-    begin = 0
+    begin, ended = 0, False
     for time_s in times_s:
         now_ps = round(time_s * PS_PER_S)
         last = time_s >= history.end_s
         end = len(gone) if last else int(np.searchsorted(left_ps[gone], now_ps, side="right"))
         taken.add(columns, gone[begin:end], history.measured)
         begin = end
+        if last and not ended:
+            taken.end(columns, history.measured, now_ps)
+            ended = True
         ledgers.set([log.until(now_ps, last=last) for log in logs], round(time_s * FS_PER_S))
         states.at(now_ps)
         values = metrics.values

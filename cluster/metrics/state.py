@@ -23,6 +23,8 @@ from pimserve.device_models.plan import HOST, LINK
 from pimserve.errors import InputError
 from pimserve.scheduler.fleet import DECODE
 from pimserve.scheduler.handover import Link
+from pimserve.scheduler.requests import REJECT_REASONS
+from pimserve.scheduler.stability import STATES
 
 HANDOVER = "handover"  # of KV caches, among the operators that use links
 MOST_ENGINES = 64  # of which histograms are kept apart
@@ -230,6 +232,9 @@ def _layout(
     own: dict[str, Keys] = {
         "pimserve_run_info": (info,),
         "pimserve_requests_total": tuple((run_id, outcome) for outcome in ("finished", "rejected")),
+        "pimserve_admission_rejections_total": tuple((run_id, reason) for reason in REJECT_REASONS if reason),
+        "pimserve_slo_censored_requests_total": tuple((run_id, slo) for slo in [*slos, *(["all"] if slos else [])]),
+        "pimserve_run_stability": tuple((run_id, state) for state in STATES),
         "pimserve_slo_requests_total": tuple(
             (run_id, slo, result) for slo in [*slos, *(["all"] if slos else [])] for result in ("met", "missed")
         ),

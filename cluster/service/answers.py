@@ -16,7 +16,10 @@ ENDED = ("finished", "failed", "cancelled")
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run is; counts of requests, steps and windows."""
+    """How far a run is; counts of requests, steps and windows.
+
+    `stability`, once it has finished, is saturated, steady or too short to tell.
+    """
 
     simulated_s: float
     requests: int
@@ -27,6 +30,7 @@ class Progress:
     waiting: int
     steps: int
     windows: int
+    stability: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +95,10 @@ class Replicas:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request's life: `state` is expected, waiting, prefill, decode, finished or rejected."""
+    """A request's life: `state` is expected, waiting, prefill, decode, finished or rejected.
+
+    `reject_reason` is what it is too long for: max_model_len or kv_cache.
+    """
 
     simulated_s: float
     request: int
@@ -104,6 +111,7 @@ class Request:
     first_token_s: float | None
     finish_s: float | None
     preemptions: int | None
+    reject_reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +127,8 @@ class Latency:
 class Latencies:
     """Latencies by name (ttft, tpot, e2e, queue, itl), and of the requests that left how many met the SLO.
 
+    `censored` requests are those that the end of the run cut off before that was known.
+
     They are of what is measured: from `measured_from_s`, the end of the warm-up, until `measured_until_s`, None where
     all that comes counts.
     """
@@ -131,6 +141,7 @@ class Latencies:
     good: int
     attainment: float | None
     limits_s: dict[str, float]
+    censored: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from pimserve.cluster.metrics.feed import MetricsFeed
 from pimserve.cluster.pace import Pacer
 from pimserve.cluster.service.latencies import RunningLatencies
-from pimserve.device_models.plan import FS_PER_S
+from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
 from pimserve.errors import PimserveError
 from pimserve.scheduler.control import Ledger, ReplicaState, RunCancelledError, RunView
+from pimserve.scheduler.outcomes import cut_off
 from pimserve.scheduler.requests import FINISHED, WAITING
 from pimserve.scheduler.window import MeasuredWindow
 
@@ -210,6 +211,8 @@ class LiveControl:
             self.latencies.set_gaps(ledger.itl for ledger in ledgers)
         if self.metrics is not None:
             self.metrics.take(view, ledgers)
+            if last:
+                self.metrics.end(view)
         left = view.left
         if self.snapshot is None:  # fresh, or continued: then others have left before
             left = np.flatnonzero(view.table["status"] != WAITING)
@@ -218,6 +221,10 @@ class LiveControl:
             self._finished += finished
             self._rejected += len(left) - finished
             self.latencies.add(view.table.columns, left[view.measured.holds(view.table.columns, left)])
+        if last:
+            rest = cut_off(view.table.columns)
+            mine = rest[view.measured.holds(view.table.columns, rest)]
+            self.latencies.add(view.table.columns, mine, view.now_fs // FS_PER_PS)
 
     def _publish(self, view: RunView) -> None:
         self.snapshot = Snapshot(

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimserve.device_models.plan import FS_PER_PS
-from pimserve.loadgen.spec import PS_PER_S
 from pimserve.scheduler.histogram import DurationHistogram
-from pimserve.scheduler.requests import FINISHED
+from pimserve.scheduler.outcomes import ALL, CENSORED, MET, MISSED, outcomes
+from pimserve.scheduler.requests import NEVER, REJECTED
 from pimserve.scheduler.slo import SloSpec
 
 _OF_REQUESTS = ("ttft", "tpot", "e2e", "queue")
@@ -36,7 +36,7 @@ class RunningLatencies:
         self._frontend_ps = frontend_ps
         self._lock = threading.Lock()
         self._histograms = {name: DurationHistogram() for name in NAMES}
-        self._left = self._good = 0
+        self._left = self._good = self._censored = 0
 
     def set_gaps(self, gaps: Iterable[DurationHistogram]) -> None:
         """Take over the gaps between tokens so far, of all replicas."""
@@ -44,34 +44,33 @@ class RunningLatencies:
         with self._lock:
             self._histograms["itl"] = merged
 
-    def add(self, columns: Columns, left: NDArray[np.int64]) -> None:
-        """Take in requests, by their numbers, that finished or were rejected."""
-        done = left[columns["status"][left] == FINISHED]
-        arrival, scheduled, first, finish = (
-            columns[f"{name}_ps"][done] for name in ("arrival", "first_scheduled", "first_token", "finish")
-        )
-        gaps = columns["output_tokens"][done].astype(np.int64) - 1
-        several = gaps > 0
+    def add(self, columns: Columns, requests: NDArray[np.int64], end_ps: int = 0) -> None:
+        """Take in requests, by their numbers, that finished or were rejected.
+
+        At the end of the run, `end_ps`, those as well that it has cut off.
+        """
+        times = (columns[f"{name}_ps"][requests] for name in ("arrival", "first_scheduled", "first_token", "finish"))
+        arrival, scheduled, first, finish = times
+        gaps = columns["output_tokens"][requests].astype(np.int64) - 1
+        admitted, started, done = scheduled != NEVER, first != NEVER, finish != NEVER
+        several = done & (gaps > 0)
         ttft, e2e = first - arrival + self._frontend_ps, finish - arrival + self._frontend_ps
-        streamed = finish - first
-        good = np.ones(len(done), bool)
-        slo = self.slo
-        if slo.ttft_s is not None:
-            good &= ttft / PS_PER_S <= slo.ttft_s
-        if slo.tpot_s is not None:
-            good[several] &= streamed[several] / PS_PER_S / gaps[several] <= slo.tpot_s
-        if slo.e2e_s is not None:
-            good &= e2e / PS_PER_S <= slo.e2e_s
+        found = outcomes(columns, requests, self.slo, frontend_ps=self._frontend_ps, end_ps=end_ps)
+        judged = found.get(
+            ALL, np.where(done, MET, np.where(columns["status"][requests] == REJECTED, MISSED, CENSORED))
+        )
+        met, missed, censored = np.bincount(judged, minlength=3).tolist()
         with self._lock:
-            self._left += len(left)
-            self._good += int(good.sum())
-            self._add("ttft", _fs(ttft))
-            self._add("tpot", _fs(streamed[several]) // gaps[several])
-            self._add("e2e", _fs(e2e))
-            self._add("queue", _fs(scheduled - arrival))
+            self._left += met + missed
+            self._good += met
+            self._censored += censored
+            self._add("ttft", _fs(ttft[started]))
+            self._add("tpot", _fs((finish - first)[several]) // gaps[several])
+            self._add("e2e", _fs(e2e[done]))
+            self._add("queue", _fs((scheduled - arrival)[admitted]))
 
     def document(self, percentiles: tuple[float, ...]) -> dict[str, Any]:
-        """Per latency: count, mean and percentiles, s; and of the SLO: how many left, how many met every limit."""
+        """Per latency: count, mean and percentiles, s; and of the SLO: of how many it is known, how many met it."""
         with self._lock:
             latencies = {
                 name: {
@@ -81,7 +80,8 @@ class RunningLatencies:
                 }
                 for name, histogram in self._histograms.items()
             }
-            return {"latencies": latencies, "left": self._left, "good": self._good, "limits": self.slo.limits()}
+            slo = {"left": self._left, "good": self._good, "censored": self._censored, "limits": self.slo.limits()}
+            return {"latencies": latencies, **slo}
 
     def _add(self, name: str, durations_fs: NDArray[np.int64]) -> None:
         if len(durations_fs):

@@ -11,7 +11,7 @@ from pimserve.cluster.service.latencies import RunningLatencies
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
 from pimserve.loadgen.spec import PS_PER_S
 from pimserve.scheduler.control import Ledger
-from pimserve.scheduler.requests import FINISHED, REJECTED
+from pimserve.scheduler.requests import FINISHED, REJECT_REASONS, REJECTED
 from pimserve.v1 import scheduler_pb2, simulation_pb2
 
 PERCENTILES = (50.0, 90.0, 99.0)
@@ -86,6 +86,7 @@ def life(snapshot: Snapshot, request: int) -> scheduler_pb2.DescribeRequestRespo
         first_token_s=first_token,
         finish_s=finish,
         preemptions=row["preemptions"] if finish is not None else None,
+        reject_reason=(REJECT_REASONS[row["reject_reason"]] if state == scheduler_pb2.REQUEST_STATE_REJECTED else None),
     )
 
 
@@ -137,7 +138,11 @@ def latencies_of(
             for name, latency in found["latencies"].items()
         ],
         slo=scheduler_pb2.SloAttainment(
-            left=left, good=good, attainment=good / left if limits and left else None, limits_s=limits
+            left=left,
+            good=good,
+            attainment=good / left if limits and left else None,
+            limits_s=limits,
+            censored=found["censored"],
         ),
     )
 

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pimserve.cluster.figures import ABSENT, count, figure, named, scaled, share
+from pimserve.cluster.figures import ABSENT, TOO_LONG, count, figure, named, scaled, share
 from pimserve.cluster.service.answers import Latencies, Ledgers, Placement, Replicas, Request, Run
 
 _MOST_REPLICAS = 40  # rows; --json has all
@@ -24,6 +24,8 @@ def run_line(run: Run) -> str:
         parts.append(f"{figure(progress.simulated_s)} s simulated")
         parts.append(f"{count(progress.finished + progress.rejected)} of {count(progress.requests)} requests done")
         parts.append(f"{count(progress.steps)} steps")
+        if progress.stability is not None:
+            parts.append(progress.stability)
     if run.restarts:
         parts.append(f"restarted {run.restarts} times")
     return ", ".join(parts)
@@ -106,13 +108,16 @@ def slo_line(found: Latencies) -> str:
     limits = ", ".join(
         f"{named(name.removesuffix('_s'))} {scaled(limit, 's')}" for name, limit in found.limits_s.items()
     )
-    return f"SLO ({limits}): {share(found.attainment)} of {count(found.left)} requests"
+    censored = f", {count(found.censored)} censored" if found.censored else ""
+    return f"SLO ({limits}): {share(found.attainment)} of {count(found.left)} requests{censored}"
 
 
 def request_page(found: Request) -> RenderableType:
     """One request's life."""
     table = _table(f"request {found.request}", "")
     table.add_row("state", found.state)
+    if found.reject_reason is not None:
+        table.add_row("reason", TOO_LONG[found.reject_reason])
     table.add_row("tokens in, out", f"{count(found.input_tokens)}, {count(found.output_tokens)}")
     table.add_row("replica", ABSENT if found.replica is None else f"{found.replica}")
     for label, time_s in (

@@ -158,6 +158,7 @@ def _finished(summary: dict[str, Any]) -> dict[str, Any]:
             "rejected": requests["rejected"],
             "waiting": requests["unfinished"],
             "steps": summary["batch"]["steps"],
+            "stability": summary["stability"],
         },
     }
 

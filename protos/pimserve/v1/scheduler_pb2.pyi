@@ -173,6 +173,7 @@ class DescribeRequestResponse(google.protobuf.message.Message):
     FIRST_TOKEN_S_FIELD_NUMBER: builtins.int
     FINISH_S_FIELD_NUMBER: builtins.int
     PREEMPTIONS_FIELD_NUMBER: builtins.int
+    REJECT_REASON_FIELD_NUMBER: builtins.int
     simulated_s: builtins.float
     request: builtins.int
     state: global___RequestState.ValueType
@@ -185,6 +186,8 @@ class DescribeRequestResponse(google.protobuf.message.Message):
     finish_s: builtins.float
     preemptions: builtins.int
     """Once it has finished."""
+    reject_reason: builtins.str
+    """Of a rejected request, what it is too long for: max_model_len or kv_cache."""
     def __init__(
         self,
         *,
@@ -199,9 +202,10 @@ class DescribeRequestResponse(google.protobuf.message.Message):
         first_token_s: builtins.float | None = ...,
         finish_s: builtins.float | None = ...,
         preemptions: builtins.int | None = ...,
+        reject_reason: builtins.str | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_arrival_s", b"_arrival_s", "_finish_s", b"_finish_s", "_first_scheduled_s", b"_first_scheduled_s", "_first_token_s", b"_first_token_s", "_preemptions", b"_preemptions", "_replica", b"_replica", "arrival_s", b"arrival_s", "finish_s", b"finish_s", "first_scheduled_s", b"first_scheduled_s", "first_token_s", b"first_token_s", "preemptions", b"preemptions", "replica", b"replica"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_arrival_s", b"_arrival_s", "_finish_s", b"_finish_s", "_first_scheduled_s", b"_first_scheduled_s", "_first_token_s", b"_first_token_s", "_preemptions", b"_preemptions", "_replica", b"_replica", "arrival_s", b"arrival_s", "finish_s", b"finish_s", "first_scheduled_s", b"first_scheduled_s", "first_token_s", b"first_token_s", "input_tokens", b"input_tokens", "output_tokens", b"output_tokens", "preemptions", b"preemptions", "replica", b"replica", "request", b"request", "simulated_s", b"simulated_s", "state", b"state"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_arrival_s", b"_arrival_s", "_finish_s", b"_finish_s", "_first_scheduled_s", b"_first_scheduled_s", "_first_token_s", b"_first_token_s", "_preemptions", b"_preemptions", "_reject_reason", b"_reject_reason", "_replica", b"_replica", "arrival_s", b"arrival_s", "finish_s", b"finish_s", "first_scheduled_s", b"first_scheduled_s", "first_token_s", b"first_token_s", "preemptions", b"preemptions", "reject_reason", b"reject_reason", "replica", b"replica"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_arrival_s", b"_arrival_s", "_finish_s", b"_finish_s", "_first_scheduled_s", b"_first_scheduled_s", "_first_token_s", b"_first_token_s", "_preemptions", b"_preemptions", "_reject_reason", b"_reject_reason", "_replica", b"_replica", "arrival_s", b"arrival_s", "finish_s", b"finish_s", "first_scheduled_s", b"first_scheduled_s", "first_token_s", b"first_token_s", "input_tokens", b"input_tokens", "output_tokens", b"output_tokens", "preemptions", b"preemptions", "reject_reason", b"reject_reason", "replica", b"replica", "request", b"request", "simulated_s", b"simulated_s", "state", b"state"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_arrival_s", b"_arrival_s"]) -> typing.Literal["arrival_s"] | None: ...
     @typing.overload
@@ -212,6 +216,8 @@ class DescribeRequestResponse(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_first_token_s", b"_first_token_s"]) -> typing.Literal["first_token_s"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_preemptions", b"_preemptions"]) -> typing.Literal["preemptions"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_reject_reason", b"_reject_reason"]) -> typing.Literal["reject_reason"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_replica", b"_replica"]) -> typing.Literal["replica"] | None: ...
 
@@ -347,12 +353,17 @@ class SloAttainment(google.protobuf.message.Message):
     GOOD_FIELD_NUMBER: builtins.int
     ATTAINMENT_FIELD_NUMBER: builtins.int
     LIMITS_S_FIELD_NUMBER: builtins.int
+    CENSORED_FIELD_NUMBER: builtins.int
     left: builtins.int
-    """Requests that arrived in the measured window and are gone, finished or rejected."""
+    """Requests that arrived in the measured window and are gone, finished or rejected; at the end of the run also those
+    that it cut off and of which it is known whether they met every limit.
+    """
     good: builtins.int
-    """Those of them that finished and met every limit."""
+    """Those of them that met every limit."""
     attainment: builtins.float
     """good / left; not set without limits or requests."""
+    censored: builtins.int
+    """Requests that the end of the run cut off before it was known whether they meet every limit; not among `left`."""
     @property
     def limits_s(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.float]:
         """Limits in force, s."""
@@ -364,9 +375,10 @@ class SloAttainment(google.protobuf.message.Message):
         good: builtins.int = ...,
         attainment: builtins.float | None = ...,
         limits_s: collections.abc.Mapping[builtins.str, builtins.float] | None = ...,
+        censored: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_attainment", b"_attainment", "attainment", b"attainment"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_attainment", b"_attainment", "attainment", b"attainment", "good", b"good", "left", b"left", "limits_s", b"limits_s"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_attainment", b"_attainment", "attainment", b"attainment", "censored", b"censored", "good", b"good", "left", b"left", "limits_s", b"limits_s"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_attainment", b"_attainment"]) -> typing.Literal["attainment"] | None: ...
 
 global___SloAttainment = SloAttainment

@@ -108,6 +108,7 @@ class Progress(google.protobuf.message.Message):
     WAITING_FIELD_NUMBER: builtins.int
     STEPS_FIELD_NUMBER: builtins.int
     WINDOWS_FIELD_NUMBER: builtins.int
+    STABILITY_FIELD_NUMBER: builtins.int
     simulated_s: builtins.float
     requests: builtins.int
     arrived: builtins.int
@@ -117,6 +118,8 @@ class Progress(google.protobuf.message.Message):
     waiting: builtins.int
     steps: builtins.int
     windows: builtins.int
+    stability: builtins.str
+    """Once it has finished: saturated, steady, or too short to tell."""
     def __init__(
         self,
         *,
@@ -129,8 +132,11 @@ class Progress(google.protobuf.message.Message):
         waiting: builtins.int = ...,
         steps: builtins.int = ...,
         windows: builtins.int = ...,
+        stability: builtins.str | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["arrived", b"arrived", "finished", b"finished", "rejected", b"rejected", "requests", b"requests", "running", b"running", "simulated_s", b"simulated_s", "steps", b"steps", "waiting", b"waiting", "windows", b"windows"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_stability", b"_stability", "stability", b"stability"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_stability", b"_stability", "arrived", b"arrived", "finished", b"finished", "rejected", b"rejected", "requests", b"requests", "running", b"running", "simulated_s", b"simulated_s", "stability", b"stability", "steps", b"steps", "waiting", b"waiting", "windows", b"windows"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_stability", b"_stability"]) -> typing.Literal["stability"] | None: ...
 
 global___Progress = Progress
 

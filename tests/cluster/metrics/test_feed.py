@@ -19,8 +19,9 @@ EXAMPLES = Path(__file__).parents[3] / "examples"
 
 WINDOW_S = 3
 LINK_BYTES_PER_S = 450e9  # of Duplex, one way
+LIMITS = "slo={ttft_s: 0.02, tpot_s: 0.0039, e2e_s: 1}"
 CASES = {
-    "duplex": (None, ["cluster.replicas=2", "slo={ttft_s: 0.02, tpot_s: 0.0039, e2e_s: 1}"]),
+    "duplex": (None, ["cluster.replicas=2", LIMITS]),
     "warm-up": (None, ["run.warmup_s=5", "slo.ttft_s=0.02"]),
     "cool-down": (None, ["run={warmup_s: 2, cooldown_s: 8}", "slo.ttft_s=0.02"]),
     "measured": ("llama_h100_measured", []),
@@ -28,6 +29,9 @@ CASES = {
     "pools": ("prefill_decode_pools", ["slo={ttft_s: 0.2}", "run={warmup_s: 0}"]),
     "faults": ("faults", []),
     "closed": ("closed_loop", ["cluster.replicas=2", "run.warmup_s=1"]),
+    "cut off": (None, ["workload.arrival={process: poisson, rate_per_s: 15}", "run.max_time_s=18", LIMITS]),
+    "rejected": (None, ["scheduler.max_model_len=1000", "slo.ttft_s=0.02"]),
+    "closed and cut off": ("closed_loop", ["run.max_time_s=25", "run.warmup_s=0.2", LIMITS]),
 }
 
 
@@ -82,21 +86,30 @@ def test_in_the_end_metrics_say_what_the_summary_says(case, monkeypatch):
         summary["batch"]["steps"],
         summary["batch"]["steps"],
     )
-    slo = dict(
-        zip(
-            [key[1:] for key in last.layout.keys["pimserve_slo_requests_total"]],
-            values["pimserve_slo_requests_total"],
-            strict=True,
-        )
-    )
-    for name, share in summary["slo"]["met"].items():
-        met, missed = slo[name, "met"], slo[name, "missed"]
-        assert met + missed == summary["requests"]["measured"]
-        assert met / (met + missed) == share
-    if summary["slo"]["attainment"] is not None:
-        assert slo["all", "met"] / (slo["all", "met"] + slo["all", "missed"]) == summary["slo"]["attainment"]
+    outcomes_are_those_of(summary, last)
     latencies_are_those_of(summary, last)
     grows(seen, last)
+    assert not any(each.values["pimserve_run_stability"].any() for each in seen)
+
+
+def outcomes_are_those_of(summary, last):
+    def by_labels(family):
+        keys = [key[1:] for key in last.layout.keys[family]]
+        return dict(zip(keys, last.values[family].tolist(), strict=True))
+
+    told, slo = summary["slo"], by_labels("pimserve_slo_requests_total")
+    shares = told["met"] | ({"all": told["attainment"]} if told["limits"] else {})
+    for name, share in shares.items():
+        met, missed = slo[name, "met"], slo[name, "missed"]
+        assert met + missed == told["known"][name]
+        assert met + missed + told["censored"][name] == summary["requests"]["measured"]
+        assert met / (met + missed) == share
+    assert by_labels("pimserve_slo_censored_requests_total") == {(name,): n for name, n in told["censored"].items()}
+    reasons = {(reason,): n for reason, n in summary["requests"]["rejected_by_reason"].items()}
+    assert by_labels("pimserve_admission_rejections_total") == reasons
+    states = by_labels("pimserve_run_stability")
+    assert [state for (state,), value in states.items() if value] == [summary["stability"]]
+    assert set(states) == {("saturated",), ("steady",), ("too short to tell",)}
 
 
 def test_links_carry_what_the_tokens_ask_for_and_no_more_than_they_can(monkeypatch):

@@ -43,7 +43,11 @@ def test_in_the_end_it_is_what_live_metrics_say(case, tmp_path, monkeypatch):
     seen = [moment.copy() for moment in replay(history, "r", times)]
     summary, _, live, _ = watched(example, overrides)
     last = seen[-1]
+    assert last.values["pimserve_run_stability"].tolist() == live.values["pimserve_run_stability"].tolist()
+    gauges_differ = "cut off" in case  # live ones say who was still running
     for name, values in live.values.items():
+        if gauges_differ and not name.endswith("_total"):
+            continue
         if name not in ONLY_LIVE and not name.startswith(("pimserve_sim_", "pimserve_wall_", "pimserve_run_")):
             assert last.values[name] == pytest.approx(values, rel=1e-9), name
     for name, counts in live.counts.items():

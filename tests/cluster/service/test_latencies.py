@@ -7,8 +7,14 @@ from hypothesis import strategies as st
 
 from pimserve.cluster.run import serve
 from pimserve.cluster.scenario import load_scenario
+from pimserve.cluster.service.answers import latencies as answered
+from pimserve.cluster.service.answers import request as described
+from pimserve.cluster.service.control import LiveControl
 from pimserve.cluster.service.latencies import NAMES, RunningLatencies
+from pimserve.cluster.service.messages import latencies_of, life
+from pimserve.cluster.service.views import request_page, slo_line
 from pimserve.scheduler.requests import FINISHED, WAITING, RequestTable
+from pimserve.scheduler.simulation import Deployment
 from pimserve.scheduler.slo import SloSpec
 
 NOTHING = np.zeros(0, np.int64)
@@ -32,6 +38,39 @@ def test_they_are_those_of_the_summary():
     assert 0 < found["good"] < found["left"]
     assert found["good"] / found["left"] == summary["slo"]["attainment"]
     assert found["limits"] == summary["slo"]["limits"]
+
+
+def watched(*overrides):
+    """The summary of a run, and its control at the end."""
+    scenario = load_scenario(None, ["workload.num_requests=400", *overrides])
+    control = LiveControl(RunningLatencies(scenario.slo))
+    return serve(scenario, deployment=Deployment(control=control))[0], control
+
+
+@pytest.mark.parametrize("limits", ["slo={ttft_s: 0.02, tpot_s: 0.0043, e2e_s: 2}", "slo={ttft_s: 0.02}", "slo={}"])
+@pytest.mark.parametrize("stop", ["20", "60"])
+def test_of_a_run_that_is_cut_off_they_are_those_of_the_summary(limits, stop):
+    summary, control = watched(limits, f"run.max_time_s={stop}", "workload.arrival={process: poisson, rate_per_s: 20}")
+    found = answered(latencies_of(control.snapshot, control.latencies, (50, 99)))
+    assert (summary["requests"]["unfinished"] > 0) == (stop == "20")
+    for name in NAMES:
+        assert found.latencies[name].count == summary["latency_s"][name]["n"], name
+    assert found.attainment == summary["slo"]["attainment"]
+    if found.limits_s:
+        told = summary["slo"]
+        assert (found.left, found.censored) == (told["known"]["all"], told["censored"]["all"])
+        assert (f", {found.censored} censored" in slo_line(found)) == (found.censored > 0)
+
+
+def test_the_life_of_a_rejected_request_says_why():
+    _, control = watched("scheduler.max_model_len=1000", "workload.num_requests=40")
+    prompts = control.snapshot.columns["input_tokens"]
+    for number, tokens in enumerate(prompts.tolist()):
+        found = described(life(control.snapshot, number))
+        assert found.state == ("rejected" if tokens >= 1000 else "finished")
+        assert found.reject_reason == ("max_model_len" if tokens >= 1000 else None)
+    page = request_page(described(life(control.snapshot, int(np.argmax(prompts)))))
+    assert "longer than max_model_len" in [str(cell) for column in page.columns for cell in column.cells]
 
 
 def test_nothing_yet():

@@ -78,7 +78,9 @@ def test_replicas_and_placement(worker):
 def test_lives_of_requests_are_as_of_the_windows_end(worker):
     each = worker(*LONG, speed=50)
     started(each)
-    first = each.call("DescribeRequest", sched.DescribeRequestRequest(**ID, request=0))
+    zeroth = each.call("DescribeRequest", sched.DescribeRequestRequest(**ID, request=0))
+    assert (zeroth.state, zeroth.arrival_s) == (sched.REQUEST_STATE_PREFILL, 0)  # the clock starts with it
+    first = each.call("DescribeRequest", sched.DescribeRequestRequest(**ID, request=1))
     assert first.state == sched.REQUEST_STATE_EXPECTED
     assert first.HasField("arrival_s")
     assert not first.HasField("replica")
@@ -88,7 +90,7 @@ def test_lives_of_requests_are_as_of_the_windows_end(worker):
     each.call("Resume", sim.ResumeRequest(**ID))
     states = set()
     while first.state != sched.REQUEST_STATE_FINISHED:
-        first = each.call("DescribeRequest", sched.DescribeRequestRequest(**ID, request=0))
+        first = each.call("DescribeRequest", sched.DescribeRequestRequest(**ID, request=1))
         states.add(first.state)
         times = [getattr(first, f"{name}_s") for name in ("arrival", "first_scheduled", "first_token", "finish")]
         happened = [time for time in times if time]
