@@ -163,8 +163,7 @@ def results_folder(out: Path | None, name: str, partial: Path | None = None) -> 
     """Yield (folder to write into, folder that it becomes); nothing is left behind when the block fails.
 
     Args:
-        out: the folder, which must not exist, or be empty; None for the first of results/NAME, results/NAME-2, ... that
-            does not exist.
+        out: the folder, which must not exist; None for the first of results/NAME, results/NAME-2, ... that does not.
         name: of the run.
         partial: where to write until all is there, on the same file system; None for a hidden folder beside the target.
     """
@@ -244,26 +243,22 @@ def _locked(held: Path) -> int | None:
 def _hold(base: Path, *, again: bool) -> tuple[Path, Path, int]:
     """A free name, its hidden folder, and that one's lock; what a killed run left there is removed.
 
-    With `again`, NAME-2 and so on are tried, else an empty folder is free too.
+    With `again`, NAME-2 and so on are tried.
     """
-
-    def taken(target: Path) -> bool:
-        return target.exists() and (again or not target.is_dir() or any(target.iterdir()))
-
     for target in _numbered(base):
         held = _hidden(target)
-        while not taken(target):
+        while not target.exists():
             held.mkdir(exist_ok=True)
             lock = _locked(held)
             if lock is None:
                 break
-            if held.is_dir() and os.fstat(lock).st_ino == held.stat().st_ino and not taken(target):
+            if held.is_dir() and os.fstat(lock).st_ino == held.stat().st_ino and not target.exists():
                 for left in held.iterdir():
                     shutil.rmtree(left) if left.is_dir() else left.unlink()
                 return target, held, lock
             os.close(lock)  # another run was done between two lines of this one
         if not again:
-            why = "exists already" if taken(target) else "is being written by another run"
+            why = "exists already" if target.exists() else "is being written by another run"
             raise InputError(str(base), f"{why}; give another folder with --out")
     raise AssertionError("numbers do not end")
 

@@ -170,8 +170,7 @@ def run(
 
     Args:
         scenario: what to run.
-        out: the results folder, which must not exist or be empty; None for the first free one of results/NAME, NAME-2,
-            ...
+        out: the results folder, which must not exist; None for the first free one of results/NAME, NAME-2, ...
         progress: called now and then with (requests that have left, all requests).
         control: watches and changes the run while it goes.
         checkpoints: folder that keeps the run's state, from which it goes on if it was interrupted; empty again when

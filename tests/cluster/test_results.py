@@ -268,15 +268,6 @@ def test_an_empty_table_is_refused(tmp_path: Path) -> None:
         load_table(tmp_path, "requests")
 
 
-def test_an_empty_folder_is_free_and_a_used_one_is_not(tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    with results_folder(tmp_path / "out", "x") as (folder, target):
-        (folder / "file").touch()
-    assert [file.name for file in target.iterdir()] == ["file"]
-    with pytest.raises(InputError, match="exists already"), results_folder(target, "x"):
-        pass
-
-
 def test_what_a_killed_run_left_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     script = """
