@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pimserve.cluster.figures import named
 from pimserve.cluster.results import load_summary
@@ -175,24 +175,32 @@ def compare_runs(runs: tuple[Run, ...], settings: Sequence[Mapping[str, Any]]) -
     if len({str(_at(run.summary, "costs.setting") or "ideal") for run in runs}) > 1:
         unlike.pop("costs", None)
         unlike["the setting of their costs (ideal against measured)"] = None
-    if len({_has_passive(run.summary) for run in runs}) > 1:
-        unlike["whether energy includes passive power"] = None
-    unlike |= dict.fromkeys(_precisions([run.summary for run in runs]))
+    unlike |= dict.fromkeys(not_alike([likeness(run.summary) for run in runs]))
     return Comparison(runs, tuple(_quantities(runs)), differences, tuple(unlike))
 
 
-def _has_passive(summary: Summary) -> str:
-    """How much of the devices' passive power the energy holds."""
-    if _at(summary, "energy.passive_joules") is None:
-        return "none"
-    return "part" if _at(summary, "energy.passive_power") == "partly_known" else "all"
+class Likeness(NamedTuple):
+    """What decides, beside settings, whether a run compares with others: how much of the devices' passive power its
+    energy holds, and in what they hold weights and KV cache.
+    """
+
+    passive: str
+    precision: Mapping[str, str]
 
 
-def _precisions(summaries: Sequence[Summary]) -> Iterator[str]:
-    """Where runs hold weights or KV cache in different precision, and in which."""
-    of = [dict(precision(summary)) for summary in summaries]
-    for key in dict.fromkeys(key for each in of for key in each):
-        held = dict.fromkeys(each[key] for each in of if key in each)
+def likeness(summary: Summary) -> Likeness:
+    """Of one run."""
+    known = _at(summary, "energy.passive_joules") is not None
+    part = _at(summary, "energy.passive_power") == "partly_known"
+    return Likeness("none" if not known else "part" if part else "all", dict(precision(summary)))
+
+
+def not_alike(runs: Sequence[Likeness]) -> Iterator[str]:
+    """In what runs differ there."""
+    if len({run.passive for run in runs}) > 1:
+        yield "whether energy includes passive power"
+    for key in dict.fromkeys(key for run in runs for key in run.precision):
+        held = dict.fromkeys(run.precision[key] for run in runs if key in run.precision)
         if len(held) > 1:
             yield f"precision of {named(key)} ({' against '.join(held)})"
 

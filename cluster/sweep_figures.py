@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pimserve.cluster.compare import Likeness, likeness, not_alike
 from pimserve.cluster.figures import ABSENT
 from pimserve.cluster.sweep_fronts import axes_at, fixed_rate, front, why_not_on_a_front
 from pimserve.cluster.sweep_grid import Grid
@@ -56,6 +57,7 @@ class Outcome:
         warnings: all that the run has.
         why_not: why it is no candidate for a front; None if it is one.
         offered_requests_per_s: None in a closed loop.
+        likeness: what decides whether points compare.
     """
 
     figures: Mapping[str, Any]
@@ -63,6 +65,7 @@ class Outcome:
     warnings: tuple[str, ...]
     why_not: str | None
     offered_requests_per_s: float | None
+    likeness: Likeness
 
 
 def outcome_of(summary: Mapping[str, Any]) -> Outcome:
@@ -74,6 +77,7 @@ def outcome_of(summary: Mapping[str, Any]) -> Outcome:
         tuple(summary["warnings"]),
         why_not_on_a_front(summary),
         summary["offered_requests_per_s"],
+        likeness(summary),
     )
 
 
@@ -208,7 +212,7 @@ def sweep_document(
         "seeds": [run.seed for run in grid.points[0].runs],
         "baseline": None if baseline is None else grid.points[baseline].name,
         "pareto": _mark_front(points, fixed_rate([p.runs[0].scenario.workload for p in grid.points], offered)),
-        "warnings": _warnings(points),
+        "warnings": [*_unlike(grid, found), *_warnings(points)],
         "points": points,
     }
 
@@ -218,6 +222,7 @@ def _told(outcome: Outcome) -> dict[str, Any]:
     return {
         "figures": dict(outcome.figures),
         "ci95": dict(outcome.ci95),
+        "precision": dict(outcome.likeness.precision),
         "warnings": list(outcome.warnings),
         "not_on_front": outcome.why_not,
     }
@@ -230,6 +235,13 @@ def _why_not(outcomes: Sequence[Outcome]) -> str | None:
         return None
     text = "; ".join(dict.fromkeys(reasons))
     return text if len(outcomes) == 1 else f"{text} ({len(reasons)} of {len(outcomes)} runs)"
+
+
+def _unlike(grid: Grid, found: Mapping[tuple[int, int], Outcome]) -> list[dict[str, Any]]:
+    """In what the points do not compare, with all that are done."""
+    done = list(dict.fromkeys(grid.points[p].name for p, _ in sorted(found)))
+    differing = not_alike([found[key].likeness for key in sorted(found)])
+    return [{"warning": f"not like for like: the points differ in {what}", "points": done} for what in differing]
 
 
 def _warnings(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

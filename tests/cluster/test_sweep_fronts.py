@@ -295,3 +295,23 @@ def test_all_points_that_cannot_run_are_told():
 
 def test_figures_have_their_unit():
     assert {figure.unit for figure in sweep_figures.FIGURES} <= {"", "s", "J", "share", "state", "count"}
+
+
+def test_points_of_another_precision_or_without_passive_power_are_not_alike(tmp_path):
+    dense = ["model=gpt2-medium", "cluster.devices_per_node=1", "workload.num_requests=5", "output.steps=false"]
+    axes = ["cluster.device=h100,aimc-realistic", "costs.passive_power=true,false"]
+    document = sweep(load_grid(None, dense, axes, 1), tmp_path / "s", ProcessWorkers(1))
+    points = document["points"]
+    told = {each["warning"]: each["points"] for each in document["warnings"]}
+    begin = "not like for like: the points differ in "
+    assert [warning.removeprefix(begin) for warning in told if warning.startswith(begin)] == [
+        "whether energy includes passive power",
+        "precision of weights (fp16 against 5-bit)",
+        "precision of KV cache (fp16 against 8-bit)",
+    ]
+    assert told[f"{begin}whether energy includes passive power"] == [point["name"] for point in points]
+    assert [point["runs"][0]["precision"]["weights"] for point in points] == ["fp16"] * 2 + ["5-bit"] * 2
+    alike = load_grid(None, [*dense, "cluster.device=h100"], ["cluster.replicas=1,2"], 1)
+    assert not any(
+        "like for like" in each["warning"] for each in sweep(alike, tmp_path / "t", ProcessWorkers(1))["warnings"]
+    )
