@@ -117,6 +117,35 @@ _REQUESTS = Row(
             steps=((None, "red"), (0.9, "yellow"), (0.99, "green")),
         ),
         Panel("Simulated time", "s", "That has passed.", ((_TIME, "{{run_id}}"),), "stat", 8, 5),
+        Panel(
+            "Stability",
+            "short",
+            "Whether what came was served, 1 of the state that a run has once it has ended: steady; saturated, so that"
+            " latencies grow with the length of the run; or too short to tell. Empty until then.",
+            ((f"{total('pimserve_run_stability', by=('run_id', 'state'))} == 1", "{{run_id}}: {{state}}"),),
+            "stat",
+            8,
+            5,
+        ),
+        Panel(
+            "Rejected",
+            "short",
+            "Requests, by what they were too long for: max_model_len, or the KV cache of a replica.",
+            ((total("pimserve_admission_rejections_total", by=("run_id", "reason")), "{{reason}} {{run_id}}"),),
+            "stat",
+            8,
+            5,
+        ),
+        Panel(
+            "Censored",
+            "short",
+            "Measured requests that the end of the run cut off before it was known whether they meet all limits: not"
+            " part of the SLO attainment. Empty without limits.",
+            ((total("pimserve_slo_censored_requests_total", of=_ALL), "{{run_id}}"),),
+            "stat",
+            8,
+            5,
+        ),
     ),
 )
 

@@ -6,14 +6,23 @@ from panels import Board, Panel, Row
 from promql import OF_ENGINE, OF_RUN, growth, per_second, share
 
 _BUSY = "pimserve_device_busy_seconds_total"
+_BUSIEST = "pimserve_busiest_device_busy_seconds_total"
 _JOULES = "pimserve_device_energy_joules_total"
 _TOKENS = growth("pimserve_generation_tokens_total")
 
 
 def _mean(metric: str, label: str) -> str:
     """Growth per simulated second of each value of the label, mean of the replicas of a role."""
-    each = per_second(metric, of=OF_ENGINE, by=("run_id", "engine", "role", label))
-    return f"avg by (run_id, role, {label}) ({each})"
+    return f"avg by (run_id, role, {label}) ({_of_engines(metric, label)})"
+
+
+def _most(metric: str, label: str) -> str:
+    """The same, the largest of the replicas of a role."""
+    return f"max by (run_id, role, {label}) ({_of_engines(metric, label)})"
+
+
+def _of_engines(metric: str, label: str) -> str:
+    return per_second(metric, of=OF_ENGINE, by=("run_id", "engine", "role", label))
 
 
 _UNITS = Row(
@@ -22,9 +31,19 @@ _UNITS = Row(
         Panel(
             "Busy share of each unit",
             "percentunit",
-            "Of each device of a replica, which work in step; mean of the replicas chosen, by role: xPU, Logic-PIM and"
-            " links of Duplex; tiles, digital units and memories of crossbar chips. Units may work side by side.",
+            "Mean of the devices of a replica, and of the replicas chosen, by role: xPU, Logic-PIM and links of Duplex;"
+            " tiles, digital units and memories of crossbar chips. Units may work side by side.",
             ((_mean(_BUSY, "unit"), "{{unit}} {{role}} {{run_id}}"),),
+            width=8,
+            most=1,
+        ),
+        Panel(
+            "Busy share on the busiest device",
+            "percentunit",
+            "Of each unit, on the device of a replica where it has most to do; the most of the replicas chosen, by"
+            " role. What is far above the mean waits for one device.",
+            ((_most(_BUSIEST, "unit"), "{{unit}} {{role}} {{run_id}}"),),
+            width=8,
             most=1,
         ),
         Panel(
@@ -32,6 +51,7 @@ _UNITS = Row(
             "percentunit",
             "Share of simulated time by operator, mean of the replicas chosen, by role; the rest is idle.",
             ((_mean("pimserve_operator_time_seconds_total", "operator"), "{{operator}} {{role}} {{run_id}}"),),
+            width=8,
             stacked=True,
         ),
     ),
@@ -55,12 +75,12 @@ _LINKS = Row(
         Panel(
             "Bytes over links",
             "Bps",
-            "Sent by all devices of the replicas chosen per simulated second, by what was sent for; handover is of KV"
-            " caches from the prefill pool. Empty where each replica is one device.",
+            "Sent by all devices of the replicas chosen per simulated second, by what was sent for and by link;"
+            " handover is of KV caches from the prefill pool. Empty where each replica is one device.",
             (
                 (
                     per_second("pimserve_link_bytes_total", of=OF_ENGINE, by=("run_id", "role", "operator", "link")),
-                    "{{operator}} {{role}} {{run_id}}",
+                    "{{operator}} {{link}} {{role}} {{run_id}}",
                 ),
             ),
             stacked=True,

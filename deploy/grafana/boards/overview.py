@@ -91,7 +91,7 @@ _LATENCY = Row(
         Panel(
             "Time to first token",
             "s",
-            "From arrival to the first token, of requests that finished. Dashed: the limit, if there is one.",
+            "From arrival to the first token, of measured requests that finished. Dashed: the limit, if there is one.",
             (*percentiles("pimserve_time_to_first_token_seconds"), _limit("ttft")),
         ),
         Panel(
