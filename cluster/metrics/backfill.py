@@ -18,13 +18,14 @@ from pimserve.cluster.checkpoint import write_atomically
 from pimserve.cluster.history import History
 from pimserve.cluster.metrics.openmetrics import END, header, samples
 from pimserve.cluster.metrics.replay import replay
-from pimserve.cluster.metrics.state import MOST_ENGINES, metrics_of, run_id_of
+from pimserve.cluster.metrics.state import metrics_of, run_id_of
 from pimserve.cluster.whole_file import whole_file
 from pimserve.errors import InputError, shortened
 
 _NICE_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
 _MOST_MOMENTS = 720
-_USUAL_SAMPLES = 2_000_000  # of a run, where no interval is given; promtool takes half a minute for as many
+_USUAL_SAMPLES = 4_000_000  # of a run, where no interval is given; promtool takes half a minute for as many
+MOST_ENGINES_LOADED = 8  # of which histograms are kept apart: each has some 200 buckets at every moment
 _MOST_SAMPLES = 20_000_000
 _LEAST_S = 0.001  # between two moments: timestamps are to the millisecond, and of equal ones the later is lost
 _DAY_S = 86_400.0
@@ -48,7 +49,7 @@ class Part:
     times_s: tuple[float, ...]
 
 
-def parts_of(runs: Sequence[Path], interval_s: float | None, most_engines: int = MOST_ENGINES) -> list[Part]:
+def parts_of(runs: Sequence[Path], interval_s: float | None, most_engines: int = MOST_ENGINES_LOADED) -> list[Part]:
     """Runs to be written, each under the name of its folder.
 
     Args:
@@ -111,7 +112,9 @@ def epoch_of(text: str | None, parts: Sequence[Part]) -> float:
     return epoch_s
 
 
-def write(parts: Iterable[Part], epoch_s: float, target: IO[str], most_engines: int = MOST_ENGINES) -> dict[str, int]:
+def write(
+    parts: Iterable[Part], epoch_s: float, target: IO[str], most_engines: int = MOST_ENGINES_LOADED
+) -> dict[str, int]:
     """Write runs, one after the other, as OpenMetrics; returns how many samples each has.
 
     Args:
@@ -144,7 +147,7 @@ def write_file(parts: Iterable[Part], epoch_s: float, out: Path) -> dict[str, in
         return write(parts, epoch_s, target)
 
 
-def load(parts: Sequence[Part], epoch_s: float, into: Path, most_engines: int = MOST_ENGINES) -> dict[str, int]:
+def load(parts: Sequence[Part], epoch_s: float, into: Path, most_engines: int = MOST_ENGINES_LOADED) -> dict[str, int]:
     """Make blocks of runs in a data directory of Prometheus; returns how many samples each has.
 
     A Prometheus that runs there sees them within a minute.

@@ -79,7 +79,7 @@ _LATENCY = Row(
         Panel(
             f"{title}, p{percent}",
             "s",
-            "Of all samples since the beginning, to within a bucket.",
+            "Of all measured samples since the beginning, within 10 %.",
             ((quantile_of_all(percent, metric), "{{run_id}}"),),
             "bars",
             8,

@@ -57,6 +57,7 @@ RUNS = {
     "closed loop": ("closed_loop", ["cluster.replicas=3", "run.warmup_s=1"]),
     "faults": ("faults", []),
     "minutes in the queue, preempted": (None, PREEMPTIONS),
+    "cut off": (None, ["workload.arrival.rate_per_s=300", "run.max_time_s=0.9"]),
 }
 
 
