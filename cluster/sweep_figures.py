@@ -81,10 +81,15 @@ def outcome_of(summary: Mapping[str, Any]) -> Outcome:
     )
 
 
+def called(figure: Figure) -> str:
+    """What a figure is called in a sentence, where headings lean on their neighbours."""
+    return "output tokens/s per device" if figure.key == "output_tokens_per_s_per_device" else figure.heading
+
+
 def compared_by(document: Mapping[str, Any]) -> str:
     """By what the front of a sweep's document compares, for people."""
     keys = [axis["figure"] for axis in document["pareto"]["axes"]]
-    names = [figure.heading for figure in FIGURES if figure.key in keys]
+    names = [called(figure) for figure in FIGURES if figure.key in keys]
     return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)
 
 

@@ -14,7 +14,7 @@ from pimserve.cluster.report.fronts import Dot, pareto
 from pimserve.cluster.report.inputs import at, number, numbers
 from pimserve.cluster.report.svg import Picture, picture
 from pimserve.cluster.sweep import SCHEMA_VERSION, SWEEP_FILE
-from pimserve.cluster.sweep_figures import FIGURES, Figure, by_reason, compared_by, is_shown, state_text
+from pimserve.cluster.sweep_figures import FIGURES, Figure, by_reason, called, compared_by, is_shown, state_text
 from pimserve.cluster.sweep_fronts import ENERGY, THROUGHPUT, Axis, front
 from pimserve.cluster.sweep_grid import labels, shown, value_names
 from pimserve.errors import InputError
@@ -160,7 +160,7 @@ def _pareto(points: Sequence[Mapping[str, Any]], names: Sequence[str], across: A
         return None
     size, x_label = _axis(across, [dot.x for dot in dots])
     y_size, y_label = _axis(up, [dot.y for dot in dots])
-    title = f"{_FIGURE[up.key].heading} against {_FIGURE[across.key].heading}"
+    title = f"{called(_FIGURE[up.key])} against {called(_FIGURE[across.key])}"
     title = title[0].upper() + title[1:]
     on = [dot for dot in sorted(dots, key=lambda dot: dot.x) if dot.front]
     alt = f"{title} of {len(dots)} points. On the front: " + "; ".join(
@@ -179,11 +179,10 @@ def _estimate(point: Mapping[str, Any], axis: Axis) -> dict[str, float | None]:
 def _axis(axis: Axis, values: Sequence[float]) -> tuple[float, str]:
     """What one unit of an axis is, and its label."""
     each = _FIGURE[axis.key]
-    heading = "output tokens/s per device" if axis == THROUGHPUT else each.heading
     if each.unit not in {"s", "J"}:
-        return 1.0, heading
+        return 1.0, called(each)
     size, unit = scale(values, each.unit)
-    return size, f"{heading}, {unit}"
+    return size, f"{called(each)}, {unit}"
 
 
 def _table(

@@ -174,6 +174,7 @@ def test_overload_is_never_on_a_front(swept, tmp_path):
     with screen.capture() as captured:
         screen.print(sweep_report(document, screen))
     shown = " ".join(captured.get().split())
+    assert "better in one of output tokens/s per device, TTFT p99, TPOT p99 and energy/token, and" in shown
     for name in over:
         assert name in shown[shown.index("not on a front: ") :]
     page = write_report([folder], tmp_path / "out.html")
