@@ -276,7 +276,9 @@ class RunSpec(_Section):
         0.0, description="nor those that arrive in this time before the last arrival (open loop)"
     )
     max_time_s: Annotated[PositiveSeconds, _Clock] | None = Field(
-        None, description="simulated time after which no step starts; requests then unfinished are SLO misses"
+        None,
+        description="simulated time after which no step starts; requests then unfinished have "
+        "missed the limits that have passed, and are censored for the others",
     )
 
 

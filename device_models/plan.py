@@ -240,7 +240,10 @@ class CostPlan:
         for row in self.rows:
             found += row.energy.dram_const * self.data_parallel
             found += (row.energy.dram_per_row + row.energy.compute_per_row) * tokens
-        found += sum((term.dram_per_token + term.compute_per_token) * context for term in self.decode)
+        found += max(
+            sum((term.dram_per_token + term.compute_per_token) * context for term in way.terms)
+            for way in self.decode_ways
+        )
         for each in self.prefill:
             per_q, per_kv, per_pair = each.dram
             found += per_q * tokens + per_kv * context + (per_pair + each.compute_per_pair) * tokens * context

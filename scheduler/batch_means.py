@@ -74,8 +74,13 @@ def of_ratio(above: list[Floats], below: list[Floats]) -> float | None:
 
 def nearest_rank(samples: Floats, percent: float) -> float:
     """Nearest-rank percentile of one sample or more, in any order."""
-    rank = max(0, math.ceil(percent / 100 * len(samples)) - 1)
-    return float(np.partition(samples, rank)[rank])
+    place = nearest_place(len(samples), percent)
+    return float(np.partition(samples, place)[place])
+
+
+def nearest_place(n: int, percent: float) -> int:
+    """Where that percentile stands among n samples in ascending order, from 0."""
+    return max(0, math.ceil(percent / 100 * n) - 1)
 
 
 def _half_width(deviations: Floats) -> float:

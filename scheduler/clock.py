@@ -188,7 +188,7 @@ class Clock:
                 self.progress(self._left)
             if last:
                 if self.fleet.concurrency is None:
-                    left = np.concatenate([left, self.table.reject_unseen(self.fleet.most_tokens)])
+                    left = np.concatenate([left, self.table.reject_unseen()])
                 if self.control is not None:
                     ends_fs = [ledger.clock_fs for shard in self.shards for ledger in shard.ledgers()]
                     self.control.ended(self._view(left, max(ends_fs)))

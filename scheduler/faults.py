@@ -26,7 +26,7 @@ Kind = Literal["fail", "slow", "leave"]
 _FAULTS = 0xFA17  # of random streams: apart from those of arrivals, lengths and experts
 _Time = Field(le=MAX_TIME_S)
 _MANY = 10_000
-_MOST_FAILURES = math.log(1e4)
+_MOST_FAILURES = 1e4  # of a replica, in front of one prompt
 
 
 class FaultEvent(BaseModel):
@@ -97,8 +97,8 @@ class FaultSpec(BaseModel):
             return
         up_s = self.mtbf_s / devices
         up_share = (self.mtbf_s / (self.mtbf_s + self.repair_s)) ** devices
-        failures = longest_s / up_s - devices * math.log(self.mtbf_s / (self.mtbf_s + self.repair_s))  # logarithm
-        if failures < _MOST_FAILURES and failures + math.log(up_s) < math.log(horizon_s):
+        log_failures = longest_s / up_s - devices * math.log(self.mtbf_s / (self.mtbf_s + self.repair_s))
+        if log_failures < math.log(_MOST_FAILURES) and log_failures + math.log(up_s) < math.log(horizon_s):
             return
         raise InputError(
             "faults",

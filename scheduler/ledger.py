@@ -22,7 +22,7 @@ from pimserve.errors import PimserveError
 from pimserve.scheduler.attention import attention_columns, fastest
 from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.exact import exact_dot, exact_sum
-from pimserve.scheduler.steplog import IntArray, Rows, _row_counts, _row_time, _seen_total, by_way
+from pimserve.scheduler.steplog import IntArray, Rows, _row_counts, _row_time, _seen_total, count_decode
 
 ExpertsOf = Callable[[IntArray, IntArray], IntArray]
 _SUMS = ("steps", "busy_fs", "tokens", "outputs", "kv_blocks", "peak_kv_blocks", "_pipeline_prefill_fs")
@@ -153,21 +153,10 @@ class ReplicaLedger:
             self.energy_pj[term.category, "compute"] += energy.compute_per_row * processed
         return whole
 
-    def _decode(self, rows: Rows) -> None:
-        """Counts energy and unit time of decode attention."""
-        plan = self.costs.plan
-        for way, mine in by_way(plan, rows):
-            share = exact_dot(-(-mine.decodes // plan.data_parallel), mine.steps)
-            for term in way.terms:
-                total = _seen_total(mine, term.window_tokens)
-                self._unit_fs[term.unit] += term.slope * total + term.per_request * share
-                self.energy_pj["attention_decode", "dram"] += term.dram_per_token * total
-                self.energy_pj["attention_decode", "compute"] += term.compute_per_token * total
-
     def _attention(self, rows: Rows) -> IntArray:
         """Counts attention; returns its time in each span, (n,)."""
         plan = self.costs.plan
-        self._decode(rows)
+        count_decode(plan, rows, self._unit_fs, self.energy_pj)
         if plan.prefill:
             self._unit_fs[plan.prefill[0].unit] += exact_sum(rows.prefill_fs)
         # A span takes one way in all of its steps: the one that is fastest in their sum too.
@@ -235,7 +224,7 @@ class ReplicaLedger:
         if not even.all():  # at an end, two stations wait for equally long, and the log takes the first of them
             self._uneven(pipeline, Rows(*(column[~even] for column in rows)))
         self._loads(pipeline, rows)
-        self._decode(rows)
+        count_decode(self.costs.plan, rows, self._unit_fs, self.energy_pj)
         return np.asarray(n * pipeline.fixed_fs + slots + attention + wait)
 
     def _columns(self, pipeline: PipelineTerm, rows: Rows, context: IntArray) -> PipelineColumns:

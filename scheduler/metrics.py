@@ -47,6 +47,7 @@ from numpy.typing import NDArray
 from pimserve.device_models.operators import CATEGORIES
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S, HOST, PJ_PER_J
 from pimserve.loadgen.spec import PS_PER_S
+from pimserve.scheduler.batch_means import nearest_place
 from pimserve.scheduler.faults import Faults
 from pimserve.scheduler.fleet import DECODE, PREFILL, Pool
 from pimserve.scheduler.handover import HandoverFigures
@@ -67,7 +68,7 @@ _LATEST_PS = 2**63 - 1
 
 def percentile(ordered: NDArray[np.float64], percent: float) -> float:
     """Nearest-rank percentile of an ascending array of one element or more."""
-    return float(ordered[max(0, math.ceil(percent / 100 * len(ordered)) - 1)])
+    return float(ordered[nearest_place(len(ordered), percent)])
 
 
 def distribution(values: NDArray[np.float64]) -> dict[str, float | int | None]:

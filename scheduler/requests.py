@@ -82,13 +82,13 @@ class RequestTable:
     def __getitem__(self, name: str) -> NDArray[Any]:
         return self.columns[name]
 
-    def reject_unseen(self, max_model_len: int) -> NDArray[np.int64]:
-        """Reject prompts that leave no room for a token and that arrived, but were still in the queue at the end.
+    def reject_unseen(self) -> NDArray[np.int64]:
+        """Reject requests that no replica can serve and that arrived, but were still in the queue at the end.
 
         Returns:
             Their numbers.
         """
-        late = (self["status"] == WAITING) & (self["input_tokens"] >= max_model_len)
+        late = (self["status"] == WAITING) & (self["reject_reason"] != SERVABLE)
         self["status"][late] = REJECTED
         return np.flatnonzero(late)
 

@@ -35,6 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimserve.device_models.plan import FS_PER_PS
+from pimserve.scheduler.batch_means import t_quantile
 from pimserve.scheduler.requests import NEVER, REJECTED
 from pimserve.scheduler.window import MeasuredWindow
 
@@ -46,7 +47,7 @@ _BATCHES = 10
 _FEWEST = 30  # arrivals, three in a batch
 _TIMES_IN_SERVICE, _TIMES_IN_SYSTEM = 4, 5
 _GROWTH, _NO_GROWTH = 0.005, 0.04  # per arrival
-_T9, _T8 = 1.833, 2.306  # 95 % and 97.5 % quantiles of Student's t with 9 and 8 degrees of freedom
+_T9 = 1.833  # 95 % quantile of Student's t with 9 degrees of freedom
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,7 @@ def _judge(number: NDArray[np.int64], generations: float, times: float) -> tuple
         return growth, TOO_SHORT
     slope, slope_error = _regression(np.array([batch.mean() for batch in np.array_split(number, _BATCHES)]))
     per_arrival = _BATCHES / n
-    most = max(abs(growth), (abs(slope) + _T8 * slope_error) * per_arrival)
+    most = max(abs(growth), (abs(slope) + t_quantile(_BATCHES - 2) * slope_error) * per_arrival)
     return growth, STEADY if most < _NO_GROWTH else TOO_SHORT
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimserve.device_models.experts import FEATURES
-from pimserve.device_models.operators import CATEGORIES
+from pimserve.device_models.operators import CATEGORIES, Category
 from pimserve.device_models.operators import Rows as RowKind
 from pimserve.device_models.pipeline import PipelineColumns, PipelineTerm
 from pimserve.device_models.plan import (
@@ -161,6 +161,19 @@ def by_way(plan: CostPlan, rows: Rows) -> list[tuple[DecodeWay, Rows]]:
         return [(way, rows) for way in plan.decode_ways]
     taken = zip(plan.decode_ways, _taken(plan, rows), strict=True)
     return [(way, Rows(*(column[mask] for column in rows))) for way, mask in taken]
+
+
+def count_decode(
+    plan: CostPlan, rows: Rows, unit_fs: dict[str, int], energy_pj: dict[tuple[Category, str], int]
+) -> None:
+    """Add unit time, fs, and energy, pJ, of decode attention of some rows."""
+    for way, mine in by_way(plan, rows):
+        share = exact_dot(-(-mine.decodes // plan.data_parallel), mine.steps)
+        for term in way.terms:
+            total = _seen_total(mine, term.window_tokens)
+            unit_fs[term.unit] += term.slope * total + term.per_request * share
+            energy_pj["attention_decode", "dram"] += term.dram_per_token * total
+            energy_pj["attention_decode", "compute"] += term.compute_per_token * total
 
 
 class StepLog:
@@ -464,13 +477,7 @@ class StepLog:
     def _attention(self, rows: Rows, prefill_fs: int) -> None:
         """Energy and unit time of attention."""
         plan = self.costs.plan
-        for way, mine in by_way(plan, rows):
-            share = exact_dot(-(-mine.decodes // plan.data_parallel), mine.steps)
-            for term in way.terms:
-                total = _seen_total(mine, term.window_tokens)
-                self._unit_fs[term.unit] += term.slope * total + term.per_request * share
-                self.energy_pj["attention_decode", "dram"] += term.dram_per_token * total
-                self.energy_pj["attention_decode", "compute"] += term.compute_per_token * total
+        count_decode(plan, rows, self._unit_fs, self.energy_pj)
         if plan.prefill and plan.pipeline is None:
             self._unit_fs[plan.prefill[0].unit] += prefill_fs
         self.energy_pj["attention_prefill", "dram"] += exact_sum(rows.prefill_dram_pj)

@@ -91,16 +91,16 @@ def _warnings(document: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) 
     told += [(text(each, "warning"), at(each, "points")) for each in document["warnings"]]
     found = []
     for warning, names in told:
-        numbers = [_number_of(points, name) for name in names] if isinstance(names, list) else []
-        found.append(f"{_of_points(numbers, len(points))}: {warning}")
+        having = [_number_of(points, name) for name in names] if isinstance(names, list) else []
+        found.append(f"{_of_points(having, len(points))}: {warning}")
     return found
 
 
-def _of_points(numbers: Sequence[str], total: int) -> str:
-    if len(numbers) == total:
+def _of_points(having: Sequence[str], total: int) -> str:
+    if len(having) == total:
         return "all points"
-    more = f" and {len(numbers) - _MOST_NAMED} more" if len(numbers) > _MOST_NAMED else ""
-    return f"point{'s' if len(numbers) > 1 else ''} {', '.join(numbers[:_MOST_NAMED])}{more}"
+    more = f" and {len(having) - _MOST_NAMED} more" if len(having) > _MOST_NAMED else ""
+    return f"point{'s' if len(having) > 1 else ''} {', '.join(having[:_MOST_NAMED])}{more}"
 
 
 def _points_text(document: Mapping[str, Any], seeds: int) -> list[str]:

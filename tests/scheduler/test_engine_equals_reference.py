@@ -87,7 +87,7 @@ def run_engine(case: Case) -> tuple[Recorder, RequestTable, Engine]:
     engine.settle()
     log.flush()
     if closed is None:
-        table.reject_unseen(case.max_model_len)
+        table.reject_unseen()
     return log, table, engine
 
 
