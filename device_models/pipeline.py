@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +48,12 @@ class Station:
     rest: int = -1
     slack: int = 0
 
+    @property
+    def respects(self) -> tuple[float, ...]:
+        """In which it may have more to do than another."""
+        work = (self.per_token, self.per_output, self.per_request, *self.per_context)
+        return (*work, -self.rest, -self.slack)
+
     def work(self, tokens: int, outputs: int, requests: int, seen: Sequence[int]) -> int:
         """What these bring to the station."""
         work = self.per_token * tokens + self.per_output * outputs + self.per_request * requests
@@ -68,6 +75,12 @@ class Load:
     per_context: tuple[int, ...]
     prefill: tuple[int, int] = (0, 1)
 
+    @property
+    def respects(self) -> tuple[float, ...]:
+        """In which it may be more than another."""
+        work = (self.per_token, self.per_output, self.per_request, *self.per_context)
+        return (*work, self.prefill[0] / self.prefill[1])
+
     def busy_fs(self, tokens: int, outputs: int, requests: int, seen: Sequence[int]) -> int:
         """What these leave, without prefill attention."""
         busy = self.per_token * tokens + self.per_output * outputs + self.per_request * requests
@@ -79,22 +92,25 @@ class Load:
         return whole_fs * parts // of
 
 
-def undominated(loads: Iterable[Load]) -> tuple[Load, ...]:
-    """Loads of alike units without those that are in no respect above another; the largest is among the rest."""
-    found: list[Load] = []
-    for load in loads:
-        if any(_covers(other, load) for other in found):
+_Alike = TypeVar("_Alike", Station, Load)
+
+
+def undominated(alike: Iterable[_Alike]) -> list[_Alike]:
+    """Of alike stations or loads, those that another has not at least as much of in all respects.
+
+    Whatever passes through, the one with most to do is among them.
+    """
+    found: list[tuple[_Alike, tuple[float, ...]]] = []
+    for each in alike:
+        mine = each.respects
+        if any(_covers(theirs, mine) for _, theirs in found):
             continue
-        found = [kept for kept in found if not _covers(load, kept)] + [load]
-    return tuple(found)
+        found = [kept for kept in found if not _covers(mine, kept[1])] + [(each, mine)]
+    return [each for each, _ in found]
 
 
-def _covers(load: Load, other: Load) -> bool:
-    ours, theirs = (
-        (each.per_token, each.per_output, each.per_request, *each.per_context, each.prefill[0] / each.prefill[1])
-        for each in (load, other)
-    )
-    return all(a >= b for a, b in zip(ours, theirs, strict=True))
+def _covers(one: Sequence[float], other: Sequence[float]) -> bool:
+    return all(a >= b for a, b in zip(one, other, strict=True))
 
 
 @dataclass(frozen=True, slots=True)

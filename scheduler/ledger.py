@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pimserve.device_models.experts import FEATURES
-from pimserve.device_models.operators import CATEGORIES
+from pimserve.device_models.operators import CATEGORIES, Category
 from pimserve.device_models.pipeline import PipelineColumns, PipelineTerm
 from pimserve.device_models.plan import HOST, LINK
 from pimserve.device_models.routing import POOL_SIZE
@@ -58,7 +58,7 @@ class ReplicaLedger:
         self.kv_blocks = 0  # in use during the last step
         self.peak_kv_blocks = 0
         self.category_fs: dict[str, int] = dict.fromkeys(CATEGORIES, 0)
-        self.energy_pj: dict[tuple[str, str], int] = {
+        self.energy_pj: dict[tuple[Category, str], int] = {
             (category, kind): 0 for category in CATEGORIES for kind in ("dram", "compute")
         }
         links = () if plan.pipeline is not None else (LINK,)

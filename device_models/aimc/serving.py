@@ -10,8 +10,10 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pimserve.device_models.aimc.chip import Chip
 from pimserve.device_models.aimc.walk import AttentionSlopes, Walk
@@ -50,43 +52,37 @@ def plan_of(walk: Walk, chip: Chip, idle_gating: float = 1.0, *, in_turns: bool 
     )
 
 
+class _Work(NamedTuple):
+    """Work of every token on tiles and on digital units of chips, and what sampled ones bring on top, ps."""
+
+    tiles: NDArray[np.float64]
+    sampled_tiles: NDArray[np.float64]
+    digital: NDArray[np.float64]
+    sampled_digital: NDArray[np.float64]
+
+    @property
+    def most(self) -> int:
+        """The tile with most to do where prompts outweigh sampled tokens."""
+        return int(self.tiles.argmax())
+
+    @property
+    def busiest(self) -> int:
+        """The tile with most to do where every token is sampled."""
+        return int((self.tiles + self.sampled_tiles).argmax())
+
+
 def _pipeline(walk: Walk, chip: Chip, windows: Sequence[int | None]) -> PipelineTerm:
-    visits = walk.visits
     chain: dict[Category, float] = defaultdict(float, walk.chain_ps)
     chain["attention_decode"] += sum(each.exposed_ps[0] for each in walk.attention)
-    # Work of every token, and what sampled ones bring on top.
-    tiles = np.sum([part.tiles for part in walk.segments], axis=0)
-    sampled_tiles = walk.last.tiles + walk.head.tiles
-    digital = np.sum([part.digital for part in walk.segments], axis=0) / chip.digital_units
-    sampled_digital = (walk.last.digital + walk.head.digital) / chip.digital_units
-    mostly_experts: Category = "moe" if 2 * walk.expert_mvm_ps > tiles.sum() else "fc"
-    none = (0,) * len(windows)
-    busiest = int((tiles + sampled_tiles).argmax())
-
-    def tile(index: int) -> Station:
-        rest, slack = visits.rest[index], visits.slack[index]
-        return Station(
-            *(TILES, mostly_experts, _fs(tiles[index]), _fs(sampled_tiles[index]), 0, none),
-            visit=_fs(visits.longest.max()),  # wherever it is: the others follow at this distance
-            rest=_fs(min(rest, _NEVER_PS)),
-            slack=_fs(slack),
-        )
-
-    most = int(tiles.argmax())  # where prompts outweigh sampled tokens
-    stations = _undominated([tile(busiest), tile(most)])
-    stations += _undominated(
-        Station(DIGITAL, "fc", _fs(work), _fs(sampled), 0, none)
-        for work, sampled in zip(digital, sampled_digital, strict=True)
+    work = _Work(
+        np.sum([part.tiles for part in walk.segments], axis=0),
+        walk.last.tiles + walk.head.tiles,
+        np.sum([part.digital for part in walk.segments], axis=0) / chip.digital_units,
+        (walk.last.digital + walk.head.digital) / chip.digital_units,
     )
+    mostly_experts: Category = "moe" if 2 * walk.expert_mvm_ps > work.tiles.sum() else "fc"
     by_chip = [[each for each in walk.attention if each.chip == index] for index in range(chip.chips)]
-    stations += _undominated(_memory(group, windows) for group in by_chip if group)
-    stations += _undominated(_units(group, windows, chip) for group in by_chip if group)
-
-    def mean(whole: Station, prefill: tuple[int, int] = (0, 1)) -> Load:
-        per_context = tuple(each // chip.chips for each in whole.per_context)
-        per_token, per_request = whole.per_token // chip.chips, whole.per_request // chip.chips
-        return Load(whole.name, per_token, 0, per_request, per_context, prefill)
-
+    by_chip = [group for group in by_chip if group]
     alone = [part.busiest_ps(chip.digital_units) for part in walk.segments]
     # A second prompt is in one segment while the anchor is in the next.
     meeting = [(one + other).busiest_ps(chip.digital_units) for one, other in pairwise(walk.segments)]
@@ -94,40 +90,76 @@ def _pipeline(walk: Walk, chip: Chip, windows: Sequence[int | None]) -> Pipeline
         windows=tuple(windows),
         chain=tuple((category, _fs(time)) for category, time in chain.items()),
         chain_per_context=_by_window(walk.attention, windows, lambda each: each.exposed_ps[1]),
-        stations=tuple(stations),
+        stations=(
+            *_tiles_and_digital(walk, work, mostly_experts, len(windows)),
+            *undominated(_memory(group, windows) for group in by_chip),
+            *undominated(_units(group, windows, chip) for group in by_chip),
+        ),
         per_prompt_token=sum(_fs(each) for each in alone),
         per_second_prompt_token=sum(_fs(both - one) for both, one in zip(meeting, alone[1:], strict=True))
         + _fs(alone[-1]),
         prompt_category=mostly_experts,
-        loads=(
-            Load(TILES, _fs(tiles.mean()), _fs(sampled_tiles.mean()), 0, none),
-            Load(BUSIEST_TILE, _fs(tiles[most]), _fs(sampled_tiles[most]), 0, none),
-            Load(DIGITAL, _fs(digital.mean()), _fs(sampled_digital.mean()), 0, none),
-            mean(_units(walk.attention, windows, chip), prefill=(1, chip.chips)),
-            mean(_memory(walk.attention, windows)),
-        ),
+        loads=_mean_loads(walk, chip, windows, work),
         device_loads=(
-            *undominated(
-                Load(TILES, _fs(work), _fs(sampled), 0, none)
-                for work, sampled in zip(
-                    tiles.reshape(chip.chips, -1).mean(axis=1),
-                    sampled_tiles.reshape(chip.chips, -1).mean(axis=1),
-                    strict=True,
-                )
-            ),
-            *undominated(
-                Load(BUSIEST_TILE, _fs(tiles[index]), _fs(sampled_tiles[index]), 0, none) for index in (most, busiest)
-            ),
-            *undominated(
-                Load(DIGITAL, _fs(work), _fs(sampled), 0, none)
-                for work, sampled in zip(digital, sampled_digital, strict=True)
-            ),
-            *undominated(
-                _load(_units(group, windows, chip), (len(group), len(walk.attention))) for group in by_chip if group
-            ),
-            *undominated(_load(_memory(group, windows)) for group in by_chip if group),
+            *_device_loads(chip, work, len(windows)),
+            *undominated(_load(_units(group, windows, chip), (len(group), len(walk.attention))) for group in by_chip),
+            *undominated(_load(_memory(group, windows)) for group in by_chip),
         ),
     )
+
+
+def _tiles_and_digital(walk: Walk, work: _Work, tiles_are: Category, windows: int) -> list[Station]:
+    """The tiles that may be the busiest, and the digital units of chips."""
+    visits, none = walk.visits, (0,) * windows
+
+    def tile(index: int) -> Station:
+        rest, slack = visits.rest[index], visits.slack[index]
+        return Station(
+            *(TILES, tiles_are, _fs(work.tiles[index]), _fs(work.sampled_tiles[index]), 0, none),
+            visit=_fs(visits.longest.max()),  # wherever it is: the others follow at this distance
+            rest=_fs(min(rest, _NEVER_PS)),
+            slack=_fs(slack),
+        )
+
+    digital = (
+        Station(DIGITAL, "fc", _fs(each), _fs(sampled), 0, none)
+        for each, sampled in zip(work.digital, work.sampled_digital, strict=True)
+    )
+    return [*undominated([tile(work.busiest), tile(work.most)]), *undominated(digital)]
+
+
+def _mean_loads(walk: Walk, chip: Chip, windows: Sequence[int | None], work: _Work) -> tuple[Load, ...]:
+    """Of each unit, in the mean over the chips."""
+    none = (0,) * len(windows)
+
+    def mean(whole: Station, prefill: tuple[int, int] = (0, 1)) -> Load:
+        per_context = tuple(each // chip.chips for each in whole.per_context)
+        per_token, per_request = whole.per_token // chip.chips, whole.per_request // chip.chips
+        return Load(whole.name, per_token, 0, per_request, per_context, prefill)
+
+    return (
+        Load(TILES, _fs(work.tiles.mean()), _fs(work.sampled_tiles.mean()), 0, none),
+        Load(BUSIEST_TILE, _fs(work.tiles[work.most]), _fs(work.sampled_tiles[work.most]), 0, none),
+        Load(DIGITAL, _fs(work.digital.mean()), _fs(work.sampled_digital.mean()), 0, none),
+        mean(_units(walk.attention, windows, chip), prefill=(1, chip.chips)),
+        mean(_memory(walk.attention, windows)),
+    )
+
+
+def _device_loads(chip: Chip, work: _Work, windows: int) -> list[Load]:
+    """Of tiles and digital units, on the chips that may have most to do."""
+    none = (0,) * windows
+
+    def loads(unit: str, every: Iterable[float], sampled: Iterable[float]) -> list[Load]:
+        return undominated(Load(unit, _fs(a), _fs(b), 0, none) for a, b in zip(every, sampled, strict=True))
+
+    tiles, sampled_tiles = (each.reshape(chip.chips, -1).mean(axis=1) for each in (work.tiles, work.sampled_tiles))
+    candidates = [work.most, work.busiest]
+    return [
+        *loads(TILES, tiles, sampled_tiles),
+        *loads(BUSIEST_TILE, work.tiles[candidates], work.sampled_tiles[candidates]),
+        *loads(DIGITAL, work.digital, work.sampled_digital),
+    ]
 
 
 def _load(station: Station, prefill: tuple[int, int] = (0, 1)) -> Load:
@@ -175,34 +207,6 @@ def _by_window(
     group: Sequence[AttentionSlopes], windows: Sequence[int | None], of: Callable[[AttentionSlopes], float]
 ) -> tuple[int, ...]:
     return tuple(_fs(sum(of(each) for each in group if each.window == window)) for window in windows)
-
-
-def _undominated(stations: Iterable[Station]) -> list[Station]:
-    """Stations of chips without those that have no more work than another in any respect."""
-    found: list[Station] = []
-    for station in stations:
-        work = _as_work(station)
-        others = [_as_work(other) for other in found]
-        if any(all(a <= b for a, b in zip(work, other, strict=True)) for other in others):
-            continue
-        found = [
-            kept
-            for kept, other in zip(found, others, strict=True)
-            if not all(b <= a for a, b in zip(work, other, strict=True))
-        ]
-        found.append(station)
-    return found
-
-
-def _as_work(station: Station) -> tuple[int, ...]:
-    return (
-        station.per_token,
-        station.per_output,
-        station.per_request,
-        *station.per_context,
-        -station.rest,
-        -station.slack,
-    )
 
 
 def _energies(walk: Walk) -> tuple[RowTerm, ...]:
