@@ -1,11 +1,16 @@
-"""What must be read beside the figures of a run, each in a sentence: requests turned away or cut off, saturation."""
+"""What must be read beside the figures of a run, each in a sentence.
+
+Requests turned away or cut off, saturation; what is not known of devices, or not like others; power; faults.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
-from pimserve.cluster.figures import TOO_LONG, count, figure, share
+from pimserve.cluster.figures import TOO_LONG, count, figure, named, share
+from pimserve.cluster.pools import PlacedPool
 from pimserve.scheduler.stability import SATURATED
 
 _CUT_OFF = 0.01  # share of the requests from which on their absence shows in a latency's tail
@@ -27,6 +32,28 @@ def caveats(summary: Mapping[str, Any], limits_tokens: Mapping[str, int]) -> Ite
         yield _cut_off(summary)
     if summary["stability"] == SATURATED:
         yield _saturated(summary["in_system"])
+
+
+def caveats_of_devices(summary: Mapping[str, Any], pools: Sequence[PlacedPool]) -> Iterator[str]:
+    """What hangs on the devices: passive power and precision, more power than they are sold for, simulated faults.
+
+    Args:
+        summary: of a run.
+        pools: what it ran on.
+    """
+    energy, tdp, end_s = summary["energy"], summary["tdp_w"], summary["end_s"]
+    unknown = dict.fromkeys(pool.label for pool in pools if pool.replica.plan.passive is None)
+    if unknown and energy["passive_power"] != "left_out":
+        yield f"passive power of {' and '.join(unknown)} is not known: the energy is without it"
+    held = [asdict(pool.replica.precision) for pool in pools]
+    for key in held[0]:
+        if any(each[key] != held[0][key] for each in held):
+            yield f"{named(key)} of the pools differ in precision: {' and '.join(str(each[key]) for each in held)}"
+    if tdp and end_s and energy["joules"] > tdp * end_s:  # no limit of power slows devices down here
+        watts = energy["joules"] / end_s
+        yield f"mean power, {watts:,.0f} W, exceeds the devices' TDP, {tdp:,.0f} W: real ones would slow down"
+    if "faults" in summary:
+        yield f"faults were simulated: {len(summary['faults']['events'])} took place"
 
 
 def _nothing_finished(requests: Mapping[str, Any]) -> str:

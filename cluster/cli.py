@@ -6,9 +6,7 @@ that the user can mend; 70 a fault of pimserve's own; 130 interrupted.
 
 from __future__ import annotations
 
-import itertools
 import os
-import signal
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -21,6 +19,7 @@ import typer
 from pimserve import __version__
 from pimserve.cluster import metrics_cli, report_cli, serve_cli, service_cli, sweep_cli, validate_cli
 from pimserve.cluster.output import AsJson, print_json, print_page
+from pimserve.cluster.signals import handle_signals, interrupted
 from pimserve.errors import InputError, PimserveError
 
 if TYPE_CHECKING:
@@ -317,11 +316,7 @@ def export_command(
 def main() -> None:
     """Entry point of `pimserve`: runs the command, and turns whatever goes wrong into a message and an exit code."""
     _open_streams()
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else whoever started us has it ignored
-        signal.signal(signal.SIGINT, _interrupts())
-    for name in ("SIGTERM", "SIGHUP"):  # to leave nothing behind, as with Ctrl-C
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), _terminate)
+    handle_signals()
     try:
         try:
             app()
@@ -340,36 +335,9 @@ def main() -> None:
     except MemoryError:
         _fail("out of memory: a smaller workload needs less", 2)
     except Exception as error:  # noqa: BLE001 the last resort: no user is to see a traceback unasked
-        if _interrupted(error):
+        if interrupted(error):
             sys.exit(130)
         _fail(f"internal error: {type(error).__name__}: {error}\nplease report it, with what PIMSERVE_DEBUG=1 adds", 70)
-
-
-def _interrupted(error: BaseException | None) -> bool:
-    """Whether Ctrl-C is behind an error: libraries that are being imported turn it into errors of their own."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__cause__ or error.__context__
-    return error is not None
-
-
-def _interrupts() -> Callable[[int, object], None]:
-    """A handler of Ctrl-C: the first ends the command, which tidies up; the third ends the process at once."""
-    given = itertools.count(1)
-
-    def interrupt(_number: int, _frame: object) -> None:
-        match next(given):
-            case 1:
-                raise KeyboardInterrupt
-            case 2:
-                os.write(2, b"tidying up; once more ends it at once\n")
-            case _:
-                os._exit(130)
-
-    return interrupt
-
-
-def _terminate(number: int, _frame: object) -> NoReturn:
-    sys.exit(128 + number)
 
 
 def _open_streams() -> None:

@@ -19,9 +19,8 @@ import numpy as np
 import yaml
 
 from pimserve import __version__
-from pimserve.cluster.caveats import caveats
+from pimserve.cluster.caveats import caveats, caveats_of_devices
 from pimserve.cluster.checkpoint import COMMANDS_FILE, RESULTS, CheckpointFolder, target_of
-from pimserve.cluster.figures import named
 from pimserve.cluster.placement import Replica
 from pimserve.cluster.pools import PlacedPool, energy_key, link_of, place_pool, routing_of
 from pimserve.cluster.results import (
@@ -149,10 +148,7 @@ def serve(
         *caveats(summary, served.limits_tokens),
         *warnings,
         *workload.warnings,
-        *_passive_warning(scenario, pools),
-        *_precision_warning(pools),
-        *_power_warning(summary),
-        *_fault_warning(summary),
+        *caveats_of_devices(summary, pools),
     ]
     return summary, served
 
@@ -346,47 +342,14 @@ def _passive_power(scenario: Scenario, pools: Sequence[PlacedPool]) -> str:
     return "counted" if all(known) else "partly_known" if any(known) else "not_known"
 
 
-def _passive_warning(scenario: Scenario, pools: Sequence[PlacedPool]) -> list[str]:
-    """What to say where the energy lacks passive power though it was asked for."""
-    unknown = dict.fromkeys(pool.label for pool in pools if pool.replica.plan.passive is None)
-    if not unknown or not scenario.costs.passive_power:
-        return []
-    return [f"passive power of {' and '.join(unknown)} is not known: the energy is without it"]
-
-
-def _precision_warning(pools: Sequence[PlacedPool]) -> list[str]:
-    """What to say where pools do not hold the same model."""
-    held = [asdict(pool.replica.precision) for pool in pools]
-    return [
-        f"{named(key)} of the pools differ in precision: {' and '.join(str(each[key]) for each in held)}"
-        for key in held[0]
-        if any(each[key] != held[0][key] for each in held)
-    ]
-
-
-def _power_warning(summary: dict[str, Any]) -> list[str]:
-    """What to say where the devices draw more than they are sold for: no limit of power slows them down here."""
-    tdp, end_s = summary["tdp_w"], summary["end_s"]
-    if not tdp or not end_s or summary["energy"]["joules"] <= tdp * end_s:
-        return []
-    watts = summary["energy"]["joules"] / end_s
-    return [f"mean power, {watts:,.0f} W, exceeds the devices' TDP, {tdp:,.0f} W: real ones would slow down"]
-
-
-def _fault_warning(summary: dict[str, Any]) -> list[str]:
-    if "faults" not in summary:
-        return []
-    events = summary["faults"]["events"]
-    return [f"faults were simulated: {len(events)} took place"]
-
-
 def max_model_len(scenario: Scenario, model: ModelSpec, replicas: Sequence[Replica]) -> int:
     """What the scenario asks for, else the most that the model takes, tokens. The KV cache may hold less of the latter.
 
     Raises:
         InputError: it asks for more than the model or the KV cache takes.
     """
-    wanted, fits = scenario.scheduler.max_model_len, _kv_tokens(replicas)
+    wanted = scenario.scheduler.max_model_len
+    fits = min(replica.request_tokens for replica in replicas)
     if wanted is None:
         return model.max_model_len_tokens
     if wanted > model.max_model_len_tokens:
@@ -406,12 +369,7 @@ def longest_request(scenario: Scenario, model: ModelSpec, replicas: Sequence[Rep
     Raises:
         InputError: the scenario asks for more.
     """
-    return min(max_model_len(scenario, model, replicas), _kv_tokens(replicas))
-
-
-def _kv_tokens(replicas: Sequence[Replica]) -> int:
-    """Tokens of one request that the KV cache holds."""
-    return min(replica.kv_capacity_tokens // replica.plan.data_parallel for replica in replicas)
+    return min(max_model_len(scenario, model, replicas), *(replica.request_tokens for replica in replicas))
 
 
 def _simulator(summary: dict[str, Any], served: Served) -> dict[str, Any]:

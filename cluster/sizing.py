@@ -67,10 +67,11 @@ def _fewest(scenario: Scenario, name: str) -> int:
                 raise
             reasons[number] = str(error)
         else:
-            room = replica.kv_capacity_tokens // replica.plan.data_parallel
-            if room >= wanted:
+            if replica.request_tokens >= wanted:
                 return number
-            reasons[number] = f"the KV cache holds {room:,} tokens, and the longest request has {wanted:,}"
+            reasons[number] = (
+                f"the KV cache holds {replica.request_tokens:,} tokens, and the longest request has {wanted:,}"
+            )
         number += 1
     raise InputError(_where(name), _none_does(model.name, reasons))
 

@@ -81,7 +81,7 @@ def _print_findings(findings: list[Finding], *, as_json: bool) -> None:
 
         print_json([asdict(found) for found in findings])
     else:
-        from pimserve.cluster.render import findings_report  # noqa: PLC0415
+        from pimserve.cluster.findings_table import findings_report  # noqa: PLC0415
 
         print_page(findings_report(findings))
     if any(found.passed is False for found in findings):

@@ -5,7 +5,8 @@ import io
 import pytest
 from rich.cells import cell_len
 
-from pimserve.cluster.render import findings_report, summary_report, write
+from pimserve.cluster.findings_table import findings_report
+from pimserve.cluster.render import summary_report, write
 from pimserve.cluster.validation.targets import Finding
 from tests.cluster.example_summary import example_summary, without_numbers
 
