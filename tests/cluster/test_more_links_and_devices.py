@@ -124,8 +124,7 @@ def step_fs(cost: CostPlan, model: str, decodes: int, context: int, prompt: int)
     tokens, prefill = cost.busiest_prefill(decodes, chunks)
     groups = cost.data_parallel
     time = cost.rows_fs(tokens, -(-(decodes + len(chunks)) // groups), -(-decodes // groups), len(chunks))
-    decode = cost.decode_fs(decodes, decodes * context)
-    time += max(prefill, decode) if cost.overlap_attention else prefill + decode
+    time += cost.attention_fs(decodes, decodes * context, prefill)[0]
     if cost.experts is not None:
         layers = cost.experts.layer_features(expert_counts(model, decodes + prompt))[:, 0]
         time += cost.experts.layers * int(layers.mean())

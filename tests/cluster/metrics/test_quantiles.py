@@ -122,7 +122,7 @@ def test_minutes_in_the_queue_are_read_as_such():
     read = histogram_quantile(0.9, *scraped(FAMILIES, metrics, "pimserve_time_to_first_token_seconds"))
     assert read == pytest.approx(summary["latency_s"]["ttft"]["p90"], rel=WITHIN)
     coarse = histogram_quantile(0.9, *scraped(VLLM_FAMILIES, as_vllm(metrics), "vllm:time_to_first_token_seconds"))
-    assert coarse == pytest.approx(summary["latency_s"]["ttft"]["p90"], rel=2)
+    assert coarse > 1.5 * summary["latency_s"]["ttft"]["p90"]  # by vLLM's own bounds, 160 and 640 s
 
 
 @pytest.mark.parametrize("bounds", [SECONDS, TTFT, ITL, E2E])
