@@ -146,11 +146,12 @@ class Latencies:
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """What the devices of a replica have done."""
+    """What the devices of a replica have done; `passive_joules` is None where it is not known, or left out."""
 
     replica: int
     busy_s: dict[str, float]
-    dynamic_joules: float
+    active_joules: float
+    passive_joules: float | None
     steps: int
     output_tokens: int
 
@@ -273,12 +274,13 @@ def injected(message: sched.InjectRequestsResponse) -> Injected:
 
 
 def _fields(message: Any) -> dict[str, Any]:  # noqa: ANN401 any message
-    """Values of a message; None where a value is optional and not there."""
+    """Values of a message but the deprecated ones; None where a value is optional and not there."""
     return {
         field.name: None
         if field.containing_oneof is not None and not message.HasField(field.name)
         else getattr(message, field.name)
         for field in message.DESCRIPTOR.fields
+        if not field.GetOptions().deprecated
     }
 
 

@@ -155,7 +155,9 @@ def ledgers_of(now_fs: int, ledgers: Sequence[Ledger]) -> scheduler_pb2.GetLedge
             scheduler_pb2.Ledger(
                 replica=ledger.replica,
                 busy_s=ledger.busy_s,
-                dynamic_joules=sum(ledger.joules.values()),
+                dynamic_joules=sum(ledger.joules.values()),  # for clients that know nothing of passive energy
+                active_joules=sum(ledger.joules.values()),
+                passive_joules=ledger.passive_joules,
                 steps=ledger.steps,
                 output_tokens=ledger.output_tokens,
             )

@@ -135,12 +135,13 @@ def request_page(found: Request) -> RenderableType:
 def ledger_table(found: Ledgers) -> RenderableType:
     """What devices have done."""
     units = list(dict.fromkeys(unit for ledger in found.ledgers for unit in ledger.busy_s))
-    table = _table("replica", *(f"{named(unit)} busy" for unit in units), "active energy", "tokens")
+    table = _table("replica", *(f"{named(unit)} busy" for unit in units), "active energy", "passive energy", "tokens")
     for ledger in found.ledgers[:_MOST_REPLICAS]:
         table.add_row(
             f"{ledger.replica}",
             *(scaled(ledger.busy_s.get(unit), "s") for unit in units),
-            f"{figure(ledger.dynamic_joules)} J",
+            f"{figure(ledger.active_joules)} J",
+            ABSENT if ledger.passive_joules is None else f"{figure(ledger.passive_joules)} J",
             count(ledger.output_tokens),
         )
     more = len(found.ledgers) - _MOST_REPLICAS

@@ -442,10 +442,16 @@ class Ledger(google.protobuf.message.Message):
     DYNAMIC_JOULES_FIELD_NUMBER: builtins.int
     STEPS_FIELD_NUMBER: builtins.int
     OUTPUT_TOKENS_FIELD_NUMBER: builtins.int
+    ACTIVE_JOULES_FIELD_NUMBER: builtins.int
+    PASSIVE_JOULES_FIELD_NUMBER: builtins.int
     replica: builtins.int
     dynamic_joules: builtins.float
+    """Active energy, as active_joules."""
     steps: builtins.int
     output_tokens: builtins.int
+    active_joules: builtins.float
+    passive_joules: builtins.float
+    """Absent where it is not known of the devices, or left out."""
     @property
     def busy_s(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.float]: ...
     def __init__(
@@ -456,8 +462,12 @@ class Ledger(google.protobuf.message.Message):
         dynamic_joules: builtins.float = ...,
         steps: builtins.int = ...,
         output_tokens: builtins.int = ...,
+        active_joules: builtins.float = ...,
+        passive_joules: builtins.float | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["busy_s", b"busy_s", "dynamic_joules", b"dynamic_joules", "output_tokens", b"output_tokens", "replica", b"replica", "steps", b"steps"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_passive_joules", b"_passive_joules", "passive_joules", b"passive_joules"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_passive_joules", b"_passive_joules", "active_joules", b"active_joules", "busy_s", b"busy_s", "dynamic_joules", b"dynamic_joules", "output_tokens", b"output_tokens", "passive_joules", b"passive_joules", "replica", b"replica", "steps", b"steps"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_passive_joules", b"_passive_joules"]) -> typing.Literal["passive_joules"] | None: ...
 
 global___Ledger = Ledger
 

@@ -119,7 +119,8 @@ def test_latencies_and_ledgers_grow(worker):
     assert 0 < found.slo.attainment <= 1
     assert dict(found.slo.limits_s) == {"ttft_s": 1}
     ledgers = each.call("GetLedgers", sched.GetLedgersRequest(**ID))
-    assert ledgers.ledgers[0].dynamic_joules > 0
+    assert ledgers.ledgers[0].active_joules == ledgers.ledgers[0].dynamic_joules > 0
+    assert ledgers.ledgers[0].passive_joules > 0
     assert ledgers.ledgers[0].output_tokens > 0
     assert sum(ledgers.ledgers[0].busy_s.values()) > 0
 
