@@ -11,6 +11,7 @@ from typing import Any
 
 from pimserve.cluster.figures import TOO_LONG, count, figure, named, share
 from pimserve.cluster.pools import PlacedPool
+from pimserve.scheduler.outcomes import ALL
 from pimserve.scheduler.stability import SATURATED
 
 _CUT_OFF = 0.01  # share of the requests from which on their absence shows in a latency's tail
@@ -84,7 +85,7 @@ def _cut_off(summary: Mapping[str, Any]) -> str:
         f"{count(unfinished)} of {count(measured)} measured requests ({share(unfinished / measured)}) were cut off by "
         "the end of the run: latencies leave out what is not known of them"
     )
-    censored = slo["censored"].get("all")
+    censored = slo["censored"].get(ALL)
     return said + (f", and SLO attainment {count(censored)} of them (censored)" if censored else "")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pimserve.device_models.plan import CostPlan, DecodeAttentionTerm
+from pimserve.device_models.plan import CostPlan, DecodeWay
 
 IntArray = NDArray[np.int64]
 
@@ -19,17 +19,19 @@ IntArray = NDArray[np.int64]
 class DecodeTime:
     """Time of decode attention in one way. `share` is how many decoding requests the busiest group has."""
 
-    def __init__(self, terms: Sequence[DecodeAttentionTerm]) -> None:
+    def __init__(self, way: DecodeWay) -> None:
+        terms = way.terms
+        self._beside_prefill = way.beside_prefill
         self._slope = sum(term.slope for term in terms if term.window_tokens is None)
         self._windowed = [(term.slope, term.window_tokens) for term in terms if term.window_tokens is not None]
         self._per_request = sum(term.per_request for term in terms)
 
-    def step_fs(self, decodes: int, context: int, share: int) -> int:
-        """Time of one step."""
+    def step_fs(self, decodes: int, context: int, share: int, prefill_fs: int) -> int:
+        """Time of one step, with prefill attention beside it or after it."""
         time = self._slope * context + self._per_request * share
         for slope, window in self._windowed:
             time += slope * min(context, window * decodes)
-        return time
+        return max(time, prefill_fs) if self._beside_prefill else time + prefill_fs
 
     def span(self, decodes: int, context: int, share: int, steps: int) -> tuple[int, int, int]:
         """(time of the first step, what each further one takes more, steps for which that holds, at most `steps`)."""

@@ -164,7 +164,7 @@ class Engine:
     def use_costs(self, costs: ReplicaCosts) -> None:
         """Let steps cost this from the next one on."""
         self.costs = costs
-        self._ways = [DecodeTime(way.terms) for way in costs.plan.decode_ways]
+        self._ways = [DecodeTime(way) for way in costs.plan.decode_ways]
         self._decode_rows_fs: dict[int, int] = {}  # row terms of a decode step, by requests of the busiest group
 
     def outstanding(self, at_fs: int) -> int:
@@ -513,11 +513,8 @@ class Engine:
                 decodes, context, outputs, queued=busiest, anchor=anchor, prefill_fs=prefill
             )
         else:
-            if plan.other_decode is None:
-                decode = self._ways[0].step_fs(decodes, context, -(-decodes // plan.data_parallel))
-                duration = max(decode, prefill) if plan.overlap_attention else decode + prefill
-            else:
-                duration, _ = plan.attention_fs(decodes, context, prefill)
+            share = -(-decodes // plan.data_parallel)
+            duration = min([way.step_fs(decodes, context, share, prefill) for way in self._ways])
             duration += costs.rows_fs(busiest, -(-outputs // plan.data_parallel))
             if plan.experts is not None:
                 duration += costs.experts_fs(decodes + tokens, self.step)
@@ -604,8 +601,8 @@ class Engine:
             base = self._decode_rows_fs[share] = costs.rows_fs(share, share) + costs.requests_fs(decodes, 0)
         # The time of n steps: base, a context that grows by `decodes` a step, and the experts' next n outcomes.
         attention, growth, steps = self._ways[0].span(decodes, context, share, steps)
-        if plan.other_decode is not None:
-            second, other, steps = self._ways[1].span(decodes, context, share, steps)
+        for way in self._ways[1:]:
+            second, other, steps = way.span(decodes, context, share, steps)
             (attention, growth), steps = faster((attention, growth), (second, other), steps)
         base += attention
         if plan.pipeline is not None:

@@ -23,6 +23,7 @@ from pimserve.device_models.plan import HOST, LINK
 from pimserve.errors import InputError
 from pimserve.scheduler.fleet import DECODE
 from pimserve.scheduler.handover import Link
+from pimserve.scheduler.outcomes import ALL
 from pimserve.scheduler.requests import REJECT_REASONS
 from pimserve.scheduler.stability import STATES
 
@@ -218,6 +219,7 @@ def _layout(
     roles = tuple((int(number), role(pool)) for pool, number in engines)
     limits = scenario.slo.limits()
     slos = [slo for slo in _SLOS if f"{slo}_s" in limits]
+    judged = [*slos, ALL] if slos else []
     info = (
         run_id,
         scenario.name,
@@ -233,11 +235,9 @@ def _layout(
         "pimserve_run_info": (info,),
         "pimserve_requests_total": tuple((run_id, outcome) for outcome in ("finished", "rejected")),
         "pimserve_admission_rejections_total": tuple((run_id, reason) for reason in REJECT_REASONS if reason),
-        "pimserve_slo_censored_requests_total": tuple((run_id, slo) for slo in [*slos, *(["all"] if slos else [])]),
+        "pimserve_slo_censored_requests_total": tuple((run_id, slo) for slo in judged),
         "pimserve_run_stability": tuple((run_id, state) for state in STATES),
-        "pimserve_slo_requests_total": tuple(
-            (run_id, slo, result) for slo in [*slos, *(["all"] if slos else [])] for result in ("met", "missed")
-        ),
+        "pimserve_slo_requests_total": tuple((run_id, slo, result) for slo in judged for result in ("met", "missed")),
         "pimserve_slo_limit_seconds": tuple((run_id, slo) for slo in slos),
     }
     collapsed = tuple((run_id, ALL_ENGINES, found) for found in dict.fromkeys(name for _, name in roles))

@@ -28,19 +28,15 @@ class Dot:
     front: bool = False
     hollow: bool = False
 
+    def over(self, x_size: float, y_size: float) -> Dot:
+        """The same with axes of which one unit is that much."""
+        x, x_error = self.x / x_size, self.x_error / x_size
+        return replace(self, x=x, x_error=x_error, y=self.y / y_size, y_error=self.y_error / y_size)
+
 
 def pareto(dots: Sequence[Dot], x_label: str, y_label: str, sizes: tuple[float, float], *, names: bool) -> Draw:
     """Points of a sweep with the front as a line; `sizes`: what one unit of either axis is."""
-    dots = [
-        replace(
-            dot,
-            x=dot.x / sizes[0],
-            y=dot.y / sizes[1],
-            x_error=dot.x_error / sizes[0],
-            y_error=dot.y_error / sizes[1],
-        )
-        for dot in dots
-    ]
+    dots = [dot.over(*sizes) for dot in dots]
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()

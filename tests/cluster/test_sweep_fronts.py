@@ -203,7 +203,6 @@ def test_at_one_rate_it_is_about_cost(tmp_path):
 
 
 def test_every_warning_of_the_runs_is_there_once(tmp_path):
-    # A memory-bound device that draws more than its TDP, by a power of its own.
     faults = "faults={events: [{at_s: 0.5, replica: 0, kind: fail, for_s: 1}]}"
     sets = ["workload.num_requests=30", faults]
     document = sweep(load_grid(None, sets, ["cluster.replicas=2,3", "run.seed=1,2"], 1), tmp_path, ProcessWorkers(2))
