@@ -14,7 +14,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -24,6 +24,7 @@ from pimserve.cluster.validation.duplex import validate_duplex
 from pimserve.cluster.validation.targets import Finding
 from pimserve.device_models.aimc.spec import AimcSpec
 from pimserve.device_models.catalogue import device_names, model_names
+from pimserve.device_models.device import DeviceSpec
 from pimserve.device_models.duplex import DuplexSpec
 from pimserve.device_models.gpu_spec import GpuSpec
 from pimserve.device_models.model import ModelSpec
@@ -106,21 +107,41 @@ def scenario_page() -> str:
     parts = [_SCENARIO_HEAD, *_document("", "Top level", scenario)]
     parts += [
         "## Model description\n",
-        "`model` is a name of the catalogue, `{preset: NAME, ...changes}`, or all of the following keys. In the "
-        f"catalogue: {_codes(model_names())}. `pimserve models NAME` shows an entry with its sources.\n",
+        "`model` is a name of the catalogue, a YAML file, `{preset: NAME, ...changes}`, or all of the following keys. "
+        f"In the catalogue: {_codes(model_names())}. `pimserve models NAME` shows an entry with its sources.\n",
         *_document("model", "", model),
         "## Device description\n",
-        "`cluster.device` is a name of the catalogue, `{preset: NAME, ...changes}`, or all keys of a kind. In the "
-        f"catalogue: {_codes(device_names())}. `pimserve devices NAME` shows an entry with its sources. Installed "
-        "packages may add kinds (entry point `pimserve.devices`).\n",
-        *_document("cluster.device", "", gpu, "`kind: gpu`"),
-        *_document("cluster.device", "", duplex, "`kind: duplex`, in addition to the keys of `gpu`", known=gpu),
-        *_document("cluster.device", "", aimc, "`kind: aimc`"),
+        "`cluster.device` is a name of the catalogue, a YAML file, `{preset: NAME, ...changes}`, or all keys of a "
+        f"kind. In the catalogue: {_codes(device_names())}. `pimserve devices NAME` shows an entry with its sources. "
+        "Installed packages may add kinds (entry point `pimserve.devices`). Where a default is *of* a preset, a whole "
+        "description that leaves the key open has the preset's figure, and its results say so.\n",
+        *_document("cluster.device", "", gpu, "`kind: gpu`", defaults=_of_preset(GpuSpec)),
+        *_document(
+            "cluster.device",
+            "",
+            duplex,
+            "`kind: duplex`, in addition to the keys of `gpu`",
+            known=gpu,
+            defaults=_of_preset(DuplexSpec),
+        ),
+        *_document("cluster.device", "", aimc, "`kind: aimc`", defaults=_of_preset(AimcSpec)),
     ]
     return "\n".join(parts)
 
 
-def _document(path: str, title: str, schema: Schema, note: str = "", known: Schema | None = None) -> Iterator[str]:
+def _of_preset(kind: type[DeviceSpec]) -> Mapping[str, str]:
+    """By the path of a key that a whole description may leave open, what it then has."""
+    return {f"cluster.device.{key}": f"of `{kind.default_preset}`" for key in kind.taken_over}
+
+
+def _document(
+    path: str,
+    title: str,
+    schema: Schema,
+    note: str = "",
+    known: Schema | None = None,
+    defaults: Mapping[str, str] | None = None,
+) -> Iterator[str]:
     """Sections of one document: its own keys, then those of every mapping below it.
 
     Args:
@@ -129,7 +150,9 @@ def _document(path: str, title: str, schema: Schema, note: str = "", known: Sche
         schema: JSON Schema with its $defs.
         note: what the heading says after the path.
         known: a document described before: keys that are the same there are left out.
+        defaults: by the path of a key, or of a mapping of keys, what stands there in place of the schema's default.
     """
+    told = defaults or {}
     definitions: Schema = schema.get("$defs", {})
     paths: dict[str, list[str]] = {}
     _places(path, schema, definitions, paths)
@@ -139,9 +162,9 @@ def _document(path: str, title: str, schema: Schema, note: str = "", known: Sche
         if not known or definitions[name] != known.get("$defs", {}).get(name)
     }
     same: Schema = known["properties"] if known else {}
-    yield from _section(title or _heading([path], note), schema, heads, same)
+    yield from _section(title or _heading([path], note), schema, heads, same, [path], told)
     for name, head in heads.items():
-        yield from _section(head, definitions[name], heads, {})
+        yield from _section(head, definitions[name], heads, {}, paths[name], told)
 
 
 def _places(path: str, schema: Schema, definitions: Schema, found: dict[str, list[str]]) -> None:
@@ -173,7 +196,14 @@ def _heading(paths: list[str], note: str) -> str:
     return " and ".join(f"`{path}`" for path in paths) + (f", {note}" if note else "")
 
 
-def _section(heading: str, schema: Schema, heads: Mapping[str, str], same: Schema) -> Iterator[str]:
+def _section(
+    heading: str,
+    schema: Schema,
+    heads: Mapping[str, str],
+    same: Schema,
+    places: Sequence[str],
+    told: Mapping[str, str],
+) -> Iterator[str]:
     yield f"### {heading}\n"
     text = schema.get("description", "")
     if text:
@@ -184,6 +214,7 @@ def _section(heading: str, schema: Schema, heads: Mapping[str, str], same: Schem
             continue
         required = key in schema.get("required", ())
         default = "required" if required else _default(value)
+        default = next((told[each] for place in places for each in (place, f"{place}.{key}") if each in told), default)
         rows.append((f"`{key}`", _type(value, heads), default, value.get("description", "")))
     yield table(("key", "value", "default", "meaning"), rows)
 
