@@ -27,7 +27,8 @@ Rows = NDArray[np.bool_]
 def stage_figures(served: Served, slo: SloSpec) -> dict[str, Any]:
     """{"stages": [...]}, one for each; times in s. Empty without stages, or where a command changed the arrivals."""
     stages, table = served.workload.stages, served.table
-    if stages is None or not np.array_equal(table["arrival_ps"], served.workload.arrival_ps):
+    # A run that is cut off has those that arrived before.
+    if stages is None or not np.array_equal(table["arrival_ps"], served.workload.arrival_ps[: len(table)]):
         return {}
     start, end = served.window_s
     end = min(end, stages.end_s)

@@ -70,6 +70,16 @@ def test_stages_together_are_the_run(tmp_path: Path) -> None:
     assert found[1]["throughput"]["requests_per_s"] < found[1]["offered_requests_per_s"]
 
 
+def test_a_run_that_is_cut_off_has_its_stages_as_far_as_it_went(tmp_path: Path) -> None:
+    until = ("workload.duration_s=1200", "run.max_time_s=700")
+    summary, table = stages(tmp_path / "r", *settings(STEP, *until))
+    low, high = summary["stages"]
+    assert low["requests"] + high["requests"] == summary["requests"]["total"] == len(table)
+    assert low["time_s"] == pytest.approx(600, abs=2)
+    assert high["time_s"] == pytest.approx(100, abs=2)
+    assert high["offered_requests_per_s"] == pytest.approx(10, rel=0.2)
+
+
 def test_only_the_measured_window_counts(tmp_path: Path) -> None:
     window = ("run.warmup_s=300", "run.cooldown_s=100", "workload.duration_s=1200")
     summary, _ = stages(tmp_path / "r", *settings(STEP, *window))
