@@ -219,6 +219,10 @@ class OperatorDevice:
         """Bytes of one device that hold neither weights nor KV cache: what is asked for, else none."""
         return (demand.reserve_gb or 0.0) * 1e9
 
+    def shares_what_is_free(self, _demand: Demand) -> bool:
+        """Whether memory_utilization is a share of what weights and the rest leave free, not of all memory."""
+        return False
+
     def fit(self, demand: Demand) -> Fitted:
         """Weights and KV cache share the memory; all devices are alike."""
         model, split = demand.model, demand.split
@@ -232,9 +236,13 @@ class OperatorDevice:
             )
         share = per_token / model.kv_bytes_per_token  # of a request's cache that one device holds
         windows = model.kv_window_bytes_per_request * share * -(-demand.max_num_seqs // split.data)
-        usable = self.memory_bytes * demand.memory_utilization
         reserved = self.reserved_bytes(demand)
-        left = usable - weights - windows - reserved
+        if self.shares_what_is_free(demand):
+            usable = self.memory_bytes
+            left = (usable - weights - windows - reserved) * demand.memory_utilization
+        else:
+            usable = self.memory_bytes * demand.memory_utilization
+            left = usable - weights - windows - reserved
         tokens = int(left / per_token) * split.data if left > 0 else 0
         if tokens <= 0:
             held = f", activations and the like {reserved / 1e9:.1f} GB" if reserved else ""

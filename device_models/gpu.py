@@ -126,6 +126,10 @@ class Gpu(OperatorDevice):
             return super().reserved_bytes(demand)
         return self._backend_keeps(self.kernels, demand)
 
+    def shares_what_is_free(self, demand: Demand) -> bool:
+        """As the measured backend does; a stated reserve is of all memory."""
+        return demand.reserve_gb is None and self.kernels is not None and self.kernels.memory.share_of == "free"
+
     def _backend_keeps(self, kernels: Kernels, demand: Demand) -> float:
         return kernels.memory.bytes_beside(
             demand.model,

@@ -1,14 +1,14 @@
 """What a serving engine keeps of a device's memory beside weights and KV cache.
 
 vLLM finds its KV cache's size by running the largest step that it may be given, and takes what is left of the share of
-memory that it may use (`gpu_worker.determine_available_memory`). The parts here are of that run: what the driver keeps,
-libraries, captured graphs, and the activations of a step of `max_num_batched_tokens` tokens from which `max_num_seqs`
-requests are sampled.
+memory that it may use (`gpu_worker.determine_available_memory`). TensorRT-LLM takes its share of what is free when all
+else is in place (`free_gpu_memory_fraction`). The parts here are of that run: what the driver keeps, libraries, captured
+graphs, and the activations of a step of `max_num_batched_tokens` tokens from which `max_num_seqs` requests are sampled.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -24,6 +24,9 @@ class Reserve(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    share_of: Literal["all", "free"] = Field(
+        "all", description="what memory_utilization is a share of: all memory, or what weights and the rest leave free"
+    )
     driver_gb: Gigabytes = Field(description="of the nominal memory, which no process can have")
     libraries_gb: Gigabytes = Field(description="of a process: handles and workspaces of the libraries")
     collectives_gb: Gigabytes = Field(description="more where several devices reduce together: their buffers")
@@ -41,11 +44,12 @@ class Reserve(BaseModel):
         Args:
             model: the model.
             split: how devices share it.
-            utilization: share of the memory that the engine may use; the driver's part is not there to be shared.
+            utilization: share that the engine may use; of all memory, it is of what the driver leaves.
             step_tokens: most tokens of one step.
             step_requests: most requests that run at once.
         """
-        fixed = self.driver_gb * utilization + self.libraries_gb + self.graphs_gb + self.step_gb
+        driver = self.driver_gb * (utilization if self.share_of == "all" else 1.0)
+        fixed = driver + self.libraries_gb + self.graphs_gb + self.step_gb
         if split.devices > 1:
             fixed += self.collectives_gb
         requests = -(-step_requests // split.data)

@@ -19,6 +19,7 @@ _MEMORY_SOURCE = (
     "GiB alone and 2.1 with tensor parallelism, 14 bytes by the vocabularies of 100,352 to 256,000 entries; "
     "graphs: 0.17 to 0.37 GiB, counted since 0.21"
 )
+_TAKEN_OVER = "memory: of vLLM, taken over; assumed; share_of: free_gpu_memory_fraction of TensorRT-LLM's KvCacheConfig"
 _SOURCE = "NVIDIA aiconfigurator (systems/data, commit 095f58a5, 2026-08-21, Apache-2.0)"
 
 
@@ -52,9 +53,14 @@ class Calibration:
             **self.kernels,
             "collectives": self.collectives,
             "step": self.step,
-            "memory": tables()["memory"],
+            "memory": self.memory,
             "sources": list(self.sources()),
         }
+
+    @property
+    def memory(self) -> dict[str, Any]:
+        """What the backend keeps of a device's memory."""
+        return {**({} if self.backend == "vllm" else {"share_of": "free"}), **tables()["memory"]}
 
     def validated(self) -> Kernels:
         """As the simulator takes it."""
@@ -72,7 +78,7 @@ class Calibration:
                 lines += [f"    {group}:", *(f"      - {mapping(algorithm)}" for algorithm in algorithms)]
         lines += [
             f"step: {mapping(self.step)}",
-            f"memory: {mapping(tables()['memory'])}",
+            f"memory: {mapping(self.memory)}",
             "sources:",
             *(f'  - "{source}"' for source in self.sources()),
         ]
@@ -123,7 +129,7 @@ class Calibration:
             )
         else:
             yield f"step: taken over from {self.step_of}"
-        yield _MEMORY_SOURCE if self.backend == "vllm" else "memory: of vLLM, taken over; assumed"
+        yield _MEMORY_SOURCE if self.backend == "vllm" else _TAKEN_OVER
 
 
 def mapping(values: Mapping[str, Any]) -> str:

@@ -114,3 +114,14 @@ def test_windows_that_do_not_fit_name_what_takes_the_memory(requests: int) -> No
     }
     with pytest.raises(InputError, match=rf"attention windows of scheduler.max_num_seqs \({requests}\)"):
         placed(document)
+
+
+def test_a_share_of_what_is_free_is_taken_last() -> None:
+    """TensorRT-LLM's fraction is of what weights and the rest leave; vLLM's of all memory."""
+    trtllm = {**card(memory_utilization=0.5), "costs": {"setting": "measured", "backend": "trtllm"}}
+    all_of_it = {**card(memory_utilization=1.0), "costs": {"setting": "measured", "backend": "trtllm"}}
+    assert tokens(trtllm) == pytest.approx(tokens(all_of_it) / 2, abs=1)
+    vllm = {**card(memory_utilization=1.0), "costs": {"setting": "measured"}}
+    assert tokens(all_of_it) == tokens(vllm)
+    with pytest.raises(InputError, match="does not fit"):
+        placed({**card(memory_utilization=0.5), "costs": {"setting": "measured"}})
