@@ -1,9 +1,10 @@
 """What a serving engine keeps of a device's memory beside weights and KV cache.
 
-vLLM finds its KV cache's size by running the largest step that it may be given, and takes what is left of the share of
-memory that it may use (`gpu_worker.determine_available_memory`). TensorRT-LLM takes its share of what is free when all
-else is in place (`free_gpu_memory_fraction`). The parts here are of that run: what the driver keeps, libraries, captured
-graphs, and the activations of a step of `max_num_batched_tokens` tokens from which `max_num_seqs` requests are sampled.
+vLLM finds its KV cache's size by running the largest step that it may be given, and takes what is left of the share
+of memory that it may use (`gpu_worker.determine_available_memory`). TensorRT-LLM takes its share of what is free when
+all else is in place (`free_gpu_memory_fraction`). The parts here are of that run: what the driver keeps, libraries,
+captured graphs, and the activations of a step of `max_num_batched_tokens` tokens from which `max_num_seqs` requests are
+sampled.
 """
 
 from __future__ import annotations

@@ -14,10 +14,11 @@ from pimserve.device_models.kernels import Kernels
 FOLDER = Path(catalogue.__file__).parent / "kernels"
 _MEMORY_SOURCE = (
     "memory: start-up logs of vLLM: driver, 31.37 of 31.84 GiB (RTX 5090, vllm issue 14452), 31.38 of 31.86 (RTX "
-    "PRO 4500, pull request 51590), 79.19 of 79.65 (H100); libraries, collectives, step, logit_bytes: 49 start-"
-    "ups of vLLM 0.19.0 on H100 (llm-d-planner, docs/accuracy/vllm-v0.19.0-accuracy-report.md, Apache-2.0): 0.25 "
-    "GiB alone and 2.1 with tensor parallelism, 14 bytes by the vocabularies of 100,352 to 256,000 entries; "
-    "graphs: 0.17 to 0.37 GiB, counted since 0.21"
+    "PRO 4500, pull request 51590), 79.19 of 79.65 (H100); libraries, collectives, logit_bytes: 49 start-ups of "
+    "vLLM 0.19.0 on H100, taken over for other GPUs (llm-d-planner, "
+    "docs/accuracy/vllm-v0.19.0-accuracy-report.md, Apache-2.0): 0.25 GiB alone and 2.1 with tensor parallelism, "
+    "14 bytes by the vocabularies of 100,352 to 256,000 entries, step 0.12 GiB by what they leave; graphs: 0.17 "
+    "to 0.37 GiB, counted since 0.21"
 )
 _TAKEN_OVER = "memory: of vLLM, taken over; assumed; share_of: free_gpu_memory_fraction of TensorRT-LLM's KvCacheConfig"
 _SOURCE = "NVIDIA aiconfigurator (systems/data, commit 095f58a5, 2026-08-21, Apache-2.0)"
