@@ -28,6 +28,7 @@ from pimserve.device_models.operators import AllGather, AllReduce, AllToAll, Ope
 from pimserve.device_models.plan import FS_PER_S, LINK, RowTerm
 
 ALL_REDUCE, ALL_TO_ALL, _ALL_GATHER = "all-reduce", "dispatch and combine", "all-gather of logits"
+RING = "all-reduce, as a ring"  # whose bytes per token are one figure; which way is the fastest hangs on the step
 _Algorithms = Mapping[int, Sequence[CollectiveKernel]]
 
 
@@ -74,7 +75,7 @@ class Interconnect:
             if isinstance(op, AllReduce):
                 sent = 2 * (op.group - 1) * op.times * op.bytes_per_token
                 across = _ring_between_nodes(op.group, split)
-                found += _of_links(ALL_REDUCE, sent * (1 - across), sent * across)
+                found += _of_links(RING, sent * (1 - across), sent * across)
             elif isinstance(op, AllToAll):
                 every = copies(op, split, transport(split, self.dispatch, measured=measured is not None))
                 sent = op.times * op.vector_bytes

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pimserve.cluster.interconnect import ALL_REDUCE, ALL_TO_ALL
+from pimserve.cluster.interconnect import ALL_TO_ALL, RING
 from pimserve.cluster.placement import Replica, place
 from pimserve.cluster.scenario import Scenario
 from pimserve.device_models.catalogue import device_names
@@ -142,8 +142,14 @@ def _without_effect(scenario: Scenario, device: Device, demand: Demand, replica:
     if given and cluster.split.nodes == 1:
         found.append(f"{', '.join(given)}: no effect, a replica has one node")
     sent = {each.operator for each in replica.traffic}
-    if scenario.costs.collectives == "ring" and ALL_REDUCE not in sent:
+    if scenario.costs.collectives == "ring" and RING not in sent:
         found.append("costs.collectives: no effect, a replica has no all-reduces")
+    links = {each.link for each in replica.traffic if each.operator == RING}
+    ideal = scenario.costs.collectives == "best" and scenario.costs.measured_with is None
+    if ideal and device.spec.one_shot_latency_us is None and links == {"intra_node"}:
+        found.append(
+            f"{device.spec.name} has no one_shot_latency_us: with costs.collectives: best, all-reduces are rings only"
+        )
     if cluster.dispatch != type(cluster).model_fields["dispatch"].default:
         if ALL_TO_ALL not in sent:
             found.append("cluster.dispatch: no effect, no tokens pass between data-parallel groups")

@@ -245,7 +245,10 @@ class Placed(_Part):
     devices_per_replica: int = _figure("devices", "of one replica; of the first pool where there are two")
     parallelism: dict[str, Any] = _text("how the devices of a replica share the model")
     costs: dict[str, Any] = _text("setting of costs: ideal; or measured, with backend, version and what is projected")
-    traffic: list[Traffic] = _text("bytes between devices, by operator and link")
+    traffic: list[Traffic] = _text(
+        "bytes between devices, by operator and link; of all-reduces those that a ring sends, whichever way their time "
+        "is of"
+    )
     plan_digest: str = _text("sha256 of the cost plan")
     weights_gb_per_device: float = _figure("GB", "weights on one device")
     reserved_gb_per_device: float = _figure("GB", "of one device's memory for neither weights nor KV cache")

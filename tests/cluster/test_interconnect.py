@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from pimserve.cluster.interconnect import Interconnect
+from pimserve.cluster.interconnect import ALL_REDUCE, RING, Interconnect
 from pimserve.cluster.scenario import Scenario
 from pimserve.device_models.kernels import CollectiveKernel, Collectives
 from pimserve.device_models.operators import AllGather, AllReduce, AllToAll, Gemm, Parallelism
@@ -168,7 +168,11 @@ def test_bytes_of_a_ring_are_what_its_time_is_of() -> None:
     sums = AllReduce(64, 8192, 4)
     (traffic,) = LINKS.traffic([sums], split)
     # 6 hops of a quarter of the vector, from each of 4 devices.
-    assert (traffic.operator, traffic.rows, traffic.bytes_per_row) == ("all-reduce", "tokens", 64 * 8192 / 4 * 6 * 4)
+    assert (traffic.operator, traffic.rows, traffic.bytes_per_row) == (
+        "all-reduce, as a ring",
+        "tokens",
+        64 * 8192 / 4 * 6 * 4,
+    )
     fast = replace(LINKS, link_latency_us=0)
     (term,) = fast.compile([sums], split)
     assert term.time_fs(1000) / FS_PER_S == pytest.approx(traffic.bytes_per_row * 1000 / 4 / 400e9, rel=1e-6)
@@ -198,7 +202,7 @@ def test_bytes_are_those_of_the_collectives_that_take_time() -> None:
     split = Parallelism(nodes=1, devices_per_node=4, tensor=4)
     operators = [AllReduce(64, 8192, 4), AllGather(256_000, 4), Gemm("g", "fc", 1, 8, 8, 2.0, "fp16")]
     for measured in (None, MEASURED):
-        terms = [(term.name, term.rows) for term in LINKS.compile(operators, split, measured)]
+        terms = [(term.name.replace(ALL_REDUCE, RING), term.rows) for term in LINKS.compile(operators, split, measured)]
         assert [(each.operator, each.rows) for each in LINKS.traffic(operators, split, measured)] == terms
     # Everybody gets the three parts of the others.
     assert LINKS.traffic(operators, split, MEASURED)[1].bytes_per_row == 3 * 256_000

@@ -58,7 +58,9 @@ def test_summary(tmp_path: Path) -> None:
         "devices_per_replica": 4,
         "parallelism": {"nodes": 1, "devices_per_node": 4, "tensor": 4, "experts": "ep"},
         # 2 x 32 all-reduces of 4,096 x 2 bytes, of which a ring of 4 sends 2 x 3 times a whole vector
-        "traffic": [{"operator": "all-reduce", "link": "intra_node", "per": "token", "bytes": 64 * 8192 * 6}],
+        "traffic": [
+            {"operator": "all-reduce, as a ring", "link": "intra_node", "per": "token", "bytes": 64 * 8192 * 6}
+        ],
         "seed": 5,
         "trace_rows": {"read": 0, "dropped": {}},
         "results": str(tmp_path / "r"),

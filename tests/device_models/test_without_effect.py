@@ -82,6 +82,12 @@ def test_ways_of_collectives_that_a_replica_does_not_have() -> None:
     assert set(warnings(*aimc, "costs.collectives=ring")) - set(warnings(*aimc)) == {ring}
     assert warnings("cluster.devices_per_node=1", "model=llama-3.1-8b", "costs.collectives=ring") == (ring,)
     assert warnings("costs.collectives=ring") == ()
+    none = "cluster.device={preset: h100, one_shot_latency_us: null}"
+    rings = "h100 has no one_shot_latency_us: with costs.collectives: best, all-reduces are rings only"
+    assert rings in warnings(none)
+    for without in (("costs.collectives=ring",), ("cluster.devices_per_node=1", "model=llama-3.1-8b"), (MEASURED,)):
+        assert rings not in warnings(none, *without)
+    assert rings not in warnings("cluster.device=h100")
     whole = "cluster.dispatch: no effect, no tokens pass between data-parallel groups"
     assert warnings("cluster.dispatch=direct") == (whole,)
     split = "cluster.tensor_parallel=2"

@@ -118,7 +118,9 @@ def test_links_carry_what_the_tokens_ask_for_and_no_more_than_they_can(monkeypat
     monkeypatch.setattr("pimserve.cluster.service.control._LEDGERS_S", 0.0)
     _, _, last, _ = watched(None, ["cluster={replicas: 2, devices_per_node: 4}"])
     keys, sent = last.layout.keys["pimserve_link_bytes_total"], last.values["pimserve_link_bytes_total"]
-    assert [key[1:3] + key[4:] for key in keys] == [(engine, "mixed", "all-reduce", "intra_node") for engine in "01"]
+    assert [key[1:3] + key[4:] for key in keys] == [
+        (engine, "mixed", "all-reduce, as a ring", "intra_node") for engine in "01"
+    ]
     computed = last.sums["pimserve_step_tokens"]
     assert sent.tolist() == (computed * 2 * 32 * 4096 * 2 * (2 * 3)).tolist()
     operators = [key[1::3] for key in last.layout.keys["pimserve_operator_time_seconds_total"]]
