@@ -12,7 +12,7 @@ from pimserve.loadgen.arrivals import ArrivalSpec, Stages, arrival_times, stages
 from pimserve.loadgen.lengths import LengthsSpec
 from pimserve.loadgen.presets import AZURE_CONV_2023_ARRIVAL, AZURE_CONV_2023_LENGTHS
 from pimserve.loadgen.spec import MAX_REQUESTS, MAX_TIME_S, PS_PER_S, Spec
-from pimserve.loadgen.traces import Trace, TraceSpec, load_trace, parse_trace_argument, ticks_warning
+from pimserve.loadgen.traces import Trace, TraceSpec, load_trace, parse_trace_argument, slow_warning, ticks_warning
 from pimserve.quantity import PositiveSeconds
 
 __all__ = ["ArrivalSpec", "LengthsSpec", "TraceSpec", "Workload", "WorkloadSpec", "generate", "parse_trace_argument"]
@@ -185,7 +185,9 @@ def _replays_times(spec: WorkloadSpec) -> bool:
 def _warnings(spec: WorkloadSpec, trace: Trace | None, arrival: IntArray) -> tuple[str, ...]:
     if trace is None:
         return ()
-    return (*trace.warnings, *(ticks_warning(arrival) if _replays_times(spec) else ()))
+    if spec.trace is None or not _replays_times(spec):
+        return trace.warnings
+    return (*trace.warnings, *ticks_warning(arrival), *slow_warning(spec.trace, arrival))
 
 
 def _arrivals(spec: WorkloadSpec, trace: Trace | None, rng: np.random.Generator) -> IntArray:

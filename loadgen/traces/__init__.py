@@ -6,7 +6,7 @@ and `jsonl_rows.py` read the two kinds of file, `times.py` what they write for a
 
 from pimserve.loadgen.traces.files import find_trace
 from pimserve.loadgen.traces.formats import TRACE_FORMATS
-from pimserve.loadgen.traces.load import Trace, load_trace, ticks_warning, trace_digest
+from pimserve.loadgen.traces.load import Trace, load_trace, slow_warning, ticks_warning, trace_digest
 from pimserve.loadgen.traces.spec import TraceSpec, parse_trace_argument
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "find_trace",
     "load_trace",
     "parse_trace_argument",
+    "slow_warning",
     "ticks_warning",
     "trace_digest",
 ]

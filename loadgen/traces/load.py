@@ -17,6 +17,7 @@ from pimserve.loadgen.traces.rows import Rows
 from pimserve.loadgen.traces.spec import TraceSpec
 from pimserve.loadgen.traces.times import TIME_LIMIT_PS, IntArray
 
+_SLOW_PER_S, _FEW = 0.01, 20  # rate below which a clock in seconds is doubted, from more rows than these
 _MOSTLY = 0.5  # share of gaps that are zero from which on a trace's times are in ticks
 
 
@@ -57,6 +58,11 @@ def load_trace(spec: TraceSpec) -> Trace:
     warnings = [said for column, said in form.not_modelled.items() if column in rows.others]
     if rows.without_time:
         warnings.append(f"{rows.without_time} rows of the trace have no arrival time and are left out")
+    if rows.first_ps > Decimal(repr(spec.start_s)) * PS_PER_S > 0:
+        begins_s = Decimal(rows.first_ps) / PS_PER_S
+        warnings.append(
+            f"workload.trace.start_s: {spec.start_s:g} cuts no row: the trace's own clock begins at {begins_s:f} s"
+        )
     return Trace(
         arrival_ps=_rescale(spec, path, rows.after_ps[first:end] - rows.after_ps[first]),
         input_tokens=rows.input_tokens[first:end],
@@ -91,6 +97,20 @@ def ticks_warning(arrival_ps: IntArray) -> list[str]:
     return [
         f"{100 * zero / len(gaps):.0f} % of the trace's requests arrive at the same time as the one before (its times "
         "are in ticks): TTFT is that of bursts that may not have been"
+    ]
+
+
+def slow_warning(spec: TraceSpec, arrival_ps: IntArray) -> list[str]:
+    """What to say of a trace replayed so slowly that its clock may not be in seconds, as it was read."""
+    n, span_s = len(arrival_ps), int(arrival_ps[-1] - arrival_ps[0]) / PS_PER_S
+    form = TRACE_FORMATS[spec.format]
+    columns = form.columns if spec.columns is None else spec.columns.columns()
+    doubtful = form.open_names and columns.clock_name == "arrival_s" and spec.target_rate_per_s is None
+    if not doubtful or n <= _FEW or n - 1 >= _SLOW_PER_S * span_s:
+        return []
+    return [
+        f"the trace offers {(n - 1) / span_s:.2g} requests/s: is its clock in milliseconds? "
+        f"Then workload.trace.columns: {{arrival_ms: {columns.arrival}}} says so"
     ]
 
 

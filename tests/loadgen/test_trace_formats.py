@@ -238,3 +238,31 @@ def test_a_replay_in_ticks_says_so(tmp_path: Path) -> None:
 
 def test_every_format_is_tried_here() -> None:
     assert set(TRACE_FORMATS) == {"azure", "csv", "jsonl", "mooncake", "vidur"}
+
+
+def replayed(folder: Path, times: list[str], **changes: object) -> tuple[str, ...]:
+    path = folder / "trace.csv"
+    path.write_text("arrival_s,input_tokens,output_tokens\n" + "".join(f"{time},5,5\n" for time in times))
+    spec = {"trace": {"format": "csv", "path": str(path), **changes}}
+    return generate(WorkloadSpec.model_validate(spec), 0).warnings
+
+
+def test_a_start_before_the_clock_of_the_trace_says_so(tmp_path: Path) -> None:
+    times = [f"{1_700_000_000 + i}.5" for i in range(9)]
+    said = "workload.trace.start_s: 30 cuts no row: the trace's own clock begins at 1700000000.5 s"
+    assert replayed(tmp_path, times, start_s=30) == (said,)
+    for cut in ({}, {"start_s": 1_700_000_000.5}, {"start_s": 1_700_000_003}, {"end_s": 1_700_000_003}):
+        assert replayed(tmp_path, times, **cut) == ()
+    assert replayed(tmp_path, [str(i) for i in range(60)], start_s=30) == ()
+
+
+def test_a_clock_that_may_be_in_milliseconds_is_doubted(tmp_path: Path) -> None:
+    times = [str(180 * i) for i in range(30)]
+    said = (
+        "the trace offers 0.0056 requests/s: is its clock in milliseconds? "
+        "Then workload.trace.columns: {arrival_ms: arrival_s} says so"
+    )
+    assert replayed(tmp_path, times) == (said,)
+    for known in ({"columns": {"arrival_ms": "arrival_s"}}, {"time_scale": 0.1}, {"target_rate_per_s": 0.001}):
+        assert replayed(tmp_path, times, **known) == ()
+    assert replayed(tmp_path, times[:20]) == replayed(tmp_path, [str(99 * i) for i in range(30)]) == ()
