@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-import sys
 from collections.abc import Callable
 from typing import NoReturn
+
+from pimserve.errors import Terminated
 
 
 def handle_signals() -> None:
@@ -43,4 +44,4 @@ def _interrupts() -> Callable[[int, object], None]:
 
 
 def _terminate(number: int, _frame: object) -> NoReturn:
-    sys.exit(128 + number)
+    raise Terminated(128 + number)

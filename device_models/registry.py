@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from pimserve.device_models.catalogue import device_names, load_device_document
 from pimserve.device_models.defaults import described
 from pimserve.device_models.device import Device
-from pimserve.errors import InputError, validation_error
+from pimserve.errors import InputError, Terminated, validation_error
 
 # Loaded when they are asked for: most runs need one.
 _BUILT_IN = {
@@ -35,7 +35,9 @@ def device_class(kind: str) -> type[Any]:
     if kind in registered.names:
         try:
             found: type[Any] = registered[kind].load()
-        except Exception as error:
+        except Terminated:
+            raise
+        except (Exception, SystemExit) as error:
             raise InputError("device.kind", f"{kind!r} of {registered[kind].value} does not load: {error}") from error
         return found
     known = sorted({*_BUILT_IN, *registered.names})

@@ -14,7 +14,7 @@ from importlib.metadata import EntryPoint, entry_points
 from operator import index
 from typing import Protocol
 
-from pimserve.errors import InputError, shortened
+from pimserve.errors import InputError, Terminated, shortened
 
 _WHERE = "scheduler.router"
 
@@ -91,7 +91,9 @@ class PluginRouter:
         """Tell who it was."""
         try:
             yield
-        except Exception as error:
+        except Terminated:
+            raise
+        except (Exception, SystemExit) as error:  # a package does not end the run
             raise InputError(_WHERE, f"{self._name} {what}: {type(error).__name__}: {error}") from error
 
 

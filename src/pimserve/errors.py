@@ -29,6 +29,10 @@ class PimserveError(Exception):
     """Base of every error that the user can mend; the command line prints it without a traceback."""
 
 
+class Terminated(SystemExit):
+    """The system asked the process to end: what a plug-in raises to that effect is its mistake, and this is none."""
+
+
 TAGS = ("kind", "model")  # keys by which a mapping says which of several descriptions it is
 
 

@@ -1,6 +1,7 @@
 """Routers of other packages: one that is installed is used, and one that does wrong is named."""
 
 import os
+import signal
 import subprocess
 import sys
 import tomllib
@@ -11,7 +12,8 @@ import pytest
 
 from pimserve.cluster.run import run
 from pimserve.cluster.scenario import load_scenario
-from pimserve.errors import InputError
+from pimserve.cluster.signals import handle_signals
+from pimserve.errors import InputError, Terminated
 from pimserve.scheduler.router import make_router, restore_router, router_state
 
 EXAMPLE = Path(__file__).parents[1] / "example_router"
@@ -32,6 +34,7 @@ WRONG = {
     "return None": f"picked None; {ALLOWED}",
     "return 'first'": f"picked 'first'; {ALLOWED}",
     "raise RuntimeError('no idea')": "failed to pick a replica: RuntimeError: no idea",
+    "raise SystemExit(3)": "failed to pick a replica: SystemExit: 3",
     "outstanding[0] = 5": "failed to pick a replica: TypeError: 'tuple' object does not support item assignment",
 }
 
@@ -116,6 +119,29 @@ def test_one_that_is_none_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(InputError) as refused:
         make_router("other")
     assert str(refused.value).startswith(f"scheduler.router: router 'other' of {target} {message}")
+
+
+def test_one_that_ends_the_program_as_it_loads_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken(monkeypatch, tmp_path, "return 0\nraise SystemExit(3)", "leaving")
+    with pytest.raises(InputError, match="router 'mine' of leaving:Router does not load: SystemExit: 3"):
+        make_router("mine")
+
+
+@pytest.mark.parametrize(("number", "stop"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
+def test_being_told_to_stop_is_no_fault_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, stop: type[BaseException]
+) -> None:
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    broken(monkeypatch, tmp_path, f"import signal; signal.raise_signal({int(number)})", f"held_{int(number)}")
+    router = make_router("mine")
+    assert router is not None
+    handle_signals()
+    try:
+        with pytest.raises(stop):
+            router.pick([0])
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def test_a_state_that_cannot_be_kept_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
