@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from decimal import Decimal
 
 ABSENT = "-"
 _PREFIXES = ((1.0, ""), (1e-3, "m"), (1e-6, "u"), (1e-9, "n"), (1e-12, "p"))
@@ -65,6 +66,18 @@ def share(value: float | None) -> str:
     if 0.999 < value < 1:
         return ">99.9 %"
     return f"{100 * value:.1f} %"
+
+
+def half_width(write: Callable[[float], str], mean: float, width: float) -> str:
+    """Half the width of a confidence interval: 0 where it is below half a unit of the last digit shown of the mean.
+
+    Beside nothing or everything, whose digits are not written out, it is shown as it is.
+    """
+    if mean in {0, 1}:
+        return write(width)
+    number, _, unit = write(mean).replace(",", "").lstrip("<>").partition(" ")
+    last = 10.0 ** int(Decimal(number).as_tuple().exponent) / (100 if unit == "%" else 1)
+    return write(width if width >= last / 2 else 0.0)
 
 
 def ratio(value: float | None) -> str:

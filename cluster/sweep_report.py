@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from pimserve.cluster.figures import ABSENT, figure, scale, share, whole
+from pimserve.cluster.figures import ABSENT, figure, half_width, scale, share, whole
 from pimserve.cluster.sweep_figures import FIGURES, Figure, by_reason, compared_by, is_shown, state_text
 from pimserve.cluster.sweep_grid import labels
 
@@ -118,6 +118,10 @@ def _writer(each: Figure, size: float, runs: int) -> Callable[[Mapping[str, Any]
         mean, ci95 = estimate["mean"], estimate["ci95"]
         if mean is None:
             return ABSENT
-        return write(mean / size) if ci95 is None else f"{write(mean / size)} +-{write(ci95 / size)}"
+        return (
+            write(mean / size)
+            if ci95 is None
+            else f"{write(mean / size)} +-{half_width(write, mean / size, ci95 / size)}"
+        )
 
     return cell

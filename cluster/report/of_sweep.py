@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pimserve.cluster.figures import ABSENT, figure, scale, share, whole
+from pimserve.cluster.figures import ABSENT, figure, half_width, scale, share, whole
 from pimserve.cluster.report.content import Page, Section, Table
 from pimserve.cluster.report.facts import text
 from pimserve.cluster.report.fronts import Dot, pareto
@@ -232,7 +232,9 @@ def _cell(each: Figure, estimate: object, size: float, runs: int) -> str:
     if mean is None:
         return ABSENT
     write = share if each.unit == "share" else whole if each.unit == "count" else figure
-    return write(mean / size) if ci95 is None else f"{write(mean / size)} ± {write(ci95 / size)}"
+    return (
+        write(mean / size) if ci95 is None else f"{write(mean / size)} ± {half_width(write, mean / size, ci95 / size)}"
+    )
 
 
 def _failures(points: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Table | None:

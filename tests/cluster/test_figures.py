@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pimserve.cluster.figures import count, figure, named, ratio, scale, scaled, share
+from pimserve.cluster.figures import count, figure, half_width, named, ratio, scale, scaled, share, whole
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,31 @@ from pimserve.cluster.figures import count, figure, named, ratio, scale, scaled,
 )
 def test_figure_shows_three_digits(value, text):
     assert figure(value) == text
+
+
+@pytest.mark.parametrize(
+    ("write", "mean", "width", "text"),
+    [
+        (figure, 23.4, 1.52e-10, "0"),
+        (figure, 23.4, 0.049, "0"),
+        (figure, 23.4, 0.051, "0.0510"),
+        (figure, -23.4, 1e-9, "0"),
+        (figure, 12_345.6, 0.4, "0"),
+        (figure, 12_345.6, 6, "6.00"),
+        (figure, 1.2e-4, 1e-9, "0"),
+        (figure, 1.2e-4, 1e-6, "1.00e-06"),
+        (figure, 0, 1.52e-10, "1.52e-10"),
+        (share, 0.5, 1e-5, "0 %"),
+        (share, 0.5, 0.01, "1.0 %"),
+        (share, 0.0004, 0.0002, "0 %"),
+        (share, 0.9996, 0.02, "2.0 %"),
+        (share, 1, 0.02, "2.0 %"),
+        (whole, 500, 0.2, "0"),
+        (whole, 500, 3, "3"),
+    ],
+)
+def test_half_widths_below_the_last_digit_of_the_mean_are_nothing(write, mean, width, text):
+    assert half_width(write, mean, width) == text
 
 
 @given(st.floats(1e-300, 1e15))
