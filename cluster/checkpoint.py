@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimserve.cluster.results import SpanFile, naming
+from pimserve.cluster.whole_file import unwritable
 from pimserve.errors import InputError, shortened
 from pimserve.scheduler.requests import DTYPE
 
@@ -67,7 +68,7 @@ class CheckpointFolder:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = (folder / "lock").open("wb")
         except OSError as error:
-            raise InputError(str(folder), f"cannot be written: {error.strerror}") from None
+            raise unwritable(folder, error) from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

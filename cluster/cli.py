@@ -6,7 +6,9 @@ that the user can mend; 70 a fault of pimserve's own; 130 interrupted.
 
 from __future__ import annotations
 
+import codecs
 import os
+import re
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -340,14 +342,21 @@ def main() -> None:
         _fail(f"internal error: {type(error).__name__}: {error}\nplease report it, with what PIMSERVE_DEBUG=1 adds", 70)
 
 
+def _readable(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Escapes; of bytes in names of files that are no text, the bytes: `\\xff`, where Python has U+DCFF for it."""
+    text, end = codecs.backslashreplace_errors(error)
+    return re.sub(r"\\udc([89a-f][0-9a-f])", r"\\x\1", str(text)), end
+
+
 def _open_streams() -> None:
     """Let both streams take whatever is written: what a terminal cannot show is escaped, a closed one swallows all."""
+    codecs.register_error("readable", _readable)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 open to the end
         else:
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="readable")
 
 
 def _abandon_output() -> None:

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from pimserve.cluster.whole_file import unwritable
 from pimserve.errors import InputError, shortened
 from pimserve.scheduler.steplog import IntArray, Rows
 
@@ -179,7 +180,7 @@ def results_folder(out: Path | None, name: str, partial: Path | None = None) -> 
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
     except OSError as error:
-        raise InputError(str(wanted), f"cannot be written: {error.strerror}") from None
+        raise unwritable(wanted, error) from None
     try:
         _check_same_disk(folder, target)
         with naming(target):

@@ -20,6 +20,7 @@ from pimserve.cluster.results import load_summary, naming, write_json
 from pimserve.cluster.sweep_figures import FIGURES, Outcome, outcome_of, sweep_document
 from pimserve.cluster.sweep_grid import Grid, Run
 from pimserve.cluster.sweep_workers import Task, Workers
+from pimserve.cluster.whole_file import unwritable
 from pimserve.errors import InputError
 
 SWEEP_FILE, TABLE_FILE = "sweep.json", "sweep.csv"
@@ -116,7 +117,7 @@ def _claimed(folder: Path, grid: Grid) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
-        raise InputError(str(folder), f"cannot be written: {error.strerror}") from None
+        raise unwritable(folder, error) from None
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

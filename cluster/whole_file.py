@@ -40,7 +40,14 @@ def whole_file(out: Path) -> Iterator[IO[str]]:
         finally:
             beside.unlink(missing_ok=True)
     except OSError as error:
-        raise InputError(str(out), f"cannot be written: {error.strerror or error}") from None
+        raise unwritable(out, error) from None
+
+
+def unwritable(path: Path, error: OSError) -> InputError:
+    """What to say of a file or folder that could not be made."""
+    if isinstance(error, FileExistsError):  # in the place of a folder
+        return InputError(str(path), f"cannot be written: {error.filename} is not a directory")
+    return InputError(str(path), f"cannot be written: {error.strerror or error}")
 
 
 def refuse_results(target: Path, out: Path) -> None:

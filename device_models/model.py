@@ -46,7 +46,7 @@ class _Spec(BaseModel):
 class GroupedQueryAttention(_Spec):
     """Multi-head, grouped-query or multi-query attention (`kv_heads` = heads, fewer, or 1)."""
 
-    kind: Literal["gqa"] = "gqa"
+    kind: Literal["gqa"]
     heads: Positive
     kv_heads: Positive
     head_dim: Positive

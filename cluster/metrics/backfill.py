@@ -19,7 +19,7 @@ from pimserve.cluster.history import History
 from pimserve.cluster.metrics.openmetrics import END, header, samples
 from pimserve.cluster.metrics.replay import replay
 from pimserve.cluster.metrics.state import metrics_of, run_id_of
-from pimserve.cluster.whole_file import whole_file
+from pimserve.cluster.whole_file import unwritable, whole_file
 from pimserve.errors import InputError, shortened
 
 _NICE_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
@@ -188,7 +188,7 @@ def load(parts: Sequence[Part], epoch_s: float, into: Path, most_engines: int = 
             _move(blocks, into, {**loaded, **said})
             return written
     except OSError as error:
-        raise InputError(str(into), f"cannot be written: {error.strerror}") from None
+        raise unwritable(into, error) from None
 
 
 def _move(blocks: Path, into: Path, loaded: dict[str, object]) -> None:

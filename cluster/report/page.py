@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pimserve import __version__
 from pimserve.cluster.report.content import Page
-from pimserve.cluster.whole_file import refuse_results
+from pimserve.cluster.whole_file import refuse_results, unwritable
 from pimserve.errors import InputError
 
 _EXISTS = "exists already; give another file with --out, or --force to replace it"
@@ -63,7 +63,7 @@ def write(text: str, out: Path, *, force: bool) -> None:
         with suppress(OSError):  # somebody else may have written there meanwhile
             for folder in new_parents:
                 folder.rmdir()
-        raise InputError(str(out), f"cannot be written: {error.strerror}") from None
+        raise unwritable(out, error) from None
 
 
 def refuse_existing(out: Path, *, force: bool) -> None:

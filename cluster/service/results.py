@@ -11,6 +11,7 @@ from pathlib import Path
 import grpc
 
 from pimserve.cluster.service.faults import RefusedError
+from pimserve.cluster.whole_file import unwritable
 from pimserve.errors import InputError, PimserveError
 from pimserve.v1 import simulation_pb2
 
@@ -64,7 +65,7 @@ class Receiver:
             self._draft = self._target.with_name(f".{self._target.name[:100]}.partial-{os.getpid()}")
             self._draft.mkdir()
         except OSError as error:
-            raise InputError(str(self._target), f"cannot be written: {error.strerror}") from None
+            raise unwritable(self._target, error) from None
         self._sizes: dict[str, int] = {}
         self._file: Path | None = None
         return self

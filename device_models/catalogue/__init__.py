@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from contextlib import suppress
 from functools import cache
 from importlib import resources
@@ -203,15 +203,17 @@ def _count(text: str, place: str) -> None:
             raise InputError(place, f"is nested deeper than {_DEEPEST} levels, or has over {_MOST_VALUES:,} values")
 
 
-def no_truth_for_a_number(where: str, document: Mapping[str, Any], parsed: BaseModel) -> None:
-    """Refuse true and false where they were taken for 1 and 0."""
-    for key, value in document.items():
-        path = f"{where}.{key}" if where else key
-        given = getattr(parsed, key, value)
-        if isinstance(value, bool) and not isinstance(given, bool):
-            raise InputError(path, f"must be a number (got {str(value).lower()})")
-        if isinstance(value, Mapping) and isinstance(given, BaseModel):
-            no_truth_for_a_number(path, value, given)
+def no_truth_for_a_number(where: str, document: object, parsed: object) -> None:
+    """Refuse true and false where they were taken for 1 and 0, in lists as well."""
+    if isinstance(document, bool) and not isinstance(parsed, bool):
+        raise InputError(where, f"must be a number (got {str(document).lower()})")
+    inner: Iterable[tuple[object, object, object]] = ()
+    if isinstance(document, Mapping) and isinstance(parsed, BaseModel):
+        inner = ((key, value, getattr(parsed, key, value)) for key, value in document.items())
+    elif isinstance(document, list) and isinstance(parsed, list | tuple):
+        inner = ((place, *pair) for place, pair in enumerate(zip(document, parsed, strict=False)))
+    for key, value, given in inner:
+        no_truth_for_a_number(f"{where}.{key}" if where else str(key), value, given)
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

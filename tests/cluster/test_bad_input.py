@@ -68,6 +68,15 @@ OVERRIDES: list[tuple[list[str], str]] = [
     (["workload.trace=azure:x.csv"], "workload.trace: must be a mapping of keys to values (got 'azure:x.csv')"),
     (["workload.lengths={input: 5, output: 5}"], "workload.lengths.input: must be a mapping of keys to values (got 5)"),
     (["routing={popularity: given, weights: 3}"], "routing.weights: must be a list (got 3)"),
+    (
+        ["routing={popularity: given, weights: [true, 1, 1, 1, 1, 1, 1, 1]}"],
+        "routing.weights.0: must be a number (got true)",
+    ),
+    (
+        ["routing={popularity: given, weights: [[1, 1, 1, 1, 1, 1, 1, false]]}"],
+        "routing.weights.0.7: must be a number (got false)",
+    ),
+    (["model.attention={heads: 4, kv_heads: 4, head_dim: 64, kind: null}"], "model.attention"),
     (["output.steps=3"], "output.steps: must be true or false (got 3)"),
     (["name="], "name: must be text (got null)"),
     (["name=a/b"], "name: String should match pattern"),
@@ -378,7 +387,8 @@ def test_results_folder(tmp_path: Path) -> None:
     for target, message in (
         (tmp_path, f"{tmp_path}: exists already; give another folder with --out"),
         (Path(__file__), "exists already"),
-        (Path(__file__) / "results", "cannot be written: "),
+        (Path(__file__) / "results", f"{Path(__file__) / 'results'}: cannot be written: {__file__} is not a directory"),
+        (Path("/dev/full/x"), "/dev/full/x: cannot be written: /dev/full is not a directory"),
     ):
         with pytest.raises(InputError) as refused:
             run(scenario, target)
@@ -398,7 +408,7 @@ COMMANDS = [
     (["export", "full"], "full: has no requests.npy"),
     (["run", "--trace", os.fsdecode(b"csv:tr\xff.csv")], "--trace.path: must be UTF-8 text"),
     (["run", "--set", os.fsdecode(b"workload.trace={format: csv, path: tr\xff.csv}")], "is not UTF-8 text (byte 0xff)"),
-    (["run", os.fsdecode(b"tr\xff.yaml")], "no such file"),
+    (["run", os.fsdecode(b"tr\xff.yaml")], r"tr\xff.yaml: no such file"),
     (["devices", "tpu"], "unknown device 'tpu'"),
 ]
 

@@ -77,9 +77,9 @@ def test_moe_layers(first_layer: int, every: int, moe_layers: int) -> None:
 
 
 def test_biases_and_small_vectors() -> None:
-    plain = GroupedQueryAttention(heads=4, kv_heads=2, head_dim=3)
+    plain = GroupedQueryAttention(kind="gqa", heads=4, kv_heads=2, head_dim=3)
     full = GroupedQueryAttention(
-        heads=4, kv_heads=2, head_dim=3, qkv_bias=True, output_bias=True, qk_norm=True, sinks=True
+        kind="gqa", heads=4, kv_heads=2, head_dim=3, qkv_bias=True, output_bias=True, qk_norm=True, sinks=True
     )
     assert full.parameters(8) - plain.parameters(8) == (4 + 2 * 2) * 3 + 8 + 2 * 3 + 4
     assert DenseFfn(intermediate=16, matrices=2, bias=True).parameters(8) == 2 * 8 * 16 + 16 + 8
