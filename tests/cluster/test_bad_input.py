@@ -76,7 +76,6 @@ OVERRIDES: list[tuple[list[str], str]] = [
         ["routing={popularity: given, weights: [[1, 1, 1, 1, 1, 1, 1, false]]}"],
         "routing.weights.0.7: must be a number (got false)",
     ),
-    (["model.attention={heads: 4, kv_heads: 4, head_dim: 64, kind: null}"], "model.attention"),
     (["output.steps=3"], "output.steps: must be true or false (got 3)"),
     (["name="], "name: must be text (got null)"),
     (["name=a/b"], "name: String should match pattern"),

@@ -1,11 +1,12 @@
 """Model shapes: hand-calculated figures, properties that hold for every spec, and specs that must be refused."""
 
+import re
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from pimserve.device_models.model import (
     BYTES_PER_ELEMENT,
@@ -16,6 +17,7 @@ from pimserve.device_models.model import (
     MultiHeadLatentAttention,
     compute_dtypes,
 )
+from pimserve.loadgen.workload import WorkloadSpec
 
 # Small enough to count by hand: 4 layers of which 2 are MoE, hidden 8, vocabulary 10.
 TINY: dict[str, Any] = {
@@ -257,3 +259,14 @@ def test_experts_add_total_but_not_active_weights(spec: ModelSpec, more: int) ->
 def test_bad_spec_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         tiny(**changes)
+
+
+@pytest.mark.parametrize("spec", [ModelSpec, WorkloadSpec])
+def test_schemas_ask_for_the_key_that_says_which_description_it_is(spec: type[BaseModel]) -> None:
+    """A default of it would stand in the reference, and never be taken."""
+    schema = spec.model_json_schema()
+    tagged = re.findall(r"'discriminator': \{'mapping': (\{.*?\}), 'propertyName': '(\w+)'\}", str(schema))
+    assert tagged
+    for mapping, key in tagged:
+        for name in re.findall(r"#/\$defs/(\w+)", mapping):
+            assert key in schema["$defs"][name]["required"], name
