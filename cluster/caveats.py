@@ -12,9 +12,10 @@ from typing import Any
 from pimserve.cluster.figures import TOO_LONG, count, figure, named, share
 from pimserve.cluster.pools import PlacedPool
 from pimserve.scheduler.outcomes import ALL
-from pimserve.scheduler.stability import SATURATED
+from pimserve.scheduler.stability import SATURATED, TOO_SHORT
 
 _CUT_OFF = 0.01  # share of the requests from which on their absence shows in a latency's tail
+_BACKLOG, _BACKLOG_SHARE = 10, 0.1  # waiting when the last one arrived: requests, and of those in the system
 
 
 def caveats(summary: Mapping[str, Any], limits_tokens: Mapping[str, int]) -> Iterator[str]:
@@ -26,13 +27,17 @@ def caveats(summary: Mapping[str, Any], limits_tokens: Mapping[str, int]) -> Ite
     """
     requests = summary["requests"]
     if not requests["finished"] and requests["total"]:
-        yield _nothing_finished(requests)
+        yield _nothing_finished(requests, _why_unfinished(summary))
+    if requests["total"] and not requests["measured"]:
+        yield "no request arrived in the measured window: latencies and SLO are of none"
     if requests["rejected"]:
         yield _rejected(summary, limits_tokens)
     if requests["measured_unfinished"] > _CUT_OFF * requests["measured"]:
         yield _cut_off(summary)
     if summary["stability"] == SATURATED:
         yield _saturated(summary["in_system"])
+    elif summary["stability"] == TOO_SHORT and _backlog(summary["in_system"]):
+        yield _too_short(summary["in_system"])
 
 
 def caveats_of_devices(summary: Mapping[str, Any], pools: Sequence[PlacedPool]) -> Iterator[str]:
@@ -57,8 +62,15 @@ def caveats_of_devices(summary: Mapping[str, Any], pools: Sequence[PlacedPool]) 
         yield f"faults were simulated: {len(summary['faults']['events'])} took place"
 
 
-def _nothing_finished(requests: Mapping[str, Any]) -> str:
-    parts = {"rejected": "were rejected", "unfinished": "were cut off by the end of the run"}
+def _why_unfinished(summary: Mapping[str, Any]) -> str:
+    """What happened to the requests that neither finished nor were rejected."""
+    if summary.get("faults", {}).get("replicas_left", True):
+        return "were cut off by the end of the run"
+    return "were never served to the end, as no replica was left to take requests"
+
+
+def _nothing_finished(requests: Mapping[str, Any], why_unfinished: str) -> str:
+    parts = {"rejected": "were rejected", "unfinished": why_unfinished}
     total = count(requests["total"])
     said = [f"{count(requests[key])} of {total} {what}" for key, what in parts.items() if requests[key]]
     return f"no request finished: {', '.join(said)}"
@@ -82,11 +94,25 @@ def _cut_off(summary: Mapping[str, Any]) -> str:
     requests, slo = summary["requests"], summary["slo"]
     unfinished, measured = requests["measured_unfinished"], requests["measured"]
     said = (
-        f"{count(unfinished)} of {count(measured)} measured requests ({share(unfinished / measured)}) were cut off by "
-        "the end of the run: latencies leave out what is not known of them"
+        f"{count(unfinished)} of {count(measured)} measured requests ({share(unfinished / measured)}) "
+        f"{_why_unfinished(summary)}: latencies leave out what is not known of them"
     )
     censored = slo["censored"].get(ALL)
     return said + (f", and SLO attainment {count(censored)} of them (censored)" if censored else "")
+
+
+def _backlog(in_system: Mapping[str, Any]) -> bool:
+    """Whether so many wait that saturation is likely; ordinary short runs go without a warning."""
+    waiting = in_system["waiting_at_last_arrival"]
+    return bool(waiting >= _BACKLOG and waiting > _BACKLOG_SHARE * in_system["at_last_arrival"])
+
+
+def _too_short(in_system: Mapping[str, Any]) -> str:
+    return (
+        "too short to tell whether it is saturated: "
+        f"{count(in_system['waiting_at_last_arrival'])} of the {count(in_system['at_last_arrival'])} requests in the "
+        "system waited when the last one arrived; latencies may grow with the length of the run"
+    )
 
 
 def _saturated(in_system: Mapping[str, Any]) -> str:

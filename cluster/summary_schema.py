@@ -47,7 +47,7 @@ class Requests(_Part):
     preemptions: int = _figure("preemptions", "of all requests")
     measured: int = _figure("requests", "that arrived in the measured window")
     measured_finished: int = _figure("requests", "of these that finished")
-    measured_unfinished: int = _figure("requests", "of these that the end of the run cut off")
+    measured_unfinished: int = _figure("requests", "of these that the end of the run left waiting or running")
 
 
 class Window(_Part):
@@ -62,7 +62,9 @@ class Window(_Part):
 class Throughput(_Part):
     """Rates inside the measured window."""
 
-    requests_per_s: float | None = _figure("requests/s", "requests that finished")
+    requests_per_s: float | None = _figure(
+        "requests/s", "requests that finished; null where none did, and none arrived"
+    )
     output_tokens_per_s: float | None = _figure("tokens/s", "output tokens")
     output_tokens_per_s_per_device: float | None = _figure("tokens/s", "the same over the number of devices")
     output_tokens_per_s_per_mm2: float | None = _figure("tokens/s/mm2", "the same over silicon_mm2")
@@ -159,7 +161,9 @@ class Slo(_Part):
     censored: dict[str, Annotated[int, _figure("requests", "censored")]] = _text("those of which it is not, likewise")
     attainment: Share = _figure("1", "of the measured requests of which it is known, the share that met all limits")
     attainment_of_completed: Share = _figure("1", "of those that finished, the share that met all limits")
-    goodput_requests_per_s: float | None = _figure("requests/s", "requests that finished and met all limits")
+    goodput_requests_per_s: float | None = _figure(
+        "requests/s", "measured requests that finished and met all limits; null without measured ones"
+    )
 
 
 class DramCompute(_Part):
@@ -317,6 +321,7 @@ class FaultFigures(_Part):
     """Simulated faults, whole run."""
 
     events: list[FaultThatTookPlace] = _text("those that took place")
+    replicas_left: bool = _text("whether in the end any replica took requests, or was to again")
     requeued: int = _figure("requests", "that another replica took over")
     recomputed_tokens: int = _figure("tokens", "of KV cache that were lost")
     down_replica_s: float = _figure("s", "that replicas were down, together")
@@ -409,7 +414,7 @@ class Summary(Placed):
     unit_busy_share_of_busiest_device: dict[str, Share] = _text("the same on the device where the unit is busiest")
     busy_share: Share = _figure("1", "share of the run in which replicas executed steps, mean")
     max_model_len: int = _figure("tokens", "of the longest request that is served")
-    end_s: float = _figure("s", "when the last step ended, simulated")
+    end_s: float = _figure("s", "when the last step ended, simulated; later where requests waited on without a step")
     stability: str = _text("saturated, steady or too short to tell: whether what came was served")
     in_system: InSystem = _text("requests that wait or run")
     digest: str = _text("sha256 of all executed steps and requests: equal digests mean the same bits")

@@ -41,6 +41,7 @@ from pimserve.scheduler.engine import FOREVER, Move
 from pimserve.scheduler.faults import Faults
 from pimserve.scheduler.fleet import DECODE, PREFILL, Fleet
 from pimserve.scheduler.handover import Handovers
+from pimserve.scheduler.outcomes import cut_off
 from pimserve.scheduler.requests import RequestTable
 from pimserve.scheduler.router import Router, make_router, restore_router, router_state
 from pimserve.scheduler.shard import NONE, IntArray, Order, Report
@@ -190,8 +191,8 @@ class Clock:
                 if self.fleet.concurrency is None:
                     left = np.concatenate([left, self.table.reject_unseen()])
                 if self.control is not None:
-                    ends_fs = [ledger.clock_fs for shard in self.shards for ledger in shard.ledgers()]
-                    self.control.ended(self._view(left, max(ends_fs)))
+                    steps_fs = max(ledger.clock_fs for shard in self.shards for ledger in shard.ledgers())
+                    self.control.ended(self._view(left, self.end_fs(steps_fs)))
                 return
             self._replay()
             if self.control is not None:
@@ -202,6 +203,16 @@ class Clock:
     def latest_fs(self) -> int:
         """The latest time that any replica has reached."""
         return max([self.now_fs, *(shard.latest_fs() for shard in self.shards)])
+
+    def end_fs(self, steps_fs: int) -> int:
+        """When a run ended whose last step ended at `steps_fs`.
+
+        Requests that are left waited on without a step: until the run was stopped, or until the last one had arrived.
+        """
+        if not len(cut_off(self.table.columns)):
+            return steps_fs
+        stopped = self.stop_fs < FOREVER
+        return max(steps_fs, self.stop_fs if stopped else int(self.table["arrival_ps"].max()) * FS_PER_PS)
 
     def states(self) -> list[ReplicaState]:
         """State of every replica at the end of the last window."""

@@ -26,9 +26,9 @@ What a figure covers:
 - ci95: half the width of 95 % confidence intervals, by batch means (batch_means.py), at the places that their figures
   have here. They are of this run's own noise; seeds of their own (`pimserve sweep --repeat`) tell of all of it.
 
-The whole run is the time in which something was served: simulated time 0 is the arrival of the first request (of a
-trace, of its first row that is used: `loadgen.workload`), and `end_s` the end of the last step. Rates, busy shares, KV
-means and passive energy are all over this time.
+The whole run is the time in which requests were served: simulated time 0 is the arrival of the first request (of a
+trace, of its first row that is used: `loadgen.workload`), and `end_s` the end of the last step, or later where some are
+left (`Clock.end_fs`). Rates, busy shares, KV means and passive energy are all over this time.
 
 Replicas of a closed loop with a warm-up end their windows one by one. Rates are then sums of the replicas' own rates,
 each over its own window; the summary's window is the part that all of them measure.
@@ -113,6 +113,7 @@ def summarize(served: Served, slo: SloSpec, devices: int) -> dict[str, Any]:
 
     end_ps = served.end_fs // FS_PER_PS
     found = outcomes(table.columns, measured, slo, frontend_ps=frontend_ps, end_ps=end_ps)
+    in_window = (status == FINISHED) & _in_window(served, "finish_ps")
     good = done.copy()
     good[measured] &= found[ALL] == MET if found else False
     tokens = sum(log.window_tokens for log in logs)
@@ -148,9 +149,7 @@ def summarize(served: Served, slo: SloSpec, devices: int) -> dict[str, Any]:
         "window": {"start_s": start, "end_s": end, "length_s": length, "whole_run": not served.trimmed},
         "offered_requests_per_s": served.workload.offered_rate_per_s,
         "throughput": {
-            "requests_per_s": _rate(
-                served, _by_replica(served, (status == FINISHED) & _in_window(served, "finish_ps"))
-            ),
+            "requests_per_s": _rate(served, _by_replica(served, in_window)) if (measured | in_window).any() else None,
             "output_tokens_per_s": tokens_per_s,
             "output_tokens_per_s_per_device": None if tokens_per_s is None else tokens_per_s / devices,
         },
@@ -172,7 +171,7 @@ def summarize(served: Served, slo: SloSpec, devices: int) -> dict[str, Any]:
             served,
             {"ttft": ttft, "tpot": tpot[several], "e2e": e2e},
             PERCENTILES,
-            arrival[good] if found else None,
+            arrival[good] if found and measured.any() else None,
             [(pj or 0) / PJ_PER_J for pj in passive_pj],
         ),
         "energy": {
@@ -235,7 +234,7 @@ def _slo(
         "censored": {name: each["censored"] for name, each in counted.items()},
         "attainment": met.get(ALL),
         "attainment_of_completed": int(good.sum()) / finished if limits and finished else None,
-        "goodput_requests_per_s": _rate(served, _by_replica(served, good)) if limits else None,
+        "goodput_requests_per_s": _rate(served, _by_replica(served, good)) if len(found.get(ALL, ())) else None,
     }
 
 
@@ -357,6 +356,7 @@ def _faults(served: Served, faults: Faults) -> dict[str, Any]:
     replica_s = len(served.logs) * served.end_s
     return {
         "events": [event for event in faults.took_place if event["at_s"] < served.end_s],
+        "replicas_left": faults.hope,
         "requeued": faults.requeued,
         "recomputed_tokens": faults.lost_tokens,
         "down_replica_s": down_s,

@@ -1,10 +1,11 @@
 """Whether requests met the limits of the SLO, as far as the run tells.
 
 A limit is met when the latency is at most the limit (<=), as vLLM's and inference-perf's goodput have it. Rejected
-requests miss every limit. Who is still in the system when the run ends (run.max_time_s) is cut off, and what is not
-known of it is censored: neither met nor missed, unless the limit had already passed by then. So the TTFT of a request
-that had its first token is known, finished or not. Its TPOT is at least the time since that token over all tokens that
-were to come, and may have passed its limit. A request of one output token has no TPOT, and meets any limit.
+requests miss every limit. Who is still in the system when the run ends (run.max_time_s, or no replica is left) is cut
+off, and what is not known of it is censored: neither met nor missed, unless the limit had already passed by then. So
+the TTFT of a request that had its first token is known, finished or not. Its TPOT is at least the time since that token
+over all tokens that were to come, and may have passed its limit. A request of one output token has no TPOT, and meets
+any limit.
 """
 
 from __future__ import annotations

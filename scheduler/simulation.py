@@ -67,7 +67,7 @@ class Served:
 
     @property
     def end_s(self) -> float:
-        """When the last step ended."""
+        """When the run ended: with its last step, or later where requests were left (`Clock.end_fs`)."""
         return self.end_fs / FS_PER_S
 
     @property
@@ -286,7 +286,7 @@ def check_together(spec: SchedulerSpec, faults: FaultSpec, *, closed: bool, pool
 def _served(clock: Clock, logs: list[StepLog], workload: Workload, *, trimmed: bool, loop_s: float) -> Served:
     """What came of a run that has ended."""
     fleet, table = clock.fleet, clock.table
-    end_fs = max(log.clock_fs for log in logs)
+    end_fs = clock.end_fs(max(log.clock_fs for log in logs))
     sharing = fleet.clients(len(table))
     ends_fs = [end_fs] * sharing
     start_fs = fleet.window_fs[0]

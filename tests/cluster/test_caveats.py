@@ -160,3 +160,48 @@ def test_a_short_run_at_more_than_twice_the_capacity_is_never_steady():
     (warning,) = [each for each in longer["warnings"] if each.startswith("saturated")]
     assert "requests were in the system when the last one arrived" in warning
     assert at(0.6 * capacity, 3000)["stability"] == "steady"
+
+
+B = "lengths: {input: {kind: fixed, tokens: 500}, output: {kind: fixed, tokens: 100}}"
+
+
+@pytest.mark.parametrize(
+    ("rate", "n", "state"), [(60, 2000, "steady"), (88, 2000, "too short to tell"), (400, 6000, "saturated")]
+)
+def test_a_backlog_is_never_called_steady(rate, n, state):
+    """Some 85 requests a second can be served."""
+    summary = summary_of(f"workload={{num_requests: {n}, arrival: {{process: poisson, rate_per_s: {rate}}}, {B}}}")
+    assert summary["stability"] == state
+    told = [each for each in summary["warnings"] if each.startswith(state)]
+    assert len(told) == (state != "steady")
+
+
+# --- nobody there, nothing measured ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["fail", "leave"])
+@pytest.mark.parametrize("stop", ["run.max_time_s=null", "run.max_time_s=30"])
+def test_a_dead_cluster_is_blamed_for_whom_it_left_waiting(kind, stop):
+    dead = f"faults.events=[{{at_s: 1, replica: 0, kind: {kind}}}]"
+    summary = summary_of(OPEN, "slo.ttft_s=1", dead, stop)
+    requests, slo = summary["requests"], summary["slo"]
+    assert requests["unfinished"] > 350
+    assert slo["attainment"] < 0.1
+    assert slo["goodput_requests_per_s"] < 3
+    assert slo["known"]["all"] + slo["censored"]["all"] == 400
+    assert any("no replica was left to take requests" in each for each in summary["warnings"])
+    assert not any("cut off" in each for each in summary["warnings"])
+
+
+def test_a_window_in_which_nothing_arrived_says_so():
+    closed = f"workload={{mode: closed, concurrency: 64, num_requests: 5000, {LENGTHS}}}"
+    summary = summary_of(closed, "run={max_time_s: 10, warmup_s: 9.5}", "slo.ttft_s=1")
+    assert summary["requests"]["measured"] == 0
+    assert summary["warnings"][0].startswith("no request arrived in the measured window")
+    assert summary["throughput"]["requests_per_s"] is None
+    assert summary["slo"]["goodput_requests_per_s"] is None
+    assert summary["ci95"]["slo"]["goodput_requests_per_s"] is None
+    assert summary["throughput"]["output_tokens_per_s"] > 0
+    table(summary)
+    wider = summary_of(closed, "run={max_time_s: 10, warmup_s: 1}", "slo.ttft_s=1")
+    assert not any("measured window" in each for each in wider["warnings"])

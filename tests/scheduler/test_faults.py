@@ -73,7 +73,35 @@ def test_a_replica_that_never_comes_back_leaves_requests_unfinished() -> None:
         served = serve([(0.0, 5, 4), (0.05, 5, 1)], faults=spec(FAIL), deployment=deployment)
         assert served.table["status"].tolist() == [WAITING, WAITING]
         assert served.table["emitted_tokens"].tolist() == [3, 0]
-        assert told(served)["availability"] == 1  # it stops when the last step that there is ends
+        # The step that was under way ended at 30 ms; the last request came at 50 ms, and nobody was there.
+        assert served.end_s == 0.05
+        assert told(served)["replicas_left"] is False
+        assert told(served)["availability"] == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize("kind", ["fail", "leave"])
+@pytest.mark.parametrize(("max_time_s", "end_s"), [(None, 2.0), (1.5, 1.5), (5.0, 5.0)])
+def test_who_waits_in_vain_has_missed_the_slo(kind: str, max_time_s: float | None, end_s: float) -> None:
+    """One request every 0.1 s, and nobody there from 0.45 s on."""
+    requests = [(round(0.1 * i, 1), 5, 1) for i in range(21)]
+    faults = spec({"at_s": 0.45, "replica": 0, "kind": kind})
+    for deployment in (Deployment(), Deployment(control=Windows([10**14]))):
+        served = serve(requests, faults=faults, max_time_s=max_time_s, deployment=deployment)
+        found = summarize(served, SloSpec(ttft_s=0.55), 1)
+        assert served.end_s == end_s
+        assert found["requests"]["finished"] == 5
+        assert found["throughput"]["requests_per_s"] == pytest.approx(5 / end_s)
+        assert found["slo"]["goodput_requests_per_s"] == pytest.approx(5 / end_s)
+        waited = [end_s - at for at, *_ in requests[5:] if at < (max_time_s or 9)]
+        missed = sum(wait > 0.55 for wait in waited)
+        assert found["slo"]["attainment"] == pytest.approx(5 / (5 + missed))
+        assert found["slo"]["censored"]["all"] == len(waited) - missed
+        assert found["faults"]["availability"] == pytest.approx(0.45 / end_s if kind == "fail" else 1)
+
+
+def test_a_run_that_serves_all_ends_with_its_last_step_whatever_fails_then() -> None:
+    served = serve([(0.0, 5, 2)], faults=spec(FAIL), max_time_s=3.0)
+    assert served.end_s == 0.02
 
 
 def test_a_slow_device_slows_its_replica_from_step_boundary_to_step_boundary() -> None:

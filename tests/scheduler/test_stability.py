@@ -72,6 +72,21 @@ def test_long_runs_above_the_capacity_are_saturated(system: str, load: float) ->
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("n", [600, 2000])
+@pytest.mark.parametrize("load", [2.4, 4.7, 20])
+def test_the_more_overloaded_the_sooner_it_is_saturated(system: str, n: int, load: float) -> None:
+    """All have arrived before the first batch is served four times over, but it has long been full."""
+    assert states(system, load, n)[SATURATED] == len(SEEDS)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("n", [600, 2000, 4000])
+@pytest.mark.parametrize("load", [1.04, 1.06])
+def test_a_queue_that_grows_and_never_runs_dry_is_not_steady(system: str, n: int, load: float) -> None:
+    assert states(system, load, n)[STEADY] == 0
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
 @pytest.mark.parametrize(("n", "load"), [(250, 1.5), (250, 2.5), (250, 10), (600, 1.3), (600, 2.5)])
 def test_short_runs_above_the_capacity_are_never_steady(system: str, n: int, load: float) -> None:
     assert states(system, load, n)[STEADY] == 0

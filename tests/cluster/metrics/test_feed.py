@@ -28,6 +28,7 @@ CASES = {
     "aimc": ("mixtral_aimc", ["run={warmup_s: 0, cooldown_s: 0}"]),
     "pools": ("prefill_decode_pools", ["slo={ttft_s: 0.2}", "run={warmup_s: 0}"]),
     "faults": ("faults", []),
+    "nobody left": (None, ["faults.events=[{at_s: 15, replica: 0, kind: fail}]", "slo.ttft_s=2"]),
     "closed": ("closed_loop", ["cluster.replicas=2", "run.warmup_s=1"]),
     "cut off": (None, ["workload.arrival={process: poisson, rate_per_s: 15}", "run.max_time_s=18", LIMITS]),
     "rejected": (None, ["scheduler.max_model_len=1000", "slo.ttft_s=0.02"]),
