@@ -68,7 +68,7 @@ _LARGEST = 1e150
 SCENARIO_FILE = "scenario.yaml"
 _IGNORED = {"name", "output"}
 _IGNORED_PATHS = {"slo.preset"}  # what it stands for is written out beside it
-_PROSE = {"title", "sources", "assumptions", "published"}
+_PROSE = {"title", "sources", "assumptions", "caveats", "published"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -291,10 +291,17 @@ class Scenario(_Section):
         )
 
     def resolved(self) -> dict[str, Any]:
-        """The scenario with all defaults and catalogue entries written out; it runs the same as this one."""
+        """The scenario with all defaults and catalogue entries written out; it runs the same as this one.
+
+        Without `cluster.device` where every pool has a device of its own.
+        """
         document = self.model_dump(mode="json", exclude_none=True)
         document["model"] = self.load_model().model_dump(mode="json", exclude_none=True)
-        document["cluster"]["device"] = self.load_device().spec.model_dump(mode="json", exclude_none=True)
+        pools = self.cluster.pools
+        if pools is not None and pools.prefill.device is not None and pools.decode.device is not None:
+            del document["cluster"]["device"]
+        else:
+            document["cluster"]["device"] = self.load_device().spec.model_dump(mode="json", exclude_none=True)
         for name in self.pools if self.cluster.pools is not None else ():
             if "device" in document["cluster"]["pools"][name]:
                 spec = self.of_pool(name).load_device().spec

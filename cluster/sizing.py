@@ -52,6 +52,7 @@ def _fewest(scenario: Scenario, name: str) -> int:
     routing = routing_of(scenario, model)
     wanted = min(scenario.scheduler.max_model_len or model.max_model_len_tokens, model.max_model_len_tokens)
     reasons: dict[int, str] = {}
+    refused: InputError | None = None
     number = 1
     while number <= MOST_DEVICES:
         try:
@@ -65,7 +66,7 @@ def _fewest(scenario: Scenario, name: str) -> int:
         except InputError as error:
             if error.where.partition(".")[0] not in _OF_SIZE:
                 raise
-            reasons[number] = str(error)
+            reasons[number], refused = str(error), error
         else:
             if replica.request_tokens >= wanted:
                 return number
@@ -73,6 +74,8 @@ def _fewest(scenario: Scenario, name: str) -> int:
                 f"the KV cache holds {replica.request_tokens:,} tokens, and the longest request has {wanted:,}"
             )
         number += 1
+    if refused is not None and set(reasons.values()) == {str(refused)}:  # whatever the number
+        raise refused
     raise InputError(_where(name), _none_does(model.name, reasons))
 
 

@@ -53,6 +53,7 @@ class DeviceSpec(BaseModel):
     tdp_w: _Figure | None = Field(None, description="power at which the device is sold, W; a yardstick, not modelled")
     sources: tuple[str, ...] = ()
     assumptions: tuple[str, ...] = Field((), description="sentences that belong with every result")
+    caveats: tuple[str, ...] = Field((), description="likewise, of which every run warns")
 
     def following(self, base: DeviceSpec, given: Mapping[str, Any]) -> tuple[Self, tuple[str, ...]]:
         """The description with figures of `base` that hang on changed ones following these, and sentences that say so.
@@ -256,4 +257,10 @@ class OperatorDevice:
                 + (", or a lower scheduler.max_num_seqs" if windows else ""),
             )
         facts = {"assumptions": list(self.spec.assumptions)} if self.spec.assumptions else {}
-        return Fitted(plan, operators, tokens, weights, reserved, facts)
+        warnings = self.spec.caveats
+        if windows > left:
+            warnings += (
+                f"attention windows of scheduler.max_num_seqs ({demand.max_num_seqs:,}) take {windows / 1e9:.3g} GB of "
+                f"each device, and leave {left / 1e9:.3g} GB for all else of the KV cache",
+            )
+        return Fitted(plan, operators, tokens, weights, reserved, facts, warnings)

@@ -100,14 +100,22 @@ class GpuSpec(DeviceSpec):
     def following(self, base: DeviceSpec, given: Mapping[str, Any]) -> tuple[Self, tuple[str, ...]]:
         """What work draws above idle follows the rates, as a byte and a multiplication cost what they cost on `base`.
 
-        The area and the TDP of a built part do not: that is said.
+        The area and the TDP of a built part do not. A slower part keeps them, which is said; of a faster one they are
+        not known unless they are given, and its passive power is that of the part as it is built: a caveat.
         """
         assert isinstance(base, GpuSpec)
         rates = {
             "memory_gb_per_s": self.memory_gb_per_s / base.memory_gb_per_s,
             "peak_tflop_per_s": self.peak_16_bit_tflop_per_s / base.peak_16_bit_tflop_per_s,
         }
-        changed = [key for key, ratio in rates.items() if ratio != 1]
+        usual_peaks = base.peak_tflop_per_s
+        peaks = {key: usual_peaks.get(key, base.peak_16_bit_tflop_per_s) for key in self.peak_tflop_per_s}
+        ratios = {
+            "memory_gb_per_s": {rates["memory_gb_per_s"]},
+            "peak_tflop_per_s": {self.peak_tflop_per_s[key] / usual for key, usual in peaks.items()},
+        }
+        changed = [key for key, found in ratios.items() if found != {1}]
+        raised = [key for key, found in ratios.items() if max(found) > 1]
         said = []
         power, power_given = self.power, given.get("power") or {}
         if power is not None and base.power is not None:
@@ -119,7 +127,25 @@ class GpuSpec(DeviceSpec):
                     said.append(f"power.{key} {watts[key]:.4g} follows {rate}, from {usual:g} of {base.name}")
             power = power.model_copy(update=watts)
         built = {key: getattr(self, key) for key in (self.area_of_die, "tdp_w")}
-        kept = [f"{key} {value:g}" for key, value in built.items() if value is not None and key not in given]
-        if changed and kept:
-            said.append(f"{' and '.join(kept)} are of {base.name} as it is built, with other {' and '.join(changed)}")
-        return self.model_copy(update={"power": power}), tuple(said)
+        kept = {key: value for key, value in built.items() if value is not None and key not in given}
+        if "area_mm2" in given:  # of the whole device
+            kept.pop(self.area_of_die, None)
+        told = " and ".join(f"{key} {value:g}" for key, value in kept.items())
+        if not raised:
+            if changed and kept:
+                said.append(f"{told} are of {base.name} as it is built, with other {' and '.join(changed)}")
+            return self.model_copy(update={"power": power}), tuple(said)
+        above = f"{' and '.join(raised)} above {base.name}'s"
+        caveats = []
+        if kept:
+            keys = " and ".join(f"cluster.device.{key}" for key in kept)
+            caveats.append(
+                f"{above}: {told} are of {base.name} as it is built, and not known of this device: give {keys}"
+            )
+        if power is not None and "idle_w" not in power_given:
+            caveats.append(
+                f"{above}: its passive power is that of {base.name} as it is built, {power.idle_w:g} W: give "
+                "cluster.device.power.idle_w"
+            )
+        update = {"power": power, "caveats": (*self.caveats, *caveats), **dict.fromkeys(kept)}
+        return self.model_copy(update=update), tuple(said)

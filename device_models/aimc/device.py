@@ -69,7 +69,7 @@ class Aimc:
             density = _density(mean_share(popularity, moe.top_k), moe.top_k)  # one order for all layers
         mapping = map_network(network, chip, spec.mapping, spread=spec.spread, expert_density=density)
         walk = Walker(network, chip, mapping, popularity, lm_head=demand.lm_head).walk()
-        plan = plan_of(walk, chip, spec.power.idle_gating, in_turns=spec.spread == "layers")
+        plan = plan_of(walk, chip, spec.power.idle_gating, in_turns=mapping.spread == "layers")
         costs: dict[str, Any] = {"setting": "ideal"}
         projected: tuple[str, ...] = ()
         ignored: tuple[str, ...] = ()
@@ -94,7 +94,7 @@ class Aimc:
                 *projected,
                 *ignored,
             ),
-            parallelism={"spread": spec.spread},
+            parallelism={"spread": mapping.spread},
             costs=costs,
             traffic=_traffic(walk) if split.devices > 1 else (),
             precision=Precision(spec.weight_precision, spec.weight_precision if moe else None, f"{spec.kv_bits}-bit"),
@@ -139,7 +139,7 @@ class Aimc:
             "preset": spec.name,
             "costs": spec.costs.model,
             "mapping": spec.mapping.strategy,
-            "spread": spec.spread,
+            "spread": mapping.spread,
             "kv_bits": spec.kv_bits,
             "tiers_per_tile": spec.tiers,
             "tiers_used": sum(mapping.fill),

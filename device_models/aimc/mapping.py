@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pimserve.device_models.aimc.chip import Chip
 from pimserve.device_models.aimc.network import Network
 from pimserve.device_models.aimc.spread import Group, Spread, Spreader
-from pimserve.errors import InputError
+from pimserve.errors import DoesNotFitError, InputError
 
 Strategy = Literal["greedy_in_order", "greedy_util", "moe_separated", "greedy_random", "greedy_top2"]
 Density = Sequence[float] | Sequence[Sequence[float]]
@@ -49,12 +49,13 @@ class MappingSpec(BaseModel):
 @dataclass(frozen=True, slots=True)
 class Mapping:
     """Where chunks are. `tiles[m]` and `tiers[m]`: tile and tier of each chunk of matrix m, row-major; `fill`: tiers
-    used on each tile of the replica.
+    used on each tile of the replica; `spread`: what chips of it share.
     """
 
     tiles: tuple[tuple[int, ...], ...]
     tiers: tuple[tuple[int, ...], ...]
     fill: tuple[int, ...]
+    spread: Spread = "layers"
 
 
 def map_network(
@@ -62,7 +63,7 @@ def map_network(
     chip: Chip,
     spec: MappingSpec,
     *,
-    spread: Spread = "layers",
+    spread: Spread | None = "layers",
     expert_density: Density | None = None,
 ) -> Mapping:
     """Puts every chunk of the network on a tier of its own.
@@ -70,10 +71,18 @@ def map_network(
     One chip is mapped as the reference simulator maps its chip, chunk for chunk (but for `greedy_random`). Of several,
     each gets a run of the layers ("layers") or an even share of every layer's experts and a run of the rest
     ("experts"), and is mapped with the same strategy; experts come before routers there, which take no expert's place.
+    None: layers, or experts where no number of chips holds the layers.
 
     `expert_density`, for greedy_top2: the probability of each pair of experts (E x E), or, for top 1, of each (E).
     Raises InputError if the network does not fit, or the strategy lacks what it needs.
     """
+    if spread is None:
+        try:
+            return map_network(network, chip, spec, spread="layers", expert_density=expert_density)
+        except DoesNotFitError as error:
+            if error.least is not None or not any(block.experts for block in network.blocks):
+                raise
+        return map_network(network, chip, spec, spread="experts", expert_density=expert_density)
     separated = spec.strategy == "moe_separated"
     if separated and not spec.split_ffn:
         raise InputError("mapping.split_ffn", "must be true with moe_separated, which keeps an expert's matrices apart")
@@ -90,7 +99,7 @@ def map_network(
         except _NoTileError:
             raise spreader.does_not_fit() from None
         fill += placer.fill.tolist()
-    return Mapping(tuple(tiles), tuple(tiers), tuple(fill))
+    return Mapping(tuple(tiles), tuple(tiers), tuple(fill), spread)
 
 
 class _NoTileError(Exception):

@@ -11,6 +11,7 @@ from pimserve.device_models.aimc.chip import Chip, Link
 from pimserve.device_models.aimc.costs import Dram, NonNegative, Positive, UnitCosts
 from pimserve.device_models.aimc.geometry import Growth, ReadoutScaling
 from pimserve.device_models.aimc.mapping import MappingSpec
+from pimserve.device_models.aimc.rates import Rates
 from pimserve.device_models.device import DeviceSpec
 from pimserve.errors import InputError
 
@@ -100,8 +101,10 @@ class AimcSpec(DeviceSpec):
         "heads", description="a unit takes the attention of a whole sequence, or all units share it by heads"
     )
     mapping: MappingSpec = MappingSpec()
-    spread: Literal["layers", "experts"] = Field(
-        "layers", description="chips of a replica hold layers one after the other, or each a share of all experts"
+    spread: Literal["layers", "experts"] | None = Field(
+        None,
+        description="chips of a replica hold layers one after the other, or each a share of all experts; left out: "
+        "layers, or experts where no number of chips holds the layers",
     )
     assumptions: tuple[str, ...] = Field((), description="sentences that belong with every result")
 
@@ -112,7 +115,7 @@ class AimcSpec(DeviceSpec):
         return self
 
     def following(self, base: DeviceSpec, given: Mapping[str, Any]) -> tuple[Self, tuple[str, ...]]:
-        """Time and energy of an MVM, silicon and passive power of a tile, and hops, follow tiers and tiles.
+        """Time and energy of an MVM, silicon and passive power of parts, and hops, follow tiers, tiles and rates.
 
         Raises:
             InputError: another size of a tier, where it is not known what an MVM of that size takes.
@@ -120,29 +123,40 @@ class AimcSpec(DeviceSpec):
         assert isinstance(base, AimcSpec)
         growth = Growth(self.tier_rows / base.tier_rows, self.tier_cols / base.tier_cols, self.tiles / base.tiles)
         factors = self._tier_factors(base, given, growth)
-        if growth.tiles != 1 or factors:
+        rates = Rates(self.costs, self.dram, base.costs, base.dram)
+        of_rates = rates.factors(factors)
+        resized = growth.tiles != 1 or bool(factors)
+        factors |= of_rates
+        if resized or of_rates:
             tile_mm2 = factors.get(
                 "area.tile_mm2", self.area.tile_mm2 / base.area.tile_mm2 if base.area.tile_mm2 else 1
             )
             energy = growth.hop_energy(tile_mm2)
             factors |= {"costs.hop_ns": growth.stages(), "costs.hop_nj": energy, "costs.hop_pj_per_byte": energy}
+        written = {
+            f"{section}.{key}" for section in ("costs", "dram", "power", "area") for key in (given.get(section) or {})
+        }
         sections: dict[str, dict[str, float]] = {}
         for path, factor in factors.items():
             section, key = path.split(".")
             usual = getattr(getattr(self, section), key, None)
-            if usual is not None and factor != 1 and key not in (given.get(section) or {}):
+            if usual is not None and factor != 1 and path not in written:
                 sections.setdefault(section, {})[key] = usual * factor
+        unpriced = rates.unpriced(base.name, written)
         if not sections:
-            return self, ()
-        told = ", ".join(
-            f"{section}.{key} {value:.4g}" for section, to in sections.items() for key, value in to.items()
-        )
+            return self, unpriced
+        changes = {f"{section}.{key}": value for section, to in sections.items() for key, value in to.items()}
+        mine, usually = rates.told([path for path in of_rates if path in changes])
+        if resized:
+            mine = (f"{self.tiles} tiles of {self.tier_rows} x {self.tier_cols}", *mine)
+            usually = (f"{base.tiles} of {base.tier_rows} x {base.tier_cols}", *usually)
+        told = ", ".join(f"{path} {value:.4g}" for path, value in changes.items())
         said = (
-            f"with {self.tiles} tiles of {self.tier_rows} x {self.tier_cols}, where {base.name} has {base.tiles} of "
-            f"{base.tier_rows} x {base.tier_cols}: {told}, by the formulas of docs/aimc.md"
+            f"with {', '.join(mine)}, where {base.name} has {', '.join(usually)}: {told}, by the formulas of "
+            "docs/aimc.md"
         )
         parts = {section: getattr(self, section).model_copy(update=to) for section, to in sections.items()}
-        return self.model_copy(update=parts), (said,)
+        return self.model_copy(update=parts), (said, *unpriced)
 
     def _tier_factors(self, base: AimcSpec, given: Mapping[str, Any], growth: Growth) -> dict[str, float]:
         """What figures of a tile are multiplied with, by their paths."""
@@ -226,7 +240,7 @@ class AimcSpec(DeviceSpec):
     def warnings(self, *, passive_power: bool = True) -> tuple[str, ...]:
         """What a reader of any result must know, of one that has passive power or not."""
         power = self.power
-        found = list(self.assumptions)
+        found = [*self.assumptions, *self.caveats]
         if passive_power:
             found.append(
                 f"{self.name}: passive power is assumed: {power.tile_mw:g} mW per tile, {power.digital_w:g} W and "

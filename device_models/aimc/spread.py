@@ -49,7 +49,7 @@ class Spreader:
         self._network = network
         self._chip = chip
         self._stacked = stacked
-        self._by_expert = spread == "experts" and chip.chips > 1
+        self._by_expert = spread == "experts"
         grids = [matrix.grid(chip.tier_rows, chip.tier_cols) for matrix in network.matrices]
         self._tiers = [rows * cols for rows, cols in grids]
         self._experts = max((len(block.experts) for block in network.blocks), default=0)
@@ -91,7 +91,11 @@ class Spreader:
             *(["no number of such chips will do, but"] if least is None else [f"use {least} such chips,"]),
             f"{f'more than {experts}' if stacked and experts >= chip.tiers else 'more'} tiers per tile, more tiles,",
             *(["another strategy than moe_separated,"] if stacked else []),
-            *(["experts spread over the chips,"] if stacked and not self._by_expert else []),
+            *(
+                ["experts spread over the chips (cluster.device.spread=experts),"]
+                if stacked and not self._by_expert
+                else []
+            ),
             "or a smaller model",
         ]
         return DoesNotFitError(WHERE, f"{message}; {' '.join(remedies)}", least)

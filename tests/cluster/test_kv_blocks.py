@@ -125,3 +125,15 @@ def test_a_share_of_what_is_free_is_taken_last() -> None:
     assert tokens(all_of_it) == tokens(vllm)
     with pytest.raises(InputError, match="does not fit"):
         placed({**card(memory_utilization=0.5), "costs": {"setting": "measured"}})
+
+
+def test_windows_that_take_more_than_they_leave_are_warned_of() -> None:
+    def said(requests: int) -> list[str]:
+        scheduler = {"max_num_seqs": requests, "max_num_batched_tokens": 8192}
+        document = {"model": "gpt-oss-120b", "cluster": {"device": "h100", "devices_per_node": 1}}
+        found = placed({**document, "scheduler": scheduler}).replica.warnings
+        return [each for each in found if "attention windows" in each]
+
+    (warning,) = said(2560)
+    assert "scheduler.max_num_seqs (2,560) take 12.1 GB of each device, and leave 0.0395 GB" in warning
+    assert said(256) == []

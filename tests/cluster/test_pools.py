@@ -145,6 +145,14 @@ def test_the_resolved_scenario_runs_the_same(folder: Path) -> None:
     assert again["scenario_digest"] == summary_of(folder)["scenario_digest"]
 
 
+def test_the_clusters_device_is_told_only_where_a_pool_uses_it() -> None:
+    assert "device" not in scenario().resolved()["cluster"]
+    one = load_scenario(None, [*SMALL, "cluster.device=h200", "cluster.pools.decode.device=duplex"]).resolved()
+    assert one["cluster"]["device"]["name"] == "h200"
+    others = scenario("cluster.device=h200").resolved()
+    assert others == scenario().resolved()
+
+
 def test_steps_of_both_pools_are_exported(folder: Path) -> None:
     file = io.StringIO()
     assert export_table(folder, "steps", file) == summary_of(folder)["batch"]["steps"]

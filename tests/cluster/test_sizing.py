@@ -113,7 +113,9 @@ def test_pools_have_numbers_of_their_own() -> None:
     cluster = load_scenario(None, [pools]).cluster
     assert cluster.pools is not None
     assert (cluster.pools.prefill.devices_per_node, cluster.pools.decode.devices_per_node) == (4, 2)
-    pools = "cluster.pools={prefill: {device: b200}, decode: {device: {preset: aimc-realistic, tiers: 4}}}"
+    pools = (
+        "cluster.pools={prefill: {device: b200}, decode: {device: {preset: aimc-realistic, tiers: 4, spread: layers}}}"
+    )
     with pytest.raises(InputError, match=r"cluster\.pools\.decode\.devices_per_node: auto finds no number up to 1,024"):
         load_scenario(None, [AUTO, pools])
 
@@ -122,9 +124,8 @@ def test_pools_have_numbers_of_their_own() -> None:
     ("changes", "says"),
     [
         # 8 experts share a tile, which leaves a tier free.
-        (["cluster.device={preset: aimc-realistic, tiers: 8}"], "no number of such chips will do"),
+        (["cluster.device={preset: aimc-realistic, tiers: 8, spread: layers}"], "(cluster.device.spread=experts)"),
         (["cluster.device={preset: h100, memory_gb: 0.1}"], "with 1: cluster: mixtral-8x7b does not fit"),
-        (["cluster.experts=tp", "cluster.device=aimc-realistic"], "cluster.experts: chips of aimc-realistic hold"),
     ],
 )
 def test_where_no_number_will_do(changes: list[str], says: str) -> None:
@@ -132,6 +133,29 @@ def test_where_no_number_will_do(changes: list[str], says: str) -> None:
         load_scenario(None, [AUTO, *changes])
     assert str(refused.value).startswith("cluster.devices_per_node: auto finds no number up to 1,024 that holds")
     assert says in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (["cluster.experts=tp", "cluster.device=aimc-realistic"], r"cluster\.experts: chips of aimc-realistic hold"),
+        (["cluster.device={preset: aimc-nand, tier_cols: 8192}"], r"cluster\.device\.tier_cols: the figures of"),
+    ],
+)
+def test_what_fails_with_any_number_is_not_blamed_on_it(changes: list[str], says: str) -> None:
+    with pytest.raises(InputError, match=f"^{says}"):
+        load_scenario(None, [AUTO, *changes])
+
+
+@pytest.mark.parametrize("model", ["qwen3-30b-a3b", "gpt-oss-120b"])
+def test_chips_that_cannot_hold_layers_spread_experts(model: str) -> None:
+    changes = ["cluster.device=aimc-realistic", f"model={model}"]
+    found = number(*changes)
+    assert found == number(*changes, "cluster.device.spread=experts")
+    (pool,) = prepare_pools(load_scenario(None, [*changes, f"cluster.devices_per_node={found}"]))[1]
+    assert pool.replica.parallelism["spread"] == pool.replica.facts["spread"] == "experts"
+    with pytest.raises(InputError, match=r"\(cluster\.device\.spread=experts\)"):
+        number(*changes, "cluster.device.spread=layers")
 
 
 def test_other_mistakes_are_told_as_ever() -> None:

@@ -41,7 +41,7 @@ def test_area_coefficients_follow_from_the_papers_breakdown() -> None:
 )
 def test_silicon_follows_bandwidth_and_peak(multiple: float, flop_per_byte: float, gb_per_s: float) -> None:
     changes = {"bandwidth_multiple": multiple, "flop_per_byte": flop_per_byte}
-    device = duplex(pim=changes, memory_gb_per_s=gb_per_s)
+    device = duplex(pim=changes, memory_gb_per_s=gb_per_s, xpu_area_mm2=GH100_MM2)  # else not known beside more GB/s
     bandwidth = multiple / 4 * gb_per_s / 3352
     logic = STACKS * (ALL_MM2 - TSV_MM2) * bandwidth * flop_per_byte / 8
     assert device.pim_logic_mm2 == pytest.approx(logic, rel=1e-6)
@@ -183,10 +183,6 @@ def test_what_work_draws_follows_the_rates(preset: str) -> None:
     assert strong.power.prefill_w == pytest.approx(idle + 2 * (before.power.prefill_w - idle))
     assert strong.power.decode_w == before.power.decode_w
     assert any(sentence.startswith("power.decode_w") for sentence in wide.assumptions)
-    built = {before.area_of_die, "tdp_w"} & {key for key, value in before.model_dump().items() if value is not None}
-    assert sum(
-        " as it is built" in sentence and all(key in sentence for key in built) for sentence in wide.assumptions
-    ) == bool(built)
     # So that a byte and a product cost what they cost.
     kernels = load_kernels(before.kernels, "trtllm").captured()
     cls = type(load_device(preset))
@@ -195,6 +191,59 @@ def test_what_work_draws_follows_the_rates(preset: str) -> None:
     assert costs[2] == pytest.approx(costs[0])
     stated = spec_of({"preset": preset, "memory_gb_per_s": 2 * before.memory_gb_per_s, "power": {"decode_w": 999}})
     assert stated.power.decode_w == 999
+
+
+GPUS = [name for name in device_names() if isinstance(load_device(name).spec, GpuSpec)]
+
+
+def built(spec: GpuSpec) -> dict[str, float]:
+    """What holds for a part as it is built, where it is known."""
+    return {key: value for key in (spec.area_of_die, "tdp_w") if (value := getattr(spec, key)) is not None}
+
+
+@pytest.mark.parametrize("preset", GPUS)
+@pytest.mark.parametrize("key", ["memory_gb_per_s", "peak_tflop_per_s", "one peak"])
+def test_silicon_and_tdp_of_a_faster_part_are_not_those_of_the_preset(preset: str, key: str) -> None:
+    before = spec_of(preset)
+    peaks = before.peak_tflop_per_s
+    changes: dict[str, Any] = {
+        "memory_gb_per_s": {"memory_gb_per_s": 2 * before.memory_gb_per_s},
+        "peak_tflop_per_s": {"peak_tflop_per_s": {dtype: 2 * peak for dtype, peak in peaks.items()}},
+        "one peak": {"peak_tflop_per_s": {"bf16": 4 * peaks["bf16"]}},
+    }[key]
+    rate = next(iter(changes))
+    known = built(before)
+    faster = spec_of({"preset": preset, **changes})
+    assert built(faster) == {}
+    assert load_device({"preset": preset, **changes}).area_mm2 is None
+    said = " ".join(faster.caveats)
+    assert all(f"cluster.device.{each}" in said for each in known)
+    if before.power is not None:
+        assert faster.power.idle_w == before.power.idle_w
+        assert f"{rate} above {preset}'s: its passive power is that of {preset}" in said
+    whole = {**known, "power": {"idle_w": before.power.idle_w}} if before.power is not None else known
+    given = spec_of({"preset": preset, **changes, **whole})
+    assert (built(given), given.caveats) == (known, ())
+    assert spec_of({"preset": preset, **changes, "area_mm2": 900, "tdp_w": 1, "power": {"idle_w": 9}}).caveats == ()
+    # Written out, as in results, it is the same device.
+    assert spec_of(faster.model_dump(mode="json", exclude_none=True)) == faster
+
+
+@pytest.mark.parametrize("preset", GPUS)
+def test_a_slower_part_keeps_its_silicon_which_is_said(preset: str) -> None:
+    before = spec_of(preset)
+    slower = spec_of({"preset": preset, "memory_gb_per_s": before.memory_gb_per_s / 2})
+    assert (built(slower), slower.caveats) == (built(before), ())
+    assert any(" as it is built" in each for each in slower.assumptions) == bool(built(before))
+
+
+def test_runs_warn_of_silicon_that_is_not_known() -> None:
+    device = {"preset": "h100", "peak_tflop_per_s": {"bf16": 3956}}
+    scenario = Scenario.model_validate({"model": "llama-3.1-8b", "cluster": {"device": device}})
+    _, (pool,), _ = prepare_pools(scenario)
+    assert (pool.silicon_mm2, pool.tdp_w) == (None, None)
+    assert set(spec_of(device).caveats) <= set(pool.replica.warnings)
+    assert len(spec_of(device).caveats) == 2
 
 
 def test_a_result_says_what_was_assumed() -> None:

@@ -292,7 +292,9 @@ def test_what_does_not_fit_says_how_many_chips_it_takes(
 
 def test_more_experts_than_tiers_do_not_go_on_one_tile() -> None:
     with pytest.raises(InputError, match="no number of such chips will do, but more than 128 tiers per tile"):
-        fitted(aimc(), "gpt-oss-120b", 32)
+        fitted(aimc(spread="layers"), "gpt-oss-120b", 32)
+    # Where the spread is left open, each chip has a share of them.
+    assert fitted(aimc(), "gpt-oss-120b", 32).plan == fitted(aimc(spread="experts"), "gpt-oss-120b", 32).plan
 
 
 @pytest.mark.parametrize("tensor", [1, 2, 3])

@@ -140,3 +140,49 @@ def test_an_own_description_has_the_silicon_of_its_size() -> None:
     assert found.area == square(1024).area
     assert found.power == square(1024).power
     assert found.costs == spec().costs  # as written
+
+
+@pytest.mark.parametrize(
+    ("changes", "figures"),
+    [
+        ({"costs": {"attention_tflop_per_s": 40}}, {"area.attention_mm2": 50, "power.attention_w": 3}),
+        ({"costs": {"norm_elements_per_ns": 20.48}}, {"area.digital_mm2": 2.5, "power.digital_w": 0.2}),
+        ({"costs": {"mvm_ns": 15}}, {"area.tile_mm2": 10, "power.tile_mw": 70}),
+        ({"costs": {"mvm_nj": 40}}, {"power.tile_mw": 14}),
+        ({"dram": {"gb_per_s": 6140}}, {"dram.idle_w": 40}),
+    ],
+)
+def test_faster_parts_take_silicon_and_passive_power(changes: dict[str, Any], figures: dict[str, float]) -> None:
+    own, fast = spec(), spec(**changes)
+
+    def at(of: AimcSpec, path: str) -> float:
+        section, key = path.split(".")
+        return float(getattr(getattr(of, section), key))
+
+    every = ["tile_mm2", "digital_mm2", "attention_mm2", "other_mm2"]
+    paths = [f"area.{key}" for key in every] + [f"power.{key}" for key in ("tile_mw", "digital_w", "attention_w")]
+    for path in (*paths, "dram.idle_w"):
+        assert at(fast, path) == pytest.approx(figures.get(path, at(own, path)))
+    assert fast.passive_w > own.passive_w
+    (said,) = set(fast.warnings(passive_power=False)) - set(own.warnings(passive_power=False))
+    assert all(f"{path} {value:g}" in said for path, value in figures.items())
+    # What is given stays, and a written description is the same chip.
+    stated: dict[str, Any] = {section: dict(keys) for section, keys in changes.items()}
+    for path in figures:
+        section, key = path.split(".")
+        stated.setdefault(section, {})[key] = at(own, path)
+    assert (spec(**stated).area, spec(**stated).power, spec(**stated).dram.idle_w) == (own.area, own.power, 4)
+    assert load_device(fast.model_dump(mode="json", exclude_none=True)).spec == fast
+
+
+def test_slower_parts_keep_their_silicon() -> None:
+    own = spec()
+    slow = spec(costs={"attention_tflop_per_s": 1, "mvm_ns": 600, "add_elements_per_ns": 1}, dram={"gb_per_s": 100})
+    assert (slow.area_mm2, slow.passive_w) == (own.area_mm2, own.passive_w)
+
+
+def test_quicker_hops_are_told_as_not_paid_for() -> None:
+    quick = spec(costs={"hop_ns": 1})
+    assert any("costs.hop_ns 1 (there 10): give area.other_mm2, power.other_w" in each for each in quick.assumptions)
+    paid = spec(costs={"hop_ns": 1}, area={"other_mm2": 80}, power={"other_w": 12})
+    assert paid.assumptions == spec().assumptions
