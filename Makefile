@@ -8,13 +8,14 @@ RUN_READY := $(VENV)/.run-ready
 PROTOC := $(VENV)/protoc
 DEV_READY := $(VENV)/.dev-ready
 NEWEST := $(VENV)/newest
+PYTEST := pytest -n 2
 UNIT := not e2e and not slow and not ray and not server
 LOCKED := pip install --quiet --require-hashes
 EDITABLE := pip install --quiet --no-deps --no-build-isolation --editable .
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run test test-unit test-newest lock lint fmt bench protos protos-check site site-serve clean
+.PHONY: help run test test-slow test-unit test-newest lock lint fmt bench protos protos-check site site-serve clean
 
 define make_venv
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -48,17 +49,20 @@ help: ## list the targets
 run: $(RUN_READY) ## simulate Mixtral-8x7B on Duplex devices
 	$(BIN)/pimserve run examples/mixtral_duplex.yaml
 
-test: $(DEV_READY) ## the whole test suite
-	$(BIN)/pytest -n 2 $(ARGS)
+test: $(DEV_READY) ## the tests, but for the slow ones
+	$(BIN)/$(PYTEST) -m "not slow" $(ARGS)
 
-test-unit: $(DEV_READY) ## the tests that are neither slow nor end to end, and need no servers
-	$(BIN)/pytest -n 2 -m "$(UNIT)" $(ARGS)
+test-slow: $(DEV_READY) ## the slow ones: validation in full, long runs, killed processes, browsers
+	$(BIN)/$(PYTEST) --dist loadfile -m slow $(ARGS)  # what the tests of a file share takes long to make
 
-test-newest: ## the same with the newest of all that pyproject.toml allows
+test-unit: $(DEV_READY) ## those of make test that are not end to end, and need neither Ray nor servers
+	$(BIN)/$(PYTEST) -m "$(UNIT)" $(ARGS)
+
+test-newest: ## the same as test-unit with the newest of all that pyproject.toml allows
 	$(make_venv)
 	@test -x $(NEWEST)/bin/pip || $(PYTHON) -m venv $(NEWEST)
 	$(NEWEST)/bin/pip install --quiet --upgrade --upgrade-strategy eager --editable '.[dev]'
-	$(NEWEST)/bin/pytest -n 2 -m "$(UNIT)" $(ARGS)
+	$(NEWEST)/bin/$(PYTEST) -m "$(UNIT)" $(ARGS)
 
 # One resolution for all: what is installed for a run, or on the nodes of a Ray cluster, is what was tested.
 UPGRADE := --upgrade

@@ -14,7 +14,11 @@ from tests.cluster.report.runs import AIMC, MEASURED, make_run
 
 PAGES = ("duplex", "aimc", "measured", "pools", "faults", "comparison", "many", "sweep")
 
-pytestmark = [pytest.mark.e2e, pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed")]
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.slow,
+    pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed"),
+]
 
 # Elements with text of their own whose colour stands out less than WCAG AA asks of them, and of lines in pictures
 # (3 to 1). Backgrounds are opaque here, so that the nearest one is what is behind.

@@ -3,21 +3,20 @@
 import pytest
 
 from pimserve.cluster.validation.aimc_bound import BOUNDS, MODEL, Compared, compared
-from pimserve.cluster.validation.aimc_plan import DECODES, SETTINGS, Point, grid, median_error, within
+from pimserve.cluster.validation.aimc_plan import DECODES, Point, grid, median_error, within
 from pimserve.device_models.aimc.device import EVENT_OVER_PLAN
 from pimserve.device_models.catalogue import load_model
 from pimserve.device_models.device import Demand
 from pimserve.device_models.operators import Parallelism
 from pimserve.device_models.registry import load_device
 from pimserve.errors import InputError
-
-SHORT = [(1, 1), (1, 16), (1, 64), (2, 64), (4, 16), (16, 16), (64, 1)]
+from tests.pages import current, pages_script
 
 
 @pytest.fixture(scope="module")
 def points() -> list[Point]:
-    """All decode steps of the grid, and its shorter prompts."""
-    return list(grid(SETTINGS, prompts=SHORT))
+    """The whole grid."""
+    return list(grid())
 
 
 @pytest.mark.slow
@@ -51,6 +50,13 @@ def test_every_batch_of_decodes_is_there(points: list[Point]) -> None:
     decodes = {(point.requests, point.tokens) for point in points if point.step == "decode"}
     assert decodes == set(DECODES)
     assert {requests for requests, _ in decodes} == {1, 2, 4, 8, 16, 32, 64}
+
+
+@pytest.mark.slow
+def test_the_page_is_current(points: list[Point], monkeypatch: pytest.MonkeyPatch) -> None:
+    script = pages_script()
+    monkeypatch.setattr(script.aimc_page, "grid", lambda: points)
+    assert current(script, "aimc_validation.md", monkeypatch), "run python docs/pages.py aimc_validation.md"
 
 
 ROWS = list(compared())

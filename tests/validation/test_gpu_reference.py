@@ -1,14 +1,12 @@
 """The measured setting against the reference data, which is not part of the repository."""
 
-import subprocess
-import sys
-
 import pytest
 
 from pimserve.cluster.validation.gpu import validate_gpu
 from pimserve.cluster.validation.gpu_errors import place
-from pimserve.cluster.validation.gpu_files import MEASURED, SERVED
-from tests.validation.gpu_example import REFERENCE, ROOT, needs_reference
+from pimserve.cluster.validation.gpu_files import MEASURED
+from tests.pages import current, pages_script
+from tests.validation.gpu_example import REFERENCE, needs_reference
 
 pytestmark = needs_reference
 
@@ -19,8 +17,9 @@ def operators():
 
 
 @pytest.fixture(scope="module")
-def served():
-    return validate_gpu(served=REFERENCE / SERVED)
+def whole():
+    """All rows of the reference data, served ones too."""
+    return validate_gpu()
 
 
 def missed(report):
@@ -43,31 +42,26 @@ def test_no_operator_is_faster_than_the_hardware(operators):
 
 
 @pytest.mark.slow
-def test_served_llama_holds_its_limits(served):
-    gates = [gate for gate in served.gates if gate.name.startswith("llama-3.1-70b on")]
+def test_served_llama_holds_its_limits(whole):
+    gates = [gate for gate in whole.gates if gate.name.startswith("llama-3.1-70b on")]
     assert len(gates) == 4 * 5  # GPUs and backends
     assert [gate for gate in gates if not gate.passed] == []
 
 
 @pytest.mark.slow
-def test_served_rows_are_predicted_or_say_why(served):
-    counted = [each for each in served.anchors if each.counted]
-    assert len(served.served) >= 260
+def test_served_rows_are_predicted_or_say_why(whole):
+    counted = [each for each in whole.anchors if each.counted]
+    assert len(whole.served) >= 260
     assert len(counted) >= 100
-    assert all(each.reason for each in served.uncovered)
+    assert all(each.reason for each in whole.uncovered)
     # Of backends that were measured, none is left out but what repeats another.
-    reasons = {each.reason.split(" ")[0] for each in served.uncovered if "served.rows" in each.where}
+    reasons = {each.reason.split(" ")[0] for each in whole.uncovered if "served.rows" in each.where}
     assert reasons == {"backend", "repeats"}
 
 
 @pytest.mark.slow
-def test_the_page_is_current():
+def test_the_page_is_current(whole, monkeypatch):
     pytest.importorskip("matplotlib", reason="the page's pictures need the docs extra")
-    done = subprocess.run(
-        [sys.executable, ROOT / "docs" / "pages.py", "--check", "gpu_validation.md"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    script = pages_script()
+    monkeypatch.setattr(script.gpu_page, "validate_gpu", lambda: whole)
+    assert current(script, "gpu_validation.md", monkeypatch), "run python docs/pages.py gpu_validation.md"

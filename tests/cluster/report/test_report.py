@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import shutil
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -79,6 +80,12 @@ def runs(tmp_path_factory):
     return made
 
 
+@pytest.fixture(scope="module")
+def page_alone(runs, tmp_path_factory):
+    """The page of one of the small runs by its name, drawn once: (text, Parsed)."""
+    return cache(lambda name: page_of(runs[name], tmp_path_factory.mktemp("pages")))
+
+
 def page_of(places, tmp_path, **options):
     places = places if isinstance(places, list) else [places]
     out = write_report(places, tmp_path / "out.html", force=True, **options)
@@ -92,9 +99,17 @@ def copy(runs, tmp_path):
     return shutil.copytree(runs["duplex"], tmp_path / "copy")
 
 
+@pytest.fixture
+def bare(copy):
+    """The same with its summary alone, so that few pictures are drawn."""
+    for name in ("steps.npy", "requests.npy", "scenario.yaml"):
+        (copy / name).unlink()
+    return copy
+
+
 @pytest.mark.parametrize("name", ["duplex", "aimc", "measured", "pools", "faults"])
-def test_every_kind_of_run_has_a_page_that_needs_nothing_else(runs, tmp_path, name):
-    text, page = page_of(runs[name], tmp_path)
+def test_every_kind_of_run_has_a_page_that_needs_nothing_else(page_alone, name):
+    text, page = page_alone(name)
     assert not re.search(r"""(?:src|href)="(?!#)|url\((?!#)|@import|https?://(?!www\.w3\.org/2000/svg)""", text)
     assert len(page.ids) == len(set(page.ids))
     for link in page.of("a"):
@@ -109,9 +124,9 @@ def test_every_kind_of_run_has_a_page_that_needs_nothing_else(runs, tmp_path, na
     assert all(each.get("tabindex") == "0" for each in page.of("div") if "scroll" in each.get("class", ""))
 
 
-def test_figures_are_those_of_the_summary(runs, tmp_path):
+def test_figures_are_those_of_the_summary(runs, page_alone):
     summary = load_summary(runs["duplex"])
-    text, page = page_of(runs["duplex"], tmp_path)
+    text, page = page_alone("duplex")
     written = " ".join(page.text)
     for value in (
         figure(summary["throughput"]["output_tokens_per_s"]),
@@ -151,14 +166,14 @@ def test_series_add_up_to_the_summary(runs, name):
     assert requests.waiting.low.min() >= 0
 
 
-def test_the_same_run_gives_the_same_bytes(runs, tmp_path):
-    first, _ = page_of(runs["duplex"], tmp_path)
+def test_the_same_run_gives_the_same_bytes(runs, page_alone, tmp_path):
+    first, _ = page_alone("duplex")
     second, _ = page_of(runs["duplex"], tmp_path)
     assert hashlib.sha256(first.encode()).digest() == hashlib.sha256(second.encode()).digest()
 
 
-def test_a_page_is_small_and_its_series_short(runs, tmp_path):
-    text, _ = page_of(runs["duplex"], tmp_path)
+def test_a_page_is_small_and_its_series_short(page_alone):
+    text, _ = page_alone("duplex")
     assert len(text) < 600_000
     longest = max(re.findall(r' d="([^"]*)"', text), key=len)
     assert longest.count(" L ") <= 2000
@@ -177,8 +192,8 @@ def test_names_of_runs_are_only_text(copy, tmp_path):
         assert any("<script>alert(1)</script>" in each for each in page.text)
 
 
-def test_the_only_script_is_the_one_that_the_page_allows(runs, tmp_path):
-    text, page = page_of(runs["duplex"], tmp_path)
+def test_the_only_script_is_the_one_that_the_page_allows(page_alone):
+    text, page = page_alone("duplex")
     (policy,) = (each["content"] for each in page.of("meta") if each.get("http-equiv") == "Content-Security-Policy")
     script = re.search(r"<script>(.*?)</script>", text, re.DOTALL)[1]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -195,10 +210,8 @@ def test_a_run_without_steps_says_so(tmp_path):
     assert "No roofline and no expert load" in text
 
 
-def test_a_summary_alone_is_enough(copy, tmp_path):
-    for name in ("steps.npy", "requests.npy", "scenario.yaml"):
-        (copy / name).unlink()
-    text, page = page_of(copy / "summary.json", tmp_path)
+def test_a_summary_alone_is_enough(bare, tmp_path):
+    text, page = page_of(bare / "summary.json", tmp_path)
     assert any("No pictures of latencies" in each for each in page.text)
     assert 'id="time-title"' in text
 
@@ -280,13 +293,13 @@ def test_warnings_and_stability_are_on_the_page(copy, tmp_path):
     assert "too short to tell" in page.text
 
 
-def test_pools_faults_and_device_facts_are_shown_where_there_are_any(runs, tmp_path):
-    ids = {name: page_of(place, tmp_path)[1].ids for name, place in runs.items()}
+def test_pools_faults_and_device_facts_are_shown_where_there_are_any(runs, page_alone):
+    ids = {name: page_alone(name)[1].ids for name in runs}
     assert {name for name, found in ids.items() if "pools" in found} == {"pools"}
     assert {name for name, found in ids.items() if "faults" in found} == {"faults"}
     assert {name for name, found in ids.items() if "experts" in found} == {"duplex", "aimc", "pools", "faults"}
     assert "roofline-prefill-title" in ids["pools"]
-    assert "passive power is assumed" in page_of(runs["aimc"], tmp_path)[0]
+    assert "passive power is assumed" in page_alone("aimc")[0]
 
 
 def test_runs_of_different_settings_are_warned_about(runs, tmp_path):
@@ -307,10 +320,10 @@ def test_runs_side_by_side_share_their_pictures(runs, tmp_path):
         assert f"{letter}: {told['n']:,} requests, p50 {scaled(told['p50'], 's')}" in alt
 
 
-def test_runs_side_by_side_have_their_rooflines_and_experts(runs, tmp_path):
+def test_runs_side_by_side_have_their_rooflines_and_experts(runs, page_alone, tmp_path):
     names = ("duplex", "pools", "aimc", "measured")
     text, page = page_of([runs[name] for name in names], tmp_path)
-    alone = {name: page_of(runs[name], tmp_path)[0] for name in names}
+    alone = {name: page_alone(name)[0] for name in names}
 
     def alts(of, start):
         return dict(re.findall(rf'<desc id="({start}[^"]*)-alt">([^<]*)', of))
@@ -378,8 +391,8 @@ def test_one_request_is_no_closed_loop(tmp_path):
     assert "closed loop" not in page.text
 
 
-def test_facts_of_a_device_have_units(runs, tmp_path):
-    _, page = page_of(runs["aimc"], tmp_path)
+def test_facts_of_a_device_have_units(page_alone):
+    _, page = page_alone("aimc")
     assert {"passive, W", "programming: time, s"} <= set(page.text)
 
 
@@ -450,21 +463,21 @@ def call(*arguments):
     return CliRunner().invoke(app, ["report", *map(str, arguments)], catch_exceptions=True)
 
 
-def test_the_file_lies_where_it_is_wanted(copy, tmp_path, monkeypatch):
+def test_the_file_lies_where_it_is_wanted(bare, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert call(copy).output.endswith(f"report in {copy / 'report.html'}\n")
-    assert call(copy, copy).output.endswith("report in report.html\n")
-    assert call(copy / "summary.json", "--out", "a/b.html").exit_code == 0
-    assert (tmp_path / "a" / "b.html").read_text() == (copy / "report.html").read_text()
+    assert call(bare).output.endswith(f"report in {bare / 'report.html'}\n")
+    assert call(bare, bare).output.endswith("report in report.html\n")
+    assert call(bare / "summary.json", "--out", "a/b.html").exit_code == 0
+    assert (tmp_path / "a" / "b.html").read_text() == (bare / "report.html").read_text()
 
 
-def test_a_file_is_replaced_only_when_told_to(copy, tmp_path):
+def test_a_file_is_replaced_only_when_told_to(bare, tmp_path):
     out = tmp_path / "out.html"
     out.write_text("mine")
-    done = call(copy, "--out", out)
+    done = call(bare, "--out", out)
     assert "exists already; give another file with --out, or --force" in str(done.exception)
     assert out.read_text() == "mine"
-    assert call(copy, "--out", out, "--force", "--title", "A title").exit_code == 0
+    assert call(bare, "--out", out, "--force", "--title", "A title").exit_code == 0
     assert "<title>A title</title>" in out.read_text()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "out.html"]
 
@@ -484,32 +497,32 @@ def test_results_of_a_run_are_not_replaced(copy):
         assert (copy / name).read_bytes() == before
 
 
-def test_a_full_disk_leaves_nothing(copy, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_nothing(bare, tmp_path, monkeypatch):
     def full(self, data):
         self.touch()
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(InputError, match=r"out\.html: cannot be written: No space left on device"):
-        write_report([copy], tmp_path / "new" / "folder" / "out.html")
+        write_report([bare], tmp_path / "new" / "folder" / "out.html")
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
 
 
-def test_a_file_system_without_links_takes_reports_too(copy, tmp_path, monkeypatch):
+def test_a_file_system_without_links_takes_reports_too(bare, tmp_path, monkeypatch):
     def refused(*_):
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(page_module.os, "link", refused)
-    out = write_report([copy], tmp_path / "out.html")
+    out = write_report([bare], tmp_path / "out.html")
     assert out.read_text().startswith("<!doctype html>")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "out.html"]
     with pytest.raises(InputError, match="exists already"):
-        page_module._place(copy / "summary.json", out)
+        page_module._place(bare / "summary.json", out)
     assert out.read_text().startswith("<!doctype html>")
 
 
-def test_a_name_may_be_as_long_as_names_are(copy, tmp_path):
-    write_report([copy], tmp_path / ("\u9577" * 83 + ".html"))  # 254 bytes, of 255 at most
+def test_a_name_may_be_as_long_as_names_are(bare, tmp_path):
+    write_report([bare], tmp_path / ("\u9577" * 83 + ".html"))  # 254 bytes, of 255 at most
 
 
 def test_a_folder_is_never_replaced(copy, tmp_path):
