@@ -51,6 +51,7 @@ def holds(*changes: str) -> bool:
     return pool.replica.kv_capacity_tokens // pool.replica.plan.data_parallel >= wanted
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     st.sampled_from(["duplex", "h100", "b200", "aimc-realistic", "aimc-paper-table"]),

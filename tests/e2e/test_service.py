@@ -140,6 +140,7 @@ def test_launch_watch_query_results(service):
     assert service.ok("delete", run) == f"run {run} is deleted\n"
 
 
+@pytest.mark.slow
 def test_a_paced_run_is_watched_held_changed_and_cancelled(service):
     service.start()
     run = service.ok("launch", "--speed", "20x", "--set", "workload.num_requests=5000").strip()
@@ -164,6 +165,7 @@ def test_a_paced_run_is_watched_held_changed_and_cancelled(service):
     assert (watched.returncode, watched.stderr) == (2, f"error: run {run} was cancelled\n")
 
 
+@pytest.mark.slow
 def test_mistakes_are_one_clear_line(service):
     service.start()
     for arguments, message in (
@@ -203,6 +205,7 @@ def test_a_token_keeps_strangers_out(service):
     service.server = None
 
 
+@pytest.mark.slow
 def test_a_run_outlives_a_server_that_is_killed(service):
     settings = ("--set", "workload.num_requests=1500", "--set", "run.seed=4")
     service.start()
@@ -224,6 +227,7 @@ def test_a_run_outlives_a_server_that_is_killed(service):
     until(lambda: not alive(worker))
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_its_checkpoint_when_all_are_killed(service):
     settings = ("--set", "workload.num_requests=1500", "--set", "run.seed=5")
     service.start()
@@ -244,6 +248,7 @@ def test_a_run_goes_on_from_its_checkpoint_when_all_are_killed(service):
     assert summary["digest"] == digest_of_an_undisturbed_run(service.folder, *settings)
 
 
+@pytest.mark.slow
 def test_a_server_that_is_told_to_stop_leaves_no_process_and_no_half_run(service):
     service.start()
     run = service.ok("launch", "--speed", "1x").strip()

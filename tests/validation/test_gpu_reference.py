@@ -8,7 +8,7 @@ from pimserve.cluster.validation.gpu_files import MEASURED
 from tests.pages import current, pages_script
 from tests.validation.gpu_example import REFERENCE, needs_reference
 
-pytestmark = needs_reference
+pytestmark = [needs_reference, pytest.mark.timeout(900)]  # all rows take minutes on a busy machine
 
 
 @pytest.fixture(scope="module")
