@@ -103,6 +103,8 @@ class Rates:
         return max(1.0, self.usual_costs.mvm_ns * min(1.0, resized) / self.costs.mvm_ns)
 
     def _mvm_power(self) -> float:
-        """Active power of a tile as written, likewise."""
+        """Active power of a tile as written; slower MVMs, of the same converters used several times, leak no more."""
         usual = self.usual_costs.mvm_nj / self.usual_costs.mvm_ns
-        return max(1.0, self.costs.mvm_nj / self.costs.mvm_ns / usual) if usual else 1.0
+        if not usual or self.costs.mvm_ns > self.usual_costs.mvm_ns:
+            return 1.0
+        return max(1.0, self.costs.mvm_nj / self.costs.mvm_ns / usual)

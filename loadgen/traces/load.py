@@ -58,7 +58,8 @@ def load_trace(spec: TraceSpec) -> Trace:
     warnings = [said for column, said in form.not_modelled.items() if column in rows.others]
     if rows.without_time:
         warnings.append(f"{rows.without_time} rows of the trace have no arrival time and are left out")
-    if rows.first_ps > Decimal(repr(spec.start_s)) * PS_PER_S > 0:
+    early_ps = rows.first_ps - Decimal(repr(spec.start_s)) * PS_PER_S
+    if spec.start_s > 0 and early_ps > int(rows.after_ps[-1]):  # by more than the trace lasts: another clock was meant
         begins_s = Decimal(rows.first_ps) / PS_PER_S
         warnings.append(
             f"workload.trace.start_s: {spec.start_s:g} cuts no row: the trace's own clock begins at {begins_s:f} s"
