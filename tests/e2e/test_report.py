@@ -92,7 +92,7 @@ def pages(tmp_path_factory):
     apart = make_run(folder / "pools", f"cluster.pools={pools}")
     faults = "{events: [{at_s: 5, replica: 0, device: 1, kind: slow, for_s: 2, factor: 2}]}"
     faulty = make_run(folder / "faults", f"faults={faults}")
-    axes = ["cluster.device=duplex,h100,logic-pim", "cluster.devices_per_node=1,2,4"]
+    axes = ["cluster.device=duplex,h100,logic-pim", "cluster.devices_per_node=2,4,8"]
     sweep(
         load_grid(None, ["workload.num_requests=30", "output.steps=false"], axes, 2),
         folder / "sweep",
