@@ -120,9 +120,9 @@ _REQUESTS = Row(
         Panel(
             "Stability",
             "short",
-            "Whether what came was served, 1 of the state that a run has once it has ended: steady; saturated, so that"
-            " latencies grow with the length of the run; or too short to tell. Empty until then.",
-            ((f"{total('pimserve_run_stability', by=('run_id', 'state'))} == 1", "{{run_id}}: {{state}}"),),
+            "Whether what came was served: 1 of the state that a run has once it has ended (steady; saturated, so that"
+            " latencies grow with the length of the run; or too short to tell), 0 of all until then.",
+            ((total("pimserve_run_stability", by=("run_id", "state")), "{{run_id}}: {{state}}"),),
             "stat",
             8,
             5,
