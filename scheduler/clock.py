@@ -142,6 +142,7 @@ class Clock:
         self.progress = progress
         self.flush = flush
         self.faults = faults
+        self._over = False  # nothing was left to happen when the state was kept from which this goes on
         self.handovers: Handovers | None = None
         first, *others = fleet.pools
         self._entry = first.numbers  # replicas that the router sends requests to
@@ -234,6 +235,7 @@ class Clock:
             "waiting": self._waiting,
             "handovers": None if self.handovers is None else self.handovers.state(),
             "faults": None if self.faults is None else self.faults.state(),
+            "over": bool(self.window) and not self._more(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -251,6 +253,7 @@ class Clock:
             self.handovers.restore(state["handovers"])
         if self.faults is not None:
             self.faults.restore(state["faults"])
+        self._over = state["over"]
 
     def _window_end(self) -> int:
         """When the next window ends; `stop_fs` at the latest."""
@@ -281,7 +284,7 @@ class Clock:
         if not watched and not reported and self.handovers is None and self.faults is None:
             return False
         replays = self.journal is not None and self.journal.pending(self.now_fs + 1) is not None
-        return not self.window or replays or self._more()
+        return not self.window or replays or (not self._over and self._more())
 
     def _more(self) -> bool:
         """Whether anything is left to happen to any request."""
@@ -308,6 +311,7 @@ class Clock:
 
     def _advance(self, end: int, *, last: bool) -> IntArray:
         """Run a window that ends at `end`; returns the requests that finished or were rejected."""
+        self._over = False
         conditions = () if self.faults is None or end >= self.stop_fs else self.faults.due(end)
         requests, moves = self._due(end)
         targets = self._targets()
