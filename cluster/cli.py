@@ -21,7 +21,7 @@ import typer
 from pimserve import __version__
 from pimserve.cluster import metrics_cli, report_cli, serve_cli, service_cli, sweep_cli, validate_cli
 from pimserve.cluster.output import AsJson, print_json, print_page
-from pimserve.cluster.signals import handle_signals, interrupted
+from pimserve.cluster.signals import handle_signals, interrupted, saying_when_interrupted
 from pimserve.errors import InputError, PimserveError
 
 if TYPE_CHECKING:
@@ -170,13 +170,10 @@ def run_command(
             how = {"control": control, "metrics": feed}
             typer.echo(f"metrics on {address}", err=True)
         try:
-            with progress_bar(shown=not quiet) as progress:
+            with saying_when_interrupted(_after_interrupt(checkpoint)), progress_bar(shown=not quiet) as progress:
                 summary = run_on(on, loaded, out, spread=spread, progress=progress, checkpoints=checkpoint, **how)
         except UnwrittenError as error:
             _show(error.summary, as_json=as_json, quiet=quiet)
-            raise
-        except KeyboardInterrupt:
-            typer.echo(_after_interrupt(checkpoint), err=True)
             raise
         _show(summary, as_json=as_json, quiet=quiet)  # before metrics linger
         if earlier is not None:
@@ -322,6 +319,10 @@ def main() -> None:
     try:
         try:
             app()
+        except Exception as error:
+            if interrupted(error):
+                raise KeyboardInterrupt from error
+            raise
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
@@ -337,8 +338,6 @@ def main() -> None:
     except MemoryError:
         _fail("out of memory: a smaller workload needs less", 2)
     except Exception as error:  # noqa: BLE001 the last resort: no user is to see a traceback unasked
-        if interrupted(error):
-            sys.exit(130)
         _fail(f"internal error: {type(error).__name__}: {error}\nplease report it, with what PIMSERVE_DEBUG=1 adds", 70)
 
 

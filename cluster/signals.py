@@ -2,45 +2,57 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
+import typer
+
 from pimserve.errors import Terminated
+
+_given = 0
+"""How often Ctrl-C was given to this process."""
 
 
 def handle_signals() -> None:
     """Let Ctrl-C, SIGTERM and SIGHUP end the command so that it leaves nothing behind."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else whoever started us has it ignored
-        signal.signal(signal.SIGINT, _interrupts())
+        signal.signal(signal.SIGINT, _interrupt)
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _terminate)
 
 
-def interrupted(error: BaseException | None) -> bool:
-    """Whether Ctrl-C is behind an error: libraries that are being imported turn it into errors of their own."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__cause__ or error.__context__
-    return error is not None
+def interrupted(error: BaseException) -> bool:
+    """Whether Ctrl-C is behind an error: libraries turn it into errors of their own, with or without the cause."""
+    return isinstance(error, KeyboardInterrupt) or (_given > 0 and isinstance(error, Exception))
 
 
-def _interrupts() -> Callable[[int, object], None]:
-    """A handler of Ctrl-C: the first ends the command, which tidies up; the third ends the process at once."""
-    given = itertools.count(1)
+@contextmanager
+def saying_when_interrupted(message: str) -> Iterator[None]:
+    """Say how to go on where Ctrl-C ends what is inside; it goes on as `KeyboardInterrupt`, whatever came of it."""
+    try:
+        yield
+    except BaseException as error:
+        if not interrupted(error):
+            raise
+        typer.echo(message, err=True)
+        raise KeyboardInterrupt from error
 
-    def interrupt(_number: int, _frame: object) -> None:
-        match next(given):
-            case 1:
-                raise KeyboardInterrupt
-            case 2:
-                os.write(2, b"tidying up; once more ends it at once\n")
-            case _:
-                os._exit(130)
 
-    return interrupt
+def _interrupt(_number: int, _frame: object) -> None:
+    """Ctrl-C: the first ends the command, which tidies up; the third ends the process at once."""
+    global _given  # noqa: PLW0603 signals are the process's own
+    _given += 1
+    match _given:
+        case 1:
+            raise KeyboardInterrupt
+        case 2:
+            os.write(2, b"tidying up; once more ends it at once\n")
+        case _:
+            os._exit(130)
 
 
 def _terminate(number: int, _frame: object) -> NoReturn:

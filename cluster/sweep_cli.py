@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pimserve.cluster.output import print_json, print_page
+from pimserve.cluster.signals import saying_when_interrupted
 
 if TYPE_CHECKING:
     from pimserve.cluster.sweep_workers import Workers
@@ -72,11 +73,8 @@ def sweep_command(
     with ExitStack() as stack:
         workers = _workers(on, jobs, stack)
         progress = stack.enter_context(progress_bar(shown=True, of="runs"))
-        try:
+        with saying_when_interrupted(f"interrupted; the same command makes what is missing in {folder}"):
             document = sweep(points, folder, workers, progress)
-        except KeyboardInterrupt:
-            typer.echo(f"interrupted; the same command makes what is missing in {folder}", err=True)
-            raise
     if as_json:
         print_json(document)
     else:

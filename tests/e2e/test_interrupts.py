@@ -51,6 +51,21 @@ def test_an_interrupt_says_how_to_go_on(options: list[str], message: str, tmp_pa
     assert not list(tmp_path.glob("results"))
 
 
+def test_an_interrupt_that_a_library_turns_into_an_error_of_its_own_is_one_still(tmp_path: Path) -> None:
+    turned = (
+        "import os, signal\nfrom pimserve.cluster.cli import main\nfrom pimserve.cluster.runtime import command\n"
+        "def run_on(*_, **__):\n    try:\n        os.kill(os.getpid(), signal.SIGINT)\n    except BaseException: pass\n"
+        "    raise RuntimeError('import failed')\n"
+        "command.run_on = run_on\nmain()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", turned, *SHORT], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 130
+    assert "interrupted, and nothing is kept" in done.stderr
+    assert "import failed" not in done.stderr
+
+
 @pytest.mark.parametrize("pause_s", [0.0, 0.02, 0.3])
 def test_three_interrupts_show_no_traceback(pause_s: float, tmp_path: Path) -> None:
     with started(tmp_path) as process:
