@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pimserve.cluster.interconnect import Interconnect, beyond_measured
-from pimserve.device_models.device import Demand, Device, Precision
+from pimserve.device_models.device import Demand, Device, PointToPoint, Precision, Roof
 from pimserve.device_models.operators import Traffic
 from pimserve.device_models.plan import CostPlan
 from pimserve.errors import InputError
@@ -16,7 +16,7 @@ from pimserve.errors import InputError
 @dataclass(frozen=True, slots=True)
 class Replica:
     """One copy of the model: its cost plan, its KV cache's size in tokens, how devices share it, what they hold it in,
-    what they say, the setting of their costs, and what passes between them."""
+    what they say, the setting of their costs, what passes between them, and the roofs of one (as `Fitted` has them)."""
 
     plan: CostPlan
     kv_capacity_tokens: int
@@ -28,6 +28,8 @@ class Replica:
     warnings: tuple[str, ...] = ()
     costs: Mapping[str, Any] = field(default_factory=dict)
     traffic: tuple[Traffic, ...] = ()
+    point_to_point: Callable[[], PointToPoint] | None = field(default=None, compare=False)
+    roofs: tuple[Roof, ...] = ()
 
     @property
     def request_tokens(self) -> int:
@@ -65,4 +67,6 @@ def place(device: Device, interconnect: Interconnect, demand: Demand) -> Replica
         warnings,
         fitted.costs,
         interconnect.traffic(fitted.collectives, demand.split, fitted.collective_kernels) + fitted.traffic,
+        fitted.point_to_point,
+        fitted.roofs,
     )

@@ -11,7 +11,7 @@ from pimserve.cluster.interconnect import ALL_TO_ALL, RING
 from pimserve.cluster.placement import Replica, place
 from pimserve.cluster.scenario import Scenario
 from pimserve.device_models.catalogue import device_names
-from pimserve.device_models.device import Demand, Device
+from pimserve.device_models.device import Demand, Device, Roof
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.plan import FS_PER_S
 from pimserve.device_models.registry import load_device
@@ -49,6 +49,16 @@ class PlacedPool:
     def tdp_w(self) -> float | None:
         """Power at which all devices are sold, where it is known."""
         return None if self.device.spec.tdp_w is None else self.device.spec.tdp_w * self.devices
+
+    @property
+    def roofs(self) -> tuple[Roof, ...]:
+        """Nominal ones of the units of a device, the processor first; none where no bandwidth is known."""
+        figures, decode = self.device.key_figures, self.replica.plan.decode
+        bandwidth, peak = figures.get("memory_gb_per_s"), figures.get("tflop_per_s_16_bit")
+        if self.replica.roofs or bandwidth is None:
+            return self.replica.roofs
+        unit = self.device.units[0] if peak or not decode else decode[0].unit  # that reads the memory
+        return (Roof(unit, bandwidth * 1e9, peak * 1e12 if peak else None),)
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -125,6 +126,40 @@ class Precision:
 
 
 @dataclass(frozen=True, slots=True)
+class Roof:
+    """min(bandwidth x intensity, peak) of a unit of one device, nominal.
+
+    `peak_flop_per_s`: None where it is not known. `dtype`: of its operands, where the unit has several peaks.
+    """
+
+    unit: str
+    bytes_per_s: float
+    peak_flop_per_s: float | None
+    dtype: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PointToPoint:
+    """What devices of a replica send each other outside of collectives, by (sender, receiver).
+
+    Args:
+        tokens: (vectors, bytes) for each token of a step.
+        outputs: likewise for each sampled output.
+        dispatch: bytes for each token, in the mean, to the devices of its routed experts.
+        combine: likewise on their way back.
+        picks: of a token's picks, in the mean, those that lead from a device to experts of another, or of its own.
+        picks_per_token: experts that a token picks in all layers.
+    """
+
+    tokens: Mapping[tuple[int, int], tuple[int, Fraction]]
+    outputs: Mapping[tuple[int, int], tuple[int, Fraction]]
+    dispatch: Mapping[tuple[int, int], float]
+    combine: Mapping[tuple[int, int], float]
+    picks: Mapping[tuple[int, int], float]
+    picks_per_token: int
+
+
+@dataclass(frozen=True, slots=True)
 class Fitted:
     """One copy of a model on the devices of a replica.
 
@@ -133,7 +168,8 @@ class Fitted:
     how the devices share the model, where that is not the demand's split; None: it is. `precision` is what they really
     hold; None: the model's data types. `costs` says which setting the plan is of, and `collective_kernels` what the
     links between its devices reach, where that was measured. `traffic` is what passes between devices beside the
-    collectives.
+    collectives, and `point_to_point` works out from which to which; None: collectives are all that passes. `roofs` are
+    those of its units; empty: one, of the memory and the 16-bit peak of the key figures.
     """
 
     plan: CostPlan
@@ -147,7 +183,9 @@ class Fitted:
     costs: Mapping[str, Any] = field(default_factory=lambda: {"setting": "ideal"})
     collective_kernels: Collectives | None = None
     traffic: tuple[Traffic, ...] = ()
+    point_to_point: Callable[[], PointToPoint] | None = field(default=None, compare=False)
     precision: Precision | None = None
+    roofs: tuple[Roof, ...] = ()
 
 
 class Device(Protocol):
@@ -216,6 +254,10 @@ class OperatorDevice:
         """Cost plan of all operators but collectives, which belong to the links."""
         raise NotImplementedError
 
+    def roofs(self, _model: ModelSpec) -> tuple[Roof, ...]:
+        """Nominal roofs of its units, the processor first; empty: as its key figures say."""
+        return ()
+
     def reserved_bytes(self, demand: Demand) -> float:
         """Bytes of one device that hold neither weights nor KV cache: what is asked for, else none."""
         return (demand.reserve_gb or 0.0) * 1e9
@@ -263,4 +305,4 @@ class OperatorDevice:
                 f"attention windows of scheduler.max_num_seqs ({demand.max_num_seqs:,}) take {windows / 1e9:.3g} GB of "
                 f"each device, and leave {left / 1e9:.3g} GB for all else of the KV cache",
             )
-        return Fitted(plan, operators, tokens, weights, reserved, facts, warnings)
+        return Fitted(plan, operators, tokens, weights, reserved, facts, warnings, roofs=self.roofs(model))

@@ -13,11 +13,12 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from pimserve.device_models.device import Demand, DeviceSpec, Fitted
+from pimserve.device_models.device import Demand, DeviceSpec, Fitted, Roof
 from pimserve.device_models.experts import ExpertTerm
 from pimserve.device_models.gpu import Gpu, decision_slope
 from pimserve.device_models.gpu_spec import GpuSpec
 from pimserve.device_models.kernels import Kernels, NonNegative, Share
+from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.operators import DecodeAttention, Experts, Operator, Parallelism
 from pimserve.device_models.plan import FS_PER_S, HOST, LINK, PJ_PER_J, CostPlan, DecodeAttentionTerm, DecodeWay
 
@@ -155,6 +156,11 @@ class Duplex(Gpu):
     def units(self) -> tuple[str, ...]:
         """Names of the device's processing units."""
         return (self.UNIT, self.spec.pim.name)
+
+    def roofs(self, model: ModelSpec) -> tuple[Roof, ...]:
+        """Of the processor, and of the memory-side unit."""
+        nominal = self.spec.pim.bandwidth_multiple * self.spec.memory_gb_per_s * 1e9
+        return (*super().roofs(model), Roof(self.spec.pim.name, nominal, self._pim_flop_per_s))
 
     @property
     def measured_parts(self) -> str:

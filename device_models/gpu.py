@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from pimserve.device_models.catalogue import device_names, kernel_names, load_device_document
-from pimserve.device_models.device import Demand, Fitted, OperatorDevice, measured_kernels
+from pimserve.device_models.device import Demand, Fitted, OperatorDevice, Roof, measured_kernels
 from pimserve.device_models.experts import ExpertTerm, ExpertUnit, Selection
 from pimserve.device_models.gpu_spec import GpuSpec
 from pimserve.device_models.kernels import (
@@ -26,7 +26,7 @@ from pimserve.device_models.kernels import (
     load_kernels,
     stand_in,
 )
-from pimserve.device_models.model import Dtype, compute_dtypes
+from pimserve.device_models.model import Dtype, ModelSpec, compute_dtypes
 from pimserve.device_models.operators import (
     ACTIVATION_BYTES,
     DecodeAttention,
@@ -118,6 +118,15 @@ class Gpu(OperatorDevice):
             },
             collective_kernels=kernels.collectives,
             warnings=(*fitted.warnings, *stand_ins, *device.projected, *self._unused(kernels)),
+        )
+
+    def roofs(self, model: ModelSpec) -> tuple[Roof, ...]:
+        """Of the processor, one for each peak among those of the model's data types and of attention's."""
+        dtypes = dict.fromkeys((model.dense_dtype, model.routed_dtype, "fp16"))  # attention computes in 16 bit
+        peaks = {self.flop_per_s(dtype, 1.0): dtype for dtype in reversed(dtypes)}
+        return tuple(
+            Roof(self.UNIT, self.spec.memory_gb_per_s * 1e9, peak, peaks[peak] if len(peaks) > 1 else None)
+            for peak in sorted(peaks, reverse=True)
         )
 
     def reserved_bytes(self, demand: Demand) -> float:

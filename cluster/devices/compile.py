@@ -5,20 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import singledispatch
 
 from pydantic import ValidationError
 
-from pimserve.cluster.devices.chips import traffic_of_chips
-from pimserve.cluster.devices.flows import Traffic, traffic_of_operators
+from pimserve.cluster.devices.flows import Traffic, traffic_of_operators, traffic_of_point_to_point
 from pimserve.cluster.dispatch import transport
 from pimserve.cluster.placement import Replica
 from pimserve.cluster.run import prepare_pools
 from pimserve.cluster.scenario import Scenario
-from pimserve.device_models.aimc.device import Aimc, _density
-from pimserve.device_models.aimc.mapping import map_network
-from pimserve.device_models.aimc.network import network_of
-from pimserve.device_models.device import Device
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.operators import operators_of
 from pimserve.device_models.routing import ExpertPools, Routing, mean_share
@@ -93,7 +87,7 @@ def compile_pool(scenario: Scenario, name: str) -> Pool:
         replica=placed.replica,
         numbers=range(first, first + placed.replicas),
         costs=ReplicaCosts(plan, experts, replica=first, seed=seed, exact=routing.mode == "exact"),
-        traffic=traffic_of(placed.device, alone, model, _share(model, routing, seed)),
+        traffic=_traffic_of(placed.replica, alone, model, _share(model, routing, seed)),
         seed=seed,
         expert_layers=model.moe_layers if model.moe is not None else 0,
         top_k=model.moe.top_k if model.moe is not None else 0,
@@ -107,22 +101,11 @@ def _share(model: ModelSpec, routing: Routing, seed: int) -> tuple[float, ...]:
     return mean_share(routing.expert_weights(model.moe.experts, seed).tolist(), model.moe.top_k)
 
 
-@singledispatch
-def traffic_of(device: Device, scenario: Scenario, model: ModelSpec, share: tuple[float, ...]) -> Traffic:
-    """What the devices of a replica send each other; of most kinds, what their operators' collectives do."""
+def _traffic_of(replica: Replica, scenario: Scenario, model: ModelSpec, share: tuple[float, ...]) -> Traffic:
+    """What the devices of a replica send each other: what they say, else what their operators' collectives do."""
+    if replica.point_to_point is not None:
+        return traffic_of_point_to_point(replica.point_to_point(), replica.plan.devices)
     split = scenario.cluster.split
     operators = operators_of(model, split, lm_head=scenario.costs.lm_head)
     way = transport(split, scenario.cluster.dispatch, measured=scenario.costs.measured_with is not None)
     return traffic_of_operators(operators, split, share, way)
-
-
-@traffic_of.register
-def _(device: Aimc, scenario: Scenario, model: ModelSpec, share: tuple[float, ...]) -> Traffic:
-    """Vectors pass from chip to chip as the mapping has it."""
-    spec = device.spec
-    network, chip = network_of(model, spec.kv_bits), spec.chips(scenario.cluster.split.devices)
-    density = None
-    if model.moe is not None and spec.mapping.strategy == "greedy_top2":
-        density = _density(share, model.moe.top_k)
-    mapping = map_network(network, chip, spec.mapping, spread=spec.spread, expert_density=density)
-    return traffic_of_chips(network, chip, mapping, share, lm_head=scenario.costs.lm_head)

@@ -8,7 +8,7 @@ Everything follows from the collectives that the links cost (`interconnect`), sp
   sends its own to the devices that hold the experts; where an expert is sliced, to the slice of its rank. Bytes are
   those of the copies of vectors that the transport makes (`cluster.dispatch`), on the links that they take: several
   picks may share a copy, and a copy may pass a device that none of its picks is for. Combine goes the way back.
-- between chips whose weights stay, vectors pass from layer to layer (`chips`).
+- where vectors pass from device to device outside of collectives, as their kind says (`PointToPoint`).
 
 Counts are whole in every step. Data-parallel groups share a step's tokens evenly. Which experts are picked is the exact
 draw of the step where the scenario asks for that; else each expert gets its expected share. Whole numbers come from
@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimserve.cluster.dispatch import Transport, routes
+from pimserve.device_models.device import PointToPoint
 from pimserve.device_models.operators import AllGather, AllReduce, AllToAll, Experts, Operator, Parallelism
 from pimserve.v1.device_pb2 import FlowKind
 
@@ -176,7 +177,7 @@ def traffic_of_operators(
             flows += _ring(ALL_GATHER, split, op.group, 1, sent, of_outputs=True)
         elif isinstance(op, AllToAll):
             for (sender, receiver), copies in routes(op, split, way).items():
-                size = fraction_of_bytes(copies * op.vector_bytes * op.times / 2)
+                size = _fraction_of_bytes(copies * op.vector_bytes * op.times / 2)
                 flows.append(Flow(sender, receiver, DISPATCH, 0, size))
                 flows.append(Flow(receiver, sender, COMBINE, 0, size))
     experts = next((op for op in operators if isinstance(op, Experts)), None)
@@ -185,7 +186,33 @@ def traffic_of_operators(
     return Traffic(flows, _dispatch(experts, split, share))
 
 
-def fraction_of_bytes(size: float) -> Fraction:
+def traffic_of_point_to_point(sent: PointToPoint, devices: int) -> Traffic:
+    """Flows between `devices` devices of a kind that says itself what they send each other."""
+    flows = [
+        Flow(*pair, ACTIVATIONS, vectors, size, of_outputs=of_outputs)
+        for of_outputs, vectors_of in ((False, sent.tokens), (True, sent.outputs))
+        for pair, (vectors, size) in vectors_of.items()
+    ]
+    for kind, routed in ((DISPATCH, sent.dispatch), (COMBINE, sent.combine)):
+        flows += [Flow(*pair, kind, 0, _fraction_of_bytes(size)) for pair, size in routed.items()]
+    if not sent.picks:
+        return Traffic(flows)
+    pairs = sorted(sent.picks)
+    sender, receiver = np.array(pairs, np.int64).T
+    return Traffic(
+        flows,
+        Dispatch(
+            picks_per_token=sent.picks_per_token,
+            groups=devices,
+            sender=sender,
+            receiver=receiver,
+            weight=np.array([sent.picks[pair] for pair in pairs]),
+            experts_of=receiver,
+        ),
+    )
+
+
+def _fraction_of_bytes(size: float) -> Fraction:
     """To a 1,024th, so that products with counts of rows stay in 64 bit."""
     return Fraction(round(size * 1024), 1024)
 

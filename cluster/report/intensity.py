@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pimserve.cluster.figures import named
 from pimserve.cluster.history import History
 from pimserve.cluster.pools import PlacedPool
+from pimserve.device_models.device import Roof
 from pimserve.device_models.model import BYTES_PER_ELEMENT
 from pimserve.device_models.operators import (
     ACTIVATION_BYTES,
@@ -102,16 +102,6 @@ class Work:
         return self.flops / self.seconds if self.seconds else None
 
 
-@dataclass(frozen=True)
-class Roof:
-    """min(bandwidth x intensity, peak) of a unit of one device, nominal: in B/s and FLOP/s. `peak` None: not known."""
-
-    unit: str
-    label: str
-    bytes_per_s: float
-    peak: float | None
-
-
 def share_of_roof(work: Work, highest: Sequence[Roof]) -> float | None:
     """Reached of what its units could; None where nothing is moved, no time passes, or no roof is known.
 
@@ -125,7 +115,9 @@ def share_of_roof(work: Work, highest: Sequence[Roof]) -> float | None:
     bandwidths = {roof.unit: roof.bytes_per_s for roof in mine}
     peaks: dict[str, float] = {}
     for roof in mine:
-        peaks[roof.unit] = max(peaks.get(roof.unit, 0.0), math.inf if roof.peak is None else roof.peak)
+        peaks[roof.unit] = max(
+            peaks.get(roof.unit, 0.0), math.inf if roof.peak_flop_per_s is None else roof.peak_flop_per_s
+        )
     return reached / min(sum(bandwidths.values()) * intensity, sum(peaks.values()))
 
 
@@ -155,33 +147,6 @@ def _mean(spans: NDArray[Any]) -> Shape | None:
         prompt_tokens=max(1, round(prompt_tokens / chunks)) if chunks else 0,
         outputs=max(1, round(float((n * spans["outputs"]).sum(dtype=float)) / steps)),
     )
-
-
-def roofs(history: History, pool: PlacedPool) -> list[Roof]:
-    """Nominal roofs of the units of a pool's device, the processor first; none where no bandwidth is known."""
-    figures, model = pool.device.key_figures, history.model
-    bandwidth = figures.get("memory_gb_per_s")
-    if bandwidth is None:
-        return []
-    unit = pool.device.units[0]
-    rate = getattr(pool.device, "flop_per_s", None)
-    if rate is not None:
-        dtypes = dict.fromkeys((model.dense_dtype, model.routed_dtype, "fp16"))  # attention computes in 16 bit
-        peaks = {float(rate(dtype, 1.0)): dtype for dtype in reversed(dtypes)}
-        found = [
-            Roof(unit, f"{named(unit)}, {peaks[peak]}" if len(peaks) > 1 else named(unit), bandwidth * 1e9, peak)
-            for peak in sorted(peaks, reverse=True)
-        ]
-    else:
-        peak = figures.get("tflop_per_s_16_bit")
-        if not peak and pool.replica.plan.decode:
-            unit = pool.replica.plan.decode[0].unit  # that reads the memory
-        found = [Roof(unit, named(unit), bandwidth * 1e9, peak * 1e12 if peak else None)]
-    pim = getattr(pool.device.spec, "pim", None)
-    if pim is not None:
-        own = pim.bandwidth_multiple * bandwidth * 1e9
-        found.append(Roof(pim.name, named(pim.name), own, own * pim.flop_per_byte))
-    return found
 
 
 def work_of(history: History, pool: PlacedPool, shape: Shape) -> list[Work]:
@@ -284,11 +249,10 @@ def _stationary(history: History, pool: PlacedPool, pipeline: PipelineTerm, shap
     model, plan = history.model, pool.replica.plan
     if not shape.decodes or not plan.prefill:
         return []
-    bits = getattr(pool.device.spec, "kv_bits", None) or 8 * BYTES_PER_ELEMENT[model.kv_dtype]
     attention = [op for op in operators_of(model, Parallelism()) if isinstance(op, DecodeAttention)]
     seen = {window: seen_tokens(window, shape.decodes, shape.context) for window in pipeline.windows}
     flops = sum(op.layers * op.flops * seen[op.window_tokens] for op in attention) / plan.devices
-    scale = bits / (8 * BYTES_PER_ELEMENT[model.kv_dtype])
+    scale = pool.replica.precision.kv_bits / (8 * BYTES_PER_ELEMENT[model.kv_dtype])
     moved = sum(op.layers * op.kv_bytes * scale * seen[op.window_tokens] for op in attention) / plan.devices
     busy = [
         load.per_request * shape.decodes

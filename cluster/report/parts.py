@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from pimserve.cluster.figures import count
 from pimserve.cluster.report.expert_load import ExpertLoad, expert_load
-from pimserve.cluster.report.intensity import Roof, Shape, Work, roofs, shapes, work_of
+from pimserve.cluster.report.intensity import Shape, Work, shapes, work_of
 from pimserve.cluster.report.pictures import Named
+from pimserve.device_models.device import Roof
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Part:
     run: str
     pool: str
     device: str
-    roofs: list[Roof]
+    roofs: tuple[Roof, ...]
     steps: list[Step]
     load: ExpertLoad | None
     stationary: bool
@@ -71,7 +72,7 @@ def parts_of(runs: list[Named]) -> list[Part]:
                     each.name,
                     pool.name,
                     pool.label,
-                    roofs(history, pool),
+                    pool.roofs,
                     steps,
                     expert_load(history, pool, steps[0].shape) if steps else None,
                     pool.replica.plan.pipeline is not None,

@@ -11,9 +11,9 @@ import numpy as np
 from pimserve.cluster.figures import figure as figure_text
 from pimserve.cluster.figures import named
 from pimserve.cluster.report.axes import Draw, flops, legend, nothing, plain, rate
-from pimserve.cluster.report.intensity import Roof
 from pimserve.cluster.report.parts import Part
 from pimserve.cluster.report.svg import COLOURS, DASHES, MARKERS, QUIET, TEXT, Picture, picture
+from pimserve.device_models.device import Roof
 from pimserve.device_models.operators import CATEGORIES
 
 if TYPE_CHECKING:
@@ -76,21 +76,26 @@ def _points(part: Part) -> list[Point]:
 def _frame(roofs: Sequence[Roof], points: Sequence[Point]) -> Frame:
     """With room around all points and ridges."""
     xs = [point.intensity for point in points]
-    xs += [roof.peak / roof.bytes_per_s for roof in roofs if roof.peak is not None]
+    xs += [roof.peak_flop_per_s / roof.bytes_per_s for roof in roofs if roof.peak_flop_per_s is not None]
     left, right = min(xs) / 4, max(max(xs) * 6, min(xs) * 40)
     highest = max(_height(roof, right) for roof in roofs)
     return Frame(left, right, min(point.flop_per_s for point in points) / 4, highest * 2)
 
 
+def _label(roof: Roof) -> str:
+    return named(roof.unit) if roof.dtype is None else f"{named(roof.unit)}, {roof.dtype}"
+
+
 def _height(roof: Roof, intensity: float) -> float:
     """FLOP/s of a roof."""
     reached = roof.bytes_per_s * intensity
-    return reached if roof.peak is None else min(reached, roof.peak)
+    return reached if roof.peak_flop_per_s is None else min(reached, roof.peak_flop_per_s)
 
 
 def _roofline(part: Part, points: Sequence[Point], frame: Frame) -> Picture:
     alt = "Roofline, FLOP/s over FLOPs per byte. Roofs: " + "; ".join(
-        f"{roof.label} {rate(roof.bytes_per_s)}B/s" + (f", {rate(roof.peak)}FLOP/s" if roof.peak else "")
+        f"{_label(roof)} {rate(roof.bytes_per_s)}B/s"
+        + (f", {rate(roof.peak_flop_per_s)}FLOP/s" if roof.peak_flop_per_s else "")
         for roof in part.roofs
     )
     alt += ". Operators: " + "; ".join(
@@ -114,7 +119,7 @@ def _draw(roofs: Sequence[Roof], points: Sequence[Point], frame: Frame) -> Draw:
         for index, roof in enumerate(roofs):
             y = [_height(roof, each) for each in x]
             colour = TEXT if index == 0 else QUIET
-            axes.plot(x, y, label=roof.label, color=colour, linestyle=DASHES[index % 4], linewidth=1.3)
+            axes.plot(x, y, label=_label(roof), color=colour, linestyle=DASHES[index % 4], linewidth=1.3)
         for point in points:
             index = CATEGORIES.index(point.category)
             colour = COLOURS[index % len(COLOURS)]

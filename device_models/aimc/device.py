@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import abc
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from pimserve.device_models.aimc.mapping import Density, Mapping, map_network
 from pimserve.device_models.aimc.network import Network, network_of
+from pimserve.device_models.aimc.point_to_point import point_to_point
 from pimserve.device_models.aimc.serving import UNITS, plan_of
 from pimserve.device_models.aimc.spec import AimcSpec
 from pimserve.device_models.aimc.walk import Walk, Walker
@@ -64,9 +66,10 @@ class Aimc:
         chip = spec.chips(split.devices)
         moe = model.moe
         popularity = demand.expert_weights or (((1.0,) * moe.experts,) if moe else ())
+        share = mean_share(popularity, moe.top_k) if moe else ()  # the same for all layers
         density = None
         if moe and spec.mapping.strategy == "greedy_top2":
-            density = _density(mean_share(popularity, moe.top_k), moe.top_k)  # one order for all layers
+            density = _density(share, moe.top_k)
         mapping = map_network(network, chip, spec.mapping, spread=spec.spread, expert_density=density)
         walk = Walker(network, chip, mapping, popularity, lm_head=demand.lm_head).walk()
         plan = plan_of(walk, chip, spec.power.idle_gating, in_turns=mapping.spread == "layers")
@@ -97,6 +100,7 @@ class Aimc:
             parallelism={"spread": mapping.spread},
             costs=costs,
             traffic=_traffic(walk) if split.devices > 1 else (),
+            point_to_point=partial(point_to_point, network, chip, mapping, share, lm_head=demand.lm_head),
             precision=Precision(spec.weight_precision, spec.weight_precision if moe else None, f"{spec.kv_bits}-bit"),
         )
 

@@ -5,7 +5,7 @@ import pytest
 
 from pimserve.cluster.history import History
 from pimserve.cluster.report.expert_load import expert_load
-from pimserve.cluster.report.intensity import Shape, roofs, shapes, share_of_roof, work_of
+from pimserve.cluster.report.intensity import Shape, shapes, share_of_roof, work_of
 from pimserve.cluster.steady_state import ClosedLoop, stage
 from pimserve.cluster.validation.intensity import intensity
 from pimserve.device_models.operators import operators_of
@@ -50,7 +50,7 @@ def test_no_operator_is_faster_than_its_roof(history, name):
         work = work_of(found, pool, shape)
         assert work or (name == "aimc" and not shape.decodes)
         for each in work:
-            reached = share_of_roof(each, roofs(found, pool))
+            reached = share_of_roof(each, pool.roofs)
             assert reached is not None, each
             assert 0 < reached <= 1 + 1e-4, each  # times are whole femtoseconds
 
@@ -127,8 +127,8 @@ def test_decode_attention_of_duplex_is_at_the_efficiency_of_logic_pim(history):
     attention = work["attention, decode"]
     assert attention.units == ("logic_pim",)
     assert attention.intensity == pytest.approx(4.0)  # query heads per KV head, 16 bit
-    assert share_of_roof(attention, roofs(found, pool)) == pytest.approx(0.64, rel=1e-3)
-    assert share_of_roof(work["qkv"], roofs(found, pool)) == pytest.approx(0.77, rel=1e-3)
+    assert share_of_roof(attention, pool.roofs) == pytest.approx(0.64, rel=1e-3)
+    assert share_of_roof(work["qkv"], pool.roofs) == pytest.approx(0.77, rel=1e-3)
 
 
 def test_weights_on_crossbars_do_not_move(history):
@@ -137,7 +137,7 @@ def test_weights_on_crossbars_do_not_move(history):
     (only,) = work_of(found, pool, shapes(found, pool)[0])
     assert only.category == "attention_decode"
     assert only.intensity == pytest.approx(8.0)  # query heads per KV head, 8 bit
-    assert [roof.peak for roof in roofs(found, pool)] == [None]
+    assert [roof.peak_flop_per_s for roof in pool.roofs] == [None]
 
 
 def test_mean_steps_are_those_of_the_run(history):

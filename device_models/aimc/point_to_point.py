@@ -1,0 +1,127 @@
+"""What chips send each other: vectors pass through the layers from chip to chip.
+
+A layer's attention, residual and norms are on its home chip, that of its first matrix after attention. The vector goes
+from there to matrices on other chips and back, a block to every crossbar, and on to the home of the next layer: the
+rules of `walk`, which costs the same links. Activations have one byte per element there.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from fractions import Fraction
+
+from pimserve.device_models.aimc.chip import Chip
+from pimserve.device_models.aimc.mapping import Mapping
+from pimserve.device_models.aimc.network import Block, Ffn, Network
+from pimserve.device_models.device import PointToPoint
+
+_Pair = tuple[int, int]
+
+
+def point_to_point(
+    network: Network, chip: Chip, mapping: Mapping, share: Sequence[float], *, lm_head: bool
+) -> PointToPoint:
+    """What passes between the chips that a network is mapped on.
+
+    Args:
+        network: the model.
+        chip: the chips.
+        mapping: where its chunks are.
+        share: picks of a token that fall on each routed expert of a layer.
+        lm_head: whether the product with the vocabulary is computed.
+    """
+    route = _Route(network, chip, [tiles[0] // chip.tiles for tiles in mapping.tiles], share)
+    route.pass_layers()
+    tokens = route.take_sent()
+    if lm_head:
+        route.pass_head()
+    return PointToPoint(
+        tokens=tokens,
+        outputs=route.take_sent(),
+        dispatch=route.dispatch,
+        combine=route.combine,
+        picks=route.picks,
+        picks_per_token=sum(block.top_k for block in network.blocks if block.experts),
+    )
+
+
+class _Route:
+    """Collects what one token, or one sampled output, sends over each pair of chips: vectors and bytes."""
+
+    def __init__(self, network: Network, chip: Chip, chips: Sequence[int], share: Sequence[float]) -> None:
+        self._network, self._chip = network, chip
+        self._chips = chips  # of each matrix
+        self._homes = [chips[block.after[0][0]] for block in network.blocks]
+        self._share = share
+        self._vectors: defaultdict[_Pair, int] = defaultdict(int)
+        self._bytes: defaultdict[_Pair, Fraction] = defaultdict(Fraction)
+        self.dispatch: defaultdict[_Pair, float] = defaultdict(float)
+        self.combine: defaultdict[_Pair, float] = defaultdict(float)
+        self.picks: defaultdict[_Pair, float] = defaultdict(float)
+
+    def take_sent(self) -> dict[_Pair, tuple[int, Fraction]]:
+        """Vectors and bytes that were sent since the last call."""
+        sent = {pair: (vectors, self._bytes[pair]) for pair, vectors in self._vectors.items()}
+        self._vectors.clear()
+        self._bytes.clear()
+        return sent
+
+    def pass_layers(self) -> None:
+        """A token passes the embeddings and all layers."""
+        network = self._network
+        for table in (network.token_embedding, network.position_embedding):
+            if table is not None:  # a token needs one row of its blocks
+                row_blocks, _ = network.matrices[table].grid(self._chip.tier_rows, self._chip.tier_cols)
+                self._visit(table, self._homes[0], Fraction(1, row_blocks))
+        previous = self._homes[0]
+        for block, home in zip(network.blocks, self._homes, strict=True):
+            if home != previous:
+                self._send((previous, home), Fraction(network.hidden))
+            self._pass_block(block, home)
+            previous = home
+
+    def pass_head(self) -> None:
+        """A sampled output passes the product with the vocabulary."""
+        self._visit(self._network.head, self._homes[-1])
+
+    def _pass_block(self, block: Block, home: int) -> None:
+        for matrix in (m for stage in (*block.before, *block.after) for m in stage):
+            self._visit(matrix, home)
+        if block.dense is not None:
+            self._pass_ffn(block.dense, home)
+            return
+        assert block.router is not None
+        self._visit(block.router, home)
+        if block.shared is not None:
+            self._pass_ffn(block.shared, home)
+        for ffn, share in zip(block.experts, self._share, strict=True):
+            # An expert is where its first matrix is; bytes go to where each of its matrices is.
+            self.picks[home, self._chips[ffn.up[0]]] += share
+            for matrix in (*ffn.up, ffn.down):
+                there, back = self._bytes_of(matrix)
+                if (chip := self._chips[matrix]) != home:
+                    self.dispatch[home, chip] += there * share
+                    self.combine[chip, home] += back * share
+
+    def _pass_ffn(self, ffn: Ffn, home: int) -> None:
+        for matrix in (*ffn.up, ffn.down):
+            self._visit(matrix, home)
+
+    def _visit(self, matrix: int, home: int, part: Fraction = Fraction(1)) -> None:
+        """The vector goes to a matrix and its product comes back; of the matrix, `part` is needed."""
+        chip = self._chips[matrix]
+        if chip != home:
+            there, back = self._bytes_of(matrix)
+            self._send((home, chip), there * part)
+            self._send((chip, home), back * part)
+
+    def _send(self, pair: _Pair, size: Fraction) -> None:
+        self._vectors[pair] += 1
+        self._bytes[pair] += size
+
+    def _bytes_of(self, matrix: int) -> tuple[int, int]:
+        """To all crossbars of a matrix, and back."""
+        shape = self._network.matrices[matrix]
+        row_blocks, column_blocks = shape.grid(self._chip.tier_rows, self._chip.tier_cols)
+        return shape.rows * column_blocks, shape.cols * row_blocks
