@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pimserve.device_models.evaluate import DecodeSpan
 from pimserve.device_models.experts import FEATURES, IntArray
 from pimserve.device_models.plan import ChunkShape, CostPlan, busiest_counts, row_counts
 from pimserve.device_models.routing import POOL_SIZE, ExpertPools
+from pimserve.scheduler.attention import DecodeTime, faster
 from pimserve.scheduler.slowdown import NORMAL, SlowPools, slow_plan
 
 MAX_SPAN = 65_536  # steps that one log row may stand for
@@ -25,6 +28,17 @@ def replica_offset(seed: int, replica: int) -> int:
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
     return (x ^ (x >> 31)) % POOL_SIZE
+
+
+class MixedStep(NamedTuple):
+    """A step with prompts in it. Fields as in `steplog.Rows`."""
+
+    duration_fs: int
+    busiest_tokens: int
+    anchor_tokens: int
+    prefill_fs: int
+    prefill_dram_pj: int
+    prefill_compute_pj: int
 
 
 class ReplicaCosts:
@@ -43,9 +57,11 @@ class ReplicaCosts:
         self.offset = replica_offset(seed, replica)
         self.exact = exact and pools is not None
         self.max_span = 1 if self.exact else POOL_SIZE if pools is not None else MAX_SPAN
+        self._ways = [DecodeTime(way) for way in plan.decode_ways]
+        self._decode_rows_fs: dict[int, int] = {}  # row terms of a decode step, by requests of the busiest group
         self._tokens_fs: dict[int, int] = {}
         self._outputs_fs: dict[int, int] = {}
-        self.by_requests = any(term.rows not in {"tokens", "outputs"} for term in plan.rows)
+        self._by_requests = any(term.rows not in {"tokens", "outputs"} for term in plan.rows)
         self._requests_fs: dict[tuple[int, int], int] = {}
         self._chunks: dict[ChunkShape, tuple[int, int, int]] = {}
         self._drawn: dict[int, IntArray] = {}
@@ -67,7 +83,63 @@ class ReplicaCosts:
             slow_plan(self.plan, thousandths), pools, replica=self.replica, seed=self._seed, exact=self.exact
         )
 
-    def rows_fs(self, tokens: int, outputs: int) -> int:
+    @property
+    def frontend_ps(self) -> int:
+        """Time between a client's sending a request and the scheduler's having it."""
+        return self.plan.frontend_ps
+
+    def mixed_step(
+        self, step: int, decodes: int, context: int, prefill_tokens: int, chunks: Sequence[ChunkShape], outputs: int
+    ) -> MixedStep:
+        """The step of that number, in which chunks of prompts are computed.
+
+        Args:
+            step: its number.
+            decodes: decoding requests.
+            context: tokens that they attend to.
+            prefill_tokens: of all chunks.
+            chunks: of prompts.
+            outputs: tokens that it emits.
+        """
+        plan = self.plan
+        busiest, anchor, prefill, dram, compute = self._prefill(decodes, chunks)
+        if plan.pipeline is not None:
+            duration = self._rows(decodes + prefill_tokens, outputs)
+            duration += plan.pipeline.mixed_fs(
+                decodes, context, outputs, queued=busiest, anchor=anchor, prefill_fs=prefill
+            )
+        else:
+            share = -(-decodes // plan.data_parallel)
+            duration = min([way.step_fs(decodes, context, share, prefill) for way in self._ways])
+            duration += self._rows(busiest, -(-outputs // plan.data_parallel))
+            if plan.experts is not None:
+                duration += self.experts_fs(decodes + prefill_tokens, step)
+        if self._by_requests:
+            duration += self._requests(decodes, len(chunks))
+        return MixedStep(duration, busiest, anchor, prefill, dram, compute)
+
+    def decode_span(self, step: int, decodes: int, context: int, most: int) -> DecodeSpan:
+        """At most `most` steps of decoding alone, the first of which has that number.
+
+        `context` is what the requests attend to in the first step; it grows by `decodes` a step.
+        """
+        plan = self.plan
+        steps = min(most, self.max_span)
+        share = -(-decodes // plan.data_parallel)
+        base = self._decode_rows_fs.get(share)
+        if base is None:
+            base = self._decode_rows_fs[share] = self._rows(share, share) + self._requests(decodes, 0)
+        attention, growth, steps = self._ways[0].span(decodes, context, share, steps)
+        for way in self._ways[1:]:
+            second, other, steps = way.span(decodes, context, share, steps)
+            (attention, growth), steps = faster((attention, growth), (second, other), steps)
+        if plan.pipeline is not None:  # decode attention's terms have no time there
+            attention, growth, steps = plan.pipeline.span(decodes, context, steps)
+        if plan.experts is None:
+            return DecodeSpan(steps, share, base + attention, growth)
+        return DecodeSpan(steps, share, base + attention, growth, *self.experts_prefix(decodes, step))
+
+    def _rows(self, tokens: int, outputs: int) -> int:
         """Time of row terms that count tokens or outputs, for those of the busiest group."""
         by_tokens = self._tokens_fs.get(tokens)
         if by_tokens is None:
@@ -77,7 +149,7 @@ class ReplicaCosts:
             by_outputs = self._outputs_fs[outputs] = self.plan.rows_fs(0, outputs)
         return by_tokens + by_outputs
 
-    def requests_fs(self, decodes: int, prompts: int) -> int:
+    def _requests(self, decodes: int, prompts: int) -> int:
         """Time of row terms that count requests, for all groups' decoding requests and chunks of prompts."""
         found = self._requests_fs.get((decodes, prompts))
         if found is None:
@@ -85,7 +157,7 @@ class ReplicaCosts:
             found = self._requests_fs[decodes, prompts] = self.plan.rows_fs(0, 0, share["decodes"], share["prompts"])
         return found
 
-    def prefill(self, decodes: int, chunks: Sequence[ChunkShape]) -> tuple[int, int, int, int, int]:
+    def _prefill(self, decodes: int, chunks: Sequence[ChunkShape]) -> tuple[int, int, int, int, int]:
         """(tokens of the busiest group, 0, its prefill attention fs, dram pJ, compute pJ of all groups).
 
         In a pipeline: (tokens that queue, tokens of the anchor, fs, ...), as `PipelineTerm.prefill` has them.

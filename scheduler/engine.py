@@ -22,7 +22,6 @@ from heapq import heappop, heappush
 from typing import Any, Protocol
 
 from pimserve.device_models.plan import FS_PER_PS, ChunkShape
-from pimserve.scheduler.attention import DecodeTime, faster
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.requests import FINISHED, REJECTED, RequestTable
@@ -115,7 +114,7 @@ class Engine:
         self.use(spec)
         self.use_costs(costs)
         self._issued = 0  # of `closed`
-        self._frontend_ps = costs.plan.frontend_ps
+        self._frontend_ps = costs.frontend_ps
         self._left_last = 0  # requests that left at `clock`, and if any did,
         self._freed_last = 0  # the blocks that they had
         self._inbox: list[int] = []  # requests routed here, by arrival, of which
@@ -164,8 +163,6 @@ class Engine:
     def use_costs(self, costs: ReplicaCosts) -> None:
         """Let steps cost this from the next one on."""
         self.costs = costs
-        self._ways = [DecodeTime(way) for way in costs.plan.decode_ways]
-        self._decode_rows_fs: dict[int, int] = {}  # row terms of a decode step, by requests of the busiest group
 
     def outstanding(self, at_fs: int) -> int:
         """Requests routed here that have not left by `at_fs`; the engine must have been advanced to that time."""
@@ -501,29 +498,16 @@ class Engine:
         chunks, completed = self._schedule(preempted)
         if not chunks:
             return False
-        costs = self.costs
-        plan = costs.plan
         decodes, context, used = self._decodes, self._context, self._used_blocks
         outputs = decodes + len(completed)
-        busiest, anchor, prefill, dram, compute = costs.prefill(decodes, chunks)
         tokens = chunks[0][0] if len(chunks) == 1 else sum([chunk[0] for chunk in chunks])
-        if plan.pipeline is not None:
-            duration = costs.rows_fs(decodes + tokens, outputs)
-            duration += plan.pipeline.mixed_fs(
-                decodes, context, outputs, queued=busiest, anchor=anchor, prefill_fs=prefill
-            )
-        else:
-            share = -(-decodes // plan.data_parallel)
-            duration = min([way.step_fs(decodes, context, share, prefill) for way in self._ways])
-            duration += costs.rows_fs(busiest, -(-outputs // plan.data_parallel))
-            if plan.experts is not None:
-                duration += costs.experts_fs(decodes + tokens, self.step)
-        if costs.by_requests:
-            duration += costs.requests_fs(decodes, len(chunks))
+        mixed = self.costs.mixed_step(self.step, decodes, context, tokens, chunks, outputs)
+        duration = mixed.duration_fs
         self._take(
             (
                 *(self.clock // FS_PER_PS, self.clock % FS_PER_PS, 1, decodes, context, tokens, len(chunks), outputs),
-                *(busiest, anchor, prefill, dram, compute, used, used, duration),
+                *(mixed.busiest_tokens, mixed.anchor_tokens, mixed.prefill_fs),
+                *(mixed.prefill_dram_pj, mixed.prefill_compute_pj, used, used, duration),
             )
         )
         if self._joined:
@@ -591,30 +575,10 @@ class Engine:
 
         Returns the time at which they end. With `whole`, steps that would end after `until_fs` are not run.
         """
-        costs = self.costs
-        plan = costs.plan
         decodes, context = self._decodes, self._context
-        steps = 1 if single else min(self._steps_to_finish(), costs.max_span)
-        share = -(-decodes // plan.data_parallel)
-        base = self._decode_rows_fs.get(share)
-        if base is None:
-            base = self._decode_rows_fs[share] = costs.rows_fs(share, share) + costs.requests_fs(decodes, 0)
-        # The time of n steps: base, a context that grows by `decodes` a step, and the experts' next n outcomes.
-        attention, growth, steps = self._ways[0].span(decodes, context, share, steps)
-        for way in self._ways[1:]:
-            second, other, steps = way.span(decodes, context, share, steps)
-            (attention, growth), steps = faster((attention, growth), (second, other), steps)
-        base += attention
-        if plan.pipeline is not None:
-            first, growth, steps = plan.pipeline.span(decodes, context, steps)
-            base += first  # decode attention's terms have no time there
-        steps, used = self._steps_with_blocks(steps)
-        duration = steps * base + growth * (steps * (steps - 1) // 2)
-        experts: Sequence[int] = ()
-        at = 0
-        if plan.experts is not None:
-            experts, at = costs.experts_prefix(decodes, self.step)
-            duration += experts[at + steps] - experts[at]
+        span = self.costs.decode_span(self.step, decodes, context, 1 if single else self._steps_to_finish())
+        steps, used = self._steps_with_blocks(span.steps)
+        duration = span.duration_fs(steps)
         if steps > 1 or whole:
             change = self._next_change(until_fs)
             if whole and change == until_fs and self.clock + duration > until_fs:
@@ -625,14 +589,14 @@ class Engine:
             limit = change - self.clock
             if steps > 1 and (duration > limit or duration > _SPAN_FS_LIMIT):
                 limit = min(limit, _SPAN_FS_LIMIT)
-                steps, duration = first_reaching(limit, steps, duration, base, growth, experts, at)
+                steps, duration = span.first_reaching(limit, steps, duration)
                 steps, used = self._steps_with_blocks(steps)
         now = self.clock
         if self._joined:
-            self._join(now, now + base + (experts[at + 1] - experts[at] if experts else 0))
+            self._join(now, now + span.duration_fs(1))
         self._take(
             (
-                *(now // FS_PER_PS, now % FS_PER_PS, steps, decodes, context, 0, 0, decodes, share),
+                *(now // FS_PER_PS, now % FS_PER_PS, steps, decodes, context, 0, 0, decodes, span.busiest_tokens),
                 *(0, 0, 0, 0, self._used_blocks, used, duration),
             )
         )
@@ -687,31 +651,3 @@ class Engine:
             first = (self.step + 1) % size
             needed += sum(self._crossings[first : first + rest])
         return steps, self._used_blocks + needed
-
-
-def first_reaching(
-    limit: int, most: int, duration: int, base: int, growth: int, experts: Sequence[int], at: int
-) -> tuple[int, int]:
-    """(n, time of n steps) for the smallest n of at most `most` whose time is at least `limit`.
-
-    `duration` is the time of `most` steps, which is more than `limit`.
-    """
-
-    start = experts[at] if experts else 0
-
-    def lasts(n: int) -> int:
-        time = n * base + growth * (n * (n - 1) // 2)
-        return time + experts[at + n] - start if experts else time
-
-    mean = duration // most
-    n = max(1, limit * most // duration)
-    time = lasts(n)
-    while time < limit:
-        n = min(most, n + 1 + (limit - time) // (mean + 1))
-        time = lasts(n)
-    while n > 1:
-        before = lasts(n - 1)
-        if before < limit:
-            break
-        n, time = n - 1, before
-    return n, time

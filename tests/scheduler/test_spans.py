@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from pimserve.cluster.run import prepare
 from pimserve.cluster.scenario import Scenario
+from pimserve.device_models.evaluate import DecodeSpan
 from pimserve.loadgen.workload import generate
 from pimserve.scheduler import simulation
-from pimserve.scheduler.engine import Engine, first_reaching
+from pimserve.scheduler.engine import Engine
 from pimserve.scheduler.metrics import digest
 
 
@@ -33,8 +34,8 @@ def test_first_reaching_finds_the_first(
     limit = max(1, int(share * (lasts[-1] - 1)))
     prefix = list(accumulate(experts, initial=0)) if moe else ()
     expected = next(n for n in range(1, most + 1) if lasts[n] >= limit)
-    found = first_reaching(limit, most, lasts[-1], base, growth, prefix, at)
-    assert found == (expected, lasts[expected])
+    span = DecodeSpan(most, 1, base, growth, prefix, at)
+    assert span.first_reaching(limit, most, lasts[-1]) == (expected, lasts[expected])
 
 
 @pytest.mark.parametrize("model", ["llama-3.1-8b", "mixtral-8x7b"])
