@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from pimserve.cluster.devices.link import DeviceLink, HostPlace, LinkSettings
-from pimserve.cluster.run import prepare
-from pimserve.cluster.scenario import Scenario
+from pimserve.cluster.distributed.devices.driver import DeviceLink, HostPlace, LinkSettings
+from pimserve.cluster.scenario.document import Scenario
+from pimserve.cluster.scenario.prepared import prepare
 from pimserve.loadgen.workload import generate
 from pimserve.scheduler.fleet import RowSink
 from pimserve.scheduler.simulation import simulate
@@ -119,10 +119,10 @@ def host_processes(count: int) -> Iterator[dict[str, str]]:
     children = []
     try:
         for number in range(count):
-            command = [sys.executable, "-m", "pimserve.cluster.runtime.hosting"]
+            command = [sys.executable, "-m", "pimserve.cluster.distributed.hosts.hosting"]
             quiet = {**os.environ, "GRPC_VERBOSITY": "ERROR"}  # hosts see each other go, one by one
             child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=quiet)
-            factory = "pimserve.cluster.devices.host:DeviceHost"
+            factory = "pimserve.cluster.distributed.devices.device_host:DeviceHost"
             spec = {"factory": factory, "arguments": {"name": f"host-{number}"}}
             child.stdin.write(json.dumps(spec) + "\n")  # type: ignore[union-attr]
             child.stdin.flush()  # type: ignore[union-attr]

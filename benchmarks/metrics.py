@@ -27,10 +27,10 @@ from pathlib import Path
 from pimserve.cluster.metrics.endpoint import EndpointOptions, exposing
 from pimserve.cluster.metrics.feed import MetricsFeed
 from pimserve.cluster.metrics.state import RunMetrics, metrics_of
-from pimserve.cluster.run import serve
-from pimserve.cluster.scenario import Scenario, load_scenario
-from pimserve.cluster.service.control import LiveControl
-from pimserve.cluster.service.latencies import RunningLatencies
+from pimserve.cluster.run.live_control import LiveControl
+from pimserve.cluster.run.run import serve
+from pimserve.cluster.run.running_latencies import RunningLatencies
+from pimserve.cluster.scenario.document import Scenario, load_scenario
 from pimserve.scheduler.control import Ledger, RunView
 from pimserve.scheduler.simulation import Deployment
 
@@ -64,7 +64,7 @@ def metered(scenario: Scenario, own: list[tuple[float, int]]) -> tuple[float, fl
     """The same with everything that a run with `--metrics` has; adds CPU seconds of the feed, and scrapes, to `own`."""
     feed = CountedFeed(metrics_of(scenario, "benchmark"), scenario.slo)
     with exposing(LOCAL, feed.scraped) as address, scraped(address):
-        found = once(scenario, LiveControl(RunningLatencies(scenario.slo), metrics=feed))
+        found = once(scenario, LiveControl(RunningLatencies(scenario.slo), observer=feed))
     own.append((feed.took_s, feed.scrapes))
     return found
 

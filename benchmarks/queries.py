@@ -64,7 +64,16 @@ def ask(address: str, run: str, requests: int, seconds: float) -> dict[str, list
 @contextmanager
 def server(data: Path) -> Iterator[str]:
     """A server in a process of its own; yields its address."""
-    command = [sys.executable, "-m", "pimserve.cluster.cli", "serve", "--listen", "127.0.0.1:0", "--data", str(data)]
+    command = [
+        sys.executable,
+        "-m",
+        "pimserve.cluster.cli.main",
+        "serve",
+        "--listen",
+        "127.0.0.1:0",
+        "--data",
+        str(data),
+    ]
     with (data.parent / "server.log").open("wb") as log:
         child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
     try:

@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 from types import ModuleType
 
-from pimserve.cluster.run import prepare
-from pimserve.cluster.scenario import Scenario
+from pimserve.cluster.scenario.document import Scenario
+from pimserve.cluster.scenario.prepared import prepare
 from pimserve.device_models.plan import FS_PER_PS
 from pimserve.loadgen.workload import generate
 from pimserve.scheduler.costs import replica_offset

@@ -15,9 +15,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pimserve.cluster.run import run
-from pimserve.cluster.runtime.deployment import Spread, distributed
-from pimserve.cluster.scenario import Scenario
+from pimserve.cluster.distributed.deployment import Spread, distributed
+from pimserve.cluster.run.run import run
+from pimserve.cluster.scenario.document import Scenario
 
 _WINDOWS_S = (10.0, 1.0, 0.1)
 _SHARDS = (None, 1, 2)  # None: this process

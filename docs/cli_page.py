@@ -13,7 +13,7 @@ import typer
 from tables import table
 from typer.models import ArgumentInfo, OptionInfo
 
-from pimserve.cluster.cli import app
+from pimserve.cluster.cli.main import app
 
 _HEAD = """# Command line
 

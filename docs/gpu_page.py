@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tables import number, table
 
-from pimserve.cluster.figures import named
+from pimserve.cluster.base.figures import named
 from pimserve.cluster.validation.gpu import Report, validate_gpu
 from pimserve.cluster.validation.gpu_errors import Errors, grouped, place
 from pimserve.cluster.validation.gpu_gates import Gate

@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from pimserve.cluster.scenario import json_schema
+from pimserve.cluster.scenario.document import json_schema
 from pimserve.cluster.validation.duplex import validate_duplex
 from pimserve.cluster.validation.targets import Finding
 from pimserve.device_models.aimc.spec import AimcSpec

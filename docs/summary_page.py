@@ -7,7 +7,7 @@ from typing import Any
 
 from tables import table
 
-from pimserve.cluster.summary_schema import summary_schema
+from pimserve.cluster.run.summary_schema import summary_schema
 
 Schema = Mapping[str, Any]
 

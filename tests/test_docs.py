@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import typer
 
-from pimserve.cluster.cli import app
-from pimserve.cluster.run import prepare, serve
-from pimserve.cluster.scenario import load_scenario
+from pimserve.cluster.cli.main import app
+from pimserve.cluster.run.run import serve
+from pimserve.cluster.scenario.document import load_scenario
+from pimserve.cluster.scenario.prepared import prepare
 from pimserve.errors import InputError
 from pimserve.loadgen.traces import find_trace
 from tests.pages import pages_script

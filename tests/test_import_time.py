@@ -25,13 +25,13 @@ def test_the_root_imports_nothing_but_the_standard_library(module):
 
 
 def test_importing_the_command_line_loads_nothing_heavy():
-    assert loaded_by("import pimserve.cluster.cli") & (HEAVY | {"rich"}) == set()
+    assert loaded_by("import pimserve.cluster.cli.main") & (HEAVY | {"rich"}) == set()
 
 
 def test_help_loads_nothing_heavy():
     show_help = """
 import sys
-from pimserve.cluster.cli import main
+from pimserve.cluster.cli.main import main
 sys.argv = ["pimserve", "--help"]
 try:
     main()

@@ -14,12 +14,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
-from pimserve.cluster.checkpoint import write_atomically
-from pimserve.cluster.history import History
+from pimserve.cluster.base.files import unwritable, whole_file
 from pimserve.cluster.metrics.openmetrics import END, header, samples
 from pimserve.cluster.metrics.replay import replay
 from pimserve.cluster.metrics.state import metrics_of, run_id_of
-from pimserve.cluster.whole_file import unwritable, whole_file
+from pimserve.cluster.run.checkpoint import write_atomically
+from pimserve.cluster.run.history import History
 from pimserve.errors import InputError, shortened
 
 _NICE_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)

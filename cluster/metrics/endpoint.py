@@ -16,11 +16,11 @@ from socketserver import ThreadingMixIn
 from typing import IO, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
+from pimserve.cluster.base.rpc.security import NO_TLS, TlsFiles, check_listen
 from pimserve.cluster.metrics.exposition import exposition
 from pimserve.cluster.metrics.families import FAMILIES, Family
 from pimserve.cluster.metrics.state import RunMetrics
 from pimserve.cluster.metrics.vllm import VLLM_FAMILIES, as_vllm
-from pimserve.cluster.service.security import NO_TLS, TlsFiles, check_listen
 from pimserve.errors import InputError
 
 LOG = logging.getLogger("pimserve.metrics")

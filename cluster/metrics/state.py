@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from pimserve import __version__
 from pimserve.cluster.metrics.families import ALL_ENGINES, BY_NAME, DEVICE, ENGINE, FAMILIES, Family, bounds
-from pimserve.cluster.pools import PlacedPool, link_of
-from pimserve.cluster.run import longest_request, prepare_pools
-from pimserve.cluster.scenario import Scenario
+from pimserve.cluster.scenario.document import Scenario
+from pimserve.cluster.scenario.pools import PlacedPool, link_of
+from pimserve.cluster.scenario.prepared import longest_request, prepare_pools
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.operators import CATEGORIES
 from pimserve.device_models.plan import HOST, LINK

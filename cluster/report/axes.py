@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pimserve.cluster.figures import figure as figure_text
-from pimserve.cluster.figures import scale
+from pimserve.cluster.base.figures import figure as figure_text
+from pimserve.cluster.base.figures import scale
 from pimserve.cluster.report.svg import COLOURS, DASHES, FONT_PT, WIDTH_IN
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pimserve.cluster.figures import scaled
+from pimserve.cluster.base.figures import scaled
 from pimserve.cluster.report.axes import Draw, few_ticks, legend, per_cent, seconds, seconds_axis, style, thousands
 from pimserve.cluster.report.inputs import Floats
 from pimserve.cluster.report.series import Binned, cdf

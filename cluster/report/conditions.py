@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pimserve.cluster.figures import ABSENT, count, figure, named, ratio, scaled, share
+from pimserve.cluster.base.figures import ABSENT, count, figure, named, ratio, scaled, share
 from pimserve.cluster.report.content import Table
 from pimserve.cluster.report.facts import text, whole
 from pimserve.cluster.report.inputs import number, numbers

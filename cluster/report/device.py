@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pimserve.cluster.figures import ABSENT, count, figure, named, scaled, share
+from pimserve.cluster.base.figures import ABSENT, count, figure, named, scaled, share
 from pimserve.cluster.report.axes import rate
 from pimserve.cluster.report.conditions import device_table
 from pimserve.cluster.report.content import Section, Table

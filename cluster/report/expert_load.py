@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pimserve.cluster.history import History
-from pimserve.cluster.pools import PlacedPool
 from pimserve.cluster.report.inputs import Floats
 from pimserve.cluster.report.intensity import Shape
+from pimserve.cluster.run.history import History
+from pimserve.cluster.scenario.pools import PlacedPool
 from pimserve.device_models.routing import draw_counts, mean_share, pick_probabilities
 
 _DRAWS, _STREAM = 512, 5

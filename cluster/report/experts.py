@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pimserve.cluster.figures import ABSENT, count, figure, ratio, share
+from pimserve.cluster.base.figures import ABSENT, count, figure, ratio, share
 from pimserve.cluster.report.charts import columns
 from pimserve.cluster.report.content import Table
 from pimserve.cluster.report.expert_load import ExpertLoad

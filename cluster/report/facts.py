@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pimserve.cluster.compare import Comparison, Quantity
-from pimserve.cluster.figures import ABSENT, TOO_LONG, count, figure, named, ratio, scale, scaled, share
+from pimserve.cluster.base.figures import ABSENT, TOO_LONG, count, figure, named, ratio, scale, scaled, share
 from pimserve.cluster.report.content import Table, Tile
 from pimserve.cluster.report.inputs import Summary, at, number, numbers
+from pimserve.cluster.run.compare import Comparison, Quantity
 from pimserve.device_models.operators import CATEGORIES
 
 MOMENTS = ("mean", "p50", "p90", "p99")

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pimserve.cluster.compare import SCENARIO_FILE
-from pimserve.cluster.history import History
-from pimserve.cluster.results import load_summary, load_table
+from pimserve.cluster.run.compare import SCENARIO_FILE
+from pimserve.cluster.run.history import History
+from pimserve.cluster.run.results import load_summary, load_table
 from pimserve.errors import InputError
 from pimserve.loadgen.spec import PS_PER_S
 from pimserve.scheduler.requests import DTYPE, FINISHED

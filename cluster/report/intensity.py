@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pimserve.cluster.history import History
-from pimserve.cluster.pools import PlacedPool
+from pimserve.cluster.run.history import History
+from pimserve.cluster.scenario.pools import PlacedPool
 from pimserve.device_models.device import Roof
 from pimserve.device_models.model import BYTES_PER_ELEMENT
 from pimserve.device_models.operators import (

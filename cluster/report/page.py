@@ -11,8 +11,8 @@ from importlib.resources import files
 from pathlib import Path
 
 from pimserve import __version__
+from pimserve.cluster.base.files import refuse_results, unwritable
 from pimserve.cluster.report.content import Page
-from pimserve.cluster.whole_file import refuse_results, unwritable
 from pimserve.errors import InputError
 
 _EXISTS = "exists already; give another file with --out, or --force to replace it"

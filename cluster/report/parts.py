@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pimserve.cluster.figures import count
+from pimserve.cluster.base.figures import count
 from pimserve.cluster.report.expert_load import ExpertLoad, expert_load
 from pimserve.cluster.report.intensity import Shape, Work, shapes, work_of
 from pimserve.cluster.report.pictures import Named

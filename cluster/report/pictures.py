@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pimserve.cluster.figures import figure, named, scale, scaled, share
+from pimserve.cluster.base.figures import figure, named, scale, scaled, share
 from pimserve.cluster.report import charts
 from pimserve.cluster.report.inputs import LATENCIES, Floats, ReportRun, at, number, numbers
 from pimserve.cluster.report.series import RATE_BINS, Binned, RequestSeries, request_series, step_series

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from pimserve.cluster.report.comparison_page import several_page
 from pimserve.cluster.report.inputs import load_run
-from pimserve.cluster.report.of_sweep import load_sweep, sweep_page
 from pimserve.cluster.report.page import html, refuse_existing, write
-from pimserve.cluster.report.several import several_page
-from pimserve.cluster.report.single import single_page
-from pimserve.cluster.sweep import SWEEP_FILE
+from pimserve.cluster.report.run_page import single_page
+from pimserve.cluster.report.sweep_page import load_sweep, sweep_page
+from pimserve.cluster.sweep.sweep import SWEEP_FILE
 from pimserve.errors import InputError
 
 NAME = "report.html"

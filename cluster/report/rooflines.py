@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pimserve.cluster.figures import figure as figure_text
-from pimserve.cluster.figures import named
+from pimserve.cluster.base.figures import figure as figure_text
+from pimserve.cluster.base.figures import named
 from pimserve.cluster.report.axes import Draw, flops, legend, nothing, plain, rate
 from pimserve.cluster.report.parts import Part
 from pimserve.cluster.report.svg import COLOURS, DASHES, MARKERS, QUIET, TEXT, Picture, picture

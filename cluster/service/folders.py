@@ -17,13 +17,12 @@ DATA/runs/ID/              of one run:
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from pimserve.errors import InputError
 
@@ -138,14 +137,3 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     return document
-
-
-def take_lock(path: Path) -> IO[bytes] | None:
-    """The lock, held until the file is closed or the process ends; None if another process has it."""
-    file = path.open("ab")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file

@@ -12,8 +12,8 @@ from typing import TypeVar
 import grpc
 import numpy as np
 
-from pimserve.cluster.service.control import LiveControl, RunEndedError, Snapshot
-from pimserve.cluster.service.faults import RefusedError
+from pimserve.cluster.base.rpc.statuses import RefusedError
+from pimserve.cluster.run.live_control import LiveControl, RunEndedError, Snapshot
 from pimserve.cluster.service.messages import (
     PERCENTILES,
     Site,
@@ -115,6 +115,7 @@ class _News:
 
     def __init__(self, site: Site, control: LiveControl) -> None:
         self._control = control
+        self._metrics = site.metrics
         self._placement: scheduler_pb2.GetPlacementResponse = placement_of(site)
         self._ledgers: scheduler_pb2.GetLedgersResponse | None = None
         self._asked: Future[tuple[int, list[Ledger]]] | None = None
@@ -131,9 +132,8 @@ class _News:
             placement=self._placement,
             ledgers=self._look_at_ledgers(),
         )
-        metrics = self._control.metrics
-        if metrics is not None and (last or time.monotonic() >= self._metered_s + _LEDGERS_S):
-            latest = metrics.latest()
+        if last or time.monotonic() >= self._metered_s + _LEDGERS_S:
+            latest = self._metrics.latest()
             news.metrics = latest.pack()
             if self._metered_s == -math.inf:
                 news.metrics_layout = latest.layout.to_json()

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pimserve.cluster.pools import PlacedPool
-from pimserve.cluster.service.control import Snapshot, total_steps
-from pimserve.cluster.service.latencies import RunningLatencies
+from pimserve.cluster.metrics.feed import MetricsFeed
+from pimserve.cluster.run.live_control import Snapshot, total_steps
+from pimserve.cluster.run.running_latencies import RunningLatencies
+from pimserve.cluster.scenario.pools import PlacedPool
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
 from pimserve.loadgen.spec import PS_PER_S
 from pimserve.scheduler.control import Ledger
@@ -26,11 +27,13 @@ class Site:
         run_id: of the run.
         model: served.
         pools: of replicas, in the order in which these are numbered.
+        metrics: that the run fills.
     """
 
     run_id: str
     model: str
     pools: tuple[PlacedPool, ...]
+    metrics: MetricsFeed
 
 
 def progress_of(snapshot: Snapshot) -> simulation_pb2.Progress:

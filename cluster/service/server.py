@@ -15,14 +15,15 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 
+from pimserve.cluster.base.locks import take_lock
+from pimserve.cluster.base.processes import Process
+from pimserve.cluster.base.rpc.channels import make_server
+from pimserve.cluster.base.rpc.security import NO_TLS, TlsFiles, check_listen, server_credentials
 from pimserve.cluster.metrics.endpoint import EndpointOptions, exposing
-from pimserve.cluster.service.endpoint import make_server
-from pimserve.cluster.service.folders import DataFolder, take_lock, write_json
+from pimserve.cluster.service.folders import DataFolder, write_json
 from pimserve.cluster.service.forwarding import SchedulerForwarder
 from pimserve.cluster.service.link import WORKER
-from pimserve.cluster.service.process import Process
 from pimserve.cluster.service.registry import Registry
-from pimserve.cluster.service.security import NO_TLS, TlsFiles, check_listen, server_credentials
 from pimserve.cluster.service.simulations import Simulations
 from pimserve.cluster.service.supervisor import Limits, Supervisor
 from pimserve.errors import InputError

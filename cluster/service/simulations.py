@@ -12,10 +12,10 @@ from pathlib import Path
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from pimserve.cluster.service.document import as_yaml, read_scenario
-from pimserve.cluster.service.faults import RefusedError
+from pimserve.cluster.base.rpc.results_stream import send_files
+from pimserve.cluster.base.rpc.statuses import RefusedError
+from pimserve.cluster.service.received_scenario import as_yaml, read_scenario
 from pimserve.cluster.service.registry import ENDED, STATES, Record
-from pimserve.cluster.service.results import send_files
 from pimserve.cluster.service.supervisor import Supervisor
 from pimserve.v1 import simulation_pb2 as pb
 from pimserve.v1 import simulation_pb2_grpc

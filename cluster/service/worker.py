@@ -24,18 +24,20 @@ from typing import Any
 
 import grpc
 
-from pimserve.cluster.checkpoint import write_atomically
+from pimserve.cluster.base.locks import take_lock
+from pimserve.cluster.base.processes import LOCKED, TO_BE_CONTINUED, Process
+from pimserve.cluster.base.rpc.channels import make_server
 from pimserve.cluster.metrics.feed import MetricsFeed
 from pimserve.cluster.metrics.state import metrics_of
-from pimserve.cluster.run import prepare_pools, run
-from pimserve.cluster.scenario import Scenario, load_scenario
-from pimserve.cluster.service.control import LiveControl, StoppedError
-from pimserve.cluster.service.endpoint import make_server
-from pimserve.cluster.service.folders import SERVER_FILE, RunFolder, read_json, take_lock, write_json
-from pimserve.cluster.service.latencies import RunningLatencies
+from pimserve.cluster.run.checkpoint import write_atomically
+from pimserve.cluster.run.live_control import LiveControl, StoppedError
+from pimserve.cluster.run.run import run
+from pimserve.cluster.run.running_latencies import RunningLatencies
+from pimserve.cluster.scenario.document import Scenario, load_scenario
+from pimserve.cluster.scenario.prepared import prepare_pools
+from pimserve.cluster.service.folders import SERVER_FILE, RunFolder, read_json, write_json
 from pimserve.cluster.service.live import Follower, LiveScheduler, LiveSimulation
 from pimserve.cluster.service.messages import Site, progress_of
-from pimserve.cluster.service.process import LOCKED, TO_BE_CONTINUED, Process
 from pimserve.errors import PimserveError
 from pimserve.scheduler.control import RunCancelledError
 from pimserve.v1 import scheduler_pb2_grpc, simulation_pb2_grpc, worker_pb2_grpc
@@ -71,7 +73,7 @@ def work(folder: RunFolder, *, held: bool = False, runner: Runner = run) -> int:
     Args:
         folder: of the run.
         held: begin held.
-        runner: runs a scenario, as `pimserve.cluster.run.run` does.
+        runner: runs a scenario, as `pimserve.cluster.run.run.run` does.
     """
     lock = take_lock(folder.lock)
     if lock is None:
@@ -79,6 +81,7 @@ def work(folder: RunFolder, *, held: bool = False, runner: Runner = run) -> int:
         return LOCKED
     with lock:
         control: LiveControl | None = None
+        site: Site | None = None
         try:
             if folder.finished:  # killed after the last step
                 outcome = _finished(read_json(folder.results / "summary.json") or {})
@@ -95,9 +98,9 @@ def work(folder: RunFolder, *, held: bool = False, runner: Runner = run) -> int:
             return os.EX_IOERR
         except Exception as error:  # noqa: BLE001 whatever it is, the server is told
             outcome = {**_verdict(error), "progress": _so_far(control)}
-        if control is not None and control.metrics is not None:
+        if site is not None:
             with suppress(OSError):  # a full disk; the run is over all the same
-                write_atomically(folder.metrics, control.metrics.latest().to_bytes())
+                write_atomically(folder.metrics, site.metrics.latest().to_bytes())
         write_json(folder.outcome, outcome)
         if outcome["state"] != "failed":  # else what it had reached tells more than the message
             shutil.rmtree(folder.checkpoints, ignore_errors=True)
@@ -126,8 +129,8 @@ def _prepare(folder: RunFolder, scenario: Scenario, *, speed: float, held: bool)
     latencies = RunningLatencies(scenario.slo, frontend_ps=frontend_ps)
     beginning = metrics_of(scenario, folder.id, speed=speed)
     metrics = MetricsFeed(beginning, scenario.slo, frontend_ps=frontend_ps)
-    site = Site(folder.id, model.name, pools)
-    return LiveControl(latencies, speed=speed, held=held, metrics=metrics), site
+    site = Site(folder.id, model.name, pools, metrics)
+    return LiveControl(latencies, speed=speed, held=held, observer=metrics), site
 
 
 def _listen(folder: RunFolder, site: Site, control: LiveControl) -> grpc.Server:

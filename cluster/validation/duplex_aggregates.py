@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from statistics import fmean
 
-from pimserve.cluster.steady_state import ClosedLoop, SteadyState
+from pimserve.cluster.scenario.steady_state import ClosedLoop, SteadyState
 from pimserve.cluster.validation.duplex_case import CLUSTERS
 from pimserve.cluster.validation.duplex_quantities import Answer
 from pimserve.cluster.validation.duplex_results import latency, steady

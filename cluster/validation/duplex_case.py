@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pimserve.cluster.steady_state import ClosedLoop
+from pimserve.cluster.scenario.steady_state import ClosedLoop
 from pimserve.cluster.validation.duplex_systems import MODELS, Cluster, SystemName, system_name
 from pimserve.cluster.validation.targets import Target
 from pimserve.errors import InputError

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from pimserve.cluster.steady_state import SteadyState
+from pimserve.cluster.scenario.steady_state import SteadyState
 from pimserve.cluster.validation import edap, intensity
 from pimserve.cluster.validation.duplex_case import Case, read_case
 from pimserve.cluster.validation.duplex_results import LATENCIES, STATISTICS, latency, served, steady

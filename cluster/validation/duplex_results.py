@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from pimserve.cluster.steady_state import ClosedLoop, SteadyState
+from pimserve.cluster.scenario.steady_state import ClosedLoop, SteadyState
 from pimserve.cluster.validation.duplex_served import serve_closed, serve_open
 from pimserve.cluster.validation.duplex_split import SplitState
 from pimserve.cluster.validation.duplex_systems import Cluster, SystemName, build

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pimserve.cluster.steady_state import ClosedLoop
+from pimserve.cluster.scenario.steady_state import ClosedLoop
 from pimserve.cluster.validation.duplex_systems import SEED, System
 from pimserve.loadgen.workload import WorkloadSpec, generate
 from pimserve.scheduler.config import SchedulerSpec

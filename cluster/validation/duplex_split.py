@@ -10,7 +10,7 @@ from functools import cached_property
 
 import numpy as np
 
-from pimserve.cluster.steady_state import ClosedLoop, Stage, stage
+from pimserve.cluster.scenario.steady_state import ClosedLoop, Stage, stage
 from pimserve.device_models.plan import CostPlan
 from pimserve.device_models.routing import ExpertPools
 

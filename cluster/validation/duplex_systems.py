@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal, NamedTuple
 
-from pimserve.cluster.interconnect import Interconnect
+from pimserve.cluster.scenario.interconnect import Interconnect
 from pimserve.device_models.catalogue import load_model
 from pimserve.device_models.device import OperatorDevice
 from pimserve.device_models.duplex import decided_as_in_the_paper

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pimserve.cluster.figures import named
+from pimserve.cluster.base.figures import named
 from pimserve.cluster.validation.gpu_errors import AnchorComparison, Errors, OperatorResult, ServedComparison, place
 from pimserve.cluster.validation.gpu_operators import operator_class
 from pimserve.cluster.validation.gpu_rows import catalogue_gpu

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import get_args
 
-from pimserve.cluster.interconnect import Interconnect
+from pimserve.cluster.scenario.interconnect import Interconnect
 from pimserve.cluster.validation import gpu_rows
 from pimserve.cluster.validation.gpu_routing import expert_loads
 from pimserve.cluster.validation.gpu_rows import NotCovered, OperatorRow, catalogue_gpu

@@ -11,7 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from pimserve.cluster.figures import count
+from pimserve.cluster.base.figures import count
 from pimserve.cluster.validation.gpu import Report
 from pimserve.cluster.validation.gpu_errors import Errors, Uncovered, grouped, place
 from pimserve.cluster.validation.gpu_gates import Gate

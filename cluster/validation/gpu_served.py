@@ -25,8 +25,8 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from pimserve.cluster.run import serve
-from pimserve.cluster.scenario import Scenario
+from pimserve.cluster.run.run import serve
+from pimserve.cluster.scenario.document import Scenario
 from pimserve.cluster.validation.gpu_rows import NotCovered, ServedRow, catalogue_gpu
 from pimserve.device_models.catalogue import load_model
 from pimserve.device_models.kernels import Backend

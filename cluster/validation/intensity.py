@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from pimserve.cluster.steady_state import ClosedLoop
+from pimserve.cluster.scenario.steady_state import ClosedLoop
 from pimserve.device_models.operators import (
     ACTIVATION_BYTES,
     DecodeAttention,

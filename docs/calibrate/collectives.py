@@ -22,7 +22,7 @@ import numpy as np
 
 from calibrate.fitting import Array, Parameter, fit
 from calibrate.points import call_of, single_calls, spec_of, tables
-from pimserve.cluster.interconnect import Interconnect
+from pimserve.cluster.scenario.interconnect import Interconnect
 from pimserve.cluster.validation import gpu_rows
 from pimserve.cluster.validation.gpu_rows import OperatorRow, catalogue_gpu
 from pimserve.device_models.kernels import FS_PER_US, CollectiveKernel, Collectives

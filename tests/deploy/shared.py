@@ -6,7 +6,7 @@ from pathlib import Path
 import typer
 import yaml
 
-from pimserve.cluster.cli import app
+from pimserve.cluster.cli.main import app
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

@@ -16,7 +16,7 @@ import trustme
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from pimserve import __version__
-from pimserve.cluster.service.endpoint import make_server
+from pimserve.cluster.base.rpc.channels import make_server
 from tests.deploy.shared import DEPLOY, METRICS_PORT, ROOT, SERVICE_PORT, parsed
 
 DOCKERFILE = DEPLOY / "Dockerfile"

@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from pimserve import __version__
-from pimserve.cluster.run import prepare
-from pimserve.cluster.scenario import load_scenario
+from pimserve.cluster.scenario.document import load_scenario
+from pimserve.cluster.scenario.prepared import prepare
 from tests.deploy.custom_resources import SCHEMAS
 from tests.deploy.queries import panel_queries, rules
 from tests.deploy.shared import DEPLOY, METRICS_PORT, ROOT, SERVICE_PORT, documents, parsed

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from pimserve.cluster.interconnect import Interconnect
+from pimserve.cluster.scenario.interconnect import Interconnect
 from pimserve.device_models.catalogue import device_names, load_model, model_names
 from pimserve.device_models.device import OperatorDevice
 from pimserve.device_models.duplex import DuplexSpec

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from pimserve.cluster.run import prepare_pools
-from pimserve.cluster.scenario import Scenario
+from pimserve.cluster.scenario.document import Scenario
+from pimserve.cluster.scenario.prepared import prepare_pools
 from pimserve.device_models.catalogue import device_names
 from pimserve.device_models.duplex import Duplex
 from pimserve.device_models.gpu_spec import GpuSpec

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from pimserve.cluster.run import prepare
-from pimserve.cluster.scenario import load_scenario
+from pimserve.cluster.scenario.document import load_scenario
+from pimserve.cluster.scenario.prepared import prepare
 from pimserve.device_models.catalogue import load_model
 from pimserve.device_models.device import Demand
 from pimserve.device_models.kernels import load_kernels

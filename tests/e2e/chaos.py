@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 PIMSERVE = Path(sysconfig.get_path("scripts")) / "pimserve"
-HOSTS = ("pimserve.cluster.runtime.hosting", "ray::HostActor")  # in the command lines of hosts
+HOSTS = ("pimserve.cluster.distributed.hosts.hosting", "ray::HostActor")  # in the command lines of hosts
 _LIMIT_S = 300.0
 
 

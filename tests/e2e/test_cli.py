@@ -290,12 +290,14 @@ def test_an_interrupted_run_leaves_nothing(tmp_path):
     assert leftovers(tmp_path) == []
 
 
-FAULT = "import pimserve.cluster.listing as l, sys; l.describe_model = lambda name: 1 / 0; sys.argv[0] = 'pimserve'; "
+FAULT = (
+    "import pimserve.cluster.cli.listing as l, sys; l.describe_model = lambda name: 1 / 0; sys.argv[0] = 'pimserve'; "
+)
 
 
 @pytest.mark.parametrize("debug", [False, True])
 def test_a_fault_of_our_own_is_one_message(debug):
-    code = f"{FAULT}from pimserve.cluster.cli import main; main()"
+    code = f"{FAULT}from pimserve.cluster.cli.main import main; main()"
     env = plain_env() | ({"PIMSERVE_DEBUG": "1"} if debug else {})
     done = subprocess.run([sys.executable, "-c", code, "models"], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 70

@@ -53,7 +53,8 @@ def test_an_interrupt_says_how_to_go_on(options: list[str], message: str, tmp_pa
 
 def test_an_interrupt_that_a_library_turns_into_an_error_of_its_own_is_one_still(tmp_path: Path) -> None:
     turned = (
-        "import os, signal\nfrom pimserve.cluster.cli import main\nfrom pimserve.cluster.runtime import command\n"
+        "import os, signal\nfrom pimserve.cluster.cli.main import main\n"
+        "from pimserve.cluster.distributed import run_on as command\n"
         "def run_on(*_, **__):\n    try:\n        os.kill(os.getpid(), signal.SIGINT)\n    except BaseException: pass\n"
         "    raise RuntimeError('import failed')\n"
         "command.run_on = run_on\nmain()"
@@ -109,7 +110,7 @@ def test_a_run_into_a_used_name_says_so_at_the_start_and_at_the_end(tmp_path: Pa
 @pytest.mark.skipif(not hasattr(os, "RTLD_NOW"), reason="needs limits of file sizes")
 def test_a_full_disk_prints_the_table_and_then_the_error(tmp_path: Path) -> None:
     limited = (
-        "import resource, signal\nfrom pimserve.cluster.cli import main\n"
+        "import resource, signal\nfrom pimserve.cluster.cli.main import main\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))\nmain()"
     )

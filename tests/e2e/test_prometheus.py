@@ -20,12 +20,12 @@ import numpy as np
 import pytest
 import yaml
 
-from pimserve.cluster.history import History
 from pimserve.cluster.metrics.families import BY_NAME, bounds
 from pimserve.cluster.metrics.openmetrics import END, header, samples
 from pimserve.cluster.metrics.replay import replay
 from pimserve.cluster.metrics.state import metrics_of
-from pimserve.cluster.results import load_table
+from pimserve.cluster.run.history import History
+from pimserve.cluster.run.results import load_table
 from tests.deploy.queries import ROOT, boards, panel_queries, rules, substituted, written_out
 
 PIMSERVE = str(Path(sysconfig.get_path("scripts")) / "pimserve")

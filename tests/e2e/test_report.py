@@ -6,9 +6,9 @@ from itertools import product
 import pytest
 
 from pimserve.cluster.report.report import write_report
-from pimserve.cluster.sweep import sweep
-from pimserve.cluster.sweep_grid import load_grid
-from pimserve.cluster.sweep_workers import ProcessWorkers
+from pimserve.cluster.sweep.grid import load_grid
+from pimserve.cluster.sweep.sweep import sweep
+from pimserve.cluster.sweep.workers import ProcessWorkers
 from tests.browser import CHROMIUM, OPTIONS, WIDTHS
 from tests.cluster.report.runs import AIMC, MEASURED, make_run
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pimserve.cluster.run import serve
-from pimserve.cluster.scenario import load_scenario
+from pimserve.cluster.run.run import serve
+from pimserve.cluster.scenario.document import load_scenario
 from pimserve.scheduler.batch_means import nearest_rank, of_mean, of_percentile, of_ratio, t_quantile
 from pimserve.scheduler.metrics import percentile
 from pimserve.scheduler.step_batches import StepBatches

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from pimserve.cluster.run import prepare
-from pimserve.cluster.scenario import load_scenario
+from pimserve.cluster.scenario.document import load_scenario
+from pimserve.cluster.scenario.prepared import prepare
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
 from pimserve.loadgen.workload import generate
 from pimserve.scheduler.config import SchedulerSpec

@@ -416,15 +416,15 @@ def test_time_and_energy_are_the_sums_of_their_parts(run: Run) -> None:
 
 SCRIPT = """
 import sys
-from pimserve.cluster.run import serve
-from pimserve.cluster.scenario import load_scenario
+from pimserve.cluster.run.run import serve
+from pimserve.cluster.scenario.document import load_scenario
 print(serve(load_scenario(None, sys.argv[1:]))[0]["digest"])
 """
 
 
 def test_the_same_seed_gives_the_same_bits_in_any_process() -> None:
-    from pimserve.cluster.run import serve  # noqa: PLC0415 scheduler tests do not know the cluster otherwise
-    from pimserve.cluster.scenario import load_scenario  # noqa: PLC0415
+    from pimserve.cluster.run.run import serve  # noqa: PLC0415 scheduler tests do not know the cluster otherwise
+    from pimserve.cluster.scenario.document import load_scenario  # noqa: PLC0415
 
     overrides = ["workload.num_requests=12", "cluster.replicas=2", "scheduler.router=least_outstanding"]
     there = subprocess.run(

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pimserve.cluster.run import prepare
-from pimserve.cluster.scenario import Scenario
+from pimserve.cluster.scenario.document import Scenario
+from pimserve.cluster.scenario.prepared import prepare
 from pimserve.device_models.evaluate import DecodeSpan
 from pimserve.loadgen.workload import generate
 from pimserve.scheduler import simulation

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pimserve.cluster.steady_state import ClosedLoop, SteadyState
+from pimserve.cluster.scenario.steady_state import ClosedLoop, SteadyState
 from pimserve.cluster.validation import edap
 from pimserve.cluster.validation.duplex import judge, published_targets, validate_duplex
 from pimserve.cluster.validation.duplex_case import CLUSTERS

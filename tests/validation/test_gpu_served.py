@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from pimserve.cluster.scenario import Scenario
+from pimserve.cluster.scenario.document import Scenario
 from pimserve.cluster.validation.gpu_anchors import _ANSWERS, _PROMPTS, serve_anchor
 from pimserve.cluster.validation.gpu_rows import NotCovered
 from pimserve.cluster.validation.gpu_served import MODELS, dtypes, model_name, scenario_of, serve_row

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from pimserve.cluster.pools import place_pool, routing_of
-from pimserve.cluster.scenario import Scenario
+from pimserve.cluster.scenario.document import Scenario
+from pimserve.cluster.scenario.pools import place_pool, routing_of
 
 TOLERANCE = 0.05
 SERVER = {"memory_utilization": 0.95, "max_num_batched_tokens": 8192, "max_num_seqs": 1024}

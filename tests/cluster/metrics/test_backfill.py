@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from pimserve.cluster.cli import app
+from pimserve.cluster.cli.main import app
 from pimserve.cluster.metrics import backfill
-from pimserve.cluster.run import run
-from pimserve.cluster.scenario import load_scenario
+from pimserve.cluster.run.run import run
+from pimserve.cluster.scenario.document import load_scenario
 from pimserve.errors import InputError
 
 ANCHOR = "2026-01-01T00:00:00Z"

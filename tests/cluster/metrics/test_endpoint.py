@@ -23,13 +23,13 @@ from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.utils import floatToGoString
 
+from pimserve.cluster.base.rpc.security import TlsFiles
 from pimserve.cluster.metrics import endpoint
 from pimserve.cluster.metrics.endpoint import EndpointOptions, exposing
 from pimserve.cluster.metrics.exposition import exposition
 from pimserve.cluster.metrics.families import FAMILIES
 from pimserve.cluster.metrics.state import metrics_of
-from pimserve.cluster.scenario import load_scenario
-from pimserve.cluster.service.security import TlsFiles
+from pimserve.cluster.scenario.document import load_scenario
 from pimserve.errors import InputError
 
 pytestmark = pytest.mark.server
@@ -318,7 +318,7 @@ def test_a_key_with_a_passphrase_is_refused_and_nobody_is_asked_for_it(tmp_path)
     code = (
         "import sys; from pathlib import Path\n"
         "from pimserve.cluster.metrics.endpoint import EndpointOptions, exposing\n"
-        "from pimserve.cluster.service.security import TlsFiles\n"
+        "from pimserve.cluster.base.rpc.security import TlsFiles\n"
         f"files = TlsFiles(Path({str(tmp_path / 'cert.pem')!r}), Path({str(tmp_path / 'key.pem')!r}))\n"
         "with exposing(EndpointOptions('127.0.0.1:0', tls=files), list): pass\n"
     )

@@ -7,10 +7,11 @@ import pytest
 
 from pimserve.cluster.metrics.feed import MetricsFeed
 from pimserve.cluster.metrics.state import metrics_of
-from pimserve.cluster.run import prepare_pools, serve
-from pimserve.cluster.scenario import load_scenario
-from pimserve.cluster.service.control import LiveControl
-from pimserve.cluster.service.latencies import RunningLatencies
+from pimserve.cluster.run.live_control import LiveControl
+from pimserve.cluster.run.run import serve
+from pimserve.cluster.run.running_latencies import RunningLatencies
+from pimserve.cluster.scenario.document import load_scenario
+from pimserve.cluster.scenario.prepared import prepare_pools
 from pimserve.scheduler.control import Inject
 from pimserve.scheduler.requests import FINISHED
 from pimserve.scheduler.simulation import Deployment
@@ -40,7 +41,7 @@ class Watcher(LiveControl):
     """Looks at the metrics at the end of every window."""
 
     def __init__(self, metrics, latencies):
-        super().__init__(latencies, metrics=metrics)
+        super().__init__(latencies, observer=metrics)
         self.seen = []
 
     def next_barrier_fs(self, now_fs):
@@ -48,7 +49,7 @@ class Watcher(LiveControl):
 
     def barrier(self, view):
         super().barrier(view)
-        self.seen.append(self.metrics.latest())
+        self.seen.append(self.observer.latest())
 
 
 def watched(example, overrides, **options):
@@ -64,7 +65,7 @@ def watched(example, overrides, **options):
 
 @pytest.mark.parametrize("case", CASES)
 def test_in_the_end_metrics_say_what_the_summary_says(case, monkeypatch):
-    monkeypatch.setattr("pimserve.cluster.service.control._LEDGERS_S", 0.0)
+    monkeypatch.setattr("pimserve.cluster.run.live_control._LEDGERS_S", 0.0)
     summary, _, last, seen = watched(*CASES[case])
     values = last.values
     assert values["pimserve_requests_total"].tolist() == [summary["requests"][key] for key in ("finished", "rejected")]
@@ -116,7 +117,7 @@ def outcomes_are_those_of(summary, last):
 
 def test_links_carry_what_the_tokens_ask_for_and_no_more_than_they_can(monkeypatch):
     """Two all-reduces of 16-bit vectors of 4,096 in each of 32 layers, between 4 devices in a ring."""
-    monkeypatch.setattr("pimserve.cluster.service.control._LEDGERS_S", 0.0)
+    monkeypatch.setattr("pimserve.cluster.run.live_control._LEDGERS_S", 0.0)
     _, _, last, _ = watched(None, ["cluster={replicas: 2, devices_per_node: 4}"])
     keys, sent = last.layout.keys["pimserve_link_bytes_total"], last.values["pimserve_link_bytes_total"]
     assert [key[1:3] + key[4:] for key in keys] == [
@@ -200,7 +201,7 @@ def test_metrics_change_no_bit():
 
 
 def test_a_feed_that_begins_in_the_middle_has_all_that_was_before(monkeypatch):
-    monkeypatch.setattr("pimserve.cluster.service.control._LEDGERS_S", 0.0)
+    monkeypatch.setattr("pimserve.cluster.run.live_control._LEDGERS_S", 0.0)
     scenario = load_scenario(None, ["workload.num_requests=300", "slo.ttft_s=0.02"])
 
     def feed():
@@ -209,13 +210,13 @@ def test_a_feed_that_begins_in_the_middle_has_all_that_was_before(monkeypatch):
     class Restarting(Watcher):
         def barrier(self, view):
             if len(self.seen) == 5:
-                self.metrics = feed()
+                self.observer = feed()
             super().barrier(view)
 
     whole, continued = (kind(feed(), RunningLatencies(scenario.slo)) for kind in (Watcher, Restarting))
     for control in (whole, continued):
         serve(scenario, deployment=Deployment(control=control))
-    one, other = whole.metrics.latest(), continued.metrics.latest()
+    one, other = whole.observer.latest(), continued.observer.latest()
     for name in set(one.values) - {"pimserve_wall_time_seconds_total", "pimserve_sim_memory_bytes"}:
         assert other.values[name] == pytest.approx(one.values[name]), name
     for name, counts in one.counts.items():
@@ -223,7 +224,7 @@ def test_a_feed_that_begins_in_the_middle_has_all_that_was_before(monkeypatch):
 
 
 def test_put_together_they_are_the_sum_of_the_engines(monkeypatch):
-    monkeypatch.setattr("pimserve.cluster.service.control._LEDGERS_S", 0.0)
+    monkeypatch.setattr("pimserve.cluster.run.live_control._LEDGERS_S", 0.0)
     _, _, apart, _ = watched(None, ["cluster.replicas=3"])
     _, _, together, _ = watched(None, ["cluster.replicas=3"], most_engines=2)
     for name, counts in together.counts.items():
@@ -245,7 +246,7 @@ def test_a_run_that_grows_expects_more():
                 self.done = True
             super().barrier(view)
 
-    control = Injector(RunningLatencies(scenario.slo), metrics=feed)
+    control = Injector(RunningLatencies(scenario.slo), observer=feed)
     serve(scenario, deployment=Deployment(control=control))
     assert feed.latest().values["pimserve_requests_expected"] == 102
     assert feed.latest().values["pimserve_requests_total"].tolist() == [102, 0]

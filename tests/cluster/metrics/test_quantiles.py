@@ -10,17 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
+from pimserve.cluster.client import answers
 from pimserve.cluster.metrics.buckets import E2E, ITL, SECONDS, SECONDS_FROM, SECONDS_TO, TTFT
 from pimserve.cluster.metrics.exposition import exposition
 from pimserve.cluster.metrics.families import FAMILIES
 from pimserve.cluster.metrics.feed import MetricsFeed, RequestMetrics
 from pimserve.cluster.metrics.state import metrics_of
 from pimserve.cluster.metrics.vllm import VLLM_FAMILIES, as_vllm
-from pimserve.cluster.run import prepare_pools, serve
-from pimserve.cluster.scenario import load_scenario
-from pimserve.cluster.service import answers
-from pimserve.cluster.service.control import LiveControl
-from pimserve.cluster.service.latencies import RunningLatencies
+from pimserve.cluster.run.live_control import LiveControl
+from pimserve.cluster.run.run import serve
+from pimserve.cluster.run.running_latencies import RunningLatencies
+from pimserve.cluster.scenario.document import load_scenario
+from pimserve.cluster.scenario.prepared import prepare_pools
 from pimserve.cluster.service.messages import latencies_of
 from pimserve.scheduler.histogram import DurationHistogram
 from pimserve.scheduler.metrics import percentile
@@ -89,7 +90,7 @@ def run_live(example, overrides):
     _, pools, _ = prepare_pools(scenario)
     frontend_ps = pools[0].replica.plan.frontend_ps
     feed = MetricsFeed(metrics_of(scenario, "r"), scenario.slo, frontend_ps=frontend_ps)
-    control = LiveControl(RunningLatencies(scenario.slo, frontend_ps=frontend_ps), metrics=feed)
+    control = LiveControl(RunningLatencies(scenario.slo, frontend_ps=frontend_ps), observer=feed)
     summary, _ = serve(scenario, deployment=Deployment(control=control))
     return summary, answers.latencies(latencies_of(control.snapshot, control.latencies, ())), feed.latest()
 

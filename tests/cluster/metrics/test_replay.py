@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from prometheus_client.openmetrics import parser as openmetrics
 
-from pimserve.cluster.history import History
 from pimserve.cluster.metrics.backfill import epoch_of, parts_of, write, write_file
 from pimserve.cluster.metrics.replay import replay
-from pimserve.cluster.run import run
-from pimserve.cluster.scenario import load_scenario
+from pimserve.cluster.run.history import History
+from pimserve.cluster.run.run import run
+from pimserve.cluster.scenario.document import load_scenario
 from pimserve.errors import InputError
 from tests.cluster.metrics.test_feed import CASES, watched
 
@@ -36,7 +36,7 @@ def finished(tmp_path, example, overrides):
 
 @pytest.mark.parametrize("case", CASES)
 def test_in_the_end_it_is_what_live_metrics_say(case, tmp_path, monkeypatch):
-    monkeypatch.setattr("pimserve.cluster.service.control._LEDGERS_S", 0.0)
+    monkeypatch.setattr("pimserve.cluster.run.live_control._LEDGERS_S", 0.0)
     example, overrides = CASES[case]
     history = finished(tmp_path, example, overrides)
     times = [*np.arange(0, history.end_s, 2.5).tolist(), history.end_s]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pimserve.cluster.metrics.families import BY_NAME, FAMILIES, bounds
 from pimserve.cluster.metrics.state import Layout, RunMetrics, metrics_of
-from pimserve.cluster.scenario import load_scenario
+from pimserve.cluster.scenario.document import load_scenario
 from pimserve.errors import InputError
 
 EXAMPLES = Path(__file__).parents[3] / "examples"

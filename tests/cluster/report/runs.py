@@ -2,8 +2,8 @@
 
 import json
 
-from pimserve.cluster.run import run
-from pimserve.cluster.scenario import load_scenario
+from pimserve.cluster.run.run import run
+from pimserve.cluster.scenario.document import load_scenario
 
 SMALL = ("workload.num_requests=120", "slo.ttft_s=0.04")
 

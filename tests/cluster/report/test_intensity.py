@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from pimserve.cluster.history import History
 from pimserve.cluster.report.expert_load import expert_load
 from pimserve.cluster.report.intensity import Shape, shapes, share_of_roof, work_of
-from pimserve.cluster.steady_state import ClosedLoop, stage
+from pimserve.cluster.run.history import History
+from pimserve.cluster.scenario.steady_state import ClosedLoop, stage
 from pimserve.cluster.validation.intensity import intensity
 from pimserve.device_models.operators import operators_of
 from tests.cluster.report.runs import AIMC, MEASURED, make_run

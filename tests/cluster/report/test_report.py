@@ -16,21 +16,21 @@ import typer
 import yaml
 from typer.testing import CliRunner
 
-from pimserve.cluster import report_cli
-from pimserve.cluster.figures import figure, scaled
+from pimserve.cluster.base.figures import figure, scaled
+from pimserve.cluster.cli.main import report_command as report_cli
 from pimserve.cluster.report import page as page_module
 from pimserve.cluster.report import report
 from pimserve.cluster.report.inputs import load_run
 from pimserve.cluster.report.report import write_report
 from pimserve.cluster.report.series import request_series, step_series
-from pimserve.cluster.results import load_summary
-from pimserve.cluster.sweep import sweep
-from pimserve.cluster.sweep_grid import load_grid
-from pimserve.cluster.sweep_workers import ProcessWorkers
+from pimserve.cluster.run.results import load_summary
+from pimserve.cluster.sweep.grid import load_grid
+from pimserve.cluster.sweep.sweep import sweep
+from pimserve.cluster.sweep.workers import ProcessWorkers
 from pimserve.errors import InputError
 from pimserve.scheduler.metrics import percentile
-from tests.cluster.example_summary import example_summary, without_numbers
 from tests.cluster.report.runs import AIMC, MEASURED, changed_summary, make_run
+from tests.cluster.run.example_summary import example_summary, without_numbers
 
 pytestmark = pytest.mark.slow
 

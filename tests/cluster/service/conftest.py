@@ -4,8 +4,8 @@ import os
 
 import pytest
 
+from pimserve.cluster.base.processes import Process
 from pimserve.cluster.service.folders import DataFolder, write_json
-from pimserve.cluster.service.process import Process
 from pimserve.v1 import simulation_pb2
 from tests.cluster.service.harness import Worker
 

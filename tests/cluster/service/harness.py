@@ -8,11 +8,11 @@ from pathlib import Path
 import grpc
 import pytest
 
+from pimserve.cluster.base.rpc.security import bearer
 from pimserve.cluster.client import Client, ServiceError
-from pimserve.cluster.service.document import as_yaml, read_scenario
 from pimserve.cluster.service.folders import read_json
 from pimserve.cluster.service.link import WORKER
-from pimserve.cluster.service.security import bearer
+from pimserve.cluster.service.received_scenario import as_yaml, read_scenario
 from pimserve.cluster.service.server import ServerOptions, serving
 from pimserve.cluster.service.supervisor import Limits
 from pimserve.cluster.service.worker import work

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pimserve.cluster.base.rpc.security import bearer
 from pimserve.cluster.client import Client
-from pimserve.cluster.service.security import bearer
 from pimserve.v1 import scheduler_pb2 as sched
 from pimserve.v1 import simulation_pb2 as sim
 from tests.cluster.service.harness import server_and_client

@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 
-from pimserve.cluster.run import run, serve
-from pimserve.cluster.scenario import load_scenario
+from pimserve.cluster.base.processes import LOCKED, TO_BE_CONTINUED
+from pimserve.cluster.run.run import run, serve
+from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.service.folders import DataFolder, read_json
-from pimserve.cluster.service.process import LOCKED, TO_BE_CONTINUED
 from pimserve.cluster.service.worker import work
 from pimserve.errors import InputError
 from pimserve.v1 import scheduler_pb2 as sched

@@ -14,9 +14,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pimserve.cluster.client import Client, ServiceError
 from pimserve.cluster.metrics.endpoint import EndpointOptions
-from pimserve.cluster.results import load_summary
-from pimserve.cluster.run import serve
-from pimserve.cluster.scenario import load_scenario
+from pimserve.cluster.run.results import load_summary
+from pimserve.cluster.run.run import serve
+from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.service.folders import read_json
 from pimserve.cluster.service.server import ServerOptions, serving
 from pimserve.cluster.service.supervisor import Limits
@@ -123,7 +123,7 @@ def test_a_run_that_fails_says_why(client):
 
 
 def test_lists_come_in_pages_and_by_state(client, monkeypatch):
-    monkeypatch.setattr("pimserve.cluster.client._PAGE", 2)
+    monkeypatch.setattr("pimserve.cluster.client.client._PAGE", 2)
     runs = [client.launch(f"name: n{number}", SMALL) for number in range(5)]
     for run in runs:
         ended(client, run.id)

@@ -9,9 +9,9 @@ from contextlib import ExitStack, contextmanager
 import grpc
 import pytest
 
+from pimserve.cluster.base.rpc.channels import make_server
 from pimserve.cluster.client import Client
 from pimserve.cluster.metrics.endpoint import EndpointOptions
-from pimserve.cluster.service.endpoint import make_server
 from pimserve.cluster.service.registry import Registry
 from pimserve.cluster.service.server import ServerOptions, serving
 from pimserve.cluster.service.supervisor import Limits

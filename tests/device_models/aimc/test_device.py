@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pimserve.cluster.run import serve
-from pimserve.cluster.scenario import load_scenario
+from pimserve.cluster.run.run import serve
+from pimserve.cluster.scenario.document import load_scenario
 from pimserve.device_models.aimc.device import Aimc
 from pimserve.device_models.aimc.mapping import map_network
 from pimserve.device_models.aimc.network import Network, network_of

@@ -1,0 +1,75 @@
+"""What stands between the network and the services: bytes become requests that keep the rules, errors statuses."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias, TypeVar
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+
+from pimserve.cluster.base.rpc import rules, statuses
+from pimserve.cluster.base.rpc.statuses import RefusedError
+from pimserve.errors import InputError, PimserveError
+
+LOG = logging.getLogger(__name__)
+_OURS = "/pimserve."
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_Answer = TypeVar("_Answer")
+_Details = grpc.HandlerCallDetails
+_Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # not a generic type at run time
+
+
+class Boundary(grpc.ServerInterceptor):
+    """Wraps every method of our services."""
+
+    def intercept_service(
+        self, continuation: Callable[[_Details], _Handler | None], handler_call_details: _Details
+    ) -> _Handler | None:
+        """The method, wrapped."""
+        handler = continuation(handler_call_details)
+        if handler is None or not handler_call_details.method.startswith(_OURS):
+            return handler
+        parse, method = handler.request_deserializer, handler.unary_unary or handler.unary_stream
+        assert parse is not None
+        assert method is not None, "no method of ours takes a stream of requests"
+
+        def single(data: bytes, context: grpc.ServicerContext) -> object:
+            return _answer(lambda: method(_request(parse, data), context), context)
+
+        def stream(data: bytes, context: grpc.ServicerContext) -> Iterator[object]:
+            answers = _answer(lambda: iter(method(_request(parse, data), context)), context)
+            while (answer := _answer(lambda: next(answers, None), context)) is not None:
+                yield answer
+
+        # Without a deserializer of its own gRPC hands us the bytes; else it would call bad ones an internal error.
+        if handler.unary_unary is not None:
+            return grpc.unary_unary_rpc_method_handler(single, None, handler.response_serializer)
+        return grpc.unary_stream_rpc_method_handler(stream, None, handler.response_serializer)
+
+
+def _request(parse: Callable[[bytes], Any], data: bytes) -> Message:
+    try:
+        request: Message = parse(data)
+    except DecodeError:
+        raise InputError("", "the bytes are no message of the type that this method takes") from None
+    rules.check(request)
+    return request
+
+
+def _answer(method: Callable[[], _Answer], context: grpc.ServicerContext) -> _Answer:
+    try:
+        return method()
+    except PimserveError as error:
+        statuses.abort(context, error)
+    except grpc.RpcError as error:
+        statuses.pass_on(context, error)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            LOG.error("%s: %s", error.filename, error.strerror)  # noqa: TRY400 one line tells
+            statuses.abort(context, RefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, "the server's disk is full"))
+        LOG.exception("internal error")
+        context.abort(grpc.StatusCode.INTERNAL, "internal error; the server's log has more")
+        raise

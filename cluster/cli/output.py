@@ -1,0 +1,32 @@
+"""What commands print on standard output. What is heavy is imported when something is printed."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+def print_page(what: RenderableType) -> None:
+    """Print tables and text."""
+    from pimserve.cluster.cli.render import write  # noqa: PLC0415
+
+    write(what, sys.stdout)
+
+
+def print_json(document: object, indent: int | None = 2) -> None:
+    """Print JSON; on one line where `indent` is None."""
+    typer.echo(json.dumps(document, indent=indent, allow_nan=False))
+
+
+def quiet_grpc() -> None:
+    """Keep gRPC from writing to standard error what we say ourselves; before it is imported."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")

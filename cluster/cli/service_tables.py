@@ -1,0 +1,182 @@
+"""Tables of the service for the terminal. All fit 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from pimserve.cluster.base.figures import ABSENT, TOO_LONG, count, figure, named, scaled, share
+from pimserve.cluster.client.answers import Latencies, Ledgers, Placement, Replicas, Request, Run
+
+_MOST_REPLICAS = 40  # rows; --json has all
+
+
+def run_line(run: Run) -> str:
+    """How a run stands, in a line."""
+    parts = [f"run {run.id} ({run.name}): {run.state}"]
+    if run.queue_position is not None:
+        parts.append(f"{run.queue_position} before it")
+    if (progress := run.progress) is not None:
+        parts.append(f"{figure(progress.simulated_s)} s simulated")
+        parts.append(f"{count(progress.finished + progress.rejected)} of {count(progress.requests)} requests done")
+        parts.append(f"{count(progress.steps)} steps")
+        if progress.stability is not None:
+            parts.append(progress.stability)
+    if run.restarts:
+        parts.append(f"restarted {run.restarts} times")
+    return ", ".join(parts)
+
+
+def run_list(runs: Sequence[Run]) -> RenderableType:
+    """Runs, a row each."""
+    table = _table("run", "name", "state", "requests", "simulated", "launched", left=3)
+    for run in runs:
+        progress = run.progress
+        table.add_row(
+            run.id,
+            Text(run.name if len(run.name) <= 24 else f"{run.name[:21]}..."),
+            run.state,
+            ABSENT
+            if progress is None
+            else f"{count(progress.finished + progress.rejected)}/{count(progress.requests)}",
+            ABSENT if progress is None else f"{figure(progress.simulated_s)} s",
+            _ago(run.created_at),
+        )
+    return table
+
+
+def run_page(run: Run, replicas: Replicas, latencies: Latencies) -> RenderableType:
+    """A run that goes on: its replicas and latencies."""
+    window = measured_line(latencies)
+    return Group(
+        *(run_line(run), "", replica_table(replicas), "", latency_table(latencies), ""),
+        *([window] if window else []),
+        slo_line(latencies),
+    )
+
+
+def replica_table(found: Replicas) -> RenderableType:
+    """Queue and batch of every replica."""
+    table = _table("replica", "", "running", "waiting", "decoding", "context", "KV", "steps", "left", left=2)
+    for state in found.replicas[:_MOST_REPLICAS]:
+        table.add_row(
+            f"{state.replica}",
+            " ".join(part for part in (state.pool, "" if state.up else "down") if part),
+            count(state.running),
+            count(state.waiting),
+            count(state.decoding),
+            count(state.context_tokens),
+            share(state.kv_blocks_used / state.kv_blocks if state.kv_blocks else None),
+            count(state.steps),
+            count(state.left),
+        )
+    more = len(found.replicas) - _MOST_REPLICAS
+    return Group(table, f"and {count(more)} more") if more > 0 else table
+
+
+def latency_table(found: Latencies) -> RenderableType:
+    """Percentiles so far."""
+    percents = sorted({percent for latency in found.latencies.values() for percent in latency.percentiles})
+    table = _table("latency so far", "mean", *(f"p{percent:g}" for percent in percents), "requests")
+    for name, latency in found.latencies.items():
+        table.add_row(
+            named(name),
+            scaled(latency.mean_s, "s"),
+            *(scaled(latency.percentiles.get(percent), "s") for percent in percents),
+            count(latency.count),
+        )
+    return table
+
+
+def measured_line(found: Latencies) -> str:
+    """From when to when these count; nothing where all of the run does."""
+    since, until = found.measured_from_s, found.measured_until_s
+    if not since and until is None:
+        return ""
+    end = "" if until is None else f" to {figure(until)} s"
+    return f"of requests that arrive from {figure(since)} s{end or ' on'}, and of gaps between tokens then"
+
+
+def slo_line(found: Latencies) -> str:
+    """SLO attainment so far."""
+    if not found.limits_s:
+        return "no SLO"
+    limits = ", ".join(
+        f"{named(name.removesuffix('_s'))} {scaled(limit, 's')}" for name, limit in found.limits_s.items()
+    )
+    censored = f", {count(found.censored)} censored" if found.censored else ""
+    return f"SLO ({limits}): {share(found.attainment)} of {count(found.left)} requests{censored}"
+
+
+def request_page(found: Request) -> RenderableType:
+    """One request's life."""
+    table = _table(f"request {found.request}", "")
+    table.add_row("state", found.state)
+    if found.reject_reason is not None:
+        table.add_row("reason", TOO_LONG[found.reject_reason])
+    table.add_row("tokens in, out", f"{count(found.input_tokens)}, {count(found.output_tokens)}")
+    table.add_row("replica", ABSENT if found.replica is None else f"{found.replica}")
+    for label, time_s in (
+        ("arrives", found.arrival_s),
+        ("first scheduled", found.first_scheduled_s),
+        ("first token", found.first_token_s),
+        ("finish", found.finish_s),
+    ):
+        table.add_row(label, ABSENT if time_s is None else f"{time_s:,.6f} s")
+    table.add_row("preemptions", count(found.preemptions))
+    table.add_row("now", f"{found.simulated_s:,.6f} s")
+    return table
+
+
+def ledger_table(found: Ledgers) -> RenderableType:
+    """What devices have done."""
+    units = list(dict.fromkeys(unit for ledger in found.ledgers for unit in ledger.busy_s))
+    table = _table("replica", *(f"{named(unit)} busy" for unit in units), "active energy", "passive energy", "tokens")
+    for ledger in found.ledgers[:_MOST_REPLICAS]:
+        table.add_row(
+            f"{ledger.replica}",
+            *(scaled(ledger.busy_s.get(unit), "s") for unit in units),
+            f"{figure(ledger.active_joules)} J",
+            ABSENT if ledger.passive_joules is None else f"{figure(ledger.passive_joules)} J",
+            count(ledger.output_tokens),
+        )
+    more = len(found.ledgers) - _MOST_REPLICAS
+    return Group(table, f"and {count(more)} more") if more > 0 else table
+
+
+def placement_table(found: Placement) -> RenderableType:
+    """Which devices replicas have."""
+    table = _table("replica", "", "device", "devices", "KV tokens", "weights per device", left=3)
+    for replica in found.replicas[:_MOST_REPLICAS]:
+        last = replica.first_device + replica.devices - 1
+        table.add_row(
+            f"{replica.replica}",
+            replica.pool,
+            replica.device,
+            f"{replica.first_device}..{last}",
+            count(replica.kv_capacity_tokens),
+            f"{figure(replica.weights_gb_per_device)} GB",
+        )
+    split = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in found.replicas[0].parallelism.items())
+    return Group(f"{found.model} on {found.device} ({split})", "", table)
+
+
+def _table(*columns: str, left: int = 1) -> Table:
+    """A table whose first `left` columns are text."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.padding = (0, 2, 0, 0)
+    for number, column in enumerate(columns):
+        table.add_column(Text(column), justify="left" if number < left else "right", no_wrap=True)
+    return table
+
+
+def _ago(moment: datetime) -> str:
+    seconds = (datetime.now(UTC) - moment).total_seconds()
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return f"{max(0, seconds):.0f} s ago"

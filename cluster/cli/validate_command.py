@@ -1,0 +1,88 @@
+"""`pimserve validate`. What is heavy is imported when a command runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pimserve.cluster.cli.output import AsJson, print_json, print_page
+
+if TYPE_CHECKING:
+    from pimserve.cluster.validation.targets import Finding
+
+validate = typer.Typer(help="Hold the simulator against published figures.", no_args_is_help=True)
+
+
+@validate.command("duplex")
+def validate_duplex_command(
+    targets: Annotated[
+        Path | None, typer.Option(help="File of targets; default: the built-in list.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Recompute the figures of the Duplex paper (arXiv 2409.01141); exit code 1 if one is missed."""
+    from pimserve.cluster.cli.progress import spinner  # noqa: PLC0415
+    from pimserve.cluster.validation.duplex import validate_duplex  # noqa: PLC0415
+
+    with spinner("recomputing the paper's figures"):
+        findings = validate_duplex(targets)
+    _print_findings(findings, as_json=as_json)
+
+
+@validate.command("aimc")
+def validate_aimc_command(
+    cases: Annotated[
+        Path | None, typer.Option(help="File of cases; default: the built-in list.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Rerun cases of the 3D AIMC paper's simulator (3D-SiM); exit code 1 if a figure is missed."""
+    from pimserve.cluster.cli.progress import progress_bar  # noqa: PLC0415
+    from pimserve.cluster.validation.aimc import validate_aimc  # noqa: PLC0415
+
+    with progress_bar(shown=True, of="cases") as progress:
+        findings = validate_aimc(cases, progress)
+    _print_findings(findings, as_json=as_json)
+
+
+@validate.command("gpu")
+def validate_gpu_command(
+    measured: Annotated[
+        Path | None, typer.Option(help="Timed operators (JSON); alone: only these.", show_default=False)
+    ] = None,
+    served: Annotated[
+        Path | None, typer.Option(help="Served systems (JSON); alone: only these.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Predict timed operators and served systems of GPUs; exit code 1 if an error passes its limit for no known reason.
+
+    Without a file: gpu/measured.json and gpu/end_to_end.json in $PIMSERVE_REFERENCE, or else in ../shared/reference.
+    """
+    from pimserve.cluster.cli.progress import progress_bar  # noqa: PLC0415
+    from pimserve.cluster.validation.gpu import validate_gpu  # noqa: PLC0415
+    from pimserve.cluster.validation.gpu_report import gpu_document, gpu_report  # noqa: PLC0415
+
+    with progress_bar(shown=True, of="rows") as progress:
+        report = validate_gpu(measured, served, progress)
+    if as_json:
+        print_json(gpu_document(report))
+    else:
+        print_page(gpu_report(report))
+    if not report.passed:
+        raise typer.Exit(1)
+
+
+def _print_findings(findings: list[Finding], *, as_json: bool) -> None:
+    if as_json:
+        from dataclasses import asdict  # noqa: PLC0415
+
+        print_json([asdict(found) for found in findings])
+    else:
+        from pimserve.cluster.cli.findings_table import findings_report  # noqa: PLC0415
+
+        print_page(findings_report(findings))
+    if any(found.passed is False for found in findings):
+        raise typer.Exit(1)

@@ -1,0 +1,1 @@
+"""Runs spread over processes or Ray: hosts, shards, devices. Imports `run` and what is below it."""

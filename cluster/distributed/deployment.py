@@ -1,0 +1,258 @@
+"""Where the parts of a run live: which hosts there are, and the shards and devices in them.
+
+Shard hosts hold engines, device hosts simulated devices; both are processes of their own that a supervisor keeps alive.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+from pimserve.cluster.distributed.hosts.hosting import HostSpec
+from pimserve.errors import InputError
+from pimserve.scheduler.fleet import DECODE, PREFILL
+
+if TYPE_CHECKING:
+    from pimserve.cluster.distributed.devices.driver import DeviceLink
+    from pimserve.cluster.distributed.hosts.ray_cluster import RayCluster
+    from pimserve.cluster.distributed.hosts.supervisor import Supervisor
+    from pimserve.cluster.scenario.document import Scenario
+    from pimserve.scheduler.clock import ShardPort
+    from pimserve.scheduler.fleet import Fleet, RowSink
+    from pimserve.scheduler.requests import RequestTable
+
+SHARD_HOST = "pimserve.cluster.distributed.shards.shard_host:ShardHost"
+DEVICE_HOST = "pimserve.cluster.distributed.devices.device_host:DeviceHost"
+DeviceMode = Literal["planned", "lockstep"]
+_WINDOW_WALL_S = 0.5  # of runs with devices: at a window's end all that they exchanged is checked
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How a run is spread over processes.
+
+    Args:
+        shards: processes that run engines; 0: they run in this one.
+        devices: how device actors are driven; None: there are none.
+        devices_per_actor: simulated devices in one process, of one pool; None: all of a replica.
+        audit_share: share of the executed spans that planned devices evaluate again step by step.
+        resources: of a Ray cluster that a device actor holds, such as {"duplex": 1}.
+    """
+
+    shards: int = 1
+    devices: DeviceMode | None = None
+    devices_per_actor: int | None = None
+    audit_share: float = 1 / 64
+    resources: tuple[tuple[str, float], ...] = ()
+
+    def checked(self, replicas: int) -> Spread:
+        """The same, if a run of that many replicas can be spread so.
+
+        Raises:
+            InputError: it cannot.
+        """
+        if self.shards > replicas:
+            raise InputError("--shards", f"{self.shards} shards for {replicas} replicas; a shard needs one at least")
+        if self.devices == "lockstep" and self.shards > 1:
+            raise InputError("--shards", "in lockstep each step waits for its devices: use 1 shard")
+        return self
+
+
+class Distributed:
+    """The parts of one run on hosts. Makes the run's shards (`Deployment.shards`)."""
+
+    def __init__(self, supervisor: Supervisor[Any], spread: Spread, scenario: Scenario, token: str) -> None:
+        self.supervisor = supervisor
+        self.spread = spread
+        self.window_wall_s = _WINDOW_WALL_S if spread.devices is not None else None
+        self._scenario = scenario
+        self._token = token
+        self._devices: DeviceLink | None = None
+        self._audited = 0
+        self._stack = ExitStack()
+
+    def shards(self, fleet: Fleet, table: RequestTable, on_rows: RowSink | None) -> Sequence[ShardPort]:
+        """The shards of the run: replicas dealt out to them in turn."""
+        dealt = list(enumerate(dealt_out(fleet.replicas, self.spread)))
+        if self.spread.devices is None:
+            return [self._engines(index, replicas, fleet, table, on_rows) for index, replicas in dealt]
+        from pimserve.cluster.distributed.device_port import DevicePort, Devices  # noqa: PLC0415
+
+        per_replica = {pool.name: pool.devices_per_replica for pool in pools_of(self._scenario)}
+        devices = Devices(self._link(fleet), self.supervisor, fleet, per_replica, table)
+
+        def engines(index: int, replicas: range, sink: RowSink) -> ShardPort:
+            return self._engines(index, replicas, fleet, table, sink)
+
+        # The last one is asked for its state when all others have handed on what they executed.
+        return [DevicePort(partial(engines, *each), devices, on_rows, keeps=each is dealt[-1]) for each in dealt]
+
+    def facts(self) -> dict[str, Any]:
+        """What the summary's simulator section tells."""
+        recoveries = self.supervisor.recoveries
+        return {
+            "shards": self.spread.shards,
+            "devices": self.spread.devices,
+            "hosts": len(self.supervisor.endpoints()),
+            "recoveries": len(recoveries),
+            "recovery_s": [seconds for _, seconds in recoveries],
+            "audited_spans": self._audits(),
+        }
+
+    def _audits(self) -> int:
+        """Spans of steps that devices have evaluated again, one by one."""
+        if self._devices is not None:
+            from pimserve.cluster.distributed.errors import HostUnavailableError  # noqa: PLC0415
+
+            with suppress(HostUnavailableError):  # one is being replaced: what was known before does
+                self._audited = sum(ledger.audited_rows for ledger in self._devices.ledgers())
+        return self._audited
+
+    def close(self) -> None:
+        """Let go of all connections."""
+        self._stack.close()
+
+    def _engines(
+        self, index: int, replicas: range, fleet: Fleet, table: RequestTable, sink: RowSink | None
+    ) -> ShardPort:
+        if not self.spread.shards or self.spread.devices == "lockstep":
+            from pimserve.scheduler.shard import Shard  # noqa: PLC0415
+
+            return Shard(fleet, replicas, table, sink, 1 if self.spread.devices == "lockstep" else None)
+        from pimserve.cluster.distributed.shards.shard_client import ShardClient  # noqa: PLC0415
+
+        client = ShardClient(_shard_name(index), self.supervisor, self._token, fleet, replicas, table, sink)
+        self._stack.callback(client.close)
+        return client
+
+    def _link(self, fleet: Fleet) -> DeviceLink:
+        """The link to all devices; hosts that die meanwhile are replaced."""
+        from pimserve.cluster.distributed.devices.driver import DeviceLink, HostPlace, LinkSettings  # noqa: PLC0415
+        from pimserve.cluster.distributed.errors import HostUnavailableError  # noqa: PLC0415
+
+        groups = device_groups(self._scenario, self.spread)
+        settings = LinkSettings(
+            lockstep=self.spread.devices == "lockstep", token=self._token, audit_share=self.spread.audit_share
+        )
+        scenario = json.dumps(self._scenario.resolved())
+        digests = {pool.name: pool.plan.digest() for pool in fleet.pools}
+        replaced: set[str] = set()
+        while True:
+            found = {group.name: self.supervisor.endpoint(group.name) for group in groups}
+            hosts = {group.name: HostPlace(found[group.name].address, group.by_pool()) for group in groups}
+            try:
+                link = DeviceLink(scenario, digests, hosts, settings)
+            except HostUnavailableError as error:
+                for name in error.hosts:
+                    self.supervisor.replace(name, found[name].generation)
+                replaced.update(error.hosts)
+                continue
+            for name in replaced:
+                self.supervisor.caught_up(name)
+            self._stack.callback(link.close)
+            self._devices = link
+            return link
+
+
+@contextmanager
+def distributed(scenario: Scenario, cluster: RayCluster | None, spread: Spread) -> Iterator[Distributed]:
+    """The hosts of a run, started, and stopped at the end.
+
+    Args:
+        scenario: what is run.
+        cluster: Ray on which they live; None: plain processes of this machine.
+        spread: how the run is spread.
+
+    Raises:
+        InputError: it cannot be spread so, or there is no place for it.
+    """
+    token = secrets.token_urlsafe(24)
+    specs = host_specs(scenario, spread.checked(sum(len(pool.numbers) for pool in pools_of(scenario))), token)
+    if cluster is None:
+        from pimserve.cluster.distributed.hosts.process_supervisor import ProcessSupervisor  # noqa: PLC0415
+
+        supervisor: Supervisor[Any] = ProcessSupervisor(specs)
+    else:
+        from pimserve.cluster.distributed.hosts.ray_supervisor import RaySupervisor  # noqa: PLC0415
+
+        supervisor = RaySupervisor(cluster, scenario.name, specs)
+    with supervisor:
+        parts = Distributed(supervisor, spread, scenario, token)
+        try:
+            yield parts
+        finally:
+            parts.close()
+
+
+def host_specs(scenario: Scenario, spread: Spread, token: str) -> list[HostSpec]:
+    """The hosts that a run needs, shards first."""
+    specs = []
+    if spread.devices != "lockstep":
+        specs += [HostSpec(_shard_name(index), SHARD_HOST, {"token": token}) for index in range(spread.shards)]
+    if spread.devices is None:
+        return specs
+    for group in device_groups(scenario, spread):
+        resources = {kind: amount * len(group.devices) for kind, amount in spread.resources}
+        arguments = {"name": group.name, "token": token}
+        specs.append(HostSpec(group.name, DEVICE_HOST, arguments, resources, bundle=group.devices[0][1]))
+    return specs
+
+
+@dataclass(frozen=True, slots=True)
+class PoolShape:
+    """Replicas `numbers` of a pool, each of that many devices."""
+
+    name: str
+    numbers: range
+    devices_per_replica: int
+
+
+def pools_of(scenario: Scenario) -> list[PoolShape]:
+    """The pools of a scenario, with their replicas' numbers."""
+    names = ("",) if scenario.cluster.pools is None else (PREFILL, DECODE)
+    found, first = [], 0
+    for name in names:
+        cluster = scenario.of_pool(name).cluster
+        found.append(PoolShape(name, range(first, first + cluster.replicas), cluster.split.devices))
+        first += cluster.replicas
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceGroup:
+    """Simulated devices (pool, replica, number in the replica) that share a host."""
+
+    name: str
+    devices: list[tuple[str, int, int]]
+
+    def by_pool(self) -> dict[str, list[tuple[int, int]]]:
+        """Devices (replica, number) of each pool."""
+        found: dict[str, list[tuple[int, int]]] = {}
+        for pool, replica, device in self.devices:
+            found.setdefault(pool, []).append((replica, device))
+        return found
+
+
+def device_groups(scenario: Scenario, spread: Spread) -> list[DeviceGroup]:
+    """Which devices share a host."""
+    groups = []
+    for pool in pools_of(scenario):
+        devices = [(pool.name, replica, n) for replica in pool.numbers for n in range(pool.devices_per_replica)]
+        size = spread.devices_per_actor or pool.devices_per_replica
+        groups += [devices[first : first + size] for first in range(0, len(devices), size)]
+    return [DeviceGroup(f"devices-{number}", devices) for number, devices in enumerate(groups)]
+
+
+def dealt_out(replicas: int, spread: Spread) -> list[range]:
+    """Replicas of each shard."""
+    count = max(1, spread.shards)
+    return [range(index, replicas, count) for index in range(count)]
+
+
+def _shard_name(index: int) -> str:
+    return f"shard-{index}"

@@ -1,0 +1,193 @@
+"""Shards whose executed steps go to device actors: they check them, keep their ledgers, and tell each other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+
+from pimserve.cluster.distributed.devices.driver import DeviceLink
+from pimserve.cluster.distributed.errors import HostUnavailableError
+from pimserve.cluster.distributed.shards.shard_client import Hosts
+from pimserve.scheduler.clock import ShardPort
+from pimserve.scheduler.control import Ledger
+from pimserve.scheduler.fleet import DECODE, Fleet, RowSink
+from pimserve.scheduler.requests import RequestTable
+from pimserve.scheduler.shard import IntArray, Order, Report
+from pimserve.scheduler.steplog import StepLog
+
+_CLOSE_S = 0.5  # wall time between two checks of all that devices did and exchanged
+_Found = TypeVar("_Found")
+MakesShard = Callable[[RowSink], ShardPort]  # given who takes its executed steps
+
+
+class Devices:
+    """The device actors of a run, behind one link; hosts that die are replaced.
+
+    Their windows are one or more windows of the clock: one ends when all shards have handed on what they executed.
+
+    Args:
+        link: to the devices.
+        hosts: of the devices, and how to get others.
+        fleet: the replicas.
+        per_replica: devices of a replica, by the name of its pool.
+        table: requests of the run.
+    """
+
+    def __init__(
+        self, link: DeviceLink, hosts: Hosts, fleet: Fleet, per_replica: dict[str, int], table: RequestTable
+    ) -> None:
+        self._link = link
+        self._hosts = hosts
+        self._fleet = fleet
+        self._table = table
+        self._devices = {number: per_replica[pool.name] for pool in fleet.pools for number in pool.numbers}
+        self._window = 0
+        self._closed_s = time.monotonic()
+        self._under_way = 0  # orders
+        self._closing = False
+
+    def begin(self, order: Order) -> bool:
+        """An order is given to a shard; returns whether the devices' window ends with it."""
+        if not self._under_way:
+            self._closing = order.last or time.monotonic() - self._closed_s > _CLOSE_S
+        self._under_way += 1
+        if order.pool == DECODE:
+            self._hand_over(order)
+        return self._closing
+
+    def end(self, order: Order, report: Report) -> None:
+        """A shard has carried out its order."""
+        self._under_way -= 1
+        slowdowns = {condition.replica: condition.slowdown for condition in order.conditions}
+        for effect in report.effects:
+            self._link.slow(effect.replica, effect.step, slowdowns[effect.replica])
+        if self._closing and not self._under_way:
+            self._surely(lambda: self._link.close_window(self._window))
+            self._window += 1
+            self._closed_s = time.monotonic()
+
+    def take(self, replica: int, rows: IntArray, first_steps: IntArray) -> None:
+        """Executed steps of a replica."""
+        take = self._link.execute if self._link.settings.lockstep else self._link.record
+        self._surely(partial(take, replica, rows, first_steps))
+
+    def state(self) -> dict[str, Any]:
+        """All that devices have in hand."""
+        return {"link": self._surely(self._link.snapshot), "window": self._window}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+        self._surely(lambda: self._link.restore(state["link"]))
+        self._window = state["window"]
+
+    def _hand_over(self, order: Order) -> None:
+        """KV caches that the order's requests bring with them: every device sends its part to its counterpart."""
+        entries = []
+        assert self._fleet.decode is not None
+        targets = dict(zip(order.requests.tolist(), order.replicas.tolist(), strict=True))
+        for move in order.moves:
+            target = targets[move.request]
+            tokens = int(self._table["input_tokens"][move.request] + self._table["emitted_tokens"][move.request]) - 1
+            size = self._fleet.decode.link.size(tokens)
+            senders, receivers = self._devices[move.replica], self._devices[target]
+            parts = max(senders, receivers)
+            for part in range(parts):
+                share = size * (part + 1) // parts - size * part // parts
+                sender, receiver = part * senders // parts, part * receivers // parts
+                entries.append((move.request, share, move.replica, sender, target, receiver))
+        if entries:
+            self._link.hand_over(np.array(entries, np.int64))
+
+    def _surely(self, call: Callable[[], _Found]) -> _Found:
+        """What a call returns, with other hosts if need be."""
+        while True:
+            try:
+                return call()
+            except HostUnavailableError as error:
+                self._replace(error.hosts)
+
+    def _replace(self, names: Sequence[str]) -> None:
+        """Make other hosts in the place of those, and of any that are missed while they catch up."""
+        missing = list(names)
+        while missing:
+            name = missing.pop()
+            generation = self._hosts.endpoint(name).generation
+            endpoint = self._hosts.replace(name, generation)
+            try:
+                self._link.replace(name, endpoint.address)
+                self._hosts.caught_up(name)
+            except HostUnavailableError as error:
+                missing += [other for other in error.hosts if other not in missing]
+
+
+class DevicePort:
+    """A `ShardPort` around another one, with the devices of its replicas.
+
+    Args:
+        shard: makes the shard.
+        devices: of the run.
+        on_rows: takes executed steps too; None if nobody wants them.
+        keeps: whether its state is to hold that of the devices; of all shards the one that is asked last.
+    """
+
+    has_devices = True
+
+    def __init__(self, shard: MakesShard, devices: Devices, on_rows: RowSink | None, *, keeps: bool) -> None:
+        self._devices = devices
+        self._on_rows = on_rows
+        self._keeps = keeps
+        self._shard = shard(self._rows)
+
+    @property
+    def replicas(self) -> Sequence[int]:
+        """Numbers of its replicas."""
+        return self._shard.replicas
+
+    @property
+    def logs(self) -> Sequence[StepLog]:
+        """Logs of the replicas."""
+        return self._shard.logs
+
+    def send(self, order: Order) -> None:
+        """Begin a window."""
+        self._order = order
+        self._shard.send(replace(order, flush=self._devices.begin(order)))
+
+    def receive(self) -> Report:
+        """Wait for its end, and now and then for the devices to agree with all that was executed."""
+        report = self._shard.receive()
+        self._devices.end(self._order, report)
+        return report
+
+    def latest_fs(self) -> int:
+        """The latest time that any replica has reached."""
+        return self._shard.latest_fs()
+
+    def rebind(self) -> None:
+        """The table has grown."""
+        self._shard.rebind()
+
+    def ledgers(self) -> list[Ledger]:
+        """Per replica, its number, busy seconds per unit, energy and tokens so far."""
+        return self._shard.ledgers()
+
+    def state(self) -> dict[str, Any]:
+        """All that the shard, and perhaps the devices, have in hand."""
+        shard = self._shard.state()
+        return {"shard": shard, "devices": self._devices.state() if self._keeps else None}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+        self._shard.restore(state["shard"])
+        if self._keeps:
+            self._devices.restore(state["devices"])
+
+    def _rows(self, replica: int, rows: IntArray, first_steps: IntArray) -> None:
+        self._devices.take(replica, rows, first_steps)
+        if self._on_rows is not None:
+            self._on_rows(replica, rows, first_steps)

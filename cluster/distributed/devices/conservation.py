@@ -1,0 +1,74 @@
+"""What devices have sent must be what devices have received, and experts get every token that a step routes to them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from pimserve.cluster.distributed.devices.flows import COMBINE, DISPATCH, KV
+from pimserve.cluster.distributed.errors import DeviceMismatchError
+from pimserve.v1.device_pb2 import FlowKind
+
+Entry = tuple[int, ...]  # sending replica and device, receiving replica and device, kind, count, bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Exchanged:
+    """What hosts have sent and received since the beginning of a run; entries of the same devices and kind add up."""
+
+    sent: list[Entry] = field(default_factory=list)
+    received: list[Entry] = field(default_factory=list)
+
+    def __add__(self, other: Exchanged) -> Exchanged:
+        return Exchanged(self.sent + other.sent, self.received + other.received)
+
+    def totals(self) -> dict[Entry, tuple[int, int]]:
+        """(count, bytes) that were sent, by sending and receiving replica and device, and kind."""
+        return _summed(self.sent)
+
+
+def check_conservation(traffic: Exchanged, picks: Mapping[int, int], *, kv: bool = True) -> None:
+    """Compare what was sent with what was received.
+
+    Args:
+        traffic: of all hosts that have devices of these replicas.
+        picks: of each replica, picks of experts in its executed steps: tokens x top_k x MoE layers.
+        kv: whether hand-overs of KV caches are looked at, which may go to hosts that others drive.
+
+    Raises:
+        DeviceMismatchError: something was lost, or came twice.
+    """
+    sent, received = _summed(traffic.sent), _summed(traffic.received)
+    for key in sorted(sent.keys() | received.keys()):
+        if key[4] == KV and not kv:
+            continue
+        there, here = sent.get(key, (0, 0)), received.get(key, (0, 0))
+        if there != here:
+            raise DeviceMismatchError(
+                f"{_name(key[4])} from device {key[1]} of replica {key[0]} to device {key[3]} of replica {key[2]}: "
+                f"{there[0]:,} of {there[1]:,} bytes were sent, {here[0]:,} of {here[1]:,} bytes received"
+            )
+    for kind in (DISPATCH, COMBINE):
+        found: defaultdict[int, int] = defaultdict(int)
+        for key, (count, _) in sent.items():
+            if key[4] == kind:
+                found[key[0]] += count
+        for replica, wanted in picks.items():
+            if found[replica] != wanted:
+                raise DeviceMismatchError(
+                    f"{_name(kind)} of replica {replica}: {found[replica]:,} picks of experts passed between devices, "
+                    f"its steps have {wanted:,}"
+                )
+
+
+def _summed(entries: Iterable[Entry]) -> dict[Entry, tuple[int, int]]:
+    found: dict[Entry, tuple[int, int]] = {}
+    for *key, count, size in entries:
+        before = found.get(tuple(key), (0, 0))
+        found[tuple(key)] = (before[0] + count, before[1] + size)
+    return found
+
+
+def _name(kind: int) -> str:
+    return FlowKind.Name(kind).removeprefix("FLOW_KIND_").lower()  # type: ignore[arg-type]

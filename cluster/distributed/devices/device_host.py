@@ -1,0 +1,362 @@
+"""A device host: the gRPC server in front of the devices that it holds."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import numpy as np
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+
+from pimserve import __version__
+from pimserve.cluster.base.rpc.security import TokenGuard
+from pimserve.cluster.base.wire import to_table
+from pimserve.cluster.distributed.devices.exchange import (
+    check_flows,
+    check_totals,
+    from_hand_over_table,
+    from_traffic_table,
+    to_flows,
+    to_hand_over_table,
+    traffic_table,
+)
+from pimserve.cluster.distributed.devices.host_memory import DeviceKey, HostState
+from pimserve.cluster.distributed.devices.ledgers import ledgers_of, to_message
+from pimserve.cluster.distributed.devices.peers import Inbox, Peers
+from pimserve.cluster.distributed.devices.rows import from_rows_table, row_of_step
+from pimserve.cluster.distributed.errors import WrongStateError
+from pimserve.cluster.distributed.host_status import MESSAGE_BYTES, OPTIONS, abort, refusing
+from pimserve.errors import InputError, PimserveError
+from pimserve.v1 import device_pb2 as pb
+from pimserve.v1.device_pb2_grpc import DeviceServiceServicer, add_DeviceServiceServicer_to_server
+
+_SERVICE = "pimserve.v1.DeviceService"
+_THREADS = 96  # each stream takes one; made as they are needed
+_CALLS = 256  # at a time; more are refused
+_MOST_PEERS = 4096
+_Context = grpc.ServicerContext
+
+
+class DeviceHost:
+    """Devices behind a server; made in whatever process they are to live.
+
+    Args:
+        name: of the host, which peers know it by.
+        token: that all calls must carry; "" for none.
+        peer_timeout_s: how long a step waits for what peers send.
+    """
+
+    def __init__(self, name: str, token: str = "", peer_timeout_s: float = 10.0) -> None:
+        self._service = _Service(name, token, peer_timeout_s)
+        self._health = health.HealthServicer()
+        guards: list[grpc.ServerInterceptor] = [TokenGuard(token)] if token else []
+        self._server = grpc.server(
+            ThreadPoolExecutor(_THREADS), interceptors=guards, options=OPTIONS, maximum_concurrent_rpcs=_CALLS
+        )
+        add_DeviceServiceServicer_to_server(self._service, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+
+    def start(self, listen: str = "127.0.0.1:0") -> int:
+        """Serve at ADDRESS:PORT, port 0 for any; returns the port."""
+        port = self._server.add_insecure_port(listen)
+        self._server.start()
+        self._health.set(_SERVICE, health_pb2.HealthCheckResponse.SERVING)
+        return port
+
+    def stop(self, grace_s: float) -> None:
+        """Say NOT_SERVING, let calls under way end within that time, and stop."""
+        self._health.enter_graceful_shutdown()
+        self._server.stop(grace_s).wait()
+        self._service.close()
+
+
+class _Service(DeviceServiceServicer):
+    """The calls; `state` belongs to whoever holds the lock."""
+
+    def __init__(self, name: str, token: str, peer_timeout_s: float) -> None:
+        self._name = name
+        self._timeout_s = peer_timeout_s
+        self._lock = threading.RLock()
+        self._compiled: HostState | None = None
+        self._draining = False
+        self._epoch = 0  # streams that began before a plan was compiled or restored have no say any more
+        self._inbox = Inbox()
+        self._peers = Peers(name, token, self._inbox)
+
+    def close(self) -> None:
+        """Close the connections to peers."""
+        self._peers.close()
+
+    @property
+    def _state(self) -> HostState:
+        if self._compiled is None:
+            raise WrongStateError("the host has no plan yet")
+        return self._compiled
+
+    @property
+    def _taking(self) -> HostState:
+        """The state, for calls that bring something."""
+        if self._draining:
+            raise WrongStateError("the host drains, and takes nothing more")
+        return self._state
+
+    def _current(self, epoch: int) -> HostState:
+        """The state, for a stream that began in this epoch."""
+        if epoch != self._epoch:
+            raise WrongStateError("the host was told to go on from elsewhere since this stream began")
+        return self._taking
+
+    @refusing
+    def GetCapabilities(self, request: pb.GetCapabilitiesRequest, context: _Context) -> pb.GetCapabilitiesResponse:  # noqa: N802
+        """What the host can do, and what it holds."""
+        with self._lock:
+            state = self._compiled
+            return pb.GetCapabilitiesResponse(
+                version=__version__,
+                host=self._name,
+                devices=[] if state is None else _device_ids(state.devices),
+                mode=pb.DEVICE_MODE_UNSPECIFIED if state is None else _mode(lockstep=state.lockstep),
+                draining=self._draining,
+                window=-1 if state is None else state.closed,
+                max_message_bytes=MESSAGE_BYTES,
+            )
+
+    @refusing
+    def CompilePlan(self, request: pb.CompilePlanRequest, context: _Context) -> pb.CompilePlanResponse:  # noqa: N802
+        """Take over devices, and start afresh with them."""
+        if request.mode not in {pb.DEVICE_MODE_PLANNED, pb.DEVICE_MODE_LOCKSTEP}:
+            raise InputError("mode", "must be planned or lockstep")
+        devices = {pool.pool: _device_keys(pool.devices) for pool in request.pools}
+        if len(devices) != len(request.pools):
+            raise InputError("pools.pool", "must differ")
+        with self._lock:
+            if self._draining:
+                raise WrongStateError("the host drains, and takes nothing more")
+            self._compiled = state = HostState.compiled(
+                self._name,
+                request.scenario,
+                devices,
+                lockstep=request.mode == pb.DEVICE_MODE_LOCKSTEP,
+                audit_share=request.audit_share,
+            )
+            self._inbox.clear()
+            self._epoch += 1
+        return pb.CompilePlanResponse(
+            plans=[
+                pb.PoolPlan(
+                    pool=pool.name,
+                    digest=pool.replica.plan.digest(),
+                    device=pool.device,
+                    units=pool.replica.plan.units,
+                    devices_per_replica=pool.devices,
+                    kv_capacity_tokens=pool.replica.kv_capacity_tokens,
+                    weight_bytes_per_device=round(pool.replica.weight_bytes_per_device),
+                )
+                for pool in state.pools.values()
+            ]
+        )
+
+    @refusing
+    def SetPeers(self, request: pb.SetPeersRequest, context: _Context) -> pb.SetPeersResponse:  # noqa: N802
+        """Where the other hosts are."""
+        if len(request.peers) > _MOST_PEERS:
+            raise InputError("peers", f"must be {_MOST_PEERS} at most")
+        hosts = [peer.host for peer in request.peers]
+        if len(set(hosts)) != len(hosts) or "" in hosts or self._name in hosts:
+            raise InputError("peers.host", "must be different names of other hosts")
+        with self._lock:
+            self._state.set_peers({peer.host: _device_keys(peer.devices) for peer in request.peers})
+            self._peers.connect({peer.host: peer.address for peer in request.peers})
+        return pb.SetPeersResponse()
+
+    @refusing
+    def EvaluateSteps(self, request: pb.EvaluateStepsRequest, context: _Context) -> pb.EvaluateStepsResponse:  # noqa: N802
+        """What rows of steps take."""
+        with self._lock:
+            state = self._state
+            spans = from_rows_table(request.rows, "rows", state.most_tokens(), state.most_steps(), ("duration_fs",))
+            times = [state.books[each.replica].evaluate(each.rows, each.first_steps, each.slowdowns) for each in spans]
+        # Rows of several replicas come back by replica.
+        return pb.EvaluateStepsResponse(rows=to_table({"duration_fs": np.concatenate([*times, np.zeros(0, np.int64)])}))
+
+    def RecordSteps(  # noqa: N802
+        self, request_iterator: Iterable[pb.RecordStepsRequest], context: _Context
+    ) -> Iterator[pb.RecordStepsResponse]:
+        """Take batches of executed steps."""
+        epoch = self._epoch
+        try:
+            for request in request_iterator:
+                with self._lock:
+                    state = self._current(epoch)
+                    _not_negative("window", request.window)
+                    _not_negative("sequence", request.sequence)
+                    spans = from_rows_table(request.rows, "rows", state.most_tokens(), state.most_steps())
+                    state.record(request.window, request.sequence, spans)
+                yield pb.RecordStepsResponse(window=request.window, sequence=request.sequence)
+        except PimserveError as error:
+            abort(context, error)
+
+    def ExecuteSteps(  # noqa: N802
+        self, request_iterator: Iterable[pb.ExecuteStepsRequest], context: _Context
+    ) -> Iterator[pb.ExecuteStepsResponse]:
+        """Execute steps one by one, together with peers."""
+        epoch = self._epoch
+        try:
+            for request in request_iterator:
+                yield self._execute(request, epoch)
+        except PimserveError as error:
+            abort(context, error)
+
+    def _execute(self, request: pb.ExecuteStepsRequest, epoch: int) -> pb.ExecuteStepsResponse:
+        replica = request.replica
+        with self._lock:
+            state = self._current(epoch)
+            row = row_of_step(request, state.most_tokens())
+            step = state.evaluate(replica, row, request.step, request.slowdown)
+            outgoing, senders = state.outgoing(replica, step), state.senders(replica, step)
+            devices = state.books[replica].devices
+        for host, flows in outgoing.items():
+            message = pb.ExchangeTokensRequest(
+                host=self._name, replica=replica, step=step.number, flows=to_flows(flows)
+            )
+            self._peers.send(host, message)
+        if not step.repeated:
+            received = self._inbox.wait(replica, step.number, senders, self._timeout_s)
+            with self._lock:
+                state.executed(replica, step, received)
+            self._inbox.done(replica, step.number)
+        duration = step.duration_fs
+        times = [pb.DeviceTime(device=device, duration_fs=duration) for device in devices]
+        return pb.ExecuteStepsResponse(replica=replica, step=step.number, times=times)
+
+    def ExchangeTokens(  # noqa: N802
+        self, request_iterator: Iterable[pb.ExchangeTokensRequest], context: _Context
+    ) -> pb.ExchangeTokensResponse:
+        """Take what devices of a peer send in each step."""
+        count = 0
+        try:
+            for request in request_iterator:
+                with self._lock:
+                    state = self._state
+                    book = state.books.get(request.replica)
+                    if book is None or request.host not in state.peers_of(request.replica):
+                        raise InputError("host", f"{request.host!r} shares no replica {request.replica} with this host")
+                    flows = check_flows(request.flows, request.replica, request.host, self._name, state.home)
+                    if request.step > book.next_step + 1:
+                        raise WrongStateError(
+                            f"replica {request.replica}: step {book.next_step} is next, step {request.step} came"
+                        )
+                    if request.step >= book.next_step:
+                        self._inbox.put(request.replica, request.step, request.host, flows)
+                count += 1
+        except PimserveError as error:
+            abort(context, error)
+        return pb.ExchangeTokensResponse(messages=count)
+
+    @refusing
+    def ExchangeTotals(self, request: pb.ExchangeTotalsRequest, context: _Context) -> pb.ExchangeTotalsResponse:  # noqa: N802
+        """Take what devices of a peer have sent by the end of a window."""
+        _not_negative("window", request.window)
+        with self._lock:
+            state = self._state
+            if request.host not in state.peers:
+                raise InputError("host", f"{request.host!r} is no peer")
+            entries = from_traffic_table(request.totals, "totals")
+            check_totals(entries, "totals", request.host, self._name, state.home)
+            state.take_totals(request.host, request.window, entries)
+        return pb.ExchangeTotalsResponse()
+
+    @refusing
+    def HandOverKv(self, request: pb.HandOverKvRequest, context: _Context) -> pb.HandOverKvResponse:  # noqa: N802
+        """Take hand-overs of KV caches, and pass those on that go elsewhere."""
+        _not_negative("window", request.window)
+        onward: dict[str, pb.HandOverKvRequest] = {}
+        with self._lock:
+            state = self._taking
+            if request.host and request.host not in state.peers:
+                raise InputError("host", f"{request.host!r} is no peer")
+            source, target = (request.host, self._name) if request.host else (self._name, None)
+            entries = from_hand_over_table(request.requests, "requests", source, target, state.home)
+            if not request.host:
+                if request.window <= state.closed and not state.kv.knows(request.window, ""):
+                    raise WrongStateError(f"window {request.window} is closed")
+                hosts = np.array([state.home(int(entry[4]), int(entry[5])) for entry in entries])
+                for host in sorted(set(hosts.tolist()) - {self._name}):
+                    table = to_hand_over_table(entries[hosts == host])
+                    onward[host] = pb.HandOverKvRequest(window=request.window, host=self._name, requests=table)
+            state.kv.take(request.window, request.host, entries, state.here)
+        self._peers.hand_over(onward)
+        return pb.HandOverKvResponse()
+
+    @refusing
+    def CloseWindow(self, request: pb.CloseWindowRequest, context: _Context) -> pb.CloseWindowResponse:  # noqa: N802
+        """End a window."""
+        _not_negative("window", request.window)
+        with self._lock:
+            state = self._state
+            state.close(request.window, request.batches)
+            totals = {} if state.lockstep else {host: traffic_table(state.totals_for(host)) for host in state.peers}
+        self._peers.totals(
+            {
+                host: pb.ExchangeTotalsRequest(host=self._name, window=request.window, totals=table)
+                for host, table in totals.items()
+                if table.count
+            }
+        )
+        return pb.CloseWindowResponse()
+
+    @refusing
+    def ReadTraffic(self, request: pb.ReadTrafficRequest, context: _Context) -> pb.ReadTrafficResponse:  # noqa: N802
+        """What was sent and received."""
+        with self._lock:
+            state = self._state
+            sent, received = traffic_table(state.sent()), traffic_table(state.received())
+            return pb.ReadTrafficResponse(window=state.closed, sent=sent, received=received)
+
+    @refusing
+    def ReadLedgers(self, request: pb.ReadLedgersRequest, context: _Context) -> pb.ReadLedgersResponse:  # noqa: N802
+        """The ledgers of all devices."""
+        with self._lock:
+            books = list(self._state.books.values())
+            return pb.ReadLedgersResponse(ledgers=[to_message(ledger) for book in books for ledger in ledgers_of(book)])
+
+    @refusing
+    def Snapshot(self, request: pb.SnapshotRequest, context: _Context) -> pb.SnapshotResponse:  # noqa: N802
+        """All that the host has in hand."""
+        with self._lock:
+            return pb.SnapshotResponse(state=self._state.snapshot())
+
+    @refusing
+    def Restore(self, request: pb.RestoreRequest, context: _Context) -> pb.RestoreResponse:  # noqa: N802
+        """Go on from a snapshot."""
+        with self._lock:
+            self._taking.restore(request.state)
+            self._inbox.clear()
+            self._epoch += 1
+        return pb.RestoreResponse()
+
+    @refusing
+    def Drain(self, request: pb.DrainRequest, context: _Context) -> pb.DrainResponse:  # noqa: N802
+        """Take nothing more; what came is finished when this returns."""
+        with self._lock:
+            self._draining = True
+        return pb.DrainResponse()
+
+
+def _mode(*, lockstep: bool) -> pb.DeviceMode.ValueType:
+    return pb.DEVICE_MODE_LOCKSTEP if lockstep else pb.DEVICE_MODE_PLANNED
+
+
+def _device_ids(keys: Iterable[DeviceKey]) -> list[pb.DeviceId]:
+    return [pb.DeviceId(replica=replica, device=device) for replica, device in keys]
+
+
+def _device_keys(ids: Iterable[pb.DeviceId]) -> list[DeviceKey]:
+    return [(each.replica, each.device) for each in ids]
+
+
+def _not_negative(where: str, value: int) -> None:
+    if value < 0:
+        raise InputError(where, f"must be 0 or more (got {value})")

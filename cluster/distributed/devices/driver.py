@@ -1,0 +1,405 @@
+"""Who drives device hosts: hands them executed steps, or single steps in lockstep, and checks what they say.
+
+Steps are kept until every host has a snapshot that holds them, so that a host which died can be replaced without going
+back in simulated time: the new one is restored and gets what it missed, and all others recognise what they know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from pimserve.cluster.distributed.devices.batches import Feed, LockstepFeed, PlannedFeed
+from pimserve.cluster.distributed.devices.compile import parse_scenario
+from pimserve.cluster.distributed.devices.conservation import Exchanged, check_conservation
+from pimserve.cluster.distributed.devices.exchange import from_traffic_table, to_hand_over_table
+from pimserve.cluster.distributed.devices.host_client import HostWire, all_of, finish
+from pimserve.cluster.distributed.devices.ledgers import DeviceLedger, from_message
+from pimserve.cluster.distributed.devices.rows import Spans
+from pimserve.cluster.distributed.errors import DeviceMismatchError, HostUnavailableError, WrongStateError
+from pimserve.scheduler.slowdown import NORMAL
+from pimserve.scheduler.steplog import IntArray, Rows
+from pimserve.v1 import device_pb2 as pb
+
+_RETAINED_BYTES = 2**26  # of steps that are kept; beyond, hosts are asked for snapshots
+
+
+@dataclass(frozen=True, slots=True)
+class HostPlace:
+    """A host: its address, HOST:PORT, and its devices (replica, number in the replica) by the name of their pool."""
+
+    address: str
+    devices: Mapping[str, Sequence[tuple[int, int]]]
+
+    @property
+    def all_devices(self) -> list[tuple[int, int]]:
+        """Of all pools."""
+        return [key for keys in self.devices.values() for key in keys]
+
+
+@dataclass(frozen=True, slots=True)
+class LinkSettings:
+    """How devices are driven.
+
+    Args:
+        lockstep: every step waits for its devices.
+        token: of the run, for all hosts; "" for none.
+        audit_share: share of the spans that each device evaluates again step by step (planned mode).
+        in_flight: batches per host that may be unanswered.
+    """
+
+    lockstep: bool = False
+    token: str = ""
+    audit_share: float = 1 / 64
+    in_flight: int = 8
+
+
+class DeviceLink:
+    """Drives the devices of some replicas, all those of each. Errors of planned mode come at the end of a window at
+    the latest. Not for several threads at a time.
+
+    Args:
+        scenario: resolved, JSON.
+        digests: of the engine's cost plan, by the name of the pool.
+        hosts: by name; a host is driven by one link only.
+        settings: how they are driven.
+        others: hosts that other links drive, to which KV caches are handed over.
+
+    Raises:
+        DeviceMismatchError: a host's own plan is another.
+        HostUnavailableError: hosts cannot be reached.
+        InputError: a host does not take the scenario or its devices.
+    """
+
+    def __init__(
+        self,
+        scenario: str,
+        digests: Mapping[str, str],
+        hosts: Mapping[str, HostPlace],
+        settings: LinkSettings = LinkSettings(),
+        others: Mapping[str, HostPlace] | None = None,
+    ) -> None:
+        self.settings = settings
+        self.closed = -1  # the last window that was closed
+        self._scenario = scenario
+        self._digests = dict(digests)
+        self._places = dict(hosts)
+        self._others = dict(others or {})
+        model = parse_scenario(scenario).load_model()
+        self._picks_per_token = model.moe_layers * model.moe.top_k if model.moe is not None else 0
+        self._wires = {name: self._wire(name) for name in hosts}
+        replicas = {name: frozenset(replica for replica, _ in place.all_devices) for name, place in hosts.items()}
+        self._feed: Feed = LockstepFeed(replicas) if settings.lockstep else PlannedFeed(replicas)
+        self._tokens = dict.fromkeys(sorted(frozenset[int]().union(*replicas.values())), 0)
+        self._slowdowns: dict[int, list[tuple[int, int]]] = {replica: [] for replica in self._tokens}
+        self._home = {key: name for name, place in hosts.items() for key in place.all_devices}
+        self._pending: list[IntArray] = []  # hand-overs of the open window
+        self._ending: int | None = None  # a window that is being closed
+        self._handed: dict[int, dict[str, pb.HandOverKvRequest]] = {}  # kept hand-overs by window and sending host
+        self._snapshots: dict[str, bytes] = {}
+        self._behind = set(hosts)  # hosts that are not where they should be
+        self._unplanned = set(hosts)  # and have no plan yet
+        try:
+            self._catch_up()
+        except BaseException:
+            self.close()
+            raise
+
+    def record(self, replica: int, rows: IntArray, first_steps: IntArray) -> None:
+        """Hand executed spans on to all devices of a replica (planned mode).
+
+        Args:
+            replica: their replica.
+            rows: (n, columns of Rows), in their order.
+            first_steps: (n,), numbers of their first steps.
+
+        Raises:
+            DeviceMismatchError: a device has found a time that is not what its plan says.
+        """
+        self._feed.take(self._wires, Spans(replica, rows, first_steps, self._slowdowns_at(replica, first_steps)))
+        self._count(replica, rows)
+        failures = [failure for wire in self._wires.values() if (failure := wire.failure) is not None]
+        for failure in failures:
+            if not isinstance(failure, HostUnavailableError):
+                raise failure
+        if self._feed.retained_bytes > _RETAINED_BYTES and not failures and not self._behind:
+            with suppress(HostUnavailableError):  # the end of the window will tell
+                self._save()
+
+    def execute(self, replica: int, rows: IntArray, first_steps: IntArray) -> None:
+        """Let the devices of a replica execute the steps of spans, one by one (lockstep mode).
+
+        Args:
+            replica: their replica.
+            rows: (n, columns of Rows), in their order.
+            first_steps: (n,), numbers of their first steps.
+
+        Raises:
+            DeviceMismatchError: their time is not the engine's, or not the same for all.
+            HostUnavailableError: hosts cannot be reached; repeat the call when they are replaced.
+        """
+        self._catch_up()
+        self._feed.take(self._wires, Spans(replica, rows, first_steps, self._slowdowns_at(replica, first_steps)))
+        self._count(replica, rows)
+        if self._feed.retained_bytes > _RETAINED_BYTES:
+            self._save()
+
+    def slow(self, replica: int, first_step: int, thousandths: int) -> None:
+        """A replica's steps take `thousandths` / 1000 of their normal time from this one on."""
+        self._slowdowns[replica].append((first_step, thousandths))
+
+    def hand_over(self, entries: IntArray) -> None:
+        """KV caches go from device to device in the open window.
+
+        Args:
+            entries: (n, 6): request, bytes, sending replica and device, receiving replica and device.
+        """
+        self._pending.append(np.asarray(entries, np.int64).reshape(-1, 6))
+
+    def close_window(self, window: int) -> Exchanged:
+        """End a window: all devices have digested what they got, and what they exchanged adds up.
+
+        Args:
+            window: its number; they count from 0 up by one.
+
+        Returns:
+            What was sent and received since the beginning of the run.
+
+        Raises:
+            DeviceMismatchError: a time is not what a device's plan says, or something was lost between devices.
+            HostUnavailableError: hosts cannot be reached; repeat the call when they are replaced.
+        """
+        self.settle(window)
+        traffic = self.traffic()
+        check_conservation(traffic, self.picks(), kv=not self._others)
+        return traffic
+
+    def settle(self, window: int) -> None:
+        """The first half of `close_window`: devices have told each other what they sent.
+
+        Where several links hand KV caches over to each other's hosts, all settle before their traffic is compared.
+        """
+        if window not in {self.closed, self.closed + 1}:
+            raise WrongStateError(f"window {self.closed + 1} comes next, not window {window}")
+        if window > self.closed and self._ending is None:
+            self._feed.end_window(self._wires, window)
+            self._handed[window] = self._hand_overs(window)
+            self._ending = window
+        self._catch_up()
+        all_of({name: wire.settled for name, wire in self._wires.items()})
+        if self._ending is not None:
+            self._pass_on(self._handed[window])
+            self._close(set(self._wires), window, self._feed.batches)
+            self.closed, self._ending = window, None
+
+    def traffic(self) -> Exchanged:
+        """What was sent and received by the end of the last window."""
+        found = Exchanged()
+        for name, response in self._ask("ReadTraffic", pb.ReadTrafficRequest()).items():
+            sent = from_traffic_table(response.sent, f"device host {name}.sent")
+            found += Exchanged(sent, from_traffic_table(response.received, f"device host {name}.received"))
+        return found
+
+    def picks(self) -> dict[int, int]:
+        """Of each replica, picks of experts in the steps so far: tokens x top_k x MoE layers."""
+        return {replica: tokens * self._picks_per_token for replica, tokens in self._tokens.items()}
+
+    @property
+    def sent(self) -> tuple[int, int]:
+        """Batches and steps that were sent to hosts that are there now, and their bytes."""
+        wires = self._wires.values()
+        return sum(wire.messages for wire in wires), sum(wire.bytes for wire in wires)
+
+    def ledgers(self) -> list[DeviceLedger]:
+        """Ledgers of all devices, by replica and device, of all steps that hosts have digested."""
+        responses = self._ask("ReadLedgers", pb.ReadLedgersRequest()).values()
+        found = [from_message(ledger) for response in responses for ledger in response.ledgers]
+        return sorted(found, key=lambda ledger: (ledger.replica, ledger.device))
+
+    def snapshot(self) -> dict[str, Any]:
+        """All that devices and link have in hand, as JSON can hold it.
+
+        Raises:
+            HostUnavailableError: hosts cannot be reached; repeat the call when they are replaced.
+        """
+        if self._ending is not None:
+            raise WrongStateError(f"window {self._ending} is being closed: close it first")
+        self._feed.flush(self._wires)
+        self._catch_up()
+        self._save()
+        return {
+            "closed": self.closed,
+            "feed": self._feed.state(),
+            "tokens": sorted(self._tokens.items()),
+            "slowdowns": sorted(self._slowdowns.items()),
+            "pending": [entries.tolist() for entries in self._pending],
+            "hosts": {name: state.decode() for name, state in self._snapshots.items()},
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a snapshot; what came after it is forgotten.
+
+        Raises:
+            InputError: a host does not take its part.
+            HostUnavailableError: hosts cannot be reached; replace them.
+        """
+        self._snapshots = {name: text.encode() for name, text in state["hosts"].items()}
+        self._pending = [np.array(entries, np.int64) for entries in state["pending"]]
+        self._handed, self._ending = {}, None
+        self.closed = state["closed"]
+        self._feed.restore(state["feed"])
+        self._tokens = dict(state["tokens"])
+        self._slowdowns = {replica: [(a, b) for a, b in changes] for replica, changes in state["slowdowns"]}
+        self._behind = set(self._wires)
+        self._catch_up()
+
+    def replace(self, host: str, address: str) -> None:
+        """A host has another process now; bring it to where the others are.
+
+        Raises:
+            HostUnavailableError: it, or another one, cannot be reached; replace that.
+        """
+        self._places[host] = HostPlace(address, self._places[host].devices)
+        self._wires[host].close()
+        self._wires[host] = self._wire(host)
+        self._behind.add(host)
+        self._unplanned.add(host)
+        self._catch_up()
+
+    def set_others(self, others: Mapping[str, HostPlace]) -> None:
+        """Where the hosts are now that other links drive."""
+        self._others = dict(others)
+        self._introduce()
+
+    def drain(self) -> None:
+        """Hosts finish what came, and refuse more."""
+        self._feed.flush(self._wires)
+        all_of({name: wire.settled for name, wire in self._wires.items()})
+        self._ask("Drain", pb.DrainRequest())
+
+    def close(self) -> None:
+        """Close the connections; the hosts stay."""
+        for wire in self._wires.values():
+            wire.close()
+
+    def _wire(self, host: str) -> HostWire:
+        return HostWire(host, self._places[host].address, self.settings.token, self.settings.in_flight)
+
+    def _ask(self, method: str, request: object) -> dict[str, Any]:
+        """The same call to all hosts, side by side."""
+        calls = {name: wire.start(method, request) for name, wire in self._wires.items()}
+        return all_of({name: partial(finish, name, call) for name, call in calls.items()})
+
+    def _slowdowns_at(self, replica: int, first_steps: IntArray) -> IntArray:
+        """(n,): how slow the replica is in spans that begin with these steps."""
+        found = np.full(len(first_steps), NORMAL)
+        for first_step, thousandths in self._slowdowns[replica]:
+            found[first_steps >= first_step] = thousandths
+        return found
+
+    def _count(self, replica: int, rows: IntArray) -> None:
+        steps, decodes, prefill = (rows[:, Rows._fields.index(n)] for n in ("steps", "decodes", "prefill_tokens"))
+        self._tokens[replica] += int((steps * (decodes + prefill)).sum())
+
+    def _catch_up(self) -> None:
+        """Bring hosts that are behind to where the others are."""
+        behind = self._behind
+        if not behind:
+            return
+        for name in behind:
+            self._wires[name].forget_streams()
+        all_of({name: partial(self._compile, name) for name in sorted(behind & self._unplanned)})
+        self._unplanned -= behind
+        all_of(
+            {
+                name: partial(self._wires[name].call, "Restore", pb.RestoreRequest(state=self._snapshots[name]))
+                for name in sorted(behind)
+                if name in self._snapshots
+            }
+        )
+        self._introduce()
+        self._feed.replay(self._wires, behind, self._close_again)
+        if self.closed >= 0 and self._ending is None:
+            # The others tell again what they have sent; at the end of a window, they are about to.
+            self._close(set(self._wires) - behind, self.closed, lambda _: 0)
+        self._behind = set()
+
+    def _compile(self, host: str) -> None:
+        """Hand a host its devices, and compare its plans with the engine's."""
+        settings, place = self.settings, self._places[host]
+        response: pb.CompilePlanResponse = self._wires[host].call(
+            "CompilePlan",
+            pb.CompilePlanRequest(
+                scenario=self._scenario,
+                pools=[pb.PoolDevices(pool=pool, devices=_ids(keys)) for pool, keys in place.devices.items()],
+                mode=pb.DEVICE_MODE_LOCKSTEP if settings.lockstep else pb.DEVICE_MODE_PLANNED,
+                audit_share=settings.audit_share,
+            ),
+        )
+        for plan in response.plans:
+            if plan.digest != self._digests[plan.pool]:
+                raise DeviceMismatchError(
+                    f"device host {host} has plan {plan.digest[:12]}, the engine {self._digests[plan.pool][:12]}: "
+                    "do both run the same version of pimserve?"
+                )
+
+    def _introduce(self) -> None:
+        """Tell all hosts of all others."""
+        peers = {
+            name: pb.Peer(host=name, address=place.address, devices=_ids(place.all_devices))
+            for name, place in {**self._places, **self._others}.items()
+        }
+        all_of(
+            {
+                name: partial(
+                    wire.call, "SetPeers", pb.SetPeersRequest(peers=[p for other, p in peers.items() if other != name])
+                )
+                for name, wire in self._wires.items()
+            }
+        )
+
+    def _hand_overs(self, window: int) -> dict[str, pb.HandOverKvRequest]:
+        """What was handed over in a window, for each sending host."""
+        if not self._pending:
+            return {}
+        entries = np.concatenate(self._pending)
+        self._pending = []
+        senders = np.array([self._home[replica, device] for replica, device in entries[:, 2:4].tolist()])
+        return {
+            host: pb.HandOverKvRequest(window=window, requests=to_hand_over_table(entries[senders == host]))
+            for host in sorted(set(senders.tolist()))
+        }
+
+    def _pass_on(self, requests: Mapping[str, pb.HandOverKvRequest]) -> None:
+        all_of({host: partial(self._wires[host].call, "HandOverKv", request) for host, request in requests.items()})
+
+    def _close(self, hosts: set[str], window: int, batches: Callable[[str], int]) -> None:
+        """End a window on these hosts, side by side."""
+        calls = {
+            host: self._wires[host].start("CloseWindow", pb.CloseWindowRequest(window=window, batches=batches(host)))
+            for host in sorted(hosts)
+        }
+        all_of({host: partial(finish, host, call) for host, call in calls.items()})
+
+    def _close_again(self, hosts: set[str], window: int, batches: Callable[[str], int]) -> None:
+        """End a window on hosts that are behind. Hand-overs are repeated by all, as they may be lost at either end."""
+        if window == self._ending:
+            return
+        self._pass_on(self._handed.get(window, {}))
+        self._close(hosts, window, batches)
+
+    def _save(self) -> None:
+        """Let all hosts write down what they have; what they were fed so far is not needed any more."""
+        all_of({name: wire.settled for name, wire in self._wires.items()})
+        self._snapshots = {name: r.state for name, r in self._ask("Snapshot", pb.SnapshotRequest()).items()}
+        self._feed.forget()
+        self._handed = {}
+
+
+def _ids(keys: Iterable[tuple[int, int]]) -> list[pb.DeviceId]:
+    return [pb.DeviceId(replica=replica, device=device) for replica, device in keys]

@@ -1,0 +1,227 @@
+"""One host, as the one who drives it sees it: its calls, and the stream of batches that runs ahead of its answers."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+import grpc
+
+from pimserve.cluster.base.rpc.security import bearer
+from pimserve.cluster.distributed.errors import HostUnavailableError
+from pimserve.cluster.distributed.host_status import OPTIONS, to_error
+from pimserve.errors import PimserveError
+from pimserve.v1 import device_pb2 as pb
+from pimserve.v1.device_pb2_grpc import DeviceServiceStub
+
+DEADLINE_S = 60.0  # of a call, and of silence on a stream
+_Response = TypeVar("_Response")
+
+
+class HostWire:
+    """The connection to one host.
+
+    Args:
+        name: of the host.
+        address: HOST:PORT.
+        token: of the run; "" for none.
+        in_flight: batches that may wait for their acknowledgement.
+
+    Attributes:
+        messages: batches and steps that were sent.
+        bytes: of these, serialised.
+    """
+
+    def __init__(self, name: str, address: str, token: str, in_flight: int) -> None:
+        self.name = name
+        self.address = address
+        self.messages = 0
+        self.bytes = 0
+        self._metadata = bearer(token)
+        self._in_flight = in_flight
+        self._channel = grpc.insecure_channel(address, options=OPTIONS)
+        self._stub = DeviceServiceStub(self._channel)
+        # Batches are serialised once for all hosts that get them.
+        self._record: Any = self._channel.stream_stream(
+            "/pimserve.v1.DeviceService/RecordSteps",
+            request_serializer=None,
+            response_deserializer=pb.RecordStepsResponse.FromString,
+        )
+        self._batches: _Batches | None = None
+        self._steps: _Steps | None = None
+
+    def start(self, method: str, request: object) -> Any:  # noqa: ANN401 a future of the method's response
+        """Begin a call."""
+        return getattr(self._stub, method).future(request, timeout=DEADLINE_S, metadata=self._metadata)
+
+    def call(self, method: str, request: object) -> Any:  # noqa: ANN401 the method's response
+        """Make a call.
+
+        Raises:
+            PimserveError: it failed.
+        """
+        return finish(self.name, self.start(method, request))
+
+    def send_batch(self, batch: bytes) -> None:
+        """Put a batch on its way; waits while too many are unanswered. Nothing is sent once the stream has failed."""
+        if self._batches is None:
+            self._batches = _Batches(lambda batches: self._record(batches, metadata=self._metadata), self._in_flight)
+        self._batches.send(batch)
+        self.messages += 1
+        self.bytes += len(batch)
+
+    def settled(self) -> None:
+        """Wait until all batches are acknowledged.
+
+        Raises:
+            PimserveError: some were not taken.
+        """
+        if self._batches is not None:
+            self._batches.settled(self.name)
+
+    @property
+    def failure(self) -> PimserveError | None:
+        """Why the stream of batches has ended; None while it goes on."""
+        error = self._batches.error if self._batches is not None else None
+        return None if error is None else to_error(self.name, error)
+
+    def send_step(self, request: pb.ExecuteStepsRequest) -> None:
+        """Put a step on its way."""
+        if self._steps is None:
+            self._steps = _Steps(self._stub, self._metadata)
+        self._steps.send(request)
+        self.messages += 1
+        self.bytes += request.ByteSize()
+
+    def receive_step(self) -> pb.ExecuteStepsResponse:
+        """The answer to the step that was sent first.
+
+        Raises:
+            PimserveError: the host has not answered.
+        """
+        assert self._steps is not None
+        try:
+            return self._steps.receive()
+        except grpc.RpcError as error:
+            self._steps = None
+            raise to_error(self.name, error) from None
+
+    def forget_streams(self) -> None:
+        """End the streams; the next message opens another."""
+        if self._batches is not None:
+            self._batches.close()
+        if self._steps is not None:
+            self._steps.close()
+        self._batches = self._steps = None
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.forget_streams()
+        self._channel.close()
+
+
+def finish(host: str, call: grpc.Future[_Response]) -> _Response:
+    """The response of a call that has begun.
+
+    Raises:
+        PimserveError: it failed.
+    """
+    try:
+        return call.result()
+    except grpc.RpcError as error:
+        raise to_error(host, error) from None
+
+
+def all_of(calls: Mapping[str, Callable[[], _Response]]) -> dict[str, _Response]:
+    """What each host's call returns; all are made, whatever fails.
+
+    Raises:
+        HostUnavailableError: hosts cannot be reached: all of their names.
+        PimserveError: another error, which goes first.
+    """
+    found: dict[str, _Response] = {}
+    lost: dict[str, str] = {}
+    other: PimserveError | None = None
+    for host, call in calls.items():
+        try:
+            found[host] = call()
+        except HostUnavailableError as error:
+            lost.update(dict.fromkeys(error.hosts, error.reason))
+        except PimserveError as error:
+            other = other or error
+    if other is not None:
+        raise other
+    if lost:
+        raise HostUnavailableError(tuple(sorted(lost)), "; ".join(dict.fromkeys(lost.values())))
+    return found
+
+
+class _Batches:
+    """A stream of batches, with at most some unanswered."""
+
+    def __init__(self, open_stream: Callable[[Iterable[bytes]], Any], in_flight: int) -> None:
+        self.error: grpc.RpcError | None = None
+        self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._in_flight = in_flight
+        self._unanswered = 0
+        self._changed = threading.Condition()
+        self._call = open_stream(iter(self._queue.get, None))
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def send(self, batch: bytes) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self.error is not None or self._unanswered < self._in_flight)
+            if self.error is not None:
+                return
+            self._unanswered += 1
+        self._queue.put(batch)
+
+    def settled(self, host: str) -> None:
+        with self._changed:
+            while self._unanswered and self.error is None:
+                before = self._unanswered
+                if not self._changed.wait(DEADLINE_S) and self._unanswered == before:
+                    raise HostUnavailableError((host,), f"has not answered for {DEADLINE_S:g} s")
+            if self.error is not None:
+                raise to_error(host, self.error)
+
+    def close(self) -> None:
+        self._queue.put(None)
+        self._call.cancel()
+
+    def _read(self) -> None:
+        try:
+            for _ in self._call:
+                with self._changed:
+                    self._unanswered -= 1
+                    self._changed.notify_all()
+        except grpc.RpcError as error:
+            with self._changed:
+                self.error = error
+                self._changed.notify_all()
+            self._queue.put(None)  # ends the thread that feeds the stream
+
+
+class _Steps:
+    """A stream of single steps, each of which is waited for."""
+
+    def __init__(self, stub: DeviceServiceStub, auth: tuple[tuple[str, str], ...]) -> None:
+        self._queue: queue.SimpleQueue[pb.ExecuteStepsRequest | None] = queue.SimpleQueue()
+        self._call = stub.ExecuteSteps(iter(self._queue.get, None), metadata=auth)
+
+    def send(self, request: pb.ExecuteStepsRequest) -> None:
+        self._queue.put(request)
+
+    def receive(self) -> pb.ExecuteStepsResponse:
+        try:
+            response: pb.ExecuteStepsResponse = next(self._call)
+        except grpc.RpcError:
+            self._queue.put(None)
+            raise
+        return response
+
+    def close(self) -> None:
+        self._queue.put(None)
+        self._call.cancel()

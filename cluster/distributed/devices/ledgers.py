@@ -1,0 +1,122 @@
+"""Ledgers of single devices: their own times, and their shares of what the replica did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pimserve.cluster.distributed.devices.book import ReplicaBook
+from pimserve.v1 import device_pb2 as pb
+
+_LOW = 2**64 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceLedger:
+    """What a device has done.
+
+    All devices of a replica take part in all of its steps, and are busy for the same time; tokens, outputs and energy
+    are the device's share of the replica's: whole numbers that differ by one at most, and add up to it. `kv_blocks`:
+    blocks of which it holds its part, those of its data-parallel group, in the last step and the most so far.
+    """
+
+    replica: int
+    device: int
+    steps: int
+    busy_fs: int
+    unit_fs: Mapping[str, int]
+    category_fs: Mapping[str, int]
+    energy_pj: Mapping[tuple[str, str], int]  # of (category, "dram" or "compute")
+    tokens: int
+    outputs: int
+    kv_blocks: int
+    peak_kv_blocks: int
+    weight_bytes: int
+    audited_rows: int
+
+
+def share(total: int, part: int, parts: int) -> int:
+    """The share of part number `part` of `parts` alike ones; shares add up to the total."""
+    return total // parts + (part < total % parts)
+
+
+def ledgers_of(book: ReplicaBook) -> list[DeviceLedger]:
+    """Ledgers of a replica's devices on this host."""
+    book.flush()
+    ledger, plan = book.ledger, book.pool.replica.plan
+    devices, tensor = plan.devices, plan.devices // plan.data_parallel
+    return [
+        DeviceLedger(
+            replica=book.replica,
+            device=device,
+            steps=ledger.steps,
+            busy_fs=ledger.busy_fs,
+            unit_fs=ledger.unit_fs,
+            category_fs=dict(ledger.category_fs),
+            energy_pj={key: share(energy, device, devices) for key, energy in ledger.energy_pj.items()},
+            tokens=share(ledger.tokens, device, devices),
+            outputs=share(ledger.outputs, device, devices),
+            kv_blocks=share(ledger.kv_blocks, device // tensor, plan.data_parallel),
+            peak_kv_blocks=share(ledger.peak_kv_blocks, device // tensor, plan.data_parallel),
+            weight_bytes=round(book.pool.replica.weight_bytes_per_device),
+            audited_rows=book.audited_rows,
+        )
+        for device in book.devices
+    ]
+
+
+def to_message(ledger: DeviceLedger) -> pb.DeviceLedger:
+    """A ledger on the wire."""
+    energy = ledger.energy_pj
+    return pb.DeviceLedger(
+        id=pb.DeviceId(replica=ledger.replica, device=ledger.device),
+        steps=ledger.steps,
+        busy_fs=_whole(ledger.busy_fs),
+        unit_fs={unit: _whole(time) for unit, time in ledger.unit_fs.items()},
+        category_fs={category: _whole(time) for category, time in ledger.category_fs.items()},
+        energy=[
+            pb.CategoryEnergy(
+                category=category,
+                dram_pj=_whole(energy[category, "dram"]),
+                compute_pj=_whole(energy[category, "compute"]),
+            )
+            for category in dict.fromkeys(category for category, _ in energy)
+        ],
+        tokens=_whole(ledger.tokens),
+        outputs=_whole(ledger.outputs),
+        kv_blocks=ledger.kv_blocks,
+        peak_kv_blocks=ledger.peak_kv_blocks,
+        weight_bytes=ledger.weight_bytes,
+        audited_rows=ledger.audited_rows,
+    )
+
+
+def from_message(message: pb.DeviceLedger) -> DeviceLedger:
+    """The ledger of such a message."""
+    energy = {}
+    for each in message.energy:
+        energy[each.category, "dram"] = _number(each.dram_pj)
+        energy[each.category, "compute"] = _number(each.compute_pj)
+    return DeviceLedger(
+        replica=message.id.replica,
+        device=message.id.device,
+        steps=message.steps,
+        busy_fs=_number(message.busy_fs),
+        unit_fs={unit: _number(time) for unit, time in message.unit_fs.items()},
+        category_fs={category: _number(time) for category, time in message.category_fs.items()},
+        energy_pj=energy,
+        tokens=_number(message.tokens),
+        outputs=_number(message.outputs),
+        kv_blocks=message.kv_blocks,
+        peak_kv_blocks=message.peak_kv_blocks,
+        weight_bytes=message.weight_bytes,
+        audited_rows=message.audited_rows,
+    )
+
+
+def _whole(value: int) -> pb.Whole:
+    return pb.Whole(high=value >> 64, low=value & _LOW)
+
+
+def _number(whole: pb.Whole) -> int:
+    return (whole.high << 64) + whole.low

@@ -1,0 +1,202 @@
+"""A host's connections to the other hosts of its run, and what they send it in lockstep mode."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import grpc
+
+from pimserve.cluster.base.rpc.security import bearer
+from pimserve.cluster.distributed.devices.exchange import Flows
+from pimserve.cluster.distributed.errors import HostUnavailableError
+from pimserve.cluster.distributed.host_status import OPTIONS, to_error
+from pimserve.v1 import device_pb2 as pb
+from pimserve.v1.device_pb2_grpc import DeviceServiceStub
+
+_DEADLINE_S = 20.0  # of a single call
+_Outgoing = queue.SimpleQueue[pb.ExchangeTokensRequest | None]
+
+
+class Peers:
+    """Channels to other hosts.
+
+    Args:
+        name: of this host.
+        token: of the run; "" for none.
+        inbox: that waits for what peers send.
+    """
+
+    def __init__(self, name: str, token: str, inbox: Inbox) -> None:
+        self._name = name
+        self._metadata = bearer(token)
+        self._inbox = inbox
+        self._peers: dict[str, _Peer] = {}
+
+    def connect(self, addresses: Mapping[str, str]) -> None:
+        """Where the other hosts are, from now on."""
+        for host, peer in list(self._peers.items()):
+            if addresses.get(host) != peer.address:
+                self._peers.pop(host).close()
+        for host, address in addresses.items():
+            if host not in self._peers:
+                self._inbox.found(host)
+                self._peers[host] = _Peer(host, address, self._metadata, self._inbox)
+
+    def totals(self, requests: Mapping[str, pb.ExchangeTotalsRequest]) -> None:
+        """Tell each peer what was sent to it.
+
+        Raises:
+            HostUnavailableError: some cannot be reached.
+        """
+        self._all(
+            {
+                host: self._peers[host].stub.ExchangeTotals.future(
+                    request, timeout=_DEADLINE_S, metadata=self._metadata
+                )
+                for host, request in requests.items()
+            }
+        )
+
+    def hand_over(self, requests: Mapping[str, pb.HandOverKvRequest]) -> None:
+        """Pass hand-overs of KV caches on to each peer.
+
+        Raises:
+            HostUnavailableError: some cannot be reached.
+        """
+        self._all(
+            {
+                host: self._peers[host].stub.HandOverKv.future(request, timeout=_DEADLINE_S, metadata=self._metadata)
+                for host, request in requests.items()
+            }
+        )
+
+    def send(self, host: str, request: pb.ExchangeTokensRequest) -> None:
+        """Put a step's message on its way; whether it came is seen by what the peer sends."""
+        self._peers[host].send(request)
+
+    def close(self) -> None:
+        """Close all channels."""
+        self.connect({})
+
+    def _all(self, calls: Mapping[str, grpc.Future[Any]]) -> None:
+        lost: dict[str, str] = {}
+        for host, call in calls.items():
+            try:
+                call.result()
+            except grpc.RpcError as error:
+                found = to_error(host, error)
+                if not isinstance(found, HostUnavailableError):
+                    raise found from None
+                lost[host] = str(found)
+        if lost:
+            raise HostUnavailableError(tuple(lost), "; ".join(lost.values()))
+
+
+class _Peer:
+    """One other host: its stub, and a stream of step messages that is opened when it is needed, or was broken."""
+
+    def __init__(self, host: str, address: str, auth: tuple[tuple[str, str], ...], inbox: Inbox) -> None:
+        self.address = address
+        self._host = host
+        self._auth = auth
+        self._inbox = inbox
+        self._channel = grpc.insecure_channel(address, options=OPTIONS)
+        self.stub = DeviceServiceStub(self._channel)
+        self._lock = threading.RLock()
+        self._outgoing: _Outgoing | None = None
+
+    def send(self, request: pb.ExchangeTokensRequest) -> None:
+        with self._lock:
+            outgoing = self._outgoing
+            if outgoing is None:
+                self._outgoing = outgoing = _Outgoing()
+                call = self.stub.ExchangeTokens.future(iter(outgoing.get, None), metadata=self._auth)
+                call.add_done_callback(partial(self._ended, outgoing))  # called here, if it has failed already
+            outgoing.put(request)
+
+    def close(self) -> None:
+        with self._lock:
+            outgoing, self._outgoing = self._outgoing, None
+        if outgoing is not None:
+            outgoing.put(None)
+        self._channel.close()
+
+    def _ended(self, outgoing: _Outgoing, _: object) -> None:
+        """The stream was broken: the next message opens another, and the thread that feeds this one may end."""
+        outgoing.put(None)
+        with self._lock:
+            if self._outgoing is not outgoing:
+                return
+            self._outgoing = None
+        self._inbox.lost(self._host)
+
+
+class Inbox:
+    """Step messages of peers, until their step is done here."""
+
+    def __init__(self) -> None:
+        self._messages: dict[tuple[int, int], dict[str, Flows]] = {}  # by replica and step, of each host
+        self._missing: dict[tuple[int, int], set[str]] = {}  # of steps that somebody waits for
+        self._lost: set[str] = set()
+        self._came = threading.Condition()
+
+    def lost(self, host: str) -> None:
+        """A host cannot be reached; nothing more will come from it."""
+        with self._came:
+            self._lost.add(host)
+            self._came.notify_all()
+
+    def found(self, host: str) -> None:
+        """A host has another address."""
+        with self._came:
+            self._lost.discard(host)
+
+    def put(self, replica: int, step: int, host: str, flows: Flows) -> None:
+        """A message has come; again, where a step is repeated."""
+        key = replica, step
+        with self._came:
+            self._lost.discard(host)
+            self._messages.setdefault(key, {})[host] = flows
+            missing = self._missing.get(key)
+            if missing is not None:
+                missing.discard(host)
+                if not missing:  # whoever waits is woken once
+                    self._came.notify_all()
+
+    def wait(self, replica: int, step: int, hosts: Iterable[str], timeout_s: float) -> Flows:
+        """The messages of all of these hosts for a step.
+
+        Raises:
+            HostUnavailableError: some have not come in time, or cannot come.
+        """
+        key = replica, step
+        until = time.monotonic() + timeout_s
+        with self._came:
+            missing = self._missing[key] = set(hosts) - self._messages.get(key, {}).keys()
+            try:
+                while missing:
+                    if gone := missing & self._lost:
+                        raise HostUnavailableError(tuple(sorted(gone)), "cannot be reached")
+                    if not self._came.wait(until - time.monotonic()):
+                        raise HostUnavailableError(
+                            tuple(sorted(missing)), f"nothing came for step {step} of replica {replica}"
+                        )
+            finally:
+                del self._missing[key]
+            return [flow for flows in self._messages.get(key, {}).values() for flow in flows]
+
+    def clear(self) -> None:
+        """Forget what came."""
+        with self._came:
+            self._messages.clear()
+
+    def done(self, replica: int, step: int) -> None:
+        """A step and those before it are done."""
+        with self._came:
+            for key in [key for key in self._messages if key[0] == replica and key[1] <= step]:
+                del self._messages[key]

@@ -1,0 +1,344 @@
+"""A shard in another process, as the clock sees it: it gets orders, gives reports, and does not die.
+
+Orders since the last snapshot are kept. When the shard's process is gone, another one is made, goes on from the
+snapshot and carries them out again; what it reports the second time is not taken twice.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import Any, Protocol, TypeVar
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+
+from pimserve.cluster.base.rpc.security import bearer
+from pimserve.cluster.distributed.errors import HostUnavailableError
+from pimserve.cluster.distributed.host_status import OPTIONS, to_error
+from pimserve.cluster.distributed.hosts.hosting import Endpoint
+from pimserve.cluster.distributed.shards.shard_wire import (
+    fleet_digest,
+    fleet_json,
+    from_message,
+    in_pieces,
+    joined,
+    pieces,
+    rows_of,
+    spans_of,
+    to_message,
+)
+from pimserve.errors import PimserveError
+from pimserve.scheduler.control import Ledger
+from pimserve.scheduler.fleet import Fleet, RowSink
+from pimserve.scheduler.requests import WAITING, RequestTable
+from pimserve.scheduler.shard import NONE, IntArray, Order, Report, Shard
+from pimserve.scheduler.steplog import Rows, StepLog
+from pimserve.v1 import shard_pb2 as pb
+from pimserve.v1.columns_pb2 import Table
+from pimserve.v1.shard_pb2_grpc import ShardServiceStub
+
+_CALL_S = 60.0  # a call that does not run the engines
+_SNAPSHOT_S = 5.0  # of orders are kept at most, or
+_SNAPSHOT_BYTES = 2**26
+_STATE_PIECE = 2**20
+_Found = TypeVar("_Found")
+_State = tuple[bytes, IntArray, NDArray[Any]]  # JSON, numbers of requests, their rows
+
+
+class Hosts(Protocol):
+    """Where hosts are, and how to get another in the place of one; a `Supervisor`."""
+
+    def endpoint(self, name: str) -> Endpoint:
+        """Where it is now."""
+
+    def replace(self, name: str, generation: int) -> Endpoint:
+        """Another one in its place, unless that has been done since `generation`."""
+
+    def caught_up(self, name: str) -> None:
+        """It is where the one was that it replaces."""
+
+
+class ShardClient:
+    """A `ShardPort` over gRPC.
+
+    Args:
+        name: of its host.
+        hosts: where it is.
+        token: of the run.
+        fleet: what the run's replicas are.
+        replicas: numbers of those in the shard.
+        table: requests of the run.
+        on_rows: takes executed steps; None if nobody wants them.
+        live: the table is to have what has happened to running requests too.
+    """
+
+    has_devices = False
+
+    def __init__(
+        self,
+        name: str,
+        hosts: Hosts,
+        token: str,
+        fleet: Fleet,
+        replicas: Sequence[int],
+        table: RequestTable,
+        on_rows: RowSink | None,
+        *,
+        live: bool = False,
+    ) -> None:
+        self.replicas = tuple(replicas)
+        self._name = name
+        self._hosts = hosts
+        self._fleet = fleet
+        self._table = table
+        self._on_rows = on_rows
+        self._live = live
+        self._auth = bearer(token)
+        self._sequence = 0  # number of the next order
+        self._taken = 0  # number of the next report
+        self._sent: list[list[pb.AdvanceWindowsRequest]] = []  # orders since `_kept`
+        self._first_sent = 0  # number of the first of them
+        self._sent_bytes = 0
+        if fleet.concurrency is not None:
+            for replica in self.replicas:
+                mine = fleet.closed_requests(replica, len(table))
+                table["replica"][mine.start : mine.stop : mine.step] = replica
+        self._kept: _State = (b"", *self._needed(NONE))
+        self._kept_s = time.monotonic()
+        self._steps = dict.fromkeys(self.replicas, 0)
+        self._latest_fs = 0
+        self._ended = False
+        self._connected: _Connection | None = None
+        self._generation = 0
+
+    def send(self, order: Order) -> None:
+        """Begin a window."""
+        *tables, last = pieces(order.requests, self._table.rows(order.requests))
+        # Without the requests: their rows have the numbers.
+        (text, arrays), *rest = in_pieces(*to_message(replace(order, requests=NONE)))
+        parts = [pb.AdvanceWindowsRequest(rows=rows) for rows in tables]
+        parts.append(pb.AdvanceWindowsRequest(rows=last, order=text, arrays=arrays))
+        parts += [pb.AdvanceWindowsRequest(order=text, arrays=arrays) for text, arrays in rest]
+        for part in parts:
+            part.sequence, part.requests, part.live = self._sequence, len(self._table), self._live
+            part.more = part is not parts[-1]
+        self._sent.append(parts)
+        self._sent_bytes += sum(part.ByteSize() for part in parts)
+        self._sequence += 1
+        self._ended = order.last
+        if self._connected is not None:
+            self._connected.send(parts)
+        else:
+            with suppress(HostUnavailableError):  # then `receive` takes care of it
+                self._connection(self._hosts.endpoint(self._name))
+
+    def receive(self) -> Report:
+        """Wait for the end of the window."""
+        report = self._surely(self._received)
+        if self._sent_bytes > _SNAPSHOT_BYTES or time.monotonic() - self._kept_s > _SNAPSHOT_S:
+            self.state()
+        return report
+
+    def latest_fs(self) -> int:
+        """The latest time that any replica is known to have reached."""
+        return self._latest_fs
+
+    def rebind(self) -> None:
+        """Requests were added to the table; the next order says how many there are."""
+
+    def ledgers(self) -> list[Ledger]:
+        """Per replica: its number, busy seconds per unit, energy and tokens so far."""
+        return self._mirror().ledgers()
+
+    @property
+    def logs(self) -> list[StepLog]:
+        """Logs of the replicas."""
+        return self._mirror().logs
+
+    def _mirror(self) -> Shard:
+        """A shard in this process with logs as those over there; not one to run."""
+        nothing = np.zeros(len(self._table), np.int64)
+        mirror = Shard(self._fleet, self.replicas, RequestTable(nothing, nothing, nothing, 0))
+        for log, state in zip(mirror.logs, self.state()["logs"], strict=True):
+            log.restore(state)
+        return mirror
+
+    def state(self) -> dict[str, Any]:
+        """All that the shard has in hand; brings the table up to date."""
+        text, numbers, rows, spans = self._surely(lambda connection: connection.snapshot(len(self._table)))
+        if not self._ended:  # else the table says more than the shard knows
+            self._table.write(numbers, rows)
+        for table in spans:
+            self._hand_on(table)
+        self._keep((text, *self._needed(numbers)))
+        state: dict[str, Any] = json.loads(text)
+        return state
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`; the table has the rows of that time."""
+        self.close()
+        self._keep((json.dumps(state).encode(), *self._needed(np.flatnonzero(self._table["status"] == WAITING))))
+        for replica, log_state in zip(self.replicas, state["logs"], strict=True):
+            self._steps[replica] = log_state["steps"]
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        if self._connected is not None:
+            self._connected.close()
+            self._connected = None
+
+    def _keep(self, state: _State) -> None:
+        self._kept, self._sent, self._sent_bytes = state, [], 0
+        self._first_sent = self._sequence
+        self._kept_s = time.monotonic()
+
+    def _needed(self, numbers: IntArray) -> tuple[IntArray, NDArray[Any]]:
+        """These requests and their rows; in a closed loop all that are left, for engines issue them themselves."""
+        if self._fleet.concurrency is not None:
+            numbers = np.flatnonzero(self._table["status"] == WAITING)
+        return numbers, self._table.rows(numbers)
+
+    def _surely(self, call: Callable[[_Connection], _Found]) -> _Found:
+        """What a call returns, on another process if need be."""
+        replaced = False
+        while True:
+            endpoint = self._hosts.endpoint(self._name)
+            try:
+                connection = self._connection(endpoint)
+                if replaced:
+                    self._hosts.caught_up(self._name)
+                    replaced = False
+                return call(connection)
+            except HostUnavailableError:
+                self.close()
+                self._hosts.replace(self._name, endpoint.generation)
+                replaced = True
+
+    def _connection(self, endpoint: Endpoint) -> _Connection:
+        """The connection to that process, which is where this end is."""
+        if self._connected is not None and self._generation == endpoint.generation:
+            return self._connected
+        self.close()
+        connection = _Connection(self._name, endpoint.address, self._auth)
+        try:
+            connection.open(self._fleet, self.replicas, len(self._table), spans=self._on_rows is not None)
+            connection.restore(self._kept, self._first_sent)
+            for parts in self._sent:
+                connection.send(parts)
+            for sequence in range(self._first_sent, self._taken):
+                connection.receive(sequence)  # the reports that it gave before
+        except BaseException:
+            connection.close()
+            raise
+        self._connected, self._generation = connection, endpoint.generation
+        return connection
+
+    def _received(self, connection: _Connection) -> Report:
+        answers = connection.receive(self._taken)
+        self._taken += 1
+        report = from_message(
+            Report,
+            "".join(answer.report for answer in answers),
+            [column for answer in answers for column in answer.arrays],
+        )
+        for answer in answers:
+            if answer.HasField("rows"):
+                self._table.write(*rows_of(answer.rows, len(self._table)))
+            self._hand_on(answer.spans)
+        self._latest_fs = max([self._latest_fs, *(state.clock_fs for state in report.states)])
+        return report
+
+    def _hand_on(self, table: Table) -> None:
+        """Give executed steps to who wants them, replica by replica."""
+        if self._on_rows is None or not table.count:
+            return
+        spans = spans_of(table)
+        for replica in np.unique(spans["replica"]).tolist():
+            mine = spans[spans["replica"] == replica]
+            rows = np.column_stack([mine[name] for name in Rows._fields])
+            first_steps = self._steps[replica] + np.cumsum(mine["steps"]) - mine["steps"]
+            self._steps[replica] += int(mine["steps"].sum())
+            self._on_rows(replica, rows, first_steps)
+
+
+class _Connection:
+    """One process that hosts the shard. Errors are as `devices.status.to_error` has them."""
+
+    def __init__(self, name: str, address: str, auth: tuple[tuple[str, str], ...]) -> None:
+        self._name = name
+        self._auth = auth
+        self._channel = grpc.insecure_channel(address, options=OPTIONS)
+        self._stub = ShardServiceStub(self._channel)
+        self._orders: queue.SimpleQueue[pb.AdvanceWindowsRequest | None] = queue.SimpleQueue()
+        self._answers: Iterator[pb.AdvanceWindowsResponse] | None = None
+
+    def open(self, fleet: Fleet, replicas: Sequence[int], requests: int, *, spans: bool) -> None:
+        """Have the shard made."""
+        asked = pb.OpenShardRequest(fleet=fleet_json(fleet), replicas=replicas, requests=requests, spans=spans)
+        with self._errors():
+            answer = self._stub.OpenShard(asked, timeout=_CALL_S, metadata=self._auth, wait_for_ready=False)
+        if answer.fleet_digest != fleet_digest(fleet):
+            raise PimserveError(f"{self._name} understood another fleet: is it of another version of pimserve?")
+
+    def restore(self, state: _State, sequence: int) -> None:
+        """Have it begin, or go on."""
+        text, numbers, rows = state
+
+        def messages() -> Iterator[pb.RestoreShardRequest]:
+            for begin in range(0, len(text), _STATE_PIECE):
+                yield pb.RestoreShardRequest(state=text[begin : begin + _STATE_PIECE], sequence=sequence)
+            for table in pieces(numbers, rows):
+                yield pb.RestoreShardRequest(rows=table, sequence=sequence)
+
+        with self._errors():
+            self._stub.RestoreShard(messages(), timeout=_CALL_S, metadata=self._auth)
+
+    def send(self, parts: Sequence[pb.AdvanceWindowsRequest]) -> None:
+        """Send an order, without waiting."""
+        if self._answers is None:
+            orders = iter(self._orders.get, None)
+            # No deadline: a window may take hours, a paced run days. Keepalive finds processes that are gone.
+            self._answers = self._stub.AdvanceWindows(orders, metadata=self._auth)
+        for part in parts:
+            self._orders.put(part)
+
+    def receive(self, sequence: int) -> list[pb.AdvanceWindowsResponse]:
+        """Wait for the report of that order."""
+        assert self._answers is not None, "an order was sent"
+        found = []
+        with self._errors():
+            for answer in self._answers:
+                assert answer.sequence == sequence, "reports come in order"
+                found.append(answer)
+                if not answer.more:
+                    return found
+        raise HostUnavailableError((self._name,), "the stream has ended")
+
+    def snapshot(self, most: int) -> tuple[bytes, IntArray, NDArray[Any], list[Table]]:
+        """State, numbers and rows of requests, and executed steps that no report has had."""
+        text, parts, spans = b"", [], []
+        with self._errors():
+            for piece in self._stub.SnapshotShard(pb.SnapshotShardRequest(), timeout=_CALL_S, metadata=self._auth):
+                text += piece.state
+                if piece.HasField("rows"):
+                    parts.append(rows_of(piece.rows, most))
+                spans.append(piece.spans)
+        return text, *joined(parts), spans
+
+    def close(self) -> None:
+        """Let go of it."""
+        self._orders.put(None)
+        self._channel.close()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except grpc.RpcError as error:
+            raise to_error(self._name, error) from None

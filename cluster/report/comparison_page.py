@@ -1,0 +1,113 @@
+"""The report of several runs side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pimserve.cluster.base.figures import ABSENT
+from pimserve.cluster.report import facts
+from pimserve.cluster.report.content import Page, Section, Table
+from pimserve.cluster.report.device import device_sections
+from pimserve.cluster.report.inputs import ReportRun
+from pimserve.cluster.report.pictures import Named, breakdown_pictures, latency_pictures, over_time_pictures
+from pimserve.cluster.report.run_page import provenance
+from pimserve.cluster.run.compare import Comparison, Run, compare, compare_runs, precision_text
+from pimserve.errors import InputError
+
+
+def letters(n: int) -> list[str]:
+    """Names of n runs: A, B, ... Z, #27, ..."""
+    return [chr(ord("A") + index) if index < 26 else f"#{index + 1}" for index in range(n)]
+
+
+def several_page(runs: Sequence[ReportRun], places: Sequence[Path], title: str | None) -> Page:
+    """Runs beside the first one."""
+    names = letters(len(runs))
+    comparison, unknown = _compared(runs, places)
+    together = [Named(name, run) for name, run in zip(names, runs, strict=True)]
+    absent = [
+        each.said(reason)
+        for each in together
+        for part, reason in each.run.absent.items()
+        if part in {"requests", "history"}
+    ]
+    sections = [
+        Section("runs", "Runs", tables=[_legend(together)]),
+        _differences(comparison, names, unknown),
+        Section(
+            "latency",
+            "Latency",
+            ["Of requests of each run's measured window that finished."],
+            pictures=latency_pictures(together),
+        ),
+        Section(
+            "over-time",
+            "Over time",
+            [
+                "Time is simulated. Lines are means over short stretches of time.",
+                *(["Not in all pictures: " + "; ".join(absent) + "."] if absent else []),
+            ],
+            pictures=over_time_pictures(together),
+        ),
+        Section("breakdown", "Time and energy", pictures=breakdown_pictures(together)),
+        *device_sections(together),
+        Section("figures", "All figures", [_WINDOWS], tables=facts.comparison_tables(comparison, names)),
+        provenance(list(runs), names),
+    ]
+    warnings = [f"not like for like: the runs differ in {', '.join(comparison.unlike)}"] if comparison.unlike else []
+    warnings += ["whether the settings are like for like is not known: a scenario cannot be read"] if unknown else []
+    warnings += [each.said(warning) for each in together for warning in facts.warnings(each.run.summary)]
+    settings = dict.fromkeys(facts.setting(run.summary) for run in runs)
+    return Page(
+        title or f"{len(runs)} runs",
+        ", ".join(dict.fromkeys(facts.text(run.summary, "name") for run in runs)),
+        tuple(f"costs: {each}" for each in settings),
+        warnings,
+        sections,
+    )
+
+
+_WINDOWS = (
+    "Ratios are to the first run. Requests, energy, batch, KV cache and busy shares are of whole runs, all else of the "
+    "measured windows."
+)
+
+
+def _legend(runs: Sequence[Named]) -> Table:
+    paths = ("name", "model", "devices", "device", "workload", "seed")
+    rows = [
+        (
+            each.name,
+            *(facts.text(each.run.summary, path) for path in paths),
+            facts.setting(each.run.summary),
+            precision_text(each.run.summary).removeprefix("precision: "),
+            each.run.place,
+        )
+        for each in runs
+    ]
+    return Table("Which run is which", ("", *paths, "costs", "precision", "results"), rows, text=True)
+
+
+def _compared(runs: Sequence[ReportRun], places: Sequence[Path]) -> tuple[Comparison, str]:
+    """Their comparison, and why their settings are not known, if a scenario cannot be read."""
+    try:
+        return compare(places), ""
+    except InputError as error:
+        why = str(error)
+    except OSError as error:
+        why = f"{error.filename}: {error.strerror}"
+    return compare_runs(tuple(Run(run.place, run.summary) for run in runs), [{}] * len(runs)), why
+
+
+def _differences(comparison: Comparison, names: Sequence[str], unknown: str) -> Section:
+    if unknown:
+        return Section("differences", "Differences of settings", [f"Not known: {unknown}."])
+    if not comparison.differences:
+        return Section("differences", "Differences of settings", ["The runs have the same settings."])
+    rows = [
+        (path, *(ABSENT if value is None else str(value) for value in values))
+        for path, values in comparison.differences.items()
+    ]
+    table = Table("Settings that are not the same in all runs", ("", *names), rows, text=True)
+    return Section("differences", "Differences of settings", tables=[table])

@@ -1,0 +1,133 @@
+"""The report of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pimserve.cluster.base.figures import scaled
+from pimserve.cluster.report import facts
+from pimserve.cluster.report.conditions import fault_tables, handover_table, pool_table
+from pimserve.cluster.report.content import Folded, Page, Section, Table
+from pimserve.cluster.report.device import device_sections
+from pimserve.cluster.report.inputs import ReportRun, at, number, numbers
+from pimserve.cluster.report.pictures import Named, breakdown_pictures, latency_pictures, over_time_pictures
+from pimserve.cluster.run.compare import Run, compare_runs, precision_text
+
+_DIGITS = 24  # of digests, where there are several beside each other
+
+
+def single_page(run: ReportRun, title: str | None) -> Page:
+    """Everything that a results folder tells of its run."""
+    summary = run.summary
+    only = [Named("", run)]
+    clean = {**summary, "unit_busy_share": numbers(summary, "unit_busy_share")}
+    comparison = compare_runs((Run(run.place, clean),), ({},))
+    sections = [
+        Section("summary", "Summary", (f"{facts.measured(summary)}.",), tiles=facts.tiles(summary)),
+        _latency(run, only),
+        _over_time(run, only),
+        *_breakdown(run, only),
+        *device_sections(only),
+        *_pools(summary),
+        *_faults(summary),
+        Section("figures", "All figures", tables=facts.run_tables(comparison)),
+        provenance([run]),
+    ]
+    return Page(
+        title or facts.text(summary, "name"),
+        f"{facts.text(summary, 'model')} on {facts.text(summary, 'devices')} {facts.text(summary, 'device')}",
+        (
+            f"costs: {facts.setting(summary)}",
+            precision_text(summary),
+            f"workload: {facts.text(summary, 'workload')}",
+            _replicas(summary),
+        ),
+        facts.warnings(summary),
+        sections,
+    )
+
+
+def _replicas(summary: Mapping[str, Any]) -> str:
+    return f"replicas: {facts.text(summary, 'replicas')}, seed {facts.text(summary, 'seed')}"
+
+
+def _latency(run: ReportRun, only: list[Named]) -> Section:
+    text = [
+        "Every request of the measured window is in these curves as far as the run tells of it; nothing was put into "
+        "buckets."
+    ]
+    if run.requests is None:
+        text = [f"No pictures of latencies: {run.absent['requests']}."]
+    pictures = latency_pictures(only)
+    if run.requests is not None and not pictures:
+        text = ["No request of the measured window finished."]
+    return Section("latency", "Latency", text, pictures=pictures, tables=[facts.latency_table(run.summary)])
+
+
+def _over_time(run: ReportRun, only: list[Named]) -> Section:
+    text = ["Time is simulated." + (" Shaded: outside the measured window." if run.trimmed else "")]
+    if at(run.summary, "faults.events"):
+        text.append("Dotted lines: when a device failed, slowed down or left.")
+    if run.history is None:
+        text.append(f"No pictures of steps, batch and KV cache: {run.absent['history']}.")
+    pictures = over_time_pictures(only)
+    if not pictures and run.requests is not None and run.history is not None:
+        text = ["No time passed."]
+    return Section("over-time", "Over time", text, pictures=pictures)
+
+
+def _breakdown(run: ReportRun, only: list[Named]) -> list[Section]:
+    pictures, table = breakdown_pictures(only), facts.breakdown_table(run.summary)
+    if not pictures and table is None:
+        return []
+    tables = [table] if table is not None else []
+    return [Section("breakdown", "Time and energy", pictures=pictures, tables=tables)]
+
+
+def _pools(summary: Mapping[str, Any]) -> list[Section]:
+    pools = at(summary, "pools")
+    if not isinstance(pools, Mapping):
+        return []
+    tables = [pool_table(pools), handover_table(pools)]
+    return [Section("pools", "Prefill and decode pools", ["Figures of the whole run."], tables=tables)]
+
+
+def _faults(summary: Mapping[str, Any]) -> list[Section]:
+    found = at(summary, "faults")
+    if not isinstance(found, Mapping):
+        return []
+    return [Section("faults", "Simulated faults", tables=fault_tables(found))]
+
+
+def provenance(runs: list[ReportRun], names: list[str] | None = None) -> Section:
+    """Where figures are from, and how to get them again."""
+    rows = [
+        ("results folder", "results"),
+        ("digest of the run", "digest"),
+        ("digest of the scenario", "scenario_digest"),
+        ("digest of the cost plan", "plan_digest"),
+        ("seed", "seed"),
+        ("pimserve", "simulator.version"),
+        ("Python", "simulator.python"),
+        ("numpy", "simulator.numpy"),
+    ]
+    cells = [
+        (label, *(facts.text(run.summary, path)[: None if len(runs) == 1 else _DIGITS] for run in runs))
+        for label, path in rows
+        if any(at(run.summary, path) is not None for run in runs)
+    ]
+    simulated = [number(run.summary, "simulator.loop_s") for run in runs]
+    if any(simulated):
+        cells.append(("simulated in, wall clock", *(scaled(each, "s") for each in simulated)))
+    folded = [
+        Folded(f"{name}: scenario.yaml" if name else "scenario.yaml", run.scenario_text)
+        for name, run in zip(names or [""] * len(runs), runs, strict=True)
+        if run.scenario_text is not None
+    ]
+    text = ["Equal digests mean equal executed steps and equal requests."]
+    if folded:
+        again = "To get the same bits again, save the scenario below and give it to pimserve run, in the same version."
+        text.insert(0, again)
+    table = Table("Provenance", ("", *(names or [""])), cells, text=True)
+    return Section("provenance", "Provenance", text, tables=[table], folded=folded)

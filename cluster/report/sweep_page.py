@@ -1,0 +1,270 @@
+"""The report of a sweep: its points, and which of them no other beats."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pimserve.cluster.base.figures import ABSENT, figure, half_width, scale, share, whole
+from pimserve.cluster.report.content import Page, Section, Table
+from pimserve.cluster.report.facts import text
+from pimserve.cluster.report.front_pictures import Dot, pareto
+from pimserve.cluster.report.inputs import at, number, numbers
+from pimserve.cluster.report.svg import Picture, picture
+from pimserve.cluster.sweep.grid import labels, shown, value_names
+from pimserve.cluster.sweep.key_figures import FIGURES, Figure, by_reason, called, compared_by, is_shown, state_text
+from pimserve.cluster.sweep.pareto import ENERGY, THROUGHPUT, Axis, front
+from pimserve.cluster.sweep.sweep import SCHEMA_VERSION, SWEEP_FILE
+from pimserve.errors import InputError
+
+_PARTS = {"seeds": list, "pareto.axes": list, "pareto.left_out": dict, "warnings": list}
+_MOST_NAMED = 24  # dots with a name beside them
+_FIGURE = {figure.key: figure for figure in FIGURES}
+_ACROSS = ("tpot_p99_s", "ttft_p99_s", "joules_per_output_token", "silicon_mm2", "devices")
+
+
+def load_sweep(folder: Path) -> Mapping[str, Any]:
+    """The document of a sweep's folder.
+
+    Raises:
+        InputError: it cannot be read, is of another version, or no run of it has ended.
+    """
+    file = folder / SWEEP_FILE
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(str(file), f"cannot be read: {error}") from None
+    if not isinstance(document, dict) or document.get("schema_version") != SCHEMA_VERSION:
+        raise InputError(str(file), f"is not a sweep of schema_version {SCHEMA_VERSION}")
+    points, axes = document.get("points"), document.get("grid")
+    complete = isinstance(axes, dict) and isinstance(points, list) and bool(points)
+    complete = complete and all(isinstance(at(document, part), kind) for part, kind in _PARTS.items())
+    if not complete or not all(isinstance(at(point, "settings"), dict) for point in points or ()):
+        raise InputError(str(file), "has no points yet: let `pimserve sweep` go on, or end")
+    return document
+
+
+def sweep_page(document: Mapping[str, Any], place: Path, title: str | None) -> Page:
+    """All points of a sweep."""
+    points: list[Mapping[str, Any]] = document["points"]
+    names = [str(index + 1) for index in range(len(points))]
+    seeds = len(document["seeds"])
+    states = [text(point, "status") for point in points]
+    warnings = [
+        f"{states.count(state)} of {len(points)} points {verb}"
+        for state, verb in (("failed", "failed"), ("missing", "were not run"))
+        if state in states
+    ]
+    warnings += _warnings(document, points)
+    key_figures = Section(
+        "points",
+        "Points",
+        _points_text(document, seeds),
+        tables=[_table(document, points, names, "figures", "Key figures of all points")],
+    )
+    sections = [_front(document, points, names), key_figures]
+    differing = [(name, point) for name, point in zip(names, points, strict=True) if "difference_to_baseline" in point]
+    if differing:
+        caption = f"Differences to point {_number_of(points, document.get('baseline'))}, paired by seed"
+        table = _table(
+            document, [p for _, p in differing], [n for n, _ in differing], "difference_to_baseline", caption
+        )
+        sections.append(Section("differences", "Differences", tables=[table]))
+    failed = _failures(points, names)
+    if failed:
+        sections.append(Section("failed", "Failed runs", tables=[failed]))
+    sections.append(_provenance(document, place))
+    return Page(
+        title or f"{text(document, 'name')}: sweep",
+        f"{len(points)} points over {', '.join(labels(list(document['grid'])))}",
+        (f"{seeds} seed{'s' if seeds > 1 else ''} per point",),
+        warnings,
+        sections,
+    )
+
+
+def _warnings(document: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What keeps points from the front, and every warning of the runs, with the numbers of their points."""
+    told = [(f"not on a front: {reason}", names) for reason, names in by_reason(document).items()]
+    told += [(text(each, "warning"), at(each, "points")) for each in document["warnings"]]
+    found = []
+    for warning, names in told:
+        having = [_number_of(points, name) for name in names] if isinstance(names, list) else []
+        found.append(f"{_of_points(having, len(points))}: {warning}")
+    return found
+
+
+def _of_points(having: Sequence[str], total: int) -> str:
+    if len(having) == total:
+        return "all points"
+    more = f" and {len(having) - _MOST_NAMED} more" if len(having) > _MOST_NAMED else ""
+    return f"point{'s' if len(having) > 1 else ''} {', '.join(having[:_MOST_NAMED])}{more}"
+
+
+def _points_text(document: Mapping[str, Any], seeds: int) -> list[str]:
+    found = ["Each run has a results folder of its own, of which pimserve report makes a report of its own."]
+    if document["pareto"]["axes"]:
+        found.append(
+            "*: on the Pareto front: by more than the noise, no other point is better in one of "
+            f"{compared_by(document)}, and worse in none."
+        )
+    means = f"Means of {seeds} seeds, the same for all points, ± 95 % confidence interval."
+    found.append(means if seeds > 1 else "± 95 % confidence interval of the run's own noise (batch means).")
+    return found
+
+
+def _front(document: Mapping[str, Any], points: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Section:
+    free = number(document, "pareto.offered_requests_per_s") is None
+    up = THROUGHPUT if free else ENERGY
+    across = [Axis(key) for key in _ACROSS[: 3 if free else None] if key != up.key]
+    pictures = [each for x in across if (each := _pareto(points, names, x, up)) is not None]
+    better = "up" if up.more else "down"
+    note = [
+        f"To the left is better, and {better}. A point is on the front where, by more than the noise, no other is "
+        "better in one of both and worse in none; each picture has its own front. Numbers are those of the table."
+    ]
+    if not free:
+        note.append("All points were offered the same rate, so throughput is no merit of theirs.")
+    if not pictures:
+        note = ["No point has both figures: there is no front."]
+    return Section("front", "Pareto front", note, pictures=pictures)
+
+
+def _pareto(points: Sequence[Mapping[str, Any]], names: Sequence[str], across: Axis, up: Axis) -> Picture | None:
+    """Points by two figures; None where nobody has both, or all are alike across."""
+    found = [
+        (name, point)
+        for name, point in zip(names, points, strict=True)
+        if all(number(point, f"figures.{axis.key}.mean") is not None for axis in (across, up))
+    ]
+    if not found:
+        return None
+    candidates = [index for index, (_, point) in enumerate(found) if at(point, "not_on_front") is None]
+    figures = [{axis.key: _estimate(found[index][1], axis) for axis in (across, up)} for index in candidates]
+    members = {candidates[index] for index in front(figures, (across, up)).members}
+    dots = [
+        Dot(
+            name,
+            _estimate(point, across)["mean"] or 0.0,
+            _estimate(point, up)["mean"] or 0.0,
+            _estimate(point, across)["ci95"] or 0.0,
+            _estimate(point, up)["ci95"] or 0.0,
+            front=index in members,
+            hollow=index not in candidates,
+        )
+        for index, (name, point) in enumerate(found)
+    ]
+    if across.key in {"silicon_mm2", "devices"} and len({dot.x for dot in dots}) == 1:
+        return None
+    size, x_label = _axis(across, [dot.x for dot in dots])
+    y_size, y_label = _axis(up, [dot.y for dot in dots])
+    title = f"{called(_FIGURE[up.key])} against {called(_FIGURE[across.key])}"
+    title = title[0].upper() + title[1:]
+    on = [dot for dot in sorted(dots, key=lambda dot: dot.x) if dot.front]
+    alt = f"{title} of {len(dots)} points. On the front: " + "; ".join(
+        f"point {dot.name} with {figure(dot.y / y_size)} ({y_label}) at {figure(dot.x / size)} ({x_label})"
+        for dot in on
+    )
+    draw = pareto(dots, x_label, y_label, (size, y_size), names=len(dots) <= _MOST_NAMED)
+    caption = "Circles: on the front; squares: beaten; hollow: no candidates, for the reasons above."
+    return picture(f"pareto-{across.key.replace('_', '-')}", title, f"{alt}.", caption, draw, height_in=3.6)
+
+
+def _estimate(point: Mapping[str, Any], axis: Axis) -> dict[str, float | None]:
+    return {part: number(point, f"figures.{axis.key}.{part}") for part in ("mean", "ci95")}
+
+
+def _axis(axis: Axis, values: Sequence[float]) -> tuple[float, str]:
+    """What one unit of an axis is, and its label."""
+    each = _FIGURE[axis.key]
+    if each.unit not in {"s", "J"}:
+        return 1.0, called(each)
+    size, unit = scale(values, each.unit)
+    return size, f"{called(each)}, {unit}"
+
+
+def _table(
+    document: Mapping[str, Any], points: Sequence[Mapping[str, Any]], names: Sequence[str], part: str, caption: str
+) -> Table:
+    paths = list(document["grid"])
+    figures = [f for f in FIGURES if is_shown(f, part, [_value(point, part, f) for point in points])]
+    scales = [
+        scale([number(point, f"{part}.{f.key}.mean") for point in points], f.unit)
+        if f.unit in {"s", "J"}
+        else (1.0, "")
+        for f in figures
+    ]
+    columns = (
+        "",
+        *labels(paths),
+        *(f"{f.heading}, {u}" if u else f.heading for f, (_, u) in zip(figures, scales, strict=True)),
+    )
+    rows = []
+    for name, point in zip(names, points, strict=True):
+        settings = point["settings"]
+        state = text(point, "status")
+        mark = name + ("*" if point.get("pareto") is True else "") + ("" if state == "done" else f" {state}")
+        cells = [
+            _cell(f, at(point, f"{part}.{f.key}"), size, len(document["seeds"]))
+            for f, (size, _) in zip(figures, scales, strict=True)
+        ]
+        told = (at(point, "shown") or {}).get
+        rows.append((mark, *(str(told(path, shown(settings.get(path)))) for path in paths), *cells))
+    return Table(caption, columns, rows)
+
+
+def _value(point: Mapping[str, Any], part: str, each: Figure) -> object:
+    """A mean, or a state."""
+    if each.unit == "state":
+        state = at(point, f"{part}.{each.key}.state")
+        return state if isinstance(state, str) else None
+    return number(point, f"{part}.{each.key}.mean")
+
+
+def _cell(each: Figure, estimate: object, size: float, runs: int) -> str:
+    if each.unit == "state":
+        counted = numbers(estimate, "runs")
+        state = text(estimate, "state")
+        return state_text({"state": state, "runs": counted}, runs) if state in counted else ABSENT
+    mean, ci95 = number(estimate, "mean"), number(estimate, "ci95")
+    if mean is None:
+        return ABSENT
+    write = share if each.unit == "share" else whole if each.unit == "count" else figure
+    return (
+        write(mean / size) if ci95 is None else f"{write(mean / size)} ± {half_width(write, mean / size, ci95 / size)}"
+    )
+
+
+def _failures(points: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Table | None:
+    rows = [
+        (name, text(run, "seed"), text(run, "error"))
+        for name, point in zip(names, points, strict=True)
+        for run in _runs(point)
+        if text(run, "status") == "failed"
+    ]
+    return Table("Why they failed", ("point", "seed", "error"), rows, text=True) if rows else None
+
+
+def _runs(point: Mapping[str, Any]) -> list[Any]:
+    found = point.get("runs")
+    return found if isinstance(found, list) else []
+
+
+def _number_of(points: Sequence[Mapping[str, Any]], name: object) -> str:
+    return next((str(index + 1) for index, point in enumerate(points) if point.get("name") == name), ABSENT)
+
+
+def _provenance(document: Mapping[str, Any], place: Path) -> Section:
+    rows = [
+        ("folder", str(place)),
+        ("digest of the scenario and the grid", text(document, "identity")),
+        ("seeds", ", ".join(map(str, document["seeds"]))),
+        *(
+            (path, ", ".join(value_names(values)))
+            for path, values in document["grid"].items()
+            if isinstance(values, list)
+        ),
+    ]
+    return Section("provenance", "Provenance", tables=[Table("Provenance", ("", ""), rows, text=True)])

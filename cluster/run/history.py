@@ -1,0 +1,206 @@
+"""What a finished run did over time, worked out from its results folder."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pimserve.cluster.run.account import Account, account_of
+from pimserve.cluster.run.results import SPAN, load_summary, load_table
+from pimserve.cluster.scenario.document import Scenario, load_scenario
+from pimserve.cluster.scenario.pools import PlacedPool
+from pimserve.cluster.scenario.prepared import prepare_pools
+from pimserve.device_models.model import ModelSpec
+from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
+from pimserve.device_models.routing import ExpertPools
+from pimserve.errors import InputError
+from pimserve.loadgen.spec import PS_PER_S
+from pimserve.scheduler.costs import ReplicaCosts
+from pimserve.scheduler.requests import DTYPE, FINISHED, STATUS_NAMES
+from pimserve.scheduler.slowdown import NORMAL
+from pimserve.scheduler.steplog import Rows
+from pimserve.scheduler.window import MeasuredWindow
+
+_ROUNDING = 2**-51  # of seconds that were divided once, and are multiplied again
+_MOST = 2**62  # so that sums of two do not overflow
+
+
+@dataclass(frozen=True)
+class History:
+    """A run's tables, and what its steps cost.
+
+    Args:
+        folder: the results folder.
+        summary: its summary.json.
+        account: what of it the history hangs on, checked.
+        scenario: as resolved.
+        model: served.
+        pools: of replicas, in the order in which these are numbered.
+        costs: of each replica's steps at normal speed.
+        requests: the request table.
+        spans: by replica, spans of its steps in their order.
+    """
+
+    folder: Path
+    summary: dict[str, Any]
+    account: Account
+    scenario: Scenario
+    model: ModelSpec
+    pools: tuple[PlacedPool, ...]
+    costs: tuple[ReplicaCosts, ...]
+    requests: NDArray[Any]
+    spans: tuple[NDArray[Any], ...]
+
+    @classmethod
+    def load(cls, folder: Path) -> History:
+        """Read a results folder.
+
+        Raises:
+            InputError: it has no steps, is damaged, or was written by another version.
+        """
+        summary = load_summary(folder)
+        account = account_of(summary, folder / "summary.json")
+        scenario = load_scenario(folder / "scenario.yaml")
+        model, pools, routing = prepare_pools(scenario)
+        costs: list[ReplicaCosts] = []
+        for pool in pools:
+            plan = pool.replica.plan
+            if account.plan_digest_of(pool.name) != plan.digest():
+                raise InputError(
+                    str(folder),
+                    "its steps cannot be worked out: plan_digest in summary.json is not that of scenario.yaml "
+                    "(written by another version of pimserve?)",
+                )
+            outcomes = ExpertPools(plan.experts, routing, scenario.run.seed) if plan.experts is not None else None
+            exact = routing.mode == "exact"
+            for _ in range(pool.replicas):
+                costs.append(ReplicaCosts(plan, outcomes, replica=len(costs), seed=scenario.run.seed, exact=exact))
+        requests, steps = _table(folder, "requests", DTYPE), _table(folder, "steps", SPAN)
+        _check_requests(requests, account, len(costs), folder / "requests.npy")
+        _check_steps(steps, account, len(costs), folder / "steps.npy")
+        ordered = np.argsort(steps["replica"], kind="stable")
+        ends = np.cumsum(np.bincount(steps["replica"], minlength=len(costs)))
+        spans = tuple(steps[part] for part in np.split(ordered, ends[:-1]))
+        for mine in spans:
+            if (mine["begin_ps"][1:] < ends_ps(mine)[:-1]).any():
+                raise InputError(str(folder / "steps.npy"), "is damaged: steps begin before those before them end")
+        return cls(folder, summary, account, scenario, model, pools, tuple(costs), requests, spans)
+
+    @property
+    def end_s(self) -> float:
+        """Simulated seconds at the end."""
+        return self.account.end_s
+
+    @cached_property
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """Of the request table."""
+        return {str(name): self.requests[name] for name in self.requests.dtype.names or ()}
+
+    @cached_property
+    def measured(self) -> MeasuredWindow:
+        """What latencies and the SLO are of."""
+        window = self.account.window
+        if window.whole_run:
+            return MeasuredWindow()
+        start_fs = round(window.start_s * FS_PER_S)
+        if self.scenario.workload.mode == "closed":
+            return MeasuredWindow(start_fs, closed=True)
+        # An end at the last arrival leaves it out: that may not hang on how its seconds were rounded.
+        end_ps, last_ps = round(window.end_s * PS_PER_S), int(self.requests["arrival_ps"].max(initial=0))
+        if abs(end_ps - last_ps) <= 1 + window.end_s * PS_PER_S * _ROUNDING:
+            end_ps = last_ps
+        return MeasuredWindow(start_fs, end_ps * FS_PER_PS)
+
+    def check_digest(self, steps: Sequence[str]) -> None:
+        """See that the tables are those that the run wrote.
+
+        Args:
+            steps: digest of all steps of each replica, in their order (`StepLog.digest`).
+
+        Raises:
+            InputError: they are not.
+        """
+        whole = hashlib.sha256()
+        for digest in steps:
+            whole.update(bytes.fromhex(digest))
+        whole.update(np.ascontiguousarray(self.requests).data)
+        if whole.hexdigest() != self.account.digest:
+            raise InputError(
+                str(self.folder), "requests.npy or steps.npy was changed: digest in summary.json is of other ones"
+            )
+
+    def stretches(self, replica: int, begin: int, end: int, first_step: int) -> Iterator[tuple[Rows, ReplicaCosts]]:
+        """Spans begin to end of a replica, in stretches of one speed each, and what they cost.
+
+        Args:
+            replica: its number.
+            begin: the first span.
+            end: after the last.
+            first_step: the number of the first span's first step.
+        """
+        block = self.spans[replica][begin:end]
+        if not len(block):
+            return
+        told = self.account.faults.slowdowns
+        slowed = [(each.first_step, each.factor) for each in told if each.replica == replica][::-1]
+        steps = first_step + np.cumsum(block["steps"]) - block["steps"]
+        factors = np.array([next((factor for at, factor in slowed if at <= step), 1.0) for step in steps.tolist()])
+        cuts = np.flatnonzero(np.diff(factors)) + 1
+        for part, factor in zip(np.split(block, cuts), (factors[cut] for cut in (0, *cuts)), strict=True):
+            rows = Rows(*(np.ascontiguousarray(part[name]) for name in Rows._fields))
+            yield rows, self.costs[replica].slowed(round(factor * NORMAL))
+
+
+def ends_ps(spans: NDArray[Any]) -> NDArray[np.int64]:
+    """(n,) when spans of steps end, ps, rounded down as their beginnings are."""
+    ends: NDArray[np.int64] = spans["begin_ps"] + (spans["begin_rest_fs"] + spans["duration_fs"]) // FS_PER_PS
+    return ends
+
+
+def _table(folder: Path, name: str, kind: np.dtype[Any]) -> NDArray[Any]:
+    table = load_table(folder, name)
+    if not isinstance(table, np.ndarray) or table.dtype != kind or table.ndim != 1:
+        raise InputError(str(folder / f"{name}.npy"), "is not a table of this version of pimserve")
+    return table
+
+
+def _check_requests(requests: NDArray[Any], account: Account, replicas: int, file: Path) -> None:
+    """See that requests can be counted: by replica, by status, and in the order of what happened to them."""
+    if (total := int((requests["arrival_ps"] >= 0).sum())) != (told := account.requests.total):
+        raise InputError(str(file), f"is of another run: total {total:,}, where summary.json has {told:,}")
+    _check_range(requests["replica"], 0, replicas - 1, "replica", file)
+    _check_range(requests["status"], 0, len(STATUS_NAMES) - 1, "status", file)
+    done = requests[requests["status"] == FINISHED]
+    moments = [done[f"{name}_ps"] for name in ("arrival", "first_scheduled", "first_token", "finish")]
+    moments = [np.zeros_like(moments[0]), *moments, np.full_like(moments[0], _latest_ps(account))]
+    if any((later < earlier).any() for earlier, later in pairwise(moments)):
+        raise InputError(str(file), "is damaged: requests finish before they begin, or after the run's end")
+
+
+def _check_steps(steps: NDArray[Any], account: Account, replicas: int, file: Path) -> None:
+    """See that no column holds what no span of steps has."""
+    _check_range(steps["replica"], 0, replicas - 1, "replica", file)
+    for name in Rows._fields:
+        _check_range(steps[name], int(name == "steps"), _MOST, name, file)
+    if (total := sum(steps["steps"].tolist())) != (told := account.batch.steps):
+        raise InputError(str(file), f"is of another run: {total:,} steps, where summary.json has {told:,}")
+    if len(steps) and ends_ps(steps).max() > _latest_ps(account):
+        raise InputError(str(file), "has steps after the end of the run")
+
+
+def _check_range(column: NDArray[Any], least: int, most: int, name: str, file: Path) -> None:
+    if len(column) and not least <= column.min() <= column.max() <= most:
+        raise InputError(str(file), f"is damaged: {name} of a row is not between {least} and {most}")
+
+
+def _latest_ps(account: Account) -> int:
+    """The end of the run, and what its figure may have been rounded by."""
+    return round(account.end_s * (1 + 1e-12) * PS_PER_S) + 1

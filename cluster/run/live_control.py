@@ -1,0 +1,269 @@
+"""A run that is watched, held, changed and ended from other threads while it goes."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pimserve.cluster.run.pace import Pacer
+from pimserve.cluster.run.running_latencies import RunningLatencies
+from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
+from pimserve.errors import PimserveError
+from pimserve.scheduler.control import Ledger, ReplicaState, RunCancelledError, RunView
+from pimserve.scheduler.outcomes import cut_off
+from pimserve.scheduler.requests import FINISHED, WAITING
+from pimserve.scheduler.window import MeasuredWindow
+
+Answer = TypeVar("Answer")
+
+_WINDOW_WALL_S = 0.05  # that a window of an unpaced run should last
+_FIRST_WINDOW_FS, _LONGEST_WINDOW_FS = FS_PER_S // 10, 1000 * FS_PER_S
+_MOST_GROWTH, _LEAST_GROWTH = 2.0, 0.25
+_COLLECT_EVERY_S = 10.0
+_LEDGERS_S = 1.0  # between two looks at the ledgers, which cost the run some milliseconds
+
+
+class RunObserver(Protocol):
+    """Takes in a run, window by window. `facts` may be set to what tells of the run's hosts (`Runtime.facts`)."""
+
+    facts: Callable[[], Mapping[str, Any]] | None
+
+    def take(self, view: RunView, ledgers: Sequence[Ledger] = ()) -> None:
+        """Take in the window that has ended; the ledgers once in a while."""
+
+    def end(self, view: RunView) -> None:
+        """Take in what the end of the run leaves."""
+
+
+class RunEndedError(PimserveError):
+    """The run ended before it could answer."""
+
+    def __init__(self) -> None:
+        super().__init__("the run has ended")
+
+
+class StoppedError(BaseException):
+    """The run ends for now, to go on later from its checkpoint. Not an Exception: it is nobody's fault."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A run at the end of a window; does not change.
+
+    `columns` are those of the request table, in which the run goes on writing: of what they hold, that counts which
+    happened by `now_fs`.
+    """
+
+    now_fs: int
+    window: int
+    requests: int
+    arrived: int
+    finished: int
+    rejected: int
+    replicas: tuple[ReplicaState, ...]
+    columns: Mapping[str, NDArray[Any]]
+    measured: MeasuredWindow
+
+
+class LiveControl:
+    """Control of a run, for other threads to use.
+
+    Args:
+        latencies: takes in the requests that leave.
+        speed: simulated seconds per second; 0: as fast as possible.
+        held: whether it is held before its first step.
+        observer: takes in the run for Prometheus, if it is to.
+    """
+
+    def __init__(
+        self,
+        latencies: RunningLatencies,
+        *,
+        speed: float = 0.0,
+        held: bool = False,
+        observer: RunObserver | None = None,
+    ) -> None:
+        self.latencies = latencies
+        self.observer = observer
+        self.snapshot: Snapshot | None = None
+        self._pacer = Pacer(speed) if speed else None
+        self._changed = threading.Condition()
+        self._held = held
+        self._cancelled = self._stopped = self._ended = False
+        self._asked: deque[tuple[Future[Any], Callable[[RunView], Any]]] = deque()
+        self._window_fs = _FIRST_WINDOW_FS
+        self._resumed_s: float | None = None  # wall clock
+        self._collected_s = time.monotonic()
+        self._finished = self._rejected = 0
+        self._looked_s = -_LEDGERS_S
+
+    @property
+    def held(self) -> bool:
+        """Whether it is to be held."""
+        return self._held
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is answered any more."""
+        return self._ended
+
+    def next_barrier_fs(self, now_fs: int) -> int:
+        """At once where something waits for it; else so that windows last 50 ms, or are of the pace."""
+        if self._held or self._asked:
+            return now_fs + 1
+        return now_fs + (self._window_fs if self._pacer is None else self._pacer.window_fs)
+
+    def barrier(self, view: RunView) -> None:
+        """Show the run, do what was asked for, and wait while it is held or ahead of its pace."""
+        self._adapt()
+        self._take_in(view)
+        with self._changed:
+            self._publish(view)
+            while True:
+                self._answer(view)
+                if self._cancelled:
+                    raise RunCancelledError("cancelled")
+                if self._stopped:
+                    raise StoppedError
+                if self._held:
+                    if self._pacer is not None:
+                        self._pacer.restart()
+                    self._changed.wait()
+                elif self._pacer is not None and (delay := self._pacer.delay_s(view.now_fs)) > 0:
+                    self._changed.wait(delay)
+                else:
+                    break
+        self._collect_garbage()
+        self._resumed_s = time.perf_counter()
+
+    def ended(self, view: RunView) -> None:
+        """Show the run as it was in the end."""
+        self._take_in(view, last=True)
+        with self._changed:
+            self._publish(view)
+
+    def ask(self, question: Callable[[RunView], Answer]) -> Future[Answer]:
+        """Have something done at the end of the window, or at once while the run is held."""
+        future: Future[Answer] = Future()
+        with self._changed:
+            if self._ended:
+                raise RunEndedError
+            self._asked.append((future, question))
+            self._changed.notify_all()
+        return future
+
+    def hold(self) -> Future[int]:
+        """Hold the run; says the simulated time, fs, at which it is held."""
+        return self.ask(lambda view: self._set_held(view, held=True))
+
+    def go_on(self) -> Future[int]:
+        """Let the run go on; says the simulated time, fs."""
+        return self.ask(lambda view: self._set_held(view, held=False))
+
+    def cancel(self) -> None:
+        """End the run at the end of this window."""
+        with self._changed:
+            self._cancelled = True
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """End it for now."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+    def end(self) -> None:
+        """The run has ended: nothing is answered any more."""
+        with self._changed:
+            self._ended = True
+            asked, self._asked = self._asked, deque()
+            self._changed.notify_all()
+        for future, _ in asked:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(RunEndedError())
+
+    def wait(self, seen: Snapshot | None, timeout_s: float) -> Snapshot | None:
+        """The latest snapshot, once it is another than `seen` or the time is over."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.snapshot is not seen or self._ended, timeout_s)
+            return self.snapshot
+
+    def _set_held(self, view: RunView, *, held: bool) -> int:
+        self._held = held
+        self._publish(view)
+        return view.now_fs
+
+    def _answer(self, view: RunView) -> None:
+        while self._asked:
+            future, question = self._asked.popleft()
+            if not future.set_running_or_notify_cancel():
+                continue  # whoever asked has left
+            try:
+                answer = question(view)
+            except PimserveError as error:
+                future.set_exception(error)
+            else:
+                self._publish(view)  # it may have changed the run
+                future.set_result(answer)
+
+    def _take_in(self, view: RunView, *, last: bool = False) -> None:
+        ledgers: list[Ledger] = []
+        if last or time.monotonic() >= self._looked_s + _LEDGERS_S:
+            ledgers, self._looked_s = view.ledgers(), time.monotonic()
+            self.latencies.set_gaps(ledger.itl for ledger in ledgers)
+        if self.observer is not None:
+            self.observer.take(view, ledgers)
+            if last:
+                self.observer.end(view)
+        left = view.left
+        if self.snapshot is None:  # fresh, or continued: then others have left before
+            left = np.flatnonzero(view.table["status"] != WAITING)
+        if len(left):
+            finished = int((view.table["status"][left] == FINISHED).sum())
+            self._finished += finished
+            self._rejected += len(left) - finished
+            self.latencies.add(view.table.columns, left[view.measured.holds(view.table.columns, left)])
+        if last:
+            rest = cut_off(view.table.columns)
+            mine = rest[view.measured.holds(view.table.columns, rest)]
+            self.latencies.add(view.table.columns, mine, view.now_fs // FS_PER_PS)
+
+    def _publish(self, view: RunView) -> None:
+        self.snapshot = Snapshot(
+            now_fs=view.now_fs,
+            window=view.window,
+            requests=len(view.table),
+            arrived=view.arrived,
+            finished=self._finished,
+            rejected=self._rejected,
+            replicas=tuple(view.replicas),
+            columns=dict(view.table.columns),
+            measured=view.measured,
+        )
+        self._changed.notify_all()
+
+    def _adapt(self) -> None:
+        if self._resumed_s is not None:
+            lasted = max(time.perf_counter() - self._resumed_s, 1e-6)
+            growth = min(_MOST_GROWTH, max(_LEAST_GROWTH, _WINDOW_WALL_S / lasted))
+            self._window_fs = min(_LONGEST_WINDOW_FS, max(1, int(self._window_fs * growth)))
+
+    def _collect_garbage(self) -> None:
+        """A run switches the collector off, which the threads that answer calls need in the long run."""
+        if time.monotonic() - self._collected_s > _COLLECT_EVERY_S:
+            gc.collect()
+            self._collected_s = time.monotonic()
+
+
+def total_steps(replicas: Sequence[ReplicaState]) -> int:
+    """Steps of all replicas together."""
+    return sum(state.steps for state in replicas)

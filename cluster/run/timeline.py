@@ -1,0 +1,160 @@
+"""A finished run as a timeline for Perfetto (ui.perfetto.dev) and chrome://tracing: Chrome's trace event format, JSON.
+
+A process for each replica, with a track of its steps, a counter for each unit of its devices, and counters of its
+batch; another process for requests, one track each: waiting, prefill, decode. Times are simulated microseconds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pimserve.cluster.base.files import whole_file
+from pimserve.cluster.run.history import History, ends_ps
+from pimserve.cluster.run.replica_progress import ReplicaProgress
+from pimserve.scheduler.requests import FINISHED
+
+MOST_SLICES = 20_000  # of steps of a replica; more are put together
+MOST_IN_ALL = 200_000  # of steps of all replicas, so that a browser can hold it
+MOST_REQUESTS = 1_000
+_BINS = 500  # of counters
+_PS_PER_US = 10**6
+_REQUESTS_PID = 0
+_MOMENTS = ("arrival", "first_scheduled", "first_token", "finish")
+
+Event = dict[str, Any]
+
+
+def write_timeline(run: Path, out: Path, *, most_requests: int = MOST_REQUESTS) -> dict[str, int]:
+    """Write a run's timeline; returns how many of which events it has.
+
+    Args:
+        run: results folder.
+        out: the file, there whole or not at all.
+        most_requests: that are shown: of the first ones those that finished.
+
+    Raises:
+        InputError: the folder is no run with steps, or was changed, or the file cannot be written.
+    """
+    history = History.load(run)
+    progress = [ReplicaProgress(history, replica) for replica in range(len(history.spans))]
+    events = list(_events(history, progress, most_requests))
+    history.check_digest([each.digest() for each in progress])
+    document = {
+        "displayTimeUnit": "ms",
+        "otherData": {"run": run.resolve().name, "clock": "simulated time"},
+        "traceEvents": events,
+    }
+    with whole_file(out) as file:
+        file.write(json.dumps(document, separators=(",", ":"), allow_nan=False))
+    kinds = [event["ph"] for event in events]
+    return {
+        "slices": kinds.count("X"),
+        "counters": kinds.count("C"),
+        "requests": int((history.requests["status"][:most_requests] == FINISHED).sum()),
+    }
+
+
+def _events(history: History, progress: Sequence[ReplicaProgress], most_requests: int) -> Iterator[Event]:
+    engines = [pool for pool in history.pools for _ in range(pool.replicas)]
+    most = max(_BINS, min(MOST_SLICES, MOST_IN_ALL // len(engines)))
+    for replica, pool in enumerate(engines):
+        pid = replica + 1
+        role = f"{pool.name} " if pool.name else ""
+        yield from _process(pid, f"{role}replica {replica}: {pool.devices_per_replica} {pool.label}", pid)
+        yield _track(pid, 1, "steps")
+        yield from _steps(pid, history.spans[replica], most)
+        yield from _units(pid, history.spans[replica], progress[replica], history.end_s)
+    yield from _process(_REQUESTS_PID, "requests", len(engines) + 1)
+    yield from _requests(history.requests[:most_requests])
+
+
+def _process(pid: int, name: str, place: int) -> Iterator[Event]:
+    yield {"ph": "M", "pid": pid, "name": "process_name", "args": {"name": name}}
+    yield {"ph": "M", "pid": pid, "name": "process_sort_index", "args": {"sort_index": place}}
+
+
+def _track(pid: int, tid: int, name: str) -> Event:
+    return {"ph": "M", "pid": pid, "tid": tid, "name": "thread_name", "args": {"name": name}}
+
+
+def _steps(pid: int, spans: NDArray[Any], most: int) -> Iterator[Event]:
+    """A slice for each span of equal steps, or for several where there are too many; counters at the same times."""
+    if not len(spans):
+        return
+    every = -(-len(spans) // most)
+    first = spans[::every]
+    begins = np.arange(0, len(spans), every)
+    last = np.minimum(begins + every, len(spans)) - 1
+    ends = ends_ps(spans)[last]
+    rests = np.append(first["begin_ps"][1:] > ends[:-1], True)  # whether the replica has nothing to do afterwards
+    rows = zip(
+        first["begin_ps"].tolist(),
+        ends.tolist(),
+        rests.tolist(),
+        np.add.reduceat(spans["steps"], begins).tolist(),
+        np.add.reduceat(spans["prefill_tokens"], begins).tolist(),
+        np.add.reduceat(spans["outputs"] * spans["steps"], begins).tolist(),
+        first["decodes"].tolist(),
+        first["chunks"].tolist(),
+        first["blocks_begin"].tolist(),
+        strict=True,
+    )
+    for begin_ps, end_ps, rest, number, prompt, output, decodes, chunks, blocks in rows:
+        name = "mixed" if prompt and decodes else "prefill" if prompt else "decode"
+        arguments = {"steps": number, "requests": decodes + chunks, "prompt tokens": prompt, "output tokens": output}
+        begin, took = begin_ps / _PS_PER_US, (end_ps - begin_ps) / _PS_PER_US
+        yield {
+            **{"ph": "X", "pid": pid, "tid": 1, "ts": begin, "dur": took, "name": name},
+            **{"cat": "steps", "args": arguments},
+        }
+        yield _counter(pid, begin, "requests in the batch", decodes + chunks)
+        yield _counter(pid, begin, "KV blocks", blocks)
+        if rest:
+            yield _counter(pid, end_ps / _PS_PER_US, "requests in the batch", 0)
+            yield _counter(pid, end_ps / _PS_PER_US, "KV blocks", 0)
+
+
+def _units(pid: int, spans: NDArray[Any], progress: ReplicaProgress, end_s: float) -> Iterator[Event]:
+    """Busy share of each unit in each of some hundred bins, which begin where spans do."""
+    starts_ps = spans["begin_ps"][:: -(-len(spans) // _BINS) or 1].tolist()
+    before: dict[str, float] = {}
+    for begin_ps, end_ps in pairwise([*starts_ps, round(end_s * 1e12)]):
+        busy = progress.until(end_ps, last=begin_ps == starts_ps[-1]).busy_s
+        for unit, seconds in busy.items():
+            share = (seconds - before.get(unit, 0.0)) / ((end_ps - begin_ps) / 1e12)
+            yield _counter(pid, begin_ps / _PS_PER_US, f"{unit} busy, %", round(100 * share, 3))
+        before = dict(busy)
+
+
+def _requests(requests: NDArray[Any]) -> Iterator[Event]:
+    """Nested asynchronous slices: a request's life, and its phases."""
+    for number, row in enumerate(requests):
+        if row["status"] != FINISHED:
+            continue
+        moments = [int(row[f"{name}_ps"]) / _PS_PER_US for name in _MOMENTS]
+        arguments = {
+            "replica": int(row["replica"]),
+            "input tokens": int(row["input_tokens"]),
+            "output tokens": int(row["output_tokens"]),
+            "preemptions": int(row["preemptions"]),
+        }
+        yield from _phase(number, f"request {number}", moments[0], moments[3], arguments)
+        for name, begin, end in zip(("waiting", "prefill", "decode"), moments[:-1], moments[1:], strict=True):
+            yield from _phase(number, name, begin, end, {})
+
+
+def _phase(number: int, name: str, begin: float, end: float, arguments: dict[str, int]) -> Iterator[Event]:
+    same = {"pid": _REQUESTS_PID, "tid": 1, "cat": "request", "id": number, "name": name}
+    yield {"ph": "b", "ts": begin, **same, "args": arguments}
+    yield {"ph": "e", "ts": end, **same}
+
+
+def _counter(pid: int, at_us: float, name: str, value: float) -> Event:
+    return {"ph": "C", "pid": pid, "ts": at_us, "name": name, "args": {"value": value}}

@@ -1,1 +1,0 @@
-"""Shards and devices in processes of their own: Ray actors that talk gRPC."""

@@ -1,0 +1,394 @@
+"""The scenario document: model, cluster, costs, scheduler, routing, workload, SLO, run, output and faults.
+
+One pydantic schema gives the checks, their messages and the JSON Schema. Units stand in the field names, or in the
+value ("400 GB/s").
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
+
+from pimserve.cluster.scenario.descriptions import read_yaml, with_descriptions, with_trace_beside
+from pimserve.cluster.scenario.dispatch import Transport
+from pimserve.cluster.scenario.interconnect import Interconnect
+from pimserve.cluster.scenario.routing_spec import RoutingSpec
+from pimserve.device_models.catalogue import model_of, no_truth_for_a_number, parse_document
+from pimserve.device_models.device import Device, ExpertDecision
+from pimserve.device_models.kernels import Backend
+from pimserve.device_models.model import ModelSpec
+from pimserve.device_models.operators import Parallelism
+from pimserve.device_models.registry import load_device
+from pimserve.errors import InputError, shortened, validation_error
+from pimserve.loadgen.spec import MAX_TIME_S
+from pimserve.loadgen.traces import find_trace
+from pimserve.loadgen.workload import WorkloadSpec, parse_trace_argument
+from pimserve.quantity import GigabytesPerSecond, Microseconds, PositiveSeconds, Seconds
+from pimserve.scheduler.config import SchedulerSpec
+from pimserve.scheduler.faults import FaultSpec
+from pimserve.scheduler.fleet import DECODE, PREFILL
+from pimserve.scheduler.slo import SloSpec
+
+Count = Annotated[int, Field(gt=0, le=4096)]
+MOST_DEVICES = 1024  # of a node that are tried where their number is left open
+
+
+def _is_auto(value: object) -> str | None:
+    """Tag of a number, which has no place in the paths of errors, or of auto."""
+    return "" if not isinstance(value, str) else "auto" if value == "auto" else None
+
+
+Devices = Annotated[
+    Annotated[Count, Tag("")] | Annotated[Literal["auto"], Tag("auto")],
+    Discriminator(_is_auto, custom_error_type="devices", custom_error_message="must be a whole number, or auto"),
+]
+_Clock = Field(le=MAX_TIME_S)  # later times do not fit the request table
+
+
+def _name_or_mapping(value: object) -> object:
+    if not isinstance(value, str | dict):
+        raise ValueError("must be a name of the catalogue, a YAML file, or a mapping of keys to values")  # noqa: TRY004 pydantic wants ValueError
+    return value
+
+
+_Entry = Annotated[str | dict[str, Any], BeforeValidator(_name_or_mapping)]
+
+
+_POOLS_REPORT_S = 0.1
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PoolSpec(_Section):
+    """Replicas of a pool, of devices of any kind; what is left out is as in `cluster`."""
+
+    device: _Entry | None = Field(None, description="as `cluster.device`")
+    replicas: Count | None = Field(None, description="copies of the model in this pool")
+    nodes: Count | None = Field(None, description="nodes of one replica")
+    devices_per_node: Devices | None = Field(None, description="as `cluster.devices_per_node`")
+    tensor_parallel: Count | None = Field(None, description="devices that split attention and dense layers")
+    experts: Literal["ep", "tp"] | None = Field(None, description="as `cluster.experts`")
+
+
+class HandoverSpec(_Section):
+    """The way of KV caches from prefill to decode replicas."""
+
+    gb_per_s: GigabytesPerSecond = Field(50.0, description="bandwidth of a replica's link to the other pool, one way")
+    latency_us: Microseconds = Field(10.0, description="until the first byte is there")
+
+
+class PoolsSpec(_Section):
+    """Replicas that compute prompts and emit the first token, and others that go on from there.
+
+    With pools, `scheduler.report_interval_s` is 0.1 unless the scenario says otherwise.
+    """
+
+    prefill: PoolSpec = PoolSpec()
+    decode: PoolSpec = PoolSpec()
+    handover: HandoverSpec = HandoverSpec()
+
+
+class ClusterSpec(_Section):
+    """Devices, how each replica's devices share the model, and the links between them."""
+
+    device: _Entry = Field(
+        "duplex",
+        description="a device of the catalogue, or a YAML file (looked for in the scenario's folder, then in the "
+        "working folder), or {preset: either, ...changes}, or a full description with `kind`",
+    )
+    replicas: Count = Field(1, description="copies of the model, each on its own devices")
+    nodes: Count = Field(1, description="nodes of one replica")
+    devices_per_node: Devices = Field(
+        4,
+        description="devices of each node; auto: the fewest that hold the model, and in their KV cache a request of "
+        "the longest length (scheduler.max_model_len, else the model's)",
+    )
+    tensor_parallel: Count | None = Field(
+        None, description="devices that split attention and dense layers; default: the devices of a node"
+    )
+    experts: Literal["ep", "tp"] | None = Field(
+        None,
+        description="ep: whole experts spread over all devices; tp: every expert sliced over the devices of a node; "
+        "left out, the device decides: ep where devices fetch weights, and AIMC chips as their `spread` says",
+    )
+    node_gb_per_s: GigabytesPerSecond = Field(50.0, description="bandwidth between nodes, one way per device")
+    node_latency_us: Microseconds = Field(0.5, description="a hop between nodes")
+    dispatch_us: Microseconds = Field(15.0, description="fixed cost of one dispatch or combine of tokens between nodes")
+    dispatch: Transport = Field(
+        "forward",
+        description="forward: a token's vector goes once to each other node that holds an expert of it, and is passed "
+        "on inside (as DeepEP does); direct: once to each such device; per_pick: once for each expert outside its "
+        "data-parallel group (as the Duplex paper counts)",
+    )
+    pools: PoolsSpec | None = Field(None, description="replicas for prefill, and others for decode")
+
+    @property
+    def split(self) -> Parallelism:
+        """How one replica's devices share the model.
+
+        Raises:
+            InputError: the number of devices is still left open (`load_scenario` fills it in).
+        """
+        each = self.devices_per_node
+        if each == "auto":
+            raise InputError("cluster.devices_per_node", "must be a number here (got auto)")
+        return Parallelism(self.nodes, each, self.tensor_parallel or each, self.experts or "ep")
+
+
+class CostSpec(_Section):
+    """Whether devices are ideal or as measured, and what counts beside the layers themselves."""
+
+    setting: Literal["ideal", "measured"] = Field(
+        "ideal",
+        description="ideal: datasheet and the papers' constants; measured: kernels and host as timed with a backend",
+    )
+    backend: Backend | None = Field(None, description="with setting: measured, whose kernels; default: vllm")
+    kernels: dict[str, Any] | None = Field(
+        None,
+        description="with setting: measured, changes to the kernels of the catalogue, such as {step: {host_us: 300}}",
+    )
+    lm_head: bool = Field(True, description="the product with the vocabulary (the Duplex paper leaves it out)")
+    expert_decision: ExpertDecision = Field(
+        "exact",
+        description="who runs what on devices with two units: exact, as their times say, never slower than either "
+        "alone; paper_table, by the Duplex paper's table for experts and its choice for attention",
+    )
+    passive_power: bool = Field(
+        True, description="energy that devices draw whether they work or not (the Duplex paper leaves it out)"
+    )
+    collectives: Literal["best", "ring"] = Field(
+        "best",
+        description="with setting: ideal, all-reduces inside a node; best: as a ring, in one shot or in two, what is "
+        "fastest for the size; ring: as a ring, as the Duplex paper has it",
+    )
+
+    @model_validator(mode="after")
+    def _backend_is_measured(self) -> Self:
+        if self.setting == "measured" and self.collectives == "ring":
+            raise ValueError("collectives: ring goes with setting: ideal; measured ones take the fastest algorithm")
+        for key, value in (("backend", self.backend), ("kernels", self.kernels)):
+            if self.setting == "ideal" and value is not None:
+                raise ValueError(f"{key} goes with setting: measured")
+        return self
+
+    @property
+    def measured_with(self) -> Backend | None:
+        """The backend whose measurements count; None for ideal devices."""
+        return None if self.setting == "ideal" else self.backend or "vllm"
+
+
+class RunSpec(_Section):
+    """Seed, what part of the run is measured, and when it stops."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="of arrivals, lengths and routing of experts")
+    warmup_s: Annotated[Seconds, _Clock] = Field(0.0, description="requests that arrive earlier are not measured")
+    cooldown_s: Annotated[Seconds, _Clock] = Field(
+        0.0, description="nor those that arrive in this time before the last arrival (open loop)"
+    )
+    max_time_s: Annotated[PositiveSeconds, _Clock] | None = Field(
+        None,
+        description="simulated time after which no step starts; requests then unfinished have "
+        "missed the limits that have passed, and are censored for the others",
+    )
+
+
+class OutputSpec(_Section):
+    """What the results folder holds."""
+
+    steps: bool = Field(True, description="write steps.npy, the per-step table")
+
+
+class Scenario(_Section):
+    """A model, the cluster that serves it, and the traffic."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] = Field(
+        "default", description="of the run, and of its results folder"
+    )
+    model: _Entry = Field(
+        "mixtral-8x7b",
+        description="a model of the catalogue, or a YAML file (looked for in the scenario's folder, then in the "
+        "working folder), or {preset: either, ...changes}, or a full description",
+    )
+    cluster: ClusterSpec = ClusterSpec()
+    costs: CostSpec = CostSpec()
+    scheduler: SchedulerSpec = SchedulerSpec()
+    routing: RoutingSpec = RoutingSpec()
+    workload: WorkloadSpec = Field(default_factory=lambda: WorkloadSpec.model_validate({}))
+    slo: SloSpec = SloSpec()
+    run: RunSpec = RunSpec()
+    output: OutputSpec = OutputSpec()
+    faults: FaultSpec | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pools_report(cls, document: object) -> object:
+        if not isinstance(document, Mapping):
+            return document
+        cluster, scheduler = document.get("cluster"), document.get("scheduler", {})
+        if not isinstance(cluster, Mapping) or cluster.get("pools") is None or not isinstance(scheduler, Mapping):
+            return document
+        return {**document, "scheduler": {"report_interval_s": _POOLS_REPORT_S, **scheduler}}
+
+    @property
+    def pools(self) -> tuple[str, ...]:
+        """Names of the pools; requests come to the first one."""
+        return ("",) if self.cluster.pools is None else (PREFILL, DECODE)
+
+    def of_pool(self, name: str) -> Scenario:
+        """The scenario as if the replicas of that pool were all there are."""
+        if not name and self.cluster.pools is None:
+            return self
+        if self.cluster.pools is None or name not in self.pools:
+            raise InputError("cluster.pools", f"there is no pool {name!r}")
+        pool: PoolSpec = getattr(self.cluster.pools, name)
+        changes = {key: value for key in PoolSpec.model_fields if (value := getattr(pool, key)) is not None}
+        cluster = self.cluster.model_copy(update={**changes, "pools": None})
+        return self.model_copy(update={"cluster": cluster})
+
+    def load_model(self) -> ModelSpec:
+        """The model, from the catalogue or as described."""
+        return model_of(self.model, "model")
+
+    def load_device(self) -> Device:
+        """The device, from the catalogue or as described."""
+        document = self.cluster.device
+        try:
+            device = load_device(document, "cluster.device")
+        except InputError as error:
+            if error.where.startswith("device"):  # the catalogue does not know where its names were asked for
+                raise InputError(f"cluster.{error.where}", error.message) from None
+            raise
+        if not isinstance(document, str):
+            no_truth_for_a_number("cluster.device", document, device.spec)
+        return device
+
+    def interconnect(self, device: Device) -> Interconnect:
+        """Links between the devices."""
+        cluster = self.cluster
+        return Interconnect(
+            link_gb_per_s=device.spec.link_gb_per_s,
+            link_latency_us=device.spec.link_latency_us,
+            one_shot_latency_us=device.spec.one_shot_latency_us if self.costs.collectives == "best" else None,
+            node_gb_per_s=cluster.node_gb_per_s,
+            node_latency_us=cluster.node_latency_us,
+            dispatch_us=cluster.dispatch_us,
+            dispatch=cluster.dispatch,
+        )
+
+    def resolved(self) -> dict[str, Any]:
+        """The scenario with all defaults and catalogue entries written out; it runs the same as this one.
+
+        Without `cluster.device` where every pool has a device of its own.
+        """
+        document = self.model_dump(mode="json", exclude_none=True)
+        document["model"] = self.load_model().model_dump(mode="json", exclude_none=True)
+        pools = self.cluster.pools
+        if pools is not None and pools.prefill.device is not None and pools.decode.device is not None:
+            del document["cluster"]["device"]
+        else:
+            document["cluster"]["device"] = self.load_device().spec.model_dump(mode="json", exclude_none=True)
+        for name in self.pools if self.cluster.pools is not None else ():
+            if "device" in document["cluster"]["pools"][name]:
+                spec = self.of_pool(name).load_device().spec
+                document["cluster"]["pools"][name]["device"] = spec.model_dump(mode="json", exclude_none=True)
+        if self.workload.trace is not None:  # readable from any folder
+            document["workload"]["trace"]["path"] = str(find_trace(self.workload.trace.path).resolve())
+        return document
+
+
+def load_scenario(
+    path: Path | None, overrides: Sequence[str] = (), trace: str | None = None, *, files: bool = True
+) -> Scenario:
+    """Read a scenario.
+
+    Args:
+        path: YAML file; None for the embedded defaults (Mixtral-8x7B on 4 Duplex devices, Azure-like traffic).
+        overrides: "path=value" each, the value in YAML.
+        trace: "FORMAT:PATH" of a trace to replay in place of the workload's arrivals and lengths.
+        files: whether it may name files that describe its model and devices.
+
+    Raises:
+        InputError: the file, or a value in it, is not acceptable; `devices_per_node: auto` finds no number.
+    """
+    document: dict[str, Any] = {} if path is None else parse_document(read_yaml(path, "a scenario"), str(path))
+    if path is not None and files:
+        document = with_trace_beside(document, path.parent)
+    if trace is not None:
+        spec = parse_trace_argument(trace).model_dump(mode="json", exclude_none=True)
+        workload = document.get("workload")
+        kept = (
+            {k: v for k, v in workload.items() if k in {"mode", "concurrency", "stagger"}}
+            if isinstance(workload, dict)
+            else {}
+        )
+        document = {**document, "workload": {**kept, "trace": spec}}
+    for override in overrides:
+        document = _override(document, override)
+    folders = [Path() if path is None else path.parent, Path()]
+    document = with_descriptions(document, folders if files else None)
+    try:
+        scenario = Scenario.model_validate(document)
+    except ValidationError as error:
+        raise validation_error("", error, Scenario) from None
+    no_truth_for_a_number("", document, scenario)
+    if any(scenario.of_pool(name).cluster.devices_per_node == "auto" for name in scenario.pools):
+        from pimserve.cluster.scenario.sizing import sized  # noqa: PLC0415 it knows what a scenario is, and devices
+
+        return sized(scenario)
+    return scenario
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of the scenario document."""
+    schema = Scenario.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "pimserve scenario"
+    return schema
+
+
+def _override(document: dict[str, Any], override: str) -> dict[str, Any]:
+    """The document with "path=value" applied; a preset's name on the way becomes {preset: name}."""
+    where = f"--set {shortened(override)}"
+    path, equals, text = override.partition("=")
+    if not equals or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", path.strip()):
+        raise InputError(where, "must be path=value, such as cluster.replicas=2")
+    if "\n" in text:
+        raise InputError(where, "must be a single line")
+    try:
+        value = parse_document(f"value: {text}", "")["value"]
+    except InputError as error:
+        raise InputError(where, error.message) from None
+    changed = dict(document)
+    place = changed
+    *parents, last = path.strip().split(".")
+    for depth, key in enumerate(parents):
+        inner = place.get(key, _default_of(parents[: depth + 1]))
+        if isinstance(inner, str) and key in {"model", "device"}:
+            inner = {"preset": inner}
+        if inner is not None and not isinstance(inner, Mapping):
+            raise InputError(where, f"{'.'.join(parents[: depth + 1])} is {inner!r}, which has no keys")
+        place[key] = place = dict(inner or {})
+    place[last] = value
+    return changed
+
+
+def _default_of(path: list[str]) -> str | None:
+    """What an absent key stands for, where overriding below it must keep that: the default model and device."""
+    defaults = {("model",): Scenario.model_fields["model"], ("cluster", "device"): ClusterSpec.model_fields["device"]}
+    field = defaults.get(tuple(path))
+    return None if field is None else field.default

@@ -1,0 +1,70 @@
+"""Scenarios that come over the wire: read with limits, and without reading the server's files."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from pimserve.cluster.scenario.document import Scenario, load_scenario
+from pimserve.cluster.scenario.placement import Replica
+from pimserve.cluster.scenario.prepared import prepare
+from pimserve.errors import InputError, shortened
+
+_PLACE = "scenario"
+_TRACE = "workload.trace.path"
+
+
+def read_scenario(text: str, overrides: Sequence[str], trace: str, traces: Path | None) -> tuple[Scenario, Replica]:
+    """The scenario of a request and one replica of it, checked as far as that goes without running it.
+
+    Args:
+        text: YAML.
+        overrides: "path=value" each.
+        trace: FORMAT:PATH, or empty.
+        traces: folder below which traces may lie; None: nowhere.
+
+    Raises:
+        InputError: it is not acceptable.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / _PLACE
+        file.write_text(text or "{}", encoding="utf-8")
+        try:
+            scenario = load_scenario(file, overrides, trace or None, files=False)
+        except InputError as error:
+            raise InputError(error.where.replace(str(file), _PLACE), error.message) from None
+    if scenario.workload.trace is not None:
+        scenario = _with_trace(scenario, _allowed(scenario.workload.trace.path, traces))
+    _, replica, _ = prepare(scenario)
+    return scenario, replica
+
+
+def _allowed(path: str, traces: Path | None) -> Path:
+    """The file of a trace; what lies elsewhere is as if it were not there, so that nothing is learned of it."""
+    if traces is None:
+        raise InputError(_TRACE, "this server reads no traces: it was started without --traces")
+    root = traces.resolve()
+    try:
+        found = (root / path).resolve()
+        if found.is_relative_to(root) and found.is_file():
+            return found
+    except (OSError, ValueError, RuntimeError):  # too long, a zero in it, a loop of links
+        pass
+    raise InputError(_TRACE, f"no file {shortened(repr(path))} below the folder of the server's --traces")
+
+
+def _with_trace(scenario: Scenario, file: Path) -> Scenario:
+    assert scenario.workload.trace is not None
+    trace = scenario.workload.trace.model_copy(update={"path": str(file)})
+    return scenario.model_copy(update={"workload": scenario.workload.model_copy(update={"trace": trace})})
+
+
+def as_yaml(scenario: Scenario) -> str:
+    """The scenario with all defaults and catalogue entries: what is run later does not depend on what changes here."""
+    text: str = yaml.dump(
+        scenario.resolved(), Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), sort_keys=False, allow_unicode=True
+    )
+    return text

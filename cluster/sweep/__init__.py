@@ -1,0 +1,1 @@
+"""Many runs over a grid, and where they are made. Imports `metrics` and what is below it."""

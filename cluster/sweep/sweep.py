@@ -1,0 +1,194 @@
+"""Run all points of a grid, each in a results folder of its own, and go on where an earlier attempt ended.
+
+OUT/sweep.json, sweep.csv              key figures of all points
+OUT/POINT/seed-SEED/                   the results folder of one run, as `pimserve run` writes it
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from pimserve.cluster.base.files import unwritable
+from pimserve.cluster.run.results import load_summary, naming, write_json
+from pimserve.cluster.sweep.grid import Grid, Run
+from pimserve.cluster.sweep.key_figures import FIGURES, Outcome, outcome_of, sweep_document
+from pimserve.cluster.sweep.workers import Task, Workers
+from pimserve.errors import InputError
+
+SWEEP_FILE, TABLE_FILE = "sweep.json", "sweep.csv"
+SCHEMA_VERSION = 2
+Progress = Callable[[int, int], None]
+
+
+def folder_of(grid: Grid, out: Path | None) -> Path:
+    """Where a sweep's results go."""
+    return out if out is not None else Path("results") / f"{grid.name}-sweep"
+
+
+def sweep(grid: Grid, folder: Path, workers: Workers, progress: Progress | None = None) -> dict[str, Any]:
+    """Run what of a grid is not there yet, and write and return the sweep's document.
+
+    Args:
+        grid: all points.
+        folder: where they go; that of the same sweep is continued.
+        workers: where to run them.
+        progress: called with (runs that are done, all runs).
+
+    Raises:
+        InputError: the folder belongs to something else, or cannot be written.
+    """
+    with _claimed(folder, grid):
+        runs = {(p, r): run for p, point in enumerate(grid.points) for r, run in enumerate(point.runs)}
+        places = {(p, r): folder / grid.points[p].name / f"seed-{run.seed}" for (p, r), run in runs.items()}
+        found: dict[tuple[int, int], Outcome] = {}
+        errors: dict[tuple[int, int], str] = {}
+        for key, run in runs.items():
+            summary = _finished(places[key], run)
+            if summary is not None:
+                found[key] = outcome_of(summary)
+        missing = [key for key in runs if key not in found]
+        if progress is not None:
+            progress(len(found), len(runs))
+        try:
+            with closing(workers.run(_tasks(missing, runs, places))) as outcomes:
+                for task, error in outcomes:
+                    if error is None:
+                        found[task.key] = outcome_of(load_summary(task.folder))
+                    else:
+                        errors[task.key] = error
+                    if progress is not None:
+                        progress(len(found) + len(errors), len(runs))
+        finally:  # interrupted, too: what is finished counts, what is not leaves nothing
+            for key in missing:
+                if key not in found:
+                    _clear(places[key])
+            document = {
+                "schema_version": SCHEMA_VERSION,
+                "identity": grid.identity,
+                **sweep_document(grid, found, errors, {key: str(place) for key, place in places.items()}),
+            }
+            _write(folder, grid, document)
+    return document
+
+
+def _tasks(
+    missing: Iterable[tuple[int, int]], runs: Mapping[tuple[int, int], Run], places: Mapping[tuple[int, int], Path]
+) -> Iterator[Task]:
+    """Runs to be made."""
+    for key in missing:
+        _clear(places[key])
+        scenario = runs[key].scenario
+        document = scenario.model_dump(mode="json", exclude_none=True)
+        if scenario.workload.trace is not None:  # workers may have another working directory
+            document["workload"]["trace"] = scenario.resolved()["workload"]["trace"]
+        yield Task(key, json.dumps(document), places[key])
+
+
+def _clear(place: Path) -> None:
+    """Remove what a run left that was cut short."""
+    shutil.rmtree(place, ignore_errors=True)
+    for held in place.parent.glob(f".{place.name}.*.partial"):
+        shutil.rmtree(held, ignore_errors=True)
+    with suppress(OSError):  # there may be other runs of the point
+        place.parent.rmdir()
+
+
+def _finished(place: Path, run: Run) -> dict[str, Any] | None:
+    """The summary of a run that was finished, if it is that of this scenario."""
+    with suppress(InputError):
+        summary = load_summary(place)
+        if summary.get("scenario_digest") == run.digest:
+            return summary
+    return None
+
+
+@contextmanager
+def _claimed(folder: Path, grid: Grid) -> Iterator[None]:
+    """Make the folder this sweep's, or see that it is; nobody else works in it meanwhile."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise unwritable(folder, error) from None
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(str(folder), "another sweep is at work in this folder") from None
+        _belongs(folder, grid)
+        if not (folder / SWEEP_FILE).exists():
+            _write_whole(folder / SWEEP_FILE, {"schema_version": SCHEMA_VERSION, "identity": grid.identity})
+        yield
+    finally:
+        os.close(handle)
+
+
+def _belongs(folder: Path, grid: Grid) -> None:
+    file = folder / SWEEP_FILE
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if any(entry.name != f".{SWEEP_FILE}" for entry in folder.iterdir()):
+            raise InputError(
+                str(folder), "exists already, and is not of a sweep; give another folder with --out"
+            ) from None
+        return
+    except (OSError, ValueError) as error:
+        raise InputError(str(file), f"cannot be read: {error}") from None
+    if not isinstance(before, dict) or before.get("schema_version") != SCHEMA_VERSION:
+        raise InputError(
+            str(file), f"is not a sweep of schema_version {SCHEMA_VERSION}; give another folder with --out"
+        )
+    if before.get("identity") != grid.identity:
+        raise InputError(str(folder), "belongs to a sweep of another scenario or grid; give another folder with --out")
+
+
+def _write(folder: Path, grid: Grid, document: Mapping[str, Any]) -> None:
+    rows = [
+        {
+            "point": point["name"],
+            **{path: _cell(value) for path, value in point["settings"].items()},
+            **{key: run.get(key) for key in ("seed", "status", "error", "folder", "not_on_front")},
+            "warnings": "; ".join(run.get("warnings", ())),
+            **(run.get("figures") or {}),
+        }
+        for point in document["points"]
+        for run in point["runs"]
+    ]
+    columns = [
+        "point",
+        *(axis.path for axis in grid.axes),
+        "seed",
+        "status",
+        *(f.key for f in FIGURES),
+        "not_on_front",
+        "warnings",
+        "error",
+        "folder",
+    ]
+    partial = folder / f".{TABLE_FILE}"
+    with naming(folder / TABLE_FILE), partial.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    partial.replace(folder / TABLE_FILE)
+    _write_whole(folder / SWEEP_FILE, dict(document))
+
+
+def _cell(value: object) -> object:
+    return json.dumps(value) if isinstance(value, list | dict) else value
+
+
+def _write_whole(path: Path, document: dict[str, Any]) -> None:
+    partial = path.with_name(f".{path.name}")
+    with naming(path):
+        write_json(partial, document)
+    partial.replace(path)

@@ -1,0 +1,191 @@
+"""Where the runs of a sweep are made: spawned processes of this machine, or Ray tasks."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Generator, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, Protocol
+
+from pimserve.cluster.distributed.hosts.ray_cluster import RayCluster
+from pimserve.cluster.run.results import load_summary, results_folder, write_json
+from pimserve.errors import PimserveError, shortened
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A run that is to be made: (point, run of the point), its scenario (JSON), and its folder."""
+
+    key: tuple[int, int]
+    scenario: str
+    folder: Path
+
+
+class Workers(Protocol):
+    """Where runs are made."""
+
+    def run(self, tasks: Iterable[Task]) -> Generator[tuple[Task, str | None], None, None]:
+        """Make all runs, in any order; yields each with its error, or None once its folder is there."""
+
+
+class ProcessWorkers:
+    """Spawned processes, each with one run at a time: one that dies takes no other run with it."""
+
+    def __init__(self, jobs: int) -> None:
+        self._jobs = jobs
+
+    def run(self, tasks: Iterable[Task]) -> Generator[tuple[Task, str | None], None, None]:
+        """Make all runs; when the caller stops early, runs under way are given up and leave nothing."""
+        waiting = iter(tasks)
+        busy: dict[Connection, tuple[_Child, Task]] = {}
+        child: _Child | None
+        try:
+            for _, task in zip(range(self._jobs), waiting, strict=False):
+                child = _Child()
+                busy[child.pipe] = (child, task)
+                child.give(task)
+            while busy:
+                for pipe in wait(list(busy)):
+                    assert isinstance(pipe, Connection)
+                    child, task = busy.pop(pipe)
+                    error = child.outcome()
+                    following = next(waiting, None)
+                    if following is None or not child.process.is_alive():
+                        child.end()
+                        child = None if following is None else _Child()
+                    if child is not None and following is not None:
+                        busy[child.pipe] = (child, following)
+                        child.give(following)
+                    yield task, error
+        finally:
+            for child, _ in busy.values():
+                child.end()
+
+
+class _Child:
+    """A worker process, as its parent sees it."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork would copy threads' locks, and has no clean start
+        self.pipe, far = context.Pipe()
+        self.process = context.Process(target=_work, args=(far,), daemon=True)
+        self.process.start()
+        far.close()
+
+    def give(self, task: Task) -> None:
+        with suppress(OSError):  # it has died: `outcome` says so
+            self.pipe.send((task.scenario, str(task.folder)))
+
+    def outcome(self) -> str | None:
+        try:
+            error: str | None = self.pipe.recv()
+        except (EOFError, OSError):
+            self.process.join()
+            code = self.process.exitcode or 0
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+            return f"its process {how}{'; was there memory enough?' if code == -signal.SIGKILL else ''}"
+        return error
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.process.close()
+        self.pipe.close()
+
+
+def _work(pipe: Connection) -> None:
+    """What a worker process does: one run after the other, until its parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends its workers
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    while True:
+        scenario, folder = pipe.recv()
+        pipe.send(make(scenario, Path(folder)))
+
+
+def _end_with(sentinel: int) -> None:
+    wait([sentinel])
+    os._exit(1)
+
+
+class RayWorkers:
+    """Ray tasks of one CPU each. What they write comes back as files, for their nodes may not share our disk."""
+
+    def __init__(self, cluster: RayCluster, jobs: int | None = None) -> None:
+        self._cluster = cluster
+        self._jobs = jobs or max(1, int(cluster.total().get("CPU", 1)))
+
+    def run(self, tasks: Iterable[Task]) -> Generator[tuple[Task, str | None], None, None]:
+        """Make all runs; when the caller stops early, tasks under way are cancelled."""
+        import ray  # noqa: PLC0415
+
+        remote: Any = ray.remote(num_cpus=1, max_retries=0)(make_files)
+        waiting = iter(tasks)
+        busy: dict[Any, Task] = {}
+        try:
+            while True:
+                for _, task in zip(range(self._jobs - len(busy)), waiting, strict=False):
+                    busy[remote.remote(task.scenario)] = task
+                if not busy:
+                    return
+                ready, _ = ray.wait(list(busy), timeout=1.0)
+                self._cluster.check()
+                for reference in ready:
+                    task = busy.pop(reference)
+                    try:
+                        error, files = ray.get(reference)
+                    except ray.exceptions.RayError as lost:
+                        error, files = f"its Ray task was lost: {shortened(' '.join(str(lost).split()))}", {}
+                    yield task, error if error is not None else _write(task, files)
+        finally:
+            for reference in busy:
+                with suppress(ray.exceptions.RayError, ValueError):
+                    ray.cancel(reference, force=True)
+
+
+def make(scenario: str, folder: Path) -> str | None:
+    """Make one run in this process; returns what is wrong with it, None if it is there."""
+    from pimserve.cluster.run.run import run  # noqa: PLC0415 heavy, and only here
+    from pimserve.cluster.scenario.document import Scenario  # noqa: PLC0415
+
+    try:
+        run(Scenario.model_validate(json.loads(scenario)), folder)
+    except PimserveError as error:
+        return str(error)
+    except MemoryError:
+        return "out of memory: a smaller workload needs less"
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    except Exception as error:  # noqa: BLE001 the other points go on, and the sweep tells
+        return f"internal error: {type(error).__name__}: {error}"
+    return None
+
+
+def make_files(scenario: str) -> tuple[str | None, dict[str, bytes]]:
+    """Make one run, wherever this is; returns its error and the files of its results folder."""
+    with tempfile.TemporaryDirectory(prefix="pimserve-") as scratch:
+        folder = Path(scratch) / "results"
+        error = make(scenario, folder)
+        return error, {} if error is not None else {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def _write(task: Task, files: dict[str, bytes]) -> str | None:
+    """Write a results folder that was made elsewhere."""
+    try:
+        with results_folder(task.folder, task.folder.name) as (folder, target):
+            for name, content in files.items():
+                (folder / name).write_bytes(content)
+            summary = load_summary(folder)
+            write_json(folder / "summary.json", {**summary, "results": str(target)})
+    except PimserveError as error:
+        return str(error)
+    return None

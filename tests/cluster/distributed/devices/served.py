@@ -1,0 +1,141 @@
+"""Runs with their executed steps, and device hosts in threads of this process, for the tests of device hosts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from pimserve.cluster.distributed.devices.device_host import DeviceHost
+from pimserve.cluster.distributed.devices.driver import DeviceLink, HostPlace, LinkSettings
+from pimserve.cluster.scenario.document import Scenario
+from pimserve.cluster.scenario.prepared import prepare
+from pimserve.loadgen.workload import generate
+from pimserve.scheduler.simulation import simulate
+from pimserve.scheduler.steplog import IntArray, StepLog
+
+SCENARIOS: Mapping[str, dict[str, Any]] = {
+    "dense": {"model": "llama-3.1-8b", "cluster": {"device": "h100", "devices_per_node": 2}},
+    "tp": {"model": "mixtral-8x7b", "cluster": {"device": "duplex", "devices_per_node": 4, "experts": "tp"}},
+    "ep": {
+        "model": "mixtral-8x7b",
+        "cluster": {"device": "duplex", "nodes": 2, "devices_per_node": 4, "tensor_parallel": 4, "experts": "ep"},
+    },
+    "skewed": {
+        "model": "mixtral-8x7b",
+        "cluster": {"device": "duplex", "replicas": 2, "devices_per_node": 4, "tensor_parallel": 2},
+        "routing": {"popularity": "zipf", "zipf_exponent": 1.0},
+    },
+    "exact": {
+        "model": "mixtral-8x7b",
+        "cluster": {"device": "duplex", "devices_per_node": 4, "tensor_parallel": 2},
+        "routing": {"mode": "exact"},
+    },
+    "nodes": {
+        "model": "mixtral-8x7b",
+        "cluster": {"device": "duplex", "nodes": 2, "devices_per_node": 4, "tensor_parallel": 1},
+    },
+    "measured": {
+        "model": "llama-3.1-8b",
+        "cluster": {"device": "h100", "devices_per_node": 4},
+        "costs": {"setting": "measured"},
+    },
+    "aimc": {"model": "mixtral-8x7b", "cluster": {"device": "aimc-realistic", "devices_per_node": 6}},
+    "aimc-dense": {"model": "llama-3.1-8b", "cluster": {"device": "aimc-realistic", "devices_per_node": 2}},
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A scenario that was served: its logs, and blocks of (replica, rows, first steps)."""
+
+    scenario: Scenario
+    digest: str
+    devices: int
+    logs: list[StepLog]
+    blocks: list[tuple[int, IntArray, IntArray]]
+
+    @property
+    def document(self) -> str:
+        return json.dumps(self.scenario.resolved())
+
+    @property
+    def keys(self) -> list[tuple[int, int]]:
+        """All devices."""
+        return [(log.costs.replica, device) for log in self.logs for device in range(self.devices)]
+
+    def chunks(self, rows: int) -> Iterator[tuple[int, IntArray, IntArray]]:
+        """The blocks, in pieces of so many rows."""
+        for replica, block, first in self.blocks:
+            for at in range(0, len(block), rows):
+                yield replica, block[at : at + rows], first[at : at + rows]
+
+
+@cache
+def run(name: str, requests: int = 60) -> Run:
+    """Serve one of SCENARIOS."""
+    lengths = {
+        "input": {"kind": "lognormal", "median": 300, "sigma": 0.8, "max": 3000},
+        "output": {"kind": "lognormal", "median": 40, "sigma": 0.7, "max": 300},
+    }
+    workload = {"num_requests": requests, "arrival": {"process": "poisson", "rate_per_s": 20}, "lengths": lengths}
+    scenario = Scenario.model_validate({**SCENARIOS[name], "workload": workload})
+    _, replica, routing = prepare(scenario)
+    blocks: list[tuple[int, IntArray, IntArray]] = []
+    served = simulate(
+        replica.plan,
+        generate(scenario.workload, 0),
+        scenario.scheduler,
+        kv_capacity_tokens=replica.kv_capacity_tokens,
+        max_model_len=8192,
+        replicas=scenario.cluster.replicas,
+        routing=routing,
+        write_rows=lambda number, rows, first: blocks.append((number, rows, first)),
+    )
+    return Run(scenario, replica.plan.digest(), replica.plan.devices, served.logs, blocks)
+
+
+def placed(served: Run, names: list[str]) -> dict[str, list[tuple[int, int]]]:
+    """The run's devices dealt to hosts in turns."""
+    return {name: served.keys[place :: len(names)] for place, name in enumerate(names)}
+
+
+@contextmanager
+def hosts(count: int, token: str = "") -> Iterator[dict[str, tuple[DeviceHost, str]]]:
+    """Hosts in this process, with their addresses."""
+    with ExitStack() as stack:
+        found = {}
+        for number in range(count):
+            host = DeviceHost(f"host-{number}", token, peer_timeout_s=5)
+            found[f"host-{number}"] = (host, f"127.0.0.1:{host.start()}")
+            stack.callback(host.stop, 0.2)
+        yield found
+
+
+@contextmanager
+def linked(served: Run, count: int, **settings: Any) -> Iterator[DeviceLink]:
+    """A link to hosts in this process that hold all devices of a run."""
+    with hosts(count, settings.get("token", "")) as there:
+        link = link_to(served, {name: address for name, (_, address) in there.items()}, **settings)
+        try:
+            yield link
+        finally:
+            link.close()
+
+
+def link_to(served: Run, addresses: Mapping[str, str], **settings: Any) -> DeviceLink:
+    """A link to hosts at these addresses."""
+    keys = placed(served, list(addresses))
+    places = {name: HostPlace(address, {"": keys[name]}) for name, address in addresses.items()}
+    return DeviceLink(served.document, {"": served.digest}, places, LinkSettings(**settings))
+
+
+def steps_of(block: IntArray, first: IntArray, most: int) -> tuple[IntArray, IntArray]:
+    """The first rows of a block that have at most so many steps together."""
+    upto = int(np.searchsorted(np.cumsum(block[:, 2]), most, side="right"))
+    return block[:upto], first[:upto]

@@ -1,0 +1,154 @@
+"""What devices send each other, against the collectives that the links cost."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pimserve.cluster.distributed.devices.compile import Pool, compile_pool
+from pimserve.cluster.distributed.devices.flows import ACTIVATIONS, ALL_GATHER, ALL_REDUCE, COMBINE, DISPATCH, apportion
+from pimserve.cluster.scenario.document import Scenario
+from pimserve.device_models.operators import AllGather, AllReduce, Operator, operators_of
+from pimserve.errors import InputError
+from tests.cluster.distributed.devices.served import SCENARIOS
+
+MANY = 2**16  # tokens of a step, by which all data-parallel groups and devices divide
+
+
+def pool_of(name: str) -> Pool:
+    return compile_pool(Scenario.model_validate(SCENARIOS[name]), "")
+
+
+def operators(name: str) -> list[Operator]:
+    scenario = Scenario.model_validate(SCENARIOS[name])
+    return operators_of(scenario.load_model(), scenario.cluster.split)
+
+
+def step(pool: Pool, tokens: int, outputs: int = 0, steps: int = 1) -> np.ndarray:
+    return pool.traffic.of_steps(np.array([tokens]), np.array([outputs]), np.array([steps]))
+
+
+def sent(pool: Pool, found: np.ndarray, kind: int, column: int = 1) -> list[int]:
+    """Counts (0) or bytes (1) of a kind, by sending device."""
+    cells = pool.traffic.cells
+    mine = cells.kind == kind
+    return np.bincount(cells.sender[mine], found[mine, column], minlength=pool.devices).astype(int).tolist()
+
+
+@pytest.mark.parametrize("name", ["dense", "tp", "ep", "skewed", "measured"])
+def test_bytes_of_collectives_are_those_that_the_links_cost(name: str) -> None:
+    pool, ops = pool_of(name), operators(name)
+    data = pool.replica.plan.data_parallel
+    found = step(pool, MANY * data, MANY * data)  # every group has that many
+    reduce = next((op for op in ops if isinstance(op, AllReduce)), None)
+    assert reduce is not None
+    ring = Fraction(2 * (reduce.group - 1), reduce.group) * reduce.times * int(reduce.bytes_per_token)
+    assert sent(pool, found, ALL_REDUCE) == [MANY * ring] * pool.devices
+    gather = next(op for op in ops if isinstance(op, AllGather))
+    ring = Fraction(gather.group - 1, gather.group) * int(gather.bytes_per_output)
+    assert sent(pool, found, ALL_GATHER) == [MANY * ring] * pool.devices
+
+
+@pytest.mark.parametrize("way", ["forward", "direct", "per_pick"])
+@pytest.mark.parametrize("name", ["ep", "skewed", "exact", "nodes"])
+def test_dispatch_and_combine_take_the_bytes_that_the_links_cost(name: str, way: str) -> None:
+    document = {**SCENARIOS[name], "cluster": {**SCENARIOS[name]["cluster"], "dispatch": way}}
+    scenario = Scenario.model_validate(document)
+    pool = compile_pool(scenario, "")
+    data, per_node = pool.replica.plan.data_parallel, scenario.cluster.devices_per_node
+    found = step(pool, MANY * data)
+    cells = pool.traffic.cells
+    for link, near in (("intra_node", True), ("inter_node", False)):
+        costed = [t for t in pool.replica.traffic if (t.operator, t.link) == ("dispatch and combine", link)]
+        for kind in (DISPATCH, COMBINE):
+            mine = (cells.kind == kind) & ((cells.sender // per_node == cells.receiver // per_node) == near)
+            each = np.bincount(cells.sender[mine], found[mine, 1], minlength=pool.devices)
+            wanted = sum(t.bytes_per_row for t in costed) * MANY * data / 2 / pool.devices
+            assert each == pytest.approx(np.full(pool.devices, wanted), rel=1e-6)
+
+
+def test_pools_have_their_own_devices_and_numbers() -> None:
+    prefill = {"replicas": 2, "device": "h100", "devices_per_node": 4}
+    decode = {"replicas": 3, "device": "duplex", "devices_per_node": 8, "tensor_parallel": 4}
+    scenario = Scenario.model_validate(
+        {"model": "mixtral-8x7b", "cluster": {"pools": {"prefill": prefill, "decode": decode}}}
+    )
+    first, second = compile_pool(scenario, "prefill"), compile_pool(scenario, "decode")
+    assert (first.numbers, second.numbers) == (range(2), range(2, 5))
+    assert (first.device, second.device) == ("h100", "duplex")
+    assert (first.devices, second.devices) == (4, 8)
+    assert not sum(sent(first, step(first, 100), DISPATCH))
+    assert sum(sent(second, step(second, 100), DISPATCH))
+    with pytest.raises(InputError, match="must be one of 'prefill', 'decode'"):
+        compile_pool(scenario, "")
+
+
+def test_inside_one_group_picks_take_no_bytes() -> None:
+    pool = pool_of("tp")
+    found = step(pool, 100)
+    assert sum(sent(pool, found, DISPATCH, 0)) == 100 * pool.picks_per_token
+    assert sum(sent(pool, found, DISPATCH)) == sum(sent(pool, found, COMBINE)) == 0
+
+
+@pytest.mark.parametrize("name", ["tp", "ep", "skewed", "aimc"])
+@given(st.integers(1, 5000), st.integers(0, 300), st.integers(1, 100))
+def test_every_pick_is_sent_once_and_comes_back(name: str, tokens: int, outputs: int, steps: int) -> None:
+    pool = POOLS[name]
+    found = step(pool, tokens, outputs, steps)
+    assert (found >= 0).all()
+    assert (found == steps * step(pool, tokens, outputs)).all()
+    cells = pool.traffic.cells
+    there, back = found[cells.kind == DISPATCH, 0], found[cells.kind == COMBINE, 0]
+    assert there.sum() == back.sum() == steps * tokens * pool.picks_per_token
+
+
+POOLS = {name: pool_of(name) for name in ("tp", "ep", "skewed", "aimc", "exact")}
+
+
+def test_popular_experts_get_more() -> None:
+    pool = POOLS["skewed"]
+    found = step(pool, MANY)
+    cells = pool.traffic.cells
+    mine = cells.kind == DISPATCH
+    received = np.bincount(cells.receiver[mine], found[mine, 0])
+    assert received.max() > 1.2 * received.min()
+
+
+def test_vectors_pass_through_the_chips() -> None:
+    pool = POOLS["aimc"]
+    hidden = 4096
+    cells = pool.traffic.cells
+    found = step(pool, 10)
+    for chip in range(pool.devices - 1):  # layers are spread: at least the residual goes on to the next chip
+        there = (cells.kind == ACTIVATIONS) & (cells.sender == chip) & (cells.receiver == chip + 1)
+        count, size = found[there].sum(axis=0).tolist()
+        assert count >= 10
+        assert size >= 10 * hidden
+    assert not (cells.sender == cells.receiver)[cells.kind == ACTIVATIONS].any()
+
+
+@given(st.lists(st.integers(0, 10**6), min_size=8, max_size=8))
+def test_drawn_picks_are_dealt_evenly_and_all(picks: list[int]) -> None:
+    dispatch = POOLS["exact"].traffic.dispatch
+    assert dispatch is not None
+    of_group = np.array(picks[: dispatch.groups])
+    dealt = dispatch.dealt(of_group)
+    assert (dealt >= 0).all()
+    assert np.bincount(dispatch.experts_of, dealt).tolist() == of_group.tolist()
+    by_sender = np.bincount(dispatch.sender, dealt)
+    assert by_sender.max() - by_sender.min() <= 1
+
+
+@given(
+    st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=5),
+    st.lists(st.floats(0.001, 1000), min_size=1, max_size=70),
+)
+def test_apportioned_numbers_add_up_and_are_next_to_their_share(totals: list[int], weights: list[float]) -> None:
+    found = apportion(np.array(totals), np.array(weights))
+    assert found.sum(axis=1).tolist() == totals
+    assert (found >= 0).all()
+    exact = np.array(totals)[:, None] * np.array(weights) / np.sum(weights)
+    slack = 1 + np.array(totals)[:, None] * len(weights) * 2.0**-31  # shares are kept to 32 bits
+    assert (np.abs(found - exact) <= slack).all()

@@ -1,0 +1,112 @@
+"""The ledger in closed form against the step log, which looks at every step; and each device's share of it."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pimserve.cluster.distributed.devices.audit import Audit, durations
+from pimserve.cluster.distributed.devices.ledgers import share
+from pimserve.errors import InputError
+from pimserve.scheduler.ledger import ReplicaLedger, TimesDifferError
+from pimserve.scheduler.steplog import Rows
+from tests.cluster.distributed.devices.served import SCENARIOS, run
+from tests.scheduler.test_laws import Run, runs
+
+
+def columns(block: np.ndarray) -> Rows:
+    return Rows(*np.ascontiguousarray(block.T))
+
+
+def totals(log_or_ledger: Any) -> tuple[Any, ...]:
+    return (
+        log_or_ledger.steps,
+        log_or_ledger.busy_fs,
+        log_or_ledger.unit_fs,
+        log_or_ledger.category_fs,
+        log_or_ledger.energy_pj,
+    )
+
+
+@settings(max_examples=60)
+@given(runs(), st.integers(1, 7))
+def test_the_ledger_adds_up_to_the_step_log_however_spans_come(case: Run, at_once: int) -> None:
+    for log, blocks in zip(case.served.logs, case.blocks, strict=True):
+        ledger = ReplicaLedger(log.costs)
+        step = tokens = 0
+        for block in blocks:
+            first = step + np.cumsum(block[:, 2]) - block[:, 2]
+            for at in range(0, len(block), at_once):
+                ledger.take(columns(block[at : at + at_once]), first[at : at + at_once])
+            step += int(block[:, 2].sum())
+            rows = columns(block)
+            tokens += int((rows.steps * (rows.decodes + rows.prefill_tokens)).sum())
+        assert totals(ledger) == totals(log)
+        assert (ledger.outputs, ledger.tokens) == (log.tokens, tokens)
+        assert ledger.peak_kv_blocks == log.peak_blocks
+        again = ReplicaLedger(log.costs)
+        again.restore(ledger.state())
+        assert totals(again) == totals(ledger)
+
+
+@settings(max_examples=40)
+@given(runs(), st.randoms(use_true_random=False))
+def test_spans_evaluated_one_by_one_in_any_order_have_their_times(case: Run, random: Any) -> None:
+    for log, blocks in zip(case.served.logs, case.blocks, strict=True):
+        step = 0
+        for block in blocks:
+            first = step + np.cumsum(block[:, 2]) - block[:, 2]
+            step += int(block[:, 2].sum())
+            some = random.sample(range(len(block)), random.randint(0, len(block)))
+            rows = columns(block[some].reshape(-1, block.shape[1]))
+            assert durations(log.costs, rows, first[some]).tolist() == rows.duration_fs.tolist()
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_femtosecond_too_much_is_found_in_any_span(name: str) -> None:
+    served = run(name)
+    replica, block, first = served.blocks[0]
+    for at in (0, len(block) // 2, len(block) - 1):
+        wrong = block.copy()
+        wrong[at, Rows._fields.index("duration_fs")] += 1
+        costs = served.logs[replica].costs
+        with pytest.raises(TimesDifferError, match=rf"steps? {first[at]}\b") as error:
+            ReplicaLedger(costs).take(columns(wrong), first)
+        assert error.value.first_step == first[at]
+        with pytest.raises(TimesDifferError, match=rf"steps? {first[at]}\b"):
+            Audit(costs, 0, [0], 1.0).check(columns(wrong), first)
+
+
+def test_the_audit_samples_its_share_whatever_block_a_span_comes_in() -> None:
+    served = run("tp")
+    replica, block, first = served.blocks[0]
+    costs = served.logs[replica].costs
+    looked = {}
+    for share_ in (0.0, 1 / 4, 1.0):
+        whole, pieces = Audit(costs, 7, [0], share_), Audit(costs, 7, [0], share_)
+        whole.check(columns(block), first)
+        for at in range(len(block)):
+            pieces.check(columns(block[at : at + 1]), first[at : at + 1])
+        assert whole.rows == pieces.rows
+        looked[share_] = whole.rows
+    assert looked[0.0] == 0
+    assert 0.1 < looked[1 / 4] / len(block) < 0.4
+    assert looked[1.0] == len(block)
+    devices = [Audit(costs, 7, [device], 1 / 4)._sampled(first).tolist() for device in range(4)]
+    assert len({tuple(rows) for rows in devices}) == 4
+    assert Audit(costs, 7, [0, 1], 1 / 4)._sampled(first).tolist() == sorted({*devices[0], *devices[1]})
+
+
+@pytest.mark.parametrize("share_", [-0.1, 1.1, float("nan")])
+def test_shares_of_the_audit(share_: float) -> None:
+    with pytest.raises(InputError, match="audit_share: must be from 0 to 1"):
+        Audit(run("tp").logs[0].costs, 0, [0], share_)
+
+
+@given(st.integers(0, 10**30), st.integers(1, 300))
+def test_shares_add_up_and_differ_by_one_at_most(total: int, parts: int) -> None:
+    found = [share(total, part, parts) for part in range(parts)]
+    assert sum(found) == total
+    assert max(found) - min(found) <= 1

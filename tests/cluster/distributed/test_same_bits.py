@@ -1,0 +1,188 @@
+"""The same scenario gives the same bits wherever its shards and devices live: the whole summary and the digest.
+
+Hosts live in threads here, with real gRPC between them; tests/e2e has them in processes and Ray actors.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pimserve.cluster.distributed.deployment import Distributed, Spread, host_specs
+from pimserve.cluster.distributed.hosts.hosting import Endpoint, HostSpec
+from pimserve.cluster.run.checkpoint import CheckpointFolder
+from pimserve.cluster.run.run import run
+from pimserve.cluster.scenario.document import Scenario, load_scenario
+from pimserve.scheduler.control import RunView
+
+TOKEN = "the token of this test"
+REQUESTS = 24
+SCENARIOS: dict[str, list[str]] = {
+    "mixtral on duplex, tp": ["cluster.experts=tp"],
+    "mixtral on duplex, ep": ["cluster.experts=ep", "cluster.replicas=2"],
+    "mixtral on duplex, two nodes": ["cluster.nodes=2", "cluster.replicas=4"],
+    "mixtral on h100": ["cluster.device=h100", "cluster.replicas=2"],
+    "mixtral on bank-pim": ["cluster.device=duplex-bank-pim"],
+    "mixtral on bankgroup-pim": ["cluster.device=duplex-bankgroup-pim", "cluster.replicas=3"],
+    "mixtral on logic-pim": ["cluster.device=logic-pim"],
+    "mixtral on aimc": ["cluster.device=aimc-realistic", "cluster.devices_per_node=6"],
+    "gpt2 on aimc": ["model=gpt2-medium", "cluster.device=aimc-silicon", "cluster.devices_per_node=1"],
+    "gpt2 on two aimc replicas": ["model=gpt2-large", "cluster.device=aimc-nand", "cluster.devices_per_node=1",
+                                  "cluster.replicas=2"],
+    "glam on duplex": ["model=glam-143b", "cluster.devices_per_node=8"],
+    "qwen on duplex": ["model=qwen3-30b-a3b", "cluster.replicas=2"],
+    "llama on h100, as measured": ["model=llama-3.1-8b", "cluster.device=h100", "cluster.devices_per_node=1",
+                                   "costs.setting=measured", "cluster.replicas=4"],
+    "llama on a100, as measured with trtllm": ["model=llama-3.1-70b", "cluster.device=a100", "costs.setting=measured",
+                                               "costs.backend=vllm"],
+    "mixtral on h200, as measured": ["cluster.device=h200", "costs.setting=measured", "cluster.replicas=2"],
+    "opt on duplex": ["model=opt-66b", "cluster.replicas=2"],
+    "windows of attention": ["model=gpt-oss-120b", "cluster.device=h100"],
+    "whole prompts": ["scheduler.batching=stage", "scheduler.kv_admission=oracle", "cluster.replicas=2"],
+    "short of memory": ["model=llama-3.1-70b", "cluster.devices_per_node=2", "scheduler.memory_utilization=0.87",
+                        "workload.arrival.process=poisson", "workload.arrival.rate_per_s=100"],
+    "every layer drawn": ["routing.mode=exact", "workload.num_requests=6", "run.warmup_s=0"],
+    "skewed experts": ["routing.popularity=zipf", "routing.zipf_exponent=0.8", "cluster.replicas=2"],
+    "a closed loop": ["workload={mode: closed, concurrency: 5, num_requests: 20}", "cluster.replicas=4"],
+    "bursts to the least loaded": ["cluster.replicas=4", "scheduler.router=least_outstanding",
+                                   "scheduler.report_interval_s=0.5", "workload.arrival.process=gamma",
+                                   "workload.arrival.rate_per_s=40", "workload.arrival.cv=3"],
+    "prefill on h100, decode on duplex": [
+        "cluster.pools={prefill: {device: h100, replicas: 2}, decode: {device: duplex, replicas: 2}}",
+        "workload.arrival={process: poisson, rate_per_s: 20}",
+    ],
+    "devices that fail, slow down and leave": [
+        "cluster.replicas=3",
+        "workload.arrival={process: poisson, rate_per_s: 40}",
+        "faults={detection_s: 0.1, events: [{at_s: 0.2, replica: 0, kind: fail, for_s: 1}, "
+        "{at_s: 0.3, replica: 1, kind: slow, factor: 1.5, for_s: 0.5}, {at_s: 0.4, replica: 2, kind: leave}]}",
+    ],
+    "stopped": ["cluster.replicas=2", "run.max_time_s=3", "workload.arrival.process=constant",
+                "workload.arrival.rate_per_s=20"],
+}  # fmt: skip
+
+
+class Threads:
+    """Hosts in threads of this process."""
+
+    def __init__(self, specs: list[HostSpec]) -> None:
+        self.recoveries: list[tuple[str, float]] = []
+        self._hosts = {}
+        self._endpoints = {}
+        for spec in specs:
+            module, _, name = spec.factory.partition(":")
+            self._hosts[spec.name] = host = getattr(importlib.import_module(module), name)(**spec.arguments)
+            self._endpoints[spec.name] = Endpoint(f"127.0.0.1:{host.start('127.0.0.1:0')}", 0, 0)
+
+    def endpoint(self, name: str) -> Endpoint:
+        return self._endpoints[name]
+
+    def endpoints(self) -> dict[str, Endpoint]:
+        return self._endpoints
+
+    def replace(self, name: str, _generation: int) -> Endpoint:
+        raise AssertionError(f"{name} was lost")
+
+    def stop(self) -> None:
+        for host in self._hosts.values():
+            host.stop(0)
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+class DiesAfter:
+    """Ends windows every 0.05 s of simulated time, and dies in one."""
+
+    def __init__(self, window: int) -> None:
+        self.window = window
+
+    def next_barrier_fs(self, now_fs: int) -> int:
+        return now_fs + 50 * 10**12
+
+    def ended(self, view: RunView) -> None:
+        pass
+
+    def barrier(self, view: RunView) -> None:
+        if view.window == self.window:
+            raise Killed
+
+
+def figures(summary: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in summary.items() if key not in {"results", "simulator"}}
+
+
+def spreads(replicas: int) -> Iterator[Spread]:
+    for shards in (1, 2, 4):
+        if shards <= replicas:
+            yield Spread(shards)
+    yield Spread(1, "planned", audit_share=1.0)
+    if replicas > 1:
+        yield Spread(2, "planned", 3)
+    yield Spread(1, "lockstep")
+
+
+def run_there(
+    scenario: Scenario, spread: Spread, out: Path, control: DiesAfter | None = None, checkpoints: Path | None = None
+) -> dict[str, Any]:
+    """The summary of a run on fresh hosts."""
+    hosts = Threads(host_specs(scenario, spread, TOKEN))
+    parts = Distributed(hosts, spread, scenario, TOKEN)
+    try:
+        return run(scenario, out, runtime=parts, control=control, checkpoints=checkpoints)
+    finally:
+        parts.close()
+        hosts.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_same_bits_everywhere(name: str, tmp_path: Path) -> None:
+    lockstep_too = 400  # steps: more take too long in lockstep
+    scenario = load_scenario(None, [f"workload.num_requests={REQUESTS}", *SCENARIOS[name]])
+    here = run(scenario, tmp_path / "here")
+    assert here["batch"]["steps"]
+    for number, spread in enumerate(spreads(scenario.cluster.replicas)):
+        if spread.devices == "lockstep" and here["batch"]["steps"] > lockstep_too:
+            briefly = [f"workload.num_requests={REQUESTS}", *SCENARIOS[name], "run.max_time_s=2"]
+            scenario_there = load_scenario(None, briefly)
+            expected = run(scenario_there, tmp_path / "briefly")
+        else:
+            scenario_there, expected = scenario, here
+        there = run_there(scenario_there, spread, tmp_path / str(number))
+        assert figures(there) == figures(expected), spread
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mixtral on duplex, ep",
+        "bursts to the least loaded",
+        "prefill on h100, decode on duplex",
+        "devices that fail, slow down and leave",
+    ],
+)
+@pytest.mark.parametrize(
+    "spread", [Spread(2), Spread(2, "planned", 3), Spread(1, "planned"), Spread(1, "lockstep")], ids=str
+)
+def test_a_run_that_dies_goes_on_to_the_same_bits(
+    name: str, spread: Spread, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its coordinator dies, and its hosts with it, between windows in which all have something in hand."""
+    monkeypatch.setattr(CheckpointFolder, "due", lambda _: True)
+    briefly = ["run.max_time_s=2"] if spread.devices == "lockstep" else []
+    scenario = load_scenario(None, [f"workload.num_requests={REQUESTS}", *SCENARIOS[name], *briefly])
+    here = run(scenario, tmp_path / "here")
+    out, kept = tmp_path / "out", tmp_path / "kept"
+    for window in (2, 9, 15):
+        with pytest.raises(Killed):
+            run_there(scenario, spread, out, DiesAfter(window), kept)
+    there = run_there(scenario, spread, out, DiesAfter(-1), kept)
+    assert there["simulator"]["continued"]
+    assert figures(there) == figures(here)

@@ -1,0 +1,47 @@
+"""Metrics of a run of the command line."""
+
+import json
+
+import pytest
+
+from pimserve.cluster.metrics.endpoint import EndpointOptions
+from pimserve.cluster.metrics.metered import metered
+from pimserve.cluster.run.results import results_folder
+from pimserve.cluster.run.run import scenario_digest
+from pimserve.cluster.scenario.document import load_scenario
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+SCENARIO = load_scenario(None, ["name=nice"])
+
+
+def label(out=None, checkpoints=None):
+    with metered(SCENARIO, out, None, EndpointOptions("127.0.0.1:0"), 0.0, checkpoints) as (_, feed, _):
+        return feed.latest().layout.run_id
+
+
+def test_a_run_is_called_as_its_results_folder_will_be(tmp_path):
+    assert label() == "nice"
+    with results_folder(None, "nice") as (partial, target):
+        (partial / "summary.json").write_text("{}")
+        assert target.name == "nice"
+        assert label() == "nice-2"  # while the other one goes on
+    assert label() == "nice-2"
+    (tmp_path / "results" / "nice-2").write_text("")
+    assert label() == "nice-3"
+    assert label(tmp_path / "mine" / "..") == tmp_path.name
+
+
+def test_a_run_that_goes_on_keeps_its_name(tmp_path):
+    kept = tmp_path / "kept"
+    (tmp_path / "results" / "nice").mkdir(parents=True)  # somebody else's
+    assert label(checkpoints=kept) == "nice-2"
+    kept.mkdir()
+    document = {"scenario": scenario_digest(SCENARIO), "results": str(tmp_path / "results" / "nice")}
+    (kept / "target.json").write_text(json.dumps(document))
+    assert label(checkpoints=kept) == "nice"
+    assert label(tmp_path / "other", checkpoints=kept) == "other"

@@ -1,0 +1,207 @@
+"""What a run says beside its figures: requests that were cut off or rejected, and whether it served what came."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pimserve.cluster.cli.render import summary_report, write
+from pimserve.cluster.run.export import export_table
+from pimserve.cluster.run.results import load_table
+from pimserve.cluster.run.run import run, serve
+from pimserve.cluster.scenario.document import load_scenario
+
+DATA = Path(__file__).parents[1] / "data"
+ON = ["model=llama-3.1-8b", "cluster={device: h100, devices_per_node: 1}", "output.steps=false"]
+LENGTHS = "lengths: {input: {kind: fixed, tokens: 200}, output: {kind: fixed, tokens: 400}}"
+OPEN = f"workload={{num_requests: 400, arrival: {{process: poisson, rate_per_s: 25}}, {LENGTHS}}}"
+
+
+def summary_of(*overrides: str, scenario: str | None = None) -> dict[str, Any]:
+    path = None if scenario is None else DATA / f"{scenario}.yaml"
+    return serve(load_scenario(path, [*([] if scenario else ON), *overrides]))[0]
+
+
+def table(summary: dict[str, Any]) -> list[str]:
+    summary["simulator"] = {"loop_s": 1, "steps_per_s": 1, "requests_per_s": 1, "process_s": 1, "peak_memory_mb": 1}
+    screen = io.StringIO()
+    write(summary_report(summary), screen)
+    return [" ".join(line.split()) for line in screen.getvalue().splitlines()]
+
+
+# --- cut off by the end of the run -----------------------------------------------------------------------------------
+
+
+def test_a_closed_loop_that_is_cut_off_met_the_ttft_of_all_that_had_a_token():
+    summary = summary_of(scenario="cut-by-max-time-closed")
+    slo, requests = summary["slo"], summary["requests"]
+    assert (requests["measured"], requests["measured_finished"], requests["measured_unfinished"]) == (256, 192, 64)
+    assert slo["met"] == {"ttft": 1, "tpot": 1}
+    assert slo["known"] == {"ttft": 256, "tpot": 192, "all": 192}
+    assert slo["censored"] == {"ttft": 0, "tpot": 64, "all": 64}
+    assert slo["attainment"] == slo["attainment_of_completed"] == 1
+    assert {key: (each["n"], each.get("censored")) for key, each in summary["latency_s"].items() if key != "itl"} == {
+        "ttft": (256, 0),
+        "tpot": (192, 64),
+        "e2e": (192, 64),
+        "queue": (256, 0),
+    }
+    (warning,) = [each for each in summary["warnings"] if "cut off" in each]
+    assert warning.startswith(
+        "64 of 256 measured requests (25.0 %) were cut off by the end of the run: latencies leave"
+    )
+    assert warning.endswith("and SLO attainment 64 of them (censored)")
+    lines = table(summary)
+    assert "left out, as the end of the run hides them: TPOT 64, E2E 64" in lines
+    assert any(line.startswith("censored, all 64") for line in lines)
+
+
+@pytest.mark.parametrize("at_s", [6, 10])
+@pytest.mark.parametrize("warmup", ["0", "1"])
+def test_an_open_loop_that_is_cut_off_is_not_blamed_for_it(at_s, warmup):
+    limits = ["slo={ttft_s: 1, tpot_s: 0.05, e2e_s: 8}", f"run.warmup_s={warmup}"]
+    cut, whole = summary_of(OPEN, *limits, f"run.max_time_s={at_s}"), summary_of(OPEN, *limits)
+    assert cut["requests"]["measured_unfinished"] > 0.01 * cut["requests"]["measured"]
+    assert whole["slo"]["attainment"] == cut["slo"]["attainment"] == 1
+    assert set(whole["slo"]["censored"].values()) == {0}
+    assert cut["slo"]["known"]["ttft"] + cut["slo"]["censored"]["ttft"] == cut["requests"]["measured"]
+    assert any("cut off by the end of the run" in each for each in cut["warnings"])
+    assert not any("cut off" in each for each in whole["warnings"])
+
+
+def test_a_limit_that_had_passed_when_the_run_ended_was_missed():
+    limits = "slo={ttft_s: 1, tpot_s: 0.0001, e2e_s: 0.5}"
+    found = summary_of(limits, scenario="cut-by-max-time-closed")["slo"]
+    assert found["met"] == {"ttft": 1, "tpot": 0, "e2e": 0}
+    assert found["censored"]["e2e"] == found["censored"]["all"] == 0
+    assert found["known"] == {"ttft": 256, "tpot": 256, "e2e": 256, "all": 256}
+
+
+def test_fewer_than_one_in_a_hundred_cut_off_go_without_a_warning():
+    few = f"workload={{num_requests: 4000, arrival: {{process: constant, rate_per_s: 4}}, {LENGTHS}}}"
+    summary = summary_of(few, "run.max_time_s=990", "slo.ttft_s=1")
+    assert 0 < summary["requests"]["measured_unfinished"] < 0.01 * summary["requests"]["measured"]
+    assert not any("cut off" in each for each in summary["warnings"])
+
+
+# --- rejected --------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_in_which_nothing_fits_says_so_first(tmp_path):
+    summary = run(load_scenario(DATA / "nothing-fits.yaml"), tmp_path / "r")
+    assert summary["requests"]["rejected_by_reason"] == {"max_model_len": 0, "kv_cache": 50}
+    assert (summary["tokens"]["prompt"], summary["tokens"]["prompt_rejected"]) == (0, 50 * 1600)
+    first, second, *_ = summary["warnings"]
+    assert first == "no request finished: 50 of 50 were rejected"
+    assert second.startswith(
+        "50 of 50 requests were rejected, with 100 % of the prompt tokens: 50 longer than the KV c"
+    )
+    lines = table(summary)
+    assert lines[0] == f"warning: {first}"
+    assert any("longer than the KV cache holds 50" in line for line in lines)
+    assert set(load_table(tmp_path / "r", "requests")["reject_reason"].tolist()) == {2}
+    assert reasons_in_export(tmp_path / "r") == ["kv_cache"] * 50
+
+
+def reasons_in_export(folder: Path) -> list[str]:
+    target = io.StringIO()
+    export_table(folder, "requests", target)
+    return [row["reject_reason"] for row in csv.DictReader(io.StringIO(target.getvalue()))]
+
+
+def test_each_rejected_request_has_its_reason(tmp_path):
+    """The model takes 131,072 tokens, and the KV cache holds fewer."""
+    prompts = [100, 120_000, 200_000, 150] * 15
+    trace = tmp_path / "trace.csv"
+    rows = [f"{i},{tokens},5" for i, tokens in enumerate(prompts)]
+    trace.write_text("\n".join(["arrival_s,input_tokens,output_tokens", *rows]))
+    small = "cluster={device: {preset: h100, memory_gb: 30}, devices_per_node: 1}"
+    scenario = load_scenario(None, [ON[0], small, "scheduler.memory_utilization=1"], f"csv:{trace}")
+    summary = run(scenario, tmp_path / "r")
+    held = summary["max_model_len"]
+    assert 10_000 < held < 120_000
+    assert summary["requests"]["rejected_by_reason"] == {"max_model_len": 15, "kv_cache": 15}
+    (warning,) = [each for each in summary["warnings"] if "were rejected" in each]
+    assert warning == (
+        "30 of 60 requests were rejected, with >99.9 % of the prompt tokens: 15 longer than max_model_len (131,072 "
+        f"tokens), 15 longer than the KV cache holds ({held:,} tokens)"
+    )
+    assert reasons_in_export(tmp_path / "r") == ["", "kv_cache", "max_model_len", ""] * 15
+    limited = load_scenario(None, [ON[0], "scheduler.max_model_len=1000"], f"csv:{trace}")
+    assert serve(limited)[0]["requests"]["rejected_by_reason"] == {"max_model_len": 30, "kv_cache": 0}
+
+
+def test_no_caveats_without_a_cause():
+    summary = summary_of(OPEN, "slo.ttft_s=1")
+    assert not [each for each in summary["warnings"] if "rejected" in each or "cut off" in each or "finished" in each]
+    assert not table(summary)[0].startswith("warning")
+    assert "stability: steady" in table(summary) or "stability: too short to tell" in table(summary)
+
+
+# --- saturated, steady, too short to tell -----------------------------------------------------------------------------
+
+
+def test_a_short_run_at_more_than_twice_the_capacity_is_never_steady():
+    """A backlog of 250 requests fits in the batch, so that none of them waits."""
+    lengths = "lengths: {input: {kind: fixed, tokens: 1000}, output: {kind: fixed, tokens: 500}}"
+
+    def at(rate: float, n: int) -> dict[str, Any]:
+        arrival = f"arrival: {{process: poisson, rate_per_s: {rate}}}"
+        return summary_of(f"workload={{num_requests: {n}, {arrival}, {lengths}}}")
+
+    capacity = at(1e6, 1500)["throughput"]["requests_per_s"]
+    short = at(2.5 * capacity, 250)
+    assert short["in_system"]["at_last_arrival"] > 100
+    assert short["stability"] == "too short to tell"
+    longer = at(2.5 * capacity, 6000)
+    assert longer["stability"] == "saturated"
+    (warning,) = [each for each in longer["warnings"] if each.startswith("saturated")]
+    assert "requests were in the system when the last one arrived" in warning
+    assert at(0.6 * capacity, 3000)["stability"] == "steady"
+
+
+B = "lengths: {input: {kind: fixed, tokens: 500}, output: {kind: fixed, tokens: 100}}"
+
+
+@pytest.mark.parametrize(
+    ("rate", "n", "state"), [(60, 2000, "steady"), (88, 2000, "too short to tell"), (400, 6000, "saturated")]
+)
+def test_a_backlog_is_never_called_steady(rate, n, state):
+    """Some 85 requests a second can be served."""
+    summary = summary_of(f"workload={{num_requests: {n}, arrival: {{process: poisson, rate_per_s: {rate}}}, {B}}}")
+    assert summary["stability"] == state
+    told = [each for each in summary["warnings"] if each.startswith(state)]
+    assert len(told) == (state != "steady")
+
+
+# --- nobody there, nothing measured ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["fail", "leave"])
+@pytest.mark.parametrize("stop", ["run.max_time_s=null", "run.max_time_s=30"])
+def test_a_dead_cluster_is_blamed_for_whom_it_left_waiting(kind, stop):
+    dead = f"faults.events=[{{at_s: 1, replica: 0, kind: {kind}}}]"
+    summary = summary_of(OPEN, "slo.ttft_s=1", dead, stop)
+    requests, slo = summary["requests"], summary["slo"]
+    assert requests["unfinished"] > 350
+    assert slo["attainment"] < 0.1
+    assert slo["goodput_requests_per_s"] < 3
+    assert slo["known"]["all"] + slo["censored"]["all"] == 400
+    assert any("no replica was left to take requests" in each for each in summary["warnings"])
+    assert not any("cut off" in each for each in summary["warnings"])
+
+
+def test_a_window_in_which_nothing_arrived_says_so():
+    closed = f"workload={{mode: closed, concurrency: 64, num_requests: 5000, {LENGTHS}}}"
+    summary = summary_of(closed, "run={max_time_s: 10, warmup_s: 9.5}", "slo.ttft_s=1")
+    assert summary["requests"]["measured"] == 0
+    assert summary["warnings"][0].startswith("no request arrived in the measured window")
+    assert summary["throughput"]["requests_per_s"] is None
+    assert summary["slo"]["goodput_requests_per_s"] is None
+    assert summary["ci95"]["slo"]["goodput_requests_per_s"] is None
+    assert summary["throughput"]["output_tokens_per_s"] > 0
+    table(summary)
+    wider = summary_of(closed, "run={max_time_s: 10, warmup_s: 1}", "slo.ttft_s=1")
+    assert not any("measured window" in each for each in wider["warnings"])

@@ -1,0 +1,46 @@
+"""What `export` writes is a trace: replayed, it gives the same requests to the picosecond."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pimserve.cluster.run.export import export_table
+from pimserve.cluster.run.results import load_table
+from pimserve.cluster.run.run import run
+from pimserve.cluster.scenario.document import load_scenario
+from pimserve.loadgen.traces import TraceSpec, load_trace
+
+LENGTHS = "lengths: {input: {kind: uniform, low: 1, high: 2000}, output: {kind: uniform, low: 1, high: 300}}"
+CLOSED = f"workload={{mode: closed, concurrency: 6, num_requests: 60, {LENGTHS}}}"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [f"workload={{arrival: {{process: gamma, rate_per_s: 20, cv: 3}}, num_requests: 100, {LENGTHS}}}"],
+        [CLOSED, "cluster.replicas=3"],
+        [CLOSED, "run.max_time_s=1"],
+        ["workload.num_requests=50", "scheduler.max_model_len=1500"],  # some are rejected
+    ],
+    ids=["open", "closed, three replicas", "closed and cut off", "some rejected"],
+)
+def test_an_exported_run_replays_the_same_requests(tmp_path: Path, overrides: list[str]) -> None:
+    run(load_scenario(None, ["model=llama-3.1-8b", "cluster.device=h100", *overrides]), tmp_path / "r")
+    with (tmp_path / "requests.csv").open("w") as file:
+        export_table(tmp_path / "r", "requests", file)
+    trace = load_trace(TraceSpec(format="csv", path=str(tmp_path / "requests.csv")))
+    before = load_table(tmp_path / "r", "requests")
+    arrived = before[before["arrival_ps"] >= 0]
+    arrived = arrived[np.argsort(arrived["arrival_ps"], kind="stable")]
+    for name in ("arrival_ps", "input_tokens", "output_tokens"):
+        assert getattr(trace, name).tolist() == arrived[name].tolist(), name
+    assert trace.rows_dropped.get("without a time", 0) == len(before) - len(arrived)
+
+
+def test_an_open_loop_replayed_runs_the_same(tmp_path: Path) -> None:
+    before = run(load_scenario(None, ["workload.num_requests=200"]), tmp_path / "r")
+    with (tmp_path / "requests.csv").open("w") as file:
+        export_table(tmp_path / "r", "requests", file)
+    replayed = load_scenario(None, trace=f"csv:{tmp_path / 'requests.csv'}")
+    assert run(replayed, tmp_path / "again")["digest"] == before["digest"]

@@ -1,0 +1,106 @@
+"""Running latencies are those of the summary, whatever the portions in which requests leave."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pimserve.cluster.cli.service_tables import request_page, slo_line
+from pimserve.cluster.client.answers import latencies as answered
+from pimserve.cluster.client.answers import request as described
+from pimserve.cluster.run.live_control import LiveControl
+from pimserve.cluster.run.run import serve
+from pimserve.cluster.run.running_latencies import NAMES, RunningLatencies
+from pimserve.cluster.scenario.document import load_scenario
+from pimserve.cluster.service.messages import latencies_of, life
+from pimserve.scheduler.requests import FINISHED, WAITING, RequestTable
+from pimserve.scheduler.simulation import Deployment
+from pimserve.scheduler.slo import SloSpec
+
+NOTHING = np.zeros(0, np.int64)
+
+
+def test_they_are_those_of_the_summary():
+    settings_ = ["workload.num_requests=400", "slo.ttft_s=0.02", "slo.tpot_s=0.0043", "slo.e2e_s=2"]
+    scenario = load_scenario(None, [*settings_, "costs.setting=ideal"])
+    summary, served = serve(scenario)
+    running = RunningLatencies(scenario.slo)
+    for portion in np.array_split(np.argsort(served.table["finish_ps"]), 17):
+        running.add(served.table.columns, portion)
+    running.set_gaps(log.itl for log in served.logs)
+    found = running.document((50, 90, 99))
+    for name in NAMES:
+        exact = summary["latency_s"][name]
+        assert found["latencies"][name]["count"] == exact["n"]
+        assert found["latencies"][name]["mean_s"] == pytest.approx(exact["mean"], rel=1e-9)
+        for percent in (50, 90, 99):
+            assert found["latencies"][name]["percentiles"][percent] == pytest.approx(exact[f"p{percent}"], rel=2**-11)
+    assert 0 < found["good"] < found["left"]
+    assert found["good"] / found["left"] == summary["slo"]["attainment"]
+    assert found["limits"] == summary["slo"]["limits"]
+
+
+def watched(*overrides):
+    """The summary of a run, and its control at the end."""
+    scenario = load_scenario(None, ["workload.num_requests=400", *overrides])
+    control = LiveControl(RunningLatencies(scenario.slo))
+    return serve(scenario, deployment=Deployment(control=control))[0], control
+
+
+@pytest.mark.parametrize("limits", ["slo={ttft_s: 0.02, tpot_s: 0.0043, e2e_s: 2}", "slo={ttft_s: 0.02}", "slo={}"])
+@pytest.mark.parametrize("stop", ["20", "60"])
+def test_of_a_run_that_is_cut_off_they_are_those_of_the_summary(limits, stop):
+    summary, control = watched(limits, f"run.max_time_s={stop}", "workload.arrival={process: poisson, rate_per_s: 20}")
+    found = answered(latencies_of(control.snapshot, control.latencies, (50, 99)))
+    assert (summary["requests"]["unfinished"] > 0) == (stop == "20")
+    for name in NAMES:
+        assert found.latencies[name].count == summary["latency_s"][name]["n"], name
+    assert found.attainment == summary["slo"]["attainment"]
+    if found.limits_s:
+        told = summary["slo"]
+        assert (found.left, found.censored) == (told["known"]["all"], told["censored"]["all"])
+        assert (f", {found.censored} censored" in slo_line(found)) == (found.censored > 0)
+
+
+def test_the_life_of_a_rejected_request_says_why():
+    _, control = watched("scheduler.max_model_len=1000", "workload.num_requests=40")
+    prompts = control.snapshot.columns["input_tokens"]
+    for number, tokens in enumerate(prompts.tolist()):
+        found = described(life(control.snapshot, number))
+        assert found.state == ("rejected" if tokens >= 1000 else "finished")
+        assert found.reject_reason == ("max_model_len" if tokens >= 1000 else None)
+    page = request_page(described(life(control.snapshot, int(np.argmax(prompts)))))
+    assert "longer than max_model_len" in [str(cell) for column in page.columns for cell in column.cells]
+
+
+def test_nothing_yet():
+    running = RunningLatencies(SloSpec())
+    running.add(RequestTable(np.zeros(1, np.int64), np.ones(1), np.ones(1), 10).columns, NOTHING)
+    found = running.document((50,))
+    assert found["latencies"]["ttft"] == {"count": 0, "mean_s": None, "percentiles": {50: None}}
+    assert (found["left"], found["good"]) == (0, 0)
+
+
+@settings(max_examples=30)
+@given(st.lists(st.integers(0, 2**62), min_size=1, max_size=20), st.integers(0, 10**12))
+def test_latencies_of_any_length_fit(spans_ps, frontend_ps):
+    n = len(spans_ps)
+    table = RequestTable(np.zeros(n, np.int64), np.ones(n), np.full(n, 2), 10)
+    table["status"][:] = FINISHED
+    for name in ("first_scheduled_ps", "first_token_ps"):
+        table[name][:] = 0
+    table["finish_ps"][:] = spans_ps
+    running = RunningLatencies(SloSpec(e2e_s=1), frontend_ps=frontend_ps)
+    running.add(table.columns, np.arange(n))
+    found = running.document((100,))
+    longest = min((max(spans_ps) + frontend_ps) / 1e12, 2**63 / 1e15)
+    assert found["latencies"]["e2e"]["percentiles"][100] == pytest.approx(max(longest, 1e-12), rel=2**-10)
+    assert found["good"] == sum((span + frontend_ps) / 1e12 <= 1 for span in spans_ps)
+
+
+def test_requests_that_have_not_left_do_not_count():
+    table = RequestTable(np.zeros(3, np.int64), np.ones(3), np.ones(3), 10)
+    assert (table["status"] == WAITING).all()
+    running = RunningLatencies(SloSpec(ttft_s=1))
+    running.add(table.columns, np.flatnonzero(table["status"] != WAITING))
+    assert running.document(())["left"] == 0

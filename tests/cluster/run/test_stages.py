@@ -1,0 +1,123 @@
+"""Figures of each stage of a rate that steps."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pimserve.cluster.cli.render import summary_report, write
+from pimserve.cluster.run.results import load_table
+from pimserve.cluster.run.run import run
+from pimserve.cluster.scenario.document import load_scenario
+from pimserve.loadgen.arrivals import ArrivalSpec, stages_of
+
+STEP = "[[0, 5], [600, 5], [600, 10], [1200, 10]]"
+
+
+def settings(series: str, *more: str, output: int = 10) -> list[str]:
+    return [
+        *("model=llama-3.1-8b", "cluster.device=h100", "cluster.devices_per_node=1", "output.steps=false"),
+        f"workload.arrival={{process: nhpp, rate_series: {series}}}",
+        f"workload.lengths={{input: {{kind: fixed, tokens: 100}}, output: {{kind: fixed, tokens: {output}}}}}",
+        *more,
+    ]
+
+
+def stages(folder: Path, *overrides: str) -> tuple[dict[str, Any], np.ndarray]:
+    summary = run(load_scenario(None, list(overrides)), folder)
+    return summary, load_table(folder, "requests")
+
+
+def test_each_stage_of_a_step_has_its_figures(tmp_path: Path) -> None:
+    summary, table = stages(tmp_path / "r", *settings(STEP, "workload.duration_s=1200", "slo.ttft_s=1"))
+    low, high = summary["stages"]
+    assert [(each["from_s"], each["to_s"], each["rate_per_s"]) for each in (low, high)] == [
+        (0, 600, 5),
+        (600, 1200, 10),
+    ]
+    assert low["requests"] == pytest.approx(3000, abs=4 * 55)  # four standard deviations
+    assert high["requests"] == pytest.approx(6000, abs=4 * 77)
+    assert low["requests"] + high["requests"] == summary["requests"]["total"] == len(table)
+    for stage in (low, high):
+        assert stage["offered_requests_per_s"] == pytest.approx(stage["rate_per_s"], rel=0.08)
+        assert stage["throughput"]["requests_per_s"] == pytest.approx(stage["offered_requests_per_s"], rel=0.01)
+        assert stage["throughput"]["output_tokens_per_s"] == pytest.approx(10 * stage["throughput"]["requests_per_s"])
+        assert stage["slo"] == {"attainment": 1.0, "censored": 0}
+        assert {key: each["n"] for key, each in stage["latency_s"].items()} == dict.fromkeys(
+            ("ttft", "tpot", "e2e", "queue"), stage["requests"]
+        )
+    first = table[: low["requests"]]
+    ttft_s = np.sort((first["first_token_ps"] - first["arrival_ps"]) / 1e12)
+    assert low["latency_s"]["ttft"]["p99"] == ttft_s[int(np.ceil(0.99 * len(ttft_s))) - 1]
+    assert low["latency_s"]["ttft"]["mean"] < high["latency_s"]["ttft"]["mean"]
+
+
+def test_stages_together_are_the_run(tmp_path: Path) -> None:
+    # A stage above capacity, and one in which the queue drains: limits are missed in the one where requests arrived.
+    series = "[[0, 2], [20, 2], [20, 400], [30, 400], [30, 1], [60, 1]]"
+    more = ("workload.duration_s=200", "slo.ttft_s=0.5", "scheduler.max_num_seqs=64")
+    summary, _ = stages(tmp_path / "r", *settings(series, *more, output=100))
+    found = summary["stages"]
+    assert sum(each["requests"] for each in found) == summary["requests"]["measured"]
+    assert sum(each["time_s"] for each in found) == pytest.approx(200, abs=2)  # from the first request on
+    good = sum(each["slo"]["attainment"] * each["requests"] for each in found)
+    assert good / summary["requests"]["measured"] == pytest.approx(summary["slo"]["attainment"])
+    assert found[0]["slo"]["attainment"] > 0.9 > found[1]["slo"]["attainment"]
+    assert found[1]["throughput"]["requests_per_s"] < found[1]["offered_requests_per_s"]
+
+
+def test_a_run_that_is_cut_off_has_its_stages_as_far_as_it_went(tmp_path: Path) -> None:
+    until = ("workload.duration_s=1200", "run.max_time_s=700")
+    summary, table = stages(tmp_path / "r", *settings(STEP, *until))
+    low, high = summary["stages"]
+    assert low["requests"] + high["requests"] == summary["requests"]["total"] == len(table)
+    assert low["time_s"] == pytest.approx(600, abs=2)
+    assert high["time_s"] == pytest.approx(100, abs=2)
+    assert high["offered_requests_per_s"] == pytest.approx(10, rel=0.2)
+
+
+def test_only_the_measured_window_counts(tmp_path: Path) -> None:
+    window = ("run.warmup_s=300", "run.cooldown_s=100", "workload.duration_s=1200")
+    summary, _ = stages(tmp_path / "r", *settings(STEP, *window))
+    low, high = summary["stages"]
+    assert low["requests"] + high["requests"] == summary["requests"]["measured"]
+    assert low["time_s"] == pytest.approx(300, abs=2)
+    assert high["time_s"] == pytest.approx(500, abs=2)
+    assert low["offered_requests_per_s"] == pytest.approx(5, rel=0.1)
+
+
+@pytest.mark.parametrize("series", ["[[0, 5], [10, 9]]", "[[0, 5], [10, 5], [10.1, 9], [20, 9]]"])
+def test_a_rate_that_does_not_step_has_no_stages(tmp_path: Path, series: str) -> None:
+    assert "stages" not in stages(tmp_path / "r", *settings(series, "workload.num_requests=20"))[0]
+
+
+def test_the_table_shows_them(tmp_path: Path) -> None:
+    summary, _ = stages(tmp_path / "r", *settings(STEP, "workload.duration_s=1200", "slo.ttft_s=1"))
+    file = io.StringIO()
+    write(summary_report(summary), file)
+    text = file.getvalue()
+    (low,) = (line for line in text.splitlines() if line.startswith("0 to 600 s"))
+    assert f"{summary['stages'][0]['requests']:,}" in low
+    assert max(map(len, text.splitlines())) <= 80
+
+
+@given(
+    lengths=st.lists(st.floats(0.5, 50), min_size=2, max_size=5),
+    first=st.floats(0, 300),
+    stretch=st.tuples(st.floats(0, 300), st.floats(0, 300)).map(sorted),
+)
+def test_stages_share_all_time_between_them(lengths: list[float], first: float, stretch: list[float]) -> None:
+    ends = np.cumsum(lengths).tolist()
+    series = [point for a, b in zip([0.0, *ends], ends, strict=False) for point in ((a, 1.0), (b, 1.0))]
+    found = stages_of(ArrivalSpec(process="nhpp", rate_series=tuple(series)), first, first + 1000)
+    assert found is not None
+    begin, end = stretch
+    times = found.times_s(begin, end)
+    assert sum(times) == pytest.approx(end - begin, abs=1e-6)
+    moments = np.linspace(begin, end, 4001)[:-1] + (end - begin) / 8000
+    share = np.bincount(found.at(moments), minlength=len(lengths)) / len(moments)
+    assert np.array(times) == pytest.approx(share * (end - begin), abs=0.01 * (end - begin) + 1e-6)

@@ -1,0 +1,100 @@
+"""summary.json and its reference: runs of all kinds hold what the schema says, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from pydantic import BaseModel
+
+from pimserve.cluster.run.run import run
+from pimserve.cluster.run.summary_schema import Summary, summary_schema
+from pimserve.cluster.scenario.document import load_scenario
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+FEW = ["workload.num_requests=60", "run.warmup_s=0", "output.steps=false"]
+KINDS: dict[str, tuple[str, list[str]]] = {
+    "duplex": ("mixtral_duplex", ["run.warmup_s=1"]),
+    "closed": ("closed_loop", []),
+    "aimc": ("mixtral_aimc", []),
+    "measured": ("llama_h100_measured", []),
+    "pools": ("prefill_decode_pools", []),
+    "faults": (
+        "faults",
+        ["faults.events=[{at_s: 1, replica: 0, kind: slow, factor: 2}, {at_s: 2, replica: 1, kind: fail, for_s: 3}]"],
+    ),
+    "cut": ("mixtral_duplex", ["run.max_time_s=1", "slo={ttft_s: 1}"]),
+    "rejected": ("mixtral_duplex", ["scheduler.max_model_len=100"]),
+    "nothing": ("mixtral_duplex", ["scheduler.max_model_len=1"]),
+    "stages": ("mixtral_duplex", ["workload.arrival={process: nhpp, rate_series: [[0, 2], [9, 2], [9, 4], [20, 4]]}"]),
+}
+
+
+@pytest.fixture(scope="module")
+def summaries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("runs")
+    return {
+        kind: run(load_scenario(EXAMPLES / f"{example}.yaml", [*FEW, *sets]), folder / kind)
+        for kind, (example, sets) in KINDS.items()
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_summary_is_as_its_reference_says(kind: str, summaries: dict[str, dict[str, Any]]) -> None:
+    Summary.model_validate(summaries[kind])
+    jsonschema.validate(summaries[kind], summary_schema())
+
+
+def fields_of(value: object) -> Iterator[tuple[str, str]]:
+    """(class, field) of all that is set in a model and below it."""
+    if isinstance(value, BaseModel):
+        for name in value.model_fields_set:
+            yield type(value).__name__, name
+            yield from fields_of(getattr(value, name))
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from fields_of(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from fields_of(each)
+
+
+def test_every_field_of_the_reference_is_in_a_run(summaries: dict[str, dict[str, Any]]) -> None:
+    seen = {field for summary in summaries.values() for field in fields_of(Summary.model_validate(summary))}
+    kinds: set[type[BaseModel]] = set()
+
+    def walk(kind: type[BaseModel]) -> None:
+        kinds.add(kind)
+        for each in kind.__subclasses__():
+            walk(each)
+
+    walk(Summary.__mro__[2])
+    known = {(kind.__name__, name) for kind in kinds for name in kind.model_fields}
+    assert known - seen == {("Placed", name) for name in Summary.__mro__[1].model_fields} | {
+        ("Simulator", "spread"),  # of distributed runs
+        ("Simulator", "continued"),
+    }
+
+
+def test_every_figure_has_a_unit_and_a_meaning() -> None:
+    schema = summary_schema()
+    for kind, part in [*schema["$defs"].items(), ("Summary", schema)]:
+        for name, field in part["properties"].items():
+            assert field.get("description"), f"{kind}.{name} has no meaning"
+            types = {option.get("type") for option in field.get("anyOf", [field])}
+            if "number" in types:
+                assert field.get("unit"), f"{kind}.{name} has no unit"
+
+
+def test_units_in_names_are_the_stated_ones() -> None:
+    schema = summary_schema()
+    for part in (*schema["$defs"].values(), schema):
+        for name, field in part["properties"].items():
+            for ending, unit in (("_requests_per_s", "requests/s"), ("_gb_per_device", "GB"), ("_mm2", "mm2")):
+                if name.endswith(ending) and "per_mm2" not in name:
+                    assert field["unit"] == unit
+            if name.endswith("_s") and "_per_s" not in name and "unit" in field:
+                assert field["unit"] == "s"

@@ -1,0 +1,434 @@
+"""What a user can get wrong in a scenario, a trace or a command, and the message: where, what, what is allowed."""
+
+import gzip
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pimserve.cluster.run.run import run
+from pimserve.cluster.scenario.document import load_scenario
+from pimserve.errors import InputError
+
+FIXED = "lengths: {input: {kind: fixed, tokens: 5}, output: {kind: fixed, tokens: 5}}"
+
+
+def refusal(tmp_path: Path, scenario: Path | None, overrides: list[str], trace: str | None = None) -> str:
+    """The message with which a run is refused; nothing must be left of its results."""
+    with pytest.raises(InputError) as refused:
+        run(load_scenario(scenario, overrides, trace), tmp_path / "new" / "results")
+    assert not (tmp_path / "new").exists()
+    return str(refused.value)
+
+
+# Overrides of the embedded scenario (Mixtral-8x7B on 4 Duplex devices), and what the message must hold.
+OVERRIDES: list[tuple[list[str], str]] = [
+    # Not path=value.
+    (["cluster.replicas"], "--set cluster.replicas: must be path=value"),
+    (["=5"], "--set =5: must be path=value"),
+    (["cluster..replicas=2"], "--set cluster..replicas=2: must be path=value"),
+    (["1.5=3"], "--set 1.5=3: must be path=value"),
+    (["cluster.replicas=[1"], "--set cluster.replicas=[1: not valid YAML: did not find expected"),
+    (["run.seed=2020-13-45"], "--set run.seed=2020-13-45: not valid YAML: month must be in 1..12"),
+    (["run.seed=" + "9" * 5000], "999...9"),
+    (["name=a\0b"], "not valid YAML: character '\\x00'"),
+    (["name=a\nb: 3"], "must be a single line"),
+    (["model.preset.x=3"], "--set model.preset.x=3: model.preset is 'mixtral-8x7b', which has no keys"),
+    # Keys that do not exist, on every level.
+    (["schedular.max_num_seqs=1"], "schedular: unknown key; did you mean scheduler? (known: name, model, cluster,"),
+    (["scheduler.max_num_seq=1"], "scheduler.max_num_seq: unknown key; did you mean max_num_seqs?"),
+    (["cluster.gpus=1"], "cluster.gpus: unknown key (known: device, replicas, nodes"),
+    (["workload.arrival={process: poisson, rate_per_s: 1, rps: 1}"], "workload.arrival.rps: unknown key"),
+    (
+        ["workload.lengths={input: {kind: fixed, tokens: 1, min: 2}, output: {kind: fixed, tokens: 1}}"],
+        "workload.lengths.input.min: unknown key (known: kind, tokens)",
+    ),
+    (["model.layer=3"], "model.layer: unknown key; did you mean layers?"),
+    (["model.attention.head=3"], "model.attention.head: unknown key; did you mean heads?"),
+    (["cluster.device.memory=3"], "cluster.device.memory: unknown key"),
+    (["cluster.device.pim.speed=3"], "cluster.device.pim.speed: unknown key"),
+    # Wrong types.
+    (["scheduler.max_num_seqs=many"], "scheduler.max_num_seqs: must be a whole number (got 'many')"),
+    (["scheduler.max_num_seqs=1.5"], "scheduler.max_num_seqs: must be a whole number (got 1.5)"),
+    (["scheduler.max_num_seqs=true"], "scheduler.max_num_seqs: must be a number (got true)"),
+    (["cluster.device.memory_gb=true"], "cluster.device.memory_gb: a number in GB is needed"),
+    (["model.layers=true"], "model.layers: must be a number (got true)"),
+    (["cluster.device.link_latency_us=[3]"], "cluster.device.link_latency_us: must be a number"),
+    (["scheduler=5"], "scheduler: must be a mapping of keys to values (got 5)"),
+    (["scheduler=[1]"], "scheduler: must be a mapping of keys to values (got a list)"),
+    (["cluster=null"], "cluster: must be a mapping of keys to values (got null)"),
+    (["cluster.replicas.x=2"], "cluster.replicas: must be a whole number (got a mapping)"),
+    (["model=5"], "model: must be a name of the catalogue, a YAML file, or a mapping of keys to values (got 5)"),
+    (
+        ["cluster.device=[h100]"],
+        "cluster.device: must be a name of the catalogue, a YAML file, or a mapping of keys to values",
+    ),
+    (["workload.trace=azure:x.csv"], "workload.trace: must be a mapping of keys to values (got 'azure:x.csv')"),
+    (["workload.lengths={input: 5, output: 5}"], "workload.lengths.input: must be a mapping of keys to values (got 5)"),
+    (["routing={popularity: given, weights: 3}"], "routing.weights: must be a list (got 3)"),
+    (
+        ["routing={popularity: given, weights: [true, 1, 1, 1, 1, 1, 1, 1]}"],
+        "routing.weights.0: must be a number (got true)",
+    ),
+    (
+        ["routing={popularity: given, weights: [[1, 1, 1, 1, 1, 1, 1, false]]}"],
+        "routing.weights.0.7: must be a number (got false)",
+    ),
+    (["output.steps=3"], "output.steps: must be true or false (got 3)"),
+    (["name="], "name: must be text (got null)"),
+    (["name=a/b"], "name: String should match pattern"),
+    # Out of range.
+    (["cluster.replicas=0"], "cluster.replicas: must be greater than 0 (got 0)"),
+    (["cluster.devices_per_node=5000"], "cluster.devices_per_node: must be less than or equal to 4096 (got 5000)"),
+    (["run.seed=-1"], "run.seed: must be greater than or equal to 0 (got -1)"),
+    (["run.seed=99999999999999999999"], "run.seed: must be less than 9223372036854775808 (got 99999999999999999999)"),
+    (["run.warmup_s=-1"], "run.warmup_s: must be greater than or equal to 0 (got -1)"),
+    (["run.max_time_s=0"], "run.max_time_s: must be greater than 0"),
+    (["run.max_time_s=1.0e+300"], "run.max_time_s: must be less than or equal to 9000000 (got 1e+300)"),
+    (["scheduler.memory_utilization=1.1"], "scheduler.memory_utilization: must be less than or equal to 1 (got 1.1)"),
+    (["scheduler.block_size=2048"], "scheduler.block_size: must be less than or equal to 1024 (got 2048)"),
+    (["workload.num_requests=0"], "workload.num_requests: must be greater than or equal to 1 (got 0)"),
+    (["workload.arrival={process: poisson, rate_per_s: 0}"], "workload.arrival.rate_per_s: must be greater than 0"),
+    (["slo.ttft_s=-1"], "slo.ttft_s: must be greater than 0 (got -1)"),
+    (["model.moe.top_k=9"], "model.moe: top_k (9) must not exceed experts (8)"),
+    (["model.layers=0"], "model.layers: must be greater than 0"),
+    # Not finite.
+    (["run.warmup_s=.inf"], "run.warmup_s: must be"),
+    (["scheduler.memory_utilization=.nan"], "scheduler.memory_utilization: must be less than or equal to 1 (got nan)"),
+    (["cluster.node_gb_per_s=.nan"], "cluster.node_gb_per_s: must be a finite number (got nan)"),
+    (["cluster.device.memory_gb_per_s=.inf"], "cluster.device.memory_gb_per_s: must be a finite number (got inf)"),
+    (["workload.arrival={process: poisson, rate_per_s: 1.0e+400}"], "workload.arrival.rate_per_s: must be a finite"),
+    (["routing={popularity: given, weights: [1, .nan]}"], "routing.weights.1: must be a finite number (got nan)"),
+    # Units.
+    (["run.warmup_s=10 parsecs"], "run.warmup_s: '10 parsecs' is not a number in s"),
+    (["cluster.node_gb_per_s=10 GB"], "one of the units B/s, MB/s, GB/s, TB/s, GiB/s, TiB/s, Gb/s"),
+    (["cluster.device={preset: h100, memory_gb: 80 apples}"], "cluster.device.memory_gb: '80 apples' is not a number"),
+    (
+        ["cluster.device.memory_gb_per_s=3 MB/s"],
+        "run: the simulated clock ends: a step of more than 9,223 s",
+    ),
+    (["cluster.device.link_latency_us=1.0e+15"], "must be less than or equal to 1000000000 (got 1000000000000000.0)"),
+    # Names that nothing has.
+    (["model=mixtral-8x7"], "model: unknown model 'mixtral-8x7'; did you mean mixtral-8x7b"),
+    (["model={preset: gpt-9}"], "model: unknown model 'gpt-9' (known: deepseek-r1,"),
+    (["model={}"], "model: needs `preset` (one of deepseek-r1,"),
+    (["cluster.device=h1000"], "cluster.device: unknown device 'h1000'; did you mean h100"),
+    (["cluster.device={kind: tpu}"], "cluster.device.kind: unknown kind of device 'tpu' (known: aimc, duplex, gpu)"),
+    (["cluster.device={}"], "cluster.device: needs `preset` (one of a100,"),
+    # 3D AIMC chips: what does not fit, and what they know nothing of.
+    (["cluster.device=aimc-realistic"], "cluster.devices_per_node: the network does not fit: it needs 178,416 tiers"),
+    (["cluster.device=aimc-realistic"], "use 6 such chips"),
+    (
+        ["cluster.device=aimc-realistic", "cluster.devices_per_node=6", "cluster.tensor_parallel=2"],
+        "cluster.tensor_parallel: chips of aimc-realistic hold whole layers or whole experts",
+    ),
+    (["cluster.device={preset: aimc-realistic, memory_gb: 80}"], "cluster.device.memory_gb: unknown key"),
+    (
+        ["cluster.device={preset: aimc-realistic, dram: {gb: 0}}"],
+        "cluster.device.dram.gb: must be greater than or equal",
+    ),
+    (
+        [
+            "cluster.device={preset: aimc-realistic, dram: {gb: 0.001}}",
+            "cluster.devices_per_node=6",
+            "model=mixtral-8x7b",
+            "scheduler.max_model_len=1000",
+        ],
+        "1000 exceeds the 73 tokens that the KV cache holds",
+    ),
+    (["model.attention.kind=mqa"], "model.attention.kind: must be one of 'gqa', 'mla' (got 'mqa')"),
+    (["scheduler.router=random"], "scheduler.router: unknown router 'random' (known: round_robin, least_outstanding"),
+    (["scheduler.batching=continuous"], "scheduler.batching: must be 'chunked' or 'stage' (got 'continuous')"),
+    (["cluster.experts=pp"], "cluster.experts: must be 'ep' or 'tp' (got 'pp')"),
+    (["workload.preset=azure"], "workload.preset: must be 'azure-conv-2023' (got 'azure')"),
+    (
+        ["workload.arrival={process: uniform}"],
+        "must be 'constant', 'poisson', 'gamma', 'nhpp' or 'trace' (got 'uniform')",
+    ),
+    (["workload.lengths={input: {kind: fixed, tokens: 1}}"], "workload.lengths.output: is missing"),
+    (
+        ["workload.lengths={input: {tokens: 3}, output: {kind: fixed, tokens: 1}}"],
+        "workload.lengths.input: needs `kind`, one of 'fixed', 'uniform', 'normal'",
+    ),
+    (
+        ["workload.lengths={input: {kind: pareto}, output: {kind: fixed, tokens: 1}}"],
+        "workload.lengths.input.kind: must be one of 'fixed', 'uniform',",
+    ),
+    (["slo.preset=mlperf/gpt-4"], "slo.preset: must be 'mlperf/llama2-70b/server'"),
+    (["routing.popularity=pareto"], "routing.popularity: must be 'uniform', 'zipf' or 'given' (got 'pareto')"),
+    # Values that contradict each other.
+    (["workload.arrival={process: gamma, rate_per_s: 1, burstiness: 1, cv: 1}"], "exactly one of burstiness and cv"),
+    (["workload.arrival={process: poisson}"], "workload.arrival: process 'poisson' needs rate_per_s"),
+    (["workload.arrival={process: poisson, rate_per_s: 1, cv: 2}"], "cv has no effect with process 'poisson'"),
+    (["workload.arrival={process: nhpp, rate_series: [[0, 1]]}"], "workload.arrival.rate_series: must have at least 2"),
+    (["workload.arrival={process: trace}"], "workload: arrival.process 'trace' needs trace"),
+    (
+        ["workload={mode: closed, concurrency: 8, arrival: {process: poisson, rate_per_s: 1}, " + FIXED + "}"],
+        "workload: arrival has no effect with mode 'closed'",
+    ),
+    (
+        ["workload.lengths={input: {kind: uniform, low: 5, high: 3}, output: {kind: fixed, tokens: 1}}"],
+        "workload.lengths.input: high (3) must be at least low (5)",
+    ),
+    (
+        ["workload.lengths={input: {kind: quantiles, knots: [[0, 5], [1, 3]]}, output: {kind: fixed, tokens: 1}}"],
+        "workload.lengths.input: tokens of the knots must not decrease",
+    ),
+    (["workload.mode=closed"], "workload: mode 'closed' needs concurrency"),
+    (["workload.concurrency=4"], "workload: concurrency has no effect with mode 'open'"),
+    (
+        ["workload.mode=closed", "workload.concurrency=8", "workload.num_requests=4"],
+        "workload: num_requests (4) must be at least concurrency (8)",
+    ),
+    (["workload.duration_s=1.0e-9"], "workload.duration_s: no request arrives within 1e-09 s; lengthen it"),
+    (
+        ["workload={arrival: {process: constant, rate_per_s: 1.0e-4}, " + FIXED + "}"],
+        "workload.arrival: arrivals reach",
+    ),
+    (["routing.popularity=zipf"], "routing: popularity: zipf needs zipf_exponent"),
+    (["costs.setting=measured", "costs.collectives=ring"], "costs: collectives: ring goes with setting: ideal"),
+    (["costs.collectives=tree"], "costs.collectives: must be 'best' or 'ring'"),
+    (["cluster.dispatch=pigeon"], "cluster.dispatch: must be 'forward', 'direct' or 'per_pick'"),
+    (["cluster.device.one_shot_latency_us=-1"], "cluster.device.one_shot_latency_us"),
+    (["routing.zipf_exponent=1"], "routing: zipf_exponent goes with popularity: zipf"),
+    (["routing={popularity: given, weights: [1, 2]}"], "routing.weights: 2 weights for the model's 8 experts"),
+    (["routing={popularity: given, weights: []}"], "routing.weights: 0 weights for the model's 8 experts"),
+    (["routing={popularity: given, weights: [[1, 2], 3]}"], "routing.weights.1: must be a list (got 3)"),
+    (["routing={popularity: given, weights: [[1, -2]]}"], "routing.weights.0.1: must be greater than or equal to 0"),
+    (
+        ["routing={popularity: given, weights: [[1, 1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1, 1]]}"],
+        "routing.weights: 2 lists of weights for 32 MoE layers of mixtral-8x7b; give one for all, or one for each",
+    ),
+    (
+        ["routing={popularity: given, weights: [[1, 1, 1, 1, 1, 1, 1]]}"],
+        "routing.weights.0: 7 weights for the model's 8 experts",
+    ),
+    (
+        ["routing={popularity: given, weights: [0, 0, 0, 0, 0, 0, 0, 0]}"],
+        "routing.weights: only 0 are above 0, and each token picks 2 experts",
+    ),
+    (
+        ["routing={popularity: given, weights: [[0, 0, 0, 5, 0, 0, 0, 0]]}"],
+        "routing.weights.0: only 1 are above 0, and each token picks 2 experts",
+    ),
+    (
+        ["routing={popularity: given, weights: [1, 1, 1, 1, 1, 1, 0, 1.0e-20]}"],
+        "routing: weights above 0 must lie within a factor of 1e+12",
+    ),
+    (
+        ["model=llama-3.1-8b", "routing={popularity: zipf, zipf_exponent: 1}"],
+        "routing.popularity: llama-3.1-8b has no routed experts",
+    ),
+    (["scheduler.max_num_batched_tokens=16"], "max_num_batched_tokens (16) must be at least max_num_seqs (256)"),
+    (["scheduler.max_model_len=40000"], "scheduler.max_model_len: 40000 exceeds the 32768 tokens of mixtral-8x7b"),
+    (
+        ["scheduler.memory_utilization=0.273", "scheduler.max_model_len=32000"],
+        "scheduler.max_model_len: 32000 exceeds the",
+    ),
+    (["run.warmup_s=5 h"], "run.warmup_s: warm-up (18000.0 s) and cool-down (0.0 s) leave nothing of the"),
+    (["run.cooldown_s=5 h"], "leave nothing of the"),
+    (["run.warmup_s=100", "run.max_time_s=50"], "run.warmup_s: 100.0 s leaves nothing to measure"),
+    (
+        ["workload.mode=closed", "workload.concurrency=8", "run.cooldown_s=1"],
+        "run.cooldown_s: a closed loop ends its window when its last request is issued: leave it at 0",
+    ),
+    (
+        ["workload.mode=closed", "workload.concurrency=2", "workload.num_requests=4", "run.warmup_s=1 h"],
+        "run.warmup_s: 3600.0 s leaves nothing to measure",
+    ),
+    (
+        ["workload.mode=closed", "workload.concurrency=8", "cluster.replicas=2", "scheduler.router=least_outstanding"],
+        "scheduler.router: a closed loop keeps each client on one replica: use round_robin",
+    ),
+    # What does not divide, or does not fit.
+    (["cluster.tensor_parallel=3"], "cluster.tensor_parallel: 3 does not divide the 4 devices"),
+    (["cluster.devices_per_node=3"], "cluster.tensor_parallel: 3 does not divide the 32 attention heads"),
+    (
+        ["model=grok-1", "cluster.devices_per_node=12", "cluster.tensor_parallel=4"],
+        "cluster.experts: 8 experts do not spread evenly over 12 devices with experts: ep",
+    ),
+    (["cluster.devices_per_node=1"], "cluster: mixtral-8x7b does not fit: weights take 93.4 GB"),
+    (["scheduler.memory_utilization=0.01"], "of each device's usable 0.9 GB (4 x duplex)"),
+    (["scheduler.memory_utilization=0.27204", "scheduler.block_size=1024"], "scheduler.block_size: one block of 1024"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), OVERRIDES, ids=[" ".join(case[0])[:60] for case in OVERRIDES])
+def test_overrides(overrides: list[str], message: str, tmp_path: Path) -> None:
+    assert message in refusal(tmp_path, None, overrides)
+
+
+def test_every_fault_of_a_scenario_is_told_at_once(tmp_path: Path) -> None:
+    lines = refusal(tmp_path, None, ["cluster.replicas=0", "run.seed=x", "scheduler.foo=1"]).splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["cluster.replicas", "scheduler.foo", "run.seed"]
+
+
+def test_a_long_value_is_not_repeated_whole(tmp_path: Path) -> None:
+    assert len(refusal(tmp_path, None, ["scheduler.router=" + "x" * 5000])) < 6000  # the router's own message
+    assert len(refusal(tmp_path, None, ["scheduler.batching=" + "x" * 5000])) < 500
+    assert len(refusal(tmp_path, None, ["x" * 5000])) < 500
+
+
+# Scenario files; the message begins with the file and, where there is one, the line.
+FILES: dict[str, tuple[bytes, str]] = {
+    "empty": (b"", ": must be a mapping"),
+    "comment only": (b"# nothing\n", ": must be a mapping"),
+    "list": (b"- model: x\n", ": must be a mapping"),
+    "scalar": (b"mixtral", ": must be a mapping"),
+    "unclosed bracket": (b"run:\n  seed: [1\n", ":3: not valid YAML"),
+    "tab": (b"run:\n\tseed: 1\n", ":2: not valid YAML"),
+    "bad indentation": (b"run:\n  seed: 1\n warmup_s: 2\n", ":3: not valid YAML"),
+    "duplicate key": (b"run:\n  seed: 1\n  seed: 2\n", ":3: not valid YAML: key 'seed' is given twice"),
+    "duplicate section": (b"name: a\nrun: {}\nname: b\n", ":3: not valid YAML: key 'name' is given twice"),
+    "two documents": (b"name: a\n---\nname: b\n", ":2: not valid YAML"),
+    "unknown tag": (b"name: !!python/name:os.system\n", ":1: not valid YAML: could not determine a constructor"),
+    "unknown alias": (b"name: *x\n", ":1: not valid YAML: found undefined alias"),
+    "unhashable key": (b"run: {}\n? [a]\n: 1\n", ":2: not valid YAML: found unhashable key"),
+    "impossible date": (b"run: {seed: 2020-13-45}", ": not valid YAML: month must be in 1..12"),
+    "endless number": (b"run: {seed: " + b"9" * 5000 + b"}", ": not valid YAML: Exceeds the limit"),
+    "control character": (b"run: {}\nname: a\x07b\n", ":2: not valid YAML: character '\\x07'"),
+    "binary": (b"\x89PNG\r\n\x1a\n\x00\xff", ": is not UTF-8 text (byte 0)"),
+    "Latin-1": (b"name: caf\xe9\n", ": is not UTF-8 text (byte 9)"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_scenario_files(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "s.yaml"
+    content, message = FILES[name]
+    file.write_bytes(content)
+    assert refusal(tmp_path, file, []).startswith(f"{file}{message}")
+
+
+def test_scenario_files_that_cannot_be_read(tmp_path: Path) -> None:
+    assert refusal(tmp_path, tmp_path / "no.yaml", []) == f"{tmp_path / 'no.yaml'}: no such file"
+    assert "is a folder; a scenario is a YAML file" in refusal(tmp_path, tmp_path, [])
+    assert "cannot be read: Not a directory" in refusal(tmp_path, Path(__file__) / "s.yaml", [])
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ("1: 2", "1: keys must be strings"),
+        ("run: {1: 2}", "run.1: keys must be strings"),
+        ("run:\n  - seed: 1", "run: must be a mapping of keys to values (got a list)"),
+        ("workload:", "workload: must be a mapping of keys to values (got null)"),
+        ("model: &m {preset: mixtral-8x7b, more: *m}", "{file}: *m is within what it stands for"),
+    ],
+)
+def test_documents_with_odd_keys(document: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "s.yaml"
+    file.write_text(document)
+    assert refusal(tmp_path, file, []).startswith(message.replace("{file}", str(file)))
+
+
+AZURE = b"TIMESTAMP,ContextTokens,GeneratedTokens\n"
+CSV = b"arrival_s,input_tokens,output_tokens\n"
+ROW = b"2023-11-16 18:15:46.6805900,374,44\n"
+TRACES: dict[str, tuple[str, bytes, str]] = {
+    "empty": ("csv", b"", ": the file is empty; a header arrival_s,input_tokens,output_tokens"),
+    "header only": ("csv", CSV, ": the file holds a header but no rows"),
+    "no header": ("csv", b"0.0,5,5\n", ":1: column arrival_s, input_tokens, output_tokens is missing"),
+    "missing column": ("csv", b"arrival_s,input_tokens\n0,5\n", ":1: column output_tokens is missing"),
+    "wrong format": ("azure", CSV + b"0.0,5,5\n", ":1: column TIMESTAMP"),
+    "short row": ("csv", CSV + b"0.0,5,5\n1.0,5\n", ":3: 3 fields are needed"),
+    "long row": ("csv", CSV + b"0.0,5,5,5\n", ":2: 3 fields are needed"),
+    "blank row": ("csv", CSV + b"0.0,5,5\n\n1.0,5,5\n", ":3: 3 fields are needed"),
+    "word for a number": ("csv", CSV + b"0.0,five,5\n", ":2: input_tokens is 'five'; a whole number from 1 to"),
+    "fraction of a token": ("csv", CSV + b"0.0,5,5.5\n", ":2: output_tokens is '5.5'"),
+    "no token": ("csv", CSV + b"0.0,0,5\n", ":2: input_tokens is '0'"),
+    "negative tokens": ("csv", CSV + b"0.0,5,-5\n", ":2: output_tokens is '-5'"),
+    "too many tokens": ("csv", CSV + b"0.0,5,99999999\n", ":2: output_tokens is '99999999'"),
+    "negative time": ("csv", CSV + b"-1.0,5,5\n", ":2: arrival_s is '-1.0'; seconds are needed"),
+    "no number for a time": ("csv", CSV + b"nan,5,5\n", ":2: arrival_s is 'nan'"),
+    "endless time": ("csv", CSV + b"1e400,5,5\n", ":2: arrival_s is '1e400'"),
+    "time beyond the clock": ("csv", CSV + b"0,5,5\n1e7,5,5\n", ":3: arrival_s '1e7' lies more than 9e+06 s"),
+    "time turns back": ("csv", CSV + b"2.0,5,5\n1.0,5,5\n", ":3: arrival_s '1.0' lies before the row above"),
+    "impossible date": ("azure", AZURE + ROW + b"2023-11-31 00:00:00,5,5\n", ":3: TIMESTAMP is '2023-11-31 00:00:00'"),
+    "date with no such zone": ("azure", AZURE + b"2023-11-16 18:15:46+25:00,5,5\n", ":2: TIMESTAMP is"),
+    "not text": ("csv", CSV + b"0.0,\xff,5\n", ":2: byte 0xff is not UTF-8 text"),
+    "gzip cut short": ("csv", gzip.compress(CSV * 50)[:-9], ": the gzip stream ends too early"),
+    "gzip damaged": ("csv", gzip.compress(CSV)[:-6] + b"abcdef", ": the gzip stream is damaged"),
+}
+
+
+@pytest.mark.parametrize("name", TRACES)
+def test_traces(name: str, tmp_path: Path) -> None:
+    form, content, message = TRACES[name]
+    file = tmp_path / "t.csv"
+    file.write_bytes(content)
+    assert refusal(tmp_path, None, [], f"{form}:{file}").startswith(f"{file}{message}")
+
+
+def test_trace_arguments(tmp_path: Path) -> None:
+    good = tmp_path / "t.csv"
+    good.write_bytes(CSV + b"0.0,5,5\n1.0,5,5\n")
+    assert "--trace: 'parquet:x' is not FORMAT:PATH with FORMAT one of azure, csv" in refusal(
+        tmp_path, None, [], "parquet:x"
+    )
+    assert "--trace: 'x.csv' is not FORMAT:PATH" in refusal(tmp_path, None, [], "x.csv")
+    assert "x.csv: no such file, neither here nor in" in refusal(tmp_path, None, [], "csv:x.csv")
+    assert "is a directory; a trace is a file" in refusal(tmp_path, None, [], f"csv:{tmp_path}")
+    for override, message in (
+        ("workload.num_requests=3", "workload.num_requests: is 3, but the selected trace has 2 requests"),
+        ("workload.trace.start_s=5", f"{good}: no row lies from start_s to end_s; the trace ends at 1 s"),
+        ("workload.trace.time_scale=-1", "workload.trace.time_scale: must be greater than 0 (got -1)"),
+        ("workload.trace.speed=2", "workload.trace.speed: unknown key"),
+        ("workload.preset=azure-conv-2023", "workload: preset has no effect beside trace"),
+    ):
+        assert message in refusal(tmp_path, None, [override], f"csv:{good}")
+
+
+def test_results_folder(tmp_path: Path) -> None:
+    scenario = load_scenario(None, ["workload.num_requests=1"])
+    for target, message in (
+        (tmp_path, f"{tmp_path}: exists already; give another folder with --out"),
+        (Path(__file__), "exists already"),
+        (Path(__file__) / "results", f"{Path(__file__) / 'results'}: cannot be written: {__file__} is not a directory"),
+        (Path("/dev/full/x"), "/dev/full/x: cannot be written: /dev/full is not a directory"),
+    ):
+        with pytest.raises(InputError) as refused:
+            run(scenario, target)
+        assert message in str(refused.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+COMMANDS = [
+    (["run", "none.yaml"], "none.yaml: no such file"),
+    (["run", "broken.yaml"], "broken.yaml:2: not valid YAML"),
+    (["run", "deep.yaml"], "deep.yaml: is nested deeper than 32 levels"),
+    (["run", "--set", "scheduler.max_num_seqs=0"], "scheduler.max_num_seqs: must be greater than 0"),
+    (["run", "--set", "cluster.devices_per_node=1", "--json"], "mixtral-8x7b does not fit"),
+    (["run", "--trace", "csv:broken.csv", "--out", "out"], "broken.csv:2: input_tokens is 'x'"),
+    (["run", "--set", "workload.num_requests=5", "--out", "full"], "full: exists already"),
+    (["compare", "full", "none"], "full: no results here"),
+    (["export", "full"], "full: has no requests.npy"),
+    (["run", "--trace", os.fsdecode(b"csv:tr\xff.csv")], "--trace.path: must be UTF-8 text"),
+    (["run", "--set", os.fsdecode(b"workload.trace={format: csv, path: tr\xff.csv}")], "is not UTF-8 text (byte 0xff)"),
+    (["run", os.fsdecode(b"tr\xff.yaml")], r"tr\xff.yaml: no such file"),
+    (["devices", "tpu"], "unknown device 'tpu'"),
+]
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(("arguments", "message"), COMMANDS, ids=[" ".join(command) for command, _ in COMMANDS])
+def test_commands_end_with_2_and_a_message(arguments: list[str], message: str, tmp_path: Path) -> None:
+    (tmp_path / "broken.yaml").write_text("run:\n\tseed: 1\n")
+    (tmp_path / "deep.yaml").write_text("run: " + "[" * 200_000)
+    (tmp_path / "broken.csv").write_bytes(CSV + b"0.0,x,5\n")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    environment = {key: value for key, value in os.environ.items() if key != "PIMSERVE_DEBUG"}
+    done = subprocess.run(
+        [sys.executable, "-m", "pimserve.cluster.cli.main", *arguments],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(tmp_path.rglob("*")) == before

@@ -1,0 +1,139 @@
+"""`scheduler.kv_blocks` and `reserve_gb`: sizes of the KV cache that a user states, and what is said of the rest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pimserve.cluster.run.run import serve
+from pimserve.cluster.scenario.document import Scenario
+from pimserve.cluster.scenario.pools import PlacedPool, place_pool, routing_of
+from pimserve.errors import InputError
+
+MIXTRAL = {"cluster": {"device": "h100"}}
+CARD = {"preset": "h100", "memory_gb": "24 GiB"}
+SMALL = {
+    "num_requests": 3,
+    "arrival": {"process": "constant", "rate_per_s": 1},
+    "lengths": {"input": {"kind": "fixed", "tokens": 100}, "output": {"kind": "fixed", "tokens": 10}},
+}
+
+
+def placed(document: dict[str, Any]) -> PlacedPool:
+    scenario = Scenario.model_validate(document)
+    model = scenario.load_model()
+    return place_pool(scenario, "", model, routing_of(scenario, model))
+
+
+def tokens(document: dict[str, Any]) -> int:
+    return placed(document).replica.kv_capacity_tokens
+
+
+def card(**scheduler: Any) -> dict[str, Any]:
+    return {"model": "llama-3.1-8b", "cluster": {"device": CARD, "devices_per_node": 1}, "scheduler": scheduler}
+
+
+def test_blocks_are_those_that_are_asked_for() -> None:
+    summary, _ = serve(Scenario.model_validate({**card(kv_blocks=2588), "workload": SMALL}))
+    assert summary["kv"]["capacity_tokens"] == 41_408
+
+
+def test_blocks_are_of_each_data_parallel_group() -> None:
+    cluster = {"device": "h100", "devices_per_node": 4, "tensor_parallel": 2}
+    document = {"model": "llama-3.1-8b", "cluster": cluster, "scheduler": {"kv_blocks": 100}}
+    assert tokens(document) == 2 * 100 * 16
+
+
+@pytest.mark.parametrize("device", ["h100", "duplex", "aimc-realistic"])
+def test_no_more_blocks_than_memory_holds(device: str) -> None:
+    devices = 6 if device.startswith("aimc") else 4
+    document = {"cluster": {"device": device, "devices_per_node": devices}, "scheduler": {"kv_blocks": 2**30}}
+    with pytest.raises(
+        InputError, match=r"scheduler\.kv_blocks: must be at most [0-9]+, the blocks of 16 tokens"
+    ) as error:
+        placed(document)
+    most = int(str(error.value).split("at most ")[1].split(",")[0])
+    assert tokens({**document, "scheduler": {"kv_blocks": most}}) == 16 * most
+    with pytest.raises(InputError):
+        placed({**document, "scheduler": {"kv_blocks": most + 1}})
+
+
+def test_blocks_beyond_the_share_that_is_used_are_allowed() -> None:
+    """A log's own figure may lie a little above our estimate."""
+    assert tokens(card(kv_blocks=3500)) == 56_000 > tokens(card())
+
+
+@pytest.mark.parametrize("device", ["h100", "duplex", "aimc-realistic"])
+def test_what_is_reserved_is_taken_from_the_cache(device: str) -> None:
+    devices = 6 if device.startswith("aimc") else 4
+    document: dict[str, Any] = {"cluster": {"device": device, "devices_per_node": devices}}
+    free = placed(document).replica
+    taken = placed({**document, "scheduler": {"reserve_gb": "10 GB"}}).replica
+    assert free.reserved_bytes_per_device == 0
+    assert taken.reserved_bytes_per_device == 10e9
+    assert taken.kv_capacity_tokens < free.kv_capacity_tokens
+
+
+def test_reserve_is_in_gigabytes_of_each_device() -> None:
+    taken = tokens(card()) - tokens(card(reserve_gb=1))
+    assert taken == pytest.approx(1e9 / 131_072, abs=1)
+    measured = {**card(reserve_gb=0), "costs": {"setting": "measured"}}
+    assert tokens(measured) == tokens(card())
+
+
+def test_a_summary_says_what_is_reserved() -> None:
+    summary, _ = serve(Scenario.model_validate({**card(), "costs": {"setting": "measured"}, "workload": SMALL}))
+    assert summary["reserved_gb_per_device"] == pytest.approx(1.64, abs=0.02)
+    ideal, _ = serve(Scenario.model_validate({**card(), "workload": SMALL}))
+    assert ideal["reserved_gb_per_device"] == 0
+
+
+def test_an_ideal_device_says_when_that_makes_a_difference() -> None:
+    (warning,) = placed(card()).replica.warnings
+    assert "54,415 tokens of KV cache a serving engine has room for 41,899" in warning
+    assert "scheduler.reserve_gb or costs.setting: measured" in warning
+    assert not placed(card(reserve_gb=0)).replica.warnings
+    assert not placed(MIXTRAL).replica.warnings
+
+
+def test_larger_steps_leave_less() -> None:
+    def measured(**scheduler: Any) -> int:
+        return tokens({**card(**scheduler), "costs": {"setting": "measured"}})
+
+    assert measured(max_num_batched_tokens=4096) < measured(max_num_batched_tokens=2048)
+    assert measured(max_num_seqs=512) < measured(max_num_seqs=256) < measured(max_num_seqs=128)
+
+
+@pytest.mark.parametrize("requests", [3000, 100_000])
+def test_windows_that_do_not_fit_name_what_takes_the_memory(requests: int) -> None:
+    document = {
+        "model": "gpt-oss-120b",
+        "cluster": {"device": {"preset": "h100", "memory_gb": 70.96708}, "devices_per_node": 1},
+        "scheduler": {"memory_utilization": 1.0, "max_num_seqs": requests, "max_num_batched_tokens": 131_072},
+    }
+    with pytest.raises(InputError, match=rf"attention windows of scheduler.max_num_seqs \({requests}\)"):
+        placed(document)
+
+
+def test_a_share_of_what_is_free_is_taken_last() -> None:
+    """TensorRT-LLM's fraction is of what weights and the rest leave; vLLM's of all memory."""
+    trtllm = {**card(memory_utilization=0.5), "costs": {"setting": "measured", "backend": "trtllm"}}
+    all_of_it = {**card(memory_utilization=1.0), "costs": {"setting": "measured", "backend": "trtllm"}}
+    assert tokens(trtllm) == pytest.approx(tokens(all_of_it) / 2, abs=1)
+    vllm = {**card(memory_utilization=1.0), "costs": {"setting": "measured"}}
+    assert tokens(all_of_it) == tokens(vllm)
+    with pytest.raises(InputError, match="does not fit"):
+        placed({**card(memory_utilization=0.5), "costs": {"setting": "measured"}})
+
+
+def test_windows_that_take_more_than_they_leave_are_warned_of() -> None:
+    def said(requests: int) -> list[str]:
+        scheduler = {"max_num_seqs": requests, "max_num_batched_tokens": 8192}
+        document = {"model": "gpt-oss-120b", "cluster": {"device": "h100", "devices_per_node": 1}}
+        found = placed({**document, "scheduler": scheduler}).replica.warnings
+        return [each for each in found if "attention windows" in each]
+
+    (warning,) = said(2560)
+    assert "scheduler.max_num_seqs (2,560) take 12.1 GB of each device, and leave 0.0395 GB" in warning
+    assert said(256) == []
