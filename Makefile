@@ -58,11 +58,17 @@ test-slow: $(DEV_READY) ## the slow ones: validation in full, long runs, killed 
 test-unit: $(DEV_READY) ## those of make test that are not end to end, and need neither Ray nor servers
 	$(BIN)/$(PYTEST) -m "$(UNIT)" $(ARGS)
 
-test-newest: ## the same as test-unit with the newest of all that pyproject.toml allows
+test-newest: $(DEV_READY) ## the same as test-unit with the newest of all that pyproject.toml allows
 	$(make_venv)
 	@test -x $(NEWEST)/bin/pip || $(PYTHON) -m venv $(NEWEST)
 	$(NEWEST)/bin/pip install --quiet --upgrade --upgrade-strategy eager --editable '.[dev]'
-	$(NEWEST)/bin/$(PYTEST) -m "$(UNIT)" $(ARGS)
+	@$(BIN)/pip freeze --exclude-editable >$(NEWEST)/locked.txt
+	@$(NEWEST)/bin/pip freeze --exclude-editable >$(NEWEST)/newest.txt
+	@if cmp -s $(NEWEST)/locked.txt $(NEWEST)/newest.txt; then \
+		echo "nothing is newer than what is locked, which make test tries"; \
+	else \
+		diff $(NEWEST)/locked.txt $(NEWEST)/newest.txt; $(NEWEST)/bin/$(PYTEST) -m "$(UNIT)" $(ARGS); \
+	fi
 
 # One resolution for all: what is installed for a run, or on the nodes of a Ray cluster, is what was tested.
 UPGRADE := --upgrade
