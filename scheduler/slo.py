@@ -22,24 +22,18 @@ SloPreset = Literal[
 ]
 # TTFT and TPOT in s, both at p99; MLPerf Inference rules of 2026-07-23. (The interactive limits of gpt-oss-120b differ
 # between the rules and the checker, so they are left out.)
-_LIMITS = dict(
-    zip(
-        get_args(SloPreset),
-        [
-            (2, 0.2),
-            (0.45, 0.04),
-            (2, 0.2),
-            (2, 0.1),
-            (0.5, 0.03),
-            (6, 0.175),
-            (4.5, 0.08),
-            (2, 0.08),
-            (1.5, 0.015),
-            (3, 0.08),
-        ],
-        strict=True,
-    )
-)
+_LIMITS: dict[SloPreset, tuple[float, float]] = {
+    "mlperf/llama2-70b/server": (2, 0.2),
+    "mlperf/llama2-70b/interactive": (0.45, 0.04),
+    "mlperf/mixtral-8x7b/server": (2, 0.2),
+    "mlperf/llama3.1-8b/server": (2, 0.1),
+    "mlperf/llama3.1-8b/interactive": (0.5, 0.03),
+    "mlperf/llama3.1-405b/server": (6, 0.175),
+    "mlperf/llama3.1-405b/interactive": (4.5, 0.08),
+    "mlperf/deepseek-r1/server": (2, 0.08),
+    "mlperf/deepseek-r1/interactive": (1.5, 0.015),
+    "mlperf/gpt-oss-120b/server": (3, 0.08),
+}
 
 
 class SloSpec(BaseModel):

@@ -101,6 +101,28 @@ def test_nhpp_transformed_by_its_integral_is_poisson():
     assert ks(np.diff(integral), lambda x: 1 - np.exp(-x)) < 1.63 / math.sqrt(N)
 
 
+SERIES = [
+    [[0, 5], [10, 5]],
+    [[0, 0], [10, 20], [30, 20], [40, 0]],
+    [[0, 3], [5, 3], [5, 40], [8, 0], [9, 0], [20, 7]],
+]
+
+
+@pytest.mark.parametrize("series", SERIES)
+def test_the_rate_integrated_up_to_each_arrival_is_the_sum_of_its_exponential_gaps(series):
+    """The inversion itself, without statistics: Cinlar's method turns the law's own draws into times."""
+    arrivals = times({"process": "nhpp", "rate_series": series}, n=5000, seed=7) / PS_PER_S
+    knots, rates = np.array(series, float).T
+    areas = np.diff(knots) * (rates[1:] + rates[:-1]) / 2
+    cycle, t = np.divmod(arrivals, knots[-1])
+    integral = cycle * areas.sum()
+    for begin, end, low, high in zip(knots, knots[1:], rates, rates[1:], strict=False):
+        inside = np.clip(t - begin, 0, end - begin)
+        integral += low * inside + (high - low) / max(end - begin, 1e-300) * inside**2 / 2
+    gaps = np.random.default_rng(7).standard_exponential(5000)
+    np.testing.assert_allclose(integral, np.cumsum(gaps), rtol=1e-9, atol=1e-9)
+
+
 def test_nhpp_has_no_arrival_where_the_rate_is_zero():
     t = times({"process": "nhpp", "rate_series": [[0, 5], [10, 5], [10.001, 0], [20, 0], [20.001, 5], [30, 5]]})
     t = t / PS_PER_S % 30

@@ -24,7 +24,7 @@ from pimserve.scheduler.control import (
 from pimserve.scheduler.engine import FOREVER
 from pimserve.scheduler.fleet import Fleet, RowSink
 from pimserve.scheduler.metrics import digest
-from pimserve.scheduler.requests import RequestTable
+from pimserve.scheduler.requests import FINISHED, REJECTED, RequestTable
 from pimserve.scheduler.shard import Shard
 from pimserve.scheduler.simulation import Deployment
 
@@ -109,6 +109,33 @@ def test_windows_do_not_matter(run: Run, lengths: list[int]) -> None:
     assert ends == sorted(set(ends))
     left = [request for view in control.views for request in view.left.tolist()]
     assert len(left) == len(set(left))
+
+
+class Leavers(Windows):
+    """Holds those who have left by the end of every window to what the table of requests says of them then."""
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        super().__init__(lengths)
+        self.left: list[int] = []
+
+    def barrier(self, view: RunView) -> None:
+        super().barrier(view)
+        self.left += view.left.tolist()
+        ended = np.flatnonzero(np.isin(view.table["status"], (FINISHED, REJECTED)))
+        assert sorted(self.left) == ended.tolist()
+
+
+def test_who_is_rejected_leaves() -> None:
+    control = Leavers([FS_PER_MS * 100])
+    served = serve([(0.0, 5, 5), (0.1, 1600, 5), (0.2, 5, 5), (0.9, 5, 5)], deployment=Deployment(control=control))
+    assert served.table["status"].tolist() == [FINISHED, REJECTED, FINISHED, FINISHED]
+    assert sorted(control.left) == [0, 1, 2, 3]
+
+
+@settings(max_examples=60)
+@given(runs(), LENGTHS)
+def test_who_has_finished_or_was_rejected_leaves_once(run: Run, lengths: list[int]) -> None:
+    Run(run.case, len(run.blocks), run.spec.router, deployment=Deployment(control=Leavers(lengths)))
 
 
 @settings(max_examples=60)

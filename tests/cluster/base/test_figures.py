@@ -68,7 +68,11 @@ def test_figure_is_within_half_a_unit_of_the_third_digit(value):
         (0.0, "0 %"),
         (1.0, "100 %"),
         (0.99966, ">99.9 %"),
+        (0.9991, ">99.9 %"),
+        (0.999, "99.9 %"),
         (0.0004, "<0.1 %"),
+        (0.0009, "<0.1 %"),
+        (0.001, "0.1 %"),
         (0.5, "50.0 %"),
         (0.0138, "1.4 %"),
     ],
@@ -82,6 +86,15 @@ def test_share_never_claims_all_or_nothing(value):
     assert (share(value) == "100 %") == (value == 1)
     assert (share(value) == "0 %") == (value == 0)
     assert not re.match(r"100\.0|0\.0", share(value))
+
+
+@given(st.floats(0, 1))
+def test_share_is_within_half_a_unit_of_its_last_digit(value):
+    text = share(value).removesuffix(" %")
+    if text[0] in "<>":
+        assert value < 0.001 if text == "<0.1" else value > 0.999
+    else:
+        assert float(text) / 100 == pytest.approx(value, abs=0.000501)
 
 
 @pytest.mark.parametrize(

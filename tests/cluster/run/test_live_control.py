@@ -169,12 +169,13 @@ def test_it_can_be_ended_from_outside(start, end, error, held):
 def test_who_asks_too_late_is_told(start):
     control = live()
     waiting = control.ask(lambda view: view.window)
+    assert not control.over
     control.end()
     with pytest.raises(RunEndedError, match="the run has ended"):
         waiting.result(PATIENCE_S)
-    with pytest.raises(RunEndedError):
+    with pytest.raises(RunEndedError, match="the run has ended"):
         control.hold()
-    assert control.ended
+    assert control.over
 
 
 def test_a_paced_run_waits_and_can_be_held_meanwhile(start):
