@@ -6,10 +6,12 @@ from importlib import resources
 from pathlib import Path
 
 from pimserve.cluster.validation.duplex_aggregates import aggregate
+from pimserve.cluster.validation.duplex_answers import answer
 from pimserve.cluster.validation.duplex_case import describe
+from pimserve.cluster.validation.duplex_metric import read_metric
 from pimserve.cluster.validation.duplex_notes import notes
-from pimserve.cluster.validation.duplex_quantities import answer
 from pimserve.cluster.validation.targets import Finding, Target, read_targets
+from pimserve.errors import InputError
 
 PUBLISHED = "duplex_targets.json"
 
@@ -26,20 +28,26 @@ def judge(target: Target) -> Finding:
     Raises:
         InputError: its quantity or setting is unknown or out of range; names file and target.
     """
-    found = aggregate(target) if target.case.get("scope") == "aggregate" else answer(target)
-    passed = target.accepts(found.value)
+    metric = read_metric(target)
+    try:
+        ours = answer(target, metric) if metric.over is None else aggregate(metric, metric.over)
+    except InputError as error:
+        if error.where == target.where:
+            raise
+        raise InputError(target.where, str(error)) from None
+    passed = target.accepts(ours.value)
     return Finding(
         id=target.id,
         quantity=target.quantity,
         case=describe(target),
         published=target.published,
-        ours=found.value,
-        ratio=target.ratio(found.value),
+        ours=ours.value,
+        ratio=target.ratio(ours.value),
         tolerance=target.tolerance,
         tolerance_kind=target.tolerance_kind,
         passed=passed,
-        method=found.method,
-        note="; ".join(part for part in (found.note, *notes(target, passed=passed)) if part),
+        method=ours.method,
+        note="; ".join(part for part in (ours.note, *notes(target, metric, passed=passed)) if part),
     )
 
 

@@ -1,14 +1,13 @@
-"""The settings of a target of the Duplex paper, read from its `case`."""
+"""The setting of a target of the Duplex paper, from its `case` and its metric."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from pimserve.cluster.scenario.steady_state import ClosedLoop
-from pimserve.cluster.validation.duplex_systems import MODELS, Cluster, SystemName, system_name
+from pimserve.cluster.validation.duplex_metric import Metric
+from pimserve.cluster.validation.duplex_systems import MODELS, Cluster, SystemName
 from pimserve.cluster.validation.targets import Target
 from pimserve.errors import InputError
 
@@ -40,8 +39,8 @@ class Case:
     unlimited: bool
 
 
-def read_case(target: Target) -> Case:
-    """Read the settings of a target; a system or baseline that it leaves out is the GPU.
+def read_case(target: Target, metric: Metric) -> Case:
+    """The setting of a target.
 
     Raises:
         InputError: something is missing, out of range or unknown.
@@ -57,24 +56,16 @@ def read_case(target: Target) -> Case:
     qps = case.get("qps")
     if qps is not None and (not isinstance(qps, int | float) or isinstance(qps, bool) or not 0 < qps < 1e6):
         raise InputError(target.where, f"case.qps must be a number above 0 (got {qps!r})")
-    figure = figure_of(target)
-    text = " ".join(str(case.get(key, "")) for key in ("system", "baseline")) + target.quantity
     return Case(
         model=model,
-        cluster=_cluster(target, case, model),
+        cluster=metric.cluster or CLUSTERS[model],
         loop=loop,
-        system=_system(target, "system", figure),
-        baseline=_system(target, "baseline", figure),
+        system=metric.system,
+        baseline=metric.baseline,
         stage=stage,
         qps=qps,
-        unlimited=re.search(r"(without|no) (a )?(\w+ )?limit|unlimited", text) is not None,
+        unlimited=not metric.capacity_limit,
     )
-
-
-def figure_of(target: Target) -> int | None:
-    """Number of the paper's figure that a target belongs to, by its id or its provenance."""
-    found = re.match(r"F(\d+)", target.id) or re.search(r"fig\.?\s*(\d+)", target.provenance)
-    return int(found[1]) if found else None
 
 
 def ignored_keys(target: Target) -> list[str]:
@@ -108,23 +99,3 @@ def _count(target: Target, key: str, least: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= 10**6:
         raise InputError(target.where, f"case.{key} must be a whole number from {least} to 1000000 (got {value!r})")
     return value
-
-
-def _cluster(target: Target, case: Mapping[str, Any], model: str) -> Cluster:
-    text = case.get("cluster")
-    if text is None:
-        return CLUSTERS[model]
-    found = re.fullmatch(r"(\d+) nodes? x (\d+) devices?", str(text).strip())
-    if found is None or not (0 < int(found[1]) <= 64 and 0 < int(found[2]) <= 64):
-        raise InputError(target.where, f"case.cluster must read like '2 nodes x 8 devices' (got {text!r})")
-    return Cluster(int(found[1]), int(found[2]))
-
-
-def _system(target: Target, key: str, figure: int | None) -> SystemName:
-    text = target.case.get(key)
-    if text is None:
-        return "GPU"
-    try:
-        return system_name(str(text), figure)
-    except ValueError as error:
-        raise InputError(target.where, f"case.{key}: {error}") from None

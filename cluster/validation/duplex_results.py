@@ -43,6 +43,20 @@ def steady(
     return kind(system.plan, system.pools, fitting(model, cluster, name, loop, unlimited))
 
 
+def energy_per_token_j(
+    model: str, cluster: Cluster, name: SystemName, loop: ClosedLoop, unlimited: bool = False
+) -> dict[str, float]:
+    """Energy of an output token of a closed loop, J, by category and kind.
+
+    Raises:
+        InputError: of Duplex-Split it is not worked out.
+    """
+    state = steady(model, cluster, name, loop, unlimited)
+    if isinstance(state, SplitState):
+        raise InputError("", f"energy is not worked out for {name}")
+    return state.energy_per_token_j()
+
+
 @cache
 def served(model: str, cluster: Cluster, name: SystemName, loop: ClosedLoop, qps: float | None) -> dict[str, Any]:
     """Summary of an engine run, closed loop or (with `qps`) open."""

@@ -8,7 +8,6 @@ copy for every expert that a token picks outside its node; no cost for the vocab
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -25,7 +24,8 @@ from pimserve.device_models.plan import CostPlan
 from pimserve.device_models.registry import load_device
 from pimserve.device_models.routing import ExpertPools, Routing
 
-MODELS = {
+ModelName = Literal["Mixtral", "GLaM", "Grok1", "OPT", "Llama3"]
+MODELS: dict[str, str] = {
     "Mixtral": "mixtral-8x7b",
     "GLaM": "glam-143b",
     "Grok1": "grok-1",
@@ -56,7 +56,6 @@ LINKS = Interconnect(
 )
 SEED = 0
 
-_FULL_DUPLEX_FIGURES = (13, 14, 15, 16)  # there, "Duplex" means Duplex+PE+ET
 _PRESETS: dict[str, dict[str, str]] = {
     "GPU": {"preset": "h100"},
     "2xGPU": {"preset": "h100"},
@@ -101,29 +100,6 @@ class System:
         """Requests whose KV cache fits when each reserves all of its tokens (section VI)."""
         each = (input_tokens + output_tokens) * self.kv_bytes_per_token
         return max(0, int(self.kv_budget_bytes / each)) * self.plan.data_parallel + self.spare_requests
-
-
-def system_name(text: str, figure: int | None) -> SystemName:
-    """Read a system's name as figures and targets write it.
-
-    Raises:
-        ValueError: no such system.
-    """
-    plain = re.sub(r"[\s_-]", "", text).lower()
-    known: dict[str, SystemName] = {re.sub(r"[\s_-]", "", name).lower(): name for name in SYSTEMS}
-    if plain.startswith("hetero"):
-        return "hetero, weights duplicated" if "duplicate" in plain else "hetero"
-    if plain == "duplexsplit" or re.match(r"\d+prefill\+\d+decodeduplex", plain):
-        return "Duplex-Split"
-    if re.match(r"\d+duplex\(pe\+et\)", plain):
-        return "Duplex+PE+ET"
-    if re.fullmatch(r"\d+gpu", plain):  # "4 GPU", which the cluster says too
-        return "GPU"
-    plain = plain.replace("(nope)", "")
-    if plain not in known:
-        raise ValueError(f"unknown system {text!r} (known: {', '.join(SYSTEMS)})")
-    name = known[plain]
-    return "Duplex+PE+ET" if name == "Duplex" and figure in _FULL_DUPLEX_FIGURES else name
 
 
 @cache

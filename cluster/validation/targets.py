@@ -22,8 +22,8 @@ _REQUIRED = ("id", "case", "quantity", "published", "tolerance", "tolerance_kind
 class Target:
     """One published figure.
 
-    `case` says for which setting it holds; `published` is a number, or the ends of an interval. `where` names the
-    target in errors.
+    `case` says for which setting it holds, `metric` what is asked for, in keys (None: only `quantity` says it, in
+    words); `published` is a number, or the ends of an interval. `where` names the target in errors.
     """
 
     id: str
@@ -34,6 +34,7 @@ class Target:
     tolerance_kind: ToleranceKind
     provenance: str
     where: str
+    metric: Mapping[str, Any] | None = None
 
     def accepts(self, value: float) -> bool:
         """Whether `value` is within the tolerance: relative, absolute, or an interval widened relatively."""
@@ -140,6 +141,9 @@ def _target(where: str, name: str, row: Mapping[str, Any]) -> Target:
         raise InputError(where, "`case` must be an object")
     if not isinstance(row["quantity"], str):
         raise InputError(where, "`quantity` must be a text")
+    metric = row.get("metric")
+    if metric is not None and not isinstance(metric, dict):
+        raise InputError(where, "`metric` must be an object")
     kind = row["tolerance_kind"]
     if kind not in get_args(ToleranceKind):
         raise InputError(where, f"unknown tolerance_kind {kind!r} (known: {', '.join(get_args(ToleranceKind))})")
@@ -148,7 +152,15 @@ def _target(where: str, name: str, row: Mapping[str, Any]) -> Target:
         raise InputError(where, f"`tolerance` must be a number of at least 0 (got {tolerance!r})")
     published = _published(where, kind, row["published"])
     return Target(
-        name, row["case"], row["quantity"], published, float(tolerance), kind, str(row.get("provenance", "")), where
+        id=name,
+        case=row["case"],
+        quantity=row["quantity"],
+        published=published,
+        tolerance=float(tolerance),
+        tolerance_kind=kind,
+        provenance=str(row.get("provenance", "")),
+        where=where,
+        metric=metric,
     )
 
 

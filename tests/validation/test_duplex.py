@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from pimserve.cluster.scenario.steady_state import ClosedLoop, SteadyState
 from pimserve.cluster.validation import edap
 from pimserve.cluster.validation.duplex import judge, published_targets, validate_duplex
 from pimserve.cluster.validation.duplex_case import CLUSTERS
+from pimserve.cluster.validation.duplex_metric import read_metric
 from pimserve.cluster.validation.duplex_results import served, steady
 from pimserve.cluster.validation.duplex_split import SplitState
-from pimserve.cluster.validation.duplex_systems import SYSTEMS, SystemName, build, system_name
+from pimserve.cluster.validation.duplex_systems import SYSTEMS, SystemName, build
+from pimserve.cluster.validation.duplex_wording import system_name
 from pimserve.cluster.validation.targets import Finding, Target
 from pimserve.device_models.plan import PJ_PER_J
 from pimserve.errors import InputError
@@ -39,6 +42,12 @@ def test_published_figure(target: Target) -> None:
 
 def test_the_package_holds_all_targets() -> None:
     assert len(TARGETS) == 242
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS.keys())
+def test_the_keys_of_a_target_say_what_its_words_say(target: Target) -> None:
+    assert target.metric is not None
+    assert read_metric(target) == read_metric(replace(target, metric=None))
 
 
 # Read from figures of the paper, beside the targets: fig. 4(b), Lin 2048, Lout 1024.
@@ -196,6 +205,18 @@ def row(**changes: Any) -> dict[str, Any]:
     one = target()
     keys = ("id", "case", "quantity", "published", "tolerance", "tolerance_kind")
     return {**{key: getattr(one, key) for key in keys}, **changes}
+
+
+def test_keys_count_and_words_do_not(tmp_path: Path) -> None:
+    over = {"statistic": "mean", "models": ["Mixtral"], "batches": [32, 64], "lengths": [256]}
+    compared = {"system": "Duplex", "baseline": "GPU"}
+    (many,) = validate(tmp_path, row(metric={"kind": "throughput_ratio", **compared, "over": over}, quantity="?"))
+    each = [
+        validate(tmp_path, row(metric={"kind": "throughput_ratio", **compared}, quantity="?", case=case(batch=batch)))
+        for batch in over["batches"]
+    ]
+    assert many.ours == pytest.approx(sum(found.ours for (found,) in each) / 2)
+    assert many.quantity == "?"
 
 
 def case(**changes: Any) -> dict[str, Any]:
@@ -371,6 +392,19 @@ MALFORMED: list[tuple[dict[str, Any], str]] = [
     ({"case": AGGREGATE, "quantity": "mean beauty"}, "is not understood (known: <up-to"),
     ({"case": AGGREGATE, "quantity": "throughput Duplex/GPU"}, "is not understood"),
     ({"case": AGGREGATE, "quantity": "mean throughput TPU/GPU"}, "is not understood"),
+    ({"case": AGGREGATE, "quantity": "mean energy reduction Duplex-Split/GPU"}, "not worked out for Duplex-Split"),
+    ({"metric": 3}, "`metric` must be an object"),
+    ({"metric": {}}, "metric.kind: is missing"),
+    ({"metric": {"kind": "beauty"}}, "metric.kind: must be 'throughput_ratio', 'energy_ratio'"),
+    ({"metric": {"kind": "throughput_ratio", "systems": "GPU"}}, "metric.systems: unknown key; did you mean system?"),
+    ({"metric": {"kind": "throughput_ratio", "system": "TPU"}}, "metric.system: must be 'GPU', '2xGPU'"),
+    ({"metric": {"kind": "throughput_ratio", "nodes": 2}}, "nodes and devices_per_node go together"),
+    ({"metric": {"kind": "energy_share"}}, "energy_share needs part"),
+    ({"metric": {"kind": "energy_share", "part": "Love"}}, "unknown part 'Love' (known: FC_dram"),
+    ({"metric": {"kind": "op_per_byte", "part": "Love"}}, "unknown part 'Love' (known: FC, MoE"),
+    ({"metric": {"kind": "latency_ratio", "latency": "TBT"}}, "latency_ratio needs statistic"),
+    ({"metric": {"kind": "energy_reduction"}}, "energy_reduction needs over"),
+    ({"metric": {"kind": "edap", "over": {"statistic": "max", "models": ["OPT"], "batches": [1]}}}, "over goes with"),
 ]
 
 
