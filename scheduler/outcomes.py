@@ -11,13 +11,12 @@ any limit.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pimserve.loadgen.spec import PS_PER_S
-from pimserve.scheduler.requests import NEVER, REJECTED, WAITING
+from pimserve.scheduler.latencies import Latencies
+from pimserve.scheduler.requests import NEVER, WAITING, Columns
 from pimserve.scheduler.slo import SloSpec
 
 MET, MISSED, CENSORED = 0, 1, 2
@@ -25,54 +24,41 @@ ALL = "all"
 Outcomes = NDArray[np.int8]
 
 
-def outcomes(
-    columns: Mapping[str, NDArray[Any]],
-    requests: NDArray[np.bool_] | NDArray[np.int64],
-    slo: SloSpec,
-    *,
-    frontend_ps: int,
-    end_ps: int,
-) -> dict[str, Outcomes]:
+def outcomes(latencies: Latencies, slo: SloSpec) -> dict[str, Outcomes]:
     """MET, MISSED or CENSORED of each of these requests, (n,), by limit: "ttft", "tpot", "e2e", and "all" limits.
 
     Args:
-        columns: of the request table.
-        requests: which of them, which have arrived.
+        latencies: of the requests.
         slo: limits; those that are not set are left out, and "all" where none is.
-        frontend_ps: time in front of the scheduler, which TTFT and E2E hold.
-        end_ps: end of the run.
     """
-    arrival, first, finish = (columns[f"{name}_ps"][requests] for name in ("arrival", "first_token", "finish"))
-    rejected = columns["status"][requests] == REJECTED
-    gaps = columns["output_tokens"][requests].astype(np.int64) - 1
-    started, done = first != NEVER, finish != NEVER
-    until_token, until_end = np.where(started, first, end_ps), np.where(done, finish, end_ps)
-    streamed = np.where(started & (gaps > 0), until_end - first, 0) / PS_PER_S
-    latencies = {
-        "ttft": ((until_token - arrival + frontend_ps) / PS_PER_S, started),
-        "tpot": (streamed / np.maximum(gaps, 1), done),
-        "e2e": ((until_end - arrival + frontend_ps) / PS_PER_S, done),
-    }
-    found: dict[str, Outcomes] = {}
-    for name, (so_far_s, known) in latencies.items():
-        limit = getattr(slo, f"{name}_s")
-        if limit is not None:
-            missed = rejected | (so_far_s > limit)
-            found[name] = np.where(missed, MISSED, np.where(known, MET, CENSORED)).astype(np.int8)
-    if found:
-        every = np.array(list(found.values()))
-        found[ALL] = np.where((every == MISSED).any(axis=0), MISSED, every.max(axis=0)).astype(np.int8)
-    return found
+    by_limit: dict[str, Outcomes] = {}
+    for key, limit_s in slo.limits().items():
+        name = key.removesuffix("_s")
+        latency = latencies[name]
+        missed = latencies.rejected | (latency.seconds > limit_s)
+        by_limit[name] = np.where(missed, MISSED, np.where(latency.ended, MET, CENSORED)).astype(np.int8)
+    if by_limit:
+        stacked = np.array(list(by_limit.values()))
+        by_limit[ALL] = np.where((stacked == MISSED).any(axis=0), MISSED, stacked.max(axis=0)).astype(np.int8)
+    return by_limit
 
 
-def cut_off(columns: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
+def overall(latencies: Latencies, slo: SloSpec) -> Outcomes:
+    """MET, MISSED or CENSORED of each of these requests, (n,), by all limits; without any, whoever finished met all."""
+    by_limit = outcomes(latencies, slo)
+    if by_limit:
+        return by_limit[ALL]
+    return np.where(latencies.rejected, MISSED, np.where(latencies.waiting, CENSORED, MET)).astype(np.int8)
+
+
+def cut_off(columns: Columns) -> NDArray[np.int64]:
     """Numbers of the requests that have arrived and not left, of a run that has ended."""
     return np.flatnonzero((columns["status"] == WAITING) & (columns["arrival_ps"] != NEVER))
 
 
-def counts(found: Mapping[str, Outcomes]) -> dict[str, dict[str, int]]:
+def counts(by_limit: Mapping[str, Outcomes]) -> dict[str, dict[str, int]]:
     """By limit: how many are met, missed and censored."""
     return {
-        name: dict(zip(("met", "missed", "censored"), np.bincount(each, minlength=3).tolist(), strict=True))
-        for name, each in found.items()
+        name: dict(zip(("met", "missed", "censored"), np.bincount(met, minlength=3).tolist(), strict=True))
+        for name, met in by_limit.items()
     }

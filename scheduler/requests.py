@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ DTYPE = np.dtype(
         ("reject_reason", np.int8),
     ]
 )
+Columns = Mapping[str, NDArray[Any]] | NDArray[Any]  # of the table, by name; or its rows, a structured array
 
 
 class RequestTable:

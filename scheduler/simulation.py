@@ -24,6 +24,7 @@ from pimserve.scheduler.engine import FOREVER
 from pimserve.scheduler.faults import Faults, FaultSpec
 from pimserve.scheduler.fleet import DecodePool, Fleet, Pool, RowSink
 from pimserve.scheduler.handover import HandoverFigures, Link
+from pimserve.scheduler.latencies import Latencies, Rows
 from pimserve.scheduler.requests import KV_CACHE, MAX_MODEL_LEN, NEVER, REJECT_REASONS, SERVABLE, RequestTable
 from pimserve.scheduler.router import ROUND_ROBIN
 from pimserve.scheduler.shard import Shard
@@ -69,6 +70,11 @@ class Served:
     def end_s(self) -> float:
         """When the run ended: with its last step, or later where requests were left (`Clock.end_fs`)."""
         return self.end_fs / FS_PER_S
+
+    def latencies(self, requests: Rows) -> Latencies:
+        """Latencies of some requests that arrived, as the end of the run has them."""
+        frontend_ps = self.pools[0].plan.frontend_ps
+        return Latencies(self.table.columns, requests, frontend_ps=frontend_ps, end_ps=self.end_fs // FS_PER_PS)
 
     @property
     def window_s(self) -> tuple[float, float]:

@@ -30,16 +30,14 @@ lasts at least 5 times the mean E2E latency, else too short to tell. Rejected re
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pimserve.device_models.plan import FS_PER_PS
 from pimserve.scheduler.batch_means import t_quantile
-from pimserve.scheduler.requests import NEVER, REJECTED
+from pimserve.scheduler.requests import NEVER, REJECTED, Columns
 from pimserve.scheduler.window import MeasuredWindow
 
 SATURATED, STEADY, TOO_SHORT = "saturated", "steady", "too short to tell"
@@ -73,7 +71,7 @@ class Stability:
     residence_times: float | None
 
 
-def stability(columns: Mapping[str, NDArray[Any]], window: MeasuredWindow, end_ps: int) -> Stability:
+def stability(columns: Columns, window: MeasuredWindow, end_ps: int) -> Stability:
     """The state of a run that has ended; takes a few sorts over its requests.
 
     Args:

@@ -10,18 +10,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pimserve.device_models.plan import FS_PER_PS
 from pimserve.loadgen.spec import PS_PER_S
-from pimserve.scheduler.metrics import of_requests
-from pimserve.scheduler.outcomes import ALL, outcomes
-from pimserve.scheduler.outcomes import counts as counts_of
-from pimserve.scheduler.requests import FINISHED, NEVER, WAITING
+from pimserve.scheduler.latencies import LATENCIES, Rows
+from pimserve.scheduler.outcomes import ALL, counts, outcomes
+from pimserve.scheduler.requests import FINISHED
 from pimserve.scheduler.simulation import Served
 from pimserve.scheduler.slo import SloSpec
-
-Rows = NDArray[np.bool_]
+from pimserve.scheduler.summary import of_requests
 
 
 def stage_figures(served: Served, slo: SloSpec) -> dict[str, Any]:
@@ -51,19 +47,8 @@ def stage_figures(served: Served, slo: SloSpec) -> dict[str, Any]:
 
 def _figures(served: Served, slo: SloSpec, arrived: Rows, finished: Rows, time_s: float) -> dict[str, Any]:
     """Of a stage in which these requests arrived and finished, and which lasted so long."""
-    table, frontend_ps = served.table, served.logs[0].costs.plan.frontend_ps
-
-    def latency(
-        later: str, earlier: str, plus_ps: int = 0, of: Rows = arrived, per: NDArray[np.int64] | None = None
-    ) -> dict[str, float | int | None]:
-        known = of & (table[later] != NEVER)
-        seconds = (table[later][known] - table[earlier][known] + plus_ps) / PS_PER_S
-        return of_requests(seconds if per is None else seconds / per[known], of & ~known & (table["status"] == WAITING))
-
-    several = table["output_tokens"] > 1
-    gaps = np.where(several, table["output_tokens"] - 1, 1)
-    found = outcomes(table.columns, arrived, slo, frontend_ps=frontend_ps, end_ps=served.end_fs // FS_PER_PS)
-    outcome = counts_of(found).get(ALL)
+    table, latencies = served.table, served.latencies(arrived)
+    outcome = counts(outcomes(latencies, slo)).get(ALL)
     return {
         "time_s": time_s,
         "requests": int(arrived.sum()),
@@ -72,12 +57,7 @@ def _figures(served: Served, slo: SloSpec, arrived: Rows, finished: Rows, time_s
             "requests_per_s": int(finished.sum()) / time_s if time_s else None,
             "output_tokens_per_s": int(table["emitted_tokens"][finished].sum()) / time_s if time_s else None,
         },
-        "latency_s": {
-            "ttft": latency("first_token_ps", "arrival_ps", frontend_ps),
-            "tpot": latency("finish_ps", "first_token_ps", of=arrived & several, per=gaps),
-            "e2e": latency("finish_ps", "arrival_ps", frontend_ps),
-            "queue": latency("first_scheduled_ps", "arrival_ps"),
-        },
+        "latency_s": {name: of_requests(latencies[name]) for name in LATENCIES},
         "slo": {
             "attainment": outcome["met"] / known if outcome and (known := outcome["met"] + outcome["missed"]) else None,
             "censored": outcome["censored"] if outcome else 0,

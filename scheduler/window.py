@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
+from pimserve.scheduler.requests import Columns
 
 _NO_END_PS = 2**63 - 1
-Columns = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)

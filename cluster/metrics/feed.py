@@ -14,16 +14,23 @@ from numpy.typing import NDArray
 
 from pimserve.cluster.metrics.state import HANDOVER, Layout, RunMetrics
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
-from pimserve.loadgen.spec import PS_PER_S
 from pimserve.scheduler.control import Ledger, ReplicaState, RunView
 from pimserve.scheduler.handover import Link
+from pimserve.scheduler.latencies import Latencies
 from pimserve.scheduler.outcomes import counts, cut_off, outcomes
-from pimserve.scheduler.requests import FINISHED, NEVER, REJECT_REASONS, REJECTED, WAITING
+from pimserve.scheduler.requests import FINISHED, REJECT_REASONS, REJECTED, WAITING, Columns
 from pimserve.scheduler.slo import SloSpec
 from pimserve.scheduler.stability import STATES, stability
 from pimserve.scheduler.window import MeasuredWindow
 
-Columns = Mapping[str, NDArray[Any]]
+_LATENCIES = {
+    "ttft": "pimserve_time_to_first_token_seconds",
+    "tpot": "pimserve_time_per_output_token_seconds",
+    "e2e": "pimserve_e2e_request_latency_seconds",
+    "queue": "pimserve_request_queue_time_seconds",
+    "prefill": "pimserve_request_prefill_time_seconds",
+    "decode": "pimserve_request_decode_time_seconds",
+}
 _GAUGES = {
     "pimserve_engine_up": "up",
     "pimserve_requests_running": "running",
@@ -130,7 +137,7 @@ class RequestMetrics:
         self._brought = {engine: index for (engine, operator, _), index in links.items() if operator == HANDOVER}
 
     def add(self, columns: Columns, left: NDArray[np.int64], window: MeasuredWindow) -> None:
-        """Take in requests, by their numbers, that have left; definitions as in scheduler/metrics.py.
+        """Take in requests, by their numbers, that have left; definitions as in scheduler/latencies.py.
 
         Latencies and the SLO are of those in the window, all else is of all.
         """
@@ -161,22 +168,12 @@ class RequestMetrics:
 
     def _latencies(self, columns: Columns, requests: NDArray[np.int64], end_ps: int) -> None:
         """Latencies of requests that have left, or that the end of the run has cut off; whether they met the SLO."""
-        times = (columns[f"{name}_ps"][requests] for name in ("arrival", "first_scheduled", "first_token", "finish"))
-        arrival, scheduled, first, finish = times
-        tokens = columns["output_tokens"][requests].astype(np.int64)
+        latencies = Latencies(columns, requests, frontend_ps=self._frontend_ps, end_ps=end_ps)
         row = self._rows[columns["replica"][requests]]
-        started, done, admitted = first != NEVER, finish != NEVER, scheduled != NEVER
-        several = done & (tokens > 1)
-        for name, which, value in (
-            ("time_to_first_token", started, (first - arrival + self._frontend_ps) / PS_PER_S),
-            ("time_per_output_token", several, (finish - first) / PS_PER_S / np.maximum(tokens - 1, 1)),
-            ("e2e_request_latency", done, (finish - arrival + self._frontend_ps) / PS_PER_S),
-            ("request_queue_time", admitted, (scheduled - arrival) / PS_PER_S),
-            ("request_prefill_time", started, (first - scheduled) / PS_PER_S),
-            ("request_decode_time", done, (finish - first) / PS_PER_S),
-        ):
-            self._observe(f"pimserve_{name}_seconds", row[which], value[which])
-        self._count_slo(counts(outcomes(columns, requests, self._slo, frontend_ps=self._frontend_ps, end_ps=end_ps)))
+        for name, family in _LATENCIES.items():
+            latency = latencies[name]
+            self._observe(family, row[latency.known], latency.known_s)
+        self._count_slo(counts(outcomes(latencies, self._slo)))
 
     def _count_handovers(self, link: Link, replica: NDArray[Any], tokens: NDArray[Any]) -> None:
         """Whoever finished in the decode pool brought the KV cache of its prompt there."""

@@ -16,11 +16,11 @@ from pimserve.cluster.run.history import History
 from pimserve.cluster.run.results import load_summary, load_table
 from pimserve.errors import InputError
 from pimserve.loadgen.spec import PS_PER_S
+from pimserve.scheduler.latencies import LATENCIES, Latencies
 from pimserve.scheduler.requests import DTYPE, FINISHED
 
 Summary = Mapping[str, Any]
 Floats = NDArray[np.float64]
-LATENCIES = ("ttft", "tpot", "e2e", "queue")
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class ReportRun:
     def latencies(self) -> dict[str, Floats]:
         """Exact samples in s, ascending, by latency; of requests that arrived in the measured window.
 
-        Definitions are those of the summary (`scheduler/metrics.py`). In a closed loop with a warm-up, replicas end
+        Definitions are those of the summary. In a closed loop with a warm-up, replicas end
         their windows one by one, and the summary's is the part that all of them measure: samples are of that part.
         """
         table = self.requests
@@ -73,18 +73,9 @@ class ReportRun:
         if self.trimmed:
             start, end = self.measured
             measured &= (arrival >= round(start * PS_PER_S)) & (arrival < round(end * PS_PER_S))
-        done = table[measured & (table["status"] == FINISHED)]
-        started = table[measured & (table["first_token_ps"] >= 0)]
-        frontend = number(self.summary, "costs.frontend_s") or 0.0
-        several = done[done["output_tokens"] > 1]
-        scheduled = table[measured & (table["first_scheduled_ps"] >= 0)]
-        found = {
-            "ttft": (started["first_token_ps"] - started["arrival_ps"]) / PS_PER_S + frontend,
-            "tpot": (several["finish_ps"] - several["first_token_ps"]) / PS_PER_S / (several["output_tokens"] - 1),
-            "e2e": (done["finish_ps"] - done["arrival_ps"]) / PS_PER_S + frontend,
-            "queue": (scheduled["first_scheduled_ps"] - scheduled["arrival_ps"]) / PS_PER_S,
-        }
-        return {name: np.sort(values) for name, values in found.items()}
+        frontend_ps = round((number(self.summary, "costs.frontend_s") or 0.0) * PS_PER_S)
+        latencies = Latencies(table, measured, frontend_ps=frontend_ps)
+        return {name: np.sort(latencies[name].known_s) for name in LATENCIES}
 
 
 def load_run(place: Path) -> ReportRun:

@@ -8,11 +8,12 @@ from typing import Any
 
 from pimserve.cluster.base.figures import figure, named, scale, scaled, share
 from pimserve.cluster.report import charts
-from pimserve.cluster.report.inputs import LATENCIES, Floats, ReportRun, at, number, numbers
+from pimserve.cluster.report.inputs import Floats, ReportRun, at, number, numbers
 from pimserve.cluster.report.series import RATE_BINS, Binned, RequestSeries, request_series, step_series
 from pimserve.cluster.report.svg import Picture, picture
 from pimserve.device_models.operators import CATEGORIES
-from pimserve.scheduler.metrics import percentile
+from pimserve.scheduler.latencies import LATENCIES
+from pimserve.scheduler.summary import percentile
 
 _LIMITS = {"ttft": "slo.limits.ttft_s", "tpot": "slo.limits.tpot_s", "e2e": "slo.limits.e2e_s"}
 _DEFINITIONS = {

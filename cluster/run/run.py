@@ -41,10 +41,10 @@ from pimserve.loadgen.workload import generate
 from pimserve.scheduler.clock import ShardPort
 from pimserve.scheduler.control import Control
 from pimserve.scheduler.fleet import Fleet, RowSink
-from pimserve.scheduler.metrics import summarize
 from pimserve.scheduler.requests import RequestTable
 from pimserve.scheduler.simulation import Decode, Deployment, EnergyRangeError, Served, simulate
 from pimserve.scheduler.stages import stage_figures
+from pimserve.scheduler.summary import summarize
 
 _BYTES_PER_MB, _BYTES_PER_GB = 10**6, 10**9
 Progress = Callable[[int, int], None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -11,20 +11,19 @@ from numpy.typing import NDArray
 
 from pimserve.device_models.plan import FS_PER_PS
 from pimserve.scheduler.histogram import DurationHistogram
-from pimserve.scheduler.outcomes import ALL, CENSORED, MET, MISSED, outcomes
-from pimserve.scheduler.requests import NEVER, REJECTED
+from pimserve.scheduler.latencies import LATENCIES, Latencies, Latency
+from pimserve.scheduler.outcomes import overall
+from pimserve.scheduler.requests import Columns
 from pimserve.scheduler.slo import SloSpec
 
-_OF_REQUESTS = ("ttft", "tpot", "e2e", "queue")
-NAMES = (*_OF_REQUESTS, "itl")
+NAMES = (*LATENCIES, "itl")
 _LONGEST_PS = (2**63 - 1) // FS_PER_PS  # 9,223 s; what lasted longer counts as this
-Columns = Mapping[str, NDArray[Any]]
 
 
 class RunningLatencies:
     """Histograms that grow as requests leave; readable from any thread.
 
-    Definitions are those of scheduler/metrics.py; whoever adds requests leaves out those that are not measured.
+    Definitions are those of scheduler/latencies.py; whoever adds requests leaves out those that are not measured.
 
     Args:
         slo: limits.
@@ -49,25 +48,14 @@ class RunningLatencies:
 
         At the end of the run, `end_ps`, those as well that it has cut off.
         """
-        times = (columns[f"{name}_ps"][requests] for name in ("arrival", "first_scheduled", "first_token", "finish"))
-        arrival, scheduled, first, finish = times
-        gaps = columns["output_tokens"][requests].astype(np.int64) - 1
-        admitted, started, done = scheduled != NEVER, first != NEVER, finish != NEVER
-        several = done & (gaps > 0)
-        ttft, e2e = first - arrival + self._frontend_ps, finish - arrival + self._frontend_ps
-        found = outcomes(columns, requests, self.slo, frontend_ps=self._frontend_ps, end_ps=end_ps)
-        judged = found.get(
-            ALL, np.where(done, MET, np.where(columns["status"][requests] == REJECTED, MISSED, CENSORED))
-        )
-        met, missed, censored = np.bincount(judged, minlength=3).tolist()
+        latencies = Latencies(columns, requests, frontend_ps=self._frontend_ps, end_ps=end_ps)
+        met, missed, censored = np.bincount(overall(latencies, self.slo), minlength=3).tolist()
         with self._lock:
             self._left += met + missed
             self._good += met
             self._censored += censored
-            self._add("ttft", _fs(ttft[started]))
-            self._add("tpot", _fs((finish - first)[several]) // gaps[several])
-            self._add("e2e", _fs(e2e[done]))
-            self._add("queue", _fs((scheduled - arrival)[admitted]))
+            for name in LATENCIES:
+                self._add(name, latencies[name])
 
     def document(self, percentiles: tuple[float, ...]) -> dict[str, Any]:
         """Per latency: count, mean and percentiles, s; and of the SLO: of how many it is known, how many met it."""
@@ -83,11 +71,8 @@ class RunningLatencies:
             slo = {"left": self._left, "good": self._good, "censored": self._censored, "limits": self.slo.limits()}
             return {"latencies": latencies, **slo}
 
-    def _add(self, name: str, durations_fs: NDArray[np.int64]) -> None:
-        if len(durations_fs):
-            self._histograms[name].add(durations_fs, np.ones(len(durations_fs), np.int64))
-
-
-def _fs(duration_ps: NDArray[np.int64]) -> NDArray[np.int64]:
-    found: NDArray[np.int64] = np.minimum(duration_ps, _LONGEST_PS) * FS_PER_PS
-    return found
+    def _add(self, name: str, latency: Latency) -> None:
+        known = latency.known
+        if known.any():
+            lasted_fs = np.minimum(latency.lasted_ps[known], _LONGEST_PS) * FS_PER_PS
+            self._histograms[name].add(lasted_fs // latency.gaps[known], np.ones(len(lasted_fs), np.int64))

@@ -14,9 +14,9 @@ from pimserve.cluster.scenario.steady_state import ClosedLoop
 from pimserve.cluster.validation.duplex_systems import SEED, System
 from pimserve.loadgen.workload import WorkloadSpec, generate
 from pimserve.scheduler.config import SchedulerSpec
-from pimserve.scheduler.metrics import summarize
 from pimserve.scheduler.simulation import simulate
 from pimserve.scheduler.slo import SloSpec
+from pimserve.scheduler.summary import summarize
 
 _SPREAD = 0.4
 _CUT = 0.95

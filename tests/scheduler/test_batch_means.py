@@ -10,8 +10,8 @@ from scipy import stats
 from pimserve.cluster.run.run import serve
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.scheduler.batch_means import nearest_rank, of_mean, of_percentile, of_ratio, t_quantile
-from pimserve.scheduler.metrics import percentile
 from pimserve.scheduler.step_batches import StepBatches
+from pimserve.scheduler.summary import percentile
 
 REPEATS = 400
 P99 = float(stats.norm.ppf(0.99))

@@ -16,11 +16,11 @@ from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.faults import Faults, FaultSpec
 from pimserve.scheduler.handover import Link
-from pimserve.scheduler.metrics import digest, summarize
 from pimserve.scheduler.requests import FINISHED, NEVER, WAITING
 from pimserve.scheduler.simulation import Decode, Deployment, Served
 from pimserve.scheduler.slo import SloSpec
 from pimserve.scheduler.steplog import Rows, expand
+from pimserve.scheduler.summary import digest, summarize
 
 from .strategies import Case, cases
 from .test_laws import Run

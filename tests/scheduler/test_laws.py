@@ -23,11 +23,11 @@ from pimserve.scheduler import fleet, steplog
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.engine import FOREVER, FS_PER_PS, Engine
-from pimserve.scheduler.metrics import digest, summarize
 from pimserve.scheduler.requests import FINISHED, NEVER, REJECTED, WAITING
 from pimserve.scheduler.simulation import Served, simulate
 from pimserve.scheduler.slo import SloSpec
 from pimserve.scheduler.steplog import Rows, expand
+from pimserve.scheduler.summary import digest, summarize
 
 from .strategies import Case, cases
 

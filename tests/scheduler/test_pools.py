@@ -17,11 +17,11 @@ from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.engine import FOREVER, Engine, Move
 from pimserve.scheduler.fleet import DECODE, PREFILL
 from pimserve.scheduler.handover import Lines, Link
-from pimserve.scheduler.metrics import digest, summarize
 from pimserve.scheduler.requests import FINISHED, NEVER, REJECTED, RequestTable
 from pimserve.scheduler.simulation import Decode, Deployment, Served
 from pimserve.scheduler.slo import SloSpec
 from pimserve.scheduler.steplog import StepLog
+from pimserve.scheduler.summary import digest, summarize
 
 from .strategies import FS_PER_MS, Case, cases, plans
 from .test_laws import Run

@@ -13,7 +13,7 @@ from pimserve.device_models.evaluate import DecodeSpan
 from pimserve.loadgen.workload import generate
 from pimserve.scheduler import simulation
 from pimserve.scheduler.engine import Engine
-from pimserve.scheduler.metrics import digest
+from pimserve.scheduler.summary import digest
 
 
 @given(

@@ -9,10 +9,10 @@ import pytest
 from pimserve.device_models.plan import CostPlan, Energy, RowTerm
 from pimserve.loadgen.workload import Workload
 from pimserve.scheduler.config import SchedulerSpec
-from pimserve.scheduler.metrics import summarize
 from pimserve.scheduler.simulation import simulate
 from pimserve.scheduler.slo import SloSpec
 from pimserve.scheduler.stability import SATURATED, STATES, STEADY, TOO_SHORT, _regression
+from pimserve.scheduler.summary import summarize
 
 SEEDS = range(6)
 

@@ -23,10 +23,10 @@ from pimserve.scheduler.control import (
 )
 from pimserve.scheduler.engine import FOREVER
 from pimserve.scheduler.fleet import Fleet, RowSink
-from pimserve.scheduler.metrics import digest
 from pimserve.scheduler.requests import FINISHED, REJECTED, RequestTable
 from pimserve.scheduler.shard import Shard
 from pimserve.scheduler.simulation import Deployment
+from pimserve.scheduler.summary import digest
 
 from .strategies import Case, cases
 from .test_laws import Run, runs

@@ -33,10 +33,10 @@ from pimserve.errors import InputError
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.engine import Move
 from pimserve.scheduler.fleet import Fleet, RowSink
-from pimserve.scheduler.metrics import digest
 from pimserve.scheduler.requests import RequestTable
 from pimserve.scheduler.shard import NONE, Order
 from pimserve.scheduler.simulation import Deployment
+from pimserve.scheduler.summary import digest
 from pimserve.v1 import shard_pb2 as pb
 from pimserve.v1.shard_pb2_grpc import ShardServiceStub
 from tests.scheduler.strategies import Case, cases

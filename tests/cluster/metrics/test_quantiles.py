@@ -24,10 +24,10 @@ from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare_pools
 from pimserve.cluster.service.messages import latencies_of
 from pimserve.scheduler.histogram import DurationHistogram
-from pimserve.scheduler.metrics import percentile
 from pimserve.scheduler.requests import FINISHED, RequestTable
 from pimserve.scheduler.simulation import Deployment
 from pimserve.scheduler.slo import SloSpec
+from pimserve.scheduler.summary import percentile
 from pimserve.scheduler.window import MeasuredWindow
 
 EXAMPLES = Path(__file__).parents[3] / "examples"

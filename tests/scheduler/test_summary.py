@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from pimserve.device_models.experts import ExpertTerm, ExpertUnit
 from pimserve.device_models.pipeline import Load, PassivePower, PipelineTerm, Station
-from pimserve.device_models.plan import FS_PER_PS, HOST, CostPlan, DecodeAttentionTerm, Energy, RowTerm
+from pimserve.device_models.plan import HOST, CostPlan, DecodeAttentionTerm, Energy, RowTerm
 from pimserve.loadgen.workload import Workload
 from pimserve.scheduler.config import SchedulerSpec
-from pimserve.scheduler.metrics import PERCENTILES, digest, distribution, percentile, summarize
 from pimserve.scheduler.outcomes import CENSORED, outcomes
 from pimserve.scheduler.requests import REJECTED, SERVABLE, WAITING
 from pimserve.scheduler.simulation import Served, simulate
 from pimserve.scheduler.slo import SloSpec
+from pimserve.scheduler.summary import PERCENTILES, digest, distribution, percentile, summarize
 
 LAYERS = RowTerm("layers", "fc", "xpu", "tokens", ((10**13, 0),), Energy(5 * 10**12, 10**12, 2 * 10**12))
 PLAN = CostPlan(2, 1, ("xpu",), (LAYERS,), (), (), None)
@@ -180,9 +180,7 @@ def test_what_is_known_when_a_run_is_cut_is_what_comes_of_it(
     spec = SchedulerSpec(max_num_seqs=2)
 
     def outcomes_of(served: Served) -> dict[str, Any]:
-        return outcomes(
-            served.table.columns, np.arange(len(timed)), slo, frontend_ps=0, end_ps=served.end_fs // FS_PER_PS
-        )
+        return outcomes(served.latencies(np.ones(len(timed), np.bool_)), slo)
 
     cut, whole = serve(timed, spec=spec, max_time_s=stop_ms / 1000), serve(timed, spec=spec)
     found, later = outcomes_of(cut), outcomes_of(whole)

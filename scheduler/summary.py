@@ -1,13 +1,10 @@
 """From the request table and the step logs to the summary.
 
-Definitions follow the serving tools (vLLM, inference-perf): TTFT = first token - arrival; TPOT = (last token - first
-token) / (output tokens - 1), for two output tokens or more; ITL pools every gap between two tokens; E2E = last token -
-arrival; queue = first scheduled - arrival. Where a plan has a time in front of the scheduler (`frontend_ps`), TTFT and
-E2E hold it too: the table's arrival is the scheduler's. A request is good when it finished and every SLO holds (<=).
-Attainment, of a limit or of all, divides by the requests that arrived in the window and of which it is known: rejected
-ones missed it, those that the end of the run cut off are censored where it is not known (`outcomes`), and counted apart
-(`slo.known`, `slo.censored`). Whether what came was served, so that figures do not hang on the run's length, is
-`stability`.
+Latencies of requests are those of `latencies`; ITL pools every gap between two tokens. A request is good when it
+finished and every SLO holds (<=). Attainment, of a limit or of all, divides by the requests that arrived in the window
+and of which it is known: rejected ones missed it, those that the end of the run cut off are censored where it is not
+known (`outcomes`), and counted apart (`slo.known`, `slo.censored`). Whether what came was served, so that figures do
+not hang on the run's length, is `stability`.
 
 What a figure covers:
 - TTFT: requests that arrived in the measured window and had their first token, inside it or later; TPOT, E2E: those of
@@ -53,8 +50,9 @@ from pimserve.scheduler.fleet import DECODE, PREFILL, Pool
 from pimserve.scheduler.handover import HandoverFigures
 from pimserve.scheduler.histogram import DurationHistogram
 from pimserve.scheduler.intervals import intervals
+from pimserve.scheduler.latencies import Latency
 from pimserve.scheduler.outcomes import ALL, MET, Outcomes, counts, outcomes
-from pimserve.scheduler.requests import FINISHED, NEVER, REJECT_REASONS, REJECTED, WAITING
+from pimserve.scheduler.requests import FINISHED, REJECT_REASONS, REJECTED, WAITING
 from pimserve.scheduler.simulation import Served
 from pimserve.scheduler.slo import SloSpec
 from pimserve.scheduler.slowdown import NORMAL
@@ -97,22 +95,10 @@ def summarize(served: Served, slo: SloSpec, devices: int) -> dict[str, Any]:
     measured = _in_window(served, "arrival_ps")
     done = measured & (status == FINISHED)
 
-    def seconds(later: str, earlier: str, rows: NDArray[np.bool_], plus_ps: int = 0) -> NDArray[np.float64]:
-        return np.asarray((table[later][rows] - table[earlier][rows] + plus_ps) / PS_PER_S)
-
-    frontend_ps = logs[0].costs.plan.frontend_ps
-    started = measured & (table["first_token_ps"] != NEVER)
     cut_off = measured & (status == WAITING)
-    ttft = seconds("first_token_ps", "arrival_ps", started, frontend_ps)
-    e2e = seconds("finish_ps", "arrival_ps", done, frontend_ps)
-    gaps = table["output_tokens"][done] - 1
-    tpot = np.full(len(gaps), np.nan)
-    several = gaps > 0
-    tpot[several] = seconds("finish_ps", "first_token_ps", done)[several] / gaps[several]
-    scheduled = measured & (table["first_scheduled_ps"] >= 0)
-
+    latencies = served.latencies(measured)
     end_ps = served.end_fs // FS_PER_PS
-    found = outcomes(table.columns, measured, slo, frontend_ps=frontend_ps, end_ps=end_ps)
+    found = outcomes(latencies, slo)
     in_window = (status == FINISHED) & _in_window(served, "finish_ps")
     good = done.copy()
     good[measured] &= found[ALL] == MET if found else False
@@ -160,16 +146,14 @@ def summarize(served: Served, slo: SloSpec, devices: int) -> dict[str, Any]:
             "output_in_window": tokens,
         },
         "latency_s": {
-            "ttft": of_requests(ttft, cut_off & ~started),
-            "tpot": of_requests(tpot[several], cut_off & (table["output_tokens"] > 1)),
+            **{name: of_requests(latencies[name]) for name in ("ttft", "tpot")},
             "itl": _pooled([log.itl for log in logs]),
-            "e2e": of_requests(e2e, cut_off),
-            "queue": of_requests(seconds("first_scheduled_ps", "arrival_ps", scheduled), cut_off & ~scheduled),
+            **{name: of_requests(latencies[name]) for name in ("e2e", "queue")},
         },
         "slo": _slo(served, slo, found, good, done),
         "ci95": intervals(
             served,
-            {"ttft": ttft, "tpot": tpot[several], "e2e": e2e},
+            {name: latencies[name].known_s for name in ("ttft", "tpot", "e2e")},
             PERCENTILES,
             arrival[good] if found and measured.any() else None,
             [(pj or 0) / PJ_PER_J for pj in passive_pj],
@@ -206,9 +190,9 @@ def summarize(served: Served, slo: SloSpec, devices: int) -> dict[str, Any]:
     }
 
 
-def of_requests(values: NDArray[np.float64], hidden: NDArray[np.bool_]) -> dict[str, float | int | None]:
-    """Distribution over requests, and how many more there would be if the run had not ended."""
-    return {**distribution(values), "censored": int(hidden.sum())}
+def of_requests(latency: Latency) -> dict[str, float | int | None]:
+    """Distribution over the requests whose latency is known, and how many more there would be without the run's end."""
+    return {**distribution(latency.known_s), "censored": int(latency.censored.sum())}
 
 
 def _slo(
