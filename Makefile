@@ -15,7 +15,7 @@ EDITABLE := pip install --quiet --no-deps --no-build-isolation --editable .
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run test test-slow test-unit test-newest lock lint fmt bench protos protos-check site site-serve clean
+.PHONY: help run test test-slow test-unit test-newest mutants lock lint fmt bench protos protos-check site site-serve clean
 
 define make_venv
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -69,6 +69,11 @@ test-newest: $(DEV_READY) ## the same as test-unit with the newest of all that p
 	else \
 		diff $(NEWEST)/locked.txt $(NEWEST)/newest.txt; $(NEWEST)/bin/$(PYTEST) -m "$(UNIT)" $(ARGS); \
 	fi
+
+N := 60
+SEED := 0
+mutants: $(DEV_READY) ## do tests notice changes of device_models, loadgen and scheduler? N of them, drawn with SEED
+	$(BIN)/python tests/mutants.py -n $(N) --seed $(SEED) $(ARGS)
 
 # One resolution for all: what is installed for a run, or on the nodes of a Ray cluster, is what was tested.
 UPGRADE := --upgrade

@@ -12,7 +12,10 @@ WITH_SERVERS = [Path(__file__).parent / "cluster" / name for name in ("devices",
 hypothesis.settings.register_profile("default", deadline=None)
 # In CI the same examples every time: a red build is about the change, and can be repeated.
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
-hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
+# Of a mutant it is enough to know that an example fails; the smallest one takes minutes to find.
+TRIED = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
+hypothesis.settings.register_profile("mutants", deadline=None, derandomize=True, phases=TRIED)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "default"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pimserve.errors import InputError
-from pimserve.loadgen.arrivals import ArrivalSpec, arrival_times
+from pimserve.loadgen import arrivals as module
+from pimserve.loadgen.arrivals import ArrivalSpec, Stage, arrival_times, stages_of
 from pimserve.loadgen.spec import PS_PER_S
 
 N = 100_000
@@ -167,6 +168,31 @@ def test_no_request_comes_where_a_step_sets_the_rate_to_zero():
     assert len(t) == pytest.approx(5 * 20 / 30 * t[-1], rel=0.02)
 
 
+def test_stages_lie_between_steps_and_have_their_mean_rates():
+    series = ((0, 2), (10, 4), (10, 0), (15, 0), (15, 8), (20, 8), (40, 0))
+    found = stages_of(ArrivalSpec(process="nhpp", rate_series=series), 3, 100)
+    assert found.stages == (Stage(0, 10, 3), Stage(10, 15, 0), Stage(15, 40, (5 * 8 + 20 * 4) / 25))
+    assert found.end_s == 97
+    assert stages_of(ArrivalSpec(process="nhpp", rate_series=((0, 1), (5, 9))), 0, 10) is None
+
+
+@given(
+    lengths=st.lists(st.floats(0.5, 50), min_size=2, max_size=5),
+    first=st.floats(0, 300),
+    stretch=st.tuples(st.floats(0, 300), st.floats(0, 300)).map(sorted),
+)
+def test_stages_share_all_time_between_them(lengths, first, stretch):
+    ends = np.cumsum(lengths).tolist()
+    series = [point for a, b in zip([0.0, *ends], ends, strict=False) for point in ((a, 1.0), (b, 1.0))]
+    found = stages_of(ArrivalSpec(process="nhpp", rate_series=tuple(series)), first, first + 1000)
+    begin, end = stretch
+    times = found.times_s(begin, end)
+    assert sum(times) == pytest.approx(end - begin, abs=1e-6)
+    moments = np.linspace(begin, end, 4001)[:-1] + (end - begin) / 8000
+    share = np.bincount(found.at(moments), minlength=len(lengths)) / len(moments)
+    assert np.array(times) == pytest.approx(share * (end - begin), abs=0.01 * (end - begin) + 1e-6)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     points=st.lists(st.tuples(st.floats(0.01, 10), st.floats(0, 1e3), st.floats(0, 1e3)), min_size=2, max_size=6),
@@ -227,3 +253,14 @@ def test_arrivals_beyond_the_clock_are_refused():
 def test_empty_duration_is_refused():
     with pytest.raises(InputError, match="no request arrives within"):
         times({"process": "poisson", "rate_per_s": 1}, n=None, duration=1e-9)
+
+
+@pytest.mark.parametrize(("n", "refused"), [(500, False), (501, True)])
+def test_more_requests_than_a_workload_holds_are_refused(monkeypatch, n, refused):
+    monkeypatch.setattr(module, "MAX_REQUESTS", 500)
+    constant = {"process": "constant", "rate_per_s": 1}
+    if refused:
+        with pytest.raises(InputError, match="more than 500 requests arrive"):
+            times(constant, n=None, duration=n)
+    else:
+        assert len(times(constant, n=None, duration=n)) == n

@@ -98,6 +98,7 @@ def test_lengths_are_positive_and_a_longer_draw_extends_a_shorter(spec, n, seed)
         ({"kind": "normal", "mean": 10, "std": 1, "min": 60, "max": 50}, "must be at least min"),
         ({"kind": "lognormal", "median": 1, "sigma": 0.1, "min": 900}, "at least 0.01 must"),
         ({"kind": "geometric", "mean": 0.5}, "greater than or equal to 1"),
+        ({"kind": "quantiles", "knots": [[0, 1]]}, "at least 2 items"),
         ({"kind": "quantiles", "knots": [[0.1, 1], [1, 2]]}, "from 0"),
         ({"kind": "quantiles", "knots": [[0, 1], [0.5, 2]]}, "to 1"),
         ({"kind": "quantiles", "knots": [[0, 5], [1, 2]]}, "must not decrease"),

@@ -96,6 +96,13 @@ def test_other_columns_are_ignored_in_any_order(tmp_path: Path) -> None:
     assert rows(load(tmp_path, content, "csv")) == [(0, 100, 10), (PS_PER_S, 200, 20)]
 
 
+@pytest.mark.usefixtures("both_parsers")
+def test_a_clock_that_begins_within_a_second_is_cut_where_it_says(tmp_path: Path) -> None:
+    content = "arrival_s,input_tokens,output_tokens\n0.75,1,1\n1.5,2,2\n2.25,3,3\n"
+    assert rows(load(tmp_path, content, "csv", start_s=1.5)) == [(0, 2, 2), (3 * PS_PER_S // 4, 3, 3)]
+    assert rows(load(tmp_path, content, "csv", start_s=0.75, end_s=1.5)) == [(0, 1, 1)]
+
+
 def test_quoted_text_beside_the_columns_may_hold_anything(tmp_path: Path) -> None:
     content = (
         'prompt,arrival_s,input_tokens,output_tokens\n"Why, ""really""?\nYes\u2026",0.5,"100",10\n,1,200.0,20\n'
@@ -254,6 +261,9 @@ def test_a_start_before_the_clock_of_the_trace_says_so(tmp_path: Path) -> None:
     for cut in ({}, {"start_s": 1_700_000_000.5}, {"start_s": 1_700_000_003}, {"end_s": 1_700_000_003}):
         assert replayed(tmp_path, times, **cut) == ()
     assert replayed(tmp_path, [str(i) for i in range(60)], start_s=30) == ()
+    assert (
+        replayed(tmp_path, [str(15 + i) for i in range(21)], start_s=5) == ()
+    )  # no longer before than the trace lasts
 
 
 def test_a_clock_that_may_be_in_milliseconds_is_doubted(tmp_path: Path) -> None:

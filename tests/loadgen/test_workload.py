@@ -13,7 +13,9 @@ from pydantic import ValidationError
 from pimserve.errors import InputError
 from pimserve.loadgen.presets import AZURE_CONV_2023_ARRIVAL
 from pimserve.loadgen.spec import PS_PER_S
+from pimserve.loadgen.traces import TraceSpec, load_trace
 from pimserve.loadgen.workload import Workload, WorkloadSpec, generate
+from tests.loadgen.slices import SLICES
 
 POISSON = {"process": "poisson", "rate_per_s": 5.0}
 LENGTHS = {"input": {"kind": "fixed", "tokens": 100}, "output": {"kind": "uniform", "low": 1, "high": 50}}
@@ -52,6 +54,25 @@ def test_preset_rate_series_integrates_to_the_published_counts():
     grid = np.linspace(0, 3501.7, 350_171)
     counts = [np.interp(grid[(grid >= a) & (grid < a + 300)], t, rate).sum() * 0.01 for a in range(0, 3600, 300)]
     assert [counts[0], counts[5], counts[11]] == pytest.approx([1445, 2239, 768], rel=0.03)
+
+
+@pytest.mark.traces
+@pytest.mark.skipif(not SLICES.is_dir(), reason="no trace slices")
+def test_preset_rates_are_those_of_the_first_half_hour_and_of_the_last_bin():
+    half_hour = {"format": "azure", "path": str(SLICES / "azure_llm_2023_conv_0000-1800s.csv.gz")}
+    arrivals = load_trace(TraceSpec.model_validate(half_hour)).arrival_ps
+    per_s = np.bincount(arrivals // (120 * PS_PER_S), minlength=15) / 120
+    centres = 60.0 + 120 * np.arange(15)
+    last = 768 / 201.7
+    expected = [*zip(centres, per_s, strict=True), (3300, last), (3501.7, last)]
+    np.testing.assert_allclose(AZURE_CONV_2023_ARRIVAL.rate_series[1:], expected, atol=0.00501)
+
+
+def test_preset_draws_what_it_always_drew():
+    """What is reported of the preset can be compared between versions: another data set would need another name."""
+    w = make(num_requests=20_000)
+    columns = (w.input_tokens, w.output_tokens, w.arrival_ps // 10**6)
+    assert [int(column.sum()) for column in columns] == [22_910_039, 4_231_541, 35_363_502_141_631]
 
 
 def test_preset_rate_is_sampled_and_repeats():

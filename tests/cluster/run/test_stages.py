@@ -6,14 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from pimserve.cluster.cli.render import summary_report, write
 from pimserve.cluster.run.results import load_table
 from pimserve.cluster.run.run import run
 from pimserve.cluster.scenario.document import load_scenario
-from pimserve.loadgen.arrivals import ArrivalSpec, stages_of
 
 STEP = "[[0, 5], [600, 5], [600, 10], [1200, 10]]"
 
@@ -103,21 +100,3 @@ def test_the_table_shows_them(tmp_path: Path) -> None:
     (low,) = (line for line in text.splitlines() if line.startswith("0 to 600 s"))
     assert f"{summary['stages'][0]['requests']:,}" in low
     assert max(map(len, text.splitlines())) <= 80
-
-
-@given(
-    lengths=st.lists(st.floats(0.5, 50), min_size=2, max_size=5),
-    first=st.floats(0, 300),
-    stretch=st.tuples(st.floats(0, 300), st.floats(0, 300)).map(sorted),
-)
-def test_stages_share_all_time_between_them(lengths: list[float], first: float, stretch: list[float]) -> None:
-    ends = np.cumsum(lengths).tolist()
-    series = [point for a, b in zip([0.0, *ends], ends, strict=False) for point in ((a, 1.0), (b, 1.0))]
-    found = stages_of(ArrivalSpec(process="nhpp", rate_series=tuple(series)), first, first + 1000)
-    assert found is not None
-    begin, end = stretch
-    times = found.times_s(begin, end)
-    assert sum(times) == pytest.approx(end - begin, abs=1e-6)
-    moments = np.linspace(begin, end, 4001)[:-1] + (end - begin) / 8000
-    share = np.bincount(found.at(moments), minlength=len(lengths)) / len(moments)
-    assert np.array(times) == pytest.approx(share * (end - begin), abs=0.01 * (end - begin) + 1e-6)
