@@ -15,8 +15,8 @@ import time
 from pimserve.cluster.validation.aimc import published_cases, run_case
 from pimserve.device_models.aimc.chip import Chip
 from pimserve.device_models.aimc.costs import Dram, PlaceholderCosts
-from pimserve.device_models.aimc.event_model import Outcome, simulate
-from pimserve.device_models.aimc.graph import COMPAT, Sequence
+from pimserve.device_models.aimc.event.graph import COMPAT, Sequence
+from pimserve.device_models.aimc.event.simulate import Outcome, simulate
 from pimserve.device_models.aimc.mapping import MappingSpec, map_network
 from pimserve.device_models.aimc.network import gpt2_like
 

@@ -12,8 +12,8 @@ from statistics import median
 from typing import Any, Literal
 
 from pimserve.device_models.aimc.chip import Chip
-from pimserve.device_models.aimc.event_model import simulate
-from pimserve.device_models.aimc.graph import Sequence as Request
+from pimserve.device_models.aimc.event.graph import Sequence as Request
+from pimserve.device_models.aimc.event.simulate import simulate
 from pimserve.device_models.aimc.mapping import Mapping, MappingSpec, Strategy, map_network
 from pimserve.device_models.aimc.network import Network, network_of
 from pimserve.device_models.aimc.serving import plan_of

@@ -15,8 +15,8 @@ import pytest
 
 from pimserve.device_models.aimc.chip import Chip
 from pimserve.device_models.aimc.costs import AffineCosts, Dram
-from pimserve.device_models.aimc.event_model import Outcome, simulate
-from pimserve.device_models.aimc.graph import COMPAT, PHYSICAL, Rules, Sequence
+from pimserve.device_models.aimc.event.graph import COMPAT, PHYSICAL, Rules, Sequence
+from pimserve.device_models.aimc.event.simulate import Outcome, simulate
 from pimserve.device_models.aimc.mapping import MappingSpec, map_network
 from pimserve.device_models.aimc.network import Network, gpt2_like
 

@@ -7,8 +7,8 @@ import pytest
 
 from pimserve.cluster.validation.aimc_plan import SETTINGS, Setting
 from pimserve.device_models.aimc.chip import Chip
-from pimserve.device_models.aimc.event_model import Outcome, simulate
-from pimserve.device_models.aimc.graph import Sequence
+from pimserve.device_models.aimc.event.graph import Sequence
+from pimserve.device_models.aimc.event.simulate import Outcome, simulate
 from pimserve.device_models.aimc.mapping import Mapping, MappingSpec, Strategy, map_network
 from pimserve.device_models.aimc.network import Network, network_of
 from pimserve.device_models.aimc.serving import plan_of

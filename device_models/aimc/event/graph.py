@@ -1,4 +1,4 @@
-"""Rules, work and task graph of the event-driven model: what `trace` builds and `schedule` runs."""
+"""Rules, work and task graph of the event-driven model: what `graph_builder` builds and `schedule` runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from pimserve.device_models.aimc.ledger import Ledger
+from pimserve.device_models.aimc.event.operations import OperationTable
 from pimserve.errors import InputError
 
 NO_RESOURCE = -1
@@ -110,7 +110,7 @@ class Stamp:
     and what comes after it waits for `results`.
     """
 
-    line: array[int]
+    operation: array[int]
     resource: array[int]
     chunk: array[int]
     src: NDArray[np.int32]
@@ -123,15 +123,15 @@ class Stamp:
 class TaskGraph:
     """Tasks in flat columns; a task waits for all its predecessors.
 
-    Per task: `line` of the ledger (what it is, and its cost), `resource` (see Resources, or NO_RESOURCE for what never
-    queues) and `rank` (its sequence, then its token: the lowest goes first). Per edge: `src` before `dst`; the order of
-    a task's edges breaks ties among tasks that it makes ready. `chunk`: for MVMs the chunk's number in its matrix and
-    `matrix` its matrix, else -1. `layer` of attention tasks.
+    Per task: `operation` of the table (what it does, and its cost), `resource` (see Resources, or NO_RESOURCE for what
+    never queues) and `rank` (its sequence, then its token: the lowest goes first). Per edge: `src` before `dst`; the
+    order of a task's edges breaks ties among tasks that it makes ready. `chunk`: for MVMs the chunk's number in its
+    matrix and `matrix` its matrix, else -1. `layer` of attention tasks.
     """
 
-    ledger: Ledger
+    table: OperationTable
     resources: Resources
-    line: array[int] = field(default_factory=lambda: array("i"))
+    operation: array[int] = field(default_factory=lambda: array("i"))
     resource: array[int] = field(default_factory=lambda: array("i"))
     rank: array[int] = field(default_factory=lambda: array("i"))
     src: array[int] = field(default_factory=lambda: array("i"))
@@ -142,10 +142,10 @@ class TaskGraph:
     samplers: list[list[int]] = field(default_factory=list)
     """Per sequence, the tasks that end its steps with a token."""
 
-    def add(self, line: int, resource: int, rank: int, after: Several[int], layer: int | None = None) -> int:
+    def add(self, operation: int, resource: int, rank: int, after: Several[int], layer: int | None = None) -> int:
         """A task that waits for those of `after`; its number."""
-        task = len(self.line)
-        self.line.append(line)
+        task = len(self.operation)
+        self.operation.append(operation)
         self.resource.append(resource)
         self.rank.append(rank)
         self.matrix.append(-1)
@@ -158,8 +158,8 @@ class TaskGraph:
 
     def stamp(self, stamp: Stamp, matrix: int, rank: int, after: Several[int]) -> list[int]:
         """The pattern's tasks; numbers of its results. Each head waits for all of `after`."""
-        first, size = len(self.line), len(stamp.line)
-        self.line.extend(stamp.line)
+        first, size = len(self.operation), len(stamp.operation)
+        self.operation.extend(stamp.operation)
         self.resource.extend(stamp.resource)
         self.chunk.extend(stamp.chunk)
         self.rank.extend(array("i", [rank]) * size)

@@ -1,10 +1,9 @@
 """The scheduler on graphs made by hand: who goes first, and on what."""
 
-from pimserve.device_models.aimc.graph import NO_RESOURCE, Resources, TaskGraph
-from pimserve.device_models.aimc.ledger import Ledger, Line
-from pimserve.device_models.aimc.schedule import schedule
-
-from .strategies import chip_of
+from pimserve.device_models.aimc.event.graph import NO_RESOURCE, Resources, TaskGraph
+from pimserve.device_models.aimc.event.operations import Operation, OperationTable
+from pimserve.device_models.aimc.event.schedule import schedule
+from tests.device_models.aimc.strategies import chip_of
 
 
 class Graph:
@@ -12,28 +11,28 @@ class Graph:
 
     def __init__(self, **chip: object) -> None:
         self.chip = chip_of(**{"tiles": 2, "digital_units": 2, "attention_units": 2, **chip})
-        self.graph = TaskGraph(Ledger(), Resources(2, 1))
+        self.graph = TaskGraph(OperationTable(), Resources(2, 1))
         self.names: list[str] = []
 
     def _add(self, name, line, resource, rank, after, layer=None):
-        self.graph.add(self.graph.ledger.number(line), resource, rank, [self.names.index(n) for n in after], layer)
+        self.graph.add(self.graph.table.number(line), resource, rank, [self.names.index(n) for n in after], layer)
         self.names.append(name)
 
     def hop(self, name, ps, *after):
-        self._add(name, Line("hop", 1, 1, ps, 0.0, 0.0), NO_RESOURCE, 0, after)
+        self._add(name, Operation("hop", 1, 1, ps, 0.0, 0.0), NO_RESOURCE, 0, after)
 
     def mvm(self, name, *after, tile=0, rank=0, ps=100):
-        self._add(name, Line("mvm", 1, 1, ps, 0.0, 0.0), tile, rank, after)
+        self._add(name, Operation("mvm", 1, 1, ps, 0.0, 0.0), tile, rank, after)
 
     def digital(self, name, *after, rank=0, ps=10):
-        self._add(name, Line("add", 1, 1, ps, 0.0, 0.0), self.graph.resources.digital, rank, after)
+        self._add(name, Operation("add", 1, 1, ps, 0.0, 0.0), self.graph.resources.digital, rank, after)
 
     def attention(self, name, *after, rank=0, ps=50, dram_ps=0, layer=0):
-        line = Line("attention", 1, 1, ps, 0.0, 0.0, dram_ps, 0.0)
+        line = Operation("attention", 1, 1, ps, 0.0, 0.0, dram_ps, 0.0)
         self._add(name, line, self.graph.resources.attention, rank, after, layer)
 
     def write(self, name, *after, ps=20):
-        self._add(name, Line("kv_write", 1, 1, 0, 0.0, 0.0, ps, 0.0), self.graph.resources.dram, 0, after)
+        self._add(name, Operation("kv_write", 1, 1, 0, 0.0, 0.0, ps, 0.0), self.graph.resources.dram, 0, after)
 
     def starts(self, contention=False):
         timing = schedule(self.graph, self.chip, dram_contention=contention)

@@ -1,4 +1,4 @@
-"""What tasks are and cost: a line for each distinct (kind, size), and sums over lines."""
+"""What tasks are and cost: the distinct operations, and sums over tasks."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ KINDS: tuple[Kind, ...] = ("mvm", "hop", "link", "add", "activation", "norm", "s
 _CACHE_READ = "attention_dram"
 
 
-class Line(NamedTuple):
-    """Tasks that are all alike.
+class Operation(NamedTuple):
+    """What tasks that are all alike do and cost.
 
     `size`: columns of an MVM, bytes of a hop ("link": one to another chip) or write, elements else. `ops`: operations
     that one task counts for. `ps`, `nj` and `flops` are of one task, without reading the cache, which `dram_ps` and
@@ -41,33 +41,33 @@ class Totals:
     flops: float
 
 
-class Ledger:
-    """Lines, each under its number."""
+class OperationTable:
+    """Distinct operations, each under its number."""
 
     def __init__(self) -> None:
-        self.lines: list[Line] = []
-        self._numbers: dict[Line, int] = {}
+        self.operations: list[Operation] = []
+        self._numbers: dict[Operation, int] = {}
 
-    def number(self, line: Line) -> int:
-        """Number of a line, new or known."""
-        if line not in self._numbers:
-            self._numbers[line] = len(self.lines)
-            self.lines.append(line)
-        return self._numbers[line]
+    def number(self, operation: Operation) -> int:
+        """Number of an operation, new or known."""
+        if operation not in self._numbers:
+            self._numbers[operation] = len(self.operations)
+            self.operations.append(operation)
+        return self._numbers[operation]
 
-    def totals(self, line: NDArray[np.int32]) -> Totals:
-        """Sums over tasks with these lines. Energies are counts times unit costs, never added up task by task."""
-        tasks = np.bincount(line, minlength=len(self.lines)).tolist()
+    def totals(self, operation_of: NDArray[np.int32]) -> Totals:
+        """Sums over tasks with these operations. Energies are counts times unit costs, never added up task by task."""
+        tasks = np.bincount(operation_of, minlength=len(self.operations)).tolist()
         counts: dict[str, int] = dict.fromkeys(KINDS, 0)
         latency: dict[str, int] = dict.fromkeys((*KINDS, _CACHE_READ), 0)
         energy: dict[str, float] = dict.fromkeys((*KINDS, _CACHE_READ), 0.0)
         flops = 0.0
-        for number, entry in zip(tasks, self.lines, strict=True):
-            counts[entry.kind] += number * entry.ops
-            latency[entry.kind] += number * entry.ps
-            energy[entry.kind] += number * entry.nj
-            read = entry.kind if entry.kind == "kv_write" else _CACHE_READ
-            latency[read] += number * entry.dram_ps
-            energy[read] += number * entry.dram_nj
-            flops += number * entry.flops
+        for number, operation in zip(tasks, self.operations, strict=True):
+            counts[operation.kind] += number * operation.ops
+            latency[operation.kind] += number * operation.ps
+            energy[operation.kind] += number * operation.nj
+            read = operation.kind if operation.kind == "kv_write" else _CACHE_READ
+            latency[read] += number * operation.dram_ps
+            energy[read] += number * operation.dram_nj
+            flops += number * operation.flops
         return Totals(counts, latency, energy, flops)

@@ -9,18 +9,18 @@ import numpy as np
 
 from pimserve.device_models.aimc.chip import Chip
 from pimserve.device_models.aimc.costs import OpCost
-from pimserve.device_models.aimc.graph import NO_RESOURCE, Resources, Rules, Stamp
-from pimserve.device_models.aimc.ledger import Kind, Ledger, Line
+from pimserve.device_models.aimc.event.graph import NO_RESOURCE, Resources, Rules, Stamp
+from pimserve.device_models.aimc.event.operations import Kind, Operation, OperationTable
 from pimserve.device_models.aimc.mapping import Mapping
 from pimserve.device_models.aimc.network import Network
 from pimserve.errors import InputError
 
 
-class Lines:
-    """Lines of the ledger for the operations of one chip model."""
+class ChipOperations:
+    """Numbers of operations in the table, with what they cost on a chip."""
 
-    def __init__(self, network: Network, chip: Chip, ledger: Ledger) -> None:
-        self.ledger = ledger
+    def __init__(self, network: Network, chip: Chip, table: OperationTable) -> None:
+        self._table = table
         self._network = network
         self._chip = chip
 
@@ -28,24 +28,24 @@ class Lines:
         """A transfer of `size` bytes, to another chip if `crossing`."""
         cost = self._chip.costs.hop(size)
         if not crossing:
-            return self._line("hop", size, cost)
+            return self._number("hop", size, cost)
         if self._chip.link is None:
             raise InputError("link", "must be given where a replica has several chips")
         over = self._chip.link.hop(size)
-        return self._line("link", size, OpCost(cost.ps + over.ps, cost.nj + over.nj))
+        return self._number("link", size, OpCost(cost.ps + over.ps, cost.nj + over.nj))
 
     def add(self, size: int) -> int:
         """An elementwise sum or product."""
-        return self._line("add", size, self._chip.costs.add(size), size)
+        return self._number("add", size, self._chip.costs.add(size), size)
 
     def norm(self, size: int) -> int:
         """A layer norm."""
-        return self._line("norm", size, self._chip.costs.norm(size), 10 * size)
+        return self._number("norm", size, self._chip.costs.norm(size), 10 * size)
 
     def activation(self, size: int) -> int:
         """The network's activation function; FLOPs per element as the reference simulator counts them."""
         kind = self._network.activation
-        return self._line(
+        return self._number(
             "activation", size, self._chip.costs.activation(kind, size), (1 if kind == "relu" else 6) * size
         )
 
@@ -53,30 +53,37 @@ class Lines:
     def sampler(self) -> int:
         """Picking a token; 512 FLOPs as the reference simulator counts them."""
         vocab = self._network.vocab
-        return self._line("sampler", vocab, self._chip.costs.sampler(vocab), 512)
+        return self._number("sampler", vocab, self._chip.costs.sampler(vocab), 512)
 
     def mvm(self, rows: int, cols: int, reads: int) -> int:
         """`reads` MVMs in a row of a chunk that fills `rows` x `cols` of its tier."""
         cost = self._chip.costs.mvm()
         # A full tier does R C products and R C - R sums; a chunk its share of them.
         flops = rows * cols * (2 * self._chip.tier_cols - 1) / self._chip.tier_cols
-        return self.ledger.number(Line("mvm", cols, reads, reads * cost.ps, reads * cost.nj, reads * flops))
+        return self._table.number(Operation("mvm", cols, reads, reads * cost.ps, reads * cost.nj, reads * flops))
 
-    def _line(self, kind: Kind, size: int, cost: OpCost, flops: float = 0.0) -> int:
-        return self.ledger.number(Line(kind, size, 1, cost.ps, cost.nj, flops))
+    def _number(self, kind: Kind, size: int, cost: OpCost, flops: float = 0.0) -> int:
+        return self._table.number(Operation(kind, size, 1, cost.ps, cost.nj, flops))
 
 
 class Linears:
     """Patterns of the network's matrices, each made when first asked for."""
 
     def __init__(
-        self, network: Network, chip: Chip, mapping: Mapping, rules: Rules, lines: Lines, *, communication: bool
+        self,
+        network: Network,
+        chip: Chip,
+        mapping: Mapping,
+        rules: Rules,
+        operations: ChipOperations,
+        *,
+        communication: bool,
     ) -> None:
         self._network = network
         self._chip = chip
         self._mapping = mapping
         self._rules = rules
-        self._lines = lines
+        self._operations = operations
         self._communication = communication
         self._resources = Resources(chip.all_tiles, chip.chips)
         self._known: dict[tuple[int, int, int, int | None, bool, bool], Stamp] = {}
@@ -99,7 +106,7 @@ class Linears:
         return self._known[key]
 
     def _make(self, matrix: int, source: int, to: int, row: int | None, fed: bool, hops_out: bool) -> Stamp:
-        chip, lines, shape = self._chip, self._lines, self._network.matrices[matrix]
+        chip, operations, shape = self._chip, self._operations, self._network.matrices[matrix]
         rows, cols = chip.tier_rows, chip.tier_cols
         tiles = self._mapping.tiles[matrix]
         all_rows, columns = shape.grid(rows, cols)
@@ -109,27 +116,27 @@ class Linears:
         used_cols = [min(cols, shape.cols - column * cols) for _, column, _ in chunks]
         by_payload = self._rules.sizes_by_payload
         sums_on = self.chip_of(matrix) if len(blocks) > 1 else to
-        line: list[int] = []
+        operation: list[int] = []
         resource: list[int] = []
         number: list[int] = []
         edges: list[tuple[int, int]] = []
 
-        def task(line_number: int, on: int, *after: int, chunk: int = -1) -> int:
-            edges.extend((before, len(line)) for before in after)
-            line.append(line_number)
+        def task(operation_number: int, on: int, *after: int, chunk: int = -1) -> int:
+            edges.extend((before, len(operation)) for before in after)
+            operation.append(operation_number)
             resource.append(on)
             number.append(chunk)
-            return len(line) - 1
+            return len(operation) - 1
 
         def hop(size: int, start: int, end: int, *after: int) -> int:
-            return task(lines.hop(size if by_payload else cols, crossing=start != end), NO_RESOURCE, *after)
+            return task(operations.hop(size if by_payload else cols, crossing=start != end), NO_RESOURCE, *after)
 
         heads: list[int] = []
         outputs: list[int] = []
         for (_, _, chunk), height, width in zip(chunks, used_rows, used_cols, strict=True):
             tile = tiles[chunk]
             feed = [hop(height, source, tile // chip.tiles)] if fed and self._communication else []
-            mvm = task(lines.mvm(height, width, shape.reads(cols)), tile, *feed, chunk=chunk)
+            mvm = task(operations.mvm(height, width, shape.reads(cols)), tile, *feed, chunk=chunk)
             heads.extend(feed if feed else [mvm])
             leaves = hops_out and self._communication
             outputs.append(hop(width, tile // chip.tiles, sums_on, mvm) if leaves else mvm)
@@ -138,12 +145,12 @@ class Linears:
         for block in range(1, len(blocks)):
             for column in range(columns):
                 size = used_cols[column] if by_payload else cols
-                results[column] = task(lines.add(size), pool, results[column], outputs[block * columns + column])
+                results[column] = task(operations.add(size), pool, results[column], outputs[block * columns + column])
         if sums_on != to and self._communication:
             results = [hop(width, sums_on, to, result) for result, width in zip(results, used_cols, strict=False)]
         src, dst = np.array(edges, np.int32).reshape(-1, 2).T
         return Stamp(
-            array("i", line),
+            array("i", operation),
             array("i", resource),
             array("i", number),
             src,

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from pimserve.device_models.aimc.event_model import simulate
-from pimserve.device_models.aimc.graph import COMPAT, PHYSICAL, Sequence
+from pimserve.device_models.aimc.event.graph import COMPAT, PHYSICAL, Sequence
+from pimserve.device_models.aimc.event.simulate import simulate
 from pimserve.device_models.aimc.network import gpt2_like, network_of
 from pimserve.errors import InputError
-
-from .strategies import Run, chip_of, compat_runs, model, spread
+from tests.device_models.aimc.strategies import Run, chip_of, compat_runs, model, spread
 
 
 @settings(max_examples=60, deadline=None)
@@ -77,8 +76,8 @@ def test_attention_spans_context_prompt_and_steps(sequence, spans):
 
 def attention_spans(sequence):
     outcome = small(sequence)
-    lines = outcome.graph.ledger.lines
-    return [lines[number].size for number in outcome.graph.line if lines[number].kind == "attention"]
+    lines = outcome.graph.table.operations
+    return [lines[number].size for number in outcome.graph.operation if lines[number].kind == "attention"]
 
 
 ONE_TOKEN = Sequence(1, 1)
@@ -136,8 +135,8 @@ def test_sequences_choose_experts_by_themselves(rules, alike):
 
 
 def sizes(outcome, kind):
-    lines = outcome.graph.ledger.lines
-    return {lines[number].size for number in outcome.graph.line if lines[number].kind == kind}
+    lines = outcome.graph.table.operations
+    return {lines[number].size for number in outcome.graph.operation if lines[number].kind == kind}
 
 
 def test_payload_is_what_a_chunk_uses():

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimserve.device_models.aimc.chip import Chip
-from pimserve.device_models.aimc.graph import TaskGraph
+from pimserve.device_models.aimc.event.graph import TaskGraph
 
 _AGE_BITS = 40
 _AGE = (1 << _AGE_BITS) - 1
@@ -31,7 +31,7 @@ class Schedule:
 
 def successors(graph: TaskGraph) -> tuple[list[int], list[int], list[int]]:
     """(first, flat, waits): those after task t are flat[first[t]:first[t + 1]]; t waits for waits[t] tasks."""
-    tasks = len(graph.line)
+    tasks = len(graph.operation)
     src, dst = np.frombuffer(graph.src, np.int32), np.frombuffer(graph.dst, np.int32)
     flat = dst[np.argsort(src, kind="stable")]
     first = np.concatenate([[0], np.cumsum(np.bincount(src, minlength=tasks))])
@@ -51,11 +51,11 @@ class _Run:
     """State of the resources; one call of `to_the_end`."""
 
     def __init__(self, graph: TaskGraph, chip: Chip, *, dram_contention: bool) -> None:
-        tasks, lines, resources = len(graph.line), graph.ledger.lines, graph.resources
-        self.line, self.rank, self.place = graph.line.tolist(), graph.rank.tolist(), graph.resource.tolist()
+        tasks, resources = len(graph.operation), graph.resources
+        self.operation, self.rank, self.place = graph.operation.tolist(), graph.rank.tolist(), graph.resource.tolist()
         self.layer = graph.layer
-        self.ps = [line.ps for line in lines]
-        self.dram_ps = [line.dram_ps for line in lines]
+        self.ps = [operation.ps for operation in graph.table.operations]
+        self.dram_ps = [operation.dram_ps for operation in graph.table.operations]
         self.first, self.flat, self.waits = successors(graph)
         self.tiles, self.attention, self.dram = resources.tiles, resources.attention, resources.dram
         self.contention, self.one_at_a_time = dram_contention, chip.one_tier_at_a_time
@@ -125,7 +125,7 @@ class _Run:
         self.age[task] = age
         self.by_age.append(task)
         if place < 0:
-            self._run(task, self.now + self.ps[self.line[task]], 0)
+            self._run(task, self.now + self.ps[self.operation[task]], 0)
         elif place >= self.dram:
             self._run(task, self._through_memory(place - self.dram, task), 0)
         else:
@@ -136,7 +136,7 @@ class _Run:
 
     def _start_idle(self) -> None:
         tiles, attention, idle, by_age = self.tiles, self.attention, self.idle, self.by_age
-        line, ps = self.line, self.ps
+        operation, ps = self.operation, self.ps
         for place in self.touched:
             queue = self.queue[place]
             if place < tiles:
@@ -144,12 +144,12 @@ class _Run:
                     together = 1 if self.one_at_a_time else len(queue)
                     for _ in range(together):
                         task = by_age[heappop(queue) & _AGE]
-                        self._run(task, self.now + ps[line[task]], 1)
+                        self._run(task, self.now + ps[operation[task]], 1)
                     idle[place] -= together
             elif place < attention:
                 while queue and idle[place]:
                     task = by_age[heappop(queue) & _AGE]
-                    self._run(task, self.now + ps[line[task]], 2)
+                    self._run(task, self.now + ps[operation[task]], 2)
                     self.started_at[task] = self.event
                     idle[place] -= 1
             elif self.lock:
@@ -176,7 +176,7 @@ class _Run:
                 self._attend(task, place)
 
     def _attend(self, task: int, place: int) -> None:
-        compute, read = self.ps[self.line[task]], self.dram_ps[self.line[task]]
+        compute, read = self.ps[self.operation[task]], self.dram_ps[self.operation[task]]
         if not self.contention:
             done = self.now + read + compute
         elif read:
@@ -188,7 +188,7 @@ class _Run:
 
     def _through_memory(self, chip: int, task: int) -> int:
         """When a read or write that arrives now is through."""
-        self.memory_free[chip] = max(self.now, self.memory_free[chip]) + self.dram_ps[self.line[task]]
+        self.memory_free[chip] = max(self.now, self.memory_free[chip]) + self.dram_ps[self.operation[task]]
         return self.memory_free[chip]
 
     def _run(self, task: int, until: int, group: int) -> None:

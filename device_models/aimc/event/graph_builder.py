@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from pimserve.device_models.aimc.chip import Chip
-from pimserve.device_models.aimc.choices import ExpertChoices, token_ids
 from pimserve.device_models.aimc.costs import attention_flops
-from pimserve.device_models.aimc.graph import NO_RESOURCE, Resources, Rules, Sequence, TaskGraph
-from pimserve.device_models.aimc.ledger import Ledger, Line
-from pimserve.device_models.aimc.linear import Linears, Lines
+from pimserve.device_models.aimc.event.choices import ExpertChoices, token_ids
+from pimserve.device_models.aimc.event.graph import NO_RESOURCE, Resources, Rules, Sequence, TaskGraph
+from pimserve.device_models.aimc.event.linear import ChipOperations, Linears
+from pimserve.device_models.aimc.event.operations import Operation, OperationTable
 from pimserve.device_models.aimc.mapping import Mapping
 from pimserve.device_models.aimc.network import Attention, Block, Ffn, Network
 from pimserve.errors import InputError
@@ -40,7 +40,7 @@ class Step:
     samples: bool
 
 
-class Tracer:
+class GraphBuilder:
     """Builds the graph of some sequences step by step; `graph` is the result."""
 
     def __init__(
@@ -55,7 +55,7 @@ class Tracer:
         seed: int,
         communication: bool,
     ) -> None:
-        self.graph = TaskGraph(Ledger(), Resources(chip.all_tiles, chip.chips))
+        self.graph = TaskGraph(OperationTable(), Resources(chip.all_tiles, chip.chips))
         self._network = network
         self._chip = chip
         self._rules = rules
@@ -63,8 +63,8 @@ class Tracer:
         self._choices = choices
         self._seed = seed
         self._communication = communication
-        self._lines = Lines(network, chip, self.graph.ledger)
-        self._linears = Linears(network, chip, mapping, rules, self._lines, communication=communication)
+        self._operations = ChipOperations(network, chip, self.graph.table)
+        self._linears = Linears(network, chip, mapping, rules, self._operations, communication=communication)
         self._homes = [self._linears.chip_of(block.after[0][0]) for block in network.blocks]
         self._moe_layers = [layer for layer, block in enumerate(network.blocks) if block.router is not None]
 
@@ -126,7 +126,7 @@ class Tracer:
                 positions = network.matrices[position_table].rows
                 raise InputError("sequences", f"must not exceed the model's {positions} positions")
             values += read(position_table, position // self._chip.tier_rows)
-        return Vector([self._digital(self._lines.add(network.hidden), home, rank, values)], home)
+        return Vector([self._digital(self._operations.add(network.hidden), home, rank, values)], home)
 
     def _token_rows(self, step: Step) -> list[int]:
         """Row block of the embedding that holds each token of the step."""
@@ -150,8 +150,8 @@ class Tracer:
         if self._rules.kv_writes:
             size = block.attention.kv_bytes
             cost = self._chip.dram.move(size)
-            line = self.graph.ledger.number(Line("kv_write", size, 1, 0, 0.0, 0.0, cost.ps, cost.nj))
-            self.graph.add(line, self.graph.resources.dram + home, rank, cached)
+            operation = self.graph.table.number(Operation("kv_write", size, 1, 0, 0.0, 0.0, cost.ps, cost.nj))
+            self.graph.add(operation, self.graph.resources.dram + home, rank, cached)
         return results if len(block.before) == 1 else [*results, *cached]
 
     def _attention(self, step: Step, layer: int, shape: Attention, inputs: list[int], rank: int) -> int:
@@ -166,14 +166,14 @@ class Tracer:
         else:
             flops = attention_flops(shape, new, span)
         compute_ps = -(-cost.compute_ps // parts)
-        line = Line("attention", span, 1, compute_ps, cost.compute_nj, flops, cost.dram_ps, cost.dram_nj)
+        operation = Operation("attention", span, 1, compute_ps, cost.compute_nj, flops, cost.dram_ps, cost.dram_nj)
         resource = self.graph.resources.attention + self._homes[layer]
-        return self.graph.add(self.graph.ledger.number(line), resource, rank, inputs, layer)
+        return self.graph.add(self.graph.table.number(operation), resource, rank, inputs, layer)
 
     def _after_attention(self, block: Block, attended: Vector, x: Vector, chosen: Several[int], rank: int) -> Vector:
         """From attention to the block's output; all sums and norms are on the block's home chip."""
         home = attended.chip
-        hidden = self._lines.add(self._network.hidden)
+        hidden = self._operations.add(self._network.hidden)
         for stage in block.after:
             attended = Vector([t for matrix in stage for t in self._linear(matrix, attended, home, rank)], home)
         middle = Vector([self._digital(hidden, home, rank, [*attended.tasks, *x.tasks])], home)
@@ -186,11 +186,11 @@ class Tracer:
 
     def _experts_and_sum(self, block: Block, x: Vector, chosen: Several[int], rank: int) -> list[int]:
         assert block.router is not None
-        home, lines = x.chip, self._lines
+        home, operations = x.chip, self._operations
         routed = self._linear(block.router, x, home, rank)
         dispatched = x
         if self._rules.experts_wait_for_router:
-            gate = self._digital(lines.activation(len(block.experts)), home, rank, routed)
+            gate = self._digital(operations.activation(len(block.experts)), home, rank, routed)
             dispatched, routed = Vector([gate], home), []
         size = self._network.hidden if self._rules.combine_at_hidden else block.experts[0].width
         results = [self._ffn(block.experts[expert], dispatched, home, rank) for expert in chosen]
@@ -201,16 +201,16 @@ class Tracer:
         total = results[0]
         for result in results[1:]:
             # Each sum scales by the router's result.
-            total = [self._digital(lines.add(size), home, rank, [*total, *result, *routed])]
+            total = [self._digital(operations.add(size), home, rank, [*total, *result, *routed])]
         return total
 
     def _ffn(self, ffn: Ffn, x: Vector, to: int, rank: int) -> list[int]:
         """Activation and product run where the second matrix is."""
-        there, lines = self._linears.chip_of(ffn.down), self._lines
+        there, operations = self._linears.chip_of(ffn.down), self._operations
         first, *others = [self._linear(matrix, x, there, rank) for matrix in ffn.up]
-        inner = self._digital(lines.activation(ffn.width), there, rank, first)
+        inner = self._digital(operations.activation(ffn.width), there, rank, first)
         for other in others:
-            inner = self._digital(lines.add(ffn.width), there, rank, [inner, *other])
+            inner = self._digital(operations.add(ffn.width), there, rank, [inner, *other])
         return self._linear(ffn.down, Vector([inner], there), to, rank)
 
     def _sample(self, step: Step, x: Vector, rank: int) -> int:
@@ -223,8 +223,8 @@ class Tracer:
         stamp = self._linears.stamp(head, x.chip, there, hops_out=not shared or blocks > 1)
         logits = self.graph.stamp(stamp, head, rank, x.tasks)
         if shared:
-            logits = [self.graph.add(self._lines.hop(self._chip.tier_cols), NO_RESOURCE, rank, logits)]
-        sampled = self._digital(self._lines.sampler, there, rank, logits)
+            logits = [self.graph.add(self._operations.hop(self._chip.tier_cols), NO_RESOURCE, rank, logits)]
+        sampled = self._digital(self._operations.sampler, there, rank, logits)
         self.graph.samplers[step.sequence].append(sampled)
         return sampled
 
@@ -242,14 +242,14 @@ class Tracer:
         return self.graph.stamp(self._linears.stamp(matrix, x.chip, to), matrix, rank, x.tasks)
 
     def _norm(self, x: Vector, rank: int) -> Vector:
-        return Vector([self._digital(self._lines.norm(self._network.hidden), x.chip, rank, x.tasks)], x.chip)
+        return Vector([self._digital(self._operations.norm(self._network.hidden), x.chip, rank, x.tasks)], x.chip)
 
-    def _digital(self, line: int, chip: int, rank: int, after: Several[int]) -> int:
-        return self.graph.add(line, self.graph.resources.digital + chip, rank, after)
+    def _digital(self, operation: int, chip: int, rank: int, after: Several[int]) -> int:
+        return self.graph.add(operation, self.graph.resources.digital + chip, rank, after)
 
     def _at_home(self, x: Vector, home: int, rank: int) -> Vector:
         """The vector on chip `home`, over a link if need be."""
         if x.chip == home or not self._communication:
             return Vector(x.tasks, home)
-        line = self._lines.hop(self._network.hidden, crossing=True)
-        return Vector([self.graph.add(line, NO_RESOURCE, rank, x.tasks)], home)
+        hop = self._operations.hop(self._network.hidden, crossing=True)
+        return Vector([self.graph.add(hop, NO_RESOURCE, rank, x.tasks)], home)

@@ -9,12 +9,11 @@ from hypothesis import given, settings
 from pimserve.cluster.validation.aimc import published_cases, run_case
 from pimserve.cluster.validation.aimc_case import Case
 from pimserve.device_models.aimc.chip import Link
-from pimserve.device_models.aimc.event_model import Outcome, simulate
-from pimserve.device_models.aimc.graph import COMPAT, Sequence
+from pimserve.device_models.aimc.event.graph import COMPAT, Sequence
+from pimserve.device_models.aimc.event.simulate import Outcome, simulate
 from pimserve.device_models.aimc.network import gpt2_like, network_of
 from pimserve.errors import InputError
-
-from .strategies import DRAM, Run, chip_of, compat_runs, model, physical_runs, spread
+from tests.device_models.aimc.strategies import DRAM, Run, chip_of, compat_runs, model, physical_runs, spread
 
 NS = 1000
 CASES = [*(f"open-{number:02}" for number in range(1, 19)), "paper-scale"]
@@ -253,13 +252,13 @@ def test_without_a_cache_all_tokens_are_computed_again():
 
 def bounds_of(outcome: Outcome, run: Run) -> list[float]:
     """Critical path, and the work of each resource over its servers, ps."""
-    graph, lines = outcome.graph, outcome.graph.ledger.lines
-    path = [0] * len(graph.line)
+    graph, lines = outcome.graph, outcome.graph.table.operations
+    path = [0] * len(graph.operation)
     after: list[list[int]] = [[] for _ in path]
     for source, target in zip(graph.src, graph.dst, strict=True):
         after[target].append(source)
     work = [0.0] * (graph.resources.dram + run.chip.chips)
-    for task, number in enumerate(graph.line):
+    for task, number in enumerate(graph.operation):
         line = lines[number]
         overlaps = line.kind == "attention" and run.rules.dram_contention
         ps = max(line.ps, line.dram_ps) if overlaps else line.ps + line.dram_ps
@@ -276,7 +275,7 @@ def bounds_of(outcome: Outcome, run: Run) -> list[float]:
 @given(compat_runs() | physical_runs())
 def test_laws_of_every_run(run):
     outcome = run.outcome()
-    graph, lines = outcome.graph, outcome.graph.ledger.lines
+    graph, lines = outcome.graph, outcome.graph.table.operations
     start, finish = outcome.start_ps, outcome.finish_ps
     # Every task runs, after all that it waits for.
     assert (finish >= start).all()
@@ -290,8 +289,8 @@ def test_laws_of_every_run(run):
     for place, count in enumerate(servers):
         mine = resource == place
         assert most_at_once(start[mine], finish[mine]) <= count
-    # Energy is that of the ledger's lines, and nothing is lost between kinds.
-    spent = sum(lines[number].nj + lines[number].dram_nj for number in graph.line)
+    # Energy is that of the table's operations, and nothing is lost between kinds.
+    spent = sum(lines[number].nj + lines[number].dram_nj for number in graph.operation)
     passive = run.chip.passive_w * chips * outcome.makespan_ps / NS
     assert outcome.total_energy_nj == pytest.approx(spent + passive)
     assert sum(outcome.mvms_per_tile) == outcome.op_counts["mvm"]

@@ -4,10 +4,9 @@ from collections import defaultdict
 
 from hypothesis import given, settings
 
-from pimserve.device_models.aimc.event_model import Outcome
-from pimserve.device_models.aimc.ledger import Line
-
-from .strategies import Run, compat_runs
+from pimserve.device_models.aimc.event.operations import Operation
+from pimserve.device_models.aimc.event.simulate import Outcome
+from tests.device_models.aimc.strategies import Run, compat_runs
 
 
 class Table:
@@ -22,12 +21,12 @@ class Table:
         self.size: dict[tuple[int, int], int] = {}
         self.inputs: dict[int, list[tuple[int, int]]] = defaultdict(list)
         self.outputs: dict[int, list[tuple[int, int]]] = {}
-        for task in range(len(self.graph.line)):
+        for task in range(len(self.graph.operation)):
             if self.of(task).kind != "hop":
                 self.outputs[task] = self.addresses(task)
 
-    def of(self, task: int) -> Line:
-        return self.graph.ledger.lines[self.graph.line[task]]
+    def of(self, task: int) -> Operation:
+        return self.graph.table.operations[self.graph.operation[task]]
 
     def address(self, task: int, size: int, users: list[int]) -> tuple[int, int]:
         found = (task, len(self.left))

@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimserve.device_models.aimc.chip import Chip
-from pimserve.device_models.aimc.choices import ExpertChoices
 from pimserve.device_models.aimc.costs import PS_PER_NS
-from pimserve.device_models.aimc.graph import PHYSICAL, Rules, Sequence, TaskGraph
+from pimserve.device_models.aimc.event.choices import ExpertChoices
+from pimserve.device_models.aimc.event.graph import PHYSICAL, Rules, Sequence, TaskGraph
+from pimserve.device_models.aimc.event.graph_builder import GraphBuilder, Routing
+from pimserve.device_models.aimc.event.schedule import Schedule, schedule
+from pimserve.device_models.aimc.event.scratchpad import peak_bytes
 from pimserve.device_models.aimc.mapping import Mapping
 from pimserve.device_models.aimc.network import Network
-from pimserve.device_models.aimc.schedule import Schedule, schedule
-from pimserve.device_models.aimc.scratchpad import peak_bytes
-from pimserve.device_models.aimc.trace import Routing, Tracer
 from pimserve.errors import InputError
 
 
@@ -37,7 +37,7 @@ class Busy:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a simulation gives. Kinds are those of ledger.KINDS.
+    """What a simulation gives. Kinds are those of operations.KINDS.
 
     `op_latency_ps` and `energy_nj` have reading the cache apart, as "attention_dram"; `energy_nj` also has "passive".
     `token_finish_ps[sequence]`: a time for each generated token. `peak_memory_bytes`: only where the rules ask for the
@@ -95,7 +95,7 @@ def simulate(
     """
     if not sequences:
         raise InputError("sequences", "must have at least one entry")
-    tracer = Tracer(
+    builder = GraphBuilder(
         network,
         chip,
         mapping,
@@ -105,11 +105,17 @@ def simulate(
         seed=seed,
         communication=communication,
     )
-    graph = tracer.sequences(sequences, kv_caching=kv_caching)
+    graph = builder.sequences(sequences, kv_caching=kv_caching)
     timing = schedule(graph, chip, dram_contention=rules.dram_contention)
+    return _outcome(graph, timing, network, chip, reference_accounting=rules.reference_accounting)
+
+
+def _outcome(
+    graph: TaskGraph, timing: Schedule, network: Network, chip: Chip, *, reference_accounting: bool
+) -> Outcome:
     makespan = int(timing.finish.max())
-    totals = graph.ledger.totals(np.frombuffer(graph.line, np.int32))
-    peak = peak_bytes(graph, timing, network, chip) if rules.reference_accounting else None
+    totals = graph.table.totals(np.frombuffer(graph.operation, np.int32))
+    peak = peak_bytes(graph, timing, network, chip) if reference_accounting else None
     mvms = _mvms_per_tile(graph)
     passive = chip.passive_w * chip.chips * makespan / PS_PER_NS
     return Outcome(
@@ -140,25 +146,25 @@ def _choices(network: Network, popularity: Several[float] | None, seed: int) -> 
 
 
 def _mvms_per_tile(graph: TaskGraph) -> NDArray[np.int64]:
-    ops = np.array([line.ops if line.kind == "mvm" else 0 for line in graph.ledger.lines])
+    ops = np.array([operation.ops if operation.kind == "mvm" else 0 for operation in graph.table.operations])
     resource = np.frombuffer(graph.resource, np.int32)
     on_tile = (resource >= 0) & (resource < graph.resources.tiles)
     counts = np.bincount(
-        resource[on_tile], ops[np.frombuffer(graph.line, np.int32)[on_tile]], minlength=graph.resources.tiles
+        resource[on_tile], ops[np.frombuffer(graph.operation, np.int32)[on_tile]], minlength=graph.resources.tiles
     )
     return counts.astype(np.int64)
 
 
 def _busy(graph: TaskGraph, timing: Schedule, chip: Chip, makespan: int, mvms: NDArray[np.int64]) -> Busy:
     span = max(makespan, 1)
-    resource, line = np.frombuffer(graph.resource, np.int32), np.frombuffer(graph.line, np.int32)
+    resource, operation = np.frombuffer(graph.resource, np.int32), np.frombuffer(graph.operation, np.int32)
     held = timing.finish - timing.start
 
     def share(first: int, units: int) -> float:
         mine = (resource >= first) & (resource < first + chip.chips)
         return float(held[mine].sum()) / (span * units * chip.chips)
 
-    reading = np.array([entry.dram_ps for entry in graph.ledger.lines])[line].sum()
+    reading = np.array([each.dram_ps for each in graph.table.operations])[operation].sum()
     mvm_ps = chip.costs.mvm().ps
     return Busy(
         busiest_tile=int(mvms.max()) * mvm_ps / span,

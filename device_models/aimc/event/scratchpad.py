@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimserve.device_models.aimc.chip import Chip
-from pimserve.device_models.aimc.graph import TaskGraph
+from pimserve.device_models.aimc.event.graph import TaskGraph
+from pimserve.device_models.aimc.event.schedule import Schedule
 from pimserve.device_models.aimc.network import Network
-from pimserve.device_models.aimc.schedule import Schedule
 
 _SAMPLED = 512  # what the reference simulator takes for the size of a sampled token
 
@@ -21,14 +21,14 @@ def peak_bytes(graph: TaskGraph, timing: Schedule, network: Network, chip: Chip)
     size of the whole. That of attention is held part by part for each token; of any other only the last part is held,
     until the crossbars of that part and everything digital have started.
     """
-    kinds = np.array([line.kind for line in graph.ledger.lines])
-    sizes = np.array([_SAMPLED if line.kind == "sampler" else line.size for line in graph.ledger.lines])
+    kinds = np.array([operation.kind for operation in graph.table.operations])
+    sizes = np.array([_SAMPLED if each.kind == "sampler" else each.size for each in graph.table.operations])
     sizes[kinds == "attention"] = network.hidden
-    line = np.frombuffer(graph.line, np.int32)
-    is_mvm, attends, samples = (kinds[line] == kind for kind in ("mvm", "attention", "sampler"))
-    size = sizes[line]
+    operation = np.frombuffer(graph.operation, np.int32)
+    is_mvm, attends, samples = (kinds[operation] == kind for kind in ("mvm", "attention", "sampler"))
+    size = sizes[operation]
 
-    maker, user = _uses(graph, kinds[line] == "hop")
+    maker, user = _uses(graph, kinds[operation] == "hop")
     to_crossbars = ~is_mvm[maker] & is_mvm[user]
     parts = -(-size[maker] // chip.tier_rows)
     token = np.where(attends[maker], np.frombuffer(graph.rank, np.int32)[user], -1)
