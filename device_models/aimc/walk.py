@@ -1,7 +1,7 @@
 """One token's way through a mapped network: its chain, and the work that it leaves on each resource.
 
 Everything is derived from the mapping: which tiles a matrix's chunks lie on, on which chip, and how often one token
-needs them. The rules are those of the event-driven model in its physical setting (`event.graph.PHYSICAL`), without others.
+needs them. The rules are those of the event-driven model in its physical setting (`event.graph.PHYSICAL`), no others.
 Times are in picoseconds, energies in nJ.
 """
 
