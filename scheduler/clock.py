@@ -37,12 +37,12 @@ from pimserve.scheduler.control import (
     command_document,
     command_of,
 )
-from pimserve.scheduler.engine import FOREVER, Move
+from pimserve.scheduler.departures import Move
 from pimserve.scheduler.faults import Faults
 from pimserve.scheduler.fleet import DECODE, PREFILL, Fleet
 from pimserve.scheduler.handover import Handovers
 from pimserve.scheduler.outcomes import cut_off
-from pimserve.scheduler.requests import RequestTable
+from pimserve.scheduler.requests import FOREVER, RequestTable
 from pimserve.scheduler.router import Router, make_router, restore_router, router_state
 from pimserve.scheduler.shard import NONE, IntArray, Order, Report
 from pimserve.scheduler.steplog import StepLog

@@ -149,7 +149,7 @@ class Fleet:
             kv_blocks=pool.kv_blocks,
             max_model_len=self.most_tokens,
             table=table,
-            sink=log,
+            log=log,
             closed=closed,
             concurrency=clients,
             pool=pool.name,

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
-from pimserve.scheduler.engine import Move
+from pimserve.scheduler.departures import Move
 from pimserve.scheduler.requests import RequestTable
 from pimserve.scheduler.router import LeastOutstanding
 

@@ -13,6 +13,7 @@ STATUS_NAMES = ("unfinished", "finished", "rejected")
 SERVABLE, MAX_MODEL_LEN, KV_CACHE = 0, 1, 2
 REJECT_REASONS = ("", "max_model_len", "kv_cache")
 NEVER = -1
+FOREVER = 2**200  # fs; later than anything
 
 DTYPE = np.dtype(
     [

@@ -17,7 +17,8 @@ from pimserve.device_models.plan import FS_PER_PS
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.control import Ledger, ReplicaState
 from pimserve.scheduler.costs import ReplicaCosts
-from pimserve.scheduler.engine import Engine, Move
+from pimserve.scheduler.departures import Move
+from pimserve.scheduler.engine import Engine
 from pimserve.scheduler.faults import Condition, Effect
 from pimserve.scheduler.fleet import DECODE, Fleet, RowSink
 from pimserve.scheduler.requests import RequestTable
@@ -275,12 +276,11 @@ class Shard:
         states = []
         for index in wanted:
             replica, engine = self.replicas[index], self.engines[index]
-            left += engine.left
-            moved += engine.moved
-            lost += engine.lost
-            engine.left.clear()
-            engine.moved.clear()
-            engine.lost.clear()
+            departures = engine.departures
+            left += departures.left
+            moved += departures.moved
+            lost += departures.lost
+            departures.collected()
             self._outstanding[index] = engine.outstanding(order.until_fs)
             running, waiting, decoding, context, blocks = engine.load
             states.append(
@@ -295,8 +295,8 @@ class Shard:
                     decoding=decoding,
                     context_tokens=context,
                     kv_blocks_used=blocks,
-                    kv_blocks=engine.kv_blocks,
-                    left=engine.finished,
+                    kv_blocks=engine.kv.blocks,
+                    left=departures.count,
                 )
             )
         takers = [self.engines[index] for index in wanted if self._pools[index] == DECODE]

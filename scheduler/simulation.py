@@ -20,12 +20,11 @@ from pimserve.loadgen.workload import Workload
 from pimserve.scheduler.clock import Clock, Journal, ShardPort
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.control import Control
-from pimserve.scheduler.engine import FOREVER
 from pimserve.scheduler.faults import Faults, FaultSpec
 from pimserve.scheduler.fleet import DecodePool, Fleet, Pool, RowSink
 from pimserve.scheduler.handover import HandoverFigures, Link
 from pimserve.scheduler.latencies import Latencies, Rows
-from pimserve.scheduler.requests import KV_CACHE, MAX_MODEL_LEN, NEVER, REJECT_REASONS, SERVABLE, RequestTable
+from pimserve.scheduler.requests import FOREVER, KV_CACHE, MAX_MODEL_LEN, NEVER, REJECT_REASONS, SERVABLE, RequestTable
 from pimserve.scheduler.router import ROUND_ROBIN
 from pimserve.scheduler.shard import Shard
 from pimserve.scheduler.steplog import StepLog

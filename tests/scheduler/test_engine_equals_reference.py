@@ -12,8 +12,8 @@ from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
 from pimserve.loadgen.workload import generate
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.costs import ReplicaCosts, replica_offset
-from pimserve.scheduler.engine import FOREVER, Engine
-from pimserve.scheduler.requests import NEVER, STATUS_NAMES, RequestTable
+from pimserve.scheduler.engine import Engine
+from pimserve.scheduler.requests import FOREVER, NEVER, STATUS_NAMES, RequestTable
 from pimserve.scheduler.steplog import Rows, StepLog, expand
 
 from .reference_engine import ReferenceRequest, ReferenceResult
@@ -78,7 +78,7 @@ def run_engine(case: Case) -> tuple[Recorder, RequestTable, Engine]:
         kv_blocks=case.kv_capacity_blocks,
         max_model_len=case.max_model_len,
         table=table,
-        sink=(log := Recorder(costs)),
+        log=(log := Recorder(costs)),
         closed=None if closed is None else range(len(arrivals)),
         concurrency=closed or 0,
     )
@@ -164,8 +164,10 @@ def assert_equal(case: Case) -> None:
     assert log.all_steps == [tuple(step[:7]) for step in expected.steps]
     assert log.clock_fs == engine.clock
     if case.max_time_fs is None:  # everybody has left, and with them every block
-        assert (engine._used_blocks, engine._reserved_blocks, sum(engine._crossings)) == (0, 0, 0)
-        assert not engine._running
+        assert engine.kv.empty
+        assert not engine.running
+        assert not engine.decoding.count
+        assert not any(engine.decoding.growth(step) for step in range(case.block_size))
     until = FOREVER if case.max_time_fs is None else case.max_time_fs
     for ours, theirs in zip(rows_of(table), _rows(expected), strict=True):
         if theirs[0] * FS_PER_PS >= until and case.concurrency is None:

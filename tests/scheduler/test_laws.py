@@ -16,14 +16,14 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from pimserve.device_models.operators import CATEGORIES
-from pimserve.device_models.plan import FS_PER_S, HOST
+from pimserve.device_models.plan import FS_PER_PS, FS_PER_S, HOST
 from pimserve.errors import InputError
 from pimserve.loadgen.workload import Workload
 from pimserve.scheduler import fleet, steplog
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.costs import ReplicaCosts
-from pimserve.scheduler.engine import FOREVER, FS_PER_PS, Engine
-from pimserve.scheduler.requests import FINISHED, NEVER, REJECTED, WAITING
+from pimserve.scheduler.engine import Engine
+from pimserve.scheduler.requests import FINISHED, FOREVER, NEVER, REJECTED, WAITING
 from pimserve.scheduler.simulation import Served, simulate
 from pimserve.scheduler.slo import SloSpec
 from pimserve.scheduler.steplog import Rows, expand

@@ -14,10 +14,11 @@ from pimserve.device_models.plan import FS_PER_PS, FS_PER_S, CostPlan
 from pimserve.errors import InputError
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.costs import ReplicaCosts
-from pimserve.scheduler.engine import FOREVER, Engine, Move
+from pimserve.scheduler.departures import Move
+from pimserve.scheduler.engine import Engine
 from pimserve.scheduler.fleet import DECODE, PREFILL
 from pimserve.scheduler.handover import Lines, Link
-from pimserve.scheduler.requests import FINISHED, NEVER, REJECTED, RequestTable
+from pimserve.scheduler.requests import FINISHED, FOREVER, NEVER, REJECTED, RequestTable
 from pimserve.scheduler.simulation import Decode, Deployment, Served
 from pimserve.scheduler.slo import SloSpec
 from pimserve.scheduler.steplog import StepLog
@@ -91,7 +92,7 @@ def test_what_leaves_when_a_step_ends_has_its_blocks_until_then() -> None:
     table["emitted_tokens"][0] = 1
     costs = ReplicaCosts(PLAN, None, replica=0, seed=0, exact=False)
     log = StepLog(costs, (0, FOREVER))
-    engine = Engine(costs, SPEC, kv_blocks=10, max_model_len=100, table=table, sink=log, pool=DECODE)
+    engine = Engine(costs, SPEC, kv_blocks=10, max_model_len=100, table=table, log=log, pool=DECODE)
     assert engine.room(0) == 10
     engine.expect(Move(0, 1, since_fs=0, token_fs=0))
     engine.submit([0])

@@ -21,9 +21,8 @@ from pimserve.scheduler.control import (
     command_document,
     command_of,
 )
-from pimserve.scheduler.engine import FOREVER
 from pimserve.scheduler.fleet import Fleet, RowSink
-from pimserve.scheduler.requests import FINISHED, REJECTED, RequestTable
+from pimserve.scheduler.requests import FINISHED, FOREVER, REJECTED, RequestTable
 from pimserve.scheduler.shard import Shard
 from pimserve.scheduler.simulation import Deployment
 from pimserve.scheduler.summary import digest

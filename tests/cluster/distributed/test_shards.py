@@ -31,7 +31,7 @@ from pimserve.cluster.distributed.shards.shard_wire import (
 from pimserve.device_models.routing import Routing
 from pimserve.errors import InputError
 from pimserve.scheduler.config import SchedulerSpec
-from pimserve.scheduler.engine import Move
+from pimserve.scheduler.departures import Move
 from pimserve.scheduler.fleet import Fleet, RowSink
 from pimserve.scheduler.requests import RequestTable
 from pimserve.scheduler.shard import NONE, Order
