@@ -67,7 +67,7 @@ class Queue:
             self.token_at_fs[request] = token_fs
 
     def next(self) -> tuple[int, int]:
-        """(request, tokens that it has) of who is to be admitted next: a preempted one, or the head from `head_fs` on."""
+        """(request, tokens that it has) of who is admitted next: a preempted one, or the head from `head_fs` on."""
         if self.preempted:
             request = self.preempted[0]
             return request, self._input[request] + self.emitted.get(request, 0)
