@@ -6,21 +6,62 @@ import logging
 import os
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from pimserve.cluster.cli.connection import LISTEN
+from pimserve.cluster.cli.options import ScraperAccess, with_option_groups
 from pimserve.cluster.cli.output import quiet_grpc
 from pimserve.errors import InputError
 
 PANEL = "Service"  # of the help, in which commands of servers and clients stand
-LISTEN = "127.0.0.1:50051"
+
+
+@dataclass(frozen=True)
+class _CallerAccess:
+    """Who may call."""
+
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="File with the token that callers need; default: $PIMSERVE_TOKEN.", show_default=False),
+    ] = None
+    tls_cert: Annotated[Path | None, typer.Option(help="The server's certificate (PEM).", show_default=False)] = None
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).", show_default=False)] = None
+    tls_client_ca: Annotated[
+        Path | None, typer.Option(help="Take only clients with a certificate of this authority.", show_default=False)
+    ] = None
+
+
+@dataclass(frozen=True)
+class _ScraperAccess(ScraperAccess):
+    """Who may read metrics: whoever may call, unless it is said here."""
+
+    metrics_token_file: Annotated[
+        Path | None,
+        typer.Option(help="File with the token that scrapers need; not the server's own.", show_default=False),
+    ] = None
+    metrics_tls_cert: Annotated[
+        Path | None,
+        typer.Option(help="Certificate of the endpoint of metrics (PEM).", show_default="as for gRPC"),
+    ] = None
+    metrics_tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).", show_default="as for gRPC")] = (
+        None
+    )
+    metrics_tls_client_ca: Annotated[
+        Path | None,
+        typer.Option(
+            help="Take only scrapers with a certificate of this authority.",
+            show_default="as for gRPC, unless a certificate is given here",
+        ),
+    ] = None
 
 
 def add_commands(app: typer.Typer) -> None:
     """Add `serve` to the command line."""
-    app.command("serve", rich_help_panel=PANEL)(serve_command)
+    app.command("serve", rich_help_panel=PANEL)(with_option_groups(serve_command))
 
 
 def serve_command(
@@ -37,15 +78,8 @@ def serve_command(
         Path | None,
         typer.Option(help="Folder below which scenarios may read traces; default: none.", show_default=False),
     ] = None,
-    token_file: Annotated[
-        Path | None,
-        typer.Option(help="File with the token that callers need; default: $PIMSERVE_TOKEN.", show_default=False),
-    ] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="The server's certificate (PEM).", show_default=False)] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).", show_default=False)] = None,
-    tls_client_ca: Annotated[
-        Path | None, typer.Option(help="Take only clients with a certificate of this authority.", show_default=False)
-    ] = None,
+    *,
+    callers: _CallerAccess,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen beyond this machine without a token or clients' certificates.")
     ] = False,
@@ -53,50 +87,26 @@ def serve_command(
         str | None,
         typer.Option(metavar="HOST:PORT", help="Expose metrics of all runs for Prometheus.", show_default=False),
     ] = None,
-    metrics_token_file: Annotated[
-        Path | None,
-        typer.Option(help="File with the token that scrapers need; not the server's own.", show_default=False),
-    ] = None,
-    metrics_tls_cert: Annotated[
-        Path | None,
-        typer.Option(help="Certificate of the endpoint of metrics (PEM).", show_default="as for gRPC"),
-    ] = None,
-    metrics_tls_key: Annotated[
-        Path | None, typer.Option(help="Its private key (PEM).", show_default="as for gRPC")
-    ] = None,
-    metrics_tls_client_ca: Annotated[
-        Path | None,
-        typer.Option(
-            help="Take only scrapers with a certificate of this authority.",
-            show_default="as for gRPC, unless a certificate is given here",
-        ),
-    ] = None,
+    scrapers: _ScraperAccess,
 ) -> None:
     """Serve simulations over gRPC, until SIGTERM or Ctrl-C."""
     quiet_grpc()
-    from pimserve.cluster.base.rpc.security import NO_TLS, TlsFiles, read_token, token_of  # noqa: PLC0415
-    from pimserve.cluster.metrics.endpoint import EndpointOptions  # noqa: PLC0415
+    from pimserve.cluster.base.rpc.security import TlsFiles, read_token  # noqa: PLC0415
     from pimserve.cluster.service.server import ServerOptions, serve  # noqa: PLC0415
     from pimserve.cluster.service.supervisor import Limits  # noqa: PLC0415
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    tls = TlsFiles(tls_cert, tls_key, tls_client_ca)
-    scrapers_tls = TlsFiles(metrics_tls_cert, metrics_tls_key, metrics_tls_client_ca)
-    if metrics is None and (metrics_token_file is not None or scrapers_tls != NO_TLS):
-        raise InputError("--metrics", "is missing: it says where, and the other options for metrics need it")
-    if scrapers_tls == NO_TLS:
-        scrapers_tls = tls
+    tls = TlsFiles(callers.tls_cert, callers.tls_key, callers.tls_client_ca)
+    scrapers.check(metrics)
     options = ServerOptions(
         listen=listen,
         data=data,
         limits=Limits(max_running or os.cpu_count() or 1, max_queued, _bytes(disk_quota)),
         traces=traces,
-        token=read_token(token_file),
+        token=read_token(callers.token_file),
         tls=tls,
         insecure=insecure,
-        metrics=None
-        if metrics is None
-        else EndpointOptions(metrics, token_of(metrics_token_file), scrapers_tls, insecure),
+        metrics=None if metrics is None else scrapers.endpoint(metrics, insecure=insecure, tls=tls),
         announce_metrics=lambda address: typer.echo(f"metrics on {address}"),
     )
 
@@ -112,7 +122,7 @@ def _bytes(size: str | None) -> int | None:
     if size is None:
         return None
     units = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)B?", size.strip(), re.IGNORECASE | re.ASCII)
-    if not found:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)B?", size.strip(), re.IGNORECASE | re.ASCII)
+    if match is None:
         raise InputError("--disk-quota", f"must be a size such as 20GB (got {size!r})")
-    return int(float(found[1]) * units[found[2].upper()])
+    return int(float(match[1]) * units[match[2].upper()])

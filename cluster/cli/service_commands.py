@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pimserve.cluster.cli.output import AsJson, print_json, print_page, quiet_grpc
-from pimserve.cluster.cli.serve_command import LISTEN, PANEL
+from pimserve.cluster.cli.connection import Connection
+from pimserve.cluster.cli.options import AsJson, Overrides, ScenarioFile, with_option_groups
+from pimserve.cluster.cli.output import print_json, print_page
+from pimserve.cluster.cli.serve_command import PANEL
 from pimserve.errors import InputError, PimserveError
 
 if TYPE_CHECKING:
@@ -22,16 +23,6 @@ if TYPE_CHECKING:
     from pimserve.cluster.client.answers import Run
 
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="Id of a run, as `pimserve list` shows it.")]
-Server = Annotated[str, typer.Option(envvar="PIMSERVE_SERVER", metavar="HOST:PORT", help="Where the server listens.")]
-TokenFile = Annotated[
-    Path | None, typer.Option(help="File with the server's token; default: $PIMSERVE_TOKEN.", show_default=False)
-]
-Ca = Annotated[
-    Path | None, typer.Option(help="Certificate of the authority that signed the server's (TLS).", show_default=False)
-]
-Cert = Annotated[Path | None, typer.Option(help="The client's certificate (mTLS).", show_default=False)]
-Key = Annotated[Path | None, typer.Option(help="The client's private key (mTLS).", show_default=False)]
-Timeout = Annotated[float, typer.Option(min=0.001, max=3600, help="Seconds that a call may take.")]
 Interval = Annotated[float, typer.Option(min=0.05, max=60, help="Seconds between two looks at least.")]
 
 
@@ -50,18 +41,12 @@ def add_commands(app: typer.Typer) -> None:
         ("delete", delete_command),
         ("results", results_command),
     ):
-        app.command(name, rich_help_panel=PANEL)(command)
+        app.command(name, rich_help_panel=PANEL)(with_option_groups(command))
 
 
 def launch_command(
-    scenario: Annotated[
-        Path | None,
-        typer.Argument(help="Scenario (YAML); without it: Mixtral-8x7B on 4 Duplex devices.", show_default=False),
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="PATH=VALUE", help="Override a key, such as cluster.replicas=2; repeatable."),
-    ] = None,
+    scenario: ScenarioFile = None,
+    overrides: Overrides = None,
     trace: Annotated[
         str, typer.Option(metavar="FORMAT:PATH", help="Replay a trace of the server's folder for traces.")
     ] = "",
@@ -74,12 +59,8 @@ def launch_command(
         str, typer.Option(metavar="KEY", help="A second launch with the same key gives the run of the first.")
     ] = "",
     watch: Annotated[bool, typer.Option("--watch", help="Watch it until it has ended.")] = False,
-    server: Server = LISTEN,
-    token_file: TokenFile = None,
-    ca: Ca = None,
-    cert: Cert = None,
-    key: Key = None,
-    timeout: Timeout = 30.0,
+    *,
+    connection: Connection,
     as_json: AsJson = False,
 ) -> None:
     """Launch a simulation on a server; prints its id."""
@@ -87,7 +68,7 @@ def launch_command(
 
     text = _text(scenario) if scenario is not None else ""
     factor = parse_speed(speed) if speed is not None else 0.0
-    with _client(server, token_file, ca, cert, key, timeout) as client:
+    with connection.client() as client:
         run = client.launch(text, overrides or (), trace, speed=factor, paused=paused, idempotency_key=idempotency_key)
         if not watch:
             print_json(_document(run)) if as_json else typer.echo(run.id)
@@ -101,12 +82,8 @@ def list_command(
         list[str] | None,
         typer.Option("--state", help="Only runs in this state; repeatable.", show_default=False),
     ] = None,
-    server: Server = LISTEN,
-    token_file: TokenFile = None,
-    ca: Ca = None,
-    cert: Cert = None,
-    key: Key = None,
-    timeout: Timeout = 30.0,
+    *,
+    connection: Connection,
     as_json: AsJson = False,
 ) -> None:
     """List the runs of a server, newest first."""
@@ -116,24 +93,20 @@ def list_command(
     for state in states or ():
         if state not in STATES:
             raise InputError("--state", f"must be one of {', '.join(STATES)} (got {state!r})")
-    with _client(server, token_file, ca, cert, key, timeout) as client:
+    with connection.client() as client:
         runs = list(client.list(states or ()))
-    _show([_document(run) for run in runs], lambda: run_list(runs), as_json=as_json)
+    _print_page([_document(run) for run in runs], lambda: run_list(runs), as_json=as_json)
 
 
 def watch_command(
     run: RunId,
     interval: Interval = 0.5,
-    server: Server = LISTEN,
-    token_file: TokenFile = None,
-    ca: Ca = None,
-    cert: Cert = None,
-    key: Key = None,
-    timeout: Timeout = 30.0,
+    *,
+    connection: Connection,
     as_json: Annotated[bool, typer.Option("--json", help="Print a line of JSON for each change.")] = False,
 ) -> None:
     """Watch a run until it has ended; exit code 2 unless it finished."""
-    with _client(server, token_file, ca, cert, key, timeout) as client:
+    with connection.client() as client:
         _watch(client, run, interval, as_json=as_json)
 
 
@@ -145,12 +118,8 @@ def query_command(
     ledgers: Annotated[bool, typer.Option("--ledgers", help="What devices have done, instead.")] = False,
     placement: Annotated[bool, typer.Option("--placement", help="Which devices replicas have, instead.")] = False,
     scenario: Annotated[bool, typer.Option("--scenario", help="Its scenario with all defaults, instead.")] = False,
-    server: Server = LISTEN,
-    token_file: TokenFile = None,
-    ca: Ca = None,
-    cert: Cert = None,
-    key: Key = None,
-    timeout: Timeout = 30.0,
+    *,
+    connection: Connection,
     as_json: AsJson = False,
 ) -> None:
     """Show a run as it stands: replicas, latencies and SLO attainment so far."""
@@ -158,16 +127,16 @@ def query_command(
 
     if sum((request is not None, ledgers, placement, scenario)) > 1:
         raise InputError("query", "give one of --request, --ledgers, --placement and --scenario")
-    with _client(server, token_file, ca, cert, key, timeout) as client:
+    with connection.client() as client:
         if request is not None:
             life = client.request(run, request)
-            _show(_document(life), lambda: service_tables.request_page(life), as_json=as_json)
+            _print_page(_document(life), lambda: service_tables.request_page(life), as_json=as_json)
         elif ledgers:
             books = client.ledgers(run)
-            _show(_document(books), lambda: service_tables.ledger_table(books), as_json=as_json)
+            _print_page(_document(books), lambda: service_tables.ledger_table(books), as_json=as_json)
         elif placement:
             places = client.placement(run)
-            _show(_document(places), lambda: service_tables.placement_table(places), as_json=as_json)
+            _print_page(_document(places), lambda: service_tables.placement_table(places), as_json=as_json)
         elif scenario:
             text = client.scenario(run)
             print_json({"scenario": text}) if as_json else typer.echo(text.rstrip())
@@ -188,12 +157,8 @@ def change_command(
         float | None,
         typer.Option(metavar="FACTOR", help="Requests still to come arrive this much faster.", show_default=False),
     ] = None,
-    server: Server = LISTEN,
-    token_file: TokenFile = None,
-    ca: Ca = None,
-    cert: Cert = None,
-    key: Key = None,
-    timeout: Timeout = 30.0,
+    *,
+    connection: Connection,
     as_json: AsJson = False,
 ) -> None:
     """Change the scheduler or the rate for the rest of a run."""
@@ -201,7 +166,7 @@ def change_command(
     changed = any(value is not None for value in settings.values())
     if not changed and rate is None:
         raise InputError("change", "give --router, --max-num-seqs, --max-num-batched-tokens or --rate")
-    with _client(server, token_file, ca, cert, key, timeout) as client:
+    with connection.client() as client:
         since_s = 0.0
         if changed:
             since_s = client.change_scheduler(
@@ -209,7 +174,7 @@ def change_command(
             )
         if rate is not None:
             since_s = client.scale_rate(run, rate)
-    _say({"run": run, "simulated_s": since_s}, f"in force since {since_s:,.6f} s", as_json=as_json)
+    _print_text({"run": run, "simulated_s": since_s}, f"in force since {since_s:,.6f} s", as_json=as_json)
 
 
 def inject_command(
@@ -218,87 +183,67 @@ def inject_command(
     output_tokens: Annotated[int, typer.Option(min=1, help="Output of each.")],
     count: Annotated[int, typer.Option(min=1, max=10_000, help="How many.")] = 1,
     delay: Annotated[float, typer.Option(min=0, help="Simulated seconds from now at which they arrive.")] = 0.0,
-    server: Server = LISTEN,
-    token_file: TokenFile = None,
-    ca: Ca = None,
-    cert: Cert = None,
-    key: Key = None,
-    timeout: Timeout = 30.0,
+    *,
+    connection: Connection,
     as_json: AsJson = False,
 ) -> None:
     """Add requests to a run."""
-    with _client(server, token_file, ca, cert, key, timeout) as client:
+    with connection.client() as client:
         done = client.inject(run, [input_tokens] * count, [output_tokens] * count, delay)
     last = done.first_request + count - 1
     numbers = f"request {last}" if count == 1 else f"requests {done.first_request} to {last}"
-    _say(_document(done), f"{numbers}, injected at {done.simulated_s:,.6f} s", as_json=as_json)
+    _print_text(_document(done), f"{numbers}, injected at {done.simulated_s:,.6f} s", as_json=as_json)
 
 
 def pause_command(
     run: RunId,
-    server: Server = LISTEN,
-    token_file: TokenFile = None,
-    ca: Ca = None,
-    cert: Cert = None,
-    key: Key = None,
-    timeout: Timeout = 30.0,
+    *,
+    connection: Connection,
     as_json: AsJson = False,
 ) -> None:
     """Hold a run."""
-    with _client(server, token_file, ca, cert, key, timeout) as client:
+    with connection.client() as client:
         now_s = client.pause(run)
-    _say({"run": run, "simulated_s": now_s}, f"run {run} is held at {now_s:,.6f} s", as_json=as_json)
+    _print_text({"run": run, "simulated_s": now_s}, f"run {run} is held at {now_s:,.6f} s", as_json=as_json)
 
 
 def resume_command(
     run: RunId,
-    server: Server = LISTEN,
-    token_file: TokenFile = None,
-    ca: Ca = None,
-    cert: Cert = None,
-    key: Key = None,
-    timeout: Timeout = 30.0,
+    *,
+    connection: Connection,
     as_json: AsJson = False,
 ) -> None:
     """Let a run go on."""
-    with _client(server, token_file, ca, cert, key, timeout) as client:
+    with connection.client() as client:
         now_s = client.resume(run)
-    _say({"run": run, "simulated_s": now_s}, f"run {run} goes on from {now_s:,.6f} s", as_json=as_json)
+    _print_text({"run": run, "simulated_s": now_s}, f"run {run} goes on from {now_s:,.6f} s", as_json=as_json)
 
 
 def cancel_command(
     run: RunId,
-    server: Server = LISTEN,
-    token_file: TokenFile = None,
-    ca: Ca = None,
-    cert: Cert = None,
-    key: Key = None,
-    timeout: Timeout = 30.0,
+    *,
+    connection: Connection,
     as_json: AsJson = False,
 ) -> None:
     """End a run without results."""
-    with _client(server, token_file, ca, cert, key, timeout) as client:
+    with connection.client() as client:
         client.cancel(run)
         ended = client.get(run)
         for ended in client.watch(run, 0.05):  # to its end  # noqa: B007
             continue
-    _say(_document(ended), f"run {run} is {ended.state}", as_json=as_json)
+    _print_text(_document(ended), f"run {run} is {ended.state}", as_json=as_json)
 
 
 def delete_command(
     run: RunId,
-    server: Server = LISTEN,
-    token_file: TokenFile = None,
-    ca: Ca = None,
-    cert: Cert = None,
-    key: Key = None,
-    timeout: Timeout = 30.0,
+    *,
+    connection: Connection,
     as_json: AsJson = False,
 ) -> None:
     """Forget a run that has ended, and remove its results from the server."""
-    with _client(server, token_file, ca, cert, key, timeout) as client:
+    with connection.client() as client:
         client.delete(run)
-    _say({"run": run, "deleted": True}, f"run {run} is deleted", as_json=as_json)
+    _print_text({"run": run, "deleted": True}, f"run {run} is deleted", as_json=as_json)
 
 
 def results_command(
@@ -309,22 +254,18 @@ def results_command(
     files: Annotated[
         list[str] | None, typer.Option("--file", help="Only this file; repeatable.", show_default=False)
     ] = None,
-    server: Server = LISTEN,
-    token_file: TokenFile = None,
-    ca: Ca = None,
-    cert: Cert = None,
-    key: Key = None,
-    timeout: Timeout = 30.0,
+    *,
+    connection: Connection,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Fetch the results of a run and print its summary."""
     from pimserve.cluster.run.results import load_summary  # noqa: PLC0415
 
-    with _client(server, token_file, ca, cert, key, timeout) as client:
+    with connection.client() as client:
         folder = out if out is not None else Path("results") / f"{client.get(run).name}-{run}"
         sizes = client.results(run, folder, files or ())
     if files:
-        _say({"results": str(folder), "bytes": sizes}, f"{', '.join(sizes)} in {folder}", as_json=as_json)
+        _print_text({"results": str(folder), "bytes": sizes}, f"{', '.join(sizes)} in {folder}", as_json=as_json)
         return
     summary = load_summary(folder)
     if as_json:
@@ -350,7 +291,7 @@ def _query(client: Client, run_id: str, *, as_json: bool) -> None:
         return
     replicas, latencies = client.replicas(run_id), client.latencies(run_id)
     document = {"run": _document(run), "replicas": _document(replicas), "latencies": _document(latencies)}
-    _show(document, lambda: run_page(run, replicas, latencies), as_json=as_json)
+    _print_page(document, lambda: run_page(run, replicas, latencies), as_json=as_json)
 
 
 def _watch(client: Client, run_id: str, interval_s: float, *, as_json: bool) -> None:
@@ -386,19 +327,6 @@ def _print_line(run: Run) -> None:
     sys.stdout.flush()
 
 
-@contextmanager
-def _client(
-    server: str, token_file: Path | None, ca: Path | None, cert: Path | None, key: Path | None, timeout_s: float
-) -> Iterator[Client]:
-    quiet_grpc()
-    from pimserve.cluster.base.rpc.security import read_token  # noqa: PLC0415
-    from pimserve.cluster.client import Client, TlsFiles  # noqa: PLC0415
-
-    tls = TlsFiles(cert=cert, key=key, ca=ca)
-    with Client(server, token=read_token(token_file), tls=tls, timeout_s=timeout_s) as client:
-        yield client
-
-
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
@@ -415,15 +343,15 @@ def _document(answer: Any) -> dict[str, Any]:  # noqa: ANN401 any dataclass of t
 def _plain(value: Any) -> Any:  # noqa: ANN401 whatever a dataclass holds
     """As JSON can hold it."""
     if isinstance(value, dict):
-        return {str(key): _plain(each) for key, each in value.items()}
+        return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
+        return [_plain(item) for item in value]
     return value.isoformat() if hasattr(value, "isoformat") else value
 
 
-def _say(document: dict[str, Any], text: str, *, as_json: bool) -> None:
+def _print_text(document: dict[str, Any], text: str, *, as_json: bool) -> None:
     print_json(document) if as_json else typer.echo(text)
 
 
-def _show(document: object, page: Callable[[], RenderableType], *, as_json: bool) -> None:
+def _print_page(document: object, page: Callable[[], RenderableType], *, as_json: bool) -> None:
     print_json(document) if as_json else print_page(page())

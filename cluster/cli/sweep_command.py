@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pimserve.cluster.cli.options import ScenarioFile
 from pimserve.cluster.cli.output import print_json, print_page
 from pimserve.cluster.cli.signals import saying_when_interrupted
 
@@ -23,10 +25,7 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def sweep_command(
-    scenario: Annotated[
-        Path | None,
-        typer.Argument(help="Scenario (YAML); without it: Mixtral-8x7B on 4 Duplex devices.", show_default=False),
-    ] = None,
+    scenario: ScenarioFile = None,
     grid: Annotated[
         list[str] | None,
         typer.Option(
@@ -83,10 +82,15 @@ def sweep_command(
 
         print_page(sweep_report(document, console(sys.stdout)))
     typer.echo(f"results in {folder}", err=as_json)
-    failed = sum(run["status"] == "failed" for point in document["points"] for run in point["runs"])
+    _report_failures(document)
+
+
+def _report_failures(document: Mapping[str, Any]) -> None:
+    """Say how many runs failed, and exit with 2 if any did."""
+    runs = [run for point in document["points"] for run in point["runs"]]
+    failed = sum(run["status"] == "failed" for run in runs)
     if failed:
-        total = sum(len(point["runs"]) for point in document["points"])
-        typer.echo(f"error: {failed} of {total} runs failed; the same command tries them again", err=True)
+        typer.echo(f"error: {failed} of {len(runs)} runs failed; the same command tries them again", err=True)
         raise typer.Exit(2)
 
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pimserve.cluster.cli.output import AsJson, print_json, print_page
+from pimserve.cluster.cli.options import AsJson
+from pimserve.cluster.cli.output import print_json, print_page
 
 if TYPE_CHECKING:
     from pimserve.cluster.validation.targets import Finding

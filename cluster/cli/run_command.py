@@ -1,0 +1,207 @@
+"""`pimserve run`. What is heavy is imported when the command runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pimserve.cluster.cli.options import Overrides, ScenarioFile, ScraperAccess, with_option_groups
+from pimserve.cluster.cli.output import print_json, print_page
+from pimserve.cluster.cli.signals import saying_when_interrupted
+
+if TYPE_CHECKING:
+    from pimserve.cluster.distributed.deployment import Spread
+    from pimserve.cluster.scenario.document import Scenario
+
+
+class DeviceChoice(StrEnum):
+    """How device actors are driven."""
+
+    planned = "planned"
+    lockstep = "lockstep"
+    none = "none"
+
+
+@dataclass(frozen=True)
+class _Deployment:
+    """Where a run computes."""
+
+    on: Annotated[
+        str,
+        typer.Option(
+            metavar="WHERE",
+            help="local: this process; ray: a Ray of our own on this machine; auto, HOST:PORT or ray://HOST:PORT: "
+            "a Ray that runs; processes: plain processes.",
+        ),
+    ] = "local"
+    shards: Annotated[
+        int | None, typer.Option(min=1, max=4096, help="With --on: actors that run engines.", show_default="1")
+    ] = None
+    devices: Annotated[
+        DeviceChoice | None,
+        typer.Option(
+            help="With --on: device actors. planned: they check the engine's steps in batches; lockstep: every step "
+            "waits for them; none: there are none.",
+            show_default="planned",
+        ),
+    ] = None
+    devices_per_actor: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --on: simulated devices of an actor.", show_default="those of a replica"),
+    ] = None
+    resource: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=N", help="With Ray: custom resource that a device holds; repeatable."),
+    ] = None
+
+    def spread(self) -> Spread:
+        """How the run is spread over actors.
+
+        Raises:
+            InputError: options that do not go together.
+        """
+        from pimserve.cluster.distributed.run_on import spread_of  # noqa: PLC0415
+
+        return spread_of(
+            self.on,
+            self.shards,
+            None if self.devices is None else self.devices.value,
+            self.devices_per_actor,
+            self.resource or (),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Metrics:
+    """Where metrics are exposed, for how long, and to whom."""
+
+    metrics: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Expose metrics for Prometheus while the run goes.", show_default=False),
+    ] = None
+    metrics_linger: Annotated[
+        float, typer.Option(min=0, max=3600, metavar="SECONDS", help="Expose them for so long after its end.")
+    ] = 0.0
+    scrapers: ScraperAccess
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Expose metrics beyond this machine to whoever asks.")
+    ] = False
+
+    def check(self) -> None:
+        """Refuse options that need an address where there is none.
+
+        Raises:
+            InputError: so it is.
+        """
+        self.scrapers.check(self.metrics, self.metrics_linger, self.insecure)
+
+    @contextmanager
+    def watched(
+        self, scenario: Scenario, out: Path | None, speed: str | None, checkpoint: Path | None
+    ) -> Iterator[dict[str, Any]]:
+        """Expose the metrics of a run, if at all; yields how it is run: its control, and what is told of it.
+
+        Raises:
+            InputError: an option is not acceptable.
+        """
+        if self.metrics is None:
+            from pimserve.cluster.distributed.run_on import control_of  # noqa: PLC0415
+
+            yield {"control": control_of(speed)}
+            return
+        from pimserve.cluster.metrics.metered import metered  # noqa: PLC0415
+
+        endpoint = self.scrapers.endpoint(self.metrics, insecure=self.insecure)
+        with metered(scenario, out, speed, endpoint, self.metrics_linger, checkpoint) as (control, feed, address):
+            typer.echo(f"metrics on {address}", err=True)
+            yield {"control": control, "metrics": feed}
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add `run` to the command line."""
+    app.command("run")(with_option_groups(run_command))
+
+
+def run_command(
+    scenario: ScenarioFile = None,
+    overrides: Overrides = None,
+    trace: Annotated[
+        str | None, typer.Option(metavar="FORMAT:PATH", help="Replay a trace, such as azure:trace.csv.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Results folder; default: results/NAME.", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON, and nothing else.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Show no progress and no table, only the results folder's path.")
+    ] = False,
+    speed: Annotated[
+        str | None,
+        typer.Option(metavar="FACTOR", help="Pace, such as 60x: simulated seconds per second.", show_default=False),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Keep the run's state there; go on from it if it is.", show_default=False),
+    ] = None,
+    *,
+    deployment: _Deployment,
+    metrics: _Metrics,
+) -> None:
+    """Simulate a scenario and print what came of it."""
+    from pimserve.cluster.cli.progress import progress_bar  # noqa: PLC0415
+    from pimserve.cluster.distributed.run_on import run_on  # noqa: PLC0415
+    from pimserve.cluster.run.results import UnwrittenError  # noqa: PLC0415
+    from pimserve.cluster.run.run import results_place  # noqa: PLC0415
+    from pimserve.cluster.run.run_times import earlier_run  # noqa: PLC0415
+    from pimserve.cluster.scenario.document import load_scenario  # noqa: PLC0415
+
+    metrics.check()
+    spread = deployment.spread()
+    loaded = load_scenario(scenario, overrides or (), trace)
+    earlier = earlier_run(loaded.name, place := results_place(loaded, out, checkpoint)) if out is None else None
+    if earlier is not None:
+        typer.echo(f"note: {earlier}; this one will be in {place}", err=True)
+    with metrics.watched(loaded, out, speed, checkpoint) as how:
+        try:
+            with saying_when_interrupted(_after_interrupt(checkpoint)), progress_bar(shown=not quiet) as progress:
+                summary = run_on(
+                    deployment.on, loaded, out, spread=spread, progress=progress, checkpoints=checkpoint, **how
+                )
+        except UnwrittenError as error:
+            _show(error.summary, as_json=as_json, quiet=quiet)
+            raise
+        _show(summary, as_json=as_json, quiet=quiet)  # before metrics linger
+        if earlier is not None:
+            typer.echo(f"note: {earlier}", err=True)
+        sys.stdout.flush()
+
+
+def _after_interrupt(checkpoint: Path | None) -> str:
+    """How an interrupted run goes on."""
+    if checkpoint is None:
+        return "interrupted, and nothing is kept; with --checkpoint DIR the same command goes on where a run was"
+    return f"interrupted; the same command, with --checkpoint {checkpoint}, goes on from the last checkpoint"
+
+
+def _show(summary: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
+    """What came of a run."""
+    if as_json:
+        print_json(summary)
+    elif quiet:
+        if "results" in summary:
+            typer.echo(summary["results"])
+    else:
+        from pimserve.cluster.cli.render import summary_report  # noqa: PLC0415
+
+        print_page(summary_report(summary))
+    if not quiet and "results" in summary:
+        # Not in the table: a path is for copying, and breaks only where the terminal ends.
+        typer.echo(f"results in {summary['results']}", err=as_json)
+    if as_json or quiet:
+        for warning in summary["warnings"]:
+            typer.echo(f"warning: {warning}", err=True)
