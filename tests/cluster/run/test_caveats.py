@@ -13,7 +13,7 @@ from pimserve.cluster.run.results import load_table
 from pimserve.cluster.run.run import run, serve
 from pimserve.cluster.scenario.document import load_scenario
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[2] / "data"
 ON = ["model=llama-3.1-8b", "cluster={device: h100, devices_per_node: 1}", "output.steps=false"]
 LENGTHS = "lengths: {input: {kind: fixed, tokens: 200}, output: {kind: fixed, tokens: 400}}"
 OPEN = f"workload={{num_requests: 400, arrival: {{process: poisson, rate_per_s: 25}}, {LENGTHS}}}"

@@ -14,7 +14,7 @@ from pimserve.cluster.run.timeline import write_timeline
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.errors import InputError
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = Path(__file__).parents[3] / "examples"
 GONE = object()
 
 

@@ -16,7 +16,7 @@ from pimserve.cluster.scenario.document import load_scenario
 from pimserve.errors import InputError, Terminated
 from pimserve.scheduler.router import make_router, restore_router, router_state
 
-EXAMPLE = Path(__file__).parents[1] / "example_router"
+EXAMPLE = Path(__file__).parents[2] / "example_router"
 SCENARIO = [
     *("model=llama-3.1-8b", "cluster.device=h100", "cluster.devices_per_node=1", "cluster.replicas=3"),
     "workload={arrival: {process: poisson, rate_per_s: 50}, num_requests: 60, "

@@ -7,7 +7,7 @@ import pytest
 from pimserve.cluster.run.run import serve
 from pimserve.cluster.scenario.document import load_scenario
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[2] / "data"
 ON = ["model=llama-3.1-8b", "cluster={device: h100, devices_per_node: 1}"]
 
 

@@ -14,7 +14,7 @@ from pimserve.cluster.run.run import run
 from pimserve.cluster.run.summary_schema import Summary, summary_schema
 from pimserve.cluster.scenario.document import load_scenario
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = Path(__file__).parents[3] / "examples"
 FEW = ["workload.num_requests=60", "run.warmup_s=0", "output.steps=false"]
 KINDS: dict[str, tuple[str, list[str]]] = {
     "duplex": ("mixtral_duplex", ["run.warmup_s=1"]),

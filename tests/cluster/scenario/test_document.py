@@ -13,7 +13,7 @@ from pimserve.device_models.device import OperatorDevice
 from pimserve.device_models.registry import load_device
 from pimserve.errors import InputError
 
-EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
+EXAMPLES = sorted((Path(__file__).parents[3] / "examples").glob("*.yaml"))
 
 
 def test_without_a_file_mixtral_runs_on_duplex() -> None:

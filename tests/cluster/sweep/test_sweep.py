@@ -465,7 +465,7 @@ def test_what_the_scenario_lacks_may_come_from_the_grid():
 
 
 def test_devices_of_several_kinds_are_compared_each_in_the_number_that_it_takes(tmp_path):
-    example = Path(__file__).parents[2] / "examples" / "mixtral_duplex.yaml"
+    example = Path(__file__).parents[3] / "examples" / "mixtral_duplex.yaml"
     arguments = [
         "sweep",
         str(example),
