@@ -14,6 +14,7 @@ from fractions import Fraction
 from pimserve.device_models.aimc.chip import Chip
 from pimserve.device_models.aimc.mapping import Mapping
 from pimserve.device_models.aimc.network import Block, Ffn, Network
+from pimserve.device_models.aimc.placed import PlacedNetwork
 from pimserve.device_models.device import PointToPoint
 
 _Pair = tuple[int, int]
@@ -31,7 +32,7 @@ def point_to_point(
         share: picks of a token that fall on each routed expert of a layer.
         lm_head: whether the product with the vocabulary is computed.
     """
-    route = _Route(network, chip, [tiles[0] // chip.tiles for tiles in mapping.tiles], share)
+    route = _Route(PlacedNetwork(network, chip, mapping), share)
     route.pass_layers()
     tokens = route.take_sent()
     if lm_head:
@@ -49,10 +50,9 @@ def point_to_point(
 class _Route:
     """Collects what one token, or one sampled output, sends over each pair of chips: vectors and bytes."""
 
-    def __init__(self, network: Network, chip: Chip, chips: Sequence[int], share: Sequence[float]) -> None:
-        self._network, self._chip = network, chip
-        self._chips = chips  # of each matrix
-        self._homes = [chips[block.after[0][0]] for block in network.blocks]
+    def __init__(self, placed: PlacedNetwork, share: Sequence[float]) -> None:
+        self._placed, self._network = placed, placed.network
+        self._homes = [placed.home(block) for block in placed.network.blocks]
         self._share = share
         self._vectors: defaultdict[_Pair, int] = defaultdict(int)
         self._bytes: defaultdict[_Pair, Fraction] = defaultdict(Fraction)
@@ -72,7 +72,7 @@ class _Route:
         network = self._network
         for table in (network.token_embedding, network.position_embedding):
             if table is not None:  # a token needs one row of its blocks
-                row_blocks, _ = network.matrices[table].grid(self._chip.tier_rows, self._chip.tier_cols)
+                row_blocks, _ = self._placed.grid(table)
                 self._visit(table, self._homes[0], Fraction(1, row_blocks))
         previous = self._homes[0]
         for block, home in zip(network.blocks, self._homes, strict=True):
@@ -97,10 +97,10 @@ class _Route:
             self._pass_ffn(block.shared, home)
         for ffn, share in zip(block.experts, self._share, strict=True):
             # An expert is where its first matrix is; bytes go to where each of its matrices is.
-            self.picks[home, self._chips[ffn.up[0]]] += share
+            self.picks[home, self._placed.chip_of(ffn.up[0])] += share
             for matrix in (*ffn.up, ffn.down):
-                there, back = self._bytes_of(matrix)
-                if (chip := self._chips[matrix]) != home:
+                there, back = self._placed.vector_bytes(matrix)
+                if (chip := self._placed.chip_of(matrix)) != home:
                     self.dispatch[home, chip] += there * share
                     self.combine[chip, home] += back * share
 
@@ -110,18 +110,12 @@ class _Route:
 
     def _visit(self, matrix: int, home: int, part: Fraction = Fraction(1)) -> None:
         """The vector goes to a matrix and its product comes back; of the matrix, `part` is needed."""
-        chip = self._chips[matrix]
+        chip = self._placed.chip_of(matrix)
         if chip != home:
-            there, back = self._bytes_of(matrix)
+            there, back = self._placed.vector_bytes(matrix)
             self._send((home, chip), there * part)
             self._send((chip, home), back * part)
 
     def _send(self, pair: _Pair, size: Fraction) -> None:
         self._vectors[pair] += 1
         self._bytes[pair] += size
-
-    def _bytes_of(self, matrix: int) -> tuple[int, int]:
-        """To all crossbars of a matrix, and back."""
-        shape = self._network.matrices[matrix]
-        row_blocks, column_blocks = shape.grid(self._chip.tier_rows, self._chip.tier_cols)
-        return shape.rows * column_blocks, shape.cols * row_blocks

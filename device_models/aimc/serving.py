@@ -15,8 +15,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pimserve.device_models.aimc.attention_slopes import AttentionSlopes
 from pimserve.device_models.aimc.chip import Chip
-from pimserve.device_models.aimc.walk import AttentionSlopes, Walk
+from pimserve.device_models.aimc.walk import Walk
 from pimserve.device_models.operators import Category
 from pimserve.device_models.pipeline import Load, PassivePower, PipelineTerm, Station, undominated
 from pimserve.device_models.plan import CostPlan, DecodeAttentionTerm, Energy, PrefillAttentionTerm, RowTerm

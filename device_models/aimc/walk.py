@@ -15,16 +15,17 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pimserve.device_models.aimc.attention_slopes import AttentionSlopes
 from pimserve.device_models.aimc.chip import Chip
-from pimserve.device_models.aimc.costs import AttentionCost, OpCost
+from pimserve.device_models.aimc.costs import OpCost
 from pimserve.device_models.aimc.mapping import Mapping
-from pimserve.device_models.aimc.network import Attention, Block, Ffn, Network
+from pimserve.device_models.aimc.network import Block, Ffn, Network
+from pimserve.device_models.aimc.placed import PassTime, PlacedNetwork
 from pimserve.device_models.operators import Category
 from pimserve.device_models.routing import draw_counts, expert_share, pick_probabilities
 
 _DRAWS = 16  # of experts, where a chain depends on which are chosen
 _TOKENS = 64  # that are drawn to see how unevenly experts are chosen
-_NEAR, _FAR = 1024, 3072  # contexts between which attention is affine
 
 
 class Law(NamedTuple):
@@ -32,13 +33,6 @@ class Law(NamedTuple):
 
     picks: NDArray[np.float64]
     share: tuple[float, ...]
-
-
-class Way(NamedTuple):
-    """Time of a part of one token's chain: on transfers, and on all else."""
-
-    hops_ps: float
-    rest_ps: float
 
 
 @dataclass(slots=True)
@@ -78,30 +72,6 @@ class Visits:
         self.slack[again] += since[again]
         self.longest = np.maximum(self.longest, held)
         self._left[here] = position + held[here]
-
-
-@dataclass(frozen=True, slots=True)
-class AttentionSlopes:
-    """Attention of one layer to a cached context, on its chip: ps and nJ, a fixed part and one per context token.
-
-    `position_ps` is where on the token's chain it comes, without attention of layers before it.
-    """
-
-    position_ps: float
-    chip: int
-    window: int | None
-    read_ps: tuple[float, float]
-    compute_ps: tuple[float, float]
-    read_nj: tuple[float, float]
-    compute_nj: tuple[float, float]
-    write: OpCost
-    prefill_ps_per_pair: float
-    prefill_nj_per_pair: float
-
-    @property
-    def exposed_ps(self) -> tuple[float, float]:
-        """What a token waits: reading and computing go side by side."""
-        return max(self.read_ps, self.compute_ps, key=lambda part: part[0] + part[1] * _NEAR)
 
 
 @dataclass(slots=True)
@@ -154,8 +124,7 @@ class Walker:
         self._laws = [
             Law(pick_probabilities(np.asarray(row, float), top_k), expert_share(row, top_k)) for row in popularity
         ]
-        self._tiles = [np.asarray(tiles, np.int64) for tiles in mapping.tiles]
-        self._mvm = chip.costs.mvm()
+        self._placed = PlacedNetwork(network, chip, mapping)
         self._random = np.random.default_rng(0)  # which experts are drawn to look at; not the run's seed
         self._walk = Walk(self._work(), self._work(), Visits(chip.all_tiles))
         self._position = 0.0  # on the chain
@@ -165,7 +134,7 @@ class Walker:
     def walk(self) -> Walk:
         """One token through all layers, with the head."""
         network, walk = self.network, self._walk
-        homes = [self._home(block) for block in network.blocks]
+        homes = [self._placed.home(block) for block in network.blocks]
         routed = 0  # layers with experts so far
         segment = self._work()
         self._embedding(segment, homes[0])
@@ -180,7 +149,7 @@ class Walker:
             if layer == len(network.blocks) - 1:
                 walk.energy_nj, self._spent = self._spent, defaultdict(float)
                 walk.link_bytes, self._sent = self._sent, 0.0
-            walk.attention.append(self._attention(block.attention, home))
+            walk.attention.append(AttentionSlopes.of(block.attention, self.chip, home, self._position))
             for stage in block.after:
                 self._stage("fc", stage, home, segment)
             self._digital("fc", self.costs.add(network.hidden), home, segment)
@@ -209,30 +178,23 @@ class Walker:
     def _work(self) -> Work:
         return Work(np.zeros(self.chip.all_tiles), np.zeros(self.chip.chips))
 
-    def _home(self, block: Block) -> int:
-        """The chip of a block's attention, residual and norms: that of its first matrix after attention."""
-        return self._chip_of(block.after[0][0])
-
-    def _chip_of(self, matrix: int) -> int:
-        return int(self._tiles[matrix][0]) // self.chip.tiles
-
     def _embedding(self, work: Work, home: int) -> None:
         """One row block of the token table, and of the position table: the rest of them is idle."""
-        network, chip = self.network, self.chip
+        network = self.network
         tables = [network.token_embedding]
         if network.position_embedding is not None:
             tables.append(network.position_embedding)
-        longest = Way(0.0, 0.0)
+        longest = PassTime(0.0, 0.0)
         for matrix in tables:
-            row_blocks, column_blocks = network.matrices[matrix].grid(chip.tier_rows, chip.tier_cols)
+            row_blocks, column_blocks = self._placed.grid(matrix)
             self._mvms(matrix, work, 1 / row_blocks)
             self._visit((matrix,), self._position, 1 / row_blocks)
             # The blocks of one row lie side by side unless tiles are few.
-            some = self._tiles[matrix][:column_blocks]
-            reading = Way(self._hops_ps(matrix, home), self._mvm.ps * int(np.bincount(some).max()))
+            some = self._placed.tiles[matrix][:column_blocks]
+            reading = PassTime(self._placed.hops_ps(matrix, home), self._placed.mvm.ps * int(np.bincount(some).max()))
             longest = max(longest, reading, key=sum)
             self._pay_hops(matrix, home, 1 / row_blocks)
-            self._spent["fc"] += column_blocks * self._mvm.nj
+            self._spent["fc"] += column_blocks * self._placed.mvm.nj
         self._chain("communication", longest.hops_ps)
         self._chain("fc", longest.rest_ps)
         self._digital("fc", self.costs.add(network.hidden), home, work)
@@ -250,83 +212,36 @@ class Walker:
     def _stage(self, category: Category, stage: Sequence[int], home: int, work: Work) -> None:
         """Matrices side by side on one vector, and their partial sums."""
         self._visit(stage, self._position)
-        hops, rest = self._pass(stage, home)
+        hops, rest = self._placed.stage_time(stage, home)
         self._chain("communication", hops)
         self._chain(category, rest)
         for matrix in stage:
             self._account(category, matrix, home, work, 1.0)
 
-    def _pass(self, stage: Sequence[int], home: int) -> Way:
-        """A token's way through `stage`."""
-        hops = sums = 0.0
-        pooled: dict[int, float] = defaultdict(float)
-        for matrix in stage:
-            row_blocks, column_blocks = self._grid(matrix)
-            add = self.costs.add(self._block_cols(matrix)).ps
-            hops = max(hops, self._hops_ps(matrix, home))
-            sums = max(sums, (row_blocks - 1) * add)
-            pooled[self._chip_of(matrix)] += (row_blocks - 1) * column_blocks * add
-        if self.chip.partial_sums == "pool":
-            # All columns start together; the units take them in turns.
-            for busy in pooled.values():
-                sums = max(sums, busy / self.chip.digital_units)
-        return Way(hops, self._serial(stage) * self._mvm.ps + sums)
-
-    def _serial(self, matrices: Iterable[int]) -> int:
-        """MVMs in a row on the tile that has most of them."""
-        cols = self.chip.tier_cols
-        parts = [np.repeat(self._tiles[m], self.network.matrices[m].reads(cols)) for m in matrices]
-        return int(np.bincount(np.concatenate(parts)).max())
-
     def _account(
         self, category: Category, matrix: int, home: int, work: Work, share: float, load: float | None = None
     ) -> None:
         """Energy and work of one matrix, of which a token needs `share` on average, and its tiles bear `load`."""
-        row_blocks, column_blocks = self._grid(matrix)
+        row_blocks, column_blocks = self._placed.grid(matrix)
         chunks = row_blocks * column_blocks
         self._mvms(matrix, work, share if load is None else load)
         self._pay_hops(matrix, home, share)
-        add = self.costs.add(self._block_cols(matrix))
+        add = self._placed.sum_of(matrix)
         sums = share * (row_blocks - 1) * column_blocks
-        reads = self.network.matrices[matrix].reads(self.chip.tier_cols)
-        self._spent[category] += share * chunks * reads * self._mvm.nj + sums * add.nj
+        reads = self._placed.reads(matrix)
+        self._spent[category] += share * chunks * reads * self._placed.mvm.nj + sums * add.nj
         if self.chip.partial_sums == "pool":
-            work.digital[self._chip_of(matrix)] += sums * add.ps
+            work.digital[self._placed.chip_of(matrix)] += sums * add.ps
 
     def _mvms(self, matrix: int, work: Work, share: float) -> None:
-        reads = self.network.matrices[matrix].reads(self.chip.tier_cols)
-        np.add.at(work.tiles, self._tiles[matrix], share * reads * self._mvm.ps)
-
-    def _grid(self, matrix: int) -> tuple[int, int]:
-        return self.network.matrices[matrix].grid(self.chip.tier_rows, self.chip.tier_cols)
-
-    def _block_cols(self, matrix: int) -> int:
-        return min(self.network.matrices[matrix].cols, self.chip.tier_cols)
-
-    def _hop(self, matrix: int, size: int, home: int) -> OpCost:
-        """A transfer of `size` bytes between `home` and a chunk, over the link where the matrix is on another chip."""
-        hop = self.costs.hop(size)
-        if self._chip_of(matrix) == home or self.chip.link is None:
-            return hop
-        link = self.chip.link.hop(size)
-        return OpCost(hop.ps + link.ps, hop.nj + link.nj)
-
-    def _hops_ps(self, matrix: int, home: int) -> int:
-        """Time of a way to one full chunk and back."""
-        shape, chip = self.network.matrices[matrix], self.chip
-        rows, cols = min(shape.rows, chip.tier_rows), min(shape.cols, chip.tier_cols)
-        return self._hop(matrix, rows, home).ps + self._hop(matrix, cols, home).ps
+        reads = self._placed.reads(matrix)
+        np.add.at(work.tiles, self._placed.tiles[matrix], share * reads * self._placed.mvm.ps)
 
     def _pay_hops(self, matrix: int, home: int, share: float) -> None:
-        """Energy, and bytes between chips, of the ways to a share of the chunks and back; the border carries less."""
-        shape, chip = self.network.matrices[matrix], self.chip
-        rows, cols = _blocks(shape.rows, chip.tier_rows), _blocks(shape.cols, chip.tier_cols)
-        row_blocks, col_blocks = (sum(number for _, number in blocks) for blocks in (rows, cols))
-        there = sum(number * self._hop(matrix, size, home).nj for size, number in rows) * col_blocks
-        back = sum(number * self._hop(matrix, size, home).nj for size, number in cols) * row_blocks
-        self._spent["communication"] += share * (there + back)
-        if self._chip_of(matrix) != home and chip.link is not None:
-            self._sent += share * (shape.rows * col_blocks + shape.cols * row_blocks)
+        """Energy, and bytes between chips, of the ways to a share of the chunks and back."""
+        self._spent["communication"] += share * self._placed.hops_nj(matrix, home)
+        if self._placed.chip_of(matrix) != home and self.chip.link is not None:
+            self._sent += share * sum(self._placed.vector_bytes(matrix))
 
     def _digital(self, category: Category, cost: OpCost, home: int, work: Work, times: float = 1.0) -> None:
         """A digital operation on the chain."""
@@ -345,22 +260,15 @@ class Walker:
         """A token is at the tiles of these matrices, each of which it needs with probability `share`."""
         held = np.zeros(self.chip.all_tiles)
         for matrix in matrices:
-            reads = self.network.matrices[matrix].reads(self.chip.tier_cols)
-            np.add.at(held, self._tiles[matrix], share * reads * self._mvm.ps)
+            reads = self._placed.reads(matrix)
+            np.add.at(held, self._placed.tiles[matrix], share * reads * self._placed.mvm.ps)
         self._walk.visits.visit(position, held)
-
-    def _between(self, ffn: Ffn) -> list[OpCost]:
-        """Digital operations between up and down projection: activation, and the product where it is gated."""
-        found = [self.costs.activation(self.network.activation, ffn.width)]
-        if len(ffn.up) > 1:
-            found.append(self.costs.add(ffn.width))
-        return found
 
     def _ffn(self, category: Category, ffn: Ffn, home: int, work: Work) -> None:
         """A dense FFN."""
         self._stage(category, ffn.up, home, work)
-        for cost in self._between(ffn):
-            self._digital(category, cost, self._chip_of(ffn.down), work)
+        for cost in self._placed.between(ffn):
+            self._digital(category, cost, self._placed.chip_of(ffn.down), work)
         self._stage(category, (ffn.down,), home, work)
 
     def _experts(self, block: Block, law: Law, home: int, work: Work) -> None:
@@ -370,12 +278,12 @@ class Walker:
         self._stage("moe", (block.router,), home, work)
         self._digital("moe", self.costs.activation(network.activation, len(block.experts)), home, work)
         start = self._position
-        differ = self._differ(block)
-        way = self._chosen(block, law, home, _DRAWS if differ else 1)
-        self._chain("communication", way.hops_ps)
-        self._chain("moe", way.rest_ps)
+        differ = self._placed.experts_apart(block)
+        chosen = self._chosen_time(block, law, home, _DRAWS if differ else 1)
+        self._chain("communication", chosen.hops_ps)
+        self._chain("moe", chosen.rest_ps)
         one = block.experts[0]
-        half = sum(self._pass(one.up, home)) + sum(cost.ps for cost in self._between(one))
+        half = sum(self._placed.stage_time(one.up, home)) + sum(cost.ps for cost in self._placed.between(one))
         picked = block.top_k / len(block.experts)
         self._visit([matrix for ffn in block.experts for matrix in ffn.up], start, picked)
         self._visit([ffn.down for ffn in block.experts], start + half, picked)
@@ -386,96 +294,27 @@ class Walker:
         for ffn, share, load in zip(block.experts, law.share, loads, strict=True):
             for matrix in (*ffn.up, ffn.down):
                 self._account("moe", matrix, home, work, share, load)
-            for cost in self._between(ffn):
-                self._spend("moe", cost, self._chip_of(ffn.down), work, share)
+            for cost in self._placed.between(ffn):
+                self._spend("moe", cost, self._placed.chip_of(ffn.down), work, share)
         for matrix in (*block.experts[0].up, block.experts[0].down):
-            self._walk.expert_mvm_ps += top_k * len(self._tiles[matrix]) * self._mvm.ps
+            self._walk.expert_mvm_ps += top_k * len(self._placed.tiles[matrix]) * self._placed.mvm.ps
         sums = top_k - 1
         if block.shared is not None:
             sums += 1
             for matrix in (*block.shared.up, block.shared.down):
                 self._account("moe", matrix, home, work, 1.0)
-            for cost in self._between(block.shared):
-                self._spend("moe", cost, self._chip_of(block.shared.down), work, 1.0)
+            for cost in self._placed.between(block.shared):
+                self._spend("moe", cost, self._placed.chip_of(block.shared.down), work, 1.0)
         for _ in range(sums):
             self._digital("moe", self.costs.add(network.hidden), home, work)
 
-    def _chosen(self, block: Block, law: Law, home: int, draws: int) -> Way:
-        """The way through the chosen experts of one token, a mean over draws where it depends on them."""
-        ways: dict[tuple[int, ...], Way] = {}
+    def _chosen_time(self, block: Block, law: Law, home: int, draws: int) -> PassTime:
+        """Through the chosen experts of one token, a mean over draws where it depends on them."""
+        times: dict[tuple[int, ...], PassTime] = {}
         drawn = []
         for counts in draw_counts(self._random, law.picks, 1, draws):
             chosen = tuple(np.flatnonzero(counts).tolist())
-            if chosen not in ways:
-                ways[chosen] = self._together(block, chosen, home)
-            drawn.append(ways[chosen])
-        return Way(sum(way.hops_ps for way in drawn) / draws, sum(way.rest_ps for way in drawn) / draws)
-
-    def _differ(self, block: Block) -> bool:
-        """Whether experts lie on different tiles."""
-        first = block.experts[0]
-        return any(
-            not np.array_equal(self._tiles[a], self._tiles[b])
-            for ffn in block.experts[1:]
-            for a, b in zip((*first.up, first.down), (*ffn.up, ffn.down), strict=True)
-        )
-
-    def _together(self, block: Block, chosen: Sequence[int], home: int) -> Way:
-        """The way through experts that start together: the longest one's, and the wait for tiles that they share."""
-        ffns = [block.experts[expert] for expert in chosen]
-        if block.shared is not None:
-            ffns.append(block.shared)
-        up = [matrix for ffn in ffns for matrix in ffn.up]
-        down = [ffn.down for ffn in ffns]
-        own_up = max(self._serial(ffn.up) for ffn in ffns)
-        own_down = max(self._serial((ffn.down,)) for ffn in ffns)
-        # Experts follow each other: one is in its down projection while the next is in its up projection.
-        wait = max(
-            self._serial(up) - own_up, self._serial(down) - own_down, self._serial([*up, *down]) - own_up - own_down
-        )
-        alone = max((self._through(ffn, home) for ffn in ffns), key=sum)
-        return Way(alone.hops_ps, alone.rest_ps + wait * self._mvm.ps)
-
-    def _through(self, ffn: Ffn, home: int) -> Way:
-        """The way through one FFN."""
-        up, down = self._pass(ffn.up, home), self._pass((ffn.down,), home)
-        between = sum(cost.ps for cost in self._between(ffn))
-        return Way(up.hops_ps + down.hops_ps, up.rest_ps + between + down.rest_ps)
-
-    def _attention(self, shape: Attention, home: int) -> AttentionSlopes:
-        """Attention of one layer, from what its cost function says at two contexts."""
-        costs, dram = self.costs, self.chip.dram
-        whole = Attention(shape.heads, shape.kv_heads, shape.kv_bytes, shape.decode_flops, shape.prefill_flops)
-        near = costs.attention(whole, 1, _NEAR, cached=True, dram=dram)
-        far = costs.attention(whole, 1, _FAR, cached=True, dram=dram)
-        prompt = costs.attention(whole, _FAR, _FAR, cached=False, dram=dram)
-        pairs = _FAR * (_FAR + 1) // 2
-        units = min(self.chip.attention_units, shape.kv_heads) if self.chip.attention_split == "heads" else 1
-
-        def affine(name: str, divisor: int = 1) -> tuple[float, float]:
-            at_near, at_far = (_part(cost, name) / divisor for cost in (near, far))
-            slope = (at_far - at_near) / (_FAR - _NEAR)
-            return max(0.0, at_near - slope * _NEAR), slope
-
-        return AttentionSlopes(
-            self._position,
-            home,
-            shape.window_tokens,
-            affine("dram_ps"),
-            affine("compute_ps", units),
-            affine("dram_nj"),
-            affine("compute_nj"),
-            dram.move(shape.kv_bytes),
-            prompt.compute_ps / units / pairs,
-            prompt.compute_nj / pairs,
-        )
-
-
-def _blocks(whole: int, size: int) -> list[tuple[int, int]]:
-    """(elements, how many) of blocks of `size`, and of the smaller one at the border."""
-    full, rest = divmod(whole, size)
-    return [(elements, number) for elements, number in ((size, full), (rest, 1)) if elements and number]
-
-
-def _part(cost: AttentionCost, name: str) -> float:
-    return float(getattr(cost, name))
+            if chosen not in times:
+                times[chosen] = self._placed.experts_time(block, chosen, home)
+            drawn.append(times[chosen])
+        return PassTime(sum(one.hops_ps for one in drawn) / draws, sum(one.rest_ps for one in drawn) / draws)

@@ -1,0 +1,151 @@
+"""A network on the tiles where its mapping has put it: which chip a matrix is on, and the time of a token through it.
+
+The rules are those of the event-driven model in its physical setting (`event.graph.PHYSICAL`), for one token alone.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pimserve.device_models.aimc.chip import Chip
+from pimserve.device_models.aimc.costs import OpCost
+from pimserve.device_models.aimc.mapping import Mapping
+from pimserve.device_models.aimc.network import Block, Ffn, Network
+
+
+class PassTime(NamedTuple):
+    """Time of one token through some matrices: on transfers, and on all else."""
+
+    hops_ps: float
+    rest_ps: float
+
+
+class PlacedNetwork:
+    """A network, its chips and its mapping.
+
+    `tiles`: of each matrix, the tile of each of its chunks. `mvm`: one product with a chunk.
+    """
+
+    def __init__(self, network: Network, chip: Chip, mapping: Mapping) -> None:
+        self.network = network
+        self.chip = chip
+        self.tiles: list[NDArray[np.int64]] = [np.asarray(tiles, np.int64) for tiles in mapping.tiles]
+        self.mvm = chip.costs.mvm()
+
+    def chip_of(self, matrix: int) -> int:
+        """The chip of a matrix's first chunk, where its sums run."""
+        return int(self.tiles[matrix][0]) // self.chip.tiles
+
+    def home(self, block: Block) -> int:
+        """The chip of a block's attention, residual and norms: that of its first matrix after attention."""
+        return self.chip_of(block.after[0][0])
+
+    def grid(self, matrix: int) -> tuple[int, int]:
+        """(row blocks, column blocks) of a matrix."""
+        return self.network.matrices[matrix].grid(self.chip.tier_rows, self.chip.tier_cols)
+
+    def reads(self, matrix: int) -> int:
+        """MVMs of each chunk of a matrix for one token."""
+        return self.network.matrices[matrix].reads(self.chip.tier_cols)
+
+    def sum_of(self, matrix: int) -> OpCost:
+        """One sum over two row blocks of a matrix."""
+        return self.chip.costs.add(min(self.network.matrices[matrix].cols, self.chip.tier_cols))
+
+    def vector_bytes(self, matrix: int) -> tuple[int, int]:
+        """Bytes of the vector to all crossbars of a matrix, and of the products back."""
+        shape = self.network.matrices[matrix]
+        row_blocks, column_blocks = self.grid(matrix)
+        return shape.rows * column_blocks, shape.cols * row_blocks
+
+    def hop(self, matrix: int, size: int, home: int) -> OpCost:
+        """A transfer of `size` bytes between `home` and a chunk, over the link where the matrix is on another chip."""
+        hop = self.chip.costs.hop(size)
+        if self.chip_of(matrix) == home or self.chip.link is None:
+            return hop
+        link = self.chip.link.hop(size)
+        return OpCost(hop.ps + link.ps, hop.nj + link.nj)
+
+    def hops_ps(self, matrix: int, home: int) -> int:
+        """Time of a way to one full chunk and back."""
+        shape, chip = self.network.matrices[matrix], self.chip
+        rows, cols = min(shape.rows, chip.tier_rows), min(shape.cols, chip.tier_cols)
+        return self.hop(matrix, rows, home).ps + self.hop(matrix, cols, home).ps
+
+    def hops_nj(self, matrix: int, home: int) -> float:
+        """Energy of the ways to all chunks and back; those at the border carry less."""
+        shape, chip = self.network.matrices[matrix], self.chip
+        rows, cols = _blocks(shape.rows, chip.tier_rows), _blocks(shape.cols, chip.tier_cols)
+        row_blocks, col_blocks = (sum(number for _, number in blocks) for blocks in (rows, cols))
+        there = sum(number * self.hop(matrix, size, home).nj for size, number in rows) * col_blocks
+        back = sum(number * self.hop(matrix, size, home).nj for size, number in cols) * row_blocks
+        return there + back
+
+    def serial_mvms(self, matrices: Iterable[int]) -> int:
+        """MVMs in a row on the tile that has most of them."""
+        return int(np.bincount(np.concatenate([np.repeat(self.tiles[m], self.reads(m)) for m in matrices])).max())
+
+    def stage_time(self, stage: Sequence[int], home: int) -> PassTime:
+        """Through matrices side by side, from `home` and back, with their partial sums."""
+        hops = sums = 0.0
+        pooled: dict[int, float] = defaultdict(float)
+        for matrix in stage:
+            row_blocks, column_blocks = self.grid(matrix)
+            add = self.sum_of(matrix).ps
+            hops = max(hops, self.hops_ps(matrix, home))
+            sums = max(sums, (row_blocks - 1) * add)
+            pooled[self.chip_of(matrix)] += (row_blocks - 1) * column_blocks * add
+        if self.chip.partial_sums == "pool":
+            # All columns start together; the units take them in turns.
+            for busy in pooled.values():
+                sums = max(sums, busy / self.chip.digital_units)
+        return PassTime(hops, self.serial_mvms(stage) * self.mvm.ps + sums)
+
+    def between(self, ffn: Ffn) -> list[OpCost]:
+        """Digital operations between up and down projection: activation, and the product where it is gated."""
+        activation = self.chip.costs.activation(self.network.activation, ffn.width)
+        return [activation, self.chip.costs.add(ffn.width)] if len(ffn.up) > 1 else [activation]
+
+    def ffn_time(self, ffn: Ffn, home: int) -> PassTime:
+        """Through one FFN."""
+        up, down = self.stage_time(ffn.up, home), self.stage_time((ffn.down,), home)
+        between = sum(cost.ps for cost in self.between(ffn))
+        return PassTime(up.hops_ps + down.hops_ps, up.rest_ps + between + down.rest_ps)
+
+    def experts_time(self, block: Block, chosen: Sequence[int], home: int) -> PassTime:
+        """Through experts that start together: the longest one's, and the wait for tiles that they share."""
+        ffns = [block.experts[expert] for expert in chosen]
+        if block.shared is not None:
+            ffns.append(block.shared)
+        up = [matrix for ffn in ffns for matrix in ffn.up]
+        down = [ffn.down for ffn in ffns]
+        own_up = max(self.serial_mvms(ffn.up) for ffn in ffns)
+        own_down = max(self.serial_mvms((ffn.down,)) for ffn in ffns)
+        # Experts follow each other: one is in its down projection while the next is in its up projection.
+        wait = max(
+            self.serial_mvms(up) - own_up,
+            self.serial_mvms(down) - own_down,
+            self.serial_mvms([*up, *down]) - own_up - own_down,
+        )
+        alone = max((self.ffn_time(ffn, home) for ffn in ffns), key=sum)
+        return PassTime(alone.hops_ps, alone.rest_ps + wait * self.mvm.ps)
+
+    def experts_apart(self, block: Block) -> bool:
+        """Whether experts lie on different tiles."""
+        first = block.experts[0]
+        return any(
+            not np.array_equal(self.tiles[a], self.tiles[b])
+            for ffn in block.experts[1:]
+            for a, b in zip((*first.up, first.down), (*ffn.up, ffn.down), strict=True)
+        )
+
+
+def _blocks(whole: int, size: int) -> list[tuple[int, int]]:
+    """(elements, how many) of blocks of `size`, and of the smaller one at the border."""
+    full, rest = divmod(whole, size)
+    return [(elements, number) for elements, number in ((size, full), (rest, 1)) if elements and number]
