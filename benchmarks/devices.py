@@ -45,19 +45,18 @@ class Case:
         workload = {"preset": "azure-conv-2023", "num_requests": requests}
         self.scenario = Scenario.model_validate({**_SCENARIO, "workload": workload})
         self.document = json.dumps(self.scenario.resolved())
-        _, self.replica, self.routing = prepare(self.scenario)
+        self.prepared = prepare(self.scenario)
         self.workload = generate(self.scenario.workload, 0)
         self.steps = 0
 
     def serve(self, write_rows: RowSink | None = None) -> None:
         """Serve all requests."""
         served = simulate(
-            self.replica.plan,
+            self.prepared.pools,
             self.workload,
             self.scenario.scheduler,
-            kv_capacity_tokens=self.replica.kv_capacity_tokens,
             max_model_len=8192,
-            routing=self.routing,
+            routing=self.prepared.routing,
             write_rows=write_rows,
         )
         self.steps = served.logs[0].steps
@@ -105,7 +104,7 @@ class Case:
             name: HostPlace(addresses[name], {"": [(0, device) for device in range(at, _DEVICES, len(names))]})
             for at, name in enumerate(names)
         }
-        digests = {"": self.replica.plan.digest()}
+        digests = {"": self.prepared.pools[0].plan.digest()}
         link = DeviceLink(self.document, digests, places, LinkSettings(lockstep=lockstep))
         try:
             yield link

@@ -31,6 +31,7 @@ from pimserve.cluster.run.live_control import LiveControl
 from pimserve.cluster.run.run import serve
 from pimserve.cluster.run.running_latencies import RunningLatencies
 from pimserve.cluster.scenario.document import Scenario, load_scenario
+from pimserve.cluster.scenario.prepared import prepare
 from pimserve.scheduler.control import Ledger, RunView
 from pimserve.scheduler.simulation import Deployment
 
@@ -51,7 +52,7 @@ while True:
 def once(scenario: Scenario, control: LiveControl | None = None) -> tuple[float, float]:
     """CPU seconds of one run, and seconds of its engine's loop."""
     began = time.process_time()
-    _, served = serve(scenario, deployment=Deployment(control=control))
+    _, served = serve(prepare(scenario), deployment=Deployment(control=control))
     return time.process_time() - began, served.loop_s
 
 
@@ -62,7 +63,7 @@ def watched(scenario: Scenario) -> tuple[float, float]:
 
 def metered(scenario: Scenario, own: list[tuple[float, int]]) -> tuple[float, float]:
     """The same with everything that a run with `--metrics` has; adds CPU seconds of the feed, and scrapes, to `own`."""
-    feed = CountedFeed(metrics_of(scenario, "benchmark"), scenario.slo)
+    feed = CountedFeed(metrics_of(prepare(scenario), "benchmark"), scenario.slo)
     with exposing(LOCAL, feed.scraped) as address, scraped(address):
         found = once(scenario, LiveControl(RunningLatencies(scenario.slo), observer=feed))
     own.append((feed.took_s, feed.scrapes))
@@ -101,7 +102,7 @@ def scraped(address: str) -> Iterator[None]:
 
 def scrapes_s(scenario: Scenario, times: int) -> list[float]:
     """Seconds of each scrape over HTTP, as Prometheus asks for it."""
-    metrics = metrics_of(scenario, "benchmark")
+    metrics = metrics_of(prepare(scenario), "benchmark")
     with exposing(LOCAL, lambda: [metrics.copy()]) as address:
         took = []
         for _ in range(times):
@@ -118,7 +119,7 @@ def scrapes_s(scenario: Scenario, times: int) -> list[float]:
 
 def scrape_cpu_s(scenario: Scenario, times: int = 20) -> float:
     """CPU seconds that this process needs to answer one."""
-    metrics = metrics_of(scenario, "benchmark")
+    metrics = metrics_of(prepare(scenario), "benchmark")
     headers = [text for pair in AS_PROMETHEUS.items() for text in pair]
     code = SCRAPER.replace("while True", f"for _ in range({times})").replace("time.sleep(1)", "pass")
     with exposing(LOCAL, lambda: [metrics.copy()]) as address:

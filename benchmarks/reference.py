@@ -48,14 +48,14 @@ def compare(requests: int) -> dict[str, float]:
             },
         }
     )
-    model, replica, routing = prepare(scenario)
+    prepared = prepare(scenario)
+    (pool,), model, routing = prepared.pools, prepared.model, prepared.routing
     workload = generate(scenario.workload, scenario.run.seed)
     scheduler = scenario.scheduler
     served = simulate(
-        replica.plan,
+        prepared.pools,
         workload,
         scheduler,
-        kv_capacity_tokens=replica.kv_capacity_tokens,
         max_model_len=model.max_model_len_tokens,
         routing=routing,
         seed=scenario.run.seed,
@@ -69,7 +69,7 @@ def compare(requests: int) -> dict[str, float]:
     ]
     began = time.perf_counter()
     result = naive.run_reference(
-        replica.plan,
+        pool.plan,
         None,
         mode=routing.mode,
         seed=scenario.run.seed,
@@ -78,7 +78,7 @@ def compare(requests: int) -> dict[str, float]:
         max_num_seqs=scheduler.max_num_seqs,
         max_num_batched_tokens=scheduler.max_num_batched_tokens,
         block_size=scheduler.block_size,
-        kv_capacity_blocks=replica.kv_capacity_tokens // scheduler.block_size,
+        kv_capacity_blocks=pool.kv_blocks(scheduler.block_size),
         max_model_len=model.max_model_len_tokens,
         kv_admission=scheduler.kv_admission,
         requests=asked,

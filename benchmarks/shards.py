@@ -18,6 +18,7 @@ from typing import Any
 from pimserve.cluster.distributed.deployment import Spread, distributed
 from pimserve.cluster.run.run import run
 from pimserve.cluster.scenario.document import Scenario
+from pimserve.cluster.scenario.prepared import prepare
 
 _WINDOWS_S = (10.0, 1.0, 0.1)
 _SHARDS = (None, 1, 2)  # None: this process
@@ -59,9 +60,9 @@ def measure(replicas: int, requests: int, runs: int) -> list[dict[str, Any]]:
 
 def _run(asked: Scenario, shards: int | None, out: Path) -> dict[str, Any]:
     if shards is None:
-        return run(asked, out)
-    with distributed(asked, None, Spread(shards)) as runtime:
-        return run(asked, out, runtime=runtime)
+        return run(prepare(asked), out)
+    with distributed(prepare(asked), None, Spread(shards)) as runtime:
+        return run(prepare(asked), out, runtime=runtime)
 
 
 def table(figures: list[dict[str, Any]]) -> str:

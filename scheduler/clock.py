@@ -144,11 +144,10 @@ class Clock:
         self.faults = faults
         self._over = False  # nothing was left to happen when the state was kept from which this goes on
         self.handovers: Handovers | None = None
-        first, *others = fleet.pools
-        self._entry = first.numbers  # replicas that the router sends requests to
-        if fleet.decode is not None:
-            (decode,) = others
-            self.handovers = Handovers(fleet.decode.link, decode.numbers, decode.kv_blocks, fleet.spec.block_size)
+        self._entry = fleet.pools[0].numbers  # replicas that the router sends requests to
+        if fleet.link is not None:
+            decode, size = fleet.pools[1], fleet.spec.block_size
+            self.handovers = Handovers(fleet.link, decode.numbers, decode.kv_blocks(size), size)
         self._waiting: list[tuple[int, int, int, int]] = []  # heap: requests that come again, as `Move` without names
         self.now_fs = 0
         self.window = 0  # windows that have ended

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from pimserve.device_models.plan import CostPlan
 from pimserve.device_models.routing import ExpertPools, Routing
+from pimserve.errors import InputError
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.engine import Engine
@@ -21,23 +22,52 @@ PREFILL, DECODE = "prefill", "decode"
 
 
 @dataclass(frozen=True, slots=True)
-class DecodePool:
-    """Replicas that take requests over after their first token; `link` brings them the KV caches."""
-
-    plan: CostPlan
-    kv_blocks: int
-    replicas: int
-    link: Link
-
-
-@dataclass(frozen=True, slots=True)
 class Pool:
-    """Replicas of one kind, `name` "", "prefill" or "decode"; `numbers` are theirs."""
+    """Replicas of one kind.
+
+    Args:
+        name: "" for all there are; "prefill", or "decode" for those that take requests over after their first token.
+        plan: cost of a step on a replica.
+        kv_capacity_tokens: tokens that a replica's KV cache holds.
+        replicas: how many.
+        first: number of the first of them; pools are numbered one behind the other.
+    """
 
     name: str
     plan: CostPlan
-    kv_blocks: int
-    numbers: range
+    kv_capacity_tokens: int
+    replicas: int = 1
+    first: int = 0
+
+    @property
+    def numbers(self) -> range:
+        """Numbers of its replicas."""
+        return range(self.first, self.first + self.replicas)
+
+    @property
+    def request_tokens(self) -> int:
+        """Tokens of one request that a replica's KV cache holds: it lies in one data-parallel group."""
+        return self.kv_capacity_tokens // self.plan.data_parallel
+
+    def kv_blocks(self, block_size: int) -> int:
+        """Blocks of that many tokens in a replica's KV cache.
+
+        Raises:
+            InputError: there is not one.
+        """
+        blocks = self.kv_capacity_tokens // block_size
+        if blocks < 1:
+            raise InputError(
+                "scheduler.block_size",
+                f"one block of {block_size} tokens exceeds the KV cache of {self.kv_capacity_tokens}",
+            )
+        return blocks
+
+    def costs(self, routing: Routing, seed: int) -> ReplicaCosts:
+        """What steps cost on the first replica; of others, `ReplicaCosts.of_replica`."""
+        experts = self.plan.experts
+        outcomes = ExpertPools(experts, routing, seed) if experts is not None else None
+        return ReplicaCosts(self.plan, outcomes, replica=self.first, seed=seed, exact=routing.mode == "exact")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,44 +75,35 @@ class Fleet:
     """Replicas of one kind, or of two, and the settings that they share.
 
     Args:
-        plan: cost of a step on a replica.
+        pools: one, or those for prefill and for decode; requests come to the first one.
         spec: scheduler settings.
-        kv_blocks: of a replica's KV cache.
         max_model_len: tokens of prompt and output together that a request may have, if the KV cache holds them.
-        replicas: how many, those of `decode` too.
         routing: how tokens choose experts.
         seed: of expert routing.
         window_fs: steps that end in [start, end) are measured.
         concurrency: clients of a closed loop; None in an open one.
-        decode: the last of the replicas, where they only decode, and the others only compute prompts; else None.
+        link: between two pools, from the first to the second; else None.
     """
 
-    plan: CostPlan
+    pools: tuple[Pool, ...]
     spec: SchedulerSpec
-    kv_blocks: int
     max_model_len: int
-    replicas: int
     routing: Routing
     seed: int
     window_fs: tuple[int, int]
     concurrency: int | None = None
-    decode: DecodePool | None = None
+    link: Link | None = None
 
     @property
-    def pools(self) -> tuple[Pool, ...]:
-        """The pools; requests come to the first one."""
-        if self.decode is None:
-            return (Pool("", self.plan, self.kv_blocks, range(self.replicas)),)
-        first = self.replicas - self.decode.replicas
-        return (
-            Pool(PREFILL, self.plan, self.kv_blocks, range(first)),
-            Pool(DECODE, self.decode.plan, self.decode.kv_blocks, range(first, self.replicas)),
-        )
+    def replicas(self) -> int:
+        """How many there are, in all pools."""
+        return sum(pool.replicas for pool in self.pools)
 
     @property
     def kv_tokens(self) -> int:
         """Tokens of one request that the KV cache holds, of every pool that it passes."""
-        return min(pool.kv_blocks * self.spec.block_size // pool.plan.data_parallel for pool in self.pools)
+        size = self.spec.block_size
+        return min(pool.kv_blocks(size) * size // pool.plan.data_parallel for pool in self.pools)
 
     @property
     def most_tokens(self) -> int:
@@ -112,14 +133,9 @@ class Fleet:
         for replica in replicas:
             pool = next(pool for pool in self.pools if replica in pool.numbers)
             alike = next((engine.costs for other, engine, _ in made if other.name == pool.name), None)
-            costs = self._costs(pool, replica) if alike is None else alike.of_replica(replica)
+            costs = (alike or pool.costs(self.routing, self.seed)).of_replica(replica)
             made.append((pool, *self._engine(pool, costs, table, on_rows, rows_per_flush)))
         return made
-
-    def _costs(self, pool: Pool, replica: int) -> ReplicaCosts:
-        experts = pool.plan.experts
-        pools = ExpertPools(experts, self.routing, self.seed) if experts is not None else None
-        return ReplicaCosts(pool.plan, pools, replica=replica, seed=self.seed, exact=self.routing.mode == "exact")
 
     def _engine(
         self,
@@ -146,7 +162,7 @@ class Fleet:
         engine = Engine(
             costs,
             self.spec,
-            kv_blocks=pool.kv_blocks,
+            kv_blocks=pool.kv_blocks(self.spec.block_size),
             max_model_len=self.most_tokens,
             table=table,
             log=log,

@@ -36,7 +36,7 @@ def intervals(
         passive_joules: passive energy, by pool.
     """
     rate, energy = _of_tokens(served, passive_joules)
-    devices = sum(pool.plan.devices * len(pool.numbers) for pool in served.pools)
+    devices = sum(pool.plan.devices * pool.replicas for pool in served.pools)
     return {
         "throughput": {
             "output_tokens_per_s": rate,
@@ -59,7 +59,7 @@ def _of_tokens(served: Served, passive_joules: Sequence[float]) -> tuple[float |
     window_ps = served.start_fs // FS_PER_PS, min(served.ends_fs) // FS_PER_PS
     tokens, times, energies, all_tokens = [], [], [], []
     for pool, joules in zip(served.pools, passive_joules, strict=True):
-        watts = joules / (len(pool.numbers) * served.end_s) if served.end_s else 0.0  # of a replica
+        watts = joules / (pool.replicas * served.end_s) if served.end_s else 0.0  # of a replica
         parts = np.concatenate([_batches(served.logs[replica], end_ps) for replica in pool.numbers], axis=1)
         begins_ps, lasted_ps, emitted, energy_nj = parts
         inside = (begins_ps >= window_ps[0]) & (begins_ps + lasted_ps <= window_ps[1])

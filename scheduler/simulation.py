@@ -21,7 +21,7 @@ from pimserve.scheduler.clock import Clock, Journal, ShardPort
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.control import Control
 from pimserve.scheduler.faults import Faults, FaultSpec
-from pimserve.scheduler.fleet import DecodePool, Fleet, Pool, RowSink
+from pimserve.scheduler.fleet import Fleet, Pool, RowSink
 from pimserve.scheduler.handover import HandoverFigures, Link
 from pimserve.scheduler.latencies import Latencies, Rows
 from pimserve.scheduler.requests import FOREVER, KV_CACHE, MAX_MODEL_LEN, NEVER, REJECT_REASONS, SERVABLE, RequestTable
@@ -82,16 +82,6 @@ class Served:
 
 
 @dataclass(frozen=True, slots=True)
-class Decode:
-    """Replicas that take requests over after their first token, and the way to them."""
-
-    plan: CostPlan
-    kv_capacity_tokens: int
-    replicas: int
-    link: Link
-
-
-@dataclass(frozen=True, slots=True)
 class Deployment:
     """Where and in which pieces a run goes on. Nothing of it changes a bit of the result, but commands of `control`.
 
@@ -126,13 +116,12 @@ class Checkpoints(Protocol):
 
 
 def simulate(
-    plan: CostPlan,
+    pools: Sequence[Pool],
     workload: Workload,
     spec: SchedulerSpec,
     *,
-    kv_capacity_tokens: int,
     max_model_len: int,
-    replicas: int = 1,
+    link: Link | None = None,
     routing: Routing = Routing(),  # noqa: B008 frozen
     seed: int = 0,
     warmup_s: float = 0.0,
@@ -141,19 +130,18 @@ def simulate(
     write_rows: RowSink | None = None,
     progress: Callable[[int], None] | None = None,
     deployment: Deployment = Deployment(),
-    decode: Decode | None = None,
     faults: FaultSpec = FaultSpec(),  # noqa: B008 frozen
 ) -> Served:
-    """Serve `workload` on `replicas` replicas that each cost what `plan` says.
+    """Serve `workload` on the replicas of one pool, or of two.
 
     Args:
-        plan: cost of a step on a replica.
+        pools: the replicas. Of two pools the first takes requests, and hands them over to the second after their first
+            token; with one, each is served where it came.
         workload: requests.
         spec: scheduler settings.
-        kv_capacity_tokens: tokens that a replica's KV cache holds.
         max_model_len: longest request, prompt and output, in tokens; none may be longer than what the KV cache of one
             data-parallel group holds.
-        replicas: how many.
+        link: from the first pool to the second.
         routing: how tokens choose experts.
         seed: of expert routing.
         warmup_s: requests that arrive earlier are not measured. In a closed loop, nor are those that arrive when a
@@ -163,41 +151,37 @@ def simulate(
         write_rows: takes executed steps.
         progress: called now and then with the number of requests that have left.
         deployment: where and in which pieces it goes on.
-        decode: more replicas, to which requests go after their first token; None: each is served where it came.
         faults: what happens to the replicas.
 
     Raises:
         InputError: settings that do not go together, such as a warm-up that leaves nothing to measure.
     """
-    kv_blocks = _kv_blocks(kv_capacity_tokens, spec)
-    pool = None
-    if decode is not None:
-        pool = DecodePool(decode.plan, _kv_blocks(decode.kv_capacity_tokens, spec), decode.replicas, decode.link)
-        replicas += decode.replicas
+    for pool in pools:
+        pool.kv_blocks(spec.block_size)
     fleet = Fleet(
-        plan=plan,
+        pools=tuple(pools),
         spec=spec,
-        kv_blocks=kv_blocks,
         max_model_len=max_model_len,
-        replicas=replicas,
         routing=routing,
         seed=seed,
         window_fs=measured_window(workload, warmup_s, cooldown_s),
         concurrency=workload.concurrency,
-        decode=pool,
+        link=link,
     )
-    check_together(spec, faults, closed=workload.concurrency is not None, pools=pool is not None, replicas=replicas)
+    closed = workload.concurrency is not None
+    check_together(spec, faults, closed=closed, pools=link is not None, replicas=fleet.replicas)
     schedule = None
     if faults.any:
         schedule = Faults(faults, [each.plan.devices for each in fleet.pools for _ in each.numbers], seed)
     table = _table(workload, fleet, max_time_s)
     if max_time_s is None:
+        plan = pools[0].plan
         faults.check_progress(plan.devices, _longest_prompt_s(plan, table), horizon_s=_CLOCK_END_FS / FS_PER_S)
     saved = deployment.checkpoints.load() if deployment.checkpoints is not None else None
     if saved is not None:
         table = RequestTable.of_rows(saved[1])
     if deployment.shards is None:
-        shards: Sequence[ShardPort] = [Shard(fleet, range(replicas), table, write_rows)]
+        shards: Sequence[ShardPort] = [Shard(fleet, range(fleet.replicas), table, write_rows)]
     else:
         shards = deployment.shards(fleet, table, write_rows)
     watched = deployment.checkpoints is not None or progress is not None
@@ -236,7 +220,7 @@ def simulate(
     by_replica = {log.costs.replica: log for shard in shards for log in shard.logs}
     return _served(
         clock,
-        [by_replica[replica] for replica in range(replicas)],
+        [by_replica[replica] for replica in range(fleet.replicas)],
         workload,
         trimmed=warmup_s > 0 or cooldown_s > 0,
         loop_s=loop_s,
@@ -254,16 +238,6 @@ def _longest_prompt_s(plan: CostPlan, table: RequestTable) -> float:
     if plan.pipeline is not None:
         time += plan.pipeline.per_prompt_token * tokens
     return time / FS_PER_S
-
-
-def _kv_blocks(capacity_tokens: int, spec: SchedulerSpec) -> int:
-    blocks = capacity_tokens // spec.block_size
-    if blocks < 1:
-        raise InputError(
-            "scheduler.block_size",
-            f"one block of {spec.block_size} tokens exceeds the KV cache of {capacity_tokens}",
-        )
-    return blocks
 
 
 def check_together(spec: SchedulerSpec, faults: FaultSpec, *, closed: bool, pools: bool, replicas: int) -> None:

@@ -285,13 +285,15 @@ def _busiest_share(logs: Sequence[StepLog], unit: str, end_s: float) -> float | 
 
 def _kv_use(served: Served, pools: Sequence[Pool]) -> dict[str, Any]:
     """Size of the KV caches of some pools, and how full they were."""
-    blocks = sum(pool.kv_blocks * len(pool.numbers) for pool in pools)
+    blocks = sum(pool.kv_blocks(served.block_size) * pool.replicas for pool in pools)
     block_fs = blocks * served.end_s * FS_PER_S
     used = sum(log.twice_block_fs for pool in pools for log in _logs_of(served, pool))
     return {
         "capacity_tokens": blocks * served.block_size,
         "mean_use": used / (2 * block_fs) if block_fs else None,
-        "peak_use": max(log.peak_blocks / pool.kv_blocks for pool in pools for log in _logs_of(served, pool)),
+        "peak_use": max(
+            log.peak_blocks / pool.kv_blocks(served.block_size) for pool in pools for log in _logs_of(served, pool)
+        ),
     }
 
 

@@ -129,6 +129,6 @@ def test_examples_run(path):
             pytest.skip(str(error))
     few = max(20, whole.workload.concurrency or 0)
     scenario = load_scenario(path, [f"workload.num_requests={few}", "run.warmup_s=0", "run.cooldown_s=0"])
-    summary, _ = serve(scenario)
+    summary, _ = serve(prepare(scenario))
     assert summary["requests"]["finished"] == few
     assert summary["name"] == path.stem.replace("_", "-")

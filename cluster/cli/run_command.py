@@ -18,7 +18,7 @@ from pimserve.cluster.cli.signals import saying_when_interrupted
 
 if TYPE_CHECKING:
     from pimserve.cluster.distributed.deployment import Spread
-    from pimserve.cluster.scenario.document import Scenario
+    from pimserve.cluster.scenario.prepared import Prepared
 
 
 class DeviceChoice(StrEnum):
@@ -104,7 +104,7 @@ class _Metrics:
 
     @contextmanager
     def watched(
-        self, scenario: Scenario, out: Path | None, speed: str | None, checkpoint: Path | None
+        self, prepared: Prepared, out: Path | None, speed: str | None, checkpoint: Path | None
     ) -> Iterator[dict[str, Any]]:
         """Expose the metrics of a run, if at all; yields how it is run: its control, and what is told of it.
 
@@ -119,7 +119,7 @@ class _Metrics:
         from pimserve.cluster.metrics.metered import metered  # noqa: PLC0415
 
         endpoint = self.scrapers.endpoint(self.metrics, insecure=self.insecure)
-        with metered(scenario, out, speed, endpoint, self.metrics_linger, checkpoint) as (control, feed, address):
+        with metered(prepared, out, speed, endpoint, self.metrics_linger, checkpoint) as (control, feed, address):
             typer.echo(f"metrics on {address}", err=True)
             yield {"control": control, "metrics": feed}
 
@@ -159,18 +159,20 @@ def run_command(
     from pimserve.cluster.run.run import results_place  # noqa: PLC0415
     from pimserve.cluster.run.run_times import earlier_run  # noqa: PLC0415
     from pimserve.cluster.scenario.document import load_scenario  # noqa: PLC0415
+    from pimserve.cluster.scenario.prepared import prepare  # noqa: PLC0415
 
     metrics.check()
     spread = deployment.spread()
-    loaded = load_scenario(scenario, overrides or (), trace)
-    earlier = earlier_run(loaded.name, place := results_place(loaded, out, checkpoint)) if out is None else None
+    prepared = prepare(load_scenario(scenario, overrides or (), trace))
+    place = results_place(prepared, out, checkpoint)
+    earlier = earlier_run(prepared.scenario.name, place) if out is None else None
     if earlier is not None:
         typer.echo(f"note: {earlier}; this one will be in {place}", err=True)
-    with metrics.watched(loaded, out, speed, checkpoint) as how:
+    with metrics.watched(prepared, out, speed, checkpoint) as how:
         try:
             with saying_when_interrupted(_after_interrupt(checkpoint)), progress_bar(shown=not quiet) as progress:
                 summary = run_on(
-                    deployment.on, loaded, out, spread=spread, progress=progress, checkpoints=checkpoint, **how
+                    deployment.on, prepared, out, spread=spread, progress=progress, checkpoints=checkpoint, **how
                 )
         except UnwrittenError as error:
             _show(error.summary, as_json=as_json, quiet=quiet)

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pimserve.cluster.distributed.hosts.hosting import HostSpec
 from pimserve.errors import InputError
-from pimserve.scheduler.fleet import DECODE, PREFILL
 
 if TYPE_CHECKING:
     from pimserve.cluster.distributed.devices.driver import DeviceLink
     from pimserve.cluster.distributed.hosts.ray_cluster import RayCluster
     from pimserve.cluster.distributed.hosts.supervisor import Supervisor
-    from pimserve.cluster.scenario.document import Scenario
+    from pimserve.cluster.scenario.pools import PlacedPool
+    from pimserve.cluster.scenario.prepared import Prepared
     from pimserve.scheduler.clock import ShardPort
     from pimserve.scheduler.fleet import Fleet, RowSink
     from pimserve.scheduler.requests import RequestTable
@@ -66,11 +66,11 @@ class Spread:
 class Distributed:
     """The parts of one run on hosts. Makes the run's shards (`Deployment.shards`)."""
 
-    def __init__(self, supervisor: Supervisor[Any], spread: Spread, scenario: Scenario, token: str) -> None:
+    def __init__(self, supervisor: Supervisor[Any], spread: Spread, prepared: Prepared, token: str) -> None:
         self.supervisor = supervisor
         self.spread = spread
         self.window_wall_s = _WINDOW_WALL_S if spread.devices is not None else None
-        self._scenario = scenario
+        self._prepared = prepared
         self._token = token
         self._devices: DeviceLink | None = None
         self._audited = 0
@@ -83,7 +83,7 @@ class Distributed:
             return [self._engines(index, replicas, fleet, table, on_rows) for index, replicas in dealt]
         from pimserve.cluster.distributed.device_port import DevicePort, Devices  # noqa: PLC0415
 
-        per_replica = {pool.name: pool.devices_per_replica for pool in pools_of(self._scenario)}
+        per_replica = {pool.name: pool.devices_per_replica for pool in self._prepared.pools}
         devices = Devices(self._link(fleet), self.supervisor, fleet, per_replica, table)
 
         def engines(index: int, replicas: range, sink: RowSink) -> ShardPort:
@@ -135,11 +135,11 @@ class Distributed:
         from pimserve.cluster.distributed.devices.driver import DeviceLink, HostPlace, LinkSettings  # noqa: PLC0415
         from pimserve.cluster.distributed.errors import HostUnavailableError  # noqa: PLC0415
 
-        groups = device_groups(self._scenario, self.spread)
+        groups = device_groups(self._prepared.pools, self.spread)
         settings = LinkSettings(
             lockstep=self.spread.devices == "lockstep", token=self._token, audit_share=self.spread.audit_share
         )
-        scenario = json.dumps(self._scenario.resolved())
+        scenario = json.dumps(self._prepared.scenario.resolved())
         digests = {pool.name: pool.plan.digest() for pool in fleet.pools}
         replaced: set[str] = set()
         while True:
@@ -160,11 +160,11 @@ class Distributed:
 
 
 @contextmanager
-def distributed(scenario: Scenario, cluster: RayCluster | None, spread: Spread) -> Iterator[Distributed]:
+def distributed(prepared: Prepared, cluster: RayCluster | None, spread: Spread) -> Iterator[Distributed]:
     """The hosts of a run, started, and stopped at the end.
 
     Args:
-        scenario: what is run.
+        prepared: what is run.
         cluster: Ray on which they live; None: plain processes of this machine.
         spread: how the run is spread.
 
@@ -172,7 +172,7 @@ def distributed(scenario: Scenario, cluster: RayCluster | None, spread: Spread) 
         InputError: it cannot be spread so, or there is no place for it.
     """
     token = secrets.token_urlsafe(24)
-    specs = host_specs(scenario, spread.checked(sum(len(pool.numbers) for pool in pools_of(scenario))), token)
+    specs = host_specs(prepared, spread.checked(prepared.replicas), token)
     if cluster is None:
         from pimserve.cluster.distributed.hosts.process_supervisor import ProcessSupervisor  # noqa: PLC0415
 
@@ -180,47 +180,27 @@ def distributed(scenario: Scenario, cluster: RayCluster | None, spread: Spread) 
     else:
         from pimserve.cluster.distributed.hosts.ray_supervisor import RaySupervisor  # noqa: PLC0415
 
-        supervisor = RaySupervisor(cluster, scenario.name, specs)
+        supervisor = RaySupervisor(cluster, prepared.scenario.name, specs)
     with supervisor:
-        parts = Distributed(supervisor, spread, scenario, token)
+        parts = Distributed(supervisor, spread, prepared, token)
         try:
             yield parts
         finally:
             parts.close()
 
 
-def host_specs(scenario: Scenario, spread: Spread, token: str) -> list[HostSpec]:
+def host_specs(prepared: Prepared, spread: Spread, token: str) -> list[HostSpec]:
     """The hosts that a run needs, shards first."""
     specs = []
     if spread.devices != "lockstep":
         specs += [HostSpec(_shard_name(index), SHARD_HOST, {"token": token}) for index in range(spread.shards)]
     if spread.devices is None:
         return specs
-    for group in device_groups(scenario, spread):
+    for group in device_groups(prepared.pools, spread):
         resources = {kind: amount * len(group.devices) for kind, amount in spread.resources}
         arguments = {"name": group.name, "token": token}
         specs.append(HostSpec(group.name, DEVICE_HOST, arguments, resources, bundle=group.devices[0][1]))
     return specs
-
-
-@dataclass(frozen=True, slots=True)
-class PoolShape:
-    """Replicas `numbers` of a pool, each of that many devices."""
-
-    name: str
-    numbers: range
-    devices_per_replica: int
-
-
-def pools_of(scenario: Scenario) -> list[PoolShape]:
-    """The pools of a scenario, with their replicas' numbers."""
-    names = ("",) if scenario.cluster.pools is None else (PREFILL, DECODE)
-    found, first = [], 0
-    for name in names:
-        cluster = scenario.of_pool(name).cluster
-        found.append(PoolShape(name, range(first, first + cluster.replicas), cluster.split.devices))
-        first += cluster.replicas
-    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,10 +218,10 @@ class DeviceGroup:
         return found
 
 
-def device_groups(scenario: Scenario, spread: Spread) -> list[DeviceGroup]:
+def device_groups(pools: Sequence[PlacedPool], spread: Spread) -> list[DeviceGroup]:
     """Which devices share a host."""
     groups = []
-    for pool in pools_of(scenario):
+    for pool in pools:
         devices = [(pool.name, replica, n) for replica in pool.numbers for n in range(pool.devices_per_replica)]
         size = spread.devices_per_actor or pool.devices_per_replica
         groups += [devices[first : first + size] for first in range(0, len(devices), size)]

@@ -88,12 +88,12 @@ class Devices:
     def _hand_over(self, order: Order) -> None:
         """KV caches that the order's requests bring with them: every device sends its part to its counterpart."""
         entries = []
-        assert self._fleet.decode is not None
+        assert self._fleet.link is not None
         targets = dict(zip(order.requests.tolist(), order.replicas.tolist(), strict=True))
         for move in order.moves:
             target = targets[move.request]
             tokens = int(self._table["input_tokens"][move.request] + self._table["emitted_tokens"][move.request]) - 1
-            size = self._fleet.decode.link.size(tokens)
+            size = self._fleet.link.size(tokens)
             senders, receivers = self._devices[move.replica], self._devices[target]
             parts = max(senders, receivers)
             for part in range(parts):

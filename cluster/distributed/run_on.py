@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pimserve.cluster.distributed.deployment import Spread
-from pimserve.cluster.scenario.document import Scenario
 from pimserve.errors import InputError, shortened
 from pimserve.scheduler.control import Control
 
 if TYPE_CHECKING:
     from pimserve.cluster.run.live_control import RunObserver
+    from pimserve.cluster.scenario.prepared import Prepared
 
 LOCAL, PROCESSES, OWN_RAY = "local", "processes", "ray"
 
 
 def run_on(
     on: str,
-    scenario: Scenario,
+    prepared: Prepared,
     out: Path | None,
     *,
     spread: Spread,
@@ -32,7 +32,7 @@ def run_on(
 
     Args:
         on: local, processes, ray (one of our own on this machine), auto, HOST:PORT or ray://HOST:PORT.
-        scenario: what to run.
+        prepared: what to run.
         out: the results folder.
         spread: how it is spread, but for `local`.
         metrics: is told of the run's hosts.
@@ -45,20 +45,20 @@ def run_on(
     from pimserve.cluster.run.run import run  # noqa: PLC0415
 
     if on == LOCAL:
-        return run(scenario, out, **how)
-    from pimserve.cluster.distributed.deployment import distributed, pools_of  # noqa: PLC0415
+        return run(prepared, out, **how)
+    from pimserve.cluster.distributed.deployment import distributed  # noqa: PLC0415
 
-    spread.checked(sum(len(pool.numbers) for pool in pools_of(scenario)))  # before Ray is started
+    spread.checked(prepared.replicas)  # before Ray is started
     with ExitStack() as stack:
         cluster = None
         if on != PROCESSES:
             from pimserve.cluster.distributed.hosts.ray_cluster import ray_on  # noqa: PLC0415
 
             cluster = stack.enter_context(ray_on(on))
-        runtime = stack.enter_context(distributed(scenario, cluster, spread))
+        runtime = stack.enter_context(distributed(prepared, cluster, spread))
         if metrics is not None:
             metrics.facts = runtime.facts
-        return run(scenario, out, runtime=runtime, **how)
+        return run(prepared, out, runtime=runtime, **how)
 
 
 def spread_of(

@@ -70,7 +70,7 @@ def parts_of(runs: Sequence[Path], interval_s: float | None, most_engines: int =
         run_id = run_id_of(run)
         if run_id in {part.run_id for part in found}:
             raise InputError(str(run), f"two runs are called {run_id}; their series would be mixed up")
-        layout = metrics_of(history.scenario, run_id, most_engines=most_engines).layout
+        layout = metrics_of(history.prepared, run_id, most_engines=most_engines).layout
         series = sum(
             len(keys) * (len(layout.bounds[family]) + 3 if family in layout.bounds else 1)
             for family, keys in layout.keys.items()

@@ -14,13 +14,12 @@ from pimserve.cluster.metrics.state import metrics_of, run_id_of
 from pimserve.cluster.run.live_control import LiveControl
 from pimserve.cluster.run.run import results_place
 from pimserve.cluster.run.running_latencies import RunningLatencies
-from pimserve.cluster.scenario.document import Scenario
-from pimserve.cluster.scenario.prepared import prepare_pools
+from pimserve.cluster.scenario.prepared import Prepared
 
 
 @contextmanager
 def metered(
-    scenario: Scenario,
+    prepared: Prepared,
     out: Path | None,
     speed: str | None,
     options: EndpointOptions,
@@ -30,7 +29,7 @@ def metered(
     """Expose a run's metrics while the block runs, and `linger_s` longer; yields its control, its feed, the address.
 
     Args:
-        scenario: what runs.
+        prepared: what runs.
         out: its results folder, whose name labels the metrics; None: that of the run that is continued, or the first
             free one, results/NAME or NAME-2.
         speed: pace, such as 60x; None: as fast as possible.
@@ -42,11 +41,10 @@ def metered(
         InputError: an option is not acceptable, or parts of the scenario do not go together.
     """
     factor = 0.0 if speed is None else parse_speed(speed)
-    _, pools, _ = prepare_pools(scenario)
-    frontend_ps = pools[0].replica.plan.frontend_ps
-    metrics = metrics_of(scenario, run_id_of(results_place(scenario, out, checkpoints)), speed=factor)
-    feed = MetricsFeed(metrics, scenario.slo, frontend_ps=frontend_ps)
-    latencies = RunningLatencies(scenario.slo, frontend_ps=frontend_ps)
+    metrics = metrics_of(prepared, run_id_of(results_place(prepared, out, checkpoints)), speed=factor)
+    slo, frontend_ps = prepared.scenario.slo, prepared.frontend_ps
+    feed = MetricsFeed(metrics, slo, frontend_ps=frontend_ps)
+    latencies = RunningLatencies(slo, frontend_ps=frontend_ps)
     control = LiveControl(latencies, speed=factor, observer=feed)
     with exposing(options, lambda: [feed.latest()]) as address:
         yield control, feed, address

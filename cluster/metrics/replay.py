@@ -38,11 +38,10 @@ def replay(
     Raises:
         InputError: the tables are not those that the run wrote; some of it shows at the last moment only.
     """
-    scenario, requests = history.scenario, history.requests
-    metrics = metrics_of(scenario, run_id, most_engines=most_engines)
+    prepared, requests = history.prepared, history.requests
+    metrics = metrics_of(prepared, run_id, most_engines=most_engines)
     metrics.values["pimserve_requests_expected"][0] = len(requests)
-    frontend_ps = history.pools[0].replica.plan.frontend_ps
-    taken = RequestMetrics(metrics, scenario.slo, frontend_ps=frontend_ps)
+    taken = RequestMetrics(metrics, prepared.scenario.slo, frontend_ps=prepared.frontend_ps)
     ledgers = LedgerMetrics(metrics)
     columns = history.columns
     left_ps = np.where(columns["status"] == REJECTED, columns["arrival_ps"], columns["finish_ps"])
@@ -84,9 +83,8 @@ class _States:
         self._spans = history.spans
         self._columns = columns
         self._values = metrics.values
-        self._pooled = len(history.pools) > 1
-        block_size = history.scenario.scheduler.block_size
-        there = [pool.replica.kv_capacity_tokens // block_size for pool in history.pools for _ in range(pool.replicas)]
+        self._pooled = len(history.prepared.pools) > 1
+        there = history.prepared.kv_blocks
         self._values["pimserve_kv_cache_blocks"][:] = there
         self._down = down_s(history.account.faults.events)
         self._prefill = np.array([role == "prefill" for _, role in metrics.layout.engines])

@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from pimserve import __version__
 from pimserve.cluster.metrics.families import ALL_ENGINES, BY_NAME, DEVICE, ENGINE, FAMILIES, Family, bounds
 from pimserve.cluster.scenario.document import Scenario
-from pimserve.cluster.scenario.pools import PlacedPool, link_of
-from pimserve.cluster.scenario.prepared import longest_request, prepare_pools
-from pimserve.device_models.model import ModelSpec
+from pimserve.cluster.scenario.pools import PlacedPool
+from pimserve.cluster.scenario.prepared import Prepared
 from pimserve.device_models.operators import CATEGORIES
 from pimserve.device_models.plan import HOST, LINK
 from pimserve.errors import InputError
@@ -174,47 +173,39 @@ def run_id_of(folder: Path) -> str:
     return folder.resolve().name.encode("utf-8", "replace").decode()
 
 
-def metrics_of(scenario: Scenario, run_id: str, *, speed: float = 0.0, most_engines: int = MOST_ENGINES) -> RunMetrics:
+def metrics_of(prepared: Prepared, run_id: str, *, speed: float = 0.0, most_engines: int = MOST_ENGINES) -> RunMetrics:
     """Metrics of a run of the scenario that has not begun: what does not change is there, all else is 0.
 
     Args:
-        scenario: what runs.
+        prepared: what runs.
         run_id: its label.
         speed: simulated seconds per second; 0: as fast as possible.
         most_engines: with more replicas, histograms hold all of them together.
     """
-    model, pools, _ = prepare_pools(scenario)
-    found = RunMetrics.zero(_layout(scenario, run_id, model, pools, speed, most_engines))
-    limits = scenario.slo.limits()
+    found = RunMetrics.zero(_layout(prepared, run_id, speed, most_engines))
+    limits = prepared.scenario.slo.limits()
     found.values["pimserve_slo_limit_seconds"][:] = [
         limits[f"{slo}_s"] for _, slo in found.layout.keys["pimserve_slo_limit_seconds"]
     ]
-    replicas = [pool for pool in pools for _ in range(pool.replicas)]
-    block_tokens = scenario.scheduler.block_size
+    replicas = prepared.pool_of_replica
     for name, values in {
         "pimserve_devices": [pool.devices_per_replica for pool in replicas],
         "pimserve_device_weight_bytes": [pool.replica.weight_bytes_per_device for pool in replicas],
         "pimserve_device_kv_capacity_bytes": [
-            pool.replica.kv_capacity_tokens * model.kv_bytes_per_token for pool in replicas
+            pool.kv_capacity_tokens * prepared.model.kv_bytes_per_token for pool in replicas
         ],
         "pimserve_device_tiers": [number for pool in replicas for number in tiers(pool) or ()],
         "pimserve_engine_up": [1] * len(replicas),
-        "pimserve_kv_cache_blocks": [pool.replica.kv_capacity_tokens // block_tokens for pool in replicas],
-        "pimserve_kv_cache_block_tokens": [block_tokens] * len(replicas),
+        "pimserve_kv_cache_blocks": prepared.kv_blocks,
+        "pimserve_kv_cache_block_tokens": [prepared.scenario.scheduler.block_size] * len(replicas),
     }.items():
         found.values[name][:] = values
     return found
 
 
-def _layout(
-    scenario: Scenario,
-    run_id: str,
-    model: ModelSpec,
-    pools: Sequence[PlacedPool],
-    speed: float,
-    most_engines: int,
-) -> Layout:
-    engines = [(pool, str(number)) for number, pool in enumerate(pool for pool in pools for _ in range(pool.replicas))]
+def _layout(prepared: Prepared, run_id: str, speed: float, most_engines: int) -> Layout:
+    scenario = prepared.scenario
+    engines = [(pool, str(number)) for number, pool in enumerate(prepared.pool_of_replica)]
     together = len(engines) > most_engines
     roles = tuple((int(number), role(pool)) for pool, number in engines)
     limits = scenario.slo.limits()
@@ -223,11 +214,11 @@ def _layout(
     info = (
         run_id,
         scenario.name,
-        model.name,
-        " + ".join(dict.fromkeys(pool.label for pool in pools)),
+        prepared.model.name,
+        prepared.device,
         str(scenario.run.seed),
         _workload(scenario),
-        " + ".join(dict.fromkeys(str(pool.replica.costs["setting"]) for pool in pools)),
+        " + ".join(dict.fromkeys(str(pool.replica.costs["setting"]) for pool in prepared.pools)),
         f"{speed:g}x" if speed else "unpaced",
         __version__,
     )
@@ -263,9 +254,9 @@ def _layout(
         {family.name: bounds(family, limits) for family in FAMILIES if family.kind == "histogram"},
         roles,
         tuple(rows.index(name) if together else index for index, (_, name) in enumerate(roles)),
-        longest_request(scenario, model, [pool.replica for pool in pools]),
+        prepared.longest_request,
         tuple(_link_bytes(pool, *names) for pool, _ in engines for names in _links(pool)),
-        link_of(scenario, model, pools) if len(pools) > 1 else None,
+        prepared.link,
     )
 
 

@@ -43,11 +43,11 @@ def expert_load(history: History, pool: PlacedPool, shape: Shape) -> ExpertLoad 
 
     A run keeps times, not who chose whom: layers are drawn anew from the law of the run (`device_models/routing.py`).
     """
-    moe = history.model.moe
+    moe = history.prepared.model.moe
     if moe is None:
         return None
-    seed = history.scenario.run.seed
-    weights = history.scenario.routing.for_model(history.model).expert_weights(moe.experts, seed)
+    seed = history.prepared.scenario.run.seed
+    weights = history.prepared.scenario.routing.for_model(history.prepared.model).expert_weights(moe.experts, seed)
     laws = np.stack([pick_probabilities(row, moe.top_k) for row in weights])
     counts = draw_counts(np.random.default_rng([seed, _STREAM]), laws, shape.tokens, -(-_DRAWS // len(laws)))
     counts = counts.reshape(-1, moe.experts)

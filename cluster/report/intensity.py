@@ -123,8 +123,7 @@ def share_of_roof(work: Work, highest: Sequence[Roof]) -> float | None:
 
 def shapes(history: History, pool: PlacedPool) -> tuple[Shape | None, Shape | None]:
     """The mean steps of a pool's replicas: decoding only, and with prompts; None for what there was not."""
-    first = first_replica(history, pool)
-    spans = np.concatenate(history.spans[first : first + pool.replicas])
+    spans = np.concatenate([history.spans[replica] for replica in pool.numbers])
     mixed = spans["chunks"] > 0
     return _mean(spans[~mixed]), _mean(spans[mixed])
 
@@ -163,7 +162,7 @@ def work_of(history: History, pool: PlacedPool, shape: Shape) -> list[Work]:
 
 
 def _moving(history: History, pool: PlacedPool, plan: CostPlan, shape: Shape) -> Iterator[Work]:
-    split = history.scenario.of_pool(pool.name).cluster.split
+    split = history.prepared.scenario.of_pool(pool.name).cluster.split
     busiest, prefill_fs = plan.busiest_prefill(shape.decodes, shape.chunks)
     counts = busiest_counts(
         row_counts(shape.tokens, shape.outputs, shape.decodes, shape.prompts), busiest, plan.data_parallel
@@ -179,8 +178,8 @@ def _moving(history: History, pool: PlacedPool, plan: CostPlan, shape: Shape) ->
     _, way = plan.attention_fs(shape.decodes, shape.context, prefill_fs)
     decode = {term.window_tokens: term for term in way.terms}
     prefill = {term.window_tokens: term for term in plan.prefill}
-    model = history.model
-    for op in operators_of(model, split, lm_head=history.scenario.costs.lm_head):
+    model = history.prepared.model
+    for op in operators_of(model, split, lm_head=history.prepared.scenario.costs.lm_head):
         if isinstance(op, Gemm) and op.name in terms:
             rows = counts[op.rows]
             moved = op.weight_bytes_per_element * op.k * op.n + ACTIVATION_BYTES * rows * (op.k + op.n)
@@ -197,12 +196,12 @@ def _moving(history: History, pool: PlacedPool, plan: CostPlan, shape: Shape) ->
         elif isinstance(op, PrefillAttention) and shape.prompts and op.window_tokens in prefill:
             yield _prefill(op, plan, prefill[op.window_tokens], shape, launch_fs(_PREFILL_LAUNCH), prefill_fs)
         elif isinstance(op, Experts) and plan.experts is not None:
-            outcomes = history.costs[first_replica(history, pool)].pools
+            outcomes = history.costs[pool.first].pools
             assert outcomes is not None
             features = outcomes.features(np.full(POOL_SIZE, shape.tokens), np.arange(POOL_SIZE))
             time = round(float(features[:, 0].mean())) + launch_fs(_EXPERT_LAUNCH)
-            popularity = history.scenario.routing.for_model(history.model)
-            weights = popularity.expert_weights(op.experts, history.scenario.run.seed)
+            popularity = history.prepared.scenario.routing.for_model(history.prepared.model)
+            weights = popularity.expert_weights(op.experts, history.prepared.scenario.run.seed)
             costs = [_experts(op, expert_share(tuple(row), op.top_k), shape.tokens) for row in weights]
             flops, moved = (float(np.mean(each)) for each in zip(*costs, strict=True))
             units = tuple(unit.unit for unit in plan.experts.units)
@@ -246,7 +245,7 @@ def _stationary(history: History, pool: PlacedPool, pipeline: PipelineTerm, shap
 
     The time is that of the unit which attention keeps busy longest, the memory or the attention units.
     """
-    model, plan = history.model, pool.replica.plan
+    model, plan = history.prepared.model, pool.replica.plan
     if not shape.decodes or not plan.prefill:
         return []
     attention = [op for op in operators_of(model, Parallelism()) if isinstance(op, DecodeAttention)]
@@ -266,13 +265,3 @@ def _stationary(history: History, pool: PlacedPool, pipeline: PipelineTerm, shap
 
 def _windowed(name: str, window: int | None) -> str:
     return name if window is None else f"{name}, window of {window:,}"
-
-
-def first_replica(history: History, pool: PlacedPool) -> int:
-    """Number of a pool's first replica."""
-    before = 0
-    for each in history.pools:
-        if each is pool:
-            return before
-        before += each.replicas
-    raise AssertionError("the pool is of another run")

@@ -64,7 +64,7 @@ def parts_of(runs: list[Named]) -> list[Part]:
         history = each.run.history
         if history is None or not any(map(len, history.spans)):
             continue
-        for pool in history.pools:
+        for pool in history.prepared.pools:
             both = zip((False, True), shapes(history, pool), strict=True)
             steps = [Step(mixed, shape, work_of(history, pool, shape)) for mixed, shape in both if shape]
             found.append(

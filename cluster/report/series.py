@@ -184,8 +184,7 @@ def step_series(run: ReportRun) -> StepSeries | None:
     edges, fine = grid(end_s, RATE_BINS), grid(end_s, GAUGE_BINS)
     output, prompt = np.zeros(RATE_BINS), np.zeros(RATE_BINS)
     batches, caches = [], []
-    block_size = history.scenario.scheduler.block_size
-    blocks = [pool.replica.kv_capacity_tokens // block_size for pool in history.pools for _ in range(pool.replicas)]
+    blocks = history.prepared.kv_blocks
     for table, all_blocks in zip(history.spans, blocks, strict=True):
         begin = table["begin_ps"] / PS_PER_S
         # Rounding must not make a span begin before the one before it ends.

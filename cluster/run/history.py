@@ -15,12 +15,9 @@ from numpy.typing import NDArray
 
 from pimserve.cluster.run.account import Account, account_of
 from pimserve.cluster.run.results import SPAN, load_summary, load_table
-from pimserve.cluster.scenario.document import Scenario, load_scenario
-from pimserve.cluster.scenario.pools import PlacedPool
-from pimserve.cluster.scenario.prepared import prepare_pools
-from pimserve.device_models.model import ModelSpec
+from pimserve.cluster.scenario.document import load_scenario
+from pimserve.cluster.scenario.prepared import Prepared, prepare
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
-from pimserve.device_models.routing import ExpertPools
 from pimserve.errors import InputError
 from pimserve.loadgen.spec import PS_PER_S
 from pimserve.scheduler.costs import ReplicaCosts
@@ -41,9 +38,7 @@ class History:
         folder: the results folder.
         summary: its summary.json.
         account: what of it the history hangs on, checked.
-        scenario: as resolved.
-        model: served.
-        pools: of replicas, in the order in which these are numbered.
+        prepared: what ran, of the scenario as resolved.
         costs: of each replica's steps at normal speed.
         requests: the request table.
         spans: by replica, spans of its steps in their order.
@@ -52,9 +47,7 @@ class History:
     folder: Path
     summary: dict[str, Any]
     account: Account
-    scenario: Scenario
-    model: ModelSpec
-    pools: tuple[PlacedPool, ...]
+    prepared: Prepared
     costs: tuple[ReplicaCosts, ...]
     requests: NDArray[Any]
     spans: tuple[NDArray[Any], ...]
@@ -68,21 +61,17 @@ class History:
         """
         summary = load_summary(folder)
         account = account_of(summary, folder / "summary.json")
-        scenario = load_scenario(folder / "scenario.yaml")
-        model, pools, routing = prepare_pools(scenario)
+        prepared = prepare(load_scenario(folder / "scenario.yaml"))
         costs: list[ReplicaCosts] = []
-        for pool in pools:
-            plan = pool.replica.plan
-            if account.plan_digest_of(pool.name) != plan.digest():
+        for pool in prepared.pools:
+            if account.plan_digest_of(pool.name) != pool.plan.digest():
                 raise InputError(
                     str(folder),
                     "its steps cannot be worked out: plan_digest in summary.json is not that of scenario.yaml "
                     "(written by another version of pimserve?)",
                 )
-            outcomes = ExpertPools(plan.experts, routing, scenario.run.seed) if plan.experts is not None else None
-            exact = routing.mode == "exact"
-            for _ in range(pool.replicas):
-                costs.append(ReplicaCosts(plan, outcomes, replica=len(costs), seed=scenario.run.seed, exact=exact))
+            first = pool.costs(prepared.routing, prepared.scenario.run.seed)
+            costs += [first.of_replica(replica) for replica in pool.numbers]
         requests, steps = _table(folder, "requests", DTYPE), _table(folder, "steps", SPAN)
         _check_requests(requests, account, len(costs), folder / "requests.npy")
         _check_steps(steps, account, len(costs), folder / "steps.npy")
@@ -92,7 +81,7 @@ class History:
         for mine in spans:
             if (mine["begin_ps"][1:] < ends_ps(mine)[:-1]).any():
                 raise InputError(str(folder / "steps.npy"), "is damaged: steps begin before those before them end")
-        return cls(folder, summary, account, scenario, model, pools, tuple(costs), requests, spans)
+        return cls(folder, summary, account, prepared, tuple(costs), requests, spans)
 
     @property
     def end_s(self) -> float:
@@ -111,7 +100,7 @@ class History:
         if window.whole_run:
             return MeasuredWindow()
         start_fs = round(window.start_s * FS_PER_S)
-        if self.scenario.workload.mode == "closed":
+        if self.prepared.scenario.workload.mode == "closed":
             return MeasuredWindow(start_fs, closed=True)
         # An end at the last arrival leaves it out: that may not hang on how its seconds were rounded.
         end_ps, last_ps = round(window.end_s * PS_PER_S), int(self.requests["arrival_ps"].max(initial=0))

@@ -62,7 +62,7 @@ def write_timeline(run: Path, out: Path, *, most_requests: int = MOST_REQUESTS) 
 
 
 def _events(history: History, progress: Sequence[ReplicaProgress], most_requests: int) -> Iterator[Event]:
-    engines = [pool for pool in history.pools for _ in range(pool.replicas)]
+    engines = history.prepared.pool_of_replica
     most = max(_BINS, min(MOST_SLICES, MOST_IN_ALL // len(engines)))
     for replica, pool in enumerate(engines):
         pid = replica + 1

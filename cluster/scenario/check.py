@@ -6,8 +6,7 @@ import json
 from typing import Any
 
 from pimserve.cluster.scenario.document import Scenario
-from pimserve.cluster.scenario.pools import link_of
-from pimserve.cluster.scenario.prepared import longest_request, prepare_pools
+from pimserve.cluster.scenario.prepared import prepare
 from pimserve.loadgen.workload import generate
 from pimserve.scheduler.router import make_router
 from pimserve.scheduler.simulation import measured_window
@@ -30,10 +29,7 @@ class Check:
         document = scenario.model_dump(mode="json", exclude={"name", "slo", "output"})
         traffic = {part: document.pop(part) for part in _OF_TRAFFIC}
         if self._new({**document, "mode": scenario.workload.mode, "seed": scenario.run.seed}):
-            model, pools, _ = prepare_pools(scenario)
-            longest_request(scenario, model, [pool.replica for pool in pools])
-            if len(pools) > 1:
-                link_of(scenario, model, pools)
+            prepare(scenario).check()
             make_router(scenario.scheduler.router)
         if self._new(traffic):
             workload = generate(scenario.workload, scenario.run.seed)

@@ -31,11 +31,6 @@ class Replica:
     point_to_point: Callable[[], PointToPoint] | None = field(default=None, compare=False)
     roofs: tuple[Roof, ...] = ()
 
-    @property
-    def request_tokens(self) -> int:
-        """Tokens of one request that its KV cache holds: it lies in one data-parallel group."""
-        return self.kv_capacity_tokens // self.plan.data_parallel
-
 
 def place(device: Device, interconnect: Interconnect, demand: Demand) -> Replica:
     """Put one copy of a model on devices of one kind, with links between them.

@@ -18,21 +18,20 @@ from pimserve.device_models.registry import load_device
 from pimserve.device_models.routing import Routing
 from pimserve.errors import InputError
 from pimserve.scheduler.config import SchedulerSpec
+from pimserve.scheduler.fleet import Pool
 from pimserve.scheduler.handover import Link
 
 _BYTES_PER_GB = 10**9
 _BETWEEN_NODES = ("node_gb_per_s", "node_latency_us", "dispatch_us")
 
 
-@dataclass(frozen=True, slots=True)
-class PlacedPool:
-    """Replicas of one kind: `name` "", "prefill" or "decode"; `label` says what their devices are."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacedPool(Pool):
+    """Replicas of one kind, and the devices that they are on; `label` says what these are."""
 
-    name: str
     label: str
     device: Device
     replica: Replica
-    replicas: int
     devices_per_replica: int
 
     @property
@@ -53,7 +52,7 @@ class PlacedPool:
     @property
     def roofs(self) -> tuple[Roof, ...]:
         """Nominal ones of the units of a device, the processor first; none where no bandwidth is known."""
-        figures, decode = self.device.key_figures, self.replica.plan.decode
+        figures, decode = self.device.key_figures, self.plan.decode
         bandwidth, peak = figures.get("memory_gb_per_s"), figures.get("tflop_per_s_16_bit")
         if self.replica.roofs or bandwidth is None:
             return self.replica.roofs
@@ -84,8 +83,8 @@ def _weights(scenario: Scenario, model: ModelSpec, routing: Routing) -> tuple[tu
     return tuple(map(tuple, routing.expert_weights(model.moe.experts, scenario.run.seed).tolist()))
 
 
-def place_pool(scenario: Scenario, name: str, model: ModelSpec, routing: Routing) -> PlacedPool:
-    """A pool of a scenario, "" for the only one.
+def place_pool(scenario: Scenario, name: str, model: ModelSpec, routing: Routing, first: int = 0) -> PlacedPool:
+    """A pool of a scenario, "" for the only one; its replicas are numbered from `first` on.
 
     Raises:
         InputError: there is no such pool, or the model does not go on its devices.
@@ -115,7 +114,17 @@ def place_pool(scenario: Scenario, name: str, model: ModelSpec, routing: Routing
         if name and error.where.partition(".")[0] == "cluster":
             raise error.at(f"cluster.pools.{name}{error.where.removeprefix('cluster')}") from None
         raise
-    return PlacedPool(name, device_label(device), device, replica, alone.cluster.replicas, alone.cluster.split.devices)
+    return PlacedPool(
+        name=name,
+        plan=replica.plan,
+        kv_capacity_tokens=replica.kv_capacity_tokens,
+        replicas=alone.cluster.replicas,
+        first=first,
+        label=device_label(device),
+        device=device,
+        replica=replica,
+        devices_per_replica=alone.cluster.split.devices,
+    )
 
 
 def _overridden(spec: SchedulerSpec, device: Device, demand: Demand) -> int:

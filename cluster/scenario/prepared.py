@@ -1,77 +1,153 @@
-"""A scenario made ready to run: its model, the pools of replicas that serve it, and what a request may have."""
+"""A scenario made ready to run, once: all that runs, shows or checks it is handed the same `Prepared`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
 
 from pimserve.cluster.scenario.document import Scenario
-from pimserve.cluster.scenario.placement import Replica
-from pimserve.cluster.scenario.pools import PlacedPool, place_pool, routing_of
+from pimserve.cluster.scenario.pools import PlacedPool, link_of, place_pool, routing_of
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.routing import Routing
 from pimserve.errors import InputError
+from pimserve.loadgen.traces import trace_digest
 from pimserve.scheduler.faults import FaultSpec
+from pimserve.scheduler.handover import Link
 from pimserve.scheduler.simulation import check_together
 
 
-def prepare_pools(scenario: Scenario) -> tuple[ModelSpec, tuple[PlacedPool, ...], Routing]:
-    """The model, the pools of replicas that serve it (one, or prefill and decode), and how its tokens choose experts.
+@dataclass(frozen=True)
+class Prepared:
+    """A scenario whose model was fitted on its devices.
+
+    Args:
+        scenario: what runs.
+        model: served.
+        pools: of replicas, in the order in which these are numbered: one, or prefill and decode.
+        routing: how tokens choose experts.
+    """
+
+    scenario: Scenario
+    model: ModelSpec
+    pools: tuple[PlacedPool, ...]
+    routing: Routing
+
+    @property
+    def replicas(self) -> int:
+        """In all pools."""
+        return sum(pool.replicas for pool in self.pools)
+
+    @property
+    def pool_of_replica(self) -> tuple[PlacedPool, ...]:
+        """The pool of each replica, by number."""
+        return tuple(pool for pool in self.pools for _ in pool.numbers)
+
+    @property
+    def kv_blocks(self) -> list[int]:
+        """In the KV cache of each replica, by number."""
+        block_size = self.scenario.scheduler.block_size
+        return [pool.kv_blocks(block_size) for pool in self.pool_of_replica]
+
+    @property
+    def device(self) -> str:
+        """What its devices are, of all pools."""
+        return " + ".join(dict.fromkeys(pool.label for pool in self.pools))
+
+    @property
+    def frontend_ps(self) -> int:
+        """Time of a request in front of the scheduler, which TTFT and E2E hold."""
+        return self.pools[0].plan.frontend_ps
+
+    @property
+    def faults(self) -> FaultSpec:
+        """The faults that the scenario asks for, none by default."""
+        return self.scenario.faults or FaultSpec()
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of the scenario (`scenario_digest`)."""
+        return scenario_digest(self.scenario)
+
+    @cached_property
+    def link(self) -> Link | None:
+        """The way of KV caches from the first pool to the second; None with one.
+
+        Raises:
+            InputError: the pools do not keep them in the same format.
+        """
+        return link_of(self.scenario, self.model, self.pools) if len(self.pools) > 1 else None
+
+    @property
+    def max_model_len(self) -> int:
+        """What the scenario asks for, else the most that the model takes, tokens. The KV cache may hold less.
+
+        Raises:
+            InputError: it asks for more than the model or the KV cache takes.
+        """
+        wanted, most = self.scenario.scheduler.max_model_len, self.model.max_model_len_tokens
+        if wanted is None:
+            return most
+        if wanted > most:
+            raise InputError("scheduler.max_model_len", f"{wanted} exceeds the {most} tokens of {self.model.name}")
+        if wanted > self._kv_tokens:
+            raise InputError(
+                "scheduler.max_model_len",
+                f"{wanted} exceeds the {self._kv_tokens} tokens that the KV cache holds for a request",
+            )
+        return wanted
+
+    @property
+    def longest_request(self) -> int:
+        """Tokens that a request may have: `max_model_len`, or what the KV cache holds.
+
+        Raises:
+            InputError: the scenario asks for more.
+        """
+        return min(self.max_model_len, self._kv_tokens)
+
+    @property
+    def _kv_tokens(self) -> int:
+        return min(pool.request_tokens for pool in self.pools)
+
+    def check(self) -> None:
+        """See that requests and hand-overs fit.
+
+        Raises:
+            InputError: they do not.
+        """
+        _ = self.longest_request, self.link
+
+
+def prepare(scenario: Scenario) -> Prepared:
+    """Fit the scenario's model on its devices.
 
     Raises:
         InputError: parts of the scenario do not go together.
     """
     check_together(
         scenario.scheduler,
-        faults_of(scenario),
+        scenario.faults or FaultSpec(),
         closed=scenario.workload.mode == "closed",
         pools=scenario.cluster.pools is not None,
         replicas=scenario.cluster.replicas,
     )
     model = scenario.load_model()
     routing = routing_of(scenario, model)
-    return model, tuple(place_pool(scenario, name, model, routing) for name in scenario.pools), routing
+    pools: list[PlacedPool] = []
+    for name in scenario.pools:
+        pools.append(place_pool(scenario, name, model, routing, first=sum(pool.replicas for pool in pools)))
+    return Prepared(scenario, model, tuple(pools), routing)
 
 
-def prepare(scenario: Scenario) -> tuple[ModelSpec, Replica, Routing]:
-    """The model, a replica of the (first) pool, and how its tokens choose experts.
-
-    Raises:
-        InputError: parts of the scenario do not go together.
-    """
-    model, pools, routing = prepare_pools(scenario)
-    return model, pools[0].replica, routing
-
-
-def max_model_len(scenario: Scenario, model: ModelSpec, replicas: Sequence[Replica]) -> int:
-    """What the scenario asks for, else the most that the model takes, tokens. The KV cache may hold less of the latter.
+def scenario_digest(scenario: Scenario) -> str:
+    """sha256 of the scenario with all defaults and catalogue entries written out, and of its trace's content.
 
     Raises:
-        InputError: it asks for more than the model or the KV cache takes.
+        InputError: the trace cannot be read.
     """
-    wanted = scenario.scheduler.max_model_len
-    fits = min(replica.request_tokens for replica in replicas)
-    if wanted is None:
-        return model.max_model_len_tokens
-    if wanted > model.max_model_len_tokens:
-        raise InputError(
-            "scheduler.max_model_len", f"{wanted} exceeds the {model.max_model_len_tokens} tokens of {model.name}"
-        )
-    if wanted > fits:
-        raise InputError(
-            "scheduler.max_model_len", f"{wanted} exceeds the {fits} tokens that the KV cache holds for a request"
-        )
-    return wanted
-
-
-def longest_request(scenario: Scenario, model: ModelSpec, replicas: Sequence[Replica]) -> int:
-    """Tokens that a request may have: `max_model_len`, or what the KV cache holds.
-
-    Raises:
-        InputError: the scenario asks for more.
-    """
-    return min(max_model_len(scenario, model, replicas), *(replica.request_tokens for replica in replicas))
-
-
-def faults_of(scenario: Scenario) -> FaultSpec:
-    """The faults that a scenario asks for, none by default."""
-    return scenario.faults or FaultSpec()
+    document = scenario.resolved()
+    if scenario.workload.trace is not None:
+        document["trace_sha256"] = trace_digest(scenario.workload.trace)
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()

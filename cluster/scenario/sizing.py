@@ -56,7 +56,7 @@ def _fewest(scenario: Scenario, name: str) -> int:
     number = 1
     while number <= MOST_DEVICES:
         try:
-            replica = place_pool(_with(scenario, name, number), name, model, routing).replica
+            pool = place_pool(_with(scenario, name, number), name, model, routing)
         except DoesNotFitError as error:
             reasons[number] = str(error)
             if error.least is None:
@@ -68,10 +68,10 @@ def _fewest(scenario: Scenario, name: str) -> int:
                 raise
             reasons[number], refused = str(error), error
         else:
-            if replica.request_tokens >= wanted:
+            if pool.request_tokens >= wanted:
                 return number
             reasons[number] = (
-                f"the KV cache holds {replica.request_tokens:,} tokens, and the longest request has {wanted:,}"
+                f"the KV cache holds {pool.request_tokens:,} tokens, and the longest request has {wanted:,}"
             )
         number += 1
     if refused is not None and set(reasons.values()) == {str(refused)}:  # whatever the number

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pimserve.cluster.metrics.feed import MetricsFeed
 from pimserve.cluster.run.live_control import Snapshot, total_steps
 from pimserve.cluster.run.running_latencies import RunningLatencies
-from pimserve.cluster.scenario.pools import PlacedPool
+from pimserve.cluster.scenario.prepared import Prepared
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
 from pimserve.loadgen.spec import PS_PER_S
 from pimserve.scheduler.control import Ledger
@@ -25,14 +25,12 @@ class Site:
 
     Args:
         run_id: of the run.
-        model: served.
-        pools: of replicas, in the order in which these are numbered.
+        prepared: what runs.
         metrics: that the run fills.
     """
 
     run_id: str
-    model: str
-    pools: tuple[PlacedPool, ...]
+    prepared: Prepared
     metrics: MetricsFeed
 
 
@@ -171,19 +169,17 @@ def ledgers_of(now_fs: int, ledgers: Sequence[Ledger]) -> scheduler_pb2.GetLedge
 
 def placement_of(site: Site) -> scheduler_pb2.GetPlacementResponse:
     """Which devices each replica has."""
-    answer = scheduler_pb2.GetPlacementResponse(
-        model=site.model, device=" + ".join(dict.fromkeys(pool.label for pool in site.pools))
-    )
+    answer = scheduler_pb2.GetPlacementResponse(model=site.prepared.model.name, device=site.prepared.device)
     first_device = 0
-    for pool in site.pools:
-        for _ in range(pool.replicas):
+    for pool in site.prepared.pools:
+        for replica in pool.numbers:
             answer.replicas.add(
-                replica=len(answer.replicas),
+                replica=replica,
                 pool=pool.name,
                 first_device=first_device,
                 devices=pool.devices_per_replica,
                 parallelism={key: str(value) for key, value in pool.replica.parallelism.items()},
-                kv_capacity_tokens=pool.replica.kv_capacity_tokens,
+                kv_capacity_tokens=pool.kv_capacity_tokens,
                 weights_gb_per_device=pool.replica.weight_bytes_per_device / _BYTES_PER_GB,
                 device=pool.label,
             )

@@ -9,16 +9,15 @@ from pathlib import Path
 import yaml
 
 from pimserve.cluster.scenario.document import Scenario, load_scenario
-from pimserve.cluster.scenario.placement import Replica
-from pimserve.cluster.scenario.prepared import prepare
+from pimserve.cluster.scenario.prepared import Prepared, prepare
 from pimserve.errors import InputError, shortened
 
 _PLACE = "scenario"
 _TRACE = "workload.trace.path"
 
 
-def read_scenario(text: str, overrides: Sequence[str], trace: str, traces: Path | None) -> tuple[Scenario, Replica]:
-    """The scenario of a request and one replica of it, checked as far as that goes without running it.
+def read_scenario(text: str, overrides: Sequence[str], trace: str, traces: Path | None) -> Prepared:
+    """The scenario of a request, checked as far as that goes without running it.
 
     Args:
         text: YAML.
@@ -38,8 +37,7 @@ def read_scenario(text: str, overrides: Sequence[str], trace: str, traces: Path 
             raise InputError(error.where.replace(str(file), _PLACE), error.message) from None
     if scenario.workload.trace is not None:
         scenario = _with_trace(scenario, _allowed(scenario.workload.trace.path, traces))
-    _, replica, _ = prepare(scenario)
-    return scenario, replica
+    return prepare(scenario)
 
 
 def _allowed(path: str, traces: Path | None) -> Path:

@@ -43,21 +43,21 @@ class Simulations(simulation_pb2_grpc.SimulationServiceServicer):
     def Validate(self, request: pb.ValidateRequest, context: grpc.ServicerContext) -> pb.ValidateResponse:  # noqa: N802
         """Check a scenario."""
         document = request.scenario
-        scenario, replica = read_scenario(document.yaml, document.overrides, document.trace, self._traces)
-        cluster = scenario.cluster
+        prepared = read_scenario(document.yaml, document.overrides, document.trace, self._traces)
+        scenario, cluster = prepared.scenario, prepared.scenario.cluster
         return pb.ValidateResponse(
             name=scenario.name,
-            model=scenario.load_model().name,
+            model=prepared.model.name,
             device=scenario.load_device().spec.name,
             replicas=cluster.replicas,
             devices=cluster.replicas * cluster.split.devices,
-            warnings=replica.warnings,
+            warnings=prepared.pools[0].replica.warnings,
         )
 
     def Launch(self, request: pb.LaunchRequest, context: grpc.ServicerContext) -> pb.LaunchResponse:  # noqa: N802
         """Put a run in the queue."""
         document = request.scenario
-        scenario, _ = read_scenario(document.yaml, document.overrides, document.trace, self._traces)
+        scenario = read_scenario(document.yaml, document.overrides, document.trace, self._traces).scenario
         asked = pb.LaunchRequest(scenario=document, options=request.options)
         record, created = self._supervisor.launch(
             as_yaml(scenario),

@@ -33,8 +33,8 @@ from pimserve.cluster.run.checkpoint import write_atomically
 from pimserve.cluster.run.live_control import LiveControl, StoppedError
 from pimserve.cluster.run.run import run
 from pimserve.cluster.run.running_latencies import RunningLatencies
-from pimserve.cluster.scenario.document import Scenario, load_scenario
-from pimserve.cluster.scenario.prepared import prepare_pools
+from pimserve.cluster.scenario.document import load_scenario
+from pimserve.cluster.scenario.prepared import Prepared, prepare
 from pimserve.cluster.service.folders import SERVER_FILE, RunFolder, read_json, write_json
 from pimserve.cluster.service.live import Follower, LiveScheduler, LiveSimulation
 from pimserve.cluster.service.messages import Site, progress_of
@@ -87,9 +87,9 @@ def work(folder: RunFolder, *, held: bool = False, runner: Runner = run) -> int:
                 outcome = _finished(read_json(folder.results / "summary.json") or {})
             else:
                 options = read_json(folder.options) or {}
-                scenario = load_scenario(folder.scenario)
-                control, site = _prepare(folder, scenario, speed=float(options["speed"]), held=held)
-                outcome = _finished(_run(folder, scenario, control, site, runner))
+                prepared = prepare(load_scenario(folder.scenario))
+                control, site = _site(folder, prepared, speed=float(options["speed"]), held=held)
+                outcome = _finished(_run(folder, control, site, runner))
         except StoppedError:
             LOG.info("stopped, to be continued")
             return TO_BE_CONTINUED
@@ -107,7 +107,7 @@ def work(folder: RunFolder, *, held: bool = False, runner: Runner = run) -> int:
         return 0
 
 
-def _run(folder: RunFolder, scenario: Scenario, control: LiveControl, site: Site, runner: Runner) -> dict[str, Any]:
+def _run(folder: RunFolder, control: LiveControl, site: Site, runner: Runner) -> dict[str, Any]:
     """Run the scenario, and answer calls meanwhile; returns the summary."""
     endpoint = _listen(folder, site, control)
     over = threading.Event()
@@ -115,7 +115,7 @@ def _run(folder: RunFolder, scenario: Scenario, control: LiveControl, site: Site
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda *_: _stop(control))
     try:
-        return runner(scenario, folder.results, control=control, checkpoints=folder.checkpoints)
+        return runner(site.prepared, folder.results, control=control, checkpoints=folder.checkpoints)
     finally:
         over.set()
         control.end()
@@ -123,13 +123,11 @@ def _run(folder: RunFolder, scenario: Scenario, control: LiveControl, site: Site
         folder.worker.unlink(missing_ok=True)
 
 
-def _prepare(folder: RunFolder, scenario: Scenario, *, speed: float, held: bool) -> tuple[LiveControl, Site]:
-    model, pools, _ = prepare_pools(scenario)
-    frontend_ps = pools[0].replica.plan.frontend_ps
-    latencies = RunningLatencies(scenario.slo, frontend_ps=frontend_ps)
-    beginning = metrics_of(scenario, folder.id, speed=speed)
-    metrics = MetricsFeed(beginning, scenario.slo, frontend_ps=frontend_ps)
-    site = Site(folder.id, model.name, pools, metrics)
+def _site(folder: RunFolder, prepared: Prepared, *, speed: float, held: bool) -> tuple[LiveControl, Site]:
+    slo, frontend_ps = prepared.scenario.slo, prepared.frontend_ps
+    latencies = RunningLatencies(slo, frontend_ps=frontend_ps)
+    metrics = MetricsFeed(metrics_of(prepared, folder.id, speed=speed), slo, frontend_ps=frontend_ps)
+    site = Site(folder.id, prepared, metrics)
     return LiveControl(latencies, speed=speed, held=held, observer=metrics), site
 
 

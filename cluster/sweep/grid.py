@@ -14,9 +14,9 @@ from typing import Any
 
 import yaml
 
-from pimserve.cluster.run.run import scenario_digest
 from pimserve.cluster.scenario.check import Check
 from pimserve.cluster.scenario.document import Scenario, load_scenario
+from pimserve.cluster.scenario.prepared import scenario_digest
 from pimserve.device_models.catalogue import parse_document
 from pimserve.errors import InputError, shortened
 

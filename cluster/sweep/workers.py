@@ -156,9 +156,10 @@ def make(scenario: str, folder: Path) -> str | None:
     """Make one run in this process; returns what is wrong with it, None if it is there."""
     from pimserve.cluster.run.run import run  # noqa: PLC0415 heavy, and only here
     from pimserve.cluster.scenario.document import Scenario  # noqa: PLC0415
+    from pimserve.cluster.scenario.prepared import prepare  # noqa: PLC0415
 
     try:
-        run(Scenario.model_validate(json.loads(scenario)), folder)
+        run(prepare(Scenario.model_validate(json.loads(scenario))), folder)
     except PimserveError as error:
         return str(error)
     except MemoryError:

@@ -14,6 +14,7 @@ from pimserve.cluster.scenario.steady_state import ClosedLoop
 from pimserve.cluster.validation.duplex_systems import SEED, System
 from pimserve.loadgen.workload import WorkloadSpec, generate
 from pimserve.scheduler.config import SchedulerSpec
+from pimserve.scheduler.fleet import Pool
 from pimserve.scheduler.simulation import simulate
 from pimserve.scheduler.slo import SloSpec
 from pimserve.scheduler.summary import summarize
@@ -56,10 +57,9 @@ def serve_open(system: System, loop: ClosedLoop, requests_per_s: float) -> dict[
 
 def _serve(system: System, loop: ClosedLoop, workload: dict[str, Any], warmup_s: float) -> dict[str, Any]:
     served = simulate(
-        system.plan,
+        [Pool("", system.plan, system.kv_capacity_tokens)],
         generate(WorkloadSpec.model_validate(workload), SEED),
         SchedulerSpec(batching="stage", max_num_seqs=loop.requests, kv_admission="oracle"),
-        kv_capacity_tokens=system.kv_capacity_tokens,
         max_model_len=system.kv_capacity_tokens,
         seed=SEED,
         warmup_s=warmup_s,

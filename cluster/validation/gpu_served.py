@@ -27,6 +27,7 @@ from pydantic import ValidationError
 
 from pimserve.cluster.run.run import serve
 from pimserve.cluster.scenario.document import Scenario
+from pimserve.cluster.scenario.prepared import prepare
 from pimserve.cluster.validation.gpu_rows import NotCovered, ServedRow, catalogue_gpu
 from pimserve.device_models.catalogue import load_model
 from pimserve.device_models.kernels import Backend
@@ -102,7 +103,7 @@ def run_scenario(document: dict[str, Any], assumed: str) -> ServedResult:
         NotCovered: parts of it do not go together, such as a model that does not fit.
     """
     try:
-        summary, _ = serve(Scenario.model_validate(document))
+        summary, _ = serve(prepare(Scenario.model_validate(document)))
     except ValidationError as error:
         raise NotCovered(str(validation_error("", error, Scenario)).splitlines()[0]) from None
     except InputError as error:

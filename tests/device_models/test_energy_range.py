@@ -24,21 +24,21 @@ FEW = ["workload.num_requests=20", "output.steps=false"]
 def test_the_key_is_named(device: str, key: str, value: str) -> None:
     scenario = load_scenario(None, [*FEW, f"cluster.device={device}", f"cluster.device.energy.{key}={value}"])
     with pytest.raises(InputError, match=rf"cluster\.device\.energy\.{key}: 1e\+0[89]: a step may take .* J"):
-        serve(scenario)
+        serve(prepare(scenario))
 
 
 def test_energies_that_fit_are_proportional() -> None:
     """A thousand times the energy of a row takes a thousand times the energy of rows: nothing went round."""
     joules = []
     for value in (0.0, 1e3, 1e6):
-        summary, _ = serve(load_scenario(None, [*FEW, f"cluster.device.energy.row_activation_nj={value}"]))
+        summary, _ = serve(prepare(load_scenario(None, [*FEW, f"cluster.device.energy.row_activation_nj={value}"])))
         joules.append(sum(kinds["dram"] for kinds in summary["energy"]["joules_by_category"].values()))
     assert (joules[2] - joules[0]) / (joules[1] - joules[0]) == pytest.approx(1000, rel=1e-6)
 
 
 @given(tokens=st.integers(1, 5000), seed=st.integers(0, 5))
 def test_no_outcome_exceeds_the_bound(tokens: int, seed: int) -> None:
-    _, replica, _ = prepare(load_scenario(None))
+    (replica,) = (pool.replica for pool in prepare(load_scenario(None)).pools)
     term = replica.plan.experts
     assert term is not None
     found = dict(zip(FEATURES, ExpertPools(term, Routing(), seed).exact(tokens, 0, 0).tolist(), strict=True))

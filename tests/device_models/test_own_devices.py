@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from pimserve.cluster.scenario.document import Scenario
-from pimserve.cluster.scenario.prepared import prepare_pools
+from pimserve.cluster.scenario.prepared import prepare
 from pimserve.device_models.catalogue import device_names
 from pimserve.device_models.duplex import Duplex
 from pimserve.device_models.gpu_spec import GpuSpec
@@ -240,7 +240,7 @@ def test_a_slower_part_keeps_its_silicon_which_is_said(preset: str) -> None:
 def test_runs_warn_of_silicon_that_is_not_known() -> None:
     device = {"preset": "h100", "peak_tflop_per_s": {"bf16": 3956}}
     scenario = Scenario.model_validate({"model": "llama-3.1-8b", "cluster": {"device": device}})
-    _, (pool,), _ = prepare_pools(scenario)
+    (pool,) = prepare(scenario).pools
     assert (pool.silicon_mm2, pool.tdp_w) == (None, None)
     assert set(spec_of(device).caveats) <= set(pool.replica.warnings)
     assert len(spec_of(device).caveats) == 2
@@ -249,7 +249,7 @@ def test_runs_warn_of_silicon_that_is_not_known() -> None:
 def test_a_result_says_what_was_assumed() -> None:
     def facts(device: Any) -> dict[str, Any]:
         scenario = Scenario.model_validate({"model": "llama-3.1-8b", "cluster": {"device": device}})
-        _, pools, _ = prepare_pools(scenario)
+        pools = prepare(scenario).pools
         return pools[0].facts
 
     assert facts(GPU)["assumptions"] == list(spec_of(GPU).assumptions)

@@ -22,7 +22,7 @@ def fitted(device: dict[str, Any], backend: str = "vllm") -> Any:
 
 
 def warnings(*overrides: str) -> tuple[str, ...]:
-    return prepare(load_scenario(None, overrides))[1].warnings
+    return prepare(load_scenario(None, overrides)).pools[0].replica.warnings
 
 
 @pytest.mark.parametrize("preset", ["h100", "gb200", "duplex"])
@@ -121,7 +121,7 @@ def test_a_decision_table_where_nothing_is_divided(settings: tuple[str, ...]) ->
 
 def test_a_decision_table_that_has_an_effect_is_not_warned_of() -> None:
     assert warnings(TABLE) == warnings()
-    exact, table = (prepare(load_scenario(None, each))[1].plan for each in ((), (TABLE,)))
+    exact, table = (prepare(load_scenario(None, each)).pools[0].plan for each in ((), (TABLE,)))
     assert exact != table
 
 

@@ -213,7 +213,7 @@ def test_runs_that_have_not_begun_or_are_held_have_no_rates(tmp_path):
     command = [PIMSERVE, "run", "--quiet", "--out", str(tmp_path / "run"), "--set", "workload.num_requests=50"]
     subprocess.run([*command, *(part for each in SLO for part in ("--set", each))], check=True)
     epoch, history = 1_760_000_000, History.load(tmp_path / "run")
-    fresh = metrics_of(history.scenario, "fresh")
+    fresh = metrics_of(history.prepared, "fresh")
     held = next(replay(history, "held", [history.end_s / 2])).copy()
     lines = [line for run in (fresh, held) for line in samples((epoch + second, run) for second in range(90))]
     (tmp_path / "runs.om").write_text("".join([*header(), *lines, END]))

@@ -9,6 +9,7 @@ from scipy import stats
 
 from pimserve.cluster.run.run import serve
 from pimserve.cluster.scenario.document import load_scenario
+from pimserve.cluster.scenario.prepared import prepare
 from pimserve.scheduler.batch_means import nearest_rank, of_mean, of_percentile, of_ratio, t_quantile
 from pimserve.scheduler.step_batches import StepBatches
 from pimserve.scheduler.summary import percentile
@@ -130,7 +131,7 @@ def test_energy_of_batches_is_all_the_energy(example):
         "dense": ["model=llama-3.1-8b", "cluster={device: h100, devices_per_node: 1}", "costs.setting=measured"],
         "pools": ["cluster.pools={prefill: {device: h100, replicas: 1}, decode: {replicas: 2}}"],
     }[example]
-    _, served = serve(load_scenario(None, ["workload.num_requests=60", *settings]))
+    _, served = serve(prepare(load_scenario(None, ["workload.num_requests=60", *settings])))
     for log in served.logs:
         _, tokens, energy_nj = log.batches.table()
         assert tokens.sum() == log.tokens
@@ -143,7 +144,7 @@ def test_intervals_of_a_run_hold_the_figures_of_other_seeds():
         "workload={arrival: {process: poisson, rate_per_s: 8}, num_requests: 800, lengths: {"
         "input: {kind: lognormal, median: 300, sigma: 0.8, max: 4000}, output: {kind: fixed, tokens: 60}}}",
     ]
-    runs = [serve(load_scenario(None, [*sets, f"run.seed={seed}"]))[0] for seed in range(12)]
+    runs = [serve(prepare(load_scenario(None, [*sets, f"run.seed={seed}"])))[0] for seed in range(12)]
 
     def inside(*path):
         values, widths = [], []

@@ -129,14 +129,15 @@ def test_same_on_devices_of_the_catalogue(overrides: list[str], rate: float) -> 
     """Real plans and pools, spans of tens of steps that arrivals cut."""
     common = ["workload.num_requests=80", f"workload.arrival.rate_per_s={rate}"]
     scenario = load_scenario(None, [*common, *overrides])
-    model, replica, routing = prepare(scenario)
+    prepared = prepare(scenario)
     workload = generate(scenario.workload, 5)
     scheduler = scenario.scheduler
-    blocks = replica.kv_capacity_tokens // scheduler.block_size
-    longest = min(model.max_model_len_tokens, blocks * scheduler.block_size // replica.plan.data_parallel)
+    (pool,) = prepared.pools
+    blocks = pool.kv_blocks(scheduler.block_size)
+    longest = min(prepared.model.max_model_len_tokens, blocks * scheduler.block_size // pool.plan.data_parallel)
     case = Case(
-        plan=replica.plan,
-        routing=routing,
+        plan=pool.plan,
+        routing=prepared.routing,
         seed=5,
         replica=0,
         offset=replica_offset(5, 0),

@@ -17,11 +17,12 @@ from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.faults import Faults, FaultSpec
 from pimserve.scheduler.handover import Link
 from pimserve.scheduler.requests import FINISHED, NEVER, WAITING
-from pimserve.scheduler.simulation import Decode, Deployment, Served
+from pimserve.scheduler.simulation import Deployment, Served
 from pimserve.scheduler.slo import SloSpec
 from pimserve.scheduler.steplog import Rows, expand
 from pimserve.scheduler.summary import digest, summarize
 
+from .pools import Decode
 from .strategies import Case, cases
 from .test_laws import Run
 from .test_simulation import PLAN, seconds, serve

@@ -24,11 +24,12 @@ from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.engine import Engine
 from pimserve.scheduler.requests import FINISHED, FOREVER, NEVER, REJECTED, WAITING
-from pimserve.scheduler.simulation import Served, simulate
+from pimserve.scheduler.simulation import Served
 from pimserve.scheduler.slo import SloSpec
 from pimserve.scheduler.steplog import Rows, expand
 from pimserve.scheduler.summary import digest, summarize
 
+from .pools import simulate_on
 from .strategies import Case, cases
 
 ROUTERS = st.sampled_from(["round_robin", "least_outstanding"])
@@ -55,7 +56,7 @@ class Run:
         )
         self.case = case
         self.blocks: list[list[tuple[np.ndarray, int]]] = [[] for _ in range(replicas)]
-        self.served: Served = simulate(
+        self.served: Served = simulate_on(
             **{
                 "plan": case.plan,
                 "workload": workload(case),
@@ -164,7 +165,7 @@ def test_tokens_are_conserved(run: Run) -> None:
 @given(runs())
 def test_kv_blocks_stay_within_capacity(run: Run) -> None:
     size = run.case.block_size
-    assert [pool.kv_blocks for pool in run.served.pools] == [run.case.kv_capacity_blocks]
+    assert [pool.kv_blocks(run.served.block_size) for pool in run.served.pools] == [run.case.kv_capacity_blocks]
     for row in run.all_rows():
         assert 0 < row.blocks_begin <= row.blocks_end <= run.case.kv_capacity_blocks
         # Every token that is attended to has its place, the one that is computed now too.
@@ -418,20 +419,22 @@ SCRIPT = """
 import sys
 from pimserve.cluster.run.run import serve
 from pimserve.cluster.scenario.document import load_scenario
-print(serve(load_scenario(None, sys.argv[1:]))[0]["digest"])
+from pimserve.cluster.scenario.prepared import prepare
+print(serve(prepare(load_scenario(None, sys.argv[1:])))[0]["digest"])
 """
 
 
 def test_the_same_seed_gives_the_same_bits_in_any_process() -> None:
     from pimserve.cluster.run.run import serve  # noqa: PLC0415 scheduler tests do not know the cluster otherwise
     from pimserve.cluster.scenario.document import load_scenario  # noqa: PLC0415
+    from pimserve.cluster.scenario.prepared import prepare  # noqa: PLC0415
 
     overrides = ["workload.num_requests=12", "cluster.replicas=2", "scheduler.router=least_outstanding"]
     there = subprocess.run(
         [sys.executable, "-c", SCRIPT, *overrides], env={"PYTHONHASHSEED": "4711"}, capture_output=True, check=True
     )
-    here = serve(load_scenario(None, overrides))[0]["digest"]
+    here = serve(prepare(load_scenario(None, overrides)))[0]["digest"]
     assert there.stdout.decode().strip() == here
-    assert serve(load_scenario(None, overrides))[0]["digest"] == here
-    assert serve(load_scenario(None, [*overrides, "run.seed=1"]))[0]["digest"] != here
-    assert serve(load_scenario(None, [*overrides, "routing.mode=exact"]))[0]["digest"] != here
+    assert serve(prepare(load_scenario(None, overrides)))[0]["digest"] == here
+    assert serve(prepare(load_scenario(None, [*overrides, "run.seed=1"])))[0]["digest"] != here
+    assert serve(prepare(load_scenario(None, [*overrides, "routing.mode=exact"])))[0]["digest"] != here

@@ -19,11 +19,12 @@ from pimserve.scheduler.engine import Engine
 from pimserve.scheduler.fleet import DECODE, PREFILL
 from pimserve.scheduler.handover import Lines, Link
 from pimserve.scheduler.requests import FINISHED, FOREVER, NEVER, REJECTED, RequestTable
-from pimserve.scheduler.simulation import Decode, Deployment, Served
+from pimserve.scheduler.simulation import Deployment, Served
 from pimserve.scheduler.slo import SloSpec
 from pimserve.scheduler.steplog import StepLog
 from pimserve.scheduler.summary import digest, summarize
 
+from .pools import Decode
 from .strategies import FS_PER_MS, Case, cases, plans
 from .test_laws import Run
 from .test_simulation import LAYERS, PLAN, seconds, serve
@@ -228,7 +229,7 @@ def test_kv_blocks_stay_within_capacity_and_time_is_monotone(pools: Pooled) -> N
             for begin, row in run.rows(replica):
                 assert begin >= end
                 end = begin + row.duration_fs
-                assert 0 < row.blocks_begin <= row.blocks_end <= pool.kv_blocks
+                assert 0 < row.blocks_begin <= row.blocks_end <= pool.kv_blocks(run.served.block_size)
                 assert row.context <= row.blocks_begin * pools.case.block_size
             assert end == run.served.logs[replica].clock_fs
     use = run.summary()["kv"]["peak_use"]

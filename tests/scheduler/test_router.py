@@ -12,6 +12,7 @@ from pimserve.errors import InputError
 from pimserve.loadgen.workload import Workload
 from pimserve.scheduler import router as router_module
 from pimserve.scheduler.config import SchedulerSpec
+from pimserve.scheduler.fleet import Pool
 from pimserve.scheduler.router import LeastOutstanding, make_router
 from pimserve.scheduler.simulation import Served, simulate
 
@@ -33,12 +34,10 @@ def serve(requests: list[tuple[int, int, int]], replicas: int, router: str, **sp
     """Serve (arrival ps, input, output)."""
     arrival, inputs, outputs = np.array(requests, np.int64).reshape(-1, 3).T.copy()
     return simulate(
-        PLAN,
+        [Pool("", PLAN, 4096, replicas)],
         Workload(arrival, inputs, outputs, None, None, "", 0, {}),
         SchedulerSpec(router=router, **spec),
-        kv_capacity_tokens=4096,
         max_model_len=4096,
-        replicas=replicas,
     )
 
 

@@ -11,7 +11,9 @@ from pimserve.errors import InputError
 from pimserve.loadgen.workload import Workload
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.requests import NEVER
-from pimserve.scheduler.simulation import Served, simulate
+from pimserve.scheduler.simulation import Served
+
+from .pools import simulate_on
 
 STEP_S = 0.01
 LAYERS = RowTerm("layers", "fc", "xpu", "tokens", ((10**13, 0),))
@@ -20,7 +22,7 @@ PLAN = CostPlan(1, 1, ("xpu",), (LAYERS,), (), (), None)
 
 def serve(requests: list[tuple[float, int, int]], *, concurrency: int | None = None, **changes: Any) -> Served:
     """Serve (arrival s, input, output)."""
-    return simulate(
+    return simulate_on(
         **{
             "plan": PLAN,
             "workload": Workload(
@@ -152,7 +154,7 @@ def test_a_closed_loop_needs_clients_bound_to_replicas() -> None:
 
 def test_the_longest_request_fits_the_kv_cache_of_its_group() -> None:
     served = serve([(0.0, 90, 90), (0.0, 100, 9)], kv_capacity_tokens=100, spec=SchedulerSpec(block_size=16))
-    assert served.pools[0].kv_blocks == 6
+    assert served.pools[0].kv_blocks(served.block_size) == 6
     assert served.max_model_len == 96
     assert served.table["truncated"].tolist() == [1, 0]
     assert served.table["output_tokens"].tolist() == [6, 9]

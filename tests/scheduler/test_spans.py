@@ -63,14 +63,12 @@ def test_lazy_advancing_changes_nothing(model: str, memory: float | None, monkey
 
 
 def _serve(scenario: Scenario) -> simulation.Served:
-    model, replica, routing = prepare(scenario)
+    prepared = prepare(scenario)
     return simulation.simulate(
-        replica.plan,
+        prepared.pools,
         generate(scenario.workload, 1),
         scenario.scheduler,
-        kv_capacity_tokens=replica.kv_capacity_tokens,
-        max_model_len=model.max_model_len_tokens,
-        replicas=scenario.cluster.replicas,
-        routing=routing,
+        max_model_len=prepared.model.max_model_len_tokens,
+        routing=prepared.routing,
         seed=1,
     )

@@ -9,6 +9,7 @@ import pytest
 from pimserve.device_models.plan import CostPlan, Energy, RowTerm
 from pimserve.loadgen.workload import Workload
 from pimserve.scheduler.config import SchedulerSpec
+from pimserve.scheduler.fleet import Pool
 from pimserve.scheduler.simulation import simulate
 from pimserve.scheduler.slo import SloSpec
 from pimserve.scheduler.stability import SATURATED, STATES, STEADY, TOO_SHORT, _regression
@@ -46,7 +47,7 @@ def summary(
         np.rint((at_s - at_s[0]) * 1e12).astype(np.int64), np.full(n, 10), outputs, concurrency, None, "", 0, {}
     )
     spec = SchedulerSpec(max_num_seqs=given["seqs"])
-    served = simulate(given["plan"], workload, spec, kv_capacity_tokens=10**6, max_model_len=10**5, **changes)
+    served = simulate([Pool("", given["plan"], 10**6)], workload, spec, max_model_len=10**5, **changes)
     return summarize(served, SloSpec(), 1)
 
 

@@ -15,11 +15,14 @@ from pimserve.device_models.pipeline import Load, PassivePower, PipelineTerm, St
 from pimserve.device_models.plan import HOST, CostPlan, DecodeAttentionTerm, Energy, RowTerm
 from pimserve.loadgen.workload import Workload
 from pimserve.scheduler.config import SchedulerSpec
+from pimserve.scheduler.fleet import Pool
 from pimserve.scheduler.outcomes import CENSORED, outcomes
 from pimserve.scheduler.requests import REJECTED, SERVABLE, WAITING
 from pimserve.scheduler.simulation import Served, simulate
 from pimserve.scheduler.slo import SloSpec
 from pimserve.scheduler.summary import PERCENTILES, digest, distribution, percentile, summarize
+
+from .pools import simulate_on
 
 LAYERS = RowTerm("layers", "fc", "xpu", "tokens", ((10**13, 0),), Energy(5 * 10**12, 10**12, 2 * 10**12))
 PLAN = CostPlan(2, 1, ("xpu",), (LAYERS,), (), (), None)
@@ -30,7 +33,7 @@ def serve(requests: list[tuple[float, int, int]], *, concurrency: int | None = N
     """Serve (arrival s, input, output)."""
     arrival, inputs, outputs = (np.array(column) for column in zip(*requests, strict=True))
     rate = (len(arrival) - 1) / np.ptp(arrival) if np.ptp(arrival) else None
-    return simulate(
+    return simulate_on(
         **{
             "plan": PLAN,
             "workload": Workload(
@@ -335,7 +338,7 @@ def test_a_run_in_which_nothing_is_served() -> None:
 def test_a_closed_loop_is_trimmed_at_both_ends() -> None:
     workload = Workload(np.zeros(20, np.int64), np.full(20, 5), np.full(20, 10), 4, None, "", 0, {})
     for warmup, measured in ((0.0, 20), (1e-9, 12)):
-        served = simulate(PLAN, workload, SchedulerSpec(), kv_capacity_tokens=1600, max_model_len=1600, warmup_s=warmup)
+        served = simulate([Pool("", PLAN, 1600)], workload, SchedulerSpec(), max_model_len=1600, warmup_s=warmup)
         # Of 20 the first 4 are sent before the window, and the last 4 when it ends.
         assert summarize(served, NO_LIMITS, 1)["requests"]["measured"] == measured
 

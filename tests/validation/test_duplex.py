@@ -23,6 +23,7 @@ from pimserve.device_models.plan import PJ_PER_J
 from pimserve.errors import InputError
 from pimserve.loadgen.workload import WorkloadSpec, generate
 from pimserve.scheduler.config import SchedulerSpec
+from pimserve.scheduler.fleet import Pool
 from pimserve.scheduler.simulation import simulate
 
 TARGETS = {target.id: target for target in published_targets()}
@@ -118,10 +119,9 @@ def test_engine_and_closed_form_agree_on_energy(name: SystemName) -> None:
     lengths = {"input": {"kind": "fixed", "tokens": 1024}, "output": {"kind": "normal", "mean": 256, "std": 60}}
     workload = {"mode": "closed", "concurrency": 32, "num_requests": 3200, "lengths": lengths, "stagger": True}
     run = simulate(
-        system.plan,
+        [Pool("", system.plan, 10**6)],
         generate(WorkloadSpec.model_validate(workload), 0),
         SchedulerSpec(batching="stage", max_num_seqs=32),
-        kv_capacity_tokens=10**6,
         max_model_len=10**6,
         max_time_s=20_000 * expected.mean_stage_s,  # before the last request is issued
     )

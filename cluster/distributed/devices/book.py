@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pimserve.cluster.distributed.devices.audit import Audit, durations
-from pimserve.cluster.distributed.devices.compile import Pool
+from pimserve.cluster.distributed.devices.compile import DevicePool
 from pimserve.cluster.distributed.devices.flows import Cells
 from pimserve.cluster.distributed.errors import DeviceMismatchError, WrongStateError
 from pimserve.device_models.experts import FEATURES
@@ -33,7 +33,7 @@ class ReplicaBook:
         audit_share: share of the spans that each device evaluates again step by step.
     """
 
-    def __init__(self, pool: Pool, replica: int, devices: Sequence[int], audit_share: float) -> None:
+    def __init__(self, pool: DevicePool, replica: int, devices: Sequence[int], audit_share: float) -> None:
         costs = pool.costs.of_replica(replica)
         self.pool = pool
         self.replica = replica
@@ -175,7 +175,7 @@ class ReplicaBook:
 class _Draws:
     """Exact routing: what each step drew, its costs, and its picks by cell of the dispatch."""
 
-    def __init__(self, costs: ReplicaCosts, pool: Pool) -> None:
+    def __init__(self, costs: ReplicaCosts, pool: DevicePool) -> None:
         assert isinstance(costs.pools, ExpertPools)
         assert pool.traffic.dispatch is not None
         self._pools = costs.pools

@@ -12,32 +12,25 @@ from pimserve.cluster.distributed.devices.flows import Traffic, traffic_of_opera
 from pimserve.cluster.scenario.dispatch import transport
 from pimserve.cluster.scenario.document import Scenario
 from pimserve.cluster.scenario.placement import Replica
-from pimserve.cluster.scenario.prepared import prepare_pools
+from pimserve.cluster.scenario.pools import PlacedPool
+from pimserve.cluster.scenario.prepared import Prepared
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.operators import operators_of
-from pimserve.device_models.routing import ExpertPools, Routing, mean_share
+from pimserve.device_models.routing import Routing, mean_share
 from pimserve.errors import InputError, validation_error
 from pimserve.scheduler.costs import ReplicaCosts
 
 
 @dataclass(frozen=True, slots=True)
-class Pool:
-    """Replicas of one kind: their plan and what else a device knows of itself; `costs` are those of the first."""
+class DevicePool:
+    """A pool, and what its devices know of themselves besides; `costs` are those of its first replica."""
 
-    name: str
-    device: str
-    replica: Replica
-    numbers: range  # of its replicas
+    placed: PlacedPool
     costs: ReplicaCosts
     traffic: Traffic
     seed: int
     expert_layers: int
     top_k: int
-
-    @property
-    def devices(self) -> int:
-        """Devices of a replica."""
-        return self.replica.plan.devices
 
     @property
     def picks_per_token(self) -> int:
@@ -63,31 +56,22 @@ def parse_scenario(text: str) -> Scenario:
         raise validation_error("scenario", error, Scenario) from None
 
 
-def compile_pool(scenario: Scenario, name: str) -> Pool:
+def compile_pool(prepared: Prepared, name: str) -> DevicePool:
     """What the devices of a pool are; "" is the only one.
 
     Raises:
-        InputError: there is no such pool, or parts of the scenario do not go together.
+        InputError: there is no such pool.
     """
-    model, pools, routing = prepare_pools(scenario)
-    first = 0  # replicas are numbered pool by pool
-    for placed in pools:
-        if placed.name == name:
-            break
-        first += placed.replicas
-    else:
-        raise InputError("pools.pool", f"must be one of {', '.join(repr(pool.name) for pool in pools)} (got {name!r})")
-    seed = scenario.run.seed
-    plan = placed.replica.plan
-    experts = ExpertPools(plan.experts, routing, seed) if plan.experts is not None else None
-    alone = scenario.of_pool(name)
-    return Pool(
-        name=name,
-        device=placed.label,
-        replica=placed.replica,
-        numbers=range(first, first + placed.replicas),
-        costs=ReplicaCosts(plan, experts, replica=first, seed=seed, exact=routing.mode == "exact"),
-        traffic=_traffic_of(placed.replica, alone, model, _share(model, routing, seed)),
+    placed = next((pool for pool in prepared.pools if pool.name == name), None)
+    if placed is None:
+        names = ", ".join(repr(pool.name) for pool in prepared.pools)
+        raise InputError("pools.pool", f"must be one of {names} (got {name!r})")
+    model, seed = prepared.model, prepared.scenario.run.seed
+    alone = prepared.scenario.of_pool(name)
+    return DevicePool(
+        placed=placed,
+        costs=placed.costs(prepared.routing, seed),
+        traffic=_traffic_of(placed.replica, alone, model, _share(model, prepared.routing, seed)),
         seed=seed,
         expert_layers=model.moe_layers if model.moe is not None else 0,
         top_k=model.moe.top_k if model.moe is not None else 0,

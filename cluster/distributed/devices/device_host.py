@@ -147,14 +147,14 @@ class _Service(DeviceServiceServicer):
             plans=[
                 pb.PoolPlan(
                     pool=pool.name,
-                    digest=pool.replica.plan.digest(),
-                    device=pool.device,
-                    units=pool.replica.plan.units,
-                    devices_per_replica=pool.devices,
-                    kv_capacity_tokens=pool.replica.kv_capacity_tokens,
+                    digest=pool.plan.digest(),
+                    device=pool.label,
+                    units=pool.plan.units,
+                    devices_per_replica=pool.devices_per_replica,
+                    kv_capacity_tokens=pool.kv_capacity_tokens,
                     weight_bytes_per_device=round(pool.replica.weight_bytes_per_device),
                 )
-                for pool in state.pools.values()
+                for pool in (of_host.placed for of_host in state.pools.values())
             ]
         )
 

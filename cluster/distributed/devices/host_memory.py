@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pimserve.cluster.distributed.devices.book import ReplicaBook
-from pimserve.cluster.distributed.devices.compile import Pool, compile_pool, parse_scenario
+from pimserve.cluster.distributed.devices.compile import DevicePool, compile_pool, parse_scenario
 from pimserve.cluster.distributed.devices.exchange import Flows, Key, KvBook, Sums
 from pimserve.cluster.distributed.devices.rows import Spans
 from pimserve.cluster.distributed.errors import WrongStateError
+from pimserve.cluster.scenario.prepared import prepare
 from pimserve.errors import InputError
 from pimserve.scheduler.steplog import IntArray, Rows
 
@@ -51,7 +52,9 @@ class HostState:
         lockstep: whether every step waits for its devices.
     """
 
-    def __init__(self, name: str, pools: dict[str, Pool], books: dict[int, ReplicaBook], *, lockstep: bool) -> None:
+    def __init__(
+        self, name: str, pools: dict[str, DevicePool], books: dict[int, ReplicaBook], *, lockstep: bool
+    ) -> None:
         self.name = name
         self.pools = pools
         self.books = books
@@ -80,21 +83,22 @@ class HostState:
         Raises:
             InputError: the scenario or a device is not acceptable.
         """
-        parsed = parse_scenario(scenario)
-        pools = {pool: compile_pool(parsed, pool) for pool in devices}
+        prepared = prepare(parse_scenario(scenario))
+        pools = {pool: compile_pool(prepared, pool) for pool in devices}
         books: dict[int, ReplicaBook] = {}
         for pool_name, keys in devices.items():
-            pool = pools[pool_name]
+            pool = pools[pool_name].placed
             for replica in sorted({replica for replica, _ in keys}):
                 mine = [device for other, device in keys if other == replica]
                 if replica not in pool.numbers or replica in books:
                     some = f"from {pool.numbers.start} to {pool.numbers.stop - 1}, in one pool"
                     raise InputError("pools.devices.replica", f"must be {some} (got {replica})")
-                if len(set(mine)) != len(mine) or not all(0 <= device < pool.devices for device in mine):
+                if len(set(mine)) != len(mine) or not all(0 <= device < pool.devices_per_replica for device in mine):
                     raise InputError(
-                        "pools.devices.device", f"must be different ones of {pool.devices} devices (got {mine})"
+                        "pools.devices.device",
+                        f"must be different ones of {pool.devices_per_replica} devices (got {mine})",
                     )
-                books[replica] = ReplicaBook(pool, replica, mine, audit_share)
+                books[replica] = ReplicaBook(pools[pool_name], replica, mine, audit_share)
         if not books:
             raise InputError("pools", "must have a device")
         return cls(name, pools, books, lockstep=lockstep)
@@ -133,7 +137,7 @@ class HostState:
 
     def most_tokens(self) -> dict[int, int]:
         """Of each replica here, tokens that its KV cache holds."""
-        return {replica: book.pool.replica.kv_capacity_tokens for replica, book in self.books.items()}
+        return {replica: book.pool.placed.kv_capacity_tokens for replica, book in self.books.items()}
 
     def most_steps(self) -> int:
         """Steps that a span can have."""
@@ -305,7 +309,7 @@ class HostState:
         self.closed, self._sequence, self._open = closed, sequence, opened
 
     def _plans(self) -> dict[str, str]:
-        return {name: pool.replica.plan.digest() for name, pool in self.pools.items()}
+        return {name: pool.placed.plan.digest() for name, pool in self.pools.items()}
 
 
 def _checked_snapshot(snapshot: bytes) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def share(total: int, part: int, parts: int) -> int:
 def ledgers_of(book: ReplicaBook) -> list[DeviceLedger]:
     """Ledgers of a replica's devices on this host."""
     book.flush()
-    ledger, plan = book.ledger, book.pool.replica.plan
+    ledger, plan = book.ledger, book.pool.placed.plan
     devices, tensor = plan.devices, plan.devices // plan.data_parallel
     return [
         DeviceLedger(
@@ -58,7 +58,7 @@ def ledgers_of(book: ReplicaBook) -> list[DeviceLedger]:
             outputs=share(ledger.outputs, device, devices),
             kv_blocks=share(ledger.kv_blocks, device // tensor, plan.data_parallel),
             peak_kv_blocks=share(ledger.peak_kv_blocks, device // tensor, plan.data_parallel),
-            weight_bytes=round(book.pool.replica.weight_bytes_per_device),
+            weight_bytes=round(book.pool.placed.replica.weight_bytes_per_device),
             audited_rows=book.audited_rows,
         )
         for device in book.devices

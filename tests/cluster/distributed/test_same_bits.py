@@ -17,6 +17,7 @@ from pimserve.cluster.distributed.hosts.hosting import Endpoint, HostSpec
 from pimserve.cluster.run.checkpoint import CheckpointFolder
 from pimserve.cluster.run.run import run
 from pimserve.cluster.scenario.document import Scenario, load_scenario
+from pimserve.cluster.scenario.prepared import prepare
 from pimserve.scheduler.control import RunView
 
 TOKEN = "the token of this test"
@@ -131,10 +132,11 @@ def run_there(
     scenario: Scenario, spread: Spread, out: Path, control: DiesAfter | None = None, checkpoints: Path | None = None
 ) -> dict[str, Any]:
     """The summary of a run on fresh hosts."""
-    hosts = Threads(host_specs(scenario, spread, TOKEN))
-    parts = Distributed(hosts, spread, scenario, TOKEN)
+    prepared = prepare(scenario)
+    hosts = Threads(host_specs(prepared, spread, TOKEN))
+    parts = Distributed(hosts, spread, prepared, TOKEN)
     try:
-        return run(scenario, out, runtime=parts, control=control, checkpoints=checkpoints)
+        return run(prepared, out, runtime=parts, control=control, checkpoints=checkpoints)
     finally:
         parts.close()
         hosts.stop()
@@ -145,13 +147,13 @@ def run_there(
 def test_same_bits_everywhere(name: str, tmp_path: Path) -> None:
     lockstep_too = 400  # steps: more take too long in lockstep
     scenario = load_scenario(None, [f"workload.num_requests={REQUESTS}", *SCENARIOS[name]])
-    here = run(scenario, tmp_path / "here")
+    here = run(prepare(scenario), tmp_path / "here")
     assert here["batch"]["steps"]
     for number, spread in enumerate(spreads(scenario.cluster.replicas)):
         if spread.devices == "lockstep" and here["batch"]["steps"] > lockstep_too:
             briefly = [f"workload.num_requests={REQUESTS}", *SCENARIOS[name], "run.max_time_s=2"]
             scenario_there = load_scenario(None, briefly)
-            expected = run(scenario_there, tmp_path / "briefly")
+            expected = run(prepare(scenario_there), tmp_path / "briefly")
         else:
             scenario_there, expected = scenario, here
         there = run_there(scenario_there, spread, tmp_path / str(number))
@@ -178,7 +180,7 @@ def test_a_run_that_dies_goes_on_to_the_same_bits(
     monkeypatch.setattr(CheckpointFolder, "due", lambda _: True)
     briefly = ["run.max_time_s=2"] if spread.devices == "lockstep" else []
     scenario = load_scenario(None, [f"workload.num_requests={REQUESTS}", *SCENARIOS[name], *briefly])
-    here = run(scenario, tmp_path / "here")
+    here = run(prepare(scenario), tmp_path / "here")
     out, kept = tmp_path / "out", tmp_path / "kept"
     for window in (2, 9, 15):
         with pytest.raises(Killed):

@@ -32,7 +32,7 @@ from pimserve.device_models.routing import Routing
 from pimserve.errors import InputError
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.departures import Move
-from pimserve.scheduler.fleet import Fleet, RowSink
+from pimserve.scheduler.fleet import Fleet, Pool, RowSink
 from pimserve.scheduler.requests import RequestTable
 from pimserve.scheduler.shard import NONE, Order
 from pimserve.scheduler.simulation import Deployment
@@ -223,7 +223,7 @@ def test_fleets_orders_and_reports_survive_the_wire(run: Run) -> None:
     assert (again.window, again.until_fs, again.last, again.spec) == (3, 2**200, True, run.spec)
     with pytest.raises(InputError, match="Order: is not one of this version"):
         from_message(Order, '{"window": []}', [])
-    fleet = Fleet(run.case.plan, run.spec, 5, 9, 2, run.case.routing, 7, (0, 2**200))
+    fleet = Fleet((Pool("", run.case.plan, 90, 2),), run.spec, 9, run.case.routing, 7, (0, 2**200))
     assert fleet_of(fleet_json(fleet)) == fleet
     assert fleet_digest(fleet_of(fleet_json(fleet))) == fleet_digest(fleet)
     with pytest.raises(InputError, match="fleet: is not one"):
@@ -265,7 +265,7 @@ def test_strangers_and_nonsense_are_refused(stub: ShardServiceStub) -> None:
 def test_an_order_that_is_repeated_is_carried_out_once(stub: ShardServiceStub) -> None:
     auth = bearer(TOKEN)
     spec = SchedulerSpec()
-    fleet = Fleet(PLAN, spec, 100, 1600, 1, Routing(), 0, (0, 2**200))
+    fleet = Fleet((Pool("", PLAN, 1600),), spec, 1600, Routing(), 0, (0, 2**200))
     stub.OpenShard(pb.OpenShardRequest(fleet=fleet_json(fleet), replicas=[0], requests=1), metadata=auth)
     stub.RestoreShard(iter([pb.RestoreShardRequest()]), metadata=auth)
     table = RequestTable(np.zeros(1, np.int64), np.array([5]), np.array([3]), 1600)

@@ -15,6 +15,7 @@ from pimserve.cluster.cli.main import app
 from pimserve.cluster.metrics import backfill
 from pimserve.cluster.run.run import run
 from pimserve.cluster.scenario.document import load_scenario
+from pimserve.cluster.scenario.prepared import prepare
 from pimserve.errors import InputError
 
 ANCHOR = "2026-01-01T00:00:00Z"
@@ -25,7 +26,7 @@ needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="pr
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     for name, device in (("one", "duplex"), ("two", "h100")):
-        run(load_scenario(None, ["workload.num_requests=200", f"cluster.device={device}"]), folder / name)
+        run(prepare(load_scenario(None, ["workload.num_requests=200", f"cluster.device={device}"])), folder / name)
     return folder
 
 

@@ -30,6 +30,7 @@ from pimserve.cluster.metrics.exposition import exposition
 from pimserve.cluster.metrics.families import FAMILIES
 from pimserve.cluster.metrics.state import metrics_of
 from pimserve.cluster.scenario.document import load_scenario
+from pimserve.cluster.scenario.prepared import prepare
 from pimserve.errors import InputError
 
 pytestmark = pytest.mark.server
@@ -41,7 +42,7 @@ TOKEN = "a-token-of-some-length"
 
 @pytest.fixture(scope="module")
 def run():
-    return metrics_of(load_scenario(None, ["cluster.replicas=2", "slo.ttft_s=0.3"]), 'odd "id" \\ here')
+    return metrics_of(prepare(load_scenario(None, ["cluster.replicas=2", "slo.ttft_s=0.3"])), 'odd "id" \\ here')
 
 
 def get(address, path="/metrics", *, scheme="http", context=None, **headers):
@@ -95,7 +96,7 @@ def test_names_of_vllm(run):
 
 def test_pools_put_together_keep_their_own_series_in_names_of_vllm():
     scenario = load_scenario(EXAMPLES / "prefill_decode_pools.yaml")
-    both = [metrics_of(scenario, name, most_engines=1) for name in ("one", "other")]
+    both = [metrics_of(prepare(scenario), name, most_engines=1) for name in ("one", "other")]
     with exposing(EndpointOptions(LOCAL), lambda: both) as address:
         lines = [line.rpartition(" ")[0] for line in get(address, "/metrics/vllm").splitlines() if line[0] != "#"]
     assert len(set(lines)) == len(lines)
@@ -140,7 +141,7 @@ def test_the_format_is_what_the_scraper_takes(run, accept, openmetrics):
 
 
 def test_samples_are_what_the_client_library_would_write():
-    found = metrics_of(load_scenario(None, ["cluster.replicas=2", "slo.ttft_s=0.3"]), "r")
+    found = metrics_of(prepare(load_scenario(None, ["cluster.replicas=2", "slo.ttft_s=0.3"])), "r")
     rng = np.random.default_rng(3)
     for part in (found.values, found.sums):
         for values in part.values():

@@ -11,7 +11,7 @@ from pimserve.cluster.run.live_control import LiveControl
 from pimserve.cluster.run.run import serve
 from pimserve.cluster.run.running_latencies import RunningLatencies
 from pimserve.cluster.scenario.document import load_scenario
-from pimserve.cluster.scenario.prepared import prepare_pools
+from pimserve.cluster.scenario.prepared import prepare
 from pimserve.scheduler.control import Inject
 from pimserve.scheduler.requests import FINISHED
 from pimserve.scheduler.simulation import Deployment
@@ -54,12 +54,11 @@ class Watcher(LiveControl):
 
 def watched(example, overrides, **options):
     path = None if example is None else EXAMPLES / f"{example}.yaml"
-    scenario = load_scenario(path, ["workload.num_requests=300", *overrides])
-    _, pools, _ = prepare_pools(scenario)
-    frontend_ps = pools[0].replica.plan.frontend_ps
-    feed = MetricsFeed(metrics_of(scenario, "r", **options), scenario.slo, frontend_ps=frontend_ps)
-    control = Watcher(feed, RunningLatencies(scenario.slo, frontend_ps=frontend_ps))
-    summary, served = serve(scenario, deployment=Deployment(control=control))
+    prepared = prepare(load_scenario(path, ["workload.num_requests=300", *overrides]))
+    slo, frontend_ps = prepared.scenario.slo, prepared.frontend_ps
+    feed = MetricsFeed(metrics_of(prepared, "r", **options), slo, frontend_ps=frontend_ps)
+    control = Watcher(feed, RunningLatencies(slo, frontend_ps=frontend_ps))
+    summary, served = serve(prepared, deployment=Deployment(control=control))
     return summary, served, feed.latest(), control.seen
 
 
@@ -196,7 +195,7 @@ def test_metrics_change_no_bit():
     _, _, _, seen = watched(None, [])
     scenario = load_scenario(None, ["workload.num_requests=300"])
     summary, _, _, _ = watched(None, [])
-    assert serve(scenario)[0]["digest"] == summary["digest"]
+    assert serve(prepare(scenario))[0]["digest"] == summary["digest"]
     assert seen
 
 
@@ -205,7 +204,7 @@ def test_a_feed_that_begins_in_the_middle_has_all_that_was_before(monkeypatch):
     scenario = load_scenario(None, ["workload.num_requests=300", "slo.ttft_s=0.02"])
 
     def feed():
-        return MetricsFeed(metrics_of(scenario, "r"), scenario.slo)
+        return MetricsFeed(metrics_of(prepare(scenario), "r"), scenario.slo)
 
     class Restarting(Watcher):
         def barrier(self, view):
@@ -215,7 +214,7 @@ def test_a_feed_that_begins_in_the_middle_has_all_that_was_before(monkeypatch):
 
     whole, continued = (kind(feed(), RunningLatencies(scenario.slo)) for kind in (Watcher, Restarting))
     for control in (whole, continued):
-        serve(scenario, deployment=Deployment(control=control))
+        serve(prepare(scenario), deployment=Deployment(control=control))
     one, other = whole.observer.latest(), continued.observer.latest()
     for name in set(one.values) - {"pimserve_wall_time_seconds_total", "pimserve_sim_memory_bytes"}:
         assert other.values[name] == pytest.approx(one.values[name]), name
@@ -235,7 +234,7 @@ def test_put_together_they_are_the_sum_of_the_engines(monkeypatch):
 
 def test_a_run_that_grows_expects_more():
     scenario = load_scenario(None, ["workload.num_requests=100"])
-    feed = MetricsFeed(metrics_of(scenario, "r"), scenario.slo)
+    feed = MetricsFeed(metrics_of(prepare(scenario), "r"), scenario.slo)
 
     class Injector(LiveControl):
         done = False
@@ -247,6 +246,6 @@ def test_a_run_that_grows_expects_more():
             super().barrier(view)
 
     control = Injector(RunningLatencies(scenario.slo), observer=feed)
-    serve(scenario, deployment=Deployment(control=control))
+    serve(prepare(scenario), deployment=Deployment(control=control))
     assert feed.latest().values["pimserve_requests_expected"] == 102
     assert feed.latest().values["pimserve_requests_total"].tolist() == [102, 0]

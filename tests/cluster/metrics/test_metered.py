@@ -7,8 +7,8 @@ import pytest
 from pimserve.cluster.metrics.endpoint import EndpointOptions
 from pimserve.cluster.metrics.metered import metered
 from pimserve.cluster.run.results import results_folder
-from pimserve.cluster.run.run import scenario_digest
 from pimserve.cluster.scenario.document import load_scenario
+from pimserve.cluster.scenario.prepared import prepare, scenario_digest
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +20,7 @@ SCENARIO = load_scenario(None, ["name=nice"])
 
 
 def label(out=None, checkpoints=None):
-    with metered(SCENARIO, out, None, EndpointOptions("127.0.0.1:0"), 0.0, checkpoints) as (_, feed, _):
+    with metered(prepare(SCENARIO), out, None, EndpointOptions("127.0.0.1:0"), 0.0, checkpoints) as (_, feed, _):
         return feed.latest().layout.run_id
 
 

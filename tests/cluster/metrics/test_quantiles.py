@@ -21,7 +21,7 @@ from pimserve.cluster.run.live_control import LiveControl
 from pimserve.cluster.run.run import serve
 from pimserve.cluster.run.running_latencies import RunningLatencies
 from pimserve.cluster.scenario.document import load_scenario
-from pimserve.cluster.scenario.prepared import prepare_pools
+from pimserve.cluster.scenario.prepared import prepare
 from pimserve.cluster.service.messages import latencies_of
 from pimserve.scheduler.histogram import DurationHistogram
 from pimserve.scheduler.requests import FINISHED, RequestTable
@@ -86,12 +86,11 @@ def scraped(families, metrics, name):
 
 def run_live(example, overrides):
     path = None if example is None else EXAMPLES / f"{example}.yaml"
-    scenario = load_scenario(path, ["workload.num_requests=300", *overrides])
-    _, pools, _ = prepare_pools(scenario)
-    frontend_ps = pools[0].replica.plan.frontend_ps
-    feed = MetricsFeed(metrics_of(scenario, "r"), scenario.slo, frontend_ps=frontend_ps)
-    control = LiveControl(RunningLatencies(scenario.slo, frontend_ps=frontend_ps), observer=feed)
-    summary, _ = serve(scenario, deployment=Deployment(control=control))
+    prepared = prepare(load_scenario(path, ["workload.num_requests=300", *overrides]))
+    slo, frontend_ps = prepared.scenario.slo, prepared.frontend_ps
+    feed = MetricsFeed(metrics_of(prepared, "r"), slo, frontend_ps=frontend_ps)
+    control = LiveControl(RunningLatencies(slo, frontend_ps=frontend_ps), observer=feed)
+    summary, _ = serve(prepared, deployment=Deployment(control=control))
     return summary, answers.latencies(latencies_of(control.snapshot, control.latencies, ())), feed.latest()
 
 
@@ -171,7 +170,7 @@ def test_any_samples_are_read_within_a_tenth(samples, percent):
             assert abs(read - exact) <= WITHIN * exact
 
 
-EMPTY = metrics_of(load_scenario(None), "r")
+EMPTY = metrics_of(prepare(load_scenario(None)), "r")
 _TTFT = ".001 .005 .01 .02 .04 .06 .08 .1 .25 .5 .75 1 2.5 5 7.5 10 20 40 80 160 640 2560"
 _ITL = ".01 .025 .05 .075 .1 .15 .2 .3 .4 .5 .75 1 2.5 5 7.5 10 20 40 80"
 _E2E = ".3 .5 .8 1 1.5 2 2.5 5 10 15 20 30 40 50 60 120 240 480 960 1920 7680"
@@ -192,7 +191,7 @@ VLLM = {
 
 @pytest.mark.parametrize("limit", ["", "slo={ttft_s: 0.33, tpot_s: 0.033, e2e_s: 33}"])
 def test_names_of_vllm_have_vllms_bounds_and_no_other(limit):
-    metrics = metrics_of(load_scenario(None, [limit] if limit else []), "r")
+    metrics = metrics_of(prepare(load_scenario(None, [limit] if limit else [])), "r")
     assert {family.name for family in VLLM_FAMILIES if family.kind == "histogram"} == set(VLLM)
     for name, bounds in VLLM.items():
         assert scraped(VLLM_FAMILIES, as_vllm(metrics), name)[0] == [*map(float, bounds.split()), math.inf], name

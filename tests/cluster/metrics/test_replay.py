@@ -13,6 +13,7 @@ from pimserve.cluster.metrics.replay import replay
 from pimserve.cluster.run.history import History
 from pimserve.cluster.run.run import run
 from pimserve.cluster.scenario.document import load_scenario
+from pimserve.cluster.scenario.prepared import prepare
 from pimserve.errors import InputError
 from tests.cluster.metrics.test_feed import CASES, watched
 
@@ -30,7 +31,7 @@ ONLY_LIVE = {
 def finished(tmp_path, example, overrides):
     path = None if example is None else EXAMPLES / f"{example}.yaml"
     scenario = load_scenario(path, ["workload.num_requests=300", *overrides])
-    run(scenario, tmp_path / "r")
+    run(prepare(scenario), tmp_path / "r")
     return History.load(tmp_path / "r")
 
 

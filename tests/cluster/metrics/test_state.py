@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pimserve.cluster.metrics.families import BY_NAME, FAMILIES, bounds
 from pimserve.cluster.metrics.state import Layout, RunMetrics, metrics_of
 from pimserve.cluster.scenario.document import load_scenario
+from pimserve.cluster.scenario.prepared import prepare
 from pimserve.errors import InputError
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -17,7 +18,7 @@ EXAMPLES = Path(__file__).parents[3] / "examples"
 
 def metrics(*overrides, example=None, **options):
     scenario = load_scenario(None if example is None else EXAMPLES / f"{example}.yaml", overrides)
-    return metrics_of(scenario, "r", **options)
+    return metrics_of(prepare(scenario), "r", **options)
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)

@@ -4,13 +4,14 @@ import json
 
 from pimserve.cluster.run.run import run
 from pimserve.cluster.scenario.document import load_scenario
+from pimserve.cluster.scenario.prepared import prepare
 
 SMALL = ("workload.num_requests=120", "slo.ttft_s=0.04")
 
 
 def make_run(folder, *overrides):
     """Run the default scenario, small and with changes, into a folder."""
-    run(load_scenario(None, [*SMALL, *overrides]), folder)
+    run(prepare(load_scenario(None, [*SMALL, *overrides])), folder)
     return folder
 
 

@@ -45,7 +45,7 @@ def history(tmp_path_factory):
 @pytest.mark.parametrize("name", OPTIONS)
 def test_no_operator_is_faster_than_its_roof(history, name):
     found = history(name)
-    (pool,) = found.pools
+    (pool,) = found.prepared.pools
     for shape in shapes(found, pool):
         work = work_of(found, pool, shape)
         assert work or (name == "aimc" and not shape.decodes)
@@ -61,7 +61,7 @@ def test_no_operator_is_faster_than_its_roof(history, name):
 @pytest.mark.parametrize("prompts", [0, 1])
 def test_operators_and_links_take_the_time_of_the_step(history, name, prompts):
     found = history(name)
-    (pool,) = found.pools
+    (pool,) = found.prepared.pools
     plan = pool.replica.plan
     shape = Shape(decodes=8, context=8 * 700, prompts=prompts, prompt_tokens=500 * prompts, outputs=8 + prompts)
     whole = stage(
@@ -81,10 +81,10 @@ def test_operators_and_links_take_the_time_of_the_step(history, name, prompts):
 @pytest.mark.parametrize("mixed", [False, True])
 def test_intensities_are_those_of_the_papers_stages(history, name, mixed):
     found = history(name)
-    (pool,) = found.pools
+    (pool,) = found.prepared.pools
     loop = ClosedLoop(requests=6, input_tokens=400, output_tokens=6)
     prompts = 1 / (1 - (1 - 1 / 6) ** 6) if mixed else 0.0
-    operators = operators_of(found.model, found.scenario.cluster.split)
+    operators = operators_of(found.prepared.model, found.prepared.scenario.cluster.split)
     # The paper's mixed stage has a broken number of prompts; attention does not depend on it.
     shape = Shape(6, 6 * 400, int(mixed), 400 * int(mixed), 6)
     work = work_of(found, pool, shape)
@@ -109,7 +109,7 @@ def test_intensities_are_those_that_the_paper_shows(tmp_path, model, devices, ex
     """arXiv 2409.01141, fig. 4(b): decoding with batches of 32, 64 and 128, without the product with the vocabulary."""
     options = (f"model={model}", f"cluster.devices_per_node={devices}", "cluster.experts=ep", "costs.lm_head=false")
     found = History.load(make_run(tmp_path / "run", "workload.num_requests=20", *options))
-    (pool,) = found.pools
+    (pool,) = found.prepared.pools
     for batch, moe, fc in zip((32, 64, 128), experts, (31, 59, 111), strict=True):
         work = work_of(found, pool, Shape(batch, batch * 2560, 0, 0, batch))
         (routed,) = (each for each in work if each.name == "routed experts")
@@ -117,12 +117,14 @@ def test_intensities_are_those_that_the_paper_shows(tmp_path, model, devices, ex
         dense = [each for each in work if each.category == "fc"]
         assert sum(e.flops for e in dense) / sum(e.moved for e in dense) == pytest.approx(fc, rel=0.04)
         (attention,) = (each for each in work if each.category == "attention_decode")
-        assert attention.intensity == pytest.approx(found.model.attention.heads / found.model.attention.kv_heads)
+        assert attention.intensity == pytest.approx(
+            found.prepared.model.attention.heads / found.prepared.model.attention.kv_heads
+        )
 
 
 def test_decode_attention_of_duplex_is_at_the_efficiency_of_logic_pim(history):
     found = history("duplex")
-    (pool,) = found.pools
+    (pool,) = found.prepared.pools
     work = {each.name: each for each in work_of(found, pool, shapes(found, pool)[0])}
     attention = work["attention, decode"]
     assert attention.units == ("logic_pim",)
@@ -133,7 +135,7 @@ def test_decode_attention_of_duplex_is_at_the_efficiency_of_logic_pim(history):
 
 def test_weights_on_crossbars_do_not_move(history):
     found = history("aimc")
-    (pool,) = found.pools
+    (pool,) = found.prepared.pools
     (only,) = work_of(found, pool, shapes(found, pool)[0])
     assert only.category == "attention_decode"
     assert only.intensity == pytest.approx(8.0)  # query heads per KV head, 8 bit
@@ -142,7 +144,7 @@ def test_weights_on_crossbars_do_not_move(history):
 
 def test_mean_steps_are_those_of_the_run(history):
     found = history("duplex")
-    (pool,) = found.pools
+    (pool,) = found.prepared.pools
     decoding, mixed = shapes(found, pool)
     spans = found.spans[0]
     alone = spans[spans["chunks"] == 0]
@@ -157,7 +159,7 @@ def test_mean_steps_are_those_of_the_run(history):
 def test_loads_of_experts_add_up(tmp_path):
     zipf = ("routing.popularity=zipf", "routing.zipf_exponent=1.0", "cluster.experts=ep", "workload.num_requests=20")
     found = History.load(make_run(tmp_path / "zipf", *zipf))
-    (pool,) = found.pools
+    (pool,) = found.prepared.pools
     load = expert_load(found, pool, Shape(16, 16 * 500, 0, 0, 16))
     assert load.share.sum() == pytest.approx(load.top_k)
     assert load.share.max() > 2 * load.share.min()
@@ -169,7 +171,7 @@ def test_loads_of_experts_add_up(tmp_path):
 
 def test_experts_that_all_share_have_no_busiest_group(history):
     found = history("sliced")
-    (pool,) = found.pools
+    (pool,) = found.prepared.pools
     load = expert_load(found, pool, Shape(4, 4 * 500, 0, 0, 4))
     assert load.busiest is None
     assert np.allclose(load.share, load.share[0])
@@ -177,12 +179,12 @@ def test_experts_that_all_share_have_no_busiest_group(history):
 
 def test_a_dense_model_has_no_experts(history):
     found = history("dense")
-    assert expert_load(found, found.pools[0], Shape(4, 4 * 500, 0, 0, 4)) is None
+    assert expert_load(found, found.prepared.pools[0], Shape(4, 4 * 500, 0, 0, 4)) is None
 
 
 def test_windowed_layers_are_operators_of_their_own(history):
     found = history("windows")
-    names = [each.name for each in work_of(found, found.pools[0], Shape(4, 4 * 500, 1, 300, 5))]
+    names = [each.name for each in work_of(found, found.prepared.pools[0], Shape(4, 4 * 500, 1, 300, 5))]
     assert "attention, decode, window of 128" in names
     assert "attention, prefill, window of 128" in names
     assert len(names) == len(set(names))

@@ -12,6 +12,7 @@ from pimserve.cluster.run.export import export_table
 from pimserve.cluster.run.results import load_table
 from pimserve.cluster.run.run import run, serve
 from pimserve.cluster.scenario.document import load_scenario
+from pimserve.cluster.scenario.prepared import prepare
 
 DATA = Path(__file__).parents[2] / "data"
 ON = ["model=llama-3.1-8b", "cluster={device: h100, devices_per_node: 1}", "output.steps=false"]
@@ -21,7 +22,7 @@ OPEN = f"workload={{num_requests: 400, arrival: {{process: poisson, rate_per_s: 
 
 def summary_of(*overrides: str, scenario: str | None = None) -> dict[str, Any]:
     path = None if scenario is None else DATA / f"{scenario}.yaml"
-    return serve(load_scenario(path, [*([] if scenario else ON), *overrides]))[0]
+    return serve(prepare(load_scenario(path, [*([] if scenario else ON), *overrides])))[0]
 
 
 def table(summary: dict[str, Any]) -> list[str]:
@@ -90,7 +91,7 @@ def test_fewer_than_one_in_a_hundred_cut_off_go_without_a_warning():
 
 
 def test_a_run_in_which_nothing_fits_says_so_first(tmp_path):
-    summary = run(load_scenario(DATA / "nothing-fits.yaml"), tmp_path / "r")
+    summary = run(prepare(load_scenario(DATA / "nothing-fits.yaml")), tmp_path / "r")
     assert summary["requests"]["rejected_by_reason"] == {"max_model_len": 0, "kv_cache": 50}
     assert (summary["tokens"]["prompt"], summary["tokens"]["prompt_rejected"]) == (0, 50 * 1600)
     first, second, *_ = summary["warnings"]
@@ -119,7 +120,7 @@ def test_each_rejected_request_has_its_reason(tmp_path):
     trace.write_text("\n".join(["arrival_s,input_tokens,output_tokens", *rows]))
     small = "cluster={device: {preset: h100, memory_gb: 30}, devices_per_node: 1}"
     scenario = load_scenario(None, [ON[0], small, "scheduler.memory_utilization=1"], f"csv:{trace}")
-    summary = run(scenario, tmp_path / "r")
+    summary = run(prepare(scenario), tmp_path / "r")
     held = summary["max_model_len"]
     assert 10_000 < held < 120_000
     assert summary["requests"]["rejected_by_reason"] == {"max_model_len": 15, "kv_cache": 15}
@@ -130,7 +131,7 @@ def test_each_rejected_request_has_its_reason(tmp_path):
     )
     assert reasons_in_export(tmp_path / "r") == ["", "kv_cache", "max_model_len", ""] * 15
     limited = load_scenario(None, [ON[0], "scheduler.max_model_len=1000"], f"csv:{trace}")
-    assert serve(limited)[0]["requests"]["rejected_by_reason"] == {"max_model_len": 30, "kv_cache": 0}
+    assert serve(prepare(limited))[0]["requests"]["rejected_by_reason"] == {"max_model_len": 30, "kv_cache": 0}
 
 
 def test_no_caveats_without_a_cause():

@@ -16,6 +16,7 @@ from pimserve.cluster.run.checkpoint import CheckpointFolder, write_atomically
 from pimserve.cluster.run.results import load_table
 from pimserve.cluster.run.run import run
 from pimserve.cluster.scenario.document import Scenario, load_scenario
+from pimserve.cluster.scenario.prepared import prepare
 from pimserve.errors import InputError
 from pimserve.scheduler.control import Inject, RunView, ScaleRate
 from pimserve.scheduler.requests import DTYPE
@@ -58,11 +59,11 @@ def _checkpoints_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("router", ["round_robin", "least_outstanding"])
 def test_a_run_that_dies_goes_on_to_the_same_bits(tmp_path: Path, router: str) -> None:
     asked = scenario("cluster.replicas=2", f"scheduler.router={router}")
-    whole = run(asked, tmp_path / "whole", control=DiesAfter(-1))
+    whole = run(prepare(asked), tmp_path / "whole", control=DiesAfter(-1))
     for window in (2, 5, 9):  # before the command of window 3 was given, and after
         with pytest.raises(Killed):
-            run(asked, tmp_path / "out", control=DiesAfter(window), checkpoints=tmp_path / "kept")
-    summary = run(asked, tmp_path / "out", checkpoints=tmp_path / "kept")
+            run(prepare(asked), tmp_path / "out", control=DiesAfter(window), checkpoints=tmp_path / "kept")
+    summary = run(prepare(asked), tmp_path / "out", checkpoints=tmp_path / "kept")
     assert summary["digest"] == whole["digest"]
     assert summary["simulator"]["continued"]
     assert not (tmp_path / "kept").exists()
@@ -77,9 +78,9 @@ def test_a_run_that_dies_goes_on_to_the_same_bits(tmp_path: Path, router: str) -
 def test_another_scenario_another_run_and_damage_are_refused(tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     with pytest.raises(Killed):
-        run(scenario(), tmp_path / "out", control=DiesAfter(4), checkpoints=kept)
+        run(prepare(scenario()), tmp_path / "out", control=DiesAfter(4), checkpoints=kept)
     with pytest.raises(InputError, match="holds a checkpoint of another scenario"):
-        run(scenario("run.seed=1"), tmp_path / "out", checkpoints=kept)
+        run(prepare(scenario("run.seed=1")), tmp_path / "out", checkpoints=kept)
     with CheckpointFolder(tmp_path / "used", "x"), pytest.raises(InputError, match="is in use by another run"):
         CheckpointFolder(tmp_path / "used", "x")
     whole = (kept / "checkpoint").read_bytes()
@@ -92,7 +93,7 @@ def test_another_scenario_another_run_and_damage_are_refused(tmp_path: Path) -> 
     ):
         (kept / "checkpoint").write_bytes(content)
         with pytest.raises(InputError, match=message):
-            run(scenario(), tmp_path / "out", checkpoints=kept)
+            run(prepare(scenario()), tmp_path / "out", checkpoints=kept)
     assert not (tmp_path / "out").exists()
 
 
@@ -115,12 +116,12 @@ def test_a_command_that_was_cut_short_was_never_taken(tmp_path: Path) -> None:
 
 def test_commands_before_the_first_checkpoint_are_not_lost(tmp_path: Path) -> None:
     asked = scenario()
-    whole = run(asked, tmp_path / "whole", control=DiesAfter(-1))
+    whole = run(prepare(asked), tmp_path / "whole", control=DiesAfter(-1))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CheckpointFolder, "due", lambda _: False)
         with pytest.raises(Killed):
-            run(asked, tmp_path / "out", control=DiesAfter(5), checkpoints=tmp_path / "kept")
-    summary = run(asked, tmp_path / "out", checkpoints=tmp_path / "kept")
+            run(prepare(asked), tmp_path / "out", control=DiesAfter(5), checkpoints=tmp_path / "kept")
+    summary = run(prepare(asked), tmp_path / "out", checkpoints=tmp_path / "kept")
     assert summary["digest"] == whole["digest"]
     assert summary["simulator"]["continued"]
 
@@ -151,9 +152,9 @@ def test_commands_come_in_order_of_time_and_after_idle_times(tmp_path: Path) -> 
         patch.setattr(CheckpointFolder, "due", lambda _: False)
         for control in (Injects({7: late}, 7), Injects({3: early}, 3)):  # the second life is given an earlier command
             with pytest.raises(Killed):
-                run(asked, tmp_path / "out", control=control, checkpoints=tmp_path / "kept")
-    summary = run(asked, tmp_path / "out", control=Injects({}, -1), checkpoints=tmp_path / "kept")
-    whole = run(asked, tmp_path / "whole", control=Injects({3: early, 7: late}, -1))
+                run(prepare(asked), tmp_path / "out", control=control, checkpoints=tmp_path / "kept")
+    summary = run(prepare(asked), tmp_path / "out", control=Injects({}, -1), checkpoints=tmp_path / "kept")
+    whole = run(prepare(asked), tmp_path / "whole", control=Injects({3: early, 7: late}, -1))
     assert summary["requests"]["total"] == 402
     assert summary["digest"] == whole["digest"]
 
@@ -163,9 +164,9 @@ def test_results_go_where_they_would_have_gone(tmp_path: Path, monkeypatch: pyte
     with monkeypatch.context() as killed:  # SIGKILL leaves the hidden folder that kept the name
         killed.setattr(shutil, "rmtree", lambda *_, **__: None)
         with pytest.raises(Killed):
-            run(scenario(), checkpoints=tmp_path / "kept", control=DiesAfter(8))
+            run(prepare(scenario()), checkpoints=tmp_path / "kept", control=DiesAfter(8))
     assert [entry.name[:9] for entry in (tmp_path / "results").iterdir()] == [".default."]
-    summary = run(scenario(), checkpoints=tmp_path / "kept", control=DiesAfter(-1))
+    summary = run(prepare(scenario()), checkpoints=tmp_path / "kept", control=DiesAfter(-1))
     assert Path(summary["results"]) == tmp_path / "results" / "default"
     assert [entry.name for entry in (tmp_path / "results").iterdir()] == ["default"]
     assert not (tmp_path / "kept").exists()
@@ -181,13 +182,13 @@ def test_a_run_that_died_with_its_results_in_place_is_done(tmp_path: Path, monke
 
         killed.setattr(CheckpointFolder, "__exit__", no_more)
         with pytest.raises(Killed):
-            run(scenario(), out, checkpoints=kept)
+            run(prepare(scenario()), out, checkpoints=kept)
     whole = json.loads((out / "summary.json").read_text())
     assert kept.exists()
-    assert run(scenario(), out, checkpoints=kept) == whole
+    assert run(prepare(scenario()), out, checkpoints=kept) == whole
     assert not kept.exists()
     with pytest.raises(InputError, match="exists already"):
-        run(scenario(), out, checkpoints=kept)
+        run(prepare(scenario()), out, checkpoints=kept)
 
 
 def test_a_trace_that_has_changed_makes_it_another_run(tmp_path: Path) -> None:
@@ -196,31 +197,31 @@ def test_a_trace_that_has_changed_makes_it_another_run(tmp_path: Path) -> None:
     trace.write_text("arrival_s,input_tokens,output_tokens\n" + rows)
     asked = load_scenario(None, (), f"csv:{trace}")
     with pytest.raises(Killed):
-        run(asked, tmp_path / "out", checkpoints=kept, control=DiesAfter(8))
+        run(prepare(asked), tmp_path / "out", checkpoints=kept, control=DiesAfter(8))
     trace.write_text(trace.read_text().replace("3.0,100", "3.0,101"))
     with pytest.raises(InputError, match="checkpoint of another scenario"):
-        run(asked, tmp_path / "out", checkpoints=kept)
+        run(prepare(asked), tmp_path / "out", checkpoints=kept)
 
 
 def test_folders_of_others_are_left_alone(tmp_path: Path) -> None:
-    run(scenario(), tmp_path / "results" / "earlier")
+    run(prepare(scenario()), tmp_path / "results" / "earlier")
     for folder in (tmp_path, tmp_path / "results", tmp_path / "results" / "earlier"):
         with pytest.raises(InputError, match="is no folder of checkpoints, for it holds"):
-            run(scenario(), tmp_path / "out", checkpoints=folder)
+            run(prepare(scenario()), tmp_path / "out", checkpoints=folder)
     assert load_table(tmp_path / "results" / "earlier", "steps").size
 
 
 def test_steps_that_are_lost_are_missed(tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     with pytest.raises(Killed):
-        run(scenario(), tmp_path / "out", control=DiesAfter(9), checkpoints=kept)
+        run(prepare(scenario()), tmp_path / "out", control=DiesAfter(9), checkpoints=kept)
     whole = (kept / "steps.npy").read_bytes()
     (kept / "steps.npy").write_bytes(whole[:-200])
     with pytest.raises(InputError, match="is cut short: its checkpoint has"):
-        run(scenario(), tmp_path / "out", checkpoints=kept)
+        run(prepare(scenario()), tmp_path / "out", checkpoints=kept)
     (kept / "steps.npy").unlink()
     with pytest.raises(InputError, match="is missing, which belongs to a checkpoint"):
-        run(scenario(), tmp_path / "out", checkpoints=kept)
+        run(prepare(scenario()), tmp_path / "out", checkpoints=kept)
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,12 +240,13 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
 SCRIPT = """
 import sys
 from pathlib import Path
-from pimserve.cluster.run.run import checkpoint
+from pimserve.cluster.run import checkpoint
 from pimserve.cluster.run.run import run
 from pimserve.cluster.scenario.document import load_scenario
+from pimserve.cluster.scenario.prepared import prepare
 checkpoint.CheckpointFolder.due = lambda _: True
 scenario = load_scenario(None, ["workload.num_requests=40000", "cluster.replicas=2"])
-print(run(scenario, Path(sys.argv[1]), checkpoints=Path(sys.argv[2]))["digest"])
+print(run(prepare(scenario), Path(sys.argv[1]), checkpoints=Path(sys.argv[2]))["digest"])
 """
 
 

@@ -13,6 +13,7 @@ from pimserve.cluster.cli.render import comparison_report, console
 from pimserve.cluster.run.compare import compare
 from pimserve.cluster.run.run import run
 from pimserve.cluster.scenario.document import load_scenario
+from pimserve.cluster.scenario.prepared import prepare
 from pimserve.errors import InputError
 
 JUNK = (None, True, -1, 10**400, 1e308, "x", [], [1], {}, {"x": 1})
@@ -21,7 +22,7 @@ JUNK = (None, True, -1, 10**400, 1e308, "x", [], [1], {}, {"x": 1})
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "good"
-    run(load_scenario(None, ["workload.num_requests=5"]), folder)
+    run(prepare(load_scenario(None, ["workload.num_requests=5"])), folder)
     return folder
 
 

@@ -9,6 +9,7 @@ from pimserve.cluster.run.export import export_table
 from pimserve.cluster.run.results import load_table
 from pimserve.cluster.run.run import run
 from pimserve.cluster.scenario.document import load_scenario
+from pimserve.cluster.scenario.prepared import prepare
 from pimserve.loadgen.traces import TraceSpec, load_trace
 
 LENGTHS = "lengths: {input: {kind: uniform, low: 1, high: 2000}, output: {kind: uniform, low: 1, high: 300}}"
@@ -26,7 +27,7 @@ CLOSED = f"workload={{mode: closed, concurrency: 6, num_requests: 60, {LENGTHS}}
     ids=["open", "closed, three replicas", "closed and cut off", "some rejected"],
 )
 def test_an_exported_run_replays_the_same_requests(tmp_path: Path, overrides: list[str]) -> None:
-    run(load_scenario(None, ["model=llama-3.1-8b", "cluster.device=h100", *overrides]), tmp_path / "r")
+    run(prepare(load_scenario(None, ["model=llama-3.1-8b", "cluster.device=h100", *overrides])), tmp_path / "r")
     with (tmp_path / "requests.csv").open("w") as file:
         export_table(tmp_path / "r", "requests", file)
     trace = load_trace(TraceSpec(format="csv", path=str(tmp_path / "requests.csv")))
@@ -39,8 +40,8 @@ def test_an_exported_run_replays_the_same_requests(tmp_path: Path, overrides: li
 
 
 def test_an_open_loop_replayed_runs_the_same(tmp_path: Path) -> None:
-    before = run(load_scenario(None, ["workload.num_requests=200"]), tmp_path / "r")
+    before = run(prepare(load_scenario(None, ["workload.num_requests=200"])), tmp_path / "r")
     with (tmp_path / "requests.csv").open("w") as file:
         export_table(tmp_path / "r", "requests", file)
     replayed = load_scenario(None, trace=f"csv:{tmp_path / 'requests.csv'}")
-    assert run(replayed, tmp_path / "again")["digest"] == before["digest"]
+    assert run(prepare(replayed), tmp_path / "again")["digest"] == before["digest"]

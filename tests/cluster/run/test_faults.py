@@ -13,6 +13,7 @@ from pimserve.cluster.run.export import export_table
 from pimserve.cluster.run.results import load_table
 from pimserve.cluster.run.run import run, serve
 from pimserve.cluster.scenario.document import Scenario, load_scenario
+from pimserve.cluster.scenario.prepared import prepare
 from pimserve.device_models.plan import FS_PER_S
 from pimserve.errors import InputError
 
@@ -50,13 +51,13 @@ def scenario(*overrides: str) -> Scenario:
 )
 def test_faults_that_make_no_sense_are_refused_where_they_stand(overrides: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        serve(scenario(*overrides))
+        serve(prepare(scenario(*overrides)))
 
 
 def test_without_faults_nothing_is_said_of_them() -> None:
-    plain, _ = serve(scenario())
+    plain, _ = serve(prepare(scenario()))
     for none in ("faults={}", "faults.detection_s=3", "faults=null"):
-        found, _ = serve(scenario(none))
+        found, _ = serve(prepare(scenario(none)))
         assert "faults" not in found
         assert found["digest"] == plain["digest"]
 
@@ -64,7 +65,7 @@ def test_without_faults_nothing_is_said_of_them() -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("faults") / "run"
-    run(scenario(EVENTS, "faults.detection_s=0.5"), place)
+    run(prepare(scenario(EVENTS, "faults.detection_s=0.5")), place)
     return place
 
 
@@ -95,7 +96,7 @@ def test_slow_steps_are_exported_as_they_were(folder: Path) -> None:
 
 
 def test_the_resolved_scenario_runs_the_same(folder: Path) -> None:
-    again, _ = serve(load_scenario(folder / "scenario.yaml"))
+    again, _ = serve(prepare(load_scenario(folder / "scenario.yaml")))
     assert again["digest"] == summary_of(folder)["digest"]
 
 
@@ -109,7 +110,7 @@ def test_the_report_shows_what_faults_cost(folder: Path) -> None:
 
 
 def test_faults_are_not_like_for_like(folder: Path, tmp_path: Path) -> None:
-    run(scenario(), tmp_path / "plain")
+    run(prepare(scenario()), tmp_path / "plain")
     found = compare([tmp_path / "plain", folder])
     assert "simulated faults" in found.unlike
     assert {quantity.path for quantity in found.quantities} >= {"faults.availability", "faults.requeued"}
@@ -117,7 +118,9 @@ def test_faults_are_not_like_for_like(folder: Path, tmp_path: Path) -> None:
 
 def test_random_failures_are_of_the_seed() -> None:
     random = ["faults.mtbf_s=20", "faults.repair_s=2"]
-    first, again, other = (serve(scenario(*random, f"run.seed={seed}"))[0]["faults"]["events"] for seed in (0, 0, 1))
+    first, again, other = (
+        serve(prepare(scenario(*random, f"run.seed={seed}")))[0]["faults"]["events"] for seed in (0, 0, 1)
+    )
     assert first == again != other
     assert all(event["kind"] == "fail" and event["for_s"] == 2 for event in first)
 
@@ -129,9 +132,9 @@ def test_random_failures_are_of_the_seed() -> None:
 def test_failures_that_never_let_a_run_end_are_refused(mtbf_s, repair_s, ends):
     sets = ["workload.num_requests=10", f"faults={{mtbf_s: {mtbf_s}, repair_s: {repair_s}}}", "cluster.replicas=2"]
     if ends:
-        assert serve(load_scenario(None, sets))[0]["requests"]["finished"] == 10
+        assert serve(prepare(load_scenario(None, sets)))[0]["requests"]["finished"] == 10
         return
     with pytest.raises(InputError, match=r"faults: with mtbf_s .* would not end: .* give run.max_time_s"):
-        serve(load_scenario(None, sets))
-    summary, _ = serve(load_scenario(None, [*sets, "run.max_time_s=5"]))  # that ends it
+        serve(prepare(load_scenario(None, sets)))
+    summary, _ = serve(prepare(load_scenario(None, [*sets, "run.max_time_s=5"])))  # that ends it
     assert summary["end_s"] <= 6

@@ -12,6 +12,7 @@ from pimserve.cluster.run.history import History
 from pimserve.cluster.run.run import run
 from pimserve.cluster.run.timeline import write_timeline
 from pimserve.cluster.scenario.document import load_scenario
+from pimserve.cluster.scenario.prepared import prepare
 from pimserve.errors import InputError
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -22,10 +23,10 @@ GONE = object()
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     few = ["run={warmup_s: 0}", "workload.num_requests=80"]
-    run(load_scenario(None, ["cluster.replicas=2", *few]), folder / "plain")
-    run(load_scenario(EXAMPLES / "prefill_decode_pools.yaml", few), folder / "pools")
+    run(prepare(load_scenario(None, ["cluster.replicas=2", *few])), folder / "plain")
+    run(prepare(load_scenario(EXAMPLES / "prefill_decode_pools.yaml", few)), folder / "pools")
     slow = "faults={events: [{at_s: 5, replica: 0, kind: slow, factor: 2}]}"
-    run(load_scenario(None, [slow, *few]), folder / "slow")
+    run(prepare(load_scenario(None, [slow, *few])), folder / "slow")
     return folder
 
 

@@ -13,6 +13,7 @@ import pytest
 from pimserve.cluster.cli.signals import handle_signals
 from pimserve.cluster.run.run import run
 from pimserve.cluster.scenario.document import load_scenario
+from pimserve.cluster.scenario.prepared import prepare
 from pimserve.errors import InputError, Terminated
 from pimserve.scheduler.router import make_router, restore_router, router_state
 
@@ -68,10 +69,10 @@ def broken(monkeypatch: pytest.MonkeyPatch, folder: Path, body: str, name: str =
 @pytest.mark.usefixtures("example")
 def test_an_installed_router_is_found_and_used(tmp_path: Path) -> None:
     assert "two_choices" in entry_points(group="pimserve.routers").names
-    spread = run(load_scenario(None, [*SCENARIO, "scheduler.router=two_choices"]), tmp_path / "two")
-    again = run(load_scenario(tmp_path / "two" / "scenario.yaml"), tmp_path / "again")
+    spread = run(prepare(load_scenario(None, [*SCENARIO, "scheduler.router=two_choices"])), tmp_path / "two")
+    again = run(prepare(load_scenario(tmp_path / "two" / "scenario.yaml")), tmp_path / "again")
     assert again["digest"] == spread["digest"]
-    assert spread["digest"] != run(load_scenario(None, SCENARIO), tmp_path / "turns")["digest"]
+    assert spread["digest"] != run(prepare(load_scenario(None, SCENARIO)), tmp_path / "turns")["digest"]
     assert spread["requests"]["finished"] == 60
 
 
@@ -79,8 +80,8 @@ def test_an_installed_router_is_found_and_used(tmp_path: Path) -> None:
 @pytest.mark.parametrize("report", [0, 0.1], ids=["exact state", "reports"])
 def test_it_goes_on_where_it_was_interrupted(tmp_path: Path, report: float) -> None:
     scenario = load_scenario(None, [*SCENARIO, "scheduler.router=two_choices", f"scheduler.report_interval_s={report}"])
-    kept = run(scenario, tmp_path / "kept", checkpoints=tmp_path / "state")
-    assert kept["digest"] == run(scenario, tmp_path / "plain")["digest"]
+    kept = run(prepare(scenario), tmp_path / "kept", checkpoints=tmp_path / "state")
+    assert kept["digest"] == run(prepare(scenario), tmp_path / "plain")["digest"]
     router = make_router("two_choices")
     assert router is not None
     before = [router.pick([3, 1, 2, 0]) for _ in range(20)]
@@ -99,7 +100,7 @@ def test_one_that_does_wrong_is_named(
     broken(monkeypatch, tmp_path, body)
     settings = [*SCENARIO, "scheduler.router=mine", f"scheduler.report_interval_s={report}"]
     with pytest.raises(InputError) as refused:
-        run(load_scenario(None, settings), tmp_path / "r")
+        run(prepare(load_scenario(None, settings)), tmp_path / "r")
     assert str(refused.value) == f"scheduler.router: router 'mine' of broken:Router {WRONG[body]}"
     assert not (tmp_path / "r").exists()
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pimserve.cluster.run import run as run_module
 from pimserve.cluster.run.export import export_table
 from pimserve.cluster.run.results import (
     SPAN,
@@ -27,8 +28,8 @@ from pimserve.cluster.run.results import (
     write_json,
 )
 from pimserve.cluster.run.run import run
-from pimserve.cluster.run.run import run as run_module
 from pimserve.cluster.scenario.document import load_scenario
+from pimserve.cluster.scenario.prepared import prepare
 from pimserve.errors import InputError
 from pimserve.scheduler.steplog import Rows
 
@@ -40,7 +41,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on two replicas that is stopped before its last requests are done."""
     folder = tmp_path_factory.mktemp("results") / "run"
     overrides = ["model=llama-3.1-8b", "workload.num_requests=40", "cluster.replicas=2", "run.max_time_s=10"]
-    run(load_scenario(None, overrides), folder)
+    run(prepare(load_scenario(None, overrides)), folder)
     return folder
 
 
@@ -54,7 +55,7 @@ class Stop(BaseException):
 
 
 @pytest.mark.parametrize("error", [Stop, KeyboardInterrupt, RuntimeError, MemoryError])
-@pytest.mark.parametrize("where", ["serve", "write_json", "_simulator"])
+@pytest.mark.parametrize("where", ["serve", "write_json", "simulator_of"])
 def test_a_run_that_is_ended_leaves_nothing(
     where: str, error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,7 +65,7 @@ def test_a_run_that_is_ended_leaves_nothing(
 
     monkeypatch.setattr(run_module, where, fail)
     with pytest.raises(error):
-        run(load_scenario(None, ["workload.num_requests=3"]), tmp_path / "new" / "deep" / "run")
+        run(prepare(load_scenario(None, ["workload.num_requests=3"])), tmp_path / "new" / "deep" / "run")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -226,7 +227,7 @@ def test_steps_of_another_version_are_refused(digest: str | None, done: Path, tm
 
 
 def test_steps_of_exactly_drawn_experts_as_csv(tmp_path: Path) -> None:
-    summary = run(load_scenario(None, ["workload.num_requests=3", "routing.mode=exact"]), tmp_path / "r")
+    summary = run(prepare(load_scenario(None, ["workload.num_requests=3", "routing.mode=exact"])), tmp_path / "r")
     found, spans = exported(tmp_path / "r", "steps"), load_table(tmp_path / "r", "steps")
     assert len(found) == summary["batch"]["steps"]
     # Each is drawn anew, to the very same femtosecond.
@@ -304,10 +305,10 @@ def test_a_full_disk_costs_the_steps_and_not_the_run(tmp_path: Path, monkeypatch
     monkeypatch.setattr(SpanFile, "write", write)
     scenario = load_scenario(None, ["workload.num_requests=20"])
     with pytest.raises(UnwrittenError, match="No space left on device") as full:
-        run(scenario, tmp_path / "out")
+        run(prepare(scenario), tmp_path / "out")
     assert full.value.filename == str(tmp_path / "out")
     monkeypatch.undo()
-    whole = run(scenario, tmp_path / "whole")
+    whole = run(prepare(scenario), tmp_path / "whole")
     assert full.value.summary["digest"] == whole["digest"]
     assert "results" not in full.value.summary
     assert [path.name for path in tmp_path.iterdir()] == ["whole"]

@@ -32,8 +32,8 @@ SMALL = ["workload.num_requests=25"]
     ids=lambda overrides: " ".join(overrides)[:40],
 )
 def test_the_scenario_of_a_results_folder_runs_to_the_same_bits(overrides: list[str], tmp_path: Path) -> None:
-    first = run(load_scenario(None, [*SMALL, *overrides]), tmp_path / "first")
-    again = run(load_scenario(tmp_path / "first" / "scenario.yaml"), tmp_path / "again")
+    first = run(prepare(load_scenario(None, [*SMALL, *overrides])), tmp_path / "first")
+    again = run(prepare(load_scenario(tmp_path / "first" / "scenario.yaml")), tmp_path / "again")
     for summary in (first, again):
         for key in ("simulator", "results"):
             del summary[key]
@@ -47,7 +47,7 @@ def test_the_scenario_of_a_results_folder_runs_to_the_same_bits(overrides: list[
 
 def test_summary(tmp_path: Path) -> None:
     overrides = [*SMALL, "cluster.replicas=2", "cluster.device.memory_gb=96", "name=my-run", "run.seed=5"]
-    summary = run(load_scenario(None, overrides), tmp_path / "r")
+    summary = run(prepare(load_scenario(None, overrides)), tmp_path / "r")
     assert load_summary(tmp_path / "r") == json.loads(json.dumps(summary))
     expected = {
         "schema_version": 2,
@@ -79,7 +79,7 @@ def test_summary(tmp_path: Path) -> None:
 
 
 def test_silicon_and_power_that_devices_are_sold_at() -> None:
-    gpus = serve(load_scenario(None, [*SMALL, "cluster.device=h100", "cluster.replicas=2"]))[0]
+    gpus = serve(prepare(load_scenario(None, [*SMALL, "cluster.device=h100", "cluster.replicas=2"])))[0]
     assert (gpus["silicon_mm2"], gpus["tdp_w"]) == (8 * 814, 8 * 700)
     rates, energy = gpus["throughput"], gpus["energy"]
     assert rates["output_tokens_per_s_per_mm2"] == pytest.approx(rates["output_tokens_per_s"] / (8 * 814))
@@ -89,7 +89,7 @@ def test_silicon_and_power_that_devices_are_sold_at() -> None:
     assert gpus["warnings"] == []
     bare = "{kind: gpu, memory_gb: 96, memory_gb_per_s: 3352, peak_tflop_per_s: {bf16: 989}, link_gb_per_s: 450, "
     bare += "link_latency_us: 3, energy: {xpu_pj_per_bit: 3.48, row_activation_nj: 0.909, mac_pj: 0.46}}"
-    unknown = serve(load_scenario(None, [*SMALL, f"cluster.device={bare}"]))[0]
+    unknown = serve(prepare(load_scenario(None, [*SMALL, f"cluster.device={bare}"])))[0]
     assert (unknown["silicon_mm2"], unknown["tdp_w"]) == (None, None)
     assert unknown["throughput"]["output_tokens_per_s_per_mm2"] is None
     assert unknown["energy"]["tdp_joules_per_output_token"] is None
@@ -110,12 +110,12 @@ def test_silicon_and_power_that_devices_are_sold_at() -> None:
 )  # fmt: skip
 def test_a_changed_device_does_not_look_like_the_original(device: str, label: str) -> None:
     scenario = load_scenario(None, ["workload.num_requests=1", f"cluster.device={device}"])
-    assert serve(scenario)[0]["device"] == label
+    assert serve(prepare(scenario))[0]["device"] == label
 
 
 def test_digests_tell_scenario_plan_and_bits_apart() -> None:
     def digests(*overrides: str) -> tuple[str, str, str]:
-        summary = serve(load_scenario(None, [*SMALL, *overrides]))[0]
+        summary = serve(prepare(load_scenario(None, [*SMALL, *overrides])))[0]
         return summary["scenario_digest"], summary["plan_digest"], summary["digest"]
 
     base = digests()
@@ -132,12 +132,12 @@ def test_the_seed_also_decides_which_experts_tokens_fall_on() -> None:
     workload = f"workload={{arrival: {{process: constant, rate_per_s: 9}}, {lengths}, num_requests: 9}}"
     for mode in ("pooled", "exact"):
         scenarios = [load_scenario(None, [workload, f"routing.mode={mode}", f"run.seed={seed}"]) for seed in (0, 1)]
-        assert len({serve(scenario)[0]["digest"] for scenario in scenarios}) == 2
+        assert len({serve(prepare(scenario))[0]["digest"] for scenario in scenarios}) == 2
 
 
 def test_progress_ends_at_all_requests() -> None:
     seen: list[tuple[int, int]] = []
-    serve(load_scenario(None, SMALL), progress=lambda left, total: seen.append((left, total)))
+    serve(prepare(load_scenario(None, SMALL)), progress=lambda left, total: seen.append((left, total)))
     assert seen[-1] == (25, 25)
 
 
@@ -145,19 +145,19 @@ def test_dropped_trace_rows_are_told(tmp_path: Path) -> None:
     trace = tmp_path / "t.csv"
     trace.write_text("arrival_s,input_tokens,output_tokens\n" + "".join(f"{i},50,5\n" for i in range(10)))
     scenario = load_scenario(None, ["workload.trace.start_s=2", "workload.trace.max_requests=5"], f"csv:{trace}")
-    summary = serve(scenario)[0]
+    summary = serve(prepare(scenario))[0]
     assert summary["trace_rows"] == {"read": 10, "dropped": {"before start_s": 2, "beyond max_requests": 3}}
     assert summary["requests"]["total"] == 5
     assert summary["tokens"]["prompt"] == 250
 
 
 def test_the_longest_request_is_what_model_and_cache_allow() -> None:
-    assert serve(load_scenario(None, SMALL))[0]["max_model_len"] == 32768
-    assert serve(load_scenario(None, [*SMALL, "scheduler.max_model_len=3000"]))[0]["max_model_len"] == 3000
+    assert serve(prepare(load_scenario(None, SMALL)))[0]["max_model_len"] == 32768
+    assert serve(prepare(load_scenario(None, [*SMALL, "scheduler.max_model_len=3000"])))[0]["max_model_len"] == 3000
     tight = load_scenario(None, [*SMALL, "scheduler.memory_utilization=0.273"])
-    capacity = prepare(tight)[1].kv_capacity_tokens
+    capacity = prepare(tight).pools[0].kv_capacity_tokens
     assert capacity < 32768
-    summary = serve(tight)[0]
+    summary = serve(prepare(tight))[0]
     assert summary["max_model_len"] == capacity // 16 * 16
     assert summary["requests"]["rejected"] + summary["requests"]["finished"] == 25
 
@@ -175,7 +175,7 @@ def test_no_step_is_faster_or_cheaper_than_reading_what_it_needs(
 ) -> None:
     overrides = [*SMALL, f"cluster.device={device}", "model=llama-3.1-8b", "cluster.devices_per_node=1"]
     scenario = load_scenario(None, overrides)
-    summary = run(scenario, tmp_path / "r")
+    summary = run(prepare(scenario), tmp_path / "r")
     spans, step_s = steps_of(tmp_path / "r")
     model = scenario.load_model()
     layers = 2 * (model.parameters - model.embedding_parameters) * 0.999  # bytes; norms are not read as matrices
@@ -204,7 +204,7 @@ def test_twice_the_capacity_is_saturated_and_half_of_it_is_not() -> None:
     def at(rate: float) -> dict[str, Any]:
         lengths = "lengths: {input: {kind: fixed, tokens: 100}, output: {kind: fixed, tokens: 50}}"
         workload = f"workload={{arrival: {{process: poisson, rate_per_s: {rate}}}, {lengths}, num_requests: 1000}}"
-        return serve(load_scenario(None, ["model=llama-3.1-8b", "scheduler.max_num_seqs=16", workload]))[0]
+        return serve(prepare(load_scenario(None, ["model=llama-3.1-8b", "scheduler.max_num_seqs=16", workload])))[0]
 
     capacity = at(1e6)["throughput"]["requests_per_s"]
     for load, state in ((0.5, "steady"), (2.0, "saturated")):
@@ -215,7 +215,7 @@ def test_twice_the_capacity_is_saturated_and_half_of_it_is_not() -> None:
 
 
 def test_steps_in_the_file_add_up_to_the_run(tmp_path: Path) -> None:
-    summary = run(load_scenario(None, [*SMALL, "cluster.replicas=2"]), tmp_path / "r")
+    summary = run(prepare(load_scenario(None, [*SMALL, "cluster.replicas=2"])), tmp_path / "r")
     spans, _ = steps_of(tmp_path / "r")
     requests = load_table(tmp_path / "r", "requests")
     assert spans["steps"].sum() == summary["batch"]["steps"]

@@ -14,6 +14,7 @@ from pimserve.cluster.run.results import load_summary
 from pimserve.cluster.run.run import run
 from pimserve.cluster.run.run_times import earlier_run, ended_at, newer_runs, now
 from pimserve.cluster.scenario.document import load_scenario
+from pimserve.cluster.scenario.prepared import prepare
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     scenario = load_scenario(None, ["workload.num_requests=3", "name=x", "output.steps=false"])
     for hour, name in enumerate(("x", "x-2", "x-3", "x-mini", "xy-2")):
-        run(scenario, Path("results") / name)
+        run(prepare(scenario), Path("results") / name)
         file = Path("results") / name / "summary.json"
         summary = json.loads(file.read_text())
         summary["simulator"]["ended_at"] = f"2026-11-28T0{hour}:30:59+00:00"
@@ -33,7 +34,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_summary_says_when_its_run_ended(tmp_path: Path) -> None:
     before = now()
-    summary = run(load_scenario(None, ["workload.num_requests=3"]), tmp_path / "out")
+    summary = run(prepare(load_scenario(None, ["workload.num_requests=3"])), tmp_path / "out")
     assert before <= summary["simulator"]["ended_at"] <= now()
     assert load_summary(tmp_path / "out")["simulator"]["ended_at"] == summary["simulator"]["ended_at"]
 

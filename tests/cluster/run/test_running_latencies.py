@@ -12,6 +12,7 @@ from pimserve.cluster.run.live_control import LiveControl
 from pimserve.cluster.run.run import serve
 from pimserve.cluster.run.running_latencies import NAMES, RunningLatencies
 from pimserve.cluster.scenario.document import load_scenario
+from pimserve.cluster.scenario.prepared import prepare
 from pimserve.cluster.service.messages import latencies_of, life
 from pimserve.scheduler.requests import FINISHED, WAITING, RequestTable
 from pimserve.scheduler.simulation import Deployment
@@ -23,7 +24,7 @@ NOTHING = np.zeros(0, np.int64)
 def test_they_are_those_of_the_summary():
     settings_ = ["workload.num_requests=400", "slo.ttft_s=0.02", "slo.tpot_s=0.0043", "slo.e2e_s=2"]
     scenario = load_scenario(None, [*settings_, "costs.setting=ideal"])
-    summary, served = serve(scenario)
+    summary, served = serve(prepare(scenario))
     running = RunningLatencies(scenario.slo)
     for portion in np.array_split(np.argsort(served.table["finish_ps"]), 17):
         running.add(served.table.columns, portion)
@@ -44,7 +45,7 @@ def watched(*overrides):
     """The summary of a run, and its control at the end."""
     scenario = load_scenario(None, ["workload.num_requests=400", *overrides])
     control = LiveControl(RunningLatencies(scenario.slo))
-    return serve(scenario, deployment=Deployment(control=control))[0], control
+    return serve(prepare(scenario), deployment=Deployment(control=control))[0], control
 
 
 @pytest.mark.parametrize("limits", ["slo={ttft_s: 0.02, tpot_s: 0.0043, e2e_s: 2}", "slo={ttft_s: 0.02}", "slo={}"])

@@ -13,6 +13,7 @@ from pimserve.cluster.run.checkpoint import CheckpointFolder
 from pimserve.cluster.run.results import SPAN, SpanFile, load_table
 from pimserve.cluster.run.run import run
 from pimserve.cluster.scenario.document import Scenario, load_scenario
+from pimserve.cluster.scenario.prepared import prepare
 from pimserve.scheduler.control import RunView
 from pimserve.scheduler.steplog import Rows
 
@@ -46,12 +47,12 @@ def test_the_rows_are_by_replica_and_time_however_a_run_was_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(CheckpointFolder, "due", lambda _: True)
-    run(scenario(), tmp_path / "whole")
-    run(scenario(), tmp_path / "windows", control=Windows())
+    run(prepare(scenario()), tmp_path / "whole")
+    run(prepare(scenario()), tmp_path / "windows", control=Windows())
     with pytest.raises(Killed):
-        run(scenario(), tmp_path / "continued", control=Windows(6), checkpoints=tmp_path / "kept")
-    run(scenario(), tmp_path / "continued", control=Windows(), checkpoints=tmp_path / "kept")
-    run_on("processes", scenario(), tmp_path / "shards", spread=Spread(shards=2), control=Windows())
+        run(prepare(scenario()), tmp_path / "continued", control=Windows(6), checkpoints=tmp_path / "kept")
+    run(prepare(scenario()), tmp_path / "continued", control=Windows(), checkpoints=tmp_path / "kept")
+    run_on("processes", prepare(scenario()), tmp_path / "shards", spread=Spread(shards=2), control=Windows())
     spans = load_table(tmp_path / "whole", "steps")
     for replica in range(3):
         assert (np.diff(spans["begin_ps"][spans["replica"] == replica]) > 0).all()

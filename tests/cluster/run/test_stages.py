@@ -11,6 +11,7 @@ from pimserve.cluster.cli.render import summary_report, write
 from pimserve.cluster.run.results import load_table
 from pimserve.cluster.run.run import run
 from pimserve.cluster.scenario.document import load_scenario
+from pimserve.cluster.scenario.prepared import prepare
 
 STEP = "[[0, 5], [600, 5], [600, 10], [1200, 10]]"
 
@@ -25,7 +26,7 @@ def settings(series: str, *more: str, output: int = 10) -> list[str]:
 
 
 def stages(folder: Path, *overrides: str) -> tuple[dict[str, Any], np.ndarray]:
-    summary = run(load_scenario(None, list(overrides)), folder)
+    summary = run(prepare(load_scenario(None, list(overrides))), folder)
     return summary, load_table(folder, "requests")
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from pimserve.cluster.run.run import serve
 from pimserve.cluster.scenario.document import load_scenario
+from pimserve.cluster.scenario.prepared import prepare
 
 DATA = Path(__file__).parents[2] / "data"
 ON = ["model=llama-3.1-8b", "cluster={device: h100, devices_per_node: 1}"]
@@ -13,15 +14,15 @@ ON = ["model=llama-3.1-8b", "cluster={device: h100, devices_per_node: 1}"]
 
 def replayed(name: str, *overrides: str) -> dict:
     trace = f"workload.trace={{format: csv, path: {DATA / name}}}"
-    return serve(load_scenario(None, [*ON, trace, *overrides]))[0]
+    return serve(prepare(load_scenario(None, [*ON, trace, *overrides])))[0]
 
 
 @pytest.mark.parametrize("costs", ["ideal", "measured"])
 def test_a_trace_cut_from_its_middle_runs_as_if_it_began_there(costs, monkeypatch):
     monkeypatch.chdir(DATA)
     setting = [f"costs.setting={costs}"]
-    whole = serve(load_scenario(DATA / "offset-trace.yaml", setting))[0]
-    cut = serve(load_scenario(DATA / "offset-trace.yaml", [*setting, "workload.trace.start_s=819000"]))[0]
+    whole = serve(prepare(load_scenario(DATA / "offset-trace.yaml", setting)))[0]
+    cut = serve(prepare(load_scenario(DATA / "offset-trace.yaml", [*setting, "workload.trace.start_s=819000"])))[0]
     assert whole.pop("scenario_digest") != cut.pop("scenario_digest")
     assert whole == cut
     assert whole["offered_requests_per_s"] == pytest.approx(3.06, abs=0.005)
@@ -48,7 +49,7 @@ def test_a_trace_may_show_any_clock(start_s, first, epoch_s, tmp_path):
     path.write_text("\n".join([header, *shifted]))
     overrides = [f"workload.trace.start_s={epoch_s + start_s}"] if start_s else []
     trace = f"workload.trace={{format: csv, path: {path}}}"
-    summary, served = serve(load_scenario(None, [*ON, trace, *overrides]))
+    summary, served = serve(prepare(load_scenario(None, [*ON, trace, *overrides])))
     arrivals = [time - times[first] for time in times[first:]]
     assert (served.table["arrival_ps"] / 1e12).tolist() == arrivals
     assert arrivals[:2] == ([0, 51] if first == 0 else [0, 70])
@@ -67,7 +68,7 @@ def test_arrivals_that_are_drawn_begin_at_0_too(process):
     """So that the time before the first request, in which devices would rest, is in no figure."""
     lengths = "workload.lengths={input: {kind: fixed, tokens: 100}, output: {kind: fixed, tokens: 200}}"
     arrival = f"workload.arrival={ARRIVALS[process]}"
-    summary, served = serve(load_scenario(None, [*ON, arrival, lengths, "workload.num_requests=1"]))
+    summary, served = serve(prepare(load_scenario(None, [*ON, arrival, lengths, "workload.num_requests=1"])))
     assert served.table["arrival_ps"].tolist() == [0]
     assert summary["window"] == {
         "start_s": 0,

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from pimserve.cluster.run.run import run
 from pimserve.cluster.run.summary_schema import Summary, summary_schema
 from pimserve.cluster.scenario.document import load_scenario
+from pimserve.cluster.scenario.prepared import prepare
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 FEW = ["workload.num_requests=60", "run.warmup_s=0", "output.steps=false"]
@@ -37,7 +38,7 @@ KINDS: dict[str, tuple[str, list[str]]] = {
 def summaries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("runs")
     return {
-        kind: run(load_scenario(EXAMPLES / f"{example}.yaml", [*FEW, *sets]), folder / kind)
+        kind: run(prepare(load_scenario(EXAMPLES / f"{example}.yaml", [*FEW, *sets])), folder / kind)
         for kind, (example, sets) in KINDS.items()
     }
 

@@ -13,13 +13,14 @@ from pimserve.cluster.run.results import load_table
 from pimserve.cluster.run.run import run
 from pimserve.cluster.run.timeline import write_timeline
 from pimserve.cluster.scenario.document import load_scenario
+from pimserve.cluster.scenario.prepared import prepare
 from pimserve.errors import InputError
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("timeline") / "run"
-    summary = run(load_scenario(None, ["cluster.replicas=2", "workload.num_requests=150"]), folder)
+    summary = run(prepare(load_scenario(None, ["cluster.replicas=2", "workload.num_requests=150"])), folder)
     return folder, summary
 
 
@@ -79,7 +80,7 @@ def test_a_replica_that_rests_has_no_batch(results, tmp_path):
 
 
 def test_replicas_that_had_nothing_to_do(tmp_path):
-    run(load_scenario(None, ["cluster.replicas=2", "workload.num_requests=1"]), tmp_path / "run")
+    run(prepare(load_scenario(None, ["cluster.replicas=2", "workload.num_requests=1"])), tmp_path / "run")
     write_timeline(tmp_path / "run", tmp_path / "timeline.json")
     events = json.loads((tmp_path / "timeline.json").read_text())["traceEvents"]
     assert {event["pid"] for event in events if event["ph"] == "X"} == {1}

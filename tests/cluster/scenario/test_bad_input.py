@@ -10,6 +10,7 @@ import pytest
 
 from pimserve.cluster.run.run import run
 from pimserve.cluster.scenario.document import load_scenario
+from pimserve.cluster.scenario.prepared import prepare
 from pimserve.errors import InputError
 
 FIXED = "lengths: {input: {kind: fixed, tokens: 5}, output: {kind: fixed, tokens: 5}}"
@@ -18,7 +19,7 @@ FIXED = "lengths: {input: {kind: fixed, tokens: 5}, output: {kind: fixed, tokens
 def refusal(tmp_path: Path, scenario: Path | None, overrides: list[str], trace: str | None = None) -> str:
     """The message with which a run is refused; nothing must be left of its results."""
     with pytest.raises(InputError) as refused:
-        run(load_scenario(scenario, overrides, trace), tmp_path / "new" / "results")
+        run(prepare(load_scenario(scenario, overrides, trace)), tmp_path / "new" / "results")
     assert not (tmp_path / "new").exists()
     return str(refused.value)
 
@@ -390,7 +391,7 @@ def test_results_folder(tmp_path: Path) -> None:
         (Path("/dev/full/x"), "/dev/full/x: cannot be written: /dev/full is not a directory"),
     ):
         with pytest.raises(InputError) as refused:
-            run(scenario, target)
+            run(prepare(scenario), target)
         assert message in str(refused.value)
     assert list(tmp_path.iterdir()) == []
 

@@ -11,8 +11,9 @@ import yaml
 
 from pimserve.cluster.cli.listing import describe_device, describe_model, entry_page
 from pimserve.cluster.cli.render import write
-from pimserve.cluster.run.run import run, scenario_digest
+from pimserve.cluster.run.run import run
 from pimserve.cluster.scenario.document import Scenario, load_scenario
+from pimserve.cluster.scenario.prepared import prepare, scenario_digest
 from pimserve.cluster.service.received_scenario import read_scenario
 from pimserve.cluster.sweep.grid import load_grid
 from pimserve.device_models.catalogue import load_model, model_names, model_of
@@ -62,13 +63,15 @@ def test_a_model_and_a_device_of_files(folders: tuple[Path, Path], tmp_path: Pat
     model, device = loaded.load_model(), loaded.load_device()
     assert (model.name, model.parameters) == ("mine", 8_030_261_248)
     assert device.spec.name == "chip"
-    summary = run(loaded, tmp_path / "r")
+    summary = run(prepare(loaded), tmp_path / "r")
     assert (summary["model"], summary["device"]) == ("mine", "chip")
     resolved = yaml.safe_load((tmp_path / "r" / "scenario.yaml").read_text())
     assert resolved["model"] == model.model_dump(mode="json", exclude_none=True)
     assert resolved["cluster"]["device"]["memory_gb"] == 60
     (here / "mine.yaml").unlink()
-    assert run(load_scenario(tmp_path / "r" / "scenario.yaml"), tmp_path / "again")["digest"] == summary["digest"]
+    assert (
+        run(prepare(load_scenario(tmp_path / "r" / "scenario.yaml")), tmp_path / "again")["digest"] == summary["digest"]
+    )
 
 
 def test_the_scenarios_folder_comes_first(folders: tuple[Path, Path]) -> None:
@@ -233,5 +236,5 @@ def test_a_trace_is_looked_for_beside_the_scenario_first(folders: tuple[Path, Pa
         (folder / "t.csv").write_text("arrival_s,input_tokens,output_tokens\n" + "0,1,1\n" * (number + 1))
     path = folders[0] / "s.yaml"
     path.write_text("workload: {trace: {format: csv, path: t.csv}}\n")
-    assert run(load_scenario(path), folders[1] / "r")["requests"]["total"] == 1
-    assert run(load_scenario(None, trace="csv:t.csv"), folders[1] / "again")["requests"]["total"] == 2
+    assert run(prepare(load_scenario(path)), folders[1] / "r")["requests"]["total"] == 1
+    assert run(prepare(load_scenario(None, trace="csv:t.csv")), folders[1] / "again")["requests"]["total"] == 2

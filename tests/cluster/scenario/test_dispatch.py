@@ -16,6 +16,7 @@ from pimserve.cluster.distributed.devices.flows import COMBINE, DISPATCH
 from pimserve.cluster.scenario.dispatch import Transport, copies, hit_probability, routes
 from pimserve.cluster.scenario.document import Scenario
 from pimserve.cluster.scenario.pools import place_pool, routing_of
+from pimserve.cluster.scenario.prepared import prepare
 from pimserve.device_models.operators import AllToAll, Parallelism, Traffic
 from pimserve.errors import InputError
 
@@ -167,8 +168,8 @@ def test_the_device_actors_send_what_the_links_cost():
     """Device by device and link by link, over two nodes, for experts whole and sliced."""
     for kind, tensor in (("ep", 1), ("ep", 4), ("tp", 8), ("tp", 2)):
         cluster = {"device": "h200", "nodes": 2, "devices_per_node": 8, "tensor_parallel": tensor, "experts": kind}
-        pool = compile_pool(Scenario.model_validate({"model": "deepseek-v3", "cluster": cluster}), "")
-        tokens = 4096 * pool.replica.plan.data_parallel
+        pool = compile_pool(prepare(Scenario.model_validate({"model": "deepseek-v3", "cluster": cluster})), "")
+        tokens = 4096 * pool.placed.plan.data_parallel
         found = pool.traffic.of_steps(np.array([tokens]), np.array([0]), np.array([1]))[:, 1]
         cells = pool.traffic.cells
         routed = (cells.kind == DISPATCH) | (cells.kind == COMBINE)
@@ -176,7 +177,7 @@ def test_the_device_actors_send_what_the_links_cost():
         for link, mine in (("intra_node", routed & near), ("inter_node", routed & ~near)):
             costed = [
                 each.bytes_per_row
-                for each in pool.replica.traffic
+                for each in pool.placed.replica.traffic
                 if (each.operator, each.link) == ("dispatch and combine", link)
             ]
             assert found[mine].sum() == pytest.approx(sum(costed) * tokens, rel=1e-6)

@@ -18,7 +18,8 @@ EXAMPLES = sorted((Path(__file__).parents[3] / "examples").glob("*.yaml"))
 
 def test_without_a_file_mixtral_runs_on_duplex() -> None:
     scenario = load_scenario(None)
-    model, replica, _ = prepare(scenario)
+    prepared = prepare(scenario)
+    model, replica = prepared.model, prepared.pools[0].replica
     assert (model.name, scenario.cluster.device, replica.plan.devices) == ("mixtral-8x7b", "duplex", 4)
     assert scenario.workload.preset == "azure-conv-2023"
 
@@ -68,7 +69,10 @@ def test_an_override_below_a_preset_changes_only_that() -> None:
     assert device.spec.pim.model_dump(exclude={"dram_efficiency"}) == default.spec.pim.model_dump(
         exclude={"dram_efficiency"}
     )
-    assert prepare(scenario)[1].weight_bytes_per_device < prepare(load_scenario(None))[1].weight_bytes_per_device
+    assert (
+        prepare(scenario).pools[0].replica.weight_bytes_per_device
+        < prepare(load_scenario(None)).pools[0].replica.weight_bytes_per_device
+    )
 
 
 @pytest.mark.parametrize("name", model_names())
@@ -105,7 +109,7 @@ def test_the_resolved_scenario_is_the_scenario(name: str, tmp_path: Path) -> Non
     file.write_text(yaml.safe_dump(scenario.resolved()))
     again = load_scenario(file)
     assert again.resolved() == scenario.resolved()
-    assert prepare(again)[1].plan.digest() == prepare(scenario)[1].plan.digest()
+    assert prepare(again).pools[0].plan.digest() == prepare(scenario).pools[0].plan.digest()
     assert again.slo == scenario.slo
     assert again.workload == scenario.workload
     # It depends on no catalogue.
@@ -127,14 +131,17 @@ def test_a_trace_takes_the_place_of_arrivals_and_lengths(tmp_path: Path) -> None
 
 def test_routing_is_made_for_the_models_experts() -> None:
     weights = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
-    _, _, routing = prepare(load_scenario(None, [f"routing={{popularity: given, weights: {weights}, mode: exact}}"]))
+    routing = prepare(load_scenario(None, [f"routing={{popularity: given, weights: {weights}, mode: exact}}"])).routing
     assert (routing.popularity, routing.weights, routing.mode) == ("given", (tuple(weights),), "exact")
-    _, _, routing = prepare(load_scenario(None, ["routing={popularity: zipf, zipf_exponent: 0.5}"]))
+    routing = prepare(load_scenario(None, ["routing={popularity: zipf, zipf_exponent: 0.5}"])).routing
     assert routing.zipf_exponent == 0.5
 
 
 def test_costs_without_the_product_with_the_vocabulary() -> None:
-    full, without = prepare(load_scenario(None))[1].plan, prepare(load_scenario(None, ["costs.lm_head=false"]))[1].plan
+    full, without = (
+        prepare(load_scenario(None)).pools[0].plan,
+        prepare(load_scenario(None, ["costs.lm_head=false"])).pools[0].plan,
+    )
     assert full.rows_fs(0, 8) > 0 == without.rows_fs(0, 8)
 
 
@@ -169,9 +176,9 @@ def test_what_differs_from_the_default_of_a_mapping_is_an_error_with_the_path() 
 @pytest.mark.parametrize("preset", ["h100", "duplex", "gb200"])
 def test_measured_costs_are_those_of_the_named_kernels(preset: str) -> None:
     sets = ["costs.setting=measured", f"cluster.device={preset}"]
-    _, ideal, _ = prepare(load_scenario(None, sets[1:]))
-    _, vllm, _ = prepare(load_scenario(None, sets))
-    _, trtllm, _ = prepare(load_scenario(None, [*sets, "costs.backend=trtllm"]))
+    ideal = prepare(load_scenario(None, sets[1:])).pools[0].replica
+    vllm = prepare(load_scenario(None, sets)).pools[0].replica
+    trtllm = prepare(load_scenario(None, [*sets, "costs.backend=trtllm"])).pools[0].replica
     assert ideal.costs == {"setting": "ideal"}
     assert (vllm.costs["backend"], trtllm.costs["backend"]) == ("vllm", "trtllm")
     assert len({each.plan.digest() for each in (ideal, vllm, trtllm)}) == 3
@@ -183,8 +190,8 @@ def test_measured_costs_are_those_of_the_named_kernels(preset: str) -> None:
 
 def test_kernels_of_the_scenario_change_those_of_the_catalogue() -> None:
     sets = ["costs.setting=measured", "cluster.device=h100"]
-    _, plain, _ = prepare(load_scenario(None, sets))
-    _, changed, _ = prepare(load_scenario(None, [*sets, "costs.kernels.step.host_us=0"]))
+    plain = prepare(load_scenario(None, sets)).pools[0].replica
+    changed = prepare(load_scenario(None, [*sets, "costs.kernels.step.host_us=0"])).pools[0].replica
     assert changed.plan.digest() != plain.plan.digest()
     assert changed.costs["version"] == f"{plain.costs['version']} (changed)"
 
@@ -205,8 +212,8 @@ def test_settings_that_do_not_go_together(sets: list[str], message: str) -> None
 
 def test_links_between_nodes_are_said_to_be_ideal() -> None:
     sets = ["costs.setting=measured", "cluster.device=h100", "cluster.nodes=2", "model=llama-3.1-8b"]
-    _, two, _ = prepare(load_scenario(None, sets))
-    _, one, _ = prepare(load_scenario(None, [*sets, "cluster.nodes=1"]))
+    two = prepare(load_scenario(None, sets)).pools[0].replica
+    one = prepare(load_scenario(None, [*sets, "cluster.nodes=1"])).pools[0].replica
     assert any("between nodes" in warning for warning in two.warnings)
     assert not any("between nodes" in warning for warning in one.warnings)
 
@@ -220,8 +227,11 @@ def test_popularity_may_be_given_for_each_layer(tmp_path: Path) -> None:
 
     def digest(name: str, weights: str) -> str:
         scenario = load_scenario(None, [*settings, f"routing={{popularity: given, weights: {weights}}}"])
-        found = run(scenario, tmp_path / name)["digest"]
-        assert run(load_scenario(tmp_path / name / "scenario.yaml"), tmp_path / f"{name}-again")["digest"] == found
+        found = run(prepare(scenario), tmp_path / name)["digest"]
+        assert (
+            run(prepare(load_scenario(tmp_path / name / "scenario.yaml")), tmp_path / f"{name}-again")["digest"]
+            == found
+        )
         return str(found)
 
     alike = "[0, 0, 3, 1, 1, 1, 1, 1]"

@@ -6,6 +6,7 @@ import pytest
 
 from pimserve.cluster.run.run import serve
 from pimserve.cluster.scenario.document import Scenario
+from pimserve.cluster.scenario.prepared import prepare
 from pimserve.scheduler.simulation import Served
 
 
@@ -18,7 +19,7 @@ def served(flop_per_byte: float, decision: str | None = None) -> tuple[dict[str,
         "workload": {"mode": "closed", "concurrency": 128, "num_requests": 300, "lengths": lengths},
         **({} if decision is None else {"costs": {"expert_decision": decision}}),
     }
-    return serve(Scenario.model_validate(scenario))
+    return serve(prepare(Scenario.model_validate(scenario)))
 
 
 def run(flop_per_byte: float, decision: str | None = None) -> dict[str, Any]:

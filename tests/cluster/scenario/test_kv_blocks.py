@@ -9,6 +9,7 @@ import pytest
 from pimserve.cluster.run.run import serve
 from pimserve.cluster.scenario.document import Scenario
 from pimserve.cluster.scenario.pools import PlacedPool, place_pool, routing_of
+from pimserve.cluster.scenario.prepared import prepare
 from pimserve.errors import InputError
 
 MIXTRAL = {"cluster": {"device": "h100"}}
@@ -35,7 +36,7 @@ def card(**scheduler: Any) -> dict[str, Any]:
 
 
 def test_blocks_are_those_that_are_asked_for() -> None:
-    summary, _ = serve(Scenario.model_validate({**card(kv_blocks=2588), "workload": SMALL}))
+    summary, _ = serve(prepare(Scenario.model_validate({**card(kv_blocks=2588), "workload": SMALL})))
     assert summary["kv"]["capacity_tokens"] == 41_408
 
 
@@ -83,9 +84,11 @@ def test_reserve_is_in_gigabytes_of_each_device() -> None:
 
 
 def test_a_summary_says_what_is_reserved() -> None:
-    summary, _ = serve(Scenario.model_validate({**card(), "costs": {"setting": "measured"}, "workload": SMALL}))
+    summary, _ = serve(
+        prepare(Scenario.model_validate({**card(), "costs": {"setting": "measured"}, "workload": SMALL}))
+    )
     assert summary["reserved_gb_per_device"] == pytest.approx(1.64, abs=0.02)
-    ideal, _ = serve(Scenario.model_validate({**card(), "workload": SMALL}))
+    ideal, _ = serve(prepare(Scenario.model_validate({**card(), "workload": SMALL})))
     assert ideal["reserved_gb_per_device"] == 0
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from pimserve.cluster.run.run import serve
 from pimserve.cluster.scenario.document import load_scenario
+from pimserve.cluster.scenario.prepared import prepare
 from pimserve.device_models.catalogue import device_names
 from pimserve.device_models.registry import load_device
 from pimserve.errors import InputError
@@ -21,7 +22,7 @@ OWN = (
 
 
 def summary_of(*overrides: str, base: Sequence[str] = ONE) -> dict[str, Any]:
-    return serve(load_scenario(None, [*base, *overrides]))[0]
+    return serve(prepare(load_scenario(None, [*base, *overrides])))[0]
 
 
 def passive_w(device: str) -> float:

@@ -10,6 +10,7 @@ import pytest
 
 from pimserve.cluster.run.run import run, serve
 from pimserve.cluster.scenario.document import load_scenario
+from pimserve.cluster.scenario.prepared import prepare
 from pimserve.device_models import registry
 from pimserve.device_models.device import Demand, DeviceSpec, Fitted, OperatorDevice, Precision
 from pimserve.device_models.operators import Operator, Parallelism
@@ -51,7 +52,7 @@ def registered(monkeypatch: pytest.MonkeyPatch, target: str) -> None:
 def test_a_registered_kind_serves_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(EntryPoint, "load", lambda _: Abacus)
     registered(monkeypatch, "anywhere:Abacus")
-    summary = run(load_scenario(None, [*OVERRIDES, DEVICE]), tmp_path / "r")
+    summary = run(prepare(load_scenario(None, [*OVERRIDES, DEVICE])), tmp_path / "r")
     assert summary["device"].startswith("my-abacus")
     assert summary["latency_s"]["tpot"]["p50"] == pytest.approx(0.5)
     assert summary["unit_busy_share"]["beads"] > 0
@@ -59,7 +60,7 @@ def test_a_registered_kind_serves_requests(tmp_path: Path, monkeypatch: pytest.M
     assert (energy["passive_joules"], energy["passive_power"]) == (None, "not_known")
     assert "passive power of my-abacus is not known: the energy is without it" in summary["warnings"]
     assert summary["precision"] == {"weights": "bf16", "routed_weights": None, "kv_cache": "bf16"}
-    again = run(load_scenario(tmp_path / "r" / "scenario.yaml"), tmp_path / "again")
+    again = run(prepare(load_scenario(tmp_path / "r" / "scenario.yaml")), tmp_path / "again")
     assert again["digest"] == summary["digest"]
 
 
@@ -72,12 +73,12 @@ def test_its_passive_power_and_precision_are_what_it_says(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(EntryPoint, "load", lambda _: Counted)
     registered(monkeypatch, "anywhere:Counted")
-    summary = serve(load_scenario(None, [*OVERRIDES, DEVICE]))[0]
+    summary = serve(prepare(load_scenario(None, [*OVERRIDES, DEVICE])))[0]
     assert summary["energy"]["passive_joules"] == pytest.approx(3 * summary["end_s"])
     assert summary["precision"] == {"weights": "6-bit", "routed_weights": None, "kv_cache": "fp8"}
     assert not any("passive power" in warning for warning in summary["warnings"])
     # It need not heed the demand: what is left out is left out of its plan.
-    without = serve(load_scenario(None, [*OVERRIDES, DEVICE, "costs.passive_power=false"]))[0]
+    without = serve(prepare(load_scenario(None, [*OVERRIDES, DEVICE, "costs.passive_power=false"])))[0]
     assert (without["energy"]["passive_joules"], without["energy"]["passive_power"]) == (None, "left_out")
 
 

@@ -14,8 +14,7 @@ from pimserve.cluster.run.export import export_table
 from pimserve.cluster.run.results import load_table
 from pimserve.cluster.run.run import run, serve
 from pimserve.cluster.scenario.document import Scenario, load_scenario
-from pimserve.cluster.scenario.pools import link_of
-from pimserve.cluster.scenario.prepared import prepare_pools
+from pimserve.cluster.scenario.prepared import prepare
 from pimserve.device_models.plan import FS_PER_S
 from pimserve.errors import InputError
 
@@ -69,18 +68,20 @@ def test_pools_hear_of_each_other_ten_times_a_second() -> None:
 )
 def test_what_does_not_go_together_is_refused_where_it_stands(overrides: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        serve(scenario(*overrides))
+        serve(prepare(scenario(*overrides)))
 
 
 def test_a_token_has_the_kv_cache_of_its_model() -> None:
     asked = scenario("cluster.pools.handover.gb_per_s=25", "cluster.pools.handover.latency_us=3")
-    model, pools, _ = prepare_pools(asked)
-    link = link_of(asked, model, pools)
+    prepared = prepare(asked)
+    model, link = prepared.model, prepared.link
+    assert link is not None
     assert link.bytes_per_token == 32 * 2 * 8 * 128 * 2  # layers x (key, value) x heads x width x 16 bit
     assert (link.bytes_per_s, link.latency_fs, link.window_bytes_per_token) == (25 * 10**9, 3 * 10**9, 0)
     windowed = scenario("model=gpt-oss-120b")
-    model, pools, _ = prepare_pools(windowed)
-    link = link_of(windowed, model, pools)
+    prepared = prepare(windowed)
+    model, link = prepared.model, prepared.link
+    assert link is not None
     assert model.windowed_layers > 0
     assert link.size(10) == pytest.approx(10 * model.kv_bytes_per_token_layer * model.layers)
     assert link.size(10_000) == pytest.approx(10_000 * model.kv_bytes_per_token + model.kv_window_bytes_per_request)
@@ -89,7 +90,7 @@ def test_a_token_has_the_kv_cache_of_its_model() -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("pools") / "run"
-    run(scenario("cluster.pools.prefill.replicas=2"), place)
+    run(prepare(scenario("cluster.pools.prefill.replicas=2")), place)
     return place
 
 
@@ -126,8 +127,8 @@ def test_a_request_alone_decodes_as_on_the_decode_pools_plan() -> None:
         "workload.num_requests=1",
         "workload.lengths={input: {kind: fixed, tokens: 700}, output: {kind: fixed, tokens: 50}}",
     ]
-    pooled, served = serve(scenario(*one, "workload.arrival={process: poisson, rate_per_s: 1}"))
-    _, (_, decode), _ = prepare_pools(scenario())
+    pooled, served = serve(prepare(scenario(*one, "workload.arrival={process: poisson, rate_per_s: 1}")))
+    _, decode = prepare(scenario()).pools
     plan = decode.replica.plan
     assert plan.experts is not None
     fixed = [plan.rows_fs(1, 1, 1, 0) + plan.decode_fs(1, 700 + token) for token in range(1, 50)]
@@ -141,7 +142,7 @@ def test_a_request_alone_decodes_as_on_the_decode_pools_plan() -> None:
 
 
 def test_the_resolved_scenario_runs_the_same(folder: Path) -> None:
-    again, _ = serve(load_scenario(folder / "scenario.yaml"))
+    again, _ = serve(prepare(load_scenario(folder / "scenario.yaml")))
     assert again["digest"] == summary_of(folder)["digest"]
     assert again["scenario_digest"] == summary_of(folder)["scenario_digest"]
 
@@ -184,7 +185,7 @@ def test_the_report_tells_pools_apart(folder: Path) -> None:
 
 
 def test_runs_with_and_without_pools_compare(folder: Path, tmp_path: Path) -> None:
-    run(load_scenario(None, SMALL), tmp_path / "alone")
+    run(prepare(load_scenario(None, SMALL)), tmp_path / "alone")
     found = compare([tmp_path / "alone", folder])
     quantities = {quantity.path: quantity for quantity in found.quantities}
     assert quantities["pools.handover.transfer_s.mean"].values[0] is None
@@ -194,13 +195,15 @@ def test_runs_with_and_without_pools_compare(folder: Path, tmp_path: Path) -> No
 
 def test_pools_of_two_kinds_have_passive_power_and_precision_of_their_own() -> None:
     found, _ = serve(
-        scenario(
-            "model.preset=mixtral-8x7b",
-            "model.kv_dtype=fp8",
-            "cluster.pools.decode.device=aimc-realistic",
-            "cluster.pools.decode.experts=ep",
-            "cluster.pools.decode.devices_per_node=8",
-            "workload.num_requests=3",
+        prepare(
+            scenario(
+                "model.preset=mixtral-8x7b",
+                "model.kv_dtype=fp8",
+                "cluster.pools.decode.device=aimc-realistic",
+                "cluster.pools.decode.experts=ep",
+                "cluster.pools.decode.devices_per_node=8",
+                "workload.num_requests=3",
+            )
         )
     )
     pools, energy = [found["pools"][name] for name in ("prefill", "decode")], found["energy"]

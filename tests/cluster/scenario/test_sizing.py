@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pimserve.cluster.run.run import run
 from pimserve.cluster.scenario.document import load_scenario
-from pimserve.cluster.scenario.prepared import prepare_pools
+from pimserve.cluster.scenario.prepared import prepare
 from pimserve.errors import InputError
 from tests.cluster.scenario.test_plugin_device import Abacus, registered
 
@@ -44,7 +44,8 @@ def holds(*changes: str) -> bool:
     """Whether the model divides and fits, with room for a request of the longest length."""
     scenario = load_scenario(None, list(changes))
     try:
-        model, pools, _ = prepare_pools(scenario)
+        prepared = prepare(scenario)
+        model, pools = prepared.model, prepared.pools
     except InputError:
         return False
     (pool,) = pools
@@ -85,7 +86,7 @@ def test_it_respects_what_is_given_of_the_split() -> None:
 
 def test_experts_are_shared_as_suits_the_device_unless_the_scenario_says() -> None:
     def experts(*changes: str) -> object:
-        (pool,) = prepare_pools(load_scenario(None, [AUTO, *changes]))[1]
+        (pool,) = prepare(load_scenario(None, [AUTO, *changes])).pools
         return pool.replica.parallelism.get("experts", pool.replica.parallelism.get("spread"))
 
     assert experts("cluster.device=h100") == "ep"
@@ -96,11 +97,11 @@ def test_experts_are_shared_as_suits_the_device_unless_the_scenario_says() -> No
 
 def test_the_results_hold_the_number(tmp_path: Path) -> None:
     scenario = load_scenario(None, [AUTO, "cluster.device=aimc-realistic", "workload.num_requests=5"])
-    summary = run(scenario, tmp_path / "r")
+    summary = run(prepare(scenario), tmp_path / "r")
     assert summary["devices"] == 6
     written = yaml.safe_load((tmp_path / "r" / "scenario.yaml").read_text(encoding="utf-8"))
     assert written["cluster"]["devices_per_node"] == 6
-    again = run(load_scenario(tmp_path / "r" / "scenario.yaml"), tmp_path / "again")
+    again = run(prepare(load_scenario(tmp_path / "r" / "scenario.yaml")), tmp_path / "again")
     assert (again["digest"], again["scenario_digest"]) == (summary["digest"], summary["scenario_digest"])
 
 
@@ -154,7 +155,7 @@ def test_chips_that_cannot_hold_layers_spread_experts(model: str) -> None:
     changes = ["cluster.device=aimc-realistic", f"model={model}"]
     found = number(*changes)
     assert found == number(*changes, "cluster.device.spread=experts")
-    (pool,) = prepare_pools(load_scenario(None, [*changes, f"cluster.devices_per_node={found}"]))[1]
+    (pool,) = prepare(load_scenario(None, [*changes, f"cluster.devices_per_node={found}"])).pools
     assert pool.replica.parallelism["spread"] == pool.replica.facts["spread"] == "experts"
     with pytest.raises(InputError, match=r"\(cluster\.device\.spread=experts\)"):
         number(*changes, "cluster.device.spread=layers")

@@ -33,7 +33,7 @@ def until(condition):
 
 def prepared(data, *overrides, speed=0.0):
     """The folder of a run that nobody has begun."""
-    scenario, _ = read_scenario("name: live", overrides, "", None)
+    scenario = read_scenario("name: live", overrides, "", None).scenario
     return data.create("abcd", as_yaml(scenario), {"speed": speed})
 
 

@@ -10,6 +10,7 @@ import pytest
 from pimserve.cluster.base.processes import LOCKED, TO_BE_CONTINUED
 from pimserve.cluster.run.run import run, serve
 from pimserve.cluster.scenario.document import load_scenario
+from pimserve.cluster.scenario.prepared import prepare
 from pimserve.cluster.service.folders import DataFolder, read_json
 from pimserve.cluster.service.worker import work
 from pimserve.errors import InputError
@@ -54,7 +55,7 @@ def test_watching_and_asking_change_no_bit_of_the_results(worker):
         assert news.progress.simulated_s == news.replicas.simulated_s == news.latencies.simulated_s
     outcome = each.outcome()
     assert (outcome["state"], each.code) == ("finished", 0)
-    summary, _ = serve(load_scenario(each.folder.scenario))
+    summary, _ = serve(prepare(load_scenario(each.folder.scenario)))
     theirs = json.loads((each.folder.results / "summary.json").read_text())
     assert theirs["digest"] == summary["digest"]
     assert outcome["progress"]["finished"] == 60
@@ -212,7 +213,7 @@ def test_a_run_that_fails_says_why(tmp_path, error, message):
 
 def test_results_that_are_there_are_not_computed_again(tmp_path):
     folder = prepared(DataFolder(tmp_path), *SMALL)
-    run(load_scenario(folder.scenario), folder.results)
+    run(prepare(load_scenario(folder.scenario)), folder.results)
     assert in_a_thread(folder, None) == 0
     outcome = read_json(folder.outcome)
     assert (outcome["state"], outcome["progress"]["finished"]) == ("finished", 60)

@@ -3,8 +3,8 @@
 import pytest
 import yaml
 
-from pimserve.cluster.run.run import scenario_digest
 from pimserve.cluster.scenario.document import load_scenario
+from pimserve.cluster.scenario.prepared import scenario_digest
 from pimserve.cluster.service.received_scenario import as_yaml, read_scenario
 from pimserve.errors import InputError
 
@@ -31,14 +31,17 @@ def test_a_scenario_is_what_it_is_on_the_command_line(tmp_path):
     text = "name: mine\nworkload: {num_requests: 7}\n"
     file = tmp_path / "s.yaml"
     file.write_text(text)
-    scenario, replica = read_scenario(text, ["cluster.replicas=2"], "", None)
+    prepared = read_scenario(text, ["cluster.replicas=2"], "", None)
+    scenario, replica = prepared.scenario, prepared.pools[0].replica
     assert scenario == load_scenario(file, ["cluster.replicas=2"])
     assert replica.kv_capacity_tokens > 0
-    assert read_scenario("", [], "", None)[0] == load_scenario(None)
+    assert read_scenario("", [], "", None).scenario == load_scenario(None)
 
 
 def test_what_is_stored_runs_the_same(tmp_path):
-    scenario, _ = read_scenario("cluster: {device: h100}\nslo: {preset: mlperf/mixtral-8x7b/server}\n", [], "", None)
+    scenario = read_scenario(
+        "cluster: {device: h100}\nslo: {preset: mlperf/mixtral-8x7b/server}\n", [], "", None
+    ).scenario
     file = tmp_path / "s.yaml"
     file.write_text(as_yaml(scenario))
     assert scenario_digest(load_scenario(file)) == scenario_digest(scenario)
@@ -54,10 +57,10 @@ def test_mistakes_name_their_place_and_not_the_servers_files():
 
 def test_traces_lie_below_the_folder_for_traces(traces, tmp_path):
     for path in ("small.csv", str(traces / "small.csv")):
-        scenario, _ = read_scenario("", [], f"csv:{path}", traces)
+        scenario = read_scenario("", [], f"csv:{path}", traces).scenario
         assert scenario.workload.trace.path == str(traces / "small.csv")
     text = yaml.dump({"workload": {"trace": {"format": "csv", "path": "small.csv"}}})
-    assert read_scenario(text, [], "", traces)[0].workload.trace.path == str(traces / "small.csv")
+    assert read_scenario(text, [], "", traces).scenario.workload.trace.path == str(traces / "small.csv")
     assert refused(text) == "workload.trace.path: this server reads no traces: it was started without --traces"
 
 
@@ -92,4 +95,4 @@ def test_bombs_are_refused_before_they_are_built(text):
 
 def test_anchors_are_allowed():
     text = "workload: &w {num_requests: 5}\nrun: {seed: 3}\n"
-    assert read_scenario(text, [], "", None)[0].run.seed == 3
+    assert read_scenario(text, [], "", None).scenario.run.seed == 3

@@ -17,6 +17,7 @@ from pimserve.cluster.metrics.endpoint import EndpointOptions
 from pimserve.cluster.run.results import load_summary
 from pimserve.cluster.run.run import serve
 from pimserve.cluster.scenario.document import load_scenario
+from pimserve.cluster.scenario.prepared import prepare
 from pimserve.cluster.service.folders import read_json
 from pimserve.cluster.service.server import ServerOptions, serving
 from pimserve.cluster.service.supervisor import Limits
@@ -56,7 +57,7 @@ def test_a_run_from_launch_to_results(client, tmp_path):
     sizes = client.results(launched.id, out)
     assert sizes == {path.name: path.stat().st_size for path in out.iterdir()}
     assert set(sizes) == {"requests.npy", "scenario.yaml", "steps.npy", "summary.json"}
-    summary, _ = serve(load_scenario(None, ["name=mine", *SMALL]))
+    summary, _ = serve(prepare(load_scenario(None, ["name=mine", *SMALL])))
     assert load_summary(out)["digest"] == summary["digest"]
     assert len(np.load(out / "requests.npy")) == seen[-1].progress.finished == 50
     assert client.results(launched.id, tmp_path / "one", ["summary.json"]) == {"summary.json": sizes["summary.json"]}
@@ -158,7 +159,7 @@ def test_a_run_that_was_killed_goes_on_and_gives_the_same(tmp_path):
         until(lambda: not refused_or_none(client.resume, run.id))
         assert ended(client, run.id).state == "finished"
         client.results(run.id, tmp_path / "out", ["summary.json"])
-    summary, _ = serve(load_scenario(None, settings))
+    summary, _ = serve(prepare(load_scenario(None, settings)))
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["digest"] == summary["digest"]
 
 

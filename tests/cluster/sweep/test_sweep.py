@@ -25,6 +25,7 @@ from pimserve.cluster.cli.sweep_command import add_commands
 from pimserve.cluster.cli.sweep_table import sweep_report
 from pimserve.cluster.run.run import run
 from pimserve.cluster.scenario.document import load_scenario
+from pimserve.cluster.scenario.prepared import prepare
 from pimserve.cluster.sweep import key_figures
 from pimserve.cluster.sweep.grid import MAX_RUNS, labels, load_grid
 from pimserve.cluster.sweep.sweep import sweep
@@ -163,7 +164,7 @@ def test_results_are_those_of_single_runs(tmp_path, jobs):
         settings = [f"{path}={value}" for path, value in point["settings"].items()]
         for each in point["runs"]:
             alone = tmp_path / "alone" / Path(each["folder"]).relative_to(tmp_path)
-            run(load_scenario(None, [*SMALL, *settings, f"run.seed={each['seed']}"]), alone)
+            run(prepare(load_scenario(None, [*SMALL, *settings, f"run.seed={each['seed']}"])), alone)
             for name in ("requests.npy", "steps.npy", "scenario.yaml"):
                 assert (alone / name).read_bytes() == (Path(each["folder"]) / name).read_bytes()
             ours, theirs = (
@@ -450,7 +451,7 @@ def test_ray_gives_the_same_results(tmp_path):
     assert statuses(document) == ["failed", "done", "done"]
     assert "leaves nothing to measure" in entries(document)[0]["error"]
     folder = tmp_path / "out" / "warmup_s=0.1" / "seed-0"
-    run(load_scenario(None, [*CLOSED, "run.warmup_s=0.1"]), tmp_path / "alone")
+    run(prepare(load_scenario(None, [*CLOSED, "run.warmup_s=0.1"])), tmp_path / "alone")
     for name in ("requests.npy", "steps.npy", "scenario.yaml"):
         assert (folder / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
     summary = json.loads((folder / "summary.json").read_text())

@@ -10,6 +10,7 @@ import pytest
 
 from pimserve.cluster.run.run import serve
 from pimserve.cluster.scenario.document import load_scenario
+from pimserve.cluster.scenario.prepared import prepare
 from pimserve.device_models.aimc.device import Aimc
 from pimserve.device_models.aimc.mapping import map_network
 from pimserve.device_models.aimc.network import Network, network_of
@@ -115,7 +116,7 @@ def test_mvms_of_a_mixtral_token_by_hand() -> None:
 def test_energy_is_not_below_passive_power_and_mvms(preset: str) -> None:
     spec = aimc(preset).spec
     overrides = [f"cluster.device={preset}", "cluster.devices_per_node=6", "workload.num_requests=15"]
-    summary = serve(load_scenario(None, overrides))[0]
+    summary = serve(prepare(load_scenario(None, overrides)))[0]
     assert summary["requests"]["finished"] == 15
     energy = summary["energy"]
     passive = 6 * spec.passive_w * summary["end_s"]
@@ -131,7 +132,7 @@ def test_energy_is_not_below_passive_power_and_mvms(preset: str) -> None:
 
 def test_a_run_says_what_it_hangs_on() -> None:
     overrides = ["cluster.device=aimc-realistic", "cluster.devices_per_node=6", "workload.num_requests=15"]
-    summary, _ = serve(load_scenario(None, overrides))
+    summary, _ = serve(prepare(load_scenario(None, overrides)))
     assert summary["device_facts"]["preset"] == "aimc-realistic"
     assert summary["device_facts"]["noise"]["affects"] == "neither time nor energy"
     assert summary["silicon_mm2"] == pytest.approx(4305, abs=1)
@@ -141,7 +142,7 @@ def test_a_run_says_what_it_hangs_on() -> None:
     assert "passive power is assumed: 7 mW per tile" in said
     assert summary["energy"]["passive_power"] == "counted"
     few = "cluster.device={preset: aimc-realistic, tiers: 8, tiles: 4096, mapping: {strategy: greedy_in_order}}"
-    assert "tiers per tile" not in " ".join(serve(load_scenario(None, [*overrides, few]))[0]["warnings"])
+    assert "tiers per tile" not in " ".join(serve(prepare(load_scenario(None, [*overrides, few])))[0]["warnings"])
 
 
 def test_what_it_holds_is_not_what_the_model_says() -> None:
@@ -239,7 +240,7 @@ def test_gating_of_idle_chips_saves_passive_energy_at_batch_1() -> None:
 def test_gating_lowers_the_energy_of_a_run() -> None:
     def joules(gating: float) -> float:
         overrides = ["cluster.device=aimc-realistic", "cluster.devices_per_node=6", "workload.num_requests=15"]
-        summary = serve(load_scenario(None, [*overrides, f"cluster.device.power.idle_gating={gating}"]))[0]
+        summary = serve(prepare(load_scenario(None, [*overrides, f"cluster.device.power.idle_gating={gating}"])))[0]
         return float(summary["energy"]["passive_joules"])
 
     whole, gated, off = (joules(gating) for gating in (1, 0.25, 0))
@@ -344,7 +345,7 @@ def test_prompts_do_not_pay_for_what_decoding_does() -> None:
     changes += ["cluster.device={preset: aimc-realistic, dram: {first_access_ns: 10000}}"]
     changes += ["workload.lengths.input={kind: fixed, tokens: 200}", "workload.lengths.output={kind: fixed, tokens: 1}"]
     changes += ["workload.arrival={process: poisson, rate_per_s: 1000}"]
-    summary, _ = serve(load_scenario(None, changes))
+    summary, _ = serve(prepare(load_scenario(None, changes)))
     assert all(share <= 1 for share in summary["unit_busy_share"].values())
     assert summary["unit_busy_share"]["dram"] < 0.1
 
@@ -353,7 +354,7 @@ def test_the_busiest_chip_is_told_from_the_mean() -> None:
     # 61 layers on 96 chips: tokens are on one chip after the other, so that each unit rests nearly all of the time.
     changes = ["model=deepseek-v3", "cluster.devices_per_node=96", "workload.num_requests=60", "output.steps=false"]
     changes += ["cluster.device={preset: aimc-realistic, spread: experts}"]
-    summary, _ = serve(load_scenario(None, changes))
+    summary, _ = serve(prepare(load_scenario(None, changes)))
     mean, most = summary["unit_busy_share"], summary["unit_busy_share_of_busiest_device"]
     assert summary["busy_share"] > 0.9
     assert mean.keys() == most.keys()
@@ -369,7 +370,7 @@ def test_the_busiest_chip_is_told_from_the_mean() -> None:
     assert most["dram"] / mean["dram"] == pytest.approx(96 * max(layers.values()) / 61, rel=1e-4)
     # One chip does not differ from the mean.
     changes = ["model=gpt2-medium", "cluster.devices_per_node=1", "workload.num_requests=20", "output.steps=false"]
-    alone, _ = serve(load_scenario(None, [*changes, "cluster.device=aimc-realistic"]))
+    alone, _ = serve(prepare(load_scenario(None, [*changes, "cluster.device=aimc-realistic"])))
     assert alone["unit_busy_share_of_busiest_device"] == pytest.approx(alone["unit_busy_share"], rel=1e-6)
 
 

@@ -85,19 +85,18 @@ def run(name: str, requests: int = 60) -> Run:
     }
     workload = {"num_requests": requests, "arrival": {"process": "poisson", "rate_per_s": 20}, "lengths": lengths}
     scenario = Scenario.model_validate({**SCENARIOS[name], "workload": workload})
-    _, replica, routing = prepare(scenario)
+    prepared = prepare(scenario)
+    (pool,) = prepared.pools
     blocks: list[tuple[int, IntArray, IntArray]] = []
     served = simulate(
-        replica.plan,
+        prepared.pools,
         generate(scenario.workload, 0),
         scenario.scheduler,
-        kv_capacity_tokens=replica.kv_capacity_tokens,
         max_model_len=8192,
-        replicas=scenario.cluster.replicas,
-        routing=routing,
+        routing=prepared.routing,
         write_rows=lambda number, rows, first: blocks.append((number, rows, first)),
     )
-    return Run(scenario, replica.plan.digest(), replica.plan.devices, served.logs, blocks)
+    return Run(scenario, pool.plan.digest(), pool.plan.devices, served.logs, blocks)
 
 
 def placed(served: Run, names: list[str]) -> dict[str, list[tuple[int, int]]]:

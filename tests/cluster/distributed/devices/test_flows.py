@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pimserve.cluster.distributed.devices.compile import Pool, compile_pool
+from pimserve.cluster.distributed.devices.compile import DevicePool, compile_pool
 from pimserve.cluster.distributed.devices.flows import ACTIVATIONS, ALL_GATHER, ALL_REDUCE, COMBINE, DISPATCH, apportion
 from pimserve.cluster.scenario.document import Scenario
+from pimserve.cluster.scenario.prepared import prepare
 from pimserve.device_models.operators import AllGather, AllReduce, Operator, operators_of
 from pimserve.errors import InputError
 from tests.cluster.distributed.devices.served import SCENARIOS
@@ -17,8 +18,8 @@ from tests.cluster.distributed.devices.served import SCENARIOS
 MANY = 2**16  # tokens of a step, by which all data-parallel groups and devices divide
 
 
-def pool_of(name: str) -> Pool:
-    return compile_pool(Scenario.model_validate(SCENARIOS[name]), "")
+def pool_of(name: str) -> DevicePool:
+    return compile_pool(prepare(Scenario.model_validate(SCENARIOS[name])), "")
 
 
 def operators(name: str) -> list[Operator]:
@@ -26,29 +27,33 @@ def operators(name: str) -> list[Operator]:
     return operators_of(scenario.load_model(), scenario.cluster.split)
 
 
-def step(pool: Pool, tokens: int, outputs: int = 0, steps: int = 1) -> np.ndarray:
+def step(pool: DevicePool, tokens: int, outputs: int = 0, steps: int = 1) -> np.ndarray:
     return pool.traffic.of_steps(np.array([tokens]), np.array([outputs]), np.array([steps]))
 
 
-def sent(pool: Pool, found: np.ndarray, kind: int, column: int = 1) -> list[int]:
+def sent(pool: DevicePool, found: np.ndarray, kind: int, column: int = 1) -> list[int]:
     """Counts (0) or bytes (1) of a kind, by sending device."""
     cells = pool.traffic.cells
     mine = cells.kind == kind
-    return np.bincount(cells.sender[mine], found[mine, column], minlength=pool.devices).astype(int).tolist()
+    return (
+        np.bincount(cells.sender[mine], found[mine, column], minlength=pool.placed.devices_per_replica)
+        .astype(int)
+        .tolist()
+    )
 
 
 @pytest.mark.parametrize("name", ["dense", "tp", "ep", "skewed", "measured"])
 def test_bytes_of_collectives_are_those_that_the_links_cost(name: str) -> None:
     pool, ops = pool_of(name), operators(name)
-    data = pool.replica.plan.data_parallel
+    data = pool.placed.plan.data_parallel
     found = step(pool, MANY * data, MANY * data)  # every group has that many
     reduce = next((op for op in ops if isinstance(op, AllReduce)), None)
     assert reduce is not None
     ring = Fraction(2 * (reduce.group - 1), reduce.group) * reduce.times * int(reduce.bytes_per_token)
-    assert sent(pool, found, ALL_REDUCE) == [MANY * ring] * pool.devices
+    assert sent(pool, found, ALL_REDUCE) == [MANY * ring] * pool.placed.devices_per_replica
     gather = next(op for op in ops if isinstance(op, AllGather))
     ring = Fraction(gather.group - 1, gather.group) * int(gather.bytes_per_output)
-    assert sent(pool, found, ALL_GATHER) == [MANY * ring] * pool.devices
+    assert sent(pool, found, ALL_GATHER) == [MANY * ring] * pool.placed.devices_per_replica
 
 
 @pytest.mark.parametrize("way", ["forward", "direct", "per_pick"])
@@ -56,17 +61,17 @@ def test_bytes_of_collectives_are_those_that_the_links_cost(name: str) -> None:
 def test_dispatch_and_combine_take_the_bytes_that_the_links_cost(name: str, way: str) -> None:
     document = {**SCENARIOS[name], "cluster": {**SCENARIOS[name]["cluster"], "dispatch": way}}
     scenario = Scenario.model_validate(document)
-    pool = compile_pool(scenario, "")
-    data, per_node = pool.replica.plan.data_parallel, scenario.cluster.devices_per_node
+    pool = compile_pool(prepare(scenario), "")
+    data, per_node = pool.placed.plan.data_parallel, scenario.cluster.devices_per_node
     found = step(pool, MANY * data)
     cells = pool.traffic.cells
     for link, near in (("intra_node", True), ("inter_node", False)):
-        costed = [t for t in pool.replica.traffic if (t.operator, t.link) == ("dispatch and combine", link)]
+        costed = [t for t in pool.placed.replica.traffic if (t.operator, t.link) == ("dispatch and combine", link)]
         for kind in (DISPATCH, COMBINE):
             mine = (cells.kind == kind) & ((cells.sender // per_node == cells.receiver // per_node) == near)
-            each = np.bincount(cells.sender[mine], found[mine, 1], minlength=pool.devices)
-            wanted = sum(t.bytes_per_row for t in costed) * MANY * data / 2 / pool.devices
-            assert each == pytest.approx(np.full(pool.devices, wanted), rel=1e-6)
+            each = np.bincount(cells.sender[mine], found[mine, 1], minlength=pool.placed.devices_per_replica)
+            wanted = sum(t.bytes_per_row for t in costed) * MANY * data / 2 / pool.placed.devices_per_replica
+            assert each == pytest.approx(np.full(pool.placed.devices_per_replica, wanted), rel=1e-6)
 
 
 def test_pools_have_their_own_devices_and_numbers() -> None:
@@ -75,14 +80,15 @@ def test_pools_have_their_own_devices_and_numbers() -> None:
     scenario = Scenario.model_validate(
         {"model": "mixtral-8x7b", "cluster": {"pools": {"prefill": prefill, "decode": decode}}}
     )
-    first, second = compile_pool(scenario, "prefill"), compile_pool(scenario, "decode")
-    assert (first.numbers, second.numbers) == (range(2), range(2, 5))
-    assert (first.device, second.device) == ("h100", "duplex")
-    assert (first.devices, second.devices) == (4, 8)
+    prepared = prepare(scenario)
+    first, second = compile_pool(prepared, "prefill"), compile_pool(prepared, "decode")
+    assert (first.placed.numbers, second.placed.numbers) == (range(2), range(2, 5))
+    assert (first.placed.label, second.placed.label) == ("h100", "duplex")
+    assert (first.placed.devices_per_replica, second.placed.devices_per_replica) == (4, 8)
     assert not sum(sent(first, step(first, 100), DISPATCH))
     assert sum(sent(second, step(second, 100), DISPATCH))
     with pytest.raises(InputError, match="must be one of 'prefill', 'decode'"):
-        compile_pool(scenario, "")
+        compile_pool(prepared, "")
 
 
 def test_inside_one_group_picks_take_no_bytes() -> None:
@@ -121,7 +127,9 @@ def test_vectors_pass_through_the_chips() -> None:
     hidden = 4096
     cells = pool.traffic.cells
     found = step(pool, 10)
-    for chip in range(pool.devices - 1):  # layers are spread: at least the residual goes on to the next chip
+    for chip in range(
+        pool.placed.devices_per_replica - 1
+    ):  # layers are spread: at least the residual goes on to the next chip
         there = (cells.kind == ACTIVATIONS) & (cells.sender == chip) & (cells.receiver == chip + 1)
         count, size = found[there].sum(axis=0).tolist()
         assert count >= 10

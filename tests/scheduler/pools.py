@@ -1,0 +1,30 @@
+"""Runs on replicas that are given by what a replica costs and holds."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from pimserve.device_models.plan import CostPlan
+from pimserve.scheduler.fleet import DECODE, PREFILL, Pool
+from pimserve.scheduler.handover import Link
+from pimserve.scheduler.simulation import Served, simulate
+
+
+@dataclass(frozen=True)
+class Decode:
+    """Replicas that take requests over after their first token, and the way to them."""
+
+    plan: CostPlan
+    kv_capacity_tokens: int
+    replicas: int
+    link: Link
+
+
+def simulate_on(
+    plan: CostPlan, *, kv_capacity_tokens: int, replicas: int = 1, decode: Decode | None = None, **how: Any
+) -> Served:
+    """`simulate` on replicas of one kind, with those of `decode` behind them."""
+    pools = [Pool("" if decode is None else PREFILL, plan, kv_capacity_tokens, replicas)]
+    if decode is not None:
+        pools.append(Pool(DECODE, decode.plan, decode.kv_capacity_tokens, decode.replicas, first=replicas))
+        how["link"] = decode.link
+    return simulate(pools, **how)
