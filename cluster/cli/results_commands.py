@@ -10,7 +10,6 @@ import typer
 
 from pimserve.cluster.cli.options import AsJson
 from pimserve.cluster.cli.output import print_json, print_page
-from pimserve.errors import InputError
 
 
 def compare_command(
@@ -52,21 +51,13 @@ def export_command(
     ] = None,
 ) -> None:
     """Write a run's requests or steps as CSV."""
+    from pimserve.cluster.base.files import output_file  # noqa: PLC0415
     from pimserve.cluster.run.export import export_table  # noqa: PLC0415
-    from pimserve.cluster.run.results import naming  # noqa: PLC0415
 
     what: Literal["requests", "steps"] = "steps" if steps else "requests"
     if out is None:
         export_table(run, what, sys.stdout)
         return
-    try:
-        file = out.open("x", encoding="utf-8")
-    except FileExistsError:
-        raise InputError(str(out), "exists already; give another file with --out") from None
-    try:
-        with naming(out), file:
-            rows = export_table(run, what, file)
-    except BaseException:
-        out.unlink()
-        raise
+    with output_file(out, exists="exists already; give another file with --out") as file:
+        rows = export_table(run, what, file)
     typer.echo(f"{rows:,} {what} in {out}", err=True)

@@ -14,11 +14,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
-from pimserve.cluster.base.files import unwritable, whole_file
+from pimserve.cluster.base.files import output_file, unwritable, write_json
 from pimserve.cluster.metrics.openmetrics import END, header, samples
 from pimserve.cluster.metrics.replay import replay
 from pimserve.cluster.metrics.state import metrics_of, run_id_of
-from pimserve.cluster.run.checkpoint import write_atomically
 from pimserve.cluster.run.history import History
 from pimserve.errors import InputError, shortened
 
@@ -143,7 +142,7 @@ def write_file(parts: Iterable[Part], epoch_s: float, out: Path) -> dict[str, in
     Raises:
         InputError: it cannot be written, or a run's tables are not those that it wrote.
     """
-    with whole_file(out) as target:
+    with output_file(out) as target:
         return write(parts, epoch_s, target)
 
 
@@ -197,7 +196,7 @@ def _move(blocks: Path, into: Path, loaded: dict[str, object]) -> None:
     try:
         for block in found:
             block.rename(into / block.name)
-        write_atomically(into / _LOADED_FILE, (json.dumps(loaded, indent=2) + "\n").encode())
+        write_json(into / _LOADED_FILE, loaded)
     except BaseException:
         for block in found:
             shutil.rmtree(into / block.name, ignore_errors=True)

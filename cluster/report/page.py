@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from pimserve import __version__
-from pimserve.cluster.base.files import refuse_results, unwritable
+from pimserve.cluster.base.files import output_file, refuse_results, unwritable
 from pimserve.cluster.report.content import Page
 from pimserve.errors import InputError
 
@@ -44,26 +44,19 @@ def write(text: str, out: Path, *, force: bool) -> None:
     Raises:
         InputError: it exists already and is not to be replaced, or cannot be written.
     """
-    refuse_existing(out, force=force)
-    partial = out.with_name(f".report.partial-{os.getpid()}")
     new_parents = [folder for folder in out.parents if not folder.exists()]  # nearest first
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
         try:
-            # Lone surrogates, as in names that are no UTF-8, become question marks.
-            partial.write_bytes(text.encode("utf-8", errors="replace"))
-            if force:
-                partial.replace(out)
-            else:
-                _place(partial, out)
-        finally:
-            with suppress(OSError):
-                partial.unlink()
-    except OSError as error:
+            out.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unwritable(out, error) from None
+        with output_file(out, None if force else _EXISTS) as file:
+            file.write(text)
+    except InputError:
         with suppress(OSError):  # somebody else may have written there meanwhile
             for folder in new_parents:
                 folder.rmdir()
-        raise unwritable(out, error) from None
+        raise
 
 
 def refuse_existing(out: Path, *, force: bool) -> None:
@@ -77,17 +70,3 @@ def refuse_existing(out: Path, *, force: bool) -> None:
     refuse_results(Path(os.path.realpath(out)), out)
     if out.exists() and not force:
         raise InputError(str(out), _EXISTS)
-
-
-def _place(partial: Path, out: Path) -> None:
-    """Give the file its name, unless somebody made one of that name meanwhile."""
-    try:
-        try:
-            os.link(partial, out)
-        except FileExistsError:
-            raise
-        except OSError:  # a file system without links, as on many a memory stick: take the name first
-            out.open("xb").close()
-            partial.replace(out)
-    except FileExistsError:
-        raise InputError(str(out), _EXISTS) from None

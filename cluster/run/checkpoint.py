@@ -12,7 +12,6 @@ A checkpoint is written beside the last one and takes its place in one go, so th
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -24,8 +23,9 @@ from typing import IO, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pimserve.cluster.base.files import unwritable
-from pimserve.cluster.run.results import SpanFile, naming
+from pimserve.cluster.base.files import is_draft, naming, remove_drafts, unwritable, write_bytes, write_json
+from pimserve.cluster.base.locks import take_lock
+from pimserve.cluster.run.results import SpanFile
 from pimserve.errors import InputError, shortened
 from pimserve.scheduler.requests import DTYPE
 
@@ -34,8 +34,7 @@ COMMANDS_FILE = "commands.jsonl"
 RESULTS = "unfinished"
 _STATE_FILE = "checkpoint"
 _TARGET_FILE = "target.json"
-_OURS = {_STATE_FILE, f".{_STATE_FILE}.new", COMMANDS_FILE, "steps.npy", "lock", RESULTS}
-_OURS |= {_TARGET_FILE, f".{_TARGET_FILE}.new"}
+_OURS = {_STATE_FILE, COMMANDS_FILE, "steps.npy", "lock", RESULTS, _TARGET_FILE}
 _INTERVAL_S = 2.0
 _MOST_SHARE = 0.05  # of the wall time may go into checkpoints
 
@@ -62,19 +61,19 @@ class CheckpointFolder:
         self._pending: list[tuple[int, dict[str, Any]]] = []
         self._span_rows = 0
         self._commands: IO[bytes] | None = None
-        if folder.is_dir() and (others := sorted({entry.name for entry in folder.iterdir()} - _OURS)):
+        names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+        if others := sorted(name for name in names - _OURS if not is_draft(name)):
             raise InputError(str(folder), f"is no folder of checkpoints, for it holds {shortened(', '.join(others))}")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock = (folder / "lock").open("wb")
+            lock = take_lock(folder / "lock")
         except OSError as error:
             raise unwritable(folder, error) from None
+        if lock is None:
+            raise InputError(str(folder), "is in use by another run")
+        self._lock = lock
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise InputError(str(folder), "is in use by another run") from None
-        try:
+            remove_drafts(folder)
             self._saved = self._load()
         except BaseException:
             self._lock.close()
@@ -102,7 +101,7 @@ class CheckpointFolder:
     def aim(self, results: Path) -> None:
         """Note where the results will be."""
         document = {"scenario": self._scenario, "results": str(results.absolute())}
-        write_atomically(self.folder / _TARGET_FILE, json.dumps(document).encode())
+        write_json(self.folder / _TARGET_FILE, document)
 
     def load(self) -> tuple[dict[str, Any], NDArray[Any]] | None:
         """The last state and its request table; None for a fresh run."""
@@ -146,7 +145,7 @@ class CheckpointFolder:
             "table_rows": len(rows),
         }
         line = json.dumps({**header, "sha256": _sha256(header, document, table)}).encode()
-        write_atomically(self.folder / _STATE_FILE, line, b"\n", document, table)
+        write_bytes(self.folder / _STATE_FILE, line, b"\n", document, table)
         now = time.monotonic()
         self._next_s = now + max(self._interval_s, (now - began) / _MOST_SHARE)
 
@@ -193,25 +192,6 @@ def target_of(folder: Path, scenario: str) -> Path | None:
         return Path(said["results"]) if said["scenario"] == scenario else None
     except (OSError, ValueError, KeyError, TypeError):  # it did not come so far
         return None
-
-
-def write_atomically(file: Path, *content: bytes | memoryview) -> None:
-    """Write a file so that it is there whole, as before or not at all, whatever happens meanwhile."""
-    beside = file.with_name(f".{file.name}.new")
-    try:
-        with naming(file), beside.open("wb") as new:
-            new.writelines(content)
-            new.flush()
-            os.fsync(new.fileno())
-        beside.rename(file)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-    folder = os.open(file.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _read(file: Path) -> tuple[dict[str, Any], dict[str, Any], NDArray[Any]]:

@@ -10,7 +10,6 @@ steps.npy       a row per span of equal steps, `steps` of them, by replica and t
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -25,7 +24,8 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from pimserve.cluster.base.files import unwritable
+from pimserve.cluster.base.files import naming, unwritable
+from pimserve.cluster.base.locks import Lock, lock_folder
 from pimserve.errors import InputError, shortened
 from pimserve.scheduler.steplog import IntArray, Rows
 
@@ -33,7 +33,6 @@ SCHEMA_VERSION = 2
 _PARTS = {"requests", "window", "throughput", "latency_s", "slo", "energy", "batch", "kv", "simulator"}
 SPAN = np.dtype([("replica", np.int32), *((name, np.int64) for name in Rows._fields)])
 _ROWS_AT_ONCE = 2**16  # 9 MB
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, None}  # numpy gives none for what it cannot write
 
 
 class UnwrittenError(OSError):
@@ -42,18 +41,6 @@ class UnwrittenError(OSError):
     def __init__(self, target: Path, error: OSError, summary: dict[str, Any]) -> None:
         super().__init__(error.errno or errno.EIO, error.strerror or f"cannot be written whole: {error}", str(target))
         self.summary = summary
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Have errors of the disk that do not say in which file, as most do that is full, name this one."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None and error.errno in _DISK:
-            why = error.strerror or f"cannot be written whole: {error}"
-            raise OSError(error.errno or errno.EIO, why, str(path)) from None
-        raise
 
 
 class SpanFile:
@@ -195,7 +182,7 @@ def results_folder(out: Path | None, name: str, partial: Path | None = None) -> 
         raise
     finally:
         shutil.rmtree(held, ignore_errors=True)  # a moment's window: who takes the name now finds the target there
-        os.close(lock)
+        lock.close()
 
 
 def _check_same_disk(folder: Path, target: Path) -> None:
@@ -211,9 +198,9 @@ def free_folder(name: str) -> Path:
         held = _hidden(target)
         if not held.is_dir():
             return target
-        lock = _locked(held)
+        lock = lock_folder(held)
         if lock is not None:
-            os.close(lock)
+            lock.close()
             return target
     raise AssertionError("numbers do not end")
 
@@ -230,18 +217,7 @@ def _hidden(target: Path) -> Path:
     return target.with_name(f".{target.name[:100]}.{digest}.partial")
 
 
-def _locked(held: Path) -> int | None:
-    """The lock of a hidden folder, which the system drops when its process ends; None if another has it."""
-    lock = os.open(held, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(lock)
-        return None
-    return lock
-
-
-def _hold(base: Path, *, again: bool) -> tuple[Path, Path, int]:
+def _hold(base: Path, *, again: bool) -> tuple[Path, Path, Lock]:
     """A free name, its hidden folder, and that one's lock; what a killed run left there is removed.
 
     With `again`, NAME-2 and so on are tried.
@@ -250,23 +226,18 @@ def _hold(base: Path, *, again: bool) -> tuple[Path, Path, int]:
         held = _hidden(target)
         while not target.exists():
             held.mkdir(exist_ok=True)
-            lock = _locked(held)
+            lock = lock_folder(held)
             if lock is None:
                 break
-            if held.is_dir() and os.fstat(lock).st_ino == held.stat().st_ino and not target.exists():
+            if held.is_dir() and os.fstat(lock.handle).st_ino == held.stat().st_ino and not target.exists():
                 for left in held.iterdir():
                     shutil.rmtree(left) if left.is_dir() else left.unlink()
                 return target, held, lock
-            os.close(lock)  # another run was done between two lines of this one
+            lock.close()  # another run was done between two lines of this one
         if not again:
             why = "exists already" if target.exists() else "is being written by another run"
             raise InputError(str(base), f"{why}; give another folder with --out")
     raise AssertionError("numbers do not end")
-
-
-def write_json(path: Path, document: dict[str, Any]) -> None:
-    """Write a document as strict JSON."""
-    path.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def load_summary(path: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import yaml
 
+from pimserve.cluster.base.files import write_json
 from pimserve.cluster.run.checkpoint import COMMANDS_FILE, RESULTS, CheckpointFolder, target_of
 from pimserve.cluster.run.results import (
     SpanFile,
@@ -18,7 +19,6 @@ from pimserve.cluster.run.results import (
     free_folder,
     load_summary,
     results_folder,
-    write_json,
 )
 from pimserve.cluster.run.run_summary import simulator_of, summary_of
 from pimserve.cluster.scenario.document import Scenario

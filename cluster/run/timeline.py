@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pimserve.cluster.base.files import whole_file
+from pimserve.cluster.base.files import output_file
 from pimserve.cluster.run.history import History, ends_ps
 from pimserve.cluster.run.replica_progress import ReplicaProgress
 from pimserve.scheduler.requests import FINISHED
@@ -51,7 +51,7 @@ def write_timeline(run: Path, out: Path, *, most_requests: int = MOST_REQUESTS) 
         "otherData": {"run": run.resolve().name, "clock": "simulated time"},
         "traceEvents": events,
     }
-    with whole_file(out) as file:
+    with output_file(out) as file:
         file.write(json.dumps(document, separators=(",", ":"), allow_nan=False))
     kinds = [event["ph"] for event in events]
     return {

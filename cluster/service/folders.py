@@ -17,13 +17,13 @@ DATA/runs/ID/              of one run:
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from pimserve.cluster.base.files import PRIVATE, remove_drafts, write_json
 from pimserve.errors import InputError
 
 SERVER_FILE = "server.json"
@@ -87,6 +87,7 @@ class DataFolder:
 
     def sweep(self) -> None:
         """Remove what a killed server was making or removing. Only for the one that holds the lock."""
+        remove_drafts(self.path)
         for leftover in self.runs.glob(".*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
@@ -99,7 +100,7 @@ class DataFolder:
         draft = RunFolder(Path(tempfile.mkdtemp(prefix=".new-", dir=self.runs)))
         try:
             draft.scenario.write_text(scenario, encoding="utf-8")
-            write_json(draft.options, options)
+            write_json(draft.options, options, PRIVATE)
             draft.path.rename(self.runs / run_id)
         except BaseException:
             shutil.rmtree(draft.path, ignore_errors=True)
@@ -114,26 +115,3 @@ class DataFolder:
         except FileNotFoundError:
             return
         shutil.rmtree(doomed, ignore_errors=True)
-
-
-def write_json(path: Path, document: dict[str, Any]) -> None:
-    """Write a document that its reader sees whole or not at all, and that no other user can read."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(document, file, allow_nan=False)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The document, or None if there is none."""
-    try:
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    return document

@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterator, Sequence
 
 import grpc
 
+from pimserve.cluster.base.files import read_json
 from pimserve.cluster.base.locks import take_lock
 from pimserve.cluster.base.processes import Process
 from pimserve.cluster.base.rpc.channels import channel_options
 from pimserve.cluster.base.rpc.security import TOKEN_ENV, bearer
 from pimserve.cluster.metrics.state import Layout, RunMetrics
-from pimserve.cluster.service.folders import RunFolder, read_json
+from pimserve.cluster.service.folders import RunFolder
 from pimserve.errors import InputError
 from pimserve.v1 import scheduler_pb2_grpc, simulation_pb2, simulation_pb2_grpc, worker_pb2, worker_pb2_grpc
 

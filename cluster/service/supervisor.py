@@ -14,11 +14,12 @@ from typing import Any
 
 import grpc
 
+from pimserve.cluster.base.files import read_json
 from pimserve.cluster.base.locks import take_lock
 from pimserve.cluster.base.processes import LOCKED, TO_BE_CONTINUED
 from pimserve.cluster.base.rpc.statuses import RefusedError, unknown_run
 from pimserve.cluster.metrics.state import RunMetrics
-from pimserve.cluster.service.folders import DataFolder, RunFolder, read_json
+from pimserve.cluster.service.folders import DataFolder, RunFolder
 from pimserve.cluster.service.link import UNKNOWN, WORKER, Link
 from pimserve.cluster.service.registry import ACTIVE, ENDED, Record, Registry, State
 from pimserve.v1 import simulation_pb2

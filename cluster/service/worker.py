@@ -24,18 +24,18 @@ from typing import Any
 
 import grpc
 
+from pimserve.cluster.base.files import PRIVATE, read_json, write_bytes, write_json
 from pimserve.cluster.base.locks import take_lock
 from pimserve.cluster.base.processes import LOCKED, TO_BE_CONTINUED, Process
 from pimserve.cluster.base.rpc.channels import make_server
 from pimserve.cluster.metrics.feed import MetricsFeed
 from pimserve.cluster.metrics.state import metrics_of
-from pimserve.cluster.run.checkpoint import write_atomically
 from pimserve.cluster.run.live_control import LiveControl, StoppedError
 from pimserve.cluster.run.run import run
 from pimserve.cluster.run.running_latencies import RunningLatencies
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import Prepared, prepare
-from pimserve.cluster.service.folders import SERVER_FILE, RunFolder, read_json, write_json
+from pimserve.cluster.service.folders import SERVER_FILE, RunFolder
 from pimserve.cluster.service.live import Follower, LiveScheduler, LiveSimulation
 from pimserve.cluster.service.messages import Site, progress_of
 from pimserve.errors import PimserveError
@@ -100,8 +100,8 @@ def work(folder: RunFolder, *, held: bool = False, runner: Runner = run) -> int:
             outcome = {**_verdict(error), "progress": _so_far(control)}
         if site is not None:
             with suppress(OSError):  # a full disk; the run is over all the same
-                write_atomically(folder.metrics, site.metrics.latest().to_bytes())
-        write_json(folder.outcome, outcome)
+                write_bytes(folder.metrics, site.metrics.latest().to_bytes())
+        write_json(folder.outcome, outcome, PRIVATE)
         if outcome["state"] != "failed":  # else what it had reached tells more than the message
             shutil.rmtree(folder.checkpoints, ignore_errors=True)
         return 0
@@ -142,7 +142,7 @@ def _listen(folder: RunFolder, site: Site, control: LiveControl) -> grpc.Server:
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     address = {"address": f"127.0.0.1:{port}", "token": token}
-    write_json(folder.worker, {**Process.of(os.getpid()).document(), **address})
+    write_json(folder.worker, {**Process.of(os.getpid()).document(), **address}, PRIVATE)
     return server
 
 

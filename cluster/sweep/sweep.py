@@ -7,17 +7,16 @@ OUT/POINT/seed-SEED/                   the results folder of one run, as `pimser
 from __future__ import annotations
 
 import csv
-import fcntl
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pimserve.cluster.base.files import unwritable
-from pimserve.cluster.run.results import load_summary, naming, write_json
+from pimserve.cluster.base.files import atomic_file, is_draft, remove_drafts, unwritable, write_json
+from pimserve.cluster.base.locks import lock_folder
+from pimserve.cluster.run.results import load_summary
 from pimserve.cluster.sweep.grid import Grid, Run
 from pimserve.cluster.sweep.key_figures import FIGURES, Outcome, outcome_of, sweep_document
 from pimserve.cluster.sweep.workers import Task, Workers
@@ -115,20 +114,17 @@ def _claimed(folder: Path, grid: Grid) -> Iterator[None]:
     """Make the folder this sweep's, or see that it is; nobody else works in it meanwhile."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        lock = lock_folder(folder)
     except OSError as error:
         raise unwritable(folder, error) from None
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(str(folder), "another sweep is at work in this folder") from None
+    if lock is None:
+        raise InputError(str(folder), "another sweep is at work in this folder")
+    with lock:
         _belongs(folder, grid)
+        remove_drafts(folder)
         if not (folder / SWEEP_FILE).exists():
-            _write_whole(folder / SWEEP_FILE, {"schema_version": SCHEMA_VERSION, "identity": grid.identity})
+            write_json(folder / SWEEP_FILE, {"schema_version": SCHEMA_VERSION, "identity": grid.identity})
         yield
-    finally:
-        os.close(handle)
 
 
 def _belongs(folder: Path, grid: Grid) -> None:
@@ -136,7 +132,7 @@ def _belongs(folder: Path, grid: Grid) -> None:
     try:
         before = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        if any(entry.name != f".{SWEEP_FILE}" for entry in folder.iterdir()):
+        if any(not is_draft(entry.name) for entry in folder.iterdir()):
             raise InputError(
                 str(folder), "exists already, and is not of a sweep; give another folder with --out"
             ) from None
@@ -174,21 +170,12 @@ def _write(folder: Path, grid: Grid, document: Mapping[str, Any]) -> None:
         "error",
         "folder",
     ]
-    partial = folder / f".{TABLE_FILE}"
-    with naming(folder / TABLE_FILE), partial.open("w", encoding="utf-8", newline="") as file:
+    with atomic_file(folder / TABLE_FILE, encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    partial.replace(folder / TABLE_FILE)
-    _write_whole(folder / SWEEP_FILE, dict(document))
+    write_json(folder / SWEEP_FILE, dict(document))
 
 
 def _cell(value: object) -> object:
     return json.dumps(value) if isinstance(value, list | dict) else value
-
-
-def _write_whole(path: Path, document: dict[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}")
-    with naming(path):
-        write_json(partial, document)
-    partial.replace(path)

@@ -15,8 +15,9 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Protocol
 
+from pimserve.cluster.base.files import write_json
 from pimserve.cluster.distributed.hosts.ray_cluster import RayCluster
-from pimserve.cluster.run.results import load_summary, results_folder, write_json
+from pimserve.cluster.run.results import load_summary, results_folder
 from pimserve.errors import PimserveError, shortened
 
 

@@ -24,8 +24,8 @@ from pathlib import Path
 
 import grpc
 
+from pimserve.cluster.base.files import read_json
 from pimserve.cluster.client import Client, ServiceError
-from pimserve.cluster.service.folders import read_json
 
 PIMSERVE = Path(sysconfig.get_path("scripts")) / "pimserve"
 TOKEN = "token-of-the-soak-only"

@@ -25,7 +25,7 @@ from pathlib import Path
 from select import select
 from typing import IO
 
-from pimserve.cluster.base.locks import take_lock
+from pimserve.cluster.base.locks import Lock, take_lock
 from pimserve.errors import InputError, shortened
 
 ALWAYS = {
@@ -54,7 +54,7 @@ class Head:
     address: str
     _process: subprocess.Popen[bytes]
     _folder: Path
-    _lock: IO[bytes]  # held by us and by that process
+    _lock: Lock  # held by us and by that process
 
     @classmethod
     def start(cls, cpus: int, resources: Mapping[str, float], limit_s: int) -> Head:
@@ -75,7 +75,7 @@ class Head:
                     stdout=subprocess.PIPE,
                     stderr=log,
                     env={**os.environ, **LOOPBACK},
-                    pass_fds=[lock.fileno()],
+                    pass_fds=[lock.handle],
                     start_new_session=True,  # Ctrl-C is for the driver, which then stops Ray in order
                 )
                 head = cls("", process, folder, lock)
@@ -128,7 +128,7 @@ class Head:
         self._lock.close()
 
 
-def _new_folder() -> tuple[Path, IO[bytes]]:
+def _new_folder() -> tuple[Path, Lock]:
     """A folder for Ray and, beside it, its lock, which is free when nobody needs the folder any more."""
     while True:
         handle, name = tempfile.mkstemp(prefix=_PREFIX, suffix=_LOCK, dir=_short_folder())

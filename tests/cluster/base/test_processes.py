@@ -7,9 +7,10 @@ import sys
 
 import pytest
 
+from pimserve.cluster.base.files import PRIVATE, read_json, write_json
 from pimserve.cluster.base.locks import take_lock
 from pimserve.cluster.base.processes import Process
-from pimserve.cluster.service.folders import DataFolder, read_json, write_json
+from pimserve.cluster.service.folders import DataFolder
 from pimserve.errors import InputError
 
 
@@ -46,9 +47,9 @@ def test_a_lock_has_one_holder(tmp_path):
 def test_documents_are_whole_and_private(tmp_path):
     file = tmp_path / "x.json"
     assert read_json(file) is None
-    write_json(file, {"a": 1})
+    write_json(file, {"a": 1}, PRIVATE)
     with pytest.raises(TypeError):
-        write_json(file, {"a": object()})
+        write_json(file, {"a": object()}, PRIVATE)
     assert read_json(file) == {"a": 1}
     assert file.stat().st_mode & 0o777 == 0o600
     assert list(tmp_path.iterdir()) == [file]
@@ -59,7 +60,7 @@ def test_run_folders_come_and_go_whole(tmp_path):
     assert data.path.stat().st_mode & 0o777 == 0o700
     folder = data.create("abc", "name: x\n", {"speed": 0.0})
     assert folder.scenario.read_text() == "name: x\n"
-    assert folder.size() == len("name: x\n") + len('{"speed": 0.0}')
+    assert folder.size() == len("name: x\n") + folder.options.stat().st_size
     with pytest.raises(TypeError):
         data.create("broken", "", {"speed": object()})
     data.remove("abc")

@@ -104,7 +104,7 @@ def test_what_cannot_be_noted_is_not_loaded(results, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(backfill, "write_atomically", full)
+        patch.setattr(backfill, "write_json", full)
         with pytest.raises(InputError, match="No space left"):
             loaded(results, tmp_path / "data", "one")
     assert list((tmp_path / "data").iterdir()) == []

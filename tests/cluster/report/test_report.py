@@ -16,9 +16,9 @@ import typer
 import yaml
 from typer.testing import CliRunner
 
+from pimserve.cluster.base import files
 from pimserve.cluster.base.figures import figure, scaled
 from pimserve.cluster.cli.main import report_command as report_cli
-from pimserve.cluster.report import page as page_module
 from pimserve.cluster.report import report
 from pimserve.cluster.report.inputs import load_run
 from pimserve.cluster.report.report import write_report
@@ -498,11 +498,10 @@ def test_results_of_a_run_are_not_replaced(copy):
 
 
 def test_a_full_disk_leaves_nothing(bare, tmp_path, monkeypatch):
-    def full(self, data):
-        self.touch()
+    def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(InputError, match=r"out\.html: cannot be written: No space left on device"):
         write_report([bare], tmp_path / "new" / "folder" / "out.html")
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
@@ -512,12 +511,12 @@ def test_a_file_system_without_links_takes_reports_too(bare, tmp_path, monkeypat
     def refused(*_):
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
-    monkeypatch.setattr(page_module.os, "link", refused)
+    monkeypatch.setattr(files.os, "link", refused)
     out = write_report([bare], tmp_path / "out.html")
     assert out.read_text().startswith("<!doctype html>")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "out.html"]
-    with pytest.raises(InputError, match="exists already"):
-        page_module._place(bare / "summary.json", out)
+    with pytest.raises(FileExistsError), files.atomic_file(out, replace=False):
+        pass
     assert out.read_text().startswith("<!doctype html>")
 
 

@@ -1,7 +1,6 @@
 """Checkpoints on disk: written whole, refused when they are not ours, and a killed run goes on to the same bits."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pimserve.cluster.run.checkpoint import CheckpointFolder, write_atomically
+from pimserve.cluster.run.checkpoint import CheckpointFolder
 from pimserve.cluster.run.results import load_table
 from pimserve.cluster.run.run import run
 from pimserve.cluster.scenario.document import Scenario, load_scenario
@@ -224,17 +223,13 @@ def test_steps_that_are_lost_are_missed(tmp_path: Path) -> None:
         run(prepare(scenario()), tmp_path / "out", checkpoints=kept)
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "file"
-    write_atomically(file, b"old")
-
-    def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        write_atomically(file, b"new")
-    assert file.read_bytes() == b"old"
+def test_what_a_killed_process_was_writing_is_removed(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / ".checkpoint.0123abcd.new").write_bytes(b"half")
+    with pytest.raises(Killed):
+        run(scenario(), tmp_path / "out", control=DiesAfter(9), checkpoints=kept)
+    assert not list(kept.glob(".*"))
 
 
 SCRIPT = """

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pimserve.cluster.base.files import write_json
 from pimserve.cluster.run import run as run_module
 from pimserve.cluster.run.export import export_table
 from pimserve.cluster.run.results import (
@@ -25,7 +26,6 @@ from pimserve.cluster.run.results import (
     load_summary,
     load_table,
     results_folder,
-    write_json,
 )
 from pimserve.cluster.run.run import run
 from pimserve.cluster.scenario.document import load_scenario

@@ -4,8 +4,9 @@ import os
 
 import pytest
 
+from pimserve.cluster.base.files import write_json
 from pimserve.cluster.base.processes import Process
-from pimserve.cluster.service.folders import DataFolder, write_json
+from pimserve.cluster.service.folders import DataFolder
 from pimserve.v1 import simulation_pb2
 from tests.cluster.service.harness import Worker
 

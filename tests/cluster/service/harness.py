@@ -8,9 +8,9 @@ from pathlib import Path
 import grpc
 import pytest
 
+from pimserve.cluster.base.files import read_json
 from pimserve.cluster.base.rpc.security import bearer
 from pimserve.cluster.client import Client, ServiceError
-from pimserve.cluster.service.folders import read_json
 from pimserve.cluster.service.link import WORKER
 from pimserve.cluster.service.received_scenario import as_yaml, read_scenario
 from pimserve.cluster.service.server import ServerOptions, serving

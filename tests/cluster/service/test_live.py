@@ -7,11 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 
+from pimserve.cluster.base.files import read_json
 from pimserve.cluster.base.processes import LOCKED, TO_BE_CONTINUED
 from pimserve.cluster.run.run import run, serve
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
-from pimserve.cluster.service.folders import DataFolder, read_json
+from pimserve.cluster.service.folders import DataFolder
 from pimserve.cluster.service.worker import work
 from pimserve.errors import InputError
 from pimserve.v1 import scheduler_pb2 as sched

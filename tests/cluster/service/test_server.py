@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from pimserve.cluster.base.files import read_json
 from pimserve.cluster.client import Client, ServiceError
 from pimserve.cluster.metrics.endpoint import EndpointOptions
 from pimserve.cluster.run.results import load_summary
 from pimserve.cluster.run.run import serve
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
-from pimserve.cluster.service.folders import read_json
 from pimserve.cluster.service.server import ServerOptions, serving
 from pimserve.cluster.service.supervisor import Limits
 from pimserve.errors import InputError
