@@ -10,9 +10,9 @@ from typing import Any, Generic, TypeVar
 
 import grpc
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
-from grpc_status import rpc_status  # type: ignore[import-untyped]
 
 from pimserve.cluster.base.rpc.rules import MAX_SCENARIO_BYTES
+from pimserve.cluster.base.rpc.statuses import details_of
 from pimserve.cluster.client import answers
 from pimserve.errors import PimserveError
 from pimserve.v1 import scheduler_pb2 as sched
@@ -99,7 +99,8 @@ def error_of(error: grpc.RpcError, address: str) -> ServiceError:
         return ServiceError(code.name, f"{address}: the server has too many calls to answer; try again later")
     if code is grpc.StatusCode.UNAUTHENTICATED:
         return ServiceError(code.name, f"{address}: {details}; give it with --token-file or PIMSERVE_TOKEN")
-    found = _violations(error) if said else []
+    requests = details_of(error, error_details_pb2.BadRequest) if said else []
+    found = [(violation.field, violation.description) for request in requests for violation in request.field_violations]
     if found:
         details = "\n".join(f"{field}: {message}" if field else message for field, message in found)
     return ServiceError(code.name, details or f"{address}: {code.name}", found)
@@ -108,19 +109,6 @@ def error_of(error: grpc.RpcError, address: str) -> ServiceError:
 def _reason(details: str) -> str:
     """The last, most telling part of what gRPC says of a failed connection."""
     return details.rpartition(": ")[2].strip() or "no reason given"
-
-
-def _violations(error: grpc.Call | grpc.aio.AioRpcError) -> list[tuple[str, str]]:
-    try:
-        status = rpc_status.from_call(error)
-    except ValueError:  # details that contradict the status: not of our server
-        return []
-    found = []
-    for detail in status.details if status is not None else ():
-        request = error_details_pb2.BadRequest()
-        if detail.Unpack(request):
-            found += [(each.field, each.description) for each in request.field_violations]
-    return found
 
 
 def scenario(yaml: str, overrides: Sequence[str], trace: str) -> sim.ScenarioDocument:

@@ -107,7 +107,7 @@ class Distributed:
     def _audits(self) -> int:
         """Spans of steps that devices have evaluated again, one by one."""
         if self._devices is not None:
-            from pimserve.cluster.distributed.errors import HostUnavailableError  # noqa: PLC0415
+            from pimserve.cluster.base.rpc.statuses import HostUnavailableError  # noqa: PLC0415
 
             with suppress(HostUnavailableError):  # one is being replaced: what was known before does
                 self._audited = sum(ledger.audited_rows for ledger in self._devices.ledgers())
@@ -132,8 +132,8 @@ class Distributed:
 
     def _link(self, fleet: Fleet) -> DeviceLink:
         """The link to all devices; hosts that die meanwhile are replaced."""
+        from pimserve.cluster.base.rpc.statuses import HostUnavailableError  # noqa: PLC0415
         from pimserve.cluster.distributed.devices.driver import DeviceLink, HostPlace, LinkSettings  # noqa: PLC0415
-        from pimserve.cluster.distributed.errors import HostUnavailableError  # noqa: PLC0415
 
         groups = device_groups(self._prepared.pools, self.spread)
         settings = LinkSettings(

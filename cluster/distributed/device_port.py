@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from pimserve.cluster.base.rpc.statuses import HostUnavailableError
 from pimserve.cluster.distributed.devices.driver import DeviceLink
-from pimserve.cluster.distributed.errors import HostUnavailableError
 from pimserve.cluster.distributed.shards.shard_client import Hosts
 from pimserve.scheduler.clock import ShardPort
 from pimserve.scheduler.control import Ledger

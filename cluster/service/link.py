@@ -17,7 +17,7 @@ import grpc
 from pimserve.cluster.base.files import read_json
 from pimserve.cluster.base.locks import take_lock
 from pimserve.cluster.base.processes import Process
-from pimserve.cluster.base.rpc.channels import channel_options
+from pimserve.cluster.base.rpc.channels import process_channel
 from pimserve.cluster.base.rpc.security import TOKEN_ENV, bearer
 from pimserve.cluster.metrics.state import Layout, RunMetrics
 from pimserve.cluster.service.folders import RunFolder
@@ -173,7 +173,7 @@ class Link:
             return  # of a worker before this one, or beside it
         self._process = process
         self.metadata = bearer(said["token"])
-        self._channel = grpc.insecure_channel(said["address"], options=channel_options())
+        self._channel = process_channel(said["address"])
         self.scheduler = scheduler_pb2_grpc.SchedulerServiceStub(self._channel)
         self.simulation = simulation_pb2_grpc.SimulationServiceStub(self._channel)
         follow = worker_pb2_grpc.WorkerServiceStub(self._channel).Follow

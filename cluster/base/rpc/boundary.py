@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 import grpc
@@ -20,6 +21,12 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 _Answer = TypeVar("_Answer")
 _Details = grpc.HandlerCallDetails
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # not a generic type at run time
+_MAKERS: Mapping[tuple[bool, bool], Callable[..., _Handler]] = {  # streams of requests and of answers?
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
 
 
 class Boundary(grpc.ServerInterceptor):
@@ -32,22 +39,25 @@ class Boundary(grpc.ServerInterceptor):
         handler = continuation(handler_call_details)
         if handler is None or not handler_call_details.method.startswith(_OURS):
             return handler
-        parse, method = handler.request_deserializer, handler.unary_unary or handler.unary_stream
+        parse = handler.request_deserializer
+        method = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
         assert parse is not None
-        assert method is not None, "no method of ours takes a stream of requests"
+        assert method is not None
 
-        def single(data: bytes, context: grpc.ServicerContext) -> object:
-            return _answer(lambda: method(_request(parse, data), context), context)
+        def request(data: Any) -> Any:  # noqa: ANN401 bytes and a message, or iterators of these
+            return map(partial(_request, parse), data) if handler.request_streaming else _request(parse, data)
 
-        def stream(data: bytes, context: grpc.ServicerContext) -> Iterator[object]:
-            answers = _answer(lambda: iter(method(_request(parse, data), context)), context)
+        def single(data: Any, context: grpc.ServicerContext) -> object:  # noqa: ANN401
+            return _answer(lambda: method(request(data), context), context)
+
+        def stream(data: Any, context: grpc.ServicerContext) -> Iterator[object]:  # noqa: ANN401
+            answers = _answer(lambda: iter(method(request(data), context)), context)
             while (answer := _answer(lambda: next(answers, None), context)) is not None:
                 yield answer
 
         # Without a deserializer of its own gRPC hands us the bytes; else it would call bad ones an internal error.
-        if handler.unary_unary is not None:
-            return grpc.unary_unary_rpc_method_handler(single, None, handler.response_serializer)
-        return grpc.unary_stream_rpc_method_handler(stream, None, handler.response_serializer)
+        make = _MAKERS[handler.request_streaming, handler.response_streaming]
+        return make(stream if handler.response_streaming else single, None, handler.response_serializer)
 
 
 def _request(parse: Callable[[bytes], Any], data: bytes) -> Message:

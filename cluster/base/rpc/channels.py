@@ -12,15 +12,16 @@ from pimserve.cluster.base.rpc.boundary import Boundary
 from pimserve.cluster.base.rpc.security import TokenGuard
 
 MAX_MESSAGE_BYTES = 32 << 20
-_LIMITS = [
+_BOTH_ENDS = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    # A peer that vanished without a word is found out within half a minute, however long it has had nothing to say.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
 ]
-# A peer that vanished without a word is found out within half a minute; idle ones are left alone.
-_KEEPALIVE = [("grpc.keepalive_time_ms", 20_000), ("grpc.keepalive_timeout_ms", 10_000)]
 _SERVER = [
-    *_LIMITS,
-    *_KEEPALIVE,
+    *_BOTH_ENDS,
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.so_reuseport", 0),  # else a second server would silently share the port
 ]
@@ -28,8 +29,14 @@ _CALLS_PER_THREAD = 2
 
 
 def make_server(threads: int, token: str | None, interceptors: Sequence[grpc.ServerInterceptor] = ()) -> grpc.Server:
-    """A server whose methods are guarded; calls that would wait behind as many as run are refused."""
-    guards: list[grpc.ServerInterceptor] = [TokenGuard(token)] if token is not None else []
+    """A server whose methods are guarded; calls that would wait behind as many as run are refused.
+
+    Args:
+        threads: calls that it answers at once; made as they are needed.
+        token: that calls must carry; None or "" for none.
+        interceptors: that come after the token's.
+    """
+    guards: list[grpc.ServerInterceptor] = [TokenGuard(token)] if token else []
     return grpc.server(
         ThreadPoolExecutor(threads, thread_name_prefix="call"),
         interceptors=[*guards, *interceptors, Boundary()],
@@ -40,7 +47,12 @@ def make_server(threads: int, token: str | None, interceptors: Sequence[grpc.Ser
 
 def channel_options(service_config: str | None = None) -> list[tuple[str, Any]]:
     """Options of a channel."""
-    options: list[tuple[str, Any]] = [*_LIMITS, *_KEEPALIVE]
+    options: list[tuple[str, Any]] = list(_BOTH_ENDS)
     if service_config is not None:
         options.append(("grpc.service_config", service_config))
     return options
+
+
+def process_channel(address: str) -> grpc.Channel:
+    """A channel to a process of ours, HOST:PORT: a worker, or a host of a run."""
+    return grpc.insecure_channel(address, options=channel_options())

@@ -1,10 +1,12 @@
-"""What goes wrong, on the wire: statuses with a message, and the fields of the request that are to blame."""
+"""What goes wrong, on the wire: errors become statuses, with the fields of the request or the hosts that are to blame,
+and statuses errors again."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import NoReturn
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn, TypeVar
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
@@ -23,6 +25,9 @@ _NO_ANSWER: Mapping[grpc.StatusCode, str] = {
 }
 # A status travels in headers, of which clients take 8 KiB; in them a message is in ASCII, and details in base 64.
 _MESSAGE_BYTES, _VIOLATION_BYTES, _STATUS_BYTES = 1000, 300, 3000
+_DOMAIN, _PEERS = "pimserve", "peers"  # in ErrorInfo, hosts that cannot be reached
+_GONE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
+_Detail = TypeVar("_Detail")
 
 
 class RefusedError(PimserveError):
@@ -36,6 +41,23 @@ class RefusedError(PimserveError):
     def __init__(self, code: grpc.StatusCode, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+class DeviceMismatchError(PimserveError):
+    """A device's own plan, time or traffic is not what the engine says; the run cannot go on."""
+
+
+class WrongStateError(PimserveError):
+    """A host cannot take this now: it drains, has no plan, or something before it is missing."""
+
+
+class HostUnavailableError(PimserveError):
+    """Hosts of a run cannot be reached; once each is replaced, the call may be repeated."""
+
+    def __init__(self, hosts: tuple[str, ...], reason: str) -> None:
+        super().__init__(f"device host {', '.join(hosts)}: {reason}")
+        self.hosts = hosts
+        self.reason = reason
 
 
 def unknown_run(run_id: str) -> RefusedError:
@@ -60,6 +82,13 @@ def status_of(error: PimserveError) -> status_pb2.Status:
         return _status(error.code, str(error))
     if isinstance(error, RunCancelledError):
         return _status(grpc.StatusCode.FAILED_PRECONDITION, "the run is being cancelled")
+    if isinstance(error, DeviceMismatchError):
+        return _status(grpc.StatusCode.DATA_LOSS, str(error))
+    if isinstance(error, HostUnavailableError):
+        status = _status(grpc.StatusCode.UNAVAILABLE, str(error))
+        info = error_details_pb2.ErrorInfo(reason="PEER", domain=_DOMAIN, metadata={_PEERS: ",".join(error.hosts)})
+        status.details.add().Pack(info)
+        return status
     if not isinstance(error, InputError):
         return _status(grpc.StatusCode.FAILED_PRECONDITION, str(error))
     status = _status(grpc.StatusCode.INVALID_ARGUMENT, str(error))
@@ -94,6 +123,46 @@ def pass_on(context: grpc.ServicerContext, error: grpc.RpcError) -> NoReturn:
     message = _NO_ANSWER.get(code) or f"the run's process says {code.name}: {details}"
     context.abort_with_status(rpc_status.to_status(_status(code, message)))
     raise AssertionError("abort raises")
+
+
+@contextmanager
+def errors_of(host: str) -> Iterator[None]:
+    """Calls to a host of a run, which end with the error that their status stands for."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise host_error(host, error) from None
+
+
+def host_error(host: str, error: grpc.RpcError) -> PimserveError:
+    """The error that a failed call to a host of a run stands for."""
+    assert isinstance(error, grpc.Call)
+    code, message = error.code(), error.details() or ""
+    if code is grpc.StatusCode.DATA_LOSS:
+        return DeviceMismatchError(message)
+    if code is grpc.StatusCode.INVALID_ARGUMENT:
+        return InputError(f"device host {host}", message)
+    if code is grpc.StatusCode.FAILED_PRECONDITION:
+        return WrongStateError(f"device host {host}: {message}")
+    if code in _GONE:
+        infos = details_of(error, error_details_pb2.ErrorInfo)
+        peers = [info.metadata[_PEERS] for info in infos if info.domain == _DOMAIN and info.metadata.get(_PEERS)]
+        return HostUnavailableError(tuple(peers[0].split(",")) if peers else (host,), message or code.name)
+    return PimserveError(f"device host {host}: {code.name}: {message}")
+
+
+def details_of(error: grpc.Call | grpc.aio.AioRpcError, kind: type[_Detail]) -> list[_Detail]:
+    """The details of that kind that the status of a failed call has."""
+    try:
+        status = rpc_status.from_call(error)
+    except ValueError:  # details that contradict the status: not of our server
+        return []
+    found = []
+    for packed in status.details if status is not None else ():
+        detail: Any = kind()
+        if packed.Unpack(detail):
+            found.append(detail)
+    return found
 
 
 def _status(code: grpc.StatusCode, message: str) -> status_pb2.Status:

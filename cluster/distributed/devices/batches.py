@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
+from pimserve.cluster.base.rpc.statuses import DeviceMismatchError
 from pimserve.cluster.distributed.devices.host_client import HostWire, all_of
 from pimserve.cluster.distributed.devices.rows import ROW_BYTES, Spans, step_request, to_rows_table
-from pimserve.cluster.distributed.errors import DeviceMismatchError
 from pimserve.errors import InputError
 from pimserve.scheduler.steplog import Rows
 from pimserve.v1 import device_pb2 as pb

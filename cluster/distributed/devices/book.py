@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from pimserve.cluster.base.rpc.statuses import DeviceMismatchError, WrongStateError
 from pimserve.cluster.distributed.devices.audit import Audit, durations
 from pimserve.cluster.distributed.devices.compile import DevicePool
 from pimserve.cluster.distributed.devices.flows import Cells
-from pimserve.cluster.distributed.errors import DeviceMismatchError, WrongStateError
 from pimserve.device_models.experts import FEATURES
 from pimserve.device_models.routing import ExpertPools
 from pimserve.scheduler.costs import ReplicaCosts

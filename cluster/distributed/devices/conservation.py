@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from pimserve.cluster.base.rpc.statuses import DeviceMismatchError
 from pimserve.cluster.distributed.devices.flows import COMBINE, DISPATCH, KV
-from pimserve.cluster.distributed.errors import DeviceMismatchError
 from pimserve.v1.device_pb2 import FlowKind
 
 Entry = tuple[int, ...]  # sending replica and device, receiving replica and device, kind, count, bytes

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import numpy as np
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
 from pimserve import __version__
-from pimserve.cluster.base.rpc.security import TokenGuard
+from pimserve.cluster.base.rpc.channels import MAX_MESSAGE_BYTES, make_server
+from pimserve.cluster.base.rpc.statuses import WrongStateError
 from pimserve.cluster.base.wire import to_table
 from pimserve.cluster.distributed.devices.exchange import (
     check_flows,
@@ -26,15 +26,12 @@ from pimserve.cluster.distributed.devices.host_memory import DeviceKey, HostStat
 from pimserve.cluster.distributed.devices.ledgers import ledgers_of, to_message
 from pimserve.cluster.distributed.devices.peers import Inbox, Peers
 from pimserve.cluster.distributed.devices.rows import from_rows_table, row_of_step
-from pimserve.cluster.distributed.errors import WrongStateError
-from pimserve.cluster.distributed.host_status import MESSAGE_BYTES, OPTIONS, abort, refusing
-from pimserve.errors import InputError, PimserveError
+from pimserve.errors import InputError
 from pimserve.v1 import device_pb2 as pb
 from pimserve.v1.device_pb2_grpc import DeviceServiceServicer, add_DeviceServiceServicer_to_server
 
 _SERVICE = "pimserve.v1.DeviceService"
-_THREADS = 96  # each stream takes one; made as they are needed
-_CALLS = 256  # at a time; more are refused
+_THREADS = 128  # each stream takes one
 _MOST_PEERS = 4096
 _Context = grpc.ServicerContext
 
@@ -51,10 +48,7 @@ class DeviceHost:
     def __init__(self, name: str, token: str = "", peer_timeout_s: float = 10.0) -> None:
         self._service = _Service(name, token, peer_timeout_s)
         self._health = health.HealthServicer()
-        guards: list[grpc.ServerInterceptor] = [TokenGuard(token)] if token else []
-        self._server = grpc.server(
-            ThreadPoolExecutor(_THREADS), interceptors=guards, options=OPTIONS, maximum_concurrent_rpcs=_CALLS
-        )
+        self._server = make_server(_THREADS, token)
         add_DeviceServiceServicer_to_server(self._service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
 
@@ -108,7 +102,6 @@ class _Service(DeviceServiceServicer):
             raise WrongStateError("the host was told to go on from elsewhere since this stream began")
         return self._taking
 
-    @refusing
     def GetCapabilities(self, request: pb.GetCapabilitiesRequest, context: _Context) -> pb.GetCapabilitiesResponse:  # noqa: N802
         """What the host can do, and what it holds."""
         with self._lock:
@@ -120,10 +113,9 @@ class _Service(DeviceServiceServicer):
                 mode=pb.DEVICE_MODE_UNSPECIFIED if state is None else _mode(lockstep=state.lockstep),
                 draining=self._draining,
                 window=-1 if state is None else state.closed,
-                max_message_bytes=MESSAGE_BYTES,
+                max_message_bytes=MAX_MESSAGE_BYTES,
             )
 
-    @refusing
     def CompilePlan(self, request: pb.CompilePlanRequest, context: _Context) -> pb.CompilePlanResponse:  # noqa: N802
         """Take over devices, and start afresh with them."""
         if request.mode not in {pb.DEVICE_MODE_PLANNED, pb.DEVICE_MODE_LOCKSTEP}:
@@ -158,7 +150,6 @@ class _Service(DeviceServiceServicer):
             ]
         )
 
-    @refusing
     def SetPeers(self, request: pb.SetPeersRequest, context: _Context) -> pb.SetPeersResponse:  # noqa: N802
         """Where the other hosts are."""
         if len(request.peers) > _MOST_PEERS:
@@ -171,7 +162,6 @@ class _Service(DeviceServiceServicer):
             self._peers.connect({peer.host: peer.address for peer in request.peers})
         return pb.SetPeersResponse()
 
-    @refusing
     def EvaluateSteps(self, request: pb.EvaluateStepsRequest, context: _Context) -> pb.EvaluateStepsResponse:  # noqa: N802
         """What rows of steps take."""
         with self._lock:
@@ -186,28 +176,22 @@ class _Service(DeviceServiceServicer):
     ) -> Iterator[pb.RecordStepsResponse]:
         """Take batches of executed steps."""
         epoch = self._epoch
-        try:
-            for request in request_iterator:
-                with self._lock:
-                    state = self._current(epoch)
-                    _not_negative("window", request.window)
-                    _not_negative("sequence", request.sequence)
-                    spans = from_rows_table(request.rows, "rows", state.most_tokens(), state.most_steps())
-                    state.record(request.window, request.sequence, spans)
-                yield pb.RecordStepsResponse(window=request.window, sequence=request.sequence)
-        except PimserveError as error:
-            abort(context, error)
+        for request in request_iterator:
+            with self._lock:
+                state = self._current(epoch)
+                _not_negative("window", request.window)
+                _not_negative("sequence", request.sequence)
+                spans = from_rows_table(request.rows, "rows", state.most_tokens(), state.most_steps())
+                state.record(request.window, request.sequence, spans)
+            yield pb.RecordStepsResponse(window=request.window, sequence=request.sequence)
 
     def ExecuteSteps(  # noqa: N802
         self, request_iterator: Iterable[pb.ExecuteStepsRequest], context: _Context
     ) -> Iterator[pb.ExecuteStepsResponse]:
         """Execute steps one by one, together with peers."""
         epoch = self._epoch
-        try:
-            for request in request_iterator:
-                yield self._execute(request, epoch)
-        except PimserveError as error:
-            abort(context, error)
+        for request in request_iterator:
+            yield self._execute(request, epoch)
 
     def _execute(self, request: pb.ExecuteStepsRequest, epoch: int) -> pb.ExecuteStepsResponse:
         replica = request.replica
@@ -236,26 +220,22 @@ class _Service(DeviceServiceServicer):
     ) -> pb.ExchangeTokensResponse:
         """Take what devices of a peer send in each step."""
         count = 0
-        try:
-            for request in request_iterator:
-                with self._lock:
-                    state = self._state
-                    book = state.books.get(request.replica)
-                    if book is None or request.host not in state.peers_of(request.replica):
-                        raise InputError("host", f"{request.host!r} shares no replica {request.replica} with this host")
-                    flows = check_flows(request.flows, request.replica, request.host, self._name, state.home)
-                    if request.step > book.next_step + 1:
-                        raise WrongStateError(
-                            f"replica {request.replica}: step {book.next_step} is next, step {request.step} came"
-                        )
-                    if request.step >= book.next_step:
-                        self._inbox.put(request.replica, request.step, request.host, flows)
-                count += 1
-        except PimserveError as error:
-            abort(context, error)
+        for request in request_iterator:
+            with self._lock:
+                state = self._state
+                book = state.books.get(request.replica)
+                if book is None or request.host not in state.peers_of(request.replica):
+                    raise InputError("host", f"{request.host!r} shares no replica {request.replica} with this host")
+                flows = check_flows(request.flows, request.replica, request.host, self._name, state.home)
+                if request.step > book.next_step + 1:
+                    raise WrongStateError(
+                        f"replica {request.replica}: step {book.next_step} is next, step {request.step} came"
+                    )
+                if request.step >= book.next_step:
+                    self._inbox.put(request.replica, request.step, request.host, flows)
+            count += 1
         return pb.ExchangeTokensResponse(messages=count)
 
-    @refusing
     def ExchangeTotals(self, request: pb.ExchangeTotalsRequest, context: _Context) -> pb.ExchangeTotalsResponse:  # noqa: N802
         """Take what devices of a peer have sent by the end of a window."""
         _not_negative("window", request.window)
@@ -268,7 +248,6 @@ class _Service(DeviceServiceServicer):
             state.take_totals(request.host, request.window, entries)
         return pb.ExchangeTotalsResponse()
 
-    @refusing
     def HandOverKv(self, request: pb.HandOverKvRequest, context: _Context) -> pb.HandOverKvResponse:  # noqa: N802
         """Take hand-overs of KV caches, and pass those on that go elsewhere."""
         _not_negative("window", request.window)
@@ -290,7 +269,6 @@ class _Service(DeviceServiceServicer):
         self._peers.hand_over(onward)
         return pb.HandOverKvResponse()
 
-    @refusing
     def CloseWindow(self, request: pb.CloseWindowRequest, context: _Context) -> pb.CloseWindowResponse:  # noqa: N802
         """End a window."""
         _not_negative("window", request.window)
@@ -307,7 +285,6 @@ class _Service(DeviceServiceServicer):
         )
         return pb.CloseWindowResponse()
 
-    @refusing
     def ReadTraffic(self, request: pb.ReadTrafficRequest, context: _Context) -> pb.ReadTrafficResponse:  # noqa: N802
         """What was sent and received."""
         with self._lock:
@@ -315,20 +292,17 @@ class _Service(DeviceServiceServicer):
             sent, received = traffic_table(state.sent()), traffic_table(state.received())
             return pb.ReadTrafficResponse(window=state.closed, sent=sent, received=received)
 
-    @refusing
     def ReadLedgers(self, request: pb.ReadLedgersRequest, context: _Context) -> pb.ReadLedgersResponse:  # noqa: N802
         """The ledgers of all devices."""
         with self._lock:
             books = list(self._state.books.values())
             return pb.ReadLedgersResponse(ledgers=[to_message(ledger) for book in books for ledger in ledgers_of(book)])
 
-    @refusing
     def Snapshot(self, request: pb.SnapshotRequest, context: _Context) -> pb.SnapshotResponse:  # noqa: N802
         """All that the host has in hand."""
         with self._lock:
             return pb.SnapshotResponse(state=self._state.snapshot())
 
-    @refusing
     def Restore(self, request: pb.RestoreRequest, context: _Context) -> pb.RestoreResponse:  # noqa: N802
         """Go on from a snapshot."""
         with self._lock:
@@ -337,7 +311,6 @@ class _Service(DeviceServiceServicer):
             self._epoch += 1
         return pb.RestoreResponse()
 
-    @refusing
     def Drain(self, request: pb.DrainRequest, context: _Context) -> pb.DrainResponse:  # noqa: N802
         """Take nothing more; what came is finished when this returns."""
         with self._lock:

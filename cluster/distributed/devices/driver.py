@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from pimserve.cluster.base.rpc.statuses import DeviceMismatchError, HostUnavailableError, WrongStateError
 from pimserve.cluster.distributed.devices.batches import Feed, LockstepFeed, PlannedFeed
 from pimserve.cluster.distributed.devices.compile import parse_scenario
 from pimserve.cluster.distributed.devices.conservation import Exchanged, check_conservation
@@ -21,7 +22,6 @@ from pimserve.cluster.distributed.devices.exchange import from_traffic_table, to
 from pimserve.cluster.distributed.devices.host_client import HostWire, all_of, finish
 from pimserve.cluster.distributed.devices.ledgers import DeviceLedger, from_message
 from pimserve.cluster.distributed.devices.rows import Spans
-from pimserve.cluster.distributed.errors import DeviceMismatchError, HostUnavailableError, WrongStateError
 from pimserve.scheduler.slowdown import NORMAL
 from pimserve.scheduler.steplog import IntArray, Rows
 from pimserve.v1 import device_pb2 as pb

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 import grpc
 
+from pimserve.cluster.base.rpc.channels import process_channel
 from pimserve.cluster.base.rpc.security import bearer
-from pimserve.cluster.distributed.errors import HostUnavailableError
-from pimserve.cluster.distributed.host_status import OPTIONS, to_error
+from pimserve.cluster.base.rpc.statuses import HostUnavailableError, errors_of, host_error
 from pimserve.errors import PimserveError
 from pimserve.v1 import device_pb2 as pb
 from pimserve.v1.device_pb2_grpc import DeviceServiceStub
@@ -41,7 +41,7 @@ class HostWire:
         self.bytes = 0
         self._metadata = bearer(token)
         self._in_flight = in_flight
-        self._channel = grpc.insecure_channel(address, options=OPTIONS)
+        self._channel = process_channel(address)
         self._stub = DeviceServiceStub(self._channel)
         # Batches are serialised once for all hosts that get them.
         self._record: Any = self._channel.stream_stream(
@@ -85,7 +85,7 @@ class HostWire:
     def failure(self) -> PimserveError | None:
         """Why the stream of batches has ended; None while it goes on."""
         error = self._batches.error if self._batches is not None else None
-        return None if error is None else to_error(self.name, error)
+        return None if error is None else host_error(self.name, error)
 
     def send_step(self, request: pb.ExecuteStepsRequest) -> None:
         """Put a step on its way."""
@@ -106,7 +106,7 @@ class HostWire:
             return self._steps.receive()
         except grpc.RpcError as error:
             self._steps = None
-            raise to_error(self.name, error) from None
+            raise host_error(self.name, error) from None
 
     def forget_streams(self) -> None:
         """End the streams; the next message opens another."""
@@ -128,10 +128,8 @@ def finish(host: str, call: grpc.Future[_Response]) -> _Response:
     Raises:
         PimserveError: it failed.
     """
-    try:
+    with errors_of(host):
         return call.result()
-    except grpc.RpcError as error:
-        raise to_error(host, error) from None
 
 
 def all_of(calls: Mapping[str, Callable[[], _Response]]) -> dict[str, _Response]:
@@ -185,7 +183,7 @@ class _Batches:
                 if not self._changed.wait(DEADLINE_S) and self._unanswered == before:
                     raise HostUnavailableError((host,), f"has not answered for {DEADLINE_S:g} s")
             if self.error is not None:
-                raise to_error(host, self.error)
+                raise host_error(host, self.error)
 
     def close(self) -> None:
         self._queue.put(None)

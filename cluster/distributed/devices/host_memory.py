@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pimserve.cluster.base.rpc.statuses import WrongStateError
 from pimserve.cluster.distributed.devices.book import ReplicaBook
 from pimserve.cluster.distributed.devices.compile import DevicePool, compile_pool, parse_scenario
 from pimserve.cluster.distributed.devices.exchange import Flows, Key, KvBook, Sums
 from pimserve.cluster.distributed.devices.rows import Spans
-from pimserve.cluster.distributed.errors import WrongStateError
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.errors import InputError
 from pimserve.scheduler.steplog import IntArray, Rows

@@ -11,10 +11,10 @@ from typing import Any
 
 import grpc
 
+from pimserve.cluster.base.rpc.channels import process_channel
 from pimserve.cluster.base.rpc.security import bearer
+from pimserve.cluster.base.rpc.statuses import HostUnavailableError, host_error
 from pimserve.cluster.distributed.devices.exchange import Flows
-from pimserve.cluster.distributed.errors import HostUnavailableError
-from pimserve.cluster.distributed.host_status import OPTIONS, to_error
 from pimserve.v1 import device_pb2 as pb
 from pimserve.v1.device_pb2_grpc import DeviceServiceStub
 
@@ -89,7 +89,7 @@ class Peers:
             try:
                 call.result()
             except grpc.RpcError as error:
-                found = to_error(host, error)
+                found = host_error(host, error)
                 if not isinstance(found, HostUnavailableError):
                     raise found from None
                 lost[host] = str(found)
@@ -105,7 +105,7 @@ class _Peer:
         self._host = host
         self._auth = auth
         self._inbox = inbox
-        self._channel = grpc.insecure_channel(address, options=OPTIONS)
+        self._channel = process_channel(address)
         self.stub = DeviceServiceStub(self._channel)
         self._lock = threading.RLock()
         self._outgoing: _Outgoing | None = None

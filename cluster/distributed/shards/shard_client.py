@@ -10,17 +10,16 @@ import json
 import queue
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
-import grpc
 import numpy as np
 from numpy.typing import NDArray
 
+from pimserve.cluster.base.rpc.channels import process_channel
 from pimserve.cluster.base.rpc.security import bearer
-from pimserve.cluster.distributed.errors import HostUnavailableError
-from pimserve.cluster.distributed.host_status import OPTIONS, to_error
+from pimserve.cluster.base.rpc.statuses import HostUnavailableError, errors_of
 from pimserve.cluster.distributed.hosts.hosting import Endpoint
 from pimserve.cluster.distributed.shards.shard_wire import (
     fleet_digest,
@@ -268,12 +267,12 @@ class ShardClient:
 
 
 class _Connection:
-    """One process that hosts the shard. Errors are as `devices.status.to_error` has them."""
+    """One process that hosts the shard. Errors are as `statuses.host_error` has them."""
 
     def __init__(self, name: str, address: str, auth: tuple[tuple[str, str], ...]) -> None:
         self._name = name
         self._auth = auth
-        self._channel = grpc.insecure_channel(address, options=OPTIONS)
+        self._channel = process_channel(address)
         self._stub = ShardServiceStub(self._channel)
         self._orders: queue.SimpleQueue[pb.AdvanceWindowsRequest | None] = queue.SimpleQueue()
         self._answers: Iterator[pb.AdvanceWindowsResponse] | None = None
@@ -281,7 +280,7 @@ class _Connection:
     def open(self, fleet: Fleet, replicas: Sequence[int], requests: int, *, spans: bool) -> None:
         """Have the shard made."""
         asked = pb.OpenShardRequest(fleet=fleet_json(fleet), replicas=replicas, requests=requests, spans=spans)
-        with self._errors():
+        with errors_of(self._name):
             answer = self._stub.OpenShard(asked, timeout=_CALL_S, metadata=self._auth, wait_for_ready=False)
         if answer.fleet_digest != fleet_digest(fleet):
             raise PimserveError(f"{self._name} understood another fleet: is it of another version of pimserve?")
@@ -296,7 +295,7 @@ class _Connection:
             for table in pieces(numbers, rows):
                 yield pb.RestoreShardRequest(rows=table, sequence=sequence)
 
-        with self._errors():
+        with errors_of(self._name):
             self._stub.RestoreShard(messages(), timeout=_CALL_S, metadata=self._auth)
 
     def send(self, parts: Sequence[pb.AdvanceWindowsRequest]) -> None:
@@ -312,7 +311,7 @@ class _Connection:
         """Wait for the report of that order."""
         assert self._answers is not None, "an order was sent"
         found = []
-        with self._errors():
+        with errors_of(self._name):
             for answer in self._answers:
                 assert answer.sequence == sequence, "reports come in order"
                 found.append(answer)
@@ -323,7 +322,7 @@ class _Connection:
     def snapshot(self, most: int) -> tuple[bytes, IntArray, NDArray[Any], list[Table]]:
         """State, numbers and rows of requests, and executed steps that no report has had."""
         text, parts, spans = b"", [], []
-        with self._errors():
+        with errors_of(self._name):
             for piece in self._stub.SnapshotShard(pb.SnapshotShardRequest(), timeout=_CALL_S, metadata=self._auth):
                 text += piece.state
                 if piece.HasField("rows"):
@@ -335,10 +334,3 @@ class _Connection:
         """Let go of it."""
         self._orders.put(None)
         self._channel.close()
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except grpc.RpcError as error:
-            raise to_error(self._name, error) from None

@@ -9,15 +9,13 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import grpc
 import numpy as np
 
-from pimserve.cluster.base.rpc.security import TokenGuard
-from pimserve.cluster.distributed.errors import WrongStateError
-from pimserve.cluster.distributed.host_status import OPTIONS, abort, refusing
+from pimserve.cluster.base.rpc.channels import make_server
+from pimserve.cluster.base.rpc.statuses import WrongStateError
 from pimserve.cluster.distributed.shards.shard_wire import (
     ROWS_PER_MESSAGE,
     fleet_digest,
@@ -30,7 +28,6 @@ from pimserve.cluster.distributed.shards.shard_wire import (
     to_message,
 )
 from pimserve.cluster.run.results import SPAN
-from pimserve.errors import PimserveError
 from pimserve.scheduler.requests import RequestTable
 from pimserve.scheduler.shard import NONE, Order, Report, Shard
 from pimserve.scheduler.steplog import IntArray, Rows
@@ -39,6 +36,7 @@ from pimserve.v1.columns_pb2 import Table
 from pimserve.v1.shard_pb2_grpc import ShardServiceServicer, add_ShardServiceServicer_to_server
 
 _STATE_PIECE = 2**20
+_THREADS = 4
 
 
 class ShardHost:
@@ -49,7 +47,7 @@ class ShardHost:
     """
 
     def __init__(self, token: str) -> None:
-        self._server = grpc.server(ThreadPoolExecutor(4), interceptors=[TokenGuard(token)], options=OPTIONS)
+        self._server = make_server(_THREADS, token)
         add_ShardServiceServicer_to_server(_Service(), self._server)
 
     def start(self, listen: str) -> int:
@@ -75,7 +73,6 @@ class _Service(ShardServiceServicer):
         self._next = 0  # number of the next order
         self._answer: list[pb.AdvanceWindowsResponse] = []  # to the order before it
 
-    @refusing
     def OpenShard(self, request: pb.OpenShardRequest, _context: grpc.ServicerContext) -> pb.OpenShardResponse:  # noqa: N802
         """Make the engines."""
         fleet = fleet_of(request.fleet)
@@ -92,11 +89,8 @@ class _Service(ShardServiceServicer):
         self, request_iterator: Iterable[pb.RestoreShardRequest], context: grpc.ServicerContext
     ) -> pb.RestoreShardResponse:
         """Go on from a state."""
-        try:
-            with self._lock:
-                self._restore(request_iterator)
-        except PimserveError as error:
-            abort(context, error)
+        with self._lock:
+            self._restore(request_iterator)
         return pb.RestoreShardResponse()
 
     def _restore(self, requests: Iterable[pb.RestoreShardRequest]) -> None:
@@ -125,11 +119,8 @@ class _Service(ShardServiceServicer):
             parts.append(request)
             if request.more:
                 continue
-            try:
-                with self._lock:
-                    answer = self._carry_out(parts)
-            except PimserveError as error:
-                abort(context, error)
+            with self._lock:
+                answer = self._carry_out(parts)
             parts = []
             yield from answer
 
@@ -139,7 +130,7 @@ class _Service(ShardServiceServicer):
         """All that the shard has in hand."""
         with self._lock:
             if self._shard is None:
-                abort(context, WrongStateError("there is no shard; call OpenShard and RestoreShard"))
+                raise WrongStateError("there is no shard; call OpenShard and RestoreShard")
             state = json.dumps(self._shard.state()).encode()
             numbers = self._shard.in_hand()
             rows = self._table.rows(numbers)

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from pimserve.cluster.base.rpc.channels import process_channel
 from pimserve.cluster.base.rpc.security import bearer
-from pimserve.cluster.distributed.host_status import OPTIONS
 from pimserve.cluster.distributed.hosts.hosting import Endpoint
 from pimserve.cluster.distributed.shards import shard_client, shard_wire
 from pimserve.cluster.distributed.shards.shard_client import ShardClient
@@ -233,7 +233,7 @@ def test_fleets_orders_and_reports_survive_the_wire(run: Run) -> None:
 @pytest.fixture
 def stub() -> Iterator[Callable[..., ShardServiceStub]]:
     host = ShardHost(TOKEN)
-    with grpc.insecure_channel(f"127.0.0.1:{host.start('127.0.0.1:0')}", options=OPTIONS) as channel:
+    with process_channel(f"127.0.0.1:{host.start('127.0.0.1:0')}") as channel:
         yield ShardServiceStub(channel)
     host.stop(0)
 

@@ -6,13 +6,13 @@ import json
 import numpy as np
 import pytest
 
+from pimserve.cluster.base.rpc.statuses import DeviceMismatchError, WrongStateError
 from pimserve.cluster.distributed.devices import driver as link_module
 from pimserve.cluster.distributed.devices.audit import durations
 from pimserve.cluster.distributed.devices.conservation import Exchanged, check_conservation
 from pimserve.cluster.distributed.devices.driver import DeviceLink, HostPlace
 from pimserve.cluster.distributed.devices.flows import DISPATCH, KV
 from pimserve.cluster.distributed.devices.ledgers import DeviceLedger
-from pimserve.cluster.distributed.errors import DeviceMismatchError, WrongStateError
 from pimserve.errors import InputError
 from pimserve.scheduler.steplog import Rows
 from tests.cluster.distributed.devices.served import SCENARIOS, Run, hosts, linked, run, steps_of

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pimserve.cluster.base.rpc.statuses import HostUnavailableError
 from pimserve.cluster.distributed.devices.device_host import DeviceHost
 from pimserve.cluster.distributed.devices.driver import DeviceLink
-from pimserve.cluster.distributed.errors import HostUnavailableError
 from pimserve.errors import InputError
 from pimserve.scheduler.steplog import IntArray
 from tests.cluster.distributed.devices.served import hosts, link_to, linked, run, steps_of
