@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import pimserve.cluster.run.run as run_module
 from pimserve.cluster.base.files import write_json
 from pimserve.cluster.run import run as run_module
 from pimserve.cluster.run.export import export_table
