@@ -17,7 +17,6 @@ import pytest
 
 import pimserve.cluster.run.run as run_module
 from pimserve.cluster.base.files import write_json
-from pimserve.cluster.run import run as run_module
 from pimserve.cluster.run.export import export_table
 from pimserve.cluster.run.results import (
     SPAN,
