@@ -66,8 +66,8 @@ class ArrivalSpec(Spec):
             raise ValueError(f"{', '.join(extra)} has no effect with process {self.process!r}, which takes {takes}")
         for group in groups:
             if len(given & set(group)) != 1:
-                exactly = f"exactly one of {' and '.join(group)}" if len(group) > 1 else group[0]
-                raise ValueError(f"process {self.process!r} needs {exactly}")
+                exactly = "exactly one of " if len(group) > 1 else ""
+                raise ValueError(f"process {self.process!r} needs {exactly}{' and '.join(group)}")
         return self
 
     @model_validator(mode="after")
