@@ -3,7 +3,7 @@
     python tests/mutants.py [-n 60] [--seed 0] [PACKAGE ...]
 
 Cosmic Ray's operators say what can be changed; here it is at places drawn at random, the same ones for the same seed
-and sources. What no test notices is shown as a diff. Lines with `# pragma: no mutate` are left alone; they say why.
+and sources. What no test notices is shown as a diff.
 """
 
 import argparse
@@ -11,12 +11,12 @@ import difflib
 import os
 import random
 import re
+import resource
 import shutil
 import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -34,14 +34,16 @@ UNIT = "not e2e and not slow and not ray and not server"
 GRAMMAR = parso.load_grammar()
 JOBS = 2  # at once, each on a copy of the tree
 SETTINGS = {"PYTHONDONTWRITEBYTECODE": "1", "HYPOTHESIS_PROFILE": "mutants"}
+MEMORY_BYTES = 4 << 30  # for each process: a mutant may want all there is
 OWN = threading.local()  # `copy`: that of a thread
-# Number for number and order for order; not what fails on whatever test, and not decorators, most of which are Python's.
+# Numbers for numbers and orders for orders; other changes fail whatever is tested.
 SUM, ORDER = "(Add|Sub|Mul|Div|FloorDiv|Mod)", "(Eq|NotEq|LtE?|GtE?)"
 USED = re.compile(
     "core/(AddNot|NumberReplacer|ZeroIterationForLoop|Replace(True|False|And|Or|Break|Continue).*"
     "|ReplaceUnaryOperator_(USub_UAdd|Delete_.*)"
     f"|ReplaceBinaryOperator_({SUM}_{SUM}|Pow_Mul|BitAnd_BitOr)|ReplaceComparisonOperator_({ORDER}_{ORDER}|Is(Not)?_Is.*))"
 )
+SPARED = re.compile(r" *@|.*# pragma: no mutate")  # lines: decorators, and what says why it is left alone
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,7 @@ class Mutant:
     operator: str
     occurrence: int
 
-    @property
-    def package(self) -> str:
-        return self.path.parts[0]
-
     def mutated(self) -> str:
-        """The file as it would be."""
         return mutate_code(self.source, get_operator(self.operator)(), self.occurrence)
 
     def is_python(self) -> bool:
@@ -80,7 +77,7 @@ def mutants_by_place(package: str) -> list[list[Mutant]]:
         for name, operator in operators.items():
             positions = (position for node in nodes for position in operator.mutation_positions(node))
             for occurrence, ((line, column), _) in enumerate(positions):
-                if "pragma: no mutate" not in lines[line - 1]:
+                if not SPARED.match(lines[line - 1]):
                     found[path, line, column].append(Mutant(path.relative_to(ROOT), source, line, name, occurrence))
     return [found[place] for place in sorted(found)]
 
@@ -103,32 +100,21 @@ def copy_tree(scratch: str) -> None:
             shutil.copy2(ROOT / name, OWN.copy / name, follow_symlinks=False)
 
 
-def passes(timeout_s: float | None, *tests: str) -> bool:
-    """Whether these tests pass on the thread's copy within that time, with the same examples each time."""
+def passes(*tests: str) -> bool:
+    """Whether these tests pass on the thread's copy, with the same examples each time; one that takes minutes does not."""
     variables = {**os.environ, "PYTHONPATH": str(OWN.copy / "src"), **SETTINGS}
-    command = [sys.executable, "-m", "pytest", "-xqp", "no:cacheprovider", "-m", UNIT, *tests]
-    try:
-        run = subprocess.run(command, cwd=OWN.copy, env=variables, timeout=timeout_s, capture_output=True, check=False)
-    except subprocess.TimeoutExpired:
-        return False
+    command = [sys.executable, "-m", "pytest", "-xqp", "no:cacheprovider", "--timeout=120", "-m", UNIT, *tests]
+    run = subprocess.run(command, cwd=OWN.copy, env=variables, capture_output=True, check=False)
     return run.returncode in {0, 5}  # 5: all of them are slow
 
 
-def unchanged_s(package: str) -> float:
-    """How long the tests of a package take as it is."""
-    begin = time.monotonic()
-    if not passes(None, f"tests/{package}"):
-        sys.exit(f"the tests of {package} fail on the sources as they are")
-    return time.monotonic() - begin
-
-
-def survives(mutant: Mutant, timeout_s: float) -> bool:
+def survives(mutant: Mutant) -> bool:
     """Whether the tests of its package pass; those that are named like its file go first."""
-    folder = Path("tests", mutant.package)
+    folder = Path("tests", mutant.path.parts[0])
     namesakes = [str(path.relative_to(OWN.copy)) for path in (OWN.copy / folder).rglob(f"test_{mutant.path.stem}.py")]
     (OWN.copy / mutant.path).write_text(mutant.mutated(), encoding="utf-8")
-    alive = not namesakes or passes(timeout_s, *namesakes)
-    alive = alive and passes(timeout_s, str(folder), *(f"--ignore={path}" for path in namesakes))
+    alive = not namesakes or passes(*namesakes)
+    alive = alive and passes(str(folder), *(f"--ignore={path}" for path in namesakes))
     (OWN.copy / mutant.path).write_text(mutant.source, encoding="utf-8")
     print("survived" if alive else "killed  ", f"{mutant.path}:{mutant.line}", mutant.operator, flush=True)
     return alive
@@ -140,18 +126,20 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=60, help="how many mutants, as many of each package")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     with tempfile.TemporaryDirectory(prefix="mutants-") as scratch:
         pool = ThreadPoolExecutor(JOBS, initializer=copy_tree, initargs=(scratch,))
         try:
-            times_s = dict(zip(options.packages, pool.map(unchanged_s, options.packages), strict=True))
-            count = options.n // len(times_s)
-            mutants = [mutant for package in times_s for mutant in sample(package, count, options.seed)]
-            limits_s = [60 + 3 * times_s[mutant.package] for mutant in mutants]
-            survived = list(compress(mutants, pool.map(survives, mutants, limits_s)))
+            unchanged = pool.map(passes, (f"tests/{package}" for package in options.packages))
+            count = options.n // len(options.packages)
+            mutants = [mutant for package in options.packages for mutant in sample(package, count, options.seed)]
+            if not all(unchanged):
+                sys.exit("tests fail on the sources as they are")
+            survived = list(compress(mutants, pool.map(survives, mutants)))
         finally:
             pool.shutdown(cancel_futures=True)
     print(*(mutant.diff() for mutant in survived), sep="\n")
-    alive, total = (Counter(mutant.package for mutant in some) for some in (survived, mutants))
+    alive, total = (Counter(mutant.path.parts[0] for mutant in some) for some in (survived, mutants))
     for package in total:
         print(f"{package}: {total[package] - alive[package]} of {total[package]} mutants killed (seed {options.seed})")
 
