@@ -80,7 +80,7 @@ class ArrivalSpec(Spec):
         steps = [t for t, following in pairwise(times) if following == t]
         if len(set(steps)) < len(steps) or {times[0], times[-1]} & set(steps):
             raise ValueError("rate_series may have two points at one t_s (a step), neither more nor at either end")
-        if not any(a + b for (t, a), (u, b) in pairwise(self.rate_series) if u > t):
+        if not any(rate for _, rate in self.rate_series):  # a point lies beside a stretch of time
             raise ValueError("rate_series must have a rate above 0 for some time")
         return self
 

@@ -2,8 +2,8 @@
 
     python tests/mutants.py [-n 60] [--seed 0] [PACKAGE ...]
 
-Cosmic Ray's operators say what can be changed; here it is at places drawn at random, the same ones for the same seed
-and sources. What no test notices is shown as a diff.
+Cosmic Ray's operators say what can be changed; here it is at places drawn at random, the same ones for the same seed.
+What no test notices is shown as a diff.
 """
 
 import argparse
@@ -43,7 +43,7 @@ USED = re.compile(
     "|ReplaceUnaryOperator_(USub_UAdd|Delete_.*)"
     f"|ReplaceBinaryOperator_({SUM}_{SUM}|Pow_Mul|BitAnd_BitOr)|ReplaceComparisonOperator_({ORDER}_{ORDER}|Is(Not)?_Is.*))"
 )
-SPARED = re.compile(r" *@|.*# pragma: no mutate")  # lines: decorators, and what says why it is left alone
+SPARED = re.compile(r" *@|.*frozen=|.*# pragma: no mutate")  # lines: those with the pragma say why
 
 
 @dataclass(frozen=True)
@@ -67,27 +67,30 @@ class Mutant:
         return "\n".join(difflib.unified_diff(*lines, str(self.path), self.operator, n=1, lineterm=""))
 
 
-def mutants_by_place(package: str) -> list[list[Mutant]]:
-    """What can be changed, by where it stands."""
+def mutants_by_place(package: str) -> dict[str, list[Mutant]]:
+    """What can be changed, by its file and its line, with a bar where it stands."""
     operators = {name: get_operator(name)() for name in sorted(operator_names()) if USED.match(name)}
-    found: dict[tuple[Path, int, int], list[Mutant]] = defaultdict(list)
+    found: dict[str, list[Mutant]] = defaultdict(list)
     for path in sorted((ROOT / package).rglob("*.py")):
-        source = path.read_text(encoding="utf-8")
+        source, file = path.read_text(encoding="utf-8"), path.relative_to(ROOT)
         lines, nodes = source.splitlines(), list(ast_nodes(get_ast(source)))
         for name, operator in operators.items():
             positions = (position for node in nodes for position in operator.mutation_positions(node))
             for occurrence, ((line, column), _) in enumerate(positions):
-                if not SPARED.match(lines[line - 1]):
-                    found[path, line, column].append(Mutant(path.relative_to(ROOT), source, line, name, occurrence))
-    return [found[place] for place in sorted(found)]
+                text = lines[line - 1]
+                if not SPARED.match(text):
+                    place = f"{file} {text[:column].lstrip()}|{text[column:]}"
+                    found[place].append(Mutant(file, source, line, name, occurrence))
+    return found
 
 
 def sample(package: str, count: int, seed: int) -> list[Mutant]:
-    """Mutants of a package that are Python still, at most one of a place."""
-    draw = random.Random(f"{seed} {package}")
-    places = mutants_by_place(package)
-    draw.shuffle(places)
-    return list(islice(filter(Mutant.is_python, map(draw.choice, places)), count))
+    """Mutants of a package that are Python still, at most one of a place: the same ones while their lines stay."""
+    drawn = {}
+    for place, mutants in mutants_by_place(package).items():
+        draw = random.Random(f"{seed} {place}")
+        drawn[draw.random()] = draw.choice(mutants)
+    return list(islice(filter(Mutant.is_python, (drawn[rank] for rank in sorted(drawn))), count))
 
 
 def copy_tree(scratch: str) -> None:
@@ -101,7 +104,7 @@ def copy_tree(scratch: str) -> None:
 
 
 def passes(*tests: str) -> bool:
-    """Whether these tests pass on the thread's copy, with the same examples each time; one that takes minutes does not."""
+    """Whether these tests pass on the thread's copy, with the same examples each time, none of them for minutes."""
     variables = {**os.environ, "PYTHONPATH": str(OWN.copy / "src"), **SETTINGS}
     command = [sys.executable, "-m", "pytest", "-xqp", "no:cacheprovider", "--timeout=120", "-m", UNIT, *tests]
     run = subprocess.run(command, cwd=OWN.copy, env=variables, capture_output=True, check=False)

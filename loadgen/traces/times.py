@@ -60,7 +60,7 @@ def _read_numbers(stamps: Stamps, ps: int) -> Times | None:
     for i in odd.tolist():
         units[i], rest[i] = divmod(_read_number(stamps[i].decode().strip(), ps), ps)
     after = units - units[0]
-    if np.abs(after).max() > TIME_LIMIT_PS // ps + 1:
+    if np.abs(after).max() > TIME_LIMIT_PS // ps:
         return None
     return after * ps + (rest - rest[0]), int(units[0]) * ps + int(rest[0])
 

@@ -325,6 +325,8 @@ def test_empty_selection_and_impossible_rescaling_are_refused(tmp_path):
         ({"time_scale": 1, "target_rate_per_s": 1}, "not both"),
         ({"start_s": 5, "end_s": 5}, "must be greater than start_s"),
         ({"time_scale": float("nan")}, "finite number"),
+        ({"time_scale": 0}, "greater than 0"),
+        ({"time_scale": 1e7}, "less than or equal to 1000000"),
         ({"max_requests": 0}, "greater than or equal to 1"),
     ],
 )

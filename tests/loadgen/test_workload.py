@@ -157,6 +157,23 @@ def test_whichever_limit_comes_first_ends_the_arrivals():
     assert make(**constant, num_requests=1).offered_rate_per_s is None
 
 
+@pytest.mark.parametrize(
+    ("limits", "by_number"),
+    [
+        ({"num_requests": 50}, True),
+        ({"duration_s": 1200}, False),
+        ({"num_requests": 50, "duration_s": 1200}, True),
+        ({"num_requests": 10**6, "duration_s": 1200}, False),
+    ],
+)
+def test_stages_end_with_the_arrivals(limits, by_number):
+    """With the last request where their number ends them, else with the time."""
+    step = {"process": "nhpp", "rate_series": [[0, 5], [600, 5], [600, 10], [1200, 10]]}
+    w = make(arrival=step, lengths=LENGTHS, **limits)
+    assert w.stages.end_s == pytest.approx(w.arrival_ps[-1] / PS_PER_S if by_number else 1200 - w.stages.first_s)
+    assert w.stages.first_s > 0
+
+
 def test_closed_loop():
     w = make(mode="closed", concurrency=8, num_requests=50, lengths=LENGTHS)
     assert w.arrival_ps.tolist() == [0] * 50

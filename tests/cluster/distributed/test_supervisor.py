@@ -153,7 +153,7 @@ def test_calls_under_way_end_before_the_host(supervise, tmp_path):
 def test_a_host_that_computes_for_ever_is_ended(supervise):
     with supervise([spec()], Patience(stop_s=0.2)) as hosts:
         address, pid = hosts.endpoint("d0").address, hosts.endpoint("d0").pid
-        with pytest.raises(grpc.RpcError):
+        with pytest.raises(grpc.RpcError, match="Deadline Exceeded"):
             say(address, b"busy", timeout=0.3)
     assert eventually(lambda: not running(pid))
 
@@ -161,7 +161,7 @@ def test_a_host_that_computes_for_ever_is_ended(supervise):
 def test_a_host_that_computes_for_ever_is_replaced(supervise):
     with supervise([spec()]) as hosts:
         address, pid = hosts.endpoint("d0").address, hosts.endpoint("d0").pid
-        with pytest.raises(grpc.RpcError):
+        with pytest.raises(grpc.RpcError, match="Deadline Exceeded"):
             say(address, b"busy", timeout=0.3)
         assert say(hosts.replace("d0", 0).address) == b"hello"
         assert eventually(lambda: not running(pid))

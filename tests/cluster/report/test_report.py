@@ -553,7 +553,7 @@ def test_a_folder_that_cannot_be_written_is_an_error(copy):
 @pytest.mark.parametrize("bad", ["nowhere", "file/below"])
 def test_a_place_that_is_none_is_an_error(copy, tmp_path, bad):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=bad):
         write_report([Path(tmp_path / bad)], tmp_path / "out.html")
     with pytest.raises(InputError, match="cannot be written"):
         write_report([copy], tmp_path / "file" / "out.html")

@@ -110,6 +110,7 @@ def test_many_replicas_share_the_slices(results, tmp_path, monkeypatch):
 def test_units_are_as_busy_as_the_summary_says(results, tmp_path):
     events, _ = events_of(results, tmp_path)
     end_us = results[1]["end_s"] * 1e6
+    assert results[1]["unit_busy_share"]
     for unit, share in results[1]["unit_busy_share"].items():
         busy_us = 0.0
         for pid in (1, 2):

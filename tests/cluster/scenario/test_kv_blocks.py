@@ -56,7 +56,7 @@ def test_no_more_blocks_than_memory_holds(device: str) -> None:
         placed(document)
     most = int(str(error.value).split("at most ")[1].split(",")[0])
     assert tokens({**document, "scheduler": {"kv_blocks": most}}) == 16 * most
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=f"must be at most {most},"):
         placed({**document, "scheduler": {"kv_blocks": most + 1}})
 
 

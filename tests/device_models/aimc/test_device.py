@@ -307,13 +307,13 @@ def test_tensor_parallelism_is_refused(tensor: int) -> None:
 def test_sizes_beyond_reason_are_refused() -> None:
     with pytest.raises(InputError, match=r"cluster\.device\.tiles: all chips of a replica may have 4,194,304"):
         aimc(tiles=2**16).fit(Demand(load_model("mixtral-8x7b"), Parallelism(1, 100, 100)))
-    for changes in (
-        {"tiles": 2**17},
-        {"costs": {"mvm_ns": 1e-9}},
-        {"costs": {"mvm_nj": 1e13}},
-        {"dram": {"gb": 1e300}},
+    for changes, place in (
+        ({"tiles": 2**17}, "tiles"),
+        ({"costs": {"mvm_ns": 1e-9}}, "costs.mvm_ns"),
+        ({"costs": {"mvm_nj": 1e13}}, "costs.mvm_nj"),
+        ({"dram": {"gb": 1e300}}, "dram.gb"),
     ):
-        with pytest.raises(InputError):
+        with pytest.raises(InputError, match=rf"{re.escape(place)}\b.*than or equal to"):
             aimc(**changes)
 
 
