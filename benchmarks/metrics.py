@@ -26,7 +26,7 @@ from pathlib import Path
 
 from pimserve.cluster.metrics.endpoint import EndpointOptions, exposing
 from pimserve.cluster.metrics.feed import MetricsFeed
-from pimserve.cluster.metrics.state import RunMetrics, metrics_of
+from pimserve.cluster.metrics.run_metrics import RunMetrics, metrics_of
 from pimserve.cluster.run.live_control import LiveControl
 from pimserve.cluster.run.run import serve
 from pimserve.cluster.run.running_latencies import RunningLatencies

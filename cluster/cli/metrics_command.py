@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from pimserve.cluster.cli.options import PerEngine
+
 Runs = Annotated[list[Path], typer.Argument(metavar="RUN", help="Results folders; their names become run_id.")]
 Interval = Annotated[
     float | None,
@@ -28,11 +30,12 @@ def export_command(
     out: Annotated[Path | None, typer.Option(help="File; default: standard output.", show_default=False)] = None,
     interval: Interval = None,
     epoch: Epoch = None,
+    per_engine: PerEngine = False,
 ) -> None:
     """Write runs over time as OpenMetrics text with timestamps."""
     from pimserve.cluster.metrics.backfill import epoch_of, parts_of, write, write_file  # noqa: PLC0415
 
-    parts = parts_of(runs, interval)
+    parts = parts_of(runs, interval, per_engine=per_engine)
     begin = epoch_of(epoch, parts)
     if out is None:
         write(parts, begin, sys.stdout)
@@ -47,13 +50,14 @@ def backfill_command(
     into: Annotated[Path, typer.Option(metavar="DIR", help="Data directory of Prometheus.")],
     interval: Interval = None,
     epoch: Epoch = None,
+    per_engine: PerEngine = False,
 ) -> None:
     """Load runs over time into a data directory of Prometheus, with promtool."""
     from datetime import UTC, datetime  # noqa: PLC0415
 
     from pimserve.cluster.metrics.backfill import epoch_of, load, parts_of  # noqa: PLC0415
 
-    parts = parts_of(runs, interval)
+    parts = parts_of(runs, interval, per_engine=per_engine)
     begin = epoch_of(epoch, parts)
     written = load(parts, begin, into)
     for part in parts:

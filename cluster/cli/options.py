@@ -26,6 +26,13 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="PATH=VALUE", help="Override a key, such as cluster.replicas=2; repeatable."),
 ]
+PerEngine = Annotated[
+    bool,
+    typer.Option(
+        "--metrics-per-engine",
+        help="Histograms of every engine (replica) by itself; above 8 engines they are merged otherwise.",
+    ),
+]
 _NONE = inspect.Parameter.empty
 
 
@@ -90,12 +97,15 @@ class ScraperAccess:
         if address is None and any((*others, *(getattr(self, field.name) for field in fields(self)))):
             raise InputError("--metrics", "is missing: it says where, and the other options for metrics need it")
 
-    def endpoint(self, address: str, *, insecure: bool, tls: TlsFiles | None = None) -> EndpointOptions:
+    def endpoint(
+        self, address: str, *, insecure: bool, per_engine: bool, tls: TlsFiles | None = None
+    ) -> EndpointOptions:
         """Where and to whom metrics are exposed.
 
         Args:
             address: HOST:PORT.
             insecure: whether whoever asks may read them from other machines.
+            per_engine: whether histograms are of each engine, however many there are.
             tls: of an endpoint that has no files of its own.
 
         Raises:
@@ -106,4 +116,4 @@ class ScraperAccess:
 
         own = TlsFiles(self.metrics_tls_cert, self.metrics_tls_key, self.metrics_tls_client_ca)
         used = tls if tls is not None and own == NO_TLS else own
-        return EndpointOptions(address, token_of(self.metrics_token_file), used, insecure)
+        return EndpointOptions(address, token_of(self.metrics_token_file), used, insecure, per_engine)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pimserve.cluster.cli.options import Overrides, ScenarioFile, ScraperAccess, with_option_groups
+from pimserve.cluster.cli.options import Overrides, PerEngine, ScenarioFile, ScraperAccess, with_option_groups
 from pimserve.cluster.cli.output import print_json, print_page
 from pimserve.cluster.cli.signals import saying_when_interrupted
 
@@ -89,6 +89,7 @@ class _Metrics:
     metrics_linger: Annotated[
         float, typer.Option(min=0, max=3600, metavar="SECONDS", help="Expose them for so long after its end.")
     ] = 0.0
+    metrics_per_engine: PerEngine = False
     scrapers: ScraperAccess
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Expose metrics beyond this machine to whoever asks.")
@@ -100,7 +101,7 @@ class _Metrics:
         Raises:
             InputError: so it is.
         """
-        self.scrapers.check(self.metrics, self.metrics_linger, self.insecure)
+        self.scrapers.check(self.metrics, self.metrics_linger, self.metrics_per_engine, self.insecure)
 
     @contextmanager
     def watched(
@@ -118,7 +119,7 @@ class _Metrics:
             return
         from pimserve.cluster.metrics.metered import metered  # noqa: PLC0415
 
-        endpoint = self.scrapers.endpoint(self.metrics, insecure=self.insecure)
+        endpoint = self.scrapers.endpoint(self.metrics, insecure=self.insecure, per_engine=self.metrics_per_engine)
         with metered(prepared, out, speed, endpoint, self.metrics_linger, checkpoint) as (control, feed, address):
             typer.echo(f"metrics on {address}", err=True)
             yield {"control": control, "metrics": feed}

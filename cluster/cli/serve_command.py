@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from pimserve.cluster.cli.connection import LISTEN
-from pimserve.cluster.cli.options import ScraperAccess, with_option_groups
+from pimserve.cluster.cli.options import PerEngine, ScraperAccess, with_option_groups
 from pimserve.cluster.cli.output import quiet_grpc
 from pimserve.errors import InputError
 
@@ -87,6 +87,7 @@ def serve_command(
         str | None,
         typer.Option(metavar="HOST:PORT", help="Expose metrics of all runs for Prometheus.", show_default=False),
     ] = None,
+    metrics_per_engine: PerEngine = False,
     scrapers: _ScraperAccess,
 ) -> None:
     """Serve simulations over gRPC, until SIGTERM or Ctrl-C."""
@@ -97,7 +98,7 @@ def serve_command(
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     tls = TlsFiles(callers.tls_cert, callers.tls_key, callers.tls_client_ca)
-    scrapers.check(metrics)
+    scrapers.check(metrics, metrics_per_engine)
     options = ServerOptions(
         listen=listen,
         data=data,
@@ -106,7 +107,9 @@ def serve_command(
         token=read_token(callers.token_file),
         tls=tls,
         insecure=insecure,
-        metrics=None if metrics is None else scrapers.endpoint(metrics, insecure=insecure, tls=tls),
+        metrics=None
+        if metrics is None
+        else scrapers.endpoint(metrics, insecure=insecure, per_engine=metrics_per_engine, tls=tls),
         announce_metrics=lambda address: typer.echo(f"metrics on {address}"),
     )
 

@@ -8,29 +8,37 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
+from prometheus_client import Metric
+from prometheus_client.openmetrics.exposition import ALLOWUTF8, generate_latest
+from prometheus_client.registry import Collector
+
 from pimserve.cluster.base.files import output_file, unwritable, write_json
-from pimserve.cluster.metrics.openmetrics import END, header, samples
+from pimserve.cluster.metrics.collector import add, empty
+from pimserve.cluster.metrics.families import FAMILIES, Family
 from pimserve.cluster.metrics.replay import replay
-from pimserve.cluster.metrics.state import metrics_of, run_id_of
+from pimserve.cluster.metrics.run_metrics import RunMetrics, metrics_of, run_id_of
 from pimserve.cluster.run.history import History
 from pimserve.errors import InputError, shortened
 
 _NICE_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
 _MOST_MOMENTS = 720
 _USUAL_SAMPLES = 4_000_000  # of a run, where no interval is given; promtool takes half a minute for as many
-MOST_ENGINES_LOADED = 8  # of which histograms are kept apart: each has some 200 buckets at every moment
 _MOST_SAMPLES = 20_000_000
 _LEAST_S = 0.001  # between two moments: timestamps are to the millisecond, and of equal ones the later is lost
 _DAY_S = 86_400.0
 _EPOCHS = (datetime(1970, 1, 1, tzinfo=UTC), datetime(2070, 1, 1, tzinfo=UTC))  # all of it is kept for 100 years
 _CLOCKS_S = 60.0  # by which the clocks of machines may differ
 _LOADED_FILE = "pimserve.json"  # in the data directory: which runs it has
+END = "# EOF\n"
+_MOMENTS_AT_ONCE = 100  # that are text in memory, of one series
+Moment = tuple[float, RunMetrics]  # when, s since 1970, and what the metrics were then
 
 
 @dataclass(frozen=True)
@@ -41,35 +49,48 @@ class Part:
         history: the run.
         run_id: label of its series.
         times_s: simulated seconds at which it has samples.
+        per_engine: with histograms of each engine, also where there are so many that they are merged.
     """
 
     history: History
     run_id: str
     times_s: tuple[float, ...]
+    per_engine: bool = False
+
+    def moments(self, epoch_s: float) -> list[Moment]:
+        """The run at its times, of which the first is `epoch_s` since 1970.
+
+        Raises:
+            InputError: its tables are not those that it wrote.
+        """
+        moments = replay(self.history, self.run_id, self.times_s, per_engine=self.per_engine)
+        return [
+            (round(epoch_s + time_s, 3), metrics.copy()) for time_s, metrics in zip(self.times_s, moments, strict=True)
+        ]
 
 
-def parts_of(runs: Sequence[Path], interval_s: float | None, most_engines: int = MOST_ENGINES_LOADED) -> list[Part]:
+def parts_of(runs: Sequence[Path], interval_s: float | None, *, per_engine: bool = False) -> list[Part]:
     """Runs to be written, each under the name of its folder.
 
     Args:
         runs: results folders.
         interval_s: simulated seconds between samples; None: such that there are some hundred of each series, of many
             replicas fewer.
-        most_engines: with more replicas, histograms hold all of them together.
+        per_engine: histograms of each engine, also where there are so many that they are merged.
 
     Raises:
         InputError: a folder is no run with steps, two have one name, or there would be too many samples.
     """
     if interval_s is not None and not math.isfinite(interval_s):
         raise InputError("--interval", f"must be a number of seconds (got {interval_s})")
-    found: list[Part] = []
+    parts: list[Part] = []
     samples = 0
     for run in runs:
         history = History.load(run)
         run_id = run_id_of(run)
-        if run_id in {part.run_id for part in found}:
+        if run_id in {part.run_id for part in parts}:
             raise InputError(str(run), f"two runs are called {run_id}; their series would be mixed up")
-        layout = metrics_of(history.prepared, run_id, most_engines=most_engines).layout
+        layout = metrics_of(history.prepared, run_id, per_engine=per_engine).layout
         series = sum(
             len(keys) * (len(layout.bounds[family]) + 3 if family in layout.bounds else 1)
             for family, keys in layout.keys.items()
@@ -83,8 +104,9 @@ def parts_of(runs: Sequence[Path], interval_s: float | None, most_engines: int =
                 "--interval",
                 f"there would be {samples:,} samples, of which {_MOST_SAMPLES:,} are allowed; take a longer one",
             )
-        found.append(Part(history, run_id, (*(index * step for index in range(moments)), history.end_s)))
-    return found
+        times_s = (*(index * step for index in range(moments)), history.end_s)
+        parts.append(Part(history, run_id, times_s, per_engine))
+    return parts
 
 
 def epoch_of(text: str | None, parts: Sequence[Part]) -> float:
@@ -111,33 +133,37 @@ def epoch_of(text: str | None, parts: Sequence[Part]) -> float:
     return epoch_s
 
 
-def write(
-    parts: Iterable[Part], epoch_s: float, target: IO[str], most_engines: int = MOST_ENGINES_LOADED
-) -> dict[str, int]:
-    """Write runs, one after the other, as OpenMetrics; returns how many samples each has.
+def write(parts: Sequence[Part], epoch_s: float, target: IO[str]) -> dict[str, int]:
+    """Write runs as OpenMetrics; returns how many samples each has.
 
     Args:
         parts: the runs.
         epoch_s: when all of them begin, s since 1970.
         target: takes the text.
-        most_engines: with more replicas, histograms hold all of them together.
 
     Raises:
         InputError: a run's tables are not those that it wrote.
     """
-    target.writelines(header())
-    written = {}
-    for part in parts:
-        written[part.run_id] = 0
-        for text in _text(part, epoch_s, most_engines):
-            target.write(text)
-            written[part.run_id] += text.count("\n")
+    return write_moments([part.moments(epoch_s) for part in parts], target)
+
+
+def write_moments(runs: Sequence[Sequence[Moment]], target: IO[str]) -> dict[str, int]:
+    """The same of runs' moments, each run's in order of time: of one series, what comes late is lost without a word."""
+    written: Counter[str] = Counter()
+    for family in FAMILIES:
+        head = ""
+        for metric in _metrics(family, runs):
+            written.update(sample.labels["run_id"] for sample in metric.samples)
+            text = generate_latest(_Collected([metric]), escaping=ALLOWUTF8)  # type: ignore[no-untyped-call]
+            lines = text.decode().removesuffix("# EOF\n")
+            target.write(lines.removeprefix(head))
+            head = head or "".join(lines.splitlines(keepends=True)[:2])  # what the family is, which is said once
     target.write(END)
-    return written
+    return dict(written)
 
 
-def write_file(parts: Iterable[Part], epoch_s: float, out: Path) -> dict[str, int]:
-    """The same into a file that is there whole or as it was before.
+def write_file(parts: Sequence[Part], epoch_s: float, out: Path) -> dict[str, int]:
+    """The same as `write`, into a file that is there whole or as it was before.
 
     Raises:
         InputError: it cannot be written, or a run's tables are not those that it wrote.
@@ -146,7 +172,7 @@ def write_file(parts: Iterable[Part], epoch_s: float, out: Path) -> dict[str, in
         return write(parts, epoch_s, target)
 
 
-def load(parts: Sequence[Part], epoch_s: float, into: Path, most_engines: int = MOST_ENGINES_LOADED) -> dict[str, int]:
+def load(parts: Sequence[Part], epoch_s: float, into: Path) -> dict[str, int]:
     """Make blocks of runs in a data directory of Prometheus; returns how many samples each has.
 
     A Prometheus that runs there sees them within a minute.
@@ -155,7 +181,6 @@ def load(parts: Sequence[Part], epoch_s: float, into: Path, most_engines: int = 
         parts: the runs.
         epoch_s: when all of them begin, s since 1970.
         into: the data directory; made when it is not there.
-        most_engines: with more replicas, histograms hold all of them together.
 
     Raises:
         InputError: promtool is missing or fails, the runs end in the future, the directory has a run of that name, or
@@ -175,7 +200,7 @@ def load(parts: Sequence[Part], epoch_s: float, into: Path, most_engines: int = 
             text, blocks = Path(scratch) / "runs.om", Path(scratch) / "blocks"
             blocks.mkdir()
             with text.open("w", encoding="utf-8") as target:
-                written = write(parts, epoch_s, target, most_engines)
+                written = write(parts, epoch_s, target)
             command = [promtool, "tsdb", "create-blocks-from", "openmetrics", str(text), str(blocks)]
             if longest > _DAY_S:
                 command.insert(3, "--max-block-duration=24h")
@@ -203,9 +228,27 @@ def _move(blocks: Path, into: Path, loaded: dict[str, object]) -> None:
         raise
 
 
-def _text(part: Part, epoch_s: float, most_engines: int) -> Iterator[str]:
-    moments = replay(part.history, part.run_id, part.times_s, most_engines=most_engines)
-    return samples((epoch_s + time_s, metrics) for time_s, metrics in zip(part.times_s, moments, strict=True))
+def _metrics(family: Family, runs: Sequence[Sequence[Moment]]) -> Iterator[Metric]:
+    """The family's samples, series by series, some moments at a time."""
+    merged = any(moments[0][1].layout.merged for moments in runs)
+    for moments in runs:
+        for series in range(len(moments[0][1].layout.keys[family.name])):
+            for begin in range(0, len(moments), _MOMENTS_AT_ONCE):
+                metric = empty(family, merged=merged)
+                for timestamp, metrics in moments[begin : begin + _MOMENTS_AT_ONCE]:
+                    add(metric, family, metrics, series, timestamp)
+                if metric.samples:
+                    yield metric
+
+
+@dataclass(frozen=True)
+class _Collected(Collector):
+    """What has been collected, for the library to write."""
+
+    metrics: Iterable[Metric]
+
+    def collect(self) -> Iterable[Metric]:
+        return self.metrics
 
 
 def _refuse_loaded(parts: Sequence[Part], into: Path) -> dict[str, object]:

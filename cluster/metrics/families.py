@@ -18,7 +18,8 @@ RUN = ("run_id",)
 ENGINE = ("run_id", "engine", "role")
 DEVICE = ("run_id", "engine", "role", "device_model")
 
-ALL_ENGINES = "all"  # the engine label of histograms that hold every engine's samples
+ALL_ENGINES = "all"  # the engine label of merged histograms, which hold the samples of every engine of a role
+MERGED_ABOVE = 8  # engines: a histogram has up to 200 buckets, and each engine as many series of it
 
 
 @dataclass(frozen=True, slots=True)

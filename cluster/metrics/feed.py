@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pimserve.cluster.metrics.state import HANDOVER, Layout, RunMetrics
+from pimserve.cluster.metrics.layout import HANDOVER, Layout
+from pimserve.cluster.metrics.run_metrics import RunMetrics
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
 from pimserve.scheduler.control import Ledger, ReplicaState, RunView
 from pimserve.scheduler.handover import Link

@@ -10,7 +10,7 @@ from pathlib import Path
 from pimserve.cluster.base.speed import parse_speed
 from pimserve.cluster.metrics.endpoint import EndpointOptions, exposing
 from pimserve.cluster.metrics.feed import MetricsFeed
-from pimserve.cluster.metrics.state import metrics_of, run_id_of
+from pimserve.cluster.metrics.run_metrics import metrics_of, run_id_of
 from pimserve.cluster.run.live_control import LiveControl
 from pimserve.cluster.run.run import results_place
 from pimserve.cluster.run.running_latencies import RunningLatencies
@@ -41,7 +41,8 @@ def metered(
         InputError: an option is not acceptable, or parts of the scenario do not go together.
     """
     factor = 0.0 if speed is None else parse_speed(speed)
-    metrics = metrics_of(prepared, run_id_of(results_place(prepared, out, checkpoints)), speed=factor)
+    run_id = run_id_of(results_place(prepared, out, checkpoints))
+    metrics = metrics_of(prepared, run_id, speed=factor, per_engine=options.per_engine)
     slo, frontend_ps = prepared.scenario.slo, prepared.frontend_ps
     feed = MetricsFeed(metrics, slo, frontend_ps=frontend_ps)
     latencies = RunningLatencies(slo, frontend_ps=frontend_ps)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimserve.cluster.metrics.feed import LedgerMetrics, RequestMetrics, set_usage
-from pimserve.cluster.metrics.state import MOST_ENGINES, RunMetrics, metrics_of
+from pimserve.cluster.metrics.run_metrics import RunMetrics, metrics_of
 from pimserve.cluster.run.account import Fault
 from pimserve.cluster.run.history import History
 from pimserve.cluster.run.replica_progress import ReplicaProgress
@@ -25,7 +25,7 @@ from pimserve.scheduler.requests import FINISHED, REJECTED
 
 
 def replay(
-    history: History, run_id: str, times_s: Sequence[float], *, most_engines: int = MOST_ENGINES
+    history: History, run_id: str, times_s: Sequence[float], *, per_engine: bool = False
 ) -> Iterator[RunMetrics]:
     """The metrics at each of the times; the same object each time, changed.
 
@@ -33,13 +33,13 @@ def replay(
         history: the run.
         run_id: label of its series.
         times_s: simulated seconds, ascending; the last one not before the run's end.
-        most_engines: with more replicas, histograms hold all of them together.
+        per_engine: histograms of each engine, also where there are so many that they are merged.
 
     Raises:
         InputError: the tables are not those that the run wrote; some of it shows at the last moment only.
     """
     prepared, requests = history.prepared, history.requests
-    metrics = metrics_of(prepared, run_id, most_engines=most_engines)
+    metrics = metrics_of(prepared, run_id, per_engine=per_engine)
     metrics.values["pimserve_requests_expected"][0] = len(requests)
     taken = RequestMetrics(metrics, prepared.scenario.slo, frontend_ps=prepared.frontend_ps)
     ledgers = LedgerMetrics(metrics)
@@ -84,8 +84,7 @@ class _States:
         self._columns = columns
         self._values = metrics.values
         self._pooled = len(history.prepared.pools) > 1
-        there = history.prepared.kv_blocks
-        self._values["pimserve_kv_cache_blocks"][:] = there
+        self._values["pimserve_kv_cache_blocks"][:] = history.prepared.kv_blocks
         self._down = down_s(history.account.faults.events)
         self._prefill = np.array([role == "prefill" for _, role in metrics.layout.engines])
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from pimserve.cluster.metrics.buckets import LENGTHS, VLLM_BOUNDS
 from pimserve.cluster.metrics.families import BY_NAME, Family, Kind
-from pimserve.cluster.metrics.state import Array, Keys, Layout, RunMetrics
+from pimserve.cluster.metrics.layout import Keys, Layout
+from pimserve.cluster.metrics.run_metrics import Array, RunMetrics
 
 _LABELS = ("model_name", "engine", "run_id", "role")
 _REASON = "finished_reason"
@@ -74,12 +75,11 @@ def as_vllm(run: RunMetrics) -> RunMetrics:
 
 def _bounds(name: str, max_model_len: int) -> tuple[float, ...]:
     """Upper bounds of a histogram in a server of that `max_model_len`."""
-    found = VLLM_BOUNDS[name]
-    return tuple(float(bound) for bound in found if found is not LENGTHS or bound <= max_model_len)
+    bounds = VLLM_BOUNDS[name]
+    return tuple(float(bound) for bound in bounds if bounds is not LENGTHS or bound <= max_model_len)
 
 
 def _coarser(counts: Array, bounds: tuple[float, ...], wanted: tuple[float, ...]) -> Array:
     """Counts (n, len(bounds) + 1) in the buckets of some of the bounds, (n, len(wanted) + 1)."""
     begins = np.searchsorted(bounds, wanted) + 1
-    found: Array = np.add.reduceat(counts, [0, *begins], axis=1)
-    return found
+    return np.asarray(np.add.reduceat(counts, [0, *begins], axis=1))

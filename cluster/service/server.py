@@ -97,7 +97,9 @@ def serving(options: ServerOptions) -> Iterator[str]:
         stack.enter_context(lock)
         registry = Registry(data.registry)
         stack.callback(registry.close)
-        supervisor = Supervisor(data, registry, options.limits, options.worker)
+        per_engine = options.metrics is not None and options.metrics.per_engine
+        worker = (*options.worker, *(["--metrics-per-engine"] if per_engine else []))
+        supervisor = Supervisor(data, registry, options.limits, worker)
         supervisors.append(supervisor)
         simulations = Simulations(supervisor, options.traces, _MOST_STREAMS)
         simulation_pb2_grpc.add_SimulationServiceServicer_to_server(simulations, server)

@@ -18,7 +18,7 @@ from pimserve.cluster.base.files import read_json
 from pimserve.cluster.base.locks import take_lock
 from pimserve.cluster.base.processes import LOCKED, TO_BE_CONTINUED
 from pimserve.cluster.base.rpc.statuses import RefusedError, unknown_run
-from pimserve.cluster.metrics.state import RunMetrics
+from pimserve.cluster.metrics.run_metrics import RunMetrics
 from pimserve.cluster.service.folders import DataFolder, RunFolder
 from pimserve.cluster.service.link import UNKNOWN, WORKER, Link
 from pimserve.cluster.service.registry import ACTIVE, ENDED, Record, Registry, State

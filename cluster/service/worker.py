@@ -1,4 +1,4 @@
-"""One run in a process of its own: `python -m pimserve.cluster.service.worker RUN_FOLDER [--paused]`.
+"""One run in a process of its own: `python -m pimserve.cluster.service.worker RUN_FOLDER [OPTIONS]`.
 
 It takes the run's lock, listens on a port of the loopback interface for the server that started it (or for one that
 was started later), runs the scenario from its last checkpoint, and writes how it ended. It ends by itself, to be
@@ -29,7 +29,7 @@ from pimserve.cluster.base.locks import take_lock
 from pimserve.cluster.base.processes import LOCKED, TO_BE_CONTINUED, Process
 from pimserve.cluster.base.rpc.channels import make_server
 from pimserve.cluster.metrics.feed import MetricsFeed
-from pimserve.cluster.metrics.state import metrics_of
+from pimserve.cluster.metrics.run_metrics import metrics_of
 from pimserve.cluster.run.live_control import LiveControl, StoppedError
 from pimserve.cluster.run.run import run
 from pimserve.cluster.run.running_latencies import RunningLatencies
@@ -58,21 +58,23 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--paused", action="store_true")
+    parser.add_argument("--metrics-per-engine", action="store_true")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     sys.setswitchinterval(_SWITCH_S)
     gc.freeze()  # what is loaded stays: the collector need not look at it again
-    code = work(RunFolder(arguments.folder.resolve()), held=arguments.paused)
+    code = work(RunFolder(arguments.folder.resolve()), held=arguments.paused, per_engine=arguments.metrics_per_engine)
     sys.stderr.flush()
     os._exit(code)  # the run is over; a thread in the middle of a call is not waited for
 
 
-def work(folder: RunFolder, *, held: bool = False, runner: Runner = run) -> int:
+def work(folder: RunFolder, *, held: bool = False, per_engine: bool = False, runner: Runner = run) -> int:
     """Run what lies in the folder to its end; returns the exit code.
 
     Args:
         folder: of the run.
         held: begin held.
+        per_engine: with histograms of each engine, also where there are so many that they are merged.
         runner: runs a scenario, as `pimserve.cluster.run.run.run` does.
     """
     lock = take_lock(folder.lock)
@@ -88,7 +90,7 @@ def work(folder: RunFolder, *, held: bool = False, runner: Runner = run) -> int:
             else:
                 options = read_json(folder.options) or {}
                 prepared = prepare(load_scenario(folder.scenario))
-                control, site = _site(folder, prepared, speed=float(options["speed"]), held=held)
+                control, site = _site(folder, prepared, speed=float(options["speed"]), held=held, per_engine=per_engine)
                 outcome = _finished(_run(folder, control, site, runner))
         except StoppedError:
             LOG.info("stopped, to be continued")
@@ -123,10 +125,13 @@ def _run(folder: RunFolder, control: LiveControl, site: Site, runner: Runner) ->
         folder.worker.unlink(missing_ok=True)
 
 
-def _site(folder: RunFolder, prepared: Prepared, *, speed: float, held: bool) -> tuple[LiveControl, Site]:
+def _site(
+    folder: RunFolder, prepared: Prepared, *, speed: float, held: bool, per_engine: bool
+) -> tuple[LiveControl, Site]:
     slo, frontend_ps = prepared.scenario.slo, prepared.frontend_ps
     latencies = RunningLatencies(slo, frontend_ps=frontend_ps)
-    metrics = MetricsFeed(metrics_of(prepared, folder.id, speed=speed), slo, frontend_ps=frontend_ps)
+    beginning = metrics_of(prepared, folder.id, speed=speed, per_engine=per_engine)
+    metrics = MetricsFeed(beginning, slo, frontend_ps=frontend_ps)
     site = Site(folder.id, prepared, metrics)
     return LiveControl(latencies, speed=speed, held=held, observer=metrics), site
 

@@ -67,10 +67,12 @@ def test_a_paced_run_is_scraped_and_ends_as_its_summary_says(tmp_path):
 
 
 def test_options_of_metrics_without_a_place_are_refused(tmp_path):
-    for command, option in {
-        "run": ("--metrics-linger", "5"),
-        "serve": ("--metrics-token-file", "token"),
-    }.items():
+    for command, *option in (
+        ("run", "--metrics-linger", "5"),
+        ("run", "--metrics-per-engine"),
+        ("serve", "--metrics-token-file", "token"),
+        ("serve", "--metrics-per-engine"),
+    ):
         done = subprocess.run(
             [PIMSERVE, command, *option], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
         )

@@ -20,10 +20,10 @@ import numpy as np
 import pytest
 import yaml
 
+from pimserve.cluster.metrics.backfill import write_moments
 from pimserve.cluster.metrics.families import BY_NAME, bounds
-from pimserve.cluster.metrics.openmetrics import END, header, samples
 from pimserve.cluster.metrics.replay import replay
-from pimserve.cluster.metrics.state import metrics_of
+from pimserve.cluster.metrics.run_metrics import metrics_of
 from pimserve.cluster.run.history import History
 from pimserve.cluster.run.results import load_table
 from tests.deploy.queries import ROOT, boards, panel_queries, rules, substituted, written_out
@@ -215,8 +215,8 @@ def test_runs_that_have_not_begun_or_are_held_have_no_rates(tmp_path):
     epoch, history = 1_760_000_000, History.load(tmp_path / "run")
     fresh = metrics_of(history.prepared, "fresh")
     held = next(replay(history, "held", [history.end_s / 2])).copy()
-    lines = [line for run in (fresh, held) for line in samples((epoch + second, run) for second in range(90))]
-    (tmp_path / "runs.om").write_text("".join([*header(), *lines, END]))
+    with (tmp_path / "runs.om").open("w") as file:
+        write_moments([[(epoch + second, run) for second in range(90)] for run in (fresh, held)], file)
     command = ["promtool", "tsdb", "create-blocks-from", "openmetrics", tmp_path / "runs.om", tmp_path / "data"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     with prometheus(tmp_path / "data") as base:

@@ -52,7 +52,7 @@ class FollowResponse(google.protobuf.message.Message):
     """When it was put together: seconds of the machine's monotonic clock."""
     held: builtins.bool
     metrics_layout: builtins.str
-    """Which series the run has (JSON, pimserve.cluster.metrics.state.Layout); only in the first answer."""
+    """Which series the run has (JSON, pimserve.cluster.metrics.layout.Layout); only in the first answer."""
     metrics: builtins.bytes
     """Their values, little-endian doubles in the layout's order; at least every other second."""
     @property

@@ -31,7 +31,7 @@ def results(tmp_path_factory):
 
 
 def loaded(results, into, *names):
-    parts = backfill.parts_of([results / name for name in names], None)
+    parts = backfill.parts_of([results / name for name in names], 10.0)
     backfill.load(parts, backfill.epoch_of(ANCHOR, parts), into)
 
 
@@ -53,7 +53,9 @@ def test_blocks_are_put_beside_those_that_are_there(results, tmp_path):
 @needs_promtool
 @pytest.mark.e2e
 def test_the_command_says_how_to_look_at_it(results, tmp_path):
-    done = CliRunner().invoke(app, ["metrics", "backfill", str(results / "one"), "--into", str(tmp_path / "data")])
+    done = CliRunner().invoke(
+        app, ["metrics", "backfill", str(results / "one"), "--into", str(tmp_path / "data"), "--interval", "5"]
+    )
     assert done.exit_code == 0, done.output
     (number,) = re.findall(r"one: ([\d,]+) samples", done.output)
     listed = subprocess.run(["promtool", "tsdb", "list", str(tmp_path / "data")], capture_output=True, check=True)
@@ -89,7 +91,7 @@ def test_a_folder_that_is_none_or_damaged(results, tmp_path):
 
 @pytest.mark.e2e
 def test_export_writes_a_file_or_prints(results, tmp_path):
-    command = ["metrics", "export", str(results / "one"), "--epoch", ANCHOR]
+    command = ["metrics", "export", str(results / "one"), "--epoch", ANCHOR, "--interval", "5"]
     printed = CliRunner().invoke(app, command)
     assert printed.exit_code == 0
     written = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "one.om")])
@@ -175,5 +177,5 @@ def test_a_folder_whose_name_is_no_text(results, tmp_path):
     named = Path(os.fsdecode(os.fsencode(tmp_path) + b"/copy\xff"))
     shutil.copytree(results / "one", named)
     assert [part.run_id for part in backfill.parts_of([folder, named], None)] == ["one", "copy?"]
-    backfill.write_file(backfill.parts_of([named], None), 0.0, tmp_path / "out.om")
+    backfill.write_file(backfill.parts_of([named], 10.0), 0.0, tmp_path / "out.om")
     assert 'run_id="copy?"' in (tmp_path / "out.om").read_text()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pimserve.cluster.metrics.feed import MetricsFeed
-from pimserve.cluster.metrics.state import metrics_of
+from pimserve.cluster.metrics.run_metrics import metrics_of
 from pimserve.cluster.run.live_control import LiveControl
 from pimserve.cluster.run.run import serve
 from pimserve.cluster.run.running_latencies import RunningLatencies
@@ -224,10 +224,10 @@ def test_a_feed_that_begins_in_the_middle_has_all_that_was_before(monkeypatch):
 
 def test_put_together_they_are_the_sum_of_the_engines(monkeypatch):
     monkeypatch.setattr("pimserve.cluster.run.live_control._LEDGERS_S", 0.0)
-    _, _, apart, _ = watched(None, ["cluster.replicas=3"])
-    _, _, together, _ = watched(None, ["cluster.replicas=3"], most_engines=2)
+    _, _, apart, _ = watched(None, ["cluster.replicas=9"], per_engine=True)
+    _, _, together, _ = watched(None, ["cluster.replicas=9"])
     for name, counts in together.counts.items():
-        assert counts.shape[0] == 1
+        assert (counts.shape[0], apart.counts[name].shape[0]) == (1, 9)
         assert np.array_equal(counts[0], apart.counts[name].sum(axis=0)), name
         assert together.sums[name][0] == pytest.approx(apart.sums[name].sum())
 

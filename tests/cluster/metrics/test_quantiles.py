@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pimserve.cluster.client import answers
 from pimserve.cluster.metrics.buckets import E2E, ITL, SECONDS, SECONDS_FROM, SECONDS_TO, TTFT
-from pimserve.cluster.metrics.exposition import exposition
+from pimserve.cluster.metrics.collector import registry
 from pimserve.cluster.metrics.families import FAMILIES
 from pimserve.cluster.metrics.feed import MetricsFeed, RequestMetrics
-from pimserve.cluster.metrics.state import metrics_of
+from pimserve.cluster.metrics.run_metrics import metrics_of
 from pimserve.cluster.metrics.vllm import VLLM_FAMILIES, as_vllm
 from pimserve.cluster.run.live_control import LiveControl
 from pimserve.cluster.run.run import serve
@@ -74,7 +75,7 @@ def histogram_quantile(q, bounds, cumulative):
 
 def scraped(families, metrics, name):
     """Bounds and cumulative counts of a family, summed over its series, as a scrape has them."""
-    text = exposition(families, [metrics], openmetrics=False).decode()
+    text = generate_latest(registry(families, lambda: [metrics])).decode()
     found = next(family for family in text_string_to_metric_families(text) if family.name == name)
     buckets = {}
     for sample in found.samples:

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import re
 from pathlib import Path
 
 import numpy as np
@@ -117,18 +118,23 @@ def test_the_text_is_openmetrics_in_order_of_time_and_always_the_same(tmp_path):
             assert float(stamp) > last.get(series, 0), "a sample that comes late is lost without a word"
             last[series] = float(stamp)
     assert min(last.values()) >= 1767225600
-    # The parser wants families one after the other; the samples of one moment are.
-    lines = text.splitlines()
-    first = [line for line in lines if line.startswith("#") or line.endswith(" 1767225605.000")]
-    by_family = []
-    for start, line in enumerate(first):
-        if line.startswith("# HELP"):
-            name = line.split()[2]
-            suffixes = ("", "_total", "_info", "_bucket", "_count", "_sum")
-            mine = [each for each in first if each.startswith(tuple(f"{name}{suffix}{{" for suffix in suffixes))]
-            by_family += [line, first[start + 1], *mine]
-    families = list(openmetrics.text_string_to_metric_families("\n".join(dict.fromkeys(by_family)) + "\n# EOF\n"))
-    assert len(families) > 30
+    # Families come one after the other, as the parser wants them; of a histogram it takes one moment at a time.
+    lines = [(line, line.startswith("#") or line.rpartition(" ")[2]) for line in text.splitlines()]
+    for stamp in ("1767225600.0", "1767225605.0", "1767225610.0"):
+        moment = "".join(f"{line}\n" for line, of in lines if of in (True, stamp))
+        families = {family.name: family for family in openmetrics.text_string_to_metric_families(moment)}
+        assert len(families) > 30
+        assert len(families["pimserve_step_tokens"].samples) > 20
+    assert len({line for line, of in lines if of is True}) == len([line for line, of in lines if of is True])
+
+
+def test_histograms_of_many_engines_are_merged_unless_asked_for(tmp_path):
+    finished(tmp_path, None, ["cluster.replicas=9", "workload.num_requests=40"])
+    for options, engines in (({}, {"all"}), ({"per_engine": True}, {str(engine) for engine in range(9)})):
+        text = text_of([tmp_path / "r"], "1767225600", **options)
+        steps = [line for line in text.splitlines() if line.startswith("pimserve_step_tokens_count")]
+        assert {re.search('engine="(.*?)"', line)[1] for line in steps} == engines
+        assert text.count("--metrics-per-engine") == (11 if engines == {"all"} else 0)  # in the help of histograms
 
 
 def test_what_cannot_be_written(tmp_path):

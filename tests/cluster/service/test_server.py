@@ -19,6 +19,7 @@ from pimserve.cluster.run.results import load_summary
 from pimserve.cluster.run.run import serve
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
+from pimserve.cluster.service.link import WORKER
 from pimserve.cluster.service.server import ServerOptions, serving
 from pimserve.cluster.service.supervisor import Limits
 from pimserve.errors import InputError
@@ -224,6 +225,19 @@ def test_a_server_that_stops_leaves_runs_to_the_next(tmp_path):
         until(lambda: not refused_or_none(client.resume, held.id))
         assert ended(client, held.id).state == "finished"
         assert ended(client, waiting.id).state == "finished"
+
+
+@pytest.mark.parametrize("per_engine", [False, True])
+def test_histograms_are_per_engine_if_the_server_is_asked_for_them(tmp_path, per_engine):
+    addresses = []
+    metrics = EndpointOptions("127.0.0.1:0", per_engine=per_engine)
+    options = {"metrics": metrics, "announce_metrics": addresses.append, "worker": WORKER}
+    with server_and_client(tmp_path / "data", **options) as client:
+        ended(client, client.launch("", [*SMALL, "cluster.replicas=9"]).id)
+        with urlopen(f"http://{addresses[0]}/metrics", timeout=10) as answer:
+            families = {f.name: f for f in text_string_to_metric_families(answer.read().decode())}
+    engines = {sample.labels["engine"] for sample in families["pimserve_step_tokens"].samples}
+    assert engines == ({str(engine) for engine in range(9)} if per_engine else {"all"})
 
 
 def test_metrics_of_all_runs_are_exposed_and_stay_for_the_last_scrape(tmp_path):

@@ -1,17 +1,15 @@
-"""Which series a run has, and how they go from one process to another."""
+"""Which series a run has."""
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pimserve.cluster.metrics.families import BY_NAME, FAMILIES, bounds
-from pimserve.cluster.metrics.state import Layout, RunMetrics, metrics_of
+from pimserve.cluster.metrics.families import BY_NAME, ENGINE, FAMILIES, bounds
+from pimserve.cluster.metrics.run_metrics import metrics_of
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
-from pimserve.errors import InputError
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 
@@ -79,34 +77,23 @@ def test_crossbars_have_tiers():
     assert 0 < used <= total
 
 
-def test_histograms_of_many_replicas_are_put_together():
-    found = metrics("cluster.replicas=3", most_engines=2)
-    assert found.layout.keys["pimserve_step_tokens"] == (("r", "all", "mixed"),)
-    assert found.layout.histogram_rows == (0, 0, 0)
-    assert len(found.layout.keys["pimserve_requests_running"]) == 3
+@pytest.mark.parametrize(("engines", "per_engine"), [(8, False), (9, False), (9, True)])
+def test_histograms_are_merged_above_eight_engines_unless_asked_for(engines, per_engine):
+    layout = metrics(f"cluster.replicas={engines}", per_engine=per_engine).layout
+    apart = tuple(("r", str(engine), "mixed") for engine in range(engines))
+    assert layout.merged == (engines > 8 and not per_engine)
+    merged = {family.name: keys == (("r", "all", "mixed"),) for family, keys in of_engines(layout)}
+    assert merged == {family.name: layout.merged and family.kind == "histogram" for family, _ in of_engines(layout)}
+    assert all(keys == apart for family, keys in of_engines(layout) if not merged[family.name])
+    assert layout.histogram_rows == ((0,) * engines if layout.merged else tuple(range(engines)))
 
 
-def test_what_is_packed_is_what_is_unpacked():
-    found = metrics("cluster.replicas=2", "slo.ttft_s=0.3")
-    rng = np.random.default_rng(1)
-    for part in (found.values, found.sums):
-        for array in part.values():
-            array[:] = rng.random(array.shape)
-    for array in found.counts.values():
-        array[:] = rng.integers(0, 2**50, array.shape)
-    layout = Layout.from_json(found.layout.to_json())
-    assert layout == found.layout
-    for again in (RunMetrics.unpack(layout, found.pack()), RunMetrics.from_bytes(found.to_bytes())):
-        assert again.layout == found.layout
-        for part in ("values", "counts", "sums"):
-            for name, array in getattr(found, part).items():
-                assert np.array_equal(array, getattr(again, part)[name])
+def of_engines(layout):
+    return [(family, layout.keys[family.name]) for family in FAMILIES if family.labels == ENGINE]
 
 
-def test_values_of_another_run_are_refused():
-    one, other = metrics(), metrics("cluster.replicas=2")
-    with pytest.raises(InputError, match="do not belong to this run"):
-        RunMetrics.unpack(one.layout, other.pack())
-    for text in ("", "[]", "{}", '{"keys": {"nobody": []}}'):
-        with pytest.raises(InputError, match="no layout of this version"):
-            Layout.from_json(text)
+def test_merged_histograms_are_those_of_a_role():
+    pools = "cluster.pools={prefill: {replicas: 3}, decode: {replicas: 6}}"
+    layout = metrics(pools).layout
+    assert layout.keys["pimserve_step_tokens"] == (("r", "all", "prefill"), ("r", "all", "decode"))
+    assert layout.histogram_rows == (0, 0, 0, 1, 1, 1, 1, 1, 1)

@@ -1,0 +1,231 @@
+"""Which series a run has: label values and buckets, fixed when it begins. It follows from the scenario."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+from prometheus_client.utils import floatToGoString
+
+from pimserve import __version__
+from pimserve.cluster.metrics.families import (
+    ALL_ENGINES,
+    BY_NAME,
+    DEVICE,
+    ENGINE,
+    FAMILIES,
+    MERGED_ABOVE,
+    Family,
+    bounds,
+)
+from pimserve.cluster.scenario.document import Scenario
+from pimserve.cluster.scenario.pools import PlacedPool
+from pimserve.cluster.scenario.prepared import Prepared
+from pimserve.device_models.operators import CATEGORIES
+from pimserve.device_models.plan import HOST, LINK
+from pimserve.errors import InputError
+from pimserve.scheduler.fleet import DECODE
+from pimserve.scheduler.handover import Link
+from pimserve.scheduler.outcomes import ALL
+from pimserve.scheduler.requests import REJECT_REASONS
+from pimserve.scheduler.stability import STATES
+
+HANDOVER = "handover"  # of KV caches, among the operators that use links
+Keys = tuple[tuple[str, ...], ...]
+_SLOS = ("ttft", "tpot", "e2e")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which series a run has; does not change while it goes.
+
+    Args:
+        keys: by family, values of its labels of each series.
+        bounds: by histogram, upper bounds of its buckets without +Inf.
+        engines: number and role of each replica.
+        histogram_rows: row of each replica in histograms.
+        max_model_len: tokens that a request may have.
+        link_bytes: of each series of link bytes, bytes for each token that is computed, and for each that is sampled.
+        handover: how KV caches come from the prefill pool.
+    """
+
+    keys: Mapping[str, Keys]
+    bounds: Mapping[str, tuple[float, ...]]
+    engines: tuple[tuple[int, str], ...]
+    histogram_rows: tuple[int, ...]
+    max_model_len: int
+    link_bytes: tuple[tuple[float, float], ...] = ()
+    handover: Link | None = None
+
+    @property
+    def run_id(self) -> str:
+        """Of the run."""
+        return self.keys["pimserve_run_info"][0][0]
+
+    @property
+    def merged(self) -> bool:
+        """Whether histograms hold the samples of all engines of a role."""
+        return len(set(self.histogram_rows)) < len(self.engines)
+
+    @cached_property
+    def edges(self) -> dict[str, list[str]]:
+        """By histogram, the values of `le`."""
+        return {name: [*map(floatToGoString, bounds), "+Inf"] for name, bounds in self.bounds.items()}
+
+    def to_json(self) -> str:
+        """For another process."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Layout:
+        """What `to_json` wrote.
+
+        Raises:
+            InputError: it is something else, or of another version.
+        """
+        try:
+            document = json.loads(text)
+            return cls(
+                {BY_NAME[name].name: tuple(tuple(key) for key in keys) for name, keys in document["keys"].items()},
+                {BY_NAME[name].name: tuple(bounds) for name, bounds in document["bounds"].items()},
+                tuple((number, role) for number, role in document["engines"]),
+                tuple(document["histogram_rows"]),
+                int(document["max_model_len"]),
+                tuple((computed, sampled) for computed, sampled in document["link_bytes"]),
+                None if document["handover"] is None else Link(**document["handover"]),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError("metrics", f"no layout of this version: {type(error).__name__} {error}") from None
+
+
+def layout_of(prepared: Prepared, run_id: str, *, speed: float, per_engine: bool) -> Layout:
+    """The series of a run.
+
+    Args:
+        prepared: what runs.
+        run_id: its label.
+        speed: simulated seconds per second; 0: as fast as possible.
+        per_engine: histograms of each engine, also above `MERGED_ABOVE` of them.
+    """
+    replicas = prepared.pool_of_replica
+    engines = tuple((number, role(pool)) for number, pool in enumerate(replicas))
+    if per_engine or len(engines) <= MERGED_ABOVE:
+        histograms = tuple((run_id, str(number), name) for number, name in engines)
+        rows = tuple(range(len(engines)))
+    else:
+        roles = list(dict.fromkeys(name for _, name in engines))
+        histograms = tuple((run_id, ALL_ENGINES, name) for name in roles)
+        rows = tuple(roles.index(name) for _, name in engines)
+    of_run = _keys_of_run(prepared, run_id, speed)
+    keys: dict[str, Keys] = {}
+    for family in FAMILIES:
+        if family.labels[: len(DEVICE)] == DEVICE:
+            keys[family.name] = tuple(
+                (run_id, str(number), role(pool), pool.label, *more)
+                for number, pool in enumerate(replicas)
+                for more in _of_devices(family, pool)
+            )
+        elif family.kind == "histogram":
+            keys[family.name] = histograms
+        elif family.labels == ENGINE:
+            keys[family.name] = tuple((run_id, str(number), name) for number, name in engines)
+        else:
+            keys[family.name] = of_run.get(family.name, ((run_id,),))
+    limits = prepared.scenario.slo.limits()
+    return Layout(
+        keys,
+        {family.name: bounds(family, limits) for family in FAMILIES if family.kind == "histogram"},
+        engines,
+        rows,
+        prepared.longest_request,
+        tuple(_link_bytes(pool, *names) for pool in replicas for names in _links(pool)),
+        prepared.link,
+    )
+
+
+def _keys_of_run(prepared: Prepared, run_id: str, speed: float) -> dict[str, Keys]:
+    """Series of the families of a run that have labels beside `run_id`."""
+    scenario = prepared.scenario
+    limits = scenario.slo.limits()
+    slos = [slo for slo in _SLOS if f"{slo}_s" in limits]
+    judged = [*slos, ALL] if slos else []
+    info = (
+        run_id,
+        scenario.name,
+        prepared.model.name,
+        prepared.device,
+        str(scenario.run.seed),
+        _workload(scenario),
+        " + ".join(dict.fromkeys(str(pool.replica.costs["setting"]) for pool in prepared.pools)),
+        f"{speed:g}x" if speed else "unpaced",
+        __version__,
+    )
+    return {
+        "pimserve_run_info": (info,),
+        "pimserve_requests_total": tuple((run_id, outcome) for outcome in ("finished", "rejected")),
+        "pimserve_admission_rejections_total": tuple((run_id, reason) for reason in REJECT_REASONS if reason),
+        "pimserve_slo_censored_requests_total": tuple((run_id, slo) for slo in judged),
+        "pimserve_run_stability": tuple((run_id, state) for state in STATES),
+        "pimserve_slo_requests_total": tuple((run_id, slo, result) for slo in judged for result in ("met", "missed")),
+        "pimserve_slo_limit_seconds": tuple((run_id, slo) for slo in slos),
+    }
+
+
+def _links(pool: PlacedPool) -> Sequence[tuple[str, str]]:
+    """Operators that send bytes, and the links that these go over."""
+    handover = [(HANDOVER, "inter_pool")] if pool.name == DECODE else []
+    return [*dict.fromkeys((traffic.operator, traffic.link) for traffic in pool.replica.traffic), *handover]
+
+
+def _link_bytes(pool: PlacedPool, operator: str, link: str) -> tuple[float, float]:
+    """Bytes that an operator sends over a kind of link for each token that is computed, and each that is sampled."""
+    sent = {"tokens": 0.0, "outputs": 0.0}
+    for traffic in pool.replica.traffic:
+        if (traffic.operator, traffic.link) == (operator, link):
+            sent[traffic.rows] += traffic.bytes_per_row
+    return sent["tokens"], sent["outputs"]
+
+
+def _workload(scenario: Scenario) -> str:
+    spec = scenario.workload
+    return spec.preset or (f"trace {Path(spec.trace.path).name}" if spec.trace is not None else "synthetic")
+
+
+def role(pool: PlacedPool) -> str:
+    """What the replicas of a pool do, in the words of serving engines."""
+    return pool.name or "mixed"
+
+
+def units(pool: PlacedPool) -> tuple[str, ...]:
+    """Units of the pool's devices, as their ledgers name them."""
+    plan = pool.replica.plan
+    links = () if plan.pipeline is not None else (LINK,)
+    host = (HOST,) if any(term.unit == HOST for term in plan.rows) else ()
+    return (*plan.units, *links, *host)
+
+
+def _of_devices(family: Family, pool: PlacedPool) -> Sequence[tuple[str, ...]]:
+    """Values of the labels that a device family has of its own."""
+    if family.name in {"pimserve_device_busy_seconds_total", "pimserve_busiest_device_busy_seconds_total"}:
+        return [(unit,) for unit in units(pool)]
+    if family.name == "pimserve_operator_time_seconds_total":
+        return [(category,) for category in CATEGORIES]
+    if family.name == "pimserve_device_energy_joules_total":
+        passive = [("passive", "passive")] if pool.replica.plan.passive is not None else []
+        return [*((category, part) for category in CATEGORIES for part in ("dram", "compute")), *passive]
+    if family.name == "pimserve_link_bytes_total":
+        return _links(pool)
+    if family.name == "pimserve_device_tiers":
+        return [("used",), ("total",)] if tiers(pool) else []
+    return [()]
+
+
+def tiers(pool: PlacedPool) -> tuple[int, int] | None:
+    """Crossbar tiers of each chip: those in use, and all; None for other devices."""
+    facts = pool.replica.facts
+    if "tiers_used" not in facts:
+        return None
+    return facts["tiers_used"], facts["tiers"]
