@@ -1,9 +1,203 @@
-"""What steps cost by a plan."""
+"""What steps cost by a plan: the one place that says what a plan means.
+
+`evaluate` gives time, energy and busy time of steps by operator and unit, `decode_span` the time of n decode steps in
+closed form. Plans are of two kinds, which differ in the `StepTiming` of their layers and in nothing else: operators one
+after the other (`serial`), and tokens one behind the other (`pipeline`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from pimserve.device_models.experts import FEATURES, ExpertTerm, IntArray
+from pimserve.device_models.operators import Rows
+from pimserve.device_models.pipeline import Load
+from pimserve.device_models.plan import HOST, ChunkShape, CostPlan, DecodeWay
+from pimserve.device_models.serial import SerialTiming
+from pimserve.device_models.step import (
+    Amount,
+    N,
+    OperatorTime,
+    StepCosts,
+    StepShape,
+    busiest_counts,
+    least,
+    over_span,
+    row_counts,
+    seen_tokens,
+)
+
+
+class StepTiming(Protocol):
+    """Time that steps take beyond row terms and routed experts."""
+
+    @property
+    def links(self) -> tuple[str, ...]:
+        """Links that are busy apart from units."""
+
+    @property
+    def loads(self) -> tuple[Load, ...]:
+        """Busy time of units, in the mean over the devices; at least their parts of prefill attention."""
+
+    @property
+    def device_loads(self) -> tuple[Load, ...]:
+        """Of those devices that may have most to do, where they are the same in all steps."""
+
+    def prefill(self, decodes: int, chunks: Sequence[ChunkShape], attention_fs: Sequence[int]) -> tuple[int, int, int]:
+        """(busiest tokens, anchor tokens, prefill fs) of a step, as in `StepShape`; a chunk takes its attention fs."""
+
+    def row_tokens(self, tokens: N, busiest: N) -> N:
+        """The tokens that row terms count, of those of a step."""
+
+    def layers_fs(self, requests: N, context: N, outputs: N, queued: N, anchor: N, prefill_fs: N) -> N:
+        """Time of single steps."""
+
+    def taken(self, requests: N, context: N, prefill_fs: N) -> list[N]:
+        """By way of decode attention, 1 where it is taken and 0 elsewhere."""
+
+    def decode_span(self, requests: int, context: int, steps: int) -> tuple[int, int, int]:
+        """(time of the first of at most `steps` decode steps, growth per step, steps for which that holds)."""
+
+    def costs(self, shape: StepShape[N]) -> StepCosts[N]:
+        """What steps, or spans, take."""
+
+
+def timing_of(plan: CostPlan) -> StepTiming:
+    """How the layers of a plan take their time."""
+    return SerialTiming(plan) if plan.pipeline is None else plan.pipeline
+
+
+def units_of(plan: CostPlan) -> tuple[str, ...]:
+    """What a plan keeps busy: units of its devices, links, and the host."""
+    host = (HOST,) if any(term.unit == HOST for term in plan.rows) else ()
+    return (*plan.units, *timing_of(plan).links, *host)
+
+
+def shape_of(
+    plan: CostPlan, decodes: int, context: int, chunks: Sequence[ChunkShape] = (), outputs: int | None = None
+) -> StepShape[int]:
+    """One step with `decodes` requests that attend to `context` tokens in all, and chunks of prompts.
+
+    `outputs`: tokens that it emits; None: one of each decoding request.
+    """
+    attention = [[term.cost(chunk) for term in plan.prefill] for chunk in chunks]
+    times = [sum([time for time, _, _ in terms]) for terms in attention]
+    busiest, anchor, prefill_fs = timing_of(plan).prefill(decodes, chunks, times)
+    return StepShape(
+        decodes,
+        context,
+        sum([chunk[0] for chunk in chunks]),
+        len(chunks),
+        decodes if outputs is None else outputs,
+        busiest,
+        anchor,
+        prefill_fs,
+        sum([dram for terms in attention for _, dram, _ in terms]),
+        sum([compute for terms in attention for _, _, compute in terms]),
+        1,
+    )
+
+
+def counts_of(plan: CostPlan, shape: StepShape[N]) -> tuple[dict[Rows, N], dict[Rows, N]]:
+    """What row terms count in a step: of all data-parallel groups, and of the busiest one."""
+    every = row_counts(shape.tokens, shape.outputs, shape.decodes, shape.chunks)
+    tokens = timing_of(plan).row_tokens(shape.tokens, shape.busiest_tokens)
+    return every, busiest_counts(every, tokens, plan.data_parallel)
+
+
+def way_of(plan: CostPlan, shape: StepShape[int]) -> DecodeWay:
+    """The way in which a step runs decode attention."""
+    taken = timing_of(plan).taken(shape.decodes, shape.context, shape.prefill_fs)
+    return plan.decode_ways[taken.index(1)]
+
+
+def evaluate(plan: CostPlan, shape: StepShape[N], experts: Sequence[N] | None = None) -> StepCosts[N]:
+    """What steps cost.
+
+    Args:
+        plan: of one replica.
+        shape: a step, or columns of steps or spans, (n,) each.
+        experts: of routed experts each of FEATURES, in a step or summed over a span; None: they are left out.
+    """
+    timing = timing_of(plan)
+    costs = timing.costs(shape)
+    costs.prefill_fs = shape.prefill_fs
+    _row_terms(plan, shape, costs)
+    _decode_attention(plan, timing, shape, costs)
+    costs.energy.append(Amount(("attention_prefill", "dram"), 1, shape.prefill_dram_pj))
+    costs.energy.append(Amount(("attention_prefill", "compute"), 1, shape.prefill_compute_pj))
+    if experts is not None and plan.experts is not None:
+        add_experts(plan.experts, experts, costs)
+    return costs
+
+
+def add_experts(term: ExpertTerm, features: Sequence[N], costs: StepCosts[N]) -> None:
+    """Add routed experts, one entry for each of FEATURES, to what steps cost."""
+    entry = dict(zip(FEATURES, features, strict=True))
+    costs.operators.append(OperatorTime("routed experts", "moe", entry["time_fs"]))
+    for unit, place in zip(term.units, ("first", "second"), strict=False):
+        mean = entry[f"{place}_busy_fs"]
+        costs.busy.append(Amount(("moe", unit.unit), 1, mean))
+        costs.behind.append(Amount(unit.unit, 1, entry[f"{place}_of_busiest_fs"] - mean))
+    costs.energy.append(Amount(("moe", "dram"), 1, entry["dram_pj"]))
+    costs.energy.append(Amount(("moe", "compute"), 1, entry["compute_pj"]))
+
+
+def step_times(
+    plan: CostPlan, spans: StepShape[IntArray], steps: StepShape[IntArray], experts: IntArray | None
+) -> IntArray:
+    """(m,): time of every single step of spans, worked out one by one.
+
+    Args:
+        plan: of one replica.
+        spans: (n,) each.
+        steps: (m,) each, their single steps, as `each_step` has them.
+        experts: (m, features) of routed experts in them.
+    """
+    timing = timing_of(plan)
+    _, busiest = counts_of(plan, spans)
+    rows_fs = sum([term.time_fs(busiest[term.rows]) for term in plan.rows], np.zeros_like(spans.steps))
+    time = np.repeat(rows_fs, spans.steps) + timing.layers_fs(
+        steps.decodes, steps.context, steps.outputs, steps.busiest_tokens, steps.anchor_tokens, steps.prefill_fs
+    )
+    return time if experts is None else time + experts[:, FEATURES.index("time_fs")]
+
+
+def _row_terms(plan: CostPlan, shape: StepShape[N], costs: StepCosts[N]) -> None:
+    """Add row terms to what steps cost."""
+    every, busiest = counts_of(plan, shape)
+    for term in plan.rows:
+        time = term.time_fs(busiest[term.rows]) * shape.steps
+        costs.operators.append(OperatorTime(term.name, term.category, time))
+        costs.busy.append(Amount((term.category, term.unit), 1, time))
+        energy, rows = term.energy, every[term.rows]
+        # Requests are spread over the groups; a group without any reads no weights.
+        groups = least([rows, every["requests"], 0 * rows + plan.data_parallel])
+        costs.energy += [
+            Amount((term.category, "dram"), energy.dram_const, groups * shape.steps),
+            Amount((term.category, "dram"), energy.dram_per_row, rows * shape.steps),
+            Amount((term.category, "compute"), energy.compute_per_row, rows * shape.steps),
+        ]
+
+
+def _decode_attention(plan: CostPlan, timing: StepTiming, shape: StepShape[N], costs: StepCosts[N]) -> None:
+    """Add what decode attention takes of units and energy; a span takes one way in all of its steps."""
+    busiest = -(-shape.decodes // plan.data_parallel) * shape.steps
+    taken = timing.taken(shape.decodes, shape.context, shape.prefill_fs)
+    for way, here in zip(plan.decode_ways, taken, strict=True):
+        for term in way.terms:
+            first, last = (
+                seen_tokens(term.window_tokens, shape.decodes, context)
+                for context in (shape.context, shape.last_context)
+            )
+            seen = here * over_span(shape.steps, first, last)
+            costs.busy.append(Amount(("attention_decode", term.unit), term.slope, seen))
+            costs.busy.append(Amount(("attention_decode", term.unit), term.per_request, here * busiest))
+            costs.energy.append(Amount(("attention_decode", "dram"), term.dram_per_token, seen))
+            costs.energy.append(Amount(("attention_decode", "compute"), term.compute_per_token, seen))
 
 
 class DecodeSpan(NamedTuple):

@@ -17,14 +17,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pimserve.device_models.operators import Category
-
-IntArray = NDArray[np.int64]
+from pimserve.device_models.step import (
+    Amount,
+    N,
+    OperatorTime,
+    StepCosts,
+    StepShape,
+    each_step,
+    most,
+    over_span,
+    seen_tokens,
+    where,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +63,12 @@ class Station:
         work = (self.per_token, self.per_output, self.per_request, *self.per_context)
         return (*work, -self.rest, -self.slack)
 
-    def work(self, tokens: int, outputs: int, requests: int, seen: Sequence[int]) -> int:
+    def work(self, tokens: N, outputs: N, requests: N, seen: Sequence[N]) -> N:
         """What these bring to the station."""
         work = self.per_token * tokens + self.per_output * outputs + self.per_request * requests
-        return work + sum([each * context for each, context in zip(self.per_context, seen, strict=True)])
+        for each, context in zip(self.per_context, seen, strict=True):
+            work = work + each * context
+        return work
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +92,10 @@ class Load:
         work = (self.per_token, self.per_output, self.per_request, *self.per_context)
         return (*work, self.prefill[0] / self.prefill[1])
 
-    def busy_fs(self, tokens: int, outputs: int, requests: int, seen: Sequence[int]) -> int:
-        """What these leave, without prefill attention."""
-        busy = self.per_token * tokens + self.per_output * outputs + self.per_request * requests
-        return busy + sum(each * total for each, total in zip(self.per_context, seen, strict=True))
+    def amounts(self, tokens: N, outputs: N, requests: N, seen: Sequence[N]) -> list[tuple[int, N]]:
+        """What these leave, (time of each, how many), without prefill attention."""
+        amounts = [(self.per_token, tokens), (self.per_output, outputs), (self.per_request, requests)]
+        return amounts + list(zip(self.per_context, seen, strict=True))
 
     def prefill_fs(self, whole_fs: int) -> int:
         """Its part of prefill attention's time; to be asked once for all of it, as it is rounded down."""
@@ -135,19 +146,84 @@ class PipelineTerm:
     device_loads: tuple[Load, ...] = ()
 
     @property
+    def links(self) -> tuple[str, ...]:
+        """Links are in the chain."""
+        return ()
+
+    @property
     def fixed_fs(self) -> int:
         """One token's way without attention to its context."""
-        return sum(time for _, time in self.chain)
+        return sum([time for _, time in self.chain])
 
-    def seen(self, requests: int, context: int) -> list[int]:
-        """Context tokens that layers of each window see, summed over the decoding requests."""
-        return [context if window is None else min(context, window * requests) for window in self.windows]
+    def prefill(
+        self, decodes: int, chunks: Sequence[tuple[int, int]], attention_fs: Sequence[int]
+    ) -> tuple[int, int, int]:
+        """(tokens that queue, tokens of the anchor, fs of prefill attention) of a step with prompts.
 
-    def span(self, requests: int, context: int, steps: int) -> tuple[int, int, int]:
+        `chunks` are (tokens, context), beside decoding requests. The anchor's attention is a barrier in every layer;
+        that of the others hides behind their own work elsewhere, or the other way round. The second prompt runs one
+        layer behind the anchor: it queues only where they meet, and counts for as many tokens as that takes.
+        """
+        if not chunks:
+            return decodes, 0, 0
+        if len(chunks) == 1:
+            return decodes, chunks[0][0], attention_fs[0]
+        costs = [(chunk[0], time) for chunk, time in zip(chunks, attention_fs, strict=True)]
+        first, second, *rest = sorted(
+            costs, key=lambda cost: (self.per_prompt_token * cost[0] + cost[1], cost), reverse=True
+        )
+        per_token = max([station.per_token for station in self.stations])
+        meeting = second[0] * self.per_second_prompt_token // per_token if per_token else second[0]
+        queued = meeting + sum([tokens for tokens, _ in rest])
+        attention = second[1] + sum([time for _, time in rest])
+        return decodes + queued, first[0], first[1] + max(0, attention - queued * per_token)
+
+    def row_tokens(self, tokens: N, busiest: N) -> N:
+        """The tokens that row terms count: all."""
+        return tokens
+
+    def taken(self, requests: N, context: N, prefill_fs: N) -> list[N]:
+        """By way of decode attention, 1 where it is taken: there is one."""
+        return [1 + 0 * requests]
+
+    def layers_fs(self, requests: N, context: N, outputs: N, queued: N, anchor: N, prefill_fs: N) -> N:
+        """Time of single steps."""
+        passing = self._passing(requests, context, outputs, queued, anchor, prefill_fs)
+        return self.fixed_fs + passing.slots_fs + passing.attention_fs + most(passing.waits_fs)
+
+    def _passing(self, requests: N, context: N, outputs: N, queued: N, anchor: N, prefill_fs: N) -> _Passing[N]:
+        prompts = anchor > 0
+        attention, behind, visited = prefill_fs, [], 0 * context
+        for index, (window, per_token) in enumerate(zip(self.windows, self.chain_per_context, strict=True)):
+            seen = seen_tokens(window, requests, context)
+            mean = where(prompts, 0 * seen, seen // (requests + (requests == 0)))
+            attention = attention + per_token * mean
+            behind.append(seen - mean)
+            if index == 0:
+                visited = mean
+        others = requests - 1
+        tokens, alike, sampled = (
+            where(prompts, queued, others),
+            where(prompts, requests, others),
+            outputs - (outputs > 0),
+        )
+        waits = []
+        for station in self.stations:
+            work = station.work(tokens, sampled, alike, behind)
+            if station.rest >= 0:
+                visit = station.visit + station.visit_per_context * visited
+                in_turns = where(
+                    (requests - 2) * visit <= station.rest, most([work - station.slack, others * visit]), work
+                )
+                work = where(prompts, work, in_turns)
+            waits.append(work)
+        return _Passing(self.per_prompt_token * (anchor - prompts), attention, waits)
+
+    def decode_span(self, requests: int, context: int, steps: int) -> tuple[int, int, int]:
         """(time of the first step, growth per step, steps) of decode steps for which one station's rule holds.
 
-        Contexts grow by one token per request and step. `steps` is cut where another station or rule takes over; the
-        caller cuts it where a window fills.
+        Contexts grow by one token per request and step. `steps` is cut where another station or rule takes over, or a
+        window fills.
         """
         first = self.fixed_fs
         growth = 0
@@ -156,6 +232,8 @@ class PipelineTerm:
         mean_first, widens = 0, False
         for index, (window, per_token) in enumerate(zip(self.windows, self.chain_per_context, strict=True)):
             grows = window is None or context < window * requests
+            if grows and window is not None:
+                steps = min(steps, (window * requests - context) // requests + 1)
             seen = context if grows else (window or 0) * requests
             mean = seen // requests
             first += per_token * mean
@@ -184,80 +262,74 @@ class PipelineTerm:
                 steps = min(steps, (wait - other) // (other_slope - slope) + 1)
         return first + wait, growth + slope, steps
 
-    def mixed_fs(self, requests: int, context: int, outputs: int, *, queued: int, anchor: int, prefill_fs: int) -> int:
-        """Time of a step with prompts: the longest, of `anchor` tokens, goes ahead, and `queued` tokens wait."""
-        seen = self.seen(requests, context)
-        sampled = max(0, outputs - 1)  # but the anchor
-        wait = max([station.work(queued, sampled, requests, seen) for station in self.stations])
-        return self.fixed_fs + self.per_prompt_token * (anchor - 1) + prefill_fs + wait
-
-    def prefill(self, requests: int, chunks: Sequence[tuple[int, int]]) -> tuple[int, int, int]:
-        """(tokens that queue, tokens of the anchor, fs of prefill attention) of a step with prompts.
-
-        `chunks` are (tokens, attention fs), beside `requests` decoding requests. The anchor's attention is a barrier in
-        every layer; that of the others hides behind their own work elsewhere, or the other way round. The second prompt
-        runs one layer behind the anchor: it queues only where they meet, and counts for as many tokens as that takes.
-        """
-        if len(chunks) == 1:
-            (tokens, attention), *_ = chunks
-            return requests, tokens, attention
-        first, second, *rest = sorted(
-            chunks, key=lambda chunk: (self.per_prompt_token * chunk[0] + chunk[1], chunk), reverse=True
+    def costs(self, shape: StepShape[N]) -> StepCosts[N]:
+        """What steps, or spans, take beyond row terms."""
+        n = shape.steps
+        first: _Passing[N] = self._passing_of(shape, shape.context)
+        last: _Passing[N] = self._passing_of(shape, shape.last_context)
+        slots = n * first.slots_fs
+        attention = over_span(n, first.attention_fs, last.attention_fs)
+        costs: StepCosts[N] = StepCosts(
+            [OperatorTime("chain", category, time * n) for category, time in self.chain],
+            chain_fs=n * self.fixed_fs + slots + attention,
         )
-        per_token = max([station.per_token for station in self.stations])
-        meeting = second[0] * self.per_second_prompt_token // per_token if per_token else second[0]
-        queued = meeting + sum([tokens for tokens, _ in rest])
-        attention = second[1] + sum([spent for _, spent in rest])
-        return requests + queued, first[0], first[1] + max(0, attention - queued * per_token)
+        costs.operators += [
+            OperatorTime("prompts", self.prompt_category, slots),
+            OperatorTime("attention, prefill", "attention_prefill", shape.prefill_fs),
+            OperatorTime("attention, decode", "attention_decode", attention - shape.prefill_fs),
+        ]
+        for station, wait in zip(self.stations, self._waits(shape, first, last), strict=True):
+            costs.operators.append(OperatorTime(station.name, station.category, wait))
+        seen = []
+        for window in self.windows:
+            ends = (seen_tokens(window, shape.decodes, each) for each in (shape.context, shape.last_context))
+            seen.append(over_span(n, *ends))
+        counts = n * shape.tokens, n * shape.outputs, n * shape.decodes, seen
+        for load in self.loads:
+            amounts = load.amounts(*counts)
+            costs.busy += [Amount((self.prompt_category, load.unit), *amount) for amount in amounts[:2]]
+            costs.busy += [Amount(("attention_decode", load.unit), *amount) for amount in amounts[2:]]
+        for place, load in enumerate(self.device_loads):
+            costs.loads += [Amount(place, *amount) for amount in load.amounts(*counts)]
+        return costs
 
-    def columns(
-        self,
-        requests: IntArray,
-        context: IntArray,
-        outputs: IntArray,
-        *,
-        queued: IntArray,
-        anchor: IntArray,
-        prefill_fs: IntArray,
-    ) -> PipelineColumns:
-        """The same for many steps, (n,) each; without prompts `anchor` is 0."""
-        prompts = anchor > 0
-        attention = np.where(prompts, prefill_fs, 0)
-        behind = []
-        mean_first = np.zeros_like(context)
-        for index, (window, per_token) in enumerate(zip(self.windows, self.chain_per_context, strict=True)):
-            seen = context if window is None else np.minimum(context, window * requests)
-            mean = np.where(prompts, 0, seen // np.maximum(requests, 1))
-            attention = attention + per_token * mean
-            behind.append(seen - mean)
-            if index == 0:
-                mean_first = mean
-        ahead = requests - 1
-        waits = []
-        for station in self.stations:
-            wait = station.per_token * np.where(prompts, queued, ahead)
-            wait += station.per_output * np.maximum(outputs - 1, 0)
-            wait += station.per_request * np.where(prompts, requests, ahead)
-            for each, tokens in zip(station.per_context, behind, strict=True):
-                wait += each * tokens
-            visit = station.visit + station.visit_per_context * mean_first
-            in_turns = np.maximum(wait - station.slack, ahead * visit)
-            waits.append(np.where(~prompts & ((requests - 2) * visit <= station.rest), in_turns, wait))
-        table = np.stack(waits)
-        slots = self.per_prompt_token * np.maximum(anchor - 1, 0)
-        return PipelineColumns(slots, attention, table.max(axis=0), table.argmax(axis=0))
+    def _passing_of(self, shape: StepShape[N], context: N) -> _Passing[N]:
+        return self._passing(
+            shape.decodes, context, shape.outputs, shape.busiest_tokens, shape.anchor_tokens, shape.prefill_fs
+        )
+
+    def _waits(self, shape: StepShape[N], first: _Passing[N], last: _Passing[N]) -> list[N]:
+        """Wait at each station: where it is the longest, the first of those that are as long."""
+        wait = over_span(shape.steps, most(first.waits_fs), most(last.waits_fs))
+        at, at_end = _longest(first.waits_fs), _longest(last.waits_fs)
+        waits = [wait * (at == index) * (at_end == index) for index in range(len(self.stations))]
+        if not isinstance(at, int) and not isinstance(at_end, int):
+            uneven = np.flatnonzero(at != at_end)  # at an end of these spans, two stations wait for equally long
+            if len(uneven):
+                spans = StepShape(*(column[uneven] for column in shape))
+                steps = each_step(spans)
+                single = self._passing_of(steps, steps.context)
+                longest, begins = _longest(single.waits_fs), np.cumsum(spans.steps) - spans.steps
+                for index, column in enumerate(waits):
+                    column[uneven] = np.add.reduceat(most(single.waits_fs) * (longest == index), begins)
+        return waits
 
 
-@dataclass(frozen=True, slots=True)
-class PipelineColumns:
-    """Per step, (n,): beyond the fixed chain, the anchor's tokens one behind the other, its attention, and the longest
-    wait with the station that it is at.
+class _Passing(NamedTuple, Generic[N]):
+    """Of single steps, beyond the fixed chain: the anchor's tokens one behind the other, its attention, and the wait at
+    each station.
     """
 
-    slots_fs: IntArray
-    attention_fs: IntArray
-    wait_fs: IntArray
-    station: IntArray
+    slots_fs: N
+    attention_fs: N
+    waits_fs: list[N]
+
+
+def _longest(waits: Sequence[N]) -> N:
+    """The place of the most, and of the first that is as much; of columns, element by element."""
+    if isinstance(waits[0], int):
+        return waits.index(max(waits))
+    return np.asarray(np.stack(waits).argmax(axis=0))
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
-from pimserve.device_models.experts import ExpertTerm, IntArray
+from pimserve.device_models.experts import ExpertTerm
 from pimserve.device_models.operators import Category, Rows
 from pimserve.device_models.pipeline import PassivePower, PipelineTerm
+from pimserve.device_models.step import N, least, most, row_counts, seen_tokens
 
 FS_PER_S = 10**15
 FS_PER_PS = 1000
@@ -28,7 +28,6 @@ LINK = "link"
 HOST = "host"  # the machine that the serving engine runs on, in busy tables where a plan has its time
 
 Pieces = tuple[tuple[int, int], ...]
-_N = TypeVar("_N", int, IntArray)
 
 
 class Chunk(NamedTuple):
@@ -71,38 +70,10 @@ class RowTerm:
     energy: Energy = Energy()
     alternatives: tuple[Pieces, ...] = ()
 
-    def time_fs(self, rows: int) -> int:
+    def time_fs(self, rows: N) -> N:
         """Time for `rows` rows of one data-parallel group; nothing runs for none."""
-        if not rows:
-            return 0
-        time = max([const + slope * rows for const, slope in self.pieces])
-        for pieces in self.alternatives:
-            time = min(time, max([const + slope * rows for const, slope in pieces]))
-        return time
-
-
-def row_counts(tokens: _N, outputs: _N, decodes: _N, prompts: _N) -> dict[Rows, _N]:
-    """What row terms of each kind count; numbers, or arrays of them for many steps."""
-    return {
-        "tokens": tokens,
-        "outputs": outputs,
-        "decodes": decodes,
-        "prompts": prompts,
-        "requests": decodes + prompts,
-    }
-
-
-def busiest_counts(every: dict[Rows, _N], tokens: _N, data_parallel: int) -> dict[Rows, _N]:
-    """Of counts of all data-parallel groups, those of the busiest, which has `tokens`; the others are spread evenly.
-
-    (Prompts by their number: where lengths differ, a group with many short ones has more of them.)
-    """
-    return row_counts(
-        tokens,
-        -(-every["outputs"] // data_parallel),
-        -(-every["decodes"] // data_parallel),
-        -(-every["prompts"] // data_parallel),
-    )
+        ways = [most([const + slope * rows for const, slope in pieces]) for pieces in (self.pieces, *self.alternatives)]
+        return least(ways) * (rows > 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +92,10 @@ class DecodeAttentionTerm:
     compute_per_token: int
     per_request: int = 0
 
+    def time_fs(self, requests: int, context: int, busiest: int) -> int:
+        """Time for `requests` requests whose contexts sum to `context` tokens; the busiest group has `busiest`."""
+        return self.slope * seen_tokens(self.window_tokens, requests, context) + self.per_request * busiest
+
 
 @dataclass(frozen=True, slots=True)
 class DecodeWay:
@@ -128,13 +103,6 @@ class DecodeWay:
 
     terms: tuple[DecodeAttentionTerm, ...]
     beside_prefill: bool
-
-    def decode_fs(self, requests: int, context: int, busiest: int) -> int:
-        """Time for `requests` requests whose contexts sum to `context` tokens; the busiest group has `busiest`."""
-        return sum(
-            term.slope * seen_tokens(term.window_tokens, requests, context) + term.per_request * busiest
-            for term in self.terms
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,28 +178,15 @@ class CostPlan:
         return sum([term.time_fs(counts[term.rows]) for term in self.rows])
 
     @property
+    def weight_stationary(self) -> bool:
+        """Whether weights stay where they are, and tokens pass by them."""
+        return self.pipeline is not None
+
+    @property
     def decode_ways(self) -> tuple[DecodeWay, ...]:
         """The ways to run decode attention, one or two."""
         first = DecodeWay(self.decode, self.overlap_attention)
         return (first,) if self.other_decode is None else (first, self.other_decode)
-
-    def attention_fs(self, requests: int, context: int, prefill_fs: int = 0) -> tuple[int, DecodeWay]:
-        """(time, way) of decode attention beside or after prefill attention that takes `prefill_fs`.
-
-        In windowed layers the tokens seen are min(context, window x requests): exact when all contexts are shorter than
-        the window or all are longer, an upper bound otherwise.
-        """
-        busiest = -(-requests // self.data_parallel)
-        times = []
-        for way in self.decode_ways:
-            decode = way.decode_fs(requests, context, busiest)
-            times.append(max(decode, prefill_fs) if way.beside_prefill else decode + prefill_fs)
-        fastest = min(times)
-        return fastest, self.decode_ways[times.index(fastest)]
-
-    def decode_fs(self, requests: int, context: int) -> int:
-        """Time of decode attention for `requests` requests whose contexts sum to `context` tokens, without prompts."""
-        return self.attention_fs(requests, context)[0]
 
     def most_step_pj(self, tokens: int, context: int) -> int:
         """A bound of the energy of a step of `tokens` tokens that attend to `context` tokens in all, without passive
@@ -248,25 +203,3 @@ class CostPlan:
             per_q, per_kv, per_pair = each.dram
             found += per_q * tokens + per_kv * context + (per_pair + each.compute_per_pair) * tokens * context
         return found
-
-    def busiest_prefill(self, decode_requests: int, chunks: Sequence[ChunkShape]) -> tuple[int, int]:
-        """(tokens, prefill attention fs) of the busiest data-parallel group, each the most that any group has.
-
-        Decoding requests are spread evenly; a prompt is computed inside one group: the longest first, each by the group
-        with the fewest tokens so far.
-        """
-        share = -(-decode_requests // self.data_parallel)
-        times = [sum(term.cost(chunk)[0] for term in self.prefill) for chunk in chunks]
-        if self.data_parallel == 1 or len(chunks) == 1:
-            return share + sum(tokens for tokens, _ in chunks), sum(times)
-        loads = [[0, 0] for _ in range(self.data_parallel)]
-        for chunk, time in sorted(zip(chunks, times, strict=True), reverse=True):
-            load = min(loads)
-            load[0] += chunk[0]
-            load[1] += time
-        return share + max(load[0] for load in loads), max(load[1] for load in loads)
-
-
-def seen_tokens(window: int | None, requests: int, context: int) -> int:
-    """Context tokens that one layer reads in a decode step."""
-    return context if window is None else min(context, window * requests)

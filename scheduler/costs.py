@@ -9,12 +9,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pimserve.device_models.evaluate import DecodeSpan
+from pimserve.device_models.evaluate import DecodeSpan, timing_of
 from pimserve.device_models.experts import FEATURES, IntArray
-from pimserve.device_models.plan import ChunkShape, CostPlan, busiest_counts, row_counts
+from pimserve.device_models.plan import ChunkShape, CostPlan
 from pimserve.device_models.routing import POOL_SIZE, ExpertPools
-from pimserve.scheduler.attention import DecodeTime, faster
-from pimserve.scheduler.slowdown import NORMAL, SlowPools, slow_plan
+from pimserve.device_models.slowdown import NORMAL, SlowPools, slow_plan
+from pimserve.device_models.step import busiest_counts, row_counts
 
 MAX_SPAN = 65_536  # steps that one log row may stand for
 _CHUNKS_KEPT = 16_384
@@ -57,7 +57,7 @@ class ReplicaCosts:
         self.offset = replica_offset(seed, replica)
         self.exact = exact and pools is not None
         self.max_span = 1 if self.exact else POOL_SIZE if pools is not None else MAX_SPAN
-        self._ways = [DecodeTime(way) for way in plan.decode_ways]
+        self._timing = timing_of(plan)
         self._decode_rows_fs: dict[int, int] = {}  # row terms of a decode step, by requests of the busiest group
         self._tokens_fs: dict[int, int] = {}
         self._outputs_fs: dict[int, int] = {}
@@ -101,21 +101,23 @@ class ReplicaCosts:
             chunks: of prompts.
             outputs: tokens that it emits.
         """
-        plan = self.plan
-        busiest, anchor, prefill, dram, compute = self._prefill(decodes, chunks)
-        if plan.pipeline is not None:
-            duration = self._rows(decodes + prefill_tokens, outputs)
-            duration += plan.pipeline.mixed_fs(
-                decodes, context, outputs, queued=busiest, anchor=anchor, prefill_fs=prefill
-            )
+        plan, timing = self.plan, self._timing
+        if len(chunks) == 1:
+            chunk = chunks[0]
+            time, dram, compute = self._chunks.get(chunk) or self._chunk(chunk)
+            times: Sequence[int] = (time,)
         else:
-            share = -(-decodes // plan.data_parallel)
-            duration = min([way.step_fs(decodes, context, share, prefill) for way in self._ways])
-            duration += self._rows(busiest, -(-outputs // plan.data_parallel))
-            if plan.experts is not None:
-                duration += self.experts_fs(decodes + prefill_tokens, step)
+            costs = [self._chunks.get(chunk) or self._chunk(chunk) for chunk in chunks]
+            times = [cost[0] for cost in costs]
+            dram, compute = sum([cost[1] for cost in costs]), sum([cost[2] for cost in costs])
+        busiest, anchor, prefill = timing.prefill(decodes, chunks, times)
+        tokens = decodes + prefill_tokens
+        duration = timing.layers_fs(decodes, context, outputs, busiest, anchor, prefill)
+        duration += self._rows(timing.row_tokens(tokens, busiest), -(-outputs // plan.data_parallel))
         if self._by_requests:
             duration += self._requests(decodes, len(chunks))
+        if plan.experts is not None:
+            duration += self.experts_fs(tokens, step)
         return MixedStep(duration, busiest, anchor, prefill, dram, compute)
 
     def decode_span(self, step: int, decodes: int, context: int, most: int) -> DecodeSpan:
@@ -124,20 +126,14 @@ class ReplicaCosts:
         `context` is what the requests attend to in the first step; it grows by `decodes` a step.
         """
         plan = self.plan
-        steps = min(most, self.max_span)
         share = -(-decodes // plan.data_parallel)
-        base = self._decode_rows_fs.get(share)
-        if base is None:
-            base = self._decode_rows_fs[share] = self._rows(share, share) + self._requests(decodes, 0)
-        attention, growth, steps = self._ways[0].span(decodes, context, share, steps)
-        for way in self._ways[1:]:
-            second, other, steps = way.span(decodes, context, share, steps)
-            (attention, growth), steps = faster((attention, growth), (second, other), steps)
-        if plan.pipeline is not None:  # decode attention's terms have no time there
-            attention, growth, steps = plan.pipeline.span(decodes, context, steps)
+        rows_fs = self._decode_rows_fs.get(share)
+        if rows_fs is None:
+            rows_fs = self._decode_rows_fs[share] = self._rows(share, share) + self._requests(decodes, 0)
+        first, growth, steps = self._timing.decode_span(decodes, context, min(most, self.max_span))
         if plan.experts is None:
-            return DecodeSpan(steps, share, base + attention, growth)
-        return DecodeSpan(steps, share, base + attention, growth, *self.experts_prefix(decodes, step))
+            return DecodeSpan(steps, share, rows_fs + first, growth)
+        return DecodeSpan(steps, share, rows_fs + first, growth, *self.experts_prefix(decodes, step))
 
     def _rows(self, tokens: int, outputs: int) -> int:
         """Time of row terms that count tokens or outputs, for those of the busiest group."""
@@ -156,31 +152,6 @@ class ReplicaCosts:
             share = busiest_counts(row_counts(0, 0, decodes, prompts), 0, self.plan.data_parallel)
             found = self._requests_fs[decodes, prompts] = self.plan.rows_fs(0, 0, share["decodes"], share["prompts"])
         return found
-
-    def _prefill(self, decodes: int, chunks: Sequence[ChunkShape]) -> tuple[int, int, int, int, int]:
-        """(tokens of the busiest group, 0, its prefill attention fs, dram pJ, compute pJ of all groups).
-
-        In a pipeline: (tokens that queue, tokens of the anchor, fs, ...), as `PipelineTerm.prefill` has them.
-        """
-        if self.plan.pipeline is not None:
-            costs = [self._chunks.get(chunk) or self._chunk(chunk) for chunk in chunks]
-            shapes = [(chunk[0], cost[0]) for chunk, cost in zip(chunks, costs, strict=True)]
-            queued, anchor, time = self.plan.pipeline.prefill(decodes, shapes)
-            return queued, anchor, time, sum([cost[1] for cost in costs]), sum([cost[2] for cost in costs])
-        if len(chunks) == 1:
-            chunk = chunks[0]
-            time, dram, compute = self._chunks.get(chunk) or self._chunk(chunk)
-            return -(-decodes // self.plan.data_parallel) + chunk[0], 0, time, dram, compute
-        tokens, time, dram, compute = decodes, 0, 0, 0
-        for chunk in chunks:
-            chunk_time, chunk_dram, chunk_compute = self._chunks.get(chunk) or self._chunk(chunk)
-            tokens += chunk[0]
-            time += chunk_time
-            dram += chunk_dram
-            compute += chunk_compute
-        if self.plan.data_parallel > 1:
-            tokens, time = self.plan.busiest_prefill(decodes, chunks)
-        return tokens, 0, time, dram, compute
 
     def _chunk(self, chunk: ChunkShape) -> tuple[int, int, int]:
         """(fs, dram pJ, compute pJ) of a chunk's attention, kept for the next of its kind."""

@@ -17,10 +17,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pimserve.device_models.plan import FS_PER_S
+from pimserve.device_models.slowdown import NORMAL
 from pimserve.errors import InputError
 from pimserve.loadgen.spec import MAX_TIME_S
 from pimserve.quantity import PositiveSeconds, Seconds
-from pimserve.scheduler.slowdown import NORMAL
 
 Kind = Literal["fail", "slow", "leave"]
 _FAULTS = 0xFA17  # of random streams: apart from those of arrivals, lengths and experts

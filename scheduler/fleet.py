@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from pimserve.device_models.experts import IntArray
 from pimserve.device_models.plan import CostPlan
 from pimserve.device_models.routing import ExpertPools, Routing
 from pimserve.errors import InputError
@@ -13,7 +14,7 @@ from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.engine import Engine
 from pimserve.scheduler.handover import Link
 from pimserve.scheduler.requests import RequestTable
-from pimserve.scheduler.steplog import IntArray, StepLog
+from pimserve.scheduler.steplog import StepLog
 
 RowSink = Callable[
     [int, IntArray, IntArray], None

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimserve.device_models.plan import FS_PER_PS
+from pimserve.device_models.slowdown import NORMAL
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.control import Ledger, ReplicaState
 from pimserve.scheduler.costs import ReplicaCosts
@@ -23,7 +24,6 @@ from pimserve.scheduler.faults import Condition, Effect
 from pimserve.scheduler.fleet import DECODE, Fleet, RowSink
 from pimserve.scheduler.requests import RequestTable
 from pimserve.scheduler.router import Router, make_router, restore_router, router_state
-from pimserve.scheduler.slowdown import NORMAL
 from pimserve.scheduler.steplog import StepLog
 
 IntArray = NDArray[np.int64]

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pimserve.device_models.evaluate import evaluate, shape_of
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S, PJ_PER_J, CostPlan
 from pimserve.device_models.routing import Routing
 from pimserve.errors import InputError
@@ -232,11 +233,9 @@ def _longest_prompt_s(plan: CostPlan, table: RequestTable) -> float:
     tokens = int(table["input_tokens"][table["reject_reason"] == SERVABLE].max(initial=0))
     if not tokens:
         return 0.0
-    time = plan.rows_fs(tokens, 1, 0, 1) + sum(term.cost((tokens, 0))[0] for term in plan.prefill)
+    time = evaluate(plan, shape_of(plan, 0, 0, [(tokens, 0)], 1)).duration_fs
     if plan.experts is not None:
         time += plan.experts.least_fs(tokens)
-    if plan.pipeline is not None:
-        time += plan.pipeline.per_prompt_token * tokens
     return time / FS_PER_S
 
 

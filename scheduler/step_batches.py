@@ -2,56 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pimserve.device_models.experts import FEATURES
-from pimserve.device_models.operators import Rows as RowKind
-from pimserve.device_models.plan import CostPlan
-from pimserve.scheduler.attention import seen_columns
-
-if TYPE_CHECKING:
-    from pimserve.scheduler.steplog import Rows
+from pimserve.device_models.experts import FEATURES, IntArray
+from pimserve.device_models.step import StepCosts
 
 _MOST = 32
 _MOST_NJ = 2**50  # of a span: beyond any device
 _ENERGY = [FEATURES.index("dram_pj"), FEATURES.index("compute_pj")]
-IntArray = NDArray[np.int64]
 
 
-def active_pj(
-    plan: CostPlan,
-    rows: Rows,
-    every: Mapping[RowKind, IntArray],
-    taken: Sequence[NDArray[np.bool_]],
-    experts: IntArray | None,
-) -> NDArray[np.float64]:
+def active_pj(costs: StepCosts[IntArray], begins: IntArray, experts: IntArray | None) -> NDArray[np.float64]:
     """Energy of the operators of each span, (n,), pJ: to floating point, where the step log's sums are exact.
 
     Args:
-        plan: what steps cost.
-        rows: spans, (n,).
-        every: what row terms count in a step of each span.
-        taken: by way to run decode attention, the spans that take it.
-        experts: of the single steps, (steps, features).
+        costs: of the spans, (n,), without routed experts.
+        begins: (n,), where their first steps are among
+        experts: (steps, features) of all single steps; None: there are none.
     """
-    found = rows.prefill_dram_pj.astype(np.float64) + rows.prefill_compute_pj
-    for term in plan.rows:
-        energy, wanted = term.energy, every[term.rows]
-        groups = np.minimum(plan.data_parallel, np.minimum(wanted, every["requests"]))
-        each = float(energy.dram_const) * groups + float(energy.dram_per_row + energy.compute_per_row) * wanted
-        found += each * rows.steps
-    for way, mine in zip(plan.decode_ways, taken, strict=True):
-        for attention in way.terms:
-            seen = seen_columns(attention.window_tokens, rows.decodes, rows.context, rows.steps)
-            found += float(attention.dram_per_token + attention.compute_per_token) * seen * mine
+    energy = np.zeros(len(begins))
+    for _, each, times in costs.energy:
+        if each:
+            energy += float(each) * times
     if experts is not None:
-        begins = np.cumsum(rows.steps) - rows.steps
-        found += np.add.reduceat(experts[:, _ENERGY].sum(axis=1, dtype=np.float64), begins)
-    return found
+        energy += np.add.reduceat(experts[:, _ENERGY].sum(axis=1, dtype=np.float64), begins)
+    return energy
 
 
 class StepBatches:

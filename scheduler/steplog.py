@@ -13,31 +13,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pimserve.device_models.experts import FEATURES
-from pimserve.device_models.operators import CATEGORIES, Category
-from pimserve.device_models.operators import Rows as RowKind
-from pimserve.device_models.pipeline import PipelineColumns, PipelineTerm
-from pimserve.device_models.plan import (
-    FS_PER_PS,
-    FS_PER_S,
-    HOST,
-    LINK,
-    PJ_PER_J,
-    CostPlan,
-    DecodeWay,
-    RowTerm,
-    busiest_counts,
-    row_counts,
-)
-from pimserve.scheduler.attention import attention_columns, fastest, seen_columns
+from pimserve.device_models.evaluate import add_experts, evaluate, step_times, timing_of
+from pimserve.device_models.experts import IntArray
+from pimserve.device_models.plan import FS_PER_PS, FS_PER_S, HOST, PJ_PER_J
+from pimserve.device_models.step import StepCosts, StepShape, each_step
 from pimserve.scheduler.control import Ledger
 from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.digest import ChainDigest
 from pimserve.scheduler.exact import exact_dot, exact_sum
 from pimserve.scheduler.histogram import DurationHistogram
 from pimserve.scheduler.step_batches import StepBatches, active_pj
-
-IntArray = NDArray[np.int64]
+from pimserve.scheduler.totals import CostTotals
 
 
 class Rows(NamedTuple):
@@ -60,6 +46,27 @@ class Rows(NamedTuple):
     blocks_end: IntArray  # and during the last
     duration_fs: IntArray  # of all steps together
 
+    @property
+    def shape(self) -> StepShape[IntArray]:
+        """What each row consists of."""
+        return StepShape(
+            self.decodes,
+            self.context,
+            self.prefill_tokens,
+            self.chunks,
+            self.outputs,
+            self.busiest_tokens,
+            self.anchor_tokens,
+            self.prefill_fs,
+            self.prefill_dram_pj,
+            self.prefill_compute_pj,
+            self.steps,
+        )
+
+    def first_steps(self, first_step: int) -> IntArray:
+        """The number of each row's first step, where rows follow each other and the first begins with `first_step`."""
+        return first_step + np.cumsum(self.steps) - self.steps
+
 
 _STEP = np.dtype(
     [("duration_fs", np.int64), ("context", np.int64), ("decodes", np.int32), ("prefill_tokens", np.int32)]
@@ -72,7 +79,7 @@ STEP_TOKENS = tuple(2**power for power in range(15))  # upper bounds of the buck
 _SUMS = (
     *("clock_fs", "steps", "busy_fs", "chain_fs", "tokens", "window_tokens", "batch_steps", "mixed_steps"),
     *("spans", "computed_tokens", "prompt_tokens"),
-    *("twice_block_fs", "peak_blocks", "_pipeline_prefill_fs"),
+    *("twice_block_fs", "peak_blocks"),
 )
 
 
@@ -82,101 +89,29 @@ class Steps(NamedTuple):
     duration_fs: IntArray
     decodes: IntArray
     context: IntArray
-    attention_fs: IntArray  # decode and prefill attention, as long as the step waits for them
     experts: IntArray | None  # (n, features), columns as in `experts.FEATURES`
-    pipeline: PipelineColumns | None
 
 
 _STEPS_COLUMN = Rows._fields.index("steps")
 
 
-def expand(costs: ReplicaCosts, rows: Rows, first_step: int) -> Steps:
-    """The single steps of `rows`, the first of which is the replica's step number `first_step`."""
-    plan = costs.plan
-    n = rows.steps
-    begins = np.cumsum(n) - n
-    number = np.arange(int(n.sum()))
-    decodes = np.repeat(rows.decodes, n)
-    context = np.repeat(rows.context - begins * rows.decodes, n) + number * decodes
-    _, busiest = _row_counts(plan, rows)
-    whole = np.zeros(len(n), np.int64)
-    for row_term in plan.rows:
-        whole += _row_time(row_term, busiest[row_term.rows])
-    if plan.pipeline is not None:
-        columns = plan.pipeline.columns(
-            decodes,
-            context,
-            np.repeat(rows.outputs, n),
-            queued=np.repeat(rows.busiest_tokens, n),
-            anchor=np.repeat(rows.anchor_tokens, n),
-            prefill_fs=np.repeat(rows.prefill_fs, n),
-        )
-        duration = np.repeat(whole + plan.pipeline.fixed_fs, n)
-        duration += columns.slots_fs + columns.attention_fs + columns.wait_fs
-        return Steps(duration, decodes, context, columns.attention_fs, None, columns)
-    attention = fastest(attention_columns(plan, decodes, context, np.repeat(rows.prefill_fs, n)))
-    duration = np.repeat(whole, n) + attention
+def expand(costs: ReplicaCosts, rows: Rows, first_steps: IntArray) -> Steps:
+    """The single steps of `rows`, worked out one by one; `first_steps` (n,) are the numbers of each row's first."""
+    spans = rows.shape
+    steps = each_step(spans)
     experts = None
-    if plan.experts is not None:
-        experts = costs.experts_features(np.repeat(rows.decodes + rows.prefill_tokens, n), first_step + number)
-        duration += experts[:, 0]
-    return Steps(duration, decodes, context, attention, experts, None)
+    if costs.plan.experts is not None:
+        begins = np.cumsum(rows.steps) - rows.steps
+        number = np.arange(len(steps.steps)) + np.repeat(first_steps - begins, rows.steps)
+        experts = costs.experts_features(steps.tokens, number)
+    return Steps(step_times(costs.plan, spans, steps, experts), steps.decodes, steps.context, experts)
 
 
 def _begin_fs(rows: Rows, index: int) -> int:
     return int(rows.begin_ps[index]) * FS_PER_PS + int(rows.begin_rest_fs[index])
 
 
-def _row_counts(plan: CostPlan, rows: Rows) -> tuple[dict[RowKind, IntArray], dict[RowKind, IntArray]]:
-    """What row terms count in a step of each row: of all data-parallel groups, and of the busiest one."""
-    every = row_counts(rows.decodes + rows.prefill_tokens, rows.outputs, rows.decodes, rows.chunks)
-    tokens = rows.busiest_tokens if plan.pipeline is None else every["tokens"]
-    return every, busiest_counts(every, tokens, plan.data_parallel)
-
-
-def _row_time(term: RowTerm, n: IntArray) -> IntArray:
-    ways = [
-        np.maximum.reduce([const + slope * n for const, slope in pieces])
-        for pieces in (term.pieces, *term.alternatives)
-    ]
-    return np.asarray(np.minimum.reduce(ways) * (n > 0))
-
-
-def _seen_total(rows: Rows, window: int | None) -> int:
-    """Context tokens that layers of a window see in all steps, summed over decoding requests."""
-    return exact_sum(seen_columns(window, rows.decodes, rows.context, rows.steps))
-
-
-def _taken(plan: CostPlan, rows: Rows) -> list[NDArray[np.bool_]]:
-    """By way to run decode attention, the rows that take it: all of a row's steps take one."""
-    if plan.other_decode is None:
-        return [np.ones(len(rows.steps), bool)]
-    first, second = attention_columns(plan, rows.decodes, rows.context, rows.prefill_fs)
-    return [first <= second, second < first]
-
-
-def by_way(plan: CostPlan, rows: Rows) -> list[tuple[DecodeWay, Rows]]:
-    """The ways that decode attention is run in, and the rows that take each."""
-    if plan.other_decode is None:
-        return [(way, rows) for way in plan.decode_ways]
-    taken = zip(plan.decode_ways, _taken(plan, rows), strict=True)
-    return [(way, Rows(*(column[mask] for column in rows))) for way, mask in taken]
-
-
-def count_decode(
-    plan: CostPlan, rows: Rows, unit_fs: dict[str, int], energy_pj: dict[tuple[Category, str], int]
-) -> None:
-    """Add unit time, fs, and energy, pJ, of decode attention of some rows."""
-    for way, mine in by_way(plan, rows):
-        share = exact_dot(-(-mine.decodes // plan.data_parallel), mine.steps)
-        for term in way.terms:
-            total = _seen_total(mine, term.window_tokens)
-            unit_fs[term.unit] += term.slope * total + term.per_request * share
-            energy_pj["attention_decode", "dram"] += term.dram_per_token * total
-            energy_pj["attention_decode", "compute"] += term.compute_per_token * total
-
-
-class StepLog:
+class StepLog(CostTotals):
     """Sink of one replica's spans.
 
     Args:
@@ -193,6 +128,7 @@ class StepLog:
         on_flush: Callable[[IntArray, IntArray], None] | None = None,
         rows_per_flush: int | None = None,
     ) -> None:
+        super().__init__(costs.plan)
         self.costs = costs
         self.window_fs = window_fs
         self.on_flush = on_flush
@@ -210,21 +146,16 @@ class StepLog:
         self.durations = DurationHistogram()  # of steps
         self.batches = StepBatches()
         self.step_tokens = np.zeros(len(STEP_TOKENS) + 1, np.int64)  # steps by how many tokens they compute
-        self.category_fs = dict.fromkeys(CATEGORIES, 0)
-        self.energy_pj = {(category, kind): 0 for category in CATEGORIES for kind in ("dram", "compute")}
-        links = () if costs.plan.pipeline is not None else (LINK,)  # pipelines have them in their chain
-        host = (HOST,) if any(term.unit == HOST for term in costs.plan.rows) else ()
-        self._unit_fs = dict.fromkeys((*costs.plan.units, *links, *host), 0)
         self.batch_steps = 0  # sum over steps of requests in the step
         self.mixed_steps = 0
         self.twice_block_fs = 0  # twice the time integral of KV blocks in use: halving is left to the end
         self.peak_blocks = 0
-        self._pipeline_prefill_fs = 0
-        experts, pipeline = costs.plan.experts, costs.plan.pipeline
+        experts = costs.plan.experts
         # What the mean device is behind the one that has most to do in each layer of experts, and what each of a
-        # pipeline's devices that may have most to do has done.
+        # pipeline's devices that may have most to do has done, but for prefill attention.
         self._behind_fs = dict.fromkeys([each.unit for each in experts.units] if experts is not None else (), 0)
-        self._device_fs = [0] * (len(pipeline.device_loads) if pipeline is not None else 0)
+        self._device_loads = timing_of(costs.plan).device_loads
+        self._device_fs = [0] * len(self._device_loads)
         self._hash = ChainDigest()
         self._rows: list[tuple[int, ...]] = []
         self._gaps: list[tuple[int, int]] = []  # between tokens, that no step shows, and how many of each
@@ -259,27 +190,16 @@ class StepLog:
             self.window_fs = (self.window_fs[0], at_fs)
 
     @property
-    def unit_fs(self) -> dict[str, int]:
-        """Busy time of each unit."""
-        found = dict(self._unit_fs)
-        pipeline = self.costs.plan.pipeline
-        for load in pipeline.loads if pipeline is not None else ():
-            found[load.unit] += load.prefill_fs(self._pipeline_prefill_fs)
-        return found
-
-    @property
     def busiest_unit_fs(self) -> dict[str, int]:
         """Busy time of each unit on the device that has most to do.
 
         Of a pipeline's devices that is one for the whole run; of groups of routed experts, the one that each layer
         waits for.
         """
-        found = {unit: busy + self._behind_fs.get(unit, 0) for unit, busy in self.unit_fs.items()}
-        pipeline = self.costs.plan.pipeline
-        if pipeline is not None:
-            for load, busy in zip(pipeline.device_loads, self._device_fs, strict=True):
-                found[load.unit] = max(found[load.unit], busy + load.prefill_fs(self._pipeline_prefill_fs))
-        return found
+        most = {unit: busy + self._behind_fs.get(unit, 0) for unit, busy in self.unit_fs.items()}
+        for load, busy in zip(self._device_loads, self._device_fs, strict=True):
+            most[load.unit] = max(most[load.unit], busy + load.prefill_fs(self._prefill_fs))
+        return most
 
     def digest(self) -> str:
         """Digest of every executed step, independent of how steps were grouped in spans."""
@@ -316,10 +236,8 @@ class StepLog:
         self.flush()
         return {
             **{name: getattr(self, name) for name in _SUMS},
+            **super().state(),
             "window_fs": list(self.window_fs),
-            "category_fs": dict(self.category_fs),
-            "energy_pj": [[*key, value] for key, value in self.energy_pj.items()],
-            "unit_fs": dict(self._unit_fs),
             "behind_fs": dict(self._behind_fs),
             "device_fs": list(self._device_fs),
             "itl": self.itl.state(),
@@ -331,13 +249,11 @@ class StepLog:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
+        super().restore(state)
         for name in _SUMS:
             setattr(self, name, state[name])
         low, high = state["window_fs"]
         self.window_fs = (low, high)
-        self.category_fs.update(state["category_fs"])
-        self.energy_pj.update({(category, kind): value for category, kind, value in state["energy_pj"]})
-        self._unit_fs.update(state["unit_fs"])
         self._behind_fs.update(state["behind_fs"])
         self._device_fs[:] = state["device_fs"]
         self.itl.restore(state["itl"])
@@ -358,7 +274,7 @@ class StepLog:
         slices = range(0, len(self._rows), _ROWS_PER_SLICE)
         block = np.concatenate([np.array(self._rows[i : i + _ROWS_PER_SLICE], np.int64) for i in slices])
         rows = Rows(*np.ascontiguousarray(block.T))
-        first_steps = self.steps + np.cumsum(rows.steps) - rows.steps
+        first_steps = rows.first_steps(self.steps)
         self.digest_rows(rows)
         if self.on_flush is not None:
             self.on_flush(block, first_steps)
@@ -367,28 +283,19 @@ class StepLog:
 
     def digest_rows(self, rows: Rows) -> None:
         """Add up rows that come after all that were taken before."""
-        steps = expand(self.costs, rows, self.steps)
+        first_steps = rows.first_steps(self.steps)
+        begins = first_steps - self.steps
+        steps = expand(self.costs, rows, first_steps)
         busy = exact_sum(steps.duration_fs)
         if busy != exact_sum(rows.duration_fs):
             raise AssertionError("the step log's times differ from the engine's clock")
-        begins = np.cumsum(rows.steps) - rows.steps
         self._count(rows, steps, begins)
-        self._row_terms(rows)
-        prefill = exact_sum(rows.prefill_fs)
-        pipeline = self.costs.plan.pipeline
-        if pipeline is not None and steps.pipeline is not None:
-            self._pipeline(pipeline, rows, steps.pipeline)
-        # Side by side, decode attention counts for what it outlasts prefill attention.
-        self.category_fs["attention_prefill"] += prefill
-        self.category_fs["attention_decode"] += exact_sum(steps.attention_fs) - prefill
-        self._attention(rows, prefill)
+        costs = evaluate(self.costs.plan, rows.shape)
+        self.add(costs)
         if steps.experts is not None:
-            self._experts(steps.experts)
-        emitted = rows.outputs * rows.steps
-        plan = self.costs.plan
-        every, _ = _row_counts(plan, rows)
-        energy_pj = active_pj(plan, rows, every, _taken(plan, rows), steps.experts)
-        self.batches.add(self.steps + begins, rows.begin_ps, emitted, energy_pj)
+            self._add_experts(steps.experts)
+        energy_pj = active_pj(costs, begins, steps.experts)
+        self.batches.add(first_steps, rows.begin_ps, rows.outputs * rows.steps, energy_pj)
         record = np.empty(len(steps.duration_fs), _STEP)
         record["duration_fs"], record["context"] = steps.duration_fs, steps.context
         record["decodes"] = steps.decodes
@@ -400,21 +307,22 @@ class StepLog:
         self.busy_fs += busy
         self.clock_fs = _begin_fs(rows, -1) + int(rows.duration_fs[-1])
 
-    def _row_terms(self, rows: Rows) -> None:
-        """Time, energy and unit time of row terms."""
-        plan = self.costs.plan
-        every, busiest = _row_counts(plan, rows)
-        for term in plan.rows:
-            time = exact_dot(_row_time(term, busiest[term.rows]), rows.steps)
-            self.category_fs[term.category] += time
-            self._unit_fs[term.unit] += time
-            energy = term.energy
-            wanted = every[term.rows]
-            processed = exact_dot(wanted, rows.steps)
-            # Requests are spread over the groups; a group without any reads no weights.
-            groups = int((np.minimum(plan.data_parallel, np.minimum(wanted, every["requests"])) * rows.steps).sum())
-            self.energy_pj[term.category, "dram"] += energy.dram_const * groups + energy.dram_per_row * processed
-            self.energy_pj[term.category, "compute"] += energy.compute_per_row * processed
+    def add(self, costs: StepCosts[IntArray]) -> None:
+        """Add what some steps cost."""
+        super().add(costs)
+        if costs.chain_fs is not None:
+            self.chain_fs += exact_sum(costs.chain_fs)
+        for place, each, times in costs.loads:
+            self._device_fs[place] += each * exact_sum(times)
+        for unit, each, times in costs.behind:
+            self._behind_fs[unit] += each * exact_sum(times)
+
+    def _add_experts(self, features: IntArray) -> None:
+        """Add routed experts of single steps, whose energies may leave 64 bit if they are summed over spans."""
+        costs: StepCosts[IntArray] = StepCosts()
+        assert self.costs.plan.experts is not None
+        add_experts(self.costs.plan.experts, list(features.T), costs)
+        self.add(costs)
 
     def _count(self, rows: Rows, steps: Steps, begins: IntArray) -> None:
         """Latencies, tokens, batch and KV use."""
@@ -453,44 +361,3 @@ class StepLog:
             reached = (end_ps > ps) | ((end_ps == ps) & (rest_fs >= rest))
             found &= reached if after else ~reached
         return found
-
-    def _pipeline(self, pipeline: PipelineTerm, rows: Rows, columns: PipelineColumns) -> None:
-        """Time of anchors and queues, and unit time."""
-        steps = len(columns.wait_fs)
-        slots = exact_sum(columns.slots_fs)
-        self.chain_fs += steps * pipeline.fixed_fs + slots + exact_sum(columns.attention_fs)
-        for category, time in pipeline.chain:
-            self.category_fs[category] += steps * time
-        for index, station in enumerate(pipeline.stations):
-            self.category_fs[station.category] += exact_sum(columns.wait_fs[columns.station == index])
-        tokens = rows.decodes + rows.prefill_tokens
-        self.category_fs[pipeline.prompt_category] += slots
-        processed, outputs = exact_dot(tokens, rows.steps), exact_dot(rows.outputs, rows.steps)
-        decoded = exact_dot(rows.decodes, rows.steps)
-        seen = [_seen_total(rows, window) for window in pipeline.windows]
-        self._pipeline_prefill_fs += exact_sum(rows.prefill_fs)
-        for load in pipeline.loads:
-            self._unit_fs[load.unit] += load.busy_fs(processed, outputs, decoded, seen)
-        for index, load in enumerate(pipeline.device_loads):
-            self._device_fs[index] += load.busy_fs(processed, outputs, decoded, seen)
-
-    def _attention(self, rows: Rows, prefill_fs: int) -> None:
-        """Energy and unit time of attention."""
-        plan = self.costs.plan
-        count_decode(plan, rows, self._unit_fs, self.energy_pj)
-        if plan.prefill and plan.pipeline is None:
-            self._unit_fs[plan.prefill[0].unit] += prefill_fs
-        self.energy_pj["attention_prefill", "dram"] += exact_sum(rows.prefill_dram_pj)
-        self.energy_pj["attention_prefill", "compute"] += exact_sum(rows.prefill_compute_pj)
-
-    def _experts(self, features: IntArray) -> None:
-        """Time, energy and unit time of routed experts, columns as in FEATURES."""
-        term = self.costs.plan.experts
-        assert term is not None
-        time, *busy, dram, compute = (exact_sum(features[:, column]) for column in range(len(FEATURES)))
-        self.category_fs["moe"] += time
-        for unit, mean, most in zip(term.units, busy[:2], busy[2:], strict=False):
-            self._unit_fs[unit.unit] += mean
-            self._behind_fs[unit.unit] += most - mean
-        self.energy_pj["moe", "dram"] += dram
-        self.energy_pj["moe", "compute"] += compute

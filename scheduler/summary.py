@@ -43,6 +43,7 @@ from numpy.typing import NDArray
 
 from pimserve.device_models.operators import CATEGORIES
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S, HOST, PJ_PER_J
+from pimserve.device_models.slowdown import NORMAL
 from pimserve.loadgen.spec import PS_PER_S
 from pimserve.scheduler.batch_means import nearest_place
 from pimserve.scheduler.faults import Faults
@@ -55,7 +56,6 @@ from pimserve.scheduler.outcomes import ALL, MET, Outcomes, counts, outcomes
 from pimserve.scheduler.requests import FINISHED, REJECT_REASONS, REJECTED, WAITING
 from pimserve.scheduler.simulation import Served
 from pimserve.scheduler.slo import SloSpec
-from pimserve.scheduler.slowdown import NORMAL
 from pimserve.scheduler.stability import stability
 from pimserve.scheduler.steplog import StepLog
 from pimserve.scheduler.window import MeasuredWindow

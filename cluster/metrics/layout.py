@@ -24,8 +24,8 @@ from pimserve.cluster.metrics.families import (
 from pimserve.cluster.scenario.document import Scenario
 from pimserve.cluster.scenario.pools import PlacedPool
 from pimserve.cluster.scenario.prepared import Prepared
+from pimserve.device_models.evaluate import units_of
 from pimserve.device_models.operators import CATEGORIES
-from pimserve.device_models.plan import HOST, LINK
 from pimserve.errors import InputError
 from pimserve.scheduler.fleet import DECODE
 from pimserve.scheduler.handover import Link
@@ -201,10 +201,7 @@ def role(pool: PlacedPool) -> str:
 
 def units(pool: PlacedPool) -> tuple[str, ...]:
     """Units of the pool's devices, as their ledgers name them."""
-    plan = pool.replica.plan
-    links = () if plan.pipeline is not None else (LINK,)
-    host = (HOST,) if any(term.unit == HOST for term in plan.rows) else ()
-    return (*plan.units, *links, *host)
+    return units_of(pool.replica.plan)
 
 
 def _of_devices(family: Family, pool: PlacedPool) -> Sequence[tuple[str, ...]]:

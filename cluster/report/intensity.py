@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pimserve.cluster.run.history import History
 from pimserve.cluster.scenario.pools import PlacedPool
 from pimserve.device_models.device import Roof
+from pimserve.device_models.evaluate import counts_of, evaluate, shape_of, way_of
 from pimserve.device_models.model import BYTES_PER_ELEMENT
 from pimserve.device_models.operators import (
     ACTIVATION_BYTES,
@@ -32,17 +33,9 @@ from pimserve.device_models.operators import (
     PrefillAttention,
     operators_of,
 )
-from pimserve.device_models.pipeline import PipelineTerm
-from pimserve.device_models.plan import (
-    FS_PER_S,
-    Chunk,
-    CostPlan,
-    PrefillAttentionTerm,
-    busiest_counts,
-    row_counts,
-    seen_tokens,
-)
+from pimserve.device_models.plan import FS_PER_S, Chunk, CostPlan, PrefillAttentionTerm
 from pimserve.device_models.routing import POOL_SIZE, expert_share
+from pimserve.device_models.step import seen_tokens
 
 _DECODE_LAUNCH, _PREFILL_LAUNCH, _EXPERT_LAUNCH = (
     *("decode attention, launch", "prefill attention, launch"),
@@ -156,17 +149,15 @@ def work_of(history: History, pool: PlacedPool, shape: Shape) -> list[Work]:
     the busiest.
     """
     plan = pool.replica.plan
-    if plan.pipeline is not None:
-        return _stationary(history, pool, plan.pipeline, shape)
+    if plan.weight_stationary:
+        return _stationary(history, pool, shape)
     return list(_moving(history, pool, plan, shape))
 
 
 def _moving(history: History, pool: PlacedPool, plan: CostPlan, shape: Shape) -> Iterator[Work]:
     split = history.prepared.scenario.of_pool(pool.name).cluster.split
-    busiest, prefill_fs = plan.busiest_prefill(shape.decodes, shape.chunks)
-    counts = busiest_counts(
-        row_counts(shape.tokens, shape.outputs, shape.decodes, shape.prompts), busiest, plan.data_parallel
-    )
+    step = shape_of(plan, shape.decodes, shape.context, shape.chunks, shape.outputs)
+    _, counts = counts_of(plan, step)  # of the busiest group
     terms = {term.name: term for term in plan.rows}
     launches: dict[str, list[int]] = {}  # of operators of one name, in their order
     for row in plan.rows:
@@ -175,8 +166,7 @@ def _moving(history: History, pool: PlacedPool, plan: CostPlan, shape: Shape) ->
     def launch_fs(name: str) -> int:
         return launches[name].pop(0) if launches.get(name) else 0
 
-    _, way = plan.attention_fs(shape.decodes, shape.context, prefill_fs)
-    decode = {term.window_tokens: term for term in way.terms}
+    decode = {term.window_tokens: term for term in way_of(plan, step).terms}
     prefill = {term.window_tokens: term for term in plan.prefill}
     model = history.prepared.model
     for op in operators_of(model, split, lm_head=history.prepared.scenario.costs.lm_head):
@@ -190,11 +180,11 @@ def _moving(history: History, pool: PlacedPool, plan: CostPlan, shape: Shape) ->
             seen = seen_tokens(op.window_tokens, shape.decodes, shape.context)
             each = op.layers * seen / plan.data_parallel
             term = decode[op.window_tokens]
-            time = term.slope * seen + term.per_request * counts["decodes"] + launch_fs(_DECODE_LAUNCH)
+            time = term.time_fs(shape.decodes, shape.context, counts["decodes"]) + launch_fs(_DECODE_LAUNCH)
             name = _windowed("attention, decode", op.window_tokens)
             yield Work(name, "attention_decode", each * op.flops, each * op.kv_bytes, time / FS_PER_S, (term.unit,))
         elif isinstance(op, PrefillAttention) and shape.prompts and op.window_tokens in prefill:
-            yield _prefill(op, plan, prefill[op.window_tokens], shape, launch_fs(_PREFILL_LAUNCH), prefill_fs)
+            yield _prefill(op, plan, prefill[op.window_tokens], shape, launch_fs(_PREFILL_LAUNCH), step.prefill_fs)
         elif isinstance(op, Experts) and plan.experts is not None:
             outcomes = history.costs[pool.first].pools
             assert outcomes is not None
@@ -240,7 +230,7 @@ def _experts(op: Experts, share: Sequence[float], tokens: int) -> tuple[float, f
     return op.layers * rows * op.matrices * 2.0 * op.hidden * inner, op.layers * moved
 
 
-def _stationary(history: History, pool: PlacedPool, pipeline: PipelineTerm, shape: Shape) -> list[Work]:
+def _stationary(history: History, pool: PlacedPool, shape: Shape) -> list[Work]:
     """Decode attention alone: weights stay where they are, and keys and values of a prompt's own tokens are at hand.
 
     The time is that of the unit which attention keeps busy longest, the memory or the attention units.
@@ -249,18 +239,16 @@ def _stationary(history: History, pool: PlacedPool, pipeline: PipelineTerm, shap
     if not shape.decodes or not plan.prefill:
         return []
     attention = [op for op in operators_of(model, Parallelism()) if isinstance(op, DecodeAttention)]
-    seen = {window: seen_tokens(window, shape.decodes, shape.context) for window in pipeline.windows}
-    flops = sum(op.layers * op.flops * seen[op.window_tokens] for op in attention) / plan.devices
+    seen = [seen_tokens(op.window_tokens, shape.decodes, shape.context) for op in attention]
+    flops = sum(op.layers * op.flops * tokens for op, tokens in zip(attention, seen, strict=True)) / plan.devices
     scale = pool.replica.precision.kv_bits / (8 * BYTES_PER_ELEMENT[model.kv_dtype])
-    moved = sum(op.layers * op.kv_bytes * scale * seen[op.window_tokens] for op in attention) / plan.devices
-    busy = [
-        load.per_request * shape.decodes
-        + sum(each * seen[window] for each, window in zip(load.per_context, pipeline.windows, strict=True))
-        for load in pipeline.loads
-        if load.unit in {plan.decode[0].unit, plan.prefill[0].unit}
-    ]
-    busiest = max(busy, default=0) / FS_PER_S
-    return [Work("attention, decode", "attention_decode", flops, moved, busiest, (plan.decode[0].unit,))]
+    moved = sum(op.layers * op.kv_bytes * scale * tokens for op, tokens in zip(attention, seen, strict=True))
+    busy = dict.fromkeys(plan.units, 0)
+    for (category, unit), each, times in evaluate(plan, shape_of(plan, shape.decodes, shape.context)).busy:
+        if category == "attention_decode" and unit in busy:
+            busy[unit] += each * times
+    busiest = max(busy[plan.decode[0].unit], busy[plan.prefill[0].unit]) / FS_PER_S
+    return [Work("attention, decode", "attention_decode", flops, moved / plan.devices, busiest, (plan.decode[0].unit,))]
 
 
 def _windowed(name: str, window: int | None) -> str:

@@ -76,7 +76,7 @@ def _export_steps(run: Path, target: IO[str]) -> int:
 
 def _write_steps(number: int, rows: Rows, costs: ReplicaCosts, first: int, target: IO[str]) -> int:
     """Write the single steps of spans of a replica; returns how many there are."""
-    steps = expand(costs, rows, first)
+    steps = expand(costs, rows, rows.first_steps(first))
     row_of = np.repeat(np.arange(len(rows.steps)), rows.steps)
     before = np.cumsum(steps.duration_fs) - steps.duration_fs
     row_begins = (np.cumsum(rows.steps) - rows.steps)[row_of]

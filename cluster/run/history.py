@@ -18,11 +18,11 @@ from pimserve.cluster.run.results import SPAN, load_summary, load_table
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import Prepared, prepare
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
+from pimserve.device_models.slowdown import NORMAL
 from pimserve.errors import InputError
 from pimserve.loadgen.spec import PS_PER_S
 from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.requests import DTYPE, FINISHED, STATUS_NAMES
-from pimserve.scheduler.slowdown import NORMAL
 from pimserve.scheduler.steplog import Rows
 from pimserve.scheduler.window import MeasuredWindow
 

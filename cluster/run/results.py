@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 
 from pimserve.cluster.base.files import naming, unwritable
 from pimserve.cluster.base.locks import Lock, lock_folder
+from pimserve.device_models.experts import IntArray
 from pimserve.errors import InputError, shortened
-from pimserve.scheduler.steplog import IntArray, Rows
+from pimserve.scheduler.steplog import Rows
 
 SCHEMA_VERSION = 2
 _PARTS = {"requests", "window", "throughput", "latency_s", "slo", "energy", "batch", "kv", "simulator"}

@@ -16,9 +16,10 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from pimserve.device_models.evaluate import evaluate, shape_of
 from pimserve.device_models.experts import FEATURES
 from pimserve.device_models.operators import CATEGORIES, Category
-from pimserve.device_models.plan import FS_PER_S, PJ_PER_J, Chunk, CostPlan, busiest_counts, row_counts, seen_tokens
+from pimserve.device_models.plan import FS_PER_S, PJ_PER_J, Chunk, CostPlan
 from pimserve.device_models.routing import POOL_SIZE, ExpertPools
 
 FloatArray = NDArray[np.float64]
@@ -67,38 +68,21 @@ def stage(
     plan: CostPlan, pools: ExpertPools | None, *, decodes: int, mean_context: float, prompts: int, prompt_tokens: int
 ) -> Stage:
     """Cost of stages with `decodes` decoding requests of `mean_context` tokens and `prompts` whole prompts."""
-    tokens = decodes + prompts * prompt_tokens
-    context = round(decodes * mean_context)
-    chunks = [Chunk(prompt_tokens, 0)] * prompts
-    busiest, prefill_fs = plan.busiest_prefill(decodes, chunks)
     # A token of every decoding request and the first one of every prompt are sampled.
-    every = row_counts(tokens, decodes + prompts, decodes, prompts)
-    share = busiest_counts(every, busiest, plan.data_parallel)
+    shape = shape_of(
+        plan, decodes, round(decodes * mean_context), [Chunk(prompt_tokens, 0)] * prompts, decodes + prompts
+    )
+    costs = evaluate(plan, shape)
     category: dict[Category, float] = dict.fromkeys(CATEGORIES, 0.0)
     energy: dict[str, float] = dict.fromkeys(ENERGY_PARTS, 0.0)
-    for row in plan.rows:
-        category[row.category] += row.time_fs(share[row.rows])
-        rows, part = every[row.rows], _ENERGY_OF.get(row.category)
-        if part is not None:
-            groups = min(plan.data_parallel, rows, every["requests"])
-            energy[f"{part}_dram"] += row.energy.dram_const * groups + row.energy.dram_per_row * rows
-            energy[f"{part}_compute"] += row.energy.compute_per_row * rows
-    attention_fs, way = plan.attention_fs(decodes, context, prefill_fs)
-    category["attention_prefill"] += prefill_fs
-    category["attention_decode"] += attention_fs - prefill_fs
-    for decode in way.terms:
-        seen = seen_tokens(decode.window_tokens, decodes, context)
-        energy["attention_dram"] += decode.dram_per_token * seen
-        energy["attention_compute"] += decode.compute_per_token * seen
-    for prefill in plan.prefill:
-        for chunk in chunks:
-            _, dram, compute = prefill.cost(chunk)
-            energy["attention_dram"] += dram
-            energy["attention_compute"] += compute
-    fixed_fs = sum(category.values())
+    for operator in costs.operators:
+        category[operator.category] += operator.time_fs
+    for (name, kind), each, times in costs.energy:
+        if name in _ENERGY_OF:
+            energy[f"{_ENERGY_OF[name]}_{kind}"] += each * times
     experts_fs = np.zeros(1)
-    if pools is not None and tokens:
-        features = pools.features(np.full(POOL_SIZE, tokens), np.arange(POOL_SIZE))
+    if pools is not None and shape.tokens:
+        features = pools.features(np.full(POOL_SIZE, shape.tokens), np.arange(POOL_SIZE))
         experts_fs = features[:, 0].astype(float)
         category["moe"] += float(experts_fs.mean())
         energy["moe_dram"] += float(features[:, FEATURES.index("dram_pj")].mean())
@@ -106,7 +90,7 @@ def stage(
     return Stage(
         prompts=prompts,
         decodes=decodes,
-        duration_s=(fixed_fs + experts_fs) / FS_PER_S,
+        duration_s=(costs.duration_fs + experts_fs) / FS_PER_S,
         category_s={name: value / FS_PER_S for name, value in category.items()},
         energy_j={name: value / PJ_PER_J for name, value in energy.items()},
     )

@@ -17,6 +17,7 @@ from pimserve.cluster.validation.aimc_plan import decode_fs
 from pimserve.device_models.aimc.spec import AimcSpec
 from pimserve.device_models.catalogue import load_model
 from pimserve.device_models.device import Demand
+from pimserve.device_models.evaluate import evaluate, shape_of
 from pimserve.device_models.operators import Parallelism
 from pimserve.device_models.plan import FS_PER_S, PJ_PER_J, CostPlan
 from pimserve.device_models.registry import load_device
@@ -166,9 +167,7 @@ def _compare(bound: Bound, spec: AimcSpec, plan: CostPlan) -> Compared:
     requests, context = bound.requests, bound.context
     step = decode_fs(plan, requests, context)
     chain = decode_fs(plan, 1, context)
-    active = sum(term.energy.dram_per_row + term.energy.compute_per_row for term in plan.rows) + context * sum(
-        term.dram_per_token + term.compute_per_token for term in plan.decode
-    )
+    active = sum(each * times for _, each, times in evaluate(plan, shape_of(plan, 1, context)).energy)
     assert plan.passive is not None
     passive = plan.passive.energy_pj(0, step, chain) / requests
     per_mj = PJ_PER_J / 1000

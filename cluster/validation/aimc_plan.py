@@ -19,6 +19,7 @@ from pimserve.device_models.aimc.network import Network, network_of
 from pimserve.device_models.aimc.serving import plan_of
 from pimserve.device_models.aimc.spec import AimcSpec
 from pimserve.device_models.aimc.walk import Walker
+from pimserve.device_models.evaluate import evaluate, shape_of
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.plan import CostPlan
 from pimserve.device_models.registry import load_device
@@ -134,16 +135,12 @@ def grid(
 
 def decode_fs(plan: CostPlan, requests: int, context: int) -> int:
     """The plan's time of a decode step of `requests` that attend to `context` tokens each."""
-    assert plan.pipeline is not None
-    return plan.pipeline.span(requests, requests * context, 1)[0]
+    return evaluate(plan, shape_of(plan, requests, requests * context)).duration_fs
 
 
 def prompt_fs(plan: CostPlan, requests: int, tokens: int) -> int:
     """The plan's time of a step with `requests` prompts of `tokens` tokens and nothing else."""
-    assert plan.pipeline is not None
-    attention = sum(term.cost((tokens, 0))[0] for term in plan.prefill)
-    queued, anchor, prefill = plan.pipeline.prefill(0, [(tokens, attention)] * requests)
-    return plan.pipeline.mixed_fs(0, 0, requests, queued=queued, anchor=anchor, prefill_fs=prefill)
+    return evaluate(plan, shape_of(plan, 0, 0, [(tokens, 0)] * requests, requests)).duration_fs
 
 
 def median_error(points: Sequence[Point]) -> float:

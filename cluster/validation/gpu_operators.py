@@ -13,6 +13,7 @@ from pimserve.cluster.scenario.interconnect import Interconnect
 from pimserve.cluster.validation import gpu_rows
 from pimserve.cluster.validation.gpu_routing import expert_loads
 from pimserve.cluster.validation.gpu_rows import NotCovered, OperatorRow, catalogue_gpu
+from pimserve.device_models.evaluate import evaluate, shape_of
 from pimserve.device_models.gpu import Gpu
 from pimserve.device_models.gpu_spec import GpuSpec
 from pimserve.device_models.kernels import Backend, Kernels, load_kernels, stand_in
@@ -63,11 +64,9 @@ def predicted_us(row: OperatorRow) -> float:
         time = plan.rows_fs(shape.m, 0)
     elif isinstance(shape, gpu_rows.DecodeAttention):
         context = shape.batch * shape.context
-        time = plan.rows_fs(shape.batch, 0, shape.batch, 0) + plan.decode_fs(shape.batch, context)
+        time = evaluate(plan, shape_of(plan, shape.batch, context, outputs=0)).duration_fs
     elif isinstance(shape, gpu_rows.PrefillAttention):
-        tokens = shape.batch * shape.length
-        attention = shape.batch * sum(term.cost((shape.length, 0))[0] for term in plan.prefill)
-        time = plan.rows_fs(tokens, 0, 0, shape.batch) + attention
+        time = evaluate(plan, shape_of(plan, 0, 0, [(shape.length, 0)] * shape.batch, 0)).duration_fs
     else:
         assert isinstance(shape, gpu_rows.Moe)
         return _moe_us(plan, shape)

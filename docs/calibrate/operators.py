@@ -15,6 +15,7 @@ from pimserve.cluster.validation import gpu_rows
 from pimserve.cluster.validation.gpu_operators import operator_of
 from pimserve.cluster.validation.gpu_routing import expert_loads
 from pimserve.cluster.validation.gpu_rows import OperatorRow
+from pimserve.device_models.evaluate import evaluate, shape_of
 from pimserve.device_models.gpu import Gpu
 from pimserve.device_models.kernels import (
     DecodeAttentionKernel,
@@ -71,10 +72,9 @@ def time_us(row: OperatorRow, gpu: Gpu) -> float:
     if isinstance(shape, gpu_rows.Gemm):
         time = float(plan.rows_fs(shape.m, 0))
     elif isinstance(shape, gpu_rows.DecodeAttention):
-        time = plan.rows_fs(shape.batch, 0, shape.batch, 0) + plan.decode_fs(shape.batch, shape.batch * shape.context)
+        time = evaluate(plan, shape_of(plan, shape.batch, shape.batch * shape.context, outputs=0)).duration_fs
     elif isinstance(shape, gpu_rows.PrefillAttention):
-        chunks = shape.batch * sum(term.cost((shape.length, 0))[0] for term in plan.prefill)
-        time = plan.rows_fs(shape.batch * shape.length, 0, 0, shape.batch) + chunks
+        time = evaluate(plan, shape_of(plan, 0, 0, [(shape.length, 0)] * shape.batch, 0)).duration_fs
     else:
         assert isinstance(shape, gpu_rows.Moe)
         assert plan.experts is not None

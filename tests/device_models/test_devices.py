@@ -9,6 +9,7 @@ from pimserve.cluster.scenario.interconnect import Interconnect
 from pimserve.device_models.catalogue import device_names, load_model, model_names
 from pimserve.device_models.device import OperatorDevice
 from pimserve.device_models.duplex import DuplexSpec
+from pimserve.device_models.evaluate import evaluate, shape_of
 from pimserve.device_models.gpu import Gpu
 from pimserve.device_models.kernels import load_kernels
 from pimserve.device_models.model import BYTES_PER_ELEMENT, ModelSpec, compute_dtypes
@@ -60,16 +61,14 @@ class Step:
 def take_step(plan: CostPlan, *, decodes: int, context: int, prompt: int) -> Step:
     """One decode step (prompt 0) or prefill step (decodes 0), with one routing for all layers."""
     tokens = decodes + prompt
+    chunks = [Chunk(prompt, 0)] if prompt else []
+    fs = evaluate(plan, shape_of(plan, decodes, decodes * context, chunks, 1 if prompt else decodes)).duration_fs
     if prompt:
-        busiest, attention_fs = plan.busiest_prefill(0, [Chunk(prompt, 0)])
         pj = sum(sum(term.cost(Chunk(prompt, 0))[1:]) for term in plan.prefill)
     else:
-        busiest, attention_fs = -(-decodes // plan.data_parallel), plan.decode_fs(decodes, decodes * context)
         pj = sum(
             (t.dram_per_token + t.compute_per_token) * _seen(t.window_tokens, decodes, context) for t in plan.decode
         )
-    outputs = 1 if prompt else busiest
-    fs = plan.rows_fs(busiest, outputs, -(-decodes // plan.data_parallel), bool(prompt)) + attention_fs
     for row in plan.rows:
         rows = tokens if row.rows == "tokens" else decodes or 1  # the others take no energy
         groups = min(plan.data_parallel, decodes or 1)  # a group without a request reads no weights

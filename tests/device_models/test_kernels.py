@@ -4,6 +4,7 @@ import pytest
 
 from pimserve.device_models.catalogue import kernel_names, load_model
 from pimserve.device_models.device import Demand
+from pimserve.device_models.evaluate import evaluate, shape_of
 from pimserve.device_models.gpu import Gpu
 from pimserve.device_models.kernels import FS_PER_US, load_kernels, stand_in
 from pimserve.device_models.operators import DecodeAttention, Experts, Gemm, Parallelism, PrefillAttention
@@ -70,9 +71,8 @@ def test_decode_attention_costs_a_launch_and_a_fixed_part_of_each_sequence() -> 
     kernel = device.decode_kernel("bf16")
     kv_bytes = 2 * 8 * 128 * 2
     plan = device.compile([DecodeAttention(1, kv_bytes, 4 * 32 * 128, None, "bf16")], ALONE)
-    (launch,) = plan.rows
     requests, context = 32, 32 * 4096
-    measured = launch.time_fs(requests) + plan.decode_fs(requests, context)
+    measured = evaluate(plan, shape_of(plan, requests, context)).duration_fs
     tokens = context + requests * kernel.sequence_tokens
     expected = kernel.launch_us * 1e-6 + tokens * kv_bytes / (kernel.memory * 3352e9)
     assert measured / FS_PER_S == pytest.approx(expected, rel=1e-5)

@@ -25,25 +25,25 @@ TERM = PipelineTerm(
 
 def test_one_request_takes_its_chain() -> None:
     assert TERM.fixed_fs == 150
-    assert TERM.span(1, 10, 1)[0] == 150 + 4 * 10
+    assert TERM.decode_span(1, 10, 1)[0] == 150 + 4 * 10
 
 
 def test_requests_go_round_in_turns_while_all_are_served_before_the_first_is_back() -> None:
     # Two requests of 10 tokens: a visit takes 1 + 10, work is 2 + 3 + 5 + 7 x 10 = 80, of which 30 hide in the rests.
-    assert TERM.span(2, 20, 1)[0] == 150 + 40 + (80 - 30)
+    assert TERM.decode_span(2, 20, 1)[0] == 150 + 40 + (80 - 30)
     # Much slack leaves what one visit takes.
-    assert replace(TERM, stations=(replace(STATION, slack=75),)).span(2, 20, 1)[0] == 150 + 40 + 11
+    assert replace(TERM, stations=(replace(STATION, slack=75),)).decode_span(2, 20, 1)[0] == 150 + 40 + 11
     # Three: one visit of 11 fits into the rest of 12; four: two do not, and all work is waited for.
-    assert TERM.span(3, 30, 1)[0] == 150 + 40 + (2 * 80 - 30)
-    assert TERM.span(4, 40, 1)[0] == 150 + 40 + 3 * 80
+    assert TERM.decode_span(3, 30, 1)[0] == 150 + 40 + (2 * 80 - 30)
+    assert TERM.decode_span(4, 40, 1)[0] == 150 + 40 + 3 * 80
 
 
 def test_a_span_ends_where_a_longer_context_changes_the_rule() -> None:
     # A visit of three requests fits while it is at most 12, that is up to a mean context of 11: steps 0 and 1.
-    first, growth, steps = TERM.span(3, 30, 100)
+    first, growth, steps = TERM.decode_span(3, 30, 100)
     assert steps == 2
-    assert [TERM.span(3, 30 + 3 * k, 1)[0] for k in range(2)] == [first + k * growth for k in range(2)]
-    assert TERM.span(3, 36, 1)[0] != first + 2 * growth
+    assert [TERM.decode_span(3, 30 + 3 * k, 1)[0] for k in range(2)] == [first + k * growth for k in range(2)]
+    assert TERM.decode_span(3, 36, 1)[0] != first + 2 * growth
 
 
 @given(st.integers(1, 9), st.integers(0, 300), st.integers(1, 60))
@@ -53,50 +53,46 @@ def test_steps_of_a_span_are_the_same_one_by_one(requests: int, extra: int, most
     term = replace(TERM, windows=(None, 16), chain_per_context=(4, 2), stations=(
         replace(STATION, per_context=(7, 1)), replace(other, per_context=(0, 0)),
     ))  # fmt: skip
-    if context < 16 * requests:  # the caller cuts where the window fills
-        most = min(most, (16 * requests - context) // requests + 1)
-    first, growth, steps = term.span(requests, context, most)
+    first, growth, steps = term.decode_span(requests, context, most)
     assert 1 <= steps <= most
-    single = [term.span(requests, context + k * requests, 1)[0] for k in range(steps)]
+    single = [term.decode_span(requests, context + k * requests, 1)[0] for k in range(steps)]
     assert single == [first + k * growth for k in range(steps)]
     zeros = np.zeros(steps, np.int64)
-    columns = term.columns(
-        zeros + requests,
-        context + requests * np.arange(steps),
-        zeros + requests,
-        queued=zeros,
-        anchor=zeros,
-        prefill_fs=zeros,
-    )
-    assert (term.fixed_fs + columns.slots_fs + columns.attention_fs + columns.wait_fs).tolist() == single
+    alike = zeros + requests
+    columns = term.layers_fs(alike, context + requests * np.arange(steps), alike, alike, zeros, zeros)
+    assert columns.tolist() == single
+    assert [
+        term.layers_fs(requests, at, requests, requests, 0, 0)
+        for at in (context + requests * np.arange(steps)).tolist()
+    ] == single
 
 
 def test_a_prompt_adds_its_tokens_and_its_attention() -> None:
-    assert TERM.prefill(0, [(20, 11)]) == (0, 20, 11)
-    assert TERM.mixed_fs(0, 0, 1, queued=0, anchor=20, prefill_fs=11) == 150 + 6 * 19 + 11
+    assert TERM.prefill(0, [(20, 0)], [11]) == (0, 20, 11)
+    assert TERM.layers_fs(0, 0, 1, queued=0, anchor=20, prefill_fs=11) == 150 + 6 * 19 + 11
 
 
 def test_of_several_prompts_the_longest_goes_ahead() -> None:
     # The second of 12 tokens meets it in 12 x 1 / 2 tokens' work; the third of 8 queues. Attention of 4 + 2 hides.
-    assert TERM.prefill(0, [(12, 4), (20, 11), (8, 2)]) == (6 + 8, 20, 11)
-    assert TERM.mixed_fs(0, 0, 3, queued=14, anchor=20, prefill_fs=11) == 150 + 6 * 19 + 11 + 2 * 14 + 3 * 2
+    assert TERM.prefill(0, [(12, 0), (20, 0), (8, 0)], [4, 11, 2]) == (6 + 8, 20, 11)
+    assert TERM.layers_fs(0, 0, 3, queued=14, anchor=20, prefill_fs=11) == 150 + 6 * 19 + 11 + 2 * 14 + 3 * 2
     # Attention that does not hide behind their work is waited for.
-    assert TERM.prefill(0, [(20, 200), (8, 50)]) == (4, 20, 200 + 50 - 2 * 4)
+    assert TERM.prefill(0, [(20, 0), (8, 0)], [200, 50]) == (4, 20, 200 + 50 - 2 * 4)
 
 
 def test_decoding_requests_queue_behind_a_prompt() -> None:
-    queued, anchor, prefill = TERM.prefill(5, [(20, 11)])
+    queued, anchor, prefill = TERM.prefill(5, [(20, 0)], [11])
     assert (queued, anchor, prefill) == (5, 20, 11)
     # Work of five tokens and six outputs but the prompt's own, five requests, 40 context tokens.
     wait = 2 * 5 + 3 * 5 + 5 * 5 + 7 * 40
-    assert TERM.mixed_fs(5, 40, 6, queued=5, anchor=20, prefill_fs=11) == 150 + 6 * 19 + 11 + wait
+    assert TERM.layers_fs(5, 40, 6, queued=5, anchor=20, prefill_fs=11) == 150 + 6 * 19 + 11 + wait
 
 
 @given(st.integers(1, 8), st.integers(1, 500), st.integers(1, 500), st.integers(1, 50))
 def test_more_requests_or_longer_contexts_never_take_less(requests: int, mean: int, more: int, joined: int) -> None:
-    now = TERM.span(requests, requests * mean, 1)[0]
-    assert TERM.span(requests, requests * (mean + more), 1)[0] >= now
-    assert TERM.span(requests + joined, (requests + joined) * mean, 1)[0] >= now
+    now = TERM.decode_span(requests, requests * mean, 1)[0]
+    assert TERM.decode_span(requests, requests * (mean + more), 1)[0] >= now
+    assert TERM.decode_span(requests + joined, (requests + joined) * mean, 1)[0] >= now
 
 
 def test_passive_power_by_hand() -> None:
@@ -110,17 +106,10 @@ def test_columns_count_what_the_engine_counts_in_mixed_steps(requests: int) -> N
     def column(value: int) -> np.ndarray:
         return np.array([value], np.int64)
 
-    queued, anchor, prefill = TERM.prefill(requests, [(20, 11), (9, 3)])
-    whole = TERM.mixed_fs(requests, 50, requests + 2, queued=queued, anchor=anchor, prefill_fs=prefill)
-    columns = TERM.columns(
-        column(requests),
-        column(50),
-        column(requests + 2),
-        queued=column(queued),
-        anchor=column(anchor),
-        prefill_fs=column(prefill),
-    )
-    assert TERM.fixed_fs + columns.slots_fs[0] + columns.attention_fs[0] + columns.wait_fs[0] == whole
+    queued, anchor, prefill = TERM.prefill(requests, [(20, 0), (9, 0)], [11, 3])
+    whole = TERM.layers_fs(requests, 50, requests + 2, queued=queued, anchor=anchor, prefill_fs=prefill)
+    columns = TERM.layers_fs(*(column(each) for each in (requests, 50, requests + 2, queued, anchor, prefill)))
+    assert columns.tolist() == [whole]
 
 
 @given(
@@ -140,7 +129,11 @@ def test_columns_count_what_the_engine_counts_in_mixed_steps(requests: int) -> N
 def test_the_busiest_device_is_never_left_out(loads: list[Load], work: tuple[int, int, int, int, int]) -> None:
     def most(some: Iterable[Load]) -> int:
         tokens, outputs, requests, seen, prefill_fs = work
-        return max(load.busy_fs(tokens, outputs, requests, [seen]) + load.prefill_fs(4 * prefill_fs) for load in some)
+        return max(
+            sum(each * times for each, times in load.amounts(tokens, outputs, requests, [seen]))
+            + load.prefill_fs(4 * prefill_fs)
+            for load in some
+        )
 
     kept = undominated(loads)
     assert set(kept) <= set(loads)

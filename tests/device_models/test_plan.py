@@ -22,11 +22,10 @@ from pimserve.device_models.plan import (
     CostPlan,
     PrefillAttentionTerm,
     RowTerm,
-    busiest_counts,
-    row_counts,
 )
 from pimserve.device_models.registry import load_device
 from pimserve.device_models.routing import POOL_SIZE, ExpertPools, Routing
+from pimserve.device_models.step import busiest_counts, row_counts
 from pimserve.errors import InputError
 
 OPERATOR_DEVICES = {name: device for name in device_names() if isinstance(device := load_device(name), Gpu)}

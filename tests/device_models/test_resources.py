@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from pimserve.device_models.catalogue import device_names, load_model, merged, model_names
 from pimserve.device_models.device import Demand, OperatorDevice
 from pimserve.device_models.duplex import DuplexSpec, decided_as_in_the_paper
+from pimserve.device_models.evaluate import evaluate, shape_of, way_of
 from pimserve.device_models.operators import Parallelism
 from pimserve.device_models.plan import Chunk, CostPlan
 from pimserve.device_models.registry import load_device
 from pimserve.device_models.routing import draw_counts, pick_probabilities
+from pimserve.device_models.serial import SerialTiming
 from pimserve.errors import InputError
 
 OPERATOR_DEVICES = [name for name in device_names() if isinstance(load_device(name), OperatorDevice)]
@@ -43,10 +45,7 @@ def fitted(document: dict[str, Any], model: str, split: Parallelism, backend: st
 def step_fs(plan: CostPlan, decodes: int, context: int, prompt: int) -> int:
     """A step with `decodes` requests of `context` tokens each, and a prompt; one draw of experts for every layer."""
     tokens, chunks = decodes + prompt, [Chunk(prompt, 0)] if prompt else []
-    busiest, prefill_fs = plan.busiest_prefill(decodes, chunks)
-    outputs = -(-(decodes + len(chunks)) // plan.data_parallel)
-    time = plan.rows_fs(busiest, outputs, -(-decodes // plan.data_parallel), len(chunks))
-    time += plan.attention_fs(decodes, decodes * context, prefill_fs)[0]
+    time = evaluate(plan, shape_of(plan, decodes, decodes * context, chunks, decodes + len(chunks))).duration_fs
     if plan.experts is not None:
         law = pick_probabilities(np.ones(plan.experts.experts), plan.experts.top_k)
         counts = draw_counts(np.random.default_rng(tokens), law, tokens, 4)
@@ -150,18 +149,20 @@ def test_decode_attention_leaves_the_faster_unit_for_the_free_one(flop_per_byte:
     document = {"preset": "duplex", "pim": {"flop_per_byte": flop_per_byte}}
     plan = plan_of(repr(document), "deepseek-v3", Parallelism(1, 8, 1), None)
     prefill_fs = 10**18
-    alone, way = plan.attention_fs(64, 64 * 1000)
-    assert {term.unit for term in way.terms} == {"xpu"}
-    beside, way = plan.attention_fs(64, 64 * 1000, prefill_fs)
-    assert {term.unit for term in way.terms} == {"logic_pim"}
-    assert beside == prefill_fs < alone + prefill_fs
-    assert decided_as_in_the_paper(plan).attention_fs(64, 64 * 1000, prefill_fs)[0] == alone + prefill_fs
+    alone = shape_of(plan, 64, 64 * 1000)
+    beside = alone._replace(prefill_fs=prefill_fs)
+    assert {term.unit for term in way_of(plan, alone).terms} == {"xpu"}
+    assert {term.unit for term in way_of(plan, beside).terms} == {"logic_pim"}
+    alone_fs = evaluate(plan, alone).duration_fs
+    others_fs = alone_fs - SerialTiming(plan).attention_fs(64, 64 * 1000, 0)
+    assert evaluate(plan, beside).duration_fs == others_fs + prefill_fs < alone_fs + prefill_fs
+    assert evaluate(decided_as_in_the_paper(plan), beside).duration_fs == alone_fs + prefill_fs
 
 
 def test_short_contexts_are_not_worth_the_fixed_cost_of_a_sequence() -> None:
     document = {"preset": "duplex", "processor_selection": "per_layer"}
     plan = plan_of(repr(document), "deepseek-v3", Parallelism(1, 8, 1), "vllm")
-    units = [plan.attention_fs(64, 64 * context)[1].terms[0].unit for context in (1, 100, 1000, 30_000)]
+    units = [way_of(plan, shape_of(plan, 64, 64 * context)).terms[0].unit for context in (1, 100, 1000, 30_000)]
     assert units[0] == "logic_pim"
     assert units[-1] == "xpu"
     assert units == sorted(units)
@@ -182,7 +183,8 @@ def test_faster_memory_and_attention_units_never_slow_a_step_of_chips(name: str,
     for change in changes:
         faster = plan(**change)
         for decodes, context in ((1, 100), (1, 8000), (16, 700), (256, 3000)):
-            times = [each.pipeline.span(decodes, decodes * context, 1)[0] for each in (usual, faster) if each.pipeline]
+            shape = shape_of(usual, decodes, decodes * context)
+            times = [evaluate(each, shape).duration_fs for each in (usual, faster)]
             assert times[1] <= times[0] + _ROUNDING_FS, (change, decodes, context)
 
 

@@ -33,7 +33,7 @@ class Recorder(StepLog):
     def _keep(self, block: np.ndarray, _: np.ndarray) -> None:
         rows = Rows(*np.ascontiguousarray(block.T))
         first = len(self.all_steps)
-        steps = expand(self.costs, rows, first)
+        steps = expand(self.costs, rows, rows.first_steps(first))
         index = 0
         for row in block.tolist():
             fields = Rows(*row)

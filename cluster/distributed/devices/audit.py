@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from pimserve.device_models.experts import IntArray
 from pimserve.errors import InputError
 from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.ledger import TimesDifferError
-from pimserve.scheduler.steplog import IntArray, Rows, expand
+from pimserve.scheduler.steplog import Rows, expand
 
 _MASK = 2**64 - 1
 
@@ -70,8 +71,7 @@ def durations(costs: ReplicaCosts, rows: Rows, first_steps: IntArray) -> IntArra
     if not len(first_steps):
         return np.zeros(0, np.int64)
     begins = np.cumsum(rows.steps) - rows.steps
-    offset = np.repeat(first_steps - begins, rows.steps)  # from places in the block to numbers of steps
-    steps = expand(costs, rows, offset)  # type: ignore[arg-type]  # spans that do not follow each other
+    steps = expand(costs, rows, first_steps)
     return np.asarray(np.add.reduceat(steps.duration_fs, begins))
 
 

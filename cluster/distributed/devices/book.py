@@ -11,12 +11,12 @@ from pimserve.cluster.base.rpc.statuses import DeviceMismatchError, WrongStateEr
 from pimserve.cluster.distributed.devices.audit import Audit, durations
 from pimserve.cluster.distributed.devices.compile import DevicePool
 from pimserve.cluster.distributed.devices.flows import Cells
-from pimserve.device_models.experts import FEATURES
+from pimserve.device_models.experts import FEATURES, IntArray
 from pimserve.device_models.routing import ExpertPools
+from pimserve.device_models.slowdown import NORMAL
 from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.ledger import ReplicaLedger, TimesDifferError
-from pimserve.scheduler.slowdown import NORMAL
-from pimserve.scheduler.steplog import IntArray, Rows
+from pimserve.scheduler.steplog import Rows
 
 _ROWS_AT_ONCE = 4096  # digesting a block has a fixed cost, so that few rows wait for more
 _STEPS_KEPT = 1024  # kinds of single steps whose traffic is kept

@@ -22,8 +22,9 @@ from pimserve.cluster.distributed.devices.exchange import from_traffic_table, to
 from pimserve.cluster.distributed.devices.host_client import HostWire, all_of, finish
 from pimserve.cluster.distributed.devices.ledgers import DeviceLedger, from_message
 from pimserve.cluster.distributed.devices.rows import Spans
-from pimserve.scheduler.slowdown import NORMAL
-from pimserve.scheduler.steplog import IntArray, Rows
+from pimserve.device_models.experts import IntArray
+from pimserve.device_models.slowdown import NORMAL
+from pimserve.scheduler.steplog import Rows
 from pimserve.v1 import device_pb2 as pb
 
 _RETAINED_BYTES = 2**26  # of steps that are kept; beyond, hosts are asked for snapshots

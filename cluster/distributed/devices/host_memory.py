@@ -15,8 +15,9 @@ from pimserve.cluster.distributed.devices.compile import DevicePool, compile_poo
 from pimserve.cluster.distributed.devices.exchange import Flows, Key, KvBook, Sums
 from pimserve.cluster.distributed.devices.rows import Spans
 from pimserve.cluster.scenario.prepared import prepare
+from pimserve.device_models.experts import IntArray
 from pimserve.errors import InputError
-from pimserve.scheduler.steplog import IntArray, Rows
+from pimserve.scheduler.steplog import Rows
 
 SNAPSHOT_VERSION = 1
 DeviceKey = tuple[int, int]  # replica, device

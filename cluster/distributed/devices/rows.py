@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimserve.cluster.base.wire import from_table, to_table
+from pimserve.device_models.experts import IntArray
 from pimserve.errors import InputError
 from pimserve.scheduler.costs import MAX_SPAN
-from pimserve.scheduler.steplog import IntArray, Rows
+from pimserve.scheduler.steplog import Rows
 from pimserve.v1.columns_pb2 import Table
 from pimserve.v1.device_pb2 import ExecuteStepsRequest
 

@@ -28,9 +28,10 @@ from pimserve.cluster.distributed.shards.shard_wire import (
     to_message,
 )
 from pimserve.cluster.run.results import SPAN
+from pimserve.device_models.experts import IntArray
 from pimserve.scheduler.requests import RequestTable
 from pimserve.scheduler.shard import NONE, Order, Report, Shard
-from pimserve.scheduler.steplog import IntArray, Rows
+from pimserve.scheduler.steplog import Rows
 from pimserve.v1 import shard_pb2 as pb
 from pimserve.v1.columns_pb2 import Table
 from pimserve.v1.shard_pb2_grpc import ShardServiceServicer, add_ShardServiceServicer_to_server

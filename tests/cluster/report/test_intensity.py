@@ -8,6 +8,7 @@ from pimserve.cluster.report.intensity import Shape, shapes, share_of_roof, work
 from pimserve.cluster.run.history import History
 from pimserve.cluster.scenario.steady_state import ClosedLoop, stage
 from pimserve.cluster.validation.intensity import intensity
+from pimserve.device_models.evaluate import shape_of, way_of
 from pimserve.device_models.operators import operators_of
 from tests.cluster.report.runs import AIMC, MEASURED, make_run
 
@@ -69,8 +70,9 @@ def test_operators_and_links_take_the_time_of_the_step(history, name, prompts):
     )
     work = work_of(found, pool, shape)
     operators = sum(each.seconds for each in work)
-    _, prefill_fs = plan.busiest_prefill(8, shape.chunks)
-    if plan.attention_fs(8, shape.context, prefill_fs)[1].beside_prefill:  # side by side: the longer one counts
+    if way_of(
+        plan, shape_of(plan, 8, shape.context, shape.chunks)
+    ).beside_prefill:  # side by side: the longer one counts
         both = ("attention_prefill", "attention_decode")
         operators -= min(sum(each.seconds for each in work if each.category == kind) for kind in both)
     links = whole.category_s["communication"]

@@ -20,6 +20,7 @@ from pimserve.cluster.scenario.interconnect import Interconnect
 from pimserve.cluster.scenario.placement import place
 from pimserve.device_models.catalogue import device_names, load_model, model_names
 from pimserve.device_models.device import Demand, Device, OperatorDevice
+from pimserve.device_models.evaluate import evaluate, shape_of
 from pimserve.device_models.operators import Parallelism, operators_of
 from pimserve.device_models.plan import CostPlan
 from pimserve.device_models.registry import load_device
@@ -121,10 +122,7 @@ def expert_counts(model: str, tokens: int) -> np.ndarray:
 
 def step_fs(cost: CostPlan, model: str, decodes: int, context: int, prompt: int) -> int:
     chunks = [(prompt, 0)] if prompt else []
-    tokens, prefill = cost.busiest_prefill(decodes, chunks)
-    groups = cost.data_parallel
-    time = cost.rows_fs(tokens, -(-(decodes + len(chunks)) // groups), -(-decodes // groups), len(chunks))
-    time += cost.attention_fs(decodes, decodes * context, prefill)[0]
+    time = evaluate(cost, shape_of(cost, decodes, decodes * context, chunks, decodes + len(chunks))).duration_fs
     if cost.experts is not None:
         layers = cost.experts.layer_features(expert_counts(model, decodes + prompt))[:, 0]
         time += cost.experts.layers * int(layers.mean())

@@ -15,6 +15,7 @@ from pimserve.cluster.run.results import load_table
 from pimserve.cluster.run.run import run, serve
 from pimserve.cluster.scenario.document import Scenario, load_scenario
 from pimserve.cluster.scenario.prepared import prepare
+from pimserve.device_models.evaluate import evaluate, shape_of
 from pimserve.device_models.plan import FS_PER_S
 from pimserve.errors import InputError
 
@@ -131,7 +132,7 @@ def test_a_request_alone_decodes_as_on_the_decode_pools_plan() -> None:
     _, decode = prepare(scenario()).pools
     plan = decode.replica.plan
     assert plan.experts is not None
-    fixed = [plan.rows_fs(1, 1, 1, 0) + plan.decode_fs(1, 700 + token) for token in range(1, 50)]
+    fixed = [evaluate(plan, shape_of(plan, 1, 700 + token)).duration_fs for token in range(1, 50)]
     costs = served.logs[1].costs
     moe = [costs.experts_fs(1, step) for step in range(49)]
     table = served.table

@@ -17,6 +17,7 @@ from pimserve.device_models.aimc.network import Network, network_of
 from pimserve.device_models.aimc.walk import Walker
 from pimserve.device_models.catalogue import device_names, load_model
 from pimserve.device_models.device import Demand, Fitted, Precision
+from pimserve.device_models.evaluate import evaluate, shape_of
 from pimserve.device_models.operators import Parallelism
 from pimserve.device_models.pipeline import Load
 from pimserve.device_models.plan import FS_PER_S, PJ_PER_J, CostPlan
@@ -58,8 +59,7 @@ def realistic() -> Fitted:
 
 def decode_s(plan: CostPlan, requests: int, context: int) -> float:
     """A step of `requests` decoding requests with `context` tokens each."""
-    assert plan.pipeline is not None
-    return plan.pipeline.span(requests, requests * context, 1)[0] / FS_PER_S
+    return evaluate(plan, shape_of(plan, requests, requests * context)).duration_fs / FS_PER_S
 
 
 def decode_attention_pj(plan: CostPlan) -> int:

@@ -15,9 +15,10 @@ from pimserve.cluster.distributed.devices.device_host import DeviceHost
 from pimserve.cluster.distributed.devices.driver import DeviceLink, HostPlace, LinkSettings
 from pimserve.cluster.scenario.document import Scenario
 from pimserve.cluster.scenario.prepared import prepare
+from pimserve.device_models.experts import IntArray
 from pimserve.loadgen.workload import generate
 from pimserve.scheduler.simulation import simulate
-from pimserve.scheduler.steplog import IntArray, StepLog
+from pimserve.scheduler.steplog import StepLog
 
 SCENARIOS: Mapping[str, dict[str, Any]] = {
     "dense": {"model": "llama-3.1-8b", "cluster": {"device": "h100", "devices_per_node": 2}},

@@ -16,8 +16,8 @@ import pytest
 from pimserve.cluster.base.rpc.statuses import HostUnavailableError
 from pimserve.cluster.distributed.devices.device_host import DeviceHost
 from pimserve.cluster.distributed.devices.driver import DeviceLink
+from pimserve.device_models.experts import IntArray
 from pimserve.errors import InputError
-from pimserve.scheduler.steplog import IntArray
 from tests.cluster.distributed.devices.served import hosts, link_to, linked, run, steps_of
 from tests.cluster.distributed.devices.test_hosts import check_against_logs, without_audit
 

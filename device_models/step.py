@@ -1,0 +1,162 @@
+"""Steps, as cost plans describe them, and what they cost: numbers for one step, or columns for many alike.
+
+All that works on both is written once. A row of columns is a step, or a span: steps that follow each other and differ
+in that contexts grow by a token per decoding request, and in how tokens fall on experts. Within a span everything but
+the experts grows evenly (`StepTiming.decode_span` says how long one can be), so that sums follow from both ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import Generic, Literal, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pimserve.device_models.experts import IntArray
+from pimserve.device_models.operators import Category, Rows
+
+N = TypeVar("N", int, IntArray)
+K = TypeVar("K")
+BusyKey = tuple[Category, str]  # of a unit
+EnergyKey = tuple[Category, Literal["dram", "compute"]]
+
+
+def least(values: Sequence[N]) -> N:
+    """The least of numbers; of columns, element by element."""
+    if isinstance(values[0], int):
+        return min(values)
+    return np.asarray(reduce(np.minimum, values))
+
+
+def most(values: Sequence[N]) -> N:
+    """The most of numbers; of columns, element by element."""
+    if isinstance(values[0], int):
+        return max(values)
+    return np.asarray(reduce(np.maximum, values))
+
+
+def where(condition: bool | NDArray[np.bool_], yes: N, no: N) -> N:
+    """One of two numbers; of columns, element by element."""
+    if isinstance(yes, int):
+        return yes if condition else no
+    return np.asarray(np.where(condition, yes, no))
+
+
+def over_span(steps: N, first: N, last: N) -> N:
+    """Sum over the steps of a span of what grows evenly from `first` to `last`."""
+    grown: N = steps * (last - first)
+    return steps * first + grown // 2
+
+
+def seen_tokens(window: int | None, requests: N, context: N) -> N:
+    """Context tokens that layers of a window (None: all of the context) see in a step, over all decoding requests.
+
+    min(context, window x requests): exact when all contexts are shorter than the window or all are longer, an upper
+    bound otherwise.
+    """
+    return context if window is None else least([context, window * requests])
+
+
+def row_counts(tokens: N, outputs: N, decodes: N, prompts: N) -> dict[Rows, N]:
+    """What row terms of each kind count."""
+    return {
+        "tokens": tokens,
+        "outputs": outputs,
+        "decodes": decodes,
+        "prompts": prompts,
+        "requests": decodes + prompts,
+    }
+
+
+def busiest_counts(every: dict[Rows, N], tokens: N, data_parallel: int) -> dict[Rows, N]:
+    """Of counts of all data-parallel groups, those of the busiest, which has `tokens`; the others are spread evenly.
+
+    (Prompts by their number: where lengths differ, a group with many short ones has more of them.)
+    """
+    return row_counts(
+        tokens,
+        -(-every["outputs"] // data_parallel),
+        -(-every["decodes"] // data_parallel),
+        -(-every["prompts"] // data_parallel),
+    )
+
+
+class StepShape(NamedTuple, Generic[N]):
+    """What steps consist of."""
+
+    decodes: N  # decoding requests
+    context: N  # tokens that they attend to, in the first step of a span
+    prefill_tokens: N
+    chunks: N  # of prompts
+    outputs: N  # tokens that a step emits
+    busiest_tokens: N  # of the busiest data-parallel group; in a pipeline, those that queue
+    anchor_tokens: N  # in a pipeline, those of the longest prompt; 0 in steps without prompts
+    prefill_fs: N  # prefill attention of the busiest group; in a pipeline, what the step waits for it
+    prefill_dram_pj: N  # of all groups
+    prefill_compute_pj: N
+    steps: N  # of the span; 1 where there are prompts
+
+    @property
+    def tokens(self) -> N:
+        """Computed in a step."""
+        return self.decodes + self.prefill_tokens
+
+    @property
+    def last_context(self) -> N:
+        """Tokens that decoding requests attend to in the last step of a span."""
+        return self.context + (self.steps - 1) * self.decodes
+
+
+def each_step(spans: StepShape[IntArray]) -> StepShape[IntArray]:
+    """The single steps of spans, one after the other."""
+    n = spans.steps
+    number = np.arange(int(n.sum())) - np.repeat(np.cumsum(n) - n, n)
+    steps = StepShape(*(np.repeat(column, n) for column in spans))
+    return steps._replace(context=steps.context + number * steps.decodes, steps=np.ones_like(number))
+
+
+class OperatorTime(NamedTuple, Generic[N]):
+    """How long steps wait for an operator, fs."""
+
+    name: str
+    category: Category
+    time_fs: N
+
+
+class Amount(NamedTuple, Generic[K, N]):
+    """`each` (fs or pJ), so many times. Apart, since their product may leave the 64 bit of a column."""
+
+    key: K
+    each: int
+    times: N
+
+
+@dataclass(slots=True)
+class StepCosts(Generic[N]):
+    """What steps cost; rows that are spans, in all of their steps together.
+
+    Args:
+        operators: whose times add up to that of the step.
+        busy: time of units of a device, by category and unit, but for prefill attention,
+        prefill_fs: of which units have the parts that the loads of `StepTiming` say.
+        energy: of all devices, by category and kind.
+        chain_fs: time in which only the anchor's chain is under way, in a pipeline.
+        loads: time of those devices of a pipeline that may have most to do, by place in `device_loads`.
+        behind: what the mean device is behind the one with most to do in each layer of experts, by unit.
+    """
+
+    operators: list[OperatorTime[N]] = field(default_factory=list)
+    busy: list[Amount[BusyKey, N]] = field(default_factory=list)
+    prefill_fs: N | None = None
+    energy: list[Amount[EnergyKey, N]] = field(default_factory=list)
+    chain_fs: N | None = None
+    loads: list[Amount[int, N]] = field(default_factory=list)
+    behind: list[Amount[str, N]] = field(default_factory=list)
+
+    @property
+    def duration_fs(self) -> N:
+        """Time of the step, or of the span."""
+        return sum([operator.time_fs for operator in self.operators[1:]], self.operators[0].time_fs)
