@@ -33,6 +33,7 @@ class SerialTiming:
         self.data_parallel = plan.data_parallel
         self.loads = tuple(Load(term.unit, 0, 0, 0, (), (1, 1)) for term in plan.prefill[:1])
         self._ways = [_coefficients(way) for way in plan.decode_ways]
+        self._others = self._ways[1:]
 
     def prefill(self, decodes: int, chunks: Sequence[ChunkShape], attention_fs: Sequence[int]) -> tuple[int, int, int]:
         """(tokens, 0, prefill attention fs) of the busiest data-parallel group, each the most that any group has.
@@ -41,7 +42,9 @@ class SerialTiming:
         with the fewest tokens so far.
         """
         share = -(-decodes // self.data_parallel)
-        if self.data_parallel == 1 or len(chunks) == 1:
+        if len(chunks) == 1:
+            return share + chunks[0][0], 0, attention_fs[0]
+        if self.data_parallel == 1:
             return share + sum([chunk[0] for chunk in chunks]), 0, sum(attention_fs)
         loads = [[0, 0] for _ in range(self.data_parallel)]
         for chunk, time in sorted(zip(chunks, attention_fs, strict=True), reverse=True):
@@ -65,14 +68,10 @@ class SerialTiming:
             times.append(most([time, prefill_fs]) if beside_prefill else time + prefill_fs)
         return times
 
-    def attention_fs(self, requests: N, context: N, prefill_fs: N) -> N:
-        """Time of attention in the fastest way."""
+    def layers_fs(self, requests: N, context: N, outputs: N, queued: N, anchor: N, prefill_fs: N) -> N:
+        """Time of single steps beyond row terms and routed experts: attention's, in the fastest way."""
         times = self.ways_fs(requests, context, prefill_fs)
         return times[0] if len(times) == 1 else least(times)
-
-    def layers_fs(self, requests: N, context: N, outputs: N, queued: N, anchor: N, prefill_fs: N) -> N:
-        """Time of single steps beyond row terms and routed experts: attention's."""
-        return self.attention_fs(requests, context, prefill_fs)
 
     def taken(self, requests: N, context: N, prefill_fs: N) -> list[N]:
         """By way of decode attention, 1 where it is taken and 0 elsewhere: the first of the fastest."""
@@ -88,7 +87,7 @@ class SerialTiming:
     def decode_span(self, requests: int, context: int, steps: int) -> tuple[int, int, int]:
         """(time of the first step, what each further one takes more, steps for which that holds, at most `steps`)."""
         first, growth, steps = self._span(self._ways[0], requests, context, steps)
-        for way in self._ways[1:]:
+        for way in self._others:
             other, other_growth, steps = self._span(way, requests, context, steps)
             lead = other - first
             lost = growth - other_growth  # of it, in each step
@@ -118,7 +117,7 @@ class SerialTiming:
         Side by side, decode attention counts for what it outlasts prefill attention.
         """
         first, last = (
-            self.attention_fs(shape.decodes, context, shape.prefill_fs)
+            least(self.ways_fs(shape.decodes, context, shape.prefill_fs))
             for context in (shape.context, shape.last_context)
         )
         decode_fs = over_span(shape.steps, first, last) - shape.prefill_fs

@@ -105,11 +105,14 @@ class ReplicaCosts:
         if len(chunks) == 1:
             chunk = chunks[0]
             time, dram, compute = self._chunks.get(chunk) or self._chunk(chunk)
-            times: Sequence[int] = (time,)
+            times = [time]
         else:
-            costs = [self._chunks.get(chunk) or self._chunk(chunk) for chunk in chunks]
-            times = [cost[0] for cost in costs]
-            dram, compute = sum([cost[1] for cost in costs]), sum([cost[2] for cost in costs])
+            times, dram, compute = [], 0, 0
+            for chunk in chunks:
+                time, chunk_dram, chunk_compute = self._chunks.get(chunk) or self._chunk(chunk)
+                times.append(time)
+                dram += chunk_dram
+                compute += chunk_compute
         busiest, anchor, prefill = timing.prefill(decodes, chunks, times)
         tokens = decodes + prefill_tokens
         duration = timing.layers_fs(decodes, context, outputs, busiest, anchor, prefill)
