@@ -7,26 +7,22 @@ one those of kernels in the catalogue (`kernels.py`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from pimserve.device_models.catalogue import device_names, kernel_names, load_device_document
 from pimserve.device_models.device import Demand, Fitted, OperatorDevice, Roof, measured_kernels
 from pimserve.device_models.experts import ExpertTerm, ExpertUnit, Selection
+from pimserve.device_models.gpu_rates import GpuRates
 from pimserve.device_models.gpu_spec import GpuSpec
 from pimserve.device_models.kernels import (
     FS_PER_US,
     SPLIT_K,
-    DecodeAttentionKernel,
-    GemmKernel,
     Kernels,
-    MoeKernel,
-    PrefillAttentionKernel,
     load_kernels,
-    stand_in,
 )
-from pimserve.device_models.model import Dtype, ModelSpec, compute_dtypes
+from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.operators import (
     ACTIVATION_BYTES,
     DecodeAttention,
@@ -41,7 +37,6 @@ from pimserve.device_models.operators import (
 from pimserve.device_models.pipeline import PassivePower
 from pimserve.device_models.plan import (
     FS_PER_S,
-    PJ_PER_J,
     CostPlan,
     DecodeAttentionTerm,
     Energy,
@@ -71,7 +66,7 @@ class Gpu(OperatorDevice):
         self.kernels = kernels
         self.memory_bytes = spec.memory_gb * 1e9
         self.area_mm2 = spec.area_mm2
-        self._pj_per_byte = self._byte_pj()
+        self.rates = GpuRates(spec, kernels)
 
     @property
     def units(self) -> tuple[str, ...]:
@@ -123,7 +118,7 @@ class Gpu(OperatorDevice):
     def roofs(self, model: ModelSpec) -> tuple[Roof, ...]:
         """Of the processor, one for each peak among those of the model's data types and of attention's."""
         dtypes = dict.fromkeys((model.dense_dtype, model.routed_dtype, "fp16"))  # attention computes in 16 bit
-        peaks = {self.flop_per_s(dtype, 1.0): dtype for dtype in reversed(dtypes)}
+        peaks = {self.rates.flop_per_s(dtype, 1.0): dtype for dtype in reversed(dtypes)}
         return tuple(
             Roof(self.UNIT, self.spec.memory_gb_per_s * 1e9, peak, peaks[peak] if len(peaks) > 1 else None)
             for peak in sorted(peaks, reverse=True)
@@ -215,60 +210,15 @@ class Gpu(OperatorDevice):
             frontend_ps=0 if self.kernels is None else self.kernels.step.frontend_ps,
         )
 
-    def flop_per_s(self, dtype: str, share: float) -> float:
-        """`share` of the peak for operands of `dtype`; what has no peak of its own is widened to 16 bit."""
-        peaks: dict[str, float] = {str(name): peak for name, peak in self.spec.peak_tflop_per_s.items()}
-        wide = peaks["fp16"] if "fp16" in peaks else peaks["bf16"]
-        found = next((peaks[name] for name in compute_dtypes(dtype) if name in peaks), wide)
-        return found * 1e12 * share
-
-    def memory_fs(self, size: float, share: float) -> float:
-        """Time to move `size` bytes between DRAM and the processor at `share` of the nominal bandwidth, fs."""
-        return size / (self.spec.memory_gb_per_s * 1e9 * share) * FS_PER_S
-
-    def peak_flop_per_s(self, dtype: str, measured: Iterable[Dtype]) -> float:
-        """Peak for operands of `dtype`, at most that of the data type whose kernel of those `measured` it takes."""
-        own = self.flop_per_s(dtype, 1.0)
-        return own if self.kernels is None else min(own, self.flop_per_s(stand_in(measured, dtype), 1.0))
-
-    def gemm_flop_per_s(self, dtype: str) -> float:
-        """Rate of large matrix products with weights of `dtype`."""
-        measured = () if self.kernels is None else self.kernels.gemm
-        return self.peak_flop_per_s(dtype, measured) * self.gemm_kernel(dtype).compute
-
-    def gemm_kernel(self, dtype: str) -> GemmKernel:
-        """How matrix products with weights of `dtype` run."""
-        if self.kernels is not None:
-            return self.kernels.gemm[stand_in(self.kernels.gemm, dtype)]
-        return GemmKernel(compute=self.spec.compute_efficiency, memory=self.spec.dram_efficiency)
-
-    def decode_kernel(self, dtype: str) -> DecodeAttentionKernel:
-        """How decode attention runs on a cache of `dtype`."""
-        if self.kernels is not None:
-            return self.kernels.decode_attention[stand_in(self.kernels.decode_attention, dtype)]
-        return DecodeAttentionKernel(memory=self.spec.dram_efficiency)
-
-    def prefill_kernel(self) -> PrefillAttentionKernel:
-        """How prefill attention runs."""
-        if self.kernels is not None:
-            return self.kernels.prefill_attention[stand_in(self.kernels.prefill_attention, "bf16")]
-        return PrefillAttentionKernel(compute=self.spec.compute_efficiency, memory=self.spec.dram_efficiency)
-
-    def moe_kernel(self, dtype: str) -> MoeKernel:
-        """How experts with weights of `dtype` run."""
-        if self.kernels is not None:
-            return self.kernels.moe[stand_in(self.kernels.moe, dtype)]
-        return MoeKernel(compute=self.spec.compute_efficiency, memory=self.spec.dram_efficiency)
-
     def gemm(self, op: Gemm, split: Parallelism) -> RowTerm:
         """A matrix product: weights are read once, inputs and outputs once per row."""
-        kernel = self.gemm_kernel(op.dtype)
+        kernel = self.rates.gemm_kernel(op.dtype)
         weights = op.weight_bytes_per_element * op.k * op.n
         row_bytes = ACTIVATION_BYTES * (op.k + op.n)
-        row_fs = 2 * op.k * op.n / self.gemm_flop_per_s(op.dtype) * FS_PER_S
+        row_fs = 2 * op.k * op.n / self.rates.gemm_flop_per_s(op.dtype) * FS_PER_S
         launch_fs, depth_fs = kernel.launch_us * FS_PER_US, kernel.depth_us * min(op.k, SPLIT_K) / 1024 * FS_PER_US
-        quantise_fs = kernel.activation_passes * self.memory_fs(ACTIVATION_BYTES * op.k, 1.0)
-        memory_fs, memory_row_fs = (self.memory_fs(size, kernel.memory) for size in (weights, row_bytes))
+        quantise_fs = kernel.activation_passes * self.rates.memory_fs(ACTIVATION_BYTES * op.k, 1.0)
+        memory_fs, memory_row_fs = (self.rates.memory_fs(size, kernel.memory) for size in (weights, row_bytes))
         roofs = [(0.0, row_fs), (memory_fs, memory_row_fs + kernel.reread / 128 * memory_fs)]
         if depth_fs:
             roofs.append((depth_fs, 0.0))
@@ -276,20 +226,20 @@ class Gpu(OperatorDevice):
             (round(op.layers * (const + launch_fs)), round(op.layers * (slope + quantise_fs))) for const, slope in roofs
         )
         energy = Energy(
-            dram_const=round(split.tensor * op.layers * weights * self._pj_per_byte),
-            dram_per_row=round(split.tensor * op.layers * row_bytes * self._pj_per_byte),
-            compute_per_row=round(split.tensor * op.layers * op.k * op.n * self.mac_pj(op.dtype)),
+            dram_const=round(split.tensor * op.layers * weights * self.rates.pj_per_byte),
+            dram_per_row=round(split.tensor * op.layers * row_bytes * self.rates.pj_per_byte),
+            compute_per_row=round(split.tensor * op.layers * op.k * op.n * self.rates.mac_pj(op.dtype)),
         )
         return RowTerm(op.name, op.category, self.UNIT, op.rows, pieces, energy)
 
     def decode_attention(self, op: DecodeAttention, split: Parallelism) -> DecodeAttentionTerm:
         """Decode attention: bound by reading the cache, or by compute with many query heads per KV head."""
-        kernel = self.decode_kernel(op.kv_dtype)
+        kernel = self.rates.decode_kernel(op.kv_dtype)
         bandwidth = self.spec.memory_gb_per_s * 1e9 * kernel.memory
-        compute = self.flop_per_s("fp16", self.gemm_kernel("bf16").compute)
+        compute = self.rates.flop_per_s("fp16", self.rates.gemm_kernel("bf16").compute)
         seconds = max(op.kv_bytes / bandwidth, op.flops / compute)
-        term = self.decode_term(op, split, self.UNIT, seconds, (self._pj_per_byte, self.mac_pj("fp16")))
-        sequence_fs = self.memory_fs(kernel.sequence_tokens * op.kv_bytes, kernel.memory)
+        term = self.decode_term(op, split, self.UNIT, seconds, (self.rates.pj_per_byte, self.rates.mac_pj("fp16")))
+        sequence_fs = self.rates.memory_fs(kernel.sequence_tokens * op.kv_bytes, kernel.memory)
         return replace(term, per_request=round(op.layers * sequence_fs))
 
     def decode_term(
@@ -307,35 +257,35 @@ class Gpu(OperatorDevice):
 
     def _decode_launch(self, op: DecodeAttention, unit: str) -> RowTerm:
         """Launches of decode attention."""
-        launch = round(op.layers * self.decode_kernel(op.kv_dtype).launch_us * FS_PER_US)
+        launch = round(op.layers * self.rates.decode_kernel(op.kv_dtype).launch_us * FS_PER_US)
         return RowTerm("decode attention, launch", "attention_decode", unit, "decodes", ((launch, 0),))
 
     def prefill_attention(self, op: PrefillAttention, split: Parallelism) -> PrefillAttentionTerm:
         """Prefill attention, with the score matrix on chip (`flash`) or written to DRAM once and read once."""
-        kernel = self.prefill_kernel()
+        kernel = self.rates.prefill_kernel()
         width = op.qk_dim + op.v_dim
         flash = self.spec.prefill_attention == "flash"
         query_bytes = ACTIVATION_BYTES * op.heads * width
         kv_bytes = op.kv_bytes_per_element * op.kv_heads * width
         pair_bytes = 0.0 if flash else 2 * ACTIVATION_BYTES * op.heads
-        pair_fs = 2 * op.heads * width / self.flop_per_s("fp16", kernel.compute) * FS_PER_S
+        pair_fs = 2 * op.heads * width / self.rates.flop_per_s("fp16", kernel.compute) * FS_PER_S
         moved = (query_bytes, kv_bytes, pair_bytes)
         # A causal pass computes half of each square, so that its ramp counts half too.
         ramp_fs = op.layers * pair_fs * kernel.ramp_tokens / (2 if flash else 1)
-        memory = [round(op.layers * self.memory_fs(size, kernel.memory)) for size in moved]
-        dram = [round(split.tensor * op.layers * size * self._pj_per_byte) for size in moved]
+        memory = [round(op.layers * self.rates.memory_fs(size, kernel.memory)) for size in moved]
+        dram = [round(split.tensor * op.layers * size * self.rates.pj_per_byte) for size in moved]
         return PrefillAttentionTerm(
             unit=self.UNIT,
             window_tokens=op.window_tokens,
             causal=flash,
             pieces=((round(ramp_fs), 0, round(op.layers * pair_fs)), (memory[0], memory[1], memory[2])),
             dram=(dram[0], dram[1], dram[2]),
-            compute_per_pair=round(split.tensor * op.layers * op.heads * width * self.mac_pj("fp16")),
+            compute_per_pair=round(split.tensor * op.layers * op.heads * width * self.rates.mac_pj("fp16")),
         )
 
     def _prefill_launch(self, op: PrefillAttention) -> RowTerm:
         """One launch for all prompts of a step."""
-        launch = round(op.layers * self.prefill_kernel().launch_us * FS_PER_US)
+        launch = round(op.layers * self.rates.prefill_kernel().launch_us * FS_PER_US)
         return RowTerm("prefill attention, launch", "attention_prefill", self.UNIT, "prompts", ((launch, 0),))
 
     def experts(self, op: Experts) -> ExpertTerm:
@@ -348,26 +298,25 @@ class Gpu(OperatorDevice):
 
     def _expert_launch(self, op: Experts, split: Parallelism) -> RowTerm:
         """Launches of a layer's experts, and sorting and summing the tokens that are routed to a device."""
-        kernel = self.moe_kernel(op.dtype)
+        kernel = self.rates.moe_kernel(op.dtype)
         routed = op.top_k * split.data / op.groups  # of a device's tokens, per token of its data-parallel group
-        row_fs = kernel.row_passes * self.memory_fs(routed * op.hidden * ACTIVATION_BYTES, 1.0)
+        row_fs = kernel.row_passes * self.rates.memory_fs(routed * op.hidden * ACTIVATION_BYTES, 1.0)
         launch_us = kernel.launch_us + kernel.expert_us * op.experts / op.groups
         pieces = ((round(op.layers * launch_us * FS_PER_US), round(op.layers * row_fs)),)
         return RowTerm("experts, launch and sorting", "moe", self.UNIT, "tokens", pieces)
 
     def xpu_experts(self, op: Experts) -> ExpertUnit:
         """An expert on the processor: its weights at the processor's bandwidth."""
-        spec, kernel = self.spec, self.moe_kernel(op.dtype)
-        ideal = self.flop_per_s(op.dtype, spec.compute_efficiency)
+        spec, kernel = self.spec, self.rates.moe_kernel(op.dtype)
+        ideal = self.rates.flop_per_s(op.dtype, spec.compute_efficiency)
         return self.expert_unit(
             op,
             unit=self.UNIT,
-            weight_fs_per_byte=self.memory_fs(1.0, kernel.memory),
-            flop_per_s=self.peak_flop_per_s(op.dtype, () if self.kernels is None else self.kernels.moe)
-            * kernel.compute,
+            weight_fs_per_byte=self.rates.memory_fs(1.0, kernel.memory),
+            flop_per_s=self.rates.moe_flop_per_s(op.dtype),
             padding_tokens=kernel.padding_tokens,
-            weight_pj_per_byte=self._pj_per_byte,
-            mac_pj=self.mac_pj(op.dtype),
+            weight_pj_per_byte=self.rates.pj_per_byte,
+            mac_pj=self.rates.mac_pj(op.dtype),
             decision=(1.0, decision_slope(op, ideal / (spec.memory_gb_per_s * 1e9))),
         )
 
@@ -388,7 +337,7 @@ class Gpu(OperatorDevice):
         Inputs and outputs move over the processor's path whatever the unit. The activation function reads and writes
         `matrices` vectors of the inner width per token.
         """
-        share = self.moe_kernel(op.dtype).memory
+        share = self.rates.moe_kernel(op.dtype).memory
         inner = op.intermediate / op.slices
         weights = op.hidden * inner * op.weight_bytes_per_element
         row_bytes = ACTIVATION_BYTES * (op.hidden + inner)
@@ -397,35 +346,19 @@ class Gpu(OperatorDevice):
         def product(times: int) -> tuple[tuple[int, int], ...]:
             return (
                 (round(times * padding_tokens * product_fs), round(times * product_fs)),
-                (round(times * weights * weight_fs_per_byte), round(times * self.memory_fs(row_bytes, share))),
+                (round(times * weights * weight_fs_per_byte), round(times * self.rates.memory_fs(row_bytes, share))),
             )
 
         activation_bytes = op.matrices * inner * ACTIVATION_BYTES
         token_bytes = op.slices * (op.matrices * row_bytes + activation_bytes)
         return ExpertUnit(
             unit=unit,
-            terms=(product(op.matrices - 1), product(1), ((0, round(self.memory_fs(activation_bytes, share))),)),
+            terms=(product(op.matrices - 1), product(1), ((0, round(self.rates.memory_fs(activation_bytes, share))),)),
             decision=decision,
             weight_pj=round(op.slices * op.matrices * weights * weight_pj_per_byte),
-            token_dram_pj=round(token_bytes * self._pj_per_byte),
+            token_dram_pj=round(token_bytes * self.rates.pj_per_byte),
             token_compute_pj=round(op.matrices * op.hidden * op.intermediate * mac_pj),
         )
-
-    def mac_pj(self, dtype: str) -> float:
-        """Energy of one multiply-accumulate of `dtype`, pJ: from circuits, or from the power that prompts draw."""
-        power = self.spec.power
-        if self.kernels is None or power is None or power.prefill_w is None:
-            return self.spec.energy.mac_pj
-        rate = self.gemm_flop_per_s(dtype)
-        return 2 * (power.prefill_w - power.idle_w) / rate * PJ_PER_J
-
-    def _byte_pj(self) -> float:
-        """Energy of a byte from DRAM, pJ: from circuits, or from the power that decoding draws."""
-        spec, power = self.spec, self.spec.power
-        if self.kernels is None or power is None or power.decode_w is None:
-            return spec.energy.per_byte_pj(spec.energy.xpu_pj_per_bit)
-        rate = spec.memory_gb_per_s * 1e9 * self.gemm_kernel("bf16").memory
-        return (power.decode_w - power.idle_w) / rate * PJ_PER_J
 
     def _passive(self, split: Parallelism) -> PassivePower | None:
         """Power that the devices draw whether they work or not."""
@@ -437,7 +370,7 @@ class Gpu(OperatorDevice):
     def _rest(self, op: Rest, kernels: Kernels) -> tuple[RowTerm, ...]:
         """Norms and the like, and the host of the serving engine."""
         step = kernels.step
-        row_fs = self.memory_fs(op.elements * ACTIVATION_BYTES, step.memory)
+        row_fs = self.rates.memory_fs(op.elements * ACTIVATION_BYTES, step.memory)
         layers = ((round(op.layers * step.layer_us * FS_PER_US), round(row_fs)),)
         return (RowTerm("norms and the like", "step", self.UNIT, "tokens", layers), *step.host_terms())
 

@@ -110,7 +110,7 @@ def bound_us(row: OperatorRow) -> float:
         touched = float((expert_loads(shape) > 0).sum(axis=1).mean())
         dtype, flops = operator.dtype, 2.0 * shape.tokens * shape.topk * expert
         moved = touched * expert * operator.weight_bytes_per_element
-    return max(flops / device.flop_per_s(dtype, 1.0), moved / (spec.memory_gb_per_s * 1e9)) * 1e6
+    return max(flops / device.rates.flop_per_s(dtype, 1.0), moved / (spec.memory_gb_per_s * 1e9)) * 1e6
 
 
 def operator_class(row: OperatorRow) -> str:

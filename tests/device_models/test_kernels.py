@@ -47,7 +47,7 @@ def test_no_all_reduce_is_faster_than_the_links(name: str) -> None:
 
 def test_a_gemm_is_its_roofs_its_launch_and_its_activations() -> None:
     device = gpu("h100", "trtllm")
-    kernel = device.gemm_kernel("fp8")
+    kernel = device.rates.gemm_kernel("fp8")
     m, k, n = 4096, 4096, 8192
     term = device.gemm(Gemm("x", "fc", 1, k, n, 1.0, "fp8"), ALONE)
     compute_s = 2 * m * n * k / (kernel.compute * 1978.9e12)
@@ -60,7 +60,7 @@ def test_a_gemm_is_its_roofs_its_launch_and_its_activations() -> None:
 
 def test_small_matrices_take_as_long_as_their_depth() -> None:
     device = gpu("b200")
-    kernel = device.gemm_kernel("bf16")
+    kernel = device.rates.gemm_kernel("bf16")
     for k in (2048, 4096):
         term = device.gemm(Gemm("x", "fc", 1, k, 64, 2.0, "bf16"), ALONE)
         assert term.time_fs(1) == pytest.approx((kernel.launch_us + kernel.depth_us * k / 1024) * FS_PER_US, rel=1e-6)
@@ -68,7 +68,7 @@ def test_small_matrices_take_as_long_as_their_depth() -> None:
 
 def test_decode_attention_costs_a_launch_and_a_fixed_part_of_each_sequence() -> None:
     device = gpu("h100")
-    kernel = device.decode_kernel("bf16")
+    kernel = device.rates.decode_kernel("bf16")
     kv_bytes = 2 * 8 * 128 * 2
     plan = device.compile([DecodeAttention(1, kv_bytes, 4 * 32 * 128, None, "bf16")], ALONE)
     requests, context = 32, 32 * 4096
@@ -91,12 +91,12 @@ def test_prefill_attention_ramps_with_length() -> None:
     (term,) = device.compile([PrefillAttention(1, 32, 8, 128, 128, 2.0)], ALONE).prefill
     peak = 989.4e12
     shares = [2 * 32 * 128 * length**2 / peak / (term.cost((length, 0))[0] / FS_PER_S) for length in (512, 4096, 32768)]
-    assert shares[0] < 0.6 * shares[1] < 0.6 * shares[2] < 0.6 * device.prefill_kernel().compute
+    assert shares[0] < 0.6 * shares[1] < 0.6 * shares[2] < 0.6 * device.rates.prefill_kernel().compute
 
 
 def test_experts_cost_launches_sorting_and_their_weights() -> None:
     device = gpu("h100", "trtllm")
-    kernel = device.moe_kernel("fp8_block")
+    kernel = device.rates.moe_kernel("fp8_block")
     op = Experts(1, 256, 8, 7168, 2048, 3, 1.0, "fp8_block", 1, 1)
     (launch,) = device.compile([op], ALONE).rows
     expected_us = kernel.launch_us + 256 * kernel.expert_us
@@ -212,7 +212,7 @@ def test_the_score_matrix_takes_at_least_twice_the_causal_half() -> None:
 
 def test_a_stand_in_lends_its_share_of_its_own_peak() -> None:
     device = gpu("b200", "trtllm")
-    kernel = device.moe_kernel("nvfp4")  # 8-bit experts
+    kernel = device.rates.moe_kernel("nvfp4")  # 8-bit experts
     op = Experts(1, 8, 2, 4096, 14336, 3, 0.5625, "nvfp4", 1, 1)
     (up, *_), row_fs = device.xpu_experts(op).terms, 2 * 2 * 4096 * 14336 / (kernel.compute * 4500e12) * FS_PER_S
     assert up[0][1] == pytest.approx(row_fs, rel=1e-6)
@@ -230,7 +230,7 @@ def test_power_gives_the_energy_of_bytes_and_products() -> None:
     device = gpu("h100")
     power = device.spec.power
     assert power is not None
-    kernel = device.gemm_kernel("bf16")
+    kernel = device.rates.gemm_kernel("bf16")
     term = device.gemm(Gemm("x", "fc", 1, 8192, 8192, 2.0, "bf16"), ALONE)
     # Bound by memory: bytes at the rate that is reached, at the power of decoding.
     seconds = 2 * 8192 * 8192 / (3352e9 * kernel.memory)

@@ -186,7 +186,10 @@ def test_what_work_draws_follows_the_rates(preset: str) -> None:
     # So that a byte and a product cost what they cost.
     kernels = load_kernels(before.kernels, "trtllm").captured()
     cls = type(load_device(preset))
-    costs = [(cls(spec, kernels)._byte_pj(), cls(spec, kernels).mac_pj("bf16")) for spec in (before, wide, strong)]
+    costs = [
+        (cls(spec, kernels).rates.pj_per_byte, cls(spec, kernels).rates.mac_pj("bf16"))
+        for spec in (before, wide, strong)
+    ]
     assert costs[1] == pytest.approx(costs[0])
     assert costs[2] == pytest.approx(costs[0])
     stated = spec_of({"preset": preset, "memory_gb_per_s": 2 * before.memory_gb_per_s, "power": {"decode_w": 999}})
