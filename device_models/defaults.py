@@ -48,11 +48,11 @@ def _completed(document: Document, kind: type[DeviceSpec], base: DeviceSpec) -> 
     taken: dict[str, Any] = {}
     for path in kind.taken_over:
         *parents, key = path.split(".")
-        given, found = _at(document, parents), _at(usual, parents)
+        given, preset = _at(document, parents), _at(usual, parents)
         given = {} if given is None else given
-        if not isinstance(given, Mapping) or not isinstance(found, Mapping) or key not in found:
+        if not isinstance(given, Mapping) or not isinstance(preset, Mapping) or key not in preset:
             continue
-        missing = _missing(given.get(key), found[key])
+        missing = _missing(given.get(key), preset[key])
         if missing is None:
             continue
         taken |= dict(_leaves(missing, path))

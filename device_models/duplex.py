@@ -70,8 +70,12 @@ class DuplexSpec(GpuSpec):
     default_preset: ClassVar[str | None] = "duplex"
     taken_over: ClassVar[tuple[str, ...]] = (
         *GpuSpec.taken_over,
-        *("pim.dram_efficiency", "pim.pj_per_bit", "pim.memory_spaces", "pim.area"),
-        *("pim.passive_w_per_mm2", "processor_selection"),
+        "pim.dram_efficiency",
+        "pim.pj_per_bit",
+        "pim.memory_spaces",
+        "pim.area",
+        "pim.passive_w_per_mm2",
+        "processor_selection",
     )
     area_of_die: ClassVar[str] = "xpu_area_mm2"
 
@@ -141,7 +145,7 @@ class Duplex(Gpu):
     @property
     def key_figures(self) -> Mapping[str, Any]:
         """As of a GPU; and what the memory-side unit reaches, takes and draws."""
-        found = {
+        figures = {
             **super().key_figures,
             "pim_gb_per_s": self.spec.pim.bandwidth_multiple * self.spec.memory_gb_per_s,
             "pim_tflop_per_s": self._pim_flop_per_s / 1e12,
@@ -149,8 +153,8 @@ class Duplex(Gpu):
             "pim_passive_w": self.pim_passive_w,
         }
         if self.pim_area_mm2 is not None:
-            found |= {"pim_logic_mm2": self.pim_logic_mm2, "pim_area_mm2": self.pim_area_mm2}
-        return found
+            figures |= {"pim_logic_mm2": self.pim_logic_mm2, "pim_area_mm2": self.pim_area_mm2}
+        return figures
 
     @property
     def units(self) -> tuple[str, ...]:
@@ -173,10 +177,10 @@ class Duplex(Gpu):
         if self.kernels is None:
             return []
         pim = self.spec.pim.name
-        found = [f"{pim} keeps its projected rates, and pays the launches of a GPU"]
+        sentences = [f"{pim} keeps its projected rates, and pays the launches of a GPU"]
         if self.spec.power is not None:
-            found.append(f"energy of {pim} is from circuit figures, of the xPU from the power of a board")
-        return [*super().projected, *found]
+            sentences.append(f"energy of {pim} is from circuit figures, of the xPU from the power of a board")
+        return [*super().projected, *sentences]
 
     def fit(self, demand: Demand) -> Fitted:
         """As a GPU; who runs what is decided by times, or as the paper does."""

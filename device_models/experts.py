@@ -21,8 +21,13 @@ IntArray = NDArray[np.int64]
 
 Selection = Literal["first", "second", "faster", "co_processing", "paper_table"]
 FEATURES = (
-    *("time_fs", "first_busy_fs", "second_busy_fs", "first_of_busiest_fs", "second_of_busiest_fs"),
-    *("dram_pj", "compute_pj"),
+    "time_fs",
+    "first_busy_fs",
+    "second_busy_fs",
+    "first_of_busiest_fs",
+    "second_of_busiest_fs",
+    "dram_pj",
+    "compute_pj",
 )
 
 
@@ -79,8 +84,8 @@ class ExpertTerm:
 
     def least_fs(self, tokens: int) -> int:
         """A bound from below of the time of a step with so many tokens, all layers: spread evenly over all units."""
-        each = np.array([tokens * self.top_k // self.experts])
-        fastest = min(int(unit.time_fs(each)[0]) for unit in self.units)
+        even_share = np.array([tokens * self.top_k // self.experts])
+        fastest = min(int(unit.time_fs(even_share)[0]) for unit in self.units)
         return self.layers * (self.experts // self.groups) * fastest // len(self.units)
 
     def most_pj(self, tokens: int) -> int:
@@ -124,7 +129,9 @@ class ExpertTerm:
 
     def _faster_second(self, times: Sequence[IntArray]) -> NDArray[np.bool_]:
         """(draws,): whether the second unit runs the whole layer sooner, given each expert's times (draws, experts)."""
-        first, second = (each.reshape(len(each), self.groups, -1).sum(axis=2).max(axis=1) for each in times)
+        first, second = (
+            unit_times.reshape(len(unit_times), self.groups, -1).sum(axis=2).max(axis=1) for unit_times in times
+        )
         return np.asarray(second < first)
 
     def _side_by_side(self, tokens: IntArray, times: Sequence[IntArray]) -> NDArray[np.bool_]:
@@ -137,15 +144,15 @@ class ExpertTerm:
         space_of = np.arange(shape[2]) * spaces // shape[2]
         starts = np.flatnonzero(np.diff(space_of, prepend=-1))
 
-        def of_spaces(each: NDArray[Any]) -> NDArray[Any]:
-            return np.add.reduceat(each.reshape(shape), starts, axis=2)
+        def of_spaces(values: NDArray[Any]) -> NDArray[Any]:
+            return np.add.reduceat(values.reshape(shape), starts, axis=2)
 
         order = np.argsort(-of_spaces(tokens), axis=2, kind="stable")
         by_table = self.selection == "paper_table"
         costs = [unit.table(tokens) for unit in self.units] if by_table else times
         first, second = (
-            np.pad(np.cumsum(np.take_along_axis(of_spaces(each), order, axis=2), axis=2), ((0, 0), (0, 0), (1, 0)))
-            for each in costs
+            np.pad(np.cumsum(np.take_along_axis(of_spaces(values), order, axis=2), axis=2), ((0, 0), (0, 0), (1, 0)))
+            for values in costs
         )
         begin, end = _paper_run(first, second) if by_table else _fastest_run(first, second)
         rank = np.argsort(order, axis=2, kind="stable")

@@ -178,14 +178,16 @@ class Gpu(OperatorDevice):
         """What no measurement stands behind, though its kernels are measured: sentences."""
         if self.kernels is None:
             return []
-        found = []
+        sentences = []
         timed = load_device_document(self.kernels.gpu)
         described = {**timed, **self.spec.model_dump(include=_RATES, exclude_none=True)}
         if self.kernels.gpu != self.spec.name or described != timed:
-            found.append(f"{self.spec.name} runs at the shares of peak and bandwidth measured on {self.kernels.gpu}")
+            sentences.append(
+                f"{self.spec.name} runs at the shares of peak and bandwidth measured on {self.kernels.gpu}"
+            )
         if self.spec.power is None or self.spec.power.decode_w is None:
-            found.append("active energy is from circuit figures")
-        return found
+            sentences.append("active energy is from circuit figures")
+        return sentences
 
     def compile(self, operators: Sequence[Operator], split: Parallelism) -> CostPlan:
         """Cost plan of all operators that run on devices of this kind; collectives belong to the links."""

@@ -46,7 +46,7 @@ class Power(BaseModel):
 
     @model_validator(mode="after")
     def _work_costs(self) -> Self:
-        working = [each for each in (self.decode_w, self.prefill_w) if each is not None]
+        working = [watts for watts in (self.decode_w, self.prefill_w) if watts is not None]
         if len(working) == 1:
             raise ValueError("decode_w and prefill_w go together")
         if working and self.idle_w > min(working):
@@ -114,8 +114,8 @@ class GpuSpec(DeviceSpec):
             "memory_gb_per_s": {rates["memory_gb_per_s"]},
             "peak_tflop_per_s": {self.peak_tflop_per_s[key] / usual for key, usual in peaks.items()},
         }
-        changed = [key for key, found in ratios.items() if found != {1}]
-        raised = [key for key, found in ratios.items() if max(found) > 1]
+        changed = [key for key, quotients in ratios.items() if quotients != {1}]
+        raised = [key for key, quotients in ratios.items() if max(quotients) > 1]
         said = []
         power, power_given = self.power, given.get("power") or {}
         if power is not None and base.power is not None:

@@ -257,11 +257,11 @@ def _attention(model: ModelSpec, p: int) -> list[Operator]:
     dense = BYTES_PER_ELEMENT[model.dense_dtype]
     kv_element = BYTES_PER_ELEMENT[model.kv_dtype]
     heads = attention.heads // p
-    found: list[Operator] = []
+    operators: list[Operator] = []
     windows: list[tuple[int, int | None]]
 
     def gemm(name: str, k: int, n: int) -> None:
-        found.append(Gemm(name, "fc", model.layers, k, n, dense, model.dense_dtype))
+        operators.append(Gemm(name, "fc", model.layers, k, n, dense, model.dense_dtype))
 
     if attention.kind == "gqa":
         kv_heads = kv_heads_per_device(model, p)
@@ -283,11 +283,11 @@ def _attention(model: ModelSpec, p: int) -> list[Operator]:
         windows = [(model.layers, None)]
     for layers, window in windows:
         if layers:
-            found.append(DecodeAttention(layers, kv_bytes, flops, window, model.kv_dtype))
-            found.append(
+            operators.append(DecodeAttention(layers, kv_bytes, flops, window, model.kv_dtype))
+            operators.append(
                 PrefillAttention(layers, heads, kv_heads, attention.qk_dim, attention.v_dim, kv_element, window)
             )
-    return found
+    return operators
 
 
 def kv_heads_per_device(model: ModelSpec, p: int) -> int:
@@ -306,8 +306,8 @@ def weight_bytes_per_device(model: ModelSpec, split: Parallelism) -> float:
     """
 
     def products(among: Parallelism) -> float:
-        found = operators_of(model, among)
-        return sum(op.layers * op.k * op.n * op.weight_bytes_per_element for op in found if isinstance(op, Gemm))
+        operators = operators_of(model, among)
+        return sum(op.layers * op.k * op.n * op.weight_bytes_per_element for op in operators if isinstance(op, Gemm))
 
     dense = (model.parameters - model.routed_parameters) * BYTES_PER_ELEMENT[model.dense_dtype]
     routed = model.routed_parameters * BYTES_PER_ELEMENT[model.routed_dtype]

@@ -34,12 +34,12 @@ def device_class(kind: str) -> type[Any]:
     registered = entry_points(group="pimserve.devices")
     if kind in registered.names:
         try:
-            found: type[Any] = registered[kind].load()
+            registered_class: type[Any] = registered[kind].load()
         except Terminated:
             raise
         except (Exception, SystemExit) as error:
             raise InputError("device.kind", f"{kind!r} of {registered[kind].value} does not load: {error}") from error
-        return found
+        return registered_class
     known = sorted({*_BUILT_IN, *registered.names})
     raise InputError("device.kind", f"unknown kind of device {kind!r} (known: {', '.join(known)})")
 

@@ -151,12 +151,12 @@ class ExpertPools:
 
     def time_fs(self, tokens: int, index: int) -> int:
         """Time of outcome `index` for `tokens` tokens."""
-        found = self._between.get(tokens)
-        if found is None:
+        between = self._between.get(tokens)
+        if between is None:
             low, high = pool_bucket(tokens)
             weights = (high - tokens, tokens - low) if high > low else (1, 0)
-            found = self._between[tokens] = (self._pool_times(low), weights[0], self._pool_times(high), weights[1])
-        at_low, low_weight, at_high, high_weight = found
+            between = self._between[tokens] = (self._pool_times(low), weights[0], self._pool_times(high), weights[1])
+        at_low, low_weight, at_high, high_weight = between
         if not high_weight:
             return at_low[index]
         return (at_low[index] * low_weight + at_high[index] * high_weight) // (low_weight + high_weight)
@@ -166,11 +166,11 @@ class ExpertPools:
 
         Any stretch of at most one pool length is thus one subtraction.
         """
-        found = self._prefixes.get(tokens)
-        if found is None:
+        prefix = self._prefixes.get(tokens)
+        if prefix is None:
             times = [self.time_fs(tokens, index) for index in range(POOL_SIZE)]
-            found = self._prefixes[tokens] = list(accumulate(times * 2, initial=0))
-        return found
+            prefix = self._prefixes[tokens] = list(accumulate(times * 2, initial=0))
+        return prefix
 
     def exact(self, tokens: int, replica: int, step: int) -> IntArray:
         """(features,): one whole-model outcome drawn for this very step."""
@@ -185,16 +185,16 @@ class ExpertPools:
 
     def _pool(self, tokens: int) -> IntArray:
         """(POOL_SIZE, features): the pool of a token count that has one."""
-        found = self._pools.get(tokens)
-        if found is None:
-            found = self._pools[tokens] = self._draw(tokens)[self.rank]
-        return found
+        pool = self._pools.get(tokens)
+        if pool is None:
+            pool = self._pools[tokens] = self._draw(tokens)[self.rank]
+        return pool
 
     def _pool_times(self, tokens: int) -> list[int]:
-        found = self._times.get(tokens)
-        if found is None:
-            found = self._times[tokens] = self._pool(tokens)[:, 0].tolist()
-        return found
+        times = self._times.get(tokens)
+        if times is None:
+            times = self._times[tokens] = self._pool(tokens)[:, 0].tolist()
+        return times
 
     def _draw(self, tokens: int) -> IntArray:
         """(POOL_SIZE, features), by ascending time.

@@ -58,8 +58,8 @@ def validate_aimc(cases_path: Path | None = None, progress: Callable[[int, int],
         findings += [_not_run(case)] if isinstance(case, Refused) else _judged(case)
         if progress is not None:
             progress(done, len(cases))
-    if all(found.ours is None for found in findings):
-        raise InputError("", "\n".join(found.note for found in findings))
+    if all(finding.ours is None for finding in findings):
+        raise InputError("", "\n".join(finding.note for finding in findings))
     return findings
 
 
@@ -111,10 +111,10 @@ def judge(case: Case) -> list[Finding]:
         outcome = run_case(case)
     except OverflowError:
         raise InputError(case.where, "the run takes more than 2^63 ps; lower its costs") from None
-    found = _Comparison(case, outcome).findings()
-    if all(each.passed is None for each in found):
+    findings = _Comparison(case, outcome).findings()
+    if all(finding.passed is None for finding in findings):
         raise InputError(case.where, "must have a result or derived value that ours can be held against")
-    return found
+    return findings
 
 
 class _Comparison:
@@ -160,11 +160,11 @@ class _Comparison:
     def _by_kind(self, ours: Mapping[str, float]) -> dict[str, float]:
         """Figures of ours under the reference simulator's names, attention and reading its cache apart."""
         other = "digital_gelu" if self._case.network.activation == "relu" else "digital_relu"
-        found = {theirs: 0 if theirs == other else ours[kind] for theirs, kind in _KINDS.items()}
+        figures = {theirs: 0 if theirs == other else ours[kind] for theirs, kind in _KINDS.items()}
         if "attention_dram" in ours:
-            found["mha.comp"] = found.pop("mha")
-            found["mha.dram"] = ours["attention_dram"]
-        return found
+            figures["mha.comp"] = figures.pop("mha")
+            figures["mha.dram"] = ours["attention_dram"]
+        return figures
 
     def _tokens(self, tolerance: float) -> None:
         given = self._case.result.token_finish_ns

@@ -112,7 +112,10 @@ def _tiers(tiers: int, chips: int, mapped: int, energies: tuple[float, float, fl
 def _variant(
     label: str, device: dict[str, Any], chips: int, rows: Mapping[int, tuple[float | None, float]], terms: Terms
 ) -> list[Bound]:
-    return [Bound(label, device, chips, chips, 2048, requests, *found, terms) for requests, found in rows.items()]
+    return [
+        Bound(label, device, chips, chips, 2048, requests, speed, energy, terms)
+        for requests, (speed, energy) in rows.items()
+    ]
 
 
 _FOUR_PHASE = {"preset": "aimc-realistic", "costs": {"mvm_ns": 521, "mvm_nj": 118}}
@@ -122,15 +125,24 @@ BOUNDS: tuple[Bound, ...] = (
     *_six("HBM3E", "aimc-realistic-hbm3e", 2048, {1: (3707, 45.8), 32: (33697, 10.9), 128: (41898, 10.1)}),
     *_six("LPDDR5X", "aimc-realistic", 8192, {1: (812, 196), 32: (4652, 55), 128: (5253, 51)}),
     *_variant(
-        *("silicon", {"preset": "aimc-silicon"}, 6, {1: (None, 64.9), 32: (None, 15.6), 128: (None, 14.4)}),
+        "silicon",
+        {"preset": "aimc-silicon"},
+        6,
+        {1: (None, 64.9), 32: (None, 15.6), 128: (None, 14.4)},
         Terms(weights_mj=1.27 + _MVMS * 9.4e-6),
     ),
     *_variant(
-        *("four-phase reads", _FOUR_PHASE, 6, {1: (2070, 79), 32: (16888, 20), 128: (20425, 19)}),
+        "four-phase reads",
+        _FOUR_PHASE,
+        6,
+        {1: (2070, 79), 32: (16888, 20), 128: (20425, 19)},
         Terms(chain_us=210, weights_mj=1.27 + _MVMS * 98e-6),
     ),
     *_variant(
-        *("NAND", {"preset": "aimc-nand"}, 2, {1: (1301, 45), 32: (6143, 17), 128: (6751, 17)}),
+        "NAND",
+        {"preset": "aimc-nand"},
+        2,
+        {1: (1301, 45), 32: (6143, 17), 128: (6751, 17)},
         Terms(chain_us=495, token_us=143, weights_mj=1.27 + _MVMS * 55e-6),
     ),
     *_tiers(4, 88, 97, (7106, 305, 140), 12891),

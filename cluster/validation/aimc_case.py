@@ -305,17 +305,17 @@ def _given_mapping(document: CaseForm, network: Network, chip: Chip, routing: Ro
     seen: set[tuple[int, int]] = set()
     for matrix in network.matrices:
         where = f"derived.mapping.{matrix.name}"
-        found = places.get(matrix.name)
+        chunks = places.get(matrix.name)
         rows, cols = matrix.grid(chip.tier_rows, chip.tier_cols)
-        if found is None:
+        if chunks is None:
             # Position embeddings and experts that no token is sent to are never read.
             expert_unused = matrix.expert is not None and (matrix.layer, matrix.expert) not in chosen
             if not expert_unused and matrix.role != "position_embedding":
                 raise InputError(where, f"is missing; {spec.strategy} cannot be repeated, so the case's own is needed")
-            found = []
-        elif len(found) != rows * cols:
-            raise InputError(where, f"must place {rows} x {cols} chunks (got {len(found)})")
-        for tile, tier in found:
+            chunks = []
+        elif len(chunks) != rows * cols:
+            raise InputError(where, f"must place {rows} x {cols} chunks (got {len(chunks)})")
+        for tile, tier in chunks:
             if tile >= chip.tiles or tier >= chip.tiers:
                 raise InputError(
                     where, f"must be on tiles below {chip.tiles} and tiers below {chip.tiers} (got {[tile, tier]})"
@@ -324,8 +324,8 @@ def _given_mapping(document: CaseForm, network: Network, chip: Chip, routing: Ro
                 raise InputError(where, f"tile {tile}, tier {tier} holds another chunk already")
             seen.add((tile, tier))
             fill[tile] += 1
-        tiles.append(tuple(tile for tile, _ in found))
-        tiers.append(tuple(tier for _, tier in found))
+        tiles.append(tuple(tile for tile, _ in chunks))
+        tiers.append(tuple(tier for _, tier in chunks))
     return Mapping(tuple(tiles), tuple(tiers), tuple(fill))
 
 

@@ -120,8 +120,8 @@ class Sums(_Part):
 
     def active(self) -> dict[str, float]:
         """By kind, the two parts of attention apart; without passive energy."""
-        found = self.model_dump(exclude={"mha", "passive"})
-        return {**found, "mha.dram": self.mha.dram, "mha.comp": self.mha.comp}
+        energies = self.model_dump(exclude={"mha", "passive"})
+        return {**energies, "mha.dram": self.mha.dram, "mha.comp": self.mha.comp}
 
 
 class Energies(Sums):

@@ -28,10 +28,8 @@ Step = Literal["decode", "prompt"]
 BRACKET = (0.78, 1.05)  # event-driven model over T1 + (B - 1) w in the reference simulator's cases
 STRATEGIES: tuple[Strategy, ...] = ("moe_separated", "greedy_in_order", "greedy_util")
 DECODES = tuple((requests, context) for requests in (1, 2, 4, 8, 16, 32, 64) for context in (2, 64, 512))
-PROMPTS = (
-    *((1, 1), (1, 16), (1, 64), (1, 256), (1, 512), (2, 64), (2, 256), (4, 16), (4, 64), (8, 64), (16, 16)),
-    *((64, 1), (64, 4)),
-)
+_PROMPT_LENGTHS = {1: (1, 16, 64, 256, 512), 2: (64, 256), 4: (16, 64), 8: (64,), 16: (16,), 64: (1, 4)}  # by requests
+PROMPTS = tuple((requests, tokens) for requests, lengths in _PROMPT_LENGTHS.items() for tokens in lengths)
 _PER_PS = 1000
 
 

@@ -70,12 +70,12 @@ def _steady(case: Case, name: SystemName) -> SteadyState | SplitState:
 
 
 def _batches(case: Case, ours: SteadyState | SplitState, base: SteadyState | SplitState) -> str:
-    found = [
+    shortfalls = [
         f"{name} holds {state.loop.requests} of {case.loop.requests} requests"
         for name, state in ((case.system, ours), (case.baseline, base))
         if state.loop.requests < case.loop.requests
     ]
-    return "; ".join(found)
+    return "; ".join(shortfalls)
 
 
 def _energy_ratio(target: Target, metric: Metric) -> Answer:

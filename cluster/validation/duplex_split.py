@@ -38,16 +38,16 @@ class SplitState:
         """
         loop = self.loop
         decodes = loop.requests
-        found = self._decode_stage(decodes)
+        decoding = self._decode_stage(decodes)
         for _ in range(_ITERATIONS):
             first = self.prefill.mean_s
-            share = first / (first + (loop.output_tokens - 1) * found.mean_s)
+            share = first / (first + (loop.output_tokens - 1) * decoding.mean_s)
             fewer = max(1, round(loop.requests * (1 - share)))
             if fewer == decodes:
                 break
             decodes = fewer
-            found = self._decode_stage(decodes)
-        return found
+            decoding = self._decode_stage(decodes)
+        return decoding
 
     @property
     def throughput_tokens_per_s(self) -> float:

@@ -98,8 +98,8 @@ class System:
 
     def requests_that_fit(self, input_tokens: int, output_tokens: int) -> int:
         """Requests whose KV cache fits when each reserves all of its tokens (section VI)."""
-        each = (input_tokens + output_tokens) * self.kv_bytes_per_token
-        return max(0, int(self.kv_budget_bytes / each)) * self.plan.data_parallel + self.spare_requests
+        request_bytes = (input_tokens + output_tokens) * self.kv_bytes_per_token
+        return max(0, int(self.kv_budget_bytes / request_bytes)) * self.plan.data_parallel + self.spare_requests
 
 
 @cache

@@ -22,7 +22,7 @@ UNITS = tuple(_UNITS)
 
 def normalised_edap(unit: str, rows: float) -> float:
     """EDAP of one of `UNITS` for a GEMM of `rows` rows (its Op/B), over that of the worst of the three."""
-    return _energy_delay(unit, rows) / max(_energy_delay(each, rows) for each in UNITS)
+    return _energy_delay(unit, rows) / max(_energy_delay(other, rows) for other in UNITS)
 
 
 @cache

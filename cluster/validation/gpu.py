@@ -63,13 +63,13 @@ def validate_gpu(
     rows, anchors = read_served(served) if served is not None else ([], [])
     every: list[Row] = [*operators, *rows, *anchors]
     again = _repeated(every)
-    found: list[_Outcome] = []
+    outcomes: list[_Outcome] = []
     new = [row for row in every if row.where not in again]
     for outcome in _predicted(new, processes):
-        found.append(outcome)
+        outcomes.append(outcome)
         if progress is not None:
-            progress(len(found), len(new))
-    results = dict(zip((row.where for row in new), found, strict=True))
+            progress(len(outcomes), len(new))
+    results = dict(zip((row.where for row in new), outcomes, strict=True))
     return _report(every, {**results, **again})
 
 

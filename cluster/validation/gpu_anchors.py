@@ -17,7 +17,6 @@ v4.1, offline and server. What they leave open is assumed:
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,14 +94,15 @@ def serve_anchor(anchor: Anchor) -> AnchorResult:
 
 
 def _system(anchor: Anchor) -> tuple[int, str]:
-    match = re.match(r"(\d+)x ([A-Za-z0-9]+)", anchor.system)
-    if match is None:
+    count, _, rest = anchor.system.partition("x ")
+    name = rest.partition(" ")[0].partition("-")[0]
+    if not count.isdecimal() or not name.isalnum():
         raise NotCovered(f"system {anchor.system!r} is not of the form '8x H100 ...'")
     if "TensorRT-LLM" not in anchor.software and "NIM" not in anchor.software:
         raise NotCovered(f"software {anchor.software!r} is not TensorRT-LLM")
-    if len(match[1]) > len(str(MOST_DEVICES)) or not 0 < int(match[1]) <= MOST_DEVICES:
+    if len(count) > len(str(MOST_DEVICES)) or not 0 < int(count) <= MOST_DEVICES:
         raise NotCovered(f"system {shortened(anchor.system)!r} has no number of GPUs from 1 to {MOST_DEVICES}")
-    return int(match[1]), catalogue_gpu(match[2])
+    return int(count), catalogue_gpu(name)
 
 
 def _closed(anchor: Anchor) -> AnchorResult:
@@ -126,8 +126,8 @@ def _closed(anchor: Anchor) -> AnchorResult:
         tpot_ms=anchor.tpot_ms,
     )
     document, _ = scenario_of(row)
-    found = run_scenario(document, "")
-    return AnchorResult(found.tokens_per_s, found.ttft_ms, found.tpot_ms, f"{gpus} GPUs slice everything")
+    ran = run_scenario(document, "")
+    return AnchorResult(ran.tokens_per_s, ran.ttft_ms, ran.tpot_ms, f"{gpus} GPUs slice everything")
 
 
 def _queued(anchor: Anchor) -> AnchorResult:
@@ -158,9 +158,9 @@ def _queued(anchor: Anchor) -> AnchorResult:
             },
         },
     }
-    found = run_scenario(document, "")
+    ran = run_scenario(document, "")
     assumed = f"{requests} requests" + (", attention of each GPU for itself" if data_parallel else "")
-    return AnchorResult(found.tokens_per_s, None, None, assumed)
+    return AnchorResult(ran.tokens_per_s, None, None, assumed)
 
 
 def _mlperf(anchor: Anchor) -> AnchorResult:
@@ -191,9 +191,9 @@ def _mlperf(anchor: Anchor) -> AnchorResult:
         raise NotCovered(f"scenario {anchor.scenario!r} is neither Offline nor Server")
     document["workload"] = {**workload, "lengths": lengths}
     document["scheduler"] = {"max_num_seqs": batch, "max_num_batched_tokens": 8192}
-    found = run_scenario(document, "")
+    ran = run_scenario(document, "")
     assumed = f"{replicas} x TP{layout.tensor_parallel}, batch {batch}"
-    return AnchorResult(replicas * found.tokens_per_s, found.ttft_ms, found.tpot_ms, assumed)
+    return AnchorResult(replicas * ran.tokens_per_s, ran.ttft_ms, ran.tpot_ms, assumed)
 
 
 def _document(name: str, anchor: Anchor, gpu: str) -> dict[str, Any]:

@@ -112,10 +112,10 @@ class Errors:
 
 def grouped(items: Iterable[_T], key: Callable[[_T], tuple[str, ...]]) -> dict[tuple[str, ...], list[_T]]:
     """Items by key, keys in order."""
-    found: dict[tuple[str, ...], list[_T]] = {}
+    groups: dict[tuple[str, ...], list[_T]] = {}
     for item in items:
-        found.setdefault(key(item), []).append(item)
-    return dict(sorted(found.items()))
+        groups.setdefault(key(item), []).append(item)
+    return dict(sorted(groups.items()))
 
 
 def place(where: str) -> str:

@@ -109,7 +109,7 @@ def _system(result: ServedComparison) -> tuple[str, str]:
 def _gates(name: str, errors: list[tuple[str, float]], median: float, p90: float | None) -> Iterator[Gate]:
     if not errors:
         return
-    found = Errors.of(errors)
-    yield Gate(name, "median", found.median, median, found.n)
+    summary = Errors.of(errors)
+    yield Gate(name, "median", summary.median, median, summary.n)
     if p90 is not None:
-        yield Gate(name, "p90", found.p90, p90, found.n)
+        yield Gate(name, "p90", summary.p90, p90, summary.n)

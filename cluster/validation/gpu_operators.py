@@ -188,7 +188,7 @@ def _all_reduce_us(row: OperatorRow, shape: gpu_rows.AllReduce, spec: GpuSpec, k
     of_nccl = row.backend.lower() == "nccl"
     collectives = kernels.collectives
     measured = {
-        group: tuple(each for each in algorithms if each.name.startswith(_NCCL) == of_nccl)
+        group: tuple(algorithm for algorithm in algorithms if algorithm.name.startswith(_NCCL) == of_nccl)
         for group, algorithms in collectives.all_reduce.items()
     }
     if not measured.get(shape.gpus):

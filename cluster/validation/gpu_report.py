@@ -33,7 +33,7 @@ def gpu_report(report: Report) -> RenderableType:
     if report.served:
         parts.append(_title(f"{count(len(report.served))} served configurations, error in %"))
         parts += [_served(served_table(report.served)), ""]
-    counted = sum(each.counted for each in report.anchors)
+    counted = sum(result.counted for result in report.anchors)
     if counted:
         parts.append(_title(f"{count(counted)} published throughputs, error in %"))
         parts += [_errors(anchor_table(report.anchors), "throughput"), ""]
@@ -60,22 +60,28 @@ def gpu_document(report: Report) -> dict[str, Any]:
         },
         "operators": [
             {
-                **each.row.model_dump(),
-                "class": operator_class(each.row),
-                "predicted_us": each.predicted_us,
-                "bound_us": each.bound_us,
-                "error": each.error,
+                **result.row.model_dump(),
+                "class": operator_class(result.row),
+                "predicted_us": result.predicted_us,
+                "bound_us": result.bound_us,
+                "error": result.error,
             }
-            for each in report.operators
+            for result in report.operators
         ],
         "served": [
-            {**each.row.model_dump(), "ours": asdict(each.ours), "errors": dict(each.errors)} for each in report.served
+            {**result.row.model_dump(), "ours": asdict(result.ours), "errors": dict(result.errors)}
+            for result in report.served
         ],
         "anchors": [
-            {**each.anchor.model_dump(), "ours": asdict(each.ours), "error": each.error, "counted": each.counted}
-            for each in report.anchors
+            {
+                **result.anchor.model_dump(),
+                "ours": asdict(result.ours),
+                "error": result.error,
+                "counted": result.counted,
+            }
+            for result in report.anchors
         ],
-        "not_covered": [asdict(each) for each in report.uncovered],
+        "not_covered": [asdict(row) for row in report.uncovered],
     }
 
 
@@ -94,9 +100,9 @@ def _table(*columns: str) -> Table:
 def _errors(table: ErrorTable, quantity: str) -> Table:
     shown = _table(table.title, *_STATISTICS)
     for labels, errors in table.rows:
-        found = errors[quantity]
-        cells = (_size(found.median), _size(found.p90), _signed(found.bias), _signed(found.worst))
-        shown.add_row(Text(", ".join(labels)), str(found.n), *cells, found.worst_at)
+        summary = errors[quantity]
+        cells = (_size(summary.median), _size(summary.p90), _signed(summary.bias), _signed(summary.worst))
+        shown.add_row(Text(", ".join(labels)), str(summary.n), *cells, summary.worst_at)
     return shown
 
 
@@ -130,9 +136,9 @@ def _uncovered(rows: Sequence[Uncovered]) -> Iterator[RenderableType]:
     table = Table.grid(padding=(0, 1, 0, 0))
     table.add_column(justify="right", no_wrap=True)
     table.add_column(overflow="fold")
-    groups = grouped(rows, lambda each: (each.reason,))
+    groups = grouped(rows, lambda row: (row.reason,))
     for (reason,), mine in sorted(groups.items(), key=lambda group: -len(group[1])):
-        places = ", ".join(place(each.where) for each in mine[:_PLACES])
+        places = ", ".join(place(row.where) for row in mine[:_PLACES])
         more = f" and {len(mine) - _PLACES} more" if len(mine) > _PLACES else ""
         table.add_row(str(len(mine)), Text(f"{reason} ({places}{more})"))
     yield table
@@ -172,12 +178,13 @@ def _verdict(report: Report, gates: Sequence[Gate]) -> str:
 
 
 def _table_document(table: ErrorTable) -> dict[str, Any]:
-    def errors(found: Mapping[str, Errors]) -> dict[str, Any]:
-        return {quantity: asdict(each) for quantity, each in found.items()}
+    def document(groups: Mapping[str, Errors]) -> dict[str, Any]:
+        return {quantity: asdict(errors) for quantity, errors in groups.items()}
 
     return {
         "title": table.title,
         "groups": [
-            {**dict(zip(table.columns, labels, strict=True)), "errors": errors(found)} for labels, found in table.rows
+            {**dict(zip(table.columns, labels, strict=True)), "errors": document(groups)}
+            for labels, groups in table.rows
         ],
     }

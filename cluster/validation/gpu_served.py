@@ -193,8 +193,8 @@ def dtypes(name: str, precision: str, gpu: str, backend: str, *, inferencemax: b
     if weights == "fp8" and name in _BLOCK_SCALED:
         weights = "fp8_block"
     default = backend == "vllm" and (gpu == "h100" or not inferencemax)
-    found = {"dense_dtype": weights, "kv_dtype": "bf16" if default else "fp8"}
-    return found if load_model(name).moe is None else {**found, "expert_dtype": weights}
+    chosen = {"dense_dtype": weights, "kv_dtype": "bf16" if default else "fp8"}
+    return chosen if load_model(name).moe is None else {**chosen, "expert_dtype": weights}
 
 
 def _cluster(row: ServedRow, gpu: str, *, moe: bool) -> tuple[dict[str, Any], str]:

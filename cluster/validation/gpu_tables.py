@@ -39,14 +39,16 @@ def operator_tables(results: Sequence[OperatorResult]) -> list[ErrorTable]:
         _operators(
             "by GPU and backend",
             ("operator", "GPU", "backend"),
-            grouped(results, lambda each: (_op(each.row), catalogue_gpu(each.row.gpu).upper(), each.row.backend)),
+            grouped(
+                results, lambda result: (_op(result.row), catalogue_gpu(result.row.gpu).upper(), result.row.backend)
+            ),
         ),
         _operators(
             "by regime",
             ("operator", "regime"),
             {
                 (op, name[2:]): rows
-                for (op, name), rows in grouped(results, lambda each: (_op(each.row), regime(each.row))).items()
+                for (op, name), rows in grouped(results, lambda result: (_op(result.row), regime(result.row))).items()
             },
         ),
     ]
@@ -56,17 +58,20 @@ def served_table(results: Sequence[ServedComparison]) -> ErrorTable:
     """Errors of served configurations: TPOT, TTFT and throughput."""
     groups = grouped(
         results,
-        lambda each: (
-            model_name(each.row.model),
-            catalogue_gpu(each.row.gpu).upper(),
-            each.row.backend,
-            each.row.precision or "16 bit",
+        lambda result: (
+            model_name(result.row.model),
+            catalogue_gpu(result.row.gpu).upper(),
+            result.row.backend,
+            result.row.precision or "16 bit",
         ),
     )
     rows = [
         (
             key,
-            {what: Errors.of([(place(each.row.where), each.errors[what]) for each in mine]) for what in QUANTITIES},
+            {
+                what: Errors.of([(place(result.row.where), result.errors[what]) for result in mine])
+                for what in QUANTITIES
+            },
         )
         for key, mine in groups.items()
     ]
@@ -76,10 +81,11 @@ def served_table(results: Sequence[ServedComparison]) -> ErrorTable:
 def anchor_table(results: Iterable[AnchorComparison]) -> ErrorTable:
     """Errors of published throughputs that count."""
     groups = grouped(
-        (each for each in results if each.counted), lambda each: (each.family, model_name(each.anchor.model))
+        (result for result in results if result.counted),
+        lambda result: (result.family, model_name(result.anchor.model)),
     )
     rows = [
-        (key, {"throughput": Errors.of([(place(each.anchor.where), each.error) for each in mine])})
+        (key, {"throughput": Errors.of([(place(result.anchor.where), result.error) for result in mine])})
         for key, mine in groups.items()
     ]
     return ErrorTable("published throughput", ("source", "model"), rows)
@@ -108,7 +114,7 @@ def regime(row: OperatorRow) -> str:
 
 
 def _by_class(results: Sequence[OperatorResult]) -> dict[tuple[str, ...], list[OperatorResult]]:
-    return grouped(results, lambda each: (operator_class(each.row).replace("_", " "),))
+    return grouped(results, lambda result: (operator_class(result.row).replace("_", " "),))
 
 
 def _op(row: OperatorRow) -> str:
@@ -119,7 +125,7 @@ def _operators(
     title: str, columns: tuple[str, ...], groups: Mapping[tuple[str, ...], Sequence[OperatorResult]]
 ) -> ErrorTable:
     rows = [
-        (key, {"time": Errors.of([(place(each.row.where), each.error) for each in mine])})
+        (key, {"time": Errors.of([(place(result.row.where), result.error) for result in mine])})
         for key, mine in groups.items()
     ]
     return ErrorTable(title, columns, rows)

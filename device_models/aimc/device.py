@@ -87,7 +87,7 @@ class Aimc:
         return Fitted(
             plan=plan,
             collectives=(),
-            kv_capacity_tokens=self._kv_capacity(network, [each.chip for each in walk.attention], demand),
+            kv_capacity_tokens=self._kv_capacity(network, [attention.chip for attention in walk.attention], demand),
             weight_bytes_per_device=0.0,
             reserved_bytes_per_device=(demand.reserve_gb or 0.0) * 1e9,
             facts=self._facts(network, mapping, split.devices),
@@ -165,23 +165,23 @@ def _traffic(walk: Walk) -> tuple[Traffic, ...]:
 
 def _unused(changes: abc.Mapping[str, Any]) -> list[str]:
     """Changes to measured kernels that are none of the host."""
-    found = [f"costs.kernels.{key}" for key in changes if key not in {"version", "step"}]
+    unused = [f"costs.kernels.{key}" for key in changes if key not in {"version", "step"}]
     step = changes.get("step")
-    return [*found, *(f"costs.kernels.step.{key}" for key in step or () if key in {"layer_us", "memory"})]
+    return [*unused, *(f"costs.kernels.step.{key}" for key in step or () if key in {"layer_us", "memory"})]
 
 
 def _model_warnings(spec: AimcSpec, model: ModelSpec) -> list[str]:
     """What the model asks of the device beyond what others do."""
-    found = []
+    warnings = []
     if spec.kv_bits != 8 * BYTES_PER_ELEMENT[model.kv_dtype]:
-        found.append(
+        warnings.append(
             f"{spec.name}: the KV cache has {spec.kv_bits} bits per element, where the model says {model.kv_dtype}"
         )
     if model.attention.kind == "mla":
-        found.append(
+        warnings.append(
             f"{spec.name}: latent attention reads crossbars head by head, and against their direction: assumed"
         )
-    return found
+    return warnings
 
 
 def _density(share: Sequence[float], top_k: int) -> Density:
@@ -190,5 +190,5 @@ def _density(share: Sequence[float], top_k: int) -> Density:
         return share
     pairs = np.outer(share, share)
     np.fill_diagonal(pairs, 0.0)
-    found: list[list[float]] = (pairs / pairs.sum()).tolist()
-    return found
+    density: list[list[float]] = (pairs / pairs.sum()).tolist()
+    return density

@@ -54,7 +54,7 @@ class Rates:
         attention = self._above(_ATTENTION)
         digital = self._above(_DIGITAL)
         tile_mw, mvm_power = resized.get("power.tile_mw", 1.0), self._mvm_power()
-        found = {
+        multiples = {
             "area.attention_mm2": attention,
             "power.attention_w": attention,
             "area.digital_mm2": digital,
@@ -63,7 +63,7 @@ class Rates:
             "power.tile_mw": max(tile_mw, mvm_power) if mvm_power > 1 else tile_mw,
             "dram.idle_w": self._above(_BANDWIDTH),
         }
-        return {path: factor for path, factor in found.items() if factor != resized.get(path, 1.0)}
+        return {path: factor for path, factor in multiples.items() if factor != resized.get(path, 1.0)}
 
     def told(self, moved: Collection[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Changed rates that moved the figures at these paths, and what they usually are."""
@@ -91,7 +91,7 @@ class Rates:
         """A rate and its usual value; None where the unit costs have none of that name."""
         section, key = rate.split(".")
         both = (self.costs, self.usual_costs) if section == "costs" else (self.dram, self.usual_dram)
-        own, usual = (getattr(each, key, None) for each in both)
+        own, usual = (getattr(costs, key, None) for costs in both)
         return None if own is None or usual is None else (own, usual)
 
     def _above(self, rates: Collection[str]) -> float:

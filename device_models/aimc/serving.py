@@ -38,8 +38,8 @@ def plan_of(walk: Walk, chip: Chip, idle_gating: float = 1.0, *, in_turns: bool 
         idle_gating: share of its passive power that a chip without work draws.
         in_turns: whether a token is on one chip after the other, so that the others may rest.
     """
-    windows = sorted({each.window for each in walk.attention}, key=lambda window: window or math.inf, reverse=True)
-    groups = [[each for each in walk.attention if each.window == window] for window in windows]
+    windows = sorted({layer.window for layer in walk.attention}, key=lambda window: window or math.inf, reverse=True)
+    groups = [[layer for layer in walk.attention if layer.window == window] for window in windows]
     return CostPlan(
         devices=chip.chips,
         data_parallel=1,
@@ -74,7 +74,7 @@ class _Work(NamedTuple):
 
 def _pipeline(walk: Walk, chip: Chip, windows: Sequence[int | None]) -> PipelineTerm:
     chain: dict[Category, float] = defaultdict(float, walk.chain_ps)
-    chain["attention_decode"] += sum(each.exposed_ps[0] for each in walk.attention)
+    chain["attention_decode"] += sum(layer.exposed_ps[0] for layer in walk.attention)
     work = _Work(
         np.sum([part.tiles for part in walk.segments], axis=0),
         walk.last.tiles + walk.head.tiles,
@@ -82,7 +82,7 @@ def _pipeline(walk: Walk, chip: Chip, windows: Sequence[int | None]) -> Pipeline
         (walk.last.digital + walk.head.digital) / chip.digital_units,
     )
     mostly_experts: Category = "moe" if 2 * walk.expert_mvm_ps > work.tiles.sum() else "fc"
-    by_chip = [[each for each in walk.attention if each.chip == index] for index in range(chip.chips)]
+    by_chip = [[layer for layer in walk.attention if layer.chip == index] for index in range(chip.chips)]
     by_chip = [group for group in by_chip if group]
     alone = [part.busiest_ps(chip.digital_units) for part in walk.segments]
     # A second prompt is in one segment while the anchor is in the next.
@@ -90,13 +90,13 @@ def _pipeline(walk: Walk, chip: Chip, windows: Sequence[int | None]) -> Pipeline
     return PipelineTerm(
         windows=tuple(windows),
         chain=tuple((category, _fs(time)) for category, time in chain.items()),
-        chain_per_context=_by_window(walk.attention, windows, lambda each: each.exposed_ps[1]),
+        chain_per_context=_by_window(walk.attention, windows, lambda layer: layer.exposed_ps[1]),
         stations=(
             *_tiles_and_digital(walk, work, mostly_experts, len(windows)),
             *undominated(_memory(group, windows) for group in by_chip),
             *undominated(_units(group, windows, chip) for group in by_chip),
         ),
-        per_prompt_token=sum(_fs(each) for each in alone),
+        per_prompt_token=sum(_fs(time) for time in alone),
         per_second_prompt_token=sum(_fs(both - one) for both, one in zip(meeting, alone[1:], strict=True))
         + _fs(alone[-1]),
         prompt_category=mostly_experts,
@@ -116,15 +116,20 @@ def _tiles_and_digital(walk: Walk, work: _Work, tiles_are: Category, windows: in
     def tile(index: int) -> Station:
         rest, slack = visits.rest[index], visits.slack[index]
         return Station(
-            *(TILES, tiles_are, _fs(work.tiles[index]), _fs(work.sampled_tiles[index]), 0, none),
+            TILES,
+            tiles_are,
+            _fs(work.tiles[index]),
+            _fs(work.sampled_tiles[index]),
+            0,
+            none,
             visit=_fs(visits.longest.max()),  # wherever it is: the others follow at this distance
             rest=_fs(min(rest, _NEVER_PS)),
             slack=_fs(slack),
         )
 
     digital = (
-        Station(DIGITAL, "fc", _fs(each), _fs(sampled), 0, none)
-        for each, sampled in zip(work.digital, work.sampled_digital, strict=True)
+        Station(DIGITAL, "fc", _fs(token), _fs(sampled), 0, none)
+        for token, sampled in zip(work.digital, work.sampled_digital, strict=True)
     )
     return [*undominated([tile(work.busiest), tile(work.most)]), *undominated(digital)]
 
@@ -134,7 +139,7 @@ def _mean_loads(walk: Walk, chip: Chip, windows: Sequence[int | None], work: _Wo
     none = (0,) * len(windows)
 
     def mean(whole: Station, prefill: tuple[int, int] = (0, 1)) -> Load:
-        per_context = tuple(each // chip.chips for each in whole.per_context)
+        per_context = tuple(slope // chip.chips for slope in whole.per_context)
         per_token, per_request = whole.per_token // chip.chips, whole.per_request // chip.chips
         return Load(whole.name, per_token, 0, per_request, per_context, prefill)
 
@@ -154,7 +159,7 @@ def _device_loads(chip: Chip, work: _Work, windows: int) -> list[Load]:
     def loads(unit: str, every: Iterable[float], sampled: Iterable[float]) -> list[Load]:
         return undominated(Load(unit, _fs(a), _fs(b), 0, none) for a, b in zip(every, sampled, strict=True))
 
-    tiles, sampled_tiles = (each.reshape(chip.chips, -1).mean(axis=1) for each in (work.tiles, work.sampled_tiles))
+    tiles, sampled_tiles = (busy.reshape(chip.chips, -1).mean(axis=1) for busy in (work.tiles, work.sampled_tiles))
     candidates = [work.most, work.busiest]
     return [
         *loads(TILES, tiles, sampled_tiles),
@@ -172,12 +177,12 @@ def _memory(group: Sequence[AttentionSlopes], windows: Sequence[int | None]) -> 
     return Station(
         DRAM,
         "attention_decode",
-        _fs(sum(each.write.ps for each in group)),
+        _fs(sum(layer.write.ps for layer in group)),
         0,
-        _fs(sum(each.read_ps[0] for each in group)),
-        _by_window(group, windows, lambda each: each.read_ps[1]),
-        visit=_fs(max(each.read_ps[0] for each in group)),
-        visit_per_context=_fs(max(each.read_ps[1] for each in group)),
+        _fs(sum(layer.read_ps[0] for layer in group)),
+        _by_window(group, windows, lambda layer: layer.read_ps[1]),
+        visit=_fs(max(layer.read_ps[0] for layer in group)),
+        visit_per_context=_fs(max(layer.read_ps[1] for layer in group)),
         **_rests(group),
     )
 
@@ -190,10 +195,10 @@ def _units(group: Sequence[AttentionSlopes], windows: Sequence[int | None], chip
         "attention_decode",
         0,
         0,
-        _fs(sum(each.exposed_ps[0] for each in group) / servers),
-        _by_window(group, windows, lambda each: each.exposed_ps[1] / servers),
-        visit=_fs(max(each.exposed_ps[0] for each in group) / servers),
-        visit_per_context=_fs(max(each.exposed_ps[1] for each in group) / servers),
+        _fs(sum(layer.exposed_ps[0] for layer in group) / servers),
+        _by_window(group, windows, lambda layer: layer.exposed_ps[1] / servers),
+        visit=_fs(max(layer.exposed_ps[0] for layer in group) / servers),
+        visit_per_context=_fs(max(layer.exposed_ps[1] for layer in group) / servers),
         **_rests(group),
     )
 
@@ -207,7 +212,7 @@ def _rests(group: Sequence[AttentionSlopes]) -> dict[str, int]:
 def _by_window(
     group: Sequence[AttentionSlopes], windows: Sequence[int | None], of: Callable[[AttentionSlopes], float]
 ) -> tuple[int, ...]:
-    return tuple(_fs(sum(of(each) for each in group if each.window == window)) for window in windows)
+    return tuple(_fs(sum(of(layer) for layer in group if layer.window == window)) for window in windows)
 
 
 def _energies(walk: Walk) -> tuple[RowTerm, ...]:
@@ -222,26 +227,26 @@ def _energies(walk: Walk) -> tuple[RowTerm, ...]:
         RowTerm(f"{names[category]} to sample", category, TILES, "outputs", free, Energy(compute_per_row=_pj(nj)))
         for category, nj in walk.sampled_nj.items()
     ]
-    dram = sum(each.read_nj[0] for each in walk.attention)
-    compute = sum(each.compute_nj[0] for each in walk.attention)
+    dram = sum(layer.read_nj[0] for layer in walk.attention)
+    compute = sum(layer.compute_nj[0] for layer in walk.attention)
     first = RowTerm(
         "attention, first access", "attention_decode", DRAM, "outputs", free, Energy(0, _pj(dram), _pj(compute))
     )
-    write = _pj(sum(each.write.nj for each in walk.attention))
+    write = _pj(sum(layer.write.nj for layer in walk.attention))
     return (*rows, first, RowTerm("KV writes", "attention_decode", DRAM, "tokens", free, Energy(dram_per_row=write)))
 
 
 def _decode(window: int | None, group: Sequence[AttentionSlopes]) -> DecodeAttentionTerm:
     """Energy of decode attention; its time is the pipeline's."""
-    dram = sum(each.read_nj[1] for each in group)
-    return DecodeAttentionTerm(DRAM, window, 0, _pj(dram), _pj(sum(each.compute_nj[1] for each in group)))
+    dram = sum(layer.read_nj[1] for layer in group)
+    return DecodeAttentionTerm(DRAM, window, 0, _pj(dram), _pj(sum(layer.compute_nj[1] for layer in group)))
 
 
 def _prefill(window: int | None, group: Sequence[AttentionSlopes]) -> PrefillAttentionTerm:
     """Prefill attention: a barrier in every layer, so that its time is on the chain."""
-    per_pair = sum(each.prefill_ps_per_pair for each in group)
-    per_entry = sum(each.read_ps[1] for each in group)
-    entry_pj = _pj(sum(each.read_nj[1] for each in group))
+    per_pair = sum(layer.prefill_ps_per_pair for layer in group)
+    per_entry = sum(layer.read_ps[1] for layer in group)
+    entry_pj = _pj(sum(layer.read_nj[1] for layer in group))
     return PrefillAttentionTerm(
         unit=ATTENTION,
         window_tokens=window,
@@ -249,7 +254,7 @@ def _prefill(window: int | None, group: Sequence[AttentionSlopes]) -> PrefillAtt
         # The chunk's own entries are at hand: of the cache, only those before it are read.
         pieces=((0, 0, _fs(per_pair)), (-_fs(per_entry), _fs(per_entry), 0)),
         dram=(-entry_pj, entry_pj, 0),
-        compute_per_pair=_pj(sum(each.prefill_nj_per_pair for each in group)),
+        compute_per_pair=_pj(sum(layer.prefill_nj_per_pair for layer in group)),
     )
 
 

@@ -72,8 +72,13 @@ class AimcSpec(DeviceSpec):
 
     default_preset: ClassVar[str | None] = "aimc-realistic"
     taken_over: ClassVar[tuple[str, ...]] = (
-        *("power", "area", "link_pj_per_bit"),
-        *("dram.efficiency", "dram.first_access_ns", "dram.pj_per_bit", "dram.idle_w"),
+        "power",
+        "area",
+        "link_pj_per_bit",
+        "dram.efficiency",
+        "dram.first_access_ns",
+        "dram.pj_per_bit",
+        "dram.idle_w",
     )
 
     kind: Literal["aimc"] = "aimc"
@@ -146,13 +151,13 @@ class AimcSpec(DeviceSpec):
         if not sections:
             return self, unpriced
         changes = {f"{section}.{key}": value for section, to in sections.items() for key, value in to.items()}
-        mine, usually = rates.told([path for path in of_rates if path in changes])
+        own, usual_ones = rates.told([path for path in of_rates if path in changes])
         if resized:
-            mine = (f"{self.tiles} tiles of {self.tier_rows} x {self.tier_cols}", *mine)
-            usually = (f"{base.tiles} of {base.tier_rows} x {base.tier_cols}", *usually)
+            own = (f"{self.tiles} tiles of {self.tier_rows} x {self.tier_cols}", *own)
+            usual_ones = (f"{base.tiles} of {base.tier_rows} x {base.tier_cols}", *usual_ones)
         told = ", ".join(f"{path} {value:.4g}" for path, value in changes.items())
         said = (
-            f"with {', '.join(mine)}, where {base.name} has {', '.join(usually)}: {told}, by the formulas of "
+            f"with {', '.join(own)}, where {base.name} has {', '.join(usual_ones)}: {told}, by the formulas of "
             "docs/aimc.md"
         )
         parts = {section: getattr(self, section).model_copy(update=to) for section, to in sections.items()}
@@ -240,14 +245,14 @@ class AimcSpec(DeviceSpec):
     def warnings(self, *, passive_power: bool = True) -> tuple[str, ...]:
         """What a reader of any result must know, of one that has passive power or not."""
         power = self.power
-        found = [*self.assumptions, *self.caveats]
+        sentences = [*self.assumptions, *self.caveats]
         if passive_power:
-            found.append(
+            sentences.append(
                 f"{self.name}: passive power is assumed: {power.tile_mw:g} mW per tile, {power.digital_w:g} W and "
                 f"{power.attention_w:g} W per digital and attention unit, {power.other_w:g} W for the rest of a chip"
             )
         if self.tiers > DEMONSTRATED_TIERS:
-            found.append(
+            sentences.append(
                 f"{self.name}: {self.tiers} tiers per tile are assumed; stacks of up to {DEMONSTRATED_TIERS} were built"
             )
-        return tuple(found)
+        return tuple(sentences)

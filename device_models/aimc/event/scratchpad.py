@@ -22,7 +22,7 @@ def peak_bytes(graph: TaskGraph, timing: Schedule, network: Network, chip: Chip)
     until the crossbars of that part and everything digital have started.
     """
     kinds = np.array([operation.kind for operation in graph.table.operations])
-    sizes = np.array([_SAMPLED if each.kind == "sampler" else each.size for each in graph.table.operations])
+    sizes = np.array([_SAMPLED if op.kind == "sampler" else op.size for op in graph.table.operations])
     sizes[kinds == "attention"] = network.hidden
     operation = np.frombuffer(graph.operation, np.int32)
     is_mvm, attends, samples = (kinds[operation] == kind for kind in ("mvm", "attention", "sampler"))

@@ -164,7 +164,7 @@ def _busy(graph: TaskGraph, timing: Schedule, chip: Chip, makespan: int, mvms: N
         mine = (resource >= first) & (resource < first + chip.chips)
         return float(held[mine].sum()) / (span * units * chip.chips)
 
-    reading = np.array([each.dram_ps for each in graph.table.operations])[operation].sum()
+    reading = np.array([op.dram_ps for op in graph.table.operations])[operation].sum()
     mvm_ps = chip.costs.mvm().ps
     return Busy(
         busiest_tile=int(mvms.max()) * mvm_ps / span,
