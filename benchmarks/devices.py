@@ -107,6 +107,7 @@ class Case:
         digests = {"": self.prepared.pools[0].plan.digest()}
         link = DeviceLink(self.document, digests, places, LinkSettings(lockstep=lockstep))
         try:
+            link.connect()
             yield link
         finally:
             link.close()

@@ -131,8 +131,7 @@ class Distributed:
         return client
 
     def _link(self, fleet: Fleet) -> DeviceLink:
-        """The link to all devices; hosts that die meanwhile are replaced."""
-        from pimserve.cluster.base.rpc.statuses import HostUnavailableError  # noqa: PLC0415
+        """The link to all devices."""
         from pimserve.cluster.distributed.devices.driver import DeviceLink, HostPlace, LinkSettings  # noqa: PLC0415
 
         groups = device_groups(self._prepared.pools, self.spread)
@@ -141,22 +140,12 @@ class Distributed:
         )
         scenario = json.dumps(self._prepared.scenario.resolved())
         digests = {pool.name: pool.plan.digest() for pool in fleet.pools}
-        replaced: set[str] = set()
-        while True:
-            found = {group.name: self.supervisor.endpoint(group.name) for group in groups}
-            hosts = {group.name: HostPlace(found[group.name].address, group.by_pool()) for group in groups}
-            try:
-                link = DeviceLink(scenario, digests, hosts, settings)
-            except HostUnavailableError as error:
-                for name in error.hosts:
-                    self.supervisor.replace(name, found[name].generation)
-                replaced.update(error.hosts)
-                continue
-            for name in replaced:
-                self.supervisor.caught_up(name)
-            self._stack.callback(link.close)
-            self._devices = link
-            return link
+        hosts = {
+            group.name: HostPlace(self.supervisor.endpoint(group.name).address, group.by_pool()) for group in groups
+        }
+        self._devices = DeviceLink(scenario, digests, hosts, settings)
+        self._stack.callback(self._devices.close)
+        return self._devices
 
 
 @contextmanager

@@ -6,13 +6,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from pimserve.cluster.base.rpc.statuses import HostUnavailableError
 from pimserve.cluster.distributed.devices.driver import DeviceLink
-from pimserve.cluster.distributed.shards.shard_client import Hosts
+from pimserve.cluster.distributed.recovery import Hosts, Recovery
 from pimserve.scheduler.clock import ShardPort
 from pimserve.scheduler.control import Ledger
 from pimserve.scheduler.fleet import DECODE, Fleet, RowSink
@@ -21,7 +20,6 @@ from pimserve.scheduler.shard import IntArray, Order, Report
 from pimserve.scheduler.steplog import StepLog
 
 _CLOSE_S = 0.5  # wall time between two checks of all that devices did and exchanged
-_Found = TypeVar("_Found")
 MakesShard = Callable[[RowSink], ShardPort]  # given who takes its executed steps
 
 
@@ -42,7 +40,8 @@ class Devices:
         self, link: DeviceLink, hosts: Hosts, fleet: Fleet, per_replica: dict[str, int], table: RequestTable
     ) -> None:
         self._link = link
-        self._hosts = hosts
+        self._recovery = Recovery(hosts, lambda name, endpoint: link.replace(name, endpoint.address))
+        self._recovery.call(link.connect)
         self._fleet = fleet
         self._table = table
         self._devices = {number: per_replica[pool.name] for pool in fleet.pools for number in pool.numbers}
@@ -67,22 +66,22 @@ class Devices:
         for effect in report.effects:
             self._link.slow(effect.replica, effect.step, slowdowns[effect.replica])
         if self._closing and not self._under_way:
-            self._surely(lambda: self._link.close_window(self._window))
+            self._recovery.call(lambda: self._link.close_window(self._window))
             self._window += 1
             self._closed_s = time.monotonic()
 
     def take(self, replica: int, rows: IntArray, first_steps: IntArray) -> None:
         """Executed steps of a replica."""
         take = self._link.execute if self._link.settings.lockstep else self._link.record
-        self._surely(partial(take, replica, rows, first_steps))
+        self._recovery.call(partial(take, replica, rows, first_steps))
 
     def state(self) -> dict[str, Any]:
         """All that devices have in hand."""
-        return {"link": self._surely(self._link.snapshot), "window": self._window}
+        return {"link": self._recovery.call(self._link.snapshot), "window": self._window}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
-        self._surely(lambda: self._link.restore(state["link"]))
+        self._recovery.call(lambda: self._link.restore(state["link"]))
         self._window = state["window"]
 
     def _hand_over(self, order: Order) -> None:
@@ -102,27 +101,6 @@ class Devices:
                 entries.append((move.request, share, move.replica, sender, target, receiver))
         if entries:
             self._link.hand_over(np.array(entries, np.int64))
-
-    def _surely(self, call: Callable[[], _Found]) -> _Found:
-        """What a call returns, with other hosts if need be."""
-        while True:
-            try:
-                return call()
-            except HostUnavailableError as error:
-                self._replace(error.hosts)
-
-    def _replace(self, names: Sequence[str]) -> None:
-        """Make other hosts in the place of those, and of any that are missed while they catch up."""
-        missing = list(names)
-        while missing:
-            name = missing.pop()
-            generation = self._hosts.endpoint(name).generation
-            endpoint = self._hosts.replace(name, generation)
-            try:
-                self._link.replace(name, endpoint.address)
-                self._hosts.caught_up(name)
-            except HostUnavailableError as error:
-                missing += [other for other in error.hosts if other not in missing]
 
 
 class DevicePort:

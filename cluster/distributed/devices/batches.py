@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -10,24 +10,41 @@ from typing import Any, Protocol
 from pimserve.cluster.base.rpc.statuses import DeviceMismatchError
 from pimserve.cluster.distributed.devices.host_client import HostWire, all_of
 from pimserve.cluster.distributed.devices.rows import ROW_BYTES, Spans, step_request, to_rows_table
+from pimserve.cluster.distributed.recovery import ReplayLog
 from pimserve.errors import InputError
 from pimserve.scheduler.steplog import Rows
 from pimserve.v1 import device_pb2 as pb
 
 ROWS_PER_BATCH = 2**20 // ROW_BYTES
-_STEP_BYTES = 600  # that a kept step takes, about
+_STEP_BYTES = 600  # that a step takes in the log, about
 _STEPS, _DURATION = Rows._fields.index("steps"), Rows._fields.index("duration_fs")
 _CONTEXT, _DECODES = Rows._fields.index("context"), Rows._fields.index("decodes")
 Wires = Mapping[str, HostWire]
-Closer = Callable[[set[str], int, Callable[[str], int]], None]  # closes a window on these hosts; batches of each
+
+
+@dataclass(frozen=True, slots=True)
+class WindowEnd:
+    """A window ended after so many batches to each host, and these hand-overs of KV caches by each sending host."""
+
+    window: int
+    batches: Mapping[str, int]
+    hand_overs: Mapping[str, pb.HandOverKvRequest]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Executed spans, serialised, that these hosts get."""
+
+    hosts: Sequence[str]
+    data: bytes
+
+
+Message = Batch | pb.ExecuteStepsRequest
+Log = ReplayLog[bytes, Message | WindowEnd]
 
 
 class Feed(Protocol):
-    """Feeds hosts, and feeds them again."""
-
-    @property
-    def retained_bytes(self) -> int:
-        """Of what is kept."""
+    """Feeds hosts, keeps in a log what they are fed, and feeds it again."""
 
     def take(self, wires: Wires, spans: Spans) -> None:
         """Feed executed spans."""
@@ -35,21 +52,15 @@ class Feed(Protocol):
     def flush(self, wires: Wires) -> None:
         """Feed what was taken, all of it."""
 
-    def end_window(self, wires: Wires, window: int) -> None:
-        """All of a window is fed."""
+    def end_window(self, wires: Wires, window: int) -> Mapping[str, int]:
+        """All of a window is fed; returns how many batches each host got in it."""
 
-    def batches(self, host: str) -> int:
-        """How many batches the host got in the window that ended last."""
-
-    def replay(self, wires: Wires, behind: set[str], close: Closer) -> None:
-        """Feed hosts that are behind what is kept, and close the windows in it.
+    def repeat(self, wires: Wires, message: Any, behind: set[str]) -> None:  # noqa: ANN401 its own kind of message
+        """Feed hosts that are behind again.
 
         Raises:
             HostUnavailableError: hosts cannot be reached.
         """
-
-    def forget(self) -> None:
-        """Nothing of what was fed is needed any more."""
 
     def state(self) -> dict[str, Any]:
         """As JSON can hold it; nothing must be kept."""
@@ -58,25 +69,16 @@ class Feed(Protocol):
         """Go on from `state`, with nothing kept."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Ended:
-    """A window ended after this many batches."""
-
-    window: int
-    batches: int
-
-
 class _Group:
     """Hosts that have the same replicas, and get the same batches."""
 
-    def __init__(self, replicas: frozenset[int], hosts: list[str]) -> None:
+    def __init__(self, replicas: frozenset[int], hosts: list[str], log: Log) -> None:
         self.replicas = replicas
         self.hosts = hosts
-        self.kept: list[bytes | _Ended] = []
-        self.kept_bytes = 0
         self.window = 0  # that is open
         self.sequence = 0  # of the next batch
         self.ended = 0  # batches of the window before
+        self._log = log
         self._waiting: list[Spans] = []
         self._rows = 0
 
@@ -96,27 +98,18 @@ class _Group:
             return
         table = to_rows_table(self._waiting)
         self._waiting, self._rows = [], 0
-        batch = pb.RecordStepsRequest(window=self.window, sequence=self.sequence, rows=table).SerializeToString()
+        data = pb.RecordStepsRequest(window=self.window, sequence=self.sequence, rows=table).SerializeToString()
         self.sequence += 1
-        self.kept.append(batch)
-        self.kept_bytes += len(batch)
+        self._log.append(Batch(self.hosts, data), len(data))
         for host in self.hosts:
-            wires[host].send_batch(batch)
+            wires[host].send_batch(data)
 
     def end_window(self, window: int) -> None:
-        self.kept.append(_Ended(window, self.sequence))
         self.window, self.ended, self.sequence = window + 1, self.sequence, 0
 
-    def replay(self, wires: Wires, behind: set[str], close: Closer) -> None:
-        mine = behind.intersection(self.hosts)
-        for entry in self.kept if mine else ():
-            if isinstance(entry, bytes):
-                for host in mine:
-                    wires[host].send_batch(entry)
-            else:
-                all_of({host: wires[host].settled for host in mine})
-                batches = entry.batches
-                close(mine, entry.window, lambda _, batches=batches: batches)  # type: ignore[misc]  # of this entry
+    def restore(self, window: int, sequence: int, ended: int) -> None:
+        self.window, self.sequence, self.ended = window, sequence, ended
+        self._waiting, self._rows = [], 0
 
 
 class PlannedFeed:
@@ -124,19 +117,14 @@ class PlannedFeed:
 
     Args:
         replicas: of each host, the replicas of which it has devices.
+        log: of what they are fed.
     """
 
-    def __init__(self, replicas: Mapping[str, frozenset[int]]) -> None:
+    def __init__(self, replicas: Mapping[str, frozenset[int]], log: Log) -> None:
         hosts: dict[frozenset[int], list[str]] = {}
         for host, mine in replicas.items():
             hosts.setdefault(mine, []).append(host)
-        self._groups = [_Group(*group) for group in hosts.items()]
-        self._group_of = {host: group for group in self._groups for host in group.hosts}
-
-    @property
-    def retained_bytes(self) -> int:
-        """Of what is kept."""
-        return sum(group.kept_bytes for group in self._groups)
+        self._groups = [_Group(mine, names, log) for mine, names in hosts.items()]
 
     def take(self, wires: Wires, spans: Spans) -> None:
         """Feed executed spans in batches."""
@@ -149,26 +137,17 @@ class PlannedFeed:
         for group in self._groups:
             group.flush(wires)
 
-    def end_window(self, wires: Wires, window: int) -> None:
+    def end_window(self, wires: Wires, window: int) -> Mapping[str, int]:
         """All of a window is fed."""
         self.flush(wires)
         for group in self._groups:
             group.end_window(window)
+        return {host: group.ended for group in self._groups for host in group.hosts}
 
-    def batches(self, host: str) -> int:
-        """How many batches the host got in the window that ended last."""
-        return self._group_of[host].ended
-
-    def replay(self, wires: Wires, behind: set[str], close: Closer) -> None:
-        """Feed hosts that are behind what is kept."""
-        for group in self._groups:
-            group.replay(wires, behind, close)
-
-    def forget(self) -> None:
-        """Nothing of what was fed is needed any more."""
-        for group in self._groups:
-            group.kept.clear()
-            group.kept_bytes = 0
+    def repeat(self, wires: Wires, message: Batch, behind: set[str]) -> None:
+        """Send a batch again."""
+        for host in behind.intersection(message.hosts):
+            wires[host].send_batch(message.data)
 
     def state(self) -> dict[str, Any]:
         """As JSON can hold it."""
@@ -176,11 +155,8 @@ class PlannedFeed:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from `state`."""
-        groups = [_Group(group.replicas, group.hosts) for group in self._groups]
-        for group, (window, sequence, ended) in zip(groups, state["groups"], strict=True):
-            group.window, group.sequence, group.ended = window, sequence, ended
-        self._groups = groups
-        self._group_of = {host: group for group in groups for host in group.hosts}
+        for group, (window, sequence, ended) in zip(self._groups, state["groups"], strict=True):
+            group.restore(window, sequence, ended)
 
 
 class LockstepFeed:
@@ -188,18 +164,14 @@ class LockstepFeed:
 
     Args:
         replicas: of each host, the replicas of which it has devices.
+        log: of what they are fed.
     """
 
-    def __init__(self, replicas: Mapping[str, frozenset[int]]) -> None:
+    def __init__(self, replicas: Mapping[str, frozenset[int]], log: Log) -> None:
         every = sorted(frozenset[int]().union(*replicas.values()))
         self._hosts = {replica: [host for host, mine in replicas.items() if replica in mine] for replica in every}
         self._next = dict.fromkeys(every, 0)
-        self._kept: list[pb.ExecuteStepsRequest | _Ended] = []
-
-    @property
-    def retained_bytes(self) -> int:
-        """Of what is kept, about."""
-        return len(self._kept) * _STEP_BYTES
+        self._log = log
 
     def take(self, wires: Wires, spans: Spans) -> None:
         """Execute spans step by step.
@@ -216,7 +188,7 @@ class LockstepFeed:
                 request = step_request(replica, first_step + step, row, context, slowdown)
                 if request.step >= self._next[replica]:
                     self._next[replica] = request.step + 1
-                    self._kept.append(request)
+                    self._log.append(request, _STEP_BYTES)
                 total += self._execute(wires, request)
             if total != row[_DURATION]:
                 last = first_step + row[_STEPS] - 1
@@ -228,25 +200,14 @@ class LockstepFeed:
     def flush(self, wires: Wires) -> None:
         """Nothing waits."""
 
-    def end_window(self, wires: Wires, window: int) -> None:
-        """All of a window is executed."""
-        self._kept.append(_Ended(window, 0))
+    def end_window(self, wires: Wires, window: int) -> Mapping[str, int]:
+        """All of a window is executed; there are no batches."""
+        return {}
 
-    def batches(self, host: str) -> int:
-        """There are none."""
-        return 0
-
-    def replay(self, wires: Wires, behind: set[str], close: Closer) -> None:
-        """Execute what is kept, together with hosts that are not behind and send their messages again."""
-        for entry in self._kept if behind else ():
-            if isinstance(entry, _Ended):
-                close(behind, entry.window, self.batches)
-            elif behind.intersection(self._hosts[entry.replica]):
-                self._execute(wires, entry)
-
-    def forget(self) -> None:
-        """Nothing of what was fed is needed any more."""
-        self._kept.clear()
+    def repeat(self, wires: Wires, message: pb.ExecuteStepsRequest, behind: set[str]) -> None:
+        """Execute a step again, together with hosts that are not behind and send their messages again."""
+        if behind.intersection(self._hosts[message.replica]):
+            self._execute(wires, message)
 
     def state(self) -> dict[str, Any]:
         """As JSON can hold it."""
@@ -255,7 +216,6 @@ class LockstepFeed:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from `state`."""
         self._next = dict(state["next"])
-        self._kept.clear()
 
     def _execute(self, wires: Wires, request: pb.ExecuteStepsRequest) -> int:
         """A step on all hosts of its replica; returns its time."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from pimserve.cluster.base.rpc.statuses import DeviceMismatchError
-from pimserve.cluster.distributed.devices.flows import COMBINE, DISPATCH, KV
+from pimserve.cluster.distributed.devices.flows import COMBINE, DISPATCH
 from pimserve.v1.device_pb2 import FlowKind
 
 Entry = tuple[int, ...]  # sending replica and device, receiving replica and device, kind, count, bytes
@@ -28,21 +28,18 @@ class Exchanged:
         return _summed(self.sent)
 
 
-def check_conservation(traffic: Exchanged, picks: Mapping[int, int], *, kv: bool = True) -> None:
+def check_conservation(traffic: Exchanged, picks: Mapping[int, int]) -> None:
     """Compare what was sent with what was received.
 
     Args:
         traffic: of all hosts that have devices of these replicas.
         picks: of each replica, picks of experts in its executed steps: tokens x top_k x MoE layers.
-        kv: whether hand-overs of KV caches are looked at, which may go to hosts that others drive.
 
     Raises:
         DeviceMismatchError: something was lost, or came twice.
     """
     sent, received = _summed(traffic.sent), _summed(traffic.received)
     for key in sorted(sent.keys() | received.keys()):
-        if key[4] == KV and not kv:
-            continue
         there, here = sent.get(key, (0, 0)), received.get(key, (0, 0))
         if there != here:
             raise DeviceMismatchError(

@@ -1,12 +1,13 @@
 """Who drives device hosts: hands them executed steps, or single steps in lockstep, and checks what they say.
 
-Steps are kept until every host has a snapshot that holds them, so that a host which died can be replaced without going
-back in simulated time: the new one is restored and gets what it missed, and all others recognise what they know.
+Steps are kept until every host has a snapshot that holds them (`recovery.py`), so that a host which died can be
+replaced without going back in simulated time: the new one is restored and gets what it missed, and all others recognise
+what they know.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -15,13 +16,14 @@ from typing import Any
 import numpy as np
 
 from pimserve.cluster.base.rpc.statuses import DeviceMismatchError, HostUnavailableError, WrongStateError
-from pimserve.cluster.distributed.devices.batches import Feed, LockstepFeed, PlannedFeed
+from pimserve.cluster.distributed.devices.batches import Feed, LockstepFeed, Message, PlannedFeed, WindowEnd
 from pimserve.cluster.distributed.devices.compile import parse_scenario
 from pimserve.cluster.distributed.devices.conservation import Exchanged, check_conservation
 from pimserve.cluster.distributed.devices.exchange import from_traffic_table, to_hand_over_table
 from pimserve.cluster.distributed.devices.host_client import HostWire, all_of, finish
 from pimserve.cluster.distributed.devices.ledgers import DeviceLedger, from_message
 from pimserve.cluster.distributed.devices.rows import Spans
+from pimserve.cluster.distributed.recovery import ReplayLog
 from pimserve.device_models.experts import IntArray
 from pimserve.device_models.slowdown import NORMAL
 from pimserve.scheduler.steplog import Rows
@@ -69,12 +71,6 @@ class DeviceLink:
         digests: of the engine's cost plan, by the name of the pool.
         hosts: by name; a host is driven by one link only.
         settings: how they are driven.
-        others: hosts that other links drive, to which KV caches are handed over.
-
-    Raises:
-        DeviceMismatchError: a host's own plan is another.
-        HostUnavailableError: hosts cannot be reached.
-        InputError: a host does not take the scenario or its devices.
     """
 
     def __init__(
@@ -83,33 +79,59 @@ class DeviceLink:
         digests: Mapping[str, str],
         hosts: Mapping[str, HostPlace],
         settings: LinkSettings = LinkSettings(),
-        others: Mapping[str, HostPlace] | None = None,
     ) -> None:
         self.settings = settings
         self.closed = -1  # the last window that was closed
         self._scenario = scenario
         self._digests = dict(digests)
         self._places = dict(hosts)
-        self._others = dict(others or {})
         model = parse_scenario(scenario).load_model()
         self._picks_per_token = model.moe_layers * model.moe.top_k if model.moe is not None else 0
         self._wires = {name: self._wire(name) for name in hosts}
         replicas = {name: frozenset(replica for replica, _ in place.all_devices) for name, place in hosts.items()}
-        self._feed: Feed = LockstepFeed(replicas) if settings.lockstep else PlannedFeed(replicas)
+        self._log: ReplayLog[bytes, Message | WindowEnd] = ReplayLog()
+        self._feed: Feed = (LockstepFeed if settings.lockstep else PlannedFeed)(replicas, self._log)
         self._tokens = dict.fromkeys(sorted(frozenset[int]().union(*replicas.values())), 0)
         self._slowdowns: dict[int, list[tuple[int, int]]] = {replica: [] for replica in self._tokens}
         self._home = {key: name for name, place in hosts.items() for key in place.all_devices}
         self._pending: list[IntArray] = []  # hand-overs of the open window
-        self._ending: int | None = None  # a window that is being closed
-        self._handed: dict[int, dict[str, pb.HandOverKvRequest]] = {}  # kept hand-overs by window and sending host
-        self._snapshots: dict[str, bytes] = {}
+        self._ending: WindowEnd | None = None  # of a window that is being closed
         self._behind = set(hosts)  # hosts that are not where they should be
         self._unplanned = set(hosts)  # and have no plan yet
-        try:
-            self._catch_up()
-        except BaseException:
-            self.close()
-            raise
+
+    def connect(self) -> None:
+        """Bring hosts that are new to where the others are: with their plans, their snapshots and what came after.
+
+        Raises:
+            DeviceMismatchError: a host's own plan is another.
+            HostUnavailableError: hosts cannot be reached; repeat the call when they are replaced.
+            InputError: a host does not take the scenario or its devices.
+        """
+        behind = self._behind
+        if not behind:
+            return
+        for name in behind:
+            self._wires[name].forget_streams()
+        all_of({name: partial(self._compile, name) for name in sorted(behind & self._unplanned)})
+        self._unplanned -= behind
+        all_of(
+            {
+                name: partial(self._wires[name].call, "Restore", pb.RestoreRequest(state=self._log.snapshots[name]))
+                for name in sorted(behind)
+                if name in self._log.snapshots
+            }
+        )
+        self._introduce()
+        for message in self._log.messages:
+            if not isinstance(message, WindowEnd):
+                self._feed.repeat(self._wires, message, behind)
+            elif message is not self._ending:
+                all_of({name: self._wires[name].settled for name in sorted(behind)})
+                self._end_window(behind, message)
+        if self.closed >= 0 and self._ending is None:
+            # The others tell again what they have sent; at the end of a window, they are about to.
+            self._close(set(self._wires) - behind, self.closed, {})
+        self._behind = set()
 
     def record(self, replica: int, rows: IntArray, first_steps: IntArray) -> None:
         """Hand executed spans on to all devices of a replica (planned mode).
@@ -128,7 +150,7 @@ class DeviceLink:
         for failure in failures:
             if not isinstance(failure, HostUnavailableError):
                 raise failure
-        if self._feed.retained_bytes > _RETAINED_BYTES and not failures and not self._behind:
+        if self._log.due(_RETAINED_BYTES) and not failures and not self._behind:
             with suppress(HostUnavailableError):  # the end of the window will tell
                 self._save()
 
@@ -144,10 +166,10 @@ class DeviceLink:
             DeviceMismatchError: their time is not the engine's, or not the same for all.
             HostUnavailableError: hosts cannot be reached; repeat the call when they are replaced.
         """
-        self._catch_up()
+        self.connect()
         self._feed.take(self._wires, Spans(replica, rows, first_steps, self._slowdowns_at(replica, first_steps)))
         self._count(replica, rows)
-        if self._feed.retained_bytes > _RETAINED_BYTES:
+        if self._log.due(_RETAINED_BYTES):
             self._save()
 
     def slow(self, replica: int, first_step: int, thousandths: int) -> None:
@@ -175,28 +197,19 @@ class DeviceLink:
             DeviceMismatchError: a time is not what a device's plan says, or something was lost between devices.
             HostUnavailableError: hosts cannot be reached; repeat the call when they are replaced.
         """
-        self.settle(window)
-        traffic = self.traffic()
-        check_conservation(traffic, self.picks(), kv=not self._others)
-        return traffic
-
-    def settle(self, window: int) -> None:
-        """The first half of `close_window`: devices have told each other what they sent.
-
-        Where several links hand KV caches over to each other's hosts, all settle before their traffic is compared.
-        """
         if window not in {self.closed, self.closed + 1}:
             raise WrongStateError(f"window {self.closed + 1} comes next, not window {window}")
         if window > self.closed and self._ending is None:
-            self._feed.end_window(self._wires, window)
-            self._handed[window] = self._hand_overs(window)
-            self._ending = window
-        self._catch_up()
+            self._ending = WindowEnd(window, self._feed.end_window(self._wires, window), self._hand_overs(window))
+            self._log.append(self._ending, 0)
+        self.connect()
         all_of({name: wire.settled for name, wire in self._wires.items()})
         if self._ending is not None:
-            self._pass_on(self._handed[window])
-            self._close(set(self._wires), window, self._feed.batches)
+            self._end_window(set(self._wires), self._ending)
             self.closed, self._ending = window, None
+        traffic = self.traffic()
+        check_conservation(traffic, self.picks())
+        return traffic
 
     def traffic(self) -> Exchanged:
         """What was sent and received by the end of the last window."""
@@ -229,9 +242,9 @@ class DeviceLink:
             HostUnavailableError: hosts cannot be reached; repeat the call when they are replaced.
         """
         if self._ending is not None:
-            raise WrongStateError(f"window {self._ending} is being closed: close it first")
+            raise WrongStateError(f"window {self._ending.window} is being closed: close it first")
         self._feed.flush(self._wires)
-        self._catch_up()
+        self.connect()
         self._save()
         return {
             "closed": self.closed,
@@ -239,7 +252,7 @@ class DeviceLink:
             "tokens": sorted(self._tokens.items()),
             "slowdowns": sorted(self._slowdowns.items()),
             "pending": [entries.tolist() for entries in self._pending],
-            "hosts": {name: state.decode() for name, state in self._snapshots.items()},
+            "hosts": {name: state.decode() for name, state in self._log.snapshots.items()},
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -249,15 +262,15 @@ class DeviceLink:
             InputError: a host does not take its part.
             HostUnavailableError: hosts cannot be reached; replace them.
         """
-        self._snapshots = {name: text.encode() for name, text in state["hosts"].items()}
+        self._log.save({name: text.encode() for name, text in state["hosts"].items()})
         self._pending = [np.array(entries, np.int64) for entries in state["pending"]]
-        self._handed, self._ending = {}, None
+        self._ending = None
         self.closed = state["closed"]
         self._feed.restore(state["feed"])
         self._tokens = dict(state["tokens"])
         self._slowdowns = {replica: [(a, b) for a, b in changes] for replica, changes in state["slowdowns"]}
         self._behind = set(self._wires)
-        self._catch_up()
+        self.connect()
 
     def replace(self, host: str, address: str) -> None:
         """A host has another process now; bring it to where the others are.
@@ -270,12 +283,7 @@ class DeviceLink:
         self._wires[host] = self._wire(host)
         self._behind.add(host)
         self._unplanned.add(host)
-        self._catch_up()
-
-    def set_others(self, others: Mapping[str, HostPlace]) -> None:
-        """Where the hosts are now that other links drive."""
-        self._others = dict(others)
-        self._introduce()
+        self.connect()
 
     def drain(self) -> None:
         """Hosts finish what came, and refuse more."""
@@ -307,29 +315,6 @@ class DeviceLink:
         steps, decodes, prefill = (rows[:, Rows._fields.index(n)] for n in ("steps", "decodes", "prefill_tokens"))
         self._tokens[replica] += int((steps * (decodes + prefill)).sum())
 
-    def _catch_up(self) -> None:
-        """Bring hosts that are behind to where the others are."""
-        behind = self._behind
-        if not behind:
-            return
-        for name in behind:
-            self._wires[name].forget_streams()
-        all_of({name: partial(self._compile, name) for name in sorted(behind & self._unplanned)})
-        self._unplanned -= behind
-        all_of(
-            {
-                name: partial(self._wires[name].call, "Restore", pb.RestoreRequest(state=self._snapshots[name]))
-                for name in sorted(behind)
-                if name in self._snapshots
-            }
-        )
-        self._introduce()
-        self._feed.replay(self._wires, behind, self._close_again)
-        if self.closed >= 0 and self._ending is None:
-            # The others tell again what they have sent; at the end of a window, they are about to.
-            self._close(set(self._wires) - behind, self.closed, lambda _: 0)
-        self._behind = set()
-
     def _compile(self, host: str) -> None:
         """Hand a host its devices, and compare its plans with the engine's."""
         settings, place = self.settings, self._places[host]
@@ -353,7 +338,7 @@ class DeviceLink:
         """Tell all hosts of all others."""
         peers = {
             name: pb.Peer(host=name, address=place.address, devices=_ids(place.all_devices))
-            for name, place in {**self._places, **self._others}.items()
+            for name, place in self._places.items()
         }
         all_of(
             {
@@ -376,30 +361,24 @@ class DeviceLink:
             for host in sorted(set(senders.tolist()))
         }
 
-    def _pass_on(self, requests: Mapping[str, pb.HandOverKvRequest]) -> None:
-        all_of({host: partial(self._wires[host].call, "HandOverKv", request) for host, request in requests.items()})
+    def _end_window(self, hosts: set[str], end: WindowEnd) -> None:
+        """End a window on these hosts. Hand-overs are repeated by all, as they may be lost at either end."""
+        all_of({host: partial(self._wires[host].call, "HandOverKv", entry) for host, entry in end.hand_overs.items()})
+        self._close(hosts, end.window, end.batches)
 
-    def _close(self, hosts: set[str], window: int, batches: Callable[[str], int]) -> None:
-        """End a window on these hosts, side by side."""
+    def _close(self, hosts: set[str], window: int, batches: Mapping[str, int]) -> None:
         calls = {
-            host: self._wires[host].start("CloseWindow", pb.CloseWindowRequest(window=window, batches=batches(host)))
+            host: self._wires[host].start(
+                "CloseWindow", pb.CloseWindowRequest(window=window, batches=batches.get(host, 0))
+            )
             for host in sorted(hosts)
         }
         all_of({host: partial(finish, host, call) for host, call in calls.items()})
 
-    def _close_again(self, hosts: set[str], window: int, batches: Callable[[str], int]) -> None:
-        """End a window on hosts that are behind. Hand-overs are repeated by all, as they may be lost at either end."""
-        if window == self._ending:
-            return
-        self._pass_on(self._handed.get(window, {}))
-        self._close(hosts, window, batches)
-
     def _save(self) -> None:
         """Let all hosts write down what they have; what they were fed so far is not needed any more."""
         all_of({name: wire.settled for name, wire in self._wires.items()})
-        self._snapshots = {name: r.state for name, r in self._ask("Snapshot", pb.SnapshotRequest()).items()}
-        self._feed.forget()
-        self._handed = {}
+        self._log.save({name: r.state for name, r in self._ask("Snapshot", pb.SnapshotRequest()).items()})
 
 
 def _ids(keys: Iterable[tuple[int, int]]) -> list[pb.DeviceId]:

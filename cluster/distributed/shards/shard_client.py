@@ -1,18 +1,17 @@
 """A shard in another process, as the clock sees it: it gets orders, gives reports, and does not die.
 
 Orders since the last snapshot are kept. When the shard's process is gone, another one is made, goes on from the
-snapshot and carries them out again; what it reports the second time is not taken twice.
+snapshot and carries them out again (`recovery.py`); what it reports the second time is not taken twice.
 """
 
 from __future__ import annotations
 
 import json
 import queue
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +20,7 @@ from pimserve.cluster.base.rpc.channels import process_channel
 from pimserve.cluster.base.rpc.security import bearer
 from pimserve.cluster.base.rpc.statuses import HostUnavailableError, errors_of
 from pimserve.cluster.distributed.hosts.hosting import Endpoint
+from pimserve.cluster.distributed.recovery import Hosts, Recovery, ReplayLog
 from pimserve.cluster.distributed.shards.shard_wire import (
     fleet_digest,
     fleet_json,
@@ -46,21 +46,7 @@ _CALL_S = 60.0  # a call that does not run the engines
 _SNAPSHOT_S = 5.0  # of orders are kept at most, or
 _SNAPSHOT_BYTES = 2**26
 _STATE_PIECE = 2**20
-_Found = TypeVar("_Found")
 _State = tuple[bytes, IntArray, NDArray[Any]]  # JSON, numbers of requests, their rows
-
-
-class Hosts(Protocol):
-    """Where hosts are, and how to get another in the place of one; a `Supervisor`."""
-
-    def endpoint(self, name: str) -> Endpoint:
-        """Where it is now."""
-
-    def replace(self, name: str, generation: int) -> Endpoint:
-        """Another one in its place, unless that has been done since `generation`."""
-
-    def caught_up(self, name: str) -> None:
-        """It is where the one was that it replaces."""
 
 
 class ShardClient:
@@ -94,27 +80,23 @@ class ShardClient:
         self.replicas = tuple(replicas)
         self._name = name
         self._hosts = hosts
+        self._recovery = Recovery(hosts, self._connect)
         self._fleet = fleet
         self._table = table
         self._on_rows = on_rows
         self._live = live
         self._auth = bearer(token)
-        self._sequence = 0  # number of the next order
-        self._taken = 0  # number of the next report
-        self._sent: list[list[pb.AdvanceWindowsRequest]] = []  # orders since `_kept`
-        self._first_sent = 0  # number of the first of them
-        self._sent_bytes = 0
+        self._log: ReplayLog[_State, list[pb.AdvanceWindowsRequest]] = ReplayLog()  # of orders
+        self._received = 0  # reports
         if fleet.concurrency is not None:
             for replica in self.replicas:
                 mine = fleet.closed_requests(replica, len(table))
                 table["replica"][mine.start : mine.stop : mine.step] = replica
-        self._kept: _State = (b"", *self._needed(NONE))
-        self._kept_s = time.monotonic()
+        self._save(b"", NONE)
         self._steps = dict.fromkeys(self.replicas, 0)
         self._latest_fs = 0
         self._ended = False
         self._connected: _Connection | None = None
-        self._generation = 0
 
     def send(self, order: Order) -> None:
         """Begin a window."""
@@ -125,22 +107,20 @@ class ShardClient:
         parts.append(pb.AdvanceWindowsRequest(rows=last, order=text, arrays=arrays))
         parts += [pb.AdvanceWindowsRequest(order=text, arrays=arrays) for text, arrays in rest]
         for part in parts:
-            part.sequence, part.requests, part.live = self._sequence, len(self._table), self._live
+            part.sequence, part.requests, part.live = self._log.next, len(self._table), self._live
             part.more = part is not parts[-1]
-        self._sent.append(parts)
-        self._sent_bytes += sum(part.ByteSize() for part in parts)
-        self._sequence += 1
+        self._log.append(parts, sum(part.ByteSize() for part in parts))
         self._ended = order.last
         if self._connected is not None:
             self._connected.send(parts)
         else:
             with suppress(HostUnavailableError):  # then `receive` takes care of it
-                self._connection(self._hosts.endpoint(self._name))
+                self._connection()
 
     def receive(self) -> Report:
         """Wait for the end of the window."""
-        report = self._surely(self._received)
-        if self._sent_bytes > _SNAPSHOT_BYTES or time.monotonic() - self._kept_s > _SNAPSHOT_S:
+        report = self._recovery.call(self._receive)
+        if self._log.due(_SNAPSHOT_BYTES, _SNAPSHOT_S):
             self.state()
         return report
 
@@ -170,19 +150,19 @@ class ShardClient:
 
     def state(self) -> dict[str, Any]:
         """All that the shard has in hand; brings the table up to date."""
-        text, numbers, rows, spans = self._surely(lambda connection: connection.snapshot(len(self._table)))
+        text, numbers, rows, spans = self._recovery.call(lambda: self._connection().snapshot(len(self._table)))
         if not self._ended:  # else the table says more than the shard knows
             self._table.write(numbers, rows)
         for table in spans:
             self._hand_on(table)
-        self._keep((text, *self._needed(numbers)))
+        self._save(text, numbers)
         state: dict[str, Any] = json.loads(text)
         return state
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`; the table has the rows of that time."""
         self.close()
-        self._keep((json.dumps(state).encode(), *self._needed(np.flatnonzero(self._table["status"] == WAITING))))
+        self._save(json.dumps(state).encode(), np.flatnonzero(self._table["status"] == WAITING))
         for replica, log_state in zip(self.replicas, state["logs"], strict=True):
             self._steps[replica] = log_state["steps"]
 
@@ -192,55 +172,36 @@ class ShardClient:
             self._connected.close()
             self._connected = None
 
-    def _keep(self, state: _State) -> None:
-        self._kept, self._sent, self._sent_bytes = state, [], 0
-        self._first_sent = self._sequence
-        self._kept_s = time.monotonic()
-
-    def _needed(self, numbers: IntArray) -> tuple[IntArray, NDArray[Any]]:
-        """These requests and their rows; in a closed loop all that are left, for engines issue them themselves."""
+    def _save(self, text: bytes, numbers: IntArray) -> None:
+        """Keep a snapshot with the rows of these requests; in a closed loop of all left, for engines issue them."""
         if self._fleet.concurrency is not None:
             numbers = np.flatnonzero(self._table["status"] == WAITING)
-        return numbers, self._table.rows(numbers)
+        self._log.save({self._name: (text, numbers, self._table.rows(numbers))})
 
-    def _surely(self, call: Callable[[_Connection], _Found]) -> _Found:
-        """What a call returns, on another process if need be."""
-        replaced = False
-        while True:
-            endpoint = self._hosts.endpoint(self._name)
-            try:
-                connection = self._connection(endpoint)
-                if replaced:
-                    self._hosts.caught_up(self._name)
-                    replaced = False
-                return call(connection)
-            except HostUnavailableError:
-                self.close()
-                self._hosts.replace(self._name, endpoint.generation)
-                replaced = True
+    def _connection(self) -> _Connection:
+        """The connection to the shard's process."""
+        return self._connected or self._connect(self._name, self._hosts.endpoint(self._name))
 
-    def _connection(self, endpoint: Endpoint) -> _Connection:
-        """The connection to that process, which is where this end is."""
-        if self._connected is not None and self._generation == endpoint.generation:
-            return self._connected
+    def _connect(self, name: str, endpoint: Endpoint) -> _Connection:
+        """Bring a new process of the shard to where this end is."""
         self.close()
-        connection = _Connection(self._name, endpoint.address, self._auth)
+        connection = _Connection(name, endpoint.address, self._auth)
         try:
             connection.open(self._fleet, self.replicas, len(self._table), spans=self._on_rows is not None)
-            connection.restore(self._kept, self._first_sent)
-            for parts in self._sent:
+            connection.restore(self._log.snapshots[name], self._log.first)
+            for parts in self._log.messages:
                 connection.send(parts)
-            for sequence in range(self._first_sent, self._taken):
+            for sequence in range(self._log.first, self._received):
                 connection.receive(sequence)  # the reports that it gave before
         except BaseException:
             connection.close()
             raise
-        self._connected, self._generation = connection, endpoint.generation
+        self._connected = connection
         return connection
 
-    def _received(self, connection: _Connection) -> Report:
-        answers = connection.receive(self._taken)
-        self._taken += 1
+    def _receive(self) -> Report:
+        answers = self._connection().receive(self._received)
+        self._received += 1
         report = from_message(
             Report,
             "".join(answer.report for answer in answers),

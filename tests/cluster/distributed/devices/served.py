@@ -132,7 +132,9 @@ def link_to(served: Run, addresses: Mapping[str, str], **settings: Any) -> Devic
     """A link to hosts at these addresses."""
     keys = placed(served, list(addresses))
     places = {name: HostPlace(address, {"": keys[name]}) for name, address in addresses.items()}
-    return DeviceLink(served.document, {"": served.digest}, places, LinkSettings(**settings))
+    link = DeviceLink(served.document, {"": served.digest}, places, LinkSettings(**settings))
+    link.connect()
+    return link
 
 
 def steps_of(block: IntArray, first: IntArray, most: int) -> tuple[IntArray, IntArray]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -142,8 +143,11 @@ def test_another_plan_is_refused() -> None:
     served = run("tp")
     with hosts(1) as there:
         places = {"host-0": HostPlace(there["host-0"][1], {"": served.keys})}
-        with pytest.raises(DeviceMismatchError, match="same version"):
-            DeviceLink(served.document, {"": "0" * 64}, places)
+        with (
+            closing(DeviceLink(served.document, {"": "0" * 64}, places)) as link,
+            pytest.raises(DeviceMismatchError, match="same version"),
+        ):
+            link.connect()
 
 
 def test_devices_that_do_not_exist_are_refused() -> None:
@@ -151,8 +155,11 @@ def test_devices_that_do_not_exist_are_refused() -> None:
     for keys in ([(1, 0)], [(0, 4)], [(0, 0), (0, 0)], [(-1, 0)], []):
         with hosts(1) as there:
             places = {"host-0": HostPlace(there["host-0"][1], {"": keys})}
-            with pytest.raises(InputError, match="pools"):
-                DeviceLink(served.document, {"": served.digest}, places)
+            with (
+                closing(DeviceLink(served.document, {"": served.digest}, places)) as link,
+                pytest.raises(InputError, match="pools"),
+            ):
+                link.connect()
 
 
 def test_windows_come_one_after_the_other() -> None:
@@ -208,7 +215,7 @@ def test_kv_caches_are_handed_over_once() -> None:
                 np.array([[2 * number, 1000 + number, 0, number % 4, 1, 1], [2 * number + 1, 7, 0, 0, 1, 0]])
             )
             link.close_window(number)
-            link.settle(number)  # again
+            link.close_window(number)  # again
         traffic = link.close_window(number)
     kv = {key: value for key, value in traffic.totals().items() if key[4] == KV}
     assert sum(count for count, _ in kv.values()) == 2 * (number + 1)
@@ -230,6 +237,6 @@ def test_a_long_window_does_not_keep_all_its_steps(monkeypatch: pytest.MonkeyPat
     with linked(served, 2) as link:
         for block in served.chunks(15):
             link.record(*block)
-            assert link._feed.retained_bytes < 10_000
+            assert link._log.size_bytes < 10_000
         link.close_window(0)
         check_against_logs(served, link.ledgers())
