@@ -1,4 +1,4 @@
-"""How a host that died comes back: another takes its place, goes on from the last snapshot, and is told what came after.
+"""How a host that died comes back: another takes its place, goes on from the last snapshot and is told what came after.
 
 Shards and devices are hosts of one kind in this: they do nothing but what they are told, so the replacement does the
 same again, and what it answers a second time is known by its number.
