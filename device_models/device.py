@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from pimserve.device_models.kernels import Collectives, Kernels, load_kernels
+from pimserve.device_models.kv_groups import NO_WINDOWS, KvGroups
 from pimserve.device_models.model import BYTES_PER_ELEMENT, ModelSpec
 from pimserve.device_models.operators import (
     Operator,
@@ -77,7 +78,7 @@ class Demand:
         lm_head: whether the product with the vocabulary costs time.
         memory_utilization: share of the device memory that weights and KV cache may use.
         reserve_gb: of that, GB of each device which hold neither; None: what the backend keeps, nothing for ideal ones.
-        max_num_seqs: requests that may run at once; windowed layers reserve their window for each.
+        max_num_seqs: requests that may run at once.
         max_step_tokens: tokens of the largest step.
         expert_weights: popularity of each routed expert, a row for all MoE layers or for each; empty for all alike.
         backend: serving engine whose measured costs count; None for an ideal device.
@@ -163,13 +164,14 @@ class PointToPoint:
 class Fitted:
     """One copy of a model on the devices of a replica.
 
-    `plan` lacks the collectives, which the links cost. `reserved_bytes_per_device` hold neither weights nor KV cache.
-    `facts` goes into the summary as it is; `warnings` are sentences that belong with every result. `parallelism` says
-    how the devices share the model, where that is not the demand's split; None: it is. `precision` is what they really
-    hold; None: the model's data types. `costs` says which setting the plan is of, and `collective_kernels` what the
-    links between its devices reach, where that was measured. `traffic` is what passes between devices beside the
-    collectives, and `point_to_point` works out from which to which; None: collectives are all that passes. `roofs` are
-    those of its units; empty: one, of the memory and the 16-bit peak of the key figures.
+    `plan` lacks the collectives, which the links cost. `kv_capacity_tokens` are what layers that see the whole context
+    can keep, if windows take nothing; `kv_groups` says how windowed ones share the memory. `reserved_bytes_per_device`
+    hold neither weights nor KV cache. `facts` goes into the summary as it is; `warnings` are sentences that belong with
+    every result. `parallelism` says how the devices share the model, where that is not the demand's split; None: it is.
+    `precision` is what they really hold; None: the model's data types. `costs` says which setting the plan is of, and
+    `collective_kernels` what the links between its devices reach, where that was measured. `traffic` is what passes
+    between devices beside the collectives, and `point_to_point` works out from which to which; None: collectives are
+    all that passes. `roofs` are those of its units; empty: one, of the memory and the 16-bit peak of the key figures.
     """
 
     plan: CostPlan
@@ -186,6 +188,7 @@ class Fitted:
     point_to_point: Callable[[], PointToPoint] | None = field(default=None, compare=False)
     precision: Precision | None = None
     roofs: tuple[Roof, ...] = ()
+    kv_groups: KvGroups = NO_WINDOWS
 
 
 class Device(Protocol):
@@ -277,32 +280,24 @@ class OperatorDevice:
             raise InputError(
                 "model.attention.window_every", "must be 2 or more: some layers must see the whole context"
             )
-        share = per_token / model.kv_bytes_per_token  # of a request's cache that one device holds
-        windows = model.kv_window_bytes_per_request * share * -(-demand.max_num_seqs // split.data)
+        groups = KvGroups.of(model)
+        windowed = per_token * model.windowed_layers / (model.layers - model.windowed_layers)
         reserved = self.reserved_bytes(demand)
         if self.shares_what_is_free(demand):
             usable = self.memory_bytes
-            left = (usable - weights - windows - reserved) * demand.memory_utilization
+            left = (usable - weights - reserved) * demand.memory_utilization
         else:
             usable = self.memory_bytes * demand.memory_utilization
-            left = usable - weights - windows - reserved
-        tokens = int(left / per_token) * split.data if left > 0 else 0
+            left = usable - weights - reserved
+        tokens = int(left / groups.bytes_per_token(per_token, windowed)) * split.data if left > 0 else 0
         if tokens <= 0:
             held = f", activations and the like {reserved / 1e9:.1f} GB" if reserved else ""
-            if windows:
-                held += f", attention windows of scheduler.max_num_seqs ({demand.max_num_seqs}) {windows / 1e9:.1f} GB"
             raise InputError(
                 "cluster",
                 f"{model.name} does not fit: weights take {weights / 1e9:.1f} GB{held} of each device's usable "
                 f"{usable / 1e9:.1f} GB ({split.devices} x {self.spec.name}); "
-                "use more devices, more tensor parallelism or a smaller model"
-                + (", or a lower scheduler.max_num_seqs" if windows else ""),
+                "use more devices, more tensor parallelism or a smaller model",
             )
         facts = {"assumptions": list(self.spec.assumptions)} if self.spec.assumptions else {}
-        warnings = self.spec.caveats
-        if windows > left:
-            warnings += (
-                f"attention windows of scheduler.max_num_seqs ({demand.max_num_seqs:,}) take {windows / 1e9:.3g} GB of "
-                f"each device, and leave {left / 1e9:.3g} GB for all else of the KV cache",
-            )
-        return Fitted(plan, operators, tokens, weights, reserved, facts, warnings, roofs=self.roofs(model))
+        roofs, caveats = self.roofs(model), self.spec.caveats
+        return Fitted(plan, operators, tokens, weights, reserved, facts, caveats, roofs=roofs, kv_groups=groups)

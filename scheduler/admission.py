@@ -70,13 +70,14 @@ class Admission:
             if queue.head_fs > now_fs and not queue.preempted:
                 break
             request, length = queue.next()
-            if not kv.admit(length, self._input[request] + self._output[request]):
+            brings = self._takes_over and not queue.preempted  # its KV cache
+            if not kv.admit(length, self._input[request] + self._output[request], prompt=not brings):
                 break
             if queue.take():
                 self._replica_of[request] = self._replica
                 if self._first_scheduled_ps[request] < 0:  # else it was elsewhere before
                     self._first_scheduled_ps[request] = now_fs // FS_PER_PS
-                if self._takes_over:
+                if brings:
                     self._take_over(request, length - 1, step)
                     budget -= 1
                     continue

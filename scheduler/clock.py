@@ -147,7 +147,8 @@ class Clock:
         self._entry = fleet.pools[0].numbers  # replicas that the router sends requests to
         if fleet.link is not None:
             decode, size = fleet.pools[1], fleet.spec.block_size
-            self.handovers = Handovers(fleet.link, decode.numbers, decode.kv_blocks(size), size)
+            blocks = decode.kv_blocks(size)
+            self.handovers = Handovers(fleet.link, decode.numbers, blocks, size, decode.kv_groups)
         self._waiting: list[tuple[int, int, int, int]] = []  # heap: requests that come again, as `Move` without names
         self.now_fs = 0
         self.window = 0  # windows that have ended

@@ -27,8 +27,7 @@ class SchedulerSpec(BaseModel):
     )
     max_num_seqs: Count = Field(
         256,
-        description="requests that run at once on a replica; layers with attention windows keep a window for each, "
-        "which the KV cache then lacks",
+        description="requests that run at once on a replica",
     )
     max_num_batched_tokens: Count = Field(2048, description="tokens of one step, chunked batching only")
     block_size: Annotated[int, Field(gt=0, le=1024)] = Field(16, description="tokens of one KV block")
@@ -57,6 +56,11 @@ class SchedulerSpec(BaseModel):
         description="how often a router that looks at replicas hears of them; in between it knows what it has sent. "
         "0: it always sees their exact state",
     )
+
+    @property
+    def chunk_tokens(self) -> int | None:
+        """Tokens of a prompt that one step computes at most; None: all."""
+        return self.max_num_batched_tokens if self.batching == "chunked" else None
 
     def max_step_tokens(self, max_model_len: int) -> int:
         """Tokens of the largest step: the budget, or a whole prompt of a model that takes `max_model_len` tokens."""

@@ -1,14 +1,19 @@
 """The decoding requests of a replica, as sums: each gains one token in every step.
 
-How many there are, the sum of their contexts, how many cross into a new KV block in which step, and a heap of the steps
-in which they finish are all that a step, or a stretch of steps in which none of them joins or leaves, needs to know.
+How many there are, the sum of their contexts, how many KV blocks they take in which step, and a heap of the steps in
+which they finish are all that a step, or a stretch of steps in which none of them joins or leaves, needs to know.
+
+A request takes a block of every group of layers when it crosses into one, until its windows hold all that they ever
+will: from then on, windowed groups drop a block for each that they take. When that comes, a stretch of steps ends.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from heapq import heappop, heappush
+from collections.abc import Mapping, Sequence
+from heapq import heapify, heappop, heappush
 from typing import Any
+
+from pimserve.device_models.kv_groups import KvGroups
 
 
 class Decoding:
@@ -18,11 +23,15 @@ class Decoding:
         running: all running requests in order of admission, and the step at whose start each will have finished; 0
             for those whose prompt is not computed yet.
         block_size: tokens of a KV block.
+        groups: how layers share them.
     """
 
-    def __init__(self, running: dict[int, int], block_size: int) -> None:
+    def __init__(self, running: dict[int, int], block_size: int, groups: KvGroups) -> None:
         self._running = running
         self._block_size = block_size
+        self._full = groups.full
+        self._windowed = groups.windowed
+        self._window_tokens = groups.window_blocks(block_size) * block_size if groups.windowed else 0  # that fill it
         self.clear()
 
     def clear(self) -> None:
@@ -30,32 +39,36 @@ class Decoding:
         self.count = 0
         self.context = 0  # sum of the tokens that they attend to in the next step
         self._finish_steps: list[tuple[int, int]] = []  # heap of (step, request)
-        # How many cross into a new block in steps = i modulo the block size, twice over.
+        # Blocks that they take in steps = i modulo the block size, twice over, and those of all i once.
         self._crossings = [0] * (2 * self._block_size)
+        self._per_cycle = 0
+        # Heap of (the step in which its windows are full, the one in which it has finished) of those who take for them.
+        self._filling: list[tuple[int, int, int]] = []
 
     def join(self, request: int, held: int, step: int, left: int) -> None:
         """A request with `held` KV tokens decodes from `step` on, for `left` tokens."""
         self.count += 1
         self.context += held + 1
-        slot = (step - held) % self._block_size
-        crossings = self._crossings
-        crossings[slot] += 1
-        crossings[slot + self._block_size] += 1
         self._running[request] = finish_step = step + left
         heappush(self._finish_steps, (finish_step, request))
+        blocks = self._full
+        if held < self._window_tokens:
+            blocks += self._windowed
+            heappush(self._filling, (step + self._window_tokens - held, finish_step, request))
+        self._take((step - held) % self._block_size, blocks)
 
     def leave(self, held: int, step: int) -> None:
         """A request with `held` KV tokens before `step` decodes no more."""
         self.count -= 1
         self.context -= held + 1
-        slot = (step - held) % self._block_size
-        crossings = self._crossings
-        crossings[slot] -= 1
-        crossings[slot + self._block_size] -= 1
+        blocks = self._full + self._windowed if held < self._window_tokens else self._full
+        self._take((step - held) % self._block_size, -blocks)
 
     def advance(self, steps: int, step: int) -> Sequence[int]:
         """After `steps` more steps, `step` comes next: the requests that have all their tokens, each told once."""
         self.context += steps * self.count
+        if self._filling and self._filling[0][0] <= step:
+            self._fill(step)
         heap = self._finish_steps
         if not heap or heap[0][0] > step:
             return ()
@@ -66,27 +79,27 @@ class Decoding:
                 finished.append(request)
         return finished
 
-    def steps_to_finish(self, step: int) -> int:
-        """Steps from `step` on until the first one has all its tokens."""
-        heap, running = self._finish_steps, self._running
-        while True:
-            finish_step, request = heap[0]
-            if running.get(request) == finish_step:
-                return finish_step - step
+    def steps_to_change(self, step: int) -> int:
+        """Steps from `step` on until the first one has all its tokens, or full windows."""
+        heap, filling, running = self._finish_steps, self._filling, self._running
+        while running.get(heap[0][1]) != heap[0][0]:
             heappop(heap)  # preempted since it was pushed
+        while filling and running.get(filling[0][2]) != filling[0][1]:
+            heappop(filling)
+        return (min(heap[0][0], filling[0][0]) if filling else heap[0][0]) - step
 
     def growth(self, step: int) -> int:
-        """KV blocks that they cross into in `step`."""
+        """KV blocks that they take in `step`."""
         return self._crossings[step % self._block_size]
 
     def steps_within(self, steps: int, step: int, free: int) -> tuple[int, int]:
         """(as many of `steps` from `step` on as `free` blocks allow, blocks that they take); the first has its own."""
         size = self._block_size
         cycles, rest = divmod(steps - 1, size)
-        needed = cycles * self.count
-        if needed + self.count > free:
-            cycles = min(cycles, free // self.count)
-            needed = cycles * self.count
+        needed = cycles * self._per_cycle
+        if needed + self._per_cycle > free:
+            cycles = min(cycles, free // self._per_cycle)
+            needed = cycles * self._per_cycle
             done = cycles * size
             while done < steps - 1:
                 crossing = self._crossings[(step + 1 + done) % size]
@@ -109,8 +122,29 @@ class Decoding:
             "crossings": self._crossings,
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state`; `running` is as it was then."""
+    def restore(self, state: dict[str, Any], step: int, held: Mapping[int, int]) -> None:
+        """Go on from `state` before `step`; `running` is as it was then, and decoding requests hold so many tokens."""
         self.count, self.context = state["_decodes"], state["_context"]
         self._finish_steps = [(step, request) for step, request in state["finish_heap"]]
         self._crossings = list(state["crossings"])
+        self._per_cycle = sum(self._crossings[: self._block_size])
+        self._filling = [
+            (step + self._window_tokens - tokens, self._running[request], request)
+            for request, tokens in held.items()
+            if tokens < self._window_tokens
+        ]
+        heapify(self._filling)
+
+    def _take(self, slot: int, blocks: int) -> None:
+        """Count blocks in (or out) that are taken in steps = `slot` modulo the block size."""
+        self._crossings[slot] += blocks
+        self._crossings[slot + self._block_size] += blocks
+        self._per_cycle += blocks
+
+    def _fill(self, step: int) -> None:
+        """Windows that are full at the start of `step` take no more."""
+        heap = self._filling
+        while heap and heap[0][0] <= step:
+            full_step, finish_step, request = heappop(heap)
+            if self._running.get(request) == finish_step:  # else it has left since
+                self._take(full_step % self._block_size, -self._windowed)

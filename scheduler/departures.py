@@ -38,8 +38,8 @@ class Departures:
         self._replica = replica
         self.bind(table)
         self.count = 0  # requests that have left, of which
-        self.last = 0  # at the end of the last step, and if any did,
-        self.freed_last = 0  # the KV blocks that they had
+        self.last = 0  # at the end of the last step
+        self.freed_last = 0  # KV blocks that came free then
         self.left: list[int] = []  # requests that are here no more, for whoever collects them, of which
         self.moved: list[Move] = []  # these are handed over to another replica
         self.lost: list[Move] = []  # and these have to be served by another from where they are
@@ -52,12 +52,16 @@ class Departures:
         self._replica_of = table.views["replica"]
         self._status = table.views["status"]
 
+    def begin_step(self) -> None:
+        """What comes free and who leaves from here on does so at the end of another step."""
+        self.last = self.freed_last = 0
+
     def finish(self, request: int, at_fs: int, freed_blocks: int) -> None:
         """A request has all its tokens."""
         self._finish_ps[request] = at_fs // FS_PER_PS
         self._emitted_tokens[request] = self._output[request]
         self._status[request] = FINISHED
-        self.freed_last = self.freed_last + freed_blocks if self.last else freed_blocks
+        self.freed_last += freed_blocks
         self.last += 1
         self.count += 1
         self.left.append(request)
@@ -73,7 +77,6 @@ class Departures:
         """A request goes on elsewhere after its last token here."""
         self._emitted_tokens[request] = emitted
         self.moved.append(Move(request, self._replica, at_fs, at_fs))
-        self.freed_last = self.freed_last if self.last else 0
         self.last += 1
         self.count += 1
         self.left.append(request)

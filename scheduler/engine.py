@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from pimserve.device_models.kv_groups import NO_WINDOWS, KvGroups
 from pimserve.device_models.plan import FS_PER_PS
 from pimserve.scheduler.admission import Admission
 from pimserve.scheduler.config import SchedulerSpec
@@ -36,6 +37,8 @@ class Engine:
         costs: what steps cost here.
         spec: scheduler settings.
         kv_blocks: capacity of the KV cache.
+        kv_groups: how layers share it.
+        chunk_tokens: of a prompt that a step computes at most, for which windowed layers have blocks; None: all.
         max_model_len: tokens of prompt and output together that a request may have.
         table: requests of the run; the engine writes its own rows.
         log: takes executed steps.
@@ -50,6 +53,8 @@ class Engine:
         spec: SchedulerSpec,
         *,
         kv_blocks: int,
+        kv_groups: KvGroups = NO_WINDOWS,
+        chunk_tokens: int | None = None,
         max_model_len: int,
         table: RequestTable,
         log: StepLog,
@@ -57,23 +62,23 @@ class Engine:
         concurrency: int = 0,
         pool: str = "",
     ) -> None:
+        self.costs = costs  # of steps from the next one on
         self.clock = 0  # fs; start of the next step
         self.step = 0  # number of the next step
         self._log = log
         self._span = log.span
         self._hands_over = pool == "prefill"
         oracle = spec.kv_admission == "oracle" and not self._hands_over  # where nothing grows
-        self.kv = KvCache(kv_blocks, spec.block_size, oracle=oracle)
+        self.kv = KvCache(kv_blocks, spec.block_size, kv_groups, chunk_tokens, oracle=oracle)
         self.departures = Departures(table, costs.replica)
         self.queue = Queue(table, max_model_len, self.departures.reject)
         # Running requests in admission order: the step at whose start it will have finished, or 0 while in prefill.
         self.running: dict[int, int] = {}
-        self.decoding = Decoding(self.running, spec.block_size)
+        self.decoding = Decoding(self.running, spec.block_size, kv_groups)
         takes_over = pool == "decode"
         self.admission = Admission(self.queue, self.kv, self.decoding, self.running, costs.replica, takes_over)
         self._closed = None if closed is None else ClosedLoop(closed, self.queue, table, log.issued_all)
         self.use(spec)
-        self.use_costs(costs)
         self._frontend_ps = costs.frontend_ps
         self.bind(table)
         for _ in range(concurrency):
@@ -97,10 +102,6 @@ class Engine:
         """Schedule by these settings from the next step on; block size and admission must stay."""
         self.admission.use(spec)
 
-    def use_costs(self, costs: ReplicaCosts) -> None:
-        """Let steps cost this from the next one on."""
-        self.costs = costs
-
     def outstanding(self, at_fs: int) -> int:
         """Requests routed here that have not left by `at_fs`; the engine must have been advanced to that time."""
         gone = self.departures
@@ -116,8 +117,9 @@ class Engine:
     def room(self, at_fs: int) -> int:
         """KV blocks that are neither in use nor needed by requests that were routed here; below 0 if they are short."""
         kv, queue, gone = self.kv, self.queue, self.departures
-        needed = sum(kv.blocks_of(queue.tokens_of(request)) for request in queue.waiting())
-        late = gone.freed_last if gone.last and self.clock > at_fs else 0
+        here, coming = queue.preempted, queue.waiting()
+        needed = sum(kv.blocks_of(queue.tokens_of(request), prompt=request in here) for request in coming)
+        late = gone.freed_last if self.clock > at_fs and (gone.last or kv.windowed) else 0
         return kv.blocks - kv.used - needed - late
 
     def in_hand(self) -> list[int]:
@@ -153,8 +155,12 @@ class Engine:
         self.running.update(state["running"])
         if self._closed is not None:
             self._closed.issued = state["_issued"]
-        for room in (self.departures, self.queue, self.decoding, self.kv, self.admission):
+        for room in (self.departures, self.queue, self.admission):
             room.restore(state)
+        ends = {request: finish_step - self.step for request, finish_step in self.running.items() if finish_step}
+        held = {request: self._input[request] + self._output[request] - 1 - left for request, left in ends.items()}
+        self.decoding.restore(state, self.step, held)
+        self.kv.restore(state, held.values())
 
     def advance(self, until_fs: int = FOREVER, *, lazily: bool = False) -> int:
         """Run all steps that start before `until_fs`, or until nothing is left to do.
@@ -199,7 +205,7 @@ class Engine:
         self.running.clear()
         self.decoding.clear()
         self.kv.clear()
-        self.departures.last = 0
+        self.departures.begin_step()
         self.admission.partial = None
         self.drain(at_fs, running)
         return lost
@@ -244,7 +250,7 @@ class Engine:
             self.queue.preempt(request, emitted, None)
         self._emitted_tokens[request] = emitted
         self._preemptions[request] += 1
-        self.kv.release(held, prompt + output)
+        self.kv.release(held, prompt + output, prompt=not finish_step)
 
     def _join(self, step_fs: int) -> None:
         """Those that joined have their first token here at the end of the step that begins now."""
@@ -277,7 +283,7 @@ class Engine:
         """So many steps are over, which took so long: requests that have all their tokens leave."""
         self.clock += duration_fs
         self.step = step = self.step + steps
-        self.departures.last = 0
+        self.departures.begin_step()
         for request in self.decoding.advance(steps, step):
             held = self._input[request] + self._output[request] - 1
             self.decoding.leave(held, step)
@@ -285,7 +291,7 @@ class Engine:
 
     def _complete(self, completed: list[int]) -> None:
         """Requests whose prompt was computed have emitted a token, and decode from the next step on."""
-        queue, now, step = self.queue, self.clock, self.step
+        kv, queue, now, step = self.kv, self.queue, self.clock, self.step
         for request in completed:
             emitted = queue.emitted.pop(request, 0) + 1 if queue.emitted else 1
             if emitted == 1:
@@ -294,11 +300,13 @@ class Engine:
                 self._log.resumed(now - queue.token_at_fs.pop(request), now)
             left = self._output[request] - emitted
             held = self._input[request] + emitted - 1
+            if kv.windowed:
+                self.departures.freed_last += kv.computed(held, held + 1 + left)
             if not left:
                 self._finish(request, held)
             elif self._hands_over:
                 del self.running[request]
-                self.kv.send(request, held)
+                kv.send(request, held)
                 self.departures.hand_over(request, now, emitted)
             else:
                 self.decoding.join(request, held, step, left)
@@ -317,7 +325,7 @@ class Engine:
         """
         kv, decoding, step, clock = self.kv, self.decoding, self.step, self.clock
         decodes, context, used = decoding.count, decoding.context, kv.used
-        span = self.costs.decode_span(step, decodes, context, 1 if single else decoding.steps_to_finish(step))
+        span = self.costs.decode_span(step, decodes, context, 1 if single else decoding.steps_to_change(step))
         steps, blocks = decoding.steps_within(span.steps, step, kv.blocks - used)
         duration = span.duration_fs(steps)
         if steps > 1 or whole:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pimserve.device_models.experts import IntArray
+from pimserve.device_models.kv_groups import NO_WINDOWS, KvGroups
 from pimserve.device_models.plan import CostPlan
 from pimserve.device_models.routing import ExpertPools, Routing
 from pimserve.errors import InputError
@@ -29,9 +30,10 @@ class Pool:
     Args:
         name: "" for all there are; "prefill", or "decode" for those that take requests over after their first token.
         plan: cost of a step on a replica.
-        kv_capacity_tokens: tokens that a replica's KV cache holds.
+        kv_capacity_tokens: tokens that layers which see the whole context can keep on a replica, if windows take none.
         replicas: how many.
         first: number of the first of them; pools are numbered one behind the other.
+        kv_groups: how layers share the KV cache.
     """
 
     name: str
@@ -39,30 +41,42 @@ class Pool:
     kv_capacity_tokens: int
     replicas: int = 1
     first: int = 0
+    kv_groups: KvGroups = NO_WINDOWS
 
     @property
     def numbers(self) -> range:
         """Numbers of its replicas."""
         return range(self.first, self.first + self.replicas)
 
-    @property
-    def request_tokens(self) -> int:
+    def request_tokens(self, spec: SchedulerSpec) -> int:
         """Tokens of one request that a replica's KV cache holds: it lies in one data-parallel group."""
-        return self.kv_capacity_tokens // self.plan.data_parallel
+        return self._request_tokens(self.kv_capacity_tokens, spec)
+
+    def request_tokens_in_blocks(self, spec: SchedulerSpec) -> int:
+        """Of these, those that whole blocks hold."""
+        return self._request_tokens(self.kv_tokens(spec.block_size), spec)
+
+    def kv_tokens(self, block_size: int) -> int:
+        """Tokens that the blocks of layers which see the whole context can keep, if windows take none."""
+        return self.kv_blocks(block_size) * block_size // self.kv_groups.full
 
     def kv_blocks(self, block_size: int) -> int:
         """Blocks of that many tokens in a replica's KV cache.
 
         Raises:
-            InputError: there is not one.
+            InputError: there is not one for each group of layers.
         """
-        blocks = self.kv_capacity_tokens // block_size
-        if blocks < 1:
+        blocks = self.kv_groups.pool_blocks(self.kv_capacity_tokens, block_size)
+        if blocks < self.kv_groups.full + self.kv_groups.windowed:
             raise InputError(
                 "scheduler.block_size",
                 f"one block of {block_size} tokens exceeds the KV cache of {self.kv_capacity_tokens}",
             )
         return blocks
+
+    def _request_tokens(self, tokens: int, spec: SchedulerSpec) -> int:
+        parallel = self.plan.data_parallel
+        return self.kv_groups.request_tokens(tokens, parallel, spec.block_size, spec.chunk_tokens)
 
     def costs(self, routing: Routing, seed: int) -> ReplicaCosts:
         """What steps cost on the first replica; of others, `ReplicaCosts.of_replica`."""
@@ -103,8 +117,7 @@ class Fleet:
     @property
     def kv_tokens(self) -> int:
         """Tokens of one request that the KV cache holds, of every pool that it passes."""
-        size = self.spec.block_size
-        return min(pool.kv_blocks(size) * size // pool.plan.data_parallel for pool in self.pools)
+        return min(pool.request_tokens_in_blocks(self.spec) for pool in self.pools)
 
     @property
     def most_tokens(self) -> int:
@@ -164,6 +177,8 @@ class Fleet:
             costs,
             self.spec,
             kv_blocks=pool.kv_blocks(self.spec.block_size),
+            kv_groups=pool.kv_groups,
+            chunk_tokens=self.spec.chunk_tokens,
             max_model_len=self.most_tokens,
             table=table,
             log=log,

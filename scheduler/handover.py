@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pimserve.device_models.kv_groups import KvGroups
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
 from pimserve.scheduler.departures import Move
 from pimserve.scheduler.requests import RequestTable
@@ -95,14 +96,18 @@ class Handovers:
         targets: numbers of the decode replicas.
         kv_blocks: of each of them.
         block_size: tokens of a block.
+        kv_groups: how layers share them.
     """
 
-    def __init__(self, link: Link, targets: Sequence[int], kv_blocks: int, block_size: int) -> None:
+    def __init__(
+        self, link: Link, targets: Sequence[int], kv_blocks: int, block_size: int, kv_groups: KvGroups
+    ) -> None:
         self.lines = Lines(link)
         self.targets = targets
         self.figures = HandoverFigures()
         self._kv_blocks = kv_blocks
         self._block_size = block_size
+        self._kv_groups = kv_groups
         self._waiting: list[Move] = []
         self._sent: list[tuple[int, int, int]] = []  # (has left, request, replica) of blocks not yet released
         self._router = LeastOutstanding()
@@ -150,7 +155,7 @@ class Handovers:
             if move.since_fs >= before_fs:
                 break
             tokens = int(table["input_tokens"][move.request] + table["emitted_tokens"][move.request]) - 1
-            needed = -(-(tokens + 1) // self._block_size)  # its first step here adds a token
+            needed = self._kv_groups.blocks(tokens + 1, self._block_size)  # its first step here adds a token
             fitting = [r for r in up if needed <= self._room[r] and self._outstanding[r] < max_num_seqs]
             if not fitting:
                 break

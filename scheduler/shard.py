@@ -266,7 +266,7 @@ class Shard:
         if slowdown != self._slowdown[index]:
             self._slowdown[index] = slowdown
             costs = self._costs[index].slowed(slowdown)
-            self.engines[index].use_costs(costs)
+            self.engines[index].costs = costs
             self.logs[index].use(costs)
 
     def _report(self, order: Order, wanted: Sequence[int], effects: tuple[Effect, ...]) -> Report:

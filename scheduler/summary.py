@@ -289,7 +289,7 @@ def _kv_use(served: Served, pools: Sequence[Pool]) -> dict[str, Any]:
     block_fs = blocks * served.end_s * FS_PER_S
     used = sum(log.twice_block_fs for pool in pools for log in _logs_of(served, pool))
     return {
-        "capacity_tokens": blocks * served.block_size,
+        "capacity_tokens": sum(pool.kv_tokens(served.block_size) * len(pool.numbers) for pool in pools),
         "mean_use": used / (2 * block_fs) if block_fs else None,
         "peak_use": max(
             log.peak_blocks / pool.kv_blocks(served.block_size) for pool in pools for log in _logs_of(served, pool)

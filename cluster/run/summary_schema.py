@@ -198,7 +198,7 @@ class Batch(_Part):
 class Kv(_Part):
     """KV caches of all replicas, whole run."""
 
-    capacity_tokens: int = _figure("tokens", "that they hold together")
+    capacity_tokens: int = _figure("tokens", "that they hold together; attention windows take of the same memory")
     mean_use: Share = _figure("1", "share in use, mean over time")
     peak_use: Share = _figure("1", "largest share in use, of any replica")
 

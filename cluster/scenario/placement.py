@@ -8,6 +8,7 @@ from typing import Any
 
 from pimserve.cluster.scenario.interconnect import Interconnect, beyond_measured
 from pimserve.device_models.device import Demand, Device, PointToPoint, Precision, Roof
+from pimserve.device_models.kv_groups import NO_WINDOWS, KvGroups
 from pimserve.device_models.operators import Traffic
 from pimserve.device_models.plan import CostPlan
 from pimserve.errors import InputError
@@ -16,7 +17,8 @@ from pimserve.errors import InputError
 @dataclass(frozen=True, slots=True)
 class Replica:
     """One copy of the model: its cost plan, its KV cache's size in tokens, how devices share it, what they hold it in,
-    what they say, the setting of their costs, what passes between them, and the roofs of one (as `Fitted` has them)."""
+    what they say, the setting of their costs, what passes between them, the roofs of one, and how layers share the KV
+    cache (as `Fitted` has them)."""
 
     plan: CostPlan
     kv_capacity_tokens: int
@@ -30,6 +32,7 @@ class Replica:
     traffic: tuple[Traffic, ...] = ()
     point_to_point: Callable[[], PointToPoint] | None = field(default=None, compare=False)
     roofs: tuple[Roof, ...] = ()
+    kv_groups: KvGroups = NO_WINDOWS
 
 
 def place(device: Device, interconnect: Interconnect, demand: Demand) -> Replica:
@@ -64,4 +67,5 @@ def place(device: Device, interconnect: Interconnect, demand: Demand) -> Replica
         interconnect.traffic(fitted.collectives, demand.split, fitted.collective_kernels) + fitted.traffic,
         fitted.point_to_point,
         fitted.roofs,
+        fitted.kv_groups,
     )

@@ -108,7 +108,7 @@ def place_pool(scenario: Scenario, name: str, model: ModelSpec, routing: Routing
         )
         replica = place(device, alone.interconnect(device), demand)
         if scenario.scheduler.kv_blocks is not None:
-            replica = replace(replica, kv_capacity_tokens=_overridden(scenario.scheduler, device, demand))
+            replica = replace(replica, kv_capacity_tokens=_overridden(scenario.scheduler, device, demand, replica))
         replica = replace(replica, warnings=(*replica.warnings, *_without_effect(alone, device, demand, replica)))
     except InputError as error:
         if name and error.where.partition(".")[0] == "cluster":
@@ -120,6 +120,7 @@ def place_pool(scenario: Scenario, name: str, model: ModelSpec, routing: Routing
         kv_capacity_tokens=replica.kv_capacity_tokens,
         replicas=alone.cluster.replicas,
         first=first,
+        kv_groups=replica.kv_groups,
         label=device_label(device),
         device=device,
         replica=replica,
@@ -127,16 +128,17 @@ def place_pool(scenario: Scenario, name: str, model: ModelSpec, routing: Routing
     )
 
 
-def _overridden(spec: SchedulerSpec, device: Device, demand: Demand) -> int:
+def _overridden(spec: SchedulerSpec, device: Device, demand: Demand, replica: Replica) -> int:
     """Tokens of `kv_blocks`, which devices must be able to hold when there is nothing but weights beside them."""
     assert spec.kv_blocks is not None
-    tokens = spec.kv_blocks * spec.block_size * demand.split.data
+    full = replica.kv_groups.full
+    tokens = -(-spec.kv_blocks * spec.block_size * demand.split.data // full)
     most = device.fit(replace(demand, memory_utilization=1.0, reserve_gb=0.0)).kv_capacity_tokens
     if tokens > most:
         raise InputError(
             "scheduler.kv_blocks",
-            f"must be at most {most // demand.split.data // spec.block_size}, the blocks of {spec.block_size} tokens "
-            f"that the memory of {device.spec.name} holds beside the weights (got {spec.kv_blocks})",
+            f"must be at most {most * full // demand.split.data // spec.block_size}, the blocks of {spec.block_size} "
+            f"tokens that the memory of {device.spec.name} holds beside the weights (got {spec.kv_blocks})",
         )
     return tokens
 

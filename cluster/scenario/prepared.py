@@ -109,7 +109,7 @@ class Prepared:
 
     @property
     def _kv_tokens(self) -> int:
-        return min(pool.request_tokens for pool in self.pools)
+        return min(pool.request_tokens(self.scenario.scheduler) for pool in self.pools)
 
     def check(self) -> None:
         """See that requests and hand-overs fit.

@@ -68,11 +68,10 @@ def _fewest(scenario: Scenario, name: str) -> int:
                 raise
             reasons[number], refused = str(error), error
         else:
-            if pool.request_tokens >= wanted:
+            fits = pool.request_tokens(scenario.scheduler)
+            if fits >= wanted:
                 return number
-            reasons[number] = (
-                f"the KV cache holds {pool.request_tokens:,} tokens, and the longest request has {wanted:,}"
-            )
+            reasons[number] = f"the KV cache holds {fits:,} tokens, and the longest request has {wanted:,}"
         number += 1
     if refused is not None and set(reasons.values()) == {str(refused)}:  # whatever the number
         raise refused

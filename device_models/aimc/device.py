@@ -17,6 +17,7 @@ from pimserve.device_models.aimc.serving import UNITS, plan_of
 from pimserve.device_models.aimc.spec import AimcSpec
 from pimserve.device_models.aimc.walk import Walk, Walker
 from pimserve.device_models.device import Demand, Fitted, Precision, measured_kernels
+from pimserve.device_models.kv_groups import KvGroups
 from pimserve.device_models.model import BYTES_PER_ELEMENT, ModelSpec
 from pimserve.device_models.operators import Parallelism, Traffic
 from pimserve.device_models.routing import mean_share
@@ -88,6 +89,7 @@ class Aimc:
             plan=plan,
             collectives=(),
             kv_capacity_tokens=self._kv_capacity(network, [attention.chip for attention in walk.attention], demand),
+            kv_groups=KvGroups.of(model),
             weight_bytes_per_device=0.0,
             reserved_bytes_per_device=(demand.reserve_gb or 0.0) * 1e9,
             facts=self._facts(network, mapping, split.devices),
@@ -121,19 +123,17 @@ class Aimc:
         for home, block in zip(homes, network.blocks, strict=True):
             shape = block.attention
             held = windows if shape.window_tokens is not None else per_token
-            held[home] = held.get(home, 0.0) + shape.kv_bytes * (shape.window_tokens or 1)
+            held[home] = held.get(home, 0.0) + shape.kv_bytes
         if not per_token:
             raise InputError(
                 "model.attention.window_every", "must be 2 or more: some layers must see the whole context"
             )
         usable = (self.spec.dram.gb * demand.memory_utilization - (demand.reserve_gb or 0.0)) * 1e9
-        left = {home: usable - windows.get(home, 0.0) * demand.max_num_seqs for home in {*per_token, *windows}}
-        tokens = min(int(left[home] / size) for home, size in per_token.items())
-        if tokens <= 0 or min(left.values()) < 0:
-            beside = (
-                f" beside the attention windows of scheduler.max_num_seqs ({demand.max_num_seqs})" if windows else ""
-            )
-            raise InputError("cluster.device.dram.gb", f"{usable / 1e9:.3g} GB of a chip hold no KV cache{beside}")
+        groups = KvGroups.of(demand.model)
+        sizes = [groups.bytes_per_token(per_token.get(home, 0.0), windows.get(home, 0.0)) for home in set(homes)]
+        tokens = min(int(usable / size) for size in sizes)
+        if tokens <= 0:
+            raise InputError("cluster.device.dram.gb", f"{usable / 1e9:.3g} GB of a chip hold no KV cache")
         return tokens
 
     def _facts(self, network: Network, mapping: Mapping, chips: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from pimserve.device_models.kv_groups import NO_WINDOWS, KvGroups
 from pimserve.device_models.plan import CostPlan
 from pimserve.scheduler.fleet import DECODE, PREFILL, Pool
 from pimserve.scheduler.handover import Link
@@ -17,14 +18,22 @@ class Decode:
     kv_capacity_tokens: int
     replicas: int
     link: Link
+    kv_groups: KvGroups = NO_WINDOWS
 
 
 def simulate_on(
-    plan: CostPlan, *, kv_capacity_tokens: int, replicas: int = 1, decode: Decode | None = None, **how: Any
+    plan: CostPlan,
+    *,
+    kv_capacity_tokens: int,
+    kv_groups: KvGroups = NO_WINDOWS,
+    replicas: int = 1,
+    decode: Decode | None = None,
+    **how: Any,
 ) -> Served:
     """`simulate` on replicas of one kind, with those of `decode` behind them."""
-    pools = [Pool("" if decode is None else PREFILL, plan, kv_capacity_tokens, replicas)]
+    pools = [Pool("" if decode is None else PREFILL, plan, kv_capacity_tokens, replicas, kv_groups=kv_groups)]
     if decode is not None:
-        pools.append(Pool(DECODE, decode.plan, decode.kv_capacity_tokens, decode.replicas, first=replicas))
+        tokens, groups = decode.kv_capacity_tokens, decode.kv_groups
+        pools.append(Pool(DECODE, decode.plan, tokens, decode.replicas, first=replicas, kv_groups=groups))
         how["link"] = decode.link
     return simulate(pools, **how)

@@ -122,17 +122,43 @@ def run_reference(
     requests: Sequence[ReferenceRequest],
     concurrency: int | None,
     max_time_fs: int | None,
+    full_groups: int = 1,
+    windowed_groups: int = 0,
+    window_tokens: int = 0,
 ) -> ReferenceResult:
     """Serve `requests` on one replica.
 
     `max_num_batched_tokens` None is stage batching; `concurrency` None is an open loop. `offset` is where this
-    replica starts in the pools of expert outcomes.
+    replica starts in the pools of expert outcomes. Groups of layers take blocks from one cache: full ones those of all
+    tokens, windowed ones as many as the window may touch, wherever in a block it begins.
     """
     assert pools is None or pools.seed == seed
-    assert kv_admission == "oracle" or max_model_len <= kv_capacity_blocks * block_size
+    longest_chunk = max_num_batched_tokens or UNLIMITED
+    touched: dict[int, int] = {}
 
-    def blocks_of(tokens: int) -> int:
-        return -(-tokens // block_size)
+    def touches(tokens: int) -> int:
+        if tokens >= UNLIMITED:
+            return UNLIMITED
+        if tokens not in touched:
+            ways = [{(begin + token) // block_size for token in range(tokens)} for begin in range(block_size)]
+            touched[tokens] = max(map(len, ways))
+        return touched[tokens]
+
+    def blocks_of(tokens: int, new: int = 1) -> int:
+        blocks = -(-tokens // block_size)
+        if not windowed_groups:
+            return full_groups * blocks
+        return full_groups * blocks + windowed_groups * min(blocks, touches(window_tokens - 1 + new))
+
+    def most_blocks_of(request: _Request, computed: bool) -> int:
+        later = blocks_of(request.input + request.output)
+        if computed:
+            return later
+        of_full_groups = full_groups * -(-(request.input + request.output) // block_size)
+        of_prompt = blocks_of(request.input, longest_chunk) - full_groups * -(-request.input // block_size)
+        return max(later, of_full_groups + of_prompt)
+
+    assert kv_admission == "oracle" or blocks_of(max_model_len, longest_chunk) <= kv_capacity_blocks
 
     def blocks_used() -> int:
         return sum(request.blocks for request in running)
@@ -152,7 +178,8 @@ def run_reference(
 
     def refused(request: _Request) -> bool:
         too_long = request.input + 1 > max_model_len
-        return too_long or (kv_admission == "oracle" and blocks_of(request.input + request.output) > kv_capacity_blocks)
+        most = most_blocks_of(request, computed=False)
+        return too_long or (kv_admission == "oracle" and most > kv_capacity_blocks)
 
     def send_next(arrival: int) -> None:
         # In a closed loop the next one takes the place of a refused one.
@@ -195,16 +222,16 @@ def run_reference(
         preempted = False
         while True:
             decoding = [request for request in running if request.decoding]
-            growing = [request for request in decoding if request.kv % block_size == 0]
-            if len(growing) <= kv_capacity_blocks - blocks_used():
+            grown = sum(blocks_of(request.kv + 1) - request.blocks for request in decoding)
+            if grown <= kv_capacity_blocks - blocks_used():
                 break
             victim = running.pop()
             victim.blocks = victim.kv = 0
             victim.preemptions += 1
             waiting.insert(0, victim)
             preempted = True
-        for request in growing:
-            request.blocks += 1
+        for request in decoding:
+            request.blocks = blocks_of(request.kv + 1)
 
         # 2. The request that is in the middle of its prefill goes on.
         budget = UNLIMITED if max_num_batched_tokens is None else max_num_batched_tokens - len(decoding)
@@ -220,14 +247,15 @@ def run_reference(
             request = waiting[0]
             known = request.input + request.emitted
             if kv_admission == "oracle":
-                fits = sum(blocks_of(one.input + one.output) for one in [*running, request]) <= kv_capacity_blocks
+                reserved = sum(most_blocks_of(one, one.decoding) for one in running)
+                fits = reserved + most_blocks_of(request, computed=False) <= kv_capacity_blocks
             else:
-                fits = blocks_of(known) <= kv_capacity_blocks - blocks_used()
+                fits = blocks_of(known, longest_chunk) <= kv_capacity_blocks - blocks_used()
             if not fits:
                 break
             running.append(waiting.pop(0))
             request.prefill_len = known
-            request.blocks = blocks_of(known)
+            request.blocks = blocks_of(known, longest_chunk)
             if request.first_scheduled == NEVER:
                 request.first_scheduled = now
             tokens = min(known, budget)
@@ -264,6 +292,8 @@ def run_reference(
             request.kv += chunk.tokens
         for request in decoding:
             request.kv += 1
+        for request in completed:
+            request.blocks = blocks_of(request.kv)
         for request in [*decoding, *completed]:
             request.emitted += 1
             request.last_token = now

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from hypothesis import strategies as st
 
 from pimserve.device_models.experts import ExpertTerm, ExpertUnit, Selection
+from pimserve.device_models.kv_groups import NO_WINDOWS, KvGroups
 from pimserve.device_models.pipeline import Load, PassivePower, PipelineTerm, Station
 from pimserve.device_models.plan import (
     HOST,
@@ -46,6 +47,19 @@ class Case:
     requests: list[ReferenceRequest]
     concurrency: int | None
     max_time_fs: int | None
+    full_groups: int = 1
+    windowed_groups: int = 0
+    window_tokens: int = 0
+
+    @property
+    def kv_groups(self) -> KvGroups:
+        """How layers share the KV cache."""
+        return KvGroups(self.full_groups, self.windowed_groups, self.window_tokens)
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens that full groups can keep in the whole KV cache."""
+        return self.kv_capacity_blocks * self.block_size // self.full_groups
 
     def pools(self) -> ExpertPools | None:
         """Pools for the plan's experts, if it has any."""
@@ -227,6 +241,11 @@ def request_lists(draw: st.DrawFn, closed_loop: bool, crowded: bool, max_model_l
     return requests
 
 
+def windows() -> st.SearchStrategy[KvGroups]:
+    """Groups of layers, some of which have a window."""
+    return st.builds(KvGroups, st.integers(1, 2), st.integers(1, 3), st.integers(1, 60))
+
+
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     """Whole cases, half of them crowded: many requests that grow long share little KV cache, and preempt each other.
@@ -237,10 +256,12 @@ def cases(draw: st.DrawFn) -> Case:
     closed_loop = draw(st.booleans())
     block_size = draw(st.integers(1, 16))
     max_model_len = draw(st.integers(24, 80) if crowded else st.integers(2, 64) | st.integers(30, 260))
-    blocks = -(-max_model_len // block_size)
+    budget = draw(st.one_of(st.none(), st.integers(1, 24), st.integers(8, 256)))
+    groups = draw(st.just(NO_WINDOWS) | windows())
+    blocks = groups.blocks(max_model_len, block_size, budget or max_model_len)
+    spare = draw(st.integers(0, blocks // 4 if crowded else blocks))
     modes: list[Literal["pooled", "exact"]] = ["pooled", "exact"]
     admissions: list[Literal["prompt", "oracle"]] = ["prompt"] if crowded else ["prompt", "oracle"]
-    budgets = st.one_of(st.none(), st.integers(1, 24), st.integers(8, 256))
     times = st.integers(1, 1000 * FS_PER_MS) | st.integers(1, 300).map(FS_PER_MS.__mul__)
     return Case(
         plan=draw(plans()),
@@ -249,12 +270,15 @@ def cases(draw: st.DrawFn) -> Case:
         replica=draw(st.integers(0, 3)),
         offset=draw(st.integers(0, POOL_SIZE - 1)),
         max_num_seqs=draw(st.integers(4, 16) if crowded else st.integers(1, 16)),
-        max_num_batched_tokens=draw(budgets),
+        max_num_batched_tokens=budget,
         block_size=block_size,
-        kv_capacity_blocks=blocks + draw(st.integers(0, blocks // 4 if crowded else blocks)),
+        kv_capacity_blocks=-(-(blocks + spare) // groups.full) * groups.full,
         max_model_len=max_model_len,
         kv_admission=draw(st.sampled_from(admissions)),
         requests=draw(request_lists(closed_loop, crowded, max_model_len)),
         concurrency=draw(st.integers(4 if crowded else 1, 8)) if closed_loop else None,
         max_time_fs=draw(times) if draw(st.integers(0, 3)) == 3 else None,
+        full_groups=groups.full,
+        windowed_groups=groups.windowed,
+        window_tokens=groups.window_tokens,
     )

@@ -76,6 +76,8 @@ def run_engine(case: Case) -> tuple[Recorder, RequestTable, Engine]:
         costs,
         spec,
         kv_blocks=case.kv_capacity_blocks,
+        kv_groups=case.kv_groups,
+        chunk_tokens=case.max_num_batched_tokens,
         max_model_len=case.max_model_len,
         table=table,
         log=(log := Recorder(costs)),
@@ -116,6 +118,7 @@ def test_same_steps_and_same_requests(case: Case) -> None:
         ["routing={popularity: zipf, zipf_exponent: 0.8}", "cluster.nodes=2", "cluster.experts=tp"],
         ["routing.mode=exact", "workload.num_requests=12"],
         ["model=gpt-oss-120b", "cluster.device=h100", "cluster.tensor_parallel=2"],
+        ["model=gpt-oss-120b", "cluster.device=h100", "cluster.devices_per_node=1", "scheduler.kv_blocks=700"],
         [
             "model=llama-3.1-8b",
             "cluster.device=a100",
@@ -133,8 +136,8 @@ def test_same_on_devices_of_the_catalogue(overrides: list[str], rate: float) -> 
     workload = generate(scenario.workload, 5)
     scheduler = scenario.scheduler
     (pool,) = prepared.pools
-    blocks = pool.kv_blocks(scheduler.block_size)
-    longest = min(prepared.model.max_model_len_tokens, blocks * scheduler.block_size // pool.plan.data_parallel)
+    blocks, groups = pool.kv_blocks(scheduler.block_size), pool.kv_groups
+    longest = min(prepared.model.max_model_len_tokens, pool.request_tokens_in_blocks(scheduler))
     case = Case(
         plan=pool.plan,
         routing=prepared.routing,
@@ -155,6 +158,9 @@ def test_same_on_devices_of_the_catalogue(overrides: list[str], rate: float) -> 
         ],
         concurrency=None,
         max_time_fs=None,
+        full_groups=groups.full,
+        windowed_groups=groups.windowed,
+        window_tokens=groups.window_tokens,
     )
     assert_equal(case)
 

@@ -30,6 +30,7 @@ from pimserve.scheduler.steplog import Rows, expand
 from pimserve.scheduler.summary import digest, summarize
 
 from .pools import simulate_on
+from .reference_engine import UNLIMITED
 from .strategies import Case, cases
 
 ROUTERS = st.sampled_from(["round_robin", "least_outstanding"])
@@ -61,7 +62,8 @@ class Run:
                 "plan": case.plan,
                 "workload": workload(case),
                 "spec": self.spec,
-                "kv_capacity_tokens": case.kv_capacity_blocks * case.block_size,
+                "kv_capacity_tokens": case.kv_tokens,
+                "kv_groups": case.kv_groups,
                 "max_model_len": case.max_model_len,
                 "replicas": changes.pop("prefill", replicas),
                 "routing": case.routing,
@@ -247,7 +249,8 @@ def test_the_head_of_the_queue_waits_only_for_something_that_is_full(run: Run) -
                 at = at_fs // FS_PER_PS
                 waiting = mine[(mine["arrival_ps"] <= at) & (mine["first_scheduled_ps"] > at)]
                 if len(waiting):
-                    blocks = -(-int(waiting[0]["input_tokens"]) // case.block_size)
+                    chunk_tokens = case.max_num_batched_tokens or UNLIMITED
+                    blocks = case.kv_groups.blocks(int(waiting[0]["input_tokens"]), case.block_size, chunk_tokens)
                     running = ((mine["first_scheduled_ps"] <= at) & (mine["finish_ps"] > at)).sum()
                     assert (
                         case.kv_capacity_blocks - used_blocks < blocks

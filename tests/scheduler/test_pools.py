@@ -25,6 +25,7 @@ from pimserve.scheduler.steplog import StepLog
 from pimserve.scheduler.summary import digest, summarize
 
 from .pools import Decode
+from .reference_engine import UNLIMITED
 from .strategies import FS_PER_MS, Case, cases, plans
 from .test_laws import Run
 from .test_simulation import LAYERS, PLAN, seconds, serve
@@ -164,7 +165,8 @@ def pooled(draw: st.DrawFn, **changes: Any) -> Pooled:
     if case.max_time_fs is not None:
         case.max_time_fs = max(case.max_time_fs, min((r.arrival_fs for r in case.requests), default=0) + FS_PER_PS)
         case.max_time_fs += -case.max_time_fs % FS_PER_PS
-    blocks = -(-case.max_model_len // case.block_size) + draw(st.integers(0, 4))
+    most = case.kv_groups.blocks(case.max_model_len, case.block_size, case.max_num_batched_tokens or UNLIMITED)
+    kv_tokens = (most + draw(st.integers(0, 4))) * case.block_size // case.full_groups
     link = Link(
         bytes_per_s=draw(st.sampled_from([10**5, 10**6, 10**8, 10**15])),
         latency_fs=draw(st.just(0) | st.integers(0, 20 * FS_PER_MS)),
@@ -175,7 +177,7 @@ def pooled(draw: st.DrawFn, **changes: Any) -> Pooled:
     return Pooled(
         case=case,
         prefill=draw(st.integers(1, 2)),
-        decode=Decode(draw(plans()), blocks * case.block_size, draw(st.integers(1, 2)), link),
+        decode=Decode(draw(plans()), kv_tokens, draw(st.integers(1, 2)), link, case.kv_groups),
         interval_s=draw(st.integers(1, 300)) / 1000,
         router=draw(st.sampled_from(["round_robin", "least_outstanding"])),
     )

@@ -18,6 +18,7 @@ from pimserve.device_models.aimc.walk import Walker
 from pimserve.device_models.catalogue import device_names, load_model
 from pimserve.device_models.device import Demand, Fitted, Precision
 from pimserve.device_models.evaluate import evaluate, shape_of
+from pimserve.device_models.kv_groups import KvGroups
 from pimserve.device_models.operators import Parallelism
 from pimserve.device_models.pipeline import Load
 from pimserve.device_models.plan import FS_PER_S, PJ_PER_J, CostPlan
@@ -175,18 +176,13 @@ def test_precision_of_the_kv_cache_scales_capacity_time_and_energy() -> None:
         assert growth(found.plan) == pytest.approx(growth(realistic().plan) * bits / 8, rel=1e-3)
 
 
-def test_windowed_layers_reserve_their_window_for_every_request() -> None:
+def test_windowed_layers_take_blocks_as_requests_come() -> None:
     device = aimc(mapping=IN_ORDER)
-    none, many = (fitted(device, "gpt-oss-120b", 16, max_num_seqs=seqs) for seqs in (0, 10_000))
-    # 36 layers on 16 chips: the fullest has two that see everything and one with a window of 128 tokens, each of 2 x 8
-    # heads x 64 elements.
+    none, many = (fitted(device, "gpt-oss-120b", 16, max_num_seqs=seqs) for seqs in (0, 2**40))
+    # 36 layers on 16 chips: the fullest has two of one group, each of 2 x 8 heads x 64 elements.
     layer, usable = 2 * 8 * 64, 512e9 * 0.9
-    assert none.kv_capacity_tokens == int(usable / (2 * layer))
-    assert many.kv_capacity_tokens == int((usable - 10_000 * 128 * layer) / (2 * layer))
-    with pytest.raises(
-        InputError, match=r"cluster\.device\.dram\.gb: .* hold no KV cache beside the attention windows"
-    ):
-        fitted(device, "gpt-oss-120b", 16, max_num_seqs=2**40)
+    assert none.kv_capacity_tokens == many.kv_capacity_tokens == int(usable / (2 * layer))
+    assert none.kv_groups == KvGroups(full=1, windowed=1, window_tokens=128)
 
 
 def test_area_and_passive_power_by_hand() -> None:
