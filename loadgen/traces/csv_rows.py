@@ -55,7 +55,8 @@ def _parse_fast(body: str, width: int, places: list[int], columns: Columns) -> R
     if not body.isascii() or any(char in body for char in '"\r\0'):
         return None
     lines = body.rstrip("\n").split("\n")
-    if len(lines) > MAX_REQUESTS or any(line.count(",") != width - 1 for line in lines):
+    too_many = len(lines) > MAX_REQUESTS  # pragma: no mutate (the slower parser has the last word)
+    if too_many or any(line.count(",") != width - 1 for line in lines):
         return None
     try:
         with warnings.catch_warnings():

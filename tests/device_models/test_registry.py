@@ -97,7 +97,8 @@ def test_every_preset_loads(name: str) -> None:
     device = registry.load_device(name)
     assert device.spec.kind in ("gpu", "duplex", "aimc")
     assert device.units
-    assert device.key_figures["memory_gb"] > 0
+    memory = device.spec.dram.gb if device.spec.kind == "aimc" else device.spec.memory_gb
+    assert device.key_figures["memory_gb"] == pytest.approx(memory, rel=1e-12)
     assert device.key_figures["memory_gb_per_s"] > 0
 
 

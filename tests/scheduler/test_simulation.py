@@ -71,6 +71,14 @@ def test_the_window_is_cut_by_arrivals() -> None:
     assert [log.itl.count for log in served.logs] == [5 * 49]
 
 
+@pytest.mark.parametrize(("cut", "window_s"), [({"warmup_s": 2.0}, (2.0, 10.0)), ({"cooldown_s": 3.0}, (0.0, 7.0))])
+def test_the_window_is_cut_at_either_end(cut: dict[str, float], window_s: tuple[float, float]) -> None:
+    """Cut at all, it ends with the last arrival at the latest."""
+    served = serve([(i * 1.0, 5, 50) for i in range(11)], **cut)
+    assert served.trimmed
+    assert served.window_s == window_s
+
+
 def test_a_step_counts_where_it_ends() -> None:
     one = [(0.0, 5, 20), (1.0, 5, 1)]
     for warmup, tokens in ((0.0, 20 + 1), (0.045, 16), (0.05, 16), (0.0501, 15)):

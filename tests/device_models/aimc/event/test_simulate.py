@@ -13,7 +13,7 @@ from pimserve.device_models.aimc.event.graph import COMPAT, Sequence
 from pimserve.device_models.aimc.event.simulate import Outcome, simulate
 from pimserve.device_models.aimc.network import gpt2_like, network_of
 from pimserve.errors import InputError
-from tests.device_models.aimc.strategies import DRAM, Run, chip_of, compat_runs, model, physical_runs, spread
+from tests.device_models.aimc.strategies import DRAM, MLA, Run, chip_of, compat_runs, model, physical_runs, spread
 
 NS = 1000
 CASES = [*(f"open-{number:02}" for number in range(1, 19)), "paper-scale"]
@@ -197,6 +197,17 @@ def test_transfers_to_another_chip_cost_its_link_on_top():
     assert outcome.op_counts["link"] == 1  # the last norm's result; the sampler is where the logits are
     assert outcome.makespan_ps / NS == pytest.approx(physical_ns(network) + 1000 + 1)
     assert outcome.energy_nj["link"] == pytest.approx(0.5 + 0.08 + 8 * 8 * 2e-3)
+
+
+def test_attention_is_where_its_result_is_taken():
+    """Residual and attention lie with the first matrix after attention; the one after it is on another chip here."""
+    network, one = network_of(model(MLA)), chip_of()
+    (away,) = [index for index, matrix in enumerate(network.matrices) if matrix.name.endswith("out_proj")]
+    two = chip_of(tiles=200, chips=2, link=Link(1.0, 8.0, 2.0))
+    mapping = spread(network, one)
+    tiles = tuple((200,) * len(t) if index == away else t for index, t in enumerate(mapping.tiles))
+    outcome = simulate(network, two, type(mapping)(tiles, mapping.tiers, mapping.fill), [Sequence(1, 1)])
+    assert outcome.op_counts["link"] == 2  # there and back
 
 
 def test_a_matrix_with_an_input_per_head_is_read_once_per_head():
