@@ -93,8 +93,8 @@ def serve_command(
     """Serve simulations over gRPC, until SIGTERM or Ctrl-C."""
     quiet_grpc()
     from pimserve.cluster.base.rpc.security import TlsFiles, read_token  # noqa: PLC0415
+    from pimserve.cluster.service.run_queue import Limits  # noqa: PLC0415
     from pimserve.cluster.service.server import ServerOptions, serve  # noqa: PLC0415
-    from pimserve.cluster.service.supervisor import Limits  # noqa: PLC0415
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     tls = TlsFiles(callers.tls_cert, callers.tls_key, callers.tls_client_ca)

@@ -23,10 +23,10 @@ from pimserve.cluster.base.rpc.security import NO_TLS, TlsFiles, check_listen, s
 from pimserve.cluster.metrics.endpoint import EndpointOptions, exposing
 from pimserve.cluster.service.folders import DataFolder
 from pimserve.cluster.service.forwarding import SchedulerForwarder
-from pimserve.cluster.service.link import WORKER
 from pimserve.cluster.service.registry import Registry
+from pimserve.cluster.service.run_queue import Limits, RunQueue
 from pimserve.cluster.service.simulations import Simulations
-from pimserve.cluster.service.supervisor import Limits, Supervisor
+from pimserve.cluster.service.worker_link import WORKER
 from pimserve.errors import InputError
 from pimserve.v1 import scheduler_pb2, scheduler_pb2_grpc, simulation_pb2, simulation_pb2_grpc
 
@@ -85,10 +85,10 @@ def serving(options: ServerOptions) -> Iterator[str]:
         server = make_server(_THREADS, options.token)
         stack.callback(server.stop, None)
         address = _bind(server, options.listen, credentials)  # ports first: without them no folder is made
-        supervisors: list[Supervisor] = []  # one, once there is a folder
+        queues: list[RunQueue] = []  # one, once there is a folder
         if options.metrics is not None:
             metrics_address = stack.enter_context(
-                exposing(options.metrics, lambda: [run for each in supervisors for run in each.metrics()])
+                exposing(options.metrics, lambda: [run for queue in queues for run in queue.metrics()])
             )
         data = DataFolder(options.data)
         lock = take_lock(data.lock)
@@ -99,16 +99,16 @@ def serving(options: ServerOptions) -> Iterator[str]:
         stack.callback(registry.close)
         per_engine = options.metrics is not None and options.metrics.per_engine
         worker = (*options.worker, *(["--metrics-per-engine"] if per_engine else []))
-        supervisor = Supervisor(data, registry, options.limits, worker)
-        supervisors.append(supervisor)
-        simulations = Simulations(supervisor, options.traces, _MOST_STREAMS)
+        queue = RunQueue(data, registry, options.limits, worker)
+        queues.append(queue)
+        simulations = Simulations(queue, options.traces, _MOST_STREAMS)
         simulation_pb2_grpc.add_SimulationServiceServicer_to_server(simulations, server)
-        scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(SchedulerForwarder(supervisor), server)  # type: ignore[abstract]  # made at run time
+        scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(SchedulerForwarder(queue), server)  # type: ignore[abstract]  # made at run time
         healthy = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         write_json(data.server, Process.of(os.getpid()).document(), PRIVATE)
-        supervisor.start()
+        queue.start()
         server.start()
         for service in ("", *SERVICES):
             healthy.set(service, health_pb2.HealthCheckResponse.SERVING)
@@ -118,7 +118,7 @@ def serving(options: ServerOptions) -> Iterator[str]:
             yield address
         finally:
             healthy.enter_graceful_shutdown()
-            supervisor.stop()
+            queue.stop()
             server.stop(_GRACE_S).wait()
             data.server.unlink(missing_ok=True)
 

@@ -16,7 +16,7 @@ from pimserve.cluster.base.rpc.results_stream import send_files
 from pimserve.cluster.base.rpc.statuses import RefusedError
 from pimserve.cluster.service.received_scenario import as_yaml, read_scenario
 from pimserve.cluster.service.registry import ENDED, STATES, Record
-from pimserve.cluster.service.supervisor import Supervisor
+from pimserve.cluster.service.run_queue import RunQueue
 from pimserve.v1 import simulation_pb2 as pb
 from pimserve.v1 import simulation_pb2_grpc
 
@@ -30,13 +30,13 @@ class Simulations(simulation_pb2_grpc.SimulationServiceServicer):
     """The service.
 
     Args:
-        supervisor: keeps the runs going.
+        queue: of runs, which it keeps going.
         traces: folder below which the traces of scenarios may lie; None: nowhere.
         most_streams: that may be open at once; each takes a thread.
     """
 
-    def __init__(self, supervisor: Supervisor, traces: Path | None, most_streams: int) -> None:
-        self._supervisor = supervisor
+    def __init__(self, queue: RunQueue, traces: Path | None, most_streams: int) -> None:
+        self._queue = queue
         self._traces = traces
         self._streams = threading.BoundedSemaphore(most_streams)
 
@@ -59,7 +59,7 @@ class Simulations(simulation_pb2_grpc.SimulationServiceServicer):
         document = request.scenario
         scenario = read_scenario(document.yaml, document.overrides, document.trace, self._traces).scenario
         asked = pb.LaunchRequest(scenario=document, options=request.options)
-        record, created = self._supervisor.launch(
+        record, created = self._queue.launch(
             as_yaml(scenario),
             scenario.name,
             speed=request.options.speed,
@@ -71,9 +71,9 @@ class Simulations(simulation_pb2_grpc.SimulationServiceServicer):
 
     def Get(self, request: pb.GetRequest, context: grpc.ServicerContext) -> pb.GetResponse:  # noqa: N802
         """One run."""
-        record = self._supervisor.record(request.run_id)
+        record = self._queue.record(request.run_id)
         try:
-            scenario = self._supervisor.folder(record.id).scenario.read_text(encoding="utf-8")
+            scenario = self._queue.folder(record.id).scenario.read_text(encoding="utf-8")
         except FileNotFoundError:
             scenario = ""
         return pb.GetResponse(run=self._run(record), scenario_yaml=scenario)
@@ -83,7 +83,7 @@ class Simulations(simulation_pb2_grpc.SimulationServiceServicer):
         size = request.page_size or _PAGE
         before = int(request.page_token) if request.page_token else None
         states = {STATES[number - 1] for number in request.states}
-        found = self._supervisor.registry.page(size + 1, before, states)
+        found = self._queue.registry.page(size + 1, before, states)
         page = found[:size]
         return pb.ListResponse(
             runs=[self._run(record) for record in page],
@@ -94,63 +94,63 @@ class Simulations(simulation_pb2_grpc.SimulationServiceServicer):
         """A run as it goes."""
         interval_s = request.interval_s or _INTERVAL_S
         with self._stream():
-            context.add_callback(self._supervisor.notify)  # a watcher that leaves frees its thread at once
+            context.add_callback(self._queue.notify)  # a watcher that leaves frees its thread at once
             version, said = -1, None
             while context.is_active():
-                record = self._supervisor.record(request.run_id)
+                record = self._queue.record(request.run_id)
                 run = self._run(record)
                 if run != said:
                     yield pb.WatchResponse(run=run)
                     said, earliest = run, time.monotonic() + interval_s
                 if record.state in ENDED:
                     return
-                if self._supervisor.stopping:
+                if self._queue.stopping:
                     raise RefusedError(
                         grpc.StatusCode.UNAVAILABLE, "the server is stopping; the run goes on with the next"
                     )
-                version = self._supervisor.wait(version, _PATIENCE_S)
+                version = self._queue.wait(version, _PATIENCE_S)
                 while (rest := earliest - time.monotonic()) > 0 and context.is_active():
                     time.sleep(min(rest, _PATIENCE_S))
 
     def Pause(self, request: pb.PauseRequest, context: grpc.ServicerContext) -> pb.PauseResponse:  # noqa: N802
         """Hold a run."""
-        link = self._supervisor.link(request.run_id)
+        link = self._queue.link(request.run_id)
         assert link.simulation is not None
         answer = link.simulation.Pause(request, timeout=remaining_s(context), metadata=link.metadata)
         link.changed()
-        self._supervisor.hold(request.run_id, held=True)
+        self._queue.hold(request.run_id, held=True)
         return answer
 
     def Resume(self, request: pb.ResumeRequest, context: grpc.ServicerContext) -> pb.ResumeResponse:  # noqa: N802
         """Let a run go on."""
-        link = self._supervisor.link(request.run_id)
+        link = self._queue.link(request.run_id)
         assert link.simulation is not None
         answer = link.simulation.Resume(request, timeout=remaining_s(context), metadata=link.metadata)
         link.changed()
-        self._supervisor.hold(request.run_id, held=False)
+        self._queue.hold(request.run_id, held=False)
         return answer
 
     def Cancel(self, request: pb.CancelRequest, context: grpc.ServicerContext) -> pb.CancelResponse:  # noqa: N802
         """End a run."""
-        return pb.CancelResponse(run=self._run(self._supervisor.cancel(request.run_id)))
+        return pb.CancelResponse(run=self._run(self._queue.cancel(request.run_id)))
 
     def Delete(self, request: pb.DeleteRequest, context: grpc.ServicerContext) -> pb.DeleteResponse:  # noqa: N802
         """Forget a run."""
-        self._supervisor.delete(request.run_id)
+        self._queue.delete(request.run_id)
         return pb.DeleteResponse()
 
     def GetResults(  # noqa: N802
         self, request: pb.GetResultsRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.GetResultsResponse]:
         """What a run left."""
-        record = self._supervisor.record(request.run_id)
+        record = self._queue.record(request.run_id)
         if record.state != "finished":
             raise RefusedError(
                 grpc.StatusCode.FAILED_PRECONDITION,
                 f"run {record.id} is {record.state}: only finished runs have results",
             )
         with self._stream():
-            yield from send_files(self._supervisor.folder(record.id).results, request.names)
+            yield from send_files(self._queue.folder(record.id).results, request.names)
 
     def _run(self, record: Record) -> pb.Run:
         run = pb.Run(
@@ -161,12 +161,12 @@ class Simulations(simulation_pb2_grpc.SimulationServiceServicer):
             created_at=_timestamp(record.created_s),
             started_at=_timestamp(record.started_s),
             ended_at=_timestamp(record.ended_s),
-            progress=self._supervisor.progress(record),
+            progress=self._queue.progress(record),
             error=record.error,
             restarts=record.restarts,
         )
         if record.state == "queued":
-            run.queue_position = self._supervisor.queue_position(record)
+            run.queue_position = self._queue.queue_position(record)
         return run
 
     @contextmanager

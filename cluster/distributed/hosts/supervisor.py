@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
+from pimserve.cluster.base.processes import Deaths
 from pimserve.cluster.distributed.hosts.hosting import Endpoint, HostSpec, Started
 from pimserve.errors import PimserveError
 
@@ -64,7 +64,7 @@ class Supervisor(ABC, Generic[Handle]):
         self._endpoints: dict[str, Endpoint] = {}
         self._locks = {name: threading.Lock() for name in self._specs}
         self._asked: dict[str, float] = {}  # when each was missed last
-        self._deaths: dict[str, deque[float]] = {name: deque() for name in self._specs}
+        self._deaths = {name: Deaths(self._patience.deaths, self._patience.span_s) for name in self._specs}
         self._ending = False
 
     def __enter__(self) -> Self:
@@ -135,14 +135,10 @@ class Supervisor(ABC, Generic[Handle]):
 
     def _another(self, name: str, generation: int, why: str) -> None:
         """End the host and launch its next generation, if it has not died too often."""
-        now, deaths = time.monotonic(), self._deaths[name]
-        deaths.append(now)
-        while deaths[0] < now - self._patience.span_s:
-            deaths.popleft()
-        if len(deaths) > self._patience.deaths:
-            raise HostLostError(
-                f"{name} died {len(deaths)} times within {self._patience.span_s:g} s; the last time: {why}"
-            )
+        deaths = self._deaths[name]
+        deaths.add()
+        if deaths.too_many:
+            raise HostLostError(f"{name} {deaths}; the last time: {why}")
         self._check()
         self._kill(self._handles[name])
         self._handles[name] = self._launch(self._specs[name], generation)

@@ -11,8 +11,8 @@ import trustme
 
 from pimserve.cluster.base.rpc.results_stream import Receiver
 from pimserve.cluster.client import AsyncClient, Client, ServiceError, TlsFiles, calls
+from pimserve.cluster.service.run_queue import Limits
 from pimserve.cluster.service.server import ServerOptions, serving
-from pimserve.cluster.service.supervisor import Limits
 from pimserve.errors import PimserveError
 from pimserve.v1 import scheduler_pb2 as sched
 from pimserve.v1 import simulation_pb2 as sim

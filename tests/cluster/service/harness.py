@@ -11,11 +11,11 @@ import pytest
 from pimserve.cluster.base.files import read_json
 from pimserve.cluster.base.rpc.security import bearer
 from pimserve.cluster.client import Client, ServiceError
-from pimserve.cluster.service.link import WORKER
 from pimserve.cluster.service.received_scenario import as_yaml, read_scenario
+from pimserve.cluster.service.run_queue import Limits
 from pimserve.cluster.service.server import ServerOptions, serving
-from pimserve.cluster.service.supervisor import Limits
 from pimserve.cluster.service.worker import work
+from pimserve.cluster.service.worker_link import WORKER
 from pimserve.v1 import scheduler_pb2_grpc, simulation_pb2_grpc, worker_pb2_grpc
 
 STAND_IN = (WORKER[0], str(Path(__file__).with_name("stand_in.py")))

@@ -9,8 +9,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from pimserve.cluster.client import Client, ServiceError
+from pimserve.cluster.service.run_queue import Limits
 from pimserve.cluster.service.server import SERVICES, ServerOptions, serving
-from pimserve.cluster.service.supervisor import Limits
 from pimserve.errors import InputError
 from pimserve.v1 import simulation_pb2, simulation_pb2_grpc
 from tests.cluster.service.harness import STAND_IN, refused, server_and_client, until

@@ -13,8 +13,8 @@ from pimserve.cluster.base.rpc.channels import make_server
 from pimserve.cluster.client import Client
 from pimserve.cluster.metrics.endpoint import EndpointOptions
 from pimserve.cluster.service.registry import Registry
+from pimserve.cluster.service.run_queue import Limits
 from pimserve.cluster.service.server import ServerOptions, serving
-from pimserve.cluster.service.supervisor import Limits
 from pimserve.errors import InputError
 from pimserve.v1 import scheduler_pb2, scheduler_pb2_grpc
 from tests.cluster.service.harness import STAND_IN, refused, server_and_client

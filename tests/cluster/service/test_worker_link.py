@@ -5,9 +5,9 @@ import time
 import pytest
 
 from pimserve.cluster.service.folders import DataFolder, RunFolder
-from pimserve.cluster.service.forwarding import _told
-from pimserve.cluster.service.link import Link
+from pimserve.cluster.service.forwarding import _from_news
 from pimserve.cluster.service.worker import work
+from pimserve.cluster.service.worker_link import WorkerLink
 from pimserve.v1 import scheduler_pb2 as sched
 from pimserve.v1 import worker_pb2
 
@@ -26,7 +26,7 @@ def news(*, age_s=0.0, held=False):
 @pytest.fixture
 def link(tmp_path):
     heard = []
-    made = Link(RunFolder(tmp_path), None, None, heard.append)
+    made = WorkerLink(RunFolder(tmp_path), None, None, heard.append)
     made.heard = heard
     return made
 
@@ -59,28 +59,28 @@ def test_the_metrics_of_a_run_that_was_too_quick_to_be_heard_of_are_there(tmp_pa
     data = DataFolder(tmp_path)
     folder = prepared(data, "workload.num_requests=20")
     assert work(folder) == 0
-    link = Link(folder, None, None, lambda _: None)
-    link.hear_out()
+    link = WorkerLink(folder, None, None, lambda _: None)
+    link.take_last_news()
     assert link.metrics.values["pimserve_requests_total"].tolist() == [20, 0]
     assert link.metrics.layout.run_id == folder.id
 
 
 def test_last_metrics_that_cannot_be_read_are_left_out(link, caplog):
-    link.hear_out()  # there are none
+    link.take_last_news()  # there are none
     assert not caplog.text
     for content in (b"", b"\xff\n", b"{}\n1234"):
         link.folder.metrics.write_bytes(content)
-        link.hear_out()
+        link.take_last_news()
         assert link.metrics is None
         assert "its last metrics cannot be read" in caplog.text
         caplog.clear()
 
 
-def test_what_was_not_told_is_asked_for():
+def test_what_was_not_from_news_is_asked_for():
     said = news()
-    assert _told(said, "GetReplicas", sched.GetReplicasRequest()) == said.replicas
-    assert _told(said, "GetLatencies", sched.GetLatenciesRequest()) == said.latencies
-    assert _told(said, "GetLatencies", sched.GetLatenciesRequest(percentiles=[75])) is None
-    assert _told(said, "GetLedgers", sched.GetLedgersRequest()) is None
-    assert _told(said, "DescribeRequest", sched.DescribeRequestRequest()) is None
-    assert _told(None, "GetReplicas", sched.GetReplicasRequest()) is None
+    assert _from_news(said, "GetReplicas", sched.GetReplicasRequest()) == said.replicas
+    assert _from_news(said, "GetLatencies", sched.GetLatenciesRequest()) == said.latencies
+    assert _from_news(said, "GetLatencies", sched.GetLatenciesRequest(percentiles=[75])) is None
+    assert _from_news(said, "GetLedgers", sched.GetLedgersRequest()) is None
+    assert _from_news(said, "DescribeRequest", sched.DescribeRequestRequest()) is None
+    assert _from_news(None, "GetReplicas", sched.GetReplicasRequest()) is None

@@ -28,20 +28,20 @@ from pimserve.v1 import scheduler_pb2_grpc, simulation_pb2, simulation_pb2_grpc,
 LOG = logging.getLogger(__name__)
 WORKER = (sys.executable, "-m", "pimserve.cluster.service.worker")
 _FOLLOW_S = 0.2
-_LAST_WORDS_S = 1.0
+_LAST_NEWS_S = 1.0
 _STALE_S = 1.0  # what was heard longer ago is not passed on
 _END_AFTER_S = 20.0  # a worker that was told to end and has not is killed
 UNKNOWN = 256  # exit code of a worker that is nobody's child any more
 
 
-class Link:
+class WorkerLink:
     """A worker. Made by `start` or `adopt`.
 
     Args:
         folder: of the run.
         process: the worker, as far as it is known.
         child: the same if it is ours.
-        heard: takes news of the run.
+        on_progress: takes news of the run.
 
     `metrics` are those that it told last.
     """
@@ -51,13 +51,13 @@ class Link:
         folder: RunFolder,
         process: Process | None,
         child: subprocess.Popen[bytes] | None,
-        heard: Callable[[simulation_pb2.Progress], None],
+        on_progress: Callable[[simulation_pb2.Progress], None],
     ) -> None:
         self.folder = folder
         self.metrics: RunMetrics | None = None
         self._process = process
         self._child = child
-        self._heard = heard
+        self._on_progress = on_progress
         self._kill_at: float | None = None
         self._channel: grpc.Channel | None = None
         self._latest: worker_pb2.FollowResponse | None = None
@@ -70,8 +70,13 @@ class Link:
 
     @classmethod
     def start(
-        cls, folder: RunFolder, command: Sequence[str], *, held: bool, heard: Callable[[simulation_pb2.Progress], None]
-    ) -> Link:
+        cls,
+        folder: RunFolder,
+        command: Sequence[str],
+        *,
+        held: bool,
+        on_progress: Callable[[simulation_pb2.Progress], None],
+    ) -> WorkerLink:
         """Start a worker, in a session of its own: what ends the server does not end it."""
         with folder.log.open("ab") as log:
             child = subprocess.Popen(
@@ -83,12 +88,12 @@ class Link:
                 env={key: value for key, value in os.environ.items() if key != TOKEN_ENV},
                 start_new_session=True,
             )
-        return cls(folder, Process.of(child.pid), child, heard)
+        return cls(folder, Process.of(child.pid), child, on_progress)
 
     @classmethod
-    def adopt(cls, folder: RunFolder, *, heard: Callable[[simulation_pb2.Progress], None]) -> Link:
+    def adopt(cls, folder: RunFolder, *, on_progress: Callable[[simulation_pb2.Progress], None]) -> WorkerLink:
         """Take over the worker of a server that is gone; it may not have said yet where it is."""
-        return cls(folder, None, None, heard)
+        return cls(folder, None, None, on_progress)
 
     def poll(self) -> int | None:
         """The exit code of the worker if it has ended, or UNKNOWN; None while it runs."""
@@ -148,10 +153,10 @@ class Link:
         if self._process is not None:
             self._process.signal(signal.SIGKILL)
 
-    def hear_out(self) -> None:
-        """Take in the last words of a worker that has ended, and what it wrote down: it may have been too quick."""
+    def take_last_news(self) -> None:
+        """Take in what a worker that has ended told last, and what it wrote down: it may have been too quick."""
         if self._follower is not None:
-            self._follower.join(_LAST_WORDS_S)
+            self._follower.join(_LAST_NEWS_S)
         try:
             self.metrics = RunMetrics.from_bytes(self.folder.metrics.read_bytes())
         except FileNotFoundError:  # it was killed
@@ -188,7 +193,7 @@ class Link:
             for said in follow(request, metadata=self.metadata):
                 self._latest = said
                 self._take_metrics(said)
-                self._heard(said.progress)
+                self._on_progress(said.progress)
         except (grpc.RpcError, ValueError):  # gone, or the channel was closed
             return
 

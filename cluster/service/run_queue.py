@@ -1,4 +1,4 @@
-"""Keeps runs going: starts those in the queue, finds again those of a server that is gone, replaces dead workers."""
+"""The runs of a server: launched into a queue, begun in turn, kept going until they end, cancelled and deleted."""
 
 from __future__ import annotations
 
@@ -8,30 +8,25 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 
 from pimserve.cluster.base.files import read_json
-from pimserve.cluster.base.locks import take_lock
 from pimserve.cluster.base.processes import LOCKED, TO_BE_CONTINUED
 from pimserve.cluster.base.rpc.statuses import RefusedError, unknown_run
 from pimserve.cluster.metrics.run_metrics import RunMetrics
 from pimserve.cluster.service.folders import DataFolder, RunFolder
-from pimserve.cluster.service.link import UNKNOWN, WORKER, Link
 from pimserve.cluster.service.registry import ACTIVE, ENDED, Record, Registry, State
+from pimserve.cluster.service.worker_link import WORKER, WorkerLink
+from pimserve.cluster.service.worker_supervisor import WorkerSupervisor, cause_of
 from pimserve.v1 import simulation_pb2
 
 LOG = logging.getLogger(__name__)
 _TICK_S = 0.1
 _QUOTA_S = 2.0
-_MOST_RESTARTS = 3  # within
-_DEATHS_S = 120.0
-_AGAIN_S = 1.0
-_STOP_S = 10.0
-_METRICS_KEPT_S, _MOST_KEPT = 120.0, 20  # of runs that have ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +44,7 @@ class Limits:
     disk_bytes: int | None
 
 
-class Supervisor:
+class RunQueue:
     """Usable from any thread.
 
     Args:
@@ -64,19 +59,15 @@ class Supervisor:
         self.stopping = False
         self._data = data
         self._limits = limits
-        self._worker = tuple(worker)
+        self._workers = WorkerSupervisor(data, worker, self._on_progress)
         self._lock = threading.RLock()
         self._changed = threading.Condition()
         self._version = 0
         self._wake = threading.Event()
-        self._links: dict[str, Link] = {}
         self._progress: dict[str, simulation_pb2.Progress] = {}
-        self._deaths: dict[str, list[float]] = {}  # when each run's process died lately
-        self._waiting: dict[str, float] = {}  # runs whose worker died: when the next is started
         self._sizes: dict[str, int] = {}  # bytes of runs that have ended
-        self._last_metrics: dict[str, tuple[float, RunMetrics]] = {}  # of runs that ended lately, and until when
         self._quota_at = 0.0
-        self._thread = threading.Thread(target=self._loop, name="supervisor", daemon=True)
+        self._thread = threading.Thread(target=self._loop, name="runs", daemon=True)
 
     def start(self) -> None:
         """Go on with the runs that were going on, and begin with those in the queue."""
@@ -84,7 +75,7 @@ class Supervisor:
         with self._lock:
             for record in self.registry.in_states(*ACTIVE):
                 try:
-                    self._find(record)
+                    self._resume(record)
                 except (ValueError, KeyError, OSError) as error:  # one run's files must not keep the others waiting
                     self._end(record.id, "failed", f"its files are damaged: {error}")
         self._thread.start()
@@ -96,13 +87,7 @@ class Supervisor:
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join()
-        for link in self._links.values():
-            link.stop()
-        end = time.monotonic() + _STOP_S
-        while time.monotonic() < end and any(link.poll() is None and link.known for link in self._links.values()):
-            time.sleep(_TICK_S)
-        for link in self._links.values():
-            link.close()
+        self._workers.stop()
 
     def launch(
         self, scenario: str, name: str, *, speed: float, paused: bool, key: str, digest: str
@@ -149,7 +134,7 @@ class Supervisor:
             raise unknown_run(run_id)
         return record
 
-    def link(self, run_id: str) -> Link:
+    def link(self, run_id: str) -> WorkerLink:
         """The worker of a run, ready to be called.
 
         Raises:
@@ -162,7 +147,7 @@ class Supervisor:
             )
         if record.state == "queued":
             raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, f"run {run_id} is still in the queue")
-        link = self._links.get(run_id)
+        link = self._workers.links.get(run_id)
         if link is None or link.simulation is None:
             raise RefusedError(grpc.StatusCode.UNAVAILABLE, f"run {run_id} is starting; try again")
         return link
@@ -175,10 +160,7 @@ class Supervisor:
 
     def metrics(self) -> list[RunMetrics]:
         """Of the runs that go on, and of those that ended within the last minutes, for the last scrape of them."""
-        now = time.monotonic()
-        going_on = {run_id: link.metrics for run_id, link in self._links.copy().items()}
-        ended = {run_id: metrics for run_id, (until, metrics) in self._last_metrics.copy().items() if until > now}
-        return [metrics for metrics in {**ended, **going_on}.values() if metrics is not None]
+        return self._workers.metrics()
 
     def queue_position(self, record: Record) -> int:
         """Runs in the queue before this one."""
@@ -188,7 +170,7 @@ class Supervisor:
         """End a run without results; one that has ended stays as it is."""
         with self._lock:
             record = self.record(run_id)
-            link = self._links.get(run_id)
+            link = self._workers.links.get(run_id)
             if record.state in ACTIVE and link is not None:
                 self.registry.cancel(run_id)
             elif record.state not in ENDED:
@@ -246,18 +228,10 @@ class Supervisor:
             self._wake.wait(_TICK_S)
 
     def _tick(self) -> None:
-        for run_id, link in list(self._links.items()):
-            code = link.poll()
-            if code is not None:
-                link.hear_out()
-                if link.metrics is not None:
-                    self._keep_metrics(run_id, link.metrics)
-                self._links.pop(run_id).close()
-                self._ended(run_id, code)
-        for run_id, at in list(self._waiting.items()):
-            if time.monotonic() >= at:
-                del self._waiting[run_id]
-                self._start(self.record(run_id))
+        for run_id, code in self._workers.ended():
+            self._worker_ended(run_id, code)
+        for run_id in self._workers.due():
+            self._start(self.record(run_id))
         self._start_queued()
         if time.monotonic() >= self._quota_at:
             self._quota_at = time.monotonic() + _QUOTA_S
@@ -265,82 +239,50 @@ class Supervisor:
 
     def _start_queued(self) -> None:
         for record in self.registry.in_states("queued"):
-            if len(self._links) + len(self._waiting) >= self._limits.running or self.stopping:
+            if len(self._workers) >= self._limits.running or self.stopping:
                 return
             self.registry.start(record.id, "paused" if record.start_paused else "running")
             self._start(self.record(record.id))
 
     def _start(self, record: Record) -> None:
-        folder = self._data.run(record.id)
         try:
-            self._links[record.id] = Link.start(
-                folder, self._worker, held=record.state == "paused", heard=self._hears(record.id)
-            )
+            self._workers.start(record.id, held=record.state == "paused")
         except OSError as error:
             self._end(record.id, "failed", f"its process cannot be started: {error}")
         self.notify()
 
-    def _find(self, record: Record) -> None:
+    def _resume(self, record: Record) -> None:
         """Go on with a run of a server that is gone: adopt its worker if that lives, else start another."""
-        folder = self._data.run(record.id)
         if self._take_outcome(record):
             return
-        lock = take_lock(folder.lock) if folder.path.is_dir() else None
-        if lock is None and folder.path.is_dir():
+        if self._workers.adopt(record.id):
             LOG.info("run %s: its worker goes on", record.id)
-            self._links[record.id] = Link.adopt(folder, heard=self._hears(record.id))
             if record.cancelled:
-                self._links[record.id].end()
-            return
-        if lock is not None:
-            lock.close()
-        if record.cancelled:
+                self._workers.links[record.id].end()
+        elif record.cancelled:
             self._end(record.id, "cancelled")
-        elif not folder.path.is_dir():
+        elif not self._data.run(record.id).path.is_dir():
             self._end(record.id, "failed", "its files are gone")
         else:
             LOG.info("run %s: goes on from its checkpoint", record.id)
             self._start(record)
 
-    def _ended(self, run_id: str, code: int) -> None:
-        """A worker has ended."""
+    def _worker_ended(self, run_id: str, code: int) -> None:
         record = self.registry.get(run_id)
         if record is None or record.state in ENDED or self._take_outcome(record):
             return
         if record.cancelled:
             self._end(run_id, "cancelled")
         elif code == LOCKED:
-            self._find(record)
+            self._resume(record)
         elif code == TO_BE_CONTINUED:
-            self._waiting[run_id] = time.monotonic() + _AGAIN_S
-        elif (deaths := self._death_of(run_id)) > _MOST_RESTARTS:
-            folder = self._data.run(run_id)
-            self._end(
-                run_id,
-                "failed",
-                f"its process died {deaths} times within {_DEATHS_S:g} s ({_cause(code)}); {folder.log} may say why",
-            )
+            self._workers.restart(run_id)
+        elif (wrong := self._workers.replace(run_id, code)) is not None:
+            self._end(run_id, "failed", wrong)
         else:
             record = self.registry.restarted(run_id)
-            LOG.warning("run %s: its worker died (%s), restart %d", run_id, _cause(code), record.restarts)
-            self._waiting[run_id] = time.monotonic() + _AGAIN_S * (2 ** (deaths - 1) - 1)
+            LOG.warning("run %s: its worker died (%s), restart %d", run_id, cause_of(code), record.restarts)
         self.notify()
-
-    def _keep_metrics(self, run_id: str, metrics: RunMetrics) -> None:
-        now = time.monotonic()
-        for old, (until, _) in list(self._last_metrics.items()):
-            if until <= now:
-                del self._last_metrics[old]
-        while len(self._last_metrics) >= _MOST_KEPT:
-            del self._last_metrics[next(iter(self._last_metrics))]
-        self._last_metrics[run_id] = now + _METRICS_KEPT_S, metrics
-
-    def _death_of(self, run_id: str) -> int:
-        """How often the run's process has died lately, this time included."""
-        now = time.monotonic()
-        deaths = [at for at in self._deaths.get(run_id, []) if at > now - _DEATHS_S] + [now]
-        self._deaths[run_id] = deaths
-        return len(deaths)
 
     def _take_outcome(self, record: Record) -> bool:
         """Whether the run's worker has said how it ended."""
@@ -356,21 +298,18 @@ class Supervisor:
             progress = {field.name: value for field, value in last.ListFields()}
         LOG.info("run %s: %s%s", run_id, state, f": {error}" if error else "")
         self.registry.end(run_id, state, error, progress or {})
-        self._waiting.pop(run_id, None)
+        self._workers.forget(run_id)
         self.notify()
 
-    def _hears(self, run_id: str) -> Callable[[simulation_pb2.Progress], None]:
-        def heard(progress: simulation_pb2.Progress) -> None:
-            self._progress[run_id] = progress
-            self.notify()
-
-        return heard
+    def _on_progress(self, run_id: str, progress: simulation_pb2.Progress) -> None:
+        self._progress[run_id] = progress
+        self.notify()
 
     def _admit(self) -> None:
         if self.stopping:
             raise RefusedError(grpc.StatusCode.UNAVAILABLE, "the server is stopping")
         queued = len(self.registry.in_states("queued"))
-        if queued >= self._limits.queued and len(self._links) + len(self._waiting) >= self._limits.running:
+        if queued >= self._limits.queued and len(self._workers) >= self._limits.running:
             raise RefusedError(
                 grpc.StatusCode.RESOURCE_EXHAUSTED, f"the queue is full: {queued} runs wait; try again later"
             )
@@ -383,10 +322,10 @@ class Supervisor:
     def _hold_quota(self) -> None:
         """Fail the run that writes most when all together have written too much."""
         limit = self._limits.disk_bytes
-        if limit is None or not self._links or self._usage() < limit:
+        if limit is None or not self._workers.links or self._usage() < limit:
             return
-        run_id = max(self._links, key=lambda run_id: self._data.run(run_id).size())
-        self._links[run_id].kill()
+        run_id = max(self._workers.links, key=lambda run_id: self._data.run(run_id).size())
+        self._workers.links[run_id].kill()
         shutil.rmtree(self._data.run(run_id).checkpoints, ignore_errors=True)  # else the next run would pay for it
         self._end(run_id, "failed", f"disk quota: all runs together may take up {limit:,} bytes")
 
@@ -409,7 +348,3 @@ class Supervisor:
             run_id = secrets.token_hex(4)
             if self.registry.get(run_id) is None and not self._data.run(run_id).path.exists():
                 return run_id
-
-
-def _cause(code: int) -> str:
-    return f"signal {-code}" if code < 0 else "cause unknown" if code == UNKNOWN else f"exit code {code}"
