@@ -10,7 +10,6 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
-from pimserve.cluster.service.link import WORKER
 from prometheus_client.parser import text_string_to_metric_families
 
 from pimserve.cluster.base.files import read_json
@@ -22,6 +21,7 @@ from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.cluster.service.run_queue import Limits
 from pimserve.cluster.service.server import ServerOptions, serving
+from pimserve.cluster.service.worker_link import WORKER
 from pimserve.errors import InputError
 from tests.cluster.service.harness import STAND_IN, refused, server_and_client, until
 
