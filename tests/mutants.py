@@ -112,12 +112,12 @@ def passes(*tests: str) -> bool:
 
 
 def survives(mutant: Mutant) -> bool:
-    """Whether the tests of its package pass; those that are named like its file go first."""
-    folder = Path("tests", mutant.path.parts[0])
-    namesakes = [str(path.relative_to(OWN.copy)) for path in (OWN.copy / folder).rglob(f"test_{mutant.path.stem}.py")]
+    """Whether the tests of its package pass; those of its file go first, and then those of its folder."""
+    name, home = f"test_{mutant.path.name}", OWN.copy / "tests" / mutant.path.parent
+    tests = (OWN.copy / "tests" / mutant.path.parts[0]).rglob("test_*.py")
+    nearest_first = sorted(tests, key=lambda test: (test.name != name, test.parent != home, test))
     (OWN.copy / mutant.path).write_text(mutant.mutated(), encoding="utf-8")
-    alive = not namesakes or passes(*namesakes)
-    alive = alive and passes(str(folder), *(f"--ignore={path}" for path in namesakes))
+    alive = passes(*map(str, nearest_first))
     (OWN.copy / mutant.path).write_text(mutant.source, encoding="utf-8")
     print("survived" if alive else "killed  ", f"{mutant.path}:{mutant.line}", mutant.operator, flush=True)
     return alive
