@@ -17,6 +17,7 @@ from typing import Any
 
 from pimserve.cluster.distributed.deployment import Spread, distributed
 from pimserve.cluster.run.run import run
+from pimserve.cluster.run.summary_schema import Summary
 from pimserve.cluster.scenario.document import Scenario
 from pimserve.cluster.scenario.prepared import prepare
 
@@ -51,14 +52,14 @@ def measure(replicas: int, requests: int, runs: int) -> list[dict[str, Any]]:
                 for shards in _SHARDS:
                     out = Path(scratch) / f"{window_s}-{shards}-{attempt}"
                     summary = _run(asked, shards, out)
-                    digests.add(summary["digest"])
-                    best[shards] = max(best.get(shards, 0.0), summary["simulator"]["steps_per_s"])
+                    digests.add(summary.digest)
+                    best[shards] = max(best.get(shards, 0.0), summary.simulator.steps_per_s)
             assert len(digests) == 1, "shards gave other bits"
             figures += [{"window_s": window_s, "shards": n, "steps_per_s": found} for n, found in best.items()]
     return figures
 
 
-def _run(asked: Scenario, shards: int | None, out: Path) -> dict[str, Any]:
+def _run(asked: Scenario, shards: int | None, out: Path) -> Summary:
     if shards is None:
         return run(prepare(asked), out)
     with distributed(prepare(asked), None, Spread(shards)) as runtime:

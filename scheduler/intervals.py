@@ -13,6 +13,14 @@ from pimserve.loadgen.spec import PS_PER_S
 from pimserve.scheduler.batch_means import of_mean, of_percentile, of_ratio
 from pimserve.scheduler.simulation import Served
 from pimserve.scheduler.steplog import StepLog
+from pimserve.scheduler.summary_sections import (
+    Ci95,
+    EnergyIntervals,
+    HalfWidths,
+    LatencyIntervals,
+    SloIntervals,
+    ThroughputIntervals,
+)
 
 _NJ_PER_J = 10**9
 _SLOTS = 40  # two to a batch
@@ -25,7 +33,7 @@ def intervals(
     percentiles: Sequence[int],
     good_at_ps: NDArray[np.int64] | None,
     passive_joules: Sequence[float],
-) -> dict[str, Any]:
+) -> Ci95:
     """Half the widths of the intervals, each at the place that its figure has in the summary; None: too few samples.
 
     Args:
@@ -37,20 +45,21 @@ def intervals(
     """
     rate, energy = _of_tokens(served, passive_joules)
     devices = sum(pool.plan.devices * pool.replicas for pool in served.pools)
-    return {
-        "throughput": {
-            "output_tokens_per_s": rate,
-            "output_tokens_per_s_per_device": None if rate is None else rate / devices,
-        },
-        "latency_s": {
-            name: {"mean": of_mean(each), **{f"p{percent}": of_percentile(each, percent) for percent in percentiles}}
-            for name, each in latencies.items()
-        },
-        "slo": {
-            "goodput_requests_per_s": None if good_at_ps is None else of_mean(_per_s(good_at_ps, served.window_s)),
-        },
-        "energy": {"joules_per_output_token": energy},
+    goodput = None if good_at_ps is None else of_mean(_per_s(good_at_ps, served.window_s))
+    widths = {
+        name: HalfWidths(
+            mean=of_mean(samples), **{f"p{percent}": of_percentile(samples, percent) for percent in percentiles}
+        )
+        for name, samples in latencies.items()
     }
+    return Ci95(
+        throughput=ThroughputIntervals(
+            output_tokens_per_s=rate, output_tokens_per_s_per_device=None if rate is None else rate / devices
+        ),
+        latency_s=LatencyIntervals(**widths),
+        slo=SloIntervals(goodput_requests_per_s=goodput),
+        energy=EnergyIntervals(joules_per_output_token=energy),
+    )
 
 
 def _of_tokens(served: Served, passive_joules: Sequence[float]) -> tuple[float | None, float | None]:

@@ -10,11 +10,11 @@ import pytest
 import typer
 
 from pimserve.cluster.cli.main import app
-from pimserve.cluster.run.run import serve
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.errors import InputError
 from pimserve.loadgen.traces import find_trace
+from tests.cluster.documents import serve
 from tests.pages import pages_script
 
 ROOT = Path(__file__).parents[1]

@@ -18,6 +18,7 @@ from pimserve.cluster.cli.signals import saying_when_interrupted
 
 if TYPE_CHECKING:
     from pimserve.cluster.distributed.deployment import Spread
+    from pimserve.cluster.run.summary_schema import UnwrittenSummary
     from pimserve.cluster.scenario.prepared import Prepared
 
 
@@ -191,20 +192,22 @@ def _after_interrupt(checkpoint: Path | None) -> str:
     return f"interrupted; the same command, with --checkpoint {checkpoint}, goes on from the last checkpoint"
 
 
-def _show(summary: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
+def _show(summary: UnwrittenSummary, *, as_json: bool, quiet: bool) -> None:
     """What came of a run."""
+    document = summary.document()
+    results = document.get("results")
     if as_json:
-        print_json(summary)
+        print_json(document)
     elif quiet:
-        if "results" in summary:
-            typer.echo(summary["results"])
+        if results is not None:
+            typer.echo(results)
     else:
         from pimserve.cluster.cli.render import summary_report  # noqa: PLC0415
 
-        print_page(summary_report(summary))
-    if not quiet and "results" in summary:
+        print_page(summary_report(document))
+    if not quiet and results is not None:
         # Not in the table: a path is for copying, and breaks only where the terminal ends.
-        typer.echo(f"results in {summary['results']}", err=as_json)
+        typer.echo(f"results in {results}", err=as_json)
     if as_json or quiet:
-        for warning in summary["warnings"]:
+        for warning in summary.warnings:
             typer.echo(f"warning: {warning}", err=True)

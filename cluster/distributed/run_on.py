@@ -14,6 +14,7 @@ from pimserve.scheduler.control import Control
 
 if TYPE_CHECKING:
     from pimserve.cluster.run.live_control import RunObserver
+    from pimserve.cluster.run.summary_schema import Summary
     from pimserve.cluster.scenario.prepared import Prepared
 
 LOCAL, PROCESSES, OWN_RAY = "local", "processes", "ray"
@@ -27,7 +28,7 @@ def run_on(
     spread: Spread,
     metrics: RunObserver | None = None,
     **how: Any,  # noqa: ANN401 as `run` takes them
-) -> dict[str, Any]:
+) -> Summary:
     """Run a scenario; returns its summary.
 
     Args:

@@ -12,8 +12,8 @@ from pimserve.cluster.report.inputs import Floats, ReportRun, at, number, number
 from pimserve.cluster.report.series import RATE_BINS, Binned, RequestSeries, request_series, step_series
 from pimserve.cluster.report.svg import Picture, picture
 from pimserve.device_models.operators import CATEGORIES
+from pimserve.scheduler.distributions import percentile
 from pimserve.scheduler.latencies import LATENCIES
-from pimserve.scheduler.summary import percentile
 
 _LIMITS = {"ttft": "slo.limits.ttft_s", "tpot": "slo.limits.tpot_s", "e2e": "slo.limits.e2e_s"}
 _DEFINITIONS = {

@@ -23,11 +23,13 @@ from typing import IO, Any
 import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from pimserve.cluster.base.files import naming, unwritable
 from pimserve.cluster.base.locks import Lock, lock_folder
+from pimserve.cluster.run.summary_schema import Summary, UnwrittenSummary
 from pimserve.device_models.experts import IntArray
-from pimserve.errors import InputError, shortened
+from pimserve.errors import InputError, shortened, validation_error
 from pimserve.scheduler.steplog import Rows
 
 SCHEMA_VERSION = 2
@@ -39,7 +41,7 @@ _ROWS_AT_ONCE = 2**16  # 9 MB
 class UnwrittenError(OSError):
     """A run is over, and its results could not be written; `summary` has its figures all the same."""
 
-    def __init__(self, target: Path, error: OSError, summary: dict[str, Any]) -> None:
+    def __init__(self, target: Path, error: OSError, summary: UnwrittenSummary) -> None:
         super().__init__(error.errno or errno.EIO, error.strerror or f"cannot be written whole: {error}", str(target))
         self.summary = summary
 
@@ -265,6 +267,18 @@ def load_summary(path: Path) -> dict[str, Any]:
     if missing:
         raise InputError(str(file), f"is cut short or was changed: {', '.join(missing)} missing, or no mapping")
     return summary
+
+
+def read_summary(place: Path) -> Summary:
+    """The summary of a results folder, or of a summary.json, if it is whole.
+
+    Raises:
+        InputError: there is none, or it is not as a run writes it.
+    """
+    try:
+        return Summary.model_validate(load_summary(place))
+    except ValidationError as error:
+        raise validation_error(str(place), error, Summary) from None
 
 
 def _refuse_constant(name: str) -> None:

@@ -17,10 +17,11 @@ from pimserve.cluster.run.results import (
     SpanFile,
     UnwrittenError,
     free_folder,
-    load_summary,
+    read_summary,
     results_folder,
 )
 from pimserve.cluster.run.run_summary import simulator_of, summary_of
+from pimserve.cluster.run.summary_schema import ServedSummary, Summary, UnwrittenSummary
 from pimserve.cluster.scenario.document import Scenario
 from pimserve.cluster.scenario.pools import energy_key
 from pimserve.cluster.scenario.prepared import Prepared
@@ -53,7 +54,7 @@ def serve(
     span_file: SpanFile | None = None,
     progress: Progress | None = None,
     deployment: Deployment = Deployment(),  # noqa: B008 frozen
-) -> tuple[dict[str, Any], Served]:
+) -> tuple[ServedSummary, Served]:
     """Run a scenario; returns its summary (without results folder and simulator figures) and the run itself.
 
     Args:
@@ -99,7 +100,7 @@ def run(
     control: Control | None = None,
     checkpoints: Path | None = None,
     runtime: Runtime | None = None,
-) -> dict[str, Any]:
+) -> Summary:
     """Run a scenario, write its results folder and return the summary.
 
     Args:
@@ -129,9 +130,7 @@ def run(
         )
         if kept is not None:
             kept.aim(target)
-        summary = _run_in(folder, target, prepared, kept, runtime, control, progress)
-    summary["results"] = str(target)
-    return summary
+        return _run_in(folder, target, prepared, kept, runtime, control, progress)
 
 
 def _run_in(
@@ -142,7 +141,7 @@ def _run_in(
     runtime: Runtime | None,
     control: Control | None,
     progress: Progress | None,
-) -> dict[str, Any]:
+) -> Summary:
     """Run a scenario and write its results to `folder`, which will be `target`; returns the summary."""
     deployment = Deployment(control=control, journal=kept, checkpoints=kept)
     if runtime is not None:
@@ -151,31 +150,33 @@ def _run_in(
     if prepared.scenario.output.steps:
         span_file = SpanFile(folder / "steps.npy") if kept is None else kept.open_spans()
     try:
-        summary, served = serve(prepared, span_file=span_file, progress=progress, deployment=deployment)
-        summary["simulator"] = simulator_of(summary, served)
-        if runtime is not None:
-            summary["simulator"]["spread"] = runtime.facts()
-        if kept is not None:
-            summary["simulator"]["continued"] = kept.continued
+        served_summary, served = serve(prepared, span_file=span_file, progress=progress, deployment=deployment)
+        more = {
+            **({} if runtime is None else {"spread": runtime.facts()}),
+            **({} if kept is None else {"continued": kept.continued}),
+        }
+        simulator = simulator_of(served_summary, served, **more)
+        unwritten = UnwrittenSummary(**served_summary.set_parts(), simulator=simulator)
+        summary = Summary(**unwritten.set_parts(), results=str(target))
         try:
             if span_file is not None:
                 span_file.finish(folder / "steps.npy")
-            _write(folder, prepared.scenario, served, {**summary, "results": str(target)})
+            _write(folder, prepared.scenario, served, summary)
             if kept is not None and (commands := kept.commands()):
                 (folder / COMMANDS_FILE).write_bytes(commands)
         except OSError as error:
-            raise UnwrittenError(target, error, summary) from error
+            raise UnwrittenError(target, error, unwritten) from error
     finally:
         if span_file is not None:
             span_file.close()
     return summary
 
 
-def _write(folder: Path, scenario: Scenario, served: Served, summary: dict[str, Any]) -> None:
+def _write(folder: Path, scenario: Scenario, served: Served, summary: Summary) -> None:
     np.save(folder / "requests.npy", served.table.structured())
     resolved = yaml.dump(scenario.resolved(), Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), sort_keys=False)
     (folder / "scenario.yaml").write_text(resolved, encoding="utf-8")
-    write_json(folder / "summary.json", summary)
+    write_json(folder / "summary.json", summary.document())
 
 
 def results_place(prepared: Prepared, out: Path | None, checkpoints: Path | None) -> Path:
@@ -191,9 +192,9 @@ def results_place(prepared: Prepared, out: Path | None, checkpoints: Path | None
     return out or free_folder(prepared.scenario.name)
 
 
-def _finished(before: Path, out: Path | None, digest: str) -> dict[str, Any] | None:
+def _finished(before: Path, out: Path | None, digest: str) -> Summary | None:
     """The summary of a run whose process ended after its results were in place, and before it could say so."""
     if out is None or out.absolute() != before or not (before / "summary.json").is_file():
         return None
-    summary = load_summary(before)
-    return summary if summary.get("scenario_digest") == digest else None
+    summary = read_summary(before)
+    return summary if summary.scenario_digest == digest else None

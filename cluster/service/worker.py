@@ -31,8 +31,10 @@ from pimserve.cluster.base.rpc.channels import make_server
 from pimserve.cluster.metrics.feed import MetricsFeed
 from pimserve.cluster.metrics.run_metrics import metrics_of
 from pimserve.cluster.run.live_control import LiveControl, StoppedError
+from pimserve.cluster.run.results import read_summary
 from pimserve.cluster.run.run import run
 from pimserve.cluster.run.running_latencies import RunningLatencies
+from pimserve.cluster.run.summary_schema import Summary
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import Prepared, prepare
 from pimserve.cluster.service.folders import SERVER_FILE, RunFolder
@@ -42,7 +44,7 @@ from pimserve.errors import PimserveError
 from pimserve.scheduler.control import RunCancelledError
 from pimserve.v1 import scheduler_pb2_grpc, simulation_pb2_grpc, worker_pb2_grpc
 
-Runner = Callable[..., dict[str, Any]]
+Runner = Callable[..., Summary]
 
 LOG = logging.getLogger("worker")
 _SWITCH_S = 0.0002  # so that calls are answered while the run goes on
@@ -86,7 +88,7 @@ def work(folder: RunFolder, *, held: bool = False, per_engine: bool = False, run
         site: Site | None = None
         try:
             if folder.finished:  # killed after the last step
-                outcome = _finished(read_json(folder.results / "summary.json") or {})
+                outcome = _finished(read_summary(folder.results))
             else:
                 options = read_json(folder.options) or {}
                 prepared = prepare(load_scenario(folder.scenario))
@@ -109,7 +111,7 @@ def work(folder: RunFolder, *, held: bool = False, per_engine: bool = False, run
         return 0
 
 
-def _run(folder: RunFolder, control: LiveControl, site: Site, runner: Runner) -> dict[str, Any]:
+def _run(folder: RunFolder, control: LiveControl, site: Site, runner: Runner) -> Summary:
     """Run the scenario, and answer calls meanwhile; returns the summary."""
     endpoint = _listen(folder, site, control)
     over = threading.Event()
@@ -151,20 +153,20 @@ def _listen(folder: RunFolder, site: Site, control: LiveControl) -> grpc.Server:
     return server
 
 
-def _finished(summary: dict[str, Any]) -> dict[str, Any]:
-    requests = summary["requests"]
+def _finished(summary: Summary) -> dict[str, Any]:
+    requests = summary.requests
     return {
         "state": "finished",
         "error": "",
         "progress": {
-            "simulated_s": summary["end_s"],
-            "requests": requests["total"],
-            "arrived": requests["total"],
-            "finished": requests["finished"],
-            "rejected": requests["rejected"],
-            "waiting": requests["unfinished"],
-            "steps": summary["batch"]["steps"],
-            "stability": summary["stability"],
+            "simulated_s": summary.end_s,
+            "requests": requests.total,
+            "arrived": requests.total,
+            "finished": requests.finished,
+            "rejected": requests.rejected,
+            "waiting": requests.unfinished,
+            "steps": summary.batch.steps,
+            "stability": summary.stability,
         },
     }
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pimserve.cluster.scenario.steady_state import SteadyState
 from pimserve.cluster.validation import edap, intensity
 from pimserve.cluster.validation.duplex_case import Case, read_case
 from pimserve.cluster.validation.duplex_metric import Metric, MetricKind
-from pimserve.cluster.validation.duplex_results import LATENCIES, energy_per_token_j, latency, served, steady
+from pimserve.cluster.validation.duplex_results import energy_per_token_j, latency, served, statistic_of, steady
 from pimserve.cluster.validation.duplex_split import SplitState
 from pimserve.cluster.validation.duplex_systems import MODELS, SystemName, build
 from pimserve.cluster.validation.targets import Method, Target
 from pimserve.device_models.catalogue import load_model
 from pimserve.device_models.operators import Category, Parallelism, operators_of
 from pimserve.errors import InputError
+from pimserve.scheduler.summary_sections import Figures
 
 T = TypeVar("T")
 
@@ -134,13 +135,13 @@ def _loaded_latency(target: Target, metric: Metric) -> Answer:
         raise InputError(target.where, "needs case.qps, requests per second")
     assert metric.latency is not None
     assert metric.baseline_qps is not None
+    assert metric.statistic is not None
     at = ((metric.system, case.qps), (metric.baseline, metric.baseline_qps))
-    latencies = [_open(target, case, name, qps)["latency_s"][LATENCIES[metric.latency]] for name, qps in at]
-    ours, base = (statistics[metric.statistic] for statistics in latencies)
+    ours, base = (statistic_of(_open(target, case, name, qps), metric.latency, metric.statistic) for name, qps in at)
     return Answer(ours / base, "engine", "arrivals evenly spaced")
 
 
-def _open(target: Target, case: Case, name: SystemName, qps: float) -> dict[str, Any]:
+def _open(target: Target, case: Case, name: SystemName, qps: float) -> Figures:
     if name == "Duplex-Split":
         raise InputError(target.where, "Duplex-Split is worked out for closed loops only")
     return served(case.model, case.cluster, name, case.loop, float(qps))
@@ -150,8 +151,8 @@ def _saturation(target: Target, metric: Metric) -> Answer:
     case = read_case(target, metric)
     if case.system == "Duplex-Split":
         raise InputError(target.where, "Duplex-Split is worked out for ratios only")
-    summary = served(case.model, case.cluster, case.system, case.loop, None)
-    tokens = summary["throughput"]["output_tokens_per_s"]
+    tokens = served(case.model, case.cluster, case.system, case.loop, None).throughput.output_tokens_per_s
+    assert tokens is not None
     return Answer(tokens / case.loop.output_tokens, "engine", "rate of a loop that keeps the largest batch full")
 
 

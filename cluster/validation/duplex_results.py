@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
-from typing import Any
 
 from pimserve.cluster.scenario.steady_state import ClosedLoop, SteadyState
 from pimserve.cluster.validation.duplex_served import serve_closed, serve_open
 from pimserve.cluster.validation.duplex_split import SplitState
 from pimserve.cluster.validation.duplex_systems import Cluster, SystemName, build
 from pimserve.errors import InputError
+from pimserve.scheduler.summary_sections import Figures
 
 LATENCIES = {"TBT": "itl", "T2FT": "ttft", "E2E": "e2e"}
 STATISTICS = ("mean", "p50", "p90", "p99")
@@ -58,8 +58,8 @@ def energy_per_token_j(
 
 
 @cache
-def served(model: str, cluster: Cluster, name: SystemName, loop: ClosedLoop, qps: float | None) -> dict[str, Any]:
-    """Summary of an engine run, closed loop or (with `qps`) open."""
+def served(model: str, cluster: Cluster, name: SystemName, loop: ClosedLoop, qps: float | None) -> Figures:
+    """Figures of an engine run, closed loop or (with `qps`) open."""
     system = build(model, cluster, name)
     loop = fitting(model, cluster, name, loop)
     if qps is not None:
@@ -69,10 +69,15 @@ def served(model: str, cluster: Cluster, name: SystemName, loop: ClosedLoop, qps
     return serve_closed(system, loop, expected.mean_stage_s)
 
 
+def statistic_of(figures: Figures, metric: str, statistic: str) -> float:
+    """Mean or percentile of a latency, by the paper's name of that, s."""
+    return float(getattr(getattr(figures.latency_s, LATENCIES[metric]), statistic))
+
+
 def latency(model: str, cluster: Cluster, name: SystemName, loop: ClosedLoop, metric: str, statistic: str) -> float:
     """A latency of a closed loop, s: from the engine, or in closed form for Duplex-Split."""
     if name != "Duplex-Split":
-        return float(served(model, cluster, name, loop, None)["latency_s"][LATENCIES[metric]][statistic])
+        return statistic_of(served(model, cluster, name, loop, None), metric, statistic)
     state = steady(model, cluster, name, loop)
     if metric == "E2E" or statistic == "mean":
         if metric != "E2E":

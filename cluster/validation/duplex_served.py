@@ -18,6 +18,8 @@ from pimserve.scheduler.fleet import Pool
 from pimserve.scheduler.simulation import simulate
 from pimserve.scheduler.slo import SloSpec
 from pimserve.scheduler.summary import summarize
+from pimserve.scheduler.summary_sections import Figures
+from pimserve.scheduler.usage import Hardware
 
 _SPREAD = 0.4
 _CUT = 0.95
@@ -26,7 +28,7 @@ _OPEN_REQUESTS = 2000
 _WARM_UP_SHARE = 0.3
 
 
-def serve_closed(system: System, loop: ClosedLoop, stage_s: float) -> dict[str, Any]:
+def serve_closed(system: System, loop: ClosedLoop, stage_s: float) -> Figures:
     """Summary of a closed loop.
 
     Args:
@@ -44,7 +46,7 @@ def serve_closed(system: System, loop: ClosedLoop, stage_s: float) -> dict[str, 
     return _serve(system, loop, workload, stage_s * loop.output_tokens)
 
 
-def serve_open(system: System, loop: ClosedLoop, requests_per_s: float) -> dict[str, Any]:
+def serve_open(system: System, loop: ClosedLoop, requests_per_s: float) -> Figures:
     """Summary of evenly arriving requests, of which at most `loop.requests` run at once."""
     workload = {
         "mode": "open",
@@ -55,7 +57,7 @@ def serve_open(system: System, loop: ClosedLoop, requests_per_s: float) -> dict[
     return _serve(system, loop, workload, _WARM_UP_SHARE * _OPEN_REQUESTS / requests_per_s)
 
 
-def _serve(system: System, loop: ClosedLoop, workload: dict[str, Any], warmup_s: float) -> dict[str, Any]:
+def _serve(system: System, loop: ClosedLoop, workload: dict[str, Any], warmup_s: float) -> Figures:
     served = simulate(
         [Pool("", system.plan, system.kv_capacity_tokens)],
         generate(WorkloadSpec.model_validate(workload), SEED),
@@ -64,7 +66,7 @@ def _serve(system: System, loop: ClosedLoop, workload: dict[str, Any], warmup_s:
         seed=SEED,
         warmup_s=warmup_s,
     )
-    return summarize(served, SloSpec(), system.plan.devices)
+    return summarize(served, SloSpec(), Hardware(system.plan.devices))
 
 
 def _lengths(loop: ClosedLoop) -> dict[str, dict[str, float | str]]:

@@ -108,17 +108,17 @@ def run_scenario(document: dict[str, Any], assumed: str) -> ServedResult:
         raise NotCovered(str(validation_error("", error, Scenario)).splitlines()[0]) from None
     except InputError as error:
         raise NotCovered(error.message) from None
-    requests, latency = summary["requests"], summary["latency_s"]
-    if too_long := requests["total"] - requests["finished"] + requests["truncated"]:
-        raise NotCovered(f"{too_long} of {requests['total']} requests are too long for the model or the KV cache")
-    ttft, tpot, rate = latency["ttft"]["mean"], latency["tpot"]["mean"], summary["throughput"]["output_tokens_per_s"]
+    requests, latency = summary.requests, summary.latency_s
+    if too_long := requests.total - requests.finished + requests.truncated:
+        raise NotCovered(f"{too_long} of {requests.total} requests are too long for the model or the KV cache")
+    ttft, tpot, rate = latency.ttft.mean, latency.tpot.mean, summary.throughput.output_tokens_per_s
     if ttft is None or tpot is None or rate is None:
         raise NotCovered("too short to measure")
     return ServedResult(
         ttft_ms=1000 * ttft,
         tpot_ms=1000 * tpot,
         tokens_per_s=rate,
-        preemptions=requests["preemptions"],
+        preemptions=requests.preemptions,
         assumed=assumed,
     )
 

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pimserve.cluster.run.run import serve
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.device_models.experts import FEATURES
 from pimserve.device_models.routing import ExpertPools, Routing
 from pimserve.errors import InputError
+from tests.cluster.documents import serve
 
 FEW = ["workload.num_requests=20", "output.steps=false"]
 

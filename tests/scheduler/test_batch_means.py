@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pimserve.cluster.run.run import serve
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.scheduler.batch_means import nearest_rank, of_mean, of_percentile, of_ratio, t_quantile
+from pimserve.scheduler.distributions import percentile
 from pimserve.scheduler.step_batches import StepBatches
-from pimserve.scheduler.summary import percentile
+from tests.cluster.documents import serve
 
 REPEATS = 400
 P99 = float(stats.norm.ppf(0.99))

@@ -21,6 +21,7 @@ from pimserve.scheduler.simulation import Deployment, Served
 from pimserve.scheduler.slo import SloSpec
 from pimserve.scheduler.steplog import Rows, expand
 from pimserve.scheduler.summary import digest, summarize
+from pimserve.scheduler.usage import Hardware
 
 from .pools import Decode
 from .strategies import Case, cases
@@ -34,7 +35,7 @@ def spec(*events: dict[str, Any], **more: Any) -> FaultSpec:
 
 
 def told(served: Served, devices: int = 1) -> dict[str, Any]:
-    found: dict[str, Any] = summarize(served, SloSpec(), devices)["faults"]
+    found: dict[str, Any] = summarize(served, SloSpec(), Hardware(devices)).document()["faults"]
     return found
 
 
@@ -58,7 +59,7 @@ def test_a_failure_takes_effect_at_the_step_boundary_and_is_noticed_later() -> N
     assert (found["requeued"], found["recomputed_tokens"]) == (1, 7)
     assert found["down_replica_s"] == pytest.approx(0.05)  # from 30 ms to the end of the run at 80 ms
     assert found["availability"] == pytest.approx(1 - 0.05 / 0.16)
-    gaps = summarize(served, SloSpec(), 2)["latency_s"]["itl"]
+    gaps = summarize(served, SloSpec(), Hardware(2)).document()["latency_s"]["itl"]
     assert (gaps["n"], gaps["mean"]) == (6, pytest.approx((5 * 0.01 + 0.05) / 6))
 
 
@@ -88,7 +89,7 @@ def test_who_waits_in_vain_has_missed_the_slo(kind: str, max_time_s: float | Non
     faults = spec({"at_s": 0.45, "replica": 0, "kind": kind})
     for deployment in (Deployment(), Deployment(control=Windows([10**14]))):
         served = serve(requests, faults=faults, max_time_s=max_time_s, deployment=deployment)
-        found = summarize(served, SloSpec(ttft_s=0.55), 1)
+        found = summarize(served, SloSpec(ttft_s=0.55), Hardware(1)).document()
         assert served.end_s == end_s
         assert found["requests"]["finished"] == 5
         assert found["throughput"]["requests_per_s"] == pytest.approx(5 / end_s)

@@ -28,6 +28,7 @@ from pimserve.scheduler.simulation import Served
 from pimserve.scheduler.slo import SloSpec
 from pimserve.scheduler.steplog import Rows, expand
 from pimserve.scheduler.summary import digest, summarize
+from pimserve.scheduler.usage import Hardware
 
 from .pools import simulate_on
 from .reference_engine import UNLIMITED
@@ -97,7 +98,7 @@ class Run:
         return found
 
     def summary(self) -> dict[str, Any]:
-        return summarize(self.served, SloSpec(ttft_s=0.05, tpot_s=0.01), len(self.blocks))
+        return summarize(self.served, SloSpec(ttft_s=0.05, tpot_s=0.01), Hardware(len(self.blocks))).document()
 
 
 def workload(case: Case) -> Workload:
@@ -423,14 +424,14 @@ import sys
 from pimserve.cluster.run.run import serve
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
-print(serve(prepare(load_scenario(None, sys.argv[1:])))[0]["digest"])
+print(serve(prepare(load_scenario(None, sys.argv[1:])))[0].digest)
 """
 
 
 def test_the_same_seed_gives_the_same_bits_in_any_process() -> None:
-    from pimserve.cluster.run.run import serve  # noqa: PLC0415 scheduler tests do not know the cluster otherwise
     from pimserve.cluster.scenario.document import load_scenario  # noqa: PLC0415
     from pimserve.cluster.scenario.prepared import prepare  # noqa: PLC0415
+    from tests.cluster.documents import serve  # noqa: PLC0415 scheduler tests do not know the cluster otherwise
 
     overrides = ["workload.num_requests=12", "cluster.replicas=2", "scheduler.router=least_outstanding"]
     there = subprocess.run(

@@ -23,6 +23,7 @@ from pimserve.scheduler.simulation import Deployment, Served
 from pimserve.scheduler.slo import SloSpec
 from pimserve.scheduler.steplog import StepLog
 from pimserve.scheduler.summary import digest, summarize
+from pimserve.scheduler.usage import Hardware
 
 from .pools import Decode
 from .reference_engine import UNLIMITED
@@ -47,7 +48,7 @@ def test_times_by_hand() -> None:
     assert seconds(served, "first_token_ps") == [0.01, 0.01, 0.31]
     assert seconds(served, "finish_ps") == [0.045, 0.055, 0.31]
     assert served.table["replica"].tolist() == [1, 1, 0]
-    found = summarize(served, SloSpec(), 2)
+    found = summarize(served, SloSpec(), Hardware(2)).document()
     assert found["latency_s"]["itl"]["n"] == 3
     assert found["latency_s"]["itl"]["mean"] == pytest.approx((0.025 + 0.01 + 0.045) / 3)
     pools = found["pools"]
@@ -77,7 +78,7 @@ def test_a_full_decode_cache_holds_requests_back_until_the_next_report() -> None
     # The first one's cache is there at 10 + 5 + 20 = 35 ms, its 19 tokens at 225 ms; that is told at 300 ms.
     assert first == 225 * 10**9
     assert second == (300 + 25 + 20) * 10**9
-    assert summarize(served, SloSpec(), 2)["pools"]["handover"]["held"] == 1
+    assert summarize(served, SloSpec(), Hardware(2)).document()["pools"]["handover"]["held"] == 1
 
 
 def test_caches_go_in_the_order_in_which_prompts_are_done_whatever_window_they_were_begun_in() -> None:

@@ -14,6 +14,7 @@ from pimserve.scheduler.simulation import simulate
 from pimserve.scheduler.slo import SloSpec
 from pimserve.scheduler.stability import SATURATED, STATES, STEADY, TOO_SHORT, _regression
 from pimserve.scheduler.summary import summarize
+from pimserve.scheduler.usage import Hardware
 
 SEEDS = range(6)
 
@@ -48,7 +49,7 @@ def summary(
     )
     spec = SchedulerSpec(max_num_seqs=given["seqs"])
     served = simulate([Pool("", given["plan"], 10**6)], workload, spec, max_model_len=10**5, **changes)
-    return summarize(served, SloSpec(), 1)
+    return summarize(served, SloSpec(), Hardware(1)).document()
 
 
 def states(system: str, load: float, n: int, process: str = "poisson") -> Counter[str]:

@@ -15,12 +15,14 @@ from pimserve.device_models.pipeline import Load, PassivePower, PipelineTerm, St
 from pimserve.device_models.plan import HOST, CostPlan, DecodeAttentionTerm, Energy, RowTerm
 from pimserve.loadgen.workload import Workload
 from pimserve.scheduler.config import SchedulerSpec
+from pimserve.scheduler.distributions import PERCENTILES, distribution, percentile
 from pimserve.scheduler.fleet import Pool
 from pimserve.scheduler.outcomes import CENSORED, outcomes
 from pimserve.scheduler.requests import REJECTED, SERVABLE, WAITING
 from pimserve.scheduler.simulation import Served, simulate
 from pimserve.scheduler.slo import SloSpec
-from pimserve.scheduler.summary import PERCENTILES, digest, distribution, percentile, summarize
+from pimserve.scheduler.summary import digest, summarize
+from pimserve.scheduler.usage import Hardware
 
 from .pools import simulate_on
 
@@ -48,7 +50,7 @@ def serve(requests: list[tuple[float, int, int]], *, concurrency: int | None = N
 
 
 def summary(requests: list[tuple[float, int, int]], slo: SloSpec = NO_LIMITS, **changes: Any) -> dict[str, Any]:
-    found = summarize(serve(requests, **changes), slo, 2)
+    found = summarize(serve(requests, **changes), slo, Hardware(2)).document()
     json.dumps(found, allow_nan=False)  # a summary is plain JSON
     return found
 
@@ -63,9 +65,13 @@ def test_percentile_is_the_smallest_value_with_that_share_at_or_below(values: li
 
 
 def test_distribution_tells_how_many_samples_it_has() -> None:
-    found = distribution(np.array([3.0, 1.0, 2.0, 10.0]))
+    found = distribution(np.array([3.0, 1.0, 2.0, 10.0])).document()
     assert found == {"mean": 4.0, "p50": 2.0, "p90": 10.0, "p99": 10.0, "n": 4}
-    assert distribution(np.zeros(0)) == {"mean": None, **dict.fromkeys([f"p{p}" for p in PERCENTILES]), "n": 0}
+    assert distribution(np.zeros(0)).document() == {
+        "mean": None,
+        **dict.fromkeys([f"p{p}" for p in PERCENTILES]),
+        "n": 0,
+    }
 
 
 def test_latencies() -> None:
@@ -200,7 +206,7 @@ def test_what_is_known_when_a_run_is_cut_is_what_comes_of_it(
 @given(st.lists(st.tuples(st.integers(1, 400), st.integers(1, 50)), min_size=1, max_size=20), st.integers(20, 300))
 def test_requests_are_rejected_for_a_reason(lengths: list[tuple[int, int]], most: int) -> None:
     served = serve([(0.0, *each) for each in lengths], max_model_len=most, kv_capacity_tokens=160)
-    found = summarize(served, NO_LIMITS, 1)
+    found = summarize(served, NO_LIMITS, Hardware(1)).document()
     longer = [prompt for prompt, _ in lengths if prompt >= min(most, 160)]
     assert found["requests"]["rejected_by_reason"] == {
         "max_model_len": sum(prompt >= most for prompt in longer),
@@ -340,7 +346,7 @@ def test_a_closed_loop_is_trimmed_at_both_ends() -> None:
     for warmup, measured in ((0.0, 20), (1e-9, 12)):
         served = simulate([Pool("", PLAN, 1600)], workload, SchedulerSpec(), max_model_len=1600, warmup_s=warmup)
         # Of 20 the first 4 are sent before the window, and the last 4 when it ends.
-        assert summarize(served, NO_LIMITS, 1)["requests"]["measured"] == measured
+        assert summarize(served, NO_LIMITS, Hardware(1)).requests.measured == measured
 
 
 def test_replicas_of_a_closed_loop_add_up_their_own_rates() -> None:

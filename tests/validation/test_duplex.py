@@ -99,7 +99,7 @@ def test_operations_per_byte(
 )
 def test_engine_and_closed_form_agree(model: str, name: SystemName, loop: ClosedLoop) -> None:
     expected = steady(model, CLUSTERS[model], name, loop)
-    summary = served(model, CLUSTERS[model], name, loop, None)
+    summary = served(model, CLUSTERS[model], name, loop, None).document()
     latency = summary["latency_s"]
     assert summary["requests"]["unfinished"] == summary["requests"]["rejected"] == 0
     assert summary["throughput"]["output_tokens_per_s"] == pytest.approx(expected.throughput_tokens_per_s, rel=0.02)

@@ -15,10 +15,10 @@ import pytest
 from pimserve.cluster.distributed.deployment import Distributed, Spread, host_specs
 from pimserve.cluster.distributed.hosts.hosting import Endpoint, HostSpec
 from pimserve.cluster.run.checkpoint import CheckpointFolder
-from pimserve.cluster.run.run import run
 from pimserve.cluster.scenario.document import Scenario, load_scenario
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.scheduler.control import RunView
+from tests.cluster.documents import run
 
 TOKEN = "the token of this test"
 REQUESTS = 24

@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 
 from pimserve.cluster.cli.main import app
 from pimserve.cluster.metrics import backfill
-from pimserve.cluster.run.run import run
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.errors import InputError
+from tests.cluster.documents import run
 
 ANCHOR = "2026-01-01T00:00:00Z"
 needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")

@@ -8,13 +8,13 @@ import pytest
 from pimserve.cluster.metrics.feed import MetricsFeed
 from pimserve.cluster.metrics.run_metrics import metrics_of
 from pimserve.cluster.run.live_control import LiveControl
-from pimserve.cluster.run.run import serve
 from pimserve.cluster.run.running_latencies import RunningLatencies
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.scheduler.control import Inject
 from pimserve.scheduler.requests import FINISHED
 from pimserve.scheduler.simulation import Deployment
+from tests.cluster.documents import serve
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 

@@ -19,17 +19,17 @@ from pimserve.cluster.metrics.feed import MetricsFeed, RequestMetrics
 from pimserve.cluster.metrics.run_metrics import metrics_of
 from pimserve.cluster.metrics.vllm import VLLM_FAMILIES, as_vllm
 from pimserve.cluster.run.live_control import LiveControl
-from pimserve.cluster.run.run import serve
 from pimserve.cluster.run.running_latencies import RunningLatencies
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.cluster.service.messages import latencies_of
+from pimserve.scheduler.distributions import percentile
 from pimserve.scheduler.histogram import DurationHistogram
 from pimserve.scheduler.requests import FINISHED, RequestTable
 from pimserve.scheduler.simulation import Deployment
 from pimserve.scheduler.slo import SloSpec
-from pimserve.scheduler.summary import percentile
 from pimserve.scheduler.window import MeasuredWindow
+from tests.cluster.documents import serve
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 WITHIN = 0.10

@@ -12,10 +12,10 @@ from prometheus_client.openmetrics import parser as openmetrics
 from pimserve.cluster.metrics.backfill import epoch_of, parts_of, write, write_file
 from pimserve.cluster.metrics.replay import replay
 from pimserve.cluster.run.history import History
-from pimserve.cluster.run.run import run
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.errors import InputError
+from tests.cluster.documents import run
 from tests.cluster.metrics.test_feed import CASES, watched
 
 EXAMPLES = Path(__file__).parents[3] / "examples"

@@ -2,9 +2,9 @@
 
 import json
 
-from pimserve.cluster.run.run import run
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
+from tests.cluster.documents import run
 
 SMALL = ("workload.num_requests=120", "slo.ttft_s=0.04")
 

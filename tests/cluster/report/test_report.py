@@ -28,7 +28,7 @@ from pimserve.cluster.sweep.grid import load_grid
 from pimserve.cluster.sweep.sweep import sweep
 from pimserve.cluster.sweep.workers import ProcessWorkers
 from pimserve.errors import InputError
-from pimserve.scheduler.summary import percentile
+from pimserve.scheduler.distributions import percentile
 from tests.cluster.report.runs import AIMC, MEASURED, changed_summary, make_run
 from tests.cluster.run.example_summary import example_summary, without_numbers
 

@@ -10,9 +10,9 @@ import pytest
 from pimserve.cluster.cli.render import summary_report, write
 from pimserve.cluster.run.export import export_table
 from pimserve.cluster.run.results import load_table
-from pimserve.cluster.run.run import run, serve
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
+from tests.cluster.documents import run, serve
 
 DATA = Path(__file__).parents[2] / "data"
 ON = ["model=llama-3.1-8b", "cluster={device: h100, devices_per_node: 1}", "output.steps=false"]

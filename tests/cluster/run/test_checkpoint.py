@@ -13,12 +13,12 @@ import pytest
 
 from pimserve.cluster.run.checkpoint import CheckpointFolder
 from pimserve.cluster.run.results import load_table
-from pimserve.cluster.run.run import run
 from pimserve.cluster.scenario.document import Scenario, load_scenario
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.errors import InputError
 from pimserve.scheduler.control import Inject, RunView, ScaleRate
 from pimserve.scheduler.requests import DTYPE
+from tests.cluster.documents import run
 
 ROWS = np.zeros(3, DTYPE)
 
@@ -228,7 +228,7 @@ def test_what_a_killed_process_was_writing_is_removed(tmp_path: Path) -> None:
     kept.mkdir()
     (kept / ".checkpoint.0123abcd.new").write_bytes(b"half")
     with pytest.raises(Killed):
-        run(scenario(), tmp_path / "out", control=DiesAfter(9), checkpoints=kept)
+        run(prepare(scenario()), tmp_path / "out", control=DiesAfter(9), checkpoints=kept)
     assert not list(kept.glob(".*"))
 
 
@@ -241,7 +241,7 @@ from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
 checkpoint.CheckpointFolder.due = lambda _: True
 scenario = load_scenario(None, ["workload.num_requests=40000", "cluster.replicas=2"])
-print(run(prepare(scenario), Path(sys.argv[1]), checkpoints=Path(sys.argv[2]))["digest"])
+print(run(prepare(scenario), Path(sys.argv[1]), checkpoints=Path(sys.argv[2])).digest)
 """
 
 

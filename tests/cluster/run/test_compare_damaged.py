@@ -11,10 +11,10 @@ from rich.console import Console
 
 from pimserve.cluster.cli.render import comparison_report, console
 from pimserve.cluster.run.compare import compare
-from pimserve.cluster.run.run import run
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.errors import InputError
+from tests.cluster.documents import run
 
 JUNK = (None, True, -1, 10**400, 1e308, "x", [], [1], {}, {"x": 1})
 

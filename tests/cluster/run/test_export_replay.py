@@ -7,10 +7,10 @@ import pytest
 
 from pimserve.cluster.run.export import export_table
 from pimserve.cluster.run.results import load_table
-from pimserve.cluster.run.run import run
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.loadgen.traces import TraceSpec, load_trace
+from tests.cluster.documents import run
 
 LENGTHS = "lengths: {input: {kind: uniform, low: 1, high: 2000}, output: {kind: uniform, low: 1, high: 300}}"
 CLOSED = f"workload={{mode: closed, concurrency: 6, num_requests: 60, {LENGTHS}}}"

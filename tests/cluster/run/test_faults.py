@@ -11,11 +11,11 @@ from pimserve.cluster.cli.render import summary_report, write
 from pimserve.cluster.run.compare import compare
 from pimserve.cluster.run.export import export_table
 from pimserve.cluster.run.results import load_table
-from pimserve.cluster.run.run import run, serve
 from pimserve.cluster.scenario.document import Scenario, load_scenario
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.device_models.plan import FS_PER_S
 from pimserve.errors import InputError
+from tests.cluster.documents import run, serve
 
 SMALL = ["workload.num_requests=150", "cluster.replicas=2", "cluster.experts=tp"]
 EVENTS = (

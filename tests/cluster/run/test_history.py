@@ -9,11 +9,11 @@ import pytest
 
 from pimserve.cluster.metrics.backfill import parts_of, write_file
 from pimserve.cluster.run.history import History
-from pimserve.cluster.run.run import run
 from pimserve.cluster.run.timeline import write_timeline
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.errors import InputError
+from tests.cluster.documents import run
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 GONE = object()

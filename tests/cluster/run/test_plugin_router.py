@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from pimserve.cluster.cli.signals import handle_signals
-from pimserve.cluster.run.run import run
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.errors import InputError, Terminated
 from pimserve.scheduler.router import make_router, restore_router, router_state
+from tests.cluster.documents import run
 
 EXAMPLE = Path(__file__).parents[2] / "example_router"
 SCENARIO = [

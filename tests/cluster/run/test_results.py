@@ -27,11 +27,11 @@ from pimserve.cluster.run.results import (
     load_table,
     results_folder,
 )
-from pimserve.cluster.run.run import run
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.errors import InputError
 from pimserve.scheduler.steplog import Rows
+from tests.cluster.documents import run
 
 FILES = {"scenario.yaml", "summary.json", "requests.npy", "steps.npy"}
 
@@ -309,6 +309,6 @@ def test_a_full_disk_costs_the_steps_and_not_the_run(tmp_path: Path, monkeypatch
     assert full.value.filename == str(tmp_path / "out")
     monkeypatch.undo()
     whole = run(prepare(scenario), tmp_path / "whole")
-    assert full.value.summary["digest"] == whole["digest"]
-    assert "results" not in full.value.summary
+    assert full.value.summary.digest == whole["digest"]
+    assert "results" not in full.value.summary.document()
     assert [path.name for path in tmp_path.iterdir()] == ["whole"]

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from pimserve.cluster.run.results import load_summary, load_table
-from pimserve.cluster.run.run import run, serve
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
+from tests.cluster.documents import run, serve
 
 SMALL = ["workload.num_requests=25"]
 

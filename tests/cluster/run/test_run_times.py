@@ -11,10 +11,10 @@ import pytest
 
 from pimserve.cluster.run.compare import compare
 from pimserve.cluster.run.results import load_summary
-from pimserve.cluster.run.run import run
 from pimserve.cluster.run.run_times import earlier_run, ended_at, newer_runs, now
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
+from tests.cluster.documents import run
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from pimserve.cluster.cli.service_tables import request_page, slo_line
 from pimserve.cluster.client.answers import latencies as answered
 from pimserve.cluster.client.answers import request as described
 from pimserve.cluster.run.live_control import LiveControl
-from pimserve.cluster.run.run import serve
 from pimserve.cluster.run.running_latencies import NAMES, RunningLatencies
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
@@ -17,6 +16,7 @@ from pimserve.cluster.service.messages import latencies_of, life
 from pimserve.scheduler.requests import FINISHED, WAITING, RequestTable
 from pimserve.scheduler.simulation import Deployment
 from pimserve.scheduler.slo import SloSpec
+from tests.cluster.documents import serve
 
 NOTHING = np.zeros(0, np.int64)
 

@@ -11,11 +11,11 @@ from pimserve.cluster.distributed.run_on import run_on
 from pimserve.cluster.run import results
 from pimserve.cluster.run.checkpoint import CheckpointFolder
 from pimserve.cluster.run.results import SPAN, SpanFile, load_table
-from pimserve.cluster.run.run import run
 from pimserve.cluster.scenario.document import Scenario, load_scenario
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.scheduler.control import RunView
 from pimserve.scheduler.steplog import Rows
+from tests.cluster.documents import run
 
 
 class Killed(BaseException):

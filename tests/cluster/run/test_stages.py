@@ -9,9 +9,9 @@ import pytest
 
 from pimserve.cluster.cli.render import summary_report, write
 from pimserve.cluster.run.results import load_table
-from pimserve.cluster.run.run import run
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
+from tests.cluster.documents import run
 
 STEP = "[[0, 5], [600, 5], [600, 10], [1200, 10]]"
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from pimserve.cluster.run.run import serve
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
+from tests.cluster.documents import serve
 
 DATA = Path(__file__).parents[2] / "data"
 ON = ["model=llama-3.1-8b", "cluster={device: h100, devices_per_node: 1}"]

@@ -10,10 +10,10 @@ import jsonschema
 import pytest
 from pydantic import BaseModel
 
-from pimserve.cluster.run.run import run
 from pimserve.cluster.run.summary_schema import Summary, summary_schema
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
+from tests.cluster.documents import run
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 FEW = ["workload.num_requests=60", "run.warmup_s=0", "output.steps=false"]
@@ -65,16 +65,10 @@ def fields_of(value: object) -> Iterator[tuple[str, str]]:
 
 def test_every_field_of_the_reference_is_in_a_run(summaries: dict[str, dict[str, Any]]) -> None:
     seen = {field for summary in summaries.values() for field in fields_of(Summary.model_validate(summary))}
-    kinds: set[type[BaseModel]] = set()
-
-    def walk(kind: type[BaseModel]) -> None:
-        kinds.add(kind)
-        for each in kind.__subclasses__():
-            walk(each)
-
-    walk(Summary.__mro__[2])
-    known = {(kind.__name__, name) for kind in kinds for name in kind.model_fields}
-    assert known - seen == {("Placed", name) for name in Summary.__mro__[1].model_fields} | {
+    schema = summary_schema()
+    kinds = {**schema["$defs"], "Summary": schema}
+    known = {(kind, name) for kind, part in kinds.items() for name in part["properties"]}
+    assert known - seen == {
         ("Simulator", "spread"),  # of distributed runs
         ("Simulator", "continued"),
     }

@@ -10,11 +10,11 @@ import pytest
 
 from pimserve.cluster.run import timeline
 from pimserve.cluster.run.results import load_table
-from pimserve.cluster.run.run import run
 from pimserve.cluster.run.timeline import write_timeline
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.errors import InputError
+from tests.cluster.documents import run
 
 
 @pytest.fixture(scope="module")

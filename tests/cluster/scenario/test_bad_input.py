@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pimserve.cluster.run.run import run
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.errors import InputError
+from tests.cluster.documents import run
 
 FIXED = "lengths: {input: {kind: fixed, tokens: 5}, output: {kind: fixed, tokens: 5}}"
 

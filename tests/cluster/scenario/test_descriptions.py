@@ -11,13 +11,13 @@ import yaml
 
 from pimserve.cluster.cli.listing import describe_device, describe_model, entry_page
 from pimserve.cluster.cli.render import write
-from pimserve.cluster.run.run import run
 from pimserve.cluster.scenario.document import Scenario, load_scenario
 from pimserve.cluster.scenario.prepared import prepare, scenario_digest
 from pimserve.cluster.service.received_scenario import read_scenario
 from pimserve.cluster.sweep.grid import load_grid
 from pimserve.device_models.catalogue import load_model, model_names, model_of
 from pimserve.errors import InputError
+from tests.cluster.documents import run
 
 # Llama-3.1-8B with other names; 8,030,261,248 parameters.
 MODEL = """\

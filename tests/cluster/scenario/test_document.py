@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pimserve.cluster.run.run import run
 from pimserve.cluster.scenario.document import Scenario, json_schema, load_scenario
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.device_models.catalogue import device_names, load_model, model_names
 from pimserve.device_models.device import OperatorDevice
 from pimserve.device_models.registry import load_device
 from pimserve.errors import InputError
+from tests.cluster.documents import run
 
 EXAMPLES = sorted((Path(__file__).parents[3] / "examples").glob("*.yaml"))
 

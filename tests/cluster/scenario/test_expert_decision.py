@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from pimserve.cluster.run.run import serve
 from pimserve.cluster.scenario.document import Scenario
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.scheduler.simulation import Served
+from tests.cluster.documents import serve
 
 
 def served(flop_per_byte: float, decision: str | None = None) -> tuple[dict[str, Any], Served]:

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from pimserve.cluster.run.run import serve
 from pimserve.cluster.scenario.document import Scenario
 from pimserve.cluster.scenario.pools import PlacedPool, place_pool, routing_of
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.errors import InputError
+from tests.cluster.documents import serve
 
 MIXTRAL = {"cluster": {"device": "h100"}}
 CARD = {"preset": "h100", "memory_gb": "24 GiB"}

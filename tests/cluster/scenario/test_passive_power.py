@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from pimserve.cluster.run.run import serve
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.device_models.catalogue import device_names
 from pimserve.device_models.registry import load_device
 from pimserve.errors import InputError
+from tests.cluster.documents import serve
 
 ONE = ["model=llama-3.1-8b", "cluster.devices_per_node=1", "workload.num_requests=1", "output.steps=false"]
 ROUNDING = 1 - 1e-9

@@ -8,7 +8,6 @@ from typing import Literal
 
 import pytest
 
-from pimserve.cluster.run.run import run, serve
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.device_models import registry
@@ -17,6 +16,7 @@ from pimserve.device_models.operators import Operator, Parallelism
 from pimserve.device_models.pipeline import PassivePower
 from pimserve.device_models.plan import CostPlan, RowTerm
 from pimserve.errors import InputError
+from tests.cluster.documents import run, serve
 
 
 class AbacusSpec(DeviceSpec):

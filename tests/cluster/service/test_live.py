@@ -9,7 +9,7 @@ import pytest
 
 from pimserve.cluster.base.files import read_json
 from pimserve.cluster.base.processes import LOCKED, TO_BE_CONTINUED
-from pimserve.cluster.run.run import run, serve
+from pimserve.cluster.run.run import run
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.cluster.service.folders import DataFolder
@@ -18,6 +18,7 @@ from pimserve.errors import InputError
 from pimserve.v1 import scheduler_pb2 as sched
 from pimserve.v1 import simulation_pb2 as sim
 from pimserve.v1 import worker_pb2
+from tests.cluster.documents import serve
 from tests.cluster.service.harness import prepared
 
 ID = {"run_id": "abcd"}

@@ -16,13 +16,13 @@ from pimserve.cluster.base.files import read_json
 from pimserve.cluster.client import Client, ServiceError
 from pimserve.cluster.metrics.endpoint import EndpointOptions
 from pimserve.cluster.run.results import load_summary
-from pimserve.cluster.run.run import serve
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.cluster.service.run_queue import Limits
 from pimserve.cluster.service.server import ServerOptions, serving
 from pimserve.cluster.service.worker_link import WORKER
 from pimserve.errors import InputError
+from tests.cluster.documents import serve
 from tests.cluster.service.harness import STAND_IN, refused, server_and_client, until
 
 SMALL = ["workload.num_requests=50"]

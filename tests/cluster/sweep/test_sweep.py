@@ -23,7 +23,6 @@ from typer.testing import CliRunner
 
 from pimserve.cluster.cli.sweep_command import add_commands
 from pimserve.cluster.cli.sweep_table import sweep_report
-from pimserve.cluster.run.run import run
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.cluster.sweep import key_figures
@@ -32,6 +31,7 @@ from pimserve.cluster.sweep.sweep import sweep
 from pimserve.cluster.sweep.workers import ProcessWorkers
 from pimserve.errors import InputError
 from pimserve.scheduler.batch_means import t_quantile
+from tests.cluster.documents import run
 
 pytestmark = pytest.mark.server
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from pimserve.cluster.run.run import serve
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.device_models.aimc.device import Aimc
@@ -24,6 +23,7 @@ from pimserve.device_models.pipeline import Load
 from pimserve.device_models.plan import FS_PER_S, PJ_PER_J, CostPlan
 from pimserve.device_models.registry import load_device
 from pimserve.errors import InputError
+from tests.cluster.documents import serve
 
 PRESETS = [name for name in device_names() if isinstance(load_device(name), Aimc)]
 STRATEGIES = ("greedy_in_order", "greedy_util", "moe_separated", "greedy_random", "greedy_top2")
