@@ -201,7 +201,7 @@ def role(pool: PlacedPool) -> str:
 
 def units(pool: PlacedPool) -> tuple[str, ...]:
     """Units of the pool's devices, as their ledgers name them."""
-    return units_of(pool.replica.plan)
+    return units_of(pool.plan)
 
 
 def _of_devices(family: Family, pool: PlacedPool) -> Sequence[tuple[str, ...]]:
@@ -211,7 +211,7 @@ def _of_devices(family: Family, pool: PlacedPool) -> Sequence[tuple[str, ...]]:
     if family.name == "pimserve_operator_time_seconds_total":
         return [(category,) for category in CATEGORIES]
     if family.name == "pimserve_device_energy_joules_total":
-        passive = [("passive", "passive")] if pool.replica.plan.passive is not None else []
+        passive = [("passive", "passive")] if pool.plan.passive is not None else []
         return [*((category, part) for category in CATEGORIES for part in ("dram", "compute")), *passive]
     if family.name == "pimserve_link_bytes_total":
         return _links(pool)

@@ -51,7 +51,7 @@ def expert_load(history: History, pool: PlacedPool, shape: Shape) -> ExpertLoad 
     laws = np.stack([pick_probabilities(row, moe.top_k) for row in weights])
     counts = draw_counts(np.random.default_rng([seed, _STREAM]), laws, shape.tokens, -(-_DRAWS // len(laws)))
     counts = counts.reshape(-1, moe.experts)
-    term = pool.replica.plan.experts
+    term = pool.plan.experts
     groups = None if term is None else term.groups
     ratios = None
     if groups is not None and groups > 1:

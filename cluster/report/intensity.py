@@ -148,7 +148,7 @@ def work_of(history: History, pool: PlacedPool, shape: Shape) -> list[Work]:
     of a device of the busiest group, but those of routed experts: FLOPs and bytes of the mean device, and the time of
     the busiest.
     """
-    plan = pool.replica.plan
+    plan = pool.plan
     if plan.weight_stationary:
         return _stationary(history, pool, shape)
     return list(_moving(history, pool, plan, shape))
@@ -235,7 +235,7 @@ def _stationary(history: History, pool: PlacedPool, shape: Shape) -> list[Work]:
 
     The time is that of the unit which attention keeps busy longest, the memory or the attention units.
     """
-    model, plan = history.prepared.model, pool.replica.plan
+    model, plan = history.prepared.model, pool.plan
     if not shape.decodes or not plan.prefill:
         return []
     attention = [op for op in operators_of(model, Parallelism()) if isinstance(op, DecodeAttention)]

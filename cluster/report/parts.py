@@ -75,7 +75,7 @@ def parts_of(runs: list[Named]) -> list[Part]:
                     pool.roofs,
                     steps,
                     expert_load(history, pool, steps[0].shape) if steps else None,
-                    pool.replica.plan.weight_stationary,
+                    pool.plan.weight_stationary,
                 )
             )
     return found

@@ -19,10 +19,12 @@ from pimserve.cluster.run.caveats import caveats, caveats_of_devices
 from pimserve.cluster.run.results import SCHEMA_VERSION
 from pimserve.cluster.run.run_times import now
 from pimserve.cluster.run.summary_schema import (
+    Holding,
     PoolFigures,
     Pools,
     Precision,
     ServedSummary,
+    Sharing,
     Simulator,
     TraceRows,
     Traffic,
@@ -66,8 +68,8 @@ def summary_of(prepared: Prepared, served: Served) -> ServedSummary:
         workload=workload.description,
         trace_rows=TraceRows(read=workload.rows_read, dropped=dict(workload.rows_dropped)),
         scenario_digest=prepared.digest,
-        **_sharing(pools[0]),
-        **_holding(pools[0], hardware.silicon_mm2, hardware.tdp_w),
+        **_sharing(pools[0]).set_parts(),
+        **_holding(pools[0], hardware.silicon_mm2, hardware.tdp_w).set_parts(),
         **parts,
         warnings=[
             *caveats(figures, served.limits_tokens),
@@ -111,41 +113,40 @@ def _pools(use: PoolsUse, pools: Sequence[PlacedPool]) -> Pools:
     figures = {
         pool.name: PoolFigures(
             device=pool.label,
-            **_sharing(pool),
-            **_holding(pool, pool.silicon_mm2, pool.tdp_w),
-            **dict(getattr(use, pool.name)),
+            **_sharing(pool).set_parts(),
+            **_holding(pool, pool.silicon_mm2, pool.tdp_w).set_parts(),
+            **getattr(use, pool.name).set_parts(),
         )
         for pool in pools
     }
     return Pools(**figures, handover=use.handover)
 
 
-def _sharing(pool: PlacedPool) -> dict[str, Any]:
-    """Fields of `Sharing`."""
+def _sharing(pool: PlacedPool) -> Sharing:
     replica = pool.replica
-    return {
-        "devices_per_replica": pool.devices_per_replica,
-        "parallelism": dict(replica.parallelism),
-        "costs": dict(replica.costs),
-        "traffic": [
+    return Sharing(
+        devices_per_replica=pool.devices_per_replica,
+        parallelism=dict(replica.parallelism),
+        costs=dict(replica.costs),
+        traffic=[
             Traffic(operator=sent.operator, link=sent.link, per=sent.rows.removesuffix("s"), bytes=sent.bytes_per_row)
             for sent in replica.traffic
         ],
-    }
+    )
 
 
-def _holding(pool: PlacedPool, silicon_mm2: float | None, tdp_w: float | None) -> dict[str, Any]:
-    """Fields of `Holding`, given what is of all devices that are summed up."""
+def _holding(pool: PlacedPool, silicon_mm2: float | None, tdp_w: float | None) -> Holding:
+    """Of a replica of the pool; silicon and power are those of all devices that are summed up."""
     replica = pool.replica
-    return {
-        "plan_digest": pool.plan.digest(),
-        "weights_gb_per_device": replica.weight_bytes_per_device / _BYTES_PER_GB,
-        "reserved_gb_per_device": replica.reserved_bytes_per_device / _BYTES_PER_GB,
-        "silicon_mm2": silicon_mm2,
-        "tdp_w": tdp_w,
-        "precision": Precision(**asdict(replica.precision)),
-        "device_facts": pool.facts,
-    }
+    return Holding(
+        plan_digest=pool.plan.digest(),
+        weights_gb_per_device=replica.weight_bytes_per_device / _BYTES_PER_GB,
+        reserved_gb_per_device=replica.reserved_bytes_per_device / _BYTES_PER_GB,
+        silicon_mm2=silicon_mm2,
+        tdp_w=tdp_w,
+        precision=Precision(**asdict(replica.precision)),
+        device_facts=pool.facts,
+    )
 
 
 def _process_s() -> float:

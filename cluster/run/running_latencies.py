@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,34 @@ from pimserve.scheduler.slo import SloSpec
 
 NAMES = (*LATENCIES, "itl")
 _LONGEST_PS = (2**63 - 1) // FS_PER_PS  # 9,223 s; what lasted longer counts as this
+
+
+@dataclass(frozen=True, slots=True)
+class Quantiles:
+    """Of a latency: how many samples, their mean, s, and percentiles, s, by per cent; None without samples."""
+
+    count: int
+    mean_s: float | None
+    percentiles_s: dict[float, float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class LatenciesSoFar:
+    """Latencies of a run at a moment, by name, and its SLO.
+
+    Args:
+        latencies: by name, as in `NAMES`.
+        left: requests of which it is known whether they met all limits.
+        good: of these that met them.
+        censored: of which it is not known, for the run ended before.
+        limits: in force, s.
+    """
+
+    latencies: dict[str, Quantiles]
+    left: int
+    good: int
+    censored: int
+    limits: dict[str, float]
 
 
 class RunningLatencies:
@@ -57,19 +85,18 @@ class RunningLatencies:
             for name in LATENCIES:
                 self._add(name, latencies[name])
 
-    def document(self, percentiles: tuple[float, ...]) -> dict[str, Any]:
-        """Per latency: count, mean and percentiles, s; and of the SLO: of how many it is known, how many met it."""
+    def so_far(self, percentiles: Sequence[float]) -> LatenciesSoFar:
+        """What is known by now."""
         with self._lock:
             latencies = {
-                name: {
-                    "count": histogram.count,
-                    "mean_s": histogram.mean_s(),
-                    "percentiles": {percent: histogram.percentile_s(percent) for percent in percentiles},
-                }
+                name: Quantiles(
+                    histogram.count,
+                    histogram.mean_s(),
+                    {percent: histogram.percentile_s(percent) for percent in percentiles},
+                )
                 for name, histogram in self._histograms.items()
             }
-            slo = {"left": self._left, "good": self._good, "censored": self._censored, "limits": self.slo.limits()}
-            return {"latencies": latencies, **slo}
+            return LatenciesSoFar(latencies, self._left, self._good, self._censored, self.slo.limits())
 
     def _add(self, name: str, latency: Latency) -> None:
         known = latency.known

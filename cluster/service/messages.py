@@ -119,8 +119,7 @@ def latencies_of(
     snapshot: Snapshot, latencies: RunningLatencies, percentiles: Sequence[float]
 ) -> scheduler_pb2.GetLatenciesResponse:
     """Percentiles so far, and SLO attainment."""
-    found = latencies.document(tuple(percentiles) or PERCENTILES)
-    left, good, limits = found["left"], found["good"], found["limits"]
+    so_far = latencies.so_far(percentiles or PERCENTILES)
     return scheduler_pb2.GetLatenciesResponse(
         simulated_s=snapshot.now_fs / FS_PER_S,
         measured_from_s=snapshot.measured.start_s,
@@ -128,22 +127,22 @@ def latencies_of(
         latencies=[
             scheduler_pb2.Latency(
                 name=name,
-                count=latency["count"],
-                mean_s=latency["mean_s"],
+                count=latency.count,
+                mean_s=latency.mean_s,
                 percentiles=[
                     scheduler_pb2.Percentile(percent=percent, value_s=value)
-                    for percent, value in latency["percentiles"].items()
+                    for percent, value in latency.percentiles_s.items()
                     if value is not None
                 ],
             )
-            for name, latency in found["latencies"].items()
+            for name, latency in so_far.latencies.items()
         ],
         slo=scheduler_pb2.SloAttainment(
-            left=left,
-            good=good,
-            attainment=good / left if limits and left else None,
-            limits_s=limits,
-            censored=found["censored"],
+            left=so_far.left,
+            good=so_far.good,
+            attainment=so_far.good / so_far.left if so_far.limits and so_far.left else None,
+            limits_s=so_far.limits,
+            censored=so_far.censored,
         ),
     )
 

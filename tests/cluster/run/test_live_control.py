@@ -197,7 +197,7 @@ def test_snapshots_count_what_left_also_before_the_run_was_continued(start):
     snapshot = control.ask(lambda _: control.snapshot).result(PATIENCE_S)
     assert (snapshot.finished, snapshot.rejected) == (9, 2)  # ten, and the one of this window
     assert snapshot.requests == 1000
-    assert control.latencies.document((50,))["left"] == 11
+    assert control.latencies.so_far((50,)).left == 11
 
 
 def test_waiting_for_news(start):

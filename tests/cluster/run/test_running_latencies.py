@@ -9,7 +9,7 @@ from pimserve.cluster.cli.service_tables import request_page, slo_line
 from pimserve.cluster.client.answers import latencies as answered
 from pimserve.cluster.client.answers import request as described
 from pimserve.cluster.run.live_control import LiveControl
-from pimserve.cluster.run.running_latencies import NAMES, RunningLatencies
+from pimserve.cluster.run.running_latencies import NAMES, Quantiles, RunningLatencies
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.cluster.service.messages import latencies_of, life
@@ -29,16 +29,16 @@ def test_they_are_those_of_the_summary():
     for portion in np.array_split(np.argsort(served.table["finish_ps"]), 17):
         running.add(served.table.columns, portion)
     running.set_gaps(log.itl for log in served.logs)
-    found = running.document((50, 90, 99))
+    found = running.so_far((50, 90, 99))
     for name in NAMES:
         exact = summary["latency_s"][name]
-        assert found["latencies"][name]["count"] == exact["n"]
-        assert found["latencies"][name]["mean_s"] == pytest.approx(exact["mean"], rel=1e-9)
+        assert found.latencies[name].count == exact["n"]
+        assert found.latencies[name].mean_s == pytest.approx(exact["mean"], rel=1e-9)
         for percent in (50, 90, 99):
-            assert found["latencies"][name]["percentiles"][percent] == pytest.approx(exact[f"p{percent}"], rel=2**-11)
-    assert 0 < found["good"] < found["left"]
-    assert found["good"] / found["left"] == summary["slo"]["attainment"]
-    assert found["limits"] == summary["slo"]["limits"]
+            assert found.latencies[name].percentiles_s[percent] == pytest.approx(exact[f"p{percent}"], rel=2**-11)
+    assert 0 < found.good < found.left
+    assert found.good / found.left == summary["slo"]["attainment"]
+    assert found.limits == summary["slo"]["limits"]
 
 
 def watched(*overrides):
@@ -77,9 +77,9 @@ def test_the_life_of_a_rejected_request_says_why():
 def test_nothing_yet():
     running = RunningLatencies(SloSpec())
     running.add(RequestTable(np.zeros(1, np.int64), np.ones(1), np.ones(1), 10).columns, NOTHING)
-    found = running.document((50,))
-    assert found["latencies"]["ttft"] == {"count": 0, "mean_s": None, "percentiles": {50: None}}
-    assert (found["left"], found["good"]) == (0, 0)
+    found = running.so_far((50,))
+    assert found.latencies["ttft"] == Quantiles(0, None, {50: None})
+    assert (found.left, found.good) == (0, 0)
 
 
 @settings(max_examples=30)
@@ -93,10 +93,10 @@ def test_latencies_of_any_length_fit(spans_ps, frontend_ps):
     table["finish_ps"][:] = spans_ps
     running = RunningLatencies(SloSpec(e2e_s=1), frontend_ps=frontend_ps)
     running.add(table.columns, np.arange(n))
-    found = running.document((100,))
+    found = running.so_far((100,))
     longest = min((max(spans_ps) + frontend_ps) / 1e12, 2**63 / 1e15)
-    assert found["latencies"]["e2e"]["percentiles"][100] == pytest.approx(max(longest, 1e-12), rel=2**-10)
-    assert found["good"] == sum((span + frontend_ps) / 1e12 <= 1 for span in spans_ps)
+    assert found.latencies["e2e"].percentiles_s[100] == pytest.approx(max(longest, 1e-12), rel=2**-10)
+    assert found.good == sum((span + frontend_ps) / 1e12 <= 1 for span in spans_ps)
 
 
 def test_requests_that_have_not_left_do_not_count():
@@ -104,4 +104,4 @@ def test_requests_that_have_not_left_do_not_count():
     assert (table["status"] == WAITING).all()
     running = RunningLatencies(SloSpec(ttft_s=1))
     running.add(table.columns, np.flatnonzero(table["status"] != WAITING))
-    assert running.document(())["left"] == 0
+    assert running.so_far(()).left == 0
