@@ -1,8 +1,8 @@
 """What steps cost by a plan: the one place that says what a plan means.
 
-`evaluate` gives time, energy and busy time of steps by operator and unit, `decode_span` the time of n decode steps in
-closed form. Plans are of two kinds, which differ in the `StepTiming` of their layers and in nothing else: operators one
-after the other (`serial`), and tokens one behind the other (`pipeline`).
+`evaluate` gives time, energy and busy time of steps by operator and unit, for numbers and columns alike; `DecodeSpan`
+is the time of n decode steps in closed form. Plans are of two kinds, which differ in the `StepTiming` of their layers
+and in nothing else: operators one after the other (`serial`), and tokens one behind the other (`pipeline`).
 """
 
 from __future__ import annotations

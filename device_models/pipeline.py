@@ -66,8 +66,8 @@ class Station:
     def work(self, tokens: N, outputs: N, requests: N, seen: Sequence[N]) -> N:
         """What these bring to the station."""
         work = self.per_token * tokens + self.per_output * outputs + self.per_request * requests
-        for each, context in zip(self.per_context, seen, strict=True):
-            work = work + each * context
+        for per_token, context in zip(self.per_context, seen, strict=True):
+            work = work + per_token * context
         return work
 
 
@@ -111,13 +111,12 @@ def undominated(alike: Iterable[_Alike]) -> list[_Alike]:
 
     Whatever passes through, the one with most to do is among them.
     """
-    found: list[tuple[_Alike, tuple[float, ...]]] = []
-    for each in alike:
-        mine = each.respects
-        if any(_covers(theirs, mine) for _, theirs in found):
-            continue
-        found = [kept for kept in found if not _covers(mine, kept[1])] + [(each, mine)]
-    return [each for each, _ in found]
+    kept: list[tuple[_Alike, tuple[float, ...]]] = []
+    for one in alike:
+        respects = one.respects
+        if not any(_covers(others, respects) for _, others in kept):
+            kept = [(other, others) for other, others in kept if not _covers(respects, others)] + [(one, respects)]
+    return [one for one, _ in kept]
 
 
 def _covers(one: Sequence[float], other: Sequence[float]) -> bool:
@@ -187,11 +186,12 @@ class PipelineTerm:
         return [1 + 0 * requests]
 
     def layers_fs(self, requests: N, context: N, outputs: N, queued: N, anchor: N, prefill_fs: N) -> N:
-        """Time of single steps."""
+        """Time of single steps: the anchor's chain, and the longest wait."""
         passing = self._passing(requests, context, outputs, queued, anchor, prefill_fs)
         return self.fixed_fs + passing.slots_fs + passing.attention_fs + most(passing.waits_fs)
 
     def _passing(self, requests: N, context: N, outputs: N, queued: N, anchor: N, prefill_fs: N) -> _Passing[N]:
+        """What single steps wait for: with prompts for all of the work, without for what the rules above leave."""
         prompts = anchor > 0
         attention, behind, visited = prefill_fs, [], 0 * context
         for index, (window, per_token) in enumerate(zip(self.windows, self.chain_per_context, strict=True)):
@@ -202,21 +202,17 @@ class PipelineTerm:
             if index == 0:
                 visited = mean
         others = requests - 1
-        tokens, alike, sampled = (
-            where(prompts, queued, others),
-            where(prompts, requests, others),
-            outputs - (outputs > 0),
-        )
+        tokens, decoding = where(prompts, queued, others), where(prompts, requests, others)
+        sampled = outputs - (outputs > 0)  # but the anchor
         waits = []
         for station in self.stations:
-            work = station.work(tokens, sampled, alike, behind)
+            wait = station.work(tokens, sampled, decoding, behind)
             if station.rest >= 0:
                 visit = station.visit + station.visit_per_context * visited
-                in_turns = where(
-                    (requests - 2) * visit <= station.rest, most([work - station.slack, others * visit]), work
-                )
-                work = where(prompts, work, in_turns)
-            waits.append(work)
+                in_turns = most([wait - station.slack, others * visit])
+                alone = where((requests - 2) * visit <= station.rest, in_turns, wait)
+                wait = where(prompts, wait, alone)
+            waits.append(wait)
         return _Passing(self.per_prompt_token * (anchor - prompts), attention, waits)
 
     def decode_span(self, requests: int, context: int, steps: int) -> tuple[int, int, int]:
@@ -282,7 +278,7 @@ class PipelineTerm:
             costs.operators.append(OperatorTime(station.name, station.category, wait))
         seen = []
         for window in self.windows:
-            ends = (seen_tokens(window, shape.decodes, each) for each in (shape.context, shape.last_context))
+            ends = (seen_tokens(window, shape.decodes, at) for at in (shape.context, shape.last_context))
             seen.append(over_span(n, *ends))
         counts = n * shape.tokens, n * shape.outputs, n * shape.decodes, seen
         for load in self.loads:

@@ -127,10 +127,10 @@ class OperatorTime(NamedTuple, Generic[N]):
 
 
 class Amount(NamedTuple, Generic[K, N]):
-    """`each` (fs or pJ), so many times. Apart, since their product may leave the 64 bit of a column."""
+    """`coefficient` (fs or pJ), so many times. Apart, since their product may leave the 64 bit of a column."""
 
     key: K
-    each: int
+    coefficient: int
     times: N
 
 

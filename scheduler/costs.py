@@ -150,11 +150,11 @@ class ReplicaCosts:
 
     def _requests(self, decodes: int, prompts: int) -> int:
         """Time of row terms that count requests, for all groups' decoding requests and chunks of prompts."""
-        found = self._requests_fs.get((decodes, prompts))
-        if found is None:
+        time = self._requests_fs.get((decodes, prompts))
+        if time is None:
             share = busiest_counts(row_counts(0, 0, decodes, prompts), 0, self.plan.data_parallel)
-            found = self._requests_fs[decodes, prompts] = self.plan.rows_fs(0, 0, share["decodes"], share["prompts"])
-        return found
+            time = self._requests_fs[decodes, prompts] = self.plan.rows_fs(0, 0, share["decodes"], share["prompts"])
+        return time
 
     def _chunk(self, chunk: ChunkShape) -> tuple[int, int, int]:
         """(fs, dram pJ, compute pJ) of a chunk's attention, kept for the next of its kind."""
@@ -166,8 +166,8 @@ class ReplicaCosts:
             time += term_time
             dram += term_dram
             compute += term_compute
-        found = self._chunks[chunk] = (time, dram, compute)
-        return found
+        cost = self._chunks[chunk] = (time, dram, compute)
+        return cost
 
     def experts_prefix(self, tokens: int, step: int) -> tuple[Sequence[int], int]:
         """(prefix, i): the experts of steps step .. step + n - 1 take prefix[i + n] - prefix[i], n up to `max_span`."""

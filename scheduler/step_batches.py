@@ -24,9 +24,9 @@ def active_pj(costs: StepCosts[IntArray], begins: IntArray, experts: IntArray | 
         experts: (steps, features) of all single steps; None: there are none.
     """
     energy = np.zeros(len(begins))
-    for _, each, times in costs.energy:
-        if each:
-            energy += float(each) * times
+    for _, coefficient, times in costs.energy:
+        if coefficient:
+            energy += float(coefficient) * times
     if experts is not None:
         energy += np.add.reduceat(experts[:, _ENERGY].sum(axis=1, dtype=np.float64), begins)
     return energy

@@ -312,10 +312,10 @@ class StepLog(CostTotals):
         super().add(costs)
         if costs.chain_fs is not None:
             self.chain_fs += exact_sum(costs.chain_fs)
-        for place, each, times in costs.loads:
-            self._device_fs[place] += each * exact_sum(times)
-        for unit, each, times in costs.behind:
-            self._behind_fs[unit] += each * exact_sum(times)
+        for place, coefficient, times in costs.loads:
+            self._device_fs[place] += coefficient * exact_sum(times)
+        for unit, coefficient, times in costs.behind:
+            self._behind_fs[unit] += coefficient * exact_sum(times)
 
     def _add_experts(self, features: IntArray) -> None:
         """Add routed experts of single steps, whose energies may leave 64 bit if they are summed over spans."""

@@ -40,14 +40,14 @@ class CostTotals:
         """Add what some steps cost."""
         for operator in costs.operators:
             self.category_fs[operator.category] += exact_sum(operator.time_fs)
-        for (_, unit), each, times in costs.busy:
-            if each:
-                self._unit_fs[unit] += each * exact_sum(times)
+        for (_, unit), coefficient, times in costs.busy:
+            if coefficient:
+                self._unit_fs[unit] += coefficient * exact_sum(times)
         if costs.prefill_fs is not None:
             self._prefill_fs += exact_sum(costs.prefill_fs)
-        for key, each, times in costs.energy:
-            if each:
-                self.energy_pj[key] += each * exact_sum(times)
+        for key, coefficient, times in costs.energy:
+            if coefficient:
+                self.energy_pj[key] += coefficient * exact_sum(times)
 
     def state(self) -> dict[str, Any]:
         """All that was added up so far, as JSON can hold it."""
@@ -55,7 +55,7 @@ class CostTotals:
             "category_fs": dict(self.category_fs),
             "energy_pj": [[*key, value] for key, value in self.energy_pj.items()],
             "unit_fs": dict(self._unit_fs),
-            "_pipeline_prefill_fs": self._prefill_fs,
+            "_pipeline_prefill_fs": self._prefill_fs,  # as checkpoints call it
         }
 
     def restore(self, state: dict[str, Any]) -> None:

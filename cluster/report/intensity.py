@@ -244,9 +244,9 @@ def _stationary(history: History, pool: PlacedPool, shape: Shape) -> list[Work]:
     scale = pool.replica.precision.kv_bits / (8 * BYTES_PER_ELEMENT[model.kv_dtype])
     moved = sum(op.layers * op.kv_bytes * scale * tokens for op, tokens in zip(attention, seen, strict=True))
     busy = dict.fromkeys(plan.units, 0)
-    for (category, unit), each, times in evaluate(plan, shape_of(plan, shape.decodes, shape.context)).busy:
+    for (category, unit), coefficient, times in evaluate(plan, shape_of(plan, shape.decodes, shape.context)).busy:
         if category == "attention_decode" and unit in busy:
-            busy[unit] += each * times
+            busy[unit] += coefficient * times
     busiest = max(busy[plan.decode[0].unit], busy[plan.prefill[0].unit]) / FS_PER_S
     return [Work("attention, decode", "attention_decode", flops, moved / plan.devices, busiest, (plan.decode[0].unit,))]
 

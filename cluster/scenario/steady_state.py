@@ -77,9 +77,9 @@ def stage(
     energy: dict[str, float] = dict.fromkeys(ENERGY_PARTS, 0.0)
     for operator in costs.operators:
         category[operator.category] += operator.time_fs
-    for (name, kind), each, times in costs.energy:
+    for (name, kind), coefficient, times in costs.energy:
         if name in _ENERGY_OF:
-            energy[f"{_ENERGY_OF[name]}_{kind}"] += each * times
+            energy[f"{_ENERGY_OF[name]}_{kind}"] += coefficient * times
     experts_fs = np.zeros(1)
     if pools is not None and shape.tokens:
         features = pools.features(np.full(POOL_SIZE, shape.tokens), np.arange(POOL_SIZE))

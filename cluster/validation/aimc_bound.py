@@ -179,7 +179,7 @@ def _compare(bound: Bound, spec: AimcSpec, plan: CostPlan) -> Compared:
     requests, context = bound.requests, bound.context
     step = decode_fs(plan, requests, context)
     chain = decode_fs(plan, 1, context)
-    active = sum(each * times for _, each, times in evaluate(plan, shape_of(plan, 1, context)).energy)
+    active = sum(coefficient * times for _, coefficient, times in evaluate(plan, shape_of(plan, 1, context)).energy)
     assert plan.passive is not None
     passive = plan.passive.energy_pj(0, step, chain) / requests
     per_mj = PJ_PER_J / 1000

@@ -45,8 +45,8 @@ def totals(costs: StepCosts[Any]) -> list[Counter[Any]]:
     for operator in costs.operators:
         found[0][operator.category] += int(np.sum(operator.time_fs))
     for counter, amounts in zip(found[1:], (costs.busy, costs.energy, costs.loads), strict=True):
-        for key, each, times in amounts:
-            counter[key] += each * int(np.sum(times))
+        for key, coefficient, times in amounts:
+            counter[key] += coefficient * int(np.sum(times))
     chain = 0 if costs.chain_fs is None else int(np.sum(costs.chain_fs))
     return [*found, Counter(chain=chain)]
 

@@ -130,7 +130,7 @@ def test_the_busiest_device_is_never_left_out(loads: list[Load], work: tuple[int
     def most(some: Iterable[Load]) -> int:
         tokens, outputs, requests, seen, prefill_fs = work
         return max(
-            sum(each * times for each, times in load.amounts(tokens, outputs, requests, [seen]))
+            sum(coefficient * times for coefficient, times in load.amounts(tokens, outputs, requests, [seen]))
             + load.prefill_fs(4 * prefill_fs)
             for load in some
         )
