@@ -75,7 +75,7 @@ class ArrivalSpec(Spec):
         if self.rate_series is None:
             return self
         times = [t for t, _ in self.rate_series]
-        if times[0] != 0 or any(b < a for a, b in pairwise(times)):
+        if times[0] or any(b < a for a, b in pairwise(times)):
             raise ValueError("rate_series must start at t_s = 0 and its t_s must increase from point to point")
         steps = [t for t, following in pairwise(times) if following == t]
         if len(set(steps)) < len(steps) or {times[0], times[-1]} & set(steps):

@@ -122,6 +122,7 @@ class Leavers(Windows):
         self.left += view.left.tolist()
         ended = np.flatnonzero(np.isin(view.table["status"], (FINISHED, REJECTED)))
         assert sorted(self.left) == ended.tolist()
+        assert all(state.up for state in view.replicas)  # without faults
 
 
 def test_who_is_rejected_leaves() -> None:
