@@ -4,7 +4,8 @@ python benchmarks/metrics.py [--requests N] [--rounds N] [--replicas N ...] [--j
 
 alone: the run as `pimserve run` has it. watched: with windows, as every paced run and every run of the service is.
 metered: watched, with metrics that another process scrapes once a second. What counts is CPU time of the whole process,
-least of all rounds, over what the engine's loop needs alone: others on the machine can only add to it. As that differs
+least of all rounds, over what the engine's loop needs alone: others on the machine can only add to it. What another
+process does for it, the exporter that writes what is scraped, is none of the engine's. As that time differs
 by some per cent between rounds all the same, the metrics' own work is counted too: CPU time of taking in the windows,
 and of answering as many scrapes as there were. Digesting the steps that were executed is none of it: the run does
 that in any case, if later.
@@ -24,7 +25,8 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from pimserve.cluster.metrics.endpoint import EndpointOptions, exposing
+from pimserve.cluster.metrics.endpoint import EndpointOptions
+from pimserve.cluster.metrics.exporter import exporting
 from pimserve.cluster.metrics.feed import MetricsFeed
 from pimserve.cluster.metrics.run_metrics import RunMetrics, metrics_of
 from pimserve.cluster.run.live_control import LiveControl
@@ -64,7 +66,7 @@ def watched(scenario: Scenario) -> tuple[float, float]:
 def metered(scenario: Scenario, own: list[tuple[float, int]]) -> tuple[float, float]:
     """The same with everything that a run with `--metrics` has; adds CPU seconds of the feed, and scrapes, to `own`."""
     feed = CountedFeed(metrics_of(prepare(scenario), "benchmark"), scenario.slo)
-    with exposing(LOCAL, feed.scraped) as address, scraped(address):
+    with exporting(LOCAL, feed.latest) as address, scraped(address):
         found = once(scenario, LiveControl(RunningLatencies(scenario.slo), observer=feed))
     own.append((feed.took_s, feed.scrapes))
     return found
@@ -82,10 +84,10 @@ class CountedFeed(MetricsFeed):
         super().take(view, ledgers)
         self.took_s += time.thread_time() - began
 
-    def scraped(self) -> list[RunMetrics]:
+    def latest(self) -> RunMetrics:
         """What a scrape shows."""
         self.scrapes += 1
-        return [self.latest()]
+        return super().latest()
 
 
 @contextmanager
@@ -103,7 +105,7 @@ def scraped(address: str) -> Iterator[None]:
 def scrapes_s(scenario: Scenario, times: int) -> list[float]:
     """Seconds of each scrape over HTTP, as Prometheus asks for it."""
     metrics = metrics_of(prepare(scenario), "benchmark")
-    with exposing(LOCAL, lambda: [metrics.copy()]) as address:
+    with exporting(LOCAL, metrics.copy) as address:
         took = []
         for _ in range(times):
             began = time.perf_counter()
@@ -118,11 +120,11 @@ def scrapes_s(scenario: Scenario, times: int) -> list[float]:
 
 
 def scrape_cpu_s(scenario: Scenario, times: int = 20) -> float:
-    """CPU seconds that this process needs to answer one."""
+    """CPU seconds that the run's process needs to answer one: its exporter does the rest."""
     metrics = metrics_of(prepare(scenario), "benchmark")
     headers = [text for pair in AS_PROMETHEUS.items() for text in pair]
     code = SCRAPER.replace("while True", f"for _ in range({times})").replace("time.sleep(1)", "pass")
-    with exposing(LOCAL, lambda: [metrics.copy()]) as address:
+    with exporting(LOCAL, metrics.copy) as address:
         began = time.process_time()
         subprocess.run([sys.executable, "-c", code, f"http://{address}/metrics", *headers], check=True)
         return (time.process_time() - began) / times

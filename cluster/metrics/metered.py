@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pimserve.cluster.base.speed import parse_speed
-from pimserve.cluster.metrics.endpoint import EndpointOptions, exposing
+from pimserve.cluster.metrics.endpoint import EndpointOptions
+from pimserve.cluster.metrics.exporter import exporting
 from pimserve.cluster.metrics.feed import MetricsFeed
 from pimserve.cluster.metrics.run_metrics import metrics_of, run_id_of
 from pimserve.cluster.run.live_control import LiveControl
@@ -47,6 +48,6 @@ def metered(
     feed = MetricsFeed(metrics, slo, frontend_ps=frontend_ps)
     latencies = RunningLatencies(slo, frontend_ps=frontend_ps)
     control = LiveControl(latencies, speed=factor, observer=feed)
-    with exposing(options, lambda: [feed.latest()]) as address:
+    with exporting(options, feed.latest) as address:
         yield control, feed, address
         time.sleep(linger_s)
