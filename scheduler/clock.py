@@ -15,22 +15,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from heapq import heappop, heappush
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
-from pimserve.errors import InputError, validation_error
-from pimserve.loadgen.spec import MAX_TIME_S, PS_PER_S
+from pimserve.errors import InputError
+from pimserve.scheduler.arrivals import Arrivals
+from pimserve.scheduler.commands import Journal, inject, rescheduled, scale_rate
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.control import (
     ChangeScheduler,
     Command,
     Control,
-    Inject,
-    Ledger,
     ReplicaState,
     RunView,
     ScaleRate,
@@ -43,58 +40,10 @@ from pimserve.scheduler.fleet import DECODE, PREFILL, Fleet
 from pimserve.scheduler.handover import Handovers
 from pimserve.scheduler.outcomes import cut_off
 from pimserve.scheduler.requests import FOREVER, RequestTable
-from pimserve.scheduler.router import Router, make_router, restore_router, router_state
-from pimserve.scheduler.shard import NONE, IntArray, Order, Report
-from pimserve.scheduler.steplog import StepLog
+from pimserve.scheduler.shard import NONE, IntArray, Order, Report, ShardPort
 from pimserve.scheduler.window import MeasuredWindow
 
-_LATEST_PS = 2**63 - 1
 _LONGEST_FS = 10**6 * FS_PER_S  # a window
-
-
-class ShardPort(Protocol):
-    """A shard, wherever it lives. `has_devices`: its state holds that of devices too."""
-
-    has_devices: bool
-
-    @property
-    def replicas(self) -> Sequence[int]:
-        """Numbers of its replicas."""
-
-    @property
-    def logs(self) -> Sequence[StepLog]:
-        """Logs of the replicas; after the last window."""
-
-    def send(self, order: Order) -> None:
-        """Begin a window."""
-
-    def receive(self) -> Report:
-        """Wait for the window's end; the table then has what happened to the requests that left."""
-
-    def latest_fs(self) -> int:
-        """The latest time that any of its replicas has reached, even in a window that failed."""
-
-    def rebind(self) -> None:
-        """Requests were added to the table."""
-
-    def ledgers(self) -> list[Ledger]:
-        """Per replica: its number, busy seconds per unit, energy and tokens so far."""
-
-    def state(self) -> dict[str, Any]:
-        """All that the shard has in hand, as JSON can hold it."""
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state`."""
-
-
-class Journal(Protocol):
-    """Keeps the commands that were taken, and when."""
-
-    def taken(self, now_fs: int, command: dict[str, Any]) -> None:
-        """Write down a command that took effect."""
-
-    def pending(self, now_fs: int) -> tuple[int, list[dict[str, Any]]] | None:
-        """Time and commands of the first entry at or after `now_fs`, from before the run was interrupted; or None."""
 
 
 class Clock:
@@ -147,19 +96,14 @@ class Clock:
         self._entry = fleet.pools[0].numbers  # replicas that the router sends requests to
         if fleet.link is not None:
             decode, size = fleet.pools[1], fleet.spec.block_size
-            blocks = decode.kv_blocks(size)
-            self.handovers = Handovers(fleet.link, decode.numbers, blocks, size, decode.kv_groups)
-        self._waiting: list[tuple[int, int, int, int]] = []  # heap: requests that come again, as `Move` without names
+            self.handovers = Handovers(fleet.link, decode.numbers, decode.kv_blocks(size), size, decode.kv_groups)
+        self.arrivals = Arrivals(table, len(self._entry), fleet.spec.router, stop_fs)
         self.now_fs = 0
         self.window = 0  # windows that have ended
         self.spec = fleet.spec
         self._wall_s = window_wall_s
         self._length_fs = FS_PER_S  # of a window, where it is made to last `window_wall_s`
-        self._next = 0  # first request that has not been routed
-        self._turn = 0  # of round robin
         self._change: SchedulerSpec | None = None  # for the next window
-        self._router: Router | None = make_router(self.spec.router)
-        self._outstanding = [0] * len(self._entry)  # as last reported, and what was sent since
         self._states: list[ReplicaState | None] = [None] * fleet.replicas
         self._left = 0
         self._reported_fs = 0  # the last report before the window
@@ -173,7 +117,7 @@ class Clock:
     @property
     def _exact(self) -> bool:
         """Whether requests are routed one by one from exact state."""
-        return self._router is not None and not self.report_fs and self.fleet.concurrency is None
+        return self.arrivals.router is not None and not self.report_fs and self.fleet.concurrency is None
 
     def run(self) -> None:
         """Serve all requests, or until `stop_fs`."""
@@ -226,13 +170,9 @@ class Clock:
             "window": self.window,
             "spec": self.spec.model_dump(mode="json"),
             "length_fs": self._length_fs,
-            "next": self._next,
-            "turn": self._turn,
             "changed": self._change is not None,
-            "router": router_state(self._router),
-            "outstanding": self._outstanding,
             "left": self._left,
-            "waiting": self._waiting,
+            **self.arrivals.state(),
             "handovers": None if self.handovers is None else self.handovers.state(),
             "faults": None if self.faults is None else self.faults.state(),
             "over": bool(self.window) and not self._more(),
@@ -242,13 +182,10 @@ class Clock:
         """Go on from `state`."""
         self.now_fs, self.window = state["now_fs"], state["window"]
         self.spec = SchedulerSpec.model_construct(**state["spec"])
-        self._router = make_router(self.spec.router)
-        restore_router(self._router, state["router"])
-        self._length_fs, self._next, self._turn = state["length_fs"], state["next"], state["turn"]
+        self.arrivals.restore(state, self.spec.router)
+        self._length_fs = state["length_fs"]
         self._change = self.spec if state["changed"] else None
-        self._outstanding = list(state["outstanding"])
         self._left = state["left"]
-        self._waiting = [(since, request, replica, token) for since, request, replica, token in state["waiting"]]
         if self.handovers is not None:
             self.handovers.restore(state["handovers"])
         if self.faults is not None:
@@ -260,10 +197,10 @@ class Clock:
         if not self._in_windows():
             return self.stop_fs
         end = self.stop_fs
-        if self.report_fs and (self._router is not None or self.handovers is not None):
+        if self.report_fs and (self.arrivals.router is not None or self.handovers is not None):
             self._reported_fs = reported = self._after_idle() // self.report_fs * self.report_fs
             if reported > self.now_fs:  # the reports that are skipped would all say that nothing is there
-                self._outstanding = [0] * len(self._entry)
+                self.arrivals.reset()
                 if self.handovers is not None:
                     self.handovers.reset()
             end = min(end, reported + self.report_fs)
@@ -280,7 +217,7 @@ class Clock:
     def _in_windows(self) -> bool:
         """Whether another window is wanted: something is left to happen, and somebody wants to see it in windows."""
         watched = self.control is not None or self._wall_s is not None or self.journal is not None
-        reported = self.report_fs > 0 and self._router is not None and self._next < len(self.table)
+        reported = self.report_fs > 0 and self.arrivals.router is not None and self.arrivals.next_fs is not None
         if not watched and not reported and self.handovers is None and self.faults is None:
             return False
         replays = self.journal is not None and self.journal.pending(self.now_fs + 1) is not None
@@ -291,32 +228,38 @@ class Clock:
         if self.faults is not None and not self.faults.hope:
             return self._at_work()
         # In a closed loop every client has a request at work until the last one has left.
-        to_come = self.fleet.concurrency is None and self._next < len(self.table)
+        to_come = self.fleet.concurrency is None and self.arrivals.next_fs is not None
         return to_come or self._busy()
 
     def _busy(self) -> bool:
         between = self.handovers is not None and self.handovers.waiting > 0
-        return between or bool(self._waiting) or self._at_work()
+        return between or self.arrivals.waiting or self._at_work()
 
     def _at_work(self) -> bool:
         return any(state is None or state.running or state.waiting for state in self._states)
 
     def _after_idle(self) -> int:
         """Now, or when the next request arrives if nothing happens until then."""
-        if not self.window or self._busy() or self._next >= len(self.table):
+        arrives_fs = self.arrivals.next_fs
+        if not self.window or self._busy() or arrives_fs is None:
             return self.now_fs
         if any(state is not None and state.clock_fs > self.now_fs for state in self._states):
             return self.now_fs  # a last step is under way
-        return max(self.now_fs, int(self.table["arrival_ps"][self._next]) * FS_PER_PS)
+        return max(self.now_fs, arrives_fs)
 
     def _advance(self, end: int, *, last: bool) -> IntArray:
         """Run a window that ends at `end`; returns the requests that finished or were rejected."""
         self._over = False
         conditions = () if self.faults is None or end >= self.stop_fs else self.faults.due(end)
-        requests, moves = self._due(end)
-        targets = self._targets()
+        targets, requests = self._targets(), NONE
+        moves: tuple[Move, ...] = ()
+        if self.fleet.concurrency is None:
+            requests, moves = self.arrivals.due(end, held=not targets, again=self.faults is not None)
         order = Order(
-            *(self.window, end, requests, NONE if self._exact else self._routed(len(requests), targets)),
+            self.window,
+            end,
+            requests,
+            NONE if self._exact else self.arrivals.route(len(requests), targets),
             last=last,
             spec=self._change,
             flush=self.flush,
@@ -332,29 +275,30 @@ class Clock:
             order, pool=PREFILL, released=released, released_replicas=replicas, released_fs=reported, targets=None
         )
         left = self._carry_out(order, self._shards_of(PREFILL))
-        found = self.handovers.route(end, reported, self.spec.max_num_seqs, self.table, self.handovers.targets)
+        sent = self.handovers.route(end, reported, self.spec.max_num_seqs, self.table, self.handovers.targets)
         order = Order(
-            *(self.window, end),
-            np.array([move.request for _, move in found], np.int64),
-            np.array([replica for replica, _ in found], np.int64),
+            self.window,
+            end,
+            np.array([move.request for _, move in sent], np.int64),
+            np.array([replica for replica, _ in sent], np.int64),
             last=last,
             spec=self._change,
             flush=self.flush,
             pool=DECODE,
-            moves=tuple(move for _, move in found),
+            moves=tuple(move for _, move in sent),
         )
         return np.concatenate([left, self._carry_out(order, self._shards_of(DECODE))])
 
     def _shards_of(self, pool: str) -> list[ShardPort]:
         """Shards with replicas of a pool."""
-        (numbers,) = (each.numbers for each in self.fleet.pools if each.name == pool)
+        (numbers,) = (kind.numbers for kind in self.fleet.pools if kind.name == pool)
         return [shard for shard in self.shards if any(replica in numbers for replica in shard.replicas)]
 
     def _carry_out(self, order: Order, shards: Sequence[ShardPort]) -> IntArray:
         """Give each shard its part of an order; returns the requests that finished or were rejected."""
         for shard in shards:
             whole = len(self.shards) == 1  # pragma: no mutate (the part is the whole then)
-            shard.send(order if whole else _part(order, shard.replicas))
+            shard.send(order if whole else order.part(shard.replicas))
         return self._take(order, [shard.receive() for shard in shards])
 
     def _targets(self) -> Sequence[int]:
@@ -362,51 +306,6 @@ class Clock:
         if self.faults is None:
             return self._entry
         return [replica for replica in self._entry if self.faults.conditions[replica].takes_requests]
-
-    def _due(self, end: int) -> tuple[IntArray, tuple[Move, ...]]:
-        """Requests that come to the router before `end`, by time, and those of them that were elsewhere before."""
-        if self.fleet.concurrency is not None:
-            return NONE, ()
-        # Who arrives at the very end of a window belongs to the next one.
-        first, self._next = self._next, self._arrived(min(end, self.stop_fs))
-        requests = np.arange(first, self._next)
-        if self.faults is None:
-            return requests, ()
-        moves = []
-        while self._waiting and self._waiting[0][0] < end:
-            since, request, replica, token = heappop(self._waiting)
-            moves.append(Move(request, replica, since, token))
-        if not self._targets():  # they wait until the next window at least
-            again = [(end, request, -1, 0) for request in requests.tolist()]
-            for entry in (*again, *((end, move.request, move.replica, move.token_fs) for move in moves)):
-                heappush(self._waiting, entry)
-            return NONE, ()
-        if moves:
-            arrivals = (self.table["arrival_ps"][requests].astype(object) * FS_PER_PS).tolist()
-            times = [*zip(arrivals, requests.tolist(), strict=True), *((move.since_fs, move.request) for move in moves)]
-            requests = np.array([request for _, request in sorted(times)], np.int64)
-        return requests, tuple(moves)
-
-    def _arrived(self, by_fs: int) -> int:
-        """How many requests arrive before that time."""
-        return int(np.searchsorted(self.table["arrival_ps"], min(-(-by_fs // FS_PER_PS), _LATEST_PS)))
-
-    def _routed(self, count: int, targets: Sequence[int]) -> IntArray:
-        """Which replicas so many requests go to."""
-        if not count:
-            return NONE
-        if self._router is None:
-            replicas = (self._turn + np.arange(count)) % len(targets)
-            self._turn = (self._turn + count) % len(targets)
-            return np.asarray(targets)[replicas]
-        pick, outstanding = self._router.pick, self._outstanding
-        whole = len(targets) == len(outstanding)
-        found = []
-        for _ in range(count):
-            chosen = pick(outstanding) if whole else targets[pick([outstanding[replica] for replica in targets])]
-            outstanding[chosen] += 1
-            found.append(chosen)
-        return np.array(found, np.int64)
 
     def _take(self, order: Order, reports: list[Report]) -> IntArray:
         """Take over what the shards report at the window's end; returns the requests that finished or were rejected."""
@@ -421,7 +320,7 @@ class Clock:
                     if seen:
                         self.handovers.reported(state.replica, outstanding, room)
                 elif seen:
-                    self._outstanding[state.replica] = outstanding
+                    self.arrivals.outstanding[state.replica] = outstanding
         if self.handovers is not None:
             for report in reports:
                 self.handovers.add(report.moved)
@@ -440,7 +339,7 @@ class Clock:
         for report in reports:
             for move in report.lost:
                 late = 0 if faults.conditions[move.replica].up else faults.detection_fs
-                heappush(self._waiting, (move.since_fs + late, move.request, move.replica, move.token_fs))
+                self.arrivals.come_again(move, move.since_fs + late)
                 faults.requeued += 1
         for condition in faults.conditions:
             state = self._states[condition.replica]
@@ -455,16 +354,17 @@ class Clock:
 
     def _view(self, left: IntArray, now_fs: int) -> RunView:
         """The run as it may be seen and changed."""
+        closed = self.fleet.concurrency is not None
         return RunView(
             now_fs=now_fs,
             window=self.window,
-            arrived=self._next if self.fleet.concurrency is None else int((self.table["arrival_ps"] >= 0).sum()),
+            arrived=int((self.table["arrival_ps"] >= 0).sum()) if closed else self.arrivals.next,
             table=self.table,
             left=left,
             replicas=self.states(),
             apply=self._command,
             ledgers=lambda: [ledger for shard in self.shards for ledger in shard.ledgers()],
-            measured=MeasuredWindow(*self.fleet.window_fs, closed=self.fleet.concurrency is not None),
+            measured=MeasuredWindow(*self.fleet.window_fs, closed=closed),
         )
 
     def _replay(self) -> None:
@@ -485,50 +385,15 @@ class Clock:
         elif self.fleet.concurrency is not None:
             raise InputError("command", "a closed loop has neither a rate nor room for more requests")
         elif isinstance(command, ScaleRate):
-            arrival = self.table["arrival_ps"]
-            now = self.now_fs // FS_PER_PS
-            gaps = np.rint((arrival[self._next :] - now) / command.factor)
-            if len(gaps) and now + gaps[-1] > MAX_TIME_S * PS_PER_S:
-                raise InputError("factor", f"{command.factor:g} puts arrivals beyond {MAX_TIME_S:g} s")
-            arrival[self._next :] = now + gaps.astype(np.int64)
+            scale_rate(command, self.now_fs, self.table, self.arrivals.next)
         else:
-            self._inject(command)
+            limits = self.fleet.max_model_len, self.fleet.kv_tokens
+            inject(command, self.now_fs, self.table, self.arrivals.next, *limits)
+            for shard in self.shards:
+                shard.rebind()
 
     def _reschedule(self, command: ChangeScheduler) -> None:
-        changes = {name: value for name in ChangeScheduler.__slots__ if (value := getattr(command, name)) is not None}
-        try:
-            spec = SchedulerSpec.model_validate({**self.spec.model_dump(), **changes})
-        except ValidationError as error:
-            raise validation_error("scheduler", error, SchedulerSpec) from None
+        spec = rescheduled(self.spec, command)
         if spec.router != self.spec.router:
-            self._router = make_router(spec.router)
+            self.arrivals.use(spec.router)
         self.spec = self._change = spec
-
-    def _inject(self, command: Inject) -> None:
-        if self.now_fs / FS_PER_S + command.delay_s > MAX_TIME_S:
-            raise InputError("delay_s", f"{command.delay_s:g} s puts arrivals beyond {MAX_TIME_S:g} s")
-        arrival_ps = self.now_fs // FS_PER_PS + round(command.delay_s * FS_PER_S) // FS_PER_PS
-        n = len(command.input_tokens)
-        arrivals = np.full(n, arrival_ps, np.int64)
-        tokens = np.array(command.input_tokens), np.array(command.output_tokens)
-        more = RequestTable(arrivals, *tokens, self.fleet.max_model_len, self.fleet.kv_tokens)
-        at = max(self._next, int(np.searchsorted(self.table["arrival_ps"], arrival_ps, side="right")))
-        self.table.insert(at, arrivals, more)
-        for shard in self.shards:
-            shard.rebind()
-
-
-def _part(order: Order, replicas: Sequence[int]) -> Order:
-    """What of an order is for the shard of these replicas."""
-    mine, released = np.isin(order.replicas, replicas), np.isin(order.released_replicas, replicas)
-    requests = order.requests[mine]
-    here = set(requests.tolist()) if order.moves else set()
-    return replace(
-        order,
-        requests=requests,
-        replicas=order.replicas[mine],
-        moves=tuple(move for move in order.moves if move.request in here),
-        released=order.released[released],
-        released_replicas=order.released_replicas[released],
-        conditions=tuple(each for each in order.conditions if each.replica in replicas),
-    )

@@ -7,8 +7,8 @@ given the same orders: so it may live in this process or in another, and be rest
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +66,21 @@ class Order:
     targets: tuple[int, ...] | None = None
     conditions: tuple[Condition, ...] = ()
 
+    def part(self, replicas: Sequence[int]) -> Order:
+        """What of it is for the shard of these replicas."""
+        mine, released = np.isin(self.replicas, replicas), np.isin(self.released_replicas, replicas)
+        requests = self.requests[mine]
+        here = set(requests.tolist()) if self.moves else set()
+        return replace(
+            self,
+            requests=requests,
+            replicas=self.replicas[mine],
+            moves=tuple(move for move in self.moves if move.request in here),
+            released=self.released[released],
+            released_replicas=self.released_replicas[released],
+            conditions=tuple(each for each in self.conditions if each.replica in replicas),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -90,6 +105,41 @@ class Report:
     lost: tuple[Move, ...] = ()
     room: tuple[int, ...] = ()
     effects: tuple[Effect, ...] = ()
+
+
+class ShardPort(Protocol):
+    """A shard, wherever it lives. `has_devices`: its state holds that of devices too."""
+
+    has_devices: bool
+
+    @property
+    def replicas(self) -> Sequence[int]:
+        """Numbers of its replicas."""
+
+    @property
+    def logs(self) -> Sequence[StepLog]:
+        """Logs of the replicas; after the last window."""
+
+    def send(self, order: Order) -> None:
+        """Begin a window."""
+
+    def receive(self) -> Report:
+        """Wait for the window's end; the table then has what happened to the requests that left."""
+
+    def latest_fs(self) -> int:
+        """The latest time that any of its replicas has reached, even in a window that failed."""
+
+    def rebind(self) -> None:
+        """Requests were added to the table."""
+
+    def ledgers(self) -> list[Ledger]:
+        """Per replica: its number, busy seconds per unit, energy and tokens so far."""
+
+    def state(self) -> dict[str, Any]:
+        """All that the shard has in hand, as JSON can hold it."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
 
 
 class Shard:

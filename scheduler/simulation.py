@@ -18,7 +18,8 @@ from pimserve.device_models.routing import Routing
 from pimserve.errors import InputError
 from pimserve.loadgen.spec import PS_PER_S
 from pimserve.loadgen.workload import Workload
-from pimserve.scheduler.clock import Clock, Journal, ShardPort
+from pimserve.scheduler.clock import Clock
+from pimserve.scheduler.commands import Journal
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.control import Control
 from pimserve.scheduler.faults import Faults, FaultSpec
@@ -27,7 +28,7 @@ from pimserve.scheduler.handover import HandoverFigures, Link
 from pimserve.scheduler.latencies import Latencies, Rows
 from pimserve.scheduler.requests import FOREVER, KV_CACHE, MAX_MODEL_LEN, NEVER, REJECT_REASONS, SERVABLE, RequestTable
 from pimserve.scheduler.router import ROUND_ROBIN
-from pimserve.scheduler.shard import Shard
+from pimserve.scheduler.shard import Shard, ShardPort
 from pimserve.scheduler.steplog import StepLog
 
 _CLOCK_END_FS = 2**63 * FS_PER_PS
@@ -159,49 +160,61 @@ def simulate(
     """
     for pool in pools:
         pool.kv_blocks(spec.block_size)
-    fleet = Fleet(
-        pools=tuple(pools),
-        spec=spec,
-        max_model_len=max_model_len,
-        routing=routing,
-        seed=seed,
-        window_fs=measured_window(workload, warmup_s, cooldown_s),
-        concurrency=workload.concurrency,
-        link=link,
-    )
+    window_fs = measured_window(workload, warmup_s, cooldown_s)
     closed = workload.concurrency is not None
+    fleet = Fleet(tuple(pools), spec, max_model_len, routing, seed, window_fs, workload.concurrency, link)
     check_together(spec, faults, closed=closed, pools=link is not None, replicas=fleet.replicas)
-    schedule = None
-    if faults.any:
-        schedule = Faults(faults, [each.plan.devices for each in fleet.pools for _ in each.numbers], seed)
+    schedule = Faults(faults, [pool.plan.devices for pool in pools for _ in pool.numbers], seed) if faults.any else None
     table = _table(workload, fleet, max_time_s)
     if max_time_s is None:
         plan = pools[0].plan
         faults.check_progress(plan.devices, _longest_prompt_s(plan, table), horizon_s=_CLOCK_END_FS / FS_PER_S)
-    saved = deployment.checkpoints.load() if deployment.checkpoints is not None else None
+    stop_fs = FOREVER if max_time_s is None else round(max_time_s * FS_PER_S)
+    clock = _clock(fleet, table, deployment, schedule, stop_fs, write_rows, progress)
+    loop_s = _run(clock)
+    return _served(clock, workload, trimmed=warmup_s > 0 or cooldown_s > 0, loop_s=loop_s)
+
+
+def _clock(
+    fleet: Fleet,
+    table: RequestTable,
+    deployment: Deployment,
+    faults: Faults | None,
+    stop_fs: int,
+    write_rows: RowSink | None,
+    progress: Callable[[int], None] | None,
+) -> Clock:
+    """The clock of a run, where it begins, or was interrupted."""
+    checkpoints = deployment.checkpoints
+    saved = checkpoints.load() if checkpoints is not None else None
     if saved is not None:
         table = RequestTable.of_rows(saved[1])
     if deployment.shards is None:
         shards: Sequence[ShardPort] = [Shard(fleet, range(fleet.replicas), table, write_rows)]
     else:
         shards = deployment.shards(fleet, table, write_rows)
-    watched = deployment.checkpoints is not None or progress is not None
+    watched = checkpoints is not None or progress is not None
     clock = Clock(
         fleet,
         table,
         shards,
-        stop_fs=FOREVER if max_time_s is None else round(max_time_s * FS_PER_S),
-        report_fs=round(spec.report_interval_s * FS_PER_S),
+        stop_fs=stop_fs,
+        report_fs=round(fleet.spec.report_interval_s * FS_PER_S),
         control=deployment.control,
         journal=deployment.journal,
-        checkpoint=None if deployment.checkpoints is None else partial(_save, deployment.checkpoints),
+        checkpoint=None if checkpoints is None else partial(_save, checkpoints),
         window_wall_s=deployment.window_wall_s or (_WATCHED_WALL_S if watched else None),
         progress=progress,
         flush=deployment.flush,
-        faults=schedule,
+        faults=faults,
     )
     if saved is not None:
         _restore(clock, *saved)
+    return clock
+
+
+def _run(clock: Clock) -> float:
+    """Run to the end; returns how long that took on the wall clock, s."""
     began = time.perf_counter()
     # The loop makes no reference cycles, and the collector would look through the log's rows time and again.
     collecting = gc.isenabled()
@@ -209,7 +222,7 @@ def simulate(
     try:
         clock.run()
     except OverflowError as error:
-        raise _out_of_range(fleet) from error
+        raise _out_of_range(clock.fleet) from error
     except ValueError as error:
         if clock.latest_fs() > _CLOCK_END_FS:
             raise _clock_ends() from error
@@ -217,15 +230,7 @@ def simulate(
     finally:
         if collecting:
             gc.enable()
-    loop_s = time.perf_counter() - began
-    by_replica = {log.costs.replica: log for shard in shards for log in shard.logs}
-    return _served(
-        clock,
-        [by_replica[replica] for replica in range(fleet.replicas)],
-        workload,
-        trimmed=warmup_s > 0 or cooldown_s > 0,
-        loop_s=loop_s,
-    )
+    return time.perf_counter() - began
 
 
 def _longest_prompt_s(plan: CostPlan, table: RequestTable) -> float:
@@ -261,9 +266,11 @@ def check_together(spec: SchedulerSpec, faults: FaultSpec, *, closed: bool, pool
         raise InputError("faults", "pools for prefill and decode do not know them: leave one of both out")
 
 
-def _served(clock: Clock, logs: list[StepLog], workload: Workload, *, trimmed: bool, loop_s: float) -> Served:
+def _served(clock: Clock, workload: Workload, *, trimmed: bool, loop_s: float) -> Served:
     """What came of a run that has ended."""
     fleet, table = clock.fleet, clock.table
+    by_replica = {log.costs.replica: log for shard in clock.shards for log in shard.logs}
+    logs = [by_replica[replica] for replica in range(fleet.replicas)]
     end_fs = clock.end_fs(max(log.clock_fs for log in logs))
     sharing = fleet.clients(len(table))
     ends_fs = [end_fs] * sharing

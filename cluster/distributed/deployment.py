@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from pimserve.cluster.distributed.hosts.supervisor import Supervisor
     from pimserve.cluster.scenario.pools import PlacedPool
     from pimserve.cluster.scenario.prepared import Prepared
-    from pimserve.scheduler.clock import ShardPort
     from pimserve.scheduler.fleet import Fleet, RowSink
     from pimserve.scheduler.requests import RequestTable
+    from pimserve.scheduler.shard import ShardPort
 
 SHARD_HOST = "pimserve.cluster.distributed.shards.shard_host:ShardHost"
 DEVICE_HOST = "pimserve.cluster.distributed.devices.device_host:DeviceHost"

@@ -12,11 +12,10 @@ import numpy as np
 
 from pimserve.cluster.distributed.devices.driver import DeviceLink
 from pimserve.cluster.distributed.recovery import Hosts, Recovery
-from pimserve.scheduler.clock import ShardPort
 from pimserve.scheduler.control import Ledger
 from pimserve.scheduler.fleet import DECODE, Fleet, RowSink
 from pimserve.scheduler.requests import RequestTable
-from pimserve.scheduler.shard import IntArray, Order, Report
+from pimserve.scheduler.shard import IntArray, Order, Report, ShardPort
 from pimserve.scheduler.steplog import StepLog
 
 _CLOSE_S = 0.5  # wall time between two checks of all that devices did and exchanged

@@ -27,10 +27,10 @@ from pimserve.cluster.scenario.pools import energy_key
 from pimserve.cluster.scenario.prepared import Prepared
 from pimserve.errors import InputError
 from pimserve.loadgen.workload import generate
-from pimserve.scheduler.clock import ShardPort
 from pimserve.scheduler.control import Control
 from pimserve.scheduler.fleet import Fleet, RowSink
 from pimserve.scheduler.requests import RequestTable
+from pimserve.scheduler.shard import ShardPort
 from pimserve.scheduler.simulation import Deployment, EnergyRangeError, Served, simulate
 
 Progress = Callable[[int, int], None]
