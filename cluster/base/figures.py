@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from decimal import Decimal
 
 ABSENT = "-"
+SCALED = frozenset({"s", "J"})  # units of which m, u, n and p are shown where they fit
 _PREFIXES = ((1.0, ""), (1e-3, "m"), (1e-6, "u"), (1e-9, "n"), (1e-12, "p"))
 
 _NAMES = {
@@ -102,6 +103,18 @@ def scaled(value: float | None, unit: str) -> str:
         return ABSENT
     size, name = scale([value], unit)
     return f"{figure(value / size)} {name}"
+
+
+def writer(unit: str) -> Callable[[float], str]:
+    """What writes figures of a unit: of shares, "count", or any other, whose name stands elsewhere."""
+    return share if unit == "share" else whole if unit == "count" else figure
+
+
+def written(value: float | None, unit: str) -> str:
+    """A figure with its unit: "s" and "J" as fits it, "share", "count", or none for rates that their label names."""
+    if value is None:
+        return ABSENT
+    return scaled(value, unit) if unit in SCALED else writer(unit)(value)
 
 
 def named(key: str) -> str:

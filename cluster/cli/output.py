@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def print_page(what: RenderableType) -> None:
     """Print tables and text."""
-    from pimserve.cluster.cli.render import write  # noqa: PLC0415
+    from pimserve.cluster.cli.terminal import write  # noqa: PLC0415
 
     write(what, sys.stdout)
 

@@ -14,7 +14,7 @@ def spinner(text: str) -> AbstractContextManager[object]:
     """For work of which no share is known."""
     if not sys.stderr.isatty():
         return nullcontext()
-    from pimserve.cluster.cli.render import console  # noqa: PLC0415 not needed in a pipeline
+    from pimserve.cluster.cli.terminal import console  # noqa: PLC0415 not needed in a pipeline
 
     return console(sys.stderr).status(text)
 
@@ -27,7 +27,7 @@ def progress_bar(*, shown: bool, of: str = "requests") -> Iterator[Callable[[int
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn  # noqa: PLC0415
 
-    from pimserve.cluster.cli.render import console  # noqa: PLC0415
+    from pimserve.cluster.cli.terminal import console  # noqa: PLC0415
 
     # Redrawn from here: a thread that does it would take the interpreter from the simulation.
     columns = (of, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

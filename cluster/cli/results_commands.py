@@ -23,7 +23,8 @@ def compare_command(
     if as_json:
         print_json(comparison.document())
         return
-    from pimserve.cluster.cli.render import comparison_report, console  # noqa: PLC0415
+    from pimserve.cluster.cli.comparison_report import comparison_report  # noqa: PLC0415
+    from pimserve.cluster.cli.terminal import console  # noqa: PLC0415
 
     print_page(comparison_report(comparison, console(sys.stdout)))
 

@@ -77,8 +77,8 @@ def sweep_command(
     if as_json:
         print_json(document)
     else:
-        from pimserve.cluster.cli.render import console  # noqa: PLC0415
         from pimserve.cluster.cli.sweep_table import sweep_report  # noqa: PLC0415
+        from pimserve.cluster.cli.terminal import console  # noqa: PLC0415
 
         print_page(sweep_report(document, console(sys.stdout)))
     typer.echo(f"results in {folder}", err=as_json)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich import table as rich
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
-from pimserve.cluster.base.figures import ABSENT, figure, half_width, scale, share, whole
-from pimserve.cluster.sweep.grid import labels
-from pimserve.cluster.sweep.key_figures import FIGURES, Figure, by_reason, compared_by, is_shown, state_text
+from pimserve.cluster.base.tables import Table
+from pimserve.cluster.cli.terminal import in_slices, plain_table
+from pimserve.cluster.sweep.key_figures import by_reason, compared_by
+from pimserve.cluster.sweep.tables import figure_columns, point_table
 
 _FRONT = "* on the Pareto front: by more than the noise, no other point is better in one of {axes}, and worse in none"
 _OWN = "+- 95 % confidence interval of the run's own noise (batch means)"
@@ -35,9 +36,9 @@ def sweep_report(document: Mapping[str, Any], screen: Console) -> RenderableType
             title = Text(_DIFFERENCES.format(baseline=document["baseline"]), style="bold")
             parts += ["", title, *_tables(document, differing, "difference_to_baseline", screen)]
     parts += [""] * bool(document["warnings"])
-    for each in document["warnings"]:
-        which = "all points" if len(each["points"]) == len(points) else _names(each["points"])
-        parts += [Text(f"warning: {which}: {each['warning']}", style="bold")]
+    for warning in document["warnings"]:
+        which = "all points" if len(warning["points"]) == len(points) else _names(warning["points"])
+        parts += [Text(f"warning: {which}: {warning['warning']}", style="bold")]
     for point in points:
         errors = dict.fromkeys(run["error"] for run in point["runs"] if run["status"] == "failed")
         if errors:
@@ -56,72 +57,27 @@ def _tables(
     document: Mapping[str, Any], points: Sequence[Mapping[str, Any]], part: str, screen: Console
 ) -> list[RenderableType]:
     """All figures, in as few tables as the screen's width allows."""
-    shown_figures = [f for f in FIGURES if is_shown(f, part, [_value(point, part, f) for point in points])]
-    unbounded = screen.options.update(width=10_000)
+    columns = figure_columns(document, points, part)
+    named = {point["name"]: point for point in points}
+
+    def draw(start: int, end: int) -> rich.Table:
+        return _draw(point_table(document, named, columns[start:end]), len(document["grid"]))
+
     parts: list[RenderableType] = []
-    while shown_figures or not parts:
-        taken = len(shown_figures)
-        table = _table(document, points, part, shown_figures)
-        while taken > 1 and screen.measure(table, options=unbounded).maximum > screen.width:
-            taken -= 1
-            table = _table(document, points, part, shown_figures[:taken])
+    for table in list(in_slices(screen, columns, draw)) or [draw(0, 0)]:
         parts += [""] * bool(parts) + [table]
-        shown_figures = shown_figures[taken:]
     return parts
 
 
-def _table(
-    document: Mapping[str, Any], points: Sequence[Mapping[str, Any]], part: str, figures: Sequence[Figure]
-) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    paths = list(document["grid"])
-    for label in labels(paths):
-        table.add_column(label, overflow="fold")
-    table.add_column("")
-    writers = []
-    for each in figures:
-        size, unit = _size(points, part, each)
-        table.add_column(f"{each.heading}, {unit}" if unit else each.heading, justify="right", no_wrap=True)
-        writers.append(_writer(each, size, len(document["seeds"])))
-    for point in points:
-        state = "*" if point.get("pareto") else "" if point["status"] == "done" else point["status"]
-        cells = [write(point.get(part, {}).get(each.key)) for each, write in zip(figures, writers, strict=True)]
-        table.add_row(*(Text(point["shown"][path]) for path in paths), state, *cells)
-    return table
-
-
-def _mean(point: Mapping[str, Any], part: str, each: Figure) -> float | None:
-    value: float | None = point.get(part, {}).get(each.key, {}).get("mean")
-    return value
-
-
-def _value(point: Mapping[str, Any], part: str, each: Figure) -> object:
-    """A mean, or a state."""
-    return point.get(part, {}).get(each.key, {}).get("state" if each.unit == "state" else "mean")
-
-
-def _size(points: Sequence[Mapping[str, Any]], part: str, each: Figure) -> tuple[float, str]:
-    if each.unit not in {"s", "J"}:
-        return 1.0, ""
-    return scale([_mean(point, part, each) for point in points], each.unit)
-
-
-def _writer(each: Figure, size: float, runs: int) -> Callable[[Mapping[str, Any] | None], str]:
-    """What writes a mean and its confidence interval in that unit; of states, the gravest."""
-    write = share if each.unit == "share" else whole if each.unit == "count" else figure
-
-    def cell(estimate: Mapping[str, Any] | None) -> str:
-        if estimate is None:
-            return ABSENT
-        if each.unit == "state":
-            return state_text(estimate, runs)
-        mean, ci95 = estimate["mean"], estimate["ci95"]
-        if mean is None:
-            return ABSENT
-        return (
-            write(mean / size)
-            if ci95 is None
-            else f"{write(mean / size)} +-{half_width(write, mean / size, ci95 / size)}"
-        )
-
-    return cell
+def _draw(table: Table, settings: int) -> rich.Table:
+    """A table of points, of which the first columns are settings."""
+    drawn = plain_table()
+    for label in table.columns[:settings]:
+        drawn.add_column(label, overflow="fold")
+    drawn.add_column("")
+    for heading in table.columns[settings:]:
+        drawn.add_column(heading, justify="right", no_wrap=True)
+    for row in table.rows:
+        figures = (cell.replace("± ", "+-") for cell in row.cells[settings:])
+        drawn.add_row(*(Text(cell) for cell in (*row.cells[:settings], row.mark, *figures)))
+    return drawn

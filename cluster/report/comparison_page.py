@@ -5,25 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pimserve.cluster.base.figures import ABSENT
+from pimserve.cluster.base.tables import Table, table_of
 from pimserve.cluster.report import facts
-from pimserve.cluster.report.content import Page, Section, Table
+from pimserve.cluster.report.content import Page, Section
 from pimserve.cluster.report.device import device_sections
 from pimserve.cluster.report.inputs import ReportRun
 from pimserve.cluster.report.pictures import Named, breakdown_pictures, latency_pictures, over_time_pictures
 from pimserve.cluster.report.run_page import provenance
 from pimserve.cluster.run.compare import Comparison, Run, compare, compare_runs, precision_text
+from pimserve.cluster.run.comparison_tables import MIXED_WINDOWS, difference_table, run_letters
+from pimserve.cluster.run.summary_tables import text_at
 from pimserve.errors import InputError
-
-
-def letters(n: int) -> list[str]:
-    """Names of n runs: A, B, ... Z, #27, ..."""
-    return [chr(ord("A") + index) if index < 26 else f"#{index + 1}" for index in range(n)]
 
 
 def several_page(runs: Sequence[ReportRun], places: Sequence[Path], title: str | None) -> Page:
     """Runs beside the first one."""
-    names = letters(len(runs))
+    names = run_letters(len(runs))
     comparison, unknown = _compared(runs, places)
     together = [Named(name, run) for name, run in zip(names, runs, strict=True)]
     absent = [
@@ -61,17 +58,14 @@ def several_page(runs: Sequence[ReportRun], places: Sequence[Path], title: str |
     settings = dict.fromkeys(facts.setting(run.summary) for run in runs)
     return Page(
         title or f"{len(runs)} runs",
-        ", ".join(dict.fromkeys(facts.text(run.summary, "name") for run in runs)),
+        ", ".join(dict.fromkeys(text_at(run.summary, "name") for run in runs)),
         tuple(f"costs: {each}" for each in settings),
         warnings,
         sections,
     )
 
 
-_WINDOWS = (
-    "Ratios are to the first run. Requests, energy, batch, KV cache and busy shares are of whole runs, all else of the "
-    "measured windows."
-)
+_WINDOWS = f"Ratios are to the first run. {MIXED_WINDOWS[0].upper()}{MIXED_WINDOWS[1:]}."
 
 
 def _legend(runs: Sequence[Named]) -> Table:
@@ -79,14 +73,14 @@ def _legend(runs: Sequence[Named]) -> Table:
     rows = [
         (
             each.name,
-            *(facts.text(each.run.summary, path) for path in paths),
+            *(text_at(each.run.summary, path) for path in paths),
             facts.setting(each.run.summary),
             precision_text(each.run.summary).removeprefix("precision: "),
             each.run.place,
         )
         for each in runs
     ]
-    return Table("Which run is which", ("", *paths, "costs", "precision", "results"), rows, text=True)
+    return table_of("Which run is which", ("", *paths, "costs", "precision", "results"), rows, text=True)
 
 
 def _compared(runs: Sequence[ReportRun], places: Sequence[Path]) -> tuple[Comparison, str]:
@@ -105,9 +99,5 @@ def _differences(comparison: Comparison, names: Sequence[str], unknown: str) -> 
         return Section("differences", "Differences of settings", [f"Not known: {unknown}."])
     if not comparison.differences:
         return Section("differences", "Differences of settings", ["The runs have the same settings."])
-    rows = [
-        (path, *(ABSENT if value is None else str(value) for value in values))
-        for path, values in comparison.differences.items()
-    ]
-    table = Table("Settings that are not the same in all runs", ("", *names), rows, text=True)
+    table = difference_table(comparison.differences, names)
     return Section("differences", "Differences of settings", tables=[table])

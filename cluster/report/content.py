@@ -5,26 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pimserve.cluster.base.tables import Table
 from pimserve.cluster.report.svg import Picture
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table. The first cell of each row names it.
-
-    Args:
-        caption: what it shows.
-        columns: headings, one per cell of a row.
-        rows: cells.
-        note: below it.
-        text: whether cells are text, to be set from the left; otherwise figures.
-    """
-
-    caption: str
-    columns: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]]
-    note: str = ""
-    text: bool = False
 
 
 @dataclass(frozen=True)

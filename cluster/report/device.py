@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from pimserve.cluster.base.documents import at
 from pimserve.cluster.base.figures import ABSENT, count, figure, named, scaled, share
+from pimserve.cluster.base.tables import Table, table_of
 from pimserve.cluster.report.axes import rate
-from pimserve.cluster.report.conditions import device_table
-from pimserve.cluster.report.content import Section, Table
+from pimserve.cluster.report.content import Section
 from pimserve.cluster.report.experts import load_table, popularity
-from pimserve.cluster.report.inputs import ReportRun, at
+from pimserve.cluster.report.inputs import ReportRun
 from pimserve.cluster.report.intensity import Work, share_of_roof
 from pimserve.cluster.report.parts import Part, Step, parts_of
 from pimserve.cluster.report.pictures import Named
 from pimserve.cluster.report.rooflines import rooflines
+from pimserve.cluster.run.summary_tables import fact_table
 from pimserve.scheduler.fleet import DECODE, PREFILL
 
 _ROOFLINE = (
@@ -79,7 +81,7 @@ def _facts(each: Named) -> list[Table]:
     for name, part in of.items():
         told = at(part, "device_facts")
         if isinstance(told, Mapping) and told:
-            found.append(device_table(told, each.said(f"Device, {name} pool" if name else "Device")))
+            found.append(fact_table(told, each.said(f"Device, {name} pool" if name else "Device")))
     return found
 
 
@@ -98,7 +100,7 @@ def _work_table(part: Part, step: Step) -> Table:
         for each in step.work
     ]
     columns = ("", "FLOPs", "bytes", "Op/B", "time", "reached", "of roof", "on")
-    return Table(f"Operators of {step.said}{f', {part.pool} pool' if part.pool else ''}", columns, rows)
+    return table_of(f"Operators of {step.said}{f', {part.pool} pool' if part.pool else ''}", columns, rows)
 
 
 def _side_by_side(parts: Sequence[Part]) -> list[Table]:
@@ -116,7 +118,7 @@ def _side_by_side(parts: Sequence[Part]) -> list[Table]:
         if mixed:
             rows.append(("prompts", *(count(shape.prompts) for shape in shapes)))
             rows.append(("tokens of each prompt", *(count(shape.prompt_tokens) for shape in shapes)))
-        found.append(Table(f"The {kind}", ("", *(part.name for part, _ in steps)), rows))
+        found.append(table_of(f"The {kind}", ("", *(part.name for part, _ in steps)), rows))
         found.append(_operators(f"Operators of the {kind}", steps))
     return found
 
@@ -130,7 +132,7 @@ def _operators(caption: str, steps: Sequence[tuple[Part, Step]]) -> Table:
             mine = next((each for each in step.work if each.name == name), None)
             cells += _of(mine, part) if mine is not None else (ABSENT,) * 3
         rows.append((name, *cells))
-    return Table(caption, ("", *columns), rows)
+    return table_of(caption, ("", *columns), rows)
 
 
 def _of(work: Work, part: Part) -> tuple[str, str, str]:

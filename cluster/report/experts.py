@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from pimserve.cluster.base.figures import ABSENT, count, figure, ratio, share
+from pimserve.cluster.base.tables import Table, table_of
 from pimserve.cluster.report.charts import columns
-from pimserve.cluster.report.content import Table
 from pimserve.cluster.report.expert_load import ExpertLoad
 from pimserve.cluster.report.parts import Part
 from pimserve.cluster.report.svg import Picture, picture
@@ -71,8 +71,8 @@ def load_table(parts: Sequence[Part]) -> Table:
         note = "No device is busier than others: each holds a slice of every expert."
     if not parts[0].run:
         of_pool = f", {parts[0].pool} pool" if parts[0].pool else ""
-        return Table(f"Load of experts in {parts[0].steps[0].said}{of_pool}", ("", ""), rows, note)
+        return table_of(f"Load of experts in {parts[0].steps[0].said}{of_pool}", ("", ""), rows, note)
     if note:
         note = "Where there is one group, no device is busier than others: each holds a slice of every expert."
     rows.insert(0, ("mean step", *("with prompts" if part.steps[0].mixed else "decoding" for part in parts)))
-    return Table("Load of experts", ("", *(part.name for part in parts)), rows, note)
+    return table_of("Load of experts", ("", *(part.name for part in parts)), rows, note)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pimserve.cluster.base.documents import at, number
 from pimserve.cluster.run.compare import SCENARIO_FILE
 from pimserve.cluster.run.history import History
 from pimserve.cluster.run.results import load_summary, load_table
@@ -137,26 +138,3 @@ def _said(error: InputError) -> str:
     """An error as part of a sentence, with the name of its file or folder alone."""
     name = Path(error.where).name
     return (f"{name}: {error.message}" if name else error.message).rstrip(".")
-
-
-def at(document: object, path: str) -> Any:  # noqa: ANN401 whatever JSON holds
-    """What is at a dotted path; None where there is nothing, as in a summary of another version."""
-    for key in path.split("."):
-        document = document.get(key) if isinstance(document, Mapping) else None
-    return document
-
-
-def number(document: object, path: str) -> float | None:
-    """The finite number at a dotted path; None where there is none."""
-    found = at(document, path)
-    if isinstance(found, bool) or not isinstance(found, int | float) or not np.isfinite(found):
-        return None
-    return found
-
-
-def numbers(document: object, path: str) -> dict[str, float]:
-    """The numbers of the mapping at a dotted path, without what is none."""
-    found = at(document, path)
-    if not isinstance(found, Mapping):
-        return {}
-    return {str(key): value for key in found if (value := number(found, str(key))) is not None}

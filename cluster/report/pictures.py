@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pimserve.cluster.base.documents import at, number, numbers
 from pimserve.cluster.base.figures import figure, named, scale, scaled, share
 from pimserve.cluster.report import charts
-from pimserve.cluster.report.inputs import Floats, ReportRun, at, number, numbers
+from pimserve.cluster.report.inputs import Floats, ReportRun
 from pimserve.cluster.report.series import RATE_BINS, Binned, RequestSeries, request_series, step_series
 from pimserve.cluster.report.svg import Picture, picture
 from pimserve.device_models.operators import CATEGORIES

@@ -5,14 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pimserve.cluster.base.figures import scaled
+from pimserve.cluster.base.documents import at, number, numbers
+from pimserve.cluster.base.figures import ABSENT, figure, ratio, scaled
+from pimserve.cluster.base.tables import Table, table_of
 from pimserve.cluster.report import facts
-from pimserve.cluster.report.conditions import fault_tables, handover_table, pool_table
-from pimserve.cluster.report.content import Folded, Page, Section, Table
+from pimserve.cluster.report.content import Folded, Page, Section
 from pimserve.cluster.report.device import device_sections
-from pimserve.cluster.report.inputs import ReportRun, at, number, numbers
+from pimserve.cluster.report.inputs import ReportRun
 from pimserve.cluster.report.pictures import Named, breakdown_pictures, latency_pictures, over_time_pictures
 from pimserve.cluster.run.compare import Run, compare_runs, precision_text
+from pimserve.cluster.run.summary_tables import (
+    breakdown_table,
+    fault_cost_table,
+    handover_table,
+    latency_table,
+    pool_table,
+    text_at,
+)
 
 _DIGITS = 24  # of digests, where there are several beside each other
 
@@ -35,12 +44,12 @@ def single_page(run: ReportRun, title: str | None) -> Page:
         provenance([run]),
     ]
     return Page(
-        title or facts.text(summary, "name"),
-        f"{facts.text(summary, 'model')} on {facts.text(summary, 'devices')} {facts.text(summary, 'device')}",
+        title or text_at(summary, "name"),
+        f"{text_at(summary, 'model')} on {text_at(summary, 'devices')} {text_at(summary, 'device')}",
         (
             f"costs: {facts.setting(summary)}",
             precision_text(summary),
-            f"workload: {facts.text(summary, 'workload')}",
+            f"workload: {text_at(summary, 'workload')}",
             _replicas(summary),
         ),
         facts.warnings(summary),
@@ -49,7 +58,7 @@ def single_page(run: ReportRun, title: str | None) -> Page:
 
 
 def _replicas(summary: Mapping[str, Any]) -> str:
-    return f"replicas: {facts.text(summary, 'replicas')}, seed {facts.text(summary, 'seed')}"
+    return f"replicas: {text_at(summary, 'replicas')}, seed {text_at(summary, 'seed')}"
 
 
 def _latency(run: ReportRun, only: list[Named]) -> Section:
@@ -62,7 +71,7 @@ def _latency(run: ReportRun, only: list[Named]) -> Section:
     pictures = latency_pictures(only)
     if run.requests is not None and not pictures:
         text = ["No request of the measured window finished."]
-    return Section("latency", "Latency", text, pictures=pictures, tables=[facts.latency_table(run.summary)])
+    return Section("latency", "Latency", text, pictures=pictures, tables=[latency_table(run.summary)])
 
 
 def _over_time(run: ReportRun, only: list[Named]) -> Section:
@@ -78,10 +87,10 @@ def _over_time(run: ReportRun, only: list[Named]) -> Section:
 
 
 def _breakdown(run: ReportRun, only: list[Named]) -> list[Section]:
-    pictures, table = breakdown_pictures(only), facts.breakdown_table(run.summary)
-    if not pictures and table is None:
+    pictures, table = breakdown_pictures(only), breakdown_table(run.summary).wide()
+    if not pictures and not table.rows:
         return []
-    tables = [table] if table is not None else []
+    tables = [table] if table.rows else []
     return [Section("breakdown", "Time and energy", pictures=pictures, tables=tables)]
 
 
@@ -94,10 +103,31 @@ def _pools(summary: Mapping[str, Any]) -> list[Section]:
 
 
 def _faults(summary: Mapping[str, Any]) -> list[Section]:
-    found = at(summary, "faults")
-    if not isinstance(found, Mapping):
+    faults = at(summary, "faults")
+    if not isinstance(faults, Mapping):
         return []
-    return [Section("faults", "Simulated faults", tables=fault_tables(found))]
+    return [Section("faults", "Simulated faults", tables=[_fault_events(faults), fault_cost_table(faults)])]
+
+
+def _fault_events(faults: Mapping[str, Any]) -> Table:
+    """What happened to the replicas."""
+    kinds = {"fail": "fails", "slow": "slows down", "leave": "leaves"}
+    events = faults.get("events")
+    rows = []
+    for event in events if isinstance(events, list) else []:
+        lasts, factor = number(event, "for_s"), number(event, "factor")
+        rows.append(
+            (
+                f"{figure(number(event, 'at_s'))} s",
+                text_at(event, "replica"),
+                text_at(event, "device"),
+                kinds.get(text_at(event, "kind"), text_at(event, "kind")),
+                ABSENT if lasts is None else f"{figure(lasts)} s",
+                ABSENT if factor is None else ratio(factor),
+            )
+        )
+    columns = ("at", "replica", "device", "what", "for", "steps take")
+    return table_of("Events", columns, rows, text=True)
 
 
 def provenance(runs: list[ReportRun], names: list[str] | None = None) -> Section:
@@ -113,13 +143,13 @@ def provenance(runs: list[ReportRun], names: list[str] | None = None) -> Section
         ("numpy", "simulator.numpy"),
     ]
     cells = [
-        (label, *(facts.text(run.summary, path)[: None if len(runs) == 1 else _DIGITS] for run in runs))
+        (label, *(text_at(run.summary, path)[: None if len(runs) == 1 else _DIGITS] for run in runs))
         for label, path in rows
         if any(at(run.summary, path) is not None for run in runs)
     ]
     simulated = [number(run.summary, "simulator.loop_s") for run in runs]
     if any(simulated):
-        cells.append(("simulated in, wall clock", *(scaled(each, "s") for each in simulated)))
+        cells.append(("simulated in, wall clock", *(scaled(time_s, "s") for time_s in simulated)))
     folded = [
         Folded(f"{name}: scenario.yaml" if name else "scenario.yaml", run.scenario_text)
         for name, run in zip(names or [""] * len(runs), runs, strict=True)
@@ -129,5 +159,5 @@ def provenance(runs: list[ReportRun], names: list[str] | None = None) -> Section
     if folded:
         again = "To get the same bits again, save the scenario below and give it to pimserve run, in the same version."
         text.insert(0, again)
-    table = Table("Provenance", ("", *(names or [""])), cells, text=True)
+    table = table_of("Provenance", ("", *(names or [""])), cells, text=True)
     return Section("provenance", "Provenance", text, tables=[table], folded=folded)

@@ -7,16 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pimserve.cluster.base.figures import ABSENT, figure, half_width, scale, share, whole
-from pimserve.cluster.report.content import Page, Section, Table
-from pimserve.cluster.report.facts import text
+from pimserve.cluster.base.documents import at, number
+from pimserve.cluster.base.figures import ABSENT, SCALED, figure, scale
+from pimserve.cluster.base.tables import Table, table_of
+from pimserve.cluster.report.content import Page, Section
 from pimserve.cluster.report.front_pictures import Dot, pareto
-from pimserve.cluster.report.inputs import at, number, numbers
 from pimserve.cluster.report.svg import Picture, picture
-from pimserve.cluster.sweep.grid import labels, shown, value_names
-from pimserve.cluster.sweep.key_figures import FIGURES, Figure, by_reason, called, compared_by, is_shown, state_text
+from pimserve.cluster.run.summary_tables import text_at
+from pimserve.cluster.sweep.grid import labels, value_names
+from pimserve.cluster.sweep.key_figures import FIGURES, by_reason, called, compared_by
 from pimserve.cluster.sweep.pareto import ENERGY, THROUGHPUT, Axis, front
 from pimserve.cluster.sweep.sweep import SCHEMA_VERSION, SWEEP_FILE
+from pimserve.cluster.sweep.tables import figure_columns, point_table
 from pimserve.errors import InputError
 
 _PARTS = {"seeds": list, "pareto.axes": list, "pareto.left_out": dict, "warnings": list}
@@ -50,8 +52,9 @@ def sweep_page(document: Mapping[str, Any], place: Path, title: str | None) -> P
     """All points of a sweep."""
     points: list[Mapping[str, Any]] = document["points"]
     names = [str(index + 1) for index in range(len(points))]
+    numbered = dict(zip(names, points, strict=True))
     seeds = len(document["seeds"])
-    states = [text(point, "status") for point in points]
+    states = [text_at(point, "status") for point in points]
     warnings = [
         f"{states.count(state)} of {len(points)} points {verb}"
         for state, verb in (("failed", "failed"), ("missing", "were not run"))
@@ -62,22 +65,20 @@ def sweep_page(document: Mapping[str, Any], place: Path, title: str | None) -> P
         "points",
         "Points",
         _points_text(document, seeds),
-        tables=[_table(document, points, names, "figures", "Key figures of all points")],
+        tables=[_table(document, numbered, "figures", "Key figures of all points")],
     )
     sections = [_front(document, points, names), key_figures]
-    differing = [(name, point) for name, point in zip(names, points, strict=True) if "difference_to_baseline" in point]
+    differing = {name: point for name, point in numbered.items() if "difference_to_baseline" in point}
     if differing:
         caption = f"Differences to point {_number_of(points, document.get('baseline'))}, paired by seed"
-        table = _table(
-            document, [p for _, p in differing], [n for n, _ in differing], "difference_to_baseline", caption
-        )
+        table = _table(document, differing, "difference_to_baseline", caption)
         sections.append(Section("differences", "Differences", tables=[table]))
     failed = _failures(points, names)
     if failed:
         sections.append(Section("failed", "Failed runs", tables=[failed]))
     sections.append(_provenance(document, place))
     return Page(
-        title or f"{text(document, 'name')}: sweep",
+        title or f"{text_at(document, 'name')}: sweep",
         f"{len(points)} points over {', '.join(labels(list(document['grid'])))}",
         (f"{seeds} seed{'s' if seeds > 1 else ''} per point",),
         warnings,
@@ -87,13 +88,13 @@ def sweep_page(document: Mapping[str, Any], place: Path, title: str | None) -> P
 
 def _warnings(document: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) -> list[str]:
     """What keeps points from the front, and every warning of the runs, with the numbers of their points."""
-    told = [(f"not on a front: {reason}", names) for reason, names in by_reason(document).items()]
-    told += [(text(each, "warning"), at(each, "points")) for each in document["warnings"]]
-    found = []
-    for warning, names in told:
+    warnings = [(f"not on a front: {reason}", names) for reason, names in by_reason(document).items()]
+    warnings += [(text_at(warning, "warning"), at(warning, "points")) for warning in document["warnings"]]
+    texts = []
+    for text, names in warnings:
         having = [_number_of(points, name) for name in names] if isinstance(names, list) else []
-        found.append(f"{_of_points(having, len(points))}: {warning}")
-    return found
+        texts.append(f"{_of_points(having, len(points))}: {text}")
+    return texts
 
 
 def _of_points(having: Sequence[str], total: int) -> str:
@@ -179,72 +180,26 @@ def _estimate(point: Mapping[str, Any], axis: Axis) -> dict[str, float | None]:
 def _axis(axis: Axis, values: Sequence[float]) -> tuple[float, str]:
     """What one unit of an axis is, and its label."""
     each = _FIGURE[axis.key]
-    if each.unit not in {"s", "J"}:
+    if each.unit not in SCALED:
         return 1.0, called(each)
     size, unit = scale(values, each.unit)
     return size, f"{called(each)}, {unit}"
 
 
-def _table(
-    document: Mapping[str, Any], points: Sequence[Mapping[str, Any]], names: Sequence[str], part: str, caption: str
-) -> Table:
-    paths = list(document["grid"])
-    figures = [f for f in FIGURES if is_shown(f, part, [_value(point, part, f) for point in points])]
-    scales = [
-        scale([number(point, f"{part}.{f.key}.mean") for point in points], f.unit)
-        if f.unit in {"s", "J"}
-        else (1.0, "")
-        for f in figures
-    ]
-    columns = (
-        "",
-        *labels(paths),
-        *(f"{f.heading}, {u}" if u else f.heading for f, (_, u) in zip(figures, scales, strict=True)),
-    )
-    rows = []
-    for name, point in zip(names, points, strict=True):
-        settings = point["settings"]
-        state = text(point, "status")
-        mark = name + ("*" if point.get("pareto") is True else "") + ("" if state == "done" else f" {state}")
-        cells = [
-            _cell(f, at(point, f"{part}.{f.key}"), size, len(document["seeds"]))
-            for f, (size, _) in zip(figures, scales, strict=True)
-        ]
-        told = (at(point, "shown") or {}).get
-        rows.append((mark, *(str(told(path, shown(settings.get(path)))) for path in paths), *cells))
-    return Table(caption, columns, rows)
-
-
-def _value(point: Mapping[str, Any], part: str, each: Figure) -> object:
-    """A mean, or a state."""
-    if each.unit == "state":
-        state = at(point, f"{part}.{each.key}.state")
-        return state if isinstance(state, str) else None
-    return number(point, f"{part}.{each.key}.mean")
-
-
-def _cell(each: Figure, estimate: object, size: float, runs: int) -> str:
-    if each.unit == "state":
-        counted = numbers(estimate, "runs")
-        state = text(estimate, "state")
-        return state_text({"state": state, "runs": counted}, runs) if state in counted else ABSENT
-    mean, ci95 = number(estimate, "mean"), number(estimate, "ci95")
-    if mean is None:
-        return ABSENT
-    write = share if each.unit == "share" else whole if each.unit == "count" else figure
-    return (
-        write(mean / size) if ci95 is None else f"{write(mean / size)} ± {half_width(write, mean / size, ci95 / size)}"
-    )
+def _table(document: Mapping[str, Any], points: Mapping[str, Mapping[str, Any]], part: str, caption: str) -> Table:
+    """Points, of which `points` has the numbers, and their key figures."""
+    columns = figure_columns(document, list(points.values()), part)
+    return point_table(document, points, columns, caption)
 
 
 def _failures(points: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Table | None:
     rows = [
-        (name, text(run, "seed"), text(run, "error"))
+        (name, text_at(run, "seed"), text_at(run, "error"))
         for name, point in zip(names, points, strict=True)
         for run in _runs(point)
-        if text(run, "status") == "failed"
+        if text_at(run, "status") == "failed"
     ]
-    return Table("Why they failed", ("point", "seed", "error"), rows, text=True) if rows else None
+    return table_of("Why they failed", ("point", "seed", "error"), rows, text=True) if rows else None
 
 
 def _runs(point: Mapping[str, Any]) -> list[Any]:
@@ -259,7 +214,7 @@ def _number_of(points: Sequence[Mapping[str, Any]], name: object) -> str:
 def _provenance(document: Mapping[str, Any], place: Path) -> Section:
     rows = [
         ("folder", str(place)),
-        ("digest of the scenario and the grid", text(document, "identity")),
+        ("digest of the scenario and the grid", text_at(document, "identity")),
         ("seeds", ", ".join(map(str, document["seeds"]))),
         *(
             (path, ", ".join(value_names(values)))
@@ -267,4 +222,4 @@ def _provenance(document: Mapping[str, Any], place: Path) -> Section:
             if isinstance(values, list)
         ),
     ]
-    return Section("provenance", "Provenance", tables=[Table("Provenance", ("", ""), rows, text=True)])
+    return Section("provenance", "Provenance", tables=[table_of("Provenance", ("", ""), rows, text=True)])

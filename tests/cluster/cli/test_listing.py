@@ -6,7 +6,7 @@ import json
 import pytest
 
 from pimserve.cluster.cli.listing import describe_device, describe_model, device_list, entry_page, model_list
-from pimserve.cluster.cli.render import write
+from pimserve.cluster.cli.terminal import write
 from pimserve.device_models.catalogue import device_names, load_model, model_names
 
 MODELS = [describe_model(name) for name in model_names()]

@@ -6,7 +6,8 @@ import pytest
 from rich.cells import cell_len
 
 from pimserve.cluster.cli.findings_table import findings_report
-from pimserve.cluster.cli.render import summary_report, write
+from pimserve.cluster.cli.render import summary_report
+from pimserve.cluster.cli.terminal import write
 from pimserve.cluster.validation.targets import Finding
 from tests.cluster.run.example_summary import example_summary, without_numbers
 

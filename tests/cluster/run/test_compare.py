@@ -6,7 +6,8 @@ import json
 import pytest
 import yaml
 
-from pimserve.cluster.cli.render import comparison_report, console, write
+from pimserve.cluster.cli.comparison_report import comparison_report
+from pimserve.cluster.cli.terminal import console, write
 from pimserve.cluster.run.compare import Run, compare, compare_runs
 from pimserve.device_models.registry import load_device
 from pimserve.errors import InputError

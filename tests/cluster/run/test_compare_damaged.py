@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pimserve.cluster.cli.render import comparison_report, console
+from pimserve.cluster.cli.comparison_report import comparison_report
+from pimserve.cluster.cli.terminal import console
 from pimserve.cluster.run.compare import compare
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare

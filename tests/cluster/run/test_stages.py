@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pimserve.cluster.cli.render import summary_report, write
+from pimserve.cluster.cli.render import summary_report
+from pimserve.cluster.cli.terminal import write
 from pimserve.cluster.run.results import load_table
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from pimserve.cluster.cli.listing import describe_device, describe_model, entry_page
-from pimserve.cluster.cli.render import write
+from pimserve.cluster.cli.terminal import write
 from pimserve.cluster.scenario.document import Scenario, load_scenario
 from pimserve.cluster.scenario.prepared import prepare, scenario_digest
 from pimserve.cluster.service.received_scenario import read_scenario

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from pimserve.cluster.cli.render import summary_report, write
+from pimserve.cluster.cli.render import summary_report
+from pimserve.cluster.cli.terminal import write
 from pimserve.cluster.run.compare import compare
 from pimserve.cluster.run.export import export_table
 from pimserve.cluster.run.results import load_table

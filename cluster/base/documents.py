@@ -1,0 +1,30 @@
+"""Reading JSON documents of any version by dotted paths: what is not there, or is of another kind, is None."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+def at(document: object, path: str) -> Any:  # noqa: ANN401 whatever JSON holds
+    """What is at a dotted path; None where there is nothing, as in a summary of another version."""
+    for key in path.split("."):
+        document = document.get(key) if isinstance(document, Mapping) else None
+    return document
+
+
+def number(document: object, path: str) -> float | None:
+    """The finite number at a dotted path; None where there is none."""
+    value = at(document, path)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return value
+
+
+def numbers(document: object, path: str) -> dict[str, float]:
+    """The numbers of the mapping at a dotted path, without what is none."""
+    values = at(document, path)
+    if not isinstance(values, Mapping):
+        return {}
+    return {str(key): value for key in values if (value := number(values, str(key))) is not None}

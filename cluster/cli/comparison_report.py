@@ -1,0 +1,87 @@
+"""Runs side by side for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from rich import table as rich
+from rich.console import Console, Group, RenderableType
+from rich.text import Text
+
+from pimserve.cluster.base.figures import ABSENT
+from pimserve.cluster.cli.terminal import add_rows, in_slices, plain_table, warning
+from pimserve.cluster.run.compare import Comparison
+from pimserve.cluster.run.comparison_tables import MIXED_WINDOWS, difference_table, quantity_table, run_letters
+
+_RUN_WIDTH = 20  # of a run's two columns, at least
+
+
+def comparison_report(comparison: Comparison, screen: Console) -> RenderableType:
+    """Runs side by side, each with its ratio to the first; as few tables as the screen's width allows."""
+    runs = comparison.runs
+    letters = run_letters(len(runs))
+    legend = rich.Table.grid(padding=(0, 2, 0, 0))
+    for letter, run in zip(letters, runs, strict=True):
+        legend.add_row(Text(letter, style="bold"), Text(run.title), Text(run.place, overflow="fold"))
+    parts: list[RenderableType] = [legend, *(Text(f"note: {note}") for note in comparison.notes)]
+    others = range(1, len(runs))
+    for table in in_slices(
+        screen,
+        others,
+        lambda start, end: _figures(comparison, letters, others[start:end]),
+        most=max(1, screen.width // _RUN_WIDTH),
+    ):
+        parts += ["", table]
+    if any((run.summary.get("window") or {}).get("whole_run") is False for run in runs):
+        parts += ["", Text(MIXED_WINDOWS, style="dim")]
+    states = [f"{letter} {run.summary.get('stability', ABSENT)}" for letter, run in zip(letters, runs, strict=True)]
+    parts += ["", Text(f"stability: {', '.join(states)}")]
+    if comparison.differences or comparison.unlike:
+        parts += ["", _differences(comparison, letters)]
+    warnings = [
+        warning(f"warning: {letter}: {text}")
+        for letter, run in zip(letters, runs, strict=True)
+        for text in _listed(run.summary.get("warnings"))
+    ]
+    if warnings:
+        parts += ["", *warnings]
+    return Group(*parts)
+
+
+def _listed(value: object) -> Sequence[object]:
+    """What is listed; nothing in a summary that was changed so that it is no list."""
+    return value if isinstance(value, list) else ()
+
+
+def _figures(comparison: Comparison, letters: Sequence[str], others: Sequence[int]) -> rich.Table:
+    """The first run and some others, a blank row between groups of figures."""
+    tables = [
+        quantity_table(group, quantities, letters, others)
+        for group, quantities in groupby(comparison.quantities, lambda quantity: quantity.group)
+    ]
+    drawn = plain_table()
+    drawn.add_column("", no_wrap=True)
+    drawn.add_column("")
+    for index, column in enumerate(tables[0].columns):
+        is_ratio = index > 0 and index % 2 == 0
+        drawn.add_column(column, justify="right", min_width=7 if is_ratio else 9, no_wrap=True)
+    for index, table in enumerate(tables):
+        if index:
+            drawn.add_row()
+        add_rows(drawn, table, units=True)
+    return drawn
+
+
+def _differences(comparison: Comparison, letters: Sequence[str]) -> RenderableType:
+    title = "note: the runs differ in"
+    if comparison.unlike:
+        title = f"warning: not like for like, the runs differ in {', '.join(comparison.unlike)}"
+    table = difference_table(comparison.differences_by_section, letters)
+    drawn = rich.Table.grid(padding=(0, 2, 0, 2))
+    drawn.add_column(no_wrap=True)
+    for _ in letters:
+        drawn.add_column(overflow="fold")
+    drawn.add_row("", *(Text(letter, style="bold") for letter in letters))
+    add_rows(drawn, table)
+    return Group(Text(title, style="bold" if comparison.unlike else ""), drawn)

@@ -1,0 +1,96 @@
+"""What draws text and tables on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import IO
+
+from rich import table as rich
+from rich.console import Console, RenderableType
+from rich.text import Text
+
+from pimserve.cluster.base.tables import Table
+
+_BLOCK_WIDTH = 37
+_UNBOUNDED = 10_000
+
+
+def console(file: IO[str]) -> Console:
+    """A console that prints text as it is, with colours only on a terminal."""
+    return Console(file=file, markup=False, highlight=False, emoji=False)
+
+
+def write(what: RenderableType, file: IO[str]) -> None:
+    """Print, without the blanks to which tables are padded."""
+    screen = console(file)
+    with screen.capture() as captured:
+        screen.print(what)
+    file.writelines(f"{line.rstrip()}\n" for line in captured.get().splitlines())
+
+
+def plain_table(padding: int = 2, *, header: bool = True) -> rich.Table:
+    """An empty table without lines."""
+    return rich.Table(box=None, pad_edge=False, header_style="bold", padding=(0, padding, 0, 0), show_header=header)
+
+
+def headed_table(*columns: str, left: int = 1, wrap: bool = False) -> rich.Table:
+    """An empty table with headings, of which the first `left` columns are text; `wrap`: whether figures may break."""
+    table = plain_table()
+    for index, column in enumerate(columns):
+        text = index < left
+        table.add_column(Text(column), justify="left" if text else "right", no_wrap=text or not wrap)
+    return table
+
+
+def block(title: str, table: Table) -> rich.Table:
+    """A table as half a page wide, with the title over its labels."""
+    narrow = table.narrow()
+    drawn = rich.Table(box=None, pad_edge=False, width=_BLOCK_WIDTH, header_style="bold")
+    drawn.add_column(title, ratio=1)
+    for column in narrow.columns:
+        drawn.add_column(column, justify="right", no_wrap=True)
+    add_rows(drawn, narrow)
+    return drawn
+
+
+def add_rows(drawn: rich.Table, table: Table, *, units: bool = False) -> None:
+    """Add the rows of a narrow table; `units`: in a column of their own."""
+    for row in table.rows:
+        cells = (row.label, row.unit, *row.cells) if units else (row.label, *row.cells)
+        drawn.add_row(*(Text(cell) for cell in cells))
+
+
+def side_by_side(left: rich.Table, right: rich.Table) -> rich.Table:
+    """Two blocks."""
+    grid = rich.Table.grid(padding=(0, 5, 0, 0))
+    grid.add_row(left, right)
+    return grid
+
+
+def in_slices(
+    screen: Console, items: Sequence[object], draw: Callable[[int, int], rich.Table], most: int | None = None
+) -> Iterable[rich.Table]:
+    """Tables of as many columns as the screen has room for, at least one: as few tables as can be.
+
+    Args:
+        screen: where they are drawn.
+        items: a column, or some that stay together, for each.
+        draw: draws those from one index to another.
+        most: items that a table is tried with at first.
+    """
+    unbounded = screen.options.update(width=_UNBOUNDED)
+    start = 0
+    while start < len(items):
+        end = len(items) if most is None else min(len(items), start + most)
+        while end > start + 1 and screen.measure(draw(start, end), options=unbounded).maximum > screen.width:
+            end -= 1
+        yield draw(start, end)
+        start = end
+
+
+def warning(text: str) -> RenderableType:
+    """A warning whose further lines are indented."""
+    table = rich.Table.grid(padding=(0, 1, 0, 0))
+    head, _, rest = text.partition(" ")
+    table.add_row(Text(head, style="bold"), Text(rest, style="bold"))
+    return table
