@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,9 +17,9 @@ def at(document: object, path: str) -> Any:  # noqa: ANN401 whatever JSON holds
 def number(document: object, path: str) -> float | None:
     """The finite number at a dotted path; None where there is none."""
     value = at(document, path)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return value
+    return value if abs(value) <= sys.float_info.max else None  # nor where a float holds no such number
 
 
 def numbers(document: object, path: str) -> dict[str, float]:

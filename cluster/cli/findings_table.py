@@ -25,31 +25,31 @@ def findings_report(findings: Sequence[Finding]) -> RenderableType:
 
     Findings of the same id are one case: its id above, their quantities below it.
     """
-    cases = [list(group) for _, group in groupby(findings, key=lambda found: found.id)]
+    cases = [list(group) for _, group in groupby(findings, key=lambda finding: finding.id)]
     if len(cases) == len(findings):
-        parts: list[RenderableType] = [_table([(found.id, found) for found in findings], header=True)]
+        parts: list[RenderableType] = [_table([(finding.id, finding) for finding in findings], header=True)]
     else:
-        rows = [[(f"  {found.quantity}", found) for found in case] for case in cases]
+        rows = [[(f"  {finding.quantity}", finding) for finding in case] for case in cases]
         widths = _widths([row for case in rows for row in case])
         parts = [_table([], header=True, widths=widths)]
         for case in rows:
             parts += [Text(case[0][1].id, style="bold"), _table(case, header=False, widths=widths)]
-    refused = [found for found in findings if found.ours is None]
-    missed = [found for found in findings if found.passed is False and found.ours is not None]
-    for found in refused:
-        parts += ["", Text(f"not run: {found.id}", style="bold"), Padding(Text(found.note), (0, 0, 0, 2))]
-    for found in missed:
+    refused = [finding for finding in findings if finding.ours is None]
+    missed = [finding for finding in findings if finding.passed is False and finding.ours is not None]
+    for finding in refused:
+        parts += ["", Text(f"not run: {finding.id}", style="bold"), Padding(Text(finding.note), (0, 0, 0, 2))]
+    for finding in missed:
         parts += [
             "",
-            Text(f"missed: {found.id}", style="bold"),
-            Padding(Text(f"{found.quantity} ({found.case}; {found.method})"), (0, 0, 0, 2)),
-            Padding(Text(found.note or "no reason is known"), (0, 0, 0, 2)),
+            Text(f"missed: {finding.id}", style="bold"),
+            Padding(Text(f"{finding.quantity} ({finding.case}; {finding.method})"), (0, 0, 0, 2)),
+            Padding(Text(finding.note or "no reason is known"), (0, 0, 0, 2)),
         ]
-    held = [found for found in findings if found.passed is not None and found.ours is not None]
+    held = [finding for finding in findings if finding.passed is not None and finding.ours is not None]
     methods = ", ".join(f"{number} by {method}" for method, number in Counter(f.method for f in held).items())
     verdict = f"{len(held) - len(missed)} of {len(held)} figures met ({methods or 'none was computed'})"
     if len(cases) < len(findings):
-        met = sum(all(found.passed is not False for found in case) for case in cases)
+        met = sum(all(finding.passed is not False for finding in case) for case in cases)
         verdict = f"{met} of {len(cases)} cases met; {verdict}"
     if refused:
         verdict += f"; {len(refused)} not run"
@@ -68,41 +68,41 @@ def _table(rows: Sequence[tuple[str, Finding]], *, header: bool, widths: Sequenc
             overflow="fold",
             min_width=None if widths is None else widths[number],
         )
-    for name, found in rows:
-        *cells, judgement = _cells(found)
-        table.add_row(Text(name), *cells, Text(judgement, style="bold" if found.passed is False else ""))
+    for name, finding in rows:
+        *cells, judgement = _cells(finding)
+        table.add_row(Text(name), *cells, Text(judgement, style="bold" if finding.passed is False else ""))
     return table
 
 
 def _widths(rows: Sequence[tuple[str, Finding]]) -> list[int]:
-    every = [_COLUMNS, *((name, *_cells(found)) for name, found in rows)]
+    every = [_COLUMNS, *((name, *_cells(finding)) for name, finding in rows)]
     return [max(map(len, column)) for column in zip(*every, strict=True)]
 
 
-def _cells(found: Finding) -> tuple[str, ...]:
-    refused = "not run" if found.ours is None else "missed"
-    judgement = "ok" if found.passed else refused if found.passed is False else found.note
-    return _published(found), _value(found.ours), _exactly(found), _tolerance(found), judgement
+def _cells(finding: Finding) -> tuple[str, ...]:
+    refused = "not run" if finding.ours is None else "missed"
+    judgement = "ok" if finding.passed else refused if finding.passed is False else finding.note
+    return _published(finding), _value(finding.ours), _exactly(finding), _tolerance(finding), judgement
 
 
-def _published(found: Finding) -> str:
-    if isinstance(found.published, Sequence):
-        return f"{figure(found.published[0])}..{figure(found.published[1])}"
-    return ABSENT if found.published is None else _value(found.published)
+def _published(finding: Finding) -> str:
+    if isinstance(finding.published, Sequence):
+        return f"{figure(finding.published[0])}..{figure(finding.published[1])}"
+    return ABSENT if finding.published is None else _value(finding.published)
 
 
 def _value(value: float | None) -> str:
     return count(value) if isinstance(value, int) else figure(value)
 
 
-def _exactly(found: Finding) -> str:
+def _exactly(finding: Finding) -> str:
     """The ratio, with as many digits as the tolerance needs."""
-    if found.ratio is None or found.tolerance_kind != "rel" or found.tolerance >= 0.01:
-        return figure(found.ratio)
-    return f"{found.ratio:.4f}"
+    if finding.ratio is None or finding.tolerance_kind != "rel" or finding.tolerance >= 0.01:
+        return figure(finding.ratio)
+    return f"{finding.ratio:.4f}"
 
 
-def _tolerance(found: Finding) -> str:
-    if found.tolerance_kind == "rel" and found.tolerance < 1e-6:
+def _tolerance(finding: Finding) -> str:
+    if finding.tolerance_kind == "rel" and finding.tolerance < 1e-6:
         return "exact"
-    return f"+-{found.tolerance:g}" if found.tolerance_kind == "abs" else f"+-{100 * found.tolerance:g} %"
+    return f"+-{finding.tolerance:g}" if finding.tolerance_kind == "abs" else f"+-{100 * finding.tolerance:g} %"

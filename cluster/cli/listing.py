@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pimserve.cluster.base.figures import ABSENT, count, figure
+from pimserve.cluster.cli.terminal import headed_table
 from pimserve.cluster.scenario.descriptions import is_file, read_description
 from pimserve.device_models.catalogue import kernel_names, load_kernel_document, model_of
 from pimserve.device_models.registry import load_device
@@ -49,9 +50,9 @@ def describe_device(name: str) -> dict[str, Any]:
     derived = {"units": list(device.units), **device.key_figures}
     if device.area_mm2 is not None:
         derived["area_mm2"] = device.area_mm2
-    kernels = [load_kernel_document(kernel) for kernel in kernel_names()] if device.spec.kernels else []
+    kernels = [load_kernel_document(name) for name in kernel_names()] if device.spec.kernels else []
     derived["measured_with"] = [
-        f"{found['backend']} {found['version']}" for found in kernels if found["gpu"] == device.spec.kernels
+        f"{kernel['backend']} {kernel['version']}" for kernel in kernels if kernel["gpu"] == device.spec.kernels
     ]
     return {**device.spec.model_dump(mode="json", exclude_none=True), "derived": derived}
 
@@ -62,7 +63,9 @@ def _document(name: str, where: str) -> str | dict[str, Any]:
 
 def model_list(entries: Sequence[Entry]) -> RenderableType:
     """Models, one a row, and their sources."""
-    table = _table("model", "parameters", "active", "weights", "KV/token", "layers", "experts", "context")
+    table = headed_table(
+        "model", "parameters", "active", "weights", "KV/token", "layers", "experts", "context", wrap=True
+    )
     for entry in entries:
         derived, moe = entry["derived"], entry.get("moe")
         table.add_row(
@@ -81,7 +84,7 @@ def model_list(entries: Sequence[Entry]) -> RenderableType:
 def device_list(entries: Sequence[Entry]) -> RenderableType:
     """Devices, one a row, and their sources."""
     columns = ("silicon\nmm2", "passive\nW", "16-bit\nTFLOP/s", "memory", "memory\nGB/s", "link\nGB/s")
-    table = _table("device", "kind", *columns, left=2)
+    table = headed_table("device", "kind", *columns, left=2, wrap=True)
     for entry in entries:
         derived = entry["derived"]
         table.add_row(
@@ -117,13 +120,6 @@ def _keys_and_values(document: Entry) -> RenderableType:
     for key, value in _flattened(document):
         table.add_row(Text(key), Text(value))
     return _indented(table, 2)
-
-
-def _table(*columns: str, left: int = 1) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index < left else "right", no_wrap=index < left)
-    return table
 
 
 def _sources(entries: Sequence[Entry]) -> RenderableType:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from pimserve.cluster.base.figures import ABSENT, TOO_LONG, count, figure, named, scaled, share
+from pimserve.cluster.cli.terminal import headed_table
 from pimserve.cluster.client.answers import Latencies, Ledgers, Placement, Replicas, Request, Run
 
 _MOST_REPLICAS = 40  # rows; --json has all
@@ -33,7 +33,7 @@ def run_line(run: Run) -> str:
 
 def run_list(runs: Sequence[Run]) -> RenderableType:
     """Runs, a row each."""
-    table = _table("run", "name", "state", "requests", "simulated", "launched", left=3)
+    table = headed_table("run", "name", "state", "requests", "simulated", "launched", left=3)
     for run in runs:
         progress = run.progress
         table.add_row(
@@ -59,10 +59,10 @@ def run_page(run: Run, replicas: Replicas, latencies: Latencies) -> RenderableTy
     )
 
 
-def replica_table(found: Replicas) -> RenderableType:
+def replica_table(replicas: Replicas) -> RenderableType:
     """Queue and batch of every replica."""
-    table = _table("replica", "", "running", "waiting", "decoding", "context", "KV", "steps", "left", left=2)
-    for state in found.replicas[:_MOST_REPLICAS]:
+    table = headed_table("replica", "", "running", "waiting", "decoding", "context", "KV", "steps", "left", left=2)
+    for state in replicas.replicas[:_MOST_REPLICAS]:
         table.add_row(
             f"{state.replica}",
             " ".join(part for part in (state.pool, "" if state.up else "down") if part),
@@ -74,15 +74,15 @@ def replica_table(found: Replicas) -> RenderableType:
             count(state.steps),
             count(state.left),
         )
-    more = len(found.replicas) - _MOST_REPLICAS
+    more = len(replicas.replicas) - _MOST_REPLICAS
     return Group(table, f"and {count(more)} more") if more > 0 else table
 
 
-def latency_table(found: Latencies) -> RenderableType:
+def latency_table(latencies: Latencies) -> RenderableType:
     """Percentiles so far."""
-    percents = sorted({percent for latency in found.latencies.values() for percent in latency.percentiles})
-    table = _table("latency so far", "mean", *(f"p{percent:g}" for percent in percents), "requests")
-    for name, latency in found.latencies.items():
+    percents = sorted({percent for latency in latencies.latencies.values() for percent in latency.percentiles})
+    table = headed_table("latency so far", "mean", *(f"p{percent:g}" for percent in percents), "requests")
+    for name, latency in latencies.latencies.items():
         table.add_row(
             named(name),
             scaled(latency.mean_s, "s"),
@@ -92,51 +92,53 @@ def latency_table(found: Latencies) -> RenderableType:
     return table
 
 
-def measured_line(found: Latencies) -> str:
+def measured_line(latencies: Latencies) -> str:
     """From when to when these count; nothing where all of the run does."""
-    since, until = found.measured_from_s, found.measured_until_s
+    since, until = latencies.measured_from_s, latencies.measured_until_s
     if not since and until is None:
         return ""
     end = "" if until is None else f" to {figure(until)} s"
     return f"of requests that arrive from {figure(since)} s{end or ' on'}, and of gaps between tokens then"
 
 
-def slo_line(found: Latencies) -> str:
+def slo_line(latencies: Latencies) -> str:
     """SLO attainment so far."""
-    if not found.limits_s:
+    if not latencies.limits_s:
         return "no SLO"
     limits = ", ".join(
-        f"{named(name.removesuffix('_s'))} {scaled(limit, 's')}" for name, limit in found.limits_s.items()
+        f"{named(name.removesuffix('_s'))} {scaled(limit, 's')}" for name, limit in latencies.limits_s.items()
     )
-    censored = f", {count(found.censored)} censored" if found.censored else ""
-    return f"SLO ({limits}): {share(found.attainment)} of {count(found.left)} requests{censored}"
+    censored = f", {count(latencies.censored)} censored" if latencies.censored else ""
+    return f"SLO ({limits}): {share(latencies.attainment)} of {count(latencies.left)} requests{censored}"
 
 
-def request_page(found: Request) -> RenderableType:
+def request_page(request: Request) -> RenderableType:
     """One request's life."""
-    table = _table(f"request {found.request}", "")
-    table.add_row("state", found.state)
-    if found.reject_reason is not None:
-        table.add_row("reason", TOO_LONG[found.reject_reason])
-    table.add_row("tokens in, out", f"{count(found.input_tokens)}, {count(found.output_tokens)}")
-    table.add_row("replica", ABSENT if found.replica is None else f"{found.replica}")
+    table = headed_table(f"request {request.request}", "")
+    table.add_row("state", request.state)
+    if request.reject_reason is not None:
+        table.add_row("reason", TOO_LONG[request.reject_reason])
+    table.add_row("tokens in, out", f"{count(request.input_tokens)}, {count(request.output_tokens)}")
+    table.add_row("replica", ABSENT if request.replica is None else f"{request.replica}")
     for label, time_s in (
-        ("arrives", found.arrival_s),
-        ("first scheduled", found.first_scheduled_s),
-        ("first token", found.first_token_s),
-        ("finish", found.finish_s),
+        ("arrives", request.arrival_s),
+        ("first scheduled", request.first_scheduled_s),
+        ("first token", request.first_token_s),
+        ("finish", request.finish_s),
     ):
         table.add_row(label, ABSENT if time_s is None else f"{time_s:,.6f} s")
-    table.add_row("preemptions", count(found.preemptions))
-    table.add_row("now", f"{found.simulated_s:,.6f} s")
+    table.add_row("preemptions", count(request.preemptions))
+    table.add_row("now", f"{request.simulated_s:,.6f} s")
     return table
 
 
-def ledger_table(found: Ledgers) -> RenderableType:
+def ledger_table(ledgers: Ledgers) -> RenderableType:
     """What devices have done."""
-    units = list(dict.fromkeys(unit for ledger in found.ledgers for unit in ledger.busy_s))
-    table = _table("replica", *(f"{named(unit)} busy" for unit in units), "active energy", "passive energy", "tokens")
-    for ledger in found.ledgers[:_MOST_REPLICAS]:
+    units = list(dict.fromkeys(unit for ledger in ledgers.ledgers for unit in ledger.busy_s))
+    table = headed_table(
+        "replica", *(f"{named(unit)} busy" for unit in units), "active energy", "passive energy", "tokens"
+    )
+    for ledger in ledgers.ledgers[:_MOST_REPLICAS]:
         table.add_row(
             f"{ledger.replica}",
             *(scaled(ledger.busy_s.get(unit), "s") for unit in units),
@@ -144,14 +146,14 @@ def ledger_table(found: Ledgers) -> RenderableType:
             ABSENT if ledger.passive_joules is None else f"{figure(ledger.passive_joules)} J",
             count(ledger.output_tokens),
         )
-    more = len(found.ledgers) - _MOST_REPLICAS
+    more = len(ledgers.ledgers) - _MOST_REPLICAS
     return Group(table, f"and {count(more)} more") if more > 0 else table
 
 
-def placement_table(found: Placement) -> RenderableType:
+def placement_table(placement: Placement) -> RenderableType:
     """Which devices replicas have."""
-    table = _table("replica", "", "device", "devices", "KV tokens", "weights per device", left=3)
-    for replica in found.replicas[:_MOST_REPLICAS]:
+    table = headed_table("replica", "", "device", "devices", "KV tokens", "weights per device", left=3)
+    for replica in placement.replicas[:_MOST_REPLICAS]:
         last = replica.first_device + replica.devices - 1
         table.add_row(
             f"{replica.replica}",
@@ -161,17 +163,8 @@ def placement_table(found: Placement) -> RenderableType:
             count(replica.kv_capacity_tokens),
             f"{figure(replica.weights_gb_per_device)} GB",
         )
-    split = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in found.replicas[0].parallelism.items())
-    return Group(f"{found.model} on {found.device} ({split})", "", table)
-
-
-def _table(*columns: str, left: int = 1) -> Table:
-    """A table whose first `left` columns are text."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.padding = (0, 2, 0, 0)
-    for number, column in enumerate(columns):
-        table.add_column(Text(column), justify="left" if number < left else "right", no_wrap=True)
-    return table
+    split = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in placement.replicas[0].parallelism.items())
+    return Group(f"{placement.model} on {placement.device} ({split})", "", table)
 
 
 def _ago(moment: datetime) -> str:

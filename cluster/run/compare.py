@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pimserve.cluster.base.documents import at, number
 from pimserve.cluster.base.figures import ABSENT, named
 from pimserve.cluster.run.results import load_summary
 from pimserve.cluster.run.run_times import ended_at, newer_runs
@@ -172,7 +173,7 @@ def compare_runs(runs: tuple[Run, ...], settings: Sequence[Mapping[str, Any]]) -
     sections = [path.partition(".")[0] for path in differences if path != _PASSIVE_POWER]
     unlike = {_UNLIKE[section]: None for section in sections if section in _UNLIKE}
     unlike |= {path.removeprefix("run."): None for path in differences if path.startswith("run.")}
-    if len({str(_at(run.summary, "costs.setting") or "ideal") for run in runs}) > 1:
+    if len({str(at(run.summary, "costs.setting") or "ideal") for run in runs}) > 1:
         unlike.pop("costs", None)
         unlike["the setting of their costs (ideal against measured)"] = None
     unlike |= dict.fromkeys(not_alike([likeness(run.summary) for run in runs]))
@@ -190,8 +191,8 @@ class Likeness(NamedTuple):
 
 def likeness(summary: Summary) -> Likeness:
     """Of one run."""
-    known = _at(summary, "energy.passive_joules") is not None
-    part = _at(summary, "energy.passive_power") == "partly_known"
+    known = at(summary, "energy.passive_joules") is not None
+    part = at(summary, "energy.passive_power") == "partly_known"
     return Likeness("none" if not known else "part" if part else "all", dict(precision(summary)))
 
 
@@ -217,7 +218,7 @@ def precision(summary: Summary) -> Iterator[tuple[str, str]]:
 
 def _quantities(runs: Sequence[Run]) -> Iterator[Quantity]:
     for group, label, path, unit in (*_FIGURES, *_busy_units(runs)):
-        values = tuple(_number(run.summary, path) for run in runs)
+        values = tuple(_comparable(run.summary, path) for run in runs)
         if any(value is not None for value in values):
             yield Quantity(path, group, label, unit, values)
 
@@ -234,26 +235,14 @@ def _busy_units(runs: Sequence[Run]) -> Iterator[tuple[str, str, str, str]]:
 
 def _mapping(summary: Summary, key: str) -> Mapping[str, Any]:
     """What is there; nothing where that is no mapping, as in a summary that was changed."""
-    found = summary.get(key)
-    return found if isinstance(found, Mapping) else {}
+    value = summary.get(key)
+    return value if isinstance(value, Mapping) else {}
 
 
-def _number(summary: Summary, path: str) -> float | None:
+def _comparable(summary: Summary, path: str) -> float | None:
     """A figure; None where there is none, or one of which no ratio can be made."""
-    found = _at(summary, path)
-    if not isinstance(found, int | float) or isinstance(found, bool):
-        return None
-    return found if found == 0 or 1 / _LARGEST < abs(found) < _LARGEST else None
-
-
-def _at(summary: Summary, path: str) -> Any:  # noqa: ANN401 whatever JSON holds
-    """What is at a dotted path; None where there is nothing, as in a summary of another version."""
-    found: Any = summary
-    for key in path.split("."):
-        if not isinstance(found, Mapping):
-            return None
-        found = found.get(key)
-    return found
+    value = number(summary, path)
+    return value if value is None or value == 0 or 1 / _LARGEST < abs(value) < _LARGEST else None
 
 
 def _settings(places: Sequence[Path], runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -262,7 +251,7 @@ def _settings(places: Sequence[Path], runs: Sequence[Run]) -> list[dict[str, Any
     found = []
     for run, scenario in zip(runs, scenarios, strict=True):
         summary = run.summary
-        version = {"simulator": {"version": _at(summary, "simulator.version")}}
+        version = {"simulator": {"version": at(summary, "simulator.version")}}
         if None not in scenarios and scenario is not None:
             found.append({key: value for key, value in scenario.items() if key not in _IGNORED} | version)
             continue
@@ -273,9 +262,9 @@ def _settings(places: Sequence[Path], runs: Sequence[Run]) -> list[dict[str, Any
                 "model": {"name": summary.get("model")},
                 "cluster": cluster | {"device": {"name": summary.get("device")}},
                 "workload": summary.get("workload"),
-                "costs": {key: _at(summary, f"costs.{key}") for key in ("setting", "backend", "version")},
-                "slo": _at(summary, "slo.limits"),
-                "run": {"seed": summary.get("seed"), "warmup_s": _at(summary, "window.start_s")},
+                "costs": {key: at(summary, f"costs.{key}") for key in ("setting", "backend", "version")},
+                "slo": at(summary, "slo.limits"),
+                "run": {"seed": summary.get("seed"), "warmup_s": at(summary, "window.start_s")},
             }
             | version
         )

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pimserve.cluster.base.documents import at
 from pimserve.cluster.base.figures import ABSENT
 from pimserve.cluster.run.compare import Likeness, likeness, not_alike
 from pimserve.cluster.sweep.grid import Grid
@@ -70,7 +71,7 @@ class Outcome:
 
 def outcome_of(summary: Mapping[str, Any]) -> Outcome:
     """What a run's summary says."""
-    widths = {figure.key: _at(summary["ci95"], figure.path) for figure in FIGURES}
+    widths = {figure.key: at(summary["ci95"], figure.path) for figure in FIGURES}
     return Outcome(
         figures_of(summary),
         {key: width for key, width in widths.items() if width is not None},
@@ -103,7 +104,7 @@ def by_reason(document: Mapping[str, Any]) -> dict[str, list[str]]:
 
 def figures_of(summary: Mapping[str, Any]) -> dict[str, Any]:
     """The key figures of one run."""
-    return {figure.key: _at(summary, figure.path) for figure in FIGURES}
+    return {figure.key: at(summary, figure.path) for figure in FIGURES}
 
 
 def is_shown(figure: Figure, part: str, values: Sequence[object]) -> bool:
@@ -136,12 +137,6 @@ def state_text(found: Mapping[str, Any], runs: int) -> str:
         return ABSENT
     number = found["runs"][state]
     return str(state) if number == runs else f"{number} of {runs} {state}"
-
-
-def _at(document: Any, path: str) -> Any:  # noqa: ANN401 JSON
-    for key in path.split("."):
-        document = document.get(key) if isinstance(document, Mapping) else None
-    return document
 
 
 def estimate(values: Sequence[float | None], own: float | None = None) -> dict[str, float | None]:
