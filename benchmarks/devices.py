@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from pimserve.cluster.distributed.devices.driver import DeviceLink, HostPlace, LinkSettings
+from pimserve.cluster.distributed.devices.driver import DeviceDriver, DriverSettings, HostPlace
 from pimserve.cluster.scenario.document import Scenario
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.loadgen.workload import generate
@@ -98,14 +98,14 @@ class Case:
         return {"s": ended - began, "steps": done, "messages": 2 * messages + done * hosts * (hosts - 1), "bytes": size}
 
     @contextmanager
-    def _link(self, addresses: dict[str, str], *, lockstep: bool) -> Iterator[DeviceLink]:
+    def _link(self, addresses: dict[str, str], *, lockstep: bool) -> Iterator[DeviceDriver]:
         names = list(addresses)
         places = {
             name: HostPlace(addresses[name], {"": [(0, device) for device in range(at, _DEVICES, len(names))]})
             for at, name in enumerate(names)
         }
         digests = {"": self.prepared.pools[0].plan.digest()}
-        link = DeviceLink(self.document, digests, places, LinkSettings(lockstep=lockstep))
+        link = DeviceDriver(self.document, digests, places, DriverSettings(lockstep=lockstep))
         try:
             link.connect()
             yield link

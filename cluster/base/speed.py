@@ -16,8 +16,8 @@ def parse_speed(text: str, where: str = "--speed") -> float:
     Raises:
         InputError: it is no such factor, or out of range.
     """
-    found = re.fullmatch(r"(\d+\.?\d*|\.\d+)(e[+-]?\d+)?x?", text.strip(), re.IGNORECASE | re.ASCII)
-    speed = float(text.strip().rstrip("xX")) if found else math.nan
+    match = re.fullmatch(r"(\d+\.?\d*|\.\d+)(e[+-]?\d+)?x?", text.strip(), re.IGNORECASE | re.ASCII)
+    speed = float(text.strip().rstrip("xX")) if match else math.nan
     if not SLOWEST <= speed <= FASTEST:
         raise InputError(
             where, f"must be a factor of {SLOWEST:g} to {FASTEST:g}, such as 60x (got {shortened(repr(text))})"

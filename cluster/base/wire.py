@@ -40,10 +40,10 @@ def from_table(
     Raises:
         InputError: the table has other columns, types or lengths.
     """
-    found: dict[str, NDArray[np.generic]] = {}
+    columns: dict[str, NDArray[np.generic]] = {}
     for column in table.columns:
         place = f"{where}.{column.name}"
-        if column.name not in expected or column.name in found:
+        if column.name not in expected or column.name in columns:
             raise InputError(place, f"unknown or repeated column (allowed: {', '.join(expected)})")
         dtype = np.dtype(expected[column.name]).newbyteorder("<")
         if _TYPES.get(column.data_type) != dtype:
@@ -51,7 +51,7 @@ def from_table(
         wanted = table.count * dtype.itemsize
         if len(column.data) != wanted:
             raise InputError(place, f"has {len(column.data)} bytes; {table.count} values of {dtype.name} are {wanted}")
-        found[column.name] = np.frombuffer(column.data, dtype)
-    if missing := [name for name in expected if name not in found]:
+        columns[column.name] = np.frombuffer(column.data, dtype)
+    if missing := [name for name in expected if name not in columns]:
         raise InputError(where, f"lacks the column {missing[0]}")
-    return found
+    return columns

@@ -88,7 +88,7 @@ def list_command(
 ) -> None:
     """List the runs of a server, newest first."""
     from pimserve.cluster.cli.service_tables import run_list  # noqa: PLC0415
-    from pimserve.cluster.service.registry import STATES  # noqa: PLC0415
+    from pimserve.cluster.service.run_registry import STATES  # noqa: PLC0415
 
     for state in states or ():
         if state not in STATES:

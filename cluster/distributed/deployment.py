@@ -17,7 +17,7 @@ from pimserve.cluster.distributed.hosts.hosting import HostSpec
 from pimserve.errors import InputError
 
 if TYPE_CHECKING:
-    from pimserve.cluster.distributed.devices.driver import DeviceLink
+    from pimserve.cluster.distributed.devices.driver import DeviceDriver
     from pimserve.cluster.distributed.hosts.ray_cluster import RayCluster
     from pimserve.cluster.distributed.hosts.supervisor import Supervisor
     from pimserve.cluster.scenario.pools import PlacedPool
@@ -72,7 +72,7 @@ class Distributed:
         self.window_wall_s = _WINDOW_WALL_S if spread.devices is not None else None
         self._prepared = prepared
         self._token = token
-        self._devices: DeviceLink | None = None
+        self._devices: DeviceDriver | None = None
         self._audited = 0
         self._stack = ExitStack()
 
@@ -84,13 +84,13 @@ class Distributed:
         from pimserve.cluster.distributed.device_port import DevicePort, Devices  # noqa: PLC0415
 
         per_replica = {pool.name: pool.devices_per_replica for pool in self._prepared.pools}
-        devices = Devices(self._link(fleet), self.supervisor, fleet, per_replica, table)
+        devices = Devices(self._driver(fleet), self.supervisor, fleet, per_replica, table)
 
         def engines(index: int, replicas: range, sink: RowSink) -> ShardPort:
             return self._engines(index, replicas, fleet, table, sink)
 
         # The last one is asked for its state when all others have handed on what they executed.
-        return [DevicePort(partial(engines, *each), devices, on_rows, keeps=each is dealt[-1]) for each in dealt]
+        return [DevicePort(partial(engines, *shard), devices, on_rows, keeps=shard is dealt[-1]) for shard in dealt]
 
     def facts(self) -> dict[str, Any]:
         """What the summary's simulator section tells."""
@@ -130,12 +130,12 @@ class Distributed:
         self._stack.callback(client.close)
         return client
 
-    def _link(self, fleet: Fleet) -> DeviceLink:
-        """The link to all devices."""
-        from pimserve.cluster.distributed.devices.driver import DeviceLink, HostPlace, LinkSettings  # noqa: PLC0415
+    def _driver(self, fleet: Fleet) -> DeviceDriver:
+        """Who drives all devices."""
+        from pimserve.cluster.distributed.devices.driver import DeviceDriver, DriverSettings, HostPlace  # noqa: PLC0415
 
         groups = device_groups(self._prepared.pools, self.spread)
-        settings = LinkSettings(
+        settings = DriverSettings(
             lockstep=self.spread.devices == "lockstep", token=self._token, audit_share=self.spread.audit_share
         )
         scenario = json.dumps(self._prepared.scenario.resolved())
@@ -143,7 +143,7 @@ class Distributed:
         hosts = {
             group.name: HostPlace(self.supervisor.endpoint(group.name).address, group.by_pool()) for group in groups
         }
-        self._devices = DeviceLink(scenario, digests, hosts, settings)
+        self._devices = DeviceDriver(scenario, digests, hosts, settings)
         self._stack.callback(self._devices.close)
         return self._devices
 
@@ -201,10 +201,10 @@ class DeviceGroup:
 
     def by_pool(self) -> dict[str, list[tuple[int, int]]]:
         """Devices (replica, number) of each pool."""
-        found: dict[str, list[tuple[int, int]]] = {}
+        groups: dict[str, list[tuple[int, int]]] = {}
         for pool, replica, device in self.devices:
-            found.setdefault(pool, []).append((replica, device))
-        return found
+            groups.setdefault(pool, []).append((replica, device))
+        return groups
 
 
 def device_groups(pools: Sequence[PlacedPool], spread: Spread) -> list[DeviceGroup]:

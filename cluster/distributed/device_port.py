@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pimserve.cluster.distributed.devices.driver import DeviceLink
+from pimserve.cluster.distributed.devices.driver import DeviceDriver
 from pimserve.cluster.distributed.recovery import Hosts, Recovery
 from pimserve.scheduler.control import Ledger
 from pimserve.scheduler.fleet import DECODE, Fleet, RowSink
@@ -23,12 +23,12 @@ MakesShard = Callable[[RowSink], ShardPort]  # given who takes its executed step
 
 
 class Devices:
-    """The device actors of a run, behind one link; hosts that die are replaced.
+    """The device actors of a run, behind one driver; hosts that die are replaced.
 
     Their windows are one or more windows of the clock: one ends when all shards have handed on what they executed.
 
     Args:
-        link: to the devices.
+        driver: of the devices.
         hosts: of the devices, and how to get others.
         fleet: the replicas.
         per_replica: devices of a replica, by the name of its pool.
@@ -36,11 +36,11 @@ class Devices:
     """
 
     def __init__(
-        self, link: DeviceLink, hosts: Hosts, fleet: Fleet, per_replica: dict[str, int], table: RequestTable
+        self, driver: DeviceDriver, hosts: Hosts, fleet: Fleet, per_replica: dict[str, int], table: RequestTable
     ) -> None:
-        self._link = link
-        self._recovery = Recovery(hosts, lambda name, endpoint: link.replace(name, endpoint.address))
-        self._recovery.call(link.connect)
+        self._driver = driver
+        self._recovery = Recovery(hosts, lambda name, endpoint: driver.replace(name, endpoint.address))
+        self._recovery.call(driver.connect)
         self._fleet = fleet
         self._table = table
         self._devices = {number: per_replica[pool.name] for pool in fleet.pools for number in pool.numbers}
@@ -63,24 +63,24 @@ class Devices:
         self._under_way -= 1
         slowdowns = {condition.replica: condition.slowdown for condition in order.conditions}
         for effect in report.effects:
-            self._link.slow(effect.replica, effect.step, slowdowns[effect.replica])
+            self._driver.slow(effect.replica, effect.step, slowdowns[effect.replica])
         if self._closing and not self._under_way:
-            self._recovery.call(lambda: self._link.close_window(self._window))
+            self._recovery.call(lambda: self._driver.close_window(self._window))
             self._window += 1
             self._closed_s = time.monotonic()
 
     def take(self, replica: int, rows: IntArray, first_steps: IntArray) -> None:
         """Executed steps of a replica."""
-        take = self._link.execute if self._link.settings.lockstep else self._link.record
+        take = self._driver.execute if self._driver.settings.lockstep else self._driver.record
         self._recovery.call(partial(take, replica, rows, first_steps))
 
     def state(self) -> dict[str, Any]:
         """All that devices have in hand."""
-        return {"link": self._recovery.call(self._link.snapshot), "window": self._window}
+        return {"link": self._recovery.call(self._driver.snapshot), "window": self._window}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
-        self._recovery.call(lambda: self._link.restore(state["link"]))
+        self._recovery.call(lambda: self._driver.restore(state["link"]))
         self._window = state["window"]
 
     def _hand_over(self, order: Order) -> None:
@@ -99,7 +99,7 @@ class Devices:
                 sender, receiver = part * senders // parts, part * receivers // parts
                 entries.append((move.request, share, move.replica, sender, target, receiver))
         if entries:
-            self._link.hand_over(np.array(entries, np.int64))
+            self._driver.hand_over(np.array(entries, np.int64))
 
 
 class DevicePort:

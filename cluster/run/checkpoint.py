@@ -169,27 +169,27 @@ class CheckpointFolder:
         return file.read_bytes() if file.exists() else b""
 
     def _read_commands(self) -> list[tuple[int, dict[str, Any]]]:
-        found = []
+        commands = []
         whole = 0  # bytes
         for line in (content := self.commands()).splitlines(keepends=True):
             if not line.endswith(b"\n"):  # the end of the process cut it short, before anyone was told of it
                 break
             try:
                 command = json.loads(line)
-                found.append((int(command.pop("at_fs")), command))
+                commands.append((int(command.pop("at_fs")), command))
             except (ValueError, KeyError, TypeError, AttributeError):
-                raise InputError(str(self.folder / COMMANDS_FILE), f"line {len(found) + 1} is damaged") from None
+                raise InputError(str(self.folder / COMMANDS_FILE), f"line {len(commands) + 1} is damaged") from None
             whole += len(line)
         if whole < len(content):
             os.truncate(self.folder / COMMANDS_FILE, whole)
-        return found
+        return commands
 
 
 def target_of(folder: Path, scenario: str) -> Path | None:
     """The results folder that a scenario, known by its digest, had when it was interrupted; None for a fresh run."""
     try:
-        said = json.loads((folder / _TARGET_FILE).read_bytes())
-        return Path(said["results"]) if said["scenario"] == scenario else None
+        document = json.loads((folder / _TARGET_FILE).read_bytes())
+        return Path(document["results"]) if document["scenario"] == scenario else None
     except (OSError, ValueError, KeyError, TypeError):  # it did not come so far
         return None
 
@@ -205,8 +205,8 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, Any], NDArray[Any]]:
         raise InputError(str(file), "is no checkpoint of pimserve")
     if header.get("version") != VERSION:
         raise InputError(str(file), f"has version {header.get('version')!r}; this pimserve reads {VERSION}")
-    said = header.pop("sha256", None)
-    if _sha256(header, payload) != said:
+    checksum = header.pop("sha256", None)
+    if _sha256(header, payload) != checksum:
         raise InputError(str(file), "is damaged: its checksum differs; remove it to run from the start")
     split = header["state_bytes"]
     return header, json.loads(payload[:split]), np.frombuffer(payload[split:], DTYPE, header["table_rows"]).copy()

@@ -136,9 +136,9 @@ def _order(file: IO[bytes], ordered: IO[bytes], header: int) -> None:
     ordered.write(file.read(header))
     counts = np.zeros(0, np.int64)
     for block in blocks():
-        found = np.bincount(block["replica"], minlength=len(counts))
-        found[: len(counts)] += counts
-        counts = found
+        further = np.bincount(block["replica"], minlength=len(counts))
+        further[: len(counts)] += counts
+        counts = further
     places = np.cumsum(counts) - counts  # of each replica's next row
     for block in blocks():
         block = block[np.argsort(block["replica"], kind="stable")]  # noqa: PLW2901

@@ -1,6 +1,6 @@
 """Where the service keeps things: one folder for the server, in it one for each run.
 
-DATA/registry.sqlite3      all runs (registry.py)
+DATA/registry.sqlite3      all runs (run_registry.py)
 DATA/server.lock           held by the server, so that there is one
 DATA/server.json           which process the server is
 DATA/runs/ID/              of one run:

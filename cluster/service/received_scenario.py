@@ -46,9 +46,9 @@ def _allowed(path: str, traces: Path | None) -> Path:
         raise InputError(_TRACE, "this server reads no traces: it was started without --traces")
     root = traces.resolve()
     try:
-        found = (root / path).resolve()
-        if found.is_relative_to(root) and found.is_file():
-            return found
+        file = (root / path).resolve()
+        if file.is_relative_to(root) and file.is_file():
+            return file
     except (OSError, ValueError, RuntimeError):  # too long, a zero in it, a loop of links
         pass
     raise InputError(_TRACE, f"no file {shortened(repr(path))} below the folder of the server's --traces")

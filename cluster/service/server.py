@@ -23,8 +23,8 @@ from pimserve.cluster.base.rpc.security import NO_TLS, TlsFiles, check_listen, s
 from pimserve.cluster.metrics.endpoint import EndpointOptions, exposing
 from pimserve.cluster.service.folders import DataFolder
 from pimserve.cluster.service.forwarding import SchedulerForwarder
-from pimserve.cluster.service.registry import Registry
 from pimserve.cluster.service.run_queue import Limits, RunQueue
+from pimserve.cluster.service.run_registry import Registry
 from pimserve.cluster.service.simulations import Simulations
 from pimserve.cluster.service.worker_link import WORKER
 from pimserve.errors import InputError

@@ -15,8 +15,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from pimserve.cluster.base.rpc.results_stream import send_files
 from pimserve.cluster.base.rpc.statuses import RefusedError
 from pimserve.cluster.service.received_scenario import as_yaml, read_scenario
-from pimserve.cluster.service.registry import ENDED, STATES, Record
 from pimserve.cluster.service.run_queue import RunQueue
+from pimserve.cluster.service.run_registry import ENDED, STATES, Record
 from pimserve.v1 import simulation_pb2 as pb
 from pimserve.v1 import simulation_pb2_grpc
 
@@ -83,11 +83,11 @@ class Simulations(simulation_pb2_grpc.SimulationServiceServicer):
         size = request.page_size or _PAGE
         before = int(request.page_token) if request.page_token else None
         states = {STATES[number - 1] for number in request.states}
-        found = self._queue.registry.page(size + 1, before, states)
-        page = found[:size]
+        records = self._queue.registry.page(size + 1, before, states)
+        page = records[:size]
         return pb.ListResponse(
             runs=[self._run(record) for record in page],
-            next_page_token=str(page[-1].number) if len(found) > size else "",
+            next_page_token=str(page[-1].number) if len(records) > size else "",
         )
 
     def Watch(self, request: pb.WatchRequest, context: grpc.ServicerContext) -> Iterator[pb.WatchResponse]:  # noqa: N802
@@ -95,13 +95,13 @@ class Simulations(simulation_pb2_grpc.SimulationServiceServicer):
         interval_s = request.interval_s or _INTERVAL_S
         with self._stream():
             context.add_callback(self._queue.notify)  # a watcher that leaves frees its thread at once
-            version, said = -1, None
+            version, sent = -1, None
             while context.is_active():
                 record = self._queue.record(request.run_id)
                 run = self._run(record)
-                if run != said:
+                if run != sent:
                     yield pb.WatchResponse(run=run)
-                    said, earliest = run, time.monotonic() + interval_s
+                    sent, earliest = run, time.monotonic() + interval_s
                 if record.state in ENDED:
                     return
                 if self._queue.stopping:

@@ -171,15 +171,15 @@ class WorkerLink:
 
     def _connect(self) -> None:
         """Open the channel, once the worker says where it listens."""
-        said = read_json(self.folder.worker)
-        if said is None:
+        document = read_json(self.folder.worker)
+        if document is None:
             return
-        process = Process.from_document(said)
+        process = Process.from_document(document)
         if not process.alive() or (self._child is not None and process != self._process):
             return  # of a worker before this one, or beside it
         self._process = process
-        self.metadata = bearer(said["token"])
-        self._channel = process_channel(said["address"])
+        self.metadata = bearer(document["token"])
+        self._channel = process_channel(document["address"])
         self.scheduler = scheduler_pb2_grpc.SchedulerServiceStub(self._channel)
         self.simulation = simulation_pb2_grpc.SimulationServiceStub(self._channel)
         follow = worker_pb2_grpc.WorkerServiceStub(self._channel).Follow
@@ -190,19 +190,19 @@ class WorkerLink:
         """Take note of the run until its worker is gone."""
         request = worker_pb2.FollowRequest(run_id=self.folder.id, interval_s=_FOLLOW_S)
         try:
-            for said in follow(request, metadata=self.metadata):
-                self._latest = said
-                self._take_metrics(said)
-                self._on_progress(said.progress)
+            for news in follow(request, metadata=self.metadata):
+                self._latest = news
+                self._take_metrics(news)
+                self._on_progress(news.progress)
         except (grpc.RpcError, ValueError):  # gone, or the channel was closed
             return
 
-    def _take_metrics(self, said: worker_pb2.FollowResponse) -> None:
+    def _take_metrics(self, news: worker_pb2.FollowResponse) -> None:
         try:
-            if said.metrics_layout:
-                self._layout = Layout.from_json(said.metrics_layout)
-            if said.metrics and self._layout is not None:
-                self.metrics = RunMetrics.unpack(self._layout, said.metrics)
+            if news.metrics_layout:
+                self._layout = Layout.from_json(news.metrics_layout)
+            if news.metrics and self._layout is not None:
+                self.metrics = RunMetrics.unpack(self._layout, news.metrics)
         except InputError:  # of another version: the run goes on without
             LOG.warning("run %s: its metrics are of another version", self.folder.id)
             self._layout = None

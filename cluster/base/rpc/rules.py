@@ -49,10 +49,10 @@ def _text(most_bytes: int, *, needed: bool = False, pattern: str | None = None, 
 
 def _each(rule: Rule, *, at_least: int = 0, at_most: int) -> Rule:
     def check(values: Iterable[Any]) -> str | None:
-        found = list(values)
-        if not at_least <= len(found) <= at_most:
-            return f"must have {at_least:,} to {at_most:,} entries (got {len(found):,})"
-        return next((wrong for wrong in map(rule, found) if wrong), None)
+        entries = list(values)
+        if not at_least <= len(entries) <= at_most:
+            return f"must have {at_least:,} to {at_most:,} entries (got {len(entries):,})"
+        return next((wrong for wrong in map(rule, entries) if wrong), None)
 
     return check
 

@@ -69,11 +69,11 @@ def violations(error: InputError) -> Violations:
     """The fields that an error speaks of: one, or one in each of its lines."""
     if error.where:
         return [(error.where, error.message)]
-    found = []
+    fields = []
     for line in error.message.splitlines():
         match = _LINE.fullmatch(line)
-        found.append((match[1], match[2]) if match else ("", line))
-    return found
+        fields.append((match[1], match[2]) if match else ("", line))
+    return fields
 
 
 def status_of(error: PimserveError) -> status_pb2.Status:
@@ -115,9 +115,9 @@ def pass_on(context: grpc.ServicerContext, error: grpc.RpcError) -> NoReturn:
     code, details = grpc.StatusCode.UNAVAILABLE, ""
     if isinstance(error, grpc.Call) and error.code() is not None:
         code, details = error.code(), error.details() or ""
-        said = [(key, value) for key, value in error.trailing_metadata() or () if key == "grpc-status-details-bin"]
-        if said:
-            context.set_trailing_metadata(tuple(said))
+        packed = [(key, value) for key, value in error.trailing_metadata() or () if key == "grpc-status-details-bin"]
+        if packed:
+            context.set_trailing_metadata(tuple(packed))
             context.abort(code, details)
     # With a status of ours, so that callers do not take it for one of their connection.
     message = _NO_ANSWER.get(code) or f"the run's process says {code.name}: {details}"
@@ -157,12 +157,12 @@ def details_of(error: grpc.Call | grpc.aio.AioRpcError, kind: type[_Detail]) -> 
         status = rpc_status.from_call(error)
     except ValueError:  # details that contradict the status: not of our server
         return []
-    found = []
+    details = []
     for packed in status.details if status is not None else ():
         detail: Any = kind()
         if packed.Unpack(detail):
-            found.append(detail)
-    return found
+            details.append(detail)
+    return details
 
 
 def _status(code: grpc.StatusCode, message: str) -> status_pb2.Status:

@@ -60,10 +60,10 @@ class Audit:
     def _sampled(self, first_steps: IntArray) -> NDArray[np.intp]:
         if self._limit > _MASK:
             return np.arange(len(first_steps))
-        found = np.zeros(len(first_steps), bool)
+        chosen = np.zeros(len(first_steps), bool)
         for key in self._keys:
-            found |= _mixed(first_steps.astype(np.uint64) + np.uint64(key)) < np.uint64(self._limit)
-        return np.flatnonzero(found)
+            chosen |= _mixed(first_steps.astype(np.uint64) + np.uint64(key)) < np.uint64(self._limit)
+        return np.flatnonzero(chosen)
 
 
 def durations(costs: ReplicaCosts, rows: Rows, first_steps: IntArray) -> IntArray:

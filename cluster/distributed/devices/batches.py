@@ -8,8 +8,8 @@ from functools import partial
 from typing import Any, Protocol
 
 from pimserve.cluster.base.rpc.statuses import DeviceMismatchError
-from pimserve.cluster.distributed.devices.host_client import HostWire, all_of
-from pimserve.cluster.distributed.devices.rows import ROW_BYTES, Spans, step_request, to_rows_table
+from pimserve.cluster.distributed.devices.host_client import HostConnection, all_of
+from pimserve.cluster.distributed.devices.span_rows import ROW_BYTES, Spans, step_request, to_rows_table
 from pimserve.cluster.distributed.recovery import ReplayLog
 from pimserve.errors import InputError
 from pimserve.scheduler.steplog import Rows
@@ -19,7 +19,7 @@ ROWS_PER_BATCH = 2**20 // ROW_BYTES
 _STEP_BYTES = 600  # that a step takes in the log, about
 _STEPS, _DURATION = Rows._fields.index("steps"), Rows._fields.index("duration_fs")
 _CONTEXT, _DECODES = Rows._fields.index("context"), Rows._fields.index("decodes")
-Wires = Mapping[str, HostWire]
+Wires = Mapping[str, HostConnection]
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,15 +223,15 @@ class LockstepFeed:
         for host in hosts:
             wires[host].send_step(request)
         answers = all_of({host: partial(_answer, wires[host], request) for host in hosts})
-        times = {(host, each.device): each.duration_fs for host in hosts for each in answers[host].times}
+        times = {(host, answer.device): answer.duration_fs for host in hosts for answer in answers[host].times}
         distinct = set(times.values())
         if len(distinct) != 1:
-            said = ", ".join(f"{time:,} fs by device {device} on {host}" for (host, device), time in times.items())
-            raise DeviceMismatchError(f"replica {request.replica}, step {request.step}: {said or 'no device answers'}")
+            given = ", ".join(f"{time:,} fs by device {device} on {host}" for (host, device), time in times.items())
+            raise DeviceMismatchError(f"replica {request.replica}, step {request.step}: {given or 'no device answers'}")
         return distinct.pop()
 
 
-def _answer(wire: HostWire, request: pb.ExecuteStepsRequest) -> pb.ExecuteStepsResponse:
+def _answer(wire: HostConnection, request: pb.ExecuteStepsRequest) -> pb.ExecuteStepsResponse:
     """The answer to a step."""
     response = wire.receive_step()
     if (response.replica, response.step) != (request.replica, request.step):

@@ -65,7 +65,7 @@ class ReplicaBook:
         return self._audit.rows
 
     def take(self, rows: IntArray, first_steps: IntArray, slowdowns: IntArray) -> None:
-        """Take executed spans; arguments as in `rows.Spans`.
+        """Take executed spans; arguments as in `span_rows.Spans`.
 
         Raises:
             WrongStateError: they do not follow those taken before.
@@ -125,13 +125,13 @@ class ReplicaBook:
         return DeviceMismatchError(f"replica {self.replica}, device{plural} {devices}, {what}")
 
     def evaluate(self, rows: IntArray, first_steps: IntArray, slowdowns: IntArray) -> IntArray:
-        """(n,): times of spans, by the devices' own plan, step by step; arguments as in `rows.Spans`."""
-        found = np.zeros(len(rows), np.int64)
+        """(n,): times of spans, by the devices' own plan, step by step; arguments as in `span_rows.Spans`."""
+        times = np.zeros(len(rows), np.int64)
         for slowdown in np.unique(slowdowns).tolist():
             mine = slowdowns == slowdown
             costs = self._costs if slowdown == self._slowdown else self._normal.slowed(slowdown)
-            found[mine] = durations(costs, Rows(*np.ascontiguousarray(rows[mine].T)), first_steps[mine])
-        return found
+            times[mine] = durations(costs, Rows(*np.ascontiguousarray(rows[mine].T)), first_steps[mine])
+        return times
 
     def step_traffic(self, row: IntArray, step: int) -> IntArray:
         """(cells, 2): what passes between devices in one step, of which `row` has the columns of Rows."""
@@ -141,12 +141,12 @@ class ReplicaBook:
             picks = self._draws.picks(int(tokens[0]), step)
             return self.pool.traffic.of_steps(tokens, rows.outputs, rows.steps, picks)
         key = int(tokens[0]), int(rows.outputs[0])
-        found = self._step_traffic.get(key)
-        if found is None:
+        traffic = self._step_traffic.get(key)
+        if traffic is None:
             if len(self._step_traffic) >= _STEPS_KEPT:
                 self._step_traffic.clear()
-            found = self._step_traffic[key] = self.pool.traffic.of_steps(tokens, rows.outputs, rows.steps)
-        return found
+            traffic = self._step_traffic[key] = self.pool.traffic.of_steps(tokens, rows.outputs, rows.steps)
+        return traffic
 
     def state(self) -> dict[str, Any]:
         """All that was taken, as JSON can hold it."""
@@ -186,20 +186,20 @@ class _Draws:
 
     def __call__(self, tokens: IntArray, steps: IntArray) -> IntArray:
         """(n, features): of the steps."""
-        found = np.empty((len(steps), len(FEATURES)), np.int64)
+        features = np.empty((len(steps), len(FEATURES)), np.int64)
         if self.slowed is not None:
-            found[:] = self.slowed.experts_features(tokens, steps)
+            features[:] = self.slowed.experts_features(tokens, steps)
         for place, (t, step) in enumerate(zip(tokens.tolist(), steps.tolist(), strict=True)):
             counts = self._counts(t, step)
             self._sum += self._dealt(counts)
             if self.slowed is None:
-                found[place] = self._pools.term.layer_features(counts).sum(axis=0)
-        return found
+                features[place] = self._pools.term.layer_features(counts).sum(axis=0)
+        return features
 
     def collected(self) -> IntArray:
         """(cells,): picks of the steps asked for since the last call."""
-        found, self._sum = self._sum, np.zeros_like(self._sum)
-        return found
+        total, self._sum = self._sum, np.zeros_like(self._sum)
+        return total
 
     def picks(self, tokens: int, step: int) -> IntArray:
         """(cells,): picks of one step."""

@@ -47,24 +47,24 @@ def check_conservation(traffic: Exchanged, picks: Mapping[int, int]) -> None:
                 f"{there[0]:,} of {there[1]:,} bytes were sent, {here[0]:,} of {here[1]:,} bytes received"
             )
     for kind in (DISPATCH, COMBINE):
-        found: defaultdict[int, int] = defaultdict(int)
+        passed: defaultdict[int, int] = defaultdict(int)
         for key, (count, _) in sent.items():
             if key[4] == kind:
-                found[key[0]] += count
+                passed[key[0]] += count
         for replica, wanted in picks.items():
-            if found[replica] != wanted:
+            if passed[replica] != wanted:
                 raise DeviceMismatchError(
-                    f"{_name(kind)} of replica {replica}: {found[replica]:,} picks of experts passed between devices, "
+                    f"{_name(kind)} of replica {replica}: {passed[replica]:,} picks of experts passed between devices, "
                     f"its steps have {wanted:,}"
                 )
 
 
 def _summed(entries: Iterable[Entry]) -> dict[Entry, tuple[int, int]]:
-    found: dict[Entry, tuple[int, int]] = {}
+    sums: dict[Entry, tuple[int, int]] = {}
     for *key, count, size in entries:
-        before = found.get(tuple(key), (0, 0))
-        found[tuple(key)] = (before[0] + count, before[1] + size)
-    return found
+        before = sums.get(tuple(key), (0, 0))
+        sums[tuple(key)] = (before[0] + count, before[1] + size)
+    return sums
 
 
 def _name(kind: int) -> str:

@@ -25,7 +25,7 @@ from pimserve.cluster.distributed.devices.exchange import (
 from pimserve.cluster.distributed.devices.host_memory import DeviceKey, HostState
 from pimserve.cluster.distributed.devices.ledgers import ledgers_of, to_message
 from pimserve.cluster.distributed.devices.peers import Inbox, Peers
-from pimserve.cluster.distributed.devices.rows import from_rows_table, row_of_step
+from pimserve.cluster.distributed.devices.span_rows import from_rows_table, row_of_step
 from pimserve.errors import InputError
 from pimserve.v1 import device_pb2 as pb
 from pimserve.v1.device_pb2_grpc import DeviceServiceServicer, add_DeviceServiceServicer_to_server
@@ -167,7 +167,7 @@ class _Service(DeviceServiceServicer):
         with self._lock:
             state = self._state
             spans = from_rows_table(request.rows, "rows", state.most_tokens(), state.most_steps(), ("duration_fs",))
-            times = [state.books[each.replica].evaluate(each.rows, each.first_steps, each.slowdowns) for each in spans]
+            times = [state.books[span.replica].evaluate(span.rows, span.first_steps, span.slowdowns) for span in spans]
         # Rows of several replicas come back by replica.
         return pb.EvaluateStepsResponse(rows=to_table({"duration_fs": np.concatenate([*times, np.zeros(0, np.int64)])}))
 
@@ -327,7 +327,7 @@ def _device_ids(keys: Iterable[DeviceKey]) -> list[pb.DeviceId]:
 
 
 def _device_keys(ids: Iterable[pb.DeviceId]) -> list[DeviceKey]:
-    return [(each.replica, each.device) for each in ids]
+    return [(device.replica, device.device) for device in ids]
 
 
 def _not_negative(where: str, value: int) -> None:

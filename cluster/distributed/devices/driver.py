@@ -20,9 +20,9 @@ from pimserve.cluster.distributed.devices.batches import Feed, LockstepFeed, Mes
 from pimserve.cluster.distributed.devices.compile import parse_scenario
 from pimserve.cluster.distributed.devices.conservation import Exchanged, check_conservation
 from pimserve.cluster.distributed.devices.exchange import from_traffic_table, to_hand_over_table
-from pimserve.cluster.distributed.devices.host_client import HostWire, all_of, finish
+from pimserve.cluster.distributed.devices.host_client import HostConnection, all_of, finish
 from pimserve.cluster.distributed.devices.ledgers import DeviceLedger, from_message
-from pimserve.cluster.distributed.devices.rows import Spans
+from pimserve.cluster.distributed.devices.span_rows import Spans
 from pimserve.cluster.distributed.recovery import ReplayLog
 from pimserve.device_models.experts import IntArray
 from pimserve.device_models.slowdown import NORMAL
@@ -46,7 +46,7 @@ class HostPlace:
 
 
 @dataclass(frozen=True, slots=True)
-class LinkSettings:
+class DriverSettings:
     """How devices are driven.
 
     Args:
@@ -62,14 +62,14 @@ class LinkSettings:
     in_flight: int = 8
 
 
-class DeviceLink:
+class DeviceDriver:
     """Drives the devices of some replicas, all those of each. Errors of planned mode come at the end of a window at
     the latest. Not for several threads at a time.
 
     Args:
         scenario: resolved, JSON.
         digests: of the engine's cost plan, by the name of the pool.
-        hosts: by name; a host is driven by one link only.
+        hosts: by name; a host is driven by one driver only.
         settings: how they are driven.
     """
 
@@ -78,7 +78,7 @@ class DeviceLink:
         scenario: str,
         digests: Mapping[str, str],
         hosts: Mapping[str, HostPlace],
-        settings: LinkSettings = LinkSettings(),
+        settings: DriverSettings = DriverSettings(),
     ) -> None:
         self.settings = settings
         self.closed = -1  # the last window that was closed
@@ -213,11 +213,11 @@ class DeviceLink:
 
     def traffic(self) -> Exchanged:
         """What was sent and received by the end of the last window."""
-        found = Exchanged()
+        exchanged = Exchanged()
         for name, response in self._ask("ReadTraffic", pb.ReadTrafficRequest()).items():
             sent = from_traffic_table(response.sent, f"device host {name}.sent")
-            found += Exchanged(sent, from_traffic_table(response.received, f"device host {name}.received"))
-        return found
+            exchanged += Exchanged(sent, from_traffic_table(response.received, f"device host {name}.received"))
+        return exchanged
 
     def picks(self) -> dict[int, int]:
         """Of each replica, picks of experts in the steps so far: tokens x top_k x MoE layers."""
@@ -232,11 +232,11 @@ class DeviceLink:
     def ledgers(self) -> list[DeviceLedger]:
         """Ledgers of all devices, by replica and device, of all steps that hosts have digested."""
         responses = self._ask("ReadLedgers", pb.ReadLedgersRequest()).values()
-        found = [from_message(ledger) for response in responses for ledger in response.ledgers]
-        return sorted(found, key=lambda ledger: (ledger.replica, ledger.device))
+        ledgers = [from_message(ledger) for response in responses for ledger in response.ledgers]
+        return sorted(ledgers, key=lambda ledger: (ledger.replica, ledger.device))
 
     def snapshot(self) -> dict[str, Any]:
-        """All that devices and link have in hand, as JSON can hold it.
+        """All that devices and driver have in hand, as JSON can hold it.
 
         Raises:
             HostUnavailableError: hosts cannot be reached; repeat the call when they are replaced.
@@ -296,8 +296,8 @@ class DeviceLink:
         for wire in self._wires.values():
             wire.close()
 
-    def _wire(self, host: str) -> HostWire:
-        return HostWire(host, self._places[host].address, self.settings.token, self.settings.in_flight)
+    def _wire(self, host: str) -> HostConnection:
+        return HostConnection(host, self._places[host].address, self.settings.token, self.settings.in_flight)
 
     def _ask(self, method: str, request: object) -> dict[str, Any]:
         """The same call to all hosts, side by side."""
@@ -306,10 +306,10 @@ class DeviceLink:
 
     def _slowdowns_at(self, replica: int, first_steps: IntArray) -> IntArray:
         """(n,): how slow the replica is in spans that begin with these steps."""
-        found = np.full(len(first_steps), NORMAL)
+        slowdowns = np.full(len(first_steps), NORMAL)
         for first_step, thousandths in self._slowdowns[replica]:
-            found[first_steps >= first_step] = thousandths
-        return found
+            slowdowns[first_steps >= first_step] = thousandths
+        return slowdowns
 
     def _count(self, replica: int, rows: IntArray) -> None:
         steps, decodes, prefill = (rows[:, Rows._fields.index(n)] for n in ("steps", "decodes", "prefill_tokens"))

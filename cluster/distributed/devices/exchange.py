@@ -40,9 +40,9 @@ class Sums:
 
     def add(self, key: Key, count: int, size: int) -> None:
         """Count what passed."""
-        found = self._sums[key]
-        found[0] += count
-        found[1] += size
+        total = self._sums[key]
+        total[0] += count
+        total[1] += size
 
     def entries(self) -> list[tuple[int, ...]]:
         """(*key, count, bytes) each, by key."""
@@ -100,14 +100,14 @@ def check_flows(
     Raises:
         InputError: it names devices of other hosts, or numbers below zero.
     """
-    found: Flows = []
+    checked: Flows = []
     for flow in flows:
         _of_host("flows.from_device", home, replica, flow.from_device, sender)
         _of_host("flows.to_device", home, replica, flow.to_device, receiver)
         if flow.kind not in _TOKEN_KINDS or flow.count < 0 or flow.bytes < 0:
             raise InputError("flows", "must have a kind of token flows, and counts of 0 or more")
-        found.append((flow.from_device, flow.to_device, int(flow.kind), flow.count, flow.bytes))
-    return found
+        checked.append((flow.from_device, flow.to_device, int(flow.kind), flow.count, flow.bytes))
+    return checked
 
 
 class KvBook:
@@ -170,18 +170,18 @@ def from_hand_over_table(table: Table, where: str, sender: str, receiver: str | 
 
 
 def _table(entries: IntArray, columns: _Columns) -> Table:
-    each = zip(columns.items(), entries.reshape(-1, len(columns)).T, strict=True)
-    return to_table({name: column.astype(dtype) for (name, dtype), column in each})
+    filled = zip(columns.items(), entries.reshape(-1, len(columns)).T, strict=True)
+    return to_table({name: column.astype(dtype) for (name, dtype), column in filled})
 
 
 def _checked(table: Table, where: str, expected: _Columns) -> dict[str, IntArray]:
     """Columns of whole numbers of 0 or more, in the order that is expected."""
     raw = from_table(table, where, expected)
-    found = {name: raw[name].astype(np.int64) for name in expected}
-    for name, column in found.items():
+    columns = {name: raw[name].astype(np.int64) for name in expected}
+    for name, column in columns.items():
         if (column < 0).any():
             raise InputError(f"{where}.{name}", "must be 0 or more")
-    return found
+    return columns
 
 
 def _of_host(where: str, home: Home, replica: int, device: int, host: str | None) -> None:

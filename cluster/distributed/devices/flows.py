@@ -132,9 +132,9 @@ class Traffic:
             size = flow.bytes_per_row
             counts.append(int((weights * share).sum()) * flow.times)
             sizes.append(int((weights * (share * size.numerator // size.denominator)).sum()))
-        found = np.array([counts, sizes], np.int64).T
+        collectives = np.array([counts, sizes], np.int64).T
         if self.dispatch is None:
-            return found
+            return collectives
         if drawn is None:
             distinct, weights = by_tokens
             picks = np.zeros(len(self.dispatch.sender), np.int64)
@@ -145,7 +145,7 @@ class Traffic:
         else:
             picks = drawn
         routed = np.column_stack([picks, np.zeros_like(picks)])
-        return np.concatenate([found, routed, routed])
+        return np.concatenate([collectives, routed, routed])
 
 
 def _histogram(values: IntArray, weights: IntArray) -> tuple[IntArray, IntArray]:
@@ -230,7 +230,7 @@ def _ring(
 
 def _dispatch(op: Experts, split: Parallelism, share: Sequence[float]) -> Dispatch:
     devices = np.arange(split.devices)
-    sender, group = (each.ravel() for each in np.meshgrid(devices, np.arange(op.groups), indexing="ij"))
+    sender, group = (grid.ravel() for grid in np.meshgrid(devices, np.arange(op.groups), indexing="ij"))
     receiver = group * op.slices + sender % split.tensor % op.slices
     of_group = np.asarray(share).reshape(op.groups, -1).sum(axis=1)
     return Dispatch(

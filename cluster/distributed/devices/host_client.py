@@ -20,7 +20,7 @@ DEADLINE_S = 60.0  # of a call, and of silence on a stream
 _Response = TypeVar("_Response")
 
 
-class HostWire:
+class HostConnection:
     """The connection to one host.
 
     Args:
@@ -139,12 +139,12 @@ def all_of(calls: Mapping[str, Callable[[], _Response]]) -> dict[str, _Response]
         HostUnavailableError: hosts cannot be reached: all of their names.
         PimserveError: another error, which goes first.
     """
-    found: dict[str, _Response] = {}
+    responses: dict[str, _Response] = {}
     lost: dict[str, str] = {}
     other: PimserveError | None = None
     for host, call in calls.items():
         try:
-            found[host] = call()
+            responses[host] = call()
         except HostUnavailableError as error:
             lost.update(dict.fromkeys(error.hosts, error.reason))
         except PimserveError as error:
@@ -153,7 +153,7 @@ def all_of(calls: Mapping[str, Callable[[], _Response]]) -> dict[str, _Response]
         raise other
     if lost:
         raise HostUnavailableError(tuple(sorted(lost)), "; ".join(dict.fromkeys(lost.values())))
-    return found
+    return responses
 
 
 class _Batches:

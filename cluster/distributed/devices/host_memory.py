@@ -13,7 +13,7 @@ from pimserve.cluster.base.rpc.statuses import WrongStateError
 from pimserve.cluster.distributed.devices.book import ReplicaBook
 from pimserve.cluster.distributed.devices.compile import DevicePool, compile_pool, parse_scenario
 from pimserve.cluster.distributed.devices.exchange import Flows, Key, KvBook, Sums
-from pimserve.cluster.distributed.devices.rows import Spans
+from pimserve.cluster.distributed.devices.span_rows import Spans
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.device_models.experts import IntArray
 from pimserve.errors import InputError
@@ -181,21 +181,21 @@ class HostState:
 
     def outgoing(self, replica: int, step: Step) -> dict[str, Flows]:
         """What devices here send to devices of each other host in a step."""
-        found: dict[str, Flows] = {}
+        flows: dict[str, Flows] = {}
         for sender, receiver, kind, count, size in self._step_flows(replica, step):
             if self.here(replica, sender) and (host := self.home(replica, receiver)) not in {None, self.name}:
                 assert host is not None
-                found.setdefault(host, []).append((sender, receiver, kind, count, size))
-        return found
+                flows.setdefault(host, []).append((sender, receiver, kind, count, size))
+        return flows
 
     def senders(self, replica: int, step: Step) -> set[str]:
         """Other hosts whose devices send something here in a step."""
-        found = {
+        hosts = {
             self.home(replica, sender)
             for sender, receiver, *_ in self._step_flows(replica, step)
             if self.here(replica, receiver)
         }
-        return {host for host in found if host is not None and host != self.name}
+        return {host for host in hosts if host is not None and host != self.name}
 
     def _step_flows(self, replica: int, step: Step) -> Flows:
         cells = zip(*(column.tolist() for column in self.books[replica].cells), step.traffic.tolist(), strict=True)
@@ -245,20 +245,20 @@ class HostState:
 
     def received(self) -> list[tuple[int, ...]]:
         """(*key, count, bytes) of all that devices here have received."""
-        found = [entry for entry in self._entries() if self.here(entry[2], entry[3])]
+        received = [entry for entry in self._entries() if self.here(entry[2], entry[3])]
         for _, entries in self._totals.values():
-            found += entries
-        return [*found, *self._stepped.entries(), *self.kv.received.entries()]
+            received += entries
+        return [*received, *self._stepped.entries(), *self.kv.received.entries()]
 
     def _entries(self) -> list[tuple[int, ...]]:
-        found: list[tuple[int, ...]] = []
+        entries: list[tuple[int, ...]] = []
         for replica, book in self.books.items():
             cells = zip(*(column.tolist() for column in book.cells), book.traffic.tolist(), strict=True)
             for sender, receiver, kind, (count, size) in cells:
                 if sender in book.devices and (count or size):
                     key: Key = (replica, sender, replica, receiver, kind)
-                    found.append((*key, count, size))
-        return found
+                    entries.append((*key, count, size))
+        return entries
 
     def snapshot(self) -> bytes:
         """All of it but peers, as JSON with version and checksum."""

@@ -94,9 +94,9 @@ def to_message(ledger: DeviceLedger) -> pb.DeviceLedger:
 def from_message(message: pb.DeviceLedger) -> DeviceLedger:
     """The ledger of such a message."""
     energy = {}
-    for each in message.energy:
-        energy[each.category, "dram"] = _number(each.dram_pj)
-        energy[each.category, "compute"] = _number(each.compute_pj)
+    for entry in message.energy:
+        energy[entry.category, "dram"] = _number(entry.dram_pj)
+        energy[entry.category, "compute"] = _number(entry.compute_pj)
     return DeviceLedger(
         replica=message.id.replica,
         device=message.id.device,

@@ -44,7 +44,7 @@ class Peers:
                 self._peers.pop(host).close()
         for host, address in addresses.items():
             if host not in self._peers:
-                self._inbox.found(host)
+                self._inbox.reachable(host)
                 self._peers[host] = _Peer(host, address, self._metadata, self._inbox)
 
     def totals(self, requests: Mapping[str, pb.ExchangeTotalsRequest]) -> None:
@@ -89,10 +89,10 @@ class Peers:
             try:
                 call.result()
             except grpc.RpcError as error:
-                found = host_error(host, error)
-                if not isinstance(found, HostUnavailableError):
-                    raise found from None
-                lost[host] = str(found)
+                failure = host_error(host, error)
+                if not isinstance(failure, HostUnavailableError):
+                    raise failure from None
+                lost[host] = str(failure)
         if lost:
             raise HostUnavailableError(tuple(lost), "; ".join(lost.values()))
 
@@ -151,7 +151,7 @@ class Inbox:
             self._lost.add(host)
             self._came.notify_all()
 
-    def found(self, host: str) -> None:
+    def reachable(self, host: str) -> None:
         """A host has another address."""
         with self._came:
             self._lost.discard(host)

@@ -119,12 +119,12 @@ def connect_ray(address: str) -> Iterator[RayCluster]:
 
 def _reach(address: str) -> None:
     """Refuse what is no address, and one at which nobody listens: Ray itself takes 40 s to find out."""
-    found = _ADDRESS.fullmatch(address)
-    if found is None or not 0 < int(found[2]) < 65536:
+    match = _ADDRESS.fullmatch(address)
+    if match is None or not 0 < int(match[2]) < 65536:
         where = f"{ON} {shortened(address)}"
         raise InputError(where, "must be ray (one of our own on this machine), auto, HOST:PORT or ray://HOST:PORT")
     try:
-        socket.create_connection((found[1].strip("[]"), int(found[2])), _REACH_LIMIT_S).close()
+        socket.create_connection((match[1].strip("[]"), int(match[2])), _REACH_LIMIT_S).close()
     except OSError as error:
         raise InputError(f"{ON} {address}", f"no Ray there: {error.strerror or error}") from None
 

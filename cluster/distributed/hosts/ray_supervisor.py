@@ -181,8 +181,8 @@ def _need(spec: HostSpec) -> dict[str, float]:
 
 def _sum(resources: Iterable[Mapping[str, float]]) -> dict[str, float]:
     total: dict[str, float] = {}
-    for each in resources:
-        for key, need in each.items():
+    for needs in resources:
+        for key, need in needs.items():
             total[key] = total.get(key, 0.0) + need
     return total
 
@@ -190,5 +190,5 @@ def _sum(resources: Iterable[Mapping[str, float]]) -> dict[str, float]:
 def _reason(error: Exception) -> str:
     """What Ray says of a death, in a line: the error itself, not the traceback that Ray puts before it."""
     cause = getattr(error, "cause", None)
-    said = f"{type(cause).__name__}: {cause}" if isinstance(cause, Exception) else str(error)
-    return shortened(" ".join(said.split()))
+    text = f"{type(cause).__name__}: {cause}" if isinstance(cause, Exception) else str(error)
+    return shortened(" ".join(text.split()))

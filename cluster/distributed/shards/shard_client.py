@@ -271,13 +271,13 @@ class _Connection:
     def receive(self, sequence: int) -> list[pb.AdvanceWindowsResponse]:
         """Wait for the report of that order."""
         assert self._answers is not None, "an order was sent"
-        found = []
+        answers = []
         with errors_of(self._name):
             for answer in self._answers:
                 assert answer.sequence == sequence, "reports come in order"
-                found.append(answer)
+                answers.append(answer)
                 if not answer.more:
-                    return found
+                    return answers
         raise HostUnavailableError((self._name,), "the stream has ended")
 
     def snapshot(self, most: int) -> tuple[bytes, IntArray, NDArray[Any], list[Table]]:

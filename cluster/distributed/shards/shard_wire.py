@@ -98,10 +98,10 @@ def from_message(kind: type[_Data], text: str, columns: Iterable[columns_pb2.Col
 
 
 def _adapter(kind: type, field: str) -> TypeAdapter[Any]:
-    found = _ADAPTERS.get((kind, field))
-    if found is None:
-        found = _ADAPTERS[kind, field] = TypeAdapter(get_type_hints(kind)[field])
-    return found
+    adapter = _ADAPTERS.get((kind, field))
+    if adapter is None:
+        adapter = _ADAPTERS[kind, field] = TypeAdapter(get_type_hints(kind)[field])
+    return adapter
 
 
 def pieces(requests: NDArray[np.int64], rows: NDArray[Any]) -> Iterator[columns_pb2.Table]:

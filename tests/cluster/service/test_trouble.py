@@ -12,8 +12,8 @@ import pytest
 from pimserve.cluster.base.rpc.channels import make_server
 from pimserve.cluster.client import Client
 from pimserve.cluster.metrics.endpoint import EndpointOptions
-from pimserve.cluster.service.registry import Registry
 from pimserve.cluster.service.run_queue import Limits
+from pimserve.cluster.service.run_registry import Registry
 from pimserve.cluster.service.server import ServerOptions, serving
 from pimserve.errors import InputError
 from pimserve.v1 import scheduler_pb2, scheduler_pb2_grpc

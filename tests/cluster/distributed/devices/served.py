@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pimserve.cluster.distributed.devices.device_host import DeviceHost
-from pimserve.cluster.distributed.devices.driver import DeviceLink, HostPlace, LinkSettings
+from pimserve.cluster.distributed.devices.driver import DeviceDriver, DriverSettings, HostPlace
 from pimserve.cluster.scenario.document import Scenario
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.device_models.experts import IntArray
@@ -118,7 +118,7 @@ def hosts(count: int, token: str = "") -> Iterator[dict[str, tuple[DeviceHost, s
 
 
 @contextmanager
-def linked(served: Run, count: int, **settings: Any) -> Iterator[DeviceLink]:
+def linked(served: Run, count: int, **settings: Any) -> Iterator[DeviceDriver]:
     """A link to hosts in this process that hold all devices of a run."""
     with hosts(count, settings.get("token", "")) as there:
         link = link_to(served, {name: address for name, (_, address) in there.items()}, **settings)
@@ -128,11 +128,11 @@ def linked(served: Run, count: int, **settings: Any) -> Iterator[DeviceLink]:
             link.close()
 
 
-def link_to(served: Run, addresses: Mapping[str, str], **settings: Any) -> DeviceLink:
+def link_to(served: Run, addresses: Mapping[str, str], **settings: Any) -> DeviceDriver:
     """A link to hosts at these addresses."""
     keys = placed(served, list(addresses))
     places = {name: HostPlace(address, {"": keys[name]}) for name, address in addresses.items()}
-    link = DeviceLink(served.document, {"": served.digest}, places, LinkSettings(**settings))
+    link = DeviceDriver(served.document, {"": served.digest}, places, DriverSettings(**settings))
     link.connect()
     return link
 

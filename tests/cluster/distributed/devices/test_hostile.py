@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pimserve.cluster.base.wire import to_table
 from pimserve.cluster.distributed.devices.device_host import DeviceHost
 from pimserve.cluster.distributed.devices.exchange import to_hand_over_table, traffic_table
-from pimserve.cluster.distributed.devices.rows import Spans, to_rows_table
+from pimserve.cluster.distributed.devices.span_rows import Spans, to_rows_table
 from pimserve.scheduler.steplog import Rows
 from pimserve.v1 import device_pb2 as pb
 from pimserve.v1.columns_pb2 import Column, Table

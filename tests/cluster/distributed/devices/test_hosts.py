@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from pimserve.cluster.base.rpc.statuses import DeviceMismatchError, WrongStateError
-from pimserve.cluster.distributed.devices import driver as link_module
+from pimserve.cluster.distributed.devices import driver as driver_module
 from pimserve.cluster.distributed.devices.audit import durations
 from pimserve.cluster.distributed.devices.conservation import Exchanged, check_conservation
-from pimserve.cluster.distributed.devices.driver import DeviceLink, HostPlace
+from pimserve.cluster.distributed.devices.driver import DeviceDriver, HostPlace
 from pimserve.cluster.distributed.devices.flows import DISPATCH, KV
 from pimserve.cluster.distributed.devices.ledgers import DeviceLedger
 from pimserve.errors import InputError
@@ -144,7 +144,7 @@ def test_another_plan_is_refused() -> None:
     with hosts(1) as there:
         places = {"host-0": HostPlace(there["host-0"][1], {"": served.keys})}
         with (
-            closing(DeviceLink(served.document, {"": "0" * 64}, places)) as link,
+            closing(DeviceDriver(served.document, {"": "0" * 64}, places)) as link,
             pytest.raises(DeviceMismatchError, match="same version"),
         ):
             link.connect()
@@ -156,7 +156,7 @@ def test_devices_that_do_not_exist_are_refused() -> None:
         with hosts(1) as there:
             places = {"host-0": HostPlace(there["host-0"][1], {"": keys})}
             with (
-                closing(DeviceLink(served.document, {"": served.digest}, places)) as link,
+                closing(DeviceDriver(served.document, {"": served.digest}, places)) as link,
                 pytest.raises(InputError, match="pools"),
             ):
                 link.connect()
@@ -231,7 +231,7 @@ def test_kv_caches_go_to_known_devices() -> None:
 
 
 def test_a_long_window_does_not_keep_all_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link_module, "_RETAINED_BYTES", 5000)
+    monkeypatch.setattr(driver_module, "_RETAINED_BYTES", 5000)
     monkeypatch.setattr("pimserve.cluster.distributed.devices.batches.ROWS_PER_BATCH", 20)
     served = run("tp")
     with linked(served, 2) as link:

@@ -15,7 +15,7 @@ import pytest
 
 from pimserve.cluster.base.rpc.statuses import HostUnavailableError
 from pimserve.cluster.distributed.devices.device_host import DeviceHost
-from pimserve.cluster.distributed.devices.driver import DeviceLink
+from pimserve.cluster.distributed.devices.driver import DeviceDriver
 from pimserve.device_models.experts import IntArray
 from pimserve.errors import InputError
 from tests.cluster.distributed.devices.served import hosts, link_to, linked, run, steps_of
@@ -41,7 +41,7 @@ class Crew:
     def kill(self, name: str) -> None:
         self.hosts.pop(name).stop(0)
 
-    def insist(self, link: DeviceLink, call: Any, *args: Any) -> Any:
+    def insist(self, link: DeviceDriver, call: Any, *args: Any) -> Any:
         """Make a call, and replace who dies meanwhile."""
         for _ in range(5):
             try:
@@ -65,7 +65,7 @@ def crew(count: int) -> Iterator[Crew]:
             found.kill(name)
 
 
-def drive(link: DeviceLink, blocks: list[Block], every: int, disturb: Any = None, there: Crew | None = None) -> Any:
+def drive(link: DeviceDriver, blocks: list[Block], every: int, disturb: Any = None, there: Crew | None = None) -> Any:
     """Feed blocks in windows of `every`; `disturb(number)` comes before each."""
     feed = link.execute if link.settings.lockstep else link.record
     insist = (lambda call, *args: call(*args)) if there is None else (lambda *args: there.insist(link, *args))
@@ -136,7 +136,7 @@ def test_a_run_goes_on_from_a_snapshot_with_the_same_hosts_or_others(lockstep: b
     rows, first = steps_of(block, first, 150)
     blocks = [(replica, rows[at : at + 3], first[at : at + 3]) for at in range(0, len(rows), 3)]
 
-    def feed(link: DeviceLink, some: list[Block]) -> None:
+    def feed(link: DeviceDriver, some: list[Block]) -> None:
         for each in some:
             (link.execute if lockstep else link.record)(*each)
 

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from pimserve.cluster.service.registry import Registry
+from pimserve.cluster.service.run_registry import Registry
 from pimserve.errors import InputError
 
 
