@@ -10,8 +10,9 @@ from pimserve.cluster.report import facts
 from pimserve.cluster.report.content import Page, Section
 from pimserve.cluster.report.device import device_sections
 from pimserve.cluster.report.inputs import ReportRun
-from pimserve.cluster.report.pictures import Named, breakdown_pictures, latency_pictures, over_time_pictures
+from pimserve.cluster.report.pictures import Named, breakdown_pictures, latency_pictures
 from pimserve.cluster.report.run_page import provenance
+from pimserve.cluster.report.time_pictures import over_time_pictures
 from pimserve.cluster.run.compare import Comparison, Run, compare, compare_runs, precision_text
 from pimserve.cluster.run.comparison_tables import MIXED_WINDOWS, difference_table, run_letters
 from pimserve.cluster.run.summary_tables import text_at

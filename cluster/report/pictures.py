@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from pimserve.cluster.base.documents import at, number, numbers
+from pimserve.cluster.base.documents import number, numbers
 from pimserve.cluster.base.figures import figure, named, scale, scaled, share
 from pimserve.cluster.report import charts
 from pimserve.cluster.report.inputs import Floats, ReportRun
-from pimserve.cluster.report.series import RATE_BINS, Binned, RequestSeries, request_series, step_series
 from pimserve.cluster.report.svg import Picture, picture
 from pimserve.device_models.operators import CATEGORIES
 from pimserve.scheduler.distributions import percentile
@@ -26,7 +24,6 @@ _DEFINITIONS = {
 
 
 _PASSIVE = "passive power"
-_MOST_BANDS = 3  # over each other in one picture
 
 
 @dataclass(frozen=True)
@@ -72,113 +69,6 @@ def _distribution(ordered: Floats, limit: float | None) -> str:
     if limit is not None:
         text += f", {share(float((ordered <= limit).mean()))} within the SLO of {scaled(limit, 's')}"
     return text
-
-
-def over_time_pictures(runs: Sequence[Named]) -> list[Picture]:
-    """Tokens and requests per second, queue, batch and KV use over simulated time."""
-    requests = [(each, series) for each in runs if (series := request_series(each.run)) is not None]
-    steps = [(each, found_) for each in runs if (found_ := step_series(each.run)) is not None]
-    end_s = max((each.run.end_s for each in runs), default=0.0)
-    alone = len(runs) == 1
-    marks: dict[str, Any] = _marks(runs[0]) if alone else {}
-    found = []
-
-    def gauges(
-        key: str, title: str, label: str, caption: str, of: Sequence[tuple[Named, Binned]], *, as_share: bool = False
-    ) -> None:
-        write = share if as_share else figure
-        alt = f"{title} over time. " + " ".join(
-            each.said(f"mean {write(float(x.mean.mean()))}, most {write(float(x.high.max()))}.") for each, x in of
-        )
-        lines = [charts.Line.of_gauge(each.name or "mean", x, band=len(of) <= _MOST_BANDS) for each, x in of]
-        draw = charts.over_time(lines, label, end_s, share=as_share, **marks)
-        found.append(picture(key, title, alt, caption, draw))
-
-    def rates(
-        key: str, title: str, label: str, caption: str, of: Sequence[tuple[Named, list[tuple[str, Floats, Floats]]]]
-    ) -> None:
-        alt = f"{title} over time. " + " ".join(
-            each.said(f"{name}{' ' if name else ''}mean {figure(float(y.mean()))}, most {figure(float(y.max()))}.")
-            for each, curves in of
-            for name, _, y in curves
-        )
-        lines = [
-            charts.Line.of_bins(" ".join(filter(None, (each.name, name))) or "mean", edges, y)
-            for each, curves in of
-            for name, edges, y in curves
-        ]
-        found.append(picture(key, title, alt, caption, charts.over_time(lines, label, end_s, **marks)))
-
-    if steps:
-        per_bin = f"Mean of each of {RATE_BINS} equal stretches of time."
-        rates(
-            "tokens-output",
-            "Output tokens per second",
-            "tokens/s",
-            per_bin,
-            [(each, [("", x.edges, x.output)]) for each, x in steps],
-        )
-        rates(
-            "tokens-prompt",
-            "Prompt tokens per second",
-            "tokens/s",
-            "Tokens of prompts that were computed, repeats after preemption included.",
-            [(each, [("", x.edges, x.prompt)]) for each, x in steps],
-        )
-    if requests:
-        rates(
-            "requests-rate",
-            "Requests per second",
-            "requests/s",
-            "Requests that arrived and that finished." if alone else "Requests that finished.",
-            [(each, _arrivals(x, alone=alone)) for each, x in requests],
-        )
-        gauges(
-            "requests-waiting",
-            "Requests waiting",
-            "requests",
-            "In all queues together: arrived, and not scheduled yet.",
-            [(each, x.waiting) for each, x in requests],
-        )
-        gauges(
-            "requests-running",
-            "Requests running",
-            "requests",
-            "On all replicas together: scheduled once, and not finished.",
-            [(each, x.running) for each, x in requests],
-        )
-    if steps:
-        banded = len(steps) <= _MOST_BANDS
-        band = " The band reaches from the least to the most in any step of any replica." if banded else ""
-        gauges(
-            "batch",
-            "Requests in a step",
-            "requests",
-            f"Mean over time and replicas, 0 while one has nothing to do.{band}",
-            [(each, x.batch) for each, x in steps],
-        )
-        gauges(
-            "kv",
-            "KV cache in use",
-            "share of blocks",
-            f"Of the blocks of a replica's KV cache, mean over replicas.{band}",
-            [(each, x.kv) for each, x in steps],
-            as_share=True,
-        )
-    return found
-
-
-def _arrivals(series: RequestSeries, *, alone: bool) -> list[tuple[str, Floats, Floats]]:
-    finished = ("finished", series.edges, series.finished)
-    return [("arrived", series.edges, series.arrived), finished] if alone else [finished]
-
-
-def _marks(only: Named) -> dict[str, Any]:
-    """What pictures over time show of a single run beside its curves."""
-    events = at(only.run.summary, "faults.events")
-    told = events if isinstance(events, list) else []
-    moments = [moment for event in told if (moment := number(event, "at_s")) is not None]
-    return {"measured": only.run.measured if only.run.trimmed else None, "moments": moments}
 
 
 def breakdown_pictures(runs: Sequence[Named]) -> list[Picture]:

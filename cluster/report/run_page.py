@@ -12,7 +12,8 @@ from pimserve.cluster.report import facts
 from pimserve.cluster.report.content import Folded, Page, Section
 from pimserve.cluster.report.device import device_sections
 from pimserve.cluster.report.inputs import ReportRun
-from pimserve.cluster.report.pictures import Named, breakdown_pictures, latency_pictures, over_time_pictures
+from pimserve.cluster.report.pictures import Named, breakdown_pictures, latency_pictures
+from pimserve.cluster.report.time_pictures import over_time_pictures
 from pimserve.cluster.run.compare import Run, compare_runs, precision_text
 from pimserve.cluster.run.summary_tables import (
     breakdown_table,
