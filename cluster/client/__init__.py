@@ -1,5 +1,7 @@
 """The Python client of a server, and the answers that it gives. Imports `base`; does not know `service` or `report`."""
 
-from pimserve.cluster.client.client import AsyncClient, Client, ServiceError, TlsFiles
+from pimserve.cluster.base.rpc.security import TlsFiles
+from pimserve.cluster.client.calls import ServiceError
+from pimserve.cluster.client.client import AsyncClient, Client
 
 __all__ = ["AsyncClient", "Client", "ServiceError", "TlsFiles"]

@@ -111,7 +111,44 @@ def _reason(details: str) -> str:
     return details.rpartition(": ")[2].strip() or "no reason given"
 
 
-def scenario(yaml: str, overrides: Sequence[str], trace: str) -> sim.ScenarioDocument:
+def validate(scenario: str, overrides: Sequence[str] = (), trace: str = "") -> Call[answers.Validated]:
+    """Check a scenario (YAML) without launching it.
+
+    Raises:
+        ServiceError: it is not acceptable (`violations` says where), or the server does not answer.
+    """
+    request = sim.ValidateRequest(scenario=_document(scenario, overrides, trace))
+    return Call(_SIMULATIONS, "Validate", request, answers.validated)
+
+
+def launch(
+    scenario: str,
+    overrides: Sequence[str] = (),
+    trace: str = "",
+    *,
+    speed: float = 0.0,
+    paused: bool = False,
+    idempotency_key: str = "",
+) -> Call[answers.Run]:
+    """Put a simulation in the queue.
+
+    Args:
+        scenario: YAML; empty for the embedded defaults.
+        overrides: "path=value" each.
+        trace: FORMAT:PATH, a file below the folder that the server has for traces.
+        speed: simulated seconds per second; 0: as fast as possible.
+        paused: hold it before its first step.
+        idempotency_key: a second launch with the same key gives the run of the first.
+    """
+    request = sim.LaunchRequest(
+        scenario=_document(scenario, overrides, trace),
+        options=sim.LaunchOptions(speed=speed, paused=paused),
+        idempotency_key=idempotency_key or str(uuid.uuid4()),
+    )
+    return Call(_SIMULATIONS, "Launch", request, lambda answer: answers.run(answer.run))
+
+
+def _document(yaml: str, overrides: Sequence[str], trace: str) -> sim.ScenarioDocument:
     """A scenario on the wire.
 
     Raises:
@@ -123,28 +160,13 @@ def scenario(yaml: str, overrides: Sequence[str], trace: str) -> sim.ScenarioDoc
     return sim.ScenarioDocument(yaml=yaml, overrides=overrides, trace=trace)
 
 
-def validate(document: sim.ScenarioDocument) -> Call[answers.Validated]:
-    """Is a scenario acceptable?"""
-    return Call(_SIMULATIONS, "Validate", sim.ValidateRequest(scenario=document), answers.validated)
-
-
-def launch(document: sim.ScenarioDocument, speed: float, key: str, *, paused: bool) -> Call[answers.Run]:
-    """Put a run in the queue."""
-    request = sim.LaunchRequest(
-        scenario=document,
-        options=sim.LaunchOptions(speed=speed, paused=paused),
-        idempotency_key=key or str(uuid.uuid4()),
-    )
-    return Call(_SIMULATIONS, "Launch", request, lambda answer: answers.run(answer.run))
-
-
 def get(run_id: str) -> Call[answers.Run]:
     """One run."""
     return Call(_SIMULATIONS, "Get", sim.GetRequest(run_id=run_id), lambda answer: answers.run(answer.run))
 
 
-def scenario_of(run_id: str) -> Call[str]:
-    """Its scenario."""
+def scenario(run_id: str) -> Call[str]:
+    """The scenario of a run, with all defaults and catalogue entries; YAML."""
     return Call(_SIMULATIONS, "Get", sim.GetRequest(run_id=run_id), lambda answer: str(answer.scenario_yaml))
 
 
@@ -166,22 +188,22 @@ def watch(run_id: str, interval_s: float) -> Call[answers.Run]:
 
 
 def pause(run_id: str) -> Call[float]:
-    """Hold a run; says at which simulated time."""
+    """Hold a run; returns the simulated time, s."""
     return Call(_SIMULATIONS, "Pause", sim.PauseRequest(run_id=run_id), _simulated_s)
 
 
 def resume(run_id: str) -> Call[float]:
-    """Let it go on; says from which simulated time."""
+    """Let a run go on; returns the simulated time, s."""
     return Call(_SIMULATIONS, "Resume", sim.ResumeRequest(run_id=run_id), _simulated_s)
 
 
 def cancel(run_id: str) -> Call[answers.Run]:
-    """End it."""
+    """End a run without results; it may take until the end of its window."""
     return Call(_SIMULATIONS, "Cancel", sim.CancelRequest(run_id=run_id), lambda answer: answers.run(answer.run))
 
 
 def delete(run_id: str) -> Call[None]:
-    """Forget it."""
+    """Forget a run that has ended, and its results."""
     return Call(_SIMULATIONS, "Delete", sim.DeleteRequest(run_id=run_id), lambda _: None)
 
 
@@ -191,7 +213,7 @@ def results(run_id: str, names: Sequence[str]) -> Call[sim.GetResultsResponse]:
 
 
 def replicas(run_id: str) -> Call[answers.Replicas]:
-    """Queue and batch of every replica."""
+    """Queue and batch of every replica of a run that goes on."""
     return Call(_SCHEDULER, "GetReplicas", sched.GetReplicasRequest(run_id=run_id), answers.replicas)
 
 
@@ -201,26 +223,30 @@ def request(run_id: str, number: int) -> Call[answers.Request]:
     return Call(_SCHEDULER, "DescribeRequest", asked, answers.request)
 
 
-def latencies(run_id: str, percentiles: Sequence[float]) -> Call[answers.Latencies]:
-    """Latencies so far."""
+def latencies(run_id: str, percentiles: Sequence[float] = ()) -> Call[answers.Latencies]:
+    """Percentiles so far (default: 50, 90, 99), and SLO attainment."""
     asked = sched.GetLatenciesRequest(run_id=run_id, percentiles=percentiles)
     return Call(_SCHEDULER, "GetLatencies", asked, answers.latencies)
 
 
 def ledgers(run_id: str) -> Call[answers.Ledgers]:
-    """What devices have done."""
+    """What the devices of each replica have done."""
     return Call(_SCHEDULER, "GetLedgers", sched.GetLedgersRequest(run_id=run_id), answers.ledgers)
 
 
 def placement(run_id: str) -> Call[answers.Placement]:
-    """Which devices replicas have."""
+    """Which devices each replica has."""
     return Call(_SCHEDULER, "GetPlacement", sched.GetPlacementRequest(run_id=run_id), answers.placement)
 
 
 def change_scheduler(
-    run_id: str, router: str | None, max_num_seqs: int | None, max_num_batched_tokens: int | None
+    run_id: str,
+    *,
+    router: str | None = None,
+    max_num_seqs: int | None = None,
+    max_num_batched_tokens: int | None = None,
 ) -> Call[float]:
-    """Settings for the rest of the run; says from which simulated time on."""
+    """Change settings for the rest of the run; returns since which simulated time they hold, s."""
     asked = sched.ChangeSchedulerRequest(
         run_id=run_id, router=router, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens
     )
@@ -228,14 +254,14 @@ def change_scheduler(
 
 
 def scale_rate(run_id: str, factor: float) -> Call[float]:
-    """Another rate; says from which simulated time on."""
+    """Let requests come `factor` times as fast from now on; returns since which simulated time, s."""
     return Call(_SCHEDULER, "ScaleRate", sched.ScaleRateRequest(run_id=run_id, factor=factor), _simulated_s)
 
 
 def inject(
-    run_id: str, input_tokens: Sequence[int], output_tokens: Sequence[int], delay_s: float
+    run_id: str, input_tokens: Sequence[int], output_tokens: Sequence[int], delay_s: float = 0.0
 ) -> Call[answers.Injected]:
-    """More requests."""
+    """Add requests that arrive `delay_s` simulated seconds from now."""
     asked = sched.InjectRequestsRequest(
         run_id=run_id, input_tokens=input_tokens, output_tokens=output_tokens, delay_s=delay_s
     )

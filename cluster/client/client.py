@@ -13,11 +13,12 @@ the server cannot be reached; others are not.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import grpc
 import grpc.aio
@@ -26,42 +27,8 @@ from pimserve.cluster.base.rpc.channels import channel_options
 from pimserve.cluster.base.rpc.results_stream import Receiver
 from pimserve.cluster.base.rpc.security import NO_TLS, TlsFiles, bearer, channel_credentials
 from pimserve.cluster.client import calls
-from pimserve.cluster.client.answers import (
-    Injected,
-    Latencies,
-    Latency,
-    Ledger,
-    Ledgers,
-    Placement,
-    Progress,
-    Replica,
-    ReplicaPlacement,
-    Replicas,
-    Request,
-    Run,
-    Validated,
-)
+from pimserve.cluster.client.answers import Run
 from pimserve.cluster.client.calls import Call, ServiceError, error_of
-
-__all__ = [
-    "AsyncClient",
-    "Client",
-    "Injected",
-    "Latencies",
-    "Latency",
-    "Ledger",
-    "Ledgers",
-    "Placement",
-    "Progress",
-    "Replica",
-    "ReplicaPlacement",
-    "Replicas",
-    "Request",
-    "Run",
-    "ServiceError",
-    "TlsFiles",
-    "Validated",
-]
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 _TIMEOUT_S = 30.0
@@ -69,6 +36,7 @@ _RECONNECT_S = 30.0  # that a watch outlives its server
 _AGAIN_S = 0.5
 _PAGE = 200
 Answer = TypeVar("Answer")
+Parameters = ParamSpec("Parameters")
 
 
 def _serialize(request: Any) -> bytes:  # noqa: ANN401 any message
@@ -87,6 +55,35 @@ class _Base:
     def _may_wait(self, error: ServiceError, lost_at: float | None) -> bool:
         """Whether a watch that broke off may find its server again."""
         return error.code == "UNAVAILABLE" and lost_at is not None and time.monotonic() - lost_at < _RECONNECT_S
+
+
+def _unary(make: Callable[Parameters, Call[Answer]]) -> Callable[Concatenate[Client, Parameters], Answer]:
+    """The method of a client that makes a call."""
+
+    def method(self: Client, /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Answer:
+        return self._do(make(*args, **kwargs))
+
+    _describe(method, make)
+    return method
+
+
+def _unary_async(
+    make: Callable[Parameters, Call[Answer]],
+) -> Callable[Concatenate[AsyncClient, Parameters], Coroutine[Any, Any, Answer]]:
+    """The same of an asynchronous client."""
+
+    async def method(self: AsyncClient, /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Answer:
+        return await self._do(make(*args, **kwargs))
+
+    _describe(method, make)
+    return method
+
+
+def _describe(method: Any, make: Callable[..., Any]) -> None:  # noqa: ANN401 a function
+    """Let help show a method with the name, arguments and text of its call."""
+    method.__name__, method.__doc__ = make.__name__, make.__doc__
+    own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    method.__signature__ = inspect.Signature([own, *inspect.signature(make).parameters.values()])
 
 
 class Client(_Base):
@@ -125,51 +122,29 @@ class Client(_Base):
         """Close the connection."""
         self._channel.close()
 
-    def validate(self, scenario: str, overrides: Sequence[str] = (), trace: str = "") -> Validated:
-        """Check a scenario (YAML) without launching it.
-
-        Raises:
-            ServiceError: it is not acceptable (`violations` says where), or the server does not answer.
-        """
-        return self._do(calls.validate(calls.scenario(scenario, overrides, trace)))
-
-    def launch(
-        self,
-        scenario: str,
-        overrides: Sequence[str] = (),
-        trace: str = "",
-        *,
-        speed: float = 0.0,
-        paused: bool = False,
-        idempotency_key: str = "",
-    ) -> Run:
-        """Put a simulation in the queue.
-
-        Args:
-            scenario: YAML; empty for the embedded defaults.
-            overrides: "path=value" each.
-            trace: FORMAT:PATH, a file below the folder that the server has for traces.
-            speed: simulated seconds per second; 0: as fast as possible.
-            paused: hold it before its first step.
-            idempotency_key: a second launch with the same key gives the run of the first.
-        """
-        document = calls.scenario(scenario, overrides, trace)
-        return self._do(calls.launch(document, speed, idempotency_key, paused=paused))
-
-    def get(self, run_id: str) -> Run:
-        """One run."""
-        return self._do(calls.get(run_id))
-
-    def scenario(self, run_id: str) -> str:
-        """The scenario of a run, with all defaults and catalogue entries; YAML."""
-        return self._do(calls.scenario_of(run_id))
+    validate = _unary(calls.validate)
+    launch = _unary(calls.launch)
+    get = _unary(calls.get)
+    scenario = _unary(calls.scenario)
+    pause = _unary(calls.pause)
+    resume = _unary(calls.resume)
+    cancel = _unary(calls.cancel)
+    delete = _unary(calls.delete)
+    replicas = _unary(calls.replicas)
+    request = _unary(calls.request)
+    latencies = _unary(calls.latencies)
+    ledgers = _unary(calls.ledgers)
+    placement = _unary(calls.placement)
+    change_scheduler = _unary(calls.change_scheduler)
+    scale_rate = _unary(calls.scale_rate)
+    inject = _unary(calls.inject)
 
     def list(self, states: Sequence[str] = ()) -> Iterator[Run]:
         """All runs, newest first; with `states`, those in one of them."""
         token = ""
         while True:
-            found, token = self._do(calls.page(states, token, _PAGE))
-            yield from found
+            runs, token = self._do(calls.page(states, token, _PAGE))
+            yield from runs
             if not token:
                 return
 
@@ -188,69 +163,12 @@ class Client(_Base):
                     raise
             time.sleep(_AGAIN_S)
 
-    def pause(self, run_id: str) -> float:
-        """Hold a run; returns the simulated time, s."""
-        return self._do(calls.pause(run_id))
-
-    def resume(self, run_id: str) -> float:
-        """Let a run go on; returns the simulated time, s."""
-        return self._do(calls.resume(run_id))
-
-    def cancel(self, run_id: str) -> Run:
-        """End a run without results; it may take until the end of its window."""
-        return self._do(calls.cancel(run_id))
-
-    def delete(self, run_id: str) -> None:
-        """Forget a run that has ended, and its results."""
-        self._do(calls.delete(run_id))
-
     def results(self, run_id: str, out: Path, names: Sequence[str] = ()) -> dict[str, int]:
         """Fetch the results of a run, or the files of those names, into a new folder; returns the size of each file."""
         with Receiver(out) as receiver:
             for part in self._stream(calls.results(run_id, names)):
                 receiver.take(part)
         return receiver.sizes
-
-    def replicas(self, run_id: str) -> Replicas:
-        """Queue and batch of every replica of a run that goes on."""
-        return self._do(calls.replicas(run_id))
-
-    def request(self, run_id: str, number: int) -> Request:
-        """One request's life."""
-        return self._do(calls.request(run_id, number))
-
-    def latencies(self, run_id: str, percentiles: Sequence[float] = ()) -> Latencies:
-        """Percentiles so far (default: 50, 90, 99), and SLO attainment."""
-        return self._do(calls.latencies(run_id, percentiles))
-
-    def ledgers(self, run_id: str) -> Ledgers:
-        """What the devices of each replica have done."""
-        return self._do(calls.ledgers(run_id))
-
-    def placement(self, run_id: str) -> Placement:
-        """Which devices each replica has."""
-        return self._do(calls.placement(run_id))
-
-    def change_scheduler(
-        self,
-        run_id: str,
-        *,
-        router: str | None = None,
-        max_num_seqs: int | None = None,
-        max_num_batched_tokens: int | None = None,
-    ) -> float:
-        """Change settings for the rest of the run; returns since which simulated time they hold, s."""
-        return self._do(calls.change_scheduler(run_id, router, max_num_seqs, max_num_batched_tokens))
-
-    def scale_rate(self, run_id: str, factor: float) -> float:
-        """Let requests come `factor` times as fast from now on; returns since which simulated time, s."""
-        return self._do(calls.scale_rate(run_id, factor))
-
-    def inject(
-        self, run_id: str, input_tokens: Sequence[int], output_tokens: Sequence[int], delay_s: float = 0.0
-    ) -> Injected:
-        """Add requests that arrive `delay_s` simulated seconds from now."""
-        return self._do(calls.inject(run_id, input_tokens, output_tokens, delay_s))
 
     def _do(self, call: Call[Answer]) -> Answer:
         method = self._channel.unary_unary(call.path, _serialize, calls.response_type(call).FromString)
@@ -302,38 +220,29 @@ class AsyncClient(_Base):
         """Close the connection."""
         await self._channel.close()
 
-    async def validate(self, scenario: str, overrides: Sequence[str] = (), trace: str = "") -> Validated:
-        """Check a scenario."""
-        return await self._do(calls.validate(calls.scenario(scenario, overrides, trace)))
-
-    async def launch(
-        self,
-        scenario: str,
-        overrides: Sequence[str] = (),
-        trace: str = "",
-        *,
-        speed: float = 0.0,
-        paused: bool = False,
-        idempotency_key: str = "",
-    ) -> Run:
-        """Put a simulation in the queue."""
-        document = calls.scenario(scenario, overrides, trace)
-        return await self._do(calls.launch(document, speed, idempotency_key, paused=paused))
-
-    async def get(self, run_id: str) -> Run:
-        """One run."""
-        return await self._do(calls.get(run_id))
-
-    async def scenario(self, run_id: str) -> str:
-        """The scenario of a run."""
-        return await self._do(calls.scenario_of(run_id))
+    validate = _unary_async(calls.validate)
+    launch = _unary_async(calls.launch)
+    get = _unary_async(calls.get)
+    scenario = _unary_async(calls.scenario)
+    pause = _unary_async(calls.pause)
+    resume = _unary_async(calls.resume)
+    cancel = _unary_async(calls.cancel)
+    delete = _unary_async(calls.delete)
+    replicas = _unary_async(calls.replicas)
+    request = _unary_async(calls.request)
+    latencies = _unary_async(calls.latencies)
+    ledgers = _unary_async(calls.ledgers)
+    placement = _unary_async(calls.placement)
+    change_scheduler = _unary_async(calls.change_scheduler)
+    scale_rate = _unary_async(calls.scale_rate)
+    inject = _unary_async(calls.inject)
 
     async def list(self, states: Sequence[str] = ()) -> AsyncIterator[Run]:
         """All runs, newest first."""
         token = ""
         while True:
-            found, token = await self._do(calls.page(states, token, _PAGE))
-            for run in found:
+            runs, token = await self._do(calls.page(states, token, _PAGE))
+            for run in runs:
                 yield run
             if not token:
                 return
@@ -353,69 +262,12 @@ class AsyncClient(_Base):
                     raise
             await asyncio.sleep(_AGAIN_S)
 
-    async def pause(self, run_id: str) -> float:
-        """Hold a run."""
-        return await self._do(calls.pause(run_id))
-
-    async def resume(self, run_id: str) -> float:
-        """Let a run go on."""
-        return await self._do(calls.resume(run_id))
-
-    async def cancel(self, run_id: str) -> Run:
-        """End a run."""
-        return await self._do(calls.cancel(run_id))
-
-    async def delete(self, run_id: str) -> None:
-        """Forget a run."""
-        await self._do(calls.delete(run_id))
-
     async def results(self, run_id: str, out: Path, names: Sequence[str] = ()) -> dict[str, int]:
         """Fetch results."""
         with Receiver(out) as receiver:
             async for part in self._stream(calls.results(run_id, names)):
                 receiver.take(part)
         return receiver.sizes
-
-    async def replicas(self, run_id: str) -> Replicas:
-        """Queue and batch of every replica."""
-        return await self._do(calls.replicas(run_id))
-
-    async def request(self, run_id: str, number: int) -> Request:
-        """One request's life."""
-        return await self._do(calls.request(run_id, number))
-
-    async def latencies(self, run_id: str, percentiles: Sequence[float] = ()) -> Latencies:
-        """Percentiles so far, and SLO attainment."""
-        return await self._do(calls.latencies(run_id, percentiles))
-
-    async def ledgers(self, run_id: str) -> Ledgers:
-        """What the devices of each replica have done."""
-        return await self._do(calls.ledgers(run_id))
-
-    async def placement(self, run_id: str) -> Placement:
-        """Which devices each replica has."""
-        return await self._do(calls.placement(run_id))
-
-    async def change_scheduler(
-        self,
-        run_id: str,
-        *,
-        router: str | None = None,
-        max_num_seqs: int | None = None,
-        max_num_batched_tokens: int | None = None,
-    ) -> float:
-        """Change settings for the rest of the run."""
-        return await self._do(calls.change_scheduler(run_id, router, max_num_seqs, max_num_batched_tokens))
-
-    async def scale_rate(self, run_id: str, factor: float) -> float:
-        """Let requests come faster or slower."""
-        return await self._do(calls.scale_rate(run_id, factor))
-
-    async def inject(
-        self, run_id: str, input_tokens: Sequence[int], output_tokens: Sequence[int], delay_s: float = 0.0
-    ) -> Injected:
-        """Add requests."""
-        return await self._do(calls.inject(run_id, input_tokens, output_tokens, delay_s))
 
     async def _do(self, call: Call[Answer]) -> Answer:
         method = self._channel.unary_unary(call.path, _serialize, calls.response_type(call).FromString)
