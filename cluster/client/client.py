@@ -23,7 +23,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 import grpc
 import grpc.aio
 
-from pimserve.cluster.base.rpc.channels import channel_options
+from pimserve.cluster.base.rpc.channels import client_channel
 from pimserve.cluster.base.rpc.results_stream import Receiver
 from pimserve.cluster.base.rpc.security import NO_TLS, TlsFiles, bearer, channel_credentials
 from pimserve.cluster.client import calls
@@ -105,12 +105,8 @@ class Client(_Base):
         timeout_s: float = _TIMEOUT_S,
     ) -> None:
         super().__init__(address, token, timeout_s)
-        credentials, options = channel_credentials(tls), channel_options(calls.SERVICE_CONFIG)
-        self._channel = (
-            grpc.insecure_channel(address, options)
-            if credentials is None
-            else grpc.secure_channel(address, credentials, options)
-        )
+        credentials = channel_credentials(tls)
+        self._channel: grpc.Channel = client_channel(grpc, address, credentials, calls.SERVICE_CONFIG)
 
     def __enter__(self) -> Self:
         return self
@@ -201,11 +197,8 @@ class AsyncClient(_Base):
         timeout_s: float = _TIMEOUT_S,
     ) -> None:
         super().__init__(address, token, timeout_s)
-        credentials, options = channel_credentials(tls), channel_options(calls.SERVICE_CONFIG)
-        self._channel = (
-            grpc.aio.insecure_channel(address, options)
-            if credentials is None
-            else grpc.aio.secure_channel(address, credentials, options)
+        self._channel: grpc.aio.Channel = client_channel(
+            grpc.aio, address, channel_credentials(tls), calls.SERVICE_CONFIG
         )
 
     async def __aenter__(self) -> Self:

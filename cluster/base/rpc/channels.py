@@ -53,6 +53,19 @@ def channel_options(service_config: str | None = None) -> list[tuple[str, Any]]:
     return options
 
 
+def client_channel(
+    library: Any,  # noqa: ANN401 a module
+    address: str,
+    credentials: grpc.ChannelCredentials | None,
+    service_config: str,
+) -> Any:  # noqa: ANN401 a channel of the library
+    """A channel to a server, HOST:PORT; `library` is `grpc` or `grpc.aio`."""
+    options = channel_options(service_config)
+    if credentials is None:
+        return library.insecure_channel(address, options)
+    return library.secure_channel(address, credentials, options)
+
+
 def process_channel(address: str) -> grpc.Channel:
     """A channel to a process of ours, HOST:PORT: a worker, or a host of a run."""
     return grpc.insecure_channel(address, options=channel_options())

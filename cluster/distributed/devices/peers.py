@@ -7,14 +7,12 @@ import threading
 import time
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Any
-
-import grpc
 
 from pimserve.cluster.base.rpc.channels import process_channel
 from pimserve.cluster.base.rpc.security import bearer
-from pimserve.cluster.base.rpc.statuses import HostUnavailableError, host_error
+from pimserve.cluster.base.rpc.statuses import HostUnavailableError
 from pimserve.cluster.distributed.devices.exchange import Flows
+from pimserve.cluster.distributed.devices.host_client import all_of, finish
 from pimserve.v1 import device_pb2 as pb
 from pimserve.v1.device_pb2_grpc import DeviceServiceStub
 
@@ -53,14 +51,11 @@ class Peers:
         Raises:
             HostUnavailableError: some cannot be reached.
         """
-        self._all(
-            {
-                host: self._peers[host].stub.ExchangeTotals.future(
-                    request, timeout=_DEADLINE_S, metadata=self._metadata
-                )
-                for host, request in requests.items()
-            }
-        )
+        calls = {
+            host: self._peers[host].stub.ExchangeTotals.future(request, timeout=_DEADLINE_S, metadata=self._metadata)
+            for host, request in requests.items()
+        }
+        all_of({host: partial(finish, host, call) for host, call in calls.items()})
 
     def hand_over(self, requests: Mapping[str, pb.HandOverKvRequest]) -> None:
         """Pass hand-overs of KV caches on to each peer.
@@ -68,12 +63,11 @@ class Peers:
         Raises:
             HostUnavailableError: some cannot be reached.
         """
-        self._all(
-            {
-                host: self._peers[host].stub.HandOverKv.future(request, timeout=_DEADLINE_S, metadata=self._metadata)
-                for host, request in requests.items()
-            }
-        )
+        calls = {
+            host: self._peers[host].stub.HandOverKv.future(request, timeout=_DEADLINE_S, metadata=self._metadata)
+            for host, request in requests.items()
+        }
+        all_of({host: partial(finish, host, call) for host, call in calls.items()})
 
     def send(self, host: str, request: pb.ExchangeTokensRequest) -> None:
         """Put a step's message on its way; whether it came is seen by what the peer sends."""
@@ -82,19 +76,6 @@ class Peers:
     def close(self) -> None:
         """Close all channels."""
         self.connect({})
-
-    def _all(self, calls: Mapping[str, grpc.Future[Any]]) -> None:
-        lost: dict[str, str] = {}
-        for host, call in calls.items():
-            try:
-                call.result()
-            except grpc.RpcError as error:
-                failure = host_error(host, error)
-                if not isinstance(failure, HostUnavailableError):
-                    raise failure from None
-                lost[host] = str(failure)
-        if lost:
-            raise HostUnavailableError(tuple(lost), "; ".join(lost.values()))
 
 
 class _Peer:
