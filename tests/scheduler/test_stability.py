@@ -12,9 +12,11 @@ from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.fleet import Pool
 from pimserve.scheduler.simulation import simulate
 from pimserve.scheduler.slo import SloSpec
-from pimserve.scheduler.stability import SATURATED, STATES, STEADY, TOO_SHORT, _regression
+from pimserve.scheduler.requests import REJECTED, RequestTable
+from pimserve.scheduler.stability import SATURATED, STATES, STEADY, TOO_SHORT, Stability, _regression, stability
 from pimserve.scheduler.summary import summarize
 from pimserve.scheduler.usage import Hardware
+from pimserve.scheduler.window import MeasuredWindow
 
 SEEDS = range(6)
 
@@ -171,3 +173,10 @@ def test_the_slope_of_a_line_has_no_error() -> None:
     assert _regression(np.arange(10.0) * 3 + 1) == pytest.approx((3, 0))
     slope, error = _regression(np.array([0.0, 1, 0, 1, 0, 1, 0, 1, 0, 1]))
     assert (slope, error) == pytest.approx((0.0303, 0.0606), abs=5e-4)
+
+
+def test_where_all_are_rejected_none_is_in_the_system() -> None:
+    ones = np.ones(3, np.int64)
+    table = RequestTable(np.arange(3) * 10**12, ones, ones, 100)
+    table["status"][:] = REJECTED
+    assert stability(table.columns, MeasuredWindow(), 10**13) == Stability(TOO_SHORT, 0, 0, None, None)
