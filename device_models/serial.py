@@ -42,7 +42,7 @@ class SerialTiming:
         with the fewest tokens so far.
         """
         share = -(-decodes // self.data_parallel)
-        if len(chunks) == 1:  # pragma: no mutate (what follows says the same of one)
+        if len(chunks) == 1:
             return share + chunks[0][0], 0, attention_fs[0]
         if self.data_parallel == 1:
             return share + sum([chunk[0] for chunk in chunks]), 0, sum(attention_fs)

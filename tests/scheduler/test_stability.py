@@ -10,9 +10,9 @@ from pimserve.device_models.plan import CostPlan, Energy, RowTerm
 from pimserve.loadgen.workload import Workload
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.fleet import Pool
+from pimserve.scheduler.requests import REJECTED, RequestTable
 from pimserve.scheduler.simulation import simulate
 from pimserve.scheduler.slo import SloSpec
-from pimserve.scheduler.requests import REJECTED, RequestTable
 from pimserve.scheduler.stability import SATURATED, STATES, STEADY, TOO_SHORT, Stability, _regression, stability
 from pimserve.scheduler.summary import summarize
 from pimserve.scheduler.usage import Hardware
