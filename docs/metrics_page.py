@@ -32,6 +32,9 @@ only scrapers with a certificate. `pimserve serve` takes the certificates of its
 but never its token. Beyond the loopback interface it needs a token or scrapers' certificates, or `--insecure`. [The
 command line](cli.md) has all options.
 
+Formats are written by Prometheus' client library. `pimserve run` has a process for it, which asks the run for its values
+at each scrape: what a scrape costs, a second core pays, and not the engine. In the service the server does it.
+
 ## Two clocks
 
 Counters grow by simulated time, and Prometheus divides by wall time: at 60x, `rate` says 60 times too much. So divide
@@ -54,7 +57,7 @@ load its history instead (`pimserve metrics backfill`), in which a second of Pro
 - `engine` is a replica's number, `role` is `mixed`, `prefill` or `decode`. With more than {MERGED_ABOVE} replicas,
   histograms are merged: those of a role are one, as engine `all`, which its help says; counters and gauges stay apart.
   `--metrics-per-engine` (of `run`, `serve`, `metrics export` and `metrics backfill`) keeps histograms apart too. An
-  engine has some 1,700 series then, and a scrape takes about 10 ms for each.
+  engine has some 1,700 series then, for which a scrape takes 10 to 20 ms.
 - Requests count when they have left; a request that was handed over counts on the replica that decoded it. Counters
   of tokens, steps, energy and busy time are brought up to date once a second of wall time, the others at the end of
   every window (about 50 ms, a tenth of a second when paced).

@@ -1,2 +1,2 @@
-"""Metrics of runs, for Prometheus: what families there are, how a run fills them, and how they are exposed. Imports
-`distributed` and what is below it."""
+"""Metrics of runs, for Prometheus: which there are, how a run fills them, and how its client library exposes them.
+Imports `distributed` and what is below it."""

@@ -208,8 +208,8 @@ def load(parts: Sequence[Part], epoch_s: float, into: Path) -> dict[str, int]:
             if done.returncode:
                 raise InputError(str(into), f"promtool failed: {shortened(done.stderr.strip()) or done.returncode}")
             loaded = _refuse_loaded(parts, into)  # somebody else may have loaded runs meanwhile
-            said = {part.run_id: {"epoch_s": epoch_s, "end_s": part.times_s[-1]} for part in parts}
-            _move(blocks, into, {**loaded, **said})
+            added = {part.run_id: {"epoch_s": epoch_s, "end_s": part.times_s[-1]} for part in parts}
+            _move(blocks, into, {**loaded, **added})
             return written
     except OSError as error:
         raise unwritable(into, error) from None
@@ -217,13 +217,13 @@ def load(parts: Sequence[Part], epoch_s: float, into: Path) -> dict[str, int]:
 
 def _move(blocks: Path, into: Path, loaded: dict[str, object]) -> None:
     """Move blocks into the data directory and note which runs it has then: all of it or nothing."""
-    found = [block for block in sorted(blocks.iterdir()) if (block / "meta.json").is_file()]
+    made = [block for block in sorted(blocks.iterdir()) if (block / "meta.json").is_file()]
     try:
-        for block in found:
+        for block in made:
             block.rename(into / block.name)
         write_json(into / _LOADED_FILE, loaded)
     except BaseException:
-        for block in found:
+        for block in made:
             shutil.rmtree(into / block.name, ignore_errors=True)
         raise
 
@@ -255,7 +255,7 @@ def _refuse_loaded(parts: Sequence[Part], into: Path) -> dict[str, object]:
     """Runs that the directory has; none of these may be one of them."""
     file = into / _LOADED_FILE
     try:
-        found = json.loads(file.read_bytes())
+        loaded = json.loads(file.read_bytes())
     except FileNotFoundError:
         return {}
     except NotADirectoryError:
@@ -263,10 +263,10 @@ def _refuse_loaded(parts: Sequence[Part], into: Path) -> dict[str, object]:
     except OSError as error:
         raise InputError(str(file), f"cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
+        loaded = None
+    if not isinstance(loaded, dict):
         raise InputError(str(file), "is damaged; remove it if no run of it is to be kept apart")
     for part in parts:
-        if part.run_id in found:
+        if part.run_id in loaded:
             raise InputError(str(into), f"has a run {part.run_id} already; rename the results folder, or take another")
-    return found
+    return loaded

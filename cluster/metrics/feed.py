@@ -113,8 +113,8 @@ class MetricsFeed:
 
 def set_usage(values: Mapping[str, NDArray[Any]]) -> None:
     """What follows from the KV blocks that are used."""
-    used, there = values["pimserve_kv_cache_used_blocks"], values["pimserve_kv_cache_blocks"]
-    ratio = np.divide(used, there, out=np.zeros_like(used), where=there > 0)
+    used, blocks = values["pimserve_kv_cache_used_blocks"], values["pimserve_kv_cache_blocks"]
+    ratio = np.divide(used, blocks, out=np.zeros_like(used), where=blocks > 0)
     values["pimserve_kv_cache_usage_ratio"][:] = ratio
     values["pimserve_device_kv_bytes"][:] = ratio * values["pimserve_device_kv_capacity_bytes"]
 
@@ -165,7 +165,7 @@ class RequestMetrics:
         rest = cut_off(columns)
         self._latencies(columns, rest[window.holds(columns, rest)], end_ps)
         state = stability(columns, window, end_ps).state
-        self._metrics.values["pimserve_run_stability"][:] = [each == state for each in STATES]
+        self._metrics.values["pimserve_run_stability"][:] = [name == state for name in STATES]
 
     def _latencies(self, columns: Columns, requests: NDArray[np.int64], end_ps: int) -> None:
         """Latencies of requests that have left, or that the end of the run has cut off; whether they met the SLO."""
@@ -184,13 +184,13 @@ class RequestMetrics:
         for engine, index in self._brought.items():
             self._metrics.values["pimserve_link_bytes_total"][index] += brought[engine]
 
-    def _count_slo(self, found: Mapping[str, Mapping[str, int]]) -> None:
+    def _count_slo(self, outcomes_by_limit: Mapping[str, Mapping[str, int]]) -> None:
         """Met, missed and censored, by limit."""
         values, keys = self._metrics.values, self._metrics.layout.keys
         for index, (_, slo, result) in enumerate(keys["pimserve_slo_requests_total"]):
-            values["pimserve_slo_requests_total"][index] += found[slo][result]
+            values["pimserve_slo_requests_total"][index] += outcomes_by_limit[slo][result]
         for index, (_, slo) in enumerate(keys["pimserve_slo_censored_requests_total"]):
-            values["pimserve_slo_censored_requests_total"][index] += found[slo]["censored"]
+            values["pimserve_slo_censored_requests_total"][index] += outcomes_by_limit[slo]["censored"]
 
     def _observe(self, name: str, row: NDArray[np.int64], samples: NDArray[Any]) -> None:
         counts, edges = self._metrics.counts[name], self._metrics.layout.bounds[name]

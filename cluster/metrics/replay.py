@@ -41,7 +41,7 @@ def replay(
     prepared, requests = history.prepared, history.requests
     metrics = metrics_of(prepared, run_id, per_engine=per_engine)
     metrics.values["pimserve_requests_expected"][0] = len(requests)
-    taken = RequestMetrics(metrics, prepared.scenario.slo, frontend_ps=prepared.frontend_ps)
+    finished = RequestMetrics(metrics, prepared.scenario.slo, frontend_ps=prepared.frontend_ps)
     ledgers = LedgerMetrics(metrics)
     columns = history.columns
     left_ps = np.where(columns["status"] == REJECTED, columns["arrival_ps"], columns["finish_ps"])
@@ -54,10 +54,10 @@ def replay(
         now_ps = round(time_s * PS_PER_S)
         last = time_s >= history.end_s
         end = len(gone) if last else int(np.searchsorted(left_ps[gone], now_ps, side="right"))
-        taken.add(columns, gone[begin:end], history.measured)
+        finished.add(columns, gone[begin:end], history.measured)
         begin = end
         if last and not ended:
-            taken.end(columns, history.measured, now_ps)
+            finished.end(columns, history.measured, now_ps)
             ended = True
         ledgers.set([log.until(now_ps, last=last) for log in logs], round(time_s * FS_PER_S))
         states.at(now_ps)
@@ -93,11 +93,11 @@ class _States:
         values, columns = self._values, self._columns
         rows = [self._span_at(spans, now_ps) for spans in self._spans]
         none = np.zeros(1, self._spans[0].dtype)[0]
-        found = [none if row is None else row for row in rows]
-        values["pimserve_requests_decoding"][:] = [row["decodes"] for row in found]
-        values["pimserve_requests_running"][:] = [row["decodes"] + row["chunks"] for row in found]
-        values["pimserve_context_tokens"][:] = [row["context"] for row in found]
-        values["pimserve_kv_cache_used_blocks"][:] = [row["blocks_begin"] for row in found]
+        spans = [none if row is None else row for row in rows]
+        values["pimserve_requests_decoding"][:] = [row["decodes"] for row in spans]
+        values["pimserve_requests_running"][:] = [row["decodes"] + row["chunks"] for row in spans]
+        values["pimserve_context_tokens"][:] = [row["context"] for row in spans]
+        values["pimserve_kv_cache_used_blocks"][:] = [row["blocks_begin"] for row in spans]
         set_usage(values)
         now_s = now_ps / PS_PER_S
         values["pimserve_engine_up"][:] = 1

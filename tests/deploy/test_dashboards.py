@@ -227,6 +227,13 @@ def test_counters_are_looked_at_by_their_growth(place, name, expr):
 
 
 @pytest.mark.parametrize(("place", "name", "expr"), QUERIES, ids=IDS)
+def test_histograms_are_looked_at_for_all_engines_since_they_may_be_merged(place, name, expr):
+    for metric in metrics_in(expr):
+        if metric.endswith("_bucket"):
+            assert "engine" not in expr, (place, name)
+
+
+@pytest.mark.parametrize(("place", "name", "expr"), QUERIES, ids=IDS)
 def test_rates_are_per_second_of_simulated_time(place, name, expr):
     text = written_out(expr)
     if "rate(" in text and "histogram_quantile" not in text:
