@@ -32,8 +32,8 @@ only scrapers with a certificate. `pimserve serve` takes the certificates of its
 but never its token. Beyond the loopback interface it needs a token or scrapers' certificates, or `--insecure`. [The
 command line](cli.md) has all options.
 
-Formats are written by Prometheus' client library. `pimserve run` has a process for it, which asks the run for its values
-at each scrape: what a scrape costs, a second core pays, and not the engine. In the service the server does it.
+Formats are written by Prometheus' client library. `pimserve run` has a process for it, which asks the run for its
+values at each scrape: what a scrape costs, a second core pays, and not the engine. In the service the server does it.
 
 ## Two clocks
 
