@@ -85,7 +85,7 @@ class DataFolder:
         except OSError as error:
             raise InputError(str(path), f"cannot be used as a data folder: {error.strerror}") from None
 
-    def sweep(self) -> None:
+    def remove_leftovers(self) -> None:
         """Remove what a killed server was making or removing. Only for the one that holds the lock."""
         remove_drafts(self.path)
         for leftover in self.runs.glob(".*"):

@@ -71,7 +71,7 @@ class RunQueue:
 
     def start(self) -> None:
         """Go on with the runs that were going on, and begin with those in the queue."""
-        self._data.sweep()
+        self._data.remove_leftovers()
         with self._lock:
             for record in self.registry.in_states(*ACTIVE):
                 try:

@@ -30,8 +30,16 @@ _MOST = 2**31 - 1  # of what is counted
 _SLOWEST = 10**9
 _LATEST = 2**62  # of times, energies and steps
 _STEP_COLUMNS = (
-    *("decodes", "context", "prefill_tokens", "chunks", "outputs", "busiest_tokens", "anchor_tokens"),
-    *("prefill_fs", "prefill_dram_pj", "prefill_compute_pj"),
+    "decodes",
+    "context",
+    "prefill_tokens",
+    "chunks",
+    "outputs",
+    "busiest_tokens",
+    "anchor_tokens",
+    "prefill_fs",
+    "prefill_dram_pj",
+    "prefill_compute_pj",
 )
 _LIMITS = dict.fromkeys(Rows._fields, (0, _MOST)) | {
     "steps": (1, MAX_SPAN),

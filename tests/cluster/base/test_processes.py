@@ -67,7 +67,7 @@ def test_run_folders_come_and_go_whole(tmp_path):
     data.remove("abc")
     assert list(data.runs.iterdir()) == []
     (data.runs / ".new-left").mkdir()
-    data.sweep()
+    data.remove_leftovers()
     assert list(data.runs.iterdir()) == []
 
 
