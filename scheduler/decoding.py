@@ -55,14 +55,20 @@ class Decoding:
         if held < self._window_tokens:
             blocks += self._windowed
             heappush(self._filling, (step + self._window_tokens - held, finish_step, request))
-        self._take((step - held) % self._block_size, blocks)
+        slot = (step - held) % self._block_size
+        self._crossings[slot] += blocks
+        self._crossings[slot + self._block_size] += blocks
+        self._per_cycle += blocks
 
     def leave(self, held: int, step: int) -> None:
         """A request with `held` KV tokens before `step` decodes no more."""
         self.count -= 1
         self.context -= held + 1
         blocks = self._full + self._windowed if held < self._window_tokens else self._full
-        self._take((step - held) % self._block_size, -blocks)
+        slot = (step - held) % self._block_size
+        self._crossings[slot] -= blocks
+        self._crossings[slot + self._block_size] -= blocks
+        self._per_cycle -= blocks
 
     def advance(self, steps: int, step: int) -> Sequence[int]:
         """After `steps` more steps, `step` comes next: the requests that have all their tokens, each told once."""
@@ -135,16 +141,13 @@ class Decoding:
         ]
         heapify(self._filling)
 
-    def _take(self, slot: int, blocks: int) -> None:
-        """Count blocks in (or out) that are taken in steps = `slot` modulo the block size."""
-        self._crossings[slot] += blocks
-        self._crossings[slot + self._block_size] += blocks
-        self._per_cycle += blocks
-
     def _fill(self, step: int) -> None:
         """Windows that are full at the start of `step` take no more."""
         heap = self._filling
         while heap and heap[0][0] <= step:
             full_step, finish_step, request = heappop(heap)
             if self._running.get(request) == finish_step:  # else it has left since
-                self._take(full_step % self._block_size, -self._windowed)
+                slot = full_step % self._block_size
+                self._crossings[slot] -= self._windowed
+                self._crossings[slot + self._block_size] -= self._windowed
+                self._per_cycle -= self._windowed

@@ -52,10 +52,6 @@ class Departures:
         self._replica_of = table.views["replica"]
         self._status = table.views["status"]
 
-    def begin_step(self) -> None:
-        """What comes free and who leaves from here on does so at the end of another step."""
-        self.last = self.freed_last = 0
-
     def finish(self, request: int, at_fs: int, freed_blocks: int) -> None:
         """A request has all its tokens."""
         self._finish_ps[request] = at_fs // FS_PER_PS

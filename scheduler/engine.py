@@ -205,7 +205,7 @@ class Engine:
         self.running.clear()
         self.decoding.clear()
         self.kv.clear()
-        self.departures.begin_step()
+        self.departures.last = self.departures.freed_last = 0
         self.admission.partial = None
         self.drain(at_fs, running)
         return lost
@@ -283,7 +283,8 @@ class Engine:
         """So many steps are over, which took so long: requests that have all their tokens leave."""
         self.clock += duration_fs
         self.step = step = self.step + steps
-        self.departures.begin_step()
+        gone = self.departures
+        gone.last = gone.freed_last = 0
         for request in self.decoding.advance(steps, step):
             held = self._input[request] + self._output[request] - 1
             self.decoding.leave(held, step)
