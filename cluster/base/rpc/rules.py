@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from typing import Any
 
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 from pimserve.cluster.base.speed import FASTEST, SLOWEST
@@ -106,13 +108,23 @@ def check(request: Message, within: str = "") -> None:
 
 
 def _broken(message: Message, within: str) -> Iterable[tuple[str, str]]:
-    rules = RULES.get(message.DESCRIPTOR.name, {})
-    for field in message.DESCRIPTOR.fields:
+    for field, rule in _ruled_fields(message.DESCRIPTOR):
         value = getattr(message, field.name)
         path = f"{within}.{field.name}" if within else field.name
-        rule = _RUN_ID if field.name == "run_id" else rules.get(field.name)
-        if rule is not None and (not field.has_presence or message.HasField(field.name)):
-            if wrong := rule(value):
-                yield path, wrong
-        elif isinstance(value, Message) and field.has_presence:
+        if rule is None:
             yield from _broken(value, path)
+        elif (not field.has_presence or message.HasField(field.name)) and (wrong := rule(value)):
+            yield path, wrong
+
+
+@cache
+def _ruled_fields(kind: Descriptor) -> tuple[tuple[FieldDescriptor, Rule | None], ...]:
+    """Fields of a kind of message that have a rule, and (None) those that hold a message which has such fields."""
+    rules = RULES.get(kind.name, {})
+    fields: list[tuple[FieldDescriptor, Rule | None]] = []
+    for field in kind.fields:
+        rule = _RUN_ID if field.name == "run_id" else rules.get(field.name)
+        single = field.message_type is not None and field.has_presence
+        if rule is not None or (single and _ruled_fields(field.message_type)):
+            fields.append((field, rule))
+    return tuple(fields)
