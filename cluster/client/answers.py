@@ -222,7 +222,7 @@ def validated(message: sim.ValidateResponse) -> Validated:
 
 def replicas(message: sched.GetReplicasResponse) -> Replicas:
     """All replicas."""
-    return Replicas(message.simulated_s, tuple(Replica(**_fields(each)) for each in message.replicas))
+    return Replicas(message.simulated_s, tuple(Replica(**_fields(replica)) for replica in message.replicas))
 
 
 def request(message: sched.DescribeRequestResponse) -> Request:
@@ -238,12 +238,12 @@ def latencies(message: sched.GetLatenciesResponse) -> Latencies:
         measured_from_s=message.measured_from_s,
         measured_until_s=message.measured_until_s if message.HasField("measured_until_s") else None,
         latencies={
-            each.name: Latency(
-                each.count,
-                each.mean_s if each.HasField("mean_s") else None,
-                {found.percent: found.value_s for found in each.percentiles},
+            latency.name: Latency(
+                latency.count,
+                latency.mean_s if latency.HasField("mean_s") else None,
+                {percentile.percent: percentile.value_s for percentile in latency.percentiles},
             )
-            for each in message.latencies
+            for latency in message.latencies
         },
         **{**slo, "limits_s": dict(message.slo.limits_s)},
     )
@@ -253,7 +253,7 @@ def ledgers(message: sched.GetLedgersResponse) -> Ledgers:
     """All ledgers."""
     return Ledgers(
         message.simulated_s,
-        tuple(Ledger(**{**_fields(each), "busy_s": dict(each.busy_s)}) for each in message.ledgers),
+        tuple(Ledger(**{**_fields(ledger), "busy_s": dict(ledger.busy_s)}) for ledger in message.ledgers),
     )
 
 
@@ -263,7 +263,8 @@ def placement(message: sched.GetPlacementResponse) -> Placement:
         message.model,
         message.device,
         tuple(
-            ReplicaPlacement(**{**_fields(each), "parallelism": dict(each.parallelism)}) for each in message.replicas
+            ReplicaPlacement(**{**_fields(replica), "parallelism": dict(replica.parallelism)})
+            for replica in message.replicas
         ),
     )
 

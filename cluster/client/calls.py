@@ -100,10 +100,12 @@ def error_of(error: grpc.RpcError, address: str) -> ServiceError:
     if code is grpc.StatusCode.UNAUTHENTICATED:
         return ServiceError(code.name, f"{address}: {details}; give it with --token-file or PIMSERVE_TOKEN")
     requests = details_of(error, error_details_pb2.BadRequest) if said else []
-    found = [(violation.field, violation.description) for request in requests for violation in request.field_violations]
-    if found:
-        details = "\n".join(f"{field}: {message}" if field else message for field, message in found)
-    return ServiceError(code.name, details or f"{address}: {code.name}", found)
+    violations = [
+        (violation.field, violation.description) for request in requests for violation in request.field_violations
+    ]
+    if violations:
+        details = "\n".join(f"{field}: {message}" if field else message for field, message in violations)
+    return ServiceError(code.name, details or f"{address}: {code.name}", violations)
 
 
 def _reason(details: str) -> str:
@@ -177,7 +179,7 @@ def page(states: Sequence[str], token: str, size: int) -> Call[tuple[list[answer
         _SIMULATIONS,
         "List",
         sim.ListRequest(page_size=size, page_token=token, states=numbers),
-        lambda answer: ([answers.run(each) for each in answer.runs], answer.next_page_token),
+        lambda answer: ([answers.run(run) for run in answer.runs], answer.next_page_token),
     )
 
 

@@ -25,9 +25,9 @@ def several_page(runs: Sequence[ReportRun], places: Sequence[Path], title: str |
     comparison, unknown = _compared(runs, places)
     together = [Named(name, run) for name, run in zip(names, runs, strict=True)]
     absent = [
-        each.said(reason)
-        for each in together
-        for part, reason in each.run.absent.items()
+        run.labelled(reason)
+        for run in together
+        for part, reason in run.run.absent.items()
         if part in {"requests", "history"}
     ]
     sections = [
@@ -55,12 +55,12 @@ def several_page(runs: Sequence[ReportRun], places: Sequence[Path], title: str |
     ]
     warnings = [f"not like for like: the runs differ in {', '.join(comparison.unlike)}"] if comparison.unlike else []
     warnings += ["whether the settings are like for like is not known: a scenario cannot be read"] if unknown else []
-    warnings += [each.said(warning) for each in together for warning in facts.warnings(each.run.summary)]
+    warnings += [run.labelled(warning) for run in together for warning in facts.warnings(run.run.summary)]
     settings = dict.fromkeys(facts.setting(run.summary) for run in runs)
     return Page(
         title or f"{len(runs)} runs",
         ", ".join(dict.fromkeys(text_at(run.summary, "name") for run in runs)),
-        tuple(f"costs: {each}" for each in settings),
+        tuple(f"costs: {setting}" for setting in settings),
         warnings,
         sections,
     )
@@ -73,13 +73,13 @@ def _legend(runs: Sequence[Named]) -> Table:
     paths = ("name", "model", "devices", "device", "workload", "seed")
     rows = [
         (
-            each.name,
-            *(text_at(each.run.summary, path) for path in paths),
-            facts.setting(each.run.summary),
-            precision_text(each.run.summary).removeprefix("precision: "),
-            each.run.place,
+            run.name,
+            *(text_at(run.run.summary, path) for path in paths),
+            facts.setting(run.run.summary),
+            precision_text(run.run.summary).removeprefix("precision: "),
+            run.run.place,
         )
-        for each in runs
+        for run in runs
     ]
     return table_of("Which run is which", ("", *paths, "costs", "precision", "results"), rows, text=True)
 

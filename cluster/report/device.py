@@ -41,7 +41,7 @@ def device_sections(runs: list[Named]) -> list[Section]:
     """Rooflines, expert load, and what devices say of themselves."""
     tables = [table for each in runs for table in _facts(each)]
     parts = parts_of(runs)
-    absent = [each.said(_absent(each.run)) for each in runs if each.name not in {part.run for part in parts}]
+    absent = [each.labelled(_absent(each.run)) for each in runs if each.name not in {part.run for part in parts}]
     if not parts:
         why = _NOTHING if runs[0].run.history is not None else f"No roofline and no expert load: {absent[0]}."
         if len(runs) > 1:
@@ -81,7 +81,7 @@ def _facts(each: Named) -> list[Table]:
     for name, part in of.items():
         told = at(part, "device_facts")
         if isinstance(told, Mapping) and told:
-            found.append(fact_table(told, each.said(f"Device, {name} pool" if name else "Device")))
+            found.append(fact_table(told, each.labelled(f"Device, {name} pool" if name else "Device")))
     return found
 
 
@@ -100,7 +100,7 @@ def _work_table(part: Part, step: Step) -> Table:
         for each in step.work
     ]
     columns = ("", "FLOPs", "bytes", "Op/B", "time", "reached", "of roof", "on")
-    return table_of(f"Operators of {step.said}{f', {part.pool} pool' if part.pool else ''}", columns, rows)
+    return table_of(f"Operators of {step.description}{f', {part.pool} pool' if part.pool else ''}", columns, rows)
 
 
 def _side_by_side(parts: Sequence[Part]) -> list[Table]:

@@ -71,7 +71,7 @@ def load_table(parts: Sequence[Part]) -> Table:
         note = "No device is busier than others: each holds a slice of every expert."
     if not parts[0].run:
         of_pool = f", {parts[0].pool} pool" if parts[0].pool else ""
-        return table_of(f"Load of experts in {parts[0].steps[0].said}{of_pool}", ("", ""), rows, note)
+        return table_of(f"Load of experts in {parts[0].steps[0].description}{of_pool}", ("", ""), rows, note)
     if note:
         note = "Where there is one group, no device is busier than others: each holds a slice of every expert."
     rows.insert(0, ("mean step", *("with prompts" if part.steps[0].mixed else "decoding" for part in parts)))

@@ -117,9 +117,9 @@ def _requests(folder: Path, summary: Summary) -> NDArray[Any]:
         raise InputError(file, "was written by another version of pimserve")
     has = {"total": table["arrival_ps"] >= 0, "finished": table["status"] == FINISHED}
     for kind, mine in has.items():
-        told, found = number(summary, f"requests.{kind}"), int(mine.sum())
-        if told is not None and told != found:
-            raise InputError(file, f"is of another run: {kind} {found:,}, where summary.json has {told:,}")
+        expected, counted = number(summary, f"requests.{kind}"), int(mine.sum())
+        if expected is not None and expected != counted:
+            raise InputError(file, f"is of another run: {kind} {counted:,}, where summary.json has {expected:,}")
     return table
 
 

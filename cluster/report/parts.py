@@ -20,7 +20,7 @@ class Step:
     work: list[Work]
 
     @property
-    def said(self) -> str:
+    def description(self) -> str:
         """What it is."""
         decodes = f"{count(self.shape.decodes)} decoding"
         if not self.mixed:
@@ -59,17 +59,17 @@ class Part:
 
 def parts_of(runs: list[Named]) -> list[Part]:
     """The pools of all runs that executed a step and of which that can be worked out."""
-    found = []
-    for each in runs:
-        history = each.run.history
+    parts = []
+    for run in runs:
+        history = run.run.history
         if history is None or not any(map(len, history.spans)):
             continue
         for pool in history.prepared.pools:
             both = zip((False, True), shapes(history, pool), strict=True)
             steps = [Step(mixed, shape, work_of(history, pool, shape)) for mixed, shape in both if shape]
-            found.append(
+            parts.append(
                 Part(
-                    each.name,
+                    run.name,
                     pool.name,
                     pool.label,
                     pool.roofs,
@@ -78,4 +78,4 @@ def parts_of(runs: list[Named]) -> list[Part]:
                     pool.plan.weight_stationary,
                 )
             )
-    return found
+    return parts

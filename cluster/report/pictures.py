@@ -33,33 +33,33 @@ class Named:
     name: str
     run: ReportRun
 
-    def said(self, text: str) -> str:
-        """What is said of it."""
+    def labelled(self, text: str) -> str:
+        """A text about it, with its name before it."""
         return f"{self.name}: {text}" if self.name else text
 
 
 def latency_pictures(runs: Sequence[Named]) -> list[Picture]:
     """Distributions of TTFT, TPOT, E2E and queue over requests, with SLO limits."""
-    samples = [(each, each.run.latencies()) for each in runs]
-    found = []
+    samples = [(run, run.run.latencies()) for run in runs]
+    pictures = []
     for key in LATENCIES:
-        curves = [(each, found_[key]) for each, found_ in samples if key in found_ and len(found_[key])]
+        curves = [(run, latencies[key]) for run, latencies in samples if key in latencies and len(latencies[key])]
         if not curves:
             continue
-        limits = {number(each.run.summary, _LIMITS[key]) for each, _ in curves} if key in _LIMITS else {None}
+        limits = {number(run.run.summary, _LIMITS[key]) for run, _ in curves} if key in _LIMITS else {None}
         limit = limits.pop() if len(limits) == 1 else None
         title = named(key) if key != "queue" else "Queue"
         alt = f"Cumulative distribution of {named(key)} over requests. "
-        alt += ". ".join(each.said(_distribution(ordered, limit)) for each, ordered in curves) + "."
+        alt += ". ".join(run.labelled(_distribution(ordered, limit)) for run, ordered in curves) + "."
         caption = _DEFINITIONS[key]
-        none = [each.said(share(float((x <= 0).mean()))) for each, x in curves if (x <= 0).any()]
+        none = [run.labelled(share(float((x <= 0).mean()))) for run, x in curves if (x <= 0).any()]
         if none:
             caption += f" Share of requests that did not wait at all, where the curve begins: {', '.join(none)}."
         if limits:
             caption += " The runs have different SLOs, which are not drawn."
-        draw = charts.distributions([(each.name or named(key), x) for each, x in curves], named(key), limit)
-        found.append(picture(f"latency-{key}", title, alt, caption, draw))
-    return found
+        draw = charts.distributions([(run.name or named(key), x) for run, x in curves], named(key), limit)
+        pictures.append(picture(f"latency-{key}", title, alt, caption, draw))
+    return pictures
 
 
 def _distribution(ordered: Floats, limit: float | None) -> str:
@@ -73,35 +73,35 @@ def _distribution(ordered: Floats, limit: float | None) -> str:
 
 def breakdown_pictures(runs: Sequence[Named]) -> list[Picture]:
     """Where time and energy went, and how busy units were."""
-    found = []
-    times = [(each, numbers(each.run.summary, "time_share")) for each in runs]
-    found += _shares(
+    pictures = []
+    times = [(run, numbers(run.run.summary, "time_share")) for run in runs]
+    pictures += _shares(
         "time",
         "Time by operator",
         "share of busy time",
         "Of the time in which replicas were at work. Where operators run side by side, the longer one counts.",
         times,
     )
-    found += _energy(runs)
-    found += _units(runs)
-    return found
+    pictures += _energy(runs)
+    pictures += _units(runs)
+    return pictures
 
 
 def _units(runs: Sequence[Named]) -> list[Picture]:
     """How busy each unit is, in the mean over the devices and on the one where it has most to do."""
     units = [
         (
-            each,
-            numbers(each.run.summary, "unit_busy_share"),
-            numbers(each.run.summary, "unit_busy_share_of_busiest_device"),
+            run,
+            numbers(run.run.summary, "unit_busy_share"),
+            numbers(run.run.summary, "unit_busy_share_of_busiest_device"),
         )
-        for each in runs
+        for run in runs
     ]
     names = list(dict.fromkeys(unit for _, mean, _ in units for unit in mean))
     rows = [
-        (" ".join(filter(None, (each.name, named(unit)))), [mean[unit], max(0.0, most.get(unit, 0.0) - mean[unit])])
+        (" ".join(filter(None, (run.name, named(unit)))), [mean[unit], max(0.0, most.get(unit, 0.0) - mean[unit])])
         for unit in names
-        for each, mean, most in units
+        for run, mean, most in units
         if unit in mean
     ]
     if rows:
@@ -128,8 +128,8 @@ def _shares(
     if not categories:
         return []
     alt = f"{title}. " + " ".join(
-        each.said(", ".join(f"{named(name)} {share(shares.get(name))}" for name in categories) + ".")
-        for each, shares in of
+        run.labelled(", ".join(f"{named(name)} {share(shares.get(name))}" for name in categories) + ".")
+        for run, shares in of
     )
     if len(of) == 1:
         ((_, shares),) = of
@@ -137,7 +137,7 @@ def _shares(
         draw = charts.bars(rows, ("",), label, [share(values[0]) for _, values in rows], share=True)
         height = charts.bars_height(len(rows))
     else:
-        rows = [(each.name, [shares.get(name, 0.0) for name in categories]) for each, shares in of]
+        rows = [(run.name, [shares.get(name, 0.0) for name in categories]) for run, shares in of]
         draw = charts.bars(rows, [named(name) for name in categories], label, [""] * len(rows), share=True)
         height = charts.bars_height(len(rows), len(categories))
     return [picture(key, title, alt, caption, draw, height_in=height)]
@@ -145,8 +145,8 @@ def _shares(
 
 def _energy(runs: Sequence[Named]) -> list[Picture]:
     """Energy per output token: by operator and kind of a single run, by operator of several."""
-    of = [(each, _joules_per_token(each.run)) for each in runs]
-    of = [(each, parts) for each, parts in of if parts]
+    of = [(run, _joules_per_token(run.run)) for run in runs]
+    of = [(run, parts) for run, parts in of if parts]
     if not of:
         return []
     size, unit = scale([sum(map(sum, parts.values())) for _, parts in of], "J")
@@ -164,11 +164,11 @@ def _energy(runs: Sequence[Named]) -> list[Picture]:
         texts = [figure(sum(values)) for _, values in rows]
     else:
         kinds = names
-        rows = [(each.name, [sum(parts.get(name, ())) / size for name in names]) for each, parts in of]
+        rows = [(run.name, [sum(parts.get(name, ())) / size for name in names]) for run, parts in of]
         texts = [figure(sum(values)) for _, values in rows]
     alt = f"{title}. " + " ".join(
-        each.said(", ".join(f"{name} {scaled(sum(parts[name]), 'J')}" for name in names if name in parts) + ".")
-        for each, parts in of
+        run.labelled(", ".join(f"{name} {scaled(sum(parts[name]), 'J')}" for name in names if name in parts) + ".")
+        for run, parts in of
     )
     caption = "Of the whole run. "
     if len(of) == 1:
@@ -188,13 +188,13 @@ def _joules_per_token(run: ReportRun) -> dict[str, tuple[float, float, float]]:
     tokens = number(run.summary, "tokens.output")
     if not tokens:
         return {}
-    found = {}
+    joules_by_category = {}
     for name in CATEGORIES:
         parts = numbers(run.summary, f"energy.joules_by_category.{name}")
         joules = (parts.get("dram", 0.0) / tokens, parts.get("compute", 0.0) / tokens, 0.0)
         if any(joules):
-            found[named(name)] = joules
+            joules_by_category[named(name)] = joules
     passive = number(run.summary, "energy.passive_joules")
     if passive:
-        found[_PASSIVE] = (0.0, 0.0, passive / tokens)
-    return found
+        joules_by_category[_PASSIVE] = (0.0, 0.0, passive / tokens)
+    return joules_by_category

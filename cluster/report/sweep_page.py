@@ -105,22 +105,22 @@ def _of_points(having: Sequence[str], total: int) -> str:
 
 
 def _points_text(document: Mapping[str, Any], seeds: int) -> list[str]:
-    found = ["Each run has a results folder of its own, of which pimserve report makes a report of its own."]
+    text = ["Each run has a results folder of its own, of which pimserve report makes a report of its own."]
     if document["pareto"]["axes"]:
-        found.append(
+        text.append(
             "*: on the Pareto front: by more than the noise, no other point is better in one of "
             f"{compared_by(document)}, and worse in none."
         )
     means = f"Means of {seeds} seeds, the same for all points, ± 95 % confidence interval."
-    found.append(means if seeds > 1 else "± 95 % confidence interval of the run's own noise (batch means).")
-    return found
+    text.append(means if seeds > 1 else "± 95 % confidence interval of the run's own noise (batch means).")
+    return text
 
 
 def _front(document: Mapping[str, Any], points: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Section:
     free = number(document, "pareto.offered_requests_per_s") is None
     up = THROUGHPUT if free else ENERGY
     across = [Axis(key) for key in _ACROSS[: 3 if free else None] if key != up.key]
-    pictures = [each for x in across if (each := _pareto(points, names, x, up)) is not None]
+    pictures = [drawn for x in across if (drawn := _pareto(points, names, x, up)) is not None]
     better = "up" if up.more else "down"
     note = [
         f"To the left is better, and {better}. A point is on the front where, by more than the noise, no other is "
@@ -135,15 +135,15 @@ def _front(document: Mapping[str, Any], points: Sequence[Mapping[str, Any]], nam
 
 def _pareto(points: Sequence[Mapping[str, Any]], names: Sequence[str], across: Axis, up: Axis) -> Picture | None:
     """Points by two figures; None where nobody has both, or all are alike across."""
-    found = [
+    known = [
         (name, point)
         for name, point in zip(names, points, strict=True)
         if all(number(point, f"figures.{axis.key}.mean") is not None for axis in (across, up))
     ]
-    if not found:
+    if not known:
         return None
-    candidates = [index for index, (_, point) in enumerate(found) if at(point, "not_on_front") is None]
-    figures = [{axis.key: _estimate(found[index][1], axis) for axis in (across, up)} for index in candidates]
+    candidates = [index for index, (_, point) in enumerate(known) if at(point, "not_on_front") is None]
+    figures = [{axis.key: _estimate(known[index][1], axis) for axis in (across, up)} for index in candidates]
     members = {candidates[index] for index in front(figures, (across, up)).members}
     dots = [
         Dot(
@@ -155,7 +155,7 @@ def _pareto(points: Sequence[Mapping[str, Any]], names: Sequence[str], across: A
             front=index in members,
             hollow=index not in candidates,
         )
-        for index, (name, point) in enumerate(found)
+        for index, (name, point) in enumerate(known)
     ]
     if across.key in {"silicon_mm2", "devices"} and len({dot.x for dot in dots}) == 1:
         return None
@@ -179,11 +179,11 @@ def _estimate(point: Mapping[str, Any], axis: Axis) -> dict[str, float | None]:
 
 def _axis(axis: Axis, values: Sequence[float]) -> tuple[float, str]:
     """What one unit of an axis is, and its label."""
-    each = _FIGURE[axis.key]
-    if each.unit not in SCALED:
-        return 1.0, called(each)
-    size, unit = scale(values, each.unit)
-    return size, f"{called(each)}, {unit}"
+    shown = _FIGURE[axis.key]
+    if shown.unit not in SCALED:
+        return 1.0, called(shown)
+    size, unit = scale(values, shown.unit)
+    return size, f"{called(shown)}, {unit}"
 
 
 def _table(document: Mapping[str, Any], points: Mapping[str, Mapping[str, Any]], part: str, caption: str) -> Table:
@@ -203,8 +203,8 @@ def _failures(points: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Tabl
 
 
 def _runs(point: Mapping[str, Any]) -> list[Any]:
-    found = point.get("runs")
-    return found if isinstance(found, list) else []
+    runs = point.get("runs")
+    return runs if isinstance(runs, list) else []
 
 
 def _number_of(points: Sequence[Mapping[str, Any]], name: object) -> str:

@@ -45,7 +45,7 @@ class _TimeAxis:
         """How much there is of something."""
         write = share if as_share else figure
         alt = f"{title} over time. " + " ".join(
-            run.said(f"mean {write(float(gauge.mean.mean()))}, most {write(float(gauge.high.max()))}.")
+            run.labelled(f"mean {write(float(gauge.mean.mean()))}, most {write(float(gauge.high.max()))}.")
             for run, gauge in gauges
         )
         band = len(gauges) <= _MOST_BANDS
@@ -59,7 +59,7 @@ class _TimeAxis:
         """How much of something comes in a second."""
         curves = [(run, *curve) for run, of_run in rates for curve in of_run]
         alt = f"{title} over time. " + " ".join(
-            run.said(f"{name}{' ' if name else ''}mean {figure(float(y.mean()))}, most {figure(float(y.max()))}.")
+            run.labelled(f"{name}{' ' if name else ''}mean {figure(float(y.mean()))}, most {figure(float(y.max()))}.")
             for run, name, _, y in curves
         )
         lines = [

@@ -147,7 +147,7 @@ def compare(places: Sequence[Path]) -> Comparison:
     """
     if len(places) < 2:
         raise InputError("compare", "needs two runs or more")
-    places = [_found(place) for place in places]
+    places = [_place_of(place) for place in places]
     summaries = [load_summary(place) for place in places]
     runs = tuple(
         Run(str(place), summary, ended_at(summary, place)) for place, summary in zip(places, summaries, strict=True)
@@ -156,12 +156,12 @@ def compare(places: Sequence[Path]) -> Comparison:
     notes = tuple(
         f"{place} is of {run.ended}; newer: {', '.join(f'{other} ({ended})' for other, ended in newer)}"
         for place, run in zip(places, runs, strict=True)
-        if (newer := [found for found in newer_runs(place) if found[0].resolve() not in compared])
+        if (newer := [other for other in newer_runs(place) if other[0].resolve() not in compared])
     )
     return replace(compare_runs(runs, _settings(places, runs)), notes=notes)
 
 
-def _found(place: Path) -> Path:
+def _place_of(place: Path) -> Path:
     """The place of a run: a path, or the name of a folder in results/."""
     named_one = Path("results") / place
     return named_one if not place.exists() and place.name == str(place) and named_one.is_dir() else place
@@ -210,8 +210,8 @@ def precision(summary: Summary) -> Iterator[tuple[str, str]]:
     """In what the devices of a run hold weights and KV cache: (what, data types of all pools)."""
     pools = [part for part in _mapping(summary, "pools").values() if isinstance(part, Mapping) and "precision" in part]
     held = [_mapping(part, "precision") for part in pools or [summary]]
-    for key in dict.fromkeys(key for each in held for key in each):
-        known = dict.fromkeys(str(each[key]) for each in held if each.get(key) is not None)
+    for key in dict.fromkeys(key for pool in held for key in pool):
+        known = dict.fromkeys(str(pool[key]) for pool in held if pool.get(key) is not None)
         if known:
             yield key, " + ".join(known)
 
@@ -248,16 +248,16 @@ def _comparable(summary: Summary, path: str) -> float | None:
 def _settings(places: Sequence[Path], runs: Sequence[Run]) -> list[dict[str, Any]]:
     """How each run was set: its whole scenario, or what the summary says where one of the scenarios is missing."""
     scenarios = [_scenario(place if place.is_dir() else place.parent) for place in places]
-    found = []
+    settings = []
     for run, scenario in zip(runs, scenarios, strict=True):
         summary = run.summary
         version = {"simulator": {"version": at(summary, "simulator.version")}}
         if None not in scenarios and scenario is not None:
-            found.append({key: value for key, value in scenario.items() if key not in _IGNORED} | version)
+            settings.append({key: value for key, value in scenario.items() if key not in _IGNORED} | version)
             continue
         cluster = {key: summary.get(key) for key in ("replicas", "devices_per_replica")}
         cluster |= _mapping(summary, "parallelism")
-        found.append(
+        settings.append(
             {
                 "model": {"name": summary.get("model")},
                 "cluster": cluster | {"device": {"name": summary.get("device")}},
@@ -268,7 +268,7 @@ def _settings(places: Sequence[Path], runs: Sequence[Run]) -> list[dict[str, Any
             }
             | version
         )
-    return found
+    return settings
 
 
 def _scenario(folder: Path) -> dict[str, Any] | None:
@@ -278,13 +278,15 @@ def _scenario(folder: Path) -> dict[str, Any] | None:
 
 def _differing(settings: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]:
     """Dotted paths whose values are not the same in all. Of a different model only the name is listed."""
-    flat = [dict(_flattened(each)) for each in settings]
-    paths = sorted({path for each in flat for path in each} - _IGNORED_PATHS)
-    values = {path: tuple(each.get(path) for each in flat) for path in paths}
-    differing = {path: found for path, found in values.items() if any(value != found[0] for value in found)}
+    flat = [dict(_flattened(settings_of_run)) for settings_of_run in settings]
+    paths = sorted({path for settings_of_run in flat for path in settings_of_run} - _IGNORED_PATHS)
+    values = {path: tuple(settings_of_run.get(path) for settings_of_run in flat) for path in paths}
+    differing = {path: compared for path, compared in values.items() if any(value != compared[0] for value in compared)}
     if "model.name" in differing:
         differing = {
-            path: found for path, found in differing.items() if path == "model.name" or not path.startswith("model.")
+            path: compared
+            for path, compared in differing.items()
+            if path == "model.name" or not path.startswith("model.")
         }
     return differing
 
@@ -294,25 +296,25 @@ def _in_sections(differences: Mapping[str, tuple[Any, ...]]) -> dict[str, tuple[
 
     Two devices of different kinds differ in dozens of figures, most of which only one of them has.
     """
-    found: dict[str, tuple[Any, ...]] = {}
+    texts_by_path: dict[str, tuple[Any, ...]] = {}
     sections: dict[str, dict[str, tuple[Any, ...]]] = {}
     for path, values in differences.items():
         before, device, after = path.partition("device.")
         section, inside, key = after.partition(".")
         if not device or not inside or not before.startswith("cluster."):
-            found[path] = values
+            texts_by_path[path] = values
             continue
         label = f"{before}{device}{section}"
         sections.setdefault(label, {})[key] = values
-        found.setdefault(label, ())  # its place
+        texts_by_path.setdefault(label, ())  # its place
     for label, figures in sections.items():
         runs = len(next(iter(figures.values())))
         texts = (
             ", ".join(f"{key} {values[run]}" for key, values in figures.items() if values[run] is not None)
             for run in range(runs)
         )
-        found[label] = tuple(text or None for text in texts)
-    return found
+        texts_by_path[label] = tuple(text or None for text in texts)
+    return texts_by_path
 
 
 def _flattened(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

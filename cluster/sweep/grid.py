@@ -171,10 +171,10 @@ def _axis(text: str) -> Axis:
         raise InputError(where, error.message) from None
     values: list[Any] = []
     for value in given:
-        for each in _expanded(value, where):
-            if any(each == other and type(each) is type(other) for other in values):
-                raise InputError(where, f"has {shortened(_yaml(each))} twice")
-            values.append(each)
+        for item in _expanded(value, where):
+            if any(item == other and type(item) is type(other) for other in values):
+                raise InputError(where, f"has {shortened(_yaml(item))} twice")
+            values.append(item)
     if not values:
         raise InputError(where, "has no values; list them, such as 1,2,4 or 1..8")
     return Axis(path.strip(), tuple(values))
@@ -182,10 +182,10 @@ def _axis(text: str) -> Axis:
 
 def _expanded(value: object, where: str) -> Sequence[Any]:
     """The numbers of a range; anything else is one value."""
-    found = _RANGE.fullmatch(value) if isinstance(value, str) else None
-    if found is None:
+    match = _RANGE.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
         return [value]
-    first, last, step = int(found[1]), int(found[2]), int(found[3] or 1)
+    first, last, step = int(match[1]), int(match[2]), int(match[3] or 1)
     if last < first or step == 0:
         raise InputError(where, f"{value}: a range goes up, first..last or first..last..step, with a step of 1 or more")
     numbers = range(first, last + 1, step)
@@ -202,13 +202,13 @@ def _yaml(value: object) -> str:
 
 def labels(paths: Sequence[str]) -> list[str]:
     """Short names of the axes: the shortest ends of their paths that tell them apart."""
-    found = []
+    names = []
     for path in paths:
         parts = path.split(".")
         ends = (".".join(parts[-length:]) for length in range(1, len(parts) + 1))
         alike = [other for other in paths if other != path]
-        found.append(next((end for end in ends if not any(f".{o}".endswith(f".{end}") for o in alike)), path))
-    return found
+        names.append(next((end for end in ends if not any(f".{o}".endswith(f".{end}") for o in alike)), path))
+    return names
 
 
 def shown(value: object) -> str:
@@ -222,30 +222,30 @@ def value_names(values: Sequence[object]) -> list[str]:
     """Short names of an axis' values: those that would be called alike say what differs between them."""
     short = [shown(value) for value in values]
     leaves = [_leaves(value) for value in values]
-    found = []
+    names = []
     for name, mine in zip(short, leaves, strict=True):
         alike = [other for other, called in zip(leaves, short, strict=True) if called == name]
         differing = [path for path in mine if any(other.get(path) != mine[path] for other in alike)]
         own = [path for path in differing if path not in _NAMES]
         ends = labels(own)
-        told = ", ".join(f"{end}={mine[path]}" for path, end in zip(own, ends, strict=True))
-        found.append(f"{name} {told}" if told else name)
-    return [name if found.count(name) == 1 else _yaml(value) for name, value in zip(found, values, strict=True)]
+        difference = ", ".join(f"{end}={mine[path]}" for path, end in zip(own, ends, strict=True))
+        names.append(f"{name} {difference}" if difference else name)
+    return [name if names.count(name) == 1 else _yaml(value) for name, value in zip(names, values, strict=True)]
 
 
 def _leaves(value: object, path: str = "") -> dict[str, str]:
     """All that a mapping says, by dotted path, as YAML."""
     if not isinstance(value, Mapping):
         return {path: _yaml(value)} if path else {}
-    found: dict[str, str] = {}
-    for key, each in value.items():
-        found |= _leaves(each, f"{path}.{key}" if path else str(key))
-    return found
+    leaves: dict[str, str] = {}
+    for key, item in value.items():
+        leaves |= _leaves(item, f"{path}.{key}" if path else str(key))
+    return leaves
 
 
-def _folder(told: Mapping[str, str], settings: Mapping[str, Any], taken: set[str]) -> str:
+def _folder(labels: Mapping[str, str], settings: Mapping[str, Any], taken: set[str]) -> str:
     """A readable name for the folder of a point that no other point has."""
-    plain = ",".join(f"{key}={name}" for key, name in told.items())
+    plain = ",".join(f"{key}={name}" for key, name in labels.items())
     name = re.sub(r"[^A-Za-z0-9._=,+-]+", "-", plain)
     if len(name) > _LONGEST_NAME or name in taken:
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:8]

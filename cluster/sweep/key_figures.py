@@ -96,10 +96,10 @@ def compared_by(document: Mapping[str, Any]) -> str:
 
 def by_reason(document: Mapping[str, Any]) -> dict[str, list[str]]:
     """Why points are left out of the front, and the names of those."""
-    found: dict[str, list[str]] = {}
+    names_by_reason: dict[str, list[str]] = {}
     for name, reason in document["pareto"]["left_out"].items():
-        found.setdefault(reason, []).append(name)
-    return found
+        names_by_reason.setdefault(reason, []).append(name)
+    return names_by_reason
 
 
 def figures_of(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,12 +130,12 @@ def together(figure: Figure, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     return {"state": next(iter(runs), None), "runs": runs}
 
 
-def state_text(found: Mapping[str, Any], runs: int) -> str:
+def state_text(states: Mapping[str, Any], runs: int) -> str:
     """The gravest state of a point, and how many of its runs have it where not all do."""
-    state = found.get("state")
+    state = states.get("state")
     if state is None:
         return ABSENT
-    number = found["runs"][state]
+    number = states["runs"][state]
     return str(state) if number == runs else f"{number} of {runs} {state}"
 
 
@@ -159,7 +159,7 @@ def estimate(values: Sequence[float | None], own: float | None = None) -> dict[s
 
 def sweep_document(
     grid: Grid,
-    found: Mapping[tuple[int, int], Outcome],
+    outcome_by_run: Mapping[tuple[int, int], Outcome],
     errors: Mapping[tuple[int, int], str],
     places: Mapping[tuple[int, int], str],
 ) -> dict[str, Any]:
@@ -182,16 +182,16 @@ def sweep_document(
             "runs": [],
         }
         for key, run in zip(keys, point.runs, strict=True):
-            status = "done" if key in found else "failed" if key in errors else "missing"
+            status = "done" if key in outcome_by_run else "failed" if key in errors else "missing"
             if status != "done" and entry["status"] != "failed":
                 entry["status"] = status
             entry["runs"].append(
                 {"seed": run.seed, "status": status, "folder": places[key], "scenario_digest": run.digest}
-                | (_told(found[key]) if key in found else {})
+                | (_run_figures(outcome_by_run[key]) if key in outcome_by_run else {})
                 | ({"error": errors[key]} if key in errors else {})
             )
         if entry["status"] == "done":
-            outcomes = [found[key] for key in keys]
+            outcomes = [outcome_by_run[key] for key in keys]
             entry["figures"] = {f.key: together(f, outcomes) for f in FIGURES}
             offered += [outcome.offered_requests_per_s for outcome in outcomes]
             if (why_not := _why_not(outcomes)) is not None:
@@ -199,7 +199,9 @@ def sweep_document(
             if baseline is None:
                 baseline = p
             elif len(keys) > 1:
-                pairs = [(found[key].figures, found[baseline, r].figures) for r, key in enumerate(keys)]
+                pairs = [
+                    (outcome_by_run[key].figures, outcome_by_run[baseline, r].figures) for r, key in enumerate(keys)
+                ]
                 entry["difference_to_baseline"] = {
                     f.key: estimate([_minus(a[f.key], b[f.key]) for a, b in pairs])
                     for f in FIGURES
@@ -212,12 +214,12 @@ def sweep_document(
         "seeds": [run.seed for run in grid.points[0].runs],
         "baseline": None if baseline is None else grid.points[baseline].name,
         "pareto": _mark_front(points, fixed_rate([p.runs[0].scenario.workload for p in grid.points], offered)),
-        "warnings": [*_unlike(grid, found), *_warnings(points)],
+        "warnings": [*_unlike(grid, outcome_by_run), *_warnings(points)],
         "points": points,
     }
 
 
-def _told(outcome: Outcome) -> dict[str, Any]:
+def _run_figures(outcome: Outcome) -> dict[str, Any]:
     """What a run of the document says."""
     return {
         "figures": dict(outcome.figures),
@@ -237,10 +239,10 @@ def _why_not(outcomes: Sequence[Outcome]) -> str | None:
     return text if len(outcomes) == 1 else f"{text} ({len(reasons)} of {len(outcomes)} runs)"
 
 
-def _unlike(grid: Grid, found: Mapping[tuple[int, int], Outcome]) -> list[dict[str, Any]]:
+def _unlike(grid: Grid, outcome_by_run: Mapping[tuple[int, int], Outcome]) -> list[dict[str, Any]]:
     """In what the points do not compare, with all that are done."""
-    done = list(dict.fromkeys(grid.points[p].name for p, _ in sorted(found)))
-    differing = not_alike([found[key].likeness for key in sorted(found)])
+    done = list(dict.fromkeys(grid.points[p].name for p, _ in sorted(outcome_by_run)))
+    differing = not_alike([outcome_by_run[key].likeness for key in sorted(outcome_by_run)])
     return [{"warning": f"not like for like: the points differ in {what}", "points": done} for what in differing]
 
 
@@ -261,14 +263,14 @@ def _minus(a: float | None, b: float | None) -> float | None:
 def _mark_front(points: Sequence[dict[str, Any]], rate: float | None) -> dict[str, Any]:
     """Say of each candidate whether it is on the front, or who beats it; returns the front."""
     candidates = [point for point in points if "figures" in point and "not_on_front" not in point]
-    found = front([point["figures"] for point in candidates], axes_at(rate))
-    for index, point in enumerate(candidates if found.axes else ()):
-        point["pareto"] = index in found.members
-        if index in found.beaten_by:
-            point["dominated_by"] = candidates[found.beaten_by[index]]["name"]
+    pareto = front([point["figures"] for point in candidates], axes_at(rate))
+    for index, point in enumerate(candidates if pareto.axes else ()):
+        point["pareto"] = index in pareto.members
+        if index in pareto.beaten_by:
+            point["dominated_by"] = candidates[pareto.beaten_by[index]]["name"]
     return {
         "offered_requests_per_s": rate,
-        "axes": [{"figure": axis.key, "better": "more" if axis.more else "less"} for axis in found.axes],
+        "axes": [{"figure": axis.key, "better": "more" if axis.more else "less"} for axis in pareto.axes],
         "front": [point["name"] for point in points if point.get("pareto")],
         "left_out": {point["name"]: point["not_on_front"] for point in points if "not_on_front" in point},
     }

@@ -97,19 +97,19 @@ def front(points: Sequence[Mapping[str, Mapping[str, float | None]]], axes: Sequ
         points: figures by their key, each with its mean and ci95, the half width of its interval; None: not known.
         axes: to compare by.
     """
-    found = tuple(axis for axis in axes if all(point.get(axis.key, {}).get("mean") is not None for point in points))
-    if not points or not found:
+    known = tuple(axis for axis in axes if all(point.get(axis.key, {}).get("mean") is not None for point in points))
+    if not points or not known:
         return Front((), frozenset(), {})
-    signs = np.array([-1.0 if axis.more else 1.0 for axis in found])
-    cost = signs * np.array([[point[axis.key]["mean"] for axis in found] for point in points], float)
-    noise = np.array([[point[axis.key].get("ci95") or 0.0 for axis in found] for point in points], float)
+    signs = np.array([-1.0 if axis.more else 1.0 for axis in known])
+    cost = signs * np.array([[point[axis.key]["mean"] for axis in known] for point in points], float)
+    noise = np.array([[point[axis.key].get("ci95") or 0.0 for axis in known] for point in points], float)
     beats = np.array([_beats(cost, noise, index) for index in range(len(points))])
     members = _undefeated(beats)
     beaten_by = {}
     for index in sorted(set(range(len(points))) - members):
         winners = np.flatnonzero(beats[:, index]).tolist()
         beaten_by[index] = next((winner for winner in winners if winner in members), winners[0])
-    return Front(found, frozenset(members), beaten_by)
+    return Front(known, frozenset(members), beaten_by)
 
 
 def _beats(cost: NDArray[np.float64], noise: NDArray[np.float64], index: int) -> NDArray[np.bool_]:

@@ -47,32 +47,32 @@ def sweep(grid: Grid, folder: Path, workers: Workers, progress: Progress | None 
     with _claimed(folder, grid):
         runs = {(p, r): run for p, point in enumerate(grid.points) for r, run in enumerate(point.runs)}
         places = {(p, r): folder / grid.points[p].name / f"seed-{run.seed}" for (p, r), run in runs.items()}
-        found: dict[tuple[int, int], Outcome] = {}
+        outcome_by_run: dict[tuple[int, int], Outcome] = {}
         errors: dict[tuple[int, int], str] = {}
         for key, run in runs.items():
             summary = _finished(places[key], run)
             if summary is not None:
-                found[key] = outcome_of(summary)
-        missing = [key for key in runs if key not in found]
+                outcome_by_run[key] = outcome_of(summary)
+        missing = [key for key in runs if key not in outcome_by_run]
         if progress is not None:
-            progress(len(found), len(runs))
+            progress(len(outcome_by_run), len(runs))
         try:
             with closing(workers.run(_tasks(missing, runs, places))) as outcomes:
                 for task, error in outcomes:
                     if error is None:
-                        found[task.key] = outcome_of(load_summary(task.folder))
+                        outcome_by_run[task.key] = outcome_of(load_summary(task.folder))
                     else:
                         errors[task.key] = error
                     if progress is not None:
-                        progress(len(found) + len(errors), len(runs))
+                        progress(len(outcome_by_run) + len(errors), len(runs))
         finally:  # interrupted, too: what is finished counts, what is not leaves nothing
             for key in missing:
-                if key not in found:
+                if key not in outcome_by_run:
                     _clear(places[key])
             document = {
                 "schema_version": SCHEMA_VERSION,
                 "identity": grid.identity,
-                **sweep_document(grid, found, errors, {key: str(place) for key, place in places.items()}),
+                **sweep_document(grid, outcome_by_run, errors, {key: str(place) for key, place in places.items()}),
             }
             _write(folder, grid, document)
     return document
