@@ -12,13 +12,13 @@ import statistics
 import sys
 import time
 
-from pimserve.cluster.validation.aimc import published_cases, run_case
+from pimserve.cluster.validation.validate_aimc import published_cases, run_case
 from pimserve.device_models.aimc.chip import Chip
-from pimserve.device_models.aimc.costs import Dram, PlaceholderCosts
 from pimserve.device_models.aimc.event.graph import COMPAT, Sequence
 from pimserve.device_models.aimc.event.simulate import Outcome, simulate
 from pimserve.device_models.aimc.mapping import MappingSpec, map_network
 from pimserve.device_models.aimc.network import gpt2_like
+from pimserve.device_models.aimc.operation_costs import Dram, PlaceholderCosts
 
 _ENOUGH_S = 1.0  # short runs are repeated for so long
 _HIDDEN, _VOCAB = 768, 4000

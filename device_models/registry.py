@@ -21,7 +21,7 @@ from pimserve.errors import InputError, Terminated, validation_error
 _BUILT_IN = {
     "gpu": ("pimserve.device_models.gpu", "Gpu"),
     "duplex": ("pimserve.device_models.duplex", "Duplex"),
-    "aimc": ("pimserve.device_models.aimc.device", "Aimc"),
+    "aimc": ("pimserve.device_models.aimc.aimc", "Aimc"),
 }
 
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from tables import number, table
 
-from pimserve.cluster.validation.aimc import validate_aimc
 from pimserve.cluster.validation.aimc_bound import compared
 from pimserve.cluster.validation.aimc_plan import BRACKET, SETTINGS, STRATEGIES, Point, grid, median_error, within
 from pimserve.cluster.validation.targets import Finding
+from pimserve.cluster.validation.validate_aimc import validate_aimc
 
 _HEAD = """# The AIMC models, validated
 

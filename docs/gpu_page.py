@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from tables import number, table
 
 from pimserve.cluster.base.figures import named
-from pimserve.cluster.validation.gpu import Report, validate_gpu
 from pimserve.cluster.validation.gpu_errors import Errors, grouped, place
 from pimserve.cluster.validation.gpu_gates import Gate
 from pimserve.cluster.validation.gpu_rows import SHAPES, catalogue_gpu
@@ -21,6 +20,7 @@ from pimserve.cluster.validation.gpu_tables import (
     operator_tables,
     served_table,
 )
+from pimserve.cluster.validation.validate_gpu import Report, validate_gpu
 from pimserve.errors import InputError
 
 if TYPE_CHECKING:

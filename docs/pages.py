@@ -20,9 +20,9 @@ from statistics import fmean
 from typing import Any
 
 from pimserve.cluster.scenario.document import json_schema
-from pimserve.cluster.validation.duplex import validate_duplex
 from pimserve.cluster.validation.targets import Finding
-from pimserve.device_models.aimc.spec import AimcSpec
+from pimserve.cluster.validation.validate_duplex import validate_duplex
+from pimserve.device_models.aimc.aimc_spec import AimcSpec
 from pimserve.device_models.catalogue import device_names, model_names
 from pimserve.device_models.device import DeviceSpec
 from pimserve.device_models.duplex import DuplexSpec

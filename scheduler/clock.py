@@ -21,7 +21,6 @@ import numpy as np
 
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
 from pimserve.errors import InputError
-from pimserve.scheduler.arrivals import Arrivals
 from pimserve.scheduler.commands import Journal, inject, rescheduled, scale_rate
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.control import (
@@ -38,6 +37,7 @@ from pimserve.scheduler.departures import Move
 from pimserve.scheduler.faults import Faults
 from pimserve.scheduler.fleet import DECODE, PREFILL, Fleet
 from pimserve.scheduler.handover import Handovers
+from pimserve.scheduler.open_loop import Arrivals
 from pimserve.scheduler.outcomes import cut_off
 from pimserve.scheduler.requests import FOREVER, RequestTable
 from pimserve.scheduler.shard import NONE, IntArray, Order, Report, ShardPort

@@ -13,7 +13,7 @@ from rich.text import Text
 from pimserve.cluster.base.tables import Table
 from pimserve.cluster.cli.terminal import in_slices, plain_table
 from pimserve.cluster.sweep.key_figures import by_reason, compared_by
-from pimserve.cluster.sweep.tables import figure_columns, point_table
+from pimserve.cluster.sweep.sweep_tables import figure_columns, point_table
 
 _FRONT = "* on the Pareto front: by more than the noise, no other point is better in one of {axes}, and worse in none"
 _OWN = "+- 95 % confidence interval of the run's own noise (batch means)"

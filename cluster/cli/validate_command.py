@@ -25,7 +25,7 @@ def validate_duplex_command(
 ) -> None:
     """Recompute the figures of the Duplex paper (arXiv 2409.01141); exit code 1 if one is missed."""
     from pimserve.cluster.cli.progress import spinner  # noqa: PLC0415
-    from pimserve.cluster.validation.duplex import validate_duplex  # noqa: PLC0415
+    from pimserve.cluster.validation.validate_duplex import validate_duplex  # noqa: PLC0415
 
     with spinner("recomputing the paper's figures"):
         findings = validate_duplex(targets)
@@ -41,7 +41,7 @@ def validate_aimc_command(
 ) -> None:
     """Rerun cases of the 3D AIMC paper's simulator (3D-SiM); exit code 1 if a figure is missed."""
     from pimserve.cluster.cli.progress import progress_bar  # noqa: PLC0415
-    from pimserve.cluster.validation.aimc import validate_aimc  # noqa: PLC0415
+    from pimserve.cluster.validation.validate_aimc import validate_aimc  # noqa: PLC0415
 
     with progress_bar(shown=True, of="cases") as progress:
         findings = validate_aimc(cases, progress)
@@ -63,8 +63,8 @@ def validate_gpu_command(
     Without a file: gpu/measured.json and gpu/end_to_end.json in $PIMSERVE_REFERENCE, or else in ../shared/reference.
     """
     from pimserve.cluster.cli.progress import progress_bar  # noqa: PLC0415
-    from pimserve.cluster.validation.gpu import validate_gpu  # noqa: PLC0415
     from pimserve.cluster.validation.gpu_report import gpu_document, gpu_report  # noqa: PLC0415
+    from pimserve.cluster.validation.validate_gpu import validate_gpu  # noqa: PLC0415
 
     with progress_bar(shown=True, of="rows") as progress:
         report = validate_gpu(measured, served, progress)

@@ -8,7 +8,7 @@ from pathlib import Path
 from pimserve.cluster.base.tables import Table, table_of
 from pimserve.cluster.report import facts
 from pimserve.cluster.report.content import Page, Section
-from pimserve.cluster.report.device import device_sections
+from pimserve.cluster.report.device_section import device_sections
 from pimserve.cluster.report.inputs import ReportRun
 from pimserve.cluster.report.pictures import Named, breakdown_pictures, latency_pictures
 from pimserve.cluster.report.run_page import provenance

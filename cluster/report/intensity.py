@@ -4,7 +4,7 @@ A run's steps differ, so two stand for them: the mean step that only decodes, an
 (means over steps, rounded to whole requests and tokens; prompts of one length, nothing of them computed before). Of
 each, FLOPs and bytes are what one device of a replica does, from the same operators that its cost plan was compiled
 from (`device_models/operators.py`), and the time is the plan's. Weights are read once a step, activations once in and
-once out; experts read the weights of those that any token chose, in the mean. (`cluster/validation/intensity.py` does
+once out; experts read the weights of those that any token chose, in the mean. (`cluster/validation/op_per_byte.py` does
 the same for the paper's stages.)
 """
 

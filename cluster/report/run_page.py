@@ -10,7 +10,7 @@ from pimserve.cluster.base.figures import ABSENT, figure, ratio, scaled
 from pimserve.cluster.base.tables import Table, table_of
 from pimserve.cluster.report import facts
 from pimserve.cluster.report.content import Folded, Page, Section
-from pimserve.cluster.report.device import device_sections
+from pimserve.cluster.report.device_section import device_sections
 from pimserve.cluster.report.inputs import ReportRun
 from pimserve.cluster.report.pictures import Named, breakdown_pictures, latency_pictures
 from pimserve.cluster.report.time_pictures import over_time_pictures

@@ -18,7 +18,7 @@ from pimserve.cluster.sweep.grid import labels, value_names
 from pimserve.cluster.sweep.key_figures import FIGURES, by_reason, called, compared_by
 from pimserve.cluster.sweep.pareto import ENERGY, THROUGHPUT, Axis, front
 from pimserve.cluster.sweep.sweep import SCHEMA_VERSION, SWEEP_FILE
-from pimserve.cluster.sweep.tables import figure_columns, point_table
+from pimserve.cluster.sweep.sweep_tables import figure_columns, point_table
 from pimserve.errors import InputError
 
 _PARTS = {"seeds": list, "pareto.axes": list, "pareto.left_out": dict, "warnings": list}

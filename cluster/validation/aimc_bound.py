@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pimserve.cluster.validation.aimc_plan import decode_fs
-from pimserve.device_models.aimc.spec import AimcSpec
+from pimserve.device_models.aimc.aimc_spec import AimcSpec
 from pimserve.device_models.catalogue import load_model
 from pimserve.device_models.device import Demand
 from pimserve.device_models.evaluate import evaluate, shape_of

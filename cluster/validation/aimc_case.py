@@ -12,10 +12,10 @@ from pydantic import ValidationError
 from pimserve.cluster.validation.aimc_form import CaseForm, Derived, Result, Workload
 from pimserve.cluster.validation.targets import identified, read_list
 from pimserve.device_models.aimc.chip import Chip
-from pimserve.device_models.aimc.costs import AffineCosts, Dram, PlaceholderCosts
 from pimserve.device_models.aimc.event.graph_builder import Routing
 from pimserve.device_models.aimc.mapping import Mapping, map_network
 from pimserve.device_models.aimc.network import Network, gpt2_like
+from pimserve.device_models.aimc.operation_costs import AffineCosts, Dram, PlaceholderCosts
 from pimserve.errors import InputError, validation_error
 
 _UNIT_W = 1.0  # what each digital and attention unit draws at all times

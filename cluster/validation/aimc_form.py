@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pimserve.device_models.aimc.costs import AtLeastOnePs, NonNegative, Positive
 from pimserve.device_models.aimc.mapping import MappingSpec, Strategy
+from pimserve.device_models.aimc.operation_costs import AtLeastOnePs, NonNegative, Positive
 
 Count = Annotated[int, Field(gt=0, le=10**7)]
 Index = Annotated[int, Field(ge=0, le=2**63 - 1)]

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
 
+from pimserve.device_models.aimc.aimc_spec import AimcSpec
 from pimserve.device_models.aimc.chip import Chip
 from pimserve.device_models.aimc.event.graph import Sequence as Request
 from pimserve.device_models.aimc.event.simulate import simulate
 from pimserve.device_models.aimc.mapping import Mapping, MappingSpec, Strategy, map_network
 from pimserve.device_models.aimc.network import Network, network_of
 from pimserve.device_models.aimc.serving import plan_of
-from pimserve.device_models.aimc.spec import AimcSpec
 from pimserve.device_models.aimc.walk import Walker
 from pimserve.device_models.evaluate import evaluate, shape_of
 from pimserve.device_models.model import ModelSpec

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from pimserve.cluster.scenario.steady_state import SteadyState
-from pimserve.cluster.validation import edap, intensity
+from pimserve.cluster.validation import edap, op_per_byte
 from pimserve.cluster.validation.duplex_case import Case, read_case
 from pimserve.cluster.validation.duplex_metric import Metric, MetricKind
 from pimserve.cluster.validation.duplex_results import energy_per_token_j, latency, served, statistic_of, steady
@@ -174,11 +174,11 @@ def _edap(target: Target, metric: Metric) -> Answer:
 
 def _intensity(target: Target, metric: Metric) -> Answer:
     case = read_case(target, metric)
-    part = _one_of(target, metric.part, {part: part for part in intensity.PARTS})
+    part = _one_of(target, metric.part, {part: part for part in op_per_byte.PARTS})
     nodes, devices = case.cluster
     split = Parallelism(nodes, devices, devices)
     operators = operators_of(load_model(MODELS[case.model]), split, lm_head=False)
-    value = intensity.intensity(operators, part, case.loop, split.data, mixed=metric.mixed)
+    value = op_per_byte.intensity(operators, part, case.loop, split.data, mixed=metric.mixed)
     if not value:
         raise InputError(target.where, f"{case.model} has no {part}")
     return Answer(value, "closed form")

@@ -12,11 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from pimserve.cluster.base.figures import count
-from pimserve.cluster.validation.gpu import Report
 from pimserve.cluster.validation.gpu_errors import Errors, Uncovered, grouped, place
 from pimserve.cluster.validation.gpu_gates import Gate
 from pimserve.cluster.validation.gpu_operators import operator_class
 from pimserve.cluster.validation.gpu_tables import ErrorTable, anchor_table, operator_tables, served_table
+from pimserve.cluster.validation.validate_gpu import Report
 
 _STATISTICS = ("n", "median", "p90", "bias", "worst", "at")
 _QUANTITIES = {"tpot": "TPOT", "ttft": "TTFT", "throughput": "tok/s"}

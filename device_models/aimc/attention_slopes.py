@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Self
 
 from pimserve.device_models.aimc.chip import Chip
-from pimserve.device_models.aimc.costs import OpCost
 from pimserve.device_models.aimc.network import Attention
+from pimserve.device_models.aimc.operation_costs import OpCost
 
 _NEAR, _FAR = 1024, 3072  # contexts between which attention is affine
 

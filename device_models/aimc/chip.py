@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pimserve.device_models.aimc.costs import Dram, OpCost, UnitCosts
+from pimserve.device_models.aimc.operation_costs import Dram, OpCost, UnitCosts
 
 PS_PER_US = 1_000_000
 

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimserve.device_models.aimc.chip import Chip
-from pimserve.device_models.aimc.costs import OpCost
 from pimserve.device_models.aimc.mapping import Mapping
 from pimserve.device_models.aimc.network import Block, Ffn, Network
+from pimserve.device_models.aimc.operation_costs import OpCost
 
 
 class PassTime(NamedTuple):

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from pimserve.device_models.aimc.costs import Dram, UnitCosts
+from pimserve.device_models.aimc.operation_costs import Dram, UnitCosts
 
 _ATTENTION = ("costs.attention_tflop_per_s",)
 _DIGITAL = ("costs.add_elements_per_ns", "costs.norm_elements_per_ns", "costs.activation_elements_per_ns")

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from pimserve.device_models.aimc.attention_slopes import AttentionSlopes
 from pimserve.device_models.aimc.chip import Chip
-from pimserve.device_models.aimc.costs import OpCost
 from pimserve.device_models.aimc.mapping import Mapping
 from pimserve.device_models.aimc.network import Block, Ffn, Network
+from pimserve.device_models.aimc.operation_costs import OpCost
 from pimserve.device_models.aimc.placed import PassTime, PlacedNetwork
 from pimserve.device_models.operators import Category
 from pimserve.device_models.routing import draw_counts, expert_share, pick_probabilities

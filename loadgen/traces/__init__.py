@@ -4,10 +4,10 @@
 and `jsonl_rows.py` read the two kinds of file, `times.py` what they write for a time, and `rows.py` checks every row.
 """
 
-from pimserve.loadgen.traces.files import find_trace
 from pimserve.loadgen.traces.formats import TRACE_FORMATS
 from pimserve.loadgen.traces.load import Trace, load_trace, slow_warning, ticks_warning, trace_digest
-from pimserve.loadgen.traces.spec import TraceSpec, parse_trace_argument
+from pimserve.loadgen.traces.trace_files import find_trace
+from pimserve.loadgen.traces.trace_spec import TraceSpec, parse_trace_argument
 
 __all__ = [
     "TRACE_FORMATS",

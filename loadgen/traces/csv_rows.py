@@ -14,9 +14,9 @@ import numpy as np
 
 from pimserve.errors import InputError
 from pimserve.loadgen.spec import MAX_REQUESTS, MAX_TOKENS
-from pimserve.loadgen.traces.files import read_text
 from pimserve.loadgen.traces.rows import Columns, Record, Rows, checked
 from pimserve.loadgen.traces.times import TIME_LIMIT_PS
+from pimserve.loadgen.traces.trace_files import read_text
 
 _LONGEST_STAMP = 40
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pimserve.errors import InputError
-from pimserve.loadgen.traces.files import read_text
 from pimserve.loadgen.traces.rows import Columns, Record, Rows, checked
+from pimserve.loadgen.traces.trace_files import read_text
 
 
 def read_jsonl(path: Path, columns: Columns) -> Rows:

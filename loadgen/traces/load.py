@@ -11,11 +11,11 @@ import numpy as np
 
 from pimserve.errors import InputError
 from pimserve.loadgen.spec import MAX_TIME_S, PS_PER_S
-from pimserve.loadgen.traces.files import file_digest, find_trace
 from pimserve.loadgen.traces.formats import TRACE_FORMATS
 from pimserve.loadgen.traces.rows import Rows
-from pimserve.loadgen.traces.spec import TraceSpec
 from pimserve.loadgen.traces.times import TIME_LIMIT_PS, IntArray
+from pimserve.loadgen.traces.trace_files import file_digest, find_trace
+from pimserve.loadgen.traces.trace_spec import TraceSpec
 
 _SLOW_PER_S, _FEW = 0.01, 20  # rate below which a clock in seconds is doubted, from more rows than these
 _MOSTLY = 0.5  # share of gaps that are zero from which on a trace's times are in ticks

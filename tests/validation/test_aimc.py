@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from pimserve.cluster.validation.aimc import PUBLISHED, judge, published_cases, run_case, validate_aimc
 from pimserve.cluster.validation.aimc_case import Case, read_cases
 from pimserve.cluster.validation.targets import Finding
+from pimserve.cluster.validation.validate_aimc import PUBLISHED, judge, published_cases, run_case, validate_aimc
 
 CASES = {case.id: case for case in published_cases()}
 # Where row blocks, as the reference simulator finds them to count its memory, are not those of the matrices.

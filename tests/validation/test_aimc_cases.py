@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pimserve.cluster.cli.main import app
-from pimserve.cluster.validation.aimc import validate_aimc
+from pimserve.cluster.validation.validate_aimc import validate_aimc
 from pimserve.errors import InputError
 
 FILE = resources.files("pimserve.cluster.validation") / "aimc_cases.json"

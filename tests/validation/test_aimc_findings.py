@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from pimserve.device_models.aimc.chip import Chip
-from pimserve.device_models.aimc.costs import AffineCosts, Dram
 from pimserve.device_models.aimc.event.graph import COMPAT, PHYSICAL, Rules, Sequence
 from pimserve.device_models.aimc.event.simulate import Outcome, simulate
 from pimserve.device_models.aimc.mapping import MappingSpec, map_network
 from pimserve.device_models.aimc.network import Network, gpt2_like
+from pimserve.device_models.aimc.operation_costs import AffineCosts, Dram
 
 ROWS: list[dict[str, Any]] = json.loads((Path(__file__).parent / "data" / "aimc_findings.json").read_text())
 LAYERS, TOKENS, HIDDEN = 4, 3, 512

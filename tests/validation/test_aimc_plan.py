@@ -4,7 +4,7 @@ import pytest
 
 from pimserve.cluster.validation.aimc_bound import BOUNDS, MODEL, Compared, compared
 from pimserve.cluster.validation.aimc_plan import DECODES, Point, grid, median_error, within
-from pimserve.device_models.aimc.device import EVENT_OVER_PLAN
+from pimserve.device_models.aimc.aimc import EVENT_OVER_PLAN
 from pimserve.device_models.catalogue import load_model
 from pimserve.device_models.device import Demand
 from pimserve.device_models.operators import Parallelism

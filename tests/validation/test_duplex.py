@@ -11,7 +11,6 @@ import pytest
 
 from pimserve.cluster.scenario.steady_state import ClosedLoop, SteadyState
 from pimserve.cluster.validation import edap
-from pimserve.cluster.validation.duplex import judge, published_targets, validate_duplex
 from pimserve.cluster.validation.duplex_case import CLUSTERS
 from pimserve.cluster.validation.duplex_metric import read_metric
 from pimserve.cluster.validation.duplex_results import served, steady
@@ -19,6 +18,7 @@ from pimserve.cluster.validation.duplex_split import SplitState
 from pimserve.cluster.validation.duplex_systems import SYSTEMS, SystemName, build
 from pimserve.cluster.validation.duplex_wording import system_name
 from pimserve.cluster.validation.targets import Finding, Target
+from pimserve.cluster.validation.validate_duplex import judge, published_targets, validate_duplex
 from pimserve.device_models.plan import PJ_PER_J
 from pimserve.errors import InputError
 from pimserve.loadgen.workload import WorkloadSpec, generate

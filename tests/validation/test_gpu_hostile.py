@@ -4,11 +4,11 @@ import re
 
 import pytest
 
-from pimserve.cluster.validation.gpu import validate_gpu
 from pimserve.cluster.validation.gpu_anchors import serve_anchor
 from pimserve.cluster.validation.gpu_report import gpu_document, gpu_report
 from pimserve.cluster.validation.gpu_rows import NotCovered
 from pimserve.cluster.validation.gpu_served import serve_row
+from pimserve.cluster.validation.validate_gpu import validate_gpu
 from pimserve.errors import InputError
 from tests.validation.gpu_example import DECODE, GEMM, LLAMA, MLPERF, PREFILL, QUEUED, anchors, served, write
 

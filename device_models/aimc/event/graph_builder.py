@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from pimserve.device_models.aimc.chip import Chip
-from pimserve.device_models.aimc.costs import attention_flops
 from pimserve.device_models.aimc.event.choices import ExpertChoices, token_ids
 from pimserve.device_models.aimc.event.graph import NO_RESOURCE, Resources, Rules, Sequence, TaskGraph
 from pimserve.device_models.aimc.event.linear import ChipOperations, Linears
 from pimserve.device_models.aimc.event.operations import Operation, OperationTable
 from pimserve.device_models.aimc.mapping import Mapping
 from pimserve.device_models.aimc.network import Attention, Block, Ffn, Network
+from pimserve.device_models.aimc.operation_costs import attention_flops
 from pimserve.errors import InputError
 
 Routing = Several[Map[str, Several[Several[int]]]]

@@ -8,11 +8,11 @@ from functools import cached_property
 import numpy as np
 
 from pimserve.device_models.aimc.chip import Chip
-from pimserve.device_models.aimc.costs import OpCost
 from pimserve.device_models.aimc.event.graph import NO_RESOURCE, Resources, Rules, Stamp
 from pimserve.device_models.aimc.event.operations import Kind, Operation, OperationTable
 from pimserve.device_models.aimc.mapping import Mapping
 from pimserve.device_models.aimc.network import Network
+from pimserve.device_models.aimc.operation_costs import OpCost
 from pimserve.errors import InputError
 
 

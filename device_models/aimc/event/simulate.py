@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimserve.device_models.aimc.chip import Chip
-from pimserve.device_models.aimc.costs import PS_PER_NS
 from pimserve.device_models.aimc.event.choices import ExpertChoices
 from pimserve.device_models.aimc.event.graph import PHYSICAL, Rules, Sequence, TaskGraph
 from pimserve.device_models.aimc.event.graph_builder import GraphBuilder, Routing
@@ -21,6 +20,7 @@ from pimserve.device_models.aimc.event.schedule import Schedule, schedule
 from pimserve.device_models.aimc.event.scratchpad import peak_bytes
 from pimserve.device_models.aimc.mapping import Mapping
 from pimserve.device_models.aimc.network import Network
+from pimserve.device_models.aimc.operation_costs import PS_PER_NS
 from pimserve.errors import InputError
 
 

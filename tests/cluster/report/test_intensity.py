@@ -7,7 +7,7 @@ from pimserve.cluster.report.expert_load import expert_load
 from pimserve.cluster.report.intensity import Shape, shapes, share_of_roof, work_of
 from pimserve.cluster.run.history import History
 from pimserve.cluster.scenario.steady_state import ClosedLoop, stage
-from pimserve.cluster.validation.intensity import intensity
+from pimserve.cluster.validation.op_per_byte import intensity
 from pimserve.device_models.evaluate import shape_of, way_of
 from pimserve.device_models.operators import operators_of
 from tests.cluster.report.runs import AIMC, MEASURED, make_run

@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from hypothesis import strategies as st
 
 from pimserve.device_models.aimc.chip import Chip, Link
-from pimserve.device_models.aimc.costs import Dram, PlaceholderCosts, RateCosts
 from pimserve.device_models.aimc.event.graph import COMPAT, PHYSICAL, Rules, Sequence
 from pimserve.device_models.aimc.event.simulate import Outcome, simulate
 from pimserve.device_models.aimc.mapping import Mapping
 from pimserve.device_models.aimc.network import Network, gpt2_like, network_of
+from pimserve.device_models.aimc.operation_costs import Dram, PlaceholderCosts, RateCosts
 from pimserve.device_models.model import ModelSpec
 
 GQA = {"kind": "gqa", "heads": 4, "kv_heads": 2, "head_dim": 2}

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pimserve.device_models.aimc.spec import AimcSpec
+from pimserve.device_models.aimc.aimc_spec import AimcSpec
 from pimserve.device_models.catalogue import device_names
 from pimserve.device_models.registry import load_device
 from pimserve.errors import InputError

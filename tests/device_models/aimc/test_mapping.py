@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pimserve.device_models.aimc.chip import Chip
-from pimserve.device_models.aimc.costs import Dram, PlaceholderCosts
 from pimserve.device_models.aimc.mapping import Mapping, MappingSpec, map_network
 from pimserve.device_models.aimc.network import Ffn, Network, gpt2_like, network_of
+from pimserve.device_models.aimc.operation_costs import Dram, PlaceholderCosts
 from pimserve.device_models.catalogue import load_model
 from pimserve.errors import InputError
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from pimserve.cluster.validation.aimc_plan import SETTINGS, Setting
+from pimserve.device_models.aimc.aimc_spec import AimcSpec
 from pimserve.device_models.aimc.chip import Chip
 from pimserve.device_models.aimc.event.graph import Sequence
 from pimserve.device_models.aimc.event.simulate import Outcome, simulate
 from pimserve.device_models.aimc.mapping import Mapping, MappingSpec, Strategy, map_network
 from pimserve.device_models.aimc.network import Network, network_of
 from pimserve.device_models.aimc.serving import plan_of
-from pimserve.device_models.aimc.spec import AimcSpec
 from pimserve.device_models.aimc.walk import Walk, Walker
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.registry import load_device

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from pimserve.cluster.validation.aimc import published_cases, run_case
 from pimserve.cluster.validation.aimc_case import Case
+from pimserve.cluster.validation.validate_aimc import published_cases, run_case
 from pimserve.device_models.aimc.chip import Link
 from pimserve.device_models.aimc.event.graph import COMPAT, Sequence
 from pimserve.device_models.aimc.event.simulate import Outcome, simulate

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from pimserve.cluster.validation.aimc_case import Case, Refused, read_cases, short_name
 from pimserve.cluster.validation.targets import Finding
-from pimserve.device_models.aimc.costs import PS_PER_NS
 from pimserve.device_models.aimc.event.graph import COMPAT, Sequence
 from pimserve.device_models.aimc.event.simulate import Outcome, simulate
+from pimserve.device_models.aimc.operation_costs import PS_PER_NS
 from pimserve.errors import InputError
 
 PUBLISHED = ("aimc_cases.json", "aimc_paper_scale.json")

@@ -8,9 +8,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pimserve.device_models.aimc.chip import Chip, Link
-from pimserve.device_models.aimc.costs import Dram, NonNegative, Positive, UnitCosts
 from pimserve.device_models.aimc.geometry import Growth, ReadoutScaling
 from pimserve.device_models.aimc.mapping import MappingSpec
+from pimserve.device_models.aimc.operation_costs import Dram, NonNegative, Positive, UnitCosts
 from pimserve.device_models.aimc.rates import Rates
 from pimserve.device_models.device import DeviceSpec
 from pimserve.errors import InputError

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from pimserve.device_models.aimc.aimc_spec import AimcSpec
 from pimserve.device_models.aimc.mapping import Density, Mapping, map_network
 from pimserve.device_models.aimc.network import Network, network_of
 from pimserve.device_models.aimc.point_to_point import point_to_point
 from pimserve.device_models.aimc.serving import UNITS, plan_of
-from pimserve.device_models.aimc.spec import AimcSpec
 from pimserve.device_models.aimc.walk import Walk, Walker
 from pimserve.device_models.device import Demand, Fitted, Precision, measured_kernels
 from pimserve.device_models.kv_groups import KvGroups

@@ -12,7 +12,7 @@ from pimserve.cluster.base.figures import ABSENT, count, figure, named, scaled, 
 from pimserve.cluster.base.tables import Table, table_of
 from pimserve.cluster.report.axes import rate
 from pimserve.cluster.report.content import Section
-from pimserve.cluster.report.experts import load_table, popularity
+from pimserve.cluster.report.expert_pictures import load_table, popularity
 from pimserve.cluster.report.inputs import ReportRun
 from pimserve.cluster.report.intensity import Work, share_of_roof
 from pimserve.cluster.report.parts import Part, Step, parts_of

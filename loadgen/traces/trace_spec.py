@@ -6,10 +6,10 @@ from pydantic import Field, ValidationError, model_validator
 
 from pimserve.errors import InputError, validation_error
 from pimserve.loadgen.spec import MAX_REQUESTS, Spec
-from pimserve.loadgen.traces.files import TRACES_ENV
 from pimserve.loadgen.traces.formats import TRACE_FORMATS
 from pimserve.loadgen.traces.rows import Columns
 from pimserve.loadgen.traces.times import CLOCKS
+from pimserve.loadgen.traces.trace_files import TRACES_ENV
 from pimserve.quantity import PositiveSeconds, Seconds
 
 

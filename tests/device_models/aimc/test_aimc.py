@@ -10,7 +10,7 @@ import pytest
 
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
-from pimserve.device_models.aimc.device import Aimc
+from pimserve.device_models.aimc.aimc import Aimc
 from pimserve.device_models.aimc.mapping import map_network
 from pimserve.device_models.aimc.network import Network, network_of
 from pimserve.device_models.aimc.walk import Walker
