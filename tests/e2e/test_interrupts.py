@@ -18,10 +18,20 @@ SHORT = ["run", "--set", "workload.num_requests=50", "--set", "name=x"]
 pytestmark = pytest.mark.e2e
 
 
+def listens() -> None:
+    """Take Ctrl-C, which shells let what they run in the background ignore."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def started(folder: Path, *more: str) -> subprocess.Popen[str]:
     """A long run that has begun to write."""
     process = subprocess.Popen(
-        [str(PIMSERVE), *LONG, *more], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [str(PIMSERVE), *LONG, *more],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=listens,  # noqa: PLW1509 it only sets a handler
     )
     patience = time.monotonic() + 60
     while not list(folder.glob("results/.*")) and time.monotonic() < patience:
@@ -60,7 +70,12 @@ def test_an_interrupt_that_a_library_turns_into_an_error_of_its_own_is_one_still
         "command.run_on = run_on\nmain()"
     )
     done = subprocess.run(
-        [sys.executable, "-c", turned, *SHORT], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-c", turned, *SHORT],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=listens,  # noqa: PLW1509
     )
     assert done.returncode == 130
     assert "interrupted, and nothing is kept" in done.stderr
