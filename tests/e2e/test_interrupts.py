@@ -75,7 +75,7 @@ def test_an_interrupt_that_a_library_turns_into_an_error_of_its_own_is_one_still
         capture_output=True,
         text=True,
         check=False,
-        preexec_fn=listens,  # noqa: PLW1509
+        preexec_fn=listens,
     )
     assert done.returncode == 130
     assert "interrupted, and nothing is kept" in done.stderr
