@@ -29,6 +29,7 @@ from pimserve.device_models.step import (
     StepCosts,
     StepShape,
     each_step,
+    greater,
     most,
     over_span,
     seen_tokens,
@@ -209,7 +210,7 @@ class PipelineTerm:
             wait = station.work(tokens, sampled, decoding, behind)
             if station.rest >= 0:
                 visit = station.visit + station.visit_per_context * visited
-                in_turns = most([wait - station.slack, others * visit])
+                in_turns = greater(wait - station.slack, others * visit)
                 alone = where((requests - 2) * visit <= station.rest, in_turns, wait)
                 wait = where(prompts, wait, alone)
             waits.append(wait)

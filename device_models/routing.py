@@ -136,7 +136,11 @@ class ExpertPools:
 
     def features(self, tokens: IntArray, index: IntArray) -> IntArray:
         """(n, features): outcomes `index` (n,), each below POOL_SIZE, for token counts `tokens` (n,)."""
-        distinct, which = np.unique(tokens, return_inverse=True)
+        begins = np.flatnonzero(
+            np.diff(tokens, prepend=-1)
+        )  # steps of a span have as many tokens: sort spans, not steps
+        distinct, of_run = np.unique(tokens[begins], return_inverse=True)
+        which = np.repeat(of_run, np.diff(begins, append=len(tokens)))
         bounds = np.array([pool_bucket(t) for t in distinct.tolist()]).reshape(-1, 2)
         buckets, place = np.unique(bounds, return_inverse=True)
         table = np.concatenate([self._pool(b) for b in buckets.tolist()])
@@ -151,15 +155,18 @@ class ExpertPools:
 
     def time_fs(self, tokens: int, index: int) -> int:
         """Time of outcome `index` for `tokens` tokens."""
-        between = self._between.get(tokens)
-        if between is None:
-            low, high = pool_bucket(tokens)
-            weights = (high - tokens, tokens - low) if high > low else (1, 0)
-            between = self._between[tokens] = (self._pool_times(low), weights[0], self._pool_times(high), weights[1])
-        at_low, low_weight, at_high, high_weight = between
+        at_low, low_weight, at_high, high_weight = self._between.get(tokens) or self._buckets(tokens)
         if not high_weight:
             return at_low[index]
         return (at_low[index] * low_weight + at_high[index] * high_weight) // (low_weight + high_weight)
+
+    def times_fs(self, tokens: int) -> list[int]:
+        """Times of all outcomes for `tokens` tokens."""
+        at_low, low_weight, at_high, high_weight = self._between.get(tokens) or self._buckets(tokens)
+        if not high_weight:
+            return at_low
+        width = low_weight + high_weight
+        return [(low * low_weight + high * high_weight) // width for low, high in zip(at_low, at_high, strict=True)]
 
     def prefix_fs(self, tokens: int) -> list[int]:
         """Summed time of the first i outcomes of the endless repetition of the pool, for i up to twice its size.
@@ -168,9 +175,15 @@ class ExpertPools:
         """
         prefix = self._prefixes.get(tokens)
         if prefix is None:
-            times = [self.time_fs(tokens, index) for index in range(POOL_SIZE)]
-            prefix = self._prefixes[tokens] = list(accumulate(times * 2, initial=0))
+            prefix = self._prefixes[tokens] = list(accumulate(self.times_fs(tokens) * 2, initial=0))
         return prefix
+
+    def _buckets(self, tokens: int) -> tuple[list[int], int, list[int], int]:
+        """(times in the pool below, its weight, times in the pool above, its weight) for `tokens` tokens."""
+        low, high = pool_bucket(tokens)
+        weights = (high - tokens, tokens - low) if high > low else (1, 0)
+        between = self._between[tokens] = (self._pool_times(low), weights[0], self._pool_times(high), weights[1])
+        return between
 
     def exact(self, tokens: int, replica: int, step: int) -> IntArray:
         """(features,): one whole-model outcome drawn for this very step."""

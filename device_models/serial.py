@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from pimserve.device_models.pipeline import Load
 from pimserve.device_models.plan import LINK, ChunkShape, CostPlan, DecodeWay
-from pimserve.device_models.step import N, OperatorTime, StepCosts, StepShape, least, most, over_span
+from pimserve.device_models.step import N, OperatorTime, StepCosts, StepShape, greater, least, over_span
 
 
 class _Way(NamedTuple):
@@ -65,7 +65,7 @@ class SerialTiming:
             time = slope * context + per_request * share
             for window_slope, window in windowed:
                 time = time + window_slope * least([context, window * requests])
-            times.append(most([time, prefill_fs]) if beside_prefill else time + prefill_fs)
+            times.append(greater(time, prefill_fs) if beside_prefill else time + prefill_fs)
         return times
 
     def layers_fs(self, requests: N, context: N, outputs: N, queued: N, anchor: N, prefill_fs: N) -> N:

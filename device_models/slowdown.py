@@ -95,11 +95,18 @@ class SlowPools(ExpertPools):
 
     def time_fs(self, tokens: int, index: int) -> int:
         """Time of outcome `index` for `tokens` tokens."""
-        return (super().time_fs(tokens, index) * self._thousandths + NORMAL // 2) // NORMAL
+        return self._slow_fs(super().time_fs(tokens, index))
+
+    def times_fs(self, tokens: int) -> list[int]:
+        """Times of all outcomes for `tokens` tokens."""
+        return [self._slow_fs(time) for time in super().times_fs(tokens)]
 
     def exact(self, tokens: int, replica: int, step: int) -> IntArray:
         """(features,): one whole-model outcome drawn for this very step."""
         return self._slow(super().exact(tokens, replica, step))
+
+    def _slow_fs(self, time_fs: int) -> int:
+        return (time_fs * self._thousandths + NORMAL // 2) // NORMAL
 
     def _slow(self, features: IntArray) -> IntArray:
         # x * thousandths may exceed 64 bit, so whole and rest are scaled apart.

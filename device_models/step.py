@@ -38,6 +38,13 @@ def most(values: Sequence[N]) -> N:
     return np.asarray(reduce(np.maximum, values))
 
 
+def greater(one: N, other: N) -> N:
+    """The greater of two numbers; of columns, element by element."""
+    if isinstance(one, int):
+        return one if one > other else other
+    return np.asarray(np.maximum(one, other))
+
+
 def where(condition: bool | NDArray[np.bool_], yes: N, no: N) -> N:
     """One of two numbers; of columns, element by element."""
     if isinstance(yes, int):
@@ -111,11 +118,23 @@ class StepShape(NamedTuple, Generic[N]):
 
 
 def each_step(spans: StepShape[IntArray]) -> StepShape[IntArray]:
-    """The single steps of spans, one after the other."""
+    """The single steps of spans, one after the other; chunks and energies of prompts, which take no time, are 0."""
     n = spans.steps
     number = np.arange(int(n.sum())) - np.repeat(np.cumsum(n) - n, n)
-    steps = StepShape(*(np.repeat(column, n) for column in spans))
-    return steps._replace(context=steps.context + number * steps.decodes, steps=np.ones_like(number))
+    decodes, nothing = np.repeat(spans.decodes, n), np.zeros_like(number)
+    return StepShape(
+        decodes=decodes,
+        context=np.repeat(spans.context, n) + number * decodes,
+        prefill_tokens=np.repeat(spans.prefill_tokens, n),
+        chunks=nothing,
+        outputs=np.repeat(spans.outputs, n),
+        busiest_tokens=np.repeat(spans.busiest_tokens, n),
+        anchor_tokens=np.repeat(spans.anchor_tokens, n),
+        prefill_fs=np.repeat(spans.prefill_fs, n),
+        prefill_dram_pj=nothing,
+        prefill_compute_pj=nothing,
+        steps=nothing + 1,
+    )
 
 
 class OperatorTime(NamedTuple, Generic[N]):

@@ -136,7 +136,8 @@ class ReplicaCosts:
         first, growth, steps = self._timing.decode_span(decodes, context, min(most, self.max_span))
         if plan.experts is None:
             return DecodeSpan(steps, share, rows_fs + first, growth)
-        return DecodeSpan(steps, share, rows_fs + first, growth, *self.experts_prefix(decodes, step))
+        prefix, at = self.experts_prefix(decodes, step)
+        return DecodeSpan(steps, share, rows_fs + first, growth, prefix, at)
 
     def _rows(self, tokens: int, outputs: int) -> int:
         """Time of row terms that count tokens or outputs, for those of the busiest group."""
