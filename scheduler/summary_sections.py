@@ -207,7 +207,7 @@ class Batch(Section):
 class Kv(Section):
     """KV caches of all replicas, whole run."""
 
-    capacity_tokens: int = figure("tokens", "that they hold together; attention windows take of the same memory")
+    capacity_tokens: int = figure("tokens", "that layers without windows hold; windows take blocks of the same pool")
     mean_use: Share = figure("1", "share in use, mean over time")
     peak_use: Share = figure("1", "largest share in use, of any replica")
 
