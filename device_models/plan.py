@@ -191,15 +191,15 @@ class CostPlan:
     def most_step_pj(self, tokens: int, context: int) -> int:
         """A bound of the energy of a step of `tokens` tokens that attend to `context` tokens in all, without passive
         power."""
-        found = self.experts.most_pj(tokens) if self.experts is not None else 0
+        energy_pj = self.experts.most_pj(tokens) if self.experts is not None else 0
         for row in self.rows:
-            found += row.energy.dram_const * self.data_parallel
-            found += (row.energy.dram_per_row + row.energy.compute_per_row) * tokens
-        found += max(
+            energy_pj += row.energy.dram_const * self.data_parallel
+            energy_pj += (row.energy.dram_per_row + row.energy.compute_per_row) * tokens
+        energy_pj += max(
             sum((term.dram_per_token + term.compute_per_token) * context for term in way.terms)
             for way in self.decode_ways
         )
-        for each in self.prefill:
-            per_q, per_kv, per_pair = each.dram
-            found += per_q * tokens + per_kv * context + (per_pair + each.compute_per_pair) * tokens * context
-        return found
+        for term in self.prefill:
+            per_q, per_kv, per_pair = term.dram
+            energy_pj += per_q * tokens + per_kv * context + (per_pair + term.compute_per_pair) * tokens * context
+        return energy_pj

@@ -133,12 +133,12 @@ def stages_of(spec: ArrivalSpec, first_s: float, last_s: float) -> Stages | None
     steps = [i for i, ((t, _), (u, _)) in enumerate(pairwise(series)) if t == u]
     if not steps:
         return None
-    found = []
+    stages = []
     for first, last in pairwise([-1, *steps, len(series) - 1]):
         points = series[first + 1 : last + 1]
         area = sum((u - t) * (a + b) / 2 for (t, a), (u, b) in pairwise(points))
-        found.append(Stage(points[0][0], points[-1][0], area / (points[-1][0] - points[0][0])))
-    return Stages(tuple(found), first_s, last_s)
+        stages.append(Stage(points[0][0], points[-1][0], area / (points[-1][0] - points[0][0])))
+    return Stages(tuple(stages), first_s, last_s)
 
 
 def _gamma(shape: float) -> UnitGaps:

@@ -225,7 +225,7 @@ class Clock:
 
     def _more(self) -> bool:
         """Whether anything is left to happen to any request."""
-        if self.faults is not None and not self.faults.hope:
+        if self.faults is not None and not self.faults.replicas_left:
             return self._at_work()
         # In a closed loop every client has a request at work until the last one has left.
         to_come = self.fleet.concurrency is None and self.arrivals.next_fs is not None

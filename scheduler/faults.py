@@ -163,7 +163,7 @@ class Faults:
         self.detection_fs = round(spec.detection_s * FS_PER_S)
         self.requeued = 0
         self.lost_tokens = 0
-        self.took_place: list[dict[str, Any]] = []
+        self.events: list[dict[str, Any]] = []
         self.slowdowns: list[tuple[int, int, int]] = []  # (replica, first step, thousandths)
         self._spec = spec
         self._seed = seed
@@ -202,7 +202,7 @@ class Faults:
         return self._conditions
 
     @property
-    def hope(self) -> bool:
+    def replicas_left(self) -> bool:
         """Whether any replica takes requests, or will again."""
         return not all(active.forever for active in self._active)
 
@@ -245,7 +245,7 @@ class Faults:
             self._conditions[condition.replica] = condition
         for at, _, _, replica, device, kind, slowdown, lasts, _ in self._begun:
             own = effect_of.get(replica)
-            self.took_place.append(
+            self.events.append(
                 {
                     "at_s": at / FS_PER_S,
                     "replica": replica,
@@ -268,7 +268,7 @@ class Faults:
         return {
             "requeued": self.requeued,
             "lost_tokens": self.lost_tokens,
-            "took_place": self.took_place,
+            "took_place": self.events,
             "slowdowns": self.slowdowns,
             "conditions": [asdict(condition) for condition in self._conditions],
             "active": [asdict(active) for active in self._active],
@@ -279,7 +279,7 @@ class Faults:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
         self.requeued, self.lost_tokens = state["requeued"], state["lost_tokens"]
-        self.took_place = list(state["took_place"])
+        self.events = list(state["took_place"])
         self.slowdowns = [(replica, step, slowdown) for replica, step, slowdown in state["slowdowns"]]
         self._conditions = [Condition(**condition) for condition in state["conditions"]]
         self._active = [_Active(**active) for active in state["active"]]

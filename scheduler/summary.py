@@ -242,8 +242,8 @@ def _faults(served: Served, faults: Faults) -> FaultFigures:
     down_s = faults.down_fs(served.end_fs) / FS_PER_S
     replica_s = len(served.logs) * served.end_s
     return FaultFigures(
-        events=[FaultThatTookPlace(**event) for event in faults.took_place if event["at_s"] < served.end_s],
-        replicas_left=faults.hope,
+        events=[FaultThatTookPlace(**event) for event in faults.events if event["at_s"] < served.end_s],
+        replicas_left=faults.replicas_left,
         requeued=faults.requeued,
         recomputed_tokens=faults.lost_tokens,
         down_replica_s=down_s,

@@ -80,10 +80,10 @@ def _print_findings(findings: list[Finding], *, as_json: bool) -> None:
     if as_json:
         from dataclasses import asdict  # noqa: PLC0415
 
-        print_json([asdict(found) for found in findings])
+        print_json([asdict(finding) for finding in findings])
     else:
         from pimserve.cluster.cli.findings_table import findings_report  # noqa: PLC0415
 
         print_page(findings_report(findings))
-    if any(found.passed is False for found in findings):
+    if any(finding.passed is False for finding in findings):
         raise typer.Exit(1)

@@ -29,19 +29,19 @@ def legend(figure: Figure, axes: Axes) -> None:
     """Below the axes, each label once, row by row; the figure grows where that takes many rows."""
     from matplotlib.textpath import TextPath  # noqa: PLC0415 slow
 
-    found: dict[str, Any] = {}
+    handles: dict[str, Any] = {}
     for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-        found.setdefault(label, handle)
-    if not found:
+        handles.setdefault(label, handle)
+    if not handles:
         return
-    widths = [TextPath((0, 0), label, size=FONT_PT).get_extents().width / 72 for label in found]
-    across = next(n for n in range(len(found), 0, -1) if n == 1 or _legend_in(widths, n) < WIDTH_IN - _SPARE_IN)
-    rows = -(-len(found) // across)
-    across = -(-len(found) // rows)  # as even as so many rows allow
+    widths = [TextPath((0, 0), label, size=FONT_PT).get_extents().width / 72 for label in handles]
+    across = next(n for n in range(len(handles), 0, -1) if n == 1 or _legend_in(widths, n) < WIDTH_IN - _SPARE_IN)
+    rows = -(-len(handles) // across)
+    across = -(-len(handles) // rows)  # as even as so many rows allow
     figure.set_figheight(figure.get_figheight() + _ROW_IN * max(0, rows - _ROOM))
-    labels = [label for column in range(across) for label in list(found)[column::across]]  # it fills column by column
+    labels = [label for column in range(across) for label in list(handles)[column::across]]  # it fills column by column
     where: dict[str, Any] = {"loc": "outside lower left", "ncols": across, "borderaxespad": 0.1}
-    figure.legend([found[label] for label in labels], labels, **where)
+    figure.legend([handles[label] for label in labels], labels, **where)
 
 
 def _legend_in(widths: Sequence[float], across: int) -> float:

@@ -59,45 +59,45 @@ def device_sections(runs: list[Named]) -> list[Section]:
     else:
         title, work = "Devices and rooflines", _side_by_side(parts)
         text += ["The pictures have the same axes."] if len(shown) > 1 else []
-    found = [Section("device", title, text, pictures=shown, tables=[*work, *tables])]
+    sections = [Section("device", title, text, pictures=shown, tables=[*work, *tables])]
     loaded = [part for part in parts if part.load is not None]
     if loaded:
         experts = [load_table([part]) for part in loaded] if len(runs) == 1 else [load_table(loaded)]
-        found.append(Section("experts", "Experts", [_EXPERTS], pictures=popularity(loaded), tables=experts))
-    return found
+        sections.append(Section("experts", "Experts", [_EXPERTS], pictures=popularity(loaded), tables=experts))
+    return sections
 
 
 def _absent(run: ReportRun) -> str:
     return run.absent.get("history", "no step was executed")
 
 
-def _facts(each: Named) -> list[Table]:
-    """What the devices of each pool say of themselves."""
-    pools = at(each.run.summary, "pools")
-    of: dict[str, object] = {"": each.run.summary}
+def _facts(named: Named) -> list[Table]:
+    """What the devices of named pool say of themselves."""
+    pools = at(named.run.summary, "pools")
+    of: dict[str, object] = {"": named.run.summary}
     if isinstance(pools, Mapping):
         of = {name: pools.get(name) for name in (PREFILL, DECODE)}
-    found = []
+    tables = []
     for name, part in of.items():
         told = at(part, "device_facts")
         if isinstance(told, Mapping) and told:
-            found.append(fact_table(told, each.labelled(f"Device, {name} pool" if name else "Device")))
-    return found
+            tables.append(fact_table(told, named.labelled(f"Device, {name} pool" if name else "Device")))
+    return tables
 
 
 def _work_table(part: Part, step: Step) -> Table:
     rows = [
         (
-            each.name,
-            f"{rate(each.flops)}FLOP",
-            f"{rate(each.moved)}B",
-            figure(each.intensity),
-            scaled(each.seconds, "s"),
-            f"{rate(each.flop_per_s or 0.0)}FLOP/s",
-            share(share_of_roof(each, part.roofs)),
-            " + ".join(map(named, each.units)),
+            work.name,
+            f"{rate(work.flops)}FLOP",
+            f"{rate(work.moved)}B",
+            figure(work.intensity),
+            scaled(work.seconds, "s"),
+            f"{rate(work.flop_per_s or 0.0)}FLOP/s",
+            share(share_of_roof(work, part.roofs)),
+            " + ".join(map(named, work.units)),
         )
-        for each in step.work
+        for work in step.work
     ]
     columns = ("", "FLOPs", "bytes", "Op/B", "time", "reached", "of roof", "on")
     return table_of(f"Operators of {step.description}{f', {part.pool} pool' if part.pool else ''}", columns, rows)
@@ -105,7 +105,7 @@ def _work_table(part: Part, step: Step) -> Table:
 
 def _side_by_side(parts: Sequence[Part]) -> list[Table]:
     """The mean steps of all parts, and their operators."""
-    found = []
+    tables = []
     for mixed, kind in ((False, "mean decoding step"), (True, "mean step with prompts")):
         steps = [(part, step) for part in parts for step in part.steps if step.mixed == mixed]
         if not steps:
@@ -118,9 +118,9 @@ def _side_by_side(parts: Sequence[Part]) -> list[Table]:
         if mixed:
             rows.append(("prompts", *(count(shape.prompts) for shape in shapes)))
             rows.append(("tokens of each prompt", *(count(shape.prompt_tokens) for shape in shapes)))
-        found.append(table_of(f"The {kind}", ("", *(part.name for part, _ in steps)), rows))
-        found.append(_operators(f"Operators of the {kind}", steps))
-    return found
+        tables.append(table_of(f"The {kind}", ("", *(part.name for part, _ in steps)), rows))
+        tables.append(_operators(f"Operators of the {kind}", steps))
+    return tables
 
 
 def _operators(caption: str, steps: Sequence[tuple[Part, Step]]) -> Table:

@@ -22,14 +22,14 @@ def popularity(parts: Sequence[Part]) -> list[Picture]:
         # The pools of one run have one law: the first tells how experts lie.
         lies = _groups(part.load) if part.run else None
         alike.setdefault((part.load.share.tobytes(), lies), []).append(part)
-    found = []
+    pictures = []
     for number, mine in enumerate(alike.values()):
         names = ", ".join(part.name for part in mine if part.run)
         title = f"{names}: popularity of experts" if names else "Popularity of experts"
         load = mine[0].load
         assert load is not None
-        found.append(_popularity(f"experts-{number + 1}" if number else "experts", title, load))
-    return found
+        pictures.append(_popularity(f"experts-{number + 1}" if number else "experts", title, load))
+    return pictures
 
 
 def _groups(load: ExpertLoad) -> int:

@@ -52,16 +52,16 @@ def rooflines(parts: Sequence[Part]) -> list[Picture]:
         return []
     frames = [_frame(part.roofs, points) for part, points in shown]
     frame = Frame(
-        min(each.left for each in frames),
-        max(each.right for each in frames),
-        min(each.bottom for each in frames),
-        max(each.top for each in frames),
+        min(frame.left for frame in frames),
+        max(frame.right for frame in frames),
+        min(frame.bottom for frame in frames),
+        max(frame.top for frame in frames),
     )
     return [_roofline(part, points, frame) for part, points in shown]
 
 
 def _points(part: Part) -> list[Point]:
-    found = []
+    points = []
     for step in part.steps:
         for category in CATEGORIES:
             mine = [each for each in step.work if each.category == category]
@@ -69,8 +69,8 @@ def _points(part: Part) -> list[Point]:
                 sum(getattr(each, what) for each in mine) for what in ("flops", "moved", "seconds")
             )
             if total and moved and seconds:
-                found.append(Point(category, total / moved, total / seconds, filled=not step.mixed))
-    return found
+                points.append(Point(category, total / moved, total / seconds, filled=not step.mixed))
+    return points
 
 
 def _frame(roofs: Sequence[Roof], points: Sequence[Point]) -> Frame:

@@ -126,7 +126,7 @@ def _embedded(text: str, key: str, title: str, alt: str) -> str:
     svg = text[text.index("<svg") :]
     svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<style .*?</style>", "", svg, flags=re.DOTALL)
     used = {*re.findall(r'href="#([^"]+)"', svg), *re.findall(r"url\(#([^)]+)\)", svg)}
-    svg = re.sub(r' id="([^"]*)"', lambda found: f' id="{key}-{found[1]}"' if found[1] in used else "", svg)
+    svg = re.sub(r' id="([^"]*)"', lambda match: f' id="{key}-{match[1]}"' if match[1] in used else "", svg)
     svg = re.sub(r'xlink:href="#|href="#', f'href="#{key}-', svg).replace("url(#", f"url(#{key}-")
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, f"var({variable})")
@@ -145,5 +145,5 @@ def _embedded(text: str, key: str, title: str, alt: str) -> str:
 
 def _shorter(attribute: re.Match[str]) -> str:
     """An attribute with coordinates to a hundredth of a point, in one line."""
-    text = re.sub(r"-?\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", attribute[0])
+    text = re.sub(r"-?\d+\.\d{3,}", lambda match: f"{float(match[0]):.2f}", attribute[0])
     return re.sub(r"\s+", " ", text).replace(' "', '"')

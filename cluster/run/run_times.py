@@ -48,11 +48,11 @@ def newer_runs(place: Path) -> list[tuple[Path, str]]:
         for other in folder.parent.glob(f"{base}*")
         if re.fullmatch(r"(-\d+)?", other.name.removeprefix(base)) and other.name != folder.name
     ]
-    found = []
+    newer = []
     with suppress(OSError):  # of what others remove meanwhile nothing is said
         since = (folder / _SUMMARY).stat().st_mtime
-        found = [(time, other) for other in beside if (time := _modified(other)) > since]
-    return [(other, _written(other)) for _, other in sorted(found, reverse=True)]
+        newer = [(time, other) for other in beside if (time := _modified(other)) > since]
+    return [(other, _written(other)) for _, other in sorted(newer, reverse=True)]
 
 
 def _modified(folder: Path) -> float:

@@ -77,7 +77,7 @@ def routes(op: AllToAll, split: Parallelism, way: Transport) -> Mapping[tuple[in
     """Expected copies from device to device in one dispatch, for each token of the replica."""
     per_node, tensor = split.devices_per_node, split.tensor
     at_device, at_node = _needed(op, split, way)
-    found: defaultdict[tuple[int, int], float] = defaultdict(float)
+    copies: defaultdict[tuple[int, int], float] = defaultdict(float)
     for sender in range(split.devices):
         group = range(sender // tensor * tensor, (sender // tensor + 1) * tensor)
         for node in range(split.nodes):
@@ -89,11 +89,11 @@ def routes(op: AllToAll, split: Parallelism, way: Transport) -> Mapping[tuple[in
             via = sender
             if not members and way == "forward":
                 via = there[sender % per_node]
-                found[sender, via] += float(at_node[node]) * share
+                copies[sender, via] += float(at_node[node]) * share
             for receiver in there:
                 if receiver not in group and receiver != via:
-                    found[via, receiver] += at_device * share
-    return found
+                    copies[via, receiver] += at_device * share
+    return copies
 
 
 def _needed(op: AllToAll, split: Parallelism, way: Transport) -> tuple[float, NDArray[np.float64]]:

@@ -70,19 +70,19 @@ class Interconnect:
         self, operators: Sequence[Operator], split: Parallelism, measured: Collectives | None = None
     ) -> tuple[Traffic, ...]:
         """Bytes of the same collectives: of all-reduces those of a ring, of dispatch and combine the copies."""
-        found: list[Traffic] = []
+        traffic: list[Traffic] = []
         for op in operators:
             if isinstance(op, AllReduce):
                 sent = 2 * (op.group - 1) * op.times * op.bytes_per_token
                 across = _ring_between_nodes(op.group, split)
-                found += _of_links(RING, sent * (1 - across), sent * across)
+                traffic += _of_links(RING, sent * (1 - across), sent * across)
             elif isinstance(op, AllToAll):
                 every = copies(op, split, transport(split, self.dispatch, measured=measured is not None))
                 sent = op.times * op.vector_bytes
-                found += _of_links(ALL_TO_ALL, sent * every.intra_node_per_token, sent * every.inter_node_per_token)
+                traffic += _of_links(ALL_TO_ALL, sent * every.intra_node_per_token, sent * every.inter_node_per_token)
             elif isinstance(op, AllGather) and measured is not None and op.group <= split.devices_per_node:
-                found.append(Traffic(_ALL_GATHER, "outputs", (op.group - 1) * op.bytes_per_output))
-        return tuple(found)
+                traffic.append(Traffic(_ALL_GATHER, "outputs", (op.group - 1) * op.bytes_per_output))
+        return tuple(traffic)
 
     def _all_reduce(self, op: AllReduce, split: Parallelism) -> RowTerm:
         inside = op.group <= split.devices_per_node
@@ -123,14 +123,16 @@ def beyond_measured(operators: Sequence[Operator], split: Parallelism, measured:
 def _measured_all_reduce(op: AllReduce, measured: Collectives) -> RowTerm:
     moved = op.times * op.bytes_per_token * 2 * (op.group - 1) / op.group
     algorithms = _for_group(measured.all_reduce, op.group)
-    return _term(ALL_REDUCE, [(op.times * each.latency_us, moved, each.bus_gb_per_s) for each in algorithms])
+    return _term(
+        ALL_REDUCE, [(op.times * algorithm.latency_us, moved, algorithm.bus_gb_per_s) for algorithm in algorithms]
+    )
 
 
 def _measured_all_gather(op: AllGather, measured: Collectives) -> RowTerm:
-    """Logits of each device's part of the vocabulary, brought together: no part of the papers' ideal devices."""
+    """Logits of algorithm device's part of the vocabulary, brought together: no part of the papers' ideal devices."""
     moved = op.bytes_per_output * (op.group - 1) / op.group
     algorithms = _for_group(measured.all_gather, op.group)
-    costs = [(each.latency_us, moved, each.bus_gb_per_s) for each in algorithms]
+    costs = [(algorithm.latency_us, moved, algorithm.bus_gb_per_s) for algorithm in algorithms]
     return _term(_ALL_GATHER, costs, rows="outputs")
 
 
@@ -139,7 +141,8 @@ def _measured_all_to_all(op: AllToAll, measured: Collectives, split: Parallelism
     # What leaves a device: the share (n - 1) / n of a buffer is in it already.
     sent = op.times * op.vector_bytes * copies(op, split, "per_pick").intra_node
     costs = [
-        (op.times * each.latency_us, sent, each.bus_gb_per_s) for each in _for_group(measured.all_to_all, split.devices)
+        (op.times * algorithm.latency_us, sent, algorithm.bus_gb_per_s)
+        for algorithm in _for_group(measured.all_to_all, split.devices)
     ]
     gathered = op.times / 2 * op.vector_bytes * (split.data - 1)
     for gather in _for_group(measured.all_gather, split.data):

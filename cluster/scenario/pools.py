@@ -145,40 +145,40 @@ def _overridden(spec: SchedulerSpec, device: Device, demand: Demand, replica: Re
 
 def _without_effect(scenario: Scenario, device: Device, demand: Demand, replica: Replica) -> list[str]:
     """What was asked for and changes nothing: sentences."""
-    found = []
+    notes = []
     cluster = scenario.cluster
     if scenario.routing.mode == "exact" and scenario.load_model().moe is not None and replica.plan.experts is None:
-        found.append(
+        notes.append(
             f"routing.mode: exact changes nothing: the plan of {device.spec.name} has expected loads of experts"
         )
     if demand.expert_decision != "exact":
         exact = place(device, scenario.interconnect(device), replace(demand, expert_decision="exact"))
         if exact.plan == replica.plan:
-            found.append(
+            notes.append(
                 f"costs.expert_decision: {demand.expert_decision} changes nothing: {device.spec.name} does not divide "
                 f"the work of {demand.model.name} among two units side by side"
             )
     defaults = {key: type(cluster).model_fields[key].default for key in _BETWEEN_NODES}
     given = [f"cluster.{key}" for key, default in defaults.items() if getattr(cluster, key) != default]
     if given and cluster.split.nodes == 1:
-        found.append(f"{', '.join(given)}: no effect, a replica has one node")
+        notes.append(f"{', '.join(given)}: no effect, a replica has one node")
     sent = {each.operator for each in replica.traffic}
     if scenario.costs.collectives == "ring" and RING not in sent:
-        found.append("costs.collectives: no effect, a replica has no all-reduces")
+        notes.append("costs.collectives: no effect, a replica has no all-reduces")
     links = {each.link for each in replica.traffic if each.operator == RING}
     ideal = scenario.costs.collectives == "best" and scenario.costs.measured_with is None
     if ideal and device.spec.one_shot_latency_us is None and links == {"intra_node"}:
-        found.append(
+        notes.append(
             f"{device.spec.name} has no one_shot_latency_us: with costs.collectives: best, all-reduces are rings only"
         )
     if cluster.dispatch != type(cluster).model_fields["dispatch"].default:
         if ALL_TO_ALL not in sent:
-            found.append("cluster.dispatch: no effect, no tokens pass between data-parallel groups")
+            notes.append("cluster.dispatch: no effect, no tokens pass between data-parallel groups")
         elif cluster.split.nodes == 1 and scenario.costs.measured_with is not None:
-            found.append("cluster.dispatch: no effect, a replica has one node, where collectives are measured")
+            notes.append("cluster.dispatch: no effect, a replica has one node, where collectives are measured")
         elif cluster.split.nodes == 1 and cluster.dispatch == "direct":
-            found.append("cluster.dispatch: no effect, a replica has one node, where forward is direct")
-    return found
+            notes.append("cluster.dispatch: no effect, a replica has one node, where forward is direct")
+    return notes
 
 
 def energy_key(device: Device) -> tuple[str, float]:
@@ -189,8 +189,8 @@ def energy_key(device: Device) -> tuple[str, float]:
     spec = device.spec
     known = [spec.name] if spec.name in device_names() else device_names()
     usual = [dict(_energies(load_device(name).spec.model_dump())) for name in known]
-    found = dict(_energies(spec.model_dump()))
-    return max(found.items(), key=lambda item: item[1] / max([each.get(item[0], 0.0) for each in usual] + [1e-3]))
+    energies = dict(_energies(spec.model_dump()))
+    return max(energies.items(), key=lambda item: item[1] / max([each.get(item[0], 0.0) for each in usual] + [1e-3]))
 
 
 def _energies(document: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, float]]:

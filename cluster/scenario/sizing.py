@@ -84,6 +84,6 @@ def _where(name: str) -> str:
 
 def _none_does(model: str, reasons: dict[int, str]) -> str:
     """The first and the last reason."""
-    found = dict.fromkeys((next(iter(reasons)), next(reversed(reasons))))
-    told = "; ".join(f"with {number:,}: {reasons[number]}" for number in found)
+    shown = dict.fromkeys((next(iter(reasons)), next(reversed(reasons))))
+    told = "; ".join(f"with {number:,}: {reasons[number]}" for number in shown)
     return f"auto finds no number up to {MOST_DEVICES:,} that holds {model} ({told})"

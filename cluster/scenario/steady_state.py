@@ -107,10 +107,10 @@ class SteadyState:
 
     def stage(self, prompts: int) -> Stage:
         """Stages with that many new prompts, all other requests decoding."""
-        found = self._stages.get(prompts)
-        if found is None:
+        known = self._stages.get(prompts)
+        if known is None:
             loop = self.loop
-            found = self._stages[prompts] = stage(
+            known = self._stages[prompts] = stage(
                 self.plan,
                 self.pools,
                 decodes=loop.requests - prompts,
@@ -118,7 +118,7 @@ class SteadyState:
                 prompts=prompts,
                 prompt_tokens=loop.input_tokens,
             )
-        return found
+        return known
 
     @cached_property
     def mix(self) -> FloatArray:

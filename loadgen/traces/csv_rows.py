@@ -26,28 +26,28 @@ def read_csv(path: Path, columns: Columns) -> Rows:
     text = read_text(path)
     if not text.strip():
         raise InputError(str(path), f"the file is empty; a header {','.join(columns.names)} and rows are needed")
-    header, _, body = text.partition("\n")
-    found = [name.strip() for name in next(csv.reader([header]))]
-    places = _places(path, found, columns)
+    first_line, _, body = text.partition("\n")
+    header = [name.strip() for name in next(csv.reader([first_line]))]
+    places = _places(path, header, columns)
     if not body.strip():
         raise InputError(str(path), "the file holds a header but no rows")
-    rows = _parse_fast(body, len(found), places, columns)
+    rows = _parse_fast(body, len(header), places, columns)
     if rows is None:
-        rows = checked(path, _records(path, text, len(found), places), columns)
-    return rows.beside(name for place, name in enumerate(found) if place not in places)
+        rows = checked(path, _records(path, text, len(header), places), columns)
+    return rows.beside(name for place, name in enumerate(header) if place not in places)
 
 
-def _places(path: Path, found: list[str], columns: Columns) -> list[int]:
+def _places(path: Path, header: list[str], columns: Columns) -> list[int]:
     """Where the columns are that are read."""
-    if missing := [name for name in columns.names if name not in found]:
+    if missing := [name for name in columns.names if name not in header]:
         raise InputError(
             f"{path}:1",
-            f"column {', '.join(missing)} is missing; found: {', '.join(found)[:200]!r}, needed: "
+            f"column {', '.join(missing)} is missing; found: {', '.join(header)[:200]!r}, needed: "
             f"{', '.join(columns.names)!r}",
         )
-    if twice := [name for name in columns.names if found.count(name) > 1]:
+    if twice := [name for name in columns.names if header.count(name) > 1]:
         raise InputError(f"{path}:1", f"column {twice[0]} is there twice")
-    return [found.index(name) for name in columns.names]
+    return [header.index(name) for name in columns.names]
 
 
 def _parse_fast(body: str, width: int, places: list[int], columns: Columns) -> Rows | None:
@@ -96,7 +96,7 @@ def _records(path: Path, text: str, width: int, places: list[int]) -> Iterator[R
         for fields in rows:
             if len(fields) != width:
                 shown = ",".join(fields)[:200]
-                message = f"{width} fields are needed, as in the header, found {len(fields) or 1}: {shown!r}"
+                message = f"{width} fields are needed, as in the header, header {len(fields) or 1}: {shown!r}"
                 raise InputError(f"{path}:{rows.line_num}", message)
             time, inputs, outputs = (fields[place] for place in places)
             yield rows.line_num, (time, inputs, outputs)
