@@ -393,7 +393,7 @@ class Clock:
                 shard.rebind()
 
     def _reschedule(self, command: ChangeScheduler) -> None:
-        spec = rescheduled(self.spec, command)
+        spec = rescheduled(self.spec, command, self.fleet.window_chunk_tokens)
         if spec.router != self.spec.router:
             self.arrivals.use(spec.router)
         self.spec = self._change = spec

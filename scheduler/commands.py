@@ -25,12 +25,24 @@ class Journal(Protocol):
         """Time and commands of the first entry at or after `now_fs`, from before the run was interrupted; or None."""
 
 
-def rescheduled(spec: SchedulerSpec, command: ChangeScheduler) -> SchedulerSpec:
+def rescheduled(spec: SchedulerSpec, command: ChangeScheduler, chunk_tokens: int | None) -> SchedulerSpec:
     """The settings, changed.
+
+    Args:
+        spec: the settings.
+        command: what changes.
+        chunk_tokens: of a prompt that attention windows have KV blocks for in a step; None: of any.
 
     Raises:
         InputError: they do not go together.
     """
+    budget = command.max_num_batched_tokens
+    if budget is not None and chunk_tokens is not None and budget > chunk_tokens:
+        raise InputError(
+            "scheduler.max_num_batched_tokens",
+            f"must be at most {chunk_tokens}, with which the run began: the model's attention windows have KV blocks "
+            f"for steps of so many tokens (got {budget})",
+        )
     changes = {name: value for name in ChangeScheduler.__slots__ if (value := getattr(command, name)) is not None}
     try:
         return SchedulerSpec.model_validate({**spec.model_dump(), **changes})

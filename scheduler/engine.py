@@ -117,9 +117,10 @@ class Engine:
     def room(self, at_fs: int) -> int:
         """KV blocks that are neither in use nor needed by requests that were routed here; below 0 if they are short."""
         kv, queue, gone = self.kv, self.queue, self.departures
-        here, coming = queue.preempted, queue.waiting()
-        needed = sum(kv.blocks_of(queue.tokens_of(request), prompt=request in here) for request in coming)
-        late = gone.freed_last if self.clock > at_fs and (gone.last or kv.windowed) else 0
+        preempted = len(queue.preempted)  # they are the first of those that wait, and have a prompt to compute
+        waiting = enumerate(queue.waiting())
+        needed = sum(kv.blocks_of(queue.tokens_of(request), prompt=place < preempted) for place, request in waiting)
+        late = gone.freed_last if self.clock > at_fs else 0
         return kv.blocks - kv.used - needed - late
 
     def in_hand(self) -> list[int]:
@@ -155,12 +156,11 @@ class Engine:
         self.running.update(state["running"])
         if self._closed is not None:
             self._closed.issued = state["_issued"]
-        for room in (self.departures, self.queue, self.admission):
+        for room in (self.departures, self.queue, self.admission, self.kv):
             room.restore(state)
         ends = {request: finish_step - self.step for request, finish_step in self.running.items() if finish_step}
         held = {request: self._input[request] + self._output[request] - 1 - left for request, left in ends.items()}
         self.decoding.restore(state, self.step, held)
-        self.kv.restore(state, held.values())
 
     def advance(self, until_fs: int = FOREVER, *, lazily: bool = False) -> int:
         """Run all steps that start before `until_fs`, or until nothing is left to do.

@@ -53,8 +53,10 @@ class Pool:
         return self._request_tokens(self.kv_capacity_tokens, spec)
 
     def request_tokens_in_blocks(self, spec: SchedulerSpec) -> int:
-        """Of these, those that whole blocks hold."""
-        return self._request_tokens(self.kv_tokens(spec.block_size), spec)
+        """Of these, those that whole blocks hold; with windows all of them are."""
+        return self._request_tokens(
+            self.kv_capacity_tokens if self.kv_groups.windowed else self.kv_tokens(spec.block_size), spec
+        )
 
     def kv_tokens(self, block_size: int) -> int:
         """Tokens that the blocks of layers which see the whole context can keep, if windows take none."""
@@ -123,6 +125,11 @@ class Fleet:
     def most_tokens(self) -> int:
         """Tokens that a request may have, by `max_model_len` and the KV cache."""
         return min(self.max_model_len, self.kv_tokens)
+
+    @property
+    def window_chunk_tokens(self) -> int | None:
+        """Of a prompt that attention windows have KV blocks for in a step; None: of any."""
+        return self.spec.chunk_tokens if any(pool.kv_groups.windowed for pool in self.pools) else None
 
     def clients(self, requests: int) -> int:
         """How many replicas, the first ones, get requests: in a closed loop, those that have clients."""

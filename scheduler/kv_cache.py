@@ -8,11 +8,9 @@ admission has it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from pimserve.device_models.kv_groups import NO_WINDOWS, KvGroups
-from pimserve.errors import InputError
 
 
 class KvCache:
@@ -108,11 +106,9 @@ class KvCache:
             "held": list(self._sending.items()),
         }
 
-    def restore(self, state: dict[str, Any], held: Iterable[int]) -> None:
-        """Go on from `state`, in which decoding requests hold so many tokens."""
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
         self.used = state["_used_blocks"]
-        if self.used < sum(map(self.blocks_of, held)):
-            raise InputError("checkpoint", "is of an earlier version, in which attention windows had no KV blocks")
         self._reserved = state["_reserved_blocks"]
         self._sending = dict(state["held"])
 

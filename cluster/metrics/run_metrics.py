@@ -108,12 +108,14 @@ def metrics_of(prepared: Prepared, run_id: str, *, speed: float = 0.0, per_engin
     metrics.values["pimserve_slo_limit_seconds"][:] = [
         limits[f"{slo}_s"] for _, slo in metrics.layout.keys["pimserve_slo_limit_seconds"]
     ]
-    replicas = prepared.pool_of_replica
+    replicas, model = prepared.pool_of_replica, prepared.model
+    windowed = model.kv_bytes_per_token_layer * model.windowed_layers
     for name, values in {
         "pimserve_devices": [pool.devices_per_replica for pool in replicas],
         "pimserve_device_weight_bytes": [pool.replica.weight_bytes_per_device for pool in replicas],
         "pimserve_device_kv_capacity_bytes": [
-            pool.kv_capacity_tokens * prepared.model.kv_bytes_per_token for pool in replicas
+            pool.kv_capacity_tokens * pool.kv_groups.bytes_per_token(model.kv_bytes_per_token, windowed)
+            for pool in replicas
         ],
         "pimserve_device_tiers": [number for pool in replicas for number in tiers(pool) or ()],
         "pimserve_engine_up": [1] * len(replicas),

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pimserve.device_models.kv_groups import NO_WINDOWS, KvGroups
 from pimserve.errors import InputError
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.control import (
@@ -218,6 +219,16 @@ def test_commands_beyond_the_end_of_the_clock_are_refused() -> None:
         served = serve(requests, deployment=Deployment(control=control))
         assert [refused.startswith(message) for refused in control.refused] == [True], control.refused
         assert served.table["finish_ps"].tolist() == serve(requests).table["finish_ps"].tolist()
+
+
+def test_a_budget_beyond_what_attention_windows_have_blocks_for_is_refused() -> None:
+    requests = [(i * 1.0, 300, 5) for i in range(5)]
+    spec = SchedulerSpec(max_num_batched_tokens=64, max_num_seqs=8)
+    for groups, refused in ((KvGroups(1, 1, 128), 1), (NO_WINDOWS, 0)):
+        control = Windows([FS_PER_MS * 100], {2: ChangeScheduler(max_num_batched_tokens=65)})
+        serve(requests, spec=spec, kv_groups=groups, deployment=Deployment(control=control))
+        assert len(control.refused) == refused
+        assert all("must be at most 64, with which the run began" in message for message in control.refused)
 
 
 def test_thousands_of_windows() -> None:

@@ -157,3 +157,20 @@ def test_a_share_of_what_is_free_is_taken_last() -> None:
     assert tokens(all_of_it) == tokens(vllm)
     with pytest.raises(InputError, match="does not fit"):
         placed({**card(memory_utilization=0.5), "costs": {"setting": "measured"}})
+
+
+def test_a_request_as_long_as_the_limit_is_served_where_groups_do_not_divide_the_blocks() -> None:
+    document = {
+        "model": {"preset": "gpt-oss-120b", "attention": {"window_every": 4}},
+        "cluster": {"device": "h100", "devices_per_node": 2},
+        "scheduler": {"kv_blocks": 103, "max_num_batched_tokens": 64, "max_num_seqs": 8, "max_model_len": 480},
+        "workload": {
+            **SMALL,
+            "lengths": {"input": {"kind": "fixed", "tokens": 470}, "output": {"kind": "fixed", "tokens": 10}},
+        },
+    }
+    summary, _ = serve(prepare(Scenario.model_validate(document)))
+    assert summary["requests"]["finished"] == 3
+    document["scheduler"]["max_model_len"] = 481
+    with pytest.raises(InputError, match=r"481 exceeds the 480 tokens that the KV cache holds for a request"):
+        serve(prepare(Scenario.model_validate(document)))
