@@ -17,7 +17,9 @@ from typing import IO, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry
+from prometheus_client import exposition as text
 from prometheus_client.exposition import choose_encoder, gzip_accepted
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.openmetrics.exposition import ALLOWUTF8
 
 from pimserve.cluster.base.rpc.security import NO_TLS, TlsFiles, check_listen
@@ -28,6 +30,7 @@ from pimserve.cluster.metrics.vllm import VLLM_FAMILIES, as_vllm
 from pimserve.errors import InputError
 
 LOG = logging.getLogger("pimserve.metrics")
+_TYPES = {text.CONTENT_TYPE_PLAIN_0_0_4, text.CONTENT_TYPE_PLAIN_1_0_0, openmetrics.CONTENT_TYPE_LATEST}
 _PAGE = b"""<!doctype html><html lang="en"><meta charset="utf-8"><title>pimserve metrics</title>
 <h1>pimserve metrics</h1><ul><li><a href="/metrics">/metrics</a><li><a href="/metrics/vllm">/metrics/vllm</a>: names of
 vLLM<li><a href="/-/healthy">/-/healthy</a></ul>"""
@@ -146,6 +149,9 @@ def _exposed(environ: dict[str, Any], start: Start, registry: CollectorRegistry)
     try:
         encoder, kind = choose_encoder(environ.get("HTTP_ACCEPT", ""))
     except TypeError:  # a version that is no number
+        kind = ""
+    kind = kind.partition("; escaping=")[0]
+    if kind not in _TYPES:  # a version that nobody has written down
         encoder, kind = choose_encoder("")
     # All names are plain ones, which no scheme escapes; but the library would take the colon out of vLLM's.
     body = encoder(registry, escaping=ALLOWUTF8)  # type: ignore[call-arg]  # it has more than its type says

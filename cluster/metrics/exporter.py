@@ -8,6 +8,7 @@ which come as their length (8 bytes) and themselves. It ends with its standard i
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 import threading
@@ -24,6 +25,8 @@ from pimserve.cluster.metrics.layout import Layout
 from pimserve.cluster.metrics.run_metrics import RunMetrics
 from pimserve.errors import InputError
 
+LOG = logging.getLogger("pimserve.metrics")
+_PATIENCE_S = 2.0  # with an exporter that is to end
 _COMMAND = (sys.executable, "-m", "pimserve.cluster.metrics.exporter")
 
 
@@ -42,8 +45,9 @@ def exporting(options: EndpointOptions, latest: Callable[[], RunMetrics]) -> Ite
     with subprocess.Popen(_COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
+        closing = threading.Event()
         answering = threading.Thread(
-            target=_answer, args=(process.stdout, process.stdin, latest), name="metrics", daemon=True
+            target=_answer, args=(process.stdout, process.stdin, latest, closing), name="metrics", daemon=True
         )
         try:
             layout = latest().layout.to_json()
@@ -54,18 +58,25 @@ def exporting(options: EndpointOptions, latest: Callable[[], RunMetrics]) -> Ite
             answering.start()
             yield began["address"]
         finally:
+            closing.set()
             process.terminate()
+            try:
+                process.wait(_PATIENCE_S)
+            except subprocess.TimeoutExpired:  # it was stopped, say
+                process.kill()
             if answering.is_alive():
                 answering.join()
             with suppress(BrokenPipeError):  # it ended before it had read all
                 process.stdin.close()
 
 
-def _answer(asked: IO[bytes], answers: IO[bytes], latest: Callable[[], RunMetrics]) -> None:
+def _answer(asked: IO[bytes], answers: IO[bytes], latest: Callable[[], RunMetrics], closing: threading.Event) -> None:
     """Send the values whenever they are asked for, until the exporter ends."""
     for _ in asked:
         values = latest().pack()
         _send(answers, len(values).to_bytes(8, "big") + values)
+    if not closing.is_set():
+        LOG.warning("metrics are no longer exposed: the process that did it has ended")
 
 
 def _send(target: IO[bytes], data: bytes) -> None:
