@@ -136,14 +136,14 @@ def ledger_table(ledgers: Ledgers) -> RenderableType:
     """What devices have done."""
     units = list(dict.fromkeys(unit for ledger in ledgers.ledgers for unit in ledger.busy_s))
     table = headed_table(
-        "replica", *(f"{named(unit)} busy" for unit in units), "active energy", "passive energy", "tokens"
+        "replica", *(f"{named(unit)} busy" for unit in units), "active", "passive", "tokens", wrap=True
     )
     for ledger in ledgers.ledgers[:_MOST_REPLICAS]:
         table.add_row(
             f"{ledger.replica}",
             *(scaled(ledger.busy_s.get(unit), "s") for unit in units),
-            f"{figure(ledger.active_joules)} J",
-            ABSENT if ledger.passive_joules is None else f"{figure(ledger.passive_joules)} J",
+            scaled(ledger.active_joules, "J"),
+            scaled(ledger.passive_joules, "J"),
             count(ledger.output_tokens),
         )
     more = len(ledgers.ledgers) - _MOST_REPLICAS

@@ -123,7 +123,7 @@ def test_the_wheel_can_be_built_from_what_is_copied(tmp_path):
     assert done.returncode == 0, done.stderr
     with zipfile.ZipFile(tmp_path / "wheels" / f"pimserve-{__version__}-py3-none-any.whl") as wheel:
         names = set(wheel.namelist())
-    assert {"pimserve/cluster/cli.py", "pimserve/v1/simulation_pb2.py"} <= names
+    assert {"pimserve/cluster/cli/main.py", "pimserve/v1/simulation_pb2.py"} <= names
     assert any(name.startswith("pimserve/device_models/catalogue/models/") for name in names)
 
 

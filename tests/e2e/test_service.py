@@ -150,7 +150,9 @@ def test_a_paced_run_is_watched_held_changed_and_cancelled(service):
         assert part in shown
     assert all(len(line) <= 80 for line in shown.splitlines())
     assert service.json("query", run, "--request", "0")["state"] in {"decode", "finished"}
-    assert "Logic-PIM busy" in service.ok("query", run, "--ledgers")
+    ledgers = service.ok("query", run, "--ledgers")
+    assert "Logic-PIM busy" in ledgers
+    assert "…" not in ledgers  # figures that are cut are no figures
     assert "0..3" in service.ok("query", run, "--placement")
     assert "num_requests: 5000" in service.ok("query", run, "--scenario")
     assert "is held at" in service.ok("pause", run)
