@@ -241,9 +241,11 @@ def _faults(served: Served, faults: Faults) -> FaultFigures:
     """What happened to the replicas while the run went on, and what it cost."""
     down_s = faults.down_fs(served.end_fs) / FS_PER_S
     replica_s = len(served.logs) * served.end_s
+    events = [FaultThatTookPlace(**event) for event in faults.events if event["at_s"] < served.end_s]
+    gone = {event.replica for event in events if event.for_s is None and event.kind != "slow"}
     return FaultFigures(
-        events=[FaultThatTookPlace(**event) for event in faults.events if event["at_s"] < served.end_s],
-        replicas_left=faults.replicas_left,
+        events=events,
+        replicas_left=len(gone) < len(served.logs),
         requeued=faults.requeued,
         recomputed_tokens=faults.lost_tokens,
         down_replica_s=down_s,

@@ -323,6 +323,14 @@ def test_the_recorded_slowdowns_give_the_steps_again(faulty: Faulty) -> None:
             step += row.steps
 
 
+def test_a_fault_after_the_end_of_a_run_is_none_of_it() -> None:
+    faults = FaultSpec.model_validate({"events": [{"kind": "fail", "at_s": 0.001, "replica": 0}]})
+    for control in (None, Windows([1])):
+        served = serve([], faults=faults, deployment=Deployment(control=control))
+        figures = summarize(served, SloSpec(), Hardware(1)).document()["faults"]
+        assert (figures["events"], figures["replicas_left"]) == ([], True)
+
+
 @settings(max_examples=30)
 @given(faulty(), LENGTHS)
 def test_windows_and_shards_do_not_matter(faulty: Faulty, lengths: list[int]) -> None:
