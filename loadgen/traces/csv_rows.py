@@ -96,7 +96,7 @@ def _records(path: Path, text: str, width: int, places: list[int]) -> Iterator[R
         for fields in rows:
             if len(fields) != width:
                 shown = ",".join(fields)[:200]
-                message = f"{width} fields are needed, as in the header, header {len(fields) or 1}: {shown!r}"
+                message = f"{width} fields are needed, as in the header, found {len(fields) or 1}: {shown!r}"
                 raise InputError(f"{path}:{rows.line_num}", message)
             time, inputs, outputs = (fields[place] for place in places)
             yield rows.line_num, (time, inputs, outputs)
