@@ -72,7 +72,7 @@ def _absent(run: ReportRun) -> str:
 
 
 def _facts(named: Named) -> list[Table]:
-    """What the devices of named pool say of themselves."""
+    """What the devices of each pool say of themselves."""
     pools = at(named.run.summary, "pools")
     of: dict[str, object] = {"": named.run.summary}
     if isinstance(pools, Mapping):

@@ -129,7 +129,7 @@ def _measured_all_reduce(op: AllReduce, measured: Collectives) -> RowTerm:
 
 
 def _measured_all_gather(op: AllGather, measured: Collectives) -> RowTerm:
-    """Logits of algorithm device's part of the vocabulary, brought together: no part of the papers' ideal devices."""
+    """Logits of each device's part of the vocabulary, brought together: no part of the papers' ideal devices."""
     moved = op.bytes_per_output * (op.group - 1) / op.group
     algorithms = _for_group(measured.all_gather, op.group)
     costs = [(algorithm.latency_us, moved, algorithm.bus_gb_per_s) for algorithm in algorithms]
