@@ -224,6 +224,17 @@ class Clock:
         return not self.window or replays or (not self._over and self._more())
 
     def _more(self) -> bool:
+        """Whether anything is left to happen to any request, or to a replica before the run ends."""
+        return self._unserved() or self._fails_within()
+
+    def _fails_within(self) -> bool:
+        """Whether a fault comes before the end of the last step, or of waiting in vain."""
+        if self.faults is None or self.faults.next_fs is None:
+            return False
+        steps_fs = max(0 if state is None else state.clock_fs for state in self._states)
+        return self.faults.next_fs < self.end_fs(steps_fs)
+
+    def _unserved(self) -> bool:
         """Whether anything is left to happen to any request."""
         if self.faults is not None and not self.faults.replicas_left:
             return self._at_work()

@@ -331,6 +331,24 @@ def test_a_fault_after_the_end_of_a_run_is_none_of_it() -> None:
         assert (figures["events"], figures["replicas_left"]) == ([], True)
 
 
+def test_a_fault_during_the_last_step_is_part_of_the_run_however_it_is_cut() -> None:
+    """The request leaves at 20 ms, in a step that begins at 10; the other replica has had nothing to do since 10 ms."""
+    last = {"at_s": 0.015, "replica": 0, "kind": "fail"}
+    idle = {"at_s": 0.016, "replica": 1, "kind": "leave"}
+    for control in (None, Windows([1]), Windows([11 * 10**12])):
+        served = serve([(0.0, 5, 2)], replicas=2, faults=spec(last, idle), deployment=Deployment(control=control))
+        found = told(served, 2)
+        assert [event["took_effect_s"] for event in found["events"]] == [0.02, 0.016]
+        assert (found["replicas_left"], found["requeued"], served.end_s) == (False, 0, 0.02)
+
+
+def test_a_fault_while_requests_wait_in_vain_is_part_of_the_run_however_it_is_cut() -> None:
+    for control in (None, Windows([1]), Windows([10**13])):
+        faults = spec(FAIL, {"at_s": 0.04, "replica": 0, "kind": "slow", "factor": 2.0})
+        served = serve([(0.0, 5, 4), (0.05, 5, 1)], faults=faults, deployment=Deployment(control=control))
+        assert [event["kind"] for event in told(served)["events"]] == ["fail", "slow"]
+
+
 @settings(max_examples=30)
 @given(faulty(), LENGTHS)
 def test_windows_and_shards_do_not_matter(faulty: Faulty, lengths: list[int]) -> None:
