@@ -53,6 +53,7 @@ class Clock:
         fleet: the replicas.
         table: all requests, by arrival.
         shards: every replica is in one of them.
+        faults: what happens to the replicas.
         stop_fs: no step starts at or after this time.
         report_fs: report interval of a router that looks at replicas; 0: exact state.
         control: watches and changes the run.
@@ -61,7 +62,6 @@ class Clock:
         window_wall_s: without a control, windows are made to last about this long; None: as long as possible.
         progress: called now and then with the number of requests that have left.
         flush: shards hand on executed steps at each window's end.
-        faults: what happens to the replicas.
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class Clock:
         fleet: Fleet,
         table: RequestTable,
         shards: Sequence[ShardPort],
+        faults: Faults,
         *,
         stop_fs: int = FOREVER,
         report_fs: int = 0,
@@ -78,7 +79,6 @@ class Clock:
         window_wall_s: float | None = None,
         progress: Callable[[int], None] | None = None,
         flush: bool = False,
-        faults: Faults | None = None,
     ) -> None:
         self.fleet = fleet
         self.table = table
@@ -174,7 +174,7 @@ class Clock:
             "left": self._left,
             **self.arrivals.state(),
             "handovers": None if self.handovers is None else self.handovers.state(),
-            "faults": None if self.faults is None else self.faults.state(),
+            "faults": self.faults.state() if self.faults.any else None,
             "over": bool(self.window) and not self._more(),
         }
 
@@ -188,7 +188,7 @@ class Clock:
         self._left = state["left"]
         if self.handovers is not None:
             self.handovers.restore(state["handovers"])
-        if self.faults is not None:
+        if self.faults.any:
             self.faults.restore(state["faults"])
         self._over = state["over"]
 
@@ -204,7 +204,7 @@ class Clock:
                 if self.handovers is not None:
                     self.handovers.reset()
             end = min(end, reported + self.report_fs)
-        if self.faults is not None and self.faults.next_fs is not None:
+        if self.faults.next_fs is not None:
             end = min(end, self.faults.next_fs)
         if self.control is not None:
             end = min(end, max(self.control.next_barrier_fs(self.now_fs), self.now_fs + 1))
@@ -218,25 +218,24 @@ class Clock:
         """Whether another window is wanted: something is left to happen, and somebody wants to see it in windows."""
         watched = self.control is not None or self._wall_s is not None or self.journal is not None
         reported = self.report_fs > 0 and self.arrivals.router is not None and self.arrivals.next_fs is not None
-        if not watched and not reported and self.handovers is None and self.faults is None:
+        if not watched and not reported and self.handovers is None and not self.faults.any:
             return False
         replays = self.journal is not None and self.journal.pending(self.now_fs + 1) is not None
         return not self.window or replays or (not self._over and self._more())
 
     def _more(self) -> bool:
         """Whether anything is left to happen to any request, or to a replica before the run ends."""
-        return self._unserved() or self._fails_within()
-
-    def _fails_within(self) -> bool:
-        """Whether a fault comes before the end of the last step, or of waiting in vain."""
-        if self.faults is None or self.faults.next_fs is None:
+        if self._unserved():
+            return True
+        if self.faults.next_fs is None:
             return False
+        # A fault counts that comes before the end of the last step, or of waiting in vain.
         steps_fs = max(0 if state is None else state.clock_fs for state in self._states)
         return self.faults.next_fs < self.end_fs(steps_fs)
 
     def _unserved(self) -> bool:
         """Whether anything is left to happen to any request."""
-        if self.faults is not None and not self.faults.replicas_left:
+        if not self.faults.replicas_left:
             return self._at_work()
         # In a closed loop every client has a request at work until the last one has left.
         to_come = self.fleet.concurrency is None and self.arrivals.next_fs is not None
@@ -261,11 +260,11 @@ class Clock:
     def _advance(self, end: int, *, last: bool) -> IntArray:
         """Run a window that ends at `end`; returns the requests that finished or were rejected."""
         self._over = False
-        conditions = () if self.faults is None or end >= self.stop_fs else self.faults.due(end)
-        targets, requests = self._targets(), NONE
+        conditions = () if end >= self.stop_fs else self.faults.due(end)
+        targets, requests = self.faults.takers(self._entry), NONE
         moves: tuple[Move, ...] = ()
         if self.fleet.concurrency is None:
-            requests, moves = self.arrivals.due(end, held=not targets, again=self.faults is not None)
+            requests, moves = self.arrivals.due(end, held=not targets)
         order = Order(
             self.window,
             end,
@@ -312,19 +311,15 @@ class Clock:
             shard.send(order if whole else order.part(shard.replicas))
         return self._take(order, [shard.receive() for shard in shards])
 
-    def _targets(self) -> Sequence[int]:
-        """Replicas that the router may send requests to."""
-        if self.faults is None:
-            return self._entry
-        return [replica for replica in self._entry if self.faults.conditions[replica].takes_requests]
-
     def _take(self, order: Order, reports: list[Report]) -> IntArray:
         """Take over what the shards report at the window's end; returns the requests that finished or were rejected."""
         seen = not self.report_fs or order.until_fs % self.report_fs == 0  # by the router
+        self.faults.took_effect(order.conditions, [effect for report in reports for effect in report.effects])
         for report in reports:
             rooms = iter(report.room)
             for outstanding, state in zip(report.outstanding, report.states, strict=True):
-                self._states[state.replica] = state
+                up = self.faults.conditions[state.replica].up
+                self._states[state.replica] = state if up else replace(state, up=False)
                 if order.pool == DECODE:
                     assert self.handovers is not None
                     room = next(rooms)
@@ -332,30 +327,16 @@ class Clock:
                         self.handovers.reported(state.replica, outstanding, room)
                 elif seen:
                     self.arrivals.outstanding[state.replica] = outstanding
-        if self.handovers is not None:
-            for report in reports:
+            if self.handovers is not None:
                 self.handovers.add(report.moved)
-        if self.faults is not None:
-            self._feel(self.faults, order, reports)
+            for move in report.lost:
+                self.arrivals.come_again(move, self.faults.requeue(move))
         left = np.concatenate([report.left for report in reports])
         elsewhere = [move.request for report in reports for move in (*report.moved, *report.lost)]
         if elsewhere:
             left = left[~np.isin(left, elsewhere)]
         self._left += len(left)
         return left
-
-    def _feel(self, faults: Faults, order: Order, reports: list[Report]) -> None:
-        """Faults took effect: requests come to the router again."""
-        faults.took_effect(order.conditions, [effect for report in reports for effect in report.effects])
-        for report in reports:
-            for move in report.lost:
-                late = 0 if faults.conditions[move.replica].up else faults.detection_fs
-                self.arrivals.come_again(move, move.since_fs + late)
-                faults.requeued += 1
-        for condition in faults.conditions:
-            state = self._states[condition.replica]
-            if state is not None and state.up != condition.up:
-                self._states[condition.replica] = replace(state, up=condition.up)
 
     def _adapt(self, wall_s: float) -> None:
         """Make windows last as long as they should."""

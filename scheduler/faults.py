@@ -21,6 +21,7 @@ from pimserve.device_models.slowdown import NORMAL
 from pimserve.errors import InputError
 from pimserve.loadgen.spec import MAX_TIME_S
 from pimserve.quantity import PositiveSeconds, Seconds
+from pimserve.scheduler.departures import Move
 
 Kind = Literal["fail", "slow", "leave"]
 _FAULTS = 0xFA17  # of random streams: apart from those of arrivals, lengths and experts
@@ -160,7 +161,8 @@ class Faults:
     """
 
     def __init__(self, spec: FaultSpec, devices: Sequence[int], seed: int) -> None:
-        self.detection_fs = round(spec.detection_s * FS_PER_S)
+        self.any = spec.any
+        self._detection_fs = round(spec.detection_s * FS_PER_S)
         self.requeued = 0
         self.lost_tokens = 0
         self.events: list[dict[str, Any]] = []
@@ -205,6 +207,15 @@ class Faults:
     def replicas_left(self) -> bool:
         """Whether any replica takes requests, or will again."""
         return not all(active.forever for active in self._active)
+
+    def takers(self, replicas: Sequence[int]) -> Sequence[int]:
+        """Those of these replicas that requests may be sent to."""
+        return [replica for replica in replicas if self._conditions[replica].takes_requests] if self.any else replicas
+
+    def requeue(self, move: Move) -> int:
+        """Count a request that a replica lost; returns when it comes to the router again, of a failed one if missed."""
+        self.requeued += 1
+        return move.since_fs + (0 if self._conditions[move.replica].up else self._detection_fs)
 
     def due(self, by_fs: int) -> tuple[Condition, ...]:
         """Conditions of the replicas that change at that time; nothing may have changed before."""

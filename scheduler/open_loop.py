@@ -61,18 +61,15 @@ class Arrivals:
         """A request comes to the router again."""
         heappush(self._again, (since_fs, move.request, move.replica, move.token_fs))
 
-    def due(self, end_fs: int, *, held: bool, again: bool) -> tuple[IntArray, tuple[Move, ...]]:
+    def due(self, end_fs: int, *, held: bool) -> tuple[IntArray, tuple[Move, ...]]:
         """Requests that come before `end_fs`, by time, and those of them that were elsewhere before.
 
         Args:
             end_fs: who arrives at that very time comes later.
             held: no replica takes requests: they wait until `end_fs` at least.
-            again: whether requests may come again.
         """
         first, self.next = self.next, self._arrived(min(end_fs, self._stop_fs))
         requests = np.arange(first, self.next)
-        if not again:
-            return requests, ()
         moves = []
         while self._again and self._again[0][0] < end_fs:
             since, request, replica, token = heappop(self._again)

@@ -164,7 +164,7 @@ def simulate(
     closed = workload.concurrency is not None
     fleet = Fleet(tuple(pools), spec, max_model_len, routing, seed, window_fs, workload.concurrency, link)
     check_together(spec, faults, closed=closed, pools=link is not None, replicas=fleet.replicas)
-    schedule = Faults(faults, [pool.plan.devices for pool in pools for _ in pool.numbers], seed) if faults.any else None
+    schedule = Faults(faults, [pool.plan.devices for pool in pools for _ in pool.numbers], seed)
     table = _table(workload, fleet, max_time_s)
     if max_time_s is None:
         plan = pools[0].plan
@@ -179,7 +179,7 @@ def _clock(
     fleet: Fleet,
     table: RequestTable,
     deployment: Deployment,
-    faults: Faults | None,
+    faults: Faults,
     stop_fs: int,
     write_rows: RowSink | None,
     progress: Callable[[int], None] | None,
@@ -198,6 +198,7 @@ def _clock(
         fleet,
         table,
         shards,
+        faults,
         stop_fs=stop_fs,
         report_fs=round(fleet.spec.report_interval_s * FS_PER_S),
         control=deployment.control,
@@ -206,7 +207,6 @@ def _clock(
         window_wall_s=deployment.window_wall_s or (_WATCHED_WALL_S if watched else None),
         progress=progress,
         flush=deployment.flush,
-        faults=faults,
     )
     if saved is not None:
         _restore(clock, *saved)
@@ -301,7 +301,7 @@ def _served(clock: Clock, workload: Workload, *, trimmed: bool, loop_s: float) -
         },
         loop_s=loop_s,
         handovers=None if clock.handovers is None else clock.handovers.figures,
-        faults=clock.faults,
+        faults=clock.faults if clock.faults.any else None,
     )
 
 
