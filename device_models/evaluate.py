@@ -12,8 +12,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from pimserve.device_models.experts import FEATURES, ExpertTerm, IntArray
-from pimserve.device_models.operators import Rows
+from pimserve.arrays import IntArray
+from pimserve.device_models.experts import FEATURES, ExpertTerm
+from pimserve.device_models.operators import RowKind
 from pimserve.device_models.pipeline import Load
 from pimserve.device_models.plan import HOST, ChunkShape, CostPlan, DecodeWay
 from pimserve.device_models.serial import SerialTiming
@@ -101,7 +102,7 @@ def shape_of(
     )
 
 
-def counts_of(plan: CostPlan, shape: StepShape[N]) -> tuple[dict[Rows, N], dict[Rows, N]]:
+def counts_of(plan: CostPlan, shape: StepShape[N]) -> tuple[dict[RowKind, N], dict[RowKind, N]]:
     """What row terms count in a step: of all data-parallel groups, and of the busiest one."""
     every = row_counts(shape.tokens, shape.outputs, shape.decodes, shape.chunks)
     tokens = timing_of(plan).row_tokens(shape.tokens, shape.busiest_tokens)

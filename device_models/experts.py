@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-IntArray = NDArray[np.int64]
+from pimserve.arrays import BoolArray, FloatArray, IntArray
 
 Selection = Literal["first", "second", "faster", "co_processing", "paper_table"]
 FEATURES = (
@@ -54,7 +54,7 @@ class ExpertUnit:
             total += np.maximum.reduce([const + slope * tokens for const, slope in pieces])
         return np.where(tokens > 0, total, 0)
 
-    def table(self, tokens: IntArray) -> NDArray[np.float64]:
+    def table(self, tokens: IntArray) -> FloatArray:
         """The decision table's time, in units of one expert's weight read by the first unit; any shape."""
         floor, slope = self.decision
         return np.asarray(np.maximum(floor, slope * tokens))
@@ -127,14 +127,14 @@ class ExpertTerm:
         of_busiest = np.take_along_axis(busy, slowest, axis=2)[:, :, 0]
         return np.column_stack([time.max(axis=1), *(busy.sum(axis=2) // self.groups), *of_busiest, energy])
 
-    def _faster_second(self, times: Sequence[IntArray]) -> NDArray[np.bool_]:
+    def _faster_second(self, times: Sequence[IntArray]) -> BoolArray:
         """(draws,): whether the second unit runs the whole layer sooner, given each expert's times (draws, experts)."""
         first, second = (
             unit_times.reshape(len(unit_times), self.groups, -1).sum(axis=2).max(axis=1) for unit_times in times
         )
         return np.asarray(second < first)
 
-    def _side_by_side(self, tokens: IntArray, times: Sequence[IntArray]) -> NDArray[np.bool_]:
+    def _side_by_side(self, tokens: IntArray, times: Sequence[IntArray]) -> BoolArray:
         """(draws, experts): which experts run on the second unit, given each one's times on both, (draws, experts).
 
         A group moves a run of its spaces, in order of their tokens, to the first unit.
@@ -184,7 +184,7 @@ def _fastest_run(first: IntArray, second: IntArray) -> tuple[IntArray, IntArray]
     return begin, end
 
 
-def _paper_run(first: NDArray[np.float64], second: NDArray[np.float64]) -> tuple[IntArray, IntArray]:
+def _paper_run(first: FloatArray, second: FloatArray) -> tuple[IntArray, IntArray]:
     """The same by the paper's rule: those with most tokens move, up to the first that does not help by its table."""
     makespan = np.maximum(first, second[:, :, -1:] - second)
     makespan[:, :, 0] = second[:, :, -1]

@@ -19,7 +19,7 @@ from pimserve.errors import InputError
 
 Category = Literal["fc", "attention_prefill", "attention_decode", "moe", "communication", "step"]
 CATEGORIES: tuple[Category, ...] = ("fc", "attention_prefill", "attention_decode", "moe", "communication", "step")
-Rows = Literal["tokens", "outputs", "decodes", "prompts", "requests"]
+RowKind = Literal["tokens", "outputs", "decodes", "prompts", "requests"]
 LinkScope = Literal["intra_node", "inter_node"]
 
 ACTIVATION_BYTES = 2  # activations travel in 16 bit whatever the weights are stored in
@@ -167,7 +167,7 @@ class Traffic:
     """What all devices of a replica together send over their links for each row of a step, inside nodes or between."""
 
     operator: str
-    rows: Rows
+    rows: RowKind
     bytes_per_row: float
     link: LinkScope = "intra_node"
 

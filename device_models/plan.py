@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal, NamedTuple
 
 from pimserve.device_models.experts import ExpertTerm
-from pimserve.device_models.operators import Category, Rows
+from pimserve.device_models.operators import Category, RowKind
 from pimserve.device_models.pipeline import PassivePower, PipelineTerm
 from pimserve.device_models.step import N, least, most, row_counts, seen_tokens
 
@@ -65,7 +65,7 @@ class RowTerm:
     name: str
     category: Category
     unit: str
-    rows: Rows
+    rows: RowKind
     pieces: Pieces
     energy: Energy = Energy()
     alternatives: tuple[Pieces, ...] = ()

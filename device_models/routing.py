@@ -16,9 +16,9 @@ from itertools import accumulate
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pimserve.device_models.experts import FEATURES, ExpertTerm, IntArray
+from pimserve.arrays import FloatArray, IntArray
+from pimserve.device_models.experts import FEATURES, ExpertTerm
 
 POOL_SIZE = 128  # outcomes per token count; a power of two
 _FINE_TOKENS = 32  # token counts up to this have a pool each; above, 2**_OCTAVE_BITS per octave
@@ -44,7 +44,7 @@ class Routing:
     weights: tuple[tuple[float, ...], ...] = field(default=())
     mode: Literal["pooled", "exact"] = "pooled"
 
-    def expert_weights(self, experts: int, seed: int) -> NDArray[np.float64]:
+    def expert_weights(self, experts: int, seed: int) -> FloatArray:
         """(rows, experts): popularity weight of each expert, mean 1; one row for all MoE layers, or one for each."""
         if self.popularity == "given":
             weights = np.asarray(self.weights, float)
@@ -54,7 +54,7 @@ class Routing:
         return np.asarray(weights / weights.mean(axis=1, keepdims=True))
 
 
-def pick_probabilities(weights: NDArray[np.float64], top_k: int) -> NDArray[np.float64]:
+def pick_probabilities(weights: FloatArray, top_k: int) -> FloatArray:
     """(experts, top_k + 1): probability that a token with r picks left (column r) picks this expert.
 
     Ratio of elementary symmetric polynomials of the weights of this and later experts.
@@ -90,7 +90,7 @@ def mean_share(weights: Sequence[Sequence[float]], top_k: int) -> tuple[float, .
     return tuple(np.mean([expert_share(row, top_k) for row in weights], axis=0).tolist())
 
 
-def draw_counts(rng: np.random.Generator, probabilities: NDArray[np.float64], tokens: int, draws: int) -> IntArray:
+def draw_counts(rng: np.random.Generator, probabilities: FloatArray, tokens: int, draws: int) -> IntArray:
     """(..., draws, experts): tokens per expert when each of `tokens` tokens picks its experts; they sum to tokens x k.
 
     `probabilities`: (..., experts, top_k + 1), as `pick_probabilities` gives them for one law, or of several.

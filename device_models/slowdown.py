@@ -10,7 +10,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from pimserve.device_models.experts import FEATURES, IntArray
+from pimserve.arrays import IntArray
+from pimserve.device_models.experts import FEATURES
 from pimserve.device_models.pipeline import Load, PipelineTerm, Station
 from pimserve.device_models.plan import CostPlan, DecodeAttentionTerm, Pieces
 from pimserve.device_models.routing import ExpertPools

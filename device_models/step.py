@@ -13,10 +13,9 @@ from functools import reduce
 from typing import Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pimserve.device_models.experts import IntArray
-from pimserve.device_models.operators import Category, Rows
+from pimserve.arrays import BoolArray, IntArray
+from pimserve.device_models.operators import Category, RowKind
 
 N = TypeVar("N", int, IntArray)
 K = TypeVar("K")
@@ -45,7 +44,7 @@ def greater(one: N, other: N) -> N:
     return np.asarray(np.maximum(one, other))
 
 
-def where(condition: bool | NDArray[np.bool_], yes: N, no: N) -> N:
+def where(condition: bool | BoolArray, yes: N, no: N) -> N:
     """One of two numbers; of columns, element by element."""
     if isinstance(yes, int):
         return yes if condition else no
@@ -67,7 +66,7 @@ def seen_tokens(window: int | None, requests: N, context: N) -> N:
     return context if window is None else least([context, window * requests])
 
 
-def row_counts(tokens: N, outputs: N, decodes: N, prompts: N) -> dict[Rows, N]:
+def row_counts(tokens: N, outputs: N, decodes: N, prompts: N) -> dict[RowKind, N]:
     """What row terms of each kind count."""
     return {
         "tokens": tokens,
@@ -78,7 +77,7 @@ def row_counts(tokens: N, outputs: N, decodes: N, prompts: N) -> dict[Rows, N]:
     }
 
 
-def busiest_counts(every: dict[Rows, N], tokens: N, data_parallel: int) -> dict[Rows, N]:
+def busiest_counts(every: dict[RowKind, N], tokens: N, data_parallel: int) -> dict[RowKind, N]:
     """Of counts of all data-parallel groups, those of the busiest, which has `tokens`; the others are spread evenly.
 
     (Prompts by their number: where lengths differ, a group with many short ones has more of them.)

@@ -11,13 +11,12 @@ from itertools import pairwise
 from typing import Annotated, Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from pimserve.arrays import FloatArray, IntArray
 from pimserve.errors import InputError
 from pimserve.loadgen.spec import MAX_REQUESTS, MAX_TIME_S, PS_PER_S, Spec
 
-FloatArray = NDArray[np.float64]
 UnitGaps = Callable[[np.random.Generator, int], FloatArray]
 Clock = Callable[[FloatArray], FloatArray]
 
@@ -110,7 +109,7 @@ class Stages:
         """When arrivals end, on the run's clock."""
         return self.last_s - self.first_s
 
-    def at(self, times_s: FloatArray) -> NDArray[np.int64]:
+    def at(self, times_s: FloatArray) -> IntArray:
         """(n,): in which stage those times of the run's clock lie."""
         ends = np.array([stage.to_s for stage in self.stages])
         return np.asarray(np.searchsorted(ends[:-1], np.mod(times_s + self.first_s, ends[-1]), side="right"))
@@ -197,7 +196,7 @@ ARRIVAL_PROCESSES: dict[str, Callable[[ArrivalSpec], tuple[UnitGaps, Clock]]] = 
 
 def arrival_times(
     spec: ArrivalSpec, rng: np.random.Generator, num_requests: int | None, duration_s: float | None
-) -> NDArray[np.int64]:
+) -> IntArray:
     """Arrival times in ps, ascending: the first `num_requests`, or those before `duration_s`, whichever ends first.
 
     Raises InputError when the series would leave the simulated clock or exceed MAX_REQUESTS, or is empty.
@@ -224,5 +223,5 @@ def arrival_times(
         raise InputError("workload.duration_s", f"more than {MAX_REQUESTS} requests arrive; shorten it")
     if not len(seconds):
         raise InputError("workload.duration_s", f"no request arrives within {duration_s} s; lengthen it")
-    arrival_ps: NDArray[np.int64] = np.rint(seconds * PS_PER_S).astype(np.int64)
+    arrival_ps: IntArray = np.rint(seconds * PS_PER_S).astype(np.int64)
     return arrival_ps

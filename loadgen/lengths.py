@@ -6,12 +6,11 @@ from itertools import pairwise
 from typing import Annotated, Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from pimserve.arrays import FloatArray, IntArray
 from pimserve.loadgen.spec import MAX_TOKENS, Spec
 
-IntArray = NDArray[np.int64]
 Tokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 _Knot = tuple[Annotated[float, Field(ge=0, le=1)], Tokens]
 _MIN_ACCEPTED = 0.01
@@ -62,7 +61,7 @@ class _Truncated(Spec):
                 f"at least {_MIN_ACCEPTED:g} must"
             )
 
-    def _redraw(self, draw: Callable[[int], NDArray[np.float64]], n: int) -> IntArray:
+    def _redraw(self, draw: Callable[[int], FloatArray], n: int) -> IntArray:
         kept: list[IntArray] = []
         missing = n
         while missing > 0:

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from pimserve.arrays import IntArray
 from pimserve.errors import InputError
 from pimserve.loadgen.arrivals import ArrivalSpec, Stages, arrival_times, stages_of
 from pimserve.loadgen.lengths import LengthsSpec
@@ -21,8 +21,6 @@ DEFAULT_PRESET = "azure-conv-2023"
 DEFAULT_REQUESTS = 2000
 # Order is part of the seeding: append, never insert.
 _STREAMS = ("arrivals", "input lengths", "output lengths", "stagger")
-
-IntArray = NDArray[np.int64]
 
 
 class WorkloadSpec(Spec):

@@ -13,7 +13,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import NDArray
+
+from pimserve.arrays import FloatArray
 
 _MOST, _LEAST = 20, 10  # batches
 # 97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom (Abramowitz and Stegun, table 26.10).
@@ -22,7 +23,6 @@ _T = (
     *(2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
 )
 _Z = 1.959964
-Floats = NDArray[np.float64]
 
 
 def t_quantile(degrees: int) -> float:
@@ -32,7 +32,7 @@ def t_quantile(degrees: int) -> float:
     return _Z + (_Z**3 + _Z) / (4 * degrees) + (5 * _Z**5 + 16 * _Z**3 + 3 * _Z) / (96 * degrees**2)
 
 
-def of_mean(samples: Floats) -> float | None:
+def of_mean(samples: FloatArray) -> float | None:
     """Half the width of the interval of the samples' mean; None with too few of them.
 
     Args:
@@ -44,7 +44,7 @@ def of_mean(samples: Floats) -> float | None:
     return _half_width(means - samples.mean())
 
 
-def of_percentile(samples: Floats, percent: float) -> float | None:
+def of_percentile(samples: FloatArray, percent: float) -> float | None:
     """The same of a nearest-rank percentile."""
     if len(samples) < 2 * _LEAST:
         return None
@@ -54,7 +54,7 @@ def of_percentile(samples: Floats, percent: float) -> float | None:
     return _half_width(found - nearest_rank(samples, percent))
 
 
-def of_ratio(above: list[Floats], below: list[Floats]) -> float | None:
+def of_ratio(above: list[FloatArray], below: list[FloatArray]) -> float | None:
     """The same of a ratio of two sums, such as energy over tokens.
 
     Args:
@@ -72,7 +72,7 @@ def of_ratio(above: list[Floats], below: list[Floats]) -> float | None:
     return t_quantile(degrees) * math.sqrt(variance) / total
 
 
-def nearest_rank(samples: Floats, percent: float) -> float:
+def nearest_rank(samples: FloatArray, percent: float) -> float:
     """Nearest-rank percentile of one sample or more, in any order."""
     place = nearest_place(len(samples), percent)
     return float(np.partition(samples, place)[place])
@@ -83,6 +83,6 @@ def nearest_place(n: int, percent: float) -> int:
     return max(0, math.ceil(percent / 100 * n) - 1)
 
 
-def _half_width(deviations: Floats) -> float:
+def _half_width(deviations: FloatArray) -> float:
     k = len(deviations)
     return t_quantile(k - 1) * math.sqrt(float((deviations**2).sum()) / (k * (k - 1)))

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from pimserve.arrays import IntArray
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
 from pimserve.errors import InputError
 from pimserve.scheduler.commands import Journal, inject, rescheduled, scale_rate
@@ -40,7 +41,7 @@ from pimserve.scheduler.handover import Handovers
 from pimserve.scheduler.open_loop import Arrivals
 from pimserve.scheduler.outcomes import cut_off
 from pimserve.scheduler.requests import FOREVER, RequestTable
-from pimserve.scheduler.shard import NONE, IntArray, Order, Report, ShardPort
+from pimserve.scheduler.shard import NONE, Order, Report, ShardPort
 from pimserve.scheduler.window import MeasuredWindow
 
 _LONGEST_FS = 10**6 * FS_PER_S  # a window

@@ -7,10 +7,10 @@ from copy import copy
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pimserve.arrays import IntArray
 from pimserve.device_models.evaluate import DecodeSpan, timing_of
-from pimserve.device_models.experts import FEATURES, IntArray
+from pimserve.device_models.experts import FEATURES
 from pimserve.device_models.plan import ChunkShape, CostPlan
 from pimserve.device_models.routing import POOL_SIZE, ExpertPools
 from pimserve.device_models.slowdown import NORMAL, SlowPools, slow_plan
@@ -31,7 +31,7 @@ def replica_offset(seed: int, replica: int) -> int:
 
 
 class MixedStep(NamedTuple):
-    """A step with prompts in it. Fields as in `steplog.Rows`."""
+    """A step with prompts in it. Fields as in `steplog.SpanColumns`."""
 
     duration_fs: int
     busiest_tokens: int
@@ -185,7 +185,7 @@ class ReplicaCosts:
             return int(features[0])
         return self.pools.time_fs(tokens, (self.offset + step) % POOL_SIZE)
 
-    def experts_features(self, tokens: NDArray[np.int64], steps: NDArray[np.int64]) -> IntArray:
+    def experts_features(self, tokens: IntArray, steps: IntArray) -> IntArray:
         """(n, features): routed experts of executed steps with the given token counts and step numbers."""
         assert self.pools is not None
         if self.exact:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+from pimserve.arrays import IntArray
 
 
-def exact_sum(values: NDArray[np.int64]) -> int:
+def exact_sum(values: IntArray) -> int:
     """Sum of int64 values."""
     return (int((values >> 24).sum()) << 24) + int((values & 0xFFFFFF).sum())
 
 
-def exact_dot(values: NDArray[np.int64], weights: NDArray[np.int64]) -> int:
+def exact_dot(values: IntArray, weights: IntArray) -> int:
     """Sum of products of int64 values with weights from 0 to 2**31."""
     return (exact_sum((values >> 31) * weights) << 31) + exact_sum((values & 0x7FFFFFFF) * weights)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pimserve.device_models.experts import IntArray
+from pimserve.arrays import IntArray
 from pimserve.device_models.kv_groups import NO_WINDOWS, KvGroups
 from pimserve.device_models.plan import CostPlan
 from pimserve.device_models.routing import ExpertPools, Routing
@@ -19,7 +19,7 @@ from pimserve.scheduler.steplog import StepLog
 
 RowSink = Callable[
     [int, IntArray, IntArray], None
-]  # replica, rows (n, columns of Rows), number of each one's first step
+]  # replica, rows (n, fields of SpanColumns), number of each one's first step
 PREFILL, DECODE = "prefill", "decode"
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pimserve.arrays import FloatArray, IntArray
 from pimserve.device_models.plan import FS_PER_PS
 from pimserve.loadgen.spec import PS_PER_S
 from pimserve.scheduler.batch_means import of_mean, of_percentile, of_ratio
@@ -24,14 +24,13 @@ from pimserve.scheduler.summary_sections import (
 
 _NJ_PER_J = 10**9
 _SLOTS = 40  # two to a batch
-Floats = NDArray[np.float64]
 
 
 def intervals(
     served: Served,
-    latencies: Mapping[str, Floats],
+    latencies: Mapping[str, FloatArray],
     percentiles: Sequence[int],
-    good_at_ps: NDArray[np.int64] | None,
+    good_at_ps: IntArray | None,
     passive_joules: Sequence[float],
 ) -> Ci95:
     """Half the widths of the intervals, each at the place that its figure has in the summary; None: too few samples.
@@ -80,7 +79,7 @@ def _of_tokens(served: Served, passive_joules: Sequence[float]) -> tuple[float |
     return None if rate is None else rate * len(served.logs), of_ratio(energies, all_tokens)
 
 
-def _per_s(times_ps: NDArray[np.int64], window_s: tuple[float, float]) -> Floats:
+def _per_s(times_ps: IntArray, window_s: tuple[float, float]) -> FloatArray:
     """Events per second in equal slots of the window, (_SLOTS,)."""
     begin, end = window_s
     if end <= begin:
@@ -89,7 +88,7 @@ def _per_s(times_ps: NDArray[np.int64], window_s: tuple[float, float]) -> Floats
     return np.asarray(counts / ((end - begin) / _SLOTS))
 
 
-def _batches(log: StepLog, end_ps: int) -> Floats:
+def _batches(log: StepLog, end_ps: int) -> FloatArray:
     """(4, k): when the batches of a replica's steps begin, how long they last, ps, their tokens and energy, nJ."""
     begins, tokens, energy = log.batches.table()
     lasted: Any = np.diff(np.append(begins, end_ps))

@@ -11,12 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pimserve.arrays import BoolArray, FloatArray, IntArray
 from pimserve.loadgen.spec import PS_PER_S
 from pimserve.scheduler.requests import NEVER, REJECTED, WAITING, Columns
 
-Rows = NDArray[np.bool_]
 LATENCIES = ("ttft", "tpot", "e2e", "queue")
 _FROM_TO = {
     "ttft": ("arrival", "first_token"),
@@ -40,24 +39,24 @@ class Latency:
         censored: whose latency would be known but for the end of the run.
     """
 
-    lasted_ps: NDArray[np.int64]
-    gaps: NDArray[np.int64]
-    applies: Rows
-    ended: Rows
-    censored: Rows
+    lasted_ps: IntArray
+    gaps: IntArray
+    applies: BoolArray
+    ended: BoolArray
+    censored: BoolArray
 
     @property
-    def known(self) -> Rows:
+    def known(self) -> BoolArray:
         """Whose latency is known."""
         return self.applies & self.ended
 
     @property
-    def seconds(self) -> NDArray[np.float64]:
+    def seconds(self) -> FloatArray:
         """The latency, or as much of it as the run shows."""
         return np.asarray(self.lasted_ps / PS_PER_S / self.gaps)
 
     @property
-    def known_s(self) -> NDArray[np.float64]:
+    def known_s(self) -> FloatArray:
         """The latencies that are known, in the order of their requests."""
         return self.seconds[self.known]
 
@@ -72,17 +71,15 @@ class Latencies:
         end_ps: end of the run; any, where no request was cut off by it.
     """
 
-    def __init__(
-        self, columns: Columns, requests: Rows | NDArray[np.int64], *, frontend_ps: int, end_ps: int = 0
-    ) -> None:
+    def __init__(self, columns: Columns, requests: BoolArray | IntArray, *, frontend_ps: int, end_ps: int = 0) -> None:
         times = ("arrival", "first_scheduled", "first_token", "finish")
-        self._at_ps: dict[str, NDArray[np.int64]] = {name: columns[f"{name}_ps"][requests] for name in times}
+        self._at_ps: dict[str, IntArray] = {name: columns[f"{name}_ps"][requests] for name in times}
         self._gaps = columns["output_tokens"][requests].astype(np.int64) - 1
         self._frontend_ps = frontend_ps
         self._end_ps = end_ps
         status = columns["status"][requests]
-        self.waiting: Rows = status == WAITING
-        self.rejected: Rows = status == REJECTED
+        self.waiting: BoolArray = status == WAITING
+        self.rejected: BoolArray = status == REJECTED
 
     def __getitem__(self, name: str) -> Latency:
         begin, end = (self._at_ps[time] for time in _FROM_TO[name])

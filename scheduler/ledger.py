@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from pimserve.arrays import IntArray
 from pimserve.device_models.evaluate import evaluate
-from pimserve.device_models.experts import FEATURES, IntArray
+from pimserve.device_models.experts import FEATURES
 from pimserve.device_models.routing import POOL_SIZE
 from pimserve.errors import PimserveError
 from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.exact import exact_dot, exact_sum
-from pimserve.scheduler.steplog import Rows
+from pimserve.scheduler.steplog import SpanColumns
 from pimserve.scheduler.totals import CostTotals
 
 ExpertsOf = Callable[[IntArray, IntArray], IntArray]
@@ -58,7 +59,7 @@ class ReplicaLedger(CostTotals):
         self._table = np.zeros((0, 2 * POOL_SIZE + 1, len(FEATURES)), np.int64)
         self._place: dict[int, int] = {}
 
-    def take(self, rows: Rows, first_steps: IntArray) -> None:
+    def take(self, rows: SpanColumns, first_steps: IntArray) -> None:
         """Add up spans.
 
         Args:
@@ -103,7 +104,7 @@ class ReplicaLedger(CostTotals):
         for name in _SUMS:
             setattr(self, name, state[name])
 
-    def _experts(self, rows: Rows, first_steps: IntArray) -> IntArray:
+    def _experts(self, rows: SpanColumns, first_steps: IntArray) -> IntArray:
         """(n, features): routed experts of each span."""
         tokens = rows.decodes + rows.prefill_tokens
         features = np.empty((len(tokens), len(FEATURES)), np.int64)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pimserve.device_models.experts import IntArray
+from pimserve.arrays import IntArray
 from pimserve.device_models.plan import FS_PER_PS
 from pimserve.scheduler.departures import Move
 from pimserve.scheduler.requests import RequestTable

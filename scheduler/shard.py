@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pimserve.arrays import IntArray
 from pimserve.device_models.plan import FS_PER_PS
 from pimserve.device_models.slowdown import NORMAL
 from pimserve.scheduler.config import SchedulerSpec
@@ -26,7 +26,6 @@ from pimserve.scheduler.requests import RequestTable
 from pimserve.scheduler.router import Router, make_router, restore_router, router_state
 from pimserve.scheduler.steplog import StepLog
 
-IntArray = NDArray[np.int64]
 NONE: IntArray = np.zeros(0, np.int64)
 
 

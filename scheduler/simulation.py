@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pimserve.arrays import BoolArray
 from pimserve.device_models.evaluate import evaluate, shape_of
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S, PJ_PER_J, CostPlan
 from pimserve.device_models.routing import Routing
@@ -25,7 +26,7 @@ from pimserve.scheduler.control import Control
 from pimserve.scheduler.faults import Faults, FaultSpec
 from pimserve.scheduler.fleet import Fleet, Pool, RowSink
 from pimserve.scheduler.handover import HandoverFigures, Link
-from pimserve.scheduler.latencies import Latencies, Rows
+from pimserve.scheduler.latencies import Latencies
 from pimserve.scheduler.requests import FOREVER, KV_CACHE, MAX_MODEL_LEN, NEVER, REJECT_REASONS, SERVABLE, RequestTable
 from pimserve.scheduler.router import ROUND_ROBIN
 from pimserve.scheduler.shard import Shard, ShardPort
@@ -72,7 +73,7 @@ class Served:
         """When the run ended: with its last step, or later where requests were left (`Clock.end_fs`)."""
         return self.end_fs / FS_PER_S
 
-    def latencies(self, requests: Rows) -> Latencies:
+    def latencies(self, requests: BoolArray) -> Latencies:
         """Latencies of some requests that arrived, as the end of the run has them."""
         frontend_ps = self.pools[0].plan.frontend_ps
         return Latencies(self.table.columns, requests, frontend_ps=frontend_ps, end_ps=self.end_fs // FS_PER_PS)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from pimserve.arrays import BoolArray
 from pimserve.loadgen.arrivals import Stage
 from pimserve.loadgen.spec import PS_PER_S
 from pimserve.scheduler.distributions import of_requests
-from pimserve.scheduler.latencies import LATENCIES, Rows
+from pimserve.scheduler.latencies import LATENCIES
 from pimserve.scheduler.outcomes import ALL, counts, outcomes
 from pimserve.scheduler.requests import FINISHED
 from pimserve.scheduler.simulation import Served
@@ -39,7 +40,9 @@ def stage_figures(served: Served, slo: SloSpec) -> list[StageFigures] | None:
     ]
 
 
-def _figures(served: Served, slo: SloSpec, stage: Stage, arrived: Rows, finished: Rows, time_s: float) -> StageFigures:
+def _figures(
+    served: Served, slo: SloSpec, stage: Stage, arrived: BoolArray, finished: BoolArray, time_s: float
+) -> StageFigures:
     """Of a stage in which these requests arrived and finished, and which lasted so long."""
     latencies = served.latencies(arrived)
     outcome = counts(outcomes(latencies, slo)).get(ALL)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pimserve.device_models.experts import FEATURES, IntArray
+from pimserve.arrays import FloatArray, IntArray
+from pimserve.device_models.experts import FEATURES
 from pimserve.device_models.step import StepCosts
 
 _MOST = 32
@@ -15,7 +15,7 @@ _MOST_NJ = 2**50  # of a span: beyond any device
 _ENERGY = [FEATURES.index("dram_pj"), FEATURES.index("compute_pj")]
 
 
-def active_pj(costs: StepCosts[IntArray], begins: IntArray, experts: IntArray | None) -> NDArray[np.float64]:
+def active_pj(costs: StepCosts[IntArray], begins: IntArray, experts: IntArray | None) -> FloatArray:
     """Energy of the operators of each span, (n,), pJ: to floating point, where the step log's sums are exact.
 
     Args:
@@ -44,7 +44,7 @@ class StepBatches:
         self._sums = np.zeros((_MOST, 2), np.int64)  # tokens, nJ
         self._begins_ps = np.full(_MOST, -1, np.int64)  # of the first span
 
-    def add(self, first_steps: IntArray, begins_ps: IntArray, tokens: IntArray, energy_pj: NDArray[np.float64]) -> None:
+    def add(self, first_steps: IntArray, begins_ps: IntArray, tokens: IntArray, energy_pj: FloatArray) -> None:
         """Take spans in their order, (n,) each: number of the first step, when it begins, tokens emitted and energy."""
         if not len(first_steps):
             return

@@ -11,10 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pimserve.arrays import BoolArray, IntArray
 from pimserve.device_models.evaluate import add_experts, evaluate, step_times, timing_of
-from pimserve.device_models.experts import IntArray
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S, HOST, PJ_PER_J
 from pimserve.device_models.step import StepCosts, StepShape, each_step
 from pimserve.scheduler.control import Ledger
@@ -26,7 +25,7 @@ from pimserve.scheduler.step_batches import StepBatches, active_pj
 from pimserve.scheduler.totals import CostTotals
 
 
-class Rows(NamedTuple):
+class SpanColumns(NamedTuple):
     """Columns of the log, (n,) each; a row is a span of equal steps, in which contexts grow."""
 
     begin_ps: IntArray  # of the first step, whole picoseconds: femtoseconds leave 64 bit after 2.6 hours
@@ -92,10 +91,10 @@ class Steps(NamedTuple):
     experts: IntArray | None  # (n, features), columns as in `experts.FEATURES`
 
 
-_STEPS_COLUMN = Rows._fields.index("steps")
+_STEPS_COLUMN = SpanColumns._fields.index("steps")
 
 
-def expand(costs: ReplicaCosts, rows: Rows, first_steps: IntArray) -> Steps:
+def expand(costs: ReplicaCosts, rows: SpanColumns, first_steps: IntArray) -> Steps:
     """The single steps of `rows`, worked out one by one; `first_steps` (n,) are the numbers of each row's first."""
     spans = rows.shape
     steps = each_step(spans)
@@ -107,7 +106,7 @@ def expand(costs: ReplicaCosts, rows: Rows, first_steps: IntArray) -> Steps:
     return Steps(step_times(costs.plan, spans, steps, experts), steps.decodes, steps.context, experts)
 
 
-def _begin_fs(rows: Rows, index: int) -> int:
+def _begin_fs(rows: SpanColumns, index: int) -> int:
     return int(rows.begin_ps[index]) * FS_PER_PS + int(rows.begin_rest_fs[index])
 
 
@@ -117,7 +116,7 @@ class StepLog(CostTotals):
     Args:
         costs: the replica's costs.
         window_fs: steps that end in [start, end) count in latencies and tokens.
-        on_flush: called with each block of rows, (n, columns of Rows), and the numbers of their first steps (n,).
+        on_flush: called with each block of rows, (n, fields of SpanColumns), and the numbers of their first steps (n,).
         rows_per_flush: how many rows are digested together at most; None: as many as is fastest.
     """
 
@@ -273,7 +272,7 @@ class StepLog(CostTotals):
         # In slices, between which other threads get a turn: a query of the run may wait.
         slices = range(0, len(self._rows), _ROWS_PER_SLICE)
         block = np.concatenate([np.array(self._rows[i : i + _ROWS_PER_SLICE], np.int64) for i in slices])
-        rows = Rows(*np.ascontiguousarray(block.T))
+        rows = SpanColumns(*np.ascontiguousarray(block.T))
         first_steps = rows.first_steps(self.steps)
         self.digest_rows(rows)
         if self.on_flush is not None:
@@ -281,7 +280,7 @@ class StepLog(CostTotals):
         self._rows = []
         self._pending_steps = 0
 
-    def digest_rows(self, rows: Rows) -> None:
+    def digest_rows(self, rows: SpanColumns) -> None:
         """Add up rows that come after all that were taken before."""
         first_steps = rows.first_steps(self.steps)
         begins = first_steps - self.steps
@@ -324,7 +323,7 @@ class StepLog(CostTotals):
         add_experts(self.costs.plan.experts, list(features.T), costs)
         self.add(costs)
 
-    def _count(self, rows: Rows, steps: Steps, begins: IntArray) -> None:
+    def _count(self, rows: SpanColumns, steps: Steps, begins: IntArray) -> None:
         """Latencies, tokens, batch and KV use."""
         low, high = self.window_fs
         begins_fs, ends_fs = _begin_fs(rows, 0), _begin_fs(rows, -1) + int(rows.duration_fs[-1])
@@ -348,7 +347,7 @@ class StepLog(CostTotals):
         # Blocks grow evenly enough inside a span for the mean of its ends.
         self.twice_block_fs += exact_dot(rows.duration_fs, rows.blocks_begin + rows.blocks_end)
 
-    def _inside(self, rows: Rows, steps: Steps, begins: IntArray) -> NDArray[np.bool_]:
+    def _inside(self, rows: SpanColumns, steps: Steps, begins: IntArray) -> BoolArray:
         """Per step: whether it ends in the window."""
         passed = np.cumsum(steps.duration_fs)  # may wrap; differences inside a row do not
         in_row = passed - np.repeat((passed - steps.duration_fs)[begins], rows.steps)

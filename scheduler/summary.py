@@ -39,13 +39,13 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from pimserve.arrays import BoolArray
 from pimserve.device_models.operators import CATEGORIES
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S, PJ_PER_J
 from pimserve.device_models.slowdown import NORMAL
 from pimserve.scheduler.distributions import PERCENTILES, of_histograms, of_requests
 from pimserve.scheduler.faults import Faults
 from pimserve.scheduler.intervals import intervals
-from pimserve.scheduler.latencies import Rows
 from pimserve.scheduler.outcomes import ALL, MET, counts, outcomes
 from pimserve.scheduler.requests import FINISHED, REJECT_REASONS, REJECTED, WAITING
 from pimserve.scheduler.simulation import Served
@@ -258,7 +258,7 @@ def _faults(served: Served, faults: Faults) -> FaultFigures:
     )
 
 
-def _in_window(served: Served, time: str) -> Rows:
+def _in_window(served: Served, time: str) -> BoolArray:
     """Per request: whether that time of it lies in the window of its replica."""
     times = served.table[time]
     start_ps = -(-served.start_fs // FS_PER_PS)
@@ -266,7 +266,7 @@ def _in_window(served: Served, time: str) -> Rows:
     return np.asarray((times >= start_ps) & (times < ends_ps[served.table["replica"]]))
 
 
-def _by_replica(served: Served, rows: Rows) -> list[int]:
+def _by_replica(served: Served, rows: BoolArray) -> list[int]:
     """How many of those requests each replica has."""
     found: list[int] = np.bincount(served.table["replica"][rows], minlength=len(served.logs)).tolist()
     return found

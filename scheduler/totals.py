@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pimserve.arrays import IntArray
 from pimserve.device_models.evaluate import timing_of, units_of
-from pimserve.device_models.experts import IntArray
 from pimserve.device_models.operators import CATEGORIES
 from pimserve.device_models.plan import CostPlan
 from pimserve.device_models.step import EnergyKey, StepCosts

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from pimserve.arrays import IntArray
 from pimserve.cluster.distributed.devices.driver import DeviceDriver
 from pimserve.cluster.distributed.recovery import Hosts, Recovery
 from pimserve.scheduler.control import Ledger
 from pimserve.scheduler.fleet import DECODE, Fleet, RowSink
 from pimserve.scheduler.requests import RequestTable
-from pimserve.scheduler.shard import IntArray, Order, Report, ShardPort
+from pimserve.scheduler.shard import Order, Report, ShardPort
 from pimserve.scheduler.steplog import StepLog
 
 _CLOSE_S = 0.5  # wall time between two checks of all that devices did and exchanged

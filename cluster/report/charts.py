@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pimserve.arrays import FloatArray
 from pimserve.cluster.base.figures import scaled
 from pimserve.cluster.report.axes import Draw, few_ticks, legend, per_cent, seconds, seconds_axis, style, thousands
-from pimserve.cluster.report.inputs import Floats
 from pimserve.cluster.report.series import Binned, cdf
 from pimserve.cluster.report.svg import COLOURS, DASHES, GRID, MARKERS, PAPER, TEXT
 
@@ -28,14 +28,14 @@ class Line:
     """
 
     label: str
-    x: Floats
-    y: Floats
-    low: Floats | None = None
-    high: Floats | None = None
+    x: FloatArray
+    y: FloatArray
+    low: FloatArray | None = None
+    high: FloatArray | None = None
     steps: bool = False
 
     @classmethod
-    def of_bins(cls, label: str, edges: Floats, y: Floats) -> Line:
+    def of_bins(cls, label: str, edges: FloatArray, y: FloatArray) -> Line:
         """What holds over bins."""
         return cls(label, edges, np.append(y, y[-1:]), steps=True)
 
@@ -103,7 +103,7 @@ def over_time(
 
 
 def distributions(
-    samples: Sequence[tuple[str, Floats]], label: str, limit: float | None, points: Sequence[float] = (50, 90, 99)
+    samples: Sequence[tuple[str, FloatArray]], label: str, limit: float | None, points: Sequence[float] = (50, 90, 99)
 ) -> Draw:
     """Cumulative distributions of latencies, on a logarithmic axis where they differ much.
 
@@ -201,7 +201,7 @@ def bars_height(rows: int, parts: int = 1) -> float:
     return 0.75 + 0.3 * rows + (0.22 * (1 + (parts - 1) // 3) if parts > 1 else 0.0)
 
 
-def columns(values: Floats, label: str, bottom: str, even: float | None, groups: int = 1) -> Draw:
+def columns(values: FloatArray, label: str, bottom: str, even: float | None, groups: int = 1) -> Draw:
     """A column per element of `values`, with a line at `even`; columns of alternate groups differ in colour."""
 
     def draw(figure: Figure) -> None:
@@ -232,7 +232,7 @@ def _any(lines: Sequence[Line]) -> bool:
     return any(float(np.max(line.y if line.high is None else line.high, initial=0.0)) > 0 for line in lines)
 
 
-def _mark_percentiles(axes: Axes, ordered: Floats, points: Sequence[float], *, logarithmic: bool) -> None:
+def _mark_percentiles(axes: Axes, ordered: FloatArray, points: Sequence[float], *, logarithmic: bool) -> None:
     for index, percent in enumerate(points):
         value = ordered[max(0, int(np.ceil(percent / 100 * len(ordered))) - 1)]
         if value > 0 or not logarithmic:

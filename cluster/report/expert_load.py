@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pimserve.cluster.report.inputs import Floats
+from pimserve.arrays import FloatArray
 from pimserve.cluster.report.intensity import Shape
 from pimserve.cluster.run.history import History
 from pimserve.cluster.scenario.pools import PlacedPool
@@ -31,7 +31,7 @@ class ExpertLoad:
 
     tokens: int
     top_k: int
-    share: Floats
+    share: FloatArray
     active: float
     groups: int | None
     busiest: float | None

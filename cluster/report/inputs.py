@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pimserve.arrays import FloatArray
 from pimserve.cluster.base.documents import at, number
 from pimserve.cluster.run.compare import SCENARIO_FILE
 from pimserve.cluster.run.history import History
@@ -21,7 +22,6 @@ from pimserve.scheduler.latencies import LATENCIES, Latencies
 from pimserve.scheduler.requests import DTYPE, FINISHED
 
 Summary = Mapping[str, Any]
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class ReportRun:
         """When the run ended."""
         return number(self.summary, "end_s") or 0.0
 
-    def latencies(self) -> dict[str, Floats]:
+    def latencies(self) -> dict[str, FloatArray]:
         """Exact samples in s, ascending, by latency; of requests that arrived in the measured window.
 
         Definitions are those of the summary. In a closed loop with a warm-up, replicas end

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pimserve.arrays import FloatArray
 from pimserve.cluster.base.documents import number, numbers
 from pimserve.cluster.base.figures import figure, named, scale, scaled, share
 from pimserve.cluster.report import charts
-from pimserve.cluster.report.inputs import Floats, ReportRun
+from pimserve.cluster.report.inputs import ReportRun
 from pimserve.cluster.report.svg import Picture, picture
 from pimserve.device_models.operators import CATEGORIES
 from pimserve.scheduler.distributions import percentile
@@ -62,7 +63,7 @@ def latency_pictures(runs: Sequence[Named]) -> list[Picture]:
     return pictures
 
 
-def _distribution(ordered: Floats, limit: float | None) -> str:
+def _distribution(ordered: FloatArray, limit: float | None) -> str:
     n = len(ordered)
     text = f"{n:,} requests, " + ", ".join(f"p{p} {scaled(percentile(ordered, p), 's')}" for p in (50, 90, 99))
     text += f", largest {scaled(float(ordered[-1]), 's')}"

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pimserve.cluster.report.inputs import Floats, ReportRun
+from pimserve.arrays import FloatArray
+from pimserve.cluster.report.inputs import ReportRun
 from pimserve.device_models.plan import FS_PER_S
 from pimserve.loadgen.spec import PS_PER_S
 from pimserve.scheduler.requests import FINISHED, REJECTED
@@ -22,13 +23,13 @@ _BODY, _TAIL = 600, 200
 class Binned:
     """A quantity over time. Args: edges: (n + 1,) of the bins, s; mean, low, high: (n,) in each bin."""
 
-    edges: Floats
-    mean: Floats
-    low: Floats
-    high: Floats
+    edges: FloatArray
+    mean: FloatArray
+    low: FloatArray
+    high: FloatArray
 
 
-def cdf(ordered: Floats) -> tuple[Floats, Floats]:
+def cdf(ordered: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Points of an empirical distribution: (values, share of samples at or below), each (m,) with m <= 802.
 
     Args:
@@ -45,12 +46,12 @@ def cdf(ordered: Floats) -> tuple[Floats, Floats]:
     return ordered[ranks], (ranks + 1) / n
 
 
-def grid(end_s: float, bins: int) -> Floats:
+def grid(end_s: float, bins: int) -> FloatArray:
     """Edges of equal bins from 0 to the end of a run."""
     return np.linspace(0.0, end_s, bins + 1)
 
 
-def spans(begin: Floats, end: Floats, values: Floats, edges: Floats) -> Binned:
+def spans(begin: FloatArray, end: FloatArray, values: FloatArray, edges: FloatArray) -> Binned:
     """What holds during intervals that do not overlap, and is 0 between them.
 
     Args:
@@ -66,7 +67,7 @@ def spans(begin: Floats, end: Floats, values: Floats, edges: Floats) -> Binned:
     integral = np.concatenate([[0.0], np.cumsum((end - begin) * values)])
     knots = np.stack([begin, end], axis=1).ravel()
 
-    def until(sums: Floats) -> Floats:
+    def until(sums: FloatArray) -> FloatArray:
         at_knots = np.stack([sums[:-1], sums[1:]], axis=1).ravel()
         return np.asarray(np.interp(edges, knots, at_knots, left=0.0))
 
@@ -79,7 +80,9 @@ def spans(begin: Floats, end: Floats, values: Floats, edges: Floats) -> Binned:
     return Binned(edges, np.clip(np.diff(until(integral)) / width, low, high), low, high)
 
 
-def _extremes(begin: Floats, end: Floats, values: Floats, edges: Floats) -> tuple[Floats, Floats]:
+def _extremes(
+    begin: FloatArray, end: FloatArray, values: FloatArray, edges: FloatArray
+) -> tuple[FloatArray, FloatArray]:
     """Least and most value in each bin, over intervals that reach into it; 0 where none does."""
     bins = len(edges) - 1
     first = np.clip(np.searchsorted(edges, begin, side="right") - 1, 0, bins - 1)
@@ -95,7 +98,7 @@ def _extremes(begin: Floats, end: Floats, values: Floats, edges: Floats) -> tupl
     return low, high
 
 
-def level(up: ArrayLike, down: ArrayLike, edges: Floats) -> Binned:
+def level(up: ArrayLike, down: ArrayLike, edges: FloatArray) -> Binned:
     """How many are there, given when they come and go.
 
     Args:
@@ -115,7 +118,7 @@ def level(up: ArrayLike, down: ArrayLike, edges: Floats) -> Binned:
     return spans(begin, end, values, edges)
 
 
-def rate(times: ArrayLike, edges: Floats) -> Floats:
+def rate(times: ArrayLike, edges: FloatArray) -> FloatArray:
     """(bins,) events per second."""
     return np.asarray(np.histogram(np.asarray(times, float), edges)[0] / np.diff(edges))
 
@@ -134,9 +137,9 @@ def mean_of(parts: list[Binned]) -> Binned:
 class RequestSeries:
     """From requests.npy. Rates are (bins,) requests per second over `edges`."""
 
-    edges: Floats
-    arrived: Floats
-    finished: Floats
+    edges: FloatArray
+    arrived: FloatArray
+    finished: FloatArray
     waiting: Binned
     running: Binned
 
@@ -156,7 +159,7 @@ def request_series(run: ReportRun) -> RequestSeries | None:
     )
 
 
-def _seconds(table: NDArray[Any], name: str) -> Floats:
+def _seconds(table: NDArray[Any], name: str) -> FloatArray:
     times = table[name]
     return np.asarray(times[times >= 0] / PS_PER_S)
 
@@ -169,9 +172,9 @@ class StepSeries:
     least and most of any of them.
     """
 
-    edges: Floats
-    output: Floats
-    prompt: Floats
+    edges: FloatArray
+    output: FloatArray
+    prompt: FloatArray
     batch: Binned
     kv: Binned
 

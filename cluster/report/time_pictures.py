@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pimserve.arrays import FloatArray
 from pimserve.cluster.base.documents import at, number
 from pimserve.cluster.base.figures import figure, share
 from pimserve.cluster.report import charts
-from pimserve.cluster.report.inputs import Floats
 from pimserve.cluster.report.pictures import Named
 from pimserve.cluster.report.series import (
     RATE_BINS,
@@ -22,7 +22,7 @@ from pimserve.cluster.report.series import (
 from pimserve.cluster.report.svg import Picture, picture
 
 _MOST_BANDS = 3  # over each other in one picture
-Curve = tuple[str, Floats, Floats]  # its name, edges of its bins in s, a rate in each
+Curve = tuple[str, FloatArray, FloatArray]  # its name, edges of its bins in s, a rate in each
 
 
 @dataclass(frozen=True)

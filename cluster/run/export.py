@@ -13,7 +13,7 @@ from pimserve.device_models.plan import FS_PER_S
 from pimserve.loadgen.spec import PS_PER_S
 from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.requests import REJECT_REASONS, REJECTED, STATUS_NAMES
-from pimserve.scheduler.steplog import Rows, expand
+from pimserve.scheduler.steplog import SpanColumns, expand
 
 _COUNTS = ("prefill_tokens", "chunks", "outputs")
 _SPANS_AT_ONCE = 4096
@@ -74,7 +74,7 @@ def _export_steps(run: Path, target: IO[str]) -> int:
     return written
 
 
-def _write_steps(number: int, rows: Rows, costs: ReplicaCosts, first: int, target: IO[str]) -> int:
+def _write_steps(number: int, rows: SpanColumns, costs: ReplicaCosts, first: int, target: IO[str]) -> int:
     """Write the single steps of spans of a replica; returns how many there are."""
     steps = expand(costs, rows, rows.first_steps(first))
     row_of = np.repeat(np.arange(len(rows.steps)), rows.steps)

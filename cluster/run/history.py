@@ -23,7 +23,7 @@ from pimserve.errors import InputError
 from pimserve.loadgen.spec import PS_PER_S
 from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.requests import DTYPE, FINISHED, STATUS_NAMES
-from pimserve.scheduler.steplog import Rows
+from pimserve.scheduler.steplog import SpanColumns
 from pimserve.scheduler.window import MeasuredWindow
 
 _ROUNDING = 2**-51  # of seconds that were divided once, and are multiplied again
@@ -126,7 +126,9 @@ class History:
                 str(self.folder), "requests.npy or steps.npy was changed: digest in summary.json is of other ones"
             )
 
-    def stretches(self, replica: int, begin: int, end: int, first_step: int) -> Iterator[tuple[Rows, ReplicaCosts]]:
+    def stretches(
+        self, replica: int, begin: int, end: int, first_step: int
+    ) -> Iterator[tuple[SpanColumns, ReplicaCosts]]:
         """Spans begin to end of a replica, in stretches of one speed each, and what they cost.
 
         Args:
@@ -144,7 +146,7 @@ class History:
         factors = np.array([next((factor for at, factor in slowed if at <= step), 1.0) for step in steps.tolist()])
         cuts = np.flatnonzero(np.diff(factors)) + 1
         for part, factor in zip(np.split(block, cuts), (factors[cut] for cut in (0, *cuts)), strict=True):
-            rows = Rows(*(np.ascontiguousarray(part[name]) for name in Rows._fields))
+            rows = SpanColumns(*(np.ascontiguousarray(part[name]) for name in SpanColumns._fields))
             yield rows, self.costs[replica].slowed(round(factor * NORMAL))
 
 
@@ -177,7 +179,7 @@ def _check_requests(requests: NDArray[Any], account: Account, replicas: int, fil
 def _check_steps(steps: NDArray[Any], account: Account, replicas: int, file: Path) -> None:
     """See that no column holds what no span of steps has."""
     _check_range(steps["replica"], 0, replicas - 1, "replica", file)
-    for name in Rows._fields:
+    for name in SpanColumns._fields:
         _check_range(steps[name], int(name == "steps"), _MOST, name, file)
     if (total := sum(steps["steps"].tolist())) != (told := account.batch.steps):
         raise InputError(str(file), f"is of another run: {total:,} steps, where summary.json has {told:,}")

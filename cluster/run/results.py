@@ -25,16 +25,16 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from pimserve.arrays import IntArray
 from pimserve.cluster.base.files import naming, unwritable
 from pimserve.cluster.base.locks import Lock, lock_folder
 from pimserve.cluster.run.summary_schema import Summary, UnwrittenSummary
-from pimserve.device_models.experts import IntArray
 from pimserve.errors import InputError, shortened, validation_error
-from pimserve.scheduler.steplog import Rows
+from pimserve.scheduler.steplog import SpanColumns
 
 SCHEMA_VERSION = 2
 _PARTS = {"requests", "window", "throughput", "latency_s", "slo", "energy", "batch", "kv", "simulator"}
-SPAN = np.dtype([("replica", np.int32), *((name, np.int64) for name in Rows._fields)])
+SPAN = np.dtype([("replica", np.int32), *((name, np.int64) for name in SpanColumns._fields)])
 _ROWS_AT_ONCE = 2**16  # 9 MB
 
 
@@ -79,14 +79,14 @@ class SpanFile:
         return self._file.tell()
 
     def write(self, replica: int, rows: IntArray) -> None:
-        """Append rows (n, columns of Rows) of a replica; nothing more once the disk was full, which `finish` tells."""
+        """Append spans (n, fields of SpanColumns) of a replica; none once the disk was full, which `finish` tells."""
         if self._failed is not None:
             return
         self._in_order &= replica >= self._replica
         self._replica = replica
         block = np.zeros(len(rows), SPAN)
         block["replica"] = replica
-        for index, name in enumerate(Rows._fields):
+        for index, name in enumerate(SpanColumns._fields):
             block[name] = rows[:, index]
         try:
             self._file.write(block.tobytes())

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 from pimserve.cluster.scenario.dispatch import Transport, copies, transport
 from pimserve.device_models.kernels import FS_PER_US, CollectiveKernel, Collectives
-from pimserve.device_models.operators import AllGather, AllReduce, AllToAll, Operator, Parallelism, Rows, Traffic
+from pimserve.device_models.operators import AllGather, AllReduce, AllToAll, Operator, Parallelism, RowKind, Traffic
 from pimserve.device_models.plan import FS_PER_S, LINK, RowTerm
 
 ALL_REDUCE, ALL_TO_ALL, _ALL_GATHER = "all-reduce", "dispatch and combine", "all-gather of logits"
@@ -177,7 +177,7 @@ def _for_group(algorithms: _Algorithms, group: int) -> Sequence[CollectiveKernel
     return algorithms[min((size for size in algorithms if size >= group), default=max(algorithms))]
 
 
-def _term(name: str, costs: Sequence[tuple[float, float, float]], rows: Rows = "tokens") -> RowTerm:
+def _term(name: str, costs: Sequence[tuple[float, float, float]], rows: RowKind = "tokens") -> RowTerm:
     """Term of the fastest of (fixed us, bytes per row, GB/s)."""
     ways = tuple(
         ((round(fixed_us * FS_PER_US), round(size / (gb_per_s * 1e9) * FS_PER_S)),)

@@ -14,15 +14,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pimserve.arrays import FloatArray
 from pimserve.device_models.evaluate import evaluate, shape_of
 from pimserve.device_models.experts import FEATURES
 from pimserve.device_models.operators import CATEGORIES, Category
 from pimserve.device_models.plan import FS_PER_S, PJ_PER_J, Chunk, CostPlan
 from pimserve.device_models.routing import POOL_SIZE, ExpertPools
 
-FloatArray = NDArray[np.float64]
 _ENERGY_OF: Mapping[Category, str] = {  # links are missing: what they take is not known
     "fc": "fc",
     "attention_prefill": "attention",

@@ -14,14 +14,14 @@ import numpy as np
 
 from pimserve.errors import InputError
 from pimserve.loadgen.spec import MAX_REQUESTS, MAX_TOKENS
-from pimserve.loadgen.traces.rows import Columns, Record, Rows, checked
+from pimserve.loadgen.traces.rows import Columns, Record, TraceRows, checked
 from pimserve.loadgen.traces.times import TIME_LIMIT_PS
 from pimserve.loadgen.traces.trace_files import read_text
 
 _LONGEST_STAMP = 40
 
 
-def read_csv(path: Path, columns: Columns) -> Rows:
+def read_csv(path: Path, columns: Columns) -> TraceRows:
     """Rows of a CSV file. Raises InputError with "path:line" for a bad one."""
     text = read_text(path)
     if not text.strip():
@@ -50,7 +50,7 @@ def _places(path: Path, header: list[str], columns: Columns) -> list[int]:
     return [header.index(name) for name in columns.names]
 
 
-def _parse_fast(body: str, width: int, places: list[int], columns: Columns) -> Rows | None:
+def _parse_fast(body: str, width: int, places: list[int], columns: Columns) -> TraceRows | None:
     """Parse with numpy; None when any row is not plainly good."""
     if not body.isascii() or any(char in body for char in '"\r\0'):
         return None
@@ -84,7 +84,7 @@ def _parse_fast(body: str, width: int, places: list[int], columns: Columns) -> R
     inputs, outputs = np.ascontiguousarray(table["i"]), np.ascontiguousarray(table["o"])
     if any(each.min() < 1 or each.max() > MAX_TOKENS for each in (inputs, outputs)):
         return None
-    return Rows(after, first, inputs, outputs)
+    return TraceRows(after, first, inputs, outputs)
 
 
 def _records(path: Path, text: str, width: int, places: list[int]) -> Iterator[Record]:

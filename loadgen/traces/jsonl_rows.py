@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pimserve.errors import InputError
-from pimserve.loadgen.traces.rows import Columns, Record, Rows, checked
+from pimserve.loadgen.traces.rows import Columns, Record, TraceRows, checked
 from pimserve.loadgen.traces.trace_files import read_text
 
 
-def read_jsonl(path: Path, columns: Columns) -> Rows:
+def read_jsonl(path: Path, columns: Columns) -> TraceRows:
     """Rows of a file of JSON Lines. Raises InputError with "path:line" for a bad one."""
     text = read_text(path).rstrip("\n")
     if not text.strip():

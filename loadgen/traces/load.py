@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from pimserve.arrays import IntArray
 from pimserve.errors import InputError
 from pimserve.loadgen.spec import MAX_TIME_S, PS_PER_S
 from pimserve.loadgen.traces.formats import TRACE_FORMATS
-from pimserve.loadgen.traces.rows import Rows
-from pimserve.loadgen.traces.times import TIME_LIMIT_PS, IntArray
+from pimserve.loadgen.traces.rows import TraceRows
+from pimserve.loadgen.traces.times import TIME_LIMIT_PS
 from pimserve.loadgen.traces.trace_files import file_digest, find_trace
 from pimserve.loadgen.traces.trace_spec import TraceSpec
 
@@ -74,7 +75,7 @@ def load_trace(spec: TraceSpec) -> Trace:
     )
 
 
-def _before(rows: Rows, time_s: float) -> int:
+def _before(rows: TraceRows, time_s: float) -> int:
     """How many rows come before that time of the trace's clock."""
     after_ps = round(Decimal(repr(time_s)) * PS_PER_S) - rows.first_ps
     return int(np.searchsorted(rows.after_ps, min(max(after_ps, 0), TIME_LIMIT_PS + 1)))

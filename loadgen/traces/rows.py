@@ -8,9 +8,10 @@ from typing import NoReturn
 
 import numpy as np
 
+from pimserve.arrays import IntArray
 from pimserve.errors import InputError
 from pimserve.loadgen.spec import MAX_REQUESTS, MAX_TIME_S, MAX_TOKENS
-from pimserve.loadgen.traces.times import CLOCKS, TIME_LIMIT_PS, Clock, IntArray
+from pimserve.loadgen.traces.times import CLOCKS, TIME_LIMIT_PS, Clock
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Rows:
+class TraceRows:
     """All rows of a file in its order, by ascending time.
 
     `after_ps`: time after the first row. `first_ps`: the first row's own time, which may exceed 64 bit; 0 where dates
@@ -52,7 +53,7 @@ class Rows:
     def __len__(self) -> int:
         return len(self.after_ps)
 
-    def beside(self, others: Iterable[str]) -> "Rows":
+    def beside(self, others: Iterable[str]) -> "TraceRows":
         """The same rows, of a file that has these columns as well."""
         return replace(self, others=frozenset(others))
 
@@ -63,7 +64,7 @@ Record = tuple[int, tuple[str, str, str]]
 _TOKENS = re.compile(r"\+?([0-9]{1,18})(?:\.0*)?")
 
 
-def checked(path: Path, records: Iterable[Record], columns: Columns) -> Rows:
+def checked(path: Path, records: Iterable[Record], columns: Columns) -> TraceRows:
     """Rows of what a file holds; the first bad one raises InputError with "path:line"."""
     times: list[int] = []
     tokens: list[tuple[int, int]] = []
@@ -94,7 +95,7 @@ def checked(path: Path, records: Iterable[Record], columns: Columns) -> Rows:
     if not times:
         raise InputError(str(path), f"no row has a time ({columns.arrival})")
     inputs, outputs = np.array(tokens, np.int64).T.copy()
-    return Rows(np.array(times, np.int64), 0 if columns.clock.from_first else first, inputs, outputs, without_time)
+    return TraceRows(np.array(times, np.int64), 0 if columns.clock.from_first else first, inputs, outputs, without_time)
 
 
 def _time(stamp: str, columns: Columns, fail: Fail) -> int:

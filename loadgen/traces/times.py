@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pimserve.arrays import IntArray
 from pimserve.loadgen.spec import MAX_TIME_S, PS_PER_S
 
-IntArray = NDArray[np.int64]
 Stamps = NDArray[Any]  # of bytes
 Times = tuple[IntArray, int]
 """Times in ps after the first one, and the first one (which may exceed 64 bit) in ps after the clock's zero."""

@@ -13,7 +13,7 @@ from pimserve.device_models.catalogue import device_names, load_model, model_nam
 from pimserve.device_models.duplex import decided_as_in_the_paper
 from pimserve.device_models.experts import ExpertTerm
 from pimserve.device_models.gpu import Gpu
-from pimserve.device_models.operators import CATEGORIES, Category, Parallelism, PrefillAttention, Rows, operators_of
+from pimserve.device_models.operators import CATEGORIES, Category, Parallelism, PrefillAttention, RowKind, operators_of
 from pimserve.device_models.plan import (
     FS_PER_S,
     HOST,
@@ -46,8 +46,8 @@ def test_a_row_term_takes_its_slowest_piece_of_its_fastest_algorithm() -> None:
 def test_row_terms_count_what_they_say() -> None:
     counts = row_counts(1000, 30, 20, 7)
     assert counts == {"tokens": 1000, "outputs": 30, "decodes": 20, "prompts": 7, "requests": 27}
-    assert tuple(counts) == get_args(Rows)
-    rows = tuple(RowTerm(each, "step", HOST, each, ((0, 10**k),)) for k, each in enumerate(get_args(Rows)))
+    assert tuple(counts) == get_args(RowKind)
+    rows = tuple(RowTerm(each, "step", HOST, each, ((0, 10**k),)) for k, each in enumerate(get_args(RowKind)))
     plan = CostPlan(1, 1, ("xpu",), rows, (), (), None)
     assert plan.rows_fs(1000, 30, 20, 7) == 1000 + 300 + 2000 + 7000 + 270_000
     # 20 requests and 7 prompts over 3 groups: 7 and 3 in the busiest one, whose tokens depend on the prompts' lengths.

@@ -14,7 +14,7 @@ from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.costs import ReplicaCosts, replica_offset
 from pimserve.scheduler.engine import Engine
 from pimserve.scheduler.requests import FOREVER, NEVER, STATUS_NAMES, RequestTable
-from pimserve.scheduler.steplog import Rows, StepLog, expand
+from pimserve.scheduler.steplog import SpanColumns, StepLog, expand
 
 from .reference_engine import ReferenceRequest, ReferenceResult
 from .strategies import Case, cases
@@ -31,12 +31,12 @@ class Recorder(StepLog):
         self.resumed_gaps: list[int] = []
 
     def _keep(self, block: np.ndarray, _: np.ndarray) -> None:
-        rows = Rows(*np.ascontiguousarray(block.T))
+        rows = SpanColumns(*np.ascontiguousarray(block.T))
         first = len(self.all_steps)
         steps = expand(self.costs, rows, rows.first_steps(first))
         index = 0
         for row in block.tolist():
-            fields = Rows(*row)
+            fields = SpanColumns(*row)
             clock = fields.begin_ps * FS_PER_PS + fields.begin_rest_fs
             for _ in range(fields.steps):
                 duration = int(steps.duration_fs[index])

@@ -19,7 +19,7 @@ from pimserve.scheduler.handover import Link
 from pimserve.scheduler.requests import FINISHED, NEVER, WAITING
 from pimserve.scheduler.simulation import Deployment, Served
 from pimserve.scheduler.slo import SloSpec
-from pimserve.scheduler.steplog import Rows, expand
+from pimserve.scheduler.steplog import SpanColumns, expand
 from pimserve.scheduler.summary import digest, summarize
 from pimserve.scheduler.usage import Hardware
 
@@ -318,7 +318,7 @@ def test_the_recorded_slowdowns_give_the_steps_again(faulty: Faulty) -> None:
         for _, row in run.rows(replica):
             factors = [each["factor"] for each in told_of if each["replica"] == replica and each["first_step"] <= step]
             costs = normal.slowed(round(1000 * (factors[-1] if factors else 1)))
-            single = expand(costs, Rows(*(np.array([value]) for value in row)), np.array([step]))
+            single = expand(costs, SpanColumns(*(np.array([value]) for value in row)), np.array([step]))
             assert single.duration_fs.sum() == row.duration_fs
             step += row.steps
 
@@ -380,7 +380,7 @@ def test_a_slowed_plan_takes_that_much_longer(case: Case, thousandths: int, toke
     normal = ReplicaCosts(case.plan, case.pools(), replica=0, seed=case.seed, exact=False)
     slowed = normal.slowed(thousandths)
     rows = (0, 0, 1, tokens, 20 * tokens, 0, 0, tokens, -(-tokens // case.plan.data_parallel), 0, 0, 0, 0, 1, 1, 0)
-    one = Rows(*(np.array([value]) for value in rows))
+    one = SpanColumns(*(np.array([value]) for value in rows))
     before, after = (int(expand(costs, one, np.array([step])).duration_fs[0]) for costs in (normal, slowed))
     # Rounding is of single coefficients, by half a femtosecond each.
     assert after == pytest.approx(before * thousandths / 1000, rel=1e-6, abs=20 * 40 * tokens)

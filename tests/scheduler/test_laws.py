@@ -26,7 +26,7 @@ from pimserve.scheduler.engine import Engine
 from pimserve.scheduler.requests import FINISHED, FOREVER, NEVER, REJECTED, WAITING
 from pimserve.scheduler.simulation import Served
 from pimserve.scheduler.slo import SloSpec
-from pimserve.scheduler.steplog import Rows, expand
+from pimserve.scheduler.steplog import SpanColumns, expand
 from pimserve.scheduler.summary import digest, summarize
 from pimserve.scheduler.usage import Hardware
 
@@ -76,12 +76,12 @@ class Run:
         )
         self.table = self.served.table.structured()
 
-    def rows(self, replica: int) -> list[tuple[int, Rows]]:
+    def rows(self, replica: int) -> list[tuple[int, SpanColumns]]:
         """(begin of the first step in fs, row) of a replica, in order."""
-        rows = [Rows(*row) for block in self.blocks[replica] for row in block.tolist()]
+        rows = [SpanColumns(*row) for block in self.blocks[replica] for row in block.tolist()]
         return [(row.begin_ps * FS_PER_PS + row.begin_rest_fs, row) for row in rows]
 
-    def all_rows(self) -> list[Rows]:
+    def all_rows(self) -> list[SpanColumns]:
         return [row for replica in range(len(self.blocks)) for _, row in self.rows(replica)]
 
     def steps(self, replica: int) -> list[tuple[int, ...]]:
@@ -91,7 +91,7 @@ class Run:
         costs = ReplicaCosts(case.plan, case.pools(), replica=replica, seed=case.seed, exact=exact)
         found: list[tuple[int, ...]] = []
         for begin, row in self.rows(replica):
-            single = expand(costs, Rows(*(np.array([value]) for value in row)), np.array([len(found)]))
+            single = expand(costs, SpanColumns(*(np.array([value]) for value in row)), np.array([len(found)]))
             for duration, decodes, context in zip(*(column.tolist() for column in single[:3]), strict=True):
                 found.append((begin, duration, decodes, context, row.prefill_tokens, row.chunks, row.outputs))
                 begin += duration  # noqa: PLW2901 the next step's

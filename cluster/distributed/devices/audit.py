@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pimserve.device_models.experts import IntArray
+from pimserve.arrays import IntArray
 from pimserve.errors import InputError
 from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.ledger import TimesDifferError
-from pimserve.scheduler.steplog import Rows, expand
+from pimserve.scheduler.steplog import SpanColumns, expand
 
 _MASK = 2**64 - 1
 
@@ -40,7 +40,7 @@ class Audit:
         """What comes from here on costs this."""
         self._costs = costs
 
-    def check(self, rows: Rows, first_steps: IntArray) -> None:
+    def check(self, rows: SpanColumns, first_steps: IntArray) -> None:
         """Evaluate the sampled ones of these spans.
 
         Raises:
@@ -49,7 +49,7 @@ class Audit:
         chosen = self._sampled(first_steps)
         if not len(chosen):
             return
-        some, first = Rows(*(column[chosen] for column in rows)), first_steps[chosen]
+        some, first = SpanColumns(*(column[chosen] for column in rows)), first_steps[chosen]
         own = durations(self._costs, some, first)
         differ = np.flatnonzero(own != some.duration_fs)
         if len(differ):
@@ -66,7 +66,7 @@ class Audit:
         return np.flatnonzero(chosen)
 
 
-def durations(costs: ReplicaCosts, rows: Rows, first_steps: IntArray) -> IntArray:
+def durations(costs: ReplicaCosts, rows: SpanColumns, first_steps: IntArray) -> IntArray:
     """(n,): time of each span, its steps evaluated one by one."""
     if not len(first_steps):
         return np.zeros(0, np.int64)

@@ -12,13 +12,13 @@ from pimserve.cluster.distributed.devices.host_client import HostConnection, all
 from pimserve.cluster.distributed.devices.span_rows import ROW_BYTES, Spans, step_request, to_rows_table
 from pimserve.cluster.distributed.recovery import ReplayLog
 from pimserve.errors import InputError
-from pimserve.scheduler.steplog import Rows
+from pimserve.scheduler.steplog import SpanColumns
 from pimserve.v1 import device_pb2 as pb
 
 ROWS_PER_BATCH = 2**20 // ROW_BYTES
 _STEP_BYTES = 600  # that a step takes in the log, about
-_STEPS, _DURATION = Rows._fields.index("steps"), Rows._fields.index("duration_fs")
-_CONTEXT, _DECODES = Rows._fields.index("context"), Rows._fields.index("decodes")
+_STEPS, _DURATION = SpanColumns._fields.index("steps"), SpanColumns._fields.index("duration_fs")
+_CONTEXT, _DECODES = SpanColumns._fields.index("context"), SpanColumns._fields.index("decodes")
 Wires = Mapping[str, HostConnection]
 
 

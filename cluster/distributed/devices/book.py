@@ -7,20 +7,21 @@ from typing import Any
 
 import numpy as np
 
+from pimserve.arrays import IntArray
 from pimserve.cluster.base.rpc.statuses import DeviceMismatchError, WrongStateError
 from pimserve.cluster.distributed.devices.audit import Audit, durations
 from pimserve.cluster.distributed.devices.compile import DevicePool
 from pimserve.cluster.distributed.devices.flows import Cells
-from pimserve.device_models.experts import FEATURES, IntArray
+from pimserve.device_models.experts import FEATURES
 from pimserve.device_models.routing import ExpertPools
 from pimserve.device_models.slowdown import NORMAL
 from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.ledger import ReplicaLedger, TimesDifferError
-from pimserve.scheduler.steplog import Rows
+from pimserve.scheduler.steplog import SpanColumns
 
 _ROWS_AT_ONCE = 4096  # digesting a block has a fixed cost, so that few rows wait for more
 _STEPS_KEPT = 1024  # kinds of single steps whose traffic is kept
-_ROW_COLUMNS = len(Rows._fields)
+_ROW_COLUMNS = len(SpanColumns._fields)
 
 
 class ReplicaBook:
@@ -71,7 +72,7 @@ class ReplicaBook:
             WrongStateError: they do not follow those taken before.
             DeviceMismatchError: a time is not what the devices' plan says.
         """
-        steps = rows[:, Rows._fields.index("steps")]
+        steps = rows[:, SpanColumns._fields.index("steps")]
         expected = self.next_step + np.cumsum(steps) - steps
         if (expected != first_steps).any():
             at = int(np.argmax(expected != first_steps))
@@ -98,7 +99,7 @@ class ReplicaBook:
         block = np.concatenate([rows for rows, _ in self._waiting])
         first_steps = np.concatenate([first for _, first in self._waiting])
         self._waiting, self._rows_waiting = [], 0
-        rows = Rows(*np.ascontiguousarray(block.T))
+        rows = SpanColumns(*np.ascontiguousarray(block.T))
         try:
             self.ledger.take(rows, first_steps)
             self._audit.check(rows, first_steps)
@@ -130,12 +131,12 @@ class ReplicaBook:
         for slowdown in np.unique(slowdowns).tolist():
             mine = slowdowns == slowdown
             costs = self._costs if slowdown == self._slowdown else self._normal.slowed(slowdown)
-            times[mine] = durations(costs, Rows(*np.ascontiguousarray(rows[mine].T)), first_steps[mine])
+            times[mine] = durations(costs, SpanColumns(*np.ascontiguousarray(rows[mine].T)), first_steps[mine])
         return times
 
     def step_traffic(self, row: IntArray, step: int) -> IntArray:
-        """(cells, 2): what passes between devices in one step, of which `row` has the columns of Rows."""
-        rows = Rows(*row.reshape(_ROW_COLUMNS, 1))
+        """(cells, 2): what passes between devices in one step, of which `row` has the fields of SpanColumns."""
+        rows = SpanColumns(*row.reshape(_ROW_COLUMNS, 1))
         tokens = rows.decodes + rows.prefill_tokens
         if self._draws is not None:
             picks = self._draws.picks(int(tokens[0]), step)

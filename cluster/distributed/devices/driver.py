@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from pimserve.arrays import IntArray
 from pimserve.cluster.base.rpc.statuses import DeviceMismatchError, HostUnavailableError, WrongStateError
 from pimserve.cluster.distributed.devices.batches import Feed, LockstepFeed, Message, PlannedFeed, WindowEnd
 from pimserve.cluster.distributed.devices.compile import parse_scenario
@@ -24,9 +25,8 @@ from pimserve.cluster.distributed.devices.host_client import HostConnection, all
 from pimserve.cluster.distributed.devices.ledgers import DeviceLedger, from_message
 from pimserve.cluster.distributed.devices.span_rows import Spans
 from pimserve.cluster.distributed.recovery import ReplayLog
-from pimserve.device_models.experts import IntArray
 from pimserve.device_models.slowdown import NORMAL
-from pimserve.scheduler.steplog import Rows
+from pimserve.scheduler.steplog import SpanColumns
 from pimserve.v1 import device_pb2 as pb
 
 _RETAINED_BYTES = 2**26  # of steps that are kept; beyond, hosts are asked for snapshots
@@ -138,7 +138,7 @@ class DeviceDriver:
 
         Args:
             replica: their replica.
-            rows: (n, columns of Rows), in their order.
+            rows: (n, fields of SpanColumns), in their order.
             first_steps: (n,), numbers of their first steps.
 
         Raises:
@@ -159,7 +159,7 @@ class DeviceDriver:
 
         Args:
             replica: their replica.
-            rows: (n, columns of Rows), in their order.
+            rows: (n, fields of SpanColumns), in their order.
             first_steps: (n,), numbers of their first steps.
 
         Raises:
@@ -312,7 +312,9 @@ class DeviceDriver:
         return slowdowns
 
     def _count(self, replica: int, rows: IntArray) -> None:
-        steps, decodes, prefill = (rows[:, Rows._fields.index(n)] for n in ("steps", "decodes", "prefill_tokens"))
+        steps, decodes, prefill = (
+            rows[:, SpanColumns._fields.index(n)] for n in ("steps", "decodes", "prefill_tokens")
+        )
         self._tokens[replica] += int((steps * (decodes + prefill)).sum())
 
     def _compile(self, host: str) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from pimserve.arrays import IntArray
 from pimserve.cluster.base.wire import from_table, to_table
 from pimserve.cluster.distributed.devices.flows import ACTIVATIONS, ALL_GATHER, ALL_REDUCE, COMBINE, DISPATCH, KV
-from pimserve.device_models.experts import IntArray
 from pimserve.errors import InputError
 from pimserve.v1 import device_pb2 as pb
 from pimserve.v1.columns_pb2 import Table

@@ -23,14 +23,13 @@ from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pimserve.arrays import FloatArray, IntArray
 from pimserve.cluster.scenario.dispatch import Transport, routes
 from pimserve.device_models.device import PointToPoint
 from pimserve.device_models.operators import AllGather, AllReduce, AllToAll, Experts, Operator, Parallelism
 from pimserve.v1.device_pb2 import FlowKind
 
-IntArray = NDArray[np.int64]
 DISPATCH, COMBINE = FlowKind.FLOW_KIND_DISPATCH, FlowKind.FLOW_KIND_COMBINE
 ALL_REDUCE, ALL_GATHER = FlowKind.FLOW_KIND_ALL_REDUCE, FlowKind.FLOW_KIND_ALL_GATHER
 ACTIVATIONS, KV = FlowKind.FLOW_KIND_ACTIVATIONS, FlowKind.FLOW_KIND_KV
@@ -75,7 +74,7 @@ class Dispatch:
     groups: int
     sender: IntArray
     receiver: IntArray
-    weight: NDArray[np.float64]
+    weight: FloatArray
     experts_of: IntArray
 
     def expected(self, tokens: IntArray) -> IntArray:
@@ -243,7 +242,7 @@ def _dispatch(op: Experts, split: Parallelism, share: Sequence[float]) -> Dispat
     )
 
 
-def apportion(totals: IntArray, weights: NDArray[np.float64]) -> IntArray:
+def apportion(totals: IntArray, weights: FloatArray) -> IntArray:
     """(n, cells): each of `totals` (n,), below 2**31, split over cells by their weights, in whole numbers by largest
     remainder; of equal remainders the first cells win.
     """

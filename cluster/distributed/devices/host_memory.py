@@ -9,26 +9,26 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pimserve.arrays import IntArray
 from pimserve.cluster.base.rpc.statuses import WrongStateError
 from pimserve.cluster.distributed.devices.book import ReplicaBook
 from pimserve.cluster.distributed.devices.compile import DevicePool, compile_pool, parse_scenario
 from pimserve.cluster.distributed.devices.exchange import Flows, Key, KvBook, Sums
 from pimserve.cluster.distributed.devices.span_rows import Spans
 from pimserve.cluster.scenario.prepared import prepare
-from pimserve.device_models.experts import IntArray
 from pimserve.errors import InputError
-from pimserve.scheduler.steplog import Rows
+from pimserve.scheduler.steplog import SpanColumns
 
 SNAPSHOT_VERSION = 1
 DeviceKey = tuple[int, int]  # replica, device
-_DURATION = Rows._fields.index("duration_fs")
+_DURATION = SpanColumns._fields.index("duration_fs")
 
 
 class Step(NamedTuple):
     """A step of the lockstep mode that a host has evaluated.
 
-    `row`: (1, columns of Rows); `slowdown`: thousandths of its normal time that it takes; `repeated`: it was executed
-    before; `traffic`: (cells, 2), what passes between devices.
+    `row`: (1, fields of SpanColumns); `slowdown`: thousandths of its normal time that it takes; `repeated`: it was
+    executed before; `traffic`: (cells, 2), what passes between devices.
     """
 
     row: IntArray
@@ -165,7 +165,7 @@ class HostState:
         self._sequence += 1
 
     def evaluate(self, replica: int, row: IntArray, number: int, slowdown: int) -> Step:
-        """A single step of the lockstep mode; `row` (1, columns of Rows) gets its time.
+        """A single step of the lockstep mode; `row` (1, fields of SpanColumns) gets its time.
 
         Raises:
             WrongStateError: a step before it is missing.

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pimserve.arrays import IntArray
 from pimserve.cluster.base.wire import from_table, to_table
-from pimserve.device_models.experts import IntArray
 from pimserve.errors import InputError
 from pimserve.scheduler.costs import MAX_SPAN
-from pimserve.scheduler.steplog import Rows
+from pimserve.scheduler.steplog import SpanColumns
 from pimserve.v1.columns_pb2 import Table
 from pimserve.v1.device_pb2 import ExecuteStepsRequest
 
@@ -23,7 +23,7 @@ _KEYS: dict[str, np.dtype[Any]] = {
     "slowdown": np.dtype(np.int32),  # thousandths of the normal times
 }
 _COLUMNS: dict[str, np.dtype[Any]] = {
-    name: np.dtype(np.int32 if name in _NARROW else np.int64) for name in Rows._fields
+    name: np.dtype(np.int32 if name in _NARROW else np.int64) for name in SpanColumns._fields
 }
 ROW_BYTES = sum(dtype.itemsize for dtype in (*_KEYS.values(), *_COLUMNS.values()))
 _MOST = 2**31 - 1  # of what is counted
@@ -41,7 +41,7 @@ _STEP_COLUMNS = (
     "prefill_dram_pj",
     "prefill_compute_pj",
 )
-_LIMITS = dict.fromkeys(Rows._fields, (0, _MOST)) | {
+_LIMITS = dict.fromkeys(SpanColumns._fields, (0, _MOST)) | {
     "steps": (1, MAX_SPAN),
     "begin_ps": (0, 2**63 - 1),
     "begin_rest_fs": (0, 999),
@@ -55,15 +55,15 @@ _LIMITS = dict.fromkeys(Rows._fields, (0, _MOST)) | {
 }
 
 
-_STEP_PLACES = [(name, Rows._fields.index(name)) for name in _STEP_COLUMNS]
-_BLOCKS = Rows._fields.index("blocks_end")
+_STEP_PLACES = [(name, SpanColumns._fields.index(name)) for name in _STEP_COLUMNS]
+_BLOCKS = SpanColumns._fields.index("blocks_end")
 
 
 class Spans(NamedTuple):
     """Executed spans of one replica.
 
-    `rows`: (n, columns of Rows); `first_steps`: (n,), numbers of their first steps; `slowdowns`: (n,), thousandths of
-    the normal times that their steps take.
+    `rows`: (n, fields of SpanColumns); `first_steps`: (n,), numbers of their first steps; `slowdowns`: (n,),
+    thousandths of the normal times that their steps take.
     """
 
     replica: int
@@ -80,7 +80,7 @@ def to_rows_table(blocks: Sequence[Spans], without: Sequence[str] = ()) -> Table
         "first_step": np.concatenate([spans.first_steps for spans in blocks]),
         "slowdown": np.concatenate([spans.slowdowns for spans in blocks]).astype(np.int32),
     }
-    for name, column in zip(Rows._fields, rows.T, strict=True):
+    for name, column in zip(SpanColumns._fields, rows.T, strict=True):
         if name not in without:
             columns[name] = column.astype(_COLUMNS[name])
     return to_table(columns)
@@ -105,10 +105,10 @@ def from_rows_table(
     raw = {name: column.astype(np.int64) for name, column in from_table(table, where, expected).items()}
     count = len(raw["replica"])
     zeros = np.zeros(count, np.int64)
-    rows = Rows(*(raw.get(name, zeros) for name in Rows._fields))
+    rows = SpanColumns(*(raw.get(name, zeros) for name in SpanColumns._fields))
     _within(f"{where}.first_step", raw["first_step"], 0, _LATEST)
     _within(f"{where}.slowdown", raw["slowdown"], 1, _SLOWEST)
-    for name, column in zip(Rows._fields, rows, strict=True):
+    for name, column in zip(SpanColumns._fields, rows, strict=True):
         _within(f"{where}.{name}", column, *_LIMITS[name])
     _check(f"{where}.", rows, most_steps)
     numbers = np.unique(raw["replica"]).tolist()
@@ -131,7 +131,7 @@ def step_request(replica: int, step: int, row: Sequence[int], context: int, slow
     Args:
         replica: its replica.
         step: its number.
-        row: columns of Rows of the span.
+        row: fields of SpanColumns of the span.
         context: tokens that decoding requests attend to in this step.
         slowdown: thousandths of its normal time that it takes.
     """
@@ -141,7 +141,7 @@ def step_request(replica: int, step: int, row: Sequence[int], context: int, slow
 
 
 def row_of_step(step: ExecuteStepsRequest, most_tokens: Mapping[int, int]) -> IntArray:
-    """(1, columns of Rows) of a step that is to be executed, its time still 0.
+    """(1, fields of SpanColumns) of a step that is to be executed, its time still 0.
 
     Raises:
         InputError: a value is not as it should be.
@@ -152,8 +152,8 @@ def row_of_step(step: ExecuteStepsRequest, most_tokens: Mapping[int, int]) -> In
         _one_within("blocks" if name.startswith("blocks") else name, value, *_LIMITS[name])
     _one_within("step", step.step, 0, _LATEST)
     _one_within("slowdown", step.slowdown, 1, _SLOWEST)
-    row = np.array([[given.get(name, 0) for name in Rows._fields]], np.int64)
-    _check("", Rows(*row.T), 1)
+    row = np.array([[given.get(name, 0) for name in SpanColumns._fields]], np.int64)
+    _check("", SpanColumns(*row.T), 1)
     if step.replica not in most_tokens:
         raise InputError("replica", f"replica {step.replica} has no device on this host")
     if step.decodes + step.prefill_tokens > most_tokens[step.replica]:
@@ -161,7 +161,7 @@ def row_of_step(step: ExecuteStepsRequest, most_tokens: Mapping[int, int]) -> In
     return row
 
 
-def _check(where: str, rows: Rows, most_steps: int) -> None:
+def _check(where: str, rows: SpanColumns, most_steps: int) -> None:
     """What holds among the columns of spans."""
     prompts = (rows.chunks > 0) | (rows.prefill_tokens > 0) | (rows.prefill_fs > 0) | (rows.anchor_tokens > 0)
     for name, wrong, message in (

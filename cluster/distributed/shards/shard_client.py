@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pimserve.arrays import IntArray
 from pimserve.cluster.base.rpc.channels import process_channel
 from pimserve.cluster.base.rpc.security import bearer
 from pimserve.cluster.base.rpc.statuses import HostUnavailableError, errors_of
@@ -36,8 +37,8 @@ from pimserve.errors import PimserveError
 from pimserve.scheduler.control import Ledger
 from pimserve.scheduler.fleet import Fleet, RowSink
 from pimserve.scheduler.requests import WAITING, RequestTable
-from pimserve.scheduler.shard import NONE, IntArray, Order, Report, Shard
-from pimserve.scheduler.steplog import Rows, StepLog
+from pimserve.scheduler.shard import NONE, Order, Report, Shard
+from pimserve.scheduler.steplog import SpanColumns, StepLog
 from pimserve.v1 import shard_pb2 as pb
 from pimserve.v1.columns_pb2 import Table
 from pimserve.v1.shard_pb2_grpc import ShardServiceStub
@@ -221,7 +222,7 @@ class ShardClient:
         spans = spans_of(table)
         for replica in np.unique(spans["replica"]).tolist():
             mine = spans[spans["replica"] == replica]
-            rows = np.column_stack([mine[name] for name in Rows._fields])
+            rows = np.column_stack([mine[name] for name in SpanColumns._fields])
             first_steps = self._steps[replica] + np.cumsum(mine["steps"]) - mine["steps"]
             self._steps[replica] += int(mine["steps"].sum())
             self._on_rows(replica, rows, first_steps)

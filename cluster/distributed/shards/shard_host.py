@@ -14,6 +14,7 @@ from dataclasses import replace
 import grpc
 import numpy as np
 
+from pimserve.arrays import IntArray
 from pimserve.cluster.base.rpc.channels import make_server
 from pimserve.cluster.base.rpc.statuses import WrongStateError
 from pimserve.cluster.distributed.shards.shard_wire import (
@@ -28,10 +29,9 @@ from pimserve.cluster.distributed.shards.shard_wire import (
     to_message,
 )
 from pimserve.cluster.run.results import SPAN
-from pimserve.device_models.experts import IntArray
 from pimserve.scheduler.requests import RequestTable
 from pimserve.scheduler.shard import NONE, Order, Report, Shard
-from pimserve.scheduler.steplog import Rows
+from pimserve.scheduler.steplog import SpanColumns
 from pimserve.v1 import shard_pb2 as pb
 from pimserve.v1.columns_pb2 import Table
 from pimserve.v1.shard_pb2_grpc import ShardServiceServicer, add_ShardServiceServicer_to_server
@@ -192,7 +192,7 @@ class _Service(ShardServiceServicer):
     def _keep(self, replica: int, rows: IntArray, _first_steps: IntArray) -> None:
         block = np.zeros(len(rows), SPAN)
         block["replica"] = replica
-        for index, name in enumerate(Rows._fields):
+        for index, name in enumerate(SpanColumns._fields):
             block[name] = rows[:, index]
         self._spans.append(block)
 

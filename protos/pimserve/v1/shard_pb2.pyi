@@ -131,7 +131,7 @@ class AdvanceWindowsResponse(google.protobuf.message.Message):
 
     @property
     def spans(self) -> pimserve.v1.columns_pb2.Table:
-        """Executed steps: columns `replica` and those of pimserve.scheduler.steplog.Rows."""
+        """Executed steps: columns `replica` and those of pimserve.scheduler.steplog.SpanColumns."""
 
     def __init__(
         self,

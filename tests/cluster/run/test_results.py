@@ -30,7 +30,7 @@ from pimserve.cluster.run.results import (
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.errors import InputError
-from pimserve.scheduler.steplog import Rows
+from pimserve.scheduler.steplog import SpanColumns
 from tests.cluster.documents import run
 
 FILES = {"scenario.yaml", "summary.json", "requests.npy", "steps.npy"}
@@ -109,10 +109,10 @@ def test_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
 
 
 def rows(begins_ps: list[int], durations_fs: list[int]) -> np.ndarray:
-    block = np.zeros((len(durations_fs), len(Rows._fields)), np.int64)
-    block[:, Rows._fields.index("steps")] = 1
-    block[:, Rows._fields.index("begin_ps")] = begins_ps
-    block[:, Rows._fields.index("duration_fs")] = durations_fs
+    block = np.zeros((len(durations_fs), len(SpanColumns._fields)), np.int64)
+    block[:, SpanColumns._fields.index("steps")] = 1
+    block[:, SpanColumns._fields.index("begin_ps")] = begins_ps
+    block[:, SpanColumns._fields.index("duration_fs")] = durations_fs
     return block
 
 

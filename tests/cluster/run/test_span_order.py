@@ -14,7 +14,7 @@ from pimserve.cluster.run.results import SPAN, SpanFile, load_table
 from pimserve.cluster.scenario.document import Scenario, load_scenario
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.scheduler.control import RunView
-from pimserve.scheduler.steplog import Rows
+from pimserve.scheduler.steplog import SpanColumns
 from tests.cluster.documents import run
 
 
@@ -69,7 +69,7 @@ def test_rows_are_ordered_in_little_memory(tmp_path: Path, monkeypatch: pytest.M
     file = SpanFile(tmp_path / "steps.npy")
     numbers = np.arange(300, dtype=np.int64)
     for first in range(0, 600_000, 300):
-        rows = np.zeros((300, len(Rows._fields)), np.int64)
+        rows = np.zeros((300, len(SpanColumns._fields)), np.int64)
         rows[:, 0] = first + numbers
         file.write(first // 300 % 7, rows)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -79,7 +79,7 @@ def test_rows_are_ordered_in_little_memory(tmp_path: Path, monkeypatch: pytest.M
     assert grown < size / 4
     spans = load_table(tmp_path, "steps")
     assert len(spans) == 600_000
-    name = Rows._fields[0]
+    name = SpanColumns._fields[0]
     values = np.arange(600_000)
     expected = np.concatenate([values[values // 300 % 7 == replica] for replica in range(7)])
     assert (spans[name] == expected).all()

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from pimserve.arrays import IntArray
 from pimserve.cluster.distributed.devices.device_host import DeviceHost
 from pimserve.cluster.distributed.devices.driver import DeviceDriver, DriverSettings, HostPlace
 from pimserve.cluster.scenario.document import Scenario
 from pimserve.cluster.scenario.prepared import prepare
-from pimserve.device_models.experts import IntArray
 from pimserve.loadgen.workload import generate
 from pimserve.scheduler.simulation import simulate
 from pimserve.scheduler.steplog import StepLog

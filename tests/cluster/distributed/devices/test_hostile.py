@@ -16,7 +16,7 @@ from pimserve.cluster.base.wire import to_table
 from pimserve.cluster.distributed.devices.device_host import DeviceHost
 from pimserve.cluster.distributed.devices.exchange import to_hand_over_table, traffic_table
 from pimserve.cluster.distributed.devices.span_rows import Spans, to_rows_table
-from pimserve.scheduler.steplog import Rows
+from pimserve.scheduler.steplog import SpanColumns
 from pimserve.v1 import device_pb2 as pb
 from pimserve.v1.columns_pb2 import Column, Table
 from pimserve.v1.device_pb2_grpc import DeviceServiceStub
@@ -94,8 +94,8 @@ def batch(victim: Victim, changes: dict[str, tuple[int, int]], **fields: int) ->
     rows, first, slowdowns = victim.rows[:6].copy(), victim.first[:6].copy(), np.full(6, 1000)
     replicas = [0] * 6
     for name, (row, value) in changes.items():
-        if name in Rows._fields:
-            rows[row, Rows._fields.index(name)] = value
+        if name in SpanColumns._fields:
+            rows[row, SpanColumns._fields.index(name)] = value
         elif name == "replica":
             replicas[row] = value
         else:
@@ -185,7 +185,7 @@ def test_totals_and_hand_overs_of_other_peoples_devices(planned: Victim) -> None
     assert planned.state() == before
 
 
-_COLUMNS = st.sampled_from([*Rows._fields, "first_step", "slowdown"])
+_COLUMNS = st.sampled_from([*SpanColumns._fields, "first_step", "slowdown"])
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -271,7 +271,7 @@ def test_batches_that_come_again_count_once_and_missing_ones_are_noticed() -> No
         answers = victim.call("RecordSteps", first) + victim.call("RecordSteps", first)
         assert [(answer.window, answer.sequence) for answer in answers] == [(0, 0), (0, 0)]
         steps = victim.call("ReadLedgers", pb.ReadLedgersRequest()).ledgers[0].steps
-        assert steps == victim.rows[:6, Rows._fields.index("steps")].sum()
+        assert steps == victim.rows[:6, SpanColumns._fields.index("steps")].sum()
         code, said, _ = refused(victim, "RecordSteps", batch(victim, {}, window=0, sequence=2))
         assert (code, "batch 1 is missing, batch 2 came" in said) == (grpc.StatusCode.FAILED_PRECONDITION, True)
         code, said, _ = refused(victim, "RecordSteps", batch(victim, {}, window=1, sequence=0))
@@ -336,7 +336,7 @@ def test_rows_are_evaluated_without_being_recorded(planned: Victim) -> None:
     table = to_rows_table(spans, ("duration_fs",))
     found = planned.call("EvaluateSteps", pb.EvaluateStepsRequest(rows=table))
     times = np.frombuffer(found.rows.columns[0].data, "<i8")
-    normal = planned.rows[:6, Rows._fields.index("duration_fs")]
+    normal = planned.rows[:6, SpanColumns._fields.index("duration_fs")]
     assert (times == normal).tolist() == [True, False, True] * 2
     assert (times > normal)[[1, 4]].all()
     assert planned.state() == before

@@ -15,7 +15,7 @@ from pimserve.cluster.distributed.devices.driver import DeviceDriver, HostPlace
 from pimserve.cluster.distributed.devices.flows import DISPATCH, KV
 from pimserve.cluster.distributed.devices.ledgers import DeviceLedger
 from pimserve.errors import InputError
-from pimserve.scheduler.steplog import Rows
+from pimserve.scheduler.steplog import SpanColumns
 from tests.cluster.distributed.devices.served import SCENARIOS, Run, hosts, linked, run, steps_of
 
 LOCKSTEP_STEPS = 40
@@ -96,7 +96,7 @@ def test_a_wrong_time_fails_planned_and_lockstep_runs() -> None:
     served = run("tp")
     replica, block, first = served.blocks[0]
     block = block.copy()
-    block[4, Rows._fields.index("duration_fs")] += 1
+    block[4, SpanColumns._fields.index("duration_fs")] += 1
     with linked(served, 2) as link:
         link.record(replica, block, first)
         with pytest.raises(
@@ -117,8 +117,8 @@ def test_slow_replicas_are_slow_on_their_devices_too(name: str, lockstep: bool) 
     block, first = steps_of(block, first, 60)
     block = block.copy()
     at, costs = len(block) // 2, served.logs[0].costs
-    duration = Rows._fields.index("duration_fs")
-    normal = Rows(*block[at:].T.copy())
+    duration = SpanColumns._fields.index("duration_fs")
+    normal = SpanColumns(*block[at:].T.copy())
     block[at:, duration] = durations(costs.slowed(1500), normal, first[at:])
     assert (block[at:, duration] > normal.duration_fs).all()
     found = []

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pimserve.arrays import IntArray
 from pimserve.cluster.base.rpc.statuses import HostUnavailableError
 from pimserve.cluster.distributed.devices.device_host import DeviceHost
 from pimserve.cluster.distributed.devices.driver import DeviceDriver
-from pimserve.device_models.experts import IntArray
 from pimserve.errors import InputError
 from tests.cluster.distributed.devices.served import hosts, link_to, linked, run, steps_of
 from tests.cluster.distributed.devices.test_hosts import check_against_logs, without_audit

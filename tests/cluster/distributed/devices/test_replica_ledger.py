@@ -11,13 +11,13 @@ from pimserve.cluster.distributed.devices.audit import Audit, durations
 from pimserve.cluster.distributed.devices.ledgers import share
 from pimserve.errors import InputError
 from pimserve.scheduler.ledger import ReplicaLedger, TimesDifferError
-from pimserve.scheduler.steplog import Rows
+from pimserve.scheduler.steplog import SpanColumns
 from tests.cluster.distributed.devices.served import SCENARIOS, run
 from tests.scheduler.test_laws import Run, runs
 
 
-def columns(block: np.ndarray) -> Rows:
-    return Rows(*np.ascontiguousarray(block.T))
+def columns(block: np.ndarray) -> SpanColumns:
+    return SpanColumns(*np.ascontiguousarray(block.T))
 
 
 def totals(log_or_ledger: Any) -> tuple[Any, ...]:
@@ -70,7 +70,7 @@ def test_a_femtosecond_too_much_is_found_in_any_span(name: str) -> None:
     replica, block, first = served.blocks[0]
     for at in (0, len(block) // 2, len(block) - 1):
         wrong = block.copy()
-        wrong[at, Rows._fields.index("duration_fs")] += 1
+        wrong[at, SpanColumns._fields.index("duration_fs")] += 1
         costs = served.logs[replica].costs
         with pytest.raises(TimesDifferError, match=rf"steps? {first[at]}\b") as error:
             ReplicaLedger(costs).take(columns(wrong), first)
