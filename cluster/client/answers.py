@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, MutableSequence
+from dataclasses import dataclass, is_dataclass
 from datetime import UTC, datetime
-from typing import Any
+from functools import cache
+from typing import Any, TypeVar, get_args, get_type_hints
 
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from pimserve.v1 import scheduler_pb2 as sched
 from pimserve.v1 import simulation_pb2 as sim
 
 ENDED = ("finished", "failed", "cancelled")
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,101 +199,64 @@ class Injected:
     first_request: int
 
 
+def read(kind: type[Answer], message: Message, **given: object) -> Answer:
+    """A message as the dataclass whose fields it has; `given` are those that it does not have, or not so.
+
+    Enumerations are the last words of their names; what is optional and not there is None.
+    """
+    hints = _hints(kind)  # type: ignore[arg-type]  # classes are hashable
+    values = {
+        field.name: _value(message, field, hints[field.name])
+        for field in message.DESCRIPTOR.fields
+        if field.name in hints and field.name not in given
+    }
+    return kind(**values, **given)
+
+
 def run(message: sim.Run) -> Run:
     """A run."""
     queued = message.state == sim.RUN_STATE_QUEUED
-    created = _moment(message, "created_at")
-    assert created is not None
-    return Run(
-        id=message.id,
-        name=message.name,
-        state=_word(sim.RunState.Name(message.state)),
+    return read(
+        Run,
+        message,
         speed=message.options.speed,
-        created_at=created,
-        started_at=_moment(message, "started_at"),
-        ended_at=_moment(message, "ended_at"),
-        progress=Progress(**_fields(message.progress)) if message.HasField("progress") else None,
-        error=message.error,
-        restarts=message.restarts,
         queue_position=message.queue_position if queued else None,
     )
 
 
-def validated(message: sim.ValidateResponse) -> Validated:
-    """A scenario."""
-    return Validated(**{**_fields(message), "warnings": tuple(message.warnings)})
-
-
-def replicas(message: sched.GetReplicasResponse) -> Replicas:
-    """All replicas."""
-    return Replicas(message.simulated_s, tuple(Replica(**_fields(replica)) for replica in message.replicas))
-
-
-def request(message: sched.DescribeRequestResponse) -> Request:
-    """A request."""
-    return Request(**{**_fields(message), "state": _word(sched.RequestState.Name(message.state))})
-
-
 def latencies(message: sched.GetLatenciesResponse) -> Latencies:
     """Latencies."""
-    slo = _fields(message.slo)
-    return Latencies(
-        simulated_s=message.simulated_s,
-        measured_from_s=message.measured_from_s,
-        measured_until_s=message.measured_until_s if message.HasField("measured_until_s") else None,
-        latencies={
-            latency.name: Latency(
-                latency.count,
-                latency.mean_s if latency.HasField("mean_s") else None,
-                {percentile.percent: percentile.value_s for percentile in latency.percentiles},
-            )
-            for latency in message.latencies
-        },
-        **{**slo, "limits_s": dict(message.slo.limits_s)},
-    )
-
-
-def ledgers(message: sched.GetLedgersResponse) -> Ledgers:
-    """All ledgers."""
-    return Ledgers(
-        message.simulated_s,
-        tuple(Ledger(**{**_fields(ledger), "busy_s": dict(ledger.busy_s)}) for ledger in message.ledgers),
-    )
-
-
-def placement(message: sched.GetPlacementResponse) -> Placement:
-    """The placement."""
-    return Placement(
-        message.model,
-        message.device,
-        tuple(
-            ReplicaPlacement(**{**_fields(replica), "parallelism": dict(replica.parallelism)})
-            for replica in message.replicas
-        ),
-    )
-
-
-def injected(message: sched.InjectRequestsResponse) -> Injected:
-    """What came of an injection."""
-    return Injected(message.simulated_s, message.first_request)
-
-
-def _fields(message: Any) -> dict[str, Any]:  # noqa: ANN401 any message
-    """Values of a message but the deprecated ones; None where a value is optional and not there."""
-    return {
-        field.name: None
-        if field.containing_oneof is not None and not message.HasField(field.name)
-        else getattr(message, field.name)
-        for field in message.DESCRIPTOR.fields
-        if not field.GetOptions().deprecated
+    by_name = {
+        latency.name: read(
+            Latency,
+            latency,
+            percentiles={percentile.percent: percentile.value_s for percentile in latency.percentiles},
+        )
+        for latency in message.latencies
     }
+    slo = {field.name: _value(message.slo, field, None) for field in message.slo.DESCRIPTOR.fields}
+    return read(Latencies, message, latencies=by_name, **slo)
 
 
-def _moment(message: sim.Run, name: str) -> datetime | None:
-    stamp: Timestamp = getattr(message, name)
-    return stamp.ToDatetime(UTC) if message.HasField(name) else None  # type: ignore[arg-type]
+def _value(message: Message, field: Any, hint: Any) -> Any:  # noqa: ANN401 a descriptor, a type, and a value of it
+    """The value of a field, for a field of a dataclass that has this type."""
+    if field.has_presence and not message.HasField(field.name):
+        return None
+    value = getattr(message, field.name)
+    if field.enum_type is not None:
+        return field.enum_type.values_by_number[value].name.rpartition("_")[2].lower()
+    if isinstance(value, Timestamp):
+        return value.ToDatetime(UTC)
+    if isinstance(value, Mapping):
+        return dict(value)
+    inner: Any = next((kind for kind in (hint, *get_args(hint)) if is_dataclass(kind)), None)
+    if isinstance(value, Message):
+        return read(inner, value)
+    if isinstance(value, MutableSequence):
+        return tuple(value if inner is None else (read(inner, entry) for entry in value))
+    return value
 
 
-def _word(name: str) -> str:
-    """The last word of an enumeration's name."""
-    return name.rpartition("_")[2].lower()
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)

@@ -6,9 +6,12 @@ import json
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import grpc
+from google.protobuf import message_factory
+from google.protobuf.message import Message
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 
 from pimserve.cluster.base.rpc.rules import MAX_SCENARIO_BYTES
@@ -20,11 +23,10 @@ from pimserve.v1 import simulation_pb2 as sim
 
 Answer = TypeVar("Answer")
 
-_SIMULATIONS, _SCHEDULER = "pimserve.v1.SimulationService", "pimserve.v1.SchedulerService"
 _IDEMPOTENT = {
     # Launch has a key that tells a second attempt.
-    _SIMULATIONS: ("Validate", "Launch", "Get", "List", "Pause", "Resume", "Cancel"),
-    _SCHEDULER: ("GetReplicas", "DescribeRequest", "GetLatencies", "GetLedgers", "GetPlacement"),
+    "pimserve.v1.SimulationService": ("Validate", "Launch", "Get", "List", "Pause", "Resume", "Cancel"),
+    "pimserve.v1.SchedulerService": ("GetReplicas", "DescribeRequest", "GetLatencies", "GetLedgers", "GetPlacement"),
 }
 _RETRY = {
     "maxAttempts": 5,
@@ -66,22 +68,27 @@ class ServiceError(PimserveError):
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[Answer]):
-    """One call."""
+    """One call: its request, whose name is that of the method, and how its answer is read."""
 
-    service: str
-    method: str
-    request: Any
+    request: Message
     read: Callable[[Any], Answer]
+
+    @property
+    def method(self) -> Any:  # noqa: ANN401 a descriptor
+        """What is called."""
+        kind = self.request.DESCRIPTOR
+        (service,) = kind.file.services_by_name.values()
+        return service.methods_by_name[kind.name.removesuffix("Request")]
 
     @property
     def path(self) -> str:
         """As gRPC names it."""
-        return f"/{self.service}/{self.method}"
+        return f"/{self.method.containing_service.full_name}/{self.method.name}"
 
-
-def response_type(call: Call[Any]) -> Any:  # noqa: ANN401 a class of messages
-    """The class of a call's answers."""
-    return getattr(sim if call.service == _SIMULATIONS else sched, f"{call.method}Response")
+    @property
+    def parse(self) -> Callable[[bytes], Message]:
+        """Makes answers of bytes."""
+        return message_factory.GetMessageClass(self.method.output_type).FromString
 
 
 def error_of(error: grpc.RpcError, address: str) -> ServiceError:
@@ -120,7 +127,7 @@ def validate(scenario: str, overrides: Sequence[str] = (), trace: str = "") -> C
         ServiceError: it is not acceptable (`violations` says where), or the server does not answer.
     """
     request = sim.ValidateRequest(scenario=_document(scenario, overrides, trace))
-    return Call(_SIMULATIONS, "Validate", request, answers.validated)
+    return Call(request, partial(answers.read, answers.Validated))
 
 
 def launch(
@@ -147,7 +154,7 @@ def launch(
         options=sim.LaunchOptions(speed=speed, paused=paused),
         idempotency_key=idempotency_key or str(uuid.uuid4()),
     )
-    return Call(_SIMULATIONS, "Launch", request, lambda answer: answers.run(answer.run))
+    return Call(request, _run_of)
 
 
 def _document(yaml: str, overrides: Sequence[str], trace: str) -> sim.ScenarioDocument:
@@ -164,20 +171,18 @@ def _document(yaml: str, overrides: Sequence[str], trace: str) -> sim.ScenarioDo
 
 def get(run_id: str) -> Call[answers.Run]:
     """One run."""
-    return Call(_SIMULATIONS, "Get", sim.GetRequest(run_id=run_id), lambda answer: answers.run(answer.run))
+    return Call(sim.GetRequest(run_id=run_id), _run_of)
 
 
 def scenario(run_id: str) -> Call[str]:
     """The scenario of a run, with all defaults and catalogue entries; YAML."""
-    return Call(_SIMULATIONS, "Get", sim.GetRequest(run_id=run_id), lambda answer: str(answer.scenario_yaml))
+    return Call(sim.GetRequest(run_id=run_id), lambda answer: str(answer.scenario_yaml))
 
 
 def page(states: Sequence[str], token: str, size: int) -> Call[tuple[list[answers.Run], str]]:
     """A page of runs, and the token of the next."""
     numbers = [sim.RunState.Value(f"RUN_STATE_{state.upper()}") for state in states]
     return Call(
-        _SIMULATIONS,
-        "List",
         sim.ListRequest(page_size=size, page_token=token, states=numbers),
         lambda answer: ([answers.run(run) for run in answer.runs], answer.next_page_token),
     )
@@ -186,59 +191,59 @@ def page(states: Sequence[str], token: str, size: int) -> Call[tuple[list[answer
 def watch(run_id: str, interval_s: float) -> Call[answers.Run]:
     """A run as it goes: a stream."""
     request = sim.WatchRequest(run_id=run_id, interval_s=interval_s)
-    return Call(_SIMULATIONS, "Watch", request, lambda answer: answers.run(answer.run))
+    return Call(request, _run_of)
 
 
 def pause(run_id: str) -> Call[float]:
     """Hold a run; returns the simulated time, s."""
-    return Call(_SIMULATIONS, "Pause", sim.PauseRequest(run_id=run_id), _simulated_s)
+    return Call(sim.PauseRequest(run_id=run_id), _simulated_s)
 
 
 def resume(run_id: str) -> Call[float]:
     """Let a run go on; returns the simulated time, s."""
-    return Call(_SIMULATIONS, "Resume", sim.ResumeRequest(run_id=run_id), _simulated_s)
+    return Call(sim.ResumeRequest(run_id=run_id), _simulated_s)
 
 
 def cancel(run_id: str) -> Call[answers.Run]:
     """End a run without results; it may take until the end of its window."""
-    return Call(_SIMULATIONS, "Cancel", sim.CancelRequest(run_id=run_id), lambda answer: answers.run(answer.run))
+    return Call(sim.CancelRequest(run_id=run_id), _run_of)
 
 
 def delete(run_id: str) -> Call[None]:
     """Forget a run that has ended, and its results."""
-    return Call(_SIMULATIONS, "Delete", sim.DeleteRequest(run_id=run_id), lambda _: None)
+    return Call(sim.DeleteRequest(run_id=run_id), lambda _: None)
 
 
 def results(run_id: str, names: Sequence[str]) -> Call[sim.GetResultsResponse]:
     """What it left: a stream."""
-    return Call(_SIMULATIONS, "GetResults", sim.GetResultsRequest(run_id=run_id, names=names), lambda answer: answer)
+    return Call(sim.GetResultsRequest(run_id=run_id, names=names), lambda answer: answer)
 
 
 def replicas(run_id: str) -> Call[answers.Replicas]:
     """Queue and batch of every replica of a run that goes on."""
-    return Call(_SCHEDULER, "GetReplicas", sched.GetReplicasRequest(run_id=run_id), answers.replicas)
+    return Call(sched.GetReplicasRequest(run_id=run_id), partial(answers.read, answers.Replicas))
 
 
 def request(run_id: str, number: int) -> Call[answers.Request]:
     """One request's life."""
     asked = sched.DescribeRequestRequest(run_id=run_id, request=number)
-    return Call(_SCHEDULER, "DescribeRequest", asked, answers.request)
+    return Call(asked, partial(answers.read, answers.Request))
 
 
 def latencies(run_id: str, percentiles: Sequence[float] = ()) -> Call[answers.Latencies]:
     """Percentiles so far (default: 50, 90, 99), and SLO attainment."""
     asked = sched.GetLatenciesRequest(run_id=run_id, percentiles=percentiles)
-    return Call(_SCHEDULER, "GetLatencies", asked, answers.latencies)
+    return Call(asked, answers.latencies)
 
 
 def ledgers(run_id: str) -> Call[answers.Ledgers]:
     """What the devices of each replica have done."""
-    return Call(_SCHEDULER, "GetLedgers", sched.GetLedgersRequest(run_id=run_id), answers.ledgers)
+    return Call(sched.GetLedgersRequest(run_id=run_id), partial(answers.read, answers.Ledgers))
 
 
 def placement(run_id: str) -> Call[answers.Placement]:
     """Which devices each replica has."""
-    return Call(_SCHEDULER, "GetPlacement", sched.GetPlacementRequest(run_id=run_id), answers.placement)
+    return Call(sched.GetPlacementRequest(run_id=run_id), partial(answers.read, answers.Placement))
 
 
 def change_scheduler(
@@ -252,12 +257,12 @@ def change_scheduler(
     asked = sched.ChangeSchedulerRequest(
         run_id=run_id, router=router, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens
     )
-    return Call(_SCHEDULER, "ChangeScheduler", asked, _simulated_s)
+    return Call(asked, _simulated_s)
 
 
 def scale_rate(run_id: str, factor: float) -> Call[float]:
     """Let requests come `factor` times as fast from now on; returns since which simulated time, s."""
-    return Call(_SCHEDULER, "ScaleRate", sched.ScaleRateRequest(run_id=run_id, factor=factor), _simulated_s)
+    return Call(sched.ScaleRateRequest(run_id=run_id, factor=factor), _simulated_s)
 
 
 def inject(
@@ -267,7 +272,11 @@ def inject(
     asked = sched.InjectRequestsRequest(
         run_id=run_id, input_tokens=input_tokens, output_tokens=output_tokens, delay_s=delay_s
     )
-    return Call(_SCHEDULER, "InjectRequests", asked, answers.injected)
+    return Call(asked, partial(answers.read, answers.Injected))
+
+
+def _run_of(answer: Any) -> answers.Run:  # noqa: ANN401 any message with that field
+    return answers.run(answer.run)
 
 
 def _simulated_s(answer: Any) -> float:  # noqa: ANN401 any message with that field

@@ -17,8 +17,8 @@ import inspect
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from types import ModuleType, TracebackType
+from typing import Any, ClassVar, Generic, ParamSpec, Self, TypeVar, overload
 
 import grpc
 import grpc.aio
@@ -44,46 +44,79 @@ def _serialize(request: Any) -> bytes:  # noqa: ANN401 any message
     return data
 
 
-class _Base:
-    """What both clients know: where the server is, and what it asks for."""
+class _Method(Generic[Parameters, Answer]):
+    """The method of a client that makes a call; of the asynchronous one, a coroutine."""
 
-    def __init__(self, address: str, token: str | None, timeout_s: float) -> None:
+    def __init__(self, make: Callable[Parameters, Call[Answer]]) -> None:
+        def method(self: Any, /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Any:  # noqa: ANN401
+            return self._do(make(*args, **kwargs))
+
+        # So that help shows a method with the name, arguments and text of its call.
+        method.__name__, method.__doc__ = make.__name__, make.__doc__
+        own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+        signature = inspect.Signature([own, *inspect.signature(make).parameters.values()])
+        method.__signature__ = signature  # type: ignore[attr-defined]
+        self._method = method
+
+    @overload
+    def __get__(self, client: Client, kind: type[Client]) -> Callable[Parameters, Answer]: ...
+
+    @overload
+    def __get__(
+        self, client: AsyncClient, kind: type[AsyncClient]
+    ) -> Callable[Parameters, Coroutine[Any, Any, Answer]]: ...
+
+    def __get__(self, client: Any, kind: type) -> Any:
+        return self._method.__get__(client, kind)
+
+
+class _Base:
+    """What both clients are: a channel of their library, and what their calls have in common."""
+
+    _library: ClassVar[ModuleType]
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        token: str | None = None,
+        tls: TlsFiles = NO_TLS,
+        timeout_s: float = _TIMEOUT_S,
+    ) -> None:
         self.address = address
         self._metadata = bearer(token)
         self._timeout_s = timeout_s
+        self._channel = client_channel(self._library, address, channel_credentials(tls), calls.SERVICE_CONFIG)
+
+    validate = _Method(calls.validate)
+    launch = _Method(calls.launch)
+    get = _Method(calls.get)
+    scenario = _Method(calls.scenario)
+    pause = _Method(calls.pause)
+    resume = _Method(calls.resume)
+    cancel = _Method(calls.cancel)
+    delete = _Method(calls.delete)
+    replicas = _Method(calls.replicas)
+    request = _Method(calls.request)
+    latencies = _Method(calls.latencies)
+    ledgers = _Method(calls.ledgers)
+    placement = _Method(calls.placement)
+    change_scheduler = _Method(calls.change_scheduler)
+    scale_rate = _Method(calls.scale_rate)
+    inject = _Method(calls.inject)
+
+    def _start(self, call: Call[Any]) -> Any:  # noqa: ANN401 as the library has it
+        """Make a call that has one answer."""
+        method = self._channel.unary_unary(call.path, _serialize, call.parse)
+        return method(call.request, timeout=self._timeout_s, metadata=self._metadata)
+
+    def _open(self, call: Call[Any]) -> Any:  # noqa: ANN401
+        """Open a stream of answers."""
+        return self._channel.unary_stream(call.path, _serialize, call.parse)(call.request, metadata=self._metadata)
 
     def _may_wait(self, error: ServiceError, lost_at: float | None) -> bool:
         """Whether a watch that broke off may find its server again."""
         return error.code == "UNAVAILABLE" and lost_at is not None and time.monotonic() - lost_at < _RECONNECT_S
-
-
-def _unary(make: Callable[Parameters, Call[Answer]]) -> Callable[Concatenate[Client, Parameters], Answer]:
-    """The method of a client that makes a call."""
-
-    def method(self: Client, /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Answer:
-        return self._do(make(*args, **kwargs))
-
-    _describe(method, make)
-    return method
-
-
-def _unary_async(
-    make: Callable[Parameters, Call[Answer]],
-) -> Callable[Concatenate[AsyncClient, Parameters], Coroutine[Any, Any, Answer]]:
-    """The same of an asynchronous client."""
-
-    async def method(self: AsyncClient, /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Answer:
-        return await self._do(make(*args, **kwargs))
-
-    _describe(method, make)
-    return method
-
-
-def _describe(method: Any, make: Callable[..., Any]) -> None:  # noqa: ANN401 a function
-    """Let help show a method with the name, arguments and text of its call."""
-    method.__name__, method.__doc__ = make.__name__, make.__doc__
-    own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
-    method.__signature__ = inspect.Signature([own, *inspect.signature(make).parameters.values()])
 
 
 class Client(_Base):
@@ -96,17 +129,7 @@ class Client(_Base):
         timeout_s: for each call, s; streams have no limit.
     """
 
-    def __init__(
-        self,
-        address: str = DEFAULT_ADDRESS,
-        *,
-        token: str | None = None,
-        tls: TlsFiles = NO_TLS,
-        timeout_s: float = _TIMEOUT_S,
-    ) -> None:
-        super().__init__(address, token, timeout_s)
-        credentials = channel_credentials(tls)
-        self._channel: grpc.Channel = client_channel(grpc, address, credentials, calls.SERVICE_CONFIG)
+    _library: ClassVar[ModuleType] = grpc
 
     def __enter__(self) -> Self:
         return self
@@ -117,23 +140,6 @@ class Client(_Base):
     def close(self) -> None:
         """Close the connection."""
         self._channel.close()
-
-    validate = _unary(calls.validate)
-    launch = _unary(calls.launch)
-    get = _unary(calls.get)
-    scenario = _unary(calls.scenario)
-    pause = _unary(calls.pause)
-    resume = _unary(calls.resume)
-    cancel = _unary(calls.cancel)
-    delete = _unary(calls.delete)
-    replicas = _unary(calls.replicas)
-    request = _unary(calls.request)
-    latencies = _unary(calls.latencies)
-    ledgers = _unary(calls.ledgers)
-    placement = _unary(calls.placement)
-    change_scheduler = _unary(calls.change_scheduler)
-    scale_rate = _unary(calls.scale_rate)
-    inject = _unary(calls.inject)
 
     def list(self, states: Sequence[str] = ()) -> Iterator[Run]:
         """All runs, newest first; with `states`, those in one of them."""
@@ -167,15 +173,13 @@ class Client(_Base):
         return receiver.sizes
 
     def _do(self, call: Call[Answer]) -> Answer:
-        method = self._channel.unary_unary(call.path, _serialize, calls.response_type(call).FromString)
         try:
-            return call.read(method(call.request, timeout=self._timeout_s, metadata=self._metadata))
+            return call.read(self._start(call))
         except grpc.RpcError as error:
             raise error_of(error, self.address) from None
 
     def _stream(self, call: Call[Answer]) -> Iterator[Answer]:
-        method = self._channel.unary_stream(call.path, _serialize, calls.response_type(call).FromString)
-        stream = method(call.request, metadata=self._metadata)
+        stream = self._open(call)
         try:
             for answer in stream:
                 yield call.read(answer)
@@ -188,18 +192,7 @@ class Client(_Base):
 class AsyncClient(_Base):
     """The same as a coroutine each; an asynchronous context manager. See `Client` for what methods do and raise."""
 
-    def __init__(
-        self,
-        address: str = DEFAULT_ADDRESS,
-        *,
-        token: str | None = None,
-        tls: TlsFiles = NO_TLS,
-        timeout_s: float = _TIMEOUT_S,
-    ) -> None:
-        super().__init__(address, token, timeout_s)
-        self._channel: grpc.aio.Channel = client_channel(
-            grpc.aio, address, channel_credentials(tls), calls.SERVICE_CONFIG
-        )
+    _library: ClassVar[ModuleType] = grpc.aio
 
     async def __aenter__(self) -> Self:
         return self
@@ -212,23 +205,6 @@ class AsyncClient(_Base):
     async def close(self) -> None:
         """Close the connection."""
         await self._channel.close()
-
-    validate = _unary_async(calls.validate)
-    launch = _unary_async(calls.launch)
-    get = _unary_async(calls.get)
-    scenario = _unary_async(calls.scenario)
-    pause = _unary_async(calls.pause)
-    resume = _unary_async(calls.resume)
-    cancel = _unary_async(calls.cancel)
-    delete = _unary_async(calls.delete)
-    replicas = _unary_async(calls.replicas)
-    request = _unary_async(calls.request)
-    latencies = _unary_async(calls.latencies)
-    ledgers = _unary_async(calls.ledgers)
-    placement = _unary_async(calls.placement)
-    change_scheduler = _unary_async(calls.change_scheduler)
-    scale_rate = _unary_async(calls.scale_rate)
-    inject = _unary_async(calls.inject)
 
     async def list(self, states: Sequence[str] = ()) -> AsyncIterator[Run]:
         """All runs, newest first."""
@@ -263,15 +239,13 @@ class AsyncClient(_Base):
         return receiver.sizes
 
     async def _do(self, call: Call[Answer]) -> Answer:
-        method = self._channel.unary_unary(call.path, _serialize, calls.response_type(call).FromString)
         try:
-            return call.read(await method(call.request, timeout=self._timeout_s, metadata=self._metadata))
+            return call.read(await self._start(call))
         except grpc.aio.AioRpcError as error:
             raise error_of(error, self.address) from None
 
     async def _stream(self, call: Call[Answer]) -> AsyncIterator[Answer]:
-        method = self._channel.unary_stream(call.path, _serialize, calls.response_type(call).FromString)
-        stream = method(call.request, metadata=self._metadata)
+        stream = self._open(call)
         try:
             async for answer in stream:
                 yield call.read(answer)

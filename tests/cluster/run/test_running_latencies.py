@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pimserve.cluster.cli.service_tables import request_page, slo_line
+from pimserve.cluster.client.answers import Request, read
 from pimserve.cluster.client.answers import latencies as answered
-from pimserve.cluster.client.answers import request as described
 from pimserve.cluster.run.live_control import LiveControl
 from pimserve.cluster.run.running_latencies import NAMES, Quantiles, RunningLatencies
 from pimserve.cluster.scenario.document import load_scenario
@@ -67,10 +67,10 @@ def test_the_life_of_a_rejected_request_says_why():
     _, control = watched("scheduler.max_model_len=1000", "workload.num_requests=40")
     prompts = control.snapshot.columns["input_tokens"]
     for number, tokens in enumerate(prompts.tolist()):
-        found = described(life(control.snapshot, number))
+        found = read(Request, life(control.snapshot, number))
         assert found.state == ("rejected" if tokens >= 1000 else "finished")
         assert found.reject_reason == ("max_model_len" if tokens >= 1000 else None)
-    page = request_page(described(life(control.snapshot, int(np.argmax(prompts)))))
+    page = request_page(read(Request, life(control.snapshot, int(np.argmax(prompts)))))
     assert "longer than max_model_len" in [str(cell) for column in page.columns for cell in column.cells]
 
 
