@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
-from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -55,36 +53,6 @@ class Process:
                 os.kill(self.pid, number)
             except ProcessLookupError:
                 return
-
-
-class Deaths:
-    """Of a process that is replaced when it dies: how often that has happened lately.
-
-    Args:
-        most: deaths within `span_s` that are made good.
-        span_s: wall time.
-    """
-
-    def __init__(self, most: int, span_s: float) -> None:
-        self._most = most
-        self._span_s = span_s
-        self._times_s: deque[float] = deque()
-
-    def add(self) -> int:
-        """Another death, now; returns how many there were within the span."""
-        now_s = time.monotonic()
-        self._times_s.append(now_s)
-        while self._times_s[0] < now_s - self._span_s:
-            self._times_s.popleft()
-        return len(self._times_s)
-
-    @property
-    def too_many(self) -> bool:
-        """Whether it is not to be replaced any more."""
-        return len(self._times_s) > self._most
-
-    def __str__(self) -> str:
-        return f"died {len(self._times_s)} times within {self._span_s:g} s"
 
 
 def _started(pid: int) -> str | None:

@@ -18,8 +18,8 @@ from pimserve.errors import InputError
 
 if TYPE_CHECKING:
     from pimserve.cluster.distributed.devices.driver import DeviceDriver
+    from pimserve.cluster.distributed.hosts.host_supervisor import HostSupervisor
     from pimserve.cluster.distributed.hosts.ray_cluster import RayCluster
-    from pimserve.cluster.distributed.hosts.supervisor import Supervisor
     from pimserve.cluster.scenario.pools import PlacedPool
     from pimserve.cluster.scenario.prepared import Prepared
     from pimserve.scheduler.fleet import Fleet, RowSink
@@ -66,7 +66,7 @@ class Spread:
 class Distributed:
     """The parts of one run on hosts. Makes the run's shards (`Deployment.shards`)."""
 
-    def __init__(self, supervisor: Supervisor[Any], spread: Spread, prepared: Prepared, token: str) -> None:
+    def __init__(self, supervisor: HostSupervisor[Any], spread: Spread, prepared: Prepared, token: str) -> None:
         self.supervisor = supervisor
         self.spread = spread
         self.window_wall_s = _WINDOW_WALL_S if spread.devices is not None else None
@@ -165,7 +165,7 @@ def distributed(prepared: Prepared, cluster: RayCluster | None, spread: Spread) 
     if cluster is None:
         from pimserve.cluster.distributed.hosts.process_supervisor import ProcessSupervisor  # noqa: PLC0415
 
-        supervisor: Supervisor[Any] = ProcessSupervisor(specs)
+        supervisor: HostSupervisor[Any] = ProcessSupervisor(specs)
     else:
         from pimserve.cluster.distributed.hosts.ray_supervisor import RaySupervisor  # noqa: PLC0415
 

@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 
 
 class Hosts(Protocol):
-    """Where hosts are, and how to get another in the place of one; a `Supervisor`."""
+    """Where hosts are, and how to get another in the place of one; a `HostSupervisor`."""
 
     def endpoint(self, name: str) -> Endpoint:
         """Where it is now."""

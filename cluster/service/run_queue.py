@@ -59,7 +59,7 @@ class RunQueue:
         self.stopping = False
         self._data = data
         self._limits = limits
-        self._workers = WorkerSupervisor(data, worker, self._on_progress)
+        self._workers = WorkerSupervisor(data, worker, self._is_held, self._on_progress)
         self._lock = threading.RLock()
         self._changed = threading.Condition()
         self._version = 0
@@ -87,7 +87,7 @@ class RunQueue:
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join()
-        self._workers.stop()
+        self._workers.close()
 
     def launch(
         self, scenario: str, name: str, *, speed: float, paused: bool, key: str, digest: str
@@ -147,7 +147,7 @@ class RunQueue:
             )
         if record.state == "queued":
             raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, f"run {run_id} is still in the queue")
-        link = self._workers.links.get(run_id)
+        link = self._workers.children.get(run_id)
         if link is None or link.simulation is None:
             raise RefusedError(grpc.StatusCode.UNAVAILABLE, f"run {run_id} is starting; try again")
         return link
@@ -170,7 +170,7 @@ class RunQueue:
         """End a run without results; one that has ended stays as it is."""
         with self._lock:
             record = self.record(run_id)
-            link = self._workers.links.get(run_id)
+            link = self._workers.children.get(run_id)
             if record.state in ACTIVE and link is not None:
                 self.registry.cancel(run_id)
             elif record.state not in ENDED:
@@ -228,7 +228,7 @@ class RunQueue:
             self._wake.wait(_TICK_S)
 
     def _tick(self) -> None:
-        for run_id, code in self._workers.ended():
+        for run_id, code in self._workers.take_ended().items():
             self._worker_ended(run_id, code)
         for run_id in self._workers.due():
             self._start(self.record(run_id))
@@ -244,9 +244,12 @@ class RunQueue:
             self.registry.start(record.id, "paused" if record.start_paused else "running")
             self._start(self.record(record.id))
 
+    def _is_held(self, run_id: str) -> bool:
+        return self.record(run_id).state == "paused"
+
     def _start(self, record: Record) -> None:
         try:
-            self._workers.start(record.id, held=record.state == "paused")
+            self._workers.start(record.id)
         except OSError as error:
             self._end(record.id, "failed", f"its process cannot be started: {error}")
         self.notify()
@@ -258,7 +261,7 @@ class RunQueue:
         if self._workers.adopt(record.id):
             LOG.info("run %s: its worker goes on", record.id)
             if record.cancelled:
-                self._workers.links[record.id].end()
+                self._workers.children[record.id].end()
         elif record.cancelled:
             self._end(record.id, "cancelled")
         elif not self._data.run(record.id).path.is_dir():
@@ -322,10 +325,10 @@ class RunQueue:
     def _hold_quota(self) -> None:
         """Fail the run that writes most when all together have written too much."""
         limit = self._limits.disk_bytes
-        if limit is None or not self._workers.links or self._usage() < limit:
+        if limit is None or not self._workers.children or self._usage() < limit:
             return
-        run_id = max(self._workers.links, key=lambda run_id: self._data.run(run_id).size())
-        self._workers.links[run_id].kill()
+        run_id = max(self._workers.children, key=lambda run_id: self._data.run(run_id).size())
+        self._workers.children[run_id].kill()
         shutil.rmtree(self._data.run(run_id).checkpoints, ignore_errors=True)  # else the next run would pay for it
         self._end(run_id, "failed", f"disk quota: all runs together may take up {limit:,} bytes")
 

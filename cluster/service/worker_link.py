@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import grpc
 
@@ -18,7 +17,7 @@ from pimserve.cluster.base.files import read_json
 from pimserve.cluster.base.locks import take_lock
 from pimserve.cluster.base.processes import Process
 from pimserve.cluster.base.rpc.channels import process_channel
-from pimserve.cluster.base.rpc.security import TOKEN_ENV, bearer
+from pimserve.cluster.base.rpc.security import bearer
 from pimserve.cluster.metrics.layout import Layout
 from pimserve.cluster.metrics.run_metrics import RunMetrics
 from pimserve.cluster.service.folders import RunFolder
@@ -35,11 +34,11 @@ UNKNOWN = 256  # exit code of a worker that is nobody's child any more
 
 
 class WorkerLink:
-    """A worker. Made by `start` or `adopt`.
+    """A worker.
 
     Args:
         folder: of the run.
-        process: the worker, as far as it is known.
+        process: the worker; None: one that was left behind, and may not have said yet where it is.
         child: the same if it is ours.
         on_progress: takes news of the run.
 
@@ -67,33 +66,6 @@ class WorkerLink:
         self.simulation: simulation_pb2_grpc.SimulationServiceStub | None = None
         self.scheduler: scheduler_pb2_grpc.SchedulerServiceStub | None = None
         self.metadata: tuple[tuple[str, str], ...] = ()
-
-    @classmethod
-    def start(
-        cls,
-        folder: RunFolder,
-        command: Sequence[str],
-        *,
-        held: bool,
-        on_progress: Callable[[simulation_pb2.Progress], None],
-    ) -> WorkerLink:
-        """Start a worker, in a session of its own: what ends the server does not end it."""
-        with folder.log.open("ab") as log:
-            child = subprocess.Popen(
-                [*command, str(folder.path), *(["--paused"] if held else [])],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd=folder.path,
-                env={key: value for key, value in os.environ.items() if key != TOKEN_ENV},
-                start_new_session=True,
-            )
-        return cls(folder, Process.of(child.pid), child, on_progress)
-
-    @classmethod
-    def adopt(cls, folder: RunFolder, *, on_progress: Callable[[simulation_pb2.Progress], None]) -> WorkerLink:
-        """Take over the worker of a server that is gone; it may not have said yet where it is."""
-        return cls(folder, None, None, on_progress)
 
     def poll(self) -> int | None:
         """The exit code of the worker if it has ended, or UNKNOWN; None while it runs."""
@@ -143,7 +115,7 @@ class WorkerLink:
         except grpc.RpcError:
             self.kill()
 
-    def stop(self) -> None:
+    def stop(self, grace_s: float) -> None:
         """Let it end for now."""
         if self._process is not None:
             self._process.signal(signal.SIGTERM)

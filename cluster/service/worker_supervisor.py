@@ -2,59 +2,53 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 
 from pimserve.cluster.base.locks import take_lock
-from pimserve.cluster.base.processes import Deaths
+from pimserve.cluster.base.processes import Process
+from pimserve.cluster.base.rpc.security import TOKEN_ENV
+from pimserve.cluster.base.supervisor import Patience, Supervisor
 from pimserve.cluster.metrics.run_metrics import RunMetrics
 from pimserve.cluster.service.folders import DataFolder
 from pimserve.cluster.service.worker_link import UNKNOWN, WorkerLink
 from pimserve.v1 import simulation_pb2
 
-_TICK_S = 0.1
-_MOST_RESTARTS, _DEATHS_S = 3, 120.0
+_PATIENCE = Patience(deaths=3, span_s=120.0, stop_s=10.0)
 _AGAIN_S = 1.0
-_STOP_S = 10.0
 _METRICS_KEPT_S, _MOST_KEPT = 120.0, 20  # of runs that have ended
 
 
-class WorkerSupervisor:
+class WorkerSupervisor(Supervisor[WorkerLink]):
     """Workers by the id of their run. `metrics` may be called from any thread, the rest from one at a time.
 
     Args:
         data: the server's folder.
         command: that runs a run's folder.
+        held: whether a run is held as it begins.
         on_progress: takes news of a run.
-
-    Attributes:
-        links: to the workers that are there.
     """
 
     def __init__(
-        self, data: DataFolder, command: Sequence[str], on_progress: Callable[[str, simulation_pb2.Progress], None]
+        self,
+        data: DataFolder,
+        command: Sequence[str],
+        held: Callable[[str], bool],
+        on_progress: Callable[[str, simulation_pb2.Progress], None],
     ) -> None:
-        self.links: dict[str, WorkerLink] = {}
+        super().__init__(_PATIENCE)
         self._data = data
         self._command = tuple(command)
+        self._held = held
         self._on_progress = on_progress
-        self._deaths: dict[str, Deaths] = {}
         self._restart_at: dict[str, float] = {}  # of runs whose worker has ended
         self._last_metrics: dict[str, tuple[float, RunMetrics]] = {}  # of runs that ended lately, and until when
 
     def __len__(self) -> int:
         """Runs that have a worker, or are about to."""
-        return len(self.links) + len(self._restart_at)
-
-    def start(self, run_id: str, *, held: bool) -> None:
-        """Start the worker of a run.
-
-        Raises:
-            OSError: it cannot be started.
-        """
-        self.links[run_id] = WorkerLink.start(
-            self._data.run(run_id), self._command, held=held, on_progress=self._progress_of(run_id)
-        )
+        return len(self.children) + len(self._restart_at)
 
     def adopt(self, run_id: str) -> bool:
         """Take over the worker of a run that a server left which is gone; whether there is one."""
@@ -65,20 +59,20 @@ class WorkerSupervisor:
         if lock is not None:
             lock.close()
             return False
-        self.links[run_id] = WorkerLink.adopt(folder, on_progress=self._progress_of(run_id))
+        self.children[run_id] = self._link(run_id, None)
         return True
 
-    def ended(self) -> list[tuple[str, int]]:
+    def take_ended(self) -> dict[str, int]:
         """Runs whose worker has ended since the last call, and its exit code."""
-        ended = []
-        for run_id, link in list(self.links.items()):
-            code = link.poll()
-            if code is not None:
-                link.take_last_news()
-                if link.metrics is not None:
-                    self._keep_metrics(run_id, link.metrics)
-                self.links.pop(run_id).close()
-                ended.append((run_id, code))
+        ended = self.ended()
+        for run_id in ended:
+            link = self.children.pop(run_id)
+            link.take_last_news()
+            link.close()
+            if link.metrics is not None:
+                self._last_metrics[run_id] = time.monotonic() + _METRICS_KEPT_S, link.metrics
+                if len(self._last_metrics) > _MOST_KEPT:
+                    del self._last_metrics[next(iter(self._last_metrics))]
         return ended
 
     def restart(self, run_id: str) -> None:
@@ -86,17 +80,14 @@ class WorkerSupervisor:
         self._restart_at[run_id] = time.monotonic() + _AGAIN_S
 
     def replace(self, run_id: str, code: int) -> str | None:
-        """Have another worker in the place of one that died, later each time; what is wrong if it dies too often.
+        """Have another worker in the place of one that died with that code, later each time.
 
-        Args:
-            run_id: of the run.
-            code: with which the worker ended.
+        Returns what is wrong if it dies too often.
         """
-        deaths = self._deaths.setdefault(run_id, Deaths(_MOST_RESTARTS, _DEATHS_S))
-        count = deaths.add()
-        if deaths.too_many:
-            return f"its process {deaths} ({cause_of(code)}); {self._data.run(run_id).log} may say why"
-        self._restart_at[run_id] = time.monotonic() + _AGAIN_S * (2 ** (count - 1) - 1)
+        if (deaths := self.died(run_id)) > self._patience.deaths:
+            times = f"{deaths} times within {self._patience.span_s:g} s"
+            return f"its process died {times} ({cause_of(code)}); {self._data.run(run_id).log} may say why"
+        self._restart_at[run_id] = time.monotonic() + _AGAIN_S * (2 ** (deaths - 1) - 1)
         return None
 
     def due(self) -> list[str]:
@@ -110,34 +101,39 @@ class WorkerSupervisor:
         """The run has ended: it gets no other worker."""
         self._restart_at.pop(run_id, None)
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """Let all workers end for now, and let go of them."""
-        for link in self.links.values():
-            link.stop()
-        end = time.monotonic() + _STOP_S
-        while time.monotonic() < end and any(link.poll() is None and link.known for link in self.links.values()):
-            time.sleep(_TICK_S)
-        for link in self.links.values():
+        links = list(self.children.values())
+        self.children = {run_id: link for run_id, link in self.children.items() if link.known}
+        self.stop(self._patience.stop_s)
+        for link in links:
             link.close()
 
     def metrics(self) -> list[RunMetrics]:
         """Of the runs that go on, and of those that ended within the last minutes, for the last scrape of them."""
         now = time.monotonic()
-        going_on = {run_id: link.metrics for run_id, link in self.links.copy().items()}
+        going_on = {run_id: link.metrics for run_id, link in self.children.copy().items()}
         ended = {run_id: metrics for run_id, (until, metrics) in self._last_metrics.copy().items() if until > now}
         return [metrics for metrics in {**ended, **going_on}.values() if metrics is not None]
 
-    def _progress_of(self, run_id: str) -> Callable[[simulation_pb2.Progress], None]:
-        return lambda progress: self._on_progress(run_id, progress)
+    def _launch(self, name: str, generation: int) -> WorkerLink:
+        """Start a worker, in a session of its own: what ends the server does not end it."""
+        folder = self._data.run(name)
+        with folder.log.open("ab") as log:
+            process = subprocess.Popen(
+                [*self._command, str(folder.path), *(["--paused"] if self._held(name) else [])],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=folder.path,
+                env={key: value for key, value in os.environ.items() if key != TOKEN_ENV},
+                start_new_session=True,
+            )
+        return self._link(name, process)
 
-    def _keep_metrics(self, run_id: str, metrics: RunMetrics) -> None:
-        now = time.monotonic()
-        for old, (until, _) in list(self._last_metrics.items()):
-            if until <= now:
-                del self._last_metrics[old]
-        while len(self._last_metrics) >= _MOST_KEPT:
-            del self._last_metrics[next(iter(self._last_metrics))]
-        self._last_metrics[run_id] = now + _METRICS_KEPT_S, metrics
+    def _link(self, run_id: str, process: subprocess.Popen[bytes] | None) -> WorkerLink:
+        known = None if process is None else Process.of(process.pid)
+        return WorkerLink(self._data.run(run_id), known, process, lambda progress: self._on_progress(run_id, progress))
 
 
 def cause_of(code: int) -> str:

@@ -10,13 +10,13 @@ import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
+from pimserve.cluster.base.supervisor import Patience
+from pimserve.cluster.distributed.hosts.host_supervisor import HostDiedError, HostSupervisor
 from pimserve.cluster.distributed.hosts.hosting import STOP_MARGIN_S, HostActor, HostSpec, Started
 from pimserve.cluster.distributed.hosts.ray_cluster import ON, RayCluster
-from pimserve.cluster.distributed.hosts.supervisor import HostDiedError, Patience, Supervisor
 from pimserve.errors import InputError, shortened
 
 if TYPE_CHECKING:
@@ -26,15 +26,50 @@ Placement = Literal["pack", "strict_pack", "spread"]
 _NEXT_TO_NOTHING = {"CPU": 0.001}  # a bundle must ask for something
 
 
-@dataclass(frozen=True, slots=True)
-class _Actor:
-    actor: Any  # handles and references have no types that Ray Client shares
-    started: Any
-    lifetime: Any
+class HostInActor:
+    """A host in a Ray actor.
+
+    Args:
+        actor: the actor.
+        spec: of the host.
+    """
+
+    def __init__(self, actor: Any, spec: HostSpec) -> None:  # noqa: ANN401 no type that Ray Client shares
+        self.actor = actor
+        self._started = actor.start.remote(spec.to_json())
+        self._lifetime = actor.lifetime.remote()
+
+    def poll(self) -> int | None:
+        """0 if it has ended; Ray says so about 10 ms after its death."""
+        import ray  # noqa: PLC0415
+
+        return 0 if ray.wait([self._lifetime], timeout=0)[0] else None
+
+    def started(self, timeout_s: float) -> Started | None:
+        """How its start ended; None if it has not within that time."""
+        import ray  # noqa: PLC0415
+
+        if not ray.wait([self._started], timeout=timeout_s)[0]:
+            return None
+        try:
+            return Started(*ray.get(self._started))
+        except ray.exceptions.RayError as error:
+            raise HostDiedError(_reason(error)) from None
+
+    def stop(self, grace_s: float) -> None:
+        """Tell it to stop in order."""
+        self.actor.stop.remote(grace_s)
+
+    def kill(self) -> None:
+        """End it at once."""
+        import ray  # noqa: PLC0415
+
+        with suppress(ray.exceptions.RayError, ValueError):
+            ray.kill(self.actor)
 
 
-class RaySupervisor(Supervisor[_Actor]):
-    """A `Supervisor` whose hosts are Ray actors, which end with this process.
+class RaySupervisor(HostSupervisor[HostInActor]):
+    """A `HostSupervisor` whose hosts are Ray actors, which end with this process.
 
     Args:
         cluster: where they live.
@@ -60,14 +95,6 @@ class RaySupervisor(Supervisor[_Actor]):
         self._namespace = f"{run}-{secrets.token_hex(4)}"  # names of a run that was killed may still be taken
         self._groups: list[PlacementGroup] = []
         self._places: dict[str, tuple[PlacementGroup, int]] = {}
-
-    def dead(self) -> list[str]:
-        """Hosts whose actor has died; Ray says so about 10 ms after the death."""
-        import ray  # noqa: PLC0415
-
-        lifetimes = {handle.lifetime: name for name, handle in list(self._handles.items())}
-        ended, _ = ray.wait(list(lifetimes), num_returns=len(lifetimes), timeout=0)
-        return [lifetimes[reference] for reference in ended]
 
     def _check(self) -> None:
         super()._check()
@@ -113,10 +140,11 @@ class RaySupervisor(Supervisor[_Actor]):
             f"for the hosts that belong together"
         )
 
-    def _launch(self, spec: HostSpec, generation: int) -> _Actor:
+    def _launch(self, name: str, generation: int) -> HostInActor:
         import ray  # noqa: PLC0415
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy  # noqa: PLC0415
 
+        spec = self._specs[name]
         options: dict[str, Any] = {}
         if spec.name in self._places:
             group, index = self._places[spec.name]
@@ -136,25 +164,11 @@ class RaySupervisor(Supervisor[_Actor]):
             )
             .remote()
         )
-        return _Actor(actor, actor.start.remote(spec.to_json()), actor.lifetime.remote())
+        return HostInActor(actor, spec)
 
-    def _started(self, name: str, handle: _Actor, deadline: float) -> Started:
-        import ray  # noqa: PLC0415
-
-        while not ray.wait([handle.started], timeout=1.0)[0]:
-            self._check()
-            if time.monotonic() > deadline:
-                raise self._too_late(name, self._lacking(self._cluster.free(), " free") or "its actor is still at it")
-        try:
-            return Started(*ray.get(handle.started))
-        except ray.exceptions.RayError as error:
-            raise HostDiedError(_reason(error)) from None
-
-    def _kill(self, handle: _Actor) -> None:
-        import ray  # noqa: PLC0415
-
-        with suppress(ray.exceptions.RayError, ValueError):
-            ray.kill(handle.actor)
+    @property
+    def _why_late(self) -> str:
+        return self._lacking(self._cluster.free(), " free") or "its actor is still at it"
 
     def _end(self, grace_s: float) -> None:
         """Stop hosts, let actors end by themselves (ray.kill runs no atexit), kill what is left."""
@@ -163,14 +177,12 @@ class RaySupervisor(Supervisor[_Actor]):
 
         if self._cluster.head is not None and not self._cluster.head.alive():
             return
-        handles = list(self._handles.values())
-        if handles:
-            stops = [handle.actor.stop.remote(grace_s) for handle in handles]
-            ray.wait(stops, num_returns=len(stops), timeout=grace_s + STOP_MARGIN_S)
-            ends = [handle.actor.__ray_terminate__.remote() for handle in handles]
+        self.stop(grace_s, STOP_MARGIN_S)
+        ends = [child.actor.__ray_terminate__.remote() for child in self.children.values()]
+        if ends:
             ray.wait(ends, num_returns=len(ends), timeout=STOP_MARGIN_S)
-        for handle in handles:
-            self._kill(handle)
+        for child in self.children.values():
+            child.kill()
         for group in self._groups:
             remove_placement_group(group)
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import grpc
 import pytest
 
+from pimserve.cluster.base.supervisor import Patience
+from pimserve.cluster.distributed.hosts.host_supervisor import HostLostError
 from pimserve.cluster.distributed.hosts.hosting import HostSpec
 from pimserve.cluster.distributed.hosts.process_supervisor import ProcessSupervisor
 from pimserve.cluster.distributed.hosts.ray_supervisor import RaySupervisor
-from pimserve.cluster.distributed.hosts.supervisor import HostLostError, Patience
 from pimserve.errors import InputError, PimserveError
 
 

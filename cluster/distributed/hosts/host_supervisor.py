@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import Protocol, Self, TypeVar
 
-from pimserve.cluster.base.processes import Deaths
-from pimserve.cluster.distributed.hosts.hosting import Endpoint, HostSpec, Started
+from pimserve.cluster.base.supervisor import Child, Patience, Supervisor
+from pimserve.cluster.distributed.hosts.hosting import STOP_MARGIN_S, Endpoint, HostSpec, Started
 from pimserve.errors import PimserveError
-
-Handle = TypeVar("Handle")
 
 
 class HostLostError(PimserveError):
@@ -25,24 +21,17 @@ class HostDiedError(Exception):
     """A host ended while it was started; says how."""
 
 
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long to wait, and how often to try again.
+class HostChild(Child, Protocol):
+    """A host from its launch on."""
 
-    Attributes:
-        start_s: wall time in which a host must have started; of the first start of all, `each_s` more for each.
-        stop_s: wall time that calls under way have at the end.
-        deaths: deaths of one host within `span_s` that are made good; one more fails the run.
-    """
-
-    start_s: float = 60.0
-    each_s: float = 2.0
-    stop_s: float = 5.0
-    deaths: int = 5
-    span_s: float = 60.0
+    def started(self, timeout_s: float) -> Started | None:
+        """How its start ended; None if it has not within that time. Raises HostDiedError."""
 
 
-class Supervisor(ABC, Generic[Handle]):
+HostType = TypeVar("HostType", bound=HostChild)
+
+
+class HostSupervisor(Supervisor[HostType]):
     """Starts the hosts of a run and keeps the registry name -> `Endpoint`. Used as a context manager.
 
     Whoever gets UNAVAILABLE from a host, or finds its name in `dead()`, calls `replace` with the generation that it
@@ -56,25 +45,23 @@ class Supervisor(ABC, Generic[Handle]):
     """
 
     def __init__(self, specs: Sequence[HostSpec], patience: Patience | None = None) -> None:
+        super().__init__(patience or Patience())
         self.recoveries: list[tuple[str, float]] = []
         self._specs: Mapping[str, HostSpec] = {spec.name: spec for spec in specs}
         assert len(self._specs) == len(specs), "names of hosts are unique"
-        self._patience = patience or Patience()
-        self._handles: dict[str, Handle] = {}
         self._endpoints: dict[str, Endpoint] = {}
         self._locks = {name: threading.Lock() for name in self._specs}
         self._asked: dict[str, float] = {}  # when each was missed last
-        self._deaths = {name: Deaths(self._patience.deaths, self._patience.span_s) for name in self._specs}
         self._ending = False
 
     def __enter__(self) -> Self:
         try:
             self._prepare()
-            for name, spec in self._specs.items():
-                self._handles[name] = self._launch(spec, 0)
+            for name in self._specs:
+                self.start(name)
             deadline = time.monotonic() + self._patience.start_s + self._patience.each_s * len(self._specs)
             for name in self._specs:
-                self._bring_up(name, 0, deadline)
+                self._bring_up(name, deadline)
         except BaseException:
             self._end(0.0)
             raise
@@ -97,6 +84,10 @@ class Supervisor(ABC, Generic[Handle]):
         """Where all hosts are now."""
         return dict(self._endpoints)
 
+    def dead(self) -> list[str]:
+        """Hosts that are known to have ended."""
+        return list(self.ended())
+
     def replace(self, name: str, generation: int) -> Endpoint:
         """End the host and start another in its place, unless that has been done since `generation`.
 
@@ -107,8 +98,8 @@ class Supervisor(ABC, Generic[Handle]):
         asked = time.monotonic()
         with self._locks[name]:
             if self._endpoints[name].generation == generation:
-                self._another(name, generation + 1, "it stopped answering")
-                self._bring_up(name, generation + 1, asked + self._patience.start_s)
+                self._another(name, "it stopped answering")
+                self._bring_up(name, asked + self._patience.start_s)
                 self._asked[name] = asked
                 self.recoveries.append((name, time.monotonic() - asked))
             return self._endpoints[name]
@@ -119,58 +110,47 @@ class Supervisor(ABC, Generic[Handle]):
             mine = [index for index, (other, _) in enumerate(self.recoveries) if other == name]
             self.recoveries[mine[-1]] = (name, time.monotonic() - self._asked[name])
 
-    def _bring_up(self, name: str, generation: int, deadline: float) -> None:
+    def _bring_up(self, name: str, deadline: float) -> None:
         """Wait until the launched host has started, launch another if it dies at that, and enter it in the registry."""
         while True:
             try:
-                started = self._started(name, self._handles[name], deadline)
+                started = self.children[name].started(1.0)
             except HostDiedError as error:
-                generation += 1
-                self._another(name, generation, str(error))
+                self._another(name, str(error))
                 continue
-            if started.error:
-                raise PimserveError(started.error)
-            self._endpoints[name] = Endpoint(started.address, started.pid, generation)
-            return
+            if started is not None:
+                break
+            self._check()
+            if time.monotonic() > deadline:
+                raise HostLostError(f"{name} did not start in time: {self._why_late}")
+        if started.error:
+            raise PimserveError(started.error)
+        self._endpoints[name] = Endpoint(started.address, started.pid, self._launched[name] - 1)
 
-    def _another(self, name: str, generation: int, why: str) -> None:
+    def _another(self, name: str, why: str) -> None:
         """End the host and launch its next generation, if it has not died too often."""
-        deaths = self._deaths[name]
-        deaths.add()
-        if deaths.too_many:
-            raise HostLostError(f"{name} {deaths}; the last time: {why}")
+        if (deaths := self.died(name)) > self._patience.deaths:
+            times = f"{deaths} times within {self._patience.span_s:g} s"
+            raise HostLostError(f"{name} died {times}; the last time: {why}")
         self._check()
-        self._kill(self._handles[name])
-        self._handles[name] = self._launch(self._specs[name], generation)
+        self.children[name].kill()
+        self.start(name)
+
+    @property
+    def _why_late(self) -> str:
+        """Why a host may have taken too long to start."""
+        return "its process is still at it"
 
     def _check(self) -> None:
         """Raise PimserveError if there is no sense in waiting any longer; called every second while we wait."""
         if self._ending:
             raise PimserveError("the run has ended")
 
-    def _too_late(self, name: str, why: str) -> HostLostError:
-        return HostLostError(f"{name} did not start in time: {why}")
-
-    @abstractmethod
-    def dead(self) -> list[str]:
-        """Hosts whose process is known to have ended; takes milliseconds."""
-
-    @abstractmethod
     def _prepare(self) -> None:
         """What comes before the first host."""
 
-    @abstractmethod
-    def _launch(self, spec: HostSpec, generation: int) -> Handle:
-        """Begin to start a host."""
-
-    @abstractmethod
-    def _started(self, name: str, handle: Handle, deadline: float) -> Started:
-        """Wait for its start. Raises HostDiedError, or HostLostError at the deadline."""
-
-    @abstractmethod
-    def _kill(self, handle: Handle) -> None:
-        """End a host at once; it may have ended before."""
-
-    @abstractmethod
     def _end(self, grace_s: float) -> None:
         """Stop all hosts, calls under way within that time, and whatever was made for them."""
+        self.stop(grace_s, STOP_MARGIN_S)
+        for child in self.children.values():
+            child.kill()
