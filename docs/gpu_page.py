@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING
 from tables import number, table
 
 from pimserve.cluster.base.figures import named
-from pimserve.cluster.validation.gpu_errors import Errors, grouped, place
-from pimserve.cluster.validation.gpu_gates import Gate
-from pimserve.cluster.validation.gpu_rows import SHAPES, catalogue_gpu
-from pimserve.cluster.validation.gpu_tables import (
-    QUANTITIES,
+from pimserve.cluster.validation.gpu_errors import (
+    Errors,
     ErrorTable,
     anchor_table,
+    grouped,
     operator_tables,
+    place,
     served_table,
 )
+from pimserve.cluster.validation.gpu_gates import Gate
+from pimserve.cluster.validation.gpu_rows import SHAPES, catalogue_gpu
 from pimserve.cluster.validation.validate_gpu import Report, validate_gpu
 from pimserve.errors import InputError
 
@@ -123,7 +124,7 @@ def _gate(gate: Gate) -> tuple[str, ...]:
 
 def _errors(errors: ErrorTable) -> str:
     """One row for each group and quantity."""
-    several = set(errors.rows[0][1]) == set(QUANTITIES) if errors.rows else False
+    several = any(len(found) > 1 for _, found in errors.rows)
     rows = []
     for labels, found in errors.rows:
         for quantity, each in found.items():
@@ -144,7 +145,7 @@ def _percent(share: float, sign: str = "") -> str:
 def _anchors(report: Report) -> str:
     rows = []
     for each in report.anchors:
-        anchor, ours = each.anchor, each.ours
+        anchor, ours = each.row, each.ours
         rows.append(
             (
                 anchor.system.partition(" (")[0],

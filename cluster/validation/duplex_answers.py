@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TypeVar
 
-from pimserve.cluster.scenario.steady_state import SteadyState
+from pimserve.cluster.scenario.steady_state import ClosedLoop
 from pimserve.cluster.validation import edap, op_per_byte
-from pimserve.cluster.validation.duplex_case import Case, read_case
-from pimserve.cluster.validation.duplex_metric import Metric, MetricKind
-from pimserve.cluster.validation.duplex_results import energy_per_token_j, latency, served, statistic_of, steady
+from pimserve.cluster.validation.duplex_case import CLUSTERS, Case, read_case
+from pimserve.cluster.validation.duplex_loops import ServedLoop, figures, latency_s, served_loop
+from pimserve.cluster.validation.duplex_metric import Metric, MetricKind, Settings
 from pimserve.cluster.validation.duplex_split import SplitState
-from pimserve.cluster.validation.duplex_systems import MODELS, SystemName, build
+from pimserve.cluster.validation.duplex_systems import MODELS
 from pimserve.cluster.validation.targets import Method, Target
 from pimserve.device_models.catalogue import load_model
 from pimserve.device_models.operators import Category, Parallelism, operators_of
 from pimserve.errors import InputError
-from pimserve.scheduler.summary_sections import Figures
 
 T = TypeVar("T")
 
-TIME_PARTS: dict[str, Category] = {
+_TIME_PARTS: dict[str, Category] = {
     "FC": "fc",
     "Attn_prefill": "attention_prefill",
     "Attn_decode": "attention_decode",
     "MoE": "moe",
     "Comm": "communication",
 }
-ENERGY_PARTS = {
+_ENERGY_PARTS = {
     "FC_dram": "fc_dram",
     "FC_comp": "fc_compute",
     "Attn_dram": "attention_dram",
@@ -36,6 +36,15 @@ ENERGY_PARTS = {
     "MoE_dram": "moe_dram",
     "MoE_comp": "moe_compute",
 }
+# Figs. 11, 14 and 15: Lin = Lout. Latencies (fig. 12) are of GLaM with a batch of 64.
+_LENGTHS = {
+    "Mixtral": (256, 1024, 4096),
+    "GLaM": (512, 1024, 2048),
+    "Grok1": (256, 1024, 4096),
+    "OPT": (256, 512, 1024),
+    "Llama3": (256, 1024, 4096),
+}
+_STATISTICS: dict[str, Callable[[Iterable[float]], float]] = {"up-to": max, "max": max, "min": min, "mean": fmean}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,53 +62,69 @@ def answer(target: Target, metric: Metric) -> Answer:
     Raises:
         InputError: its case is not one that has it.
     """
-    if metric.kind not in _COMPUTE:
-        raise InputError(target.where, f"metric.kind {metric.kind} needs metric.over, the settings that it is over")
-    return _COMPUTE[metric.kind](target, metric)
+    if metric.over is not None:
+        return _aggregate(metric, metric.over)
+    if metric.kind == "edap":
+        return _edap(target)
+    return _COMPUTE[metric.kind](target, metric, read_case(target, metric))
 
 
-def _throughput_ratio(target: Target, metric: Metric) -> Answer:
-    case = read_case(target, metric)
-    ours, base = (_steady(case, name) for name in metric.systems)
-    return Answer(
-        ours.throughput_tokens_per_s / base.throughput_tokens_per_s, "closed form", _batches(case, ours, base)
-    )
-
-
-def _steady(case: Case, name: SystemName) -> SteadyState | SplitState:
-    return steady(case.model, case.cluster, name, case.loop, case.unlimited)
-
-
-def _batches(case: Case, ours: SteadyState | SplitState, base: SteadyState | SplitState) -> str:
-    shortfalls = [
-        f"{name} holds {state.loop.requests} of {case.loop.requests} requests"
-        for name, state in ((case.system, ours), (case.baseline, base))
-        if state.loop.requests < case.loop.requests
+def _aggregate(metric: Metric, over: Settings) -> Answer:
+    """What the paper's text gives over several settings: the most, the least, the mean."""
+    loops = [
+        (model, ClosedLoop(requests, tokens, tokens))
+        for model in over.models
+        for requests in over.batches
+        for tokens in over.lengths or _LENGTHS[model]
     ]
-    return "; ".join(shortfalls)
+    value = _STATISTICS[over.statistic](
+        _compared(metric, [served_loop(model, CLUSTERS[model], name, loop) for name in metric.systems])
+        for model, loop in loops
+    )
+    note = f"{over.statistic} of {len(loops)} settings, {metric.system} against {metric.baseline}"
+    return Answer(value, "engine" if metric.of_latency else "closed form", note)
 
 
-def _energy_ratio(target: Target, metric: Metric) -> Answer:
-    case = read_case(target, metric)
-    ours, base = (sum(_energy(case, name).values()) for name in metric.systems)
-    return Answer(ours / base, "closed form")
+def _compared(metric: Metric, systems: Iterable[ServedLoop]) -> float:
+    """The system's figure over its baseline's, or what it saves as a share of that, or its speed-up."""
+    ours, base = (_figure(metric, served) for served in systems)
+    if metric.kind.endswith("_reduction"):
+        return 1 - ours / base
+    return base / ours if metric.kind == "latency_speed_up" else ours / base
 
 
-def _energy_share(target: Target, metric: Metric) -> Answer:
-    part = _one_of(target, metric.part, ENERGY_PARTS)
-    case = read_case(target, metric)
-    parts = _energy(case, case.system)
+def _figure(metric: Metric, served: ServedLoop) -> float:
+    if metric.of_latency:
+        return served.latency_s(*metric.of_latency)
+    if metric.kind == "throughput_ratio":
+        return served.state.throughput_tokens_per_s
+    return sum(served.energy_per_token_j().values())
+
+
+def _ratio(target: Target, metric: Metric, case: Case) -> Answer:
+    if metric.of_latency and case.unlimited:
+        raise InputError(target.where, "latencies are worked out for requests that fit only")
+    systems = [case.served(name) for name in metric.systems]
+    value = _compared(metric, systems)
+    if metric.of_latency:
+        return Answer(value, "engine", "Duplex-Split in closed form" if "Duplex-Split" in metric.systems else "")
+    shortfalls = [
+        f"{served.system.name} holds {served.loop.requests} of {case.loop.requests} requests"
+        for served in systems
+        if served.loop.requests < case.loop.requests and metric.kind == "throughput_ratio"
+    ]
+    return Answer(value, "closed form", "; ".join(shortfalls))
+
+
+def _energy_share(target: Target, metric: Metric, case: Case) -> Answer:
+    part = _one_of(target, metric.part, _ENERGY_PARTS)
+    parts = case.served(metric.system).energy_per_token_j()
     return Answer(parts[part] / sum(parts.values()), "closed form")
 
 
-def _energy(case: Case, name: SystemName) -> dict[str, float]:
-    return energy_per_token_j(case.model, case.cluster, name, case.loop, case.unlimited)
-
-
-def _time_share(target: Target, metric: Metric) -> Answer:
-    part = _one_of(target, metric.part, TIME_PARTS)
-    case = read_case(target, metric)
-    state = _steady(case, case.system)
+def _time_share(target: Target, metric: Metric, case: Case) -> Answer:
+    part = _one_of(target, metric.part, _TIME_PARTS)
+    state = case.served(metric.system).state
     if case.stage is None or isinstance(state, SplitState):
         raise InputError(
             target.where, "a share of stage time needs case.stage (decoding-only, mixed) of a whole system"
@@ -108,62 +133,40 @@ def _time_share(target: Target, metric: Metric) -> Answer:
     return Answer(parts[part] / sum(parts.values()), "closed form")
 
 
-def _decoding_only(target: Target, metric: Metric) -> Answer:
-    case = read_case(target, metric)
-    state = _steady(case, case.system)
+def _decoding_only(target: Target, metric: Metric, case: Case) -> Answer:
+    state = case.served(metric.system).state
     if isinstance(state, SplitState):
         raise InputError(target.where, "stages of Duplex-Split are never mixed")
     return Answer(state.decoding_only_share, "closed form")
 
 
-def _latency_ratio(target: Target, metric: Metric) -> Answer:
-    case = read_case(target, metric)
-    if case.unlimited:
-        raise InputError(target.where, "latencies are worked out for requests that fit only")
-    assert metric.latency is not None
-    assert metric.statistic is not None
-    ours, base = (
-        latency(case.model, case.cluster, name, case.loop, metric.latency, metric.statistic) for name in metric.systems
-    )
-    split = "Duplex-Split" in metric.systems
-    return Answer(ours / base, "engine", "Duplex-Split in closed form" if split else "")
-
-
-def _loaded_latency(target: Target, metric: Metric) -> Answer:
-    case = read_case(target, metric)
+def _loaded_latency(target: Target, metric: Metric, case: Case) -> Answer:
     if case.qps is None:
         raise InputError(target.where, "needs case.qps, requests per second")
-    assert metric.latency is not None
+    if "Duplex-Split" in metric.systems:
+        raise InputError(target.where, "Duplex-Split is worked out for closed loops only")
+    assert metric.of_latency is not None
     assert metric.baseline_qps is not None
-    assert metric.statistic is not None
     at = ((metric.system, case.qps), (metric.baseline, metric.baseline_qps))
-    ours, base = (statistic_of(_open(target, case, name, qps), metric.latency, metric.statistic) for name, qps in at)
+    runs = (figures(case.fitting(name), float(qps)) for name, qps in at)
+    ours, base = (latency_s(run, *metric.of_latency) for run in runs)
     return Answer(ours / base, "engine", "arrivals evenly spaced")
 
 
-def _open(target: Target, case: Case, name: SystemName, qps: float) -> Figures:
-    if name == "Duplex-Split":
-        raise InputError(target.where, "Duplex-Split is worked out for closed loops only")
-    return served(case.model, case.cluster, name, case.loop, float(qps))
-
-
-def _saturation(target: Target, metric: Metric) -> Answer:
-    case = read_case(target, metric)
-    if case.system == "Duplex-Split":
+def _saturation(target: Target, metric: Metric, case: Case) -> Answer:
+    if metric.system == "Duplex-Split":
         raise InputError(target.where, "Duplex-Split is worked out for ratios only")
-    tokens = served(case.model, case.cluster, case.system, case.loop, None).throughput.output_tokens_per_s
+    tokens = figures(case.fitting(metric.system)).throughput.output_tokens_per_s
     assert tokens is not None
     return Answer(tokens / case.loop.output_tokens, "engine", "rate of a loop that keeps the largest batch full")
 
 
-def _fits(target: Target, metric: Metric) -> Answer:
-    case = read_case(target, metric)
-    system = build(case.model, case.cluster, case.system)
-    fits = system.requests_that_fit(case.loop.input_tokens, case.loop.output_tokens)
+def _fits(_: Target, metric: Metric, case: Case) -> Answer:
+    fits = case.system(metric.system).requests_that_fit(case.loop.input_tokens, case.loop.output_tokens)
     return Answer(min(fits, case.loop.requests), "capacity")
 
 
-def _edap(target: Target, metric: Metric) -> Answer:
+def _edap(target: Target) -> Answer:
     unit, rows = target.case.get("unit"), target.case.get("opb")
     if unit not in edap.UNITS:
         raise InputError(target.where, f"unknown case.unit {unit!r} (known: {', '.join(edap.UNITS)})")
@@ -172,8 +175,7 @@ def _edap(target: Target, metric: Metric) -> Answer:
     return Answer(edap.normalised_edap(unit, float(rows)), "area model")
 
 
-def _intensity(target: Target, metric: Metric) -> Answer:
-    case = read_case(target, metric)
+def _intensity(target: Target, metric: Metric, case: Case) -> Answer:
     part = _one_of(target, metric.part, {part: part for part in op_per_byte.PARTS})
     nodes, devices = case.cluster
     split = Parallelism(nodes, devices, devices)
@@ -190,16 +192,15 @@ def _one_of(target: Target, name: str | None, known: Mapping[str, T]) -> T:
     return known[name]
 
 
-_COMPUTE: dict[MetricKind, Callable[[Target, Metric], Answer]] = {
-    "throughput_ratio": _throughput_ratio,
-    "energy_ratio": _energy_ratio,
+_COMPUTE: dict[MetricKind, Callable[[Target, Metric, Case], Answer]] = {
+    "throughput_ratio": _ratio,
+    "energy_ratio": _ratio,
+    "latency_ratio": _ratio,
     "energy_share": _energy_share,
     "time_share": _time_share,
     "decoding_only_share": _decoding_only,
-    "latency_ratio": _latency_ratio,
     "loaded_latency_ratio": _loaded_latency,
     "sustained_rate": _saturation,
     "fitting_batch": _fits,
-    "edap": _edap,
     "op_per_byte": _intensity,
 }

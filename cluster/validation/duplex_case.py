@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pimserve.cluster.scenario.steady_state import ClosedLoop
+from pimserve.cluster.validation.duplex_loops import ServedLoop, served_loop
 from pimserve.cluster.validation.duplex_metric import Metric
-from pimserve.cluster.validation.duplex_systems import MODELS, Cluster, SystemName
+from pimserve.cluster.validation.duplex_systems import MODELS, Cluster, System, SystemName, build
 from pimserve.cluster.validation.targets import Target
 from pimserve.errors import InputError
 
@@ -32,11 +33,21 @@ class Case:
     model: str
     cluster: Cluster
     loop: ClosedLoop
-    system: SystemName
-    baseline: SystemName
     stage: StageKind | None
     qps: float | None
     unlimited: bool
+
+    def system(self, name: SystemName) -> System:
+        """A system on the case's devices."""
+        return build(self.model, self.cluster, name)
+
+    def served(self, name: SystemName) -> ServedLoop:
+        """A system in the case's loop."""
+        return served_loop(self.model, self.cluster, name, self.loop, unlimited=self.unlimited)
+
+    def fitting(self, name: SystemName) -> ServedLoop:
+        """A system in the case's loop, with the requests that fit."""
+        return served_loop(self.model, self.cluster, name, self.loop)
 
 
 def read_case(target: Target, metric: Metric) -> Case:
@@ -60,8 +71,6 @@ def read_case(target: Target, metric: Metric) -> Case:
         model=model,
         cluster=metric.cluster or CLUSTERS[model],
         loop=loop,
-        system=metric.system,
-        baseline=metric.baseline,
         stage=stage,
         qps=qps,
         unlimited=not metric.capacity_limit,

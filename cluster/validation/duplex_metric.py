@@ -9,13 +9,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from pimserve.cluster.validation.duplex_loops import LatencyName, LatencyStatistic
 from pimserve.cluster.validation.duplex_systems import Cluster, ModelName, SystemName
 from pimserve.cluster.validation.duplex_wording import read_wording
 from pimserve.cluster.validation.targets import Target
 from pimserve.errors import InputError, validation_error
 
-LatencyName = Literal["TBT", "T2FT", "E2E"]
-LatencyStatistic = Literal["mean", "p50", "p90", "p99"]
 MetricKind = Literal[
     "throughput_ratio",
     "energy_ratio",
@@ -42,12 +41,7 @@ _NEEDED: dict[MetricKind, tuple[str, ...]] = {
     "latency_reduction": ("latency", "statistic", "over"),
     "latency_speed_up": ("latency", "statistic", "over"),
 }
-_OVER_SETTINGS: tuple[MetricKind, ...] = (
-    "throughput_ratio",
-    "energy_reduction",
-    "latency_reduction",
-    "latency_speed_up",
-)
+_OVER_SETTINGS = ("throughput_ratio", *(kind for kind, keys in _NEEDED.items() if "over" in keys))
 
 _Devices = Annotated[int, Field(gt=0, le=64)]
 _Count = Annotated[int, Field(gt=0, le=10**6)]
@@ -93,6 +87,13 @@ class Metric(_Keys):
     def systems(self) -> tuple[SystemName, SystemName]:
         """The system and what it is compared with."""
         return self.system, self.baseline
+
+    @property
+    def of_latency(self) -> tuple[LatencyName, LatencyStatistic] | None:
+        """The latency that is compared and its statistic; None where its kind compares none."""
+        if self.latency is None or self.statistic is None or "latency" not in _NEEDED.get(self.kind, ()):
+            return None
+        return self.latency, self.statistic
 
     @property
     def cluster(self) -> Cluster | None:

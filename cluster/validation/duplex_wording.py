@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any
+from typing import Any, get_args
 
-from pimserve.cluster.validation.duplex_results import LATENCIES, STATISTICS
+from pimserve.cluster.validation.duplex_loops import LATENCIES, LatencyStatistic
 from pimserve.cluster.validation.duplex_systems import MODELS, SYSTEMS, SystemName
 from pimserve.cluster.validation.targets import Target
 from pimserve.errors import InputError
 
 Keys = dict[str, Any]
+
+_STATISTICS = get_args(LatencyStatistic)
 
 _QUANTITIES = {
     "energy per token ratio": "energy_ratio",
@@ -123,9 +125,9 @@ def _quantity(target: Target) -> Keys:
         return {"kind": "op_per_byte", **_operator(target, text.removeprefix("Op/B"))}
     latency, _, rest = text.partition("_")
     match [latency in LATENCIES, *rest.split()]:
-        case [True, statistic, "ratio"] if statistic in STATISTICS:
+        case [True, statistic, "ratio"] if statistic in _STATISTICS:
             return {"kind": "latency_ratio", "latency": latency, "statistic": statistic}
-        case [True, statistic, "over", base, "at", "QPS", rate] if statistic in STATISTICS:
+        case [True, statistic, "over", base, "at", "QPS", rate] if statistic in _STATISTICS:
             if base != "Duplex":
                 raise InputError(target.where, f"latencies under load are taken over 'Duplex at QPS n' (got {base!r})")
             under_load = {"kind": "loaded_latency_ratio", "baseline": "Duplex+PE+ET", "baseline_qps": rate}

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pimserve.cluster.validation.gpu_rows import MOST_DEVICES, Anchor, NotCovered, ServedRow, catalogue_gpu
-from pimserve.cluster.validation.gpu_served import dtypes, model_name, run_scenario, scenario_of
+from pimserve.cluster.validation.gpu_served import dtypes, model_name, run_scenario, serve_row
 from pimserve.device_models.catalogue import load_model
 from pimserve.errors import shortened
 
@@ -109,24 +109,8 @@ def _closed(anchor: Anchor) -> AnchorResult:
     gpus, gpu = _system(anchor)
     if anchor.ttft_ms is None or anchor.tpot_ms is None:
         raise NotCovered("lacks ttft_ms or tpot_ms")
-    assert anchor.isl is not None
-    assert anchor.osl is not None
-    assert anchor.concurrency is not None
-    row = ServedRow(
-        gpu=gpu,
-        model=anchor.model,
-        backend="trtllm",
-        precision=anchor.precision,
-        gpus=gpus,
-        tp=gpus,
-        isl=anchor.isl,
-        osl=anchor.osl,
-        concurrency=anchor.concurrency,
-        ttft_ms=anchor.ttft_ms,
-        tpot_ms=anchor.tpot_ms,
-    )
-    document, _ = scenario_of(row)
-    ran = run_scenario(document, "")
+    row = ServedRow.model_validate({**dict(anchor), "gpu": gpu, "backend": "trtllm", "gpus": gpus, "tp": gpus})
+    ran = serve_row(row)
     return AnchorResult(ran.tokens_per_s, ran.ttft_ms, ran.tpot_ms, f"{gpus} GPUs slice everything")
 
 

@@ -7,7 +7,6 @@ that are only beyond what can be predicted are read like the others.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from pimserve.cluster.validation.gpu_rows import SHAPES, Anchor, OperatorRow, Row, ServedRow
+from pimserve.cluster.validation.targets import read_json
 from pimserve.errors import InputError, validation_error
 
 REFERENCE_ENV = "PIMSERVE_REFERENCE"
@@ -76,15 +76,7 @@ def read_served(path: Path) -> tuple[list[ServedRow], list[Anchor]]:
 
 
 def _document(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise InputError(str(path), f"cannot be read: {reason}") from None
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}", f"not valid JSON: {error.msg}") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets thousands deep
-        raise InputError(str(path), f"not valid JSON: {error}") from None
+    document = read_json(path, "cannot be read")
     if not isinstance(document, dict):
         raise InputError(str(path), "must be a JSON object")
     return document

@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pimserve.cluster.base.figures import named
-from pimserve.cluster.validation.gpu_errors import AnchorComparison, Errors, OperatorResult, ServedComparison, place
+from pimserve.cluster.validation.gpu_errors import (
+    AnchorComparison,
+    Compared,
+    OperatorResult,
+    ServedComparison,
+    errors_of,
+    grouped,
+)
 from pimserve.cluster.validation.gpu_operators import operator_class
 from pimserve.cluster.validation.gpu_rows import catalogue_gpu
 from pimserve.cluster.validation.gpu_served import model_name
@@ -30,7 +37,7 @@ _OPERATORS: dict[str, tuple[float, float | None]] = {
     "moe balanced": (0.10, 0.20),
     "moe power law": (0.10, None),
 }
-_SERVED: tuple[tuple[Literal["tpot", "ttft", "throughput"], float, float | None], ...] = (
+_SERVED: tuple[tuple[str, float, float | None], ...] = (
     ("tpot", 0.07, 0.15),
     ("ttft", 0.15, None),
     ("throughput", 0.08, None),
@@ -61,8 +68,8 @@ class Gate:
 def operator_gates(results: Sequence[OperatorResult]) -> Iterator[Gate]:
     """Gates of the classes that have rows, and that of the physical bound."""
     for name, limits in _OPERATORS.items():
-        mine = [result for result in results if _in_class(result, name)]
-        yield from _gates(name.replace("_", " "), [(place(result.row.where), result.error) for result in mine], *limits)
+        members = [result for result in results if name in (operator_class(result.row), result.row.op)]
+        yield from _gates(name.replace("_", " "), members, "time", *limits)
     if results:
         faster = sum(result.predicted_us < result.bound_us * (1 - _BOUND_SLACK) for result in results)
         yield Gate("faster than the hardware", "count", faster, 0, len(results))
@@ -70,46 +77,36 @@ def operator_gates(results: Sequence[OperatorResult]) -> Iterator[Gate]:
 
 def served_gates(results: Sequence[ServedComparison]) -> Iterator[Gate]:
     """Gates of the model that has them, for each GPU and backend."""
-    mine = [result for result in results if model_name(result.row.model) == GATED_MODEL]
-    groups = sorted({_system(result) for result in mine})
-    for group in groups:
-        rows = [result for result in mine if _system(result) == group]
+    gated = (result for result in results if model_name(result.row.model) == GATED_MODEL)
+    for system, members in grouped(
+        gated, lambda result: (catalogue_gpu(result.row.gpu).upper(), result.row.backend)
+    ).items():
         for quantity, median, p90 in _SERVED:
-            errors = [(place(result.row.where), result.errors[quantity]) for result in rows]
-            yield from _gates(f"{GATED_MODEL} on {' '.join(group)}, {named(quantity)}", errors, median, p90)
+            yield from _gates(f"{GATED_MODEL} on {' '.join(system)}, {named(quantity)}", members, quantity, median, p90)
 
 
 def anchor_gates(results: Iterable[AnchorComparison]) -> Iterator[Gate]:
     """A gate for each MLPerf figure that counts."""
     for result in results:
         if result.counted and result.family == "MLPerf":
-            anchor = result.anchor
-            name = f"{anchor.scenario}, {anchor.model}, {anchor.system.partition('-')[0]}"
+            row = result.row
+            name = f"{row.scenario}, {row.model}, {row.system.partition('-')[0]}"
             note = _why(result) if ANCHOR_LIMIT < abs(result.error) <= _EXPLAINED else ""
             yield Gate(name, "error", abs(result.error), ANCHOR_LIMIT, 1, note)
 
 
 def _why(result: AnchorComparison) -> str:
-    anchor = result.anchor
-    if "4" in anchor.precision and result.error < 0:
+    if "4" in result.row.precision and result.error < 0:
         return "FP4 products run faster in this engine than they were timed; other published FP4 rows are short as well"
-    if model_name(anchor.model) == "mixtral-8x7b" and result.error > 0:
+    if model_name(result.row.model) == "mixtral-8x7b" and result.error > 0:
         return "the engine is of 2024, its kernels were timed in one of 2026"
     return ""
 
 
-def _in_class(result: OperatorResult, name: str) -> bool:
-    return operator_class(result.row) == name or result.row.op == name
-
-
-def _system(result: ServedComparison) -> tuple[str, str]:
-    return catalogue_gpu(result.row.gpu).upper(), result.row.backend
-
-
-def _gates(name: str, errors: list[tuple[str, float]], median: float, p90: float | None) -> Iterator[Gate]:
-    if not errors:
+def _gates(name: str, results: Sequence[Compared], quantity: str, median: float, p90: float | None) -> Iterator[Gate]:
+    if not results:
         return
-    summary = Errors.of(errors)
-    yield Gate(name, "median", summary.median, median, summary.n)
+    errors = errors_of(results, quantity)
+    yield Gate(name, "median", errors.median, median, errors.n)
     if p90 is not None:
-        yield Gate(name, "p90", summary.p90, p90, summary.n)
+        yield Gate(name, "p90", errors.p90, p90, errors.n)

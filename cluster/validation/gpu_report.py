@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,10 +12,18 @@ from rich.table import Table
 from rich.text import Text
 
 from pimserve.cluster.base.figures import count
-from pimserve.cluster.validation.gpu_errors import Errors, Uncovered, grouped, place
+from pimserve.cluster.validation.gpu_errors import (
+    Errors,
+    ErrorTable,
+    Uncovered,
+    anchor_table,
+    grouped,
+    operator_tables,
+    place,
+    served_table,
+)
 from pimserve.cluster.validation.gpu_gates import Gate
 from pimserve.cluster.validation.gpu_operators import operator_class
-from pimserve.cluster.validation.gpu_tables import ErrorTable, anchor_table, operator_tables, served_table
 from pimserve.cluster.validation.validate_gpu import Report
 
 _STATISTICS = ("n", "median", "p90", "bias", "worst", "at")
@@ -29,21 +37,23 @@ def gpu_report(report: Report) -> RenderableType:
     if report.operators:
         parts.append(_title(f"{count(len(report.operators))} timed operators, error in %"))
         for table in operator_tables(report.operators):
-            parts += [_errors(table, "time"), ""]
+            parts += [_errors(table), ""]
     if report.served:
         parts.append(_title(f"{count(len(report.served))} served configurations, error in %"))
         parts += [_served(served_table(report.served)), ""]
     counted = sum(result.counted for result in report.anchors)
     if counted:
         parts.append(_title(f"{count(counted)} published throughputs, error in %"))
-        parts += [_errors(anchor_table(report.anchors), "throughput"), ""]
+        parts += [_errors(anchor_table(report.anchors)), ""]
     if report.uncovered:
         parts += [*_uncovered(report.uncovered), ""]
     gates = report.gates
     if gates:
         parts += [_gates(gates), ""]
         notes = dict.fromkeys(gate.note for gate in gates if gate.note)
-        parts += [Text(f"missed: {note} ({', '.join(_named(gates, note))})") for note in notes]
+        for note in notes:
+            missed = ", ".join(gate.name for gate in gates if gate.note == note)
+            parts.append(Text(f"missed: {note} ({missed})"))
         parts += [""] if notes else []
     return Group(*parts, Text(_verdict(report, gates), style="bold"))
 
@@ -74,7 +84,7 @@ def gpu_document(report: Report) -> dict[str, Any]:
         ],
         "anchors": [
             {
-                **result.anchor.model_dump(),
+                **result.row.model_dump(),
                 "ours": asdict(result.ours),
                 "error": result.error,
                 "counted": result.counted,
@@ -97,12 +107,12 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _errors(table: ErrorTable, quantity: str) -> Table:
+def _errors(table: ErrorTable) -> Table:
     shown = _table(table.title, *_STATISTICS)
     for labels, errors in table.rows:
-        summary = errors[quantity]
-        cells = (_size(summary.median), _size(summary.p90), _signed(summary.bias), _signed(summary.worst))
-        shown.add_row(Text(", ".join(labels)), str(summary.n), *cells, summary.worst_at)
+        (summary,) = errors.values()
+        cells = (*_sizes(summary), _percent(summary.worst, "+"), summary.worst_at)
+        shown.add_row(Text(", ".join(labels)), str(summary.n), *cells)
     return shown
 
 
@@ -114,21 +124,18 @@ def _served(table: ErrorTable) -> Table:
         if name != model:
             shown.add_row(Text(name, style="bold"))
             model = name
-        cells = [cell for quantity in _QUANTITIES for cell in _three(errors[quantity])]
+        cells = [cell for quantity in _QUANTITIES for cell in _sizes(errors[quantity])]
         shown.add_row(Text(f"  {' '.join(system)}"), str(errors["tpot"].n), *cells)
     return shown
 
 
-def _three(errors: Errors) -> tuple[str, str, str]:
-    return _size(errors.median), _size(errors.p90), _signed(errors.bias)
+def _sizes(errors: Errors) -> tuple[str, str, str]:
+    """Median, 90th percentile and bias."""
+    return _percent(errors.median), _percent(errors.p90), _percent(errors.bias, "+")
 
 
-def _size(error: float) -> str:
-    return f"{100 * error:.1f}" if error < 1 else f"{100 * error:.0f}"
-
-
-def _signed(error: float) -> str:
-    return f"{100 * error:+.1f}" if abs(error) < 1 else f"{100 * error:+.0f}"
+def _percent(error: float, sign: str = "") -> str:
+    return f"{100 * error:{sign}.{1 if abs(error) < 1 else 0}f}"
 
 
 def _uncovered(rows: Sequence[Uncovered]) -> Iterator[RenderableType]:
@@ -154,17 +161,9 @@ def _gates(gates: Sequence[Gate]) -> Table:
             str(gate.n),
             write(gate.value),
             write(gate.limit),
-            Text(_judgement(gate), style="" if gate.passed else "bold"),
+            Text("ok") if gate.passed else Text("see below" if gate.note else "missed", style="bold"),
         )
     return table
-
-
-def _judgement(gate: Gate) -> str:
-    return "ok" if gate.passed else "see below" if gate.note else "missed"
-
-
-def _named(gates: Sequence[Gate], note: str) -> list[str]:
-    return [gate.name for gate in gates if gate.note == note]
 
 
 def _verdict(report: Report, gates: Sequence[Gate]) -> str:
@@ -178,13 +177,11 @@ def _verdict(report: Report, gates: Sequence[Gate]) -> str:
 
 
 def _table_document(table: ErrorTable) -> dict[str, Any]:
-    def document(groups: Mapping[str, Errors]) -> dict[str, Any]:
-        return {quantity: asdict(errors) for quantity, errors in groups.items()}
-
-    return {
-        "title": table.title,
-        "groups": [
-            {**dict(zip(table.columns, labels, strict=True)), "errors": document(groups)}
-            for labels, groups in table.rows
-        ],
-    }
+    groups = [
+        {
+            **dict(zip(table.columns, labels, strict=True)),
+            "errors": {quantity: asdict(summary) for quantity, summary in errors.items()},
+        }
+        for labels, errors in table.rows
+    ]
+    return {"title": table.title, "groups": groups}

@@ -98,21 +98,28 @@ def read_list(path: Path, noun: str) -> list[Any]:
     Raises:
         InputError: the file cannot be read, is not JSON, or has no such list.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise InputError(str(path), f"cannot read the {noun}s: {reason}") from None
-    try:
-        document = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}", f"not valid JSON: {error.msg}") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets thousands deep
-        raise InputError(str(path), f"not valid JSON: {error}") from None
+    document = read_json(path, f"cannot read the {noun}s")
     rows = document.get(f"{noun}s") if isinstance(document, dict) else None
     if not isinstance(rows, list) or not rows:
         raise InputError(str(path), f'must be an object whose key "{noun}s" holds a list of at least one {noun}')
     return rows
+
+
+def read_json(path: Path, unreadable: str) -> object:
+    """Read a JSON file.
+
+    Raises:
+        InputError: it cannot be read, which is said as `unreadable`, or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise InputError(str(path), f"{unreadable}: {reason}") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{error.lineno}", f"not valid JSON: {error.msg}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets thousands deep
+        raise InputError(str(path), f"not valid JSON: {error}") from None
 
 
 def identified(path: Path, noun: str, number: int, row: object, seen: set[str]) -> tuple[str, str, dict[str, Any]]:

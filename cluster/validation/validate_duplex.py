@@ -5,7 +5,6 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-from pimserve.cluster.validation.duplex_aggregates import aggregate
 from pimserve.cluster.validation.duplex_answers import answer
 from pimserve.cluster.validation.duplex_case import describe
 from pimserve.cluster.validation.duplex_metric import read_metric
@@ -30,7 +29,7 @@ def judge(target: Target) -> Finding:
     """
     metric = read_metric(target)
     try:
-        ours = answer(target, metric) if metric.over is None else aggregate(metric, metric.over)
+        ours = answer(target, metric)
     except InputError as error:
         if error.where == target.where:
             raise

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
-from pimserve.cluster.validation.gpu_anchors import AnchorResult, serve_anchor
+from pimserve.cluster.validation.gpu_anchors import serve_anchor
 from pimserve.cluster.validation.gpu_errors import AnchorComparison, OperatorResult, ServedComparison, Uncovered
 from pimserve.cluster.validation.gpu_files import MEASURED, SERVED, read_measured, read_served, reference_file
 from pimserve.cluster.validation.gpu_gates import Gate, anchor_gates, operator_gates, served_gates
 from pimserve.cluster.validation.gpu_operators import bound_us, predicted_us
 from pimserve.cluster.validation.gpu_rows import Anchor, NotCovered, OperatorRow, Row, ServedRow
-from pimserve.cluster.validation.gpu_served import ServedResult, serve_row
+from pimserve.cluster.validation.gpu_served import serve_row
 
 Progress = Callable[[int, int], None]
 _FEW = 16  # rows for which processes of their own take longer to start than they save
@@ -63,34 +63,23 @@ def validate_gpu(
     rows, anchors = read_served(served) if served is not None else ([], [])
     every: list[Row] = [*operators, *rows, *anchors]
     again = _repeated(every)
-    outcomes: list[_Outcome] = []
     new = [row for row in every if row.where not in again]
+    outcomes: list[_Outcome] = []
     for outcome in _predicted(new, processes):
         outcomes.append(outcome)
         if progress is not None:
             progress(len(outcomes), len(new))
-    results = dict(zip((row.where for row in new), outcomes, strict=True))
-    return _report(every, {**results, **again})
+    left = iter(outcomes)
+    uncovered = (again.get(row.where) or next(left) for row in every)
+    return Report(
+        operators=tuple(outcome for outcome in outcomes if isinstance(outcome, OperatorResult)),
+        served=tuple(outcome for outcome in outcomes if isinstance(outcome, ServedComparison)),
+        anchors=tuple(outcome for outcome in outcomes if isinstance(outcome, AnchorComparison)),
+        uncovered=tuple(outcome for outcome in uncovered if isinstance(outcome, Uncovered)),
+    )
 
 
-_Outcome = OperatorResult | ServedResult | AnchorResult | Uncovered
-
-
-def _report(rows: Iterable[Row], results: dict[str, _Outcome]) -> Report:
-    operators, served, anchors, uncovered = [], [], [], []
-    for row in rows:
-        result = results[row.where]
-        if isinstance(result, Uncovered):
-            uncovered.append(result)
-        elif isinstance(result, OperatorResult):
-            operators.append(result)
-        elif isinstance(result, ServedResult):
-            assert isinstance(row, ServedRow)
-            served.append(ServedComparison(row, result))
-        else:
-            assert isinstance(row, Anchor)
-            anchors.append(AnchorComparison(row, result))
-    return Report(tuple(operators), tuple(served), tuple(anchors), tuple(uncovered))
+_Outcome = OperatorResult | ServedComparison | AnchorComparison | Uncovered
 
 
 def _predicted(rows: Sequence[Row], processes: int) -> Iterator[_Outcome]:
@@ -120,9 +109,9 @@ def _predict(row: Row) -> _Outcome:
         if isinstance(row, OperatorRow):
             return OperatorResult(row, predicted_us(row), bound_us(row))
         if isinstance(row, ServedRow):
-            return serve_row(row)
+            return ServedComparison(row, serve_row(row))
         assert isinstance(row, Anchor)
-        return serve_anchor(row)
+        return AnchorComparison(row, serve_anchor(row))
     except NotCovered as error:
         return Uncovered(row.where, str(error))
 

@@ -12,8 +12,8 @@ import pytest
 from pimserve.cluster.scenario.steady_state import ClosedLoop, SteadyState
 from pimserve.cluster.validation import edap
 from pimserve.cluster.validation.duplex_case import CLUSTERS
+from pimserve.cluster.validation.duplex_loops import figures, served_loop
 from pimserve.cluster.validation.duplex_metric import read_metric
-from pimserve.cluster.validation.duplex_results import served, steady
 from pimserve.cluster.validation.duplex_split import SplitState
 from pimserve.cluster.validation.duplex_systems import SYSTEMS, SystemName, build
 from pimserve.cluster.validation.duplex_wording import system_name
@@ -98,8 +98,8 @@ def test_operations_per_byte(
     ],
 )
 def test_engine_and_closed_form_agree(model: str, name: SystemName, loop: ClosedLoop) -> None:
-    expected = steady(model, CLUSTERS[model], name, loop)
-    summary = served(model, CLUSTERS[model], name, loop, None).document()
+    served = served_loop(model, CLUSTERS[model], name, loop)
+    expected, summary = served.state, figures(served).document()
     latency = summary["latency_s"]
     assert summary["requests"]["unfinished"] == summary["requests"]["rejected"] == 0
     assert summary["throughput"]["output_tokens_per_s"] == pytest.approx(expected.throughput_tokens_per_s, rel=0.02)
@@ -114,7 +114,7 @@ def test_engine_and_closed_form_agree(model: str, name: SystemName, loop: Closed
 def test_engine_and_closed_form_agree_on_energy(name: SystemName) -> None:
     loop = ClosedLoop(32, 1024, 256)
     system = build("Mixtral", CLUSTERS["Mixtral"], name)
-    expected = steady("Mixtral", CLUSTERS["Mixtral"], name, loop)
+    expected = served_loop("Mixtral", CLUSTERS["Mixtral"], name, loop).state
     assert isinstance(expected, SteadyState)
     lengths = {"input": {"kind": "fixed", "tokens": 1024}, "output": {"kind": "normal", "mean": 256, "std": 60}}
     workload = {"mode": "closed", "concurrency": 32, "num_requests": 3200, "lengths": lengths, "stagger": True}
@@ -132,7 +132,7 @@ def test_engine_and_closed_form_agree_on_energy(name: SystemName) -> None:
 
 
 def test_split_conserves_requests_and_follows_littles_law() -> None:
-    state = steady("Mixtral", CLUSTERS["Mixtral"], "Duplex-Split", ClosedLoop(128, 256, 256))
+    state = served_loop("Mixtral", CLUSTERS["Mixtral"], "Duplex-Split", ClosedLoop(128, 256, 256)).state
     assert isinstance(state, SplitState)
     in_prefill = state.throughput_tokens_per_s / 256 * state.prefill.mean_s
     assert state.decode.decodes + in_prefill == pytest.approx(128, abs=1)

@@ -8,12 +8,15 @@ from pimserve.cluster.validation.gpu_errors import (
     Errors,
     OperatorResult,
     ServedComparison,
+    anchor_table,
     grouped,
+    operator_tables,
     place,
+    regime,
+    served_table,
 )
 from pimserve.cluster.validation.gpu_gates import anchor_gates, operator_gates, served_gates
 from pimserve.cluster.validation.gpu_served import ServedResult
-from pimserve.cluster.validation.gpu_tables import anchor_table, operator_tables, regime, served_table
 from tests.validation.gpu_example import ALL_REDUCE, DECODE, GEMM, LLAMA, MLPERF, MOE, PREFILL, QUEUED
 from tests.validation.gpu_example import anchors as read_anchors
 from tests.validation.gpu_example import operators as read_operators
