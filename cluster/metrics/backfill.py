@@ -9,21 +9,23 @@ import shutil
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import IO
 
-from prometheus_client import Metric
+import numpy as np
 from prometheus_client.openmetrics.exposition import ALLOWUTF8, generate_latest
-from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from pimserve.cluster.base.files import output_file, unwritable, write_json
-from pimserve.cluster.metrics.collector import add, empty
+from pimserve.cluster.metrics.collector import registry
 from pimserve.cluster.metrics.families import FAMILIES, Family
+from pimserve.cluster.metrics.layout import Layout
 from pimserve.cluster.metrics.replay import replay
-from pimserve.cluster.metrics.run_metrics import RunMetrics, metrics_of, run_id_of
+from pimserve.cluster.metrics.run_metrics import Array, RunMetrics, metrics_of, run_id_of
 from pimserve.cluster.run.history import History
 from pimserve.errors import InputError, shortened
 
@@ -37,7 +39,6 @@ _EPOCHS = (datetime(1970, 1, 1, tzinfo=UTC), datetime(2070, 1, 1, tzinfo=UTC))  
 _CLOCKS_S = 60.0  # by which the clocks of machines may differ
 _LOADED_FILE = "pimserve.json"  # in the data directory: which runs it has
 END = "# EOF\n"
-_MOMENTS_AT_ONCE = 100  # that are text in memory, of one series
 Moment = tuple[float, RunMetrics]  # when, s since 1970, and what the metrics were then
 
 
@@ -151,15 +152,40 @@ def write_moments(runs: Sequence[Sequence[Moment]], target: IO[str]) -> dict[str
     """The same of runs' moments, each run's in order of time: of one series, what comes late is lost without a word."""
     written: Counter[str] = Counter()
     for family in FAMILIES:
-        head = ""
-        for metric in _metrics(family, runs):
-            written.update(sample.labels["run_id"] for sample in metric.samples)
-            text = generate_latest(_Collected([metric]), escaping=ALLOWUTF8)  # type: ignore[no-untyped-call]
-            lines = text.decode().removesuffix("# EOF\n")
-            target.write(lines.removeprefix(head))
-            head = head or "".join(lines.splitlines(keepends=True)[:2])  # what the family is, which is said once
+        head, names = _head_and_names(family, [moments[0][1].layout for moments in runs])
+        for moments in runs:
+            layout = moments[0][1].layout
+            for series in range(len(layout.keys[family.name])):
+                values = _values(family.name, series, [metrics for _, metrics in moments])
+                if samples := int(np.count_nonzero(~np.isnan(values))):
+                    target.write(head)
+                    head = ""
+                    written[layout.run_id] += samples
+                columns = list(islice(names, values.shape[1]))
+                target.writelines(
+                    f"{name} {value} {timestamp}\n"
+                    for (timestamp, _), row in zip(moments, values, strict=True)
+                    for name, value in zip(columns, map(floatToGoString, row.tolist()), strict=True)
+                    if value != "NaN"
+                )
     target.write(END)
     return dict(written)
+
+
+def _head_and_names(family: Family, layouts: Sequence[Layout]) -> tuple[str, Iterator[str]]:
+    """What a family is, and names and labels of its samples at a moment, as the library writes them."""
+    runs = [RunMetrics.zero(layout) for layout in layouts]
+    text = generate_latest(registry([family], lambda: runs), escaping=ALLOWUTF8)  # type: ignore[no-untyped-call]
+    *lines, _ = text.decode().splitlines(keepends=True)  # without the end
+    return "".join(lines[:2]), (line.rpartition(" ")[0] for line in lines[2:])
+
+
+def _values(name: str, series: int, moments: Sequence[RunMetrics]) -> Array:
+    """Values (moments, samples) of a series of a family, in the order in which the library writes them."""
+    if name not in moments[0].counts:
+        return np.array([[metrics.values[name][series]] for metrics in moments])
+    buckets = np.array([metrics.counts[name][series] for metrics in moments]).cumsum(axis=1)
+    return np.column_stack([buckets, buckets[:, -1], [metrics.sums[name][series] for metrics in moments]])
 
 
 def write_file(parts: Sequence[Part], epoch_s: float, out: Path) -> dict[str, int]:
@@ -226,29 +252,6 @@ def _move(blocks: Path, into: Path, loaded: dict[str, object]) -> None:
         for block in made:
             shutil.rmtree(into / block.name, ignore_errors=True)
         raise
-
-
-def _metrics(family: Family, runs: Sequence[Sequence[Moment]]) -> Iterator[Metric]:
-    """The family's samples, series by series, some moments at a time."""
-    merged = any(moments[0][1].layout.merged for moments in runs)
-    for moments in runs:
-        for series in range(len(moments[0][1].layout.keys[family.name])):
-            for begin in range(0, len(moments), _MOMENTS_AT_ONCE):
-                metric = empty(family, merged=merged)
-                for timestamp, metrics in moments[begin : begin + _MOMENTS_AT_ONCE]:
-                    add(metric, family, metrics, series, timestamp)
-                if metric.samples:
-                    yield metric
-
-
-@dataclass(frozen=True)
-class _Collected(Collector):
-    """What has been collected, for the library to write."""
-
-    metrics: Iterable[Metric]
-
-    def collect(self) -> Iterable[Metric]:
-        return self.metrics
 
 
 def _refuse_loaded(parts: Sequence[Part], into: Path) -> dict[str, object]:

@@ -41,10 +41,10 @@ class RunCollector(Collector):
         runs = list(self._runs())
         merged = any(run.layout.merged for run in runs)
         for family in self._families:
-            metric = empty(family, merged=merged)
+            metric = _empty(family, merged=merged)
             for run in runs:
                 for series in range(len(run.layout.keys[family.name])):
-                    add(metric, family, run, series)
+                    _add(metric, run, family.name, series)
             if metric.samples:
                 yield metric
 
@@ -56,7 +56,7 @@ def registry(families: Sequence[Family], runs: Callable[[], Iterable[RunMetrics]
     return private
 
 
-def empty(family: Family, *, merged: bool) -> Metric:
+def _empty(family: Family, *, merged: bool) -> Metric:
     """A family without samples; `merged`: some of those to come are of merged histograms, as its help says."""
     if family.kind == "counter":
         return CounterMetricFamily(family.name, family.help, labels=family.labels)
@@ -67,25 +67,16 @@ def empty(family: Family, *, merged: bool) -> Metric:
     return HistogramMetricFamily(family.name, family.help + _MERGED * merged, labels=family.labels)
 
 
-def add(metric: Metric, family: Family, run: RunMetrics, series: int, timestamp: float | None = None) -> None:
-    """Add what a series of a run has, unless that is not a number.
-
-    Args:
-        metric: of the family, as `empty` made it.
-        family: of the series.
-        run: as of one moment.
-        series: its number in the family.
-        timestamp: of the moment, s since 1970; None: now.
-    """
-    name = family.name
+def _add(metric: Metric, run: RunMetrics, name: str, series: int) -> None:
+    """Add what a series, by its number in the family of that name, has in a run, unless that is not a number."""
     labels = run.layout.keys[name][series]
     if isinstance(metric, HistogramMetricFamily):
         cumulative = run.counts[name][series].cumsum().tolist()
         buckets = list(zip(run.layout.edges[name], cumulative, strict=True))
-        metric.add_metric(labels, buckets, run.sums[name][series], timestamp)
+        metric.add_metric(labels, buckets, run.sums[name][series])
     elif isinstance(metric, InfoMetricFamily):
-        metric.add_metric(labels, {}, timestamp)
+        metric.add_metric(labels, {})
     elif isinstance(metric, CounterMetricFamily | GaugeMetricFamily):
         value = run.values[name][series]
         if not math.isnan(value):
-            metric.add_metric(labels, value, timestamp=timestamp)
+            metric.add_metric(labels, value)

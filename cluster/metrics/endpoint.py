@@ -5,22 +5,24 @@ from __future__ import annotations
 import gzip
 import hmac
 import logging
+import re
 import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from io import StringIO
-from socketserver import ThreadingMixIn
 from typing import IO, Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 from prometheus_client import CollectorRegistry
 from prometheus_client import exposition as text
-from prometheus_client.exposition import choose_encoder, gzip_accepted
+from prometheus_client.exposition import ThreadingWSGIServer, choose_encoder, gzip_accepted
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.openmetrics.exposition import ALLOWUTF8
+from prometheus_client.registry import Collector
 
 from pimserve.cluster.base.rpc.security import NO_TLS, TlsFiles, check_listen
 from pimserve.cluster.metrics.collector import registry
@@ -93,8 +95,7 @@ def exposing(options: EndpointOptions, runs: Callable[[], Sequence[RunMetrics]])
         thread.join()
 
 
-class _Server(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
+class _Server(ThreadingWSGIServer):
     request_queue_size = 64
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 the base class's
@@ -146,20 +147,33 @@ def _app(runs: Callable[[], Sequence[RunMetrics]]) -> App:
 
 def _exposed(environ: dict[str, Any], start: Start, registry: CollectorRegistry) -> Iterable[bytes]:
     """Metrics in the format that the scraper asks for."""
-    try:
-        encoder, kind = choose_encoder(environ.get("HTTP_ACCEPT", ""))
-    except TypeError:  # a version that is no number
-        kind = ""
-    kind = kind.partition("; escaping=")[0]
-    if kind not in _TYPES:  # a version that nobody has written down
-        encoder, kind = choose_encoder("")
+    encoder, kind = _format(environ.get("HTTP_ACCEPT", ""))
     # All names are plain ones, which no scheme escapes; but the library would take the colon out of vLLM's.
     body = encoder(registry, escaping=ALLOWUTF8)  # type: ignore[call-arg]  # it has more than its type says
     headers = {"Vary": "Accept, Accept-Encoding"}
-    if gzip_accepted(environ.get("HTTP_ACCEPT_ENCODING", "")):
+    if gzip_accepted(",".join(_by_preference(environ.get("HTTP_ACCEPT_ENCODING", "")))):
         # Level 1: a tenth of the time of the usual 9, for a third more bytes.
         body, headers["Content-Encoding"] = gzip.compress(body, 1), "gzip"
     return _answer(start, "200 OK", body, kind, **headers)
+
+
+def _format(accept: str) -> tuple[Callable[[Collector], bytes], str]:
+    """How the library writes what the scraper likes best, and its type; plain text where it knows nothing of that."""
+    for accepted in _by_preference(accept):
+        with suppress(TypeError):  # a version that is no number
+            encoder, kind = choose_encoder(accepted)
+            kind = kind.partition("; escaping=")[0]
+            # Not a version that nobody has written down, nor the library's choice where it does not know the type.
+            if kind in _TYPES and fnmatch(kind.partition(";")[0], accepted.partition(";")[0].strip()):
+                return encoder, kind
+    return choose_encoder("")
+
+
+def _by_preference(header: str) -> list[str]:
+    """What a header accepts, best first, without what it refuses (RFC 9110, 12.4.2): the library knows no q-values."""
+    weights = {accepted: re.search(r";\s*q=([01](\.\d*)?)", accepted) for accepted in header.lower().split(",")}
+    qualities = {accepted: float(weight[1]) if weight else 1.0 for accepted, weight in weights.items()}
+    return sorted(filter(qualities.get, qualities), key=qualities.__getitem__, reverse=True)
 
 
 def _guarded(app: App, token: str | None) -> App:

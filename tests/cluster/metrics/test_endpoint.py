@@ -131,6 +131,11 @@ PROMETHEUS_3 = (
         ("application/openmetrics-text;version=0.0.1,text/plain;version=0.0.4;q=0.5,*/*;q=0.1", PLAIN),
         ("application/openmetrics-text;version=none", PLAIN),
         ("application/openmetrics-text;version=2.7.9", PLAIN),
+        ("application/openmetrics-text;version=2.7.9,text/plain;version=1.0.0;q=0.5", "text/plain; version=1.0.0"),
+        ("text/html,application/openmetrics-text;version=1.0.0;q=0.5,*/*;q=0.1", OPENMETRICS),
+        ("application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4", PLAIN),
+        ("application/openmetrics-text;version=1.0.0; q=0,*/*", PLAIN),
+        ("text/plain;q=0.2,Application/OpenMetrics-Text;version=1.0.0;q=0.9", OPENMETRICS),
         ("application/openmetrics-text", OPENMETRICS),
         (PROMETHEUS_2_42, OPENMETRICS),
         (PROMETHEUS_3, OPENMETRICS),
@@ -150,6 +155,22 @@ def test_the_format_is_what_the_scraper_takes(run, path, accept, kind):
     assert text.endswith("# EOF\n") == (kind == OPENMETRICS)
     parse = openmetrics.text_string_to_metric_families if kind == OPENMETRICS else text_string_to_metric_families
     assert samples_in(parse(text)) == samples_in(text_string_to_metric_families(as_ever))
+
+
+@pytest.mark.parametrize(
+    ("accepted", "encoding"),
+    [
+        ("gzip;q=0", None),
+        ("gzip; q=0.0, identity", None),
+        ("*;q=0.1,GZIP;q=0.5", "gzip"),
+        ("deflate, gzip;q=odd", "gzip"),
+    ],
+)
+def test_what_a_scraper_refuses_it_does_not_get(accepted, encoding):
+    with exposing(EndpointOptions(LOCAL), list) as address:
+        request = urllib.request.Request(f"http://{address}/metrics", headers={"Accept-Encoding": accepted})
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            assert answer.headers["Content-Encoding"] == encoding
 
 
 def samples_in(families):
