@@ -6,7 +6,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-WITH_SERVERS = [Path(__file__).parent / "cluster" / name for name in ("devices", "runtime", "service")]
+WITH_SERVERS = [Path(__file__).parent / "cluster" / name for name in ("client", "distributed", "service")]
+assert all(folder.is_dir() for folder in WITH_SERVERS), WITH_SERVERS
 
 # Examples share the cores with the rest of the suite, so hypothesis's deadline per example would only flake.
 hypothesis.settings.register_profile("default", deadline=None)
