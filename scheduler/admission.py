@@ -12,7 +12,7 @@ from pimserve.device_models.plan import FS_PER_PS, ChunkShape
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.decoding import Decoding
 from pimserve.scheduler.kv_cache import KvCache
-from pimserve.scheduler.queue import Queue
+from pimserve.scheduler.queue import NOBODY, FcfsQueue
 from pimserve.scheduler.requests import FOREVER, RequestTable
 
 
@@ -24,16 +24,18 @@ class Admission:
         kv: where admitted requests have their blocks.
         decoding: whom those join that bring their KV cache.
         running: all running requests in order of admission, those with a prompt to compute at 0.
+        token_at_fs: of requests that were preempted, or elsewhere, after their first token: when they had the last one.
         replica: number of the replica.
         takes_over: whether requests bring their KV cache, and decode at once.
     """
 
     def __init__(
         self,
-        queue: Queue,
+        queue: FcfsQueue,
         kv: KvCache,
         decoding: Decoding,
         running: dict[int, int],
+        token_at_fs: dict[int, int],
         replica: int,
         takes_over: bool,
     ) -> None:
@@ -41,6 +43,7 @@ class Admission:
         self._kv = kv
         self._decoding = decoding
         self._running = running
+        self._token_at_fs = token_at_fs
         self._replica = replica
         self._takes_over = takes_over
         self.partial: tuple[int, int, int] | None = None  # request, prefill length, computed
@@ -50,6 +53,7 @@ class Admission:
         """Read and write this table from here on, which holds the same requests."""
         self._input = table.views["input_tokens"]
         self._output = table.views["output_tokens"]
+        self._emitted_tokens = table.views["emitted_tokens"]
         self._replica_of = table.views["replica"]
         self._first_scheduled_ps = table.views["first_scheduled_ps"]
 
@@ -67,20 +71,22 @@ class Admission:
         if self.partial is not None and budget > 0:
             budget = self._chunk(chunks, completed, *self.partial, budget)
         while admit and budget > 0 and len(running) < self._max_num_seqs:
-            if queue.head_fs > now_fs and not queue.preempted:
+            request = queue.peek(now_fs)
+            if request == NOBODY:
                 break
-            request, length = queue.next()
-            brings = self._takes_over and not queue.preempted  # its KV cache
-            if not kv.admit(length, self._input[request] + self._output[request], prompt=not brings):
+            prompt = self._input[request]
+            length = prompt + self._emitted_tokens[request]  # those that it had before, or elsewhere
+            brings = self._takes_over and self._brings_kv(request)
+            if not kv.admit(length, prompt + self._output[request], prompt=not brings):
                 break
-            if queue.take():
-                self._replica_of[request] = self._replica
-                if self._first_scheduled_ps[request] < 0:  # else it was elsewhere before
-                    self._first_scheduled_ps[request] = now_fs // FS_PER_PS
-                if brings:
-                    self._take_over(request, length - 1, step)
-                    budget -= 1
-                    continue
+            queue.pop()
+            self._replica_of[request] = self._replica
+            if self._first_scheduled_ps[request] < 0:
+                self._first_scheduled_ps[request] = now_fs // FS_PER_PS
+            if brings:
+                self._take_over(request, length - 1, step)
+                budget -= 1
+                continue
             running[request] = 0
             if length <= budget:  # the usual case of _chunk
                 chunks.append((length, 0))
@@ -89,6 +95,11 @@ class Admission:
             else:
                 budget = self._chunk(chunks, completed, request, length, 0, budget)
         return chunks, completed
+
+    def blocks_of(self, request: int) -> int:
+        """KV blocks that a waiting request will take."""
+        tokens = self._input[request] + self._emitted_tokens[request]
+        return self._kv.blocks_of(tokens, prompt=not self._brings_kv(request))
 
     def next_change_fs(self, now_fs: int) -> int:
         """When somebody comes who can be admitted; FOREVER if all have to wait until a request finishes."""
@@ -105,11 +116,14 @@ class Admission:
         self.joined_fs = list(state["joined"])
         self.partial = None if state["partial"] is None else tuple(state["partial"])
 
+    def _brings_kv(self, request: int) -> bool:
+        """Whether a waiting request brings its KV cache: it has not been on this replica, where it was preempted."""
+        return self._takes_over and self._replica_of[request] != self._replica
+
     def _take_over(self, request: int, held: int, step: int) -> None:
         """A request that brings its KV cache decodes from this step on; it has its blocks, that of the step too."""
-        left = self._output[request] - self._queue.emitted.pop(request)
-        self._decoding.join(request, held, step, left)
-        self.joined_fs.append(self._queue.token_at_fs.pop(request))
+        self._decoding.join(request, held, step, self._output[request] - self._emitted_tokens[request])
+        self.joined_fs.append(self._token_at_fs.pop(request))
 
     def _chunk(
         self, chunks: list[ChunkShape], completed: list[int], request: int, length: int, computed: int, budget: int

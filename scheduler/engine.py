@@ -23,7 +23,7 @@ from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.decoding import Decoding
 from pimserve.scheduler.departures import Departures, Move
 from pimserve.scheduler.kv_cache import KvCache
-from pimserve.scheduler.queue import ClosedLoop, Queue
+from pimserve.scheduler.queue import ClosedLoop, FcfsQueue
 from pimserve.scheduler.requests import FOREVER, RequestTable
 from pimserve.scheduler.steplog import StepLog
 
@@ -39,7 +39,6 @@ class Engine:
         kv_blocks: capacity of the KV cache.
         kv_groups: how layers share it.
         chunk_tokens: of a prompt that a step computes at most, for which windowed layers have blocks; None: all.
-        max_model_len: tokens of prompt and output together that a request may have.
         table: requests of the run; the engine writes its own rows.
         log: takes executed steps.
         closed: in a closed loop, the requests that this replica's clients issue, each when another leaves.
@@ -55,7 +54,6 @@ class Engine:
         kv_blocks: int,
         kv_groups: KvGroups = NO_WINDOWS,
         chunk_tokens: int | None = None,
-        max_model_len: int,
         table: RequestTable,
         log: StepLog,
         closed: Sequence[int] | None = None,
@@ -71,13 +69,19 @@ class Engine:
         oracle = spec.kv_admission == "oracle" and not self._hands_over  # where nothing grows
         self.kv = KvCache(kv_blocks, spec.block_size, kv_groups, chunk_tokens, oracle=oracle)
         self.departures = Departures(table, costs.replica)
-        self.queue = Queue(table, max_model_len, self.departures.reject)
+        self.queue = FcfsQueue(table, self.departures.reject)
+        # Requests that were preempted, or elsewhere, after their first token: when they had their last one.
+        self.token_at_fs: dict[int, int] = {}
         # Running requests in admission order: the step at whose start it will have finished, or 0 while in prefill.
         self.running: dict[int, int] = {}
         self.decoding = Decoding(self.running, spec.block_size, kv_groups)
         takes_over = pool == "decode"
-        self.admission = Admission(self.queue, self.kv, self.decoding, self.running, costs.replica, takes_over)
-        self._closed = None if closed is None else ClosedLoop(closed, self.queue, table, log.issued_all)
+        self.admission = Admission(
+            self.queue, self.kv, self.decoding, self.running, self.token_at_fs, costs.replica, takes_over
+        )
+        self._closed: ClosedLoop | None = None
+        if closed is not None:
+            self._closed = ClosedLoop(closed, self.queue, table, self.departures.reject, log.issued_all)
         self.use(spec)
         self._frontend_ps = costs.frontend_ps
         self.bind(table)
@@ -104,24 +108,18 @@ class Engine:
 
     def outstanding(self, at_fs: int) -> int:
         """Requests routed here that have not left by `at_fs`; the engine must have been advanced to that time."""
-        gone = self.departures
-        return self.queue.submitted - gone.count + (gone.last if self.clock > at_fs else 0)
+        return len(self.queue) + len(self.running) + (self.departures.last if self.clock > at_fs else 0)
 
     @property
     def load(self) -> tuple[int, int, int, int, int]:
         """(running, waiting, decoding, tokens that they attend to, KV blocks in use) before the next step."""
-        running, decoding = len(self.running), self.decoding
-        waiting = self.queue.submitted - self.departures.count - running
-        return running, waiting, decoding.count, decoding.context, self.kv.used
+        return len(self.running), len(self.queue), self.decoding.count, self.decoding.context, self.kv.used
 
     def room(self, at_fs: int) -> int:
         """KV blocks that are neither in use nor needed by requests that were routed here; below 0 if they are short."""
-        kv, queue, gone = self.kv, self.queue, self.departures
-        preempted = len(queue.preempted)  # they are the first of those that wait, and have a prompt to compute
-        waiting = enumerate(queue.waiting())
-        needed = sum(kv.blocks_of(queue.tokens_of(request), prompt=place < preempted) for place, request in waiting)
-        late = gone.freed_last if self.clock > at_fs else 0
-        return kv.blocks - kv.used - needed - late
+        needed = sum(map(self.admission.blocks_of, self.queue.waiting()))
+        late = self.departures.freed_last if self.clock > at_fs else 0
+        return self.kv.blocks - self.kv.used - needed - late
 
     def in_hand(self) -> list[int]:
         """Requests that are here now: waiting, running or preempted."""
@@ -129,7 +127,9 @@ class Engine:
 
     def expect(self, move: Move) -> None:
         """A request that will be submitted was elsewhere before."""
-        self.queue.expect(move.request, move.since_fs, self._emitted_tokens[move.request], move.token_fs)
+        self.queue.expect(move.request, move.since_fs)
+        if self._emitted_tokens[move.request]:
+            self.token_at_fs[move.request] = move.token_fs
 
     def submit(self, requests: Sequence[int]) -> None:
         """Route requests here, by arrival; none may arrive before those routed here earlier."""
@@ -142,6 +142,7 @@ class Engine:
             "step": self.step,
             "running": list(self.running.items()),
             "_issued": 0 if self._closed is None else self._closed.issued,
+            "token_at": list(self.token_at_fs.items()),
             **self.departures.state(),
             **self.queue.state(),
             **self.decoding.state(),
@@ -154,6 +155,8 @@ class Engine:
         self.clock, self.step = state["clock"], state["step"]
         self.running.clear()
         self.running.update(state["running"])
+        self.token_at_fs.clear()
+        self.token_at_fs.update(state["token_at"])
         if self._closed is not None:
             self._closed.issued = state["_issued"]
         for room in (self.departures, self.queue, self.admission, self.kv):
@@ -173,14 +176,13 @@ class Engine:
         """
         queue, decoding, running = self.queue, self.decoding, self.running
         while self.clock < until_fs:
-            if not running and not queue.preempted:
-                if queue.head_fs >= until_fs:
-                    return queue.head_fs
-                self.clock = max(self.clock, queue.head_fs)
+            next_fs = queue.next_fs()
+            if not running:
+                if next_fs >= until_fs:
+                    return next_fs
+                self.clock = max(self.clock, next_fs)
             preempted = self._grow() if decoding.count else False
-            if not (queue.head_fs <= self.clock or self.admission.partial is not None or queue.preempted) or not (
-                self._prompt_step(preempted)
-            ):
+            if not (next_fs <= self.clock or self.admission.partial is not None) or not self._prompt_step(preempted):
                 if not decoding.count:
                     return until_fs  # the cache is full of what has not been sent on
                 ends = self._decode_span(until_fs, single=preempted, whole=lazily and not preempted)
@@ -199,7 +201,7 @@ class Engine:
         for request, finish_step in self.running.items():
             if finish_step:
                 emitted = self._emitted_tokens[request] = self._output[request] - (finish_step - self.step)
-                self.queue.token_at_fs[request] = self.clock
+                self.token_at_fs[request] = self.clock
                 lost += self._input[request] + emitted - 1
         running = list(self.running)
         self.running.clear()
@@ -213,15 +215,14 @@ class Engine:
     def drain(self, at_fs: int, first: Sequence[int] = ()) -> None:
         """Requests that wait have to be served by another replica, and before them those of `first`."""
         since = max(self.clock, at_fs)
-        for request, token_fs in self.queue.drain(first):
-            self.departures.lose(request, since, token_fs)
+        for request in (*first, *self.queue.drain()):
+            self.departures.lose(request, since, self.token_at_fs.pop(request, 0))
 
     def settle(self) -> None:
         """Write down how far requests have come that the end of the run leaves unfinished."""
         for request, finish_step in self.running.items():
-            left = finish_step - self.step
-            so_far = self._output[request] - left if finish_step else self.queue.emitted.get(request, 0)
-            self._emitted_tokens[request] = so_far
+            if finish_step:
+                self._emitted_tokens[request] = self._output[request] - (finish_step - self.step)
 
     def _grow(self) -> bool:
         """Allocate the blocks that decoding requests cross into in this step; True when one was preempted for it."""
@@ -239,16 +240,14 @@ class Engine:
         finish_step = self.running.pop(request)
         prompt, output = self._input[request], self._output[request]
         if finish_step:
-            emitted = output - (finish_step - self.step)
+            emitted = self._emitted_tokens[request] = output - (finish_step - self.step)
             held = prompt + emitted - 1
             self.decoding.leave(held, self.step)
-            self.queue.preempt(request, emitted, self.clock)
+            self.token_at_fs[request] = self.clock
         else:
-            emitted = self.queue.emitted.get(request, 0)
-            held = prompt + emitted
+            held = prompt + self._emitted_tokens[request]
             self.admission.partial = None
-            self.queue.preempt(request, emitted, None)
-        self._emitted_tokens[request] = emitted
+        self.queue.put_back(request)
         self._preemptions[request] += 1
         self.kv.release(held, prompt + output, prompt=not finish_step)
 
@@ -292,13 +291,14 @@ class Engine:
 
     def _complete(self, completed: list[int]) -> None:
         """Requests whose prompt was computed have emitted a token, and decode from the next step on."""
-        kv, queue, now, step = self.kv, self.queue, self.clock, self.step
+        kv, now, step = self.kv, self.clock, self.step
         for request in completed:
-            emitted = queue.emitted.pop(request, 0) + 1 if queue.emitted else 1
-            if emitted == 1:
+            if request in self.token_at_fs:
+                emitted = self._emitted_tokens[request] + 1
+                self._log.resumed(now - self.token_at_fs.pop(request), now)
+            else:
+                emitted = 1
                 self._first_token_ps[request] = now // FS_PER_PS
-            if queue.token_at_fs and request in queue.token_at_fs:
-                self._log.resumed(now - queue.token_at_fs.pop(request), now)
             left = self._output[request] - emitted
             held = self._input[request] + emitted - 1
             if kv.windowed:
@@ -330,12 +330,12 @@ class Engine:
         steps, blocks = decoding.steps_within(span.steps, step, kv.blocks - used)
         duration = span.duration_fs(steps)
         if steps > 1 or whole:
-            change = min(until_fs, self.admission.next_change_fs(clock))
-            if whole and change == until_fs and clock + duration > until_fs:
+            joins_fs = self.admission.next_change_fs(clock)
+            if whole and joins_fs >= until_fs and clock + duration > until_fs:
                 kv.used -= decoding.growth(step)  # its first step has not grown yet
                 # Who arrives at that very time may join before the span ends, and leave first.
-                return until_fs if self.queue.head_fs == until_fs else clock + duration
-            limit = change - clock
+                return until_fs if joins_fs == until_fs else clock + duration
+            limit = min(until_fs, joins_fs) - clock
             if steps > 1 and (duration > limit or duration > _SPAN_FS_LIMIT):
                 steps, duration = span.first_reaching(min(limit, _SPAN_FS_LIMIT), steps, duration)
                 steps, blocks = decoding.steps_within(steps, step, kv.blocks - used)

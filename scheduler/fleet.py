@@ -186,7 +186,6 @@ class Fleet:
             kv_blocks=pool.kv_blocks(self.spec.block_size),
             kv_groups=pool.kv_groups,
             chunk_tokens=self.spec.chunk_tokens,
-            max_model_len=self.most_tokens,
             table=table,
             log=log,
             closed=closed,

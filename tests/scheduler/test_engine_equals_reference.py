@@ -78,7 +78,6 @@ def run_engine(case: Case) -> tuple[Recorder, RequestTable, Engine]:
         kv_blocks=case.kv_capacity_blocks,
         kv_groups=case.kv_groups,
         chunk_tokens=case.max_num_batched_tokens,
-        max_model_len=case.max_model_len,
         table=table,
         log=(log := Recorder(costs)),
         closed=None if closed is None else range(len(arrivals)),

@@ -93,11 +93,11 @@ def test_caches_go_in_the_order_in_which_prompts_are_done_whatever_window_they_w
 def test_what_leaves_when_a_step_ends_has_its_blocks_until_then() -> None:
     table = RequestTable(np.zeros(1, np.int64), np.array([20]), np.array([2]), 100)
     table["emitted_tokens"][0] = 1
-    costs = ReplicaCosts(PLAN, None, replica=0, seed=0, exact=False)
+    costs = ReplicaCosts(PLAN, None, replica=1, seed=0, exact=False)
     log = StepLog(costs, (0, FOREVER))
-    engine = Engine(costs, SPEC, kv_blocks=10, max_model_len=100, table=table, log=log, pool=DECODE)
+    engine = Engine(costs, SPEC, kv_blocks=10, table=table, log=log, pool=DECODE)
     assert engine.room(0) == 10
-    engine.expect(Move(0, 1, since_fs=0, token_fs=0))
+    engine.expect(Move(0, 0, since_fs=0, token_fs=0))
     engine.submit([0])
     assert engine.room(0) == 8  # 20 tokens, and that of the first step
     engine.advance(5 * FS_PER_MS)
