@@ -257,6 +257,7 @@ class Shard:
         if spec.router != self._spec.router:
             self._router = make_router(spec.router)
         self._spec = spec
+        self._quiet = [0] * len(self.engines)  # who waits may be admitted earlier now
         for engine in self.engines:
             engine.use(spec)
 

@@ -200,6 +200,20 @@ def test_commands_are_part_of_what_is_simulated(run: Run, lengths: list[int], wi
         assert not control.refused or isinstance(command, ChangeScheduler)
 
 
+def test_a_router_sees_what_a_command_has_changed() -> None:
+    """Who waited for a place finishes early once there are more places: the next request goes where they were."""
+    requests = [(0.001 * i, 5, 1 if i in {2, 4} else 90) for i in range(5)] + [(0.3, 5, 1)]
+    spec = SchedulerSpec(router="least_outstanding", max_num_seqs=1, max_num_batched_tokens=64)
+    chosen = [
+        serve(requests, spec=spec, replicas=2, deployment=Deployment(control=control)).table["replica"].tolist()
+        for lengths in ([100 * FS_PER_MS, 10**6 * FS_PER_MS], [100 * FS_PER_MS])
+        for control in [Windows(lengths, {1: ChangeScheduler(max_num_seqs=8)})]
+    ]
+    assert chosen[0] == chosen[1]
+    first = chosen[0][0]
+    assert chosen[0] == [first, 1 - first, first, 1 - first, first, first]
+
+
 def test_commands_that_make_no_sense_are_refused() -> None:
     with pytest.raises(InputError, match="must be one of change_scheduler, scale_rate, inject"):
         command_of({"command": "explode"})
