@@ -24,7 +24,7 @@ import grpc
 import grpc.aio
 
 from pimserve.cluster.base.rpc.channels import client_channel
-from pimserve.cluster.base.rpc.results_stream import Receiver
+from pimserve.cluster.base.rpc.results_stream import receiving
 from pimserve.cluster.base.rpc.security import NO_TLS, TlsFiles, bearer, channel_credentials
 from pimserve.cluster.client import calls
 from pimserve.cluster.client.answers import Run
@@ -167,7 +167,7 @@ class Client(_Base):
 
     def results(self, run_id: str, out: Path, names: Sequence[str] = ()) -> dict[str, int]:
         """Fetch the results of a run, or the files of those names, into a new folder; returns the size of each file."""
-        with Receiver(out) as receiver:
+        with receiving(out) as receiver:
             for part in self._stream(calls.results(run_id, names)):
                 receiver.take(part)
         return receiver.sizes
@@ -233,7 +233,7 @@ class AsyncClient(_Base):
 
     async def results(self, run_id: str, out: Path, names: Sequence[str] = ()) -> dict[str, int]:
         """Fetch results."""
-        with Receiver(out) as receiver:
+        with receiving(out) as receiver:
             async for part in self._stream(calls.results(run_id, names)):
                 receiver.take(part)
         return receiver.sizes

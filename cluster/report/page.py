@@ -6,12 +6,12 @@ import base64
 import hashlib
 import os
 import re
-from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 
 from pimserve import __version__
-from pimserve.cluster.base.files import output_file, refuse_results, unwritable
+from pimserve.cluster.base.files import output_file, refuse_results
+from pimserve.cluster.base.folders import made_folder
 from pimserve.cluster.report.content import Page
 from pimserve.errors import InputError
 
@@ -44,19 +44,8 @@ def write(text: str, out: Path, *, force: bool) -> None:
     Raises:
         InputError: it exists already and is not to be replaced, or cannot be written.
     """
-    new_parents = [folder for folder in out.parents if not folder.exists()]  # nearest first
-    try:
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise unwritable(out, error) from None
-        with output_file(out, None if force else _EXISTS) as file:
-            file.write(text)
-    except InputError:
-        with suppress(OSError):  # somebody else may have written there meanwhile
-            for folder in new_parents:
-                folder.rmdir()
-        raise
+    with made_folder(out.parent, out), output_file(out, None if force else _EXISTS) as file:
+        file.write(text)
 
 
 def refuse_existing(out: Path, *, force: bool) -> None:
@@ -65,6 +54,8 @@ def refuse_existing(out: Path, *, force: bool) -> None:
     Raises:
         InputError: so it is.
     """
+    if out.is_symlink():  # /dev/stdout, too: what it points to may be any file
+        raise InputError(str(out), "is a link, which a report neither follows nor replaces; name a file with --out")
     if out.exists() and not out.is_file():
         raise InputError(str(out), "is no file")
     refuse_results(Path(os.path.realpath(out)), out)

@@ -10,13 +10,11 @@ steps.npy       a row per span of equal steps, `steps` of them, by replica and t
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from itertools import count
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,8 +24,6 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from pimserve.arrays import IntArray
-from pimserve.cluster.base.files import naming, unwritable
-from pimserve.cluster.base.locks import Lock, lock_folder
 from pimserve.cluster.run.summary_schema import Summary, UnwrittenSummary
 from pimserve.errors import InputError, shortened, validation_error
 from pimserve.scheduler.steplog import SpanColumns
@@ -147,100 +143,6 @@ def _order(file: IO[bytes], ordered: IO[bytes], header: int) -> None:
             ordered.seek(header + int(places[replica]) * SPAN.itemsize)
             ordered.write(part.tobytes())
             places[replica] += len(part)
-
-
-@contextmanager
-def results_folder(out: Path | None, name: str, partial: Path | None = None) -> Iterator[tuple[Path, Path]]:
-    """Yield (folder to write into, folder that it becomes); nothing is left behind when the block fails.
-
-    Args:
-        out: the folder, which must not exist; None for the first of results/NAME, results/NAME-2, ... that does not.
-        name: of the run.
-        partial: where to write until all is there, on the same file system; None for a hidden folder beside the target.
-    """
-    wanted = out if out is not None else Path("results") / name
-    if not wanted.name or wanted.name == "..":
-        raise InputError(str(wanted), "exists already; give another folder with --out")
-    new_parents = [folder for folder in wanted.parents if not folder.exists()]  # nearest first
-    try:
-        wanted.parent.mkdir(parents=True, exist_ok=True)
-        target, held, lock = _hold(wanted, again=out is None)
-        folder = partial or held
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-    except OSError as error:
-        raise unwritable(wanted, error) from None
-    try:
-        _check_same_disk(folder, target)
-        with naming(target):
-            yield folder, target
-            folder.rename(target)
-    except BaseException:
-        for left in (folder, held):
-            shutil.rmtree(left, ignore_errors=True)
-        with suppress(OSError):  # another run may have written there meanwhile
-            for parent in new_parents:
-                parent.rmdir()
-        raise
-    finally:
-        shutil.rmtree(held, ignore_errors=True)  # a moment's window: who takes the name now finds the target there
-        lock.close()
-
-
-def _check_same_disk(folder: Path, target: Path) -> None:
-    if folder.stat().st_dev != target.parent.stat().st_dev:
-        raise InputError(str(folder.parent), f"must be on the file system of the results folder, {target}")
-
-
-def free_folder(name: str) -> Path:
-    """Where a fresh run of that name has its results: the first free one of results/NAME, results/NAME-2, ..."""
-    for target in _numbered(Path("results") / name):
-        if target.exists():
-            continue
-        held = _hidden(target)
-        if not held.is_dir():
-            return target
-        lock = lock_folder(held)
-        if lock is not None:
-            lock.close()
-            return target
-    raise AssertionError("numbers do not end")
-
-
-def _numbered(base: Path) -> Iterator[Path]:
-    yield base
-    for number in count(2):
-        yield base.with_name(f"{base.name}-{number}")
-
-
-def _hidden(target: Path) -> Path:
-    """The folder beside a results folder in which it is written, and which keeps other runs from taking its name."""
-    digest = hashlib.sha256(target.name.encode()).hexdigest()[:8]
-    return target.with_name(f".{target.name[:100]}.{digest}.partial")
-
-
-def _hold(base: Path, *, again: bool) -> tuple[Path, Path, Lock]:
-    """A free name, its hidden folder, and that one's lock; what a killed run left there is removed.
-
-    With `again`, NAME-2 and so on are tried.
-    """
-    for target in _numbered(base):
-        held = _hidden(target)
-        while not target.exists():
-            held.mkdir(exist_ok=True)
-            lock = lock_folder(held)
-            if lock is None:
-                break
-            if held.is_dir() and os.fstat(lock.handle).st_ino == held.stat().st_ino and not target.exists():
-                for left in held.iterdir():
-                    shutil.rmtree(left) if left.is_dir() else left.unlink()
-                return target, held, lock
-            lock.close()  # another run was done between two lines of this one
-        if not again:
-            why = "exists already" if target.exists() else "is being written by another run"
-            raise InputError(str(base), f"{why}; give another folder with --out")
-    raise AssertionError("numbers do not end")
 
 
 def load_summary(path: Path) -> dict[str, Any]:

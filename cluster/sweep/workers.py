@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pimserve.cluster.base.files import write_json
+from pimserve.cluster.base.folders import results_folder
 from pimserve.cluster.distributed.hosts.ray_cluster import RayCluster
-from pimserve.cluster.run.results import load_summary, results_folder
+from pimserve.cluster.run.results import load_summary
 from pimserve.errors import PimserveError, shortened
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
 
-from pimserve.cluster.base.files import unwritable
+from pimserve.cluster.base.folders import results_folder
 from pimserve.cluster.base.rpc.statuses import RefusedError
 from pimserve.errors import InputError, PimserveError
 from pimserve.v1 import simulation_pb2
@@ -44,40 +43,36 @@ def send_files(folder: Path, names: Collection[str]) -> Iterator[simulation_pb2.
         yield simulation_pb2.GetResultsResponse(sha256=digest.hexdigest())
 
 
-class Receiver:
-    """Writes a stream of files into a folder that must not exist, whole or not at all; a context manager.
-
-    Args:
-        target: the folder.
+@contextmanager
+def receiving(target: Path) -> Iterator[Receiver]:
+    """What writes a stream of files into a folder that must not exist, whole or not at all.
 
     Raises:
         InputError: it exists, or cannot be written.
+        PimserveError: the stream ends within a file.
     """
+    with results_folder(target, target.name) as (draft, _):
+        receiver = Receiver(draft)
+        yield receiver
+        receiver.end()
 
-    def __init__(self, target: Path) -> None:
-        if target.exists():
-            raise InputError(str(target), "exists already; give another folder with --out")
-        self._target = target
 
-    def __enter__(self) -> Receiver:
-        try:
-            self._target.parent.mkdir(parents=True, exist_ok=True)
-            self._draft = self._target.with_name(f".{self._target.name[:100]}.partial-{os.getpid()}")
-            self._draft.mkdir()
-        except OSError as error:
-            raise unwritable(self._target, error) from None
+class Receiver:
+    """Writes a stream of files into a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._sizes: dict[str, int] = {}
         self._file: Path | None = None
-        return self
 
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is not None:
-            shutil.rmtree(self._draft, ignore_errors=True)
-            return
+    def end(self) -> None:
+        """Nothing more comes.
+
+        Raises:
+            PimserveError: a file is not whole.
+        """
         if self._file is not None:
-            shutil.rmtree(self._draft, ignore_errors=True)
             raise PimserveError("the server's answer is cut short")
-        self._draft.rename(self._target)
 
     def take(self, part: simulation_pb2.GetResultsResponse) -> None:
         """Take the next message.
@@ -87,7 +82,7 @@ class Receiver:
         """
         kind = part.WhichOneof("part")
         if kind == "file" and self._file is None and Path(part.file.name).name == part.file.name not in {"", ".."}:
-            self._file, self._size = self._draft / part.file.name, part.file.size
+            self._file, self._size = self._folder / part.file.name, part.file.size
             self._digest = hashlib.sha256()
             self._file.touch()
         elif kind == "chunk" and self._file is not None:

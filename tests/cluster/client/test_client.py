@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from pimserve.cluster.base.rpc.results_stream import Receiver
+from pimserve.cluster.base.rpc.results_stream import receiving
 from pimserve.cluster.client import AsyncClient, Client, ServiceError, TlsFiles, calls
 from pimserve.cluster.service.run_queue import Limits
 from pimserve.cluster.service.server import ServerOptions, serving
@@ -168,7 +168,7 @@ class TestReceiver:
     DIGEST = sim.GetResultsResponse(sha256="ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad")
 
     def receive(self, folder, *parts):
-        with Receiver(folder) as receiver:
+        with receiving(folder) as receiver:
             for part in parts:
                 receiver.take(part)
         return receiver.sizes

@@ -530,6 +530,18 @@ def test_a_folder_is_never_replaced(copy, tmp_path):
         write_report([copy], tmp_path / "folder", force=True)
 
 
+@pytest.mark.parametrize("force", [False, True])
+def test_links_are_neither_followed_nor_replaced(copy, tmp_path, force):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "dangling").symlink_to("nothing")
+    for out in (tmp_path / "link", tmp_path / "dangling", Path("/dev/stdout")):
+        with pytest.raises(InputError, match="is a link, which a report neither follows nor replaces"):
+            write_report([copy], out, force=force)
+    assert (tmp_path / "file").read_text() == "mine"
+    assert not (tmp_path / "nothing").exists()
+
+
 def test_a_file_that_appears_meanwhile_is_kept(copy, tmp_path, monkeypatch):
     out = tmp_path / "out.html"
     drawn = report.html
