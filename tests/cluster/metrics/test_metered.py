@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from pimserve.cluster.base.folders import results_folder
 from pimserve.cluster.metrics.endpoint import EndpointOptions
 from pimserve.cluster.metrics.metered import metered
-from pimserve.cluster.base.folders import results_folder
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare, scenario_digest
 
