@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 from pimserve.device_models.experts import ExpertTerm
 from pimserve.device_models.operators import Category, RowKind
 from pimserve.device_models.pipeline import PassivePower, PipelineTerm
-from pimserve.device_models.step import N, least, most, row_counts, seen_tokens
+from pimserve.device_models.step import N, least, most, row_counts
 
 FS_PER_S = 10**15
 FS_PER_PS = 1000
@@ -91,10 +91,6 @@ class DecodeAttentionTerm:
     dram_per_token: int
     compute_per_token: int
     per_request: int = 0
-
-    def time_fs(self, requests: int, context: int, busiest: int) -> int:
-        """Time for `requests` requests whose contexts sum to `context` tokens; the busiest group has `busiest`."""
-        return self.slope * seen_tokens(self.window_tokens, requests, context) + self.per_request * busiest
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from pimserve.cluster.run.history import History
 from pimserve.cluster.scenario.pools import PlacedPool
 from pimserve.device_models.device import Roof
 from pimserve.device_models.evaluate import counts_of, evaluate, shape_of, way_of
+from pimserve.device_models.experts import FEATURES
 from pimserve.device_models.model import BYTES_PER_ELEMENT
 from pimserve.device_models.operators import (
     ACTIVATION_BYTES,
@@ -37,10 +38,8 @@ from pimserve.device_models.plan import FS_PER_S, Chunk, CostPlan, PrefillAttent
 from pimserve.device_models.routing import POOL_SIZE, expert_share
 from pimserve.device_models.step import seen_tokens
 
-_DECODE_LAUNCH, _PREFILL_LAUNCH, _EXPERT_LAUNCH = (
-    *("decode attention, launch", "prefill attention, launch"),
-    "experts, launch and sorting",
-)
+_DECODE_LAUNCH, _PREFILL_LAUNCH = "decode attention, launch", "prefill attention, launch"
+_EXPERT_LAUNCH = "experts, launch and sorting"
 
 
 @dataclass(frozen=True)
@@ -155,60 +154,59 @@ def work_of(history: History, pool: PlacedPool, shape: Shape) -> list[Work]:
 
 
 def _moving(history: History, pool: PlacedPool, plan: CostPlan, shape: Shape) -> Iterator[Work]:
-    split = history.prepared.scenario.of_pool(pool.name).cluster.split
+    scenario, model = history.prepared.scenario, history.prepared.model
     step = shape_of(plan, shape.decodes, shape.context, shape.chunks, shape.outputs)
     _, counts = counts_of(plan, step)  # of the busiest group
-    terms = {term.name: term for term in plan.rows}
-    launches: dict[str, list[int]] = {}  # of operators of one name, in their order
-    for row in plan.rows:
-        launches.setdefault(row.name, []).append(row.time_fs(counts[row.rows]))
+    units = {term.name: term.unit for term in plan.rows}
+    times: dict[str, list[int]] = {}  # of operators of one name, in their order
+    for operator in evaluate(plan, step).operators:
+        times.setdefault(operator.name, []).append(operator.time_fs)
 
-    def launch_fs(name: str) -> int:
-        return launches[name].pop(0) if launches.get(name) else 0
+    def time_fs(name: str) -> int:
+        return times[name].pop(0) if times.get(name) else 0
 
     decode = {term.window_tokens: term for term in way_of(plan, step).terms}
     prefill = {term.window_tokens: term for term in plan.prefill}
-    model = history.prepared.model
-    for op in operators_of(model, split, lm_head=history.prepared.scenario.costs.lm_head):
-        if isinstance(op, Gemm) and op.name in terms:
+    for op in operators_of(model, scenario.of_pool(pool.name).cluster.split, lm_head=scenario.costs.lm_head):
+        if isinstance(op, Gemm) and op.name in units:
             rows = counts[op.rows]
             moved = op.weight_bytes_per_element * op.k * op.n + ACTIVATION_BYTES * rows * (op.k + op.n)
-            time = terms[op.name].time_fs(rows)
-            flops = op.layers * 2.0 * rows * op.k * op.n
-            yield Work(op.name, op.category, flops, op.layers * moved, time / FS_PER_S, (terms[op.name].unit,))
+            flops, time = op.layers * 2.0 * rows * op.k * op.n, time_fs(op.name)
+            yield Work(op.name, op.category, flops, op.layers * moved, time / FS_PER_S, (units[op.name],))
         elif isinstance(op, DecodeAttention) and shape.decodes and op.window_tokens in decode:
-            seen = seen_tokens(op.window_tokens, shape.decodes, shape.context)
-            each = op.layers * seen / plan.data_parallel
+            tokens = op.layers * seen_tokens(op.window_tokens, shape.decodes, shape.context) / plan.data_parallel
             term = decode[op.window_tokens]
-            time = term.time_fs(shape.decodes, shape.context, counts["decodes"]) + launch_fs(_DECODE_LAUNCH)
+            alone = replace(plan, rows=(), decode=(term,), prefill=(), other_decode=None)
+            time = evaluate(alone, shape_of(alone, shape.decodes, shape.context)).duration_fs + time_fs(_DECODE_LAUNCH)
             name = _windowed("attention, decode", op.window_tokens)
-            yield Work(name, "attention_decode", each * op.flops, each * op.kv_bytes, time / FS_PER_S, (term.unit,))
+            flops, moved = tokens * op.flops, tokens * op.kv_bytes
+            yield Work(name, "attention_decode", flops, moved, time / FS_PER_S, (term.unit,))
         elif isinstance(op, PrefillAttention) and shape.prompts and op.window_tokens in prefill:
-            yield _prefill(op, plan, prefill[op.window_tokens], shape, launch_fs(_PREFILL_LAUNCH), step.prefill_fs)
+            yield _prefill(op, plan, prefill[op.window_tokens], shape, time_fs(_PREFILL_LAUNCH), step.prefill_fs)
         elif isinstance(op, Experts) and plan.experts is not None:
             outcomes = history.costs[pool.first].pools
             assert outcomes is not None
             features = outcomes.features(np.full(POOL_SIZE, shape.tokens), np.arange(POOL_SIZE))
-            time = round(float(features[:, 0].mean())) + launch_fs(_EXPERT_LAUNCH)
-            popularity = history.prepared.scenario.routing.for_model(history.prepared.model)
-            weights = popularity.expert_weights(op.experts, history.prepared.scenario.run.seed)
+            time = round(float(features[:, FEATURES.index("time_fs")].mean())) + time_fs(_EXPERT_LAUNCH)
+            weights = scenario.routing.for_model(model).expert_weights(op.experts, scenario.run.seed)
             costs = [_experts(op, expert_share(tuple(row), op.top_k), shape.tokens) for row in weights]
-            flops, moved = (float(np.mean(each)) for each in zip(*costs, strict=True))
-            units = tuple(unit.unit for unit in plan.experts.units)
-            yield Work("routed experts", "moe", flops, moved, time / FS_PER_S, units)
+            flops, moved = (float(np.mean(column)) for column in zip(*costs, strict=True))
+            experts = tuple(unit.unit for unit in plan.experts.units)
+            yield Work("routed experts", "moe", flops, moved, time / FS_PER_S, experts)
 
 
 def _prefill(
     op: PrefillAttention, plan: CostPlan, term: PrefillAttentionTerm, shape: Shape, launch_fs: int, all_fs: int
 ) -> Work:
-    q, kv, pairs = term.extent(Chunk(shape.prompt_tokens, 0))
+    chunk = Chunk(shape.prompt_tokens, 0)
+    q, kv, pairs = term.extent(chunk)
     alike = -(-shape.prompts // plan.data_parallel)  # chunks of the busiest group
     width = op.qk_dim + op.v_dim
     moved = width * (ACTIVATION_BYTES * op.heads * q + op.kv_bytes_per_element * op.kv_heads * kv)
     if not term.causal:  # the score matrix goes to memory and back
         moved += 2 * ACTIVATION_BYTES * op.heads * pairs
-    each_fs = [other.cost(Chunk(shape.prompt_tokens, 0))[0] for other in plan.prefill]
-    time = all_fs * term.cost(Chunk(shape.prompt_tokens, 0))[0] / max(1, sum(each_fs)) + launch_fs
+    of_chunk_fs = sum(other.cost(chunk)[0] for other in plan.prefill)
+    time = all_fs * term.cost(chunk)[0] / max(1, of_chunk_fs) + launch_fs
     return Work(
         _windowed("attention, prefill", op.window_tokens),
         "attention_prefill",
