@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.command import pimserve
+
 PIMSERVE = Path(sysconfig.get_path("scripts")) / "pimserve"
 SCENARIO = ("--set", "workload.num_requests=60", "--set", "slo={ttft_s: 0.03, tpot_s: 0.004}")
 
@@ -73,9 +75,7 @@ def test_options_of_metrics_without_a_place_are_refused(tmp_path):
         ("serve", "--metrics-token-file", "token"),
         ("serve", "--metrics-per-engine"),
     ):
-        done = subprocess.run(
-            [PIMSERVE, command, *option], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
-        )
+        done = pimserve(tmp_path, command, *option)
         assert done.returncode == 2
         assert done.stderr.startswith("error: --metrics: is missing")
     assert os.listdir(tmp_path) == []

@@ -1,31 +1,19 @@
 """`pimserve validate aimc` as a user runs it."""
 
 import json
-import subprocess
-import sysconfig
 from importlib import resources
-from pathlib import Path
 
 import pytest
 
-PIMSERVE = Path(sysconfig.get_path("scripts")) / "pimserve"
+from tests.command import pimserve
+
 CASES = json.loads((resources.files("pimserve.cluster.validation") / "aimc_cases.json").read_text(encoding="utf-8"))
 
 pytestmark = pytest.mark.e2e
 
 
 def validate(folder, *arguments):
-    done = subprocess.run(
-        [str(PIMSERVE), "validate", "aimc", *map(str, arguments)],
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert "Traceback" not in done.stderr
-    return done
+    return pimserve(folder, "validate", "aimc", *arguments)
 
 
 @pytest.fixture
@@ -41,9 +29,9 @@ def file(tmp_path):
 
 
 def test_help_names_both_commands(tmp_path):
-    done = subprocess.run([str(PIMSERVE), "validate", "--help"], capture_output=True, text=True, check=True)
-    assert "duplex" in done.stdout
-    assert "aimc" in done.stdout
+    shown = pimserve(tmp_path, "validate", "--help").stdout
+    assert "duplex" in shown
+    assert "aimc" in shown
     assert "--cases" in validate(tmp_path, "--help").stdout
 
 

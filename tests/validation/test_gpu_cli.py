@@ -1,34 +1,18 @@
 """`pimserve validate gpu` as a user runs it, on small files of one's own."""
 
 import json
-import os
-import subprocess
-import sysconfig
-from pathlib import Path
 
 import pytest
 
 from pimserve.cluster.validation.gpu_files import REFERENCE_ENV
+from tests.command import pimserve
 from tests.validation.gpu_example import GEMM, LLAMA, OPERATORS, QUEUED, write
-
-PIMSERVE = Path(sysconfig.get_path("scripts")) / "pimserve"
 
 pytestmark = pytest.mark.e2e
 
 
-def validate(folder, *arguments, **environment):
-    done = subprocess.run(
-        [str(PIMSERVE), "validate", "gpu", *map(str, arguments)],
-        cwd=folder,
-        env={**os.environ, "COLUMNS": "80", **environment},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert "Traceback" not in done.stderr
-    return done
+def validate(folder, *arguments):
+    return pimserve(folder, "validate", "gpu", *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +93,7 @@ def test_many_served_rows_give_the_same_in_several_processes(tmp_path):
     assert json.loads(validate(tmp_path, "--served", alone, "--json").stdout)["served"][0]["ours"] == found[6]["ours"]
 
 
-def test_mistakes_are_explained(tmp_path):
+def test_mistakes_are_explained(tmp_path, monkeypatch):
     path = write(tmp_path, "mine.json", {"rows": [GEMM, {**GEMM, "time_us": -1}]})
     done = validate(tmp_path, "--measured", path)
     assert done.returncode == 2
@@ -118,6 +102,7 @@ def test_mistakes_are_explained(tmp_path):
     absent = validate(tmp_path, "--served", "absent.json")
     assert absent.returncode == 2
     assert "absent.json: cannot be read: No such file or directory" in absent.stderr
-    no_reference = validate(tmp_path, **{REFERENCE_ENV: str(tmp_path)})
+    monkeypatch.setenv(REFERENCE_ENV, str(tmp_path))
+    no_reference = validate(tmp_path)
     assert no_reference.returncode == 2
     assert "name one with --measured FILE" in no_reference.stderr

@@ -2,8 +2,6 @@
 
 import gzip
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.errors import InputError
 from tests.cluster.documents import run
+from tests.command import pimserve
 
 FIXED = "lengths: {input: {kind: fixed, tokens: 5}, output: {kind: fixed, tokens: 5}}"
 
@@ -422,14 +421,9 @@ def test_commands_end_with_2_and_a_message(arguments: list[str], message: str, t
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
     before = sorted(tmp_path.rglob("*"))
-    environment = {key: value for key, value in os.environ.items() if key != "PIMSERVE_DEBUG"}
-    done = subprocess.run(
-        [sys.executable, "-m", "pimserve.cluster.cli.main", *arguments],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = pimserve(tmp_path, *arguments)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("error: ")
     assert message in done.stderr
-    assert "Traceback" not in done.stderr
     assert sorted(tmp_path.rglob("*")) == before

@@ -2,8 +2,6 @@
 
 import io
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,7 @@ from pimserve.cluster.sweep.grid import load_grid
 from pimserve.device_models.catalogue import load_model, model_names, model_of
 from pimserve.errors import InputError
 from tests.cluster.documents import run
+from tests.command import pimserve
 
 # Llama-3.1-8B with other names; 8,030,261,248 parameters.
 MODEL = """\
@@ -215,15 +214,10 @@ def test_what_follows_from_a_model_and_a_device_is_shown(folders: tuple[Path, Pa
 def test_the_commands_show_files(folders: tuple[Path, Path]) -> None:
     (folders[1] / "mine.yaml").write_text(MODEL)
 
-    def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "pimserve.cluster.cli.main", *arguments], capture_output=True, text=True, check=False
-        )
-
-    shown = command("models", "mine.yaml", "--json")
+    shown = pimserve(folders[1], "models", "mine.yaml", "--json")
     assert json.loads(shown.stdout)["derived"]["parameters"] == 8_030_261_248
-    assert "8,030,261,248" in command("models", "mine.yaml").stdout
-    missing = command("devices", "chip.yaml")
+    assert "8,030,261,248" in pimserve(folders[1], "models", "mine.yaml").stdout
+    missing = pimserve(folders[1], "devices", "chip.yaml")
     assert (missing.returncode, missing.stdout) == (2, "")
     assert missing.stderr == f"error: device: no such file: {folders[1]}/chip.yaml\n"
 
