@@ -18,10 +18,7 @@ EntryName = Annotated[
 ]
 
 
-def models_command(
-    name: EntryName = None,
-    as_json: AsJson = False,
-) -> None:
+def models_command(name: EntryName = None, as_json: AsJson = False) -> None:
     """List the models of the catalogue, or show one with what follows from its shapes."""
     from pimserve.cluster.cli.listing import describe_model, model_list  # noqa: PLC0415
     from pimserve.device_models.catalogue import model_names  # noqa: PLC0415
@@ -29,10 +26,7 @@ def models_command(
     _print_catalogue(name, as_json, model_names, describe_model, model_list)
 
 
-def devices_command(
-    name: EntryName = None,
-    as_json: AsJson = False,
-) -> None:
+def devices_command(name: EntryName = None, as_json: AsJson = False) -> None:
     """List the devices of the catalogue, or show one with its key figures."""
     from pimserve.cluster.cli.listing import describe_device, device_list  # noqa: PLC0415
     from pimserve.device_models.catalogue import device_names  # noqa: PLC0415

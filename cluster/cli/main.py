@@ -27,6 +27,7 @@ from pimserve.cluster.cli import (
     sweep_command,
     validate_command,
 )
+from pimserve.cluster.cli.options import with_option_groups
 from pimserve.cluster.cli.signals import handle_signals, interrupted
 from pimserve.errors import PimserveError
 
@@ -40,12 +41,22 @@ app = typer.Typer(
 )
 app.add_typer(validate_command.validate, name="validate")
 app.add_typer(metrics_command.metrics, name="metrics")
-serve_command.add_commands(app)
-service_commands.add_commands(app)
-sweep_command.add_commands(app)
-report_command.add_commands(app)
-run_command.add_commands(app)
 for name, command in (
+    ("serve", serve_command.serve_command),
+    ("launch", service_commands.launch_command),
+    ("list", service_commands.list_command),
+    ("watch", service_commands.watch_command),
+    ("query", service_commands.query_command),
+    ("change", service_commands.change_command),
+    ("inject", service_commands.inject_command),
+    ("pause", service_commands.pause_command),
+    ("resume", service_commands.resume_command),
+    ("cancel", service_commands.cancel_command),
+    ("delete", service_commands.delete_command),
+    ("results", service_commands.results_command),
+    ("sweep", sweep_command.sweep_command),
+    ("report", report_command.report_command),
+    ("run", run_command.run_command),
     ("compare", results_commands.compare_command),
     ("models", catalogue_commands.models_command),
     ("devices", catalogue_commands.devices_command),
@@ -53,7 +64,7 @@ for name, command in (
     ("timeline", results_commands.timeline_command),
     ("export", results_commands.export_command),
 ):
-    app.command(name)(command)
+    app.command(name)(with_option_groups(command))
 
 
 def _print_version(wanted: bool) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -21,8 +22,12 @@ def print_page(what: RenderableType) -> None:
 
 
 def print_json(document: object, indent: int | None = 2) -> None:
-    """Print JSON; on one line where `indent` is None."""
-    typer.echo(json.dumps(document, indent=indent, allow_nan=False))
+    """Print JSON; on one line where `indent` is None. Dataclasses become objects, times ISO 8601."""
+    typer.echo(json.dumps(document, indent=indent, allow_nan=False, default=_plain))
+
+
+def _plain(value: Any) -> object:  # noqa: ANN401 what JSON has no notion of
+    return value.isoformat() if hasattr(value, "isoformat") else asdict(value)
 
 
 def quiet_grpc() -> None:

@@ -8,11 +8,6 @@ from typing import Annotated
 import typer
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Add `report` to the command line."""
-    app.command("report")(report_command)
-
-
 def report_command(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN", help="Results folder; several are compared; or a sweep's folder.")

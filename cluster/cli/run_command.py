@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pimserve.cluster.cli.options import Overrides, PerEngine, ScenarioFile, ScraperAccess, with_option_groups
+from pimserve.cluster.cli.options import Overrides, PerEngine, ScenarioFile, ScraperAccess
 from pimserve.cluster.cli.output import print_json, print_page
 from pimserve.cluster.cli.signals import saying_when_interrupted
 
@@ -124,11 +124,6 @@ class _Metrics:
         with metered(prepared, out, speed, endpoint, self.metrics_linger, checkpoint) as (control, feed, address):
             typer.echo(f"metrics on {address}", err=True)
             yield {"control": control, "metrics": feed}
-
-
-def add_commands(app: typer.Typer) -> None:
-    """Add `run` to the command line."""
-    app.command("run")(with_option_groups(run_command))
 
 
 def run_command(

@@ -13,11 +13,9 @@ from typing import Annotated
 import typer
 
 from pimserve.cluster.cli.connection import LISTEN
-from pimserve.cluster.cli.options import PerEngine, ScraperAccess, with_option_groups
+from pimserve.cluster.cli.options import PerEngine, ScraperAccess
 from pimserve.cluster.cli.output import quiet_grpc
 from pimserve.errors import InputError
-
-PANEL = "Service"  # of the help, in which commands of servers and clients stand
 
 
 @dataclass(frozen=True)
@@ -44,8 +42,7 @@ class _ScraperAccess(ScraperAccess):
         typer.Option(help="File with the token that scrapers need; not the server's own.", show_default=False),
     ] = None
     metrics_tls_cert: Annotated[
-        Path | None,
-        typer.Option(help="Certificate of the endpoint of metrics (PEM).", show_default="as for gRPC"),
+        Path | None, typer.Option(help="Certificate of the endpoint of metrics (PEM).", show_default="as for gRPC")
     ] = None
     metrics_tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).", show_default="as for gRPC")] = (
         None
@@ -57,11 +54,6 @@ class _ScraperAccess(ScraperAccess):
             show_default="as for gRPC, unless a certificate is given here",
         ),
     ] = None
-
-
-def add_commands(app: typer.Typer) -> None:
-    """Add `serve` to the command line."""
-    app.command("serve", rich_help_panel=PANEL)(with_option_groups(serve_command))
 
 
 def serve_command(

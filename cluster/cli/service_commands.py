@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pimserve.cluster.cli.connection import Connection
-from pimserve.cluster.cli.options import AsJson, Overrides, ScenarioFile, with_option_groups
+from pimserve.cluster.cli.options import AsJson, Overrides, ScenarioFile
 from pimserve.cluster.cli.output import print_json, print_page
-from pimserve.cluster.cli.serve_command import PANEL
 from pimserve.errors import InputError, PimserveError
 
 if TYPE_CHECKING:
@@ -23,25 +22,27 @@ if TYPE_CHECKING:
     from pimserve.cluster.client.answers import Run
 
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="Id of a run, as `pimserve list` shows it.")]
-Interval = Annotated[float, typer.Option(min=0.05, max=60, help="Seconds between two looks at least.")]
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Add the commands of the service to an application."""
-    for name, command in (
-        ("launch", launch_command),
-        ("list", list_command),
-        ("watch", watch_command),
-        ("query", query_command),
-        ("change", change_command),
-        ("inject", inject_command),
-        ("pause", pause_command),
-        ("resume", resume_command),
-        ("cancel", cancel_command),
-        ("delete", delete_command),
-        ("results", results_command),
-    ):
-        app.command(name, rich_help_panel=PANEL)(with_option_groups(command))
+@dataclass(frozen=True)
+class _Call(Connection):
+    """A call of a server, and how its answer is printed."""
+
+    as_json: AsJson = False
+
+    def show(self, document: object, text: str | Callable[[], RenderableType]) -> None:
+        """Print the answer as JSON, or as text or tables."""
+        if self.as_json:
+            print_json(document)
+        elif isinstance(text, str):
+            typer.echo(text)
+        else:
+            print_page(text())
+
+
+@dataclass(frozen=True)
+class _SummaryCall(_Call):
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False
 
 
 def launch_command(
@@ -60,31 +61,28 @@ def launch_command(
     ] = "",
     watch: Annotated[bool, typer.Option("--watch", help="Watch it until it has ended.")] = False,
     *,
-    connection: Connection,
-    as_json: AsJson = False,
+    call: _Call,
 ) -> None:
     """Launch a simulation on a server; prints its id."""
     from pimserve.cluster.base.speed import parse_speed  # noqa: PLC0415
 
     text = _text(scenario) if scenario is not None else ""
     factor = parse_speed(speed) if speed is not None else 0.0
-    with connection.client() as client:
+    with call.client() as client:
         run = client.launch(text, overrides or (), trace, speed=factor, paused=paused, idempotency_key=idempotency_key)
         if not watch:
-            print_json(_document(run)) if as_json else typer.echo(run.id)
+            call.show(run, run.id)
             return
         typer.echo(f"launched run {run.id}", err=True)
-        _watch(client, run.id, 0.5, as_json=as_json)
+        _watch(client, run.id, 0.5, as_json=call.as_json)
 
 
 def list_command(
     states: Annotated[
-        list[str] | None,
-        typer.Option("--state", help="Only runs in this state; repeatable.", show_default=False),
+        list[str] | None, typer.Option("--state", help="Only runs in this state; repeatable.", show_default=False)
     ] = None,
     *,
-    connection: Connection,
-    as_json: AsJson = False,
+    call: _Call,
 ) -> None:
     """List the runs of a server, newest first."""
     from pimserve.cluster.cli.service_tables import run_list  # noqa: PLC0415
@@ -93,14 +91,14 @@ def list_command(
     for state in states or ():
         if state not in STATES:
             raise InputError("--state", f"must be one of {', '.join(STATES)} (got {state!r})")
-    with connection.client() as client:
+    with call.client() as client:
         runs = list(client.list(states or ()))
-    _print_page([_document(run) for run in runs], lambda: run_list(runs), as_json=as_json)
+    call.show(runs, lambda: run_list(runs))
 
 
 def watch_command(
     run: RunId,
-    interval: Interval = 0.5,
+    interval: Annotated[float, typer.Option(min=0.05, max=60, help="Seconds between two looks at least.")] = 0.5,
     *,
     connection: Connection,
     as_json: Annotated[bool, typer.Option("--json", help="Print a line of JSON for each change.")] = False,
@@ -119,29 +117,28 @@ def query_command(
     placement: Annotated[bool, typer.Option("--placement", help="Which devices replicas have, instead.")] = False,
     scenario: Annotated[bool, typer.Option("--scenario", help="Its scenario with all defaults, instead.")] = False,
     *,
-    connection: Connection,
-    as_json: AsJson = False,
+    call: _Call,
 ) -> None:
     """Show a run as it stands: replicas, latencies and SLO attainment so far."""
     from pimserve.cluster.cli import service_tables  # noqa: PLC0415
 
     if sum((request is not None, ledgers, placement, scenario)) > 1:
         raise InputError("query", "give one of --request, --ledgers, --placement and --scenario")
-    with connection.client() as client:
+    with call.client() as client:
         if request is not None:
             life = client.request(run, request)
-            _print_page(_document(life), lambda: service_tables.request_page(life), as_json=as_json)
+            call.show(life, lambda: service_tables.request_page(life))
         elif ledgers:
             books = client.ledgers(run)
-            _print_page(_document(books), lambda: service_tables.ledger_table(books), as_json=as_json)
+            call.show(books, lambda: service_tables.ledger_table(books))
         elif placement:
             places = client.placement(run)
-            _print_page(_document(places), lambda: service_tables.placement_table(places), as_json=as_json)
+            call.show(places, lambda: service_tables.placement_table(places))
         elif scenario:
             text = client.scenario(run)
-            print_json({"scenario": text}) if as_json else typer.echo(text.rstrip())
+            call.show({"scenario": text}, text.rstrip())
         else:
-            _query(client, run, as_json=as_json)
+            _query(client, run, call)
 
 
 def change_command(
@@ -158,15 +155,14 @@ def change_command(
         typer.Option(metavar="FACTOR", help="Requests still to come arrive this much faster.", show_default=False),
     ] = None,
     *,
-    connection: Connection,
-    as_json: AsJson = False,
+    call: _Call,
 ) -> None:
     """Change the scheduler or the rate for the rest of a run."""
     settings = {"router": router, "max_num_seqs": max_num_seqs, "max_num_batched_tokens": max_num_batched_tokens}
     changed = any(value is not None for value in settings.values())
     if not changed and rate is None:
         raise InputError("change", "give --router, --max-num-seqs, --max-num-batched-tokens or --rate")
-    with connection.client() as client:
+    with call.client() as client:
         since_s = 0.0
         if changed:
             since_s = client.change_scheduler(
@@ -174,7 +170,7 @@ def change_command(
             )
         if rate is not None:
             since_s = client.scale_rate(run, rate)
-    _print_text({"run": run, "simulated_s": since_s}, f"in force since {since_s:,.6f} s", as_json=as_json)
+    call.show({"run": run, "simulated_s": since_s}, f"in force since {since_s:,.6f} s")
 
 
 def inject_command(
@@ -184,66 +180,45 @@ def inject_command(
     count: Annotated[int, typer.Option(min=1, max=10_000, help="How many.")] = 1,
     delay: Annotated[float, typer.Option(min=0, help="Simulated seconds from now at which they arrive.")] = 0.0,
     *,
-    connection: Connection,
-    as_json: AsJson = False,
+    call: _Call,
 ) -> None:
     """Add requests to a run."""
-    with connection.client() as client:
+    with call.client() as client:
         done = client.inject(run, [input_tokens] * count, [output_tokens] * count, delay)
     last = done.first_request + count - 1
     numbers = f"request {last}" if count == 1 else f"requests {done.first_request} to {last}"
-    _print_text(_document(done), f"{numbers}, injected at {done.simulated_s:,.6f} s", as_json=as_json)
+    call.show(done, f"{numbers}, injected at {done.simulated_s:,.6f} s")
 
 
-def pause_command(
-    run: RunId,
-    *,
-    connection: Connection,
-    as_json: AsJson = False,
-) -> None:
+def pause_command(run: RunId, *, call: _Call) -> None:
     """Hold a run."""
-    with connection.client() as client:
+    with call.client() as client:
         now_s = client.pause(run)
-    _print_text({"run": run, "simulated_s": now_s}, f"run {run} is held at {now_s:,.6f} s", as_json=as_json)
+    call.show({"run": run, "simulated_s": now_s}, f"run {run} is held at {now_s:,.6f} s")
 
 
-def resume_command(
-    run: RunId,
-    *,
-    connection: Connection,
-    as_json: AsJson = False,
-) -> None:
+def resume_command(run: RunId, *, call: _Call) -> None:
     """Let a run go on."""
-    with connection.client() as client:
+    with call.client() as client:
         now_s = client.resume(run)
-    _print_text({"run": run, "simulated_s": now_s}, f"run {run} goes on from {now_s:,.6f} s", as_json=as_json)
+    call.show({"run": run, "simulated_s": now_s}, f"run {run} goes on from {now_s:,.6f} s")
 
 
-def cancel_command(
-    run: RunId,
-    *,
-    connection: Connection,
-    as_json: AsJson = False,
-) -> None:
+def cancel_command(run: RunId, *, call: _Call) -> None:
     """End a run without results."""
-    with connection.client() as client:
+    with call.client() as client:
         client.cancel(run)
         ended = client.get(run)
         for ended in client.watch(run, 0.05):  # to its end  # noqa: B007
             continue
-    _print_text(_document(ended), f"run {run} is {ended.state}", as_json=as_json)
+    call.show(ended, f"run {run} is {ended.state}")
 
 
-def delete_command(
-    run: RunId,
-    *,
-    connection: Connection,
-    as_json: AsJson = False,
-) -> None:
+def delete_command(run: RunId, *, call: _Call) -> None:
     """Forget a run that has ended, and remove its results from the server."""
-    with connection.client() as client:
+    with call.client() as client:
         client.delete(run)
-    _print_text({"run": run, "deleted": True}, f"run {run} is deleted", as_json=as_json)
+    call.show({"run": run, "deleted": True}, f"run {run} is deleted")
 
 
 def results_command(
@@ -255,43 +230,33 @@ def results_command(
         list[str] | None, typer.Option("--file", help="Only this file; repeatable.", show_default=False)
     ] = None,
     *,
-    connection: Connection,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    call: _SummaryCall,
 ) -> None:
     """Fetch the results of a run and print its summary."""
+    from pimserve.cluster.cli.render import summary_report  # noqa: PLC0415
     from pimserve.cluster.run.results import load_summary  # noqa: PLC0415
 
-    with connection.client() as client:
+    with call.client() as client:
         folder = out if out is not None else Path("results") / f"{client.get(run).name}-{run}"
         sizes = client.results(run, folder, files or ())
     if files:
-        _print_text({"results": str(folder), "bytes": sizes}, f"{', '.join(sizes)} in {folder}", as_json=as_json)
+        call.show({"results": str(folder), "bytes": sizes}, f"{', '.join(sizes)} in {folder}")
         return
     summary = load_summary(folder)
-    if as_json:
-        print_json(summary)
-    else:
-        from pimserve.cluster.cli.render import summary_report  # noqa: PLC0415
-
-        print_page(summary_report(summary))
-    typer.echo(f"results in {folder}", err=as_json)
+    call.show(summary, lambda: summary_report(summary))
+    typer.echo(f"results in {folder}", err=call.as_json)
 
 
-def _query(client: Client, run_id: str, *, as_json: bool) -> None:
+def _query(client: Client, run_id: str, call: _Call) -> None:
     from pimserve.cluster.cli.service_tables import run_line, run_page  # noqa: PLC0415
 
     run = client.get(run_id)
     if run.state not in {"running", "paused"}:
-        if as_json:
-            print_json({"run": _document(run)})
-        else:
-            typer.echo(run_line(run))
-            if run.error:
-                typer.echo(run.error)
+        call.show({"run": run}, run_line(run) + (f"\n{run.error}" if run.error else ""))
         return
     replicas, latencies = client.replicas(run_id), client.latencies(run_id)
-    document = {"run": _document(run), "replicas": _document(replicas), "latencies": _document(latencies)}
-    _print_page(document, lambda: run_page(run, replicas, latencies), as_json=as_json)
+    document = {"run": run, "replicas": replicas, "latencies": latencies}
+    call.show(document, lambda: run_page(run, replicas, latencies))
 
 
 def _watch(client: Client, run_id: str, interval_s: float, *, as_json: bool) -> None:
@@ -303,11 +268,10 @@ def _watch(client: Client, run_id: str, interval_s: float, *, as_json: bool) -> 
     from pimserve.cluster.cli.progress import progress_bar  # noqa: PLC0415
 
     run: Run | None = None
-    bar_wanted = not as_json
-    with progress_bar(shown=bar_wanted) as bar:
+    with progress_bar(shown=not as_json) as bar:
         for run in client.watch(run_id, interval_s):
             if as_json:
-                print_json(_document(run), indent=None)
+                print_json(run, indent=None)
                 sys.stdout.flush()
             elif bar is not None and run.progress is not None:
                 bar(run.progress.finished + run.progress.rejected, run.progress.requests)
@@ -334,24 +298,3 @@ def _text(path: Path) -> str:
         raise InputError(str(path), f"is not UTF-8 text (byte {error.start}); a scenario is a YAML file") from None
     except OSError as error:
         raise InputError(str(path), f"cannot be read: {error.strerror}") from None
-
-
-def _document(answer: Any) -> dict[str, Any]:  # noqa: ANN401 any dataclass of the service's answers
-    return _plain(asdict(answer))  # type: ignore[no-any-return]
-
-
-def _plain(value: Any) -> Any:  # noqa: ANN401 whatever a dataclass holds
-    """As JSON can hold it."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value.isoformat() if hasattr(value, "isoformat") else value
-
-
-def _print_text(document: dict[str, Any], text: str, *, as_json: bool) -> None:
-    print_json(document) if as_json else typer.echo(text)
-
-
-def _print_page(document: object, page: Callable[[], RenderableType], *, as_json: bool) -> None:
-    print_json(document) if as_json else print_page(page())

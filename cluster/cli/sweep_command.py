@@ -19,11 +19,6 @@ if TYPE_CHECKING:
     from pimserve.cluster.sweep.workers import Workers
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Add `sweep` to the command line."""
-    app.command("sweep")(sweep_command)
-
-
 def sweep_command(
     scenario: ScenarioFile = None,
     grid: Annotated[

@@ -78,9 +78,7 @@ def validate_gpu_command(
 
 def _print_findings(findings: list[Finding], *, as_json: bool) -> None:
     if as_json:
-        from dataclasses import asdict  # noqa: PLC0415
-
-        print_json([asdict(finding) for finding in findings])
+        print_json(findings)
     else:
         from pimserve.cluster.cli.findings_table import findings_report  # noqa: PLC0415
 

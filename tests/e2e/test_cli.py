@@ -307,7 +307,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path):
         stderr=subprocess.PIPE,
     ) as process:
         patience = time.monotonic() + 60
-        while not list(tmp_path.glob("results/.*")) and time.monotonic() < patience:
+        while not list(tmp_path.glob("results/.*/*")) and time.monotonic() < patience:
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
         shown, errors = process.communicate(timeout=60)

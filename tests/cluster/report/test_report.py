@@ -459,7 +459,7 @@ def test_names_of_a_sweep_are_only_text(swept, tmp_path):
 def call(*arguments):
     app = typer.Typer()
     app.callback()(lambda: None)
-    report_cli.add_commands(app)
+    app.command("report")(report_cli.report_command)
     return CliRunner().invoke(app, ["report", *map(str, arguments)], catch_exceptions=True)
 
 

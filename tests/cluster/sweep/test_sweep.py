@@ -21,7 +21,7 @@ from rich.console import Console
 from scipy import stats
 from typer.testing import CliRunner
 
-from pimserve.cluster.cli.sweep_command import add_commands
+from pimserve.cluster.cli.sweep_command import sweep_command
 from pimserve.cluster.cli.sweep_table import sweep_report
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
@@ -360,7 +360,7 @@ def test_tables_fit_the_screen(tmp_path, width):
 
 def command():
     app = typer.Typer()
-    add_commands(app)
+    app.command("sweep")(sweep_command)
 
     @app.callback()
     def main():
