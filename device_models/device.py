@@ -165,13 +165,15 @@ class Fitted:
     """One copy of a model on the devices of a replica.
 
     `plan` lacks the collectives, which the links cost. `kv_capacity_tokens` are what layers that see the whole context
-    can keep, if windows take nothing; `kv_groups` says how windowed ones share the memory. `reserved_bytes_per_device`
+    can keep, if windows take nothing, `kv_memory_tokens` if there were nothing but weights beside them either (None: no
+    more); `kv_groups` says how windowed ones share the memory. `reserved_bytes_per_device`
     hold neither weights nor KV cache. `facts` goes into the summary as it is; `warnings` are sentences that belong with
     every result. `parallelism` says how the devices share the model, where that is not the demand's split; None: it is.
     `precision` is what they really hold; None: the model's data types. `costs` says which setting the plan is of, and
     `collective_kernels` what the links between its devices reach, where that was measured. `traffic` is what passes
     between devices beside the collectives, and `point_to_point` works out from which to which; None: collectives are
     all that passes. `roofs` are those of its units; empty: one, of the memory and the 16-bit peak of the key figures.
+    `expert_decision` is the demand's where that makes a difference to the plan, else "exact".
     """
 
     plan: CostPlan
@@ -189,6 +191,8 @@ class Fitted:
     precision: Precision | None = None
     roofs: tuple[Roof, ...] = ()
     kv_groups: KvGroups = NO_WINDOWS
+    kv_memory_tokens: int | None = None
+    expert_decision: ExpertDecision = "exact"
 
 
 class Device(Protocol):
@@ -221,6 +225,12 @@ class Device(Protocol):
         Raises:
             InputError: it does not divide over the devices, or does not fit them.
         """
+
+
+def kv_pool_bytes_per_token(model: ModelSpec, split: Parallelism) -> float:
+    """Bytes of a device's KV cache that a token takes in all groups of layers which see the whole context."""
+    groups, full = KvGroups.of(model), kv_bytes_per_token_per_device(model, split)
+    return groups.bytes_per_token(full, full * model.windowed_layers / (model.layers - model.windowed_layers))
 
 
 def measured_kernels(spec: DeviceSpec, demand: Demand) -> Kernels:
@@ -275,13 +285,7 @@ class OperatorDevice:
         operators = operators_of(model, split, lm_head=demand.lm_head)
         plan = self.compile(operators, split)
         weights = weight_bytes_per_device(model, split)
-        per_token = kv_bytes_per_token_per_device(model, split)
-        if per_token <= 0:
-            raise InputError(
-                "model.attention.window_every", "must be 2 or more: some layers must see the whole context"
-            )
-        groups = KvGroups.of(model)
-        windowed = per_token * model.windowed_layers / (model.layers - model.windowed_layers)
+        per_token = kv_pool_bytes_per_token(model, split)
         reserved = self.reserved_bytes(demand)
         if self.shares_what_is_free(demand):
             usable = self.memory_bytes
@@ -289,7 +293,7 @@ class OperatorDevice:
         else:
             usable = self.memory_bytes * demand.memory_utilization
             left = usable - weights - reserved
-        tokens = int(left / groups.bytes_per_token(per_token, windowed)) * split.data if left > 0 else 0
+        tokens = int(left / per_token) * split.data if left > 0 else 0
         if tokens <= 0:
             held = f", activations and the like {reserved / 1e9:.1f} GB" if reserved else ""
             raise InputError(
@@ -300,4 +304,15 @@ class OperatorDevice:
             )
         facts = {"assumptions": list(self.spec.assumptions)} if self.spec.assumptions else {}
         roofs, caveats = self.roofs(model), self.spec.caveats
-        return Fitted(plan, operators, tokens, weights, reserved, facts, caveats, roofs=roofs, kv_groups=groups)
+        return Fitted(
+            plan,
+            operators,
+            tokens,
+            weights,
+            reserved,
+            facts,
+            caveats,
+            roofs=roofs,
+            kv_groups=KvGroups.of(model),
+            kv_memory_tokens=int((self.memory_bytes - weights) / per_token) * split.data,
+        )

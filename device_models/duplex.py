@@ -185,9 +185,10 @@ class Duplex(Gpu):
     def fit(self, demand: Demand) -> Fitted:
         """As a GPU; who runs what is decided by times, or as the paper does."""
         fitted = super().fit(demand)
-        if demand.expert_decision == "paper_table":
-            return replace(fitted, plan=decided_as_in_the_paper(fitted.plan))
-        return fitted
+        if demand.expert_decision == "exact":
+            return fitted
+        plan = decided_as_in_the_paper(fitted.plan)
+        return replace(fitted, plan=plan, expert_decision="exact" if plan == fitted.plan else demand.expert_decision)
 
     def compile(self, operators: Sequence[Operator], split: Parallelism) -> CostPlan:
         """As for a GPU; with co-processing, prefill attention runs beside decode attention on the memory-side unit.

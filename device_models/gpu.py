@@ -12,7 +12,14 @@ from dataclasses import replace
 from typing import Any
 
 from pimserve.device_models.catalogue import device_names, kernel_names, load_device_document
-from pimserve.device_models.device import Demand, Fitted, OperatorDevice, Roof, measured_kernels
+from pimserve.device_models.device import (
+    Demand,
+    Fitted,
+    OperatorDevice,
+    Roof,
+    kv_pool_bytes_per_token,
+    measured_kernels,
+)
 from pimserve.device_models.experts import ExpertTerm, ExpertUnit, Selection
 from pimserve.device_models.gpu_rates import GpuRates
 from pimserve.device_models.gpu_spec import GpuSpec
@@ -32,7 +39,6 @@ from pimserve.device_models.operators import (
     Parallelism,
     PrefillAttention,
     Rest,
-    kv_bytes_per_token_per_device,
 )
 from pimserve.device_models.pipeline import PassivePower
 from pimserve.device_models.plan import (
@@ -149,7 +155,7 @@ class Gpu(OperatorDevice):
         if demand.reserve_gb is not None or kernels is None or f"{kernels}-{_USUAL_BACKEND}" not in kernel_names():
             return []
         kept = self._backend_keeps(load_kernels(kernels, _USUAL_BACKEND), demand)
-        lost = kept * demand.split.data / kv_bytes_per_token_per_device(demand.model, demand.split)
+        lost = kept * demand.split.data / kv_pool_bytes_per_token(demand.model, demand.split)
         if lost < _TELLING_SHARE * fitted.kv_capacity_tokens:
             return []
         left = max(0, int(fitted.kv_capacity_tokens - lost))

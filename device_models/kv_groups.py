@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from pimserve.device_models.model import ModelSpec
+from pimserve.errors import InputError
 
 _MUCH_MORE = 1.5  # layers of the one kind than of the other, from which on groups are as large as the smaller kind
 
@@ -34,11 +35,18 @@ class KvGroups:
         """As vLLM groups the layers of a model: in groups of as many as there are of the rarer kind.
 
         Kinds that differ by less than half have a group each, of which the smaller is filled up.
+
+        Raises:
+            InputError: all layers have a window.
         """
         windowed = model.windowed_layers
         full = model.layers - windowed
-        if not windowed or not full:
+        if not windowed:
             return cls()
+        if not full:
+            raise InputError(
+                "model.attention.window_every", "must be 2 or more: some layers must see the whole context"
+            )
         fewer, more = sorted((full, windowed))
         layers = more if more < _MUCH_MORE * fewer else fewer
         window = getattr(model.attention, "window_tokens", None) or 0
@@ -67,18 +75,15 @@ class KvGroups:
             return self.full * blocks
         return self.full * blocks + self.windowed * min(blocks, self.window_blocks(block_size, new_tokens))
 
-    def request_tokens(self, tokens: int, groups: int, block_size: int, chunk_tokens: int | None) -> int:
+    def request_tokens(self, pool: int, groups: int, block_size: int, chunk_tokens: int | None) -> int:
         """Most tokens that a request may have.
 
         Args:
-            tokens: that full groups can keep in the pool, if windows take none.
+            pool: blocks of the pool.
             groups: data-parallel groups that share the pool evenly.
             block_size: tokens of a block.
             chunk_tokens: of its prompt that a step computes at most; None: all.
         """
-        if not self.windowed:
-            return tokens // groups
-        pool = self.pool_blocks(tokens, block_size)
         most = pool // (self.full + self.windowed)
         if chunk_tokens is not None:
             windows = groups * self.windowed * self.window_blocks(block_size, chunk_tokens)

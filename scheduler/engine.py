@@ -238,9 +238,9 @@ class Engine:
         """Take a request off the device; it will recompute what it had."""
         request = self.queue.victim(self.running)
         finish_step = self.running.pop(request)
-        prompt, output = self._input[request], self._output[request]
+        prompt = self._input[request]
         if finish_step:
-            emitted = self._emitted_tokens[request] = output - (finish_step - self.step)
+            emitted = self._emitted_tokens[request] = self._output[request] - (finish_step - self.step)
             held = prompt + emitted - 1
             self.decoding.leave(held, self.step)
             self.token_at_fs[request] = self.clock
@@ -249,7 +249,7 @@ class Engine:
             self.admission.partial = None
         self.queue.put_back(request)
         self._preemptions[request] += 1
-        self.kv.release(held, prompt + output, prompt=not finish_step)
+        self.kv.preempt(held, prompt=not finish_step)
 
     def _join(self, step_fs: int) -> None:
         """Those that joined have their first token here at the end of the step that begins now."""

@@ -34,6 +34,7 @@ class Pool:
         replicas: how many.
         first: number of the first of them; pools are numbered one behind the other.
         kv_groups: how layers share the KV cache.
+        kv_blocks_override: blocks of a replica's KV cache, whatever their size; None: as many as those tokens fill.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Pool:
     replicas: int = 1
     first: int = 0
     kv_groups: KvGroups = NO_WINDOWS
+    kv_blocks_override: int | None = None
 
     @property
     def numbers(self) -> range:
@@ -50,13 +52,14 @@ class Pool:
 
     def request_tokens(self, spec: SchedulerSpec) -> int:
         """Tokens of one request that a replica's KV cache holds: it lies in one data-parallel group."""
-        return self._request_tokens(self.kv_capacity_tokens, spec)
+        if not self.kv_groups.windowed:
+            return self.kv_capacity_tokens // self.plan.data_parallel
+        return self.request_tokens_in_blocks(spec)
 
     def request_tokens_in_blocks(self, spec: SchedulerSpec) -> int:
         """Of these, those that whole blocks hold; with windows all of them are."""
-        return self._request_tokens(
-            self.kv_capacity_tokens if self.kv_groups.windowed else self.kv_tokens(spec.block_size), spec
-        )
+        blocks, parallel = self.kv_blocks(spec.block_size), self.plan.data_parallel
+        return self.kv_groups.request_tokens(blocks, parallel, spec.block_size, spec.chunk_tokens)
 
     def kv_tokens(self, block_size: int) -> int:
         """Tokens that the blocks of layers which see the whole context can keep, if windows take none."""
@@ -68,17 +71,19 @@ class Pool:
         Raises:
             InputError: there is not one for each group of layers.
         """
-        blocks = self.kv_groups.pool_blocks(self.kv_capacity_tokens, block_size)
-        if blocks < self.kv_groups.full + self.kv_groups.windowed:
-            raise InputError(
-                "scheduler.block_size",
-                f"one block of {block_size} tokens exceeds the KV cache of {self.kv_capacity_tokens}",
+        groups, blocks = self.kv_groups, self.kv_blocks_override
+        if blocks is None:
+            blocks = groups.pool_blocks(self.kv_capacity_tokens, block_size)
+        if blocks >= groups.full + groups.windowed:
+            return blocks
+        if not groups.windowed:
+            short = f"one block of {block_size} tokens exceeds the KV cache of {self.kv_capacity_tokens}"
+        else:
+            short = (
+                f"the KV cache has {blocks} blocks of {block_size} tokens, and a request needs "
+                f"{groups.full + groups.windowed}, one for each group of layers"
             )
-        return blocks
-
-    def _request_tokens(self, tokens: int, spec: SchedulerSpec) -> int:
-        parallel = self.plan.data_parallel
-        return self.kv_groups.request_tokens(tokens, parallel, spec.block_size, spec.chunk_tokens)
+        raise InputError("scheduler.block_size", short)
 
     def costs(self, routing: Routing, seed: int) -> ReplicaCosts:
         """What steps cost on the first replica; of others, `ReplicaCosts.of_replica`."""

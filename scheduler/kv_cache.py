@@ -77,9 +77,13 @@ class KvCache:
             self._reserved -= self._reserve(tokens, most_tokens) - self.blocks_of(most_tokens)
         return freed
 
-    def release(self, tokens: int, most_tokens: int, *, prompt: bool = False) -> int:
-        """A request with `tokens` leaves, or is preempted; returns the blocks that it had."""
-        blocks = self.blocks_of(tokens, prompt=prompt) if self.windowed else -(-tokens // self.block_size)
+    def preempt(self, tokens: int, *, prompt: bool) -> None:
+        """A request with `tokens` is preempted, as no oracle lets happen; its `prompt` may not be computed yet."""
+        self.used -= self.blocks_of(tokens, prompt=prompt)
+
+    def release(self, tokens: int, most_tokens: int) -> int:
+        """A request with `tokens` leaves; returns the blocks that it had."""
+        blocks = self.blocks_of(tokens) if self.windowed else -(-tokens // self.block_size)
         self.used -= blocks
         if self._oracle:
             self._reserved -= self.blocks_of(most_tokens)
@@ -92,11 +96,6 @@ class KvCache:
     def sent(self, request: int) -> None:
         """They have been, or were lost meanwhile."""
         self.used -= self._sending.pop(request, 0)
-
-    @property
-    def empty(self) -> bool:
-        """Whether nobody has a block, or the promise of one."""
-        return not (self.used or self._reserved or self._sending)
 
     def state(self) -> dict[str, Any]:
         """Who has what, as JSON can hold it."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pimserve.cluster.distributed.devices.driver import DeviceDriver
     from pimserve.cluster.distributed.hosts.host_supervisor import HostSupervisor
     from pimserve.cluster.distributed.hosts.ray_cluster import RayCluster
-    from pimserve.cluster.scenario.pools import PlacedPool
+    from pimserve.cluster.scenario.placement import PlacedPool
     from pimserve.cluster.scenario.prepared import Prepared
     from pimserve.scheduler.fleet import Fleet, RowSink
     from pimserve.scheduler.requests import RequestTable

@@ -22,7 +22,7 @@ from pimserve.cluster.metrics.families import (
     bounds,
 )
 from pimserve.cluster.scenario.document import Scenario
-from pimserve.cluster.scenario.pools import PlacedPool
+from pimserve.cluster.scenario.placement import PlacedPool
 from pimserve.cluster.scenario.prepared import Prepared
 from pimserve.device_models.evaluate import units_of
 from pimserve.device_models.operators import CATEGORIES

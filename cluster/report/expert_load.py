@@ -9,7 +9,7 @@ import numpy as np
 from pimserve.arrays import FloatArray
 from pimserve.cluster.report.intensity import Shape
 from pimserve.cluster.run.history import History
-from pimserve.cluster.scenario.pools import PlacedPool
+from pimserve.cluster.scenario.placement import PlacedPool
 from pimserve.device_models.routing import draw_counts, mean_share, pick_probabilities
 
 _DRAWS, _STREAM = 512, 5

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimserve.cluster.run.history import History
-from pimserve.cluster.scenario.pools import PlacedPool
+from pimserve.cluster.scenario.placement import PlacedPool
 from pimserve.device_models.device import Roof
 from pimserve.device_models.evaluate import counts_of, evaluate, shape_of, way_of
 from pimserve.device_models.experts import FEATURES

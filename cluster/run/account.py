@@ -33,6 +33,12 @@ class Batch(_Part):
     steps: _Count
 
 
+class Kv(_Part):
+    """The KV caches of all replicas."""
+
+    capacity_tokens: _Count
+
+
 class Window(_Part):
     """What was measured; all of the run, or what lies between a warm-up and a cool-down."""
 
@@ -104,6 +110,7 @@ class Account(_Part):
         pools: kinds of replicas, where there are two.
         requests: counts.
         batch: counts.
+        kv: how large the caches were.
         window: what was measured.
         faults: what happened to replicas.
         simulator: wall-clock figures.
@@ -115,6 +122,7 @@ class Account(_Part):
     pools: Pools | None = None
     requests: Requests
     batch: Batch
+    kv: Kv
     window: Window
     faults: Faults = Faults()
     simulator: Simulator

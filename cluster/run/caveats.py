@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 
 from pimserve.cluster.base.figures import TOO_LONG, count, figure, named, share
-from pimserve.cluster.scenario.pools import PlacedPool
+from pimserve.cluster.scenario.placement import PlacedPool
 from pimserve.scheduler.outcomes import ALL
 from pimserve.scheduler.stability import SATURATED, TOO_SHORT
 from pimserve.scheduler.summary_sections import Figures, InSystem, Requests

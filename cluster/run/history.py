@@ -75,6 +75,12 @@ class History:
         requests, steps = _table(folder, "requests", DTYPE), _table(folder, "steps", SPAN)
         _check_requests(requests, account, len(costs), folder / "requests.npy")
         _check_steps(steps, account, len(costs), folder / "steps.npy")
+        if (kv_tokens := prepared.kv_tokens) != account.kv.capacity_tokens:
+            raise InputError(
+                str(folder),
+                f"its KV cache held {account.kv.capacity_tokens:,} tokens in all, and that of scenario.yaml holds "
+                f"{kv_tokens:,} (written by another version of pimserve?): run scenario.yaml again",
+            )
         ordered = np.argsort(steps["replica"], kind="stable")
         ends = np.cumsum(np.bincount(steps["replica"], minlength=len(costs)))
         spans = tuple(steps[part] for part in np.split(ordered, ends[:-1]))

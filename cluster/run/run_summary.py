@@ -29,7 +29,7 @@ from pimserve.cluster.run.summary_schema import (
     TraceRows,
     Traffic,
 )
-from pimserve.cluster.scenario.pools import PlacedPool
+from pimserve.cluster.scenario.placement import PlacedPool
 from pimserve.cluster.scenario.prepared import Prepared
 from pimserve.scheduler.simulation import Served
 from pimserve.scheduler.summary import summarize

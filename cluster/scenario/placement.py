@@ -1,42 +1,100 @@
-"""A replica: which devices hold one copy of the model, what a step costs on them, and how much KV cache is left."""
+"""A pool of replicas: which devices hold a copy of the model each, what a step costs on them, and how much KV cache is
+left."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pimserve.cluster.scenario.interconnect import Interconnect, beyond_measured
-from pimserve.device_models.device import Demand, Device, PointToPoint, Precision, Roof
-from pimserve.device_models.kv_groups import NO_WINDOWS, KvGroups
+from pimserve.device_models.catalogue import device_names
+from pimserve.device_models.device import Demand, Device, Fitted, PointToPoint, Precision, Roof
 from pimserve.device_models.operators import Traffic
-from pimserve.device_models.plan import CostPlan
+from pimserve.device_models.registry import load_device
 from pimserve.errors import InputError
+from pimserve.scheduler.config import SchedulerSpec
+from pimserve.scheduler.fleet import Pool
 
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """One copy of the model: its cost plan, its KV cache's size in tokens, how devices share it, what they hold it in,
-    what they say, the setting of their costs, what passes between them, the roofs of one, and how layers share the KV
-    cache (as `Fitted` has them)."""
+    """One copy of the model: how devices share it, what they hold it in, what they say, the setting of their costs,
+    what passes between them, and the roofs of one (as `Fitted` has them)."""
 
-    plan: CostPlan
-    kv_capacity_tokens: int
     weight_bytes_per_device: float
     reserved_bytes_per_device: float
     parallelism: Mapping[str, Any]
     precision: Precision
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
-    costs: Mapping[str, Any] = field(default_factory=dict)
-    traffic: tuple[Traffic, ...] = ()
-    point_to_point: Callable[[], PointToPoint] | None = field(default=None, compare=False)
-    roofs: tuple[Roof, ...] = ()
-    kv_groups: KvGroups = NO_WINDOWS
+    facts: Mapping[str, Any]
+    warnings: tuple[str, ...]
+    costs: Mapping[str, Any]
+    traffic: tuple[Traffic, ...]
+    point_to_point: Callable[[], PointToPoint] | None
+    roofs: tuple[Roof, ...]
 
 
-def place(device: Device, interconnect: Interconnect, demand: Demand) -> Replica:
-    """Put one copy of a model on devices of one kind, with links between them.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacedPool(Pool):
+    """Replicas of one kind, and the devices that they are on; `label` says what these are."""
+
+    label: str
+    device: Device
+    replica: Replica
+    devices_per_replica: int
+
+    @property
+    def devices(self) -> int:
+        """Devices of all replicas."""
+        return self.replicas * self.devices_per_replica
+
+    @property
+    def silicon_mm2(self) -> float | None:
+        """Silicon of all devices, where it is known."""
+        return None if self.device.area_mm2 is None else self.device.area_mm2 * self.devices
+
+    @property
+    def tdp_w(self) -> float | None:
+        """Power at which all devices are sold, where it is known."""
+        return None if self.device.spec.tdp_w is None else self.device.spec.tdp_w * self.devices
+
+    @property
+    def roofs(self) -> tuple[Roof, ...]:
+        """Nominal ones of the units of a device, the processor first; none where no bandwidth is known."""
+        figures, decode = self.device.key_figures, self.plan.decode
+        bandwidth, peak = figures.get("memory_gb_per_s"), figures.get("tflop_per_s_16_bit")
+        if self.replica.roofs or bandwidth is None:
+            return self.replica.roofs
+        unit = self.device.units[0] if peak or not decode else decode[0].unit  # that reads the memory
+        return (Roof(unit, bandwidth * 1e9, peak * 1e12 if peak else None),)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the devices say of themselves."""
+        facts = self.replica.facts
+        return {**facts, **({"preset": self.label} if "preset" in facts else {})}
+
+
+def place(
+    device: Device,
+    interconnect: Interconnect,
+    demand: Demand,
+    spec: SchedulerSpec = SchedulerSpec(),  # noqa: B008 frozen
+    *,
+    name: str = "",
+    replicas: int = 1,
+    first: int = 0,
+) -> PlacedPool:
+    """Put copies of a model on devices of one kind, with links between those of each.
+
+    Args:
+        device: one of them.
+        interconnect: the links.
+        demand: the model, and what is wanted of a replica.
+        spec: scheduler settings, which may state the KV blocks.
+        name: of the pool.
+        replicas: how many copies.
+        first: number of the first one.
 
     Raises:
         InputError: the model does not divide over the devices, or does not fit them.
@@ -47,25 +105,72 @@ def place(device: Device, interconnect: Interconnect, demand: Demand) -> Replica
             "costs.setting", f"devices of this kind ({device.spec.name}) have no measured costs; use ideal"
         )
     links = interconnect.compile(fitted.collectives, demand.split, fitted.collective_kernels)
+    passive = fitted.plan.passive if demand.passive_power else None
+    blocks, tokens = _kv_cache(device, demand, fitted, spec)
+    return PlacedPool(
+        name=name,
+        plan=replace(fitted.plan, rows=fitted.plan.rows + links, passive=passive),
+        kv_capacity_tokens=tokens,
+        replicas=replicas,
+        first=first,
+        kv_groups=fitted.kv_groups,
+        kv_blocks_override=blocks,
+        label=device_label(device),
+        device=device,
+        replica=_replica(device, interconnect, demand, fitted),
+        devices_per_replica=demand.split.devices,
+    )
+
+
+def _replica(device: Device, interconnect: Interconnect, demand: Demand, fitted: Fitted) -> Replica:
     warnings = fitted.warnings
     if demand.backend is not None and demand.split.nodes > 1:
         warnings = (*warnings, "links between nodes are ideal")
     if fitted.collective_kernels is not None:
         warnings += beyond_measured(fitted.collectives, demand.split, fitted.collective_kernels)
-    passive = fitted.plan.passive if demand.passive_power else None
-    plan = replace(fitted.plan, rows=fitted.plan.rows + links, passive=passive)
+    if demand.expert_decision != fitted.expert_decision:
+        warnings = (
+            *warnings,
+            f"costs.expert_decision: {demand.expert_decision} changes nothing: {device.spec.name} does not divide "
+            f"the work of {demand.model.name} among two units side by side",
+        )
     return Replica(
-        plan,
-        fitted.kv_capacity_tokens,
-        fitted.weight_bytes_per_device,
-        fitted.reserved_bytes_per_device,
-        asdict(demand.split) if fitted.parallelism is None else fitted.parallelism,
-        fitted.precision or Precision.of(demand.model),
-        fitted.facts,
-        warnings,
-        fitted.costs,
-        interconnect.traffic(fitted.collectives, demand.split, fitted.collective_kernels) + fitted.traffic,
-        fitted.point_to_point,
-        fitted.roofs,
-        fitted.kv_groups,
+        weight_bytes_per_device=fitted.weight_bytes_per_device,
+        reserved_bytes_per_device=fitted.reserved_bytes_per_device,
+        parallelism=asdict(demand.split) if fitted.parallelism is None else fitted.parallelism,
+        precision=fitted.precision or Precision.of(demand.model),
+        facts=fitted.facts,
+        warnings=warnings,
+        costs=fitted.costs,
+        traffic=interconnect.traffic(fitted.collectives, demand.split, fitted.collective_kernels) + fitted.traffic,
+        point_to_point=fitted.point_to_point,
+        roofs=fitted.roofs,
     )
+
+
+def _kv_cache(device: Device, demand: Demand, fitted: Fitted, spec: SchedulerSpec) -> tuple[int | None, int]:
+    """(blocks that the settings state, None if they do not; tokens) of a replica's KV cache.
+
+    Raises:
+        InputError: devices cannot hold them, with nothing but weights beside them.
+    """
+    if spec.kv_blocks is None:
+        return None, fitted.kv_capacity_tokens
+    size, groups = spec.block_size, fitted.kv_groups
+    most = groups.pool_blocks(fitted.kv_memory_tokens or fitted.kv_capacity_tokens, size) // demand.split.data
+    if spec.kv_blocks > most:
+        raise InputError(
+            "scheduler.kv_blocks",
+            f"must be at most {most}, the blocks of {size} tokens that the memory of {device.spec.name} holds beside "
+            f"the weights (got {spec.kv_blocks})",
+        )
+    blocks = spec.kv_blocks * demand.split.data
+    return blocks, -(-blocks * size // groups.full)
+
+
+def device_label(device: Device) -> str:
+    """The device's name, which says so if it is one of the catalogue's and the device is not the same."""
+    spec = device.spec
+    if spec.name in device_names() and spec != load_device(spec.name).spec:
+        return f"{spec.name} (changed)"
+    return str(spec.name)

@@ -4,66 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from pimserve.cluster.scenario.document import Scenario
 from pimserve.cluster.scenario.interconnect import ALL_TO_ALL, RING
-from pimserve.cluster.scenario.placement import Replica, place
+from pimserve.cluster.scenario.placement import PlacedPool, place
 from pimserve.device_models.catalogue import device_names
-from pimserve.device_models.device import Demand, Device, Roof
+from pimserve.device_models.device import Demand, Device
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.plan import FS_PER_S
 from pimserve.device_models.registry import load_device
 from pimserve.device_models.routing import Routing
 from pimserve.errors import InputError
-from pimserve.scheduler.config import SchedulerSpec
-from pimserve.scheduler.fleet import Pool
 from pimserve.scheduler.handover import Link
 
 _BYTES_PER_GB = 10**9
 _BETWEEN_NODES = ("node_gb_per_s", "node_latency_us", "dispatch_us")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlacedPool(Pool):
-    """Replicas of one kind, and the devices that they are on; `label` says what these are."""
-
-    label: str
-    device: Device
-    replica: Replica
-    devices_per_replica: int
-
-    @property
-    def devices(self) -> int:
-        """Devices of all replicas."""
-        return self.replicas * self.devices_per_replica
-
-    @property
-    def silicon_mm2(self) -> float | None:
-        """Silicon of all devices, where it is known."""
-        return None if self.device.area_mm2 is None else self.device.area_mm2 * self.devices
-
-    @property
-    def tdp_w(self) -> float | None:
-        """Power at which all devices are sold, where it is known."""
-        return None if self.device.spec.tdp_w is None else self.device.spec.tdp_w * self.devices
-
-    @property
-    def roofs(self) -> tuple[Roof, ...]:
-        """Nominal ones of the units of a device, the processor first; none where no bandwidth is known."""
-        figures, decode = self.device.key_figures, self.plan.decode
-        bandwidth, peak = figures.get("memory_gb_per_s"), figures.get("tflop_per_s_16_bit")
-        if self.replica.roofs or bandwidth is None:
-            return self.replica.roofs
-        unit = self.device.units[0] if peak or not decode else decode[0].unit  # that reads the memory
-        return (Roof(unit, bandwidth * 1e9, peak * 1e12 if peak else None),)
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What the devices say of themselves."""
-        facts = self.replica.facts
-        return {**facts, **({"preset": self.label} if "preset" in facts else {})}
 
 
 def routing_of(scenario: Scenario, model: ModelSpec) -> Routing:
@@ -106,66 +63,39 @@ def place_pool(scenario: Scenario, name: str, model: ModelSpec, routing: Routing
             expert_decision=scenario.costs.expert_decision,
             passive_power=scenario.costs.passive_power,
         )
-        replica = place(device, alone.interconnect(device), demand)
-        if scenario.scheduler.kv_blocks is not None:
-            replica = replace(replica, kv_capacity_tokens=_overridden(scenario.scheduler, device, demand, replica))
-        replica = replace(replica, warnings=(*replica.warnings, *_without_effect(alone, device, demand, replica)))
+        pool = place(
+            device,
+            alone.interconnect(device),
+            demand,
+            scenario.scheduler,
+            name=name,
+            replicas=alone.cluster.replicas,
+            first=first,
+        )
     except InputError as error:
         if name and error.where.partition(".")[0] == "cluster":
             raise error.at(f"cluster.pools.{name}{error.where.removeprefix('cluster')}") from None
         raise
-    return PlacedPool(
-        name=name,
-        plan=replica.plan,
-        kv_capacity_tokens=replica.kv_capacity_tokens,
-        replicas=alone.cluster.replicas,
-        first=first,
-        kv_groups=replica.kv_groups,
-        label=device_label(device),
-        device=device,
-        replica=replica,
-        devices_per_replica=alone.cluster.split.devices,
-    )
+    notes = (*pool.replica.warnings, *_without_effect(alone, pool))
+    return replace(pool, replica=replace(pool.replica, warnings=notes))
 
 
-def _overridden(spec: SchedulerSpec, device: Device, demand: Demand, replica: Replica) -> int:
-    """Tokens of `kv_blocks`, which devices must be able to hold when there is nothing but weights beside them."""
-    assert spec.kv_blocks is not None
-    full = replica.kv_groups.full
-    tokens = -(-spec.kv_blocks * spec.block_size * demand.split.data // full)
-    most = device.fit(replace(demand, memory_utilization=1.0, reserve_gb=0.0)).kv_capacity_tokens
-    if tokens > most:
-        raise InputError(
-            "scheduler.kv_blocks",
-            f"must be at most {most * full // demand.split.data // spec.block_size}, the blocks of {spec.block_size} "
-            f"tokens that the memory of {device.spec.name} holds beside the weights (got {spec.kv_blocks})",
-        )
-    return tokens
-
-
-def _without_effect(scenario: Scenario, device: Device, demand: Demand, replica: Replica) -> list[str]:
+def _without_effect(scenario: Scenario, pool: PlacedPool) -> list[str]:
     """What was asked for and changes nothing: sentences."""
     notes = []
-    cluster = scenario.cluster
-    if scenario.routing.mode == "exact" and scenario.load_model().moe is not None and replica.plan.experts is None:
+    cluster, device, traffic = scenario.cluster, pool.device, pool.replica.traffic
+    if scenario.routing.mode == "exact" and scenario.load_model().moe is not None and pool.plan.experts is None:
         notes.append(
             f"routing.mode: exact changes nothing: the plan of {device.spec.name} has expected loads of experts"
         )
-    if demand.expert_decision != "exact":
-        exact = place(device, scenario.interconnect(device), replace(demand, expert_decision="exact"))
-        if exact.plan == replica.plan:
-            notes.append(
-                f"costs.expert_decision: {demand.expert_decision} changes nothing: {device.spec.name} does not divide "
-                f"the work of {demand.model.name} among two units side by side"
-            )
     defaults = {key: type(cluster).model_fields[key].default for key in _BETWEEN_NODES}
     given = [f"cluster.{key}" for key, default in defaults.items() if getattr(cluster, key) != default]
     if given and cluster.split.nodes == 1:
         notes.append(f"{', '.join(given)}: no effect, a replica has one node")
-    sent = {each.operator for each in replica.traffic}
+    sent = {part.operator for part in traffic}
     if scenario.costs.collectives == "ring" and RING not in sent:
         notes.append("costs.collectives: no effect, a replica has no all-reduces")
-    links = {each.link for each in replica.traffic if each.operator == RING}
+    links = {part.link for part in traffic if part.operator == RING}
     ideal = scenario.costs.collectives == "best" and scenario.costs.measured_with is None
     if ideal and device.spec.one_shot_latency_us is None and links == {"intra_node"}:
         notes.append(
@@ -190,7 +120,9 @@ def energy_key(device: Device) -> tuple[str, float]:
     known = [spec.name] if spec.name in device_names() else device_names()
     usual = [dict(_energies(load_device(name).spec.model_dump())) for name in known]
     energies = dict(_energies(spec.model_dump()))
-    return max(energies.items(), key=lambda item: item[1] / max([each.get(item[0], 0.0) for each in usual] + [1e-3]))
+    return max(
+        energies.items(), key=lambda item: item[1] / max([figures.get(item[0], 0.0) for figures in usual] + [1e-3])
+    )
 
 
 def _energies(document: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, float]]:
@@ -200,14 +132,6 @@ def _energies(document: Mapping[str, Any], above: str = "") -> Iterator[tuple[st
             yield from _energies(value, f"{above}{key}.")
         elif isinstance(value, int | float) and {"pj", "nj"} & set(key.split("_")):
             yield f"{above}{key}", float(value)
-
-
-def device_label(device: Device) -> str:
-    """The device's name, which says so if it is one of the catalogue's and the device is not the same."""
-    spec = device.spec
-    if spec.name in device_names() and spec != load_device(spec.name).spec:
-        return f"{spec.name} (changed)"
-    return str(spec.name)
 
 
 def link_of(scenario: Scenario, model: ModelSpec, pools: Sequence[PlacedPool]) -> Link:

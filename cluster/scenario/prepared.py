@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from pimserve.cluster.scenario.document import Scenario
-from pimserve.cluster.scenario.pools import PlacedPool, link_of, place_pool, routing_of
+from pimserve.cluster.scenario.placement import PlacedPool
+from pimserve.cluster.scenario.pools import link_of, place_pool, routing_of
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.routing import Routing
 from pimserve.errors import InputError
@@ -49,6 +50,11 @@ class Prepared:
         """In the KV cache of each replica, by number."""
         block_size = self.scenario.scheduler.block_size
         return [pool.kv_blocks(block_size) for pool in self.pool_of_replica]
+
+    @property
+    def kv_tokens(self) -> int:
+        """What the KV caches of all replicas hold, if windows take none."""
+        return sum(pool.kv_tokens(self.scenario.scheduler.block_size) * pool.replicas for pool in self.pools)
 
     @property
     def device(self) -> str:

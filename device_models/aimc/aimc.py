@@ -85,10 +85,12 @@ class Aimc:
             if unused := _unused(demand.kernels or {}):
                 ignored = (f"{spec.name} makes no use of {', '.join(unused)}",)
             costs = {**kernels.label, "measured": "host", "projected": list(projected)}
+        kv_capacity, kv_memory = self._kv_capacity(network, [attention.chip for attention in walk.attention], demand)
         return Fitted(
             plan=plan,
             collectives=(),
-            kv_capacity_tokens=self._kv_capacity(network, [attention.chip for attention in walk.attention], demand),
+            kv_capacity_tokens=kv_capacity,
+            kv_memory_tokens=kv_memory,
             kv_groups=KvGroups.of(model),
             weight_bytes_per_device=0.0,
             reserved_bytes_per_device=(demand.reserve_gb or 0.0) * 1e9,
@@ -116,25 +118,21 @@ class Aimc:
         if split.nodes != 1:
             raise InputError("cluster.nodes", "a replica's chips share one node: use devices_per_node")
 
-    def _kv_capacity(self, network: Network, homes: Sequence[int], demand: Demand) -> int:
-        """Tokens that the fullest chip's memory holds."""
+    def _kv_capacity(self, network: Network, homes: Sequence[int], demand: Demand) -> tuple[int, int]:
+        """Tokens that the fullest chip's memory holds: those of the KV cache, and of nothing else."""
         per_token: dict[int, float] = {}
         windows: dict[int, float] = {}
         for home, block in zip(homes, network.blocks, strict=True):
             shape = block.attention
             held = windows if shape.window_tokens is not None else per_token
             held[home] = held.get(home, 0.0) + shape.kv_bytes
-        if not per_token:
-            raise InputError(
-                "model.attention.window_every", "must be 2 or more: some layers must see the whole context"
-            )
         usable = (self.spec.dram.gb * demand.memory_utilization - (demand.reserve_gb or 0.0)) * 1e9
         groups = KvGroups.of(demand.model)
-        sizes = [groups.bytes_per_token(per_token.get(home, 0.0), windows.get(home, 0.0)) for home in set(homes)]
-        tokens = min(int(usable / size) for size in sizes)
+        size = max(groups.bytes_per_token(per_token.get(home, 0.0), windows.get(home, 0.0)) for home in homes)
+        tokens = int(usable / size)
         if tokens <= 0:
             raise InputError("cluster.device.dram.gb", f"{usable / 1e9:.3g} GB of a chip hold no KV cache")
-        return tokens
+        return tokens, int(self.spec.dram.gb * 1e9 / size)
 
     def _facts(self, network: Network, mapping: Mapping, chips: int) -> dict[str, Any]:
         spec = self.spec

@@ -38,8 +38,8 @@ def test_energies_that_fit_are_proportional() -> None:
 
 @given(tokens=st.integers(1, 5000), seed=st.integers(0, 5))
 def test_no_outcome_exceeds_the_bound(tokens: int, seed: int) -> None:
-    (replica,) = (pool.replica for pool in prepare(load_scenario(None)).pools)
-    term = replica.plan.experts
+    (pool,) = prepare(load_scenario(None)).pools
+    term = pool.plan.experts
     assert term is not None
     found = dict(zip(FEATURES, ExpertPools(term, Routing(), seed).exact(tokens, 0, 0).tolist(), strict=True))
     assert found["dram_pj"] + found["compute_pj"] <= term.most_pj(tokens)

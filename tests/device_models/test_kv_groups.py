@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pimserve.device_models.catalogue import load_model
 from pimserve.device_models.kv_groups import NO_WINDOWS, KvGroups
 from pimserve.device_models.model import ModelSpec
+from pimserve.errors import InputError
 
 
 def model(layers: int, window_every: int) -> ModelSpec:
@@ -35,10 +36,15 @@ def test_layers_are_grouped_as_vllm_does(layers: int, window_every: int, full: i
     assert groups.bytes_per_token(kept, with_window) == pytest.approx(full * max(kept / full, with_window))
 
 
+def test_a_model_that_sees_the_whole_context_nowhere_is_refused() -> None:
+    with pytest.raises(InputError, match="some layers must see the whole context"):
+        KvGroups.of(model(4, 1))
+
+
 def test_without_windows_a_token_is_a_token() -> None:
     assert KvGroups.of(load_model("llama-3.1-8b")) == NO_WINDOWS
     assert NO_WINDOWS.bytes_per_token(131_072, 0.0) == 131_072
-    assert NO_WINDOWS.request_tokens(1001, 2, 16, 2048) == 500
+    assert NO_WINDOWS.request_tokens(62, 2, 16, 2048) == 496
     assert NO_WINDOWS.blocks(17, 16) == 2
 
 
@@ -60,7 +66,7 @@ def test_the_longest_request_fits_and_a_longer_one_does_not(
     groups: KvGroups, parallel: int, block_size: int, chunk: int | None, tokens: int
 ) -> None:
     pool = groups.pool_blocks(tokens, block_size)
-    most = groups.request_tokens(tokens, parallel, block_size, chunk)
+    most = groups.request_tokens(pool, parallel, block_size, chunk)
     new = chunk or 2**62
     if most > 0:
         assert groups.blocks(most, block_size, new) <= pool

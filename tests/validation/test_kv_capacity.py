@@ -42,7 +42,7 @@ def capacity(model: Any, devices: int, scheduler: dict[str, Any], device: Any = 
         }
     )
     loaded = scenario.load_model()
-    return place_pool(scenario, "", loaded, routing_of(scenario, loaded)).replica.kv_capacity_tokens
+    return place_pool(scenario, "", loaded, routing_of(scenario, loaded)).kv_capacity_tokens
 
 
 @pytest.mark.parametrize(

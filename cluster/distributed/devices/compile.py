@@ -11,8 +11,7 @@ from pydantic import ValidationError
 from pimserve.cluster.distributed.devices.flows import Traffic, traffic_of_operators, traffic_of_point_to_point
 from pimserve.cluster.scenario.dispatch import transport
 from pimserve.cluster.scenario.document import Scenario
-from pimserve.cluster.scenario.placement import Replica
-from pimserve.cluster.scenario.pools import PlacedPool
+from pimserve.cluster.scenario.placement import PlacedPool
 from pimserve.cluster.scenario.prepared import Prepared
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.operators import operators_of
@@ -71,7 +70,7 @@ def compile_pool(prepared: Prepared, name: str) -> DevicePool:
     return DevicePool(
         placed=placed,
         costs=placed.costs(prepared.routing, seed),
-        traffic=_traffic_of(placed.replica, alone, model, _share(model, prepared.routing, seed)),
+        traffic=_traffic_of(placed, alone, model, _share(model, prepared.routing, seed)),
         seed=seed,
         expert_layers=model.moe_layers if model.moe is not None else 0,
         top_k=model.moe.top_k if model.moe is not None else 0,
@@ -85,10 +84,10 @@ def _share(model: ModelSpec, routing: Routing, seed: int) -> tuple[float, ...]:
     return mean_share(routing.expert_weights(model.moe.experts, seed).tolist(), model.moe.top_k)
 
 
-def _traffic_of(replica: Replica, scenario: Scenario, model: ModelSpec, share: tuple[float, ...]) -> Traffic:
+def _traffic_of(placed: PlacedPool, scenario: Scenario, model: ModelSpec, share: tuple[float, ...]) -> Traffic:
     """What the devices of a replica send each other: what they say, else what their operators' collectives do."""
-    if replica.point_to_point is not None:
-        return traffic_of_point_to_point(replica.point_to_point(), replica.plan.devices)
+    if placed.replica.point_to_point is not None:
+        return traffic_of_point_to_point(placed.replica.point_to_point(), placed.plan.devices)
     split = scenario.cluster.split
     operators = operators_of(model, split, lm_head=scenario.costs.lm_head)
     way = transport(split, scenario.cluster.dispatch, measured=scenario.costs.measured_with is not None)

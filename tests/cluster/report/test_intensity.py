@@ -63,7 +63,7 @@ def test_no_operator_is_faster_than_its_roof(history, name):
 def test_operators_and_links_take_the_time_of_the_step(history, name, prompts):
     found = history(name)
     (pool,) = found.prepared.pools
-    plan = pool.replica.plan
+    plan = pool.plan
     shape = Shape(decodes=8, context=8 * 700, prompts=prompts, prompt_tokens=500 * prompts, outputs=8 + prompts)
     whole = stage(
         plan, found.costs[0].pools, decodes=8, mean_context=700, prompts=prompts, prompt_tokens=shape.prompt_tokens

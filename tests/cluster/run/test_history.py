@@ -72,6 +72,7 @@ def change(document, path, value):
         ("plain", "simulator.spread", "all", "spread: must be a mapping"),
         ("plain", "requests.total", 79, "total 80, where summary.json has 79"),
         ("plain", "batch.steps", 5, "steps, where summary.json has 5"),
+        ("plain", "kv.capacity_tokens", 16, "held 16 tokens in all, and that of scenario.yaml holds [0-9,]+ .*version"),
         ("plain", "digest", "0" * 64, "digest in summary.json is of other ones"),
         ("plain", "pools", [], "pools: must be a mapping"),
         ("pools", "pools", 7, "pools: must be a mapping"),

@@ -19,8 +19,8 @@ EXAMPLES = sorted((Path(__file__).parents[3] / "examples").glob("*.yaml"))
 def test_without_a_file_mixtral_runs_on_duplex() -> None:
     scenario = load_scenario(None)
     prepared = prepare(scenario)
-    model, replica = prepared.model, prepared.pools[0].replica
-    assert (model.name, scenario.cluster.device, replica.plan.devices) == ("mixtral-8x7b", "duplex", 4)
+    model, pool = prepared.model, prepared.pools[0]
+    assert (model.name, scenario.cluster.device, pool.plan.devices) == ("mixtral-8x7b", "duplex", 4)
     assert scenario.workload.preset == "azure-conv-2023"
 
 
@@ -176,24 +176,24 @@ def test_what_differs_from_the_default_of_a_mapping_is_an_error_with_the_path() 
 @pytest.mark.parametrize("preset", ["h100", "duplex", "gb200"])
 def test_measured_costs_are_those_of_the_named_kernels(preset: str) -> None:
     sets = ["costs.setting=measured", f"cluster.device={preset}"]
-    ideal = prepare(load_scenario(None, sets[1:])).pools[0].replica
-    vllm = prepare(load_scenario(None, sets)).pools[0].replica
-    trtllm = prepare(load_scenario(None, [*sets, "costs.backend=trtllm"])).pools[0].replica
-    assert ideal.costs == {"setting": "ideal"}
-    assert (vllm.costs["backend"], trtllm.costs["backend"]) == ("vllm", "trtllm")
-    assert len({each.plan.digest() for each in (ideal, vllm, trtllm)}) == 3
-    kept = 4 * vllm.reserved_bytes_per_device / load_model("mixtral-8x7b").kv_bytes_per_token
+    ideal = prepare(load_scenario(None, sets[1:])).pools[0]
+    vllm = prepare(load_scenario(None, sets)).pools[0]
+    trtllm = prepare(load_scenario(None, [*sets, "costs.backend=trtllm"])).pools[0]
+    assert ideal.replica.costs == {"setting": "ideal"}
+    assert (vllm.replica.costs["backend"], trtllm.replica.costs["backend"]) == ("vllm", "trtllm")
+    assert len({pool.plan.digest() for pool in (ideal, vllm, trtllm)}) == 3
+    kept = 4 * vllm.replica.reserved_bytes_per_device / load_model("mixtral-8x7b").kv_bytes_per_token
     assert ideal.kv_capacity_tokens - vllm.kv_capacity_tokens == pytest.approx(kept, abs=1)
-    assert ("projected" in " ".join(vllm.warnings)) == (preset == "duplex")
-    assert ("measured on b200" in " ".join(vllm.warnings)) == (preset == "gb200")
+    assert ("projected" in " ".join(vllm.replica.warnings)) == (preset == "duplex")
+    assert ("measured on b200" in " ".join(vllm.replica.warnings)) == (preset == "gb200")
 
 
 def test_kernels_of_the_scenario_change_those_of_the_catalogue() -> None:
     sets = ["costs.setting=measured", "cluster.device=h100"]
-    plain = prepare(load_scenario(None, sets)).pools[0].replica
-    changed = prepare(load_scenario(None, [*sets, "costs.kernels.step.host_us=0"])).pools[0].replica
+    plain = prepare(load_scenario(None, sets)).pools[0]
+    changed = prepare(load_scenario(None, [*sets, "costs.kernels.step.host_us=0"])).pools[0]
     assert changed.plan.digest() != plain.plan.digest()
-    assert changed.costs["version"] == f"{plain.costs['version']} (changed)"
+    assert changed.replica.costs["version"] == f"{plain.replica.costs['version']} (changed)"
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pimserve.cluster.scenario.document import Scenario
-from pimserve.cluster.scenario.pools import PlacedPool, place_pool, routing_of
+from pimserve.cluster.scenario.placement import PlacedPool
+from pimserve.cluster.scenario.pools import place_pool, routing_of
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.errors import InputError
 from tests.cluster.documents import serve
@@ -28,7 +31,7 @@ def placed(document: dict[str, Any]) -> PlacedPool:
 
 
 def tokens(document: dict[str, Any]) -> int:
-    return placed(document).replica.kv_capacity_tokens
+    return placed(document).kv_capacity_tokens
 
 
 def card(**scheduler: Any) -> dict[str, Any]:
@@ -69,10 +72,10 @@ def test_blocks_beyond_the_share_that_is_used_are_allowed() -> None:
 def test_what_is_reserved_is_taken_from_the_cache(device: str) -> None:
     devices = 6 if device.startswith("aimc") else 4
     document: dict[str, Any] = {"cluster": {"device": device, "devices_per_node": devices}}
-    free = placed(document).replica
-    taken = placed({**document, "scheduler": {"reserve_gb": "10 GB"}}).replica
-    assert free.reserved_bytes_per_device == 0
-    assert taken.reserved_bytes_per_device == 10e9
+    free = placed(document)
+    taken = placed({**document, "scheduler": {"reserve_gb": "10 GB"}})
+    assert free.replica.reserved_bytes_per_device == 0
+    assert taken.replica.reserved_bytes_per_device == 10e9
     assert taken.kv_capacity_tokens < free.kv_capacity_tokens
 
 
@@ -157,6 +160,40 @@ def test_a_share_of_what_is_free_is_taken_last() -> None:
     assert tokens(all_of_it) == tokens(vllm)
     with pytest.raises(InputError, match="does not fit"):
         placed({**card(memory_utilization=0.5), "costs": {"setting": "measured"}})
+
+
+@settings(max_examples=25, deadline=None)
+@given(blocks=st.integers(40, 400), size=st.integers(1, 4), every=st.integers(2, 9), parallel=st.sampled_from([1, 2]))
+def test_a_replica_has_the_blocks_that_are_stated(blocks: int, size: int, every: int, parallel: int) -> None:
+    """Also where a block is of fewer tokens than there are groups of layers, and one more token is several blocks."""
+    document = {
+        "model": {"preset": "gpt-oss-120b", "attention": {"window_every": every}},
+        "cluster": {"device": "h100", "devices_per_node": 2 * parallel, "tensor_parallel": 2},
+        "scheduler": {"kv_blocks": blocks, "block_size": size},
+    }
+    pool = placed(document)
+    assert pool.kv_blocks(size) == blocks * parallel
+    fewer = pool.kv_groups.pool_blocks(pool.kv_capacity_tokens - 1, size)
+    assert fewer < blocks * parallel <= pool.kv_groups.pool_blocks(pool.kv_capacity_tokens, size)
+
+
+def test_blocks_that_are_not_one_for_each_group_are_refused() -> None:
+    with pytest.raises(
+        InputError, match=r"the KV cache has 1 blocks of 16 tokens, and a request needs 2, one for each"
+    ):
+        placed(gpt_oss(256, kv_blocks=1)).kv_blocks(16)
+
+
+def test_padded_groups_count_in_what_an_ideal_device_does_not_reserve() -> None:
+    """Of 37 layers 25 see everything, in three groups as large as that of the 12 with a window."""
+    document = gpt_oss(256)
+    document["model"] = {"preset": "gpt-oss-120b", "layers": 37, "attention": {"window_every": 3}}
+    document["cluster"]["device"]["memory_gb"] = 74
+    ideal = placed(document)
+    kept = placed({**document, "costs": {"setting": "measured"}})
+    (warning,) = ideal.replica.warnings
+    told = int(warning.split("room for ")[1].split(", since")[0].replace(",", ""))
+    assert told == pytest.approx(kept.kv_capacity_tokens, abs=1)
 
 
 def test_a_request_as_long_as_the_limit_is_served_where_groups_do_not_divide_the_blocks() -> None:

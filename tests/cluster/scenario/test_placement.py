@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from pimserve.cluster.scenario.interconnect import Interconnect
-from pimserve.cluster.scenario.placement import Replica, place
+from pimserve.cluster.scenario.placement import PlacedPool, place
 from pimserve.device_models.catalogue import load_model, model_names
 from pimserve.device_models.device import Demand
 from pimserve.device_models.operators import (
@@ -23,22 +23,22 @@ LINKS = Interconnect(link_gb_per_s=450, link_latency_us=3, node_gb_per_s=50, nod
 ONE = Parallelism()
 
 
-def placed(model: str, split: Parallelism = ONE, device: str = "h100", **changes: float | bool) -> Replica:
+def placed(model: str, split: Parallelism = ONE, device: str = "h100", **changes: float | bool) -> PlacedPool:
     return place(load_device(device), LINKS, Demand(load_model(model), split, **changes))  # type: ignore[arg-type]
 
 
 def test_the_kv_cache_gets_what_weights_leave() -> None:
-    replica = placed("llama-3.1-8b", memory_utilization=0.9)
+    pool = placed("llama-3.1-8b", memory_utilization=0.9)
     weights = 8_030_261_248 * 2
     per_token = 2 * 32 * 8 * 128 * 2  # keys and values, 32 layers of 8 heads of 128 elements of 2 bytes
-    assert replica.weight_bytes_per_device == weights
-    assert replica.kv_capacity_tokens == int((80 * 2**30 * 0.9 - weights) / per_token)
+    assert pool.replica.weight_bytes_per_device == weights
+    assert pool.kv_capacity_tokens == int((80 * 2**30 * 0.9 - weights) / per_token)
 
 
 def test_tensor_parallel_devices_hold_a_share_of_both() -> None:
     one, four = placed("llama-3.1-8b"), placed("llama-3.1-8b", Parallelism(1, 4, 4))
-    assert four.weight_bytes_per_device == one.weight_bytes_per_device / 4
-    left_on_four = 80 * 2**30 * 0.9 - four.weight_bytes_per_device
+    assert four.replica.weight_bytes_per_device == one.replica.weight_bytes_per_device / 4
+    left_on_four = 80 * 2**30 * 0.9 - four.replica.weight_bytes_per_device
     assert four.kv_capacity_tokens == int(left_on_four / (131072 / 4))
 
 
@@ -81,7 +81,7 @@ def test_windowed_layers_take_blocks_as_requests_come() -> None:
     per_token = 2 * 8 * 64 * 2 * 18  # of either group of 18 layers
     assert model.kv_bytes_per_token == per_token
     assert none.kv_capacity_tokens == many.kv_capacity_tokens
-    left = load_device("b200").memory_bytes * 0.9 - none.weight_bytes_per_device
+    left = load_device("b200").memory_bytes * 0.9 - none.replica.weight_bytes_per_device
     assert none.kv_capacity_tokens == int(left / per_token)
 
 
@@ -117,13 +117,13 @@ def test_the_product_with_the_vocabulary_can_be_left_out() -> None:
 
 
 def test_devices_may_share_a_model_in_their_own_way() -> None:
-    assert placed("llama-3.1-8b", Parallelism(1, 4, 4)).parallelism == {
+    assert placed("llama-3.1-8b", Parallelism(1, 4, 4)).replica.parallelism == {
         "nodes": 1,
         "devices_per_node": 4,
         "tensor": 4,
         "experts": "ep",
     }
-    chips = placed("mixtral-8x7b", Parallelism(1, 6, 6), "aimc-realistic")
+    chips = placed("mixtral-8x7b", Parallelism(1, 6, 6), "aimc-realistic").replica
     assert chips.parallelism == {"spread": "layers"}
     assert chips.facts["preset"] == "aimc-realistic"
     assert any("passive power is assumed" in warning for warning in chips.warnings)

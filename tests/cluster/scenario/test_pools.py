@@ -131,7 +131,7 @@ def test_a_request_alone_decodes_as_on_the_decode_pools_plan() -> None:
     ]
     pooled, served = serve(prepare(scenario(*one, "workload.arrival={process: poisson, rate_per_s: 1}")))
     _, decode = prepare(scenario()).pools
-    plan = decode.replica.plan
+    plan = decode.plan
     assert plan.experts is not None
     fixed = [evaluate(plan, shape_of(plan, 1, 700 + token)).duration_fs for token in range(1, 50)]
     costs = served.logs[1].costs

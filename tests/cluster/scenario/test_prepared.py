@@ -37,6 +37,12 @@ def test_a_metered_run_fits_its_scenario_once(fits, tmp_path):
     assert len(fits) == 2
 
 
+@pytest.mark.parametrize("setting", ["scheduler.kv_blocks=100", "costs.expert_decision=paper_table"])
+def test_what_is_checked_against_the_devices_is_part_of_that(fits, setting):
+    prepare(load_scenario(None, [setting]))
+    assert len(fits) == 1
+
+
 def test_replicas_are_numbered_pool_by_pool(fits):
     pools = ["cluster.pools={prefill: {replicas: 2}, decode: {replicas: 3}}"]
     prepared = prepare(load_scenario(None, pools))

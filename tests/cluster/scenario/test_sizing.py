@@ -50,7 +50,7 @@ def holds(*changes: str) -> bool:
         return False
     (pool,) = pools
     wanted = scenario.scheduler.max_model_len or model.max_model_len_tokens
-    return pool.replica.kv_capacity_tokens // pool.replica.plan.data_parallel >= wanted
+    return pool.kv_capacity_tokens // pool.plan.data_parallel >= wanted
 
 
 @pytest.mark.slow

@@ -32,9 +32,9 @@ def test_a_scenario_is_what_it_is_on_the_command_line(tmp_path):
     file = tmp_path / "s.yaml"
     file.write_text(text)
     prepared = read_scenario(text, ["cluster.replicas=2"], "", None)
-    scenario, replica = prepared.scenario, prepared.pools[0].replica
+    scenario, pool = prepared.scenario, prepared.pools[0]
     assert scenario == load_scenario(file, ["cluster.replicas=2"])
-    assert replica.kv_capacity_tokens > 0
+    assert pool.kv_capacity_tokens > 0
     assert read_scenario("", [], "", None).scenario == load_scenario(None)
 
 
