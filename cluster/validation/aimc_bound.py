@@ -9,11 +9,12 @@ against.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from pimserve.cluster.validation.aimc_plan import decode_fs
+from pimserve.cluster.validation.targets import package_file, read_list
 from pimserve.device_models.aimc.aimc_spec import AimcSpec
 from pimserve.device_models.catalogue import load_model
 from pimserve.device_models.device import Demand
@@ -26,41 +27,41 @@ MODEL = "mixtral-8x7b"
 # Energy of attention per context token, and KV bytes per token at 8 bit.
 _ATTENTION_UJ = {"LPDDR5X": 5.91e3 / 2048, "HBM3E": 5.37e3 / 2048}
 _LAYERS, _KV_BYTES_PER_TOKEN = 32, 65_536
-_SYSTEM_GB_PER_S, _SYSTEM_IDLE_W = 3684.0, 24.0  # memory of six chips, dealt out where the number of chips varies
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """The bound's own terms: one token's chain without attention, the busiest tile's or digital pool's work per token,
-    and the energy of the weights' part. MVMs that are slower, or take more, change them by hand.
-    """
-
-    chain_us: float = 138.0
-    token_us: float = 5.6
-    weights_mj: float = 1.27
+_WEIGHTS_MJ = 1.27  # energy of the weights' part of a token
+_MVMS = 48_896  # of a token
 
 
 @dataclass(frozen=True, slots=True)
 class Bound:
     """A row worked out by hand: requests that attend to `context` tokens each on `chips` chips of `device`.
 
-    `mapped_chips`: the least that a mapping fits on, which does not cut an expert in two.
+    `mapped_chips`: the least that a mapping fits on, which does not cut an expert in two. `chain_us`, `token_us`: the
+    bound's own terms, one token's chain without attention and the busiest tile's or digital pool's work per token;
+    `more_mvm_nj`: by how much an MVM takes more than that of the realistic preset.
     """
 
     label: str
     device: dict[str, Any]
     chips: int
     mapped_chips: int
-    context: int
     requests: int
     tokens_per_s: float | None
     mj_per_token: float
-    terms: Terms = Terms()
+    context: int = 2048
+    chain_us: float = 138.0
+    token_us: float = 5.6
+    more_mvm_nj: float = 0.0
 
-    @property
-    def layers_on_fullest_chip(self) -> int:
-        """Layers whose KV cache the chip with most of them holds."""
-        return -(-_LAYERS // self.mapped_chips)
+    def corrected(self, spec: AimcSpec) -> tuple[float, float]:
+        """(tokens/s, mJ per token) from the bound's own terms, on the mapping's chips and its fullest chip."""
+        read_us = self.context * _KV_BYTES_PER_TOKEN / (spec.dram.gb_per_s * spec.dram.efficiency * 1e3)
+        layers_on_fullest_chip = -(-_LAYERS // self.mapped_chips)
+        token_us = max(self.token_us, read_us * layers_on_fullest_chip / _LAYERS)
+        step_us = self.chain_us + read_us + (self.requests - 1) * token_us
+        attention_mj = self.context * _ATTENTION_UJ[spec.dram.name] * 1e-3
+        passive_mj = spec.passive_w * self.mapped_chips * step_us / self.requests * 1e-3
+        weights_mj = _WEIGHTS_MJ + _MVMS * self.more_mvm_nj * 1e-6
+        return self.requests / step_us * 1e6, weights_mj + attention_mj + passive_mj
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,65 +93,10 @@ class Compared:
         return self.mj_per_token / self.corrected_mj_per_token
 
 
-def _six(label: str, preset: str, context: int, rows: dict[int, tuple[float, float]]) -> list[Bound]:
-    return [
-        Bound(label, {"preset": preset}, 6, 6, context, requests, speed, mj) for requests, (speed, mj) in rows.items()
-    ]
-
-
-def _tiers(tiers: int, chips: int, mapped: int, energies: tuple[float, float, float], speed: float) -> list[Bound]:
-    memory = {"gb_per_s": _SYSTEM_GB_PER_S / mapped, "idle_w": _SYSTEM_IDLE_W / mapped}
-    device = {"preset": "aimc-realistic", "tiers": tiers, "dram": memory}
-    if tiers < 64:  # experts of a layer cannot share tiles of so few tiers
-        device["mapping"] = {"strategy": "greedy_util"}
-    return [
-        Bound(f"{tiers} tiers", device, chips, mapped, 2048, requests, speed if requests == 128 else None, mj)
-        for requests, mj in zip((1, 32, 128), energies, strict=True)
-    ]
-
-
-def _variant(
-    label: str, device: dict[str, Any], chips: int, rows: Mapping[int, tuple[float | None, float]], terms: Terms
-) -> list[Bound]:
-    return [
-        Bound(label, device, chips, chips, 2048, requests, speed, energy, terms)
-        for requests, (speed, energy) in rows.items()
-    ]
-
-
-_FOUR_PHASE = {"preset": "aimc-realistic", "costs": {"mvm_ns": 521, "mvm_nj": 118}}
-_MVMS = 48_896  # of a token
-BOUNDS: tuple[Bound, ...] = (
-    *_six("LPDDR5X", "aimc-realistic", 2048, {1: (2431, 64.4), 32: (17552, 15.1), 128: (20661, 13.9)}),
-    *_six("HBM3E", "aimc-realistic-hbm3e", 2048, {1: (3707, 45.8), 32: (33697, 10.9), 128: (41898, 10.1)}),
-    *_six("LPDDR5X", "aimc-realistic", 8192, {1: (812, 196), 32: (4652, 55), 128: (5253, 51)}),
-    *_variant(
-        "silicon",
-        {"preset": "aimc-silicon"},
-        6,
-        {1: (None, 64.9), 32: (None, 15.6), 128: (None, 14.4)},
-        Terms(weights_mj=1.27 + _MVMS * 9.4e-6),
-    ),
-    *_variant(
-        "four-phase reads",
-        _FOUR_PHASE,
-        6,
-        {1: (2070, 79), 32: (16888, 20), 128: (20425, 19)},
-        Terms(chain_us=210, weights_mj=1.27 + _MVMS * 98e-6),
-    ),
-    *_variant(
-        "NAND",
-        {"preset": "aimc-nand"},
-        2,
-        {1: (1301, 45), 32: (6143, 17), 128: (6751, 17)},
-        Terms(chain_us=495, token_us=143, weights_mj=1.27 + _MVMS * 55e-6),
-    ),
-    *_tiers(4, 88, 97, (7106, 305, 140), 12891),
-    *_tiers(8, 44, 49, (1867, 104, 61), 16150),
-    *_tiers(16, 22, 24, (516, 43, 31), 18487),
-    *_tiers(32, 11, 12, (157, 22, 19), 19929),
-    *_tiers(64, 6, 6, (64, 15, 14), 20661),
-    *_tiers(256, 2, 2, (22, 10, 10), 21287),
+BOUNDS: tuple[Bound, ...] = tuple(
+    Bound(**{key: value for key, value in system.items() if key != "rows"}, **row)
+    for system in read_list(package_file("aimc_bounds.json"), "system")
+    for row in system["rows"]
 )
 
 
@@ -164,17 +110,6 @@ def compared() -> Iterator[Compared]:
         yield _compare(bound, device.spec, plan)
 
 
-def _corrected(bound: Bound, spec: AimcSpec) -> tuple[float, float]:
-    """(tokens/s, mJ per token) of the bound, from its own terms, on the mapping's chips and its fullest chip."""
-    read_us = bound.context * _KV_BYTES_PER_TOKEN / (spec.dram.gb_per_s * spec.dram.efficiency * 1e3)
-    chain_us = bound.terms.chain_us + read_us
-    token_us = max(bound.terms.token_us, read_us * bound.layers_on_fullest_chip / _LAYERS)
-    step_us = chain_us + (bound.requests - 1) * token_us
-    attention_mj = bound.context * _ATTENTION_UJ[spec.dram.name] * 1e-3
-    passive_mj = spec.passive_w * bound.mapped_chips * step_us / bound.requests * 1e-3
-    return bound.requests / step_us * 1e6, bound.terms.weights_mj + attention_mj + passive_mj
-
-
 def _compare(bound: Bound, spec: AimcSpec, plan: CostPlan) -> Compared:
     requests, context = bound.requests, bound.context
     step = decode_fs(plan, requests, context)
@@ -185,7 +120,7 @@ def _compare(bound: Bound, spec: AimcSpec, plan: CostPlan) -> Compared:
     per_mj = PJ_PER_J / 1000
     return Compared(
         bound,
-        *_corrected(bound, spec),
+        *bound.corrected(spec),
         tokens_per_s=requests * FS_PER_S / step,
         mj_per_token=(active + passive) / per_mj,
         active_mj=active / per_mj,

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pimserve.cluster.validation.aimc_form import CaseForm, Derived, Result, Workload
+from pimserve.cluster.validation.aimc_form import CaseForm
 from pimserve.cluster.validation.targets import identified, read_list
 from pimserve.device_models.aimc.chip import Chip
 from pimserve.device_models.aimc.event.graph_builder import Routing
@@ -21,10 +21,8 @@ from pimserve.errors import InputError, validation_error
 _UNIT_W = 1.0  # what each digital and attention unit draws at all times
 _PREFIX = "decoder_stack."  # of the names of all matrices but the head's
 _OF_HARDWARE = ("model", "mvm_ns", "mvm_nj")  # fields of the unit costs that are not among the case's parameters
-_KEYS = {
-    "mapping.split_ffn": "mapping_strategy.split_ffn",
-    "expert_density": "model.expert_density",
-}  # of mapping's errors
+# Of mapping's errors.
+_KEYS = {"mapping.split_ffn": "mapping_strategy.split_ffn", "expert_density": "model.expert_density"}
 _MOST_MATRICES, _MOST_PRODUCTS = 10**6, 10**7
 _UNLIMITED_GB = 1e9  # the reference simulator's memory is never full
 
@@ -39,28 +37,24 @@ class Case:
 
     id: str
     where: str
+    form: CaseForm
     network: Network
     chip: Chip
-    strategy: str
     mapping: Mapping
     mapping_given: bool
-    workload: Workload
-    kv_caching: bool
-    communication: bool
     routing: Routing | None
-    derived: Derived
-    result: Result
 
     def describe(self) -> str:
         """The settings in one line."""
-        network, chip, workload = self.network, self.chip, self.workload
+        network, chip, workload = self.network, self.chip, self.form.workload
         experts = max(
             (f"{len(block.experts)} experts, top {block.top_k}" for block in network.blocks if block.experts),
             default="dense",
         )
         return (
             f"{len(network.blocks)} layers of {network.hidden}, {experts}; {chip.tiles} tiles of {chip.tiers} tiers, "
-            f"{self.strategy}; {workload.sequences} sequences, {workload.start_len} to {workload.target_len} tokens"
+            f"{self.form.mapping_strategy.strategy}; {workload.sequences} sequences, {workload.start_len} to "
+            f"{workload.target_len} tokens"
         )
 
 
@@ -82,12 +76,9 @@ def read_cases(path: Path) -> Iterator[Case | Refused]:
     """
     seen: set[str] = set()
     for number, row in enumerate(read_list(path, "case"), 1):
+        name = f"case {number}"
         try:
             where, name, document = identified(path, "case", number, row, seen)
-        except InputError as error:
-            yield Refused(f"case {number}", str(error))
-            continue
-        try:
             yield _case(where, name, document)
         except InputError as error:
             yield Refused(name, str(error))
@@ -123,21 +114,7 @@ def _built(where: str, name: str, document: CaseForm) -> Case:
         except InputError as error:
             raise InputError(_KEYS.get(error.where, "hardware.tiles"), error.message) from None
     _check_lengths(document)
-    return Case(
-        id=name,
-        where=where,
-        network=network,
-        chip=chip,
-        strategy=spec.strategy,
-        mapping=mapping,
-        mapping_given=given,
-        workload=document.workload,
-        kv_caching=document.hardware.kv_caching,
-        communication=document.communication,
-        routing=routing,
-        derived=document.derived,
-        result=document.result,
-    )
+    return Case(name, where, document, network, chip, mapping, given, routing)
 
 
 def _network(document: CaseForm) -> Network:
@@ -265,11 +242,8 @@ def _routing(document: CaseForm, network: Network) -> Routing | None:
             if len(chosen) != tokens:
                 raise InputError(f"{where}.{layer}", f"must have {tokens} tokens (got {len(chosen)})")
             for token, experts in enumerate(chosen):
-                if (
-                    len(set(experts)) != block.top_k
-                    or len(experts) != block.top_k
-                    or max(experts) >= len(block.experts)
-                ):
+                distinct = len(set(experts)) == len(experts) == block.top_k
+                if not distinct or max(experts) >= len(block.experts):
                     raise InputError(
                         f"{where}.{layer}.{token}",
                         f"must be {block.top_k} different experts below {len(block.experts)} (got {experts})",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
 
+from pimserve.cluster.validation.targets import package_file, read_list
 from pimserve.device_models.aimc.aimc_spec import AimcSpec
 from pimserve.device_models.aimc.chip import Chip
 from pimserve.device_models.aimc.event.graph import Sequence as Request
@@ -61,51 +62,8 @@ class Point:
         return self.event_ps / self.plan_ps
 
 
-_MULTI_HEAD = {"kind": "gqa", "heads": 8, "kv_heads": 8, "head_dim": 64}
 _UNITS = {"digital_units": 8, "attention_units": 2}
-SETTINGS = (
-    Setting(
-        "dense, 512 wide",
-        {"attention": _MULTI_HEAD, "ffn": {"intermediate": 2048, "matrices": 2}},
-        {"tiles": 32, "tiers": 16},
-    ),
-    Setting(
-        "dense, gated, 768 wide, 4 KV heads",
-        {
-            "hidden": 768,
-            "attention": {"kind": "gqa", "heads": 12, "kv_heads": 4, "head_dim": 64},
-            "ffn": {"intermediate": 2048},
-        },
-        {"tiles": 64, "tiers": 16},
-    ),
-    Setting(
-        "8 gated experts, top 2",
-        {"attention": _MULTI_HEAD, "moe": {"experts": 8, "top_k": 2, "intermediate": 1536}},
-        {"tiles": 40, "tiers": 32},
-    ),
-    Setting(
-        "16 experts, top 1",
-        {"attention": _MULTI_HEAD, "moe": {"experts": 16, "top_k": 1, "intermediate": 2048, "matrices": 2}},
-        {"tiles": 48, "tiers": 64},
-    ),
-    Setting(
-        "8 gated experts, top 2, on 2 chips",
-        {"attention": _MULTI_HEAD, "moe": {"experts": 8, "top_k": 2, "intermediate": 1536}},
-        {"tiles": 24, "tiers": 32},
-        chips=2,
-    ),
-    Setting(
-        "latent attention, shared expert",
-        {
-            "attention": {
-                **{"kind": "mla", "heads": 8, "q_lora_rank": 384, "kv_lora_rank": 256},
-                **{"qk_nope_head_dim": 64, "qk_rope_head_dim": 32, "v_head_dim": 64},
-            },
-            "moe": {"experts": 8, "top_k": 2, "intermediate": 512, "shared_intermediate": 512},
-        },
-        {"tiles": 40, "tiers": 32},
-    ),
-)
+SETTINGS = tuple(Setting(**row) for row in read_list(package_file("aimc_settings.json"), "setting"))
 
 
 def grid(

@@ -9,10 +9,8 @@ from typing import TypeVar
 
 from pimserve.cluster.scenario.steady_state import ClosedLoop
 from pimserve.cluster.validation import edap, op_per_byte
-from pimserve.cluster.validation.duplex_case import CLUSTERS, Case, read_case
-from pimserve.cluster.validation.duplex_loops import ServedLoop, figures, latency_s, served_loop
-from pimserve.cluster.validation.duplex_metric import Metric, MetricKind, Settings
-from pimserve.cluster.validation.duplex_split import SplitState
+from pimserve.cluster.validation.duplex_loops import ServedLoop, SplitState, figures, latency_s, served_loop
+from pimserve.cluster.validation.duplex_metric import CLUSTERS, Case, Metric, MetricKind, Settings, read_case
 from pimserve.cluster.validation.duplex_systems import MODELS
 from pimserve.cluster.validation.targets import Method, Target
 from pimserve.device_models.catalogue import load_model

@@ -1,4 +1,4 @@
-"""The Duplex paper's systems in closed loops: steady state in closed form, latencies from the engine's stage batching.
+"""The systems of arXiv 2409.01141 in closed loops: steady state in closed form, latencies from the serving engine.
 
 Request lengths spread around (Lin, Lout) by the law of the paper's released simulator: normal with a standard deviation
 of 0.4 x (min(256, Lin, Lout) - 1) tokens, cut at 0.95 of that range. Without a spread a closed loop locks into a
@@ -9,12 +9,15 @@ of 10^9 / rate nanoseconds, which hardly vary.
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, Literal
 
-from pimserve.cluster.scenario.steady_state import ClosedLoop, SteadyState
-from pimserve.cluster.validation.duplex_split import SplitState
+import numpy as np
+
+from pimserve.cluster.scenario.steady_state import ClosedLoop, Stage, SteadyState, stage
 from pimserve.cluster.validation.duplex_systems import SEED, Cluster, System, SystemName, build
+from pimserve.device_models.plan import CostPlan
+from pimserve.device_models.routing import ExpertPools
 from pimserve.errors import InputError
 from pimserve.loadgen.workload import WorkloadSpec, generate
 from pimserve.scheduler.config import SchedulerSpec
@@ -34,6 +37,73 @@ _CUT = 0.95
 _CLOSED_REQUESTS = 3000
 _OPEN_REQUESTS = 2000
 _WARM_UP_SHARE = 0.3
+_ITERATIONS = 8
+
+
+class SplitState:
+    """Duplex-Split in the long run (fig. 16): half of the devices prefill, half decode, each with all weights.
+
+    Two stations in closed form, of which `plan` is one: a prompt takes a stage of its own on the first half, then its
+    request decodes in stages without prompts on the second. Handing over the KV cache costs nothing; prompts do not
+    queue for each other.
+    """
+
+    def __init__(self, plan: CostPlan, pools: ExpertPools | None, loop: ClosedLoop) -> None:
+        self.plan = plan
+        self.pools = pools
+        self.loop = loop
+
+    @cached_property
+    def prefill(self) -> Stage:
+        """A stage of the prefill half: one prompt."""
+        return stage(self.plan, self.pools, decodes=0, mean_context=0, prompts=1, prompt_tokens=self.loop.input_tokens)
+
+    @cached_property
+    def decode(self) -> Stage:
+        """A stage of the decode half, which holds all requests but those in prefill.
+
+        Little's law on both stations: requests in prefill = B x prefill time / (prefill time + decode time).
+        """
+        loop = self.loop
+        decodes = loop.requests
+        decoding = self._decode_stage(decodes)
+        for _ in range(_ITERATIONS):
+            first = self.prefill.mean_s
+            share = first / (first + (loop.output_tokens - 1) * decoding.mean_s)
+            fewer = max(1, round(loop.requests * (1 - share)))
+            if fewer == decodes:
+                break
+            decodes = fewer
+            decoding = self._decode_stage(decodes)
+        return decoding
+
+    @property
+    def throughput_tokens_per_s(self) -> float:
+        """Output tokens per second of both halves."""
+        return self.loop.requests * self.loop.output_tokens / self.mean_e2e_s()
+
+    def tbt_s(self, quantile: float) -> float:
+        """Quantile of the time between tokens."""
+        return float(np.quantile(self.decode.duration_s, quantile, method="inverted_cdf"))
+
+    def t2ft_s(self, quantile: float) -> float:
+        """Quantile of the time to first token."""
+        return float(np.quantile(self.prefill.duration_s, quantile, method="inverted_cdf"))
+
+    def mean_e2e_s(self) -> float:
+        """Mean time from a request's arrival to its last token."""
+        return self.prefill.mean_s + (self.loop.output_tokens - 1) * self.decode.mean_s
+
+    def _decode_stage(self, decodes: int) -> Stage:
+        loop = self.loop
+        return stage(
+            self.plan,
+            self.pools,
+            decodes=decodes,
+            mean_context=loop.input_tokens + loop.output_tokens / 2,
+            prompts=0,
+            prompt_tokens=loop.input_tokens,
+        )
 
 
 class ServedLoop:

@@ -28,7 +28,6 @@ from pimserve.device_models.operators import (
     Parallelism,
     PrefillAttention,
 )
-from pimserve.device_models.plan import CostPlan
 from pimserve.device_models.registry import load_device
 from pimserve.errors import InputError
 
@@ -57,19 +56,28 @@ def predicted_us(row: OperatorRow) -> float:
     shape = row.shape
     if isinstance(shape, gpu_rows.AllReduce):
         return _all_reduce_us(row, shape, device.spec, kernels)
-    one = Parallelism()
-    operator = operator_of(row, kernels)
-    plan = device.compile([operator], one)
+    return device_us(row, device)
+
+
+def device_us(row: OperatorRow, device: Gpu) -> float:
+    """Microseconds that a device with measured kernels needs for a row, which is no collective's.
+
+    Raises:
+        NotCovered: its data type has no measured kernel, or its operator is unknown.
+    """
+    assert device.kernels is not None
+    plan, shape = device.compile([operator_of(row, device.kernels)], Parallelism()), row.shape
+    time: float
     if isinstance(shape, gpu_rows.Gemm):
         time = plan.rows_fs(shape.m, 0)
     elif isinstance(shape, gpu_rows.DecodeAttention):
-        context = shape.batch * shape.context
-        time = evaluate(plan, shape_of(plan, shape.batch, context, outputs=0)).duration_fs
+        time = evaluate(plan, shape_of(plan, shape.batch, shape.batch * shape.context, outputs=0)).duration_fs
     elif isinstance(shape, gpu_rows.PrefillAttention):
         time = evaluate(plan, shape_of(plan, 0, 0, [(shape.length, 0)] * shape.batch, 0)).duration_fs
     else:
         assert isinstance(shape, gpu_rows.Moe)
-        return _moe_us(plan, shape)
+        assert plan.experts is not None
+        time = float(plan.rows_fs(shape.tokens, 0) + plan.experts.layer_features(expert_loads(shape))[:, 0].mean())
     return time / _FS_PER_US
 
 
@@ -86,30 +94,30 @@ def bound_us(row: OperatorRow) -> float:
     if isinstance(shape, gpu_rows.AllReduce):
         return shape.bytes * (shape.gpus - 1) / shape.gpus / (spec.link_gb_per_s * 1e3)
     operator = operator_of(row, kernels)
-    if isinstance(operator, Gemm):
-        assert isinstance(shape, gpu_rows.Gemm)
-        dtype, flops = operator.dtype, 2.0 * shape.m * shape.n * shape.k
-        moved = shape.n * shape.k * operator.weight_bytes_per_element + ACTIVATION_BYTES * shape.m * shape.n
-        moved += shape.m * shape.k * min(ACTIVATION_BYTES, operator.weight_bytes_per_element)
+    dtype: Dtype = "bf16"  # FP8 queries would run at the FP8 peak, but every row that is covered has 16-bit queries
+    if isinstance(shape, gpu_rows.Gemm):
+        dtype, width = _dtype(row.dtype), BYTES_PER_ELEMENT[_dtype(row.dtype)]
+        flops = 2.0 * shape.m * shape.n * shape.k
+        moved = shape.n * shape.k * width + ACTIVATION_BYTES * shape.m * shape.n
+        moved += shape.m * shape.k * min(ACTIVATION_BYTES, width)
     elif isinstance(operator, DecodeAttention):
         assert isinstance(shape, gpu_rows.DecodeAttention)
-        seen = shape.batch * min(shape.context, operator.window_tokens or shape.context)
-        dtype, flops, moved = "bf16", operator.flops * seen, operator.kv_bytes * seen
+        read_tokens = shape.batch * min(shape.context, operator.window_tokens or shape.context)
+        flops, moved = operator.flops * read_tokens, operator.kv_bytes * read_tokens
     elif isinstance(operator, PrefillAttention):
         assert isinstance(shape, gpu_rows.PrefillAttention)
         window = operator.window_tokens or shape.length
         pairs = window * (window + 1) // 2 + max(0, shape.length - window) * window
-        # FP8 queries would run at the FP8 peak, but every row that is covered has 16-bit queries.
-        dtype, flops = "bf16", 4.0 * shape.batch * operator.heads * operator.qk_dim * pairs
+        flops = 4.0 * shape.batch * operator.heads * operator.qk_dim * pairs
         kv = operator.kv_heads * operator.kv_bytes_per_element
         moved = 2.0 * shape.batch * shape.length * operator.qk_dim * (operator.heads * ACTIVATION_BYTES + kv)
     else:
-        assert isinstance(operator, Experts)
         assert isinstance(shape, gpu_rows.Moe)
+        dtype = _dtype(row.dtype)
         expert = _MATRICES * shape.hidden * shape.inter / shape.tp
-        touched = float((expert_loads(shape) > 0).sum(axis=1).mean())
-        dtype, flops = operator.dtype, 2.0 * shape.tokens * shape.topk * expert
-        moved = touched * expert * operator.weight_bytes_per_element
+        read_experts = float((expert_loads(shape) > 0).sum(axis=1).mean())
+        flops = 2.0 * shape.tokens * shape.topk * expert
+        moved = read_experts * expert * BYTES_PER_ELEMENT[dtype]
     return max(flops / device.rates.flop_per_s(dtype, 1.0), moved / (spec.memory_gb_per_s * 1e9)) * 1e6
 
 
@@ -171,12 +179,6 @@ def operator_of(row: OperatorRow, kernels: Kernels) -> Operator:
             slices=shape.tp,
         )
     raise NotCovered(f"operator {row.op!r} is unknown (known: {', '.join(gpu_rows.SHAPES)})")
-
-
-def _moe_us(plan: CostPlan, shape: gpu_rows.Moe) -> float:
-    assert plan.experts is not None
-    layers = plan.experts.layer_features(expert_loads(shape))[:, 0]
-    return float(plan.rows_fs(shape.tokens, 0) + layers.mean()) / _FS_PER_US
 
 
 def _all_reduce_us(row: OperatorRow, shape: gpu_rows.AllReduce, spec: GpuSpec, kernels: Kernels) -> float:

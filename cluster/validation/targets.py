@@ -73,23 +73,20 @@ class Finding:
     note: str
 
 
+def package_file(name: str) -> Path:
+    """A file of figures that comes with the package."""
+    return Path(__file__).with_name(name)
+
+
 def read_targets(path: Path) -> list[Target]:
     """Read a file of targets, in its order.
 
     Raises:
         InputError: the file cannot be read, is not JSON, or a target is malformed; names file and target.
     """
-    return [_target(where, name, row) for where, name, row in read_rows(path, "target")]
-
-
-def read_rows(path: Path, noun: str) -> list[tuple[str, str, dict[str, Any]]]:
-    """Read the list `{"<noun>s": [...]}` of objects with an `id` of their own: (place in errors, id, object) of each.
-
-    Raises:
-        InputError: the file cannot be read, is not JSON, or is no such list.
-    """
     seen: set[str] = set()
-    return [identified(path, noun, number, row, seen) for number, row in enumerate(read_list(path, noun), 1)]
+    rows = enumerate(read_list(path, "target"), 1)
+    return [_target(*identified(path, "target", number, row, seen)) for number, row in rows]
 
 
 def read_list(path: Path, noun: str) -> list[Any]:

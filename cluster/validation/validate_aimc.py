@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from importlib import resources
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from pimserve.cluster.validation.aimc_case import Case, Refused, read_cases, short_name
-from pimserve.cluster.validation.targets import Finding
+from pimserve.cluster.validation.targets import Finding, package_file
 from pimserve.device_models.aimc.event.graph import COMPAT, Sequence
 from pimserve.device_models.aimc.event.simulate import Outcome, simulate
+from pimserve.device_models.aimc.network import Network
 from pimserve.device_models.aimc.operation_costs import PS_PER_NS
 from pimserve.errors import InputError
 
@@ -33,11 +33,7 @@ _KINDS = {
 
 def published_cases() -> list[Case]:
     """The cases that come with the package: eighteen small ones, and one at the scale of the paper."""
-    cases: list[Case] = []
-    for name in PUBLISHED:
-        with resources.as_file(resources.files("pimserve.cluster.validation") / name) as path:
-            cases += [case for case in read_cases(path) if isinstance(case, Case)]
-    return cases
+    return [case for name in PUBLISHED for case in read_cases(package_file(name)) if isinstance(case, Case)]
 
 
 def validate_aimc(cases_path: Path | None = None, progress: Callable[[int, int], None] | None = None) -> list[Finding]:
@@ -55,7 +51,13 @@ def validate_aimc(cases_path: Path | None = None, progress: Callable[[int, int],
     cases = published_cases() if cases_path is None else list(read_cases(cases_path))
     findings: list[Finding] = []
     for done, case in enumerate(cases, start=1):
-        findings += [_not_run(case)] if isinstance(case, Refused) else _judged(case)
+        if isinstance(case, Refused):
+            findings.append(_not_run(case.id, case.reason))
+        else:
+            try:
+                findings += judge(case)
+            except InputError as error:
+                findings.append(_not_run(case.id, str(error)))
         if progress is not None:
             progress(done, len(cases))
     if all(finding.ours is None for finding in findings):
@@ -63,41 +65,18 @@ def validate_aimc(cases_path: Path | None = None, progress: Callable[[int, int],
     return findings
 
 
-def _judged(case: Case) -> list[Finding]:
-    try:
-        return judge(case)
-    except InputError as error:
-        return [_not_run(Refused(case.id, str(error)))]
-
-
-def _not_run(case: Refused) -> Finding:
-    return Finding(
-        id=case.id,
-        quantity="case",
-        case="not run",
-        published=None,
-        ours=None,
-        ratio=None,
-        tolerance=EXACT,
-        tolerance_kind="rel",
-        passed=False,
-        method="event-driven model",
-        note=case.reason,
-    )
-
-
 def run_case(case: Case) -> Outcome:
     """Simulate a case as the reference simulator does."""
-    workload = case.workload
+    workload = case.form.workload
     return simulate(
         case.network,
         case.chip,
         case.mapping,
         [Sequence(workload.start_len, workload.target_len - workload.start_len)] * workload.sequences,
         rules=COMPAT,
-        kv_caching=case.kv_caching,
+        kv_caching=case.form.hardware.kv_caching,
         routing=case.routing,
-        communication=case.communication,
+        communication=case.form.communication,
     )
 
 
@@ -111,158 +90,140 @@ def judge(case: Case) -> list[Finding]:
         outcome = run_case(case)
     except OverflowError:
         raise InputError(case.where, "the run takes more than 2^63 ps; lower its costs") from None
-    findings = _Comparison(case, outcome).findings()
+    findings = list(_findings(case, outcome))
     if all(finding.passed is None for finding in findings):
         raise InputError(case.where, "must have a result or derived value that ours can be held against")
     return findings
 
 
-class _Comparison:
-    """The figures of one case, theirs and ours."""
+def _findings(case: Case, outcome: Outcome) -> Iterator[Finding]:
+    """All figures of a case, in the order in which they are shown."""
+    result, derived, network = case.form.result, case.form.derived, case.network
+    figures = _Figures(case)
+    timed = EXACT if _BY_HAND in case.id else TIMED
+    yield figures.number("latency, ns", result.latency_ns, outcome.makespan_ps / PS_PER_NS, timed)
+    theirs_ns = _tokens(result.token_finish_ns or {})
+    ours_ns = _tokens({str(n): [ps / PS_PER_NS for ps in times] for n, times in enumerate(outcome.token_finish_ps)})
+    same_tokens = {name: ours_ns[name] for name in theirs_ns or ours_ns}
+    yield figures.parts("last token, ns", theirs_ns, same_tokens, max, timed, "tokens")
+    yield figures.number("energy, nJ", result.energy_nJ, outcome.total_energy_nj, timed)
+    energies, counts, times = result.energy_breakdown_nJ, result.op_counts, result.op_latency_sums_ns
+    energies_nj = _by_kind(outcome.energy_nj, network)
+    yield figures.parts("active energy, nJ", energies.active() if energies else {}, energies_nj, sum)
+    yield figures.number("FLOPs", result.flops, outcome.flops)
+    yield figures.parts("operations", counts.model_dump() if counts else {}, _by_kind(outcome.op_counts, network), sum)
+    times_ns = {kind: ps / PS_PER_NS for kind, ps in _by_kind(outcome.op_latency_ps, network).items()}
+    yield figures.parts("operation time, ns", times.active() if times else {}, times_ns, sum)
+    assert outcome.peak_memory_bytes is not None  # COMPAT counts it
+    yield figures.number("peak memory, B", result.peak_memory_bytes, outcome.peak_memory_bytes)
+    yield figures.number("parameters", derived.parameters, network.parameters)
+    grids = {short_name(name): tuple(grid) for name, grid in (derived.chunk_grid or {}).items()}
+    tier = case.chip.tier_rows, case.chip.tier_cols
+    yield figures.alike("chunk grids alike", grids, {matrix.name: matrix.grid(*tier) for matrix in network.matrices})
+    places = {short_name(name): list(map(tuple, chunks)) for name, chunks in (derived.mapping or {}).items()}
+    mapped = zip(network.matrices, case.mapping.tiles, case.mapping.tiers, strict=True)
+    ours = _chunks({matrix.name: list(zip(tiles, tiers, strict=True)) for matrix, tiles, tiers in mapped})
+    if case.mapping_given:
+        yield figures.finding("chunks placed alike", None, len(ours), EXACT, None, "taken over")
+    else:
+        yield figures.alike("chunks placed alike", _chunks(places), ours)
+    mvms = (derived.mvms_per_tile or [], outcome.mvms_per_tile)
+    theirs_mvms, our_mvms = ({f"tile {tile}": count for tile, count in enumerate(tiles)} for tiles in mvms)
+    yield figures.alike("MVMs of tiles alike", theirs_mvms, our_mvms)
 
-    def __init__(self, case: Case, outcome: Outcome) -> None:
-        self._case = case
-        self._outcome = outcome
-        self._about = case.describe()
-        self._found: list[Finding] = []
 
-    def findings(self) -> list[Finding]:
-        """All figures, in the order in which they are shown."""
-        case, outcome = self._case, self._outcome
-        result = case.result
-        timed = EXACT if _BY_HAND in case.id else TIMED
-        self._number("latency, ns", result.latency_ns, outcome.makespan_ps / PS_PER_NS, timed)
-        self._tokens(timed)
-        self._number("energy, nJ", result.energy_nJ, outcome.total_energy_nj, timed)
-        energies = result.energy_breakdown_nJ
-        self._kinds(
-            "active energy, nJ", None if energies is None else energies.active(), self._by_kind(outcome.energy_nj)
-        )
-        self._number("FLOPs", result.flops, outcome.flops, EXACT)
-        counts = result.op_counts
-        self._kinds("operations", None if counts is None else counts.model_dump(), self._by_kind(outcome.op_counts))
-        times = result.op_latency_sums_ns
-        ours = {kind: ps / PS_PER_NS for kind, ps in self._by_kind(outcome.op_latency_ps).items()}
-        self._kinds("operation time, ns", None if times is None else times.active(), ours)
-        assert outcome.peak_memory_bytes is not None  # COMPAT counts it
-        self._number("peak memory, B", result.peak_memory_bytes, outcome.peak_memory_bytes, EXACT)
-        self._number("parameters", case.derived.parameters, case.network.parameters, EXACT)
-        self._grids()
-        self._mapping()
-        mvms = case.derived.mvms_per_tile
-        self._alike(
-            "MVMs of tiles alike",
-            None if mvms is None else {f"tile {tile}": given for tile, given in enumerate(mvms)},
-            {f"tile {tile}": ours for tile, ours in enumerate(outcome.mvms_per_tile)},
-        )
-        return self._found
+def _tokens(times: Mapping[str, Iterable[float]]) -> dict[str, float]:
+    """Times of tokens by their names."""
+    return {
+        f"sequence {sequence}, token {token}": ns
+        for sequence, of_one in times.items()
+        for token, ns in enumerate(of_one)
+    }
 
-    def _by_kind(self, ours: Mapping[str, float]) -> dict[str, float]:
-        """Figures of ours under the reference simulator's names, attention and reading its cache apart."""
-        other = "digital_gelu" if self._case.network.activation == "relu" else "digital_relu"
-        figures = {theirs: 0 if theirs == other else ours[kind] for theirs, kind in _KINDS.items()}
-        if "attention_dram" in ours:
-            figures["mha.comp"] = figures.pop("mha")
-            figures["mha.dram"] = ours["attention_dram"]
-        return figures
 
-    def _tokens(self, tolerance: float) -> None:
-        given = self._case.result.token_finish_ns
-        ours = {
-            f"sequence {sequence}, token {token}": ps / PS_PER_NS
-            for sequence, times in enumerate(self._outcome.token_finish_ps)
-            for token, ps in enumerate(times)
-        }
-        if not given:
-            self._add("last token, ns", None, max(ours.values()), tolerance, None)
-            return
-        theirs = {
-            f"sequence {sequence}, token {token}": ns
-            for sequence, times in given.items()
-            for token, ns in enumerate(times)
-        }
-        off = [key for key, ns in theirs.items() if not math.isclose(ours[key], ns, rel_tol=tolerance)]
-        note = f"{len(off)} of {len(theirs)} tokens; {_first(off, theirs, ours)}" if off else ""
-        last = max(ours[key] for key in theirs)
-        self._add("last token, ns", max(theirs.values()), last, tolerance, not off, note)
+def _chunks(places: Mapping[str, Iterable[object]]) -> dict[str, object]:
+    """Tile and tier of chunks by their names."""
+    return {f"{name}, chunk {chunk}": place for name, chunks in places.items() for chunk, place in enumerate(chunks)}
 
-    def _grids(self) -> None:
-        case = self._case
-        rows, cols = case.chip.tier_rows, case.chip.tier_cols
-        given = case.derived.chunk_grid
-        self._alike(
-            "chunk grids alike",
-            None if given is None else {short_name(name): tuple(grid) for name, grid in given.items()},
-            {matrix.name: matrix.grid(rows, cols) for matrix in case.network.matrices},
-        )
 
-    def _mapping(self) -> None:
-        case = self._case
-        ours = {
-            f"{matrix.name}, chunk {chunk}": (tile, tier)
-            for m, matrix in enumerate(case.network.matrices)
-            for chunk, (tile, tier) in enumerate(zip(case.mapping.tiles[m], case.mapping.tiers[m], strict=True))
-        }
-        quantity = "chunks placed alike"
-        if case.mapping_given:
-            self._add(quantity, None, len(ours), EXACT, None, "taken over")
-            return
-        given = case.derived.mapping
-        theirs = None
-        if given is not None:
-            theirs = {
-                f"{short_name(name)}, chunk {chunk}": (place[0], place[1])
-                for name, places in given.items()
-                for chunk, place in enumerate(places)
-            }
-        self._alike(quantity, theirs, ours)
+def _by_kind(ours: Mapping[str, float], network: Network) -> dict[str, float]:
+    """Figures of ours under the reference simulator's names, attention and reading its cache apart."""
+    other = "digital_gelu" if network.activation == "relu" else "digital_relu"
+    figures = {theirs: 0 if theirs == other else ours[kind] for theirs, kind in _KINDS.items()}
+    if "attention_dram" in ours:
+        figures["mha.comp"] = figures.pop("mha")
+        figures["mha.dram"] = ours["attention_dram"]
+    return figures
 
-    def _number(self, quantity: str, theirs: float | None, ours: float, tolerance: float) -> None:
+
+class _Figures:
+    """Makes findings of a case: figures that are there, held against ours, or only shown."""
+
+    def __init__(self, case: Case) -> None:
+        self._id, self._about = case.id, case.describe()
+
+    def number(self, quantity: str, theirs: float | None, ours: float, tolerance: float = EXACT) -> Finding:
         passed = None if theirs is None else math.isclose(ours, theirs, rel_tol=tolerance)
-        self._add(quantity, theirs, ours, tolerance, passed)
+        return self.finding(quantity, theirs, ours, tolerance, passed)
 
-    def _kinds(self, quantity: str, theirs: dict[str, float] | None, ours: dict[str, float]) -> None:
-        """Figures by kind of operation, shown as their sum."""
-        total = sum(ours.values())
-        if theirs is None:
-            self._add(quantity, None, total, EXACT, None)
-            return
-        off = [kind for kind, value in theirs.items() if not math.isclose(ours[kind], value, rel_tol=EXACT)]
-        self._add(quantity, sum(theirs.values()), total, EXACT, not off, _first(off, theirs, ours))
-
-    def _alike(self, quantity: str, theirs: Mapping[str, object] | None, ours: Mapping[str, object]) -> None:
-        """Things by name, shown as how many there are and how many are the same here."""
-        if not theirs:
-            self._add(quantity, None, len(ours), EXACT, None)
-            return
-        off = [name for name, value in theirs.items() if ours.get(name) != value]
-        self._add(quantity, len(theirs), len(theirs) - len(off), EXACT, not off, _first(off, theirs, ours))
-
-    def _add(
+    def parts(
         self,
         quantity: str,
-        theirs: float | None,
-        ours: float,
-        tolerance: float,
-        passed: bool | None,
-        note: str = "",
-    ) -> None:
+        theirs: Mapping[str, float],
+        ours: Mapping[str, float],
+        whole: Callable[[Iterable[float]], float],
+        tolerance: float = EXACT,
+        counted: str = "",
+    ) -> Finding:
+        """Figures by name, shown as a whole; `counted`: what they are called where the note says how many differ."""
+        if not theirs:
+            return self.finding(quantity, None, whole(ours.values()), tolerance, None)
+        off = [name for name, value in theirs.items() if not math.isclose(ours[name], value, rel_tol=tolerance)]
+        note = f"{len(off)} of {len(theirs)} {counted}; " if off and counted else ""
+        note += _first(off, theirs, ours)
+        return self.finding(quantity, whole(theirs.values()), whole(ours.values()), tolerance, not off, note)
+
+    def alike(self, quantity: str, theirs: Mapping[str, object], ours: Mapping[str, object]) -> Finding:
+        """Things by name, shown as how many there are and how many are the same here."""
+        if not theirs:
+            return self.finding(quantity, None, len(ours), EXACT, None)
+        off = [name for name, value in theirs.items() if ours.get(name) != value]
+        note = _first(off, theirs, ours)
+        return self.finding(quantity, len(theirs), len(theirs) - len(off), EXACT, not off, note)
+
+    def finding(
+        self, quantity: str, theirs: float | None, ours: float, tolerance: float, passed: bool | None, note: str = ""
+    ) -> Finding:
         ratio = ours / theirs if theirs else math.inf
-        self._found.append(
-            Finding(
-                id=self._case.id,
-                quantity=quantity,
-                case=self._about,
-                published=theirs,
-                ours=ours,
-                ratio=ratio if math.isfinite(ratio) else None,
-                tolerance=tolerance,
-                tolerance_kind="rel",
-                passed=passed,
-                method="event-driven model",
-                note=note or ("not given" if passed is None else ""),
-            )
+        return Finding(
+            id=self._id,
+            quantity=quantity,
+            case=self._about,
+            published=theirs,
+            ours=ours,
+            ratio=ratio if math.isfinite(ratio) else None,
+            tolerance=tolerance,
+            tolerance_kind="rel",
+            passed=passed,
+            method="event-driven model",
+            note=note or ("not given" if passed is None else ""),
         )
+
+
+def _not_run(case_id: str, reason: str) -> Finding:
+    return Finding(
+        id=case_id,
+        quantity="case",
+        case="not run",
+        published=None,
+        ours=None,
+        ratio=None,
+        tolerance=EXACT,
+        tolerance_kind="rel",
+        passed=False,
+        method="event-driven model",
+        note=reason,
+    )
 
 
 def _first(names: Iterable[str], theirs: Mapping[str, object], ours: Mapping[str, object]) -> str:

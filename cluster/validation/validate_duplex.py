@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 
 from pimserve.cluster.validation.duplex_answers import answer
-from pimserve.cluster.validation.duplex_case import describe
-from pimserve.cluster.validation.duplex_metric import read_metric
+from pimserve.cluster.validation.duplex_metric import describe, read_metric
 from pimserve.cluster.validation.duplex_notes import notes
-from pimserve.cluster.validation.targets import Finding, Target, read_targets
+from pimserve.cluster.validation.targets import Finding, Target, package_file, read_targets
 from pimserve.errors import InputError
 
 PUBLISHED = "duplex_targets.json"
@@ -17,8 +15,7 @@ PUBLISHED = "duplex_targets.json"
 
 def published_targets() -> list[Target]:
     """Targets that come with the package: every number of the paper's text and part of the bars of its figures."""
-    with resources.as_file(resources.files("pimserve.cluster.validation") / PUBLISHED) as path:
-        return read_targets(path)
+    return read_targets(package_file(PUBLISHED))
 
 
 def judge(target: Target) -> Finding:

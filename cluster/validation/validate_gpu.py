@@ -12,10 +12,20 @@ from pathlib import Path
 
 from pimserve.cluster.validation.gpu_anchors import serve_anchor
 from pimserve.cluster.validation.gpu_errors import AnchorComparison, OperatorResult, ServedComparison, Uncovered
-from pimserve.cluster.validation.gpu_files import MEASURED, SERVED, read_measured, read_served, reference_file
 from pimserve.cluster.validation.gpu_gates import Gate, anchor_gates, operator_gates, served_gates
 from pimserve.cluster.validation.gpu_operators import bound_us, predicted_us
-from pimserve.cluster.validation.gpu_rows import Anchor, NotCovered, OperatorRow, Row, ServedRow
+from pimserve.cluster.validation.gpu_rows import (
+    MEASURED,
+    SERVED,
+    Anchor,
+    NotCovered,
+    OperatorRow,
+    Row,
+    ServedRow,
+    read_measured,
+    read_served,
+    reference_file,
+)
 from pimserve.cluster.validation.gpu_served import serve_row
 
 Progress = Callable[[int, int], None]

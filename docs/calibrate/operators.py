@@ -11,11 +11,8 @@ from pydantic import BaseModel
 
 from calibrate.fitting import Array, Parameter, fit
 from calibrate.points import Point, fold, spec_of
-from pimserve.cluster.validation import gpu_rows
-from pimserve.cluster.validation.gpu_operators import operator_of
-from pimserve.cluster.validation.gpu_routing import expert_loads
+from pimserve.cluster.validation.gpu_operators import device_us
 from pimserve.cluster.validation.gpu_rows import OperatorRow
-from pimserve.device_models.evaluate import evaluate, shape_of
 from pimserve.device_models.gpu import Gpu
 from pimserve.device_models.kernels import (
     DecodeAttentionKernel,
@@ -25,7 +22,6 @@ from pimserve.device_models.kernels import (
     PrefillAttentionKernel,
 )
 from pimserve.device_models.model import Dtype
-from pimserve.device_models.operators import Parallelism
 
 KINDS: Mapping[str, type[BaseModel]] = {
     "gemm": GemmKernel,
@@ -33,7 +29,6 @@ KINDS: Mapping[str, type[BaseModel]] = {
     "prefill_attention": PrefillAttentionKernel,
     "moe": MoeKernel,
 }
-_FS_PER_US = 10**9
 _ALWAYS = ("compute", "memory", "launch_us")
 _DIGITS = {"compute": 3, "memory": 3, "expert_us": 3, "padding_tokens": 0, "sequence_tokens": 0, "ramp_tokens": 0}
 
@@ -64,27 +59,9 @@ class Task:
         return {name: value for name, value in rounded.items() if value or name in _ALWAYS}
 
 
-def time_us(row: OperatorRow, gpu: Gpu) -> float:
-    """What a device says that a timed call takes."""
-    assert gpu.kernels is not None
-    shape = row.shape
-    plan = gpu.compile([operator_of(row, gpu.kernels)], Parallelism())
-    if isinstance(shape, gpu_rows.Gemm):
-        time = float(plan.rows_fs(shape.m, 0))
-    elif isinstance(shape, gpu_rows.DecodeAttention):
-        time = evaluate(plan, shape_of(plan, shape.batch, shape.batch * shape.context, outputs=0)).duration_fs
-    elif isinstance(shape, gpu_rows.PrefillAttention):
-        time = evaluate(plan, shape_of(plan, 0, 0, [(shape.length, 0)] * shape.batch, 0)).duration_fs
-    else:
-        assert isinstance(shape, gpu_rows.Moe)
-        assert plan.experts is not None
-        time = plan.rows_fs(shape.tokens, 0) + plan.experts.layer_features(expert_loads(shape))[:, 0].mean()
-    return time / _FS_PER_US
-
-
 def log_errors(rows: Iterable[OperatorRow], gpu: Gpu) -> Array:
     """Logarithm of predicted over measured time."""
-    return np.array([math.log(time_us(row, gpu) / row.time_us) for row in rows])
+    return np.array([math.log(device_us(row, gpu) / row.time_us) for row in rows])
 
 
 def with_kernel(base: Kernels, section: str, dtype: Dtype, values: Mapping[str, float]) -> Kernels:

@@ -13,8 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from pimserve.cluster.validation import gpu_rows
-from pimserve.cluster.validation.gpu_files import MEASURED, read_measured, reference_file
-from pimserve.cluster.validation.gpu_rows import OperatorRow, Shape, catalogue_gpu
+from pimserve.cluster.validation.gpu_rows import (
+    MEASURED,
+    OperatorRow,
+    Shape,
+    catalogue_gpu,
+    read_measured,
+    reference_file,
+)
 from pimserve.device_models.catalogue import parse_document
 from pimserve.device_models.gpu_spec import GpuSpec
 from pimserve.device_models.kernels import Backend

@@ -14,9 +14,15 @@ from typing import Any
 import numpy as np
 
 from calibrate.fitting import Array, Parameter, fit
-from pimserve.cluster.validation.gpu_files import SERVED, read_served, reference_file
 from pimserve.cluster.validation.gpu_gates import GATED_MODEL
-from pimserve.cluster.validation.gpu_rows import NotCovered, ServedRow, catalogue_gpu
+from pimserve.cluster.validation.gpu_rows import (
+    SERVED,
+    NotCovered,
+    ServedRow,
+    catalogue_gpu,
+    read_served,
+    reference_file,
+)
 from pimserve.cluster.validation.gpu_served import model_name, serve_row
 from pimserve.device_models.kernels import Kernels, StepKernel
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pimserve.cluster.validation.gpu_files import MEASURED, REFERENCE_ENV, SERVED, read_measured, read_served
+from pimserve.cluster.validation.gpu_rows import MEASURED, REFERENCE_ENV, SERVED, read_measured, read_served
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = Path(os.environ.get(REFERENCE_ENV) or ROOT.parent / "shared" / "reference")

@@ -11,10 +11,8 @@ import pytest
 
 from pimserve.cluster.scenario.steady_state import ClosedLoop, SteadyState
 from pimserve.cluster.validation import edap
-from pimserve.cluster.validation.duplex_case import CLUSTERS
-from pimserve.cluster.validation.duplex_loops import figures, served_loop
-from pimserve.cluster.validation.duplex_metric import read_metric
-from pimserve.cluster.validation.duplex_split import SplitState
+from pimserve.cluster.validation.duplex_loops import SplitState, figures, served_loop
+from pimserve.cluster.validation.duplex_metric import CLUSTERS, read_metric
 from pimserve.cluster.validation.duplex_systems import SYSTEMS, SystemName, build
 from pimserve.cluster.validation.duplex_wording import system_name
 from pimserve.cluster.validation.targets import Finding, Target

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pimserve.cluster.validation.gpu_files import REFERENCE_ENV
+from pimserve.cluster.validation.gpu_rows import REFERENCE_ENV
 from tests.command import pimserve
 from tests.validation.gpu_example import GEMM, LLAMA, OPERATORS, QUEUED, write
 

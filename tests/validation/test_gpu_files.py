@@ -2,7 +2,7 @@
 
 import pytest
 
-from pimserve.cluster.validation.gpu_files import REFERENCE_ENV, read_measured, read_served, reference_file
+from pimserve.cluster.validation.gpu_rows import REFERENCE_ENV, read_measured, read_served, reference_file
 from pimserve.cluster.validation.validate_gpu import validate_gpu
 from pimserve.errors import InputError
 from tests.validation.gpu_example import GEMM, LLAMA, MLPERF, OPERATORS, QUEUED, anchors, operators, served, write

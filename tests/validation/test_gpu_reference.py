@@ -3,7 +3,7 @@
 import pytest
 
 from pimserve.cluster.validation.gpu_errors import place
-from pimserve.cluster.validation.gpu_files import MEASURED
+from pimserve.cluster.validation.gpu_rows import MEASURED
 from pimserve.cluster.validation.validate_gpu import validate_gpu
 from tests.pages import current, pages_script
 from tests.validation.gpu_example import REFERENCE, needs_reference

@@ -6,7 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pimserve.cluster.scenario.steady_state import ENERGY_PARTS, ClosedLoop, SteadyState, stage
-from pimserve.cluster.validation.duplex_case import CLUSTERS
+from pimserve.cluster.validation.duplex_metric import CLUSTERS
 from pimserve.cluster.validation.duplex_systems import SystemName, build
 from pimserve.device_models.operators import CATEGORIES
 from pimserve.device_models.plan import FS_PER_S, HOST, PJ_PER_J, CostPlan, Energy, RowTerm

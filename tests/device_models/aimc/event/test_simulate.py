@@ -32,7 +32,7 @@ def outcome_of(prefix: str) -> Outcome:
 
 @pytest.mark.parametrize("prefix", CASES)
 def test_the_reference_simulators_figures_are_met_exactly(prefix):
-    result, ours = case_of(prefix).result, outcome_of(prefix)
+    result, ours = case_of(prefix).form.result, outcome_of(prefix)
     assert ours.makespan_ps == result.latency_ns * NS
     theirs = [[ns * NS for ns in times] for times in result.token_finish_ns.values()]
     assert [list(times) for times in ours.token_finish_ps] == theirs
@@ -56,7 +56,7 @@ def test_the_reference_simulators_figures_are_met_exactly(prefix):
 @pytest.mark.parametrize("prefix", CASES)
 def test_energies_and_busy_times_of_the_reference_simulator_are_met(prefix):
     case, ours = case_of(prefix), outcome_of(prefix)
-    energy, spent = case.result.energy_breakdown_nJ, ours.energy_nj
+    energy, spent = case.form.result.energy_breakdown_nJ, ours.energy_nj
     expected = {
         "mvm": energy.tier_linear,
         "hop": energy.communication,
@@ -71,14 +71,14 @@ def test_energies_and_busy_times_of_the_reference_simulator_are_met(prefix):
         "passive": energy.passive,
     }
     assert spent == pytest.approx(expected, rel=1e-9)
-    assert ours.total_energy_nj == pytest.approx(case.result.energy_nJ, rel=1e-9)
-    times, busy = case.result.op_latency_sums_ns, ours.op_latency_ps
+    assert ours.total_energy_nj == pytest.approx(case.form.result.energy_nJ, rel=1e-9)
+    times, busy = case.form.result.op_latency_sums_ns, ours.op_latency_ps
     assert busy["mvm"] == times.tier_linear * NS
     assert busy["attention"] == times.mha.comp * NS
     assert busy["attention_dram"] == times.mha.dram * NS
     assert busy["add"] == times.digital_add * NS
-    assert list(ours.mvms_per_tile) == case.derived.mvms_per_tile
-    attending = (times.mha.comp + times.mha.dram) / (case.result.latency_ns * case.chip.attention_units)
+    assert list(ours.mvms_per_tile) == case.form.derived.mvms_per_tile
+    attending = (times.mha.comp + times.mha.dram) / (case.form.result.latency_ns * case.chip.attention_units)
     assert ours.busy.attention == pytest.approx(attending)
     assert ours.busy.busiest_tile == max(ours.mvms_per_tile) * case.chip.costs.mvm().ps / ours.makespan_ps
 
