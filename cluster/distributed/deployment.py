@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from pimserve.cluster.distributed.hosts.hosting import HostSpec
+from pimserve.cluster.distributed.recovery import Recovery
 from pimserve.errors import InputError
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class Distributed:
         self.window_wall_s = _WINDOW_WALL_S if spread.devices is not None else None
         self._prepared = prepared
         self._token = token
+        self._recovery = Recovery(supervisor)
         self._devices: DeviceDriver | None = None
         self._audited = 0
         self._stack = ExitStack()
@@ -84,7 +86,7 @@ class Distributed:
         from pimserve.cluster.distributed.device_port import DevicePort, Devices  # noqa: PLC0415
 
         per_replica = {pool.name: pool.devices_per_replica for pool in self._prepared.pools}
-        devices = Devices(self._driver(fleet), self.supervisor, fleet, per_replica, table)
+        devices = Devices(self._driver(fleet), self._recovery, fleet, per_replica, table)
 
         def engines(index: int, replicas: range, sink: RowSink) -> ShardPort:
             return self._engines(index, replicas, fleet, table, sink)
@@ -126,7 +128,7 @@ class Distributed:
             return Shard(fleet, replicas, table, sink, 1 if self.spread.devices == "lockstep" else None)
         from pimserve.cluster.distributed.shards.shard_client import ShardClient  # noqa: PLC0415
 
-        client = ShardClient(_shard_name(index), self.supervisor, self._token, fleet, replicas, table, sink)
+        client = ShardClient(_shard_name(index), self._recovery, self._token, fleet, replicas, table, sink)
         self._stack.callback(client.close)
         return client
 

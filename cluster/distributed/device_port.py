@@ -12,7 +12,7 @@ import numpy as np
 
 from pimserve.arrays import IntArray
 from pimserve.cluster.distributed.devices.driver import DeviceDriver
-from pimserve.cluster.distributed.recovery import Hosts, Recovery
+from pimserve.cluster.distributed.recovery import Recovery
 from pimserve.scheduler.control import Ledger
 from pimserve.scheduler.fleet import DECODE, Fleet, RowSink
 from pimserve.scheduler.requests import RequestTable
@@ -30,45 +30,45 @@ class Devices:
 
     Args:
         driver: of the devices.
-        hosts: of the devices, and how to get others.
+        recovery: of the run.
         fleet: the replicas.
         per_replica: devices of a replica, by the name of its pool.
         table: requests of the run.
     """
 
     def __init__(
-        self, driver: DeviceDriver, hosts: Hosts, fleet: Fleet, per_replica: dict[str, int], table: RequestTable
+        self, driver: DeviceDriver, recovery: Recovery, fleet: Fleet, per_replica: dict[str, int], table: RequestTable
     ) -> None:
         self._driver = driver
-        self._recovery = Recovery(hosts, lambda name, endpoint: driver.replace(name, endpoint.address))
-        self._recovery.call(driver.connect)
+        self._recovery = recovery
+        recovery.join(driver, driver.hosts)
+        recovery.call(driver.connect)
         self._fleet = fleet
         self._table = table
         self._devices = {number: per_replica[pool.name] for pool in fleet.pools for number in pool.numbers}
         self._window = 0
         self._closed_s = time.monotonic()
-        self._under_way = 0  # orders
         self._closing = False
 
     def begin(self, order: Order) -> bool:
         """An order is given to a shard; returns whether the devices' window ends with it."""
-        if not self._under_way:
+        if not self._recovery.under_way:
             self._closing = order.last or time.monotonic() - self._closed_s > _CLOSE_S
-        self._under_way += 1
+        self._recovery.begin()
         if order.pool == DECODE:
             self._hand_over(order)
         return self._closing
 
     def end(self, order: Order, report: Report) -> None:
         """A shard has carried out its order."""
-        self._under_way -= 1
         slowdowns = {condition.replica: condition.slowdown for condition in order.conditions}
         for effect in report.effects:
             self._driver.slow(effect.replica, effect.step, slowdowns[effect.replica])
-        if self._closing and not self._under_way:
+        if self._closing and self._recovery.under_way == 1:
             self._recovery.call(lambda: self._driver.close_window(self._window))
             self._window += 1
             self._closed_s = time.monotonic()
+        self._recovery.end()
 
     def take(self, replica: int, rows: IntArray, first_steps: IntArray) -> None:
         """Executed steps of a replica."""

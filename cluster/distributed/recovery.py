@@ -1,19 +1,21 @@
 """How a host that died comes back: another takes its place, goes on from the last snapshot and is told what came after.
 
 Shards and devices are hosts of one kind in this: they do nothing but what they are told, so the replacement does the
-same again, and what it answers a second time is known by its number.
+same again, and what it answers a second time is known by its number. Now and then, at the end of a window, all of them
+are asked for snapshots: these are the one state from which any of them is restored.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Generic, Protocol, TypeVar
 
 from pimserve.cluster.base.rpc.statuses import HostUnavailableError
 from pimserve.cluster.distributed.hosts.hosting import Endpoint
 
+_SAVE_S = 5.0  # of messages are kept at most, or
+_SAVE_BYTES = 2**26  # as the end of the next window finds them
 Snapshot = TypeVar("Snapshot")
 Message = TypeVar("Message")
 Result = TypeVar("Result")
@@ -47,7 +49,6 @@ class ReplayLog(Generic[Snapshot, Message]):
         self.messages: list[Message] = []
         self.first = 0
         self.size_bytes = 0
-        self._saved_s = time.monotonic()
 
     @property
     def next(self) -> int:
@@ -65,24 +66,58 @@ class ReplayLog(Generic[Snapshot, Message]):
         self.first = self.next
         self.messages = []
         self.size_bytes = 0
-        self._saved_s = time.monotonic()
 
-    def due(self, most_bytes: int, most_s: float = math.inf) -> bool:
-        """Whether it is time for other snapshots: so much is kept, or it has been so long."""
-        return self.size_bytes > most_bytes or time.monotonic() - self._saved_s > most_s
+
+class Part(Protocol):
+    """Engines or devices of a run, on some hosts.
+
+    Attributes:
+        log: what these hosts were told.
+    """
+
+    log: ReplayLog[Any, Any]
+
+    def replace(self, host: str, address: str) -> None:
+        """A host has another process, which is there; bring it to where the old one was."""
+
+    def save(self) -> None:
+        """Have the log keep snapshots of all its hosts."""
 
 
 class Recovery:
-    """Makes calls to hosts, and puts others in the place of those that cannot be reached.
+    """Makes calls to the hosts of a run, puts others in the place of those that cannot be reached, and keeps the state
+    of a window's end for that.
 
     Args:
         hosts: where they are, and how to get others.
-        restore: brings the new host of that name, at that place, to where the old one was.
+
+    Attributes:
+        under_way: orders that were begun and have not ended; without any, a window is at its end.
     """
 
-    def __init__(self, hosts: Hosts, restore: Callable[[str, Endpoint], object]) -> None:
-        self._hosts = hosts
-        self._restore = restore
+    def __init__(self, hosts: Hosts) -> None:
+        self.hosts = hosts
+        self.under_way = 0
+        self._parts: dict[str, Part] = {}
+        self._saved_s = time.monotonic()
+
+    def join(self, part: Part, hosts: Iterable[str]) -> None:
+        """What is on these hosts."""
+        self._parts.update(dict.fromkeys(hosts, part))
+
+    def begin(self) -> None:
+        """An order is begun."""
+        self.under_way += 1
+
+    def end(self) -> None:
+        """An order has ended; with the last one, hosts may be asked for snapshots."""
+        self.under_way -= 1
+        parts = {id(part): part for part in self._parts.values()}.values()
+        size_bytes = sum(part.log.size_bytes for part in parts)
+        if not self.under_way and (size_bytes > _SAVE_BYTES or time.monotonic() - self._saved_s > _SAVE_S):
+            for part in parts:
+                self.call(part.save)
+            self._saved_s = time.monotonic()
 
     def call(self, call: Callable[[], Result]) -> Result:
         """What a call returns, with other hosts if need be."""
@@ -97,9 +132,9 @@ class Recovery:
         missing = list(names)
         while missing:
             name = missing.pop()
-            endpoint = self._hosts.replace(name, self._hosts.endpoint(name).generation)
+            endpoint = self.hosts.replace(name, self.hosts.endpoint(name).generation)
             try:
-                self._restore(name, endpoint)
-                self._hosts.caught_up(name)
+                self._parts[name].replace(name, endpoint.address)
+                self.hosts.caught_up(name)
             except HostUnavailableError as error:
                 missing += [other for other in error.hosts if other not in missing]

@@ -81,6 +81,7 @@ class DeviceDriver:
         settings: DriverSettings = DriverSettings(),
     ) -> None:
         self.settings = settings
+        self.hosts = tuple(hosts)
         self.closed = -1  # the last window that was closed
         self._scenario = scenario
         self._digests = dict(digests)
@@ -89,8 +90,8 @@ class DeviceDriver:
         self._picks_per_token = model.moe_layers * model.moe.top_k if model.moe is not None else 0
         self._wires = {name: self._wire(name) for name in hosts}
         replicas = {name: frozenset(replica for replica, _ in place.all_devices) for name, place in hosts.items()}
-        self._log: ReplayLog[bytes, Message | WindowEnd] = ReplayLog()
-        self._feed: Feed = (LockstepFeed if settings.lockstep else PlannedFeed)(replicas, self._log)
+        self.log: ReplayLog[bytes, Message | WindowEnd] = ReplayLog()
+        self._feed: Feed = (LockstepFeed if settings.lockstep else PlannedFeed)(replicas, self.log)
         self._tokens = dict.fromkeys(sorted(frozenset[int]().union(*replicas.values())), 0)
         self._slowdowns: dict[int, list[tuple[int, int]]] = {replica: [] for replica in self._tokens}
         self._home = {key: name for name, place in hosts.items() for key in place.all_devices}
@@ -116,13 +117,13 @@ class DeviceDriver:
         self._unplanned -= behind
         all_of(
             {
-                name: partial(self._wires[name].call, "Restore", pb.RestoreRequest(state=self._log.snapshots[name]))
+                name: partial(self._wires[name].call, "Restore", pb.RestoreRequest(state=self.log.snapshots[name]))
                 for name in sorted(behind)
-                if name in self._log.snapshots
+                if name in self.log.snapshots
             }
         )
         self._introduce()
-        for message in self._log.messages:
+        for message in self.log.messages:
             if not isinstance(message, WindowEnd):
                 self._feed.repeat(self._wires, message, behind)
             elif message is not self._ending:
@@ -150,9 +151,9 @@ class DeviceDriver:
         for failure in failures:
             if not isinstance(failure, HostUnavailableError):
                 raise failure
-        if self._log.due(_RETAINED_BYTES) and not failures and not self._behind:
+        if self.log.size_bytes > _RETAINED_BYTES and not failures and not self._behind:
             with suppress(HostUnavailableError):  # the end of the window will tell
-                self._save()
+                self.save()
 
     def execute(self, replica: int, rows: IntArray, first_steps: IntArray) -> None:
         """Let the devices of a replica execute the steps of spans, one by one (lockstep mode).
@@ -169,8 +170,8 @@ class DeviceDriver:
         self.connect()
         self._feed.take(self._wires, Spans(replica, rows, first_steps, self._slowdowns_at(replica, first_steps)))
         self._count(replica, rows)
-        if self._log.due(_RETAINED_BYTES):
-            self._save()
+        if self.log.size_bytes > _RETAINED_BYTES:
+            self.save()
 
     def slow(self, replica: int, first_step: int, thousandths: int) -> None:
         """A replica's steps take `thousandths` / 1000 of their normal time from this one on."""
@@ -201,7 +202,7 @@ class DeviceDriver:
             raise WrongStateError(f"window {self.closed + 1} comes next, not window {window}")
         if window > self.closed and self._ending is None:
             self._ending = WindowEnd(window, self._feed.end_window(self._wires, window), self._hand_overs(window))
-            self._log.append(self._ending, 0)
+            self.log.append(self._ending, 0)
         self.connect()
         all_of({name: wire.settled for name, wire in self._wires.items()})
         if self._ending is not None:
@@ -244,15 +245,14 @@ class DeviceDriver:
         if self._ending is not None:
             raise WrongStateError(f"window {self._ending.window} is being closed: close it first")
         self._feed.flush(self._wires)
-        self.connect()
-        self._save()
+        self.save()
         return {
             "closed": self.closed,
             "feed": self._feed.state(),
             "tokens": sorted(self._tokens.items()),
             "slowdowns": sorted(self._slowdowns.items()),
             "pending": [entries.tolist() for entries in self._pending],
-            "hosts": {name: state.decode() for name, state in self._log.snapshots.items()},
+            "hosts": {name: state.decode() for name, state in self.log.snapshots.items()},
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -262,7 +262,7 @@ class DeviceDriver:
             InputError: a host does not take its part.
             HostUnavailableError: hosts cannot be reached; replace them.
         """
-        self._log.save({name: text.encode() for name, text in state["hosts"].items()})
+        self.log.save({name: text.encode() for name, text in state["hosts"].items()})
         self._pending = [np.array(entries, np.int64) for entries in state["pending"]]
         self._ending = None
         self.closed = state["closed"]
@@ -377,10 +377,15 @@ class DeviceDriver:
         }
         all_of({host: partial(finish, host, call) for host, call in calls.items()})
 
-    def _save(self) -> None:
-        """Let all hosts write down what they have; what they were fed so far is not needed any more."""
+    def save(self) -> None:
+        """Let all hosts write down what they have; what they were fed so far is not needed any more.
+
+        Raises:
+            HostUnavailableError: hosts cannot be reached; repeat the call when they are replaced.
+        """
+        self.connect()
         all_of({name: wire.settled for name, wire in self._wires.items()})
-        self._log.save({name: r.state for name, r in self._ask("Snapshot", pb.SnapshotRequest()).items()})
+        self.log.save({name: r.state for name, r in self._ask("Snapshot", pb.SnapshotRequest()).items()})
 
 
 def _ids(keys: Iterable[tuple[int, int]]) -> list[pb.DeviceId]:

@@ -20,8 +20,7 @@ from pimserve.arrays import IntArray
 from pimserve.cluster.base.rpc.channels import process_channel
 from pimserve.cluster.base.rpc.security import bearer
 from pimserve.cluster.base.rpc.statuses import HostUnavailableError, errors_of
-from pimserve.cluster.distributed.hosts.hosting import Endpoint
-from pimserve.cluster.distributed.recovery import Hosts, Recovery, ReplayLog
+from pimserve.cluster.distributed.recovery import Recovery, ReplayLog
 from pimserve.cluster.distributed.shards.shard_wire import (
     fleet_digest,
     fleet_json,
@@ -44,8 +43,6 @@ from pimserve.v1.columns_pb2 import Table
 from pimserve.v1.shard_pb2_grpc import ShardServiceStub
 
 _CALL_S = 60.0  # a call that does not run the engines
-_SNAPSHOT_S = 5.0  # of orders are kept at most, or
-_SNAPSHOT_BYTES = 2**26
 _STATE_PIECE = 2**20
 _State = tuple[bytes, IntArray, NDArray[Any]]  # JSON, numbers of requests, their rows
 
@@ -55,7 +52,7 @@ class ShardClient:
 
     Args:
         name: of its host.
-        hosts: where it is.
+        recovery: of the run.
         token: of the run.
         fleet: what the run's replicas are.
         replicas: numbers of those in the shard.
@@ -69,7 +66,7 @@ class ShardClient:
     def __init__(
         self,
         name: str,
-        hosts: Hosts,
+        recovery: Recovery,
         token: str,
         fleet: Fleet,
         replicas: Sequence[int],
@@ -80,20 +77,20 @@ class ShardClient:
     ) -> None:
         self.replicas = tuple(replicas)
         self._name = name
-        self._hosts = hosts
-        self._recovery = Recovery(hosts, self._connect)
+        self._recovery = recovery
+        recovery.join(self, [name])
         self._fleet = fleet
         self._table = table
         self._on_rows = on_rows
         self._live = live
         self._auth = bearer(token)
-        self._log: ReplayLog[_State, list[pb.AdvanceWindowsRequest]] = ReplayLog()  # of orders
+        self.log: ReplayLog[_State, list[pb.AdvanceWindowsRequest]] = ReplayLog()  # of orders
         self._received = 0  # reports
         if fleet.concurrency is not None:
             for replica in self.replicas:
                 mine = fleet.closed_requests(replica, len(table))
                 table["replica"][mine.start : mine.stop : mine.step] = replica
-        self._save(b"", NONE)
+        self._keep(b"", NONE)
         self._steps = dict.fromkeys(self.replicas, 0)
         self._latest_fs = 0
         self._ended = False
@@ -101,6 +98,7 @@ class ShardClient:
 
     def send(self, order: Order) -> None:
         """Begin a window."""
+        self._recovery.begin()
         *tables, last = pieces(order.requests, self._table.rows(order.requests))
         # Without the requests: their rows have the numbers.
         (text, arrays), *rest = in_pieces(*to_message(replace(order, requests=NONE)))
@@ -108,9 +106,9 @@ class ShardClient:
         parts.append(pb.AdvanceWindowsRequest(rows=last, order=text, arrays=arrays))
         parts += [pb.AdvanceWindowsRequest(order=text, arrays=arrays) for text, arrays in rest]
         for part in parts:
-            part.sequence, part.requests, part.live = self._log.next, len(self._table), self._live
+            part.sequence, part.requests, part.live = self.log.next, len(self._table), self._live
             part.more = part is not parts[-1]
-        self._log.append(parts, sum(part.ByteSize() for part in parts))
+        self.log.append(parts, sum(part.ByteSize() for part in parts))
         self._ended = order.last
         if self._connected is not None:
             self._connected.send(parts)
@@ -121,8 +119,7 @@ class ShardClient:
     def receive(self) -> Report:
         """Wait for the end of the window."""
         report = self._recovery.call(self._receive)
-        if self._log.due(_SNAPSHOT_BYTES, _SNAPSHOT_S):
-            self.state()
+        self._recovery.end()
         return report
 
     def latest_fs(self) -> int:
@@ -151,19 +148,23 @@ class ShardClient:
 
     def state(self) -> dict[str, Any]:
         """All that the shard has in hand; brings the table up to date."""
-        text, numbers, rows, spans = self._recovery.call(lambda: self._connection().snapshot(len(self._table)))
+        self._recovery.call(self.save)
+        state: dict[str, Any] = json.loads(self.log.snapshots[self._name][0])
+        return state
+
+    def save(self) -> None:
+        """Keep the state of the shard; brings the table up to date."""
+        text, numbers, rows, spans = self._connection().snapshot(len(self._table))
         if not self._ended:  # else the table says more than the shard knows
             self._table.write(numbers, rows)
         for table in spans:
             self._hand_on(table)
-        self._save(text, numbers)
-        state: dict[str, Any] = json.loads(text)
-        return state
+        self._keep(text, numbers)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`; the table has the rows of that time."""
         self.close()
-        self._save(json.dumps(state).encode(), np.flatnonzero(self._table["status"] == WAITING))
+        self._keep(json.dumps(state).encode(), np.flatnonzero(self._table["status"] == WAITING))
         for replica, log_state in zip(self.replicas, state["logs"], strict=True):
             self._steps[replica] = log_state["steps"]
 
@@ -173,32 +174,34 @@ class ShardClient:
             self._connected.close()
             self._connected = None
 
-    def _save(self, text: bytes, numbers: IntArray) -> None:
+    def _keep(self, text: bytes, numbers: IntArray) -> None:
         """Keep a snapshot with the rows of these requests; in a closed loop of all left, for engines issue them."""
         if self._fleet.concurrency is not None:
             numbers = np.flatnonzero(self._table["status"] == WAITING)
-        self._log.save({self._name: (text, numbers, self._table.rows(numbers))})
+        self.log.save({self._name: (text, numbers, self._table.rows(numbers))})
 
     def _connection(self) -> _Connection:
         """The connection to the shard's process."""
-        return self._connected or self._connect(self._name, self._hosts.endpoint(self._name))
+        if self._connected is None:
+            self.replace(self._name, self._recovery.hosts.endpoint(self._name).address)
+        assert self._connected is not None
+        return self._connected
 
-    def _connect(self, name: str, endpoint: Endpoint) -> _Connection:
+    def replace(self, host: str, address: str) -> None:
         """Bring a new process of the shard to where this end is."""
         self.close()
-        connection = _Connection(name, endpoint.address, self._auth)
+        connection = _Connection(host, address, self._auth)
         try:
             connection.open(self._fleet, self.replicas, len(self._table), spans=self._on_rows is not None)
-            connection.restore(self._log.snapshots[name], self._log.first)
-            for parts in self._log.messages:
+            connection.restore(self.log.snapshots[host], self.log.first)
+            for parts in self.log.messages:
                 connection.send(parts)
-            for sequence in range(self._log.first, self._received):
+            for sequence in range(self.log.first, self._received):
                 connection.receive(sequence)  # the reports that it gave before
         except BaseException:
             connection.close()
             raise
         self._connected = connection
-        return connection
 
     def _receive(self) -> Report:
         answers = self._connection().receive(self._received)

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 from pimserve.cluster.base.rpc.channels import process_channel
 from pimserve.cluster.base.rpc.security import bearer
+from pimserve.cluster.distributed import recovery
 from pimserve.cluster.distributed.hosts.hosting import Endpoint
-from pimserve.cluster.distributed.shards import shard_client, shard_wire
+from pimserve.cluster.distributed.recovery import Recovery
+from pimserve.cluster.distributed.shards import shard_wire
 from pimserve.cluster.distributed.shards.shard_client import ShardClient
 from pimserve.cluster.distributed.shards.shard_host import ShardHost
 from pimserve.cluster.distributed.shards.shard_wire import (
@@ -96,9 +98,10 @@ class Remote:
         self.clients: list[ShardClient] = []
 
     def __call__(self, fleet: Fleet, table: RequestTable, on_rows: RowSink | None) -> Sequence[ShardClient]:
+        shared = Recovery(self.hosts)
         self.clients = [
             ShardClient(
-                f"shard-{i}", self.hosts, TOKEN, fleet, range(i, fleet.replicas, self.shards), table, on_rows,
+                f"shard-{i}", shared, TOKEN, fleet, range(i, fleet.replicas, self.shards), table, on_rows,
                 live=self.live,
             )
             for i in range(self.shards)
@@ -207,7 +210,7 @@ def test_a_run_goes_on_elsewhere_from_a_checkpoint(run: Run, lengths: list[int],
 @given(RUNS, st.integers(1, 3))
 def test_snapshots_in_between_do_not_matter(run: Run, often: int) -> None:
     with pytest.MonkeyPatch.context() as patch, remote(1) as made:
-        patch.setattr(shard_client, "_SNAPSHOT_BYTES", 200 * often)
+        patch.setattr(recovery, "_SAVE_BYTES", 200 * often)
         deployment = Deployment(shards=made, control=Killing([5 * 10**12], made, {3, 4, 9}))
         there = Run(run.case, len(run.blocks), run.spec.router, deployment=deployment)
     assert digest(there.served) == digest(run.served)

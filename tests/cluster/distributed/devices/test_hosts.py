@@ -237,6 +237,6 @@ def test_a_long_window_does_not_keep_all_its_steps(monkeypatch: pytest.MonkeyPat
     with linked(served, 2) as link:
         for block in served.chunks(15):
             link.record(*block)
-            assert link._log.size_bytes < 10_000
+            assert link.log.size_bytes < 10_000
         link.close_window(0)
         check_against_logs(served, link.ledgers())

@@ -102,7 +102,7 @@ def test_replaced_hosts_know_what_the_old_ones_knew(
 
         def disturb(number: int) -> None:
             if number == snapshot_at:  # all are there at these times
-                link._save()
+                link.save()
             if number in {2, 7, 11}:
                 for victim in victims:
                     there.kill(victim)
