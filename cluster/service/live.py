@@ -28,72 +28,65 @@ from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
 from pimserve.errors import InputError
 from pimserve.loadgen.spec import PS_PER_S
 from pimserve.scheduler.control import ChangeScheduler, Command, Inject, Ledger, RunView, ScaleRate
-from pimserve.v1 import (
-    scheduler_pb2,
-    scheduler_pb2_grpc,
-    simulation_pb2,
-    simulation_pb2_grpc,
-    worker_pb2,
-    worker_pb2_grpc,
-)
+from pimserve.v1 import scheduler_pb2 as sched
+from pimserve.v1 import scheduler_pb2_grpc, simulation_pb2_grpc, worker_pb2_grpc
+from pimserve.v1 import simulation_pb2 as sim
+from pimserve.v1 import worker_pb2 as work
 
 _LONGEST_CALL_S = 300.0
 _LEDGERS_S = 1.0  # between two looks at the ledgers, which cost the run some milliseconds
 _PATIENCE_S = 1.0  # between two looks at whether a follower is still there
 Answer = TypeVar("Answer")
+_Context = grpc.ServicerContext
 
 
-class LiveSimulation(simulation_pb2_grpc.SimulationServiceServicer):
-    """Pause, Resume and Cancel; the rest is the server's."""
+class _OfRun:
+    """What answers for the run of this process."""
 
     def __init__(self, site: Site, control: LiveControl) -> None:
         self._site = site
         self._control = control
 
-    def Pause(  # noqa: N802
-        self, request: simulation_pb2.PauseRequest, context: grpc.ServicerContext
-    ) -> simulation_pb2.PauseResponse:
+    def _check_id(self, run_id: str) -> None:
+        if run_id != self._site.run_id:
+            raise RefusedError(grpc.StatusCode.NOT_FOUND, f"this is the process of run {self._site.run_id!r}")
+
+
+class LiveSimulation(_OfRun, simulation_pb2_grpc.SimulationServiceServicer):
+    """Pause, Resume and Cancel; the rest is the server's."""
+
+    def Pause(self, request: sim.PauseRequest, context: _Context) -> sim.PauseResponse:  # noqa: N802
         """Hold the run."""
-        _of_this_run(request.run_id, self._site.run_id)
-        return simulation_pb2.PauseResponse(simulated_s=_result(self._control.hold, context) / FS_PER_S)
+        self._check_id(request.run_id)
+        return sim.PauseResponse(simulated_s=_result(self._control.hold, context) / FS_PER_S)
 
-    def Resume(  # noqa: N802
-        self, request: simulation_pb2.ResumeRequest, context: grpc.ServicerContext
-    ) -> simulation_pb2.ResumeResponse:
+    def Resume(self, request: sim.ResumeRequest, context: _Context) -> sim.ResumeResponse:  # noqa: N802
         """Let it go on."""
-        _of_this_run(request.run_id, self._site.run_id)
-        return simulation_pb2.ResumeResponse(simulated_s=_result(self._control.go_on, context) / FS_PER_S)
+        self._check_id(request.run_id)
+        return sim.ResumeResponse(simulated_s=_result(self._control.go_on, context) / FS_PER_S)
 
-    def Cancel(  # noqa: N802
-        self, request: simulation_pb2.CancelRequest, context: grpc.ServicerContext
-    ) -> simulation_pb2.CancelResponse:
+    def Cancel(self, request: sim.CancelRequest, context: _Context) -> sim.CancelResponse:  # noqa: N802
         """End it; answers before it has."""
-        _of_this_run(request.run_id, self._site.run_id)
+        self._check_id(request.run_id)
         self._control.cancel()
-        return simulation_pb2.CancelResponse(run=self._run(self._control.snapshot))
+        return sim.CancelResponse(run=self._run(self._control.snapshot))
 
-    def _run(self, snapshot: Snapshot | None) -> simulation_pb2.Run:
-        run = simulation_pb2.Run(
+    def _run(self, snapshot: Snapshot | None) -> sim.Run:
+        run = sim.Run(
             id=self._site.run_id,
-            state=simulation_pb2.RUN_STATE_PAUSED if self._control.held else simulation_pb2.RUN_STATE_RUNNING,
+            state=sim.RUN_STATE_PAUSED if self._control.held else sim.RUN_STATE_RUNNING,
         )
         if snapshot is not None:
             run.progress.CopyFrom(progress_of(snapshot))
         return run
 
 
-class Follower(worker_pb2_grpc.WorkerServiceServicer):
+class Follower(_OfRun, worker_pb2_grpc.WorkerServiceServicer):
     """All of it."""
 
-    def __init__(self, site: Site, control: LiveControl) -> None:
-        self._site = site
-        self._control = control
-
-    def Follow(  # noqa: N802
-        self, request: worker_pb2.FollowRequest, context: grpc.ServicerContext
-    ) -> Iterator[worker_pb2.FollowResponse]:
+    def Follow(self, request: work.FollowRequest, context: _Context) -> Iterator[work.FollowResponse]:  # noqa: N802
         """The run's progress, until it ends."""
-        _of_this_run(request.run_id, self._site.run_id)
+        self._check_id(request.run_id)
         news = _News(self._site, self._control)
         seen: Snapshot | None = None
         while context.is_active():
@@ -116,14 +109,14 @@ class _News:
     def __init__(self, site: Site, control: LiveControl) -> None:
         self._control = control
         self._metrics = site.metrics
-        self._placement: scheduler_pb2.GetPlacementResponse = placement_of(site)
-        self._ledgers: scheduler_pb2.GetLedgersResponse | None = None
+        self._placement: sched.GetPlacementResponse = placement_of(site)
+        self._ledgers: sched.GetLedgersResponse | None = None
         self._asked: Future[tuple[int, list[Ledger]]] | None = None
         self._asked_s = self._metered_s = -math.inf
 
-    def of(self, seen: Snapshot, *, last: bool) -> worker_pb2.FollowResponse:
+    def of(self, seen: Snapshot, *, last: bool) -> work.FollowResponse:
         """The run as of that snapshot."""
-        news = worker_pb2.FollowResponse(
+        news = work.FollowResponse(
             taken_s=time.monotonic(),
             held=self._control.held,
             progress=progress_of(seen),
@@ -140,7 +133,7 @@ class _News:
             self._metered_s = time.monotonic()
         return news
 
-    def _look_at_ledgers(self) -> scheduler_pb2.GetLedgersResponse | None:
+    def _look_at_ledgers(self) -> sched.GetLedgersResponse | None:
         """The latest that are there; asks for others in time."""
         if self._asked is not None and self._asked.done():
             if self._asked.exception() is None:
@@ -153,52 +146,40 @@ class _News:
         return self._ledgers
 
 
-class LiveScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
+class LiveScheduler(_OfRun, scheduler_pb2_grpc.SchedulerServiceServicer):
     """All of it."""
 
-    def __init__(self, site: Site, control: LiveControl) -> None:
-        self._site = site
-        self._control = control
-
-    def GetReplicas(  # noqa: N802
-        self, request: scheduler_pb2.GetReplicasRequest, context: grpc.ServicerContext
-    ) -> scheduler_pb2.GetReplicasResponse:
+    def GetReplicas(self, request: sched.GetReplicasRequest, context: _Context) -> sched.GetReplicasResponse:  # noqa: N802
         """Queue and batch of every replica."""
         return replicas_of(self._snapshot(request.run_id))
 
     def DescribeRequest(  # noqa: N802
-        self, request: scheduler_pb2.DescribeRequestRequest, context: grpc.ServicerContext
-    ) -> scheduler_pb2.DescribeRequestResponse:
+        self, request: sched.DescribeRequestRequest, context: _Context
+    ) -> sched.DescribeRequestResponse:
         """One request's life."""
         snapshot = self._snapshot(request.run_id)
         if request.request >= snapshot.requests:
             raise InputError("request", f"the run has {snapshot.requests:,} requests, from 0 (got {request.request})")
         return life(snapshot, request.request)
 
-    def GetLatencies(  # noqa: N802
-        self, request: scheduler_pb2.GetLatenciesRequest, context: grpc.ServicerContext
-    ) -> scheduler_pb2.GetLatenciesResponse:
+    def GetLatencies(self, request: sched.GetLatenciesRequest, context: _Context) -> sched.GetLatenciesResponse:  # noqa: N802
         """Percentiles so far, and SLO attainment."""
         snapshot = self._snapshot(request.run_id)
         return latencies_of(snapshot, self._control.latencies, request.percentiles)
 
-    def GetLedgers(  # noqa: N802
-        self, request: scheduler_pb2.GetLedgersRequest, context: grpc.ServicerContext
-    ) -> scheduler_pb2.GetLedgersResponse:
+    def GetLedgers(self, request: sched.GetLedgersRequest, context: _Context) -> sched.GetLedgersResponse:  # noqa: N802
         """What devices have done."""
         self._snapshot(request.run_id)
         return ledgers_of(*_result(lambda: self._control.ask(_ledgers), context))
 
-    def GetPlacement(  # noqa: N802
-        self, request: scheduler_pb2.GetPlacementRequest, context: grpc.ServicerContext
-    ) -> scheduler_pb2.GetPlacementResponse:
+    def GetPlacement(self, request: sched.GetPlacementRequest, context: _Context) -> sched.GetPlacementResponse:  # noqa: N802
         """Which devices each replica has."""
-        _of_this_run(request.run_id, self._site.run_id)
+        self._check_id(request.run_id)
         return placement_of(self._site)
 
     def ChangeScheduler(  # noqa: N802
-        self, request: scheduler_pb2.ChangeSchedulerRequest, context: grpc.ServicerContext
-    ) -> scheduler_pb2.ChangeSchedulerResponse:
+        self, request: sched.ChangeSchedulerRequest, context: _Context
+    ) -> sched.ChangeSchedulerResponse:
         """Settings for the rest of the run."""
         changes = {
             name: getattr(request, name)
@@ -208,18 +189,14 @@ class LiveScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         if not changes:
             raise InputError("", "nothing to change: give router, max_num_seqs or max_num_batched_tokens")
         now_fs = self._apply(ChangeScheduler(**changes), request.run_id, context)
-        return scheduler_pb2.ChangeSchedulerResponse(simulated_s=now_fs / FS_PER_S)
+        return sched.ChangeSchedulerResponse(simulated_s=now_fs / FS_PER_S)
 
-    def ScaleRate(  # noqa: N802
-        self, request: scheduler_pb2.ScaleRateRequest, context: grpc.ServicerContext
-    ) -> scheduler_pb2.ScaleRateResponse:
+    def ScaleRate(self, request: sched.ScaleRateRequest, context: _Context) -> sched.ScaleRateResponse:  # noqa: N802
         """Requests come faster or slower."""
         now_fs = self._apply(ScaleRate(request.factor), request.run_id, context)
-        return scheduler_pb2.ScaleRateResponse(simulated_s=now_fs / FS_PER_S)
+        return sched.ScaleRateResponse(simulated_s=now_fs / FS_PER_S)
 
-    def InjectRequests(  # noqa: N802
-        self, request: scheduler_pb2.InjectRequestsRequest, context: grpc.ServicerContext
-    ) -> scheduler_pb2.InjectRequestsResponse:
+    def InjectRequests(self, request: sched.InjectRequestsRequest, context: _Context) -> sched.InjectRequestsResponse:  # noqa: N802
         """More requests."""
         inputs, outputs = tuple(request.input_tokens), tuple(request.output_tokens)
         if len(inputs) != len(outputs):
@@ -234,9 +211,9 @@ class LiveScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
             return view.now_fs, end - len(inputs)
 
         now_fs, first = _result(lambda: self._control.ask(inject), context)
-        return scheduler_pb2.InjectRequestsResponse(simulated_s=now_fs / FS_PER_S, first_request=first)
+        return sched.InjectRequestsResponse(simulated_s=now_fs / FS_PER_S, first_request=first)
 
-    def _apply(self, command: Command, run_id: str, context: grpc.ServicerContext) -> int:
+    def _apply(self, command: Command, run_id: str, context: _Context) -> int:
         self._snapshot(run_id)
 
         def apply(view: RunView) -> int:
@@ -246,7 +223,7 @@ class LiveScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         return _result(lambda: self._control.ask(apply), context)
 
     def _snapshot(self, run_id: str) -> Snapshot:
-        _of_this_run(run_id, self._site.run_id)
+        self._check_id(run_id)
         snapshot = self._control.snapshot
         if snapshot is None:
             raise RefusedError(grpc.StatusCode.UNAVAILABLE, "the run is starting; try again")
@@ -257,12 +234,7 @@ def _ledgers(view: RunView) -> tuple[int, list[Ledger]]:
     return view.now_fs, view.ledgers()
 
 
-def _of_this_run(wanted: str, here: str) -> None:
-    if wanted != here:
-        raise RefusedError(grpc.StatusCode.NOT_FOUND, f"this is the process of run {here!r}")
-
-
-def _result(ask: Callable[[], Future[Answer]], context: grpc.ServicerContext) -> Answer:
+def _result(ask: Callable[[], Future[Answer]], context: _Context) -> Answer:
     """Wait for an answer until the caller's deadline; what has not begun by then does not happen."""
     remaining = context.time_remaining()
     try:

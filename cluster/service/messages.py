@@ -13,10 +13,12 @@ from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
 from pimserve.loadgen.spec import PS_PER_S
 from pimserve.scheduler.control import Ledger
 from pimserve.scheduler.requests import FINISHED, REJECT_REASONS, REJECTED
-from pimserve.v1 import scheduler_pb2, simulation_pb2
+from pimserve.v1 import scheduler_pb2 as sched
+from pimserve.v1 import simulation_pb2 as sim
 
 PERCENTILES = (50.0, 90.0, 99.0)
 _BYTES_PER_GB = 10**9
+_STATE_FIELDS = tuple(field.name for field in sched.Replica.DESCRIPTOR.fields if field.name != "clock_s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +36,9 @@ class Site:
     metrics: MetricsFeed
 
 
-def progress_of(snapshot: Snapshot) -> simulation_pb2.Progress:
+def progress_of(snapshot: Snapshot) -> sim.Progress:
     """How far a run is."""
-    return simulation_pb2.Progress(
+    return sim.Progress(
         simulated_s=snapshot.now_fs / FS_PER_S,
         requests=snapshot.requests,
         arrived=snapshot.arrived,
@@ -49,7 +51,7 @@ def progress_of(snapshot: Snapshot) -> simulation_pb2.Progress:
     )
 
 
-def life(snapshot: Snapshot, request: int) -> scheduler_pb2.DescribeRequestResponse:
+def life(snapshot: Snapshot, request: int) -> sched.DescribeRequestResponse:
     """What has happened to a request by the time of the snapshot.
 
     The run may have written what happens later meanwhile; that does not count.
@@ -64,80 +66,65 @@ def life(snapshot: Snapshot, request: int) -> scheduler_pb2.DescribeRequestRespo
 
     scheduled, first_token = happened("first_scheduled"), happened("first_token")
     finish = happened("finish") if row["status"] == FINISHED else None
-    state = scheduler_pb2.REQUEST_STATE_EXPECTED
+    state = sched.REQUEST_STATE_EXPECTED
     if row["status"] == REJECTED and arrived:
-        state = scheduler_pb2.REQUEST_STATE_REJECTED
+        state = sched.REQUEST_STATE_REJECTED
     elif finish is not None:
-        state = scheduler_pb2.REQUEST_STATE_FINISHED
+        state = sched.REQUEST_STATE_FINISHED
     elif first_token is not None:
-        state = scheduler_pb2.REQUEST_STATE_DECODE
+        state = sched.REQUEST_STATE_DECODE
     elif scheduled is not None:
-        state = scheduler_pb2.REQUEST_STATE_PREFILL
+        state = sched.REQUEST_STATE_PREFILL
     elif arrived:
-        state = scheduler_pb2.REQUEST_STATE_WAITING
-    return scheduler_pb2.DescribeRequestResponse(
+        state = sched.REQUEST_STATE_WAITING
+    return sched.DescribeRequestResponse(
         simulated_s=snapshot.now_fs / FS_PER_S,
         request=request,
         state=state,
         input_tokens=row["input_tokens"],
         output_tokens=row["output_tokens"],
-        replica=row["replica"] if arrived and state != scheduler_pb2.REQUEST_STATE_REJECTED else None,
+        replica=row["replica"] if arrived and state != sched.REQUEST_STATE_REJECTED else None,
         arrival_s=row["arrival_ps"] / PS_PER_S if row["arrival_ps"] >= 0 else None,
         first_scheduled_s=scheduled,
         first_token_s=first_token,
         finish_s=finish,
         preemptions=row["preemptions"] if finish is not None else None,
-        reject_reason=(REJECT_REASONS[row["reject_reason"]] if state == scheduler_pb2.REQUEST_STATE_REJECTED else None),
+        reject_reason=(REJECT_REASONS[row["reject_reason"]] if state == sched.REQUEST_STATE_REJECTED else None),
     )
 
 
-def replicas_of(snapshot: Snapshot) -> scheduler_pb2.GetReplicasResponse:
+def replicas_of(snapshot: Snapshot) -> sched.GetReplicasResponse:
     """Queue and batch of every replica."""
-    return scheduler_pb2.GetReplicasResponse(
-        simulated_s=snapshot.now_fs / FS_PER_S,
-        replicas=[
-            scheduler_pb2.Replica(
-                replica=state.replica,
-                pool=state.pool,
-                up=state.up,
-                clock_s=state.clock_fs / FS_PER_S,
-                steps=state.steps,
-                running=state.running,
-                waiting=state.waiting,
-                decoding=state.decoding,
-                context_tokens=state.context_tokens,
-                kv_blocks_used=state.kv_blocks_used,
-                kv_blocks=state.kv_blocks,
-                left=state.left,
-            )
-            for state in snapshot.replicas
-        ],
-    )
+    replicas = [
+        sched.Replica(clock_s=state.clock_fs / FS_PER_S, **{name: getattr(state, name) for name in _STATE_FIELDS})
+        for state in snapshot.replicas
+    ]
+    return sched.GetReplicasResponse(simulated_s=snapshot.now_fs / FS_PER_S, replicas=replicas)
 
 
 def latencies_of(
     snapshot: Snapshot, latencies: RunningLatencies, percentiles: Sequence[float]
-) -> scheduler_pb2.GetLatenciesResponse:
+) -> sched.GetLatenciesResponse:
     """Percentiles so far, and SLO attainment."""
     so_far = latencies.so_far(percentiles or PERCENTILES)
-    return scheduler_pb2.GetLatenciesResponse(
+    return sched.GetLatenciesResponse(
         simulated_s=snapshot.now_fs / FS_PER_S,
         measured_from_s=snapshot.measured.start_s,
         measured_until_s=snapshot.measured.end_s,
         latencies=[
-            scheduler_pb2.Latency(
+            sched.Latency(
                 name=name,
                 count=latency.count,
                 mean_s=latency.mean_s,
                 percentiles=[
-                    scheduler_pb2.Percentile(percent=percent, value_s=value)
+                    sched.Percentile(percent=percent, value_s=value)
                     for percent, value in latency.percentiles_s.items()
                     if value is not None
                 ],
             )
             for name, latency in so_far.latencies.items()
         ],
-        slo=scheduler_pb2.SloAttainment(
+        slo=sched.SloAttainment(
             left=so_far.left,
             good=so_far.good,
             attainment=so_far.good / so_far.left if so_far.limits and so_far.left else None,
@@ -147,12 +134,12 @@ def latencies_of(
     )
 
 
-def ledgers_of(now_fs: int, ledgers: Sequence[Ledger]) -> scheduler_pb2.GetLedgersResponse:
+def ledgers_of(now_fs: int, ledgers: Sequence[Ledger]) -> sched.GetLedgersResponse:
     """What devices have done."""
-    return scheduler_pb2.GetLedgersResponse(
+    return sched.GetLedgersResponse(
         simulated_s=now_fs / FS_PER_S,
         ledgers=[
-            scheduler_pb2.Ledger(
+            sched.Ledger(
                 replica=ledger.replica,
                 busy_s=ledger.busy_s,
                 dynamic_joules=sum(ledger.joules.values()),  # for clients that know nothing of passive energy
@@ -166,9 +153,9 @@ def ledgers_of(now_fs: int, ledgers: Sequence[Ledger]) -> scheduler_pb2.GetLedge
     )
 
 
-def placement_of(site: Site) -> scheduler_pb2.GetPlacementResponse:
+def placement_of(site: Site) -> sched.GetPlacementResponse:
     """Which devices each replica has."""
-    answer = scheduler_pb2.GetPlacementResponse(model=site.prepared.model.name, device=site.prepared.device)
+    answer = sched.GetPlacementResponse(model=site.prepared.model.name, device=site.prepared.device)
     first_device = 0
     for pool in site.prepared.pools:
         for replica in pool.numbers:
