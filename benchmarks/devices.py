@@ -69,7 +69,7 @@ class Case:
     def planned(self, addresses: dict[str, str]) -> dict[str, float]:
         with self._link(addresses, lockstep=False) as link:
             began = time.perf_counter()
-            self.serve(link.record)
+            self.serve(link.take)
             served = time.perf_counter()
             link.close_window(0)
             ended = time.perf_counter()
@@ -89,7 +89,7 @@ class Case:
         upto = int(np.searchsorted(np.cumsum(block[:, 2]), steps))
         with self._link(addresses, lockstep=True) as link:
             began = time.perf_counter()
-            link.execute(0, block[:upto], first[:upto])
+            link.take(0, block[:upto], first[:upto])
             ended = time.perf_counter()
             messages, size = link.sent
         done = int(block[:upto, 2].sum())

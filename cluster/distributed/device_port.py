@@ -72,8 +72,7 @@ class Devices:
 
     def take(self, replica: int, rows: IntArray, first_steps: IntArray) -> None:
         """Executed steps of a replica."""
-        take = self._driver.execute if self._driver.settings.lockstep else self._driver.record
-        self._recovery.call(partial(take, replica, rows, first_steps))
+        self._recovery.call(partial(self._driver.take, replica, rows, first_steps))
 
     def state(self) -> dict[str, Any]:
         """All that devices have in hand."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from pimserve.cluster.base.rpc.statuses import DeviceMismatchError
 from pimserve.cluster.distributed.devices.host_client import HostConnection, all_of
@@ -43,36 +43,11 @@ Message = Batch | pb.ExecuteStepsRequest
 Log = ReplayLog[bytes, Message | WindowEnd]
 
 
-class Feed(Protocol):
-    """Feeds hosts, keeps in a log what they are fed, and feeds it again."""
-
-    def take(self, wires: Wires, spans: Spans) -> None:
-        """Feed executed spans."""
-
-    def flush(self, wires: Wires) -> None:
-        """Feed what was taken, all of it."""
-
-    def end_window(self, wires: Wires, window: int) -> Mapping[str, int]:
-        """All of a window is fed; returns how many batches each host got in it."""
-
-    def repeat(self, wires: Wires, message: Any, behind: set[str]) -> None:  # noqa: ANN401 its own kind of message
-        """Feed hosts that are behind again.
-
-        Raises:
-            HostUnavailableError: hosts cannot be reached.
-        """
-
-    def state(self) -> dict[str, Any]:
-        """As JSON can hold it; nothing must be kept."""
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`, with nothing kept."""
-
-
 class _Group:
     """Hosts that have the same replicas, and get the same batches."""
 
-    def __init__(self, replicas: frozenset[int], hosts: list[str], log: Log) -> None:
+    def __init__(self, wires: Wires, replicas: frozenset[int], hosts: list[str], log: Log) -> None:
+        self._wires = wires
         self.replicas = replicas
         self.hosts = hosts
         self.window = 0  # that is open
@@ -82,18 +57,18 @@ class _Group:
         self._waiting: list[Spans] = []
         self._rows = 0
 
-    def take(self, wires: Wires, spans: Spans) -> None:
+    def take(self, spans: Spans) -> None:
         replica, *columns = spans
         while self._rows + len(columns[0]) >= ROWS_PER_BATCH:
             some = ROWS_PER_BATCH - self._rows
             self._waiting.append(Spans(replica, *(column[:some] for column in columns)))
-            self.flush(wires)
+            self.flush()
             columns = [column[some:] for column in columns]
         if len(columns[0]):
             self._waiting.append(Spans(replica, *columns))
             self._rows += len(columns[0])
 
-    def flush(self, wires: Wires) -> None:
+    def flush(self) -> None:
         if not self._waiting:
             return
         table = to_rows_table(self._waiting)
@@ -102,7 +77,7 @@ class _Group:
         self.sequence += 1
         self._log.append(Batch(self.hosts, data), len(data))
         for host in self.hosts:
-            wires[host].send_batch(data)
+            self._wires[host].send_batch(data)
 
     def end_window(self, window: int) -> None:
         self.window, self.ended, self.sequence = window + 1, self.sequence, 0
@@ -116,38 +91,40 @@ class PlannedFeed:
     """Batches of executed spans.
 
     Args:
+        wires: to the hosts.
         replicas: of each host, the replicas of which it has devices.
         log: of what they are fed.
     """
 
-    def __init__(self, replicas: Mapping[str, frozenset[int]], log: Log) -> None:
+    def __init__(self, wires: Wires, replicas: Mapping[str, frozenset[int]], log: Log) -> None:
+        self._wires = wires
         hosts: dict[frozenset[int], list[str]] = {}
         for host, mine in replicas.items():
             hosts.setdefault(mine, []).append(host)
-        self._groups = [_Group(mine, names, log) for mine, names in hosts.items()]
+        self._groups = [_Group(wires, mine, names, log) for mine, names in hosts.items()]
 
-    def take(self, wires: Wires, spans: Spans) -> None:
+    def take(self, spans: Spans) -> None:
         """Feed executed spans in batches."""
         for group in self._groups:
             if spans.replica in group.replicas:
-                group.take(wires, spans)
+                group.take(spans)
 
-    def flush(self, wires: Wires) -> None:
+    def flush(self) -> None:
         """Feed what was taken."""
         for group in self._groups:
-            group.flush(wires)
+            group.flush()
 
-    def end_window(self, wires: Wires, window: int) -> Mapping[str, int]:
+    def end_window(self, window: int) -> Mapping[str, int]:
         """All of a window is fed."""
-        self.flush(wires)
+        self.flush()
         for group in self._groups:
             group.end_window(window)
         return {host: group.ended for group in self._groups for host in group.hosts}
 
-    def repeat(self, wires: Wires, message: Batch, behind: set[str]) -> None:
+    def repeat(self, message: Any, behind: set[str]) -> None:  # noqa: ANN401 a batch
         """Send a batch again."""
         for host in behind.intersection(message.hosts):
-            wires[host].send_batch(message.data)
+            self._wires[host].send_batch(message.data)
 
     def state(self) -> dict[str, Any]:
         """As JSON can hold it."""
@@ -163,17 +140,19 @@ class LockstepFeed:
     """Single steps, each of which all hosts of its replica execute together.
 
     Args:
+        wires: to the hosts.
         replicas: of each host, the replicas of which it has devices.
         log: of what they are fed.
     """
 
-    def __init__(self, replicas: Mapping[str, frozenset[int]], log: Log) -> None:
+    def __init__(self, wires: Wires, replicas: Mapping[str, frozenset[int]], log: Log) -> None:
+        self._wires = wires
         every = sorted(frozenset[int]().union(*replicas.values()))
         self._hosts = {replica: [host for host, mine in replicas.items() if replica in mine] for replica in every}
         self._next = dict.fromkeys(every, 0)
         self._log = log
 
-    def take(self, wires: Wires, spans: Spans) -> None:
+    def take(self, spans: Spans) -> None:
         """Execute spans step by step.
 
         Raises:
@@ -189,7 +168,7 @@ class LockstepFeed:
                 if request.step >= self._next[replica]:
                     self._next[replica] = request.step + 1
                     self._log.append(request, _STEP_BYTES)
-                total += self._execute(wires, request)
+                total += self._execute(request)
             if total != row[_DURATION]:
                 last = first_step + row[_STEPS] - 1
                 raise DeviceMismatchError(
@@ -197,17 +176,17 @@ class LockstepFeed:
                     f"fs by devices on {', '.join(self._hosts[replica])}"
                 )
 
-    def flush(self, wires: Wires) -> None:
+    def flush(self) -> None:
         """Nothing waits."""
 
-    def end_window(self, wires: Wires, window: int) -> Mapping[str, int]:
+    def end_window(self, window: int) -> Mapping[str, int]:
         """All of a window is executed; there are no batches."""
         return {}
 
-    def repeat(self, wires: Wires, message: pb.ExecuteStepsRequest, behind: set[str]) -> None:
+    def repeat(self, message: Any, behind: set[str]) -> None:  # noqa: ANN401 a step
         """Execute a step again, together with hosts that are not behind and send their messages again."""
         if behind.intersection(self._hosts[message.replica]):
-            self._execute(wires, message)
+            self._execute(message)
 
     def state(self) -> dict[str, Any]:
         """As JSON can hold it."""
@@ -217,12 +196,12 @@ class LockstepFeed:
         """Go on from `state`."""
         self._next = dict(state["next"])
 
-    def _execute(self, wires: Wires, request: pb.ExecuteStepsRequest) -> int:
+    def _execute(self, request: pb.ExecuteStepsRequest) -> int:
         """A step on all hosts of its replica; returns its time."""
         hosts = self._hosts[request.replica]
         for host in hosts:
-            wires[host].send_step(request)
-        answers = all_of({host: partial(_answer, wires[host], request) for host in hosts})
+            self._wires[host].send_step(request)
+        answers = all_of({host: partial(_answer, self._wires[host], request) for host in hosts})
         times = {(host, answer.device): answer.duration_fs for host in hosts for answer in answers[host].times}
         distinct = set(times.values())
         if len(distinct) != 1:

@@ -77,7 +77,7 @@ class _Service(DeviceServiceServicer):
         self._draining = False
         self._epoch = 0  # streams that began before a plan was compiled or restored have no say any more
         self._inbox = Inbox()
-        self._peers = Peers(name, token, self._inbox)
+        self._peers = Peers(token, self._inbox)
 
     def close(self) -> None:
         """Close the connections to peers."""
@@ -266,7 +266,7 @@ class _Service(DeviceServiceServicer):
                     table = to_hand_over_table(entries[hosts == host])
                     onward[host] = pb.HandOverKvRequest(window=request.window, host=self._name, requests=table)
             state.kv.take(request.window, request.host, entries, state.here)
-        self._peers.hand_over(onward)
+        self._peers.call("HandOverKv", onward)
         return pb.HandOverKvResponse()
 
     def CloseWindow(self, request: pb.CloseWindowRequest, context: _Context) -> pb.CloseWindowResponse:  # noqa: N802
@@ -276,12 +276,13 @@ class _Service(DeviceServiceServicer):
             state = self._state
             state.close(request.window, request.batches)
             totals = {} if state.lockstep else {host: traffic_table(state.totals_for(host)) for host in state.peers}
-        self._peers.totals(
+        self._peers.call(
+            "ExchangeTotals",
             {
                 host: pb.ExchangeTotalsRequest(host=self._name, window=request.window, totals=table)
                 for host, table in totals.items()
                 if table.count
-            }
+            },
         )
         return pb.CloseWindowResponse()
 

@@ -17,11 +17,11 @@ import numpy as np
 
 from pimserve.arrays import IntArray
 from pimserve.cluster.base.rpc.statuses import DeviceMismatchError, HostUnavailableError, WrongStateError
-from pimserve.cluster.distributed.devices.batches import Feed, LockstepFeed, Message, PlannedFeed, WindowEnd
+from pimserve.cluster.distributed.devices.batches import LockstepFeed, Message, PlannedFeed, WindowEnd
 from pimserve.cluster.distributed.devices.compile import parse_scenario
 from pimserve.cluster.distributed.devices.conservation import Exchanged, check_conservation
 from pimserve.cluster.distributed.devices.exchange import from_traffic_table, to_hand_over_table
-from pimserve.cluster.distributed.devices.host_client import HostConnection, all_of, finish
+from pimserve.cluster.distributed.devices.host_client import HostConnection, all_of, call_all
 from pimserve.cluster.distributed.devices.ledgers import DeviceLedger, from_message
 from pimserve.cluster.distributed.devices.span_rows import Spans
 from pimserve.cluster.distributed.recovery import ReplayLog
@@ -91,7 +91,8 @@ class DeviceDriver:
         self._wires = {name: self._wire(name) for name in hosts}
         replicas = {name: frozenset(replica for replica, _ in place.all_devices) for name, place in hosts.items()}
         self.log: ReplayLog[bytes, Message | WindowEnd] = ReplayLog()
-        self._feed: Feed = (LockstepFeed if settings.lockstep else PlannedFeed)(replicas, self.log)
+        feed = LockstepFeed if settings.lockstep else PlannedFeed
+        self._feed: LockstepFeed | PlannedFeed = feed(self._wires, replicas, self.log)
         self._tokens = dict.fromkeys(sorted(frozenset[int]().union(*replicas.values())), 0)
         self._slowdowns: dict[int, list[tuple[int, int]]] = {replica: [] for replica in self._tokens}
         self._home = {key: name for name, place in hosts.items() for key in place.all_devices}
@@ -115,17 +116,12 @@ class DeviceDriver:
             self._wires[name].forget_streams()
         all_of({name: partial(self._compile, name) for name in sorted(behind & self._unplanned)})
         self._unplanned -= behind
-        all_of(
-            {
-                name: partial(self._wires[name].call, "Restore", pb.RestoreRequest(state=self.log.snapshots[name]))
-                for name in sorted(behind)
-                if name in self.log.snapshots
-            }
-        )
+        states = {name: state for name, state in self.log.snapshots.items() if name in behind}
+        call_all(self._wires, "Restore", {name: pb.RestoreRequest(state=state) for name, state in states.items()})
         self._introduce()
         for message in self.log.messages:
             if not isinstance(message, WindowEnd):
-                self._feed.repeat(self._wires, message, behind)
+                self._feed.repeat(message, behind)
             elif message is not self._ending:
                 all_of({name: self._wires[name].settled for name in sorted(behind)})
                 self._end_window(behind, message)
@@ -134,8 +130,8 @@ class DeviceDriver:
             self._close(set(self._wires) - behind, self.closed, {})
         self._behind = set()
 
-    def record(self, replica: int, rows: IntArray, first_steps: IntArray) -> None:
-        """Hand executed spans on to all devices of a replica (planned mode).
+    def take(self, replica: int, rows: IntArray, first_steps: IntArray) -> None:
+        """Hand executed spans on to all devices of a replica; in lockstep, these execute their steps one by one.
 
         Args:
             replica: their replica.
@@ -143,9 +139,13 @@ class DeviceDriver:
             first_steps: (n,), numbers of their first steps.
 
         Raises:
-            DeviceMismatchError: a device has found a time that is not what its plan says.
+            DeviceMismatchError: a device has found a time that is not what its plan says, or, in lockstep, not the
+                engine's, or not the same for all.
+            HostUnavailableError: in lockstep, hosts cannot be reached; repeat the call when they are replaced.
         """
-        self._feed.take(self._wires, Spans(replica, rows, first_steps, self._slowdowns_at(replica, first_steps)))
+        if self.settings.lockstep:
+            self.connect()
+        self._feed.take(Spans(replica, rows, first_steps, self._slowdowns_at(replica, first_steps)))
         self._count(replica, rows)
         failures = [failure for wire in self._wires.values() if (failure := wire.failure) is not None]
         for failure in failures:
@@ -154,24 +154,6 @@ class DeviceDriver:
         if self.log.size_bytes > _RETAINED_BYTES and not failures and not self._behind:
             with suppress(HostUnavailableError):  # the end of the window will tell
                 self.save()
-
-    def execute(self, replica: int, rows: IntArray, first_steps: IntArray) -> None:
-        """Let the devices of a replica execute the steps of spans, one by one (lockstep mode).
-
-        Args:
-            replica: their replica.
-            rows: (n, fields of SpanColumns), in their order.
-            first_steps: (n,), numbers of their first steps.
-
-        Raises:
-            DeviceMismatchError: their time is not the engine's, or not the same for all.
-            HostUnavailableError: hosts cannot be reached; repeat the call when they are replaced.
-        """
-        self.connect()
-        self._feed.take(self._wires, Spans(replica, rows, first_steps, self._slowdowns_at(replica, first_steps)))
-        self._count(replica, rows)
-        if self.log.size_bytes > _RETAINED_BYTES:
-            self.save()
 
     def slow(self, replica: int, first_step: int, thousandths: int) -> None:
         """A replica's steps take `thousandths` / 1000 of their normal time from this one on."""
@@ -201,7 +183,7 @@ class DeviceDriver:
         if window not in {self.closed, self.closed + 1}:
             raise WrongStateError(f"window {self.closed + 1} comes next, not window {window}")
         if window > self.closed and self._ending is None:
-            self._ending = WindowEnd(window, self._feed.end_window(self._wires, window), self._hand_overs(window))
+            self._ending = WindowEnd(window, self._feed.end_window(window), self._hand_overs(window))
             self.log.append(self._ending, 0)
         self.connect()
         all_of({name: wire.settled for name, wire in self._wires.items()})
@@ -244,7 +226,7 @@ class DeviceDriver:
         """
         if self._ending is not None:
             raise WrongStateError(f"window {self._ending.window} is being closed: close it first")
-        self._feed.flush(self._wires)
+        self._feed.flush()
         self.save()
         return {
             "closed": self.closed,
@@ -287,7 +269,7 @@ class DeviceDriver:
 
     def drain(self) -> None:
         """Hosts finish what came, and refuse more."""
-        self._feed.flush(self._wires)
+        self._feed.flush()
         all_of({name: wire.settled for name, wire in self._wires.items()})
         self._ask("Drain", pb.DrainRequest())
 
@@ -301,8 +283,7 @@ class DeviceDriver:
 
     def _ask(self, method: str, request: object) -> dict[str, Any]:
         """The same call to all hosts, side by side."""
-        calls = {name: wire.start(method, request) for name, wire in self._wires.items()}
-        return all_of({name: partial(finish, name, call) for name, call in calls.items()})
+        return call_all(self._wires, method, dict.fromkeys(self._wires, request))
 
     def _slowdowns_at(self, replica: int, first_steps: IntArray) -> IntArray:
         """(n,): how slow the replica is in spans that begin with these steps."""
@@ -342,14 +323,8 @@ class DeviceDriver:
             name: pb.Peer(host=name, address=place.address, devices=_ids(place.all_devices))
             for name, place in self._places.items()
         }
-        all_of(
-            {
-                name: partial(
-                    wire.call, "SetPeers", pb.SetPeersRequest(peers=[p for other, p in peers.items() if other != name])
-                )
-                for name, wire in self._wires.items()
-            }
-        )
+        others = {name: [peer for other, peer in peers.items() if other != name] for name in peers}
+        call_all(self._wires, "SetPeers", {name: pb.SetPeersRequest(peers=others[name]) for name in others})
 
     def _hand_overs(self, window: int) -> dict[str, pb.HandOverKvRequest]:
         """What was handed over in a window, for each sending host."""
@@ -365,17 +340,12 @@ class DeviceDriver:
 
     def _end_window(self, hosts: set[str], end: WindowEnd) -> None:
         """End a window on these hosts. Hand-overs are repeated by all, as they may be lost at either end."""
-        all_of({host: partial(self._wires[host].call, "HandOverKv", entry) for host, entry in end.hand_overs.items()})
+        call_all(self._wires, "HandOverKv", end.hand_overs)
         self._close(hosts, end.window, end.batches)
 
     def _close(self, hosts: set[str], window: int, batches: Mapping[str, int]) -> None:
-        calls = {
-            host: self._wires[host].start(
-                "CloseWindow", pb.CloseWindowRequest(window=window, batches=batches.get(host, 0))
-            )
-            for host in sorted(hosts)
-        }
-        all_of({host: partial(finish, host, call) for host, call in calls.items()})
+        requests = {host: pb.CloseWindowRequest(window=window, batches=batches.get(host, 0)) for host in sorted(hosts)}
+        call_all(self._wires, "CloseWindow", requests)
 
     def save(self) -> None:
         """Let all hosts write down what they have; what they were fed so far is not needed any more.

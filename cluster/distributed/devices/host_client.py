@@ -1,15 +1,16 @@
-"""One host, as the one who drives it sees it: its calls, and the stream of batches that runs ahead of its answers."""
+"""Hosts, as those who call them see them: their calls, and the streams that run ahead of their answers."""
 
 from __future__ import annotations
 
-import queue
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import grpc
 
 from pimserve.cluster.base.rpc.channels import process_channel
+from pimserve.cluster.base.rpc.request_stream import RequestStream
 from pimserve.cluster.base.rpc.security import bearer
 from pimserve.cluster.base.rpc.statuses import HostUnavailableError, errors_of, host_error
 from pimserve.errors import PimserveError
@@ -20,8 +21,43 @@ DEADLINE_S = 60.0  # of a call, and of silence on a stream
 _Response = TypeVar("_Response")
 
 
-class HostConnection:
-    """The connection to one host.
+class Connection:
+    """A connection to a host.
+
+    Args:
+        name: of the host.
+        address: HOST:PORT.
+        token: of the run; "" for none.
+        deadline_s: of a call.
+    """
+
+    def __init__(self, name: str, address: str, token: str, deadline_s: float = DEADLINE_S) -> None:
+        self.name = name
+        self.address = address
+        self.metadata = bearer(token)
+        self.channel = process_channel(address)
+        self.stub = DeviceServiceStub(self.channel)
+        self._deadline_s = deadline_s
+
+    def start(self, method: str, request: object) -> Any:  # noqa: ANN401 a future of the method's response
+        """Begin a call."""
+        return getattr(self.stub, method).future(request, timeout=self._deadline_s, metadata=self.metadata)
+
+    def call(self, method: str, request: object) -> Any:  # noqa: ANN401 the method's response
+        """Make a call.
+
+        Raises:
+            PimserveError: it failed.
+        """
+        return _finish(self.name, self.start(method, request))
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.channel.close()
+
+
+class HostConnection(Connection):
+    """The connection of the one who drives a host.
 
     Args:
         name: of the host.
@@ -35,39 +71,23 @@ class HostConnection:
     """
 
     def __init__(self, name: str, address: str, token: str, in_flight: int) -> None:
-        self.name = name
-        self.address = address
+        super().__init__(name, address, token)
         self.messages = 0
         self.bytes = 0
-        self._metadata = bearer(token)
         self._in_flight = in_flight
-        self._channel = process_channel(address)
-        self._stub = DeviceServiceStub(self._channel)
         # Batches are serialised once for all hosts that get them.
-        self._record: Any = self._channel.stream_stream(
+        self._record: Any = self.channel.stream_stream(
             "/pimserve.v1.DeviceService/RecordSteps",
             request_serializer=None,
             response_deserializer=pb.RecordStepsResponse.FromString,
         )
         self._batches: _Batches | None = None
-        self._steps: _Steps | None = None
-
-    def start(self, method: str, request: object) -> Any:  # noqa: ANN401 a future of the method's response
-        """Begin a call."""
-        return getattr(self._stub, method).future(request, timeout=DEADLINE_S, metadata=self._metadata)
-
-    def call(self, method: str, request: object) -> Any:  # noqa: ANN401 the method's response
-        """Make a call.
-
-        Raises:
-            PimserveError: it failed.
-        """
-        return finish(self.name, self.start(method, request))
+        self._steps: RequestStream[pb.ExecuteStepsRequest] | None = None
 
     def send_batch(self, batch: bytes) -> None:
         """Put a batch on its way; waits while too many are unanswered. Nothing is sent once the stream has failed."""
         if self._batches is None:
-            self._batches = _Batches(lambda batches: self._record(batches, metadata=self._metadata), self._in_flight)
+            self._batches = _Batches(partial(self._record, metadata=self.metadata), self._in_flight)
         self._batches.send(batch)
         self.messages += 1
         self.bytes += len(batch)
@@ -90,7 +110,7 @@ class HostConnection:
     def send_step(self, request: pb.ExecuteStepsRequest) -> None:
         """Put a step on its way."""
         if self._steps is None:
-            self._steps = _Steps(self._stub, self._metadata)
+            self._steps = RequestStream(partial(self.stub.ExecuteSteps, metadata=self.metadata))
         self._steps.send(request)
         self.messages += 1
         self.bytes += request.ByteSize()
@@ -103,26 +123,27 @@ class HostConnection:
         """
         assert self._steps is not None
         try:
-            return self._steps.receive()
+            response: pb.ExecuteStepsResponse = next(self._steps.call)
         except grpc.RpcError as error:
+            self._steps.end()
             self._steps = None
             raise host_error(self.name, error) from None
+        return response
 
     def forget_streams(self) -> None:
         """End the streams; the next message opens another."""
-        if self._batches is not None:
-            self._batches.close()
-        if self._steps is not None:
-            self._steps.close()
+        for stream in (self._batches, self._steps):
+            if stream is not None:
+                stream.close()
         self._batches = self._steps = None
 
     def close(self) -> None:
         """Close the connection."""
         self.forget_streams()
-        self._channel.close()
+        super().close()
 
 
-def finish(host: str, call: grpc.Future[_Response]) -> _Response:
+def _finish(host: str, call: grpc.Future[_Response]) -> _Response:
     """The response of a call that has begun.
 
     Raises:
@@ -156,25 +177,30 @@ def all_of(calls: Mapping[str, Callable[[], _Response]]) -> dict[str, _Response]
     return responses
 
 
-class _Batches:
+def call_all(connections: Mapping[str, Connection], method: str, requests: Mapping[str, object]) -> dict[str, Any]:
+    """The responses of hosts to these requests, which are made side by side; errors as of `all_of`."""
+    calls = {host: connections[host].start(method, request) for host, request in requests.items()}
+    return all_of({host: partial(_finish, host, call) for host, call in calls.items()})
+
+
+class _Batches(RequestStream[bytes]):
     """A stream of batches, with at most some unanswered."""
 
-    def __init__(self, open_stream: Callable[[Iterable[bytes]], Any], in_flight: int) -> None:
+    def __init__(self, method: Callable[[Iterator[bytes]], Any], in_flight: int) -> None:
+        super().__init__(method)
         self.error: grpc.RpcError | None = None
-        self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._in_flight = in_flight
         self._unanswered = 0
         self._changed = threading.Condition()
-        self._call = open_stream(iter(self._queue.get, None))
         threading.Thread(target=self._read, daemon=True).start()
 
-    def send(self, batch: bytes) -> None:
+    def send(self, request: bytes) -> None:
         with self._changed:
             self._changed.wait_for(lambda: self.error is not None or self._unanswered < self._in_flight)
             if self.error is not None:
                 return
             self._unanswered += 1
-        self._queue.put(batch)
+        super().send(request)
 
     def settled(self, host: str) -> None:
         with self._changed:
@@ -185,13 +211,9 @@ class _Batches:
             if self.error is not None:
                 raise host_error(host, self.error)
 
-    def close(self) -> None:
-        self._queue.put(None)
-        self._call.cancel()
-
     def _read(self) -> None:
         try:
-            for _ in self._call:
+            for _ in self.call:
                 with self._changed:
                     self._unanswered -= 1
                     self._changed.notify_all()
@@ -199,27 +221,4 @@ class _Batches:
             with self._changed:
                 self.error = error
                 self._changed.notify_all()
-            self._queue.put(None)  # ends the thread that feeds the stream
-
-
-class _Steps:
-    """A stream of single steps, each of which is waited for."""
-
-    def __init__(self, stub: DeviceServiceStub, auth: tuple[tuple[str, str], ...]) -> None:
-        self._queue: queue.SimpleQueue[pb.ExecuteStepsRequest | None] = queue.SimpleQueue()
-        self._call = stub.ExecuteSteps(iter(self._queue.get, None), metadata=auth)
-
-    def send(self, request: pb.ExecuteStepsRequest) -> None:
-        self._queue.put(request)
-
-    def receive(self) -> pb.ExecuteStepsResponse:
-        try:
-            response: pb.ExecuteStepsResponse = next(self._call)
-        except grpc.RpcError:
-            self._queue.put(None)
-            raise
-        return response
-
-    def close(self) -> None:
-        self._queue.put(None)
-        self._call.cancel()
+            self.end()

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pimserve.cluster.distributed.devices.book import ReplicaBook
 from pimserve.v1 import device_pb2 as pb
 
 _LOW = 2**64 - 1
+_COUNTS = ("steps", "kv_blocks", "peak_kv_blocks", "weight_bytes", "audited_rows")
+_SUMS = ("busy_fs", "tokens", "outputs")  # beyond 64 bits
+_TIMES = ("unit_fs", "category_fs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,50 +72,29 @@ def ledgers_of(book: ReplicaBook) -> list[DeviceLedger]:
 def to_message(ledger: DeviceLedger) -> pb.DeviceLedger:
     """A ledger on the wire."""
     energy = ledger.energy_pj
+    values: dict[str, Any] = {name: getattr(ledger, name) for name in _COUNTS}
+    values |= {name: _whole(getattr(ledger, name)) for name in _SUMS}
+    values |= {name: {key: _whole(time) for key, time in getattr(ledger, name).items()} for name in _TIMES}
     return pb.DeviceLedger(
         id=pb.DeviceId(replica=ledger.replica, device=ledger.device),
-        steps=ledger.steps,
-        busy_fs=_whole(ledger.busy_fs),
-        unit_fs={unit: _whole(time) for unit, time in ledger.unit_fs.items()},
-        category_fs={category: _whole(time) for category, time in ledger.category_fs.items()},
         energy=[
             pb.CategoryEnergy(
-                category=category,
-                dram_pj=_whole(energy[category, "dram"]),
-                compute_pj=_whole(energy[category, "compute"]),
+                category=name, dram_pj=_whole(energy[name, "dram"]), compute_pj=_whole(energy[name, "compute"])
             )
-            for category in dict.fromkeys(category for category, _ in energy)
+            for name in dict.fromkeys(name for name, _ in energy)
         ],
-        tokens=_whole(ledger.tokens),
-        outputs=_whole(ledger.outputs),
-        kv_blocks=ledger.kv_blocks,
-        peak_kv_blocks=ledger.peak_kv_blocks,
-        weight_bytes=ledger.weight_bytes,
-        audited_rows=ledger.audited_rows,
+        **values,
     )
 
 
 def from_message(message: pb.DeviceLedger) -> DeviceLedger:
     """The ledger of such a message."""
-    energy = {}
-    for entry in message.energy:
-        energy[entry.category, "dram"] = _number(entry.dram_pj)
-        energy[entry.category, "compute"] = _number(entry.compute_pj)
-    return DeviceLedger(
-        replica=message.id.replica,
-        device=message.id.device,
-        steps=message.steps,
-        busy_fs=_number(message.busy_fs),
-        unit_fs={unit: _number(time) for unit, time in message.unit_fs.items()},
-        category_fs={category: _number(time) for category, time in message.category_fs.items()},
-        energy_pj=energy,
-        tokens=_number(message.tokens),
-        outputs=_number(message.outputs),
-        kv_blocks=message.kv_blocks,
-        peak_kv_blocks=message.peak_kv_blocks,
-        weight_bytes=message.weight_bytes,
-        audited_rows=message.audited_rows,
-    )
+    values: dict[str, Any] = {name: getattr(message, name) for name in _COUNTS}
+    values |= {name: _number(getattr(message, name)) for name in _SUMS}
+    values |= {name: {key: _number(time) for key, time in getattr(message, name).items()} for name in _TIMES}
+    energy = {(entry.category, "dram"): _number(entry.dram_pj) for entry in message.energy}
+    energy |= {(entry.category, "compute"): _number(entry.compute_pj) for entry in message.energy}
+    return DeviceLedger(replica=message.id.replica, device=message.id.device, energy_pj=energy, **values)
 
 
 def _whole(value: int) -> pb.Whole:

@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
 from collections.abc import Iterable, Mapping
 from functools import partial
 
-from pimserve.cluster.base.rpc.channels import process_channel
-from pimserve.cluster.base.rpc.security import bearer
+from pimserve.cluster.base.rpc.request_stream import RequestStream
 from pimserve.cluster.base.rpc.statuses import HostUnavailableError
 from pimserve.cluster.distributed.devices.exchange import Flows
-from pimserve.cluster.distributed.devices.host_client import all_of, finish
+from pimserve.cluster.distributed.devices.host_client import Connection, call_all
 from pimserve.v1 import device_pb2 as pb
-from pimserve.v1.device_pb2_grpc import DeviceServiceStub
 
 _DEADLINE_S = 20.0  # of a single call
-_Outgoing = queue.SimpleQueue[pb.ExchangeTokensRequest | None]
+_Outgoing = RequestStream[pb.ExchangeTokensRequest]
 
 
 class Peers:
     """Channels to other hosts.
 
     Args:
-        name: of this host.
         token: of the run; "" for none.
         inbox: that waits for what peers send.
     """
 
-    def __init__(self, name: str, token: str, inbox: Inbox) -> None:
-        self._name = name
-        self._metadata = bearer(token)
+    def __init__(self, token: str, inbox: Inbox) -> None:
+        self._token = token
         self._inbox = inbox
         self._peers: dict[str, _Peer] = {}
 
@@ -43,31 +38,15 @@ class Peers:
         for host, address in addresses.items():
             if host not in self._peers:
                 self._inbox.reachable(host)
-                self._peers[host] = _Peer(host, address, self._metadata, self._inbox)
+                self._peers[host] = _Peer(host, address, self._token, self._inbox)
 
-    def totals(self, requests: Mapping[str, pb.ExchangeTotalsRequest]) -> None:
-        """Tell each peer what was sent to it.
-
-        Raises:
-            HostUnavailableError: some cannot be reached.
-        """
-        calls = {
-            host: self._peers[host].stub.ExchangeTotals.future(request, timeout=_DEADLINE_S, metadata=self._metadata)
-            for host, request in requests.items()
-        }
-        all_of({host: partial(finish, host, call) for host, call in calls.items()})
-
-    def hand_over(self, requests: Mapping[str, pb.HandOverKvRequest]) -> None:
-        """Pass hand-overs of KV caches on to each peer.
+    def call(self, method: str, requests: Mapping[str, object]) -> None:
+        """Call a method of peers.
 
         Raises:
             HostUnavailableError: some cannot be reached.
         """
-        calls = {
-            host: self._peers[host].stub.HandOverKv.future(request, timeout=_DEADLINE_S, metadata=self._metadata)
-            for host, request in requests.items()
-        }
-        all_of({host: partial(finish, host, call) for host, call in calls.items()})
+        call_all(self._peers, method, requests)
 
     def send(self, host: str, request: pb.ExchangeTokensRequest) -> None:
         """Put a step's message on its way; whether it came is seen by what the peer sends."""
@@ -78,16 +57,12 @@ class Peers:
         self.connect({})
 
 
-class _Peer:
-    """One other host: its stub, and a stream of step messages that is opened when it is needed, or was broken."""
+class _Peer(Connection):
+    """One other host, with a stream of step messages that is opened when it is needed, or was broken."""
 
-    def __init__(self, host: str, address: str, auth: tuple[tuple[str, str], ...], inbox: Inbox) -> None:
-        self.address = address
-        self._host = host
-        self._auth = auth
+    def __init__(self, host: str, address: str, token: str, inbox: Inbox) -> None:
+        super().__init__(host, address, token, _DEADLINE_S)
         self._inbox = inbox
-        self._channel = process_channel(address)
-        self.stub = DeviceServiceStub(self._channel)
         self._lock = threading.RLock()
         self._outgoing: _Outgoing | None = None
 
@@ -95,26 +70,25 @@ class _Peer:
         with self._lock:
             outgoing = self._outgoing
             if outgoing is None:
-                self._outgoing = outgoing = _Outgoing()
-                call = self.stub.ExchangeTokens.future(iter(outgoing.get, None), metadata=self._auth)
-                call.add_done_callback(partial(self._ended, outgoing))  # called here, if it has failed already
-            outgoing.put(request)
+                self._outgoing = outgoing = _Outgoing(partial(self.stub.ExchangeTokens.future, metadata=self.metadata))
+                outgoing.call.add_done_callback(partial(self._ended, outgoing))  # called here, if it has failed already
+            outgoing.send(request)
 
     def close(self) -> None:
         with self._lock:
             outgoing, self._outgoing = self._outgoing, None
         if outgoing is not None:
-            outgoing.put(None)
-        self._channel.close()
+            outgoing.end()
+        super().close()
 
     def _ended(self, outgoing: _Outgoing, _: object) -> None:
         """The stream was broken: the next message opens another, and the thread that feeds this one may end."""
-        outgoing.put(None)
+        outgoing.end()
         with self._lock:
             if self._outgoing is not outgoing:
                 return
             self._outgoing = None
-        self._inbox.lost(self._host)
+        self._inbox.lost(self.name)
 
 
 class Inbox:

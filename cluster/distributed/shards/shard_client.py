@@ -7,10 +7,10 @@ snapshot and carries them out again (`recovery.py`); what it reports the second 
 from __future__ import annotations
 
 import json
-import queue
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from pimserve.arrays import IntArray
 from pimserve.cluster.base.rpc.channels import process_channel
+from pimserve.cluster.base.rpc.request_stream import RequestStream
 from pimserve.cluster.base.rpc.security import bearer
 from pimserve.cluster.base.rpc.statuses import HostUnavailableError, errors_of
 from pimserve.cluster.distributed.recovery import Recovery, ReplayLog
@@ -239,8 +240,7 @@ class _Connection:
         self._auth = auth
         self._channel = process_channel(address)
         self._stub = ShardServiceStub(self._channel)
-        self._orders: queue.SimpleQueue[pb.AdvanceWindowsRequest | None] = queue.SimpleQueue()
-        self._answers: Iterator[pb.AdvanceWindowsResponse] | None = None
+        self._orders: RequestStream[pb.AdvanceWindowsRequest] | None = None
 
     def open(self, fleet: Fleet, replicas: Sequence[int], requests: int, *, spans: bool) -> None:
         """Have the shard made."""
@@ -265,19 +265,18 @@ class _Connection:
 
     def send(self, parts: Sequence[pb.AdvanceWindowsRequest]) -> None:
         """Send an order, without waiting."""
-        if self._answers is None:
-            orders = iter(self._orders.get, None)
+        if self._orders is None:
             # No deadline: a window may take hours, a paced run days. Keepalive finds processes that are gone.
-            self._answers = self._stub.AdvanceWindows(orders, metadata=self._auth)
+            self._orders = RequestStream(partial(self._stub.AdvanceWindows, metadata=self._auth))
         for part in parts:
-            self._orders.put(part)
+            self._orders.send(part)
 
     def receive(self, sequence: int) -> list[pb.AdvanceWindowsResponse]:
         """Wait for the report of that order."""
-        assert self._answers is not None, "an order was sent"
+        assert self._orders is not None, "an order was sent"
         answers = []
         with errors_of(self._name):
-            for answer in self._answers:
+            for answer in self._orders.call:
                 assert answer.sequence == sequence, "reports come in order"
                 answers.append(answer)
                 if not answer.more:
@@ -297,5 +296,6 @@ class _Connection:
 
     def close(self) -> None:
         """Let go of it."""
-        self._orders.put(None)
+        if self._orders is not None:
+            self._orders.end()
         self._channel.close()

@@ -44,7 +44,7 @@ def test_planned_ledgers_add_up_to_the_step_logs(name: str) -> None:
     served = run(name)
     with linked(served, 2, audit_share=1 / 4) as link:
         for block in served.blocks:
-            link.record(*block)
+            link.take(*block)
         traffic = link.close_window(0)
         ledgers = link.ledgers()
     check_against_logs(served, ledgers)
@@ -63,7 +63,7 @@ def test_neither_windows_nor_hosts_nor_batches_change_what_devices_have_done(
         with linked(served, count, in_flight=2) as link:
             window = 0
             for number, block in enumerate(served.chunks(rows)):
-                link.record(*block)
+                link.take(*block)
                 if number % every == every - 1:
                     link.close_window(window)
                     window += 1
@@ -85,7 +85,7 @@ def test_lockstep_leaves_what_planned_leaves(name: str) -> None:
     for lockstep in (True, False):
         with linked(served, 2, lockstep=lockstep) as link:
             for part in parts:
-                (link.execute if lockstep else link.record)(*part)
+                (link.take)(*part)
             traffic = link.close_window(0)
             found.append((without_audit(link.ledgers()), traffic.totals()))
     assert found[0] == found[1]
@@ -98,15 +98,15 @@ def test_a_wrong_time_fails_planned_and_lockstep_runs() -> None:
     block = block.copy()
     block[4, SpanColumns._fields.index("duration_fs")] += 1
     with linked(served, 2) as link:
-        link.record(replica, block, first)
+        link.take(replica, block, first)
         with pytest.raises(
             DeviceMismatchError, match=rf"replica 0, devices 0, 2, steps? {first[4]}.* fs by the engine"
         ):
             link.close_window(0)
     with linked(served, 2, lockstep=True) as link:
-        link.execute(replica, block[:4], first[:4])
+        link.take(replica, block[:4], first[:4])
         with pytest.raises(DeviceMismatchError, match=rf"replica 0, steps {first[4]} to .* fs by the engine"):
-            link.execute(replica, block[4:5], first[4:5])
+            link.take(replica, block[4:5], first[4:5])
 
 
 @pytest.mark.parametrize("name", ["tp", "aimc", "exact"])
@@ -124,7 +124,7 @@ def test_slow_replicas_are_slow_on_their_devices_too(name: str, lockstep: bool) 
     found = []
     for count in (1, 2):
         with linked(served, count, lockstep=lockstep) as link:
-            feed = link.execute if lockstep else link.record
+            feed = link.take
             feed(replica, block[:at], first[:at])
             link.slow(replica, int(first[at]), 1500)
             state = json.loads(json.dumps(link.snapshot()))
@@ -177,8 +177,8 @@ def test_steps_must_follow_each_other() -> None:
     served = run("tp")
     replica, block, first = served.blocks[0]
     with linked(served, 1) as link:
-        link.record(replica, block[:5], first[:5])
-        link.record(replica, block[6:9], first[6:9])
+        link.take(replica, block[:5], first[:5])
+        link.take(replica, block[6:9], first[6:9])
         with pytest.raises(WrongStateError, match=rf"step {first[5]} should come next, not {first[6]}"):
             link.close_window(0)
 
@@ -187,11 +187,11 @@ def test_a_host_that_drains_finishes_and_refuses_more() -> None:
     served = run("tp")
     replica, block, first = served.blocks[0]
     with linked(served, 2) as link:
-        link.record(replica, block[:5], first[:5])
+        link.take(replica, block[:5], first[:5])
         link.drain()
         link.close_window(0)
         assert {ledger.steps for ledger in link.ledgers()} == {int(block[:5, 2].sum())}
-        link.record(replica, block[5:9], first[5:9])
+        link.take(replica, block[5:9], first[5:9])
         with pytest.raises(WrongStateError, match="drains"):
             link.close_window(1)
 
@@ -210,7 +210,7 @@ def test_kv_caches_are_handed_over_once() -> None:
     served = run("skewed")  # two replicas on three hosts
     with linked(served, 3) as link:
         for number, block in enumerate(served.chunks(60)):
-            link.record(*block)
+            link.take(*block)
             link.hand_over(
                 np.array([[2 * number, 1000 + number, 0, number % 4, 1, 1], [2 * number + 1, 7, 0, 0, 1, 0]])
             )
@@ -236,7 +236,7 @@ def test_a_long_window_does_not_keep_all_its_steps(monkeypatch: pytest.MonkeyPat
     served = run("tp")
     with linked(served, 2) as link:
         for block in served.chunks(15):
-            link.record(*block)
+            link.take(*block)
             assert link.log.size_bytes < 10_000
         link.close_window(0)
         check_against_logs(served, link.ledgers())

@@ -67,7 +67,7 @@ def crew(count: int) -> Iterator[Crew]:
 
 def drive(link: DeviceDriver, blocks: list[Block], every: int, disturb: Any = None, there: Crew | None = None) -> Any:
     """Feed blocks in windows of `every`; `disturb(number)` comes before each."""
-    feed = link.execute if link.settings.lockstep else link.record
+    feed = link.take
     insist = (lambda call, *args: call(*args)) if there is None else (lambda *args: there.insist(link, *args))
     window = 0
     for number, block in enumerate(blocks):
@@ -138,7 +138,7 @@ def test_a_run_goes_on_from_a_snapshot_with_the_same_hosts_or_others(lockstep: b
 
     def feed(link: DeviceDriver, some: list[Block]) -> None:
         for each in some:
-            (link.execute if lockstep else link.record)(*each)
+            link.take(*each)
 
     with linked(served, 2, lockstep=lockstep) as link:
         feed(link, blocks[:2])
@@ -170,7 +170,7 @@ def test_a_run_goes_on_from_a_snapshot_with_the_same_hosts_or_others(lockstep: b
 def test_damaged_and_foreign_snapshots_are_refused_whole(change: Any, message: str) -> None:
     served = run("tp")
     with linked(served, 2) as link:
-        link.record(*served.blocks[0])
+        link.take(*served.blocks[0])
         link.close_window(0)
         before = link.ledgers()
         state = link.snapshot()
@@ -225,7 +225,7 @@ def test_killed_processes_are_replaced() -> None:
     try:
         link = link_to(served, {f"host-{number}": start(f"host-{number}") for number in range(2)}, token="secret")
         for number, block in enumerate(blocks):
-            link.record(*block)
+            link.take(*block)
             if number % 4 == 0:
                 link.hand_over(np.array([[number, 100, 0, 0, 0, number % 2]]))
             if number in {3, 8}:
