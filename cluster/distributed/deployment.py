@@ -136,14 +136,14 @@ class Distributed:
         """Who drives all devices."""
         from pimserve.cluster.distributed.devices.driver import DeviceDriver, DriverSettings, HostPlace  # noqa: PLC0415
 
-        groups = device_groups(self._prepared.pools, self.spread)
         settings = DriverSettings(
             lockstep=self.spread.devices == "lockstep", token=self._token, audit_share=self.spread.audit_share
         )
         scenario = json.dumps(self._prepared.scenario.resolved())
         digests = {pool.name: pool.plan.digest() for pool in fleet.pools}
         hosts = {
-            group.name: HostPlace(self.supervisor.endpoint(group.name).address, group.by_pool()) for group in groups
+            name: HostPlace(self.supervisor.endpoint(name).address, {pool: devices})
+            for name, (pool, devices) in device_hosts(self._prepared.pools, self.spread).items()
         }
         self._devices = DeviceDriver(scenario, digests, hosts, settings)
         self._stack.callback(self._devices.close)
@@ -187,36 +187,22 @@ def host_specs(prepared: Prepared, spread: Spread, token: str) -> list[HostSpec]
         specs += [HostSpec(_shard_name(index), SHARD_HOST, {"token": token}) for index in range(spread.shards)]
     if spread.devices is None:
         return specs
-    for group in device_groups(prepared.pools, spread):
-        resources = {kind: amount * len(group.devices) for kind, amount in spread.resources}
-        arguments = {"name": group.name, "token": token}
-        specs.append(HostSpec(group.name, DEVICE_HOST, arguments, resources, bundle=group.devices[0][1]))
+    for name, (_, devices) in device_hosts(prepared.pools, spread).items():
+        resources = {kind: amount * len(devices) for kind, amount in spread.resources}
+        arguments = {"name": name, "token": token}
+        specs.append(HostSpec(name, DEVICE_HOST, arguments, resources, bundle=devices[0][0]))
     return specs
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceGroup:
-    """Simulated devices (pool, replica, number in the replica) that share a host."""
-
-    name: str
-    devices: list[tuple[str, int, int]]
-
-    def by_pool(self) -> dict[str, list[tuple[int, int]]]:
-        """Devices (replica, number) of each pool."""
-        groups: dict[str, list[tuple[int, int]]] = {}
-        for pool, replica, device in self.devices:
-            groups.setdefault(pool, []).append((replica, device))
-        return groups
-
-
-def device_groups(pools: Sequence[PlacedPool], spread: Spread) -> list[DeviceGroup]:
-    """Which devices share a host."""
-    groups = []
+def device_hosts(pools: Sequence[PlacedPool], spread: Spread) -> dict[str, tuple[str, list[tuple[int, int]]]]:
+    """Of each device host, the pool of its devices, and these (replica, number in the replica)."""
+    hosts: dict[str, tuple[str, list[tuple[int, int]]]] = {}
     for pool in pools:
-        devices = [(pool.name, replica, n) for replica in pool.numbers for n in range(pool.devices_per_replica)]
+        devices = [(replica, number) for replica in pool.numbers for number in range(pool.devices_per_replica)]
         size = spread.devices_per_actor or pool.devices_per_replica
-        groups += [devices[first : first + size] for first in range(0, len(devices), size)]
-    return [DeviceGroup(f"devices-{number}", devices) for number, devices in enumerate(groups)]
+        for first in range(0, len(devices), size):
+            hosts[f"devices-{len(hosts)}"] = pool.name, devices[first : first + size]
+    return hosts
 
 
 def dealt_out(replicas: int, spread: Spread) -> list[range]:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -114,21 +115,13 @@ class Simulations(simulation_pb2_grpc.SimulationServiceServicer):
 
     def Pause(self, request: pb.PauseRequest, context: grpc.ServicerContext) -> pb.PauseResponse:  # noqa: N802
         """Hold a run."""
-        link = self._queue.link(request.run_id)
-        assert link.simulation is not None
-        answer = link.simulation.Pause(request, timeout=remaining_s(context), metadata=link.metadata)
-        link.changed()
-        self._queue.hold(request.run_id, held=True)
-        return answer
+        response: pb.PauseResponse = self._hold("Pause", request, context)
+        return response
 
     def Resume(self, request: pb.ResumeRequest, context: grpc.ServicerContext) -> pb.ResumeResponse:  # noqa: N802
         """Let a run go on."""
-        link = self._queue.link(request.run_id)
-        assert link.simulation is not None
-        answer = link.simulation.Resume(request, timeout=remaining_s(context), metadata=link.metadata)
-        link.changed()
-        self._queue.hold(request.run_id, held=False)
-        return answer
+        response: pb.ResumeResponse = self._hold("Resume", request, context)
+        return response
 
     def Cancel(self, request: pb.CancelRequest, context: grpc.ServicerContext) -> pb.CancelResponse:  # noqa: N802
         """End a run."""
@@ -151,6 +144,13 @@ class Simulations(simulation_pb2_grpc.SimulationServiceServicer):
             )
         with self._stream():
             yield from send_files(self._queue.folder(record.id).results, request.names)
+
+    def _hold(self, method: str, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: ANN401 either message
+        link = self._queue.link(request.run_id)
+        answer = getattr(link.simulation, method)(request, timeout=remaining_s(context), metadata=link.metadata)
+        link.changed()
+        self._queue.hold(request.run_id, held=method == "Pause")
+        return answer
 
     def _run(self, record: Record) -> pb.Run:
         run = pb.Run(

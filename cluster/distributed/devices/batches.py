@@ -19,7 +19,7 @@ ROWS_PER_BATCH = 2**20 // ROW_BYTES
 _STEP_BYTES = 600  # that a step takes in the log, about
 _STEPS, _DURATION = SpanColumns._fields.index("steps"), SpanColumns._fields.index("duration_fs")
 _CONTEXT, _DECODES = SpanColumns._fields.index("context"), SpanColumns._fields.index("decodes")
-Wires = Mapping[str, HostConnection]
+Connections = Mapping[str, HostConnection]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +46,8 @@ Log = ReplayLog[bytes, Message | WindowEnd]
 class _Group:
     """Hosts that have the same replicas, and get the same batches."""
 
-    def __init__(self, wires: Wires, replicas: frozenset[int], hosts: list[str], log: Log) -> None:
-        self._wires = wires
+    def __init__(self, connections: Connections, replicas: frozenset[int], hosts: list[str], log: Log) -> None:
+        self._connections = connections
         self.replicas = replicas
         self.hosts = hosts
         self.window = 0  # that is open
@@ -77,7 +77,7 @@ class _Group:
         self.sequence += 1
         self._log.append(Batch(self.hosts, data), len(data))
         for host in self.hosts:
-            self._wires[host].send_batch(data)
+            self._connections[host].send_batch(data)
 
     def end_window(self, window: int) -> None:
         self.window, self.ended, self.sequence = window + 1, self.sequence, 0
@@ -91,17 +91,17 @@ class PlannedFeed:
     """Batches of executed spans.
 
     Args:
-        wires: to the hosts.
+        connections: to the hosts.
         replicas: of each host, the replicas of which it has devices.
         log: of what they are fed.
     """
 
-    def __init__(self, wires: Wires, replicas: Mapping[str, frozenset[int]], log: Log) -> None:
-        self._wires = wires
+    def __init__(self, connections: Connections, replicas: Mapping[str, frozenset[int]], log: Log) -> None:
+        self._connections = connections
         hosts: dict[frozenset[int], list[str]] = {}
         for host, mine in replicas.items():
             hosts.setdefault(mine, []).append(host)
-        self._groups = [_Group(wires, mine, names, log) for mine, names in hosts.items()]
+        self._groups = [_Group(connections, mine, names, log) for mine, names in hosts.items()]
 
     def take(self, spans: Spans) -> None:
         """Feed executed spans in batches."""
@@ -124,7 +124,7 @@ class PlannedFeed:
     def repeat(self, message: Any, behind: set[str]) -> None:  # noqa: ANN401 a batch
         """Send a batch again."""
         for host in behind.intersection(message.hosts):
-            self._wires[host].send_batch(message.data)
+            self._connections[host].send_batch(message.data)
 
     def state(self) -> dict[str, Any]:
         """As JSON can hold it."""
@@ -140,16 +140,16 @@ class LockstepFeed:
     """Single steps, each of which all hosts of its replica execute together.
 
     Args:
-        wires: to the hosts.
+        connections: to the hosts.
         replicas: of each host, the replicas of which it has devices.
         log: of what they are fed.
     """
 
-    def __init__(self, wires: Wires, replicas: Mapping[str, frozenset[int]], log: Log) -> None:
-        self._wires = wires
-        every = sorted(frozenset[int]().union(*replicas.values()))
-        self._hosts = {replica: [host for host, mine in replicas.items() if replica in mine] for replica in every}
-        self._next = dict.fromkeys(every, 0)
+    def __init__(self, connections: Connections, replicas: Mapping[str, frozenset[int]], log: Log) -> None:
+        self._connections = connections
+        numbers = sorted(frozenset[int]().union(*replicas.values()))
+        self._hosts = {replica: [host for host, mine in replicas.items() if replica in mine] for replica in numbers}
+        self._next = dict.fromkeys(numbers, 0)
         self._log = log
 
     def take(self, spans: Spans) -> None:
@@ -200,8 +200,8 @@ class LockstepFeed:
         """A step on all hosts of its replica; returns its time."""
         hosts = self._hosts[request.replica]
         for host in hosts:
-            self._wires[host].send_step(request)
-        answers = all_of({host: partial(_answer, self._wires[host], request) for host in hosts})
+            self._connections[host].send_step(request)
+        answers = all_of({host: partial(_answer, self._connections[host], request) for host in hosts})
         times = {(host, answer.device): answer.duration_fs for host in hosts for answer in answers[host].times}
         distinct = set(times.values())
         if len(distinct) != 1:
@@ -210,11 +210,11 @@ class LockstepFeed:
         return distinct.pop()
 
 
-def _answer(wire: HostConnection, request: pb.ExecuteStepsRequest) -> pb.ExecuteStepsResponse:
+def _answer(connection: HostConnection, request: pb.ExecuteStepsRequest) -> pb.ExecuteStepsResponse:
     """The answer to a step."""
-    response = wire.receive_step()
+    response = connection.receive_step()
     if (response.replica, response.step) != (request.replica, request.step):
         raise InputError(
-            f"device host {wire.name}", f"answers step {response.step} where step {request.step} was asked for"
+            f"device host {connection.name}", f"answers step {response.step} where step {request.step} was asked for"
         )
     return response

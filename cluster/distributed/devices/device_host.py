@@ -16,6 +16,7 @@ from pimserve.cluster.base.wire import to_table
 from pimserve.cluster.distributed.devices.exchange import (
     check_flows,
     check_totals,
+    device_ids,
     from_hand_over_table,
     from_traffic_table,
     to_flows,
@@ -109,7 +110,7 @@ class _Service(DeviceServiceServicer):
             return pb.GetCapabilitiesResponse(
                 version=__version__,
                 host=self._name,
-                devices=[] if state is None else _device_ids(state.devices),
+                devices=[] if state is None else device_ids(state.devices),
                 mode=pb.DEVICE_MODE_UNSPECIFIED if state is None else _mode(lockstep=state.lockstep),
                 draining=self._draining,
                 window=-1 if state is None else state.closed,
@@ -321,10 +322,6 @@ class _Service(DeviceServiceServicer):
 
 def _mode(*, lockstep: bool) -> pb.DeviceMode.ValueType:
     return pb.DEVICE_MODE_LOCKSTEP if lockstep else pb.DEVICE_MODE_PLANNED
-
-
-def _device_ids(keys: Iterable[DeviceKey]) -> list[pb.DeviceId]:
-    return [pb.DeviceId(replica=replica, device=device) for replica, device in keys]
 
 
 def _device_keys(ids: Iterable[pb.DeviceId]) -> list[DeviceKey]:

@@ -7,7 +7,7 @@ what they know.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,7 @@ from pimserve.cluster.base.rpc.statuses import DeviceMismatchError, HostUnavaila
 from pimserve.cluster.distributed.devices.batches import LockstepFeed, Message, PlannedFeed, WindowEnd
 from pimserve.cluster.distributed.devices.compile import parse_scenario
 from pimserve.cluster.distributed.devices.conservation import Exchanged, check_conservation
-from pimserve.cluster.distributed.devices.exchange import from_traffic_table, to_hand_over_table
+from pimserve.cluster.distributed.devices.exchange import device_ids, from_traffic_table, to_hand_over_table
 from pimserve.cluster.distributed.devices.host_client import HostConnection, all_of, call_all
 from pimserve.cluster.distributed.devices.ledgers import DeviceLedger, from_message
 from pimserve.cluster.distributed.devices.span_rows import Spans
@@ -88,11 +88,11 @@ class DeviceDriver:
         self._places = dict(hosts)
         model = parse_scenario(scenario).load_model()
         self._picks_per_token = model.moe_layers * model.moe.top_k if model.moe is not None else 0
-        self._wires = {name: self._wire(name) for name in hosts}
+        self._connections = {name: self._connect_to(name) for name in hosts}
         replicas = {name: frozenset(replica for replica, _ in place.all_devices) for name, place in hosts.items()}
         self.log: ReplayLog[bytes, Message | WindowEnd] = ReplayLog()
         feed = LockstepFeed if settings.lockstep else PlannedFeed
-        self._feed: LockstepFeed | PlannedFeed = feed(self._wires, replicas, self.log)
+        self._feed: LockstepFeed | PlannedFeed = feed(self._connections, replicas, self.log)
         self._tokens = dict.fromkeys(sorted(frozenset[int]().union(*replicas.values())), 0)
         self._slowdowns: dict[int, list[tuple[int, int]]] = {replica: [] for replica in self._tokens}
         self._home = {key: name for name, place in hosts.items() for key in place.all_devices}
@@ -113,21 +113,21 @@ class DeviceDriver:
         if not behind:
             return
         for name in behind:
-            self._wires[name].forget_streams()
+            self._connections[name].forget_streams()
         all_of({name: partial(self._compile, name) for name in sorted(behind & self._unplanned)})
         self._unplanned -= behind
         states = {name: state for name, state in self.log.snapshots.items() if name in behind}
-        call_all(self._wires, "Restore", {name: pb.RestoreRequest(state=state) for name, state in states.items()})
+        call_all(self._connections, "Restore", {name: pb.RestoreRequest(state=state) for name, state in states.items()})
         self._introduce()
         for message in self.log.messages:
             if not isinstance(message, WindowEnd):
                 self._feed.repeat(message, behind)
             elif message is not self._ending:
-                all_of({name: self._wires[name].settled for name in sorted(behind)})
+                all_of({name: self._connections[name].settled for name in sorted(behind)})
                 self._end_window(behind, message)
         if self.closed >= 0 and self._ending is None:
             # The others tell again what they have sent; at the end of a window, they are about to.
-            self._close(set(self._wires) - behind, self.closed, {})
+            self._close(set(self._connections) - behind, self.closed, {})
         self._behind = set()
 
     def take(self, replica: int, rows: IntArray, first_steps: IntArray) -> None:
@@ -147,7 +147,7 @@ class DeviceDriver:
             self.connect()
         self._feed.take(Spans(replica, rows, first_steps, self._slowdowns_at(replica, first_steps)))
         self._count(replica, rows)
-        failures = [failure for wire in self._wires.values() if (failure := wire.failure) is not None]
+        failures = [failure for connection in self._connections.values() if (failure := connection.failure) is not None]
         for failure in failures:
             if not isinstance(failure, HostUnavailableError):
                 raise failure
@@ -186,9 +186,9 @@ class DeviceDriver:
             self._ending = WindowEnd(window, self._feed.end_window(window), self._hand_overs(window))
             self.log.append(self._ending, 0)
         self.connect()
-        all_of({name: wire.settled for name, wire in self._wires.items()})
+        all_of({name: connection.settled for name, connection in self._connections.items()})
         if self._ending is not None:
-            self._end_window(set(self._wires), self._ending)
+            self._end_window(set(self._connections), self._ending)
             self.closed, self._ending = window, None
         traffic = self.traffic()
         check_conservation(traffic, self.picks())
@@ -209,8 +209,8 @@ class DeviceDriver:
     @property
     def sent(self) -> tuple[int, int]:
         """Batches and steps that were sent to hosts that are there now, and their bytes."""
-        wires = self._wires.values()
-        return sum(wire.messages for wire in wires), sum(wire.bytes for wire in wires)
+        wires = self._connections.values()
+        return sum(connection.messages for connection in wires), sum(connection.bytes for connection in wires)
 
     def ledgers(self) -> list[DeviceLedger]:
         """Ledgers of all devices, by replica and device, of all steps that hosts have digested."""
@@ -251,7 +251,7 @@ class DeviceDriver:
         self._feed.restore(state["feed"])
         self._tokens = dict(state["tokens"])
         self._slowdowns = {replica: [(a, b) for a, b in changes] for replica, changes in state["slowdowns"]}
-        self._behind = set(self._wires)
+        self._behind = set(self._connections)
         self.connect()
 
     def replace(self, host: str, address: str) -> None:
@@ -261,8 +261,8 @@ class DeviceDriver:
             HostUnavailableError: it, or another one, cannot be reached; replace that.
         """
         self._places[host] = HostPlace(address, self._places[host].devices)
-        self._wires[host].close()
-        self._wires[host] = self._wire(host)
+        self._connections[host].close()
+        self._connections[host] = self._connect_to(host)
         self._behind.add(host)
         self._unplanned.add(host)
         self.connect()
@@ -270,20 +270,20 @@ class DeviceDriver:
     def drain(self) -> None:
         """Hosts finish what came, and refuse more."""
         self._feed.flush()
-        all_of({name: wire.settled for name, wire in self._wires.items()})
+        all_of({name: connection.settled for name, connection in self._connections.items()})
         self._ask("Drain", pb.DrainRequest())
 
     def close(self) -> None:
         """Close the connections; the hosts stay."""
-        for wire in self._wires.values():
-            wire.close()
+        for connection in self._connections.values():
+            connection.close()
 
-    def _wire(self, host: str) -> HostConnection:
+    def _connect_to(self, host: str) -> HostConnection:
         return HostConnection(host, self._places[host].address, self.settings.token, self.settings.in_flight)
 
     def _ask(self, method: str, request: object) -> dict[str, Any]:
         """The same call to all hosts, side by side."""
-        return call_all(self._wires, method, dict.fromkeys(self._wires, request))
+        return call_all(self._connections, method, dict.fromkeys(self._connections, request))
 
     def _slowdowns_at(self, replica: int, first_steps: IntArray) -> IntArray:
         """(n,): how slow the replica is in spans that begin with these steps."""
@@ -301,11 +301,11 @@ class DeviceDriver:
     def _compile(self, host: str) -> None:
         """Hand a host its devices, and compare its plans with the engine's."""
         settings, place = self.settings, self._places[host]
-        response: pb.CompilePlanResponse = self._wires[host].call(
+        response: pb.CompilePlanResponse = self._connections[host].call(
             "CompilePlan",
             pb.CompilePlanRequest(
                 scenario=self._scenario,
-                pools=[pb.PoolDevices(pool=pool, devices=_ids(keys)) for pool, keys in place.devices.items()],
+                pools=[pb.PoolDevices(pool=pool, devices=device_ids(keys)) for pool, keys in place.devices.items()],
                 mode=pb.DEVICE_MODE_LOCKSTEP if settings.lockstep else pb.DEVICE_MODE_PLANNED,
                 audit_share=settings.audit_share,
             ),
@@ -320,11 +320,11 @@ class DeviceDriver:
     def _introduce(self) -> None:
         """Tell all hosts of all others."""
         peers = {
-            name: pb.Peer(host=name, address=place.address, devices=_ids(place.all_devices))
+            name: pb.Peer(host=name, address=place.address, devices=device_ids(place.all_devices))
             for name, place in self._places.items()
         }
         others = {name: [peer for other, peer in peers.items() if other != name] for name in peers}
-        call_all(self._wires, "SetPeers", {name: pb.SetPeersRequest(peers=others[name]) for name in others})
+        call_all(self._connections, "SetPeers", {name: pb.SetPeersRequest(peers=others[name]) for name in others})
 
     def _hand_overs(self, window: int) -> dict[str, pb.HandOverKvRequest]:
         """What was handed over in a window, for each sending host."""
@@ -340,12 +340,12 @@ class DeviceDriver:
 
     def _end_window(self, hosts: set[str], end: WindowEnd) -> None:
         """End a window on these hosts. Hand-overs are repeated by all, as they may be lost at either end."""
-        call_all(self._wires, "HandOverKv", end.hand_overs)
+        call_all(self._connections, "HandOverKv", end.hand_overs)
         self._close(hosts, end.window, end.batches)
 
     def _close(self, hosts: set[str], window: int, batches: Mapping[str, int]) -> None:
         requests = {host: pb.CloseWindowRequest(window=window, batches=batches.get(host, 0)) for host in sorted(hosts)}
-        call_all(self._wires, "CloseWindow", requests)
+        call_all(self._connections, "CloseWindow", requests)
 
     def save(self) -> None:
         """Let all hosts write down what they have; what they were fed so far is not needed any more.
@@ -354,9 +354,5 @@ class DeviceDriver:
             HostUnavailableError: hosts cannot be reached; repeat the call when they are replaced.
         """
         self.connect()
-        all_of({name: wire.settled for name, wire in self._wires.items()})
+        all_of({name: connection.settled for name, connection in self._connections.items()})
         self.log.save({name: r.state for name, r in self._ask("Snapshot", pb.SnapshotRequest()).items()})
-
-
-def _ids(keys: Iterable[tuple[int, int]]) -> list[pb.DeviceId]:
-    return [pb.DeviceId(replica=replica, device=device) for replica, device in keys]

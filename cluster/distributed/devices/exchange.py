@@ -32,6 +32,11 @@ _HAND_OVERS: _Columns = {
 }
 
 
+def device_ids(keys: Iterable[tuple[int, int]]) -> list[pb.DeviceId]:
+    """Devices (replica, number in the replica) on the wire."""
+    return [pb.DeviceId(replica=replica, device=device) for replica, device in keys]
+
+
 class Sums:
     """Counts and bytes by devices and kind."""
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from pimserve.arrays import IntArray
 from pimserve.cluster.base.rpc.statuses import WrongStateError
 from pimserve.cluster.distributed.devices.book import ReplicaBook
 from pimserve.cluster.distributed.devices.compile import DevicePool, compile_pool, parse_scenario
-from pimserve.cluster.distributed.devices.exchange import Flows, Key, KvBook, Sums
+from pimserve.cluster.distributed.devices.exchange import Flows, KvBook, Sums
 from pimserve.cluster.distributed.devices.span_rows import Spans
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.errors import InputError
@@ -182,7 +183,7 @@ class HostState:
     def outgoing(self, replica: int, step: Step) -> dict[str, Flows]:
         """What devices here send to devices of each other host in a step."""
         flows: dict[str, Flows] = {}
-        for sender, receiver, kind, count, size in self._step_flows(replica, step):
+        for sender, receiver, kind, count, size in _flows(self.books[replica], step.traffic):
             if self.here(replica, sender) and (host := self.home(replica, receiver)) not in {None, self.name}:
                 assert host is not None
                 flows.setdefault(host, []).append((sender, receiver, kind, count, size))
@@ -192,16 +193,10 @@ class HostState:
         """Other hosts whose devices send something here in a step."""
         hosts = {
             self.home(replica, sender)
-            for sender, receiver, *_ in self._step_flows(replica, step)
+            for sender, receiver, *_ in _flows(self.books[replica], step.traffic)
             if self.here(replica, receiver)
         }
         return {host for host in hosts if host is not None and host != self.name}
-
-    def _step_flows(self, replica: int, step: Step) -> Flows:
-        cells = zip(*(column.tolist() for column in self.books[replica].cells), step.traffic.tolist(), strict=True)
-        return [
-            (sender, receiver, kind, count, size) for sender, receiver, kind, (count, size) in cells if count or size
-        ]
 
     def executed(self, replica: int, step: Step, flows: Iterable[tuple[int, ...]]) -> None:
         """A step is done: `flows` (sender, receiver, kind, count, bytes) came from peers for it."""
@@ -251,14 +246,12 @@ class HostState:
         return [*received, *self._stepped.entries(), *self.kv.received.entries()]
 
     def _entries(self) -> list[tuple[int, ...]]:
-        entries: list[tuple[int, ...]] = []
-        for replica, book in self.books.items():
-            cells = zip(*(column.tolist() for column in book.cells), book.traffic.tolist(), strict=True)
-            for sender, receiver, kind, (count, size) in cells:
-                if sender in book.devices and (count or size):
-                    key: Key = (replica, sender, replica, receiver, kind)
-                    entries.append((*key, count, size))
-        return entries
+        return [
+            (replica, sender, replica, receiver, *amount)
+            for replica, book in self.books.items()
+            for sender, receiver, *amount in _flows(book, book.traffic)
+            if sender in book.devices
+        ]
 
     def snapshot(self) -> bytes:
         """All of it but peers, as JSON with version and checksum."""
@@ -287,7 +280,7 @@ class HostState:
         state = _checked_snapshot(snapshot)
         fresh = {replica: book.fresh() for replica, book in self.books.items()}
         kv, stepped = KvBook(), Sums()
-        try:
+        with _refusing_nonsense():
             same = state["plans"] == self._plans() and state["lockstep"] == self.lockstep
             of = [(book["replica"], tuple(book["devices"])) for book in state["books"]]
             if not same or of != [(replica, book.devices) for replica, book in self.books.items()]:
@@ -302,10 +295,6 @@ class HostState:
             }
             closed, sequence = int(state["closed"]), int(state["sequence"])
             opened = None if state["open"] is None else int(state["open"])
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError("state", "is not a snapshot of a device host") from None
         self.books, self.kv, self._stepped, self._totals = fresh, kv, stepped, totals
         self.closed, self._sequence, self._open = closed, sequence, opened
 
@@ -315,18 +304,28 @@ class HostState:
 
 def _checked_snapshot(snapshot: bytes) -> dict[str, Any]:
     """The state in a snapshot."""
-    try:
+    with _refusing_nonsense():
         document = json.loads(snapshot)
         version, checksum, text = document["version"], document["sha256"], document["state"]
         if version != SNAPSHOT_VERSION:
             raise InputError("state", f"is a snapshot of version {version}; this is version {SNAPSHOT_VERSION}")
         if hashlib.sha256(text.encode()).hexdigest() != checksum:
             raise InputError("state", "is damaged: its checksum does not fit")
-        state = json.loads(text)
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
+        return dict(json.loads(text))
+
+
+@contextmanager
+def _refusing_nonsense() -> Iterator[None]:
+    """What cannot be read is no snapshot."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError):
         raise InputError("state", "is not a snapshot of a device host") from None
-    if not isinstance(state, dict):
-        raise InputError("state", "is not a snapshot of a device host")
-    return state
+
+
+def _flows(book: ReplicaBook, traffic: IntArray) -> Flows:
+    """(sender, receiver, kind, count, bytes) of what passes between devices, (cells, 2)."""
+    cells = zip(*(column.tolist() for column in book.cells), traffic.tolist(), strict=True)
+    return [(sender, receiver, kind, count, size) for sender, receiver, kind, (count, size) in cells if count or size]

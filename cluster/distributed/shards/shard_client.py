@@ -7,7 +7,7 @@ snapshot and carries them out again (`recovery.py`); what it reports the second 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -26,11 +26,12 @@ from pimserve.cluster.distributed.shards.shard_wire import (
     fleet_digest,
     fleet_json,
     from_message,
+    from_state_messages,
     in_pieces,
-    joined,
     pieces,
     rows_of,
     spans_of,
+    state_messages,
     to_message,
 )
 from pimserve.errors import PimserveError
@@ -44,7 +45,6 @@ from pimserve.v1.columns_pb2 import Table
 from pimserve.v1.shard_pb2_grpc import ShardServiceStub
 
 _CALL_S = 60.0  # a call that does not run the engines
-_STATE_PIECE = 2**20
 _State = tuple[bytes, IntArray, NDArray[Any]]  # JSON, numbers of requests, their rows
 
 
@@ -155,7 +155,7 @@ class ShardClient:
 
     def save(self) -> None:
         """Keep the state of the shard; brings the table up to date."""
-        text, numbers, rows, spans = self._connection().snapshot(len(self._table))
+        (text, numbers, rows), spans = self._connection().snapshot(len(self._table))
         if not self._ended:  # else the table says more than the shard knows
             self._table.write(numbers, rows)
         for table in spans:
@@ -252,16 +252,9 @@ class _Connection:
 
     def restore(self, state: _State, sequence: int) -> None:
         """Have it begin, or go on."""
-        text, numbers, rows = state
-
-        def messages() -> Iterator[pb.RestoreShardRequest]:
-            for begin in range(0, len(text), _STATE_PIECE):
-                yield pb.RestoreShardRequest(state=text[begin : begin + _STATE_PIECE], sequence=sequence)
-            for table in pieces(numbers, rows):
-                yield pb.RestoreShardRequest(rows=table, sequence=sequence)
-
+        messages = state_messages(pb.RestoreShardRequest, *state, sequence=sequence)
         with errors_of(self._name):
-            self._stub.RestoreShard(messages(), timeout=_CALL_S, metadata=self._auth)
+            self._stub.RestoreShard(messages, timeout=_CALL_S, metadata=self._auth)
 
     def send(self, parts: Sequence[pb.AdvanceWindowsRequest]) -> None:
         """Send an order, without waiting."""
@@ -283,16 +276,12 @@ class _Connection:
                     return answers
         raise HostUnavailableError((self._name,), "the stream has ended")
 
-    def snapshot(self, most: int) -> tuple[bytes, IntArray, NDArray[Any], list[Table]]:
-        """State, numbers and rows of requests, and executed steps that no report has had."""
-        text, parts, spans = b"", [], []
+    def snapshot(self, most: int) -> tuple[_State, list[Table]]:
+        """The state, and executed steps that no report has had."""
         with errors_of(self._name):
-            for piece in self._stub.SnapshotShard(pb.SnapshotShardRequest(), timeout=_CALL_S, metadata=self._auth):
-                text += piece.state
-                if piece.HasField("rows"):
-                    parts.append(rows_of(piece.rows, most))
-                spans.append(piece.spans)
-        return text, *joined(parts), spans
+            answers = self._stub.SnapshotShard(pb.SnapshotShardRequest(), timeout=_CALL_S, metadata=self._auth)
+            messages = list(answers)
+        return from_state_messages(messages, most), [message.spans for message in messages]
 
     def close(self) -> None:
         """Let go of it."""

@@ -22,10 +22,12 @@ from pimserve.cluster.distributed.shards.shard_wire import (
     fleet_digest,
     fleet_of,
     from_message,
+    from_state_messages,
     in_pieces,
     pieces,
     rows_of,
     spans_to_table,
+    state_messages,
     to_message,
 )
 from pimserve.cluster.run.results import SPAN
@@ -36,7 +38,6 @@ from pimserve.v1 import shard_pb2 as pb
 from pimserve.v1.columns_pb2 import Table
 from pimserve.v1.shard_pb2_grpc import ShardServiceServicer, add_ShardServiceServicer_to_server
 
-_STATE_PIECE = 2**20
 _THREADS = 4
 
 
@@ -91,25 +92,15 @@ class _Service(ShardServiceServicer):
     ) -> pb.RestoreShardResponse:
         """Go on from a state."""
         with self._lock:
-            self._restore(request_iterator)
-        return pb.RestoreShardResponse()
-
-    def _restore(self, requests: Iterable[pb.RestoreShardRequest]) -> None:
-        state = b""
-        parts = []
-        for request in requests:
-            state += request.state
-            if request.HasField("rows"):
-                parts.append(rows_of(request.rows, len(self._table)))
-            self._next = request.sequence
-        for numbers, rows in parts:  # before the engines of a closed loop issue their first requests
-            self._table.write(numbers, rows)
-        self._shard = Shard(self._fleet, self._replicas, self._table, self._keep if self._spans_wanted else None)
-        self._answer = []
-        if state:
-            self._shard.restore(json.loads(state))
-            for numbers, rows in parts:
+            requests = list(request_iterator)
+            state, numbers, rows = from_state_messages(requests, len(self._table))
+            self._table.write(numbers, rows)  # before the engines of a closed loop issue their first requests
+            self._shard = Shard(self._fleet, self._replicas, self._table, self._keep if self._spans_wanted else None)
+            self._next, self._answer = requests[-1].sequence if requests else 0, []
+            if state:
+                self._shard.restore(json.loads(state))
                 self._table.write(numbers, rows)
+        return pb.RestoreShardResponse()
 
     def AdvanceWindows(  # noqa: N802
         self, request_iterator: Iterable[pb.AdvanceWindowsRequest], context: grpc.ServicerContext
@@ -136,10 +127,7 @@ class _Service(ShardServiceServicer):
             numbers = self._shard.in_hand()
             rows = self._table.rows(numbers)
             spans = self._spans_so_far()
-        for begin in range(0, len(state), _STATE_PIECE):
-            yield pb.SnapshotShardResponse(state=state[begin : begin + _STATE_PIECE])
-        for table in pieces(numbers, rows):
-            yield pb.SnapshotShardResponse(rows=table)
+        yield from state_messages(pb.SnapshotShardResponse, state, numbers, rows)
         for table in spans:
             yield pb.SnapshotShardResponse(spans=table)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar, get_type_hints
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
+from pimserve.arrays import IntArray
 from pimserve.cluster.base.wire import from_table, to_table
 from pimserve.cluster.run.results import SPAN
 from pimserve.errors import InputError
@@ -27,6 +28,7 @@ _SPAN_COLUMNS = {name: SPAN[name] for name in SPAN.names or ()}
 _FLEET = TypeAdapter(Fleet)
 _ADAPTERS: dict[tuple[type, str], TypeAdapter[Any]] = {}
 _Data = TypeVar("_Data")
+_Message = TypeVar("_Message")
 
 
 def fleet_json(fleet: Fleet) -> str:
@@ -104,7 +106,7 @@ def _adapter(kind: type, field: str) -> TypeAdapter[Any]:
     return adapter
 
 
-def pieces(requests: NDArray[np.int64], rows: NDArray[Any]) -> Iterator[columns_pb2.Table]:
+def pieces(requests: IntArray, rows: NDArray[Any]) -> Iterator[columns_pb2.Table]:
     """Rows (n,) of the request table with their numbers (n,), as tables of at most about a megabyte; at least one."""
     for begin in range(0, max(1, len(requests)), ROWS_PER_MESSAGE):
         part = slice(begin, begin + ROWS_PER_MESSAGE)
@@ -112,7 +114,7 @@ def pieces(requests: NDArray[np.int64], rows: NDArray[Any]) -> Iterator[columns_
         yield to_table({"request": requests[part], **columns})
 
 
-def rows_of(table: columns_pb2.Table, most: int) -> tuple[NDArray[np.int64], NDArray[Any]]:
+def rows_of(table: columns_pb2.Table, most: int) -> tuple[IntArray, NDArray[Any]]:
     """Numbers (n,), each below `most`, and rows (n,) of the request table.
 
     Raises:
@@ -142,8 +144,23 @@ def spans_of(table: columns_pb2.Table) -> NDArray[Any]:
     return spans
 
 
-def joined(parts: Sequence[tuple[NDArray[np.int64], NDArray[Any]]]) -> tuple[NDArray[np.int64], NDArray[Any]]:
-    """One array each of several parts of rows."""
-    if not parts:
-        return np.zeros(0, np.int64), np.zeros(0, DTYPE)
-    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+def state_messages(
+    kind: Callable[..., _Message], state: bytes, requests: IntArray, rows: NDArray[Any], **more: object
+) -> Iterator[_Message]:
+    """A state and the rows of its requests, each in pieces of about a megabyte, as messages of a kind."""
+    for begin in range(0, len(state), _PIECE_BYTES):
+        yield kind(state=state[begin : begin + _PIECE_BYTES], **more)
+    for table in pieces(requests, rows):
+        yield kind(rows=table, **more)
+
+
+def from_state_messages(messages: Iterable[Any], most: int) -> tuple[bytes, IntArray, NDArray[Any]]:
+    """State, numbers (n,) of requests, each below `most`, and their rows (n,)."""
+    state, requests, rows = b"", [np.zeros(0, np.int64)], [np.zeros(0, DTYPE)]
+    for message in messages:
+        state += message.state
+        if message.HasField("rows"):
+            numbers, columns = rows_of(message.rows, most)
+            requests.append(numbers)
+            rows.append(columns)
+    return state, np.concatenate(requests), np.concatenate(rows)
