@@ -28,13 +28,7 @@ class DevicePool:
     costs: ReplicaCosts
     traffic: Traffic
     seed: int
-    expert_layers: int
-    top_k: int
-
-    @property
-    def picks_per_token(self) -> int:
-        """Experts that a token picks in all layers."""
-        return self.expert_layers * self.top_k
+    picks_per_token: int
 
 
 def parse_scenario(text: str) -> Scenario:
@@ -72,9 +66,13 @@ def compile_pool(prepared: Prepared, name: str) -> DevicePool:
         costs=placed.costs(prepared.routing, seed),
         traffic=_traffic_of(placed, alone, model, _share(model, prepared.routing, seed)),
         seed=seed,
-        expert_layers=model.moe_layers if model.moe is not None else 0,
-        top_k=model.moe.top_k if model.moe is not None else 0,
+        picks_per_token=picks_per_token(model),
     )
+
+
+def picks_per_token(model: ModelSpec) -> int:
+    """Experts that a token picks in all layers."""
+    return model.moe_layers * model.moe.top_k if model.moe is not None else 0
 
 
 def _share(model: ModelSpec, routing: Routing, seed: int) -> tuple[float, ...]:

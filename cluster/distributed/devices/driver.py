@@ -18,7 +18,7 @@ import numpy as np
 from pimserve.arrays import IntArray
 from pimserve.cluster.base.rpc.statuses import DeviceMismatchError, HostUnavailableError, WrongStateError
 from pimserve.cluster.distributed.devices.batches import LockstepFeed, Message, PlannedFeed, WindowEnd
-from pimserve.cluster.distributed.devices.compile import parse_scenario
+from pimserve.cluster.distributed.devices.compile import parse_scenario, picks_per_token
 from pimserve.cluster.distributed.devices.conservation import Exchanged, check_conservation
 from pimserve.cluster.distributed.devices.exchange import device_ids, from_traffic_table, to_hand_over_table
 from pimserve.cluster.distributed.devices.host_client import HostConnection, all_of, call_all
@@ -86,8 +86,7 @@ class DeviceDriver:
         self._scenario = scenario
         self._digests = dict(digests)
         self._places = dict(hosts)
-        model = parse_scenario(scenario).load_model()
-        self._picks_per_token = model.moe_layers * model.moe.top_k if model.moe is not None else 0
+        self._picks_per_token = picks_per_token(parse_scenario(scenario).load_model())
         self._connections = {name: self._connect_to(name) for name in hosts}
         replicas = {name: frozenset(replica for replica, _ in place.all_devices) for name, place in hosts.items()}
         self.log: ReplayLog[bytes, Message | WindowEnd] = ReplayLog()
