@@ -94,5 +94,6 @@ class Departures:
         return {"finished": self.count, "_left_last": self.last, "_freed_last": self.freed_last}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state`."""
+        """Go on from `state`, whatever a fresh replica has rejected."""
+        self.collected()
         self.count, self.last, self.freed_last = state["finished"], state["_left_last"], state["_freed_last"]

@@ -261,3 +261,13 @@ def test_a_closed_loop_in_windows_ends() -> None:
     served = serve(requests, concurrency=3, replicas=2, deployment=Deployment(window_wall_s=1e-9))
     assert (served.table["finish_ps"] > 0).all()
     assert digest(served) == digest(serve(requests, concurrency=3, replicas=2))
+
+
+def test_who_left_before_an_interruption_does_not_leave_again() -> None:
+    """Replicas of a closed loop, made anew, issue their first requests again, and reject those that are too long."""
+    requests, kept, left = [(0.0, 1600, 5), (0.0, 5, 5), (0.0, 5, 5)], Kept(), []
+    for kept.first in (None, 1):
+        control = Windows([FS_PER_MS * 10])
+        serve(requests, concurrency=1, deployment=Deployment(control=control, checkpoints=kept))
+        left.append([request for view in control.views for request in view.left.tolist()])
+    assert left == [[0, 1, 2], [1, 2]]
