@@ -18,113 +18,14 @@ from hypothesis import strategies as st
 from pimserve.device_models.operators import CATEGORIES
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S, HOST
 from pimserve.errors import InputError
-from pimserve.loadgen.workload import Workload
 from pimserve.scheduler import fleet, steplog
-from pimserve.scheduler.config import SchedulerSpec
-from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.engine import Engine
 from pimserve.scheduler.requests import FINISHED, FOREVER, NEVER, REJECTED, WAITING
-from pimserve.scheduler.simulation import Served
-from pimserve.scheduler.slo import SloSpec
-from pimserve.scheduler.steplog import SpanColumns, expand
-from pimserve.scheduler.summary import digest, summarize
-from pimserve.scheduler.usage import Hardware
+from pimserve.scheduler.summary import digest
+from tests.scheduler.law_runs import REPLICAS, ROUTERS, Run, runs
 
-from .pools import simulate_on
 from .reference_engine import UNLIMITED
 from .strategies import Case, cases
-
-ROUTERS = st.sampled_from(["round_robin", "least_outstanding"])
-REPLICAS = st.integers(1, 3)
-
-
-class Run:
-    """A case served by `simulate`: what came of it, and every row that it wrote.
-
-    `prefill` of the replicas compute prompts, where the others only decode.
-    """
-
-    def __init__(self, case: Case, replicas: int = 1, router: str = "round_robin", **changes: Any) -> None:
-        chunked = case.max_num_batched_tokens is not None
-        interval = changes.pop("report_interval_s", 0.0)
-        self.spec = SchedulerSpec.model_construct(  # without the check that the token budget holds every decode
-            batching="chunked" if chunked else "stage",
-            max_num_seqs=case.max_num_seqs,
-            max_num_batched_tokens=case.max_num_batched_tokens if chunked else 2**31 - 1,
-            block_size=case.block_size,
-            kv_admission=case.kv_admission,
-            router=router,
-            report_interval_s=interval,
-        )
-        self.case = case
-        self.blocks: list[list[tuple[np.ndarray, int]]] = [[] for _ in range(replicas)]
-        self.served: Served = simulate_on(
-            **{
-                "plan": case.plan,
-                "workload": workload(case),
-                "spec": self.spec,
-                "kv_capacity_tokens": case.kv_tokens,
-                "kv_groups": case.kv_groups,
-                "max_model_len": case.max_model_len,
-                "replicas": changes.pop("prefill", replicas),
-                "routing": case.routing,
-                "seed": case.seed,
-                "max_time_s": None if case.max_time_fs is None else case.max_time_fs / FS_PER_S,
-                "write_rows": lambda replica, rows, _: self.blocks[replica].append(rows),
-                **changes,
-            }
-        )
-        self.table = self.served.table.structured()
-
-    def rows(self, replica: int) -> list[tuple[int, SpanColumns]]:
-        """(begin of the first step in fs, row) of a replica, in order."""
-        rows = [SpanColumns(*row) for block in self.blocks[replica] for row in block.tolist()]
-        return [(row.begin_ps * FS_PER_PS + row.begin_rest_fs, row) for row in rows]
-
-    def all_rows(self) -> list[SpanColumns]:
-        return [row for replica in range(len(self.blocks)) for _, row in self.rows(replica)]
-
-    def steps(self, replica: int) -> list[tuple[int, ...]]:
-        """(begin fs, duration fs, decodes, context, prefill tokens, chunks, outputs) of every step of a replica."""
-        case = self.case
-        exact = case.routing.mode == "exact"
-        costs = ReplicaCosts(case.plan, case.pools(), replica=replica, seed=case.seed, exact=exact)
-        found: list[tuple[int, ...]] = []
-        for begin, row in self.rows(replica):
-            single = expand(costs, SpanColumns(*(np.array([value]) for value in row)), np.array([len(found)]))
-            for duration, decodes, context in zip(*(column.tolist() for column in single[:3]), strict=True):
-                found.append((begin, duration, decodes, context, row.prefill_tokens, row.chunks, row.outputs))
-                begin += duration  # noqa: PLW2901 the next step's
-        return found
-
-    def summary(self) -> dict[str, Any]:
-        return summarize(self.served, SloSpec(ttft_s=0.05, tpot_s=0.01), Hardware(len(self.blocks))).document()
-
-
-def workload(case: Case) -> Workload:
-    arrival = [0 if r.arrival_fs is None else r.arrival_fs // FS_PER_PS for r in case.requests]
-    return Workload(
-        arrival_ps=np.array(arrival, np.int64),
-        input_tokens=np.array([r.input_tokens for r in case.requests], np.int64),
-        output_tokens=np.array([r.output_tokens for r in case.requests], np.int64),
-        concurrency=case.concurrency,
-        offered_rate_per_s=None,
-        description="",
-        rows_read=0,
-        rows_dropped={},
-    )
-
-
-@st.composite
-def runs(draw: st.DrawFn, **changes: Any) -> Run:
-    """Runs of one to three replicas, of cases with some of their settings fixed."""
-    case = replace(draw(cases()), **changes)
-    if case.max_time_fs is not None:
-        if case.concurrency is None:  # a stop before the first request is refused
-            case.max_time_fs = max(case.max_time_fs, min((r.arrival_fs for r in case.requests), default=0) + FS_PER_PS)
-        case.max_time_fs += -case.max_time_fs % FS_PER_PS  # the request table counts in picoseconds
-    router = "round_robin" if case.concurrency is not None else draw(ROUTERS)
-    return Run(case, draw(REPLICAS), router)
 
 
 @settings(max_examples=40)

@@ -1,110 +1,26 @@
 """Reports of runs, of several and of sweeps: their figures are the summaries', and what is odd is said, not fatal."""
 
 import base64
-import errno
 import hashlib
 import json
 import re
-import shutil
-from functools import cache
-from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
-import typer
 import yaml
-from typer.testing import CliRunner
 
-from pimserve.cluster.base import files
 from pimserve.cluster.base.figures import figure, scaled
-from pimserve.cluster.cli.main import report_command as report_cli
-from pimserve.cluster.report import report
 from pimserve.cluster.report.inputs import load_run
-from pimserve.cluster.report.report import write_report
 from pimserve.cluster.report.series import request_series, step_series
 from pimserve.cluster.run.results import load_summary
-from pimserve.cluster.sweep.grid import load_grid
-from pimserve.cluster.sweep.sweep import sweep
-from pimserve.cluster.sweep.workers import ProcessWorkers
-from pimserve.errors import InputError
 from pimserve.scheduler.distributions import percentile
-from tests.cluster.report.runs import AIMC, MEASURED, changed_summary, make_run
+from tests.cluster.report.parsed_page import page_of
+from tests.cluster.report.runs import changed_summary, make_run
 from tests.cluster.run.example_summary import example_summary, without_numbers
 
 pytestmark = pytest.mark.slow
 
 HOSTILE = '<script>alert(1)</script><img src=x onerror="alert(2)"> $x$ {{ 7*7 }} \udcff\x00 你好'
-VOID = {"meta", "img", "br", "link", "input", "hr"}
-
-
-class Parsed(HTMLParser):
-    """What a page holds: its text, attributes by tag, ids, and that tags are closed."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.text, self.tags, self.ids, self.open = [], [], [], []
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        self.ids += [value for name, value in attrs if name == "id"]
-        if tag not in VOID and not self.get_starttag_text().endswith("/>"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        if self.open and self.open[-1] == tag:
-            self.open.pop()
-
-    def handle_data(self, data):
-        self.text.append(data)
-
-    def of(self, tag):
-        return [attrs for name, attrs in self.tags if name == tag]
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """Folders of small runs."""
-    folder = tmp_path_factory.mktemp("runs")
-    made = {
-        "duplex": make_run(folder / "duplex", "run.warmup_s=5", "name=on-duplex"),
-        "aimc": make_run(folder / "aimc", *AIMC),
-        "measured": make_run(folder / "measured", *MEASURED),
-    }
-    pools = "{prefill: {device: h100}, decode: {device: duplex}, handover: {gb_per_s: 50}}"
-    made["pools"] = make_run(folder / "pools", f"cluster.pools={pools}")
-    faults = "{events: [{at_s: 5, replica: 0, device: 1, kind: fail, for_s: 2}]}"
-    made["faults"] = make_run(folder / "faults", f"faults={faults}", "cluster.replicas=2")
-    return made
-
-
-@pytest.fixture(scope="module")
-def page_alone(runs, tmp_path_factory):
-    """The page of one of the small runs by its name, drawn once: (text, Parsed)."""
-    return cache(lambda name: page_of(runs[name], tmp_path_factory.mktemp("pages")))
-
-
-def page_of(places, tmp_path, **options):
-    places = places if isinstance(places, list) else [places]
-    out = write_report(places, tmp_path / "out.html", force=True, **options)
-    text = out.read_text(encoding="utf-8")
-    return text, Parsed(text)
-
-
-@pytest.fixture
-def copy(runs, tmp_path):
-    """A copy of the run on Duplex, to be changed."""
-    return shutil.copytree(runs["duplex"], tmp_path / "copy")
-
-
-@pytest.fixture
-def bare(copy):
-    """The same with its summary alone, so that few pictures are drawn."""
-    for name in ("steps.npy", "requests.npy", "scenario.yaml"):
-        (copy / name).unlink()
-    return copy
 
 
 @pytest.mark.parametrize("name", ["duplex", "aimc", "measured", "pools", "faults"])
@@ -394,183 +310,3 @@ def test_one_request_is_no_closed_loop(tmp_path):
 def test_facts_of_a_device_have_units(page_alone):
     _, page = page_alone("aimc")
     assert {"passive, W", "programming: time, s"} <= set(page.text)
-
-
-@pytest.fixture(scope="module")
-def swept(tmp_path_factory):
-    """A sweep's folder and document: four points, one of which fails, with two seeds each."""
-    folder = tmp_path_factory.mktemp("sweep") / "out"
-    axes = ["cluster.device=duplex,h100", "run.warmup_s=3600,0.1"]
-    sets = ["workload={mode: closed, concurrency: 4, num_requests: 30}", "output.steps=false"]
-    document = sweep(load_grid(None, sets, axes, 2), folder, ProcessWorkers(2))
-    return folder, document
-
-
-def test_a_sweep_shows_its_front(swept, tmp_path):
-    folder, document = swept
-    text, page = page_of(folder, tmp_path)
-    (alt,) = re.findall(r'<desc id="pareto-tpot-p99-s-alt">([^<]*)', text)
-    names = [point["name"] for point in document["points"]]
-    front = {str(names.index(name) + 1) for name in document["pareto"]["front"]}
-    assert set(re.findall(r"point (\d+) with", alt)) == front
-    assert {each.strip("*") for each in page.text if re.fullmatch(r"\d\*", each)} == front
-    assert "2 of 4 points failed" in page.text
-    assert any("leaves nothing to measure" in each for each in page.text)
-    assert "difference_to_baseline" not in text
-    assert "pareto-joules-per-output-token-title" in page.ids
-    assert any("\u00b1" in each for each in page.text)
-
-
-def test_a_sweep_stands_alone(swept, runs, tmp_path):
-    folder, _ = swept
-    with pytest.raises(InputError, match="one sweep, or runs"):
-        write_report([runs["duplex"], folder], tmp_path / "out.html")
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda document: {**document, "schema_version": 99}, "schema_version 2"),
-        (lambda document: {key: document[key] for key in ("schema_version", "identity")}, "no points yet"),
-        (lambda document: [], "schema_version 2"),
-        (lambda document: {**document, "points": [7]}, "no points yet"),
-    ],
-)
-def test_half_a_sweep_is_refused(swept, tmp_path, change, message):
-    folder = shutil.copytree(swept[0], tmp_path / "sweep")
-    (folder / "sweep.json").write_text(json.dumps(change(swept[1])))
-    with pytest.raises(InputError, match=message):
-        write_report([folder], tmp_path / "out.html")
-    (folder / "sweep.json").write_text("{")
-    with pytest.raises(InputError, match="cannot be read"):
-        write_report([folder], tmp_path / "out.html")
-    assert list(tmp_path.glob("*.html")) == []
-
-
-def test_names_of_a_sweep_are_only_text(swept, tmp_path):
-    folder = shutil.copytree(swept[0], tmp_path / "sweep")
-    text = (folder / "sweep.json").read_text().replace("h100", "<b>$1</b>")
-    (folder / "sweep.json").write_text(text)
-    _, page = page_of(folder, tmp_path)
-    assert not page.of("b")
-    assert any("<b>$1</b>" in each for each in page.text)
-
-
-def call(*arguments):
-    app = typer.Typer()
-    app.callback()(lambda: None)
-    app.command("report")(report_cli.report_command)
-    return CliRunner().invoke(app, ["report", *map(str, arguments)], catch_exceptions=True)
-
-
-def test_the_file_lies_where_it_is_wanted(bare, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert call(bare).output.endswith(f"report in {bare / 'report.html'}\n")
-    assert call(bare, bare).output.endswith("report in report.html\n")
-    assert call(bare / "summary.json", "--out", "a/b.html").exit_code == 0
-    assert (tmp_path / "a" / "b.html").read_text() == (bare / "report.html").read_text()
-
-
-def test_a_file_is_replaced_only_when_told_to(bare, tmp_path):
-    out = tmp_path / "out.html"
-    out.write_text("mine")
-    done = call(bare, "--out", out)
-    assert "exists already; give another file with --out, or --force" in str(done.exception)
-    assert out.read_text() == "mine"
-    assert call(bare, "--out", out, "--force", "--title", "A title").exit_code == 0
-    assert "<title>A title</title>" in out.read_text()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "out.html"]
-
-
-def test_a_place_that_is_none_is_said_before_a_file_in_the_way(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("report.html").write_text("mine")
-    with pytest.raises(InputError, match=r"nowhere: no results here"):
-        write_report([Path("nowhere")], None)
-
-
-def test_results_of_a_run_are_not_replaced(copy):
-    for name in ("summary.json", "requests.npy"):
-        before = (copy / name).read_bytes()
-        with pytest.raises(InputError, match="belongs to the results of a run"):
-            write_report([copy], copy / name, force=True)
-        assert (copy / name).read_bytes() == before
-
-
-def test_a_full_disk_leaves_nothing(bare, tmp_path, monkeypatch):
-    def full(_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(files.os, "fsync", full)
-    with pytest.raises(InputError, match=r"out\.html: cannot be written: No space left on device"):
-        write_report([bare], tmp_path / "new" / "folder" / "out.html")
-    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
-
-
-def test_a_file_system_without_links_takes_reports_too(bare, tmp_path, monkeypatch):
-    def refused(*_):
-        raise PermissionError(errno.EPERM, "Operation not permitted")
-
-    monkeypatch.setattr(files.os, "link", refused)
-    out = write_report([bare], tmp_path / "out.html")
-    assert out.read_text().startswith("<!doctype html>")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "out.html"]
-    with pytest.raises(FileExistsError), files.atomic_file(out, replace=False):
-        pass
-    assert out.read_text().startswith("<!doctype html>")
-
-
-def test_a_name_may_be_as_long_as_names_are(bare, tmp_path):
-    write_report([bare], tmp_path / ("\u9577" * 83 + ".html"))  # 254 bytes, of 255 at most
-
-
-def test_a_folder_is_never_replaced(copy, tmp_path):
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(InputError, match="is no file"):
-        write_report([copy], tmp_path / "folder", force=True)
-
-
-@pytest.mark.parametrize("force", [False, True])
-def test_links_are_neither_followed_nor_replaced(copy, tmp_path, force):
-    (tmp_path / "file").write_text("mine")
-    (tmp_path / "link").symlink_to("file")
-    (tmp_path / "dangling").symlink_to("nothing")
-    for out in (tmp_path / "link", tmp_path / "dangling", Path("/dev/stdout")):
-        with pytest.raises(InputError, match="is a link, which a report neither follows nor replaces"):
-            write_report([copy], out, force=force)
-    assert (tmp_path / "file").read_text() == "mine"
-    assert not (tmp_path / "nothing").exists()
-
-
-def test_a_file_that_appears_meanwhile_is_kept(copy, tmp_path, monkeypatch):
-    out = tmp_path / "out.html"
-    drawn = report.html
-
-    def slow(page):
-        out.write_text("theirs")
-        return drawn(page)
-
-    monkeypatch.setattr(report, "html", slow)
-    with pytest.raises(InputError, match="exists already"):
-        write_report([copy], out)
-    assert out.read_text() == "theirs"
-    assert not list(tmp_path.glob(".*"))
-
-
-def test_a_folder_that_cannot_be_written_is_an_error(copy):
-    with pytest.raises(InputError, match="cannot be written"):
-        write_report([copy], Path("/proc/nothing/out.html"))
-
-
-@pytest.mark.parametrize("bad", ["nowhere", "file/below"])
-def test_a_place_that_is_none_is_an_error(copy, tmp_path, bad):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=bad):
-        write_report([Path(tmp_path / bad)], tmp_path / "out.html")
-    with pytest.raises(InputError, match="cannot be written"):
-        write_report([copy], tmp_path / "file" / "out.html")
-
-
-def test_more_runs_than_can_be_told_apart_are_refused(copy, tmp_path):
-    with pytest.raises(InputError, match="at most 32"):
-        write_report([copy] * 33, tmp_path / "out.html")
