@@ -23,6 +23,7 @@ from pimserve.cluster.base.rpc.security import bearer
 from pimserve.cluster.base.rpc.statuses import HostUnavailableError, errors_of
 from pimserve.cluster.distributed.recovery import Recovery, ReplayLog
 from pimserve.cluster.distributed.shards.shard_wire import (
+    blank_table,
     fleet_digest,
     fleet_json,
     from_message,
@@ -141,8 +142,7 @@ class ShardClient:
 
     def _mirror(self) -> Shard:
         """A shard in this process with logs as those over there; not one to run."""
-        nothing = np.zeros(len(self._table), np.int64)
-        mirror = Shard(self._fleet, self.replicas, RequestTable(nothing, nothing, nothing, 0))
+        mirror = Shard(self._fleet, self.replicas, blank_table(len(self._table)))
         for log, state in zip(mirror.logs, self.state()["logs"], strict=True):
             log.restore(state)
         return mirror

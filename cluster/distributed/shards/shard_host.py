@@ -19,6 +19,7 @@ from pimserve.cluster.base.rpc.channels import make_server
 from pimserve.cluster.base.rpc.statuses import WrongStateError
 from pimserve.cluster.distributed.shards.shard_wire import (
     ROWS_PER_MESSAGE,
+    blank_table,
     fleet_digest,
     fleet_of,
     from_message,
@@ -31,7 +32,6 @@ from pimserve.cluster.distributed.shards.shard_wire import (
     to_message,
 )
 from pimserve.cluster.run.results import SPAN
-from pimserve.scheduler.requests import RequestTable
 from pimserve.scheduler.shard import NONE, Order, Report, Shard
 from pimserve.scheduler.steplog import SpanColumns
 from pimserve.v1 import shard_pb2 as pb
@@ -69,7 +69,7 @@ class _Service(ShardServiceServicer):
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._shard: Shard | None = None
-        self._table = _blank(0)
+        self._table = blank_table(0)
         self._spans_wanted = False
         self._spans: list[np.ndarray[tuple[int], np.dtype[np.void]]] = []
         self._next = 0  # number of the next order
@@ -79,7 +79,7 @@ class _Service(ShardServiceServicer):
         """Make the engines."""
         fleet = fleet_of(request.fleet)
         with self._lock:
-            self._table = _blank(request.requests)
+            self._table = blank_table(request.requests)
             self._spans_wanted, self._spans = request.spans, []
             self._next, self._answer = 0, []
             self._shard = None
@@ -139,7 +139,7 @@ class _Service(ShardServiceServicer):
             raise WrongStateError(f"order {self._next} comes next, not order {last.sequence}")
         if last.requests > len(self._table):
             at = len(self._table)
-            self._table.insert(at, np.zeros(last.requests - at, np.int64), _blank(last.requests - at))
+            self._table.insert(at, np.zeros(last.requests - at, np.int64), blank_table(last.requests - at))
             self._shard.rebind()
         requests = []
         for part in parts:
@@ -183,8 +183,3 @@ class _Service(ShardServiceServicer):
         for index, name in enumerate(SpanColumns._fields):
             block[name] = rows[:, index]
         self._spans.append(block)
-
-
-def _blank(requests: int) -> RequestTable:
-    nothing = np.zeros(requests, np.int64)
-    return RequestTable(nothing, nothing, nothing, 0)

@@ -17,7 +17,7 @@ from pimserve.cluster.base.wire import from_table, to_table
 from pimserve.cluster.run.results import SPAN
 from pimserve.errors import InputError
 from pimserve.scheduler.fleet import Fleet
-from pimserve.scheduler.requests import DTYPE
+from pimserve.scheduler.requests import DTYPE, RequestTable
 from pimserve.v1 import columns_pb2
 
 ROWS_PER_MESSAGE = 2**14  # about a megabyte
@@ -104,6 +104,12 @@ def _adapter(kind: type, field: str) -> TypeAdapter[Any]:
     if adapter is None:
         adapter = _ADAPTERS[kind, field] = TypeAdapter(get_type_hints(kind)[field])
     return adapter
+
+
+def blank_table(requests: int) -> RequestTable:
+    """A table of so many requests of which nothing is known yet, none of them one that must be rejected."""
+    nothing = np.zeros(requests, np.int64)
+    return RequestTable(nothing, nothing, nothing, max_model_len=1)
 
 
 def pieces(requests: IntArray, rows: NDArray[Any]) -> Iterator[columns_pb2.Table]:
