@@ -18,7 +18,7 @@ from pimserve.cluster.base.files import read_json
 from pimserve.cluster.base.processes import LOCKED, TO_BE_CONTINUED
 from pimserve.cluster.base.rpc.statuses import RefusedError, unknown_run
 from pimserve.cluster.metrics.run_metrics import RunMetrics
-from pimserve.cluster.service.folders import DataFolder, RunFolder
+from pimserve.cluster.service.data_folder import DataFolder, RunFolder
 from pimserve.cluster.service.run_registry import ACTIVE, ENDED, Record, Registry, State
 from pimserve.cluster.service.worker_link import WORKER, WorkerLink
 from pimserve.cluster.service.worker_supervisor import WorkerSupervisor, cause_of

@@ -21,7 +21,7 @@ from pimserve.cluster.base.processes import Process
 from pimserve.cluster.base.rpc.channels import make_server
 from pimserve.cluster.base.rpc.security import NO_TLS, TlsFiles, check_listen, server_credentials
 from pimserve.cluster.metrics.endpoint import EndpointOptions, exposing
-from pimserve.cluster.service.folders import DataFolder
+from pimserve.cluster.service.data_folder import DataFolder
 from pimserve.cluster.service.forwarding import SchedulerForwarder
 from pimserve.cluster.service.run_queue import Limits, RunQueue
 from pimserve.cluster.service.run_registry import Registry

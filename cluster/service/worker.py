@@ -37,7 +37,7 @@ from pimserve.cluster.run.running_latencies import RunningLatencies
 from pimserve.cluster.run.summary_schema import Summary
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import Prepared, prepare
-from pimserve.cluster.service.folders import SERVER_FILE, RunFolder
+from pimserve.cluster.service.data_folder import SERVER_FILE, RunFolder
 from pimserve.cluster.service.live import Follower, LiveScheduler, LiveSimulation
 from pimserve.cluster.service.messages import Site, progress_of
 from pimserve.errors import PimserveError

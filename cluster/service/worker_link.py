@@ -20,7 +20,7 @@ from pimserve.cluster.base.rpc.channels import process_channel
 from pimserve.cluster.base.rpc.security import bearer
 from pimserve.cluster.metrics.layout import Layout
 from pimserve.cluster.metrics.run_metrics import RunMetrics
-from pimserve.cluster.service.folders import RunFolder
+from pimserve.cluster.service.data_folder import RunFolder
 from pimserve.errors import InputError
 from pimserve.v1 import scheduler_pb2_grpc, simulation_pb2, simulation_pb2_grpc, worker_pb2, worker_pb2_grpc
 

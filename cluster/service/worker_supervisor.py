@@ -12,7 +12,7 @@ from pimserve.cluster.base.processes import Process
 from pimserve.cluster.base.rpc.security import TOKEN_ENV
 from pimserve.cluster.base.supervisor import Patience, Supervisor
 from pimserve.cluster.metrics.run_metrics import RunMetrics
-from pimserve.cluster.service.folders import DataFolder
+from pimserve.cluster.service.data_folder import DataFolder
 from pimserve.cluster.service.worker_link import UNKNOWN, WorkerLink
 from pimserve.v1 import simulation_pb2
 

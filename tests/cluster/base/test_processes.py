@@ -10,7 +10,7 @@ import pytest
 from pimserve.cluster.base.files import PRIVATE, read_json, write_json
 from pimserve.cluster.base.locks import take_lock
 from pimserve.cluster.base.processes import Process
-from pimserve.cluster.service.folders import DataFolder
+from pimserve.cluster.service.data_folder import DataFolder
 from pimserve.errors import InputError
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from pimserve.cluster.base.files import write_json
 from pimserve.cluster.base.processes import Process
-from pimserve.cluster.service.folders import DataFolder
+from pimserve.cluster.service.data_folder import DataFolder
 from pimserve.v1 import simulation_pb2
 from tests.cluster.service.harness import Worker
 

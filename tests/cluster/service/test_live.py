@@ -12,7 +12,7 @@ from pimserve.cluster.base.processes import LOCKED, TO_BE_CONTINUED
 from pimserve.cluster.run.run import run
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
-from pimserve.cluster.service.folders import DataFolder
+from pimserve.cluster.service.data_folder import DataFolder
 from pimserve.cluster.service.worker import work
 from pimserve.errors import InputError
 from pimserve.v1 import scheduler_pb2 as sched

@@ -192,7 +192,7 @@ def test_a_full_disk_refuses_runs(tmp_path, monkeypatch):
             def write_json(*_):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-            full.setattr("pimserve.cluster.service.folders.write_json", write_json)
+            full.setattr("pimserve.cluster.service.data_folder.write_json", write_json)
             assert refused(client.launch, "", SMALL) == (
                 "RESOURCE_EXHAUSTED",
                 "the server cannot write its files: No space left on device",

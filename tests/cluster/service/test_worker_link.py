@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from pimserve.cluster.service.folders import DataFolder, RunFolder
+from pimserve.cluster.service.data_folder import DataFolder, RunFolder
 from pimserve.cluster.service.forwarding import _from_news
 from pimserve.cluster.service.worker import work
 from pimserve.cluster.service.worker_link import WorkerLink
