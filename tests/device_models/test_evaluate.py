@@ -51,7 +51,7 @@ def totals(costs: StepCosts[Any]) -> list[Counter[Any]]:
     return [*found, Counter(chain=chain)]
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(planned_shapes())
 def test_columns_say_what_numbers_say(planned: tuple[CostPlan, list[StepShape[int]]]) -> None:
     plan, some = planned
@@ -69,7 +69,7 @@ def test_columns_say_what_numbers_say(planned: tuple[CostPlan, list[StepShape[in
     assert step_times(plan, spans, each_step(spans), None).tolist() == together.duration_fs.tolist()
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(plans(), CHUNKS, st.integers(0, 9), st.integers(1, 400), st.integers(0, 4))
 def test_a_step_takes_what_the_naive_engine_says(
     plan: CostPlan, chunks: list[tuple[int, int]], decodes: int, mean: int, completed: int
@@ -86,7 +86,7 @@ def test_a_step_takes_what_the_naive_engine_says(
         assert step == (whole, *shape[5:10])
 
 
-@settings(max_examples=300)
+@settings(max_examples=120)
 @given(plans(), st.integers(1, 12), st.integers(1, 400), st.integers(0, 11), st.integers(1, 60), st.integers(0, 300))
 def test_a_span_in_closed_form_is_its_steps(
     plan: CostPlan, decodes: int, mean: int, extra: int, most: int, first_step: int

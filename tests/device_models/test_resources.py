@@ -94,7 +94,7 @@ def never_slower(pair: tuple[dict[str, Any], dict[str, Any]], model: str, *how: 
 BACKENDS = st.sampled_from([None, "vllm", "trtllm"])
 
 
-@settings(max_examples=300)
+@settings(max_examples=120)
 @given(
     devices(OPERATOR_DEVICES),
     st.sampled_from(model_names()),
@@ -108,7 +108,7 @@ def test_more_of_a_resource_never_slows_a_step(
     never_slower(pair, model, split, backend, steps=steps)
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(
     devices(TWO_UNITS),
     st.sampled_from(LATENT),
@@ -122,7 +122,7 @@ def test_nor_where_either_unit_may_be_the_faster_one_for_decode_attention(
     never_slower(pair, model, split, backend, steps=steps)
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(devices(TWO_UNITS), st.sampled_from(model_names()), st.sampled_from(SPLITS), BACKENDS, STEPS)
 def test_two_units_are_never_slower_than_either_alone(
     pair: tuple[dict[str, Any], dict[str, Any]], model: str, split: Parallelism, backend: str | None, step: Any

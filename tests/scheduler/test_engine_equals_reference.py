@@ -99,7 +99,7 @@ def rows_of(table: RequestTable) -> list[tuple[int | str, ...]]:
     return [(*row, STATUS_NAMES[status]) for row, status in zip(numbers, table["status"].tolist(), strict=True)]
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(cases())
 def test_same_steps_and_same_requests(case: Case) -> None:
     for request in case.requests:

@@ -264,7 +264,7 @@ def test_experts_follow_the_step_index(mode: str) -> None:
     assert len(set(extra)) > 1
 
 
-@settings(max_examples=250)
+@settings(max_examples=120)
 @given(cases())
 def test_laws(case: Case) -> None:
     result = case.run()

@@ -150,9 +150,8 @@ def test_what_fails_with_any_number_is_not_blamed_on_it(changes: list[str], says
         load_scenario(None, [AUTO, *changes])
 
 
-@pytest.mark.parametrize("model", ["qwen3-30b-a3b", "gpt-oss-120b"])
-def test_chips_that_cannot_hold_layers_spread_experts(model: str) -> None:
-    changes = ["cluster.device=aimc-realistic", f"model={model}"]
+def test_chips_that_cannot_hold_layers_spread_experts() -> None:
+    changes = ["cluster.device=aimc-realistic", "model=gpt-oss-120b"]
     found = number(*changes)
     assert found == number(*changes, "cluster.device.spread=experts")
     (pool,) = prepare(load_scenario(None, [*changes, f"cluster.devices_per_node={found}"])).pools

@@ -203,7 +203,7 @@ def same_tiles(network: Network, mapping: Mapping) -> bool:
     )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 @given(problems())
 def test_as_described(problem: tuple[Network, Chip, MappingSpec, list[list[float]]]) -> None:
     network, chip, spec, joint = problem

@@ -188,7 +188,7 @@ def test_totals_and_hand_overs_of_other_peoples_devices(planned: Victim) -> None
 _COLUMNS = st.sampled_from([*SpanColumns._fields, "first_step", "slowdown"])
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(
     st.dictionaries(_COLUMNS, st.tuples(st.integers(0, 5), _NEAR), min_size=1, max_size=4),
     st.integers(-1, 3),

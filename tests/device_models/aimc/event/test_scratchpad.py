@@ -96,7 +96,7 @@ class Table:
         return most
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(compat_runs())
 def test_the_peak_is_that_of_a_table_of_addresses(run: Run) -> None:
     outcome = run.outcome()
