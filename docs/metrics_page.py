@@ -87,11 +87,7 @@ _ABSENT = """## Not there
 - `pimserve_actor_restarts_total` and `pimserve_audit_checks_total` stay 0 in runs of one process.
 - Exemplars, `_created` samples and native histograms.
 """
-_GROUPS: Sequence[tuple[str, tuple[str, ...]]] = (
-    ("Runs", RUN),
-    ("Engines", ENGINE),
-    ("Devices", DEVICE),
-)
+_GROUPS: Sequence[tuple[str, tuple[str, ...]]] = (("Runs", RUN), ("Engines", ENGINE), ("Devices", DEVICE))
 
 
 def page() -> str:

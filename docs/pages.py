@@ -197,12 +197,7 @@ def _heading(paths: list[str], note: str) -> str:
 
 
 def _section(
-    heading: str,
-    schema: Schema,
-    heads: Mapping[str, str],
-    same: Schema,
-    places: Sequence[str],
-    told: Mapping[str, str],
+    heading: str, schema: Schema, heads: Mapping[str, str], same: Schema, places: Sequence[str], told: Mapping[str, str]
 ) -> Iterator[str]:
     yield f"### {heading}\n"
     text = schema.get("description", "")

@@ -14,13 +14,7 @@ from calibrate.points import Point, fold, spec_of
 from pimserve.cluster.validation.gpu_operators import device_us
 from pimserve.cluster.validation.gpu_rows import OperatorRow
 from pimserve.device_models.gpu import Gpu
-from pimserve.device_models.kernels import (
-    DecodeAttentionKernel,
-    GemmKernel,
-    Kernels,
-    MoeKernel,
-    PrefillAttentionKernel,
-)
+from pimserve.device_models.kernels import DecodeAttentionKernel, GemmKernel, Kernels, MoeKernel, PrefillAttentionKernel
 from pimserve.device_models.model import Dtype
 
 KINDS: Mapping[str, type[BaseModel]] = {

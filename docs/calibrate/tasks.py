@@ -120,9 +120,4 @@ def moe_tasks(gpu: str, backend: Backend) -> Iterator[Task]:
         yield Task("moe", dtype, points, [each for each in parameters if each.name not in given], starts, given)
 
 
-TASKS = {
-    "gemm": gemm_tasks,
-    "decode_attention": decode_tasks,
-    "prefill_attention": prefill_tasks,
-    "moe": moe_tasks,
-}
+TASKS = {"gemm": gemm_tasks, "decode_attention": decode_tasks, "prefill_attention": prefill_tasks, "moe": moe_tasks}

@@ -27,13 +27,7 @@ _NOW = Row(
             5,
         ),
         Panel(
-            "Requests finished per second",
-            "reqps",
-            "Per simulated second.",
-            ((_FINISHED, "{{run_id}}"),),
-            "stat",
-            6,
-            5,
+            "Requests finished per second", "reqps", "Per simulated second.", ((_FINISHED, "{{run_id}}"),), "stat", 6, 5
         ),
         Panel(
             "SLO attainment",

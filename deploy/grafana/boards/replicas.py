@@ -67,10 +67,7 @@ _KV_CACHE = Row(
             _each_per_second("pimserve_preemptions_total"),
         ),
         Panel(
-            "Context",
-            "short",
-            "Tokens that the next step attends to.",
-            ((_each("pimserve_context_tokens"), _REPLICA),),
+            "Context", "short", "Tokens that the next step attends to.", ((_each("pimserve_context_tokens"), _REPLICA),)
         ),
     ),
 )

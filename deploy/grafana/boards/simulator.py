@@ -72,11 +72,7 @@ _HOSTS = Row(
             steps=((None, "red"), (1, "green")),
         ),
         Panel(
-            "Memory",
-            "bytes",
-            "Of each run's process.",
-            ((total("pimserve_sim_memory_bytes"), "{{run_id}}"),),
-            width=24,
+            "Memory", "bytes", "Of each run's process.", ((total("pimserve_sim_memory_bytes"), "{{run_id}}"),), width=24
         ),
     ),
 )
