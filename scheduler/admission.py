@@ -24,7 +24,6 @@ class Admission:
         kv: where admitted requests have their blocks.
         decoding: whom those join that bring their KV cache.
         running: all running requests in order of admission, those with a prompt to compute at 0.
-        token_at_fs: of requests that were preempted, or elsewhere, after their first token: when they had the last one.
         replica: number of the replica.
         takes_over: whether requests bring their KV cache, and decode at once.
     """
@@ -35,7 +34,6 @@ class Admission:
         kv: KvCache,
         decoding: Decoding,
         running: dict[int, int],
-        token_at_fs: dict[int, int],
         replica: int,
         takes_over: bool,
     ) -> None:
@@ -43,10 +41,11 @@ class Admission:
         self._kv = kv
         self._decoding = decoding
         self._running = running
-        self._token_at_fs = token_at_fs
         self._replica = replica
         self._takes_over = takes_over
         self.partial: tuple[int, int, int] | None = None  # request, prefill length, computed
+        # Requests that were preempted, or elsewhere, after their first token: when they had their last one.
+        self.token_at_fs: dict[int, int] = {}
         self.joined_fs: list[int] = []  # last tokens of requests that decode for the first time in the next step
 
     def bind(self, table: RequestTable) -> None:
@@ -96,10 +95,11 @@ class Admission:
                 budget = self._chunk(chunks, completed, request, length, 0, budget)
         return chunks, completed
 
-    def blocks_of(self, request: int) -> int:
-        """KV blocks that a waiting request will take."""
-        tokens = self._input[request] + self._emitted_tokens[request]
-        return self._kv.blocks_of(tokens, prompt=not self._brings_kv(request))
+    def awaited_blocks(self) -> int:
+        """KV blocks that those will take who wait where requests bring their KV cache."""
+        waiting = self._queue.waiting() if self._takes_over else ()
+        tokens = {request: self._input[request] + self._emitted_tokens[request] for request in waiting}
+        return sum(self._kv.blocks_of(tokens[request], prompt=not self._brings_kv(request)) for request in waiting)
 
     def next_change_fs(self, now_fs: int) -> int:
         """When somebody comes who can be admitted; FOREVER if all have to wait until a request finishes."""
@@ -109,12 +109,14 @@ class Admission:
 
     def state(self) -> dict[str, Any]:
         """What is between two steps, as JSON can hold it."""
-        return {"joined": self.joined_fs, "partial": self.partial}
+        return {"joined": self.joined_fs, "partial": self.partial, "token_at": list(self.token_at_fs.items())}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
         self.joined_fs = list(state["joined"])
         self.partial = None if state["partial"] is None else tuple(state["partial"])
+        self.token_at_fs.clear()
+        self.token_at_fs.update(state["token_at"])
 
     def _brings_kv(self, request: int) -> bool:
         """Whether a waiting request brings its KV cache: it has not been on this replica, where it was preempted."""
@@ -123,7 +125,7 @@ class Admission:
     def _take_over(self, request: int, held: int, step: int) -> None:
         """A request that brings its KV cache decodes from this step on; it has its blocks, that of the step too."""
         self._decoding.join(request, held, step, self._output[request] - self._emitted_tokens[request])
-        self.joined_fs.append(self._token_at_fs.pop(request))
+        self.joined_fs.append(self.token_at_fs.pop(request))
 
     def _chunk(
         self, chunks: list[ChunkShape], completed: list[int], request: int, length: int, computed: int, budget: int

@@ -286,7 +286,7 @@ class Clock:
             order, pool=PREFILL, released=released, released_replicas=replicas, released_fs=reported, targets=None
         )
         left = self._carry_out(order, self._shards_of(PREFILL))
-        sent = self.handovers.route(end, reported, self.spec.max_num_seqs, self.table, self.handovers.targets)
+        sent = self.handovers.route(end, reported, self.spec.max_num_seqs, self.table)
         order = Order(
             self.window,
             end,
@@ -317,17 +317,13 @@ class Clock:
         seen = not self.report_fs or order.until_fs % self.report_fs == 0  # by the router
         self.faults.took_effect(order.conditions, [effect for report in reports for effect in report.effects])
         for report in reports:
-            rooms = iter(report.room)
-            for outstanding, state in zip(report.outstanding, report.states, strict=True):
+            for state in report.states:
                 up = self.faults.conditions[state.replica].up
                 self._states[state.replica] = state if up else replace(state, up=False)
-                if order.pool == DECODE:
-                    assert self.handovers is not None
-                    room = next(rooms)
-                    if seen:
-                        self.handovers.reported(state.replica, outstanding, room)
+                if seen and self.handovers is not None and order.pool == DECODE:
+                    self.handovers.reported(state)
                 elif seen:
-                    self.arrivals.outstanding[state.replica] = outstanding
+                    self.arrivals.outstanding[state.replica] = state.outstanding
             if self.handovers is not None:
                 self.handovers.add(report.moved)
             for move in report.lost:

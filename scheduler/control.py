@@ -88,6 +88,8 @@ class ReplicaState:
     kv_blocks_used: int
     kv_blocks: int
     left: int  # requests that were here and are gone: finished, rejected, handed over or moved
+    outstanding: int  # requests routed here that have not left
+    spare_kv_blocks: int  # neither in use nor needed by who waits after a handover; below 0 if they are short
 
 
 @dataclass(frozen=True, slots=True)

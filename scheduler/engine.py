@@ -15,10 +15,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pimserve.device_models.kv_groups import NO_WINDOWS, KvGroups
 from pimserve.device_models.plan import FS_PER_PS
 from pimserve.scheduler.admission import Admission
 from pimserve.scheduler.config import SchedulerSpec
+from pimserve.scheduler.control import ReplicaState
 from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.decoding import Decoding
 from pimserve.scheduler.departures import Departures, Move
@@ -36,9 +36,7 @@ class Engine:
     Args:
         costs: what steps cost here.
         spec: scheduler settings.
-        kv_blocks: capacity of the KV cache.
-        kv_groups: how layers share it.
-        chunk_tokens: of a prompt that a step computes at most, for which windowed layers have blocks; None: all.
+        kv: the KV cache, empty.
         table: requests of the run; the engine writes its own rows.
         log: takes executed steps.
         closed: in a closed loop, the requests that this replica's clients issue, each when another leaves.
@@ -51,9 +49,7 @@ class Engine:
         costs: ReplicaCosts,
         spec: SchedulerSpec,
         *,
-        kv_blocks: int,
-        kv_groups: KvGroups = NO_WINDOWS,
-        chunk_tokens: int | None = None,
+        kv: KvCache,
         table: RequestTable,
         log: StepLog,
         closed: Sequence[int] | None = None,
@@ -65,29 +61,23 @@ class Engine:
         self.step = 0  # number of the next step
         self._log = log
         self._span = log.span
-        self._hands_over = pool == "prefill"
-        oracle = spec.kv_admission == "oracle" and not self._hands_over  # where nothing grows
-        self.kv = KvCache(kv_blocks, spec.block_size, kv_groups, chunk_tokens, oracle=oracle)
+        self._pool = pool
+        self.kv = kv
         self.departures = Departures(table, costs.replica)
         self.queue = FcfsQueue(table, self.departures.reject)
-        # Requests that were preempted, or elsewhere, after their first token: when they had their last one.
-        self.token_at_fs: dict[int, int] = {}
         # Running requests in admission order: the step at whose start it will have finished, or 0 while in prefill.
         self.running: dict[int, int] = {}
-        self.decoding = Decoding(self.running, spec.block_size, kv_groups)
+        self.decoding = Decoding(self.running, kv.block_size, kv.groups)
         takes_over = pool == "decode"
-        self.admission = Admission(
-            self.queue, self.kv, self.decoding, self.running, self.token_at_fs, costs.replica, takes_over
-        )
+        self.admission = Admission(self.queue, kv, self.decoding, self.running, costs.replica, takes_over)
+        self._token_at_fs = self.admission.token_at_fs
         self._closed: ClosedLoop | None = None
         if closed is not None:
             self._closed = ClosedLoop(closed, self.queue, table, self.departures.reject, log.issued_all)
+            for _ in range(concurrency):
+                self._closed.issue(0)
         self.use(spec)
-        self._frontend_ps = costs.frontend_ps
         self.bind(table)
-        for _ in range(concurrency):
-            assert self._closed is not None
-            self._closed.issue(0)
 
     def bind(self, table: RequestTable) -> None:
         """Write into this table from here on, which holds the same requests."""
@@ -110,16 +100,26 @@ class Engine:
         """Requests routed here that have not left by `at_fs`; the engine must have been advanced to that time."""
         return len(self.queue) + len(self.running) + (self.departures.last if self.clock > at_fs else 0)
 
-    @property
-    def load(self) -> tuple[int, int, int, int, int]:
-        """(running, waiting, decoding, tokens that they attend to, KV blocks in use) before the next step."""
-        return len(self.running), len(self.queue), self.decoding.count, self.decoding.context, self.kv.used
-
-    def room(self, at_fs: int) -> int:
-        """KV blocks that are neither in use nor needed by requests that were routed here; below 0 if they are short."""
-        needed = sum(map(self.admission.blocks_of, self.queue.waiting()))
-        late = self.departures.freed_last if self.clock > at_fs else 0
-        return self.kv.blocks - self.kv.used - needed - late
+    def seen_at(self, at_fs: int) -> ReplicaState:
+        """How the replica is before the next step, at the time to which it was advanced."""
+        kv, decoding, gone = self.kv, self.decoding, self.departures
+        late = gone.freed_last if self.clock > at_fs else 0
+        return ReplicaState(
+            replica=self.costs.replica,
+            pool=self._pool,
+            up=True,
+            clock_fs=self.clock,
+            steps=self.step,
+            running=len(self.running),
+            waiting=len(self.queue),
+            decoding=decoding.count,
+            context_tokens=decoding.context,
+            kv_blocks_used=kv.used,
+            kv_blocks=kv.blocks,
+            left=gone.count,
+            outstanding=self.outstanding(at_fs),
+            spare_kv_blocks=kv.blocks - kv.used - late - self.admission.awaited_blocks(),
+        )
 
     def in_hand(self) -> list[int]:
         """Requests that are here now: waiting, running or preempted."""
@@ -129,7 +129,7 @@ class Engine:
         """A request that will be submitted was elsewhere before."""
         self.queue.expect(move.request, move.since_fs)
         if self._emitted_tokens[move.request]:
-            self.token_at_fs[move.request] = move.token_fs
+            self._token_at_fs[move.request] = move.token_fs
 
     def submit(self, requests: Sequence[int]) -> None:
         """Route requests here, by arrival; none may arrive before those routed here earlier."""
@@ -142,7 +142,6 @@ class Engine:
             "step": self.step,
             "running": list(self.running.items()),
             "_issued": 0 if self._closed is None else self._closed.issued,
-            "token_at": list(self.token_at_fs.items()),
             **self.departures.state(),
             **self.queue.state(),
             **self.decoding.state(),
@@ -155,8 +154,6 @@ class Engine:
         self.clock, self.step = state["clock"], state["step"]
         self.running.clear()
         self.running.update(state["running"])
-        self.token_at_fs.clear()
-        self.token_at_fs.update(state["token_at"])
         if self._closed is not None:
             self._closed.issued = state["_issued"]
         for room in (self.departures, self.queue, self.admission, self.kv):
@@ -201,7 +198,7 @@ class Engine:
         for request, finish_step in self.running.items():
             if finish_step:
                 emitted = self._emitted_tokens[request] = self._output[request] - (finish_step - self.step)
-                self.token_at_fs[request] = self.clock
+                self._token_at_fs[request] = self.clock
                 lost += self._input[request] + emitted - 1
         running = list(self.running)
         self.running.clear()
@@ -216,7 +213,7 @@ class Engine:
         """Requests that wait have to be served by another replica, and before them those of `first`."""
         since = max(self.clock, at_fs)
         for request in (*first, *self.queue.drain()):
-            self.departures.lose(request, since, self.token_at_fs.pop(request, 0))
+            self.departures.lose(request, since, self._token_at_fs.pop(request, 0))
 
     def settle(self) -> None:
         """Write down how far requests have come that the end of the run leaves unfinished."""
@@ -243,7 +240,7 @@ class Engine:
             emitted = self._emitted_tokens[request] = self._output[request] - (finish_step - self.step)
             held = prompt + emitted - 1
             self.decoding.leave(held, self.step)
-            self.token_at_fs[request] = self.clock
+            self._token_at_fs[request] = self.clock
         else:
             held = prompt + self._emitted_tokens[request]
             self.admission.partial = None
@@ -293,9 +290,9 @@ class Engine:
         """Requests whose prompt was computed have emitted a token, and decode from the next step on."""
         kv, now, step = self.kv, self.clock, self.step
         for request in completed:
-            if request in self.token_at_fs:
+            if request in self._token_at_fs:
                 emitted = self._emitted_tokens[request] + 1
-                self._log.resumed(now - self.token_at_fs.pop(request), now)
+                self._log.resumed(now - self._token_at_fs.pop(request), now)
             else:
                 emitted = 1
                 self._first_token_ps[request] = now // FS_PER_PS
@@ -305,7 +302,7 @@ class Engine:
                 self.departures.freed_last += kv.computed(held, held + 1 + left)
             if not left:
                 self._finish(request, held)
-            elif self._hands_over:
+            elif self._pool == "prefill":
                 del self.running[request]
                 kv.send(request, held)
                 self.departures.hand_over(request, now, emitted)
@@ -317,7 +314,7 @@ class Engine:
         del self.running[request]
         self.departures.finish(request, self.clock, self.kv.release(held, held + 1))
         if self._closed is not None:
-            self._closed.issue(self.clock // FS_PER_PS + self._frontend_ps)
+            self._closed.issue(self.clock // FS_PER_PS + self.costs.frontend_ps)
 
     def _decode_span(self, until_fs: int, *, single: bool, whole: bool) -> int:
         """Steps in which only decoding goes on, up to the next one in which anything else can happen.

@@ -232,14 +232,14 @@ class Faults:
                     heappush(self._changes, (at + lasts, number, False, replica, device, kind, slowdown, None, count))
             elif count >= 0:
                 self._draw(at, replica, device, count + 1)
-        found = []
+        conditions = []
         for replica in sorted(changed):
             active = self._active[replica]
             away = active.failed + active.left > 0
             condition = Condition(replica, active.failed == 0, not away, max(active.slow or [NORMAL]))
             if condition != self._conditions[replica]:
-                found.append(condition)
-        return tuple(found)
+                conditions.append(condition)
+        return tuple(conditions)
 
     def took_effect(self, conditions: Sequence[Condition], effects: Sequence[Effect]) -> None:
         """The conditions of `due` hold from these times on."""
@@ -249,7 +249,7 @@ class Faults:
             if before.up and not condition.up:
                 self._down.append([condition.replica, effect.at_fs, -1])
             elif condition.up and not before.up:
-                next(each for each in self._down if each[0] == condition.replica and each[2] < 0)[2] = effect.at_fs
+                next(down for down in self._down if down[0] == condition.replica and down[2] < 0)[2] = effect.at_fs
             if before.slowdown != condition.slowdown:
                 self.slowdowns.append((condition.replica, effect.step, condition.slowdown))
             self.lost_tokens += effect.lost_tokens
@@ -294,7 +294,7 @@ class Faults:
         self.slowdowns = [(replica, step, slowdown) for replica, step, slowdown in state["slowdowns"]]
         self._conditions = [Condition(**condition) for condition in state["conditions"]]
         self._active = [_Active(**active) for active in state["active"]]
-        self._down = [list(each) for each in state["down"]]
+        self._down = [list(down) for down in state["down"]]
         self._changes = [tuple(change) for change in state["changes"]]
 
     def _apply(self, active: _Active, kind: str, slowdown: int, *, begins: bool) -> None:

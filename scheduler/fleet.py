@@ -14,6 +14,7 @@ from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.engine import Engine
 from pimserve.scheduler.handover import Link
+from pimserve.scheduler.kv_cache import KvCache
 from pimserve.scheduler.requests import RequestTable
 from pimserve.scheduler.steplog import StepLog
 
@@ -84,6 +85,13 @@ class Pool:
                 f"{groups.full + groups.windowed}, one for each group of layers"
             )
         raise InputError("scheduler.block_size", short)
+
+    def kv_cache(self, spec: SchedulerSpec) -> KvCache:
+        """The empty KV cache of a replica; of one for prefill, in which nothing grows, no oracle is asked."""
+        oracle = spec.kv_admission == "oracle" and self.name != PREFILL
+        return KvCache(
+            self.kv_blocks(spec.block_size), spec.block_size, self.kv_groups, spec.chunk_tokens, oracle=oracle
+        )
 
     def costs(self, routing: Routing, seed: int) -> ReplicaCosts:
         """What steps cost on the first replica; of others, `ReplicaCosts.of_replica`."""
@@ -188,9 +196,7 @@ class Fleet:
         engine = Engine(
             costs,
             self.spec,
-            kv_blocks=pool.kv_blocks(self.spec.block_size),
-            kv_groups=pool.kv_groups,
-            chunk_tokens=self.spec.chunk_tokens,
+            kv=pool.kv_cache(self.spec),
             table=table,
             log=log,
             closed=closed,

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pimserve.device_models.kv_groups import KvGroups
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
+from pimserve.scheduler.control import ReplicaState
 from pimserve.scheduler.departures import Move
 from pimserve.scheduler.requests import RequestTable
 from pimserve.scheduler.router import LeastOutstanding
@@ -74,7 +75,8 @@ class Lines:
 
     def restore(self, state: list[list[tuple[int, int]]]) -> None:
         """Go on from `state`."""
-        self._leaving, self._coming = (dict(each) for each in state)
+        leaving, coming = state
+        self._leaving, self._coming = dict(leaving), dict(coming)
 
 
 @dataclass(slots=True)
@@ -118,9 +120,9 @@ class Handovers:
         self._room = dict.fromkeys(self.targets, self._kv_blocks)
         self._outstanding = dict.fromkeys(self.targets, 0)
 
-    def reported(self, replica: int, outstanding: int, room: int) -> None:
-        """What a decode replica has, and how many KV blocks it has to spare."""
-        self._outstanding[replica], self._room[replica] = outstanding, room
+    def reported(self, state: ReplicaState) -> None:
+        """How a decode replica is."""
+        self._outstanding[state.replica], self._room[state.replica] = state.outstanding, state.spare_kv_blocks
 
     @property
     def waiting(self) -> int:
@@ -133,13 +135,12 @@ class Handovers:
 
     def released(self, by_fs: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(requests, prefill replicas) of caches that have left by then, each told once."""
-        gone = sorted(each for each in self._sent if each[0] <= by_fs)
-        self._sent = [each for each in self._sent if each[0] > by_fs]
-        return np.array([each[1] for each in gone], np.int64), np.array([each[2] for each in gone], np.int64)
+        gone = sorted(sent for sent in self._sent if sent[0] <= by_fs)
+        self._sent = [sent for sent in self._sent if sent[0] > by_fs]
+        requests, replicas = [request for _, request, _ in gone], [replica for _, _, replica in gone]
+        return np.array(requests, np.int64), np.array(replicas, np.int64)
 
-    def route(
-        self, before_fs: int, reported_fs: int, max_num_seqs: int, table: RequestTable, up: Sequence[int]
-    ) -> list[tuple[int, Move]]:
+    def route(self, before_fs: int, reported_fs: int, max_num_seqs: int, table: RequestTable) -> list[tuple[int, Move]]:
         """(decode replica, move) of those that are ready before `before_fs` and find room, by time and number.
 
         Args:
@@ -147,25 +148,24 @@ class Handovers:
             reported_fs: when the decode replicas last told what room they have; who waited for that goes on then.
             max_num_seqs: requests that a decode replica has at most, on the way ones counted.
             table: prompts and tokens of all requests.
-            up: decode replicas that take requests.
         """
         self._waiting.sort(key=lambda move: (move.since_fs, move.request))
-        found: list[tuple[int, Move]] = []
+        sent: list[tuple[int, Move]] = []
         for move in self._waiting:
             if move.since_fs >= before_fs:
                 break
             tokens = int(table["input_tokens"][move.request] + table["emitted_tokens"][move.request]) - 1
             needed = self._kv_groups.blocks(tokens + 1, self._block_size)  # its first step here adds a token
-            fitting = [r for r in up if needed <= self._room[r] and self._outstanding[r] < max_num_seqs]
+            fitting = [r for r in self.targets if needed <= self._room[r] and self._outstanding[r] < max_num_seqs]
             if not fitting:
                 break
             target = fitting[self._router.pick([self._outstanding[replica] for replica in fitting])]
             self._room[target] -= needed
             self._outstanding[target] += 1
             self.figures.held += move.since_fs < reported_fs
-            found.append((target, self._send(move, target, tokens, max(move.since_fs, reported_fs))))
-        del self._waiting[: len(found)]
-        return found
+            sent.append((target, self._send(move, target, tokens, max(move.since_fs, reported_fs))))
+        del self._waiting[: len(sent)]
+        return sent
 
     def _send(self, move: Move, target: int, tokens: int, at_fs: int) -> Move:
         link, figures = self.lines.link, self.figures

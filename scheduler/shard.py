@@ -21,7 +21,7 @@ from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.departures import Move
 from pimserve.scheduler.engine import Engine
 from pimserve.scheduler.faults import Condition, Effect
-from pimserve.scheduler.fleet import DECODE, Fleet, RowSink
+from pimserve.scheduler.fleet import Fleet, RowSink
 from pimserve.scheduler.requests import RequestTable
 from pimserve.scheduler.router import Router, make_router, restore_router, router_state
 from pimserve.scheduler.steplog import StepLog
@@ -77,7 +77,7 @@ class Order:
             moves=tuple(move for move in self.moves if move.request in here),
             released=self.released[released],
             released_replicas=self.released_replicas[released],
-            conditions=tuple(each for each in self.conditions if each.replica in replicas),
+            conditions=tuple(condition for condition in self.conditions if condition.replica in replicas),
         )
 
 
@@ -88,21 +88,17 @@ class Report:
     Args:
         window: number of the order.
         left: requests that are not here any more: finished, rejected, or among the next two.
-        outstanding: per replica of `states`, requests routed there that have not left by the end of the window.
         states: of the replicas that the order was for.
         moved: requests that are handed over to the other pool.
         lost: requests that have to be served elsewhere because of a fault.
-        room: per replica of `states`, KV blocks that it has to spare; only of those that requests are handed over to.
         effects: when the order's conditions took effect.
     """
 
     window: int
     left: IntArray
-    outstanding: tuple[int, ...]
     states: tuple[ReplicaState, ...]
     moved: tuple[Move, ...] = ()
     lost: tuple[Move, ...] = ()
-    room: tuple[int, ...] = ()
     effects: tuple[Effect, ...] = ()
 
 
@@ -198,8 +194,9 @@ class Shard:
                 engine.settle()
             if order.last or order.flush:
                 self.logs[index].flush()
-        effects = [self._change(each, order.until_fs) for each in order.conditions if each.replica in self._index]
-        return self._report(order, wanted, tuple(effects))
+        here = [condition for condition in order.conditions if condition.replica in self._index]
+        effects = tuple(self._change(condition, order.until_fs) for condition in here)
+        return self._report(order, wanted, effects)
 
     def latest_fs(self) -> int:
         """The latest time that any replica has reached."""
@@ -325,38 +322,12 @@ class Shard:
         lost: list[Move] = []
         states = []
         for index in wanted:
-            replica, engine = self.replicas[index], self.engines[index]
+            engine = self.engines[index]
             departures = engine.departures
             left += departures.left
             moved += departures.moved
             lost += departures.lost
             departures.collected()
-            self._outstanding[index] = engine.outstanding(order.until_fs)
-            running, waiting, decoding, context, blocks = engine.load
-            states.append(
-                ReplicaState(
-                    replica=replica,
-                    pool=self._pools[index],
-                    up=True,
-                    clock_fs=engine.clock,
-                    steps=engine.step,
-                    running=running,
-                    waiting=waiting,
-                    decoding=decoding,
-                    context_tokens=context,
-                    kv_blocks_used=blocks,
-                    kv_blocks=engine.kv.blocks,
-                    left=departures.count,
-                )
-            )
-        takers = [self.engines[index] for index in wanted if self._pools[index] == DECODE]
-        return Report(
-            order.window,
-            np.array(left, np.int64),
-            tuple(self._outstanding[index] for index in wanted),
-            tuple(states),
-            tuple(moved),
-            tuple(lost),
-            tuple(engine.room(order.until_fs) for engine in takers),
-            effects,
-        )
+            states.append(engine.seen_at(order.until_fs))
+            self._outstanding[index] = states[-1].outstanding
+        return Report(order.window, np.array(left, np.int64), tuple(states), tuple(moved), tuple(lost), effects)

@@ -268,8 +268,8 @@ def _in_window(served: Served, time: str) -> BoolArray:
 
 def _by_replica(served: Served, rows: BoolArray) -> list[int]:
     """How many of those requests each replica has."""
-    found: list[int] = np.bincount(served.table["replica"][rows], minlength=len(served.logs)).tolist()
-    return found
+    counts: list[int] = np.bincount(served.table["replica"][rows], minlength=len(served.logs)).tolist()
+    return counts
 
 
 def _rate(served: Served, counts: Iterable[int]) -> float | None:

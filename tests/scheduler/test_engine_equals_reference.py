@@ -13,6 +13,7 @@ from pimserve.loadgen.workload import generate
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.costs import ReplicaCosts, replica_offset
 from pimserve.scheduler.engine import Engine
+from pimserve.scheduler.kv_cache import KvCache
 from pimserve.scheduler.requests import FOREVER, NEVER, STATUS_NAMES, RequestTable
 from pimserve.scheduler.steplog import SpanColumns, StepLog, expand
 
@@ -75,9 +76,13 @@ def run_engine(case: Case) -> tuple[Recorder, RequestTable, Engine]:
     engine = Engine(
         costs,
         spec,
-        kv_blocks=case.kv_capacity_blocks,
-        kv_groups=case.kv_groups,
-        chunk_tokens=case.max_num_batched_tokens,
+        kv=KvCache(
+            case.kv_capacity_blocks,
+            case.block_size,
+            case.kv_groups,
+            case.max_num_batched_tokens,
+            oracle=case.kv_admission == "oracle",
+        ),
         table=table,
         log=(log := Recorder(costs)),
         closed=None if closed is None else range(len(arrivals)),

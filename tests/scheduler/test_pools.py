@@ -18,6 +18,7 @@ from pimserve.scheduler.departures import Move
 from pimserve.scheduler.engine import Engine
 from pimserve.scheduler.fleet import DECODE, PREFILL
 from pimserve.scheduler.handover import Lines, Link
+from pimserve.scheduler.kv_cache import KvCache
 from pimserve.scheduler.requests import FINISHED, FOREVER, NEVER, REJECTED, RequestTable
 from pimserve.scheduler.simulation import Deployment, Served
 from pimserve.scheduler.slo import SloSpec
@@ -95,13 +96,14 @@ def test_what_leaves_when_a_step_ends_has_its_blocks_until_then() -> None:
     table["emitted_tokens"][0] = 1
     costs = ReplicaCosts(PLAN, None, replica=1, seed=0, exact=False)
     log = StepLog(costs, (0, FOREVER))
-    engine = Engine(costs, SPEC, kv_blocks=10, table=table, log=log, pool=DECODE)
-    assert engine.room(0) == 10
+    engine = Engine(costs, SPEC, kv=KvCache(10, SPEC.block_size), table=table, log=log, pool=DECODE)
+    assert engine.seen_at(0).spare_kv_blocks == 10
     engine.expect(Move(0, 0, since_fs=0, token_fs=0))
     engine.submit([0])
-    assert engine.room(0) == 8  # 20 tokens, and that of the first step
+    assert engine.seen_at(0).spare_kv_blocks == 8  # 20 tokens, and that of the first step
     engine.advance(5 * FS_PER_MS)
-    assert (engine.room(5 * FS_PER_MS), engine.room(10 * FS_PER_MS)) == (8, 10)
+    spare = [engine.seen_at(ms * FS_PER_MS).spare_kv_blocks for ms in (5, 10)]
+    assert spare == [8, 10]
 
 
 @pytest.mark.parametrize("deployment", [Deployment(), Deployment(control=Windows([70 * FS_PER_MS]))])
