@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Literal, NamedTuple
 
 from pimserve.cluster.scenario.interconnect import Interconnect
 from pimserve.device_models.catalogue import load_model
 from pimserve.device_models.device import OperatorDevice
 from pimserve.device_models.duplex import decided_as_in_the_paper
-from pimserve.device_models.experts import ExpertTerm
 from pimserve.device_models.model import BYTES_PER_ELEMENT, ModelSpec
 from pimserve.device_models.operators import ACTIVATION_BYTES, AllReduce, Operator, Parallelism, operators_of
 from pimserve.device_models.plan import CostPlan
@@ -76,7 +75,7 @@ class Cluster(NamedTuple):
     devices_per_node: int
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class System:
     """One system serving one model.
 
@@ -86,10 +85,14 @@ class System:
 
     name: SystemName
     plan: CostPlan
-    pools: ExpertPools | None
     kv_budget_bytes: float
     kv_bytes_per_token: float
     spare_requests: int = 0
+
+    @cached_property
+    def pools(self) -> ExpertPools | None:
+        """Outcomes of routing, where there are experts."""
+        return ExpertPools(self.plan.experts, Routing(), SEED) if self.plan.experts else None
 
     @property
     def kv_capacity_tokens(self) -> int:
@@ -146,7 +149,7 @@ def _alike(model: ModelSpec, split: Parallelism, name: SystemName) -> System:
     tables = 2 * model.vocab * model.hidden * element
     routed = model.routed_parameters * BYTES_PER_ELEMENT[model.routed_dtype]
     budget = device.memory_bytes - tables - dense * element / split.tensor - routed / split.devices
-    return _system(name, plan, split.tensor * budget, model)
+    return System(name, plan, split.tensor * budget, model.kv_bytes_per_token)
 
 
 def _hetero(model: ModelSpec, half: int, name: SystemName) -> System:
@@ -163,20 +166,12 @@ def _hetero(model: ModelSpec, half: int, name: SystemName) -> System:
     gpu = paper_plan("GPU", operators, split)
     device = paper_device("logic")
     pim = paper_plan("logic", operators, split)
-    experts = _side_by_side(pim.experts) if duplicated and pim.experts else pim.experts
+    experts = pim.experts
+    if duplicated and experts:  # of one group on two units at once, each where times (not the paper's table) say
+        experts = replace(experts, selection="co_processing", spaces=experts.experts)
     vector = model.hidden * ACTIVATION_BYTES
     sums = [AllReduce(model.layers, vector, half), AllReduce(model.layers, vector, 2 * half if duplicated else half)]
     links = LINKS.compile(sums, Parallelism(1, 2 * half, half))
     plan = replace(gpu, devices=2 * half, units=pim.units, rows=gpu.rows + links, decode=pim.decode, experts=experts)
     routed = model.routed_parameters * BYTES_PER_ELEMENT[model.routed_dtype]
-    return _system(name, plan, half * device.memory_bytes - routed, model)
-
-
-def _side_by_side(term: ExpertTerm) -> ExpertTerm:
-    """Experts of one group on two units at once, each where times (not the paper's table) say."""
-    return replace(term, selection="co_processing", spaces=term.experts)
-
-
-def _system(name: SystemName, plan: CostPlan, kv_budget_bytes: float, model: ModelSpec) -> System:
-    pools = ExpertPools(plan.experts, Routing(), SEED) if plan.experts else None
-    return System(name, plan, pools, kv_budget_bytes, model.kv_bytes_per_token)
+    return System(name, plan, half * device.memory_bytes - routed, model.kv_bytes_per_token)

@@ -99,7 +99,7 @@ def judge(case: Case) -> list[Finding]:
 def _findings(case: Case, outcome: Outcome) -> Iterator[Finding]:
     """All figures of a case, in the order in which they are shown."""
     result, derived, network = case.form.result, case.form.derived, case.network
-    figures = _Figures(case)
+    figures = _Figures(case.id, case.describe())
     timed = EXACT if _BY_HAND in case.id else TIMED
     yield figures.number("latency, ns", result.latency_ns, outcome.makespan_ps / PS_PER_NS, timed)
     theirs_ns = _tokens(result.token_finish_ns or {})
@@ -159,10 +159,11 @@ def _by_kind(ours: Mapping[str, float], network: Network) -> dict[str, float]:
 class _Figures:
     """Makes findings of a case: figures that are there, held against ours, or only shown."""
 
-    def __init__(self, case: Case) -> None:
-        self._id, self._about = case.id, case.describe()
+    def __init__(self, case_id: str, about: str) -> None:
+        self._id, self._about = case_id, about
 
     def number(self, quantity: str, theirs: float | None, ours: float, tolerance: float = EXACT) -> Finding:
+        """One figure."""
         passed = None if theirs is None else math.isclose(ours, theirs, rel_tol=tolerance)
         return self.finding(quantity, theirs, ours, tolerance, passed)
 
@@ -192,9 +193,16 @@ class _Figures:
         return self.finding(quantity, len(theirs), len(theirs) - len(off), EXACT, not off, note)
 
     def finding(
-        self, quantity: str, theirs: float | None, ours: float, tolerance: float, passed: bool | None, note: str = ""
+        self,
+        quantity: str,
+        theirs: float | None,
+        ours: float | None,
+        tolerance: float,
+        passed: bool | None,
+        note: str = "",
     ) -> Finding:
-        ratio = ours / theirs if theirs else math.inf
+        """A figure as it is shown."""
+        ratio = ours / theirs if theirs and ours is not None else math.inf
         return Finding(
             id=self._id,
             quantity=quantity,
@@ -211,19 +219,7 @@ class _Figures:
 
 
 def _not_run(case_id: str, reason: str) -> Finding:
-    return Finding(
-        id=case_id,
-        quantity="case",
-        case="not run",
-        published=None,
-        ours=None,
-        ratio=None,
-        tolerance=EXACT,
-        tolerance_kind="rel",
-        passed=False,
-        method="event-driven model",
-        note=reason,
-    )
+    return _Figures(case_id, "not run").finding("case", None, None, EXACT, False, reason)
 
 
 def _first(names: Iterable[str], theirs: Mapping[str, object], ours: Mapping[str, object]) -> str:

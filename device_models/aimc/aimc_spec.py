@@ -151,13 +151,13 @@ class AimcSpec(DeviceSpec):
         if not sections:
             return self, unpriced
         changes = {f"{section}.{key}": value for section, to in sections.items() for key, value in to.items()}
-        own, usual_ones = rates.told([path for path in of_rates if path in changes])
+        own, usual_ones = rates.changed([path for path in of_rates if path in changes])
         if resized:
             own = (f"{self.tiles} tiles of {self.tier_rows} x {self.tier_cols}", *own)
             usual_ones = (f"{base.tiles} of {base.tier_rows} x {base.tier_cols}", *usual_ones)
-        told = ", ".join(f"{path} {value:.4g}" for path, value in changes.items())
+        values = ", ".join(f"{path} {value:.4g}" for path, value in changes.items())
         said = (
-            f"with {', '.join(own)}, where {base.name} has {', '.join(usual_ones)}: {told}, by the formulas of "
+            f"with {', '.join(own)}, where {base.name} has {', '.join(usual_ones)}: {values}, by the formulas of "
             "docs/aimc.md"
         )
         parts = {section: getattr(self, section).model_copy(update=to) for section, to in sections.items()}

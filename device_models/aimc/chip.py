@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pimserve.device_models.aimc.operation_costs import Dram, OpCost, UnitCosts
+from pimserve.device_models.aimc.operation_costs import PS_PER_NS, Dram, OpCost, UnitCosts
 
 PS_PER_US = 1_000_000
 
@@ -49,6 +49,11 @@ class Chip:
     attention_split: Literal["sequence", "heads"] = "sequence"
     one_tier_at_a_time: bool = True
     lock_attention_to_layer: bool = False
+
+    @property
+    def mvm(self) -> OpCost:
+        """One matrix-vector product on one tier."""
+        return OpCost(round(self.costs.mvm_ns * PS_PER_NS), self.costs.mvm_nj)
 
     @property
     def all_tiles(self) -> int:

@@ -48,6 +48,11 @@ class Ffn:
     down: int
     width: int
 
+    @property
+    def matrices(self) -> tuple[int, ...]:
+        """All of them."""
+        return (*self.up, self.down)
+
 
 @dataclass(frozen=True, slots=True)
 class Attention:

@@ -86,10 +86,6 @@ class RateCosts(_Costs):
     attention_tflop_per_s: Positive = Field(description="of one attention unit")
     attention_pj_per_flop: NonNegative
 
-    def mvm(self) -> OpCost:
-        """One matrix-vector product on one tier."""
-        return OpCost(round(self.mvm_ns * PS_PER_NS), self.mvm_nj)
-
     def hop(self, size: int) -> OpCost:
         """A transfer of `size` bytes between tiles."""
         ns = self.hop_ns + self.hop_ns_per_byte * size
@@ -155,10 +151,6 @@ class AffineCosts(_Costs):
     smp_elem_per_ns: Positive
     smp_nj_per_elem: NonNegative
 
-    def mvm(self) -> OpCost:
-        """One matrix-vector product on one tier."""
-        return _of_ns(self.mvm_ns, self.mvm_nj)
-
     def hop(self, size: int) -> OpCost:
         """A transfer of `size` bytes between tiles."""
         return _of_ns(self.com_base_ns + math.ceil(size / self.com_elem_per_ns), 8 * size * self.com_nj_per_bit)
@@ -201,10 +193,6 @@ class PlaceholderCosts(_Costs):
     mvm_ns: AtLeastOnePs = 100
     mvm_nj: NonNegative = 10
 
-    def mvm(self) -> OpCost:
-        """One matrix-vector product on one tier."""
-        return _of_ns(self.mvm_ns, self.mvm_nj)
-
     def hop(self, size: int) -> OpCost:
         """A transfer of `size` bytes between tiles."""
         return _of_ns(10, 8e-5 * size)
@@ -241,10 +229,6 @@ class PaperTableCosts(_Costs):
     mvm_ns: AtLeastOnePs = 100
     mvm_nj: NonNegative = 10
     attention_energy_factor: Positive = Field(1.0, description="on the attention energies of the table")
-
-    def mvm(self) -> OpCost:
-        """One matrix-vector product on one tier."""
-        return _of_ns(self.mvm_ns, self.mvm_nj)
 
     def hop(self, size: int) -> OpCost:
         """A transfer of `size` bytes between tiles."""

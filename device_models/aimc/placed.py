@@ -35,7 +35,7 @@ class PlacedNetwork:
         self.network = network
         self.chip = chip
         self.tiles: list[NDArray[np.int64]] = [np.asarray(tiles, np.int64) for tiles in mapping.tiles]
-        self.mvm = chip.costs.mvm()
+        self.mvm = chip.mvm
 
     def chip_of(self, matrix: int) -> int:
         """The chip of a matrix's first chunk, where its sums run."""
@@ -141,7 +141,7 @@ class PlacedNetwork:
         return any(
             not np.array_equal(self.tiles[a], self.tiles[b])
             for ffn in block.experts[1:]
-            for a, b in zip((*first.up, first.down), (*ffn.up, ffn.down), strict=True)
+            for a, b in zip(first.matrices, ffn.matrices, strict=True)
         )
 
 

@@ -98,14 +98,14 @@ class _Route:
         for ffn, share in zip(block.experts, self._share, strict=True):
             # An expert is where its first matrix is; bytes go to where each of its matrices is.
             self.picks[home, self._placed.chip_of(ffn.up[0])] += share
-            for matrix in (*ffn.up, ffn.down):
+            for matrix in ffn.matrices:
                 there, back = self._placed.vector_bytes(matrix)
                 if (chip := self._placed.chip_of(matrix)) != home:
                     self.dispatch[home, chip] += there * share
                     self.combine[chip, home] += back * share
 
     def _pass_ffn(self, ffn: Ffn, home: int) -> None:
-        for matrix in (*ffn.up, ffn.down):
+        for matrix in ffn.matrices:
             self._visit(matrix, home)
 
     def _visit(self, matrix: int, home: int, part: Fraction = Fraction(1)) -> None:

@@ -51,27 +51,21 @@ class Rates:
         Args:
             resized: the same because of the size of tiers, which is in the result.
         """
-        attention = self._above(_ATTENTION)
-        digital = self._above(_DIGITAL)
         tile_mw, mvm_power = resized.get("power.tile_mw", 1.0), self._mvm_power()
-        multiples = {
-            "area.attention_mm2": attention,
-            "power.attention_w": attention,
-            "area.digital_mm2": digital,
-            "power.digital_w": digital,
+        of_tiles = {
             "area.tile_mm2": resized.get("area.tile_mm2", 1.0) * self._mvms_per_s(resized.get("costs.mvm_ns", 1.0)),
             "power.tile_mw": max(tile_mw, mvm_power) if mvm_power > 1 else tile_mw,
-            "dram.idle_w": self._above(_BANDWIDTH),
         }
+        multiples = {path: of_tiles[path] if rates is _MVM else self._above(rates) for path, rates in _HANG_ON.items()}
         return {path: factor for path, factor in multiples.items() if factor != resized.get(path, 1.0)}
 
-    def told(self, moved: Collection[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    def changed(self, moved: Collection[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Changed rates that moved the figures at these paths, and what they usually are."""
         rates = dict.fromkeys(rate for path in moved for rate in _HANG_ON[path])
-        changed = {rate: pair for rate in rates if (pair := self._pair(rate)) is not None and pair[0] != pair[1]}
+        pairs = {rate: pair for rate in rates if (pair := self._pair(rate)) is not None and pair[0] != pair[1]}
         return (
-            tuple(f"{rate} {own:g}" for rate, (own, _) in changed.items()),
-            tuple(f"{usual:g}" for _, usual in changed.values()),
+            tuple(f"{rate} {own:g}" for rate, (own, _) in pairs.items()),
+            tuple(f"{usual:g}" for _, usual in pairs.values()),
         )
 
     def unpriced(self, name: str, given: Collection[str]) -> tuple[str, ...]:

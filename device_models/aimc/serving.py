@@ -39,14 +39,14 @@ def plan_of(walk: Walk, chip: Chip, idle_gating: float = 1.0, *, in_turns: bool 
         in_turns: whether a token is on one chip after the other, so that the others may rest.
     """
     windows = sorted({layer.window for layer in walk.attention}, key=lambda window: window or math.inf, reverse=True)
-    groups = [[layer for layer in walk.attention if layer.window == window] for window in windows]
+    groups = {window: [layer for layer in walk.attention if layer.window == window] for window in windows}
     return CostPlan(
         devices=chip.chips,
         data_parallel=1,
         units=UNITS,
         rows=_energies(walk),
-        decode=tuple(_decode(window, group) for window, group in zip(windows, groups, strict=True)),
-        prefill=tuple(_prefill(window, group) for window, group in zip(windows, groups, strict=True)),
+        decode=tuple(_decode(window, group) for window, group in groups.items()),
+        prefill=tuple(_prefill(window, group) for window, group in groups.items()),
         experts=None,
         pipeline=_pipeline(walk, chip, windows),
         passive=_passive(chip, idle_gating, in_turns=in_turns),
@@ -138,17 +138,12 @@ def _mean_loads(walk: Walk, chip: Chip, windows: Sequence[int | None], work: _Wo
     """Of each unit, in the mean over the chips."""
     none = (0,) * len(windows)
 
-    def mean(whole: Station, prefill: tuple[int, int] = (0, 1)) -> Load:
-        per_context = tuple(slope // chip.chips for slope in whole.per_context)
-        per_token, per_request = whole.per_token // chip.chips, whole.per_request // chip.chips
-        return Load(whole.name, per_token, 0, per_request, per_context, prefill)
-
     return (
         Load(TILES, _fs(work.tiles.mean()), _fs(work.sampled_tiles.mean()), 0, none),
         Load(BUSIEST_TILE, _fs(work.tiles[work.most]), _fs(work.sampled_tiles[work.most]), 0, none),
         Load(DIGITAL, _fs(work.digital.mean()), _fs(work.sampled_digital.mean()), 0, none),
-        mean(_units(walk.attention, windows, chip), prefill=(1, chip.chips)),
-        mean(_memory(walk.attention, windows)),
+        _load(_units(walk.attention, windows, chip), (1, chip.chips), over=chip.chips),
+        _load(_memory(walk.attention, windows), over=chip.chips),
     )
 
 
@@ -168,8 +163,11 @@ def _device_loads(chip: Chip, work: _Work, windows: int) -> list[Load]:
     ]
 
 
-def _load(station: Station, prefill: tuple[int, int] = (0, 1)) -> Load:
-    return Load(station.name, station.per_token, station.per_output, station.per_request, station.per_context, prefill)
+def _load(station: Station, prefill: tuple[int, int] = (0, 1), *, over: int = 1) -> Load:
+    """What a station's work leaves on its unit, in the mean over so many chips."""
+    per_token, per_request = station.per_token // over, station.per_request // over
+    per_context = tuple(slope // over for slope in station.per_context)
+    return Load(station.name, per_token, station.per_output // over, per_request, per_context, prefill)
 
 
 def _memory(group: Sequence[AttentionSlopes], windows: Sequence[int | None]) -> Station:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pimserve.device_models.aimc.chip import Chip
-from pimserve.device_models.aimc.network import Block, Ffn, Network
+from pimserve.device_models.aimc.network import Block, Network
 from pimserve.errors import DoesNotFitError
 
 Spread = Literal["layers", "experts"]
@@ -80,7 +80,9 @@ class Spreader:
             message += f"; a chip gets up to {experts} of a layer's experts"
         stacked = self._stacked and experts > 0
         if stacked:
-            stacks = sum(self._tiers[m] for block in self._network.blocks for m in _matrices(block.experts[:1]))
+            stacks = sum(
+                self._tiers[m] for block in self._network.blocks for ffn in block.experts[:1] for m in ffn.matrices
+            )
             message += (
                 f"; moe_separated puts a chunk of {experts} experts on one tile and leaves a tier free, so that a tile "
                 f"takes {(chip.tiers - 1) // experts} of {stacks:,} such chunks and a chip "
@@ -120,66 +122,55 @@ class Spreader:
     def _deal(self, chips: int) -> list[list[Group]] | None:
         """Groups of each chip, the fullest as empty as can be; None if they do not fit."""
         room = self._room(chips)
-        if chips == 1:
-            return self._deal_one(room)
-        moe = [(layer, block) for layer, block in enumerate(self._network.blocks) if block.experts]
+        groups = [
+            Group(matrix.layer, ((m,),), (), self._tiers[m], 0)
+            for m, matrix in enumerate(self._network.matrices)
+            if matrix.role != "expert"
+        ]
         dealt: list[list[Group]] = [[] for _ in range(chips)]
-        if self._by_expert:
-            for layer, block in moe:
-                for chip, numbers in enumerate(_shares(len(block.experts), chips)):
-                    dealt[chip].append(self._expert_group(layer, block, numbers, None))
-            if any(sum(group.positions for group in groups) > room.positions for groups in dealt):
-                return None
-            groups = self._others()
-        elif self._stacked:
-            groups = self._others()
-            for layer, block in moe:
-                parts = range(len(_matrices(block.experts[:1])))
-                groups += [self._expert_group(layer, block, range(len(block.experts)), part) for part in parts]
-        else:
-            groups = self._others()
-            for layer, block in moe:
-                groups += [self._expert_group(layer, block, range(e, e + 1), None) for e in range(len(block.experts))]
-        groups.sort(key=lambda group: group.ffns[0][0])
-        taken = [sum(group.tiers for group in mine) for mine in dealt]
+        for layer, block in enumerate(self._network.blocks):
+            experts = len(block.experts)
+            if not experts:
+                continue
+            if chips == 1:
+                groups.append(self._expert_group(layer, block, range(experts)))
+            elif self._by_expert:
+                for chip, numbers in enumerate(_shares(experts, chips)):
+                    dealt[chip].append(self._expert_group(layer, block, numbers))
+            elif self._stacked:
+                parts = range(len(block.experts[0].matrices))
+                groups += [self._expert_group(layer, block, range(experts), part) for part in parts]
+            else:
+                groups += [self._expert_group(layer, block, range(e, e + 1)) for e in range(experts)]
+        groups.sort(key=_first_matrix)
+        if chips == 1:
+            return [groups] if sum(group.tiers for group in groups) <= room.tiers else None
+        if any(sum(group.positions for group in on_chip) > room.positions for on_chip in dealt):
+            return None
+        taken = [sum(group.tiers for group in on_chip) for on_chip in dealt]
         total = sum(taken) + sum(group.tiers for group in groups)
         even = max(-(-total // chips), *taken, *(group.tiers for group in groups))
         limits = range(even, room.tiers + 1)
         if not limits or _fill(groups, taken, room) is None:
             return None
-        limit = limits[bisect_left(limits, True, key=lambda tiers: _fits(groups, taken, Room(tiers, room.positions)))]
+        limit = limits[
+            bisect_left(limits, True, key=lambda tiers: _fill(groups, taken, Room(tiers, room.positions)) is not None)
+        ]
         filled = _fill(groups, taken, Room(limit, room.positions))
         assert filled is not None
-        return [
-            sorted(mine + more, key=lambda group: group.ffns[0][0]) for mine, more in zip(dealt, filled, strict=True)
-        ]
+        return [sorted(on_chip + more, key=_first_matrix) for on_chip, more in zip(dealt, filled, strict=True)]
 
-    def _deal_one(self, room: Room) -> list[list[Group]] | None:
-        groups = self._others()
-        for layer, block in enumerate(self._network.blocks):
-            if block.experts:
-                groups.append(self._expert_group(layer, block, range(len(block.experts)), None))
-        fits = sum(group.tiers for group in groups) <= room.tiers
-        return [sorted(groups, key=lambda group: group.ffns[0][0])] if fits else None
-
-    def _others(self) -> list[Group]:
-        return [
-            Group(matrix.layer, ((m,),), (), self._tiers[m], 0)
-            for m, matrix in enumerate(self._network.matrices)
-            if matrix.role != "expert"
-        ]
-
-    def _expert_group(self, layer: int, block: Block, numbers: range, part: int | None) -> Group:
+    def _expert_group(self, layer: int, block: Block, numbers: range, part: int | None = None) -> Group:
         """Those experts of a layer; `part`: only that matrix of each."""
-        ffns = tuple(_matrices((block.experts[e],)) for e in numbers)
+        ffns = tuple(block.experts[e].matrices for e in numbers)
         if part is not None:
             ffns = tuple((ffn[part],) for ffn in ffns)
         positions = sum(self._tiers[m] for m in ffns[0])
         return Group(layer, ffns, tuple(numbers), positions * len(ffns), positions if self._stacked else 0)
 
 
-def _matrices(ffns: Sequence[Ffn]) -> tuple[int, ...]:
-    return tuple(m for ffn in ffns for m in (*ffn.up, ffn.down))
+def _first_matrix(group: Group) -> int:
+    return group.ffns[0][0]
 
 
 def _shares(count: int, parts: int) -> list[range]:
@@ -201,7 +192,3 @@ def _fill(groups: Sequence[Group], taken: Sequence[int], room: Room) -> list[lis
         tiers += group.tiers
         positions += group.positions
     return filled
-
-
-def _fits(groups: Sequence[Group], taken: Sequence[int], room: Room) -> bool:
-    return _fill(groups, taken, room) is not None

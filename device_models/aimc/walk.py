@@ -187,7 +187,7 @@ class Walker:
         longest = PassTime(0.0, 0.0)
         for matrix in tables:
             row_blocks, column_blocks = self._placed.grid(matrix)
-            self._mvms(matrix, work, 1 / row_blocks)
+            self._mvms(matrix, work.tiles, 1 / row_blocks)
             self._visit((matrix,), self._position, 1 / row_blocks)
             # The blocks of one row lie side by side unless tiles are few.
             some = self._placed.tiles[matrix][:column_blocks]
@@ -216,15 +216,13 @@ class Walker:
         self._chain("communication", hops)
         self._chain(category, rest)
         for matrix in stage:
-            self._account(category, matrix, home, work, 1.0)
+            self._account(category, matrix, home, work, 1.0, 1.0)
 
-    def _account(
-        self, category: Category, matrix: int, home: int, work: Work, share: float, load: float | None = None
-    ) -> None:
+    def _account(self, category: Category, matrix: int, home: int, work: Work, share: float, load: float) -> None:
         """Energy and work of one matrix, of which a token needs `share` on average, and its tiles bear `load`."""
         row_blocks, column_blocks = self._placed.grid(matrix)
         chunks = row_blocks * column_blocks
-        self._mvms(matrix, work, share if load is None else load)
+        self._mvms(matrix, work.tiles, load)
         self._pay_hops(matrix, home, share)
         add = self._placed.sum_of(matrix)
         sums = share * (row_blocks - 1) * column_blocks
@@ -233,9 +231,10 @@ class Walker:
         if self.chip.partial_sums == "pool":
             work.digital[self._placed.chip_of(matrix)] += sums * add.ps
 
-    def _mvms(self, matrix: int, work: Work, share: float) -> None:
+    def _mvms(self, matrix: int, tiles: NDArray[np.float64], share: float) -> None:
+        """Adds the products with a share of a matrix's chunks to the time of their tiles."""
         reads = self._placed.reads(matrix)
-        np.add.at(work.tiles, self._placed.tiles[matrix], share * reads * self._placed.mvm.ps)
+        np.add.at(tiles, self._placed.tiles[matrix], share * reads * self._placed.mvm.ps)
 
     def _pay_hops(self, matrix: int, home: int, share: float) -> None:
         """Energy, and bytes between chips, of the ways to a share of the chunks and back."""
@@ -260,8 +259,7 @@ class Walker:
         """A token is at the tiles of these matrices, each of which it needs with probability `share`."""
         held = np.zeros(self.chip.all_tiles)
         for matrix in matrices:
-            reads = self._placed.reads(matrix)
-            np.add.at(held, self._placed.tiles[matrix], share * reads * self._placed.mvm.ps)
+            self._mvms(matrix, held, share)
         self._walk.visits.visit(position, held)
 
     def _ffn(self, category: Category, ffn: Ffn, home: int, work: Work) -> None:
@@ -292,21 +290,19 @@ class Walker:
         if differ:  # experts on tiles of their own: the busiest tile is one that many tokens happen to choose
             loads = (draw_counts(self._random, law.picks, _TOKENS, 1)[0] / _TOKENS).tolist()
         for ffn, share, load in zip(block.experts, law.share, loads, strict=True):
-            for matrix in (*ffn.up, ffn.down):
-                self._account("moe", matrix, home, work, share, load)
-            for cost in self._placed.between(ffn):
-                self._spend("moe", cost, self._placed.chip_of(ffn.down), work, share)
-        for matrix in (*block.experts[0].up, block.experts[0].down):
+            self._account_expert(ffn, home, work, share, load)
+        for matrix in one.matrices:
             self._walk.expert_mvm_ps += top_k * len(self._placed.tiles[matrix]) * self._placed.mvm.ps
-        sums = top_k - 1
         if block.shared is not None:
-            sums += 1
-            for matrix in (*block.shared.up, block.shared.down):
-                self._account("moe", matrix, home, work, 1.0)
-            for cost in self._placed.between(block.shared):
-                self._spend("moe", cost, self._placed.chip_of(block.shared.down), work, 1.0)
-        for _ in range(sums):
+            self._account_expert(block.shared, home, work, 1.0, 1.0)
+        for _ in range(top_k - 1 if block.shared is None else top_k):
             self._digital("moe", self.costs.add(network.hidden), home, work)
+
+    def _account_expert(self, ffn: Ffn, home: int, work: Work, share: float, load: float) -> None:
+        for matrix in ffn.matrices:
+            self._account("moe", matrix, home, work, share, load)
+        for cost in self._placed.between(ffn):
+            self._spend("moe", cost, self._placed.chip_of(ffn.down), work, share)
 
     def _chosen_time(self, block: Block, law: Law, home: int, draws: int) -> PassTime:
         """Through the chosen experts of one token, a mean over draws where it depends on them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence as Several
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,19 +39,7 @@ class Rules:
 
 
 PHYSICAL = Rules()
-COMPAT = Rules(
-    experts_wait_for_router=False,
-    routing_per_sequence=False,
-    random_token_ids=False,
-    read_positions=False,
-    combine_at_hidden=False,
-    kv_writes=False,
-    dram_contention=False,
-    skip_unread_prompt=False,
-    sizes_by_payload=False,
-    logits_by_chunk=False,
-    reference_accounting=True,
-)
+COMPAT = Rules(**{switch.name: not switch.default for switch in fields(Rules)})  # the other way, all of them
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,7 @@ class ChipOperations:
 
     def mvm(self, rows: int, cols: int, reads: int) -> int:
         """`reads` MVMs in a row of a chunk that fills `rows` x `cols` of its tier."""
-        cost = self._chip.costs.mvm()
+        cost = self._chip.mvm
         # A full tier does R C products and R C - R sums; a chunk its share of them.
         flops = rows * cols * (2 * self._chip.tier_cols - 1) / self._chip.tier_cols
         return self._table.number(Operation("mvm", cols, reads, reads * cost.ps, reads * cost.nj, reads * flops))

@@ -165,7 +165,7 @@ def _busy(graph: TaskGraph, timing: Schedule, chip: Chip, makespan: int, mvms: N
         return float(held[mine].sum()) / (span * units * chip.chips)
 
     reading = np.array([op.dram_ps for op in graph.table.operations])[operation].sum()
-    mvm_ps = chip.costs.mvm().ps
+    mvm_ps = chip.mvm.ps
     return Busy(
         busiest_tile=int(mvms.max()) * mvm_ps / span,
         mean_tile=float(mvms.mean()) * mvm_ps / span,

@@ -63,7 +63,7 @@ def test_no_decode_step_is_faster_than_physics_allows(model_name: str, preset: s
     model, spec = load_model(model_name), device.spec
     plan = fitted(device, model_name, chips).plan
     network = network_of(model, spec.kv_bits)
-    mvm_s = spec.costs.mvm().ps * 1e-12
+    mvm_s = spec.chips(1).mvm.ps * 1e-12
     busiest = max(mvms_of_tiles(device, network, chips).values())
     # Some chip has a chips-th of the layers that see everything; windowed ones are left out.
     layers = -(-sum(block.attention.window_tokens is None for block in network.blocks) // chips)
@@ -98,7 +98,7 @@ def test_energy_is_not_below_passive_power_and_mvms(preset: str) -> None:
     layers_mvms, head_mvms = 48_384, 504
     prompt, output = summary["tokens"]["prompt"], summary["tokens"]["output"]
     passes = prompt + output - 15  # the first output of a request comes with its prompt
-    least = (passes * layers_mvms + output * head_mvms) * spec.costs.mvm().nj * 1e-9
+    least = (passes * layers_mvms + output * head_mvms) * spec.chips(1).mvm.nj * 1e-9
     assert energy["active_joules"] >= least
     by_category = sum(sum(parts.values()) for parts in energy["joules_by_category"].values())
     assert energy["active_joules"] == pytest.approx(by_category)

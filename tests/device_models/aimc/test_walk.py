@@ -84,7 +84,7 @@ def test_tiles_work_as_long_as_their_mvms(setting: Setting) -> None:
     network, chip, mapping = mapped(setting)
     walk, event = walked(network, chip, mapping), one_token(network, chip, mapping)
     tiles = sum((part.tiles for part in walk.segments), walk.last.tiles + walk.head.tiles)
-    mvms = tiles / chip.costs.mvm().ps
+    mvms = tiles / chip.mvm.ps
     # Which row block of the embedding is read depends on the token: a share of one MVM each for us.
     embedding = np.zeros(chip.all_tiles, bool)
     embedding[list(mapping.tiles[network.token_embedding])] = True

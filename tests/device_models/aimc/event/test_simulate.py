@@ -80,7 +80,7 @@ def test_energies_and_busy_times_of_the_reference_simulator_are_met(prefix):
     assert list(ours.mvms_per_tile) == case.form.derived.mvms_per_tile
     attending = (times.mha.comp + times.mha.dram) / (case.form.result.latency_ns * case.chip.attention_units)
     assert ours.busy.attention == pytest.approx(attending)
-    assert ours.busy.busiest_tile == max(ours.mvms_per_tile) * case.chip.costs.mvm().ps / ours.makespan_ps
+    assert ours.busy.busiest_tile == max(ours.mvms_per_tile) * case.chip.mvm.ps / ours.makespan_ps
 
 
 # The shipped placeholder costs, ns.
