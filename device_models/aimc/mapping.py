@@ -148,34 +148,28 @@ class _Density:
         return ordered
 
 
+@dataclass(eq=False)
 class _Placer:
     """The tiles of one chip as they fill. `weight` is how many MVMs of a token a tile is expected to do."""
 
-    def __init__(
-        self,
-        network: Network,
-        chip: Chip,
-        spec: MappingSpec,
-        number: int,
-        tiles: list[tuple[int, ...]],
-        tiers: list[tuple[int, ...]],
-        density: _Density | None,
-    ) -> None:
-        self._network = network
-        self._chip = chip
-        self._spec = spec
-        self._first_tile = number * chip.tiles
-        self._tiles = tiles
-        self._tiers = tiers
-        self._density = density
-        self._random = np.random.default_rng((spec.seed, number)) if spec.strategy == "greedy_random" else None
-        self._by_weight = spec.strategy in {"greedy_util", "moe_separated"}
-        self.fill = np.zeros(chip.tiles, dtype=np.int64)
-        self._weight = np.zeros(chip.tiles)
+    network: Network
+    chip: Chip
+    spec: MappingSpec
+    number: int
+    tiles: list[tuple[int, ...]]
+    tiers: list[tuple[int, ...]]
+    density: _Density | None
+
+    def __post_init__(self) -> None:
+        seeds = (self.spec.seed, self.number)
+        self._random = np.random.default_rng(seeds) if self.spec.strategy == "greedy_random" else None
+        self._by_weight = self.spec.strategy in {"greedy_util", "moe_separated"}
+        self.fill = np.zeros(self.chip.tiles, dtype=np.int64)
+        self._weight = np.zeros(self.chip.tiles)
 
     def place(self, groups: Sequence[Group]) -> None:
         """Places groups, given in the order of the network's matrices."""
-        separated = self._spec.strategy == "moe_separated"
+        separated = self.spec.strategy == "moe_separated"
         if separated:
             first = self._stacked_first
             groups = [*filter(first, groups), *(group for group in groups if not first(group))]
@@ -193,19 +187,19 @@ class _Placer:
                 self._place_experts(group)
 
     def _stacked_first(self, group: Group) -> bool:
-        router = self._network.matrices[group.ffns[0][0]].role == "router"
-        return bool(group.experts) or (router and self._chip.chips == 1)
+        router = self.network.matrices[group.ffns[0][0]].role == "router"
+        return bool(group.experts) or (router and self.chip.chips == 1)
 
     def _expert_weight(self, group: Group) -> float:
-        return 1 / len(self._network.blocks[group.layer].experts)
+        return 1 / len(self.network.blocks[group.layer].experts)
 
     def _place_single(self, m: int) -> None:
-        matrix, chunks = self._network.matrices[m], self._chunks(m)
+        matrix, chunks = self.network.matrices[m], self._chunks(m)
         weight = 1.0
         if matrix.role in {"token_embedding", "position_embedding"}:
-            weight = min(1.0, self._chip.tier_rows / matrix.rows)
-            if self._spec.stack_embedding:
-                row = -(-matrix.cols // self._chip.tier_cols)
+            weight = min(1.0, self.chip.tier_rows / matrix.rows)
+            if self.spec.stack_embedding:
+                row = -(-matrix.cols // self.chip.tier_cols)
                 self._put(m, np.resize(self._choose(row, weight), chunks), weight)
                 return
         self._put(m, self._choose(chunks, weight), weight)
@@ -213,17 +207,17 @@ class _Placer:
     def _place_experts(self, group: Group) -> None:
         ffns = dict(zip(group.experts, group.ffns, strict=True))
         numbers: Sequence[int] = group.experts
-        if self._density is not None:
-            offset = (int(np.flatnonzero(self.fill == self.fill.max())[-1]) + 1) % self._chip.tiles
+        if self.density is not None:
+            offset = (int(np.flatnonzero(self.fill == self.fill.max())[-1]) + 1) % self.chip.tiles
             *up, _ = group.ffns[0]
-            planar = self._chunks(up[0]) * (len(up) + self._spec.split_ffn)
-            numbers = self._density.order(numbers, self._chip.tiles, offset, planar)
+            planar = self._chunks(up[0]) * (len(up) + self.spec.split_ffn)
+            numbers = self.density.order(numbers, self.chip.tiles, offset, planar)
         weight = self._expert_weight(group)
         for expert in numbers:
             *up, down = ffns[expert]
             for m in up:
                 tiles = self._put(m, self._choose(self._chunks(m), weight), weight)
-            if self._spec.split_ffn:
+            if self.spec.split_ffn:
                 self._put(down, self._choose(self._chunks(down), weight), weight)
             else:
                 self._put(down, np.resize(tiles, self._chunks(down)), weight)
@@ -232,13 +226,13 @@ class _Placer:
         """Places the same matrix of all experts: the first where there is room for all, the others on its tiles."""
         first, *others = stack
         # Several chips are filled to the last place; a tile that takes two chunks of a matrix then needs room for both.
-        takes = len(stack) if self._chip.chips > 1 else 1
+        takes = len(stack) if self.chip.chips > 1 else 1
         tiles = self._put(first, self._lightest(self._chunks(first), weight, len(stack), takes), weight)
-        if _distinct(tiles) and self.fill[tiles].max() + len(others) <= self._chip.tiers:
-            where, base = self._tiles[first], self._tiers[first]
+        if _distinct(tiles) and self.fill[tiles].max() + len(others) <= self.chip.tiers:
+            where, base = self.tiles[first], self.tiers[first]
             for above, m in enumerate(others, start=1):
-                self._tiles[m] = where
-                self._tiers[m] = tuple(tier + above for tier in base)
+                self.tiles[m] = where
+                self.tiers[m] = tuple(tier + above for tier in base)
                 self._weight[tiles] += weight  # one by one: sums of weights are compared, so must be rounded alike
             self.fill[tiles] += len(others)
         else:
@@ -246,7 +240,7 @@ class _Placer:
                 self._put(m, tiles, weight)
 
     def _chunks(self, m: int) -> int:
-        rows, cols = self._network.matrices[m].grid(self._chip.tier_rows, self._chip.tier_cols)
+        rows, cols = self.network.matrices[m].grid(self.chip.tier_rows, self.chip.tier_cols)
         return rows * cols
 
     def _choose(self, chunks: int, weight: float) -> Tiles:
@@ -272,15 +266,15 @@ class _Placer:
         chunk takes `takes` tiers.
         """
         order = np.argsort(self._weight, kind="stable")
-        order = order[self.fill[order] + room < self._chip.tiers]
-        if chunks > self._chip.tiles:
+        order = order[self.fill[order] + room < self.chip.tiers]
+        if chunks > self.chip.tiles:
             order = order[:0]
         if len(order) >= chunks:
             return order[:chunks]
         fill, weights = self.fill.copy(), self._weight.copy()
         fill[order] += takes
         weights[order] += weight
-        free = np.flatnonzero(fill + room < self._chip.tiers)
+        free = np.flatnonzero(fill + room < self.chip.tiers)
         heap = list(zip(weights[free].tolist(), free.tolist(), strict=True))
         heapq.heapify(heap)
         chosen = order.tolist()
@@ -290,27 +284,27 @@ class _Placer:
             load, tile = heapq.heappop(heap)
             chosen.append(tile)
             fill[tile] += takes
-            if fill[tile] + room < self._chip.tiers:
+            if fill[tile] + room < self.chip.tiers:
                 heapq.heappush(heap, (load + weight, tile))
         return np.array(chosen)
 
     def _put(self, m: int, tiles: Tiles, weight: float) -> Tiles:
         """Puts a matrix's chunks on those tiles, or, where one is full, on the tile with the smallest fill."""
-        if _distinct(tiles) and self.fill[tiles].max() < self._chip.tiers:
+        if _distinct(tiles) and self.fill[tiles].max() < self.chip.tiers:
             tiers = self.fill[tiles]
             self.fill[tiles] += 1
             self._weight[tiles] += weight
         else:
             tiles, tiers = tiles.copy(), np.empty_like(tiles)
             for chunk, wanted in enumerate(tiles):
-                tile = wanted if self.fill[wanted] < self._chip.tiers else self.fill.argmin()
-                if self.fill[tile] == self._chip.tiers:
+                tile = wanted if self.fill[wanted] < self.chip.tiers else self.fill.argmin()
+                if self.fill[tile] == self.chip.tiers:
                     raise _NoTileError
                 tiles[chunk], tiers[chunk] = tile, self.fill[tile]
                 self.fill[tile] += 1
                 self._weight[tile] += weight
-        self._tiles[m] = tuple((tiles + self._first_tile).tolist())
-        self._tiers[m] = tuple(tiers.tolist())
+        self.tiles[m] = tuple((tiles + self.number * self.chip.tiles).tolist())
+        self.tiers[m] = tuple(tiers.tolist())
         return tiles
 
 

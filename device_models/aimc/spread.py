@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from pimserve.device_models.aimc.chip import Chip
@@ -38,6 +38,7 @@ class Room:
     positions: int
 
 
+@dataclass(eq=False)
 class Spreader:
     """Deals the matrices of a network out to chips.
 
@@ -45,14 +46,16 @@ class Spreader:
     takes (tiers - 1) // experts of these stacks (a stack is put where fill + experts < tiers).
     """
 
-    def __init__(self, network: Network, chip: Chip, *, stacked: bool, spread: Spread) -> None:
-        self._network = network
-        self._chip = chip
-        self._stacked = stacked
-        self._by_expert = spread == "experts"
-        grids = [matrix.grid(chip.tier_rows, chip.tier_cols) for matrix in network.matrices]
+    network: Network
+    chip: Chip
+    stacked: bool = field(kw_only=True)
+    spread: Spread = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        chip, self._by_expert = self.chip, self.spread == "experts"
+        grids = [matrix.grid(chip.tier_rows, chip.tier_cols) for matrix in self.network.matrices]
         self._tiers = [rows * cols for rows, cols in grids]
-        self._experts = max((len(block.experts) for block in network.blocks), default=0)
+        self._experts = max((len(block.experts) for block in self.network.blocks), default=0)
         if self._by_expert and self._experts < chip.chips:
             raise DoesNotFitError(
                 WHERE,
@@ -63,14 +66,14 @@ class Spreader:
 
     def groups(self) -> list[list[Group]]:
         """Groups of each chip, in the order of the network's matrices."""
-        chips = self._deal(self._chip.chips)
+        chips = self._deal(self.chip.chips)
         if chips is None:
             raise self.does_not_fit()
         return chips
 
     def does_not_fit(self) -> DoesNotFitError:
         """The error that says how much is needed, how much there is, and what would do."""
-        chip, experts = self._chip, self._experts_per_chip(self._chip.chips)
+        chip, experts = self.chip, self._experts_per_chip(self.chip.chips)
         needed, there = sum(self._tiers), chip.chips * chip.tiles * chip.tiers
         message = (
             f"the network does not fit: it needs {needed:,} tiers of {chip.tier_rows} x {chip.tier_cols}, and "
@@ -78,10 +81,10 @@ class Spreader:
         )
         if self._by_expert:
             message += f"; a chip gets up to {experts} of a layer's experts"
-        stacked = self._stacked and experts > 0
+        stacked = self.stacked and experts > 0
         if stacked:
             stacks = sum(
-                self._tiers[m] for block in self._network.blocks for ffn in block.experts[:1] for m in ffn.matrices
+                self._tiers[m] for block in self.network.blocks for ffn in block.experts[:1] for m in ffn.matrices
             )
             message += (
                 f"; moe_separated puts a chunk of {experts} experts on one tile and leaves a tier free, so that a tile "
@@ -107,16 +110,16 @@ class Spreader:
         return -(-self._experts // chips) if self._by_expert else self._experts
 
     def _room(self, chips: int) -> Room:
-        chip, experts = self._chip, self._experts_per_chip(chips)
-        positions = (chip.tiers - 1) // experts * chip.tiles if self._stacked and experts else chip.tiles * chip.tiers
+        chip, experts = self.chip, self._experts_per_chip(chips)
+        positions = (chip.tiers - 1) // experts * chip.tiles if self.stacked and experts else chip.tiles * chip.tiers
         return Room(chip.tiles * chip.tiers, positions)
 
     def _least_chips(self) -> int | None:
-        most = self._experts if self._by_expert else len(self._network.matrices)
+        most = self._experts if self._by_expert else len(self.network.matrices)
         if self._deal(most) is None:
             return None
-        bound = -(-sum(self._tiers) // (self._chip.tiles * self._chip.tiers))
-        first = max(self._chip.chips + 1, bound)
+        bound = -(-sum(self._tiers) // (self.chip.tiles * self.chip.tiers))
+        first = max(self.chip.chips + 1, bound)
         return next((chips for chips in range(first, most + 1) if self._deal(chips) is not None), None)
 
     def _deal(self, chips: int) -> list[list[Group]] | None:
@@ -124,11 +127,11 @@ class Spreader:
         room = self._room(chips)
         groups = [
             Group(matrix.layer, ((m,),), (), self._tiers[m], 0)
-            for m, matrix in enumerate(self._network.matrices)
+            for m, matrix in enumerate(self.network.matrices)
             if matrix.role != "expert"
         ]
         dealt: list[list[Group]] = [[] for _ in range(chips)]
-        for layer, block in enumerate(self._network.blocks):
+        for layer, block in enumerate(self.network.blocks):
             experts = len(block.experts)
             if not experts:
                 continue
@@ -137,7 +140,7 @@ class Spreader:
             elif self._by_expert:
                 for chip, numbers in enumerate(_shares(experts, chips)):
                     dealt[chip].append(self._expert_group(layer, block, numbers))
-            elif self._stacked:
+            elif self.stacked:
                 parts = range(len(block.experts[0].matrices))
                 groups += [self._expert_group(layer, block, range(experts), part) for part in parts]
             else:
@@ -166,7 +169,7 @@ class Spreader:
         if part is not None:
             ffns = tuple((ffn[part],) for ffn in ffns)
         positions = sum(self._tiers[m] for m in ffns[0])
-        return Group(layer, ffns, tuple(numbers), positions * len(ffns), positions if self._stacked else 0)
+        return Group(layer, ffns, tuple(numbers), positions * len(ffns), positions if self.stacked else 0)
 
 
 def _first_matrix(group: Group) -> int:

@@ -96,6 +96,7 @@ class Walk:
     sampled_link_bytes: float = 0.0
 
 
+@dataclass(eq=False)
 class Walker:
     """Walks a network that is mapped on chips.
 
@@ -107,26 +108,21 @@ class Walker:
         lm_head: whether the product with the vocabulary counts.
     """
 
-    def __init__(
-        self,
-        network: Network,
-        chip: Chip,
-        mapping: Mapping,
-        popularity: Sequence[Sequence[float]],
-        *,
-        lm_head: bool = True,
-    ) -> None:
-        self.network = network
-        self.chip = chip
-        self.costs = chip.costs
-        self.lm_head = lm_head
-        top_k = max((block.top_k for block in network.blocks), default=0)
+    network: Network
+    chip: Chip
+    mapping: Mapping
+    popularity: Sequence[Sequence[float]]
+    lm_head: bool = field(default=True, kw_only=True)
+
+    def __post_init__(self) -> None:
+        self.costs = self.chip.costs
+        top_k = max((block.top_k for block in self.network.blocks), default=0)
         self._laws = [
-            Law(pick_probabilities(np.asarray(row, float), top_k), expert_share(row, top_k)) for row in popularity
+            Law(pick_probabilities(np.asarray(row, float), top_k), expert_share(row, top_k)) for row in self.popularity
         ]
-        self._placed = PlacedNetwork(network, chip, mapping)
+        self._placed = PlacedNetwork(self.network, self.chip, self.mapping)
         self._random = np.random.default_rng(0)  # which experts are drawn to look at; not the run's seed
-        self._walk = Walk(self._work(), self._work(), Visits(chip.all_tiles))
+        self._walk = Walk(self._work(), self._work(), Visits(self.chip.all_tiles))
         self._position = 0.0  # on the chain
         self._spent: dict[Category, float] = defaultdict(float)  # nJ, since the last barrier but one
         self._sent = 0.0  # bytes between chips, likewise

@@ -40,31 +40,24 @@ class Step:
     samples: bool
 
 
+@dataclass(eq=False)
 class GraphBuilder:
     """Builds the graph of some sequences step by step; `graph` is the result."""
 
-    def __init__(
-        self,
-        network: Network,
-        chip: Chip,
-        mapping: Mapping,
-        rules: Rules,
-        *,
-        routing: Routing | None,
-        choices: ExpertChoices | None,
-        seed: int,
-        communication: bool,
-    ) -> None:
+    network: Network
+    chip: Chip
+    mapping: Mapping
+    rules: Rules
+    routing: Routing | None
+    choices: ExpertChoices | None
+    seed: int
+    communication: bool
+
+    def __post_init__(self) -> None:
+        network, chip, rules = self.network, self.chip, self.rules
         self.graph = TaskGraph(OperationTable(), Resources(chip.all_tiles, chip.chips))
-        self._network = network
-        self._chip = chip
-        self._rules = rules
-        self._routing = routing
-        self._choices = choices
-        self._seed = seed
-        self._communication = communication
         self._operations = ChipOperations(network, chip, self.graph.table)
-        self._linears = Linears(network, chip, mapping, rules, self._operations, communication=communication)
+        self._linears = Linears(network, chip, self.mapping, rules, self._operations, self.communication)
         self._homes = [self._linears.chip_of(block.after[0][0]) for block in network.blocks]
         self._moe_layers = [layer for layer, block in enumerate(network.blocks) if block.router is not None]
 
@@ -84,7 +77,7 @@ class GraphBuilder:
 
     def _step(self, step: Step, rank: int, fed_by: int | None) -> int | None:
         """One pass through the network; the task that samples a token, if one is sampled."""
-        network = self._network
+        network = self.network
         experts = self._experts(step)
         rows = self._token_rows(step)
         x = [self._embedding(step, token, row, rank + token, fed_by) for token, row in enumerate(rows)]
@@ -99,7 +92,7 @@ class GraphBuilder:
             attended = Vector([self._attention(step, layer, block.attention, inputs, rank)], home)
             for token, vector in enumerate(x):
                 read = layer < last_layer or (step.samples and token == step.tokens - 1)
-                if read or not self._rules.skip_unread_prompt:
+                if read or not self.rules.skip_unread_prompt:
                     chosen = experts[layer][token] if block.router is not None else ()
                     x[token] = self._after_attention(block, attended, vector, chosen, rank + token)
         if not step.samples:
@@ -108,7 +101,7 @@ class GraphBuilder:
 
     def _embedding(self, step: Step, token: int, row: int, rank: int, fed_by: int | None) -> Vector:
         """Reading row block `row` of the table for one token of the step; a first step waits for nobody."""
-        network, home = self._network, self._homes[0]
+        network, home = self.network, self._homes[0]
         sampler_chip = self._linears.chip_of(network.head)
         after = [] if fed_by is None else [fed_by]
 
@@ -120,20 +113,20 @@ class GraphBuilder:
         values = read(network.token_embedding, row)
         if position_table is None:
             return Vector(values, home)
-        if self._rules.read_positions:
+        if self.rules.read_positions:
             position = step.span - step.tokens + token
             if position >= network.matrices[position_table].rows:
                 positions = network.matrices[position_table].rows
                 raise InputError("sequences", f"must not exceed the model's {positions} positions")
-            values += read(position_table, position // self._chip.tier_rows)
+            values += read(position_table, position // self.chip.tier_rows)
         return Vector([self._digital(self._operations.add(network.hidden), home, rank, values)], home)
 
     def _token_rows(self, step: Step) -> list[int]:
         """Row block of the embedding that holds each token of the step."""
-        if not self._rules.random_token_ids:
+        if not self.rules.random_token_ids:
             return [0] * step.tokens
-        ids = token_ids(self._seed, step.sequence, step.number, step.tokens, self._network.vocab)
-        return [token // self._chip.tier_rows for token in ids]
+        ids = token_ids(self.seed, step.sequence, step.number, step.tokens, self.network.vocab)
+        return [token // self.chip.tier_rows for token in ids]
 
     def _projections(self, block: Block, x: Vector, home: int, rank: int) -> list[int]:
         """Stages before attention; what attention waits for. Keys and values go to the KV cache on the side."""
@@ -147,18 +140,18 @@ class GraphBuilder:
                 if stage is block.before[0] and matrix != stage[0]:
                     cached += made
             x = Vector(results, home)
-        if self._rules.kv_writes:
+        if self.rules.kv_writes:
             size = block.attention.kv_bytes
-            cost = self._chip.dram.move(size)
+            cost = self.chip.dram.move(size)
             operation = self.graph.table.number(Operation("kv_write", size, 1, 0, 0.0, 0.0, cost.ps, cost.nj))
             self.graph.add(operation, self.graph.resources.dram + home, rank, cached)
         return results if len(block.before) == 1 else [*results, *cached]
 
     def _attention(self, step: Step, layer: int, shape: Attention, inputs: list[int], rank: int) -> int:
-        new, span, chip = step.tokens, step.span, self._chip
+        new, span, chip = step.tokens, step.span, self.chip
         cost = chip.costs.attention(shape, new, span, cached=step.reads_cache, dram=chip.dram)
         parts = min(chip.attention_units, shape.kv_heads) if chip.attention_split == "heads" else 1
-        if self._rules.reference_accounting:
+        if self.rules.reference_accounting:
             width = shape.decode_flops // 4
             scores = span if new == 1 and step.reads_cache else span * (span + 1) // 2
             values = 2 * width * span * (1 if step.reads_cache else span)
@@ -173,7 +166,7 @@ class GraphBuilder:
     def _after_attention(self, block: Block, attended: Vector, x: Vector, chosen: Several[int], rank: int) -> Vector:
         """From attention to the block's output; all sums and norms are on the block's home chip."""
         home = attended.chip
-        hidden = self._operations.add(self._network.hidden)
+        hidden = self._operations.add(self.network.hidden)
         for stage in block.after:
             attended = Vector([t for matrix in stage for t in self._linear(matrix, attended, home, rank)], home)
         middle = Vector([self._digital(hidden, home, rank, [*attended.tasks, *x.tasks])], home)
@@ -189,10 +182,10 @@ class GraphBuilder:
         home, operations = x.chip, self._operations
         routed = self._linear(block.router, x, home, rank)
         dispatched = x
-        if self._rules.experts_wait_for_router:
+        if self.rules.experts_wait_for_router:
             gate = self._digital(operations.activation(len(block.experts)), home, rank, routed)
             dispatched, routed = Vector([gate], home), []
-        size = self._network.hidden if self._rules.combine_at_hidden else block.experts[0].width
+        size = self.network.hidden if self.rules.combine_at_hidden else block.experts[0].width
         results = [self._ffn(block.experts[expert], dispatched, home, rank) for expert in chosen]
         if block.shared is not None:
             results.append(self._ffn(block.shared, x, home, rank))
@@ -215,41 +208,41 @@ class GraphBuilder:
 
     def _sample(self, step: Step, x: Vector, rank: int) -> int:
         """From the last token's vector to a token. The chip of the output matrix samples."""
-        network, head = self._network, self._network.head
+        network, head = self.network, self.network.head
         there = self._linears.chip_of(head)
         x = self._norm(x, rank)
-        blocks, _ = network.matrices[head].grid(self._chip.tier_rows, self._chip.tier_cols)
-        shared = not self._rules.logits_by_chunk and self._communication
+        blocks, _ = network.matrices[head].grid(self.chip.tier_rows, self.chip.tier_cols)
+        shared = not self.rules.logits_by_chunk and self.communication
         stamp = self._linears.stamp(head, x.chip, there, hops_out=not shared or blocks > 1)
         logits = self.graph.stamp(stamp, head, rank, x.tasks)
         if shared:
-            logits = [self.graph.add(self._operations.hop(self._chip.tier_cols), NO_RESOURCE, rank, logits)]
+            logits = [self.graph.add(self._operations.hop(self.chip.tier_cols), NO_RESOURCE, rank, logits)]
         sampled = self._digital(self._operations.sampler, there, rank, logits)
         self.graph.samplers[step.sequence].append(sampled)
         return sampled
 
     def _experts(self, step: Step) -> Map[int, Several[Several[int]]]:
         """Of each MoE layer, the experts of each token of the step."""
-        if self._routing is not None:
-            return {layer: self._routing[step.number][str(layer)] for layer in self._moe_layers}
-        if self._choices is None:
+        if self.routing is not None:
+            return {layer: self.routing[step.number][str(layer)] for layer in self._moe_layers}
+        if self.choices is None:
             return {}
-        sequence = step.sequence if self._rules.routing_per_sequence else 0
-        drawn = self._choices.draw(sequence, step.number, step.tokens)
+        sequence = step.sequence if self.rules.routing_per_sequence else 0
+        drawn = self.choices.draw(sequence, step.number, step.tokens)
         return dict(zip(self._moe_layers, drawn, strict=True))
 
     def _linear(self, matrix: int, x: Vector, to: int, rank: int) -> list[int]:
         return self.graph.stamp(self._linears.stamp(matrix, x.chip, to), matrix, rank, x.tasks)
 
     def _norm(self, x: Vector, rank: int) -> Vector:
-        return Vector([self._digital(self._operations.norm(self._network.hidden), x.chip, rank, x.tasks)], x.chip)
+        return Vector([self._digital(self._operations.norm(self.network.hidden), x.chip, rank, x.tasks)], x.chip)
 
     def _digital(self, operation: int, chip: int, rank: int, after: Several[int]) -> int:
         return self.graph.add(operation, self.graph.resources.digital + chip, rank, after)
 
     def _at_home(self, x: Vector, home: int, rank: int) -> Vector:
         """The vector on chip `home`, over a link if need be."""
-        if x.chip == home or not self._communication:
+        if x.chip == home or not self.communication:
             return Vector(x.tasks, home)
-        hop = self._operations.hop(self._network.hidden, crossing=True)
+        hop = self._operations.hop(self.network.hidden, crossing=True)
         return Vector([self.graph.add(hop, NO_RESOURCE, rank, x.tasks)], home)
