@@ -64,13 +64,13 @@ class Figure:
 
     def document(self) -> dict[str, Any]:
         """As JSON, with the rates that follow."""
-        found = asdict(self)
-        found["targets"] = [{**asdict(target), "met": target.met} for target in self.targets]
+        document = asdict(self)
+        document["targets"] = [{**asdict(target), "met": target.met} for target in self.targets]
         if self.loop_s is not None:
             for name, count in (("steps", self.steps), ("requests", self.requests), ("tokens", self.output_tokens)):
-                found[f"{name}_per_loop_s"] = (count or 0) / self.loop_s
-                found[f"{name}_per_cpu_s"] = (count or 0) / self.cpu_s
-        return found
+                document[f"{name}_per_loop_s"] = (count or 0) / self.loop_s
+                document[f"{name}_per_cpu_s"] = (count or 0) / self.cpu_s
+        return document
 
 
 def _figure(case: str, what: str, done: list[Simulation], **more: object) -> Figure:
@@ -114,12 +114,12 @@ def common(scratch: Path, *, quick: bool) -> Iterator[Figure]:
     requests = 200 if quick else 10_000
     trace, origin = _trace(scratch, requests, 4)
     done = simulate({"name": "common", **_LLAMA}, scratch, trace=trace, runs=1 if quick else 5)
-    found = _figure("common", "Llama-3.1-8B, 1 GPU, trace file", done, note=origin)
+    figure = _figure("common", "Llama-3.1-8B, 1 GPU, trace file", done, note=origin)
     loop_s, steps = min(one.loop_s for one in done), int(done[0].summary["batch"]["steps"])
     counter, heap = counter_loop_s(steps), heap_loop_s(requests)
     note = f"{origin}; loop {loop_s / counter:.1f} x counter loop, {loop_s / heap:.0f} x heap loop"
-    targets = (Target("loop, s", 0.25, loop_s), Target("process, s", 0.9, found.process_s))
-    yield replace(found, note=note, targets=targets)
+    targets = (Target("loop, s", 0.25, loop_s), Target("process, s", 0.9, figure.process_s))
+    yield replace(figure, note=note, targets=targets)
     for what, seconds, count in (("counter loop", counter, steps), ("heap loop", heap, None)):
         yield Figure(
             "yardstick", what, 1, seconds, seconds, seconds, 0, requests=requests, loop_s=seconds, steps=count,
@@ -135,9 +135,9 @@ def replicas16(scratch: Path, *, quick: bool) -> Iterator[Figure]:
         scenario = {"name": "replicas", **_LLAMA, "scheduler": {"router": router}}
         scenario["cluster"] = {**_LLAMA["cluster"], "replicas": replicas}  # type: ignore[dict-item]
         done = simulate(scenario, scratch, trace=trace, runs=1 if quick else 2)
-        found = _figure("replicas16", f"{router}, trace file", done, note=origin)
-        targets = (Target("process, s", 3, found.process_s), Target("peak, MB", 250, found.peak_mb))
-        yield replace(found, targets=targets)
+        figure = _figure("replicas16", f"{router}, trace file", done, note=origin)
+        targets = (Target("process, s", 3, figure.process_s), Target("peak, MB", 250, figure.peak_mb))
+        yield replace(figure, targets=targets)
 
 
 def load(scratch: Path, *, quick: bool) -> Iterator[Figure]:
@@ -160,24 +160,26 @@ def load(scratch: Path, *, quick: bool) -> Iterator[Figure]:
             else:
                 done = simulate(_scenario(base, requests, share * capacity, lengths), scratch)
                 share_of = share
-            found = _figure("load", f"{name}, {load_name}", done, of_capacity=share_of)
+            figure = _figure("load", f"{name}, {load_name}", done, of_capacity=share_of)
             steps_per_s = done[0].summary["simulator"]["steps_per_s"]
             targets = (Target("steps/s", 200_000, steps_per_s, at_least=True),) if share == 0.9 and held else ()
-            yield replace(found, targets=targets)
+            yield replace(figure, targets=targets)
 
 
 def growth(scratch: Path, *, quick: bool) -> Iterator[Figure]:
     """Requests from 1e3 to 1e6 on one GPU, and replicas from 1 to 64, 4 requests per second each."""
     before: Figure | None = None
     for requests in (100, 1000) if quick else (1000, 10_000, 100_000, 1_000_000):
-        found = _figure("growth", "requests", simulate(_scenario(_LLAMA, requests, 4, _AZURE), scratch))
+        figure = _figure("growth", "requests", simulate(_scenario(_LLAMA, requests, 4, _AZURE), scratch))
         if before is not None and requests >= 1_000_000:
             assert before.requests is not None
-            per_request = (found.peak_mb - before.peak_mb) * 1e6 / (requests - before.requests)
-            targets = (Target("process, s", 30, found.process_s), Target("bytes per request", 200, per_request))
-            found = replace(found, targets=targets, note=f"{per_request:.0f} bytes per request more than the row above")
-        yield found
-        before = found
+            per_request = (figure.peak_mb - before.peak_mb) * 1e6 / (requests - before.requests)
+            targets = (Target("process, s", 30, figure.process_s), Target("bytes per request", 200, per_request))
+            figure = replace(
+                figure, targets=targets, note=f"{per_request:.0f} bytes per request more than the row above"
+            )
+        yield figure
+        before = figure
     for router in ("round_robin", "least_outstanding"):
         for replicas in (1, 4) if quick else (1, 4, 16, 64):
             scenario = _scenario(_LLAMA, (50 if quick else 2000) * replicas, 4 * replicas, _AZURE)
@@ -197,21 +199,21 @@ def start(scratch: Path, *, quick: bool) -> Iterator[Figure]:
     )  # fmt: skip
     for name, base in (("Llama-3.1-8B, 1 GPU", _LLAMA), ("Mixtral, 4 Duplex", _MIXTRAL)):
         done = simulate(_scenario(base, 10, 4, _AZURE), scratch, runs=runs)
-        found = _figure("start", f"pimserve run, {name}", done)
-        yield replace(found, targets=(Target("process, s", 1, found.process_s),))
+        figure = _figure("start", f"pimserve run, {name}", done)
+        yield replace(figure, targets=(Target("process, s", 1, figure.process_s),))
 
 
 def reference(_: Path, *, quick: bool) -> Iterator[Figure]:
     """The naive reference engine of the tests beside ours, on the same requests."""
     requests = 20 if quick else 1000
     made = run_process([sys.executable, str(_HERE / "reference.py"), str(requests)])
-    found = json.loads(made.output)
+    measured = json.loads(made.output)
     for what in ("engine", "reference"):
-        seconds = found[f"{what}_s"]
+        seconds = measured[f"{what}_s"]
         yield Figure(
             "reference", f"{what}, Llama-3.1-8B, 1 GPU", 1, made.wall_s, made.wall_s, made.cpu_s, made.peak_mb,
-            requests=requests, replicas=1, loop_s=seconds, loop_median_s=seconds, steps=int(found["steps"]),
-            note=f"both in one process; {seconds / found['engine_s']:.0f} x the engine's time",
+            requests=requests, replicas=1, loop_s=seconds, loop_median_s=seconds, steps=int(measured["steps"]),
+            note=f"both in one process; {seconds / measured['engine_s']:.0f} x the engine's time",
         )  # fmt: skip
 
 
@@ -230,12 +232,12 @@ def aimc(_: Path, *, quick: bool) -> Iterator[Figure]:
         done: list[Figure] = []
         for value in list(theirs)[:2] if quick else theirs:
             made = run_process([sys.executable, str(_HERE / "aimc.py"), factor, str(value)])
-            found = json.loads(made.output)
-            seconds, tasks = found["seconds"], int(found["tasks"])
+            measured = json.loads(made.output)
+            seconds, tasks = measured["seconds"], int(measured["tasks"])
             what = "51.8 G parameters, 8 tokens" if factor == "paper_scale" else f"{factor} {value}"
             figure = Figure(
-                "aimc", what, found["runs"], made.wall_s, made.wall_s, made.cpu_s, made.peak_mb, loop_s=seconds,
-                loop_median_s=found["median_s"], tasks=tasks,
+                "aimc", what, measured["runs"], made.wall_s, made.wall_s, made.cpu_s, made.peak_mb, loop_s=seconds,
+                loop_median_s=measured["median_s"], tasks=tasks,
                 note=f"{tasks:,} tasks, {1e6 * seconds / tasks:.1f} us each; 3D-SiM {theirs[value]:.3g} s CPU",
             )  # fmt: skip
             if factor == "paper_scale":

@@ -142,9 +142,9 @@ def measure(requests: int, lockstep_steps: int, runs: int) -> list[dict[str, Any
     case = Case(requests)
     best: dict[str, dict[str, Any]] = {}
 
-    def keep(name: str, found: dict[str, float]) -> None:
-        if name not in best or found["s"] < best[name]["s"]:
-            best[name] = {"case": name, **found}
+    def keep(name: str, measured: dict[str, float]) -> None:
+        if name not in best or measured["s"] < best[name]["s"]:
+            best[name] = {"case": name, **measured}
 
     for _ in range(runs):
         keep("local", case.local())
@@ -157,12 +157,12 @@ def measure(requests: int, lockstep_steps: int, runs: int) -> list[dict[str, Any
 
 def table(figures: list[dict[str, Any]]) -> str:
     """In Markdown."""
-    local = next(each["steps"] / each["s"] for each in figures if each["case"] == "local")
+    local = next(figure["steps"] / figure["s"] for figure in figures if figure["case"] == "local")
     lines = ["| case | steps/s | of local | messages/s | MB/s |", "| --- | --- | --- | --- | --- |"]
-    for each in sorted(figures, key=lambda each: each["case"]):
-        rate = each["steps"] / each["s"]
-        messages, size = each.get("messages", 0) / each["s"], each.get("bytes", 0) / each["s"] / 1e6
-        lines.append(f"| {each['case']} | {rate:,.0f} | {rate / local:.1%} | {messages:,.0f} | {size:,.1f} |")
+    for figure in sorted(figures, key=lambda figure: figure["case"]):
+        rate = figure["steps"] / figure["s"]
+        messages, size = figure.get("messages", 0) / figure["s"], figure.get("bytes", 0) / figure["s"] / 1e6
+        lines.append(f"| {figure['case']} | {rate:,.0f} | {rate / local:.1%} | {messages:,.0f} | {size:,.1f} |")
     return "\n".join(lines)
 
 

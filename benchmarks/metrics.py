@@ -67,9 +67,9 @@ def metered(scenario: Scenario, own: list[tuple[float, int]]) -> tuple[float, fl
     """The same with everything that a run with `--metrics` has; adds CPU seconds of the feed, and scrapes, to `own`."""
     feed = CountedFeed(metrics_of(prepare(scenario), "benchmark"), scenario.slo)
     with exporting(LOCAL, feed.latest) as address, scraped(address):
-        found = once(scenario, LiveControl(RunningLatencies(scenario.slo), observer=feed))
+        times = once(scenario, LiveControl(RunningLatencies(scenario.slo), observer=feed))
     own.append((feed.took_s, feed.scrapes))
-    return found
+    return times
 
 
 class CountedFeed(MetricsFeed):
@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument("--replicas", type=int, nargs="+", default=[1, 8, 64], help="of runs; the last one of scrapes")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    found: dict[str, float] = {}
+    figures: dict[str, float] = {}
     for replicas in arguments.replicas:
         settings = [f"cluster.replicas={replicas}", f"workload.arrival.rate_per_s={12 * replicas}", "slo.ttft_s=0.05"]
         scenario = load_scenario(None, [*settings, f"workload.num_requests={arguments.requests}"])
@@ -148,10 +148,10 @@ def main() -> None:
         for _ in range(arguments.rounds):
             for name, way in ways.items():
                 took[name].append(way(scenario))
-        least = {name: min(cpu for cpu, _ in each) for name, each in took.items()}
+        least = {name: min(cpu for cpu, _ in times) for name, times in took.items()}
         loop_s = min(loop for _, loop in took["alone"])
         for name, cpu_s in least.items():
-            found[f"{replicas} replicas, {name}, CPU s"] = cpu_s
+            figures[f"{replicas} replicas, {name}, CPU s"] = cpu_s
             more = (cpu_s - least["alone"]) / loop_s
             print(
                 f"{replicas:3} replicas, {name:8} {cpu_s:.3f} s CPU, {more:+.1%} of a loop of {loop_s:.2f} s",
@@ -159,16 +159,16 @@ def main() -> None:
             )
         each_s = scrape_cpu_s(scenario)
         own_s = statistics.median(took_s + scrapes * each_s for took_s, scrapes in own)
-        found[f"{replicas} replicas, metrics' own, CPU s"] = own_s
+        figures[f"{replicas} replicas, metrics' own, CPU s"] = own_s
         print(
             f"{replicas:3} replicas, metrics' own work {own_s:.3f} s CPU, {own_s / loop_s:.1%} of the loop", flush=True
         )
     most = arguments.replicas[-1]
     scrapes = scrapes_s(load_scenario(None, [f"cluster.replicas={most}"]), 20)
-    found["scrape, ms"] = statistics.median(scrapes) * 1e3
-    print(f"scrape of {most} replicas: median {found['scrape, ms']:.0f} ms, most {max(scrapes) * 1e3:.0f} ms")
+    figures["scrape, ms"] = statistics.median(scrapes) * 1e3
+    print(f"scrape of {most} replicas: median {figures['scrape, ms']:.0f} ms, most {max(scrapes) * 1e3:.0f} ms")
     if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

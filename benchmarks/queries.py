@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     counts = [int(count) for count in arguments.clients.split(",")]
-    found: list[dict[str, Any]] = []
+    figures: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch, server(Path(scratch) / "data") as address, Client(address) as client:
         run = client.launch("", [*_SETTINGS, f"workload.num_requests={arguments.requests}"]).id
         while not (progress := client.get(run).progress) or not progress.arrived:
@@ -128,10 +128,10 @@ def main() -> None:
             for kind, ms in by_kind.items():
                 p50, p99 = np.percentile(ms, [50, 99], method="inverted_cdf")
                 print(f"  {kind:10} n {len(ms):6,}   p50 {p50:6.1f} ms   p99 {p99:6.1f} ms   most {ms.max():6.1f} ms")
-                found.append({"clients": count, "query": kind, "n": len(ms), "p50_ms": p50, "p99_ms": p99})
+                figures.append({"clients": count, "query": kind, "n": len(ms), "p50_ms": p50, "p99_ms": p99})
         client.cancel(run)
     if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

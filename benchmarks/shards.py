@@ -55,7 +55,7 @@ def measure(replicas: int, requests: int, runs: int) -> list[dict[str, Any]]:
                     digests.add(summary.digest)
                     best[shards] = max(best.get(shards, 0.0), summary.simulator.steps_per_s)
             assert len(digests) == 1, "shards gave other bits"
-            figures += [{"window_s": window_s, "shards": n, "steps_per_s": found} for n, found in best.items()]
+            figures += [{"window_s": window_s, "shards": n, "steps_per_s": rate} for n, rate in best.items()]
     return figures
 
 

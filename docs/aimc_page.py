@@ -78,9 +78,9 @@ def page() -> str:
     findings = validate_aimc()
     parts = [
         _HEAD.format(
-            cases=len({found.id for found in findings}),
-            met=sum(found.passed is True for found in findings),
-            all=sum(found.passed is not None for found in findings),
+            cases=len({finding.id for finding in findings}),
+            met=sum(finding.passed is True for finding in findings),
+            all=sum(finding.passed is not None for finding in findings),
         ),
         table(("case", "latency, ns", "ours", "energy, nJ", "ours", "peak memory, B", "ours"), list(_cases(findings))),
         _PLAN.format(low=BRACKET[0], high=BRACKET[1]),
@@ -98,14 +98,14 @@ def page() -> str:
 
 def _cases(findings: list[Finding]) -> Iterator[tuple[str, ...]]:
     quantities = ("latency, ns", "energy, nJ", "peak memory, B")
-    for case in dict.fromkeys(found.id for found in findings):
-        mine = {found.quantity: found for found in findings if found.id == case}
+    for case in dict.fromkeys(finding.id for finding in findings):
+        mine = {finding.quantity: finding for finding in findings if finding.id == case}
         cells = [f"`{case}`"]
         for quantity in quantities:
-            found = mine.get(quantity)
-            given = found is not None and found.published is not None
-            cells.append(number(found.published) if found is not None and found.published is not None else "-")
-            cells.append(number(found.ours) if given and found is not None else "-")
+            finding = mine.get(quantity)
+            given = finding is not None and finding.published is not None
+            cells.append(number(finding.published) if finding is not None and finding.published is not None else "-")
+            cells.append(number(finding.ours) if given and finding is not None else "-")
         yield tuple(cells)
 
 
@@ -138,12 +138,12 @@ def _decodes(points: list[Point]) -> Iterator[str]:
     for setting in SETTINGS:
         for strategy in STRATEGIES:
             for context in sorted({point.tokens for point in decodes}):
-                found = {
+                ratios = {
                     p.requests: f"{p.ratio:.2f}"
                     for p in decodes
                     if (p.setting, p.strategy, p.tokens) == (setting.name, strategy, context)
                 }
-                rows.append((setting.name, f"`{strategy}`", str(context), *(found[batch] for batch in batches)))
+                rows.append((setting.name, f"`{strategy}`", str(context), *(ratios[batch] for batch in batches)))
     yield table(("model", "mapping", "context", *map(str, batches)), rows)
 
 
@@ -153,12 +153,12 @@ def _prompts(points: list[Point]) -> Iterator[str]:
     rows = []
     for setting in SETTINGS:
         for strategy in STRATEGIES:
-            found = {
+            ratios = {
                 (p.requests, p.tokens): f"{p.ratio:.2f}"
                 for p in prompts
                 if (p.setting, p.strategy) == (setting.name, strategy)
             }
-            rows.append((setting.name, f"`{strategy}`", *(found[shape] for shape in shapes)))
+            rows.append((setting.name, f"`{strategy}`", *(ratios[shape] for shape in shapes)))
     yield table(("model", "mapping", *(f"{requests} x {tokens}" for requests, tokens in shapes)), rows)
 
 

@@ -27,11 +27,11 @@ def calibrate(*, write: bool, cross_validate: bool) -> None:
     catalogue = {f"{gpu}-{backend}": load_kernels(gpu, backend) for gpu, backend in SYSTEMS}
     common = fit_common()
     sets = {f"{gpu}-{backend}": fit_set(gpu, backend, common) for gpu, backend in SYSTEMS}
-    found = list(with_steps(sets))
-    for each in found:
-        print("\n".join(changes(each)), end="\n\n")
+    calibrations = list(with_steps(sets))
+    for calibration in calibrations:
+        print("\n".join(changes(calibration)), end="\n\n")
     print("Common to algorithms of collectives: " + ", ".join(f"{name} {value:.3g}" for name, value in common.items()))
-    kernels = {each.name: each.validated() for each in found}
+    kernels = {calibration.name: calibration.validated() for calibration in calibrations}
     operators, served = operator_errors(kernels), served_errors(kernels)
     for errors, old in ((operators, operator_errors(catalogue)), (served, served_errors(catalogue))):
         print("", *compared(("catalogue", "fitted"), old, errors), sep="\n")
@@ -40,8 +40,8 @@ def calibrate(*, write: bool, cross_validate: bool) -> None:
             fitted = {name: errors[name] for name in out}
             print("", *compared(("fitted", "left out"), fitted, out), sep="\n")
     if write:
-        for each in found:
-            (FOLDER / f"{each.name}.yaml").write_text(each.text(), encoding="utf-8")
+        for calibration in calibrations:
+            (FOLDER / f"{calibration.name}.yaml").write_text(calibration.text(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -105,8 +105,8 @@ def _text(report: Report) -> Iterator[str]:
     yield _HEAD.format(held=sum(gate.passed for gate in gates), all=len(gates))
     yield table(("limit", "", "rows", "error", "at most", ""), [_gate(gate) for gate in gates])
     yield _OPERATORS.format(n=len(report.operators))
-    for each in operator_tables(report.operators):
-        yield f"### {each.title[0].upper()}{each.title[1:]}\n\n{_errors(each)}\n"
+    for errors in operator_tables(report.operators):
+        yield f"### {errors.title[0].upper()}{errors.title[1:]}\n\n{_errors(errors)}\n"
     for op in SHAPES:
         yield f"![measured and predicted: {op.replace('_', ' ')}](images/gpu_{op}.svg)\n"
     yield _SERVED.format(n=len(report.served))
@@ -124,11 +124,11 @@ def _gate(gate: Gate) -> tuple[str, ...]:
 
 def _errors(errors: ErrorTable) -> str:
     """One row for each group and quantity."""
-    several = any(len(found) > 1 for _, found in errors.rows)
+    several = any(len(quantities) > 1 for _, quantities in errors.rows)
     rows = []
-    for labels, found in errors.rows:
-        for quantity, each in found.items():
-            rows.append((*labels, *([named(quantity)] if several else []), *_statistics(each)))
+    for labels, quantities in errors.rows:
+        for quantity, statistics in quantities.items():
+            rows.append((*labels, *([named(quantity)] if several else []), *_statistics(statistics)))
     columns = (*errors.columns, *([""] if several else []), "rows", "median", "p90", "bias", "worst", "at")
     return table(columns, rows)
 
@@ -144,8 +144,8 @@ def _percent(share: float, sign: str = "") -> str:
 
 def _anchors(report: Report) -> str:
     rows = []
-    for each in report.anchors:
-        anchor, ours = each.row, each.ours
+    for comparison in report.anchors:
+        anchor, ours = comparison.row, comparison.ours
         rows.append(
             (
                 anchor.system.partition(" (")[0],
@@ -154,11 +154,11 @@ def _anchors(report: Report) -> str:
                 anchor.precision,
                 number(anchor.tokens_per_s),
                 number(ours.tokens_per_s),
-                _percent(each.error, "+"),
+                _percent(comparison.error, "+"),
                 _beside(anchor.ttft_ms, ours.ttft_ms),
                 _beside(anchor.tpot_ms, ours.tpot_ms),
                 ours.assumed,
-                "" if each.counted else anchor.confidence,
+                "" if comparison.counted else anchor.confidence,
             )
         )
     columns = ("system", "model", "scenario", "", "tokens/s", "ours", "error", "TTFT, ms", "TPOT, ms", "assumed", "")
@@ -171,23 +171,23 @@ def _beside(theirs: float | None, ours: float | None) -> str:
 
 
 def _uncovered(report: Report) -> str:
-    groups = grouped(report.uncovered, lambda each: (each.reason,))
+    groups = grouped(report.uncovered, lambda row: (row.reason,))
     rows = []
     for (reason,), mine in sorted(groups.items(), key=lambda group: -len(group[1])):
-        places = ", ".join(f"`{place(each.where)}`" for each in mine[:_MOST_PLACES])
+        places = ", ".join(f"`{place(row.where)}`" for row in mine[:_MOST_PLACES])
         rows.append((str(len(mine)), reason, places + (" and more" if len(mine) > _MOST_PLACES else "")))
     return table(("rows", "reason", ""), rows)
 
 
 def _pictures(report: Report) -> dict[str, str]:
-    found = {}
+    pictures = {}
     for op in SHAPES:
-        mine = [each for each in report.operators if each.row.op == op]
-        points = [(_gpu(each.row.gpu), each.row.time_us, each.predicted_us) for each in mine]
-        found[f"images/gpu_{op}.svg"] = _picture(op.replace("_", " "), "us", points)
-    points = [(_gpu(each.row.gpu), each.row.tpot_ms, each.ours.tpot_ms) for each in report.served]
-    found["images/gpu_served_tpot.svg"] = _picture("TPOT of served configurations", "ms", points)
-    return found
+        mine = [prediction for prediction in report.operators if prediction.row.op == op]
+        points = [(_gpu(prediction.row.gpu), prediction.row.time_us, prediction.predicted_us) for prediction in mine]
+        pictures[f"images/gpu_{op}.svg"] = _picture(op.replace("_", " "), "us", points)
+    points = [(_gpu(served.row.gpu), served.row.tpot_ms, served.ours.tpot_ms) for served in report.served]
+    pictures["images/gpu_served_tpot.svg"] = _picture("TPOT of served configurations", "ms", points)
+    return pictures
 
 
 def _gpu(text: str) -> str:

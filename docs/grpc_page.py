@@ -71,14 +71,14 @@ def _file(title: str, file: FileDescriptorProto) -> Iterator[str]:
 
 def _comments(file: FileDescriptorProto) -> Mapping[Place, str]:
     """By the path of what they stand at: their paragraphs, each on one line, lists as they are."""
-    found = {}
+    comments = {}
     for location in file.source_code_info.location:
         text = location.leading_comments or location.trailing_comments
         if not text and location.leading_detached_comments:
             text = "\n\n".join(location.leading_detached_comments)
         if text:
-            found[tuple(location.path)] = _paragraphs(text)
-    return found
+            comments[tuple(location.path)] = _paragraphs(text)
+    return comments
 
 
 def _paragraphs(text: str) -> str:

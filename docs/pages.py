@@ -167,14 +167,14 @@ def _document(
         yield from _section(head, definitions[name], heads, {}, paths[name], told)
 
 
-def _places(path: str, schema: Schema, definitions: Schema, found: dict[str, list[str]]) -> None:
+def _places(path: str, schema: Schema, definitions: Schema, paths: dict[str, list[str]]) -> None:
     """Collect at which paths each definition is used, in order of appearance."""
     for key, value in schema["properties"].items():
         here = f"{path}.{key}" if path else key
         for name in _references(value):
-            if here not in found.setdefault(name, []):
-                found[name].append(here)
-            _places(here, definitions[name], definitions, found)
+            if here not in paths.setdefault(name, []):
+                paths[name].append(here)
+            _places(here, definitions[name], definitions, paths)
 
 
 def _references(value: Schema) -> list[str]:
@@ -209,7 +209,9 @@ def _section(
             continue
         required = key in schema.get("required", ())
         default = "required" if required else _default(value)
-        default = next((told[each] for place in places for each in (place, f"{place}.{key}") if each in told), default)
+        default = next(
+            (told[key_path] for place in places for key_path in (place, f"{place}.{key}") if key_path in told), default
+        )
         rows.append((f"`{key}`", _type(value, heads), default, value.get("description", "")))
     yield table(("key", "value", "default", "meaning"), rows)
 
@@ -268,31 +270,31 @@ def slug(heading: str) -> str:
 def validation_page() -> str:
     """The published figures beside ours."""
     findings = validate_duplex()
-    groups = {name: [found for found in findings if _figure(found) == name] for name in _FIGURES}
+    groups = {name: [finding for finding in findings if _figure(finding) == name] for name in _FIGURES}
     summary = [
         (f"[{f'Fig. {name}' if name else 'Text'}](#{slug(_figure_heading(name))})", *cells)
         for name, group in groups.items()
         for cells in _errors(_FIGURES[name], group)
     ]
-    head = _VALIDATION_HEAD.format(passed=sum(bool(found.passed) for found in findings), all=len(findings))
+    head = _VALIDATION_HEAD.format(passed=sum(bool(finding.passed) for finding in findings), all=len(findings))
     columns = ("", "what", "figures", "mean error", "worst error", "worst figure")
     parts = [head + table(columns, summary)]
     for name, group in groups.items():
-        notes = list(dict.fromkeys(found.note for found in group if found.note))
+        notes = list(dict.fromkeys(finding.note for finding in group if finding.note))
         parts.append(f"## {_figure_heading(name)}\n")
         rows = [
             (
-                f"`{found.id}`",
-                found.case,
-                found.quantity,
-                number(found.published),
-                number(found.ours),
-                number(found.ratio),
-                _tolerance(found),
-                found.method + (f" ({notes.index(found.note) + 1})" if found.note else ""),
-                "ok" if found.passed else "MISSED",
+                f"`{finding.id}`",
+                finding.case,
+                finding.quantity,
+                number(finding.published),
+                number(finding.ours),
+                number(finding.ratio),
+                _tolerance(finding),
+                finding.method + (f" ({notes.index(finding.note) + 1})" if finding.note else ""),
+                "ok" if finding.passed else "MISSED",
             )
-            for found in group
+            for finding in group
         ]
         parts.append(table(("id", "setting", "quantity", "paper", "ours", "ratio", "tolerance", "computed", ""), rows))
         parts += [f"{number}. {note}" for number, note in enumerate(notes, 1)]
@@ -301,8 +303,8 @@ def validation_page() -> str:
     return "\n".join(parts)
 
 
-def _figure(found: Finding) -> str:
-    figure = re.match(r"F(\d+[a-z]?)-", found.id)
+def _figure(finding: Finding) -> str:
+    figure = re.match(r"F(\d+[a-z]?)-", finding.id)
     return figure[1] if figure else ""
 
 
@@ -314,9 +316,9 @@ def _errors(what: str, group: list[Finding]) -> Iterator[tuple[str, ...]]:
     """(what, count, mean error, worst error, worst id): of the ratios, and of the shares and counts."""
     for absolute in (False, True):
         errors = {
-            found.id: abs(found.ours - found.published) if absolute else abs(found.ratio - 1)  # type: ignore[operator]
-            for found in group
-            if (found.tolerance_kind == "abs") is absolute
+            finding.id: abs(finding.ours - finding.published) if absolute else abs(finding.ratio - 1)  # type: ignore[operator]
+            for finding in group
+            if (finding.tolerance_kind == "abs") is absolute
         }
         if errors:
             worst = max(errors, key=lambda name: errors[name])
@@ -328,10 +330,10 @@ def _errors(what: str, group: list[Finding]) -> Iterator[tuple[str, ...]]:
             yield what + part, str(len(errors)), mean, most, f"`{worst}`"
 
 
-def _tolerance(found: Finding) -> str:
-    if found.tolerance_kind == "abs":
-        return f"{found.tolerance:g}"
-    return f"{100 * found.tolerance:g} %"
+def _tolerance(finding: Finding) -> str:
+    if finding.tolerance_kind == "abs":
+        return f"{finding.tolerance:g}"
+    return f"{100 * finding.tolerance:g} %"
 
 
 def _codes(names: list[str]) -> str:

@@ -63,6 +63,6 @@ def _resolved(field: Schema, kinds: Schema) -> Schema:
         if option.get("type") != "null":
             return _resolved(option, kinds)
     if "$ref" in field:
-        found: Schema = kinds[field["$ref"].rpartition("/")[2]]
-        return found
+        kind: Schema = kinds[field["$ref"].rpartition("/")[2]]
+        return kind
     return field

@@ -111,7 +111,7 @@ def _replaced(
             f"{shortened(repr(name))} is a file, which is not read here: put what it says into the scenario itself"
         )
         raise InputError(where, message)
-    changes = {key: each for key, each in value.items() if key != "preset"} if isinstance(value, Mapping) else {}
+    changes = {key: part for key, part in value.items() if key != "preset"} if isinstance(value, Mapping) else {}
     result[key] = merged(read_description(str(name), where, folders), changes)
     return result
 

@@ -144,10 +144,10 @@ class ClusterSpec(_Section):
         Raises:
             InputError: the number of devices is still left open (`load_scenario` fills it in).
         """
-        each = self.devices_per_node
-        if each == "auto":
+        devices = self.devices_per_node
+        if devices == "auto":
             raise InputError("cluster.devices_per_node", "must be a number here (got auto)")
-        return Parallelism(self.nodes, each, self.tensor_parallel or each, self.experts or "ep")
+        return Parallelism(self.nodes, devices, self.tensor_parallel or devices, self.experts or "ep")
 
 
 class CostSpec(_Section):

@@ -168,8 +168,8 @@ def _ring_between_nodes(group: int, split: Parallelism) -> float:
 
 def _of_links(operator: str, intra_node: float, inter_node: float) -> list[Traffic]:
     """Bytes per token inside nodes and between them, where there are any."""
-    each = Traffic(operator, "tokens", intra_node), Traffic(operator, "tokens", inter_node, "inter_node")
-    return [traffic for traffic in each if traffic.bytes_per_row]
+    both = Traffic(operator, "tokens", intra_node), Traffic(operator, "tokens", inter_node, "inter_node")
+    return [traffic for traffic in both if traffic.bytes_per_row]
 
 
 def _for_group(algorithms: _Algorithms, group: int) -> Sequence[CollectiveKernel]:

@@ -144,7 +144,7 @@ class SteadyState:
         shares = self.mix[1:] / self.mix[1:].sum()
         stages = [self.stage(m) for m in range(1, len(self.mix))]
         return {
-            name: math.fsum(share * each.category_s[name] for share, each in zip(shares, stages, strict=True))
+            name: math.fsum(share * stage.category_s[name] for share, stage in zip(shares, stages, strict=True))
             for name in CATEGORIES
         }
 

@@ -169,10 +169,10 @@ def _table(panel: Panel) -> table.Panel:
 def _variables(board: Board) -> list[Variable]:
     source = dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus")
     engines = [("engine", "Replica"), ("role", "Role")] if board.with_engines else []
-    found: list[Variable] = [source]
+    variables: list[Variable] = [source]
     for name, label in [("run_id", "Run"), *engines]:
         metric = "pimserve_run_info" if name == "run_id" else f"pimserve_requests_running{{{OF_RUN}}}"
-        found.append(
+        variables.append(
             dashboard.QueryVariable(name)
             .label(label)
             .datasource(SOURCE)
@@ -191,7 +191,7 @@ def _variables(board: Board) -> list[Variable]:
         .values(",".join(SAMPLING))
         .current(models.VariableOption(True, SAMPLING[0], SAMPLING[0]))
     )
-    return [*found, sampling, dashboard.TextBoxVariable("docs").label("Documentation").default_value(DOCS)]
+    return [*variables, sampling, dashboard.TextBoxVariable("docs").label("Documentation").default_value(DOCS)]
 
 
 def _link(board: Board) -> dashboard.DashboardLink:

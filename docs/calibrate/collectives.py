@@ -54,19 +54,21 @@ def fit_common() -> Common:
     measured = np.array([row.time_us for row in rows])
 
     def errors(values: Array) -> Array:
-        common = dict(zip((each.name for each in _PARAMETERS), values, strict=True))
+        common = dict(zip((parameter.name for parameter in _PARAMETERS), values, strict=True))
         return np.array(np.log([time_us(row, _algorithms(row, common)) for row in rows] / measured))
 
     values = fit(errors, _PARAMETERS, _STARTS)
-    return dict(zip((each.name for each in _PARAMETERS), map(float, values), strict=True))
+    return dict(zip((parameter.name for parameter in _PARAMETERS), map(float, values), strict=True))
 
 
 def collectives(gpu: str, backend: str, common: Common) -> dict[str, dict[int, list[dict[str, Any]]]]:
     """Collectives of a GPU with a backend, as the catalogue has them."""
     groups: dict[int, tuple[float, float]] = tables()["all_reduce"]["fits"][gpu][_NCCL]
-    found: dict[str, dict[int, list[dict[str, Any]]]] = {
+    algorithms: dict[str, dict[int, list[dict[str, Any]]]] = {
         "all_reduce": {
-            group: [_written(each) for each in (*_custom(gpu, backend, group, common), *_nccl(gpu, group, common))]
+            group: [
+                _written(algorithm) for algorithm in (*_custom(gpu, backend, group, common), *_nccl(gpu, group, common))
+            ]
             for group in groups
         }
     }
@@ -74,8 +76,8 @@ def collectives(gpu: str, backend: str, common: Common) -> dict[str, dict[int, l
     latency = groups[8][0] / reference[8][0]
     rate = median(groups[group][1] / reference[group][1] for group in groups)
     for name, (latency_us, bus) in tables()["other_collectives"].items():
-        found[name] = {8: [_written(_algorithm("NCCL", latency_us * latency, bus * rate))]}
-    return found
+        algorithms[name] = {8: [_written(_algorithm("NCCL", latency_us * latency, bus * rate))]}
+    return algorithms
 
 
 def time_us(row: OperatorRow, algorithms: Iterable[CollectiveKernel]) -> float:
@@ -92,7 +94,7 @@ def of_library(row: OperatorRow, measured: Collectives) -> list[CollectiveKernel
     """Of the algorithms for a row's GPUs, those of the library that was timed."""
     assert isinstance(row.shape, gpu_rows.AllReduce)
     nccl = row.backend.lower() == _NCCL
-    return [each for each in measured.all_reduce[row.shape.gpus] if each.name.startswith("NCCL") == nccl]
+    return [algorithm for algorithm in measured.all_reduce[row.shape.gpus] if algorithm.name.startswith("NCCL") == nccl]
 
 
 def all_reduce_rows() -> list[OperatorRow]:
@@ -139,9 +141,9 @@ def _peak(gpu: str, library: str, group: int) -> float | None:
         return None
     known = tables()["all_reduce"]["peaks"][gpu].get(library)
     calls = [row for row in single_calls() if catalogue_gpu(row.gpu) == gpu and row.backend.lower() == library]
-    found = [
+    latencies = [
         shape.bytes * 2 * (group - 1) / group / row.time_us / 1e3
         for row in calls
         if isinstance(shape := row.shape, gpu_rows.AllReduce) and shape.gpus == group and shape.bytes >= _LARGE_BYTES
     ]
-    return max([*found, *([] if known is None else [known])], default=None)
+    return max([*latencies, *([] if known is None else [known])], default=None)

@@ -53,9 +53,9 @@ def fit(
         difference: step of the numerical derivative, in scales.
         tolerance: relative change of the loss at which to stop.
     """
-    scale = np.array([each.scale for each in parameters])
-    low, high = (np.array([getattr(each, bound) for each in parameters]) / scale for bound in ("low", "high"))
-    prior, spread = (np.array([getattr(each, name) for each in parameters]) for name in ("prior", "spread"))
+    scale = np.array([parameter.scale for parameter in parameters])
+    low, high = (np.array([getattr(parameter, bound) for parameter in parameters]) / scale for bound in ("low", "high"))
+    prior, spread = (np.array([getattr(parameter, name) for parameter in parameters]) for name in ("prior", "spread"))
 
     def residuals(point: Array) -> Array:
         return np.concatenate([errors(point * scale), (point * scale - prior) / spread])
@@ -85,7 +85,7 @@ def fit(
         return np.stack(columns, axis=1)
 
     margin = 1e-3 * (high - low)
-    found = [
+    solutions = [
         least_squares(
             residuals,
             np.clip(np.array(start) / scale, low + margin, high - margin),
@@ -98,5 +98,5 @@ def fit(
         )
         for start in starts
     ]
-    best = min(found, key=lambda each: each.cost)
+    best = min(solutions, key=lambda solution: solution.cost)
     return np.asarray(best.x * scale)

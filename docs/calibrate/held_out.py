@@ -25,7 +25,7 @@ def held_out_operators() -> Errors:
 
     The shares of whole tables stay: they are medians over thousands of calls.
     """
-    found: Errors = {}
+    errors_by_class: Errors = {}
     for gpu, backend in SYSTEMS:
         base = base_kernels(gpu, backend)
         for task in (task for tasks in TASKS.values() for task in tasks(gpu, backend)):
@@ -36,19 +36,19 @@ def held_out_operators() -> Errors:
                 kernel = solve(task, base, gpu, part)
                 device = Gpu(spec_of(gpu), with_kernel(base, task.section, task.dtype, kernel))
                 for row, error in zip(rows, np.expm1(log_errors(rows, device)), strict=True):
-                    found.setdefault(operator_class(row), []).append(float(error))
-    return dict(sorted(found.items()))
+                    errors_by_class.setdefault(operator_class(row), []).append(float(error))
+    return dict(sorted(errors_by_class.items()))
 
 
 def held_out_served(sets: Mapping[str, Kernels]) -> Errors:
     """Relative errors of TPOT and TTFT, each predicted with a step fitted to the other half."""
-    found: Errors = {}
+    errors_by_quantity: Errors = {}
     for name, kernels in sets.items():
         rows = served_rows(name)
         for part in range(SERVED_FOLDS if rows else 0):
             step = StepKernel(**fit_step(kernels, [row for row in rows if served_fold(row) != part]))
             rest = [row for row in rows if served_fold(row) == part]
             errors = served_log_errors(kernels.model_copy(update={"step": step}), rest)
-            for quantity, each in zip(("TPOT", "TTFT"), errors, strict=True):
-                found.setdefault(f"{name} {quantity}", []).extend(np.expm1(each))
-    return found
+            for quantity, logs in zip(("TPOT", "TTFT"), errors, strict=True):
+                errors_by_quantity.setdefault(f"{name} {quantity}", []).extend(np.expm1(logs))
+    return errors_by_quantity

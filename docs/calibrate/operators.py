@@ -44,11 +44,11 @@ class Task:
 
     def kernel(self, values: Array) -> dict[str, float]:
         """The kernel as the catalogue has it: rounded, without coefficients that come out as nothing."""
-        found = {**dict(zip((each.name for each in self.parameters), values, strict=True)), **self.given}
+        fitted = {**dict(zip((parameter.name for parameter in self.parameters), values, strict=True)), **self.given}
         rounded = {
-            name: round(float(found[name]), self.digits if name == "launch_us" else _DIGITS.get(name, 2))
+            name: round(float(fitted[name]), self.digits if name == "launch_us" else _DIGITS.get(name, 2))
             for name in KINDS[self.section].model_fields
-            if name in found
+            if name in fitted
         }
         return {name: value for name, value in rounded.items() if value or name in _ALWAYS}
 
@@ -75,7 +75,7 @@ def solve(task: Task, base: Kernels, gpu: str, left_out: int | None = None) -> d
     """
     spec = spec_of(gpu)
     points = [point for point in task.points if not (point.single and fold(point.row) == left_out)]
-    names = [each.name for each in task.parameters]
+    names = [parameter.name for parameter in task.parameters]
 
     def errors(values: Array) -> Array:
         kernel = {**dict(zip(names, map(float, values), strict=True)), **task.given}

@@ -24,27 +24,27 @@ Errors = dict[str, list[float]]
 
 def operator_errors(sets: Mapping[str, Kernels]) -> Errors:
     """Relative errors of all single calls, by class."""
-    found: Errors = {}
+    errors_by_class: Errors = {}
     for name, kernels in sets.items():
         gpu = Gpu(spec_of(kernels.gpu), kernels)
         for row in single_calls():
             if f"{catalogue_gpu(row.gpu)}-{row.backend.lower()}" == name and row.op in KINDS:
-                found.setdefault(operator_class(row), []).extend(np.expm1(log_errors([row], gpu)))
+                errors_by_class.setdefault(operator_class(row), []).extend(np.expm1(log_errors([row], gpu)))
     for row in all_reduce_rows():
         backend = "vllm" if row.backend.lower() == "nccl" else row.backend.lower()
         algorithms = of_library(row, sets[f"{catalogue_gpu(row.gpu)}-{backend}"].collectives)
-        found.setdefault(operator_class(row), []).append(time_us(row, algorithms) / row.time_us - 1)
-    return dict(sorted(found.items()))
+        errors_by_class.setdefault(operator_class(row), []).append(time_us(row, algorithms) / row.time_us - 1)
+    return dict(sorted(errors_by_class.items()))
 
 
 def served_errors(sets: Mapping[str, Kernels]) -> Errors:
     """Relative errors of TPOT and TTFT of served systems."""
-    found: Errors = {}
+    errors_by_quantity: Errors = {}
     for name, kernels in sets.items():
         if rows := served_rows(name):
             for quantity, errors in zip(("TPOT", "TTFT"), served_log_errors(kernels, rows), strict=True):
-                found[f"{name} {quantity}"] = list(np.expm1(errors))
-    return found
+                errors_by_quantity[f"{name} {quantity}"] = list(np.expm1(errors))
+    return errors_by_quantity
 
 
 def compared(headings: tuple[str, str], one: Errors, other: Errors) -> Iterator[str]:
@@ -54,10 +54,10 @@ def compared(headings: tuple[str, str], one: Errors, other: Errors) -> Iterator[
         yield f"{name:26} {len(errors):4}  {_sizes(errors):>15}  {_sizes(other[name]):>15}"
 
 
-def changes(found: Calibration) -> Iterator[str]:
+def changes(calibration: Calibration) -> Iterator[str]:
     """Coefficients, and under them those of the catalogue's file where they differ."""
-    yield found.name
-    new, old = dict(_kernels(found.document())), dict(_kernels(load_kernel_document(found.name)))
+    yield calibration.name
+    new, old = dict(_kernels(calibration.document())), dict(_kernels(load_kernel_document(calibration.name)))
     for place in {**new, **old}:
         yield f"  {place:24} {mapping(new[place]) if place in new else 'left out'}"
         if place not in old:

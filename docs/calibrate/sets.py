@@ -41,14 +41,14 @@ def fit_operators(gpu: str, backend: Backend, section: str) -> dict[str, dict[st
     if section == "decode_attention":
         gpu, backend = _DECODE_OF.get((gpu, backend), (gpu, backend))
     # What no single call is at hand of stays as the whole table has it.
-    found = dict(tables()["gemm"]["fits"][f"{gpu}-{backend}"]) if section == "gemm" else {}
+    fits = dict(tables()["gemm"]["fits"][f"{gpu}-{backend}"]) if section == "gemm" else {}
     base = base_kernels(gpu, backend)
     for task in TASKS[section](gpu, backend):
-        found[task.dtype] = solve(task, base, gpu)
+        fits[task.dtype] = solve(task, base, gpu)
         captured = tables()[section].get("captured_us", {}).get(f"{gpu}-{backend}", {}).get(task.dtype)
         if captured is not None:
-            found[task.dtype]["captured_us"] = captured
-    return found
+            fits[task.dtype]["captured_us"] = captured
+    return fits
 
 
 def fit_set(gpu: str, backend: Backend, common: Common) -> Calibration:
@@ -60,8 +60,10 @@ def fit_set(gpu: str, backend: Backend, common: Common) -> Calibration:
 def with_steps(sets: dict[str, Calibration]) -> Iterator[Calibration]:
     """The sets with their steps: fitted, or taken over from the nearest that was served."""
     steps = {
-        name: fit_step(found.validated(), served_rows(name)) for name, found in sets.items() if name not in TAKEN_OVER
+        name: fit_step(calibration.validated(), served_rows(name))
+        for name, calibration in sets.items()
+        if name not in TAKEN_OVER
     }
-    for name, found in sets.items():
+    for name, calibration in sets.items():
         source = TAKEN_OVER.get(name, name)
-        yield replace(found, step=steps[source], step_of=source)
+        yield replace(calibration, step=steps[source], step_of=source)

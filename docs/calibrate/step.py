@@ -48,11 +48,11 @@ def served_rows(system: str) -> tuple[ServedRow, ...]:
         InputError: the reference data is absent.
     """
     rows, _ = read_served(reference_file(SERVED))
-    found: dict[tuple[object, ...], ServedRow] = {}
+    served: dict[tuple[object, ...], ServedRow] = {}
     for row in rows:
         if _system(row) == system:
-            found.setdefault(row.identity, row)
-    return tuple(found.values())
+            served.setdefault(row.identity, row)
+    return tuple(served.values())
 
 
 def fold(row: ServedRow) -> int:
@@ -62,28 +62,28 @@ def fold(row: ServedRow) -> int:
 
 def fit_step(kernels: Kernels, rows: Sequence[ServedRow]) -> dict[str, float]:
     """The step beside a set of kernels that fits served rows best, as the catalogue has it."""
-    names = [each.name for each in _PARAMETERS]
+    names = [parameter.name for parameter in _PARAMETERS]
 
     def errors(values: Array) -> Array:
         step = StepKernel.model_construct(None, memory=_MEMORY, **dict(zip(names, map(float, values), strict=True)))
-        found = log_errors(kernels.model_copy(update={"step": step}), rows)
+        logs = log_errors(kernels.model_copy(update={"step": step}), rows)
         return np.concatenate(
-            [weight * np.clip(error, -most, most) for error, (weight, most) in zip(found, _COUNTED, strict=True)]
+            [weight * np.clip(error, -most, most) for error, (weight, most) in zip(logs, _COUNTED, strict=True)]
         )
 
-    start = [each.prior for each in _PARAMETERS]
+    start = [parameter.prior for parameter in _PARAMETERS]
     values = fit(errors, _PARAMETERS, [start], corner=0.1, difference=0.3, tolerance=1e-3)
     layer_us, *host = (float(f"{value:.3g}") for value in values)  # more digits than so few servers can tell
-    found = {"layer_us": layer_us, "memory": _MEMORY, **dict(zip(names[1:], host, strict=True))}
-    return {name: value for name, value in found.items() if value >= _NOTHING}
+    step = {"layer_us": layer_us, "memory": _MEMORY, **dict(zip(names[1:], host, strict=True))}
+    return {name: value for name, value in step.items() if value >= _NOTHING}
 
 
 def log_errors(kernels: Kernels, rows: Sequence[ServedRow]) -> tuple[Array, Array]:
     """Logarithms of predicted over measured TPOT and TTFT."""
     changes: dict[str, Any] = kernels.model_dump(exclude={"gpu", "backend", "version", "sources"})
-    found = [serve_row(row, costs={"kernels": changes}) for row in rows]
-    tpot = [ours.tpot_ms / row.tpot_ms for ours, row in zip(found, rows, strict=True)]
-    ttft = [ours.ttft_ms / row.ttft_ms for ours, row in zip(found, rows, strict=True)]
+    served = [serve_row(row, costs={"kernels": changes}) for row in rows]
+    tpot = [ours.tpot_ms / row.tpot_ms for ours, row in zip(served, rows, strict=True)]
+    ttft = [ours.ttft_ms / row.ttft_ms for ours, row in zip(served, rows, strict=True)]
     return np.log(tpot), np.log(ttft)
 
 

@@ -117,7 +117,9 @@ def moe_tasks(gpu: str, backend: Backend) -> Iterator[Task]:
             for compute in (0.35, 0.75)
             for padding, passes in ((30, 2), (5, 5))
         ]
-        yield Task("moe", dtype, points, [each for each in parameters if each.name not in given], starts, given)
+        yield Task(
+            "moe", dtype, points, [parameter for parameter in parameters if parameter.name not in given], starts, given
+        )
 
 
 TASKS = {"gemm": gemm_tasks, "decode_attention": decode_tasks, "prefill_attention": prefill_tasks, "moe": moe_tasks}

@@ -82,7 +82,7 @@ def _parse_fast(body: str, width: int, places: list[int], columns: Columns) -> T
     if np.any(after[1:] < after[:-1]) or after[-1] > TIME_LIMIT_PS:
         return None
     inputs, outputs = np.ascontiguousarray(table["i"]), np.ascontiguousarray(table["o"])
-    if any(each.min() < 1 or each.max() > MAX_TOKENS for each in (inputs, outputs)):
+    if any(tokens.min() < 1 or tokens.max() > MAX_TOKENS for tokens in (inputs, outputs)):
         return None
     return TraceRows(after, first, inputs, outputs)
 

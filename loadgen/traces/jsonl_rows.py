@@ -23,22 +23,22 @@ def _records(path: Path, text: str, columns: Columns, others: set[str]) -> Itera
     decoder = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str)
     for number, line in enumerate(text.split("\n"), start=1):
         try:
-            found = decoder.decode(line)
+            document = decoder.decode(line)
         except ValueError as error:
             raise InputError(f"{path}:{number}", f"not JSON: {error}") from None
         except RecursionError:
             raise InputError(f"{path}:{number}", "not JSON that can be read: nested too deep") from None
-        if not isinstance(found, dict):
+        if not isinstance(document, dict):
             raise InputError(f"{path}:{number}", f"must be an object with {', '.join(columns.names)}")
-        if missing := [name for name in columns.names if name not in found]:
+        if missing := [name for name in columns.names if name not in document]:
             raise InputError(
                 f"{path}:{number}",
-                f"{', '.join(missing)} is missing; found: {', '.join(found)[:200]!r}, needed: "
+                f"{', '.join(missing)} is missing; found: {', '.join(document)[:200]!r}, needed: "
                 f"{', '.join(columns.names)!r}",
             )
-        others.update(found)
+        others.update(document)
         others.difference_update(columns.names)
-        time, inputs, outputs = (_text(found[name]) for name in columns.names)
+        time, inputs, outputs = (_text(document[name]) for name in columns.names)
         yield number, (time, inputs, outputs)
 
 

@@ -39,7 +39,7 @@ class TraceSpec(Spec):
     """A recorded trace to replay."""
 
     format: Literal["azure", "csv", "jsonl", "mooncake", "vidur"] = Field(
-        description="; ".join(f"{name}: {each.title}" for name, each in TRACE_FORMATS.items())
+        description="; ".join(f"{name}: {form.title}" for name, form in TRACE_FORMATS.items())
         + ". Columns are found by name; further ones are ignored. Plain or gzip"
     )
     path: str = Field(
@@ -67,7 +67,7 @@ class TraceSpec(Spec):
         if self.time_scale is not None and self.target_rate_per_s is not None:
             raise ValueError("give time_scale or target_rate_per_s, not both")
         if self.columns is not None and not TRACE_FORMATS[self.format].open_names:
-            takes = " or ".join(name for name, each in TRACE_FORMATS.items() if each.open_names)
+            takes = " or ".join(name for name, form in TRACE_FORMATS.items() if form.open_names)
             raise ValueError(f"columns goes with format {takes}: {self.format} has names of its own")
         return self
 
