@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 
 ABSENT = "-"
@@ -115,6 +115,16 @@ def written(value: float | None, unit: str) -> str:
     if value is None:
         return ABSENT
     return scaled(value, unit) if unit in SCALED else writer(unit)(value)
+
+
+def known(figures: Mapping[str, float | None]) -> dict[str, float]:
+    """Those that there are."""
+    return {key: value for key, value in figures.items() if value is not None}
+
+
+def text_of(value: object) -> str:
+    """Whatever it is, as text."""
+    return ABSENT if value is None else str(value)
 
 
 def named(key: str) -> str:

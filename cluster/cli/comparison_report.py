@@ -9,7 +9,7 @@ from rich import table as rich
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
-from pimserve.cluster.base.figures import ABSENT
+from pimserve.cluster.base.figures import text_of
 from pimserve.cluster.cli.terminal import add_rows, in_slices, plain_table, warning
 from pimserve.cluster.run.compare import Comparison
 from pimserve.cluster.run.comparison_tables import MIXED_WINDOWS, difference_table, quantity_table, run_letters
@@ -33,25 +33,20 @@ def comparison_report(comparison: Comparison, screen: Console) -> RenderableType
         most=max(1, screen.width // _RUN_WIDTH),
     ):
         parts += ["", table]
-    if any((run.summary.get("window") or {}).get("whole_run") is False for run in runs):
+    if any(run.summary.window.whole_run is False for run in runs):
         parts += ["", Text(MIXED_WINDOWS, style="dim")]
-    states = [f"{letter} {run.summary.get('stability', ABSENT)}" for letter, run in zip(letters, runs, strict=True)]
+    states = [f"{letter} {text_of(run.summary.stability)}" for letter, run in zip(letters, runs, strict=True)]
     parts += ["", Text(f"stability: {', '.join(states)}")]
     if comparison.differences or comparison.unlike:
         parts += ["", _differences(comparison, letters)]
     warnings = [
         warning(f"warning: {letter}: {text}")
         for letter, run in zip(letters, runs, strict=True)
-        for text in _listed(run.summary.get("warnings"))
+        for text in run.summary.warnings
     ]
     if warnings:
         parts += ["", *warnings]
     return Group(*parts)
-
-
-def _listed(value: object) -> Sequence[object]:
-    """What is listed; nothing in a summary that was changed so that it is no list."""
-    return value if isinstance(value, list) else ()
 
 
 def _figures(comparison: Comparison, letters: Sequence[str], others: Sequence[int]) -> rich.Table:

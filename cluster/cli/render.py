@@ -10,13 +10,13 @@ from rich import table as rich
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from pimserve.cluster.base.documents import number
-from pimserve.cluster.base.figures import TOO_LONG, count, figure, named, scale, scaled, share, written
+from pimserve.cluster.base.figures import TOO_LONG, count, figure, named, scale, share, written
 from pimserve.cluster.base.tables import Row, Table, table_of
 from pimserve.cluster.cli.terminal import add_rows, block, headed_table, plain_table, side_by_side, warning
 from pimserve.cluster.run.compare import precision_text
+from pimserve.cluster.run.run_figures import FIGURE_AT, REQUESTS, unit_of, value_at
+from pimserve.cluster.run.summary_schema import PoolFigures, Simulator, UnwrittenSummary
 from pimserve.cluster.run.summary_tables import (
-    POOLS,
     breakdown_table,
     fact_name,
     fact_text,
@@ -26,87 +26,74 @@ from pimserve.cluster.run.summary_tables import (
     pool_table,
     stage_table,
 )
+from pimserve.scheduler.summary_sections import Latencies, Slo
 
-Summary = Mapping[str, Any]
-
-# (label, path in the summary, unit)
-_RATES = (
-    ("requests/s", "throughput.requests_per_s", ""),
-    ("offered requests/s", "offered_requests_per_s", ""),
-    ("output tokens/s", "throughput.output_tokens_per_s", ""),
-    ("output tokens/s per device", "throughput.output_tokens_per_s_per_device", ""),
-)
-_SILICON = (
-    ("silicon, mm2", "silicon_mm2", ""),
-    ("output tokens/s per mm2", "throughput.output_tokens_per_s_per_mm2", ""),
-)
-_LOAD = (
-    ("batch, mean requests", "batch.mean_requests", ""),
-    ("steps", "batch.steps", "count"),
-    ("steps of decoding only", "batch.decode_only_share", "share"),
-    ("KV cache in use, mean", "kv.mean_use", "share"),
-    ("KV cache in use, peak", "kv.peak_use", "share"),
-    ("KV cache, tokens", "kv.capacity_tokens", "count"),
-)
+_THROUGHPUT = "throughput.output_tokens_per_s"
+_RATES = ("throughput.requests_per_s", "offered_requests_per_s", _THROUGHPUT, f"{_THROUGHPUT}_per_device")
+_SILICON = ("silicon_mm2", f"{_THROUGHPUT}_per_mm2")
+_ENERGIES = tuple(f"energy.{part}joules_per_output_token" for part in ("", "active_", "passive_"))
+_BATCHES = ("batch.mean_requests", "batch.steps", "batch.decode_only_share")
+_LOAD = (*_BATCHES, "kv.mean_use", "kv.peak_use", "kv.capacity_tokens")
 
 
-def summary_report(summary: Summary) -> RenderableType:
+def summary_report(summary: UnwrittenSummary) -> RenderableType:
     """The whole report of one run, as `pimserve run` prints it."""
     parts: list[RenderableType] = [
         _heading(summary),
         "",
         side_by_side(_requests(summary), _throughput(summary)),
         "",
-        _latency(summary),
+        _latency(summary.latency_s),
         "",
-        side_by_side(_slo(summary), block(_of_run("load", summary), _figures(summary, _LOAD))),
+        side_by_side(_slo(summary.slo), block(_of_run("load", summary), Table("", ("",), _figures(summary, _LOAD)))),
         "",
         side_by_side(_units(summary), _breakdown(summary)),
     ]
-    if "stages" in summary:
-        parts += ["", _stages(stage_table(summary["stages"]))]
-    if "pools" in summary:
-        pools = block("pools", pool_table(summary["pools"]))
-        parts += ["", side_by_side(pools, block("hand-over of KV caches", handover_table(summary["pools"])))]
-    if "faults" in summary:
-        parts += ["", block("simulated faults", fault_cost_table(summary["faults"]))]
-    if summary["device_facts"]:
-        parts += ["", _facts(summary["device_facts"])]
-    warnings = [warning(f"warning: {text}") for text in summary["warnings"]]
-    if warnings and not summary["requests"]["finished"]:  # that there are no figures comes before them
+    if summary.stages is not None:
+        parts += ["", _stages(stage_table(summary.stages))]
+    if summary.pools is not None:
+        pools = block("pools", pool_table(summary.pools))
+        parts += ["", side_by_side(pools, block("hand-over of KV caches", handover_table(summary.pools.handover)))]
+    if summary.faults is not None:
+        parts += ["", block("simulated faults", fault_cost_table(summary.faults))]
+    if summary.device_facts:
+        parts += ["", _facts(summary.device_facts)]
+    warnings = [warning(f"warning: {text}") for text in summary.warnings]
+    if warnings and not summary.requests.finished:  # that there are no figures comes before them
         parts = [*warnings, "", *parts]
     elif warnings:
         parts += ["", *warnings]
-    return Group(*parts, "", _simulator(summary))
+    return Group(*parts, "", _simulator(summary.simulator))
 
 
-def _heading(summary: Summary) -> RenderableType:
-    pools = [(name, summary["pools"][name]) for name in POOLS] if "pools" in summary else [("", summary)]
-    devices = " + ".join(f"{count(pool['devices'])} {pool['device']}" for _, pool in pools)
-    replicas = [_replicas(name, pool) for name, pool in pools]
-    costs = list(dict.fromkeys(_costs(pool["costs"]) for _, pool in pools))
+def _heading(summary: UnwrittenSummary) -> RenderableType:
+    pools: dict[str, PoolFigures | UnwrittenSummary] = {"": summary}
+    if summary.pools is not None:
+        pools = {"prefill": summary.pools.prefill, "decode": summary.pools.decode}
+    devices = " + ".join(f"{count(pool.devices)} {pool.device}" for pool in pools.values())
+    replicas = [_replicas(name, pool) for name, pool in pools.items()]
+    costs = list(dict.fromkeys(_costs(pool.costs) for pool in pools.values()))
     last = replicas if len(pools) == 1 else costs  # that line has room for the seed
-    last[-1] += f", seed {summary['seed']}"
-    window, requests = summary["window"], summary["requests"]
-    if window["whole_run"]:
-        measured = f"measured: the whole run of {figure(summary['end_s'])} s"
+    last[-1] += f", seed {summary.seed}"
+    window = summary.window
+    if window.whole_run:
+        measured = f"measured: the whole run of {figure(summary.end_s)} s"
     else:
         measured = (
-            f"measured: {figure(window['start_s'])} s to {figure(window['end_s'])} s of {figure(summary['end_s'])} s, "
-            f"in which {count(requests['measured'])} requests arrived"
+            f"measured: {figure(window.start_s)} s to {figure(window.end_s)} s of {figure(summary.end_s)} s, "
+            f"in which {count(summary.requests.measured)} requests arrived"
         )
     return Group(
-        Text(f"{summary['name']}: {summary['model']} on {devices}", style="bold"),
+        Text(f"{summary.name}: {summary.model} on {devices}", style="bold"),
         *(Text(line) for line in (*replicas, *costs, precision_text(summary), measured)),
-        Text(f"stability: {summary['stability']}"),
+        Text(f"stability: {summary.stability}"),
     )
 
 
-def _replicas(name: str, pool: Summary) -> str:
+def _replicas(name: str, pool: PoolFigures | UnwrittenSummary) -> str:
     """How many replicas a pool has, and how their devices share the model."""
-    split = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in pool["parallelism"].items())
-    replicas = pool["replicas"]
-    text = f"{replicas} replica{'s' if replicas > 1 else ''} of {pool['devices_per_replica']} ({split})"
+    split = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in pool.parallelism.items())
+    text = f"{pool.replicas} replica{'s' if pool.replicas > 1 else ''} of {pool.devices_per_replica} ({split})"
     return f"{name}: {text}" if name else text
 
 
@@ -119,9 +106,9 @@ def _costs(costs: Mapping[str, Any]) -> str:
     return f"costs: {timed}" if parts == "all" else f"costs: {named(parts)} {timed}, the rest projected"
 
 
-def _of_run(title: str, summary: Summary) -> str:
+def _of_run(title: str, summary: UnwrittenSummary) -> str:
     """The title of figures of the whole run, which say so where others are of the measured window."""
-    return title if summary["window"]["whole_run"] else f"{title}, whole run"
+    return title if summary.window.whole_run else f"{title}, whole run"
 
 
 def _table(rows: Iterable[tuple[str, ...]], *columns: str) -> Table:
@@ -129,43 +116,38 @@ def _table(rows: Iterable[tuple[str, ...]], *columns: str) -> Table:
     return table_of("", ("", *(columns or ("",))), rows)
 
 
-def _figures(summary: Summary, figures: Iterable[tuple[str, str, str]]) -> Table:
-    return _table((label, written(number(summary, path), unit)) for label, path, unit in figures)
+def _figures(summary: UnwrittenSummary, paths: Iterable[str]) -> list[Row]:
+    return [Row(FIGURE_AT[path].label, (written(value_at(summary, path), unit_of(path)),)) for path in paths]
 
 
-def _requests(summary: Summary) -> rich.Table:
-    requests = summary["requests"]
-    preempted = count(requests["preempted"])
-    if requests["preemptions"] > requests["preempted"]:
-        preempted = f"{count(requests['preemptions'])} times, {preempted}"
-    rows = [(key, count(requests[key])) for key in ("total", "finished", "rejected", "unfinished")]
+def _requests(summary: UnwrittenSummary) -> rich.Table:
+    requests = summary.requests
+    preempted = count(requests.preempted)
+    if requests.preemptions > requests.preempted:
+        preempted = f"{count(requests.preemptions)} times, {preempted}"
+    rows = [(key, count(getattr(requests, key))) for key in ("total", "finished", "rejected", "unfinished")]
     rows.append(("preempted", preempted))
-    if requests["truncated"]:
-        rows.append(("cut at max_model_len", count(requests["truncated"])))
-    rows += [(TOO_LONG[key], count(number)) for key, number in requests["rejected_by_reason"].items() if number]
+    if requests.truncated:
+        rows.append((REQUESTS["truncated"], count(requests.truncated)))
+    rows += [(TOO_LONG[key], count(number)) for key, number in requests.rejected_by_reason if number]
     return block(_of_run("requests", summary), _table(rows))
 
 
-def _throughput(summary: Summary) -> rich.Table:
-    energy = summary["energy"]
+def _throughput(summary: UnwrittenSummary) -> rich.Table:
+    energy = summary.energy
     # "energy per output token, whole run" is wider than the block.
-    title = "energy per output token" if summary["window"]["whole_run"] else "energy per token, whole run"
-    passive = scaled(energy["passive_joules_per_output_token"], "J")
-    if energy["passive_joules"] is None:  # why there is none
-        passive = named(energy["passive_power"])
-    rows = [
-        *_figures(summary, _RATES).rows,
-        Row(title, (scaled(energy["joules_per_output_token"], "J"),)),
-        Row("  active", (scaled(energy["active_joules_per_output_token"], "J"),)),
-        Row("  passive", (passive,)),
-    ]
-    if summary["silicon_mm2"] is not None:
-        rows += _figures(summary, _SILICON).rows
+    title = "energy per output token" if summary.window.whole_run else "energy per token, whole run"
+    total, active, passive = _figures(summary, _ENERGIES)
+    if energy.passive_joules is None:  # why there is none
+        passive = replace(passive, cells=(named(energy.passive_power),))
+    rows = [*_figures(summary, _RATES), replace(total, label=title), active, passive]
+    if summary.silicon_mm2 is not None:
+        rows += _figures(summary, _SILICON)
     return block("throughput and energy", Table("", ("",), rows))
 
 
-def _latency(summary: Summary) -> RenderableType:
-    table = latency_table(summary).narrow()
+def _latency(latencies: Latencies) -> RenderableType:
+    table = latency_table(latencies).narrow()
     drawn = plain_table()
     drawn.add_column("latency", min_width=8)
     drawn.add_column("", min_width=3)
@@ -182,32 +164,31 @@ def _latency(summary: Summary) -> RenderableType:
     return Group(drawn, *(Text(note, style="dim") for note in (table.note, table.narrow_note) if note))
 
 
-def _slo(summary: Summary) -> rich.Table:
-    slo = summary["slo"]
+def _slo(slo: Slo) -> rich.Table:
     rows = []
-    for key, limit in slo["limits"].items():
+    for key, limit in slo.limits.items():
         size, unit = scale([limit], "s")
         name = key.removesuffix("_s")
-        rows.append((f"{name.upper()} <= {limit / size:g} {unit}", share(slo["met"].get(name))))
+        rows.append((f"{name.upper()} <= {limit / size:g} {unit}", share(slo.met.get(name))))
     if rows:
         rows += [
-            ("attainment", share(slo["attainment"])),
-            ("goodput, requests/s", figure(slo["goodput_requests_per_s"])),
-            *((f"censored, {named(name)}", count(number)) for name, number in slo["censored"].items() if number),
+            ("attainment", share(slo.attainment)),
+            ("goodput, requests/s", figure(slo.goodput_requests_per_s)),
+            *((f"censored, {named(name)}", count(number)) for name, number in slo.censored.items() if number),
         ]
     return block("SLO", _table(rows or [("no limits set", "")]))
 
 
-def _units(summary: Summary) -> rich.Table:
-    most = summary.get("unit_busy_share_of_busiest_device", {})  # older runs do not have it
-    rows = [(named(unit), share(busy), share(most.get(unit))) for unit, busy in summary["unit_busy_share"].items()]
-    rows.append(("any", share(summary["busy_share"]), ""))
+def _units(summary: UnwrittenSummary) -> rich.Table:
+    most = summary.unit_busy_share_of_busiest_device  # empty in older runs
+    rows = [(named(unit), share(busy), share(most.get(unit))) for unit, busy in summary.unit_busy_share.items()]
+    rows.append(("any", share(summary.busy_share), ""))
     return block(_of_run("busy time", summary), _table(rows, "mean", "busiest"))
 
 
-def _breakdown(summary: Summary) -> rich.Table:
-    title = "where it went" if summary["window"]["whole_run"] else "share of whole run"
-    return block(title, breakdown_table(summary))
+def _breakdown(summary: UnwrittenSummary) -> rich.Table:
+    title = "where it went" if summary.window.whole_run else "share of whole run"
+    return block(title, breakdown_table(summary.time_share, summary.energy))
 
 
 def _stages(table: Table) -> RenderableType:
@@ -238,13 +219,12 @@ def _fact(key: str, value: object) -> tuple[str, str]:
     return name, f"{fact_text(value)} {unit}".rstrip() if is_number else fact_text(value)
 
 
-def _simulator(summary: Summary) -> RenderableType:
-    speed = summary["simulator"]
-    memory = speed["peak_memory_mb"]
+def _simulator(speed: Simulator) -> RenderableType:
+    memory = speed.peak_memory_mb
     return Group(
         Text(
-            f"simulated in {figure(speed['loop_s'])} s: {figure(speed['steps_per_s'])} steps/s, "
-            f"{figure(speed['requests_per_s'])} requests/s"
+            f"simulated in {figure(speed.loop_s)} s: {figure(speed.steps_per_s)} steps/s, "
+            f"{figure(speed.requests_per_s)} requests/s"
         ),
-        Text(f"the process took {figure(speed['process_s'])} s" + (f" and {figure(memory)} MB" if memory else "")),
+        Text(f"the process took {figure(speed.process_s)} s" + (f" and {figure(memory)} MB" if memory else "")),
     )

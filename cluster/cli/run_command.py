@@ -189,17 +189,16 @@ def _after_interrupt(checkpoint: Path | None) -> str:
 
 def _show(summary: UnwrittenSummary, *, as_json: bool, quiet: bool) -> None:
     """What came of a run."""
-    document = summary.document()
-    results = document.get("results")
+    results = getattr(summary, "results", None)  # none where they could not be written
     if as_json:
-        print_json(document)
+        print_json(summary.document())
     elif quiet:
         if results is not None:
             typer.echo(results)
     else:
         from pimserve.cluster.cli.render import summary_report  # noqa: PLC0415
 
-        print_page(summary_report(document))
+        print_page(summary_report(summary))
     if not quiet and results is not None:
         # Not in the table: a path is for copying, and breaks only where the terminal ends.
         typer.echo(f"results in {results}", err=as_json)

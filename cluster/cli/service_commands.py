@@ -234,7 +234,7 @@ def results_command(
 ) -> None:
     """Fetch the results of a run and print its summary."""
     from pimserve.cluster.cli.render import summary_report  # noqa: PLC0415
-    from pimserve.cluster.run.results import load_summary  # noqa: PLC0415
+    from pimserve.cluster.run.read_summary import load_document, summary_of_document  # noqa: PLC0415
 
     with call.client() as client:
         folder = out if out is not None else Path("results") / f"{client.get(run).name}-{run}"
@@ -242,8 +242,8 @@ def results_command(
     if files:
         call.show({"results": str(folder), "bytes": sizes}, f"{', '.join(sizes)} in {folder}")
         return
-    summary = load_summary(folder)
-    call.show(summary, lambda: summary_report(summary))
+    document = load_document(folder)
+    call.show(document, lambda: summary_report(summary_of_document(document)))
     typer.echo(f"results in {folder}", err=call.as_json)
 
 

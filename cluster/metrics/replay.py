@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from pimserve.cluster.metrics.feed import LedgerMetrics, RequestMetrics, set_usage
 from pimserve.cluster.metrics.run_metrics import RunMetrics, metrics_of
-from pimserve.cluster.run.account import Fault
 from pimserve.cluster.run.history import History
 from pimserve.cluster.run.replica_progress import ReplicaProgress
 from pimserve.device_models.plan import FS_PER_S
 from pimserve.loadgen.spec import PS_PER_S
 from pimserve.scheduler.requests import FINISHED, REJECTED
+from pimserve.scheduler.summary_sections import FaultThatTookPlace
 
 
 def replay(
@@ -65,12 +65,13 @@ def replay(
         values["pimserve_virtual_time_seconds_total"][0] = time_s
         arrived = (columns["arrival_ps"] >= 0) & (columns["arrival_ps"] <= now_ps)
         values["pimserve_requests_arrived_total"][0] = int(arrived.sum())
-        simulator = history.account.simulator
+        simulator = history.summary.simulator
+        spread = simulator.spread or {}
         values["pimserve_wall_time_seconds_total"][0] = simulator.loop_s if last else np.nan
         values["pimserve_sim_windows_total"][0] = np.nan
         values["pimserve_sim_memory_bytes"][0] = simulator.peak_memory_mb * 1e6 if last else np.nan
-        values["pimserve_actor_restarts_total"][0] = simulator.spread.recoveries if last else np.nan
-        values["pimserve_audit_checks_total"][0] = simulator.spread.audited_spans if last else np.nan
+        values["pimserve_actor_restarts_total"][0] = spread.get("recoveries", 0) if last else np.nan
+        values["pimserve_audit_checks_total"][0] = spread.get("audited_spans", 0) if last else np.nan
         if last:
             history.check_digest([log.digest() for log in logs])
         yield metrics
@@ -85,7 +86,8 @@ class _States:
         self._values = metrics.values
         self._pooled = len(history.prepared.pools) > 1
         self._values["pimserve_kv_cache_blocks"][:] = history.prepared.kv_blocks
-        self._down = down_s(history.account.faults.events)
+        faults = history.summary.faults
+        self._down = down_s([] if faults is None else faults.events)
         self._prefill = np.array([role == "prefill" for _, role in metrics.layout.engines])
 
     def at(self, now_ps: int) -> None:
@@ -119,7 +121,7 @@ class _States:
         return spans[index]
 
 
-def down_s(events: Sequence[Fault]) -> list[tuple[int, float, float]]:
+def down_s(events: Sequence[FaultThatTookPlace]) -> list[tuple[int, float, float]]:
     """When replicas were down: (replica, since, until), s; these may overlap, as devices fail one by one."""
     return [
         (

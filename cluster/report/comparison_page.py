@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from pimserve.cluster.base.figures import text_of
 from pimserve.cluster.base.tables import Table, table_of
 from pimserve.cluster.report import facts
 from pimserve.cluster.report.content import Page, Section
@@ -15,7 +16,6 @@ from pimserve.cluster.report.run_page import provenance
 from pimserve.cluster.report.time_pictures import over_time_pictures
 from pimserve.cluster.run.compare import Comparison, Run, compare, compare_runs, precision_text
 from pimserve.cluster.run.comparison_tables import MIXED_WINDOWS, difference_table, run_letters
-from pimserve.cluster.run.summary_tables import text_at
 from pimserve.errors import InputError
 
 
@@ -55,11 +55,11 @@ def several_page(runs: Sequence[ReportRun], places: Sequence[Path], title: str |
     ]
     warnings = [f"not like for like: the runs differ in {', '.join(comparison.unlike)}"] if comparison.unlike else []
     warnings += ["whether the settings are like for like is not known: a scenario cannot be read"] if unknown else []
-    warnings += [run.labelled(warning) for run in together for warning in facts.warnings(run.run.summary)]
+    warnings += [run.labelled(warning) for run in together for warning in run.run.summary.warnings]
     settings = dict.fromkeys(facts.setting(run.summary) for run in runs)
     return Page(
         title or f"{len(runs)} runs",
-        ", ".join(dict.fromkeys(text_at(run.summary, "name") for run in runs)),
+        ", ".join(dict.fromkeys(text_of(run.summary.name) for run in runs)),
         tuple(f"costs: {setting}" for setting in settings),
         warnings,
         sections,
@@ -70,18 +70,18 @@ _WINDOWS = f"Ratios are to the first run. {MIXED_WINDOWS[0].upper()}{MIXED_WINDO
 
 
 def _legend(runs: Sequence[Named]) -> Table:
-    paths = ("name", "model", "devices", "device", "workload", "seed")
+    keys = ("name", "model", "devices", "device", "workload", "seed")
     rows = [
         (
             run.name,
-            *(text_at(run.run.summary, path) for path in paths),
+            *(text_of(getattr(run.run.summary, key)) for key in keys),
             facts.setting(run.run.summary),
             precision_text(run.run.summary).removeprefix("precision: "),
             run.run.place,
         )
         for run in runs
     ]
-    return table_of("Which run is which", ("", *paths, "costs", "precision", "results"), rows, text=True)
+    return table_of("Which run is which", ("", *keys, "costs", "precision", "results"), rows, text=True)
 
 
 def _compared(runs: Sequence[ReportRun], places: Sequence[Path]) -> tuple[Comparison, str]:

@@ -5,9 +5,8 @@ A single run has a table for each of its mean steps; several have their steps, o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from pimserve.cluster.base.documents import at
 from pimserve.cluster.base.figures import ABSENT, count, figure, named, scaled, share
 from pimserve.cluster.base.tables import Table, table_of
 from pimserve.cluster.report.axes import rate
@@ -18,6 +17,7 @@ from pimserve.cluster.report.intensity import Work, share_of_roof
 from pimserve.cluster.report.parts import Part, Step, parts_of
 from pimserve.cluster.report.pictures import Named
 from pimserve.cluster.report.rooflines import rooflines
+from pimserve.cluster.run.summary_schema import Holding
 from pimserve.cluster.run.summary_tables import fact_table
 from pimserve.scheduler.fleet import DECODE, PREFILL
 
@@ -73,14 +73,13 @@ def _absent(run: ReportRun) -> str:
 
 def _facts(named: Named) -> list[Table]:
     """What the devices of each pool say of themselves."""
-    pools = at(named.run.summary, "pools")
-    of: dict[str, object] = {"": named.run.summary}
-    if isinstance(pools, Mapping):
-        of = {name: pools.get(name) for name in (PREFILL, DECODE)}
-    tables = []
-    for name, part in of.items():
-        told = at(part, "device_facts")
-        if isinstance(told, Mapping) and told:
+    summary, tables = named.run.summary, []
+    pools: dict[str, Holding] = {"": summary}
+    if summary.pools is not None:
+        pools = {PREFILL: summary.pools.prefill, DECODE: summary.pools.decode}
+    for name, pool in pools.items():
+        told = pool.device_facts
+        if told:
             tables.append(fact_table(told, named.labelled(f"Device, {name} pool" if name else "Device")))
     return tables
 

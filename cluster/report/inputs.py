@@ -12,16 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimserve.arrays import FloatArray
-from pimserve.cluster.base.documents import at, number
+from pimserve.cluster.base.documents import number
 from pimserve.cluster.run.compare import SCENARIO_FILE
 from pimserve.cluster.run.history import History
-from pimserve.cluster.run.results import load_summary, load_table
+from pimserve.cluster.run.read_summary import load_summary
+from pimserve.cluster.run.results import load_table
+from pimserve.cluster.run.summary_schema import Summary
 from pimserve.errors import InputError
 from pimserve.loadgen.spec import PS_PER_S
 from pimserve.scheduler.latencies import LATENCIES, Latencies
 from pimserve.scheduler.requests import DTYPE, FINISHED
-
-Summary = Mapping[str, Any]
+from pimserve.scheduler.summary_sections import Requests
 
 
 @dataclass(frozen=True)
@@ -47,18 +48,18 @@ class ReportRun:
     @property
     def measured(self) -> tuple[float, float]:
         """Begin and end of the measured window, s."""
-        start, end = (number(self.summary, f"window.{name}") for name in ("start_s", "end_s"))
-        return start or 0.0, self.end_s if end is None else end
+        window = self.summary.window
+        return window.start_s or 0.0, self.end_s if window.end_s is None else window.end_s
 
     @property
     def trimmed(self) -> bool:
         """Whether only a part of the run is measured."""
-        return at(self.summary, "window.whole_run") is False
+        return self.summary.window.whole_run is False
 
     @property
     def end_s(self) -> float:
         """When the run ended."""
-        return number(self.summary, "end_s") or 0.0
+        return self.summary.end_s or 0.0
 
     def latencies(self) -> dict[str, FloatArray]:
         """Exact samples in s, ascending, by latency; of requests that arrived in the measured window.
@@ -74,7 +75,7 @@ class ReportRun:
         if self.trimmed:
             start, end = self.measured
             measured &= (arrival >= round(start * PS_PER_S)) & (arrival < round(end * PS_PER_S))
-        frontend_ps = round((number(self.summary, "costs.frontend_s") or 0.0) * PS_PER_S)
+        frontend_ps = round((number(self.summary.costs, "frontend_s") or 0.0) * PS_PER_S)
         latencies = Latencies(table, measured, frontend_ps=frontend_ps)
         return {name: np.sort(latencies[name].known_s) for name in LATENCIES}
 
@@ -94,7 +95,7 @@ def load_run(place: Path) -> ReportRun:
     with suppress(OSError):
         text = (folder / SCENARIO_FILE).read_text(encoding="utf-8", errors="replace")
     try:
-        requests = _requests(folder, summary)
+        requests = _requests(folder, summary.requests)
     except InputError as error:
         absent["requests"] = _said(error)
     try:
@@ -106,7 +107,7 @@ def load_run(place: Path) -> ReportRun:
     return ReportRun(str(place), summary, text, requests, history, absent)
 
 
-def _requests(folder: Path, summary: Summary) -> NDArray[Any]:
+def _requests(folder: Path, counts: Requests) -> NDArray[Any]:
     """The table of requests.
 
     Raises:
@@ -117,7 +118,7 @@ def _requests(folder: Path, summary: Summary) -> NDArray[Any]:
         raise InputError(file, "was written by another version of pimserve")
     has = {"total": table["arrival_ps"] >= 0, "finished": table["status"] == FINISHED}
     for kind, mine in has.items():
-        expected, counted = number(summary, f"requests.{kind}"), int(mine.sum())
+        expected, counted = getattr(counts, kind), int(mine.sum())
         if expected is not None and expected != counted:
             raise InputError(file, f"is of another run: {kind} {counted:,}, where summary.json has {expected:,}")
     return table

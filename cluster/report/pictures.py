@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pimserve.arrays import FloatArray
-from pimserve.cluster.base.documents import number, numbers
-from pimserve.cluster.base.figures import figure, named, scale, scaled, share
+from pimserve.cluster.base.figures import figure, known, named, scale, scaled, share
 from pimserve.cluster.report import charts
 from pimserve.cluster.report.inputs import ReportRun
 from pimserve.cluster.report.svg import Picture, picture
@@ -15,7 +14,6 @@ from pimserve.device_models.operators import CATEGORIES
 from pimserve.scheduler.distributions import percentile
 from pimserve.scheduler.latencies import LATENCIES
 
-_LIMITS = {"ttft": "slo.limits.ttft_s", "tpot": "slo.limits.tpot_s", "e2e": "slo.limits.e2e_s"}
 _DEFINITIONS = {
     "ttft": "Time to first token: first token less arrival.",
     "tpot": "Time per output token after the first: (last token less first) / (output tokens less 1).",
@@ -47,7 +45,7 @@ def latency_pictures(runs: Sequence[Named]) -> list[Picture]:
         curves = [(run, latencies[key]) for run, latencies in samples if key in latencies and len(latencies[key])]
         if not curves:
             continue
-        limits = {number(run.run.summary, _LIMITS[key]) for run, _ in curves} if key in _LIMITS else {None}
+        limits = {run.run.summary.slo.limits.get(f"{key}_s") for run, _ in curves}
         limit = limits.pop() if len(limits) == 1 else None
         title = named(key) if key != "queue" else "Queue"
         alt = f"Cumulative distribution of {named(key)} over requests. "
@@ -75,7 +73,7 @@ def _distribution(ordered: FloatArray, limit: float | None) -> str:
 def breakdown_pictures(runs: Sequence[Named]) -> list[Picture]:
     """Where time and energy went, and how busy units were."""
     pictures = []
-    times = [(run, numbers(run.run.summary, "time_share")) for run in runs]
+    times = [(run, known(run.run.summary.time_share)) for run in runs]
     pictures += _shares(
         "time",
         "Time by operator",
@@ -91,11 +89,7 @@ def breakdown_pictures(runs: Sequence[Named]) -> list[Picture]:
 def _units(runs: Sequence[Named]) -> list[Picture]:
     """How busy each unit is, in the mean over the devices and on the one where it has most to do."""
     units = [
-        (
-            run,
-            numbers(run.run.summary, "unit_busy_share"),
-            numbers(run.run.summary, "unit_busy_share_of_busiest_device"),
-        )
+        (run, known(run.run.summary.unit_busy_share), known(run.run.summary.unit_busy_share_of_busiest_device))
         for run in runs
     ]
     names = list(dict.fromkeys(unit for _, mean, _ in units for unit in mean))
@@ -186,16 +180,14 @@ def _energy(runs: Sequence[Named]) -> list[Picture]:
 
 def _joules_per_token(run: ReportRun) -> dict[str, tuple[float, float, float]]:
     """(memory, compute, passive) J per output token by category, without those that are 0."""
-    tokens = number(run.summary, "tokens.output")
+    tokens, energy = run.summary.tokens.output, run.summary.energy
     if not tokens:
         return {}
     joules_by_category = {}
     for name in CATEGORIES:
-        parts = numbers(run.summary, f"energy.joules_by_category.{name}")
-        joules = (parts.get("dram", 0.0) / tokens, parts.get("compute", 0.0) / tokens, 0.0)
-        if any(joules):
-            joules_by_category[named(name)] = joules
-    passive = number(run.summary, "energy.passive_joules")
-    if passive:
-        joules_by_category[_PASSIVE] = (0.0, 0.0, passive / tokens)
+        parts = energy.joules_by_category.get(name)
+        if parts is not None and (parts.dram or parts.compute):
+            joules_by_category[named(name)] = ((parts.dram or 0.0) / tokens, (parts.compute or 0.0) / tokens, 0.0)
+    if energy.passive_joules:
+        joules_by_category[_PASSIVE] = (0.0, 0.0, energy.passive_joules / tokens)
     return joules_by_category

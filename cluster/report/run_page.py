@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
-from pimserve.cluster.base.documents import at, number, numbers
-from pimserve.cluster.base.figures import ABSENT, figure, ratio, scaled
+from pimserve.cluster.base.figures import ABSENT, figure, ratio, scaled, text_of
 from pimserve.cluster.base.tables import Table, table_of
 from pimserve.cluster.report import facts
 from pimserve.cluster.report.content import Folded, Page, Section
@@ -15,14 +13,16 @@ from pimserve.cluster.report.inputs import ReportRun
 from pimserve.cluster.report.pictures import Named, breakdown_pictures, latency_pictures
 from pimserve.cluster.report.time_pictures import over_time_pictures
 from pimserve.cluster.run.compare import Run, compare_runs, precision_text
+from pimserve.cluster.run.run_figures import value_at
+from pimserve.cluster.run.summary_schema import Pools
 from pimserve.cluster.run.summary_tables import (
     breakdown_table,
     fault_cost_table,
     handover_table,
     latency_table,
     pool_table,
-    text_at,
 )
+from pimserve.scheduler.summary_sections import FaultFigures, FaultThatTookPlace
 
 _DIGITS = 24  # of digests, where there are several beside each other
 
@@ -31,35 +31,30 @@ def single_page(run: ReportRun, title: str | None) -> Page:
     """Everything that a results folder tells of its run."""
     summary = run.summary
     only = [Named("", run)]
-    clean = {**summary, "unit_busy_share": numbers(summary, "unit_busy_share")}
-    comparison = compare_runs((Run(run.place, clean),), ({},))
+    comparison = compare_runs((Run(run.place, summary),), ({},))
     sections = [
         Section("summary", "Summary", (f"{facts.measured(summary)}.",), tiles=facts.tiles(summary)),
         _latency(run, only),
         _over_time(run, only),
         *_breakdown(run, only),
         *device_sections(only),
-        *_pools(summary),
-        *_faults(summary),
+        *_pools(summary.pools),
+        *_faults(summary.faults),
         Section("figures", "All figures", tables=facts.run_tables(comparison)),
         provenance([run]),
     ]
     return Page(
-        title or text_at(summary, "name"),
-        f"{text_at(summary, 'model')} on {text_at(summary, 'devices')} {text_at(summary, 'device')}",
+        title or text_of(summary.name),
+        f"{text_of(summary.model)} on {text_of(summary.devices)} {text_of(summary.device)}",
         (
             f"costs: {facts.setting(summary)}",
             precision_text(summary),
-            f"workload: {text_at(summary, 'workload')}",
-            _replicas(summary),
+            f"workload: {text_of(summary.workload)}",
+            f"replicas: {text_of(summary.replicas)}, seed {text_of(summary.seed)}",
         ),
-        facts.warnings(summary),
+        summary.warnings,
         sections,
     )
-
-
-def _replicas(summary: Mapping[str, Any]) -> str:
-    return f"replicas: {text_at(summary, 'replicas')}, seed {text_at(summary, 'seed')}"
 
 
 def _latency(run: ReportRun, only: list[Named]) -> Section:
@@ -72,12 +67,12 @@ def _latency(run: ReportRun, only: list[Named]) -> Section:
     pictures = latency_pictures(only)
     if run.requests is not None and not pictures:
         text = ["No request of the measured window finished."]
-    return Section("latency", "Latency", text, pictures=pictures, tables=[latency_table(run.summary)])
+    return Section("latency", "Latency", text, pictures=pictures, tables=[latency_table(run.summary.latency_s)])
 
 
 def _over_time(run: ReportRun, only: list[Named]) -> Section:
     text = ["Time is simulated." + (" Shaded: outside the measured window." if run.trimmed else "")]
-    if at(run.summary, "faults.events"):
+    if run.summary.faults is not None and run.summary.faults.events:
         text.append("Dotted lines: when a device failed, slowed down or left.")
     if run.history is None:
         text.append(f"No pictures of steps, batch and KV cache: {run.absent['history']}.")
@@ -88,45 +83,40 @@ def _over_time(run: ReportRun, only: list[Named]) -> Section:
 
 
 def _breakdown(run: ReportRun, only: list[Named]) -> list[Section]:
-    pictures, table = breakdown_pictures(only), breakdown_table(run.summary).wide()
+    pictures, table = breakdown_pictures(only), breakdown_table(run.summary.time_share, run.summary.energy).wide()
     if not pictures and not table.rows:
         return []
     tables = [table] if table.rows else []
     return [Section("breakdown", "Time and energy", pictures=pictures, tables=tables)]
 
 
-def _pools(summary: Mapping[str, Any]) -> list[Section]:
-    pools = at(summary, "pools")
-    if not isinstance(pools, Mapping):
+def _pools(pools: Pools | None) -> list[Section]:
+    if pools is None:
         return []
-    tables = [pool_table(pools), handover_table(pools)]
+    tables = [pool_table(pools), handover_table(pools.handover)]
     return [Section("pools", "Prefill and decode pools", ["Figures of the whole run."], tables=tables)]
 
 
-def _faults(summary: Mapping[str, Any]) -> list[Section]:
-    faults = at(summary, "faults")
-    if not isinstance(faults, Mapping):
+def _faults(faults: FaultFigures | None) -> list[Section]:
+    if faults is None:
         return []
-    return [Section("faults", "Simulated faults", tables=[_fault_events(faults), fault_cost_table(faults)])]
+    return [Section("faults", "Simulated faults", tables=[_fault_events(faults.events), fault_cost_table(faults)])]
 
 
-def _fault_events(faults: Mapping[str, Any]) -> Table:
+def _fault_events(events: Sequence[FaultThatTookPlace]) -> Table:
     """What happened to the replicas."""
     kinds = {"fail": "fails", "slow": "slows down", "leave": "leaves"}
-    events = faults.get("events")
-    rows = []
-    for event in events if isinstance(events, list) else []:
-        lasts, factor = number(event, "for_s"), number(event, "factor")
-        rows.append(
-            (
-                f"{figure(number(event, 'at_s'))} s",
-                text_at(event, "replica"),
-                text_at(event, "device"),
-                kinds.get(text_at(event, "kind"), text_at(event, "kind")),
-                ABSENT if lasts is None else f"{figure(lasts)} s",
-                ABSENT if factor is None else ratio(factor),
-            )
+    rows = [
+        (
+            f"{figure(event.at_s)} s",
+            text_of(event.replica),
+            text_of(event.device),
+            kinds.get(event.kind, text_of(event.kind)),
+            ABSENT if event.for_s is None else f"{figure(event.for_s)} s",
+            ratio(event.factor),
         )
+        for event in events
+    ]
     columns = ("at", "replica", "device", "what", "for", "steps take")
     return table_of("Events", columns, rows, text=True)
 
@@ -144,11 +134,11 @@ def provenance(runs: list[ReportRun], names: list[str] | None = None) -> Section
         ("numpy", "simulator.numpy"),
     ]
     cells = [
-        (label, *(text_at(run.summary, path)[: None if len(runs) == 1 else _DIGITS] for run in runs))
+        (label, *(text_of(value_at(run.summary, path))[: None if len(runs) == 1 else _DIGITS] for run in runs))
         for label, path in rows
-        if any(at(run.summary, path) is not None for run in runs)
+        if any(value_at(run.summary, path) is not None for run in runs)
     ]
-    simulated = [number(run.summary, "simulator.loop_s") for run in runs]
+    simulated = [run.summary.simulator.loop_s for run in runs]
     if any(simulated):
         cells.append(("simulated in, wall clock", *(scaled(time_s, "s") for time_s in simulated)))
     folded = [

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from pimserve.cluster.base.documents import at, number
-from pimserve.cluster.base.figures import ABSENT, SCALED, figure, scale
+from pimserve.cluster.base.figures import ABSENT, SCALED, figure, scale, text_of
 from pimserve.cluster.base.tables import Table, table_of
 from pimserve.cluster.report.content import Page, Section
 from pimserve.cluster.report.front_pictures import Dot, pareto
 from pimserve.cluster.report.svg import Picture, picture
-from pimserve.cluster.run.summary_tables import text_at
 from pimserve.cluster.sweep.grid import labels, value_names
 from pimserve.cluster.sweep.key_figures import FIGURES, by_reason, called, compared_by
 from pimserve.cluster.sweep.pareto import ENERGY, THROUGHPUT, Axis, front
@@ -54,7 +53,7 @@ def sweep_page(document: Mapping[str, Any], place: Path, title: str | None) -> P
     names = [str(index + 1) for index in range(len(points))]
     numbered = dict(zip(names, points, strict=True))
     seeds = len(document["seeds"])
-    states = [text_at(point, "status") for point in points]
+    states = [text_of(at(point, "status")) for point in points]
     warnings = [
         f"{states.count(state)} of {len(points)} points {verb}"
         for state, verb in (("failed", "failed"), ("missing", "were not run"))
@@ -78,7 +77,7 @@ def sweep_page(document: Mapping[str, Any], place: Path, title: str | None) -> P
         sections.append(Section("failed", "Failed runs", tables=[failed]))
     sections.append(_provenance(document, place))
     return Page(
-        title or f"{text_at(document, 'name')}: sweep",
+        title or f"{text_of(at(document, 'name'))}: sweep",
         f"{len(points)} points over {', '.join(labels(list(document['grid'])))}",
         (f"{seeds} seed{'s' if seeds > 1 else ''} per point",),
         warnings,
@@ -89,7 +88,7 @@ def sweep_page(document: Mapping[str, Any], place: Path, title: str | None) -> P
 def _warnings(document: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) -> list[str]:
     """What keeps points from the front, and every warning of the runs, with the numbers of their points."""
     warnings = [(f"not on a front: {reason}", names) for reason, names in by_reason(document).items()]
-    warnings += [(text_at(warning, "warning"), at(warning, "points")) for warning in document["warnings"]]
+    warnings += [(text_of(at(warning, "warning")), at(warning, "points")) for warning in document["warnings"]]
     texts = []
     for text, names in warnings:
         having = [_number_of(points, name) for name in names] if isinstance(names, list) else []
@@ -194,10 +193,10 @@ def _table(document: Mapping[str, Any], points: Mapping[str, Mapping[str, Any]],
 
 def _failures(points: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Table | None:
     rows = [
-        (name, text_at(run, "seed"), text_at(run, "error"))
+        (name, text_of(at(run, "seed")), text_of(at(run, "error")))
         for name, point in zip(names, points, strict=True)
         for run in _runs(point)
-        if text_at(run, "status") == "failed"
+        if text_of(at(run, "status")) == "failed"
     ]
     return table_of("Why they failed", ("point", "seed", "error"), rows, text=True) if rows else None
 
@@ -214,7 +213,7 @@ def _number_of(points: Sequence[Mapping[str, Any]], name: object) -> str:
 def _provenance(document: Mapping[str, Any], place: Path) -> Section:
     rows = [
         ("folder", str(place)),
-        ("digest of the scenario and the grid", text_at(document, "identity")),
+        ("digest of the scenario and the grid", text_of(at(document, "identity"))),
         ("seeds", ", ".join(map(str, document["seeds"]))),
         *(
             (path, ", ".join(value_names(values)))

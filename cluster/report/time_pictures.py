@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from pimserve.arrays import FloatArray
-from pimserve.cluster.base.documents import at, number
 from pimserve.cluster.base.figures import figure, share
 from pimserve.cluster.report import charts
 from pimserve.cluster.report.pictures import Named
@@ -160,7 +159,6 @@ def _arrivals(series: RequestSeries, *, alone: bool) -> list[Curve]:
 
 def _marks(only: Named) -> dict[str, Any]:
     """What pictures over time show of a single run beside its curves."""
-    events = at(only.run.summary, "faults.events")
-    times_s = (number(event, "at_s") for event in (events if isinstance(events, list) else []))
-    moments = [time_s for time_s in times_s if time_s is not None]
+    faults = only.run.summary.faults
+    moments = [event.at_s for event in (faults.events if faults is not None else ()) if event.at_s is not None]
     return {"measured": only.run.measured if only.run.trimmed else None, "moments": moments}

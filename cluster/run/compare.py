@@ -7,52 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pimserve.cluster.base.documents import at, number
-from pimserve.cluster.base.figures import ABSENT, named
-from pimserve.cluster.run.results import load_summary
+from pimserve.cluster.base.figures import ABSENT, known, named
+from pimserve.cluster.run.read_summary import load_summary
+from pimserve.cluster.run.run_figures import FIGURES, RunFigure, value_at
 from pimserve.cluster.run.run_times import ended_at, newer_runs
+from pimserve.cluster.run.summary_schema import Precision, ServedSummary, Summary
 from pimserve.device_models.catalogue import parse_document
 from pimserve.errors import InputError
 
-Summary = Mapping[str, Any]
-
-_LATENCIES = ("ttft", "tpot", "itl", "e2e", "queue")
-_MOMENTS = ("mean", "p50", "p90", "p99")
-# (group, label, path in the summary, unit)
-_FIGURES: tuple[tuple[str, str, str, str], ...] = (
-    ("requests", "requests", "requests.total", ""),
-    ("requests", "finished", "requests.finished", ""),
-    ("requests", "preempted", "requests.preempted", ""),
-    ("throughput", "offered requests/s", "offered_requests_per_s", ""),
-    ("throughput", "requests/s", "throughput.requests_per_s", ""),
-    ("throughput", "output tokens/s", "throughput.output_tokens_per_s", ""),
-    ("throughput", "  per device", "throughput.output_tokens_per_s_per_device", ""),
-    ("throughput", "  per mm2 of silicon", "throughput.output_tokens_per_s_per_mm2", ""),
-    ("throughput", "silicon, mm2", "silicon_mm2", ""),
-    ("throughput", "energy per output token", "energy.joules_per_output_token", "J"),
-    ("throughput", "  active", "energy.active_joules_per_output_token", "J"),
-    ("throughput", "  passive", "energy.passive_joules_per_output_token", "J"),
-    ("throughput", "  at the devices' TDP", "energy.tdp_joules_per_output_token", "J"),
-    *(
-        (f"latency.{key}", f"{named(key)} {moment}", f"latency_s.{key}.{moment}", "s")
-        for key in _LATENCIES
-        for moment in _MOMENTS
-    ),
-    ("slo", "SLO attainment", "slo.attainment", "share"),
-    ("slo", "goodput, requests/s", "slo.goodput_requests_per_s", ""),
-    ("load", "batch, mean requests", "batch.mean_requests", ""),
-    ("load", "KV cache in use, mean", "kv.mean_use", "share"),
-    ("load", "KV cache in use, peak", "kv.peak_use", "share"),
-    ("load", "KV cache, tokens", "kv.capacity_tokens", ""),
-    ("pools", "hand-over, mean", "pools.handover.transfer_s.mean", "s"),
-    ("pools", "  waiting before it, mean", "pools.handover.waiting_s.mean", "s"),
-    ("pools", "  held back", "pools.handover.held", ""),
-    ("faults", "availability", "faults.availability", "share"),
-    ("faults", "queued again", "faults.requeued", ""),
-    ("busy", "busy share of time", "busy_share", "share"),
-    ("busy", "  of prefill", "pools.prefill.busy_share", "share"),
-    ("busy", "  of decode", "pools.decode.busy_share", "share"),
-)
 # Runs that differ here did not do the same work, or were not measured alike.
 _UNLIKE = {
     "model": "model",
@@ -83,7 +45,8 @@ class Run:
     @property
     def title(self) -> str:
         """The run's name, what it ran on, and when."""
-        name, model, devices, device = (self.summary.get(key, "?") for key in ("name", "model", "devices", "device"))
+        told = (getattr(self.summary, key) for key in ("name", "model", "devices", "device"))
+        name, model, devices, device = ("?" if value is None else value for value in told)
         return f"{name}: {model} on {devices} {device}" + (f", {self.ended}" if self.ended else "")
 
 
@@ -91,7 +54,7 @@ class Run:
 class Quantity:
     """One figure of every run. `ratios` are to the first run; None where a value is absent or the first is 0.
 
-    `unit` is "s", "J", "share" (of 1), or "" for counts and for rates that the label names.
+    `unit` is as `run_figures.unit_of` has it.
     """
 
     path: str
@@ -99,6 +62,12 @@ class Quantity:
     label: str
     unit: str
     values: tuple[float | None, ...]
+
+    @classmethod
+    def of(cls, summaries: Sequence[Summary], figure: RunFigure) -> Quantity:
+        """A figure of runs, under the label that it has beneath others."""
+        values = tuple(value_at(summary, figure.path) for summary in summaries)
+        return cls(figure.path, figure.group, figure.beneath or figure.label, figure.unit, values)
 
     @property
     def ratios(self) -> tuple[float | None, ...]:
@@ -126,7 +95,7 @@ class Comparison:
         """The comparison as one JSON object."""
         return {
             "runs": [
-                {"place": run.place, **{key: run.summary.get(key) for key in _ABOUT}, "ended": run.ended}
+                {"place": run.place, **{key: getattr(run.summary, key) for key in _ABOUT}, "ended": run.ended}
                 for run in self.runs
             ],
             "quantities": {
@@ -173,7 +142,7 @@ def compare_runs(runs: tuple[Run, ...], settings: Sequence[Mapping[str, Any]]) -
     sections = [path.partition(".")[0] for path in differences if path != _PASSIVE_POWER]
     unlike = {_UNLIKE[section]: None for section in sections if section in _UNLIKE}
     unlike |= {path.removeprefix("run."): None for path in differences if path.startswith("run.")}
-    if len({str(at(run.summary, "costs.setting") or "ideal") for run in runs}) > 1:
+    if len({str(run.summary.costs.get("setting") or "ideal") for run in runs}) > 1:
         unlike.pop("costs", None)
         unlike["the setting of their costs (ideal against measured)"] = None
     unlike |= dict.fromkeys(not_alike([likeness(run.summary) for run in runs]))
@@ -191,8 +160,8 @@ class Likeness(NamedTuple):
 
 def likeness(summary: Summary) -> Likeness:
     """Of one run."""
-    known = at(summary, "energy.passive_joules") is not None
-    part = at(summary, "energy.passive_power") == "partly_known"
+    known = summary.energy.passive_joules is not None
+    part = summary.energy.passive_power == "partly_known"
     return Likeness("none" if not known else "part" if part else "all", dict(precision(summary)))
 
 
@@ -206,42 +175,38 @@ def not_alike(runs: Sequence[Likeness]) -> Iterator[str]:
             yield f"precision of {named(key)} ({' against '.join(held)})"
 
 
-def precision(summary: Summary) -> Iterator[tuple[str, str]]:
+def precision(summary: ServedSummary) -> Iterator[tuple[str, str]]:
     """In what the devices of a run hold weights and KV cache: (what, data types of all pools)."""
-    pools = [part for part in _mapping(summary, "pools").values() if isinstance(part, Mapping) and "precision" in part]
-    held = [_mapping(part, "precision") for part in pools or [summary]]
-    for key in dict.fromkeys(key for pool in held for key in pool):
-        known = dict.fromkeys(str(pool[key]) for pool in held if pool.get(key) is not None)
-        if known:
-            yield key, " + ".join(known)
+    parts = [summary] if summary.pools is None else [summary.pools.prefill, summary.pools.decode]
+    for key in Precision.model_fields:
+        types = dict.fromkeys(getattr(part.precision, key) for part in parts)
+        types.pop(None, None)
+        if types:
+            yield key, " + ".join(types)
 
 
 def _quantities(runs: Sequence[Run]) -> Iterator[Quantity]:
-    for group, label, path, unit in (*_FIGURES, *_busy_units(runs)):
-        values = tuple(_comparable(run.summary, path) for run in runs)
+    summaries = [run.summary for run in runs]
+    compared = (Quantity.of(summaries, figure) for figure in FIGURES if figure.compared)
+    for quantity in (*compared, *_busy_units(summaries)):
+        values = tuple(map(_comparable, quantity.values))
         if any(value is not None for value in values):
-            yield Quantity(path, group, label, unit, values)
+            yield replace(quantity, values=values)
 
 
-def _busy_units(runs: Sequence[Run]) -> Iterator[tuple[str, str, str, str]]:
+def _busy_units(summaries: Sequence[Summary]) -> Iterator[Quantity]:
     """Busy share of each unit, and on the busiest device where devices are not all alike."""
-    mean, most = "unit_busy_share", "unit_busy_share_of_busiest_device"
-    for unit in dict.fromkeys(unit for run in runs for unit in _mapping(run.summary, mean)):
-        yield "busy", f"  {named(unit)}", f"{mean}.{unit}", "share"
-        pairs = [(_mapping(run.summary, mean).get(unit), _mapping(run.summary, most).get(unit)) for run in runs]
-        if any(of_busiest not in (None, of_mean) for of_mean, of_busiest in pairs):
-            yield "busy", "    on the busiest device", f"{most}.{unit}", "share"
+    for unit in dict.fromkeys(unit for summary in summaries for unit in known(summary.unit_busy_share)):
+        mean = tuple(summary.unit_busy_share.get(unit) for summary in summaries)
+        most = tuple(summary.unit_busy_share_of_busiest_device.get(unit) for summary in summaries)
+        yield Quantity(f"unit_busy_share.{unit}", "busy", f"  {named(unit)}", "share", mean)
+        if any(of_busiest not in (None, of_mean) for of_mean, of_busiest in zip(mean, most, strict=True)):
+            label = "    on the busiest device"
+            yield Quantity(f"unit_busy_share_of_busiest_device.{unit}", "busy", label, "share", most)
 
 
-def _mapping(summary: Summary, key: str) -> Mapping[str, Any]:
-    """What is there; nothing where that is no mapping, as in a summary that was changed."""
-    value = summary.get(key)
-    return value if isinstance(value, Mapping) else {}
-
-
-def _comparable(summary: Summary, path: str) -> float | None:
-    """A figure; None where there is none, or one of which no ratio can be made."""
-    value = number(summary, path)
+def _comparable(value: float | None) -> float | None:
+    """A figure; None for one of which no ratio can be made."""
     return value if value is None or value == 0 or 1 / _LARGEST < abs(value) < _LARGEST else None
 
 
@@ -251,20 +216,19 @@ def _settings(places: Sequence[Path], runs: Sequence[Run]) -> list[dict[str, Any
     settings = []
     for run, scenario in zip(runs, scenarios, strict=True):
         summary = run.summary
-        version = {"simulator": {"version": at(summary, "simulator.version")}}
+        version = {"simulator": {"version": summary.simulator.version}}
         if None not in scenarios and scenario is not None:
             settings.append({key: value for key, value in scenario.items() if key not in _IGNORED} | version)
             continue
-        cluster = {key: summary.get(key) for key in ("replicas", "devices_per_replica")}
-        cluster |= _mapping(summary, "parallelism")
+        cluster = {"replicas": summary.replicas, "devices_per_replica": summary.devices_per_replica}
         settings.append(
             {
-                "model": {"name": summary.get("model")},
-                "cluster": cluster | {"device": {"name": summary.get("device")}},
-                "workload": summary.get("workload"),
-                "costs": {key: at(summary, f"costs.{key}") for key in ("setting", "backend", "version")},
-                "slo": at(summary, "slo.limits"),
-                "run": {"seed": summary.get("seed"), "warmup_s": at(summary, "window.start_s")},
+                "model": {"name": summary.model},
+                "cluster": {**cluster, **summary.parallelism, "device": {"name": summary.device}},
+                "workload": summary.workload,
+                "costs": {key: summary.costs.get(key) for key in ("setting", "backend", "version")},
+                "slo": summary.slo.limits,
+                "run": {"seed": summary.seed, "warmup_s": summary.window.start_s},
             }
             | version
         )
@@ -325,7 +289,7 @@ def _flattened(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[s
             yield f"{above}{key}", value
 
 
-def precision_text(summary: Mapping[str, Any]) -> str:
+def precision_text(summary: ServedSummary) -> str:
     """In what the devices hold weights and KV cache; of another version, that it is not known."""
     held = [f"{named(key)} {value}" for key, value in precision(summary)]
     return f"precision: {', '.join(held) or ABSENT}"

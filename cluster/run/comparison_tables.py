@@ -38,7 +38,7 @@ def quantity_table(
         size, unit = 1.0, ""
         if quantity.unit in SCALED:
             size, unit = scale([value for value in quantity.values if value][:1], quantity.unit)
-        write = number if not quantity.unit else writer(quantity.unit)
+        write = number if quantity.unit in {"", "count"} else writer(quantity.unit)
         values = [
             ABSENT if value is None else write(value if size == 1.0 else value / size) for value in quantity.values
         ]

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pimserve.cluster.run.account import Account, account_of
-from pimserve.cluster.run.results import SPAN, load_summary, load_table
+from pimserve.cluster.run.account import check_account
+from pimserve.cluster.run.read_summary import load_document, summary_of_document
+from pimserve.cluster.run.results import SPAN, load_table
+from pimserve.cluster.run.summary_schema import Summary
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import Prepared, prepare
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
@@ -36,8 +38,7 @@ class History:
 
     Args:
         folder: the results folder.
-        summary: its summary.json.
-        account: what of it the history hangs on, checked.
+        summary: its summary, of which that is checked on which the history hangs.
         prepared: what ran, of the scenario as resolved.
         costs: of each replica's steps at normal speed.
         requests: the request table.
@@ -45,8 +46,7 @@ class History:
     """
 
     folder: Path
-    summary: dict[str, Any]
-    account: Account
+    summary: Summary
     prepared: Prepared
     costs: tuple[ReplicaCosts, ...]
     requests: NDArray[Any]
@@ -59,12 +59,13 @@ class History:
         Raises:
             InputError: it has no steps, is damaged, or was written by another version.
         """
-        summary = load_summary(folder)
-        account = account_of(summary, folder / "summary.json")
+        document = load_document(folder)
+        check_account(document, folder / "summary.json")
+        summary = summary_of_document(document)
         prepared = prepare(load_scenario(folder / "scenario.yaml"))
         costs: list[ReplicaCosts] = []
         for pool in prepared.pools:
-            if account.plan_digest_of(pool.name) != pool.plan.digest():
+            if _plan_digest(summary, pool.name) != pool.plan.digest():
                 raise InputError(
                     str(folder),
                     "its steps cannot be worked out: plan_digest in summary.json is not that of scenario.yaml "
@@ -73,12 +74,12 @@ class History:
             first = pool.costs(prepared.routing, prepared.scenario.run.seed)
             costs += [first.of_replica(replica) for replica in pool.numbers]
         requests, steps = _table(folder, "requests", DTYPE), _table(folder, "steps", SPAN)
-        _check_requests(requests, account, len(costs), folder / "requests.npy")
-        _check_steps(steps, account, len(costs), folder / "steps.npy")
-        if (kv_tokens := prepared.kv_tokens) != account.kv.capacity_tokens:
+        _check_requests(requests, summary, len(costs), folder / "requests.npy")
+        _check_steps(steps, summary, len(costs), folder / "steps.npy")
+        if (kv_tokens := prepared.kv_tokens) != summary.kv.capacity_tokens:
             raise InputError(
                 str(folder),
-                f"its KV cache held {account.kv.capacity_tokens:,} tokens in all, and that of scenario.yaml holds "
+                f"its KV cache held {summary.kv.capacity_tokens:,} tokens in all, and that of scenario.yaml holds "
                 f"{kv_tokens:,} (written by another version of pimserve?): run scenario.yaml again",
             )
         ordered = np.argsort(steps["replica"], kind="stable")
@@ -87,12 +88,12 @@ class History:
         for mine in spans:
             if (mine["begin_ps"][1:] < ends_ps(mine)[:-1]).any():
                 raise InputError(str(folder / "steps.npy"), "is damaged: steps begin before those before them end")
-        return cls(folder, summary, account, prepared, tuple(costs), requests, spans)
+        return cls(folder, summary, prepared, tuple(costs), requests, spans)
 
     @property
     def end_s(self) -> float:
         """Simulated seconds at the end."""
-        return self.account.end_s
+        return self.summary.end_s
 
     @cached_property
     def columns(self) -> dict[str, NDArray[Any]]:
@@ -102,7 +103,7 @@ class History:
     @cached_property
     def measured(self) -> MeasuredWindow:
         """What latencies and the SLO are of."""
-        window = self.account.window
+        window = self.summary.window
         if window.whole_run:
             return MeasuredWindow()
         start_fs = round(window.start_s * FS_PER_S)
@@ -127,7 +128,7 @@ class History:
         for digest in steps:
             whole.update(bytes.fromhex(digest))
         whole.update(np.ascontiguousarray(self.requests).data)
-        if whole.hexdigest() != self.account.digest:
+        if whole.hexdigest() != self.summary.digest:
             raise InputError(
                 str(self.folder), "requests.npy or steps.npy was changed: digest in summary.json is of other ones"
             )
@@ -146,14 +147,22 @@ class History:
         block = self.spans[replica][begin:end]
         if not len(block):
             return
-        told = self.account.faults.slowdowns
-        slowed = [(each.first_step, each.factor) for each in told if each.replica == replica][::-1]
+        faults = self.summary.faults
+        slowdowns = [] if faults is None else faults.slowdowns
+        slowed = [(slow.first_step, slow.factor) for slow in reversed(slowdowns) if slow.replica == replica]
         steps = first_step + np.cumsum(block["steps"]) - block["steps"]
         factors = np.array([next((factor for at, factor in slowed if at <= step), 1.0) for step in steps.tolist()])
         cuts = np.flatnonzero(np.diff(factors)) + 1
         for part, factor in zip(np.split(block, cuts), (factors[cut] for cut in (0, *cuts)), strict=True):
             rows = SpanColumns(*(np.ascontiguousarray(part[name]) for name in SpanColumns._fields))
             yield rows, self.costs[replica].slowed(round(factor * NORMAL))
+
+
+def _plan_digest(summary: Summary, pool: str) -> str | None:
+    """The plan's digest of a pool, by its name; of all replicas, where there are no pools."""
+    part = getattr(summary.pools, pool) if summary.pools is not None and pool else summary
+    digest: str | None = part.plan_digest
+    return digest
 
 
 def ends_ps(spans: NDArray[Any]) -> NDArray[np.int64]:
@@ -169,27 +178,27 @@ def _table(folder: Path, name: str, kind: np.dtype[Any]) -> NDArray[Any]:
     return table
 
 
-def _check_requests(requests: NDArray[Any], account: Account, replicas: int, file: Path) -> None:
+def _check_requests(requests: NDArray[Any], summary: Summary, replicas: int, file: Path) -> None:
     """See that requests can be counted: by replica, by status, and in the order of what happened to them."""
-    if (total := int((requests["arrival_ps"] >= 0).sum())) != (told := account.requests.total):
+    if (total := int((requests["arrival_ps"] >= 0).sum())) != (told := summary.requests.total):
         raise InputError(str(file), f"is of another run: total {total:,}, where summary.json has {told:,}")
     _check_range(requests["replica"], 0, replicas - 1, "replica", file)
     _check_range(requests["status"], 0, len(STATUS_NAMES) - 1, "status", file)
     done = requests[requests["status"] == FINISHED]
     moments = [done[f"{name}_ps"] for name in ("arrival", "first_scheduled", "first_token", "finish")]
-    moments = [np.zeros_like(moments[0]), *moments, np.full_like(moments[0], _latest_ps(account))]
+    moments = [np.zeros_like(moments[0]), *moments, np.full_like(moments[0], _latest_ps(summary))]
     if any((later < earlier).any() for earlier, later in pairwise(moments)):
         raise InputError(str(file), "is damaged: requests finish before they begin, or after the run's end")
 
 
-def _check_steps(steps: NDArray[Any], account: Account, replicas: int, file: Path) -> None:
+def _check_steps(steps: NDArray[Any], summary: Summary, replicas: int, file: Path) -> None:
     """See that no column holds what no span of steps has."""
     _check_range(steps["replica"], 0, replicas - 1, "replica", file)
     for name in SpanColumns._fields:
         _check_range(steps[name], int(name == "steps"), _MOST, name, file)
-    if (total := sum(steps["steps"].tolist())) != (told := account.batch.steps):
+    if (total := sum(steps["steps"].tolist())) != (told := summary.batch.steps):
         raise InputError(str(file), f"is of another run: {total:,} steps, where summary.json has {told:,}")
-    if len(steps) and ends_ps(steps).max() > _latest_ps(account):
+    if len(steps) and ends_ps(steps).max() > _latest_ps(summary):
         raise InputError(str(file), "has steps after the end of the run")
 
 
@@ -198,6 +207,6 @@ def _check_range(column: NDArray[Any], least: int, most: int, name: str, file: P
         raise InputError(str(file), f"is damaged: {name} of a row is not between {least} and {most}")
 
 
-def _latest_ps(account: Account) -> int:
+def _latest_ps(summary: Summary) -> int:
     """The end of the run, and what its figure may have been rounded by."""
-    return round(account.end_s * (1 + 1e-12) * PS_PER_S) + 1
+    return round(summary.end_s * (1 + 1e-12) * PS_PER_S) + 1

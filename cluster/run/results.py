@@ -10,7 +10,6 @@ steps.npy       a row per span of equal steps, `steps` of them, by replica and t
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -21,15 +20,12 @@ from typing import IO, Any
 import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from pimserve.arrays import IntArray
-from pimserve.cluster.run.summary_schema import Summary, UnwrittenSummary
-from pimserve.errors import InputError, shortened, validation_error
+from pimserve.cluster.run.summary_schema import UnwrittenSummary
+from pimserve.errors import InputError
 from pimserve.scheduler.steplog import SpanColumns
 
-SCHEMA_VERSION = 2
-_PARTS = {"requests", "window", "throughput", "latency_s", "slo", "energy", "batch", "kv", "simulator"}
 SPAN = np.dtype([("replica", np.int32), *((name, np.int64) for name in SpanColumns._fields)])
 _ROWS_AT_ONCE = 2**16  # 9 MB
 
@@ -143,48 +139,6 @@ def _order(file: IO[bytes], ordered: IO[bytes], header: int) -> None:
             ordered.seek(header + int(places[replica]) * SPAN.itemsize)
             ordered.write(part.tobytes())
             places[replica] += len(part)
-
-
-def load_summary(path: Path) -> dict[str, Any]:
-    """The summary of a results folder, or of a summary.json.
-
-    Raises:
-        InputError: there is none, or it is not one of ours.
-    """
-    file = path / "summary.json" if path.is_dir() else path
-    if file.exists() and not file.is_file():
-        raise InputError(str(file), "is no file: a folder with summary.json is needed")
-    try:
-        summary = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-    except FileNotFoundError:
-        raise InputError(str(path), "no results here: a folder with summary.json is needed") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(str(file), f"cannot be read as a summary: {error}") from None
-    if not isinstance(summary, dict) or "schema_version" not in summary:
-        raise InputError(str(file), "is not a summary that pimserve wrote (no schema_version)")
-    if summary["schema_version"] != SCHEMA_VERSION:
-        version = shortened(repr(summary["schema_version"]))
-        raise InputError(str(file), f"has schema_version {version}; this pimserve reads {SCHEMA_VERSION}")
-    missing = sorted(_PARTS - {key for key, value in summary.items() if isinstance(value, dict)})
-    if missing:
-        raise InputError(str(file), f"is cut short or was changed: {', '.join(missing)} missing, or no mapping")
-    return summary
-
-
-def read_summary(place: Path) -> Summary:
-    """The summary of a results folder, or of a summary.json, if it is whole.
-
-    Raises:
-        InputError: there is none, or it is not as a run writes it.
-    """
-    try:
-        return Summary.model_validate(load_summary(place))
-    except ValidationError as error:
-        raise validation_error(str(place), error, Summary) from None
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
 
 
 def load_table(run: Path, name: str) -> NDArray[Any]:

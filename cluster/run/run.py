@@ -14,7 +14,8 @@ import yaml
 from pimserve.cluster.base.files import write_json
 from pimserve.cluster.base.folders import free_folder, results_folder
 from pimserve.cluster.run.checkpoint import COMMANDS_FILE, RESULTS, CheckpointFolder, target_of
-from pimserve.cluster.run.results import SpanFile, UnwrittenError, read_summary
+from pimserve.cluster.run.read_summary import read_summary
+from pimserve.cluster.run.results import SpanFile, UnwrittenError
 from pimserve.cluster.run.run_summary import simulator_of, summary_of
 from pimserve.cluster.run.summary_schema import ServedSummary, Summary, UnwrittenSummary
 from pimserve.cluster.scenario.document import Scenario

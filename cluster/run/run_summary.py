@@ -16,9 +16,9 @@ import numpy as np
 
 from pimserve import __version__
 from pimserve.cluster.run.caveats import caveats, caveats_of_devices
-from pimserve.cluster.run.results import SCHEMA_VERSION
 from pimserve.cluster.run.run_times import now
 from pimserve.cluster.run.summary_schema import (
+    SCHEMA_VERSION,
     Holding,
     PoolFigures,
     Pools,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+
+from pimserve.cluster.run.summary_schema import Summary
 
 _SUMMARY = "summary.json"
 
@@ -17,17 +17,15 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def ended_at(summary: Mapping[str, Any], place: Path) -> str:
+def ended_at(summary: Summary, place: Path) -> str:
     """When a run ended, such as 2026-11-28 04:02 UTC: as its summary says, else when that was written; "" if unknown.
 
     Args:
         summary: the run's.
         place: its results folder, or its summary.json.
     """
-    simulator = summary.get("simulator")
-    said = simulator.get("ended_at") if isinstance(simulator, Mapping) else None
     with suppress(ValueError, OverflowError):  # it may have been edited
-        return _text(datetime.fromisoformat(str(said)))
+        return _text(datetime.fromisoformat(str(summary.simulator.ended_at)))
     return _written(place)
 
 

@@ -11,6 +11,8 @@ from pydantic import Field, SkipValidation
 
 from pimserve.scheduler.summary_sections import Figures, PoolsUse, PoolUse, Section, figure, text
 
+SCHEMA_VERSION = 2
+
 
 class Traffic(Section):
     """Bytes that pass between devices of a replica."""

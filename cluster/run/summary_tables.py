@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
-from pimserve.cluster.base.documents import at, number, numbers
-from pimserve.cluster.base.figures import ABSENT, count, figure, named, scale, scaled, share, written
+from pimserve.cluster.base.figures import ABSENT, count, figure, named, scale, scaled, share, text_of, written
 from pimserve.cluster.base.tables import Row, Table, table_of
+from pimserve.cluster.run.run_figures import MOMENTS, unit_of, value_at
+from pimserve.cluster.run.summary_schema import Pools
 from pimserve.device_models.operators import CATEGORIES
+from pimserve.scheduler.summary_sections import Energy, FaultFigures, Handover, Latencies, StageFigures
 
-LATENCIES = ("ttft", "tpot", "itl", "e2e", "queue")
-MOMENTS = ("mean", "p50", "p90", "p99")
 POOLS = ("prefill", "decode")
 FACT_UNITS = {"s": "s", "w": "W", "days": "days", "years": "years", "mm2": "mm2"}  # ends of names of facts
 _FEW_SAMPLES = 1000  # fewer leave less than ten above the 99th percentile
@@ -20,40 +20,26 @@ _FAULTS = {"fail": "devices that failed", "slow": "that slowed down", "leave": "
 _BYTES_PER_GB = 10**9
 
 
-def text_at(document: object, path: str) -> str:
-    """What is at a dotted path, as text."""
-    value = at(document, path)
-    return ABSENT if value is None else str(value)
-
-
-def whole_at(document: object, path: str) -> str:
-    """The count at a dotted path."""
-    value = number(document, path)
-    return count(None if value is None else int(value))
-
-
-def latency_table(summary: Mapping[str, Any]) -> Table:
+def latency_table(latencies: Latencies) -> Table:
     """Means and percentiles; a star beside those of few samples."""
     rows, few, censored = [], False, []
-    for key in LATENCIES:
-        figures = numbers(summary, f"latency_s.{key}")
-        size, unit = scale([figures.get(moment) for moment in MOMENTS], "s")
-        cells = [figure(figures[moment] / size) if moment in figures else ABSENT for moment in MOMENTS]
-        n = int(figures.get("n", 0))
+    for key, latency in latencies:
+        values = [getattr(latency, moment) for moment in MOMENTS]
+        size, unit = scale(values, "s")
+        cells = [ABSENT if value is None else figure(value / size) for value in values]
+        n, hidden = latency.n or 0, getattr(latency, "censored", None)
         if 0 < n < _FEW_SAMPLES:
             few = True
             cells[-1] += "*"
-        left_out = count(int(figures["censored"])) if "censored" in figures else ABSENT
-        if figures.get("censored"):
-            censored.append(f"{named(key)} {left_out}")
-        known = isinstance(at(summary, f"latency_s.{key}"), Mapping)
+        if hidden:
+            censored.append(f"{named(key)} {count(hidden)}")
         rows.append(
             Row(
                 named(key) if n else f"{named(key)}, {unit}",
-                (*cells, count(n), left_out),
+                (*cells, count(n), count(hidden)),
                 unit if n else "",  # only figures have one
                 short=named(key),
-                only="" if known else "wide",
+                only="wide" if latency.n is None else "",
             )
         )
     return Table(
@@ -66,107 +52,101 @@ def latency_table(summary: Mapping[str, Any]) -> Table:
     )
 
 
-def breakdown_table(summary: Mapping[str, Any]) -> Table:
+def breakdown_table(times: Mapping[str, float | None], energy: Energy) -> Table:
     """Time and energy by operator."""
-    times, joules = at(summary, "time_share"), number(summary, "energy.joules")
+
+    def of_all(joules: float) -> str:
+        return share(joules / energy.joules if energy.joules else None)
+
     rows = []
     for name in CATEGORIES:
-        time, parts = number(times, name), numbers(summary, f"energy.joules_by_category.{name}")
-        energies = [parts.get(kind, 0.0) for kind in ("dram", "compute")]
-        cells = (
-            share(time),
-            share(sum(energies) / joules if joules else None),
-            *(scaled(part, "J") for part in energies),
-        )
-        if time or any(parts.values()):
+        parts = energy.joules_by_category.get(name)
+        energies = [0.0, 0.0] if parts is None else [parts.dram or 0.0, parts.compute or 0.0]
+        cells = (share(times.get(name)), of_all(sum(energies)), *(scaled(part, "J") for part in energies))
+        if times.get(name) or any(energies):
             rows.append(Row(named(name), cells))
-        elif isinstance(times, Mapping) and name in times and name != "step":  # only measured costs know that one
+        elif name in times and name != "step":  # only measured costs know that one
             rows.append(Row(named(name), cells, only="narrow"))
-    passive = number(summary, "energy.passive_joules")
-    if passive is not None:
-        of_all = share(passive / joules if joules else None)
-        rows.append(Row("passive power", (ABSENT, of_all, ABSENT, ABSENT)))
+    if energy.passive_joules is not None:
+        rows.append(Row("passive power", (ABSENT, of_all(energy.passive_joules), ABSENT, ABSENT)))
     parts_of_energy = ("of it memory", "of it compute")
     columns = ("time", "energy", *parts_of_energy)
     return Table("Time and energy by operator, whole run", columns, rows, wide_columns=parts_of_energy)
 
 
-def pool_table(pools: Mapping[str, Any]) -> Table:
+def pool_table(pools: Pools) -> Table:
     """The pools side by side."""
-    parts = [pools.get(name) for name in POOLS]
-    units = dict.fromkeys(unit for part in parts for unit in numbers(part, "unit_busy_share"))
+    parts = (pools.prefill, pools.decode)
+    units = dict.fromkeys(unit for part in parts for unit in part.unit_busy_share)
 
-    def row(label: str, path: str, unit: str, short: str = "") -> Row:
-        return Row(label, tuple(written(number(part, path), unit) for part in parts), short=short)
+    def row(label: str, path: str, short: str = "", only: Literal["", "wide"] = "") -> Row:
+        unit = unit_of(f"pools.decode.{path}")
+        return Row(label, tuple(written(value_at(part, path), unit) for part in parts), short=short, only=only)
+
+    def busy(unit: str) -> Row:
+        shares = tuple(share(part.unit_busy_share.get(unit)) for part in parts)
+        return Row(f"{named(unit)} busy", shares, short=f"  {named(unit)}")
 
     rows = [
-        Row("device", tuple(text_at(part, "device") for part in parts), only="wide"),
-        *(Row(key, tuple(whole_at(part, key) for part in parts), only="wide") for key in ("replicas", "devices")),
-        row("busy share", "busy_share", "share"),
-        *(row(f"{named(unit)} busy", f"unit_busy_share.{unit}", "share", f"  {named(unit)}") for unit in units),
-        Row("steps", tuple(whole_at(part, "steps") for part in parts)),
-        row("requests in a step, mean", "mean_requests", "", "mean requests"),
-        row("KV cache in use, mean", "kv.mean_use", "share", "KV in use, mean"),
-        row("KV cache in use, peak", "kv.peak_use", "share", "KV in use, peak"),
-        row("energy", "joules", "J"),
-        row("of it passive", "passive_joules", "J", "  passive"),
+        Row("device", tuple(text_of(part.device) for part in parts), only="wide"),
+        row("replicas", "replicas", only="wide"),
+        row("devices", "devices", only="wide"),
+        row("busy share", "busy_share"),
+        *map(busy, units),
+        row("steps", "steps"),
+        row("requests in a step, mean", "mean_requests", "mean requests"),
+        row("KV cache in use, mean", "kv.mean_use", "KV in use, mean"),
+        row("KV cache in use, peak", "kv.peak_use", "KV in use, peak"),
+        row("energy", "joules"),
+        row("of it passive", "passive_joules", "  passive"),
     ]
     return Table("Pools", POOLS, rows)
 
 
-def handover_table(pools: Mapping[str, Any]) -> Table:
+def handover_table(handover: Handover) -> Table:
     """What goes from the prefill pool to the decode pool."""
-    moved_bytes = number(pools, "handover.bytes")
-    moved = figure(None if moved_bytes is None else moved_bytes / _BYTES_PER_GB)
+    waits = {"waiting": handover.waiting_s, "transfer": handover.transfer_s}
+    moved = figure(None if handover.bytes is None else handover.bytes / _BYTES_PER_GB)
     rows = [
-        Row("requests handed over", (whole_at(pools, "handover.n"),), short="requests"),
-        Row("held back by a full pool", (whole_at(pools, "handover.held"),)),
+        Row("requests handed over", (count(handover.n),), short="requests"),
+        Row("held back by a full pool", (count(handover.held),)),
         Row("KV caches moved, GB", (moved,), short="GB"),
     ]
-    rows += [
-        Row(f"{key.removesuffix('_s')}, {moment}", (scaled(number(pools, f"handover.{key}.{moment}"), "s"),))
-        for key in ("waiting_s", "transfer_s")
-        for moment in ("mean", "p99")
-    ]
-    rows += [Row(f"link of {pool} busy", (share(number(pools, f"handover.link_busy_share.{pool}")),)) for pool in POOLS]
+    for name, wait in waits.items():
+        rows += [Row(f"{name}, mean", (scaled(wait.mean, "s"),)), Row(f"{name}, p99", (scaled(wait.p99, "s"),))]
+    rows += [Row(f"link of {pool} busy", (share(handover.link_busy_share.get(pool)),)) for pool in POOLS]
     return Table("Hand-over", ("",), rows)
 
 
-def fault_cost_table(faults: Mapping[str, Any]) -> Table:
+def fault_cost_table(faults: FaultFigures) -> Table:
     """What simulated faults cost. How often there was which, a page shows event by event."""
-    events = faults.get("events")
-    kinds = Counter(text_at(event, "kind") for event in (events if isinstance(events, list) else []))
-    down_s = number(faults, "down_replica_s")
+    kinds = Counter(event.kind for event in faults.events)
     rows = [
         *(Row(name, (count(kinds[kind]),), only="narrow") for kind, name in _FAULTS.items()),
-        Row("requests queued again", (whole_at(faults, "requeued"),)),
-        Row("tokens computed again", (whole_at(faults, "recomputed_tokens"),)),
-        Row("replicas down, together", (scaled(down_s, "s"),), only="wide"),
-        Row("replicas down, s", (figure(down_s),), only="narrow"),
-        Row("availability", (share(number(faults, "availability")),)),
+        Row("requests queued again", (count(faults.requeued),)),
+        Row("tokens computed again", (count(faults.recomputed_tokens),)),
+        Row("replicas down, together", (scaled(faults.down_replica_s, "s"),), only="wide"),
+        Row("replicas down, s", (figure(faults.down_replica_s),), only="narrow"),
+        Row("availability", (share(faults.availability),)),
     ]
     return Table("Cost", ("",), rows)
 
 
-def stage_table(stages: Sequence[Mapping[str, Any]]) -> Table:
+def stage_table(stages: Sequence[StageFigures]) -> Table:
     """The stages of a rate that steps."""
-    paths = {
-        "requests": ("requests", "count"),
-        "offered\n/s": ("offered_requests_per_s", ""),
-        "finished\n/s": ("throughput.requests_per_s", ""),
-        "TTFT\np50": ("latency_s.ttft.p50", "s"),
-        "TTFT\np99": ("latency_s.ttft.p99", "s"),
-        "TPOT\np99": ("latency_s.tpot.p99", "s"),
-        "SLO": ("slo.attainment", "share"),
-    }
-    rows = [
-        Row(
-            f"{stage['from_s']:g} to {stage['to_s']:g} s",
-            tuple(written(number(stage, path), unit) for path, unit in paths.values()),
+    columns = ("requests", "offered\n/s", "finished\n/s", "TTFT\np50", "TTFT\np99", "TPOT\np99", "SLO")
+    rows = []
+    for stage in stages:
+        ttft, tpot = stage.latency_s.ttft, stage.latency_s.tpot
+        cells = (
+            count(stage.requests),
+            figure(stage.offered_requests_per_s),
+            figure(stage.throughput.requests_per_s),
+            *(scaled(seconds, "s") for seconds in (ttft.p50, ttft.p99, tpot.p99)),
+            share(stage.slo.attainment),
         )
-        for stage in stages
-    ]
-    return Table("Stages", tuple(paths), rows, name="stage")
+        rows.append(Row(f"{stage.from_s:g} to {stage.to_s:g} s", cells))
+    return Table("Stages", columns, rows, name="stage")
 
 
 def fact_table(facts: Mapping[str, Any], caption: str) -> Table:

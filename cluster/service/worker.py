@@ -31,7 +31,7 @@ from pimserve.cluster.base.rpc.channels import make_server
 from pimserve.cluster.metrics.feed import MetricsFeed
 from pimserve.cluster.metrics.run_metrics import metrics_of
 from pimserve.cluster.run.live_control import LiveControl, StoppedError
-from pimserve.cluster.run.results import read_summary
+from pimserve.cluster.run.read_summary import read_summary
 from pimserve.cluster.run.run import run
 from pimserve.cluster.run.running_latencies import RunningLatencies
 from pimserve.cluster.run.summary_schema import Summary

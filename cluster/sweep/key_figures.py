@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pimserve.cluster.base.documents import at
-from pimserve.cluster.base.figures import ABSENT
+from pimserve.cluster.base.figures import ABSENT, known
 from pimserve.cluster.run.compare import Likeness, likeness, not_alike
+from pimserve.cluster.run.run_figures import unit_of, value_at
+from pimserve.cluster.run.summary_schema import Summary
 from pimserve.cluster.sweep.grid import Grid
 from pimserve.cluster.sweep.pareto import axes_at, fixed_rate, front, why_not_on_a_front
 from pimserve.scheduler.batch_means import t_quantile
@@ -18,32 +19,33 @@ from pimserve.scheduler.stability import SATURATED, STEADY, TOO_SHORT
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A key figure: its place in a summary, its heading, and its unit.
-
-    Units are "s", "J", "share", "count", "" for rates and areas, or "state": no number, but one of `stability.STATES`.
-    """
+    """A key figure: its place in a summary, and its heading."""
 
     key: str
     path: str
     heading: str
-    unit: str
+
+    @property
+    def unit(self) -> str:
+        """As `run_figures.unit_of` has it; "state": no number, but one of `stability.STATES`."""
+        return unit_of(self.path)
 
 
 FIGURES = (
-    Figure("devices", "devices", "devices", "count"),
-    Figure("output_tokens_per_s", "throughput.output_tokens_per_s", "output tokens/s", ""),
-    Figure("output_tokens_per_s_per_device", "throughput.output_tokens_per_s_per_device", "per device", ""),
-    Figure("ttft_p50_s", "latency_s.ttft.p50", "TTFT p50", "s"),
-    Figure("ttft_p99_s", "latency_s.ttft.p99", "TTFT p99", "s"),
-    Figure("tpot_p50_s", "latency_s.tpot.p50", "TPOT p50", "s"),
-    Figure("tpot_p99_s", "latency_s.tpot.p99", "TPOT p99", "s"),
-    Figure("slo_attainment", "slo.attainment", "SLO met", "share"),
-    Figure("goodput_requests_per_s", "slo.goodput_requests_per_s", "goodput, req/s", ""),
-    Figure("joules_per_output_token", "energy.joules_per_output_token", "energy/token", "J"),
-    Figure("active_joules_per_output_token", "energy.active_joules_per_output_token", "active", "J"),
-    Figure("passive_joules_per_output_token", "energy.passive_joules_per_output_token", "passive", "J"),
-    Figure("silicon_mm2", "silicon_mm2", "silicon, mm2", ""),
-    Figure("stability", "stability", "stability", "state"),
+    Figure("devices", "devices", "devices"),
+    Figure("output_tokens_per_s", "throughput.output_tokens_per_s", "output tokens/s"),
+    Figure("output_tokens_per_s_per_device", "throughput.output_tokens_per_s_per_device", "per device"),
+    Figure("ttft_p50_s", "latency_s.ttft.p50", "TTFT p50"),
+    Figure("ttft_p99_s", "latency_s.ttft.p99", "TTFT p99"),
+    Figure("tpot_p50_s", "latency_s.tpot.p50", "TPOT p50"),
+    Figure("tpot_p99_s", "latency_s.tpot.p99", "TPOT p99"),
+    Figure("slo_attainment", "slo.attainment", "SLO met"),
+    Figure("goodput_requests_per_s", "slo.goodput_requests_per_s", "goodput, req/s"),
+    Figure("joules_per_output_token", "energy.joules_per_output_token", "energy/token"),
+    Figure("active_joules_per_output_token", "energy.active_joules_per_output_token", "active"),
+    Figure("passive_joules_per_output_token", "energy.passive_joules_per_output_token", "passive"),
+    Figure("silicon_mm2", "silicon_mm2", "silicon, mm2"),
+    Figure("stability", "stability", "stability"),
 )
 _GRAVEST_FIRST = (SATURATED, TOO_SHORT, STEADY)
 
@@ -69,15 +71,14 @@ class Outcome:
     likeness: Likeness
 
 
-def outcome_of(summary: Mapping[str, Any]) -> Outcome:
+def outcome_of(summary: Summary) -> Outcome:
     """What a run's summary says."""
-    widths = {figure.key: at(summary["ci95"], figure.path) for figure in FIGURES}
     return Outcome(
         figures_of(summary),
-        {key: width for key, width in widths.items() if width is not None},
-        tuple(summary["warnings"]),
+        known({figure.key: value_at(summary.ci95, figure.path) for figure in FIGURES}),
+        tuple(summary.warnings),
         why_not_on_a_front(summary),
-        summary["offered_requests_per_s"],
+        summary.offered_requests_per_s,
         likeness(summary),
     )
 
@@ -102,9 +103,9 @@ def by_reason(document: Mapping[str, Any]) -> dict[str, list[str]]:
     return names_by_reason
 
 
-def figures_of(summary: Mapping[str, Any]) -> dict[str, Any]:
+def figures_of(summary: Summary) -> dict[str, Any]:
     """The key figures of one run."""
-    return {figure.key: at(summary, figure.path) for figure in FIGURES}
+    return {figure.key: value_at(summary, figure.path) for figure in FIGURES}
 
 
 def is_shown(figure: Figure, part: str, values: Sequence[object]) -> bool:

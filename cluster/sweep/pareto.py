@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from pimserve.cluster.base.figures import share
 from pimserve.loadgen.workload import WorkloadSpec
 from pimserve.scheduler.stability import STEADY
+from pimserve.scheduler.summary_sections import Figures
 
 SLO_SHARE = 0.99  # of the requests that must meet the SLO: limits are for p99, as MLPerf's are
 
@@ -45,14 +45,14 @@ _FIXED_RATE = (
 )
 
 
-def why_not_on_a_front(summary: Mapping[str, Any]) -> str | None:
+def why_not_on_a_front(summary: Figures) -> str | None:
     """Why a run is no candidate for a front; None if it is one."""
-    if summary["stability"] != STEADY:
-        return str(summary["stability"])
-    requests = summary["requests"]
-    if requests["rejected"] > (1 - SLO_SHARE) * requests["total"]:
-        return f"rejects {share(requests['rejected'] / requests['total'])} of the requests"
-    attainment = summary["slo"]["attainment"]
+    if summary.stability != STEADY:
+        return summary.stability
+    requests = summary.requests
+    if requests.rejected > (1 - SLO_SHARE) * requests.total:
+        return f"rejects {share(requests.rejected / requests.total)} of the requests"
+    attainment = summary.slo.attainment
     if attainment is not None and attainment < SLO_SHARE:
         return f"misses its SLO: {share(attainment)} of the requests meet it"
     return None

@@ -16,7 +16,8 @@ from typing import Any
 
 from pimserve.cluster.base.files import atomic_file, is_draft, remove_drafts, unwritable, write_json
 from pimserve.cluster.base.locks import lock_folder
-from pimserve.cluster.run.results import load_summary
+from pimserve.cluster.run.read_summary import read_summary
+from pimserve.cluster.run.summary_schema import Summary
 from pimserve.cluster.sweep.grid import Grid, Run
 from pimserve.cluster.sweep.key_figures import FIGURES, Outcome, outcome_of, sweep_document
 from pimserve.cluster.sweep.workers import Task, Workers
@@ -60,7 +61,7 @@ def sweep(grid: Grid, folder: Path, workers: Workers, progress: Progress | None 
             with closing(workers.run(_tasks(missing, runs, places))) as outcomes:
                 for task, error in outcomes:
                     if error is None:
-                        outcome_by_run[task.key] = outcome_of(load_summary(task.folder))
+                        outcome_by_run[task.key] = outcome_of(read_summary(task.folder))
                     else:
                         errors[task.key] = error
                     if progress is not None:
@@ -100,11 +101,11 @@ def _clear(place: Path) -> None:
         place.parent.rmdir()
 
 
-def _finished(place: Path, run: Run) -> dict[str, Any] | None:
+def _finished(place: Path, run: Run) -> Summary | None:
     """The summary of a run that was finished, if it is that of this scenario."""
     with suppress(InputError):
-        summary = load_summary(place)
-        if summary.get("scenario_digest") == run.digest:
+        summary = read_summary(place)
+        if summary.scenario_digest == run.digest:
             return summary
     return None
 

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from pimserve.cluster.base.files import write_json
 from pimserve.cluster.base.folders import results_folder
 from pimserve.cluster.distributed.hosts.ray_cluster import RayCluster
-from pimserve.cluster.run.results import load_summary
+from pimserve.cluster.run.read_summary import load_document
 from pimserve.errors import PimserveError, shortened
 
 
@@ -187,8 +187,7 @@ def _write(task: Task, files: dict[str, bytes]) -> str | None:
         with results_folder(task.folder, task.folder.name) as (folder, target):
             for name, content in files.items():
                 (folder / name).write_bytes(content)
-            summary = load_summary(folder)
-            write_json(folder / "summary.json", {**summary, "results": str(target)})
+            write_json(folder / "summary.json", {**load_document(folder), "results": str(target)})
     except PimserveError as error:
         return str(error)
     return None

@@ -8,6 +8,7 @@ from rich.cells import cell_len
 from pimserve.cluster.cli.findings_table import findings_report
 from pimserve.cluster.cli.render import summary_report
 from pimserve.cluster.cli.terminal import write
+from pimserve.cluster.run.read_summary import summary_of_document
 from pimserve.cluster.validation.targets import Finding
 from tests.cluster.run.example_summary import example_summary, without_numbers
 
@@ -21,7 +22,7 @@ def printed(what, width=80, monkeypatch=None):
 
 
 def report(**changes):
-    return printed(summary_report(example_summary(**changes)))
+    return printed(summary_report(summary_of_document(example_summary(**changes))))
 
 
 def line_with(text, *words):
@@ -176,9 +177,8 @@ def test_facts_of_the_devices():
 @pytest.mark.parametrize("width", [80, 120])
 def test_facts_and_warnings_keep_the_width(width, monkeypatch):
     facts = {"long": {f"key_{index}": "word " * 9 for index in range(9)}, "list": list(range(100)), "word": "x" * 200}
-    text = printed(
-        summary_report(example_summary(device_facts=facts, warnings=["y" * 300, "z " * 99])), width, monkeypatch
-    )
+    summary = summary_of_document(example_summary(device_facts=facts, warnings=["y" * 300, "z " * 99]))
+    text = printed(summary_report(summary), width, monkeypatch)
     assert max(map(cell_len, text.splitlines())) <= width
 
 
@@ -223,7 +223,7 @@ def test_report_keeps_the_width(width, monkeypatch):
         batch__steps=9_876_543_210,
         latency_s=dict.fromkeys(example_summary()["latency_s"], latency),
     )
-    text = printed(summary_report(huge), width, monkeypatch)
+    text = printed(summary_report(summary_of_document(huge)), width, monkeypatch)
     assert max(map(cell_len, text.splitlines())) <= min(width, 120)
     for number in ("20,000,000", "123,456,789", "9,876,543,210", "1,000,000", "1,000,000,000"):
         assert number in text
@@ -290,7 +290,7 @@ def test_the_heading_says_what_of_the_devices_was_measured():
 
     def third_line(costs):
         file = io.StringIO()
-        write(summary_report(example_summary(costs=costs)), file)
+        write(summary_report(summary_of_document(example_summary(costs=costs))), file)
         return file.getvalue().splitlines()[2]
 
     assert third_line({"setting": "ideal"}) == "costs: ideal devices"

@@ -12,6 +12,7 @@ from prometheus_client.openmetrics import parser as openmetrics
 from pimserve.cluster.metrics.backfill import epoch_of, parts_of, write, write_file
 from pimserve.cluster.metrics.replay import replay
 from pimserve.cluster.run.history import History
+from pimserve.cluster.run.read_summary import load_document
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.errors import InputError
@@ -94,7 +95,7 @@ def test_a_replica_is_down_for_as_long_as_the_summary_says(tmp_path):
         [[1, 1, 1]],
         [[1, 0, 1]],
     ]
-    assert (1 - up).sum() * 0.25 == pytest.approx(history.summary["faults"]["down_replica_s"], abs=0.5)
+    assert (1 - up).sum() * 0.25 == pytest.approx(load_document(history.folder)["faults"]["down_replica_s"], abs=0.5)
 
 
 def text_of(runs, epoch, **options):

@@ -12,7 +12,7 @@ import yaml
 from pimserve.cluster.base.figures import figure, scaled
 from pimserve.cluster.report.inputs import load_run
 from pimserve.cluster.report.series import request_series, step_series
-from pimserve.cluster.run.results import load_summary
+from pimserve.cluster.run.read_summary import load_document
 from pimserve.scheduler.distributions import percentile
 from tests.cluster.report.parsed_page import page_of
 from tests.cluster.report.runs import changed_summary, make_run
@@ -41,7 +41,7 @@ def test_every_kind_of_run_has_a_page_that_needs_nothing_else(page_alone, name):
 
 
 def test_figures_are_those_of_the_summary(runs, page_alone):
-    summary = load_summary(runs["duplex"])
+    summary = load_document(runs["duplex"])
     text, page = page_alone("duplex")
     written = " ".join(page.text)
     for value in (
@@ -61,11 +61,11 @@ def test_figures_are_those_of_the_summary(runs, page_alone):
 def test_curves_are_made_of_the_summarys_samples(runs, name):
     run = load_run(runs[name])
     for key, samples in run.latencies().items():
-        told = run.summary["latency_s"][key]
-        assert len(samples) == told["n"]
-        assert samples.mean() == pytest.approx(told["mean"], rel=1e-12)
+        told = getattr(run.summary.latency_s, key)
+        assert len(samples) == told.n
+        assert samples.mean() == pytest.approx(told.mean, rel=1e-12)
         for percent in (50, 90, 99):
-            assert percentile(samples, percent) == pytest.approx(told[f"p{percent}"], rel=1e-12)
+            assert percentile(samples, percent) == pytest.approx(getattr(told, f"p{percent}"), rel=1e-12)
 
 
 @pytest.mark.parametrize("name", ["duplex", "pools", "faults"])
@@ -73,12 +73,12 @@ def test_series_add_up_to_the_summary(runs, name):
     run = load_run(runs[name])
     steps, requests = step_series(run), request_series(run)
     width = np.diff(steps.edges)
-    assert (steps.output * width).sum() == pytest.approx(run.summary["tokens"]["output"])
-    assert (requests.finished * width).sum() == pytest.approx(run.summary["requests"]["finished"])
-    assert (requests.arrived * width).sum() == pytest.approx(run.summary["requests"]["total"])
-    assert steps.kv.high.max() == pytest.approx(run.summary["kv"]["peak_use"])
+    assert (steps.output * width).sum() == pytest.approx(run.summary.tokens.output)
+    assert (requests.finished * width).sum() == pytest.approx(run.summary.requests.finished)
+    assert (requests.arrived * width).sum() == pytest.approx(run.summary.requests.total)
+    assert steps.kv.high.max() == pytest.approx(run.summary.kv.peak_use)
     if name != "pools":  # whose caches differ in size
-        assert steps.kv.mean.mean() == pytest.approx(run.summary["kv"]["mean_use"], rel=1e-6)
+        assert steps.kv.mean.mean() == pytest.approx(run.summary.kv.mean_use, rel=1e-6)
     assert requests.waiting.low.min() >= 0
 
 
@@ -186,7 +186,7 @@ def test_a_summary_of_whatever_has_a_page(copy, tmp_path, odd):
         "kv",
         "simulator",
     }
-    changed_summary(copy, **{key: odd for key in load_summary(copy) if key not in kept})
+    changed_summary(copy, **{key: odd for key in load_document(copy) if key not in kept})
     page_of(copy, tmp_path)
     changed_summary(copy, **{key: {} for key in kept - {"schema_version"}})
     page_of(copy, tmp_path)
@@ -232,7 +232,7 @@ def test_runs_side_by_side_share_their_pictures(runs, tmp_path):
     assert page.text.count("mine") >= 2
     (alt,) = re.findall(r'<desc id="latency-ttft-alt">([^<]*)', text)
     for letter, name in zip("ABC", ("duplex", "aimc", "pools"), strict=True):
-        told = load_summary(runs[name])["latency_s"]["ttft"]
+        told = load_document(runs[name])["latency_s"]["ttft"]
         assert f"{letter}: {told['n']:,} requests, p50 {scaled(told['p50'], 's')}" in alt
 
 
@@ -271,7 +271,7 @@ def test_a_run_without_steps_has_no_roofline_beside_others(runs, copy, tmp_path)
 
 
 def test_runs_side_by_side_have_all_their_figures(runs, copy, tmp_path):
-    summary = load_summary(copy)
+    summary = load_document(copy)
     changed_summary(copy, requests=summary["requests"] | {"finished": 5, "rejected": 7})
     _, page = page_of([runs["duplex"], copy], tmp_path)
     cells = page.text

@@ -10,6 +10,7 @@ import pytest
 from pimserve.cluster.cli.render import summary_report
 from pimserve.cluster.cli.terminal import write
 from pimserve.cluster.run.export import export_table
+from pimserve.cluster.run.read_summary import summary_of_document
 from pimserve.cluster.run.results import load_table
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
@@ -29,7 +30,7 @@ def summary_of(*overrides: str, scenario: str | None = None) -> dict[str, Any]:
 def table(summary: dict[str, Any]) -> list[str]:
     summary["simulator"] = {"loop_s": 1, "steps_per_s": 1, "requests_per_s": 1, "process_s": 1, "peak_memory_mb": 1}
     screen = io.StringIO()
-    write(summary_report(summary), screen)
+    write(summary_report(summary_of_document(summary)), screen)
     return [" ".join(line.split()) for line in screen.getvalue().splitlines()]
 
 

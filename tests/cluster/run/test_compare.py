@@ -9,6 +9,7 @@ import yaml
 from pimserve.cluster.cli.comparison_report import comparison_report
 from pimserve.cluster.cli.terminal import console, write
 from pimserve.cluster.run.compare import Run, compare, compare_runs
+from pimserve.cluster.run.read_summary import summary_of_document
 from pimserve.device_models.registry import load_device
 from pimserve.errors import InputError
 from tests.cluster.run.example_summary import example_summary
@@ -158,7 +159,8 @@ def test_a_folder_without_results_is_named(save, tmp_path):
 
 
 def test_a_foreign_summary_is_compared_as_far_as_it_goes():
-    comparison = compare_runs((Run("a", example_summary()), Run("b", {"requests": 3, "kv": None})), [{}, {}])
+    mine, foreign = map(summary_of_document, (example_summary(), {"requests": 3, "kv": None}))
+    comparison = compare_runs((Run("a", mine), Run("b", foreign)), [{}, {}])
     assert {each.values[1] for each in comparison.quantities} == {None}
 
 

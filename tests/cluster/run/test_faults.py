@@ -11,6 +11,7 @@ from pimserve.cluster.cli.render import summary_report
 from pimserve.cluster.cli.terminal import write
 from pimserve.cluster.run.compare import compare
 from pimserve.cluster.run.export import export_table
+from pimserve.cluster.run.read_summary import summary_of_document
 from pimserve.cluster.run.results import load_table
 from pimserve.cluster.scenario.document import Scenario, load_scenario
 from pimserve.cluster.scenario.prepared import prepare
@@ -103,7 +104,7 @@ def test_the_resolved_scenario_runs_the_same(folder: Path) -> None:
 
 def test_the_report_shows_what_faults_cost(folder: Path) -> None:
     file = io.StringIO()
-    write(summary_report(summary_of(folder)), file)
+    write(summary_report(summary_of_document(summary_of(folder))), file)
     lines = [" ".join(line.split()) for line in file.getvalue().splitlines()]
     assert {"simulated faults", "devices that failed 1", "that slowed down 1", "that left 1"} <= set(lines)
     assert f"requests queued again {summary_of(folder)['faults']['requeued']}" in lines

@@ -19,11 +19,11 @@ import pimserve.cluster.run.run as run_module
 from pimserve.cluster.base.files import write_json
 from pimserve.cluster.base.folders import free_folder, results_folder
 from pimserve.cluster.run.export import export_table
+from pimserve.cluster.run.read_summary import load_document
 from pimserve.cluster.run.results import (
     SPAN,
     SpanFile,
     UnwrittenError,
-    load_summary,
     load_table,
 )
 from pimserve.cluster.scenario.document import load_scenario
@@ -139,14 +139,14 @@ def test_span_file_without_rows_and_with_many(tmp_path: Path) -> None:
 
 def test_what_is_not_a_result_is_refused(tmp_path: Path, done: Path) -> None:
     with pytest.raises(InputError, match=r"no results here: a folder with summary\.json is needed"):
-        load_summary(tmp_path)
+        load_document(tmp_path)
     for name, content in (("a", "{"), ("b", "[1]"), ("c", '{"x": 1}'), ("d", "")):
         (tmp_path / name).write_text(content)
         with pytest.raises(InputError, match=rf"{tmp_path / name}: (cannot be read as a summary|is not a summary)"):
-            load_summary(tmp_path / name)
+            load_document(tmp_path / name)
     (tmp_path / "e").write_bytes(b"\xff")
     with pytest.raises(InputError, match="cannot be read as a summary"):
-        load_summary(tmp_path / "e")
+        load_document(tmp_path / "e")
     with pytest.raises(InputError, match=r"has no steps.npy"):
         load_table(tmp_path, "steps")
     (tmp_path / "steps.npy").write_bytes(b"no numpy")
@@ -155,7 +155,7 @@ def test_what_is_not_a_result_is_refused(tmp_path: Path, done: Path) -> None:
     (tmp_path / "requests.npy").write_bytes((done / "requests.npy").read_bytes()[:-1])
     with pytest.raises(InputError, match=r"requests.npy: cannot be read"):
         load_table(tmp_path, "requests")
-    assert load_summary(done) == load_summary(done / "summary.json")
+    assert load_document(done) == load_document(done / "summary.json")
 
 
 def test_json_is_strict(tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_requests_as_csv(done: Path) -> None:
 
 def test_steps_as_csv(done: Path) -> None:
     spans, found = load_table(done, "steps"), exported(done, "steps")
-    summary = load_summary(done)
+    summary = load_document(done)
     assert len(found) == summary["batch"]["steps"] == spans["steps"].sum()
     shape = ["decodes", "context", "prefill_tokens", "chunks", "outputs"]
     assert list(found[0]) == ["replica", "step", "start_s", "duration_s", *shape]
@@ -215,7 +215,7 @@ def test_steps_of_another_version_are_refused(digest: str | None, done: Path, tm
     copy = tmp_path / "copy"
     shutil.copytree(done, copy)
     assert exported(copy, "steps")
-    summary = load_summary(copy)
+    summary = load_document(copy)
     del summary["plan_digest"]
     write_json(copy / "summary.json", summary if digest is None else {**summary, "plan_digest": digest})
     text = io.StringIO()
@@ -259,7 +259,7 @@ def test_runs_at_the_same_time_take_folders_of_their_own(tmp_path: Path, monkeyp
 def test_a_changed_summary_is_refused(tmp_path: Path, done: Path, change: Callable[[str], str], message: str) -> None:
     (tmp_path / "summary.json").write_text(change((done / "summary.json").read_text()))
     with pytest.raises(InputError, match=message):
-        load_summary(tmp_path)
+        load_document(tmp_path)
 
 
 def test_an_empty_table_is_refused(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from pimserve.cluster.run.results import load_summary, load_table
+from pimserve.cluster.run.read_summary import load_document
+from pimserve.cluster.run.results import load_table
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
 from tests.cluster.documents import run, serve
@@ -48,7 +49,7 @@ def test_the_scenario_of_a_results_folder_runs_to_the_same_bits(overrides: list[
 def test_summary(tmp_path: Path) -> None:
     overrides = [*SMALL, "cluster.replicas=2", "cluster.device.memory_gb=96", "name=my-run", "run.seed=5"]
     summary = run(prepare(load_scenario(None, overrides)), tmp_path / "r")
-    assert load_summary(tmp_path / "r") == json.loads(json.dumps(summary))
+    assert load_document(tmp_path / "r") == json.loads(json.dumps(summary))
     expected = {
         "schema_version": 2,
         "name": "my-run",

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pimserve.cluster.run.compare import compare
-from pimserve.cluster.run.results import load_summary
+from pimserve.cluster.run.read_summary import load_document, summary_of_document
 from pimserve.cluster.run.run_times import earlier_run, ended_at, newer_runs, now
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
@@ -36,13 +36,13 @@ def test_a_summary_says_when_its_run_ended(tmp_path: Path) -> None:
     before = now()
     summary = run(prepare(load_scenario(None, ["workload.num_requests=3"])), tmp_path / "out")
     assert before <= summary["simulator"]["ended_at"] <= now()
-    assert load_summary(tmp_path / "out")["simulator"]["ended_at"] == summary["simulator"]["ended_at"]
+    assert load_document(tmp_path / "out")["simulator"]["ended_at"] == summary["simulator"]["ended_at"]
 
 
 @pytest.mark.parametrize("said", [None, 5, "yesterday", "9999-99-99", ["x"]])
 def test_without_it_the_file_tells(said: Any, folder: Path) -> None:
     file = folder / "x" / "summary.json"
-    assert ended_at({"simulator": {"ended_at": said}}, folder / "x") == "2001-09-09 01:46 UTC"
+    assert ended_at(summary_of_document({"simulator": {"ended_at": said}}), folder / "x") == "2001-09-09 01:46 UTC"
     assert ended_at({"simulator": 1}, file) == "2001-09-09 01:46 UTC"
     assert ended_at({}, folder / "nowhere") == ""
     assert ended_at({"simulator": {"ended_at": "2026-11-28T05:30:59+02:00"}}, file) == "2026-11-28 03:30 UTC"

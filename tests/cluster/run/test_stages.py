@@ -9,6 +9,7 @@ import pytest
 
 from pimserve.cluster.cli.render import summary_report
 from pimserve.cluster.cli.terminal import write
+from pimserve.cluster.run.read_summary import summary_of_document
 from pimserve.cluster.run.results import load_table
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
@@ -97,7 +98,7 @@ def test_a_rate_that_does_not_step_has_no_stages(tmp_path: Path, series: str) ->
 def test_the_table_shows_them(tmp_path: Path) -> None:
     summary, _ = stages(tmp_path / "r", *settings(STEP, "workload.duration_s=1200", "slo.ttft_s=1"))
     file = io.StringIO()
-    write(summary_report(summary), file)
+    write(summary_report(summary_of_document(summary)), file)
     text = file.getvalue()
     (low,) = (line for line in text.splitlines() if line.startswith("0 to 600 s"))
     assert f"{summary['stages'][0]['requests']:,}" in low

@@ -12,6 +12,7 @@ from pimserve.cluster.cli.render import summary_report
 from pimserve.cluster.cli.terminal import write
 from pimserve.cluster.run.compare import compare
 from pimserve.cluster.run.export import export_table
+from pimserve.cluster.run.read_summary import summary_of_document
 from pimserve.cluster.run.results import load_table
 from pimserve.cluster.scenario.document import Scenario, load_scenario
 from pimserve.cluster.scenario.prepared import prepare
@@ -176,7 +177,7 @@ def test_steps_of_both_pools_are_exported(folder: Path) -> None:
 
 def test_the_report_tells_pools_apart(folder: Path) -> None:
     file = io.StringIO()
-    write(summary_report(summary_of(folder)), file)
+    write(summary_report(summary_of_document(summary_of(folder))), file)
     text = file.getvalue()
     assert "mixtral-8x7b on 8 h100 + 4 duplex" in text
     assert "prefill: 2 replicas of 4 (nodes 1" in text

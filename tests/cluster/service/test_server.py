@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pimserve.cluster.base.files import read_json
 from pimserve.cluster.client import Client, ServiceError
 from pimserve.cluster.metrics.endpoint import EndpointOptions
-from pimserve.cluster.run.results import load_summary
+from pimserve.cluster.run.read_summary import load_document
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.cluster.service.run_queue import Limits
@@ -59,7 +59,7 @@ def test_a_run_from_launch_to_results(client, tmp_path):
     assert sizes == {path.name: path.stat().st_size for path in out.iterdir()}
     assert set(sizes) == {"requests.npy", "scenario.yaml", "steps.npy", "summary.json"}
     summary, _ = serve(prepare(load_scenario(None, ["name=mine", *SMALL])))
-    assert load_summary(out)["digest"] == summary["digest"]
+    assert load_document(out)["digest"] == summary["digest"]
     assert len(np.load(out / "requests.npy")) == seen[-1].progress.finished == 50
     assert client.results(launched.id, tmp_path / "one", ["summary.json"]) == {"summary.json": sizes["summary.json"]}
     assert refused(client.results, launched.id, tmp_path / "two", ["../registry.sqlite3"])[0] == "INVALID_ARGUMENT"
