@@ -15,7 +15,7 @@ from pimserve.cluster.base.tables import Row, Table, table_of
 from pimserve.cluster.cli.terminal import add_rows, block, headed_table, plain_table, side_by_side, warning
 from pimserve.cluster.run.compare import precision_text
 from pimserve.cluster.run.run_figures import FIGURE_AT, REQUESTS, unit_of, value_at
-from pimserve.cluster.run.summary_schema import PoolFigures, Simulator, UnwrittenSummary
+from pimserve.cluster.run.summary_schema import PoolFigures, ServedSummary, Simulator, UnwrittenSummary
 from pimserve.cluster.run.summary_tables import (
     breakdown_table,
     fact_name,
@@ -67,9 +67,7 @@ def summary_report(summary: UnwrittenSummary) -> RenderableType:
 
 
 def _heading(summary: UnwrittenSummary) -> RenderableType:
-    pools: dict[str, PoolFigures | UnwrittenSummary] = {"": summary}
-    if summary.pools is not None:
-        pools = {"prefill": summary.pools.prefill, "decode": summary.pools.decode}
+    pools = summary.by_pool()
     devices = " + ".join(f"{count(pool.devices)} {pool.device}" for pool in pools.values())
     replicas = [_replicas(name, pool) for name, pool in pools.items()]
     costs = list(dict.fromkeys(_costs(pool.costs) for pool in pools.values()))
@@ -90,7 +88,7 @@ def _heading(summary: UnwrittenSummary) -> RenderableType:
     )
 
 
-def _replicas(name: str, pool: PoolFigures | UnwrittenSummary) -> str:
+def _replicas(name: str, pool: PoolFigures | ServedSummary) -> str:
     """How many replicas a pool has, and how their devices share the model."""
     split = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in pool.parallelism.items())
     text = f"{pool.replicas} replica{'s' if pool.replicas > 1 else ''} of {pool.devices_per_replica} ({split})"

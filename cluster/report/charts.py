@@ -42,7 +42,7 @@ class Line:
     @classmethod
     def of_gauge(cls, label: str, binned: Binned, *, band: bool = True) -> Line:
         """A mean with the least and most in each bin."""
-        low, high = (np.append(each, each[-1:]) if band else None for each in (binned.low, binned.high))
+        low, high = (np.append(y, y[-1:]) if band else None for y in (binned.low, binned.high))
         return cls(label, binned.edges, np.append(binned.mean, binned.mean[-1:]), low, high, steps=True)
 
 
@@ -116,7 +116,7 @@ def distributions(
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
-        positive = np.concatenate([each[each > 0] for _, each in samples] or [np.zeros(0)])
+        positive = np.concatenate([ordered[ordered > 0] for _, ordered in samples] or [np.zeros(0)])
         reach = [positive.min(), positive.max()] if len(positive) else [1.0]
         reach += [limit] if limit else []
         logarithmic = max(reach) > 8 * min(reach)
@@ -206,10 +206,10 @@ def columns(values: FloatArray, label: str, bottom: str, even: float | None, gro
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
-        each = max(1, len(values) // groups)
+        of_group = max(1, len(values) // groups)
         for parity in range(min(groups, 2)):
-            mine = (np.arange(len(values)) // each) % 2 == parity
-            axes.bar(np.arange(len(values))[mine], values[mine], width=0.8, color=COLOURS[parity], linewidth=0)
+            shade = (np.arange(len(values)) // of_group) % 2 == parity
+            axes.bar(np.arange(len(values))[shade], values[shade], width=0.8, color=COLOURS[parity], linewidth=0)
         if even is not None:
             axes.axhline(even, color=TEXT, linestyle=DASHES[1], linewidth=1.2, label="all alike")
             legend(figure, axes)

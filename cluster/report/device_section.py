@@ -17,9 +17,7 @@ from pimserve.cluster.report.intensity import Work, share_of_roof
 from pimserve.cluster.report.parts import Part, Step, parts_of
 from pimserve.cluster.report.pictures import Named
 from pimserve.cluster.report.rooflines import rooflines
-from pimserve.cluster.run.summary_schema import Holding
 from pimserve.cluster.run.summary_tables import fact_table
-from pimserve.scheduler.fleet import DECODE, PREFILL
 
 _ROOFLINE = (
     "FLOPs and bytes are of one device, worked out from the model's operators at the run's mean step, and the rate is "
@@ -39,9 +37,9 @@ _EXPERTS = (
 
 def device_sections(runs: list[Named]) -> list[Section]:
     """Rooflines, expert load, and what devices say of themselves."""
-    tables = [table for each in runs for table in _facts(each)]
+    tables = [table for run in runs for table in _facts(run)]
     parts = parts_of(runs)
-    absent = [each.labelled(_absent(each.run)) for each in runs if each.name not in {part.run for part in parts}]
+    absent = [run.labelled(_absent(run.run)) for run in runs if run.name not in {part.run for part in parts}]
     if not parts:
         why = _NOTHING if runs[0].run.history is not None else f"No roofline and no expert load: {absent[0]}."
         if len(runs) > 1:
@@ -73,15 +71,11 @@ def _absent(run: ReportRun) -> str:
 
 def _facts(named: Named) -> list[Table]:
     """What the devices of each pool say of themselves."""
-    summary, tables = named.run.summary, []
-    pools: dict[str, Holding] = {"": summary}
-    if summary.pools is not None:
-        pools = {PREFILL: summary.pools.prefill, DECODE: summary.pools.decode}
-    for name, pool in pools.items():
-        told = pool.device_facts
-        if told:
-            tables.append(fact_table(told, named.labelled(f"Device, {name} pool" if name else "Device")))
-    return tables
+    return [
+        fact_table(pool.device_facts, named.labelled(f"Device, {name} pool" if name else "Device"))
+        for name, pool in named.run.summary.by_pool().items()
+        if pool.device_facts
+    ]
 
 
 def _work_table(part: Part, step: Step) -> Table:
@@ -125,11 +119,11 @@ def _side_by_side(parts: Sequence[Part]) -> list[Table]:
 def _operators(caption: str, steps: Sequence[tuple[Part, Step]]) -> Table:
     columns = [f"{part.name}{what}" for part, _ in steps for what in (", Op/B", ", time", ", of roof")]
     rows = []
-    for name in dict.fromkeys(each.name for _, step in steps for each in step.work):
+    for name in dict.fromkeys(work.name for _, step in steps for work in step.work):
         cells: list[str] = []
         for part, step in steps:
-            mine = next((each for each in step.work if each.name == name), None)
-            cells += _of(mine, part) if mine is not None else (ABSENT,) * 3
+            of_name = next((work for work in step.work if work.name == name), None)
+            cells += _of(of_name, part) if of_name is not None else (ABSENT,) * 3
         rows.append((name, *cells))
     return table_of(caption, ("", *columns), rows)
 

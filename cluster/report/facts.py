@@ -42,8 +42,7 @@ _GROUPS = {
 
 def setting(summary: Summary) -> str:
     """Whether costs are ideal or measured, and with what."""
-    parts = [summary] if summary.pools is None else [summary.pools.prefill, summary.pools.decode]
-    return " + ".join(dict.fromkeys(_setting(part.costs) for part in parts))
+    return " + ".join(dict.fromkeys(_setting(pool.costs) for pool in summary.by_pool().values()))
 
 
 def _setting(costs: Mapping[str, Any]) -> str:

@@ -95,9 +95,9 @@ def _name_dots(axes: Axes, dots: Sequence[Dot]) -> None:
     clusters: list[tuple[float, float, list[Dot]]] = []
     for dot in dots:
         x, y = to_axes.transform((dot.x, dot.y))
-        near = next((each for each in clusters if abs(each[0] - x) < 0.06 and abs(each[1] - y) < 0.06), None)
+        near = next((cluster for left, top, cluster in clusters if abs(left - x) < 0.06 and abs(top - y) < 0.06), None)
         if near is not None:
-            near[2].append(dot)
+            near.append(dot)
         else:
             clusters.append((x, y, [dot]))
     for x, _, mine in clusters:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pimserve import __version__
 from pimserve.cluster.base.files import output_file, refuse_results
-from pimserve.cluster.base.folders import made_folder
+from pimserve.cluster.base.whole_folders import made_folder
 from pimserve.cluster.report.content import Page
 from pimserve.errors import InputError
 

@@ -64,10 +64,9 @@ def _points(part: Part) -> list[Point]:
     points = []
     for step in part.steps:
         for category in CATEGORIES:
-            mine = [each for each in step.work if each.category == category]
-            total, moved, seconds = (
-                sum(getattr(each, what) for each in mine) for what in ("flops", "moved", "seconds")
-            )
+            works = [work for work in step.work if work.category == category]
+            total = sum(work.flops for work in works)
+            moved, seconds = sum(work.moved for work in works), sum(work.seconds for work in works)
             if total and moved and seconds:
                 points.append(Point(category, total / moved, total / seconds, filled=not step.mixed))
     return points
@@ -117,7 +116,7 @@ def _draw(roofs: Sequence[Roof], points: Sequence[Point], frame: Frame) -> Draw:
         axes = figure.add_subplot()
         x = np.geomspace(frame.left, frame.right, 200)
         for index, roof in enumerate(roofs):
-            y = [_height(roof, each) for each in x]
+            y = [_height(roof, intensity) for intensity in x]
             colour = TEXT if index == 0 else QUIET
             axes.plot(x, y, label=_label(roof), color=colour, linestyle=DASHES[index % 4], linewidth=1.3)
         for point in points:

@@ -89,10 +89,10 @@ def _extremes(
     last = np.clip(np.searchsorted(edges, end, side="left") - 1, first, bins - 1)
     reach = last - first + 1
     bin_of = np.repeat(first, reach) + np.arange(int(reach.sum())) - np.repeat(np.cumsum(reach) - reach, reach)
-    each = np.repeat(values, reach)
+    value_in = np.repeat(values, reach)
     low, high = np.full(bins, np.inf), np.full(bins, -np.inf)
-    np.minimum.at(low, bin_of, each)
-    np.maximum.at(high, bin_of, each)
+    np.minimum.at(low, bin_of, value_in)
+    np.maximum.at(high, bin_of, value_in)
     none = ~np.isfinite(low)
     low[none] = high[none] = 0.0
     return low, high

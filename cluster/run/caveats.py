@@ -54,8 +54,8 @@ def caveats_of_devices(figures: Figures, tdp_w: float | None, pools: Sequence[Pl
         yield f"passive power of {' and '.join(unknown)} is not known: the energy is without it"
     held = [asdict(pool.replica.precision) for pool in pools]
     for key in held[0]:
-        if any(each[key] != held[0][key] for each in held):
-            yield f"{named(key)} of the pools differ in precision: {' and '.join(str(each[key]) for each in held)}"
+        if any(types[key] != held[0][key] for types in held):
+            yield f"{named(key)} of the pools differ in precision: {' and '.join(str(types[key]) for types in held)}"
     if tdp_w and end_s and energy.joules > tdp_w * end_s:  # no limit of power slows devices down here
         watts = energy.joules / end_s
         yield f"mean power, {watts:,.0f} W, exceeds the devices' TDP, {tdp_w:,.0f} W: real ones would slow down"

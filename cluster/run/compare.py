@@ -177,9 +177,8 @@ def not_alike(runs: Sequence[Likeness]) -> Iterator[str]:
 
 def precision(summary: ServedSummary) -> Iterator[tuple[str, str]]:
     """In what the devices of a run hold weights and KV cache: (what, data types of all pools)."""
-    parts = [summary] if summary.pools is None else [summary.pools.prefill, summary.pools.decode]
     for key in Precision.model_fields:
-        types = dict.fromkeys(getattr(part.precision, key) for part in parts)
+        types = dict.fromkeys(getattr(part.precision, key) for part in summary.by_pool().values())
         types.pop(None, None)
         if types:
             yield key, " + ".join(types)

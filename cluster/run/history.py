@@ -65,7 +65,7 @@ class History:
         prepared = prepare(load_scenario(folder / "scenario.yaml"))
         costs: list[ReplicaCosts] = []
         for pool in prepared.pools:
-            if _plan_digest(summary, pool.name) != pool.plan.digest():
+            if summary.by_pool().get(pool.name, summary).plan_digest != pool.plan.digest():
                 raise InputError(
                     str(folder),
                     "its steps cannot be worked out: plan_digest in summary.json is not that of scenario.yaml "
@@ -156,13 +156,6 @@ class History:
         for part, factor in zip(np.split(block, cuts), (factors[cut] for cut in (0, *cuts)), strict=True):
             rows = SpanColumns(*(np.ascontiguousarray(part[name]) for name in SpanColumns._fields))
             yield rows, self.costs[replica].slowed(round(factor * NORMAL))
-
-
-def _plan_digest(summary: Summary, pool: str) -> str | None:
-    """The plan's digest of a pool, by its name; of all replicas, where there are no pools."""
-    part = getattr(summary.pools, pool) if summary.pools is not None and pool else summary
-    digest: str | None = part.plan_digest
-    return digest
 
 
 def ends_ps(spans: NDArray[Any]) -> NDArray[np.int64]:

@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from pimserve.cluster.base.files import write_json
-from pimserve.cluster.base.folders import free_folder, results_folder
+from pimserve.cluster.base.whole_folders import free_folder, results_folder
 from pimserve.cluster.run.checkpoint import COMMANDS_FILE, RESULTS, CheckpointFolder, target_of
 from pimserve.cluster.run.read_summary import read_summary
 from pimserve.cluster.run.results import SpanFile, UnwrittenError

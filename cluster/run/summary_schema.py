@@ -5,10 +5,12 @@ A run builds its summary of these; `scheduler/summary_sections.py` has the secti
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import Field, SkipValidation
 
+from pimserve.scheduler.fleet import DECODE, PREFILL
 from pimserve.scheduler.summary_sections import Figures, PoolsUse, PoolUse, Section, figure, text
 
 SCHEMA_VERSION = 2
@@ -124,6 +126,10 @@ class ServedSummary(Figures, Holding, Origin, Sharing, Cluster):
 
     pools: Pools | None = Field(None, description="with pools for prefill and decode")
     warnings: list[str] = text("what belongs with every figure of the run")
+
+    def by_pool(self) -> Mapping[str, PoolFigures | ServedSummary]:
+        """What its replicas are, by pool; under the empty name where there are no pools."""
+        return {"": self} if self.pools is None else {PREFILL: self.pools.prefill, DECODE: self.pools.decode}
 
 
 class UnwrittenSummary(ServedSummary):

@@ -45,7 +45,7 @@ def write_timeline(run: Path, out: Path, *, most_requests: int = MOST_REQUESTS) 
     history = History.load(run)
     progress = [ReplicaProgress(history, replica) for replica in range(len(history.spans))]
     events = list(_events(history, progress, most_requests))
-    history.check_digest([each.digest() for each in progress])
+    history.check_digest([replica.digest() for replica in progress])
     document = {
         "displayTimeUnit": "ms",
         "otherData": {"run": run.resolve().name, "clock": "simulated time"},

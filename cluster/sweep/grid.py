@@ -120,7 +120,7 @@ def _refused(errors: Sequence[tuple[str, InputError]], points: int) -> InputErro
     settings, error = errors[0]
     message = str(error)
     if len(errors) > 1:
-        others = [f"{shortened(changes)}: {each}" for changes, each in errors[1:_MOST_ERRORS]]
+        others = [f"{shortened(changes)}: {error}" for changes, error in errors[1:_MOST_ERRORS]]
         more = len(errors) - 1 - len(others)
         message += f"\n{len(errors)} of {points} points cannot be run; likewise\n" + "\n".join(others)
         message += f"\nand {more} more" if more else ""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pimserve.cluster.base.files import write_json
-from pimserve.cluster.base.folders import results_folder
+from pimserve.cluster.base.whole_folders import results_folder
 from pimserve.cluster.distributed.hosts.ray_cluster import RayCluster
 from pimserve.cluster.run.read_summary import load_document
 from pimserve.errors import PimserveError, shortened

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import grpc
 
-from pimserve.cluster.base.folders import results_folder
 from pimserve.cluster.base.rpc.statuses import RefusedError
+from pimserve.cluster.base.whole_folders import results_folder
 from pimserve.errors import InputError, PimserveError
 from pimserve.v1 import simulation_pb2
 

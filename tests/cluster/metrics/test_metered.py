@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pimserve.cluster.base.folders import results_folder
+from pimserve.cluster.base.whole_folders import results_folder
 from pimserve.cluster.metrics.endpoint import EndpointOptions
 from pimserve.cluster.metrics.metered import metered
 from pimserve.cluster.scenario.document import load_scenario

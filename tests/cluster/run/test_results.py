@@ -17,7 +17,7 @@ import pytest
 
 import pimserve.cluster.run.run as run_module
 from pimserve.cluster.base.files import write_json
-from pimserve.cluster.base.folders import free_folder, results_folder
+from pimserve.cluster.base.whole_folders import free_folder, results_folder
 from pimserve.cluster.run.export import export_table
 from pimserve.cluster.run.read_summary import load_document
 from pimserve.cluster.run.results import (
@@ -272,7 +272,7 @@ def test_what_a_killed_run_left_is_taken_over(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     script = """
 import os, signal
-from pimserve.cluster.base.folders import results_folder
+from pimserve.cluster.base.whole_folders import results_folder
 with results_folder(None, "x") as (folder, target):
     (folder / "half").write_text("of it")
     os.kill(os.getpid(), signal.SIGKILL)

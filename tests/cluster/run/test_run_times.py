@@ -42,10 +42,14 @@ def test_a_summary_says_when_its_run_ended(tmp_path: Path) -> None:
 @pytest.mark.parametrize("said", [None, 5, "yesterday", "9999-99-99", ["x"]])
 def test_without_it_the_file_tells(said: Any, folder: Path) -> None:
     file = folder / "x" / "summary.json"
-    assert ended_at(summary_of_document({"simulator": {"ended_at": said}}), folder / "x") == "2001-09-09 01:46 UTC"
-    assert ended_at({"simulator": 1}, file) == "2001-09-09 01:46 UTC"
-    assert ended_at({}, folder / "nowhere") == ""
-    assert ended_at({"simulator": {"ended_at": "2026-11-28T05:30:59+02:00"}}, file) == "2026-11-28 03:30 UTC"
+
+    def ended(document: dict[str, Any], place: Path) -> str:
+        return ended_at(summary_of_document(document), place)
+
+    assert ended({"simulator": {"ended_at": said}}, folder / "x") == "2001-09-09 01:46 UTC"
+    assert ended({"simulator": 1}, file) == "2001-09-09 01:46 UTC"
+    assert ended({}, folder / "nowhere") == ""
+    assert ended({"simulator": {"ended_at": "2026-11-28T05:30:59+02:00"}}, file) == "2026-11-28 03:30 UTC"
 
 
 def test_newer_runs_are_those_of_the_same_name(folder: Path) -> None:

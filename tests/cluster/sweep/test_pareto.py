@@ -9,6 +9,7 @@ from rich.console import Console
 
 from pimserve.cluster.cli.sweep_table import sweep_report
 from pimserve.cluster.report.report import write_report
+from pimserve.cluster.run.read_summary import summary_of_document
 from pimserve.cluster.sweep import key_figures
 from pimserve.cluster.sweep.grid import load_grid, value_names
 from pimserve.cluster.sweep.pareto import ENERGY, THROUGHPUT, Axis, axes_at, fixed_rate, front, why_not_on_a_front
@@ -121,11 +122,13 @@ def test_at_a_fixed_rate_throughput_is_no_merit():
 
 
 def summary(stability="steady", attainment=None, rejected=0):
-    return {
-        "stability": stability,
-        "slo": {"attainment": attainment},
-        "requests": {"total": 200, "rejected": rejected},
-    }
+    return summary_of_document(
+        {
+            "stability": stability,
+            "slo": {"attainment": attainment},
+            "requests": {"total": 200, "rejected": rejected},
+        }
+    )
 
 
 @pytest.mark.parametrize(
