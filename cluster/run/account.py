@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field, ValidationError, create_model
 from pimserve.errors import validation_error
 from pimserve.loadgen.spec import PS_PER_S
 
-_COUNT = Annotated[int, Field(ge=0)]
+_COUNT = Annotated[int, Field(ge=0, le=2**63)]
 _SECONDS = Annotated[float, Field(ge=0, le=2**63 / PS_PER_S, allow_inf_nan=False)]
 _POSITIVE = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
