@@ -27,9 +27,8 @@ class FcfsQueue:
     def __init__(self, table: RequestTable, reject: Callable[[int], None]) -> None:
         self._reject = reject
         self.bind(table)
-        self._inbox: list[int] = []  # requests routed here, by arrival, of which
-        self._next_in = 0  # is the one after the head
-        self._head = NOBODY  # next request of the inbox that can be served, arrived or not
+        self._inbox: deque[int] = deque()  # requests routed here, by arrival, behind
+        self._head = NOBODY  # the next one that can be served, arrived or not
         self._head_fs = FOREVER  # when it can be scheduled
         self._preempted: deque[int] = deque()
         self._coming: dict[int, int] = {}  # requests of the inbox that were elsewhere: from when they can be scheduled
@@ -41,7 +40,7 @@ class FcfsQueue:
 
     def __len__(self) -> int:
         """How many wait, or have yet to arrive."""
-        return len(self._preempted) + (self._head >= 0) + len(self._inbox) - self._next_in
+        return len(self._preempted) + (self._head >= 0) + len(self._inbox)
 
     def submit(self, requests: Iterable[int]) -> None:
         """Take requests, by arrival; none may arrive before those that came earlier."""
@@ -85,14 +84,14 @@ class FcfsQueue:
     def waiting(self) -> list[int]:
         """All that wait or have yet to arrive, the next one first."""
         head = [self._head] if self._head >= 0 else []
-        return [*self._preempted, *head, *self._inbox[self._next_in :]]
+        return [*self._preempted, *head, *self._inbox]
 
     def drain(self) -> list[int]:
         """Give up all that wait, which are returned."""
         drained = self.waiting()
         self._preempted.clear()
         self._coming.clear()
-        self._inbox, self._next_in = [], 0
+        self._inbox.clear()
         self._next_head()
         return drained
 
@@ -101,7 +100,7 @@ class FcfsQueue:
         return {
             "_head": self._head,
             "_head_fs": self._head_fs,
-            "inbox": self._inbox[self._next_in :],
+            "inbox": list(self._inbox),
             "preempted": list(self._preempted),
             "coming": list(self._coming.items()),
         }
@@ -109,19 +108,18 @@ class FcfsQueue:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
         self._head, self._head_fs = state["_head"], state["_head_fs"]
-        self._inbox, self._next_in = list(state["inbox"]), 0
+        self._inbox = deque(state["inbox"])
         self._preempted = deque(state["preempted"])
         self._coming = dict(state["coming"])
 
     def _next_head(self) -> None:
         """Find the next request of the inbox that can be served at all; those that cannot are rejected on the way."""
-        inbox, count = self._inbox, len(self._inbox)
-        while self._next_in < count:
-            request = inbox[self._next_in]
-            self._next_in += 1
+        inbox = self._inbox
+        while inbox:
+            request = inbox.popleft()
             if self._reject_reason[request] == SERVABLE:
                 self._head = request
-                if self._coming and request in self._coming:
+                if request in self._coming:
                     self._head_fs = self._coming.pop(request)
                 else:
                     self._head_fs = self._arrival_ps[request] * FS_PER_PS
