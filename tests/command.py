@@ -11,10 +11,10 @@ from unittest import mock
 
 from pimserve.cluster.cli.main import main
 
-UNWANTED = ("COLUMNS", "FORCE_COLOR", "TTY_COMPATIBLE", "PIMSERVE_DEBUG")
+UNWANTED = ("COLUMNS", "FORCE_COLOR", "TTY_COMPATIBLE", "PIMSERVE_DEBUG", "PIMSERVE_TOKEN", "PIMSERVE_SERVER")
 
 
-def pimserve(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+def pimserve(folder: Path, *arguments: object, **env: str) -> subprocess.CompletedProcess[str]:
     """Run the command in a folder: exit code and output as of a process without a terminal."""
     command = ["pimserve", *map(str, arguments)]
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
@@ -22,6 +22,7 @@ def pimserve(folder: Path, *arguments: object) -> subprocess.CompletedProcess[st
     with chdir(folder), mock.patch.dict(os.environ), mock.patch.multiple(sys, argv=command, stdout=out, stderr=err):
         for name in UNWANTED:
             os.environ.pop(name, None)
+        os.environ.update(env)
         try:
             main()
             code = 0

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.command import pimserve
+
 PIMSERVE = Path(sys.executable).parent / "pimserve"
 LONG = ["run", "--set", "workload.num_requests=2000000"]
 SHORT = ["run", "--set", "workload.num_requests=50", "--set", "name=x"]
@@ -40,7 +42,7 @@ def started(folder: Path, *more: str) -> subprocess.Popen[str]:
 
 
 def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(PIMSERVE), *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    return pimserve(folder, *arguments)
 
 
 @pytest.mark.parametrize(

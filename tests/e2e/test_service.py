@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.command import pimserve
+
 PIMSERVE = Path(sysconfig.get_path("scripts")) / "pimserve"
 PATIENCE_S = 60.0
 
@@ -61,18 +63,7 @@ class Service:
         return (self.folder / "server.log").read_text()
 
     def run(self, *arguments, **env):
-        done = subprocess.run(
-            [PIMSERVE, *map(str, arguments)],
-            cwd=self.folder,
-            env={**plain_env(), "PIMSERVE_SERVER": self.address, **env},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert "Traceback" not in done.stderr, done.stderr
-        return done
+        return pimserve(self.folder, *arguments, PIMSERVE_SERVER=self.address, **env)
 
     def ok(self, *arguments):
         done = self.run(*arguments)

@@ -229,7 +229,7 @@ def test_the_order_in_which_replicas_run_does_not_matter(run: Run, slices: int) 
     assert len(Interleaved.all) == len(run.blocks)
 
 
-@settings(max_examples=120)
+@settings(max_examples=50)
 @given(runs(kv_admission="prompt"), st.lists(st.integers(0, 60), min_size=25, max_size=25))
 def test_no_decision_looks_at_a_true_output_length(run: Run, longer: list[int]) -> None:
     room = run.served.max_model_len
