@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pimserve.arrays import FloatArray
 from pimserve.cluster.base.figures import figure, share
 from pimserve.cluster.report import charts
+from pimserve.cluster.report.axes import Draw
+from pimserve.cluster.report.inputs import ReportRun
 from pimserve.cluster.report.pictures import Named
 from pimserve.cluster.report.series import (
     RATE_BINS,
@@ -26,10 +27,14 @@ Curve = tuple[str, FloatArray, FloatArray]  # its name, edges of its bins in s, 
 
 @dataclass(frozen=True)
 class _TimeAxis:
-    """What all pictures over time have across. Args: end_s: of the longest run; marks: beside the curves."""
+    """What all pictures over time have across. Args: end_s: of the longest run; measured, moments: marked."""
 
     end_s: float
-    marks: dict[str, Any]
+    measured: tuple[float, float] | None = None
+    moments: Sequence[float] = ()
+
+    def _draw(self, lines: Sequence[charts.Line], label: str, *, share: bool = False) -> Draw:
+        return charts.over_time(lines, label, self.end_s, measured=self.measured, moments=self.moments, share=share)
 
     def gauge(
         self,
@@ -49,8 +54,7 @@ class _TimeAxis:
         )
         band = len(gauges) <= _MOST_BANDS
         lines = [charts.Line.of_gauge(run.name or "mean", gauge, band=band) for run, gauge in gauges]
-        draw = charts.over_time(lines, label, self.end_s, share=as_share, **self.marks)
-        return picture(key, title, alt, caption, draw)
+        return picture(key, title, alt, caption, self._draw(lines, label, share=as_share))
 
     def rate(
         self, key: str, title: str, label: str, caption: str, rates: Sequence[tuple[Named, Sequence[Curve]]]
@@ -65,7 +69,7 @@ class _TimeAxis:
             charts.Line.of_bins(" ".join(filter(None, (run.name, name))) or "mean", edges, y)
             for run, name, edges, y in curves
         ]
-        return picture(key, title, alt, caption, charts.over_time(lines, label, self.end_s, **self.marks))
+        return picture(key, title, alt, caption, self._draw(lines, label))
 
 
 def over_time_pictures(runs: Sequence[Named]) -> list[Picture]:
@@ -73,7 +77,7 @@ def over_time_pictures(runs: Sequence[Named]) -> list[Picture]:
     requests = [(run, series) for run in runs if (series := request_series(run.run)) is not None]
     steps = [(run, stepped) for run in runs if (stepped := step_series(run.run)) is not None]
     alone = len(runs) == 1
-    axis = _TimeAxis(max((run.run.end_s for run in runs), default=0.0), _marks(runs[0]) if alone else {})
+    axis = _TimeAxis(max((run.run.end_s for run in runs), default=0.0), *(_marks(runs[0].run) if alone else ()))
     pictures: list[Picture] = []
     if steps:
         pictures += _tokens(axis, steps)
@@ -157,8 +161,7 @@ def _arrivals(series: RequestSeries, *, alone: bool) -> list[Curve]:
     return [("arrived", series.edges, series.arrived), finished] if alone else [finished]
 
 
-def _marks(only: Named) -> dict[str, Any]:
-    """What pictures over time show of a single run beside its curves."""
-    faults = only.run.summary.faults
-    moments = [event.at_s for event in (faults.events if faults is not None else ()) if event.at_s is not None]
-    return {"measured": only.run.measured if only.run.trimmed else None, "moments": moments}
+def _marks(run: ReportRun) -> tuple[tuple[float, float] | None, Sequence[float]]:
+    """The measured window where it is not all of the run, and when devices failed, slowed down or left, s."""
+    events = run.summary.faults.events if run.summary.faults is not None else ()
+    return run.measured if run.trimmed else None, [event.at_s for event in events if event.at_s is not None]

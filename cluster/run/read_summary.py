@@ -78,6 +78,7 @@ def _section(kind: type[Section], document: object) -> Any:  # noqa: ANN401 one 
 
 def _part(kind: Any, value: Any) -> Any:  # noqa: ANN401 a type, and whatever JSON holds
     """What a field of that type holds for a value of a document."""
+    kind = get_args(kind)[0] if get_origin(kind) is Annotated else kind
     first, *others = get_args(kind) if isinstance(kind, UnionType) else (kind,)
     form = get_origin(first) or first
     if form in {dict, list} or section_in(form) is not None:
@@ -87,17 +88,12 @@ def _part(kind: Any, value: Any) -> Any:  # noqa: ANN401 a type, and whatever JS
                 return None
             value = holds()
         if form is dict:
-            return {key: _part(_plain(get_args(first)[1]), item) for key, item in value.items()}
+            return {key: _part(get_args(first)[1], item) for key, item in value.items()}
         return [_part(get_args(first)[0], item) for item in value] if form is list else _section(form, value)
     if form is str:
         return None if value is None else str(value)
     fits = form is Any or type(value) in {first, *others} or (type(value) is int and form is float)
     return value if fits and (not isinstance(value, int | float) or abs(value) <= sys.float_info.max) else None
-
-
-def _plain(kind: Any) -> Any:  # noqa: ANN401 a type
-    """A type without what is noted at it."""
-    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
 
 
 def section_in(kind: Any) -> type[Section] | None:  # noqa: ANN401 a type

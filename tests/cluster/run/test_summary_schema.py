@@ -10,6 +10,8 @@ import jsonschema
 import pytest
 from pydantic import BaseModel
 
+from pimserve.cluster.run.read_summary import summary_of_document
+from pimserve.cluster.run.run_figures import FIGURES, unit_of, value_at
 from pimserve.cluster.run.summary_schema import Summary, summary_schema
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
@@ -47,6 +49,30 @@ def summaries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, A
 def test_a_summary_is_as_its_reference_says(kind: str, summaries: dict[str, dict[str, Any]]) -> None:
     Summary.model_validate(summaries[kind])
     jsonschema.validate(summaries[kind], summary_schema())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_whole_summary_is_read_whole(kind: str, summaries: dict[str, dict[str, Any]]) -> None:
+    read = summary_of_document(summaries[kind])
+    assert read == Summary.model_validate(summaries[kind])
+    assert read.document() == summaries[kind]
+
+
+def test_what_a_summary_lacks_or_has_of_another_kind_is_none() -> None:
+    odd = {"requests": {"total": "x", "finished": True, "rejected": 10**400}, "kv": 3, "pools": [], "end_s": 2}
+    read = summary_of_document({**odd, "warnings": "w", "unit_busy_share": {"xpu": "x", "link": 0.5}, "newer": 1})
+    assert (read.requests.total, read.requests.finished, read.requests.rejected) == (None, None, None)
+    assert (read.kv.peak_use, read.pools, read.faults, read.warnings, read.end_s) == (None, None, None, [], 2)
+    assert read.unit_busy_share == {"xpu": None, "link": 0.5}
+
+
+def test_figures_that_are_shown_are_in_the_summary(summaries: dict[str, dict[str, Any]]) -> None:
+    read = [summary_of_document(summary) for summary in summaries.values()]
+    for figure in FIGURES:
+        assert figure.unit in {"s", "J", "share", "count", ""}
+        assert any(value_at(summary, figure.path) is not None for summary in read), figure.path
+    assert (unit_of("energy.joules"), unit_of("busy_share"), unit_of("pools.decode.steps")) == ("J", "share", "count")
+    assert unit_of("stability") == "state"
 
 
 def fields_of(value: object) -> Iterator[tuple[str, str]]:
