@@ -202,7 +202,7 @@ def test_a_token_keeps_strangers_out(service):
 def test_a_run_outlives_a_server_that_is_killed(service):
     settings = ("--set", "workload.num_requests=1500", "--set", "run.seed=4")
     service.start()
-    run = service.ok("launch", "--speed", "40x", *settings).strip()
+    run = service.ok("launch", "--speed", "20x", *settings).strip()
     until(lambda: (service.state(run)["progress"] or {}).get("finished"))
     worker = service.worker(run)
     service.end(signal.SIGKILL)
