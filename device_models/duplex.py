@@ -20,7 +20,8 @@ from pimserve.device_models.gpu_spec import GpuSpec
 from pimserve.device_models.kernels import Kernels, NonNegative, Share
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.operators import DecodeAttention, Experts, Operator, Parallelism
-from pimserve.device_models.plan import FS_PER_S, HOST, LINK, PJ_PER_J, CostPlan, DecodeAttentionTerm, DecodeWay
+from pimserve.device_models.plan import FS_PER_S, HOST, PJ_PER_J, CostPlan, DecodeAttentionTerm, DecodeWay
+from pimserve.device_models.step import LINK
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 

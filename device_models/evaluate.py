@@ -7,23 +7,22 @@ and in nothing else: operators one after the other (`serial`), and tokens one be
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from pimserve.arrays import IntArray
 from pimserve.device_models.experts import FEATURES, ExpertTerm
 from pimserve.device_models.operators import RowKind
-from pimserve.device_models.pipeline import Load
 from pimserve.device_models.plan import HOST, ChunkShape, CostPlan, DecodeWay
-from pimserve.device_models.serial import SerialTiming
 from pimserve.device_models.step import (
     Amount,
     N,
     OperatorTime,
     StepCosts,
     StepShape,
+    StepTuple,
     busiest_counts,
     least,
     over_span,
@@ -32,49 +31,30 @@ from pimserve.device_models.step import (
 )
 
 
-class StepTiming(Protocol):
-    """Time that steps take beyond row terms and routed experts."""
-
-    @property
-    def links(self) -> tuple[str, ...]:
-        """Links that are busy apart from units."""
-
-    @property
-    def loads(self) -> tuple[Load, ...]:
-        """Busy time of units, in the mean over the devices; at least their parts of prefill attention."""
-
-    @property
-    def device_loads(self) -> tuple[Load, ...]:
-        """Of those devices that may have most to do, where they are the same in all steps."""
-
-    def prefill(self, decodes: int, chunks: Sequence[ChunkShape], attention_fs: Sequence[int]) -> tuple[int, int, int]:
-        """(busiest tokens, anchor tokens, prefill fs) of a step, as in `StepShape`; a chunk takes its attention fs."""
-
-    def row_tokens(self, tokens: N, busiest: N) -> N:
-        """The tokens that row terms count, of those of a step."""
-
-    def layers_fs(self, requests: N, context: N, outputs: N, queued: N, anchor: N, prefill_fs: N) -> N:
-        """Time of single steps."""
-
-    def taken(self, requests: N, context: N, prefill_fs: N) -> list[N]:
-        """By way of decode attention, 1 where it is taken and 0 elsewhere."""
-
-    def decode_span(self, requests: int, context: int, steps: int) -> tuple[int, int, int]:
-        """(time of the first of at most `steps` decode steps, growth per step, steps for which that holds)."""
-
-    def costs(self, shape: StepShape[N]) -> StepCosts[N]:
-        """What steps, or spans, take."""
-
-
-def timing_of(plan: CostPlan) -> StepTiming:
-    """How the layers of a plan take their time."""
-    return SerialTiming(plan) if plan.pipeline is None else plan.pipeline
-
-
 def units_of(plan: CostPlan) -> tuple[str, ...]:
     """What a plan keeps busy: units of its devices, links, and the host."""
     host = (HOST,) if any(term.unit == HOST for term in plan.rows) else ()
-    return (*plan.units, *timing_of(plan).links, *host)
+    return (*plan.units, *plan.timing.links, *host)
+
+
+def step_of(
+    plan: CostPlan,
+    decodes: int,
+    context: int,
+    chunks: Sequence[ChunkShape],
+    outputs: int,
+    chunk_cost: Callable[[ChunkShape], tuple[int, int, int]],
+) -> StepTuple[int]:
+    """The fields of `StepShape` for one step; `chunk_cost` says what that of the plan says."""
+    times, tokens, dram, compute = [], 0, 0, 0
+    for chunk in chunks:
+        time, chunk_dram, chunk_compute = chunk_cost(chunk)
+        times.append(time)
+        tokens += chunk[0]
+        dram += chunk_dram
+        compute += chunk_compute
+    busiest, anchor, prefill_fs = plan.timing.prefill(decodes, chunks, times)
+    return 1, decodes, context, tokens, len(chunks), outputs, busiest, anchor, prefill_fs, dram, compute
 
 
 def shape_of(
@@ -84,35 +64,20 @@ def shape_of(
 
     `outputs`: tokens that it emits; None: one of each decoding request.
     """
-    attention = [[term.cost(chunk) for term in plan.prefill] for chunk in chunks]
-    times = [sum([time for time, _, _ in terms]) for terms in attention]
-    busiest, anchor, prefill_fs = timing_of(plan).prefill(decodes, chunks, times)
-    return StepShape(
-        decodes,
-        context,
-        sum([chunk[0] for chunk in chunks]),
-        len(chunks),
-        decodes if outputs is None else outputs,
-        busiest,
-        anchor,
-        prefill_fs,
-        sum([dram for terms in attention for _, dram, _ in terms]),
-        sum([compute for terms in attention for _, _, compute in terms]),
-        1,
-    )
+    emitted = decodes if outputs is None else outputs
+    return StepShape(*step_of(plan, decodes, context, chunks, emitted, plan.chunk_cost))
 
 
 def counts_of(plan: CostPlan, shape: StepShape[N]) -> tuple[dict[RowKind, N], dict[RowKind, N]]:
     """What row terms count in a step: of all data-parallel groups, and of the busiest one."""
     every = row_counts(shape.tokens, shape.outputs, shape.decodes, shape.chunks)
-    tokens = timing_of(plan).row_tokens(shape.tokens, shape.busiest_tokens)
+    tokens = shape.busiest_tokens if plan.timing.rows_of_busiest else shape.tokens
     return every, busiest_counts(every, tokens, plan.data_parallel)
 
 
 def way_of(plan: CostPlan, shape: StepShape[int]) -> DecodeWay:
     """The way in which a step runs decode attention."""
-    taken = timing_of(plan).taken(shape.decodes, shape.context, shape.prefill_fs)
-    return plan.decode_ways[taken.index(1)]
+    return plan.decode_ways[plan.timing.taken(shape).index(1)]
 
 
 def evaluate(plan: CostPlan, shape: StepShape[N], experts: Sequence[N] | None = None) -> StepCosts[N]:
@@ -123,11 +88,10 @@ def evaluate(plan: CostPlan, shape: StepShape[N], experts: Sequence[N] | None = 
         shape: a step, or columns of steps or spans, (n,) each.
         experts: of routed experts each of FEATURES, in a step or summed over a span; None: they are left out.
     """
-    timing = timing_of(plan)
-    costs = timing.costs(shape)
+    costs = plan.timing.costs(shape)
     costs.prefill_fs = shape.prefill_fs
     _row_terms(plan, shape, costs)
-    _decode_attention(plan, timing, shape, costs)
+    _decode_attention(plan, shape, costs)
     costs.energy.append(Amount(("attention_prefill", "dram"), 1, shape.prefill_dram_pj))
     costs.energy.append(Amount(("attention_prefill", "compute"), 1, shape.prefill_compute_pj))
     if experts is not None and plan.experts is not None:
@@ -147,6 +111,11 @@ def add_experts(term: ExpertTerm, features: Sequence[N], costs: StepCosts[N]) ->
     costs.energy.append(Amount(("moe", "compute"), 1, entry["compute_pj"]))
 
 
+def step_fs(plan: CostPlan, shape: StepTuple[N], rows_fs: N, experts_fs: N) -> N:
+    """Time of single steps, given that of their row terms and that of their routed experts."""
+    return rows_fs + plan.timing.layers_fs(shape) + experts_fs
+
+
 def step_times(
     plan: CostPlan, spans: StepShape[IntArray], steps: StepShape[IntArray], experts: IntArray | None
 ) -> IntArray:
@@ -158,13 +127,10 @@ def step_times(
         steps: (m,) each, their single steps, as `each_step` has them.
         experts: (m, features) of routed experts in them.
     """
-    timing = timing_of(plan)
-    _, busiest = counts_of(plan, spans)
-    rows_fs = sum([term.time_fs(busiest[term.rows]) for term in plan.rows], np.zeros_like(spans.steps))
-    time = np.repeat(rows_fs, spans.steps) + timing.layers_fs(
-        steps.decodes, steps.context, steps.outputs, steps.busiest_tokens, steps.anchor_tokens, steps.prefill_fs
-    )
-    return time if experts is None else time + experts[:, FEATURES.index("time_fs")]
+    _, counts = counts_of(plan, spans)
+    rows_fs = plan.rows_fs(counts["tokens"], counts["outputs"], counts["decodes"], counts["prompts"])
+    experts_fs = np.zeros_like(steps.steps) if experts is None else experts[:, FEATURES.index("time_fs")]
+    return step_fs(plan, steps, np.repeat(rows_fs, spans.steps), experts_fs)
 
 
 def _row_terms(plan: CostPlan, shape: StepShape[N], costs: StepCosts[N]) -> None:
@@ -184,15 +150,14 @@ def _row_terms(plan: CostPlan, shape: StepShape[N], costs: StepCosts[N]) -> None
         ]
 
 
-def _decode_attention(plan: CostPlan, timing: StepTiming, shape: StepShape[N], costs: StepCosts[N]) -> None:
+def _decode_attention(plan: CostPlan, shape: StepShape[N], costs: StepCosts[N]) -> None:
     """Add what decode attention takes of units and energy; a span takes one way in all of its steps."""
     busiest = -(-shape.decodes // plan.data_parallel) * shape.steps
-    taken = timing.taken(shape.decodes, shape.context, shape.prefill_fs)
-    for way, here in zip(plan.decode_ways, taken, strict=True):
+    last_context = shape.last.context
+    for way, here in zip(plan.decode_ways, plan.timing.taken(shape), strict=True):
         for term in way.terms:
             first, last = (
-                seen_tokens(term.window_tokens, shape.decodes, context)
-                for context in (shape.context, shape.last_context)
+                seen_tokens(term.window_tokens, shape.decodes, context) for context in (shape.context, last_context)
             )
             seen = here * over_span(shape.steps, first, last)
             costs.busy.append(Amount(("attention_decode", term.unit), term.slope, seen))

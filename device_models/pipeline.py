@@ -28,6 +28,7 @@ from pimserve.device_models.step import (
     OperatorTime,
     StepCosts,
     StepShape,
+    StepTuple,
     each_step,
     greater,
     most,
@@ -151,6 +152,11 @@ class PipelineTerm:
         return ()
 
     @property
+    def rows_of_busiest(self) -> bool:
+        """Row terms count all tokens."""
+        return False
+
+    @property
     def fixed_fs(self) -> int:
         """One token's way without attention to its context."""
         return sum([time for _, time in self.chain])
@@ -178,21 +184,18 @@ class PipelineTerm:
         attention = second[1] + sum([time for _, time in rest])
         return decodes + queued, first[0], first[1] + max(0, attention - queued * per_token)
 
-    def row_tokens(self, tokens: N, busiest: N) -> N:
-        """The tokens that row terms count: all."""
-        return tokens
-
-    def taken(self, requests: N, context: N, prefill_fs: N) -> list[N]:
+    def taken(self, shape: StepTuple[N]) -> list[N]:
         """By way of decode attention, 1 where it is taken: there is one."""
-        return [1 + 0 * requests]
+        return [1 + 0 * shape[0]]
 
-    def layers_fs(self, requests: N, context: N, outputs: N, queued: N, anchor: N, prefill_fs: N) -> N:
-        """Time of single steps: the anchor's chain, and the longest wait."""
-        passing = self._passing(requests, context, outputs, queued, anchor, prefill_fs)
+    def layers_fs(self, shape: StepTuple[N]) -> N:
+        """Time of the first steps: the anchor's chain, and the longest wait."""
+        passing = self._passing(shape)
         return self.fixed_fs + passing.slots_fs + passing.attention_fs + most(passing.waits_fs)
 
-    def _passing(self, requests: N, context: N, outputs: N, queued: N, anchor: N, prefill_fs: N) -> _Passing[N]:
-        """What single steps wait for: with prompts for all of the work, without for what the rules above leave."""
+    def _passing(self, shape: StepTuple[N]) -> _Passing[N]:
+        """What the first steps wait for: with prompts for all of the work, without for what the rules above leave."""
+        _, requests, context, _, _, outputs, queued, anchor, prefill_fs, _, _ = shape
         prompts = anchor > 0
         attention, behind, visited = prefill_fs, [], 0 * context
         for index, (window, per_token) in enumerate(zip(self.windows, self.chain_per_context, strict=True)):
@@ -261,9 +264,9 @@ class PipelineTerm:
 
     def costs(self, shape: StepShape[N]) -> StepCosts[N]:
         """What steps, or spans, take beyond row terms."""
-        n = shape.steps
-        first: _Passing[N] = self._passing_of(shape, shape.context)
-        last: _Passing[N] = self._passing_of(shape, shape.last_context)
+        n, end = shape.steps, shape.last
+        first: _Passing[N] = self._passing(shape)
+        last: _Passing[N] = self._passing(end)
         slots = n * first.slots_fs
         attention = over_span(n, first.attention_fs, last.attention_fs)
         costs: StepCosts[N] = StepCosts(
@@ -279,7 +282,7 @@ class PipelineTerm:
             costs.operators.append(OperatorTime(station.name, station.category, wait))
         seen = []
         for window in self.windows:
-            ends = (seen_tokens(window, shape.decodes, at) for at in (shape.context, shape.last_context))
+            ends = (seen_tokens(window, shape.decodes, at) for at in (shape.context, end.context))
             seen.append(over_span(n, *ends))
         counts = n * shape.tokens, n * shape.outputs, n * shape.decodes, seen
         for load in self.loads:
@@ -289,11 +292,6 @@ class PipelineTerm:
         for place, load in enumerate(self.device_loads):
             costs.loads += [Amount(place, *amount) for amount in load.amounts(*counts)]
         return costs
-
-    def _passing_of(self, shape: StepShape[N], context: N) -> _Passing[N]:
-        return self._passing(
-            shape.decodes, context, shape.outputs, shape.busiest_tokens, shape.anchor_tokens, shape.prefill_fs
-        )
 
     def _waits(self, shape: StepShape[N], first: _Passing[N], last: _Passing[N]) -> list[N]:
         """Wait at each station: where it is the longest, the first of those that are as long."""
@@ -305,7 +303,7 @@ class PipelineTerm:
             if len(uneven):
                 spans = StepShape(*(column[uneven] for column in shape))
                 steps = each_step(spans)
-                single = self._passing_of(steps, steps.context)
+                single = self._passing(steps)
                 longest, begins = _longest(single.waits_fs), np.cumsum(spans.steps) - spans.steps
                 for index, column in enumerate(waits):
                     column[uneven] = np.add.reduceat(most(single.waits_fs) * (longest == index), begins)

@@ -13,18 +13,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal, NamedTuple
+from functools import cached_property
+from typing import Literal, NamedTuple, Protocol
 
 from pimserve.device_models.experts import ExpertTerm
 from pimserve.device_models.operators import Category, RowKind
-from pimserve.device_models.pipeline import PassivePower, PipelineTerm
-from pimserve.device_models.step import N, least, most, row_counts
+from pimserve.device_models.pipeline import Load, PassivePower, PipelineTerm
+from pimserve.device_models.serial import SerialTiming, WayCosts
+from pimserve.device_models.step import N, StepCosts, StepShape, StepTuple, least, most, row_counts
 
 FS_PER_S = 10**15
 FS_PER_PS = 1000
 PJ_PER_J = 10**12
-LINK = "link"
 HOST = "host"  # the machine that the serving engine runs on, in busy tables where a plan has its time
 
 Pieces = tuple[tuple[int, int], ...]
@@ -100,6 +102,16 @@ class DecodeWay:
     terms: tuple[DecodeAttentionTerm, ...]
     beside_prefill: bool
 
+    @property
+    def costs(self) -> WayCosts:
+        """What it takes, all layers together."""
+        return WayCosts(
+            sum(term.slope for term in self.terms if term.window_tokens is None),
+            tuple((term.slope, term.window_tokens) for term in self.terms if term.window_tokens is not None),
+            sum(term.per_request for term in self.terms),
+            self.beside_prefill,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class PrefillAttentionTerm:
@@ -138,7 +150,42 @@ class PrefillAttentionTerm:
         return time, a * q + b * kv + c * pairs, self.compute_per_pair * pairs
 
 
-@dataclass(frozen=True, slots=True)
+class StepTiming(Protocol):
+    """Time that steps take beyond row terms and routed experts."""
+
+    @property
+    def links(self) -> tuple[str, ...]:
+        """Links that are busy apart from units."""
+
+    @property
+    def loads(self) -> tuple[Load, ...]:
+        """Busy time of units, in the mean over the devices; at least their parts of prefill attention."""
+
+    @property
+    def device_loads(self) -> tuple[Load, ...]:
+        """Of those devices that may have most to do, where they are the same in all steps."""
+
+    @property
+    def rows_of_busiest(self) -> bool:
+        """Whether row terms count the busiest tokens of a step; else all of its tokens."""
+
+    def prefill(self, decodes: int, chunks: Sequence[ChunkShape], attention_fs: Sequence[int]) -> tuple[int, int, int]:
+        """(busiest tokens, anchor tokens, prefill fs) of a step, as in `StepShape`; a chunk takes its attention fs."""
+
+    def layers_fs(self, shape: StepTuple[N]) -> N:
+        """Time of single steps, or of the first ones of spans."""
+
+    def taken(self, shape: StepTuple[N]) -> list[N]:
+        """By way of decode attention, 1 where it is taken and 0 elsewhere."""
+
+    def decode_span(self, requests: int, context: int, steps: int) -> tuple[int, int, int]:
+        """(time of the first of at most `steps` decode steps, growth per step, steps for which that holds)."""
+
+    def costs(self, shape: StepShape[N]) -> StepCosts[N]:
+        """What steps, or spans, take."""
+
+
+@dataclass(frozen=True)
 class CostPlan:
     """What steps cost on one replica: compiled once by its devices and links, evaluated everywhere.
 
@@ -168,10 +215,28 @@ class CostPlan:
         """sha256 over the plan's canonical JSON."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
-    def rows_fs(self, tokens: int, outputs: int, decodes: int = 0, prompts: int = 0) -> int:
+    @cached_property
+    def timing(self) -> StepTiming:
+        """How its layers take their time."""
+        if self.pipeline is not None:
+            return self.pipeline
+        ways = [way.costs for way in self.decode_ways]
+        return SerialTiming(self.data_parallel, ways, [term.unit for term in self.prefill[:1]])
+
+    def chunk_cost(self, chunk: ChunkShape) -> tuple[int, int, int]:
+        """(fs, dram pJ, compute pJ) of the attention of a chunk of a prompt."""
+        time = dram = compute = 0
+        for term in self.prefill:
+            term_time, term_dram, term_compute = term.cost(chunk)
+            time += term_time
+            dram += term_dram
+            compute += term_compute
+        return time, dram, compute
+
+    def rows_fs(self, tokens: N, outputs: N, decodes: N, prompts: N) -> N:
         """Time of all row terms for these counts of the busiest data-parallel group."""
         counts = row_counts(tokens, outputs, decodes, prompts)
-        return sum([term.time_fs(counts[term.rows]) for term in self.rows])
+        return sum([term.time_fs(counts[term.rows]) for term in self.rows], 0 * tokens)
 
     @property
     def weight_stationary(self) -> bool:

@@ -19,6 +19,7 @@ import numpy as np
 
 from pimserve.arrays import FloatArray, IntArray
 from pimserve.device_models.experts import FEATURES, ExpertTerm
+from pimserve.device_models.memo import Memo
 
 POOL_SIZE = 128  # outcomes per token count; a power of two
 _FINE_TOKENS = 32  # token counts up to this have a pool each; above, 2**_OCTAVE_BITS per octave
@@ -129,10 +130,10 @@ class ExpertPools:
         self.rank: IntArray = np.random.default_rng([seed, _RANK]).permutation(POOL_SIZE)
         weights = routing.expert_weights(term.experts, seed)
         self._probabilities = np.stack([pick_probabilities(row, term.top_k) for row in weights])
-        self._pools: dict[int, IntArray] = {}
-        self._times: dict[int, list[int]] = {}
-        self._prefixes: dict[int, list[int]] = {}
-        self._between: dict[int, tuple[list[int], int, list[int], int]] = {}
+        self._pools = Memo(self._pool)  # by token counts that have one
+        self._pool_times: Memo[int, list[int]] = Memo(lambda tokens: self._pools[tokens][:, 0].tolist())
+        self.prefixes_fs = Memo(self._prefix_fs)  # by token count
+        self._between = Memo(self._buckets)
 
     def features(self, tokens: IntArray, index: IntArray) -> IntArray:
         """(n, features): outcomes `index` (n,), each below POOL_SIZE, for token counts `tokens` (n,)."""
@@ -143,7 +144,7 @@ class ExpertPools:
         which = np.repeat(of_run, np.diff(begins, append=len(tokens)))
         bounds = np.array([pool_bucket(t) for t in distinct.tolist()]).reshape(-1, 2)
         buckets, place = np.unique(bounds, return_inverse=True)
-        table = np.concatenate([self._pool(b) for b in buckets.tolist()])
+        table = np.concatenate([self._pools[b] for b in buckets.tolist()])
         low, high = (place.reshape(-1, 2)[which, side] * POOL_SIZE + index for side in (0, 1))
         if (bounds[:, 0] == bounds[:, 1]).all():
             return np.asarray(table[low])
@@ -155,35 +156,31 @@ class ExpertPools:
 
     def time_fs(self, tokens: int, index: int) -> int:
         """Time of outcome `index` for `tokens` tokens."""
-        at_low, low_weight, at_high, high_weight = self._between.get(tokens) or self._buckets(tokens)
+        at_low, low_weight, at_high, high_weight = self._between[tokens]
         if not high_weight:
             return at_low[index]
         return (at_low[index] * low_weight + at_high[index] * high_weight) // (low_weight + high_weight)
 
     def times_fs(self, tokens: int) -> list[int]:
         """Times of all outcomes for `tokens` tokens."""
-        at_low, low_weight, at_high, high_weight = self._between.get(tokens) or self._buckets(tokens)
+        at_low, low_weight, at_high, high_weight = self._between[tokens]
         if not high_weight:
             return at_low
         width = low_weight + high_weight
         return [(low * low_weight + high * high_weight) // width for low, high in zip(at_low, at_high, strict=True)]
 
-    def prefix_fs(self, tokens: int) -> list[int]:
+    def _prefix_fs(self, tokens: int) -> list[int]:
         """Summed time of the first i outcomes of the endless repetition of the pool, for i up to twice its size.
 
         Any stretch of at most one pool length is thus one subtraction.
         """
-        prefix = self._prefixes.get(tokens)
-        if prefix is None:
-            prefix = self._prefixes[tokens] = list(accumulate(self.times_fs(tokens) * 2, initial=0))
-        return prefix
+        return list(accumulate(self.times_fs(tokens) * 2, initial=0))
 
     def _buckets(self, tokens: int) -> tuple[list[int], int, list[int], int]:
         """(times in the pool below, its weight, times in the pool above, its weight) for `tokens` tokens."""
         low, high = pool_bucket(tokens)
         weights = (high - tokens, tokens - low) if high > low else (1, 0)
-        between = self._between[tokens] = (self._pool_times(low), weights[0], self._pool_times(high), weights[1])
-        return between
+        return self._pool_times[low], weights[0], self._pool_times[high], weights[1]
 
     def exact(self, tokens: int, replica: int, step: int) -> IntArray:
         """(features,): one whole-model outcome drawn for this very step."""
@@ -198,16 +195,7 @@ class ExpertPools:
 
     def _pool(self, tokens: int) -> IntArray:
         """(POOL_SIZE, features): the pool of a token count that has one."""
-        pool = self._pools.get(tokens)
-        if pool is None:
-            pool = self._pools[tokens] = self._draw(tokens)[self.rank]
-        return pool
-
-    def _pool_times(self, tokens: int) -> list[int]:
-        times = self._times.get(tokens)
-        if times is None:
-            times = self._times[tokens] = self._pool(tokens)[:, 0].tolist()
-        return times
+        return self._draw(tokens)[self.rank]
 
     def _draw(self, tokens: int) -> IntArray:
         """(POOL_SIZE, features), by ascending time.

@@ -10,12 +10,21 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from pimserve.device_models.pipeline import Load
-from pimserve.device_models.plan import LINK, ChunkShape, CostPlan, DecodeWay
-from pimserve.device_models.step import N, OperatorTime, StepCosts, StepShape, greater, least, over_span
+from pimserve.device_models.step import (
+    LINK,
+    N,
+    OperatorTime,
+    StepCosts,
+    StepShape,
+    StepTuple,
+    greater,
+    least,
+    over_span,
+)
 
 
-class _Way(NamedTuple):
-    """Coefficients of decode attention in one way; `windowed`: (slope, window tokens)."""
+class WayCosts(NamedTuple):
+    """Coefficients of decode attention in one way, as in `DecodeAttentionTerm`; `windowed`: (slope, window tokens)."""
 
     slope: int
     windowed: tuple[tuple[int, int], ...]
@@ -24,18 +33,27 @@ class _Way(NamedTuple):
 
 
 class SerialTiming:
-    """Times of steps whose operators run one after the other."""
+    """Times of steps whose operators run one after the other.
+
+    Args:
+        data_parallel: groups in which requests are.
+        ways: to run decode attention, of which each step takes the fastest.
+        prefill_units: that run prefill attention.
+    """
 
     links = (LINK,)
     device_loads: tuple[Load, ...] = ()
+    rows_of_busiest = True
 
-    def __init__(self, plan: CostPlan) -> None:
-        self.data_parallel = plan.data_parallel
-        self.loads = tuple(Load(term.unit, 0, 0, 0, (), (1, 1)) for term in plan.prefill[:1])
-        self._ways = [_coefficients(way) for way in plan.decode_ways]
-        self._others = self._ways[1:]
+    def __init__(self, data_parallel: int, ways: Sequence[WayCosts], prefill_units: Sequence[str]) -> None:
+        self.data_parallel = data_parallel
+        self.loads = tuple(Load(unit, 0, 0, 0, (), (1, 1)) for unit in prefill_units)
+        self._ways = ways
+        self._others = ways[1:]
 
-    def prefill(self, decodes: int, chunks: Sequence[ChunkShape], attention_fs: Sequence[int]) -> tuple[int, int, int]:
+    def prefill(
+        self, decodes: int, chunks: Sequence[tuple[int, int]], attention_fs: Sequence[int]
+    ) -> tuple[int, int, int]:
         """(tokens, 0, prefill attention fs) of the busiest data-parallel group, each the most that any group has.
 
         Decoding requests are spread evenly; a prompt is computed inside one group: the longest first, each by the group
@@ -53,12 +71,9 @@ class SerialTiming:
             load[1] += time
         return share + max(load[0] for load in loads), 0, max(load[1] for load in loads)
 
-    def row_tokens(self, tokens: N, busiest: N) -> N:
-        """The tokens that row terms count."""
-        return busiest
-
-    def ways_fs(self, requests: N, context: N, prefill_fs: N) -> list[N]:
-        """Time of attention in each way of decode attention, which `requests` with `context` tokens in all need."""
+    def ways_fs(self, shape: StepTuple[N]) -> list[N]:
+        """Time of attention in each way of decode attention."""
+        _, requests, context, _, _, _, _, _, prefill_fs, _, _ = shape
         share = -(-requests // self.data_parallel)
         times = []
         for slope, windowed, per_request, beside_prefill in self._ways:
@@ -68,14 +83,14 @@ class SerialTiming:
             times.append(greater(time, prefill_fs) if beside_prefill else time + prefill_fs)
         return times
 
-    def layers_fs(self, requests: N, context: N, outputs: N, queued: N, anchor: N, prefill_fs: N) -> N:
-        """Time of single steps beyond row terms and routed experts: attention's, in the fastest way."""
-        times = self.ways_fs(requests, context, prefill_fs)
+    def layers_fs(self, shape: StepTuple[N]) -> N:
+        """Time of the first steps beyond row terms and routed experts: attention's, in the fastest way."""
+        times = self.ways_fs(shape)
         return times[0] if len(times) == 1 else least(times)
 
-    def taken(self, requests: N, context: N, prefill_fs: N) -> list[N]:
+    def taken(self, shape: StepTuple[N]) -> list[N]:
         """By way of decode attention, 1 where it is taken and 0 elsewhere: the first of the fastest."""
-        times = self.ways_fs(requests, context, prefill_fs)
+        times = self.ways_fs(shape)
         fastest = least(times)
         left = 1 + 0 * fastest
         taken = []
@@ -98,7 +113,7 @@ class SerialTiming:
                 steps = steps if lost >= 0 else min(steps, (-lead - 1) // -lost + 1)
         return first, growth, steps
 
-    def _span(self, way: _Way, requests: int, context: int, steps: int) -> tuple[int, int, int]:
+    def _span(self, way: WayCosts, requests: int, context: int, steps: int) -> tuple[int, int, int]:
         """The same in one way."""
         slope, windowed, per_request, _ = way
         first = per_request * -(-requests // self.data_parallel)
@@ -116,23 +131,10 @@ class SerialTiming:
 
         Side by side, decode attention counts for what it outlasts prefill attention.
         """
-        first, last = (
-            least(self.ways_fs(shape.decodes, context, shape.prefill_fs))
-            for context in (shape.context, shape.last_context)
-        )
-        decode_fs = over_span(shape.steps, first, last) - shape.prefill_fs
+        decode_fs = over_span(shape.steps, self.layers_fs(shape), self.layers_fs(shape.last)) - shape.prefill_fs
         return StepCosts(
             [
                 OperatorTime("attention, prefill", "attention_prefill", shape.prefill_fs),
                 OperatorTime("attention, decode", "attention_decode", decode_fs),
             ]
         )
-
-
-def _coefficients(way: DecodeWay) -> _Way:
-    return _Way(
-        sum(term.slope for term in way.terms if term.window_tokens is None),
-        tuple((term.slope, term.window_tokens) for term in way.terms if term.window_tokens is not None),
-        sum(term.per_request for term in way.terms),
-        way.beside_prefill,
-    )

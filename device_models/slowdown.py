@@ -12,6 +12,7 @@ import numpy as np
 
 from pimserve.arrays import IntArray
 from pimserve.device_models.experts import FEATURES
+from pimserve.device_models.memo import Memo
 from pimserve.device_models.pipeline import Load, PipelineTerm, Station
 from pimserve.device_models.plan import CostPlan, DecodeAttentionTerm, Pieces
 from pimserve.device_models.routing import ExpertPools
@@ -87,7 +88,7 @@ class SlowPools(ExpertPools):
 
     def __init__(self, pools: ExpertPools, thousandths: int) -> None:
         vars(self).update(vars(pools))  # outcomes are drawn once for all speeds
-        self._prefixes: dict[int, list[int]] = {}
+        self.prefixes_fs = Memo(self._prefix_fs)
         self._thousandths = thousandths
 
     def features(self, tokens: IntArray, index: IntArray) -> IntArray:

@@ -21,6 +21,7 @@ N = TypeVar("N", int, IntArray)
 K = TypeVar("K")
 BusyKey = tuple[Category, str]  # of a unit
 EnergyKey = tuple[Category, Literal["dram", "compute"]]
+LINK = "link"  # in busy tables, where links are told apart from units
 
 
 def least(values: Sequence[N]) -> N:
@@ -90,9 +91,13 @@ def busiest_counts(every: dict[RowKind, N], tokens: N, data_parallel: int) -> di
     )
 
 
+StepTuple = tuple[N, N, N, N, N, N, N, N, N, N, N]  # a StepShape, or as plain as the engine makes one for each step
+
+
 class StepShape(NamedTuple, Generic[N]):
     """What steps consist of."""
 
+    steps: N  # of the span; 1 where there are prompts
     decodes: N  # decoding requests
     context: N  # tokens that they attend to, in the first step of a span
     prefill_tokens: N
@@ -103,7 +108,6 @@ class StepShape(NamedTuple, Generic[N]):
     prefill_fs: N  # prefill attention of the busiest group; in a pipeline, what the step waits for it
     prefill_dram_pj: N  # of all groups
     prefill_compute_pj: N
-    steps: N  # of the span; 1 where there are prompts
 
     @property
     def tokens(self) -> N:
@@ -111,9 +115,9 @@ class StepShape(NamedTuple, Generic[N]):
         return self.decodes + self.prefill_tokens
 
     @property
-    def last_context(self) -> N:
-        """Tokens that decoding requests attend to in the last step of a span."""
-        return self.context + (self.steps - 1) * self.decodes
+    def last(self) -> StepShape[N]:
+        """The last step of a span, in place of the first."""
+        return self._replace(context=self.context + (self.steps - 1) * self.decodes)
 
 
 def each_step(spans: StepShape[IntArray]) -> StepShape[IntArray]:
@@ -122,6 +126,7 @@ def each_step(spans: StepShape[IntArray]) -> StepShape[IntArray]:
     number = np.arange(int(n.sum())) - np.repeat(np.cumsum(n) - n, n)
     decodes, nothing = np.repeat(spans.decodes, n), np.zeros_like(number)
     return StepShape(
+        steps=nothing + 1,
         decodes=decodes,
         context=np.repeat(spans.context, n) + number * decodes,
         prefill_tokens=np.repeat(spans.prefill_tokens, n),
@@ -132,7 +137,6 @@ def each_step(spans: StepShape[IntArray]) -> StepShape[IntArray]:
         prefill_fs=np.repeat(spans.prefill_fs, n),
         prefill_dram_pj=nothing,
         prefill_compute_pj=nothing,
-        steps=nothing + 1,
     )
 
 

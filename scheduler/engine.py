@@ -263,11 +263,8 @@ class Engine:
         decoding, used, clock = self.decoding, self.kv.used, self.clock
         decodes, context = decoding.count, decoding.context
         outputs = decodes + len(completed)
-        tokens = chunks[0][0] if len(chunks) == 1 else sum([chunk[0] for chunk in chunks])
-        mixed = self.costs.mixed_step(self.step, decodes, context, tokens, chunks, outputs)
-        duration, begin = mixed.duration_fs, divmod(clock, FS_PER_PS)
-        row = (*begin, 1, decodes, context, tokens, len(chunks), outputs, *mixed[1:], used, used, duration)
-        self._span(row)
+        shape, duration = self.costs.prompt_step(self.step, decodes, context, chunks, outputs)
+        self._span((*divmod(clock, FS_PER_PS), *shape, used, used, duration))
         if self.admission.joined_fs:
             self._join(duration)
         self._end_step(1, duration)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pimserve.arrays import BoolArray, IntArray
-from pimserve.device_models.evaluate import add_experts, evaluate, step_times, timing_of
+from pimserve.device_models.evaluate import add_experts, evaluate, step_times
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S, HOST, PJ_PER_J
 from pimserve.device_models.step import StepCosts, StepShape, each_step
 from pimserve.scheduler.control import Ledger
@@ -48,25 +48,14 @@ class SpanColumns(NamedTuple):
     @property
     def shape(self) -> StepShape[IntArray]:
         """What each row consists of."""
-        return StepShape(
-            self.decodes,
-            self.context,
-            self.prefill_tokens,
-            self.chunks,
-            self.outputs,
-            self.busiest_tokens,
-            self.anchor_tokens,
-            self.prefill_fs,
-            self.prefill_dram_pj,
-            self.prefill_compute_pj,
-            self.steps,
-        )
+        return StepShape(*self[_SHAPE])
 
     def first_steps(self, first_step: int) -> IntArray:
         """The number of each row's first step, where rows follow each other and the first begins with `first_step`."""
         return first_step + np.cumsum(self.steps) - self.steps
 
 
+_SHAPE = slice(SpanColumns._fields.index(StepShape._fields[0]), SpanColumns._fields.index(StepShape._fields[-1]) + 1)
 _STEP = np.dtype(
     [("duration_fs", np.int64), ("context", np.int64), ("decodes", np.int32), ("prefill_tokens", np.int32)]
 )
@@ -153,7 +142,7 @@ class StepLog(CostTotals):
         # What the mean device is behind the one that has most to do in each layer of experts, and what each of a
         # pipeline's devices that may have most to do has done, but for prefill attention.
         self._behind_fs = dict.fromkeys([each.unit for each in experts.units] if experts is not None else (), 0)
-        self._device_loads = timing_of(costs.plan).device_loads
+        self._device_loads = costs.plan.timing.device_loads
         self._device_fs = [0] * len(self._device_loads)
         self._hash = ChainDigest()
         self._rows: list[tuple[int, ...]] = []
@@ -208,9 +197,7 @@ class StepLog(CostTotals):
     def ledger(self, replica: int) -> Ledger:
         """What the replica of that number has done so far."""
         self.flush()
-        passive = self.costs.plan.passive
-        working = self.busy_fs - self.unit_fs.get(HOST, 0)  # a device rests while the host is at work
-        passive_pj = None if passive is None else passive.energy_pj(self.clock_fs - working, working, self.chain_fs)
+        passive, drawn_pj = self.costs.plan.passive, passive_pj([self], self.clock_fs)
         return Ledger(
             replica=replica,
             steps=self.steps,
@@ -222,7 +209,7 @@ class StepLog(CostTotals):
             busiest_s={unit: busy / FS_PER_S for unit, busy in self.busiest_unit_fs.items()},
             operator_s={category: time / FS_PER_S for category, time in self.category_fs.items()},
             joules={key: energy / PJ_PER_J for key, energy in self.energy_pj.items()},
-            passive_joules=None if passive_pj is None else passive_pj / PJ_PER_J,
+            passive_joules=None if drawn_pj is None else drawn_pj / PJ_PER_J,
             idle_w=0.0 if passive is None else passive.idle_uw / 1e6,
             clock_fs=self.clock_fs,
             itl=self.itl,
@@ -360,3 +347,13 @@ class StepLog(CostTotals):
             reached = (end_ps > ps) | ((end_ps == ps) & (rest_fs >= rest))
             found &= reached if after else ~reached
         return found
+
+
+def passive_pj(logs: Sequence[StepLog], end_fs: int) -> int | None:
+    """What devices of alike replicas draw until then whether they work or not; None where it is not known or left out."""
+    passive = logs[0].costs.plan.passive
+    if passive is None:
+        return None
+    # A device rests while the host is at work.
+    working = sum(log.busy_fs - log.unit_fs.get(HOST, 0) for log in logs)
+    return passive.energy_pj(len(logs) * end_fs - working, working, sum(log.chain_fs for log in logs))

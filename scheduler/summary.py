@@ -52,6 +52,7 @@ from pimserve.scheduler.simulation import Served
 from pimserve.scheduler.slo import SloSpec
 from pimserve.scheduler.stability import Stability, stability
 from pimserve.scheduler.stages import stage_figures
+from pimserve.scheduler.steplog import passive_pj
 from pimserve.scheduler.summary_sections import (
     FaultFigures,
     FaultThatTookPlace,
@@ -73,7 +74,7 @@ from pimserve.scheduler.usage import (
     busy_share,
     energy_use,
     kv_use,
-    passive_pj_of,
+    logs_of,
     pools_use,
     unit_shares,
 )
@@ -108,7 +109,7 @@ def summarize(served: Served, slo: SloSpec, hardware: Hardware) -> Figures:
     """
     logs = served.logs
     measured = _Measured(served, slo)
-    passive_pj = [passive_pj_of(served, pool) for pool in served.pools]
+    drawn_pj = [passive_pj(logs_of(served, pool), served.end_fs) for pool in served.pools]
     busy = sum(log.busy_fs for log in logs)
     window = MeasuredWindow(served.start_fs, closed=served.workload.concurrency is not None)
     stable = stability(served.table.columns, window, served.end_fs // FS_PER_PS)
@@ -126,9 +127,9 @@ def summarize(served: Served, slo: SloSpec, hardware: Hardware) -> Figures:
             {name: measured.latencies[name].known_s for name in ("ttft", "tpot", "e2e")},
             PERCENTILES,
             served.table["arrival_ps"][measured.good] if measured.outcomes and measured.requests.any() else None,
-            [(pj or 0) / PJ_PER_J for pj in passive_pj],
+            [(pj or 0) / PJ_PER_J for pj in drawn_pj],
         ),
-        energy=energy_use(served, passive_pj, hardware),
+        energy=energy_use(served, drawn_pj, hardware),
         batch=batch_use(logs),
         kv=kv_use(served, served.pools),
         time_share={c: sum(log.category_fs[c] for log in logs) / busy if busy else None for c in CATEGORIES},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pimserve.arrays import IntArray
-from pimserve.device_models.evaluate import timing_of, units_of
+from pimserve.device_models.evaluate import units_of
 from pimserve.device_models.operators import CATEGORIES
 from pimserve.device_models.plan import CostPlan
 from pimserve.device_models.step import EnergyKey, StepCosts
@@ -25,7 +25,7 @@ class CostTotals:
             key: 0 for category in CATEGORIES for key in ((category, "dram"), (category, "compute"))
         }
         self._unit_fs = dict.fromkeys(units_of(plan), 0)  # without prefill attention
-        self._loads = timing_of(plan).loads
+        self._loads = plan.timing.loads
         self._prefill_fs = 0  # prefill attention, of which units have their parts
 
     @property

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from pimserve.device_models.operators import CATEGORIES
-from pimserve.device_models.plan import FS_PER_S, HOST, PJ_PER_J
+from pimserve.device_models.plan import FS_PER_S, PJ_PER_J
 from pimserve.loadgen.spec import PS_PER_S
 from pimserve.scheduler.distributions import distribution
 from pimserve.scheduler.fleet import DECODE, PREFILL, Pool
 from pimserve.scheduler.handover import HandoverFigures
 from pimserve.scheduler.simulation import Served
-from pimserve.scheduler.steplog import StepLog
+from pimserve.scheduler.steplog import StepLog, passive_pj
 from pimserve.scheduler.summary_sections import Batch, DramCompute, Energy, Handover, Kv, PoolsUse, PoolUse
 
 
@@ -42,7 +42,8 @@ def batch_use(logs: Sequence[StepLog]) -> Batch:
     return Batch(mean_requests=_mean_requests(logs), steps=steps, decode_only_share=alone)
 
 
-def _logs_of(served: Served, pool: Pool) -> list[StepLog]:
+def logs_of(served: Served, pool: Pool) -> list[StepLog]:
+    """Of a pool's replicas."""
     return [served.logs[replica] for replica in pool.numbers]
 
 
@@ -75,17 +76,6 @@ def energy_use(served: Served, passive_pj: Sequence[int | None], hardware: Hardw
         tdp_joules_per_output_token=tdp_w * served.end_s / tokens if tdp_w and tokens else None,
         passive_power=told if hardware.passive_power else "left_out",
     )
-
-
-def passive_pj_of(served: Served, pool: Pool) -> int | None:
-    """What a pool's devices draw whether they work or not; None where it is not known or left out."""
-    passive, logs = pool.plan.passive, _logs_of(served, pool)
-    if passive is None:
-        return None
-    chain = sum(log.chain_fs for log in logs)
-    # A device rests while the host is at work.
-    working = sum(log.busy_fs - log.unit_fs.get(HOST, 0) for log in logs)
-    return passive.energy_pj(len(logs) * served.end_fs - working, working, chain)
 
 
 def _mean_requests(logs: Sequence[StepLog]) -> float | None:
@@ -121,11 +111,11 @@ def kv_use(served: Served, pools: Sequence[Pool]) -> Kv:
     size = served.block_size
     blocks = sum(pool.kv_blocks(size) * pool.replicas for pool in pools)
     block_fs = blocks * served.end_s * FS_PER_S
-    used = sum(log.twice_block_fs for pool in pools for log in _logs_of(served, pool))
+    used = sum(log.twice_block_fs for pool in pools for log in logs_of(served, pool))
     return Kv(
         capacity_tokens=sum(pool.kv_tokens(size) * pool.replicas for pool in pools),
         mean_use=used / (2 * block_fs) if block_fs else None,
-        peak_use=max(log.peak_blocks / pool.kv_blocks(size) for pool in pools for log in _logs_of(served, pool)),
+        peak_use=max(log.peak_blocks / pool.kv_blocks(size) for pool in pools for log in logs_of(served, pool)),
     )
 
 
@@ -151,9 +141,9 @@ def pools_use(served: Served, handovers: HandoverFigures) -> PoolsUse:
 
 
 def _pool(served: Served, pool: Pool) -> PoolUse:
-    logs = _logs_of(served, pool)
+    logs = logs_of(served, pool)
     active_pj = sum(sum(log.energy_pj.values()) for log in logs)
-    joules, active, passive = _joules(active_pj, [passive_pj_of(served, pool)])
+    joules, active, passive = _joules(active_pj, [passive_pj(logs, served.end_fs)])
     return PoolUse(
         replicas=len(logs),
         devices=pool.plan.devices * len(logs),

@@ -25,7 +25,8 @@ from dataclasses import dataclass
 from pimserve.cluster.scenario.dispatch import Transport, copies, transport
 from pimserve.device_models.kernels import FS_PER_US, CollectiveKernel, Collectives
 from pimserve.device_models.operators import AllGather, AllReduce, AllToAll, Operator, Parallelism, RowKind, Traffic
-from pimserve.device_models.plan import FS_PER_S, LINK, RowTerm
+from pimserve.device_models.plan import FS_PER_S, RowTerm
+from pimserve.device_models.step import LINK
 
 ALL_REDUCE, ALL_TO_ALL, _ALL_GATHER = "all-reduce", "dispatch and combine", "all-gather of logits"
 RING = "all-reduce, as a ring"  # whose bytes per token are one figure; which way is the fastest hangs on the step

@@ -69,7 +69,7 @@ def device_us(row: OperatorRow, device: Gpu) -> float:
     plan, shape = device.compile([operator_of(row, device.kernels)], Parallelism()), row.shape
     time: float
     if isinstance(shape, gpu_rows.Gemm):
-        time = plan.rows_fs(shape.m, 0)
+        time = plan.rows_fs(shape.m, 0, 0, 0)
     elif isinstance(shape, gpu_rows.DecodeAttention):
         time = evaluate(plan, shape_of(plan, shape.batch, shape.batch * shape.context, outputs=0)).duration_fs
     elif isinstance(shape, gpu_rows.PrefillAttention):
@@ -77,7 +77,9 @@ def device_us(row: OperatorRow, device: Gpu) -> float:
     else:
         assert isinstance(shape, gpu_rows.Moe)
         assert plan.experts is not None
-        time = float(plan.rows_fs(shape.tokens, 0) + plan.experts.layer_features(expert_loads(shape))[:, 0].mean())
+        time = float(
+            plan.rows_fs(shape.tokens, 0, 0, 0) + plan.experts.layer_features(expert_loads(shape))[:, 0].mean()
+        )
     return time / _FS_PER_US
 
 

@@ -82,8 +82,7 @@ def test_a_step_takes_what_the_naive_engine_says(
     assert evaluate(plan, shape).duration_fs == whole
     mixed = ReplicaCosts(plan, None, replica=0, seed=0, exact=False)
     if plan.experts is None and chunks:
-        step = mixed.mixed_step(0, decodes, decodes * mean, shape.prefill_tokens, chunks, outputs)
-        assert step == (whole, *shape[5:10])
+        assert mixed.prompt_step(0, decodes, decodes * mean, chunks, outputs) == (shape, whole)
 
 
 @settings(max_examples=120)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pimserve.device_models.pipeline import Load, PassivePower, PipelineTerm, Station, undominated
+from pimserve.device_models.step import N, StepShape
 
 STATION = Station("memory", "attention_decode", 2, 3, 5, (7,), visit=1, visit_per_context=1, rest=12, slack=30)
 TERM = PipelineTerm(
@@ -21,6 +22,13 @@ TERM = PipelineTerm(
     prompt_category="moe",
     loads=(),
 )
+
+
+def layers_fs(term: PipelineTerm, requests: N, context: N, outputs: N, queued: N, anchor: N, prefill_fs: N) -> N:
+    zero = 0 * requests
+    return term.layers_fs(
+        StepShape(zero + 1, requests, context, zero, zero, outputs, queued, anchor, prefill_fs, zero, zero)
+    )
 
 
 def test_one_request_takes_its_chain() -> None:
@@ -59,23 +67,23 @@ def test_steps_of_a_span_are_the_same_one_by_one(requests: int, extra: int, most
     assert single == [first + k * growth for k in range(steps)]
     zeros = np.zeros(steps, np.int64)
     alike = zeros + requests
-    columns = term.layers_fs(alike, context + requests * np.arange(steps), alike, alike, zeros, zeros)
+    columns = layers_fs(term, alike, context + requests * np.arange(steps), alike, alike, zeros, zeros)
     assert columns.tolist() == single
     assert [
-        term.layers_fs(requests, at, requests, requests, 0, 0)
+        layers_fs(term, requests, at, requests, requests, 0, 0)
         for at in (context + requests * np.arange(steps)).tolist()
     ] == single
 
 
 def test_a_prompt_adds_its_tokens_and_its_attention() -> None:
     assert TERM.prefill(0, [(20, 0)], [11]) == (0, 20, 11)
-    assert TERM.layers_fs(0, 0, 1, queued=0, anchor=20, prefill_fs=11) == 150 + 6 * 19 + 11
+    assert layers_fs(TERM, 0, 0, 1, queued=0, anchor=20, prefill_fs=11) == 150 + 6 * 19 + 11
 
 
 def test_of_several_prompts_the_longest_goes_ahead() -> None:
     # The second of 12 tokens meets it in 12 x 1 / 2 tokens' work; the third of 8 queues. Attention of 4 + 2 hides.
     assert TERM.prefill(0, [(12, 0), (20, 0), (8, 0)], [4, 11, 2]) == (6 + 8, 20, 11)
-    assert TERM.layers_fs(0, 0, 3, queued=14, anchor=20, prefill_fs=11) == 150 + 6 * 19 + 11 + 2 * 14 + 3 * 2
+    assert layers_fs(TERM, 0, 0, 3, queued=14, anchor=20, prefill_fs=11) == 150 + 6 * 19 + 11 + 2 * 14 + 3 * 2
     # Attention that does not hide behind their work is waited for.
     assert TERM.prefill(0, [(20, 0), (8, 0)], [200, 50]) == (4, 20, 200 + 50 - 2 * 4)
 
@@ -85,7 +93,7 @@ def test_decoding_requests_queue_behind_a_prompt() -> None:
     assert (queued, anchor, prefill) == (5, 20, 11)
     # Work of five tokens and six outputs but the prompt's own, five requests, 40 context tokens.
     wait = 2 * 5 + 3 * 5 + 5 * 5 + 7 * 40
-    assert TERM.layers_fs(5, 40, 6, queued=5, anchor=20, prefill_fs=11) == 150 + 6 * 19 + 11 + wait
+    assert layers_fs(TERM, 5, 40, 6, queued=5, anchor=20, prefill_fs=11) == 150 + 6 * 19 + 11 + wait
 
 
 @given(st.integers(1, 8), st.integers(1, 500), st.integers(1, 500), st.integers(1, 50))
@@ -107,8 +115,8 @@ def test_columns_count_what_the_engine_counts_in_mixed_steps(requests: int) -> N
         return np.array([value], np.int64)
 
     queued, anchor, prefill = TERM.prefill(requests, [(20, 0), (9, 0)], [11, 3])
-    whole = TERM.layers_fs(requests, 50, requests + 2, queued=queued, anchor=anchor, prefill_fs=prefill)
-    columns = TERM.layers_fs(*(column(each) for each in (requests, 50, requests + 2, queued, anchor, prefill)))
+    whole = layers_fs(TERM, requests, 50, requests + 2, queued=queued, anchor=anchor, prefill_fs=prefill)
+    columns = layers_fs(TERM, *(column(each) for each in (requests, 50, requests + 2, queued, anchor, prefill)))
     assert columns.tolist() == [whole]
 
 

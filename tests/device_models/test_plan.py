@@ -17,7 +17,6 @@ from pimserve.device_models.operators import CATEGORIES, Category, Parallelism, 
 from pimserve.device_models.plan import (
     FS_PER_S,
     HOST,
-    LINK,
     Chunk,
     CostPlan,
     PrefillAttentionTerm,
@@ -25,7 +24,7 @@ from pimserve.device_models.plan import (
 )
 from pimserve.device_models.registry import load_device
 from pimserve.device_models.routing import POOL_SIZE, ExpertPools, Routing
-from pimserve.device_models.step import busiest_counts, row_counts
+from pimserve.device_models.step import LINK, busiest_counts, row_counts
 from pimserve.errors import InputError
 
 OPERATOR_DEVICES = {name: device for name in device_names() if isinstance(device := load_device(name), Gpu)}

@@ -16,7 +16,6 @@ from pimserve.device_models.operators import Parallelism
 from pimserve.device_models.plan import Chunk, CostPlan
 from pimserve.device_models.registry import load_device
 from pimserve.device_models.routing import draw_counts, pick_probabilities
-from pimserve.device_models.serial import SerialTiming
 from pimserve.errors import InputError
 
 OPERATOR_DEVICES = [name for name in device_names() if isinstance(load_device(name), OperatorDevice)]
@@ -154,7 +153,7 @@ def test_decode_attention_leaves_the_faster_unit_for_the_free_one(flop_per_byte:
     assert {term.unit for term in way_of(plan, alone).terms} == {"xpu"}
     assert {term.unit for term in way_of(plan, beside).terms} == {"logic_pim"}
     alone_fs = evaluate(plan, alone).duration_fs
-    others_fs = alone_fs - min(SerialTiming(plan).ways_fs(64, 64 * 1000, 0))
+    others_fs = alone_fs - plan.timing.layers_fs(alone)
     assert evaluate(plan, beside).duration_fs == others_fs + prefill_fs < alone_fs + prefill_fs
     assert evaluate(decided_as_in_the_paper(plan), beside).duration_fs == alone_fs + prefill_fs
 

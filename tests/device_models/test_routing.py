@@ -179,7 +179,7 @@ def test_one_outcome_is_the_same_by_every_way_of_asking(tokens: int) -> None:
     pools = ExpertPools(experts_of("logic-pim", "mixtral-8x7b", 2), Routing(), 0)
     times = [pools.time_fs(tokens, index) for index in range(POOL_SIZE)]
     assert pool(pools, tokens)[:, 0].tolist() == times
-    prefix = pools.prefix_fs(tokens)
+    prefix = pools.prefixes_fs[tokens]
     assert [b - a for a, b in pairwise(prefix)] == times + times
 
 

@@ -12,7 +12,6 @@ import numpy as np
 
 from pimserve.device_models.plan import Chunk, CostPlan, DecodeWay
 from pimserve.device_models.routing import POOL_SIZE, ExpertPools
-from pimserve.device_models.serial import SerialTiming
 
 FS_PER_PS = 1000
 NEVER = -1
@@ -315,7 +314,7 @@ def dense_fs(plan: CostPlan, decode_requests: int, context: int, chunks: list[Ch
     if plan.pipeline is not None:
         return pipeline_fs(plan, decode_requests, context, chunks, outputs)
     times = [sum(term.cost(chunk)[0] for term in plan.prefill) for chunk in chunks]
-    tokens, _, prefill = SerialTiming(plan).prefill(decode_requests, chunks, times)
+    tokens, _, prefill = plan.timing.prefill(decode_requests, chunks, times)
     attention = min(attention_fs(plan, way, decode_requests, context, prefill) for way in plan.decode_ways)
     return rows_fs(plan, decode_requests, len(chunks), outputs, tokens) + attention
 

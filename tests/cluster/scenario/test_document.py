@@ -142,7 +142,7 @@ def test_costs_without_the_product_with_the_vocabulary() -> None:
         prepare(load_scenario(None)).pools[0].plan,
         prepare(load_scenario(None, ["costs.lm_head=false"])).pools[0].plan,
     )
-    assert full.rows_fs(0, 8) > 0 == without.rows_fs(0, 8)
+    assert full.rows_fs(0, 8, 0, 0) > 0 == without.rows_fs(0, 8, 0, 0)
 
 
 def test_links_come_from_the_device_and_the_cluster() -> None:

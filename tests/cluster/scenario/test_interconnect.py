@@ -8,8 +8,9 @@ from pimserve.cluster.scenario.document import Scenario
 from pimserve.cluster.scenario.interconnect import ALL_REDUCE, RING, Interconnect
 from pimserve.device_models.kernels import CollectiveKernel, Collectives
 from pimserve.device_models.operators import AllGather, AllReduce, AllToAll, Gemm, Parallelism
-from pimserve.device_models.plan import FS_PER_S, LINK
+from pimserve.device_models.plan import FS_PER_S
 from pimserve.device_models.registry import load_device
+from pimserve.device_models.step import LINK
 
 LINKS = Interconnect(link_gb_per_s=400, link_latency_us=2, node_gb_per_s=50, node_latency_us=5, dispatch_us=15)
 

@@ -107,7 +107,7 @@ def test_the_links_cost_is_added_to_the_devices_plan() -> None:
     assert [term.name for term in links] == ["all-reduce"]
     free = place(load_device("h100"), replace(LINKS, link_latency_us=0), Demand(load_model("llama-3.1-8b"), split))
     # Two all-reduces per layer, of 6 hops of 3 us.
-    assert plan.rows_fs(1, 1) - free.plan.rows_fs(1, 1) == 2 * 32 * 6 * 3 * 10**9
+    assert plan.rows_fs(1, 1, 0, 0) - free.plan.rows_fs(1, 1, 0, 0) == 2 * 32 * 6 * 3 * 10**9
 
 
 def test_the_product_with_the_vocabulary_can_be_left_out() -> None:
