@@ -15,7 +15,7 @@ import numpy as np
 from pimserve.arrays import IntArray
 from pimserve.device_models.experts import FEATURES, ExpertTerm
 from pimserve.device_models.operators import RowKind
-from pimserve.device_models.plan import HOST, ChunkShape, CostPlan, DecodeWay
+from pimserve.device_models.plan import HOST, ChunkShape, CostPlan, DecodeWay, StepTiming
 from pimserve.device_models.step import (
     Amount,
     N,
@@ -38,14 +38,14 @@ def units_of(plan: CostPlan) -> tuple[str, ...]:
 
 
 def step_of(
-    plan: CostPlan,
+    timing: StepTiming,
     decodes: int,
     context: int,
     chunks: Sequence[ChunkShape],
     outputs: int,
     chunk_cost: Callable[[ChunkShape], tuple[int, int, int]],
 ) -> StepTuple[int]:
-    """The fields of `StepShape` for one step; `chunk_cost` says what that of the plan says."""
+    """The fields of `StepShape` for one step; `chunk_cost` gives those of `CostPlan.chunk_cost`."""
     times, tokens, dram, compute = [], 0, 0, 0
     for chunk in chunks:
         time, chunk_dram, chunk_compute = chunk_cost(chunk)
@@ -53,7 +53,7 @@ def step_of(
         tokens += chunk[0]
         dram += chunk_dram
         compute += chunk_compute
-    busiest, anchor, prefill_fs = plan.timing.prefill(decodes, chunks, times)
+    busiest, anchor, prefill_fs = timing.prefill(decodes, chunks, times)
     return 1, decodes, context, tokens, len(chunks), outputs, busiest, anchor, prefill_fs, dram, compute
 
 
@@ -65,7 +65,7 @@ def shape_of(
     `outputs`: tokens that it emits; None: one of each decoding request.
     """
     emitted = decodes if outputs is None else outputs
-    return StepShape(*step_of(plan, decodes, context, chunks, emitted, plan.chunk_cost))
+    return StepShape(*step_of(plan.timing, decodes, context, chunks, emitted, plan.chunk_cost))
 
 
 def counts_of(plan: CostPlan, shape: StepShape[N]) -> tuple[dict[RowKind, N], dict[RowKind, N]]:
@@ -111,9 +111,9 @@ def add_experts(term: ExpertTerm, features: Sequence[N], costs: StepCosts[N]) ->
     costs.energy.append(Amount(("moe", "compute"), 1, entry["compute_pj"]))
 
 
-def step_fs(plan: CostPlan, shape: StepTuple[N], rows_fs: N, experts_fs: N) -> N:
+def step_fs(timing: StepTiming, shape: StepTuple[N], rows_fs: N, experts_fs: N) -> N:
     """Time of single steps, given that of their row terms and that of their routed experts."""
-    return rows_fs + plan.timing.layers_fs(shape) + experts_fs
+    return rows_fs + timing.layers_fs(shape) + experts_fs
 
 
 def step_times(
@@ -130,7 +130,7 @@ def step_times(
     _, counts = counts_of(plan, spans)
     rows_fs = plan.rows_fs(counts["tokens"], counts["outputs"], counts["decodes"], counts["prompts"])
     experts_fs = np.zeros_like(steps.steps) if experts is None else experts[:, FEATURES.index("time_fs")]
-    return step_fs(plan, steps, np.repeat(rows_fs, spans.steps), experts_fs)
+    return step_fs(plan.timing, steps, np.repeat(rows_fs, spans.steps), experts_fs)
 
 
 def _row_terms(plan: CostPlan, shape: StepShape[N], costs: StepCosts[N]) -> None:

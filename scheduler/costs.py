@@ -46,7 +46,7 @@ class ReplicaCosts:
         self.offset = replica_offset(seed, replica)
         self.exact = exact and pools is not None
         self.max_span = 1 if self.exact else POOL_SIZE if pools is not None else MAX_SPAN
-        groups = plan.data_parallel
+        self._timing, groups = plan.timing, plan.data_parallel
         # Row terms by what they count: tokens of the busiest group, the rest of all groups; of a decode step together.
         self._tokens_fs: Memo[int, int] = Memo(lambda tokens: plan.rows_fs(tokens, 0, 0, 0))
         self._outputs_fs: Memo[int, int] = Memo(lambda outputs: plan.rows_fs(0, -(-outputs // groups), 0, 0))
@@ -92,14 +92,14 @@ class ReplicaCosts:
             chunks: of prompts.
             outputs: tokens that it emits.
         """
-        plan = self.plan
-        shape = step_of(plan, decodes, context, chunks, outputs, self._chunk_cost)
+        timing = self._timing
+        shape = step_of(timing, decodes, context, chunks, outputs, self._chunk_cost)
         _, _, _, tokens, prompts, _, busiest, _, _, _, _ = shape
         tokens += decodes
-        rows_fs = self._tokens_fs[busiest if plan.timing.rows_of_busiest else tokens] + self._outputs_fs[outputs]
+        rows_fs = self._tokens_fs[busiest if timing.rows_of_busiest else tokens] + self._outputs_fs[outputs]
         if self._by_requests:
             rows_fs += self._requests_fs[decodes, prompts]
-        return shape, step_fs(plan, shape, rows_fs, 0 if plan.experts is None else self.experts_fs(tokens, step))
+        return shape, step_fs(timing, shape, rows_fs, 0 if self.pools is None else self.experts_fs(tokens, step))
 
     def decode_span(self, step: int, decodes: int, context: int, most: int) -> DecodeSpan:
         """At most `most` steps of decoding alone, the first of which has that number.
@@ -108,7 +108,7 @@ class ReplicaCosts:
         """
         plan = self.plan
         share = -(-decodes // plan.data_parallel)
-        first, growth, steps = plan.timing.decode_span(decodes, context, min(most, self.max_span))
+        first, growth, steps = self._timing.decode_span(decodes, context, min(most, self.max_span))
         first += self._decode_rows_fs[share]
         if plan.experts is None:
             return DecodeSpan(steps, share, first, growth)

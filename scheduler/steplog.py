@@ -7,6 +7,7 @@ up to the engine's clock to the femtosecond, which is checked.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -60,7 +61,6 @@ _STEP = np.dtype(
     [("duration_fs", np.int64), ("context", np.int64), ("decodes", np.int32), ("prefill_tokens", np.int32)]
 )
 _ROWS_PER_FLUSH = 8192
-_ROWS_PER_SLICE = 1024
 _STEPS_PER_FLUSH = 2**19
 _NO_BOUND = 2**62 * FS_PER_PS
 STEP_TOKENS = tuple(2**power for power in range(15))  # upper bounds of the buckets in which steps are counted
@@ -81,6 +81,7 @@ class Steps(NamedTuple):
 
 
 _STEPS_COLUMN = SpanColumns._fields.index("steps")
+_ROW = struct.Struct(f"={len(SpanColumns._fields)}q")
 
 
 def expand(costs: ReplicaCosts, rows: SpanColumns, first_steps: IntArray) -> Steps:
@@ -120,7 +121,7 @@ class StepLog(CostTotals):
         self.costs = costs
         self.window_fs = window_fs
         self.on_flush = on_flush
-        self._rows_per_flush = rows_per_flush or _ROWS_PER_FLUSH
+        self._bytes_per_flush = (rows_per_flush or _ROWS_PER_FLUSH) * _ROW.size
         self.clock_fs = 0
         self.steps = 0
         self.busy_fs = 0
@@ -145,15 +146,22 @@ class StepLog(CostTotals):
         self._device_loads = costs.plan.timing.device_loads
         self._device_fs = [0] * len(self._device_loads)
         self._hash = ChainDigest()
-        self._rows: list[tuple[int, ...]] = []
+        self._rows = bytearray()  # packed
         self._gaps: list[tuple[int, int]] = []  # between tokens, that no step shows, and how many of each
         self._pending_steps = 0
 
     def span(self, row: tuple[int, ...]) -> None:
-        """Take one row."""
-        self._rows.append(row)
+        """Take one row.
+
+        Raises:
+            OverflowError: it does not fit 64 bit.
+        """
+        try:
+            self._rows += _ROW.pack(*row)
+        except struct.error as error:
+            raise OverflowError from error
         self._pending_steps += row[_STEPS_COLUMN]
-        if self._pending_steps > _STEPS_PER_FLUSH or len(self._rows) >= self._rows_per_flush:
+        if self._pending_steps > _STEPS_PER_FLUSH or len(self._rows) >= self._bytes_per_flush:
             self.flush()
 
     def resumed(self, gap_fs: int, at_fs: int) -> None:
@@ -256,15 +264,13 @@ class StepLog(CostTotals):
             self._gaps = []
         if not self._rows:
             return
-        # In slices, between which other threads get a turn: a query of the run may wait.
-        slices = range(0, len(self._rows), _ROWS_PER_SLICE)
-        block = np.concatenate([np.array(self._rows[i : i + _ROWS_PER_SLICE], np.int64) for i in slices])
+        block = np.frombuffer(self._rows, np.int64).reshape(-1, len(SpanColumns._fields))
         rows = SpanColumns(*np.ascontiguousarray(block.T))
         first_steps = rows.first_steps(self.steps)
         self.digest_rows(rows)
         if self.on_flush is not None:
             self.on_flush(block, first_steps)
-        self._rows = []
+        self._rows = bytearray()
         self._pending_steps = 0
 
     def digest_rows(self, rows: SpanColumns) -> None:
@@ -350,7 +356,7 @@ class StepLog(CostTotals):
 
 
 def passive_pj(logs: Sequence[StepLog], end_fs: int) -> int | None:
-    """What devices of alike replicas draw until then whether they work or not; None where it is not known or left out."""
+    """What devices of alike replicas draw until then whether they work or not; None: not known, or left out."""
     passive = logs[0].costs.plan.passive
     if passive is None:
         return None
