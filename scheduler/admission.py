@@ -12,7 +12,7 @@ from pimserve.device_models.plan import FS_PER_PS, ChunkShape
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.decoding import Decoding
 from pimserve.scheduler.kv_cache import KvCache
-from pimserve.scheduler.queue import NOBODY, FcfsQueue
+from pimserve.scheduler.queue import FcfsQueue
 from pimserve.scheduler.requests import FOREVER, RequestTable
 
 
@@ -69,10 +69,8 @@ class Admission:
         budget = self._budget - self._decoding.count
         if self.partial is not None and budget > 0:
             budget = self._chunk(chunks, completed, *self.partial, budget)
-        while admit and budget > 0 and len(running) < self._max_num_seqs:
-            request = queue.peek(now_fs)
-            if request == NOBODY:
-                break
+        while admit and queue.next_fs <= now_fs and budget > 0 and len(running) < self._max_num_seqs:
+            request = queue.peek()
             prompt = self._input[request]
             length = prompt + self._emitted_tokens[request]  # those that it had before, or elsewhere
             brings = self._takes_over and self._brings_kv(request)

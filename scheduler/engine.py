@@ -173,7 +173,7 @@ class Engine:
         """
         queue, decoding, running = self.queue, self.decoding, self.running
         while self.clock < until_fs:
-            next_fs = queue.next_fs()
+            next_fs = queue.next_fs
             if not running:
                 if next_fs >= until_fs:
                     return next_fs

@@ -19,6 +19,8 @@ NOBODY = -1
 class FcfsQueue:
     """First come, first served, as vLLM: preempted requests before all others, the one that was preempted last first.
 
+    `next_fs`: from when on somebody can be scheduled, maybe long ago; FOREVER if nobody waits.
+
     Args:
         table: requests of the run.
         reject: takes requests that cannot be served, when it is their turn.
@@ -29,7 +31,7 @@ class FcfsQueue:
         self.bind(table)
         self._inbox: deque[int] = deque()  # requests routed here, by arrival, behind
         self._head = NOBODY  # the next one that can be served, arrived or not
-        self._head_fs = FOREVER  # when it can be scheduled
+        self._head_fs = self.next_fs = FOREVER  # when it can be scheduled
         self._preempted: deque[int] = deque()
         self._coming: dict[int, int] = {}  # requests of the inbox that were elsewhere: from when they can be scheduled
 
@@ -52,24 +54,19 @@ class FcfsQueue:
         """A request that will be submitted was elsewhere, and can be scheduled from `since_fs` on."""
         self._coming[request] = since_fs
 
-    def next_fs(self) -> int:
-        """From when on somebody can be scheduled, maybe long ago; FOREVER if nobody waits."""
-        return 0 if self._preempted else self._head_fs
-
     def next_change_fs(self, now_fs: int) -> int:
         """When somebody comes who may be admitted before those that wait now; FOREVER if nobody does."""
-        return FOREVER if self._preempted or self._head_fs <= now_fs else self._head_fs
+        return FOREVER if self.next_fs <= now_fs else self.next_fs
 
-    def peek(self, now_fs: int) -> int:
-        """Who is admitted next; NOBODY if there is none."""
-        if self._preempted:
-            return self._preempted[0]
-        return self._head if self._head_fs <= now_fs else NOBODY
+    def peek(self) -> int:
+        """Who is admitted next, once it is `next_fs`."""
+        return self._preempted[0] if self._preempted else self._head
 
     def pop(self) -> None:
         """Take the one that `peek` told out of the queue."""
         if self._preempted:
             self._preempted.popleft()
+            self.next_fs = 0 if self._preempted else self._head_fs
         else:
             self._next_head()
 
@@ -80,6 +77,7 @@ class FcfsQueue:
     def put_back(self, request: int) -> None:
         """A request was preempted."""
         self._preempted.appendleft(request)
+        self.next_fs = 0
 
     def waiting(self) -> list[int]:
         """All that wait or have yet to arrive, the next one first."""
@@ -110,6 +108,7 @@ class FcfsQueue:
         self._head, self._head_fs = state["_head"], state["_head_fs"]
         self._inbox = deque(state["inbox"])
         self._preempted = deque(state["preempted"])
+        self.next_fs = 0 if self._preempted else self._head_fs
         self._coming = dict(state["coming"])
 
     def _next_head(self) -> None:
@@ -123,9 +122,11 @@ class FcfsQueue:
                     self._head_fs = self._coming.pop(request)
                 else:
                     self._head_fs = self._arrival_ps[request] * FS_PER_PS
-                return
+                break
             self._reject(request)
-        self._head, self._head_fs = NOBODY, FOREVER
+        else:
+            self._head, self._head_fs = NOBODY, FOREVER
+        self.next_fs = 0 if self._preempted else self._head_fs
 
 
 class ClosedLoop:
