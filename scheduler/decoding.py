@@ -39,8 +39,8 @@ class Decoding:
         self.count = 0
         self.context = 0  # sum of the tokens that they attend to in the next step
         self._finish_steps: list[tuple[int, int]] = []  # heap of (step, request)
-        # Blocks that they take in steps = i modulo the block size, twice over, and those of all i once.
-        self._crossings = [0] * (2 * self._block_size)
+        # Blocks that they take in steps = i modulo the block size, and those of all i.
+        self._crossings = [0] * self._block_size
         self._per_cycle = 0
         # Heap of (the step in which its windows are full, the one in which it has finished) of those who take for them.
         self._filling: list[tuple[int, int, int]] = []
@@ -55,9 +55,7 @@ class Decoding:
         if held < self._window_tokens:
             blocks += self._windowed
             heappush(self._filling, (step + self._window_tokens - held, finish_step, request))
-        slot = (step - held) % self._block_size
-        self._crossings[slot] += blocks
-        self._crossings[slot + self._block_size] += blocks
+        self._crossings[(step - held) % self._block_size] += blocks
         self._per_cycle += blocks
 
     def leave(self, held: int, step: int) -> None:
@@ -65,9 +63,7 @@ class Decoding:
         self.count -= 1
         self.context -= held + 1
         blocks = self._full + self._windowed if held < self._window_tokens else self._full
-        slot = (step - held) % self._block_size
-        self._crossings[slot] -= blocks
-        self._crossings[slot + self._block_size] -= blocks
+        self._crossings[(step - held) % self._block_size] -= blocks
         self._per_cycle -= blocks
 
     def advance(self, steps: int, step: int) -> Sequence[int]:
@@ -117,6 +113,8 @@ class Decoding:
         if rest:
             first = (step + 1) % size
             needed += sum(self._crossings[first : first + rest])
+            if first + rest > size:
+                needed += sum(self._crossings[: first + rest - size])
         return steps, needed
 
     def state(self) -> dict[str, Any]:
@@ -125,15 +123,15 @@ class Decoding:
             "_decodes": self.count,
             "_context": self.context,
             "finish_heap": self._finish_steps,
-            "crossings": self._crossings,
+            "crossings": self._crossings * 2,  # as checkpoints have them
         }
 
     def restore(self, state: dict[str, Any], step: int, held: Mapping[int, int]) -> None:
         """Go on from `state` before `step`; `running` is as it was then, and decoding requests hold so many tokens."""
         self.count, self.context = state["_decodes"], state["_context"]
         self._finish_steps = [(step, request) for step, request in state["finish_heap"]]
-        self._crossings = list(state["crossings"])
-        self._per_cycle = sum(self._crossings[: self._block_size])
+        self._crossings = state["crossings"][: self._block_size]
+        self._per_cycle = sum(self._crossings)
         self._filling = [
             (step + self._window_tokens - tokens, self._running[request], request)
             for request, tokens in held.items()
@@ -147,7 +145,5 @@ class Decoding:
         while heap and heap[0][0] <= step:
             full_step, finish_step, request = heappop(heap)
             if self._running.get(request) == finish_step:  # else it has left since
-                slot = full_step % self._block_size
-                self._crossings[slot] -= self._windowed
-                self._crossings[slot + self._block_size] -= self._windowed
+                self._crossings[full_step % self._block_size] -= self._windowed
                 self._per_cycle -= self._windowed
