@@ -171,14 +171,19 @@ class Engine:
         Returns:
             A time before which no request leaves from here on, given what is in the inbox now, fs.
         """
-        queue, decoding, running = self.queue, self.decoding, self.running
+        queue, decoding, running, kv = self.queue, self.decoding, self.running, self.kv
         while self.clock < until_fs:
             next_fs = queue.next_fs
             if not running:
                 if next_fs >= until_fs:
                     return next_fs
                 self.clock = max(self.clock, next_fs)
-            preempted = self._grow() if decoding.count else False
+            preempted = False
+            if decoding.count:
+                blocks = decoding.growth(self.step)  # that decoding requests cross into in this step
+                if preempted := blocks > kv.blocks - kv.used:
+                    blocks = self._make_room()
+                kv.used += blocks
             if not (next_fs <= self.clock or self.admission.partial is not None) or not self._prompt_step(preempted):
                 if not decoding.count:
                     return until_fs  # the cache is full of what has not been sent on
@@ -221,15 +226,11 @@ class Engine:
             if finish_step:
                 self._emitted_tokens[request] = self._output[request] - (finish_step - self.step)
 
-    def _grow(self) -> bool:
-        """Allocate the blocks that decoding requests cross into in this step; True when one was preempted for it."""
-        kv, decoding, step = self.kv, self.decoding, self.step
-        preempted = False
-        while (blocks := decoding.growth(step)) > kv.blocks - kv.used:
+    def _make_room(self) -> int:
+        """Preempt requests until there are blocks for what the others cross into in this step; returns how many."""
+        while (blocks := self.decoding.growth(self.step)) > self.kv.blocks - self.kv.used:
             self._preempt()
-            preempted = True
-        kv.used += blocks
-        return preempted
+        return blocks
 
     def _preempt(self) -> None:
         """Take a request off the device; it will recompute what it had."""
