@@ -65,9 +65,19 @@ _STEPS_PER_FLUSH = 2**19
 _NO_BOUND = 2**62 * FS_PER_PS
 STEP_TOKENS = tuple(2**power for power in range(15))  # upper bounds of the buckets in which steps are counted
 _SUMS = (
-    *("clock_fs", "steps", "busy_fs", "chain_fs", "tokens", "window_tokens", "batch_steps", "mixed_steps"),
-    *("spans", "computed_tokens", "prompt_tokens"),
-    *("twice_block_fs", "peak_blocks"),
+    "clock_fs",
+    "steps",
+    "busy_fs",
+    "chain_fs",
+    "tokens",
+    "window_tokens",
+    "batch_steps",
+    "mixed_steps",
+    "spans",
+    "computed_tokens",
+    "prompt_tokens",
+    "twice_block_fs",
+    "peak_blocks",
 )
 
 
@@ -142,7 +152,7 @@ class StepLog(CostTotals):
         experts = costs.plan.experts
         # What the mean device is behind the one that has most to do in each layer of experts, and what each of a
         # pipeline's devices that may have most to do has done, but for prefill attention.
-        self._behind_fs = dict.fromkeys([each.unit for each in experts.units] if experts is not None else (), 0)
+        self._behind_fs = dict.fromkeys([unit.unit for unit in experts.units] if experts is not None else (), 0)
         self._device_loads = costs.plan.timing.device_loads
         self._device_fs = [0] * len(self._device_loads)
         self._hash = ChainDigest()
@@ -347,12 +357,12 @@ class StepLog(CostTotals):
         in_row += np.repeat(rows.begin_rest_fs, rows.steps)
         end_ps = np.repeat(rows.begin_ps, rows.steps) + in_row // FS_PER_PS
         rest_fs = in_row % FS_PER_PS
-        found = np.ones(len(end_ps), bool)
+        inside = np.ones(len(end_ps), bool)
         for bound, after in ((self.window_fs[0], True), (self.window_fs[1], False)):
             ps, rest = divmod(min(bound, _NO_BOUND), FS_PER_PS)
             reached = (end_ps > ps) | ((end_ps == ps) & (rest_fs >= rest))
-            found &= reached if after else ~reached
-        return found
+            inside &= reached if after else ~reached
+        return inside
 
 
 def passive_pj(logs: Sequence[StepLog], end_fs: int) -> int | None:
