@@ -15,7 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pimserve.cluster.distributed.deployment import Spread, distributed
+from pimserve.cluster.distributed.deployment import distributed
+from pimserve.cluster.distributed.run_spread import Spread
 from pimserve.cluster.run.run import run
 from pimserve.cluster.run.summary_schema import Summary
 from pimserve.cluster.scenario.document import Scenario

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -39,3 +40,17 @@ except SystemExit as stop:
     assert not stop.code, stop.code
 """
     assert loaded_by(show_help) & HEAVY == set()
+
+
+def test_a_run_in_this_process_loads_nothing_of_other_processes(tmp_path: Path):
+    """Tens of megabytes, and a tenth of a second."""
+    run = f"""
+import sys
+from pimserve.cluster.cli.main import main
+sys.argv = ["pimserve", "run", "--set", "workload.num_requests=2", "--out", {str(tmp_path / "run")!r}]
+try:
+    main()
+except SystemExit as stop:
+    assert not stop.code, stop.code
+"""
+    assert loaded_by(run) & {"grpc", "google", "ray", "prometheus_client", "matplotlib"} == set()

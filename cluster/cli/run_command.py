@@ -17,7 +17,7 @@ from pimserve.cluster.cli.output import print_json, print_page
 from pimserve.cluster.cli.signals import saying_when_interrupted
 
 if TYPE_CHECKING:
-    from pimserve.cluster.distributed.deployment import Spread
+    from pimserve.cluster.distributed.run_spread import Spread
     from pimserve.cluster.run.summary_schema import UnwrittenSummary
     from pimserve.cluster.scenario.prepared import Prepared
 

@@ -9,59 +9,30 @@ import json
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from pimserve.cluster.base.rpc.statuses import HostUnavailableError
+from pimserve.cluster.distributed.device_port import DevicePort, Devices
+from pimserve.cluster.distributed.devices.driver import DeviceDriver, DriverSettings, HostPlace
+from pimserve.cluster.distributed.hosts.host_supervisor import HostSupervisor
 from pimserve.cluster.distributed.hosts.hosting import HostSpec
+from pimserve.cluster.distributed.hosts.process_supervisor import ProcessSupervisor
 from pimserve.cluster.distributed.recovery import Recovery
-from pimserve.errors import InputError
+from pimserve.cluster.distributed.run_spread import Spread, dealt_out
+from pimserve.cluster.distributed.shards.shard_client import ShardClient
+from pimserve.cluster.scenario.placement import PlacedPool
+from pimserve.cluster.scenario.prepared import Prepared
+from pimserve.scheduler.fleet import Fleet, RowSink
+from pimserve.scheduler.requests import RequestTable
+from pimserve.scheduler.shard import Shard, ShardPort
 
 if TYPE_CHECKING:
-    from pimserve.cluster.distributed.devices.driver import DeviceDriver
-    from pimserve.cluster.distributed.hosts.host_supervisor import HostSupervisor
     from pimserve.cluster.distributed.hosts.ray_cluster import RayCluster
-    from pimserve.cluster.scenario.placement import PlacedPool
-    from pimserve.cluster.scenario.prepared import Prepared
-    from pimserve.scheduler.fleet import Fleet, RowSink
-    from pimserve.scheduler.requests import RequestTable
-    from pimserve.scheduler.shard import ShardPort
 
 SHARD_HOST = "pimserve.cluster.distributed.shards.shard_host:ShardHost"
 DEVICE_HOST = "pimserve.cluster.distributed.devices.device_host:DeviceHost"
-DeviceMode = Literal["planned", "lockstep"]
 _WINDOW_WALL_S = 0.5  # of runs with devices: at a window's end all that they exchanged is checked
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """How a run is spread over processes.
-
-    Args:
-        shards: processes that run engines; 0: they run in this one.
-        devices: how device actors are driven; None: there are none.
-        devices_per_actor: simulated devices in one process, of one pool; None: all of a replica.
-        audit_share: share of the executed spans that planned devices evaluate again step by step.
-        resources: of a Ray cluster that a device actor holds, such as {"duplex": 1}.
-    """
-
-    shards: int = 1
-    devices: DeviceMode | None = None
-    devices_per_actor: int | None = None
-    audit_share: float = 1 / 64
-    resources: tuple[tuple[str, float], ...] = ()
-
-    def checked(self, replicas: int) -> Spread:
-        """The same, if a run of that many replicas can be spread so.
-
-        Raises:
-            InputError: it cannot.
-        """
-        if self.shards > replicas:
-            raise InputError("--shards", f"{self.shards} shards for {replicas} replicas; a shard needs one at least")
-        if self.devices == "lockstep" and self.shards > 1:
-            raise InputError("--shards", "in lockstep each step waits for its devices: use 1 shard")
-        return self
 
 
 class Distributed:
@@ -83,8 +54,6 @@ class Distributed:
         dealt = list(enumerate(dealt_out(fleet.replicas, self.spread)))
         if self.spread.devices is None:
             return [self._engines(index, replicas, fleet, table, on_rows) for index, replicas in dealt]
-        from pimserve.cluster.distributed.device_port import DevicePort, Devices  # noqa: PLC0415
-
         per_replica = {pool.name: pool.devices_per_replica for pool in self._prepared.pools}
         devices = Devices(self._driver(fleet), self._recovery, fleet, per_replica, table)
 
@@ -109,8 +78,6 @@ class Distributed:
     def _audits(self) -> int:
         """Spans of steps that devices have evaluated again, one by one."""
         if self._devices is not None:
-            from pimserve.cluster.base.rpc.statuses import HostUnavailableError  # noqa: PLC0415
-
             with suppress(HostUnavailableError):  # one is being replaced: what was known before does
                 self._audited = sum(ledger.audited_rows for ledger in self._devices.ledgers())
         return self._audited
@@ -123,19 +90,13 @@ class Distributed:
         self, index: int, replicas: range, fleet: Fleet, table: RequestTable, sink: RowSink | None
     ) -> ShardPort:
         if not self.spread.shards or self.spread.devices == "lockstep":
-            from pimserve.scheduler.shard import Shard  # noqa: PLC0415
-
             return Shard(fleet, replicas, table, sink, 1 if self.spread.devices == "lockstep" else None)
-        from pimserve.cluster.distributed.shards.shard_client import ShardClient  # noqa: PLC0415
-
         client = ShardClient(_shard_name(index), self._recovery, self._token, fleet, replicas, table, sink)
         self._stack.callback(client.close)
         return client
 
     def _driver(self, fleet: Fleet) -> DeviceDriver:
         """Who drives all devices."""
-        from pimserve.cluster.distributed.devices.driver import DeviceDriver, DriverSettings, HostPlace  # noqa: PLC0415
-
         settings = DriverSettings(
             lockstep=self.spread.devices == "lockstep", token=self._token, audit_share=self.spread.audit_share
         )
@@ -165,8 +126,6 @@ def distributed(prepared: Prepared, cluster: RayCluster | None, spread: Spread) 
     token = secrets.token_urlsafe(24)
     specs = host_specs(prepared, spread.checked(prepared.replicas), token)
     if cluster is None:
-        from pimserve.cluster.distributed.hosts.process_supervisor import ProcessSupervisor  # noqa: PLC0415
-
         supervisor: HostSupervisor[Any] = ProcessSupervisor(specs)
     else:
         from pimserve.cluster.distributed.hosts.ray_supervisor import RaySupervisor  # noqa: PLC0415
@@ -203,12 +162,6 @@ def device_hosts(pools: Sequence[PlacedPool], spread: Spread) -> dict[str, tuple
         for first in range(0, len(devices), size):
             hosts[f"devices-{len(hosts)}"] = pool.name, devices[first : first + size]
     return hosts
-
-
-def dealt_out(replicas: int, spread: Spread) -> list[range]:
-    """Replicas of each shard."""
-    count = max(1, spread.shards)
-    return [range(index, replicas, count) for index in range(count)]
 
 
 def _shard_name(index: int) -> str:

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pimserve.cluster.distributed.deployment import Spread
+from pimserve.cluster.distributed.run_spread import Spread
 from pimserve.errors import InputError, shortened
 from pimserve.scheduler.control import Control
 

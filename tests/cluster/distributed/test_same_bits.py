@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from pimserve.cluster.distributed.deployment import Distributed, Spread, host_specs
+from pimserve.cluster.distributed.deployment import Distributed, host_specs
 from pimserve.cluster.distributed.hosts.hosting import Endpoint, HostSpec
+from pimserve.cluster.distributed.run_spread import Spread
 from pimserve.cluster.run.checkpoint import CheckpointFolder
 from pimserve.cluster.scenario.document import Scenario, load_scenario
 from pimserve.cluster.scenario.prepared import prepare

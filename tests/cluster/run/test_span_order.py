@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pimserve.cluster.distributed.deployment import Spread
 from pimserve.cluster.distributed.run_on import run_on
+from pimserve.cluster.distributed.run_spread import Spread
 from pimserve.cluster.run import results
 from pimserve.cluster.run.checkpoint import CheckpointFolder
 from pimserve.cluster.run.results import SPAN, SpanFile, load_table

@@ -1,0 +1,47 @@
+"""How a run is spread over processes: shards of its engines, and actors of its devices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pimserve.errors import InputError
+
+DeviceMode = Literal["planned", "lockstep"]
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How a run is spread over processes.
+
+    Args:
+        shards: processes that run engines; 0: they run in this one.
+        devices: how device actors are driven; None: there are none.
+        devices_per_actor: simulated devices in one process, of one pool; None: all of a replica.
+        audit_share: share of the executed spans that planned devices evaluate again step by step.
+        resources: of a Ray cluster that a device actor holds, such as {"duplex": 1}.
+    """
+
+    shards: int = 1
+    devices: DeviceMode | None = None
+    devices_per_actor: int | None = None
+    audit_share: float = 1 / 64
+    resources: tuple[tuple[str, float], ...] = ()
+
+    def checked(self, replicas: int) -> Spread:
+        """The same, if a run of that many replicas can be spread so.
+
+        Raises:
+            InputError: it cannot.
+        """
+        if self.shards > replicas:
+            raise InputError("--shards", f"{self.shards} shards for {replicas} replicas; a shard needs one at least")
+        if self.devices == "lockstep" and self.shards > 1:
+            raise InputError("--shards", "in lockstep each step waits for its devices: use 1 shard")
+        return self
+
+
+def dealt_out(replicas: int, spread: Spread) -> list[range]:
+    """Replicas of each shard."""
+    count = max(1, spread.shards)
+    return [range(index, replicas, count) for index in range(count)]
