@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pimserve.device_models.model import ModelSpec
-from pimserve.errors import TAGS, InputError, validation_error
+from pimserve.errors import TAGS, InputError, shortened, validation_error
 
 Kind = Literal["model", "device", "kernel"]
 
@@ -27,10 +27,25 @@ _BaseLoader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoade
 
 _DEEPEST = 32  # levels; releases of PyYAML without a limit of their own end the process
 _MOST_VALUES = 200_000  # each as often as anchors repeat it
+_LONGEST_NUMBER = 100  # characters; long hexadecimal ones take no time to read, and cannot be written in a message
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 class _StrictLoader(_BaseLoader):  # type: ignore[valid-type,misc]  # chosen at run time
-    """Safe YAML loader that refuses a key given twice, of which YAML would silently keep the last."""
+    """Safe YAML loader that refuses endless numbers, and a key given twice, of which YAML would keep the last."""
+
+    def construct_scalar(self, node: yaml.ScalarNode) -> Any:  # noqa: ANN401 as in the base class
+        if node.tag in _NUMBERS and len(node.value) > _LONGEST_NUMBER:
+            problem = f"a number of {len(node.value):,} characters; {_LONGEST_NUMBER} at most"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return super().construct_scalar(node)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:  # noqa: ANN401 as in the base class
+        try:
+            return super().construct_object(node, deep=deep)
+        except (LookupError, AttributeError) as error:  # what PyYAML does where a tag and its text do not go together
+            problem = f"{shortened(repr(node.value))} is not of type {node.tag.rpartition(':')[2]}"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[tuple[str, str]] = set()

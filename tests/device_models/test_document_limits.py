@@ -1,4 +1,4 @@
-"""Nesting beyond what a document may have is refused in our words, whatever limits the YAML library has of its own."""
+"""Nesting and numbers beyond what a document may have are refused in our words, whatever the YAML library limits."""
 
 import pytest
 import yaml
@@ -47,3 +47,35 @@ def test_what_is_within_the_limit_is_read() -> None:
     assert catalogue.parse_document("a: " + "[" * 31 + "]" * 31, "x.yaml")
     assert refused("a: " + "[" * 32 + "]" * 32) == REFUSAL
     assert refused("a: " + "[" * 20).startswith("x.yaml:2: not valid YAML")  # unfinished, not too deep
+
+
+LONG = {
+    "hexadecimal": "0x" + "f" * 100_000,
+    "binary": "-0b" + "1" * 100_000,
+    "octal": "0" + "7" * 100_000,
+    "decimal": "9" * 100_000,
+    "sexagesimal": "1" + ":00" * 3_000,
+    "real": "1." + "0" * 100_000,
+    "sexagesimal real": "1" + ":00" * 400 + ".5",
+}
+
+
+@pytest.mark.parametrize("number", LONG.values(), ids=LONG)
+def test_long_numbers_are_refused_with_their_line(number: str) -> None:
+    expected = f"x.yaml:2: not valid YAML: a number of {len(number):,} characters; 100 at most"
+    assert refused(f"a: 1\nb: {number}") == expected
+    assert refused(f"a: 1\nb: [{{c: {number}}}]") == expected
+    assert refused(f"a: 1\n{number}: 1" if len(number) < 1_000 else f"a: 1\n? {number}\n: 1") == expected
+
+
+def test_numbers_of_100_characters_and_long_texts_are_read() -> None:
+    assert catalogue.parse_document(f"a: {'9' * 100}", "x.yaml") == {"a": int("9" * 100)}
+    assert catalogue.parse_document(f"a: '{'9' * 101}'", "x.yaml") == {"a": "9" * 101}
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"), [("''", "int"), ("'-'", "int"), ("''", "float"), ("maybe", "bool"), ("foo", "timestamp")]
+)
+def test_a_tag_that_does_not_go_with_its_text_is_refused(value: str, kind: str) -> None:
+    shown = value if value.startswith("'") else f"'{value}'"
+    assert refused(f"a: 1\nb: !!{kind} {value}") == f"x.yaml:2: not valid YAML: {shown} is not of type {kind}"
