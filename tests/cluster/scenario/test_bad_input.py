@@ -279,7 +279,10 @@ FILES: dict[str, tuple[bytes, str]] = {
     "unknown alias": (b"name: *x\n", ":1: not valid YAML: found undefined alias"),
     "unhashable key": (b"run: {}\n? [a]\n: 1\n", ":2: not valid YAML: found unhashable key"),
     "impossible date": (b"run: {seed: 2020-13-45}", ": not valid YAML: month must be in 1..12"),
-    "endless number": (b"run: {seed: " + b"9" * 5000 + b"}", ":1: not valid YAML: a number of 5,000 characters; 100 at most"),
+    "endless number": (
+        b"run: {seed: " + b"9" * 5000 + b"}",
+        ":1: not valid YAML: a number of 5,000 characters; 100 at most",
+    ),
     "control character": (b"run: {}\nname: a\x07b\n", ":2: not valid YAML: character '\\x07'"),
     "binary": (b"\x89PNG\r\n\x1a\n\x00\xff", ": is not UTF-8 text (byte 0)"),
     "Latin-1": (b"name: caf\xe9\n", ": is not UTF-8 text (byte 9)"),
