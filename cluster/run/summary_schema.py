@@ -29,7 +29,7 @@ class Traffic(Section):
 class TraceRows(Section):
     """Rows of the trace that was replayed."""
 
-    read: int = figure("rows", "of the file")
+    read: int = figure("rows", "of the file; little more than max_requests, where that is given")
     dropped: dict[str, Annotated[int, figure("rows", "not used")]] = text("rows that were not used, by reason")
 
 

@@ -1,40 +1,43 @@
 """CSV files with a header: columns by name, in any order, others beside them.
 
-The whole file is parsed with numpy. When anything looks odd (quoted fields too), it is parsed again row by row, which
-is slow but decides, and finds the line to blame.
+The file is parsed with numpy, block by block. When anything looks odd (quoted fields too), it is read again row by row,
+which is slow but decides, and finds the line to blame.
 """
 
 import csv
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from pimserve.errors import InputError
 from pimserve.loadgen.spec import MAX_REQUESTS, MAX_TOKENS
-from pimserve.loadgen.traces.rows import Columns, Record, TraceRows, checked
+from pimserve.loadgen.traces.rows import TOO_MANY, Columns, Record, RowsRead, Selection, TraceRows, read_checked
 from pimserve.loadgen.traces.times import TIME_LIMIT_PS
-from pimserve.loadgen.traces.trace_files import read_text
+from pimserve.loadgen.traces.trace_files import MAX_LINE_BYTES, TextBlock, lines_of, text_blocks
 
 _LONGEST_STAMP = 40
 
 
-def read_csv(path: Path, columns: Columns) -> TraceRows:
-    """Rows of a CSV file. Raises InputError with "path:line" for a bad one."""
-    text = read_text(path)
-    if not text.strip():
+def read_csv(path: Path, columns: Columns, selection: Selection) -> TraceRows:
+    """Rows of a CSV file, no further than they are used. Raises InputError with "path:line" for a bad one."""
+    read = RowsRead(columns, selection)
+    blocks = text_blocks(path, read.enough)
+    head = next(blocks, None)
+    if head is None or not head.text.strip():
         raise InputError(str(path), f"the file is empty; a header {','.join(columns.names)} and rows are needed")
-    first_line, _, body = text.partition("\n")
-    header = [name.strip() for name in next(csv.reader([first_line]))]
+    first_line, _, body = head.text.partition("\n")
+    header = [] if head.empty_lines else [name.strip() for name in next(csv.reader([first_line]))]
     places = _places(path, header, columns)
-    if not body.strip():
-        raise InputError(str(path), "the file holds a header but no rows")
-    rows = _parse_fast(body, len(header), places, columns)
-    if rows is None:
-        rows = checked(path, _records(path, text, len(header), places), columns)
-    return rows.beside(name for place, name in enumerate(header) if place not in places)
+    fast = _read_fast(path, chain([TextBlock(0, body)] if body else [], blocks), len(header), places, read)
+    if not fast:
+        read = RowsRead(columns, selection)
+        records = _records(path, lines_of(text_blocks(path, read.enough)), len(header), places)
+        read_checked(path, records, read)
+    return read.rows().beside(name for place, name in enumerate(header) if place not in places)
 
 
 def _places(path: Path, header: list[str], columns: Columns) -> list[int]:
@@ -50,13 +53,23 @@ def _places(path: Path, header: list[str], columns: Columns) -> list[int]:
     return [header.index(name) for name in columns.names]
 
 
+def _read_fast(path: Path, blocks: Iterable[TextBlock], width: int, places: list[int], read: RowsRead) -> bool:
+    """Read rows with numpy; whether all of them are plainly good."""
+    for block in blocks:
+        rows = None if block.empty_lines else _parse_fast(block.text, width, places, read.columns)
+        if rows is None or not read.add(rows):
+            return False
+        if len(read) > MAX_REQUESTS:
+            raise InputError(f"{path}:{MAX_REQUESTS + 2}", TOO_MANY)
+    return len(read) > 0
+
+
 def _parse_fast(body: str, width: int, places: list[int], columns: Columns) -> TraceRows | None:
-    """Parse with numpy; None when any row is not plainly good."""
+    """Parse lines with numpy; None when any row is not plainly good."""
     if not body.isascii() or any(char in body for char in '"\r\0'):
         return None
-    lines = body.rstrip("\n").split("\n")
-    too_many = len(lines) > MAX_REQUESTS  # pragma: no mutate (the slower parser has the last word)
-    if too_many or any(line.count(",") != width - 1 for line in lines):
+    lines = body.split("\n")
+    if any(line.count(",") != width - 1 for line in lines):
         return None
     try:
         with warnings.catch_warnings():
@@ -77,8 +90,6 @@ def _parse_fast(body: str, width: int, places: list[int], columns: Columns) -> T
     if times is None:
         return None
     after, first = times
-    if columns.clock.from_first:
-        first = 0
     if np.any(after[1:] < after[:-1]) or after[-1] > TIME_LIMIT_PS:
         return None
     inputs, outputs = np.ascontiguousarray(table["i"]), np.ascontiguousarray(table["o"])
@@ -87,13 +98,24 @@ def _parse_fast(body: str, width: int, places: list[int], columns: Columns) -> T
     return TraceRows(after, first, inputs, outputs)
 
 
-def _records(path: Path, text: str, width: int, places: list[int]) -> Iterator[Record]:
+def _records(path: Path, lines: Iterable[str], width: int, places: list[int]) -> Iterator[Record]:
     """Rows below the header, one by one."""
-    # Blank lines at the end are harmless.
-    rows = csv.reader(io.StringIO(text.rstrip("\n"), newline="\n"), strict=True)
+    row_chars = 0
+
+    def counted() -> Iterator[str]:
+        nonlocal row_chars
+        for line in lines:
+            row_chars += len(line)  # a row goes on for as many lines as its quotes do
+            if row_chars > MAX_LINE_BYTES:
+                raise InputError(f"{path}:{rows.line_num + 1}", f"the row is longer than {MAX_LINE_BYTES:,} characters")
+            yield line + "\n"
+
+    rows = csv.reader(counted(), strict=True)
     next(rows)
+    row_chars = 0
     try:
         for fields in rows:
+            row_chars = 0
             if len(fields) != width:
                 shown = ",".join(fields)[:200]
                 message = f"{width} fields are needed, as in the header, found {len(fields) or 1}: {shown!r}"
@@ -102,3 +124,5 @@ def _records(path: Path, text: str, width: int, places: list[int]) -> Iterator[R
             yield rows.line_num, (time, inputs, outputs)
     except csv.Error as error:
         raise InputError(f"{path}:{rows.line_num}", f"not a row of CSV: {error}") from None
+    if rows.line_num == 1:
+        raise InputError(str(path), "the file holds a header but no rows")

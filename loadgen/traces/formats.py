@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pimserve.loadgen.traces.csv_rows import read_csv
 from pimserve.loadgen.traces.jsonl_rows import read_jsonl
-from pimserve.loadgen.traces.rows import Columns, TraceRows
+from pimserve.loadgen.traces.rows import Columns, Selection, TraceRows
 
 _OWN_NAMES = Columns("arrival_s", "input_tokens", "output_tokens")
 
@@ -24,7 +24,7 @@ class TraceFormat:
     """
 
     title: str
-    read: Callable[[Path, Columns], TraceRows]
+    read: Callable[[Path, Columns, Selection], TraceRows]
     columns: Columns
     not_modelled: Mapping[str, str] = field(default_factory=dict)
     open_names: bool = False

@@ -1,27 +1,30 @@
 """JSON Lines: an object in every line, its members by name, others beside them."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pimserve.errors import InputError
-from pimserve.loadgen.traces.rows import Columns, Record, TraceRows, checked
-from pimserve.loadgen.traces.trace_files import read_text
+from pimserve.loadgen.traces.rows import Columns, Record, RowsRead, Selection, TraceRows, read_checked
+from pimserve.loadgen.traces.trace_files import TextBlock, lines_of, text_blocks
+
+_MOST_OTHERS = 1000  # names that are kept of members that are not read
 
 
-def read_jsonl(path: Path, columns: Columns) -> TraceRows:
-    """Rows of a file of JSON Lines. Raises InputError with "path:line" for a bad one."""
-    text = read_text(path).rstrip("\n")
-    if not text.strip():
-        raise InputError(str(path), f"the file is empty; lines with {', '.join(columns.names)} are needed")
+def read_jsonl(path: Path, columns: Columns, selection: Selection) -> TraceRows:
+    """Rows of a file of JSON Lines, no further than they are used. Raises InputError with "path:line" for a bad one."""
+    read = RowsRead(columns, selection)
     others: set[str] = set()
-    return checked(path, _records(path, text, columns, others), columns).beside(others)
+    records = _records(path, text_blocks(path, read.enough), columns, others)
+    read_checked(path, records, read)
+    return read.rows().beside(others)
 
 
-def _records(path: Path, text: str, columns: Columns, others: set[str]) -> Iterator[Record]:
+def _records(path: Path, blocks: Iterable[TextBlock], columns: Columns, others: set[str]) -> Iterator[Record]:
     # Numbers stay text, so that times are exact.
     decoder = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str)
-    for number, line in enumerate(text.split("\n"), start=1):
+    number = 0
+    for number, line in enumerate(lines_of(blocks), start=1):
         try:
             document = decoder.decode(line)
         except ValueError as error:
@@ -36,10 +39,13 @@ def _records(path: Path, text: str, columns: Columns, others: set[str]) -> Itera
                 f"{', '.join(missing)} is missing; found: {', '.join(document)[:200]!r}, needed: "
                 f"{', '.join(columns.names)!r}",
             )
-        others.update(document)
-        others.difference_update(columns.names)
+        if len(others) < _MOST_OTHERS:
+            others.update(document)
+            others.difference_update(columns.names)
         time, inputs, outputs = (_text(document[name]) for name in columns.names)
         yield number, (time, inputs, outputs)
+    if number == 0:
+        raise InputError(str(path), f"the file is empty; lines with {', '.join(columns.names)} are needed")
 
 
 def _text(value: object) -> str:

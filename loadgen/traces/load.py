@@ -13,7 +13,7 @@ from pimserve.arrays import IntArray
 from pimserve.errors import InputError
 from pimserve.loadgen.spec import MAX_TIME_S, PS_PER_S
 from pimserve.loadgen.traces.formats import TRACE_FORMATS
-from pimserve.loadgen.traces.rows import TraceRows
+from pimserve.loadgen.traces.rows import Selection
 from pimserve.loadgen.traces.times import TIME_LIMIT_PS
 from pimserve.loadgen.traces.trace_files import file_digest, find_trace
 from pimserve.loadgen.traces.trace_spec import TraceSpec
@@ -40,9 +40,9 @@ class Trace:
 def load_trace(spec: TraceSpec) -> Trace:
     """Read, select and rescale a trace. Raises InputError with "path:line" for a bad row."""
     path, form = find_trace(spec.path), TRACE_FORMATS[spec.format]
-    rows = form.read(path, form.columns if spec.columns is None else spec.columns.columns())
-    first = _before(rows, spec.start_s)
-    last = len(rows) if spec.end_s is None else _before(rows, spec.end_s)
+    selection = Selection(spec.start_s, spec.end_s, spec.max_requests)
+    rows = form.read(path, form.columns if spec.columns is None else spec.columns.columns(), selection)
+    first, last = selection.bounds(rows.after_ps, rows.first_ps)
     end = last if spec.max_requests is None else min(last, first + spec.max_requests)
     if end <= first:
         begins_s, ends_s = (Decimal(rows.first_ps + int(rows.after_ps[row])) / PS_PER_S for row in (0, -1))
@@ -73,12 +73,6 @@ def load_trace(spec: TraceSpec) -> Trace:
         rows_dropped={reason: count for reason, count in dropped.items() if count},
         warnings=tuple(warnings),
     )
-
-
-def _before(rows: TraceRows, time_s: float) -> int:
-    """How many rows come before that time of the trace's clock."""
-    after_ps = round(Decimal(repr(time_s)) * PS_PER_S) - rows.first_ps
-    return int(np.searchsorted(rows.after_ps, min(max(after_ps, 0), TIME_LIMIT_PS + 1)))
 
 
 def trace_digest(spec: TraceSpec) -> str:

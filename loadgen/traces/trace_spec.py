@@ -58,7 +58,9 @@ class TraceSpec(Spec):
     target_rate_per_s: float | None = Field(
         None, gt=0, le=1e9, description="stretch or compress time to this mean rate, requests per second"
     )
-    max_requests: int | None = Field(None, ge=1, le=MAX_REQUESTS, description="keep at most this many rows")
+    max_requests: int | None = Field(
+        None, ge=1, le=MAX_REQUESTS, description="keep at most this many rows; the file is read little further"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
