@@ -104,8 +104,8 @@ class RaySupervisor(HostSupervisor[HostInActor]):
         """Reserve what the bundles need, all of it, before the first host starts."""
         from ray.util import placement_group  # noqa: PLC0415
 
-        if self._cluster.head is not None and (lacking := self._lacking(self._cluster.total(), "")):
-            raise InputError(ON, lacking)  # our own Ray does not grow
+        if lacking := self._lacking(self._cluster.total()):
+            raise InputError(ON, lacking)  # no other run can give it back
         bundled = sorted((s for s in self._specs.values() if s.bundle is not None), key=lambda s: s.bundle or 0)
         bundles = [list(specs) for _, specs in groupby(bundled, key=lambda spec: spec.bundle)]
         if self._placement == "spread" and bundles:
@@ -122,17 +122,18 @@ class RaySupervisor(HostSupervisor[HostInActor]):
             while not group.wait(1.0):
                 self._check()
                 if time.monotonic() > deadline:
-                    raise InputError(ON, self._lacking(self._cluster.free(), " free") or self._apart())
+                    raise InputError(ON, self._lacking(self._cluster.free()) or self._apart())
 
-    def _lacking(self, there: Mapping[str, float], kind: str) -> str:
+    def _lacking(self, there: Mapping[str, float]) -> str:
         """What the hosts need and is not there; empty if all is."""
         asked = _sum(spec.resources for spec in self._specs.values())
         lacking = {key: need for key, need in asked.items() if need > there.get(key, 0.0)}
         if not lacking:
             return ""
+        free, total = self._cluster.free(), self._cluster.total()
         needs = ", ".join(f"{key} {need:g}" for key, need in lacking.items())
-        has = ", ".join(f"{key} {there.get(key, 0.0):g}" for key in lacking)
-        return f"the hosts of this run need {needs}; the Ray there has {has}{kind}"
+        has = ", ".join(f"{key} {free.get(key, 0.0):g} free of {total.get(key, 0.0):g}" for key in lacking)
+        return f"the hosts of this run need {needs}; the Ray there has {has}"
 
     def _apart(self) -> str:
         return (
@@ -168,7 +169,7 @@ class RaySupervisor(HostSupervisor[HostInActor]):
 
     @property
     def _why_late(self) -> str:
-        return self._lacking(self._cluster.free(), " free") or "its actor is still at it"
+        return self._lacking(self._cluster.free()) or "its actor is still at it"
 
     def _end(self, grace_s: float) -> None:
         """Stop hosts, let actors end by themselves (ray.kill runs no atexit), kill what is left."""

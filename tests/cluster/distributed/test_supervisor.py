@@ -14,6 +14,7 @@ from pimserve.cluster.base.supervisor import Patience
 from pimserve.cluster.distributed.hosts.host_supervisor import HostLostError
 from pimserve.cluster.distributed.hosts.hosting import HostSpec
 from pimserve.cluster.distributed.hosts.process_supervisor import ProcessSupervisor
+from pimserve.cluster.distributed.hosts.ray_cluster import RayCluster
 from pimserve.cluster.distributed.hosts.ray_supervisor import RaySupervisor
 from pimserve.errors import InputError, PimserveError
 
@@ -211,17 +212,25 @@ class TestPlacement:
             assert say(hosts.replace("a1", 0).address) == b"hello"
         assert eventually(lambda: own_ray.free().get("duplex", 0) == 4)
 
-    def test_more_than_there_is(self, own_ray):
-        wanted = RaySupervisor(own_ray, "large", [spec("a", {"duplex": 3}), spec("b", {"duplex": 2, "aimc": 1})])
-        with pytest.raises(InputError, match=r"^--on: .* need duplex 5, aimc 1; the Ray there has duplex 4, aimc 0$"):
-            wanted.__enter__()
+    @pytest.mark.parametrize("ours", [True, False])
+    @pytest.mark.parametrize("bundle", [0, None])
+    def test_more_than_there_is(self, own_ray, ours, bundle):
+        cluster = own_ray if ours else RayCluster(own_ray.address)
+        specs = [spec("a", {"duplex": 3}, bundle), spec("b", {"duplex": 2, "aimc": 1}, bundle)]
+        with RaySupervisor(own_ray, "first", [spec(resources={"duplex": 1})]):
+            assert eventually(lambda: own_ray.free().get("duplex") == 3)
+            began = time.monotonic()
+            message = r"^--on: .* need duplex 5, aimc 1; the Ray there has duplex 3 free of 4, aimc 0 free of 0$"
+            with pytest.raises(InputError, match=message):
+                RaySupervisor(cluster, "large", specs).__enter__()
+            assert time.monotonic() - began < 2.0
 
     @pytest.mark.parametrize("bundle", [0, None])
     def test_what_another_run_holds_is_waited_for_and_missed(self, own_ray, bundle):
         short = Patience(start_s=1.0, each_s=0.0)
         with RaySupervisor(own_ray, "first", [spec(resources={"duplex": 3})]):
             second = RaySupervisor(own_ray, "second", [spec(resources={"duplex": 2}, bundle=bundle)], patience=short)
-            with pytest.raises(PimserveError, match=r"need duplex 2; the Ray there has duplex 1 free"):
+            with pytest.raises(PimserveError, match=r"need duplex 2; the Ray there has duplex 1 free of 4"):
                 second.__enter__()
         time.sleep(0.5)  # in which a reservation that was left behind would be granted
         assert eventually(lambda: own_ray.free().get("duplex") == 4)
