@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import IO, Any
 
 from pimserve.errors import InputError
 
+LOG = logging.getLogger(__name__)
 PRIVATE = 0o600  # no other user reads it
 _PUBLIC = 0o666  # but for what the umask takes away
 _RESULTS = {"summary.json", "scenario.yaml", "requests.npy", "steps.npy", "commands.jsonl"}
@@ -73,6 +76,13 @@ def remove_drafts(folder: Path) -> None:
     """Remove what killed processes were writing into a folder; only for the one who has it for itself."""
     for file in folder.glob(".*.new"):
         file.unlink(missing_ok=True)
+
+
+def warn_unless_private(path: Path) -> None:
+    """Warn of a file with secrets that other users may read or write."""
+    status = path.stat()
+    if stat.S_ISREG(status.st_mode) and (mode := stat.S_IMODE(status.st_mode)) & 0o077:
+        LOG.warning("%s is open to other users (mode %04o): chmod 600 makes it private", path, mode)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from pimserve.cluster.base.files import PRIVATE, warn_unless_private
 from pimserve.errors import InputError
 
 State = Literal["queued", "running", "paused", "finished", "failed", "cancelled"]
@@ -87,7 +88,7 @@ _BOOLEANS = ("start_paused", "cancelled")
 
 
 class Registry:
-    """The file; usable from any thread, by one server.
+    """The file, made for its user only; usable from any thread, by one server. Warns if other users may read it.
 
     Raises:
         InputError: it cannot be opened, or another pimserve wrote it.
@@ -97,6 +98,8 @@ class Registry:
         self._lock = threading.Lock()
         self._path = path
         try:
+            path.touch(PRIVATE)  # SQLite gives its files beside it the same permissions
+            warn_unless_private(path)
             # Transactions are begun here and end with the block, so that each is a whole.
             self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._connection.row_factory = sqlite3.Row
@@ -107,8 +110,9 @@ class Registry:
             self._connection.execute("PRAGMA journal_mode = WAL")
             if version == 0:
                 self._connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
-        except sqlite3.Error as error:
-            raise InputError(str(path), f"cannot be used as a registry: {error}") from None
+        except (sqlite3.Error, OSError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            raise InputError(str(path), f"cannot be used as a registry: {why}") from None
 
     def close(self) -> None:
         """Close the file."""

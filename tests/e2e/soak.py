@@ -90,6 +90,7 @@ def main() -> None:
         data = Path(scratch) / "data"
         token = Path(scratch) / "token"
         token.write_text(TOKEN)
+        token.chmod(0o600)
         command = [
             PIMSERVE,
             "serve",

@@ -35,6 +35,7 @@ def total(samples, name, **labels):
 def test_a_paced_run_is_scraped_and_ends_as_its_summary_says(tmp_path):
     token = tmp_path / "token"
     token.write_text("a-token-of-some-length\n")
+    token.chmod(0o600)
     options = ("--speed", "6x", "--metrics", "127.0.0.1:0", "--metrics-linger", "600", "--metrics-token-file", token)
     command = [PIMSERVE, "run", *SCENARIO, "--out", tmp_path / "watched", *options, "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:

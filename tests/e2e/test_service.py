@@ -186,8 +186,13 @@ def test_mistakes_are_one_clear_line(service):
 def test_a_token_keeps_strangers_out(service):
     token = service.folder / "token"
     token.write_text("correct-horse-battery\n")
+    token.chmod(0o644)
     service.start("--token-file", str(token))
-    assert service.ok("list", "--json", "--token-file", token) == "[]\n"
+    listed = service.run("list", "--json", "--token-file", token)
+    assert listed.stdout == "[]\n"
+    assert listed.stderr == f"{token} is open to other users (mode 0644): chmod 600 makes it private\n"
+    token.chmod(0o600)
+    assert service.run("list", "--json", "--token-file", token).stderr == ""
     assert service.run("list", PIMSERVE_TOKEN="correct-horse-battery").returncode == 0
     wrong = service.run("list", PIMSERVE_TOKEN="wrong-horse-battery")
     assert (wrong.returncode, wrong.stderr) == (

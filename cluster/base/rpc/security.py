@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 import grpc
 
+from pimserve.cluster.base.files import warn_unless_private
 from pimserve.errors import InputError, shortened
 
 TOKEN_ENV = "PIMSERVE_TOKEN"
@@ -42,7 +43,7 @@ class TokenGuard(grpc.ServerInterceptor):
     """
 
     def __init__(self, token: str) -> None:
-        self._expected = f"Bearer {token}".encode()
+        self._token = token
 
     def intercept_service(
         self, continuation: Callable[[_Details], _Handler | None], handler_call_details: _Details
@@ -53,9 +54,15 @@ class TokenGuard(grpc.ServerInterceptor):
             return handler
         given = [value for key, value in handler_call_details.invocation_metadata if key == "authorization"]
         first = given[0] if given else b""
-        if hmac.compare_digest(first.encode() if isinstance(first, str) else first, self._expected):
+        if bears(first.encode() if isinstance(first, str) else first, self._token):
             return handler
         return _refusing(handler, "wrong token" if given else "this server asks for a token")
+
+
+def bears(authorization: bytes, token: str) -> bool:
+    """Whether an `authorization` header carries a token; its scheme is written in any case (RFC 9110, 11.1)."""
+    scheme, _, given = authorization.partition(b" ")
+    return hmac.compare_digest(given.lstrip(b" "), token.encode()) and scheme.lower() == b"bearer"
 
 
 def bearer(token: str | None) -> tuple[tuple[str, str], ...]:
@@ -76,12 +83,16 @@ def read_token(file: Path | None) -> str | None:
 
 
 def token_of(file: Path | None) -> str | None:
-    """The token of a file; None without one.
+    """The token of a file; None without one. Warns of a file that other users may read.
 
     Raises:
         InputError: it cannot be read, or is none.
     """
-    return None if file is None else _checked(_read(file).decode("utf-8", "replace").strip(), str(file))
+    if file is None:
+        return None
+    token = _checked(_read(file).decode("utf-8", "replace").strip(), str(file))
+    warn_unless_private(file)
+    return token
 
 
 def _checked(token: str, where: str) -> str:

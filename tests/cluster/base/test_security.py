@@ -5,12 +5,15 @@ import trustme
 
 from pimserve.cluster.base.rpc.security import (
     TlsFiles,
+    bears,
     channel_credentials,
     check_listen,
     read_token,
     server_credentials,
 )
 from pimserve.errors import InputError
+
+TOKEN = "0123456789abcdef"
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:50051", "127.8.8.8:0", "localhost:1", "[::1]:50051"])
@@ -41,6 +44,45 @@ def test_tokens_come_from_a_file_or_from_the_environment(tmp_path, monkeypatch):
     assert read_token(file) == "0123456789abcdef"
     monkeypatch.delenv("PIMSERVE_TOKEN")
     assert read_token(None) is None
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o644, 0o666])
+def test_a_token_file_that_others_may_read_or_write_is_told_of(tmp_path, caplog, mode):
+    file = tmp_path / "token"
+    file.write_text(TOKEN)
+    file.chmod(mode)
+    assert read_token(file) == TOKEN
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{file} is open to other users (mode {mode:04o}): chmod 600 makes it private"
+    ]
+
+
+@pytest.mark.parametrize("mode", [0o400, 0o600, 0o700])
+def test_a_private_token_file_is_not(tmp_path, caplog, mode):
+    file = tmp_path / "token"
+    file.write_text(TOKEN)
+    file.chmod(mode)
+    assert read_token(file) == TOKEN
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER", "bEaReR"])
+def test_the_scheme_of_a_token_is_written_in_any_case(scheme):
+    assert bears(f"{scheme} {TOKEN}".encode(), TOKEN)
+    assert bears(f"{scheme}  {TOKEN}".encode(), TOKEN)
+    for wrong in (
+        f"{scheme} {TOKEN}x",
+        f"{scheme} {TOKEN.upper()}",
+        f"{scheme}{TOKEN}",
+        f"{scheme} ",
+        f"x{scheme} {TOKEN}",
+    ):
+        assert not bears(wrong.encode(), TOKEN)
+
+
+@pytest.mark.parametrize("header", ["", TOKEN, f" {TOKEN}", f"Basic {TOKEN}", f"Bearer\t{TOKEN}", "Bearer é"])
+def test_what_carries_no_token(header):
+    assert not bears(header.encode(), TOKEN)
 
 
 @pytest.mark.parametrize("text", ["", "short", "has a blank in the middle", "ümläute sind nicht erlaubt"])

@@ -197,7 +197,7 @@ def test_no_runs_are_no_error():
 
 def test_a_token_is_asked_for():
     with exposing(EndpointOptions(LOCAL, TOKEN), list) as address:
-        assert get(address, Authorization=f"Bearer {TOKEN}") == ""
+        assert get(address, Authorization=f"Bearer {TOKEN}") == get(address, Authorization=f"bearer {TOKEN}") == ""
         assert get(address, "/-/healthy") == "healthy\n"
         for headers in (
             {},

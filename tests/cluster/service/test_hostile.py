@@ -205,6 +205,14 @@ def test_no_method_is_open_to_strangers(client, channel, method, metadata):
     assert status(channel, path, data, stream=stream, metadata=metadata) is grpc.StatusCode.UNAUTHENTICATED
 
 
+def test_the_scheme_of_the_token_may_be_written_in_any_case(client, channel):
+    path, kind, stream = next(method for method in EVERY_METHOD if method[0].endswith("/List"))
+    data = kind().SerializeToString()
+    for scheme in ("Bearer", "bearer", "BEARER"):
+        given = (("authorization", f"{scheme} {TOKEN}"),)
+        assert status(channel, path, data, stream=stream, metadata=given) is grpc.StatusCode.OK
+
+
 def test_reflection_is_not_open_to_strangers_either(client, channel):
     call = channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
     with pytest.raises(grpc.RpcError) as caught:

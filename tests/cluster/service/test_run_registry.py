@@ -1,6 +1,8 @@
 """The registry: what goes in comes out, also after a crash; states only go forward."""
 
+import os
 import sqlite3
+import stat
 import threading
 
 import pytest
@@ -84,10 +86,40 @@ def test_it_is_there_again(tmp_path):
     second.close()
 
 
+def test_the_file_and_those_beside_it_are_for_their_user_only(tmp_path, caplog):
+    before = os.umask(0)
+    try:
+        registry = Registry(tmp_path / "registry.sqlite3")
+        add(registry, "a")
+        files = list(tmp_path.iterdir())
+        assert len(files) == 3  # with the write-ahead log and its index
+        assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
+        registry.close()
+    finally:
+        os.umask(before)
+    assert not caplog.records
+
+
+def test_a_file_that_others_may_read_is_told_of_and_used(tmp_path, caplog):
+    file = tmp_path / "registry.sqlite3"
+    first = Registry(file)
+    add(first, "a")
+    first.close()
+    file.chmod(0o644)
+    second = Registry(file)
+    assert second.get("a").name == "name-a"
+    second.close()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{file} is open to other users (mode 0644): chmod 600 makes it private"
+    ]
+
+
 def test_other_files_are_refused(tmp_path):
     (tmp_path / "text").write_text("not a database, but long enough to be looked at " * 100)
     with pytest.raises(InputError, match="cannot be used as a registry"):
         Registry(tmp_path / "text")
+    with pytest.raises(InputError, match="cannot be used as a registry: No such file or directory"):
+        Registry(tmp_path / "none" / "registry")
     other = sqlite3.connect(tmp_path / "newer")
     other.execute("PRAGMA user_version = 99")
     other.close()
