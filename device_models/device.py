@@ -165,15 +165,15 @@ class Fitted:
     """One copy of a model on the devices of a replica.
 
     `plan` lacks the collectives, which the links cost. `kv_capacity_tokens` are what layers that see the whole context
-    can keep, if windows take nothing, `kv_memory_tokens` if there were nothing but weights beside them either (None: no
-    more); `kv_groups` says how windowed ones share the memory. `reserved_bytes_per_device`
+    can keep, if windows take nothing, `kv_memory_tokens` if there were nothing but weights beside them either (None:
+    not said); `kv_groups` says how windowed ones share the memory. `reserved_bytes_per_device`
     hold neither weights nor KV cache. `facts` goes into the summary as it is; `warnings` are sentences that belong with
     every result. `parallelism` says how the devices share the model, where that is not the demand's split; None: it is.
     `precision` is what they really hold; None: the model's data types. `costs` says which setting the plan is of, and
     `collective_kernels` what the links between its devices reach, where that was measured. `traffic` is what passes
     between devices beside the collectives, and `point_to_point` works out from which to which; None: collectives are
     all that passes. `roofs` are those of its units; empty: one, of the memory and the 16-bit peak of the key figures.
-    `expert_decision` is the demand's where that makes a difference to the plan, else "exact".
+    `expert_decision` is the demand's where that makes a difference to the plan, else "exact"; None: not said.
     """
 
     plan: CostPlan
@@ -192,7 +192,7 @@ class Fitted:
     roofs: tuple[Roof, ...] = ()
     kv_groups: KvGroups = NO_WINDOWS
     kv_memory_tokens: int | None = None
-    expert_decision: ExpertDecision = "exact"
+    expert_decision: ExpertDecision | None = None
 
 
 class Device(Protocol):
@@ -315,4 +315,5 @@ class OperatorDevice:
             roofs=roofs,
             kv_groups=KvGroups.of(model),
             kv_memory_tokens=int((self.memory_bytes - weights) / per_token) * split.data,
+            expert_decision="exact",
         )

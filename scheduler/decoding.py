@@ -123,14 +123,14 @@ class Decoding:
             "_decodes": self.count,
             "_context": self.context,
             "finish_heap": self._finish_steps,
-            "crossings": self._crossings * 2,  # as checkpoints have them
+            "crossings": self._crossings,
         }
 
     def restore(self, state: dict[str, Any], step: int, held: Mapping[int, int]) -> None:
         """Go on from `state` before `step`; `running` is as it was then, and decoding requests hold so many tokens."""
         self.count, self.context = state["_decodes"], state["_context"]
         self._finish_steps = [(step, request) for step, request in state["finish_heap"]]
-        self._crossings = state["crossings"][: self._block_size]
+        self._crossings = list(state["crossings"])
         self._per_cycle = sum(self._crossings)
         self._filling = [
             (step + self._window_tokens - tokens, self._running[request], request)

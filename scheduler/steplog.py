@@ -169,7 +169,7 @@ class StepLog(CostTotals):
         try:
             self._rows += _ROW.pack(*row)
         except struct.error as error:
-            raise OverflowError from error
+            raise OverflowError("a span of steps does not fit 64 bit") from error
         self._pending_steps += row[_STEPS_COLUMN]
         if self._pending_steps > _STEPS_PER_FLUSH or len(self._rows) >= self._bytes_per_flush:
             self.flush()

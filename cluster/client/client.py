@@ -51,12 +51,16 @@ class _Method(Generic[Parameters, Answer]):
         def method(self: Any, /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Any:  # noqa: ANN401
             return self._do(make(*args, **kwargs))
 
+        async def coroutine(self: Any, /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Any:  # noqa: ANN401
+            return await self._do(make(*args, **kwargs))
+
         # So that help shows a method with the name, arguments and text of its call.
-        method.__name__, method.__doc__ = make.__name__, make.__doc__
         own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
         signature = inspect.Signature([own, *inspect.signature(make).parameters.values()])
-        method.__signature__ = signature  # type: ignore[attr-defined]
-        self._method = method
+        functions: tuple[Any, Any] = method, coroutine
+        for function in functions:
+            function.__name__, function.__doc__, function.__signature__ = make.__name__, make.__doc__, signature
+        self._method, self._coroutine = method, coroutine
 
     @overload
     def __get__(self, client: Client, kind: type[Client]) -> Callable[Parameters, Answer]: ...
@@ -67,7 +71,7 @@ class _Method(Generic[Parameters, Answer]):
     ) -> Callable[Parameters, Coroutine[Any, Any, Answer]]: ...
 
     def __get__(self, client: Any, kind: type) -> Any:
-        return self._method.__get__(client, kind)
+        return (self._coroutine if issubclass(kind, AsyncClient) else self._method).__get__(client, kind)
 
 
 class _Base:

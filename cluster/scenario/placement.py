@@ -128,7 +128,7 @@ def _replica(device: Device, interconnect: Interconnect, demand: Demand, fitted:
         warnings = (*warnings, "links between nodes are ideal")
     if fitted.collective_kernels is not None:
         warnings += beyond_measured(fitted.collectives, demand.split, fitted.collective_kernels)
-    if demand.expert_decision != fitted.expert_decision:
+    if fitted.expert_decision not in {None, demand.expert_decision}:
         warnings = (
             *warnings,
             f"costs.expert_decision: {demand.expert_decision} changes nothing: {device.spec.name} does not divide "
@@ -157,7 +157,10 @@ def _kv_cache(device: Device, demand: Demand, fitted: Fitted, spec: SchedulerSpe
     if spec.kv_blocks is None:
         return None, fitted.kv_capacity_tokens
     size, groups = spec.block_size, fitted.kv_groups
-    most = groups.pool_blocks(fitted.kv_memory_tokens or fitted.kv_capacity_tokens, size) // demand.split.data
+    tokens = fitted.kv_memory_tokens
+    if tokens is None:
+        tokens = device.fit(replace(demand, memory_utilization=1.0, reserve_gb=0.0)).kv_capacity_tokens
+    most = groups.pool_blocks(tokens, size) // demand.split.data
     if spec.kv_blocks > most:
         raise InputError(
             "scheduler.kv_blocks",

@@ -149,6 +149,7 @@ class Simulations(simulation_pb2_grpc.SimulationServiceServicer):
         link = self._queue.link(request.run_id)
         answer = getattr(link.simulation, method)(request, timeout=remaining_s(context), metadata=link.metadata)
         link.changed()
+        link.wait_for_news()  # so that who asks next is not told of a time before
         self._queue.hold(request.run_id, held=method == "Pause")
         return answer
 

@@ -61,6 +61,7 @@ class WorkerLink:
         self._channel: grpc.Channel | None = None
         self._latest: worker_pb2.FollowResponse | None = None
         self._changed_s = -math.inf
+        self._heard = threading.Condition()
         self._layout: Layout | None = None
         self._follower: threading.Thread | None = None
         self.simulation: simulation_pb2_grpc.SimulationServiceStub | None = None
@@ -101,6 +102,11 @@ class WorkerLink:
     def changed(self) -> None:
         """The run was held or changed just now, as the worker has answered."""
         self._changed_s = time.monotonic()
+
+    def wait_for_news(self) -> None:
+        """Wait until the run has told of itself as it is since the change, if it does soon."""
+        with self._heard:
+            self._heard.wait_for(lambda: self._latest and self._latest.taken_s >= self._changed_s, _LAST_NEWS_S)
 
     def end(self) -> None:
         """Have the run ended; if it does not follow, its process."""
@@ -166,6 +172,8 @@ class WorkerLink:
                 self._latest = news
                 self._take_metrics(news)
                 self._on_progress(news.progress)
+                with self._heard:
+                    self._heard.notify_all()
         except (grpc.RpcError, ValueError):  # gone, or the channel was closed
             return
 

@@ -66,13 +66,15 @@ class WorkerSupervisor(Supervisor[WorkerLink]):
         """Runs whose worker has ended since the last call, and its exit code."""
         ended = self.ended()
         for run_id in ended:
-            link = self.children.pop(run_id)
+            link = self.children[run_id]
             link.take_last_news()
-            link.close()
+            self._last_metrics.pop(run_id, None)  # the newest are the last
             if link.metrics is not None:
                 self._last_metrics[run_id] = time.monotonic() + _METRICS_KEPT_S, link.metrics
                 if len(self._last_metrics) > _MOST_KEPT:
                     del self._last_metrics[next(iter(self._last_metrics))]
+            del self.children[run_id]  # only now: who asks for metrics meanwhile finds them
+            link.close()
         return ended
 
     def restart(self, run_id: str) -> None:

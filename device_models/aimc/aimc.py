@@ -91,6 +91,7 @@ class Aimc:
             collectives=(),
             kv_capacity_tokens=kv_capacity,
             kv_memory_tokens=kv_memory,
+            expert_decision="exact",
             kv_groups=KvGroups.of(model),
             weight_bytes_per_device=0.0,
             reserved_bytes_per_device=(demand.reserve_gb or 0.0) * 1e9,

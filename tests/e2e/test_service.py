@@ -63,7 +63,7 @@ class Service:
         return (self.folder / "server.log").read_text()
 
     def run(self, *arguments, **env):
-        return pimserve(self.folder, *arguments, PIMSERVE_SERVER=self.address, **env)
+        return pimserve(self.folder, *arguments, **{"PIMSERVE_SERVER": self.address, **env})
 
     def ok(self, *arguments):
         done = self.run(*arguments)

@@ -208,8 +208,8 @@ class DeviceDriver:
     @property
     def sent(self) -> tuple[int, int]:
         """Batches and steps that were sent to hosts that are there now, and their bytes."""
-        wires = self._connections.values()
-        return sum(connection.messages for connection in wires), sum(connection.bytes for connection in wires)
+        connections = self._connections.values()
+        return sum(one.messages for one in connections), sum(one.bytes for one in connections)
 
     def ledgers(self) -> list[DeviceLedger]:
         """Ledgers of all devices, by replica and device, of all steps that hosts have digested."""

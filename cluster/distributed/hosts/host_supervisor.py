@@ -34,8 +34,8 @@ HostType = TypeVar("HostType", bound=HostChild)
 class HostSupervisor(Supervisor[HostType]):
     """Starts the hosts of a run and keeps the registry name -> `Endpoint`. Used as a context manager.
 
-    Whoever gets UNAVAILABLE from a host, or finds its name in `dead()`, calls `replace` with the generation that it
-    talked to, and goes on with the endpoint that it gets. Address and process are new, and what the old host knew is
+    Whoever gets UNAVAILABLE from a host calls `replace` with the generation that it talked to, and goes on with the
+    endpoint that it gets. Address and process are new, and what the old host knew is
     gone; when the new one has been told all of it, `caught_up` is called. All methods but entry and exit may be called
     from several threads.
 
@@ -83,10 +83,6 @@ class HostSupervisor(Supervisor[HostType]):
     def endpoints(self) -> dict[str, Endpoint]:
         """Where all hosts are now."""
         return dict(self._endpoints)
-
-    def dead(self) -> list[str]:
-        """Hosts that are known to have ended."""
-        return list(self.ended())
 
     def replace(self, name: str, generation: int) -> Endpoint:
         """End the host and start another in its place, unless that has been done since `generation`.

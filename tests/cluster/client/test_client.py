@@ -1,6 +1,7 @@
 """The Python client, both kinds, over TLS and without; and what it says when it cannot be answered."""
 
 import asyncio
+import inspect
 import socket
 import sys
 from dataclasses import replace
@@ -38,6 +39,10 @@ def test_the_asynchronous_client_does_the_same(client):
             assert (await mine.validate("")).model == "mixtral-8x7b"
             with pytest.raises(ServiceError, match="no run 'ffff' here"):
                 await mine.get("ffff")
+            assert inspect.iscoroutinefunction(AsyncClient.get)
+            refused_later = mine.launch("x" * 10**7)  # raises where it is awaited, not here
+            with pytest.raises(ServiceError):
+                await refused_later
             watching = mine.watch(run.id, 0.05)
             seen = [await anext(watching)]
             await mine.cancel(run.id)

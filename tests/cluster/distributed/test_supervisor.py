@@ -50,7 +50,7 @@ def test_hosts_are_found_by_name(supervise):
         assert len({each.pid for each in found.values()} | {os.getpid()}) == 4
         assert {each.generation for each in found.values()} == {0}
         assert all(each.address.startswith("127.0.0.1:") for each in found.values())
-        assert hosts.dead() == []
+        assert hosts.ended() == {}
     assert eventually(lambda: not any(running(each.pid) for each in found.values()))
 
 
@@ -58,13 +58,13 @@ def test_a_dead_host_is_replaced(supervise):
     with supervise([spec("a", greeting="a:"), spec("b", greeting="b:")]) as hosts:
         before = hosts.endpoints()
         os.kill(before["a"].pid, signal.SIGKILL)
-        assert eventually(lambda: hosts.dead() == ["a"])
+        assert eventually(lambda: list(hosts.ended()) == ["a"])
         now = hosts.replace("a", 0)
         assert hosts.endpoints() == {"a": now, "b": before["b"]}
         assert (now.generation, say(now.address)) == (1, b"a:hello")
         assert now.address != before["a"].address
         assert now.pid != before["a"].pid
-        assert hosts.dead() == []
+        assert hosts.ended() == {}
         [(name, seconds)] = hosts.recoveries
         assert name == "a"
         assert 0 < seconds < 60
