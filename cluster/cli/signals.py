@@ -13,11 +13,13 @@ import typer
 from pimserve.errors import Terminated
 
 _given = 0
-"""How often Ctrl-C was given to this process."""
+"""How often Ctrl-C was given to this command."""
 
 
 def handle_signals() -> None:
     """Let Ctrl-C, SIGTERM and SIGHUP end the command so that it leaves nothing behind."""
+    global _given  # noqa: PLW0603 signals are the process's own
+    _given = 0
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else whoever started us has it ignored
         signal.signal(signal.SIGINT, _interrupt)
     for name in ("SIGTERM", "SIGHUP"):
