@@ -50,8 +50,8 @@ def of_percentile(samples: FloatArray, percent: float) -> float | None:
         return None
     tail = min(percent, 100 - percent) / 100
     batches = _MOST if len(samples) * tail >= _MOST else _LEAST
-    found = np.array([nearest_rank(part, percent) for part in np.array_split(samples, batches)])
-    return _half_width(found - nearest_rank(samples, percent))
+    estimates = np.array([nearest_rank(part, percent) for part in np.array_split(samples, batches)])
+    return _half_width(estimates - nearest_rank(samples, percent))
 
 
 def of_ratio(above: list[FloatArray], below: list[FloatArray]) -> float | None:

@@ -42,9 +42,9 @@ class DurationHistogram:
         bits = np.maximum(duration_fs, 1 << _LOWEST).astype(np.float64).view(np.int64)
         bucket = (bits >> _SHIFT) - _FIRST
         low = int(bucket.min())
-        found = np.bincount(bucket - low, weights=weight).astype(np.int64)
-        self._counts[low : low + len(found)] += found
-        self._low, self._high = min(self._low, low), max(self._high, low + len(found))
+        counts = np.bincount(bucket - low, weights=weight).astype(np.int64)
+        self._counts[low : low + len(counts)] += counts
+        self._low, self._high = min(self._low, low), max(self._high, low + len(counts))
         self._sum_fs += exact_sum(duration_fs) if weight is None else exact_dot(duration_fs, weight)
 
     @classmethod

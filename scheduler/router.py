@@ -66,14 +66,14 @@ class PluginRouter:
     def pick(self, outstanding: Sequence[int]) -> int:
         """What it picks, if that is a replica."""
         with self._named("failed to pick a replica"):
-            found = self._router.pick(tuple(outstanding))
+            picked = self._router.pick(tuple(outstanding))
         try:
-            chosen = -1 if isinstance(found, bool) else index(found)
+            chosen = -1 if isinstance(picked, bool) else index(picked)
         except TypeError:
             chosen = -1
         if not 0 <= chosen < len(outstanding):
             allowed = f"a whole number from 0 to {len(outstanding) - 1}, one of the replicas it was shown, is needed"
-            raise InputError(_WHERE, f"{self._name} picked {shortened(repr(found))}; {allowed}")
+            raise InputError(_WHERE, f"{self._name} picked {shortened(repr(picked))}; {allowed}")
         return chosen
 
     def state(self) -> object:

@@ -45,10 +45,10 @@ class MeasuredWindow:
             requests: their numbers, (n,).
         """
         arrival = columns["arrival_ps"][requests]
-        found = (arrival >= -(-self.start_fs // FS_PER_PS)) & (arrival < self._end_ps)
+        inside = (arrival >= -(-self.start_fs // FS_PER_PS)) & (arrival < self._end_ps)
         if self.closed and self.start_fs > 0:
-            found &= arrival < _last_sent_ps(columns)[columns["replica"][requests]]
-        return np.asarray(found)
+            inside &= arrival < _last_sent_ps(columns)[columns["replica"][requests]]
+        return np.asarray(inside)
 
     def of_steps_fs(self, columns: Columns, replica: int) -> tuple[int, int]:
         """When steps of a replica must end to count, [start, end), fs; `columns` as at the end of the run."""

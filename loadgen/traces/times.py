@@ -86,8 +86,8 @@ def _read_dates(stamps: Stamps) -> Times | None:
     text: NDArray[np.str_] = np.char.strip(stamps).astype(str)
     for mark, offset in (("Z", ""), ("+", "00:00")):  # other zones are read one by one
         parts: Any = np.char.partition(text, mark)
-        text, found, zone = parts.T
-        if np.any(zone[found != ""] != offset):
+        text, marked, zone = parts.T
+        if np.any(zone[marked != ""] != offset):
             return None
     size = np.char.str_len(text)
     if size.min() < 19 or size.max() > 29 or not np.all((text >= "1700") & (text < "2200")):

@@ -18,6 +18,7 @@ from pimserve.errors import InputError, shortened
 
 TOKEN_ENV = "PIMSERVE_TOKEN"
 _OPEN = "/grpc.health.v1.Health/"  # those who ask whether a server is well often cannot have a token
+_HOST = "pimserve-host"
 _LEAST_TOKEN = 16  # characters
 _Details = grpc.HandlerCallDetails
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # not a generic type at run time
@@ -56,7 +57,29 @@ class TokenGuard(grpc.ServerInterceptor):
         first = given[0] if given else b""
         if bears(first.encode() if isinstance(first, str) else first, self._token):
             return handler
-        return _refusing(handler, "wrong token" if given else "this server asks for a token")
+        message = "wrong token" if given else "this server asks for a token"
+        return _refusing(handler, grpc.StatusCode.UNAUTHENTICATED, message)
+
+
+class HostGuard(grpc.ServerInterceptor):
+    """Refuses calls that are for another host: one that died, and whose port this one was given.
+
+    Args:
+        name: of this host. Calls may say in the metadata `pimserve-host` which one they are for.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def intercept_service(
+        self, continuation: Callable[[_Details], _Handler | None], handler_call_details: _Details
+    ) -> _Handler | None:
+        """The method, or one that refuses."""
+        handler = continuation(handler_call_details)
+        wanted = [value for key, value in handler_call_details.invocation_metadata if key == _HOST]
+        if handler is None or not wanted or wanted[0] == self._name:
+            return handler
+        return _refusing(handler, grpc.StatusCode.UNAVAILABLE, f"this is host {self._name} now")
 
 
 def bears(authorization: bytes, token: str) -> bool:
@@ -68,6 +91,11 @@ def bears(authorization: bytes, token: str) -> bool:
 def bearer(token: str | None) -> tuple[tuple[str, str], ...]:
     """The metadata that carries a token."""
     return (("authorization", f"Bearer {token}"),) if token else ()
+
+
+def for_host(name: str, token: str | None) -> tuple[tuple[str, str], ...]:
+    """The metadata of calls to that host of a run."""
+    return (*bearer(token), (_HOST, name))
 
 
 def read_token(file: Path | None) -> str | None:
@@ -167,9 +195,9 @@ def _loopback(host: str) -> bool:
         return host == "localhost"  # other names may be anywhere
 
 
-def _refusing(handler: _Handler, message: str) -> _Handler:
+def _refusing(handler: _Handler, code: grpc.StatusCode, message: str) -> _Handler:
     def refuse(_request: object, context: grpc.ServicerContext) -> object:
-        context.abort(grpc.StatusCode.UNAUTHENTICATED, message)
+        context.abort(code, message)
         raise AssertionError("abort raises")
 
     if handler.request_streaming:  # which must be answered before the first request

@@ -11,6 +11,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[i
 
 from pimserve import __version__
 from pimserve.cluster.base.rpc.channels import MAX_MESSAGE_BYTES, make_server
+from pimserve.cluster.base.rpc.security import HostGuard
 from pimserve.cluster.base.rpc.statuses import WrongStateError
 from pimserve.cluster.base.wire import to_table
 from pimserve.cluster.distributed.devices.exchange import (
@@ -49,7 +50,7 @@ class DeviceHost:
     def __init__(self, name: str, token: str = "", peer_timeout_s: float = 10.0) -> None:
         self._service = _Service(name, token, peer_timeout_s)
         self._health = health.HealthServicer()
-        self._server = make_server(_THREADS, token)
+        self._server = make_server(_THREADS, token, [HostGuard(name)])
         add_DeviceServiceServicer_to_server(self._service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
 

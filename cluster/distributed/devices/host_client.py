@@ -11,7 +11,7 @@ import grpc
 
 from pimserve.cluster.base.rpc.channels import process_channel
 from pimserve.cluster.base.rpc.request_stream import RequestStream
-from pimserve.cluster.base.rpc.security import bearer
+from pimserve.cluster.base.rpc.security import for_host
 from pimserve.cluster.base.rpc.statuses import HostUnavailableError, errors_of, host_error
 from pimserve.errors import PimserveError
 from pimserve.v1 import device_pb2 as pb
@@ -34,7 +34,7 @@ class Connection:
     def __init__(self, name: str, address: str, token: str, deadline_s: float = DEADLINE_S) -> None:
         self.name = name
         self.address = address
-        self.metadata = bearer(token)
+        self.metadata = for_host(name, token)
         self.channel = process_channel(address)
         self.stub = DeviceServiceStub(self.channel)
         self._deadline_s = deadline_s

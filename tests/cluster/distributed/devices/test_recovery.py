@@ -33,9 +33,9 @@ class Crew:
         for number in range(count):
             self.start(f"host-{number}")
 
-    def start(self, name: str) -> str:
+    def start(self, name: str, listen: str = "127.0.0.1:0") -> str:
         self.hosts[name] = DeviceHost(name, peer_timeout_s=5)
-        self.addresses[name] = f"127.0.0.1:{self.hosts[name].start()}"
+        self.addresses[name] = f"127.0.0.1:{self.hosts[name].start(listen)}"
         return self.addresses[name]
 
     def kill(self, name: str) -> None:
@@ -109,6 +109,28 @@ def test_replaced_hosts_know_what_the_old_ones_knew(
 
         found = drive(link, blocks, 5, disturb, there)
         check_against_logs(served, found[0])
+        link.close()
+    assert found == expected
+
+
+def test_a_host_may_get_the_port_of_another_that_died() -> None:
+    served = run("tp")
+    blocks = list(served.chunks(10))
+    with linked(served, 3) as link:
+        expected = drive(link, blocks, 5)
+    with crew(3) as there:
+        link = link_to(served, there.addresses)
+
+        def swap(number: int) -> None:
+            if number == 3:
+                there.kill("host-0")
+                there.kill("host-2")
+                address = there.start("host-0", there.addresses["host-2"])
+                with pytest.raises(HostUnavailableError, match="this is host host-0 now") as caught:
+                    link.replace("host-0", address)
+                assert caught.value.hosts == ("host-2",)
+
+        found = drive(link, blocks, 5, swap, there)
         link.close()
     assert found == expected
 
