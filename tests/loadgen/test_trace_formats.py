@@ -276,3 +276,9 @@ def test_a_clock_that_may_be_in_milliseconds_is_doubted(tmp_path: Path) -> None:
     for known in ({"columns": {"arrival_ms": "arrival_s"}}, {"time_scale": 0.1}, {"target_rate_per_s": 0.001}):
         assert replayed(tmp_path, times, **known) == ()
     assert replayed(tmp_path, times[:20]) == replayed(tmp_path, [str(99 * i) for i in range(30)]) == ()
+
+
+def test_a_trace_has_a_path_of_one_character_at_least() -> None:
+    assert TraceSpec.model_validate({"format": "csv", "path": "t"}).path == "t"
+    with pytest.raises(ValueError, match="at least 1 character"):
+        TraceSpec.model_validate({"format": "csv", "path": ""})
