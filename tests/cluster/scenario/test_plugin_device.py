@@ -93,3 +93,22 @@ def test_one_that_does_not_load_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     registered(monkeypatch, "no_such_package:Abacus")
     with pytest.raises(InputError, match="'abacus' of no_such_package:Abacus does not load: No module named"):
         load_scenario(None, [*OVERRIDES, DEVICE]).load_device()
+
+
+class Shelf(Abacus):
+    """Says what its KV cache holds, and not what it would hold with nothing but weights beside it."""
+
+    def fit(self, demand: Demand) -> Fitted:
+        tokens = int(100_000 * demand.memory_utilization)
+        return replace(super().fit(demand), kv_capacity_tokens=tokens, kv_memory_tokens=None)
+
+
+def test_kv_blocks_may_fill_its_memory_even_if_it_does_not_say_how_much_that_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(EntryPoint, "load", lambda _: Shelf)
+    registered(monkeypatch, "anywhere:Shelf")
+    (pool,) = prepare(load_scenario(None, [*OVERRIDES, DEVICE, "scheduler.kv_blocks=6250"])).pools
+    assert pool.kv_capacity_tokens == 100_000
+    with pytest.raises(InputError, match="must be at most 6250"):
+        prepare(load_scenario(None, [*OVERRIDES, DEVICE, "scheduler.kv_blocks=6251"]))

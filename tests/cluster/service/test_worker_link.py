@@ -8,6 +8,7 @@ from pimserve.cluster.service.data_folder import DataFolder, RunFolder
 from pimserve.cluster.service.forwarding import _from_news
 from pimserve.cluster.service.worker import work
 from pimserve.cluster.service.worker_link import WorkerLink
+from pimserve.cluster.service.worker_supervisor import WorkerSupervisor
 from pimserve.v1 import scheduler_pb2 as sched
 from pimserve.v1 import worker_pb2
 
@@ -84,3 +85,32 @@ def test_what_was_not_from_news_is_asked_for():
     assert _from_news(said, "GetLedgers", sched.GetLedgersRequest()) is None
     assert _from_news(said, "DescribeRequest", sched.DescribeRequestRequest()) is None
     assert _from_news(None, "GetReplicas", sched.GetReplicasRequest()) is None
+
+
+class Ending:
+    """The link of a worker that has ended, whose last metrics come late; looks at what is shown meanwhile."""
+
+    metrics = None
+
+    def __init__(self, workers, last):
+        self.workers, self.last = workers, last
+        self.shown = []
+
+    def poll(self):
+        return 0
+
+    def take_last_news(self):
+        self.metrics = self.last
+        self.shown.append(self.workers.metrics())
+
+    def close(self):
+        self.shown.append(self.workers.metrics())
+
+
+def test_metrics_of_a_run_that_ends_are_shown_without_a_gap(tmp_path):
+    workers = WorkerSupervisor(DataFolder(tmp_path), (), lambda _: False, lambda *_: None)
+    last = object()
+    link = workers.children["a"] = Ending(workers, last)
+    assert workers.take_ended() == {"a": 0}
+    assert [*link.shown, workers.metrics()] == [[last]] * 3
+    assert "a" not in workers.children
