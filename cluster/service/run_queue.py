@@ -65,6 +65,7 @@ class RunQueue:
         self._version = 0
         self._wake = threading.Event()
         self._progress: dict[str, simulation_pb2.Progress] = {}
+        self._begun: set[str] = set()  # runs whose worker has told of them
         self._sizes: dict[str, int] = {}  # bytes of runs that have ended
         self._quota_at = 0.0
         self._thread = threading.Thread(target=self._loop, name="runs", daemon=True)
@@ -199,7 +200,7 @@ class RunQueue:
 
     def hold(self, run_id: str, *, held: bool) -> None:
         """A run is held, or goes on."""
-        self.registry.hold(run_id, "paused" if held else "running")
+        self.registry.hold(run_id, held=held)
         self.notify()
 
     def folder(self, run_id: str) -> RunFolder:
@@ -241,13 +242,15 @@ class RunQueue:
         for record in self.registry.in_states("queued"):
             if len(self._workers) >= self._limits.running or self.stopping:
                 return
-            self.registry.start(record.id, "paused" if record.start_paused else "running")
-            self._start(self.record(record.id))
+            self.registry.start(record.id)
+            self._start(record)
 
     def _is_held(self, run_id: str) -> bool:
-        return self.record(run_id).state == "paused"
+        return self.record(run_id).held
 
     def _start(self, record: Record) -> None:
+        self._begun.discard(record.id)
+        self.registry.restarting(record.id)
         try:
             self._workers.start(record.id)
         except OSError as error:
@@ -279,11 +282,12 @@ class RunQueue:
         elif code == LOCKED:
             self._resume(record)
         elif code == TO_BE_CONTINUED:
+            self.registry.restarting(run_id)
             self._workers.restart(run_id)
         elif (wrong := self._workers.replace(run_id, code)) is not None:
             self._end(run_id, "failed", wrong)
         else:
-            record = self.registry.restarted(run_id)
+            record = self.registry.died(run_id)
             LOG.warning("run %s: its worker died (%s), restart %d", run_id, cause_of(code), record.restarts)
         self.notify()
 
@@ -296,6 +300,7 @@ class RunQueue:
         return True
 
     def _end(self, run_id: str, state: State, error: str = "", progress: dict[str, Any] | None = None) -> None:
+        self._begun.discard(run_id)
         last = self._progress.pop(run_id, None)
         if not progress and last is not None:
             progress = {field.name: value for field, value in last.ListFields()}
@@ -305,6 +310,9 @@ class RunQueue:
         self.notify()
 
     def _on_progress(self, run_id: str, progress: simulation_pb2.Progress) -> None:
+        if run_id not in self._begun:
+            self.registry.begun(run_id)
+            self._begun.add(run_id)
         self._progress[run_id] = progress
         self.notify()
 

@@ -17,12 +17,11 @@ from typing import Any, Literal, get_args
 from pimserve.cluster.base.files import PRIVATE, warn_unless_private
 from pimserve.errors import InputError
 
-State = Literal["queued", "running", "paused", "finished", "failed", "cancelled"]
+State = Literal["queued", "starting", "running", "paused", "finished", "failed", "cancelled"]
 STATES: tuple[State, ...] = get_args(State)
-ACTIVE: tuple[State, ...] = ("running", "paused")
+ACTIVE: tuple[State, ...] = ("starting", "running", "paused")
 ENDED: tuple[State, ...] = ("finished", "failed", "cancelled")
-_VERSION = 1
-_SCHEMA = """
+_FIRST = """
 CREATE TABLE runs (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
     id TEXT NOT NULL UNIQUE,
@@ -42,6 +41,16 @@ CREATE TABLE runs (
 );
 CREATE INDEX runs_by_state ON runs (state);
 """
+# What makes a file of each version out of one of the version before; a new file goes through all of them.
+_MIGRATIONS = (
+    _FIRST,
+    """
+    ALTER TABLE runs ADD COLUMN held INTEGER NOT NULL DEFAULT 0;
+    UPDATE runs SET held = 1 WHERE state = 'paused' OR (state = 'queued' AND start_paused);
+    ALTER TABLE runs ADD COLUMN place TEXT NOT NULL DEFAULT '{}';
+    """,
+)
+_VERSION = len(_MIGRATIONS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +73,8 @@ class Record:
         progress: as JSON; of a run that has ended.
         idempotency_key: with which it was launched.
         request_digest: of the request that launched it.
+        held: whether it is held, or is to be as soon as its process runs.
+        place: where it computes, as JSON (`launch_options.py`).
     """
 
     number: int
@@ -81,10 +92,12 @@ class Record:
     progress: str
     idempotency_key: str | None
     request_digest: str
+    held: bool
+    place: str
 
 
 _COLUMNS = ", ".join(field.name for field in fields(Record))
-_BOOLEANS = ("start_paused", "cancelled")
+_BOOLEANS = ("start_paused", "cancelled", "held")
 
 
 class Registry:
@@ -104,12 +117,12 @@ class Registry:
             self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._connection.row_factory = sqlite3.Row
             version = self._connection.execute("PRAGMA user_version").fetchone()[0]
-            if version not in {0, _VERSION}:
+            if not 0 <= version <= _VERSION:
                 self._connection.close()
-                raise InputError(str(path), f"is of version {version}; this pimserve reads {_VERSION}")
+                raise InputError(str(path), f"is of version {version}; this pimserve reads up to {_VERSION}")
             self._connection.execute("PRAGMA journal_mode = WAL")
-            if version == 0:
-                self._connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
+            for number, migration in enumerate(_MIGRATIONS[version:], start=version + 1):
+                self._connection.executescript(f"BEGIN; {migration} PRAGMA user_version = {number}; COMMIT;")
         except (sqlite3.Error, OSError) as error:
             why = error.strerror if isinstance(error, OSError) else error
             raise InputError(str(path), f"cannot be used as a registry: {why}") from None
@@ -120,16 +133,36 @@ class Registry:
             self._connection.close()
 
     def add(
-        self, run_id: str, name: str, *, speed: float, start_paused: bool, idempotency_key: str, request_digest: str
+        self,
+        run_id: str,
+        name: str,
+        *,
+        speed: float,
+        start_paused: bool,
+        idempotency_key: str,
+        request_digest: str,
+        place: str = "{}",
     ) -> Record:
         """A new run, at the end of the queue."""
-        values = (run_id, name, speed, start_paused, time.time(), idempotency_key or None, request_digest)
+        values: dict[str, object] = {
+            "id": run_id,
+            "name": name,
+            "state": "queued",
+            "speed": speed,
+            "start_paused": start_paused,
+            "created_s": time.time(),
+            "error": "",
+            "restarts": 0,
+            "cancelled": False,
+            "progress": "{}",
+            "idempotency_key": idempotency_key or None,
+            "request_digest": request_digest,
+            "held": start_paused,
+            "place": place,
+        }
+        marks = ", ".join("?" * len(values))
         with self._transaction() as connection:
-            connection.execute(
-                "INSERT INTO runs (id, name, state, speed, start_paused, created_s, error, restarts, cancelled, "
-                "progress, idempotency_key, request_digest) VALUES (?, ?, 'queued', ?, ?, ?, '', 0, 0, '{}', ?, ?)",
-                values,
-            )
+            connection.execute(f"INSERT INTO runs ({', '.join(values)}) VALUES ({marks})", tuple(values.values()))
             return _one(connection, "id = ?", run_id)
 
     def get(self, run_id: str) -> Record | None:
@@ -163,18 +196,34 @@ class Registry:
         with self._transaction() as connection:
             return list(_records(connection, f"state IN ({marks}) ORDER BY number", *states))
 
-    def start(self, run_id: str, state: State) -> None:
-        """It leaves the queue."""
-        self._change(run_id, ("queued",), state=state, started_s=time.time())
+    def start(self, run_id: str) -> None:
+        """It leaves the queue: its process starts."""
+        self._change(run_id, ("queued",), state="starting", started_s=time.time())
 
-    def hold(self, run_id: str, state: State) -> None:
-        """It is held, or goes on."""
-        self._change(run_id, ACTIVE, state=state)
-
-    def restarted(self, run_id: str) -> Record:
-        """Its process died and another is started; returns the run as it is then."""
+    def begun(self, run_id: str) -> None:
+        """Its process has started, with whatever else it runs on: the run goes on, or is held."""
         with self._transaction() as connection:
-            connection.execute("UPDATE runs SET restarts = restarts + 1 WHERE id = ?", (run_id,))
+            connection.execute(
+                "UPDATE runs SET state = CASE WHEN held THEN 'paused' ELSE 'running' END "
+                "WHERE id = ? AND state = 'starting'",
+                (run_id,),
+            )
+
+    def hold(self, run_id: str, *, held: bool) -> None:
+        """It is held, or goes on."""
+        self._change(run_id, ACTIVE, held=held, state="paused" if held else "running")
+
+    def restarting(self, run_id: str) -> None:
+        """Its process has ended, and another is about to start."""
+        self._change(run_id, ACTIVE, state="starting")
+
+    def died(self, run_id: str) -> Record:
+        """Its process died, which counts, and another is about to start; returns the run as it is then."""
+        with self._transaction() as connection:
+            connection.execute(
+                "UPDATE runs SET restarts = restarts + 1, state = 'starting' WHERE id = ?",
+                (run_id,),
+            )
             return _one(connection, "id = ?", run_id)
 
     def cancel(self, run_id: str) -> None:

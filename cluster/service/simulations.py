@@ -17,7 +17,7 @@ from pimserve.cluster.base.rpc.results_stream import send_files
 from pimserve.cluster.base.rpc.statuses import RefusedError
 from pimserve.cluster.service.received_scenario import as_yaml, read_scenario
 from pimserve.cluster.service.run_queue import RunQueue
-from pimserve.cluster.service.run_registry import ENDED, STATES, Record
+from pimserve.cluster.service.run_registry import ENDED, STATES, Record, State
 from pimserve.v1 import simulation_pb2 as pb
 from pimserve.v1 import simulation_pb2_grpc
 
@@ -25,6 +25,9 @@ _PAGE = 50
 _INTERVAL_S = 0.5
 _PATIENCE_S = 1.0  # between two looks at whether a watcher is still there
 _LONGEST_CALL_S = 60.0
+_STATES: dict[State, pb.RunState.ValueType] = {
+    state: pb.RunState.Value(f"RUN_STATE_{state.upper()}") for state in STATES
+}
 
 
 class Simulations(simulation_pb2_grpc.SimulationServiceServicer):
@@ -83,7 +86,7 @@ class Simulations(simulation_pb2_grpc.SimulationServiceServicer):
         """A page of runs."""
         size = request.page_size or _PAGE
         before = int(request.page_token) if request.page_token else None
-        states = {STATES[number - 1] for number in request.states}
+        states = {state for state in STATES if _STATES[state] in request.states}
         records = self._queue.registry.page(size + 1, before, states)
         page = records[:size]
         return pb.ListResponse(
@@ -157,7 +160,7 @@ class Simulations(simulation_pb2_grpc.SimulationServiceServicer):
         run = pb.Run(
             id=record.id,
             name=record.name,
-            state=_state(record),
+            state=_STATES[record.state],
             options=pb.LaunchOptions(speed=record.speed, paused=record.start_paused),
             created_at=_timestamp(record.created_s),
             started_at=_timestamp(record.started_s),
@@ -184,10 +187,6 @@ def remaining_s(context: grpc.ServicerContext) -> float:
     """Seconds that a call made for this one may take: less than there are, so that its failure can still be told."""
     remaining = context.time_remaining()
     return _LONGEST_CALL_S if remaining is None else min(0.9 * remaining, _LONGEST_CALL_S)
-
-
-def _state(record: Record) -> pb.RunState.ValueType:
-    return pb.RunState.Value(f"RUN_STATE_{record.state.upper()}")
 
 
 def _timestamp(seconds: float | None) -> Timestamp | None:

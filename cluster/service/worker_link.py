@@ -89,6 +89,11 @@ class WorkerLink:
         """Whether it is known which process it is."""
         return self._process is not None
 
+    @property
+    def begun(self) -> bool:
+        """Whether the run has: its process and all that it runs on have started."""
+        return self._latest is not None
+
     def latest(self) -> worker_pb2.FollowResponse | None:
         """The run as last heard of; None where that is old, or older than a change, or the run is held.
 
@@ -112,7 +117,7 @@ class WorkerLink:
         """Have the run ended; if it does not follow, its process."""
         if self._kill_at is None:
             self._kill_at = time.monotonic() + _END_AFTER_S
-        if self.simulation is None:
+        if self.simulation is None or not self.begun:
             self.kill()  # nothing is lost: it has not begun, or cannot be reached
             return
         try:

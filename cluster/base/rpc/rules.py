@@ -76,7 +76,7 @@ RULES: Mapping[str, Mapping[str, Rule]] = {
     "ListRequest": {
         "page_size": _number(0, MAX_PAGE),
         "page_token": _text(20, pattern=r"[1-9][0-9]{0,17}", what="the next_page_token of another page"),
-        "states": _each(_number(1, 6), at_most=6),
+        "states": _each(_number(1, 7), at_most=7),
     },
     "WatchRequest": {"interval_s": _number(0.05, 60, or_zero=True)},
     "FollowRequest": {"interval_s": _number(0.05, 60)},

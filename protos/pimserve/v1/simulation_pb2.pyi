@@ -28,21 +28,27 @@ class _RunStateEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumT
     DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     RUN_STATE_UNSPECIFIED: _RunState.ValueType  # 0
     RUN_STATE_QUEUED: _RunState.ValueType  # 1
+    """Waits for its turn."""
     RUN_STATE_RUNNING: _RunState.ValueType  # 2
     RUN_STATE_PAUSED: _RunState.ValueType  # 3
     RUN_STATE_FINISHED: _RunState.ValueType  # 4
     RUN_STATE_FAILED: _RunState.ValueType  # 5
     RUN_STATE_CANCELLED: _RunState.ValueType  # 6
+    RUN_STATE_STARTING: _RunState.ValueType  # 7
+    """Its process starts, for the first time or again, with the hosts or the Ray that it runs on."""
 
 class RunState(_RunState, metaclass=_RunStateEnumTypeWrapper): ...
 
 RUN_STATE_UNSPECIFIED: RunState.ValueType  # 0
 RUN_STATE_QUEUED: RunState.ValueType  # 1
+"""Waits for its turn."""
 RUN_STATE_RUNNING: RunState.ValueType  # 2
 RUN_STATE_PAUSED: RunState.ValueType  # 3
 RUN_STATE_FINISHED: RunState.ValueType  # 4
 RUN_STATE_FAILED: RunState.ValueType  # 5
 RUN_STATE_CANCELLED: RunState.ValueType  # 6
+RUN_STATE_STARTING: RunState.ValueType  # 7
+"""Its process starts, for the first time or again, with the hosts or the Ray that it runs on."""
 global___RunState = RunState
 
 @typing.final

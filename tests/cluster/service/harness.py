@@ -74,7 +74,7 @@ def server_and_client(data, *, running=1, queued=5, disk_bytes=None, worker=STAN
     options_ = ServerOptions("127.0.0.1:0", data, limits, worker=worker, token=token, **options)
     with serving(options_) as address, Client(address, token=token) as client:
         yield client
-        going_on = ["queued", "running", "paused"]
+        going_on = ["queued", "starting", "running", "paused"]
         for each in client.list(going_on):
             client.cancel(each.id)
         until(lambda: not list(client.list(going_on)))

@@ -137,7 +137,7 @@ def send_anything(client, channel, examples):
         assert status(channel, path, data, stream=stream) in CLEAR
 
     anything()
-    for run in client.list(["queued", "running", "paused"]):
+    for run in client.list(["queued", "starting", "running", "paused"]):
         client.cancel(run.id)
     assert client.launch("").state in {"queued", "running"}
 

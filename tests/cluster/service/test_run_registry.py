@@ -29,10 +29,18 @@ def test_a_run_from_launch_to_end(registry):
     assert (record.state, record.name, record.speed, record.start_paused) == ("queued", "name-a", 2.5, True)
     assert record.cancelled is False
     assert registry.by_key("key") == registry.get("a") == record
-    registry.start("a", "running")
-    registry.hold("a", "paused")
+    registry.start("a")
+    assert (registry.get("a").state, registry.get("a").held) == ("starting", True)
+    registry.begun("a")
     assert registry.get("a").state == "paused"
-    assert registry.restarted("a").restarts == 1
+    registry.hold("a", held=False)
+    assert (registry.get("a").state, registry.get("a").held) == ("running", False)
+    died = registry.died("a")
+    assert (died.state, died.restarts) == ("starting", 1)
+    registry.begun("a")
+    assert registry.get("a").state == "running"
+    registry.restarting("a")
+    assert (registry.get("a").state, registry.get("a").restarts) == ("starting", 1)
     registry.cancel("a")
     assert registry.get("a").cancelled is True
     registry.end("a", "failed", "why", {"steps": 3})
@@ -45,8 +53,10 @@ def test_what_has_ended_stays_as_it_is(registry):
     add(registry, "a")
     registry.end("a", "cancelled", "", {})
     ended = registry.get("a")
-    registry.start("a", "running")
-    registry.hold("a", "paused")
+    registry.start("a")
+    registry.begun("a")
+    registry.hold("a", held=True)
+    registry.restarting("a")
     registry.cancel("a")
     registry.end("a", "finished", "", {})
     assert registry.get("a") == ended
@@ -114,6 +124,45 @@ def test_a_file_that_others_may_read_is_told_of_and_used(tmp_path, caplog):
     ]
 
 
+FIRST_VERSION = """
+CREATE TABLE runs (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, name TEXT NOT NULL, state TEXT NOT NULL,
+    speed REAL NOT NULL, start_paused INTEGER NOT NULL, created_s REAL NOT NULL, started_s REAL, ended_s REAL,
+    error TEXT NOT NULL, restarts INTEGER NOT NULL, cancelled INTEGER NOT NULL, progress TEXT NOT NULL,
+    idempotency_key TEXT UNIQUE, request_digest TEXT NOT NULL
+);
+CREATE INDEX runs_by_state ON runs (state);
+INSERT INTO runs VALUES (1, 'a', 'n', 'paused', 0, 0, 1, 2, NULL, '', 0, 0, '{}', NULL, 'd');
+INSERT INTO runs VALUES (2, 'b', 'n', 'queued', 0, 1, 1, NULL, NULL, '', 0, 0, '{}', NULL, 'd');
+INSERT INTO runs VALUES (3, 'c', 'n', 'running', 3, 1, 1, 2, NULL, '', 1, 0, '{}', 'key', 'd');
+INSERT INTO runs VALUES (4, 'd', 'n', 'finished', 0, 0, 1, 2, 3, '', 0, 0, '{"steps": 3}', NULL, 'd');
+PRAGMA user_version = 1;
+"""
+
+
+def test_a_file_of_the_first_version_is_brought_up_to_date(tmp_path):
+    old = sqlite3.connect(tmp_path / "r")
+    old.executescript(FIRST_VERSION)
+    old.close()
+    for _ in range(2):  # the second time there is nothing to do
+        registry = Registry(tmp_path / "r")
+        records = {record.id: record for record in registry.page(9, None, ())}
+        assert {run: (record.state, record.held) for run, record in records.items()} == {
+            "a": ("paused", True),
+            "b": ("queued", True),
+            "c": ("running", False),
+            "d": ("finished", False),
+        }
+        assert (records["c"].speed, records["c"].restarts, records["d"].progress) == (3, 1, '{"steps": 3}')
+        assert {record.place for record in records.values()} == {"{}"}
+        registry.close()
+    registry = Registry(tmp_path / "r")
+    registry.restarting("a")
+    registry.begun("a")  # held over the change of version
+    assert registry.get("a").state == "paused"
+    registry.close()
+
+
 def test_other_files_are_refused(tmp_path):
     (tmp_path / "text").write_text("not a database, but long enough to be looked at " * 100)
     with pytest.raises(InputError, match="cannot be used as a registry"):
@@ -123,7 +172,7 @@ def test_other_files_are_refused(tmp_path):
     other = sqlite3.connect(tmp_path / "newer")
     other.execute("PRAGMA user_version = 99")
     other.close()
-    with pytest.raises(InputError, match="is of version 99; this pimserve reads 1"):
+    with pytest.raises(InputError, match="is of version 99; this pimserve reads up to 2"):
         Registry(tmp_path / "newer")
 
 
@@ -131,11 +180,11 @@ def test_threads_do_not_disturb_each_other(registry):
     def work(name):
         for number in range(20):
             add(registry, f"{name}{number}")
-            registry.start(f"{name}{number}", "running")
+            registry.start(f"{name}{number}")
 
     threads = [threading.Thread(target=work, args=(name,)) for name in "abcd"]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(registry.in_states("running")) == 80
+    assert len(registry.in_states("starting")) == 80

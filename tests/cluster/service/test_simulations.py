@@ -72,7 +72,7 @@ def test_the_queue_is_bounded_and_first_come_first_served(tmp_path):
         assert client.cancel(second.id).state == "cancelled"
         assert client.get(third.id).queue_position == 0
         assert client.cancel(first.id).id == first.id
-        until(lambda: client.get(third.id).state == "running")
+        until(lambda: client.get(third.id).state == "starting")
         assert client.get(first.id).state == "cancelled"
 
 
