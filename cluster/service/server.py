@@ -13,12 +13,12 @@ from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
-from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 
 from pimserve.cluster.base.files import PRIVATE, write_json
 from pimserve.cluster.base.locks import take_lock
 from pimserve.cluster.base.processes import Process
 from pimserve.cluster.base.rpc.channels import make_server
+from pimserve.cluster.base.rpc.reflection import enable_reflection
 from pimserve.cluster.base.rpc.security import NO_TLS, TlsFiles, check_listen, server_credentials
 from pimserve.cluster.metrics.endpoint import EndpointOptions, exposing
 from pimserve.cluster.service.data_folder import DataFolder
@@ -106,7 +106,7 @@ def serving(options: ServerOptions) -> Iterator[str]:
         scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(SchedulerForwarder(queue), server)  # type: ignore[abstract]  # made at run time
         healthy = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
-        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        enable_reflection((*SERVICES, health.SERVICE_NAME), server)
         write_json(data.server, Process.of(os.getpid()).document(), PRIVATE)
         queue.start()
         server.start()
