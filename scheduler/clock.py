@@ -22,12 +22,13 @@ import numpy as np
 from pimserve.arrays import IntArray
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
 from pimserve.errors import InputError
-from pimserve.scheduler.commands import Journal, inject, rescheduled, scale_rate
+from pimserve.scheduler.commands import Journal, inject, numbers_told, rescheduled, scale_rate
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.control import (
     ChangeScheduler,
     Command,
     Control,
+    Inject,
     ReplicaState,
     RunView,
     ScaleRate,
@@ -40,6 +41,7 @@ from pimserve.scheduler.fleet import DECODE, PREFILL, Fleet
 from pimserve.scheduler.handover import Handovers
 from pimserve.scheduler.open_loop import Arrivals
 from pimserve.scheduler.outcomes import cut_off
+from pimserve.scheduler.request_numbers import RequestNumbers
 from pimserve.scheduler.requests import FOREVER, RequestTable
 from pimserve.scheduler.shard import NONE, Order, Report, ShardPort
 from pimserve.scheduler.window import MeasuredWindow
@@ -122,6 +124,8 @@ class Clock:
 
     def run(self) -> None:
         """Serve all requests, or until `stop_fs`."""
+        if self.journal is not None:
+            self.table.numbers = self.table.numbers.taken_to(numbers_told(self.journal, self.now_fs))
         while True:
             end = self._window_end()
             last = end >= self.stop_fs
@@ -173,6 +177,7 @@ class Clock:
             "length_fs": self._length_fs,
             "changed": self._change is not None,
             "left": self._left,
+            "numbers": self.table.numbers.state(),
             **self.arrivals.state(),
             "handovers": None if self.handovers is None else self.handovers.state(),
             "faults": self.faults.state() if self.faults.any else None,
@@ -187,6 +192,7 @@ class Clock:
         self._length_fs = state["length_fs"]
         self._change = self.spec if state["changed"] else None
         self._left = state["left"]
+        self.table.numbers = RequestNumbers.of_state(len(self.table), state["numbers"])
         if self.handovers is not None:
             self.handovers.restore(state["handovers"])
         if self.faults.any:
@@ -364,6 +370,8 @@ class Clock:
                 self._apply(command_of(document))
 
     def _command(self, command: Command) -> None:
+        if isinstance(command, Inject):
+            command = replace(command, first_request=self.table.numbers.end)
         self._apply(command)
         if self.journal is not None:
             self.journal.taken(self.now_fs, command_document(command))

@@ -11,7 +11,7 @@ from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
 from pimserve.errors import InputError, validation_error
 from pimserve.loadgen.spec import MAX_TIME_S, PS_PER_S
 from pimserve.scheduler.config import SchedulerSpec
-from pimserve.scheduler.control import ChangeScheduler, Inject, ScaleRate
+from pimserve.scheduler.control import ChangeScheduler, Inject, ScaleRate, command_of
 from pimserve.scheduler.requests import RequestTable
 
 
@@ -23,6 +23,17 @@ class Journal(Protocol):
 
     def pending(self, now_fs: int) -> tuple[int, list[dict[str, Any]]] | None:
         """Time and commands of the first entry at or after `now_fs`, from before the run was interrupted; or None."""
+
+
+def numbers_told(journal: Journal, now_fs: int) -> int:
+    """The end of the numbers that requests were told which are to be injected again, at `now_fs` or later."""
+    end = 0
+    while (pending := journal.pending(now_fs)) is not None:
+        now_fs = pending[0] + 1
+        for command in map(command_of, pending[1]):
+            if isinstance(command, Inject) and command.first_request is not None:
+                end = max(end, command.first_request + len(command.input_tokens))
+    return end
 
 
 def rescheduled(spec: SchedulerSpec, command: ChangeScheduler, chunk_tokens: int | None) -> SchedulerSpec:
@@ -75,4 +86,4 @@ def inject(command: Inject, now_fs: int, table: RequestTable, first: int, max_mo
     arrivals = np.full(len(command.input_tokens), arrival_ps, np.int64)
     tokens = np.array(command.input_tokens), np.array(command.output_tokens)
     at = max(first, int(np.searchsorted(table["arrival_ps"], arrival_ps, side="right")))
-    table.insert(at, arrivals, RequestTable(arrivals, *tokens, max_model_len, kv_tokens))
+    table.insert(at, arrivals, RequestTable(arrivals, *tokens, max_model_len, kv_tokens), command.first_request)

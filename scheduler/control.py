@@ -41,11 +41,15 @@ class ScaleRate:
 
 @dataclass(frozen=True, slots=True)
 class Inject:
-    """More requests: each with its prompt and its output, tokens, all `delay_s` after the command takes effect."""
+    """More requests: each with its prompt and its output, tokens, all `delay_s` after the command takes effect.
+
+    They have the numbers from `first_request` on; None: the next ones, as the command takes effect.
+    """
 
     input_tokens: tuple[int, ...]
     output_tokens: tuple[int, ...]
     delay_s: float = 0.0
+    first_request: int | None = None
 
 
 Command = ChangeScheduler | ScaleRate | Inject

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pimserve.scheduler.request_numbers import RequestNumbers
+
 WAITING, FINISHED, REJECTED = 0, 1, 2
 STATUS_NAMES = ("unfinished", "finished", "rejected")
 SERVABLE, MAX_MODEL_LEN, KV_CACHE = 0, 1, 2
@@ -39,7 +41,8 @@ class RequestTable:
 
     `output_tokens` is what the request wants, or what is left of the most tokens that it may have after its prompt
     (`truncated`). A prompt that leaves no room for one token will be rejected; `reject_reason` tells why, of every
-    request from the beginning on: it is longer than `max_model_len`, or than what the KV cache holds.
+    request from the beginning on: it is longer than `max_model_len`, or than what the KV cache holds. `numbers` are
+    what people call requests by.
 
     Args:
         arrival_ps: (n,) times.
@@ -59,6 +62,7 @@ class RequestTable:
     ) -> None:
         n = len(input_tokens)
         most = max_model_len if kv_tokens is None else min(max_model_len, kv_tokens)
+        self.numbers = RequestNumbers.of_workload(n)
         self.columns: dict[str, NDArray[Any]] = {str(name): np.zeros(n, DTYPE[name]) for name in DTYPE.names or ()}
         self.columns["arrival_ps"][:] = arrival_ps
         self.columns["input_tokens"][:] = input_tokens
@@ -95,11 +99,17 @@ class RequestTable:
         self["status"][late] = REJECTED
         return np.flatnonzero(late)
 
-    def insert(self, at: int, arrival_ps: NDArray[np.int64], more: RequestTable) -> None:
-        """Put other requests, with those arrival times, before row `at`; whoever holds a view must take it anew."""
+    def insert(
+        self, at: int, arrival_ps: NDArray[np.int64], more: RequestTable, first_request: int | None = None
+    ) -> None:
+        """Put other requests, with those arrival times, before row `at`; whoever holds a view must take it anew.
+
+        They have the numbers from `first_request` on; None: the next ones that are free.
+        """
         for name, column in self.columns.items():
             self.columns[name] = np.insert(column, at, more.columns[name])
         self.columns["arrival_ps"][at : at + len(more)] = arrival_ps
+        self.numbers = self.numbers.inserted(at, len(more), first_request)
         self.views = {name: memoryview(column.data) for name, column in self.columns.items()}
 
     def rows(self, requests: NDArray[np.int64]) -> NDArray[Any]:

@@ -17,7 +17,7 @@ from pimserve.errors import InputError
 LOG = logging.getLogger(__name__)
 PRIVATE = 0o600  # no other user reads it
 _PUBLIC = 0o666  # but for what the umask takes away
-_RESULTS = {"summary.json", "scenario.yaml", "requests.npy", "steps.npy", "commands.jsonl"}
+_RESULTS = {"summary.json", "scenario.yaml", "requests.npy", "request_numbers.npy", "steps.npy", "commands.jsonl"}
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, None}  # numpy gives none for what it cannot write
 
 

@@ -29,7 +29,7 @@ from pimserve.cluster.run.results import SpanFile
 from pimserve.errors import InputError, shortened
 from pimserve.scheduler.requests import DTYPE
 
-VERSION = 7
+VERSION = 8
 COMMANDS_FILE = "commands.jsonl"
 RESULTS = "unfinished"
 _STATE_FILE = "checkpoint"

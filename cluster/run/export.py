@@ -8,7 +8,7 @@ from typing import IO, Literal
 import numpy as np
 
 from pimserve.cluster.run.history import History
-from pimserve.cluster.run.results import load_table
+from pimserve.cluster.run.results import load_numbers, load_table
 from pimserve.device_models.plan import FS_PER_S
 from pimserve.loadgen.spec import PS_PER_S
 from pimserve.scheduler.costs import ReplicaCosts
@@ -31,17 +31,19 @@ def export_table(run: Path, what: Literal["requests", "steps"], target: IO[str])
 def _export_requests(run: Path, target: IO[str]) -> int:
     """Write the request table as CSV, by arrival, times in s and empty for never; returns the number of rows.
 
-    `reject_reason` is max_model_len or kv_cache, and empty where nothing was rejected.
+    `reject_reason` is max_model_len or kv_cache, and empty where nothing was rejected; `request` is the number.
 
-    In a closed loop of several replicas requests do not arrive in the order of their numbers.
+    In a closed loop of several replicas requests do not arrive in the order of their numbers, nor do injected ones.
     """
     table = load_table(run, "requests")
+    numbers = load_numbers(run, len(table))
     arrival = table["arrival_ps"]
-    table = table[np.lexsort((arrival, arrival < 0))]
+    order = np.lexsort((arrival, arrival < 0))
+    table, numbers = table[order], numbers[order]
     names = list(table.dtype.names or ())
     times = [name for name in names if name.endswith("_ps")]
-    target.write(",".join(name.replace("_ps", "_s") for name in names) + "\n")
-    for row in table:
+    target.write(",".join(name.replace("_ps", "_s") for name in names) + ",request\n")
+    for row, number in zip(table, numbers.tolist(), strict=True):
         fields = []
         for name in names:
             value = row[name].item()
@@ -53,7 +55,7 @@ def _export_requests(run: Path, target: IO[str]) -> int:
                 fields.append(REJECT_REASONS[value] if row["status"] == REJECTED else "")
             else:
                 fields.append(str(value))
-        target.write(",".join(fields) + "\n")
+        target.write(f"{','.join(fields)},{number}\n")
     return len(table)
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pimserve.cluster.run.account import check_account
 from pimserve.cluster.run.read_summary import load_document, summary_of_document
-from pimserve.cluster.run.results import SPAN, load_table
+from pimserve.cluster.run.results import SPAN, load_numbers, load_table
 from pimserve.cluster.run.summary_schema import Summary
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import Prepared, prepare
@@ -99,6 +99,11 @@ class History:
     def columns(self) -> dict[str, NDArray[Any]]:
         """Of the request table."""
         return {str(name): self.requests[name] for name in self.requests.dtype.names or ()}
+
+    @cached_property
+    def numbers(self) -> NDArray[np.int64]:
+        """(n,) number of the request of each row."""
+        return load_numbers(self.folder, len(self.requests))
 
     @cached_property
     def measured(self) -> MeasuredWindow:

@@ -20,6 +20,7 @@ from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
 from pimserve.errors import PimserveError
 from pimserve.scheduler.control import Ledger, ReplicaState, RunCancelledError, RunView
 from pimserve.scheduler.outcomes import cut_off
+from pimserve.scheduler.request_numbers import RequestNumbers
 from pimserve.scheduler.requests import FINISHED, WAITING
 from pimserve.scheduler.window import MeasuredWindow
 
@@ -72,6 +73,7 @@ class Snapshot:
     replicas: tuple[ReplicaState, ...]
     columns: Mapping[str, NDArray[Any]]
     measured: MeasuredWindow
+    numbers: RequestNumbers
 
 
 class LiveControl:
@@ -248,6 +250,7 @@ class LiveControl:
             replicas=tuple(view.replicas),
             columns=dict(view.table.columns),
             measured=view.measured,
+            numbers=view.table.numbers,
         )
         self._changed.notify_all()
 

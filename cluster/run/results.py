@@ -2,7 +2,9 @@
 
 scenario.yaml   the scenario as resolved, with all defaults and catalogue entries; running it gives the same bits
 summary.json    the run's figures
-requests.npy    a row per request (numpy structured array; times in ps, -1 for never)
+requests.npy    a row per request, by arrival (numpy structured array; times in ps, -1 for never)
+request_numbers.npy  where requests were injected: the number of each row's request, by which people name it
+                (`pimserve.scheduler.request_numbers`); else requests are named by their row
 steps.npy       a row per span of equal steps, `steps` of them, by replica and then by time, however the run was cut;
                 `pimserve export --steps` writes them one by one
 """
@@ -27,6 +29,7 @@ from pimserve.errors import InputError
 from pimserve.scheduler.steplog import SpanColumns
 
 SPAN = np.dtype([("replica", np.int32), *((name, np.int64) for name in SpanColumns._fields)])
+NUMBERS = "request_numbers"
 _ROWS_AT_ONCE = 2**16  # 9 MB
 
 
@@ -139,6 +142,20 @@ def _order(file: IO[bytes], ordered: IO[bytes], header: int) -> None:
             ordered.seek(header + int(places[replica]) * SPAN.itemsize)
             ordered.write(part.tobytes())
             places[replica] += len(part)
+
+
+def load_numbers(run: Path, requests: int) -> NDArray[np.int64]:
+    """(requests,) number of the request of each row of a results folder's requests.
+
+    Raises:
+        InputError: they are not numbers of so many requests.
+    """
+    if not (run / f"{NUMBERS}.npy").exists():
+        return np.arange(requests)
+    numbers = load_table(run, NUMBERS)
+    if numbers.dtype != np.int64 or not np.array_equal(np.sort(numbers, axis=None), np.arange(requests)):
+        raise InputError(str(run / f"{NUMBERS}.npy"), f"does not number the {requests:,} requests of the run")
+    return numbers
 
 
 def load_table(run: Path, name: str) -> NDArray[Any]:

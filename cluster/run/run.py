@@ -15,7 +15,7 @@ from pimserve.cluster.base.files import write_json
 from pimserve.cluster.base.whole_folders import free_folder, results_folder
 from pimserve.cluster.run.checkpoint import COMMANDS_FILE, RESULTS, CheckpointFolder, target_of
 from pimserve.cluster.run.read_summary import read_summary
-from pimserve.cluster.run.results import SpanFile, UnwrittenError
+from pimserve.cluster.run.results import NUMBERS, SpanFile, UnwrittenError
 from pimserve.cluster.run.run_summary import simulator_of, summary_of
 from pimserve.cluster.run.summary_schema import ServedSummary, Summary, UnwrittenSummary
 from pimserve.cluster.scenario.document import Scenario
@@ -170,6 +170,8 @@ def _run_in(
 
 def _write(folder: Path, scenario: Scenario, served: Served, summary: Summary) -> None:
     np.save(folder / "requests.npy", served.table.structured())
+    if len(served.table.numbers.rows):
+        np.save(folder / f"{NUMBERS}.npy", served.table.numbers.by_row())
     resolved = yaml.dump(scenario.resolved(), Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), sort_keys=False)
     (folder / "scenario.yaml").write_text(resolved, encoding="utf-8")
     write_json(folder / "summary.json", summary.document())

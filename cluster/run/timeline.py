@@ -72,7 +72,7 @@ def _events(history: History, progress: Sequence[ReplicaProgress], most_requests
         yield from _steps(pid, history.spans[replica], most)
         yield from _units(pid, history.spans[replica], progress[replica], history.end_s)
     yield from _process(_REQUESTS_PID, "requests", len(engines) + 1)
-    yield from _requests(history.requests[:most_requests])
+    yield from _requests(history.requests[:most_requests], history.numbers[:most_requests])
 
 
 def _process(pid: int, name: str, place: int) -> Iterator[Event]:
@@ -133,9 +133,9 @@ def _units(pid: int, spans: NDArray[Any], progress: ReplicaProgress, end_s: floa
         before = dict(busy)
 
 
-def _requests(requests: NDArray[Any]) -> Iterator[Event]:
+def _requests(requests: NDArray[Any], numbers: NDArray[np.int64]) -> Iterator[Event]:
     """Nested asynchronous slices: a request's life, and its phases."""
-    for number, row in enumerate(requests):
+    for row, number in zip(requests, numbers.tolist(), strict=True):
         if row["status"] != FINISHED:
             continue
         moments = [int(row[f"{name}_ps"]) / _PS_PER_US for name in _MOMENTS]

@@ -10,7 +10,6 @@ from contextlib import suppress
 from typing import TypeVar
 
 import grpc
-import numpy as np
 
 from pimserve.cluster.base.rpc.statuses import RefusedError
 from pimserve.cluster.run.live_control import LiveControl, RunEndedError, Snapshot
@@ -24,9 +23,8 @@ from pimserve.cluster.service.messages import (
     progress_of,
     replicas_of,
 )
-from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
+from pimserve.device_models.plan import FS_PER_S
 from pimserve.errors import InputError
-from pimserve.loadgen.spec import PS_PER_S
 from pimserve.scheduler.control import ChangeScheduler, Command, Inject, Ledger, RunView, ScaleRate
 from pimserve.v1 import scheduler_pb2 as sched
 from pimserve.v1 import scheduler_pb2_grpc, simulation_pb2_grpc, worker_pb2_grpc
@@ -158,8 +156,6 @@ class LiveScheduler(_OfRun, scheduler_pb2_grpc.SchedulerServiceServicer):
     ) -> sched.DescribeRequestResponse:
         """One request's life."""
         snapshot = self._snapshot(request.run_id)
-        if request.request >= snapshot.requests:
-            raise InputError("request", f"the run has {snapshot.requests:,} requests, from 0 (got {request.request})")
         return life(snapshot, request.request)
 
     def GetLatencies(self, request: sched.GetLatenciesRequest, context: _Context) -> sched.GetLatenciesResponse:  # noqa: N802
@@ -205,10 +201,9 @@ class LiveScheduler(_OfRun, scheduler_pb2_grpc.SchedulerServiceServicer):
         command = Inject(inputs, outputs, request.delay_s)
 
         def inject(view: RunView) -> tuple[int, int]:
+            first = view.table.numbers.end
             view.apply(command)
-            arrival_ps = view.now_fs // FS_PER_PS + round(command.delay_s * PS_PER_S)
-            end = int(np.searchsorted(view.table["arrival_ps"], arrival_ps, side="right"))
-            return view.now_fs, end - len(inputs)
+            return view.now_fs, first
 
         now_fs, first = _result(lambda: self._control.ask(inject), context)
         return sched.InjectRequestsResponse(simulated_s=now_fs / FS_PER_S, first_request=first)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import grpc
+
+from pimserve.cluster.base.rpc.statuses import RefusedError, unknown_request
 from pimserve.cluster.metrics.feed import MetricsFeed
 from pimserve.cluster.run.live_control import Snapshot, total_steps
 from pimserve.cluster.run.running_latencies import RunningLatencies
@@ -55,9 +58,18 @@ def life(snapshot: Snapshot, request: int) -> sched.DescribeRequestResponse:
     """What has happened to a request by the time of the snapshot.
 
     The run may have written what happens later meanwhile; that does not count.
+
+    Raises:
+        RefusedError: there is none of that number, or not yet again in a run that was interrupted.
     """
+    try:
+        at = snapshot.numbers.row_of(request)
+    except IndexError:
+        raise unknown_request(request, snapshot.numbers.end) from None
+    if at is None:
+        raise RefusedError(grpc.StatusCode.UNAVAILABLE, "the run goes on from before that request; try again")
     now_ps = snapshot.now_fs // FS_PER_PS
-    row = {name: int(column[request]) for name, column in snapshot.columns.items()}
+    row = {name: int(column[at]) for name, column in snapshot.columns.items()}
     arrived = 0 <= row["arrival_ps"] <= now_ps
 
     def happened(name: str) -> float | None:

@@ -163,7 +163,7 @@ def test_mistakes_are_one_clear_line(service):
     service.start()
     for arguments, message in (
         (("query", "abcd"), "error: no run 'abcd' here; `pimserve list` shows those that are"),
-        (("query", "../x"), "error: run_id: must be the id of a run (got '../x')"),
+        (("query", "../x"), "error: no run '../x' here; `pimserve list` shows those that are"),
         (("launch", "--set", "cluster.replicas=0"), "error: cluster.replicas: must be greater than 0 (got 0)"),
         (("launch", "--speed", "fast"), "error: --speed: must be a factor of 0.001 to 1e+06, such as 60x (got 'fast')"),
         (("launch", "none.yaml"), "error: none.yaml: cannot be read: No such file or directory"),

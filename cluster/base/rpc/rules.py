@@ -59,7 +59,7 @@ def _each(rule: Rule, *, at_least: int = 0, at_most: int) -> Rule:
     return check
 
 
-_RUN_ID = _text(64, needed=True, pattern=r"[0-9a-z]+", what="the id of a run")
+_RUN_ID = _text(64, needed=True)  # whatever it is made of: what no run has is not found
 _TOKENS = _each(_number(1, _MAX_TOKENS), at_least=1, at_most=MAX_INJECTED)
 
 # Message -> field -> rule. A field that is not here may hold anything that its type can.

@@ -65,6 +65,11 @@ def unknown_run(run_id: str) -> RefusedError:
     return RefusedError(grpc.StatusCode.NOT_FOUND, f"no run {run_id!r} here; `pimserve list` shows those that are")
 
 
+def unknown_request(request: int, requests: int) -> RefusedError:
+    """There is no such request in a run that has so many."""
+    return RefusedError(grpc.StatusCode.NOT_FOUND, f"no request {request}: the run has {requests:,}, from 0")
+
+
 def violations(error: InputError) -> Violations:
     """The fields that an error speaks of: one, or one in each of its lines."""
     if error.where:

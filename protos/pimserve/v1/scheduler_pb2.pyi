@@ -145,7 +145,9 @@ class DescribeRequestRequest(google.protobuf.message.Message):
     REQUEST_FIELD_NUMBER: builtins.int
     run_id: builtins.str
     request: builtins.int
-    """By arrival, from 0."""
+    """Its number, from 0: requests of the workload by arrival, then those that were injected, as they were. A number stays
+    with its request, for the rest of the run and after it. NOT_FOUND where there is none of that number.
+    """
     def __init__(
         self,
         *,
@@ -684,9 +686,7 @@ class InjectRequestsResponse(google.protobuf.message.Message):
     FIRST_REQUEST_FIELD_NUMBER: builtins.int
     simulated_s: builtins.float
     first_request: builtins.int
-    """Number of the first of them; others follow. Numbers are by arrival: requests of the workload that arrive later move
-    up, and so do these if more requests are injected before they arrive.
-    """
+    """Number of the first of them; the others have the ones after it. They keep these, whatever is injected later."""
     def __init__(
         self,
         *,

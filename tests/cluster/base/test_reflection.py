@@ -30,7 +30,9 @@ def messages(package):
     def add(name, *fields):
         message = file.message_type.add(name=name)
         for field, number, kind, label, of in fields:
-            message.field.add(name=field, number=number, type=kind, label=label, type_name=f".{package}.{of}" if of else None)
+            message.field.add(
+                name=field, number=number, type=kind, label=label, type_name=f".{package}.{of}" if of else None
+            )
 
     add("ServerReflectionRequest", ("file_containing_symbol", 4, TEXT, 1, ""), ("list_services", 7, TEXT, 1, ""))
     add("ServiceResponse", ("name", 1, TEXT, 1, ""))

@@ -1,5 +1,7 @@
 """Checkpoints on disk: written whole, refused when they are not ours, and a killed run goes on to the same bits."""
 
+import csv
+import io
 import json
 import shutil
 import signal
@@ -12,7 +14,8 @@ import numpy as np
 import pytest
 
 from pimserve.cluster.run.checkpoint import CheckpointFolder
-from pimserve.cluster.run.results import load_table
+from pimserve.cluster.run.export import export_table
+from pimserve.cluster.run.results import load_numbers, load_table
 from pimserve.cluster.scenario.document import Scenario, load_scenario
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.errors import InputError
@@ -85,7 +88,7 @@ def test_another_scenario_another_run_and_damage_are_refused(tmp_path: Path) -> 
     whole = (kept / "checkpoint").read_bytes()
     for content, message in (
         (whole[:-1], "is damaged: its checksum differs"),
-        (whole.replace(b'"version": 7', b'"version": 9', 1), "has version 9; this pimserve reads 7"),
+        (whole.replace(b'"version": 8', b'"version": 9', 1), "has version 9; this pimserve reads 8"),
         (whole.replace(b'"span_rows": ', b'"span_rows": 1', 1), "is damaged: its checksum differs"),
         (b"[]\n" + whole, "is no checkpoint of pimserve"),
         (b"", "is no checkpoint of pimserve"),
@@ -156,6 +159,15 @@ def test_commands_come_in_order_of_time_and_after_idle_times(tmp_path: Path) -> 
     whole = run(prepare(asked), tmp_path / "whole", control=Injects({3: early, 7: late}, -1))
     assert summary["requests"]["total"] == 402
     assert summary["digest"] == whole["digest"]
+    # The late one was told first that it is number 400, and keeps it; the early one of the second life is 401.
+    table, numbers = load_table(tmp_path / "out", "requests"), load_numbers(tmp_path / "out", 402)
+    told = {int(number): int(row["input_tokens"]) for number, row in zip(numbers, table, strict=True)}
+    assert (told[400], told[401]) == (5, 7)
+    assert load_numbers(tmp_path / "whole", 402)[np.argsort(numbers)[400]] == 401  # told later there
+    exported = io.StringIO()
+    export_table(tmp_path / "out", "requests", exported)
+    rows = {int(row["request"]): row for row in csv.DictReader(io.StringIO(exported.getvalue()))}
+    assert (rows[400]["input_tokens"], rows[401]["input_tokens"], len(rows)) == ("5", "7", 402)
 
 
 def test_results_go_where_they_would_have_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,8 +101,8 @@ def test_lives_of_requests_are_as_of_the_windows_end(worker):
         assert all(time <= first.simulated_s for time in happened[1:])
     assert first.preemptions == 0
     assert refused(each, "DescribeRequest", sched.DescribeRequestRequest(**ID, request=100_000)) == (
-        grpc.StatusCode.INVALID_ARGUMENT,
-        "request: the run has 100,000 requests, from 0 (got 100000)",
+        grpc.StatusCode.NOT_FOUND,
+        "no request 100000: the run has 100,000, from 0",
     )
 
 
@@ -145,6 +145,12 @@ def test_changes_take_effect_and_say_when(worker):
         found = each.call("DescribeRequest", sched.DescribeRequestRequest(**ID, request=number))
         assert (found.input_tokens, found.output_tokens) == (inputs, outputs)
         assert found.arrival_s == pytest.approx(1)
+    earlier = each.call("InjectRequests", sched.InjectRequestsRequest(**ID, input_tokens=[9], output_tokens=[2]))
+    assert (injected.first_request, earlier.first_request) == (100_000, 100_002)
+    for number, inputs in ((100_000, 7), (100_001, 8), (100_002, 9)):
+        found = each.call("DescribeRequest", sched.DescribeRequestRequest(**ID, request=number))
+        assert (found.request, found.input_tokens) == (number, inputs)
+    assert each.call("DescribeRequest", sched.DescribeRequestRequest(**ID, request=99_999)).arrival_s == after
     again = each.call("GetReplicas", sched.GetReplicasRequest(**ID))
     assert len(again.replicas) == 2
 

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 
 import grpc
 import pytest
+from google.protobuf import message_factory
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -12,11 +13,19 @@ from pimserve.cluster.client import Client, ServiceError
 from pimserve.cluster.service.run_queue import Limits
 from pimserve.cluster.service.server import SERVICES, ServerOptions, serving
 from pimserve.errors import InputError
-from pimserve.v1 import simulation_pb2, simulation_pb2_grpc
+from pimserve.v1 import scheduler_pb2, simulation_pb2, simulation_pb2_grpc
 from tests.cluster.service.harness import STAND_IN, refused, server_and_client, until
 
 SMALL = ["workload.num_requests=50"]
 LONG = ["workload.num_requests=100000", "output.steps=false"]
+OUR_SERVICES = (
+    simulation_pb2.DESCRIPTOR.services_by_name["SimulationService"],
+    scheduler_pb2.DESCRIPTOR.services_by_name["SchedulerService"],
+)
+VALID = {  # fields that must be there for a request to be looked at
+    "ScaleRate": {"factor": 2},
+    "InjectRequests": {"input_tokens": [1], "output_tokens": [1]},
+}
 TRACE = "arrival_s,input_tokens,output_tokens\n0,10,5\n1,20,6\n"
 
 
@@ -54,6 +63,26 @@ def test_health_and_reflection(client):
         asked = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
         [answer] = reflection.ServerReflectionInfo(asked, timeout=5)
         assert set(SERVICES) <= {service.name for service in answer.list_services_response.service}
+
+
+def requests_of_runs(run_id):
+    """(path, request, whether answers are a stream) of every method that is about a run."""
+    for service in OUR_SERVICES:
+        for method in service.methods:
+            if "run_id" in method.input_type.fields_by_name:
+                kind = message_factory.GetMessageClass(method.input_type)
+                request = kind(run_id=run_id, **VALID.get(method.name, {}))
+                yield f"/{service.full_name}/{method.name}", request, method.server_streaming
+
+
+@pytest.mark.parametrize("run_id", ["ffff", "../registry.sqlite3", "\u00c4/\0"])
+def test_unknown_runs_are_not_found_whatever_is_asked_of_them(client, run_id):
+    with grpc.insecure_channel(client.address) as channel:
+        for path, request, stream in requests_of_runs(run_id):
+            make = channel.unary_stream if stream else channel.unary_unary
+            with pytest.raises(grpc.RpcError) as caught:
+                next(iter(make(path, type(request).SerializeToString)(request, timeout=5)))
+            assert caught.value.code() is grpc.StatusCode.NOT_FOUND, path
 
 
 def test_the_queue_is_bounded_and_first_come_first_served(tmp_path):
