@@ -6,77 +6,19 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pimserve.cluster.cli.deployment_options import DeploymentOptions
 from pimserve.cluster.cli.options import Overrides, PerEngine, ScenarioFile, ScraperAccess
 from pimserve.cluster.cli.output import print_json, print_page
 from pimserve.cluster.cli.signals import saying_when_interrupted
 
 if TYPE_CHECKING:
-    from pimserve.cluster.distributed.run_spread import Spread
     from pimserve.cluster.run.summary_schema import UnwrittenSummary
     from pimserve.cluster.scenario.prepared import Prepared
-
-
-class DeviceChoice(StrEnum):
-    """How device actors are driven."""
-
-    planned = "planned"
-    lockstep = "lockstep"
-    none = "none"
-
-
-@dataclass(frozen=True)
-class _Deployment:
-    """Where a run computes."""
-
-    on: Annotated[
-        str,
-        typer.Option(
-            metavar="WHERE",
-            help="local: this process; ray: a Ray of our own on this machine; auto, HOST:PORT or ray://HOST:PORT: "
-            "a Ray that runs; processes: plain processes.",
-        ),
-    ] = "local"
-    shards: Annotated[
-        int | None, typer.Option(min=1, max=4096, help="With --on: actors that run engines.", show_default="1")
-    ] = None
-    devices: Annotated[
-        DeviceChoice | None,
-        typer.Option(
-            help="With --on: device actors. planned: they check the engine's steps in batches; lockstep: every step "
-            "waits for them; none: there are none.",
-            show_default="planned",
-        ),
-    ] = None
-    devices_per_actor: Annotated[
-        int | None,
-        typer.Option(min=1, help="With --on: simulated devices of an actor.", show_default="those of a replica"),
-    ] = None
-    resource: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=N", help="With Ray: custom resource that a device holds; repeatable."),
-    ] = None
-
-    def spread(self) -> Spread:
-        """How the run is spread over actors.
-
-        Raises:
-            InputError: options that do not go together.
-        """
-        from pimserve.cluster.distributed.run_on import spread_of  # noqa: PLC0415
-
-        return spread_of(
-            self.on,
-            self.shards,
-            None if self.devices is None else self.devices.value,
-            self.devices_per_actor,
-            self.resource or (),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +65,7 @@ class _Metrics:
         endpoint = self.scrapers.endpoint(self.metrics, insecure=self.insecure, per_engine=self.metrics_per_engine)
         with metered(prepared, out, speed, endpoint, self.metrics_linger, checkpoint) as (control, feed, address):
             typer.echo(f"metrics on {address}", err=True)
-            yield {"control": control, "metrics": feed}
+            yield {"control": control, "started": lambda runtime: feed.watch(runtime.facts)}
 
 
 def run_command(
@@ -146,7 +88,7 @@ def run_command(
         typer.Option(metavar="DIR", help="Keep the run's state there; go on from it if it is.", show_default=False),
     ] = None,
     *,
-    deployment: _Deployment,
+    deployment: DeploymentOptions,
     metrics: _Metrics,
 ) -> None:
     """Simulate a scenario and print what came of it."""
@@ -159,17 +101,18 @@ def run_command(
     from pimserve.cluster.scenario.prepared import prepare  # noqa: PLC0415
 
     metrics.check()
-    spread = deployment.spread()
+    place = deployment.place()
+    spread = place.spread()
     prepared = prepare(load_scenario(scenario, overrides or (), trace))
-    place = results_place(prepared, out, checkpoint)
-    earlier = earlier_run(prepared.scenario.name, place) if out is None else None
+    results = results_place(prepared, out, checkpoint)
+    earlier = earlier_run(prepared.scenario.name, results) if out is None else None
     if earlier is not None:
-        typer.echo(f"note: {earlier}; this one will be in {place}", err=True)
+        typer.echo(f"note: {earlier}; this one will be in {results}", err=True)
     with metrics.watched(prepared, out, speed, checkpoint) as how:
         try:
             with saying_when_interrupted(_after_interrupt(checkpoint)), progress_bar(shown=not quiet) as progress:
                 summary = run_on(
-                    deployment.on, prepared, out, spread=spread, progress=progress, checkpoints=checkpoint, **how
+                    place.on, prepared, out, spread=spread, progress=progress, checkpoints=checkpoint, **how
                 )
         except UnwrittenError as error:
             _show(error.summary, as_json=as_json, quiet=quiet)

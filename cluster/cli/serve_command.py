@@ -8,7 +8,7 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +16,10 @@ from pimserve.cluster.cli.connection import LISTEN
 from pimserve.cluster.cli.options import PerEngine, ScraperAccess
 from pimserve.cluster.cli.output import quiet_grpc
 from pimserve.errors import InputError
+
+if TYPE_CHECKING:
+    from pimserve.cluster.service.launch_options import AllowedPlaces
+    from pimserve.cluster.service.run_queue import Limits
 
 
 @dataclass(frozen=True)
@@ -56,21 +60,55 @@ class _ScraperAccess(ScraperAccess):
     ] = None
 
 
+@dataclass(frozen=True)
+class _Runs:
+    """How many runs it takes on, and where they compute."""
+
+    max_running: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="Runs at once; default: one per core.", show_default=False)
+    ] = (None,)
+    max_queued: Annotated[int, typer.Option(min=0, max=1_000_000, help="Runs that may wait.")] = (100,)
+    disk_quota: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Of all runs together, such as 20GB.", show_default=False)
+    ] = (None,)
+    allow_on: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WHERE",
+            help="Where runs may compute, as of `pimserve launch --on`; repeatable, all that are allowed.",
+            show_default="local and processes",
+        ),
+    ] = (None,)
+    max_hosts: Annotated[
+        int, typer.Option(min=1, max=100_000, help="Processes or actors that one run may be spread over.")
+    ] = (64,)
+
+    def limits(self) -> Limits:
+        """How much it takes on.
+
+        Raises:
+            InputError: the quota is no size.
+        """
+        from pimserve.cluster.service.run_queue import Limits  # noqa: PLC0415
+
+        return Limits(self.max_running or os.cpu_count() or 1, self.max_queued, _bytes(self.disk_quota))
+
+    def places(self) -> AllowedPlaces:
+        """Where it lets runs compute."""
+        from pimserve.cluster.service.launch_options import USUAL_PLACES, AllowedPlaces  # noqa: PLC0415
+
+        return AllowedPlaces(tuple(self.allow_on or USUAL_PLACES.on), self.max_hosts)
+
+
 def serve_command(
     listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where to listen; port 0: any free one.")] = LISTEN,
     data: Annotated[Path, typer.Option(help="Folder for the registry and the runs.")] = Path("pimserve-data"),
-    max_running: Annotated[
-        int | None, typer.Option(min=1, max=1024, help="Runs at once; default: one per core.", show_default=False)
-    ] = None,
-    max_queued: Annotated[int, typer.Option(min=0, max=1_000_000, help="Runs that may wait.")] = 100,
-    disk_quota: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Of all runs together, such as 20GB.", show_default=False)
-    ] = None,
     traces: Annotated[
         Path | None,
         typer.Option(help="Folder below which scenarios may read traces; default: none.", show_default=False),
     ] = None,
     *,
+    runs: _Runs,
     callers: _CallerAccess,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen beyond this machine without a token or clients' certificates.")
@@ -85,7 +123,6 @@ def serve_command(
     """Serve simulations over gRPC, until SIGTERM or Ctrl-C."""
     quiet_grpc()
     from pimserve.cluster.base.rpc.security import TlsFiles, read_token  # noqa: PLC0415
-    from pimserve.cluster.service.run_queue import Limits  # noqa: PLC0415
     from pimserve.cluster.service.server import ServerOptions, serve  # noqa: PLC0415
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
@@ -94,7 +131,7 @@ def serve_command(
     options = ServerOptions(
         listen=listen,
         data=data,
-        limits=Limits(max_running or os.cpu_count() or 1, max_queued, _bytes(disk_quota)),
+        limits=runs.limits(),
         traces=traces,
         token=read_token(callers.token_file),
         tls=tls,
@@ -102,6 +139,7 @@ def serve_command(
         metrics=None
         if metrics is None
         else scrapers.endpoint(metrics, insecure=insecure, per_engine=metrics_per_engine, tls=tls),
+        places=runs.places(),
         announce_metrics=lambda address: typer.echo(f"metrics on {address}"),
     )
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pimserve.cluster.cli.connection import Connection
+from pimserve.cluster.cli.deployment_options import DeploymentOptions
 from pimserve.cluster.cli.options import AsJson, Overrides, ScenarioFile
 from pimserve.cluster.cli.output import print_json, print_page
 from pimserve.errors import InputError, PimserveError
@@ -61,15 +62,30 @@ def launch_command(
     ] = "",
     watch: Annotated[bool, typer.Option("--watch", help="Watch it until it has ended.")] = False,
     *,
+    deployment: DeploymentOptions,
     call: _Call,
 ) -> None:
     """Launch a simulation on a server; prints its id."""
     from pimserve.cluster.base.speed import parse_speed  # noqa: PLC0415
 
+    place = deployment.place()
+    place.spread()  # what means nothing here needs no server to say so
     text = _text(scenario) if scenario is not None else ""
     factor = parse_speed(speed) if speed is not None else 0.0
     with call.client() as client:
-        run = client.launch(text, overrides or (), trace, speed=factor, paused=paused, idempotency_key=idempotency_key)
+        run = client.launch(
+            text,
+            overrides or (),
+            trace,
+            speed=factor,
+            paused=paused,
+            idempotency_key=idempotency_key,
+            on=place.on,
+            shards=place.shards,
+            devices=place.devices,
+            devices_per_actor=place.devices_per_actor,
+            resource=place.resource,
+        )
         if not watch:
             call.show(run, run.id)
             return

@@ -26,6 +26,10 @@ def run_line(run: Run) -> str:
         parts.append(f"{count(progress.steps)} steps")
         if progress.stability is not None:
             parts.append(progress.stability)
+    if run.on != "local":
+        parts.append(
+            f"on {run.on} with {run.shards} shard{'' if run.shards == 1 else 's'}, device actors {run.devices}"
+        )
     if run.restarts:
         parts.append(f"restarted {run.restarts} times")
     return ", ".join(parts)

@@ -39,7 +39,11 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run: `state` is queued, running, paused, finished, failed or cancelled; `speed` 0 is as fast as possible."""
+    """A run: `state` is queued, starting, running, paused, finished, failed or cancelled.
+
+    `speed` 0 is as fast as possible. Where it computes is said as to `Client.launch`: `on`, `shards`, `devices`,
+    `devices_per_actor`, `resource`.
+    """
 
     id: str
     name: str
@@ -52,6 +56,11 @@ class Run:
     error: str
     restarts: int
     queue_position: int | None
+    on: str = "local"
+    shards: int | None = None
+    devices: str | None = None
+    devices_per_actor: int | None = None
+    resource: tuple[str, ...] = ()
 
     @property
     def ended(self) -> bool:
@@ -216,10 +225,18 @@ def read(kind: type[Answer], message: Message, **given: object) -> Answer:
 def run(message: sim.Run) -> Run:
     """A run."""
     queued = message.state == sim.RUN_STATE_QUEUED
+    hints, options = _hints(Run), message.options
+    how = {
+        field.name: _value(options, field, hints[field.name])
+        for field in options.DESCRIPTOR.fields
+        if field.name in hints
+    }
+    if options.devices == sim.DEVICE_ACTORS_UNSPECIFIED:
+        how["devices"] = None
     return read(
         Run,
         message,
-        speed=message.options.speed,
+        **how,
         queue_position=message.queue_position if queued else None,
     )
 

@@ -138,6 +138,11 @@ def launch(
     speed: float = 0.0,
     paused: bool = False,
     idempotency_key: str = "",
+    on: str = "local",
+    shards: int | None = None,
+    devices: str | None = None,
+    devices_per_actor: int | None = None,
+    resource: Sequence[str] = (),
 ) -> Call[answers.Run]:
     """Put a simulation in the queue.
 
@@ -148,13 +153,45 @@ def launch(
         speed: simulated seconds per second; 0: as fast as possible.
         paused: hold it before its first step.
         idempotency_key: a second launch with the same key gives the run of the first.
+        on: where it computes, as `pimserve run --on` has it; the server must allow it.
+        shards: processes or actors that run engines, not with local; None: 1.
+        devices: how device actors are driven, planned, lockstep or none; None: planned, in a local run none.
+        devices_per_actor: simulated devices in each; None: as `pimserve run` has it.
+        resource: "NAME=N" each: what a device holds of a Ray cluster's custom resources.
+
+    Raises:
+        ServiceError: there is no such way to drive devices; or the server refuses, or does not answer.
     """
+    options = sim.LaunchOptions(
+        speed=speed,
+        paused=paused,
+        on=on,
+        shards=shards,
+        devices=_device_actors(devices),
+        devices_per_actor=devices_per_actor,
+        resource=resource,
+    )
     request = sim.LaunchRequest(
         scenario=_document(scenario, overrides, trace),
-        options=sim.LaunchOptions(speed=speed, paused=paused),
+        options=options,
         idempotency_key=idempotency_key or str(uuid.uuid4()),
     )
     return Call(request, _run_of)
+
+
+def _device_actors(name: str | None) -> sim.DeviceActors.ValueType:
+    """How devices are driven, on the wire.
+
+    Raises:
+        ServiceError: there is no such way.
+    """
+    if name is None:
+        return sim.DEVICE_ACTORS_UNSPECIFIED
+    ways = {each.rpartition("_")[2].lower(): number for each, number in list(sim.DeviceActors.items())[1:]}
+    if name not in ways:
+        message = f"must be one of {', '.join(ways)} (got {name!r})"
+        raise ServiceError("INVALID_ARGUMENT", f"options.devices: {message}", [("options.devices", message)])
+    return ways[name]
 
 
 def _document(yaml: str, overrides: Sequence[str], trace: str) -> sim.ScenarioDocument:

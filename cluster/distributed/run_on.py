@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from pimserve.cluster.distributed.place import LOCAL, PROCESSES
 from pimserve.cluster.distributed.run_spread import Spread
-from pimserve.errors import InputError, shortened
 from pimserve.scheduler.control import Control
 
 if TYPE_CHECKING:
-    from pimserve.cluster.run.live_control import RunObserver
+    from pimserve.cluster.distributed.deployment import Distributed
     from pimserve.cluster.run.summary_schema import Summary
     from pimserve.cluster.scenario.prepared import Prepared
-
-LOCAL, PROCESSES, OWN_RAY = "local", "processes", "ray"
 
 
 def run_on(
@@ -26,7 +24,7 @@ def run_on(
     out: Path | None,
     *,
     spread: Spread,
-    metrics: RunObserver | None = None,
+    started: Callable[[Distributed], None] = lambda _: None,
     **how: Any,  # noqa: ANN401 as `run` takes them
 ) -> Summary:
     """Run a scenario; returns its summary.
@@ -36,7 +34,7 @@ def run_on(
         prepared: what to run.
         out: the results folder.
         spread: how it is spread, but for `local`.
-        metrics: is told of the run's hosts.
+        started: takes the parts of the run once its hosts have started, if it has any.
         how: more of `pimserve.cluster.run.run.run`.
 
     Raises:
@@ -57,49 +55,8 @@ def run_on(
 
             cluster = stack.enter_context(ray_on(on))
         runtime = stack.enter_context(distributed(prepared, cluster, spread))
-        if metrics is not None:
-            metrics.facts = runtime.facts
+        started(runtime)
         return run(prepared, out, runtime=runtime, **how)
-
-
-def spread_of(
-    on: str,
-    shards: int | None,
-    devices: Literal["planned", "lockstep", "none"] | None,
-    devices_per_actor: int | None,
-    resources: Sequence[str],
-) -> Spread:
-    """What the options of the command line mean.
-
-    Raises:
-        InputError: one of them means nothing here.
-    """
-    if on == LOCAL:
-        given = {"--shards": shards, "--devices": devices, "--devices-per-actor": devices_per_actor}
-        for option, value in {**given, "--resource": resources or None}.items():
-            if value is not None:
-                raise InputError(option, "goes with --on: a local run is one process")
-    if devices == "none" and devices_per_actor is not None:
-        raise InputError("--devices-per-actor", "has no effect with --devices none")
-    if resources and on in {LOCAL, PROCESSES, OWN_RAY}:
-        raise InputError("--resource", "goes with --on auto, HOST:PORT or ray://HOST:PORT, whose nodes have resources")
-    return Spread(
-        shards=shards or 1,
-        devices=None if devices == "none" else devices or "planned",
-        devices_per_actor=devices_per_actor,
-        resources=tuple(_resource(text) for text in resources),
-    )
-
-
-def _resource(text: str) -> tuple[str, float]:
-    name, equals, amount = text.partition("=")
-    try:
-        number = float(amount)
-    except ValueError:
-        number = 0.0
-    if not name or not equals or not 0 < number < 1e6:
-        raise InputError(f"--resource {shortened(text)}", "must be NAME=N with N above 0, such as duplex=1")
-    return name, number
 
 
 def control_of(speed: str | None) -> Control | None:

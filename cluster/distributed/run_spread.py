@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from pimserve.errors import InputError
 
 DeviceMode = Literal["planned", "lockstep"]
+Spelling = Callable[[str], str]  # how whoever gives an option writes its name
+
+
+def as_option(name: str) -> str:
+    """An option's name on the command line."""
+    return f"--{name.replace('_', '-')}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +35,17 @@ class Spread:
     audit_share: float = 1 / 64
     resources: tuple[tuple[str, float], ...] = ()
 
-    def checked(self, replicas: int) -> Spread:
+    def checked(self, replicas: int, spelling: Spelling = as_option) -> Spread:
         """The same, if a run of that many replicas can be spread so.
 
         Raises:
             InputError: it cannot.
         """
         if self.shards > replicas:
-            raise InputError("--shards", f"{self.shards} shards for {replicas} replicas; a shard needs one at least")
+            message = f"{self.shards} shards for {replicas} replicas; a shard needs one at least"
+            raise InputError(spelling("shards"), message)
         if self.devices == "lockstep" and self.shards > 1:
-            raise InputError("--shards", "in lockstep each step waits for its devices: use 1 shard")
+            raise InputError(spelling("shards"), "in lockstep each step waits for its devices: use 1 shard")
         return self
 
 

@@ -50,12 +50,10 @@ class MetricsFeed:
         metrics: of the run at its beginning (`metrics_of`).
         slo: limits.
         frontend_ps: time in front of the scheduler, which TTFT and E2E hold.
-
-    `facts` may be set to what tells of the run's hosts (`Runtime.facts`).
     """
 
     def __init__(self, metrics: RunMetrics, slo: SloSpec, *, frontend_ps: int = 0) -> None:
-        self.facts: Callable[[], Mapping[str, Any]] | None = None
+        self._facts: Callable[[], Mapping[str, Any]] | None = None
         self._metrics = metrics
         self._requests = RequestMetrics(metrics, slo, frontend_ps=frontend_ps)
         self._ledgers = LedgerMetrics(metrics)
@@ -63,6 +61,10 @@ class MetricsFeed:
         self._began_s = time.monotonic()
         self._now_fs = 0
         self._fresh = True
+
+    def watch(self, facts: Callable[[], Mapping[str, Any]]) -> None:
+        """Take in the run's hosts too, of which `facts` tells (`Runtime.facts`)."""
+        self._facts = facts
 
     def take(self, view: RunView, ledgers: Sequence[Ledger] = ()) -> None:
         """Take in the window that has ended.
@@ -86,8 +88,8 @@ class MetricsFeed:
             self._set("pimserve_sim_windows_total", view.window)
             if ledgers:
                 self._set("pimserve_sim_memory_bytes", _memory_bytes())
-            if self.facts is not None and ledgers:
-                facts = self.facts()
+            if self._facts is not None and ledgers:
+                facts = self._facts()
                 self._set("pimserve_actor_restarts_total", facts["recoveries"])
                 self._set("pimserve_audit_checks_total", facts["audited_spans"])
 

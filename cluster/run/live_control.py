@@ -34,9 +34,7 @@ _LEDGERS_S = 1.0  # between two looks at the ledgers, which cost the run some mi
 
 
 class RunObserver(Protocol):
-    """Takes in a run, window by window. `facts` may be set to what tells of the run's hosts (`Runtime.facts`)."""
-
-    facts: Callable[[], Mapping[str, Any]] | None
+    """Takes in a run, window by window."""
 
     def take(self, view: RunView, ledgers: Sequence[Ledger] = ()) -> None:
         """Take in the window that has ended; the ledgers once in a while."""

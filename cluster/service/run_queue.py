@@ -17,6 +17,7 @@ import grpc
 from pimserve.cluster.base.files import read_json
 from pimserve.cluster.base.processes import LOCKED, TO_BE_CONTINUED
 from pimserve.cluster.base.rpc.statuses import RefusedError, unknown_run
+from pimserve.cluster.distributed.place import Place
 from pimserve.cluster.metrics.run_metrics import RunMetrics
 from pimserve.cluster.service.data_folder import DataFolder, RunFolder
 from pimserve.cluster.service.run_registry import ACTIVE, ENDED, Record, Registry, State
@@ -91,7 +92,7 @@ class RunQueue:
         self._workers.close()
 
     def launch(
-        self, scenario: str, name: str, *, speed: float, paused: bool, key: str, digest: str
+        self, scenario: str, name: str, *, speed: float, paused: bool, place: Place, key: str, digest: str
     ) -> tuple[Record, bool]:
         """Put a run in the queue; returns it, and whether it is new.
 
@@ -108,14 +109,20 @@ class RunQueue:
             self._admit()
             run_id = self._new_id()
             try:
-                self._data.create(run_id, scenario, {"speed": speed})
+                self._data.create(run_id, scenario, {"speed": speed, "place": place.document()})
             except OSError as error:
                 raise RefusedError(
                     grpc.StatusCode.RESOURCE_EXHAUSTED, f"the server cannot write its files: {error.strerror}"
                 ) from None
             try:
                 record = self.registry.add(
-                    run_id, name, speed=speed, start_paused=paused, idempotency_key=key, request_digest=digest
+                    run_id,
+                    name,
+                    speed=speed,
+                    start_paused=paused,
+                    idempotency_key=key,
+                    request_digest=digest,
+                    place=json.dumps(place.document()),
                 )
             except BaseException:
                 self._data.remove(run_id)

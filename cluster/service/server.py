@@ -23,6 +23,7 @@ from pimserve.cluster.base.rpc.security import NO_TLS, TlsFiles, check_listen, s
 from pimserve.cluster.metrics.endpoint import EndpointOptions, exposing
 from pimserve.cluster.service.data_folder import DataFolder
 from pimserve.cluster.service.forwarding import SchedulerForwarder
+from pimserve.cluster.service.launch_options import USUAL_PLACES, AllowedPlaces
 from pimserve.cluster.service.run_queue import Limits, RunQueue
 from pimserve.cluster.service.run_registry import Registry
 from pimserve.cluster.service.simulations import Simulations
@@ -54,6 +55,7 @@ class ServerOptions:
         insecure: listen beyond this machine without asking callers for anything.
         worker: command that runs a run's folder.
         metrics: where metrics are exposed, and to whom; None: nowhere.
+        places: where runs may compute.
         announce_metrics: takes the address where they are.
     """
 
@@ -66,6 +68,7 @@ class ServerOptions:
     insecure: bool = False
     worker: Sequence[str] = WORKER
     metrics: EndpointOptions | None = None
+    places: AllowedPlaces = USUAL_PLACES
     announce_metrics: Callable[[str], None] = lambda _: None
 
 
@@ -77,6 +80,7 @@ def serving(options: ServerOptions) -> Iterator[str]:
         InputError: an option is not acceptable, or the address or the folder is in use.
     """
     protected = options.token is not None or options.tls.ca is not None
+    options.places.check()
     check_listen(options.listen, protected=protected, insecure=options.insecure)
     credentials = server_credentials(options.tls)
     if options.traces is not None and not options.traces.is_dir():
@@ -101,7 +105,7 @@ def serving(options: ServerOptions) -> Iterator[str]:
         worker = (*options.worker, *(["--metrics-per-engine"] if per_engine else []))
         queue = RunQueue(data, registry, options.limits, worker)
         queues.append(queue)
-        simulations = Simulations(queue, options.traces, _MOST_STREAMS)
+        simulations = Simulations(queue, options.traces, _MOST_STREAMS, options.places)
         simulation_pb2_grpc.add_SimulationServiceServicer_to_server(simulations, server)
         scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(SchedulerForwarder(queue), server)  # type: ignore[abstract]  # made at run time
         healthy = health.HealthServicer()

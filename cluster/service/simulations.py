@@ -15,6 +15,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from pimserve.cluster.base.rpc.results_stream import send_files
 from pimserve.cluster.base.rpc.statuses import RefusedError
+from pimserve.cluster.service.launch_options import AllowedPlaces, options_of
 from pimserve.cluster.service.received_scenario import as_yaml, read_scenario
 from pimserve.cluster.service.run_queue import RunQueue
 from pimserve.cluster.service.run_registry import ENDED, STATES, Record, State
@@ -37,10 +38,12 @@ class Simulations(simulation_pb2_grpc.SimulationServiceServicer):
         queue: of runs, which it keeps going.
         traces: folder below which the traces of scenarios may lie; None: nowhere.
         most_streams: that may be open at once; each takes a thread.
+        places: where runs may compute.
     """
 
-    def __init__(self, queue: RunQueue, traces: Path | None, most_streams: int) -> None:
+    def __init__(self, queue: RunQueue, traces: Path | None, most_streams: int, places: AllowedPlaces) -> None:
         self._queue = queue
+        self._places = places
         self._traces = traces
         self._streams = threading.BoundedSemaphore(most_streams)
 
@@ -61,13 +64,15 @@ class Simulations(simulation_pb2_grpc.SimulationServiceServicer):
     def Launch(self, request: pb.LaunchRequest, context: grpc.ServicerContext) -> pb.LaunchResponse:  # noqa: N802
         """Put a run in the queue."""
         document = request.scenario
-        scenario = read_scenario(document.yaml, document.overrides, document.trace, self._traces).scenario
+        prepared = read_scenario(document.yaml, document.overrides, document.trace, self._traces)
+        place, scenario = self._places.place_of(request.options, prepared), prepared.scenario
         asked = pb.LaunchRequest(scenario=document, options=request.options)
         record, created = self._queue.launch(
             as_yaml(scenario),
             scenario.name,
             speed=request.options.speed,
             paused=request.options.paused,
+            place=place,
             key=request.idempotency_key,
             digest=hashlib.sha256(asked.SerializeToString(deterministic=True)).hexdigest(),
         )
@@ -161,7 +166,7 @@ class Simulations(simulation_pb2_grpc.SimulationServiceServicer):
             id=record.id,
             name=record.name,
             state=_STATES[record.state],
-            options=pb.LaunchOptions(speed=record.speed, paused=record.start_paused),
+            options=options_of(record),
             created_at=_timestamp(record.created_s),
             started_at=_timestamp(record.started_s),
             ended_at=_timestamp(record.ended_s),

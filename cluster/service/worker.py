@@ -28,11 +28,12 @@ from pimserve.cluster.base.files import PRIVATE, read_json, write_bytes, write_j
 from pimserve.cluster.base.locks import take_lock
 from pimserve.cluster.base.processes import LOCKED, TO_BE_CONTINUED, Process
 from pimserve.cluster.base.rpc.channels import make_server
+from pimserve.cluster.distributed.place import Place
+from pimserve.cluster.distributed.run_on import run_on
 from pimserve.cluster.metrics.feed import MetricsFeed
 from pimserve.cluster.metrics.run_metrics import metrics_of
 from pimserve.cluster.run.live_control import LiveControl, StoppedError
 from pimserve.cluster.run.read_summary import read_summary
-from pimserve.cluster.run.run import run
 from pimserve.cluster.run.running_latencies import RunningLatencies
 from pimserve.cluster.run.summary_schema import Summary
 from pimserve.cluster.scenario.document import load_scenario
@@ -70,14 +71,14 @@ def main() -> None:
     os._exit(code)  # the run is over; a thread in the middle of a call is not waited for
 
 
-def work(folder: RunFolder, *, held: bool = False, per_engine: bool = False, runner: Runner = run) -> int:
+def work(folder: RunFolder, *, held: bool = False, per_engine: bool = False, runner: Runner = run_on) -> int:
     """Run what lies in the folder to its end; returns the exit code.
 
     Args:
         folder: of the run.
         held: begin held.
         per_engine: with histograms of each engine, also where there are so many that they are merged.
-        runner: runs a scenario, as `pimserve.cluster.run.run.run` does.
+        runner: runs a scenario somewhere, as `run_on` does.
     """
     lock = take_lock(folder.lock)
     if lock is None:
@@ -93,7 +94,8 @@ def work(folder: RunFolder, *, held: bool = False, per_engine: bool = False, run
                 options = read_json(folder.options) or {}
                 prepared = prepare(load_scenario(folder.scenario))
                 control, site = _site(folder, prepared, speed=float(options["speed"]), held=held, per_engine=per_engine)
-                outcome = _finished(_run(folder, control, site, runner))
+                place = Place(**options.get("place", {}))
+                outcome = _finished(_run(folder, control, site, place, runner))
         except StoppedError:
             LOG.info("stopped, to be continued")
             return TO_BE_CONTINUED
@@ -111,15 +113,23 @@ def work(folder: RunFolder, *, held: bool = False, per_engine: bool = False, run
         return 0
 
 
-def _run(folder: RunFolder, control: LiveControl, site: Site, runner: Runner) -> Summary:
-    """Run the scenario, and answer calls meanwhile; returns the summary."""
+def _run(folder: RunFolder, control: LiveControl, site: Site, place: Place, runner: Runner) -> Summary:
+    """Run the scenario where it is to be run, and answer calls meanwhile; returns the summary."""
     endpoint = _listen(folder, site, control)
     over = threading.Event()
     threading.Thread(target=_stop_without_server, args=(folder, control, over), daemon=True).start()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda *_: _stop(control))
     try:
-        return runner(site.prepared, folder.results, control=control, checkpoints=folder.checkpoints)
+        return runner(
+            place.on,
+            site.prepared,
+            folder.results,
+            spread=place.spread(),
+            started=lambda runtime: site.metrics.watch(runtime.facts),
+            control=control,
+            checkpoints=folder.checkpoints,
+        )
     finally:
         over.set()
         control.end()

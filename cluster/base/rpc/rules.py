@@ -69,7 +69,14 @@ RULES: Mapping[str, Mapping[str, Rule]] = {
         "overrides": _each(_text(10_000), at_most=1000),
         "trace": _text(1000),
     },
-    "LaunchOptions": {"speed": _number(SLOWEST, FASTEST, or_zero=True)},
+    "LaunchOptions": {
+        "speed": _number(SLOWEST, FASTEST, or_zero=True),
+        "on": _text(300),
+        "shards": _number(1, 4096),
+        "devices": _number(0, 3),
+        "devices_per_actor": _number(1, 10**6),
+        "resource": _each(_text(200, needed=True), at_most=16),
+    },
     "LaunchRequest": {
         "idempotency_key": _text(128, pattern=r"[\x21-\x7e]+", what="up to 128 visible ASCII characters")
     },

@@ -117,14 +117,24 @@ def connect_ray(address: str) -> Iterator[RayCluster]:
             yield RayCluster(address)
 
 
-def _reach(address: str) -> None:
-    """Refuse what is no address, and one at which nobody listens: Ray itself takes 40 s to find out."""
+def host_and_port(address: str) -> tuple[str, int]:
+    """Of HOST:PORT or ray://HOST:PORT.
+
+    Raises:
+        InputError: it is no such address.
+    """
     match = _ADDRESS.fullmatch(address)
     if match is None or not 0 < int(match[2]) < 65536:
         where = f"{ON} {shortened(address)}"
         raise InputError(where, "must be ray (one of our own on this machine), auto, HOST:PORT or ray://HOST:PORT")
+    return match[1].strip("[]"), int(match[2])
+
+
+def _reach(address: str) -> None:
+    """Refuse what is no address, and one at which nobody listens: Ray itself takes 40 s to find out."""
+    host_port = host_and_port(address)
     try:
-        socket.create_connection((match[1].strip("[]"), int(match[2])), _REACH_LIMIT_S).close()
+        socket.create_connection(host_port, _REACH_LIMIT_S).close()
     except OSError as error:
         raise InputError(f"{ON} {address}", f"no Ray there: {error.strerror or error}") from None
 

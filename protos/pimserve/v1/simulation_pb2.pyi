@@ -51,6 +51,34 @@ RUN_STATE_STARTING: RunState.ValueType  # 7
 """Its process starts, for the first time or again, with the hosts or the Ray that it runs on."""
 global___RunState = RunState
 
+class _DeviceActors:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _DeviceActorsEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_DeviceActors.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    DEVICE_ACTORS_UNSPECIFIED: _DeviceActors.ValueType  # 0
+    """As planned."""
+    DEVICE_ACTORS_PLANNED: _DeviceActors.ValueType  # 1
+    """They check the engine's steps in batches."""
+    DEVICE_ACTORS_LOCKSTEP: _DeviceActors.ValueType  # 2
+    """Every step waits for them."""
+    DEVICE_ACTORS_NONE: _DeviceActors.ValueType  # 3
+    """There are none."""
+
+class DeviceActors(_DeviceActors, metaclass=_DeviceActorsEnumTypeWrapper):
+    """How the devices of a run are driven that are actors of their own."""
+
+DEVICE_ACTORS_UNSPECIFIED: DeviceActors.ValueType  # 0
+"""As planned."""
+DEVICE_ACTORS_PLANNED: DeviceActors.ValueType  # 1
+"""They check the engine's steps in batches."""
+DEVICE_ACTORS_LOCKSTEP: DeviceActors.ValueType  # 2
+"""Every step waits for them."""
+DEVICE_ACTORS_NONE: DeviceActors.ValueType  # 3
+"""There are none."""
+global___DeviceActors = DeviceActors
+
 @typing.final
 class ScenarioDocument(google.protobuf.message.Message):
     """A scenario as a user writes it."""
@@ -85,17 +113,48 @@ class LaunchOptions(google.protobuf.message.Message):
 
     SPEED_FIELD_NUMBER: builtins.int
     PAUSED_FIELD_NUMBER: builtins.int
+    ON_FIELD_NUMBER: builtins.int
+    SHARDS_FIELD_NUMBER: builtins.int
+    DEVICES_FIELD_NUMBER: builtins.int
+    DEVICES_PER_ACTOR_FIELD_NUMBER: builtins.int
+    RESOURCE_FIELD_NUMBER: builtins.int
     speed: builtins.float
     """Simulated seconds per second of the wall clock; 0: as fast as possible."""
     paused: builtins.bool
     """Hold the run before its first step."""
+    on: builtins.str
+    """Where the run computes, as `pimserve run --on` has it: local (one process), processes, ray (one of its own), auto,
+    HOST:PORT or ray://HOST:PORT; empty for local. A server allows local and processes unless it was told otherwise.
+    """
+    shards: builtins.int
+    """Processes or actors that run engines, 1 to 4096 and no more than there are replicas; 1 if not set. Not with local."""
+    devices: global___DeviceActors.ValueType
+    """Not with local."""
+    devices_per_actor: builtins.int
+    """Simulated devices in one process or actor, 1 to 1,000,000; if not set, as `pimserve run` has it. Not with local."""
+    @property
+    def resource(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """"NAME=N" each: what a simulated device holds of a Ray cluster's custom resources; 16 at most. Only with a Ray that
+        runs already.
+        """
+
     def __init__(
         self,
         *,
         speed: builtins.float = ...,
         paused: builtins.bool = ...,
+        on: builtins.str = ...,
+        shards: builtins.int | None = ...,
+        devices: global___DeviceActors.ValueType = ...,
+        devices_per_actor: builtins.int | None = ...,
+        resource: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["paused", b"paused", "speed", b"speed"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_devices_per_actor", b"_devices_per_actor", "_shards", b"_shards", "devices_per_actor", b"devices_per_actor", "shards", b"shards"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_devices_per_actor", b"_devices_per_actor", "_shards", b"_shards", "devices", b"devices", "devices_per_actor", b"devices_per_actor", "on", b"on", "paused", b"paused", "resource", b"resource", "shards", b"shards", "speed", b"speed"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_devices_per_actor", b"_devices_per_actor"]) -> typing.Literal["devices_per_actor"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_shards", b"_shards"]) -> typing.Literal["shards"] | None: ...
 
 global___LaunchOptions = LaunchOptions
 
