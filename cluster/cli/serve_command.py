@@ -66,11 +66,11 @@ class _Runs:
 
     max_running: Annotated[
         int | None, typer.Option(min=1, max=1024, help="Runs at once; default: one per core.", show_default=False)
-    ] = (None,)
-    max_queued: Annotated[int, typer.Option(min=0, max=1_000_000, help="Runs that may wait.")] = (100,)
+    ] = None
+    max_queued: Annotated[int, typer.Option(min=0, max=1_000_000, help="Runs that may wait.")] = 100
     disk_quota: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Of all runs together, such as 20GB.", show_default=False)
-    ] = (None,)
+    ] = None
     allow_on: Annotated[
         list[str] | None,
         typer.Option(
@@ -78,10 +78,10 @@ class _Runs:
             help="Where runs may compute, as of `pimserve launch --on`; repeatable, all that are allowed.",
             show_default="local and processes",
         ),
-    ] = (None,)
+    ] = None
     max_hosts: Annotated[
         int, typer.Option(min=1, max=100_000, help="Processes or actors that one run may be spread over.")
-    ] = (64,)
+    ] = 64
 
     def limits(self) -> Limits:
         """How much it takes on.

@@ -58,7 +58,10 @@ def test_lockstep_as_in_one_process(tmp_path: Path) -> None:
         (("--on", "nowhere"), "--on nowhere: must be ray (one of our own on this machine), auto, HOST:PORT or ray://"),
         (("--on", "127.0.0.1:1"), "--on 127.0.0.1:1: no Ray there"),
         (("--on", "processes", "--resource", "duplex"), "--resource: goes with --on auto"),
-        (("--on", "auto", "--resource", "duplex"), "--resource duplex: must be NAME=N with N above 0"),
+        (
+            ("--on", "auto", "--resource", "duplex"),
+            "--resource: must be NAME=N with N above 0, such as duplex=1 (got 'duplex')",
+        ),
         (("--on", "processes", "--devices", "none", "--devices-per-actor", "2"), "has no effect with --devices none"),
         (("--speed", "fast"), "--speed: must be a factor of"),
     ],
