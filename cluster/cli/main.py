@@ -52,6 +52,7 @@ for name, command in (
     ("pause", service_commands.pause_command),
     ("resume", service_commands.resume_command),
     ("cancel", service_commands.cancel_command),
+    ("continue", service_commands.continue_command),
     ("delete", service_commands.delete_command),
     ("results", service_commands.results_command),
     ("sweep", sweep_command.sweep_command),

@@ -230,6 +230,21 @@ def cancel_command(run: RunId, *, call: _Call) -> None:
     call.show(ended, f"run {run} is {ended.state}")
 
 
+def continue_command(
+    run: RunId,
+    watch: Annotated[bool, typer.Option("--watch", help="Watch it until it has ended.")] = False,
+    *,
+    call: _Call,
+) -> None:
+    """Go on with a run that has failed, from its last checkpoint."""
+    with call.client() as client:
+        going_on = client.continue_(run)
+        if watch:
+            _watch(client, run, 0.5, as_json=call.as_json)
+        else:
+            call.show(going_on, f"run {run} is {going_on.state}, to go on from its last checkpoint")
+
+
 def delete_command(run: RunId, *, call: _Call) -> None:
     """Forget a run that has ended, and remove its results from the server."""
     with call.client() as client:

@@ -25,7 +25,7 @@ Answer = TypeVar("Answer")
 
 _IDEMPOTENT = {
     # Launch has a key that tells a second attempt.
-    "pimserve.v1.SimulationService": ("Validate", "Launch", "Get", "List", "Pause", "Resume", "Cancel"),
+    "pimserve.v1.SimulationService": ("Validate", "Launch", "Get", "List", "Pause", "Resume", "Cancel", "Continue"),
     "pimserve.v1.SchedulerService": ("GetReplicas", "DescribeRequest", "GetLatencies", "GetLedgers", "GetPlacement"),
 }
 _RETRY = {
@@ -244,6 +244,11 @@ def resume(run_id: str) -> Call[float]:
 def cancel(run_id: str) -> Call[answers.Run]:
     """End a run without results; it may take until the end of its window."""
     return Call(sim.CancelRequest(run_id=run_id), _run_of)
+
+
+def continue_(run_id: str) -> Call[answers.Run]:
+    """Go on with a run that has failed, from its last checkpoint; one that waits or goes on stays as it is."""
+    return Call(sim.ContinueRequest(run_id=run_id), _run_of)
 
 
 def delete(run_id: str) -> Call[None]:

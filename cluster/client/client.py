@@ -99,6 +99,7 @@ class _Base:
     pause = _Method(calls.pause)
     resume = _Method(calls.resume)
     cancel = _Method(calls.cancel)
+    continue_ = _Method(calls.continue_)
     delete = _Method(calls.delete)
     replicas = _Method(calls.replicas)
     request = _Method(calls.request)

@@ -9,6 +9,7 @@ import shutil
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,9 @@ from pimserve.cluster.base.processes import LOCKED, TO_BE_CONTINUED
 from pimserve.cluster.base.rpc.statuses import RefusedError, unknown_run
 from pimserve.cluster.distributed.place import Place
 from pimserve.cluster.metrics.run_metrics import RunMetrics
+from pimserve.cluster.run.checkpoint import has_checkpoint
 from pimserve.cluster.service.data_folder import DataFolder, RunFolder
+from pimserve.cluster.service.disk_usage import DiskUsage
 from pimserve.cluster.service.run_registry import ACTIVE, ENDED, Record, Registry, State
 from pimserve.cluster.service.worker_link import WORKER, WorkerLink
 from pimserve.cluster.service.worker_supervisor import WorkerSupervisor, cause_of
@@ -67,7 +70,7 @@ class RunQueue:
         self._wake = threading.Event()
         self._progress: dict[str, simulation_pb2.Progress] = {}
         self._begun: set[str] = set()  # runs whose worker has told of them
-        self._sizes: dict[str, int] = {}  # bytes of runs that have ended
+        self._disk = DiskUsage(data, registry)
         self._quota_at = 0.0
         self._thread = threading.Thread(target=self._loop, name="runs", daemon=True)
 
@@ -162,9 +165,10 @@ class RunQueue:
 
     def progress(self, record: Record) -> simulation_pb2.Progress | None:
         """How far a run is, as far as is known."""
-        if record.state in ENDED:
-            return simulation_pb2.Progress(**json.loads(record.progress))
-        return self._progress.get(record.id)
+        latest = self._progress.get(record.id)
+        if latest is None and (reached := json.loads(record.progress)):  # it has ended, or did before it was continued
+            return simulation_pb2.Progress(**reached)
+        return latest
 
     def metrics(self) -> list[RunMetrics]:
         """Of the runs that go on, and of those that ended within the last minutes, for the last scrape of them."""
@@ -187,6 +191,32 @@ class RunQueue:
             link.end()
         return self.record(run_id)
 
+    def go_on(self, run_id: str) -> Record:
+        """Put a run that has failed into the queue, to go on from its checkpoint; one that goes on stays as it is.
+
+        Raises:
+            RefusedError: it ended otherwise, there is nothing to go on from, or the queue or the disk is full.
+        """
+        with self._lock:
+            record = self.record(run_id)
+            if record.state not in ENDED:
+                return record
+            folder = self._data.run(run_id)
+            if record.state != "failed" or not has_checkpoint(folder.checkpoints):
+                why = "it has no checkpoint to go on from" if record.state == "failed" else "only a failed run goes on"
+                raise RefusedError(
+                    grpc.StatusCode.FAILED_PRECONDITION, f"run {run_id} is {record.state}: {why}; launch it again"
+                )
+            if run_id in self._workers.children:
+                raise RefusedError(grpc.StatusCode.UNAVAILABLE, f"the process of run {run_id} is ending; try again")
+            self._admit()
+            folder.outcome.unlink(missing_ok=True)
+            self.registry.requeue(run_id)
+            self._disk.forget(run_id)
+            self._start_queued()
+        self.notify()
+        return self.record(run_id)
+
     def delete(self, run_id: str) -> None:
         """Forget a run and remove its files.
 
@@ -202,7 +232,7 @@ class RunQueue:
                 )
             self.registry.remove(run_id)
             self._data.remove(run_id)
-            self._sizes.pop(run_id, None)
+            self._disk.forget(run_id)
         self.notify()
 
     def hold(self, run_id: str, *, held: bool) -> None:
@@ -257,7 +287,8 @@ class RunQueue:
 
     def _start(self, record: Record) -> None:
         self._begun.discard(record.id)
-        self.registry.restarting(record.id)
+        with suppress(OSError):  # a full disk; it is started all the same
+            self.registry.restarting(record.id)
         try:
             self._workers.start(record.id)
         except OSError as error:
@@ -289,8 +320,8 @@ class RunQueue:
         elif code == LOCKED:
             self._resume(record)
         elif code == TO_BE_CONTINUED:
-            self.registry.restarting(run_id)
             self._workers.restart(run_id)
+            self.registry.restarting(run_id)
         elif (wrong := self._workers.replace(run_id, code)) is not None:
             self._end(run_id, "failed", wrong)
         else:
@@ -318,8 +349,9 @@ class RunQueue:
 
     def _on_progress(self, run_id: str, progress: simulation_pb2.Progress) -> None:
         if run_id not in self._begun:
-            self.registry.begun(run_id)
-            self._begun.add(run_id)
+            with suppress(OSError):  # a full disk; it is noted with the next news
+                self.registry.begun(run_id)
+                self._begun.add(run_id)
         self._progress[run_id] = progress
         self.notify()
 
@@ -331,7 +363,7 @@ class RunQueue:
             raise RefusedError(
                 grpc.StatusCode.RESOURCE_EXHAUSTED, f"the queue is full: {queued} runs wait; try again later"
             )
-        if self._limits.disk_bytes is not None and self._usage() >= self._limits.disk_bytes:
+        if self._limits.disk_bytes is not None and self._disk.bytes() >= self._limits.disk_bytes:
             raise RefusedError(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
                 f"runs take up the {self._limits.disk_bytes:,} bytes that the server may use; delete some",
@@ -340,26 +372,12 @@ class RunQueue:
     def _hold_quota(self) -> None:
         """Fail the run that writes most when all together have written too much."""
         limit = self._limits.disk_bytes
-        if limit is None or not self._workers.children or self._usage() < limit:
+        if limit is None or not self._workers.children or self._disk.bytes() < limit:
             return
         run_id = max(self._workers.children, key=lambda run_id: self._data.run(run_id).size())
         self._workers.children[run_id].kill()
         shutil.rmtree(self._data.run(run_id).checkpoints, ignore_errors=True)  # else the next run would pay for it
         self._end(run_id, "failed", f"disk quota: all runs together may take up {limit:,} bytes")
-
-    def _usage(self) -> int:
-        total = 0
-        for folder in self._data.runs.iterdir():
-            run_id = folder.name
-            if run_id in self._sizes:
-                total += self._sizes[run_id]
-                continue
-            size = self._data.run(run_id).size()
-            record = self.registry.get(run_id)
-            if record is not None and record.state in ENDED:
-                self._sizes[run_id] = size
-            total += size
-        return total
 
     def _new_id(self) -> str:
         while True:

@@ -241,6 +241,10 @@ class Registry:
             ended_s=time.time(),
         )
 
+    def requeue(self, run_id: str) -> None:
+        """It has failed, and waits for its turn to go on."""
+        self._change(run_id, ("failed",), state="queued", error="", ended_s=None, cancelled=False)
+
     def remove(self, run_id: str) -> None:
         """Forget it."""
         with self._transaction() as connection:

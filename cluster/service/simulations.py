@@ -135,6 +135,10 @@ class Simulations(simulation_pb2_grpc.SimulationServiceServicer):
         """End a run."""
         return pb.CancelResponse(run=self._run(self._queue.cancel(request.run_id)))
 
+    def Continue(self, request: pb.ContinueRequest, context: grpc.ServicerContext) -> pb.ContinueResponse:  # noqa: N802
+        """Go on with a run that has failed."""
+        return pb.ContinueResponse(run=self._run(self._queue.go_on(request.run_id)))
+
     def Delete(self, request: pb.DeleteRequest, context: grpc.ServicerContext) -> pb.DeleteResponse:  # noqa: N802
         """Forget a run."""
         self._queue.delete(request.run_id)

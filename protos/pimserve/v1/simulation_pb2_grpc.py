@@ -74,6 +74,11 @@ class SimulationServiceStub(object):
                 request_serializer=pimserve_dot_v1_dot_simulation__pb2.CancelRequest.SerializeToString,
                 response_deserializer=pimserve_dot_v1_dot_simulation__pb2.CancelResponse.FromString,
                 _registered_method=True)
+        self.Continue = channel.unary_unary(
+                '/pimserve.v1.SimulationService/Continue',
+                request_serializer=pimserve_dot_v1_dot_simulation__pb2.ContinueRequest.SerializeToString,
+                response_deserializer=pimserve_dot_v1_dot_simulation__pb2.ContinueResponse.FromString,
+                _registered_method=True)
         self.Delete = channel.unary_unary(
                 '/pimserve.v1.SimulationService/Delete',
                 request_serializer=pimserve_dot_v1_dot_simulation__pb2.DeleteRequest.SerializeToString,
@@ -143,6 +148,15 @@ class SimulationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Continue(self, request, context):
+        """Goes on with a run that has failed, from its last checkpoint, when it is its turn in the queue. One that waits or goes
+        on already stays as it is. FAILED_PRECONDITION if it ended otherwise or has no checkpoint, RESOURCE_EXHAUSTED if the
+        queue or the disk is full, UNAVAILABLE while its process ends.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Delete(self, request, context):
         """Forgets a run that has ended, and removes its results.
         """
@@ -199,6 +213,11 @@ def add_SimulationServiceServicer_to_server(servicer, server):
                     servicer.Cancel,
                     request_deserializer=pimserve_dot_v1_dot_simulation__pb2.CancelRequest.FromString,
                     response_serializer=pimserve_dot_v1_dot_simulation__pb2.CancelResponse.SerializeToString,
+            ),
+            'Continue': grpc.unary_unary_rpc_method_handler(
+                    servicer.Continue,
+                    request_deserializer=pimserve_dot_v1_dot_simulation__pb2.ContinueRequest.FromString,
+                    response_serializer=pimserve_dot_v1_dot_simulation__pb2.ContinueResponse.SerializeToString,
             ),
             'Delete': grpc.unary_unary_rpc_method_handler(
                     servicer.Delete,
@@ -427,6 +446,33 @@ class SimulationService(object):
             '/pimserve.v1.SimulationService/Cancel',
             pimserve_dot_v1_dot_simulation__pb2.CancelRequest.SerializeToString,
             pimserve_dot_v1_dot_simulation__pb2.CancelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Continue(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pimserve.v1.SimulationService/Continue',
+            pimserve_dot_v1_dot_simulation__pb2.ContinueRequest.SerializeToString,
+            pimserve_dot_v1_dot_simulation__pb2.ContinueResponse.FromString,
             options,
             channel_credentials,
             insecure,

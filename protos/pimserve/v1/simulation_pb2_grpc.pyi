@@ -65,6 +65,15 @@ class SimulationServiceStub:
     ]
     """Ends a run without results. One that has ended already stays as it is."""
 
+    Continue: grpc.UnaryUnaryMultiCallable[
+        pimserve.v1.simulation_pb2.ContinueRequest,
+        pimserve.v1.simulation_pb2.ContinueResponse,
+    ]
+    """Goes on with a run that has failed, from its last checkpoint, when it is its turn in the queue. One that waits or goes
+    on already stays as it is. FAILED_PRECONDITION if it ended otherwise or has no checkpoint, RESOURCE_EXHAUSTED if the
+    queue or the disk is full, UNAVAILABLE while its process ends.
+    """
+
     Delete: grpc.UnaryUnaryMultiCallable[
         pimserve.v1.simulation_pb2.DeleteRequest,
         pimserve.v1.simulation_pb2.DeleteResponse,
@@ -123,6 +132,15 @@ class SimulationServiceAsyncStub:
         pimserve.v1.simulation_pb2.CancelResponse,
     ]
     """Ends a run without results. One that has ended already stays as it is."""
+
+    Continue: grpc.aio.UnaryUnaryMultiCallable[
+        pimserve.v1.simulation_pb2.ContinueRequest,
+        pimserve.v1.simulation_pb2.ContinueResponse,
+    ]
+    """Goes on with a run that has failed, from its last checkpoint, when it is its turn in the queue. One that waits or goes
+    on already stays as it is. FAILED_PRECONDITION if it ended otherwise or has no checkpoint, RESOURCE_EXHAUSTED if the
+    queue or the disk is full, UNAVAILABLE while its process ends.
+    """
 
     Delete: grpc.aio.UnaryUnaryMultiCallable[
         pimserve.v1.simulation_pb2.DeleteRequest,
@@ -198,6 +216,17 @@ class SimulationServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[pimserve.v1.simulation_pb2.CancelResponse, collections.abc.Awaitable[pimserve.v1.simulation_pb2.CancelResponse]]:
         """Ends a run without results. One that has ended already stays as it is."""
+
+    @abc.abstractmethod
+    def Continue(
+        self,
+        request: pimserve.v1.simulation_pb2.ContinueRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[pimserve.v1.simulation_pb2.ContinueResponse, collections.abc.Awaitable[pimserve.v1.simulation_pb2.ContinueResponse]]:
+        """Goes on with a run that has failed, from its last checkpoint, when it is its turn in the queue. One that waits or goes
+        on already stays as it is. FAILED_PRECONDITION if it ended otherwise or has no checkpoint, RESOURCE_EXHAUSTED if the
+        queue or the disk is full, UNAVAILABLE while its process ends.
+        """
 
     @abc.abstractmethod
     def Delete(

@@ -62,6 +62,19 @@ def test_what_has_ended_stays_as_it_is(registry):
     assert registry.get("a") == ended
 
 
+def test_only_what_has_failed_waits_again(registry):
+    for run_id, state in (("a", "failed"), ("b", "finished"), ("c", "cancelled")):
+        add(registry, run_id)
+        registry.start(run_id)
+        registry.end(run_id, state, "why", {"steps": 3})
+        registry.requeue(run_id)
+    again = registry.get("a")
+    assert (again.state, again.error, again.ended_s, again.progress) == ("queued", "", None, '{"steps": 3}')
+    assert [registry.get(run_id).state for run_id in "bc"] == ["finished", "cancelled"]
+    registry.start("a")
+    assert registry.get("a").state == "starting"
+
+
 def test_runs_without_keys_do_not_collide_and_those_with_do(registry):
     add(registry, "a")
     add(registry, "b")

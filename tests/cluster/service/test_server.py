@@ -13,6 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pimserve.cluster.base.files import read_json
+from pimserve.cluster.base.supervisor import Patience
 from pimserve.cluster.client import Client, ServiceError
 from pimserve.cluster.metrics.endpoint import EndpointOptions
 from pimserve.cluster.run.read_summary import load_document
@@ -162,6 +163,42 @@ def test_a_run_that_was_killed_goes_on_and_gives_the_same(tmp_path):
         client.results(run.id, tmp_path / "out", ["summary.json"])
     summary, _ = serve(prepare(load_scenario(None, settings)))
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["digest"] == summary["digest"]
+
+
+def test_a_run_that_failed_is_continued_from_its_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr("pimserve.cluster.service.worker_supervisor._PATIENCE", Patience(deaths=0, stop_s=10))
+    settings = ["workload.num_requests=2000"]
+    with server_and_client(tmp_path / "data", queued=0) as client:
+        run = client.launch("", settings, speed=100)  # for four seconds; a checkpoint comes after two
+        assert client.continue_(run.id).state in {"starting", "running"}  # it has not failed
+        folder = tmp_path / "data" / "runs" / run.id
+        until((folder / "checkpoints" / "checkpoint").exists)
+        os.kill(read_json(folder / "worker.json")["pid"], signal.SIGKILL)
+        failed = ended(client, run.id)
+        assert (failed.state, failed.error.partition(";")[0]) == (
+            "failed",
+            "its process died 1 times within 60 s (signal 9)",
+        )
+        goes_on = client.continue_(run.id)
+        assert (goes_on.error, goes_on.ended_at) == ("", None)
+        assert goes_on.progress.finished >= failed.progress.finished > 0
+        last = ended(client, run.id)
+        assert (last.state, last.progress.finished) == ("finished", 2000)
+        assert refused(client.continue_, run.id) == (
+            "FAILED_PRECONDITION",
+            f"run {run.id} is finished: only a failed run goes on; launch it again",
+        )
+        client.results(run.id, tmp_path / "out", ["summary.json"])
+        hopeless = client.launch("", ["run.warmup_s=100000", "workload.num_requests=5"])
+        assert ended(client, hopeless.id).state == "failed"
+        assert refused(client.continue_, hopeless.id) == (
+            "FAILED_PRECONDITION",
+            f"run {hopeless.id} is failed: it has no checkpoint to go on from; launch it again",
+        )
+    simulator = load_document(tmp_path / "out")["simulator"]
+    assert simulator["continued"] is True
+    summary, _ = serve(prepare(load_scenario(None, settings)))
+    assert load_document(tmp_path / "out")["digest"] == summary["digest"]
 
 
 def refused_or_none(call, *arguments):
