@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -44,6 +44,24 @@ class Patience:
     span_s: float = 60.0
 
 
+class Deaths:
+    """Of one child, as far as they count.
+
+    Args:
+        patience: says for how long they do.
+    """
+
+    def __init__(self, patience: Patience) -> None:
+        self._span_s = patience.span_s
+        self._at_s: list[float] = []
+
+    def add(self) -> int:
+        """Note one; returns how many there were lately."""
+        now_s = time.monotonic()
+        self._at_s = [*(time_s for time_s in self._at_s if time_s >= now_s - self._span_s), now_s]
+        return len(self._at_s)
+
+
 class Supervisor(ABC, Generic[ChildType]):
     """Children by name. What a kind of child needs at its launch is known to the kind of supervisor.
 
@@ -55,7 +73,7 @@ class Supervisor(ABC, Generic[ChildType]):
         self.children: dict[str, ChildType] = {}
         self._patience = patience
         self._launched: Counter[str] = Counter()
-        self._deaths_s: dict[str, list[float]] = {}
+        self._deaths: defaultdict[str, Deaths] = defaultdict(lambda: Deaths(patience))
 
     def start(self, name: str) -> None:
         """Launch it, for the first time or again.
@@ -73,10 +91,7 @@ class Supervisor(ABC, Generic[ChildType]):
 
     def died(self, name: str) -> int:
         """Note a death; returns how many of it there were lately. More than patience has are not made good."""
-        now_s = time.monotonic()
-        earlier_s = [time_s for time_s in self._deaths_s.get(name, ()) if time_s >= now_s - self._patience.span_s]
-        self._deaths_s[name] = [*earlier_s, now_s]
-        return len(self._deaths_s[name])
+        return self._deaths[name].add()
 
     def stop(self, grace_s: float, margin_s: float = 0.0) -> None:
         """Tell all to end, calls under way within `grace_s`, and wait so long and `margin_s` more."""

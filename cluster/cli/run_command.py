@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pimserve.cluster.cli import parent
 from pimserve.cluster.cli.deployment_options import DeploymentOptions
 from pimserve.cluster.cli.options import Overrides, PerEngine, ScenarioFile, ScraperAccess
 from pimserve.cluster.cli.output import print_json, print_page
@@ -85,7 +86,11 @@ def run_command(
     ] = None,
     checkpoint: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Keep the run's state there; go on from it if it is.", show_default=False),
+        typer.Option(
+            metavar="DIR",
+            help="Keep the run's state there; go on from it if it is, and when the run's process is killed.",
+            show_default=False,
+        ),
     ] = None,
     *,
     deployment: DeploymentOptions,
@@ -106,14 +111,13 @@ def run_command(
     prepared = prepare(load_scenario(scenario, overrides or (), trace))
     results = results_place(prepared, out, checkpoint)
     earlier = earlier_run(prepared.scenario.name, results) if out is None else None
-    if earlier is not None:
+    if earlier is not None and not parent.restarts:
         typer.echo(f"note: {earlier}; this one will be in {results}", err=True)
-    with metrics.watched(prepared, out, speed, checkpoint) as how:
+    with metrics.watched(prepared, out, speed, checkpoint) as how, ExitStack() as until:
+        how |= {"checkpoints": checkpoint, "until": until}
         try:
             with saying_when_interrupted(_after_interrupt(checkpoint)), progress_bar(shown=not quiet) as progress:
-                summary = run_on(
-                    place.on, prepared, out, spread=spread, progress=progress, checkpoints=checkpoint, **how
-                )
+                summary = run_on(place.on, prepared, out, spread=spread, progress=progress, **how)
         except UnwrittenError as error:
             _show(error.summary, as_json=as_json, quiet=quiet)
             raise
@@ -121,6 +125,7 @@ def run_command(
         if earlier is not None:
             typer.echo(f"note: {earlier}", err=True)
         sys.stdout.flush()
+        parent.done()
 
 
 def _after_interrupt(checkpoint: Path | None) -> str:

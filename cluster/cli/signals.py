@@ -12,6 +12,7 @@ import typer
 
 from pimserve.errors import Terminated
 
+_ENDING = (signal.SIGTERM, signal.SIGHUP)
 _given = 0
 """How often Ctrl-C was given to this command."""
 
@@ -22,9 +23,8 @@ def handle_signals() -> None:
     _given = 0
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else whoever started us has it ignored
         signal.signal(signal.SIGINT, _interrupt)
-    for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), _terminate)
+    for number in _ENDING:
+        signal.signal(number, _terminate)
 
 
 def interrupted(error: BaseException) -> bool:
@@ -58,4 +58,7 @@ def _interrupt(_number: int, _frame: object) -> None:
 
 
 def _terminate(number: int, _frame: object) -> NoReturn:
+    """The first ends the command, which tidies up; it gets more where all processes of a group are told."""
+    for other in _ENDING:
+        signal.signal(other, signal.SIG_IGN)
     raise Terminated(128 + number)

@@ -96,6 +96,7 @@ def run(
     control: Control | None = None,
     checkpoints: Path | None = None,
     runtime: Runtime | None = None,
+    until: ExitStack | None = None,
 ) -> Summary:
     """Run a scenario, write its results folder and return the summary.
 
@@ -107,6 +108,8 @@ def run(
         checkpoints: folder that keeps the run's state, from which it goes on if it was interrupted; empty again when
             the run is done.
         runtime: where its shards and devices live; None: in this process, without devices of their own.
+        until: at whose end the folder with the run's state is emptied: a run whose process is killed before that gives
+            its summary when it is run again; None: as soon as it is done.
 
     Raises:
         InputError: parts of the scenario do not go together, or a folder cannot be written.
@@ -116,7 +119,7 @@ def run(
     with ExitStack() as stack:
         kept = None
         if checkpoints is not None:
-            kept = stack.enter_context(CheckpointFolder(checkpoints, prepared.digest))
+            kept = (until or stack).enter_context(CheckpointFolder(checkpoints, prepared.digest))
             before = kept.target()
             out = out or before
             if before is not None and (done := _finished(before, out, prepared.digest)) is not None:
