@@ -36,7 +36,7 @@ def started(folder: Path, *more: str) -> subprocess.Popen[str]:
         preexec_fn=listens,  # noqa: PLW1509 it only sets a handler
     )
     patience = time.monotonic() + 60
-    while not list(folder.glob("results/.*/*")) and time.monotonic() < patience:
+    while not list(folder.glob("results/.*/*")) + list(folder.glob("kept/steps.npy")) and time.monotonic() < patience:
         time.sleep(0.02)
     return process
 
