@@ -106,7 +106,8 @@ class _Parent:
         if lately > _PATIENCE.deaths or stuck > _PATIENCE.deaths:
             often = f"{lately} times within {_PATIENCE.span_s:g} s" if lately >= stuck else f"{stuck} times in a row"
             why = f"{name}, as by a system that is out of memory" if number == signal.SIGKILL else name
-            _say(f"error: the run's process was killed {often} ({why}); the same command goes on from the last checkpoint")
+            then = "the same command goes on from the last checkpoint"
+            _say(f"error: the run's process was killed {often} ({why}); {then}")
             self._end(128 + number)
         _say(f"note: the run's process was killed ({name}); another goes on from the last checkpoint")
 

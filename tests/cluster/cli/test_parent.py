@@ -1,4 +1,4 @@
-"""The process of a run that is killed is followed by another, within limits, and the one that stays is as if it were it."""
+"""The process of a run that is killed is followed by another, within limits; the one that stays behaves as they do."""
 
 import os
 import pty
