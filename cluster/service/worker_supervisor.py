@@ -102,7 +102,7 @@ class WorkerSupervisor(Supervisor[WorkerLink]):
     def forget(self, run_id: str) -> None:
         """The run has ended: it gets no other worker, and its deaths do not count if it is continued."""
         self._restart_at.pop(run_id, None)
-        self._deaths_s.pop(run_id, None)
+        self._deaths.pop(run_id, None)
 
     def close(self) -> None:
         """Let all workers end for now, and let go of them."""
