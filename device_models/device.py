@@ -25,7 +25,7 @@ from pimserve.errors import InputError
 from pimserve.quantity import GigabytesPerSecond, Microseconds
 
 ExpertDecision = Literal["exact", "paper_table"]
-_Figure = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Figure = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
 
 
 class DeviceSpec(BaseModel):

@@ -23,7 +23,7 @@ from pimserve.device_models.operators import DecodeAttention, Experts, Operator,
 from pimserve.device_models.plan import FS_PER_S, HOST, PJ_PER_J, CostPlan, DecodeAttentionTerm, DecodeWay
 from pimserve.device_models.step import LINK
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
 
 
 class PimArea(BaseModel):
@@ -45,7 +45,9 @@ class PimSpec(BaseModel):
     flop_per_byte: Positive = Field(description="peak compute per nominal byte of its bandwidth")
     dram_efficiency: Share = Field(description="share of its nominal bandwidth that it reaches")
     pj_per_bit: NonNegative = Field(description="DRAM cell to the unit, without row activation")
-    memory_spaces: Annotated[int, Field(gt=0)] = Field(4, description="spaces that a device's experts are laid out in")
+    memory_spaces: Annotated[int, Field(gt=0, le=1024)] = Field(
+        4, description="spaces that a device's experts are laid out in"
+    )
     area: PimArea | None = Field(None, description="silicon of the unit, in all of the device's memory stacks together")
     passive_w_per_mm2: NonNegative | None = Field(None, description="drawn by its silicon whether it works or not")
     passive_w: NonNegative | None = Field(

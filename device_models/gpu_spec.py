@@ -12,7 +12,7 @@ from pimserve.device_models.kernels import NonNegative, Share
 from pimserve.device_models.model import Dtype
 from pimserve.quantity import Gigabytes, GigabytesPerSecond, Teraflops
 
-Watts = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Watts = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
 
 
 class DramEnergy(BaseModel):
@@ -22,7 +22,7 @@ class DramEnergy(BaseModel):
 
     xpu_pj_per_bit: NonNegative = Field(description="DRAM cell to processor, without row activation")
     row_activation_nj: NonNegative
-    row_bytes: Annotated[int, Field(gt=0)] = 1024
+    row_bytes: Annotated[int, Field(gt=0, le=2**30)] = 1024
     mac_pj: NonNegative = Field(description="one 16-bit multiply-accumulate, two FLOPs")
 
     def per_byte_pj(self, pj_per_bit: float) -> float:
@@ -78,7 +78,7 @@ class GpuSpec(DeviceSpec):
     prefill_attention: Literal["flash", "score_matrix"] = Field(
         "flash", description="flash: causal, scores stay on chip; score_matrix: full, scores go to DRAM and back"
     )
-    area_mm2: Annotated[float, Field(gt=0)] | None = Field(
+    area_mm2: Annotated[float, Field(gt=0, le=1e9)] | None = Field(
         None, description="silicon that computes, without the memory stacks"
     )
     energy: DramEnergy

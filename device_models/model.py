@@ -28,7 +28,23 @@ _SAME_MULTIPLIERS: dict[str, tuple[str, ...]] = {
     "nvfp4": ("nvfp4", "mxfp4"),
 }
 
-Positive = Annotated[int, Field(gt=0)]
+# A hundred times the largest that was published, rounded up, of which the name stands beside: more is a slip of the
+# pen, and what a document makes work with stays within seconds.
+_MOST_LAYERS, _MOST_WIDE, _MOST_POSITIONS = 13_000, 8_000_000, 1_000_000_000
+Layers = Annotated[int, Field(gt=0, le=_MOST_LAYERS)]  # Llama 3.1 405B: 126
+Vectors = Annotated[int, Field(ge=0, le=1_000)]  # of norms: 4 in a layer of GPT-2
+Hidden = Annotated[int, Field(gt=0, le=2_000_000)]  # PaLM 540B: 18,432
+Vocabulary = Annotated[int, Field(gt=0, le=30_000_000)]  # Gemma: 256,000 and more
+Heads = Annotated[int, Field(gt=0, le=13_000)]  # DeepSeek-V3: 128
+HeadWidth = Annotated[int, Field(gt=0, le=60_000)]  # DeepSeek-V3.2: 576, of latent and rotary key
+Rank = Annotated[int, Field(gt=0, le=200_000)]  # DeepSeek-V3: 1,536
+FfnWidth = Annotated[int, Field(gt=0, le=_MOST_WIDE)]  # PaLM 540B: 73,728
+Experts = Annotated[int, Field(gt=0, le=205_000)]  # Switch-C: 2,048
+TopK = Annotated[int, Field(gt=0, le=2_000)]  # 8 in DeepSeek-V3; 22 of 512 in the widest
+Positions = Annotated[int, Field(gt=0, le=_MOST_POSITIONS)]  # Llama 4 Scout: 10 million tokens
+Parameters = Annotated[float, Field(gt=0, le=1e15)]  # Switch-C: 1.6e12
+MOST_PICKS = 2_000_000  # experts x top_k: the law by which tokens pick them is a table of that size
+MOST_EXPERTS = 20_000_000  # of all layers; DeepSeek-V3: 58 x 256
 
 
 def compute_dtypes(dtype: str) -> tuple[str, ...]:
@@ -47,15 +63,15 @@ class GroupedQueryAttention(_Spec):
     """Multi-head, grouped-query or multi-query attention (`kv_heads` = heads, fewer, or 1)."""
 
     kind: Literal["gqa"]
-    heads: Positive
-    kv_heads: Positive
-    head_dim: Positive
+    heads: Heads
+    kv_heads: Heads
+    head_dim: HeadWidth
     qkv_bias: bool = False
     output_bias: bool = False
     qk_norm: bool = Field(False, description="one norm of width head_dim for all queries, and one for all keys")
     sinks: bool = Field(False, description="one learned softmax sink per query head")
-    window_tokens: Positive | None = Field(None, description="sliding window of the windowed layers, tokens")
-    window_every: Positive = Field(1, description="one layer in this many is windowed (when window_tokens is set)")
+    window_tokens: Positions | None = Field(None, description="sliding window of the windowed layers, tokens")
+    window_every: Layers = Field(1, description="one layer in this many is windowed (when window_tokens is set)")
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -91,12 +107,12 @@ class MultiHeadLatentAttention(_Spec):
     """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434): the cache holds one latent for all heads."""
 
     kind: Literal["mla"]
-    heads: Positive
-    q_lora_rank: Positive
-    kv_lora_rank: Positive
-    qk_nope_head_dim: Positive
-    qk_rope_head_dim: Positive
-    v_head_dim: Positive
+    heads: Heads
+    q_lora_rank: Rank
+    kv_lora_rank: Rank
+    qk_nope_head_dim: HeadWidth
+    qk_rope_head_dim: HeadWidth
+    v_head_dim: HeadWidth
 
     @property
     def qk_dim(self) -> int:
@@ -124,7 +140,7 @@ class MultiHeadLatentAttention(_Spec):
 class DenseFfn(_Spec):
     """Feed-forward network of a dense layer: 3 matrices when gated (SwiGLU), else 2."""
 
-    intermediate: Positive
+    intermediate: FfnWidth
     matrices: Literal[2, 3] = 3
     bias: bool = False
 
@@ -137,22 +153,24 @@ class DenseFfn(_Spec):
 class MixtureOfExperts(_Spec):
     """Mixture of experts: `experts` FFNs of which a router picks `top_k` for each token, and shared ones for all."""
 
-    experts: Positive
-    top_k: Positive
-    intermediate: Positive = Field(description="width of one routed expert")
+    experts: Experts
+    top_k: TopK
+    intermediate: FfnWidth = Field(description="width of one routed expert")
     matrices: Literal[2, 3] = 3
     bias: bool = False
     router_bias: bool = False
-    shared_intermediate: int = Field(0, ge=0, description="width of the always-on shared experts together; 0 for none")
-    first_layer: int = Field(0, ge=0, description="layers before this one are dense")
-    every: Positive = Field(
-        1, description="one layer in this many is MoE, counted from first_layer; the rest are dense"
+    shared_intermediate: int = Field(
+        0, ge=0, le=_MOST_WIDE, description="width of the always-on shared experts together; 0 for none"
     )
+    first_layer: int = Field(0, ge=0, le=_MOST_LAYERS, description="layers before this one are dense")
+    every: Layers = Field(1, description="one layer in this many is MoE, counted from first_layer; the rest are dense")
 
     @model_validator(mode="after")
     def _top_k_fits(self) -> Self:
         if self.top_k > self.experts:
             raise ValueError(f"top_k ({self.top_k}) must not exceed experts ({self.experts})")
+        if self.top_k * self.experts > MOST_PICKS:
+            raise ValueError(f"experts x top_k must be at most {MOST_PICKS:,} (got {self.experts} x {self.top_k})")
         return self
 
     def expert_parameters(self, hidden: int) -> int:
@@ -168,9 +186,9 @@ class MixtureOfExperts(_Spec):
 class PublishedFigures(_Spec):
     """What the authors publish about the model's size; the shapes must agree with it."""
 
-    parameters: float = Field(gt=0)
+    parameters: Parameters
     relative_tolerance: float = Field(0.01, gt=0, le=0.05, description="the rounding of `parameters`")
-    active_parameters: float | None = Field(None, gt=0, description="per token, as the authors count it")
+    active_parameters: Parameters | None = Field(None, description="per token, as the authors count it")
     active_relative_tolerance: float = Field(0.01, gt=0, le=0.05, description="the rounding of `active_parameters`")
     active_counts_lookup: bool = Field(True, description="whether `active_parameters` holds the input embedding")
     note: str = ""
@@ -189,21 +207,17 @@ class ModelSpec(_Spec):
 
     name: str
     title: str = ""
-    layers: Positive
-    hidden: Positive
-    vocab: Positive
+    layers: Layers
+    hidden: Hidden
+    vocab: Vocabulary
     tied_embeddings: bool = False
-    learned_positions: int = Field(0, ge=0, description="rows of a learned position table")
-    norm_parameters: int = Field(
-        2, ge=0, description="vectors of width `hidden` per layer in norms (weights and biases)"
-    )
-    final_norm_parameters: int = Field(
-        1, ge=0, description="vectors of width `hidden` in the norm after the last layer"
-    )
+    learned_positions: int = Field(0, ge=0, le=_MOST_POSITIONS, description="rows of a learned position table")
+    norm_parameters: Vectors = Field(2, description="vectors of width `hidden` per layer in norms (weights and biases)")
+    final_norm_parameters: Vectors = Field(1, description="vectors of width `hidden` in the norm after the last layer")
     attention: Annotated[GroupedQueryAttention | MultiHeadLatentAttention, Field(discriminator="kind")]
     ffn: DenseFfn | None = Field(None, description="FFN of the dense layers")
     moe: MixtureOfExperts | None = None
-    max_model_len_tokens: Positive
+    max_model_len_tokens: Positions
     dense_dtype: Dtype = "fp16"
     expert_dtype: Dtype | None = Field(None, description="data type of routed experts; default: dense_dtype")
     kv_dtype: Dtype = "fp16"
@@ -218,6 +232,9 @@ class ModelSpec(_Spec):
             raise ValueError("`ffn` describes dense layers, but every layer is MoE")
         if self.moe is not None and self.moe.first_layer >= self.layers:
             raise ValueError(f"moe.first_layer ({self.moe.first_layer}) must be below layers ({self.layers})")
+        if self.moe is not None and self.moe_layers * self.moe.experts > MOST_EXPERTS:
+            counts = f"{self.moe_layers} MoE layers x {self.moe.experts} experts"
+            raise ValueError(f"experts of all layers must be at most {MOST_EXPERTS:,} (got {counts})")
         return self
 
     @model_validator(mode="after")

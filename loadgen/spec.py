@@ -2,9 +2,11 @@
 
 from pydantic import BaseModel, ConfigDict
 
+from pimserve.quantity import MAX_TIME_S
+
+__all__ = ["MAX_REQUESTS", "MAX_TIME_S", "MAX_TOKENS", "PS_PER_S", "Spec"]
+
 PS_PER_S = 10**12
-MAX_TIME_S = 9_000_000.0
-"""Latest arrival in seconds: int64 picoseconds end at 9.22e6 s (about 106 days)."""
 MAX_TOKENS = 10_000_000
 """Longest input or output of one request, tokens."""
 MAX_REQUESTS = 20_000_000

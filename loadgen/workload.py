@@ -11,7 +11,7 @@ from pimserve.errors import InputError
 from pimserve.loadgen.arrivals import ArrivalSpec, Stages, arrival_times, stages_of
 from pimserve.loadgen.lengths import LengthsSpec
 from pimserve.loadgen.presets import AZURE_CONV_2023_ARRIVAL, AZURE_CONV_2023_LENGTHS
-from pimserve.loadgen.spec import MAX_REQUESTS, MAX_TIME_S, PS_PER_S, Spec
+from pimserve.loadgen.spec import MAX_REQUESTS, PS_PER_S, Spec
 from pimserve.loadgen.traces import Trace, TraceSpec, load_trace, parse_trace_argument, slow_warning, ticks_warning
 from pimserve.quantity import PositiveSeconds
 
@@ -46,7 +46,7 @@ class WorkloadSpec(Spec):
         description=f"stop after this many requests (default: {DEFAULT_REQUESTS}, or all rows of a trace)",
     )
     duration_s: PositiveSeconds | None = Field(
-        None, le=MAX_TIME_S, description="only requests that arrive before this time, s (open mode)"
+        None, description="only requests that arrive before this time, s (open mode)"
     )
     arrival: ArrivalSpec | None = Field(None, description="arrival process (open mode)")
     lengths: LengthsSpec | None = Field(None, description="laws of input and output lengths")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pimserve.quantity import ReservedGigabytes, Seconds
+from pimserve.quantity import Quantity, ReservedGigabytes
 
 Count = Annotated[int, Field(gt=0, le=2**31 - 1)]
 
@@ -51,7 +51,7 @@ class SchedulerSpec(BaseModel):
         description="KV blocks of each data-parallel group (vLLM: num_gpu_blocks_override); default: what memory holds",
     )
     router: str = Field("round_robin", description="round_robin, least_outstanding, or a registered one")
-    report_interval_s: Annotated[Seconds, Field(le=3600)] = Field(
+    report_interval_s: Annotated[float, Quantity("s", most=3600)] = Field(
         0.0,
         description="how often a router that looks at replicas hears of them; in between it knows what it has sent. "
         "0: it always sees their exact state",

@@ -19,14 +19,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pimserve.device_models.plan import FS_PER_S
 from pimserve.device_models.slowdown import NORMAL
 from pimserve.errors import InputError
-from pimserve.loadgen.spec import MAX_TIME_S
-from pimserve.quantity import PositiveSeconds, Seconds
+from pimserve.quantity import PositiveSeconds, Quantity, Seconds
 from pimserve.scheduler.departures import Move
 
 Kind = Literal["fail", "slow", "leave"]
 _FAULTS = 0xFA17  # of random streams: apart from those of arrivals, lengths and experts
-_Time = Field(le=MAX_TIME_S)
 _MANY = 10_000
+_MOST_REPLICAS, _MOST_DEVICES = 2 * 4096, 4096**2  # of two pools; of a replica: nodes x devices of each
 _MOST_FAILURES = 1e4  # of a replica, in front of one prompt
 
 
@@ -35,14 +34,16 @@ class FaultEvent(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    at_s: Annotated[Seconds, _Time] = Field(description="simulated time")
-    replica: Annotated[int, Field(ge=0)] = Field(description="number of the replica, from 0")
-    device: Annotated[int, Field(ge=0)] = Field(0, description="number of the device in its replica, from 0")
+    at_s: Seconds = Field(description="simulated time")
+    replica: Annotated[int, Field(ge=0, lt=_MOST_REPLICAS)] = Field(description="number of the replica, from 0")
+    device: Annotated[int, Field(ge=0, lt=_MOST_DEVICES)] = Field(
+        0, description="number of the device in its replica, from 0"
+    )
     kind: Kind = Field(
         description="fail: the replica stops, and its KV cache is lost; slow: its steps take `factor` of the time; "
         "leave: it gets no new requests, and finishes those that run"
     )
-    for_s: Annotated[PositiveSeconds, _Time] | None = Field(None, description="until it is as before; default: never")
+    for_s: PositiveSeconds | None = Field(None, description="until it is as before; default: never")
     factor: Annotated[float, Field(ge=1.001, le=1000)] | None = Field(
         None, description="with kind: slow, how many times as long steps take, to a thousandth"
     )
@@ -60,13 +61,11 @@ class FaultSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     events: Annotated[tuple[FaultEvent, ...], Field(max_length=_MANY)] = Field((), description="faults one by one")
-    mtbf_s: Annotated[PositiveSeconds, _Time] | None = Field(
+    mtbf_s: PositiveSeconds | None = Field(
         None, description="mean time between failures of a device, exponential; needs repair_s"
     )
-    repair_s: Annotated[PositiveSeconds, _Time] | None = Field(
-        None, description="until a device that failed at random is back"
-    )
-    detection_s: Annotated[Seconds, Field(le=3600)] = Field(
+    repair_s: PositiveSeconds | None = Field(None, description="until a device that failed at random is back")
+    detection_s: Annotated[float, Quantity("s", most=3600)] = Field(
         1.0,
         description="until requests that a failed replica had in hand are missed and go elsewhere (new ones are "
         "refused there at once); the default is a health check every second",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pimserve.quantity import PositiveSeconds
+from pimserve.quantity import Quantity
 
+Limit = Annotated[float, Quantity("s", above=0, most=1e9)]  # also one that all requests meet
 SloPreset = Literal[
     "mlperf/llama2-70b/server",
     "mlperf/llama2-70b/interactive",
@@ -45,9 +46,9 @@ class SloSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     preset: SloPreset | None = Field(None, description="limits of MLPerf Inference, where none are given")
-    ttft_s: PositiveSeconds | None = Field(None, description="time to first token")
-    tpot_s: PositiveSeconds | None = Field(None, description="mean time per output token after the first")
-    e2e_s: PositiveSeconds | None = Field(None, description="arrival to last token")
+    ttft_s: Limit | None = Field(None, description="time to first token")
+    tpot_s: Limit | None = Field(None, description="mean time per output token after the first")
+    e2e_s: Limit | None = Field(None, description="arrival to last token")
 
     @model_validator(mode="before")
     @classmethod

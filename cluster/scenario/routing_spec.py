@@ -10,7 +10,7 @@ from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.routing import Routing
 from pimserve.errors import InputError
 
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, le=1e100, allow_inf_nan=False)]
 _MOST_SKEW = 1e12  # between experts' weights: products of top_k of them must stay within floating point
 
 

@@ -24,6 +24,10 @@ from pimserve.device_models.routing import mean_share
 from pimserve.errors import InputError
 
 _MOST_TILES = 2**22
+_MOST_TILES_OF_LAYERS = 2**27  # each layer has what it leaves on each tile: 1 GB
+# Each matrix and each of its chunks is placed by itself: seconds for DeepSeek-V3 (45 thousand, in 2.6 million).
+_MOST_MATRICES, _MOST_CHUNKS = 2**17, 2**23
+_MOST_OF_PAIRS = 2**11  # experts of a layer whose pairs have a density each; Switch-C has as many
 
 # Bounds within which the event-driven model lies of a plan's step times, held by a test over a grid with the unit costs
 # of the `rates` model (docs/aimc_validation.md).
@@ -61,9 +65,12 @@ class Aimc:
         self._refuse_splits(split)
         if spec.tiles * split.devices > _MOST_TILES:
             raise InputError("cluster.device.tiles", f"all chips of a replica may have {_MOST_TILES:,} together")
+        if model.layers * spec.tiles * split.devices > _MOST_TILES_OF_LAYERS:
+            of = f"{spec.tiles:,} tiles of {split.devices:,} chips x {model.layers:,} layers"
+            raise InputError("cluster.device.tiles", f"{of}: at most {_MOST_TILES_OF_LAYERS:,} can be mapped")
         if spec.spread == "experts" and model.moe is None:
             raise InputError("cluster.device.spread", f"{model.name} has no routed experts to spread: use layers")
-        network = network_of(model, spec.kv_bits)
+        network = self._network(model)
         chip = spec.chips(split.devices)
         moe = model.moe
         popularity = demand.expert_weights or (((1.0,) * moe.experts,) if moe else ())
@@ -108,6 +115,31 @@ class Aimc:
             point_to_point=partial(point_to_point, network, chip, mapping, share, lm_head=demand.lm_head),
             precision=Precision(spec.weight_precision, spec.weight_precision if moe else None, f"{spec.kv_bits}-bit"),
         )
+
+    def _network(self, model: ModelSpec) -> Network:
+        """The model's matrices.
+
+        Raises:
+            InputError: there are more of them, or of their chunks, than can be mapped.
+        """
+        spec, moe = self.spec, model.moe
+        matrices = model.layers + (model.moe_layers * moe.experts * moe.matrices if moe is not None else 0)
+        if matrices > _MOST_MATRICES:
+            message = (
+                f"{model.name} has over {matrices:,} matrices; at most {_MOST_MATRICES:,} can be mapped on crossbars"
+            )
+            raise InputError("model", message)
+        if moe is not None and spec.mapping.strategy == "greedy_top2" and moe.experts > _MOST_OF_PAIRS:
+            message = f"greedy_top2 takes at most {_MOST_OF_PAIRS:,} experts (got {moe.experts:,})"
+            raise InputError("cluster.device.mapping.strategy", message)
+        network = network_of(model, spec.kv_bits)
+        if (chunks := network.tiers(spec.tier_rows, spec.tier_cols)) > _MOST_CHUNKS:
+            raise InputError(
+                "model",
+                f"{model.name} takes {chunks:,} crossbars of {spec.tier_rows} x {spec.tier_cols}; at most "
+                f"{_MOST_CHUNKS:,} can be mapped",
+            )
+        return network
 
     def _refuse_splits(self, split: Parallelism) -> None:
         """Matrices are not cut over chips, and all chips of a replica are linked alike."""

@@ -38,7 +38,7 @@ class MappingSpec(BaseModel):
     strategy: Strategy = "moe_separated"
     split_ffn: bool = Field(True, description="off: an expert's second matrix goes to the tiles of its first")
     stack_embedding: bool = Field(True, description="all row blocks of an embedding go to the tiles of one row block")
-    seed: int = Field(0, ge=0, description="of greedy_random")
+    seed: int = Field(0, ge=0, lt=2**63, description="of greedy_random")
 
     @field_validator("strategy", mode="before")
     @classmethod

@@ -1,6 +1,6 @@
 """What a scenario says of a trace."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -10,7 +10,11 @@ from pimserve.loadgen.traces.formats import TRACE_FORMATS
 from pimserve.loadgen.traces.rows import Columns
 from pimserve.loadgen.traces.times import CLOCKS
 from pimserve.loadgen.traces.trace_files import TRACES_ENV
-from pimserve.quantity import PositiveSeconds, Seconds
+from pimserve.quantity import Quantity
+
+# Clocks of traces may begin in 1970, and count anything.
+_Start = Annotated[float, Quantity("s", most=1e18)]
+_End = Annotated[float, Quantity("s", above=0, most=1e18)]
 
 
 class ColumnsSpec(Spec):
@@ -46,12 +50,12 @@ class TraceSpec(Spec):
         min_length=1, description=f"file; a relative path is tried from the current directory, then from ${TRACES_ENV}"
     )
     columns: ColumnsSpec | None = Field(None, description="with format csv or jsonl: what the file calls them")
-    start_s: Seconds = Field(
+    start_s: _Start = Field(
         0.0,
         description="skip rows before this time of the trace's own clock (where its times are "
         "dates, time since the first row), s; whichever row is the first that is used arrives at 0",
     )
-    end_s: PositiveSeconds | None = Field(None, description="skip rows from this time of the trace's own clock on, s")
+    end_s: _End | None = Field(None, description="skip rows from this time of the trace's own clock on, s")
     time_scale: float | None = Field(
         None, gt=0, le=1e6, description="multiplies arrival times; 0.5 doubles the rate. Not with target_rate_per_s"
     )
