@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -55,11 +56,35 @@ class Process:
                 return
 
 
+class StopWatch:
+    """How long a process has been stopped (SIGSTOP), as far as the system tells (Linux)."""
+
+    def __init__(self) -> None:
+        self._since_s: dict[int, float] = {}
+
+    def stopped_s(self, pid: int) -> float:
+        """For how long, since it was first seen so by this; 0 for one that goes on."""
+        fields = _fields(pid)
+        if fields is None or fields[0] != "T":
+            self._since_s.pop(pid, None)
+            return 0.0
+        now_s = time.monotonic()
+        return now_s - self._since_s.setdefault(pid, now_s)
+
+
+def _fields(pid: int) -> list[str] | None:
+    """State of a process, and what else the system tells after its name; None if it tells nothing."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+
+
 def _started(pid: int) -> str | None:
     """Boot and clock tick in which a process started; None if it does not run, or the system does not tell."""
+    fields = _fields(pid)
     try:
-        state, *fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except (OSError, ValueError):
         return None
-    return None if state in {"Z", "X"} else f"{boot}/{fields[18]}"
+    return None if not fields or fields[0] in {"Z", "X"} else f"{boot}/{fields[19]}"

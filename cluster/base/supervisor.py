@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
+SILENCE_S = 10.0
 _POLL_S = 0.02
 
 
@@ -34,12 +35,14 @@ class Patience:
     Attributes:
         start_s: in which one must have started; of the first start of all, `each_s` more for each.
         stop_s: that calls under way have at the end.
+        silence_s: after which one that answers nothing, busy as it may be, counts as dead.
         deaths: of one within `span_s` that are made good; one more is too many.
     """
 
     start_s: float = 60.0
     each_s: float = 2.0
     stop_s: float = 5.0
+    silence_s: float = SILENCE_S
     deaths: int = 5
     span_s: float = 60.0
 

@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pimserve.cluster.base.rpc.statuses import HostUnavailableError
+from pimserve.cluster.base.supervisor import Patience
 from pimserve.cluster.distributed.device_port import DevicePort, Devices
 from pimserve.cluster.distributed.devices.driver import DeviceDriver, DriverSettings, HostPlace
 from pimserve.cluster.distributed.hosts.host_supervisor import HostSupervisor
@@ -91,14 +92,20 @@ class Distributed:
     ) -> ShardPort:
         if not self.spread.shards or self.spread.devices == "lockstep":
             return Shard(fleet, replicas, table, sink, 1 if self.spread.devices == "lockstep" else None)
-        client = ShardClient(_shard_name(index), self._recovery, self._token, fleet, replicas, table, sink)
+        client = ShardClient(
+            _shard_name(index), self._recovery, self._token, fleet, replicas, table, sink,
+            host_timeout_s=self.spread.host_timeout_s,
+        )  # fmt: skip
         self._stack.callback(client.close)
         return client
 
     def _driver(self, fleet: Fleet) -> DeviceDriver:
         """Who drives all devices."""
         settings = DriverSettings(
-            lockstep=self.spread.devices == "lockstep", token=self._token, audit_share=self.spread.audit_share
+            lockstep=self.spread.devices == "lockstep",
+            token=self._token,
+            audit_share=self.spread.audit_share,
+            host_timeout_s=self.spread.host_timeout_s,
         )
         scenario = json.dumps(self._prepared.scenario.resolved())
         digests = {pool.name: pool.plan.digest() for pool in fleet.pools}
@@ -125,12 +132,13 @@ def distributed(prepared: Prepared, cluster: RayCluster | None, spread: Spread) 
     """
     token = secrets.token_urlsafe(24)
     specs = host_specs(prepared, spread.checked(prepared.replicas), token)
+    patience = Patience(silence_s=spread.host_timeout_s)
     if cluster is None:
-        supervisor: HostSupervisor[Any] = ProcessSupervisor(specs)
+        supervisor: HostSupervisor[Any] = ProcessSupervisor(specs, patience)
     else:
         from pimserve.cluster.distributed.hosts.ray_supervisor import RaySupervisor  # noqa: PLC0415
 
-        supervisor = RaySupervisor(cluster, prepared.scenario.name, specs)
+        supervisor = RaySupervisor(cluster, prepared.scenario.name, specs, patience=patience)
     with supervisor:
         parts = Distributed(supervisor, spread, prepared, token)
         try:
@@ -143,7 +151,8 @@ def host_specs(prepared: Prepared, spread: Spread, token: str) -> list[HostSpec]
     """The hosts that a run needs, shards first."""
     specs = []
     if spread.devices != "lockstep":
-        specs += [HostSpec(_shard_name(index), SHARD_HOST, {"token": token}) for index in range(spread.shards)]
+        names = map(_shard_name, range(spread.shards))
+        specs += [HostSpec(name, SHARD_HOST, {"name": name, "token": token}) for name in names]
     if spread.devices is None:
         return specs
     for name, (_, devices) in device_hosts(prepared.pools, spread).items():

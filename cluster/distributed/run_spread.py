@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from pimserve.cluster.base.supervisor import SILENCE_S
 from pimserve.errors import InputError
 
 DeviceMode = Literal["planned", "lockstep"]
@@ -27,6 +28,7 @@ class Spread:
         devices_per_actor: simulated devices in one process, of one pool; None: all of a replica.
         audit_share: share of the executed spans that planned devices evaluate again step by step.
         resources: of a Ray cluster that a device actor holds, such as {"duplex": 1}.
+        host_timeout_s: a host that is silent for so long is replaced.
     """
 
     shards: int = 1
@@ -34,6 +36,7 @@ class Spread:
     devices_per_actor: int | None = None
     audit_share: float = 1 / 64
     resources: tuple[tuple[str, float], ...] = ()
+    host_timeout_s: float = SILENCE_S
 
     def checked(self, replicas: int, spelling: Spelling = as_option) -> Spread:
         """The same, if a run of that many replicas can be spread so.

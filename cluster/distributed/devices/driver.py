@@ -17,6 +17,7 @@ import numpy as np
 
 from pimserve.arrays import IntArray
 from pimserve.cluster.base.rpc.statuses import DeviceMismatchError, HostUnavailableError, WrongStateError
+from pimserve.cluster.base.supervisor import SILENCE_S
 from pimserve.cluster.distributed.devices.batches import LockstepFeed, Message, PlannedFeed, WindowEnd
 from pimserve.cluster.distributed.devices.compile import parse_scenario, picks_per_token
 from pimserve.cluster.distributed.devices.conservation import Exchanged, check_conservation
@@ -54,12 +55,14 @@ class DriverSettings:
         token: of the run, for all hosts; "" for none.
         audit_share: share of the spans that each device evaluates again step by step (planned mode).
         in_flight: batches per host that may be unanswered.
+        host_timeout_s: a host that is silent for so long cannot be reached.
     """
 
     lockstep: bool = False
     token: str = ""
     audit_share: float = 1 / 64
     in_flight: int = 8
+    host_timeout_s: float = SILENCE_S
 
 
 class DeviceDriver:
@@ -278,7 +281,9 @@ class DeviceDriver:
             connection.close()
 
     def _connect_to(self, host: str) -> HostConnection:
-        return HostConnection(host, self._places[host].address, self.settings.token, self.settings.in_flight)
+        settings = self.settings
+        address = self._places[host].address
+        return HostConnection(host, address, settings.token, settings.in_flight, settings.host_timeout_s)
 
     def _ask(self, method: str, request: object) -> dict[str, Any]:
         """The same call to all hosts, side by side."""

@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 
 import grpc
 
-from pimserve.cluster.base.rpc.channels import process_channel
+from pimserve.cluster.base.rpc.channels import host_channel
 from pimserve.cluster.base.rpc.request_stream import RequestStream
 from pimserve.cluster.base.rpc.security import for_host
 from pimserve.cluster.base.rpc.statuses import HostUnavailableError, errors_of, host_error
+from pimserve.cluster.base.supervisor import SILENCE_S
 from pimserve.errors import PimserveError
 from pimserve.v1 import device_pb2 as pb
 from pimserve.v1.device_pb2_grpc import DeviceServiceStub
@@ -29,13 +30,21 @@ class Connection:
         address: HOST:PORT.
         token: of the run; "" for none.
         deadline_s: of a call.
+        silence_s: of the host, after which calls fail.
     """
 
-    def __init__(self, name: str, address: str, token: str, deadline_s: float = DEADLINE_S) -> None:
+    def __init__(
+        self,
+        name: str,
+        address: str,
+        token: str,
+        deadline_s: float = DEADLINE_S,
+        silence_s: float = SILENCE_S,
+    ) -> None:
         self.name = name
         self.address = address
         self.metadata = for_host(name, token)
-        self.channel = process_channel(address)
+        self.channel = host_channel(address, silence_s)
         self.stub = DeviceServiceStub(self.channel)
         self._deadline_s = deadline_s
 
@@ -64,14 +73,15 @@ class HostConnection(Connection):
         address: HOST:PORT.
         token: of the run; "" for none.
         in_flight: batches that may wait for their acknowledgement.
+        silence_s: of the host, after which calls fail.
 
     Attributes:
         messages: batches and steps that were sent.
         bytes: of these, serialised.
     """
 
-    def __init__(self, name: str, address: str, token: str, in_flight: int) -> None:
-        super().__init__(name, address, token)
+    def __init__(self, name: str, address: str, token: str, in_flight: int, silence_s: float = SILENCE_S) -> None:
+        super().__init__(name, address, token, silence_s=silence_s)
         self.messages = 0
         self.bytes = 0
         self._in_flight = in_flight

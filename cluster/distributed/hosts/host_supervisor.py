@@ -111,6 +111,8 @@ class HostSupervisor(Supervisor[HostType]):
         while True:
             try:
                 started = self.children[name].started(1.0)
+                if started is None:
+                    self._check_going_on(name)
             except HostDiedError as error:
                 self._another(name, str(error))
                 continue
@@ -131,6 +133,9 @@ class HostSupervisor(Supervisor[HostType]):
         self._check()
         self.children[name].kill()
         self.start(name)
+
+    def _check_going_on(self, name: str) -> None:
+        """Raise HostDiedError if a host that is being started has been stopped for as long as patience has."""
 
     @property
     def _why_late(self) -> str:

@@ -6,9 +6,12 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from select import select
 
+from pimserve.cluster.base.processes import StopWatch
+from pimserve.cluster.base.supervisor import Patience
 from pimserve.cluster.distributed.hosts.host_supervisor import HostDiedError, HostSupervisor
 from pimserve.cluster.distributed.hosts.hosting import HostSpec, Started
 from pimserve.errors import shortened
@@ -27,6 +30,7 @@ class HostProcess:
             text=True,
             start_new_session=True,  # Ctrl-C is for us, who then stop the hosts in order
         )
+        self.pid = self._process.pid
         self._tell(spec.to_json())
 
     def poll(self) -> int | None:
@@ -75,5 +79,14 @@ class HostProcess:
 class ProcessSupervisor(HostSupervisor[HostProcess]):
     """A `HostSupervisor` of plain processes."""
 
+    def __init__(self, specs: Sequence[HostSpec], patience: Patience | None = None) -> None:
+        super().__init__(specs, patience)
+        self._watch = StopWatch()
+
     def _launch(self, name: str, generation: int) -> HostProcess:
         return HostProcess(self._specs[name])
+
+    def _check_going_on(self, name: str) -> None:
+        stopped_s = {other: self._watch.stopped_s(child.pid) for other, child in list(self.children.items())}
+        if stopped_s[name] > self._patience.silence_s:
+            raise HostDiedError(f"its process was stopped for {self._patience.silence_s:g} s")

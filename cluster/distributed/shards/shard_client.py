@@ -13,14 +13,16 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import grpc
 import numpy as np
 from numpy.typing import NDArray
 
 from pimserve.arrays import IntArray
-from pimserve.cluster.base.rpc.channels import process_channel
+from pimserve.cluster.base.rpc.channels import host_channel
 from pimserve.cluster.base.rpc.request_stream import RequestStream
-from pimserve.cluster.base.rpc.security import bearer
+from pimserve.cluster.base.rpc.security import for_host
 from pimserve.cluster.base.rpc.statuses import HostUnavailableError, errors_of
+from pimserve.cluster.base.supervisor import SILENCE_S
 from pimserve.cluster.distributed.recovery import Recovery, ReplayLog
 from pimserve.cluster.distributed.shards.shard_wire import (
     blank_table,
@@ -61,6 +63,7 @@ class ShardClient:
         table: requests of the run.
         on_rows: takes executed steps; None if nobody wants them.
         live: the table is to have what has happened to running requests too.
+        host_timeout_s: a host that is silent for so long is replaced.
     """
 
     has_devices = False
@@ -76,6 +79,7 @@ class ShardClient:
         on_rows: RowSink | None,
         *,
         live: bool = False,
+        host_timeout_s: float = SILENCE_S,
     ) -> None:
         self.replicas = tuple(replicas)
         self._name = name
@@ -85,7 +89,8 @@ class ShardClient:
         self._table = table
         self._on_rows = on_rows
         self._live = live
-        self._auth = bearer(token)
+        self._auth = for_host(name, token)
+        self._host_timeout_s = host_timeout_s
         self.log: ReplayLog[_State, list[pb.AdvanceWindowsRequest]] = ReplayLog()  # of orders
         self._received = 0  # reports
         if fleet.concurrency is not None:
@@ -191,7 +196,7 @@ class ShardClient:
     def replace(self, host: str, address: str) -> None:
         """Bring a new process of the shard to where this end is."""
         self.close()
-        connection = _Connection(host, address, self._auth)
+        connection = _Connection(host, host_channel(address, self._host_timeout_s), self._auth)
         try:
             connection.open(self._fleet, self.replicas, len(self._table), spans=self._on_rows is not None)
             connection.restore(self.log.snapshots[host], self.log.first)
@@ -235,10 +240,10 @@ class ShardClient:
 class _Connection:
     """One process that hosts the shard. Errors are as `statuses.host_error` has them."""
 
-    def __init__(self, name: str, address: str, auth: tuple[tuple[str, str], ...]) -> None:
+    def __init__(self, name: str, channel: grpc.Channel, auth: tuple[tuple[str, str], ...]) -> None:
         self._name = name
         self._auth = auth
-        self._channel = process_channel(address)
+        self._channel = channel
         self._stub = ShardServiceStub(self._channel)
         self._orders: RequestStream[pb.AdvanceWindowsRequest] | None = None
 
@@ -259,7 +264,7 @@ class _Connection:
     def send(self, parts: Sequence[pb.AdvanceWindowsRequest]) -> None:
         """Send an order, without waiting."""
         if self._orders is None:
-            # No deadline: a window may take hours, a paced run days. Keepalive finds processes that are gone.
+            # No deadline: a window may take hours, a paced run days. The channel finds processes that are gone.
             self._orders = RequestStream(partial(self._stub.AdvanceWindows, metadata=self._auth))
         for part in parts:
             self._orders.send(part)

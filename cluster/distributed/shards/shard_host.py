@@ -16,6 +16,7 @@ import numpy as np
 
 from pimserve.arrays import IntArray
 from pimserve.cluster.base.rpc.channels import make_server
+from pimserve.cluster.base.rpc.security import HostGuard
 from pimserve.cluster.base.rpc.statuses import WrongStateError
 from pimserve.cluster.distributed.shards.shard_wire import (
     ROWS_PER_MESSAGE,
@@ -45,11 +46,12 @@ class ShardHost:
     """Serves one shard.
 
     Args:
+        name: of the host: calls that are for another are refused.
         token: that callers must have.
     """
 
-    def __init__(self, token: str) -> None:
-        self._server = make_server(_THREADS, token)
+    def __init__(self, name: str, token: str) -> None:
+        self._server = make_server(_THREADS, token, [HostGuard(name)])
         add_ShardServiceServicer_to_server(_Service(), self._server)
 
     def start(self, listen: str) -> int:

@@ -4,12 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
 from pimserve.cluster.base.files import PRIVATE, read_json, write_json
 from pimserve.cluster.base.locks import take_lock
-from pimserve.cluster.base.processes import Process
+from pimserve.cluster.base.processes import Process, StopWatch
 from pimserve.cluster.service.data_folder import DataFolder
 from pimserve.errors import InputError
 
@@ -31,6 +32,22 @@ def test_another_process_of_the_same_number_is_another():
     me = Process.of(os.getpid())
     assert me.alive()
     assert not Process(me.pid, me.started + "0").alive()
+
+
+def test_how_long_a_process_is_stopped():
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        watch = StopWatch()
+        assert watch.stopped_s(child.pid) == 0.0
+        child.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, child.pid, os.WSTOPPED)
+        watch.stopped_s(child.pid)
+        time.sleep(0.01)
+        assert 0.01 <= watch.stopped_s(child.pid) < 10
+        child.send_signal(signal.SIGCONT)
+        os.waitid(os.P_PID, child.pid, os.WCONTINUED)
+        assert watch.stopped_s(child.pid) == 0.0
+        child.kill()
+    assert watch.stopped_s(child.pid) == 0.0
 
 
 def test_a_lock_has_one_holder(tmp_path):

@@ -12,7 +12,8 @@ from pimserve.errors import InputError
 
 
 class EchoHost:
-    """`misbehave`: refuse (an error for the user), bug, die (at the start, always), die_once (a file says so), hang."""
+    """`misbehave`: refuse (an error for the user), bug, die (at the start, always), die_once (a file says so),
+    stop_once, hang."""
 
     def __init__(self, greeting="", misbehave="", marker=""):
         if misbehave == "refuse":
@@ -23,6 +24,9 @@ class EchoHost:
             if marker:
                 Path(marker).touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        if misbehave == "stop_once" and not Path(marker).exists():
+            Path(marker).touch()
+            os.kill(os.getpid(), signal.SIGSTOP)
         if misbehave == "hang":
             time.sleep(1000)
         print("hosts may print", flush=True)
@@ -41,6 +45,10 @@ class EchoHost:
         if request == b"busy":
             while True:  # as a shard in a long window
                 pass
+        if request == b"keeps the interpreter":
+            began = time.monotonic()
+            while time.monotonic() - began < 3.0:
+                pow(7, 1_500_000)  # a second and more in which no other thread of Python runs
         if request == b"slow":
             time.sleep(0.5)
         return self.greeting + request

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from pimserve.cluster.base.rpc.channels import process_channel
-from pimserve.cluster.base.rpc.security import bearer
+from pimserve.cluster.base.rpc.security import bearer, for_host
 from pimserve.cluster.distributed import recovery
 from pimserve.cluster.distributed.hosts.hosting import Endpoint
 from pimserve.cluster.distributed.recovery import Recovery
@@ -84,7 +84,7 @@ class Hosts:
             host.stop(0)
 
     def _start(self, name: str, generation: int) -> None:
-        self.hosts[name] = host = ShardHost(TOKEN)
+        self.hosts[name] = host = ShardHost(name, TOKEN)
         self.places[name] = Endpoint(f"127.0.0.1:{host.start('127.0.0.1:0')}", 0, generation)
 
 
@@ -235,7 +235,7 @@ def test_fleets_orders_and_reports_survive_the_wire(run: Run) -> None:
 
 @pytest.fixture
 def stub() -> Iterator[Callable[..., ShardServiceStub]]:
-    host = ShardHost(TOKEN)
+    host = ShardHost("shard-0", TOKEN)
     with process_channel(f"127.0.0.1:{host.start('127.0.0.1:0')}") as channel:
         yield ShardServiceStub(channel)
     host.stop(0)
@@ -257,6 +257,8 @@ def test_strangers_and_nonsense_are_refused(stub: ShardServiceStub) -> None:
     nothing = pb.OpenShardRequest()
     assert code_of(lambda: stub.OpenShard(nothing, timeout=5)) is codes.UNAUTHENTICATED
     assert code_of(lambda: stub.OpenShard(nothing, timeout=5, metadata=bearer("x"))) is codes.UNAUTHENTICATED
+    another = for_host("shard-1", TOKEN)  # that had this port before
+    assert code_of(lambda: stub.OpenShard(nothing, timeout=5, metadata=another)) is codes.UNAVAILABLE
     unknown = pb.OpenShardRequest(fleet="x")
     assert code_of(lambda: stub.OpenShard(unknown, timeout=5, metadata=auth)) is codes.INVALID_ARGUMENT
     assert code_of(lambda: advance(pb.AdvanceWindowsRequest())) is codes.FAILED_PRECONDITION

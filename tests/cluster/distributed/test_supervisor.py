@@ -10,6 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from pimserve.cluster.base.rpc.channels import host_channel
 from pimserve.cluster.base.supervisor import Patience
 from pimserve.cluster.distributed.hosts.host_supervisor import HostLostError
 from pimserve.cluster.distributed.hosts.hosting import HostSpec
@@ -93,6 +94,27 @@ def test_a_host_that_dies_at_its_start_is_started_again(supervise, tmp_path):
     with supervise([spec(misbehave="die_once", marker=str(tmp_path / "died"))]) as hosts:
         assert hosts.endpoint("d0").generation == 1
         assert say(hosts.endpoint("d0").address) == b"hello"
+
+
+def test_a_host_that_is_stopped_at_its_start_is_replaced(supervise, tmp_path):
+    stops = spec(misbehave="stop_once", marker=str(tmp_path / "stopped"))
+    with supervise([stops], Patience(silence_s=1.0)) as hosts:
+        assert hosts.endpoint("d0").generation == 1
+        assert say(hosts.endpoint("d0").address) == b"hello"
+
+
+def test_a_host_that_is_stopped_is_found_out_and_a_busy_one_is_not(supervise):
+    with supervise([spec()]) as hosts:
+        place = hosts.endpoint("d0")
+        with host_channel(place.address, 1.5) as channel:
+            call = channel.unary_unary("/echo.Echo/Say")
+            assert call(b"keeps the interpreter", timeout=60) == b"keeps the interpreter"
+            os.kill(place.pid, signal.SIGSTOP)
+            began = time.monotonic()
+            with pytest.raises(grpc.RpcError) as raised:
+                call(b"hello", timeout=60)
+            assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert time.monotonic() - began < 6.0
 
 
 def test_a_host_that_dies_again_and_again_fails_the_run(supervise):
