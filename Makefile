@@ -94,7 +94,8 @@ lint: $(DEV_READY) ## style, types and import directions
 	$(BIN)/lint-imports
 	cd protos && ../$(BIN)/buf lint && ../$(BIN)/buf format --diff --exit-code
 
-protos: $(PROTOC)/.ready ## generate Python from the .proto files
+protos: $(PROTOC)/.ready $(RUN_READY) ## generate Python from the .proto files, and that of summaries from their schema
+	$(BIN)/python protos/summary_proto.py
 	$(PROTOC)/bin/python protos/generate.py
 
 protos-check: $(PROTOC)/.ready $(DEV_READY) ## is the generated code as committed, and the contract unbroken

@@ -30,6 +30,7 @@ The other services are between pimserve's own processes.
 _FILES = {
     "simulation": "Simulations",
     "scheduler": "A run while it goes",
+    "summary": "The figures of a run",
     "worker": "Internal: a run's process",
     "shard": "Internal: shard actors",
     "device": "Internal: device actors",
@@ -37,7 +38,7 @@ _FILES = {
 }
 # Where descriptor.proto puts the parts of a file, for the paths of comments.
 _MESSAGE, _ENUM, _SERVICE, _SYNTAX = 4, 5, 6, 12
-_FIELD, _VALUE, _METHOD = 2, 2, 2
+_FIELD, _VALUE, _METHOD, _NESTED = 2, 2, 2, 3
 
 Place = tuple[int, ...]
 
@@ -127,8 +128,9 @@ def _enum(enum: EnumDescriptorProto, comments: Mapping[Place, str], path: Place)
     yield _table(("value", "number", "meaning"), rows)
 
 
-def _message(message: DescriptorProto, comments: Mapping[Place, str], path: Place) -> Iterator[str]:
-    yield f"### {message.name}\n"
+def _message(message: DescriptorProto, comments: Mapping[Place, str], path: Place, within: str = "") -> Iterator[str]:
+    name = f"{within}{message.name}"
+    yield f"### {name}\n"
     if path in comments:
         yield comments[path] + "\n"
     if not message.field:
@@ -145,6 +147,9 @@ def _message(message: DescriptorProto, comments: Mapping[Place, str], path: Plac
         for number, field in enumerate(message.field)
     ]
     yield _table(("field", "number", "type", "meaning"), rows)
+    for number, inner in enumerate(message.nested_type):
+        if not inner.options.map_entry:
+            yield from _message(inner, comments, (*path, _NESTED, number), f"{name}.")
 
 
 def _type(
@@ -174,7 +179,7 @@ def _link(name: str) -> str:
     if not name.startswith(_PACKAGE):
         return f"`{name.lstrip('.')}`"
     short = name.removeprefix(_PACKAGE)
-    return f"[`{short}`](#{short.lower()})"
+    return f"[`{short}`](#{short.lower().replace('.', '')})"
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -132,14 +132,16 @@ def query_command(
     ledgers: Annotated[bool, typer.Option("--ledgers", help="What devices have done, instead.")] = False,
     placement: Annotated[bool, typer.Option("--placement", help="Which devices replicas have, instead.")] = False,
     scenario: Annotated[bool, typer.Option("--scenario", help="Its scenario with all defaults, instead.")] = False,
+    summary: Annotated[bool, typer.Option("--summary", help="Its summary once it has finished, instead.")] = False,
     *,
     call: _Call,
 ) -> None:
     """Show a run as it stands: replicas, latencies and SLO attainment so far."""
     from pimserve.cluster.cli import service_tables  # noqa: PLC0415
+    from pimserve.cluster.cli.render import summary_report  # noqa: PLC0415
 
-    if sum((request is not None, ledgers, placement, scenario)) > 1:
-        raise InputError("query", "give one of --request, --ledgers, --placement and --scenario")
+    if sum((request is not None, ledgers, placement, scenario, summary)) > 1:
+        raise InputError("query", "give one of --request, --ledgers, --placement, --scenario and --summary")
     with call.client() as client:
         if request is not None:
             life = client.request(run, request)
@@ -153,6 +155,9 @@ def query_command(
         elif scenario:
             text = client.scenario(run)
             call.show({"scenario": text}, text.rstrip())
+        elif summary:
+            figures = client.summary(run)
+            call.show(figures.document(), lambda: summary_report(figures))
         else:
             _query(client, run, call)
 

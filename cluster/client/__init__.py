@@ -1,4 +1,5 @@
-"""The Python client of a server, and the answers that it gives. Imports `base`; does not know `service` or `report`."""
+"""The Python client of a server, and the answers that it gives. Imports `base` and the summary of `run`; does not know
+`service` or `report`."""
 
 from pimserve.cluster.base.rpc.security import TlsFiles
 from pimserve.cluster.client.calls import ServiceError

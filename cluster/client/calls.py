@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import grpc
 from google.protobuf import message_factory
@@ -21,11 +21,24 @@ from pimserve.errors import PimserveError
 from pimserve.v1 import scheduler_pb2 as sched
 from pimserve.v1 import simulation_pb2 as sim
 
+if TYPE_CHECKING:
+    from pimserve.cluster.run.summary_schema import Summary
+
 Answer = TypeVar("Answer")
 
 _IDEMPOTENT = {
     # Launch has a key that tells a second attempt.
-    "pimserve.v1.SimulationService": ("Validate", "Launch", "Get", "List", "Pause", "Resume", "Cancel", "Continue"),
+    "pimserve.v1.SimulationService": (
+        "Validate",
+        "Launch",
+        "Get",
+        "GetSummary",
+        "List",
+        "Pause",
+        "Resume",
+        "Cancel",
+        "Continue",
+    ),
     "pimserve.v1.SchedulerService": ("GetReplicas", "DescribeRequest", "GetLatencies", "GetLedgers", "GetPlacement"),
 }
 _RETRY = {
@@ -214,6 +227,17 @@ def get(run_id: str) -> Call[answers.Run]:
 def scenario(run_id: str) -> Call[str]:
     """The scenario of a run, with all defaults and catalogue entries; YAML."""
     return Call(sim.GetRequest(run_id=run_id), lambda answer: str(answer.scenario_yaml))
+
+
+def summary(run_id: str) -> Call[Summary]:
+    """The figures of a run that has finished, as in its summary.json."""
+
+    def read(answer: sim.GetSummaryResponse) -> Summary:
+        from pimserve.cluster.run.summary_message import summary_of_message  # noqa: PLC0415 pydantic is slow to import
+
+        return summary_of_message(answer.summary)
+
+    return Call(sim.GetSummaryRequest(run_id=run_id), read)
 
 
 def page(states: Sequence[str], token: str, size: int) -> Call[tuple[list[answers.Run], str]]:

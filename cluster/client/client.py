@@ -96,6 +96,7 @@ class _Base:
     launch = _Method(calls.launch)
     get = _Method(calls.get)
     scenario = _Method(calls.scenario)
+    summary = _Method(calls.summary)
     pause = _Method(calls.pause)
     resume = _Method(calls.resume)
     cancel = _Method(calls.cancel)

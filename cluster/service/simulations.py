@@ -15,6 +15,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from pimserve.cluster.base.rpc.results_stream import send_files
 from pimserve.cluster.base.rpc.statuses import RefusedError
+from pimserve.cluster.run.read_summary import read_summary
+from pimserve.cluster.run.summary_message import message_of
 from pimserve.cluster.service.launch_options import AllowedPlaces, options_of
 from pimserve.cluster.service.received_scenario import as_yaml, read_scenario
 from pimserve.cluster.service.run_queue import RunQueue
@@ -144,18 +146,17 @@ class Simulations(simulation_pb2_grpc.SimulationServiceServicer):
         self._queue.delete(request.run_id)
         return pb.DeleteResponse()
 
+    def GetSummary(self, request: pb.GetSummaryRequest, context: grpc.ServicerContext) -> pb.GetSummaryResponse:  # noqa: N802
+        """The figures of a run."""
+        return pb.GetSummaryResponse(summary=message_of(read_summary(self._queue.results(request.run_id))))
+
     def GetResults(  # noqa: N802
         self, request: pb.GetResultsRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.GetResultsResponse]:
         """What a run left."""
-        record = self._queue.record(request.run_id)
-        if record.state != "finished":
-            raise RefusedError(
-                grpc.StatusCode.FAILED_PRECONDITION,
-                f"run {record.id} is {record.state}: only finished runs have results",
-            )
+        results = self._queue.results(request.run_id)
         with self._stream():
-            yield from send_files(self._queue.folder(record.id).results, request.names)
+            yield from send_files(results, request.names)
 
     def _hold(self, method: str, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: ANN401 either message
         link = self._queue.link(request.run_id)

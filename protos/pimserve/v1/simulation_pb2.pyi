@@ -10,6 +10,7 @@ import google.protobuf.internal.containers
 import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
 import google.protobuf.timestamp_pb2
+import pimserve.v1.summary_pb2
 import sys
 import typing
 
@@ -620,6 +621,38 @@ class DeleteResponse(google.protobuf.message.Message):
     ) -> None: ...
 
 global___DeleteResponse = DeleteResponse
+
+@typing.final
+class GetSummaryRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: builtins.int
+    run_id: builtins.str
+    def __init__(
+        self,
+        *,
+        run_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["run_id", b"run_id"]) -> None: ...
+
+global___GetSummaryRequest = GetSummaryRequest
+
+@typing.final
+class GetSummaryResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SUMMARY_FIELD_NUMBER: builtins.int
+    @property
+    def summary(self) -> pimserve.v1.summary_pb2.Summary: ...
+    def __init__(
+        self,
+        *,
+        summary: pimserve.v1.summary_pb2.Summary | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["summary", b"summary"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["summary", b"summary"]) -> None: ...
+
+global___GetSummaryResponse = GetSummaryResponse
 
 @typing.final
 class GetResultsRequest(google.protobuf.message.Message):

@@ -84,6 +84,11 @@ class SimulationServiceStub(object):
                 request_serializer=pimserve_dot_v1_dot_simulation__pb2.DeleteRequest.SerializeToString,
                 response_deserializer=pimserve_dot_v1_dot_simulation__pb2.DeleteResponse.FromString,
                 _registered_method=True)
+        self.GetSummary = channel.unary_unary(
+                '/pimserve.v1.SimulationService/GetSummary',
+                request_serializer=pimserve_dot_v1_dot_simulation__pb2.GetSummaryRequest.SerializeToString,
+                response_deserializer=pimserve_dot_v1_dot_simulation__pb2.GetSummaryResponse.FromString,
+                _registered_method=True)
         self.GetResults = channel.unary_stream(
                 '/pimserve.v1.SimulationService/GetResults',
                 request_serializer=pimserve_dot_v1_dot_simulation__pb2.GetResultsRequest.SerializeToString,
@@ -164,6 +169,13 @@ class SimulationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetSummary(self, request, context):
+        """The figures of a run that has finished, as in its summary.json. FAILED_PRECONDITION for one that has not.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetResults(self, request, context):
         """Files of the results folder one after the other: for each a header, its bytes in chunks of 1 MiB at most, its digest.
         """
@@ -223,6 +235,11 @@ def add_SimulationServiceServicer_to_server(servicer, server):
                     servicer.Delete,
                     request_deserializer=pimserve_dot_v1_dot_simulation__pb2.DeleteRequest.FromString,
                     response_serializer=pimserve_dot_v1_dot_simulation__pb2.DeleteResponse.SerializeToString,
+            ),
+            'GetSummary': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSummary,
+                    request_deserializer=pimserve_dot_v1_dot_simulation__pb2.GetSummaryRequest.FromString,
+                    response_serializer=pimserve_dot_v1_dot_simulation__pb2.GetSummaryResponse.SerializeToString,
             ),
             'GetResults': grpc.unary_stream_rpc_method_handler(
                     servicer.GetResults,
@@ -500,6 +517,33 @@ class SimulationService(object):
             '/pimserve.v1.SimulationService/Delete',
             pimserve_dot_v1_dot_simulation__pb2.DeleteRequest.SerializeToString,
             pimserve_dot_v1_dot_simulation__pb2.DeleteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSummary(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pimserve.v1.SimulationService/GetSummary',
+            pimserve_dot_v1_dot_simulation__pb2.GetSummaryRequest.SerializeToString,
+            pimserve_dot_v1_dot_simulation__pb2.GetSummaryResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -80,6 +80,12 @@ class SimulationServiceStub:
     ]
     """Forgets a run that has ended, and removes its results."""
 
+    GetSummary: grpc.UnaryUnaryMultiCallable[
+        pimserve.v1.simulation_pb2.GetSummaryRequest,
+        pimserve.v1.simulation_pb2.GetSummaryResponse,
+    ]
+    """The figures of a run that has finished, as in its summary.json. FAILED_PRECONDITION for one that has not."""
+
     GetResults: grpc.UnaryStreamMultiCallable[
         pimserve.v1.simulation_pb2.GetResultsRequest,
         pimserve.v1.simulation_pb2.GetResultsResponse,
@@ -147,6 +153,12 @@ class SimulationServiceAsyncStub:
         pimserve.v1.simulation_pb2.DeleteResponse,
     ]
     """Forgets a run that has ended, and removes its results."""
+
+    GetSummary: grpc.aio.UnaryUnaryMultiCallable[
+        pimserve.v1.simulation_pb2.GetSummaryRequest,
+        pimserve.v1.simulation_pb2.GetSummaryResponse,
+    ]
+    """The figures of a run that has finished, as in its summary.json. FAILED_PRECONDITION for one that has not."""
 
     GetResults: grpc.aio.UnaryStreamMultiCallable[
         pimserve.v1.simulation_pb2.GetResultsRequest,
@@ -235,6 +247,14 @@ class SimulationServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[pimserve.v1.simulation_pb2.DeleteResponse, collections.abc.Awaitable[pimserve.v1.simulation_pb2.DeleteResponse]]:
         """Forgets a run that has ended, and removes its results."""
+
+    @abc.abstractmethod
+    def GetSummary(
+        self,
+        request: pimserve.v1.simulation_pb2.GetSummaryRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[pimserve.v1.simulation_pb2.GetSummaryResponse, collections.abc.Awaitable[pimserve.v1.simulation_pb2.GetSummaryResponse]]:
+        """The figures of a run that has finished, as in its summary.json. FAILED_PRECONDITION for one that has not."""
 
     @abc.abstractmethod
     def GetResults(

@@ -61,6 +61,7 @@ def test_a_run_from_launch_to_results(client, tmp_path):
     assert set(sizes) == {"requests.npy", "scenario.yaml", "steps.npy", "summary.json"}
     summary, _ = serve(prepare(load_scenario(None, ["name=mine", *SMALL])))
     assert load_document(out)["digest"] == summary["digest"]
+    assert client.summary(launched.id).document() == load_document(out)
     assert len(np.load(out / "requests.npy")) == seen[-1].progress.finished == 50
     assert client.results(launched.id, tmp_path / "one", ["summary.json"]) == {"summary.json": sizes["summary.json"]}
     assert refused(client.results, launched.id, tmp_path / "two", ["../registry.sqlite3"])[0] == "INVALID_ARGUMENT"

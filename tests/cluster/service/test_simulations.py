@@ -98,6 +98,7 @@ def test_the_queue_is_bounded_and_first_come_first_served(tmp_path):
             "FAILED_PRECONDITION",
             f"run {third.id} is still in the queue",
         )
+        assert refused(client.summary, third.id)[0] == "FAILED_PRECONDITION"
         assert client.cancel(second.id).state == "cancelled"
         assert client.get(third.id).queue_position == 0
         assert client.cancel(first.id).id == first.id
