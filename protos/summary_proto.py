@@ -16,8 +16,8 @@ from pimserve.cluster.run.summary_schema import Summary
 from pimserve.scheduler.summary_sections import Section
 
 FILE = Path(__file__).parent / "pimserve" / "v1" / "summary.proto"
-_HEAD = """// The figures of a run, as in its summary.json: the same, typed. What is null there is not set here, and left out of maps.
-// Generated from the schema of summaries.
+_HEAD = """// The figures of a run, as in its summary.json: the same, typed. What is null there is not set here, and
+// left out of maps. Generated from the schema of summaries.
 
 syntax = "proto3";
 

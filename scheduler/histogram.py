@@ -62,6 +62,13 @@ class DurationHistogram:
         filled = np.flatnonzero(self._counts)
         return {"buckets": filled.tolist(), "counts": self._counts[filled].tolist(), "sum_fs": self._sum_fs}
 
+    @classmethod
+    def of_state(cls, state: dict[str, Any]) -> DurationHistogram:
+        """One that holds what `state` says."""
+        histogram = cls()
+        histogram.restore(state)
+        return histogram
+
     def restore(self, state: dict[str, Any]) -> None:
         """Hold what `state` says."""
         self._counts[:] = 0

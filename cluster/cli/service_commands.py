@@ -285,12 +285,19 @@ def results_command(
 
 def _query(client: Client, run_id: str, call: _Call) -> None:
     from pimserve.cluster.cli.service_tables import run_line, run_page  # noqa: PLC0415
+    from pimserve.cluster.client import ServiceError  # noqa: PLC0415
 
     run = client.get(run_id)
-    if run.state not in {"running", "paused"}:
+    if run.state not in {"running", "paused", "finished"}:
         call.show({"run": run}, run_line(run) + (f"\n{run.error}" if run.error else ""))
         return
-    replicas, latencies = client.replicas(run_id), client.latencies(run_id)
+    try:
+        replicas, latencies = client.replicas(run_id), client.latencies(run_id)
+    except ServiceError as error:
+        if run.state != "finished":
+            raise
+        call.show({"run": run}, f"{run_line(run)}\n{error}")
+        return
     document = {"run": run, "replicas": replicas, "latencies": latencies}
     call.show(document, lambda: run_page(run, replicas, latencies))
 

@@ -129,11 +129,17 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Of the requests so far: `percentiles` by percent."""
+    """Of the requests so far: `percentiles` by percent.
+
+    What counts is from `counted_from_s` on, the end of the warm-up, and as of `as_of_s`: the moment of the answer, but
+    for itl, which is looked at once a second while the run goes.
+    """
 
     count: int
     mean_s: float | None
     percentiles: dict[float, float]
+    counted_from_s: float = 0.0
+    as_of_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,6 +82,7 @@ class LiveControl:
         speed: simulated seconds per second; 0: as fast as possible.
         held: whether it is held before its first step.
         observer: takes in the run for Prometheus, if it is to.
+        at_end: takes the run as it was in the end, and the ledgers, before the results are in place.
     """
 
     def __init__(
@@ -91,9 +92,11 @@ class LiveControl:
         speed: float = 0.0,
         held: bool = False,
         observer: RunObserver | None = None,
+        at_end: Callable[[Snapshot, Sequence[Ledger]], None] | None = None,
     ) -> None:
         self.latencies = latencies
         self.observer = observer
+        self._at_end = at_end
         self.snapshot: Snapshot | None = None
         self._pacer = Pacer(speed) if speed else None
         self._changed = threading.Condition()
@@ -105,6 +108,7 @@ class LiveControl:
         self._collected_s = time.monotonic()
         self._finished = self._rejected = 0
         self._looked_s = -_LEDGERS_S
+        self._gaps_fs = -1  # of when the gaps between tokens are
 
     @property
     def held(self) -> bool:
@@ -135,6 +139,8 @@ class LiveControl:
                 if self._stopped:
                     raise StoppedError
                 if self._held:
+                    if self._gaps_fs != view.now_fs:  # nobody will look at them again while it is held
+                        self._set_gaps(view, view.ledgers())
                     if self._pacer is not None:
                         self._pacer.restart()
                     self._changed.wait()
@@ -147,9 +153,12 @@ class LiveControl:
 
     def ended(self, view: RunView) -> None:
         """Show the run as it was in the end."""
-        self._take_in(view, last=True)
+        ledgers = self._take_in(view, last=True)
         with self._changed:
             self._publish(view)
+            assert self.snapshot is not None
+        if self._at_end is not None:
+            self._at_end(self.snapshot, ledgers)
 
     def ask(self, question: Callable[[RunView], Answer]) -> Future[Answer]:
         """Have something done at the end of the window, or at once while the run is held."""
@@ -215,11 +224,12 @@ class LiveControl:
                 self._publish(view)  # it may have changed the run
                 future.set_result(answer)
 
-    def _take_in(self, view: RunView, *, last: bool = False) -> None:
+    def _take_in(self, view: RunView, *, last: bool = False) -> Sequence[Ledger]:
+        """Take in the window that has ended; returns the ledgers, if it was time to look at them."""
         ledgers: list[Ledger] = []
         if last or time.monotonic() >= self._looked_s + _LEDGERS_S:
             ledgers, self._looked_s = view.ledgers(), time.monotonic()
-            self.latencies.set_gaps(ledger.itl for ledger in ledgers)
+            self._set_gaps(view, ledgers)
         if self.observer is not None:
             self.observer.take(view, ledgers)
             if last:
@@ -236,6 +246,11 @@ class LiveControl:
             rest = cut_off(view.table.columns)
             mine = rest[view.measured.holds(view.table.columns, rest)]
             self.latencies.add(view.table.columns, mine, view.now_fs // FS_PER_PS)
+        return ledgers
+
+    def _set_gaps(self, view: RunView, ledgers: Sequence[Ledger]) -> None:
+        self.latencies.set_gaps((ledger.itl for ledger in ledgers), view.now_fs)
+        self._gaps_fs = view.now_fs
 
     def _publish(self, view: RunView) -> None:
         self.snapshot = Snapshot(

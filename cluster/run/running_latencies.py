@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimserve.device_models.plan import FS_PER_PS
+from pimserve.scheduler.distributions import percentile
 from pimserve.scheduler.histogram import DurationHistogram
 from pimserve.scheduler.latencies import LATENCIES, Latencies, Latency
 from pimserve.scheduler.outcomes import overall
@@ -39,6 +40,7 @@ class LatenciesSoFar:
         good: of these that met them.
         censored: of which it is not known, for the run ended before.
         limits: in force, s.
+        gaps_fs: simulated time of which the gaps between tokens ("itl") are.
     """
 
     latencies: dict[str, Quantiles]
@@ -46,6 +48,7 @@ class LatenciesSoFar:
     good: int
     censored: int
     limits: dict[str, float]
+    gaps_fs: int
 
 
 class RunningLatencies:
@@ -64,12 +67,18 @@ class RunningLatencies:
         self._lock = threading.Lock()
         self._histograms = {name: DurationHistogram() for name in NAMES}
         self._left = self._good = self._censored = 0
+        self._gaps_fs = 0
 
-    def set_gaps(self, gaps: Iterable[DurationHistogram]) -> None:
+    @property
+    def gaps(self) -> DurationHistogram:
+        """The gaps between tokens, as last taken over."""
+        return self._histograms["itl"]
+
+    def set_gaps(self, gaps: Iterable[DurationHistogram], now_fs: int) -> None:
         """Take over the gaps between tokens so far, of all replicas."""
         merged = DurationHistogram.merged(gaps)
         with self._lock:
-            self._histograms["itl"] = merged
+            self._histograms["itl"], self._gaps_fs = merged, now_fs
 
     def add(self, columns: Columns, requests: NDArray[np.int64], end_ps: int = 0) -> None:
         """Take in requests, by their numbers, that finished or were rejected.
@@ -89,17 +98,26 @@ class RunningLatencies:
         """What is known by now."""
         with self._lock:
             latencies = {
-                name: Quantiles(
-                    histogram.count,
-                    histogram.mean_s(),
-                    {percent: histogram.percentile_s(percent) for percent in percentiles},
-                )
-                for name, histogram in self._histograms.items()
+                name: quantiles_of_histogram(histogram, percentiles) for name, histogram in self._histograms.items()
             }
-            return LatenciesSoFar(latencies, self._left, self._good, self._censored, self.slo.limits())
+            counts = (self._left, self._good, self._censored)
+            return LatenciesSoFar(latencies, *counts, self.slo.limits(), self._gaps_fs)
 
     def _add(self, name: str, latency: Latency) -> None:
         known = latency.known
         if known.any():
             lasted_fs = np.minimum(latency.lasted_ps[known], _LONGEST_PS) * FS_PER_PS
             self._histograms[name].add(lasted_fs // latency.gaps[known], np.ones(len(lasted_fs), np.int64))
+
+
+def quantiles_of_histogram(histogram: DurationHistogram, percentiles: Sequence[float]) -> Quantiles:
+    """Of a latency of which there is a histogram."""
+    by_percent = {percent: histogram.percentile_s(percent) for percent in percentiles}
+    return Quantiles(histogram.count, histogram.mean_s(), by_percent)
+
+
+def exact_quantiles(latencies: Latencies, name: str, percentiles: Sequence[float]) -> Quantiles:
+    """Of one of `LATENCIES` of a run that is over, as the summary has them."""
+    ordered = np.sort(latencies[name].known_s)
+    by_percent = {percent: percentile(ordered, percent) if len(ordered) else None for percent in percentiles}
+    return Quantiles(len(ordered), float(ordered.mean()) if len(ordered) else None, by_percent)

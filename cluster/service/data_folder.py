@@ -12,6 +12,7 @@ DATA/runs/ID/              of one run:
     checkpoints/           where it can go on from
     results/               what it leaves
     metrics                what its metrics were then
+    ended                  what queries are answered from once it has finished (ended_runs.py)
     outcome.json           how it ended
 """
 
@@ -42,6 +43,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.results = path / "results"
         self.metrics = path / "metrics"
+        self.ended = path / "ended"
         self.outcome = path / "outcome.json"
 
     @property

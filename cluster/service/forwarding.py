@@ -1,4 +1,7 @@
-"""SchedulerService as the server answers it: from what the run's worker has told last, else by asking the worker."""
+"""SchedulerService as the server answers it: from what the run's worker has told last, else by asking the worker.
+
+Of a run that has finished, from what it has left.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Any, Literal
 import grpc
 from google.protobuf.message import Message
 
+from pimserve.cluster.service.ended_runs import ANSWERS, answer
 from pimserve.cluster.service.run_queue import RunQueue
 from pimserve.cluster.service.simulations import remaining_s
 from pimserve.v1 import scheduler_pb2, scheduler_pb2_grpc, worker_pb2
@@ -32,6 +36,8 @@ class SchedulerForwarder(scheduler_pb2_grpc.SchedulerServiceServicer):
 
 def _forward(queue: RunQueue, method: str) -> Callable[[Any, grpc.ServicerContext], Any]:
     def forward(request: Any, context: grpc.ServicerContext) -> Any:  # noqa: ANN401 any request of the service
+        if method in ANSWERS and queue.record(request.run_id).state == "finished":
+            return answer(queue.folder(request.run_id), method, request)
         link = queue.link(request.run_id)
         known = _from_news(link.latest(), method, request)
         if known is not None:

@@ -18,7 +18,7 @@ from pimserve.cluster.service.messages import (
     Site,
     latencies_of,
     ledgers_of,
-    life,
+    life_of,
     placement_of,
     progress_of,
     replicas_of,
@@ -156,7 +156,7 @@ class LiveScheduler(_OfRun, scheduler_pb2_grpc.SchedulerServiceServicer):
     ) -> sched.DescribeRequestResponse:
         """One request's life."""
         snapshot = self._snapshot(request.run_id)
-        return life(snapshot, request.request)
+        return life_of(snapshot, request.request)
 
     def GetLatencies(self, request: sched.GetLatenciesRequest, context: _Context) -> sched.GetLatenciesResponse:  # noqa: N802
         """Percentiles so far, and SLO attainment."""
@@ -166,7 +166,9 @@ class LiveScheduler(_OfRun, scheduler_pb2_grpc.SchedulerServiceServicer):
     def GetLedgers(self, request: sched.GetLedgersRequest, context: _Context) -> sched.GetLedgersResponse:  # noqa: N802
         """What devices have done."""
         self._snapshot(request.run_id)
-        return ledgers_of(*_result(lambda: self._control.ask(_ledgers), context))
+        # Of a run that has ended, what it leaves is about to answer.
+        ledgers = _result(lambda: self._control.ask(_ledgers), context, ended=grpc.StatusCode.UNAVAILABLE)
+        return ledgers_of(*ledgers)
 
     def GetPlacement(self, request: sched.GetPlacementRequest, context: _Context) -> sched.GetPlacementResponse:  # noqa: N802
         """Which devices each replica has."""
@@ -229,14 +231,19 @@ def _ledgers(view: RunView) -> tuple[int, list[Ledger]]:
     return view.now_fs, view.ledgers()
 
 
-def _result(ask: Callable[[], Future[Answer]], context: _Context) -> Answer:
+def _result(
+    ask: Callable[[], Future[Answer]],
+    context: _Context,
+    *,
+    ended: grpc.StatusCode = grpc.StatusCode.FAILED_PRECONDITION,
+) -> Answer:
     """Wait for an answer until the caller's deadline; what has not begun by then does not happen."""
     remaining = context.time_remaining()
     try:
         future = ask()
         return future.result(_LONGEST_CALL_S if remaining is None else min(_LONGEST_CALL_S, remaining))
     except RunEndedError:
-        raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, "the run has ended") from None
+        raise RefusedError(ended, "the run has ended") from None
     except TimeoutError:
         if future.cancel():
             message = "the run has not come to the end of its window in time; nothing was done"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import grpc
@@ -10,7 +10,7 @@ import grpc
 from pimserve.cluster.base.rpc.statuses import RefusedError, unknown_request
 from pimserve.cluster.metrics.feed import MetricsFeed
 from pimserve.cluster.run.live_control import Snapshot, total_steps
-from pimserve.cluster.run.running_latencies import RunningLatencies
+from pimserve.cluster.run.running_latencies import Quantiles, RunningLatencies
 from pimserve.cluster.scenario.prepared import Prepared
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
 from pimserve.loadgen.spec import PS_PER_S
@@ -54,8 +54,8 @@ def progress_of(snapshot: Snapshot) -> sim.Progress:
     )
 
 
-def life(snapshot: Snapshot, request: int) -> sched.DescribeRequestResponse:
-    """What has happened to a request by the time of the snapshot.
+def life_of(snapshot: Snapshot, request: int) -> sched.DescribeRequestResponse:
+    """What has happened to the request of that number by the time of the snapshot.
 
     The run may have written what happens later meanwhile; that does not count.
 
@@ -68,8 +68,12 @@ def life(snapshot: Snapshot, request: int) -> sched.DescribeRequestResponse:
         raise unknown_request(request, snapshot.numbers.end) from None
     if at is None:
         raise RefusedError(grpc.StatusCode.UNAVAILABLE, "the run goes on from before that request; try again")
-    now_ps = snapshot.now_fs // FS_PER_PS
-    row = {name: int(column[at]) for name, column in snapshot.columns.items()}
+    return life({name: int(column[at]) for name, column in snapshot.columns.items()}, request, snapshot.now_fs)
+
+
+def life(row: Mapping[str, int], request: int, now_fs: int) -> sched.DescribeRequestResponse:
+    """What has happened to a request by that time; `row` is its in the request table."""
+    now_ps = now_fs // FS_PER_PS
     arrived = 0 <= row["arrival_ps"] <= now_ps
 
     def happened(name: str) -> float | None:
@@ -90,7 +94,7 @@ def life(snapshot: Snapshot, request: int) -> sched.DescribeRequestResponse:
     elif arrived:
         state = sched.REQUEST_STATE_WAITING
     return sched.DescribeRequestResponse(
-        simulated_s=snapshot.now_fs / FS_PER_S,
+        simulated_s=now_fs / FS_PER_S,
         request=request,
         state=state,
         input_tokens=row["input_tokens"],
@@ -124,17 +128,13 @@ def latencies_of(
         measured_from_s=snapshot.measured.start_s,
         measured_until_s=snapshot.measured.end_s,
         latencies=[
-            sched.Latency(
-                name=name,
-                count=latency.count,
-                mean_s=latency.mean_s,
-                percentiles=[
-                    sched.Percentile(percent=percent, value_s=value)
-                    for percent, value in latency.percentiles_s.items()
-                    if value is not None
-                ],
+            latency_of(
+                name,
+                quantiles,
+                counted_from_s=snapshot.measured.start_s,
+                as_of_s=(so_far.gaps_fs if name == "itl" else snapshot.now_fs) / FS_PER_S,
             )
-            for name, latency in so_far.latencies.items()
+            for name, quantiles in so_far.latencies.items()
         ],
         slo=sched.SloAttainment(
             left=so_far.left,
@@ -143,6 +143,22 @@ def latencies_of(
             limits_s=so_far.limits,
             censored=so_far.censored,
         ),
+    )
+
+
+def latency_of(name: str, quantiles: Quantiles, *, counted_from_s: float, as_of_s: float) -> sched.Latency:
+    """One latency."""
+    return sched.Latency(
+        name=name,
+        count=quantiles.count,
+        mean_s=quantiles.mean_s,
+        percentiles=[
+            sched.Percentile(percent=percent, value_s=value)
+            for percent, value in quantiles.percentiles_s.items()
+            if value is not None
+        ],
+        counted_from_s=counted_from_s,
+        as_of_s=as_of_s,
     )
 
 

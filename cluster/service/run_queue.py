@@ -11,7 +11,6 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -244,19 +243,6 @@ class RunQueue:
     def folder(self, run_id: str) -> RunFolder:
         """Files of a run."""
         return self._data.run(run_id)
-
-    def results(self, run_id: str) -> Path:
-        """The results folder of a run.
-
-        Raises:
-            RefusedError: it has none.
-        """
-        record = self.record(run_id)
-        if record.state != "finished":
-            raise RefusedError(
-                grpc.StatusCode.FAILED_PRECONDITION, f"run {run_id} is {record.state}: only finished runs have results"
-            )
-        return self.folder(run_id).results
 
     def notify(self) -> None:
         """There is news of some run."""

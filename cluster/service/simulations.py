@@ -15,8 +15,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from pimserve.cluster.base.rpc.results_stream import send_files
 from pimserve.cluster.base.rpc.statuses import RefusedError
-from pimserve.cluster.run.read_summary import read_summary
-from pimserve.cluster.run.summary_message import message_of
+from pimserve.cluster.service.data_folder import RunFolder
+from pimserve.cluster.service.ended_runs import finished, summary_of
 from pimserve.cluster.service.launch_options import AllowedPlaces, options_of
 from pimserve.cluster.service.received_scenario import as_yaml, read_scenario
 from pimserve.cluster.service.run_queue import RunQueue
@@ -148,13 +148,13 @@ class Simulations(simulation_pb2_grpc.SimulationServiceServicer):
 
     def GetSummary(self, request: pb.GetSummaryRequest, context: grpc.ServicerContext) -> pb.GetSummaryResponse:  # noqa: N802
         """The figures of a run."""
-        return pb.GetSummaryResponse(summary=message_of(read_summary(self._queue.results(request.run_id))))
+        return pb.GetSummaryResponse(summary=summary_of(self._finished(request.run_id)))
 
     def GetResults(  # noqa: N802
         self, request: pb.GetResultsRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.GetResultsResponse]:
         """What a run left."""
-        results = self._queue.results(request.run_id)
+        results = self._finished(request.run_id).results
         with self._stream():
             yield from send_files(results, request.names)
 
@@ -165,6 +165,9 @@ class Simulations(simulation_pb2_grpc.SimulationServiceServicer):
         link.wait_for_news()  # so that who asks next is not told of a time before
         self._queue.hold(request.run_id, held=method == "Pause")
         return answer
+
+    def _finished(self, run_id: str) -> RunFolder:
+        return finished(self._queue.record(run_id), self._queue.folder(run_id))
 
     def _run(self, record: Record) -> pb.Run:
         run = pb.Run(

@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -32,17 +32,18 @@ from pimserve.cluster.distributed.place import Place
 from pimserve.cluster.distributed.run_on import run_on
 from pimserve.cluster.metrics.feed import MetricsFeed
 from pimserve.cluster.metrics.run_metrics import metrics_of
-from pimserve.cluster.run.live_control import LiveControl, StoppedError
+from pimserve.cluster.run.live_control import LiveControl, Snapshot, StoppedError
 from pimserve.cluster.run.read_summary import read_summary
 from pimserve.cluster.run.running_latencies import RunningLatencies
 from pimserve.cluster.run.summary_schema import Summary
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import Prepared, prepare
 from pimserve.cluster.service.data_folder import SERVER_FILE, RunFolder
+from pimserve.cluster.service.ended_runs import ended_run
 from pimserve.cluster.service.live import Follower, LiveScheduler, LiveSimulation
 from pimserve.cluster.service.messages import Site, progress_of
 from pimserve.errors import PimserveError
-from pimserve.scheduler.control import RunCancelledError
+from pimserve.scheduler.control import Ledger, RunCancelledError
 from pimserve.v1 import scheduler_pb2_grpc, simulation_pb2_grpc, worker_pb2_grpc
 
 Runner = Callable[..., Summary]
@@ -145,7 +146,11 @@ def _site(
     beginning = metrics_of(prepared, folder.id, speed=speed, per_engine=per_engine)
     metrics = MetricsFeed(beginning, slo, frontend_ps=frontend_ps)
     site = Site(folder.id, prepared, metrics)
-    return LiveControl(latencies, speed=speed, held=held, observer=metrics), site
+
+    def at_end(snapshot: Snapshot, ledgers: Sequence[Ledger]) -> None:
+        write_bytes(folder.ended, ended_run(site, snapshot, latencies, ledgers).SerializeToString())
+
+    return LiveControl(latencies, speed=speed, held=held, observer=metrics, at_end=at_end), site
 
 
 def _listen(folder: RunFolder, site: Site, control: LiveControl) -> grpc.Server:

@@ -33,7 +33,7 @@ def test_every_request_of_a_run_is_checked_for_its_id():
         for name, message in module.DESCRIPTOR.message_types_by_name.items()
         if "run_id" in message.fields_by_name
     ]
-    assert len(requests) == 16
+    assert len(requests) == 18
     for request in requests:
         assert "run_id: is missing" in refused(request())
         assert "run_id: has 65 bytes; 64 are allowed" in refused(request(run_id="a" * 65))
@@ -49,7 +49,7 @@ def test_every_request_of_a_run_is_checked_for_its_id():
         (sim.LaunchRequest(scenario={"yaml": "x" * (1 << 20) + "y"}), "scenario.yaml: has 1,048,577 bytes"),
         (sim.ListRequest(page_size=1001), "page_size: must be 0 to 1,000 (got 1001)"),
         (sim.ListRequest(page_token="1; drop table runs"), "page_token: must be the next_page_token"),
-        (sim.ListRequest(states=[9]), "states: must be 1 to 6 (got 9)"),
+        (sim.ListRequest(states=[9]), "states: must be 1 to 7 (got 9)"),
         (sim.WatchRequest(run_id=ID, interval_s=0.01), "interval_s: must be 0.05 to 60, or 0 (got 0.01)"),
         (sched.ScaleRateRequest(run_id=ID), "factor: must be 0.01 to 100 (got 0)"),
         (sched.DescribeRequestRequest(run_id=ID, request=-1), "request: must be 0 to"),

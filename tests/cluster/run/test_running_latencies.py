@@ -12,7 +12,7 @@ from pimserve.cluster.run.live_control import LiveControl
 from pimserve.cluster.run.running_latencies import NAMES, Quantiles, RunningLatencies
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
-from pimserve.cluster.service.messages import latencies_of, life
+from pimserve.cluster.service.messages import latencies_of, life_of
 from pimserve.scheduler.requests import FINISHED, WAITING, RequestTable
 from pimserve.scheduler.simulation import Deployment
 from pimserve.scheduler.slo import SloSpec
@@ -28,7 +28,7 @@ def test_they_are_those_of_the_summary():
     running = RunningLatencies(scenario.slo)
     for portion in np.array_split(np.argsort(served.table["finish_ps"]), 17):
         running.add(served.table.columns, portion)
-    running.set_gaps(log.itl for log in served.logs)
+    running.set_gaps((log.itl for log in served.logs), 0)
     found = running.so_far((50, 90, 99))
     for name in NAMES:
         exact = summary["latency_s"][name]
@@ -67,10 +67,10 @@ def test_the_life_of_a_rejected_request_says_why():
     _, control = watched("scheduler.max_model_len=1000", "workload.num_requests=40")
     prompts = control.snapshot.columns["input_tokens"]
     for number, tokens in enumerate(prompts.tolist()):
-        found = read(Request, life(control.snapshot, number))
+        found = read(Request, life_of(control.snapshot, number))
         assert found.state == ("rejected" if tokens >= 1000 else "finished")
         assert found.reject_reason == ("max_model_len" if tokens >= 1000 else None)
-    page = request_page(read(Request, life(control.snapshot, int(np.argmax(prompts)))))
+    page = request_page(read(Request, life_of(control.snapshot, int(np.argmax(prompts)))))
     assert "longer than max_model_len" in [str(cell) for column in page.columns for cell in column.cells]
 
 

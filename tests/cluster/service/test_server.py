@@ -69,7 +69,10 @@ def test_a_run_from_launch_to_results(client, tmp_path):
     with pytest.raises(InputError, match="exists already"):
         client.results(launched.id, out)
     assert load_scenario_text(client.scenario(launched.id), tmp_path).workload.num_requests == 50
-    assert refused(client.replicas, launched.id) == (
+    assert client.latencies(launched.id).latencies["ttft"].count == 50  # also of a run that has ended
+    assert client.request(launched.id, 49).state == "finished"
+    assert refused(client.request, launched.id, 50)[0] == "NOT_FOUND"
+    assert refused(client.scale_rate, launched.id, 2) == (
         "FAILED_PRECONDITION",
         f"run {launched.id} is finished: only a run that goes on answers",
     )
