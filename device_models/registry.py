@@ -23,6 +23,7 @@ _BUILT_IN = {
     "duplex": ("pimserve.device_models.duplex", "Duplex"),
     "aimc": ("pimserve.device_models.aimc.aimc", "Aimc"),
 }
+BUILT_IN_KINDS = frozenset(_BUILT_IN)
 
 
 def device_class(kind: str) -> type[Any]:

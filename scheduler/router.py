@@ -99,6 +99,7 @@ class PluginRouter:
 
 ROUND_ROBIN = "round_robin"  # needs no state of the replicas, so they run on their own
 _ROUTERS: dict[str, Callable[[], Router]] = {"least_outstanding": LeastOutstanding}
+BUILT_IN_ROUTERS = frozenset({ROUND_ROBIN, *_ROUTERS})
 
 
 def make_router(name: str) -> Router | None:

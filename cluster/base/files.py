@@ -17,7 +17,15 @@ from pimserve.errors import InputError
 LOG = logging.getLogger(__name__)
 PRIVATE = 0o600  # no other user reads it
 _PUBLIC = 0o666  # but for what the umask takes away
-_RESULTS = {"summary.json", "scenario.yaml", "requests.npy", "request_numbers.npy", "steps.npy", "commands.jsonl"}
+_RESULTS = {
+    "summary.json",
+    "scenario.yaml",
+    "requests.npy",
+    "request_numbers.npy",
+    "steps.npy",
+    "commands.jsonl",
+    "SHA256SUMS",
+}
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, None}  # numpy gives none for what it cannot write
 
 
@@ -53,7 +61,7 @@ def atomic_file(
         finally:
             with suppress(OSError):
                 draft.unlink()
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def _take_name(draft: Path, path: Path) -> None:
@@ -85,7 +93,7 @@ def warn_unless_private(path: Path) -> None:
         LOG.warning("%s is open to other users (mode %04o): chmod 600 makes it private", path, mode)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Have the names of its files on the disk, where the file system can."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)

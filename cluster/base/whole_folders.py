@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
-from pimserve.cluster.base.files import naming, unwritable
+from pimserve.cluster.base.files import naming, sync_folder, unwritable
 from pimserve.cluster.base.locks import Lock, lock_folder
 from pimserve.errors import InputError
 
@@ -66,6 +66,7 @@ def results_folder(out: Path | None, name: str, partial: Path | None = None) -> 
             with naming(target):
                 yield folder, target
                 folder.rename(target)
+                sync_folder(target.parent)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise

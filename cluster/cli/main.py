@@ -1,7 +1,7 @@
 """The command line. What is heavy is imported by the command that needs it, so that --help is quick.
 
-Results go to standard output, all else to standard error. Exit codes: 0; 1 a published figure is missed; 2 something
-that the user can mend; 70 a fault of pimserve's own; 130 interrupted.
+Results go to standard output, all else to standard error. Exit codes: 0; 1 a published figure is missed, or a file is
+damaged; 2 something that the user can mend; 70 a fault of pimserve's own; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from pimserve.cluster.cli import (
     service_commands,
     sweep_command,
     validate_command,
+    verify_command,
 )
 from pimserve.cluster.cli.options import with_option_groups
 from pimserve.cluster.cli.signals import handle_signals, interrupted
@@ -58,6 +59,7 @@ for name, command in (
     ("sweep", sweep_command.sweep_command),
     ("report", report_command.report_command),
     ("run", run_command.run_command),
+    ("verify", verify_command.verify_command),
     ("compare", results_commands.compare_command),
     ("models", catalogue_commands.models_command),
     ("devices", catalogue_commands.devices_command),

@@ -17,8 +17,10 @@ from pimserve.cluster.cli.deployment_options import DeploymentOptions
 from pimserve.cluster.cli.options import Overrides, PerEngine, ScenarioFile, ScraperAccess
 from pimserve.cluster.cli.output import print_json, print_page
 from pimserve.cluster.cli.signals import saying_when_interrupted
+from pimserve.errors import InputError
 
 if TYPE_CHECKING:
+    from pimserve.cluster.run.reproduce import RecordedRun
     from pimserve.cluster.run.summary_schema import UnwrittenSummary
     from pimserve.cluster.scenario.prepared import Prepared
 
@@ -41,6 +43,46 @@ class _Recovery:
             min=2, max=3600, metavar="SECONDS", help="With --on: replace a host that is stopped or cut off for so long."
         ),
     ] = SILENCE_S
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What to run: a scenario, or a run once more."""
+
+    scenario: ScenarioFile = None
+    overrides: Overrides = None
+    trace: Annotated[
+        str | None, typer.Option(metavar="FORMAT:PATH", help="Replay a trace, such as azure:trace.csv.")
+    ] = None
+    replay: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Run what is in that results folder once more, with the commands that changed it, to the same bits.",
+            show_default=False,
+        ),
+    ] = None
+
+    def prepared(self) -> tuple[Prepared, RecordedRun | None]:
+        """What to run, and the run that it repeats.
+
+        Raises:
+            InputError: it is not acceptable.
+        """
+        from pimserve.cluster.scenario.document import load_scenario  # noqa: PLC0415
+        from pimserve.cluster.scenario.prepared import prepare  # noqa: PLC0415
+
+        if self.replay is None:
+            return prepare(load_scenario(self.scenario, self.overrides or (), self.trace)), None
+        given = {"SCENARIO": self.scenario, "--set": self.overrides, "--trace": self.trace}
+        if more := [name for name, value in given.items() if value]:
+            raise InputError("--replay", f"takes the whole scenario from its folder: leave out {', '.join(more)}")
+        from pimserve.cluster.run.reproduce import read_recorded_run  # noqa: PLC0415
+
+        recorded = read_recorded_run(self.replay)
+        if not recorded.checked:
+            typer.echo(f"note: an earlier pimserve wrote {self.replay}, without checksums of its files", err=True)
+        return recorded.prepared, recorded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,11 +133,7 @@ class _Metrics:
 
 
 def run_command(
-    scenario: ScenarioFile = None,
-    overrides: Overrides = None,
-    trace: Annotated[
-        str | None, typer.Option(metavar="FORMAT:PATH", help="Replay a trace, such as azure:trace.csv.")
-    ] = None,
+    asked: _Asked,
     out: Annotated[Path | None, typer.Option(help="Results folder; default: results/NAME.", show_default=False)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON, and nothing else.")] = False,
     quiet: Annotated[
@@ -116,20 +154,20 @@ def run_command(
     from pimserve.cluster.run.results import UnwrittenError  # noqa: PLC0415
     from pimserve.cluster.run.run import results_place  # noqa: PLC0415
     from pimserve.cluster.run.run_times import earlier_run  # noqa: PLC0415
-    from pimserve.cluster.scenario.document import load_scenario  # noqa: PLC0415
-    from pimserve.cluster.scenario.prepared import prepare  # noqa: PLC0415
 
     metrics.check()
     place = deployment.place()
     spread = replace(place.spread(), host_timeout_s=recovery.host_timeout)
     checkpoint = recovery.checkpoint
-    prepared = prepare(load_scenario(scenario, overrides or (), trace))
+    prepared, recorded = asked.prepared()
     results = results_place(prepared, out, checkpoint)
     earlier = earlier_run(prepared.scenario.name, results) if out is None else None
     if earlier is not None and not parent.restarts:
         typer.echo(f"note: {earlier}; this one will be in {results}", err=True)
     with metrics.watched(prepared, out, speed, checkpoint) as how, ExitStack() as until:
         how |= {"checkpoints": checkpoint, "until": until}
+        if recorded is not None:
+            how["commands"] = recorded.commands
         try:
             with saying_when_interrupted(_after_interrupt(checkpoint)), progress_bar(shown=not quiet) as progress:
                 summary = run_on(place.on, prepared, out, spread=spread, progress=progress, **how)
@@ -141,6 +179,10 @@ def run_command(
             typer.echo(f"note: {earlier}", err=True)
         sys.stdout.flush()
         parent.done()
+    if recorded is not None:
+        recorded.compare(summary)
+        if not quiet:
+            typer.echo(f"the same bits as {recorded.folder}", err=True)
 
 
 def _after_interrupt(checkpoint: Path | None) -> str:

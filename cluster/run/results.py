@@ -7,11 +7,15 @@ request_numbers.npy  where requests were injected: the number of each row's requ
                 (`pimserve.scheduler.request_numbers`); else requests are named by their row
 steps.npy       a row per span of equal steps, `steps` of them, by replica and then by time, however the run was cut;
                 `pimserve export --steps` writes them one by one
+commands.jsonl  what the run was told while it went, if anything (`pimserve.cluster.run.command_log`)
+SHA256SUMS      checksums of the other files
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
+import io
 import os
 import shutil
 from collections.abc import Iterator
@@ -24,6 +28,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from pimserve.arrays import IntArray
+from pimserve.cluster.base.checksums import DamageError
 from pimserve.cluster.run.summary_schema import UnwrittenSummary
 from pimserve.errors import InputError
 from pimserve.scheduler.steplog import SpanColumns
@@ -31,6 +36,7 @@ from pimserve.scheduler.steplog import SpanColumns
 SPAN = np.dtype([("replica", np.int32), *((name, np.int64) for name in SpanColumns._fields)])
 NUMBERS = "request_numbers"
 _ROWS_AT_ONCE = 2**16  # 9 MB
+_BYTES_AT_ONCE = 2**20
 
 
 class UnwrittenError(OSError):
@@ -42,36 +48,34 @@ class UnwrittenError(OSError):
 
 
 class SpanFile:
-    """A .npy file of spans that grows while the run goes on.
+    """A .npy file of spans that grows while the run goes on; its header says how many there are once it is finished.
 
     Args:
         path: the file.
         rows: how many rows of an earlier process's file to keep; 0 begins a new file.
+        sha256: of these rows.
+
+    Raises:
+        DamageError: the earlier process's file is missing, cut short or damaged.
     """
 
-    def __init__(self, path: Path, rows: int = 0) -> None:
-        try:
-            self._file = path.open("r+b" if rows else "wb")
-        except FileNotFoundError:
-            raise InputError(str(path), "is missing, which belongs to a checkpoint") from None
+    def __init__(self, path: Path, rows: int = 0, sha256: str = "") -> None:
+        self._digest = check_spans(path, rows, sha256) if rows else hashlib.sha256()
+        self._file = path.open("r+b" if rows else "wb")
         self.rows = rows
         self._path = path
         self._replica = -1  # of the last rows
         self._failed: OSError | None = None  # the run goes on without its steps, for the sake of its other figures
         self._in_order = not rows  # of an earlier process's rows it is not known
-        size = path.stat().st_size
-        self._header = self._write_header()
-        if rows and size < self._header + rows * SPAN.itemsize:
-            self._file.close()
-            raise InputError(str(path), f"is cut short: its checkpoint has {rows} rows")
-        self._file.truncate(self._header + rows * SPAN.itemsize)
+        if not rows:
+            self._file.write(_header(0))
+        self._file.truncate(len(_header(0)) + rows * SPAN.itemsize)
         self._file.seek(0, os.SEEK_END)
 
-    def _write_header(self) -> int:
-        header = {"descr": npy.dtype_to_descr(SPAN), "fortran_order": False, "shape": (self.rows,)}
-        self._file.seek(0)
-        npy.write_array_header_1_0(self._file, header)  # pads, so that the count can grow
-        return self._file.tell()
+    @property
+    def sha256(self) -> str:
+        """Checksum of all rows so far."""
+        return self._digest.hexdigest()
 
     def write(self, replica: int, rows: IntArray) -> None:
         """Append spans (n, fields of SpanColumns) of a replica; none once the disk was full, which `finish` tells."""
@@ -83,10 +87,12 @@ class SpanFile:
         block["replica"] = replica
         for index, name in enumerate(SpanColumns._fields):
             block[name] = rows[:, index]
+        content = block.tobytes()
         try:
-            self._file.write(block.tobytes())
+            self._file.write(content)
         except OSError as error:
             self._failed = error
+        self._digest.update(content)
         self.rows += len(block)
 
     def sync(self) -> None:
@@ -97,14 +103,12 @@ class SpanFile:
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Finish the file."""
-        if self._failed is not None:
+        """Close the file, as it is."""
+        if self._failed is None:
+            self._file.close()
+        else:
             with suppress(OSError):  # what is still buffered does not fit either
                 self._file.close()
-        elif not self._file.closed:
-            if self._write_header() != self._header:
-                raise AssertionError("the header of steps.npy outgrew its place")
-            self._file.close()
 
     def finish(self, target: Path) -> None:
         """Close the file and have all its rows at `target`, by replica, each replica's as they came: by time."""
@@ -114,10 +118,45 @@ class SpanFile:
         if not self._in_order:
             beside = target.with_name(f".{target.name}")
             with self._path.open("rb") as file, beside.open("wb") as ordered:
-                _order(file, ordered, self._header)
+                _order(file, ordered, len(_header(0)))
             beside.replace(target)
         elif target != self._path:
             shutil.copyfile(self._path, target)
+        header = _header(self.rows)
+        if len(header) != len(_header(0)):
+            raise AssertionError("the header of steps.npy outgrew its place")
+        with target.open("r+b") as file:
+            file.write(header)
+
+
+def check_spans(path: Path, rows: int, sha256: str) -> hashlib._Hash:
+    """See that the file of spans of a run that goes on begins with these rows; returns their digest, to go on with.
+
+    Raises:
+        DamageError: it is missing, cut short or damaged.
+    """
+    header, digest, left = _header(0), hashlib.sha256(), rows * SPAN.itemsize
+    try:
+        with path.open("rb") as file:
+            if file.read(len(header)) != header:
+                raise DamageError(str(path), "is damaged: its header is not that of steps of a run that goes on")
+            while block := file.read(min(left, _BYTES_AT_ONCE)):
+                digest.update(block)
+                left -= len(block)
+    except FileNotFoundError:
+        raise DamageError(str(path), "is missing, which belongs to a checkpoint", "missing") from None
+    if left:
+        raise DamageError(str(path), f"is cut short: its checkpoint has {rows} rows")
+    if digest.hexdigest() != sha256:
+        raise DamageError(str(path), "is damaged: the checksum of its rows is not that of its checkpoint")
+    return digest
+
+
+def _header(rows: int) -> bytes:
+    """What a file of so many spans begins with; numpy pads it, so that the number can grow."""
+    header = io.BytesIO()
+    npy.write_array_header_1_0(header, {"descr": npy.dtype_to_descr(SPAN), "fortran_order": False, "shape": (rows,)})
+    return header.getvalue()
 
 
 def _order(file: IO[bytes], ordered: IO[bytes], header: int) -> None:

@@ -11,9 +11,13 @@ from typing import Any, Protocol
 import numpy as np
 import yaml
 
+from pimserve.cluster.base.checksums import write_checksums
 from pimserve.cluster.base.files import write_json
 from pimserve.cluster.base.whole_folders import free_folder, results_folder
-from pimserve.cluster.run.checkpoint import COMMANDS_FILE, RESULTS, CheckpointFolder, target_of
+from pimserve.cluster.run.checkpoint import CheckpointFolder
+from pimserve.cluster.run.checkpoint_files import RESULTS, target_of
+from pimserve.cluster.run.command_log import COMMANDS_FILE, CommandLog, Entry
+from pimserve.cluster.run.plugins import plugins_of
 from pimserve.cluster.run.read_summary import read_summary
 from pimserve.cluster.run.results import NUMBERS, SpanFile, UnwrittenError
 from pimserve.cluster.run.run_summary import simulator_of, summary_of
@@ -97,6 +101,7 @@ def run(
     checkpoints: Path | None = None,
     runtime: Runtime | None = None,
     until: ExitStack | None = None,
+    commands: Sequence[Entry] = (),
 ) -> Summary:
     """Run a scenario, write its results folder and return the summary.
 
@@ -110,6 +115,7 @@ def run(
         runtime: where its shards and devices live; None: in this process, without devices of their own.
         until: at whose end the folder with the run's state is emptied: a run whose process is killed before that gives
             its summary when it is run again; None: as soon as it is done.
+        commands: that it is given when their time comes, as those of an earlier run were.
 
     Raises:
         InputError: parts of the scenario do not go together, or a folder cannot be written.
@@ -119,7 +125,7 @@ def run(
     with ExitStack() as stack:
         kept = None
         if checkpoints is not None:
-            kept = (until or stack).enter_context(CheckpointFolder(checkpoints, prepared.digest))
+            kept = (until or stack).enter_context(CheckpointFolder(checkpoints, prepared.digest, commands))
             before = kept.target()
             out = out or before
             if before is not None and (done := _finished(before, out, prepared.digest)) is not None:
@@ -129,28 +135,33 @@ def run(
         )
         if kept is not None:
             kept.aim(target)
-        return _run_in(folder, target, prepared, kept, runtime, control, progress)
+        deployment = Deployment(control=control, checkpoints=kept)
+        if runtime is not None:
+            deployment = replace(deployment, shards=runtime.shards, window_wall_s=runtime.window_wall_s)
+        log = CommandLog(commands) if kept is None else kept.log
+        if kept is not None or control is not None or commands:
+            deployment = replace(deployment, journal=log)
+        return _run_in(folder, target, prepared, deployment, kept, log, runtime, progress)
 
 
 def _run_in(
     folder: Path,
     target: Path,
     prepared: Prepared,
+    deployment: Deployment,
     kept: CheckpointFolder | None,
+    log: CommandLog,
     runtime: Runtime | None,
-    control: Control | None,
     progress: Progress | None,
 ) -> Summary:
     """Run a scenario and write its results to `folder`, which will be `target`; returns the summary."""
-    deployment = Deployment(control=control, journal=kept, checkpoints=kept)
-    if runtime is not None:
-        deployment = replace(deployment, shards=runtime.shards, window_wall_s=runtime.window_wall_s)
-    span_file = None
-    if prepared.scenario.output.steps:
+    scenario, span_file = prepared.scenario, None
+    if scenario.output.steps:
         span_file = SpanFile(folder / "steps.npy") if kept is None else kept.open_spans()
     try:
         served_summary, served = serve(prepared, span_file=span_file, progress=progress, deployment=deployment)
         more = {
+            "plugins": plugins_of(prepared, log.routers()),
             **({} if runtime is None else {"spread": runtime.facts()}),
             **({} if kept is None else {"continued": kept.continued}),
         }
@@ -160,9 +171,10 @@ def _run_in(
         try:
             if span_file is not None:
                 span_file.finish(folder / "steps.npy")
-            _write(folder, prepared.scenario, served, summary)
-            if kept is not None and (commands := kept.commands()):
-                (folder / COMMANDS_FILE).write_bytes(commands)
+            _write(folder, scenario, served, summary)
+            if log.entries:
+                (folder / COMMANDS_FILE).write_bytes(log.content())
+            write_checksums(folder)
         except OSError as error:
             raise UnwrittenError(target, error, unwritten) from error
     finally:

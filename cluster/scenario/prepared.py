@@ -72,9 +72,19 @@ class Prepared:
         return self.scenario.faults or FaultSpec()
 
     @cached_property
+    def trace_sha256(self) -> str | None:
+        """sha256 of the trace that it replays; None without one.
+
+        Raises:
+            InputError: the trace cannot be read.
+        """
+        trace = self.scenario.workload.trace
+        return None if trace is None else trace_digest(trace)
+
+    @cached_property
     def digest(self) -> str:
         """Digest of the scenario (`scenario_digest`)."""
-        return scenario_digest(self.scenario)
+        return _digest(self.scenario, self.trace_sha256)
 
     @cached_property
     def link(self) -> Link | None:
@@ -153,7 +163,12 @@ def scenario_digest(scenario: Scenario) -> str:
     Raises:
         InputError: the trace cannot be read.
     """
+    trace = scenario.workload.trace
+    return _digest(scenario, None if trace is None else trace_digest(trace))
+
+
+def _digest(scenario: Scenario, trace_sha256: str | None) -> str:
     document = scenario.resolved()
-    if scenario.workload.trace is not None:
-        document["trace_sha256"] = trace_digest(scenario.workload.trace)
+    if trace_sha256 is not None:
+        document["trace_sha256"] = trace_sha256
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()

@@ -14,6 +14,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from pimserve.cluster.base.checksums import write_checksums
 from pimserve.cluster.base.files import atomic_file, is_draft, remove_drafts, unwritable, write_json
 from pimserve.cluster.base.locks import lock_folder
 from pimserve.cluster.run.read_summary import read_summary
@@ -176,6 +177,7 @@ def _write(folder: Path, grid: Grid, document: Mapping[str, Any]) -> None:
         writer.writeheader()
         writer.writerows(rows)
     write_json(folder / SWEEP_FILE, dict(document))
+    write_checksums(folder, (TABLE_FILE, SWEEP_FILE))
 
 
 def _cell(value: object) -> object:

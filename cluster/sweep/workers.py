@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Protocol
 
+from pimserve.cluster.base.checksums import write_checksums
 from pimserve.cluster.base.files import write_json
 from pimserve.cluster.base.whole_folders import results_folder
 from pimserve.cluster.distributed.hosts.ray_cluster import RayCluster
@@ -188,6 +189,7 @@ def _write(task: Task, files: dict[str, bytes]) -> str | None:
             for name, content in files.items():
                 (folder / name).write_bytes(content)
             write_json(folder / "summary.json", {**load_document(folder), "results": str(target)})
+            write_checksums(folder)
     except PimserveError as error:
         return str(error)
     return None

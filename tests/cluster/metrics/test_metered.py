@@ -1,12 +1,11 @@
 """Metrics of a run of the command line."""
 
-import json
-
 import pytest
 
 from pimserve.cluster.base.whole_folders import results_folder
 from pimserve.cluster.metrics.endpoint import EndpointOptions
 from pimserve.cluster.metrics.metered import metered
+from pimserve.cluster.run.checkpoint_files import write_target
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare, scenario_digest
 
@@ -41,7 +40,6 @@ def test_a_run_that_goes_on_keeps_its_name(tmp_path):
     (tmp_path / "results" / "nice").mkdir(parents=True)  # somebody else's
     assert label(checkpoints=kept) == "nice-2"
     kept.mkdir()
-    document = {"scenario": scenario_digest(SCENARIO), "results": str(tmp_path / "results" / "nice")}
-    (kept / "target.json").write_text(json.dumps(document))
+    write_target(kept, scenario_digest(SCENARIO), tmp_path / "results" / "nice")
     assert label(checkpoints=kept) == "nice"
     assert label(tmp_path / "other", checkpoints=kept) == "other"

@@ -88,7 +88,7 @@ def test_another_scenario_another_run_and_damage_are_refused(tmp_path: Path) -> 
     whole = (kept / "checkpoint").read_bytes()
     for content, message in (
         (whole[:-1], "is damaged: its checksum differs"),
-        (whole.replace(b'"version": 8', b'"version": 9', 1), "has version 9; this pimserve reads 8"),
+        (whole.replace(b'"version": 9', b'"version": 8', 1), "has version 8; this pimserve reads 9"),
         (whole.replace(b'"span_rows": ', b'"span_rows": 1', 1), "is damaged: its checksum differs"),
         (b"[]\n" + whole, "is no checkpoint of pimserve"),
         (b"", "is no checkpoint of pimserve"),
@@ -102,8 +102,8 @@ def test_another_scenario_another_run_and_damage_are_refused(tmp_path: Path) -> 
 def test_a_command_that_was_cut_short_was_never_taken(tmp_path: Path) -> None:
     def take(kept: CheckpointFolder) -> None:
         kept.save({"a": 1}, ROWS)
-        kept.taken(5, {"command": "scale_rate", "factor": 2.0})
-        kept.taken(7, {"command": "scale_rate", "factor": 3.0})
+        kept.log.taken(5, {"command": "scale_rate", "factor": 2.0})
+        kept.log.taken(7, {"command": "scale_rate", "factor": 3.0})
         raise Killed
 
     with pytest.raises(Killed), CheckpointFolder(tmp_path, "x") as kept:
@@ -112,8 +112,8 @@ def test_a_command_that_was_cut_short_was_never_taken(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-4])
     with CheckpointFolder(tmp_path, "x") as kept:
         assert kept.load()[0] == {"a": 1}
-        assert kept.pending(0) == (5, [{"command": "scale_rate", "factor": 2.0}])
-        assert kept.pending(6) is None
+        assert kept.log.pending(0) == (5, [{"command": "scale_rate", "factor": 2.0}])
+        assert kept.log.pending(6) is None
 
 
 def test_commands_before_the_first_checkpoint_are_not_lost(tmp_path: Path) -> None:

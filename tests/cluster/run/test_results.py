@@ -32,7 +32,7 @@ from pimserve.errors import InputError
 from pimserve.scheduler.steplog import SpanColumns
 from tests.cluster.documents import run
 
-FILES = {"scenario.yaml", "summary.json", "requests.npy", "steps.npy"}
+FILES = {"scenario.yaml", "summary.json", "requests.npy", "steps.npy", "SHA256SUMS"}
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_span_file_grows_block_by_block(tmp_path: Path) -> None:
     file = SpanFile(tmp_path / "steps.npy")
     file.write(0, rows([0, 2], [1500, 700]))
     file.write(3, rows([7], [10**6]))
-    file.close()
+    file.finish(tmp_path / "steps.npy")
     file.close()
     table = load_table(tmp_path, "steps")
     assert table.dtype == SPAN
@@ -133,7 +133,7 @@ def test_span_file_without_rows_and_with_many(tmp_path: Path) -> None:
         file = SpanFile(tmp_path / name)
         for _ in range(blocks):
             file.write(0, rows([0] * 1000, [1] * 1000))
-        file.close()
+        file.finish(tmp_path / name)
         assert np.load(tmp_path / name).shape == (blocks * 1000,)
 
 

@@ -1,0 +1,31 @@
+"""Which packages a run's devices and routers came from, where they are not pimserve's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib.metadata import entry_points
+
+from pimserve.cluster.scenario.prepared import Prepared
+from pimserve.device_models.registry import BUILT_IN_KINDS
+from pimserve.scheduler.router import BUILT_IN_ROUTERS
+
+
+def plugins_of(prepared: Prepared, routers: Iterable[str]) -> dict[str, str]:
+    """Name and version of the package of each kind of device and router that is not built in, by its entry point.
+
+    Args:
+        prepared: what ran.
+        routers: that it used beside the scenario's.
+    """
+    kinds = {str(pool.device.spec.model_dump()["kind"]) for pool in prepared.pools}
+    used = {
+        "pimserve.devices": kinds - BUILT_IN_KINDS,
+        "pimserve.routers": {prepared.scenario.scheduler.router, *routers} - BUILT_IN_ROUTERS,
+    }
+    packages = {}
+    for group, names in used.items():
+        for entry in entry_points(group=group) if names else ():
+            if entry.name in names:
+                package = entry.value if entry.dist is None else f"{entry.dist.name} {entry.dist.version}"
+                packages[f"{group}:{entry.name}"] = package
+    return packages
