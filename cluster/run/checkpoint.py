@@ -45,7 +45,7 @@ _MOST_SHARE = 0.05  # of the wall time may go into checkpoints
 
 def has_checkpoint(folder: Path) -> bool:
     """Whether a run can go on from a state that was kept there."""
-    return (folder / _STATE_FILE).is_file()
+    return (folder / STATE_FILE).is_file()
 
 
 class CheckpointFolder:

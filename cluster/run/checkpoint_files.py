@@ -104,7 +104,7 @@ def check_commands(file: Path, commands: Sequence[Entry], header: dict[str, Any]
     """
     known = header["commands"]
     if len(commands) < known:
-        what: tuple[str, Problem] = ("cut short", "damaged") if commands else ("missing", "missing")
+        what: tuple[str, Problem] = ("cut short", "damaged") if file.exists() else ("missing", "missing")
         raise DamageError(str(file), f"is {what[0]}: its checkpoint has {known} commands", what[1])
     if checksum(commands[:known]) != header["commands_crc32"]:
         raise DamageError(str(file), "is damaged: its commands are not those of its checkpoint")

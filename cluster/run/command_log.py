@@ -222,9 +222,9 @@ def _parsed(line: bytes, crc: int, where: str) -> tuple[Entry, int]:
     command = document.get("command")
     kind = LINES.get(command) if isinstance(command, str) else None
     if kind is None:
-        raise InputError(f"{where}: command", f"must be one of {', '.join(LINES)} (got {shortened(repr(command))})")
+        raise InputError(where, f"command: must be one of {', '.join(LINES)} (got {shortened(repr(command))})")
     try:
         kind.model_validate(document)
     except ValidationError as error:
-        raise validation_error(where, error, kind) from None
+        raise validation_error("", error, kind).at(where) from None
     return (document.pop("at_fs"), document), crc

@@ -58,7 +58,7 @@ def test_a_run_from_launch_to_results(client, tmp_path):
     out = tmp_path / "results"
     sizes = client.results(launched.id, out)
     assert sizes == {path.name: path.stat().st_size for path in out.iterdir()}
-    assert set(sizes) == {"requests.npy", "scenario.yaml", "steps.npy", "summary.json"}
+    assert set(sizes) == {"SHA256SUMS", "requests.npy", "scenario.yaml", "steps.npy", "summary.json"}
     summary, _ = serve(prepare(load_scenario(None, ["name=mine", *SMALL])))
     assert load_document(out)["digest"] == summary["digest"]
     assert client.summary(launched.id).document() == load_document(out)
