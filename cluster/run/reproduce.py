@@ -98,7 +98,7 @@ def _check_trace(scenario: Scenario, summary: dict[str, Any]) -> None:
         actual = trace_digest(trace)
     except InputError as error:
         raise InputError(error.where, f"{error.message}; a replay needs the trace that was run") from None
-    recorded = summary.get("trace_sha256")
+    recorded = summary["simulator"].get("trace_sha256")
     if recorded is not None and actual != recorded:
         raise InputError(trace.path, f"is not the trace that was run: it has sha256 {actual}, that one had {recorded}")
 

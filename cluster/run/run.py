@@ -162,6 +162,7 @@ def _run_in(
         served_summary, served = serve(prepared, span_file=span_file, progress=progress, deployment=deployment)
         more = {
             "plugins": plugins_of(prepared, log.routers()),
+            **({} if prepared.trace_sha256 is None else {"trace_sha256": prepared.trace_sha256}),
             **({} if runtime is None else {"spread": runtime.facts()}),
             **({} if kept is None else {"continued": kept.continued}),
         }

@@ -68,7 +68,6 @@ def summary_of(prepared: Prepared, served: Served) -> ServedSummary:
         workload=workload.description,
         trace_rows=TraceRows(read=workload.rows_read, dropped=dict(workload.rows_dropped)),
         scenario_digest=prepared.digest,
-        trace_sha256=prepared.trace_sha256,
         **_sharing(pools[0]).set_parts(),
         **_holding(pools[0], hardware.silicon_mm2, hardware.tdp_w).set_parts(),
         **parts,

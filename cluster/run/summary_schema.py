@@ -99,6 +99,7 @@ class Simulator(Section):
     plugins: dict[str, str] | None = Field(
         None, description="packages, with versions, of devices and routers that are not pimserve's own, by entry point"
     )
+    trace_sha256: str | None = Field(None, description="sha256 of the file of the trace that was replayed")
     ended_at: str = text("when the run ended: ISO 8601, UTC")
     spread: dict[str, Any] | None = Field(None, description="of distributed runs: hosts, messages and audits")
     continued: bool | None = Field(None, description="with --checkpoint: whether the run went on from one")
@@ -122,7 +123,6 @@ class Origin(Section):
     workload: str = text("what was asked of the cluster, in words")
     trace_rows: TraceRows = text("rows of a replayed trace")
     scenario_digest: str = text("sha256 of the scenario with all defaults, and of its trace")
-    trace_sha256: str | None = Field(None, description="sha256 of the trace's file; null without a trace")
 
 
 class ServedSummary(Figures, Holding, Origin, Sharing, Cluster):
