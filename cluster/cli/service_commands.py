@@ -130,6 +130,7 @@ def query_command(
         int | None, typer.Option(min=0, metavar="N", help="This request's life, instead.", show_default=False)
     ] = None,
     ledgers: Annotated[bool, typer.Option("--ledgers", help="What devices have done, instead.")] = False,
+    devices: Annotated[bool, typer.Option("--devices", help="What each device actor has done, instead.")] = False,
     placement: Annotated[bool, typer.Option("--placement", help="Which devices replicas have, instead.")] = False,
     scenario: Annotated[bool, typer.Option("--scenario", help="Its scenario with all defaults, instead.")] = False,
     summary: Annotated[bool, typer.Option("--summary", help="Its summary once it has finished, instead.")] = False,
@@ -140,8 +141,9 @@ def query_command(
     from pimserve.cluster.cli import service_tables  # noqa: PLC0415
     from pimserve.cluster.cli.render import summary_report  # noqa: PLC0415
 
-    if sum((request is not None, ledgers, placement, scenario, summary)) > 1:
-        raise InputError("query", "give one of --request, --ledgers, --placement, --scenario and --summary")
+    if sum((request is not None, ledgers, devices, placement, scenario, summary)) > 1:
+        options = "--request, --ledgers, --devices, --placement, --scenario and --summary"
+        raise InputError("query", f"give one of {options}")
     with call.client() as client:
         if request is not None:
             life = client.request(run, request)
@@ -149,6 +151,9 @@ def query_command(
         elif ledgers:
             books = client.ledgers(run)
             call.show(books, lambda: service_tables.ledger_table(books))
+        elif devices:
+            actors = client.devices(run)
+            call.show(actors, lambda: service_tables.device_table(actors))
         elif placement:
             places = client.placement(run)
             call.show(places, lambda: service_tables.placement_table(places))

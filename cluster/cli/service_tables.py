@@ -10,9 +10,10 @@ from rich.text import Text
 
 from pimserve.cluster.base.figures import ABSENT, TOO_LONG, count, figure, named, scaled, share
 from pimserve.cluster.cli.terminal import headed_table
-from pimserve.cluster.client.answers import Latencies, Ledgers, Placement, Replicas, Request, Run
+from pimserve.cluster.client.answers import Devices, Latencies, Ledgers, Placement, Replicas, Request, Run
 
 _MOST_REPLICAS = 40  # rows; --json has all
+_BYTES_PER_GB = 10**9
 
 
 def run_line(run: Run) -> str:
@@ -151,6 +152,25 @@ def ledger_table(ledgers: Ledgers) -> RenderableType:
             count(ledger.output_tokens),
         )
     more = len(ledgers.ledgers) - _MOST_REPLICAS
+    return Group(table, f"and {count(more)} more") if more > 0 else table
+
+
+def device_table(devices: Devices) -> RenderableType:
+    """What each device actor has done."""
+    table = headed_table("replica", "device", "host", "busy", "active", "tokens", "KV", "GB out", "GB in", left=3)
+    for device in devices.devices[:_MOST_REPLICAS]:
+        table.add_row(
+            f"{device.replica}",
+            f"{device.device}",
+            device.host,
+            scaled(device.busy_s, "s"),
+            scaled(device.active_joules, "J"),
+            count(device.output_tokens),
+            count(device.kv_blocks),
+            figure(sum(traffic.sent_bytes for traffic in device.traffic) / _BYTES_PER_GB),
+            figure(sum(traffic.received_bytes for traffic in device.traffic) / _BYTES_PER_GB),
+        )
+    more = len(devices.devices) - _MOST_REPLICAS
     return Group(table, f"and {count(more)} more") if more > 0 else table
 
 

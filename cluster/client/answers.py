@@ -184,6 +184,46 @@ class Ledgers:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceTraffic:
+    """What passed between a device and all others, of one kind: counts and bytes."""
+
+    kind: str
+    sent: int
+    sent_bytes: int
+    received: int
+    received_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device that is an actor, by its own ledger: number `device` of its replica, in process or actor `host`."""
+
+    replica: int
+    device: int
+    host: str
+    host_restarts: int
+    steps: int
+    busy_s: float
+    unit_busy_s: dict[str, float]
+    active_joules: float
+    computed_tokens: int
+    output_tokens: int
+    kv_blocks: int
+    peak_kv_blocks: int
+    weight_bytes: int
+    audited_spans: int
+    traffic: tuple[DeviceTraffic, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Devices:
+    """All of them at a simulated time."""
+
+    simulated_s: float
+    devices: tuple[Device, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ReplicaPlacement:
     """A replica has `devices` devices, from `first_device` on."""
 

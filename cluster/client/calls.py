@@ -39,7 +39,14 @@ _IDEMPOTENT = {
         "Cancel",
         "Continue",
     ),
-    "pimserve.v1.SchedulerService": ("GetReplicas", "DescribeRequest", "GetLatencies", "GetLedgers", "GetPlacement"),
+    "pimserve.v1.SchedulerService": (
+        "GetReplicas",
+        "DescribeRequest",
+        "GetLatencies",
+        "GetLedgers",
+        "GetDevices",
+        "GetPlacement",
+    ),
 }
 _RETRY = {
     "maxAttempts": 5,
@@ -305,6 +312,12 @@ def latencies(run_id: str, percentiles: Sequence[float] = ()) -> Call[answers.La
 def ledgers(run_id: str) -> Call[answers.Ledgers]:
     """What the devices of each replica have done."""
     return Call(sched.GetLedgersRequest(run_id=run_id), partial(answers.read, answers.Ledgers))
+
+
+def devices(run_id: str, replicas: Sequence[int] = ()) -> Call[answers.Devices]:
+    """What each device of these replicas, or of all, has done, sent and received; of a run whose devices are actors."""
+    asked = sched.GetDevicesRequest(run_id=run_id, replicas=replicas)
+    return Call(asked, partial(answers.read, answers.Devices))
 
 
 def placement(run_id: str) -> Call[answers.Placement]:

@@ -106,6 +106,7 @@ class _Base:
     request = _Method(calls.request)
     latencies = _Method(calls.latencies)
     ledgers = _Method(calls.ledgers)
+    devices = _Method(calls.devices)
     placement = _Method(calls.placement)
     change_scheduler = _Method(calls.change_scheduler)
     scale_rate = _Method(calls.scale_rate)

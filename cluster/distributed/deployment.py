@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pimserve.cluster.base.rpc.statuses import HostUnavailableError
 from pimserve.cluster.base.supervisor import Patience
+from pimserve.cluster.distributed.actor_ledgers import DeviceActorState, passed_by_device
 from pimserve.cluster.distributed.device_port import DevicePort, Devices
 from pimserve.cluster.distributed.devices.driver import DeviceDriver, DriverSettings, HostPlace
 from pimserve.cluster.distributed.hosts.host_supervisor import HostSupervisor
@@ -46,7 +47,8 @@ class Distributed:
         self._prepared = prepared
         self._token = token
         self._recovery = Recovery(supervisor)
-        self._devices: DeviceDriver | None = None
+        self._driver: DeviceDriver | None = None
+        self._devices: Devices | None = None
         self._audited = 0
         self._stack = ExitStack()
 
@@ -56,7 +58,7 @@ class Distributed:
         if self.spread.devices is None:
             return [self._engines(index, replicas, fleet, table, on_rows) for index, replicas in dealt]
         per_replica = {pool.name: pool.devices_per_replica for pool in self._prepared.pools}
-        devices = Devices(self._driver(fleet), self._recovery, fleet, per_replica, table)
+        devices = self._devices = Devices(self._connected(fleet), self._recovery, fleet, per_replica, table)
 
         def engines(index: int, replicas: range, sink: RowSink) -> ShardPort:
             return self._engines(index, replicas, fleet, table, sink)
@@ -76,11 +78,33 @@ class Distributed:
             "audited_spans": self._audits(),
         }
 
+    def device_states(self) -> list[DeviceActorState] | None:
+        """All devices, by replica and number, of all steps that were handed on to them; None where there are none.
+
+        For the thread of the run, at the end of a window.
+        """
+        if self._devices is None:
+            return None
+        ledgers, exchanged = self._devices.books()
+        traffic = passed_by_device(exchanged)
+        hosts = device_hosts(self._prepared.pools, self.spread)
+        home = {device: name for name, (_, devices) in hosts.items() for device in devices}
+        endpoints = self.supervisor.endpoints()
+        return [
+            DeviceActorState(
+                ledger=ledger,
+                host=home[ledger.replica, ledger.device],
+                host_restarts=endpoints[home[ledger.replica, ledger.device]].generation,
+                traffic=traffic.get((ledger.replica, ledger.device), {}),
+            )
+            for ledger in ledgers
+        ]
+
     def _audits(self) -> int:
         """Spans of steps that devices have evaluated again, one by one."""
-        if self._devices is not None:
+        if self._driver is not None:
             with suppress(HostUnavailableError):  # one is being replaced: what was known before does
-                self._audited = sum(ledger.audited_rows for ledger in self._devices.ledgers())
+                self._audited = sum(ledger.audited_rows for ledger in self._driver.ledgers())
         return self._audited
 
     def close(self) -> None:
@@ -99,7 +123,7 @@ class Distributed:
         self._stack.callback(client.close)
         return client
 
-    def _driver(self, fleet: Fleet) -> DeviceDriver:
+    def _connected(self, fleet: Fleet) -> DeviceDriver:
         """Who drives all devices."""
         settings = DriverSettings(
             lockstep=self.spread.devices == "lockstep",
@@ -113,9 +137,9 @@ class Distributed:
             name: HostPlace(self.supervisor.endpoint(name).address, {pool: devices})
             for name, (pool, devices) in device_hosts(self._prepared.pools, self.spread).items()
         }
-        self._devices = DeviceDriver(scenario, digests, hosts, settings)
-        self._stack.callback(self._devices.close)
-        return self._devices
+        self._driver = DeviceDriver(scenario, digests, hosts, settings)
+        self._stack.callback(self._driver.close)
+        return self._driver
 
 
 @contextmanager

@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 
 from pimserve.arrays import IntArray
+from pimserve.cluster.distributed.actor_ledgers import with_actors
+from pimserve.cluster.distributed.devices.conservation import Exchanged
 from pimserve.cluster.distributed.devices.driver import DeviceDriver
+from pimserve.cluster.distributed.devices.ledgers import DeviceLedger
 from pimserve.cluster.distributed.recovery import Recovery
 from pimserve.scheduler.control import Ledger
 from pimserve.scheduler.fleet import DECODE, Fleet, RowSink
@@ -65,10 +68,13 @@ class Devices:
         for effect in report.effects:
             self._driver.slow(effect.replica, effect.step, slowdowns[effect.replica])
         if self._closing and self._recovery.under_way == 1:
-            self._recovery.call(lambda: self._driver.close_window(self._window))
-            self._window += 1
-            self._closed_s = time.monotonic()
+            self._close_window()
         self._recovery.end()
+
+    def books(self) -> tuple[list[DeviceLedger], Exchanged]:
+        """Ledgers of all devices, and what they exchanged, of all steps that were handed on; for a window's end."""
+        exchanged = self._close_window()
+        return self._recovery.call(self._driver.ledgers), exchanged
 
     def take(self, replica: int, rows: IntArray, first_steps: IntArray) -> None:
         """Executed steps of a replica."""
@@ -82,6 +88,13 @@ class Devices:
         """Go on from `state`."""
         self._recovery.call(lambda: self._driver.restore(state["link"]))
         self._window = state["window"]
+
+    def _close_window(self) -> Exchanged:
+        """All devices digest what they were told, and agree; returns what they have exchanged so far."""
+        exchanged = self._recovery.call(lambda: self._driver.close_window(self._window))
+        self._window += 1
+        self._closed_s = time.monotonic()
+        return exchanged
 
     def _hand_over(self, order: Order) -> None:
         """KV caches that the order's requests bring with them: every device sends its part to its counterpart."""
@@ -150,8 +163,9 @@ class DevicePort:
         self._shard.rebind()
 
     def ledgers(self) -> list[Ledger]:
-        """Per replica, its number, busy seconds per unit, energy and tokens so far."""
-        return self._shard.ledgers()
+        """Per replica, its number, busy seconds per unit, energy and tokens so far, as its devices have them."""
+        ledgers = self._shard.ledgers()  # hands on all that was executed
+        return with_actors(ledgers, self._devices.books()[0])
 
     def state(self) -> dict[str, Any]:
         """All that the shard, and perhaps the devices, have in hand."""

@@ -28,6 +28,7 @@ from pimserve.cluster.base.files import PRIVATE, read_json, write_bytes, write_j
 from pimserve.cluster.base.locks import take_lock
 from pimserve.cluster.base.processes import LOCKED, TO_BE_CONTINUED, Process
 from pimserve.cluster.base.rpc.channels import make_server
+from pimserve.cluster.distributed.deployment import Distributed
 from pimserve.cluster.distributed.place import Place
 from pimserve.cluster.distributed.run_on import run_on
 from pimserve.cluster.metrics.feed import MetricsFeed
@@ -39,6 +40,7 @@ from pimserve.cluster.run.summary_schema import Summary
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import Prepared, prepare
 from pimserve.cluster.service.data_folder import SERVER_FILE, RunFolder
+from pimserve.cluster.service.device_queries import DeviceQueries
 from pimserve.cluster.service.ended_runs import ended_run
 from pimserve.cluster.service.live import Follower, LiveScheduler, LiveSimulation
 from pimserve.cluster.service.messages import Site, progress_of
@@ -116,8 +118,14 @@ def work(folder: RunFolder, *, held: bool = False, per_engine: bool = False, run
 
 def _run(folder: RunFolder, control: LiveControl, site: Site, place: Place, runner: Runner) -> Summary:
     """Run the scenario where it is to be run, and answer calls meanwhile; returns the summary."""
-    endpoint = _listen(folder, site, control)
+    devices = DeviceQueries()
+    endpoint = _listen(folder, site, control, devices)
     over = threading.Event()
+
+    def started(runtime: Distributed) -> None:
+        site.metrics.watch(runtime.facts)
+        devices.attach(runtime)
+
     threading.Thread(target=_stop_without_server, args=(folder, control, over), daemon=True).start()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda *_: _stop(control))
@@ -127,7 +135,7 @@ def _run(folder: RunFolder, control: LiveControl, site: Site, place: Place, runn
             site.prepared,
             folder.results,
             spread=place.spread(),
-            started=lambda runtime: site.metrics.watch(runtime.facts),
+            started=started,
             control=control,
             checkpoints=folder.checkpoints,
         )
@@ -153,13 +161,13 @@ def _site(
     return LiveControl(latencies, speed=speed, held=held, observer=metrics, at_end=at_end), site
 
 
-def _listen(folder: RunFolder, site: Site, control: LiveControl) -> grpc.Server:
+def _listen(folder: RunFolder, site: Site, control: LiveControl, devices: DeviceQueries) -> grpc.Server:
     """Start the endpoint, and say where it is."""
     token = secrets.token_urlsafe(32)
     server = make_server(_THREADS, token)
     live = LiveSimulation(site, control)  # type: ignore[abstract]  # the other methods are the server's
     simulation_pb2_grpc.add_SimulationServiceServicer_to_server(live, server)
-    scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(LiveScheduler(site, control), server)
+    scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(LiveScheduler(site, control, devices), server)
     worker_pb2_grpc.add_WorkerServiceServicer_to_server(Follower(site, control), server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()

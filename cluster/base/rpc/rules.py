@@ -90,6 +90,7 @@ RULES: Mapping[str, Mapping[str, Rule]] = {
     "GetResultsRequest": {"names": _each(_text(100, needed=True), at_most=100)},
     "DescribeRequestRequest": {"request": _number(0, 2**63 - 1)},
     "GetLatenciesRequest": {"percentiles": _each(_number(1e-6, 100), at_most=100)},
+    "GetDevicesRequest": {"replicas": _each(_number(0, 2**32 - 1), at_most=10_000)},
     "ChangeSchedulerRequest": {
         "router": _text(100, needed=True),
         "max_num_seqs": _number(1, 2**31 - 1),

@@ -487,6 +487,163 @@ class Ledger(google.protobuf.message.Message):
 global___Ledger = Ledger
 
 @typing.final
+class GetDevicesRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: builtins.int
+    REPLICAS_FIELD_NUMBER: builtins.int
+    run_id: builtins.str
+    @property
+    def replicas(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Only the devices of these replicas, 10,000 at most; empty for all."""
+
+    def __init__(
+        self,
+        *,
+        run_id: builtins.str = ...,
+        replicas: collections.abc.Iterable[builtins.int] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["replicas", b"replicas", "run_id", b"run_id"]) -> None: ...
+
+global___GetDevicesRequest = GetDevicesRequest
+
+@typing.final
+class GetDevicesResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SIMULATED_S_FIELD_NUMBER: builtins.int
+    DEVICES_FIELD_NUMBER: builtins.int
+    simulated_s: builtins.float
+    """Simulated time of what is said."""
+    @property
+    def devices(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Device]:
+        """By replica and number."""
+
+    def __init__(
+        self,
+        *,
+        simulated_s: builtins.float = ...,
+        devices: collections.abc.Iterable[global___Device] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["devices", b"devices", "simulated_s", b"simulated_s"]) -> None: ...
+
+global___GetDevicesResponse = GetDevicesResponse
+
+@typing.final
+class Device(google.protobuf.message.Message):
+    """A device, by its own ledger. Those of a replica take part in all of its steps; energy, tokens and outputs are its share."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class UnitBusySEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.float
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.float = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    REPLICA_FIELD_NUMBER: builtins.int
+    DEVICE_FIELD_NUMBER: builtins.int
+    HOST_FIELD_NUMBER: builtins.int
+    HOST_RESTARTS_FIELD_NUMBER: builtins.int
+    STEPS_FIELD_NUMBER: builtins.int
+    BUSY_S_FIELD_NUMBER: builtins.int
+    UNIT_BUSY_S_FIELD_NUMBER: builtins.int
+    ACTIVE_JOULES_FIELD_NUMBER: builtins.int
+    COMPUTED_TOKENS_FIELD_NUMBER: builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: builtins.int
+    KV_BLOCKS_FIELD_NUMBER: builtins.int
+    PEAK_KV_BLOCKS_FIELD_NUMBER: builtins.int
+    WEIGHT_BYTES_FIELD_NUMBER: builtins.int
+    AUDITED_SPANS_FIELD_NUMBER: builtins.int
+    TRAFFIC_FIELD_NUMBER: builtins.int
+    replica: builtins.int
+    device: builtins.int
+    """Its number in the replica."""
+    host: builtins.str
+    """The process or actor that it is in, and how often that was replaced."""
+    host_restarts: builtins.int
+    steps: builtins.int
+    busy_s: builtins.float
+    """In which it took part in steps, and of each of its units."""
+    active_joules: builtins.float
+    computed_tokens: builtins.int
+    """That passed through its layers, and that were sampled."""
+    output_tokens: builtins.int
+    kv_blocks: builtins.int
+    """Of which it holds its part, in the last step, and at most so far."""
+    peak_kv_blocks: builtins.int
+    weight_bytes: builtins.int
+    audited_spans: builtins.int
+    """Spans of steps that it has evaluated again, one by one."""
+    @property
+    def unit_busy_s(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.float]: ...
+    @property
+    def traffic(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___DeviceTraffic]: ...
+    def __init__(
+        self,
+        *,
+        replica: builtins.int = ...,
+        device: builtins.int = ...,
+        host: builtins.str = ...,
+        host_restarts: builtins.int = ...,
+        steps: builtins.int = ...,
+        busy_s: builtins.float = ...,
+        unit_busy_s: collections.abc.Mapping[builtins.str, builtins.float] | None = ...,
+        active_joules: builtins.float = ...,
+        computed_tokens: builtins.int = ...,
+        output_tokens: builtins.int = ...,
+        kv_blocks: builtins.int = ...,
+        peak_kv_blocks: builtins.int = ...,
+        weight_bytes: builtins.int = ...,
+        audited_spans: builtins.int = ...,
+        traffic: collections.abc.Iterable[global___DeviceTraffic] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["active_joules", b"active_joules", "audited_spans", b"audited_spans", "busy_s", b"busy_s", "computed_tokens", b"computed_tokens", "device", b"device", "host", b"host", "host_restarts", b"host_restarts", "kv_blocks", b"kv_blocks", "output_tokens", b"output_tokens", "peak_kv_blocks", b"peak_kv_blocks", "replica", b"replica", "steps", b"steps", "traffic", b"traffic", "unit_busy_s", b"unit_busy_s", "weight_bytes", b"weight_bytes"]) -> None: ...
+
+global___Device = Device
+
+@typing.final
+class DeviceTraffic(google.protobuf.message.Message):
+    """What passed between a device and all others, of one kind."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: builtins.int
+    SENT_FIELD_NUMBER: builtins.int
+    SENT_BYTES_FIELD_NUMBER: builtins.int
+    RECEIVED_FIELD_NUMBER: builtins.int
+    RECEIVED_BYTES_FIELD_NUMBER: builtins.int
+    kind: builtins.str
+    """dispatch, combine, all_reduce, all_gather, activations or kv."""
+    sent: builtins.int
+    """In picks of an expert, vectors, sampled outputs or KV caches, as it fits the kind."""
+    sent_bytes: builtins.int
+    received: builtins.int
+    received_bytes: builtins.int
+    def __init__(
+        self,
+        *,
+        kind: builtins.str = ...,
+        sent: builtins.int = ...,
+        sent_bytes: builtins.int = ...,
+        received: builtins.int = ...,
+        received_bytes: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["kind", b"kind", "received", b"received", "received_bytes", b"received_bytes", "sent", b"sent", "sent_bytes", b"sent_bytes"]) -> None: ...
+
+global___DeviceTraffic = DeviceTraffic
+
+@typing.final
 class GetPlacementRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

@@ -54,6 +54,11 @@ class SchedulerServiceStub(object):
                 request_serializer=pimserve_dot_v1_dot_scheduler__pb2.GetLedgersRequest.SerializeToString,
                 response_deserializer=pimserve_dot_v1_dot_scheduler__pb2.GetLedgersResponse.FromString,
                 _registered_method=True)
+        self.GetDevices = channel.unary_unary(
+                '/pimserve.v1.SchedulerService/GetDevices',
+                request_serializer=pimserve_dot_v1_dot_scheduler__pb2.GetDevicesRequest.SerializeToString,
+                response_deserializer=pimserve_dot_v1_dot_scheduler__pb2.GetDevicesResponse.FromString,
+                _registered_method=True)
         self.GetPlacement = channel.unary_unary(
                 '/pimserve.v1.SchedulerService/GetPlacement',
                 request_serializer=pimserve_dot_v1_dot_scheduler__pb2.GetPlacementRequest.SerializeToString,
@@ -102,7 +107,15 @@ class SchedulerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetLedgers(self, request, context):
-        """What the devices of each replica have done, as of a moment within the last two seconds.
+        """What the devices of each replica have done, as of a moment within the last two seconds; where devices are actors, by
+        their own ledgers.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetDevices(self, request, context):
+        """What each device has done, sent and received. FAILED_PRECONDITION for a run whose devices are no actors.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -158,6 +171,11 @@ def add_SchedulerServiceServicer_to_server(servicer, server):
                     servicer.GetLedgers,
                     request_deserializer=pimserve_dot_v1_dot_scheduler__pb2.GetLedgersRequest.FromString,
                     response_serializer=pimserve_dot_v1_dot_scheduler__pb2.GetLedgersResponse.SerializeToString,
+            ),
+            'GetDevices': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDevices,
+                    request_deserializer=pimserve_dot_v1_dot_scheduler__pb2.GetDevicesRequest.FromString,
+                    response_serializer=pimserve_dot_v1_dot_scheduler__pb2.GetDevicesResponse.SerializeToString,
             ),
             'GetPlacement': grpc.unary_unary_rpc_method_handler(
                     servicer.GetPlacement,
@@ -288,6 +306,33 @@ class SchedulerService(object):
             '/pimserve.v1.SchedulerService/GetLedgers',
             pimserve_dot_v1_dot_scheduler__pb2.GetLedgersRequest.SerializeToString,
             pimserve_dot_v1_dot_scheduler__pb2.GetLedgersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDevices(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pimserve.v1.SchedulerService/GetDevices',
+            pimserve_dot_v1_dot_scheduler__pb2.GetDevicesRequest.SerializeToString,
+            pimserve_dot_v1_dot_scheduler__pb2.GetDevicesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -46,7 +46,15 @@ class SchedulerServiceStub:
         pimserve.v1.scheduler_pb2.GetLedgersRequest,
         pimserve.v1.scheduler_pb2.GetLedgersResponse,
     ]
-    """What the devices of each replica have done, as of a moment within the last two seconds."""
+    """What the devices of each replica have done, as of a moment within the last two seconds; where devices are actors, by
+    their own ledgers.
+    """
+
+    GetDevices: grpc.UnaryUnaryMultiCallable[
+        pimserve.v1.scheduler_pb2.GetDevicesRequest,
+        pimserve.v1.scheduler_pb2.GetDevicesResponse,
+    ]
+    """What each device has done, sent and received. FAILED_PRECONDITION for a run whose devices are no actors."""
 
     GetPlacement: grpc.UnaryUnaryMultiCallable[
         pimserve.v1.scheduler_pb2.GetPlacementRequest,
@@ -97,7 +105,15 @@ class SchedulerServiceAsyncStub:
         pimserve.v1.scheduler_pb2.GetLedgersRequest,
         pimserve.v1.scheduler_pb2.GetLedgersResponse,
     ]
-    """What the devices of each replica have done, as of a moment within the last two seconds."""
+    """What the devices of each replica have done, as of a moment within the last two seconds; where devices are actors, by
+    their own ledgers.
+    """
+
+    GetDevices: grpc.aio.UnaryUnaryMultiCallable[
+        pimserve.v1.scheduler_pb2.GetDevicesRequest,
+        pimserve.v1.scheduler_pb2.GetDevicesResponse,
+    ]
+    """What each device has done, sent and received. FAILED_PRECONDITION for a run whose devices are no actors."""
 
     GetPlacement: grpc.aio.UnaryUnaryMultiCallable[
         pimserve.v1.scheduler_pb2.GetPlacementRequest,
@@ -156,7 +172,17 @@ class SchedulerServiceServicer(metaclass=abc.ABCMeta):
         request: pimserve.v1.scheduler_pb2.GetLedgersRequest,
         context: _ServicerContext,
     ) -> typing.Union[pimserve.v1.scheduler_pb2.GetLedgersResponse, collections.abc.Awaitable[pimserve.v1.scheduler_pb2.GetLedgersResponse]]:
-        """What the devices of each replica have done, as of a moment within the last two seconds."""
+        """What the devices of each replica have done, as of a moment within the last two seconds; where devices are actors, by
+        their own ledgers.
+        """
+
+    @abc.abstractmethod
+    def GetDevices(
+        self,
+        request: pimserve.v1.scheduler_pb2.GetDevicesRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[pimserve.v1.scheduler_pb2.GetDevicesResponse, collections.abc.Awaitable[pimserve.v1.scheduler_pb2.GetDevicesResponse]]:
+        """What each device has done, sent and received. FAILED_PRECONDITION for a run whose devices are no actors."""
 
     @abc.abstractmethod
     def GetPlacement(

@@ -174,6 +174,7 @@ def test_changes_take_effect_and_say_when(worker):
             sched.InjectRequestsRequest(**ID, input_tokens=[1], output_tokens=[1, 2]),
             "output_tokens: has 2",
         ),
+        ("GetDevices", sched.GetDevicesRequest(**ID), "the devices of this run are no actors; launch it on processes"),
         ("GetReplicas", sched.GetReplicasRequest(run_id="ffff"), "this is the process of run 'abcd'"),
     ],
 )
