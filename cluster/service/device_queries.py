@@ -31,14 +31,31 @@ class DeviceQueries:
             RefusedError: the run's devices are no actors.
         """
         view.ledgers()  # hands on to them all that was executed
+        devices = self.devices(view.now_fs)
+        if devices is None:
+            raise no_actors()
+        return of_replicas(devices, replicas)
+
+    def devices(self, now_fs: int) -> sched.GetDevicesResponse | None:
+        """All devices, of all that was handed on to them by that time; None where they are no actors."""
         states = None if self._runtime is None else self._runtime.device_states()
         if states is None:
-            message = "the devices of this run are no actors; launch it on processes or Ray, with devices"
-            raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, message)
-        return sched.GetDevicesResponse(
-            simulated_s=view.now_fs / FS_PER_S,
-            devices=[_message(state) for state in states if not replicas or state.ledger.replica in replicas],
-        )
+            return None
+        return sched.GetDevicesResponse(simulated_s=now_fs / FS_PER_S, devices=map(_message, states))
+
+
+def no_actors() -> RefusedError:
+    """What is said of a run that has no device actors."""
+    message = "the devices of this run are no actors; launch it on processes or Ray, with devices"
+    return RefusedError(grpc.StatusCode.FAILED_PRECONDITION, message)
+
+
+def of_replicas(devices: sched.GetDevicesResponse, replicas: Collection[int]) -> sched.GetDevicesResponse:
+    """Those of these replicas only, or of all."""
+    if not replicas:
+        return devices
+    chosen = [device for device in devices.devices if device.replica in replicas]
+    return sched.GetDevicesResponse(simulated_s=devices.simulated_s, devices=chosen)
 
 
 def _message(state: DeviceActorState) -> sched.Device:

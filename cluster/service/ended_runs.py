@@ -26,6 +26,7 @@ from pimserve.cluster.run.running_latencies import (
 )
 from pimserve.cluster.run.summary_message import message_of
 from pimserve.cluster.service.data_folder import RunFolder
+from pimserve.cluster.service.device_queries import no_actors, of_replicas
 from pimserve.cluster.service.messages import (
     PERCENTILES,
     Site,
@@ -70,6 +71,7 @@ def ended_run(
         placement=placement_of(site),
         latencies=latencies_of(snapshot, latencies, PERCENTILES),
         facts=json.dumps(facts),
+        devices=site.devices.devices(snapshot.now_fs),
     )
 
 
@@ -131,6 +133,12 @@ def _life(run: worker_pb2.EndedRun, results: Path, request: Any) -> Message:  # 
     return life(row, request.request, json.loads(run.facts)["now_fs"])
 
 
+def _devices(run: worker_pb2.EndedRun, _: Path, request: Any) -> Message:  # noqa: ANN401
+    if not run.HasField("devices"):
+        raise no_actors()
+    return of_replicas(run.devices, frozenset(request.replicas))
+
+
 def _latencies(run: worker_pb2.EndedRun, results: Path, request: Any) -> Message:  # noqa: ANN401
     facts, percentiles = json.loads(run.facts), request.percentiles or PERCENTILES
     quantiles = {
@@ -160,6 +168,7 @@ def _of_requests(facts: Mapping[str, Any], results: Path, percentiles: Sequence[
 ANSWERS: Mapping[str, Callable[[worker_pb2.EndedRun, Path, Any], Message]] = {
     "GetReplicas": lambda run, *_: run.replicas,
     "GetLedgers": lambda run, *_: run.ledgers,
+    "GetDevices": _devices,
     "GetPlacement": lambda run, *_: run.placement,
     "GetLatencies": _latencies,
     "DescribeRequest": _life,

@@ -13,7 +13,6 @@ import grpc
 
 from pimserve.cluster.base.rpc.statuses import RefusedError
 from pimserve.cluster.run.live_control import LiveControl, RunEndedError, Snapshot
-from pimserve.cluster.service.device_queries import DeviceQueries
 from pimserve.cluster.service.messages import (
     PERCENTILES,
     Site,
@@ -148,10 +147,6 @@ class _News:
 class LiveScheduler(_OfRun, scheduler_pb2_grpc.SchedulerServiceServicer):
     """All of it."""
 
-    def __init__(self, site: Site, control: LiveControl, devices: DeviceQueries) -> None:
-        super().__init__(site, control)
-        self._devices = devices
-
     def GetReplicas(self, request: sched.GetReplicasRequest, context: _Context) -> sched.GetReplicasResponse:  # noqa: N802
         """Queue and batch of every replica."""
         return replicas_of(self._snapshot(request.run_id))
@@ -179,7 +174,7 @@ class LiveScheduler(_OfRun, scheduler_pb2_grpc.SchedulerServiceServicer):
         """What each device has done, sent and received."""
         self._snapshot(request.run_id)
         replicas = frozenset(request.replicas)
-        return _result(lambda: self._control.ask(lambda view: self._devices.answer(view, replicas)), context)
+        return _result(lambda: self._control.ask(lambda view: self._site.devices.answer(view, replicas)), context)
 
     def GetPlacement(self, request: sched.GetPlacementRequest, context: _Context) -> sched.GetPlacementResponse:  # noqa: N802
         """Which devices each replica has."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import grpc
 
@@ -12,6 +12,7 @@ from pimserve.cluster.metrics.feed import MetricsFeed
 from pimserve.cluster.run.live_control import Snapshot, total_steps
 from pimserve.cluster.run.running_latencies import Quantiles, RunningLatencies
 from pimserve.cluster.scenario.prepared import Prepared
+from pimserve.cluster.service.device_queries import DeviceQueries
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
 from pimserve.loadgen.spec import PS_PER_S
 from pimserve.scheduler.control import Ledger
@@ -32,11 +33,13 @@ class Site:
         run_id: of the run.
         prepared: what runs.
         metrics: that the run fills.
+        devices: answers for its device actors.
     """
 
     run_id: str
     prepared: Prepared
     metrics: MetricsFeed
+    devices: DeviceQueries = field(default_factory=DeviceQueries)
 
 
 def progress_of(snapshot: Snapshot) -> sim.Progress:

@@ -40,7 +40,6 @@ from pimserve.cluster.run.summary_schema import Summary
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import Prepared, prepare
 from pimserve.cluster.service.data_folder import SERVER_FILE, RunFolder
-from pimserve.cluster.service.device_queries import DeviceQueries
 from pimserve.cluster.service.ended_runs import ended_run
 from pimserve.cluster.service.live import Follower, LiveScheduler, LiveSimulation
 from pimserve.cluster.service.messages import Site, progress_of
@@ -118,13 +117,12 @@ def work(folder: RunFolder, *, held: bool = False, per_engine: bool = False, run
 
 def _run(folder: RunFolder, control: LiveControl, site: Site, place: Place, runner: Runner) -> Summary:
     """Run the scenario where it is to be run, and answer calls meanwhile; returns the summary."""
-    devices = DeviceQueries()
-    endpoint = _listen(folder, site, control, devices)
+    endpoint = _listen(folder, site, control)
     over = threading.Event()
 
     def started(runtime: Distributed) -> None:
         site.metrics.watch(runtime.facts)
-        devices.attach(runtime)
+        site.devices.attach(runtime)
 
     threading.Thread(target=_stop_without_server, args=(folder, control, over), daemon=True).start()
     if threading.current_thread() is threading.main_thread():
@@ -161,13 +159,13 @@ def _site(
     return LiveControl(latencies, speed=speed, held=held, observer=metrics, at_end=at_end), site
 
 
-def _listen(folder: RunFolder, site: Site, control: LiveControl, devices: DeviceQueries) -> grpc.Server:
+def _listen(folder: RunFolder, site: Site, control: LiveControl) -> grpc.Server:
     """Start the endpoint, and say where it is."""
     token = secrets.token_urlsafe(32)
     server = make_server(_THREADS, token)
     live = LiveSimulation(site, control)  # type: ignore[abstract]  # the other methods are the server's
     simulation_pb2_grpc.add_SimulationServiceServicer_to_server(live, server)
-    scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(LiveScheduler(site, control, devices), server)
+    scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(LiveScheduler(site, control), server)
     worker_pb2_grpc.add_WorkerServiceServicer_to_server(Follower(site, control), server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()

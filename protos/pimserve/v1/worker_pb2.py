@@ -26,7 +26,7 @@ from pimserve.v1 import scheduler_pb2 as pimserve_dot_v1_dot_scheduler__pb2
 from pimserve.v1 import simulation_pb2 as pimserve_dot_v1_dot_simulation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18pimserve/v1/worker.proto\x12\x0bpimserve.v1\x1a\x1bpimserve/v1/scheduler.proto\x1a\x1cpimserve/v1/simulation.proto\"3\n\rFollowRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\ninterval_s\x18\x02 \x01(\x01\"\xd3\x02\n\x0e\x46ollowResponse\x12\x0f\n\x07taken_s\x18\x01 \x01(\x01\x12\x0c\n\x04held\x18\x02 \x01(\x08\x12\'\n\x08progress\x18\x03 \x01(\x0b\x32\x15.pimserve.v1.Progress\x12\x32\n\x08replicas\x18\x04 \x01(\x0b\x32 .pimserve.v1.GetReplicasResponse\x12\x34\n\tlatencies\x18\x05 \x01(\x0b\x32!.pimserve.v1.GetLatenciesResponse\x12\x30\n\x07ledgers\x18\x06 \x01(\x0b\x32\x1f.pimserve.v1.GetLedgersResponse\x12\x34\n\tplacement\x18\x07 \x01(\x0b\x32!.pimserve.v1.GetPlacementResponse\x12\x16\n\x0emetrics_layout\x18\x08 \x01(\t\x12\x0f\n\x07metrics\x18\t \x01(\x0c\"\xeb\x01\n\x08\x45ndedRun\x12\x32\n\x08replicas\x18\x01 \x01(\x0b\x32 .pimserve.v1.GetReplicasResponse\x12\x30\n\x07ledgers\x18\x02 \x01(\x0b\x32\x1f.pimserve.v1.GetLedgersResponse\x12\x34\n\tplacement\x18\x03 \x01(\x0b\x32!.pimserve.v1.GetPlacementResponse\x12\x34\n\tlatencies\x18\x04 \x01(\x0b\x32!.pimserve.v1.GetLatenciesResponse\x12\r\n\x05\x66\x61\x63ts\x18\x05 \x01(\t2T\n\rWorkerService\x12\x43\n\x06\x46ollow\x12\x1a.pimserve.v1.FollowRequest\x1a\x1b.pimserve.v1.FollowResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18pimserve/v1/worker.proto\x12\x0bpimserve.v1\x1a\x1bpimserve/v1/scheduler.proto\x1a\x1cpimserve/v1/simulation.proto\"3\n\rFollowRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\ninterval_s\x18\x02 \x01(\x01\"\xd3\x02\n\x0e\x46ollowResponse\x12\x0f\n\x07taken_s\x18\x01 \x01(\x01\x12\x0c\n\x04held\x18\x02 \x01(\x08\x12\'\n\x08progress\x18\x03 \x01(\x0b\x32\x15.pimserve.v1.Progress\x12\x32\n\x08replicas\x18\x04 \x01(\x0b\x32 .pimserve.v1.GetReplicasResponse\x12\x34\n\tlatencies\x18\x05 \x01(\x0b\x32!.pimserve.v1.GetLatenciesResponse\x12\x30\n\x07ledgers\x18\x06 \x01(\x0b\x32\x1f.pimserve.v1.GetLedgersResponse\x12\x34\n\tplacement\x18\x07 \x01(\x0b\x32!.pimserve.v1.GetPlacementResponse\x12\x16\n\x0emetrics_layout\x18\x08 \x01(\t\x12\x0f\n\x07metrics\x18\t \x01(\x0c\"\x9d\x02\n\x08\x45ndedRun\x12\x32\n\x08replicas\x18\x01 \x01(\x0b\x32 .pimserve.v1.GetReplicasResponse\x12\x30\n\x07ledgers\x18\x02 \x01(\x0b\x32\x1f.pimserve.v1.GetLedgersResponse\x12\x34\n\tplacement\x18\x03 \x01(\x0b\x32!.pimserve.v1.GetPlacementResponse\x12\x34\n\tlatencies\x18\x04 \x01(\x0b\x32!.pimserve.v1.GetLatenciesResponse\x12\r\n\x05\x66\x61\x63ts\x18\x05 \x01(\t\x12\x30\n\x07\x64\x65vices\x18\x06 \x01(\x0b\x32\x1f.pimserve.v1.GetDevicesResponse2T\n\rWorkerService\x12\x43\n\x06\x46ollow\x12\x1a.pimserve.v1.FollowRequest\x1a\x1b.pimserve.v1.FollowResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,7 +38,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FOLLOWRESPONSE']._serialized_start=154
   _globals['_FOLLOWRESPONSE']._serialized_end=493
   _globals['_ENDEDRUN']._serialized_start=496
-  _globals['_ENDEDRUN']._serialized_end=731
-  _globals['_WORKERSERVICE']._serialized_start=733
-  _globals['_WORKERSERVICE']._serialized_end=817
+  _globals['_ENDEDRUN']._serialized_end=781
+  _globals['_WORKERSERVICE']._serialized_start=783
+  _globals['_WORKERSERVICE']._serialized_end=867
 # @@protoc_insertion_point(module_scope)

@@ -98,6 +98,7 @@ class EndedRun(google.protobuf.message.Message):
     PLACEMENT_FIELD_NUMBER: builtins.int
     LATENCIES_FIELD_NUMBER: builtins.int
     FACTS_FIELD_NUMBER: builtins.int
+    DEVICES_FIELD_NUMBER: builtins.int
     facts: builtins.str
     """What else these need (JSON, pimserve.cluster.service.ended_runs)."""
     @property
@@ -110,6 +111,10 @@ class EndedRun(google.protobuf.message.Message):
     def latencies(self) -> pimserve.v1.scheduler_pb2.GetLatenciesResponse:
         """With the SLO and the measured window; percentiles are worked out from the results."""
 
+    @property
+    def devices(self) -> pimserve.v1.scheduler_pb2.GetDevicesResponse:
+        """Not set where devices were no actors."""
+
     def __init__(
         self,
         *,
@@ -118,8 +123,9 @@ class EndedRun(google.protobuf.message.Message):
         placement: pimserve.v1.scheduler_pb2.GetPlacementResponse | None = ...,
         latencies: pimserve.v1.scheduler_pb2.GetLatenciesResponse | None = ...,
         facts: builtins.str = ...,
+        devices: pimserve.v1.scheduler_pb2.GetDevicesResponse | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["latencies", b"latencies", "ledgers", b"ledgers", "placement", b"placement", "replicas", b"replicas"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["facts", b"facts", "latencies", b"latencies", "ledgers", b"ledgers", "placement", b"placement", "replicas", b"replicas"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["devices", b"devices", "latencies", b"latencies", "ledgers", b"ledgers", "placement", b"placement", "replicas", b"replicas"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["devices", b"devices", "facts", b"facts", "latencies", b"latencies", "ledgers", b"ledgers", "placement", b"placement", "replicas", b"replicas"]) -> None: ...
 
 global___EndedRun = EndedRun

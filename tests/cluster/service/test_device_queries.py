@@ -73,3 +73,4 @@ def test_a_run_without_device_actors_says_so(parts):
         queries.attach(parts)
     with pytest.raises(RefusedError, match="no actors; launch it on processes or Ray, with devices"):
         queries.answer(View(), frozenset())
+    assert queries.devices(0) is None

@@ -84,8 +84,11 @@ def test_on_processes_through_kills_of_hosts_and_worker(tmp_path):
         until(lambda: state(client, run) == "paused")  # it was held, and is
         client.resume(run.id)
         digest = digest_of(client, run, tmp_path / "out", shards=1, devices="planned")
+        at_last, (ledger,) = client.devices(run.id), client.ledgers(run.id).ledgers
+        assert sum(each.output_tokens for each in at_last.devices) == ledger.output_tokens
     summary, _ = serve(prepare(load_scenario(None, SETTINGS)))
     assert digest == summary["digest"]
+    assert ledger.steps == summary["batch"]["steps"]
 
 
 def test_nothing_is_left_of_a_run_that_is_cancelled_while_it_starts_or_goes_on(tmp_path):
