@@ -21,6 +21,7 @@ from pimserve.cluster.base.rpc.channels import make_server
 from pimserve.cluster.base.rpc.reflection import enable_reflection
 from pimserve.cluster.base.rpc.security import NO_TLS, TlsFiles, check_listen, server_credentials
 from pimserve.cluster.metrics.endpoint import EndpointOptions, exposing
+from pimserve.cluster.service.checker_pool import USUAL_CHECKS, CheckerPool, CheckLimits
 from pimserve.cluster.service.data_folder import DataFolder
 from pimserve.cluster.service.forwarding import SchedulerForwarder
 from pimserve.cluster.service.launch_options import USUAL_PLACES, AllowedPlaces
@@ -56,6 +57,7 @@ class ServerOptions:
         worker: command that runs a run's folder.
         metrics: where metrics are exposed, and to whom; None: nowhere.
         places: where runs may compute.
+        check: what checking a scenario may take.
         announce_metrics: takes the address where they are.
     """
 
@@ -69,6 +71,7 @@ class ServerOptions:
     worker: Sequence[str] = WORKER
     metrics: EndpointOptions | None = None
     places: AllowedPlaces = USUAL_PLACES
+    check: CheckLimits = USUAL_CHECKS
     announce_metrics: Callable[[str], None] = lambda _: None
 
 
@@ -105,7 +108,9 @@ def serving(options: ServerOptions) -> Iterator[str]:
         worker = (*options.worker, *(["--metrics-per-engine"] if per_engine else []))
         queue = RunQueue(data, registry, options.limits, worker)
         queues.append(queue)
-        simulations = Simulations(queue, options.traces, _MOST_STREAMS, options.places)
+        checkers = CheckerPool(options.traces, options.places, options.check)
+        stack.callback(checkers.close)
+        simulations = Simulations(queue, checkers, _MOST_STREAMS)
         simulation_pb2_grpc.add_SimulationServiceServicer_to_server(simulations, server)
         scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(SchedulerForwarder(queue), server)  # type: ignore[abstract]  # made at run time
         healthy = health.HealthServicer()

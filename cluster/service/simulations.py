@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -15,10 +14,11 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from pimserve.cluster.base.rpc.results_stream import send_files
 from pimserve.cluster.base.rpc.statuses import RefusedError
+from pimserve.cluster.distributed.place import Place
+from pimserve.cluster.service.checker_pool import CheckerPool
 from pimserve.cluster.service.data_folder import RunFolder
 from pimserve.cluster.service.ended_runs import finished, summary_of
-from pimserve.cluster.service.launch_options import AllowedPlaces, options_of
-from pimserve.cluster.service.received_scenario import as_yaml, read_scenario
+from pimserve.cluster.service.launch_options import options_of
 from pimserve.cluster.service.run_queue import RunQueue
 from pimserve.cluster.service.run_registry import ENDED, STATES, Record, State
 from pimserve.v1 import simulation_pb2 as pb
@@ -38,43 +38,29 @@ class Simulations(simulation_pb2_grpc.SimulationServiceServicer):
 
     Args:
         queue: of runs, which it keeps going.
-        traces: folder below which the traces of scenarios may lie; None: nowhere.
+        checkers: of scenarios.
         most_streams: that may be open at once; each takes a thread.
-        places: where runs may compute.
     """
 
-    def __init__(self, queue: RunQueue, traces: Path | None, most_streams: int, places: AllowedPlaces) -> None:
+    def __init__(self, queue: RunQueue, checkers: CheckerPool, most_streams: int) -> None:
         self._queue = queue
-        self._places = places
-        self._traces = traces
+        self._checkers = checkers
         self._streams = threading.BoundedSemaphore(most_streams)
 
     def Validate(self, request: pb.ValidateRequest, context: grpc.ServicerContext) -> pb.ValidateResponse:  # noqa: N802
         """Check a scenario."""
-        document = request.scenario
-        prepared = read_scenario(document.yaml, document.overrides, document.trace, self._traces)
-        scenario, cluster = prepared.scenario, prepared.scenario.cluster
-        return pb.ValidateResponse(
-            name=scenario.name,
-            model=prepared.model.name,
-            device=scenario.load_device().spec.name,
-            replicas=cluster.replicas,
-            devices=cluster.replicas * cluster.split.devices,
-            warnings=prepared.pools[0].replica.warnings,
-        )
+        return pb.ValidateResponse(**self._checkers.check(request.scenario, None, context))
 
     def Launch(self, request: pb.LaunchRequest, context: grpc.ServicerContext) -> pb.LaunchResponse:  # noqa: N802
         """Put a run in the queue."""
-        document = request.scenario
-        prepared = read_scenario(document.yaml, document.overrides, document.trace, self._traces)
-        place, scenario = self._places.place_of(request.options, prepared), prepared.scenario
-        asked = pb.LaunchRequest(scenario=document, options=request.options)
+        checked = self._checkers.check(request.scenario, request.options, context)
+        asked = pb.LaunchRequest(scenario=request.scenario, options=request.options)
         record, created = self._queue.launch(
-            as_yaml(scenario),
-            scenario.name,
+            checked["scenario"],
+            checked["name"],
             speed=request.options.speed,
             paused=request.options.paused,
-            place=place,
+            place=Place(**checked["place"]),
             key=request.idempotency_key,
             digest=hashlib.sha256(asked.SerializeToString(deterministic=True)).hexdigest(),
         )

@@ -30,7 +30,7 @@ def read_csv(path: Path, columns: Columns, selection: Selection) -> TraceRows:
     if head is None or not head.text.strip():
         raise InputError(str(path), f"the file is empty; a header {','.join(columns.names)} and rows are needed")
     first_line, _, body = head.text.partition("\n")
-    header = [] if head.empty_lines else [name.strip() for name in next(csv.reader([first_line]))]
+    header = [] if head.empty_lines else _header(path, first_line)
     places = _places(path, header, columns)
     fast = _read_fast(path, chain([TextBlock(0, body)] if body else [], blocks), len(header), places, read)
     if not fast:
@@ -38,6 +38,13 @@ def read_csv(path: Path, columns: Columns, selection: Selection) -> TraceRows:
         records = _records(path, lines_of(text_blocks(path, read.enough)), len(header), places)
         read_checked(path, records, read)
     return read.rows().beside(name for place, name in enumerate(header) if place not in places)
+
+
+def _header(path: Path, line: str) -> list[str]:
+    try:
+        return [name.strip() for name in next(csv.reader([line]))]
+    except csv.Error as error:
+        raise InputError(f"{path}:1", f"not a row of CSV: {error}") from None
 
 
 def _places(path: Path, header: list[str], columns: Columns) -> list[int]:
