@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pimserve.cluster.base.supervisor import SILENCE_S
+
 if TYPE_CHECKING:
     from pimserve.cluster.distributed.place import Place
 
@@ -51,6 +53,16 @@ class DeploymentOptions:
         list[str] | None,
         typer.Option(metavar="NAME=N", help="With Ray: custom resource that a device holds; repeatable."),
     ] = None
+    host_timeout: Annotated[
+        float | None,
+        typer.Option(
+            min=2,
+            max=3600,
+            metavar="SECONDS",
+            help="With --on: replace a host that is stopped or cut off for so long.",
+            show_default=f"{SILENCE_S:g}",
+        ),
+    ] = None
 
     def place(self) -> Place:
         """Where that is."""
@@ -62,4 +74,5 @@ class DeploymentOptions:
             devices=None if self.devices is None else self.devices.value,
             devices_per_actor=self.devices_per_actor,
             resource=tuple(self.resource or ()),
+            host_timeout_s=self.host_timeout,
         )

@@ -5,13 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pimserve.cluster.base.supervisor import SILENCE_S
 from pimserve.cluster.cli import parent
 from pimserve.cluster.cli.deployment_options import DeploymentOptions
 from pimserve.cluster.cli.options import Overrides, PerEngine, ScenarioFile, ScraperAccess
@@ -23,26 +22,6 @@ if TYPE_CHECKING:
     from pimserve.cluster.run.reproduce import RecordedRun
     from pimserve.cluster.run.summary_schema import UnwrittenSummary
     from pimserve.cluster.scenario.prepared import Prepared
-
-
-@dataclass(frozen=True)
-class _Recovery:
-    """What becomes of a run whose processes die."""
-
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Keep the run's state there; go on from it if it is, and when the run's process is killed.",
-            show_default=False,
-        ),
-    ] = None
-    host_timeout: Annotated[
-        float,
-        typer.Option(
-            min=2, max=3600, metavar="SECONDS", help="With --on: replace a host that is stopped or cut off for so long."
-        ),
-    ] = SILENCE_S
 
 
 @dataclass(frozen=True)
@@ -139,12 +118,19 @@ def run_command(
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Show no progress and no table, only the results folder's path.")
     ] = False,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Keep the run's state there; go on from it if it is, and when the run's process is killed.",
+            show_default=False,
+        ),
+    ] = None,
     speed: Annotated[
         str | None,
         typer.Option(metavar="FACTOR", help="Pace, such as 60x: simulated seconds per second.", show_default=False),
     ] = None,
     *,
-    recovery: _Recovery,
     deployment: DeploymentOptions,
     metrics: _Metrics,
 ) -> None:
@@ -157,8 +143,7 @@ def run_command(
 
     metrics.check()
     place = deployment.place()
-    spread = replace(place.spread(), host_timeout_s=recovery.host_timeout)
-    checkpoint = recovery.checkpoint
+    spread = place.spread()
     prepared, recorded = asked.prepared()
     results = results_place(prepared, out, checkpoint)
     earlier = earlier_run(prepared.scenario.name, results) if out is None else None

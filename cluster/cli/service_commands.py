@@ -85,6 +85,7 @@ def launch_command(
             devices=place.devices,
             devices_per_actor=place.devices_per_actor,
             resource=place.resource,
+            host_timeout_s=place.host_timeout_s,
         )
         if not watch:
             call.show(run, run.id)

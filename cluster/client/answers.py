@@ -42,7 +42,7 @@ class Run:
     """A run: `state` is queued, starting, running, paused, finished, failed or cancelled.
 
     `speed` 0 is as fast as possible. Where it computes is said as to `Client.launch`: `on`, `shards`, `devices`,
-    `devices_per_actor`, `resource`.
+    `devices_per_actor`, `resource`, `host_timeout_s`.
     """
 
     id: str
@@ -61,6 +61,7 @@ class Run:
     devices: str | None = None
     devices_per_actor: int | None = None
     resource: tuple[str, ...] = ()
+    host_timeout_s: float | None = None
 
     @property
     def ended(self) -> bool:

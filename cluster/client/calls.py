@@ -163,6 +163,7 @@ def launch(
     devices: str | None = None,
     devices_per_actor: int | None = None,
     resource: Sequence[str] = (),
+    host_timeout_s: float | None = None,
 ) -> Call[answers.Run]:
     """Put a simulation in the queue.
 
@@ -178,6 +179,7 @@ def launch(
         devices: how device actors are driven, planned, lockstep or none; None: planned, in a local run none.
         devices_per_actor: simulated devices in each; None: as `pimserve run` has it.
         resource: "NAME=N" each: what a device holds of a Ray cluster's custom resources.
+        host_timeout_s: for which one of its processes or actors may be silent before it is replaced; None: 10.
 
     Raises:
         ServiceError: there is no such way to drive devices; or the server refuses, or does not answer.
@@ -190,6 +192,7 @@ def launch(
         devices=_device_actors(devices),
         devices_per_actor=devices_per_actor,
         resource=resource,
+        host_timeout_s=host_timeout_s,
     )
     request = sim.LaunchRequest(
         scenario=_document(scenario, overrides, trace),

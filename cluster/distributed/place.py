@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from pimserve.cluster.base.supervisor import SILENCE_S
 from pimserve.cluster.distributed.run_spread import Spelling, Spread, as_option
 from pimserve.errors import InputError, shortened
 
@@ -23,6 +24,7 @@ class Place:
         devices: how device actors are driven.
         devices_per_actor: simulated devices in one of them.
         resource: "NAME=N" each, of a Ray cluster's custom ones that a device holds.
+        host_timeout_s: for which a host may be silent before it is replaced.
     """
 
     on: str = LOCAL
@@ -30,6 +32,7 @@ class Place:
     devices: DeviceActors | None = None
     devices_per_actor: int | None = None
     resource: Sequence[str] = ()
+    host_timeout_s: float | None = None
 
     def spread(self, spelling: Spelling = as_option) -> Spread:
         """How the run is spread over processes.
@@ -45,6 +48,7 @@ class Place:
             devices=None if self.devices == "none" else self.devices or "planned",
             devices_per_actor=self.devices_per_actor,
             resources=tuple((name, float(amount)) for name, _, amount in resources),
+            host_timeout_s=SILENCE_S if self.host_timeout_s is None else self.host_timeout_s,
         )
 
     def document(self) -> dict[str, Any]:
@@ -54,7 +58,8 @@ class Place:
     def _wrong(self, spelling: Spelling) -> Iterator[InputError]:
         spreading = {"shards": self.shards, "devices": self.devices, "devices_per_actor": self.devices_per_actor}
         if self.on == LOCAL:
-            for name, value in {**spreading, "resource": self.resource or None}.items():
+            more = {"resource": self.resource or None, "host_timeout_s": self.host_timeout_s}
+            for name, value in {**spreading, **more}.items():
                 if value is not None:
                     yield InputError(spelling(name), f"goes with {spelling('on')}: a local run is one process")
             return

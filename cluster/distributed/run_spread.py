@@ -14,8 +14,8 @@ Spelling = Callable[[str], str]  # how whoever gives an option writes its name
 
 
 def as_option(name: str) -> str:
-    """An option's name on the command line."""
-    return f"--{name.replace('_', '-')}"
+    """An option's name on the command line, where units are not part of it."""
+    return f"--{name.removesuffix('_s').replace('_', '-')}"
 
 
 @dataclass(frozen=True, slots=True)

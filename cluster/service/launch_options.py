@@ -80,6 +80,8 @@ def options_of(record: Record) -> pb.LaunchOptions:
         options.resource.extend(place.resource)
         if place.devices_per_actor is not None:
             options.devices_per_actor = place.devices_per_actor
+        if place.host_timeout_s is not None:
+            options.host_timeout_s = place.host_timeout_s
     return options
 
 
@@ -91,6 +93,7 @@ def _place_of(options: pb.LaunchOptions) -> Place:
         devices=devices,
         devices_per_actor=options.devices_per_actor if options.HasField("devices_per_actor") else None,
         resource=tuple(options.resource),
+        host_timeout_s=options.host_timeout_s if options.HasField("host_timeout_s") else None,
     )
 
 

@@ -76,6 +76,7 @@ RULES: Mapping[str, Mapping[str, Rule]] = {
         "devices": _number(0, 3),
         "devices_per_actor": _number(1, 10**6),
         "resource": _each(_text(200, needed=True), at_most=16),
+        "host_timeout_s": _number(2, 3600),
     },
     "LaunchRequest": {
         "idempotency_key": _text(128, pattern=r"[\x21-\x7e]+", what="up to 128 visible ASCII characters")

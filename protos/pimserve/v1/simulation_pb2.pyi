@@ -119,6 +119,7 @@ class LaunchOptions(google.protobuf.message.Message):
     DEVICES_FIELD_NUMBER: builtins.int
     DEVICES_PER_ACTOR_FIELD_NUMBER: builtins.int
     RESOURCE_FIELD_NUMBER: builtins.int
+    HOST_TIMEOUT_S_FIELD_NUMBER: builtins.int
     speed: builtins.float
     """Simulated seconds per second of the wall clock; 0: as fast as possible."""
     paused: builtins.bool
@@ -133,6 +134,10 @@ class LaunchOptions(google.protobuf.message.Message):
     """Not with local."""
     devices_per_actor: builtins.int
     """Simulated devices in one process or actor, 1 to 1,000,000; if not set, as `pimserve run` has it. Not with local."""
+    host_timeout_s: builtins.float
+    """A process or actor that is stopped or cut off for so long is replaced; wall-clock seconds, 2 to 3600; 10 if not set.
+    Not with local.
+    """
     @property
     def resource(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """"NAME=N" each: what a simulated device holds of a Ray cluster's custom resources; 16 at most. Only with a Ray that
@@ -149,11 +154,14 @@ class LaunchOptions(google.protobuf.message.Message):
         devices: global___DeviceActors.ValueType = ...,
         devices_per_actor: builtins.int | None = ...,
         resource: collections.abc.Iterable[builtins.str] | None = ...,
+        host_timeout_s: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_devices_per_actor", b"_devices_per_actor", "_shards", b"_shards", "devices_per_actor", b"devices_per_actor", "shards", b"shards"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_devices_per_actor", b"_devices_per_actor", "_shards", b"_shards", "devices", b"devices", "devices_per_actor", b"devices_per_actor", "on", b"on", "paused", b"paused", "resource", b"resource", "shards", b"shards", "speed", b"speed"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_devices_per_actor", b"_devices_per_actor", "_host_timeout_s", b"_host_timeout_s", "_shards", b"_shards", "devices_per_actor", b"devices_per_actor", "host_timeout_s", b"host_timeout_s", "shards", b"shards"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_devices_per_actor", b"_devices_per_actor", "_host_timeout_s", b"_host_timeout_s", "_shards", b"_shards", "devices", b"devices", "devices_per_actor", b"devices_per_actor", "host_timeout_s", b"host_timeout_s", "on", b"on", "paused", b"paused", "resource", b"resource", "shards", b"shards", "speed", b"speed"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_devices_per_actor", b"_devices_per_actor"]) -> typing.Literal["devices_per_actor"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_host_timeout_s", b"_host_timeout_s"]) -> typing.Literal["host_timeout_s"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_shards", b"_shards"]) -> typing.Literal["shards"] | None: ...
 

@@ -19,6 +19,7 @@ def field(name):
         (Place(), Spread(1, "planned")),  # of a local run nobody asks
         (Place("processes"), Spread(1, "planned")),
         (Place("processes", 4, "lockstep", 2), Spread(4, "lockstep", 2)),
+        (Place("processes", host_timeout_s=3), Spread(1, "planned", host_timeout_s=3)),
         (Place("ray", devices="none", shards=3), Spread(3)),
         (Place(RAY, resource=("duplex=1", "CPU=0.5")), Spread(1, "planned", resources=(("duplex", 1), ("CPU", 0.5)))),
     ],
@@ -32,7 +33,10 @@ def test_what_was_said_means_this_and_can_be_kept(place, spread):
 @pytest.mark.parametrize(
     ("place", "lines"),
     [
-        (Place(shards=2), ["--shards: goes with --on: a local run is one process"]),
+        (
+            Place(shards=2, host_timeout_s=3),
+            [f"{option}: goes with --on: a local run is one process" for option in ("--shards", "--host-timeout")],
+        ),
         (
             Place("processes", devices="none", devices_per_actor=2),
             ["--devices-per-actor: has no effect with --devices none"],

@@ -94,7 +94,7 @@ def test_fields_have_ranges(options, broken):
 
 
 def test_it_is_kept_and_told_as_it_was_said(tmp_path, two):
-    asked = {"on": "processes", "shards": 2, "devices": "planned", "devices_per_actor": 3}
+    asked = {"on": "processes", "shards": 2, "devices": "planned", "devices_per_actor": 3, "host_timeout_s": 2.5}
     place = USUAL_PLACES.place_of(calls.launch("", speed=2, paused=True, **asked).request.options, two)
     registry = Registry(tmp_path / "registry")
     common = {"start_paused": True, "idempotency_key": "", "request_digest": ""}
