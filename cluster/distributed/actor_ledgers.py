@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pimserve.cluster.distributed.devices.conservation import Exchanged
@@ -73,15 +73,15 @@ def _with_actors(ledger: Ledger, devices: Sequence[DeviceLedger]) -> Ledger:
         steps=max(device.steps for device in devices),
         computed_tokens=sum(device.tokens for device in devices),
         output_tokens=sum(device.outputs for device in devices),
-        busy_s=_mean_s([device.unit_fs for device in devices]),
-        operator_s=_mean_s([device.category_fs for device in devices]),
+        busy_s=_mean_s(ledger.busy_s, [device.unit_fs for device in devices]),
+        operator_s=_mean_s(ledger.operator_s, [device.category_fs for device in devices]),
         joules={key: energy / PJ_PER_J for key, energy in energy_pj.items()},
     )
 
 
-def _mean_s(times_fs: Sequence[Mapping[str, int]]) -> dict[str, float]:
-    """The mean over devices, to the last bit that of one where all say the same."""
-    total: Counter[str] = Counter()
+def _mean_s(names: Iterable[str], times_fs: Sequence[Mapping[str, int]]) -> dict[str, float]:
+    """The mean over devices, in the order of these names; to the last bit that of one where all say the same."""
+    total = Counter(dict.fromkeys(names, 0))
     for times in times_fs:
         total.update(times)
     return {name: time / (len(times_fs) * FS_PER_S) for name, time in total.items()}

@@ -1,23 +1,22 @@
 """Devices of a run, as the message tells them: once its parts have started, of the replicas that were asked for."""
 
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 
 from pimserve.cluster.base.rpc.statuses import RefusedError
 from pimserve.cluster.distributed.actor_ledgers import DeviceActorState, Passed
-from pimserve.cluster.distributed.devices.ledgers import DeviceLedger
 from pimserve.cluster.service.device_queries import DeviceQueries
 
 
 def device(replica, number):
-    ledger = DeviceLedger(
+    ledger = SimpleNamespace(  # the fields of a `DeviceLedger` that are told
         replica=replica,
         device=number,
         steps=3,
         busy_fs=5 * 10**14,
         unit_fs={"xpu": 25 * 10**13},
-        category_fs={},
         energy_pj={("attention", "dram"): 10**12, ("experts", "compute"): 10**12},
         tokens=7,
         outputs=2,
