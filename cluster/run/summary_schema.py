@@ -96,7 +96,7 @@ class Simulator(Section):
     version: str = text("of pimserve")
     python: str = text("version")
     numpy: str = text("version")
-    plugins: dict[str, str] | None = Field(
+    plugins: dict[str, Any] | None = Field(
         None, description="packages, with versions, of devices and routers that are not pimserve's own, by entry point"
     )
     trace_sha256: str | None = Field(None, description="sha256 of the file of the trace that was replayed")

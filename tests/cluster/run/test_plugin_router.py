@@ -74,6 +74,7 @@ def test_an_installed_router_is_found_and_used(tmp_path: Path) -> None:
     assert again["digest"] == spread["digest"]
     assert spread["digest"] != run(prepare(load_scenario(None, SCENARIO)), tmp_path / "turns")["digest"]
     assert spread["requests"]["finished"] == 60
+    assert spread["simulator"]["plugins"] == {"pimserve.routers:two_choices": f"{EXAMPLE.name} 1.0"}
 
 
 @pytest.mark.usefixtures("example")

@@ -89,7 +89,7 @@ def replayed(folder: Path, out: Path, **how: Any) -> None:
 COMMANDS = st.one_of(
     st.builds(
         ChangeScheduler,
-        st.none(),
+        st.sampled_from([None, "round_robin", "least_outstanding"]),
         st.none() | st.integers(1, 300),
         st.none() | st.integers(300, 4000),
     ),

@@ -119,6 +119,7 @@ def test_every_field_of_the_reference_is_in_a_run(summaries: dict[str, dict[str,
     assert known - seen == {
         ("Simulator", "spread"),  # of distributed runs
         ("Simulator", "continued"),
+        ("Simulator", "trace_sha256"),  # of runs that replay a trace
     }
 
 

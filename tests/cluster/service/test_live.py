@@ -3,12 +3,14 @@
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import grpc
 import pytest
 
 from pimserve.cluster.base.files import read_json
 from pimserve.cluster.base.processes import LOCKED, TO_BE_CONTINUED
+from pimserve.cluster.run.reproduce import read_recorded_run
 from pimserve.cluster.run.run import run
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
@@ -153,6 +155,24 @@ def test_changes_take_effect_and_say_when(worker):
     assert each.call("DescribeRequest", sched.DescribeRequestRequest(**ID, request=99_999)).arrival_s == after
     again = each.call("GetReplicas", sched.GetReplicasRequest(**ID))
     assert len(again.replicas) == 2
+
+
+def test_a_changed_run_is_replayed_from_its_results_to_the_same_bits(worker, tmp_path):
+    each = worker(*SMALL, "cluster.replicas=2")
+    started(each)
+    each.call("ChangeScheduler", sched.ChangeSchedulerRequest(**ID, router="least_outstanding", max_num_seqs=3))
+    each.call("ScaleRate", sched.ScaleRateRequest(**ID, factor=2))
+    inject = sched.InjectRequestsRequest(**ID, input_tokens=[700, 8], output_tokens=[30, 4], delay_s=1)
+    each.call("InjectRequests", inject)
+    each.call("Resume", sim.ResumeRequest(**ID))
+    with suppress(grpc.RpcError):  # it may have ended by then
+        each.call("InjectRequests", inject)
+    assert each.outcome()["state"] == "finished"
+    recorded = read_recorded_run(each.folder.results)
+    assert [command["command"] for _, command in recorded.commands][:3] == ["change_scheduler", "scale_rate", "inject"]
+    recorded.compare(run(recorded.prepared, tmp_path / "again", commands=recorded.commands))
+    for name in ("requests.npy", "steps.npy", "request_numbers.npy", "commands.jsonl"):
+        assert (tmp_path / "again" / name).read_bytes() == (each.folder.results / name).read_bytes(), name
 
 
 @pytest.mark.parametrize(
