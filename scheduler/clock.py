@@ -45,6 +45,7 @@ from pimserve.scheduler.request_numbers import RequestNumbers
 from pimserve.scheduler.requests import FOREVER, RequestTable
 from pimserve.scheduler.shard import NONE, Order, Report, ShardPort
 from pimserve.scheduler.window import MeasuredWindow
+from pimserve.scheduler.window_length import WindowLength
 
 _LONGEST_FS = 10**6 * FS_PER_S  # a window
 
@@ -104,8 +105,7 @@ class Clock:
         self.now_fs = 0
         self.window = 0  # windows that have ended
         self.spec = fleet.spec
-        self._wall_s = window_wall_s
-        self._length_fs = FS_PER_S  # of a window, where it is made to last `window_wall_s`
+        self._length = None if window_wall_s is None else WindowLength(window_wall_s, FS_PER_S, FS_PER_PS, _LONGEST_FS)
         self._change: SchedulerSpec | None = None  # for the next window
         self._states: list[ReplicaState | None] = [None] * fleet.replicas
         self._left = 0
@@ -129,9 +129,10 @@ class Clock:
         while True:
             end = self._window_end()
             last = end >= self.stop_fs
-            began = time.perf_counter()
+            began, steps = time.perf_counter(), self._steps()
             left = self._advance(end, last=last)
-            self._adapt(time.perf_counter() - began)
+            if self._length is not None:
+                self._length.lasted(time.perf_counter() - began, self._steps() - steps)
             self.now_fs = end
             self.window += 1
             self._change = None
@@ -168,13 +169,17 @@ class Clock:
         """State of every replica at the end of the last window."""
         return [state for state in self._states if state is not None]
 
+    def _steps(self) -> int:
+        """Of all replicas, so far."""
+        return sum(state.steps for state in self.states())
+
     def state(self) -> dict[str, Any]:
         """Where the clock is, as JSON can hold it, but for table and shards."""
         return {
             "now_fs": self.now_fs,
             "window": self.window,
             "spec": self.spec.model_dump(mode="json"),
-            "length_fs": self._length_fs,
+            "length_fs": FS_PER_S if self._length is None else self._length.length_fs,
             "changed": self._change is not None,
             "left": self._left,
             "numbers": self.table.numbers.state(),
@@ -189,7 +194,8 @@ class Clock:
         self.now_fs, self.window = state["now_fs"], state["window"]
         self.spec = SchedulerSpec.model_construct(**state["spec"])
         self.arrivals.restore(state, self.spec.router)
-        self._length_fs = state["length_fs"]
+        if self._length is not None:
+            self._length.length_fs = state["length_fs"]
         self._change = self.spec if state["changed"] else None
         self._left = state["left"]
         self.table.numbers = RequestNumbers.of_state(len(self.table), state["numbers"])
@@ -215,15 +221,15 @@ class Clock:
             end = min(end, self.faults.next_fs)
         if self.control is not None:
             end = min(end, max(self.control.next_barrier_fs(self.now_fs), self.now_fs + 1))
-        elif self._wall_s is not None:
-            end = min(end, self.now_fs + self._length_fs)
+        elif self._length is not None:
+            end = min(end, self.now_fs + self._length.length_fs)
         if self.journal is not None and (pending := self.journal.pending(self.now_fs + 1)) is not None:
             end = min(end, pending[0])
         return end
 
     def _in_windows(self) -> bool:
         """Whether another window is wanted: something is left to happen, and somebody wants to see it in windows."""
-        watched = self.control is not None or self._wall_s is not None or self.journal is not None
+        watched = self.control is not None or self._length is not None or self.journal is not None
         reported = self.report_fs > 0 and self.arrivals.router is not None and self.arrivals.next_fs is not None
         if not watched and not reported and self.handovers is None and not self.faults.any:
             return False
@@ -340,12 +346,6 @@ class Clock:
             left = left[~np.isin(left, elsewhere)]
         self._left += len(left)
         return left
-
-    def _adapt(self, wall_s: float) -> None:
-        """Make windows last as long as they should."""
-        if self._wall_s is not None:
-            factor = min(2.0, max(0.25, self._wall_s / max(wall_s, 1e-6)))
-            self._length_fs = min(_LONGEST_FS, max(FS_PER_PS, int(self._length_fs * factor)))
 
     def _view(self, left: IntArray, now_fs: int) -> RunView:
         """The run as it may be seen and changed."""

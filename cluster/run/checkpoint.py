@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -99,9 +100,11 @@ class CheckpointFolder:
             self.span_file.close()
         self.log.close()
         if kind is None:  # the run is done
-            for name in (STATE_FILE, COMMANDS_FILE, SPANS_FILE, TARGET_FILE, LOCK_FILE):
+            for name in (STATE_FILE, COMMANDS_FILE, SPANS_FILE, TARGET_FILE):  # until the last, a rerun knows of it
                 (self.folder / name).unlink(missing_ok=True)
-            if not any(self.folder.iterdir()):
+        with suppress(OSError):
+            if [path.name for path in self.folder.iterdir()] == [LOCK_FILE]:  # nothing to go on from
+                (self.folder / LOCK_FILE).unlink()
                 self.folder.rmdir()
         self._lock.close()
 

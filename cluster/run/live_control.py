@@ -23,12 +23,12 @@ from pimserve.scheduler.outcomes import cut_off
 from pimserve.scheduler.request_numbers import RequestNumbers
 from pimserve.scheduler.requests import FINISHED, WAITING
 from pimserve.scheduler.window import MeasuredWindow
+from pimserve.scheduler.window_length import WindowLength
 
 Answer = TypeVar("Answer")
 
 _WINDOW_WALL_S = 0.05  # that a window of an unpaced run should last
 _FIRST_WINDOW_FS, _LONGEST_WINDOW_FS = FS_PER_S // 10, 1000 * FS_PER_S
-_MOST_GROWTH, _LEAST_GROWTH = 2.0, 0.25
 _COLLECT_EVERY_S = 10.0
 _LEDGERS_S = 1.0  # between two looks at the ledgers, which cost the run some milliseconds
 
@@ -103,7 +103,7 @@ class LiveControl:
         self._held = held
         self._cancelled = self._stopped = self._ended = False
         self._asked: deque[tuple[Future[Any], Callable[[RunView], Any]]] = deque()
-        self._window_fs = _FIRST_WINDOW_FS
+        self._length = WindowLength(_WINDOW_WALL_S, _FIRST_WINDOW_FS, 1, _LONGEST_WINDOW_FS)
         self._resumed_s: float | None = None  # wall clock
         self._collected_s = time.monotonic()
         self._finished = self._rejected = 0
@@ -124,11 +124,11 @@ class LiveControl:
         """At once where something waits for it; else so that windows last 50 ms, or are of the pace."""
         if self._held or self._asked:
             return now_fs + 1
-        return now_fs + (self._window_fs if self._pacer is None else self._pacer.window_fs)
+        return now_fs + (self._length.length_fs if self._pacer is None else self._pacer.window_fs)
 
     def barrier(self, view: RunView) -> None:
         """Show the run, do what was asked for, and wait while it is held or ahead of its pace."""
-        self._adapt()
+        self._adapt(view)
         self._take_in(view)
         with self._changed:
             self._publish(view)
@@ -267,11 +267,10 @@ class LiveControl:
         )
         self._changed.notify_all()
 
-    def _adapt(self) -> None:
-        if self._resumed_s is not None:
-            lasted = max(time.perf_counter() - self._resumed_s, 1e-6)
-            growth = min(_MOST_GROWTH, max(_LEAST_GROWTH, _WINDOW_WALL_S / lasted))
-            self._window_fs = min(_LONGEST_WINDOW_FS, max(1, int(self._window_fs * growth)))
+    def _adapt(self, view: RunView) -> None:
+        if self._resumed_s is not None and self.snapshot is not None:
+            steps = total_steps(view.replicas) - total_steps(self.snapshot.replicas)
+            self._length.lasted(time.perf_counter() - self._resumed_s, steps)
 
     def _collect_garbage(self) -> None:
         """A run switches the collector off, which the threads that answer calls need in the long run."""

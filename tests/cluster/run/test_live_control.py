@@ -55,7 +55,7 @@ class Loop(threading.Thread):
         self.control.end()
 
     def view(self, now, window, left):
-        state = ReplicaState(0, "", True, now, window, 1, 2, 1, 10, 1, 10, self.done, 3, 9)
+        state = ReplicaState(0, "", True, now, 100 * window, 1, 2, 1, 10, 1, 10, self.done, 3, 9)
         told = (now, window, self.done, self.table, left, [state], self.apply)
         return RunView(*told, lambda: [], MeasuredWindow())
 

@@ -1,0 +1,248 @@
+"""The disk of a seed: a folder of the real one, whose files end with the process that has them open, fill up, and fail.
+
+What a program has not handed to the system is lost when it is killed: its buffers are ours here, so they are just
+dropped, and descriptors of a dead process point to nowhere, which also gives back its locks. A write that fails leaves
+a part of what was to be written.
+"""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import io
+import os
+from collections.abc import Callable
+from typing import Any
+
+from tests.simulated.active import simulated, world
+from tests.simulated.loop import Process
+
+_REAL = {name: getattr(os, name) for name in (
+    "open", "close", "fsync", "rename", "replace", "link", "unlink", "mkdir", "rmdir", "truncate", "urandom", "getpid",
+    "_exit",
+)}  # fmt: skip
+_REAL_OPEN = io.open
+
+
+class Disk:
+    """Descriptors of the processes, and what goes wrong.
+
+    Args:
+        root: the folder.
+
+    Attributes:
+        full: nothing more can be written.
+        failing: how many of the next calls fail with EIO.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.full = False
+        self.failing = 0
+        self._open: dict[int, tuple[Process, str]] = {}  # whose it is, and the name of the file
+
+    def has(self, path: Any) -> bool:
+        """Whether a file, or what a descriptor stands for, is on it."""
+        if isinstance(path, int):
+            return path in self._open
+        return os.fspath(path).startswith(self.root) if isinstance(path, (str, os.PathLike)) else False
+
+    def opened(self, handle: int, file: Any) -> None:
+        """A process has a file open."""
+        process = world().loop.check().process
+        if not any(owner is process for owner, _ in self._open.values()):
+            process.at_end.append(lambda: self._end(process))
+        self._open[handle] = process, self.name(file)
+
+    def name(self, file: Any) -> str:
+        """Of a file, or of that which a descriptor stands for."""
+        return self._open[file][1] if isinstance(file, int) else os.path.basename(str(file))
+
+    def closed(self, handle: int) -> None:
+        """It has closed it."""
+        self._open.pop(handle, None)
+
+    def _end(self, process: Process) -> None:
+        """A process is dead: its files are closed, with what they were given so far."""
+        nowhere = _REAL["open"](os.devnull, os.O_RDWR)
+        for handle in [handle for handle, (owner, _) in self._open.items() if owner is process]:
+            os.dup2(nowhere, handle)
+            del self._open[handle]
+        _REAL["close"](nowhere)
+
+    def use(self, what: str, path: Any, *, writes: bool) -> None:
+        """A call to the system: time passes, and it may fail."""
+        loop = world().loop
+        loop.check()
+        loop.note(what, self.name(path))
+        loop.give_way(0.2)
+        if writes and self.failing:
+            self.failing -= 1
+            raise OSError(errno.EIO, os.strerror(errno.EIO), None if isinstance(path, int) else str(path))
+
+    def write(self, handle: int, data: bytes) -> None:
+        """Hand data to the system."""
+        self.use("write", handle, writes=False)
+        wrong = errno.ENOSPC if self.full else errno.EIO if self.failing else None
+        if wrong is None:
+            _write_all(handle, data)
+            return
+        self.failing = max(0, self.failing - 1)
+        _write_all(handle, data[: world().loop.rng.randint(0, len(data))])
+        raise OSError(wrong, os.strerror(wrong))
+
+
+def _write_all(handle: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(handle, view) :]
+
+
+class File(io.BufferedIOBase):
+    """A file that is open for writing, with a buffer that dies with its process."""
+
+    def __init__(self, raw: io.FileIO, *, reads: bool) -> None:
+        self._raw = raw
+        self._reads = reads
+        self._buffer = bytearray()
+        self.name = raw.name
+
+    def fileno(self) -> int:
+        return self._raw.fileno()
+
+    def writable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return self._reads
+
+    def seekable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        world().loop.check()
+        size = memoryview(data).nbytes
+        self._buffer += data
+        if len(self._buffer) >= io.DEFAULT_BUFFER_SIZE:
+            self.flush()
+        return size
+
+    def flush(self) -> None:
+        if self._raw.closed:
+            return
+        if self._buffer:
+            data, self._buffer = bytes(self._buffer), bytearray()
+            world().disk.write(self.fileno(), data)
+
+    def read(self, size: int | None = -1) -> bytes:
+        self.flush()
+        return self._raw.read(-1 if size is None else size) or b""
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self.flush()
+        return self._raw.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._raw.tell() + len(self._buffer)
+
+    def truncate(self, size: int | None = None) -> int:
+        self.flush()
+        return self._raw.truncate(size)
+
+    def close(self) -> None:
+        if self._raw.closed or not simulated():
+            return
+        try:
+            self.flush()
+        finally:
+            world().disk.closed(self.fileno())
+            self._raw.close()
+
+    @property
+    def closed(self) -> bool:
+        return self._raw.closed
+
+    def __del__(self) -> None:
+        """Not a word, as of a dead process."""
+
+
+def _open(
+    file: Any,
+    mode: str = "r",
+    buffering: int = -1,
+    encoding: str | None = None,
+    errors: str | None = None,
+    newline: str | None = None,
+    closefd: bool = True,
+    opener: Any = None,
+) -> Any:
+    """As `open`."""
+    if not simulated() or not world().disk.has(file):
+        return _REAL_OPEN(file, mode, buffering, encoding, errors, newline, closefd, opener)
+    disk = world().disk
+    writes = bool(set(mode) & set("wax+"))
+    disk.use("open", file, writes=writes)
+    if not writes:
+        return _REAL_OPEN(file, mode, buffering, encoding, errors, newline, closefd, opener)
+    raw = io.FileIO(file, mode.replace("b", "").replace("t", ""), closefd, opener)
+    disk.opened(raw.fileno(), file)
+    plain = File(raw, reads="+" in mode)
+    if "b" in mode:
+        return plain
+    return io.TextIOWrapper(plain, encoding or "utf-8", errors, newline)
+
+
+def _os_open(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+    if not simulated() or not (dir_fd is not None or world().disk.has(path)):
+        return int(_REAL["open"](path, flags, mode, dir_fd=dir_fd))
+    world().disk.use("open", path, writes=bool(flags & os.O_CREAT))
+    handle = int(_REAL["open"](path, flags, mode, dir_fd=dir_fd))
+    world().disk.opened(handle, path)
+    return handle
+
+
+def _os_close(handle: int) -> None:
+    if simulated():
+        world().loop.check()
+        world().disk.closed(handle)
+    _REAL["close"](handle)
+
+
+def _call(name: str) -> Callable[..., Any]:
+    real = _REAL[name]
+
+    def call(path: Any, *more: Any, **how: Any) -> Any:
+        if simulated() and (world().disk.has(path) or "dir_fd" in how):
+            world().disk.use(name, path, writes=name not in {"unlink", "rmdir", "truncate"})
+        return real(path, *more, **how)
+
+    return call
+
+
+def _urandom(size: int) -> bytes:
+    return world().loop.rng.randbytes(size) if simulated() else bytes(_REAL["urandom"](size))
+
+
+def _getpid() -> int:
+    return world().loop.check().process.pid if simulated() else int(_REAL["getpid"]())
+
+
+def _exit(code: int) -> None:
+    if not simulated():
+        _REAL["_exit"](code)
+    world().exit(world().loop.check().process, code)
+
+
+def install() -> None:
+    """Have files of a seed's disk opened, written and moved here."""
+    builtins.open = io.open = _open  # type: ignore[assignment]
+    for name in ("fsync", "rename", "replace", "link", "unlink", "mkdir", "rmdir", "truncate"):
+        setattr(os, name, _call(name))
+    for name, call in {
+        "open": _os_open,
+        "close": _os_close,
+        "urandom": _urandom,
+        "getpid": _getpid,
+        "_exit": _exit,
+    }.items():
+        setattr(os, name, call)

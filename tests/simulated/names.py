@@ -1,0 +1,64 @@
+"""Puts the stand-ins in the place of what the program imports: for good, in a process that does nothing else.
+
+The program has its seams where Python has names: a module that says `time.monotonic()` asks for the name `time` of its
+own, `rpc/channels.py` for `grpc`. So nothing in the program knows of this, and nothing is slower for it.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures._base as futures
+import importlib
+import pkgutil
+import queue
+import random
+import secrets
+import sys
+import threading
+import time
+from types import ModuleType
+from typing import Any
+
+import grpc
+
+import pimserve.cluster.base
+import pimserve.cluster.distributed
+import pimserve.cluster.run
+import pimserve.cluster.service
+from pimserve.cluster.base.rpc import channels
+from pimserve.cluster.distributed import deployment
+from tests.simulated import disk
+from tests.simulated.active import world
+from tests.simulated.hosts import SimSupervisor
+from tests.simulated.network import make_channel, make_server
+from tests.simulated.waiting import QUEUE, THREADING, TIME, Module
+
+_ROOTS = (pimserve.cluster.base, pimserve.cluster.run, pimserve.cluster.distributed, pimserve.cluster.service)
+_OURS = ("pimserve.cluster.", "pimserve.scheduler.")
+
+
+def _hex(count: int | None = None) -> str:
+    return random.Random(world().loop.rng.random()).randbytes(count or 16).hex()
+
+
+_SECRETS = Module(secrets, token_hex=_hex, token_urlsafe=_hex)
+_MODULES: dict[ModuleType, Any] = {threading: THREADING, queue: QUEUE, time: TIME, secrets: _SECRETS}
+
+
+def install() -> None:
+    """Replace names in all modules of the runtime."""
+    for root in _ROOTS:
+        for module in pkgutil.walk_packages(root.__path__, f"{root.__name__}."):
+            if "ray" not in module.name:
+                importlib.import_module(module.name)
+    replaced = {id(real): stand_in for real, stand_in in _MODULES.items()}
+    for real, stand_in in _MODULES.items():  # `from threading import Event`
+        replaced |= {id(getattr(real, name)): value for name, value in vars(stand_in).items() if hasattr(real, name)}
+    for name, module in list(sys.modules.items()):
+        if name.startswith(_OURS):
+            for own, value in list(vars(module).items()):
+                if id(value) in replaced:
+                    setattr(module, own, replaced[id(value)])
+    futures.threading = THREADING  # type: ignore[attr-defined]
+    channels.grpc = Module(grpc, server=make_server, insecure_channel=make_channel)  # type: ignore[attr-defined]
+    deployment.ProcessSupervisor = SimSupervisor  # type: ignore[misc, assignment]
+    disk.install()
