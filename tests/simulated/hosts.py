@@ -1,9 +1,10 @@
-"""Hosts of a run in simulated processes: a `HostSupervisor` like the one of real processes."""
+"""Hosts of a run in simulated processes, with the supervisor of real ones."""
 
 from __future__ import annotations
 
-from pimserve.cluster.distributed.hosts.host_supervisor import HostDiedError, HostSupervisor
+from pimserve.cluster.distributed.hosts.host_supervisor import HostDiedError
 from pimserve.cluster.distributed.hosts.hosting import Host, HostSpec, Started, start_host
+from pimserve.cluster.distributed.hosts.process_supervisor import ProcessSupervisor
 from tests.simulated.active import world
 from tests.simulated.waiting import Bell
 
@@ -22,6 +23,7 @@ class SimHost:
         self._bell = Bell()
         loop = world().loop
         self.process = world().launch(spec.name, self._main, parent=loop.check().process)
+        self.pid = self.process.pid
 
     def poll(self) -> int | None:
         world().loop.give_way()
@@ -53,8 +55,8 @@ class SimHost:
         return 0
 
 
-class SimSupervisor(HostSupervisor[SimHost]):
-    """A `HostSupervisor` of simulated processes."""
+class SimSupervisor(ProcessSupervisor):
+    """A `ProcessSupervisor` whose processes are simulated."""
 
-    def _launch(self, name: str, generation: int) -> SimHost:
+    def _launch(self, name: str, generation: int) -> SimHost:  # type: ignore[override]
         return SimHost(self._specs[name])

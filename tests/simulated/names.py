@@ -15,6 +15,7 @@ import secrets
 import sys
 import threading
 import time
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -24,6 +25,7 @@ import pimserve.cluster.base
 import pimserve.cluster.distributed
 import pimserve.cluster.run
 import pimserve.cluster.service
+from pimserve.cluster.base import processes
 from pimserve.cluster.base.rpc import channels
 from pimserve.cluster.distributed import deployment
 from tests.simulated import disk
@@ -38,6 +40,21 @@ _OURS = ("pimserve.cluster.", "pimserve.scheduler.")
 
 def _hex(count: int | None = None) -> str:
     return random.Random(world().loop.rng.random()).randbytes(count or 16).hex()
+
+
+class _Proc:
+    """What the system tells of a process, as a file."""
+
+    def __init__(self, path: str) -> None:
+        self._path = Path(path)
+
+    def read_text(self, **_: Any) -> str:
+        if self._path.parts[:2] != ("/", "proc") or not self._path.parts[2].isdigit():
+            return self._path.read_text()
+        process = world().processes.get(int(self._path.parts[2]))
+        if process is None or process.dead:
+            raise FileNotFoundError
+        return f"{process.pid} (python) {'T' if process.stopped else 'S'} {'0 ' * 18}{process.pid}"
 
 
 _SECRETS = Module(secrets, token_hex=_hex, token_urlsafe=_hex)
@@ -60,5 +77,6 @@ def install() -> None:
                     setattr(module, own, replaced[id(value)])
     futures.threading = THREADING  # type: ignore[attr-defined]
     channels.grpc = Module(grpc, server=make_server, insecure_channel=make_channel)  # type: ignore[attr-defined]
+    processes.Path = _Proc  # type: ignore[misc, assignment]
     deployment.ProcessSupervisor = SimSupervisor  # type: ignore[misc, assignment]
     disk.install()

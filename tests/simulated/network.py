@@ -20,8 +20,7 @@ from tests.simulated.calls import ClientCall, Code, Metadata, ServerCall
 from tests.simulated.loop import Process
 from tests.simulated.waiting import Event, Semaphore
 
-_KEEPALIVE_S = (10.0, 30.0)  # in which a connection breaks over which nothing goes any more (rpc/channels.py)
-_CONNECT_S = 20.0  # that a connection is tried
+_CONNECT_S = 20.0  # that a connection is tried, unless the channel says otherwise
 _BACKOFF_S = (0.8, 1.2)  # in which calls fail at once after one could not be made
 
 
@@ -31,6 +30,8 @@ class Link:
 
     client: Process
     server: SimServer
+    ping_s: float  # after which an end that hears nothing asks,
+    answer_s: float  # and how long it waits then
     calls: dict[ClientCall, dict[str, float]] = field(default_factory=dict)  # when the last message of each way comes
     broken: bool = False
     cut: bool = False  # by a partition
@@ -68,7 +69,8 @@ class Link:
     def fall_silent(self) -> None:
         """Keepalive finds out, unless it is over before."""
         loop = world().loop
-        loop.after(loop.rng.uniform(*_KEEPALIVE_S), lambda: self.silent and self.shut("keepalive watchdog timeout"))
+        found_out_s = self.answer_s + loop.rng.uniform(0, self.ping_s)
+        loop.after(found_out_s, lambda: self.silent and self.shut("keepalive watchdog timeout"))
 
     def shut(self, why: str) -> None:
         """It breaks, with all that is under way."""
@@ -159,7 +161,8 @@ class Network:
 class Channel(grpc.Channel):  # type: ignore[misc]
     """A channel, and the one connection that it has."""
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, options: dict[str, Any]) -> None:
+        self._options = options
         self._process = world().loop.check().process
         self._target = target
         self._link: Link | None = None
@@ -229,14 +232,20 @@ class Channel(grpc.Channel):  # type: ignore[misc]
             self._retry_s = loop.now_s + loop.rng.uniform(*_BACKOFF_S)
             self._fail(call, net.delay_s(), "failed to connect to all addresses: Connection refused")
         elif net.is_cut(self._process, server.process):
-            self._retry_s = loop.now_s + _CONNECT_S
-            self._fail(call, _CONNECT_S, "failed to connect to all addresses: timeout")
+            connect_s = self._seconds("min_reconnect_backoff", _CONNECT_S)
+            self._retry_s = loop.now_s + connect_s
+            self._fail(call, connect_s, "failed to connect to all addresses: timeout")
         else:
-            self._link = link = Link(self._process, server)
+            self._link = link = Link(
+                self._process, server, self._seconds("keepalive_time"), self._seconds("keepalive_timeout")
+            )
             server.links[link] = None
             self._process.at_end.append(lambda: loop.after(net.delay_s(), partial(link.shut, "Socket closed")))
             return link
         return None
+
+    def _seconds(self, option: str, otherwise_s: float = 0.0) -> float:
+        return self._options.get(f"grpc.{option}_ms", 1000 * otherwise_s) / 1000
 
     def _fail(self, call: ClientCall, delay_s: float, why: str) -> None:
         world().loop.after(delay_s, lambda: call.finish(Code.UNAVAILABLE, why))
@@ -423,4 +432,4 @@ def make_server(
 
 def make_channel(target: str, options: Any = None, **_: Any) -> Channel:
     """As `grpc.insecure_channel`."""
-    return Channel(target)
+    return Channel(target, dict(options or ()))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pimserve.cluster.distributed.run_on import PROCESSES, run_on
 from pimserve.cluster.distributed.run_spread import Spread
+from pimserve.cluster.run.verify_run import verify_results
 from pimserve.errors import PimserveError
 from tests.simulated import active
 from tests.simulated.loop import Killed, Loop, StuckError
@@ -139,9 +140,7 @@ def _check(loop: Loop, case: Case, results: Path, root: Path) -> None:
     left = sorted(str(path.relative_to(root)) for path in root.rglob("*") if results not in path.parents)
     if left != ["out"]:
         loop.finding(f"left behind: {left}")
-    odd = sorted({path.name for path in results.iterdir()} - {"summary.json", *case.files})
-    if odd:
-        loop.finding(f"odd files in the results: {odd}")
+    loop.findings += [f"{wrong.file}: {wrong.message}" for wrong in verify_results(results).findings]
 
 
 def _where(there: World) -> str:
