@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pimserve.cluster.base.supervisor import SILENCE_S
 from pimserve.cluster.distributed.run_spread import Spelling, Spread, as_option
-from pimserve.errors import InputError, shortened
+from pimserve.errors import InputError, shortened, together
 
 LOCAL, PROCESSES, OWN_RAY = "local", "processes", "ray"
 DeviceActors = Literal["planned", "lockstep", "none"]
@@ -41,7 +41,7 @@ class Place:
             InputError: options mean nothing here; all that do are named, by their spelling.
         """
         if wrong := list(self._wrong(spelling)):
-            raise wrong[0] if len(wrong) == 1 else InputError("", "\n".join(map(str, wrong)))
+            raise together(wrong)
         resources = (text.partition("=") for text in self.resource)
         return Spread(
             shards=self.shards or 1,

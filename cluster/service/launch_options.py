@@ -12,7 +12,7 @@ from pimserve.cluster.distributed.hosts.ray_cluster import host_and_port
 from pimserve.cluster.distributed.place import LOCAL, OWN_RAY, PROCESSES, DeviceActors, Place
 from pimserve.cluster.scenario.prepared import Prepared
 from pimserve.cluster.service.run_registry import Record
-from pimserve.errors import InputError, shortened
+from pimserve.errors import InputError, shortened, together
 from pimserve.v1 import simulation_pb2 as pb
 
 _DEVICES: dict[DeviceActors, pb.DeviceActors.ValueType] = {
@@ -47,24 +47,37 @@ class AllowedPlaces:
                     message = f"must be local, processes, ray, auto, HOST:PORT or ray://HOST:PORT (got {place!r})"
                     raise InputError("--allow-on", message) from None
 
-    def place_of(self, options: pb.LaunchOptions, prepared: Prepared) -> Place:
+    def place_of(self, options: pb.LaunchOptions) -> Place:
         """Where a run is to compute.
 
         Raises:
-            InputError: that is not allowed, or it cannot be spread so; fields are named `options.shards` and so on.
+            InputError: that is not allowed, or means nothing; fields are named `options.shards` and so on.
         """
         place = _place_of(options)
+        wrong = []
         if place.on not in self.on:
-            allowed = ", ".join(self.on)
-            message = f"must be one of {allowed}: this server allows no others (got {shortened(repr(place.on))})"
-            raise InputError("options.on", message)
-        spread = place.spread(_field)
-        if place.on != LOCAL:
-            hosts = len(host_specs(prepared, spread.checked(prepared.replicas, _field), ""))
-            if hosts > self.most_hosts:
-                message = f"the run would have {hosts:,} processes or actors; this server allows {self.most_hosts:,}"
-                raise InputError("options.devices_per_actor", f"{message}: put more devices into each")
+            message = f"must be one of {', '.join(self.on)}: this server allows no others"
+            wrong.append(InputError("options.on", f"{message} (got {shortened(repr(place.on))})"))
+        try:
+            place.spread(_field)
+        except InputError as error:
+            wrong.append(error)
+        if wrong:
+            raise together(wrong)
         return place
+
+    def check_spread(self, place: Place, prepared: Prepared) -> None:
+        """Refuse a run that cannot be spread so.
+
+        Raises:
+            InputError: so it is; fields are named likewise.
+        """
+        if place.on == LOCAL:
+            return
+        hosts = len(host_specs(prepared, place.spread().checked(prepared.replicas, _field), ""))
+        if hosts > self.most_hosts:
+            message = f"the run would have {hosts:,} processes or actors; this server allows {self.most_hosts:,}"
+            raise InputError("options.devices_per_actor", f"{message}: put more devices into each")
 
 
 USUAL_PLACES = AllowedPlaces((LOCAL, PROCESSES))

@@ -17,18 +17,19 @@ import resource
 import signal
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from pimserve.cluster.base.rpc.statuses import RefusedError
 from pimserve.cluster.service.launch_options import AllowedPlaces
 from pimserve.cluster.service.received_scenario import as_yaml, read_scenario
-from pimserve.errors import InputError, PimserveError
+from pimserve.errors import InputError, PimserveError, together
 from pimserve.v1 import simulation_pb2 as pb
 
 LOG = logging.getLogger("scenario checker")
 LENGTH_BYTES = 4
+_Result = TypeVar("_Result")
 READY: Mapping[str, Any] = {"ready": True}
 _KEPT_BYTES = 200_000_000  # that a check may leave behind; the next one would have so much less
 
@@ -98,12 +99,11 @@ def _check(request: Mapping[str, Any], traces: Path | None, places: AllowedPlace
     Raises:
         PimserveError: it is not acceptable.
     """
-    prepared = read_scenario(request["yaml"], request["overrides"], request["trace"], traces)
-    scenario, cluster = prepared.scenario, prepared.scenario.cluster
+    document = request["yaml"], request["overrides"], request["trace"], traces
     if request["options"] is not None:
-        options = pb.LaunchOptions.FromString(bytes.fromhex(request["options"]))
-        place = places.place_of(options, prepared)
-        return {"name": scenario.name, "scenario": as_yaml(scenario), "place": place.document()}
+        return _check_launch(document, pb.LaunchOptions.FromString(bytes.fromhex(request["options"])), places)
+    prepared = read_scenario(*document)
+    scenario, cluster = prepared.scenario, prepared.scenario.cluster
     return {
         "name": scenario.name,
         "model": prepared.model.name,
@@ -112,6 +112,27 @@ def _check(request: Mapping[str, Any], traces: Path | None, places: AllowedPlace
         "devices": cluster.replicas * cluster.split.devices,
         "warnings": prepared.pools[0].replica.warnings,
     }
+
+
+def _check_launch(document: tuple[Any, ...], options: pb.LaunchOptions, places: AllowedPlaces) -> dict[str, Any]:
+    """How a run is to be kept; what is wrong with its options is told together with what is wrong with its scenario."""
+    wrong: list[InputError] = []
+    place = _tried(wrong, lambda: places.place_of(options))
+    prepared = _tried(wrong, lambda: read_scenario(*document))
+    if place is None or prepared is None:
+        raise together(wrong)
+    places.check_spread(place, prepared)
+    scenario = prepared.scenario
+    return {"name": scenario.name, "scenario": as_yaml(scenario), "place": place.document()}
+
+
+def _tried(wrong: list[InputError], look: Callable[[], _Result]) -> _Result | None:
+    """What was asked for; None, and noted, if it is not acceptable."""
+    try:
+        return look()
+    except InputError as error:
+        wrong.append(error)
+        return None
 
 
 def _data_bytes() -> int | None:

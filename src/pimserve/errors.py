@@ -53,6 +53,11 @@ class InputError(PimserveError, ValueError):
         return InputError(where, self.message)
 
 
+def together(errors: Sequence[InputError]) -> InputError:
+    """One error that says what several say, a line each."""
+    return errors[0] if len(errors) == 1 else InputError("", "\n".join(map(str, errors)))
+
+
 class DoesNotFitError(InputError):
     """A model does not fit that many devices. `least`: the fewest that hold it, None where no number of them does."""
 

@@ -6,7 +6,7 @@ import time
 import grpc
 import pytest
 
-from pimserve.cluster.base.rpc.statuses import RefusedError
+from pimserve.cluster.base.rpc.statuses import RefusedError, violations
 from pimserve.cluster.client import Client
 from pimserve.cluster.service.checker_pool import CheckerPool, CheckLimits
 from pimserve.cluster.service.launch_options import USUAL_PLACES
@@ -54,6 +54,11 @@ def test_what_is_good_is_told_and_what_is_not_is_named(pool):
     with pytest.raises(InputError, match="this server allows no others") as caught:
         check(pool, "", pb.LaunchOptions(on="ray"))
     assert caught.value.where == "options.on"
+    options = pb.LaunchOptions(on="ray", devices_per_actor=2, resource=["duplex=1"])
+    with pytest.raises(InputError) as caught:  # all that is wrong, of options and scenario
+        check(pool, "cluster: {replicas: 0}\nnow: 1", options)
+    named = [field for field, _ in violations(caught.value)]
+    assert named == ["options.on", "options.resource", "cluster.replicas", "now"]
     launched = check(pool, "name: mine", pb.LaunchOptions(on="processes"))
     assert launched["place"] == {"on": "processes"}
     assert "name: mine" in launched["scenario"]

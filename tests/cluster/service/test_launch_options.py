@@ -24,6 +24,12 @@ def two():
     return prepare(load_scenario(None, ["cluster.replicas=2"]))
 
 
+def accepted(allowed, options, run):
+    place = allowed.place_of(options)
+    allowed.check_spread(place, run)
+    return place
+
+
 @pytest.mark.parametrize(
     ("options", "place"),
     [
@@ -39,7 +45,7 @@ def two():
     ids=str,
 )
 def test_what_is_allowed_without_more(options, place, two):
-    assert USUAL_PLACES.place_of(sim.LaunchOptions(**options), two) == place
+    assert accepted(USUAL_PLACES, sim.LaunchOptions(**options), two) == place
 
 
 @pytest.mark.parametrize(
@@ -49,6 +55,7 @@ def test_what_is_allowed_without_more(options, place, two):
         (USUAL_PLACES, {"on": "10.0.0.1:6379"}, ["options.on"]),
         (RAY, {}, ["options.on"]),  # whoever says which places are allowed says all of them
         (RAY, {"on": "ray://head:10002"}, ["options.on"]),
+        (RAY, {"shards": 2}, ["options.on", "options.shards"]),
         (USUAL_PLACES, {"shards": 1, "devices": sim.DEVICE_ACTORS_NONE}, ["options.shards", "options.devices"]),
         (USUAL_PLACES, {"devices_per_actor": 1}, ["options.devices_per_actor"]),
         (USUAL_PLACES, {"on": "processes", "shards": 3}, ["options.shards"]),
@@ -60,15 +67,15 @@ def test_what_is_allowed_without_more(options, place, two):
 )
 def test_what_is_refused_names_the_fields(allowed, options, fields, two):
     with pytest.raises(InputError) as caught:
-        allowed.place_of(sim.LaunchOptions(**options), two)
+        accepted(allowed, sim.LaunchOptions(**options), two)
     assert [field for field, _ in violations(caught.value)] == fields
 
 
 def test_a_run_is_not_spread_over_more_hosts_than_the_server_allows(two):
     options = sim.LaunchOptions(on="processes", shards=2, devices_per_actor=1)
-    assert AllowedPlaces(("processes",), 10).place_of(options, two).shards == 2
+    assert accepted(AllowedPlaces(("processes",), 10), options, two).shards == 2
     with pytest.raises(InputError, match=r"options.devices_per_actor: the run would have 10 processes or actors; this"):
-        AllowedPlaces(("processes",), 9).place_of(options, two)
+        accepted(AllowedPlaces(("processes",), 9), options, two)
 
 
 def test_what_can_be_no_place_is_refused_as_the_server_starts():
@@ -95,7 +102,7 @@ def test_fields_have_ranges(options, broken):
 
 def test_it_is_kept_and_told_as_it_was_said(tmp_path, two):
     asked = {"on": "processes", "shards": 2, "devices": "planned", "devices_per_actor": 3, "host_timeout_s": 2.5}
-    place = USUAL_PLACES.place_of(calls.launch("", speed=2, paused=True, **asked).request.options, two)
+    place = accepted(USUAL_PLACES, calls.launch("", speed=2, paused=True, **asked).request.options, two)
     registry = Registry(tmp_path / "registry")
     common = {"start_paused": True, "idempotency_key": "", "request_digest": ""}
     there = registry.add("a", "n", speed=2, **common, place=json.dumps(place.document()))
