@@ -1,6 +1,7 @@
 """A run once more from its results folder: with what it was told while it went, the same bits, wherever it ran."""
 
 import json
+import re
 import shutil
 import tempfile
 import threading
@@ -18,7 +19,7 @@ from pimserve.cluster.base.checksums import SUMS_FILE, write_checksums
 from pimserve.cluster.distributed.run_on import run_on
 from pimserve.cluster.distributed.run_spread import Spread
 from pimserve.cluster.run.checkpoint import CheckpointFolder
-from pimserve.cluster.run.command_log import CommandLog, encoded, read_commands
+from pimserve.cluster.run.command_log import LINES, CommandLog, encoded, read_commands
 from pimserve.cluster.run.live_control import LiveControl, RunEndedError
 from pimserve.cluster.run.read_summary import read_summary
 from pimserve.cluster.run.reproduce import read_recorded_run
@@ -330,6 +331,17 @@ def test_lines_that_are_lost_or_changed_places_are_noticed(tmp_path: Path) -> No
     file.write_bytes(first + second[:-1])
     with pytest.raises(InputError, match=r"commands.jsonl:2: is cut short"):
         read_commands(file)
+
+
+def test_the_page_has_every_field_of_a_command(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "results.md").read_text(encoding="utf-8")
+    for command, line in LINES.items():
+        assert f"`{command}`" in page
+        for field in line.model_fields:
+            assert re.search(rf"^\| `{field}` \| (all|`{command}`) \|", page, re.MULTILINE), field
+    (example,) = re.findall(r'^{"at_fs".*$', page, re.MULTILINE)
+    (tmp_path / "commands.jsonl").write_text(example + "\n")
+    assert read_commands(tmp_path / "commands.jsonl") == [(600 * 10**12, {"command": "scale_rate", "factor": 0.5})]
 
 
 def test_figures_that_differ_are_named(recorded: Path) -> None:
