@@ -20,6 +20,12 @@ SETTINGS = ["workload.num_requests=2000", "output.steps=false"]
 SPREAD = {"on": "processes", "devices_per_actor": 2}  # one shard, and two hosts of two devices each
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    """Six processes start on a machine that may be busy."""
+    monkeypatch.setattr("tests.cluster.service.harness.PATIENCE_S", 120.0)
+
+
 def worker_of(data, run):
     return until(lambda: (read_json(data / "runs" / run.id / "worker.json") or {}).get("pid"))
 
@@ -115,7 +121,8 @@ def test_on_a_ray_of_its_own_where_the_server_allows_it(tmp_path):
     with server_and_client(tmp_path / "data", worker=WORKER, places=AllowedPlaces(("ray",))) as client:
         assert refused(client.launch, "", settings)[1].startswith("options.on: must be one of ray: this server")
         run = client.launch("", settings, on="ray", devices="planned")
-        until(lambda: state(client, run) == "running")
+        until(lambda: state(client, run) != "queued")
+        assert state(client, run) == "starting"
         digest = digest_of(client, run, tmp_path / "out", shards=1, devices="planned")
     summary, _ = serve(prepare(load_scenario(None, settings)))
     assert digest == summary["digest"]
