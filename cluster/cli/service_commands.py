@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +15,7 @@ from pimserve.cluster.cli.connection import Connection
 from pimserve.cluster.cli.deployment_options import DeploymentOptions
 from pimserve.cluster.cli.options import AsJson, Overrides, ScenarioFile
 from pimserve.cluster.cli.output import print_json, print_page
-from pimserve.errors import InputError, PimserveError
+from pimserve.errors import InputError, PimserveError, shortened
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -60,6 +61,10 @@ def launch_command(
     idempotency_key: Annotated[
         str, typer.Option(metavar="KEY", help="A second launch with the same key gives the run of the first.")
     ] = "",
+    labels: Annotated[
+        list[str] | None,
+        typer.Option("--label", metavar="KEY=VALUE", help="Label to find it by; repeatable.", show_default=False),
+    ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Watch it until it has ended.")] = False,
     *,
     deployment: DeploymentOptions,
@@ -86,6 +91,7 @@ def launch_command(
             devices_per_actor=place.devices_per_actor,
             resource=place.resource,
             host_timeout_s=place.host_timeout_s,
+            labels=_labels(labels),
         )
         if not watch:
             call.show(run, run.id)
@@ -98,18 +104,30 @@ def list_command(
     states: Annotated[
         list[str] | None, typer.Option("--state", help="Only runs in this state; repeatable.", show_default=False)
     ] = None,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option("--label", metavar="KEY=VALUE", help="Only runs with this label; repeatable.", show_default=False),
+    ] = None,
+    name: Annotated[str, typer.Option(help="Only runs of this name; * stands for any characters.")] = "",
+    since: Annotated[
+        datetime | None, typer.Option(metavar="TIME", help="Only runs launched then or later, UTC.", show_default=False)
+    ] = None,
+    until: Annotated[
+        datetime | None, typer.Option(metavar="TIME", help="Only runs launched before then, UTC.", show_default=False)
+    ] = None,
     *,
     call: _Call,
 ) -> None:
     """List the runs of a server, newest first."""
     from pimserve.cluster.cli.service_tables import run_list  # noqa: PLC0415
+    from pimserve.cluster.client import Wanted  # noqa: PLC0415
     from pimserve.cluster.service.run_registry import STATES  # noqa: PLC0415
 
     for state in states or ():
         if state not in STATES:
             raise InputError("--state", f"must be one of {', '.join(STATES)} (got {state!r})")
     with call.client() as client:
-        runs = list(client.list(states or ()))
+        runs = list(client.list(wanted=Wanted(states or (), _labels(labels), name, since, until)))
     call.show(runs, lambda: run_list(runs))
 
 
@@ -177,6 +195,9 @@ def change_command(
     max_num_batched_tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens of one step.", show_default=False)
     ] = None,
+    speed: Annotated[
+        str | None, typer.Option(metavar="FACTOR", help="Pace, such as 60x; max: no pace.", show_default=False)
+    ] = None,
     rate: Annotated[
         float | None,
         typer.Option(metavar="FACTOR", help="Requests still to come arrive this much faster.", show_default=False),
@@ -184,17 +205,22 @@ def change_command(
     *,
     call: _Call,
 ) -> None:
-    """Change the scheduler or the rate for the rest of a run."""
+    """Change the scheduler, the pace or the rate for the rest of a run."""
+    from pimserve.cluster.base.speed import parse_speed  # noqa: PLC0415
+
     settings = {"router": router, "max_num_seqs": max_num_seqs, "max_num_batched_tokens": max_num_batched_tokens}
     changed = any(value is not None for value in settings.values())
-    if not changed and rate is None:
-        raise InputError("change", "give --router, --max-num-seqs, --max-num-batched-tokens or --rate")
+    if not changed and rate is None and speed is None:
+        raise InputError("change", "give --router, --max-num-seqs, --max-num-batched-tokens, --speed or --rate")
+    factor = 0.0 if speed in {None, "max"} else parse_speed(str(speed))
     with call.client() as client:
         since_s = 0.0
         if changed:
             since_s = client.change_scheduler(
                 run, router=router, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens
             )
+        if speed is not None:
+            since_s = client.change_speed(run, factor)
         if rate is not None:
             since_s = client.scale_rate(run, rate)
     call.show({"run": run, "simulated_s": since_s}, f"in force since {since_s:,.6f} s")
@@ -338,6 +364,21 @@ def _print_line(run: Run) -> None:
 
     typer.echo(run_line(run))
     sys.stdout.flush()
+
+
+def _labels(given: list[str] | None) -> dict[str, str]:
+    """Labels, from "KEY=VALUE" each.
+
+    Raises:
+        InputError: one is none, or comes twice.
+    """
+    labels: dict[str, str] = {}
+    for text in given or ():
+        key, equals, value = text.partition("=")
+        if not equals or key in labels:
+            raise InputError("--label", f"must be KEY=VALUE, each key once (got {shortened(repr(text))})")
+        labels[key] = value
+    return labels
 
 
 def _text(path: Path) -> str:

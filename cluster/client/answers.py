@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableSequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -56,6 +56,7 @@ class Run:
     error: str
     restarts: int
     queue_position: int | None
+    labels: dict[str, str] = field(default_factory=dict)
     on: str = "local"
     shards: int | None = None
     devices: str | None = None
@@ -274,9 +275,7 @@ def run(message: sim.Run) -> Run:
     queued = message.state == sim.RUN_STATE_QUEUED
     hints, options = _hints(Run), message.options
     how = {
-        field.name: _value(options, field, hints[field.name])
-        for field in options.DESCRIPTOR.fields
-        if field.name in hints
+        part.name: _value(options, part, hints[part.name]) for part in options.DESCRIPTOR.fields if part.name in hints
     }
     if options.devices == sim.DEVICE_ACTORS_UNSPECIFIED:
         how["devices"] = None

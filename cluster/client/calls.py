@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -38,6 +39,7 @@ _IDEMPOTENT = {
         "Resume",
         "Cancel",
         "Continue",
+        "ChangeSpeed",
     ),
     "pimserve.v1.SchedulerService": (
         "GetReplicas",
@@ -164,6 +166,7 @@ def launch(
     devices_per_actor: int | None = None,
     resource: Sequence[str] = (),
     host_timeout_s: float | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> Call[answers.Run]:
     """Put a simulation in the queue.
 
@@ -180,6 +183,7 @@ def launch(
         devices_per_actor: simulated devices in each; None: as `pimserve run` has it.
         resource: "NAME=N" each: what a device holds of a Ray cluster's custom resources.
         host_timeout_s: for which one of its processes or actors may be silent before it is replaced; None: 10.
+        labels: to find it by.
 
     Raises:
         ServiceError: there is no such way to drive devices; or the server refuses, or does not answer.
@@ -198,6 +202,7 @@ def launch(
         scenario=_document(scenario, overrides, trace),
         options=options,
         idempotency_key=idempotency_key or str(uuid.uuid4()),
+        labels=labels or {},
     )
     return Call(request, _run_of)
 
@@ -250,13 +255,44 @@ def summary(run_id: str) -> Call[Summary]:
     return Call(sim.GetSummaryRequest(run_id=run_id), read)
 
 
-def page(states: Sequence[str], token: str, size: int) -> Call[tuple[list[answers.Run], str]]:
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which runs are listed.
+
+    Args:
+        states: in one of these; none for all.
+        labels: that have all of these.
+        name: with this name, in which * stands for any characters; empty for all.
+        since: launched then or later.
+        until: launched before then.
+    """
+
+    states: Sequence[str] = ()
+    labels: Mapping[str, str] | None = None
+    name: str = ""
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+def page(wanted: Wanted, token: str, size: int) -> Call[tuple[list[answers.Run], str]]:
     """A page of runs, and the token of the next."""
-    numbers = [sim.RunState.Value(f"RUN_STATE_{state.upper()}") for state in states]
-    return Call(
-        sim.ListRequest(page_size=size, page_token=token, states=numbers),
-        lambda answer: ([answers.run(run) for run in answer.runs], answer.next_page_token),
+    request = sim.ListRequest(
+        page_size=size,
+        page_token=token,
+        states=[sim.RunState.Value(f"RUN_STATE_{state.upper()}") for state in wanted.states],
+        labels=wanted.labels or {},
+        name=wanted.name,
     )
+    if wanted.since is not None:
+        request.created_from.FromDatetime(wanted.since)
+    if wanted.until is not None:
+        request.created_until.FromDatetime(wanted.until)
+    return Call(request, lambda answer: ([answers.run(run) for run in answer.runs], answer.next_page_token))
+
+
+def change_speed(run_id: str, speed: float) -> Call[float]:
+    """Let a run go on at another speed, 0 for as fast as possible; returns since which simulated time, s."""
+    return Call(sim.ChangeSpeedRequest(run_id=run_id, speed=speed), _simulated_s)
 
 
 def watch(run_id: str, interval_s: float) -> Call[answers.Run]:

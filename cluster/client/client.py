@@ -28,7 +28,7 @@ from pimserve.cluster.base.rpc.results_stream import receiving
 from pimserve.cluster.base.rpc.security import NO_TLS, TlsFiles, bearer, channel_credentials
 from pimserve.cluster.client import calls
 from pimserve.cluster.client.answers import Run
-from pimserve.cluster.client.calls import Call, ServiceError, error_of
+from pimserve.cluster.client.calls import Call, ServiceError, Wanted, error_of
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 _TIMEOUT_S = 30.0
@@ -99,6 +99,7 @@ class _Base:
     summary = _Method(calls.summary)
     pause = _Method(calls.pause)
     resume = _Method(calls.resume)
+    change_speed = _Method(calls.change_speed)
     cancel = _Method(calls.cancel)
     continue_ = _Method(calls.continue_)
     delete = _Method(calls.delete)
@@ -148,11 +149,11 @@ class Client(_Base):
         """Close the connection."""
         self._channel.close()
 
-    def list(self, states: Sequence[str] = ()) -> Iterator[Run]:
-        """All runs, newest first; with `states`, those in one of them."""
-        token = ""
+    def list(self, states: Sequence[str] = (), wanted: Wanted | None = None) -> Iterator[Run]:
+        """All runs, newest first; with `states`, those in one of them; or those that are wanted."""
+        token, wanted = "", wanted or Wanted(states)
         while True:
-            runs, token = self._do(calls.page(states, token, _PAGE))
+            runs, token = self._do(calls.page(wanted, token, _PAGE))
             yield from runs
             if not token:
                 return
@@ -213,11 +214,11 @@ class AsyncClient(_Base):
         """Close the connection."""
         await self._channel.close()
 
-    async def list(self, states: Sequence[str] = ()) -> AsyncIterator[Run]:
+    async def list(self, states: Sequence[str] = (), wanted: Wanted | None = None) -> AsyncIterator[Run]:
         """All runs, newest first."""
-        token = ""
+        token, wanted = "", wanted or Wanted(states)
         while True:
-            runs, token = await self._do(calls.page(states, token, _PAGE))
+            runs, token = await self._do(calls.page(wanted, token, _PAGE))
             for run in runs:
                 yield run
             if not token:

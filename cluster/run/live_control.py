@@ -178,6 +178,10 @@ class LiveControl:
         """Let the run go on; says the simulated time, fs."""
         return self.ask(lambda view: self._set_held(view, held=False))
 
+    def change_speed(self, speed: float) -> Future[int]:
+        """Let the run go on at another speed; 0: as fast as possible. Says since which simulated time, fs."""
+        return self.ask(lambda view: self._set_speed(view, speed))
+
     def cancel(self) -> None:
         """End the run at the end of this window."""
         with self._changed:
@@ -209,6 +213,11 @@ class LiveControl:
     def _set_held(self, view: RunView, *, held: bool) -> int:
         self._held = held
         self._publish(view)
+        return view.now_fs
+
+    def _set_speed(self, view: RunView, speed: float) -> int:
+        self._pacer = Pacer(speed) if speed else None
+        self._window_fs = _FIRST_WINDOW_FS  # a paced run has hardly anything to do in a window
         return view.now_fs
 
     def _answer(self, view: RunView) -> None:

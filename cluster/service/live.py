@@ -51,7 +51,7 @@ class _OfRun:
 
 
 class LiveSimulation(_OfRun, simulation_pb2_grpc.SimulationServiceServicer):
-    """Pause, Resume and Cancel; the rest is the server's."""
+    """Pause, Resume, ChangeSpeed and Cancel; the rest is the server's."""
 
     def Pause(self, request: sim.PauseRequest, context: _Context) -> sim.PauseResponse:  # noqa: N802
         """Hold the run."""
@@ -62,6 +62,12 @@ class LiveSimulation(_OfRun, simulation_pb2_grpc.SimulationServiceServicer):
         """Let it go on."""
         self._check_id(request.run_id)
         return sim.ResumeResponse(simulated_s=_result(self._control.go_on, context) / FS_PER_S)
+
+    def ChangeSpeed(self, request: sim.ChangeSpeedRequest, context: _Context) -> sim.ChangeSpeedResponse:  # noqa: N802
+        """Another pace."""
+        self._check_id(request.run_id)
+        now_fs = _result(lambda: self._control.change_speed(request.speed), context)
+        return sim.ChangeSpeedResponse(run=self._run(self._control.snapshot), simulated_s=now_fs / FS_PER_S)
 
     def Cancel(self, request: sim.CancelRequest, context: _Context) -> sim.CancelResponse:  # noqa: N802
         """End it; answers before it has."""

@@ -15,15 +15,14 @@ from typing import Any
 
 import grpc
 
-from pimserve.cluster.base.files import read_json
+from pimserve.cluster.base.files import PRIVATE, read_json, write_json
 from pimserve.cluster.base.processes import LOCKED, TO_BE_CONTINUED
 from pimserve.cluster.base.rpc.statuses import RefusedError, unknown_run
-from pimserve.cluster.distributed.place import Place
 from pimserve.cluster.metrics.run_metrics import RunMetrics
 from pimserve.cluster.run.checkpoint import has_checkpoint
 from pimserve.cluster.service.data_folder import DataFolder, RunFolder
 from pimserve.cluster.service.disk_usage import DiskUsage
-from pimserve.cluster.service.run_registry import ACTIVE, ENDED, Record, Registry, State
+from pimserve.cluster.service.run_registry import ACTIVE, ENDED, Record, Registry, RunRequest, State
 from pimserve.cluster.service.worker_link import WORKER, WorkerLink
 from pimserve.cluster.service.worker_supervisor import WorkerSupervisor, cause_of
 from pimserve.v1 import simulation_pb2
@@ -94,17 +93,16 @@ class RunQueue:
             self._thread.join()
         self._workers.close()
 
-    def launch(
-        self, scenario: str, name: str, *, speed: float, paused: bool, place: Place, key: str, digest: str
-    ) -> tuple[Record, bool]:
-        """Put a run in the queue; returns it, and whether it is new.
+    def launch(self, scenario: str, asked: RunRequest) -> tuple[Record, bool]:
+        """Put a run of a scenario (YAML) in the queue; returns it, and whether it is new.
 
         Raises:
             RefusedError: the queue or the disk is full, the server stops, or the key stands for something else.
         """
         with self._lock:
-            if key and (known := self.registry.by_key(key)) is not None:
-                if known.request_digest != digest:
+            known = self.registry.by_key(asked.idempotency_key) if asked.idempotency_key else None
+            if known is not None:
+                if known.request_digest != asked.request_digest:
                     raise RefusedError(
                         grpc.StatusCode.ALREADY_EXISTS, f"run {known.id} was launched with this key and other options"
                     )
@@ -112,21 +110,13 @@ class RunQueue:
             self._admit()
             run_id = self._new_id()
             try:
-                self._data.create(run_id, scenario, {"speed": speed, "place": place.document()})
+                self._data.create(run_id, scenario, {"speed": asked.speed, "place": json.loads(asked.place)})
             except OSError as error:
                 raise RefusedError(
                     grpc.StatusCode.RESOURCE_EXHAUSTED, f"the server cannot write its files: {error.strerror}"
                 ) from None
             try:
-                record = self.registry.add(
-                    run_id,
-                    name,
-                    speed=speed,
-                    start_paused=paused,
-                    idempotency_key=key,
-                    request_digest=digest,
-                    place=json.dumps(place.document()),
-                )
+                record = self.registry.add(run_id, asked)
             except BaseException:
                 self._data.remove(run_id)
                 raise
@@ -239,6 +229,17 @@ class RunQueue:
         """A run is held, or goes on."""
         self.registry.hold(run_id, held=held)
         self.notify()
+
+    def pace(self, run_id: str, speed: float, states: Sequence[State]) -> bool:
+        """A run in one of these states goes on at another speed, also after a restart; whether it is in one."""
+        with self._lock:
+            if self.record(run_id).state not in states:
+                return False
+            options = self._data.run(run_id).options
+            write_json(options, {**(read_json(options) or {}), "speed": speed}, PRIVATE)
+            self.registry.pace(run_id, speed)
+        self.notify()
+        return True
 
     def folder(self, run_id: str) -> RunFolder:
         """Files of a run."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import sqlite3
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -49,6 +50,7 @@ _MIGRATIONS = (
     UPDATE runs SET held = 1 WHERE state = 'paused' OR (state = 'queued' AND start_paused);
     ALTER TABLE runs ADD COLUMN place TEXT NOT NULL DEFAULT '{}';
     """,
+    "ALTER TABLE runs ADD COLUMN labels TEXT NOT NULL DEFAULT '{}';",
 )
 _VERSION = len(_MIGRATIONS)
 
@@ -75,6 +77,7 @@ class Record:
         request_digest: of the request that launched it.
         held: whether it is held, or is to be as soon as its process runs.
         place: where it computes, as JSON (`launch_options.py`).
+        labels: to find it by, as JSON.
     """
 
     number: int
@@ -94,6 +97,55 @@ class Record:
     request_digest: str
     held: bool
     place: str
+    labels: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """What is asked for when a run is launched; see `Record`. Without an idempotency key, that is empty."""
+
+    name: str
+    speed: float
+    start_paused: bool
+    idempotency_key: str
+    request_digest: str
+    place: str = "{}"
+    labels: str = "{}"
+
+
+@dataclass(frozen=True, slots=True)
+class RunFilter:
+    """Which runs are wanted.
+
+    Args:
+        states: in one of these; none for all.
+        name: with this name, in which * stands for any characters; empty for all.
+        labels: that they all have.
+        since_s: launched then or later, seconds since 1970.
+        until_s: launched before then.
+    """
+
+    states: Collection[State] = ()
+    name: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    since_s: float | None = None
+    until_s: float | None = None
+
+    def sql(self) -> tuple[str, list[object]]:
+        """The condition, and the values of its marks."""
+        parts: list[tuple[str, Sequence[object]]] = [
+            ("EXISTS (SELECT 1 FROM json_each(labels) WHERE key = ? AND value = ?)", label)
+            for label in self.labels.items()
+        ]
+        states = list(self.states or STATES)
+        parts.append((f"state IN ({', '.join('?' * len(states))})", states))
+        if self.name:
+            parts.append(("name GLOB ?", [re.sub(r"[?\[\]]", r"[\g<0>]", self.name)]))
+        if self.since_s is not None:
+            parts.append(("created_s >= ?", [self.since_s]))
+        if self.until_s is not None:
+            parts.append(("created_s < ?", [self.until_s]))
+        return " AND ".join(part for part, _ in parts), [value for _, values in parts for value in values]
 
 
 _COLUMNS = ", ".join(field.name for field in fields(Record))
@@ -132,33 +184,19 @@ class Registry:
         with self._lock:
             self._connection.close()
 
-    def add(
-        self,
-        run_id: str,
-        name: str,
-        *,
-        speed: float,
-        start_paused: bool,
-        idempotency_key: str,
-        request_digest: str,
-        place: str = "{}",
-    ) -> Record:
+    def add(self, run_id: str, asked: RunRequest) -> Record:
         """A new run, at the end of the queue."""
         values: dict[str, object] = {
+            **asdict(asked),
             "id": run_id,
-            "name": name,
             "state": "queued",
-            "speed": speed,
-            "start_paused": start_paused,
             "created_s": time.time(),
             "error": "",
             "restarts": 0,
             "cancelled": False,
             "progress": "{}",
-            "idempotency_key": idempotency_key or None,
-            "request_digest": request_digest,
-            "held": start_paused,
-            "place": place,
+            "idempotency_key": asked.idempotency_key or None,
+            "held": asked.start_paused,
         }
         marks = ", ".join("?" * len(values))
         with self._transaction() as connection:
@@ -175,17 +213,16 @@ class Registry:
         with self._transaction() as connection:
             return next(_records(connection, "idempotency_key = ?", idempotency_key), None)
 
-    def page(self, size: int, before: int | None, states: Collection[State]) -> list[Record]:
-        """Up to `size` runs, newest first, of lower number than `before`, in one of `states`."""
-        wanted = list(states or STATES)
-        marks = ", ".join("?" * len(wanted))
+    def page(self, size: int, before: int | None, wanted: RunFilter) -> list[Record]:
+        """Up to `size` runs that are wanted, newest first, of lower number than `before`."""
+        conditions, values = wanted.sql()
         with self._transaction() as connection:
             return list(
                 _records(
                     connection,
-                    f"number < ? AND state IN ({marks}) ORDER BY number DESC LIMIT ?",
+                    f"number < ? AND {conditions} ORDER BY number DESC LIMIT ?",
                     2**62 if before is None else before,
-                    *wanted,
+                    *values,
                     size,
                 )
             )
@@ -212,6 +249,10 @@ class Registry:
     def hold(self, run_id: str, *, held: bool) -> None:
         """It is held, or goes on."""
         self._change(run_id, ACTIVE, held=held, state="paused" if held else "running")
+
+    def pace(self, run_id: str, speed: float) -> None:
+        """It goes on at another speed."""
+        self._change(run_id, ("queued", *ACTIVE), speed=speed)
 
     def restarting(self, run_id: str) -> None:
         """Its process has ended, and another is about to start."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -14,13 +15,12 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from pimserve.cluster.base.rpc.results_stream import send_files
 from pimserve.cluster.base.rpc.statuses import RefusedError
-from pimserve.cluster.distributed.place import Place
 from pimserve.cluster.service.checker_pool import CheckerPool
 from pimserve.cluster.service.data_folder import RunFolder
 from pimserve.cluster.service.ended_runs import finished, summary_of
 from pimserve.cluster.service.launch_options import options_of
 from pimserve.cluster.service.run_queue import RunQueue
-from pimserve.cluster.service.run_registry import ENDED, STATES, Record, State
+from pimserve.cluster.service.run_registry import ACTIVE, ENDED, STATES, Record, RunFilter, RunRequest, State
 from pimserve.v1 import simulation_pb2 as pb
 from pimserve.v1 import simulation_pb2_grpc
 
@@ -54,16 +54,17 @@ class Simulations(simulation_pb2_grpc.SimulationServiceServicer):
     def Launch(self, request: pb.LaunchRequest, context: grpc.ServicerContext) -> pb.LaunchResponse:  # noqa: N802
         """Put a run in the queue."""
         checked = self._checkers.check(request.scenario, request.options, context)
-        asked = pb.LaunchRequest(scenario=request.scenario, options=request.options)
-        record, created = self._queue.launch(
-            checked["scenario"],
-            checked["name"],
+        without_key = pb.LaunchRequest(scenario=request.scenario, options=request.options, labels=request.labels)
+        asked = RunRequest(
+            name=checked["name"],
             speed=request.options.speed,
-            paused=request.options.paused,
-            place=Place(**checked["place"]),
-            key=request.idempotency_key,
-            digest=hashlib.sha256(asked.SerializeToString(deterministic=True)).hexdigest(),
+            start_paused=request.options.paused,
+            idempotency_key=request.idempotency_key,
+            request_digest=hashlib.sha256(without_key.SerializeToString(deterministic=True)).hexdigest(),
+            place=json.dumps(checked["place"]),
+            labels=json.dumps(dict(request.labels), sort_keys=True),
         )
+        record, created = self._queue.launch(checked["scenario"], asked)
         return pb.LaunchResponse(run=self._run(record), created=created)
 
     def Get(self, request: pb.GetRequest, context: grpc.ServicerContext) -> pb.GetResponse:  # noqa: N802
@@ -79,8 +80,7 @@ class Simulations(simulation_pb2_grpc.SimulationServiceServicer):
         """A page of runs."""
         size = request.page_size or _PAGE
         before = int(request.page_token) if request.page_token else None
-        states = {state for state in STATES if _STATES[state] in request.states}
-        records = self._queue.registry.page(size + 1, before, states)
+        records = self._queue.registry.page(size + 1, before, _filter_of(request))
         page = records[:size]
         return pb.ListResponse(
             runs=[self._run(record) for record in page],
@@ -118,6 +118,17 @@ class Simulations(simulation_pb2_grpc.SimulationServiceServicer):
         """Let a run go on."""
         response: pb.ResumeResponse = self._hold("Resume", request, context)
         return response
+
+    def ChangeSpeed(self, request: pb.ChangeSpeedRequest, context: grpc.ServicerContext) -> pb.ChangeSpeedResponse:  # noqa: N802
+        """Another pace."""
+        run_id, speed, since_s = request.run_id, request.speed, 0.0
+        if not self._queue.pace(run_id, speed, ("queued",)):
+            link = self._queue.link(run_id)
+            assert link.simulation is not None
+            answer = link.simulation.ChangeSpeed(request, timeout=remaining_s(context), metadata=link.metadata)
+            since_s = answer.simulated_s
+            self._queue.pace(run_id, speed, ACTIVE)
+        return pb.ChangeSpeedResponse(run=self._run(self._queue.record(run_id)), simulated_s=since_s)
 
     def Cancel(self, request: pb.CancelRequest, context: grpc.ServicerContext) -> pb.CancelResponse:  # noqa: N802
         """End a run."""
@@ -167,6 +178,7 @@ class Simulations(simulation_pb2_grpc.SimulationServiceServicer):
             progress=self._queue.progress(record),
             error=record.error,
             restarts=record.restarts,
+            labels=json.loads(record.labels),
         )
         if record.state == "queued":
             run.queue_position = self._queue.queue_position(record)
@@ -186,6 +198,20 @@ def remaining_s(context: grpc.ServicerContext) -> float:
     """Seconds that a call made for this one may take: less than there are, so that its failure can still be told."""
     remaining = context.time_remaining()
     return _LONGEST_CALL_S if remaining is None else min(0.9 * remaining, _LONGEST_CALL_S)
+
+
+def _filter_of(request: pb.ListRequest) -> RunFilter:
+    return RunFilter(
+        states=[state for state in STATES if _STATES[state] in request.states],
+        name=request.name,
+        labels=request.labels,
+        since_s=_seconds(request.created_from) if request.HasField("created_from") else None,
+        until_s=_seconds(request.created_until) if request.HasField("created_until") else None,
+    )
+
+
+def _seconds(stamp: Timestamp) -> float:
+    return stamp.seconds + stamp.nanos / 1e9
 
 
 def _timestamp(seconds: float | None) -> Timestamp | None:

@@ -167,7 +167,10 @@ def test_mistakes_are_one_clear_line(service):
         (("launch", "--set", "cluster.replicas=0"), "error: cluster.replicas: must be greater than 0 (got 0)"),
         (("launch", "--speed", "fast"), "error: --speed: must be a factor of 0.001 to 1e+06, such as 60x (got 'fast')"),
         (("launch", "none.yaml"), "error: none.yaml: cannot be read: No such file or directory"),
-        (("change", "abcd"), "error: change: give --router, --max-num-seqs, --max-num-batched-tokens or --rate"),
+        (
+            ("change", "abcd"),
+            "error: change: give --router, --max-num-seqs, --max-num-batched-tokens, --speed or --rate",
+        ),
         (("list", "--state", "gone"), "error: --state: must be one of queued, running, paused, finished, failed, "),
         (("list", "--ca", "none.pem"), "error: none.pem: cannot be read: No such file or directory"),
         (("serve", "--data", "data"), "error: data: another server uses this folder; give another with --data"),

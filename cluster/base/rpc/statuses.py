@@ -24,7 +24,8 @@ _NO_ANSWER: Mapping[grpc.StatusCode, str] = {
     grpc.StatusCode.RESOURCE_EXHAUSTED: "the run's process has too many calls to answer; try again later",
 }
 # A status travels in headers, of which clients take 8 KiB; in them a message is in ASCII, and details in base 64.
-_MESSAGE_BYTES, _VIOLATION_BYTES, _STATUS_BYTES = 1000, 300, 3000
+_MESSAGE_BYTES, _SHORT_MESSAGE_BYTES = 1000, 400  # without and with details
+_VIOLATION_BYTES, _DETAILS_BYTES = 250, 4200
 _DOMAIN, _PEERS = "pimserve", "peers"  # in ErrorInfo, hosts that cannot be reached
 _GONE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
 _Detail = TypeVar("_Detail")
@@ -41,6 +42,18 @@ class RefusedError(PimserveError):
     def __init__(self, code: grpc.StatusCode, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+class RequestError(InputError):
+    """Fields of a request are not acceptable.
+
+    Args:
+        fields: by their paths in the request, and what is wrong with each.
+    """
+
+    def __init__(self, fields: Violations) -> None:
+        super().__init__("", "\n".join(f"{field}: {message}" if field else message for field, message in fields))
+        self.fields = tuple(fields)
 
 
 class DeviceMismatchError(PimserveError):
@@ -72,6 +85,8 @@ def unknown_request(request: int, requests: int) -> RefusedError:
 
 def violations(error: InputError) -> Violations:
     """The fields that an error speaks of: one, or one in each of its lines."""
+    if isinstance(error, RequestError):
+        return error.fields
     if error.where:
         return [(error.where, error.message)]
     fields = []
@@ -96,17 +111,23 @@ def status_of(error: PimserveError) -> status_pb2.Status:
         return status
     if not isinstance(error, InputError):
         return _status(grpc.StatusCode.FAILED_PRECONDITION, str(error))
-    status = _status(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+    status = _status(grpc.StatusCode.INVALID_ARGUMENT, _cut(str(error), _SHORT_MESSAGE_BYTES))
+    status.details.add().Pack(_bad_request(violations(error)))
+    return status
+
+
+def _bad_request(fields: Violations) -> error_details_pb2.BadRequest:
+    """Fields that are to blame: as many as there is room for, and how many more there are."""
     request = error_details_pb2.BadRequest()
-    for field, description in violations(error):
+    for number, (field, description) in enumerate(fields):
         request.field_violations.add(
             field=_cut(field, _VIOLATION_BYTES), description=_cut(description, _VIOLATION_BYTES)
         )
-        if request.ByteSize() > _STATUS_BYTES - _MESSAGE_BYTES:
+        if request.ByteSize() > _DETAILS_BYTES:
             del request.field_violations[-1]
+            request.field_violations.add(description=f"and {len(fields) - number} more")
             break
-    status.details.add().Pack(request)
-    return status
+    return request
 
 
 def abort(context: grpc.ServicerContext, error: PimserveError) -> NoReturn:

@@ -99,16 +99,16 @@ class SchedulerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetLatencies(self, request, context):
-        """Percentiles of what is measured so far, as in the summary, and how many requests met the SLO. While the run goes they
-        are of histograms, within 2^-12 of their value; once it has finished, those of the summary to the bit.
+        """Percentiles of what is measured so far, as in the summary, and how many requests met the SLO. While the run goes
+        they are of histograms, within 2^-12 of their value; once it has finished, those of the summary to the bit.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetLedgers(self, request, context):
-        """What the devices of each replica have done, as of a moment within the last two seconds; where devices are actors, by
-        their own ledgers.
+        """What the devices of each replica have done, as of a moment within the last two seconds; where devices are actors,
+        by their own ledgers.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -69,6 +69,11 @@ class SimulationServiceStub(object):
                 request_serializer=pimserve_dot_v1_dot_simulation__pb2.ResumeRequest.SerializeToString,
                 response_deserializer=pimserve_dot_v1_dot_simulation__pb2.ResumeResponse.FromString,
                 _registered_method=True)
+        self.ChangeSpeed = channel.unary_unary(
+                '/pimserve.v1.SimulationService/ChangeSpeed',
+                request_serializer=pimserve_dot_v1_dot_simulation__pb2.ChangeSpeedRequest.SerializeToString,
+                response_deserializer=pimserve_dot_v1_dot_simulation__pb2.ChangeSpeedResponse.FromString,
+                _registered_method=True)
         self.Cancel = channel.unary_unary(
                 '/pimserve.v1.SimulationService/Cancel',
                 request_serializer=pimserve_dot_v1_dot_simulation__pb2.CancelRequest.SerializeToString,
@@ -107,7 +112,8 @@ class SimulationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Launch(self, request, context):
-        """Puts a simulation in the queue. Idempotent with an idempotency key. RESOURCE_EXHAUSTED if the queue or the disk is full.
+        """Puts a simulation in the queue. Idempotent with an idempotency key. RESOURCE_EXHAUSTED if the queue or the disk is
+        full.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -120,7 +126,7 @@ class SimulationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def List(self, request, context):
-        """Newest first.
+        """Newest first: those that every filter of the request lets through.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -146,6 +152,14 @@ class SimulationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ChangeSpeed(self, request, context):
+        """Another pace for the rest of the run, also over restarts. Answers when it is in force. FAILED_PRECONDITION for a
+        run that has ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Cancel(self, request, context):
         """Ends a run without results. One that has ended already stays as it is.
         """
@@ -154,9 +168,9 @@ class SimulationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Continue(self, request, context):
-        """Goes on with a run that has failed, from its last checkpoint, when it is its turn in the queue. One that waits or goes
-        on already stays as it is. FAILED_PRECONDITION if it ended otherwise or has no checkpoint, RESOURCE_EXHAUSTED if the
-        queue or the disk is full, UNAVAILABLE while its process ends.
+        """Goes on with a run that has failed, from its last checkpoint, when it is its turn in the queue. One that waits or
+        goes on already stays as it is. FAILED_PRECONDITION if it ended otherwise or has no checkpoint, RESOURCE_EXHAUSTED
+        if the queue or the disk is full, UNAVAILABLE while its process ends.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -177,7 +191,8 @@ class SimulationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetResults(self, request, context):
-        """Files of the results folder one after the other: for each a header, its bytes in chunks of 1 MiB at most, its digest.
+        """Files of the results folder one after the other: for each a header, its bytes in chunks of 1 MiB at most, its
+        digest.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -220,6 +235,11 @@ def add_SimulationServiceServicer_to_server(servicer, server):
                     servicer.Resume,
                     request_deserializer=pimserve_dot_v1_dot_simulation__pb2.ResumeRequest.FromString,
                     response_serializer=pimserve_dot_v1_dot_simulation__pb2.ResumeResponse.SerializeToString,
+            ),
+            'ChangeSpeed': grpc.unary_unary_rpc_method_handler(
+                    servicer.ChangeSpeed,
+                    request_deserializer=pimserve_dot_v1_dot_simulation__pb2.ChangeSpeedRequest.FromString,
+                    response_serializer=pimserve_dot_v1_dot_simulation__pb2.ChangeSpeedResponse.SerializeToString,
             ),
             'Cancel': grpc.unary_unary_rpc_method_handler(
                     servicer.Cancel,
@@ -436,6 +456,33 @@ class SimulationService(object):
             '/pimserve.v1.SimulationService/Resume',
             pimserve_dot_v1_dot_simulation__pb2.ResumeRequest.SerializeToString,
             pimserve_dot_v1_dot_simulation__pb2.ResumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChangeSpeed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pimserve.v1.SimulationService/ChangeSpeed',
+            pimserve_dot_v1_dot_simulation__pb2.ChangeSpeedRequest.SerializeToString,
+            pimserve_dot_v1_dot_simulation__pb2.ChangeSpeedResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -22,7 +22,7 @@ class FollowRequest(google.protobuf.message.Message):
     INTERVAL_S_FIELD_NUMBER: builtins.int
     run_id: builtins.str
     interval_s: builtins.float
-    """Wall-clock seconds between two answers at least."""
+    """Wall-clock seconds between two answers at least, 0.05 to 60."""
     def __init__(
         self,
         *,

@@ -11,7 +11,7 @@ from pimserve.cluster.distributed.place import Place
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.cluster.service.launch_options import USUAL_PLACES, AllowedPlaces, options_of
-from pimserve.cluster.service.run_registry import Registry
+from pimserve.cluster.service.run_registry import Registry, RunRequest
 from pimserve.errors import InputError
 from pimserve.v1 import simulation_pb2 as sim
 
@@ -104,9 +104,8 @@ def test_it_is_kept_and_told_as_it_was_said(tmp_path, two):
     asked = {"on": "processes", "shards": 2, "devices": "planned", "devices_per_actor": 3, "host_timeout_s": 2.5}
     place = accepted(USUAL_PLACES, calls.launch("", speed=2, paused=True, **asked).request.options, two)
     registry = Registry(tmp_path / "registry")
-    common = {"start_paused": True, "idempotency_key": "", "request_digest": ""}
-    there = registry.add("a", "n", speed=2, **common, place=json.dumps(place.document()))
-    here = registry.add("b", "n", speed=0, **common)
+    there = registry.add("a", RunRequest("n", 2, True, "", "", place=json.dumps(place.document())))
+    here = registry.add("b", RunRequest("n", 0, True, "", ""))
     registry.close()
     told = calls.get("a").read(sim.GetResponse(run=sim.Run(options=options_of(there))))
     assert {name: getattr(told, name) for name in asked} == asked

@@ -21,7 +21,7 @@ from pimserve.v1 import scheduler_pb2 as sched
 from pimserve.v1 import simulation_pb2 as sim
 from pimserve.v1 import worker_pb2
 from tests.cluster.documents import serve
-from tests.cluster.service.harness import prepared
+from tests.cluster.service.harness import prepared, until
 
 ID = {"run_id": "abcd"}
 SMALL = ("workload.num_requests=60",)
@@ -203,6 +203,38 @@ def test_what_cannot_be(worker, method, request_, message):
     started(each)
     assert message in refused(each, method, request_)[1]
     each.call("GetReplicas", sched.GetReplicasRequest(**ID))  # the run goes on
+
+
+def test_a_running_run_takes_another_pace(worker):
+    each = worker(*LONG, speed=1e-3)
+    started(each)
+    each.call("Resume", sim.ResumeRequest(**ID))
+    crawling = each.call("GetReplicas", sched.GetReplicasRequest(**ID)).simulated_s
+    changed = each.call("ChangeSpeed", sim.ChangeSpeedRequest(**ID, speed=1000))
+    assert crawling <= changed.simulated_s < 0.1
+    until(lambda: each.call("GetReplicas", sched.GetReplicasRequest(**ID)).simulated_s > 100)  # a day at the first pace
+    since = each.call("ChangeSpeed", sim.ChangeSpeedRequest(**ID, speed=1e-3)).simulated_s
+    time.sleep(0.3)
+    assert each.call("GetReplicas", sched.GetReplicasRequest(**ID)).simulated_s < since + 1
+    each.call("ChangeSpeed", sim.ChangeSpeedRequest(**ID, speed=0))  # as fast as possible
+    until(lambda: each.call("GetReplicas", sched.GetReplicasRequest(**ID)).simulated_s > since + 100)
+
+
+def test_gaps_between_tokens_are_of_the_answer_when_a_run_is_held(worker):
+    each = worker(*LONG, "run.warmup_s=1")
+    started(each)
+    each.call("Resume", sim.ResumeRequest(**ID))
+    until(lambda: each.call("GetReplicas", sched.GetReplicasRequest(**ID)).simulated_s > 5)
+    each.call("Pause", sim.PauseRequest(**ID))
+    ledgers = each.call("GetLedgers", sched.GetLedgersRequest(**ID))
+    told = until(lambda: _of_now(each.call("GetLatencies", sched.GetLatenciesRequest(**ID))))
+    assert told.simulated_s == ledgers.simulated_s
+    assert {latency.counted_from_s for latency in told.latencies} == {1}
+    assert told.latencies[-1].count > 0
+
+
+def _of_now(told):
+    return told if all(latency.as_of_s == told.simulated_s for latency in told.latencies) else None
 
 
 def test_a_worker_talks_only_to_who_has_its_token(worker):

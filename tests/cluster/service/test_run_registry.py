@@ -1,5 +1,6 @@
 """The registry: what goes in comes out, also after a crash; states only go forward."""
 
+import json
 import os
 import sqlite3
 import stat
@@ -7,7 +8,7 @@ import threading
 
 import pytest
 
-from pimserve.cluster.service.run_registry import Registry
+from pimserve.cluster.service.run_registry import Registry, RunFilter, RunRequest
 from pimserve.errors import InputError
 
 
@@ -18,10 +19,10 @@ def registry(tmp_path):
     opened.close()
 
 
-def add(registry, run_id, key=""):
-    return registry.add(
-        run_id, f"name-{run_id}", speed=2.5, start_paused=True, idempotency_key=key, request_digest=f"d{run_id}"
-    )
+def add(registry, run_id, key="", name="", labels=None):
+    labels = json.dumps(labels or {})
+    name = name or f"name-{run_id}"
+    return registry.add(run_id, RunRequest(name, 2.5, True, key, f"d{run_id}", labels=labels))
 
 
 def test_a_run_from_launch_to_end(registry):
@@ -92,12 +93,34 @@ def test_pages_are_newest_first_and_do_not_skip_or_repeat(registry):
         if number % 5 == 0:
             registry.end(f"r{number}", "finished", "", {})
     seen, before = [], None
-    while page := registry.page(7, before, ()):
+    while page := registry.page(7, before, RunFilter()):
         seen += [record.id for record in page]
         before = page[-1].number
     assert seen == [f"r{number}" for number in reversed(range(25))]
-    assert [record.id for record in registry.page(3, None, {"finished"})] == ["r20", "r15", "r10"]
+    assert [record.id for record in registry.page(3, None, RunFilter({"finished"}))] == ["r20", "r15", "r10"]
     assert [record.id for record in registry.in_states("finished")] == ["r0", "r5", "r10", "r15", "r20"]
+
+
+def test_filters_let_through_what_has_all_that_is_asked_for(registry):
+    add(registry, "a", labels={"team": "chips", "sweep": "1"})
+    add(registry, "b", name="other", labels={"team": "chips"})
+    add(registry, "c", name="o[t]?er", labels={"team": "chips' OR 1=1 --"})
+    cuts = [registry.get(run_id).created_s for run_id in "abc"]
+
+    def found(**wanted):
+        return "".join(record.id for record in registry.page(9, None, RunFilter(**wanted)))
+
+    assert found(labels={"team": "chips"}) == "ba"
+    assert found(labels={"team": "chips", "sweep": "1"}) == "a"
+    assert found(labels={"team": "chips' OR 1=1 --"}) == "c"
+    assert found(labels={"sweep": "2"}) == found(labels={"chips": "team"}) == ""
+    assert found(name="other") == "b"
+    assert (found(name="o*er"), found(name="o[t]?er"), found(name="*"), found(name="O*")) == ("cb", "c", "cba", "")
+    assert found(since_s=cuts[1]) == "cb"
+    assert found(until_s=cuts[1]) == "a"
+    assert found(since_s=cuts[0], until_s=cuts[2], name="*e*", states=["queued"], labels={"team": "chips"}) == "ba"
+    registry.pace("a", 7.0)
+    assert registry.get("a").speed == 7
 
 
 def test_it_is_there_again(tmp_path):
@@ -159,7 +182,7 @@ def test_a_file_of_the_first_version_is_brought_up_to_date(tmp_path):
     old.close()
     for _ in range(2):  # the second time there is nothing to do
         registry = Registry(tmp_path / "r")
-        records = {record.id: record for record in registry.page(9, None, ())}
+        records = {record.id: record for record in registry.page(9, None, RunFilter())}
         assert {run: (record.state, record.held) for run, record in records.items()} == {
             "a": ("paused", True),
             "b": ("queued", True),
@@ -185,7 +208,7 @@ def test_other_files_are_refused(tmp_path):
     other = sqlite3.connect(tmp_path / "newer")
     other.execute("PRAGMA user_version = 99")
     other.close()
-    with pytest.raises(InputError, match="is of version 99; this pimserve reads up to 2"):
+    with pytest.raises(InputError, match="is of version 99; this pimserve reads up to 3"):
         Registry(tmp_path / "newer")
 
 

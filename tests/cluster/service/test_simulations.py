@@ -1,5 +1,6 @@
 """The services of a server whose workers do nothing: what it checks, counts, refuses and says of itself."""
 
+import json
 import time
 from contextlib import ExitStack
 
@@ -9,7 +10,7 @@ from google.protobuf import message_factory
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from pimserve.cluster.client import Client, ServiceError
+from pimserve.cluster.client import Client, ServiceError, Wanted
 from pimserve.cluster.service.run_queue import Limits
 from pimserve.cluster.service.server import SERVICES, ServerOptions, serving
 from pimserve.errors import InputError
@@ -51,6 +52,31 @@ def test_a_launch_that_is_repeated_launches_once(client):
     again = client.launch("name: silent", SMALL, idempotency_key="once")
     assert first.id == again.id
     assert refused(client.launch, "name: silent", LONG, idempotency_key="once")[0] == "ALREADY_EXISTS"
+
+
+def test_runs_are_found_by_their_labels_and_paced_before_they_begin(tmp_path):
+    with server_and_client(tmp_path / "data", running=1, queued=5) as client:
+        labels = {"team": "chips", "sweep/1": ""}
+        first = client.launch("name: silent", SMALL, labels=labels, speed=2, idempotency_key="a")
+        second = client.launch("name: other", SMALL, labels={"team": "chips"})
+        assert (first.labels, client.get(first.id).labels) == (labels, labels)
+        assert refused(client.launch, "name: silent", SMALL, speed=2, idempotency_key="a")[0] == "ALREADY_EXISTS"
+
+        def listed(**wanted):
+            return [run.id for run in client.list(wanted=Wanted(**wanted))]
+
+        assert listed(labels={"team": "chips"}) == [second.id, first.id]
+        assert listed(labels=labels) == listed(name="sil*") == [first.id]
+        assert listed(labels={"team": "chips"}, states=["queued"], name="other") == [second.id]
+        assert listed(since=second.created_at) == [second.id]
+        assert listed(until=second.created_at) == [first.id]
+        assert client.change_speed(second.id, 5) == 0
+        assert client.get(second.id).speed == 5
+        options = tmp_path / "data" / "runs" / second.id / "options.json"
+        assert json.loads(options.read_text())["speed"] == 5
+        assert refused(client.change_speed, first.id, 3) == ("UNAVAILABLE", f"run {first.id} is starting; try again")
+        client.cancel(second.id)
+        assert refused(client.change_speed, second.id, 3)[0] == "FAILED_PRECONDITION"
 
 
 def test_health_and_reflection(client):

@@ -13,7 +13,7 @@ from pimserve.cluster.base.rpc.channels import make_server
 from pimserve.cluster.client import Client
 from pimserve.cluster.metrics.endpoint import EndpointOptions
 from pimserve.cluster.service.run_queue import Limits
-from pimserve.cluster.service.run_registry import Registry
+from pimserve.cluster.service.run_registry import Registry, RunRequest
 from pimserve.cluster.service.server import ServerOptions, serving
 from pimserve.errors import InputError
 from pimserve.v1 import scheduler_pb2, scheduler_pb2_grpc
@@ -27,8 +27,7 @@ def test_a_registry_that_cannot_grow_says_so_and_goes_on(tmp_path):
     added = []
 
     def add(number):
-        how = {"speed": 0, "start_paused": False, "idempotency_key": "", "request_digest": ""}
-        added.append(registry.add(f"{number}", "n" * 500, **how))
+        added.append(registry.add(f"{number}", RunRequest("n" * 500, 0, False, "", "")))
 
     with pytest.raises(OSError, match="No space left on device") as caught:
         list(map(add, range(10_000)))
