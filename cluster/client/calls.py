@@ -1,4 +1,7 @@
-"""What a client can ask for: the method, the request, how its answer is read, and whether it may be asked twice."""
+"""What a client can ask for: the method, the request, how its answer is read, and whether it may be asked twice.
+
+Here what is asked of `SimulationService`; what of `SchedulerService`, in scheduler_calls.py.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,6 @@ from pimserve.cluster.base.rpc.rules import MAX_SCENARIO_BYTES
 from pimserve.cluster.base.rpc.statuses import details_of
 from pimserve.cluster.client import answers
 from pimserve.errors import PimserveError
-from pimserve.v1 import scheduler_pb2 as sched
 from pimserve.v1 import simulation_pb2 as sim
 
 if TYPE_CHECKING:
@@ -292,7 +294,7 @@ def page(wanted: Wanted, token: str, size: int) -> Call[tuple[list[answers.Run],
 
 def change_speed(run_id: str, speed: float) -> Call[float]:
     """Let a run go on at another speed, 0 for as fast as possible; returns since which simulated time, s."""
-    return Call(sim.ChangeSpeedRequest(run_id=run_id, speed=speed), _simulated_s)
+    return Call(sim.ChangeSpeedRequest(run_id=run_id, speed=speed), simulated_s_of)
 
 
 def watch(run_id: str, interval_s: float) -> Call[answers.Run]:
@@ -303,12 +305,12 @@ def watch(run_id: str, interval_s: float) -> Call[answers.Run]:
 
 def pause(run_id: str) -> Call[float]:
     """Hold a run; returns the simulated time, s."""
-    return Call(sim.PauseRequest(run_id=run_id), _simulated_s)
+    return Call(sim.PauseRequest(run_id=run_id), simulated_s_of)
 
 
 def resume(run_id: str) -> Call[float]:
     """Let a run go on; returns the simulated time, s."""
-    return Call(sim.ResumeRequest(run_id=run_id), _simulated_s)
+    return Call(sim.ResumeRequest(run_id=run_id), simulated_s_of)
 
 
 def cancel(run_id: str) -> Call[answers.Run]:
@@ -331,71 +333,10 @@ def results(run_id: str, names: Sequence[str]) -> Call[sim.GetResultsResponse]:
     return Call(sim.GetResultsRequest(run_id=run_id, names=names), lambda answer: answer)
 
 
-def replicas(run_id: str) -> Call[answers.Replicas]:
-    """Queue and batch of every replica of a run that goes on."""
-    return Call(sched.GetReplicasRequest(run_id=run_id), partial(answers.read, answers.Replicas))
-
-
-def request(run_id: str, number: int) -> Call[answers.Request]:
-    """One request's life."""
-    asked = sched.DescribeRequestRequest(run_id=run_id, request=number)
-    return Call(asked, partial(answers.read, answers.Request))
-
-
-def latencies(run_id: str, percentiles: Sequence[float] = ()) -> Call[answers.Latencies]:
-    """Percentiles so far (default: 50, 90, 99), and SLO attainment."""
-    asked = sched.GetLatenciesRequest(run_id=run_id, percentiles=percentiles)
-    return Call(asked, answers.latencies)
-
-
-def ledgers(run_id: str) -> Call[answers.Ledgers]:
-    """What the devices of each replica have done."""
-    return Call(sched.GetLedgersRequest(run_id=run_id), partial(answers.read, answers.Ledgers))
-
-
-def devices(run_id: str, replicas: Sequence[int] = ()) -> Call[answers.Devices]:
-    """What each device of these replicas, or of all, has done, sent and received; of a run whose devices are actors."""
-    asked = sched.GetDevicesRequest(run_id=run_id, replicas=replicas)
-    return Call(asked, partial(answers.read, answers.Devices))
-
-
-def placement(run_id: str) -> Call[answers.Placement]:
-    """Which devices each replica has."""
-    return Call(sched.GetPlacementRequest(run_id=run_id), partial(answers.read, answers.Placement))
-
-
-def change_scheduler(
-    run_id: str,
-    *,
-    router: str | None = None,
-    max_num_seqs: int | None = None,
-    max_num_batched_tokens: int | None = None,
-) -> Call[float]:
-    """Change settings for the rest of the run; returns since which simulated time they hold, s."""
-    asked = sched.ChangeSchedulerRequest(
-        run_id=run_id, router=router, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens
-    )
-    return Call(asked, _simulated_s)
-
-
-def scale_rate(run_id: str, factor: float) -> Call[float]:
-    """Let requests come `factor` times as fast from now on; returns since which simulated time, s."""
-    return Call(sched.ScaleRateRequest(run_id=run_id, factor=factor), _simulated_s)
-
-
-def inject(
-    run_id: str, input_tokens: Sequence[int], output_tokens: Sequence[int], delay_s: float = 0.0
-) -> Call[answers.Injected]:
-    """Add requests that arrive `delay_s` simulated seconds from now."""
-    asked = sched.InjectRequestsRequest(
-        run_id=run_id, input_tokens=input_tokens, output_tokens=output_tokens, delay_s=delay_s
-    )
-    return Call(asked, partial(answers.read, answers.Injected))
-
-
 def _run_of(answer: Any) -> answers.Run:  # noqa: ANN401 any message with that field
     return answers.run(answer.run)
 
 
-def _simulated_s(answer: Any) -> float:  # noqa: ANN401 any message with that field
+def simulated_s_of(answer: Any) -> float:  # noqa: ANN401 any message with that field
+    """The simulated time of an answer, s."""
     return float(answer.simulated_s)

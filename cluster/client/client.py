@@ -26,7 +26,7 @@ import grpc.aio
 from pimserve.cluster.base.rpc.channels import client_channel
 from pimserve.cluster.base.rpc.results_stream import receiving
 from pimserve.cluster.base.rpc.security import NO_TLS, TlsFiles, bearer, channel_credentials
-from pimserve.cluster.client import calls
+from pimserve.cluster.client import calls, scheduler_calls
 from pimserve.cluster.client.answers import Run
 from pimserve.cluster.client.calls import Call, ServiceError, Wanted, error_of
 
@@ -103,15 +103,15 @@ class _Base:
     cancel = _Method(calls.cancel)
     continue_ = _Method(calls.continue_)
     delete = _Method(calls.delete)
-    replicas = _Method(calls.replicas)
-    request = _Method(calls.request)
-    latencies = _Method(calls.latencies)
-    ledgers = _Method(calls.ledgers)
-    devices = _Method(calls.devices)
-    placement = _Method(calls.placement)
-    change_scheduler = _Method(calls.change_scheduler)
-    scale_rate = _Method(calls.scale_rate)
-    inject = _Method(calls.inject)
+    replicas = _Method(scheduler_calls.replicas)
+    request = _Method(scheduler_calls.request)
+    latencies = _Method(scheduler_calls.latencies)
+    ledgers = _Method(scheduler_calls.ledgers)
+    devices = _Method(scheduler_calls.devices)
+    placement = _Method(scheduler_calls.placement)
+    change_scheduler = _Method(scheduler_calls.change_scheduler)
+    scale_rate = _Method(scheduler_calls.scale_rate)
+    inject = _Method(scheduler_calls.inject)
 
     def _start(self, call: Call[Any]) -> Any:  # noqa: ANN401 as the library has it
         """Make a call that has one answer."""

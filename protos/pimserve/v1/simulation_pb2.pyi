@@ -144,7 +144,7 @@ class LaunchOptions(google.protobuf.message.Message):
     devices_per_actor: builtins.int
     """Simulated devices in one process or actor, 1 to 1,000,000; if not set, as `pimserve run` has it. Not with local."""
     host_timeout_s: builtins.float
-    """A process or actor that is stopped or cut off for so long is replaced; wall-clock seconds, 2 to 3600; 10 if not set.
+    """A process or actor that is stopped or cut off for so long is replaced; wall-clock seconds, 2 to 3,600; 10 if not set.
     Not with local.
     """
     @property
