@@ -72,6 +72,15 @@ class StopWatch:
         return now_s - self._since_s.setdefault(pid, now_s)
 
 
+def of_session(session: int) -> list[int]:
+    """Numbers of the processes of a session, which has that of its first, as far as the system tells (Linux)."""
+    return [
+        pid
+        for pid in (int(entry.name) for entry in os.scandir("/proc") if entry.name.isdigit())
+        if (fields := _fields(pid)) and fields[3] == str(session) and fields[0] not in {"Z", "X"}
+    ]
+
+
 def _fields(pid: int) -> list[str] | None:
     """State of a process, and what else the system tells after its name; None if it tells nothing."""
     try:

@@ -8,19 +8,25 @@ import os
 import signal
 import tempfile
 import threading
+import time
+from base64 import b64decode, b64encode
 from collections.abc import Generator, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from pimserve.cluster.base.checksums import write_checksums
 from pimserve.cluster.base.files import write_json
 from pimserve.cluster.base.whole_folders import results_folder
 from pimserve.cluster.distributed.hosts.ray_cluster import RayCluster
+from pimserve.cluster.distributed.hosts.ray_process import RayEndedError
 from pimserve.cluster.run.read_summary import load_document
-from pimserve.errors import PimserveError, shortened
+from pimserve.errors import PimserveError
+
+MAKE = "pimserve.cluster.sweep.workers:make_files"
+_POLL_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,30 +135,23 @@ class RayWorkers:
 
     def run(self, tasks: Iterable[Task]) -> Generator[tuple[Task, str | None], None, None]:
         """Make all runs; when the caller stops early, tasks under way are cancelled."""
-        import ray  # noqa: PLC0415
-
-        remote: Any = ray.remote(num_cpus=1, max_retries=0)(make_files)
+        ray = self._cluster.process
         waiting = iter(tasks)
-        busy: dict[Any, Task] = {}
+        busy: dict[int, Task] = {}
         try:
             while True:
                 for _, task in zip(range(self._jobs - len(busy)), waiting, strict=False):
-                    busy[remote.remote(task.scenario)] = task
+                    busy[ray.call("submit", MAKE, task.scenario)] = task
                 if not busy:
                     return
-                ready, _ = ray.wait(list(busy), timeout=1.0)
-                self._cluster.check()
-                for reference in ready:
-                    task = busy.pop(reference)
-                    try:
-                        error, files = ray.get(reference)
-                    except ray.exceptions.RayError as lost:
-                        error, files = f"its Ray task was lost: {shortened(' '.join(str(lost).split()))}", {}
+                for number, made, lost in ray.call("finished"):
+                    task = busy.pop(number)
+                    error, files = (f"its Ray task was lost: {lost}", {}) if lost else made
                     yield task, error if error is not None else _write(task, files)
+                time.sleep(_POLL_S)
         finally:
-            for reference in busy:
-                with suppress(ray.exceptions.RayError, ValueError):
-                    ray.cancel(reference, force=True)
+            with suppress(RayEndedError):
+                ray.call("cancel")
 
 
 def make(scenario: str, folder: Path) -> str | None:
@@ -174,20 +173,21 @@ def make(scenario: str, folder: Path) -> str | None:
     return None
 
 
-def make_files(scenario: str) -> tuple[str | None, dict[str, bytes]]:
-    """Make one run, wherever this is; returns its error and the files of its results folder."""
+def make_files(scenario: str) -> tuple[str | None, dict[str, str]]:
+    """Make one run, wherever this is; returns its error and the files of its results folder, in base 64."""
     with tempfile.TemporaryDirectory(prefix="pimserve-") as scratch:
         folder = Path(scratch) / "results"
         error = make(scenario, folder)
-        return error, {} if error is not None else {file.name: file.read_bytes() for file in folder.iterdir()}
+        files = [] if error is not None else list(folder.iterdir())
+        return error, {file.name: b64encode(file.read_bytes()).decode() for file in files}
 
 
-def _write(task: Task, files: dict[str, bytes]) -> str | None:
+def _write(task: Task, files: dict[str, str]) -> str | None:
     """Write a results folder that was made elsewhere."""
     try:
         with results_folder(task.folder, task.folder.name) as (folder, target):
             for name, content in files.items():
-                (folder / name).write_bytes(content)
+                (folder / name).write_bytes(b64decode(content))
             write_json(folder / "summary.json", {**load_document(folder), "results": str(target)})
             write_checksums(folder)
     except PimserveError as error:

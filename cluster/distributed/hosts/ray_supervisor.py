@@ -1,71 +1,78 @@
 """Hosts in Ray actors, on our own Ray or on a cluster.
 
 Ray is not asked to restart actors: that takes it 4 s and more, and hides that the state is lost. A new actor under a
-new name is there in about a second.
+new name is there in about a second. When Ray itself has ended, another is started, or connected to, and gets the hosts.
 """
 
 from __future__ import annotations
 
+import logging
 import secrets
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 from pimserve.cluster.base.supervisor import Patience
-from pimserve.cluster.distributed.hosts.host_supervisor import HostDiedError, HostSupervisor
-from pimserve.cluster.distributed.hosts.hosting import STOP_MARGIN_S, HostActor, HostSpec, Started
-from pimserve.cluster.distributed.hosts.ray_cluster import ON, RayCluster
-from pimserve.errors import InputError, shortened
+from pimserve.cluster.distributed.hosts.host_supervisor import HostDiedError, HostLostError, HostSupervisor
+from pimserve.cluster.distributed.hosts.hosting import STOP_MARGIN_S, HostSpec, Started
+from pimserve.cluster.distributed.hosts.ray_cluster import RayCluster
+from pimserve.cluster.distributed.hosts.ray_process import ON, RayEndedError, RayProcess
+from pimserve.errors import InputError
 
-if TYPE_CHECKING:
-    from ray.util.placement_group import PlacementGroup
-
+LOG = logging.getLogger(__name__)
 Placement = Literal["pack", "strict_pack", "spread"]
 _NEXT_TO_NOTHING = {"CPU": 0.001}  # a bundle must ask for something
+_POLL_S = 0.02
+_RAY = "Ray"  # among those whose deaths are counted
 
 
 class HostInActor:
     """A host in a Ray actor.
 
     Args:
-        actor: the actor.
-        spec: of the host.
+        ray: where it lives.
+        number: of the actor there.
     """
 
-    def __init__(self, actor: Any, spec: HostSpec) -> None:  # noqa: ANN401 no type that Ray Client shares
-        self.actor = actor
-        self._started = actor.start.remote(spec.to_json())
-        self._lifetime = actor.lifetime.remote()
+    def __init__(self, ray: RayProcess, number: int) -> None:
+        self.ray = ray
+        self.number = number
 
     def poll(self) -> int | None:
-        """0 if it has ended; Ray says so about 10 ms after its death."""
-        import ray  # noqa: PLC0415
-
-        return 0 if ray.wait([self._lifetime], timeout=0)[0] else None
+        """0 if it has ended."""
+        try:
+            return 0 if self.ray.call("ended", self.number) else None
+        except RayEndedError:
+            return 0
 
     def started(self, timeout_s: float) -> Started | None:
         """How its start ended; None if it has not within that time."""
-        import ray  # noqa: PLC0415
-
-        if not ray.wait([self._started], timeout=timeout_s)[0]:
-            return None
-        try:
-            return Started(*ray.get(self._started))
-        except ray.exceptions.RayError as error:
-            raise HostDiedError(_reason(error)) from None
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                fields = self.ray.call("started", self.number)
+            except RayEndedError as error:
+                raise HostDiedError(str(error)) from None
+            if fields is not None:
+                if len(fields) == 1:
+                    raise HostDiedError(fields[0])
+                return Started(*fields)
+            if time.monotonic() > deadline:
+                return None
+            time.sleep(_POLL_S)
 
     def stop(self, grace_s: float) -> None:
         """Tell it to stop in order."""
-        self.actor.stop.remote(grace_s)
+        with suppress(RayEndedError):
+            self.ray.call("stop", self.number, grace_s)
 
     def kill(self) -> None:
         """End it at once."""
-        import ray  # noqa: PLC0415
-
-        with suppress(ray.exceptions.RayError, ValueError):
-            ray.kill(self.actor)
+        with suppress(RayEndedError):
+            self.ray.call("kill", self.number)
 
 
 class RaySupervisor(HostSupervisor[HostInActor]):
@@ -93,36 +100,58 @@ class RaySupervisor(HostSupervisor[HostInActor]):
         self._run = run
         self._placement = placement
         self._namespace = f"{run}-{secrets.token_hex(4)}"  # names of a run that was killed may still be taken
-        self._groups: list[PlacementGroup] = []
-        self._places: dict[str, tuple[PlacementGroup, int]] = {}
-
-    def _check(self) -> None:
-        super()._check()
-        self._cluster.check()
+        self._lock = threading.Lock()
+        self._reserved: RayProcess | None = None  # where what the hosts need is reserved
+        self._groups: list[int] = []
+        self._places: dict[str, tuple[int, int]] = {}
 
     def _prepare(self) -> None:
-        """Reserve what the bundles need, all of it, before the first host starts."""
-        from ray.util import placement_group  # noqa: PLC0415
+        self._ray()
 
+    def _ray(self) -> RayProcess:
+        """A Ray that is there, in which the hosts have what they need.
+
+        Raises:
+            HostLostError: it ends again and again.
+            InputError: it cannot be started any more, or has no place for the hosts.
+        """
+        with self._lock:
+            while True:
+                ray = self._cluster.process
+                if not ray.alive():
+                    if (deaths := self.died(_RAY)) > self._patience.deaths:
+                        raise HostLostError(f"Ray has ended {deaths} times within {self._patience.span_s:g} s")
+                    LOG.warning("note: Ray ended under the run; it goes on with another one")
+                    ray = self._cluster.restart(ray)
+                if ray is self._reserved:
+                    return ray
+                self._reserved = ray
+                with suppress(RayEndedError):
+                    self._reserve(ray)
+                    return ray
+
+    def _reserve(self, ray: RayProcess) -> None:
+        """Reserve what the bundles need, all of it, before the first host starts."""
+        self._groups, self._places = [], {}
         if lacking := self._lacking(self._cluster.total()):
             raise InputError(ON, lacking)  # no other run can give it back
         bundled = sorted((s for s in self._specs.values() if s.bundle is not None), key=lambda s: s.bundle or 0)
         bundles = [list(specs) for _, specs in groupby(bundled, key=lambda spec: spec.bundle)]
         if self._placement == "spread" and bundles:
-            self._groups.append(placement_group([_sum(map(_need, specs)) for specs in bundles], "SPREAD"))
+            self._groups.append(ray.call("reserve", [_sum(map(_need, specs)) for specs in bundles], "SPREAD"))
             for index, specs in enumerate(bundles):
                 self._places.update({spec.name: (self._groups[0], index) for spec in specs})
         else:
             for specs in bundles:
-                needs = [_need(spec) for spec in specs]
-                self._groups.append(placement_group(needs, self._placement.upper()))
+                self._groups.append(ray.call("reserve", [*map(_need, specs)], self._placement.upper()))
                 self._places.update({spec.name: (self._groups[-1], index) for index, spec in enumerate(specs)})
         deadline = time.monotonic() + self._patience.start_s
         for group in self._groups:
-            while not group.wait(1.0):
+            while not ray.call("reserved", group):
                 self._check()
                 if time.monotonic() > deadline:
                     raise InputError(ON, self._lacking(self._cluster.free()) or self._apart())
+                time.sleep(_POLL_S)
 
     def _lacking(self, there: Mapping[str, float]) -> str:
         """What the hosts need and is not there; empty if all is."""
@@ -142,50 +171,29 @@ class RaySupervisor(HostSupervisor[HostInActor]):
         )
 
     def _launch(self, name: str, generation: int) -> HostInActor:
-        import ray  # noqa: PLC0415
-        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy  # noqa: PLC0415
-
         spec = self._specs[name]
-        options: dict[str, Any] = {}
-        if spec.name in self._places:
-            group, index = self._places[spec.name]
-            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group, index)
-        custom = {key: need for key, need in spec.resources.items() if key not in {"CPU", "GPU"}}
-        actor: Any = (
-            ray.remote(HostActor)
-            .options(
-                name=f"{self._run}/{spec.name}.g{generation}",
-                namespace=self._namespace,
-                num_cpus=spec.resources.get("CPU", 0),
-                num_gpus=spec.resources.get("GPU", 0),
-                resources=custom,
-                max_restarts=0,
-                max_concurrency=3,  # start or stop, beside lifetime
-                **options,
-            )
-            .remote()
-        )
-        return HostInActor(actor, spec)
+        options = {"name": f"{self._run}/{name}.g{generation}", "namespace": self._namespace}
+        while True:
+            ray = self._ray()
+            with suppress(RayEndedError):
+                place = self._places.get(name, ())
+                return HostInActor(ray, ray.call("launch", spec.to_json(), dict(spec.resources), options, place))
 
     @property
     def _why_late(self) -> str:
-        return self._lacking(self._cluster.free()) or "its actor is still at it"
+        with suppress(RayEndedError):
+            return self._lacking(self._cluster.free()) or "its actor is still at it"
+        return "Ray has ended"
 
     def _end(self, grace_s: float) -> None:
-        """Stop hosts, let actors end by themselves (ray.kill runs no atexit), kill what is left."""
-        import ray  # noqa: PLC0415
-        from ray.util import remove_placement_group  # noqa: PLC0415
-
-        if self._cluster.head is not None and not self._cluster.head.alive():
-            return
+        """Stop hosts, let actors end by themselves, and give back what was reserved."""
         self.stop(grace_s, STOP_MARGIN_S)
-        ends = [child.actor.__ray_terminate__.remote() for child in self.children.values()]
-        if ends:
-            ray.wait(ends, num_returns=len(ends), timeout=STOP_MARGIN_S)
-        for child in self.children.values():
-            child.kill()
-        for group in self._groups:
-            remove_placement_group(group)
+        with suppress(RayEndedError):
+            ray = self._cluster.process
+            ray.call("end", [child.number for child in self.children.values() if child.ray is ray])
+            if ray is self._reserved:
+                for group in self._groups:
+                    ray.call("give_back", group)
 
 
 def _need(spec: HostSpec) -> dict[str, float]:
@@ -198,10 +206,3 @@ def _sum(resources: Iterable[Mapping[str, float]]) -> dict[str, float]:
         for key, need in needs.items():
             total[key] = total.get(key, 0.0) + need
     return total
-
-
-def _reason(error: Exception) -> str:
-    """What Ray says of a death, in a line: the error itself, not the traceback that Ray puts before it."""
-    cause = getattr(error, "cause", None)
-    text = f"{type(cause).__name__}: {cause}" if isinstance(cause, Exception) else str(error)
-    return shortened(" ".join(text.split()))

@@ -12,13 +12,15 @@ from pimserve.cluster.distributed.hosts.ray_cluster import local_ray
 from pimserve.cluster.distributed.hosts.ray_supervisor import RaySupervisor
 
 HERE = str(Path(__file__).parent)
+# Where processes find echo_host, and this code if it is not what is installed.
+PATHS = os.pathsep.join(filter(None, [HERE, os.environ.get("PYTHONPATH")]))
 
 
 @pytest.fixture(scope="session")
 def own_ray():
     """A Ray head of our own; its start has limits of its own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", HERE)  # where its workers find echo_host
+        patch.setenv("PYTHONPATH", PATHS)
         with local_ray(2, {"duplex": 4}) as cluster:
             yield cluster
 
@@ -27,7 +29,7 @@ def own_ray():
 def supervise(request, monkeypatch):
     """Makes a supervisor of hosts."""
     monkeypatch.syspath_prepend(HERE)
-    monkeypatch.setenv("PYTHONPATH", HERE)
+    monkeypatch.setenv("PYTHONPATH", PATHS)
     if request.param == "process":
         return ProcessSupervisor
     cluster = request.getfixturevalue("own_ray")
@@ -42,7 +44,7 @@ def python():
     def start(code, *arguments):
         process = subprocess.Popen(
             [sys.executable, "-c", code, *map(str, arguments)],
-            env={**os.environ, "PYTHONPATH": HERE},
+            env={**os.environ, "PYTHONPATH": PATHS},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

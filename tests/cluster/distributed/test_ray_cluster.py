@@ -11,30 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from pimserve.cluster.distributed.hosts import ray_cluster
+from pimserve.cluster.base.processes import of_session
+from pimserve.cluster.distributed.hosts import ray_driver, ray_process
 from pimserve.cluster.distributed.hosts.ray_cluster import connect_ray, ray_on
+from pimserve.cluster.distributed.hosts.ray_process import RayEndedError, RayProcess
 from pimserve.errors import InputError
 
 BUSY_DRIVER = """
 import time
 from pimserve.cluster.distributed.hosts.ray_cluster import local_ray
 with local_ray(1) as cluster:
-    print(cluster.address, cluster.head._process.pid, flush=True)
+    print(cluster.process.pid, cluster.process.folder, flush=True)
     time.sleep(120)
 """
-
-
-def session(leader):
-    """Processes of a session, by state: the head leads the session of all Ray processes."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[3]) == leader and fields[0] != "Z":
-            found[int(folder.name)] = fields[0]
-    return found
 
 
 def eventually(condition, limit_s=30.0):
@@ -58,7 +47,7 @@ def listening(pids):
 
 
 def test_importing_the_runtime_loads_neither_ray_nor_grpc():
-    modules = "ray_cluster, ray_supervisor, process_supervisor, hosting"
+    modules = "ray_cluster, ray_process, ray_supervisor, process_supervisor, hosting"
     report = "import sys; print(sorted({'ray', 'grpc', 'numpy'} & set(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", f"from pimserve.cluster.distributed.hosts import {modules}\n{report}"],
@@ -102,58 +91,36 @@ def test_where_nobody_listens_there_is_no_ray(scheme):
     ],
 )
 def test_why_ray_refuses(error, said):
-    assert ray_cluster._reason(error).startswith(said)
+    assert ray_driver._refusal(error).startswith(said)
 
 
 def test_the_reason_below_an_error_is_told():
     error = ConnectionError("Failed to connect to Ray cluster at x")
     error.__cause__ = RuntimeError("Version mismatch")
-    assert ray_cluster._reason(error) == "its versions are not ours: Version mismatch"
+    assert ray_driver._refusal(error) == "its versions are not ours: Version mismatch"
 
 
-def test_a_listener_that_never_answers_is_given_up(python):
-    # In a process of its own: Ray's thread is left behind.
-    driver = python("""
-import socket
-from pimserve.cluster.distributed.hosts import ray_cluster
-from pimserve.errors import InputError
-ray_cluster._CONNECT_LIMIT_S = 1.0
-with socket.create_server(("127.0.0.1", 0)) as silent:
-    try:
-        with ray_cluster.connect_ray(f"127.0.0.1:{silent.getsockname()[1]}"):
-            pass
-    except InputError as error:
-        print(error.message, flush=True)
-import os
-os._exit(0)
-""")
-    out, _ = driver.communicate(timeout=60)
-    assert out == "Ray did not take us in within 1 s\n"
+@pytest.mark.slow
+def test_a_listener_that_never_answers_is_given_up():
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(InputError) as raised:
+        RayProcess.connect(f"127.0.0.1:{silent.getsockname()[1]}", 1)
+    assert raised.value.message == "Ray did not take us in within 1 s"
 
 
-def test_a_head_that_does_not_come_up_is_an_error(python):
-    driver = python(
-        """
-from pimserve.cluster.distributed.hosts import ray_head
-from pimserve.errors import InputError
-started = []
-popen = ray_head.subprocess.Popen
-ray_head.subprocess.Popen = lambda *a, **k: started.append(popen(*a, **k)) or started[-1]
-try:
-    ray_head.Head.start(1, {}, 1)
-except InputError as error:
-    print(error)
-print(len(started), [each.poll() is None for each in started])
-""",
-        "slow",
-    )
-    out, _ = driver.communicate(timeout=60)
-    assert out == "--on ray: Ray cannot be started on this machine: did not start within 1 s\n2 [False, False]\n"
+@pytest.mark.slow
+def test_a_ray_that_does_not_come_up_is_an_error(monkeypatch):
+    started = []
+    popen = subprocess.Popen
+    monkeypatch.setattr(ray_process.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
+    with pytest.raises(InputError) as raised:
+        RayProcess.own(1, {}, 1)
+    assert str(raised.value) == "--on ray: Ray cannot be started on this machine: did not start within 1 s"
+    assert [each.poll() is None for each in started] == [False, False]
 
 
 @pytest.mark.ray
 def test_all_of_ray_listens_on_loopback_only(own_ray):
-    found = listening({*session(own_ray.head._process.pid), os.getpid()})
+    found = listening({*of_session(own_ray.process.pid), os.getpid()})
     loopback = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
     assert found
     assert found <= loopback
@@ -166,22 +133,15 @@ def test_resources_are_told(own_ray):
 
 
 @pytest.mark.ray
-def test_there_is_one_ray_at_a_time(own_ray):
-    with pytest.raises(InputError, match="connected to a Ray already"), ray_on("ray"):
-        pass
-    with pytest.raises(InputError, match="another way before"), connect_ray(own_ray.address):
-        pass
-
-
-@pytest.mark.ray
-def test_a_ray_that_ran_before_goes_on_and_nobody_reads_of_ray(own_ray, python):
+def test_a_ray_that_ran_before_goes_on_and_nobody_reads_of_ray(own_ray, python, monkeypatch):
+    for name, value in own_ray.process.environment.items():
+        monkeypatch.setenv(name, value)
     driver = python(
         """
 import json, os, signal, sys
 from pimserve.cluster.distributed.hosts.hosting import HostSpec
 from pimserve.cluster.distributed.hosts.ray_cluster import connect_ray
 from pimserve.cluster.distributed.hosts.ray_supervisor import RaySupervisor
-os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # as that of the Ray which it connects to
 specs = [HostSpec("d0", "echo_host:EchoHost")]
 with connect_ray(sys.argv[1]) as cluster, RaySupervisor(cluster, "guest", specs) as hosts:
     os.kill(hosts.endpoint("d0").pid, signal.SIGKILL)
@@ -192,7 +152,6 @@ with connect_ray(sys.argv[1]) as cluster, RaySupervisor(cluster, "guest", specs)
     out, err = driver.communicate(timeout=120)
     assert err == ""
     assert json.loads(out) == [{"CPU": 2.0, "duplex": 4.0}, 1]
-    own_ray.check()
     assert own_ray.total() == {"CPU": 2.0, "duplex": 4.0}
 
 
@@ -200,14 +159,11 @@ with connect_ray(sys.argv[1]) as cluster, RaySupervisor(cluster, "guest", specs)
 @pytest.mark.slow
 def test_ray_ends_with_a_driver_that_is_killed(python):
     driver = python(BUSY_DRIVER)
-    head = int(driver.stdout.readline().split()[1])
-    assert len(session(head)) > 3
-    folder = Path("/proc") / str(head) / "cmdline"
-    files = Path(json.loads(folder.read_text().split("\0")[3])["folder"])
-    assert files.is_dir()
+    leader, files = driver.stdout.readline().split()
+    assert len(of_session(int(leader))) > 3
+    assert Path(files).is_dir()
     driver.kill()
-    assert eventually(lambda: not session(head))
-    assert not files.exists()
+    assert eventually(lambda: not of_session(int(leader)) and not Path(files).exists())
 
 
 @pytest.mark.ray
@@ -215,33 +171,59 @@ def test_ray_ends_with_a_driver_that_is_killed(python):
 def test_ray_ends_with_ctrl_c_and_leaves_nothing_at_home(python, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     driver = python(BUSY_DRIVER)
-    head = int(driver.stdout.readline().split()[1])
+    leader = int(driver.stdout.readline().split()[0])
     driver.send_signal(signal.SIGINT)
     _, err = driver.communicate(timeout=60)
     assert "KeyboardInterrupt" in err
-    assert not session(head)
+    assert not of_session(leader)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_head_that_is_killed_is_noticed_and_leaves_nothing(python):
-    driver = python("""
-import os, signal, time
+def test_a_ray_that_is_killed_with_all_of_ours_leaves_nothing(python):
+    driver = python(BUSY_DRIVER)
+    leader, files = driver.stdout.readline().split()
+    driver.kill()
+    os.kill(int(leader), signal.SIGKILL)
+    assert eventually(lambda: not of_session(int(leader)) and not Path(files).exists(), 10.0)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["gcs_server", "raylet/raylet"])
+def test_a_ray_that_dies_is_followed_by_another(python, victim):
+    driver = python(
+        """
+import os, signal, sys, time
+from pathlib import Path
+from pimserve.cluster.base.processes import of_session
 from pimserve.cluster.distributed.hosts.hosting import HostSpec
 from pimserve.cluster.distributed.hosts.ray_cluster import local_ray
 from pimserve.cluster.distributed.hosts.ray_supervisor import RaySupervisor
-from pimserve.errors import PimserveError
-try:
-    with local_ray(1) as cluster, RaySupervisor(cluster, "run", [HostSpec("d0", "echo_host:EchoHost")]) as hosts:
-        print(cluster.head._process.pid, flush=True)
-        os.kill(cluster.head._process.pid, signal.SIGKILL)
-        time.sleep(0.5)
-        hosts.replace("d0", 0)
-except PimserveError as error:
-    print(error, flush=True)
-""")
-    head = int(driver.stdout.readline())
-    out, _ = driver.communicate(timeout=90)
-    assert out == "Ray has ended under the run: its head was killed\n"
-    assert eventually(lambda: not session(head))
+with local_ray(1) as cluster, RaySupervisor(cluster, "run", [HostSpec("d0", "echo_host:EchoHost")]) as hosts:
+    first = cluster.process
+    [pid] = [pid for pid in of_session(first.pid) if sys.argv[1] in Path(f"/proc/{pid}/cmdline").read_text()]
+    os.kill(pid, signal.SIGKILL)
+    while first.alive():
+        time.sleep(0.01)
+    print(hosts.replace("d0", 0).generation, first.folder.exists(), of_session(first.pid), flush=True)
+""",
+        victim,
+    )
+    out, err = driver.communicate(timeout=120)
+    assert out == "1 False []\n"
+    assert err == "note: Ray ended under the run; it goes on with another one\n"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_who_asks_a_ray_that_has_ended_is_told_and_nothing_is_left():
+    process = RayProcess.own(1, {}, 60)
+    os.kill(process.pid, signal.SIGSTOP)
+    os.kill(process.pid, signal.SIGKILL)
+    with pytest.raises(RayEndedError):
+        process.call("total")
+    assert not of_session(process.pid)
+    assert not process.folder.exists()
+    process.kill()  # once more is nothing

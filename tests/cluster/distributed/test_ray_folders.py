@@ -10,15 +10,15 @@ import pytest
 
 HOLDS = """
 import time
-from pimserve.cluster.distributed.hosts.ray_head import _new_folder
-folder, lock = _new_folder()
+from pimserve.cluster.distributed.hosts.ray_folders import new_folder
+folder, lock = new_folder()
 print(folder, flush=True)
 time.sleep(100)
 """
 STARTS = """
 from pimserve.cluster.distributed.hosts.ray_cluster import local_ray
 with local_ray(1) as cluster:
-    print(cluster.head._folder, flush=True)
+    print(cluster.process.folder, flush=True)
 """
 
 
