@@ -16,6 +16,7 @@ from pimserve.errors import InputError
 
 LOG = logging.getLogger(__name__)
 PRIVATE = 0o600  # no other user reads it
+FULL = {errno.ENOSPC, errno.EDQUOT}
 _PUBLIC = 0o666  # but for what the umask takes away
 _RESULTS = {
     "summary.json",
@@ -26,7 +27,17 @@ _RESULTS = {
     "commands.jsonl",
     "SHA256SUMS",
 }
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, None}  # numpy gives none for what it cannot write
+_DISK = {*FULL, errno.EFBIG, errno.EIO, None}  # numpy gives none for what it cannot write
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether that is a disk without space, or came of one; numpy tells of a short write without a number."""
+    led: BaseException | None = error
+    while led is not None:
+        if isinstance(led, OSError) and (led.errno in FULL or (type(led) is OSError and led.errno is None)):
+            return True
+        led = led.__cause__ or led.__context__
+    return False
 
 
 @contextmanager

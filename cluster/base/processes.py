@@ -12,6 +12,7 @@ from typing import Any, Self
 # Exit codes of a worker.
 TO_BE_CONTINUED = 75  # stopped, to go on later
 LOCKED = 73  # another worker has the run
+NO_SPACE = 76  # the disk is full; what is there can be continued when it is not
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from pimserve.errors import InputError
 
 if TYPE_CHECKING:
     from pimserve.cluster.service.launch_options import AllowedPlaces
-    from pimserve.cluster.service.run_queue import Limits
+    from pimserve.cluster.service.limits import Limits
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class _Runs:
         Raises:
             InputError: the quota is no size.
         """
-        from pimserve.cluster.service.run_queue import Limits  # noqa: PLC0415
+        from pimserve.cluster.service.limits import Limits  # noqa: PLC0415
 
         return Limits(self.max_running or os.cpu_count() or 1, self.max_queued, _bytes(self.disk_quota))
 

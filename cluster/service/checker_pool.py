@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import grpc
 from pimserve.cluster.base.rpc.security import TOKEN_ENV
 from pimserve.cluster.base.rpc.statuses import RefusedError
 from pimserve.cluster.service.launch_options import AllowedPlaces
+from pimserve.cluster.service.limits import CheckLimits
 from pimserve.cluster.service.scenario_checker import READY, read_message, write_message
 from pimserve.cluster.service.worker_supervisor import cause_of
 from pimserve.errors import InputError, PimserveError
@@ -32,24 +32,6 @@ CHECKER = (sys.executable, "-m", "pimserve.cluster.service.scenario_checker")
 _LOOK_S = 0.05  # between two looks at whether the caller still waits
 _START_S = 60.0
 _REMEDY = "a smaller model, fewer devices or another mapping needs less"
-
-
-@dataclass(frozen=True, slots=True)
-class CheckLimits:
-    """What checking one scenario may take.
-
-    Args:
-        time_s: in which it must be done.
-        memory_bytes: beside what the process has anyway.
-        processes: that check at once; more start as they are needed.
-    """
-
-    time_s: float = 30.0
-    memory_bytes: int = 2 << 30
-    processes: int = 2
-
-
-USUAL_CHECKS = CheckLimits()
 
 
 class CheckerPool:

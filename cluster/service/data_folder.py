@@ -3,6 +3,7 @@
 DATA/registry.sqlite3      all runs (run_registry.py)
 DATA/server.lock           held by the server, so that there is one
 DATA/server.json           which process the server is
+DATA/reserve               room for that where the disk is full
 DATA/runs/ID/              of one run:
     scenario.yaml          as resolved when it was launched
     options.json           how to run it
@@ -21,13 +22,15 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pimserve.cluster.base.files import PRIVATE, remove_drafts, write_json
+from pimserve.cluster.base.files import PRIVATE, disk_is_full, remove_drafts, write_bytes, write_json
 from pimserve.errors import InputError
 
 SERVER_FILE = "server.json"
+_RESERVE_BYTES = 2**16
 
 
 class RunFolder:
@@ -80,6 +83,7 @@ class DataFolder:
         self.registry = self.path / "registry.sqlite3"
         self.lock = self.path / "server.lock"
         self.server = self.path / SERVER_FILE
+        self.reserve = self.path / "reserve"
         self.runs = self.path / "runs"
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -92,6 +96,19 @@ class DataFolder:
         remove_drafts(self.path)
         for leftover in self.runs.glob(".*"):
             shutil.rmtree(leftover, ignore_errors=True)
+
+    def write_server(self, document: dict[str, Any]) -> None:
+        """Say which process the server is, also on a full disk."""
+        try:
+            write_json(self.server, document, PRIVATE)
+        except OSError as error:
+            if not disk_is_full(error) or not self.reserve.exists():
+                raise
+            self.reserve.unlink()
+            write_json(self.server, document, PRIVATE)
+        if not self.reserve.exists():
+            with suppress(OSError):
+                write_bytes(self.reserve, os.urandom(_RESERVE_BYTES), mode=PRIVATE)
 
     def run(self, run_id: str) -> RunFolder:
         """The folder of that run."""

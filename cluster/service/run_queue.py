@@ -10,18 +10,18 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
 
-from pimserve.cluster.base.files import PRIVATE, read_json, write_json
-from pimserve.cluster.base.processes import LOCKED, TO_BE_CONTINUED
+from pimserve.cluster.base.files import PRIVATE, disk_is_full, read_json, write_json
+from pimserve.cluster.base.processes import LOCKED, NO_SPACE, TO_BE_CONTINUED
 from pimserve.cluster.base.rpc.statuses import RefusedError, unknown_run
 from pimserve.cluster.metrics.run_metrics import RunMetrics
 from pimserve.cluster.run.checkpoint import has_checkpoint
 from pimserve.cluster.service.data_folder import DataFolder, RunFolder
 from pimserve.cluster.service.disk_usage import DiskUsage
+from pimserve.cluster.service.limits import Limits
 from pimserve.cluster.service.run_registry import ACTIVE, ENDED, Record, Registry, RunRequest, State
 from pimserve.cluster.service.worker_link import WORKER, WorkerLink
 from pimserve.cluster.service.worker_supervisor import WorkerSupervisor, cause_of
@@ -30,21 +30,6 @@ from pimserve.v1 import simulation_pb2
 LOG = logging.getLogger(__name__)
 _TICK_S = 0.1
 _QUOTA_S = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How much a server takes on.
-
-    Args:
-        running: runs that go on at once, paused ones too.
-        queued: runs that wait.
-        disk_bytes: of all runs together; None: as much as there is.
-    """
-
-    running: int
-    queued: int
-    disk_bytes: int | None
 
 
 class RunQueue:
@@ -69,6 +54,7 @@ class RunQueue:
         self._wake = threading.Event()
         self._progress: dict[str, simulation_pb2.Progress] = {}
         self._begun: set[str] = set()  # runs whose worker has told of them
+        self._ended: dict[str, int] = {}  # exit codes of workers that have not been acted on
         self._disk = DiskUsage(data, registry)
         self._quota_at = 0.0
         self._thread = threading.Thread(target=self._loop, name="runs", daemon=True)
@@ -81,6 +67,9 @@ class RunQueue:
                 try:
                     self._resume(record)
                 except (ValueError, KeyError, OSError) as error:  # one run's files must not keep the others waiting
+                    if disk_is_full(error):
+                        self._wait_for_space(record.id)
+                        continue
                     self._end(record.id, "failed", f"its files are damaged: {error}")
         self._thread.start()
 
@@ -150,7 +139,8 @@ class RunQueue:
             raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, f"run {run_id} is still in the queue")
         link = self._workers.children.get(run_id)
         if link is None or link.simulation is None:
-            raise RefusedError(grpc.StatusCode.UNAVAILABLE, f"run {run_id} is starting; try again")
+            why = self._workers.space.why(run_id) or "is starting; try again"
+            raise RefusedError(grpc.StatusCode.UNAVAILABLE, f"run {run_id} {why}")
         return link
 
     def progress(self, record: Record) -> simulation_pb2.Progress | None:
@@ -159,6 +149,10 @@ class RunQueue:
         if latest is None and (reached := json.loads(record.progress)):  # it has ended, or did before it was continued
             return simulation_pb2.Progress(**reached)
         return latest
+
+    def trouble(self, record: Record) -> str:
+        """Why a run failed, or what it waits for; empty if there is nothing to say."""
+        return record.error or self._workers.space.why(record.id)
 
     def metrics(self) -> list[RunMetrics]:
         """Of the runs that go on, and of those that ended within the last minutes, for the last scrape of them."""
@@ -267,8 +261,10 @@ class RunQueue:
             self._wake.wait(_TICK_S)
 
     def _tick(self) -> None:
-        for run_id, code in self._workers.take_ended().items():
+        self._ended |= self._workers.take_ended()
+        for run_id, code in list(self._ended.items()):
             self._worker_ended(run_id, code)
+            del self._ended[run_id]  # only now: where this fails, it is tried again
         for run_id in self._workers.due():
             self._start(self.record(run_id))
         self._start_queued()
@@ -293,7 +289,10 @@ class RunQueue:
         try:
             self._workers.start(record.id)
         except OSError as error:
-            self._end(record.id, "failed", f"its process cannot be started: {error}")
+            if disk_is_full(error):
+                self._wait_for_space(record.id)
+            else:
+                self._end(record.id, "failed", f"its process cannot be started: {error}")
         self.notify()
 
     def _resume(self, record: Record) -> None:
@@ -323,12 +322,20 @@ class RunQueue:
         elif code == TO_BE_CONTINUED:
             self._workers.restart(run_id)
             self.registry.restarting(run_id)
+        elif code == NO_SPACE:
+            self._wait_for_space(run_id)
         elif (wrong := self._workers.replace(run_id, code)) is not None:
             self._end(run_id, "failed", wrong)
         else:
             record = self.registry.died(run_id)
             LOG.warning("run %s: its worker died (%s), restart %d", run_id, cause_of(code), record.restarts)
         self.notify()
+
+    def _wait_for_space(self, run_id: str) -> None:
+        """Have another worker for a run when there is room for its files."""
+        self._workers.space.wait(run_id)
+        LOG.warning("run %s %s", run_id, self._workers.space.why(run_id))
+        self.registry.restarting(run_id)
 
     def _take_outcome(self, record: Record) -> bool:
         """Whether the run's worker has said how it ended."""
@@ -346,6 +353,8 @@ class RunQueue:
         LOG.info("run %s: %s%s", run_id, state, f": {error}" if error else "")
         self.registry.end(run_id, state, error, progress or {})
         self._workers.forget(run_id)
+        if state == "cancelled":
+            shutil.rmtree(self._data.run(run_id).checkpoints, ignore_errors=True)
         self.notify()
 
     def _on_progress(self, run_id: str, progress: simulation_pb2.Progress) -> None:

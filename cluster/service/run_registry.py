@@ -10,7 +10,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -51,8 +51,10 @@ _MIGRATIONS = (
     ALTER TABLE runs ADD COLUMN place TEXT NOT NULL DEFAULT '{}';
     """,
     "ALTER TABLE runs ADD COLUMN labels TEXT NOT NULL DEFAULT '{}';",
+    "CREATE TABLE spare (number INTEGER PRIMARY KEY, filler BLOB);",
 )
 _VERSION = len(_MIGRATIONS)
+_SPARE_PAGES = 64  # of 4 KB; a run takes less than one
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,9 +174,13 @@ class Registry:
             if not 0 <= version <= _VERSION:
                 self._connection.close()
                 raise InputError(str(path), f"is of version {version}; this pimserve reads up to {_VERSION}")
-            self._connection.execute("PRAGMA journal_mode = WAL")
+            # In place: what was written once can be written again when the disk is full (`_keep_spare`).
+            self._connection.execute("PRAGMA journal_mode = PERSIST")
+            self._connection.execute("PRAGMA temp_store = MEMORY")
             for number, migration in enumerate(_MIGRATIONS[version:], start=version + 1):
                 self._connection.executescript(f"BEGIN; {migration} PRAGMA user_version = {number}; COMMIT;")
+            with suppress(sqlite3.Error):  # a full disk; there may be room in the file
+                self._keep_spare()
         except (sqlite3.Error, OSError) as error:
             why = error.strerror if isinstance(error, OSError) else error
             raise InputError(str(path), f"cannot be used as a registry: {why}") from None
@@ -185,7 +191,11 @@ class Registry:
             self._connection.close()
 
     def add(self, run_id: str, asked: RunRequest) -> Record:
-        """A new run, at the end of the queue."""
+        """A new run, at the end of the queue.
+
+        Raises:
+            OSError: the disk is full.
+        """
         values: dict[str, object] = {
             **asdict(asked),
             "id": run_id,
@@ -199,6 +209,8 @@ class Registry:
             "held": asked.start_paused,
         }
         marks = ", ".join("?" * len(values))
+        with self._lock, self._full_disk():
+            self._keep_spare()  # how runs end can always be written, at the price of new ones
         with self._transaction() as connection:
             connection.execute(f"INSERT INTO runs ({', '.join(values)}) VALUES ({marks})", tuple(values.values()))
             return _one(connection, "id = ?", run_id)
@@ -300,18 +312,42 @@ class Registry:
                 (*values.values(), run_id, *states),
             )
 
+    def _keep_spare(self) -> None:
+        """Have free pages in the file, and as many in its journal.
+
+        Both keep their places on the disk, so that changes of runs can be written when it is full. Three transactions:
+        pages are written, changed, and freed.
+        """
+        if self._connection.execute("PRAGMA freelist_count").fetchone()[0] >= _SPARE_PAGES:
+            return
+        page_bytes = self._connection.execute("PRAGMA page_size").fetchone()[0]
+        try:
+            size = 2 * _SPARE_PAGES * page_bytes
+            self._connection.execute("INSERT OR REPLACE INTO spare VALUES (1, ?)", (b"\1" * size,))
+            self._connection.execute("UPDATE spare SET filler = ?", (b"\2" * size,))
+        finally:
+            self._connection.execute("DELETE FROM spare")
+
+    @contextmanager
+    def _full_disk(self) -> Iterator[None]:
+        """Have SQLite tell of a full disk as the system does."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path)) from None
+            raise
+
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
+        with self._lock, self._full_disk():
             try:
                 self._connection.execute("BEGIN IMMEDIATE")
                 yield self._connection
                 self._connection.execute("COMMIT")
-            except BaseException as error:
+            except BaseException:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
-                if isinstance(error, sqlite3.Error) and error.sqlite_errorcode == sqlite3.SQLITE_FULL:
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path)) from None
                 raise
 
 

@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from pimserve.cluster.base.files import disk_is_full
 from pimserve.cluster.base.rpc.statuses import RefusedError
 from pimserve.cluster.service.launch_options import AllowedPlaces
 from pimserve.cluster.service.received_scenario import as_yaml, read_scenario
@@ -89,6 +90,10 @@ def _answer(request: Mapping[str, Any], traces: Path | None, places: AllowedPlac
         return {"code": error.code.name, "message": str(error)}
     except PimserveError as error:
         return {"message": str(error)}
+    except OSError as error:
+        if disk_is_full(error):
+            return {"code": "RESOURCE_EXHAUSTED", "message": "the server's disk is full"}
+        return {"internal": traceback.format_exc()}
     except Exception:  # noqa: BLE001 whatever it is, the server is told
         return {"internal": traceback.format_exc()}
 

@@ -14,18 +14,18 @@ from pathlib import Path
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
-from pimserve.cluster.base.files import PRIVATE, write_json
 from pimserve.cluster.base.locks import take_lock
 from pimserve.cluster.base.processes import Process
 from pimserve.cluster.base.rpc.channels import make_server
 from pimserve.cluster.base.rpc.reflection import enable_reflection
 from pimserve.cluster.base.rpc.security import NO_TLS, TlsFiles, check_listen, server_credentials
 from pimserve.cluster.metrics.endpoint import EndpointOptions, exposing
-from pimserve.cluster.service.checker_pool import USUAL_CHECKS, CheckerPool, CheckLimits
+from pimserve.cluster.service.checker_pool import CheckerPool
 from pimserve.cluster.service.data_folder import DataFolder
 from pimserve.cluster.service.forwarding import SchedulerForwarder
 from pimserve.cluster.service.launch_options import USUAL_PLACES, AllowedPlaces
-from pimserve.cluster.service.run_queue import Limits, RunQueue
+from pimserve.cluster.service.limits import USUAL_CHECKS, CheckLimits, Limits
+from pimserve.cluster.service.run_queue import RunQueue
 from pimserve.cluster.service.run_registry import Registry
 from pimserve.cluster.service.simulations import Simulations
 from pimserve.cluster.service.worker_link import WORKER
@@ -116,7 +116,7 @@ def serving(options: ServerOptions) -> Iterator[str]:
         healthy = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
         enable_reflection((*SERVICES, health.SERVICE_NAME), server)
-        write_json(data.server, Process.of(os.getpid()).document(), PRIVATE)
+        data.write_server(Process.of(os.getpid()).document())
         queue.start()
         server.start()
         for service in ("", *SERVICES):

@@ -176,7 +176,7 @@ class Simulations(simulation_pb2_grpc.SimulationServiceServicer):
             started_at=_timestamp(record.started_s),
             ended_at=_timestamp(record.ended_s),
             progress=self._queue.progress(record),
-            error=record.error,
+            error=self._queue.trouble(record),
             restarts=record.restarts,
             labels=json.loads(record.labels),
         )

@@ -8,6 +8,7 @@ continued later, when it gets SIGTERM or when there has been no server for long.
 from __future__ import annotations
 
 import argparse
+import errno
 import gc
 import logging
 import os
@@ -24,9 +25,9 @@ from typing import Any
 
 import grpc
 
-from pimserve.cluster.base.files import PRIVATE, read_json, write_bytes, write_json
+from pimserve.cluster.base.files import PRIVATE, disk_is_full, read_json, write_bytes, write_json
 from pimserve.cluster.base.locks import take_lock
-from pimserve.cluster.base.processes import LOCKED, TO_BE_CONTINUED, Process
+from pimserve.cluster.base.processes import LOCKED, NO_SPACE, TO_BE_CONTINUED, Process
 from pimserve.cluster.base.rpc.channels import make_server
 from pimserve.cluster.distributed.deployment import Distributed
 from pimserve.cluster.distributed.place import Place
@@ -68,8 +69,10 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     sys.setswitchinterval(_SWITCH_S)
     gc.freeze()  # what is loaded stays: the collector need not look at it again
-    code = work(RunFolder(arguments.folder.resolve()), held=arguments.paused, per_engine=arguments.metrics_per_engine)
-    sys.stderr.flush()
+    folder = RunFolder(arguments.folder.resolve())
+    code = work(folder, held=arguments.paused, per_engine=arguments.metrics_per_engine)
+    with suppress(OSError):  # a full disk
+        sys.stderr.flush()
     os._exit(code)  # the run is over; a thread in the middle of a call is not waited for
 
 
@@ -82,37 +85,51 @@ def work(folder: RunFolder, *, held: bool = False, per_engine: bool = False, run
         per_engine: with histograms of each engine, also where there are so many that they are merged.
         runner: runs a scenario somewhere, as `run_on` does.
     """
-    lock = take_lock(folder.lock)
-    if lock is None:
-        LOG.error("another process has this run")
-        return LOCKED
-    with lock:
-        control: LiveControl | None = None
-        site: Site | None = None
-        try:
-            if folder.finished:  # killed after the last step
-                outcome = _finished(read_summary(folder.results))
-            else:
-                options = read_json(folder.options) or {}
-                prepared = prepare(load_scenario(folder.scenario))
-                control, site = _site(folder, prepared, speed=float(options["speed"]), held=held, per_engine=per_engine)
-                place = Place(**options.get("place", {}))
-                outcome = _finished(_run(folder, control, site, place, runner))
-        except StoppedError:
-            LOG.info("stopped, to be continued")
-            return TO_BE_CONTINUED
-        except OSError as error:  # a full disk, say: what is there can be continued
-            LOG.error("%s: %s", error.filename or folder.path, error.strerror or error)  # noqa: TRY400 one line tells
-            return os.EX_IOERR
-        except Exception as error:  # noqa: BLE001 whatever it is, the server is told
-            outcome = {**_verdict(error), "progress": _so_far(control)}
-        if site is not None:
-            with suppress(OSError):  # a full disk; the run is over all the same
-                write_bytes(folder.metrics, site.metrics.latest().to_bytes())
-        write_json(folder.outcome, outcome, PRIVATE)
-        if outcome["state"] != "failed":  # else what it had reached tells more than the message
-            shutil.rmtree(folder.checkpoints, ignore_errors=True)
-        return 0
+    try:
+        lock = take_lock(folder.lock)
+        if lock is None:
+            LOG.error("another process has this run")
+            return LOCKED
+        with lock:
+            return _work(folder, held=held, per_engine=per_engine, runner=runner)
+    except OSError as error:  # what is there can be continued
+        LOG.error("%s: %s", error.filename or folder.path, error.strerror or error)  # noqa: TRY400 one line tells
+        return NO_SPACE if disk_is_full(error) else os.EX_IOERR
+
+
+def _work(folder: RunFolder, *, held: bool, per_engine: bool, runner: Runner) -> int:
+    """The same, with the run's lock.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    control: LiveControl | None = None
+    site: Site | None = None
+    try:
+        if folder.finished:  # killed after the last step
+            outcome = _finished(read_summary(folder.results))
+        else:
+            options = read_json(folder.options) or {}
+            prepared = prepare(load_scenario(folder.scenario))
+            control, site = _site(folder, prepared, speed=float(options["speed"]), held=held, per_engine=per_engine)
+            place = Place(**options.get("place", {}))
+            outcome = _finished(_run(folder, control, site, place, runner))
+    except StoppedError:
+        LOG.info("stopped, to be continued")
+        return TO_BE_CONTINUED
+    except OSError:
+        raise
+    except Exception as error:
+        if disk_is_full(error):
+            raise OSError(errno.ENOSPC, str(error)) from error
+        outcome = {**_verdict(error), "progress": _so_far(control)}
+    if site is not None:
+        with suppress(OSError):  # a full disk; the run is over all the same
+            write_bytes(folder.metrics, site.metrics.latest().to_bytes())
+    if outcome["state"] != "failed":  # else what it had reached tells more than the message
+        shutil.rmtree(folder.checkpoints, ignore_errors=True)
+    write_json(folder.outcome, outcome, PRIVATE)
+    return 0
 
 
 def _run(folder: RunFolder, control: LiveControl, site: Site, place: Place, runner: Runner) -> Summary:

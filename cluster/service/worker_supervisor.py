@@ -13,6 +13,7 @@ from pimserve.cluster.base.rpc.security import TOKEN_ENV
 from pimserve.cluster.base.supervisor import Patience, Supervisor
 from pimserve.cluster.metrics.run_metrics import RunMetrics
 from pimserve.cluster.service.data_folder import DataFolder
+from pimserve.cluster.service.disk_space import DiskSpace
 from pimserve.cluster.service.worker_link import UNKNOWN, WorkerLink
 from pimserve.v1 import simulation_pb2
 
@@ -22,7 +23,9 @@ _METRICS_KEPT_S, _MOST_KEPT = 120.0, 20  # of runs that have ended
 
 
 class WorkerSupervisor(Supervisor[WorkerLink]):
-    """Workers by the id of their run. `metrics` may be called from any thread, the rest from one at a time.
+    """Workers by the id of their run; `space` has runs that wait for some.
+
+    `metrics` may be called from any thread, the rest from one at a time.
 
     Args:
         data: the server's folder.
@@ -44,11 +47,12 @@ class WorkerSupervisor(Supervisor[WorkerLink]):
         self._held = held
         self._on_progress = on_progress
         self._restart_at: dict[str, float] = {}  # of runs whose worker has ended
+        self.space = DiskSpace(data)
         self._last_metrics: dict[str, tuple[float, RunMetrics]] = {}  # of runs that ended lately, and until when
 
     def __len__(self) -> int:
         """Runs that have a worker, or are about to."""
-        return len(self.children) + len(self._restart_at)
+        return len(self.children) + len(self._restart_at) + len(self.space)
 
     def adopt(self, run_id: str) -> bool:
         """Take over the worker of a run that a server left which is gone; whether there is one."""
@@ -97,11 +101,12 @@ class WorkerSupervisor(Supervisor[WorkerLink]):
         runs = [run_id for run_id, at in self._restart_at.items() if time.monotonic() >= at]
         for run_id in runs:
             del self._restart_at[run_id]
-        return runs
+        return [*runs, *self.space.due()]
 
     def forget(self, run_id: str) -> None:
         """The run has ended: it gets no other worker, and its deaths do not count if it is continued."""
         self._restart_at.pop(run_id, None)
+        self.space.forget(run_id)
         self._deaths.pop(run_id, None)
 
     def close(self) -> None:

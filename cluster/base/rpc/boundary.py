@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -11,13 +10,13 @@ from typing import Any, TypeAlias, TypeVar
 import grpc
 from google.protobuf.message import DecodeError, Message
 
+from pimserve.cluster.base.files import disk_is_full
 from pimserve.cluster.base.rpc import rules, statuses
 from pimserve.cluster.base.rpc.statuses import RefusedError
 from pimserve.errors import InputError, PimserveError
 
 LOG = logging.getLogger(__name__)
 _OURS = "/pimserve."
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 _Answer = TypeVar("_Answer")
 _Details = grpc.HandlerCallDetails
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # not a generic type at run time
@@ -77,7 +76,7 @@ def _answer(method: Callable[[], _Answer], context: grpc.ServicerContext) -> _An
     except grpc.RpcError as error:
         statuses.pass_on(context, error)
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _FULL:
+        if isinstance(error, OSError) and disk_is_full(error):
             LOG.error("%s: %s", error.filename, error.strerror)  # noqa: TRY400 one line tells
             statuses.abort(context, RefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, "the server's disk is full"))
         LOG.exception("internal error")

@@ -12,7 +12,7 @@ import trustme
 
 from pimserve.cluster.base.rpc.results_stream import receiving
 from pimserve.cluster.client import AsyncClient, Client, ServiceError, TlsFiles, calls
-from pimserve.cluster.service.run_queue import Limits
+from pimserve.cluster.service.limits import Limits
 from pimserve.cluster.service.server import ServerOptions, serving
 from pimserve.errors import PimserveError
 from pimserve.v1 import scheduler_pb2 as sched

@@ -11,8 +11,8 @@ import pytest
 from pimserve.cluster.base.files import read_json
 from pimserve.cluster.base.rpc.security import bearer
 from pimserve.cluster.client import Client, ServiceError
+from pimserve.cluster.service.limits import Limits
 from pimserve.cluster.service.received_scenario import as_yaml, read_scenario
-from pimserve.cluster.service.run_queue import Limits
 from pimserve.cluster.service.server import ServerOptions, serving
 from pimserve.cluster.service.worker import work
 from pimserve.cluster.service.worker_link import WORKER

@@ -8,8 +8,9 @@ import pytest
 
 from pimserve.cluster.base.rpc.statuses import RefusedError, violations
 from pimserve.cluster.client import Client
-from pimserve.cluster.service.checker_pool import CheckerPool, CheckLimits
+from pimserve.cluster.service.checker_pool import CheckerPool
 from pimserve.cluster.service.launch_options import USUAL_PLACES
+from pimserve.cluster.service.limits import CheckLimits
 from pimserve.errors import InputError
 from pimserve.v1 import simulation_pb2 as pb
 from tests.cluster.service.harness import refused, server_and_client, until

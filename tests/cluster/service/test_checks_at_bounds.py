@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from pimserve.cluster.base.rpc.statuses import RefusedError
 from pimserve.cluster.scenario.document import Scenario
-from pimserve.cluster.service.checker_pool import CheckerPool, CheckLimits
+from pimserve.cluster.service.checker_pool import CheckerPool
 from pimserve.cluster.service.launch_options import USUAL_PLACES
+from pimserve.cluster.service.limits import CheckLimits
 from pimserve.device_models.aimc.aimc_spec import AimcSpec
 from pimserve.device_models.duplex import DuplexSpec
 from pimserve.device_models.gpu_spec import GpuSpec

@@ -208,7 +208,7 @@ def test_other_files_are_refused(tmp_path):
     other = sqlite3.connect(tmp_path / "newer")
     other.execute("PRAGMA user_version = 99")
     other.close()
-    with pytest.raises(InputError, match="is of version 99; this pimserve reads up to 3"):
+    with pytest.raises(InputError, match="is of version 99; this pimserve reads up to 4"):
         Registry(tmp_path / "newer")
 
 

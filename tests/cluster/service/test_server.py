@@ -19,7 +19,7 @@ from pimserve.cluster.metrics.endpoint import EndpointOptions
 from pimserve.cluster.run.read_summary import load_document
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
-from pimserve.cluster.service.run_queue import Limits
+from pimserve.cluster.service.limits import Limits
 from pimserve.cluster.service.server import ServerOptions, serving
 from pimserve.cluster.service.worker_link import WORKER
 from pimserve.errors import InputError

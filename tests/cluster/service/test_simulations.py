@@ -11,7 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from pimserve.cluster.client import Client, ServiceError, Wanted
-from pimserve.cluster.service.run_queue import Limits
+from pimserve.cluster.service.limits import Limits
 from pimserve.cluster.service.server import SERVICES, ServerOptions, serving
 from pimserve.errors import InputError
 from pimserve.v1 import scheduler_pb2, simulation_pb2, simulation_pb2_grpc

@@ -12,7 +12,7 @@ import pytest
 from pimserve.cluster.base.rpc.channels import make_server
 from pimserve.cluster.client import Client
 from pimserve.cluster.metrics.endpoint import EndpointOptions
-from pimserve.cluster.service.run_queue import Limits
+from pimserve.cluster.service.limits import Limits
 from pimserve.cluster.service.run_registry import Registry, RunRequest
 from pimserve.cluster.service.server import ServerOptions, serving
 from pimserve.errors import InputError
