@@ -138,7 +138,7 @@ def test_the_file_and_those_beside_it_are_for_their_user_only(tmp_path, caplog):
         registry = Registry(tmp_path / "registry.sqlite3")
         add(registry, "a")
         files = list(tmp_path.iterdir())
-        assert len(files) == 3  # with the write-ahead log and its index
+        assert len(files) == 2  # with its journal
         assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
         registry.close()
     finally:
