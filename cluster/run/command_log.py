@@ -11,6 +11,7 @@ import re
 import zlib
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal, Self
 
@@ -125,9 +126,10 @@ class CommandLog:
         return encoded(sorted(self.entries, key=_time))
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, in which all is that anyone was told of."""
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # of a full disk
+                self._file.close()
 
 
 def _time(entry: Entry) -> int:
