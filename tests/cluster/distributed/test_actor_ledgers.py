@@ -67,16 +67,23 @@ def test_whoever_asks_a_shard_is_told_what_its_devices_say(monkeypatch):
             return [replace(first, energy_pj=energy, outputs=first.outputs + 1), *rest]
 
         monkeypatch.setattr(link, "ledgers", one_picojoule_and_one_output_more)
-        devices = Devices(link, Recovery(None), FleetOf(), {}, None)
+        devices = Devices(link, Recovery(None), NoFleet(), {}, None)
         (ledger,) = DevicePort(lambda sink: EngineOf(served, sink), devices, None, keeps=True).ledgers()
     assert sum(ledger.joules.values()) == pytest.approx(sum(engine.joules.values()) + 1, rel=1e-12)
     assert (ledger.output_tokens, ledger.steps) == (engine.output_tokens + 1, engine.steps)
 
 
-class FleetOf:
-    """Stands for a fleet of which only the link is looked at."""
+class NoFleet:
+    """Stands for a fleet that hands nothing over: one pool, of no replica."""
 
-    pools = ()
+    spec, numbers = None, ()
+
+    @property
+    def pools(self):
+        return (self,)
+
+    def kv_cache(self, _):
+        return None
 
 
 def test_what_passed_is_summed_by_device_and_kind():
