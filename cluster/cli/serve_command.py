@@ -19,7 +19,7 @@ from pimserve.errors import InputError
 
 if TYPE_CHECKING:
     from pimserve.cluster.service.launch_options import AllowedPlaces
-    from pimserve.cluster.service.limits import Limits
+    from pimserve.cluster.service.limits import CheckLimits, Limits
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,10 @@ class _Runs:
     max_hosts: Annotated[
         int, typer.Option(min=1, max=100_000, help="Processes or actors that one run may be spread over.")
     ] = 64
+    check_time: Annotated[
+        float, typer.Option(min=0.1, max=3600, help="Seconds that checking a scenario may take before it is launched.")
+    ] = 30.0
+    check_memory: Annotated[str, typer.Option(metavar="SIZE", help="Memory that this may take.")] = "2GB"
 
     def limits(self) -> Limits:
         """How much it takes on.
@@ -91,7 +95,17 @@ class _Runs:
         """
         from pimserve.cluster.service.limits import Limits  # noqa: PLC0415
 
-        return Limits(self.max_running or os.cpu_count() or 1, self.max_queued, _bytes(self.disk_quota))
+        return Limits(self.max_running or os.cpu_count() or 1, self.max_queued, _bytes(self.disk_quota, "--disk-quota"))
+
+    def check(self) -> CheckLimits:
+        """What checking a scenario may take.
+
+        Raises:
+            InputError: its memory is no size.
+        """
+        from pimserve.cluster.service.limits import CheckLimits  # noqa: PLC0415
+
+        return CheckLimits(self.check_time, _bytes(self.check_memory, "--check-memory") or 0)
 
     def places(self) -> AllowedPlaces:
         """Where it lets runs compute."""
@@ -140,6 +154,7 @@ def serve_command(
         if metrics is None
         else scrapers.endpoint(metrics, insecure=insecure, per_engine=metrics_per_engine, tls=tls),
         places=runs.places(),
+        check=runs.check(),
         announce_metrics=lambda address: typer.echo(f"metrics on {address}"),
     )
 
@@ -150,12 +165,12 @@ def serve_command(
     serve(options, announce)
 
 
-def _bytes(size: str | None) -> int | None:
+def _bytes(size: str | None, option: str) -> int | None:
     """Bytes of a size such as 20GB."""
     if size is None:
         return None
     units = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)B?", size.strip(), re.IGNORECASE | re.ASCII)
     if match is None:
-        raise InputError("--disk-quota", f"must be a size such as 20GB (got {size!r})")
+        raise InputError(option, f"must be a size such as 20GB (got {size!r})")
     return int(float(match[1]) * units[match[2].upper()])

@@ -211,7 +211,7 @@ def _good(answer: Mapping[str, Any], limits: CheckLimits) -> Mapping[str, Any]:
     """
     if "exceeded" in answer or "died" in answer:
         most = {
-            "memory": f"needs more than {limits.memory_bytes / 2**20:,.0f} MiB of memory",
+            "memory": f"needs more than {limits.memory_bytes / 1e6:,.0f} MB of memory",
             "time": f"takes longer than {limits.time_s:g} s",
         }
         why = most.get(answer.get("exceeded", ""), f"ended the process that did it ({answer.get('died')})")

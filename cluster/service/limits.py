@@ -31,7 +31,7 @@ class CheckLimits:
     """
 
     time_s: float = 30.0
-    memory_bytes: int = 2 << 30
+    memory_bytes: int = 2 * 10**9
     processes: int = 2
 
 

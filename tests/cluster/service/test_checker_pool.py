@@ -65,9 +65,9 @@ def test_what_is_good_is_told_and_what_is_not_is_named(pool):
     assert "name: mine" in launched["scenario"]
 
 
-@pytest.mark.parametrize("pool", [CheckLimits(memory_bytes=100 << 20, processes=1)], indirect=True)
+@pytest.mark.parametrize("pool", [CheckLimits(memory_bytes=10**8, processes=1)], indirect=True)
 def test_memory_is_limited(pool):
-    with pytest.raises(RefusedError, match="needs more than 100 MiB of memory") as caught:
+    with pytest.raises(RefusedError, match="needs more than 100 MB of memory") as caught:
         check(pool, "cluster: {nodes: 4096, devices_per_node: 4096, tensor_parallel: 1}")
     assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert check(pool, "name: next")["name"] == "next"

@@ -85,5 +85,5 @@ def test_what_is_at_the_bounds_is_checked_within_the_limits_or_refused_clearly()
     checked()
     checkers.close()
     exceeded = {text for text in outcomes if text not in {"good", "refused"}}
-    assert all("takes longer than" in text or "MiB of memory" in text for text in exceeded), outcomes
+    assert all("takes longer than" in text or "MB of memory" in text for text in exceeded), outcomes
     assert min(outcomes["good"], outcomes["refused"]) > 20, outcomes
