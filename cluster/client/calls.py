@@ -6,6 +6,7 @@ Here what is asked of `SimulationService`; what of `SchedulerService`, in schedu
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -75,6 +76,10 @@ SERVICE_CONFIG = json.dumps(
 )
 
 
+# Which part of a request has a key of the scenario; people know where they wrote it.
+_WITHIN = re.compile(r"^scenario\.(yaml|trace|overrides\[\d+\]): ")
+
+
 class ServiceError(PimserveError):
     """The service refused, or did not answer.
 
@@ -135,7 +140,8 @@ def error_of(error: grpc.RpcError, address: str) -> ServiceError:
         (violation.field, violation.description) for request in requests for violation in request.field_violations
     ]
     if violations:
-        details = "\n".join(f"{field}: {message}" if field else message for field, message in violations)
+        places = [(_WITHIN.sub("", field), message) for field, message in violations]
+        details = "\n".join(f"{place}: {message}" if place else message for place, message in places)
     return ServiceError(code.name, details or f"{address}: {code.name}", violations)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -32,7 +33,7 @@ from pimserve.device_models.kernels import Backend
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.operators import Parallelism
 from pimserve.device_models.registry import load_device
-from pimserve.errors import InputError, shortened, validation_error
+from pimserve.errors import InputError, shortened, together, tried, validation_error
 from pimserve.loadgen.traces import find_trace
 from pimserve.loadgen.workload import WorkloadSpec, parse_trace_argument
 from pimserve.quantity import GigabytesPerSecond, Microseconds, PositiveSeconds, Seconds
@@ -323,11 +324,13 @@ def load_scenario(
     Raises:
         InputError: the file, or a value in it, is not acceptable; `devices_per_node: auto` finds no number.
     """
+    wrong: list[InputError] = []
     document: dict[str, Any] = {} if path is None else parse_document(read_yaml(path, "a scenario"), str(path))
     if path is not None and files:
         document = with_trace_beside(document, path.parent)
     if trace is not None:
-        spec = parse_trace_argument(trace).model_dump(mode="json", exclude_none=True)
+        parsed = tried(wrong, partial(parse_trace_argument, trace))
+        spec = None if parsed is None else parsed.model_dump(mode="json", exclude_none=True)
         workload = document.get("workload")
         kept = (
             {k: v for k, v in workload.items() if k in {"mode", "concurrency", "stagger"}}
@@ -336,13 +339,15 @@ def load_scenario(
         )
         document = {**document, "workload": {**kept, "trace": spec}}
     for override in overrides:
-        document = _override(document, override)
+        document = tried(wrong, partial(_override, document, override)) or document
     folders = [Path() if path is None else path.parent, Path()]
-    document = with_descriptions(document, folders if files else None)
+    described = tried(wrong, partial(with_descriptions, document, folders if files else None))
     try:
-        scenario = Scenario.model_validate(document)
+        scenario = Scenario.model_validate(document if described is None else described)
     except ValidationError as error:
-        raise validation_error("", error, Scenario) from None
+        raise together([*wrong, validation_error("", error, Scenario)]) from None
+    if wrong:
+        raise together(wrong)
     no_truth_for_a_number("", document, scenario)
     if any(scenario.of_pool(name).cluster.devices_per_node == "auto" for name in scenario.pools):
         from pimserve.cluster.scenario.sizing import sized  # noqa: PLC0415 it knows what a scenario is, and devices

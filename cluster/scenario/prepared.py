@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 from pimserve.cluster.scenario.document import Scenario
 from pimserve.cluster.scenario.placement import PlacedPool
 from pimserve.cluster.scenario.pools import link_of, place_pool, routing_of
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.routing import Routing
-from pimserve.errors import InputError
+from pimserve.errors import InputError, together, tried
 from pimserve.loadgen.traces import trace_digest
 from pimserve.scheduler.faults import FaultSpec
 from pimserve.scheduler.handover import Link
+from pimserve.scheduler.router import make_router
 from pimserve.scheduler.simulation import check_together
 
 
@@ -142,6 +143,22 @@ def prepare(scenario: Scenario) -> Prepared:
     Raises:
         InputError: parts of the scenario do not go together.
     """
+    wrong: list[InputError] = []
+    tried(wrong, partial(_check_together, scenario))
+    tried(wrong, partial(make_router, scenario.scheduler.router))
+    model = tried(wrong, scenario.load_model)
+    if scenario.cluster.pools is None:
+        tried(wrong, scenario.load_device)
+    if model is None or wrong:
+        raise together(wrong)
+    routing = routing_of(scenario, model)
+    pools: list[PlacedPool] = []
+    for name in scenario.pools:
+        pools.append(place_pool(scenario, name, model, routing, first=sum(pool.replicas for pool in pools)))
+    return Prepared(scenario, model, tuple(pools), routing)
+
+
+def _check_together(scenario: Scenario) -> None:
     check_together(
         scenario.scheduler,
         scenario.faults or FaultSpec(),
@@ -149,12 +166,6 @@ def prepare(scenario: Scenario) -> Prepared:
         pools=scenario.cluster.pools is not None,
         replicas=scenario.cluster.replicas,
     )
-    model = scenario.load_model()
-    routing = routing_of(scenario, model)
-    pools: list[PlacedPool] = []
-    for name in scenario.pools:
-        pools.append(place_pool(scenario, name, model, routing, first=sum(pool.replicas for pool in pools)))
-    return Prepared(scenario, model, tuple(pools), routing)
 
 
 def scenario_digest(scenario: Scenario) -> str:

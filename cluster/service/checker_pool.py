@@ -19,12 +19,12 @@ from typing import Any
 import grpc
 
 from pimserve.cluster.base.rpc.security import TOKEN_ENV
-from pimserve.cluster.base.rpc.statuses import RefusedError
+from pimserve.cluster.base.rpc.statuses import RefusedError, RequestError
 from pimserve.cluster.service.launch_options import AllowedPlaces
 from pimserve.cluster.service.limits import CheckLimits
 from pimserve.cluster.service.scenario_checker import READY, read_message, write_message
 from pimserve.cluster.service.worker_supervisor import cause_of
-from pimserve.errors import InputError, PimserveError
+from pimserve.errors import PimserveError
 from pimserve.v1 import simulation_pb2 as pb
 
 LOG = logging.getLogger(__name__)
@@ -219,8 +219,8 @@ def _good(answer: Mapping[str, Any], limits: CheckLimits) -> Mapping[str, Any]:
     if "internal" in answer:
         LOG.error("%s", answer["internal"])
         raise RuntimeError("a scenario could not be checked")
-    if "where" in answer:
-        raise InputError(answer["where"], answer["message"])
+    if "fields" in answer:
+        raise RequestError([(field, message) for field, message in answer["fields"]])
     if "code" in answer:
         raise RefusedError(grpc.StatusCode[answer["code"]], answer["message"])
     if "message" in answer:

@@ -10,9 +10,9 @@ import yaml
 
 from pimserve.cluster.scenario.document import Scenario, load_scenario
 from pimserve.cluster.scenario.prepared import Prepared, prepare
-from pimserve.errors import InputError, shortened
+from pimserve.cluster.service.scenario_fields import DOCUMENT
+from pimserve.errors import InputError, InputsError, shortened, together
 
-_PLACE = "scenario"
 _TRACE = "workload.trace.path"
 
 
@@ -29,12 +29,13 @@ def read_scenario(text: str, overrides: Sequence[str], trace: str, traces: Path 
         InputError: it is not acceptable.
     """
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / _PLACE
+        file = Path(folder) / DOCUMENT
         file.write_text(text or "{}", encoding="utf-8")
         try:
             scenario = load_scenario(file, overrides, trace or None, files=False)
         except InputError as error:
-            raise InputError(error.where.replace(str(file), _PLACE), error.message) from None
+            parts = error.errors if isinstance(error, InputsError) else (error,)
+            raise together([part.at(part.where.replace(str(file), DOCUMENT)) for part in parts]) from None
     if scenario.workload.trace is not None:
         scenario = _with_trace(scenario, _allowed(scenario.workload.trace.path, traces))
     return prepare(scenario)

@@ -17,20 +17,21 @@ import resource
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 from pimserve.cluster.base.files import disk_is_full
-from pimserve.cluster.base.rpc.statuses import RefusedError
+from pimserve.cluster.base.rpc.statuses import RefusedError, violations
+from pimserve.cluster.scenario.prepared import Prepared
 from pimserve.cluster.service.launch_options import AllowedPlaces
 from pimserve.cluster.service.received_scenario import as_yaml, read_scenario
-from pimserve.errors import InputError, PimserveError, together
+from pimserve.cluster.service.scenario_fields import request_error
+from pimserve.errors import InputError, PimserveError, together, tried
 from pimserve.v1 import simulation_pb2 as pb
 
 LOG = logging.getLogger("scenario checker")
 LENGTH_BYTES = 4
-_Result = TypeVar("_Result")
 READY: Mapping[str, Any] = {"ready": True}
 _KEPT_BYTES = 200_000_000  # that a check may leave behind; the next one would have so much less
 
@@ -85,7 +86,7 @@ def _answer(request: Mapping[str, Any], traces: Path | None, places: AllowedPlac
     except MemoryError:
         return {"exceeded": "memory"}
     except InputError as error:
-        return {"where": error.where, "message": error.message}
+        return {"fields": violations(error)}
     except RefusedError as error:
         return {"code": error.code.name, "message": str(error)}
     except PimserveError as error:
@@ -104,10 +105,9 @@ def _check(request: Mapping[str, Any], traces: Path | None, places: AllowedPlace
     Raises:
         PimserveError: it is not acceptable.
     """
-    document = request["yaml"], request["overrides"], request["trace"], traces
     if request["options"] is not None:
-        return _check_launch(document, pb.LaunchOptions.FromString(bytes.fromhex(request["options"])), places)
-    prepared = read_scenario(*document)
+        return _check_launch(request, pb.LaunchOptions.FromString(bytes.fromhex(request["options"])), traces, places)
+    prepared = _read(request, traces)
     scenario, cluster = prepared.scenario, prepared.scenario.cluster
     return {
         "name": scenario.name,
@@ -119,25 +119,26 @@ def _check(request: Mapping[str, Any], traces: Path | None, places: AllowedPlace
     }
 
 
-def _check_launch(document: tuple[Any, ...], options: pb.LaunchOptions, places: AllowedPlaces) -> dict[str, Any]:
+def _read(request: Mapping[str, Any], traces: Path | None) -> Prepared:
+    overrides, trace = request["overrides"], request["trace"]
+    try:
+        return read_scenario(request["yaml"], overrides, trace, traces)
+    except InputError as error:
+        raise request_error(error, overrides, trace) from None
+
+
+def _check_launch(
+    request: Mapping[str, Any], options: pb.LaunchOptions, traces: Path | None, places: AllowedPlaces
+) -> dict[str, Any]:
     """How a run is to be kept; what is wrong with its options is told together with what is wrong with its scenario."""
     wrong: list[InputError] = []
-    place = _tried(wrong, lambda: places.place_of(options))
-    prepared = _tried(wrong, lambda: read_scenario(*document))
+    place = tried(wrong, lambda: places.place_of(options))
+    prepared = tried(wrong, lambda: _read(request, traces))
     if place is None or prepared is None:
         raise together(wrong)
     places.check_spread(place, prepared)
     scenario = prepared.scenario
     return {"name": scenario.name, "scenario": as_yaml(scenario), "place": place.document()}
-
-
-def _tried(wrong: list[InputError], look: Callable[[], _Result]) -> _Result | None:
-    """What was asked for; None, and noted, if it is not acceptable."""
-    try:
-        return look()
-    except InputError as error:
-        wrong.append(error)
-        return None
 
 
 def _data_bytes() -> int | None:

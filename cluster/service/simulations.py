@@ -14,13 +14,15 @@ import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from pimserve.cluster.base.rpc.results_stream import send_files
-from pimserve.cluster.base.rpc.statuses import RefusedError
+from pimserve.cluster.base.rpc.rules import broken
+from pimserve.cluster.base.rpc.statuses import RefusedError, RequestError, Violations
 from pimserve.cluster.service.checker_pool import CheckerPool
 from pimserve.cluster.service.data_folder import RunFolder
 from pimserve.cluster.service.ended_runs import finished, summary_of
 from pimserve.cluster.service.launch_options import options_of
 from pimserve.cluster.service.run_queue import RunQueue
 from pimserve.cluster.service.run_registry import ACTIVE, ENDED, STATES, Record, RunFilter, RunRequest, State
+from pimserve.errors import PimserveError
 from pimserve.v1 import simulation_pb2 as pb
 from pimserve.v1 import simulation_pb2_grpc
 
@@ -66,6 +68,18 @@ class Simulations(simulation_pb2_grpc.SimulationServiceServicer):
         )
         record, created = self._queue.launch(checked["scenario"], asked)
         return pb.LaunchResponse(run=self._run(record), created=created)
+
+    def further_violations(self, request: Any, context: grpc.ServicerContext) -> Violations:  # noqa: ANN401 any request
+        """What is wrong with the scenario of a request that is not acceptable anyway, as far as that is found out."""
+        if not isinstance(request, pb.ValidateRequest | pb.LaunchRequest) or any(broken(request.scenario)):
+            return ()
+        try:
+            self._checkers.check(request.scenario, None, context)
+        except RequestError as error:
+            return error.fields
+        except PimserveError:  # too much to check, say
+            return ()
+        return ()
 
     def Get(self, request: pb.GetRequest, context: grpc.ServicerContext) -> pb.GetResponse:  # noqa: N802
         """One run."""

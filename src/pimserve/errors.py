@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast, get_args
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
@@ -22,6 +22,7 @@ _MESSAGES = {
     "string_type": "must be text",
     "string_unicode": "must be UTF-8 text",
 }
+Result = TypeVar("Result")
 _LONGEST = 200  # characters of a value that a message repeats
 
 
@@ -53,9 +54,26 @@ class InputError(PimserveError, ValueError):
         return InputError(where, self.message)
 
 
+class InputsError(InputError):
+    """Several mistakes, a line for each."""
+
+    def __init__(self, errors: Sequence[InputError]) -> None:
+        self.errors = tuple({str(error): error for error in errors}.values())
+        super().__init__("", "\n".join(map(str, self.errors)))
+
+
 def together(errors: Sequence[InputError]) -> InputError:
     """One error that says what several say, a line each."""
-    return errors[0] if len(errors) == 1 else InputError("", "\n".join(map(str, errors)))
+    return errors[0] if len(errors) == 1 else InputsError(errors)
+
+
+def tried(wrong: list[InputError], look: Callable[[], Result]) -> Result | None:
+    """What was asked for; None, and noted in `wrong`, if it is not acceptable."""
+    try:
+        return look()
+    except InputError as error:
+        wrong.append(error)
+        return None
 
 
 class DoesNotFitError(InputError):

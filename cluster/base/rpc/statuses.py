@@ -12,7 +12,7 @@ import grpc
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 from grpc_status import rpc_status  # type: ignore[import-untyped]
 
-from pimserve.errors import InputError, PimserveError
+from pimserve.errors import InputError, InputsError, PimserveError
 from pimserve.scheduler.control import RunCancelledError
 
 Violations = Sequence[tuple[str, str]]  # field, what is wrong with it
@@ -87,6 +87,8 @@ def violations(error: InputError) -> Violations:
     """The fields that an error speaks of: one, or one in each of its lines."""
     if isinstance(error, RequestError):
         return error.fields
+    if isinstance(error, InputsError):
+        return [violation for part in error.errors for violation in violations(part)]
     if error.where:
         return [(error.where, error.message)]
     fields = []

@@ -49,17 +49,19 @@ def check(pool, text, options=None, call=None):
 def test_what_is_good_is_told_and_what_is_not_is_named(pool):
     checked = check(pool, "name: mine\ncluster: {replicas: 2}")
     assert (checked["name"], checked["replicas"], checked["devices"]) == ("mine", 2, 8)
-    with pytest.raises(InputError, match=r"^cluster.replicas: must be greater than 0 \(got 0\)$") as caught:
+    with pytest.raises(
+        InputError, match=r"^scenario.yaml: cluster.replicas: must be greater than 0 \(got 0\)$"
+    ) as caught:
         check(pool, "cluster: {replicas: 0}")
-    assert caught.value.where == ""
+    assert violations(caught.value) == (("scenario.yaml: cluster.replicas", "must be greater than 0 (got 0)"),)
     with pytest.raises(InputError, match="this server allows no others") as caught:
         check(pool, "", pb.LaunchOptions(on="ray"))
-    assert caught.value.where == "options.on"
+    assert [field for field, _ in violations(caught.value)] == ["options.on"]
     options = pb.LaunchOptions(on="ray", devices_per_actor=2, resource=["duplex=1"])
     with pytest.raises(InputError) as caught:  # all that is wrong, of options and scenario
         check(pool, "cluster: {replicas: 0}\nnow: 1", options)
     named = [field for field, _ in violations(caught.value)]
-    assert named == ["options.on", "options.resource", "cluster.replicas", "now"]
+    assert named == ["options.on", "options.resource", "scenario.yaml: cluster.replicas", "scenario.yaml: now"]
     launched = check(pool, "name: mine", pb.LaunchOptions(on="processes"))
     assert launched["place"] == {"on": "processes"}
     assert "name: mine" in launched["scenario"]

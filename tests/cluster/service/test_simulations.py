@@ -43,8 +43,41 @@ def test_a_scenario_is_checked_before_it_is_launched(client):
     with pytest.raises(ServiceError) as caught:
         client.launch("cluster: {replicas: 0}\nworkload: {num_request: 3}")
     assert caught.value.code == "INVALID_ARGUMENT"
-    assert [field for field, _ in caught.value.violations] == ["cluster.replicas", "workload.num_request"]
+    assert [field for field, _ in caught.value.violations] == [
+        "scenario.yaml: cluster.replicas",
+        "scenario.yaml: workload.num_request",
+    ]
     assert "did you mean num_requests?" in str(caught.value)
+
+
+def test_all_that_is_wrong_with_a_launch_is_told_at_once(client):
+    with pytest.raises(ServiceError) as caught:
+        client.launch(
+            "cluster: {replicas: 0}",
+            ["run.seed=-1", "nonsense", "slo.x=1"],
+            trace="zzz",
+            speed=-1,
+            idempotency_key="a b",
+        )
+    assert [field for field, _ in caught.value.violations] == [
+        "options.speed",
+        "idempotency_key",
+        "scenario.trace",
+        "scenario.overrides[1]",
+        "scenario.yaml: cluster.replicas",
+        "scenario.overrides[2]: slo.x",
+        "scenario.overrides[0]: run.seed",
+    ]
+    with pytest.raises(ServiceError) as caught:
+        client.launch("model: none-of-these\ncluster: {device: nor-this}\nscheduler: {router: dice}")
+    assert {field for field, _ in caught.value.violations} == {
+        "scenario.yaml: scheduler.router",
+        "scenario.yaml: model",
+        "scenario.yaml: cluster.device",
+    }
+    with pytest.raises(ServiceError) as caught:
+        client.validate("a: [")
+    assert [field for field, _ in caught.value.violations] == ["scenario.yaml:2"]
 
 
 def test_a_launch_that_is_repeated_launches_once(client):
