@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pimserve.arrays import FloatArray
 from pimserve.device_models.plan import FS_PER_PS
 from pimserve.scheduler.distributions import percentile
 from pimserve.scheduler.histogram import DurationHistogram
@@ -116,8 +117,7 @@ def quantiles_of_histogram(histogram: DurationHistogram, percentiles: Sequence[f
     return Quantiles(histogram.count, histogram.mean_s(), by_percent)
 
 
-def exact_quantiles(latencies: Latencies, name: str, percentiles: Sequence[float]) -> Quantiles:
-    """Of one of `LATENCIES` of a run that is over, as the summary has them."""
-    ordered = np.sort(latencies[name].known_s)
+def exact_quantiles(ordered: FloatArray, percentiles: Sequence[float]) -> Quantiles:
+    """Of the latencies, s, (n,) and ascending, of a run that is over: those of the summary."""
     by_percent = {percent: percentile(ordered, percent) if len(ordered) else None for percent in percentiles}
     return Quantiles(len(ordered), float(ordered.mean()) if len(ordered) else None, by_percent)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,13 @@ import grpc
 import numpy as np
 from google.protobuf.message import DecodeError, Message
 
+from pimserve.arrays import FloatArray
 from pimserve.cluster.base.rpc.statuses import RefusedError, unknown_request
 from pimserve.cluster.run.live_control import Snapshot
 from pimserve.cluster.run.read_summary import read_summary
 from pimserve.cluster.run.results import load_numbers, load_table
 from pimserve.cluster.run.running_latencies import (
     NAMES,
-    Quantiles,
     RunningLatencies,
     exact_quantiles,
     quantiles_of_histogram,
@@ -142,7 +143,7 @@ def _devices(run: worker_pb2.EndedRun, _: Path, request: Any) -> Message:  # noq
 def _latencies(run: worker_pb2.EndedRun, results: Path, request: Any) -> Message:  # noqa: ANN401
     facts, percentiles = json.loads(run.facts), request.percentiles or PERCENTILES
     quantiles = {
-        **_of_requests(facts, results, percentiles),
+        **{name: exact_quantiles(known, percentiles) for name, known in _of_requests(results, run.facts).items()},
         "itl": quantiles_of_histogram(DurationHistogram.of_state(facts["gaps"]), percentiles),
     }
     message = sched.GetLatenciesResponse()
@@ -153,8 +154,10 @@ def _latencies(run: worker_pb2.EndedRun, results: Path, request: Any) -> Message
     return message
 
 
-def _of_requests(facts: Mapping[str, Any], results: Path, percentiles: Sequence[float]) -> dict[str, Quantiles]:
-    """The latencies that requests have, as in the summary."""
+@lru_cache(maxsize=2)  # who looks at a run looks again; a million requests are 32 MB
+def _of_requests(results: Path, facts_json: str) -> Mapping[str, FloatArray]:
+    """The latencies that requests have, ascending, as in the summary."""
+    facts = json.loads(facts_json)
     table = load_table(results, "requests")
     columns = {str(name): np.ascontiguousarray(table[name]) for name in table.dtype.names or ()}
     measured = MeasuredWindow(**facts["measured"])
@@ -162,7 +165,7 @@ def _of_requests(facts: Mapping[str, Any], results: Path, percentiles: Sequence[
     requests = requests[measured.holds(columns, requests)]
     end_ps = facts["now_fs"] // FS_PER_PS
     latencies = Latencies(columns, requests, frontend_ps=facts["frontend_ps"], end_ps=end_ps)
-    return {name: exact_quantiles(latencies, name, percentiles) for name in LATENCIES}
+    return {name: np.sort(latencies[name].known_s) for name in LATENCIES}
 
 
 ANSWERS: Mapping[str, Callable[[worker_pb2.EndedRun, Path, Any], Message]] = {

@@ -9,8 +9,13 @@ import sysconfig
 import time
 from pathlib import Path
 
+import grpc
 import pytest
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.rpc import error_details_pb2
+from grpc_reflection.v1alpha import reflection_pb2
 
+from pimserve.cluster.base.rpc.statuses import details_of
 from tests.command import pimserve
 
 PIMSERVE = Path(sysconfig.get_path("scripts")) / "pimserve"
@@ -171,7 +176,7 @@ def test_mistakes_are_one_clear_line(service):
             ("change", "abcd"),
             "error: change: give --router, --max-num-seqs, --max-num-batched-tokens, --speed or --rate",
         ),
-        (("list", "--state", "gone"), "error: --state: must be one of queued, running, paused, finished, failed, "),
+        (("list", "--state", "gone"), "error: --state: must be one of queued, starting, running, paused, "),
         (("list", "--ca", "none.pem"), "error: none.pem: cannot be read: No such file or directory"),
         (("serve", "--data", "data"), "error: data: another server uses this folder; give another with --data"),
         (("serve", "--data", "b", "--listen", "0.0.0.0:0"), "error: --listen: 0.0.0.0:0 can be reached by other "),
@@ -256,3 +261,78 @@ def test_a_server_that_is_told_to_stop_leaves_no_process_and_no_half_run(service
     service.start()
     assert until(lambda: service.state(run)["progress"])["simulated_s"] > 0
     assert service.state(run)["state"] == "running"
+
+
+class Contract:
+    """A client that knows nothing but the server's address: all else it has from reflection, in its newest version."""
+
+    def __init__(self, address):
+        self.channel = grpc.insecure_channel(address)
+        self.pool = descriptor_pool.DescriptorPool()
+        files = {}
+        for service in ("pimserve.v1.SimulationService", "pimserve.v1.SchedulerService"):
+            request = reflection_pb2.ServerReflectionRequest(file_containing_symbol=service)  # v1 has the same messages
+            method = self.channel.stream_stream(
+                "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+                lambda message: message.SerializeToString(),
+                reflection_pb2.ServerReflectionResponse.FromString,
+            )
+            [told] = method(iter([request]), timeout=PATIENCE_S)
+            for content in told.file_descriptor_response.file_descriptor_proto:
+                file = descriptor_pb2.FileDescriptorProto.FromString(content)
+                files[file.name] = file
+        while files:
+            ready = [file for file in files.values() if not files.keys() & set(file.dependency)]
+            for file in ready:
+                self.pool.Add(files.pop(file.name))
+
+    def call(self, service, name, **fields):
+        method = self.pool.FindServiceByName(f"pimserve.v1.{service}").methods_by_name[name]
+        request, response = map(message_factory.GetMessageClass, (method.input_type, method.output_type))
+        make = self.channel.unary_stream if method.server_streaming else self.channel.unary_unary
+        path = f"/pimserve.v1.{service}/{name}"
+        return make(path, request.SerializeToString, response.FromString)(request(**fields), timeout=PATIENCE_S)
+
+
+@pytest.mark.slow
+def test_a_client_that_has_only_the_contract(service):
+    """Labels, injected requests, another pace, and the same answers after the end, as the summary has them."""
+    service.start()
+    theirs = Contract(service.address)
+    with pytest.raises(grpc.RpcError) as caught:
+        theirs.call("SimulationService", "Launch", scenario={"yaml": "cluster: {replicas: 0}"}, options={"speed": -1})
+    [wrong] = details_of(caught.value, error_details_pb2.BadRequest)
+    assert [each.field for each in wrong.field_violations] == ["options.speed", "scenario.yaml: cluster.replicas"]
+    document = {"yaml": "workload: {num_requests: 200}\nslo: {ttft_s: 1}\nrun: {warmup_s: 2}"}
+    run = theirs.call(
+        "SimulationService", "Launch", scenario=document, options={"speed": 1, "paused": True}, labels={"team": "chips"}
+    ).run
+    until(lambda: theirs.call("SimulationService", "Get", run_id=run.id).run.state == 3)  # paused
+    injected = [
+        theirs.call(
+            "SchedulerService", "InjectRequests", run_id=run.id, input_tokens=[tokens], output_tokens=[2], delay_s=delay
+        ).first_request
+        for tokens, delay in ((11, 20), (12, 10), (13, 0))
+    ]
+    assert injected == [200, 201, 202]
+    theirs.call("SimulationService", "ChangeSpeed", run_id=run.id, speed=0)
+    theirs.call("SimulationService", "Resume", run_id=run.id)
+    *_, last = theirs.call("SimulationService", "Watch", run_id=run.id)
+    assert last.run.state == 4, last.run.error  # finished
+    [listed] = theirs.call("SimulationService", "List", labels={"team": "chips"}, states=[4]).runs
+    assert listed.id == run.id
+    summary = theirs.call("SimulationService", "GetSummary", run_id=run.id).summary
+    assert summary.requests.total_requests == 203
+    for number, tokens in zip(injected, (11, 12, 13), strict=True):
+        life = theirs.call("SchedulerService", "DescribeRequest", run_id=run.id, request=number)
+        assert (life.input_tokens, life.state) == (tokens, 5)
+    told = theirs.call("SchedulerService", "GetLatencies", run_id=run.id)
+    assert (told.slo.attainment, told.measured_from_s) == (summary.slo.attainment, 2)
+    for latency in told.latencies:
+        exact = getattr(summary.latency_s, latency.name)
+        assert [percentile.value_s for percentile in latency.percentiles] == [exact.p50_s, exact.p90_s, exact.p99_s]
+    for request, code in ((203, grpc.StatusCode.NOT_FOUND), (-1, grpc.StatusCode.INVALID_ARGUMENT)):
+        with pytest.raises(grpc.RpcError) as caught:
+            theirs.call("SchedulerService", "DescribeRequest", run_id=run.id, request=request)
+        assert caught.value.code() is code
+    theirs.channel.close()
