@@ -29,6 +29,7 @@ FEATURES = (
     "dram_pj",
     "compute_pj",
 )
+GROUP_FEATURES = ("time_fs", "first_busy_fs", "second_busy_fs", "dram_pj", "compute_pj")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,56 +97,75 @@ class ExpertTerm:
         )
 
     def layer_features(self, tokens: IntArray) -> IntArray:
-        """Cost of layers with given routing.
+        """(draws, features): cost of layers whose experts got `tokens` (draws, experts), as `merged` says."""
+        return self.merged(self.group_features(tokens.reshape(len(tokens), self.groups, -1)))
+
+    def group_features(self, tokens: IntArray) -> IntArray:
+        """What groups of devices take for their experts of a layer; a group needs to know nothing of the others.
 
         Args:
-            tokens: (draws, experts), tokens that each expert got.
+            tokens: (draws, groups, experts of a group), tokens that each expert got.
+
+        Returns:
+            (ways, draws, groups, group features), columns as in GROUP_FEATURES: one way, or for units of which the
+            faster runs the whole layer, one for each. Energy is for all devices of the group.
+        """
+        times = [unit.time_fs(tokens) for unit in self.units]
+        return np.stack([self._group_features(tokens, times, on_second) for on_second in self._ways(tokens, times)])
+
+    def merged(self, groups: IntArray) -> IntArray:
+        """What layers cost, of which all groups have worked out their experts.
+
+        Args:
+            groups: (ways, draws, groups, group features), as `group_features` gives them.
 
         Returns:
             (draws, features), columns as in FEATURES. Busy times are means over the devices, and those of the group
             that the layer waits for; energy is for all devices.
         """
-        draws = tokens.shape[0]
-        times = [unit.time_fs(tokens) for unit in self.units]
-        if self.selection in ("co_processing", "paper_table"):
-            on_second = self._side_by_side(tokens, times)
-        elif self.selection == "faster":
-            on_second = np.repeat(self._faster_second(times)[:, None], self.experts, axis=1)
-        else:
-            on_second = np.full(tokens.shape, self.selection == "second")
-        time = np.zeros((draws, self.groups), np.int64)
-        busy = np.zeros((2, draws, self.groups), np.int64)
-        energy = np.zeros((draws, 2), np.int64)
-        for index, unit in enumerate(self.units):
-            mine = on_second if index else ~on_second
-            per_group = np.where(mine, times[index], 0).reshape(draws, self.groups, -1).sum(axis=2)
-            np.maximum(time, per_group, out=time)  # one group never uses both units but in co-processing, side by side
-            busy[index] = per_group
-            energy[:, 0] += np.where(mine, unit.dram_pj(tokens), 0).sum(axis=1)
-            energy[:, 1] += np.where(mine, unit.token_compute_pj * tokens, 0).sum(axis=1)
-        slowest = time.argmax(axis=1)[None, :, None]
-        of_busiest = np.take_along_axis(busy, slowest, axis=2)[:, :, 0]
-        return np.column_stack([time.max(axis=1), *(busy.sum(axis=2) // self.groups), *of_busiest, energy])
+        taken = self.taken(groups)
+        time, busy, energy = taken[:, :, 0], taken[:, :, 1:3], taken[:, :, 3:]
+        of_busiest = np.take_along_axis(busy, time.argmax(axis=1)[:, None, None], axis=1)[:, 0]
+        return np.column_stack([time.max(axis=1), busy.sum(axis=1) // self.groups, of_busiest, energy.sum(axis=1)])
 
-    def _faster_second(self, times: Sequence[IntArray]) -> BoolArray:
-        """(draws,): whether the second unit runs the whole layer sooner, given each expert's times (draws, experts)."""
-        first, second = (
-            unit_times.reshape(len(unit_times), self.groups, -1).sum(axis=2).max(axis=1) for unit_times in times
-        )
-        return np.asarray(second < first)
+    def taken(self, groups: IntArray) -> IntArray:
+        """(draws, groups, group features) of the way that ends first; `groups` as in `merged`."""
+        taken = groups[0]
+        for other in groups[1:]:
+            sooner = other[:, :, 0].max(axis=1) < taken[:, :, 0].max(axis=1)
+            taken = np.where(sooner[:, None, None], other, taken)
+        return np.asarray(taken)
+
+    def _ways(self, tokens: IntArray, times: Sequence[IntArray]) -> list[BoolArray]:
+        """Of each way, which experts run on the second unit, (draws, groups, experts of a group)."""
+        if self.selection in ("co_processing", "paper_table"):
+            return [self._side_by_side(tokens, times)]
+        seconds = (False, True) if self.selection == "faster" else (self.selection == "second",)
+        return [np.full(tokens.shape, second) for second in seconds]
+
+    def _group_features(self, tokens: IntArray, times: Sequence[IntArray], on_second: BoolArray) -> IntArray:
+        features = np.zeros((*tokens.shape[:2], len(GROUP_FEATURES)), np.int64)
+        for index, unit in enumerate(self.units):
+            here = on_second if index else ~on_second
+            features[:, :, 1 + index] = np.where(here, times[index], 0).sum(axis=2)
+            features[:, :, 3] += np.where(here, unit.dram_pj(tokens), 0).sum(axis=2)
+            features[:, :, 4] += np.where(here, unit.token_compute_pj * tokens, 0).sum(axis=2)
+        # One group never uses both units but in co-processing, side by side.
+        features[:, :, 0] = features[:, :, 1:3].max(axis=2)
+        return features
 
     def _side_by_side(self, tokens: IntArray, times: Sequence[IntArray]) -> BoolArray:
-        """(draws, experts): which experts run on the second unit, given each one's times on both, (draws, experts).
+        """(draws, groups, experts of a group): which experts run on the second unit, given each one's times on both.
 
         A group moves a run of its spaces, in order of their tokens, to the first unit.
         """
-        shape = (len(tokens), self.groups, self.experts // self.groups)
-        spaces = min(self.spaces, shape[2])
-        space_of = np.arange(shape[2]) * spaces // shape[2]
+        experts = tokens.shape[2]
+        spaces = min(self.spaces, experts)
+        space_of = np.arange(experts) * spaces // experts
         starts = np.flatnonzero(np.diff(space_of, prepend=-1))
 
         def of_spaces(values: NDArray[Any]) -> NDArray[Any]:
-            return np.add.reduceat(values.reshape(shape), starts, axis=2)
+            return np.add.reduceat(values, starts, axis=2)
 
         order = np.argsort(-of_spaces(tokens), axis=2, kind="stable")
         by_table = self.selection == "paper_table"
@@ -157,7 +177,7 @@ class ExpertTerm:
         begin, end = _paper_run(first, second) if by_table else _fastest_run(first, second)
         rank = np.argsort(order, axis=2, kind="stable")
         stays = (rank < begin[:, :, None]) | (rank >= end[:, :, None])
-        return np.asarray(stays[:, :, space_of].reshape(tokens.shape))
+        return np.asarray(stays[:, :, space_of])
 
 
 def _fastest_run(first: IntArray, second: IntArray) -> tuple[IntArray, IntArray]:

@@ -185,7 +185,11 @@ class ExpertPools:
     def exact(self, tokens: int, replica: int, step: int) -> IntArray:
         """(features,): one whole-model outcome drawn for this very step."""
         _check_range(self.term, tokens)
-        return np.asarray(self.term.layer_features(self.exact_counts(tokens, replica, step)).sum(axis=0))
+        return self.scaled(self.term.layer_features(self.exact_counts(tokens, replica, step)).sum(axis=0))
+
+    def scaled(self, features: IntArray) -> IntArray:
+        """(..., features) of whole steps, at the speed of these pools."""
+        return features
 
     def exact_counts(self, tokens: int, replica: int, step: int) -> IntArray:
         """(layers, experts): tokens of each expert in that outcome."""

@@ -21,11 +21,16 @@ NORMAL = 1000  # thousandths of the normal times
 _TIMES = sum(name.endswith("_fs") for name in FEATURES)  # they come first
 
 
+def slow_fs(time_fs: int, thousandths: int) -> int:
+    """A time, scaled."""
+    return (time_fs * thousandths + NORMAL // 2) // NORMAL
+
+
 def slow_plan(plan: CostPlan, thousandths: int) -> CostPlan:
     """The plan with all times, but for those of routed experts and in front of the scheduler, scaled."""
 
     def slow(time: int) -> int:
-        return (time * thousandths + NORMAL // 2) // NORMAL
+        return slow_fs(time, thousandths)
 
     def pieces(given: Pieces) -> Pieces:
         return tuple((slow(const), slow(slope)) for const, slope in given)
@@ -89,29 +94,23 @@ class SlowPools(ExpertPools):
     def __init__(self, pools: ExpertPools, thousandths: int) -> None:
         vars(self).update(vars(pools))  # outcomes are drawn once for all speeds
         self.prefixes_fs = Memo(self._prefix_fs)
-        self._thousandths = thousandths
+        self.thousandths = thousandths
 
     def features(self, tokens: IntArray, index: IntArray) -> IntArray:
         """(n, features): outcomes `index` (n,) for token counts `tokens` (n,)."""
-        return self._slow(super().features(tokens, index))
+        return self.scaled(super().features(tokens, index))
 
     def time_fs(self, tokens: int, index: int) -> int:
         """Time of outcome `index` for `tokens` tokens."""
-        return self._slow_fs(super().time_fs(tokens, index))
+        return slow_fs(super().time_fs(tokens, index), self.thousandths)
 
     def times_fs(self, tokens: int) -> list[int]:
         """Times of all outcomes for `tokens` tokens."""
-        return [self._slow_fs(time) for time in super().times_fs(tokens)]
+        return [slow_fs(time, self.thousandths) for time in super().times_fs(tokens)]
 
-    def exact(self, tokens: int, replica: int, step: int) -> IntArray:
-        """(features,): one whole-model outcome drawn for this very step."""
-        return self._slow(super().exact(tokens, replica, step))
-
-    def _slow_fs(self, time_fs: int) -> int:
-        return (time_fs * self._thousandths + NORMAL // 2) // NORMAL
-
-    def _slow(self, features: IntArray) -> IntArray:
+    def scaled(self, features: IntArray) -> IntArray:
+        """(..., features) of whole steps, at the speed of these pools."""
         # x * thousandths may exceed 64 bit, so whole and rest are scaled apart.
         whole, rest = np.divmod(features[..., :_TIMES], NORMAL)
-        slow = whole * self._thousandths + (rest * self._thousandths + NORMAL // 2) // NORMAL
+        slow = whole * self.thousandths + (rest * self.thousandths + NORMAL // 2) // NORMAL
         return np.concatenate([slow, features[..., _TIMES:]], axis=-1)

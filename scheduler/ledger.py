@@ -8,7 +8,6 @@ the one that it came with.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,6 @@ from pimserve.scheduler.exact import exact_dot, exact_sum
 from pimserve.scheduler.steplog import SpanColumns
 from pimserve.scheduler.totals import CostTotals
 
-ExpertsOf = Callable[[IntArray, IntArray], IntArray]
 _SUMS = ("steps", "busy_fs", "tokens", "outputs", "kv_blocks", "peak_kv_blocks")
 _TABLES_KEPT = 2048  # token counts whose outcomes are kept summed up, 10 kB each
 
@@ -42,36 +40,31 @@ class ReplicaLedger(CostTotals):
 
     Args:
         costs: the replica's costs.
-        drawn: (n, features) of the experts in single steps with these tokens (n,) and numbers (n,); None: as `costs`
-            has them.
     """
 
-    def __init__(self, costs: ReplicaCosts, drawn: ExpertsOf | None = None) -> None:
+    def __init__(self, costs: ReplicaCosts) -> None:
         super().__init__(costs.plan)
         self.costs = costs
-        self._drawn = drawn
         self.steps = 0
         self.busy_fs = 0
         self.tokens = 0  # that passed through the layers
         self.outputs = 0  # that were sampled
         self.kv_blocks = 0  # in use during the last step
         self.peak_kv_blocks = 0
-        self._table = np.zeros((0, 2 * POOL_SIZE + 1, len(FEATURES)), np.int64)
-        self._place: dict[int, int] = {}
 
-    def take(self, rows: SpanColumns, first_steps: IntArray) -> None:
+    def take(self, rows: SpanColumns, first_steps: IntArray, experts: IntArray | None = None) -> None:
         """Add up spans.
 
         Args:
             rows: spans of the replica, in their order; those with prompts are single steps.
             first_steps: (n,), the number of each one's first step.
+            experts: (n, features) of routed experts in them; None where the plan has none.
 
         Raises:
             TimesDifferError: a span's time is not what the plan says; the ledger is then of no use any more.
         """
         n = rows.steps
-        experts = None if self.costs.plan.experts is None else list(self._experts(rows, first_steps).T)
-        costs = evaluate(self.costs.plan, rows.shape, experts)
+        costs = evaluate(self.costs.plan, rows.shape, None if experts is None else list(experts.T))
         own = costs.duration_fs
         differ = np.flatnonzero(own != rows.duration_fs)
         if len(differ):
@@ -89,7 +82,6 @@ class ReplicaLedger(CostTotals):
     def use(self, costs: ReplicaCosts) -> None:
         """What comes from here on costs this, on the same units."""
         self.costs = costs
-        self._place, self._table = {}, self._table[:0]
 
     def state(self) -> dict[str, Any]:
         """All that was added up so far, as JSON can hold it."""
@@ -104,19 +96,42 @@ class ReplicaLedger(CostTotals):
         for name in _SUMS:
             setattr(self, name, state[name])
 
-    def _experts(self, rows: SpanColumns, first_steps: IntArray) -> IntArray:
-        """(n, features): routed experts of each span."""
-        tokens = rows.decodes + rows.prefill_tokens
+
+class PooledSpans:
+    """Routed experts of spans, from the pools of a replica's costs, as differences of prefix sums.
+
+    Args:
+        costs: the replica's costs, with pools.
+    """
+
+    def __init__(self, costs: ReplicaCosts) -> None:
+        self._costs = costs
+        self._table = np.zeros((0, 2 * POOL_SIZE + 1, len(FEATURES)), np.int64)
+        self._place: dict[int, int] = {}
+
+    def outcomes(self, first_steps: IntArray) -> IntArray:
+        """(n,): numbers of the outcomes with which spans begin."""
+        return (self._costs.offset + first_steps) % POOL_SIZE
+
+    def features(self, tokens: IntArray, outcomes: IntArray, steps: IntArray) -> IntArray:
+        """(n, features): of spans of so many steps, at most POOL_SIZE, each of `tokens` tokens.
+
+        Args:
+            tokens: (n,), of each step.
+            outcomes: (n,), number of the outcome of the first step; the next steps take the next ones.
+            steps: (n,).
+        """
+        pools = self._costs.pools
+        assert pools is not None
         features = np.empty((len(tokens), len(FEATURES)), np.int64)
-        long = rows.steps > 1
-        if not long.all():
-            features[~long] = (self._drawn or self.costs.experts_features)(tokens[~long], first_steps[~long])
+        long = steps > 1
+        if not long.all():  # such as steps with prompts, whose token counts seldom come again
+            features[~long] = pools.features(tokens[~long], outcomes[~long])
         if long.any():
-            features[long] = self._pooled(tokens[long], first_steps[long], rows.steps[long])
+            features[long] = self._of_prefixes(tokens[long], outcomes[long], steps[long])
         return features
 
-    def _pooled(self, tokens: IntArray, first_steps: IntArray, steps: IntArray) -> IntArray:
-        """(n, features): of spans of at most POOL_SIZE steps, as differences of prefix sums."""
+    def _of_prefixes(self, tokens: IntArray, outcomes: IntArray, steps: IntArray) -> IntArray:
         distinct, which = np.unique(tokens, return_inverse=True)
         if missing := [t for t in distinct.tolist() if t not in self._place]:
             if len(self._place) + len(missing) > _TABLES_KEPT:
@@ -125,14 +140,13 @@ class ReplicaLedger(CostTotals):
             for t in missing:
                 self._place[t] = len(self._place)
             self._table = np.concatenate([self._table, np.stack([self._prefix(t) for t in missing])])
-        place = np.array([self._place[t] for t in distinct.tolist()])[which]
-        begin = (self.costs.offset + first_steps) % POOL_SIZE
+        place = np.array([self._place[t] for t in distinct.tolist()], np.int64)[which]
         # Sums over two pools may leave 64 bit, but not their differences.
-        return np.asarray(self._table[place, begin + steps] - self._table[place, begin])
+        return np.asarray(self._table[place, outcomes + steps] - self._table[place, outcomes])
 
     def _prefix(self, tokens: int) -> IntArray:
         """(2 POOL_SIZE + 1, features): of the first i outcomes of the endless repetition of the pool."""
-        pools = self.costs.pools
+        pools = self._costs.pools
         assert pools is not None
         once = pools.features(np.full(POOL_SIZE, tokens), np.arange(POOL_SIZE))
         return np.concatenate([np.zeros((1, len(FEATURES)), np.int64), np.cumsum(np.tile(once, (2, 1)), axis=0)])

@@ -48,6 +48,7 @@ class Devices:
         recovery.call(driver.connect)
         self._fleet = fleet
         self._table = table
+        self._kv_cache = fleet.pools[-1].kv_cache(fleet.spec)  # of those who take over
         self._devices = {number: per_replica[pool.name] for pool in fleet.pools for number in pool.numbers}
         self._window = 0
         self._closed_s = time.monotonic()
@@ -97,20 +98,20 @@ class Devices:
         return exchanged
 
     def _hand_over(self, order: Order) -> None:
-        """KV caches that the order's requests bring with them: every device sends its part to its counterpart."""
+        """KV caches that the order's requests bring with them: every device sends its part of each block."""
         entries = []
         assert self._fleet.link is not None
         targets = dict(zip(order.requests.tolist(), order.replicas.tolist(), strict=True))
         for move in order.moves:
             target = targets[move.request]
             tokens = int(self._table["input_tokens"][move.request] + self._table["emitted_tokens"][move.request]) - 1
-            size = self._fleet.link.size(tokens)
+            size, blocks = self._fleet.link.size(tokens), self._kv_cache.blocks_of(tokens)
             senders, receivers = self._devices[move.replica], self._devices[target]
             parts = max(senders, receivers)
             for part in range(parts):
                 share = size * (part + 1) // parts - size * part // parts
                 sender, receiver = part * senders // parts, part * receivers // parts
-                entries.append((move.request, share, move.replica, sender, target, receiver))
+                entries.append((move.request, share, blocks, move.replica, sender, target, receiver))
         if entries:
             self._driver.hand_over(np.array(entries, np.int64))
 

@@ -16,6 +16,7 @@ from pimserve.scheduler.steplog import SpanColumns
 from pimserve.v1 import device_pb2 as pb
 
 ROWS_PER_BATCH = 2**20 // ROW_BYTES
+_COPIES_PER_BATCH = 2**18
 _STEP_BYTES = 600  # that a step takes in the log, about
 _STEPS, _DURATION = SpanColumns._fields.index("steps"), SpanColumns._fields.index("duration_fs")
 _CONTEXT, _DECODES = SpanColumns._fields.index("context"), SpanColumns._fields.index("decodes")
@@ -33,10 +34,11 @@ class WindowEnd:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Executed spans, serialised, that these hosts get."""
+    """Executed spans, serialised, that these hosts get; `together`: and who gets others of the same steps."""
 
     hosts: Sequence[str]
     data: bytes
+    together: frozenset[str]
 
 
 Message = Batch | pb.ExecuteStepsRequest
@@ -44,23 +46,31 @@ Log = ReplayLog[bytes, Message | WindowEnd]
 
 
 class _Group:
-    """Hosts that have the same replicas, and get the same batches."""
+    """Hosts that share replicas, if only through others, and get their batches together: those of a replica wait for
+    each other.
+    """
 
-    def __init__(self, connections: Connections, replicas: frozenset[int], hosts: list[str], log: Log) -> None:
+    def __init__(
+        self, connections: Connections, replicas: Mapping[str, frozenset[int]], log: Log, rows_per_batch: int
+    ) -> None:
         self._connections = connections
-        self.replicas = replicas
-        self.hosts = hosts
+        self._rows_per_batch = rows_per_batch
+        self.replicas = frozenset[int]().union(*replicas.values())
+        self.hosts = frozenset(replicas)
         self.window = 0  # that is open
         self.sequence = 0  # of the next batch
         self.ended = 0  # batches of the window before
+        self._alike: dict[frozenset[int], list[str]] = {}  # hosts with the same replicas
+        for host, mine in replicas.items():
+            self._alike.setdefault(mine, []).append(host)
         self._log = log
         self._waiting: list[Spans] = []
         self._rows = 0
 
     def take(self, spans: Spans) -> None:
         replica, *columns = spans
-        while self._rows + len(columns[0]) >= ROWS_PER_BATCH:
-            some = ROWS_PER_BATCH - self._rows
+        while self._rows + len(columns[0]) >= self._rows_per_batch:
+            some = self._rows_per_batch - self._rows
             self._waiting.append(Spans(replica, *(column[:some] for column in columns)))
             self.flush()
             columns = [column[some:] for column in columns]
@@ -71,13 +81,15 @@ class _Group:
     def flush(self) -> None:
         if not self._waiting:
             return
-        table = to_rows_table(self._waiting)
+        waiting = self._waiting
         self._waiting, self._rows = [], 0
-        data = pb.RecordStepsRequest(window=self.window, sequence=self.sequence, rows=table).SerializeToString()
+        for replicas, hosts in self._alike.items():
+            table = to_rows_table([spans for spans in waiting if spans.replica in replicas])
+            data = pb.RecordStepsRequest(window=self.window, sequence=self.sequence, rows=table).SerializeToString()
+            self._log.append(Batch(hosts, data, self.hosts), len(data))
+            for host in hosts:
+                self._connections[host].send_batch(data)
         self.sequence += 1
-        self._log.append(Batch(self.hosts, data), len(data))
-        for host in self.hosts:
-            self._connections[host].send_batch(data)
 
     def end_window(self, window: int) -> None:
         self.window, self.ended, self.sequence = window + 1, self.sequence, 0
@@ -94,14 +106,18 @@ class PlannedFeed:
         connections: to the hosts.
         replicas: of each host, the replicas of which it has devices.
         log: of what they are fed.
+        copies_per_span: numbers that devices tell each other for a span, where these are most of what passes.
     """
 
-    def __init__(self, connections: Connections, replicas: Mapping[str, frozenset[int]], log: Log) -> None:
+    def __init__(
+        self, connections: Connections, replicas: Mapping[str, frozenset[int]], log: Log, copies_per_span: int = 0
+    ) -> None:
         self._connections = connections
-        hosts: dict[frozenset[int], list[str]] = {}
-        for host, mine in replicas.items():
-            hosts.setdefault(mine, []).append(host)
-        self._groups = [_Group(connections, mine, names, log) for mine, names in hosts.items()]
+        rows_per_batch = min(ROWS_PER_BATCH, max(1, _COPIES_PER_BATCH // max(1, copies_per_span)))
+        self._groups = [
+            _Group(connections, {host: replicas[host] for host in hosts}, log, rows_per_batch)
+            for hosts in _connected(replicas)
+        ]
 
     def take(self, spans: Spans) -> None:
         """Feed executed spans in batches."""
@@ -122,9 +138,10 @@ class PlannedFeed:
         return {host: group.ended for group in self._groups for host in group.hosts}
 
     def repeat(self, message: Any, behind: set[str]) -> None:  # noqa: ANN401 a batch
-        """Send a batch again."""
-        for host in behind.intersection(message.hosts):
-            self._connections[host].send_batch(message.data)
+        """Send a batch again: to hosts that are behind, and to those who then tell them again what they sent."""
+        if behind & message.together:
+            for host in message.hosts:
+                self._connections[host].send_batch(message.data)
 
     def state(self) -> dict[str, Any]:
         """As JSON can hold it."""
@@ -134,6 +151,18 @@ class PlannedFeed:
         """Go on from `state`."""
         for group, (window, sequence, ended) in zip(self._groups, state["groups"], strict=True):
             group.restore(window, sequence, ended)
+
+
+def _connected(replicas: Mapping[str, frozenset[int]]) -> list[list[str]]:
+    """Hosts in sets, so that those of different sets share no replica."""
+    sets: list[tuple[frozenset[int], list[str]]] = []
+    for host, mine in replicas.items():
+        joined, hosts = mine, [host]
+        for other in [other for other in sets if other[0] & mine]:
+            sets.remove(other)
+            joined, hosts = joined | other[0], other[1] + hosts
+        sets.append((joined, hosts))
+    return [hosts for _, hosts in sets]
 
 
 class LockstepFeed:

@@ -1,4 +1,4 @@
-"""What a host keeps for one replica of which it has devices: ledger, traffic and audit."""
+"""What a host keeps for one replica of which it has devices: ledger and audit."""
 
 from __future__ import annotations
 
@@ -11,27 +11,35 @@ from pimserve.arrays import IntArray
 from pimserve.cluster.base.rpc.statuses import DeviceMismatchError, WrongStateError
 from pimserve.cluster.distributed.devices.audit import Audit, durations
 from pimserve.cluster.distributed.devices.compile import DevicePool
-from pimserve.cluster.distributed.devices.flows import Cells
+from pimserve.cluster.distributed.devices.expert_work import Work
+from pimserve.cluster.distributed.devices.span_rows import Spans
+from pimserve.device_models.evaluate import evaluate
 from pimserve.device_models.experts import FEATURES
-from pimserve.device_models.routing import ExpertPools
 from pimserve.device_models.slowdown import NORMAL
 from pimserve.scheduler.costs import ReplicaCosts
+from pimserve.scheduler.exact import exact_sum
 from pimserve.scheduler.ledger import ReplicaLedger, TimesDifferError
 from pimserve.scheduler.steplog import SpanColumns
 
 _ROWS_AT_ONCE = 4096  # digesting a block has a fixed cost, so that few rows wait for more
 _STEPS_KEPT = 1024  # kinds of single steps whose traffic is kept
-_ROW_COLUMNS = len(SpanColumns._fields)
 
 
 class ReplicaBook:
-    """Ledger and traffic of one replica, as its devices have them.
+    """Ledger of one replica, as its devices have it.
 
     Args:
         pool: what its devices are.
         replica: its number.
         devices: those of its devices that are on this host.
         audit_share: share of the spans that each device evaluates again step by step.
+
+    Attributes:
+        experts_fs: of each device here, time that it had for its own routed experts.
+        experts_pj: and its parts of their DRAM and compute energy, where it is known which device did what.
+        routed_pj: DRAM and compute energy of all routed experts of which that is known.
+        sent: (keys of the traffic, 2), counts and bytes that left devices here.
+        received: likewise, that came to them.
     """
 
     def __init__(self, pool: DevicePool, replica: int, devices: Sequence[int], audit_share: float) -> None:
@@ -39,16 +47,18 @@ class ReplicaBook:
         self.pool = pool
         self.replica = replica
         self.devices = tuple(sorted(devices))
-        self._draws = _Draws(costs, pool) if costs.exact else None
-        self.ledger = ReplicaLedger(costs, self._draws)
+        self.ledger = ReplicaLedger(costs)
         self.next_step = 0
-        self.traffic: IntArray = np.zeros((len(self.cells.kind), 2), np.int64)  # counts and bytes so far
+        self.experts_fs = dict.fromkeys(self.devices, 0)
+        self.experts_pj = dict.fromkeys(self.devices, (0, 0))
+        self.routed_pj = (0, 0)
+        self.sent, self.received = (np.zeros((len(pool.traffic.keys), 2), np.int64) for _ in range(2))
         self._normal = self._costs = costs
         self._slowdown = NORMAL  # of what is being taken
         self._audit_share = audit_share
         self._audit = Audit(costs, pool.seed, self.devices, audit_share)
         self._step_traffic: dict[tuple[int, int], IntArray] = {}  # by tokens and outputs
-        self._waiting: list[tuple[IntArray, IntArray]] = []
+        self._waiting: list[tuple[IntArray, IntArray, IntArray | None]] = []
         self._rows_waiting = 0
 
     def fresh(self) -> ReplicaBook:
@@ -56,35 +66,60 @@ class ReplicaBook:
         return ReplicaBook(self.pool, self.replica, self.devices, self._audit_share)
 
     @property
-    def cells(self) -> Cells:
-        """Which devices `traffic` passes between."""
-        return self.pool.traffic.cells
-
-    @property
     def audited_rows(self) -> int:
         """Spans that were evaluated again step by step."""
         return self._audit.rows
 
-    def take(self, rows: IntArray, first_steps: IntArray, slowdowns: IntArray) -> None:
-        """Take executed spans; arguments as in `span_rows.Spans`.
+    def costs_at(self, slowdown: int) -> ReplicaCosts:
+        """The costs of steps that take so many thousandths of their normal times."""
+        return self._costs if slowdown == self._slowdown else self._normal.slowed(slowdown)
+
+    def check(self, spans: Spans) -> None:
+        """Whether spans follow each other and, at the most, those that were taken.
 
         Raises:
-            WrongStateError: they do not follow those taken before.
+            WrongStateError: others are missing between or before them.
+        """
+        steps = spans.rows[:, SpanColumns._fields.index("steps")]
+        expected = min(int(spans.first_steps[0]), self.next_step) + np.cumsum(steps) - steps
+        if (expected != spans.first_steps).any():
+            at = int(np.argmax(expected != spans.first_steps))
+            raise self._missing(int(expected[at]), int(spans.first_steps[at]))
+
+    def comes_next(self, spans: Spans) -> bool:
+        """Whether spans of one speed come next; False: they were taken before.
+
+        Raises:
+            WrongStateError: others are missing before them, or only some of them were taken.
+        """
+        self.check(spans)
+        first = int(spans.first_steps[0])
+        if first < self.next_step < spans.first_steps[-1] + spans.rows[-1, SpanColumns._fields.index("steps")]:
+            raise self._missing(self.next_step, first)
+        return first == self.next_step
+
+    def duration_fs(self, spans: Spans, work: Work | None) -> int:
+        """Time of a span by the devices' own plan, given what its routed experts took."""
+        plan = self.costs_at(int(spans.slowdowns[0])).plan
+        costs = evaluate(plan, SpanColumns(*spans.rows.T).shape, None if work is None else list(work.features.T))
+        return int(costs.duration_fs[0])
+
+    def take(self, spans: Spans, work: Work | None) -> None:
+        """Take executed spans of one speed, which come next.
+
+        Args:
+            spans: executed.
+            work: what their routed experts took; None where the plan has none.
+
+        Raises:
             DeviceMismatchError: a time is not what the devices' plan says.
         """
-        steps = rows[:, SpanColumns._fields.index("steps")]
-        expected = self.next_step + np.cumsum(steps) - steps
-        if (expected != first_steps).any():
-            at = int(np.argmax(expected != first_steps))
-            raise WrongStateError(
-                f"replica {self.replica}: step {int(expected[at])} should come next, not {int(first_steps[at])}"
-            )
-        self.next_step += int(steps.sum())
-        for some in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(slowdowns)) + 1):
-            if len(some):
-                self._slow(int(slowdowns[some[0]]))
-                self._waiting.append((rows[some[0] : some[-1] + 1], first_steps[some[0] : some[-1] + 1]))
-                self._rows_waiting += len(some)
+        self.next_step = int(spans.first_steps[-1] + spans.rows[-1, SpanColumns._fields.index("steps")])
+        self._slow(int(spans.slowdowns[0]))
+        self._waiting.append((spans.rows, spans.first_steps, None if work is None else work.features))
+        self._rows_waiting += len(spans.rows)
+        if work is not None:
+            self._count_experts(work)
         if self._rows_waiting >= _ROWS_AT_ONCE:
             self.flush()
 
@@ -96,17 +131,27 @@ class ReplicaBook:
         """
         if not self._waiting:
             return
-        block = np.concatenate([rows for rows, _ in self._waiting])
-        first_steps = np.concatenate([first for _, first in self._waiting])
+        blocks, first, features = zip(*self._waiting, strict=True)
         self._waiting, self._rows_waiting = [], 0
-        rows = SpanColumns(*np.ascontiguousarray(block.T))
+        rows, first_steps = SpanColumns(*np.ascontiguousarray(np.concatenate(blocks).T)), np.concatenate(first)
         try:
-            self.ledger.take(rows, first_steps)
+            self.ledger.take(rows, first_steps, None if features[0] is None else np.concatenate(features))
             self._audit.check(rows, first_steps)
         except TimesDifferError as error:
             raise self.mismatch(str(error)) from None
-        picks = None if self._draws is None else self._draws.collected()
-        self.traffic += self.pool.traffic.of_steps(rows.decodes + rows.prefill_tokens, rows.outputs, rows.steps, picks)
+
+    def _missing(self, expected: int, came: int) -> WrongStateError:
+        return WrongStateError(f"replica {self.replica}: step {expected} should come next, not {came}")
+
+    def _count_experts(self, work: Work) -> None:
+        for device in self.devices:
+            self.experts_fs[device] += work.own_fs[device]
+        if work.own_pj:
+            for device, (dram, compute) in work.own_pj.items():
+                before = self.experts_pj[device]
+                self.experts_pj[device] = before[0] + dram, before[1] + compute
+            dram, compute = (exact_sum(work.features[:, FEATURES.index(name)]) for name in ("dram_pj", "compute_pj"))
+            self.routed_pj = self.routed_pj[0] + dram, self.routed_pj[1] + compute
 
     def _slow(self, slowdown: int) -> None:
         """What is taken from here on takes so many thousandths of its normal times."""
@@ -116,8 +161,6 @@ class ReplicaBook:
         self._slowdown, self._costs = slowdown, self._normal.slowed(slowdown)
         self.ledger.use(self._costs)
         self._audit.use(self._costs)
-        if self._draws is not None:
-            self._draws.slowed = self._costs if slowdown != NORMAL else None
 
     def mismatch(self, what: str) -> DeviceMismatchError:
         """The error that says what differs, and where."""
@@ -130,24 +173,30 @@ class ReplicaBook:
         times = np.zeros(len(rows), np.int64)
         for slowdown in np.unique(slowdowns).tolist():
             mine = slowdowns == slowdown
-            costs = self._costs if slowdown == self._slowdown else self._normal.slowed(slowdown)
+            costs = self.costs_at(slowdown)
             times[mine] = durations(costs, SpanColumns(*np.ascontiguousarray(rows[mine].T)), first_steps[mine])
         return times
 
-    def step_traffic(self, row: IntArray, step: int) -> IntArray:
-        """(cells, 2): what passes between devices in one step, of which `row` has the fields of SpanColumns."""
-        rows = SpanColumns(*row.reshape(_ROW_COLUMNS, 1))
-        tokens = rows.decodes + rows.prefill_tokens
-        if self._draws is not None:
-            picks = self._draws.picks(int(tokens[0]), step)
-            return self.pool.traffic.of_steps(tokens, rows.outputs, rows.steps, picks)
-        key = int(tokens[0]), int(rows.outputs[0])
+    def traffic_of(self, tokens: IntArray, outputs: IntArray, steps: IntArray, picks: IntArray | None) -> IntArray:
+        """(cells, 2): what passes between devices, as `Traffic.of_steps` says; of a single step it is remembered."""
+        if picks is not None or len(steps) > 1 or steps[0] > 1:
+            return self.pool.traffic.of_steps(tokens, outputs, steps, picks)
+        key = int(tokens[0]), int(outputs[0])
         traffic = self._step_traffic.get(key)
         if traffic is None:
             if len(self._step_traffic) >= _STEPS_KEPT:
                 self._step_traffic.clear()
-            traffic = self._step_traffic[key] = self.pool.traffic.of_steps(tokens, rows.outputs, rows.steps)
+            traffic = self._step_traffic[key] = self.pool.traffic.of_steps(tokens, outputs, steps)
         return traffic
+
+    def entries(self, sums: IntArray) -> list[tuple[int, ...]]:
+        """(replica, sender, replica, receiver, kind, count, bytes) of `sent` or `received`, without those of 0."""
+        cells = zip(self.pool.traffic.keys.tolist(), sums.tolist(), strict=True)
+        return [
+            (self.replica, sender, self.replica, receiver, kind, count, size)
+            for (sender, receiver, kind), (count, size) in cells
+            if count or size
+        ]
 
     def state(self) -> dict[str, Any]:
         """All that was taken, as JSON can hold it."""
@@ -158,7 +207,11 @@ class ReplicaBook:
             "ledger": self.ledger.state(),
             "next_step": self.next_step,
             "slowdown": self._slowdown,
-            "traffic": self.traffic.tolist(),
+            "experts_fs": [self.experts_fs[device] for device in self.devices],
+            "experts_pj": [self.experts_pj[device] for device in self.devices],
+            "routed_pj": self.routed_pj,
+            "sent": self.sent.tolist(),
+            "received": self.received.tolist(),
             "audited_rows": self._audit.rows,
         }
 
@@ -167,48 +220,17 @@ class ReplicaBook:
         self.ledger.restore(state["ledger"])
         self.next_step = int(state["next_step"])
         self._slow(int(state["slowdown"]))
-        self.traffic = np.array(state["traffic"], np.int64).reshape(-1, 2)
-        if len(self.traffic) != len(self.cells.kind):
-            raise ValueError("traffic of other devices")
+        self.experts_fs = dict(zip(self.devices, map(int, state["experts_fs"]), strict=True))
+        self.experts_pj = dict(zip(self.devices, map(_pair, state["experts_pj"]), strict=True))
+        self.routed_pj = _pair(state["routed_pj"])
+        for name in ("sent", "received"):
+            sums = np.array(state[name], np.int64).reshape(-1, 2)
+            if sums.shape != self.sent.shape:
+                raise ValueError("traffic of other devices")
+            setattr(self, name, sums)
         self._audit.rows = int(state["audited_rows"])
 
 
-class _Draws:
-    """Exact routing: what each step drew, its costs, and its picks by cell of the dispatch."""
-
-    def __init__(self, costs: ReplicaCosts, pool: DevicePool) -> None:
-        assert isinstance(costs.pools, ExpertPools)
-        assert pool.traffic.dispatch is not None
-        self._pools = costs.pools
-        self._replica = costs.replica
-        self._dispatch = pool.traffic.dispatch
-        self._sum = np.zeros(len(self._dispatch.sender), np.int64)
-        self.slowed: ReplicaCosts | None = None  # whose times count, where they are not the normal ones
-
-    def __call__(self, tokens: IntArray, steps: IntArray) -> IntArray:
-        """(n, features): of the steps."""
-        features = np.empty((len(steps), len(FEATURES)), np.int64)
-        if self.slowed is not None:
-            features[:] = self.slowed.experts_features(tokens, steps)
-        for place, (t, step) in enumerate(zip(tokens.tolist(), steps.tolist(), strict=True)):
-            counts = self._counts(t, step)
-            self._sum += self._dealt(counts)
-            if self.slowed is None:
-                features[place] = self._pools.term.layer_features(counts).sum(axis=0)
-        return features
-
-    def collected(self) -> IntArray:
-        """(cells,): picks of the steps asked for since the last call."""
-        total, self._sum = self._sum, np.zeros_like(self._sum)
-        return total
-
-    def picks(self, tokens: int, step: int) -> IntArray:
-        """(cells,): picks of one step."""
-        return self._dealt(self._counts(tokens, step))
-
-    def _dealt(self, counts: IntArray) -> IntArray:
-        return self._dispatch.dealt(counts.sum(axis=0).reshape(self._dispatch.groups, -1).sum(axis=1))
-
-    def _counts(self, tokens: int, step: int) -> IntArray:
-        """(layers, experts): the draw that `ExpertPools.exact` makes for the step."""
-        return self._pools.exact_counts(tokens, self._replica, step)
+def _pair(values: Sequence[int]) -> tuple[int, int]:
+    dram, compute = map(int, values)
+    return dram, compute

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from pimserve.cluster.base.rpc.statuses import DeviceMismatchError
-from pimserve.cluster.distributed.devices.flows import COMBINE, DISPATCH
-from pimserve.v1.device_pb2 import FlowKind
+from pimserve.cluster.distributed.devices.flows import COMBINE, DISPATCH, kind_name
 
 Entry = tuple[int, ...]  # sending replica and device, receiving replica and device, kind, count, bytes
 
@@ -43,7 +42,7 @@ def check_conservation(traffic: Exchanged, picks: Mapping[int, int]) -> None:
         there, here = sent.get(key, (0, 0)), received.get(key, (0, 0))
         if there != here:
             raise DeviceMismatchError(
-                f"{_name(key[4])} from device {key[1]} of replica {key[0]} to device {key[3]} of replica {key[2]}: "
+                f"{kind_name(key[4])} from device {key[1]} of replica {key[0]} to device {key[3]} of replica {key[2]}: "
                 f"{there[0]:,} of {there[1]:,} bytes were sent, {here[0]:,} of {here[1]:,} bytes received"
             )
     for kind in (DISPATCH, COMBINE):
@@ -54,8 +53,8 @@ def check_conservation(traffic: Exchanged, picks: Mapping[int, int]) -> None:
         for replica, wanted in picks.items():
             if passed[replica] != wanted:
                 raise DeviceMismatchError(
-                    f"{_name(kind)} of replica {replica}: {passed[replica]:,} picks of experts passed between devices, "
-                    f"its steps have {wanted:,}"
+                    f"{kind_name(kind)} of replica {replica}: {passed[replica]:,} picks of experts passed between "
+                    f"devices, its steps have {wanted:,}"
                 )
 
 
@@ -65,7 +64,3 @@ def _summed(entries: Iterable[Entry]) -> dict[Entry, tuple[int, int]]:
         before = sums.get(tuple(key), (0, 0))
         sums[tuple(key)] = (before[0] + count, before[1] + size)
     return sums
-
-
-def _name(kind: int) -> str:
-    return FlowKind.Name(kind).removeprefix("FLOW_KIND_").lower()  # type: ignore[arg-type]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 
 import grpc
 import numpy as np
@@ -15,19 +16,19 @@ from pimserve.cluster.base.rpc.security import HostGuard
 from pimserve.cluster.base.rpc.statuses import WrongStateError
 from pimserve.cluster.base.wire import to_table
 from pimserve.cluster.distributed.devices.exchange import (
-    check_flows,
-    check_totals,
     device_ids,
     from_hand_over_table,
-    from_traffic_table,
-    to_flows,
+    from_message,
     to_hand_over_table,
+    to_message,
     traffic_table,
 )
 from pimserve.cluster.distributed.devices.host_memory import DeviceKey, HostState
-from pimserve.cluster.distributed.devices.ledgers import ledgers_of, to_message
+from pimserve.cluster.distributed.devices.ledgers import ledger_message, ledgers_of
 from pimserve.cluster.distributed.devices.peers import Inbox, Peers
-from pimserve.cluster.distributed.devices.span_rows import from_rows_table, row_of_step
+from pimserve.cluster.distributed.devices.span_rows import Spans, from_rows_table, span_of_step
+from pimserve.cluster.distributed.devices.turn import COMBINED, DISPATCHED, Exchange
+from pimserve.device_models.slowdown import NORMAL
 from pimserve.errors import InputError
 from pimserve.v1 import device_pb2 as pb
 from pimserve.v1.device_pb2_grpc import DeviceServiceServicer, add_DeviceServiceServicer_to_server
@@ -80,6 +81,8 @@ class _Service(DeviceServiceServicer):
         self._epoch = 0  # streams that began before a plan was compiled or restored have no say any more
         self._inbox = Inbox()
         self._peers = Peers(token, self._inbox)
+        self._messages: Counter[int] = Counter()  # to other hosts, by what they carried
+        self._message_bytes = 0
 
     def close(self) -> None:
         """Close the connections to peers."""
@@ -183,8 +186,13 @@ class _Service(DeviceServiceServicer):
                 state = self._current(epoch)
                 _not_negative("window", request.window)
                 _not_negative("sequence", request.sequence)
-                spans = from_rows_table(request.rows, "rows", state.most_tokens(), state.most_steps())
-                state.record(request.window, request.sequence, spans)
+                batch = from_rows_table(request.rows, "rows", state.most_tokens(), state.most_steps())
+                state.begin_batch(request.window, request.sequence, batch)
+            for spans in batch:
+                for some in spans.by_speed():
+                    self._execute(some, epoch)
+            with self._lock:
+                self._current(epoch).end_batch(request.window, request.sequence)
             yield pb.RecordStepsResponse(window=request.window, sequence=request.sequence)
 
     def ExecuteSteps(  # noqa: N802
@@ -193,62 +201,67 @@ class _Service(DeviceServiceServicer):
         """Execute steps one by one, together with peers."""
         epoch = self._epoch
         for request in request_iterator:
-            yield self._execute(request, epoch)
-
-    def _execute(self, request: pb.ExecuteStepsRequest, epoch: int) -> pb.ExecuteStepsResponse:
-        replica = request.replica
-        with self._lock:
-            state = self._current(epoch)
-            row = row_of_step(request, state.most_tokens())
-            step = state.evaluate(replica, row, request.step, request.slowdown)
-            outgoing, senders = state.outgoing(replica, step), state.senders(replica, step)
-            devices = state.books[replica].devices
-        for host, flows in outgoing.items():
-            message = pb.ExchangeTokensRequest(
-                host=self._name, replica=replica, step=step.number, flows=to_flows(flows)
-            )
-            self._peers.send(host, message)
-        if not step.repeated:
-            received = self._inbox.wait(replica, step.number, senders, self._timeout_s)
             with self._lock:
-                state.executed(replica, step, received)
-            self._inbox.done(replica, step.number)
-        duration = step.duration_fs
-        times = [pb.DeviceTime(device=device, duration_fs=duration) for device in devices]
-        return pb.ExecuteStepsResponse(replica=replica, step=step.number, times=times)
+                state = self._current(epoch)
+                if not state.lockstep:
+                    raise WrongStateError("steps are executed in lockstep mode")
+                spans = span_of_step(request, state.most_tokens())
+                devices = state.books[request.replica].devices
+            duration = self._execute(spans, epoch)
+            times = [pb.DeviceTime(device=device, duration_fs=duration) for device in devices]
+            yield pb.ExecuteStepsResponse(replica=request.replica, step=request.step, times=times)
+
+    def _execute(self, spans: Spans, epoch: int) -> int:
+        """Have devices here do their part of spans of one speed, together with the other devices of the replica.
+
+        Returns:
+            The time of the first span by what the devices sent each other, fs.
+        """
+        with self._lock:
+            turn = self._current(epoch).turn(spans)
+        for phase in (DISPATCHED, COMBINED):
+            with self._lock:
+                outgoing = turn.outgoing(phase)
+            self._send(outgoing)
+            came = None if turn.repeated else self._inbox.wait(turn, phase, self._timeout_s)
+            with self._lock:
+                turn.take(phase, came)
+        with self._lock:
+            duration = self._current(epoch).executed(turn)
+        self._inbox.done(turn)
+        return duration
+
+    def _send(self, exchanges: Mapping[str, Exchange]) -> None:
+        """Put what devices send on its way, by host; to those of this one there is no network."""
+        for host, exchange in exchanges.items():
+            if host == self._name:
+                self._inbox.put(exchange)
+                continue
+            message = to_message(exchange)
+            self._peers.send(host, message)
+            with self._lock:
+                self._messages.update(set(exchange.flows[:, 2].tolist()))
+                self._message_bytes += message.ByteSize()
 
     def ExchangeTokens(  # noqa: N802
         self, request_iterator: Iterable[pb.ExchangeTokensRequest], context: _Context
     ) -> pb.ExchangeTokensResponse:
-        """Take what devices of a peer send in each step."""
+        """Take what devices of a peer send in spans of steps."""
         count = 0
         for request in request_iterator:
             with self._lock:
                 state = self._state
-                book = state.books.get(request.replica)
-                if book is None or request.host not in state.peers_of(request.replica):
+                if not state.shares(request.host, request.replica):
                     raise InputError("host", f"{request.host!r} shares no replica {request.replica} with this host")
-                flows = check_flows(request.flows, request.replica, request.host, self._name, state.home)
-                if request.step > book.next_step + 1:
-                    raise WrongStateError(
-                        f"replica {request.replica}: step {book.next_step} is next, step {request.step} came"
-                    )
-                if request.step >= book.next_step:
-                    self._inbox.put(request.replica, request.step, request.host, flows)
+                exchange = from_message(request, self._name, state.experts(request.replica, NORMAL))
+                if exchange.first_step >= state.books[request.replica].next_step:
+                    self._inbox.put(exchange)
             count += 1
         return pb.ExchangeTokensResponse(messages=count)
 
     def ExchangeTotals(self, request: pb.ExchangeTotalsRequest, context: _Context) -> pb.ExchangeTotalsResponse:  # noqa: N802
-        """Take what devices of a peer have sent by the end of a window."""
-        _not_negative("window", request.window)
-        with self._lock:
-            state = self._state
-            if request.host not in state.peers:
-                raise InputError("host", f"{request.host!r} is no peer")
-            entries = from_traffic_table(request.totals, "totals")
-            check_totals(entries, "totals", request.host, self._name, state.home)
-            state.take_totals(request.host, request.window, entries)
-        return pb.ExchangeTotalsResponse()
+        """What earlier versions said at the end of a window: now each message is compared when it is used."""
+        return context.abort(grpc.StatusCode.UNIMPLEMENTED, "what devices send is compared step by step")
 
     def HandOverKv(self, request: pb.HandOverKvRequest, context: _Context) -> pb.HandOverKvResponse:  # noqa: N802
         """Take hand-overs of KV caches, and pass those on that go elsewhere."""
@@ -263,7 +276,7 @@ class _Service(DeviceServiceServicer):
             if not request.host:
                 if request.window <= state.closed and not state.kv.knows(request.window, ""):
                     raise WrongStateError(f"window {request.window} is closed")
-                hosts = np.array([state.home(int(entry[4]), int(entry[5])) for entry in entries])
+                hosts = np.array([state.home(*entry[-2:].tolist()) for entry in entries])
                 for host in sorted(set(hosts.tolist()) - {self._name}):
                     table = to_hand_over_table(entries[hosts == host])
                     onward[host] = pb.HandOverKvRequest(window=request.window, host=self._name, requests=table)
@@ -275,17 +288,7 @@ class _Service(DeviceServiceServicer):
         """End a window."""
         _not_negative("window", request.window)
         with self._lock:
-            state = self._state
-            state.close(request.window, request.batches)
-            totals = {} if state.lockstep else {host: traffic_table(state.totals_for(host)) for host in state.peers}
-        self._peers.call(
-            "ExchangeTotals",
-            {
-                host: pb.ExchangeTotalsRequest(host=self._name, window=request.window, totals=table)
-                for host, table in totals.items()
-                if table.count
-            },
-        )
+            self._state.close(request.window, request.batches)
         return pb.CloseWindowResponse()
 
     def ReadTraffic(self, request: pb.ReadTrafficRequest, context: _Context) -> pb.ReadTrafficResponse:  # noqa: N802
@@ -293,13 +296,24 @@ class _Service(DeviceServiceServicer):
         with self._lock:
             state = self._state
             sent, received = traffic_table(state.sent()), traffic_table(state.received())
-            return pb.ReadTrafficResponse(window=state.closed, sent=sent, received=received)
+            messages = [
+                pb.MessageCount(kind=kind, messages=count)  # type: ignore[arg-type]
+                for kind, count in sorted(self._messages.items())
+            ]
+            return pb.ReadTrafficResponse(
+                window=state.closed,
+                sent=sent,
+                received=received,
+                messages=messages,
+                message_bytes=self._message_bytes,
+            )
 
     def ReadLedgers(self, request: pb.ReadLedgersRequest, context: _Context) -> pb.ReadLedgersResponse:  # noqa: N802
         """The ledgers of all devices."""
         with self._lock:
-            books = list(self._state.books.values())
-            return pb.ReadLedgersResponse(ledgers=[to_message(ledger) for book in books for ledger in ledgers_of(book)])
+            books, kv = self._state.books.values(), self._state.kv
+            ledgers = [ledger for book in books for ledger in ledgers_of(book, kv)]
+            return pb.ReadLedgersResponse(ledgers=[ledger_message(ledger) for ledger in ledgers])
 
     def Snapshot(self, request: pb.SnapshotRequest, context: _Context) -> pb.SnapshotResponse:  # noqa: N802
         """All that the host has in hand."""

@@ -23,7 +23,7 @@ from pimserve.cluster.distributed.devices.compile import parse_scenario, picks_p
 from pimserve.cluster.distributed.devices.conservation import Exchanged, check_conservation
 from pimserve.cluster.distributed.devices.exchange import device_ids, from_traffic_table, to_hand_over_table
 from pimserve.cluster.distributed.devices.host_client import HostConnection, all_of, call_all
-from pimserve.cluster.distributed.devices.ledgers import DeviceLedger, from_message
+from pimserve.cluster.distributed.devices.ledgers import DeviceLedger, from_ledger_message
 from pimserve.cluster.distributed.devices.span_rows import Spans
 from pimserve.cluster.distributed.recovery import ReplayLog
 from pimserve.device_models.slowdown import NORMAL
@@ -89,12 +89,19 @@ class DeviceDriver:
         self._scenario = scenario
         self._digests = dict(digests)
         self._places = dict(hosts)
-        self._picks_per_token = picks_per_token(parse_scenario(scenario).load_model())
+        document = parse_scenario(scenario)
+        model = document.load_model()
+        self._picks_per_token = picks_per_token(model)
         self._connections = {name: self._connect_to(name) for name in hosts}
         replicas = {name: frozenset(replica for replica, _ in place.all_devices) for name, place in hosts.items()}
         self.log: ReplayLog[bytes, Message | WindowEnd] = ReplayLog()
-        feed = LockstepFeed if settings.lockstep else PlannedFeed
-        self._feed: LockstepFeed | PlannedFeed = feed(self._connections, replicas, self.log)
+        self._feed: LockstepFeed | PlannedFeed
+        if settings.lockstep:
+            self._feed = LockstepFeed(self._connections, replicas, self.log)
+        else:
+            drawn = model.moe is not None and document.routing.mode == "exact"
+            copies = model.moe_layers * model.moe.experts if drawn and model.moe is not None else 0
+            self._feed = PlannedFeed(self._connections, replicas, self.log, copies)
         self._tokens = dict.fromkeys(sorted(frozenset[int]().union(*replicas.values())), 0)
         self._slowdowns: dict[int, list[tuple[int, int]]] = {replica: [] for replica in self._tokens}
         self._home = {key: name for name, place in hosts.items() for key in place.all_devices}
@@ -111,25 +118,25 @@ class DeviceDriver:
             HostUnavailableError: hosts cannot be reached; repeat the call when they are replaced.
             InputError: a host does not take the scenario or its devices.
         """
-        behind = self._behind
+        # Hosts that lost a peer have given up their stream, and miss what came after that.
+        behind = self._behind | {
+            name for name, connection in self._connections.items() if connection.failure is not None
+        }
         if not behind:
             return
         for name in behind:
             self._connections[name].forget_streams()
-        all_of({name: partial(self._compile, name) for name in sorted(behind & self._unplanned)})
-        self._unplanned -= behind
-        states = {name: state for name, state in self.log.snapshots.items() if name in behind}
+        all_of({name: partial(self._compile, name) for name in sorted(self._behind & self._unplanned)})
+        self._unplanned -= self._behind
+        states = {name: state for name, state in self.log.snapshots.items() if name in self._behind}
         call_all(self._connections, "Restore", {name: pb.RestoreRequest(state=state) for name, state in states.items()})
         self._introduce()
         for message in self.log.messages:
             if not isinstance(message, WindowEnd):
                 self._feed.repeat(message, behind)
             elif message is not self._ending:
-                all_of({name: self._connections[name].settled for name in sorted(behind)})
-                self._end_window(behind, message)
-        if self.closed >= 0 and self._ending is None:
-            # The others tell again what they have sent; at the end of a window, they are about to.
-            self._close(set(self._connections) - behind, self.closed, {})
+                all_of({name: connection.settled for name, connection in self._connections.items()})
+                self._end_window(self._behind, message)
         self._behind = set()
 
     def take(self, replica: int, rows: IntArray, first_steps: IntArray) -> None:
@@ -165,9 +172,9 @@ class DeviceDriver:
         """KV caches go from device to device in the open window.
 
         Args:
-            entries: (n, 6): request, bytes, sending replica and device, receiving replica and device.
+            entries: (n, 7): request, bytes, KV blocks, sending replica and device, receiving replica and device.
         """
-        self._pending.append(np.asarray(entries, np.int64).reshape(-1, 6))
+        self._pending.append(np.asarray(entries, np.int64).reshape(-1, 7))
 
     def close_window(self, window: int) -> Exchanged:
         """End a window: all devices have digested what they got, and what they exchanged adds up.
@@ -217,7 +224,7 @@ class DeviceDriver:
     def ledgers(self) -> list[DeviceLedger]:
         """Ledgers of all devices, by replica and device, of all steps that hosts have digested."""
         responses = self._ask("ReadLedgers", pb.ReadLedgersRequest()).values()
-        ledgers = [from_message(ledger) for response in responses for ledger in response.ledgers]
+        ledgers = [from_ledger_message(ledger) for response in responses for ledger in response.ledgers]
         return sorted(ledgers, key=lambda ledger: (ledger.replica, ledger.device))
 
     def snapshot(self) -> dict[str, Any]:
@@ -336,7 +343,7 @@ class DeviceDriver:
             return {}
         entries = np.concatenate(self._pending)
         self._pending = []
-        senders = np.array([self._home[replica, device] for replica, device in entries[:, 2:4].tolist()])
+        senders = np.array([self._home[replica, device] for replica, device in entries[:, 3:5].tolist()])
         return {
             host: pb.HandOverKvRequest(window=window, requests=to_hand_over_table(entries[senders == host]))
             for host in sorted(set(senders.tolist()))

@@ -1,8 +1,8 @@
-"""What passes between hosts, as the receiving one has it: token flows per step or per window, and KV caches."""
+"""What passes between hosts, on the wire and in the books: exchanges of spans, and KV caches."""
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -10,16 +10,17 @@ import numpy as np
 
 from pimserve.arrays import IntArray
 from pimserve.cluster.base.wire import from_table, to_table
-from pimserve.cluster.distributed.devices.flows import ACTIVATIONS, ALL_GATHER, ALL_REDUCE, COMBINE, DISPATCH, KV
+from pimserve.cluster.distributed.devices.expert_work import RESULT, SENT, Experts, Matrix
+from pimserve.cluster.distributed.devices.flows import KV
+from pimserve.cluster.distributed.devices.turn import COMBINED, DISPATCHED, SPAN_STEPS, Exchange
 from pimserve.errors import InputError
 from pimserve.v1 import device_pb2 as pb
 from pimserve.v1.columns_pb2 import Table
 
 Key = tuple[int, int, int, int, int]  # sending replica and device, receiving replica and device, kind
-Flows = list[tuple[int, ...]]  # sender, receiver, kind, count, bytes
 Home = Callable[[int, int], str | None]  # the host of a replica's device; None where it is unknown
-_TOKEN_KINDS = (DISPATCH, COMBINE, ALL_REDUCE, ALL_GATHER, ACTIVATIONS)
 _Columns = dict[str, np.dtype[Any]]
+_FLOW = ("from_device", "to_device", "kind", "count", "bytes")
 _ENDS = ("from_replica", "from_device", "to_replica", "to_device")
 _TRAFFIC: _Columns = {
     **dict.fromkeys(_ENDS, np.dtype(np.int32)),
@@ -27,7 +28,7 @@ _TRAFFIC: _Columns = {
     **dict.fromkeys(("count", "bytes"), np.dtype(np.int64)),
 }
 _HAND_OVERS: _Columns = {
-    **dict.fromkeys(("request", "bytes"), np.dtype(np.int64)),
+    **dict.fromkeys(("request", "bytes", "blocks"), np.dtype(np.int64)),
     **dict.fromkeys(_ENDS, np.dtype(np.int32)),
 }
 
@@ -76,51 +77,79 @@ def from_traffic_table(table: Table, where: str) -> list[tuple[int, ...]]:
     return list(zip(*columns, strict=True))
 
 
-def check_totals(entries: Iterable[tuple[int, ...]], where: str, sender: str, receiver: str, home: Home) -> None:
-    """Refuse totals that are not of tokens from devices of host `sender` to devices of host `receiver`.
+def to_message(exchange: Exchange) -> pb.ExchangeTokensRequest:
+    """What passes from host to host in some spans, on the wire."""
+    return pb.ExchangeTokensRequest(
+        host=exchange.host,
+        replica=exchange.replica,
+        step=exchange.first_step,
+        phase=exchange.phase,  # type: ignore[arg-type]
+        span_steps=exchange.span_steps.tobytes(),
+        flows=[
+            pb.Flow(from_device=sender, to_device=receiver, kind=kind, count=count, bytes=size)
+            for sender, receiver, kind, count, size in exchange.flows.tolist()
+        ],
+        matrices=[
+            pb.ExpertMatrix(from_device=sender, to_device=receiver, data=matrix.tobytes())
+            for (sender, receiver), matrix in exchange.matrices.items()
+        ],
+    )
+
+
+def from_message(message: pb.ExchangeTokensRequest, to: str, experts: Experts | None) -> Exchange:
+    """What such a message says; whether that is right is for the receiver's turn to say.
+
+    Args:
+        message: from a peer.
+        to: the host to which it came.
+        experts: of the replica.
 
     Raises:
-        InputError: it is so.
+        InputError: it cannot be read.
     """
-    for from_replica, from_device, to_replica, to_device, kind, *_ in entries:
-        _of_host(f"{where}.from_device", home, from_replica, from_device, sender)
-        _of_host(f"{where}.to_device", home, to_replica, to_device, receiver)
-        if kind not in _TOKEN_KINDS or from_replica != to_replica:
-            raise InputError(f"{where}.kind", "must be tokens between devices of one replica")
+    if message.phase not in {DISPATCHED, COMBINED}:
+        raise InputError("phase", "must be dispatch or combine")
+    if message.step < 0:
+        raise InputError("step", f"must be 0 or more (got {message.step})")
+    if len(message.span_steps) % SPAN_STEPS.itemsize:
+        raise InputError("span_steps", f"must be whole numbers of {SPAN_STEPS.itemsize} bytes")
+    steps = np.frombuffer(message.span_steps, SPAN_STEPS)
+    dtype, width = (SENT, 0) if message.phase == DISPATCHED else (RESULT, 0)
+    if experts is not None:
+        width = experts.sent_width if message.phase == DISPATCHED else experts.result_width
+    return Exchange(
+        message.host,
+        to,
+        message.replica,
+        message.phase,
+        message.step,
+        steps,
+        np.array([[getattr(flow, name) for name in _FLOW] for flow in message.flows], np.int64).reshape(-1, len(_FLOW)),
+        {
+            (given.from_device, given.to_device): _matrix(given.data, dtype, len(steps), width)
+            for given in message.matrices
+        },
+    )
 
 
-def to_flows(flows: Flows) -> list[pb.Flow]:
-    """Flows of a step on the wire."""
-    return [
-        pb.Flow(from_device=sender, to_device=receiver, kind=kind, count=count, bytes=size)  # type: ignore[arg-type]
-        for sender, receiver, kind, count, size in flows
-    ]
-
-
-def check_flows(
-    flows: Iterable[pb.Flow], replica: int, sender: str, receiver: str, home: Home
-) -> list[tuple[int, ...]]:
-    """(sender, receiver, kind, count, bytes) of a step's message from host `sender`.
-
-    Raises:
-        InputError: it names devices of other hosts, or numbers below zero.
-    """
-    checked: Flows = []
-    for flow in flows:
-        _of_host("flows.from_device", home, replica, flow.from_device, sender)
-        _of_host("flows.to_device", home, replica, flow.to_device, receiver)
-        if flow.kind not in _TOKEN_KINDS or flow.count < 0 or flow.bytes < 0:
-            raise InputError("flows", "must have a kind of token flows, and counts of 0 or more")
-        checked.append((flow.from_device, flow.to_device, int(flow.kind), flow.count, flow.bytes))
-    return checked
+def _matrix(data: bytes, dtype: np.dtype[Any], rows: int, width: int) -> Matrix:
+    """(rows, width); of any other size the bytes, which are not what anybody expects."""
+    if len(data) != rows * width * dtype.itemsize:
+        return np.frombuffer(data, np.uint8)
+    return np.frombuffer(data, dtype).reshape(rows, width)
 
 
 class KvBook:
-    """KV caches that left devices of a host, and that came to them; each sender's of a window once."""
+    """KV caches that left devices of a host, and that came to them; each sender's of a window once.
+
+    `blocks_sent`, `blocks_received`: by replica and device, blocks of which a part was sent, and came.
+    """
 
     def __init__(self) -> None:
         self.sent = Sums()
         self.received = Sums()
+        self.blocks_sent: Counter[tuple[int, int]] = Counter()
+        self.blocks_received: Counter[tuple[int, int]] = Counter()
         self._seen: set[tuple[int, str]] = set()
 
     def knows(self, window: int, sender: str) -> bool:
@@ -128,24 +157,27 @@ class KvBook:
         return (window, sender) in self._seen
 
     def take(self, window: int, sender: str, entries: Iterable[IntArray], here: Callable[[int, int], bool]) -> None:
-        """Count hand-overs, (request, bytes, sending replica and device, receiving replica and device) each."""
+        """Count hand-overs, with the columns of `to_hand_over_table`."""
         if (window, sender) in self._seen:
             return
         self._seen.add((window, sender))
         for entry in entries:
-            _, size, *ends = entry.tolist()
-            from_replica, from_device, to_replica, to_device = ends
+            _, size, blocks, from_replica, from_device, to_replica, to_device = entry.tolist()
             key = (from_replica, from_device, to_replica, to_device, KV)
             if not sender:
                 self.sent.add(key, 1, size)
+                self.blocks_sent[from_replica, from_device] += blocks
             if here(to_replica, to_device):
                 self.received.add(key, 1, size)
+                self.blocks_received[to_replica, to_device] += blocks
 
     def state(self) -> dict[str, Any]:
         """As JSON can hold it."""
         return {
             "sent": self.sent.entries(),
             "received": self.received.entries(),
+            "blocks_sent": sorted(self.blocks_sent.items()),
+            "blocks_received": sorted(self.blocks_received.items()),
             "seen": sorted([window, sender] for window, sender in self._seen),
         }
 
@@ -153,22 +185,24 @@ class KvBook:
         """Go on from `state`."""
         self.sent.restore(state["sent"])
         self.received.restore(state["received"])
+        for name in ("blocks_sent", "blocks_received"):
+            setattr(self, name, Counter({(int(a), int(b)): int(blocks) for (a, b), blocks in state[name]}))
         self._seen = {(int(window), str(sender)) for window, sender in state["seen"]}
 
 
 def to_hand_over_table(entries: IntArray) -> Table:
-    """(n, 6) hand-overs as a table: request, bytes, sending replica and device, receiving replica and device."""
+    """(n, 7) as a table: request, bytes, KV blocks, sending replica and device, receiving replica and device."""
     return _table(entries, _HAND_OVERS)
 
 
 def from_hand_over_table(table: Table, where: str, sender: str, receiver: str | None, home: Home) -> IntArray:
-    """(n, 6): hand-overs from devices of host `sender`, to those of `receiver` or, with None, of any host.
+    """(n, 7): hand-overs from devices of host `sender`, to those of `receiver` or, with None, of any host.
 
     Raises:
         InputError: the table is not one of these, or names other or unknown devices.
     """
     entries = np.column_stack(list(_checked(table, where, _HAND_OVERS).values()))
-    for *_, from_replica, from_device, to_replica, to_device in np.unique(entries[:, 2:], axis=0).tolist():
+    for *_, from_replica, from_device, to_replica, to_device in np.unique(entries[:, 3:], axis=0).tolist():
         _of_host(f"{where}.from_device", home, from_replica, from_device, sender)
         _of_host(f"{where}.to_device", home, to_replica, to_device, receiver)
     return entries

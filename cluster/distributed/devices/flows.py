@@ -37,6 +37,14 @@ _WEIGHT_BITS = 32  # of a share
 _CELLS_AT_ONCE = 2**18
 
 
+def kind_name(kind: int) -> str:
+    """What a kind of flows is called."""
+    try:
+        return FlowKind.Name(kind).removeprefix("FLOW_KIND_").lower()  # type: ignore[arg-type]
+    except ValueError:
+        return f"kind {kind}"
+
+
 class Cells(NamedTuple):
     """Who sends to whom: (cells,) each. Several cells may have the same devices and kind."""
 
@@ -81,15 +89,25 @@ class Dispatch:
         """(n, cells): picks of steps with those tokens, by expected shares."""
         return apportion(tokens * self.picks_per_token, self.weight)
 
-    def dealt(self, picks: IntArray) -> IntArray:
-        """(cells,): of the picks (groups,) that fell on each expert group in a step, those of each sender, dealt in
-        turns.
+    @property
+    def senders(self) -> int:
+        """Devices that send."""
+        return int(self.sender.max()) + 1
+
+    def copies(self, counts: IntArray) -> IntArray:
+        """(senders, layers, experts): of the tokens (layers, experts) that picked each expert in a step, those of each
+        sender: picks are numbered, layer by layer, and dealt in turns.
         """
-        senders = int(self.sender.max()) + 1
-        end = np.cumsum(picks)[self.experts_of]
+        picks = counts.ravel()
+        end = np.cumsum(picks)
+        number = np.arange(self.senders)[:, None]
         # Of the picks before a number, every one that is this sender's turn.
-        until, before = (-((self.sender - number) // senders) for number in (end, end - picks[self.experts_of]))
-        return np.asarray(until - before)
+        until, before = (-((number - bound) // self.senders) for bound in (end, end - picks))
+        return np.asarray((until - before).reshape(self.senders, *counts.shape))
+
+    def of_cells(self, copies: IntArray) -> IntArray:
+        """(cells,): picks in each cell, given those that each sender has for each expert group, (senders, groups)."""
+        return np.asarray(copies[self.sender, self.experts_of])
 
 
 class Traffic:
@@ -108,7 +126,17 @@ class Traffic:
             pairs = list(zip(dispatch.sender.tolist(), dispatch.receiver.tolist(), strict=True))
             cells += [(sender, receiver, DISPATCH) for sender, receiver in pairs]
             cells += [(receiver, sender, COMBINE) for sender, receiver in pairs]
-        self.cells = Cells(*np.array(cells, np.int64).reshape(-1, 3).T)
+        table = np.array(cells, np.int64).reshape(-1, 3)
+        self.cells = Cells(*table.T)
+        keys, of_cell = np.unique(table, axis=0, return_inverse=True)
+        self.keys: IntArray = keys  # (keys, 3): sender, receiver and kind, each once
+        self._key_of_cell = of_cell.reshape(-1)
+
+    def by_key(self, traffic: IntArray) -> IntArray:
+        """(keys, 2): what passes between devices by kind, given what passes through the cells, (cells, 2)."""
+        summed = np.zeros((len(self.keys), 2), np.int64)
+        np.add.at(summed, self._key_of_cell, traffic)
+        return summed
 
     def of_steps(self, tokens: IntArray, outputs: IntArray, steps: IntArray, drawn: IntArray | None = None) -> IntArray:
         """What passes through each cell.
@@ -240,6 +268,11 @@ def _dispatch(op: Experts, split: Parallelism, share: Sequence[float]) -> Dispat
         weight=of_group[group] / split.devices,
         experts_of=group,
     )
+
+
+def share(total: int, part: int, parts: int) -> int:
+    """The share of part number `part` of `parts` alike ones; shares add up to the total."""
+    return total // parts + (part < total % parts)
 
 
 def apportion(totals: IntArray, weights: FloatArray) -> IntArray:

@@ -6,42 +6,22 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-
-from pimserve.arrays import IntArray
 from pimserve.cluster.base.rpc.statuses import WrongStateError
 from pimserve.cluster.distributed.devices.book import ReplicaBook
 from pimserve.cluster.distributed.devices.compile import DevicePool, compile_pool, parse_scenario
-from pimserve.cluster.distributed.devices.exchange import Flows, KvBook, Sums
+from pimserve.cluster.distributed.devices.exchange import KvBook
+from pimserve.cluster.distributed.devices.expert_work import Experts, experts_of
 from pimserve.cluster.distributed.devices.span_rows import Spans
+from pimserve.cluster.distributed.devices.turn import Routes, Turn
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.errors import InputError
 from pimserve.scheduler.steplog import SpanColumns
 
-SNAPSHOT_VERSION = 1
+SNAPSHOT_VERSION = 2
 DeviceKey = tuple[int, int]  # replica, device
 _DURATION = SpanColumns._fields.index("duration_fs")
-
-
-class Step(NamedTuple):
-    """A step of the lockstep mode that a host has evaluated.
-
-    `row`: (1, fields of SpanColumns); `slowdown`: thousandths of its normal time that it takes; `repeated`: it was
-    executed before; `traffic`: (cells, 2), what passes between devices.
-    """
-
-    row: IntArray
-    number: int
-    slowdown: int
-    repeated: bool
-    traffic: IntArray
-
-    @property
-    def duration_fs(self) -> int:
-        """By the devices' own plan."""
-        return int(self.row[0, _DURATION])
 
 
 class HostState:
@@ -66,8 +46,8 @@ class HostState:
         self.kv = KvBook()
         self._open: int | None = None
         self._sequence = 0  # of the next batch
-        self._totals: dict[str, tuple[int, Flows]] = {}  # by sending host: window, entries
-        self._stepped = Sums()
+        self._experts: dict[tuple[int, int], Experts | None] = {}  # by replica and slowdown
+        self._routes: dict[tuple[int, int], Routes] = {}  # likewise
         self._home = dict.fromkeys(self.devices, name)
 
     @classmethod
@@ -132,10 +112,11 @@ class HostState:
                 if home.setdefault(key, host) != host:
                     raise InputError("peers.devices", f"device {key[1]} of replica {key[0]} is on two hosts")
         self.peers, self._home = known, home
+        self._routes = {}
 
-    def peers_of(self, replica: int) -> list[str]:
-        """Other hosts with devices of a replica."""
-        return [host for host, keys in self.peers.items() if any(key[0] == replica for key in keys)]
+    def shares(self, host: str, replica: int) -> bool:
+        """Whether another host has devices of a replica that has devices here."""
+        return replica in self.books and any(key[0] == replica for key in self.peers.get(host, ()))
 
     def most_tokens(self) -> dict[int, int]:
         """Of each replica here, tokens that its KV cache holds."""
@@ -145,67 +126,77 @@ class HostState:
         """Steps that a span can have."""
         return min((pool.costs.max_span for pool in self.pools.values()), default=1)
 
-    def record(self, window: int, sequence: int, batch: Iterable[Spans]) -> None:
-        """Take a batch of executed spans.
+    def begin_batch(self, window: int, sequence: int, batch: Iterable[Spans]) -> None:
+        """A batch of executed spans has come, which may be a repetition.
 
         Raises:
             WrongStateError: a batch before it is missing.
-            DeviceMismatchError: a time is not what a device's plan says.
         """
-        if window <= self.closed or (window == self._open and sequence < self._sequence):
-            return  # a repetition
         if self.lockstep:
             raise WrongStateError("steps are recorded in planned mode")
+        if self._knows(window, sequence):
+            return
         if self._open is not None and window != self._open:
             raise WrongStateError(f"window {self._open} is not closed, and window {window} begins")
         if sequence != self._sequence:
             raise WrongStateError(f"window {window}: batch {self._sequence} is missing, batch {sequence} came")
-        self._open = window
         for spans in batch:
-            self.books[spans.replica].take(spans.rows, spans.first_steps, spans.slowdowns)
-        self._sequence += 1
+            self.books[spans.replica].check(spans)
 
-    def evaluate(self, replica: int, row: IntArray, number: int, slowdown: int) -> Step:
-        """A single step of the lockstep mode; `row` (1, fields of SpanColumns) gets its time.
+    def end_batch(self, window: int, sequence: int) -> None:
+        """All spans of a batch are taken."""
+        if not self._knows(window, sequence):
+            self._open = window
+            self._sequence = sequence + 1
+
+    def _knows(self, window: int, sequence: int) -> bool:
+        return window <= self.closed or (window == self._open and sequence < self._sequence)
+
+    def experts(self, replica: int, slowdown: int) -> Experts | None:
+        """Routed experts of a replica here whose steps take so many thousandths of their normal times."""
+        key = replica, slowdown
+        if key not in self._experts:
+            book = self.books[replica]
+            costs = book.costs_at(slowdown)
+            self._experts[key] = experts_of(costs, book.pool.traffic.dispatch, book.devices)
+        return self._experts[key]
+
+    def turn(self, spans: Spans) -> Turn:
+        """The turn of this host in spans of one speed of a replica.
 
         Raises:
-            WrongStateError: a step before it is missing.
+            WrongStateError: spans before them are missing, or it is not known where all devices of the replica are.
         """
-        book = self.books[replica]
-        if not self.lockstep:
-            raise WrongStateError("steps are executed in lockstep mode")
-        if number > book.next_step:
-            raise WrongStateError(f"replica {replica}: step {book.next_step} is missing, step {number} came")
-        repeated = number < book.next_step
-        row[0, _DURATION] = book.evaluate(row, np.array([number]), np.array([slowdown]))[0]
-        return Step(row, number, slowdown, repeated, book.step_traffic(row[0], number))
+        book, slowdown = self.books[spans.replica], int(spans.slowdowns[0])
+        comes_next = book.comes_next(spans)
+        routes = self._routes.get((spans.replica, slowdown))
+        if routes is None:
+            devices = range(book.pool.placed.devices_per_replica)
+            home = {device: host for device in devices if (host := self.home(spans.replica, device)) is not None}
+            if missing := [device for device in devices if device not in home]:
+                raise WrongStateError(
+                    f"replica {spans.replica}: device {missing[0]} is on no known host: set the peers"
+                )
+            routes = Routes(book.pool.traffic, self.experts(spans.replica, slowdown), self.name, home)
+            self._routes[spans.replica, slowdown] = routes
+        return Turn(routes, spans, book.traffic_of, repeated=not comes_next)
 
-    def outgoing(self, replica: int, step: Step) -> dict[str, Flows]:
-        """What devices here send to devices of each other host in a step."""
-        flows: dict[str, Flows] = {}
-        for sender, receiver, kind, count, size in _flows(self.books[replica], step.traffic):
-            if self.here(replica, sender) and (host := self.home(replica, receiver)) not in {None, self.name}:
-                assert host is not None
-                flows.setdefault(host, []).append((sender, receiver, kind, count, size))
-        return flows
+    def executed(self, turn: Turn) -> int:
+        """All has come for a turn; spans that were taken before count once. Returns the time of the first of them, fs.
 
-    def senders(self, replica: int, step: Step) -> set[str]:
-        """Other hosts whose devices send something here in a step."""
-        hosts = {
-            self.home(replica, sender)
-            for sender, receiver, *_ in _flows(self.books[replica], step.traffic)
-            if self.here(replica, receiver)
-        }
-        return {host for host in hosts if host is not None and host != self.name}
-
-    def executed(self, replica: int, step: Step, flows: Iterable[tuple[int, ...]]) -> None:
-        """A step is done: `flows` (sender, receiver, kind, count, bytes) came from peers for it."""
-        book = self.books[replica]
-        if step.number != book.next_step:
-            return
-        book.take(step.row, np.array([step.number]), np.array([step.slowdown]))
-        for source, target, kind, count, size in flows:
-            self._stepped.add((replica, source, replica, target, kind), count, size)
+        Raises:
+            DeviceMismatchError: a time is not what a device's plan says.
+        """
+        spans, book = turn.spans, self.books[turn.spans.replica]
+        if self.lockstep:  # steps come without their times
+            spans.rows[:, _DURATION] = book.duration_fs(spans, turn.work)
+        duration = int(spans.rows[0, _DURATION])
+        if turn.first_step != book.next_step:
+            return duration
+        book.take(spans, turn.work)
+        book.sent += turn.counted(turn.sent)
+        book.received += turn.counted(turn.received)
+        return duration
 
     def close(self, window: int, batches: int) -> None:
         """End a window.
@@ -225,33 +216,14 @@ class HostState:
             book.flush()
         self.closed, self._open, self._sequence = window, None, 0
 
-    def totals_for(self, host: str) -> list[tuple[int, ...]]:
-        """(*key, count, bytes) of all tokens that devices here have sent to devices of `host`."""
-        return [entry for entry in self._entries() if self.home(entry[2], entry[3]) == host]
-
-    def take_totals(self, host: str, window: int, entries: Flows) -> None:
-        """What a peer says to have sent here by the end of a window; an older one changes nothing."""
-        if host not in self._totals or self._totals[host][0] <= window:
-            self._totals[host] = (window, entries)
-
     def sent(self) -> list[tuple[int, ...]]:
         """(*key, count, bytes) of all that devices here have sent."""
-        return [*self._entries(), *self.kv.sent.entries()]
+        return [*(entry for book in self.books.values() for entry in book.entries(book.sent)), *self.kv.sent.entries()]
 
     def received(self) -> list[tuple[int, ...]]:
-        """(*key, count, bytes) of all that devices here have received."""
-        received = [entry for entry in self._entries() if self.here(entry[2], entry[3])]
-        for _, entries in self._totals.values():
-            received += entries
-        return [*received, *self._stepped.entries(), *self.kv.received.entries()]
-
-    def _entries(self) -> list[tuple[int, ...]]:
-        return [
-            (replica, sender, replica, receiver, *amount)
-            for replica, book in self.books.items()
-            for sender, receiver, *amount in _flows(book, book.traffic)
-            if sender in book.devices
-        ]
+        """(*key, count, bytes) of all that has come to devices here."""
+        between = (entry for book in self.books.values() for entry in book.entries(book.received))
+        return [*between, *self.kv.received.entries()]
 
     def snapshot(self) -> bytes:
         """All of it but peers, as JSON with version and checksum."""
@@ -264,8 +236,6 @@ class HostState:
                 "open": self._open,
                 "sequence": self._sequence,
                 "kv": self.kv.state(),
-                "totals": self._totals,
-                "stepped": self._stepped.entries(),
             }
         )
         checksum = hashlib.sha256(state.encode()).hexdigest()
@@ -279,7 +249,7 @@ class HostState:
         """
         state = _checked_snapshot(snapshot)
         fresh = {replica: book.fresh() for replica, book in self.books.items()}
-        kv, stepped = KvBook(), Sums()
+        kv = KvBook()
         with _refusing_nonsense():
             same = state["plans"] == self._plans() and state["lockstep"] == self.lockstep
             of = [(book["replica"], tuple(book["devices"])) for book in state["books"]]
@@ -288,14 +258,9 @@ class HostState:
             for book in state["books"]:
                 fresh[book["replica"]].restore(book)
             kv.restore(state["kv"])
-            stepped.restore(state["stepped"])
-            totals = {
-                host: (int(window), [tuple(map(int, entry)) for entry in entries])
-                for host, (window, entries) in state["totals"].items()
-            }
             closed, sequence = int(state["closed"]), int(state["sequence"])
             opened = None if state["open"] is None else int(state["open"])
-        self.books, self.kv, self._stepped, self._totals = fresh, kv, stepped, totals
+        self.books, self.kv = fresh, kv
         self.closed, self._sequence, self._open = closed, sequence, opened
 
     def _plans(self) -> dict[str, str]:
@@ -323,9 +288,3 @@ def _refusing_nonsense() -> Iterator[None]:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError):
         raise InputError("state", "is not a snapshot of a device host") from None
-
-
-def _flows(book: ReplicaBook, traffic: IntArray) -> Flows:
-    """(sender, receiver, kind, count, bytes) of what passes between devices, (cells, 2)."""
-    cells = zip(*(column.tolist() for column in book.cells), traffic.tolist(), strict=True)
-    return [(sender, receiver, kind, count, size) for sender, receiver, kind, (count, size) in cells if count or size]

@@ -1,19 +1,21 @@
-"""A host's connections to the other hosts of its run, and what they send it in lockstep mode."""
+"""A host's connections to the other hosts of its run, and what has come from them."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 
 from pimserve.cluster.base.rpc.request_stream import RequestStream
-from pimserve.cluster.base.rpc.statuses import HostUnavailableError
-from pimserve.cluster.distributed.devices.exchange import Flows
+from pimserve.cluster.base.rpc.statuses import HostUnavailableError, WrongStateError
 from pimserve.cluster.distributed.devices.host_client import Connection, call_all
+from pimserve.cluster.distributed.devices.turn import Exchange, Turn
 from pimserve.v1 import device_pb2 as pb
 
 _DEADLINE_S = 20.0  # of a single call
+_MOST_WAITING = 64  # messages of a host for spans that have not come here yet
+_Key = tuple[int, int, int]  # replica, phase, first step
 _Outgoing = RequestStream[pb.ExchangeTokensRequest]
 
 
@@ -92,11 +94,12 @@ class _Peer(Connection):
 
 
 class Inbox:
-    """Step messages of peers, until their step is done here."""
+    """What peers, and this host itself, have sent for spans that are not done here yet."""
 
     def __init__(self) -> None:
-        self._messages: dict[tuple[int, int], dict[str, Flows]] = {}  # by replica and step, of each host
-        self._missing: dict[tuple[int, int], set[str]] = {}  # of steps that somebody waits for
+        self._exchanges: dict[_Key, dict[str, Exchange]] = {}  # of each host
+        self._missing: dict[_Key, set[str]] = {}  # of spans that somebody waits for
+        self._done: dict[int, int] = {}  # by replica, first step of the last spans that are done
         self._lost: set[str] = set()
         self._came = threading.Condition()
 
@@ -111,30 +114,40 @@ class Inbox:
         with self._came:
             self._lost.discard(host)
 
-    def put(self, replica: int, step: int, host: str, flows: Flows) -> None:
-        """A message has come; again, where a step is repeated."""
-        key = replica, step
+    def put(self, exchange: Exchange) -> None:
+        """Something has come; again, where spans are repeated.
+
+        Raises:
+            WrongStateError: too much waits from this host already.
+        """
+        host, key = exchange.host, (exchange.replica, exchange.phase, exchange.first_step)
         with self._came:
             self._lost.discard(host)
-            self._messages.setdefault(key, {})[host] = flows
+            if exchange.first_step <= self._done.get(exchange.replica, -1):
+                return
+            if sum(host in exchanges for exchanges in self._exchanges.values()) >= _MOST_WAITING:
+                raise WrongStateError(f"host {host} is {_MOST_WAITING} messages ahead")
+            self._exchanges.setdefault(key, {})[host] = exchange
             missing = self._missing.get(key)
             if missing is not None:
                 missing.discard(host)
                 if not missing:  # whoever waits is woken once
                     self._came.notify_all()
 
-    def wait(self, replica: int, step: int, hosts: Iterable[str], timeout_s: float) -> Flows:
-        """The messages of all of these hosts for a step.
+    def wait(self, turn: Turn, phase: int, timeout_s: float) -> dict[str, Exchange] | None:
+        """What all senders of a turn have sent in a phase; None where the turn is done meanwhile.
 
         Raises:
-            HostUnavailableError: some have not come in time, or cannot come.
+            HostUnavailableError: some of it has not come in time, or cannot come.
         """
-        key = replica, step
-        until = time.monotonic() + timeout_s
+        replica, step = turn.spans.replica, turn.first_step
+        key, until = (replica, phase, step), time.monotonic() + timeout_s
         with self._came:
-            missing = self._missing[key] = set(hosts) - self._messages.get(key, {}).keys()
+            missing = self._missing[key] = turn.senders(phase) - self._exchanges.get(key, {}).keys()
             try:
                 while missing:
+                    if step <= self._done.get(replica, -1):
+                        return None
                     if gone := missing & self._lost:
                         raise HostUnavailableError(tuple(sorted(gone)), "cannot be reached")
                     if not self._came.wait(until - time.monotonic()):
@@ -142,16 +155,20 @@ class Inbox:
                             tuple(sorted(missing)), f"nothing came for step {step} of replica {replica}"
                         )
             finally:
-                del self._missing[key]
-            return [flow for flows in self._messages.get(key, {}).values() for flow in flows]
+                self._missing.pop(key, None)
+            return dict(self._exchanges.get(key, {}))
 
     def clear(self) -> None:
-        """Forget what came."""
+        """Forget what came and what was done."""
         with self._came:
-            self._messages.clear()
+            self._exchanges.clear()
+            self._done.clear()
 
-    def done(self, replica: int, step: int) -> None:
-        """A step and those before it are done."""
+    def done(self, turn: Turn) -> None:
+        """Spans and those before them are done."""
+        replica, step = turn.spans.replica, turn.first_step
         with self._came:
-            for key in [key for key in self._messages if key[0] == replica and key[1] <= step]:
-                del self._messages[key]
+            self._done[replica] = max(step, self._done.get(replica, -1))
+            for key in [key for key in self._exchanges if key[0] == replica and key[2] <= step]:
+                del self._exchanges[key]
+            self._came.notify_all()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -71,9 +72,17 @@ class Spans(NamedTuple):
     first_steps: IntArray
     slowdowns: IntArray
 
+    def by_speed(self) -> Iterator[Spans]:
+        """The same in runs of one speed."""
+        bounds = [0, *(np.flatnonzero(np.diff(self.slowdowns)) + 1).tolist(), len(self.slowdowns)]
+        for begin, end in pairwise(bounds):
+            if end > begin:
+                yield Spans(self.replica, self.rows[begin:end], self.first_steps[begin:end], self.slowdowns[begin:end])
+
 
 def to_rows_table(blocks: Sequence[Spans], without: Sequence[str] = ()) -> Table:
     """A table of all these spans, but for columns that are left out."""
+    blocks = blocks or [Spans(0, *(np.zeros(shape, np.int64) for shape in ((0, len(SpanColumns._fields)), 0, 0)))]
     rows = np.concatenate([spans.rows for spans in blocks])
     columns: dict[str, NDArray[np.generic]] = {
         "replica": np.concatenate([np.full(len(spans.rows), spans.replica, np.int32) for spans in blocks]),
@@ -140,8 +149,8 @@ def step_request(replica: int, step: int, row: Sequence[int], context: int, slow
     return ExecuteStepsRequest(replica=replica, step=step, blocks=row[_BLOCKS], slowdown=slowdown, **given)
 
 
-def row_of_step(step: ExecuteStepsRequest, most_tokens: Mapping[int, int]) -> IntArray:
-    """(1, fields of SpanColumns) of a step that is to be executed, its time still 0.
+def span_of_step(step: ExecuteStepsRequest, most_tokens: Mapping[int, int]) -> Spans:
+    """A step that is to be executed, its time still 0.
 
     Raises:
         InputError: a value is not as it should be.
@@ -158,7 +167,7 @@ def row_of_step(step: ExecuteStepsRequest, most_tokens: Mapping[int, int]) -> In
         raise InputError("replica", f"replica {step.replica} has no device on this host")
     if step.decodes + step.prefill_tokens > most_tokens[step.replica]:
         raise InputError("decodes", "a step has more tokens than its replica's KV cache holds")
-    return row
+    return Spans(step.replica, row, np.array([step.step]), np.array([step.slowdown]))
 
 
 def _check(where: str, rows: SpanColumns, most_steps: int) -> None:

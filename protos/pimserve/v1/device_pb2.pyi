@@ -90,6 +90,28 @@ FLOW_KIND_KV: FlowKind.ValueType  # 6
 """KV caches from a prefill to a decode device; `count` in requests."""
 global___FlowKind = FlowKind
 
+class _ExchangePhase:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _ExchangePhaseEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_ExchangePhase.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    EXCHANGE_PHASE_UNSPECIFIED: _ExchangePhase.ValueType  # 0
+    EXCHANGE_PHASE_DISPATCH: _ExchangePhase.ValueType  # 1
+    """To the experts: dispatch; and all that hangs on no expert."""
+    EXCHANGE_PHASE_COMBINE: _ExchangePhase.ValueType  # 2
+    """From the experts, once what was dispatched has come from all devices."""
+
+class ExchangePhase(_ExchangePhase, metaclass=_ExchangePhaseEnumTypeWrapper):
+    """When in a step devices send something."""
+
+EXCHANGE_PHASE_UNSPECIFIED: ExchangePhase.ValueType  # 0
+EXCHANGE_PHASE_DISPATCH: ExchangePhase.ValueType  # 1
+"""To the experts: dispatch; and all that hangs on no expert."""
+EXCHANGE_PHASE_COMBINE: ExchangePhase.ValueType  # 2
+"""From the experts, once what was dispatched has come from all devices."""
+global___ExchangePhase = ExchangePhase
+
 @typing.final
 class DeviceId(google.protobuf.message.Message):
     """A simulated device: its replica, and its number among the devices of that."""
@@ -525,12 +547,27 @@ class ExchangeTokensRequest(google.protobuf.message.Message):
     REPLICA_FIELD_NUMBER: builtins.int
     STEP_FIELD_NUMBER: builtins.int
     FLOWS_FIELD_NUMBER: builtins.int
+    PHASE_FIELD_NUMBER: builtins.int
+    SPAN_STEPS_FIELD_NUMBER: builtins.int
+    MATRICES_FIELD_NUMBER: builtins.int
     host: builtins.str
     """The sending host."""
     replica: builtins.int
     step: builtins.int
+    """The first step of the first span."""
+    phase: global___ExchangePhase.ValueType
+    span_steps: builtins.bytes
+    """How many steps each span has, int32, little-endian. In lockstep one span of one step."""
     @property
-    def flows(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Flow]: ...
+    def flows(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Flow]:
+        """What passes from device to device in all of the steps; of the same devices and kind one entry. Nothing of 0."""
+
+    @property
+    def matrices(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ExpertMatrix]:
+        """Where the replica has routed experts whose load counts: from each device of the sending host, to the first device
+        of each expert group that is on the receiving one (with pooled routing to the first device).
+        """
+
     def __init__(
         self,
         *,
@@ -538,14 +575,46 @@ class ExchangeTokensRequest(google.protobuf.message.Message):
         replica: builtins.int = ...,
         step: builtins.int = ...,
         flows: collections.abc.Iterable[global___Flow] | None = ...,
+        phase: global___ExchangePhase.ValueType = ...,
+        span_steps: builtins.bytes = ...,
+        matrices: collections.abc.Iterable[global___ExpertMatrix] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["flows", b"flows", "host", b"host", "replica", b"replica", "step", b"step"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["flows", b"flows", "host", b"host", "matrices", b"matrices", "phase", b"phase", "replica", b"replica", "span_steps", b"span_steps", "step", b"step"]) -> None: ...
 
 global___ExchangeTokensRequest = ExchangeTokensRequest
 
 @typing.final
+class ExpertMatrix(google.protobuf.message.Message):
+    """Whole numbers from device to device, a row for each span, row by row, little-endian."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FROM_DEVICE_FIELD_NUMBER: builtins.int
+    TO_DEVICE_FIELD_NUMBER: builtins.int
+    DATA_FIELD_NUMBER: builtins.int
+    from_device: builtins.int
+    to_device: builtins.int
+    data: builtins.bytes
+    """DISPATCH: int32. With pooled routing the sender's tokens in each step and the number of the first step's outcome;
+    with exact routing, MoE layer by MoE layer, copies for each expert of the receiver.
+    COMBINE: int64. With pooled routing the time of the experts in all steps of the span, fs; with exact routing, MoE
+    layer by MoE layer, what the experts of the sender's group take: time fs, busy fs of both units, DRAM and compute
+    pJ (twice, for one unit and for the other, where the faster one runs the whole layer).
+    """
+    def __init__(
+        self,
+        *,
+        from_device: builtins.int = ...,
+        to_device: builtins.int = ...,
+        data: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["data", b"data", "from_device", b"from_device", "to_device", b"to_device"]) -> None: ...
+
+global___ExpertMatrix = ExpertMatrix
+
+@typing.final
 class Flow(google.protobuf.message.Message):
-    """What one device sends to another of its replica in a step."""
+    """What one device sends to another of its replica."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -635,7 +704,9 @@ class HandOverKvRequest(google.protobuf.message.Message):
     """The sending host; empty from the caller who orders the hand-over."""
     @property
     def requests(self) -> pimserve.v1.columns_pb2.Table:
-        """All hand-overs of the window. int64: request, bytes; int32: from_replica, from_device, to_replica, to_device."""
+        """All hand-overs of the window. int64: request, bytes, blocks (of the receiver's KV cache that the request's tokens
+        take, of which the device gets its part); int32: from_replica, from_device, to_replica, to_device.
+        """
 
     def __init__(
         self,
@@ -705,27 +776,57 @@ class ReadTrafficResponse(google.protobuf.message.Message):
     WINDOW_FIELD_NUMBER: builtins.int
     SENT_FIELD_NUMBER: builtins.int
     RECEIVED_FIELD_NUMBER: builtins.int
+    MESSAGES_FIELD_NUMBER: builtins.int
+    MESSAGE_BYTES_FIELD_NUMBER: builtins.int
     window: builtins.int
+    message_bytes: builtins.int
+    """Of all of these messages together, serialised."""
     @property
     def sent(self) -> pimserve.v1.columns_pb2.Table:
-        """As the senders have it, and as the receivers have it, since the beginning of the run. int32: from_replica,
-        from_device, to_replica, to_device; int8: kind (FlowKind); int64: count, bytes. Rows of the same devices and kind
-        add up.
+        """As the senders have counted it when it was sent, and the receivers when it came, since the beginning of the run.
+        int32: from_replica, from_device, to_replica, to_device; int8: kind (FlowKind); int64: count, bytes. Rows of the
+        same devices and kind add up.
         """
 
     @property
     def received(self) -> pimserve.v1.columns_pb2.Table: ...
+    @property
+    def messages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___MessageCount]:
+        """What this process of the host has sent to other hosts to carry it."""
+
     def __init__(
         self,
         *,
         window: builtins.int = ...,
         sent: pimserve.v1.columns_pb2.Table | None = ...,
         received: pimserve.v1.columns_pb2.Table | None = ...,
+        messages: collections.abc.Iterable[global___MessageCount] | None = ...,
+        message_bytes: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["received", b"received", "sent", b"sent"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["received", b"received", "sent", b"sent", "window", b"window"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["message_bytes", b"message_bytes", "messages", b"messages", "received", b"received", "sent", b"sent", "window", b"window"]) -> None: ...
 
 global___ReadTrafficResponse = ReadTrafficResponse
+
+@typing.final
+class MessageCount(google.protobuf.message.Message):
+    """Messages from host to host that carried something of a kind; one may carry several kinds."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: builtins.int
+    MESSAGES_FIELD_NUMBER: builtins.int
+    kind: global___FlowKind.ValueType
+    messages: builtins.int
+    def __init__(
+        self,
+        *,
+        kind: global___FlowKind.ValueType = ...,
+        messages: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["kind", b"kind", "messages", b"messages"]) -> None: ...
+
+global___MessageCount = MessageCount
 
 @typing.final
 class ReadLedgersRequest(google.protobuf.message.Message):
@@ -807,6 +908,9 @@ class DeviceLedger(google.protobuf.message.Message):
     PEAK_KV_BLOCKS_FIELD_NUMBER: builtins.int
     WEIGHT_BYTES_FIELD_NUMBER: builtins.int
     AUDITED_ROWS_FIELD_NUMBER: builtins.int
+    EXPERTS_FS_FIELD_NUMBER: builtins.int
+    KV_BLOCKS_SENT_FIELD_NUMBER: builtins.int
+    KV_BLOCKS_RECEIVED_FIELD_NUMBER: builtins.int
     steps: builtins.int
     kv_blocks: builtins.int
     """KV blocks of which the device holds its part: in the last step, and the most so far."""
@@ -814,6 +918,9 @@ class DeviceLedger(google.protobuf.message.Message):
     weight_bytes: builtins.int
     audited_rows: builtins.int
     """Rows that were evaluated again step by step."""
+    kv_blocks_sent: builtins.int
+    """KV blocks of caches that left the device and that came to it, whole or in part."""
+    kv_blocks_received: builtins.int
     @property
     def id(self) -> global___DeviceId: ...
     @property
@@ -832,6 +939,10 @@ class DeviceLedger(google.protobuf.message.Message):
 
     @property
     def outputs(self) -> global___Whole: ...
+    @property
+    def experts_fs(self) -> global___Whole:
+        """Time that the device had for its own routed experts; with pooled routing that of all."""
+
     def __init__(
         self,
         *,
@@ -847,9 +958,12 @@ class DeviceLedger(google.protobuf.message.Message):
         peak_kv_blocks: builtins.int = ...,
         weight_bytes: builtins.int = ...,
         audited_rows: builtins.int = ...,
+        experts_fs: global___Whole | None = ...,
+        kv_blocks_sent: builtins.int = ...,
+        kv_blocks_received: builtins.int = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["busy_fs", b"busy_fs", "id", b"id", "outputs", b"outputs", "tokens", b"tokens"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["audited_rows", b"audited_rows", "busy_fs", b"busy_fs", "category_fs", b"category_fs", "energy", b"energy", "id", b"id", "kv_blocks", b"kv_blocks", "outputs", b"outputs", "peak_kv_blocks", b"peak_kv_blocks", "steps", b"steps", "tokens", b"tokens", "unit_fs", b"unit_fs", "weight_bytes", b"weight_bytes"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["busy_fs", b"busy_fs", "experts_fs", b"experts_fs", "id", b"id", "outputs", b"outputs", "tokens", b"tokens"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["audited_rows", b"audited_rows", "busy_fs", b"busy_fs", "category_fs", b"category_fs", "energy", b"energy", "experts_fs", b"experts_fs", "id", b"id", "kv_blocks", b"kv_blocks", "kv_blocks_received", b"kv_blocks_received", "kv_blocks_sent", b"kv_blocks_sent", "outputs", b"outputs", "peak_kv_blocks", b"peak_kv_blocks", "steps", b"steps", "tokens", b"tokens", "unit_fs", b"unit_fs", "weight_bytes", b"weight_bytes"]) -> None: ...
 
 global___DeviceLedger = DeviceLedger
 

@@ -145,28 +145,32 @@ class DeviceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RecordSteps(self, request_iterator, context):
-        """Planned mode: batches of executed steps, each acknowledged by its window and number.
+        """Planned mode: batches of executed steps, for which the devices exchange the same, in columns; each is acknowledged
+        by its window and number.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ExecuteSteps(self, request_iterator, context):
-        """Lockstep mode: a step, for which the devices exchange tokens with their peers and then answer with their time.
+        """Lockstep mode: a step, for which the devices exchange tokens with their peers and then answer with the time that
+        follows from what they were sent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ExchangeTokens(self, request_iterator, context):
-        """Lockstep mode, host to host: what devices of the caller send to devices of this host in each step.
+        """Host to host: what devices of the caller send to devices of this host, in a step (lockstep) or in the spans of a
+        replica in a batch (planned). Time and load of experts follow from it. A message that differs from the gate's draw
+        fails the receiver's step, DATA_LOSS, with layer, sender and receiver.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ExchangeTotals(self, request, context):
-        """Planned mode, host to host: what devices of the caller have sent to devices of this host by the end of a window.
+        """UNIMPLEMENTED: what devices send is compared step by step.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -180,7 +184,7 @@ class DeviceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CloseWindow(self, request, context):
-        """End a window: all that was recorded is digested, and peers are told what was sent to them.
+        """End a window: all that was recorded is digested.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -59,25 +59,32 @@ class DeviceServiceStub:
         pimserve.v1.device_pb2.RecordStepsRequest,
         pimserve.v1.device_pb2.RecordStepsResponse,
     ]
-    """Planned mode: batches of executed steps, each acknowledged by its window and number."""
+    """Planned mode: batches of executed steps, for which the devices exchange the same, in columns; each is acknowledged
+    by its window and number.
+    """
 
     ExecuteSteps: grpc.StreamStreamMultiCallable[
         pimserve.v1.device_pb2.ExecuteStepsRequest,
         pimserve.v1.device_pb2.ExecuteStepsResponse,
     ]
-    """Lockstep mode: a step, for which the devices exchange tokens with their peers and then answer with their time."""
+    """Lockstep mode: a step, for which the devices exchange tokens with their peers and then answer with the time that
+    follows from what they were sent.
+    """
 
     ExchangeTokens: grpc.StreamUnaryMultiCallable[
         pimserve.v1.device_pb2.ExchangeTokensRequest,
         pimserve.v1.device_pb2.ExchangeTokensResponse,
     ]
-    """Lockstep mode, host to host: what devices of the caller send to devices of this host in each step."""
+    """Host to host: what devices of the caller send to devices of this host, in a step (lockstep) or in the spans of a
+    replica in a batch (planned). Time and load of experts follow from it. A message that differs from the gate's draw
+    fails the receiver's step, DATA_LOSS, with layer, sender and receiver.
+    """
 
     ExchangeTotals: grpc.UnaryUnaryMultiCallable[
         pimserve.v1.device_pb2.ExchangeTotalsRequest,
         pimserve.v1.device_pb2.ExchangeTotalsResponse,
     ]
-    """Planned mode, host to host: what devices of the caller have sent to devices of this host by the end of a window."""
+    """UNIMPLEMENTED: what devices send is compared step by step."""
 
     HandOverKv: grpc.UnaryUnaryMultiCallable[
         pimserve.v1.device_pb2.HandOverKvRequest,
@@ -89,7 +96,7 @@ class DeviceServiceStub:
         pimserve.v1.device_pb2.CloseWindowRequest,
         pimserve.v1.device_pb2.CloseWindowResponse,
     ]
-    """End a window: all that was recorded is digested, and peers are told what was sent to them."""
+    """End a window: all that was recorded is digested."""
 
     ReadTraffic: grpc.UnaryUnaryMultiCallable[
         pimserve.v1.device_pb2.ReadTrafficRequest,
@@ -152,25 +159,32 @@ class DeviceServiceAsyncStub:
         pimserve.v1.device_pb2.RecordStepsRequest,
         pimserve.v1.device_pb2.RecordStepsResponse,
     ]
-    """Planned mode: batches of executed steps, each acknowledged by its window and number."""
+    """Planned mode: batches of executed steps, for which the devices exchange the same, in columns; each is acknowledged
+    by its window and number.
+    """
 
     ExecuteSteps: grpc.aio.StreamStreamMultiCallable[
         pimserve.v1.device_pb2.ExecuteStepsRequest,
         pimserve.v1.device_pb2.ExecuteStepsResponse,
     ]
-    """Lockstep mode: a step, for which the devices exchange tokens with their peers and then answer with their time."""
+    """Lockstep mode: a step, for which the devices exchange tokens with their peers and then answer with the time that
+    follows from what they were sent.
+    """
 
     ExchangeTokens: grpc.aio.StreamUnaryMultiCallable[
         pimserve.v1.device_pb2.ExchangeTokensRequest,
         pimserve.v1.device_pb2.ExchangeTokensResponse,
     ]
-    """Lockstep mode, host to host: what devices of the caller send to devices of this host in each step."""
+    """Host to host: what devices of the caller send to devices of this host, in a step (lockstep) or in the spans of a
+    replica in a batch (planned). Time and load of experts follow from it. A message that differs from the gate's draw
+    fails the receiver's step, DATA_LOSS, with layer, sender and receiver.
+    """
 
     ExchangeTotals: grpc.aio.UnaryUnaryMultiCallable[
         pimserve.v1.device_pb2.ExchangeTotalsRequest,
         pimserve.v1.device_pb2.ExchangeTotalsResponse,
     ]
-    """Planned mode, host to host: what devices of the caller have sent to devices of this host by the end of a window."""
+    """UNIMPLEMENTED: what devices send is compared step by step."""
 
     HandOverKv: grpc.aio.UnaryUnaryMultiCallable[
         pimserve.v1.device_pb2.HandOverKvRequest,
@@ -182,7 +196,7 @@ class DeviceServiceAsyncStub:
         pimserve.v1.device_pb2.CloseWindowRequest,
         pimserve.v1.device_pb2.CloseWindowResponse,
     ]
-    """End a window: all that was recorded is digested, and peers are told what was sent to them."""
+    """End a window: all that was recorded is digested."""
 
     ReadTraffic: grpc.aio.UnaryUnaryMultiCallable[
         pimserve.v1.device_pb2.ReadTrafficRequest,
@@ -255,7 +269,9 @@ class DeviceServiceServicer(metaclass=abc.ABCMeta):
         request_iterator: _MaybeAsyncIterator[pimserve.v1.device_pb2.RecordStepsRequest],
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[pimserve.v1.device_pb2.RecordStepsResponse], collections.abc.AsyncIterator[pimserve.v1.device_pb2.RecordStepsResponse]]:
-        """Planned mode: batches of executed steps, each acknowledged by its window and number."""
+        """Planned mode: batches of executed steps, for which the devices exchange the same, in columns; each is acknowledged
+        by its window and number.
+        """
 
     @abc.abstractmethod
     def ExecuteSteps(
@@ -263,7 +279,9 @@ class DeviceServiceServicer(metaclass=abc.ABCMeta):
         request_iterator: _MaybeAsyncIterator[pimserve.v1.device_pb2.ExecuteStepsRequest],
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[pimserve.v1.device_pb2.ExecuteStepsResponse], collections.abc.AsyncIterator[pimserve.v1.device_pb2.ExecuteStepsResponse]]:
-        """Lockstep mode: a step, for which the devices exchange tokens with their peers and then answer with their time."""
+        """Lockstep mode: a step, for which the devices exchange tokens with their peers and then answer with the time that
+        follows from what they were sent.
+        """
 
     @abc.abstractmethod
     def ExchangeTokens(
@@ -271,7 +289,10 @@ class DeviceServiceServicer(metaclass=abc.ABCMeta):
         request_iterator: _MaybeAsyncIterator[pimserve.v1.device_pb2.ExchangeTokensRequest],
         context: _ServicerContext,
     ) -> typing.Union[pimserve.v1.device_pb2.ExchangeTokensResponse, collections.abc.Awaitable[pimserve.v1.device_pb2.ExchangeTokensResponse]]:
-        """Lockstep mode, host to host: what devices of the caller send to devices of this host in each step."""
+        """Host to host: what devices of the caller send to devices of this host, in a step (lockstep) or in the spans of a
+        replica in a batch (planned). Time and load of experts follow from it. A message that differs from the gate's draw
+        fails the receiver's step, DATA_LOSS, with layer, sender and receiver.
+        """
 
     @abc.abstractmethod
     def ExchangeTotals(
@@ -279,7 +300,7 @@ class DeviceServiceServicer(metaclass=abc.ABCMeta):
         request: pimserve.v1.device_pb2.ExchangeTotalsRequest,
         context: _ServicerContext,
     ) -> typing.Union[pimserve.v1.device_pb2.ExchangeTotalsResponse, collections.abc.Awaitable[pimserve.v1.device_pb2.ExchangeTotalsResponse]]:
-        """Planned mode, host to host: what devices of the caller have sent to devices of this host by the end of a window."""
+        """UNIMPLEMENTED: what devices send is compared step by step."""
 
     @abc.abstractmethod
     def HandOverKv(
@@ -295,7 +316,7 @@ class DeviceServiceServicer(metaclass=abc.ABCMeta):
         request: pimserve.v1.device_pb2.CloseWindowRequest,
         context: _ServicerContext,
     ) -> typing.Union[pimserve.v1.device_pb2.CloseWindowResponse, collections.abc.Awaitable[pimserve.v1.device_pb2.CloseWindowResponse]]:
-        """End a window: all that was recorded is digested, and peers are told what was sent to them."""
+        """End a window: all that was recorded is digested."""
 
     @abc.abstractmethod
     def ReadTraffic(

@@ -20,6 +20,7 @@ from pimserve.loadgen.workload import generate
 from pimserve.scheduler.simulation import simulate
 from pimserve.scheduler.steplog import StepLog
 
+PEER_TIMEOUT_S = 5.0
 SCENARIOS: Mapping[str, dict[str, Any]] = {
     "dense": {"model": "llama-3.1-8b", "cluster": {"device": "h100", "devices_per_node": 2}},
     "tp": {"model": "mixtral-8x7b", "cluster": {"device": "duplex", "devices_per_node": 4, "experts": "tp"}},
@@ -111,7 +112,7 @@ def hosts(count: int, token: str = "") -> Iterator[dict[str, tuple[DeviceHost, s
     with ExitStack() as stack:
         found = {}
         for number in range(count):
-            host = DeviceHost(f"host-{number}", token, peer_timeout_s=5)
+            host = DeviceHost(f"host-{number}", token, peer_timeout_s=PEER_TIMEOUT_S)
             found[f"host-{number}"] = (host, f"127.0.0.1:{host.start()}")
             stack.callback(host.stop, 0.2)
         yield found

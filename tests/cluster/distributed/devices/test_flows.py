@@ -137,16 +137,19 @@ def test_vectors_pass_through_the_chips() -> None:
     assert not (cells.sender == cells.receiver)[cells.kind == ACTIVATIONS].any()
 
 
-@given(st.lists(st.integers(0, 10**6), min_size=8, max_size=8))
-def test_drawn_picks_are_dealt_evenly_and_all(picks: list[int]) -> None:
+@given(st.lists(st.lists(st.integers(0, 10**6), min_size=8, max_size=8), min_size=1, max_size=5))
+def test_drawn_picks_are_dealt_evenly_and_all(picks: list[list[int]]) -> None:
     dispatch = POOLS["exact"].traffic.dispatch
     assert dispatch is not None
-    of_group = np.array(picks[: dispatch.groups])
-    dealt = dispatch.dealt(of_group)
-    assert (dealt >= 0).all()
-    assert np.bincount(dispatch.experts_of, dealt).tolist() == of_group.tolist()
-    by_sender = np.bincount(dispatch.sender, dealt)
+    counts = np.array(picks)
+    copies = dispatch.copies(counts)
+    assert (copies >= 0).all()
+    assert (copies.sum(axis=0) == counts).all()
+    by_sender = copies.sum(axis=(1, 2))
     assert by_sender.max() - by_sender.min() <= 1
+    of_groups = copies.sum(axis=1).reshape(dispatch.senders, dispatch.groups, -1).sum(axis=2)
+    cells = dispatch.of_cells(of_groups)
+    assert np.bincount(dispatch.experts_of, cells).tolist() == of_groups.sum(axis=0).tolist()
 
 
 @given(

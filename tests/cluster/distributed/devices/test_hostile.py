@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pimserve.cluster.base.wire import to_table
 from pimserve.cluster.distributed.devices.device_host import DeviceHost
-from pimserve.cluster.distributed.devices.exchange import to_hand_over_table, traffic_table
+from pimserve.cluster.distributed.devices.exchange import to_hand_over_table
 from pimserve.cluster.distributed.devices.span_rows import Spans, to_rows_table
 from pimserve.scheduler.steplog import SpanColumns
 from pimserve.v1 import device_pb2 as pb
@@ -28,9 +28,9 @@ _NEAR = st.integers(-2, 300) | st.sampled_from([2**31 - 1, 2**31, 2**62, 2**63 -
 
 
 class Victim:
-    """A host with half of the devices of a replica, and a way to call it."""
+    """A host with devices of a replica, half of them or all, and a way to call it."""
 
-    def __init__(self, *, lockstep: bool = False, token: str = "") -> None:
+    def __init__(self, *, lockstep: bool = False, token: str = "", alone: bool = False) -> None:
         self.host = DeviceHost("victim", token, peer_timeout_s=0.2)
         self.channel = grpc.insecure_channel(f"127.0.0.1:{self.host.start()}")
         self.stub = DeviceServiceStub(self.channel)
@@ -39,10 +39,14 @@ class Victim:
         self.replica, self.rows, self.first = served.blocks[0]
         self.request = pb.CompilePlanRequest(
             scenario=served.document,
-            pools=[pb.PoolDevices(devices=[pb.DeviceId(replica=0, device=device) for device in (0, 1)])],
+            pools=[
+                pb.PoolDevices(devices=[pb.DeviceId(replica=0, device=device) for device in range(4 if alone else 2)])
+            ],
             mode=pb.DEVICE_MODE_LOCKSTEP if lockstep else pb.DEVICE_MODE_PLANNED,
         )
         self.call("CompilePlan", self.request)
+        if alone:
+            return
         others = [pb.DeviceId(replica=0, device=device) for device in (2, 3)]
         peer = pb.Peer(host="peer", address="127.0.0.1:1", devices=others)
         self.call("SetPeers", pb.SetPeersRequest(peers=[peer]))
@@ -136,11 +140,10 @@ def test_fields_of_rows(planned: Victim, change: dict[str, tuple[int, int]], fie
         ("RecordSteps", pb.RecordStepsRequest(), "INVALID_ARGUMENT", "lacks the column"),
         ("RecordSteps", pb.RecordStepsRequest(rows=Table(columns=[Column(name="x")])), "INVALID_ARGUMENT", "unknown"),
         ("ExecuteSteps", pb.ExecuteStepsRequest(slowdown=1000, decodes=1), "FAILED_PRECONDITION", "lockstep mode"),
-        ("ExecuteSteps", pb.ExecuteStepsRequest(replica=7, slowdown=1, decodes=1), "INVALID_ARGUMENT", "no device on"),
-        ("ExecuteSteps", pb.ExecuteStepsRequest(decodes=-1), "INVALID_ARGUMENT", "decodes"),
         ("ExchangeTokens", pb.ExchangeTokensRequest(host="nobody"), "INVALID_ARGUMENT", "shares no replica"),
-        ("ExchangeTotals", pb.ExchangeTotalsRequest(host="nobody"), "INVALID_ARGUMENT", "is no peer"),
-        ("ExchangeTotals", pb.ExchangeTotalsRequest(host="peer", window=-3), "INVALID_ARGUMENT", "window"),
+        ("ExchangeTokens", pb.ExchangeTokensRequest(host="peer"), "INVALID_ARGUMENT", "must be dispatch or combine"),
+        ("ExchangeTokens", pb.ExchangeTokensRequest(host="peer", phase=1, step=-1), "INVALID_ARGUMENT", "step: must"),
+        ("ExchangeTokens", pb.ExchangeTokensRequest(host="peer", phase=1, span_steps=b"1"), "INVALID_ARGUMENT", "of 4"),
         ("HandOverKv", pb.HandOverKvRequest(host="nobody"), "INVALID_ARGUMENT", "is no peer"),
         ("CloseWindow", pb.CloseWindowRequest(window=-1), "INVALID_ARGUMENT", "window"),
         ("CloseWindow", pb.CloseWindowRequest(window=0, batches=3), "FAILED_PRECONDITION", "of which 0 came"),
@@ -170,15 +173,23 @@ def test_requests_that_no_caller_should_send(
     assert planned.state() == before
 
 
-def test_totals_and_hand_overs_of_other_peoples_devices(planned: Victim) -> None:
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (pb.ExecuteStepsRequest(replica=7, slowdown=1, decodes=1), "replica 7 has no device on this host"),
+        (pb.ExecuteStepsRequest(decodes=-1), "decodes: must be from 0"),
+    ],
+)
+def test_steps_that_no_caller_should_send(lockstep: Victim, request_: Any, message: str) -> None:
+    code, said, _ = refused(lockstep, "ExecuteSteps", request_)
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert message in said
+
+
+def test_hand_overs_of_other_peoples_devices(planned: Victim) -> None:
     before = planned.state()
-    for entry in ((0, 0, 0, 1, 1, 5, 5), (0, 2, 0, 3, 1, 5, 5), (0, 2, 0, 0, 6, 5, 5), (0, 2, 0, 0, 1, -5, 5)):
-        request = pb.ExchangeTotalsRequest(host="peer", totals=traffic_table([entry]))
-        code, _, fields = refused(planned, "ExchangeTotals", request)
-        assert code is grpc.StatusCode.INVALID_ARGUMENT
-        assert fields[0].startswith("totals.")
     for ends in ((0, 2, 0, 3), (0, 2, 0, 2), (0, 9, 0, 0)):
-        table = to_hand_over_table(np.array([[1, 10, *ends]]))
+        table = to_hand_over_table(np.array([[1, 10, 1, *ends]]))
         code, _, fields = refused(planned, "HandOverKv", pb.HandOverKvRequest(requests=table))
         assert code is grpc.StatusCode.INVALID_ARGUMENT
         assert fields[0].startswith("requests.")
@@ -225,6 +236,17 @@ _MESSAGES = {
         host=st.sampled_from(["peer", "victim", ""]),
         replica=st.integers(-1, 2),
         step=_NEAR,
+        phase=st.integers(-1, 3),
+        span_steps=st.binary(max_size=9),
+        matrices=st.lists(
+            st.builds(
+                pb.ExpertMatrix,
+                from_device=st.integers(-1, 5),
+                to_device=st.integers(-1, 5),
+                data=st.binary(max_size=17),
+            ),
+            max_size=3,
+        ),
         flows=st.lists(
             st.builds(
                 pb.Flow,
@@ -265,7 +287,7 @@ def test_fuzzed_messages(lockstep: Victim, method: str, data: st.DataObject) -> 
 
 
 def test_batches_that_come_again_count_once_and_missing_ones_are_noticed() -> None:
-    victim = Victim()
+    victim = Victim(alone=True)
     try:
         first = batch(victim, {}, window=0, sequence=0)
         answers = victim.call("RecordSteps", first) + victim.call("RecordSteps", first)
@@ -281,7 +303,7 @@ def test_batches_that_come_again_count_once_and_missing_ones_are_noticed() -> No
 
 
 def test_a_stream_from_before_a_restore_has_no_say_any_more() -> None:
-    victim = Victim()
+    victim = Victim(alone=True)
     requests: queue.SimpleQueue[pb.RecordStepsRequest | None] = queue.SimpleQueue()
     try:
         state = victim.state()

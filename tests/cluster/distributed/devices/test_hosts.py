@@ -212,7 +212,7 @@ def test_kv_caches_are_handed_over_once() -> None:
         for number, block in enumerate(served.chunks(60)):
             link.take(*block)
             link.hand_over(
-                np.array([[2 * number, 1000 + number, 0, number % 4, 1, 1], [2 * number + 1, 7, 0, 0, 1, 0]])
+                np.array([[2 * number, 1000 + number, 5, 0, number % 4, 1, 1], [2 * number + 1, 7, 2, 0, 0, 1, 0]])
             )
             link.close_window(number)
             link.close_window(number)  # again
@@ -225,7 +225,7 @@ def test_kv_caches_are_handed_over_once() -> None:
 
 def test_kv_caches_go_to_known_devices() -> None:
     with linked(run("skewed"), 2) as link:
-        link.hand_over(np.array([[0, 10, 0, 0, 2, 0]]))
+        link.hand_over(np.array([[0, 10, 1, 0, 0, 2, 0]]))
         with pytest.raises(InputError, match="device 0 of replica 2 is on no known host"):
             link.close_window(0)
 

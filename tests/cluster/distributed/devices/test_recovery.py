@@ -75,7 +75,7 @@ def drive(link: DeviceDriver, blocks: list[Block], every: int, disturb: Any = No
             disturb(number)
         insist(feed, *block)
         if number % 4 == 0:
-            link.hand_over(np.array([[number, 100, 0, 0, 0, number % 2]]))
+            link.hand_over(np.array([[number, 100, 3, 0, 0, 0, number % 2]]))
         if number % every == every - 1:
             insist(link.close_window, window)
             window += 1
@@ -183,8 +183,8 @@ def test_a_run_goes_on_from_a_snapshot_with_the_same_hosts_or_others(lockstep: b
     [
         (lambda text: text[:100], "not a snapshot"),
         (lambda _: "[]", "not a snapshot"),
-        (lambda _: '{"version": 1, "sha256": 3, "state": 4}', "not a snapshot"),
-        (lambda text: text.replace('"version": 1', '"version": 2'), "version 2; this is version 1"),
+        (lambda _: '{"version": 2, "sha256": 3, "state": 4}', "not a snapshot"),
+        (lambda text: text.replace('"version": 2', '"version": 1'), "version 1; this is version 2"),
         (lambda text: text.replace("next_step", "next_stop"), "damaged"),
         (None, "other devices"),
     ],
@@ -249,7 +249,7 @@ def test_killed_processes_are_replaced() -> None:
         for number, block in enumerate(blocks):
             link.take(*block)
             if number % 4 == 0:
-                link.hand_over(np.array([[number, 100, 0, 0, 0, number % 2]]))
+                link.hand_over(np.array([[number, 100, 3, 0, 0, 0, number % 2]]))
             if number in {3, 8}:
                 end(f"host-{number % 2}")
             if number % 6 == 5:

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pimserve.cluster.distributed.devices.audit import Audit, durations
-from pimserve.cluster.distributed.devices.ledgers import share
+from pimserve.cluster.distributed.devices.flows import share
 from pimserve.errors import InputError
-from pimserve.scheduler.ledger import ReplicaLedger, TimesDifferError
+from pimserve.scheduler.costs import ReplicaCosts
+from pimserve.scheduler.ledger import PooledSpans, ReplicaLedger, TimesDifferError
 from pimserve.scheduler.steplog import SpanColumns
 from tests.cluster.distributed.devices.served import SCENARIOS, run
 from tests.scheduler.test_laws import Run, runs
@@ -18,6 +19,18 @@ from tests.scheduler.test_laws import Run, runs
 
 def columns(block: np.ndarray) -> SpanColumns:
     return SpanColumns(*np.ascontiguousarray(block.T))
+
+
+def experts_of(costs: ReplicaCosts, block: np.ndarray, first: np.ndarray) -> np.ndarray | None:
+    """What routed experts took in spans, from the pools, or as they are drawn."""
+    rows = columns(block)
+    tokens = rows.decodes + rows.prefill_tokens
+    if costs.plan.experts is None:
+        return None
+    if costs.exact:
+        return costs.experts_features(tokens, first)
+    spans = PooledSpans(costs)
+    return spans.features(tokens, spans.outcomes(first), rows.steps)
 
 
 def totals(log_or_ledger: Any) -> tuple[Any, ...]:
@@ -39,7 +52,8 @@ def test_the_ledger_adds_up_to_the_step_log_however_spans_come(case: Run, at_onc
         for block in blocks:
             first = step + np.cumsum(block[:, 2]) - block[:, 2]
             for at in range(0, len(block), at_once):
-                ledger.take(columns(block[at : at + at_once]), first[at : at + at_once])
+                some = slice(at, at + at_once)
+                ledger.take(columns(block[some]), first[some], experts_of(log.costs, block[some], first[some]))
             step += int(block[:, 2].sum())
             rows = columns(block)
             tokens += int((rows.steps * (rows.decodes + rows.prefill_tokens)).sum())
@@ -73,7 +87,7 @@ def test_a_femtosecond_too_much_is_found_in_any_span(name: str) -> None:
         wrong[at, SpanColumns._fields.index("duration_fs")] += 1
         costs = served.logs[replica].costs
         with pytest.raises(TimesDifferError, match=rf"steps? {first[at]}\b") as error:
-            ReplicaLedger(costs).take(columns(wrong), first)
+            ReplicaLedger(costs).take(columns(wrong), first, experts_of(costs, wrong, first))
         assert error.value.first_step == first[at]
         with pytest.raises(TimesDifferError, match=rf"steps? {first[at]}\b"):
             Audit(costs, 0, [0], 1.0).check(columns(wrong), first)

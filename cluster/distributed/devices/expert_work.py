@@ -1,0 +1,258 @@
+"""Routed experts on the devices of a replica: what each dispatches to the others, and what these make of it.
+
+A device learns what its experts have to do from what the others send it, and from nothing else:
+
+- with exact routing, for each step and layer the copies for each of its experts. Its group works out time and energy
+  from their sums and sends them back; a layer takes as long as its slowest group;
+- with pooled routing, where an outcome stands for all layers together, the tokens of each sender and the number of the
+  outcome, which the receiver looks up in its own pools; it sends back the time.
+
+What passes from device to device are matrices of whole numbers, a row for each span of steps. As every device knows
+the gate's draw, it can say at once in which layer a message differs from it, and of whom it came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pimserve.arrays import IntArray
+from pimserve.cluster.distributed.devices.flows import Dispatch, share
+from pimserve.device_models.experts import FEATURES, GROUP_FEATURES
+from pimserve.device_models.routing import ExpertPools
+from pimserve.scheduler.costs import ReplicaCosts
+from pimserve.scheduler.exact import exact_sum
+from pimserve.scheduler.ledger import PooledSpans
+
+SENT, RESULT = np.dtype("<i4"), np.dtype("<i8")  # of the matrices that are dispatched, and come back
+_EXPERTS_FS = FEATURES.index("time_fs")
+_TIME, _DRAM, _COMPUTE = (GROUP_FEATURES.index(name) for name in ("time_fs", "dram_pj", "compute_pj"))
+Matrix = NDArray[Any]
+Pair = tuple[int, int]  # sending and receiving device
+
+
+class Work(NamedTuple):
+    """What routed experts took in spans.
+
+    `features`: (n, features), of the replica. `own_fs`: time that each device here had for its own experts; `own_pj`:
+    its part of the DRAM and of the compute energy; empty where an outcome does not tell one device from another.
+    """
+
+    features: IntArray
+    own_fs: Mapping[int, int]
+    own_pj: Mapping[int, Pair]
+
+
+class PooledExperts:
+    """Experts of a replica with pooled routing.
+
+    Args:
+        costs: the replica's costs, at some speed.
+        dispatch: what passes between its devices.
+        devices: those that are on this host.
+    """
+
+    sent_width, result_width = 2, 1
+
+    def __init__(self, costs: ReplicaCosts, dispatch: Dispatch, devices: Sequence[int]) -> None:
+        self._spans = PooledSpans(costs)
+        self._senders = dispatch.senders
+        self._devices = devices
+
+    def receivers(self, devices: Sequence[int]) -> list[int]:
+        """Of these devices, those to which something is sent; the others get the same as the one before."""
+        return list(devices[:1])
+
+    def draw(self, tokens: IntArray, first_steps: IntArray, steps: IntArray) -> PooledTurn:
+        """What the gate says to spans, (n,) each: tokens of a step, number of the first one, how many steps."""
+        return PooledTurn(self._spans, self._senders, self._devices, tokens, first_steps, steps)
+
+
+class PooledTurn:
+    """Spans of which tokens are dispatched, looked up and sent back."""
+
+    picks: IntArray | None = None
+
+    def __init__(
+        self,
+        spans: PooledSpans,
+        senders: int,
+        devices: Sequence[int],
+        tokens: IntArray,
+        first_steps: IntArray,
+        steps: IntArray,
+    ) -> None:
+        self._spans, self._devices = spans, devices
+        self._tokens, self._steps = tokens, steps
+        self._outcomes = spans.outcomes(first_steps)
+        each = np.arange(senders)[:, None]
+        tokens_of = tokens // senders + (each < tokens % senders)
+        self._sent = np.stack([tokens_of, np.broadcast_to(self._outcomes, tokens_of.shape)], axis=2).astype(SENT)
+        self._features: IntArray | None = None  # of what came
+
+    def sent(self, sender: int, receiver: int) -> Matrix:
+        """(n, 2): tokens of a sender, and the number of the outcome."""
+        return np.asarray(self._sent[sender])
+
+    def sent_name(self, receiver: int, column: int) -> str:
+        """What a column of `sent` is."""
+        return ("tokens in all layers", "number of the outcome of all layers")[column]
+
+    def compute(self, came: Mapping[Pair, Matrix]) -> None:
+        """Look up what came."""
+        matrices = list(came.values())
+        tokens = np.asarray(np.sum([matrix[:, 0] for matrix in matrices], axis=0, dtype=np.int64))
+        self._features = self._spans.features(tokens, matrices[0][:, 1].astype(np.int64), self._steps)
+
+    def result(self, sender: int) -> Matrix:
+        """(n, 1): time of the experts of a span, fs."""
+        return self._computed()[:, :1]
+
+    def result_name(self, sender: int, column: int) -> str:
+        """What a column of `result` is."""
+        return "fs of the experts in all layers"
+
+    def work(self, results: Mapping[int, Matrix]) -> Work:
+        """What the replica's experts take: what the slowest device says."""
+        features = self._computed().copy()
+        features[:, _EXPERTS_FS] = np.max([matrix[:, 0] for matrix in results.values()], axis=0)
+        return Work(features, dict.fromkeys(self._devices, exact_sum(features[:, _EXPERTS_FS])), {})
+
+    def _computed(self) -> IntArray:
+        if self._features is None:  # a span that was executed before
+            self._features = self._spans.features(self._tokens, self._outcomes, self._steps)
+        return self._features
+
+
+class ExactExperts:
+    """Experts of a replica of which every layer of every step is drawn.
+
+    Args:
+        costs: the replica's costs, at some speed.
+        dispatch: what passes between its devices.
+        devices: those that are on this host.
+    """
+
+    def __init__(self, costs: ReplicaCosts, dispatch: Dispatch, devices: Sequence[int]) -> None:
+        assert costs.pools is not None
+        self.pools: ExpertPools = costs.pools
+        self.term = costs.pools.term
+        self.replica = costs.replica
+        self.dispatch = dispatch
+        self.devices = devices
+        self.per_group = self.term.experts // self.term.groups
+        self.slices = int(dispatch.receiver.max() + 1) // self.term.groups
+        self.ways = 2 if self.term.selection == "faster" else 1
+        self.sent_width = self.term.layers * self.per_group
+        self.result_width = self.term.layers * self.ways * len(GROUP_FEATURES)
+
+    def group_of(self, device: int) -> int:
+        """The expert group of a device."""
+        return device // self.slices
+
+    def receivers(self, devices: Sequence[int]) -> list[int]:
+        """Of these devices, those to which something is sent: the first of each group, as the others get the same."""
+        firsts: dict[int, int] = {}
+        for device in devices:
+            firsts.setdefault(self.group_of(device), device)
+        return list(firsts.values())
+
+    def draw(self, tokens: IntArray, first_steps: IntArray, steps: IntArray) -> ExactTurn:
+        """The gate's draw for steps, (n,) each: their tokens and numbers."""
+        return ExactTurn(self, tokens, first_steps)
+
+
+class ExactTurn:
+    """Steps of which copies are dispatched, computed and sent back."""
+
+    def __init__(self, experts: ExactExperts, tokens: IntArray, steps: IntArray) -> None:
+        self._experts = experts
+        term, dispatch = experts.term, experts.dispatch
+        groups = [experts.group_of(device) for device in experts.devices]
+        here = sorted(set(groups))
+        shape = len(tokens), dispatch.senders, term.layers, term.groups, experts.per_group
+        self._counts = np.empty((shape[0], *shape[2:]), np.int64)
+        self._outgoing = {device: np.empty((shape[0], *shape[2:]), SENT) for device in experts.devices}
+        self._incoming = {group: np.empty((*shape[:3], shape[4]), SENT) for group in here}
+        self.picks: IntArray | None = np.zeros(len(dispatch.sender), np.int64)
+        for place, (t, step) in enumerate(zip(tokens.tolist(), steps.tolist(), strict=True)):
+            counts = experts.pools.exact_counts(t, experts.replica, step)
+            copies = dispatch.copies(counts).reshape(shape[1:])
+            self.picks += dispatch.of_cells(copies.sum(axis=(1, 3)))
+            self._counts[place] = counts.reshape(shape[2:])
+            for device, outgoing in self._outgoing.items():
+                outgoing[place] = copies[device]
+            for group, incoming in self._incoming.items():
+                incoming[place] = copies[:, :, group]
+        layers = self._counts.reshape(-1, *shape[3:])
+        self._results = term.group_features(layers)  # (ways, n x layers, groups, group features), by the draw
+        self._own = {group: self._results[:, :, group] for group in here}
+
+    def sent(self, sender: int, receiver: int) -> Matrix:
+        """(n, layers x experts of the receiver): copies, layer by layer."""
+        group = self._experts.group_of(receiver)
+        outgoing = self._outgoing.get(sender)
+        block = self._incoming[group][:, sender] if outgoing is None else outgoing[:, :, group]
+        return block.reshape(len(self._counts), -1)
+
+    def sent_name(self, receiver: int, column: int) -> str:
+        """What a column of `sent` is."""
+        layer, expert = divmod(column, self._experts.per_group)
+        first = self._experts.group_of(receiver) * self._experts.per_group
+        return f"copies for expert {first + expert} in MoE layer {layer}"
+
+    def compute(self, came: Mapping[Pair, Matrix]) -> None:
+        """Work out the experts here from the copies that came for them."""
+        experts = self._experts
+        for group in self._own:
+            blocks = [matrix for (_, receiver), matrix in came.items() if experts.group_of(receiver) == group]
+            tokens = np.sum(blocks, axis=0, dtype=np.int64).reshape(-1, 1, experts.per_group)
+            self._own[group] = experts.term.group_features(tokens)[:, :, 0]
+
+    def result(self, sender: int) -> Matrix:
+        """(n, layers x ways x group features) of the experts of a device's group."""
+        group = self._experts.group_of(sender)
+        features = self._own[group] if group in self._own else self._results[:, :, group]
+        by_step = features.reshape(self._experts.ways, len(self._counts), -1, len(GROUP_FEATURES))
+        return np.ascontiguousarray(by_step.transpose(1, 2, 0, 3)).reshape(len(self._counts), -1)
+
+    def result_name(self, sender: int, column: int) -> str:
+        """What a column of `result` is."""
+        layer, rest = divmod(column, self._experts.ways * len(GROUP_FEATURES))
+        group = self._experts.group_of(sender)
+        return f"{GROUP_FEATURES[rest % len(GROUP_FEATURES)]} of expert group {group} in MoE layer {layer}"
+
+    def work(self, results: Mapping[int, Matrix]) -> Work:
+        """What the replica's experts take: in each layer what the slowest group says."""
+        experts, term, n = self._experts, self._experts.term, len(self._counts)
+        of_group = {experts.group_of(device): matrix for device, matrix in results.items()}
+        stacked = np.stack([of_group[group] for group in range(term.groups)])
+        shaped = stacked.reshape(term.groups, n * term.layers, experts.ways, len(GROUP_FEATURES)).transpose(2, 1, 0, 3)
+        layers = term.merged(shaped).reshape(n, term.layers, -1)
+        own_fs, own_pj = {}, {}
+        taken = term.taken(shaped)
+        for device in experts.devices:
+            group, part = divmod(device, experts.slices)
+            total = taken[:, group].sum(axis=0)
+            alone = np.zeros(len(FEATURES), np.int64)
+            alone[_EXPERTS_FS] = total[_TIME]
+            own_fs[device] = int(experts.pools.scaled(alone)[_EXPERTS_FS])
+            own_pj[device] = (
+                share(int(total[_DRAM]), part, experts.slices),
+                share(int(total[_COMPUTE]), part, experts.slices),
+            )
+        return Work(experts.pools.scaled(layers.sum(axis=1)), own_fs, own_pj)
+
+
+Experts = PooledExperts | ExactExperts
+ExpertTurn = PooledTurn | ExactTurn
+
+
+def experts_of(costs: ReplicaCosts, dispatch: Dispatch | None, devices: Sequence[int]) -> Experts | None:
+    """The routed experts of a replica; None where they are no part of its plan."""
+    if costs.plan.experts is None or dispatch is None:
+        return None
+    return (ExactExperts if costs.exact else PooledExperts)(costs, dispatch, devices)

@@ -1,0 +1,224 @@
+"""A host's turn in some spans of a replica: what its devices send, what must come, and what the devices make of it.
+
+Devices of one host send each other the same as devices of different hosts, but without a network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pimserve.arrays import IntArray
+from pimserve.cluster.base.rpc.statuses import DeviceMismatchError
+from pimserve.cluster.distributed.devices.expert_work import Experts, Matrix, Pair, Work
+from pimserve.cluster.distributed.devices.flows import COMBINE, Traffic, kind_name
+from pimserve.cluster.distributed.devices.span_rows import Spans
+from pimserve.scheduler.steplog import SpanColumns
+from pimserve.v1 import device_pb2 as pb
+
+DISPATCHED = pb.ExchangePhase.EXCHANGE_PHASE_DISPATCH
+_NO_PLACES = np.zeros(0, np.int64)
+COMBINED = pb.ExchangePhase.EXCHANGE_PHASE_COMBINE
+SPAN_STEPS = np.dtype("<i4")
+# (cells, 2), counts and bytes, in spans of these tokens, outputs and steps (n,) and picks in the cells of the dispatch.
+TrafficOf = Callable[[IntArray, IntArray, IntArray, IntArray | None], IntArray]
+
+
+class Exchange(NamedTuple):
+    """What devices of one host send to devices of another, or of the same one, in spans of a replica.
+
+    `flows`: (m, 5), sending and receiving device, kind, count and bytes, in this order, nothing of 0; `matrices`: of
+    experts, by sending and receiving device.
+    """
+
+    host: str
+    to: str
+    replica: int
+    phase: int
+    first_step: int
+    span_steps: NDArray[np.int32]
+    flows: IntArray
+    matrices: Mapping[Pair, Matrix]
+
+
+class Routes:
+    """Which devices of a replica send what to which hosts.
+
+    Args:
+        traffic: of the replica.
+        experts: routed experts of which the load counts; None for none.
+        name: of the host.
+        home: the host of each device of the replica.
+    """
+
+    def __init__(self, traffic: Traffic, experts: Experts | None, name: str, home: Mapping[int, str]) -> None:
+        self.experts = experts
+        self.name = name
+        self.traffic = traffic
+        devices: dict[str, list[int]] = {}
+        for device, host in sorted(home.items()):
+            devices.setdefault(host, []).append(device)
+        self.devices = devices
+        keys: dict[tuple[int, str, str], list[int]] = {}
+        for place, (sender, receiver, kind) in enumerate(traffic.keys.tolist()):
+            phase = COMBINED if kind == COMBINE else DISPATCHED
+            keys.setdefault((phase, home[sender], home[receiver]), []).append(place)
+        self._keys = {ends: np.array(places) for ends, places in keys.items()}
+
+    def places(self, phase: int, sender: str, receiver: str) -> IntArray:
+        """Which of the keys of the traffic are of a phase, and lead from host to host."""
+        return self._keys.get((phase, sender, receiver), _NO_PLACES)
+
+    def pairs(self, phase: int, sender: str, receiver: str) -> list[Pair]:
+        """Devices between which matrices pass from host to host: what is dispatched goes from each device to each
+        expert group, and results from each group to each host.
+        """
+        if self.experts is None:
+            return []
+        senders, receivers = self.devices[sender], self.devices[receiver]
+        if phase == DISPATCHED:
+            return [(a, b) for a in senders for b in self.experts.receivers(receivers)]
+        return [(a, receivers[0]) for a in self.experts.receivers(senders)]
+
+
+class Turn:
+    """Spans of one replica at one speed, from their dispatch to their time.
+
+    Args:
+        routes: of the replica.
+        spans: which.
+        traffic_of: what passes between devices.
+        repeated: they were executed before: others want to hear of them again.
+    """
+
+    def __init__(self, routes: Routes, spans: Spans, traffic_of: TrafficOf, *, repeated: bool) -> None:
+        self.spans = spans
+        self.repeated = repeated
+        self._routes = routes
+        rows = SpanColumns(*np.ascontiguousarray(spans.rows.T))
+        self._steps = rows.steps.astype(SPAN_STEPS)
+        tokens = rows.decodes + rows.prefill_tokens
+        self._draw = None if routes.experts is None else routes.experts.draw(tokens, spans.first_steps, rows.steps)
+        picks = None if self._draw is None else self._draw.picks
+        self._passes = routes.traffic.by_key(traffic_of(tokens, rows.outputs, rows.steps, picks))
+        self._expected_of: dict[tuple[int, str, str], Exchange] = {}
+        self.sent: list[Exchange] = []
+        self.received: list[Exchange] = []
+        self.work: Work | None = None
+
+    @property
+    def first_step(self) -> int:
+        """Number of the first step."""
+        return int(self.spans.first_steps[0])
+
+    def outgoing(self, phase: int) -> dict[str, Exchange]:
+        """What devices here send, by host; in the second phase of what `take` was given in the first."""
+        exchanges = {}
+        for host in self._routes.devices:
+            expected = self._expected(phase, self._routes.name, host)
+            if len(expected.flows) or expected.matrices:
+                exchanges[host] = expected
+        self.sent += exchanges.values()
+        return exchanges
+
+    def senders(self, phase: int) -> set[str]:
+        """Hosts whose devices send something here, this one among them."""
+        name = self._routes.name
+        if self._draw is not None:
+            return set(self._routes.devices)
+        return {host for host in self._routes.devices if len(self._expected(phase, host, name).flows)}
+
+    def take(self, phase: int, came: Mapping[str, Exchange] | None) -> None:
+        """Take what has come from all senders; None: it came before, and was what the gate drew.
+
+        Raises:
+            DeviceMismatchError: it is not what the gate drew for these spans.
+        """
+        if came is None:
+            self.repeated = True
+            came = {host: self._expected(phase, host, self._routes.name) for host in self.senders(phase)}
+        else:
+            for host in sorted(came):
+                self._compare(came[host], phase, host)
+        self.received += came.values()
+        if self._draw is None:
+            return
+        matrices = {pair: matrix for exchange in came.values() for pair, matrix in exchange.matrices.items()}
+        if phase == DISPATCHED:
+            self._draw.compute(matrices)
+        else:
+            self.work = self._draw.work({sender: matrix for (sender, _), matrix in matrices.items()})
+
+    def counted(self, exchanges: Sequence[Exchange]) -> IntArray:
+        """(keys, 2): count and bytes of exchanges of this turn, which are as they should be."""
+        total = np.zeros_like(self._passes)
+        for exchange in exchanges:
+            places = self._routes.places(exchange.phase, exchange.host, exchange.to)
+            total[places[self._passes[places].any(axis=1)]] += exchange.flows[:, 3:]
+        return total
+
+    def _expected(self, phase: int, sender: str, receiver: str) -> Exchange:
+        """What a host sends to this one, or this one to a host."""
+        known = self._expected_of.get((phase, sender, receiver))
+        if known is not None:
+            return known
+        draw, matrices = self._draw, {}
+        if draw is not None:
+            for a, b in self._routes.pairs(phase, sender, receiver):
+                matrices[a, b] = draw.sent(a, b) if phase == DISPATCHED else draw.result(a)
+        places = self._routes.places(phase, sender, receiver)
+        flows = np.column_stack([self._routes.traffic.keys[places], self._passes[places]])
+        flows = flows[flows[:, 3:].any(axis=1)]
+        exchange = Exchange(sender, receiver, self.spans.replica, phase, self.first_step, self._steps, flows, matrices)
+        self._expected_of[phase, sender, receiver] = exchange
+        return exchange
+
+    def _compare(self, came: Exchange, phase: int, host: str) -> None:
+        expected = self._expected(phase, host, self._routes.name)
+        if not np.array_equal(came.span_steps, self._steps):
+            raise self._mismatch(
+                f"host {host} sends {came.span_steps.sum()} steps, not {self._steps.sum()}, in other spans"
+            )
+        if not np.array_equal(came.flows, expected.flows):
+            self._compare_flows(came.flows, expected.flows)
+        for pair in sorted(expected.matrices.keys() | came.matrices.keys()):
+            self._compare_matrix(phase, pair, expected.matrices.get(pair), came.matrices.get(pair))
+
+    def _compare_flows(self, came: IntArray, expected: IntArray) -> NoReturn:
+        given, wanted = ({tuple(flow[:3]): flow[3:] for flow in flows.tolist()} for flows in (came, expected))
+        for sender, receiver, kind in sorted(given.keys() | wanted.keys()):
+            there, here = (flows.get((sender, receiver, kind), (0, 0)) for flows in (given, wanted))
+            if there != here:
+                raise self._mismatch(
+                    f"{kind_name(kind)} in all layers from device {sender} to device {receiver}: {there[0]:,} of "
+                    f"{there[1]:,} bytes came, {here[0]:,} of {here[1]:,} bytes should"
+                )
+        raise self._mismatch(f"flows come twice, or in another order: {came[:, :3].tolist()[:8]}")
+
+    def _compare_matrix(self, phase: int, pair: Pair, expected: Matrix | None, came: Matrix | None) -> None:
+        if expected is not None and came is not None and np.array_equal(expected, came):
+            return
+        assert self._draw is not None
+        sender, receiver = pair
+        ends = f"{'dispatch' if phase == DISPATCHED else 'combine'} from device {sender} to device {receiver}"
+        if expected is None or came is None or came.shape != expected.shape:
+            raise self._mismatch(f"{ends}, all layers: {_size(came)} came, {_size(expected)} should")
+        row, column = np.argwhere(came != expected)[0].tolist()
+        name = self._draw.sent_name(receiver, column) if phase == DISPATCHED else self._draw.result_name(sender, column)
+        step = int(self.spans.first_steps[row])
+        raise DeviceMismatchError(
+            f"replica {self.spans.replica}, step {step}, {ends}: {int(came[row, column]):,} {name} came, "
+            f"{int(expected[row, column]):,} should"
+        )
+
+    def _mismatch(self, what: str) -> DeviceMismatchError:
+        first, last = self.first_step, int(self.spans.first_steps[-1] + self._steps[-1] - 1)
+        which = f"step {first}" if first == last else f"steps {first} to {last}"
+        return DeviceMismatchError(f"replica {self.spans.replica}, {which}, {what}")
+
+
+def _size(matrix: Matrix | None) -> str:
+    return "nothing" if matrix is None else f"{' x '.join(map(str, matrix.shape))} numbers"

@@ -1,0 +1,158 @@
+"""Whatever devices send each other that is not what the gate drew fails the run where it comes, and says so."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pimserve.arrays import IntArray
+from pimserve.cluster.base.rpc.statuses import DeviceMismatchError, HostUnavailableError
+from pimserve.cluster.distributed.devices import device_host, flows
+from pimserve.cluster.distributed.devices.driver import DeviceDriver
+from pimserve.cluster.distributed.devices.exchange import to_message
+from pimserve.cluster.distributed.devices.expert_work import RESULT, SENT
+from pimserve.cluster.distributed.devices.turn import COMBINED, DISPATCHED, Exchange, Turn
+from pimserve.v1 import device_pb2 as pb
+from tests.cluster.distributed.devices.served import linked, run, steps_of
+
+SENDER, RECEIVER = "host-0", "host-1"  # with devices 0, 2, ... and 1, 3, ...
+Forge = Callable[[pb.ExchangeTokensRequest], None]
+
+
+def one_more(dtype: np.dtype[Any], at: int) -> Forge:
+    def forge(message: pb.ExchangeTokensRequest) -> None:
+        numbers = np.frombuffer(message.matrices[0].data, dtype).copy()
+        numbers[at] += 1
+        message.matrices[0].data = numbers.tobytes()
+
+    return forge
+
+
+def flow(kind: int, **more: int) -> Forge:
+    def forge(message: pb.ExchangeTokensRequest) -> None:
+        place = next(place for place, given in enumerate(message.flows) if given.kind == kind)
+        if not more:
+            del message.flows[place]
+        for name, amount in more.items():
+            setattr(message.flows[place], name, getattr(message.flows[place], name) + amount)
+
+    return forge
+
+
+def drop_matrix(message: pb.ExchangeTokensRequest) -> None:
+    del message.matrices[0]
+
+
+def cut_matrix(message: pb.ExchangeTokensRequest) -> None:
+    message.matrices[0].data = message.matrices[0].data[:-4]
+
+
+def other_device(message: pb.ExchangeTokensRequest) -> None:
+    message.matrices[0].from_device += 2
+
+
+def more_steps(message: pb.ExchangeTokensRequest) -> None:
+    steps = np.frombuffer(message.span_steps, "<i4").copy()
+    steps[-1] += 1
+    message.span_steps = steps.tobytes()
+
+
+def swap_matrices(message: pb.ExchangeTokensRequest) -> None:
+    first, second = message.matrices[0].data, message.matrices[1].data
+    message.matrices[0].data, message.matrices[1].data = second, first
+
+
+def drive(link: DeviceDriver, replica: int, block: IntArray, first: IntArray) -> None:
+    link.take(replica, block, first)
+    link.close_window(0)
+
+
+_DISPATCH, _COMBINE = "dispatch from device 0 to device 1", "combine from device 0 to device 1"
+CASES: list[tuple[str, int, Forge, str]] = [
+    ("exact", DISPATCHED, one_more(SENT, 0), rf"{_DISPATCH}: \d+ copies for expert 2 in MoE layer 0"),
+    ("exact", DISPATCHED, one_more(SENT, 31), rf"{_DISPATCH}: \d+ copies for expert 3 in MoE layer 15"),
+    ("exact", DISPATCHED, drop_matrix, rf"{_DISPATCH}, all layers: nothing came, \d+ x 64 numbers"),
+    ("exact", DISPATCHED, cut_matrix, rf"{_DISPATCH}, all layers: \d+ numbers came"),
+    ("exact", DISPATCHED, swap_matrices, r"dispatch from device 0 to device . ?: \d+ copies for expert"),
+    ("exact", COMBINED, one_more(RESULT, 5), rf"{_COMBINE}: [\d,]+ time_fs of expert group 0 in MoE layer 1"),
+    ("exact", COMBINED, one_more(RESULT, 4), rf"{_COMBINE}: .* compute_pj of expert group 0 in MoE layer 0"),
+    ("exact", COMBINED, other_device, rf"{_COMBINE}, all layers: nothing came"),
+    ("ep", DISPATCHED, one_more(SENT, 0), rf"{_DISPATCH}: \d+ tokens in all layers"),
+    ("ep", DISPATCHED, one_more(SENT, 1), rf"{_DISPATCH}: .* number of the outcome"),
+    ("ep", DISPATCHED, flow(flows.DISPATCH, count=1), r"dispatch in all layers from device 0 to device 1: "),
+    ("ep", DISPATCHED, more_steps, r"host host-0 sends \d+ steps, not \d+, in other spans"),
+    ("ep", COMBINED, one_more(RESULT, 0), rf"{_COMBINE}: [\d,]+ fs of the experts in all layers"),
+    ("ep", COMBINED, flow(flows.COMBINE, bytes=-1), r"combine in all layers from device 0 to device 1: "),
+    ("dense", DISPATCHED, flow(flows.ALL_REDUCE, bytes=1), r"all_reduce in all layers from device 0 to device 1: "),
+    ("dense", DISPATCHED, flow(flows.ALL_GATHER), r"all_gather in all layers from device 0 to device 1: 0 of 0 bytes"),
+    ("aimc", DISPATCHED, flow(flows.ACTIVATIONS, count=2), r"activations in all layers from device 0 to device 1: "),
+    ("aimc", COMBINED, flow(flows.COMBINE, to_device=2), r"combine in all layers from device \d to device 1: 0 of 0"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "phase", "forge", "message", "lockstep"),
+    [*((*case, True) for case in CASES), *((*case, False) for case in CASES[::3])],
+)
+def test_a_forged_message_fails_the_run_where_it_comes(
+    name: str, phase: int, forge: Forge, message: str, lockstep: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = run(name)
+    replica, block, first = served.blocks[0]
+    block, first = steps_of(block, first, 12)
+    at = int(first[0]) if not lockstep else int(first[len(first) // 2])
+
+    def forged(exchange: Exchange) -> pb.ExchangeTokensRequest:
+        request = to_message(exchange)
+        if (exchange.host, exchange.to, exchange.phase) == (SENDER, RECEIVER, phase) and exchange.first_step == at:
+            forge(request)
+        return request
+
+    monkeypatch.setattr(device_host, "to_message", forged)
+    with linked(served, 2, lockstep=lockstep) as link:
+        with pytest.raises(DeviceMismatchError, match=message) as error:
+            drive(link, replica, block, first)
+        which = rf"replica {replica}, step {at}," if lockstep else rf"replica {replica}, steps? "
+        assert error.match(which)
+
+
+def test_a_message_that_never_comes_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    served = run("ep")
+    replica, block, first = served.blocks[0]
+    monkeypatch.setattr(
+        device_host._Service,
+        "_send",
+        lambda self, exchanges: [
+            self._inbox.put(exchange) for host, exchange in exchanges.items() if host == self._name
+        ],
+    )
+    monkeypatch.setattr("tests.cluster.distributed.devices.served.PEER_TIMEOUT_S", 0.3)
+    with (
+        linked(served, 2, lockstep=True) as link,
+        pytest.raises(HostUnavailableError, match="nothing came for step 0 of"),
+    ):
+        link.take(replica, block[:1], first[:1])
+
+
+@pytest.mark.parametrize("name", ["exact", "ep"])
+def test_the_time_of_devices_follows_from_what_came(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = run(name)
+    replica, block, first = served.blocks[0]
+    monkeypatch.setattr(Turn, "_compare", lambda *_: None)  # devices that believe whatever comes
+
+    def forged(exchange: Exchange) -> pb.ExchangeTokensRequest:
+        matrices = {
+            pair: matrix + (50 if exchange.phase == DISPATCHED else 0) for pair, matrix in exchange.matrices.items()
+        }
+        return to_message(exchange._replace(matrices=matrices))
+
+    for changed, expected in ((to_message, None), (forged, r"fs by the engine")):
+        monkeypatch.setattr(device_host, "to_message", changed)
+        for lockstep in (True, False):
+            with linked(served, 2, lockstep=lockstep) as link:
+                if expected is None:
+                    drive(link, replica, block[:3], first[:3])
+                    continue
+                with pytest.raises(DeviceMismatchError, match=rf"{expected}|fs by device"):
+                    drive(link, replica, block[:3], first[:3])
