@@ -13,6 +13,7 @@ from rich.text import Text
 from pimserve.cluster.base.figures import TOO_LONG, count, figure, named, scale, share, written
 from pimserve.cluster.base.tables import Row, Table, table_of
 from pimserve.cluster.cli.terminal import add_rows, block, headed_table, plain_table, side_by_side, warning
+from pimserve.cluster.run.actor_tables import wire_table
 from pimserve.cluster.run.compare import precision_text
 from pimserve.cluster.run.run_figures import FIGURE_AT, REQUESTS, unit_of, value_at
 from pimserve.cluster.run.summary_schema import PoolFigures, ServedSummary, Simulator, UnwrittenSummary
@@ -50,7 +51,7 @@ def summary_report(summary: UnwrittenSummary) -> RenderableType:
         side_by_side(_units(summary), _breakdown(summary)),
     ]
     if summary.stages is not None:
-        parts += ["", _stages(stage_table(summary.stages))]
+        parts += ["", _headed(stage_table(summary.stages))]
     if summary.pools is not None:
         pools = block("pools", pool_table(summary.pools))
         parts += ["", side_by_side(pools, block("hand-over of KV caches", handover_table(summary.pools.handover)))]
@@ -58,6 +59,9 @@ def summary_report(summary: UnwrittenSummary) -> RenderableType:
         parts += ["", block("simulated faults", fault_cost_table(summary.faults))]
     if summary.device_facts:
         parts += ["", _facts(summary.device_facts)]
+    exchanged = wire_table(summary.simulator.spread)
+    if exchanged is not None:
+        parts += ["", _headed(exchanged)]
     warnings = [warning(f"warning: {text}") for text in summary.warnings]
     if warnings and not summary.requests.finished:  # that there are no figures comes before them
         parts = [*warnings, "", *parts]
@@ -189,7 +193,7 @@ def _breakdown(summary: UnwrittenSummary) -> rich.Table:
     return block(title, breakdown_table(summary.time_share, summary.energy))
 
 
-def _stages(table: Table) -> RenderableType:
+def _headed(table: Table) -> RenderableType:
     drawn = headed_table(table.name, *table.columns)
     add_rows(drawn, table)
     return drawn

@@ -12,11 +12,16 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from numpy.typing import NDArray
+
 from pimserve.cluster.base.rpc.statuses import HostUnavailableError
 from pimserve.cluster.base.supervisor import Patience
 from pimserve.cluster.distributed.actor_ledgers import DeviceActorState, passed_by_device
 from pimserve.cluster.distributed.device_port import DevicePort, Devices
+from pimserve.cluster.distributed.device_results import device_table, wire
+from pimserve.cluster.distributed.devices.conservation import Exchanged
 from pimserve.cluster.distributed.devices.driver import DeviceDriver, DriverSettings, HostPlace
+from pimserve.cluster.distributed.devices.ledger_check import check_hand_overs, check_ledgers
 from pimserve.cluster.distributed.hosts.host_supervisor import HostSupervisor
 from pimserve.cluster.distributed.hosts.hosting import HostSpec
 from pimserve.cluster.distributed.hosts.process_supervisor import ProcessSupervisor
@@ -28,6 +33,7 @@ from pimserve.cluster.scenario.prepared import Prepared
 from pimserve.scheduler.fleet import Fleet, RowSink
 from pimserve.scheduler.requests import RequestTable
 from pimserve.scheduler.shard import Shard, ShardPort
+from pimserve.scheduler.simulation import Served
 
 if TYPE_CHECKING:
     from pimserve.cluster.distributed.hosts.ray_cluster import RayCluster
@@ -49,6 +55,7 @@ class Distributed:
         self._recovery = Recovery(supervisor)
         self._driver: DeviceDriver | None = None
         self._devices: Devices | None = None
+        self._wire: dict[str, Any] = {}
         self._audited = 0
         self._stack = ExitStack()
 
@@ -76,21 +83,41 @@ class Distributed:
             "recoveries": len(recoveries),
             "recovery_s": [seconds for _, seconds in recoveries],
             "audited_spans": self._audits(),
+            **self._wire,
         }
+
+    def compare(self, served: Served) -> NDArray[Any] | None:
+        """Compare what devices have done in the whole run with the sums of the engines; returns the table of devices.
+
+        Raises:
+            DeviceMismatchError: something differs.
+        """
+        if self._devices is None or self._driver is None:
+            return None
+        states, exchanged = self._states(self._devices)
+        ledgers = [state.ledger for state in states]
+        for log in served.logs:
+            of_replica = [ledger for ledger in ledgers if ledger.replica == log.costs.replica]
+            check_ledgers(of_replica, log, self._driver.last_blocks[log.costs.replica])
+        check_hand_overs(ledgers, self._driver.handed_blocks)
+        home = {(state.ledger.replica, state.ledger.device): state.host for state in states}
+        self._wire = {"wire": wire(exchanged, home), "wire_bytes": exchanged.message_bytes}
+        return device_table(states)
 
     def device_states(self) -> list[DeviceActorState] | None:
         """All devices, by replica and number, of all steps that were handed on to them; None where there are none.
 
         For the thread of the run, at the end of a window.
         """
-        if self._devices is None:
-            return None
-        ledgers, exchanged = self._devices.books()
+        return None if self._devices is None else self._states(self._devices)[0]
+
+    def _states(self, devices: Devices) -> tuple[list[DeviceActorState], Exchanged]:
+        ledgers, exchanged = devices.books()
         traffic = passed_by_device(exchanged)
         hosts = device_hosts(self._prepared.pools, self.spread)
         home = {device: name for name, (_, devices) in hosts.items() for device in devices}
         endpoints = self.supervisor.endpoints()
-        return [
+        states = [
             DeviceActorState(
                 ledger=ledger,
                 host=home[ledger.replica, ledger.device],
@@ -99,6 +126,7 @@ class Distributed:
             )
             for ledger in ledgers
         ]
+        return states, exchanged
 
     def _audits(self) -> int:
         """Spans of steps that devices have evaluated again, one by one."""
@@ -191,7 +219,7 @@ def device_hosts(pools: Sequence[PlacedPool], spread: Spread) -> dict[str, tuple
     hosts: dict[str, tuple[str, list[tuple[int, int]]]] = {}
     for pool in pools:
         devices = [(replica, number) for replica in pool.numbers for number in range(pool.devices_per_replica)]
-        size = spread.devices_per_actor or pool.devices_per_replica
+        size = spread.actor_size(pool.devices_per_replica)
         for first in range(0, len(devices), size):
             hosts[f"devices-{len(hosts)}"] = pool.name, devices[first : first + size]
     return hosts

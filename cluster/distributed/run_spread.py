@@ -25,7 +25,7 @@ class Spread:
     Args:
         shards: processes that run engines; 0: they run in this one.
         devices: how device actors are driven; None: there are none.
-        devices_per_actor: simulated devices in one process, of one pool; None: all of a replica.
+        devices_per_actor: simulated devices in one process, of one pool; None: one in lockstep, else all of a replica.
         audit_share: share of the executed spans that planned devices evaluate again step by step.
         resources: of a Ray cluster that a device actor holds, such as {"duplex": 1}.
         host_timeout_s: a host that is silent for so long is replaced.
@@ -37,6 +37,10 @@ class Spread:
     audit_share: float = 1 / 64
     resources: tuple[tuple[str, float], ...] = ()
     host_timeout_s: float = SILENCE_S
+
+    def actor_size(self, devices_per_replica: int) -> int:
+        """Devices of an actor, where a replica has so many."""
+        return self.devices_per_actor or (1 if self.devices == "lockstep" else devices_per_replica)
 
     def checked(self, replicas: int, spelling: Spelling = as_option) -> Spread:
         """The same, if a run of that many replicas can be spread so.

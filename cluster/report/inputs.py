@@ -16,7 +16,7 @@ from pimserve.cluster.base.documents import number
 from pimserve.cluster.run.compare import SCENARIO_FILE
 from pimserve.cluster.run.history import History
 from pimserve.cluster.run.read_summary import load_summary
-from pimserve.cluster.run.results import load_table
+from pimserve.cluster.run.results import DEVICES, load_table
 from pimserve.cluster.run.summary_schema import Summary
 from pimserve.errors import InputError
 from pimserve.loadgen.spec import PS_PER_S
@@ -35,6 +35,7 @@ class ReportRun:
         scenario_text: what ran, as YAML; None where there is none.
         requests: (n,) structured array, a row per request; None where there is none.
         history: what it did over time, and what its steps cost; None where that cannot be worked out.
+        devices: (n,) structured array, a row per device of those that were actors; None without any.
         absent: why "requests" or "history", if None, is absent: half a sentence of each.
     """
 
@@ -43,6 +44,7 @@ class ReportRun:
     scenario_text: str | None = None
     requests: NDArray[Any] | None = None
     history: History | None = None
+    devices: NDArray[Any] | None = None
     absent: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -104,7 +106,8 @@ def load_run(place: Path) -> ReportRun:
         absent["history"] = _said(error)
         if requests is not None and error.where == str(folder / "requests.npy"):  # its counts alone are right
             requests, absent["requests"] = None, _said(error)
-    return ReportRun(str(place), summary, text, requests, history, absent)
+    devices = load_table(folder, DEVICES) if (folder / f"{DEVICES}.npy").is_file() else None
+    return ReportRun(str(place), summary, text, requests, history, devices, absent)
 
 
 def _requests(folder: Path, counts: Requests) -> NDArray[Any]:

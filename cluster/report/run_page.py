@@ -12,6 +12,7 @@ from pimserve.cluster.report.device_section import device_sections
 from pimserve.cluster.report.inputs import ReportRun
 from pimserve.cluster.report.pictures import Named, breakdown_pictures, latency_pictures
 from pimserve.cluster.report.time_pictures import over_time_pictures
+from pimserve.cluster.run.actor_tables import device_actor_table, wire_table
 from pimserve.cluster.run.compare import Run, compare_runs, precision_text
 from pimserve.cluster.run.run_figures import value_at
 from pimserve.cluster.run.summary_schema import Pools
@@ -40,6 +41,7 @@ def single_page(run: ReportRun, title: str | None) -> Page:
         *device_sections(only),
         *_pools(summary.pools),
         *_faults(summary.faults),
+        *_actors(run),
         Section("figures", "All figures", tables=facts.run_tables(comparison)),
         provenance([run]),
     ]
@@ -101,6 +103,21 @@ def _faults(faults: FaultFigures | None) -> list[Section]:
     if faults is None:
         return []
     return [Section("faults", "Simulated faults", tables=[_fault_events(faults.events), fault_cost_table(faults)])]
+
+
+def _actors(run: ReportRun) -> list[Section]:
+    """What device actors exchanged, and what each did."""
+    exchanged = wire_table(run.summary.simulator.spread)
+    tables = [] if exchanged is None else [exchanged]
+    if run.devices is not None:
+        tables.append(device_actor_table(run.devices))
+    if not tables:
+        return []
+    text = (
+        "Devices were actors of their own: times, energy and counts are theirs, and add up to the engine's. Bytes are "
+        "those that the model's vectors and caches have, not those of the messages that tell of them."
+    )
+    return [Section("actors", "Device actors", [text], tables=tables)]
 
 
 def _fault_events(events: Sequence[FaultThatTookPlace]) -> Table:

@@ -5,6 +5,7 @@ summary.json    the run's figures
 requests.npy    a row per request, by arrival (numpy structured array; times in ps, -1 for never)
 request_numbers.npy  where requests were injected: the number of each row's request, by which people name it
                 (`pimserve.scheduler.request_numbers`); else requests are named by their row
+devices.npy     of runs with device actors: a row per simulated device, as docs/distributed.md says
 steps.npy       a row per span of equal steps, `steps` of them, by replica and then by time, however the run was cut;
                 `pimserve export --steps` writes them one by one
 commands.jsonl  what the run was told while it went, if anything (`pimserve.cluster.run.command_log`)
@@ -35,6 +36,7 @@ from pimserve.scheduler.steplog import SpanColumns
 
 SPAN = np.dtype([("replica", np.int32), *((name, np.int64) for name in SpanColumns._fields)])
 NUMBERS = "request_numbers"
+DEVICES = "devices"
 _ROWS_AT_ONCE = 2**16  # 9 MB
 _BYTES_AT_ONCE = 2**20
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from pimserve.cluster.base.checksums import write_checksums
 from pimserve.cluster.base.files import write_json
@@ -19,7 +20,7 @@ from pimserve.cluster.run.checkpoint_files import RESULTS, target_of
 from pimserve.cluster.run.command_log import COMMANDS_FILE, CommandLog, Entry
 from pimserve.cluster.run.plugins import plugins_of
 from pimserve.cluster.run.read_summary import read_summary
-from pimserve.cluster.run.results import NUMBERS, SpanFile, UnwrittenError
+from pimserve.cluster.run.results import DEVICES, NUMBERS, SpanFile, UnwrittenError
 from pimserve.cluster.run.run_summary import simulator_of, summary_of
 from pimserve.cluster.run.summary_schema import ServedSummary, Summary, UnwrittenSummary
 from pimserve.cluster.scenario.document import Scenario
@@ -43,6 +44,9 @@ class Runtime(Protocol):
 
     def shards(self, fleet: Fleet, table: RequestTable, on_rows: RowSink | None) -> Sequence[ShardPort]:
         """The shards of the run."""
+
+    def compare(self, served: Served) -> NDArray[Any] | None:
+        """Hold what devices of their own have done against the engines' sums; a row for each, None without any."""
 
     def facts(self) -> dict[str, Any]:
         """What the summary's simulator section tells of it."""
@@ -160,6 +164,7 @@ def _run_in(
         span_file = SpanFile(folder / "steps.npy") if kept is None else kept.open_spans()
     try:
         served_summary, served = serve(prepared, span_file=span_file, progress=progress, deployment=deployment)
+        devices = None if runtime is None else runtime.compare(served)
         more = {
             "plugins": plugins_of(prepared, log.routers()),
             **({} if prepared.trace_sha256 is None else {"trace_sha256": prepared.trace_sha256}),
@@ -173,6 +178,8 @@ def _run_in(
             if span_file is not None:
                 span_file.finish(folder / "steps.npy")
             _write(folder, scenario, served, summary)
+            if devices is not None:
+                np.save(folder / f"{DEVICES}.npy", devices)
             if log.entries:
                 (folder / COMMANDS_FILE).write_bytes(log.content())
             write_checksums(folder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -14,13 +14,23 @@ Entry = tuple[int, ...]  # sending replica and device, receiving replica and dev
 
 @dataclass(frozen=True, slots=True)
 class Exchanged:
-    """What hosts have sent and received since the beginning of a run; entries of the same devices and kind add up."""
+    """What hosts have sent and received since the beginning of a run; entries of the same devices and kind add up.
+
+    `messages`: from host to host, by the kinds that they carried; of hosts that are there now.
+    """
 
     sent: list[Entry] = field(default_factory=list)
     received: list[Entry] = field(default_factory=list)
+    messages: Counter[int] = field(default_factory=Counter)
+    message_bytes: int = 0
 
     def __add__(self, other: Exchanged) -> Exchanged:
-        return Exchanged(self.sent + other.sent, self.received + other.received)
+        return Exchanged(
+            self.sent + other.sent,
+            self.received + other.received,
+            self.messages + other.messages,
+            self.message_bytes + other.message_bytes,
+        )
 
     def totals(self) -> dict[Entry, tuple[int, int]]:
         """(count, bytes) that were sent, by sending and receiving replica and device, and kind."""

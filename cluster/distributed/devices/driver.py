@@ -7,6 +7,7 @@ what they know.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -103,6 +104,8 @@ class DeviceDriver:
             copies = model.moe_layers * model.moe.experts if drawn and model.moe is not None else 0
             self._feed = PlannedFeed(self._connections, replicas, self.log, copies)
         self._tokens = dict.fromkeys(sorted(frozenset[int]().union(*replicas.values())), 0)
+        self.last_blocks = dict.fromkeys(self._tokens, 0)  # KV blocks of each replica in its last step
+        self.handed_blocks = 0  # KV blocks of which parts were handed over
         self._slowdowns: dict[int, list[tuple[int, int]]] = {replica: [] for replica in self._tokens}
         self._home = {key: name for name, place in hosts.items() for key in place.all_devices}
         self._pending: list[IntArray] = []  # hand-overs of the open window
@@ -175,6 +178,7 @@ class DeviceDriver:
             entries: (n, 7): request, bytes, KV blocks, sending replica and device, receiving replica and device.
         """
         self._pending.append(np.asarray(entries, np.int64).reshape(-1, 7))
+        self.handed_blocks += int(self._pending[-1][:, 2].sum())
 
     def close_window(self, window: int) -> Exchanged:
         """End a window: all devices have digested what they got, and what they exchanged adds up.
@@ -208,7 +212,9 @@ class DeviceDriver:
         exchanged = Exchanged()
         for name, response in self._ask("ReadTraffic", pb.ReadTrafficRequest()).items():
             sent = from_traffic_table(response.sent, f"device host {name}.sent")
-            exchanged += Exchanged(sent, from_traffic_table(response.received, f"device host {name}.received"))
+            received = from_traffic_table(response.received, f"device host {name}.received")
+            messages = Counter({int(count.kind): count.messages for count in response.messages})
+            exchanged += Exchanged(sent, received, messages, response.message_bytes)
         return exchanged
 
     def picks(self) -> dict[int, int]:
@@ -241,6 +247,8 @@ class DeviceDriver:
             "closed": self.closed,
             "feed": self._feed.state(),
             "tokens": sorted(self._tokens.items()),
+            "last_blocks": sorted(self.last_blocks.items()),
+            "handed_blocks": self.handed_blocks,
             "slowdowns": sorted(self._slowdowns.items()),
             "pending": [entries.tolist() for entries in self._pending],
             "hosts": {name: state.decode() for name, state in self.log.snapshots.items()},
@@ -259,6 +267,7 @@ class DeviceDriver:
         self.closed = state["closed"]
         self._feed.restore(state["feed"])
         self._tokens = dict(state["tokens"])
+        self.last_blocks, self.handed_blocks = dict(state["last_blocks"]), state["handed_blocks"]
         self._slowdowns = {replica: [(a, b) for a, b in changes] for replica, changes in state["slowdowns"]}
         self._behind = set(self._connections)
         self.connect()
@@ -308,6 +317,7 @@ class DeviceDriver:
             rows[:, SpanColumns._fields.index(n)] for n in ("steps", "decodes", "prefill_tokens")
         )
         self._tokens[replica] += int((steps * (decodes + prefill)).sum())
+        self.last_blocks[replica] = int(rows[-1, SpanColumns._fields.index("blocks_end")])
 
     def _compile(self, host: str) -> None:
         """Hand a host its devices, and compare its plans with the engine's."""

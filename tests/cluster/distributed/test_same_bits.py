@@ -7,12 +7,19 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from pimserve.cluster.base.rpc.statuses import DeviceMismatchError
 from pimserve.cluster.distributed.deployment import Distributed, host_specs
+from pimserve.cluster.distributed.devices import device_host
+from pimserve.cluster.distributed.devices.book import ReplicaBook
+from pimserve.cluster.distributed.devices.exchange import KvBook
+from pimserve.cluster.distributed.devices.ledgers import DeviceLedger, ledgers_of
 from pimserve.cluster.distributed.hosts.hosting import Endpoint, HostSpec
 from pimserve.cluster.distributed.run_spread import Spread
 from pimserve.cluster.run.checkpoint import CheckpointFolder
@@ -119,14 +126,15 @@ def figures(summary: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in summary.items() if key not in {"results", "simulator"}}
 
 
-def spreads(replicas: int) -> Iterator[Spread]:
+def spreads(replicas: int, devices: int) -> Iterator[Spread]:
+    """For so many replicas of so many devices. In threads of one process, two lockstep actors a replica are enough."""
     for shards in (1, 2, 4):
         if shards <= replicas:
             yield Spread(shards)
     yield Spread(1, "planned", audit_share=1.0)
     if replicas > 1:
         yield Spread(2, "planned", 3)
-    yield Spread(1, "lockstep")
+    yield Spread(1, "lockstep", -(-devices // 2))
 
 
 def run_there(
@@ -146,19 +154,56 @@ def run_there(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_same_bits_everywhere(name: str, tmp_path: Path) -> None:
-    lockstep_too = 400  # steps: more take too long in lockstep
+    lockstep_too = 200  # steps: more take too long in lockstep
     scenario = load_scenario(None, [f"workload.num_requests={REQUESTS}", *SCENARIOS[name]])
-    here = run(prepare(scenario), tmp_path / "here")
+    prepared = prepare(scenario)
+    here = run(prepared, tmp_path / "here")
     assert here["batch"]["steps"]
-    for number, spread in enumerate(spreads(scenario.cluster.replicas)):
+    for number, spread in enumerate(spreads(prepared.replicas, prepared.pools[0].devices_per_replica)):
         if spread.devices == "lockstep" and here["batch"]["steps"] > lockstep_too:
-            briefly = [f"workload.num_requests={REQUESTS}", *SCENARIOS[name], "run.max_time_s=2"]
+            briefly = [f"workload.num_requests={REQUESTS}", *SCENARIOS[name], "run.max_time_s=1"]
             scenario_there = load_scenario(None, briefly)
             expected = run(prepare(scenario_there), tmp_path / "briefly")
         else:
             scenario_there, expected = scenario, here
         there = run_there(scenario_there, spread, tmp_path / str(number))
         assert figures(there) == figures(expected), spread
+
+
+def test_devices_are_actors_of_their_own_in_lockstep(tmp_path: Path) -> None:
+    changes = [*SCENARIOS["every layer drawn"], "cluster.tensor_parallel=1", "run.max_time_s=0.1"]
+    scenario = load_scenario(None, changes)
+    spread = Spread(1, "lockstep")
+    assert len(host_specs(prepare(scenario), spread, TOKEN)) == 4
+    here = run(prepare(scenario), tmp_path / "here")
+    there = run_there(scenario, spread, tmp_path / "there")
+    assert figures(there) == figures(here)
+    wire = {row["kind"]: row for row in there["simulator"]["spread"]["wire"]}
+    for kind in ("dispatch", "combine"):
+        assert 0 < wire[kind]["inside_count"] < wire[kind]["count"]
+        assert wire[kind]["inside_bytes"] == 0 < wire[kind]["bytes"]
+        assert wire[kind]["messages"] == 4 * 3 * there["batch"]["steps"]
+    devices = np.load(tmp_path / "there" / "devices.npy")
+    assert devices["actor"].tolist() == [f"devices-{number}" for number in range(4)]
+    assert devices["outputs"].sum() == there["tokens"]["output"]
+    assert devices["dispatch_sent_bytes"].sum() == wire["dispatch"]["bytes"]
+
+
+@pytest.mark.parametrize("figure", ["outputs", "kv_blocks", "energy_pj"])
+def test_a_device_that_has_one_unit_more_fails_the_run(
+    figure: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def one_more(book: ReplicaBook, kv: KvBook) -> list[DeviceLedger]:
+        first, *others = ledgers_of(book, kv)
+        value = getattr(first, figure)
+        more = value + 1 if isinstance(value, int) else {**value, ("moe", "dram"): value["moe", "dram"] + 1}
+        return [replace(first, **{figure: more}), *others]
+
+    monkeypatch.setattr(device_host, "ledgers_of", one_more)
+    scenario = load_scenario(None, ["workload.num_requests=2", "run.warmup_s=0", "run.max_time_s=0.3"])
+    with pytest.raises(DeviceMismatchError, match=r"replica 0, all devices: .* by the engine"):
+        run_there(scenario, Spread(1, "planned"), tmp_path / "there")
+    assert not (tmp_path / "there").exists()
 
 
 @pytest.mark.slow

@@ -1,0 +1,75 @@
+"""What devices have done must be what the engine says that they did, to the last unit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from pimserve.cluster.base.rpc.statuses import DeviceMismatchError
+from pimserve.cluster.distributed.devices.ledgers import DeviceLedger
+from pimserve.scheduler.steplog import StepLog
+
+Sum = tuple[str, int, int]  # what, by the devices, by the engine
+
+
+def check_ledgers(ledgers: Sequence[DeviceLedger], log: StepLog, last_blocks: int) -> None:
+    """Compare the devices of a replica with the log of its engine.
+
+    Args:
+        ledgers: of all devices of the replica, in their order.
+        log: of the replica.
+        last_blocks: KV blocks in use during its last step.
+
+    Raises:
+        DeviceMismatchError: a sum differs, or the figures of one device.
+    """
+    for sums, of in ((_of_each(ledgers, log), "device {}"), (_of_all(ledgers, log, last_blocks), "all devices")):
+        for place, (what, own, engine) in sums:
+            if own != engine:
+                raise DeviceMismatchError(
+                    f"replica {log.costs.replica}, {of.format(place)}: {own:,} {what}, by the engine {engine:,}"
+                )
+
+
+def check_hand_overs(ledgers: Sequence[DeviceLedger], blocks: int) -> None:
+    """Compare KV blocks that left devices, and that came to them, with those that were handed over.
+
+    Raises:
+        DeviceMismatchError: they differ.
+    """
+    for name in ("kv_blocks_sent", "kv_blocks_received"):
+        own = sum(getattr(ledger, name) for ledger in ledgers)
+        if own != blocks:
+            raise DeviceMismatchError(f"all devices: {own:,} {name}, by the engine {blocks:,}")
+
+
+def _of_each(ledgers: Sequence[DeviceLedger], log: StepLog) -> Iterator[tuple[int, Sum]]:
+    """What all devices of a replica have the same, as all take part in each step."""
+    for ledger in ledgers:
+        times: list[tuple[str, Mapping[str, int], Mapping[str, int]]] = [
+            ("fs of {}", ledger.unit_fs, log.unit_fs),
+            ("fs of {} operators", ledger.category_fs, log.category_fs),
+        ]
+        yield ledger.device, ("steps", ledger.steps, log.steps)
+        yield ledger.device, ("fs in steps", ledger.busy_fs, log.busy_fs)
+        for name, own, engine in times:
+            for key in sorted(own.keys() | engine.keys()):
+                yield ledger.device, (name.format(key), own.get(key, 0), engine.get(key, 0))
+
+
+def _of_all(ledgers: Sequence[DeviceLedger], log: StepLog, last_blocks: int) -> Iterator[tuple[int, Sum]]:
+    """What the devices of a replica share."""
+    sums: list[Sum] = [
+        (f"pJ of {part} for {category}", sum(ledger.energy_pj.get((category, part), 0) for ledger in ledgers), energy)
+        for (category, part), energy in log.energy_pj.items()
+    ]
+    sums.append(("tokens", sum(ledger.tokens for ledger in ledgers), log.computed_tokens))
+    sums.append(("sampled outputs", sum(ledger.outputs for ledger in ledgers), log.tokens))
+    groups = log.costs.plan.data_parallel
+    tensor = len(ledgers) // groups
+    for rank in range(tensor):  # each holds its part of all blocks of its data-parallel group
+        some = ledgers[rank::tensor]
+        now, peak = sum(ledger.kv_blocks for ledger in some), sum(ledger.peak_kv_blocks for ledger in some)
+        sums.append((f"KV blocks in the last step, rank {rank}", now, last_blocks))
+        sums.append((f"KV blocks at the most, rank {rank}", peak, log.peak_blocks))
+    for entry in sums:
+        yield 0, entry
