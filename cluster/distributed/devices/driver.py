@@ -317,7 +317,8 @@ class DeviceDriver:
             rows[:, SpanColumns._fields.index(n)] for n in ("steps", "decodes", "prefill_tokens")
         )
         self._tokens[replica] += int((steps * (decodes + prefill)).sum())
-        self.last_blocks[replica] = int(rows[-1, SpanColumns._fields.index("blocks_end")])
+        if len(rows):
+            self.last_blocks[replica] = int(rows[-1, SpanColumns._fields.index("blocks_end")])
 
     def _compile(self, host: str) -> None:
         """Hand a host its devices, and compare its plans with the engine's."""
