@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import grpc
 
-from pimserve.cluster.base.rpc.statuses import RefusedError
+from pimserve.cluster.base.rpc.statuses import RefusedError, RequestError, violations
 from pimserve.cluster.run.live_control import LiveControl, RunEndedError, Snapshot
 from pimserve.cluster.service.messages import (
     PERCENTILES,
@@ -197,7 +197,8 @@ class LiveScheduler(_OfRun, scheduler_pb2_grpc.SchedulerServiceServicer):
             if request.HasField(name)
         }
         if not changes:
-            raise InputError("", "nothing to change: give router, max_num_seqs or max_num_batched_tokens")
+            nothing = "nothing to change: give router, max_num_seqs or max_num_batched_tokens"
+            raise RequestError([(name, nothing) for name in ("router", "max_num_seqs", "max_num_batched_tokens")])
         now_fs = self._apply(ChangeScheduler(**changes), request.run_id, context)
         return sched.ChangeSchedulerResponse(simulated_s=now_fs / FS_PER_S)
 
@@ -216,7 +217,7 @@ class LiveScheduler(_OfRun, scheduler_pb2_grpc.SchedulerServiceServicer):
 
         def inject(view: RunView) -> tuple[int, int]:
             first = view.table.numbers.end
-            view.apply(command)
+            _give(view, command)
             return view.now_fs, first
 
         now_fs, first = _result(lambda: self._control.ask(inject), context)
@@ -226,7 +227,7 @@ class LiveScheduler(_OfRun, scheduler_pb2_grpc.SchedulerServiceServicer):
         self._snapshot(run_id)
 
         def apply(view: RunView) -> int:
-            view.apply(command)
+            _give(view, command)
             return view.now_fs
 
         return _result(lambda: self._control.ask(apply), context)
@@ -237,6 +238,26 @@ class LiveScheduler(_OfRun, scheduler_pb2_grpc.SchedulerServiceServicer):
         if snapshot is None:
             raise RefusedError(grpc.StatusCode.UNAVAILABLE, "the run is starting; try again")
         return snapshot
+
+
+def _give(view: RunView, command: Command) -> None:
+    """Let a command take effect.
+
+    Raises:
+        RequestError: fields of the request are not acceptable.
+        RefusedError: it makes no sense for this run.
+    """
+    try:
+        view.apply(command)
+    except InputError as error:
+        if error.where == "command":
+            raise RefusedError(grpc.StatusCode.FAILED_PRECONDITION, error.message) from None
+        raise RequestError([(_field(where, wrong), wrong) for where, wrong in violations(error)]) from None
+
+
+def _field(where: str, wrong: str) -> str:
+    """The field of a request that is meant by a place in the scenario; what holds for two of them begins with one."""
+    return where.removeprefix("scheduler.") if where != "scheduler" else wrong.partition(" ")[0]
 
 
 def _ledgers(view: RunView) -> tuple[int, list[Ledger]]:

@@ -7,9 +7,11 @@ from contextlib import suppress
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2
 
 from pimserve.cluster.base.files import read_json
 from pimserve.cluster.base.processes import LOCKED, TO_BE_CONTINUED
+from pimserve.cluster.base.rpc.statuses import details_of
 from pimserve.cluster.run.reproduce import read_recorded_run
 from pimserve.cluster.run.run import run
 from pimserve.cluster.scenario.document import load_scenario
@@ -182,12 +184,12 @@ def test_a_changed_run_is_replayed_from_its_results_to_the_same_bits(worker, tmp
         (
             "ChangeScheduler",
             sched.ChangeSchedulerRequest(**ID, router="nope"),
-            "scheduler.router: unknown router 'nope'",
+            "router: unknown router 'nope'",
         ),
         (
             "ChangeScheduler",
             sched.ChangeSchedulerRequest(**ID, max_num_seqs=10**6),
-            "max_num_batched_tokens (2048) must be at least max_num_seqs (1000000)",
+            "max_num_batched_tokens: max_num_batched_tokens (2048) must be at least max_num_seqs (1000000)",
         ),
         (
             "InjectRequests",
@@ -235,6 +237,28 @@ def test_gaps_between_tokens_are_of_the_answer_when_a_run_is_held(worker):
 
 def _of_now(told):
     return told if all(latency.as_of_s == told.simulated_s for latency in told.latencies) else None
+
+
+def test_what_is_wrong_with_a_change_is_named_by_the_requests_fields(worker):
+    each = worker(*LONG)
+    started(each)
+    for change, fields in (
+        ({}, ["router", "max_num_seqs", "max_num_batched_tokens"]),
+        ({"router": "nope"}, ["router"]),
+        ({"max_num_seqs": 10**6}, ["max_num_batched_tokens"]),
+    ):
+        with pytest.raises(grpc.RpcError) as caught:
+            each.call("ChangeScheduler", sched.ChangeSchedulerRequest(**ID, **change))
+        [wrong] = details_of(caught.value, error_details_pb2.BadRequest)
+        assert [violation.field for violation in wrong.field_violations] == fields
+
+
+def test_a_closed_loop_takes_no_more_requests(worker):
+    each = worker("workload={mode: closed, concurrency: 4, num_requests: 40}")
+    started(each)
+    more = sched.InjectRequestsRequest(**ID, input_tokens=[5], output_tokens=[5])
+    for method, request in (("InjectRequests", more), ("ScaleRate", sched.ScaleRateRequest(**ID, factor=2))):
+        assert refused(each, method, request)[0] is grpc.StatusCode.FAILED_PRECONDITION
 
 
 def test_a_worker_talks_only_to_who_has_its_token(worker):
