@@ -1,10 +1,11 @@
-"""Kill parts of running simulations with SIGKILL, and see that each run ends with the bits of an undisturbed one.
+"""Disturb running simulations, and see that each ends with the bits of an undisturbed one and leaves nothing behind.
 
-    python tests/e2e/chaos.py --runs 30 --on ray        # device and shard actors, and the coordinator itself
+    python tests/e2e/chaos.py --kills 100                 # everywhere
+    python tests/e2e/chaos.py --kills 20 --on ray         # on a Ray of its own
 
-Each run is `pimserve run ... --on WHERE --checkpoint DIR`. At random moments a random process of it is killed: a host
-(an actor of shards or devices), or the coordinator, after which the same command is given again. Only processes that
-the run itself started are touched, by their id.
+Each run is `pimserve run ... --on WHERE --checkpoint DIR`, paced so that it lasts. At random moments a part of it is
+killed or stopped, its disk is full, or a node of its cluster is lost, as `FAULTS` says. Where that ends the command, it
+is given again. Only processes that the run itself started are touched, by their id.
 """
 
 from __future__ import annotations
@@ -13,52 +14,89 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 PIMSERVE = Path(sysconfig.get_path("scripts")) / "pimserve"
 HOSTS = ("pimserve.cluster.distributed.hosts.hosting", "ray::HostActor")  # in the command lines of hosts
-_LIMIT_S = 300.0
+DISK_BYTES = 24 << 20
+FAULTS: Mapping[str, tuple[str, ...]] = {  # by where a run computes
+    "local": ("coordinator", "command", "disk"),
+    "processes": ("host", "host", "host stopped", "coordinator", "command", "disk"),
+    "ray": ("host", "host stopped", "coordinator", "command", "gcs", "raylet", "driver", "gcs stopped"),
+    "nodes": ("host", "node", "driver", "coordinator"),
+}
+SCENARIO = (
+    *("--set", "workload.num_requests=6000", "--set", "cluster.replicas=2"),
+    *("--set", "workload.arrival.process=poisson", "--set", "workload.arrival.rate_per_s=16"),
+    *("--set", "scheduler.router=least_outstanding", "--set", "scheduler.report_interval_s=1"),
+)
+_MARKS = {"gcs": "/gcs_server ", "raylet": "/raylet/raylet ", "driver": "hosts.ray_driver "}
+_LIMIT_S, _LEFT_S = 400.0, 10.0
+_NODES = """
+import json, os, sys
+from ray.cluster_utils import Cluster
+args = {"num_cpus": 1, "resources": {"duplex": 4}, "object_store_memory": 128 << 20, "include_dashboard": False}
+cluster = Cluster(initialize_head=True, head_node_args=args)
+node = cluster.add_node(**args)
+print(cluster.address, flush=True)
+for _ in sys.stdin:
+    cluster.remove_node(node, allow_graceful=False)
+    print("lost", flush=True)
+    node = cluster.add_node(**args)
+os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+cluster.shutdown()
+"""
 
 
 @dataclass
 class Outcome:
     """What came of one disturbed run."""
 
-    digest: str
-    killed: list[str] = field(default_factory=list)
+    digest: str = ""
+    faults: list[str] = field(default_factory=list)
     recovery_s: list[float] = field(default_factory=list)
-    continued: bool = False
     wall_s: float = 0.0
+
+
+def parents() -> dict[int, int]:
+    """All processes that run, with the one above each."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                state, parent, *_ = (entry / "stat").read_text().rpartition(")")[2].split()
+            except (OSError, ValueError):  # it has just ended
+                continue
+            if state not in "ZX":
+                found[int(entry.name)] = int(parent)
+    return found
+
+
+def command_line(pid: int) -> str:
+    """Of a process; empty if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def descendants(pid: int) -> dict[int, str]:
     """Processes below `pid`, with their command lines."""
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                stat = (entry / "stat").read_text()
-            except OSError:  # it has just ended
-                continue
-            parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
-    found = {pid}
-    while more := {child for child, parent in parents.items() if parent in found} - found:
+    above, found = parents(), {pid}
+    while more := {child for child, parent in above.items() if parent in found} - found:
         found |= more
-    lines = {}
-    for child in found - {pid}:
-        try:
-            lines[child] = (Path("/proc") / str(child) / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-        except OSError:
-            continue
-    return lines
+    return {child: line for child in found - {pid} if (line := command_line(child))}
 
 
 def hosts_of(pid: int) -> list[int]:
@@ -66,101 +104,280 @@ def hosts_of(pid: int) -> list[int]:
     return sorted(child for child, line in descendants(pid).items() if any(mark in line for mark in HOSTS))
 
 
-def disturbed(command: Sequence[str], rng: random.Random, kills: int, within_s: float, spare: bool) -> Outcome:
-    """Run a command and kill parts of it; `spare`: never the coordinator."""
-    outcome = Outcome("")
-    began = time.monotonic()
-    deadline = began + _LIMIT_S
-    left = kills
-    while True:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        while left and process.poll() is None and time.monotonic() < deadline:
-            hosts = hosts_of(process.pid)
-            if not hosts:
-                time.sleep(0.02)
-                continue
-            time.sleep(rng.uniform(0, within_s) + rng.choice([0.0, 1.0, 2.0]))
-            hosts = hosts_of(process.pid)
-            if process.poll() is not None or not hosts:
-                continue
-            coordinator = not spare and rng.random() < 1 / 3
-            victim = process.pid if coordinator else rng.choice(hosts)
-            try:
-                os.kill(victim, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-            outcome.killed.append("coordinator" if coordinator else "host")
-            left -= 1
-            if coordinator:
-                break
-        out, err = process.communicate(timeout=max(1.0, deadline - time.monotonic()))
-        if process.returncode == -signal.SIGKILL:
-            continue  # it goes on from its checkpoint
-        results = Path(command[command.index("--out") + 1])
-        if process.returncode == 2 and "coordinator" in outcome.killed and "exists already" in err:
-            out = (results / "summary.json").read_text()  # one was killed when all was done, but for saying so
-        elif process.returncode:
-            raise AssertionError(f"exit code {process.returncode} after {outcome.killed}: {err}")
+class Nodes:
+    """A Ray with two nodes on this machine, one of which is lost and replaced now and then."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        self.pid = process.pid
+        self.address = process.stdout.readline().strip()
+        self._process = process
+
+    def lose(self) -> None:
+        """Kill a node's raylet, and so all on it; another node comes some seconds later."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write("lose\n")
+        self._process.stdin.flush()
+        self._process.stdout.readline()
+
+
+@contextmanager
+def two_nodes() -> Iterator[Nodes]:
+    """Started, and ended with all that belongs to them."""
+    environment = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
+    os.environ.update({**environment, "RAY_USAGE_STATS_ENABLED": "0"})  # of the runs too
+    process = subprocess.Popen(
+        [sys.executable, "-c", _NODES],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    below: dict[int, str] = {}
+    try:
+        nodes = Nodes(process)
+        yield nodes
+        below = descendants(process.pid)
+    finally:
+        try:
+            process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        for pid in below:
+            if command_line(pid) == below[pid]:
+                os.kill(pid, signal.SIGKILL)
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[str | None]:
+    """A small file system at that folder; yields why there is none, if so."""
+    folder.mkdir(parents=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "chaos", str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if mounted.returncode:
+        yield f"no tmpfs can be mounted here: {mounted.stderr.strip()}"
+        return
+    try:
+        yield None
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+class Run:
+    """A run that is disturbed.
+
+    Args:
+        command: that runs it; its results folder lies in the folder that may become full.
+        rng: says when and what.
+        nodes: on which its hosts live, if not on its own.
+    """
+
+    def __init__(self, command: Sequence[str], rng: random.Random, nodes: Nodes | None = None) -> None:
+        self.outcome = Outcome()
+        self._command = command
+        self._results = Path(command[command.index("--out") + 1])
+        self._rng = rng
+        self._nodes = nodes
+        self._seen: dict[int, str] = {}
+        self._began = time.monotonic()
+        self._start()
+
+    def disturb(self, fault: str, within_s: float) -> bool:
+        """Let a fault happen at a random moment when the run is under way; returns whether it was before its end."""
+        while self._process.poll() is None and not self._under_way():
+            self._in_time()
+            time.sleep(0.05)
+        time.sleep(self._rng.uniform(0, within_s))
+        if self._process.poll() is not None:
+            return False
+        self._see()
+        if fault == "disk":
+            return self._fill_disk()
+        if fault == "node":
+            assert self._nodes is not None
+            self._nodes.lose()
+        else:
+            kind, _, stopped = fault.partition(" ")
+            victims = self._victims(kind)
+            if not victims:
+                return False
+            os.kill(self._rng.choice(victims), signal.SIGSTOP if stopped else signal.SIGKILL)
+            if kind == "command":
+                self._process.communicate()
+                self._start()
+        self.outcome.faults.append(fault)
+        return True
+
+    def end(self) -> Outcome:
+        """Wait for the end, and see that nothing is left.
+
+        Raises:
+            AssertionError: it failed, or something is.
+        """
+        out, err = self._process.communicate(timeout=_LIMIT_S)
+        assert self._process.returncode == 0, f"exit code {self._process.returncode}: {err}"
+        notes = [line for line in err.splitlines() if not line.startswith(("note: ", "results in "))]
+        assert not notes, f"more was said than notes: {notes}"
         summary = json.loads(out)
-        outcome.digest = summary["digest"]
-        outcome.continued = summary["simulator"]["continued"]
-        outcome.recovery_s = summary["simulator"]["spread"]["recovery_s"]
-        outcome.wall_s = time.monotonic() - began
-        return outcome
+        self.outcome.digest = summary["digest"]
+        self.outcome.recovery_s = summary["simulator"].get("spread", {}).get("recovery_s", [])
+        self.outcome.wall_s = time.monotonic() - self._began
+        deadline = time.monotonic() + _LEFT_S
+        while left := self._left():
+            assert time.monotonic() < deadline, f"left behind: {left}"
+            time.sleep(0.1)
+        return self.outcome
+
+    def _start(self) -> None:
+        self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def _under_way(self) -> bool:
+        if "--on" not in self._command:
+            return (self._results.parent / "kept" / "target.json").exists()
+        return bool(self._victims("host"))
+
+    def _victims(self, kind: str) -> list[int]:
+        """Processes of that kind."""
+        pid, above = self._process.pid, parents()
+        coordinators = [child for child, parent in above.items() if parent == pid]
+        if kind == "command":
+            return [pid]
+        if kind == "coordinator":
+            return coordinators
+        if kind == "host":
+            return hosts_of(pid if self._nodes is None else self._nodes.pid)
+        lines = descendants(pid)
+        found = [child for child, line in lines.items() if _MARKS[kind] in line]
+        return [child for child in found if above.get(child) in coordinators] if kind == "driver" else found
+
+    def _fill_disk(self) -> bool:
+        """Let the disk be full until the command has ended, and give it again."""
+        self._results.parent.mkdir(parents=True, exist_ok=True)  # it has hardly begun
+        filler = self._results.parent / "filler"
+        with filler.open("wb", buffering=0) as file:
+            try:
+                while self._process.poll() is None:
+                    file.write(bytes(4096))  # also what has become free since
+            except OSError:
+                pass
+        try:
+            _, err = self._process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            raise AssertionError("it has not noticed that the disk is full") from None
+        finally:
+            filler.unlink()
+        if self._process.returncode == 0:
+            raise AssertionError("it was over before the disk was full")
+        assert "No space left on device" in err, err
+        self.outcome.faults.append("disk")
+        self._start()
+        return True
+
+    def _see(self) -> None:
+        self._seen.update(descendants(self._process.pid))
+
+    def _left(self) -> list[str]:
+        """Processes and folders that are left of the run."""
+        running = [line for pid, line in self._seen.items() if pid in parents() and command_line(pid) == line]
+        hosts = hosts_of(self._nodes.pid) if self._nodes is not None else []
+        folders = [word for line in self._seen.values() for word in _folders(line) if Path(word).exists()]
+        kept = self._results.parent / "kept"
+        return [*running, *map(command_line, hosts), *sorted(set(folders)), *([str(kept)] if kept.exists() else [])]
+
+    def _in_time(self) -> None:
+        assert time.monotonic() - self._began < _LIMIT_S, "it takes too long"
+
+
+def _folders(line: str) -> list[str]:
+    """Folders of Ray in a command line."""
+    own = f"{tempfile.gettempdir()}/pimserve-ray-"
+    return [part for part in line.replace('"', " ").replace("=", " ").split() if part.startswith(own)]
 
 
 def command_for(folder: Path, on: str, options: Sequence[str]) -> list[str]:
-    """The command of a run in that folder."""
-    where = ["--on", on, "--checkpoint", str(folder / "kept"), "--out", str(folder / "out")] if on != "local" else []
-    where = where or ["--out", str(folder / "out")]
-    return [str(PIMSERVE), "run", "--json", *where, *options]
+    """The command of a run in that folder, with checkpoints; `on` "": undisturbed, and in one process."""
+    kept = ["--checkpoint", str(folder / "kept")] if on else []
+    where = ["--on", on] if on not in {"", "local"} else []
+    return [str(PIMSERVE), "run", "--json", *where, *kept, "--out", str(folder / "out"), *options]
+
+
+def disturbed(
+    command: Sequence[str], rng: random.Random, faults: Sequence[str], within_s: float, nodes: Nodes | None = None
+) -> Outcome:
+    """Run a command with these faults, as far as it gets to them before it is over."""
+    run = Run(command, rng, nodes)
+    for fault in faults:
+        if not run.disturb(fault, within_s):
+            break
+    return run.end()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=30)
-    parser.add_argument("--on", default="ray")
-    parser.add_argument("--kills", type=int, default=2, help="of each run")
-    parser.add_argument("--within", type=float, default=2.0, help="seconds between kills, at most")
+    parser.add_argument("--kills", type=int, default=100, help="faults of all runs together")
+    parser.add_argument("--on", choices=FAULTS, nargs="+", default=[*FAULTS], help="where runs compute")
+    parser.add_argument("--per-run", type=int, default=4, help="faults of each run, at most")
+    parser.add_argument("--within", type=float, default=4.0, help="seconds until a fault, once the run is under way")
+    parser.add_argument("--speed", default="12x", help="pace of the runs, of 375 simulated seconds each")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args(arguments)
     rng = random.Random(asked.seed)
-    shared = [
-        *("--set", "workload.num_requests=6000", "--set", "cluster.replicas=2", "--set", "output.steps=false"),
-        *("--set", "workload.arrival.process=poisson", "--set", "workload.arrival.rate_per_s=16"),
-        *("--set", "scheduler.router=least_outstanding", "--set", "scheduler.report_interval_s=1"),
-    ]
-    failed, recoveries = 0, []
-    with tempfile.TemporaryDirectory() as scratch:
-        plain = subprocess.run(
-            command_for(Path(scratch) / "whole", "local", shared), capture_output=True, text=True, check=True
-        )
+    done: Counter[tuple[str, str]] = Counter()
+    failed, runs, recoveries = 0, 0, []
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        no_disk = stack.enter_context(small_disk(scratch / "disk"))
+        if no_disk is not None:
+            print(f"skipped full disks: {no_disk}", flush=True)
+        nodes = stack.enter_context(two_nodes()) if "nodes" in asked.on else None
+        plain = subprocess.run(command_for(scratch / "whole", "", SCENARIO), capture_output=True, text=True, check=True)
         expected = json.loads(plain.stdout)["digest"]
-        for number in range(asked.runs):
-            options = [*shared, "--shards", str(rng.choice([1, 2])), "--devices-per-actor", str(rng.choice([2, 4]))]
-            command = command_for(Path(scratch) / str(number), asked.on, options)
+        while done.total() < asked.kills and failed < 10:
+            place = asked.on[runs % len(asked.on)]
+            kinds = [kind for kind in FAULTS[place] if kind != "disk" or no_disk is None]
+            faults = rng.sample(kinds, min(asked.per_run, len(kinds), asked.kills - done.total()))
+            folder = (scratch / "disk" if no_disk is None else scratch) / str(runs)
+            runs += 1
+            options = [*SCENARIO, "--speed", asked.speed]
+            if place != "local":
+                options += ["--shards", str(rng.choice([1, 2])), "--devices-per-actor", str(rng.choice([2, 4]))]
+            on = nodes.address if place == "nodes" and nodes is not None else place
+            options += ["--resource", "duplex=1"] if place == "nodes" else []
             try:
-                outcome = disturbed(command, rng, asked.kills, asked.within, spare=False)
+                outcome = disturbed(
+                    command_for(folder, on, options), rng, faults, asked.within, nodes if place == "nodes" else None
+                )
+                assert outcome.digest == expected, "OTHER BITS"
             except (AssertionError, subprocess.TimeoutExpired) as error:
-                print(f"run {number}: FAILED: {error}", flush=True)
+                print(f"run {runs} on {place}, {', '.join(faults)}: FAILED: {error}", flush=True)
                 failed += 1
                 continue
-            same = outcome.digest == expected
-            failed += not same
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+            done.update((place, fault) for fault in outcome.faults)
             recoveries += outcome.recovery_s
-            told = ", ".join(f"{seconds:.2f}" for seconds in outcome.recovery_s)
-            print(
-                f"run {number}: {'same bits' if same else 'OTHER BITS'} in {outcome.wall_s:.1f} s; killed "
-                f"{', '.join(outcome.killed) or 'nothing, it was over'}; replaced in s: {told or '-'}",
-                flush=True,
-            )
-    recoveries.sort()
-    if recoveries:
-        middle = recoveries[len(recoveries) // 2]
-        print(f"{len(recoveries)} hosts replaced, median {middle:.2f} s, longest {recoveries[-1]:.2f} s")
-    print(f"{asked.runs - failed} of {asked.runs} runs ended with the same bits")
+            told = f"run {runs} on {place}: same bits in {outcome.wall_s:.0f} s; {', '.join(outcome.faults) or 'over'}"
+            print(f"{told} ({done.total()} so far)", flush=True)
+    _report(done, recoveries)
+    print(f"{done.total()} faults; {runs - failed} of {runs} runs ended with the same bits, and left nothing behind")
     return 1 if failed else 0
+
+
+def _report(done: Mapping[tuple[str, str], int], recoveries: Sequence[float]) -> None:
+    """A row for each fault, a column for each place."""
+    faults = list(dict.fromkeys(fault for kinds in FAULTS.values() for fault in kinds))
+    print("\n" + f"{'':14}" + "".join(f"{place:>11}" for place in FAULTS))
+    for fault in faults:
+        print(f"{fault:14}" + "".join(f"{done.get((place, fault), 0) or '':>11}" for place in FAULTS))
+    if recoveries:
+        ordered = sorted(recoveries)
+        print(f"{len(ordered)} hosts replaced, median {ordered[len(ordered) // 2]:.2f} s, longest {ordered[-1]:.2f} s")
 
 
 if __name__ == "__main__":

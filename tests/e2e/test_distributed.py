@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .chaos import PIMSERVE, command_for, disturbed, hosts_of
+from .chaos import PIMSERVE, command_for, disturbed, hosts_of, small_disk
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 SMALL = ["--set", "workload.num_requests=200", "--set", "cluster.replicas=2", "--json"]
@@ -79,20 +79,35 @@ def test_replicas_that_are_looked_at_exactly_stay_in_one_shard(tmp_path: Path) -
     assert "scheduler.report_interval_s: is 0, so router 'least_outstanding' looks at all replicas" in done.stderr
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_killed_processes_change_no_bit(tmp_path: Path, seed: int) -> None:
-    whole = json.loads(pimserve("run", "--json", *LONG[:-4], cwd=tmp_path).stdout)
-    outcome = disturbed(command_for(tmp_path / "killed", "processes", LONG), random.Random(seed), 2, 1.0, spare=False)
-    assert outcome.digest == whole["digest"]
-    assert len(outcome.killed) == 2
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The digest of the run that is disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    return str(json.loads(pimserve("run", "--json", *LONG[:-4], cwd=folder).stdout)["digest"])
 
 
-@pytest.mark.ray
-def test_killed_ray_actors_change_no_bit(tmp_path: Path) -> None:
-    whole = json.loads(pimserve("run", "--json", *LONG[:-4], cwd=tmp_path).stdout)
-    outcome = disturbed(command_for(tmp_path / "killed", "ray", LONG), random.Random(5), 2, 1.0, spare=True)
-    assert outcome.digest == whole["digest"]
-    assert len(outcome.killed) == 2
+@pytest.mark.parametrize(
+    ("on", "faults"),
+    [
+        ("processes", ["host", "coordinator"]),
+        ("processes", ["host stopped", "command"]),
+        pytest.param("ray", ["host", "gcs"], marks=pytest.mark.ray),
+    ],
+)
+def test_faults_change_no_bit_and_leave_nothing(tmp_path: Path, expected: str, on: str, faults: list[str]) -> None:
+    command = command_for(tmp_path / "run", on, [*LONG, "--speed", "100x"])
+    outcome = disturbed(command, random.Random(1), faults, 1.0)
+    assert outcome.digest == expected
+    assert outcome.faults == faults
+
+
+def test_a_full_disk_ends_a_run_which_goes_on_when_there_is_room(tmp_path: Path, expected: str) -> None:
+    with small_disk(tmp_path / "disk") as why_not:
+        if why_not is not None:
+            pytest.skip(why_not)
+        command = command_for(tmp_path / "disk" / "run", "local", [*LONG[:-4], "--speed", "100x"])
+        outcome = disturbed(command, random.Random(2), ["disk"], 1.0)
+    assert (outcome.digest, outcome.faults) == (expected, ["disk"])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -28,7 +28,9 @@ class HostProcess:
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
-            start_new_session=True,  # Ctrl-C is for us, who then stop the hosts in order
+            # Ctrl-C is for us, who then stop the hosts in order. They stay in our session, so that the system ends also
+            # those that are stopped when we are gone: their group has nobody then who could let it go on.
+            process_group=0,
         )
         self.pid = self._process.pid
         self._tell(spec.to_json())

@@ -210,6 +210,7 @@ with ProcessSupervisor([HostSpec(f"d{k}", "echo_host:EchoHost") for k in range(2
     pids = [int(pid) for pid in driver.stdout.readline().split()]
     assert len(pids) == 2
     assert all(map(running, pids))
+    os.kill(pids[0], signal.SIGSTOP)  # nor does one stay that is stopped
     driver.kill()
     assert eventually(lambda: not any(map(running, pids)))
 
