@@ -214,6 +214,9 @@ class Device:
     peak_kv_blocks: int
     weight_bytes: int
     audited_spans: int
+    experts_busy_s: float
+    kv_blocks_sent: int
+    kv_blocks_received: int
     traffic: tuple[DeviceTraffic, ...]
 
 

@@ -75,6 +75,9 @@ def _message(state: DeviceActorState) -> sched.Device:
         peak_kv_blocks=ledger.peak_kv_blocks,
         weight_bytes=ledger.weight_bytes,
         audited_spans=ledger.audited_rows,
+        experts_busy_s=ledger.experts_fs / FS_PER_S,
+        kv_blocks_sent=ledger.kv_blocks_sent,
+        kv_blocks_received=ledger.kv_blocks_received,
         traffic=[
             sched.DeviceTraffic(
                 kind=kind,

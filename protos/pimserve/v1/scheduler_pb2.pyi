@@ -571,6 +571,9 @@ class Device(google.protobuf.message.Message):
     WEIGHT_BYTES_FIELD_NUMBER: builtins.int
     AUDITED_SPANS_FIELD_NUMBER: builtins.int
     TRAFFIC_FIELD_NUMBER: builtins.int
+    EXPERTS_BUSY_S_FIELD_NUMBER: builtins.int
+    KV_BLOCKS_SENT_FIELD_NUMBER: builtins.int
+    KV_BLOCKS_RECEIVED_FIELD_NUMBER: builtins.int
     replica: builtins.int
     device: builtins.int
     """Its number in the replica."""
@@ -590,6 +593,11 @@ class Device(google.protobuf.message.Message):
     weight_bytes: builtins.int
     audited_spans: builtins.int
     """Spans of steps that it has evaluated again, one by one."""
+    experts_busy_s: builtins.float
+    """In which its own routed experts were at work; with pooled routing those of the slowest device."""
+    kv_blocks_sent: builtins.int
+    """Of caches that were handed over, whole or in part."""
+    kv_blocks_received: builtins.int
     @property
     def unit_busy_s(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.float]: ...
     @property
@@ -612,8 +620,11 @@ class Device(google.protobuf.message.Message):
         weight_bytes: builtins.int = ...,
         audited_spans: builtins.int = ...,
         traffic: collections.abc.Iterable[global___DeviceTraffic] | None = ...,
+        experts_busy_s: builtins.float = ...,
+        kv_blocks_sent: builtins.int = ...,
+        kv_blocks_received: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["active_joules", b"active_joules", "audited_spans", b"audited_spans", "busy_s", b"busy_s", "computed_tokens", b"computed_tokens", "device", b"device", "host", b"host", "host_restarts", b"host_restarts", "kv_blocks", b"kv_blocks", "output_tokens", b"output_tokens", "peak_kv_blocks", b"peak_kv_blocks", "replica", b"replica", "steps", b"steps", "traffic", b"traffic", "unit_busy_s", b"unit_busy_s", "weight_bytes", b"weight_bytes"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["active_joules", b"active_joules", "audited_spans", b"audited_spans", "busy_s", b"busy_s", "computed_tokens", b"computed_tokens", "device", b"device", "experts_busy_s", b"experts_busy_s", "host", b"host", "host_restarts", b"host_restarts", "kv_blocks", b"kv_blocks", "kv_blocks_received", b"kv_blocks_received", "kv_blocks_sent", b"kv_blocks_sent", "output_tokens", b"output_tokens", "peak_kv_blocks", b"peak_kv_blocks", "replica", b"replica", "steps", b"steps", "traffic", b"traffic", "unit_busy_s", b"unit_busy_s", "weight_bytes", b"weight_bytes"]) -> None: ...
 
 global___Device = Device
 

@@ -24,6 +24,9 @@ def device(replica, number):
         peak_kv_blocks=6,
         weight_bytes=10**9,
         audited_rows=1,
+        experts_fs=10**14,
+        kv_blocks_sent=8,
+        kv_blocks_received=9,
     )
     return DeviceActorState(ledger, f"devices-{replica}", 1, {"dispatch": Passed(5, 50, 4, 40)})
 
@@ -60,6 +63,7 @@ def test_devices_of_the_replicas_that_were_asked_for():
     assert (dict(only.unit_busy_s), only.active_joules) == ({"xpu": 0.25}, 2)
     assert (only.computed_tokens, only.output_tokens, only.audited_spans) == (7, 2, 1)
     assert (only.kv_blocks, only.peak_kv_blocks, only.weight_bytes) == (4, 6, 10**9)
+    assert (only.experts_busy_s, only.kv_blocks_sent, only.kv_blocks_received) == (0.1, 8, 9)
     (passed,) = only.traffic
     assert (passed.kind, passed.sent, passed.sent_bytes) == ("dispatch", 5, 50)
     assert (passed.received, passed.received_bytes) == (4, 40)
