@@ -47,7 +47,9 @@ class DeploymentOptions:
     ] = None
     devices_per_actor: Annotated[
         int | None,
-        typer.Option(min=1, help="With --on: simulated devices of an actor.", show_default="those of a replica"),
+        typer.Option(
+            min=1, help="With --on: simulated devices of an actor.", show_default="those of a replica, in lockstep 1"
+        ),
     ] = None
     resource: Annotated[
         list[str] | None,
