@@ -14,7 +14,7 @@ import pytest
 from pimserve.cluster.base.processes import of_session
 from pimserve.cluster.distributed.hosts import ray_driver, ray_process
 from pimserve.cluster.distributed.hosts.ray_cluster import connect_ray, ray_on
-from pimserve.cluster.distributed.hosts.ray_process import RayEndedError, RayProcess
+from pimserve.cluster.distributed.hosts.ray_process import RayProcess
 from pimserve.errors import InputError
 
 BUSY_DRIVER = """
@@ -191,11 +191,9 @@ def test_a_ray_that_is_killed_with_all_of_ours_leaves_nothing(python):
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", ["gcs_server", "raylet/raylet"])
-def test_a_ray_that_dies_is_followed_by_another(python, victim):
-    driver = python(
-        """
-import os, signal, sys, time
+def test_a_ray_that_dies_is_followed_by_another(python):
+    driver = python("""
+import os, signal, time
 from pathlib import Path
 from pimserve.cluster.base.processes import of_session
 from pimserve.cluster.distributed.hosts.hosting import HostSpec
@@ -203,27 +201,12 @@ from pimserve.cluster.distributed.hosts.ray_cluster import local_ray
 from pimserve.cluster.distributed.hosts.ray_supervisor import RaySupervisor
 with local_ray(1) as cluster, RaySupervisor(cluster, "run", [HostSpec("d0", "echo_host:EchoHost")]) as hosts:
     first = cluster.process
-    [pid] = [pid for pid in of_session(first.pid) if sys.argv[1] in Path(f"/proc/{pid}/cmdline").read_text()]
+    [pid] = [pid for pid in of_session(first.pid) if "raylet/raylet" in Path(f"/proc/{pid}/cmdline").read_text()]
     os.kill(pid, signal.SIGKILL)
     while first.alive():
         time.sleep(0.01)
     print(hosts.replace("d0", 0).generation, first.folder.exists(), of_session(first.pid), flush=True)
-""",
-        victim,
-    )
+""")
     out, err = driver.communicate(timeout=120)
     assert out == "1 False []\n"
     assert err == "note: Ray ended under the run; it goes on with another one\n"
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_who_asks_a_ray_that_has_ended_is_told_and_nothing_is_left():
-    process = RayProcess.own(1, {}, 60)
-    os.kill(process.pid, signal.SIGSTOP)
-    os.kill(process.pid, signal.SIGKILL)
-    with pytest.raises(RayEndedError):
-        process.call("total")
-    assert not of_session(process.pid)
-    assert not process.folder.exists()
-    process.kill()  # once more is nothing
