@@ -103,7 +103,7 @@ class LiveControl:
         self._held = held
         self._cancelled = self._stopped = self._ended = False
         self._asked: deque[tuple[Future[Any], Callable[[RunView], Any]]] = deque()
-        self._length = WindowLength(_WINDOW_WALL_S, _FIRST_WINDOW_FS, 1, _LONGEST_WINDOW_FS)
+        self._length = _first_length()
         self._resumed_s: float | None = None  # wall clock
         self._collected_s = time.monotonic()
         self._finished = self._rejected = 0
@@ -217,7 +217,7 @@ class LiveControl:
 
     def _set_speed(self, view: RunView, speed: float) -> int:
         self._pacer = Pacer(speed) if speed else None
-        self._window_fs = _FIRST_WINDOW_FS  # a paced run has hardly anything to do in a window
+        self._length = _first_length()  # a paced run has hardly anything to do in a window, and tells nothing of it
         return view.now_fs
 
     def _answer(self, view: RunView) -> None:
@@ -253,8 +253,8 @@ class LiveControl:
             self.latencies.add(view.table.columns, left[view.measured.holds(view.table.columns, left)])
         if last:
             rest = cut_off(view.table.columns)
-            mine = rest[view.measured.holds(view.table.columns, rest)]
-            self.latencies.add(view.table.columns, mine, view.now_fs // FS_PER_PS)
+            measured = rest[view.measured.holds(view.table.columns, rest)]
+            self.latencies.add(view.table.columns, measured, view.now_fs // FS_PER_PS)
         return ledgers
 
     def _set_gaps(self, view: RunView, ledgers: Sequence[Ledger]) -> None:
@@ -286,6 +286,10 @@ class LiveControl:
         if time.monotonic() - self._collected_s > _COLLECT_EVERY_S:
             gc.collect()
             self._collected_s = time.monotonic()
+
+
+def _first_length() -> WindowLength:
+    return WindowLength(_WINDOW_WALL_S, _FIRST_WINDOW_FS, 1, _LONGEST_WINDOW_FS)
 
 
 def total_steps(replicas: Sequence[ReplicaState]) -> int:

@@ -191,6 +191,17 @@ def test_a_paced_run_waits_and_can_be_held_meanwhile(start):
     assert time.monotonic() - before < 0.09  # not only when the wait is over
 
 
+def test_a_run_that_is_paced_no_more_begins_with_short_windows():
+    control = live(speed=50)
+    loop, now = Loop(control), 0
+    for window in range(1, 7):
+        now = control.next_barrier_fs(now)
+        unpaced = control.change_speed(0) if window == 6 else None
+        control.barrier(loop.view(now, window, np.zeros(0, np.int64)))
+    assert unpaced.result(PATIENCE_S) == now
+    assert control.next_barrier_fs(now) - now == S // 10
+
+
 def test_snapshots_count_what_left_also_before_the_run_was_continued(start):
     control = live(held=True)
     start(control, done_before=10)
