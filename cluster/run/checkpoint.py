@@ -1,6 +1,6 @@
 """Checkpoints of a run on disk, so that it goes on where it was after whatever ended it.
 
-checkpoint      the last state (`pimserve.cluster.run.checkpoint_file`)
+checkpoint      the last state (`checkpoint_files.py`)
 commands.jsonl  commands that took effect, each with its simulated time; those after the checkpoint are given again
 steps.npy       executed steps; what is beyond the checkpoint is cut off when the run goes on
 lock            held by the process that runs

@@ -92,14 +92,13 @@ def verify_checkpoint(folder: Path) -> Verdict:
         lock.close()
     findings: list[Finding] = []
     files = [name for name in (TARGET_FILE, COMMANDS_FILE, STATE_FILE) if (folder / name).exists()]
-    commands: list[Entry] = []
     header: dict[str, Any] = {"commands": 0, "commands_crc32": 0, "span_rows": 0}
     with _noting(findings):
         read_target(folder)
     with _noting(findings):
-        commands = _commands(folder / COMMANDS_FILE)
         header = read_state(folder)[0] if STATE_FILE in files else header
-        check_commands(folder / COMMANDS_FILE, commands, header)
+    with _noting(findings):
+        check_commands(folder / COMMANDS_FILE, _commands(folder / COMMANDS_FILE), header)
     with _noting(findings):
         if header["span_rows"]:
             check_spans(folder / SPANS_FILE, header["span_rows"], header["span_sha256"])

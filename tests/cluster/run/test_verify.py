@@ -192,6 +192,15 @@ def test_truncated_and_missing_files_of_a_checkpoint(checkpoint: Path, tmp_path:
     assert problems(copy)["notes.txt"] == "unknown"
 
 
+def test_damage_of_one_file_of_a_checkpoint_hides_none_of_another(checkpoint: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
+    for name in ("commands.jsonl", "steps.npy", "target.json"):
+        flipped(copy / name, 3, 1)
+    assert set(problems(copy)) == {"commands.jsonl", "steps.npy", "target.json"}
+    flipped(copy / "checkpoint", 3, 1)
+    assert set(problems(copy)) == {"checkpoint", "commands.jsonl", "target.json"}  # which says what steps there are
+
+
 def test_what_report_and_timeline_write_into_the_folder_is_not_of_the_run(results: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(results, tmp_path / "copy"))
     for name in ("report.html", "timeline.json"):
