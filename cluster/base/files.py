@@ -24,6 +24,7 @@ _RESULTS = {
     "requests.npy",
     "request_numbers.npy",
     "steps.npy",
+    "devices.npy",
     "commands.jsonl",
     "SHA256SUMS",
 }
