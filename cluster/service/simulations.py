@@ -73,8 +73,11 @@ class Simulations(simulation_pb2_grpc.SimulationServiceServicer):
         """What is wrong with the scenario of a request that is not acceptable anyway, as far as that is found out."""
         if not isinstance(request, pb.ValidateRequest | pb.LaunchRequest) or any(broken(request.scenario)):
             return ()
+        options = (
+            request.options if isinstance(request, pb.LaunchRequest) and not any(broken(request.options)) else None
+        )
         try:
-            self._checkers.check(request.scenario, None, context)
+            self._checkers.check(request.scenario, options, context)
         except RequestError as error:
             return error.fields
         except PimserveError:  # too much to check, say

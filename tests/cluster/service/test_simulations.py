@@ -10,7 +10,7 @@ from google.protobuf import message_factory
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from pimserve.cluster.client import Client, ServiceError, Wanted
+from pimserve.cluster.client import Client, RunFilter, ServiceError
 from pimserve.cluster.service.limits import Limits
 from pimserve.cluster.service.server import SERVICES, ServerOptions, serving
 from pimserve.errors import InputError
@@ -69,6 +69,13 @@ def test_all_that_is_wrong_with_a_launch_is_told_at_once(client):
         "scenario.overrides[0]: run.seed",
     ]
     with pytest.raises(ServiceError) as caught:
+        client.launch("run: {seed: -1}", idempotency_key="a b", on="ray")
+    assert [field for field, _ in caught.value.violations] == [
+        "idempotency_key",
+        "options.on",
+        "scenario.yaml: run.seed",
+    ]
+    with pytest.raises(ServiceError) as caught:
         client.launch("model: none-of-these\ncluster: {device: nor-this}\nscheduler: {router: dice}")
     assert {field for field, _ in caught.value.violations} == {
         "scenario.yaml: scheduler.router",
@@ -96,7 +103,7 @@ def test_runs_are_found_by_their_labels_and_paced_before_they_begin(tmp_path):
         assert refused(client.launch, "name: silent", SMALL, speed=2, idempotency_key="a")[0] == "ALREADY_EXISTS"
 
         def listed(**wanted):
-            return [run.id for run in client.list(wanted=Wanted(**wanted))]
+            return [run.id for run in client.list(matching=RunFilter(**wanted))]
 
         assert listed(labels={"team": "chips"}) == [second.id, first.id]
         assert listed(labels=labels) == listed(name="sil*") == [first.id]
