@@ -7,8 +7,9 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from pimserve.cluster.base.rpc.reflection import SERVICE_NAMES, enable_reflection
+from pimserve.v1 import simulation_pb2
 
-OURS = "pimserve.v1.SimulationService"
+OURS = simulation_pb2.DESCRIPTOR.services_by_name["SimulationService"].full_name
 TEXT, MESSAGE, BYTES, REPEATED = 9, 11, 12, 3
 
 
@@ -18,8 +19,8 @@ def channel():
     enable_reflection([OURS], server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as each:
-        yield each
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as opened:
+        yield opened
     server.stop(None)
 
 
@@ -72,10 +73,10 @@ def test_a_client_that_knows_one_name_finds_services_and_their_files(channel, se
         f"/{service}/ServerReflectionInfo", lambda message: message.SerializeToString(), response.FromString
     )
     [listed] = ask(iter([request(list_services="*")]), timeout=5)
-    assert {each.name for each in listed.list_services_response.service} == {OURS, *SERVICE_NAMES}
+    assert {service.name for service in listed.list_services_response.service} == {OURS, *SERVICE_NAMES}
     for name in (OURS, service):
-        [told] = ask(iter([request(file_containing_symbol=name)]), timeout=5)
-        files = told.file_descriptor_response.file_descriptor_proto
+        [answer] = ask(iter([request(file_containing_symbol=name)]), timeout=5)
+        files = answer.file_descriptor_response.file_descriptor_proto
         described = [descriptor_pb2.FileDescriptorProto.FromString(file) for file in files]
-        assert name in {f"{file.package}.{each.name}" for file in described for each in file.service}
+        assert name in {f"{file.package}.{service.name}" for file in described for service in file.service}
         assert pool_of(described).FindServiceByName(name).methods

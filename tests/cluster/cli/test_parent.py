@@ -18,6 +18,8 @@ BEGIN = """
 import os, signal, sys, time
 from pathlib import Path
 from pimserve.cluster.cli import parent
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may have it ignored
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 parent.go_on_when_killed(Path("kept"))
 with Path("children").open("a") as file:
     file.write(f"{os.getpid()}\\n")
@@ -88,9 +90,9 @@ def test_so_does_one_that_comes_no_further_however_long_it_takes(tmp_path: Path)
     further = "Path('kept/checkpoint').write_text('') if parent.restarts < 3 else None"
     body = f"{further}\ntime.sleep(0.05)\nos.kill(os.getpid(), signal.SIGKILL)"
     code = BEGIN.replace("parent.go_on", f"{rare}\nparent.go_on") + body
-    told = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert told.stderr.count(KILLED) == 4  # the last that came further was the third
-    assert "killed 3 times in a row" in told.stderr
+    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.stderr.count(KILLED) == 4  # the last that came further was the third
+    assert "killed 3 times in a row" in ended.stderr
 
 
 def test_one_that_is_done_is_not_followed(tmp_path: Path) -> None:
