@@ -59,8 +59,8 @@ class RequestNumbers:
         if not 0 <= number < self.end:
             raise IndexError(number)
         if number >= self.workload:
-            found = np.flatnonzero(self.injected == number)
-            return int(self.rows[found[0]]) if len(found) else None
+            at = np.flatnonzero(self.injected == number)
+            return int(self.rows[at[0]]) if len(at) else None
         before = np.sort(self.rows) - np.arange(len(self.rows))  # requests of the workload before each injected one
         return number + int(np.searchsorted(before, number, side="right"))
 

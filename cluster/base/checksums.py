@@ -96,7 +96,7 @@ def check_folder(folder: Path, *, later: Collection[str] = (), folders: bool = F
         sums = read_checksums(folder)
     except DamageError as error:
         return 0, [Finding(error.where, error.problem, error.message)]
-    findings = [found for name, digest in sums.items() if (found := _check(folder / name, digest)) is not None]
+    findings = [finding for name, digest in sums.items() if (finding := _check(folder / name, digest)) is not None]
     for entry in sorted(folder.iterdir()):
         if entry.name in {*sums, SUMS_FILE, *later} or (folders and entry.is_dir()):
             continue

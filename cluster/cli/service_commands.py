@@ -120,14 +120,14 @@ def list_command(
 ) -> None:
     """List the runs of a server, newest first."""
     from pimserve.cluster.cli.service_tables import run_list  # noqa: PLC0415
-    from pimserve.cluster.client import Wanted  # noqa: PLC0415
+    from pimserve.cluster.client import RunFilter  # noqa: PLC0415
     from pimserve.cluster.service.run_registry import STATES  # noqa: PLC0415
 
     for state in states or ():
         if state not in STATES:
             raise InputError("--state", f"must be one of {', '.join(STATES)} (got {state!r})")
     with call.client() as client:
-        runs = list(client.list(wanted=Wanted(states or (), _labels(labels), name, since, until)))
+        runs = list(client.list(matching=RunFilter(states or (), _labels(labels), name, since, until)))
     call.show(runs, lambda: run_list(runs))
 
 

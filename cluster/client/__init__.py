@@ -2,7 +2,7 @@
 `service` or `report`."""
 
 from pimserve.cluster.base.rpc.security import TlsFiles
-from pimserve.cluster.client.calls import ServiceError, Wanted
+from pimserve.cluster.client.calls import RunFilter, ServiceError
 from pimserve.cluster.client.client import AsyncClient, Client
 
-__all__ = ["AsyncClient", "Client", "ServiceError", "TlsFiles", "Wanted"]
+__all__ = ["AsyncClient", "Client", "RunFilter", "ServiceError", "TlsFiles"]

@@ -223,7 +223,7 @@ def _device_actors(name: str | None) -> sim.DeviceActors.ValueType:
     """
     if name is None:
         return sim.DEVICE_ACTORS_UNSPECIFIED
-    ways = {each.rpartition("_")[2].lower(): number for each, number in list(sim.DeviceActors.items())[1:]}
+    ways = {key.rpartition("_")[2].lower(): number for key, number in list(sim.DeviceActors.items())[1:]}
     if name not in ways:
         message = f"must be one of {', '.join(ways)} (got {name!r})"
         raise ServiceError("INVALID_ARGUMENT", f"options.devices: {message}", [("options.devices", message)])
@@ -264,7 +264,7 @@ def summary(run_id: str) -> Call[Summary]:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class RunFilter:
     """Which runs are listed.
 
     Args:
@@ -282,19 +282,19 @@ class Wanted:
     until: datetime | None = None
 
 
-def page(wanted: Wanted, token: str, size: int) -> Call[tuple[list[answers.Run], str]]:
+def page(matching: RunFilter, token: str, size: int) -> Call[tuple[list[answers.Run], str]]:
     """A page of runs, and the token of the next."""
     request = sim.ListRequest(
         page_size=size,
         page_token=token,
-        states=[sim.RunState.Value(f"RUN_STATE_{state.upper()}") for state in wanted.states],
-        labels=wanted.labels or {},
-        name=wanted.name,
+        states=[sim.RunState.Value(f"RUN_STATE_{state.upper()}") for state in matching.states],
+        labels=matching.labels or {},
+        name=matching.name,
     )
-    if wanted.since is not None:
-        request.created_from.FromDatetime(wanted.since)
-    if wanted.until is not None:
-        request.created_until.FromDatetime(wanted.until)
+    if matching.since is not None:
+        request.created_from.FromDatetime(matching.since)
+    if matching.until is not None:
+        request.created_until.FromDatetime(matching.until)
     return Call(request, lambda answer: ([answers.run(run) for run in answer.runs], answer.next_page_token))
 
 

@@ -28,7 +28,7 @@ from pimserve.cluster.base.rpc.results_stream import receiving
 from pimserve.cluster.base.rpc.security import NO_TLS, TlsFiles, bearer, channel_credentials
 from pimserve.cluster.client import calls, scheduler_calls
 from pimserve.cluster.client.answers import Run
-from pimserve.cluster.client.calls import Call, ServiceError, Wanted, error_of
+from pimserve.cluster.client.calls import Call, RunFilter, ServiceError, error_of
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 _TIMEOUT_S = 30.0
@@ -149,11 +149,11 @@ class Client(_Base):
         """Close the connection."""
         self._channel.close()
 
-    def list(self, states: Sequence[str] = (), wanted: Wanted | None = None) -> Iterator[Run]:
-        """All runs, newest first; with `states`, those in one of them; or those that are wanted."""
-        token, wanted = "", wanted or Wanted(states)
+    def list(self, states: Sequence[str] = (), matching: RunFilter | None = None) -> Iterator[Run]:
+        """All runs, newest first; with `states`, those in one of them; or those that the filter lets through."""
+        token, matching = "", matching or RunFilter(states)
         while True:
-            runs, token = self._do(calls.page(wanted, token, _PAGE))
+            runs, token = self._do(calls.page(matching, token, _PAGE))
             yield from runs
             if not token:
                 return
@@ -214,11 +214,11 @@ class AsyncClient(_Base):
         """Close the connection."""
         await self._channel.close()
 
-    async def list(self, states: Sequence[str] = (), wanted: Wanted | None = None) -> AsyncIterator[Run]:
+    async def list(self, states: Sequence[str] = (), matching: RunFilter | None = None) -> AsyncIterator[Run]:
         """All runs, newest first."""
-        token, wanted = "", wanted or Wanted(states)
+        token, matching = "", matching or RunFilter(states)
         while True:
-            runs, token = await self._do(calls.page(wanted, token, _PAGE))
+            runs, token = await self._do(calls.page(matching, token, _PAGE))
             for run in runs:
                 yield run
             if not token:
