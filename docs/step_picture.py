@@ -51,15 +51,7 @@ def _draw(results: Path, out: Path) -> None:
     for place, row in zip(places[1:], devices, strict=True):
         milliseconds = float(row["experts_s"]) / steps * 1e3
         text = f"its experts:\n{milliseconds:.2f} ms"
-        axes.text(
-            place,
-            5.35,
-            text,
-            ha="center",
-            va="center",
-            size=8.5,
-            bbox={"boxstyle": "round", "fc": "#eef3f8", "ec": _INK},
-        )
+        axes.text(place, 5.35, text, ha="center", va="center", size=8.5, bbox=_BOX)
     _exchange(axes, devices, "combine", 3.9, _COMBINE)
     for place, row in zip(places[1:], devices, strict=True):
         _arrow(axes, (place, 1.6), (0, 1.2), _INK)

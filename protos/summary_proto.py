@@ -105,12 +105,12 @@ def _numbers(before: str) -> Numbers:
     numbers: Numbers = {}
     inside: list[str] = []
     for line in before.splitlines():
-        if found := re.match(r"\s*message (\w+) \{", line):
-            inside.append(found[1])
+        if begin := re.match(r"\s*message (\w+) \{", line):
+            inside.append(begin[1])
         elif re.match(r"\s*\}", line):
             inside.pop()
-        elif found := re.match(r"\s*[\w.<>, ]+ (\w+) = (\d+);", line):
-            numbers.setdefault(inside[-1], {})[found[1]] = int(found[2])
+        elif field := re.match(r"\s*[\w.<>, ]+ (\w+) = (\d+);", line):
+            numbers.setdefault(inside[-1], {})[field[1]] = int(field[2])
     return numbers
 
 
