@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,13 +47,13 @@ _NODES = """
 import json, os, sys
 from ray.cluster_utils import Cluster
 args = {"num_cpus": 1, "resources": {"duplex": 4}, "object_store_memory": 128 << 20, "include_dashboard": False}
-cluster = Cluster(initialize_head=True, head_node_args=args)
+cluster = Cluster(initialize_head=True, head_node_args={**args, "temp_dir": sys.argv[1]})
 node = cluster.add_node(**args)
 print(cluster.address, flush=True)
 for _ in sys.stdin:
     cluster.remove_node(node, allow_graceful=False)
     print("lost", flush=True)
-    node = cluster.add_node(**args)
+    node = cluster.add_node(wait=False, **args)
 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 cluster.shutdown()
 """
@@ -119,7 +119,7 @@ class Nodes:
         assert self._process.stdout is not None
         self._process.stdin.write("lose\n")
         self._process.stdin.flush()
-        self._process.stdout.readline()
+        assert self._process.stdout.readline(), "the nodes themselves have ended"
 
 
 @contextmanager
@@ -127,26 +127,25 @@ def two_nodes() -> Iterator[Nodes]:
     """Started, and ended with all that belongs to them."""
     environment = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
     os.environ.update({**environment, "RAY_USAGE_STATS_ENABLED": "0"})  # of the runs too
-    process = subprocess.Popen(
-        [sys.executable, "-c", _NODES],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    below: dict[int, str] = {}
-    try:
-        nodes = Nodes(process)
-        yield nodes
-        below = descendants(process.pid)
-    finally:
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="nodes-") as folder:  # Ray wants a short path
+        with (Path(folder) / "log").open("w") as log:
+            command = [sys.executable, "-c", _NODES, folder]
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
+        below: dict[int, str] = {}
         try:
-            process.communicate(timeout=60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-        for pid in below:
-            if command_line(pid) == below[pid]:
-                os.kill(pid, signal.SIGKILL)
+            nodes = Nodes(process)
+            below = descendants(process.pid)
+            yield nodes
+        finally:
+            below.update(descendants(process.pid))
+            try:
+                process.communicate(timeout=60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
+            for pid, line in below.items():
+                if command_line(pid) == line:
+                    os.kill(pid, signal.SIGKILL)
 
 
 @contextmanager
@@ -327,6 +326,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--speed", default="12x", help="pace of the runs, of 375 simulated seconds each")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and unmount what is mounted
     rng = random.Random(asked.seed)
     done: Counter[tuple[str, str]] = Counter()
     failed, runs, recoveries = 0, 0, []
@@ -335,7 +335,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         no_disk = stack.enter_context(small_disk(scratch / "disk"))
         if no_disk is not None:
             print(f"skipped full disks: {no_disk}", flush=True)
-        nodes = stack.enter_context(two_nodes()) if "nodes" in asked.on else None
         plain = subprocess.run(command_for(scratch / "whole", "", SCENARIO), capture_output=True, text=True, check=True)
         expected = json.loads(plain.stdout)["digest"]
         while done.total() < asked.kills and failed < 10:
@@ -347,14 +346,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options = [*SCENARIO, "--speed", asked.speed]
             if place != "local":
                 options += ["--shards", str(rng.choice([1, 2])), "--devices-per-actor", str(rng.choice([2, 4]))]
-            on = nodes.address if place == "nodes" and nodes is not None else place
-            options += ["--resource", "duplex=1"] if place == "nodes" else []
             try:
-                outcome = disturbed(
-                    command_for(folder, on, options), rng, faults, asked.within, nodes if place == "nodes" else None
-                )
+                with two_nodes() if place == "nodes" else nullcontext() as nodes:
+                    on = place if nodes is None else nodes.address
+                    options += ["--resource", "duplex=1"] if place == "nodes" else []
+                    outcome = disturbed(command_for(folder, on, options), rng, faults, asked.within, nodes)
                 assert outcome.digest == expected, "OTHER BITS"
-            except (AssertionError, subprocess.TimeoutExpired) as error:
+            except (AssertionError, OSError, subprocess.TimeoutExpired) as error:
                 print(f"run {runs} on {place}, {', '.join(faults)}: FAILED: {error}", flush=True)
                 failed += 1
                 continue
