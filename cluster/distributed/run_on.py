@@ -53,7 +53,7 @@ def run_on(
         if on != PROCESSES:
             from pimserve.cluster.distributed.hosts.ray_cluster import ray_on  # noqa: PLC0415
 
-            cluster = stack.enter_context(ray_on(on))
+            cluster = stack.enter_context(ray_on(on, silence_s=spread.host_timeout_s))
         runtime = stack.enter_context(distributed(prepared, cluster, spread))
         started(runtime)
         return run(prepared, out, runtime=runtime, **how)

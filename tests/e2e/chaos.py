@@ -134,6 +134,7 @@ def two_nodes() -> Iterator[Nodes]:
         below: dict[int, str] = {}
         try:
             nodes = Nodes(process)
+            assert nodes.address, f"no nodes: {(Path(folder) / 'log').read_text()[-500:]}"
             below = descendants(process.pid)
             yield nodes
         finally:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
+from pimserve.cluster.base.supervisor import SILENCE_S
 from pimserve.cluster.distributed.hosts.ray_process import ON, RayProcess
 from pimserve.errors import InputError, shortened
 
@@ -83,7 +84,7 @@ def _countable(resources: Mapping[str, float]) -> dict[str, float]:
 
 
 def ray_on(
-    on: str, *, cpus: int = 2, resources: Mapping[str, float] | None = None
+    on: str, *, cpus: int = 2, resources: Mapping[str, float] | None = None, silence_s: float = SILENCE_S
 ) -> AbstractContextManager[RayCluster]:
     """The Ray that `--on` names: `ray` (our own, on this machine), `auto`, `HOST:PORT` or `ray://HOST:PORT`.
 
@@ -91,16 +92,21 @@ def ray_on(
         on: the value of the option.
         cpus: of a Ray of our own.
         resources: custom ones of a Ray of our own, such as {"duplex": 4}.
+        silence_s: after which a process of a Ray of our own that is stopped is killed.
 
     Raises:
         InputError: it is none of these, or there is no such Ray.
     """
-    return local_ray(cpus, resources) if on == "ray" else connect_ray(on)
+    return local_ray(cpus, resources, silence_s=silence_s) if on == "ray" else connect_ray(on)
 
 
 @contextmanager
 def local_ray(
-    cpus: int = 2, resources: Mapping[str, float] | None = None, *, start_limit_s: int = _START_LIMIT_S
+    cpus: int = 2,
+    resources: Mapping[str, float] | None = None,
+    *,
+    start_limit_s: int = _START_LIMIT_S,
+    silence_s: float = SILENCE_S,
 ) -> Iterator[RayCluster]:
     """Start a Ray on loopback, and stop it at the end, also if this process is killed.
 
@@ -108,11 +114,12 @@ def local_ray(
         cpus: how many CPUs Ray is to believe in.
         resources: custom resources, such as {"duplex": 4}.
         start_limit_s: wall time for one attempt to start; there are two.
+        silence_s: after which a process of it that is stopped is killed.
 
     Raises:
         InputError: Ray cannot be started.
     """
-    cluster = RayCluster(lambda: RayProcess.own(cpus, resources or {}, start_limit_s))
+    cluster = RayCluster(lambda: RayProcess.own(cpus, resources or {}, start_limit_s, silence_s))
     try:
         yield cluster
     finally:

@@ -76,8 +76,14 @@ class RayProcess:
         self._last_words = ""
 
     @classmethod
-    def own(cls, cpus: int, resources: Mapping[str, float], limit_s: int) -> RayProcess:
-        """A Ray of our own, with that many CPUs and these custom resources; `limit_s` for each of two attempts.
+    def own(cls, cpus: int, resources: Mapping[str, float], limit_s: int, silence_s: float = SILENCE_S) -> RayProcess:
+        """A Ray of our own.
+
+        Args:
+            cpus: that it believes in.
+            resources: custom ones.
+            limit_s: for each of two attempts to start it.
+            silence_s: after which a process of it that is stopped is killed.
 
         Raises:
             InputError: it does not come up.
@@ -86,7 +92,7 @@ class RayProcess:
         why: str | None = None
         for _ in range(_ATTEMPTS):
             folder = new_folder()
-            wanted = {"cpus": cpus, "resources": dict(resources), "folder": str(folder[0]), "silence_s": SILENCE_S}
+            wanted = {"cpus": cpus, "resources": dict(resources), "folder": str(folder[0]), "silence_s": silence_s}
             process = cls({**wanted, "limit_s": limit_s + _STOP_LIMIT_S}, folder)
             why = process.connected(limit_s, "did not start")
             if why is None:
