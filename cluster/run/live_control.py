@@ -103,7 +103,7 @@ class LiveControl:
         self._held = held
         self._cancelled = self._stopped = self._ended = False
         self._asked: deque[tuple[Future[Any], Callable[[RunView], Any]]] = deque()
-        self._length = _first_length()
+        self._length = WindowLength(_WINDOW_WALL_S, _FIRST_WINDOW_FS, 1, _LONGEST_WINDOW_FS)
         self._resumed_s: float | None = None  # wall clock
         self._collected_s = time.monotonic()
         self._finished = self._rejected = 0
@@ -123,8 +123,13 @@ class LiveControl:
     def next_barrier_fs(self, now_fs: int) -> int:
         """At once where something waits for it; else so that windows last 50 ms, or are of the pace."""
         if self._held or self._asked:
-            return now_fs + 1
-        return now_fs + (self._length.length_fs if self._pacer is None else self._pacer.window_fs)
+            length_fs = 1
+        elif self._pacer is not None:
+            length_fs = self._pacer.window_fs
+        else:
+            return now_fs + self._length.length_fs
+        self._resumed_s = None  # how long such a window lasts says nothing of the others
+        return now_fs + length_fs
 
     def barrier(self, view: RunView) -> None:
         """Show the run, do what was asked for, and wait while it is held or ahead of its pace."""
@@ -217,7 +222,6 @@ class LiveControl:
 
     def _set_speed(self, view: RunView, speed: float) -> int:
         self._pacer = Pacer(speed) if speed else None
-        self._length = _first_length()  # a paced run has hardly anything to do in a window, and tells nothing of it
         return view.now_fs
 
     def _answer(self, view: RunView) -> None:
@@ -286,10 +290,6 @@ class LiveControl:
         if time.monotonic() - self._collected_s > _COLLECT_EVERY_S:
             gc.collect()
             self._collected_s = time.monotonic()
-
-
-def _first_length() -> WindowLength:
-    return WindowLength(_WINDOW_WALL_S, _FIRST_WINDOW_FS, 1, _LONGEST_WINDOW_FS)
 
 
 def total_steps(replicas: Sequence[ReplicaState]) -> int:

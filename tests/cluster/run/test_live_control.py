@@ -99,6 +99,16 @@ def test_windows_come_to_last_about_fifty_milliseconds():
     assert lengths[-1] == pytest.approx(0.1, rel=0.3)
 
 
+def test_windows_that_end_for_a_question_do_not_stretch_the_others():
+    control = live()
+    loop, now = Loop(control), 0
+    for window in range(1, 5):
+        control.ask(lambda _: None)
+        now = control.next_barrier_fs(now)
+        control.barrier(loop.view(now, window, np.zeros(0, np.int64)))
+    assert control.next_barrier_fs(now) - now == S // 10  # as at first, not twice as long after each
+
+
 def test_a_run_that_is_held_stands_still_and_goes_on(start):
     control = live()
     loop = start(control, wall_s=0.001)
