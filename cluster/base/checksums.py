@@ -19,6 +19,7 @@ from pimserve.errors import InputError
 
 SUMS_FILE = "SHA256SUMS"
 _HEAD = "# sha256 of the lines below: "
+_NO_FILE = "is no regular file"
 _LINE = re.compile(r"([0-9a-f]{64})  ([^/\0]+)")
 
 Problem = Literal["damaged", "missing", "unknown", "unchecked"]
@@ -69,6 +70,8 @@ def read_checksums(folder: Path) -> dict[str, str]:
         DamageError: it is damaged.
     """
     file = folder / SUMS_FILE
+    if file.exists() and not file.is_file():
+        raise DamageError(str(file), _NO_FILE)
     head, _, body = file.read_bytes().partition(b"\n")
     if head != f"{_HEAD}{hashlib.sha256(body).hexdigest()}".encode():
         raise DamageError(str(file), "is damaged: its first line is not the checksum of the others")
@@ -105,6 +108,8 @@ def check_folder(folder: Path, *, later: Collection[str] = (), folders: bool = F
 
 
 def _check(file: Path, digest: str) -> Finding | None:
+    if file.exists() and not file.is_file():  # a pipe, say, of which nothing may ever come
+        return Finding(str(file), "damaged", _NO_FILE)
     try:
         with file.open("rb") as content:
             actual = hashlib.file_digest(content, "sha256").hexdigest()

@@ -175,6 +175,14 @@ def test_truncated_missing_and_unknown_files_of_results(results: Path, tmp_path:
     assert problems(copy) == {"notes.txt": "unknown"}
 
 
+@pytest.mark.parametrize("name", ["requests.npy", "SHA256SUMS"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(results: Path, tmp_path: Path, name: str) -> None:
+    copy = Path(shutil.copytree(results, tmp_path / "copy"))
+    (copy / name).unlink()
+    os.mkfifo(copy / name)
+    assert problems(copy) == {name: "damaged"}
+
+
 @pytest.mark.parametrize("name", CHECKPOINT)
 def test_truncated_and_missing_files_of_a_checkpoint(checkpoint: Path, tmp_path: Path, name: str) -> None:
     copy = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
