@@ -310,38 +310,42 @@ class Scenario(_Section):
         return document
 
 
-def load_scenario(
-    path: Path | None, overrides: Sequence[str] = (), trace: str | None = None, *, files: bool = True
-) -> Scenario:
+def load_scenario(path: Path | None, overrides: Sequence[str] = (), trace: str | None = None) -> Scenario:
     """Read a scenario.
 
     Args:
         path: YAML file; None for the embedded defaults (Mixtral-8x7B on 4 Duplex devices, Azure-like traffic).
         overrides: "path=value" each, the value in YAML.
         trace: "FORMAT:PATH" of a trace to replay in place of the workload's arrivals and lengths.
-        files: whether it may name files that describe its model and devices.
 
     Raises:
         InputError: the file, or a value in it, is not acceptable; `devices_per_node: auto` finds no number.
     """
+    if path is None:
+        return _scenario_of({}, overrides, trace, [Path()])
+    document = parse_document(read_yaml(path, "a scenario"), str(path))
+    return _scenario_of(with_trace_beside(document, path.parent), overrides, trace, [path.parent, Path()])
+
+
+def parse_scenario(text: str, place: str, overrides: Sequence[str] = (), trace: str | None = None) -> Scenario:
+    """The same of a text (YAML), which may name no files that describe its model and devices; `place` names it."""
+    return _scenario_of(parse_document(text, place), overrides, trace, None)
+
+
+def _scenario_of(
+    document: dict[str, Any], overrides: Sequence[str], trace: str | None, folders: Sequence[Path] | None
+) -> Scenario:
     wrong: list[InputError] = []
-    document: dict[str, Any] = {} if path is None else parse_document(read_yaml(path, "a scenario"), str(path))
-    if path is not None and files:
-        document = with_trace_beside(document, path.parent)
     if trace is not None:
         parsed = tried(wrong, partial(parse_trace_argument, trace))
         spec = None if parsed is None else parsed.model_dump(mode="json", exclude_none=True)
         workload = document.get("workload")
-        kept = (
-            {k: v for k, v in workload.items() if k in {"mode", "concurrency", "stagger"}}
-            if isinstance(workload, dict)
-            else {}
-        )
+        known = workload if isinstance(workload, dict) else {}
+        kept = {k: v for k, v in known.items() if k in {"mode", "concurrency", "stagger"}}
         document = {**document, "workload": {**kept, "trace": spec}}
     for override in overrides:
         document = tried(wrong, partial(_override, document, override)) or document
-    folders = [Path() if path is None else path.parent, Path()]
-    described = tried(wrong, partial(with_descriptions, document, folders if files else None))
+    described = tried(wrong, partial(with_descriptions, document, folders))
     try:
         scenario = Scenario.model_validate(document if described is None else described)
     except ValidationError as error:
@@ -358,10 +362,8 @@ def load_scenario(
 
 def json_schema() -> dict[str, Any]:
     """JSON Schema of the scenario document."""
-    schema = Scenario.model_json_schema()
-    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
-    schema["title"] = "pimserve scenario"
-    return schema
+    about = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "pimserve scenario"}
+    return {**Scenario.model_json_schema(), **about}
 
 
 def _override(document: dict[str, Any], override: str) -> dict[str, Any]:

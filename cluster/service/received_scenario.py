@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
-from pimserve.cluster.scenario.document import Scenario, load_scenario
+from pimserve.cluster.scenario.document import Scenario, parse_scenario
 from pimserve.cluster.scenario.prepared import Prepared, prepare
 from pimserve.cluster.service.scenario_fields import DOCUMENT
-from pimserve.errors import InputError, InputsError, shortened, together
+from pimserve.errors import InputError, shortened
 
 _TRACE = "workload.trace.path"
 
@@ -28,14 +27,7 @@ def read_scenario(text: str, overrides: Sequence[str], trace: str, traces: Path 
     Raises:
         InputError: it is not acceptable.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / DOCUMENT
-        file.write_text(text or "{}", encoding="utf-8")
-        try:
-            scenario = load_scenario(file, overrides, trace or None, files=False)
-        except InputError as error:
-            parts = error.errors if isinstance(error, InputsError) else (error,)
-            raise together([part.at(part.where.replace(str(file), DOCUMENT)) for part in parts]) from None
+    scenario = parse_scenario(text or "{}", DOCUMENT, overrides, trace or None)
     if scenario.workload.trace is not None:
         scenario = _with_trace(scenario, _allowed(scenario.workload.trace.path, traces))
     return prepare(scenario)

@@ -1,5 +1,7 @@
 """Scenarios over the wire: as on the command line, but for the server's files and for bombs."""
 
+import tempfile
+
 import pytest
 import yaml
 
@@ -96,3 +98,10 @@ def test_bombs_are_refused_before_they_are_built(text):
 def test_anchors_are_allowed():
     text = "workload: &w {num_requests: 5}\nrun: {seed: 3}\n"
     assert read_scenario(text, [], "", None).scenario.run.seed == 3
+
+
+def test_no_file_is_written_that_a_killed_check_would_leave_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    assert read_scenario("run: {seed: 3}", [], "", None).scenario.run.seed == 3
+    assert refused("model: mine.yaml", [], "").startswith("model: 'mine.yaml' is a file, which is not read here")
+    assert refused("a: [", [], "").startswith("scenario:2: not valid YAML")
