@@ -211,8 +211,8 @@ with ProcessSupervisor([HostSpec(f"d{k}", "echo_host:EchoHost") for k in range(2
     assert len(pids) == 2
     assert all(map(running, pids))
     os.kill(pids[0], signal.SIGSTOP)  # nor does one stay that is stopped
-    stat = Path(f"/proc/{pids[0]}/stat")
-    assert eventually(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T")
+    threads = [thread / "stat" for thread in Path(f"/proc/{pids[0]}/task").iterdir()]
+    assert eventually(lambda: {stat.read_text().rpartition(")")[2].split()[0] for stat in threads} == {"T"})
     driver.kill()
     assert eventually(lambda: not any(map(running, pids)))
 
