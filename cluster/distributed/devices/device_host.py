@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 
 import grpc
 import numpy as np
@@ -29,12 +30,12 @@ from pimserve.cluster.distributed.devices.peers import Inbox, Peers
 from pimserve.cluster.distributed.devices.span_rows import Spans, from_rows_table, span_of_step
 from pimserve.cluster.distributed.devices.turn import COMBINED, DISPATCHED, Exchange
 from pimserve.device_models.slowdown import NORMAL
-from pimserve.errors import InputError
+from pimserve.errors import InputError, PimserveError
 from pimserve.v1 import device_pb2 as pb
 from pimserve.v1.device_pb2_grpc import DeviceServiceServicer, add_DeviceServiceServicer_to_server
 
 _SERVICE = "pimserve.v1.DeviceService"
-_THREADS = 128  # each stream takes one
+_THREADS = 1024  # each stream takes one, a peer's and the caller's; they are made when they are needed
 _MOST_PEERS = 4096
 _Context = grpc.ServicerContext
 
@@ -45,10 +46,11 @@ class DeviceHost:
     Args:
         name: of the host, which peers know it by.
         token: that all calls must carry; "" for none.
-        peer_timeout_s: how long a step waits for what peers send.
+        peer_timeout_s: how long a step waits for what peers send that are there, but busy; beyond it is lost. Less
+            than `DEADLINE_S` of the caller, who is then told whose it was.
     """
 
-    def __init__(self, name: str, token: str = "", peer_timeout_s: float = 10.0) -> None:
+    def __init__(self, name: str, token: str = "", peer_timeout_s: float = 45.0) -> None:
         self._service = _Service(name, token, peer_timeout_s)
         self._health = health.HealthServicer()
         self._server = make_server(_THREADS, token, [HostGuard(name)])
@@ -81,12 +83,14 @@ class _Service(DeviceServiceServicer):
         self._epoch = 0  # streams that began before a plan was compiled or restored have no say any more
         self._inbox = Inbox()
         self._peers = Peers(token, self._inbox)
+        self._incoming: set[_Context] = set()  # streams of peers
         self._messages: Counter[int] = Counter()  # to other hosts, by what they carried
         self._message_bytes = 0
 
     def close(self) -> None:
-        """Close the connections to peers."""
+        """Close the connections to peers; nobody waits for them any more."""
         self._peers.close()
+        self._inbox.clear()
 
     @property
     def _state(self) -> HostState:
@@ -190,7 +194,7 @@ class _Service(DeviceServiceServicer):
                 state.begin_batch(request.window, request.sequence, batch)
             for spans in batch:
                 for some in spans.by_speed():
-                    self._execute(some, epoch)
+                    self._execute(some, epoch, context)
             with self._lock:
                 self._current(epoch).end_batch(request.window, request.sequence)
             yield pb.RecordStepsResponse(window=request.window, sequence=request.sequence)
@@ -207,21 +211,33 @@ class _Service(DeviceServiceServicer):
                     raise WrongStateError("steps are executed in lockstep mode")
                 spans = span_of_step(request, state.most_tokens())
                 devices = state.books[request.replica].devices
-            duration = self._execute(spans, epoch)
+            duration = self._execute(spans, epoch, context)
             times = [pb.DeviceTime(device=device, duration_fs=duration) for device in devices]
             yield pb.ExecuteStepsResponse(replica=request.replica, step=request.step, times=times)
 
-    def _execute(self, spans: Spans, epoch: int) -> int:
+    def _execute(self, spans: Spans, epoch: int, context: _Context) -> int:
         """Have devices here do their part of spans of one speed, together with the other devices of the replica.
 
         Returns:
             The time of the first span by what the devices sent each other, fs.
         """
+        try:
+            return self._execute_together(spans, epoch)
+        except PimserveError:
+            if context.is_active():  # peers that wait for this host need not wait any longer
+                with self._lock:
+                    for stream in list(self._incoming):
+                        stream.cancel()
+            raise
+
+    def _execute_together(self, spans: Spans, epoch: int) -> int:
         with self._lock:
             turn = self._current(epoch).turn(spans)
         for phase in (DISPATCHED, COMBINED):
             with self._lock:
-                outgoing = turn.outgoing(phase)
+                self._current(epoch)
+                outgoing, senders = turn.outgoing(phase), turn.senders(phase)
+                self._peers.watch(senders - {self._name})
             self._send(outgoing)
             came = None if turn.repeated else self._inbox.wait(turn, phase, self._timeout_s)
             with self._lock:
@@ -235,7 +251,7 @@ class _Service(DeviceServiceServicer):
         """Put what devices send on its way, by host; to those of this one there is no network."""
         for host, exchange in exchanges.items():
             if host == self._name:
-                self._inbox.put(exchange)
+                self._inbox.put(exchange, self._timeout_s)
                 continue
             message = to_message(exchange)
             self._peers.send(host, message)
@@ -247,6 +263,9 @@ class _Service(DeviceServiceServicer):
         self, request_iterator: Iterable[pb.ExchangeTokensRequest], context: _Context
     ) -> pb.ExchangeTokensResponse:
         """Take what devices of a peer send in spans of steps."""
+        with self._lock:
+            self._incoming.add(context)
+        context.add_callback(partial(self._incoming.discard, context))
         count = 0
         for request in request_iterator:
             with self._lock:
@@ -254,8 +273,9 @@ class _Service(DeviceServiceServicer):
                 if not state.shares(request.host, request.replica):
                     raise InputError("host", f"{request.host!r} shares no replica {request.replica} with this host")
                 exchange = from_message(request, self._name, state.experts(request.replica, NORMAL))
-                if exchange.first_step >= state.books[request.replica].next_step:
-                    self._inbox.put(exchange)
+                done = exchange.first_step < state.books[request.replica].next_step
+            if not done:
+                self._inbox.put(exchange, self._timeout_s)
             count += 1
         return pb.ExchangeTokensResponse(messages=count)
 

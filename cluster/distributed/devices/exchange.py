@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -117,6 +117,9 @@ def from_message(message: pb.ExchangeTokensRequest, to: str, experts: Experts | 
     dtype, width = (SENT, 0) if message.phase == DISPATCHED else (RESULT, 0)
     if experts is not None:
         width = experts.sent_width if message.phase == DISPATCHED else experts.result_width
+    numbers: defaultdict[tuple[int, int], list[bytes]] = defaultdict(list)  # of the same devices only one should come
+    for given in message.matrices:
+        numbers[given.from_device, given.to_device].append(given.data)
     return Exchange(
         message.host,
         to,
@@ -125,18 +128,15 @@ def from_message(message: pb.ExchangeTokensRequest, to: str, experts: Experts | 
         message.step,
         steps,
         np.array([[getattr(flow, name) for name in _FLOW] for flow in message.flows], np.int64).reshape(-1, len(_FLOW)),
-        {
-            (given.from_device, given.to_device): _matrix(given.data, dtype, len(steps), width)
-            for given in message.matrices
-        },
+        {pair: _matrix(data, dtype, len(steps), width) for pair, data in numbers.items()},
     )
 
 
-def _matrix(data: bytes, dtype: np.dtype[Any], rows: int, width: int) -> Matrix:
-    """(rows, width); of any other size the bytes, which are not what anybody expects."""
-    if len(data) != rows * width * dtype.itemsize:
-        return np.frombuffer(data, np.uint8)
-    return np.frombuffer(data, dtype).reshape(rows, width)
+def _matrix(given: Sequence[bytes], dtype: np.dtype[Any], rows: int, width: int) -> Matrix:
+    """(rows, width); where there are several, or of another size, the bytes, which are not what anybody expects."""
+    if len(given) > 1 or len(given[0]) != rows * width * dtype.itemsize:
+        return np.frombuffer(b"".join(given), np.uint8)
+    return np.frombuffer(given[0], dtype).reshape(rows, width)
 
 
 class KvBook:

@@ -167,22 +167,24 @@ def all_of(calls: Mapping[str, Callable[[], _Response]]) -> dict[str, _Response]
     """What each host's call returns; all are made, whatever fails.
 
     Raises:
-        HostUnavailableError: hosts cannot be reached: all of their names.
+        HostUnavailableError: hosts cannot be reached: all of their names; those of which only others say so, who may
+            have waited in vain for each other, where there are no more.
         PimserveError: another error, which goes first.
     """
     responses: dict[str, _Response] = {}
-    lost: dict[str, str] = {}
+    silent: dict[str, str] = {}
+    missed: dict[str, str] = {}  # by others
     other: PimserveError | None = None
     for host, call in calls.items():
         try:
             responses[host] = call()
         except HostUnavailableError as error:
-            lost.update(dict.fromkeys(error.hosts, error.reason))
+            (silent if host in error.hosts else missed).update(dict.fromkeys(error.hosts, error.reason))
         except PimserveError as error:
             other = other or error
     if other is not None:
         raise other
-    if lost:
+    if lost := silent or missed:
         raise HostUnavailableError(tuple(sorted(lost)), "; ".join(dict.fromkeys(lost.values())))
     return responses
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from functools import partial
 
 from pimserve.cluster.base.rpc.request_stream import RequestStream
@@ -14,7 +15,7 @@ from pimserve.cluster.distributed.devices.turn import Exchange, Turn
 from pimserve.v1 import device_pb2 as pb
 
 _DEADLINE_S = 20.0  # of a single call
-_MOST_WAITING = 64  # messages of a host for spans that have not come here yet
+_MOST_BYTES = 2**26  # of a host, for spans that have not come here yet
 _Key = tuple[int, int, int]  # replica, phase, first step
 _Outgoing = RequestStream[pb.ExchangeTokensRequest]
 
@@ -38,8 +39,8 @@ class Peers:
             if addresses.get(host) != peer.address:
                 self._peers.pop(host).close()
         for host, address in addresses.items():
+            self._inbox.reachable(host)
             if host not in self._peers:
-                self._inbox.reachable(host)
                 self._peers[host] = _Peer(host, address, self._token, self._inbox)
 
     def call(self, method: str, requests: Mapping[str, object]) -> None:
@@ -53,6 +54,11 @@ class Peers:
     def send(self, host: str, request: pb.ExchangeTokensRequest) -> None:
         """Put a step's message on its way; whether it came is seen by what the peer sends."""
         self._peers[host].send(request)
+
+    def watch(self, hosts: Iterable[str]) -> None:
+        """Notice when one of these goes that has nothing to be sent: the inbox is told."""
+        for host in hosts:
+            self._peers[host].open()
 
     def close(self) -> None:
         """Close all channels."""
@@ -68,13 +74,17 @@ class _Peer(Connection):
         self._lock = threading.RLock()
         self._outgoing: _Outgoing | None = None
 
-    def send(self, request: pb.ExchangeTokensRequest) -> None:
+    def open(self) -> _Outgoing:
         with self._lock:
             outgoing = self._outgoing
             if outgoing is None:
                 self._outgoing = outgoing = _Outgoing(partial(self.stub.ExchangeTokens.future, metadata=self.metadata))
                 outgoing.call.add_done_callback(partial(self._ended, outgoing))  # called here, if it has failed already
-            outgoing.send(request)
+            return outgoing
+
+    def send(self, request: pb.ExchangeTokensRequest) -> None:
+        with self._lock:
+            self.open().send(request)
 
     def close(self) -> None:
         with self._lock:
@@ -97,78 +107,98 @@ class Inbox:
     """What peers, and this host itself, have sent for spans that are not done here yet."""
 
     def __init__(self) -> None:
-        self._exchanges: dict[_Key, dict[str, Exchange]] = {}  # of each host
+        self._exchanges: dict[_Key, list[Exchange]] = {}
         self._missing: dict[_Key, set[str]] = {}  # of spans that somebody waits for
-        self._done: dict[int, int] = {}  # by replica, first step of the last spans that are done
+        self._held: Counter[str] = Counter()  # bytes by host
+        self._done: dict[int, int] = {}  # by replica, the step after those that are done
         self._lost: set[str] = set()
-        self._came = threading.Condition()
+        self._cleared = 0  # how often
+        self._changed = threading.Condition()
 
     def lost(self, host: str) -> None:
         """A host cannot be reached; nothing more will come from it."""
-        with self._came:
+        with self._changed:
             self._lost.add(host)
-            self._came.notify_all()
+            self._changed.notify_all()
 
     def reachable(self, host: str) -> None:
-        """A host has another address."""
-        with self._came:
+        """A host is there, as far as is known."""
+        with self._changed:
             self._lost.discard(host)
 
-    def put(self, exchange: Exchange) -> None:
-        """Something has come; again, where spans are repeated.
+    def put(self, exchange: Exchange, timeout_s: float) -> None:
+        """Something has come; again, where spans are repeated. Waits while too much of a host's is here.
 
         Raises:
-            WrongStateError: too much waits from this host already.
+            WrongStateError: nothing of it was used for so long.
         """
         host, key = exchange.host, (exchange.replica, exchange.phase, exchange.first_step)
-        with self._came:
+        with self._changed:
             self._lost.discard(host)
-            if exchange.first_step <= self._done.get(exchange.replica, -1):
+            if not self._changed.wait_for(lambda: self._late(key) or self._held[host] < _MOST_BYTES, timeout_s):
+                raise WrongStateError(f"host {host} is {self._held[host]:,} bytes ahead")
+            here = self._exchanges.setdefault(key, [])
+            if self._late(key) or any(exchange.same_as(other) for other in here):
                 return
-            if sum(host in exchanges for exchanges in self._exchanges.values()) >= _MOST_WAITING:
-                raise WrongStateError(f"host {host} is {_MOST_WAITING} messages ahead")
-            self._exchanges.setdefault(key, {})[host] = exchange
+            here.append(exchange)
+            self._held[host] += exchange.size_bytes
             missing = self._missing.get(key)
             if missing is not None:
                 missing.discard(host)
                 if not missing:  # whoever waits is woken once
-                    self._came.notify_all()
+                    self._changed.notify_all()
 
-    def wait(self, turn: Turn, phase: int, timeout_s: float) -> dict[str, Exchange] | None:
-        """What all senders of a turn have sent in a phase; None where the turn is done meanwhile.
+    def wait(self, turn: Turn, phase: int, timeout_s: float) -> list[Exchange] | None:
+        """All that was sent for the spans of a turn in a phase, once something has come of all senders; None where the
+        turn is done meanwhile.
 
         Raises:
             HostUnavailableError: some of it has not come in time, or cannot come.
+            WrongStateError: the host goes on from elsewhere.
         """
         replica, step = turn.spans.replica, turn.first_step
         key, until = (replica, phase, step), time.monotonic() + timeout_s
-        with self._came:
-            missing = self._missing[key] = turn.senders(phase) - self._exchanges.get(key, {}).keys()
-            try:
-                while missing:
-                    if step <= self._done.get(replica, -1):
-                        return None
-                    if gone := missing & self._lost:
-                        raise HostUnavailableError(tuple(sorted(gone)), "cannot be reached")
-                    if not self._came.wait(until - time.monotonic()):
-                        raise HostUnavailableError(
-                            tuple(sorted(missing)), f"nothing came for step {step} of replica {replica}"
-                        )
-            finally:
-                self._missing.pop(key, None)
-            return dict(self._exchanges.get(key, {}))
+        with self._changed:
+            cleared = self._cleared
+            missing = self._missing.setdefault(key, set())  # of all who wait for this
+            missing |= turn.senders(phase) - {exchange.host for exchange in self._exchanges.get(key, ())}
+            while missing and not self._late(key):
+                if gone := missing & self._lost:
+                    raise HostUnavailableError(tuple(sorted(gone)), "cannot be reached")
+                came = self._changed.wait(until - time.monotonic())
+                if cleared != self._cleared:
+                    raise WrongStateError("the host was told to go on from elsewhere")
+                if not came:
+                    raise HostUnavailableError(
+                        tuple(sorted(missing)), f"nothing came for step {step} of replica {replica}"
+                    )
+            return None if self._late(key) else self._of_spans(replica, phase, turn.end_step)
 
     def clear(self) -> None:
         """Forget what came and what was done."""
-        with self._came:
-            self._exchanges.clear()
-            self._done.clear()
+        with self._changed:
+            for kept in (self._exchanges, self._missing, self._held, self._done):
+                kept.clear()
+            self._cleared += 1
+            self._changed.notify_all()
 
     def done(self, turn: Turn) -> None:
         """Spans and those before them are done."""
-        replica, step = turn.spans.replica, turn.first_step
-        with self._came:
-            self._done[replica] = max(step, self._done.get(replica, -1))
-            for key in [key for key in self._exchanges if key[0] == replica and key[2] <= step]:
-                del self._exchanges[key]
-            self._came.notify_all()
+        replica, end = turn.spans.replica, turn.end_step
+        with self._changed:
+            self._done[replica] = max(end, self._done.get(replica, 0))
+            for key in [key for key in self._missing if key[0] == replica and key[2] < end]:
+                del self._missing[key]
+            for key in [key for key in self._exchanges if key[0] == replica and key[2] < end]:
+                for exchange in self._exchanges.pop(key):
+                    self._held[exchange.host] -= exchange.size_bytes
+            self._changed.notify_all()
+
+    def _late(self, key: _Key) -> bool:
+        replica, _, step = key
+        return step < self._done.get(replica, 0)
+
+    def _of_spans(self, replica: int, phase: int, end: int) -> list[Exchange]:
+        """All that came for steps before `end` and is not done: what begins elsewhere than the spans is among it."""
+        some = [key for key in self._exchanges if key[0] == replica and key[1] == phase and key[2] < end]
+        return [exchange for key in sorted(some) for exchange in self._exchanges[key]]

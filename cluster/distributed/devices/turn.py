@@ -23,6 +23,7 @@ DISPATCHED = pb.ExchangePhase.EXCHANGE_PHASE_DISPATCH
 _NO_PLACES = np.zeros(0, np.int64)
 COMBINED = pb.ExchangePhase.EXCHANGE_PHASE_COMBINE
 SPAN_STEPS = np.dtype("<i4")
+_OVERHEAD_BYTES = 1024  # of an exchange, beside its numbers
 # (cells, 2), counts and bytes, in spans of these tokens, outputs and steps (n,) and picks in the cells of the dispatch.
 TrafficOf = Callable[[IntArray, IntArray, IntArray, IntArray | None], IntArray]
 
@@ -42,6 +43,22 @@ class Exchange(NamedTuple):
     span_steps: NDArray[np.int32]
     flows: IntArray
     matrices: Mapping[Pair, Matrix]
+
+    @property
+    def size_bytes(self) -> int:
+        """About what it takes in memory."""
+        matrices = sum(matrix.nbytes for matrix in self.matrices.values())
+        return _OVERHEAD_BYTES + self.span_steps.nbytes + self.flows.nbytes + matrices
+
+    def same_as(self, other: Exchange) -> bool:
+        """Whether another one, of the same phase and first step, says the same."""
+        return (
+            self.host == other.host
+            and np.array_equal(self.span_steps, other.span_steps)
+            and np.array_equal(self.flows, other.flows)
+            and self.matrices.keys() == other.matrices.keys()
+            and all(np.array_equal(matrix, other.matrices[pair]) for pair, matrix in self.matrices.items())
+        )
 
 
 class Routes:
@@ -114,6 +131,11 @@ class Turn:
         """Number of the first step."""
         return int(self.spans.first_steps[0])
 
+    @property
+    def end_step(self) -> int:
+        """Number of the step after the last one."""
+        return int(self.spans.first_steps[-1] + self._steps[-1])
+
     def outgoing(self, phase: int) -> dict[str, Exchange]:
         """What devices here send, by host; in the second phase of what `take` was given in the first."""
         exchanges = {}
@@ -131,22 +153,22 @@ class Turn:
             return set(self._routes.devices)
         return {host for host in self._routes.devices if len(self._expected(phase, host, name).flows)}
 
-    def take(self, phase: int, came: Mapping[str, Exchange] | None) -> None:
-        """Take what has come from all senders; None: it came before, and was what the gate drew.
+    def take(self, phase: int, came: Sequence[Exchange] | None) -> None:
+        """Take all that has come for these spans; None: it came before, and was what the gate drew.
 
         Raises:
             DeviceMismatchError: it is not what the gate drew for these spans.
         """
         if came is None:
             self.repeated = True
-            came = {host: self._expected(phase, host, self._routes.name) for host in self.senders(phase)}
+            came = [self._expected(phase, host, self._routes.name) for host in sorted(self.senders(phase))]
         else:
-            for host in sorted(came):
-                self._compare(came[host], phase, host)
-        self.received += came.values()
+            for exchange in came:
+                self._compare(exchange, phase)
+        self.received += came
         if self._draw is None:
             return
-        matrices = {pair: matrix for exchange in came.values() for pair, matrix in exchange.matrices.items()}
+        matrices = {pair: matrix for exchange in came for pair, matrix in exchange.matrices.items()}
         if phase == DISPATCHED:
             self._draw.compute(matrices)
         else:
@@ -176,19 +198,20 @@ class Turn:
         self._expected_of[phase, sender, receiver] = exchange
         return exchange
 
-    def _compare(self, came: Exchange, phase: int, host: str) -> None:
-        expected = self._expected(phase, host, self._routes.name)
-        if not np.array_equal(came.span_steps, self._steps):
+    def _compare(self, came: Exchange, phase: int) -> None:
+        expected = self._expected(phase, came.host, self._routes.name)
+        if came.first_step != self.first_step or not np.array_equal(came.span_steps, self._steps):
             raise self._mismatch(
-                f"host {host} sends {came.span_steps.sum()} steps, not {self._steps.sum()}, in other spans"
+                f"{_hosts(phase, came)}: {came.span_steps.sum()} steps from step {came.first_step} on came, "
+                f"{self._steps.sum()} from step {self.first_step} on should, in the same spans"
             )
         if not np.array_equal(came.flows, expected.flows):
-            self._compare_flows(came.flows, expected.flows)
+            self._compare_flows(phase, came, expected.flows)
         for pair in sorted(expected.matrices.keys() | came.matrices.keys()):
             self._compare_matrix(phase, pair, expected.matrices.get(pair), came.matrices.get(pair))
 
-    def _compare_flows(self, came: IntArray, expected: IntArray) -> NoReturn:
-        given, wanted = ({tuple(flow[:3]): flow[3:] for flow in flows.tolist()} for flows in (came, expected))
+    def _compare_flows(self, phase: int, came: Exchange, expected: IntArray) -> NoReturn:
+        given, wanted = ({tuple(flow[:3]): flow[3:] for flow in flows.tolist()} for flows in (came.flows, expected))
         for sender, receiver, kind in sorted(given.keys() | wanted.keys()):
             there, here = (flows.get((sender, receiver, kind), (0, 0)) for flows in (given, wanted))
             if there != here:
@@ -196,15 +219,14 @@ class Turn:
                     f"{kind_name(kind)} in all layers from device {sender} to device {receiver}: {there[0]:,} of "
                     f"{there[1]:,} bytes came, {here[0]:,} of {here[1]:,} bytes should"
                 )
-        raise self._mismatch(f"flows come twice, or in another order: {came[:, :3].tolist()[:8]}")
+        raise self._mismatch(f"{_hosts(phase, came)}: flows come twice, or in another order")
 
     def _compare_matrix(self, phase: int, pair: Pair, expected: Matrix | None, came: Matrix | None) -> None:
         if expected is not None and came is not None and np.array_equal(expected, came):
             return
-        assert self._draw is not None
         sender, receiver = pair
-        ends = f"{'dispatch' if phase == DISPATCHED else 'combine'} from device {sender} to device {receiver}"
-        if expected is None or came is None or came.shape != expected.shape:
+        ends = f"{_phase(phase)} from device {sender} to device {receiver}"
+        if self._draw is None or expected is None or came is None or came.shape != expected.shape:
             raise self._mismatch(f"{ends}, all layers: {_size(came)} came, {_size(expected)} should")
         row, column = np.argwhere(came != expected)[0].tolist()
         name = self._draw.sent_name(receiver, column) if phase == DISPATCHED else self._draw.result_name(sender, column)
@@ -215,9 +237,17 @@ class Turn:
         )
 
     def _mismatch(self, what: str) -> DeviceMismatchError:
-        first, last = self.first_step, int(self.spans.first_steps[-1] + self._steps[-1] - 1)
+        first, last = self.first_step, self.end_step - 1
         which = f"step {first}" if first == last else f"steps {first} to {last}"
         return DeviceMismatchError(f"replica {self.spans.replica}, {which}, {what}")
+
+
+def _phase(phase: int) -> str:
+    return "dispatch" if phase == DISPATCHED else "combine"
+
+
+def _hosts(phase: int, came: Exchange) -> str:
+    return f"{_phase(phase)} in all layers from host {came.host} to host {came.to}"
 
 
 def _size(matrix: Matrix | None) -> str:

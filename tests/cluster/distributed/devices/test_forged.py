@@ -1,5 +1,7 @@
 """Whatever devices send each other that is not what the gate drew fails the run where it comes, and says so."""
 
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -8,10 +10,11 @@ import pytest
 
 from pimserve.arrays import IntArray
 from pimserve.cluster.base.rpc.statuses import DeviceMismatchError, HostUnavailableError
-from pimserve.cluster.distributed.devices import device_host, flows
+from pimserve.cluster.distributed.devices import batches, device_host, flows
 from pimserve.cluster.distributed.devices.driver import DeviceDriver
 from pimserve.cluster.distributed.devices.exchange import to_message
 from pimserve.cluster.distributed.devices.expert_work import RESULT, SENT
+from pimserve.cluster.distributed.devices.peers import Peers
 from pimserve.cluster.distributed.devices.turn import COMBINED, DISPATCHED, Exchange, Turn
 from pimserve.v1 import device_pb2 as pb
 from tests.cluster.distributed.devices.served import linked, run, steps_of
@@ -58,6 +61,18 @@ def more_steps(message: pb.ExchangeTokensRequest) -> None:
     message.span_steps = steps.tobytes()
 
 
+def repeat_matrix(message: pb.ExchangeTokensRequest) -> None:
+    message.matrices.insert(0, pb.ExpertMatrix(from_device=0, to_device=1))
+
+
+def repeat_flow(message: pb.ExchangeTokensRequest) -> None:
+    message.flows.append(message.flows[0])
+
+
+def later(message: pb.ExchangeTokensRequest) -> None:
+    message.step += 1
+
+
 def swap_matrices(message: pb.ExchangeTokensRequest) -> None:
     first, second = message.matrices[0].data, message.matrices[1].data
     message.matrices[0].data, message.matrices[1].data = second, first
@@ -75,13 +90,14 @@ CASES: list[tuple[str, int, Forge, str]] = [
     ("exact", DISPATCHED, drop_matrix, rf"{_DISPATCH}, all layers: nothing came, \d+ x 64 numbers"),
     ("exact", DISPATCHED, cut_matrix, rf"{_DISPATCH}, all layers: \d+ numbers came"),
     ("exact", DISPATCHED, swap_matrices, r"dispatch from device 0 to device . ?: \d+ copies for expert"),
+    ("exact", DISPATCHED, repeat_matrix, rf"{_DISPATCH}, all layers: \d+ numbers came"),
     ("exact", COMBINED, one_more(RESULT, 5), rf"{_COMBINE}: [\d,]+ time_fs of expert group 0 in MoE layer 1"),
     ("exact", COMBINED, one_more(RESULT, 4), rf"{_COMBINE}: .* compute_pj of expert group 0 in MoE layer 0"),
     ("exact", COMBINED, other_device, rf"{_COMBINE}, all layers: nothing came"),
     ("ep", DISPATCHED, one_more(SENT, 0), rf"{_DISPATCH}: \d+ tokens in all layers"),
     ("ep", DISPATCHED, one_more(SENT, 1), rf"{_DISPATCH}: .* number of the outcome"),
     ("ep", DISPATCHED, flow(flows.DISPATCH, count=1), r"dispatch in all layers from device 0 to device 1: "),
-    ("ep", DISPATCHED, more_steps, r"host host-0 sends \d+ steps, not \d+, in other spans"),
+    ("ep", DISPATCHED, more_steps, r"dispatch in all layers from host host-0 to host host-1: \d+ steps from step"),
     ("ep", COMBINED, one_more(RESULT, 0), rf"{_COMBINE}: [\d,]+ fs of the experts in all layers"),
     ("ep", COMBINED, flow(flows.COMBINE, bytes=-1), r"combine in all layers from device 0 to device 1: "),
     ("dense", DISPATCHED, flow(flows.ALL_REDUCE, bytes=1), r"all_reduce in all layers from device 0 to device 1: "),
@@ -91,9 +107,15 @@ CASES: list[tuple[str, int, Forge, str]] = [
 ]
 
 
+MORE: list[tuple[str, int, Forge, str]] = [
+    ("dense", DISPATCHED, repeat_matrix, rf"{_DISPATCH}, all layers: [0-9x ]+ numbers came, nothing should"),
+    ("ep", DISPATCHED, repeat_flow, r"dispatch in all layers from host host-0 to host host-1: flows come twice"),
+]
+
+
 @pytest.mark.parametrize(
     ("name", "phase", "forge", "message", "lockstep"),
-    [*((*case, True) for case in CASES), *((*case, False) for case in CASES[::3])],
+    [*((*case, True) for case in (*CASES, *MORE)), *((*case, False) for case in CASES[::3])],
 )
 def test_a_forged_message_fails_the_run_where_it_comes(
     name: str, phase: int, forge: Forge, message: str, lockstep: bool, monkeypatch: pytest.MonkeyPatch
@@ -117,16 +139,66 @@ def test_a_forged_message_fails_the_run_where_it_comes(
         assert error.match(which)
 
 
+@pytest.mark.parametrize("forged_first", [True, False])
+@pytest.mark.parametrize(
+    ("name", "forge", "message"),
+    [
+        ("exact", one_more(SENT, 0), rf"{_DISPATCH}: \d+ copies for expert 2 in MoE layer 0"),
+        ("dense", flow(flows.ALL_REDUCE, bytes=1), "all_reduce in all layers from device 0 to device 1"),
+        ("ep", later, r"dispatch in all layers from host host-0 to host host-1: \d+ steps from step"),
+    ],
+)
+def test_of_two_messages_that_differ_none_is_believed(
+    name: str, forge: Forge, message: str, forged_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = run(name)
+    replica, block, first = served.blocks[0]
+    longest = int(np.argmax(block[:, 2]))
+    at, send, both = int(first[longest]), Peers.send, threading.Event()
+
+    def forged(peers: Peers, host: str, request: pb.ExchangeTokensRequest) -> None:
+        if (request.host, request.step) == (RECEIVER, at):  # waits itself for nothing yet
+            both.wait(5)
+            time.sleep(0.2)
+        messages = [request]
+        if (request.host, host, request.phase, request.step) == (SENDER, RECEIVER, DISPATCHED, at):
+            other = pb.ExchangeTokensRequest.FromString(request.SerializeToString())
+            forge(other)
+            messages.insert(0 if forged_first else 1, other)
+        for one in messages:
+            send(peers, host, one)
+        if len(messages) > 1:
+            both.set()
+
+    monkeypatch.setattr(Peers, "send", forged)
+    monkeypatch.setattr(batches, "ROWS_PER_BATCH", 1)  # a turn for each span
+    with linked(served, 2, lockstep=False) as link, pytest.raises(DeviceMismatchError, match=message):
+        drive(link, replica, block[: longest + 1], first[: longest + 1])
+
+
+def test_nobody_waits_for_a_host_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    served = run("dense")
+    replica, block, first = served.blocks[0]
+
+    def forged(exchange: Exchange) -> pb.ExchangeTokensRequest:
+        request = to_message(exchange)
+        if exchange.host == SENDER and exchange.first_step == 3:
+            request.flows[0].count += 1
+        return request
+
+    monkeypatch.setattr(device_host, "to_message", forged)
+    monkeypatch.setattr("tests.cluster.distributed.devices.served.PEER_TIMEOUT_S", 60.0)
+    with linked(served, 2, lockstep=True) as link:
+        began = time.monotonic()
+        with pytest.raises(DeviceMismatchError, match="all_reduce in all layers"):
+            link.take(replica, *steps_of(block, first, 8))
+        assert time.monotonic() - began < 20  # the sender would wait for what the receiver does not send any more
+
+
 def test_a_message_that_never_comes_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     served = run("ep")
     replica, block, first = served.blocks[0]
-    monkeypatch.setattr(
-        device_host._Service,
-        "_send",
-        lambda self, exchanges: [
-            self._inbox.put(exchange) for host, exchange in exchanges.items() if host == self._name
-        ],
-    )
+    monkeypatch.setattr(Peers, "send", lambda *_: None)
     monkeypatch.setattr("tests.cluster.distributed.devices.served.PEER_TIMEOUT_S", 0.3)
     with (
         linked(served, 2, lockstep=True) as link,
