@@ -182,7 +182,7 @@ def test_nobody_waits_for_a_host_that_failed(monkeypatch: pytest.MonkeyPatch) ->
 
     def forged(exchange: Exchange) -> pb.ExchangeTokensRequest:
         request = to_message(exchange)
-        if exchange.host == SENDER and exchange.first_step == 3:
+        if exchange.host == SENDER and exchange.first_step == int(first[1]):
             request.flows[0].count += 1
         return request
 
@@ -191,7 +191,7 @@ def test_nobody_waits_for_a_host_that_failed(monkeypatch: pytest.MonkeyPatch) ->
     with linked(served, 2, lockstep=True) as link:
         began = time.monotonic()
         with pytest.raises(DeviceMismatchError, match="all_reduce in all layers"):
-            link.take(replica, *steps_of(block, first, 8))
+            link.take(replica, block[:2], first[:2])
         assert time.monotonic() - began < 20  # the sender would wait for what the receiver does not send any more
 
 
