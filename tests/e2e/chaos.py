@@ -47,6 +47,7 @@ _NODES = """
 import json, os, sys
 from ray.cluster_utils import Cluster
 args = {"num_cpus": 1, "resources": {"duplex": 4}, "object_store_memory": 128 << 20, "include_dashboard": False}
+os.makedirs("/tmp/ray", exist_ok=True)  # where it notes its address, whatever its folder
 cluster = Cluster(initialize_head=True, head_node_args={**args, "temp_dir": sys.argv[1]})
 node = cluster.add_node(**args)
 print(cluster.address, flush=True)
