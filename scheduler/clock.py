@@ -170,7 +170,6 @@ class Clock:
         return [state for state in self._states if state is not None]
 
     def _steps(self) -> int:
-        """Of all replicas, so far."""
         return sum(state.steps for state in self.states())
 
     def state(self) -> dict[str, Any]:
@@ -209,13 +208,10 @@ class Clock:
         """When the next window ends; `stop_fs` at the latest."""
         if not self._in_windows():
             return self.stop_fs
-        end = self.stop_fs
+        end, reported = self.stop_fs, 0
         if self.report_fs and (self.arrivals.router is not None or self.handovers is not None):
-            self._reported_fs = reported = self._after_idle() // self.report_fs * self.report_fs
-            if reported > self.now_fs:  # the reports that are skipped would all say that nothing is there
-                self.arrivals.reset()
-                if self.handovers is not None:
-                    self.handovers.reset()
+            self._reported_fs = self.now_fs // self.report_fs * self.report_fs
+            reported = self._after_idle() // self.report_fs * self.report_fs
             end = min(end, reported + self.report_fs)
         if self.faults.next_fs is not None:
             end = min(end, self.faults.next_fs)
@@ -225,7 +221,16 @@ class Clock:
             end = min(end, self.now_fs + self._length.length_fs)
         if self.journal is not None and (pending := self.journal.pending(self.now_fs + 1)) is not None:
             end = min(end, pending[0])
+        if self.now_fs < reported <= end:
+            self._skip_reports(reported)
         return end
+
+    def _skip_reports(self, until_fs: int) -> None:
+        """Nothing happens until this report: those before it, and it, would all say that nothing is there."""
+        self._reported_fs = until_fs
+        self.arrivals.reset()
+        if self.handovers is not None:
+            self.handovers.reset()
 
     def _in_windows(self) -> bool:
         """Whether another window is wanted: something is left to happen, and somebody wants to see it in windows."""
@@ -264,10 +269,9 @@ class Clock:
     def _after_idle(self) -> int:
         """Now, or when the next request arrives if nothing happens until then."""
         arrives_fs = self.arrivals.next_fs
-        if not self.window or self._busy() or arrives_fs is None:
+        last_step = any(state is not None and state.clock_fs > self.now_fs for state in self._states)  # is under way
+        if not self.window or self._busy() or last_step or arrives_fs is None:
             return self.now_fs
-        if any(state is not None and state.clock_fs > self.now_fs for state in self._states):
-            return self.now_fs  # a last step is under way
         return max(self.now_fs, arrives_fs)
 
     def _advance(self, end: int, *, last: bool) -> IntArray:

@@ -103,6 +103,7 @@ class LiveControl:
         self._held = held
         self._cancelled = self._stopped = self._ended = False
         self._asked: deque[tuple[Future[Any], Callable[[RunView], Any]]] = deque()
+        self._cut = False  # the window ends at once, because something waits for its end
         self._length = WindowLength(_WINDOW_WALL_S, _FIRST_WINDOW_FS, 1, _LONGEST_WINDOW_FS)
         self._resumed_s: float | None = None  # wall clock
         self._collected_s = time.monotonic()
@@ -121,15 +122,15 @@ class LiveControl:
         return self._ended
 
     def next_barrier_fs(self, now_fs: int) -> int:
-        """At once where something waits for it; else so that windows last 50 ms, or are of the pace."""
-        if self._held or self._asked:
-            length_fs = 1
-        elif self._pacer is not None:
-            length_fs = self._pacer.window_fs
-        else:
+        """At once where something waits for it; else so that windows last 50 ms, or are of the pace.
+
+        Of two windows in a row one is of full length: a run that is asked again and again goes on all the same.
+        """
+        self._cut = self._held or (bool(self._asked) and not self._cut)
+        if not self._cut and self._pacer is None:
             return now_fs + self._length.length_fs
         self._resumed_s = None  # how long such a window lasts says nothing of the others
-        return now_fs + length_fs
+        return now_fs + (1 if self._cut or self._pacer is None else self._pacer.window_fs)
 
     def barrier(self, view: RunView) -> None:
         """Show the run, do what was asked for, and wait while it is held or ahead of its pace."""

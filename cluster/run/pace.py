@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 _FS_PER_S = 10**15
 _TICK_S = 0.1  # wall clock between two looks at a paced run
-_MOST_LATE_S = 1.0  # a run that falls behind by more does not catch up
+_MOST_LATE_S = 1.0  # a run that falls behind by more does not catch up,
+_MOST_TICKS = 64  # and takes longer windows, up to so many times as long, for they may be what it takes its time for
 
 
 class Pacer:
@@ -20,10 +21,13 @@ class Pacer:
     Args:
         speed: simulated seconds per second.
         wall: the wall clock, s.
+
+    Attributes:
+        window_fs: how long the next window is to be, simulated time.
     """
 
     def __init__(self, speed: float, wall: Callable[[], float] = time.monotonic) -> None:
-        self.window_fs = max(1, round(speed * _TICK_S * _FS_PER_S))
+        self.window_fs = self._tick_fs = max(1, round(speed * _TICK_S * _FS_PER_S))
         self._fs_per_s = speed * _FS_PER_S
         self._wall = wall
         self._begin: tuple[int, float] | None = None  # simulated time, wall clock
@@ -37,6 +41,9 @@ class Pacer:
         delay = began + (now_fs - begin_fs) / self._fs_per_s - wall
         if delay < -_MOST_LATE_S:
             self._begin = now_fs, wall
+            self.window_fs = min(2 * self.window_fs, _MOST_TICKS * self._tick_fs)
+        elif delay > 0:
+            self.window_fs = self._tick_fs
         return delay
 
     def restart(self) -> None:

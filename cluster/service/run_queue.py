@@ -119,8 +119,7 @@ class RunQueue:
         Raises:
             RefusedError: there is none of that id.
         """
-        record = self.registry.get(run_id)
-        if record is None:
+        if (record := self.registry.get(run_id)) is None:
             raise unknown_run(run_id)
         return record
 
@@ -142,6 +141,11 @@ class RunQueue:
             why = self._workers.space.why(run_id) or "is starting; try again"
             raise RefusedError(grpc.StatusCode.UNAVAILABLE, f"run {run_id} {why}")
         return link
+
+    def replaced(self, run_id: str, link: WorkerLink) -> bool:
+        """Whether a run that goes on has, or is about to have, another worker than this one."""
+        with self._lock:
+            return self.record(run_id).state in ACTIVE and self._workers.children.get(run_id) is not link
 
     def progress(self, record: Record) -> simulation_pb2.Progress | None:
         """How far a run is, as far as is known."""
@@ -214,8 +218,8 @@ class RunQueue:
                     grpc.StatusCode.FAILED_PRECONDITION,
                     f"run {run_id} is {record.state}: cancel it before you delete it",
                 )
+            self._data.remove(run_id)  # first: what is left of it can be deleted again
             self.registry.remove(run_id)
-            self._data.remove(run_id)
             self._disk.forget(run_id)
         self.notify()
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +22,7 @@ from pimserve.cluster.service.ended_runs import finished, summary_of
 from pimserve.cluster.service.launch_options import options_of
 from pimserve.cluster.service.run_queue import RunQueue
 from pimserve.cluster.service.run_registry import ACTIVE, ENDED, STATES, Record, RunFilter, RunRequest, State
+from pimserve.cluster.service.worker_link import WorkerLink
 from pimserve.errors import PimserveError
 from pimserve.v1 import simulation_pb2 as pb
 from pimserve.v1 import simulation_pb2_grpc
@@ -140,11 +141,8 @@ class Simulations(simulation_pb2_grpc.SimulationServiceServicer):
         """Another pace."""
         run_id, speed, since_s = request.run_id, request.speed, 0.0
         if not self._queue.pace(run_id, speed, ("queued",)):
-            link = self._queue.link(run_id)
-            assert link.simulation is not None
-            answer = link.simulation.ChangeSpeed(request, timeout=remaining_s(context), metadata=link.metadata)
+            _, answer = self._tell("ChangeSpeed", request, context, lambda: self._queue.pace(run_id, speed, ACTIVE))
             since_s = answer.simulated_s
-            self._queue.pace(run_id, speed, ACTIVE)
         return pb.ChangeSpeedResponse(run=self._run(self._queue.record(run_id)), simulated_s=since_s)
 
     def Cancel(self, request: pb.CancelRequest, context: grpc.ServicerContext) -> pb.CancelResponse:  # noqa: N802
@@ -173,12 +171,29 @@ class Simulations(simulation_pb2_grpc.SimulationServiceServicer):
             yield from send_files(results, request.names)
 
     def _hold(self, method: str, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: ANN401 either message
-        link = self._queue.link(request.run_id)
-        answer = getattr(link.simulation, method)(request, timeout=remaining_s(context), metadata=link.metadata)
+        held = method == "Pause"
+        link, answer = self._tell(method, request, context, lambda: self._queue.hold(request.run_id, held=held))
         link.changed()
         link.wait_for_news()  # so that who asks next is not told of a time before
-        self._queue.hold(request.run_id, held=method == "Pause")
         return answer
+
+    def _tell(
+        self,
+        method: str,
+        request: Any,  # noqa: ANN401 any of them
+        context: grpc.ServicerContext,
+        note: Callable[[], object],
+    ) -> tuple[WorkerLink, Any]:
+        """Have a run's worker do something, and note it for those that come after it; returns it and its answer.
+
+        Another one may have begun before that was noted: it is told too.
+        """
+        while True:
+            link = self._queue.link(request.run_id)
+            answer = getattr(link.simulation, method)(request, timeout=remaining_s(context), metadata=link.metadata)
+            note()
+            if not self._queue.replaced(request.run_id, link):
+                return link, answer
 
     def _finished(self, run_id: str) -> RunFolder:
         return finished(self._queue.record(run_id), self._queue.folder(run_id))

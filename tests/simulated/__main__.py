@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tests.simulated.trial import Outcome
 
 _cases: list[Case] = []
+_only: list[str | None] = [None]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,16 +36,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--first", type=int, default=0, help="the first of them")
     parser.add_argument("--seed", type=int, help="this one alone")
     parser.add_argument("--trace", action="store_true", help="print all that happens")
+    parser.add_argument(
+        "--only", choices=["command", "served"], help="runs of this kind; seeds have another meaning then"
+    )
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     asked = parser.parse_args(arguments)
     if os.environ.get("PYTHONHASHSEED") != "0":  # the order of sets of names is a part of what happens
         os.execve(sys.executable, [sys.executable, "-m", "tests.simulated", *(arguments or sys.argv[1:])],
                   {**os.environ, "PYTHONHASHSEED": "0"})  # fmt: skip
     _prepare()
+    _only[:] = [asked.only]
     if asked.seed is not None:
         from tests.simulated.trial import attempt  # noqa: PLC0415
 
-        outcome = attempt(asked.seed, _cases, print if asked.trace else None)
+        outcome = attempt(asked.seed, _cases, print if asked.trace else None, only=asked.only)
         _show(outcome)
         print("failed" if outcome.findings else "passed")
         return 1 if outcome.findings else 0
@@ -93,7 +98,7 @@ def _outcomes(seeds: range, processes: int) -> Iterator[Outcome]:
 def _one(seed: int) -> Outcome:
     from tests.simulated.trial import attempt  # noqa: PLC0415
 
-    return attempt(seed, _cases)
+    return attempt(seed, _cases, only=_only[0])
 
 
 def _show(outcome: Outcome) -> None:
@@ -103,7 +108,8 @@ def _show(outcome: Outcome) -> None:
     for text in (*outcome.errors, *outcome.findings):
         print("    " + text.replace("\n", "\n    "))
     if outcome.findings:
-        print(f"    again: python -m tests.simulated --seed {outcome.seed} --trace", flush=True)
+        only = f" --only {_only[0]}" if _only[0] else ""
+        print(f"    again: python -m tests.simulated --seed {outcome.seed}{only} --trace", flush=True)
 
 
 if __name__ == "__main__":

@@ -11,17 +11,21 @@ import builtins
 import errno
 import io
 import os
+import tempfile
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 from tests.simulated.active import simulated, world
 from tests.simulated.loop import Process
 
-_REAL = {name: getattr(os, name) for name in (
-    "open", "close", "fsync", "rename", "replace", "link", "unlink", "mkdir", "rmdir", "truncate", "urandom", "getpid",
-    "_exit",
-)}  # fmt: skip
-_REAL_OPEN = io.open
+_NAMES = (
+    *("open", "close", "fsync", "rename", "replace", "link", "unlink", "mkdir", "rmdir", "truncate", "statvfs"),
+    *("urandom", "getpid", "kill", "_exit"),
+)
+_REAL = {name: getattr(os, name) for name in _NAMES}
+_PLENTY_BYTES = 10**9
+_REAL_OPEN, _REAL_MKDTEMP = io.open, tempfile.mkdtemp
 
 
 class Disk:
@@ -31,7 +35,7 @@ class Disk:
         root: the folder.
 
     Attributes:
-        full: nothing more can be written.
+        full: nothing more can be written, but for what is freed by what is removed.
         failing: how many of the next calls fail with EIO.
     """
 
@@ -39,6 +43,7 @@ class Disk:
         self.root = root
         self.full = False
         self.failing = 0
+        self._freed_bytes = 0
         self._open: dict[int, tuple[Process, str]] = {}  # whose it is, and the name of the file
 
     def has(self, path: Any) -> bool:
@@ -83,13 +88,35 @@ class Disk:
     def write(self, handle: int, data: bytes) -> None:
         """Hand data to the system."""
         self.use("write", handle, writes=False)
-        wrong = errno.ENOSPC if self.full else errno.EIO if self.failing else None
-        if wrong is None:
-            _write_all(handle, data)
-            return
-        self.failing = max(0, self.failing - 1)
-        _write_all(handle, data[: world().loop.rng.randint(0, len(data))])
-        raise OSError(wrong, os.strerror(wrong))
+        size = self.room(len(data))
+        if self.failing:
+            self.failing -= 1
+            size = world().loop.rng.randint(0, len(data))
+            _write_all(handle, data[:size])
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        _write_all(handle, data[:size])
+        if size < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def fill(self) -> None:
+        """Nothing is free."""
+        self.full, self._freed_bytes = True, 0
+
+    def free_bytes(self) -> int:
+        """That can be written."""
+        return self._freed_bytes if self.full else _PLENTY_BYTES
+
+    def room(self, size: int) -> int:
+        """Of so many bytes, those that there is room for, which they take."""
+        size = min(size, self.free_bytes())
+        if self.full:
+            self._freed_bytes -= size
+        return size
+
+    def removed(self, path: Any) -> None:
+        """A file is about to be removed, or replaced."""
+        if self.full and os.path.isfile(path):
+            self._freed_bytes += os.path.getsize(path)
 
 
 def _write_all(handle: int, data: bytes) -> None:
@@ -193,7 +220,7 @@ def _open(
 
 
 def _os_open(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
-    if not simulated() or not (dir_fd is not None or world().disk.has(path)):
+    if not simulated() or not world().disk.has(path if dir_fd is None else dir_fd):
         return int(_REAL["open"](path, flags, mode, dir_fd=dir_fd))
     world().disk.use("open", path, writes=bool(flags & os.O_CREAT))
     handle = int(_REAL["open"](path, flags, mode, dir_fd=dir_fd))
@@ -212,11 +239,28 @@ def _call(name: str) -> Callable[..., Any]:
     real = _REAL[name]
 
     def call(path: Any, *more: Any, **how: Any) -> Any:
-        if simulated() and (world().disk.has(path) or "dir_fd" in how):
+        if simulated() and world().disk.has(how["dir_fd"] if how.get("dir_fd") is not None else path):
             world().disk.use(name, path, writes=name not in {"unlink", "rmdir", "truncate"})
+            if name in {"unlink", "replace", "rename"} and "dir_fd" not in how:
+                world().disk.removed(path if name == "unlink" else more[0])
         return real(path, *more, **how)
 
     return call
+
+
+def _statvfs(path: Any) -> Any:
+    if not simulated() or not world().disk.has(path):
+        return _REAL["statvfs"](path)
+    free = world().disk.free_bytes()
+    return SimpleNamespace(f_bavail=free, f_bfree=free, f_blocks=_PLENTY_BYTES, f_frsize=1, f_bsize=1)
+
+
+def _mkdtemp(suffix: str | None = None, prefix: str | None = None, dir: Any = None) -> str:  # noqa: A002 as of tempfile
+    if not simulated() or dir is None or not world().disk.has(dir):
+        return _REAL_MKDTEMP(suffix, prefix, dir)
+    path = os.path.join(dir, f"{prefix or 'tmp'}{_urandom(4).hex()}{suffix or ''}")
+    os.mkdir(path, 0o700)
+    return path
 
 
 def _urandom(size: int) -> bytes:
@@ -225,6 +269,14 @@ def _urandom(size: int) -> bytes:
 
 def _getpid() -> int:
     return world().loop.check().process.pid if simulated() else int(_REAL["getpid"]())
+
+
+def _kill(pid: int, number: int) -> None:
+    if not simulated():
+        _REAL["kill"](pid, number)
+        return
+    world().loop.give_way()
+    world().signal(pid, number)
 
 
 def _exit(code: int) -> None:
@@ -236,13 +288,16 @@ def _exit(code: int) -> None:
 def install() -> None:
     """Have files of a seed's disk opened, written and moved here."""
     builtins.open = io.open = _open  # type: ignore[assignment]
+    tempfile.mkdtemp = _mkdtemp  # type: ignore[assignment]
     for name in ("fsync", "rename", "replace", "link", "unlink", "mkdir", "rmdir", "truncate"):
         setattr(os, name, _call(name))
     for name, call in {
         "open": _os_open,
         "close": _os_close,
+        "statvfs": _statvfs,
         "urandom": _urandom,
         "getpid": _getpid,
         "_exit": _exit,
+        "kill": _kill,
     }.items():
         setattr(os, name, call)

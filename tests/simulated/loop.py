@@ -47,6 +47,7 @@ class Process:
     tasks: dict[Task, None] = field(default_factory=dict)
     held: list[Task] = field(default_factory=list)
     at_end: list[Callable[[], None]] = field(default_factory=list)
+    signals: dict[int, Callable[..., object]] = field(default_factory=dict)  # what it does when it gets one
 
     @property
     def dead(self) -> bool:

@@ -7,16 +7,19 @@ own, `rpc/channels.py` for `grpc`. So nothing in the program knows of this, and 
 from __future__ import annotations
 
 import concurrent.futures._base as futures
+import gc
 import importlib
 import pkgutil
 import queue
 import random
 import secrets
+import signal
+import sqlite3
 import sys
 import threading
 import time
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 import grpc
@@ -28,10 +31,14 @@ import pimserve.cluster.service
 from pimserve.cluster.base import processes
 from pimserve.cluster.base.rpc import channels
 from pimserve.cluster.distributed import deployment
+from pimserve.cluster.scenario.document import Scenario
+from pimserve.cluster.scenario.prepared import Prepared, prepare
+from pimserve.cluster.service import server, worker_supervisor
 from tests.simulated import disk
 from tests.simulated.active import world
 from tests.simulated.hosts import SimSupervisor
 from tests.simulated.network import make_channel, make_server
+from tests.simulated.service_parts import SIGNAL, SQLITE, SUBPROCESS, Checkers
 from tests.simulated.waiting import QUEUE, THREADING, TIME, Module
 
 _ROOTS = (pimserve.cluster.base, pimserve.cluster.run, pimserve.cluster.distributed, pimserve.cluster.service)
@@ -40,6 +47,17 @@ _OURS = ("pimserve.cluster.", "pimserve.scheduler.")
 
 def _hex(count: int | None = None) -> str:
     return random.Random(world().loop.rng.random()).randbytes(count or 16).hex()
+
+
+_prepared: dict[str, Prepared] = {}
+
+
+def _prepare(scenario: Scenario) -> Prepared:
+    """As `prepare`; what one host has prepared the others need not."""
+    key = scenario.model_dump_json()
+    if key not in _prepared:
+        _prepared[key] = prepare(scenario)
+    return _prepared[key]
 
 
 class _Proc:
@@ -58,7 +76,27 @@ class _Proc:
 
 
 _SECRETS = Module(secrets, token_hex=_hex, token_urlsafe=_hex)
-_MODULES: dict[ModuleType, Any] = {threading: THREADING, queue: QUEUE, time: TIME, secrets: _SECRETS}
+_GC = Module(gc, collect=lambda *_: 0, freeze=lambda: None, enable=lambda: None, disable=lambda: None)
+_MODULES: dict[ModuleType, Any] = {
+    threading: THREADING,
+    queue: QUEUE,
+    time: TIME,
+    secrets: _SECRETS,
+    signal: SIGNAL,
+    sqlite3: SQLITE,
+    gc: _GC,
+}
+
+
+def _replace(where: Any, replaced: dict[int, Any]) -> None:
+    """Replace names of a module or a class, and what its functions have as defaults."""
+    for name, value in list(vars(where).items()):
+        if id(value) in replaced:
+            setattr(where, name, replaced[id(value)])
+        elif isinstance(value, FunctionType) and value.__defaults__:
+            value.__defaults__ = tuple(replaced.get(id(default), default) for default in value.__defaults__)
+        elif isinstance(value, type) and value.__module__ == getattr(where, "__name__", None):
+            _replace(value, replaced)
 
 
 def install() -> None:
@@ -67,16 +105,17 @@ def install() -> None:
         for module in pkgutil.walk_packages(root.__path__, f"{root.__name__}."):
             if "ray" not in module.name:
                 importlib.import_module(module.name)
-    replaced = {id(real): stand_in for real, stand_in in _MODULES.items()}
+    replaced = {id(real): stand_in for real, stand_in in _MODULES.items()} | {id(prepare): _prepare}
     for real, stand_in in _MODULES.items():  # `from threading import Event`
         replaced |= {id(getattr(real, name)): value for name, value in vars(stand_in).items() if hasattr(real, name)}
     for name, module in list(sys.modules.items()):
         if name.startswith(_OURS):
-            for own, value in list(vars(module).items()):
-                if id(value) in replaced:
-                    setattr(module, own, replaced[id(value)])
+            _replace(module, replaced)
     futures.threading = THREADING  # type: ignore[attr-defined]
     channels.grpc = Module(grpc, server=make_server, insecure_channel=make_channel)  # type: ignore[attr-defined]
+    worker_supervisor.subprocess = SUBPROCESS  # type: ignore[attr-defined]
+    server.CheckerPool = Checkers  # type: ignore[misc, assignment]
     processes.Path = _Proc  # type: ignore[misc, assignment]
     deployment.ProcessSupervisor = SimSupervisor  # type: ignore[misc, assignment]
     disk.install()
+    sys.unraisablehook = lambda _: None  # of generators whose process is dead

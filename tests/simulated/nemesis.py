@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import random
+import signal
 from collections import Counter
 from collections.abc import Callable
 
 from tests.simulated.loop import Process
 from tests.simulated.world import World
 
-_WITHIN_EVENTS = 500
 _MOST_FAULTS = 8
+USER = "user"  # the process of whoever calls the server, which has no faults
+
+
+def kind_of(process: Process) -> str:
+    """What a process is: coordinator, shard, devices, server or worker."""
+    return process.name.partition("-")[0]
 
 
 class Nemesis:
@@ -19,27 +25,29 @@ class Nemesis:
     Args:
         there: where it makes them.
         rng: draws them.
+        within_events: of the first events of the seed, the last at which one is made.
 
     Attributes:
         done: how often each kind was made.
     """
 
-    def __init__(self, there: World, rng: random.Random) -> None:
+    def __init__(self, there: World, rng: random.Random, within_events: int) -> None:
         self._there = there
         self._rng = rng
         self.done: Counter[str] = Counter()
-        kinds: dict[str, Callable[[], bool]] = {
-            "kill host": self._kill_host,
-            "kill coordinator": self._kill_coordinator,
+        kinds: dict[str, Callable[[], str | None]] = {
+            "kill": self._kill,
+            "terminate": self._terminate,
             "stop": self._stop,
             "break": self._break,
             "partition": self._partition,
             "full disk": self._fill,
             "bad disk": self._fail,
+            "wall clock": self._step,
         }
         self._kinds = {name: kinds[name] for name in kinds if rng.random() < 0.6}  # of this seed
         count = rng.randint(0, _MOST_FAULTS) if self._kinds else 0
-        self._when = sorted(rng.randint(1, _WITHIN_EVENTS) for _ in range(count))
+        self._when = sorted(rng.randint(1, within_events) for _ in range(count))
         there.loop.on_event = self._event
 
     def _event(self, number: int) -> None:
@@ -50,8 +58,8 @@ class Nemesis:
             self._there.loop.interrupted = True
 
     def _make(self, name: str) -> None:
-        if self._kinds[name]():
-            self.done[name] += 1
+        if what := self._kinds[name]():
+            self.done[what] += 1
 
     def rest(self) -> None:
         """No more faults; what is stopped goes on, and what is cut off comes back."""
@@ -61,52 +69,66 @@ class Nemesis:
         for process in self._there.alive():
             self._there.go_on(process)
 
-    def _one(self, *, host: bool) -> Process | None:
-        alive = [process for process in self._there.alive() if (process.parent is not None) == host]
-        return self._rng.choice(alive) if alive else None
+    def _one(self) -> Process | None:
+        """A process of the program: of each kind as often, however many there are."""
+        kinds: dict[str, list[Process]] = {}
+        for process in self._there.alive():
+            if process.name != USER:
+                kinds.setdefault(kind_of(process), []).append(process)
+        return self._rng.choice(kinds[self._rng.choice(sorted(kinds))]) if kinds else None
 
-    def _kill_host(self) -> bool:
-        return self._kill(self._one(host=True))
+    def _kill(self) -> str | None:
+        process = self._one()
+        if process is None:
+            return None
+        self._there.kill(process)
+        return f"kill {kind_of(process)}"
 
-    def _kill_coordinator(self) -> bool:
-        return self._kill(self._one(host=False))
+    def _terminate(self) -> str | None:
+        process = self._one()
+        if process is None or not process.signals:
+            return None
+        self._there.signal(process.pid, signal.SIGTERM)
+        return "terminate"
 
-    def _kill(self, process: Process | None) -> bool:
-        if process is not None:
-            self._there.kill(process)
-        return process is not None
-
-    def _stop(self) -> bool:
-        process = self._one(host=self._rng.random() < 0.9)
+    def _stop(self) -> str | None:
+        process = self._one()
         if process is None or process.stopped:
-            return False
+            return None
         self._there.stop(process)
         self._there.loop.after(self._rng.expovariate(1 / 20.0), lambda: self._there.go_on(process))
-        return True
+        return "stop"
 
-    def _break(self) -> bool:
+    def _break(self) -> str | None:
         links = self._there.network.links()
-        if links:
-            self._rng.choice(links).shut("connection reset by peer")
-        return bool(links)
+        if not links:
+            return None
+        self._rng.choice(links).shut("connection reset by peer")
+        return "break"
 
-    def _partition(self) -> bool:
-        alive = self._there.alive()
+    def _partition(self) -> str | None:
+        alive = [process for process in self._there.alive() if process.name != USER]
         if len(alive) < 2:
-            return False
+            return None
         one, other = self._rng.sample(alive, 2)
         self._there.network.cut(one.name, other.name)
         self._there.loop.after(self._rng.expovariate(1 / 15.0), self._there.network.heal)
-        return True
+        return "partition"
 
-    def _fill(self) -> bool:
+    def _fill(self) -> str:
         disk = self._there.disk
-        disk.full = True
+        disk.fill()
         self._there.loop.note("full disk")
         self._there.loop.after(self._rng.expovariate(1 / 5.0), lambda: setattr(disk, "full", False))
-        return True
+        return "full disk"
 
-    def _fail(self) -> bool:
+    def _fail(self) -> str:
         self._there.disk.failing = self._rng.choice([1, 1, 1, 2, 5])
         self._there.loop.note("bad disk", self._there.disk.failing)
-        return True
+        return "bad disk"
+
+    def _step(self) -> str:
+        step_s = self._rng.choice([-1, 1]) * 10 ** self._rng.uniform(0, 6)
+        self._there.loop.wall_step_s += step_s
+        self._there.loop.note("wall clock", f"{step_s:.3f}")
+        return "wall clock"

@@ -95,7 +95,7 @@ class Network:
     """
 
     def __init__(self, mean_s: float) -> None:
-        self.servers: dict[str, SimServer] = {}
+        self.servers: dict[str, SimServer] = {}  # that answer, by address
         self.cuts: set[tuple[str, str]] = set()
         self.mean_s = mean_s
         self._ports = 40_000
@@ -314,6 +314,7 @@ class SimServer(grpc.Server):  # type: ignore[misc]
         self.process = world().loop.check().process
         self.links: dict[Link, None] = {}
         self.stopping = False
+        self._addresses: list[str] = []
         self._handlers: list[Any] = []
         self._interceptors = interceptors
         self._threads = Semaphore(threads)
@@ -330,14 +331,15 @@ class SimServer(grpc.Server):  # type: ignore[misc]
         loop, net = world().loop, world().network
         host, _, port = address.rpartition(":")
         number = int(port) or net.port()
-        net.servers[f"{host}:{number}"] = self
+        self._addresses.append(f"{host}:{number}")
         self.process.at_end.append(lambda: loop.after(net.delay_s(), partial(self._gone, "Socket closed")))
         return number
 
     def add_secure_port(self, address: str, server_credentials: Any) -> int:
         raise NotImplementedError
 
-    def start(self) -> None: ...
+    def start(self) -> None:
+        world().network.servers |= dict.fromkeys(self._addresses, self)
 
     def stop(self, grace: float | None) -> Event:
         over = Event()

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pimserve.cluster.run.read_summary import read_summary
 from pimserve.cluster.run.run import run
 from pimserve.cluster.run.summary_schema import Summary
+from pimserve.cluster.run.verify_run import verify_results
 from pimserve.cluster.scenario.document import Scenario
 from pimserve.cluster.scenario.prepared import Prepared, prepare
 
@@ -22,6 +24,7 @@ _MOE = {
     "moe": {"experts": 8, "top_k": 2, "intermediate": 49152},
     "max_model_len_tokens": 1024,
 }
+_DENSE = {key: value for key, value in _MOE.items() if key != "moe"} | {"name": "tiny", "ffn": {"intermediate": 28672}}
 _WORKLOAD = {
     "num_requests": 10,
     "arrival": {"process": "gamma", "rate_per_s": 4, "cv": 3},
@@ -36,7 +39,8 @@ _DOCUMENTS: dict[str, dict[str, Any]] = {
         "routing": {"mode": "exact"},
     },
     "least loaded": {
-        "cluster": {"device": "duplex", "replicas": 2, "devices_per_node": 2, "experts": "ep"},
+        "model": _DENSE,
+        "cluster": {"device": "duplex", "replicas": 2, "devices_per_node": 2},
         "scheduler": {"router": "least_outstanding", "report_interval_s": 0.5},
     },
     "pools": {
@@ -45,9 +49,11 @@ _DOCUMENTS: dict[str, dict[str, Any]] = {
             "devices_per_node": 2,
             "pools": {"prefill": {"device": "duplex", "replicas": 1}, "decode": {"device": "duplex", "replicas": 1}},
         },
+        "routing": {"mode": "exact"},
         "scheduler": {"report_interval_s": 0.7},
     },
     "closed": {
+        "model": _DENSE,
         "cluster": {"device": "duplex", "replicas": 2, "devices_per_node": 2},
         "workload": {**_WORKLOAD, "mode": "closed", "concurrency": 4, "arrival": None},
     },
@@ -73,6 +79,7 @@ class Case:
     """
 
     name: str
+    document: dict[str, Any]
     prepared: Prepared
     expected: dict[str, Any]
     files: dict[str, bytes]
@@ -88,6 +95,15 @@ def same_files(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in ("requests.npy", "scenario.yaml", "steps.npy")}
 
 
+def differences(case: Case, results: Path) -> list[str]:
+    """What a results folder has other than an undisturbed run."""
+    there = figures(read_summary(results))
+    found = [f"{wrong.file}: {wrong.message}" for wrong in verify_results(results).findings]
+    found += [f"other figures: {key}" for key, value in case.expected.items() if there.get(key) != value]
+    files = same_files(results)
+    return found + [f"other bits in {name}" for name, content in case.files.items() if files[name] != content]
+
+
 def cases() -> list[Case]:
     """All of them, run undisturbed in this process."""
     made = []
@@ -97,6 +113,6 @@ def cases() -> list[Case]:
         whole["workload"] = {key: value for key, value in whole["workload"].items() if value is not None}
         prepared = prepare(Scenario.model_validate(whole))
         summary = run(prepared, scratch / name)
-        made.append(Case(name, prepared, figures(summary), same_files(scratch / name)))
+        made.append(Case(name, whole, prepared, figures(summary), same_files(scratch / name)))
     shutil.rmtree(scratch)
     return made

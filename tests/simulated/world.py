@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +26,7 @@ class World:
     def __init__(self, loop: Loop, network: Network, root: Path) -> None:
         self.loop = loop
         self.network = network
+        self.root = root
         self.disk = Disk(str(root))
         self.processes: dict[int, Process] = {}
 
@@ -57,6 +59,17 @@ class World:
             self.loop.after(1.0, lambda: self.orphaned(child))
         else:
             self.kill(child, 0)
+
+    def signal(self, pid: int, number: int) -> None:
+        """A process gets a signal."""
+        process = self.processes.get(pid)
+        if process is None or process.dead:
+            raise ProcessLookupError
+        handler = process.signals.get(number)
+        if number == signal.SIGKILL or (number and handler is None):
+            self.kill(process, -number)
+        elif handler is not None:
+            self.loop.spawn(process, lambda: handler(number, None), "signal")
 
     def stop(self, process: Process) -> None:
         """SIGSTOP."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -95,6 +96,9 @@ def _answer(method: Callable[[], _Answer], context: grpc.ServicerContext) -> _An
         if isinstance(error, OSError) and disk_is_full(error):
             LOG.error("%s: %s", error.filename, error.strerror)  # noqa: TRY400 one line tells
             statuses.abort(context, RefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, "the server's disk is full"))
+        if isinstance(error, OSError) and error.errno == errno.EIO:
+            LOG.error("%s: %s", error.filename, error.strerror)  # noqa: TRY400 one line tells
+            statuses.abort(context, RefusedError(grpc.StatusCode.UNAVAILABLE, "the server's disk fails; try again"))
         LOG.exception("internal error")
         context.abort(grpc.StatusCode.INTERNAL, "internal error; the server's log has more")
         raise

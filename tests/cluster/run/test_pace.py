@@ -80,3 +80,18 @@ def test_paced_control_waits():
     began = time.monotonic()
     control.barrier(SimpleNamespace(now_fs=end))
     assert 0.05 < time.monotonic() - began < 1
+
+
+def test_a_run_that_cannot_keep_its_pace_takes_longer_windows() -> None:
+    """Each takes 5 s whatever its length, as with shards on a slow network."""
+    now_s = 0.0
+    pacer = Pacer(0.3, lambda: now_s)
+    now_fs = windows = 0
+    while now_fs < 10 * S and windows < 500:
+        now_fs += pacer.window_fs
+        now_s += 5.0
+        now_s += max(0.0, pacer.delay_s(now_fs))
+        windows += 1
+    assert windows < 40  # 334 of a tenth of a second each
+    pacer.delay_s(now_fs + 10**3 * S)
+    assert pacer.window_fs == round(0.03 * S)  # ahead: as long as ever

@@ -5,6 +5,7 @@ import os
 import socket
 import threading
 from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -12,12 +13,14 @@ import pytest
 from pimserve.cluster.base.rpc.channels import make_server
 from pimserve.cluster.client import Client
 from pimserve.cluster.metrics.endpoint import EndpointOptions
+from pimserve.cluster.service.data_folder import DataFolder
 from pimserve.cluster.service.limits import Limits
 from pimserve.cluster.service.run_registry import Registry, RunRequest
 from pimserve.cluster.service.server import ServerOptions, serving
+from pimserve.cluster.service.simulations import Simulations
 from pimserve.errors import InputError
-from pimserve.v1 import scheduler_pb2, scheduler_pb2_grpc
-from tests.cluster.service.harness import STAND_IN, refused, server_and_client
+from pimserve.v1 import scheduler_pb2, scheduler_pb2_grpc, simulation_pb2
+from tests.cluster.service.harness import STAND_IN, refused, server_and_client, until
 
 
 def test_a_registry_that_cannot_grow_says_so_and_goes_on(tmp_path):
@@ -49,6 +52,61 @@ def test_a_full_disk_is_no_internal_error(tmp_path, monkeypatch):
             full.setattr(Registry, "add", add)
             assert refused(client.launch, "name: silent") == ("RESOURCE_EXHAUSTED", "the server's disk is full")
         assert not list((tmp_path / "data" / "runs").iterdir())
+
+
+@pytest.mark.e2e
+def test_a_run_that_could_not_be_deleted_can_be_deleted_again(tmp_path, monkeypatch):
+    """Its files first: a run that is forgotten while they are there would keep them for good."""
+    with server_and_client(tmp_path / "data", worker=STAND_IN) as client:
+        run_id = client.launch("name: silent").id
+        client.cancel(run_id)
+        with monkeypatch.context() as failing:
+
+            def remove(*_):
+                raise OSError(errno.EIO, os.strerror(errno.EIO), "runs")
+
+            failing.setattr(DataFolder, "remove", remove)
+            until(lambda: client.get(run_id).state == "cancelled")
+            assert refused(client.delete, run_id) == ("UNAVAILABLE", "the server's disk fails; try again")
+        client.delete(run_id)
+        assert not list((tmp_path / "data" / "runs").iterdir())
+
+
+class Queue:
+    """A queue with a run whose worker is another one at each look."""
+
+    def __init__(self, links):
+        self.links = links
+        self.held = None
+
+    def link(self, _):
+        return self.links[0]
+
+    def hold(self, _, *, held):
+        self.held = held
+        if len(self.links) > 1:  # this worker dies here, and the next has begun as was noted before
+            del self.links[0]
+
+    def replaced(self, _, link):
+        return link is not self.links[0]
+
+
+def test_a_worker_that_began_before_an_order_was_noted_is_told_too():
+    """The first one answered and died: its successor was held for good, and the run said to be running."""
+    told = []
+
+    def link(number):
+        def resume(request, **_):
+            told.append((number, request.run_id))
+            return simulation_pb2.ResumeResponse(simulated_s=number)
+
+        simulation = SimpleNamespace(Resume=resume)
+        return SimpleNamespace(simulation=simulation, metadata=(), changed=lambda: None, wait_for_news=lambda: None)
+
+    queue = Queue([link(0), link(1)])
+    context = SimpleNamespace(time_remaining=lambda: None)
+    answer = Simulations(queue, None, 1).Resume(simulation_pb2.ResumeRequest(run_id="a"), context)
+    assert (told, answer.simulated_s, queue.held) == ([(0, "a"), (1, "a")], 1, False)
 
 
 class Forwards(scheduler_pb2_grpc.SchedulerServiceServicer):
