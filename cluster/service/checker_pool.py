@@ -158,6 +158,7 @@ class _Checker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**environment, "OPENBLAS_NUM_THREADS": "1"},  # threads take memory, of which it has little
+            start_new_session=True,  # Ctrl-C is for the server, which ends this process
         )
 
     def ready(self) -> bool:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,11 @@ class RunFolder:
         """Whether results lie there; they come whole."""
         return (self.results / "summary.json").is_file()
 
+    @property
+    def untouched(self) -> bool:
+        """Whether there is nothing but what `DataFolder.create` made: no worker was here."""
+        return self.path.is_dir() and set(self.path.iterdir()) == {self.scenario, self.options}
+
     def size(self) -> int:
         """Bytes of all its files."""
         total = 0
@@ -91,11 +97,16 @@ class DataFolder:
         except OSError as error:
             raise InputError(str(path), f"cannot be used as a data folder: {error.strerror}") from None
 
-    def remove_leftovers(self) -> None:
-        """Remove what a killed server was making or removing. Only for the one that holds the lock."""
+    def remove_leftovers(self, is_known: Callable[[str], bool]) -> None:
+        """Remove what a killed server was making or removing. Only for the one that holds the lock.
+
+        Args:
+            is_known: whether the registry has a run of that id; one that it has not, and never began, was not launched.
+        """
         remove_drafts(self.path)
-        for leftover in self.runs.glob(".*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        for folder in self.runs.iterdir():
+            if folder.name.startswith(".") or (RunFolder(folder).untouched and not is_known(folder.name)):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def write_server(self, document: dict[str, Any]) -> None:
         """Say which process the server is, also on a full disk."""

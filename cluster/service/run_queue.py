@@ -61,7 +61,7 @@ class RunQueue:
 
     def start(self) -> None:
         """Go on with the runs that were going on, and begin with those in the queue."""
-        self._data.remove_leftovers()
+        self._data.remove_leftovers(lambda run_id: self.registry.get(run_id) is not None)
         with self._lock:
             for record in self.registry.in_states(*ACTIVE):
                 try:

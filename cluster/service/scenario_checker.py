@@ -41,20 +41,27 @@ def main() -> None:
     settings = json.loads(sys.argv[1])
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a plug-in prints is no answer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal, for the server, which ends this process
-    traces = None if settings["traces"] is None else Path(settings["traces"])
-    places = AllowedPlaces(tuple(settings["places"]["on"]), settings["places"]["most_hosts"])
     gc.freeze()
     at_rest = _data_bytes()
     if at_rest is not None:
         most = at_rest + int(settings["memory_bytes"])
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    try:
+        _check_all(requests, answers, settings, at_rest or 0)
+    except BrokenPipeError:  # the server is gone
+        os._exit(os.EX_IOERR)  # without another try to send what is left
+
+
+def _check_all(requests: IO[bytes], answers: IO[bytes], settings: Mapping[str, Any], at_rest: int) -> None:
+    """Check one scenario after the other; `at_rest` are the bytes that are in use without any."""
+    traces = None if settings["traces"] is None else Path(settings["traces"])
+    places = AllowedPlaces(tuple(settings["places"]["on"]), settings["places"]["most_hosts"])
     write_message(answers, READY)
     while (request := read_message(requests)) is not None:
         signal.alarm(int(settings["time_s"]) + 1)  # ends the process if the server is gone
         answer = _answer(request, traces, places)
         signal.alarm(0)
-        last = "exceeded" in answer or (_data_bytes() or 0) > (at_rest or 0) + _KEPT_BYTES
+        last = "exceeded" in answer or (_data_bytes() or 0) > at_rest + _KEPT_BYTES
         write_message(answers, {**answer, "last": last})
         if last:
             return

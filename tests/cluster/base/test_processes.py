@@ -84,8 +84,12 @@ def test_run_folders_come_and_go_whole(tmp_path):
     data.remove("abc")
     assert list(data.runs.iterdir()) == []
     (data.runs / ".new-left").mkdir()
-    data.remove_leftovers()
-    assert list(data.runs.iterdir()) == []
+    for run_id in ("queued", "not launched", "begun"):
+        data.create(run_id, "name: x\n", {"speed": 0.0})
+    data.run("begun").log.touch()
+    (data.runs / "notes.txt").touch()
+    data.remove_leftovers(lambda run_id: run_id == "queued")
+    assert {entry.name for entry in data.runs.iterdir()} == {"queued", "begun", "notes.txt"}
 
 
 def test_a_data_folder_that_cannot_be(tmp_path):

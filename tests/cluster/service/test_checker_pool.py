@@ -1,5 +1,8 @@
 """Scenarios are checked in other processes, which are ended when they take too much."""
 
+import json
+import os
+import subprocess
 import threading
 import time
 
@@ -8,12 +11,12 @@ import pytest
 
 from pimserve.cluster.base.rpc.statuses import RefusedError, violations
 from pimserve.cluster.client import Client
-from pimserve.cluster.service.checker_pool import CheckerPool
+from pimserve.cluster.service.checker_pool import CHECKER, CheckerPool
 from pimserve.cluster.service.launch_options import USUAL_PLACES
 from pimserve.cluster.service.limits import CheckLimits
 from pimserve.errors import InputError
 from pimserve.v1 import simulation_pb2 as pb
-from tests.cluster.service.harness import refused, server_and_client, until
+from tests.cluster.service.harness import PATIENCE_S, refused, server_and_client, until
 
 pytestmark = pytest.mark.server
 # Of the largest that can be mapped: about 10 s and 1.7 GB.
@@ -116,6 +119,22 @@ def test_a_process_that_dies_says_how_and_is_replaced(pool):
 
 
 @pytest.mark.e2e
+def test_a_process_whose_server_is_gone_ends_quietly():
+    settings = {"traces": None, "places": {"on": [], "most_hosts": 1}, "memory_bytes": 10**9, "time_s": 1}
+    nobody, answers = os.pipe()
+    os.close(nobody)
+    checker = subprocess.run(
+        [*CHECKER, json.dumps(settings)],
+        stdin=subprocess.DEVNULL,
+        stdout=answers,
+        stderr=subprocess.PIPE,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    os.close(answers)
+    assert (checker.returncode, checker.stderr) == (os.EX_IOERR, b"")
+
+
 def test_a_deadline_ends_the_work_and_the_server_goes_on(tmp_path):
     with server_and_client(tmp_path, check=CheckLimits(processes=1)) as client:
         began = time.monotonic()
