@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from pimserve.cluster.base.rpc.statuses import DeviceMismatchError
 from pimserve.cluster.distributed.devices.ledgers import DeviceLedger
@@ -58,9 +60,13 @@ def _of_each(ledgers: Sequence[DeviceLedger], log: StepLog) -> Iterator[tuple[in
 
 def _of_all(ledgers: Sequence[DeviceLedger], log: StepLog, last_blocks: int) -> Iterator[tuple[int, Sum]]:
     """What the devices of a replica share."""
+    own_pj: Counter[tuple[str, str]] = Counter()
+    engine_pj: Mapping[Any, int] = log.energy_pj
+    for ledger in ledgers:
+        own_pj.update(ledger.energy_pj)
     sums: list[Sum] = [
-        (f"pJ of {part} for {category}", sum(ledger.energy_pj.get((category, part), 0) for ledger in ledgers), energy)
-        for (category, part), energy in log.energy_pj.items()
+        (f"pJ of {part} for {category}", own_pj[category, part], engine_pj.get((category, part), 0))
+        for category, part in sorted(own_pj.keys() | engine_pj.keys())
     ]
     sums.append(("tokens", sum(ledger.tokens for ledger in ledgers), log.computed_tokens))
     sums.append(("sampled outputs", sum(ledger.outputs for ledger in ledgers), log.tokens))
