@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 # Exit codes of a worker.
 TO_BE_CONTINUED = 75  # stopped, to go on later
@@ -71,6 +72,17 @@ class StopWatch:
             return 0.0
         now_s = time.monotonic()
         return now_s - self._since_s.setdefault(pid, now_s)
+
+
+def readable(pipe: IO[Any], timeout_s: float) -> bool:
+    """Whether there is something to read by then, if only its end; with any number of files open.
+
+    Raises:
+        ValueError: it is closed.
+    """
+    look = select.poll()
+    look.register(pipe, select.POLLIN)
+    return bool(look.poll(1000 * timeout_s))
 
 
 def of_session(session: int) -> list[int]:

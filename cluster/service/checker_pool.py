@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import queue
-import select
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ from typing import Any
 
 import grpc
 
+from pimserve.cluster.base.processes import readable
 from pimserve.cluster.base.rpc.security import TOKEN_ENV
 from pimserve.cluster.base.rpc.statuses import RefusedError, RequestError
 from pimserve.cluster.service.launch_options import AllowedPlaces
@@ -194,11 +194,9 @@ class _Checker:
 
     def _answer(self, time_s: float, context: grpc.ServicerContext | None) -> Mapping[str, Any]:
         assert self._process.stdout is not None
-        answers = select.poll()
-        answers.register(self._process.stdout, select.POLLIN)
         until = time.monotonic() + time_s
         while time.monotonic() < until and (context is None or context.is_active()):
-            if answers.poll(_LOOK_S * 1000):
+            if readable(self._process.stdout, _LOOK_S):
                 answer = read_message(self._process.stdout)
                 return {"died": cause_of(self._process.wait()), "last": True} if answer is None else answer
         return {"exceeded": "time", "last": True}

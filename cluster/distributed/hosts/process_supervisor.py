@@ -8,9 +8,8 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
-from select import select
 
-from pimserve.cluster.base.processes import StopWatch
+from pimserve.cluster.base.processes import StopWatch, readable
 from pimserve.cluster.base.supervisor import Patience
 from pimserve.cluster.distributed.hosts.host_supervisor import HostDiedError, HostSupervisor
 from pimserve.cluster.distributed.hosts.hosting import HostSpec, Started
@@ -43,7 +42,7 @@ class HostProcess:
         """How its start ended; None if it has not within that time."""
         out = self._process.stdout
         assert out is not None
-        if not select([out], [], [], timeout_s)[0]:
+        if not readable(out, timeout_s):
             return None
         line = out.readline()
         if not line:

@@ -19,11 +19,10 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from select import select
 from typing import IO, Any, NoReturn
 
 from pimserve.cluster.base.locks import Lock
-from pimserve.cluster.base.processes import StopWatch
+from pimserve.cluster.base.processes import StopWatch, readable
 from pimserve.cluster.base.supervisor import SILENCE_S
 from pimserve.cluster.distributed.hosts.ray_folders import clear_away, new_folder, sweep
 from pimserve.errors import InputError, PimserveError, shortened
@@ -37,6 +36,7 @@ _ALWAYS = {
 _ATTEMPTS = 2  # one start in seventy was seen to hang
 _STOP_LIMIT_S = 30
 _ANSWER_LIMIT_S = 60.0
+_LOOK_S = 0.5  # between two looks at whether it is stopped
 
 
 class RayEndedError(PimserveError):
@@ -176,7 +176,7 @@ class RayProcess:
         assert out is not None
         watch, deadline = StopWatch(), time.monotonic() + limit_s
         try:
-            while not select([out], [], [], 0.5)[0]:
+            while not readable(out, _LOOK_S):
                 if watch.stopped_s(self.pid) > SILENCE_S:
                     self._end()
                 if time.monotonic() > deadline:

@@ -1,6 +1,8 @@
 """Processes and files that outlive others."""
 
+import fcntl
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -10,7 +12,7 @@ import pytest
 
 from pimserve.cluster.base.files import PRIVATE, read_json, write_json
 from pimserve.cluster.base.locks import take_lock
-from pimserve.cluster.base.processes import Process, StopWatch
+from pimserve.cluster.base.processes import Process, StopWatch, readable
 from pimserve.cluster.service.data_folder import DataFolder
 from pimserve.errors import InputError
 
@@ -70,6 +72,20 @@ def test_documents_are_whole_and_private(tmp_path):
     assert read_json(file) == {"a": 1}
     assert file.stat().st_mode & 0o777 == 0o600
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_pipe_is_readable_when_something_or_its_end_is_there_whatever_its_number():
+    reads, writes = os.pipe()
+    high = fcntl.fcntl(reads, fcntl.F_DUPFD, min(1500, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 1))
+    with os.fdopen(high, "rb") as pipe, os.fdopen(reads, "rb"), os.fdopen(writes, "wb", buffering=0) as other_end:
+        assert not readable(pipe, 0.0)
+        other_end.write(b"a")
+        assert readable(pipe, 0.0)
+        assert pipe.read(1) == b"a"
+        other_end.close()
+        assert readable(pipe, 0.0)
+    with pytest.raises(ValueError, match="closed"):
+        readable(pipe, 0.0)
 
 
 def test_run_folders_come_and_go_whole(tmp_path):
