@@ -57,6 +57,7 @@ class CheckerPool:
         self._command = [*command, json.dumps(settings)]
         self._free: queue.LifoQueue[_Checker] = queue.LifoQueue()
         self._lock = threading.Lock()
+        self._calls = threading.BoundedSemaphore(limits.calls)
         self._all: set[_Checker] = set()
         self._starting = 0
         self._closed = False
@@ -92,8 +93,13 @@ class CheckerPool:
             "trace": scenario.trace,
             "options": None if options is None else options.SerializeToString().hex(),
         }
-        with self._borrowed(context) as checker:
-            answer = checker.ask(request, self._limits.time_s, context)
+        if not self._calls.acquire(blocking=False):
+            raise _busy()
+        try:
+            with self._borrowed(context) as checker:
+                answer = checker.ask(request, self._limits.time_s, context)
+        finally:
+            self._calls.release()
         return _good(answer, self._limits)
 
     def _start(self) -> None:
@@ -110,7 +116,7 @@ class CheckerPool:
         ready = checker.ready()
         with self._lock:
             self._starting -= 1
-        if ready:
+        if ready and not self._closed:
             self._free.put(checker)
         else:
             self._forget(checker)
@@ -145,7 +151,11 @@ class CheckerPool:
                 self._forget(checker)
         if self._closed:
             raise RefusedError(grpc.StatusCode.UNAVAILABLE, "the server is stopping")
-        raise RefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, "other scenarios are being checked; try again later")
+        raise _busy()
+
+
+def _busy() -> RefusedError:
+    return RefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, "other scenarios are being checked; try again later")
 
 
 class _Checker:

@@ -28,11 +28,13 @@ class CheckLimits:
         time_s: in which it must be done.
         memory_bytes: beside what the process has anyway.
         processes: that check at once; more start as they are needed.
+        calls: that are checked, or wait for it; each takes a thread of the server, and others must be left.
     """
 
     time_s: float = 30.0
     memory_bytes: int = 2 * 10**9
     processes: int = 2
+    calls: int = 48
 
 
 USUAL_CHECKS = CheckLimits()

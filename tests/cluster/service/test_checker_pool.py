@@ -104,6 +104,28 @@ def test_work_ends_with_the_call(pool):
     assert check(pool, "name: next")["name"] == "next"
 
 
+@pytest.mark.parametrize("pool", [CheckLimits(processes=1, calls=1)], indirect=True)
+def test_more_calls_than_may_wait_are_refused_at_once(pool):
+    check(pool, "")
+    call, refusals = Call(), []
+
+    def long_check():
+        with pytest.raises(RefusedError) as caught:
+            check(pool, LARGE, call=call)
+        refusals.append(str(caught.value))
+
+    thread = threading.Thread(target=long_check)
+    thread.start()
+    until(pool._free.empty)
+    with pytest.raises(RefusedError, match="other scenarios are being checked") as caught:
+        check(pool, "")
+    assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    call.over.set()
+    thread.join()
+    assert len(refusals) == 1
+    assert check(pool, "name: next")["name"] == "next"
+
+
 @pytest.mark.parametrize("pool", [CheckLimits(processes=1)], indirect=True)
 def test_a_process_that_dies_says_how_and_is_replaced(pool):
     check(pool, "")
