@@ -178,15 +178,16 @@ class ReplicaBook:
         return times
 
     def traffic_of(self, tokens: IntArray, outputs: IntArray, steps: IntArray, picks: IntArray | None) -> IntArray:
-        """(cells, 2): what passes between devices, as `Traffic.of_steps` says; of a single step it is remembered."""
+        """(keys, 2): what passes between devices, as `Traffic.of_steps` says; of a single step it is remembered."""
+        of_all = self.pool.traffic
         if picks is not None or len(steps) > 1 or steps[0] > 1:
-            return self.pool.traffic.of_steps(tokens, outputs, steps, picks)
+            return of_all.by_key(of_all.of_steps(tokens, outputs, steps, picks))
         key = int(tokens[0]), int(outputs[0])
         traffic = self._step_traffic.get(key)
         if traffic is None:
             if len(self._step_traffic) >= _STEPS_KEPT:
                 self._step_traffic.clear()
-            traffic = self._step_traffic[key] = self.pool.traffic.of_steps(tokens, outputs, steps)
+            traffic = self._step_traffic[key] = of_all.by_key(of_all.of_steps(tokens, outputs, steps))
         return traffic
 
     def entries(self, sums: IntArray) -> list[tuple[int, ...]]:

@@ -272,8 +272,9 @@ class _Service(DeviceServiceServicer):
                 state = self._state
                 if not state.shares(request.host, request.replica):
                     raise InputError("host", f"{request.host!r} shares no replica {request.replica} with this host")
-                exchange = from_message(request, self._name, state.experts(request.replica, NORMAL))
-                done = exchange.first_step < state.books[request.replica].next_step
+                experts = state.experts(request.replica, NORMAL)
+                done = request.step < state.books[request.replica].next_step
+            exchange = from_message(request, self._name, experts)
             if not done:
                 self._inbox.put(exchange, self._timeout_s)
             count += 1

@@ -20,11 +20,12 @@ from pimserve.scheduler.steplog import SpanColumns
 from pimserve.v1 import device_pb2 as pb
 
 DISPATCHED = pb.ExchangePhase.EXCHANGE_PHASE_DISPATCH
-_NO_PLACES = np.zeros(0, np.int64)
+Ends = tuple[int, str, str]  # phase, sending and receiving host
+_NO_PLACES, _NO_FLOWS = np.zeros(0, np.int64), np.zeros((0, 5), np.int64)
 COMBINED = pb.ExchangePhase.EXCHANGE_PHASE_COMBINE
 SPAN_STEPS = np.dtype("<i4")
 _OVERHEAD_BYTES = 1024  # of an exchange, beside its numbers
-# (cells, 2), counts and bytes, in spans of these tokens, outputs and steps (n,) and picks in the cells of the dispatch.
+# (keys, 2), counts and bytes, in spans of these tokens, outputs and steps (n,) and picks in the cells of the dispatch.
 TrafficOf = Callable[[IntArray, IntArray, IntArray, IntArray | None], IntArray]
 
 
@@ -79,15 +80,24 @@ class Routes:
         for device, host in sorted(home.items()):
             devices.setdefault(host, []).append(device)
         self.devices = devices
-        keys: dict[tuple[int, str, str], list[int]] = {}
+        keys: dict[Ends, list[int]] = {}
         for place, (sender, receiver, kind) in enumerate(traffic.keys.tolist()):
             phase = COMBINED if kind == COMBINE else DISPATCHED
             keys.setdefault((phase, home[sender], home[receiver]), []).append(place)
-        self._keys = {ends: np.array(places) for ends, places in keys.items()}
+        self._keys = {ends: np.array(places) for ends, places in keys.items() if name in ends[1:]}
+        self._last: tuple[IntArray | None, dict[Ends, tuple[IntArray, IntArray]]] = None, {}
 
-    def places(self, phase: int, sender: str, receiver: str) -> IntArray:
-        """Which of the keys of the traffic are of a phase, and lead from host to host."""
-        return self._keys.get((phase, sender, receiver), _NO_PLACES)
+    def flows(self, passes: IntArray) -> Mapping[Ends, tuple[IntArray, IntArray]]:
+        """What leads from here and here: (m,) keys of the traffic that are not 0, and (m, 5) flows as in `Exchange`.
+
+        Args:
+            passes: (keys, 2), counts and bytes; of steps that are alike the same array, for which this is remembered.
+        """
+        if self._last[0] is not passes:
+            table, some = np.column_stack([self.traffic.keys, passes]), np.asarray(passes.any(axis=1))
+            places = {ends: of_ends[some[of_ends]] for ends, of_ends in self._keys.items()}
+            self._last = passes, {ends: (of_ends, table[of_ends]) for ends, of_ends in places.items()}
+        return self._last[1]
 
     def pairs(self, phase: int, sender: str, receiver: str) -> list[Pair]:
         """Devices between which matrices pass from host to host: what is dispatched goes from each device to each
@@ -120,8 +130,8 @@ class Turn:
         tokens = rows.decodes + rows.prefill_tokens
         self._draw = None if routes.experts is None else routes.experts.draw(tokens, spans.first_steps, rows.steps)
         picks = None if self._draw is None else self._draw.picks
-        self._passes = routes.traffic.by_key(traffic_of(tokens, rows.outputs, rows.steps, picks))
-        self._expected_of: dict[tuple[int, str, str], Exchange] = {}
+        self._flows = routes.flows(traffic_of(tokens, rows.outputs, rows.steps, picks))
+        self._expected_of: dict[Ends, Exchange] = {}
         self.sent: list[Exchange] = []
         self.received: list[Exchange] = []
         self.work: Work | None = None
@@ -176,10 +186,10 @@ class Turn:
 
     def counted(self, exchanges: Sequence[Exchange]) -> IntArray:
         """(keys, 2): count and bytes of exchanges of this turn, which are as they should be."""
-        total = np.zeros_like(self._passes)
+        total = np.zeros((len(self._routes.traffic.keys), 2), np.int64)
         for exchange in exchanges:
-            places = self._routes.places(exchange.phase, exchange.host, exchange.to)
-            total[places[self._passes[places].any(axis=1)]] += exchange.flows[:, 3:]
+            places, _ = self._flows.get((exchange.phase, exchange.host, exchange.to), (_NO_PLACES, _NO_FLOWS))
+            total[places] += exchange.flows[:, 3:]
         return total
 
     def _expected(self, phase: int, sender: str, receiver: str) -> Exchange:
@@ -191,9 +201,7 @@ class Turn:
         if draw is not None:
             for a, b in self._routes.pairs(phase, sender, receiver):
                 matrices[a, b] = draw.sent(a, b) if phase == DISPATCHED else draw.result(a)
-        places = self._routes.places(phase, sender, receiver)
-        flows = np.column_stack([self._routes.traffic.keys[places], self._passes[places]])
-        flows = flows[flows[:, 3:].any(axis=1)]
+        _, flows = self._flows.get((phase, sender, receiver), (_NO_PLACES, _NO_FLOWS))
         exchange = Exchange(sender, receiver, self.spans.replica, phase, self.first_step, self._steps, flows, matrices)
         self._expected_of[phase, sender, receiver] = exchange
         return exchange
