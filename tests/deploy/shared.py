@@ -7,10 +7,17 @@ import typer
 import yaml
 
 from pimserve.cluster.cli.main import app
+from pimserve.cluster.service.limits import USUAL_CHECKS
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 SERVICE_PORT, METRICS_PORT = 50051, 9464
+
+
+def most_bytes(running, hosts, check_memory):
+    """Of memory that a server may come to use: itself, its runs with their hosts, of 0.1 GB each, and checks."""
+    checks = USUAL_CHECKS.processes * int(check_memory.removesuffix("MB")) * 10**6
+    return (1 + running * (1 + hosts)) * 10**8 + checks
 
 
 def documents(path):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pimserve import __version__
-from tests.deploy.shared import DEPLOY, METRICS_PORT, SERVICE_PORT, documents, parsed
+from tests.deploy.shared import DEPLOY, METRICS_PORT, SERVICE_PORT, documents, most_bytes, parsed
 
 COMPOSE = DEPLOY / "compose.yaml"
 (DOCUMENT,) = documents(COMPOSE)
@@ -56,6 +56,8 @@ def test_the_service_is_started_as_it_is_reached():
     service = SERVICES["pimserve"]
     given = parsed(service["command"])
     assert service["image"] == f"pimserve:{__version__}"
+    most = most_bytes(given["max_running"], given["max_hosts"], given["check_memory"])
+    assert most < int(service["mem_limit"].removesuffix("g")) << 30
     assert given["listen"] == f"0.0.0.0:{SERVICE_PORT}"
     assert given["metrics"] == f"0.0.0.0:{METRICS_PORT}"
     assert service["ports"] == [f"127.0.0.1:{SERVICE_PORT}:{SERVICE_PORT}"]

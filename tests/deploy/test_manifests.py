@@ -18,7 +18,7 @@ from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
 from tests.deploy.custom_resources import SCHEMAS
 from tests.deploy.queries import panel_queries, rules
-from tests.deploy.shared import DEPLOY, METRICS_PORT, ROOT, SERVICE_PORT, documents, parsed
+from tests.deploy.shared import DEPLOY, METRICS_PORT, ROOT, SERVICE_PORT, documents, most_bytes, parsed
 
 KUBERNETES = "1.33"
 RESOURCES = {
@@ -167,7 +167,10 @@ def test_rules_and_dashboards_find_what_the_pod_monitor_scrapes():
 def test_limits_fit_each_other():
     (container,) = KINDS["Deployment"]["spec"]["template"]["spec"]["containers"]
     values = RESOURCES["kubernetes/base/configmap.yaml: ConfigMap"]["data"]
-    assert int(values["MAX_RUNNING"]) < int(container["resources"]["limits"]["cpu"])
+    limits = container["resources"]["limits"]
+    assert int(values["MAX_RUNNING"]) < int(limits["cpu"])
+    most = most_bytes(int(values["MAX_RUNNING"]), int(values["MAX_HOSTS"]), values["CHECK_MEMORY"])
+    assert most < int(limits["memory"].removesuffix("Gi")) << 30
     volume = KINDS["PersistentVolumeClaim"]["spec"]["resources"]["requests"]["storage"]
     assert int(values["DISK_QUOTA"].removesuffix("GB")) * 10**9 < int(volume.removesuffix("Gi")) << 30
 
