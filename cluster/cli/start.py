@@ -7,16 +7,16 @@ from __future__ import annotations
 import signal
 import sys
 
-from pimserve.cluster.cli.parent import checkpoints_of, go_on_when_killed
-
 
 def main() -> None:
     """Entry point of `pimserve`."""
-    if (checkpoints := checkpoints_of(sys.argv[1:])) is not None:
-        go_on_when_killed(checkpoints)
     ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else whoever started us has it ignored
     if ours:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from pimserve.cluster.cli.parent import checkpoints_of, go_on_when_killed  # noqa: PLC0415
+
+    if (checkpoints := checkpoints_of(sys.argv[1:])) is not None:
+        go_on_when_killed(checkpoints)
     from pimserve.cluster.cli.main import main as run  # noqa: PLC0415 a fifth of a second
 
     if ours:

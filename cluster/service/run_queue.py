@@ -355,7 +355,7 @@ class RunQueue:
         if not progress and last is not None:
             progress = {field.name: value for field, value in last.ListFields()}
         LOG.info("run %s: %s%s", run_id, state, f": {error}" if error else "")
-        self.registry.end(run_id, state, error, progress or {})
+        self.registry.end(run_id, state, error, progress or json.loads(self.record(run_id).progress))
         self._workers.forget(run_id)
         if state == "cancelled":
             shutil.rmtree(self._data.run(run_id).checkpoints, ignore_errors=True)

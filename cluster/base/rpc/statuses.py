@@ -22,6 +22,7 @@ _NO_ANSWER: Mapping[grpc.StatusCode, str] = {
     grpc.StatusCode.UNAVAILABLE: "the run's process went away; try again",
     grpc.StatusCode.DEADLINE_EXCEEDED: "the run's process is busy and did not answer in time; try again",
     grpc.StatusCode.RESOURCE_EXHAUSTED: "the run's process has too many calls to answer; try again later",
+    grpc.StatusCode.UNIMPLEMENTED: "the run's process is of another version of pimserve, which cannot do this",
 }
 # A status travels in headers, of which clients take 8 KiB; in them a message is in ASCII, and details in base 64.
 _MESSAGE_BYTES, _SHORT_MESSAGE_BYTES = 1000, 400  # without and with details

@@ -183,6 +183,14 @@ def test_a_run_that_failed_is_continued_from_its_checkpoint(tmp_path, monkeypatc
             "failed",
             "its process died 1 times within 60 s (signal 9)",
         )
+        target = folder / "checkpoints" / "target.json"
+        kept = target.read_bytes()
+        target.write_bytes(b"{")
+        client.continue_(run.id)
+        again = ended(client, run.id)
+        assert "is damaged" in again.error
+        assert again.progress == failed.progress  # how far it had come is known all the same
+        target.write_bytes(kept)
         goes_on = client.continue_(run.id)
         assert (goes_on.error, goes_on.ended_at) == ("", None)
         assert goes_on.progress.finished >= failed.progress.finished > 0

@@ -136,7 +136,8 @@ class Answers(scheduler_pb2_grpc.SchedulerServiceServicer):
 @contextmanager
 def listening(servicer, threads):
     server = make_server(threads, None)
-    scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(servicer, server)
+    if servicer is not None:
+        scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(servicer, server)
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()
     try:
@@ -155,6 +156,15 @@ def test_a_process_that_went_away():
         free.bind(("127.0.0.1", 0))
         nobody = f"127.0.0.1:{free.getsockname()[1]}"
         assert asked_through(nobody) == ("UNAVAILABLE", "the run's process went away; try again")
+
+
+def test_a_process_of_another_version():
+    with listening(None, 1) as address:
+        code, message = asked_through(address)
+    assert (code, message) == (
+        "UNIMPLEMENTED",
+        "the run's process is of another version of pimserve, which cannot do this",
+    )
 
 
 def test_a_process_that_is_busy():
