@@ -7,6 +7,7 @@ python docs/step_picture.py RESULTS
 from __future__ import annotations
 
 import argparse
+import io
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,9 @@ def _draw(results: Path, out: Path) -> None:
     axes.set_xlim(-0.6, len(devices) + 0.6)
     axes.set_ylim(0.2, 10.2)
     axes.axis("off")
-    figure.savefig(out, metadata={"Date": None}, bbox_inches="tight")
+    drawn = io.StringIO()
+    figure.savefig(drawn, format="svg", metadata={"Date": None}, bbox_inches="tight")
+    out.write_text("".join(f"{line.rstrip()}\n" for line in drawn.getvalue().splitlines()), encoding="utf-8")
 
 
 def _exchange(axes: Any, devices: Any, kind: str, top: float, colour: str) -> None:  # noqa: ANN401 of matplotlib, numpy
