@@ -19,6 +19,7 @@ from pimserve.loadgen.traces import trace_digest
 
 _VERSIONS = {"pimserve": "version", "Python": "python", "numpy": "numpy"}  # keys of `simulator`
 _OF_THE_MACHINE = {"simulator", "results"}  # parts of a summary that no two runs have in common
+_IN_WORDS = {"workload"}  # has the trace's path as it was given; `scenario_digest` tells whether it is the same
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class RecordedRun:
         other = [
             key
             for key, value in self.summary.items()
-            if key not in _OF_THE_MACHINE and (key not in again or again[key] != value)
+            if key not in _OF_THE_MACHINE | _IN_WORDS and (key not in again or again[key] != value)
         ]
         if other:
             raise PimserveError(

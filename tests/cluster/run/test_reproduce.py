@@ -235,6 +235,16 @@ def test_a_replay_takes_no_other_scenario(recorded: Path, tmp_path: Path, more: 
     assert refused.stderr == f"error: --replay: takes the whole scenario from its folder: leave out {names}\n"
 
 
+def test_a_trace_by_a_relative_path_is_the_same_by_its_whole_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("trace.csv").write_text("arrival_s,input_tokens,output_tokens\n0,10,5\n1,20,6\n")
+    run(prepare(load_scenario(None, [], "csv:trace.csv")), tmp_path / "out")
+    again = read_recorded_run(tmp_path / "out")
+    again.compare(run(again.prepared, tmp_path / "again"))
+
+
 def test_a_trace_that_is_missing_or_another_one_is_told(recorded: Path, tmp_path: Path) -> None:
     trace = recorded.parent / "trace.csv"
     whole = trace.read_text()
