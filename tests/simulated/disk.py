@@ -11,6 +11,7 @@ import builtins
 import errno
 import io
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -44,6 +45,7 @@ class Disk:
         self.full = False
         self.failing = 0
         self._freed_bytes = 0
+        self._unsynced: dict[int, int] = {}  # files by inode, and how much of them is on the disk
         self._open: dict[int, tuple[Process, str]] = {}  # whose it is, and the name of the file
 
     def has(self, path: Any) -> bool:
@@ -94,9 +96,34 @@ class Disk:
             size = world().loop.rng.randint(0, len(data))
             _write_all(handle, data[:size])
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        _write_all(handle, data[:size])
+        torn = world().loop.rng.randint(0, size)
+        self._unsynced.setdefault(*self._file(handle))
+        _write_all(handle, data[:torn])
+        world().loop.give_way(0.1)  # a place to be killed at
+        _write_all(handle, data[torn:size])
         if size < len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _file(self, handle: int) -> tuple[int, int]:
+        """Which file it is, and its size."""
+        status = os.fstat(handle)
+        return status.st_ino, status.st_size
+
+    def synced(self, handle: int) -> None:
+        """All that a file holds is on the disk."""
+        self._unsynced.pop(self._file(handle)[0], None)
+
+    def lose_power(self) -> None:
+        """Of what was written and not synced, some is lost."""
+        rng = world().loop.rng
+        for folder, _, names in os.walk(self.root):
+            for name in sorted(names):
+                path = os.path.join(folder, name)
+                status = os.stat(path)
+                kept = self._unsynced.get(status.st_ino, status.st_size)
+                if kept < status.st_size:
+                    _REAL["truncate"](path, rng.randint(kept, status.st_size))
+        self._unsynced.clear()
 
     def fill(self) -> None:
         """Nothing is free."""
@@ -241,6 +268,8 @@ def _call(name: str) -> Callable[..., Any]:
     def call(path: Any, *more: Any, **how: Any) -> Any:
         if simulated() and world().disk.has(how["dir_fd"] if how.get("dir_fd") is not None else path):
             world().disk.use(name, path, writes=name not in {"unlink", "rmdir", "truncate"})
+            if name == "fsync":
+                world().disk.synced(path)
             if name in {"unlink", "replace", "rename"} and "dir_fd" not in how:
                 world().disk.removed(path if name == "unlink" else more[0])
         return real(path, *more, **how)
@@ -288,6 +317,7 @@ def _exit(code: int) -> None:
 def install() -> None:
     """Have files of a seed's disk opened, written and moved here."""
     builtins.open = io.open = _open  # type: ignore[assignment]
+    shutil._USE_CP_SENDFILE = False  # type: ignore[attr-defined]  # copies are written like other files
     tempfile.mkdtemp = _mkdtemp  # type: ignore[assignment]
     for name in ("fsync", "rename", "replace", "link", "unlink", "mkdir", "rmdir", "truncate"):
         setattr(os, name, _call(name))

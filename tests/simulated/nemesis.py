@@ -44,6 +44,7 @@ class Nemesis:
             "full disk": self._fill,
             "bad disk": self._fail,
             "wall clock": self._step,
+            "power": self._lose_power,
         }
         self._kinds = {name: kinds[name] for name in kinds if rng.random() < 0.6}  # of this seed
         count = rng.randint(0, _MOST_FAULTS) if self._kinds else 0
@@ -132,3 +133,12 @@ class Nemesis:
         self._there.loop.wall_step_s += step_s
         self._there.loop.note("wall clock", f"{step_s:.3f}")
         return "wall clock"
+
+    def _lose_power(self) -> str:
+        """All is dead at once, and what was not synced may be lost."""
+        self._there.loop.note("power")
+        for process in self._there.alive():
+            if process.name != USER:
+                self._there.kill(process)
+        self._there.disk.lose_power()
+        return "power"
