@@ -75,6 +75,16 @@ def results_folder(out: Path | None, name: str, partial: Path | None = None) -> 
             lock.close()
 
 
+def remove_remains(target: Path) -> None:
+    """Remove what is beside a results folder of the run that wrote it, and was killed just before it would have."""
+    held = _hidden(target)
+    with suppress(OSError):
+        lock = lock_folder(held)
+        if lock is not None:
+            with lock:
+                shutil.rmtree(held, ignore_errors=True)
+
+
 def _check_same_disk(folder: Path, target: Path) -> None:
     if folder.stat().st_dev != target.parent.stat().st_dev:
         raise InputError(str(folder.parent), f"must be on the file system of the results folder, {target}")
@@ -124,6 +134,8 @@ def _hold(base: Path, *, again: bool) -> tuple[Path, Path, Lock]:
                     shutil.rmtree(left) if left.is_dir() else left.unlink()
                 return target, held, lock
             lock.close()  # another run was done between two lines of this one
+        if target.exists():
+            remove_remains(target)
         if not again:
             why = "exists already" if target.exists() else "is being written by another run"
             raise InputError(str(base), f"{why}; give another folder with --out")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pimserve.cluster.base.checksums import write_checksums
 from pimserve.cluster.base.files import write_json
-from pimserve.cluster.base.whole_folders import free_folder, results_folder
+from pimserve.cluster.base.whole_folders import free_folder, remove_remains, results_folder
 from pimserve.cluster.run.checkpoint import CheckpointFolder
 from pimserve.cluster.run.checkpoint_files import RESULTS, target_of
 from pimserve.cluster.run.command_log import COMMANDS_FILE, CommandLog, Entry
@@ -133,6 +133,7 @@ def run(
             before = kept.target()
             out = out or before
             if before is not None and (done := _finished(before, out, prepared.digest)) is not None:
+                remove_remains(before)
                 return done
         folder, target = stack.enter_context(
             results_folder(out, prepared.scenario.name, None if kept is None else kept.folder / RESULTS)

@@ -27,7 +27,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pimserve.cluster.base.files import PRIVATE, disk_is_full, remove_drafts, write_bytes, write_json
+from pimserve.cluster.base.files import PRIVATE, disk_is_full, remove_drafts, sync_folder, write_bytes, write_json
 from pimserve.errors import InputError
 
 SERVER_FILE = "server.json"
@@ -129,9 +129,10 @@ class DataFolder:
         """Make the folder of a new run, whole or not at all."""
         draft = RunFolder(Path(tempfile.mkdtemp(prefix=".new-", dir=self.runs)))
         try:
-            draft.scenario.write_text(scenario, encoding="utf-8")
+            write_bytes(draft.scenario, scenario.encode())
             write_json(draft.options, options, PRIVATE)
             draft.path.rename(self.runs / run_id)
+            sync_folder(self.runs)
         except BaseException:
             shutil.rmtree(draft.path, ignore_errors=True)
             raise
