@@ -65,6 +65,7 @@ def results_folder(out: Path | None, name: str, partial: Path | None = None) -> 
             _check_same_disk(folder, target)
             with naming(target):
                 yield folder, target
+                _sync(folder)  # else a loss of power may leave the name, and nothing or a part of what it stands for
                 folder.rename(target)
                 sync_folder(target.parent)
         except BaseException:
@@ -73,6 +74,18 @@ def results_folder(out: Path | None, name: str, partial: Path | None = None) -> 
         finally:
             shutil.rmtree(held, ignore_errors=True)  # a moment's window: who takes the name now finds the target there
             lock.close()
+
+
+def _sync(folder: Path) -> None:
+    """Have all files below a folder on the disk, and their names."""
+    for above, _, names in os.walk(folder):
+        for name in names:
+            handle = os.open(os.path.join(above, name), os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        sync_folder(Path(above))
 
 
 def remove_remains(target: Path) -> None:

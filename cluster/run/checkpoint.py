@@ -45,8 +45,8 @@ _MOST_SHARE = 0.05  # of the wall time may go into checkpoints
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Whether a run can go on from a state that was kept there."""
-    return (folder / STATE_FILE).is_file()
+    """Whether a run can go on from what was kept there: a state, or commands that it was told before the first."""
+    return any((folder / name).is_file() for name in (STATE_FILE, COMMANDS_FILE))
 
 
 class CheckpointFolder:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -68,6 +67,7 @@ class Served:
         self._acked: list[tuple[str, int]] = []  # commands, and when they took effect, fs
         self._asked = 0
         self._over = False
+        self._got = there.root.parent / "got"  # on the user's disk, which has no faults
         self.errors: list[str] = []
 
     @property
@@ -222,15 +222,11 @@ class Served:
         """The results, as the user gets them, and the same run once more, offline."""
 
         def take() -> None:
-            with receiving(self._there.root / "got") as receiver:
+            with receiving(self._got) as receiver:
                 for part in self._simulations.GetResults(sim.GetResultsRequest(run_id=self._id), timeout=_CALL_S):
                     receiver.take(part)
 
-        for _ in range(_MOST_TRIES):
-            with suppress(PimserveError, OSError):  # the disk, on this side
-                self._until(take)
-                return
-            self._there.loop.park(_AGAIN_S)
+        self._until(take)
 
     def check(self) -> None:
         """What must hold in the end."""
@@ -239,12 +235,12 @@ class Served:
         loop.run(lambda: auditor.dead)
         left = {path.name for path in (there.root / "data").iterdir()} - _KEPT
         left |= {path.name for path in (there.root / "data" / "runs").iterdir()}
-        left |= {path.name for path in there.root.iterdir()} - {"data", "got", "again"}
+        left |= {path.name for path in there.root.iterdir()} - {"data"}
         if left:
             loop.finding(f"left behind: {sorted(left)}")
 
     def _audit(self) -> int:
-        loop, got = self._there.loop, self._there.root / "got"
+        loop, got = self._there.loop, self._got
         commands = [(command["command"], at_fs) for at_fs, command in read_commands(got / COMMANDS_FILE)]
         if len(commands) > self._asked:
             loop.finding(f"{len(commands)} commands took effect, {self._asked} were given: {commands}")
@@ -253,7 +249,7 @@ class Served:
             loop.findings += differences(self._case, got)
             return 0
         recorded = read_recorded_run(got)
-        recorded.compare(run(recorded.prepared, self._there.root / "again", commands=recorded.commands))
+        recorded.compare(run(recorded.prepared, got.with_name("again"), commands=recorded.commands))
         return 0
 
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 SEEDS = 300
 KINDS = {
     *(f"kill {what}" for what in ("coordinator", "shard", "devices", "server", "worker")),
-    *("terminate", "stop", "break", "partition", "full disk", "bad disk", "wall clock"),
+    *("terminate", "stop", "break", "partition", "full disk", "bad disk", "wall clock", "power"),
 }
 
 

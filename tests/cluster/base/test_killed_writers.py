@@ -29,16 +29,35 @@ def test_nothing_is_left_beside_results_whose_run_was_killed_when_they_were_ther
     assert (out / "summary.json").read_text() == "{}"
 
 
-def test_a_launched_run_is_on_the_disk(tmp_path, monkeypatch):
-    """Else a machine that loses its power may keep a part of a scenario, which can be another scenario."""
-    synced = set()
+@pytest.fixture
+def synced(monkeypatch):
+    """Files that were synced, by inode."""
+    found = set()
     fsync = os.fsync
 
     def note(handle):
-        synced.add(os.fstat(handle).st_ino)
+        found.add(os.fstat(handle).st_ino)
         fsync(handle)
 
     monkeypatch.setattr(os, "fsync", note)
+    return found
+
+
+def test_results_are_on_the_disk_when_they_have_their_name(tmp_path, synced):
+    """Else a machine that loses its power may keep the name alone."""
+    with results_folder(tmp_path / "out", "name") as (folder, target):
+        (folder / "runs").mkdir()
+        files = [folder / "a", folder / "runs" / "b"]
+        for file in files:
+            file.write_text("c")
+        wanted = {path.stat().st_ino for path in (*files, folder, folder / "runs", tmp_path)}
+        assert not synced & wanted
+    assert synced >= wanted
+    assert target.is_dir()
+
+
+def test_a_launched_run_is_on_the_disk(tmp_path, synced):
+    """Else a machine that loses its power may keep a part of a scenario, which can be another scenario."""
     data = DataFolder(tmp_path / "data")
     folder = data.create("a", "name: a\n", {"speed": 0})
     assert synced >= {path.stat().st_ino for path in (folder.scenario, folder.options, data.runs)}

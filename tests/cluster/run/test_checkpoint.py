@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pimserve.cluster.run.checkpoint import CheckpointFolder
+from pimserve.cluster.run.checkpoint import CheckpointFolder, has_checkpoint
 from pimserve.cluster.run.export import export_table
 from pimserve.cluster.run.results import load_numbers, load_table
 from pimserve.cluster.scenario.document import Scenario, load_scenario
@@ -255,6 +255,13 @@ checkpoint.CheckpointFolder.due = lambda _: True
 scenario = load_scenario(None, ["workload.num_requests=40000", "cluster.replicas=2"])
 print(run(prepare(scenario), Path(sys.argv[1]), checkpoints=Path(sys.argv[2])).digest)
 """
+
+
+def test_commands_alone_are_something_to_go_on_from(tmp_path: Path) -> None:
+    """They were acknowledged: a run that fails before its first checkpoint is not to be launched anew without them."""
+    assert not has_checkpoint(tmp_path)
+    (tmp_path / "commands.jsonl").touch()
+    assert has_checkpoint(tmp_path)
 
 
 @pytest.mark.e2e
