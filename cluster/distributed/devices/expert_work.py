@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimserve.arrays import IntArray
-from pimserve.cluster.distributed.devices.flows import Dispatch, share
+from pimserve.cluster.distributed.devices.flows import Dispatch
 from pimserve.device_models.experts import FEATURES, GROUP_FEATURES
 from pimserve.device_models.routing import ExpertPools
 from pimserve.scheduler.costs import ReplicaCosts
@@ -233,17 +233,16 @@ class ExactTurn:
         shaped = stacked.reshape(term.groups, n * term.layers, experts.ways, len(GROUP_FEATURES)).transpose(2, 1, 0, 3)
         layers = term.merged(shaped).reshape(n, term.layers, -1)
         own_fs, own_pj = {}, {}
-        taken = term.taken(shaped)
+        # Rounded and shared out step by step, so that it does not hang on which steps come together.
+        of_steps = term.taken(shaped).reshape(n, term.layers, term.groups, -1).sum(axis=1)
         for device in experts.devices:
             group, part = divmod(device, experts.slices)
-            total = taken[:, group].sum(axis=0)
-            alone = np.zeros(len(FEATURES), np.int64)
-            alone[_EXPERTS_FS] = total[_TIME]
-            own_fs[device] = int(experts.pools.scaled(alone)[_EXPERTS_FS])
-            own_pj[device] = (
-                share(int(total[_DRAM]), part, experts.slices),
-                share(int(total[_COMPUTE]), part, experts.slices),
-            )
+            alone = np.zeros((n, len(FEATURES)), np.int64)
+            alone[:, _EXPERTS_FS] = of_steps[:, group, _TIME]
+            own_fs[device] = exact_sum(experts.pools.scaled(alone)[:, _EXPERTS_FS])
+            whole, rest = np.divmod(of_steps[:, group], experts.slices)
+            shares = whole + (part < rest)
+            own_pj[device] = exact_sum(shares[:, _DRAM]), exact_sum(shares[:, _COMPUTE])
         return Work(experts.pools.scaled(layers.sum(axis=1)), own_fs, own_pj)
 
 

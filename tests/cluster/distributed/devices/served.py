@@ -38,6 +38,11 @@ SCENARIOS: Mapping[str, dict[str, Any]] = {
         "cluster": {"device": "duplex", "devices_per_node": 4, "tensor_parallel": 2},
         "routing": {"mode": "exact"},
     },
+    "sliced": {
+        "model": "mixtral-8x7b",
+        "cluster": {"device": "duplex", "devices_per_node": 4, "experts": "tp"},
+        "routing": {"mode": "exact"},
+    },
     "nodes": {
         "model": "mixtral-8x7b",
         "cluster": {"device": "duplex", "nodes": 2, "devices_per_node": 4, "tensor_parallel": 1},
