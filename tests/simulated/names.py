@@ -37,7 +37,8 @@ from pimserve.cluster.service import server, worker_supervisor
 from tests.simulated import disk
 from tests.simulated.active import world
 from tests.simulated.hosts import SimSupervisor
-from tests.simulated.network import make_channel, make_server
+from tests.simulated.network import make_channel
+from tests.simulated.servers import make_server
 from tests.simulated.service_parts import SIGNAL, SQLITE, SUBPROCESS, Checkers
 from tests.simulated.waiting import QUEUE, THREADING, TIME, Module
 
