@@ -170,17 +170,24 @@ class WorkerLink:
         self._follower.start()
 
     def _follow(self, follow: Callable[..., Iterator[worker_pb2.FollowResponse]]) -> None:
-        """Take note of the run until its worker is gone."""
+        """Take note of the run until its worker is gone; anew when the connection was broken, as by a long stop."""
         request = worker_pb2.FollowRequest(run_id=self.folder.id, interval_s=_FOLLOW_S)
-        try:
-            for news in follow(request, metadata=self.metadata):
-                self._latest = news
-                self._take_metrics(news)
-                self._on_progress(news.progress)
-                with self._heard:
-                    self._heard.notify_all()
-        except (grpc.RpcError, ValueError):  # gone, or the channel was closed
-            return
+        while True:
+            try:
+                for news in follow(request, metadata=self.metadata):
+                    self._latest = news
+                    self._take_metrics(news)
+                    self._on_progress(news.progress)
+                    with self._heard:
+                        self._heard.notify_all()
+            except grpc.RpcError:
+                if self._process is None or not self._process.alive():
+                    return
+            except ValueError:  # the channel was closed
+                return
+            else:
+                return
+            time.sleep(_FOLLOW_S)
 
     def _take_metrics(self, news: worker_pb2.FollowResponse) -> None:
         try:

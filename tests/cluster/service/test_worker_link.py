@@ -1,9 +1,12 @@
 """What the server passes on of a worker's news."""
 
+import os
 import time
 
+import grpc
 import pytest
 
+from pimserve.cluster.base.processes import Process
 from pimserve.cluster.service.data_folder import DataFolder, RunFolder
 from pimserve.cluster.service.forwarding import _from_news
 from pimserve.cluster.service.worker import work
@@ -40,6 +43,20 @@ def test_news_is_passed_on_while_it_is_new(link):
     assert len(link.heard) == 2
     link._follow(lambda *_, **__: iter([news(age_s=1.5)]))
     assert link.latest() is None
+
+
+def test_a_worker_is_followed_again_when_the_connection_was_broken(tmp_path):
+    """It was stopped for longer than keepalive bears: the run seemed to be starting, or at a standstill, to its end."""
+    link = WorkerLink(RunFolder(tmp_path), Process.of(os.getpid()), None, lambda _: None)
+    first, last = news(), news()
+
+    def broken():
+        yield first
+        raise grpc.RpcError
+
+    calls = iter([broken(), iter([last])])
+    link._follow(lambda *_, **__: next(calls))
+    assert link.latest() is last
 
 
 def test_whoever_changed_a_run_does_not_hear_of_the_time_before(link):
