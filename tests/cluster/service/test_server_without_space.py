@@ -115,7 +115,8 @@ def test_a_run_waits_for_space_and_goes_on_and_others_can_be_ended_meanwhile(dis
 
 def assert_as_if_nothing_had_been(results):
     alone = results.parent / "alone"
-    command = [Path(sys.executable).with_name("pimserve"), "run", "--quiet", "--out", str(alone), "--set", "workload.num_requests=10000"]
-    subprocess.run(command, check=True, capture_output=True)
+    pimserve = Path(sys.executable).with_name("pimserve")
+    options = ["--quiet", "--out", str(alone), "--set", "workload.num_requests=10000"]
+    subprocess.run([pimserve, "run", *options], check=True, capture_output=True)
     for name in ("requests.npy", "steps.npy"):
         assert np.array_equal(np.load(results / name), np.load(alone / name))
