@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,13 @@ def children(folder: Path, least: int = 1) -> list[int]:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     return [int(line) for line in file.read_text().split()]
+
+
+def until(holds: Callable[[], bool], within_s: float = 20) -> None:
+    deadline = time.monotonic() + within_s
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def gone(pid: int) -> bool:
@@ -124,6 +132,7 @@ def test_ctrl_c_and_ctrl_z_at_a_terminal_come_once(tmp_path: Path) -> None:
 def interrupted(*_):
     os.write(2, b"C")
 signal.signal(signal.SIGINT, interrupted)
+Path("ready").touch()
 for _ in range(300):
     os.write(2, b".")  # as a background process may
     time.sleep(0.01)
@@ -138,17 +147,19 @@ for _ in range(300):
         stderr=second,
         start_new_session=True,
     )
-    [child] = children(tmp_path)
-    os.write(first, b"\x03")
-    time.sleep(0.2)
-    os.write(first, b"\x1a")
-    deadline = time.monotonic() + 5
-    while state(process.pid) != "T" and time.monotonic() < deadline:
-        time.sleep(0.01)
-    # A session leader is not stopped by its terminal where nobody could let it go on, but by our own signal it is.
-    assert (state(process.pid), state(child)) == ("T", "T")
-    os.kill(process.pid, signal.SIGCONT)
-    assert process.wait(20) == 0
+    try:
+        [child] = children(tmp_path)
+        until(lambda: (tmp_path / "ready").exists())
+        os.write(first, b"\x03")
+        time.sleep(0.2)
+        os.write(first, b"\x1a")
+        # A session leader is not stopped by its terminal where nobody could let it go on, but by our own signal it is.
+        until(lambda: (state(process.pid), state(child)) == ("T", "T"))
+        os.kill(process.pid, signal.SIGCONT)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
     assert os.read(first, 10_000).count(b"C") == 2  # "^C", the echo of the terminal, and ours
     os.close(first)
     os.close(second)
