@@ -149,7 +149,7 @@ for _ in range(300):
     )
     try:
         [child] = children(tmp_path)
-        until(lambda: (tmp_path / "ready").exists())
+        until((tmp_path / "ready").exists)
         os.write(first, b"\x03")
         time.sleep(0.2)
         os.write(first, b"\x1a")
