@@ -110,6 +110,7 @@ class Network:
         """A free one; now and then one that a dead process had."""
         rng = world().loop.rng
         freed = [int(at.rpartition(":")[2]) for at, server in self.servers.items() if server.process.dead]
+        freed = [port for port in freed if port <= self._ports]  # not one that somebody asked for
         if freed and rng.random() < 0.5:
             return rng.choice(freed)
         self._ports += 1

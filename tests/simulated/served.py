@@ -82,10 +82,12 @@ class Served:
         loop.run(lambda: user.dead)
         rest()
         self._over = True
-        for process in self._there.alive():
-            if process.name == "server":
-                self._stop(process)
-        loop.run(lambda: not any(process.name == "server" for process in self._there.alive()))
+        server = [process for process in self._there.processes.values() if process.name == "server"][-1]
+        while server.code != 0:  # what one leaves that is killed at the last moment is for the next
+            if server.dead:
+                server = self._there.launch("server", self._server)
+            self._stop(server)
+            loop.run(lambda server=server: server.dead)  # type: ignore[misc]
 
     def _stop(self, server: Process) -> None:
         """SIGTERM, once it minds it."""
