@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from pimserve.cluster.base.files import PRIVATE, disk_is_full, remove_drafts, sync_folder, write_bytes, write_json
+from pimserve.cluster.run.checkpoint import has_checkpoint
 from pimserve.errors import InputError
 
 SERVER_FILE = "server.json"
@@ -64,6 +65,11 @@ class RunFolder:
     def untouched(self) -> bool:
         """Whether there is nothing but what `DataFolder.create` made: no worker was here."""
         return self.path.is_dir() and set(self.path.iterdir()) == {self.scenario, self.options}
+
+    @property
+    def resumable(self) -> bool:
+        """Whether a run that failed can go on: from its checkpoint, or because all was done but for saying so."""
+        return has_checkpoint(self.checkpoints) or self.finished
 
     def size(self) -> int:
         """Bytes of all its files."""

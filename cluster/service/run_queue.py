@@ -18,7 +18,6 @@ from pimserve.cluster.base.files import PRIVATE, disk_is_full, read_json, write_
 from pimserve.cluster.base.processes import LOCKED, NO_SPACE, TO_BE_CONTINUED
 from pimserve.cluster.base.rpc.statuses import RefusedError, unknown_run
 from pimserve.cluster.metrics.run_metrics import RunMetrics
-from pimserve.cluster.run.checkpoint import has_checkpoint
 from pimserve.cluster.service.data_folder import DataFolder, RunFolder
 from pimserve.cluster.service.disk_usage import DiskUsage
 from pimserve.cluster.service.limits import Limits
@@ -190,7 +189,7 @@ class RunQueue:
             if record.state not in ENDED:
                 return record
             folder = self._data.run(run_id)
-            if record.state != "failed" or not has_checkpoint(folder.checkpoints):
+            if record.state != "failed" or not folder.resumable:
                 why = "it has no checkpoint to go on from" if record.state == "failed" else "only a failed run goes on"
                 raise RefusedError(
                     grpc.StatusCode.FAILED_PRECONDITION, f"run {run_id} is {record.state}: {why}; launch it again"

@@ -62,3 +62,12 @@ def test_a_launched_run_is_on_the_disk(tmp_path, synced):
     folder = data.create("a", "name: a\n", {"speed": 0})
     assert synced >= {path.stat().st_ino for path in (folder.scenario, folder.options, data.runs)}
     assert folder.scenario.read_text() == "name: a\n"
+
+
+def test_a_run_whose_results_are_there_can_be_continued(tmp_path):
+    """Its worker could not say how it ended, for the disk failed: the checkpoint is gone by then."""
+    folder = DataFolder(tmp_path / "data").create("a", "name: a\n", {"speed": 0})
+    assert not folder.resumable
+    folder.results.mkdir()
+    (folder.results / "summary.json").write_text("{}")
+    assert folder.resumable
