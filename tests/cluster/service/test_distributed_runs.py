@@ -86,7 +86,7 @@ def test_on_processes_through_kills_of_hosts_and_worker(tmp_path):
         os.kill(worker, signal.SIGKILL)
         until(lambda: not any(map(alive, hosts)))
         until(lambda: client.get(run.id).restarts == 1)
-        assert state(client, run) == "starting"
+        assert state(client, run) in {"starting", "paused"}  # hosts may take longer to end than the worker to start
         until(lambda: state(client, run) == "paused")  # it was held, and is
         client.resume(run.id)
         digest = digest_of(client, run, tmp_path / "out", shards=1, devices="planned")
