@@ -50,7 +50,7 @@ def _draw(results: Path, out: Path) -> None:
     _note(axes, 8.95, f"ExecuteSteps: the step's batch, {tokens:.2f} requests in the mean; no time")
     _exchange(axes, devices, "dispatch", 7.4, _DISPATCH)
     for place, row in zip(places[1:], devices, strict=True):
-        milliseconds = float(row["experts_s"]) / steps * 1e3
+        milliseconds = float(row["experts_busy_s"]) / steps * 1e3
         text = f"its experts:\n{milliseconds:.2f} ms"
         axes.text(place, 5.35, text, ha="center", va="center", size=8.5, bbox=_BOX)
     _exchange(axes, devices, "combine", 3.9, _COMBINE)

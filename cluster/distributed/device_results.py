@@ -18,11 +18,11 @@ _FIGURES: Sequence[tuple[str, Any]] = (
     ("device", np.int32),
     ("steps", np.int64),
     ("busy_s", np.float64),
-    ("experts_s", np.float64),
+    ("experts_busy_s", np.float64),
     ("dram_joules", np.float64),
     ("compute_joules", np.float64),
-    ("tokens", np.int64),
-    ("outputs", np.int64),
+    ("computed_tokens", np.int64),
+    ("output_tokens", np.int64),
     ("kv_blocks", np.int64),
     ("peak_kv_blocks", np.int64),
     ("kv_blocks_sent", np.int64),
@@ -42,12 +42,13 @@ def device_table(states: Sequence[DeviceActorState]) -> NDArray[Any]:
     table = np.zeros(len(states), np.dtype([*_FIGURES, ("actor", f"U{width}"), ("restarts", np.int64), *traffic]))
     for row, state in zip(table, states, strict=True):
         ledger = state.ledger
-        for name in ("replica", "device", "steps", "tokens", "outputs", "kv_blocks", "peak_kv_blocks"):
+        for name in ("replica", "device", "steps", "kv_blocks", "peak_kv_blocks"):
             row[name] = getattr(ledger, name)
         for name in ("kv_blocks_sent", "kv_blocks_received", "weight_bytes"):
             row[name] = getattr(ledger, name)
+        row["computed_tokens"], row["output_tokens"] = ledger.tokens, ledger.outputs
         row["audited_spans"] = ledger.audited_rows
-        row["busy_s"], row["experts_s"] = ledger.busy_fs / FS_PER_S, ledger.experts_fs / FS_PER_S
+        row["busy_s"], row["experts_busy_s"] = ledger.busy_fs / FS_PER_S, ledger.experts_fs / FS_PER_S
         for part in ("dram", "compute"):
             energy = sum(value for (_, other), value in ledger.energy_pj.items() if other == part)
             row[f"{part}_joules"] = energy / PJ_PER_J

@@ -56,10 +56,10 @@ def device_actor_table(devices: NDArray[Any]) -> Table:
             str(row["actor"]),
             count(int(row["steps"])),
             scaled(float(row["busy_s"]), "s"),
-            scaled(float(row["experts_s"]), "s"),
+            scaled(float(row["experts_busy_s"]), "s"),
             scaled(float(row["dram_joules"] + row["compute_joules"]), "J"),
-            count(int(row["tokens"])),
-            count(int(row["outputs"])),
+            count(int(row["computed_tokens"])),
+            count(int(row["output_tokens"])),
             count(int(row["peak_kv_blocks"])),
             *(
                 figure(sum(int(row[name]) for name in devices.dtype.names or () if name.endswith(end)) / _BYTES_PER_MB)

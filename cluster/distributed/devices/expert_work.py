@@ -247,7 +247,6 @@ class ExactTurn:
 
 
 Experts = PooledExperts | ExactExperts
-ExpertTurn = PooledTurn | ExactTurn
 
 
 def experts_of(costs: ReplicaCosts, dispatch: Dispatch | None, devices: Sequence[int]) -> Experts | None:

@@ -185,7 +185,7 @@ def test_devices_are_actors_of_their_own_in_lockstep(tmp_path: Path) -> None:
         assert wire[kind]["messages"] == 4 * 3 * there["batch"]["steps"]
     devices = np.load(tmp_path / "there" / "devices.npy")
     assert devices["actor"].tolist() == [f"devices-{number}" for number in range(4)]
-    assert devices["outputs"].sum() == there["tokens"]["output"]
+    assert devices["output_tokens"].sum() == there["tokens"]["output"]
     assert devices["dispatch_sent_bytes"].sum() == wire["dispatch"]["bytes"]
 
 
