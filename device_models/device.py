@@ -13,8 +13,10 @@ from pimserve.device_models.kernels import Collectives, Kernels, load_kernels
 from pimserve.device_models.kv_groups import NO_WINDOWS, KvGroups
 from pimserve.device_models.model import BYTES_PER_ELEMENT, ModelSpec
 from pimserve.device_models.operators import (
+    ALL_PARTS,
     Operator,
     Parallelism,
+    Part,
     Traffic,
     kv_bytes_per_token_per_device,
     operators_of,
@@ -87,6 +89,7 @@ class Demand:
             table has it ("paper_table").
         passive_power: whether what devices draw without working counts. Whoever places a replica leaves it out of the
             plan, so that a device heeds this in what it says only.
+        parts: of the model that are to be on these devices; the KV cache is with "attention".
     """
 
     model: ModelSpec
@@ -101,6 +104,7 @@ class Demand:
     kernels: Mapping[str, Any] | None = None
     expert_decision: ExpertDecision = "exact"
     passive_power: bool = True
+    parts: frozenset[Part] = ALL_PARTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,26 +286,11 @@ class OperatorDevice:
     def fit(self, demand: Demand) -> Fitted:
         """Weights and KV cache share the memory; all devices are alike."""
         model, split = demand.model, demand.split
-        operators = operators_of(model, split, lm_head=demand.lm_head)
+        operators = operators_of(model, split, lm_head=demand.lm_head, parts=demand.parts)
         plan = self.compile(operators, split)
-        weights = weight_bytes_per_device(model, split)
-        per_token = kv_pool_bytes_per_token(model, split)
+        weights = weight_bytes_per_device(model, split, demand.parts)
         reserved = self.reserved_bytes(demand)
-        if self.shares_what_is_free(demand):
-            usable = self.memory_bytes
-            left = (usable - weights - reserved) * demand.memory_utilization
-        else:
-            usable = self.memory_bytes * demand.memory_utilization
-            left = usable - weights - reserved
-        tokens = int(left / per_token) * split.data if left > 0 else 0
-        if tokens <= 0:
-            held = f", activations and the like {reserved / 1e9:.1f} GB" if reserved else ""
-            raise InputError(
-                "cluster",
-                f"{model.name} does not fit: weights take {weights / 1e9:.1f} GB{held} of each device's usable "
-                f"{usable / 1e9:.1f} GB ({split.devices} x {self.spec.name}); "
-                "use more devices, more tensor parallelism or a smaller model",
-            )
+        tokens, most = self._kv_tokens(demand, weights, reserved)
         facts = {"assumptions": list(self.spec.assumptions)} if self.spec.assumptions else {}
         roofs, caveats = self.roofs(model), self.spec.caveats
         return Fitted(
@@ -314,6 +303,37 @@ class OperatorDevice:
             caveats,
             roofs=roofs,
             kv_groups=KvGroups.of(model),
-            kv_memory_tokens=int((self.memory_bytes - weights) / per_token) * split.data,
+            kv_memory_tokens=most,
             expert_decision="exact",
         )
+
+    def _kv_tokens(self, demand: Demand, weights: float, reserved: float) -> tuple[int, int]:
+        """Tokens that the KV cache holds, and that it would hold with nothing but weights beside it; without attention
+        on these devices, none.
+
+        Raises:
+            InputError: what has to be on a device does not fit.
+        """
+        split = demand.split
+        if self.shares_what_is_free(demand):
+            usable = self.memory_bytes
+            left = (usable - weights - reserved) * demand.memory_utilization
+        else:
+            usable = self.memory_bytes * demand.memory_utilization
+            left = usable - weights - reserved
+        if "attention" in demand.parts:
+            per_token = kv_pool_bytes_per_token(demand.model, split)
+            tokens = int(left / per_token) * split.data if left > 0 else 0
+            most = int((self.memory_bytes - weights) / per_token) * split.data
+            fits = tokens > 0
+        else:
+            tokens, most, fits = 0, 0, left >= 0
+        if not fits:
+            held = f", activations and the like {reserved / 1e9:.1f} GB" if reserved else ""
+            raise InputError(
+                "cluster",
+                f"{demand.model.name} does not fit: weights take {weights / 1e9:.1f} GB{held} of each device's usable "
+                f"{usable / 1e9:.1f} GB ({split.devices} x {self.spec.name}); "
+                "use more devices, more tensor parallelism or a smaller model",
+            )
+        return tokens, most

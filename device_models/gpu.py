@@ -238,7 +238,7 @@ class Gpu(OperatorDevice):
             dram_per_row=round(split.tensor * op.layers * row_bytes * self.rates.pj_per_byte),
             compute_per_row=round(split.tensor * op.layers * op.k * op.n * self.rates.mac_pj(op.dtype)),
         )
-        return RowTerm(op.name, op.category, self.UNIT, op.rows, pieces, energy)
+        return RowTerm(op.name, op.category, self.UNIT, op.rows, pieces, energy, runs=op.runs)
 
     def decode_attention(self, op: DecodeAttention, split: Parallelism) -> DecodeAttentionTerm:
         """Decode attention: bound by reading the cache, or by compute with many query heads per KV head."""
@@ -311,7 +311,7 @@ class Gpu(OperatorDevice):
         row_fs = kernel.row_passes * self.rates.memory_fs(routed * op.hidden * ACTIVATION_BYTES, 1.0)
         launch_us = kernel.launch_us + kernel.expert_us * op.experts / op.groups
         pieces = ((round(op.layers * launch_us * FS_PER_US), round(op.layers * row_fs)),)
-        return RowTerm("experts, launch and sorting", "moe", self.UNIT, "tokens", pieces)
+        return RowTerm("experts, launch and sorting", "moe", self.UNIT, "tokens", pieces, runs="moe_layers")
 
     def xpu_experts(self, op: Experts) -> ExpertUnit:
         """An expert on the processor: its weights at the processor's bandwidth."""

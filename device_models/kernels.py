@@ -158,8 +158,8 @@ class StepKernel(_Section):
         requests = ((round(self.host_us * FS_PER_US), round(self.host_request_us * FS_PER_US)),)
         prompts = ((round(self.host_prompt_us * FS_PER_US), 0),)
         return (
-            RowTerm("host, step", "step", HOST, "requests", requests),
-            RowTerm("host, prompts", "step", HOST, "prompts", prompts),
+            RowTerm("host, step", "step", HOST, "requests", requests, runs="first"),
+            RowTerm("host, prompts", "step", HOST, "prompts", prompts, runs="first"),
         )
 
 

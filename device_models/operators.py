@@ -11,8 +11,9 @@ devices / experts devices.
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from pimserve.device_models.model import BYTES_PER_ELEMENT, ModelSpec
 from pimserve.errors import InputError
@@ -21,6 +22,13 @@ Category = Literal["fc", "attention_prefill", "attention_decode", "moe", "commun
 CATEGORIES: tuple[Category, ...] = ("fc", "attention_prefill", "attention_decode", "moe", "communication", "step")
 RowKind = Literal["tokens", "outputs", "decodes", "prompts", "requests"]
 LinkScope = Literal["intra_node", "inter_node"]
+
+# Of a model. "attention" has what belongs to no other part with it: embeddings, norms, gates and the KV cache.
+Part = Literal["attention", "dense_ffn", "shared_experts", "routed_experts", "lm_head"]
+ALL_PARTS: frozenset[Part] = frozenset(get_args(Part))
+# Where in a step's pass an operator runs: in all layers, in the dense or in the MoE ones, before the first layer, or
+# after the last.
+Runs = Literal["layers", "dense_layers", "moe_layers", "first", "last"]
 
 ACTIVATION_BYTES = 2  # activations travel in 16 bit whatever the weights are stored in
 
@@ -75,6 +83,7 @@ class Gemm:
     weight_bytes_per_element: float
     dtype: str
     rows: Literal["tokens", "outputs"] = "tokens"
+    runs: Runs = "layers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,68 +184,117 @@ class Traffic:
 Operator = Gemm | DecodeAttention | PrefillAttention | Experts | AllReduce | AllToAll | AllGather | Rest
 
 
-def operators_of(model: ModelSpec, split: Parallelism, *, lm_head: bool = True) -> list[Operator]:
-    """Operators that one device of the replica runs in each step.
+def operators_of(
+    model: ModelSpec, split: Parallelism, *, lm_head: bool = True, parts: Set[Part] = ALL_PARTS
+) -> list[Operator]:
+    """Operators that one device of the replica, or of a group of its devices, runs in each step.
 
     Args:
         model: the model.
-        split: how the replica's devices share it.
+        split: how the devices share it.
         lm_head: whether the product with the vocabulary counts (the Duplex paper leaves it out).
+        parts: of the model that are on these devices. What passes between parts on different devices is not among
+            the operators.
 
     Raises:
         InputError: the model's heads or experts do not divide over the devices.
     """
     p = split.tensor
-    if model.attention.heads % p:
-        raise InputError("cluster.tensor_parallel", f"{p} does not divide the {model.attention.heads} attention heads")
-    operators: list[Operator] = [*_attention(model, p)]
-    dense = BYTES_PER_ELEMENT[model.dense_dtype]
-    hidden = model.hidden
-
-    def gemm(
-        name: str, layers: int, k: int, n: int, category: Category = "fc", rows: Literal["tokens", "outputs"] = "tokens"
-    ) -> None:
-        operators.append(Gemm(name, category, layers, k, n, dense, model.dense_dtype, rows))
-
-    if model.ffn is not None and model.dense_layers:
-        width = -(-model.ffn.intermediate // p)
-        gemm("ffn up", model.dense_layers, hidden, (model.ffn.matrices - 1) * width)
-        gemm("ffn down", model.dense_layers, width, hidden)
+    operators: list[Operator] = []
+    if "attention" in parts:
+        if model.attention.heads % p:
+            message = f"{p} does not divide the {model.attention.heads} attention heads"
+            raise InputError("cluster.tensor_parallel", message)
+        operators += _attention(model, p)
+    if "dense_ffn" in parts:
+        operators += _dense_ffn(model, p)
     if model.moe is not None:
-        moe = model.moe
-        gemm("gate", model.moe_layers, hidden, moe.experts, "moe")
-        if moe.shared_intermediate:
-            width = -(-moe.shared_intermediate // p)
-            gemm("shared up", model.moe_layers, hidden, (moe.matrices - 1) * width, "moe")
-            gemm("shared down", model.moe_layers, width, hidden, "moe")
-        groups = split.expert_groups(moe.experts)
-        operators.append(
-            Experts(
-                layers=model.moe_layers,
-                experts=moe.experts,
-                top_k=moe.top_k,
-                hidden=hidden,
-                intermediate=moe.intermediate,
-                matrices=moe.matrices,
-                weight_bytes_per_element=BYTES_PER_ELEMENT[model.routed_dtype],
-                dtype=model.routed_dtype,
-                groups=groups,
-                slices=split.devices // groups,
-            )
-        )
-        if split.data > 1:
-            operators.append(AllToAll(2 * model.moe_layers, hidden * ACTIVATION_BYTES, moe.experts, moe.top_k))
-    if p > 1:
-        operators.append(AllReduce(2 * model.layers, hidden * ACTIVATION_BYTES, p))
-    if lm_head:
-        gemm("lm head", 1, hidden, -(-model.vocab // p), rows="outputs")
+        operators += _mixture(model, split, parts)
+    if p > 1 and (times := _all_reduces(model, parts)):
+        operators.append(AllReduce(times, model.hidden * ACTIVATION_BYTES, p))
+    if lm_head and "lm_head" in parts:
+        width = -(-model.vocab // p)
+        operators.append(_gemm(model, "lm head", 1, model.hidden, width, rows="outputs", runs="last"))
         if p > 1:
             operators.append(AllGather(model.vocab * ACTIVATION_BYTES, p))
-    operators.append(_rest(model, p))
+    if "attention" in parts:
+        operators.append(_rest(model, p, parts))
     return operators
 
 
-def _rest(model: ModelSpec, p: int) -> Rest:
+def _gemm(
+    model: ModelSpec,
+    name: str,
+    layers: int,
+    k: int,
+    n: int,
+    category: Category = "fc",
+    *,
+    rows: Literal["tokens", "outputs"] = "tokens",
+    runs: Runs = "layers",
+) -> Gemm:
+    weight_bytes = BYTES_PER_ELEMENT[model.dense_dtype]
+    return Gemm(name, category, layers, k, n, weight_bytes, model.dense_dtype, rows, runs)
+
+
+def _dense_ffn(model: ModelSpec, p: int) -> list[Operator]:
+    """FFNs of the dense layers."""
+    if model.ffn is None or not model.dense_layers:
+        return []
+    width, layers, hidden = -(-model.ffn.intermediate // p), model.dense_layers, model.hidden
+    return [
+        _gemm(model, "ffn up", layers, hidden, (model.ffn.matrices - 1) * width, runs="dense_layers"),
+        _gemm(model, "ffn down", layers, width, hidden, runs="dense_layers"),
+    ]
+
+
+def _mixture(model: ModelSpec, split: Parallelism, parts: Set[Part]) -> list[Operator]:
+    """Gates, shared and routed experts of the MoE layers, and the way of tokens to routed ones on the same devices."""
+    moe, hidden, layers = model.moe, model.hidden, model.moe_layers
+    assert moe is not None
+    operators: list[Operator] = []
+    if "attention" in parts:
+        operators.append(_gemm(model, "gate", layers, hidden, moe.experts, "moe", runs="moe_layers"))
+    if "shared_experts" in parts and moe.shared_intermediate:
+        width = -(-moe.shared_intermediate // split.tensor)
+        up = (moe.matrices - 1) * width
+        operators.append(_gemm(model, "shared up", layers, hidden, up, "moe", runs="moe_layers"))
+        operators.append(_gemm(model, "shared down", layers, width, hidden, "moe", runs="moe_layers"))
+    if "routed_experts" not in parts:
+        return operators
+    groups = split.expert_groups(moe.experts)
+    operators.append(
+        Experts(
+            layers=layers,
+            experts=moe.experts,
+            top_k=moe.top_k,
+            hidden=hidden,
+            intermediate=moe.intermediate,
+            matrices=moe.matrices,
+            weight_bytes_per_element=BYTES_PER_ELEMENT[model.routed_dtype],
+            dtype=model.routed_dtype,
+            groups=groups,
+            slices=split.devices // groups,
+        )
+    )
+    if split.data > 1 and "attention" in parts:
+        operators.append(AllToAll(2 * layers, hidden * ACTIVATION_BYTES, moe.experts, moe.top_k))
+    return operators
+
+
+def _all_reduces(model: ModelSpec, parts: Set[Part]) -> int:
+    """Sums over a tensor-parallel group in a step: after attention, and after the FFN.
+
+    Of a layer whose experts are elsewhere too: there it brings what came back to all devices of the group.
+    """
+    if "attention" in parts:
+        return 2 * model.layers
+    times = model.dense_layers if "dense_ffn" in parts and model.ffn is not None else 0
+    shared = model.moe is not None and model.moe.shared_intermediate > 0 and "shared_experts" in parts
+    return times + (model.moe_layers if shared else 0)
+
+
+def _rest(model: ModelSpec, p: int, parts: Set[Part]) -> Rest:
     """Two norms with their residual sums on every device (read and write both); its heads' vectors in and out, and the
     activation function's inputs and output, of dense layers and shared experts.
     """
@@ -245,23 +303,22 @@ def _rest(model: ModelSpec, p: int) -> Rest:
         attention.kv_elements if attention.kind == "mla" else kv_heads_per_device(model, p) * 2 * attention.qk_dim
     )
     elements = model.layers * (8 * model.hidden + 2 * (attention.heads // p * attention.qk_dim + kv_width))
-    if model.ffn is not None:
+    if model.ffn is not None and "dense_ffn" in parts:
         elements += model.dense_layers * model.ffn.matrices * -(-model.ffn.intermediate // p)
-    if model.moe is not None and model.moe.shared_intermediate:
+    if model.moe is not None and model.moe.shared_intermediate and "shared_experts" in parts:
         elements += model.moe_layers * model.moe.matrices * -(-model.moe.shared_intermediate // p)
     return Rest(model.layers, elements)
 
 
 def _attention(model: ModelSpec, p: int) -> list[Operator]:
     attention = model.attention
-    dense = BYTES_PER_ELEMENT[model.dense_dtype]
     kv_element = BYTES_PER_ELEMENT[model.kv_dtype]
     heads = attention.heads // p
     operators: list[Operator] = []
     windows: list[tuple[int, int | None]]
 
     def gemm(name: str, k: int, n: int) -> None:
-        operators.append(Gemm(name, "fc", model.layers, k, n, dense, model.dense_dtype))
+        operators.append(_gemm(model, name, model.layers, k, n))
 
     if attention.kind == "gqa":
         kv_heads = kv_heads_per_device(model, p)
@@ -298,20 +355,25 @@ def kv_heads_per_device(model: ModelSpec, p: int) -> int:
     return max(1, kv_heads // p)
 
 
-def weight_bytes_per_device(model: ModelSpec, split: Parallelism) -> float:
-    """Bytes of weights on one device: what its operators read, and its share of the rest (embedding, norms, biases).
+def weight_bytes_per_device(model: ModelSpec, split: Parallelism, parts: Set[Part] = ALL_PARTS) -> float:
+    """Bytes of weights on one device: what its operators read, and its share of the rest (embedding, norms, biases),
+    which goes with attention, but for what of it belongs to experts.
 
     Weights that several devices hold whole (gates, KV projections beyond the number of KV heads, the down-projections
     of a latent) count on each of them.
     """
 
-    def products(among: Parallelism) -> float:
-        operators = operators_of(model, among)
+    def products(among: Parallelism, of: Set[Part]) -> float:
+        operators = operators_of(model, among, parts=of)
         return sum(op.layers * op.k * op.n * op.weight_bytes_per_element for op in operators if isinstance(op, Gemm))
 
-    dense = (model.parameters - model.routed_parameters) * BYTES_PER_ELEMENT[model.dense_dtype]
-    routed = model.routed_parameters * BYTES_PER_ELEMENT[model.routed_dtype]
-    return products(split) + (dense - products(Parallelism())) / split.tensor + routed / split.devices
+    held = products(split, parts)
+    if "attention" in parts:
+        dense = (model.parameters - model.routed_parameters) * BYTES_PER_ELEMENT[model.dense_dtype]
+        held += (dense - products(Parallelism(), ALL_PARTS)) / split.tensor
+    if "routed_experts" in parts:
+        held += model.routed_parameters * BYTES_PER_ELEMENT[model.routed_dtype] / split.devices
+    return held
 
 
 def kv_bytes_per_token_per_device(model: ModelSpec, split: Parallelism) -> float:

@@ -19,7 +19,7 @@ from functools import cached_property
 from typing import Literal, NamedTuple, Protocol
 
 from pimserve.device_models.experts import ExpertTerm
-from pimserve.device_models.operators import Category, RowKind
+from pimserve.device_models.operators import Category, RowKind, Runs
 from pimserve.device_models.pipeline import Load, PassivePower, PipelineTerm
 from pimserve.device_models.serial import SerialTiming, WayCosts
 from pimserve.device_models.step import N, StepCosts, StepShape, StepTuple, least, most, row_counts
@@ -30,6 +30,7 @@ PJ_PER_J = 10**12
 HOST = "host"  # the machine that the serving engine runs on, in busy tables where a plan has its time
 
 Pieces = tuple[tuple[int, int], ...]
+Stage = Literal["attention", "dispatch", "experts", "combine"]  # on two groups of devices, and the links between them
 
 
 class Chunk(NamedTuple):
@@ -71,6 +72,8 @@ class RowTerm:
     pieces: Pieces
     energy: Energy = Energy()
     alternatives: tuple[Pieces, ...] = ()
+    runs: Runs = "layers"
+    stage: Stage = "attention"
 
     def time_fs(self, rows: N) -> N:
         """Time for `rows` rows of one data-parallel group; nothing runs for none."""

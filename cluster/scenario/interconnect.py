@@ -24,12 +24,22 @@ from dataclasses import dataclass
 
 from pimserve.cluster.scenario.dispatch import Transport, copies, transport
 from pimserve.device_models.kernels import FS_PER_US, CollectiveKernel, Collectives
-from pimserve.device_models.operators import AllGather, AllReduce, AllToAll, Operator, Parallelism, RowKind, Traffic
+from pimserve.device_models.operators import (
+    AllGather,
+    AllReduce,
+    AllToAll,
+    Operator,
+    Parallelism,
+    RowKind,
+    Runs,
+    Traffic,
+)
 from pimserve.device_models.plan import FS_PER_S, RowTerm
 from pimserve.device_models.step import LINK
 
 ALL_REDUCE, ALL_TO_ALL, _ALL_GATHER = "all-reduce", "dispatch and combine", "all-gather of logits"
 RING = "all-reduce, as a ring"  # whose bytes per token are one figure; which way is the fastest hangs on the step
+_RUNS: Mapping[str, Runs] = {ALL_TO_ALL: "moe_layers", _ALL_GATHER: "last"}
 _Algorithms = Mapping[int, Sequence[CollectiveKernel]]
 
 
@@ -184,4 +194,4 @@ def _term(name: str, costs: Sequence[tuple[float, float, float]], rows: RowKind 
         ((round(fixed_us * FS_PER_US), round(size / (gb_per_s * 1e9) * FS_PER_S)),)
         for fixed_us, size, gb_per_s in costs
     )
-    return RowTerm(name, "communication", LINK, rows, ways[0], alternatives=ways[1:])
+    return RowTerm(name, "communication", LINK, rows, ways[0], alternatives=ways[1:], runs=_RUNS.get(name, "layers"))
