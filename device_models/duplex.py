@@ -246,6 +246,6 @@ class Duplex(Gpu):
 def decided_as_in_the_paper(plan: CostPlan) -> CostPlan:
     """The plan with experts divided among two units by the paper's table, and decode attention on one unit always."""
     experts = plan.experts
-    if experts is not None and experts.selection == "co_processing":
+    if isinstance(experts, ExpertTerm) and experts.selection == "co_processing":
         experts = replace(experts, selection="paper_table")
     return replace(plan, experts=experts, other_decode=None)

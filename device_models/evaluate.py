@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pimserve.arrays import IntArray
-from pimserve.device_models.experts import FEATURES, ExpertTerm
+from pimserve.device_models.experts import FEATURES, RoutedExperts
 from pimserve.device_models.operators import RowKind
 from pimserve.device_models.plan import HOST, ChunkShape, CostPlan, DecodeWay, StepTiming
 from pimserve.device_models.step import (
@@ -99,7 +99,7 @@ def evaluate(plan: CostPlan, shape: StepShape[N], experts: Sequence[N] | None = 
     return costs
 
 
-def add_experts(term: ExpertTerm, features: Sequence[N], costs: StepCosts[N]) -> None:
+def add_experts(term: RoutedExperts, features: Sequence[N], costs: StepCosts[N]) -> None:
     """Add routed experts, one entry for each of FEATURES, to what steps cost."""
     entry = dict(zip(FEATURES, features, strict=True))
     costs.operators.append(OperatorTime("routed experts", "moe", entry["time_fs"]))

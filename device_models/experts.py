@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,82 @@ FEATURES = (
     "compute_pj",
 )
 GROUP_FEATURES = ("time_fs", "first_busy_fs", "second_busy_fs", "dram_pj", "compute_pj")
+
+
+class NamedUnit(Protocol):
+    """A unit that runs experts."""
+
+    @property
+    def unit(self) -> str:
+        """Its name."""
+
+
+class RoutedExperts(Protocol):
+    """The routed experts of a plan: `layers` layers, each with its own routing. A frozen dataclass of plain data.
+
+    Devices are in `groups` alike groups, of which each holds as many experts, in their order.
+    """
+
+    @property
+    def layers(self) -> int:
+        """MoE layers."""
+
+    @property
+    def experts(self) -> int:
+        """Experts of a layer."""
+
+    @property
+    def top_k(self) -> int:
+        """Experts that a token picks."""
+
+    @property
+    def groups(self) -> int:
+        """Groups of devices that hold disjoint sets of experts."""
+
+    @property
+    def units(self) -> Sequence[NamedUnit]:
+        """One or two units of a device: those of `first` and `second` in the features."""
+
+    @property
+    def ways(self) -> int:
+        """Ways of which a layer takes the fastest."""
+
+    @property
+    def weight_stationary(self) -> bool:
+        """Whether weights stay where they are, and tokens pass by them."""
+
+    def least_fs(self, tokens: int) -> int:
+        """A bound from below of the time of a step with so many tokens, all layers."""
+
+    def most_pj(self, tokens: int) -> int:
+        """A bound of the energy of a step with so many tokens, all layers."""
+
+    def layer_features(self, tokens: IntArray) -> IntArray:
+        """(draws, features): cost of layers whose experts got `tokens` (draws, experts), as `merged` says."""
+
+    def group_features(self, tokens: IntArray) -> IntArray:
+        """What groups of devices take for their experts of a layer; a group needs to know nothing of the others.
+
+        Args:
+            tokens: (draws, groups, experts of a group), tokens that each expert got.
+
+        Returns:
+            (ways, draws, groups, group features), columns as in GROUP_FEATURES. Energy is for all devices of the group.
+        """
+
+    def merged(self, groups: IntArray) -> IntArray:
+        """What layers cost, of which all groups have worked out their experts.
+
+        Args:
+            groups: (ways, draws, groups, group features), as `group_features` gives them.
+
+        Returns:
+            (draws, features), columns as in FEATURES. Busy times are means over the devices, and those of the group
+            that the layer waits for; energy is for all devices.
+        """
+
+    def taken(self, groups: IntArray) -> IntArray:
+        """(draws, groups, group features) of the way that ends first; `groups` as in `merged`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +143,7 @@ class ExpertUnit:
 
 @dataclass(frozen=True, slots=True)
 class ExpertTerm:
-    """The routed experts of a plan: `layers` alike layers, each with its own routing.
+    """Routed experts whose weights are fetched, as `RoutedExperts`.
 
     `units` holds one or two units; `selection` says how they are used: one of them, the one that is faster for the
     whole layer, or both side by side, divided by times ("co_processing") or by the paper's table ("paper_table").
@@ -83,53 +159,47 @@ class ExpertTerm:
     units: tuple[ExpertUnit, ...]
     selection: Selection
 
+    @property
+    def ways(self) -> int:
+        """Two where the faster unit runs the whole layer."""
+        return 2 if self.selection == "faster" else 1
+
+    @property
+    def weight_stationary(self) -> bool:
+        """Weights are fetched."""
+        return False
+
     def least_fs(self, tokens: int) -> int:
-        """A bound from below of the time of a step with so many tokens, all layers: spread evenly over all units."""
+        """Tokens spread evenly over all units."""
         even_share = np.array([tokens * self.top_k // self.experts])
         fastest = min(int(unit.time_fs(even_share)[0]) for unit in self.units)
         return self.layers * (self.experts // self.groups) * fastest // len(self.units)
 
     def most_pj(self, tokens: int) -> int:
-        """A bound of the energy of a step with so many tokens, all layers: each expert on the unit that takes more."""
+        """Each expert on the unit that takes more."""
         return self.layers * max(
             self.experts * unit.weight_pj + tokens * self.top_k * (unit.token_dram_pj + unit.token_compute_pj)
             for unit in self.units
         )
 
     def layer_features(self, tokens: IntArray) -> IntArray:
-        """(draws, features): cost of layers whose experts got `tokens` (draws, experts), as `merged` says."""
+        """(draws, features) of layers."""
         return self.merged(self.group_features(tokens.reshape(len(tokens), self.groups, -1)))
 
     def group_features(self, tokens: IntArray) -> IntArray:
-        """What groups of devices take for their experts of a layer; a group needs to know nothing of the others.
-
-        Args:
-            tokens: (draws, groups, experts of a group), tokens that each expert got.
-
-        Returns:
-            (ways, draws, groups, group features), columns as in GROUP_FEATURES: one way, or for units of which the
-            faster runs the whole layer, one for each. Energy is for all devices of the group.
-        """
+        """One way, or for units of which the faster runs the whole layer, one for each."""
         times = [unit.time_fs(tokens) for unit in self.units]
         return np.stack([self._group_features(tokens, times, on_second) for on_second in self._ways(tokens, times)])
 
     def merged(self, groups: IntArray) -> IntArray:
-        """What layers cost, of which all groups have worked out their experts.
-
-        Args:
-            groups: (ways, draws, groups, group features), as `group_features` gives them.
-
-        Returns:
-            (draws, features), columns as in FEATURES. Busy times are means over the devices, and those of the group
-            that the layer waits for; energy is for all devices.
-        """
+        """(draws, features) of layers of all groups."""
         taken = self.taken(groups)
         time, busy, energy = taken[:, :, 0], taken[:, :, 1:3], taken[:, :, 3:]
         of_busiest = np.take_along_axis(busy, time.argmax(axis=1)[:, None, None], axis=1)[:, 0]
         return np.column_stack([time.max(axis=1), busy.sum(axis=1) // self.groups, of_busiest, energy.sum(axis=1)])
 
     def taken(self, groups: IntArray) -> IntArray:
-        """(draws, groups, group features) of the way that ends first; `groups` as in `merged`."""
+        """(draws, groups, group features) of the faster way."""
         taken = groups[0]
         for other in groups[1:]:
             sooner = other[:, :, 0].max(axis=1) < taken[:, :, 0].max(axis=1)

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple, Protocol
 
-from pimserve.device_models.experts import ExpertTerm
+from pimserve.device_models.experts import RoutedExperts
 from pimserve.device_models.operators import Category, RowKind, Runs
 from pimserve.device_models.pipeline import Load, PassivePower, PipelineTerm
 from pimserve.device_models.serial import SerialTiming, WayCosts
@@ -206,7 +206,7 @@ class CostPlan:
     rows: tuple[RowTerm, ...]
     decode: tuple[DecodeAttentionTerm, ...]
     prefill: tuple[PrefillAttentionTerm, ...]
-    experts: ExpertTerm | None
+    experts: RoutedExperts | None
     overlap_attention: bool = False
     other_decode: DecodeWay | None = None
     pipeline: PipelineTerm | None = None
@@ -244,7 +244,7 @@ class CostPlan:
     @property
     def weight_stationary(self) -> bool:
         """Whether weights stay where they are, and tokens pass by them."""
-        return self.pipeline is not None
+        return self.pipeline is not None or (self.experts is not None and self.experts.weight_stationary)
 
     @property
     def decode_ways(self) -> tuple[DecodeWay, ...]:

@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 
 from pimserve.arrays import FloatArray, IntArray
-from pimserve.device_models.experts import FEATURES, ExpertTerm
+from pimserve.device_models.experts import FEATURES, RoutedExperts
 from pimserve.device_models.memo import Memo
 
 POOL_SIZE = 128  # outcomes per token count; a power of two
@@ -124,7 +124,7 @@ class ExpertPools:
     rank `rank[i]`, a fixed permutation. Between two pools' token counts, outcomes of equal rank are interpolated.
     """
 
-    def __init__(self, term: ExpertTerm, routing: Routing, seed: int) -> None:
+    def __init__(self, term: RoutedExperts, routing: Routing, seed: int) -> None:
         self.term = term
         self.seed = seed
         self.rank: IntArray = np.random.default_rng([seed, _RANK]).permutation(POOL_SIZE)
@@ -223,6 +223,6 @@ class ExpertPools:
         return np.asarray(outcomes[np.argsort(outcomes[:, 0], kind="stable")])
 
 
-def _check_range(term: ExpertTerm, tokens: int) -> None:
+def _check_range(term: RoutedExperts, tokens: int) -> None:
     if term.most_pj(tokens) >= 2**63:
         raise OverflowError(f"energies of {tokens} tokens exceed 64 bit")

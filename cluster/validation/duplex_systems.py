@@ -17,6 +17,7 @@ from pimserve.cluster.scenario.interconnect import Interconnect
 from pimserve.device_models.catalogue import load_model
 from pimserve.device_models.device import OperatorDevice
 from pimserve.device_models.duplex import decided_as_in_the_paper
+from pimserve.device_models.experts import ExpertTerm
 from pimserve.device_models.model import BYTES_PER_ELEMENT, ModelSpec
 from pimserve.device_models.operators import ACTIVATION_BYTES, AllReduce, Operator, Parallelism, operators_of
 from pimserve.device_models.plan import CostPlan
@@ -167,7 +168,9 @@ def _hetero(model: ModelSpec, half: int, name: SystemName) -> System:
     device = paper_device("logic")
     pim = paper_plan("logic", operators, split)
     experts = pim.experts
-    if duplicated and experts:  # of one group on two units at once, each where times (not the paper's table) say
+    if duplicated and isinstance(
+        experts, ExpertTerm
+    ):  # of one group on two units at once, each where times (not the paper's table) say
         experts = replace(experts, selection="co_processing", spaces=experts.experts)
     vector = model.hidden * ACTIVATION_BYTES
     sums = [AllReduce(model.layers, vector, half), AllReduce(model.layers, vector, 2 * half if duplicated else half)]

@@ -145,7 +145,7 @@ class ExactExperts:
         self.devices = devices
         self.per_group = self.term.experts // self.term.groups
         self.slices = int(dispatch.receiver.max() + 1) // self.term.groups
-        self.ways = 2 if self.term.selection == "faster" else 1
+        self.ways = self.term.ways
         self.sent_width = self.term.layers * self.per_group
         self.result_width = self.term.layers * self.ways * len(GROUP_FEATURES)
 
