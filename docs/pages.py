@@ -2,9 +2,9 @@
 
 scenario.md comes from the schemas of the scenario, model and device documents; summary.md from that of summaries;
 cli.md from the command line; grpc.md from the .proto files; metrics.md from the metric families; duplex_validation.md
-from recomputing the published figures (about 15 s), aimc_validation.md from running the AIMC models side by side (about
-a minute), gpu_validation.md and its pictures from predicting the GPU reference data (about a minute; skipped where
-there is none).
+from recomputing the published figures (about 15 s), aimc_validation.md from running the AIMC models side by side
+(about a minute), disaggregation_validation.md from computing published formulas, gpu_validation.md and its pictures
+from predicting the GPU reference data (about a minute; skipped where there is none).
 With --check nothing is written, and the exit code is 1 if a page would change.
 """
 
@@ -34,6 +34,7 @@ sys.path.insert(0, str(DOCS))  # for when this is not run as a script
 
 import aimc_page  # noqa: E402
 import cli_page  # noqa: E402
+import disaggregation_page  # noqa: E402
 import gpu_page  # noqa: E402
 import grpc_page  # noqa: E402
 import metrics_page  # noqa: E402
@@ -349,6 +350,7 @@ PAGES: dict[str, Callable[[], str | Mapping[str, str]]] = {
     "metrics.md": metrics_page.page,
     "duplex_validation.md": validation_page,
     "aimc_validation.md": aimc_page.page,
+    "disaggregation_validation.md": disaggregation_page.page,
     gpu_page.PAGE: gpu_page.page,
 }
 

@@ -76,6 +76,19 @@ def validate_gpu_command(
         raise typer.Exit(1)
 
 
+@validate.command("disaggregation")
+def validate_disaggregation_command(
+    cases: Annotated[
+        Path | None, typer.Option(help="File of cases; default: the built-in list.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compute published formulas of attention-FFN disaggregation; exit code 1 if a published figure is missed."""
+    from pimserve.cluster.validation.validate_disaggregation import validate_disaggregation  # noqa: PLC0415
+
+    _print_findings(validate_disaggregation(cases), as_json=as_json)
+
+
 def _print_findings(findings: list[Finding], *, as_json: bool) -> None:
     if as_json:
         print_json(findings)

@@ -1,4 +1,4 @@
-"""Files of published figures (`{"targets": [...]}`), and what becomes of a figure: a finding."""
+"""Files of published figures (`{"targets": [...]}`, or cases alike), and what becomes of a figure: a finding."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 from pimserve.errors import InputError
 
 ToleranceKind = Literal["rel", "abs", "interval"]
-Method = Literal["closed form", "engine", "capacity", "area model", "event-driven model"]
+Method = Literal["closed form", "engine", "capacity", "area model", "event-driven model", "search"]
 Published = float | tuple[float, float]
 
 _REQUIRED = ("id", "case", "quantity", "published", "tolerance", "tolerance_kind")
@@ -78,15 +78,15 @@ def package_file(name: str) -> Path:
     return Path(__file__).with_name(name)
 
 
-def read_targets(path: Path) -> list[Target]:
-    """Read a file of targets, in its order.
+def read_targets(path: Path, noun: str = "target") -> list[Target]:
+    """Read a file of targets, in its order. `noun`: what the file calls one of them, and with an s the list of them.
 
     Raises:
         InputError: the file cannot be read, is not JSON, or a target is malformed; names file and target.
     """
     seen: set[str] = set()
-    rows = enumerate(read_list(path, "target"), 1)
-    return [_target(*identified(path, "target", number, row, seen)) for number, row in rows]
+    rows = enumerate(read_list(path, noun), 1)
+    return [_target(*identified(path, noun, number, row, seen)) for number, row in rows]
 
 
 def read_list(path: Path, noun: str) -> list[Any]:
