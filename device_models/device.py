@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pimserve.device_models.expert_layout import Slots
+from pimserve.device_models.experts import ExpertTerm
 from pimserve.device_models.kernels import Collectives, Kernels, load_kernels
 from pimserve.device_models.kv_groups import NO_WINDOWS, KvGroups
 from pimserve.device_models.model import BYTES_PER_ELEMENT, ModelSpec
@@ -83,6 +85,8 @@ class Demand:
         max_num_seqs: requests that may run at once.
         max_step_tokens: tokens of the largest step.
         expert_weights: popularity of each routed expert, a row for all MoE layers or for each; empty for all alike.
+        expert_slots: expert in each slot of the groups of devices, a row for all MoE layers or for each; empty: experts
+            in order.
         backend: serving engine whose measured costs count; None for an ideal device.
         kernels: changes to the measured kernels of the catalogue.
         expert_decision: whether a device with two units divides work among them by times ("exact"), or as a paper's
@@ -100,6 +104,7 @@ class Demand:
     max_num_seqs: int = 0
     max_step_tokens: int = 0
     expert_weights: tuple[tuple[float, ...], ...] = ()
+    expert_slots: tuple[Slots, ...] = ()
     backend: str | None = None
     kernels: Mapping[str, Any] | None = None
     expert_decision: ExpertDecision = "exact"
@@ -288,6 +293,8 @@ class OperatorDevice:
         model, split = demand.model, demand.split
         operators = operators_of(model, split, lm_head=demand.lm_head, parts=demand.parts)
         plan = self.compile(operators, split)
+        if isinstance(plan.experts, ExpertTerm):
+            plan = replace(plan, experts=replace(plan.experts, slots=demand.expert_slots))
         weights = weight_bytes_per_device(model, split, demand.parts)
         reserved = self.reserved_bytes(demand)
         tokens, most = self._kv_tokens(demand, weights, reserved)

@@ -67,6 +67,15 @@ class RoutedExperts(Protocol):
         """One or two units of a device: those of `first` and `second` in the features."""
 
     @property
+    def slots(self) -> tuple[tuple[int, ...], ...]:
+        """The expert in each slot, group by group, for all layers or for each, where an expert in several slots has
+        copies; empty: experts in order. What is said of experts of a group below is said of its slots."""
+
+    @property
+    def physical_experts(self) -> int:
+        """Experts of a layer with their copies: its slots."""
+
+    @property
     def ways(self) -> int:
         """Ways of which a layer takes the fastest."""
 
@@ -158,6 +167,12 @@ class ExpertTerm:
     spaces: int
     units: tuple[ExpertUnit, ...]
     selection: Selection
+    slots: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def physical_experts(self) -> int:
+        """Experts of a layer with their copies: its slots."""
+        return len(self.slots[0]) if self.slots else self.experts
 
     @property
     def ways(self) -> int:
@@ -171,14 +186,14 @@ class ExpertTerm:
 
     def least_fs(self, tokens: int) -> int:
         """Tokens spread evenly over all units."""
-        even_share = np.array([tokens * self.top_k // self.experts])
+        even_share = np.array([tokens * self.top_k // self.physical_experts])
         fastest = min(int(unit.time_fs(even_share)[0]) for unit in self.units)
-        return self.layers * (self.experts // self.groups) * fastest // len(self.units)
+        return self.layers * (self.physical_experts // self.groups) * fastest // len(self.units)
 
     def most_pj(self, tokens: int) -> int:
         """Each expert on the unit that takes more."""
         return self.layers * max(
-            self.experts * unit.weight_pj + tokens * self.top_k * (unit.token_dram_pj + unit.token_compute_pj)
+            self.physical_experts * unit.weight_pj + tokens * self.top_k * (unit.token_dram_pj + unit.token_compute_pj)
             for unit in self.units
         )
 

@@ -309,7 +309,7 @@ class Gpu(OperatorDevice):
         kernel = self.rates.moe_kernel(op.dtype)
         routed = op.top_k * split.data / op.groups  # of a device's tokens, per token of its data-parallel group
         row_fs = kernel.row_passes * self.rates.memory_fs(routed * op.hidden * ACTIVATION_BYTES, 1.0)
-        launch_us = kernel.launch_us + kernel.expert_us * op.experts / op.groups
+        launch_us = kernel.launch_us + kernel.expert_us * op.physical / op.groups
         pieces = ((round(op.layers * launch_us * FS_PER_US), round(op.layers * row_fs)),)
         return RowTerm("experts, launch and sorting", "moe", self.UNIT, "tokens", pieces, runs="moe_layers")
 

@@ -37,6 +37,8 @@ ACTIVATION_BYTES = 2  # activations travel in 16 bit whatever the weights are st
 class Parallelism:
     """How one replica's devices share a model.
 
+    `redundant_experts`: copies of routed experts in each layer, beside the first ones.
+
     Raises InputError where the model does not divide.
     """
 
@@ -44,6 +46,7 @@ class Parallelism:
     devices_per_node: int = 1
     tensor: int = 1
     experts: Literal["ep", "tp"] = "ep"
+    redundant_experts: int = 0
 
     def __post_init__(self) -> None:
         if self.devices % self.tensor:
@@ -60,13 +63,19 @@ class Parallelism:
         return self.devices // self.tensor
 
     def expert_groups(self, experts: int) -> int:
-        """Groups of devices that hold disjoint sets of routed experts."""
-        groups = self.nodes if self.experts == "tp" else min(self.devices, experts)
-        if experts % groups or self.devices % groups:
+        """Groups of devices that hold routed experts, as many physical ones each, of a layer with so many logical ones.
+
+        Physical ones are these and their copies.
+        """
+        physical = experts + self.redundant_experts
+        groups = self.nodes if self.experts == "tp" else min(self.devices, physical)
+        if physical % groups or self.devices % groups:
+            copies = f" with {self.redundant_experts} copies" if self.redundant_experts else ""
             raise InputError(
-                "cluster.experts",
-                f"{experts} experts do not spread evenly over {self.devices} devices with experts: {self.experts}; "
-                "use a number of devices that divides the experts, or is a multiple of them",
+                "cluster.expert_placement.redundant_experts" if copies else "cluster.experts",
+                f"{experts} experts{copies} do not spread evenly over {self.devices} devices with experts: "
+                f"{self.experts}; use a number of devices that divides {'both together' if copies else 'the experts'}, "
+                "or is a multiple of them",
             )
         return groups
 
@@ -115,7 +124,10 @@ class PrefillAttention:
 
 @dataclass(frozen=True, slots=True)
 class Experts:
-    """The routed experts of `layers` layers: `groups` device groups, each expert sliced over `slices` devices."""
+    """The routed experts of `layers` layers: `groups` device groups, each expert sliced over `slices` devices.
+
+    `physical`: experts of a layer with their copies, as many in each group.
+    """
 
     layers: int
     experts: int
@@ -127,6 +139,7 @@ class Experts:
     dtype: str
     groups: int
     slices: int
+    physical: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,6 +288,7 @@ def _mixture(model: ModelSpec, split: Parallelism, parts: Set[Part]) -> list[Ope
             dtype=model.routed_dtype,
             groups=groups,
             slices=split.devices // groups,
+            physical=moe.experts + split.redundant_experts,
         )
     )
     if split.data > 1 and "attention" in parts:
@@ -372,7 +386,8 @@ def weight_bytes_per_device(model: ModelSpec, split: Parallelism, parts: Set[Par
         dense = (model.parameters - model.routed_parameters) * BYTES_PER_ELEMENT[model.dense_dtype]
         held += (dense - products(Parallelism(), ALL_PARTS)) / split.tensor
     if "routed_experts" in parts:
-        held += model.routed_parameters * BYTES_PER_ELEMENT[model.routed_dtype] / split.devices
+        copies = 1 if model.moe is None else 1 + split.redundant_experts / model.moe.experts
+        held += model.routed_parameters * BYTES_PER_ELEMENT[model.routed_dtype] * copies / split.devices
     return held
 
 

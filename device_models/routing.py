@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 
 from pimserve.arrays import FloatArray, IntArray
+from pimserve.device_models.expert_layout import SlotCounts
 from pimserve.device_models.experts import FEATURES, RoutedExperts
 from pimserve.device_models.memo import Memo
 
@@ -130,6 +131,7 @@ class ExpertPools:
         self.rank: IntArray = np.random.default_rng([seed, _RANK]).permutation(POOL_SIZE)
         weights = routing.expert_weights(term.experts, seed)
         self._probabilities = np.stack([pick_probabilities(row, term.top_k) for row in weights])
+        self._slots = SlotCounts(term.slots)
         self._pools = Memo(self._pool)  # by token counts that have one
         self._pool_times: Memo[int, list[int]] = Memo(lambda tokens: self._pools[tokens][:, 0].tolist())
         self.prefixes_fs = Memo(self._prefix_fs)  # by token count
@@ -192,10 +194,10 @@ class ExpertPools:
         return features
 
     def exact_counts(self, tokens: int, replica: int, step: int) -> IntArray:
-        """(layers, experts): tokens of each expert in that outcome."""
+        """(layers, slots): tokens of each expert in that outcome, or of each of its copies."""
         rng = np.random.default_rng([self.seed, _EXACT, replica, step])
         counts = draw_counts(rng, self._probabilities, tokens, self.term.layers // len(self._probabilities))
-        return counts.reshape(-1, self.term.experts)
+        return self._slots.of(counts.reshape(-1, 1, self.term.experts))[:, 0]
 
     def _pool(self, tokens: int) -> IntArray:
         """(POOL_SIZE, features): the pool of a token count that has one."""
@@ -210,13 +212,14 @@ class ExpertPools:
         term = self.term
         _check_range(term, tokens)
         rng = np.random.default_rng([self.seed, _POOL, tokens])
-        laws = len(self._probabilities)  # one for all layers, or one for each
+        laws = max(len(self._probabilities), self._slots.rows)  # one for all layers, or one for each
         wanted = POOL_SIZE * term.layers // laws
         # The more tokens, the less their counts scatter, in relation: fewer draws then give the same precision.
         enough = max(_LEAST_DRAWS, _LAYER_DRAWS * 64 // (term.experts * max(64, tokens)))
         draws = min(wanted, max(_LEAST_OF_LAYER, enough // laws))
-        counts = draw_counts(rng, self._probabilities, tokens, draws)
-        layer = term.layer_features(counts.reshape(-1, term.experts)).reshape(laws, draws, len(FEATURES))
+        probabilities = np.broadcast_to(self._probabilities, (laws, *self._probabilities.shape[1:]))
+        counts = self._slots.of(draw_counts(rng, probabilities, tokens, draws))
+        layer = term.layer_features(counts.reshape(-1, term.physical_experts)).reshape(laws, draws, len(FEATURES))
         # Drawing every layer of every outcome costs too much for large models: layers are resampled from exact draws.
         chosen = layer if draws == wanted else layer[np.arange(laws)[:, None], rng.integers(draws, size=(laws, wanted))]
         outcomes = chosen.reshape(laws, POOL_SIZE, -1, len(FEATURES)).sum(axis=(0, 2))

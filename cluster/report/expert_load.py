@@ -10,6 +10,7 @@ from pimserve.arrays import FloatArray
 from pimserve.cluster.report.intensity import Shape
 from pimserve.cluster.run.history import History
 from pimserve.cluster.scenario.placement import PlacedPool
+from pimserve.device_models.expert_layout import SlotCounts
 from pimserve.device_models.routing import draw_counts, mean_share, pick_probabilities
 
 _DRAWS, _STREAM = 512, 5
@@ -24,7 +25,8 @@ class ExpertLoad:
         top_k: experts that each of them chooses.
         share: (experts,) of tokens that choose each expert; they sum to `top_k`.
         active: experts that any token chose, mean.
-        groups: of devices that hold disjoint experts; None where experts do not lie on devices in groups.
+        groups: of devices that hold experts; None where experts do not lie on devices in groups.
+        in_order: whether groups hold experts by number, as many each.
         busiest: tokens of the busiest group over the mean of the groups, in the mean; None without several.
         busiest_p99: the same at the 99th percentile of layers.
     """
@@ -34,6 +36,7 @@ class ExpertLoad:
     share: FloatArray
     active: float
     groups: int | None
+    in_order: bool
     busiest: float | None
     busiest_p99: float | None
 
@@ -50,12 +53,14 @@ def expert_load(history: History, pool: PlacedPool, shape: Shape) -> ExpertLoad 
     weights = history.prepared.scenario.routing.for_model(history.prepared.model).expert_weights(moe.experts, seed)
     laws = np.stack([pick_probabilities(row, moe.top_k) for row in weights])
     counts = draw_counts(np.random.default_rng([seed, _STREAM]), laws, shape.tokens, -(-_DRAWS // len(laws)))
-    counts = counts.reshape(-1, moe.experts)
     term = pool.plan.experts
+    slots = () if term is None else term.slots
+    placed = SlotCounts(slots).of(np.broadcast_to(counts, (max(len(counts), len(slots)), *counts.shape[1:])))
+    counts = counts.reshape(-1, moe.experts)
     groups = None if term is None else term.groups
     ratios = None
     if groups is not None and groups > 1:
-        per_group = counts.reshape(len(counts), groups, -1).sum(axis=2)
+        per_group = placed.reshape(-1, groups, placed.shape[2] // groups).sum(axis=2)
         ratios = np.sort(per_group.max(axis=1) / per_group.mean(axis=1))
     return ExpertLoad(
         tokens=shape.tokens,
@@ -63,6 +68,7 @@ def expert_load(history: History, pool: PlacedPool, shape: Shape) -> ExpertLoad 
         share=np.array(mean_share(weights.tolist(), moe.top_k)),
         active=float((counts > 0).sum(axis=1).mean()),
         groups=groups,
+        in_order=not slots,
         busiest=None if ratios is None else float(ratios.mean()),
-        busiest_p99=None if ratios is None else float(ratios[int(np.ceil(0.99 * len(counts))) - 1]),
+        busiest_p99=None if ratios is None else float(ratios[int(np.ceil(0.99 * len(ratios))) - 1]),
     )

@@ -33,8 +33,8 @@ def popularity(parts: Sequence[Part]) -> list[Picture]:
 
 
 def _groups(load: ExpertLoad) -> int:
-    """Groups of devices with experts of their own, where that makes a difference."""
-    return load.groups if load.groups is not None and load.busiest is not None else 1
+    """Groups of devices with experts of their own side by side, where that makes a difference."""
+    return load.groups if load.groups is not None and load.busiest is not None and load.in_order else 1
 
 
 def _popularity(key: str, title: str, load: ExpertLoad) -> Picture:
@@ -46,7 +46,7 @@ def _popularity(key: str, title: str, load: ExpertLoad) -> Picture:
         f"least {share(float(load.share.min()))} (expert {order[-1]}); {share(even)} if all were alike."
     )
     caption = "Probability that a token chooses the expert in a layer; they sum to the experts per token."
-    if load.busiest is not None:
+    if _groups(load) > 1:
         caption += " Columns of one shade lie on the same group of devices."
     draw = columns(100 * load.share, "% of tokens", "expert", 100 * even, _groups(load))
     return picture(key, title, alt, caption, draw)

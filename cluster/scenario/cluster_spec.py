@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 from pimserve.cluster.scenario.dispatch import Transport
+from pimserve.cluster.scenario.expert_placement import ExpertPlacementSpec
 from pimserve.device_models.operators import Parallelism
 from pimserve.errors import InputError
 from pimserve.quantity import GigabytesPerSecond, Microseconds
@@ -47,6 +48,7 @@ class PoolSpec(_Section):
     devices_per_node: Devices | None = Field(None, description="as `cluster.devices_per_node`")
     tensor_parallel: Count | None = Field(None, description="devices that split attention and dense layers")
     experts: Literal["ep", "tp"] | None = Field(None, description="as `cluster.experts`")
+    expert_placement: ExpertPlacementSpec | None = Field(None, description="as `cluster.expert_placement`")
 
 
 class HandoverSpec(_Section):
@@ -90,6 +92,9 @@ class ClusterSpec(_Section):
         description="ep: whole experts spread over all devices; tp: every expert sliced over the devices of a node; "
         "left out, the device decides: ep where devices fetch weights, and AIMC chips as their `spread` says",
     )
+    expert_placement: ExpertPlacementSpec | None = Field(
+        None, description="which expert is on which devices; left out: in order, as many on each group of devices"
+    )
     node_gb_per_s: GigabytesPerSecond = Field(50.0, description="bandwidth between nodes, one way per device")
     node_latency_us: Microseconds = Field(0.5, description="a hop between nodes")
     dispatch_us: Microseconds = Field(15.0, description="fixed cost of one dispatch or combine of tokens between nodes")
@@ -111,4 +116,5 @@ class ClusterSpec(_Section):
         devices = self.devices_per_node
         if devices == "auto":
             raise InputError("cluster.devices_per_node", "must be a number here (got auto)")
-        return Parallelism(self.nodes, devices, self.tensor_parallel or devices, self.experts or "ep")
+        copies = 0 if self.expert_placement is None else self.expert_placement.redundant_experts
+        return Parallelism(self.nodes, devices, self.tensor_parallel or devices, self.experts or "ep", copies)

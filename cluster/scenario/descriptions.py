@@ -28,21 +28,30 @@ def is_file(name: object) -> bool:
 
 
 def read_yaml(path: Path, what: str) -> str:
-    """The text of a file; `what` it should be is for messages ("a scenario").
+    """The text of a YAML file; `what` it should be is for messages ("a scenario").
+
+    Raises:
+        InputError: there is none, or it is no text.
+    """
+    return read_text(path, f"{what} is a YAML file")
+
+
+def read_text(path: Path, what: str) -> str:
+    """The text of a file; `what` it should be is a sentence for messages.
 
     Raises:
         InputError: there is none, or it is no text.
     """
     try:
         if path.is_char_device():
-            raise InputError(str(path), f"is a device; {what} is a YAML file")
+            raise InputError(str(path), f"is a device; {what}")
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise InputError(str(path), "no such file") from None
     except IsADirectoryError:
-        raise InputError(str(path), f"is a folder; {what} is a YAML file") from None
+        raise InputError(str(path), f"is a folder; {what}") from None
     except UnicodeDecodeError as error:
-        raise InputError(str(path), f"is not UTF-8 text (byte {error.start}); {what} is a YAML file") from None
+        raise InputError(str(path), f"is not UTF-8 text (byte {error.start}); {what}") from None
     except OSError as error:
         raise InputError(str(path), f"cannot be read: {error.strerror}") from None
 
@@ -58,7 +67,7 @@ def read_description(name: str, where: str, folders: Sequence[Path]) -> dict[str
     Raises:
         InputError: there is no such file, or it holds none.
     """
-    path = _find(name, where, folders)
+    path = find_file(name, where, folders)
     document = parse_document(read_yaml(path, "a description"), str(path))
     if is_file(document.get("preset")):
         raise InputError(
@@ -116,7 +125,12 @@ def _replaced(
     return result
 
 
-def _find(name: str, where: str, folders: Sequence[Path]) -> Path:
+def find_file(name: str, where: str, folders: Sequence[Path]) -> Path:
+    """The file of that name, in the first of the folders that has it.
+
+    Raises:
+        InputError: there is none.
+    """
     tried = list(dict.fromkeys((folder / name).absolute() for folder in folders))
     try:
         return next(path for path in tried if path.exists())

@@ -11,8 +11,9 @@ members on that device's node, one of them sends it inside the node. To other no
   expert take no copy of their own. So the Duplex paper counts (arXiv 2409.01141), and so does an all-to-all of routed
   vectors.
 
-Experts are taken to be alike. Of E experts, k different ones are then picked, and a unit (device or node) with e of
-them is hit with probability 1 - C(E - e, k) / C(E, k) (hypergeometric); the expected copies are sums of these.
+Experts are taken to be alike, and copies of one to be experts of their own. Of E experts, k different ones are then
+picked, and a unit (device or node) with e of them is hit with probability 1 - C(E - e, k) / C(E, k) (hypergeometric);
+the expected copies of vectors are sums of these.
 """
 
 from __future__ import annotations
@@ -99,17 +100,17 @@ def routes(op: AllToAll, split: Parallelism, way: Transport) -> Mapping[tuple[in
 def _needed(op: AllToAll, split: Parallelism, way: Transport) -> tuple[float, NDArray[np.float64]]:
     """Copies of a token's vector that come to a device without it, and (nodes,) from elsewhere to a node."""
     per_node = split.devices_per_node
-    groups = split.expert_groups(op.experts)
+    groups, physical = split.expert_groups(op.experts), op.experts + split.redundant_experts
     if way == "per_pick":
         at_device = op.top_k / split.devices
     else:
-        at_device = hit_probability(op.experts, op.top_k, op.experts // groups)
+        at_device = hit_probability(physical, op.top_k, physical // groups)
     if way != "forward":
         return at_device, np.full(split.nodes, per_node * at_device)
     slices = split.devices // groups
     held = [
-        (((node + 1) * per_node - 1) // slices - node * per_node // slices + 1) * (op.experts // groups)
+        (((node + 1) * per_node - 1) // slices - node * per_node // slices + 1) * (physical // groups)
         for node in range(split.nodes)
     ]
-    chances = {count: hit_probability(op.experts, op.top_k, count) for count in set(held)}
+    chances = {count: hit_probability(physical, op.top_k, count) for count in set(held)}
     return at_device, np.array([chances[count] for count in held])

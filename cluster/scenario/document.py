@@ -23,6 +23,7 @@ from pydantic import (
 from pimserve.cluster.scenario.cluster_spec import ClusterSpec, Entry, PoolSpec
 from pimserve.cluster.scenario.descriptions import read_yaml, with_descriptions, with_trace_beside
 from pimserve.cluster.scenario.interconnect import Interconnect
+from pimserve.cluster.scenario.number_tables import with_tables
 from pimserve.cluster.scenario.routing_spec import RoutingSpec
 from pimserve.device_models.catalogue import model_of, no_truth_for_a_number, parse_document
 from pimserve.device_models.device import Device, ExpertDecision
@@ -242,6 +243,7 @@ def _scenario_of(
         document = {**document, "workload": {**kept, "trace": spec}}
     for override in overrides:
         document = tried(wrong, partial(_override, document, override)) or document
+    document = tried(wrong, partial(with_tables, document, folders)) or document
     described = tried(wrong, partial(with_descriptions, document, folders))
     try:
         scenario = Scenario.model_validate(document if described is None else described)

@@ -10,7 +10,7 @@ from typing import Any
 from pimserve.cluster.scenario.interconnect import Interconnect, beyond_measured
 from pimserve.device_models.catalogue import device_names
 from pimserve.device_models.device import Demand, Device, Fitted, PointToPoint, Precision, Roof
-from pimserve.device_models.operators import Traffic
+from pimserve.device_models.operators import Parallelism, Traffic
 from pimserve.device_models.registry import load_device
 from pimserve.errors import InputError
 from pimserve.scheduler.config import SchedulerSpec
@@ -137,7 +137,7 @@ def _replica(device: Device, interconnect: Interconnect, demand: Demand, fitted:
     return Replica(
         weight_bytes_per_device=fitted.weight_bytes_per_device,
         reserved_bytes_per_device=fitted.reserved_bytes_per_device,
-        parallelism=asdict(demand.split) if fitted.parallelism is None else fitted.parallelism,
+        parallelism=_parallelism(demand.split) if fitted.parallelism is None else fitted.parallelism,
         precision=fitted.precision or Precision.of(demand.model),
         facts=fitted.facts,
         warnings=warnings,
@@ -146,6 +146,11 @@ def _replica(device: Device, interconnect: Interconnect, demand: Demand, fitted:
         point_to_point=fitted.point_to_point,
         roofs=fitted.roofs,
     )
+
+
+def _parallelism(split: Parallelism) -> dict[str, Any]:
+    """How devices share a model; copies of experts where there are some."""
+    return {key: value for key, value in asdict(split).items() if value or key != "redundant_experts"}
 
 
 def _kv_cache(device: Device, demand: Demand, fitted: Fitted, spec: SchedulerSpec) -> tuple[int | None, int]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from pimserve.cluster.scenario.document import Scenario
+from pimserve.cluster.scenario.expert_placement import placement_facts
 from pimserve.cluster.scenario.interconnect import ALL_TO_ALL, RING
 from pimserve.cluster.scenario.placement import PlacedPool, place
 from pimserve.device_models.catalogue import device_names
@@ -48,16 +49,19 @@ def place_pool(scenario: Scenario, name: str, model: ModelSpec, routing: Routing
     """
     alone = scenario.of_pool(name)
     try:
-        device = alone.load_device()
+        device, split, spec = alone.load_device(), alone.cluster.split, alone.cluster.expert_placement
+        weights = _weights(scenario, model, routing)
+        slots = () if spec is None else spec.slots_of(model, split, weights)
         demand = Demand(
             model,
-            alone.cluster.split,
+            split,
             lm_head=scenario.costs.lm_head,
             memory_utilization=scenario.scheduler.memory_utilization,
             reserve_gb=scenario.scheduler.reserve_gb,
             max_num_seqs=scenario.scheduler.max_num_seqs,
             max_step_tokens=scenario.scheduler.max_step_tokens(model.max_model_len_tokens),
-            expert_weights=_weights(scenario, model, routing),
+            expert_weights=weights,
+            expert_slots=slots,
             backend=scenario.costs.measured_with,
             kernels=scenario.costs.kernels,
             expert_decision=scenario.costs.expert_decision,
@@ -76,8 +80,10 @@ def place_pool(scenario: Scenario, name: str, model: ModelSpec, routing: Routing
         if name and error.where.partition(".")[0] == "cluster":
             raise error.at(f"cluster.pools.{name}{error.where.removeprefix('cluster')}") from None
         raise
-    notes = (*pool.replica.warnings, *_without_effect(alone, pool))
-    return replace(pool, replica=replace(pool.replica, warnings=notes))
+    notes, facts = (*pool.replica.warnings, *_without_effect(alone, pool)), pool.replica.facts
+    if spec is not None and pool.plan.experts is not None:
+        facts = {**facts, "expert_placement": placement_facts(spec, model, split, weights, slots)}
+    return replace(pool, replica=replace(pool.replica, warnings=notes, facts=facts))
 
 
 def _without_effect(scenario: Scenario, pool: PlacedPool) -> list[str]:
@@ -92,6 +98,8 @@ def _without_effect(scenario: Scenario, pool: PlacedPool) -> list[str]:
     given = [f"cluster.{key}" for key, default in defaults.items() if getattr(cluster, key) != default]
     if given and cluster.split.nodes == 1:
         notes.append(f"{', '.join(given)}: no effect, a replica has one node")
+    if cluster.expert_placement is not None and pool.plan.experts is None:
+        notes.append(f"cluster.expert_placement: no effect, {device.spec.name} places experts itself")
     sent = {part.operator for part in traffic}
     if scenario.costs.collectives == "ring" and RING not in sent:
         notes.append("costs.collectives: no effect, a replica has no all-reduces")

@@ -40,6 +40,11 @@ class RoutingSpec(BaseModel):
         description="with popularity: given, one weight per expert, or a list of these for each MoE layer; an expert "
         "of weight 0 never gets a token",
     )
+    weights_file: str | None = Field(
+        None,
+        description="weights, from a CSV, JSON or NPY file: a row for all MoE layers, or one for each (looked for in "
+        "the scenario's folder, then in the working folder)",
+    )
     mode: Literal["pooled", "exact"] = Field(
         "pooled", description="pooled: steps pick from outcomes drawn once; exact: every layer of every step is drawn"
     )
@@ -54,6 +59,8 @@ class RoutingSpec(BaseModel):
                 raise ValueError(f"popularity: {popularity} needs {key}")
             if self.popularity != popularity and value is not None:
                 raise ValueError(f"{key} goes with popularity: {popularity}")
+        if self.weights_file is not None:
+            raise ValueError("weights_file is read with the scenario's own file only: give weights")
         for row in self._rows:
             above = [weight for weight in row if weight]
             if above and max(above) > _MOST_SKEW * min(above):

@@ -179,6 +179,7 @@ def operator_of(row: OperatorRow, kernels: Kernels) -> Operator:
             dtype=dtype,
             groups=1,
             slices=shape.tp,
+            physical=shape.experts,
         )
     raise NotCovered(f"operator {row.op!r} is unknown (known: {', '.join(gpu_rows.SHAPES)})")
 

@@ -19,7 +19,7 @@ from pimserve.device_models.aimc.walk import Walk, Walker
 from pimserve.device_models.device import Demand, Fitted, Precision, measured_kernels
 from pimserve.device_models.kv_groups import KvGroups
 from pimserve.device_models.model import BYTES_PER_ELEMENT, ModelSpec
-from pimserve.device_models.operators import Parallelism, Traffic
+from pimserve.device_models.operators import Traffic
 from pimserve.device_models.routing import mean_share
 from pimserve.errors import InputError
 
@@ -62,7 +62,7 @@ class Aimc:
     def fit(self, demand: Demand) -> Fitted:
         """Map the model on the replica's chips and derive the plan from the mapping."""
         spec, model, split = self.spec, demand.model, demand.split
-        self._refuse_splits(split)
+        self._refuse_splits(demand)
         if spec.tiles * split.devices > _MOST_TILES:
             raise InputError("cluster.device.tiles", f"all chips of a replica may have {_MOST_TILES:,} together")
         if model.layers * spec.tiles * split.devices > _MOST_TILES_OF_LAYERS:
@@ -141,13 +141,17 @@ class Aimc:
             )
         return network
 
-    def _refuse_splits(self, split: Parallelism) -> None:
+    def _refuse_splits(self, demand: Demand) -> None:
         """Matrices are not cut over chips, and all chips of a replica are linked alike."""
+        split = demand.split
         spread = f"chips of {self.spec.name} hold whole layers or whole experts (cluster.device.spread)"
         if split.tensor != split.devices_per_node:
             raise InputError("cluster.tensor_parallel", f"{spread}: leave it out")
         if split.experts != "ep":
             raise InputError("cluster.experts", f"{spread}: leave it out, or at ep")
+        if demand.expert_slots:
+            where = "cluster.expert_placement"
+            raise InputError(where, f"{spread}, which cluster.device.mapping places: leave it out")
         if split.nodes != 1:
             raise InputError("cluster.nodes", "a replica's chips share one node: use devices_per_node")
 

@@ -13,9 +13,10 @@ from pimserve.cluster.scenario.dispatch import transport
 from pimserve.cluster.scenario.document import Scenario
 from pimserve.cluster.scenario.placement import PlacedPool
 from pimserve.cluster.scenario.prepared import Prepared
+from pimserve.device_models.expert_layout import layer_loads
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.operators import operators_of
-from pimserve.device_models.routing import Routing, mean_share
+from pimserve.device_models.routing import Routing, expert_share
 from pimserve.errors import InputError, validation_error
 from pimserve.scheduler.costs import ReplicaCosts
 
@@ -64,7 +65,7 @@ def compile_pool(prepared: Prepared, name: str) -> DevicePool:
     return DevicePool(
         placed=placed,
         costs=placed.costs(prepared.routing, seed),
-        traffic=_traffic_of(placed, alone, model, _share(model, prepared.routing, seed)),
+        traffic=_traffic_of(placed, alone, model, _share(placed, model, prepared.routing, seed)),
         seed=seed,
         picks_per_token=picks_per_token(model),
     )
@@ -75,11 +76,14 @@ def picks_per_token(model: ModelSpec) -> int:
     return model.moe_layers * model.moe.top_k if model.moe is not None else 0
 
 
-def _share(model: ModelSpec, routing: Routing, seed: int) -> tuple[float, ...]:
-    """Picks of a token that fall on each routed expert, in the mean over layers."""
+def _share(placed: PlacedPool, model: ModelSpec, routing: Routing, seed: int) -> tuple[float, ...]:
+    """Picks of a token that fall on each slot of routed experts, in the mean over layers."""
     if model.moe is None:
         return ()
-    return mean_share(routing.expert_weights(model.moe.experts, seed).tolist(), model.moe.top_k)
+    weights = routing.expert_weights(model.moe.experts, seed).tolist()
+    slots = () if placed.plan.experts is None else placed.plan.experts.slots
+    shares = layer_loads(slots, [expert_share(row, model.moe.top_k) for row in weights])
+    return tuple(shares.mean(axis=0).tolist())
 
 
 def _traffic_of(placed: PlacedPool, scenario: Scenario, model: ModelSpec, share: tuple[float, ...]) -> Traffic:

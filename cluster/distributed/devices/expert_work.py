@@ -143,7 +143,7 @@ class ExactExperts:
         self.replica = costs.replica
         self.dispatch = dispatch
         self.devices = devices
-        self.per_group = self.term.experts // self.term.groups
+        self.per_group = self.term.physical_experts // self.term.groups
         self.slices = int(dispatch.receiver.max() + 1) // self.term.groups
         self.ways = self.term.ways
         self.sent_width = self.term.layers * self.per_group
@@ -200,9 +200,11 @@ class ExactTurn:
 
     def sent_name(self, receiver: int, column: int) -> str:
         """What a column of `sent` is."""
-        layer, expert = divmod(column, self._experts.per_group)
-        first = self._experts.group_of(receiver) * self._experts.per_group
-        return f"copies for expert {first + expert} in MoE layer {layer}"
+        layer, place = divmod(column, self._experts.per_group)
+        slot = self._experts.group_of(receiver) * self._experts.per_group + place
+        slots = self._experts.term.slots
+        expert = slots[layer % len(slots)][slot] if slots else slot
+        return f"copies for expert {expert} in MoE layer {layer}"
 
     def compute(self, came: Mapping[Pair, Matrix]) -> None:
         """Work out the experts here from the copies that came for them."""

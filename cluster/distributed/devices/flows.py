@@ -96,8 +96,8 @@ class Dispatch:
         return int(self.sender.max()) + 1
 
     def copies(self, counts: IntArray) -> IntArray:
-        """(senders, layers, experts): of the tokens (layers, experts) that picked each expert in a step, those of each
-        sender: picks are numbered, layer by layer, and dealt in turns.
+        """(senders, layers, slots): of the tokens (layers, slots) that picked each expert, or copy of one, in a step,
+        those of each sender: picks are numbered, layer by layer, and dealt in turns.
         """
         picks = counts.ravel()
         end = np.cumsum(picks)
@@ -192,7 +192,7 @@ def traffic_of_operators(
     Args:
         operators: what one device of the replica runs.
         split: how devices share the model.
-        share: picks of a token that fall on each routed expert, as `routing.expert_share` says.
+        share: picks of a token that fall on each slot of routed experts, in the mean over layers.
         way: how vectors get to the devices that need them.
     """
     flows: list[Flow] = []

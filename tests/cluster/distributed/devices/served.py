@@ -43,6 +43,16 @@ SCENARIOS: Mapping[str, dict[str, Any]] = {
         "cluster": {"device": "duplex", "devices_per_node": 4, "experts": "tp"},
         "routing": {"mode": "exact"},
     },
+    "placed": {
+        "model": "mixtral-8x7b",
+        "cluster": {
+            "device": "duplex",
+            "devices_per_node": 4,
+            "tensor_parallel": 2,
+            "expert_placement": {"order": "popularity", "redundant_experts": 4},
+        },
+        "routing": {"popularity": "zipf", "zipf_exponent": 1.0, "mode": "exact"},
+    },
     "nodes": {
         "model": "mixtral-8x7b",
         "cluster": {"device": "duplex", "nodes": 2, "devices_per_node": 4, "tensor_parallel": 1},

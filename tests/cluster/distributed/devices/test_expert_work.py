@@ -19,7 +19,7 @@ def work_of(experts: Experts, some: IntArray) -> Work:
 
 
 @pytest.mark.parametrize("slowdown", [1000, 1337])
-@pytest.mark.parametrize("name", ["exact", "sliced", "skewed"])
+@pytest.mark.parametrize("name", ["exact", "sliced", "skewed", "placed"])
 def test_steps_one_by_one_and_together(name: str, slowdown: int) -> None:
     document, keys = run(name).document, {"": [(0, device) for device in range(4)]}
     state = HostState.compiled("here", document, keys, lockstep=False, audit_share=0)
