@@ -168,9 +168,8 @@ def _hetero(model: ModelSpec, half: int, name: SystemName) -> System:
     device = paper_device("logic")
     pim = paper_plan("logic", operators, split)
     experts = pim.experts
-    if duplicated and isinstance(
-        experts, ExpertTerm
-    ):  # of one group on two units at once, each where times (not the paper's table) say
+    # Of one group on two units at once, each where times (not the paper's table) say.
+    if duplicated and isinstance(experts, ExpertTerm):
         experts = replace(experts, selection="co_processing", spaces=experts.experts)
     vector = model.hidden * ACTIVATION_BYTES
     sums = [AllReduce(model.layers, vector, half), AllReduce(model.layers, vector, 2 * half if duplicated else half)]

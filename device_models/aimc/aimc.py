@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import abc
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,15 +11,18 @@ from typing import Any
 import numpy as np
 
 from pimserve.device_models.aimc.aimc_spec import AimcSpec
+from pimserve.device_models.aimc.ffn_serving import plan_without_attention
 from pimserve.device_models.aimc.mapping import Density, Mapping, map_network
 from pimserve.device_models.aimc.network import Network, network_of
+from pimserve.device_models.aimc.placed import PlacedNetwork
 from pimserve.device_models.aimc.point_to_point import point_to_point
 from pimserve.device_models.aimc.serving import UNITS, plan_of
-from pimserve.device_models.aimc.walk import Walk, Walker
-from pimserve.device_models.device import Demand, Fitted, Precision, measured_kernels
+from pimserve.device_models.aimc.walk import Walker
+from pimserve.device_models.device import Demand, Fitted, PointToPoint, Precision, measured_kernels
 from pimserve.device_models.kv_groups import KvGroups
 from pimserve.device_models.model import BYTES_PER_ELEMENT, ModelSpec
-from pimserve.device_models.operators import Traffic
+from pimserve.device_models.operators import Part, Traffic
+from pimserve.device_models.plan import CostPlan
 from pimserve.device_models.routing import mean_share
 from pimserve.errors import InputError
 
@@ -35,7 +38,7 @@ EVENT_OVER_PLAN = (0.79, 1.24)
 
 
 class Aimc:
-    """3D AIMC chips: the model lies on their crossbars, the KV cache in their memories."""
+    """3D AIMC chips: the model, or a part of it, lies on their crossbars, the KV cache in their memories."""
 
     Spec = AimcSpec
     units = UNITS
@@ -60,44 +63,43 @@ class Aimc:
         }
 
     def fit(self, demand: Demand) -> Fitted:
-        """Map the model on the replica's chips and derive the plan from the mapping."""
-        spec, model, split = self.spec, demand.model, demand.split
+        """Map the parts of the model that are asked for on the chips, and derive the plan from the mapping."""
+        spec, model, split, moe = self.spec, demand.model, demand.split, demand.model.moe
         self._refuse_splits(demand)
         if spec.tiles * split.devices > _MOST_TILES:
             raise InputError("cluster.device.tiles", f"all chips of a replica may have {_MOST_TILES:,} together")
         if model.layers * spec.tiles * split.devices > _MOST_TILES_OF_LAYERS:
             of = f"{spec.tiles:,} tiles of {split.devices:,} chips x {model.layers:,} layers"
             raise InputError("cluster.device.tiles", f"{of}: at most {_MOST_TILES_OF_LAYERS:,} can be mapped")
-        if spec.spread == "experts" and model.moe is None:
+        if spec.spread == "experts" and moe is None:
             raise InputError("cluster.device.spread", f"{model.name} has no routed experts to spread: use layers")
-        network = self._network(model)
+        network = self._network(model, demand.parts)
         chip = spec.chips(split.devices)
-        moe = model.moe
         popularity = demand.expert_weights or (((1.0,) * moe.experts,) if moe else ())
         share = mean_share(popularity, moe.top_k) if moe else ()  # the same for all layers
         density = None
         if moe and spec.mapping.strategy == "greedy_top2":
             density = _density(share, moe.top_k)
-        mapping = map_network(network, chip, spec.mapping, spread=spec.spread, expert_density=density)
-        walk = Walker(network, chip, mapping, popularity, lm_head=demand.lm_head).walk()
-        plan = plan_of(walk, chip, spec.power.idle_gating, in_turns=mapping.spread == "layers")
-        costs: dict[str, Any] = {"setting": "ideal"}
-        projected: tuple[str, ...] = ()
-        ignored: tuple[str, ...] = ()
-        if demand.backend is not None:
-            kernels = measured_kernels(spec, demand)
-            step = kernels.step
-            plan = replace(plan, rows=plan.rows + step.host_terms(), frontend_ps=step.frontend_ps)
-            projected = (f"{spec.name} keeps its projected rates; only the host of the serving engine is measured",)
-            if unused := _unused(demand.kernels or {}):
-                ignored = (f"{spec.name} makes no use of {', '.join(unused)}",)
-            costs = {**kernels.label, "measured": "host", "projected": list(projected)}
-        kv_capacity, kv_memory = self._kv_capacity(network, [attention.chip for attention in walk.attention], demand)
+        spread = spec.spread if "routed_experts" in demand.parts else "layers"
+        mapping = map_network(network, chip, spec.mapping, spread=spread, expert_density=density)
+        passing = partial(point_to_point, network, chip, mapping, share, lm_head=demand.lm_head)
+        kv_tokens = (0, 0)
+        if "attention" in demand.parts:
+            walk = Walker(network, chip, mapping, popularity, lm_head=demand.lm_head).walk()
+            plan = plan_of(walk, chip, spec.power.idle_gating, in_turns=mapping.spread == "layers")
+            kv_tokens = self._kv_capacity(network, [attention.chip for attention in walk.attention], demand)
+            sent = walk.link_bytes, walk.sampled_link_bytes
+        else:
+            placed = PlacedNetwork(network, chip, mapping)
+            by_expert = mapping.spread == "experts"
+            plan = plan_without_attention(placed, spec.power.idle_gating, by_expert=by_expert, lm_head=demand.lm_head)
+            sent = _passing_bytes(passing()), 0.0
+        plan, costs, measured = self._with_host(plan, demand)
         return Fitted(
             plan=plan,
             collectives=(),
-            kv_capacity_tokens=kv_capacity,
-            kv_memory_tokens=kv_memory,
+            kv_capacity_tokens=kv_tokens[0],
+            kv_memory_tokens=kv_tokens[1],
             expert_decision="exact",
             kv_groups=KvGroups.of(model),
             weight_bytes_per_device=0.0,
@@ -105,24 +107,40 @@ class Aimc:
             facts=self._facts(network, mapping, split.devices),
             warnings=(
                 *spec.warnings(passive_power=demand.passive_power),
-                *_model_warnings(spec, model),
-                *projected,
-                *ignored,
+                *(_attention_warnings(spec, model) if "attention" in demand.parts else ()),
+                *measured,
             ),
             parallelism={"spread": mapping.spread},
             costs=costs,
-            traffic=_traffic(walk) if split.devices > 1 else (),
-            point_to_point=partial(point_to_point, network, chip, mapping, share, lm_head=demand.lm_head),
+            traffic=_traffic(*sent) if split.devices > 1 else (),
+            point_to_point=passing,
             precision=Precision(spec.weight_precision, spec.weight_precision if moe else None, f"{spec.kv_bits}-bit"),
         )
 
-    def _network(self, model: ModelSpec) -> Network:
-        """The model's matrices.
+    def _with_host(self, plan: CostPlan, demand: Demand) -> tuple[CostPlan, dict[str, Any], tuple[str, ...]]:
+        """The plan with the host of the serving engine, which is with attention, where measured costs are asked for;
+        which costs it has, and sentences on them.
+        """
+        if demand.backend is None:
+            return plan, {"setting": "ideal"}, ()
+        spec = self.spec
+        if "attention" not in demand.parts:
+            return plan, {"setting": "ideal"}, (f"{spec.name} keeps its projected rates",)
+        kernels = measured_kernels(spec, demand)
+        step = kernels.step
+        plan = replace(plan, rows=plan.rows + step.host_terms(), frontend_ps=step.frontend_ps)
+        projected = f"{spec.name} keeps its projected rates; only the host of the serving engine is measured"
+        unused = _unused(demand.kernels or {})
+        ignored = (f"{spec.name} makes no use of {', '.join(unused)}",) if unused else ()
+        return plan, {**kernels.label, "measured": "host", "projected": [projected]}, (projected, *ignored)
+
+    def _network(self, model: ModelSpec, parts: Set[Part]) -> Network:
+        """Matrices of parts of the model.
 
         Raises:
-            InputError: there are more of them, or of their chunks, than can be mapped.
+            InputError: there are more of them, or of their chunks, than can be mapped, or none.
         """
-        spec, moe = self.spec, model.moe
+        spec, moe = self.spec, model.moe if "routed_experts" in parts else None
         matrices = model.layers + (model.moe_layers * moe.experts * moe.matrices if moe is not None else 0)
         if matrices > _MOST_MATRICES:
             message = (
@@ -132,7 +150,9 @@ class Aimc:
         if moe is not None and spec.mapping.strategy == "greedy_top2" and moe.experts > _MOST_OF_PAIRS:
             message = f"greedy_top2 takes at most {_MOST_OF_PAIRS:,} experts (got {moe.experts:,})"
             raise InputError("cluster.device.mapping.strategy", message)
-        network = network_of(model, spec.kv_bits)
+        network = network_of(model, spec.kv_bits, parts)
+        if not network.matrices:
+            raise InputError("model", f"{model.name} has no {' or '.join(sorted(parts))} to put on {spec.name}")
         if (chunks := network.tiers(spec.tier_rows, spec.tier_cols)) > _MOST_CHUNKS:
             raise InputError(
                 "model",
@@ -191,11 +211,17 @@ class Aimc:
         }
 
 
-def _traffic(walk: Walk) -> tuple[Traffic, ...]:
+def _traffic(bytes_per_token: float, bytes_per_output: float) -> tuple[Traffic, ...]:
     return (
-        Traffic("chip to chip", "tokens", walk.link_bytes),
-        Traffic("chip to chip", "outputs", walk.sampled_link_bytes),
+        Traffic("chip to chip", "tokens", bytes_per_token),
+        Traffic("chip to chip", "outputs", bytes_per_output),
     )
+
+
+def _passing_bytes(sent: PointToPoint) -> float:
+    """Bytes of a token between chips."""
+    vectors = sum(size for _, size in sent.tokens.values())
+    return float(vectors) + sum(sent.dispatch.values()) + sum(sent.combine.values())
 
 
 def _unused(changes: abc.Mapping[str, Any]) -> list[str]:
@@ -205,8 +231,8 @@ def _unused(changes: abc.Mapping[str, Any]) -> list[str]:
     return [*unused, *(f"costs.kernels.step.{key}" for key in step or () if key in {"layer_us", "memory"})]
 
 
-def _model_warnings(spec: AimcSpec, model: ModelSpec) -> list[str]:
-    """What the model asks of the device beyond what others do."""
+def _attention_warnings(spec: AimcSpec, model: ModelSpec) -> list[str]:
+    """What the model's attention asks of the device beyond what others do."""
     warnings = []
     if spec.kv_bits != 8 * BYTES_PER_ELEMENT[model.kv_dtype]:
         warnings.append(

@@ -7,10 +7,12 @@ cost plan know one.
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass, field
 from typing import Literal
 
 from pimserve.device_models.model import ModelSpec
+from pimserve.device_models.operators import ALL_PARTS, Part
 
 Role = Literal["token_embedding", "position_embedding", "projection", "router", "expert", "head"]
 Activation = Literal["relu", "gelu", "silu"]
@@ -75,7 +77,8 @@ class Block:
     """One layer. A stage is a set of matrices that run side by side on the same vector; stages follow each other.
 
     `before` leads to attention, `after` from attention to the residual. Then comes one dense FFN, or a router and the
-    experts that it chooses from, and shared experts (an FFN of all tokens) beside these.
+    experts that it chooses from, and shared experts (an FFN of all tokens) beside these. What lies on other devices is
+    empty. `results`: of experts of a token, wherever they are, which are summed after the router.
     """
 
     before: tuple[tuple[int, ...], ...]
@@ -86,20 +89,24 @@ class Block:
     experts: tuple[Ffn, ...] = ()
     top_k: int = 0
     shared: Ffn | None = None
+    results: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """Matrices in the order in which they are mapped, and the blocks that use them."""
+    """Matrices in the order in which they are mapped, and the blocks that use them.
+
+    Without attention, or without the output head, these are on other devices; embeddings are with attention.
+    """
 
     hidden: int
     vocab: int
     activation: Activation
     matrices: tuple[Matrix, ...]
     blocks: tuple[Block, ...]
-    token_embedding: int
+    token_embedding: int | None
     position_embedding: int | None
-    head: int
+    head: int | None
     norm_first: bool
     parameters: int = field(init=False)
 
@@ -135,6 +142,11 @@ class _Builder:
     ) -> Ffn:
         first = tuple(self.add(f"{name}.{part}", layer, role, hidden, width, expert) for part in up)
         return Ffn(first, self.add(f"{name}.ffn2", layer, role, width, hidden, expert), width)
+
+    def gated(self, name: str, layer: int, hidden: int, width: int, matrices: int, expert: int | None = None) -> Ffn:
+        """One of three matrices, or of two: then it has no gate."""
+        up = ("gate", "ffn1") if matrices == 3 else ("ffn1",)
+        return self.ffn(name, layer, "projection" if expert is None else "expert", hidden, width, up, expert)
 
 
 def gpt2_like(
@@ -178,7 +190,7 @@ def gpt2_like(
                 build.ffn(f"{name}.moe_layer.experts.{e}", layer, "expert", hidden, ffn_width, ("ffn1",), e)
                 for e in range(experts)
             )
-            blocks.append(Block((before,), attention, ((out,),), None, router, ffns, top_k))
+            blocks.append(Block((before,), attention, ((out,),), None, router, ffns, top_k, results=top_k))
         else:
             dense = build.ffn(name, layer, "projection", hidden, ffn_width, ("ffn1",))
             blocks.append(Block((before,), attention, ((out,),), dense))
@@ -187,8 +199,8 @@ def gpt2_like(
     return Network(hidden, vocab, activation, tuple(build.matrices), tuple(blocks), token, position, head, norm_first)
 
 
-def network_of(model: ModelSpec, kv_bits: int = 8) -> Network:
-    """A model of the catalogue on crossbars, its KV cache in elements of `kv_bits`.
+def network_of(model: ModelSpec, kv_bits: int = 8, parts: Set[Part] = ALL_PARTS) -> Network:
+    """A model of the catalogue, or parts of it, on crossbars, its KV cache in elements of `kv_bits`.
 
     Embedding and output head are separate matrices even where the model ties them: one is read by rows, the other
     multiplied by. Latent attention runs in its absorbed form (arXiv 2405.04434, section 2.1.2): the up-projection of
@@ -196,42 +208,68 @@ def network_of(model: ModelSpec, kv_bits: int = 8) -> Network:
     """
     build = _Builder()
     hidden = model.hidden
-    token = build.add("embedding", 0, "token_embedding", model.vocab, hidden)
-    position = None
-    if model.learned_positions:
-        position = build.add("positions", 0, "position_embedding", model.learned_positions, hidden)
+    token = position = head = None
+    if "attention" in parts:
+        token = build.add("embedding", 0, "token_embedding", model.vocab, hidden)
+        if model.learned_positions:
+            position = build.add("positions", 0, "position_embedding", model.learned_positions, hidden)
     moe = model.moe
     matrices = moe.matrices if moe is not None else model.ffn.matrices if model.ffn is not None else 2
     blocks = []
     for layer in range(model.layers):
-        name = f"layers.{layer}"
-        before, after, attention = _attention(build, model, layer, kv_bits)
+        attention = _attention(model, layer, kv_bits)
+        before, after = _projections(build, model, layer) if "attention" in parts else ((), ())
         if moe is not None and layer >= moe.first_layer and (layer - moe.first_layer) % moe.every == 0:
-            up = ("gate", "ffn1") if moe.matrices == 3 else ("ffn1",)
-            router = build.add(f"{name}.router", layer, "router", hidden, moe.experts)
-            experts = tuple(
-                build.ffn(f"{name}.experts.{e}", layer, "expert", hidden, moe.intermediate, up, e)
-                for e in range(moe.experts)
-            )
-            shared = None
-            if moe.shared_intermediate:
-                shared = build.ffn(f"{name}.shared", layer, "projection", hidden, moe.shared_intermediate, up)
-            blocks.append(Block(before, attention, after, None, router, experts, moe.top_k, shared))
+            router, experts, shared = _mixture(build, model, layer, parts)
+            results = moe.top_k + (moe.shared_intermediate > 0)
+            blocks.append(Block(before, attention, after, None, router, experts, moe.top_k, shared, results))
         else:
-            assert model.ffn is not None
-            up = ("gate", "ffn1") if model.ffn.matrices == 3 else ("ffn1",)
-            dense = build.ffn(name, layer, "projection", hidden, model.ffn.intermediate, up)
+            dense = None
+            if "dense_ffn" in parts:
+                assert model.ffn is not None
+                dense = build.gated(f"layers.{layer}", layer, hidden, model.ffn.intermediate, model.ffn.matrices)
             blocks.append(Block(before, attention, after, dense))
-    head = build.add("lm_head", model.layers - 1, "head", hidden, model.vocab)
+    if "lm_head" in parts:
+        head = build.add("lm_head", model.layers - 1, "head", hidden, model.vocab)
     activation: Activation = "silu" if matrices == 3 else "gelu"
     return Network(hidden, model.vocab, activation, tuple(build.matrices), tuple(blocks), token, position, head, True)
 
 
-def _attention(
-    build: _Builder, model: ModelSpec, layer: int, kv_bits: int
-) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...], Attention]:
-    """Stages before and after attention, and attention itself."""
-    kv_bytes = model.attention.kv_elements * kv_bits // 8
+def _mixture(
+    build: _Builder, model: ModelSpec, layer: int, parts: Set[Part]
+) -> tuple[int | None, tuple[Ffn, ...], Ffn | None]:
+    """Router, routed experts and shared experts of a layer."""
+    moe, hidden, name = model.moe, model.hidden, f"layers.{layer}"
+    assert moe is not None
+    router = shared = None
+    experts: tuple[Ffn, ...] = ()
+    if "attention" in parts:
+        router = build.add(f"{name}.router", layer, "router", hidden, moe.experts)
+    if "routed_experts" in parts:
+        experts = tuple(
+            build.gated(f"{name}.experts.{e}", layer, hidden, moe.intermediate, moe.matrices, e)
+            for e in range(moe.experts)
+        )
+    if "shared_experts" in parts and moe.shared_intermediate:
+        shared = build.gated(f"{name}.shared", layer, hidden, moe.shared_intermediate, moe.matrices)
+    return router, experts, shared
+
+
+def _attention(model: ModelSpec, layer: int, kv_bits: int) -> Attention:
+    shape, kv_bytes = model.attention, model.attention.kv_elements * kv_bits // 8
+    if shape.kind == "gqa":
+        flops = 4 * shape.heads * shape.head_dim
+        windowed = shape.window_tokens is not None and (layer + 1) % shape.window_every == 0
+        window = shape.window_tokens if windowed else None
+        return Attention(shape.heads, shape.kv_heads, kv_bytes, flops, flops, window)
+    flops = 2 * shape.heads * (shape.kv_elements + shape.kv_lora_rank)
+    return Attention(shape.heads, shape.heads, kv_bytes, flops, flops)
+
+
+def _projections(
+    build: _Builder, model: ModelSpec, layer: int
+) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
+    """Stages before and after attention."""
     shape, hidden, name = model.attention, model.hidden, f"layers.{layer}"
 
     def add(part: str, rows: int, cols: int, head_cols: int | None = None) -> int:
@@ -240,11 +278,7 @@ def _attention(
     if shape.kind == "gqa":
         width, kv_width = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
         qkv = (add("q_proj", hidden, width), add("k_proj", hidden, kv_width), add("v_proj", hidden, kv_width))
-        flops = 4 * shape.heads * shape.head_dim
-        windowed = shape.window_tokens is not None and (layer + 1) % shape.window_every == 0
-        window = shape.window_tokens if windowed else None
-        attention = Attention(shape.heads, shape.kv_heads, kv_bytes, flops, flops, window)
-        return (qkv,), ((add("out_proj", width, hidden),),), attention
+        return (qkv,), ((add("out_proj", width, hidden),),)
     heads = shape.heads
     down = (add("q_down", hidden, shape.q_lora_rank), add("kv_down", hidden, shape.kv_elements))
     q_up = add("q_up", shape.q_lora_rank, heads * shape.qk_dim)
@@ -252,9 +286,4 @@ def _attention(
     k_up = add("k_up", shape.kv_lora_rank, heads * shape.qk_nope_head_dim, shape.qk_nope_head_dim)
     v_up = add("v_up", shape.kv_lora_rank, heads * shape.v_dim, shape.v_dim)
     out = add("out_proj", heads * shape.v_dim, hidden)
-    flops = 2 * heads * (shape.kv_elements + shape.kv_lora_rank)
-    return (
-        (down, (q_up,), (k_up,)),
-        ((v_up,), (out,)),
-        Attention(heads, heads, kv_bytes, flops, flops),
-    )
+    return (down, (q_up,), (k_up,)), ((v_up,), (out,))

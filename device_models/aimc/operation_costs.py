@@ -18,6 +18,7 @@ PS_PER_NS = 1000
 NonNegative = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]  # generous; beyond it sums leave 64 bit
 Positive = Annotated[float, Field(ge=1e-6, le=1e12, allow_inf_nan=False)]
 AtLeastOnePs = Annotated[float, Field(ge=1 / PS_PER_NS, le=1e12, allow_inf_nan=False)]
+_FS_PER_PS, _PJ_PER_NJ = 1000, 1000
 _SAMPLER_OPS = 512  # what the reference simulator charges a sampled token, whatever the vocabulary
 
 
@@ -286,6 +287,16 @@ def pairs_seen(shape: Attention, new: int, context: int) -> int:
 def attention_flops(shape: Attention, new: int, context: int) -> int:
     """FLOPs of attention of `new` tokens, the last of `context`."""
     return (shape.decode_flops if new == 1 else shape.prefill_flops) * pairs_seen(shape, new, context)
+
+
+def fs_of(ps: float) -> int:
+    """A time as plans have it."""
+    return round(ps * _FS_PER_PS)
+
+
+def pj_of(nj: float) -> int:
+    """An energy as plans have it."""
+    return round(nj * _PJ_PER_NJ)
 
 
 def _of_ns(ns: float, nj: float) -> OpCost:

@@ -45,6 +45,10 @@ class PlacedNetwork:
         """The chip of a block's attention, residual and norms: that of its first matrix after attention."""
         return self.chip_of(block.after[0][0])
 
+    def entry(self, ffn: Ffn) -> int:
+        """The chip to which vectors for an FFN come where there is no home for them."""
+        return self.chip_of(ffn.up[0])
+
     def grid(self, matrix: int) -> tuple[int, int]:
         """(row blocks, column blocks) of a matrix."""
         return self.network.matrices[matrix].grid(self.chip.tier_rows, self.chip.tier_cols)

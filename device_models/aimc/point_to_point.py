@@ -2,7 +2,8 @@
 
 A layer's attention, residual and norms are on its home chip, that of its first matrix after attention. The vector goes
 from there to matrices on other chips and back, a block to every crossbar, and on to the home of the next layer: the
-rules of `walk`, which costs the same links. Activations have one byte per element there.
+rules of `walk`, which costs the same links. Activations have one byte per element there. Without attention on these
+chips, a vector comes to the chip of an FFN's first matrix, and leaves from there.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class _Route:
 
     def __init__(self, placed: PlacedNetwork, share: Sequence[float]) -> None:
         self._placed, self._network = placed, placed.network
-        self._homes = [placed.home(block) for block in placed.network.blocks]
+        self._homes = [placed.home(block) if block.after else None for block in placed.network.blocks]
         self._share = share
         self._vectors: defaultdict[_Pair, int] = defaultdict(int)
         self._bytes: defaultdict[_Pair, Fraction] = defaultdict(Fraction)
@@ -69,44 +70,45 @@ class _Route:
 
     def pass_layers(self) -> None:
         """A token passes the embeddings and all layers."""
-        network = self._network
+        network, previous = self._network, self._homes[0]
         for table in (network.token_embedding, network.position_embedding):
-            if table is not None:  # a token needs one row of its blocks
+            if table is not None and previous is not None:  # a token needs one row of its blocks
                 row_blocks, _ = self._placed.grid(table)
-                self._visit(table, self._homes[0], Fraction(1, row_blocks))
-        previous = self._homes[0]
+                self._visit(table, previous, Fraction(1, row_blocks))
         for block, home in zip(network.blocks, self._homes, strict=True):
-            if home != previous:
+            if previous is not None and home is not None and home != previous:
                 self._send((previous, home), Fraction(network.hidden))
             self._pass_block(block, home)
             previous = home
 
     def pass_head(self) -> None:
-        """A sampled output passes the product with the vocabulary."""
-        self._visit(self._network.head, self._homes[-1])
+        """A sampled output passes the product with the vocabulary, where that is here."""
+        head, home = self._network.head, self._homes[-1]
+        if head is not None and home is not None:
+            self._visit(head, home)
 
-    def _pass_block(self, block: Block, home: int) -> None:
-        for matrix in (m for stage in (*block.before, *block.after) for m in stage):
-            self._visit(matrix, home)
-        if block.dense is not None:
-            self._pass_ffn(block.dense, home)
-            return
-        assert block.router is not None
-        self._visit(block.router, home)
-        if block.shared is not None:
-            self._pass_ffn(block.shared, home)
-        for ffn, share in zip(block.experts, self._share, strict=True):
+    def _pass_block(self, block: Block, home: int | None) -> None:
+        if home is not None:
+            routers = () if block.router is None else (block.router,)
+            for matrix in (*(m for stage in (*block.before, *block.after) for m in stage), *routers):
+                self._visit(matrix, home)
+        for ffn in (block.dense, block.shared):
+            if ffn is not None:
+                self._pass_ffn(ffn, home)
+        for ffn, share in zip(block.experts, self._share, strict=bool(block.experts)):
             # An expert is where its first matrix is; bytes go to where each of its matrices is.
-            self.picks[home, self._placed.chip_of(ffn.up[0])] += share
+            entry = self._placed.entry(ffn)
+            start = entry if home is None else home
+            self.picks[start, entry] += share
             for matrix in ffn.matrices:
                 there, back = self._placed.vector_bytes(matrix)
-                if (chip := self._placed.chip_of(matrix)) != home:
-                    self.dispatch[home, chip] += there * share
-                    self.combine[chip, home] += back * share
+                if (chip := self._placed.chip_of(matrix)) != start:
+                    self.dispatch[start, chip] += there * share
+                    self.combine[chip, start] += back * share
 
-    def _pass_ffn(self, ffn: Ffn, home: int) -> None:
+    def _pass_ffn(self, ffn: Ffn, home: int | None) -> None:
         for matrix in ffn.matrices:
-            self._visit(matrix, home)
+            self._visit(matrix, self._placed.entry(ffn) if home is None else home)
 
     def _visit(self, matrix: int, home: int, part: Fraction = Fraction(1)) -> None:
         """The vector goes to a matrix and its product comes back; of the matrix, `part` is needed."""

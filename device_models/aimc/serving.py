@@ -17,14 +17,13 @@ from numpy.typing import NDArray
 
 from pimserve.device_models.aimc.attention_slopes import AttentionSlopes
 from pimserve.device_models.aimc.chip import Chip
+from pimserve.device_models.aimc.operation_costs import fs_of, pj_of
 from pimserve.device_models.aimc.walk import Walk
 from pimserve.device_models.operators import Category
 from pimserve.device_models.pipeline import Load, PassivePower, PipelineTerm, Station, undominated
 from pimserve.device_models.plan import CostPlan, DecodeAttentionTerm, Energy, PrefillAttentionTerm, RowTerm
 
 TILES, BUSIEST_TILE, DIGITAL, ATTENTION, DRAM = UNITS = ("tiles", "busiest_tile", "digital", "attention", "dram")
-_FS_PER_PS = 1000
-_PJ_PER_NJ = 1000
 _UW_PER_W = 10**6
 _NEVER_PS = 1e12  # a second: where a token visits once
 
@@ -49,7 +48,7 @@ def plan_of(walk: Walk, chip: Chip, idle_gating: float = 1.0, *, in_turns: bool 
         prefill=tuple(_prefill(window, group) for window, group in groups.items()),
         experts=None,
         pipeline=_pipeline(walk, chip, windows),
-        passive=_passive(chip, idle_gating, in_turns=in_turns),
+        passive=passive_power(chip, idle_gating, in_turns=in_turns),
     )
 
 
@@ -89,16 +88,16 @@ def _pipeline(walk: Walk, chip: Chip, windows: Sequence[int | None]) -> Pipeline
     meeting = [(one + other).busiest_ps(chip.digital_units) for one, other in pairwise(walk.segments)]
     return PipelineTerm(
         windows=tuple(windows),
-        chain=tuple((category, _fs(time)) for category, time in chain.items()),
+        chain=tuple((category, fs_of(time)) for category, time in chain.items()),
         chain_per_context=_by_window(walk.attention, windows, lambda layer: layer.exposed_ps[1]),
         stations=(
             *_tiles_and_digital(walk, work, mostly_experts, len(windows)),
             *undominated(_memory(group, windows) for group in by_chip),
             *undominated(_units(group, windows, chip) for group in by_chip),
         ),
-        per_prompt_token=sum(_fs(time) for time in alone),
-        per_second_prompt_token=sum(_fs(both - one) for both, one in zip(meeting, alone[1:], strict=True))
-        + _fs(alone[-1]),
+        per_prompt_token=sum(fs_of(time) for time in alone),
+        per_second_prompt_token=sum(fs_of(both - one) for both, one in zip(meeting, alone[1:], strict=True))
+        + fs_of(alone[-1]),
         prompt_category=mostly_experts,
         loads=_mean_loads(walk, chip, windows, work),
         device_loads=(
@@ -118,17 +117,17 @@ def _tiles_and_digital(walk: Walk, work: _Work, tiles_are: Category, windows: in
         return Station(
             TILES,
             tiles_are,
-            _fs(work.tiles[index]),
-            _fs(work.sampled_tiles[index]),
+            fs_of(work.tiles[index]),
+            fs_of(work.sampled_tiles[index]),
             0,
             none,
-            visit=_fs(visits.longest.max()),  # wherever it is: the others follow at this distance
-            rest=_fs(min(rest, _NEVER_PS)),
-            slack=_fs(slack),
+            visit=fs_of(visits.longest.max()),  # wherever it is: the others follow at this distance
+            rest=fs_of(min(rest, _NEVER_PS)),
+            slack=fs_of(slack),
         )
 
     digital = (
-        Station(DIGITAL, "fc", _fs(token), _fs(sampled), 0, none)
+        Station(DIGITAL, "fc", fs_of(token), fs_of(sampled), 0, none)
         for token, sampled in zip(work.digital, work.sampled_digital, strict=True)
     )
     return [*undominated([tile(work.busiest), tile(work.most)]), *undominated(digital)]
@@ -139,9 +138,9 @@ def _mean_loads(walk: Walk, chip: Chip, windows: Sequence[int | None], work: _Wo
     none = (0,) * len(windows)
 
     return (
-        Load(TILES, _fs(work.tiles.mean()), _fs(work.sampled_tiles.mean()), 0, none),
-        Load(BUSIEST_TILE, _fs(work.tiles[work.most]), _fs(work.sampled_tiles[work.most]), 0, none),
-        Load(DIGITAL, _fs(work.digital.mean()), _fs(work.sampled_digital.mean()), 0, none),
+        Load(TILES, fs_of(work.tiles.mean()), fs_of(work.sampled_tiles.mean()), 0, none),
+        Load(BUSIEST_TILE, fs_of(work.tiles[work.most]), fs_of(work.sampled_tiles[work.most]), 0, none),
+        Load(DIGITAL, fs_of(work.digital.mean()), fs_of(work.sampled_digital.mean()), 0, none),
         _load(_units(walk.attention, windows, chip), (1, chip.chips), over=chip.chips),
         _load(_memory(walk.attention, windows), over=chip.chips),
     )
@@ -152,7 +151,7 @@ def _device_loads(chip: Chip, work: _Work, windows: int) -> list[Load]:
     none = (0,) * windows
 
     def loads(unit: str, every: Iterable[float], sampled: Iterable[float]) -> list[Load]:
-        return undominated(Load(unit, _fs(a), _fs(b), 0, none) for a, b in zip(every, sampled, strict=True))
+        return undominated(Load(unit, fs_of(a), fs_of(b), 0, none) for a, b in zip(every, sampled, strict=True))
 
     tiles, sampled_tiles = (busy.reshape(chip.chips, -1).mean(axis=1) for busy in (work.tiles, work.sampled_tiles))
     candidates = [work.most, work.busiest]
@@ -175,12 +174,12 @@ def _memory(group: Sequence[AttentionSlopes], windows: Sequence[int | None]) -> 
     return Station(
         DRAM,
         "attention_decode",
-        _fs(sum(layer.write.ps for layer in group)),
+        fs_of(sum(layer.write.ps for layer in group)),
         0,
-        _fs(sum(layer.read_ps[0] for layer in group)),
+        fs_of(sum(layer.read_ps[0] for layer in group)),
         _by_window(group, windows, lambda layer: layer.read_ps[1]),
-        visit=_fs(max(layer.read_ps[0] for layer in group)),
-        visit_per_context=_fs(max(layer.read_ps[1] for layer in group)),
+        visit=fs_of(max(layer.read_ps[0] for layer in group)),
+        visit_per_context=fs_of(max(layer.read_ps[1] for layer in group)),
         **_rests(group),
     )
 
@@ -193,24 +192,24 @@ def _units(group: Sequence[AttentionSlopes], windows: Sequence[int | None], chip
         "attention_decode",
         0,
         0,
-        _fs(sum(layer.exposed_ps[0] for layer in group) / servers),
+        fs_of(sum(layer.exposed_ps[0] for layer in group) / servers),
         _by_window(group, windows, lambda layer: layer.exposed_ps[1] / servers),
-        visit=_fs(max(layer.exposed_ps[0] for layer in group) / servers),
-        visit_per_context=_fs(max(layer.exposed_ps[1] for layer in group) / servers),
+        visit=fs_of(max(layer.exposed_ps[0] for layer in group) / servers),
+        visit_per_context=fs_of(max(layer.exposed_ps[1] for layer in group) / servers),
         **_rests(group),
     )
 
 
 def _rests(group: Sequence[AttentionSlopes]) -> dict[str, int]:
     """Between attention of one layer and of the next on the same chip."""
-    between = [_fs(after.position_ps - before.position_ps) for before, after in pairwise(group)]
-    return {"rest": min(between, default=_fs(_NEVER_PS)), "slack": sum(between)}
+    between = [fs_of(after.position_ps - before.position_ps) for before, after in pairwise(group)]
+    return {"rest": min(between, default=fs_of(_NEVER_PS)), "slack": sum(between)}
 
 
 def _by_window(
     group: Sequence[AttentionSlopes], windows: Sequence[int | None], of: Callable[[AttentionSlopes], float]
 ) -> tuple[int, ...]:
-    return tuple(_fs(sum(of(layer) for layer in group if layer.window == window)) for window in windows)
+    return tuple(fs_of(sum(of(layer) for layer in group if layer.window == window)) for window in windows)
 
 
 def _energies(walk: Walk) -> tuple[RowTerm, ...]:
@@ -218,45 +217,45 @@ def _energies(walk: Walk) -> tuple[RowTerm, ...]:
     free = ((0, 0),)
     names: dict[Category, str] = {"fc": "projections", "moe": "experts", "communication": "transfers"}
     rows = [
-        RowTerm(names[category], category, TILES, "tokens", free, Energy(compute_per_row=_pj(nj)))
+        RowTerm(names[category], category, TILES, "tokens", free, Energy(compute_per_row=pj_of(nj)))
         for category, nj in walk.energy_nj.items()
     ]
     rows += [
-        RowTerm(f"{names[category]} to sample", category, TILES, "outputs", free, Energy(compute_per_row=_pj(nj)))
+        RowTerm(f"{names[category]} to sample", category, TILES, "outputs", free, Energy(compute_per_row=pj_of(nj)))
         for category, nj in walk.sampled_nj.items()
     ]
     dram = sum(layer.read_nj[0] for layer in walk.attention)
     compute = sum(layer.compute_nj[0] for layer in walk.attention)
     first = RowTerm(
-        "attention, first access", "attention_decode", DRAM, "outputs", free, Energy(0, _pj(dram), _pj(compute))
+        "attention, first access", "attention_decode", DRAM, "outputs", free, Energy(0, pj_of(dram), pj_of(compute))
     )
-    write = _pj(sum(layer.write.nj for layer in walk.attention))
+    write = pj_of(sum(layer.write.nj for layer in walk.attention))
     return (*rows, first, RowTerm("KV writes", "attention_decode", DRAM, "tokens", free, Energy(dram_per_row=write)))
 
 
 def _decode(window: int | None, group: Sequence[AttentionSlopes]) -> DecodeAttentionTerm:
     """Energy of decode attention; its time is the pipeline's."""
     dram = sum(layer.read_nj[1] for layer in group)
-    return DecodeAttentionTerm(DRAM, window, 0, _pj(dram), _pj(sum(layer.compute_nj[1] for layer in group)))
+    return DecodeAttentionTerm(DRAM, window, 0, pj_of(dram), pj_of(sum(layer.compute_nj[1] for layer in group)))
 
 
 def _prefill(window: int | None, group: Sequence[AttentionSlopes]) -> PrefillAttentionTerm:
     """Prefill attention: a barrier in every layer, so that its time is on the chain."""
     per_pair = sum(layer.prefill_ps_per_pair for layer in group)
     per_entry = sum(layer.read_ps[1] for layer in group)
-    entry_pj = _pj(sum(layer.read_nj[1] for layer in group))
+    entry_pj = pj_of(sum(layer.read_nj[1] for layer in group))
     return PrefillAttentionTerm(
         unit=ATTENTION,
         window_tokens=window,
         causal=True,
         # The chunk's own entries are at hand: of the cache, only those before it are read.
-        pieces=((0, 0, _fs(per_pair)), (-_fs(per_entry), _fs(per_entry), 0)),
+        pieces=((0, 0, fs_of(per_pair)), (-fs_of(per_entry), fs_of(per_entry), 0)),
         dram=(-entry_pj, entry_pj, 0),
-        compute_per_pair=_pj(sum(layer.prefill_nj_per_pair for layer in group)),
+        compute_per_pair=pj_of(sum(layer.prefill_nj_per_pair for layer in group)),
     )
 
 
-def _passive(chip: Chip, idle_gating: float, *, in_turns: bool) -> PassivePower:
+def passive_power(chip: Chip, idle_gating: float, *, in_turns: bool) -> PassivePower:
     """Passive power; with gating, a chip rests while the anchor is on another one and nothing follows."""
     power = chip.passive_w * chip.chips * _UW_PER_W
     resting = (chip.chips - 1) / chip.chips if in_turns else 0.0
@@ -265,11 +264,3 @@ def _passive(chip: Chip, idle_gating: float, *, in_turns: bool) -> PassivePower:
         step_uw=round(power),
         chain_uw=round(power * (1 - idle_gating) * resting),
     )
-
-
-def _fs(ps: float) -> int:
-    return round(ps * _FS_PER_PS)
-
-
-def _pj(nj: float) -> int:
-    return round(nj * _PJ_PER_NJ)

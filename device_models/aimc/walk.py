@@ -1,4 +1,4 @@
-"""One token's way through a mapped network: its chain, and the work that it leaves on each resource.
+"""One token's way through a mapped network with attention: its chain, and the work that it leaves on each resource.
 
 Everything is derived from the mapping: which tiles a matrix's chunks lie on, on which chip, and how often one token
 needs them. The rules are those of the event-driven model in its physical setting (`event.graph.PHYSICAL`), no others.
@@ -152,8 +152,8 @@ class Walker:
             self._digital("fc", self.costs.norm(network.hidden), home, segment)
             if block.dense is not None:
                 self._ffn("fc", block.dense, home, segment)
-            else:
-                self._experts(block, self._laws[min(routed, len(self._laws) - 1)], home, segment)
+            elif block.router is not None:
+                self._mixture(block, self._laws[min(routed, len(self._laws) - 1)], home, segment)
                 routed += 1
             self._digital("fc", self.costs.add(network.hidden), home, segment)
             if layer < len(network.blocks) - 1:
@@ -177,9 +177,7 @@ class Walker:
     def _embedding(self, work: Work, home: int) -> None:
         """One row block of the token table, and of the position table: the rest of them is idle."""
         network = self.network
-        tables = [network.token_embedding]
-        if network.position_embedding is not None:
-            tables.append(network.position_embedding)
+        tables = [table for table in (network.token_embedding, network.position_embedding) if table is not None]
         longest = PassTime(0.0, 0.0)
         for matrix in tables:
             row_blocks, column_blocks = self._placed.grid(matrix)
@@ -198,9 +196,11 @@ class Walker:
             self._digital("fc", self.costs.norm(network.hidden), home, work)
 
     def _head(self, home: int) -> None:
-        """Final norm, product with the vocabulary, and sampling."""
+        """Final norm, product with the vocabulary, and sampling, which is where that is."""
         network, walk = self.network, self._walk
         self._digital("fc", self.costs.norm(network.hidden), home, walk.head)
+        if network.head is None:
+            return
         if self.lm_head:
             self._stage("fc", (network.head,), home, walk.head)
         self._digital("fc", self.costs.sampler(network.vocab), home, walk.head)
@@ -265,12 +265,22 @@ class Walker:
             self._digital(category, cost, self._placed.chip_of(ffn.down), work)
         self._stage(category, (ffn.down,), home, work)
 
-    def _experts(self, block: Block, law: Law, home: int, work: Work) -> None:
-        """Router, gate, chosen and shared experts side by side, and their sum."""
+    def _mixture(self, block: Block, law: Law, home: int, work: Work) -> None:
+        """Router, gate, chosen and shared experts side by side, as far as they are here, and their sum."""
         network = self.network
         assert block.router is not None
         self._stage("moe", (block.router,), home, work)
-        self._digital("moe", self.costs.activation(network.activation, len(block.experts)), home, work)
+        gated = network.matrices[block.router].cols
+        self._digital("moe", self.costs.activation(network.activation, gated), home, work)
+        if block.experts:
+            self._experts(block, law, home, work)
+        elif block.shared is not None:
+            self._ffn("moe", block.shared, home, work)
+        for _ in range(block.results - 1):
+            self._digital("moe", self.costs.add(network.hidden), home, work)
+
+    def _experts(self, block: Block, law: Law, home: int, work: Work) -> None:
+        """Chosen and shared experts."""
         start = self._position
         differ = self._placed.experts_apart(block)
         chosen = self._chosen_time(block, law, home, _DRAWS if differ else 1)
@@ -281,18 +291,15 @@ class Walker:
         picked = block.top_k / len(block.experts)
         self._visit([matrix for ffn in block.experts for matrix in ffn.up], start, picked)
         self._visit([ffn.down for ffn in block.experts], start + half, picked)
-        top_k = block.top_k
         loads: Sequence[float] = law.share
         if differ:  # experts on tiles of their own: the busiest tile is one that many tokens happen to choose
             loads = (draw_counts(self._random, law.picks, _TOKENS, 1)[0] / _TOKENS).tolist()
         for ffn, share, load in zip(block.experts, law.share, loads, strict=True):
             self._account_expert(ffn, home, work, share, load)
         for matrix in one.matrices:
-            self._walk.expert_mvm_ps += top_k * len(self._placed.tiles[matrix]) * self._placed.mvm.ps
+            self._walk.expert_mvm_ps += block.top_k * len(self._placed.tiles[matrix]) * self._placed.mvm.ps
         if block.shared is not None:
             self._account_expert(block.shared, home, work, 1.0, 1.0)
-        for _ in range(top_k - 1 if block.shared is None else top_k):
-            self._digital("moe", self.costs.add(network.hidden), home, work)
 
     def _account_expert(self, ffn: Ffn, home: int, work: Work, share: float, load: float) -> None:
         for matrix in ffn.matrices:

@@ -42,7 +42,7 @@ class Step:
 
 @dataclass(eq=False)
 class GraphBuilder:
-    """Builds the graph of some sequences step by step; `graph` is the result."""
+    """Builds the graph of some sequences step by step; `graph` is the result. The network has all parts."""
 
     network: Network
     chip: Chip
@@ -102,6 +102,8 @@ class GraphBuilder:
     def _embedding(self, step: Step, token: int, row: int, rank: int, fed_by: int | None) -> Vector:
         """Reading row block `row` of the table for one token of the step; a first step waits for nobody."""
         network, home = self.network, self._homes[0]
+        assert network.token_embedding is not None
+        assert network.head is not None
         sampler_chip = self._linears.chip_of(network.head)
         after = [] if fed_by is None else [fed_by]
 
@@ -209,6 +211,7 @@ class GraphBuilder:
     def _sample(self, step: Step, x: Vector, rank: int) -> int:
         """From the last token's vector to a token. The chip of the output matrix samples."""
         network, head = self.network, self.network.head
+        assert head is not None
         there = self._linears.chip_of(head)
         x = self._norm(x, rank)
         blocks, _ = network.matrices[head].grid(self.chip.tier_rows, self.chip.tier_cols)

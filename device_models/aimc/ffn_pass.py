@@ -1,0 +1,74 @@
+"""One token through one FFN, or through the output head, where attention is on other chips.
+
+It comes to the chip of the first matrix, and leaves from there. The rules are those of `walk`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pimserve.arrays import IntArray
+from pimserve.device_models.aimc.network import Ffn
+from pimserve.device_models.aimc.operation_costs import OpCost
+from pimserve.device_models.aimc.placed import PlacedNetwork
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """What it takes, and what it leaves behind.
+
+    Args:
+        chain_ps: time of the token alone.
+        tiles: that it needs, ascending.
+        tiles_ps: (tiles,) busy time of each.
+        digital_ps: busy time of the pool of digital units, by chip.
+        nj: energy.
+    """
+
+    chain_ps: float
+    tiles: IntArray
+    tiles_ps: IntArray
+    digital_ps: Mapping[int, float]
+    nj: float
+
+    @property
+    def busiest_ps(self) -> float:
+        """The most that one tile, or one chip's pool of digital units, has to do."""
+        return max(int(self.tiles_ps.max(initial=0)), *self.digital_ps.values())
+
+
+def pass_of_ffn(placed: PlacedNetwork, ffn: Ffn) -> Pass:
+    """Through an FFN."""
+    home = placed.entry(ffn)
+    there, between = placed.chip_of(ffn.down), placed.between(ffn)
+    return _pass(placed, ffn.matrices, sum(placed.ffn_time(ffn, home)), home, (there, between))
+
+
+def pass_of_head(placed: PlacedNetwork, head: int, *, lm_head: bool) -> Pass:
+    """Through the product with the vocabulary, unless it does not count, and sampling."""
+    home, sampler = placed.chip_of(head), placed.chip.costs.sampler(placed.network.vocab)
+    matrices = (head,) if lm_head else ()
+    chain = sampler.ps + sum(sum(placed.stage_time((matrix,), home)) for matrix in matrices)
+    return _pass(placed, matrices, chain, home, (home, [sampler]))
+
+
+def _pass(
+    placed: PlacedNetwork, matrices: Sequence[int], chain_ps: float, home: int, digital: tuple[int, Sequence[OpCost]]
+) -> Pass:
+    chip, (there, operations) = placed.chip, digital
+    tiles = [np.repeat(placed.tiles[matrix], placed.reads(matrix)) for matrix in matrices]
+    used, mvms = np.unique(np.concatenate([np.zeros(0, np.int64), *tiles]), return_counts=True)
+    busy: defaultdict[int, float] = defaultdict(float, {there: sum(cost.ps for cost in operations)})
+    nj = int(mvms.sum()) * placed.mvm.nj + sum(cost.nj for cost in operations)
+    for matrix in matrices:
+        row_blocks, column_blocks = placed.grid(matrix)
+        add, sums = placed.sum_of(matrix), (row_blocks - 1) * column_blocks
+        nj += placed.hops_nj(matrix, home) + sums * add.nj
+        if chip.partial_sums == "pool":
+            busy[placed.chip_of(matrix)] += sums * add.ps
+    pools = {pool: ps / chip.digital_units for pool, ps in busy.items()}
+    return Pass(chain_ps, used, mvms * placed.mvm.ps, pools, nj)
