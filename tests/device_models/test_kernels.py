@@ -97,7 +97,7 @@ def test_prefill_attention_ramps_with_length() -> None:
 def test_experts_cost_launches_sorting_and_their_weights() -> None:
     device = gpu("h100", "trtllm")
     kernel = device.rates.moe_kernel("fp8_block")
-    op = Experts(1, 256, 8, 7168, 2048, 3, 1.0, "fp8_block", 1, 1)
+    op = Experts(1, 256, 8, 7168, 2048, 3, 1.0, "fp8_block", 1, 1, 256)
     (launch,) = device.compile([op], ALONE).rows
     expected_us = kernel.launch_us + 256 * kernel.expert_us
     row_us = kernel.row_passes * 8 * 7168 * 2 / 3352e3
@@ -213,7 +213,7 @@ def test_the_score_matrix_takes_at_least_twice_the_causal_half() -> None:
 def test_a_stand_in_lends_its_share_of_its_own_peak() -> None:
     device = gpu("b200", "trtllm")
     kernel = device.rates.moe_kernel("nvfp4")  # 8-bit experts
-    op = Experts(1, 8, 2, 4096, 14336, 3, 0.5625, "nvfp4", 1, 1)
+    op = Experts(1, 8, 2, 4096, 14336, 3, 0.5625, "nvfp4", 1, 1, 8)
     (up, *_), row_fs = device.xpu_experts(op).terms, 2 * 2 * 4096 * 14336 / (kernel.compute * 4500e12) * FS_PER_S
     assert up[0][1] == pytest.approx(row_fs, rel=1e-6)
 
