@@ -18,7 +18,8 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple, Protocol
 
-from pimserve.device_models.experts import RoutedExperts
+from pimserve.device_models.aimc.crossbar_experts import CrossbarExperts
+from pimserve.device_models.experts import ExpertTerm
 from pimserve.device_models.operators import Category, RowKind, Runs
 from pimserve.device_models.pipeline import Load, PassivePower, PipelineTerm
 from pimserve.device_models.serial import SerialTiming, WayCosts
@@ -206,7 +207,7 @@ class CostPlan:
     rows: tuple[RowTerm, ...]
     decode: tuple[DecodeAttentionTerm, ...]
     prefill: tuple[PrefillAttentionTerm, ...]
-    experts: RoutedExperts | None
+    experts: ExpertTerm | CrossbarExperts | None  # `RoutedExperts` of a known class, as plans are sent to processes
     overlap_attention: bool = False
     other_decode: DecodeWay | None = None
     pipeline: PipelineTerm | None = None
