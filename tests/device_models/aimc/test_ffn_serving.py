@@ -29,6 +29,7 @@ STRATEGIES: tuple[Strategy, ...] = ("moe_separated", "greedy_in_order", "greedy_
 ON_CHIPS: tuple[tuple[int, Spread], ...] = ((1, "layers"), (2, "layers"), (2, "experts"), (3, "experts"))
 TOKENS = (1, 2, 4, 8, 16, 64)
 LEAST, MOST = EVENT_OVER_PLAN
+LEAST_AT_RANDOM = 0.75  # of several layers: they differ, and count as alike
 
 
 def placed(
@@ -86,14 +87,15 @@ def test_experts_that_share_tiles_take_what_every_event_takes(
         assert of_each == pytest.approx([1] * 4, abs=0.04)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES[1:3])  # at random, layers differ too much to count as alike
+@pytest.mark.parametrize("strategy", STRATEGIES[1:])
 @pytest.mark.parametrize(("chips", "spread"), ON_CHIPS)
 @pytest.mark.parametrize("setting", MIXTURES, ids=lambda setting: setting.name)
 def test_scattered_experts_are_within_the_bounds_of_the_plan(
     setting: Setting, chips: int, spread: Spread, strategy: Strategy
 ) -> None:
+    least = LEAST if strategy != "greedy_random" else LEAST_AT_RANDOM
     for of_all, _ in ratios(*placed(setting, {"routed_experts"}, strategy, chips, spread), spread).values():
-        assert LEAST <= of_all <= MOST
+        assert least <= of_all <= MOST
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -159,6 +159,22 @@ def test_chains_of_parts_add_up_to_the_whole() -> None:
     assert attention + experts == pytest.approx(alone, rel=0.03)
 
 
+@pytest.mark.parametrize("requests", [1, 8, 64, 256])
+@pytest.mark.parametrize(("model", "chips", "spread"), [("mixtral-8x7b", 6, "layers"), ("mixtral-8x7b", 8, "experts")])
+def test_layer_by_layer_is_not_faster_than_tokens_one_behind_the_other(
+    model: str, chips: int, spread: str, requests: int
+) -> None:
+    """Where experts are on other chips, a layer begins when the one before it has ended, for all tokens."""
+    on = ((chips, ALL_PARTS), (1, REST), (chips, ROUTED))
+    whole, rest, routed = (fit(load_model(model), parts, number, spread=spread).plan for number, parts in on)
+    shape = (requests, requests * 64)
+    pipeline, attention = (evaluate(plan, shape_of(plan, *shape)).duration_fs for plan in (whole, rest))
+    assert routed.experts is not None
+    experts = np.mean(ExpertPools(routed.experts, Routing(), 0).times_fs(requests))
+    # What crosses between chips in the whole is dispatch and combine here, on top.
+    assert attention + experts > 0.95 * pipeline
+
+
 def test_other_parts_beside_the_experts_are_rows_where_they_run() -> None:
     plan = fit(small(), ALL_PARTS - {"attention"}).plan
     assert [(row.name, row.rows, row.runs, row.category) for row in plan.rows] == [
