@@ -86,7 +86,9 @@ class Aimc:
         kv_tokens = (0, 0)
         if "attention" in demand.parts:
             walk = Walker(network, chip, mapping, popularity, lm_head=demand.lm_head).walk()
-            plan = plan_of(walk, chip, spec.power.idle_gating, in_turns=mapping.spread == "layers")
+            parted = moe is not None and "routed_experts" not in demand.parts
+            in_turns = mapping.spread == "layers"
+            plan = plan_of(walk, chip, spec.power.idle_gating, in_turns=in_turns, layer_by_layer=parted)
             kv_tokens = self._kv_capacity(network, [attention.chip for attention in walk.attention], demand)
             sent = walk.link_bytes, walk.sampled_link_bytes
         else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -28,14 +29,17 @@ _UW_PER_W = 10**6
 _NEVER_PS = 1e12  # a second: where a token visits once
 
 
-def plan_of(walk: Walk, chip: Chip, idle_gating: float = 1.0, *, in_turns: bool = True) -> CostPlan:
-    """The cost plan of a replica.
+def plan_of(
+    walk: Walk, chip: Chip, idle_gating: float = 1.0, *, in_turns: bool = True, layer_by_layer: bool = False
+) -> CostPlan:
+    """The cost plan of a replica, or of the chips of one that hold attention.
 
     Args:
         walk: one token's way.
         chip: the replica's chips.
         idle_gating: share of its passive power that a chip without work draws.
         in_turns: whether a token is on one chip after the other, so that the others may rest.
+        layer_by_layer: whether a layer begins when all tokens have passed the one before it.
     """
     windows = sorted({layer.window for layer in walk.attention}, key=lambda window: window or math.inf, reverse=True)
     groups = {window: [layer for layer in walk.attention if layer.window == window] for window in windows}
@@ -47,7 +51,7 @@ def plan_of(walk: Walk, chip: Chip, idle_gating: float = 1.0, *, in_turns: bool 
         decode=tuple(_decode(window, group) for window, group in groups.items()),
         prefill=tuple(_prefill(window, group) for window, group in groups.items()),
         experts=None,
-        pipeline=_pipeline(walk, chip, windows),
+        pipeline=_pipeline(walk, chip, windows, layer_by_layer=layer_by_layer),
         passive=passive_power(chip, idle_gating, in_turns=in_turns),
     )
 
@@ -71,7 +75,7 @@ class _Work(NamedTuple):
         return int((self.tiles + self.sampled_tiles).argmax())
 
 
-def _pipeline(walk: Walk, chip: Chip, windows: Sequence[int | None]) -> PipelineTerm:
+def _pipeline(walk: Walk, chip: Chip, windows: Sequence[int | None], *, layer_by_layer: bool) -> PipelineTerm:
     chain: dict[Category, float] = defaultdict(float, walk.chain_ps)
     chain["attention_decode"] += sum(layer.exposed_ps[0] for layer in walk.attention)
     work = _Work(
@@ -86,18 +90,22 @@ def _pipeline(walk: Walk, chip: Chip, windows: Sequence[int | None]) -> Pipeline
     alone = [part.busiest_ps(chip.digital_units) for part in walk.segments]
     # A second prompt is in one segment while the anchor is in the next.
     meeting = [(one + other).busiest_ps(chip.digital_units) for one, other in pairwise(walk.segments)]
+    second = sum(fs_of(both - one) for both, one in zip(meeting, alone[1:], strict=True)) + fs_of(alone[-1])
+    stations = (
+        *_tiles_and_digital(walk, work, mostly_experts, len(windows)),
+        *undominated(_memory(group, windows) for group in by_chip),
+        *undominated(_units(group, windows, chip) for group in by_chip),
+    )
+    if layer_by_layer:  # all prompts are in the same layer
+        stations = _of_single_layers(walk, chip, windows, mostly_experts)
+        second = max(station.per_token for station in stations)
     return PipelineTerm(
         windows=tuple(windows),
         chain=tuple((category, fs_of(time)) for category, time in chain.items()),
         chain_per_context=_by_window(walk.attention, windows, lambda layer: layer.exposed_ps[1]),
-        stations=(
-            *_tiles_and_digital(walk, work, mostly_experts, len(windows)),
-            *undominated(_memory(group, windows) for group in by_chip),
-            *undominated(_units(group, windows, chip) for group in by_chip),
-        ),
+        stations=stations,
         per_prompt_token=sum(fs_of(time) for time in alone),
-        per_second_prompt_token=sum(fs_of(both - one) for both, one in zip(meeting, alone[1:], strict=True))
-        + fs_of(alone[-1]),
+        per_second_prompt_token=second,
         prompt_category=mostly_experts,
         loads=_mean_loads(walk, chip, windows, work),
         device_loads=(
@@ -131,6 +139,24 @@ def _tiles_and_digital(walk: Walk, work: _Work, tiles_are: Category, windows: in
         for token, sampled in zip(work.digital, work.sampled_digital, strict=True)
     )
     return [*undominated([tile(work.busiest), tile(work.most)]), *undominated(digital)]
+
+
+def _of_single_layers(
+    walk: Walk, chip: Chip, windows: Sequence[int | None], tiles_are: Category
+) -> tuple[Station, ...]:
+    """The busiest tile, pool of digital units, memory and attention units of every layer, all layers together.
+
+    In a layer all tokens wait for these, wherever they are: sums over layers, of which the same is the longest in each.
+    """
+    sampled, none = walk.last + walk.head, (0,) * len(windows)
+    tiles = sum(part.tiles.max() for part in walk.segments)
+    digital = sum(part.digital.max() for part in walk.segments) / chip.digital_units
+    return (
+        Station(TILES, tiles_are, fs_of(tiles), fs_of(sampled.tiles.max()), 0, none),
+        Station(DIGITAL, "fc", fs_of(digital), fs_of(sampled.digital.max() / chip.digital_units), 0, none),
+        replace(_memory(walk.attention, windows), rest=-1, slack=0),
+        replace(_units(walk.attention, windows, chip), rest=-1, slack=0),
+    )
 
 
 def _mean_loads(walk: Walk, chip: Chip, windows: Sequence[int | None], work: _Work) -> tuple[Load, ...]:

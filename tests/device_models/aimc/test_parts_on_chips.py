@@ -248,6 +248,38 @@ def test_attention_without_experts_is_the_pipeline_without_their_tiles() -> None
     assert found.kv_capacity_tokens == fit(small(), ALL_PARTS).kv_capacity_tokens
 
 
+@pytest.mark.parametrize("requests", [1, 2, 16, 64])
+def test_without_experts_a_layer_begins_when_the_one_before_has_ended(requests: int) -> None:
+    """Each layer of Mixtral is alike: 32 times what is left of one. More chips with other layers then do not help."""
+    model = load_model("mixtral-8x7b")
+    context = 2048
+
+    def step_fs(chips: int, parts: frozenset[Part]) -> int:
+        plan = fit(model, parts, chips).plan
+        return evaluate(plan, shape_of(plan, requests, requests * context)).duration_fs
+
+    few, many = step_fs(1, REST), step_fs(8, REST)
+    assert many == pytest.approx(few, rel=0.02)
+    spec = aimc().spec
+    read_fs = 32 * context * 2 * 8 * 128 / (spec.dram.gb_per_s * spec.dram.efficiency) * 1e6
+    assert few >= requests * read_fs
+    assert few == pytest.approx(requests * read_fs, rel=0.3 if requests > 2 else 1)
+    if requests > 2:  # the whole model keeps all memories busy
+        assert step_fs(8, ALL_PARTS) < few / 2
+
+
+def test_prompts_queue_in_the_layer_where_all_of_them_are() -> None:
+    plan = fit(load_model("mixtral-8x7b"), REST).plan
+    one, two, both = (
+        evaluate(plan, shape_of(plan, 0, 0, chunks, len(chunks))).duration_fs
+        for chunks in ([(64, 0)], [(64, 0)] * 2, [(128, 0)])
+    )
+    assert one < two < both  # attention of one prompt to the other is left out
+    assert plan.pipeline is not None
+    longest = max(station.per_token for station in plan.pipeline.stations)
+    assert two - one >= 64 * longest
+
+
 def test_the_host_of_the_engine_is_with_attention() -> None:
     experts, rest = (
         fitted(aimc(), "mixtral-8x7b", chips, parts=parts, backend="vllm") for chips, parts in ((6, ROUTED), (1, REST))
