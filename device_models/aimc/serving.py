@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pimserve.device_models.aimc.attention_slopes import AttentionSlopes
 from pimserve.device_models.aimc.chip import Chip
 from pimserve.device_models.aimc.operation_costs import fs_of, pj_of
-from pimserve.device_models.aimc.walk import Walk
+from pimserve.device_models.aimc.walk import Walk, Work
 from pimserve.device_models.operators import Category
 from pimserve.device_models.pipeline import Load, PassivePower, PipelineTerm, Station, undominated
 from pimserve.device_models.plan import CostPlan, DecodeAttentionTerm, Energy, PrefillAttentionTerm, RowTerm
@@ -56,7 +56,7 @@ def plan_of(
     )
 
 
-class _Work(NamedTuple):
+class _Totals(NamedTuple):
     """Work of every token on tiles and on digital units of chips, and what sampled ones bring on top, ps."""
 
     tiles: NDArray[np.float64]
@@ -78,7 +78,7 @@ class _Work(NamedTuple):
 def _pipeline(walk: Walk, chip: Chip, windows: Sequence[int | None], *, layer_by_layer: bool) -> PipelineTerm:
     chain: dict[Category, float] = defaultdict(float, walk.chain_ps)
     chain["attention_decode"] += sum(layer.exposed_ps[0] for layer in walk.attention)
-    work = _Work(
+    work = _Totals(
         np.sum([part.tiles for part in walk.segments], axis=0),
         walk.last.tiles + walk.head.tiles,
         np.sum([part.digital for part in walk.segments], axis=0) / chip.digital_units,
@@ -116,7 +116,7 @@ def _pipeline(walk: Walk, chip: Chip, windows: Sequence[int | None], *, layer_by
     )
 
 
-def _tiles_and_digital(walk: Walk, work: _Work, tiles_are: Category, windows: int) -> list[Station]:
+def _tiles_and_digital(walk: Walk, work: _Totals, tiles_are: Category, windows: int) -> list[Station]:
     """The tiles that may be the busiest, and the digital units of chips."""
     visits, none = walk.visits, (0,) * windows
 
@@ -147,19 +147,23 @@ def _of_single_layers(
     """The busiest tile, pool of digital units, memory and attention units of every layer, all layers together.
 
     In a layer all tokens wait for these, wherever they are: sums over layers, of which the same is the longest in each.
+    What comes before attention of the first layer and after that of the last one counts as one layer.
     """
-    sampled, none = walk.last + walk.head, (0,) * len(windows)
-    tiles = sum(part.tiles.max() for part in walk.segments)
-    digital = sum(part.digital.max() for part in walk.segments) / chip.digital_units
+    none, both = (0,) * len(windows), walk.segments[0] + walk.last
+
+    def station(name: str, category: Category, busiest: Callable[[Work], float]) -> Station:
+        sampled = busiest(both) - busiest(walk.segments[0]) + busiest(walk.head)
+        return Station(name, category, sum(fs_of(busiest(part)) for part in walk.segments), fs_of(sampled), 0, none)
+
     return (
-        Station(TILES, tiles_are, fs_of(tiles), fs_of(sampled.tiles.max()), 0, none),
-        Station(DIGITAL, "fc", fs_of(digital), fs_of(sampled.digital.max() / chip.digital_units), 0, none),
+        station(TILES, tiles_are, lambda work: float(work.tiles.max())),
+        station(DIGITAL, "fc", lambda work: float(work.digital.max()) / chip.digital_units),
         replace(_memory(walk.attention, windows), rest=-1, slack=0),
         replace(_units(walk.attention, windows, chip), rest=-1, slack=0),
     )
 
 
-def _mean_loads(walk: Walk, chip: Chip, windows: Sequence[int | None], work: _Work) -> tuple[Load, ...]:
+def _mean_loads(walk: Walk, chip: Chip, windows: Sequence[int | None], work: _Totals) -> tuple[Load, ...]:
     """Of each unit, in the mean over the chips."""
     none = (0,) * len(windows)
 
@@ -172,7 +176,7 @@ def _mean_loads(walk: Walk, chip: Chip, windows: Sequence[int | None], work: _Wo
     )
 
 
-def _device_loads(chip: Chip, work: _Work, windows: int) -> list[Load]:
+def _device_loads(chip: Chip, work: _Totals, windows: int) -> list[Load]:
     """Of tiles and digital units, on the chips that may have most to do."""
     none = (0,) * windows
 

@@ -42,7 +42,10 @@ class Step:
 
 @dataclass(eq=False)
 class GraphBuilder:
-    """Builds the graph of some sequences step by step; `graph` is the result. The network has all parts."""
+    """Builds the graph of some sequences step by step; `graph` is the result.
+
+    The network has attention; what experts on other devices give is there when the gate is through.
+    """
 
     network: Network
     chip: Chip
@@ -59,7 +62,7 @@ class GraphBuilder:
         self._operations = ChipOperations(network, chip, self.graph.table)
         self._linears = Linears(network, chip, self.mapping, rules, self._operations, self.communication)
         self._homes = [self._linears.chip_of(block.after[0][0]) for block in network.blocks]
-        self._moe_layers = [layer for layer, block in enumerate(network.blocks) if block.router is not None]
+        self._moe_layers = [layer for layer, block in enumerate(network.blocks) if block.experts]
 
     def sequences(self, sequences: Several[Sequence], *, kv_caching: bool) -> TaskGraph:
         """All steps of all sequences; without a cache each step computes all tokens so far."""
@@ -93,7 +96,7 @@ class GraphBuilder:
             for token, vector in enumerate(x):
                 read = layer < last_layer or (step.samples and token == step.tokens - 1)
                 if read or not self.rules.skip_unread_prompt:
-                    chosen = experts[layer][token] if block.router is not None else ()
+                    chosen = experts[layer][token] if block.experts else ()
                     x[token] = self._after_attention(block, attended, vector, chosen, rank + token)
         if not step.samples:
             return None
@@ -103,8 +106,7 @@ class GraphBuilder:
         """Reading row block `row` of the table for one token of the step; a first step waits for nobody."""
         network, home = self.network, self._homes[0]
         assert network.token_embedding is not None
-        assert network.head is not None
-        sampler_chip = self._linears.chip_of(network.head)
+        sampler_chip = self._homes[-1] if network.head is None else self._linears.chip_of(network.head)
         after = [] if fed_by is None else [fed_by]
 
         def read(matrix: int, row: int) -> list[int]:
@@ -173,9 +175,10 @@ class GraphBuilder:
             attended = Vector([t for matrix in stage for t in self._linear(matrix, attended, home, rank)], home)
         middle = Vector([self._digital(hidden, home, rank, [*attended.tasks, *x.tasks])], home)
         normed = self._norm(middle, rank)
+        results: Several[int] = ()
         if block.dense is not None:
             results = self._ffn(block.dense, normed, home, rank)
-        else:
+        elif block.router is not None:
             results = self._experts_and_sum(block, normed, chosen, rank)
         return Vector([self._digital(hidden, home, rank, [*results, *middle.tasks])], home)
 
@@ -191,6 +194,7 @@ class GraphBuilder:
         results = [self._ffn(block.experts[expert], dispatched, home, rank) for expert in chosen]
         if block.shared is not None:
             results.append(self._ffn(block.shared, x, home, rank))
+        results += [list(dispatched.tasks)] * (block.results - len(results))
         if len(results) == 1:
             return [*results[0], *routed]
         total = results[0]
@@ -211,9 +215,11 @@ class GraphBuilder:
     def _sample(self, step: Step, x: Vector, rank: int) -> int:
         """From the last token's vector to a token. The chip of the output matrix samples."""
         network, head = self.network, self.network.head
-        assert head is not None
-        there = self._linears.chip_of(head)
         x = self._norm(x, rank)
+        if head is None:
+            self.graph.samplers[step.sequence].append(x.tasks[0])
+            return x.tasks[0]
+        there = self._linears.chip_of(head)
         blocks, _ = network.matrices[head].grid(self.chip.tier_rows, self.chip.tier_cols)
         shared = not self.rules.logits_by_chunk and self.communication
         stamp = self._linears.stamp(head, x.chip, there, hops_out=not shared or blocks > 1)

@@ -135,7 +135,7 @@ def _outcome(
 
 
 def _choices(network: Network, popularity: Several[float] | None, seed: int) -> ExpertChoices | None:
-    moe = [block for block in network.blocks if block.router is not None]
+    moe = [block for block in network.blocks if block.experts]
     if not moe:
         return None
     experts, top_k = len(moe[0].experts), moe[0].top_k

@@ -216,6 +216,32 @@ def test_chips_are_groups_where_they_share_experts_evenly(chips: int, groups: in
     assert sum(sent.bytes_per_row for sent in found.traffic) == 0
 
 
+def test_the_chip_with_most_layers_is_told_from_the_mean() -> None:
+    # 32 layers on six chips: the fullest has six of them.
+    routed = fitted(aimc(), parts=ROUTED).plan.experts
+    assert routed is not None
+    time, tiles, digital, tiles_most, digital_most, *_ = routed.layer_features(np.full((1, 8), 4))[0].tolist()
+    queued = 2 * 150_000_000  # of each of 32 copies, on the tiles of the layer that are used twice
+    assert time == routed.least_fs(1) // 32 + 31 * queued
+    assert tiles == 32 * queued // 6
+    assert tiles_most == pytest.approx(32 * queued * 6 / 32, abs=2)
+    assert digital_most == pytest.approx(digital * 6 * 6 / 32, abs=2)
+
+
+@pytest.mark.parametrize("strategy", ["moe_separated", "greedy_in_order"])
+def test_layers_count_as_the_one_in_the_middle(strategy: str) -> None:
+    """Where experts share tiles, one is like all of them; else tiles are filled up further from layer to layer."""
+    model, mapping = load_model("mixtral-8x7b"), {"strategy": strategy}
+    one, all_ = (
+        fit(model.model_copy(update={"layers": layers}), ROUTED, mapping=mapping).plan.experts for layers in (1, 4)
+    )
+    assert one is not None
+    assert all_ is not None
+    tokens = np.random.default_rng(0).multinomial(64, [1 / 8] * 8, size=20)
+    assert all_.layer_features(tokens)[:, 0] == pytest.approx(one.layer_features(tokens)[:, 0], rel=0.1)
+    assert all_.least_fs(1) == pytest.approx(4 * one.least_fs(1), rel=0.01)
+
+
 @pytest.mark.parametrize(("spread", "chips"), [("layers", 6), ("experts", 8)])
 def test_bytes_between_chips_are_those_that_the_links_energy_is_of(spread: str, chips: int) -> None:
     free, paid = (fitted(aimc(link_pj_per_bit=pj, spread=spread), chips=chips, parts=ROUTED) for pj in (0.0, 1.0))
