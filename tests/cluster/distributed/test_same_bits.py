@@ -30,6 +30,8 @@ from tests.cluster.documents import run
 
 TOKEN = "the token of this test"
 REQUESTS = 24
+IN_LOCKSTEP = 200  # steps: more take too long
+BRIEFLY = "run.max_time_s=0.4"  # instead
 SCENARIOS: dict[str, list[str]] = {
     "mixtral on duplex, tp": ["cluster.experts=tp"],
     "mixtral on duplex, ep": ["cluster.experts=ep", "cluster.replicas=2"],
@@ -75,8 +77,8 @@ SCENARIOS: dict[str, list[str]] = {
     "devices that fail, slow down and leave": [
         "cluster.replicas=3",
         "workload.arrival={process: poisson, rate_per_s: 40}",
-        "faults={detection_s: 0.1, events: [{at_s: 0.2, replica: 0, kind: fail, for_s: 1}, "
-        "{at_s: 0.3, replica: 1, kind: slow, factor: 1.5, for_s: 0.5}, {at_s: 0.4, replica: 2, kind: leave}]}",
+        "faults={detection_s: 0.05, events: [{at_s: 0.1, replica: 0, kind: fail, for_s: 0.15}, "
+        "{at_s: 0.15, replica: 1, kind: slow, factor: 1.5, for_s: 0.15}, {at_s: 0.2, replica: 2, kind: leave}]}",
     ],
     "stopped": ["cluster.replicas=2", "run.max_time_s=3", "workload.arrival.process=constant",
                 "workload.arrival.rate_per_s=20"],
@@ -162,14 +164,13 @@ def run_there(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_same_bits_everywhere(name: str, tmp_path: Path) -> None:
-    lockstep_too = 200  # steps: more take too long in lockstep
     scenario = load_scenario(None, [f"workload.num_requests={REQUESTS}", *SCENARIOS[name]])
     prepared = prepare(scenario)
     here = run(prepared, tmp_path / "here")
     assert here["batch"]["steps"]
     for number, spread in enumerate(spreads(prepared.replicas, prepared.pools[0].devices_per_replica)):
-        if spread.devices == "lockstep" and here["batch"]["steps"] > lockstep_too:
-            briefly = [f"workload.num_requests={REQUESTS}", *SCENARIOS[name], "run.max_time_s=1"]
+        if spread.devices == "lockstep" and here["batch"]["steps"] > IN_LOCKSTEP:
+            briefly = [f"workload.num_requests={REQUESTS}", *SCENARIOS[name], BRIEFLY]
             scenario_there = load_scenario(None, briefly)
             expected = run(prepare(scenario_there), tmp_path / "briefly")
         else:
@@ -225,14 +226,14 @@ def test_a_device_that_has_one_unit_more_fails_the_run(
     ],
 )
 @pytest.mark.parametrize(
-    "spread", [Spread(2), Spread(2, "planned", 3), Spread(1, "planned"), Spread(1, "lockstep")], ids=str
+    "spread", [Spread(2), Spread(2, "planned", 3), Spread(1, "planned"), Spread(1, "lockstep", 2)], ids=str
 )
 def test_a_run_that_dies_goes_on_to_the_same_bits(
     name: str, spread: Spread, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its coordinator dies, and its hosts with it, between windows in which all have something in hand."""
     monkeypatch.setattr(CheckpointFolder, "due", lambda _: True)
-    briefly = ["run.max_time_s=2"] if spread.devices == "lockstep" else []
+    briefly = ["run.max_time_s=0.9"] if spread.devices == "lockstep" else []
     scenario = load_scenario(None, [f"workload.num_requests={REQUESTS}", *SCENARIOS[name], *briefly])
     here = run(prepare(scenario), tmp_path / "here")
     out, kept = tmp_path / "out", tmp_path / "kept"
