@@ -14,9 +14,9 @@ from .chaos import PIMSERVE, command_for, disturbed, hosts_of, small_disk
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 SMALL = ["--set", "workload.num_requests=200", "--set", "cluster.replicas=2", "--json"]
 LONG = [
-    *("--set", "workload.num_requests=6000", "--set", "cluster.replicas=2", "--set", "output.steps=false"),
+    *("--set", "workload.num_requests=1000", "--set", "cluster.replicas=2", "--set", "output.steps=false"),
     *("--set", "scheduler.router=least_outstanding", "--set", "scheduler.report_interval_s=1"),
-    *("--shards", "2", "--devices-per-actor", "2"),
+    *("--shards", "2", "--devices-per-actor", "4"),
 ]
 
 
@@ -95,7 +95,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> str:
     ],
 )
 def test_faults_change_no_bit_and_leave_nothing(tmp_path: Path, expected: str, on: str, faults: list[str]) -> None:
-    command = command_for(tmp_path / "run", on, [*LONG, "--speed", "100x"])
+    command = command_for(tmp_path / "run", on, [*LONG, "--speed", "40x"])
     outcome = disturbed(command, random.Random(1), faults, 1.0)
     assert outcome.digest == expected
     assert outcome.faults == faults
@@ -105,7 +105,7 @@ def test_a_full_disk_ends_a_run_which_goes_on_when_there_is_room(tmp_path: Path,
     with small_disk(tmp_path / "disk") as why_not:
         if why_not is not None:
             pytest.skip(why_not)
-        command = command_for(tmp_path / "disk" / "run", "local", [*LONG[:-4], "--speed", "100x"])
+        command = command_for(tmp_path / "disk" / "run", "local", [*LONG[:-4], "--speed", "40x"])
         outcome = disturbed(command, random.Random(2), ["disk"], 1.0)
     assert (outcome.digest, outcome.faults) == (expected, ["disk"])
 
