@@ -169,7 +169,8 @@ def pooled(draw: st.DrawFn, **changes: Any) -> Pooled:
         case.max_time_fs = max(case.max_time_fs, min((r.arrival_fs for r in case.requests), default=0) + FS_PER_PS)
         case.max_time_fs += -case.max_time_fs % FS_PER_PS
     most = case.kv_groups.blocks(case.max_model_len, case.block_size, case.max_num_batched_tokens or UNLIMITED)
-    kv_tokens = (most + draw(st.integers(0, 4))) * case.block_size // case.full_groups
+    blocks = most + draw(st.integers(0, 4))
+    kv_tokens = -(-blocks // case.full_groups) * case.block_size  # whole blocks, that none is lost to rounding
     link = Link(
         bytes_per_s=draw(st.sampled_from([10**5, 10**6, 10**8, 10**15])),
         latency_fs=draw(st.just(0) | st.integers(0, 20 * FS_PER_MS)),
