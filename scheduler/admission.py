@@ -73,7 +73,7 @@ class Admission:
             request = queue.peek()
             prompt = self._input[request]
             length = prompt + self._emitted_tokens[request]  # those that it had before, or elsewhere
-            brings = self._takes_over and self._brings_kv(request)
+            brings = self.brings_kv(request)
             if not kv.admit(length, prompt + self._output[request], prompt=not brings):
                 break
             queue.pop()
@@ -93,11 +93,15 @@ class Admission:
                 budget = self._chunk(chunks, completed, request, length, 0, budget)
         return chunks, completed
 
+    def brings_kv(self, request: int) -> bool:
+        """Whether a waiting request brings its KV cache: it has not been on this replica, where it was preempted."""
+        return self._takes_over and self._replica_of[request] != self._replica
+
     def awaited_blocks(self) -> int:
         """KV blocks that those will take who wait where requests bring their KV cache."""
         waiting = self._queue.waiting() if self._takes_over else ()
         tokens = {request: self._input[request] + self._emitted_tokens[request] for request in waiting}
-        return sum(self._kv.blocks_of(tokens[request], prompt=not self._brings_kv(request)) for request in waiting)
+        return sum(self._kv.blocks_of(tokens[request], prompt=not self.brings_kv(request)) for request in waiting)
 
     def next_change_fs(self, now_fs: int) -> int:
         """When somebody comes who can be admitted; FOREVER if all have to wait until a request finishes."""
@@ -115,10 +119,6 @@ class Admission:
         self.partial = None if state["partial"] is None else tuple(state["partial"])
         self.token_at_fs.clear()
         self.token_at_fs.update(state["token_at"])
-
-    def _brings_kv(self, request: int) -> bool:
-        """Whether a waiting request brings its KV cache: it has not been on this replica, where it was preempted."""
-        return self._takes_over and self._replica_of[request] != self._replica
 
     def _take_over(self, request: int, held: int, step: int) -> None:
         """A request that brings its KV cache decodes from this step on; it has its blocks, that of the step too."""

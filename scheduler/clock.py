@@ -6,8 +6,8 @@ last multiple of it (and what it has sent since), as routers of real clusters do
 at each arrival, for which all replicas have to be in one shard.
 
 Where prefill and decode have replicas of their own, all of the former go through a window first, and what they hand
-over is known when the latter do: nothing flows back before the window's end. Faults end windows, and take effect at the
-step boundary that follows, up to which their replica is run.
+over is known when the latter do (`pool_orders.py`). Faults end windows, and take effect at the step boundary that
+follows, up to which their replica is run.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from pimserve.scheduler.fleet import DECODE, PREFILL, Fleet
 from pimserve.scheduler.handover import Handovers
 from pimserve.scheduler.open_loop import Arrivals
 from pimserve.scheduler.outcomes import cut_off
+from pimserve.scheduler.pool_orders import PoolOrders
 from pimserve.scheduler.request_numbers import RequestNumbers
 from pimserve.scheduler.requests import FOREVER, RequestTable
 from pimserve.scheduler.shard import NONE, Order, Report, ShardPort
@@ -96,11 +97,9 @@ class Clock:
         self.flush = flush
         self.faults = faults
         self._over = False  # nothing was left to happen when the state was kept from which this goes on
-        self.handovers: Handovers | None = None
         self._entry = fleet.pools[0].numbers  # replicas that the router sends requests to
-        if fleet.link is not None:
-            decode, size = fleet.pools[1], fleet.spec.block_size
-            self.handovers = Handovers(fleet.link, decode.numbers, decode.kv_blocks(size), size, decode.kv_groups)
+        self._pools = None if fleet.link is None else PoolOrders(fleet, fleet.link, faults, table)
+        self.handovers: Handovers | None = None if self._pools is None else self._pools.handovers
         self.arrivals = Arrivals(table, len(self._entry), fleet.spec.router, stop_fs)
         self.now_fs = 0
         self.window = 0  # windows that have ended
@@ -253,18 +252,25 @@ class Clock:
 
     def _unserved(self) -> bool:
         """Whether anything is left to happen to any request."""
-        if not self.faults.replicas_left:
-            return self._at_work()
+        if self._at_work() or (self._pools is not None and self._pools.to_hand_over):
+            return True
         # In a closed loop every client has a request at work until the last one has left.
         to_come = self.fleet.concurrency is None and self.arrivals.next_fs is not None
-        return to_come or self._busy()
+        return (to_come or self.arrivals.waiting) and self.faults.any_left(self._entry)
 
     def _busy(self) -> bool:
         between = self.handovers is not None and self.handovers.waiting > 0
         return between or self.arrivals.waiting or self._at_work()
 
     def _at_work(self) -> bool:
-        return any(state is None or state.running or state.waiting for state in self._states)
+        full = self._pools is not None and self._pools.full_for_good
+
+        def waits_in_vain(state: ReplicaState) -> bool:
+            return full and state.pool == PREFILL and state.clock_fs < self.now_fs
+
+        return any(
+            state is None or state.running or (state.waiting and not waits_in_vain(state)) for state in self._states
+        )
 
     def _after_idle(self) -> int:
         """Now, or when the next request arrives if nothing happens until then."""
@@ -294,41 +300,27 @@ class Clock:
             targets=None if len(targets) == len(self._entry) else tuple(targets),
             conditions=conditions,
         )
-        if self.handovers is None:
-            return self._carry_out(order, self.shards)
-        reported = self._reported_fs
-        released, replicas = self.handovers.released(reported)
-        order = replace(
-            order, pool=PREFILL, released=released, released_replicas=replicas, released_fs=reported, targets=None
-        )
-        left = self._carry_out(order, self._shards_of(PREFILL))
-        sent = self.handovers.route(end, reported, self.spec.max_num_seqs, self.table)
-        order = Order(
-            self.window,
-            end,
-            np.array([move.request for _, move in sent], np.int64),
-            np.array([replica for replica, _ in sent], np.int64),
-            last=last,
-            spec=self._change,
-            flush=self.flush,
-            pool=DECODE,
-            moves=tuple(move for _, move in sent),
-        )
-        return np.concatenate([left, self._carry_out(order, self._shards_of(DECODE))])
+        if self._pools is None:
+            return self._take(order, self._carry_out(order, self.shards))
+        first = self._carry_out(self._pools.prefill(order, self._reported_fs), self._shards_of(PREFILL))
+        there, lost = self._pools.decode(order, first, self._reported_fs, self.spec.max_num_seqs)
+        then = self._carry_out(there, self._shards_of(DECODE))
+        self._pools.ended(order, then)
+        return self._take(order, [*first, *then], lost)
 
     def _shards_of(self, pool: str) -> list[ShardPort]:
         """Shards with replicas of a pool."""
         (numbers,) = (kind.numbers for kind in self.fleet.pools if kind.name == pool)
         return [shard for shard in self.shards if any(replica in numbers for replica in shard.replicas)]
 
-    def _carry_out(self, order: Order, shards: Sequence[ShardPort]) -> IntArray:
-        """Give each shard its part of an order; returns the requests that finished or were rejected."""
+    def _carry_out(self, order: Order, shards: Sequence[ShardPort]) -> list[Report]:
+        """Give each shard its part of an order; returns what they report."""
         for shard in shards:
             whole = len(self.shards) == 1  # pragma: no mutate (the part is the whole then)
             shard.send(order if whole else order.part(shard.replicas))
-        return self._take(order, [shard.receive() for shard in shards])
+        return [shard.receive() for shard in shards]
 
-    def _take(self, order: Order, reports: list[Report]) -> IntArray:
+    def _take(self, order: Order, reports: Sequence[Report], lost_on_the_way: Sequence[Move] = ()) -> IntArray:
         """Take over what the shards report at the window's end; returns the requests that finished or were rejected."""
         seen = not self.report_fs or order.until_fs % self.report_fs == 0  # by the router
         self.faults.took_effect(order.conditions, [effect for report in reports for effect in report.effects])
@@ -336,18 +328,13 @@ class Clock:
             for state in report.states:
                 up = self.faults.conditions[state.replica].up
                 self._states[state.replica] = state if up else replace(state, up=False)
-                if seen and self.handovers is not None and order.pool == DECODE:
+                if seen and self.handovers is not None and state.pool == DECODE:
                     self.handovers.reported(state)
                 elif seen:
                     self.arrivals.outstanding[state.replica] = state.outstanding
-            if self.handovers is not None:
-                self.handovers.add(report.moved)
-            for move in report.lost:
-                self.arrivals.come_again(move, self.faults.requeue(move))
-        left = np.concatenate([report.left for report in reports])
-        elsewhere = [move.request for report in reports for move in (*report.moved, *report.lost)]
-        if elsewhere:
-            left = left[~np.isin(left, elsewhere)]
+        for move in (*(move for report in reports for move in report.lost), *lost_on_the_way):
+            self.arrivals.come_again(move, self.faults.requeue(move))
+        left = np.concatenate([report.ended for report in reports])
         self._left += len(left)
         return left
 

@@ -7,7 +7,8 @@ happens (a span) is advanced in closed form. All arithmetic is on integers, so t
 its steps summed one by one.
 
 Where prefill and decode have replicas of their own, a request leaves the one after its first token, its KV blocks when
-they have been sent on, and joins the decoding requests of the other without any prompt to compute.
+they have been sent on, and joins the decoding requests of the other without any prompt to compute. One that comes back,
+as its KV cache was lost there, has a prompt of all its tokens, and leaves again with the next one.
 """
 
 from __future__ import annotations
@@ -197,9 +198,21 @@ class Engine:
         self.kv.sent(request)
         self.clock = max(self.clock, at_fs)
 
+    def revoke(self, request: int) -> None:
+        """A request whose KV cache is on its way here does not come."""
+        self.queue.withdraw(request)
+        del self._token_at_fs[request]
+        self.departures.count += 1
+
     def fail(self, at_fs: int) -> int:
-        """Lose the KV cache, and all requests, at that time or at the end of the step; returns the tokens it held."""
-        lost = self.admission.partial[2] if self.admission.partial is not None else 0
+        """Lose the KV cache, and all requests, at that time or at the end of the step.
+
+        Returns:
+            The tokens that it held, and that requests in the queue have brought, or were bringing.
+        """
+        lost: int = self.admission.partial[2] if self.admission.partial is not None else 0
+        coming = [request for request in self.queue.waiting() if self.admission.brings_kv(request)]
+        lost += sum(self._input[request] + self._emitted_tokens[request] - 1 for request in coming)
         for request, finish_step in self.running.items():
             if finish_step:
                 emitted = self._emitted_tokens[request] = self._output[request] - (finish_step - self.step)

@@ -1,8 +1,9 @@
 """Simulated faults: when devices fail, slow down or leave, and what that makes of their replicas.
 
 All devices of a replica work together: one that fails stops the replica, a slow one slows it, and one that leaves lets
-it finish what runs. Times are part of the scenario: given one by one, or drawn for each device from a stream of its
-own, one after the other, so that nothing depends on how the run is cut. They are whole femtoseconds.
+it finish what runs; `pool_orders.py` says what that means where prefill and decode have replicas of their own. Times
+are part of the scenario: given one by one, or drawn for each device from a stream of its own, one after the other, so
+that nothing depends on how the run is cut. They are whole femtoseconds.
 """
 
 from __future__ import annotations
@@ -80,14 +81,15 @@ class FaultSpec(BaseModel):
     def check_progress(self, devices: int, longest_s: float, *, horizon_s: float) -> None:
         """Refuse failures at random that come so often that a run would not end before the clock, or in a lifetime.
 
-        A prompt has to be computed between two failures of its replica, else it begins anew. With n devices that are up
-        for `mtbf_s` each, in the mean, and away for `repair_s`, a replica is up for U = mtbf / n at a time and for the
-        share A = (mtbf / (mtbf + repair))^n of the time, and lasts t with probability exp(-t / U): the longest prompt
-        waits U exp(t / U) / A for its turn, or exp(t / U) / A failures.
+        A prompt has to be computed between two failures of its replica, else it begins anew; a replica that takes
+        requests over only has to be up now and then, for whoever comes back has one token more. With n devices that are
+        up for `mtbf_s` each, in the mean, and away for `repair_s`, a replica is up for U = mtbf / n at a time and for
+        the share A = (mtbf / (mtbf + repair))^n of the time, and lasts t with probability exp(-t / U): the longest
+        prompt waits U exp(t / U) / A for its turn, or exp(t / U) / A failures.
 
         Args:
             devices: of a replica.
-            longest_s: time that the longest prompt takes alone.
+            longest_s: time that the longest prompt takes alone; 0 where none is computed.
             horizon_s: when the clock ends.
 
         Raises:
@@ -100,11 +102,12 @@ class FaultSpec(BaseModel):
         log_failures = longest_s / up_s - devices * math.log(self.mtbf_s / (self.mtbf_s + self.repair_s))
         if log_failures < math.log(_MOST_FAILURES) and log_failures + math.log(up_s) < math.log(horizon_s):
             return
+        prompt = f", and its longest prompt takes {longest_s:.3g} s at least" if longest_s else ""
         raise InputError(
             "faults",
             f"with mtbf_s {self.mtbf_s:g} and repair_s {self.repair_s:g} the run would not end: a replica of {devices} "
-            f"devices is up for {up_s:.3g} s at a time and {up_share:.3g} of the time, and its longest prompt takes "
-            f"{longest_s:.3g} s at least; raise mtbf_s, lower repair_s, or give run.max_time_s",
+            f"devices is up for {up_s:.3g} s at a time and {up_share:.3g} of the time{prompt}; raise mtbf_s, lower "
+            "repair_s, or give run.max_time_s",
         )
 
     @property
@@ -202,10 +205,9 @@ class Faults:
         """How each replica is."""
         return self._conditions
 
-    @property
-    def replicas_left(self) -> bool:
-        """Whether any replica takes requests, or will again."""
-        return not all(active.forever for active in self._active)
+    def any_left(self, replicas: Sequence[int]) -> bool:
+        """Whether any of these replicas takes requests, or will again."""
+        return not all(self._active[replica].forever for replica in replicas)
 
     def takers(self, replicas: Sequence[int]) -> Sequence[int]:
         """Those of these replicas that requests may be sent to."""

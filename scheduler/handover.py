@@ -3,12 +3,16 @@
 A request whose prompt is computed waits until a decode replica has room for it, as far as the replicas' last reports
 and what was sent since tell; none overtakes another. Its KV cache then passes the prefill replica's outgoing link and,
 as it comes, the decode replica's incoming one; both carry one cache after the other. All times are whole femtoseconds.
+
+A replica that fails ends hand-overs. A prefill replica loses the caches that have not left it, also those that wait for
+room; a decode replica those that are not there yet. The link at the other end stays taken for as long as it would have
+been, and a prefill replica has the blocks back when it would have had them: it learns of nothing before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -69,6 +73,11 @@ class Lines:
         self._coming[target] = done = max(begin + self.link.latency_fs, self._coming.get(target, 0)) + lasts
         return begin, left, done
 
+    def failed(self, replica: int) -> None:
+        """The links of a replica carry nothing any more."""
+        self._leaving.pop(replica, None)
+        self._coming.pop(replica, None)
+
     def state(self) -> list[list[tuple[int, int]]]:
         """When which link is free, as JSON can hold it."""
         return [list(self._leaving.items()), list(self._coming.items())]
@@ -81,13 +90,64 @@ class Lines:
 
 @dataclass(slots=True)
 class HandoverFigures:
-    """What was handed over: times in picoseconds, in order; busy times in fs, of all links of a side together."""
+    """What was handed over: times in picoseconds; busy times in fs, of all links of a side together.
+
+    Hand-overs that failures ended are counted as `lost`, and in nothing else.
+    """
 
     bytes: int = 0
     held: int = 0  # had to wait for room, or for others that did
     waits_ps: list[int] = field(default_factory=list)  # from the first token until the cache begins to leave
     transfers_ps: list[int] = field(default_factory=list)  # from then until it is there
     busy_fs: int = 0
+    lost: int = 0
+
+    def take(self, transfer: Transfer) -> None:
+        """Count a hand-over."""
+        self.bytes += transfer.bytes
+        self.held += transfer.held
+        self.waits_ps.append(transfer.wait_ps)
+        self.transfers_ps.append(transfer.lasts_ps)
+        self.busy_fs += transfer.busy_fs
+
+    def lose(self, transfer: Transfer) -> None:
+        """A failure has ended one that was counted."""
+        self.bytes -= transfer.bytes
+        self.held -= transfer.held
+        self.waits_ps.remove(transfer.wait_ps)
+        self.transfers_ps.remove(transfer.lasts_ps)
+        self.busy_fs -= transfer.busy_fs
+        self.lost += 1
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """A KV cache on its way.
+
+    Args:
+        request: whose it is.
+        source, target: the prefill replica and the decode replica.
+        token_fs: when the request had its last token.
+        left_fs: when the cache has left the one.
+        done_fs: when it is at the other.
+        bytes: of it.
+        held: it had to wait for room, or for others that did.
+        wait_ps: from the last token until it began to leave.
+        lasts_ps: from then until it is there.
+        busy_fs: how long it keeps a link busy.
+    """
+
+    request: int
+    source: int
+    target: int
+    token_fs: int
+    left_fs: int
+    done_fs: int
+    bytes: int
+    held: bool
+    wait_ps: int
+    lasts_ps: int
+    busy_fs: int
 
 
 class Handovers:
@@ -112,6 +172,8 @@ class Handovers:
         self._kv_groups = kv_groups
         self._waiting: list[Move] = []
         self._sent: list[tuple[int, int, int]] = []  # (has left, request, replica) of blocks not yet released
+        self._transfers: dict[int, Transfer] = {}  # by request; those that may not be there yet
+        self._opened_fs = 0  # since when some decode replica takes hand-overs again
         self._router = LeastOutstanding()
         self.reset()
 
@@ -129,6 +191,11 @@ class Handovers:
         """Requests that have had their first token and are not on their way."""
         return len(self._waiting)
 
+    @property
+    def releases(self) -> bool:
+        """Whether a prefill replica is still to have blocks back."""
+        return bool(self._sent)
+
     def add(self, moves: Sequence[Move]) -> None:
         """Requests whose prompts were computed."""
         self._waiting += moves
@@ -137,46 +204,80 @@ class Handovers:
         """(requests, prefill replicas) of caches that have left by then, each told once."""
         gone = sorted(sent for sent in self._sent if sent[0] <= by_fs)
         self._sent = [sent for sent in self._sent if sent[0] > by_fs]
+        self._transfers = {request: way for request, way in self._transfers.items() if way.done_fs > by_fs}
         requests, replicas = [request for _, request, _ in gone], [replica for _, _, replica in gone]
         return np.array(requests, np.int64), np.array(replicas, np.int64)
 
-    def route(self, before_fs: int, reported_fs: int, max_num_seqs: int, table: RequestTable) -> list[tuple[int, Move]]:
+    def opened(self, at_fs: int) -> None:
+        """A decode replica takes hand-overs again from that time on; who waited for that goes on then."""
+        self._opened_fs = at_fs
+
+    def sender_failed(self, replica: int, at_fs: int) -> tuple[list[Move], list[Transfer]]:
+        """A prefill replica fails: all requests whose caches it still had, and the hand-overs among them."""
+        ways = [way for way in self._transfers.values() if way.source == replica and way.left_fs > at_fs]
+        moves = [move for move in self._waiting if move.replica == replica]
+        moves += [Move(way.request, replica, at_fs, way.token_fs) for way in ways]
+        self._waiting = [move for move in self._waiting if move.replica != replica]
+        self._sent = [sent for sent in self._sent if sent[2] != replica]
+        self._lose(replica, ways)
+        return [replace(move, since_fs=at_fs) for move in moves], ways
+
+    def receiver_failed(self, replica: int, at_fs: int) -> None:
+        """A decode replica fails: what was on its way there is lost."""
+        ways = [way for way in self._transfers.values() if way.target == replica and way.done_fs > at_fs]
+        self._lose(replica, ways)
+
+    def route(
+        self, before_fs: int, reported_fs: int, takers: Sequence[int], max_num_seqs: int, table: RequestTable
+    ) -> list[tuple[int, Move]]:
         """(decode replica, move) of those that are ready before `before_fs` and find room, by time and number.
 
         Args:
             before_fs: all that are ready before that time are known.
             reported_fs: when the decode replicas last told what room they have; who waited for that goes on then.
+            takers: decode replicas that take hand-overs.
             max_num_seqs: requests that a decode replica has at most, on the way ones counted.
             table: prompts and tokens of all requests.
         """
         self._waiting.sort(key=lambda move: (move.since_fs, move.request))
         sent: list[tuple[int, Move]] = []
+        told_fs = max(reported_fs, self._opened_fs)
         for move in self._waiting:
             if move.since_fs >= before_fs:
                 break
-            tokens = int(table["input_tokens"][move.request] + table["emitted_tokens"][move.request]) - 1
+            tokens = held_tokens(table, move.request)
             needed = self._kv_groups.blocks(tokens + 1, self._block_size)  # its first step here adds a token
-            fitting = [r for r in self.targets if needed <= self._room[r] and self._outstanding[r] < max_num_seqs]
+            fitting = [r for r in takers if needed <= self._room[r] and self._outstanding[r] < max_num_seqs]
             if not fitting:
                 break
             target = fitting[self._router.pick([self._outstanding[replica] for replica in fitting])]
             self._room[target] -= needed
             self._outstanding[target] += 1
-            self.figures.held += move.since_fs < reported_fs
-            sent.append((target, self._send(move, target, tokens, max(move.since_fs, reported_fs))))
+            sent.append((target, self._send(move, target, tokens, told_fs)))
         del self._waiting[: len(sent)]
         return sent
 
-    def _send(self, move: Move, target: int, tokens: int, at_fs: int) -> Move:
-        link, figures = self.lines.link, self.figures
+    def _send(self, move: Move, target: int, tokens: int, told_fs: int) -> Move:
+        link, request, source = self.lines.link, move.request, move.replica
         size = link.size(tokens)
-        begin, left, done = self.lines.send(size, move.replica, target, at_fs)
-        self._sent.append((left, move.request, move.replica))
-        figures.bytes += size
-        figures.busy_fs += link.lasts_fs(size)
-        figures.waits_ps.append((begin - move.since_fs) // FS_PER_PS)
-        figures.transfers_ps.append((done - begin) // FS_PER_PS)
-        return Move(move.request, move.replica, done, move.token_fs)
+        begin, left, done = self.lines.send(size, source, target, max(move.since_fs, told_fs))
+        self._sent.append((left, request, source))
+        self._transfers[request] = way = Transfer(
+            *(request, source, target, move.token_fs, left, done, size),
+            held=move.since_fs < told_fs,
+            wait_ps=(begin - move.since_fs) // FS_PER_PS,
+            lasts_ps=(done - begin) // FS_PER_PS,
+            busy_fs=link.lasts_fs(size),
+        )
+        self.figures.take(way)
+        return Move(request, source, done, move.token_fs)
+
+    def _lose(self, replica: int, ways: Sequence[Transfer]) -> None:
+        """These hand-overs end, as a replica fails."""
+        self.lines.failed(replica)
+        for way in ways:
+            del self._transfers[way.request]
+            self.figures.lose(way)
 
     def state(self) -> dict[str, Any]:
         """All of it, as JSON can hold it."""
@@ -185,6 +286,8 @@ class Handovers:
             "figures": asdict(self.figures),
             "waiting": [asdict(move) for move in self._waiting],
             "sent": self._sent,
+            "transfers": [asdict(way) for way in self._transfers.values()],
+            "opened_fs": self._opened_fs,
             "router": self._router.state(),
             "room": list(self._room.items()),
             "outstanding": list(self._outstanding.items()),
@@ -196,5 +299,12 @@ class Handovers:
         self.figures = HandoverFigures(**state["figures"])
         self._waiting = [Move(**move) for move in state["waiting"]]
         self._sent = [(left, request, replica) for left, request, replica in state["sent"]]
+        self._transfers = {way["request"]: Transfer(**way) for way in state["transfers"]}
+        self._opened_fs = state["opened_fs"]
         self._router.restore(state["router"])
         self._room, self._outstanding = dict(state["room"]), dict(state["outstanding"])
+
+
+def held_tokens(table: RequestTable, request: int) -> int:
+    """Tokens in the KV cache of a request that has its first token: all but the last one."""
+    return int(table["input_tokens"][request] + table["emitted_tokens"][request]) - 1

@@ -45,7 +45,9 @@ class KvCache:
         """Lose everything."""
         self.used = 0
         self._reserved = 0  # by oracle admission
-        self._sending: dict[int, int] = {}  # blocks of requests that were handed over, until they have been sent
+        # Blocks of requests that were handed over, until they have been sent; of one that came again while the first
+        # hand-over, which was lost, was still to end, those of both.
+        self._sending: dict[int, list[int]] = {}
 
     def blocks_of(self, tokens: int, *, prompt: bool = False) -> int:
         """Blocks of a request with so many tokens, of which the `prompt` may not be computed yet."""
@@ -91,11 +93,14 @@ class KvCache:
 
     def send(self, request: int, tokens: int) -> None:
         """A request leaves whose `tokens` keep their blocks until they have been sent on."""
-        self._sending[request] = self.blocks_of(tokens)
+        self._sending.setdefault(request, []).append(self.blocks_of(tokens))
 
     def sent(self, request: int) -> None:
-        """They have been, or were lost meanwhile."""
-        self.used -= self._sending.pop(request, 0)
+        """They have been; of those that are sent twice, the first."""
+        first, *others = self._sending.pop(request)
+        self.used -= first
+        if others:
+            self._sending[request] = others
 
     def state(self) -> dict[str, Any]:
         """Who has what, as JSON can hold it."""
@@ -109,7 +114,7 @@ class KvCache:
         """Go on from `state`."""
         self.used = state["_used_blocks"]
         self._reserved = state["_reserved_blocks"]
-        self._sending = dict(state["held"])
+        self._sending = {request: list(blocks) for request, blocks in state["held"]}
 
     def _reserve(self, tokens: int, most_tokens: int) -> int:
         """Blocks that a request has at most while its prompt of `tokens` is computed, and after."""

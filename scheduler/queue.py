@@ -84,6 +84,14 @@ class FcfsQueue:
         head = [self._head] if self._head >= 0 else []
         return [*self._preempted, *head, *self._inbox]
 
+    def withdraw(self, request: int) -> None:
+        """Give up one that has yet to come."""
+        if request == self._head:
+            self._next_head()
+        else:
+            self._inbox.remove(request)
+            del self._coming[request]
+
     def drain(self) -> list[int]:
         """Give up all that wait, which are returned."""
         drained = self.waiting()

@@ -21,7 +21,7 @@ from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.departures import Move
 from pimserve.scheduler.engine import Engine
 from pimserve.scheduler.faults import Condition, Effect
-from pimserve.scheduler.fleet import Fleet, RowSink
+from pimserve.scheduler.fleet import DECODE, Fleet, RowSink
 from pimserve.scheduler.requests import RequestTable
 from pimserve.scheduler.router import Router, make_router, restore_router, router_state
 from pimserve.scheduler.steplog import StepLog
@@ -46,6 +46,7 @@ class Order:
         moves: of `requests` those that were elsewhere before.
         released, released_replicas: requests whose KV caches have left these replicas, which have their blocks again
             from `released_fs` on.
+        revoked, revoked_replicas: requests whose KV caches will not come to these replicas, as they were told.
         targets: replicas that the shard may route requests to; None: all.
         conditions: how replicas are from the end of the window on, or from the end of the step that is under way then.
     """
@@ -62,12 +63,15 @@ class Order:
     released: IntArray = field(default_factory=lambda: NONE)
     released_replicas: IntArray = field(default_factory=lambda: NONE)
     released_fs: int = 0
+    revoked: IntArray = field(default_factory=lambda: NONE)
+    revoked_replicas: IntArray = field(default_factory=lambda: NONE)
     targets: tuple[int, ...] | None = None
     conditions: tuple[Condition, ...] = ()
 
     def part(self, replicas: Sequence[int]) -> Order:
         """What of it is for the shard of these replicas."""
         mine, released = np.isin(self.replicas, replicas), np.isin(self.released_replicas, replicas)
+        revoked = np.isin(self.revoked_replicas, replicas)
         requests = self.requests[mine]
         here = set(requests.tolist()) if self.moves else set()
         return replace(
@@ -77,6 +81,8 @@ class Order:
             moves=tuple(move for move in self.moves if move.request in here),
             released=self.released[released],
             released_replicas=self.released_replicas[released],
+            revoked=self.revoked[revoked],
+            revoked_replicas=self.revoked_replicas[revoked],
             conditions=tuple(condition for condition in self.conditions if condition.replica in replicas),
         )
 
@@ -100,6 +106,12 @@ class Report:
     moved: tuple[Move, ...] = ()
     lost: tuple[Move, ...] = ()
     effects: tuple[Effect, ...] = ()
+
+    @property
+    def ended(self) -> IntArray:
+        """Requests that finished or were rejected."""
+        elsewhere = [move.request for move in (*self.moved, *self.lost)]
+        return self.left[~np.isin(self.left, elsewhere)] if elsewhere else self.left
 
 
 class ShardPort(Protocol):
@@ -183,6 +195,8 @@ class Shard:
             self._route(order)
         elif len(order.requests):
             self._submit(order)
+        for request, replica in zip(order.revoked.tolist(), order.revoked_replicas.tolist(), strict=True):
+            self.engines[self._index[replica]].revoke(request)
         changing = {condition.replica for condition in order.conditions}
         wanted = [index for index, pool in enumerate(self._pools) if order.pool is None or pool == order.pool]
         for index in wanted:
@@ -305,7 +319,7 @@ class Shard:
         lost = 0
         if not condition.up:
             lost = engine.fail(at_fs)
-        elif not condition.takes_requests:
+        elif not condition.takes_requests and self._pools[index] != DECODE:  # there, they have brought their KV caches
             engine.drain(at_fs)
         return Effect(condition.replica, max(engine.clock, at_fs), engine.step, lost)
 

@@ -24,7 +24,7 @@ from pimserve.scheduler.commands import Journal
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.control import Control
 from pimserve.scheduler.faults import Faults, FaultSpec
-from pimserve.scheduler.fleet import Fleet, Pool, RowSink
+from pimserve.scheduler.fleet import DECODE, Fleet, Pool, RowSink
 from pimserve.scheduler.handover import HandoverFigures, Link
 from pimserve.scheduler.latencies import Latencies
 from pimserve.scheduler.requests import FOREVER, KV_CACHE, MAX_MODEL_LEN, NEVER, REJECT_REASONS, SERVABLE, RequestTable
@@ -168,8 +168,9 @@ def simulate(
     schedule = Faults(faults, [pool.plan.devices for pool in pools for _ in pool.numbers], seed)
     table = _table(workload, fleet, max_time_s)
     if max_time_s is None:
-        plan = pools[0].plan
-        faults.check_progress(plan.devices, _longest_prompt_s(plan, table), horizon_s=_CLOCK_END_FS / FS_PER_S)
+        for pool in pools:
+            prompt_s = 0.0 if pool.name == DECODE else _longest_prompt_s(pool.plan, table)
+            faults.check_progress(pool.plan.devices, prompt_s, horizon_s=_CLOCK_END_FS / FS_PER_S)
     stop_fs = FOREVER if max_time_s is None else round(max_time_s * FS_PER_S)
     clock = _clock(fleet, table, deployment, schedule, stop_fs, write_rows, progress)
     loop_s = _run(clock)
@@ -263,8 +264,6 @@ def check_together(spec: SchedulerSpec, faults: FaultSpec, *, closed: bool, pool
         raise InputError(
             "faults", "a closed loop keeps each client on one replica, which then may fail: leave them out"
         )
-    if faults.any and pools:
-        raise InputError("faults", "pools for prefill and decode do not know them: leave one of both out")
 
 
 def _served(clock: Clock, workload: Workload, *, trimmed: bool, loop_s: float) -> Served:

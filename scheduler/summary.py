@@ -246,7 +246,7 @@ def _faults(served: Served, faults: Faults) -> FaultFigures:
     gone = {event.replica for event in events if event.for_s is None and event.kind != "slow"}
     return FaultFigures(
         events=events,
-        replicas_left=len(gone) < len(served.logs),
+        replicas_left=not any(gone.issuperset(pool.numbers) for pool in served.pools),
         requeued=faults.requeued,
         recomputed_tokens=faults.lost_tokens,
         down_replica_s=down_s,

@@ -248,6 +248,7 @@ class Handover(Section):
     n: int = figure("hand-overs", "that ended")
     bytes: int = figure("B", "sent")
     held: int = figure("hand-overs", "that had to wait for room in a decode replica")
+    lost: int = figure("hand-overs", "that began and that failures ended; in none of the other figures")
     waiting_s: Distribution = text("until the link was free")
     transfer_s: Distribution = text("on the link")
     link_busy_share: dict[str, Share] = text("of links of each pool")
@@ -286,7 +287,7 @@ class FaultFigures(Section):
     """Simulated faults, whole run."""
 
     events: list[FaultThatTookPlace] = text("those that took place")
-    replicas_left: bool = text("whether in the end any replica took requests, or was to again")
+    replicas_left: bool = text("whether in the end any replica, of each pool, took requests, or was to again")
     requeued: int = figure("requests", "that another replica took over")
     recomputed_tokens: int = figure("tokens", "of KV cache that were lost")
     down_replica_s: float = figure("s", "that replicas were down, together")

@@ -130,6 +130,7 @@ def pools_use(served: Served, handovers: HandoverFigures) -> PoolsUse:
             n=len(handovers.waits_ps),
             bytes=handovers.bytes,
             held=handovers.held,
+            lost=handovers.lost,
             waiting_s=distribution(np.array(handovers.waits_ps, np.int64) / PS_PER_S),
             transfer_s=distribution(np.array(handovers.transfers_ps, np.int64) / PS_PER_S),
             link_busy_share={

@@ -99,7 +99,8 @@ class Distributed:
         for log in served.logs:
             of_replica = [ledger for ledger in ledgers if ledger.replica == log.costs.replica]
             check_ledgers(of_replica, log, self._driver.last_blocks[log.costs.replica])
-        check_hand_overs(ledgers, self._driver.handed_blocks)
+        handed_bytes = 0 if served.handovers is None else served.handovers.bytes
+        check_hand_overs(ledgers, exchanged, self._driver.handed_blocks, handed_bytes)
         home = {(state.ledger.replica, state.ledger.device): state.host for state in states}
         self._wire = {"wire": wire(exchanged, home), "wire_bytes": exchanged.message_bytes}
         return device_table(states)

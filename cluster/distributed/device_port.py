@@ -24,6 +24,8 @@ from pimserve.scheduler.steplog import StepLog
 
 _CLOSE_S = 0.5  # wall time between two checks of all that devices did and exchanged
 MakesShard = Callable[[RowSink], ShardPort]  # given who takes its executed steps
+_Parts = list[tuple[int, ...]]  # of a KV cache: rows as `DeviceDriver.hand_over` takes them
+_TARGET = 5  # column of the receiving replica
 
 
 class Devices:
@@ -49,6 +51,7 @@ class Devices:
         self._fleet = fleet
         self._table = table
         self._kv_cache = fleet.pools[-1].kv_cache(fleet.spec)  # of those who take over
+        self._coming: dict[int, tuple[int, _Parts]] = {}  # by request: when its KV cache is there, and its parts
         self._devices = {number: per_replica[pool.name] for pool in fleet.pools for number in pool.numbers}
         self._window = 0
         self._closed_s = time.monotonic()
@@ -61,13 +64,16 @@ class Devices:
         self._recovery.begin()
         if order.pool == DECODE:
             self._hand_over(order)
+            self._lose(order.revoked.tolist())
         return self._closing
 
     def end(self, order: Order, report: Report) -> None:
         """A shard has carried out its order."""
-        slowdowns = {condition.replica: condition.slowdown for condition in order.conditions}
+        conditions = {condition.replica: condition for condition in order.conditions}
         for effect in report.effects:
-            self._driver.slow(effect.replica, effect.step, slowdowns[effect.replica])
+            self._driver.slow(effect.replica, effect.step, conditions[effect.replica].slowdown)
+            if not conditions[effect.replica].up:
+                self._lose(self._coming_to(effect.replica, effect.at_fs))
         if self._closing and self._recovery.under_way == 1:
             self._close_window()
         self._recovery.end()
@@ -83,12 +89,14 @@ class Devices:
 
     def state(self) -> dict[str, Any]:
         """All that devices have in hand."""
-        return {"link": self._recovery.call(self._driver.snapshot), "window": self._window}
+        link = self._recovery.call(self._driver.snapshot)
+        return {"link": link, "window": self._window, "coming": list(self._coming.items())}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
         self._recovery.call(lambda: self._driver.restore(state["link"]))
         self._window = state["window"]
+        self._coming = {request: (done_fs, [tuple(p) for p in parts]) for request, (done_fs, parts) in state["coming"]}
 
     def _close_window(self) -> Exchanged:
         """All devices digest what they were told, and agree; returns what they have exchanged so far."""
@@ -99,21 +107,35 @@ class Devices:
 
     def _hand_over(self, order: Order) -> None:
         """KV caches that the order's requests bring with them: every device sends its part of each block."""
-        entries = []
         assert self._fleet.link is not None
+        self._coming = {request: way for request, way in self._coming.items() if way[0] > order.until_fs}
+        handed: _Parts = []
         targets = dict(zip(order.requests.tolist(), order.replicas.tolist(), strict=True))
         for move in order.moves:
             target = targets[move.request]
             tokens = int(self._table["input_tokens"][move.request] + self._table["emitted_tokens"][move.request]) - 1
             size, blocks = self._fleet.link.size(tokens), self._kv_cache.blocks_of(tokens)
             senders, receivers = self._devices[move.replica], self._devices[target]
-            parts = max(senders, receivers)
-            for part in range(parts):
-                share = size * (part + 1) // parts - size * part // parts
-                sender, receiver = part * senders // parts, part * receivers // parts
-                entries.append((move.request, share, blocks, move.replica, sender, target, receiver))
-        if entries:
-            self._driver.hand_over(np.array(entries, np.int64))
+            count = max(senders, receivers)
+            parts: _Parts = []
+            for part in range(count):
+                share = size * (part + 1) // count - size * part // count
+                sender, receiver = part * senders // count, part * receivers // count
+                parts.append((move.request, share, blocks, move.replica, sender, target, receiver))
+            handed += parts
+            self._coming[move.request] = move.since_fs, parts
+        if handed:
+            self._driver.hand_over(np.array(handed, np.int64))
+
+    def _coming_to(self, replica: int, after_fs: int) -> list[int]:
+        """Requests whose KV caches are at that replica only after that time."""
+        ways = self._coming.items()
+        return [request for request, (done_fs, parts) in ways if done_fs > after_fs and parts[0][_TARGET] == replica]
+
+    def _lose(self, requests: Sequence[int]) -> None:
+        """KV caches of these requests were lost on their way."""
+        for request in requests:
+            self._driver.lose(np.array(self._coming.pop(request)[1], np.int64))
 
 
 class DevicePort:

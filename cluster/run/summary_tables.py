@@ -112,6 +112,8 @@ def handover_table(handover: Handover) -> Table:
         Row("held back by a full pool", (count(handover.held),)),
         Row("KV caches moved, GB", (moved,), short="GB"),
     ]
+    if handover.lost:
+        rows.insert(2, Row("lost with a replica that failed", (count(handover.lost),), short="lost"))
     for name, wait in waits.items():
         rows += [Row(f"{name}, mean", (scaled(wait.mean, "s"),)), Row(f"{name}, p99", (scaled(wait.p99, "s"),))]
     rows += [Row(f"link of {pool} busy", (share(handover.link_busy_share.get(pool)),)) for pool in POOLS]

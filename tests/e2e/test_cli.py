@@ -132,6 +132,18 @@ def test_quiet_prints_the_folder_only(pimserve_in):
     assert ok(pimserve_in("run", *SMALL, "-q")) == "results/default-2\n"
 
 
+def test_pools_whose_replicas_fail(pimserve_in):
+    pools = "cluster.pools={prefill: {device: h100}, decode: {device: duplex, replicas: 2}, handover: {gb_per_s: 0.5}}"
+    fails = "faults.events=[{at_s: 2, replica: 1, kind: fail, for_s: 1}, {at_s: 4, replica: 0, kind: fail, for_s: 1}]"
+    settings = (pools, fails, "workload.arrival={process: poisson, rate_per_s: 10}")
+    done = pimserve_in("run", *SMALL, *(part for setting in settings for part in ("--set", setting)))
+    assert done.returncode == 0
+    told = " ".join(done.stdout.split())
+    (lost,), (again,) = (re.findall(rf"{what} (\d+)", told) for what in (" lost", "requests queued again"))
+    assert int(again) >= int(lost) > 0
+    assert "faults were simulated: 2 took place" in told
+
+
 def test_saturation_is_said_beside_the_json(pimserve_in):
     overload = (
         "workload={num_requests: 400, arrival: {process: poisson, rate_per_s: 100}, "

@@ -49,6 +49,23 @@ def test_lockstep_as_in_one_process(tmp_path: Path) -> None:
     assert there["digest"] == here["digest"]
 
 
+@pytest.mark.parametrize("how", [("--shards", "2"), ("--devices", "lockstep", "--devices-per-actor", "2")])
+def test_pools_whose_replicas_fail_as_in_one_process(tmp_path: Path, how: tuple[str, ...]) -> None:
+    settings = [
+        *("workload.num_requests=8", "workload.arrival={process: poisson, rate_per_s: 40}", "run.max_time_s=1"),
+        "cluster.pools={prefill: {device: h100, replicas: 2}, decode: {device: duplex, replicas: 2}}",
+        *("cluster.pools.handover.gb_per_s=2", "faults.detection_s=0.02"),
+        "faults.events=[{at_s: 0.1, replica: 0, kind: fail, for_s: 0.1}, {at_s: 0.15, replica: 2, kind: fail}]",
+    ]
+    failing = ["--json", *(part for setting in settings for part in ("--set", setting))]
+    here = json.loads(pimserve("run", *failing, cwd=tmp_path).stdout)
+    there = json.loads(pimserve("run", *failing, "--on", "processes", *how, cwd=tmp_path).stdout)
+    assert there["digest"] == here["digest"]
+    assert there["pools"] == here["pools"]
+    assert there["faults"] == here["faults"]
+    assert here["faults"]["requeued"] >= here["pools"]["handover"]["lost"] > 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

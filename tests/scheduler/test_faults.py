@@ -15,7 +15,6 @@ from pimserve.errors import InputError
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.faults import Faults, FaultSpec
-from pimserve.scheduler.handover import Link
 from pimserve.scheduler.requests import FINISHED, NEVER, WAITING
 from pimserve.scheduler.simulation import Deployment, Served
 from pimserve.scheduler.slo import SloSpec
@@ -23,10 +22,9 @@ from pimserve.scheduler.steplog import SpanColumns, expand
 from pimserve.scheduler.summary import digest, summarize
 from pimserve.scheduler.usage import Hardware
 
-from .pools import Decode
 from .strategies import Case, cases
 from .test_laws import Run
-from .test_simulation import PLAN, seconds, serve
+from .test_simulation import seconds, serve
 from .test_windows import LENGTHS, Kept, Windows, spans, spread
 
 
@@ -147,14 +145,6 @@ def test_two_faults_at_once_last_until_both_are_over() -> None:
         ({"faults": spec({**FAIL, "replica": 3})}, r"^faults.events.0.replica: 3: there are 1, from 0 up"),
         ({"faults": spec({**FAIL, "device": 3})}, r"^faults.events.0.device: 3: a replica has 1, from 0 up"),
         ({"faults": spec(FAIL), "concurrency": 1}, "^faults: a closed loop keeps each client on one replica"),
-        (
-            {
-                "faults": spec(FAIL),
-                "decode": Decode(PLAN, 1600, 1, Link(1, 0, 1)),
-                "spec": SchedulerSpec(report_interval_s=1),
-            },
-            "^faults: pools for prefill and decode do not know them",
-        ),
     ],
 )
 def test_faults_that_make_no_sense(changes: dict[str, Any], message: str) -> None:

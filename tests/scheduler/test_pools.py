@@ -57,6 +57,7 @@ def test_times_by_hand() -> None:
         "n": 2,
         "bytes": 30 * 10**6,
         "held": 0,
+        "lost": 0,
         "waiting_s": {"mean": 0.005, "p50": 0.0, "p90": 0.01, "p99": 0.01, "n": 2},
         "transfer_s": {"mean": 0.02, "p50": 0.015, "p90": 0.025, "p99": 0.025, "n": 2},
         "link_busy_share": {"prefill": pytest.approx(0.03 / 0.31), "decode": pytest.approx(0.03 / 0.31)},
@@ -148,7 +149,7 @@ class Pooled:
     interval_s: float
     router: str
 
-    def run(self, deployment: Deployment = Deployment()) -> Run:  # noqa: B008 frozen
+    def run(self, deployment: Deployment = Deployment(), **changes: Any) -> Run:  # noqa: B008 frozen
         return Run(
             self.case,
             self.prefill + self.decode.replicas,
@@ -157,6 +158,7 @@ class Pooled:
             decode=self.decode,
             report_interval_s=self.interval_s,
             deployment=deployment,
+            **changes,
         )
 
 

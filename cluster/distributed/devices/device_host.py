@@ -297,7 +297,7 @@ class _Service(DeviceServiceServicer):
             if not request.host:
                 if request.window <= state.closed and not state.kv.knows(request.window, ""):
                     raise WrongStateError(f"window {request.window} is closed")
-                hosts = np.array([state.home(*entry[-2:].tolist()) for entry in entries])
+                hosts = np.array([state.home(*receiver) for receiver in entries[:, 5:7].tolist()])
                 for host in sorted(set(hosts.tolist()) - {self._name}):
                     table = to_hand_over_table(entries[hosts == host])
                     onward[host] = pb.HandOverKvRequest(window=request.window, host=self._name, requests=table)

@@ -177,8 +177,13 @@ class DeviceDriver:
         Args:
             entries: (n, 7): request, bytes, KV blocks, sending replica and device, receiving replica and device.
         """
-        self._pending.append(np.asarray(entries, np.int64).reshape(-1, 7))
-        self.handed_blocks += int(self._pending[-1][:, 2].sum())
+        self._pending.append(np.pad(entries, ((0, 0), (0, 1))))
+        self.handed_blocks += int(entries[:, 2].sum())
+
+    def lose(self, entries: IntArray) -> None:
+        """KV caches that were handed over do not come to be there: (n, 7) as before."""
+        self._pending.append(np.pad(entries, ((0, 0), (0, 1)), constant_values=1))
+        self.handed_blocks -= int(entries[:, 2].sum())
 
     def close_window(self, window: int) -> Exchanged:
         """End a window: all devices have digested what they got, and what they exchanged adds up.

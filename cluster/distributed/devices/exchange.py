@@ -30,6 +30,7 @@ _TRAFFIC: _Columns = {
 _HAND_OVERS: _Columns = {
     **dict.fromkeys(("request", "bytes", "blocks"), np.dtype(np.int64)),
     **dict.fromkeys(_ENDS, np.dtype(np.int32)),
+    "lost": np.dtype(np.int8),
 }
 
 
@@ -142,6 +143,8 @@ def _matrix(given: Sequence[bytes], dtype: np.dtype[Any], rows: int, width: int)
 class KvBook:
     """KV caches that left devices of a host, and that came to them; each sender's of a window once.
 
+    One that was lost on its way is taken out again at both ends.
+
     `blocks_sent`, `blocks_received`: by replica and device, blocks of which a part was sent, and came.
     """
 
@@ -162,14 +165,15 @@ class KvBook:
             return
         self._seen.add((window, sender))
         for entry in entries:
-            _, size, blocks, from_replica, from_device, to_replica, to_device = entry.tolist()
+            _, size, blocks, from_replica, from_device, to_replica, to_device, lost = entry.tolist()
             key = (from_replica, from_device, to_replica, to_device, KV)
+            sign = -1 if lost else 1
             if not sender:
-                self.sent.add(key, 1, size)
-                self.blocks_sent[from_replica, from_device] += blocks
+                self.sent.add(key, sign, sign * size)
+                self.blocks_sent[from_replica, from_device] += sign * blocks
             if here(to_replica, to_device):
-                self.received.add(key, 1, size)
-                self.blocks_received[to_replica, to_device] += blocks
+                self.received.add(key, sign, sign * size)
+                self.blocks_received[to_replica, to_device] += sign * blocks
 
     def state(self) -> dict[str, Any]:
         """As JSON can hold it."""
@@ -191,18 +195,18 @@ class KvBook:
 
 
 def to_hand_over_table(entries: IntArray) -> Table:
-    """(n, 7) as a table: request, bytes, KV blocks, sending replica and device, receiving replica and device."""
+    """(n, 8) as a table: request, bytes, KV blocks, sending replica and device, receiving ones, whether it was lost."""
     return _table(entries, _HAND_OVERS)
 
 
 def from_hand_over_table(table: Table, where: str, sender: str, receiver: str | None, home: Home) -> IntArray:
-    """(n, 7): hand-overs from devices of host `sender`, to those of `receiver` or, with None, of any host.
+    """(n, 8): hand-overs from devices of host `sender`, to those of `receiver` or, with None, of any host.
 
     Raises:
         InputError: the table is not one of these, or names other or unknown devices.
     """
     entries = np.column_stack(list(_checked(table, where, _HAND_OVERS).values()))
-    for *_, from_replica, from_device, to_replica, to_device in np.unique(entries[:, 3:], axis=0).tolist():
+    for from_replica, from_device, to_replica, to_device in np.unique(entries[:, 3:7], axis=0).tolist():
         _of_host(f"{where}.from_device", home, from_replica, from_device, sender)
         _of_host(f"{where}.to_device", home, to_replica, to_device, receiver)
     return entries

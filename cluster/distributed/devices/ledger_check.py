@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pimserve.cluster.base.rpc.statuses import DeviceMismatchError
+from pimserve.cluster.distributed.devices.conservation import Exchanged
+from pimserve.cluster.distributed.devices.flows import KV
 from pimserve.cluster.distributed.devices.ledgers import DeviceLedger
 from pimserve.scheduler.steplog import StepLog
 
@@ -32,8 +34,14 @@ def check_ledgers(ledgers: Sequence[DeviceLedger], log: StepLog, last_blocks: in
                 )
 
 
-def check_hand_overs(ledgers: Sequence[DeviceLedger], blocks: int) -> None:
-    """Compare KV blocks that left devices, and that came to them, with those that were handed over.
+def check_hand_overs(ledgers: Sequence[DeviceLedger], traffic: Exchanged, blocks: int, size: int) -> None:
+    """Compare KV caches that left devices, and that came to them, with those that were handed over.
+
+    Args:
+        ledgers: of all devices.
+        traffic: that they exchanged.
+        blocks: KV blocks that went with requests, once for each part of a cache.
+        size: bytes of KV caches that the engine handed over, without those that were lost on the way.
 
     Raises:
         DeviceMismatchError: they differ.
@@ -42,6 +50,9 @@ def check_hand_overs(ledgers: Sequence[DeviceLedger], blocks: int) -> None:
         own = sum(getattr(ledger, name) for ledger in ledgers)
         if own != blocks:
             raise DeviceMismatchError(f"all devices: {own:,} {name}, by the engine {blocks:,}")
+    passed = sum(entry_size for key, (_, entry_size) in traffic.totals().items() if key[4] == KV)
+    if passed != size:
+        raise DeviceMismatchError(f"all devices: {passed:,} bytes of KV caches, by the engine {size:,}")
 
 
 def _of_each(ledgers: Sequence[DeviceLedger], log: StepLog) -> Iterator[tuple[int, Sum]]:

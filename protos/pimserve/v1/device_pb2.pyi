@@ -705,7 +705,8 @@ class HandOverKvRequest(google.protobuf.message.Message):
     @property
     def requests(self) -> pimserve.v1.columns_pb2.Table:
         """All hand-overs of the window. int64: request, bytes, blocks (of the receiver's KV cache that the request's tokens
-        take, of which the device gets its part); int32: from_replica, from_device, to_replica, to_device.
+        take, of which the device gets its part); int32: from_replica, from_device, to_replica, to_device; int8: lost (1:
+        one that was told before is taken back, as it was lost on its way).
         """
 
     def __init__(

@@ -1116,6 +1116,7 @@ class Summary(google.protobuf.message.Message):
         N_HANDOVERS_FIELD_NUMBER: builtins.int
         BYTES_FIELD_NUMBER: builtins.int
         HELD_HANDOVERS_FIELD_NUMBER: builtins.int
+        LOST_HANDOVERS_FIELD_NUMBER: builtins.int
         WAITING_S_FIELD_NUMBER: builtins.int
         TRANSFER_S_FIELD_NUMBER: builtins.int
         LINK_BUSY_SHARE_FIELD_NUMBER: builtins.int
@@ -1125,6 +1126,8 @@ class Summary(google.protobuf.message.Message):
         """Sent. Unit: B."""
         held_handovers: builtins.int
         """That had to wait for room in a decode replica. Unit: hand-overs."""
+        lost_handovers: builtins.int
+        """That began and that failures ended; in none of the other figures. Unit: hand-overs."""
         @property
         def waiting_s(self) -> global___Summary.Distribution:
             """Until the link was free."""
@@ -1143,12 +1146,13 @@ class Summary(google.protobuf.message.Message):
             n_handovers: builtins.int = ...,
             bytes: builtins.int = ...,
             held_handovers: builtins.int = ...,
+            lost_handovers: builtins.int = ...,
             waiting_s: global___Summary.Distribution | None = ...,
             transfer_s: global___Summary.Distribution | None = ...,
             link_busy_share: collections.abc.Mapping[builtins.str, builtins.float] | None = ...,
         ) -> None: ...
         def HasField(self, field_name: typing.Literal["transfer_s", b"transfer_s", "waiting_s", b"waiting_s"]) -> builtins.bool: ...
-        def ClearField(self, field_name: typing.Literal["bytes", b"bytes", "held_handovers", b"held_handovers", "link_busy_share", b"link_busy_share", "n_handovers", b"n_handovers", "transfer_s", b"transfer_s", "waiting_s", b"waiting_s"]) -> None: ...
+        def ClearField(self, field_name: typing.Literal["bytes", b"bytes", "held_handovers", b"held_handovers", "link_busy_share", b"link_busy_share", "lost_handovers", b"lost_handovers", "n_handovers", b"n_handovers", "transfer_s", b"transfer_s", "waiting_s", b"waiting_s"]) -> None: ...
 
     @typing.final
     class FaultFigures(google.protobuf.message.Message):
@@ -1164,7 +1168,7 @@ class Summary(google.protobuf.message.Message):
         AVAILABILITY_FIELD_NUMBER: builtins.int
         SLOWDOWNS_FIELD_NUMBER: builtins.int
         replicas_left: builtins.bool
-        """Whether in the end any replica took requests, or was to again."""
+        """Whether in the end any replica, of each pool, took requests, or was to again."""
         requeued_requests: builtins.int
         """That another replica took over. Unit: requests."""
         recomputed_tokens: builtins.int

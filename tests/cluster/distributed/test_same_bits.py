@@ -80,6 +80,14 @@ SCENARIOS: dict[str, list[str]] = {
         "faults={detection_s: 0.05, events: [{at_s: 0.1, replica: 0, kind: fail, for_s: 0.15}, "
         "{at_s: 0.15, replica: 1, kind: slow, factor: 1.5, for_s: 0.15}, {at_s: 0.2, replica: 2, kind: leave}]}",
     ],
+    "pools whose replicas fail, slow down and leave": [
+        "cluster.pools={prefill: {device: h100, replicas: 2}, decode: {device: duplex, replicas: 2}, "
+        "handover: {gb_per_s: 1}}",
+        "workload.arrival={process: poisson, rate_per_s: 40}",
+        "faults={detection_s: 0.05, events: [{at_s: 0.2, replica: 0, kind: fail, for_s: 0.3}, "
+        "{at_s: 0.3, replica: 2, kind: fail, for_s: 0.2}, {at_s: 0.45, replica: 3, kind: slow, factor: 1.5}, "
+        "{at_s: 0.6, replica: 1, kind: leave}, {at_s: 0.7, replica: 3, kind: fail, for_s: 0.1}]}",
+    ],
     "stopped": ["cluster.replicas=2", "run.max_time_s=3", "workload.arrival.process=constant",
                 "workload.arrival.rate_per_s=20"],
 }  # fmt: skip
@@ -223,6 +231,7 @@ def test_a_device_that_has_one_unit_more_fails_the_run(
         "bursts to the least loaded",
         "prefill on h100, decode on duplex",
         "devices that fail, slow down and leave",
+        "pools whose replicas fail, slow down and leave",
     ],
 )
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_another_scenario_another_run_and_damage_are_refused(tmp_path: Path) -> 
     whole = (kept / "checkpoint").read_bytes()
     for content, message in (
         (whole[:-1], "is damaged: its checksum differs"),
-        (whole.replace(b'"version": 9', b'"version": 8', 1), "has version 8; this pimserve reads 9"),
+        (whole.replace(b'"version": 10', b'"version": 9', 1), "has version 9; this pimserve reads 10"),
         (whole.replace(b'"span_rows": ', b'"span_rows": 1', 1), "is damaged: its checksum differs"),
         (b"[]\n" + whole, "is no checkpoint of pimserve"),
         (b"", "is no checkpoint of pimserve"),

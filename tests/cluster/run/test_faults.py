@@ -48,7 +48,6 @@ def scenario(*overrides: str) -> Scenario:
         ),
         (["faults.mtbf_s=100"], r"^faults: mtbf_s and repair_s go together"),
         ([EVENTS, "workload.mode=closed", "workload.concurrency=2"], r"^faults: a closed loop"),
-        ([EVENTS, "cluster.pools.prefill.replicas=1"], r"^faults: pools for prefill and decode do not know them"),
     ],
 )
 def test_faults_that_make_no_sense_are_refused_where_they_stand(overrides: list[str], message: str) -> None:

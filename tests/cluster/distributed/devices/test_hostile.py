@@ -189,7 +189,7 @@ def test_steps_that_no_caller_should_send(lockstep: Victim, request_: Any, messa
 def test_hand_overs_of_other_peoples_devices(planned: Victim) -> None:
     before = planned.state()
     for ends in ((0, 2, 0, 3), (0, 2, 0, 2), (0, 9, 0, 0)):
-        table = to_hand_over_table(np.array([[1, 10, 1, *ends]]))
+        table = to_hand_over_table(np.array([[1, 10, 1, *ends, 0]]))
         code, _, fields = refused(planned, "HandOverKv", pb.HandOverKvRequest(requests=table))
         assert code is grpc.StatusCode.INVALID_ARGUMENT
         assert fields[0].startswith("requests.")

@@ -223,6 +223,22 @@ def test_kv_caches_are_handed_over_once() -> None:
     assert kv[0, 0, 1, 0, KV] == (number + 1, 7 * (number + 1))
 
 
+def test_kv_caches_that_were_lost_are_in_no_book() -> None:
+    served = run("skewed")
+    first, second = np.array([[1, 1000, 5, 0, 3, 1, 1]]), np.array([[2, 7, 2, 0, 0, 1, 0]])
+    with linked(served, 3) as link:
+        link.hand_over(first)
+        link.hand_over(second)
+        link.lose(second)  # in the same window
+        kv = {key: value for key, value in link.close_window(0).totals().items() if key[4] == KV and any(value)}
+        assert kv == {(0, 3, 1, 1, KV): (1, 1000)}
+        assert [sum(ledger.kv_blocks_received for ledger in link.ledgers()), link.handed_blocks] == [5, 5]
+        link.lose(first)  # in a later one
+        link.close_window(1)
+        assert not any(any(value) for key, value in link.close_window(1).totals().items() if key[4] == KV)
+        assert not any(ledger.kv_blocks_sent or ledger.kv_blocks_received for ledger in link.ledgers())
+
+
 def test_kv_caches_go_to_known_devices() -> None:
     with linked(run("skewed"), 2) as link:
         link.hand_over(np.array([[0, 10, 1, 0, 0, 2, 0]]))

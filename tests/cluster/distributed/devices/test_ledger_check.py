@@ -44,7 +44,7 @@ def test_one_unit_too_much_in_any_ledger_is_found(name: str) -> None:
     with linked(served, 2) as link:
         for block in served.blocks:
             link.take(*block)
-        link.close_window(0)
+        traffic = link.close_window(0)
         ledgers, last = link.ledgers(), link.last_blocks[0]
     check_ledgers(ledgers, log, last)
     for device in (0, len(ledgers) - 1):
@@ -53,7 +53,9 @@ def test_one_unit_too_much_in_any_ledger_is_found(name: str) -> None:
             with pytest.raises(DeviceMismatchError, match=r"replica 0, (device|all devices).* by the engine"):
                 check_ledgers(wrong, log, last)
     with pytest.raises(DeviceMismatchError, match="kv_blocks_sent, by the engine 1"):
-        check_hand_overs(ledgers, 1)
+        check_hand_overs(ledgers, traffic, 1, 0)
+    with pytest.raises(DeviceMismatchError, match="0 bytes of KV caches, by the engine 1"):
+        check_hand_overs(ledgers, traffic, 0, 1)
 
 
 def test_devices_have_the_energy_of_their_own_experts_where_these_are_drawn() -> None:
