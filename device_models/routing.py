@@ -21,6 +21,7 @@ from pimserve.arrays import FloatArray, IntArray
 from pimserve.device_models.expert_layout import SlotCounts
 from pimserve.device_models.experts import FEATURES, RoutedExperts
 from pimserve.device_models.memo import Memo
+from pimserve.device_models.popularity_walk import Drift
 
 POOL_SIZE = 128  # outcomes per token count; a power of two
 _FINE_TOKENS = 32  # token counts up to this have a pool each; above, 2**_OCTAVE_BITS per octave
@@ -28,6 +29,8 @@ _OCTAVE_BITS = 3
 _LAYER_DRAWS = 2**13  # layer draws x experts of one pool, where all layers of all outcomes would need more
 _LEAST_DRAWS = 256
 _LEAST_OF_LAYER = 32  # where each layer has a law of its own
+_EPOCHS_KEPT = 16  # while popularities drift, of which pools are kept
+_NEVER_FS = 2**200
 _POOL, _EXACT, _RANK, _POPULARITY = 1, 2, 3, 4  # tags of random streams
 
 
@@ -37,7 +40,7 @@ class Routing:
 
     `popularity`: "uniform"; "zipf" with exponent `zipf_exponent`, ranks dealt to the experts by the seed (the same in
     all layers); or "given", a row of one weight per expert, for all MoE layers or for each. An expert of weight 0 is
-    never picked.
+    never picked. With `drift`, popularities are those at the beginning.
     `mode`: "pooled" picks pre-drawn whole-model outcomes, "exact" draws every layer of every step.
     """
 
@@ -45,15 +48,25 @@ class Routing:
     zipf_exponent: float = 0.0
     weights: tuple[tuple[float, ...], ...] = field(default=())
     mode: Literal["pooled", "exact"] = "pooled"
+    drift: Drift | None = None
 
-    def expert_weights(self, experts: int, seed: int) -> FloatArray:
-        """(rows, experts): popularity weight of each expert, mean 1; one row for all MoE layers, or one for each."""
+    def expert_weights(self, experts: int, seed: int, epoch: int = 0) -> FloatArray:
+        """(rows, experts): popularity weight of each expert, mean 1; one row for all MoE layers, or one for each.
+
+        With `drift`, after so many of its intervals.
+        """
         if self.popularity == "given":
             weights = np.asarray(self.weights, float)
         else:
             ranks = np.random.default_rng([seed, _POPULARITY]).permutation(experts)
             weights = ((ranks + 1.0) ** -self.zipf_exponent)[None]
+        if self.drift is not None and epoch:
+            weights = self.drift.weights(weights, seed, epoch)
         return np.asarray(weights / weights.mean(axis=1, keepdims=True))
+
+    def epochs(self, begin_ps: IntArray) -> IntArray:
+        """(n,): in which interval of the drift steps begin; 0 where there is none."""
+        return np.zeros_like(begin_ps) if self.drift is None else np.asarray(begin_ps // self.drift.interval_ps)
 
 
 def pick_probabilities(weights: FloatArray, top_k: int) -> FloatArray:
@@ -123,19 +136,37 @@ class ExpertPools:
 
     A pool holds POOL_SIZE outcomes for one token count, sorted by time; outcome number i of every pool is the one of
     rank `rank[i]`, a fixed permutation. Between two pools' token counts, outcomes of equal rank are interpolated.
+
+    Where popularities drift, these are outcomes of steps that begin in interval number `epoch`, before `ends_fs`.
     """
 
-    def __init__(self, term: RoutedExperts, routing: Routing, seed: int) -> None:
+    def __init__(self, term: RoutedExperts, routing: Routing, seed: int, epoch: int = 0) -> None:
         self.term = term
         self.seed = seed
+        self.epoch = epoch
+        self._routing = routing
+        self._epochs: Memo[int, ExpertPools] = Memo(self._of_epoch, _EPOCHS_KEPT)
+        self.ends_fs = _NEVER_FS if routing.drift is None else (epoch + 1) * routing.drift.interval_fs
         self.rank: IntArray = np.random.default_rng([seed, _RANK]).permutation(POOL_SIZE)
-        weights = routing.expert_weights(term.experts, seed)
+        weights = routing.expert_weights(term.experts, seed, epoch)
         self._probabilities = np.stack([pick_probabilities(row, term.top_k) for row in weights])
         self._slots = SlotCounts(term.slots)
         self._pools = Memo(self._pool)  # by token counts that have one
         self._pool_times: Memo[int, list[int]] = Memo(lambda tokens: self._pools[tokens][:, 0].tolist())
         self.prefixes_fs = Memo(self._prefix_fs)  # by token count
         self._between = Memo(self._buckets)
+
+    def at(self, fs: int) -> ExpertPools:
+        """The outcomes of steps that begin at that time."""
+        drift = self._routing.drift
+        if drift is None or (epoch := fs // drift.interval_fs) == self.epoch:
+            return self
+        return self._epochs[epoch]
+
+    def _of_epoch(self, epoch: int) -> ExpertPools:
+        other = ExpertPools(self.term, self._routing, self.seed, epoch)
+        other._epochs = self._epochs
+        return other
 
     def features(self, tokens: IntArray, index: IntArray) -> IntArray:
         """(n, features): outcomes `index` (n,), each below POOL_SIZE, for token counts `tokens` (n,)."""

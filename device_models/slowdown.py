@@ -95,6 +95,12 @@ class SlowPools(ExpertPools):
         vars(self).update(vars(pools))  # outcomes are drawn once for all speeds
         self.prefixes_fs = Memo(self._prefix_fs)
         self.thousandths = thousandths
+        self._normal = pools
+
+    def at(self, fs: int) -> ExpertPools:
+        """The outcomes of steps that begin at that time, at the same speed."""
+        normal = self._normal.at(fs)
+        return self if normal is self._normal else SlowPools(normal, self.thousandths)
 
     def features(self, tokens: IntArray, index: IntArray) -> IntArray:
         """(n, features): outcomes `index` (n,) for token counts `tokens` (n,)."""

@@ -15,6 +15,7 @@ from pimserve.device_models.plan import ChunkShape, CostPlan
 from pimserve.device_models.routing import POOL_SIZE, ExpertPools
 from pimserve.device_models.slowdown import NORMAL, SlowPools, slow_plan
 from pimserve.device_models.step import StepTuple
+from pimserve.scheduler.requests import FOREVER
 
 MAX_SPAN = 65_536  # steps that one log row may stand for
 _CHUNKS_KEPT = 16_384
@@ -41,6 +42,7 @@ class ReplicaCosts:
     def __init__(self, plan: CostPlan, pools: ExpertPools | None, *, replica: int, seed: int, exact: bool) -> None:
         self.plan = plan
         self.pools = pools
+        self.ends_fs = FOREVER if pools is None else pools.ends_fs  # steps that begin later cost what `at` says
         self._seed = seed
         self.replica = replica
         self.offset = replica_offset(seed, replica)
@@ -63,6 +65,15 @@ class ReplicaCosts:
         other = copy(self)
         other.replica = replica
         other.offset = replica_offset(self._seed, replica)
+        other._drawn = {}
+        return other
+
+    def at(self, fs: int) -> ReplicaCosts:
+        """The costs of steps that begin at that time."""
+        if self.pools is None or (pools := self.pools.at(fs)) is self.pools:
+            return self
+        other = copy(self)
+        other.pools, other.ends_fs = pools, pools.ends_fs
         other._drawn = {}
         return other
 

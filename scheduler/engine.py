@@ -179,6 +179,9 @@ class Engine:
                 if next_fs >= until_fs:
                     return next_fs
                 self.clock = max(self.clock, next_fs)
+            if self.clock >= self.costs.ends_fs:
+                self._log.use(costs := self.costs.at(self.clock))
+                self.costs = costs
             preempted = False
             if decoding.count:
                 blocks = decoding.growth(self.step)  # that decoding requests cross into in this step
@@ -338,7 +341,8 @@ class Engine:
         steps, blocks = decoding.steps_within(span.steps, step, kv.blocks - used)
         duration = span.duration_fs(steps)
         if steps > 1 or whole:
-            joins_fs = self.admission.next_change_fs(clock)
+            # What ends the costs ends a span as someone who joins does.
+            joins_fs = min(self.admission.next_change_fs(clock), self.costs.ends_fs)
             if whole and joins_fs >= until_fs and clock + duration > until_fs:
                 kv.used -= decoding.growth(step)  # its first step has not grown yet
                 # Who arrives at that very time may join before the span ends, and leave first.

@@ -141,7 +141,7 @@ class History:
     def stretches(
         self, replica: int, begin: int, end: int, first_step: int
     ) -> Iterator[tuple[SpanColumns, ReplicaCosts]]:
-        """Spans begin to end of a replica, in stretches of one speed each, and what they cost.
+        """Spans begin to end of a replica, in stretches of one speed and one law of routing each, and what they cost.
 
         Args:
             replica: its number.
@@ -157,10 +157,12 @@ class History:
         slowed = [(slow.first_step, slow.factor) for slow in reversed(slowdowns) if slow.replica == replica]
         steps = first_step + np.cumsum(block["steps"]) - block["steps"]
         factors = np.array([next((factor for at, factor in slowed if at <= step), 1.0) for step in steps.tolist()])
-        cuts = np.flatnonzero(np.diff(factors)) + 1
+        epochs = self.prepared.routing.epochs(block["begin_ps"])
+        cuts = np.flatnonzero(np.diff(factors) + np.diff(epochs)) + 1
         for part, factor in zip(np.split(block, cuts), (factors[cut] for cut in (0, *cuts)), strict=True):
             rows = SpanColumns(*(np.ascontiguousarray(part[name]) for name in SpanColumns._fields))
-            yield rows, self.costs[replica].slowed(round(factor * NORMAL))
+            costs = self.costs[replica].slowed(round(factor * NORMAL))
+            yield rows, costs.at(int(part["begin_ps"][0]) * FS_PER_PS)
 
 
 def ends_ps(spans: NDArray[Any]) -> NDArray[np.int64]:

@@ -30,8 +30,9 @@ def routing_of(scenario: Scenario, model: ModelSpec) -> Routing:
     Raises:
         InputError: the model has no experts to choose from.
     """
-    if model.moe is None and scenario.routing.popularity != "uniform":
-        raise InputError("routing.popularity", f"{model.name} has no routed experts")
+    for key, given in (("popularity", scenario.routing.popularity != "uniform"), ("drift", scenario.routing.drift)):
+        if model.moe is None and given:
+            raise InputError(f"routing.{key}", f"{model.name} has no routed experts")
     return scenario.routing.for_model(model)
 
 
@@ -94,6 +95,8 @@ def _without_effect(scenario: Scenario, pool: PlacedPool) -> list[str]:
         notes.append(
             f"routing.mode: exact changes nothing: the plan of {device.spec.name} has expected loads of experts"
         )
+    if scenario.routing.drift is not None and pool.plan.experts is None:
+        notes.append(f"routing.drift changes nothing: the plan of {device.spec.name} has expected loads of experts")
     defaults = {key: type(cluster).model_fields[key].default for key in _BETWEEN_NODES}
     given = [f"cluster.{key}" for key, default in defaults.items() if getattr(cluster, key) != default]
     if given and cluster.split.nodes == 1:

@@ -7,11 +7,13 @@ from typing import Annotated, Literal, Self, cast
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from pimserve.device_models.model import ModelSpec
+from pimserve.device_models.popularity_walk import MOST_SKEW, Drift
 from pimserve.device_models.routing import Routing
 from pimserve.errors import InputError
+from pimserve.loadgen.spec import PS_PER_S
+from pimserve.quantity import MAX_TIME_S, Quantity
 
 Weight = Annotated[float, Field(ge=0, le=1e100, allow_inf_nan=False)]
-_MOST_SKEW = 1e12  # between experts' weights: products of top_k of them must stay within floating point
 
 
 def _by_layer(weights: object) -> bool:
@@ -24,6 +26,23 @@ _Weights = Annotated[
     | Annotated[tuple[tuple[Weight, ...], ...], Tag("<by layer>")],
     Discriminator(lambda weights: "<by layer>" if _by_layer(weights) else "<for all layers>"),
 ]
+
+
+class DriftSpec(BaseModel):
+    """Popularities of experts that walk at random: their logarithms take a step at the end of every interval.
+
+    A step of a replica follows the popularities of the time at which it begins. Layers with weights in common keep
+    them in common.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    interval_s: Annotated[float, Quantity("s", least=1e-3, most=MAX_TIME_S)] = Field(
+        description="simulated time between two steps"
+    )
+    sigma: Annotated[float, Field(gt=0, le=10)] = Field(
+        description="standard deviation of a step of a log popularity: 0.1 is about 10 % up or down"
+    )
 
 
 class RoutingSpec(BaseModel):
@@ -49,6 +68,8 @@ class RoutingSpec(BaseModel):
         "pooled", description="pooled: steps pick from outcomes drawn once; exact: every layer of every step is drawn"
     )
 
+    drift: DriftSpec | None = Field(None, description="popularities change during the run; left out: they do not")
+
     @model_validator(mode="after")
     def _parameters_belong(self) -> Self:
         for popularity, key, value in (
@@ -63,8 +84,8 @@ class RoutingSpec(BaseModel):
             raise ValueError("weights_file is read with the scenario's own file only: give weights")
         for row in self._rows:
             above = [weight for weight in row if weight]
-            if above and max(above) > _MOST_SKEW * min(above):
-                raise ValueError(f"weights above 0 must lie within a factor of {_MOST_SKEW:g}")
+            if above and max(above) > MOST_SKEW * min(above):
+                raise ValueError(f"weights above 0 must lie within a factor of {MOST_SKEW:g}")
         return self
 
     @property
@@ -93,4 +114,5 @@ class RoutingSpec(BaseModel):
                 if (above := sum(weight > 0 for weight in row)) < moe.top_k:
                     raise InputError(where, f"only {above} are above 0, and each token picks {moe.top_k} experts")
         rows = rows if len(set(rows)) > 1 else rows[:1]
-        return Routing(self.popularity, self.zipf_exponent or 0.0, rows, self.mode)
+        drift = None if self.drift is None else Drift(round(self.drift.interval_s * PS_PER_S), self.drift.sigma)
+        return Routing(self.popularity, self.zipf_exponent or 0.0, rows, self.mode, drift)

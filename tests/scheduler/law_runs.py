@@ -76,7 +76,7 @@ class Run:
         costs = ReplicaCosts(case.plan, case.pools(), replica=replica, seed=case.seed, exact=exact)
         found: list[tuple[int, ...]] = []
         for begin, row in self.rows(replica):
-            single = expand(costs, SpanColumns(*(np.array([value]) for value in row)), np.array([len(found)]))
+            single = expand(costs.at(begin), SpanColumns(*(np.array([value]) for value in row)), np.array([len(found)]))
             for duration, decodes, context in zip(*(column.tolist() for column in single[:3]), strict=True):
                 found.append((begin, duration, decodes, context, row.prefill_tokens, row.chunks, row.outputs))
                 begin += duration  # noqa: PLW2901 the next step's

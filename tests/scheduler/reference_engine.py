@@ -272,10 +272,10 @@ def run_reference(
         if pools is not None:
             tokens, step = len(decoding) + prefill_tokens, len(result.steps)
             if mode == "exact":
-                duration += int(pools.exact(tokens, replica, step)[0])
+                duration += int(pools.at(now).exact(tokens, replica, step)[0])
             else:
                 index = (offset + step) % POOL_SIZE
-                duration += int(pools.features(np.array([tokens]), np.array([index]))[0, 0])
+                duration += int(pools.at(now).features(np.array([tokens]), np.array([index]))[0, 0])
         result.steps.append(
             ReferenceStep(now, duration, len(decoding), context, prefill_tokens, len(chunks), outputs, blocks_used())
         )

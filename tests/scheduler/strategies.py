@@ -21,6 +21,7 @@ from pimserve.device_models.plan import (
     PrefillAttentionTerm,
     RowTerm,
 )
+from pimserve.device_models.popularity_walk import Drift
 from pimserve.device_models.routing import POOL_SIZE, ExpertPools, Routing
 
 from .reference_engine import ReferenceRequest, ReferenceResult, run_reference
@@ -265,7 +266,12 @@ def cases(draw: st.DrawFn) -> Case:
     times = st.integers(1, 1000 * FS_PER_MS) | st.integers(1, 300).map(FS_PER_MS.__mul__)
     return Case(
         plan=draw(plans()),
-        routing=Routing("zipf", draw(st.sampled_from([0.0, 1.0])), mode=draw(st.sampled_from(modes))),
+        routing=Routing(
+            "zipf",
+            draw(st.sampled_from([0.0, 1.0])),
+            mode=draw(st.sampled_from(modes)),
+            drift=draw(st.none() | st.builds(Drift, st.integers(10**9, 10**11), st.just(0.5))),
+        ),
         seed=draw(st.integers(0, 3)),
         replica=draw(st.integers(0, 3)),
         offset=draw(st.integers(0, POOL_SIZE - 1)),

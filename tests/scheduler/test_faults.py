@@ -305,9 +305,9 @@ def test_the_recorded_slowdowns_give_the_steps_again(faulty: Faulty) -> None:
     for replica in range(faulty.replicas):
         normal = ReplicaCosts(case.plan, pools, replica=replica, seed=case.seed, exact=exact)
         step = 0
-        for _, row in run.rows(replica):
+        for begin, row in run.rows(replica):
             factors = [each["factor"] for each in told_of if each["replica"] == replica and each["first_step"] <= step]
-            costs = normal.slowed(round(1000 * (factors[-1] if factors else 1)))
+            costs = normal.slowed(round(1000 * (factors[-1] if factors else 1))).at(begin)
             single = expand(costs, SpanColumns(*(np.array([value]) for value in row)), np.array([step]))
             assert single.duration_fs.sum() == row.duration_fs
             step += row.steps

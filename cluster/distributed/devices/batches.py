@@ -11,6 +11,7 @@ from pimserve.cluster.base.rpc.statuses import DeviceMismatchError
 from pimserve.cluster.distributed.devices.host_client import HostConnection, all_of
 from pimserve.cluster.distributed.devices.span_rows import ROW_BYTES, Spans, step_request, to_rows_table
 from pimserve.cluster.distributed.recovery import ReplayLog
+from pimserve.device_models.plan import FS_PER_PS
 from pimserve.errors import InputError
 from pimserve.scheduler.steplog import SpanColumns
 from pimserve.v1 import device_pb2 as pb
@@ -19,6 +20,7 @@ ROWS_PER_BATCH = 2**20 // ROW_BYTES
 _COPIES_PER_BATCH = 2**18
 _STEP_BYTES = 600  # that a step takes in the log, about
 _STEPS, _DURATION = SpanColumns._fields.index("steps"), SpanColumns._fields.index("duration_fs")
+_BEGIN_PS, _BEGIN_REST_FS = SpanColumns._fields.index("begin_ps"), SpanColumns._fields.index("begin_rest_fs")
 _CONTEXT, _DECODES = SpanColumns._fields.index("context"), SpanColumns._fields.index("decodes")
 Connections = Mapping[str, HostConnection]
 
@@ -193,7 +195,8 @@ class LockstepFeed:
             total = 0
             for step in range(row[_STEPS]):
                 context = row[_CONTEXT] + step * row[_DECODES]
-                request = step_request(replica, first_step + step, row, context, slowdown)
+                begin_ps = row[_BEGIN_PS] + (row[_BEGIN_REST_FS] + total) // FS_PER_PS
+                request = step_request(replica, first_step + step, row, context, slowdown, begin_ps)
                 if request.step >= self._next[replica]:
                     self._next[replica] = request.step + 1
                     self._log.append(request, _STEP_BYTES)

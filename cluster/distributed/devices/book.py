@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from pimserve.cluster.distributed.devices.expert_work import Work
 from pimserve.cluster.distributed.devices.span_rows import Spans
 from pimserve.device_models.evaluate import evaluate
 from pimserve.device_models.experts import FEATURES
+from pimserve.device_models.plan import FS_PER_PS
 from pimserve.device_models.slowdown import NORMAL
 from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.exact import exact_sum
@@ -57,7 +58,7 @@ class ReplicaBook:
         self._slowdown = NORMAL  # of what is being taken
         self._audit_share = audit_share
         self._audit = Audit(costs, pool.seed, self.devices, audit_share)
-        self._step_traffic: dict[tuple[int, int], IntArray] = {}  # by tokens and outputs
+        self._step_traffic: dict[tuple[int, int, int], IntArray] = {}  # by epoch, tokens and outputs
         self._waiting: list[tuple[IntArray, IntArray, IntArray | None]] = []
         self._rows_waiting = 0
 
@@ -70,9 +71,14 @@ class ReplicaBook:
         """Spans that were evaluated again step by step."""
         return self._audit.rows
 
-    def costs_at(self, slowdown: int) -> ReplicaCosts:
-        """The costs of steps that take so many thousandths of their normal times."""
-        return self._costs if slowdown == self._slowdown else self._normal.slowed(slowdown)
+    def costs_at(self, slowdown: int, begin_ps: int) -> ReplicaCosts:
+        """The costs of steps that take so many thousandths of their normal times and begin then."""
+        costs = self._costs if slowdown == self._slowdown else self._normal.slowed(slowdown)
+        return costs.at(begin_ps * FS_PER_PS)
+
+    def alike(self, spans: Spans) -> Iterator[Spans]:
+        """The same in runs of one speed and one law of routing."""
+        return spans.alike(self.pool.epochs(spans.begin_ps))
 
     def check(self, spans: Spans) -> None:
         """Whether spans follow each other and, at the most, those that were taken.
@@ -87,7 +93,7 @@ class ReplicaBook:
             raise self._missing(int(expected[at]), int(spans.first_steps[at]))
 
     def comes_next(self, spans: Spans) -> bool:
-        """Whether spans of one speed come next; False: they were taken before.
+        """Whether spans that are alike come next; False: they were taken before.
 
         Raises:
             WrongStateError: others are missing before them, or only some of them were taken.
@@ -100,12 +106,12 @@ class ReplicaBook:
 
     def duration_fs(self, spans: Spans, work: Work | None) -> int:
         """Time of a span by the devices' own plan, given what its routed experts took."""
-        plan = self.costs_at(int(spans.slowdowns[0])).plan
+        plan = self.costs_at(int(spans.slowdowns[0]), int(spans.begin_ps[0])).plan
         costs = evaluate(plan, SpanColumns(*spans.rows.T).shape, None if work is None else list(work.features.T))
         return int(costs.duration_fs[0])
 
     def take(self, spans: Spans, work: Work | None) -> None:
-        """Take executed spans of one speed, which come next.
+        """Take executed spans that are alike, which come next.
 
         Args:
             spans: executed.
@@ -115,7 +121,7 @@ class ReplicaBook:
             DeviceMismatchError: a time is not what the devices' plan says.
         """
         self.next_step = int(spans.first_steps[-1] + spans.rows[-1, SpanColumns._fields.index("steps")])
-        self._slow(int(spans.slowdowns[0]))
+        self._use(int(spans.slowdowns[0]), int(spans.begin_ps[0]))
         self._waiting.append((spans.rows, spans.first_steps, None if work is None else work.features))
         self._rows_waiting += len(spans.rows)
         if work is not None:
@@ -153,14 +159,15 @@ class ReplicaBook:
             dram, compute = (exact_sum(work.features[:, FEATURES.index(name)]) for name in ("dram_pj", "compute_pj"))
             self.routed_pj = self.routed_pj[0] + dram, self.routed_pj[1] + compute
 
-    def _slow(self, slowdown: int) -> None:
-        """What is taken from here on takes so many thousandths of its normal times."""
-        if slowdown == self._slowdown:
+    def _use(self, slowdown: int, begin_ps: int) -> None:
+        """What is taken from here on takes so many thousandths of its normal times, and begins then or later."""
+        costs = self.costs_at(slowdown, begin_ps)
+        if costs is self._costs:
             return
         self.flush()
-        self._slowdown, self._costs = slowdown, self._normal.slowed(slowdown)
-        self.ledger.use(self._costs)
-        self._audit.use(self._costs)
+        self._slowdown, self._costs = slowdown, costs
+        self.ledger.use(costs)
+        self._audit.use(costs)
 
     def mismatch(self, what: str) -> DeviceMismatchError:
         """The error that says what differs, and where."""
@@ -168,21 +175,30 @@ class ReplicaBook:
         plural = "s" if len(self.devices) > 1 else ""
         return DeviceMismatchError(f"replica {self.replica}, device{plural} {devices}, {what}")
 
-    def evaluate(self, rows: IntArray, first_steps: IntArray, slowdowns: IntArray) -> IntArray:
-        """(n,): times of spans, by the devices' own plan, step by step; arguments as in `span_rows.Spans`."""
-        times = np.zeros(len(rows), np.int64)
-        for slowdown in np.unique(slowdowns).tolist():
-            mine = slowdowns == slowdown
-            costs = self.costs_at(slowdown)
-            times[mine] = durations(costs, SpanColumns(*np.ascontiguousarray(rows[mine].T)), first_steps[mine])
+    def evaluate(self, spans: Spans) -> IntArray:
+        """(n,): times of spans, by the devices' own plan, step by step."""
+        times = np.zeros(len(spans.rows), np.int64)
+        settings, which = np.unique(
+            np.column_stack([spans.slowdowns, self.pool.epochs(spans.begin_ps)]), axis=0, return_inverse=True
+        )
+        for number in range(len(settings)):
+            mine = which.reshape(-1) == number
+            costs = self.costs_at(int(spans.slowdowns[mine][0]), int(spans.begin_ps[mine][0]))
+            rows = SpanColumns(*np.ascontiguousarray(spans.rows[mine].T))
+            times[mine] = durations(costs, rows, spans.first_steps[mine])
         return times
 
-    def traffic_of(self, tokens: IntArray, outputs: IntArray, steps: IntArray, picks: IntArray | None) -> IntArray:
-        """(keys, 2): what passes between devices, as `Traffic.of_steps` says; of a single step it is remembered."""
-        of_all = self.pool.traffic
+    def traffic_of(
+        self, epoch: int, tokens: IntArray, outputs: IntArray, steps: IntArray, picks: IntArray | None
+    ) -> IntArray:
+        """(keys, 2): what passes between devices, as `Traffic.of_steps` says; of a single step it is remembered.
+
+        `epoch`: of the law of routing.
+        """
+        of_all = self.pool.traffic_by_epoch[epoch]
         if picks is not None or len(steps) > 1 or steps[0] > 1:
             return of_all.by_key(of_all.of_steps(tokens, outputs, steps, picks))
-        key = int(tokens[0]), int(outputs[0])
+        key = epoch, int(tokens[0]), int(outputs[0])
         traffic = self._step_traffic.get(key)
         if traffic is None:
             if len(self._step_traffic) >= _STEPS_KEPT:
@@ -220,7 +236,7 @@ class ReplicaBook:
         """Go on from `state`."""
         self.ledger.restore(state["ledger"])
         self.next_step = int(state["next_step"])
-        self._slow(int(state["slowdown"]))
+        self._use(int(state["slowdown"]), 0)
         self.experts_fs = dict(zip(self.devices, map(int, state["experts_fs"]), strict=True))
         self.experts_pj = dict(zip(self.devices, map(_pair, state["experts_pj"]), strict=True))
         self.routed_pj = _pair(state["routed_pj"])

@@ -6,30 +6,53 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 from pydantic import ValidationError
 
+from pimserve.arrays import IntArray
 from pimserve.cluster.distributed.devices.flows import Traffic, traffic_of_operators, traffic_of_point_to_point
 from pimserve.cluster.scenario.dispatch import transport
 from pimserve.cluster.scenario.document import Scenario
 from pimserve.cluster.scenario.placement import PlacedPool
 from pimserve.cluster.scenario.prepared import Prepared
 from pimserve.device_models.expert_layout import layer_loads
+from pimserve.device_models.memo import Memo
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.operators import operators_of
 from pimserve.device_models.routing import Routing, expert_share
 from pimserve.errors import InputError, validation_error
 from pimserve.scheduler.costs import ReplicaCosts
 
+_EPOCHS_KEPT = 16
+
 
 @dataclass(frozen=True, slots=True)
 class DevicePool:
-    """A pool, and what its devices know of themselves besides; `costs` are those of its first replica."""
+    """A pool, and what its devices know of themselves besides; `costs` are those of its first replica.
+
+    Where popularities of experts drift, expected traffic hangs on the interval, the `epoch`, in which a step begins.
+    """
 
     placed: PlacedPool
     costs: ReplicaCosts
-    traffic: Traffic
+    routing: Routing
+    traffic_by_epoch: Memo[int, Traffic]
     seed: int
     picks_per_token: int
+
+    @property
+    def traffic(self) -> Traffic:
+        """At the beginning: who sends to whom is always the same."""
+        return self.traffic_by_epoch[0]
+
+    def epochs(self, begin_ps: IntArray) -> IntArray:
+        """(n,): epochs of steps that begin at these times (n,)."""
+        drifts = self.placed.plan.experts is not None
+        return self.routing.epochs(begin_ps) if drifts else np.zeros_like(begin_ps)
+
+    def epoch(self, begin_ps: int) -> int:
+        """The epoch of a step that begins at that time."""
+        return int(self.epochs(np.array([begin_ps]))[0])
 
 
 def parse_scenario(text: str) -> Scenario:
@@ -62,10 +85,15 @@ def compile_pool(prepared: Prepared, name: str) -> DevicePool:
         raise InputError("pools.pool", f"must be one of {names} (got {name!r})")
     model, seed = prepared.model, prepared.scenario.run.seed
     alone = prepared.scenario.of_pool(name)
+
+    def traffic(epoch: int) -> Traffic:
+        return _traffic_of(placed, alone, model, _share(placed, model, prepared.routing, seed, epoch))
+
     return DevicePool(
         placed=placed,
         costs=placed.costs(prepared.routing, seed),
-        traffic=_traffic_of(placed, alone, model, _share(placed, model, prepared.routing, seed)),
+        routing=prepared.routing,
+        traffic_by_epoch=Memo(traffic, _EPOCHS_KEPT),
         seed=seed,
         picks_per_token=picks_per_token(model),
     )
@@ -76,11 +104,11 @@ def picks_per_token(model: ModelSpec) -> int:
     return model.moe_layers * model.moe.top_k if model.moe is not None else 0
 
 
-def _share(placed: PlacedPool, model: ModelSpec, routing: Routing, seed: int) -> tuple[float, ...]:
+def _share(placed: PlacedPool, model: ModelSpec, routing: Routing, seed: int, epoch: int) -> tuple[float, ...]:
     """Picks of a token that fall on each slot of routed experts, in the mean over layers."""
     if model.moe is None:
         return ()
-    weights = routing.expert_weights(model.moe.experts, seed).tolist()
+    weights = routing.expert_weights(model.moe.experts, seed, epoch).tolist()
     slots = () if placed.plan.experts is None else placed.plan.experts.slots
     shares = layer_loads(slots, [expert_share(row, model.moe.top_k) for row in weights])
     return tuple(shares.mean(axis=0).tolist())

@@ -176,7 +176,7 @@ class _Service(DeviceServiceServicer):
         with self._lock:
             state = self._state
             spans = from_rows_table(request.rows, "rows", state.most_tokens(), state.most_steps(), ("duration_fs",))
-            times = [state.books[span.replica].evaluate(span.rows, span.first_steps, span.slowdowns) for span in spans]
+            times = [state.books[span.replica].evaluate(span) for span in spans]
         # Rows of several replicas come back by replica.
         return pb.EvaluateStepsResponse(rows=to_table({"duration_fs": np.concatenate([*times, np.zeros(0, np.int64)])}))
 
@@ -193,7 +193,7 @@ class _Service(DeviceServiceServicer):
                 batch = from_rows_table(request.rows, "rows", state.most_tokens(), state.most_steps())
                 state.begin_batch(request.window, request.sequence, batch)
             for spans in batch:
-                for some in spans.by_speed():
+                for some in state.books[spans.replica].alike(spans):
                     self._execute(some, epoch, context)
             with self._lock:
                 self._current(epoch).end_batch(request.window, request.sequence)

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from pimserve.cluster.base.rpc.statuses import WrongStateError
@@ -21,6 +22,8 @@ from pimserve.scheduler.steplog import SpanColumns
 
 SNAPSHOT_VERSION = 2
 DeviceKey = tuple[int, int]  # replica, device
+_Setting = tuple[int, int, int]  # replica, slowdown, epoch of the law of routing
+_SETTINGS_KEPT = 64
 _DURATION = SpanColumns._fields.index("duration_fs")
 
 
@@ -46,8 +49,8 @@ class HostState:
         self.kv = KvBook()
         self._open: int | None = None
         self._sequence = 0  # of the next batch
-        self._experts: dict[tuple[int, int], Experts | None] = {}  # by replica and slowdown
-        self._routes: dict[tuple[int, int], Routes] = {}  # likewise
+        self._experts: dict[_Setting, Experts | None] = {}
+        self._routes: dict[_Setting, Routes] = {}
         self._home = dict.fromkeys(self.devices, name)
 
     @classmethod
@@ -152,24 +155,27 @@ class HostState:
     def _knows(self, window: int, sequence: int) -> bool:
         return window <= self.closed or (window == self._open and sequence < self._sequence)
 
-    def experts(self, replica: int, slowdown: int) -> Experts | None:
-        """Routed experts of a replica here whose steps take so many thousandths of their normal times."""
-        key = replica, slowdown
+    def experts(self, replica: int, slowdown: int, begin_ps: int = 0) -> Experts | None:
+        """Routed experts of a replica here, in steps that take so many thousandths of their normal times and begin
+        then."""
+        book = self.books[replica]
+        key = replica, slowdown, book.pool.epoch(begin_ps)
         if key not in self._experts:
-            book = self.books[replica]
-            costs = book.costs_at(slowdown)
+            if len(self._experts) >= _SETTINGS_KEPT:
+                self._experts, self._routes = {}, {}
+            costs = book.costs_at(slowdown, begin_ps)
             self._experts[key] = experts_of(costs, book.pool.traffic.dispatch, book.devices)
         return self._experts[key]
 
     def turn(self, spans: Spans) -> Turn:
-        """The turn of this host in spans of one speed of a replica.
+        """The turn of this host in spans of a replica that are alike.
 
         Raises:
             WrongStateError: spans before them are missing, or it is not known where all devices of the replica are.
         """
-        book, slowdown = self.books[spans.replica], int(spans.slowdowns[0])
-        comes_next = book.comes_next(spans)
-        routes = self._routes.get((spans.replica, slowdown))
+        book, slowdown, begin_ps = self.books[spans.replica], int(spans.slowdowns[0]), int(spans.begin_ps[0])
+        comes_next, epoch = book.comes_next(spans), book.pool.epoch(begin_ps)
+        routes = self._routes.get((spans.replica, slowdown, epoch))
         if routes is None:
             devices = range(book.pool.placed.devices_per_replica)
             home = {device: host for device in devices if (host := self.home(spans.replica, device)) is not None}
@@ -177,9 +183,10 @@ class HostState:
                 raise WrongStateError(
                     f"replica {spans.replica}: device {missing[0]} is on no known host: set the peers"
                 )
-            routes = Routes(book.pool.traffic, self.experts(spans.replica, slowdown), self.name, home)
-            self._routes[spans.replica, slowdown] = routes
-        return Turn(routes, spans, book.traffic_of, repeated=not comes_next)
+            experts = self.experts(spans.replica, slowdown, begin_ps)
+            routes = Routes(book.pool.traffic, experts, self.name, home)
+            self._routes[spans.replica, slowdown, epoch] = routes
+        return Turn(routes, spans, partial(book.traffic_of, epoch), repeated=not comes_next)
 
     def executed(self, turn: Turn) -> int:
         """All has come for a turn; spans that were taken before count once. Returns the time of the first of them, fs.

@@ -31,6 +31,7 @@ _MOST = 2**31 - 1  # of what is counted
 _SLOWEST = 10**9
 _LATEST = 2**62  # of times, energies and steps
 _STEP_COLUMNS = (
+    "begin_ps",
     "decodes",
     "context",
     "prefill_tokens",
@@ -57,6 +58,7 @@ _LIMITS = dict.fromkeys(SpanColumns._fields, (0, _MOST)) | {
 
 
 _STEP_PLACES = [(name, SpanColumns._fields.index(name)) for name in _STEP_COLUMNS]
+_BEGIN = SpanColumns._fields.index("begin_ps")
 _BLOCKS = SpanColumns._fields.index("blocks_end")
 
 
@@ -72,9 +74,15 @@ class Spans(NamedTuple):
     first_steps: IntArray
     slowdowns: IntArray
 
-    def by_speed(self) -> Iterator[Spans]:
-        """The same in runs of one speed."""
-        bounds = [0, *(np.flatnonzero(np.diff(self.slowdowns)) + 1).tolist(), len(self.slowdowns)]
+    @property
+    def begin_ps(self) -> IntArray:
+        """(n,): when their first steps begin, ps."""
+        return self.rows[:, _BEGIN]
+
+    def alike(self, epochs: IntArray) -> Iterator[Spans]:
+        """The same in runs of one speed and one of `epochs` (n,), intervals of time in which routing has one law."""
+        changes = np.diff(self.slowdowns).astype(bool) | np.diff(epochs).astype(bool)
+        bounds = [0, *(np.flatnonzero(changes) + 1).tolist(), len(self.slowdowns)]
         for begin, end in pairwise(bounds):
             if end > begin:
                 yield Spans(self.replica, self.rows[begin:end], self.first_steps[begin:end], self.slowdowns[begin:end])
@@ -134,8 +142,10 @@ def from_rows_table(
     return [Spans(replica, block[mine], raw["first_step"][mine], raw["slowdown"][mine]) for replica, mine in places]
 
 
-def step_request(replica: int, step: int, row: Sequence[int], context: int, slowdown: int) -> ExecuteStepsRequest:
-    """A single step of a span as it is sent in lockstep: without its time.
+def step_request(
+    replica: int, step: int, row: Sequence[int], context: int, slowdown: int, begin_ps: int
+) -> ExecuteStepsRequest:
+    """A single step of a span as it is sent in lockstep: without its duration.
 
     Args:
         replica: its replica.
@@ -143,9 +153,9 @@ def step_request(replica: int, step: int, row: Sequence[int], context: int, slow
         row: fields of SpanColumns of the span.
         context: tokens that decoding requests attend to in this step.
         slowdown: thousandths of its normal time that it takes.
+        begin_ps: when it begins, ps.
     """
-    given = {name: row[place] for name, place in _STEP_PLACES}
-    given["context"] = context
+    given = {name: row[place] for name, place in _STEP_PLACES} | {"context": context, "begin_ps": begin_ps}
     return ExecuteStepsRequest(replica=replica, step=step, blocks=row[_BLOCKS], slowdown=slowdown, **given)
 
 

@@ -458,6 +458,7 @@ class ExecuteStepsRequest(google.protobuf.message.Message):
     PREFILL_COMPUTE_PJ_FIELD_NUMBER: builtins.int
     BLOCKS_FIELD_NUMBER: builtins.int
     SLOWDOWN_FIELD_NUMBER: builtins.int
+    BEGIN_PS_FIELD_NUMBER: builtins.int
     replica: builtins.int
     step: builtins.int
     """Number of the step in its replica."""
@@ -475,6 +476,8 @@ class ExecuteStepsRequest(google.protobuf.message.Message):
     blocks: builtins.int
     slowdown: builtins.int
     """Thousandths of its normal time that the step takes."""
+    begin_ps: builtins.int
+    """When it begins, ps: popularities of experts may be of that time."""
     def __init__(
         self,
         *,
@@ -492,8 +495,9 @@ class ExecuteStepsRequest(google.protobuf.message.Message):
         prefill_compute_pj: builtins.int = ...,
         blocks: builtins.int = ...,
         slowdown: builtins.int = ...,
+        begin_ps: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["anchor_tokens", b"anchor_tokens", "blocks", b"blocks", "busiest_tokens", b"busiest_tokens", "chunks", b"chunks", "context", b"context", "decodes", b"decodes", "outputs", b"outputs", "prefill_compute_pj", b"prefill_compute_pj", "prefill_dram_pj", b"prefill_dram_pj", "prefill_fs", b"prefill_fs", "prefill_tokens", b"prefill_tokens", "replica", b"replica", "slowdown", b"slowdown", "step", b"step"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["anchor_tokens", b"anchor_tokens", "begin_ps", b"begin_ps", "blocks", b"blocks", "busiest_tokens", b"busiest_tokens", "chunks", b"chunks", "context", b"context", "decodes", b"decodes", "outputs", b"outputs", "prefill_compute_pj", b"prefill_compute_pj", "prefill_dram_pj", b"prefill_dram_pj", "prefill_fs", b"prefill_fs", "prefill_tokens", b"prefill_tokens", "replica", b"replica", "slowdown", b"slowdown", "step", b"step"]) -> None: ...
 
 global___ExecuteStepsRequest = ExecuteStepsRequest
 

@@ -66,6 +66,16 @@ SCENARIOS: dict[str, list[str]] = {
         "cluster.expert_placement={order: popularity, redundant_experts: 4}", "workload.num_requests=6",
         "run.warmup_s=0",
     ],
+    "popularities that drift": [
+        "routing={popularity: zipf, zipf_exponent: 1.0, drift: {interval_s: 0.3, sigma: 0.5}}", "cluster.replicas=2",
+        "cluster.tensor_parallel=2",
+        "faults.events=[{at_s: 0.4, replica: 1, kind: slow, factor: 1.5, for_s: 0.5}]",
+    ],
+    "popularities that drift, every layer drawn": [
+        "routing={popularity: zipf, zipf_exponent: 1.0, mode: exact, drift: {interval_s: 0.3, sigma: 0.5}}",
+        "cluster.tensor_parallel=2", "cluster.expert_placement={order: popularity, redundant_experts: 4}",
+        "workload.num_requests=6", "run.warmup_s=0",
+    ],
     "a closed loop": ["workload={mode: closed, concurrency: 5, num_requests: 20}", "cluster.replicas=4"],
     "bursts to the least loaded": ["cluster.replicas=4", "scheduler.router=least_outstanding",
                                    "scheduler.report_interval_s=0.5", "workload.arrival.process=gamma",

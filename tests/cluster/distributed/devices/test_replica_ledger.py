@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from pimserve.cluster.distributed.devices.audit import Audit, durations
 from pimserve.cluster.distributed.devices.flows import share
+from pimserve.device_models.plan import FS_PER_PS
 from pimserve.errors import InputError
 from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.ledger import PooledSpans, ReplicaLedger, TimesDifferError
-from pimserve.scheduler.steplog import SpanColumns
+from pimserve.scheduler.steplog import SpanColumns, StepLog
 from tests.cluster.distributed.devices.served import SCENARIOS, run
 from tests.scheduler.test_laws import Run, runs
 
@@ -33,6 +34,11 @@ def experts_of(costs: ReplicaCosts, block: np.ndarray, first: np.ndarray) -> np.
     return spans.features(tokens, spans.outcomes(first), rows.steps)
 
 
+def costs_of(log: StepLog, block: np.ndarray) -> ReplicaCosts:
+    """What a block costs: the popularities of experts may have drifted from one to the next."""
+    return log.costs.at(int(block[0, 0]) * FS_PER_PS)
+
+
 def totals(log_or_ledger: Any) -> tuple[Any, ...]:
     return (
         log_or_ledger.steps,
@@ -51,9 +57,10 @@ def test_the_ledger_adds_up_to_the_step_log_however_spans_come(case: Run, at_onc
         step = tokens = 0
         for block in blocks:
             first = step + np.cumsum(block[:, 2]) - block[:, 2]
+            ledger.use(costs := costs_of(log, block))
             for at in range(0, len(block), at_once):
                 some = slice(at, at + at_once)
-                ledger.take(columns(block[some]), first[some], experts_of(log.costs, block[some], first[some]))
+                ledger.take(columns(block[some]), first[some], experts_of(costs, block[some], first[some]))
             step += int(block[:, 2].sum())
             rows = columns(block)
             tokens += int((rows.steps * (rows.decodes + rows.prefill_tokens)).sum())
@@ -75,7 +82,7 @@ def test_spans_evaluated_one_by_one_in_any_order_have_their_times(case: Run, ran
             step += int(block[:, 2].sum())
             some = random.sample(range(len(block)), random.randint(0, len(block)))
             rows = columns(block[some].reshape(-1, block.shape[1]))
-            assert durations(log.costs, rows, first[some]).tolist() == rows.duration_fs.tolist()
+            assert durations(costs_of(log, block), rows, first[some]).tolist() == rows.duration_fs.tolist()
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
