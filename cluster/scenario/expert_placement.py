@@ -18,7 +18,7 @@ from pimserve.device_models.routing import expert_share
 from pimserve.errors import InputError
 
 _WHERE = "cluster.expert_placement"
-_Expert = Annotated[int, Field(ge=0)]
+_Expert = Annotated[int, Field(ge=0, lt=2**16)]
 
 
 def _by_layer(slots: object) -> bool:
