@@ -34,7 +34,7 @@ class Crew:
             self.start(f"host-{number}")
 
     def start(self, name: str, listen: str = "127.0.0.1:0") -> str:
-        self.hosts[name] = DeviceHost(name, peer_timeout_s=5)
+        self.hosts[name] = DeviceHost(name, peer_timeout_s=1)
         self.addresses[name] = f"127.0.0.1:{self.hosts[name].start(listen)}"
         return self.addresses[name]
 
