@@ -114,6 +114,7 @@ def test_a_host_that_is_stopped_is_found_out_and_a_busy_one_is_not(supervise):
                 call(b"hello", timeout=60)
             assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
             assert time.monotonic() - began < 6.0
+        os.kill(place.pid, signal.SIGCONT)  # so that it ends at once; tests/e2e has hosts that stay stopped
 
 
 def test_a_host_that_dies_again_and_again_fails_the_run(supervise):
