@@ -85,6 +85,7 @@ class Demand:
         max_num_seqs: requests that may run at once.
         max_step_tokens: tokens of the largest step.
         expert_weights: popularity of each routed expert, a row for all MoE layers or for each; empty for all alike.
+        rebalance_every: steps of the drift of popularities between two layouts of the experts; 0: they stay.
         expert_slots: expert in each slot of the groups of devices, a row for all MoE layers or for each; empty: experts
             in order.
         backend: serving engine whose measured costs count; None for an ideal device.
@@ -105,6 +106,7 @@ class Demand:
     max_step_tokens: int = 0
     expert_weights: tuple[tuple[float, ...], ...] = ()
     expert_slots: tuple[Slots, ...] = ()
+    rebalance_every: int = 0
     backend: str | None = None
     kernels: Mapping[str, Any] | None = None
     expert_decision: ExpertDecision = "exact"
@@ -294,7 +296,8 @@ class OperatorDevice:
         operators = operators_of(model, split, lm_head=demand.lm_head, parts=demand.parts)
         plan = self.compile(operators, split)
         if isinstance(plan.experts, ExpertTerm):
-            plan = replace(plan, experts=replace(plan.experts, slots=demand.expert_slots))
+            slots, every = demand.expert_slots, demand.rebalance_every
+            plan = replace(plan, experts=replace(plan.experts, slots=slots, rebalance_every=every))
         weights = weight_bytes_per_device(model, split, demand.parts)
         reserved = self.reserved_bytes(demand)
         tokens, most = self._kv_tokens(demand, weights, reserved)

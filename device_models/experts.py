@@ -157,7 +157,7 @@ class ExpertTerm:
     `units` holds one or two units; `selection` says how they are used: one of them, the one that is faster for the
     whole layer, or both side by side, divided by times ("co_processing") or by the paper's table ("paper_table").
     `spaces` is the number of memory spaces that a device's experts are laid out in: experts of one space run on one
-    unit.
+    unit. `rebalance_every`: of how many steps of a drift of popularities a layout is made; 0: `slots` stay.
     """
 
     layers: int
@@ -168,6 +168,7 @@ class ExpertTerm:
     units: tuple[ExpertUnit, ...]
     selection: Selection
     slots: tuple[tuple[int, ...], ...] = ()
+    rebalance_every: int = 0
 
     @property
     def physical_experts(self) -> int:

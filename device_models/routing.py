@@ -22,6 +22,7 @@ from pimserve.device_models.expert_layout import SlotCounts
 from pimserve.device_models.experts import FEATURES, RoutedExperts
 from pimserve.device_models.memo import Memo
 from pimserve.device_models.popularity_walk import Drift
+from pimserve.device_models.rebalancing import placed_at
 
 POOL_SIZE = 128  # outcomes per token count; a power of two
 _FINE_TOKENS = 32  # token counts up to this have a pool each; above, 2**_OCTAVE_BITS per octave
@@ -63,6 +64,11 @@ class Routing:
         if self.drift is not None and epoch:
             weights = self.drift.weights(weights, seed, epoch)
         return np.asarray(weights / weights.mean(axis=1, keepdims=True))
+
+    def expected_loads(self, experts: int, top_k: int, seed: int, epochs: range) -> FloatArray:
+        """(rows, experts): how many of a token's picks fall on each expert, in the mean over intervals of the drift."""
+        laws = [self.expert_weights(experts, seed, epoch).tolist() for epoch in epochs]
+        return np.asarray(np.mean([[expert_share(row, top_k) for row in rows] for rows in laws], axis=0))
 
     def epochs(self, begin_ps: IntArray) -> IntArray:
         """(n,): in which interval of the drift steps begin; 0 where there is none."""
@@ -141,7 +147,8 @@ class ExpertPools:
     """
 
     def __init__(self, term: RoutedExperts, routing: Routing, seed: int, epoch: int = 0) -> None:
-        self.term = term
+        self._first = term
+        self.term = term = placed_at(term, routing, seed, epoch)
         self.seed = seed
         self.epoch = epoch
         self._routing = routing
@@ -164,7 +171,7 @@ class ExpertPools:
         return self._epochs[epoch]
 
     def _of_epoch(self, epoch: int) -> ExpertPools:
-        other = ExpertPools(self.term, self._routing, self.seed, epoch)
+        other = ExpertPools(self._first, self._routing, self.seed, epoch)
         other._epochs = self._epochs
         return other
 

@@ -7,7 +7,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 
 from pimserve import __version__
 from pimserve.cluster.run.caveats import caveats, caveats_of_devices
+from pimserve.cluster.run.rebalancing_figures import rebalancing_caveats, rebalancing_facts
 from pimserve.cluster.run.run_times import now
 from pimserve.cluster.run.summary_schema import (
     SCHEMA_VERSION,
@@ -36,6 +37,7 @@ from pimserve.scheduler.summary import summarize
 from pimserve.scheduler.summary_sections import PoolsUse
 from pimserve.scheduler.usage import Hardware
 
+_Facts = Mapping[str, dict[str, Any]]  # by pool
 _BYTES_PER_MB, _BYTES_PER_GB = 10**6, 10**9
 
 
@@ -54,9 +56,10 @@ def summary_of(prepared: Prepared, served: Served) -> ServedSummary:
         passive_power=scenario.costs.passive_power,
     )
     figures = summarize(served, scenario.slo, hardware)
+    rebalancing = {pool.name: rebalancing_facts(prepared, pool, figures.end_s) for pool in pools}
     parts = figures.set_parts()
     if figures.pools is not None:
-        parts["pools"] = _pools(figures.pools, pools)
+        parts["pools"] = _pools(figures.pools, pools, rebalancing)
     return ServedSummary(
         schema_version=SCHEMA_VERSION,
         name=scenario.name,
@@ -69,12 +72,13 @@ def summary_of(prepared: Prepared, served: Served) -> ServedSummary:
         trace_rows=TraceRows(read=workload.rows_read, dropped=dict(workload.rows_dropped)),
         scenario_digest=prepared.digest,
         **_sharing(pools[0]).set_parts(),
-        **_holding(pools[0], hardware.silicon_mm2, hardware.tdp_w).set_parts(),
+        **_holding(pools[0], hardware.silicon_mm2, hardware.tdp_w, rebalancing).set_parts(),
         **parts,
         warnings=[
             *caveats(figures, served.limits_tokens),
             *dict.fromkeys(warning for pool in pools for warning in pool.replica.warnings),
             *workload.warnings,
+            *(caveat for facts in rebalancing.values() for caveat in rebalancing_caveats(facts)),
             *caveats_of_devices(figures, hardware.tdp_w, pools),
         ],
     )
@@ -108,13 +112,13 @@ def _total(values: Sequence[float | None]) -> float | None:
     return sum(known) if len(known) == len(values) else None
 
 
-def _pools(use: PoolsUse, pools: Sequence[PlacedPool]) -> Pools:
+def _pools(use: PoolsUse, pools: Sequence[PlacedPool], rebalancing: _Facts) -> Pools:
     """What the pools did, and what their devices are."""
     figures = {
         pool.name: PoolFigures(
             device=pool.label,
             **_sharing(pool).set_parts(),
-            **_holding(pool, pool.silicon_mm2, pool.tdp_w).set_parts(),
+            **_holding(pool, pool.silicon_mm2, pool.tdp_w, rebalancing).set_parts(),
             **getattr(use, pool.name).set_parts(),
         )
         for pool in pools
@@ -135,9 +139,11 @@ def _sharing(pool: PlacedPool) -> Sharing:
     )
 
 
-def _holding(pool: PlacedPool, silicon_mm2: float | None, tdp_w: float | None) -> Holding:
-    """Of a replica of the pool; silicon and power are those of all devices that are summed up."""
-    replica = pool.replica
+def _holding(pool: PlacedPool, silicon_mm2: float | None, tdp_w: float | None, rebalancing: _Facts) -> Holding:
+    """Of a replica of the pool, and what rebalancing its experts took; silicon and power are those of all devices that
+    are summed up.
+    """
+    replica, moves = pool.replica, rebalancing[pool.name]
     return Holding(
         plan_digest=pool.plan.digest(),
         weights_gb_per_device=replica.weight_bytes_per_device / _BYTES_PER_GB,
@@ -145,7 +151,7 @@ def _holding(pool: PlacedPool, silicon_mm2: float | None, tdp_w: float | None) -
         silicon_mm2=silicon_mm2,
         tdp_w=tdp_w,
         precision=Precision(**asdict(replica.precision)),
-        device_facts=pool.facts,
+        device_facts={**pool.facts, **({"expert_rebalancing": moves} if moves else {})},
     )
 
 

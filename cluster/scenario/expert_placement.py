@@ -14,8 +14,11 @@ from pimserve.arrays import FloatArray
 from pimserve.device_models.expert_layout import ExpertOrder, Slots, layer_loads, layout
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.operators import Parallelism
+from pimserve.device_models.popularity_walk import Drift
 from pimserve.device_models.routing import expert_share
 from pimserve.errors import InputError
+from pimserve.loadgen.spec import PS_PER_S
+from pimserve.quantity import MAX_TIME_S, Quantity
 
 _WHERE = "cluster.expert_placement"
 _Expert = Annotated[int, Field(ge=0, lt=2**16)]
@@ -31,6 +34,20 @@ _Table = Annotated[
     | Annotated[tuple[tuple[_Expert, ...], ...], Tag("<by layer>")],
     Discriminator(lambda slots: "<by layer>" if _by_layer(slots) else "<for all layers>"),
 ]
+
+
+class RebalanceSpec(BaseModel):
+    """Layouts that follow popularities as they drift, each balanced by the loads of an interval.
+
+    In the interval after that its weights move over the links while steps go on, which do not wait for them; it holds
+    from the end of that one on.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    interval_s: Annotated[float, Quantity("s", least=1e-2, most=MAX_TIME_S)] = Field(
+        description="simulated time between two layouts, a multiple of `routing.drift.interval_s`"
+    )
 
 
 class ExpertPlacementSpec(BaseModel):
@@ -49,6 +66,9 @@ class ExpertPlacementSpec(BaseModel):
     redundant_experts: Annotated[int, Field(ge=0, le=2**16)] = Field(
         0, description="copies of hot experts in each MoE layer, beside the first ones (vLLM: num_redundant_experts)"
     )
+    rebalance: RebalanceSpec | None = Field(
+        None, description="with order: popularity and `routing.drift`, new layouts during the run; left out: none"
+    )
     slots: _Table | None = Field(
         None,
         description="in place of an order: the expert in each slot, group of devices by group, or a list of these for "
@@ -64,9 +84,31 @@ class ExpertPlacementSpec(BaseModel):
     def _own_table_alone(self) -> Self:
         if self.slots is not None and self.order != "contiguous":
             raise ValueError("slots stand in place of an order: leave one of both out")
+        if self.rebalance is not None and self.order != "popularity":
+            raise ValueError("rebalance goes with order: popularity")
         if self.file is not None:
             raise ValueError("a file is read with the scenario's own file only: give slots")
         return self
+
+    def rebalance_every(self, drift: Drift | None) -> int:
+        """Steps of the drift between two layouts; 0: there is one.
+
+        Raises:
+            InputError: popularities do not change, or in other intervals.
+        """
+        if self.rebalance is None:
+            return 0
+        where = f"{_WHERE}.rebalance"
+        if drift is None:
+            raise InputError(where, "popularities of experts do not change: give routing.drift, or leave it out")
+        every, rest = divmod(round(self.rebalance.interval_s * PS_PER_S), drift.interval_ps)
+        if rest or not every:
+            raise InputError(
+                f"{where}.interval_s",
+                f"must be a multiple of routing.drift.interval_s, {drift.interval_ps / PS_PER_S:g} s "
+                f"(got {self.rebalance.interval_s:g} s)",
+            )
+        return every
 
     def slots_of(self, model: ModelSpec, split: Parallelism, weights: Sequence[Sequence[float]]) -> tuple[Slots, ...]:
         """The expert in each slot, a row for all MoE layers or for each; empty: experts in order.

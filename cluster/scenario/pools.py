@@ -63,6 +63,7 @@ def place_pool(scenario: Scenario, name: str, model: ModelSpec, routing: Routing
             max_step_tokens=scenario.scheduler.max_step_tokens(model.max_model_len_tokens),
             expert_weights=weights,
             expert_slots=slots,
+            rebalance_every=0 if spec is None else spec.rebalance_every(routing.drift),
             backend=scenario.costs.measured_with,
             kernels=scenario.costs.kernels,
             expert_decision=scenario.costs.expert_decision,

@@ -171,7 +171,7 @@ class Aimc:
             raise InputError("cluster.tensor_parallel", f"{spread}: leave it out")
         if split.experts != "ep":
             raise InputError("cluster.experts", f"{spread}: leave it out, or at ep")
-        if demand.expert_slots:
+        if demand.expert_slots or demand.rebalance_every:
             where = "cluster.expert_placement"
             raise InputError(where, f"{spread}, which cluster.device.mapping places: leave it out")
         if split.nodes != 1:

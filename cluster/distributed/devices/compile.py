@@ -19,6 +19,7 @@ from pimserve.device_models.expert_layout import layer_loads
 from pimserve.device_models.memo import Memo
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.operators import operators_of
+from pimserve.device_models.rebalancing import placed_at
 from pimserve.device_models.routing import Routing, expert_share
 from pimserve.errors import InputError, validation_error
 from pimserve.scheduler.costs import ReplicaCosts
@@ -109,7 +110,8 @@ def _share(placed: PlacedPool, model: ModelSpec, routing: Routing, seed: int, ep
     if model.moe is None:
         return ()
     weights = routing.expert_weights(model.moe.experts, seed, epoch).tolist()
-    slots = () if placed.plan.experts is None else placed.plan.experts.slots
+    term = placed.plan.experts
+    slots = () if term is None else placed_at(term, routing, seed, epoch).slots
     shares = layer_loads(slots, [expert_share(row, model.moe.top_k) for row in weights])
     return tuple(shares.mean(axis=0).tolist())
 

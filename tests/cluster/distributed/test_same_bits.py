@@ -73,8 +73,13 @@ SCENARIOS: dict[str, list[str]] = {
     ],
     "popularities that drift, every layer drawn": [
         "routing={popularity: zipf, zipf_exponent: 1.0, mode: exact, drift: {interval_s: 0.3, sigma: 0.5}}",
-        "cluster.tensor_parallel=2", "cluster.expert_placement={order: popularity, redundant_experts: 4}",
+        "cluster.tensor_parallel=2",
+        "cluster.expert_placement={order: popularity, redundant_experts: 4, rebalance: {interval_s: 0.3}}",
         "workload.num_requests=6", "run.warmup_s=0",
+    ],
+    "experts that are rebalanced": [
+        "routing={popularity: zipf, zipf_exponent: 1.0, drift: {interval_s: 0.2, sigma: 0.5}}", "cluster.replicas=2",
+        "cluster.nodes=2", "cluster.expert_placement={order: popularity, rebalance: {interval_s: 0.4}}",
     ],
     "a closed loop": ["workload={mode: closed, concurrency: 5, num_requests: 20}", "cluster.replicas=4"],
     "bursts to the least loaded": ["cluster.replicas=4", "scheduler.router=least_outstanding",

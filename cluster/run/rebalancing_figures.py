@@ -1,0 +1,100 @@
+"""What rebalancing experts during a run took: moves, bytes, time and energy, and how even it made their load."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pimserve.arrays import IntArray
+from pimserve.cluster.scenario.placement import PlacedPool
+from pimserve.cluster.scenario.prepared import Prepared
+from pimserve.device_models.expert_layout import Slots, layer_loads
+from pimserve.device_models.experts import ExpertTerm
+from pimserve.device_models.model import BYTES_PER_ELEMENT
+from pimserve.device_models.plan import FS_PER_S, PJ_PER_J
+from pimserve.device_models.rebalancing import BEHIND, placed_at
+
+_BYTES_PER_GB = 10**9
+
+
+def rebalancing_facts(prepared: Prepared, pool: PlacedPool, end_s: float) -> dict[str, Any]:
+    """Of one replica; empty where nothing was rebalanced in a run that ended then.
+
+    `times`: layouts that took effect. `experts_moved`: weights of an expert of a layer that came to a group of devices
+    without them. `longest_transfer_s`: of one layout, until the busiest device has sent and received its part, over the
+    slowest of the links that there are. `joules`: reading them at the one end and writing them at the other, each as
+    the device reads weights; links draw nothing beside their device. `imbalance_before` and `imbalance_after`: load of
+    the busiest group over the mean, in the mean over layouts and layers, by the popularities of the time at which a
+    layout takes effect, of the layout before and of the new one.
+    """
+    term, drift, model = pool.plan.experts, prepared.routing.drift, prepared.model
+    if not isinstance(term, ExpertTerm) or not term.rebalance_every or drift is None or model.moe is None:
+        return {}
+    cluster = prepared.scenario.of_pool(pool.name).cluster
+    interval_s = term.rebalance_every * drift.interval_fs / FS_PER_S
+    seed, slices = prepared.scenario.run.seed, pool.devices_per_replica // term.groups
+    expert_bytes = model.moe.expert_parameters(model.hidden) * BYTES_PER_ELEMENT[model.routed_dtype]
+    links = [pool.device.spec.link_gb_per_s, *([cluster.node_gb_per_s] if cluster.nodes > 1 else [])]
+    moved, busiest, imbalance = 0, 0, []
+    last = max(BEHIND - 1, math.ceil(end_s / interval_s) - 1)
+    for number in range(BEHIND, last + 1):
+        epoch = number * term.rebalance_every
+        before, after = (placed_at(term, prepared.routing, seed, at).slots for at in (epoch - 1, epoch))
+        sent, received = _moves(before, after, term)
+        moved += int(received.sum())
+        busiest = max(busiest, int(sent.max()), int(received.max()))
+        loads = prepared.routing.expected_loads(term.experts, term.top_k, seed, range(epoch, epoch + 1)).tolist()
+        imbalance.append([_imbalance(slots, loads, term) for slots in (before, after)])
+    facts: dict[str, Any] = {"interval_s": interval_s, "times": len(imbalance)}
+    if imbalance:
+        before_mean, after_mean = np.mean(imbalance, axis=0).tolist()
+        facts |= {
+            "experts_moved": moved,
+            "gb_moved": moved * expert_bytes / _BYTES_PER_GB,
+            "longest_transfer_s": busiest * expert_bytes / slices / (min(links) * _BYTES_PER_GB),
+            "joules": 2 * moved * term.units[0].weight_pj / PJ_PER_J,
+            "imbalance_before": before_mean,
+            "imbalance_after": after_mean,
+        }
+    return facts
+
+
+def rebalancing_caveats(facts: Mapping[str, Any]) -> Iterator[str]:
+    """What must be read beside the figures of a run, in sentences; `facts` as `rebalancing_facts` gives them."""
+    if not facts.get("experts_moved"):
+        return
+    yield (
+        f"rebalancing experts moved {facts['gb_moved']:.3g} GB in each replica beside its steps, which neither wait "
+        f"for it nor share bandwidth with it; its {facts['joules']:.3g} J are not in the energy"
+    )
+    if facts["longest_transfer_s"] > facts["interval_s"]:
+        yield (
+            f"a new layout of experts takes up to {facts['longest_transfer_s']:.3g} s to move, longer than "
+            f"cluster.expert_placement.rebalance.interval_s, {facts['interval_s']:g} s: real ones would come later"
+        )
+
+
+def _moves(before: Sequence[Slots], after: Sequence[Slots], term: ExpertTerm) -> tuple[IntArray, IntArray]:
+    """(groups,) experts of all layers that each group sends, and that each gets; of copies the first one is sent."""
+    sent, received = np.zeros(term.groups, np.int64), np.zeros(term.groups, np.int64)
+    rows = max(len(before), len(after))
+    in_order = (tuple(range(term.experts)),)
+    for row in range(rows):
+        old, new = ((slots or in_order)[row % len(slots or in_order)] for slots in (before, after))
+        held = np.reshape(old, (term.groups, -1)).tolist()
+        home = {expert: group for group in reversed(range(term.groups)) for expert in held[group]}
+        for group, wanted in enumerate(np.reshape(new, (term.groups, -1)).tolist()):
+            for expert in set(wanted) - set(held[group]):
+                sent[home[expert]] += term.layers // rows
+                received[group] += term.layers // rows
+    return sent, received
+
+
+def _imbalance(slots: Sequence[Slots], loads: Sequence[Sequence[float]], term: ExpertTerm) -> float:
+    """Load of the busiest group over the mean, in the mean over layers."""
+    of_groups = layer_loads(slots, loads)
+    of_groups = of_groups.reshape(len(of_groups), term.groups, -1).sum(axis=2)
+    return float((of_groups.max(axis=1) / of_groups.mean(axis=1)).mean())
