@@ -2,24 +2,28 @@
 
 `evaluate` gives time, energy and busy time of steps by operator and unit, for numbers and columns alike; `DecodeSpan`
 is the time of n decode steps in closed form. Plans are of two kinds, which differ in the `StepTiming` of their layers
-and in nothing else: operators one after the other (`serial`), and tokens one behind the other (`pipeline`).
+and in nothing else: operators one after the other (`serial`), and tokens one behind the other (`pipeline`). Where
+experts have devices of their own, that is the time of attention's devices for each micro-batch, and `micro_batches`
+says which is where when.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from pimserve.arrays import IntArray
-from pimserve.device_models.experts import FEATURES, RoutedExperts
-from pimserve.device_models.operators import RowKind
-from pimserve.device_models.plan import HOST, ChunkShape, CostPlan, DecodeWay, StepTiming
+from pimserve.device_models.experts import FEATURES, MIXED_FEATURES, RoutedExperts
+from pimserve.device_models.micro_batches import BETWEEN
+from pimserve.device_models.operators import RowKind, Runs, Stage
+from pimserve.device_models.plan import HOST, ChunkShape, CostPlan, DecodeWay, RowTerm, StepTiming
 from pimserve.device_models.step import (
     Amount,
     N,
     OperatorTime,
+    StageTime,
     StepCosts,
     StepShape,
     StepTuple,
@@ -34,7 +38,24 @@ from pimserve.device_models.step import (
 def units_of(plan: CostPlan) -> tuple[str, ...]:
     """What a plan keeps busy: units of its devices, links, and the host."""
     host = (HOST,) if any(term.unit == HOST for term in plan.rows) else ()
-    return (*plan.units, *plan.timing.links, *host)
+    between = () if plan.micro_batches is None else BETWEEN
+    return (*plan.units, *plan.timing.links, *between, *host)
+
+
+def parts_of(plan: CostPlan, shape: StepShape[N]) -> list[StepShape[N]]:
+    """The micro-batches of steps or spans; the whole of them where experts have no devices of their own."""
+    return [shape] if plan.micro_batches is None else plan.micro_batches.split(shape, plan.data_parallel)
+
+
+def stage_times(plan: CostPlan, part: StepShape[N]) -> dict[tuple[Stage, Runs], N]:
+    """Time of attention and of row terms of a micro-batch, by stage and by where in the pass, all repeats together."""
+    every, busiest = counts_of(plan, part)
+    times: dict[tuple[Stage, Runs], N] = {("attention", "layers"): plan.timing.layers_fs(part)}
+    for term in plan.rows_of_parts:
+        time = term.time_fs((busiest if term.stage == "attention" else every)[term.rows])
+        key = term.stage, term.runs
+        times[key] = times[key] + time if key in times else time
+    return times
 
 
 def step_of(
@@ -86,12 +107,16 @@ def evaluate(plan: CostPlan, shape: StepShape[N], experts: Sequence[N] | None = 
     Args:
         plan: of one replica.
         shape: a step, or columns of steps or spans, (n,) each.
-        experts: of routed experts each of FEATURES, in a step or summed over a span; None: they are left out.
+        experts: of routed experts each of FEATURES, or of MIXED_FEATURES where the plan has micro-batches, in a step or
+            summed over a span; None: they are left out.
     """
-    costs = plan.timing.costs(shape)
+    costs: StepCosts[N] = StepCosts()
+    for part in parts_of(plan, shape):
+        costs.extend(plan.timing.costs(part))
+        _row_terms(plan, plan.rows_of_parts, part, costs)
+        _decode_attention(plan, part, costs)
+    _row_terms(plan, plan.rows_once, shape, costs)
     costs.prefill_fs = shape.prefill_fs
-    _row_terms(plan, shape, costs)
-    _decode_attention(plan, shape, costs)
     costs.energy.append(Amount(("attention_prefill", "dram"), 1, shape.prefill_dram_pj))
     costs.energy.append(Amount(("attention_prefill", "compute"), 1, shape.prefill_compute_pj))
     if experts is not None and plan.experts is not None:
@@ -100,9 +125,14 @@ def evaluate(plan: CostPlan, shape: StepShape[N], experts: Sequence[N] | None = 
 
 
 def add_experts(term: RoutedExperts, features: Sequence[N], costs: StepCosts[N]) -> None:
-    """Add routed experts, one entry for each of FEATURES, to what steps cost."""
-    entry = dict(zip(FEATURES, features, strict=True))
+    """Add routed experts, one entry for each of FEATURES or of MIXED_FEATURES, to what steps cost."""
+    mixed = len(features) > len(FEATURES)
+    entry = dict(zip(MIXED_FEATURES if mixed else FEATURES, features, strict=True))
     costs.operators.append(OperatorTime("routed experts", "moe", entry["time_fs"]))
+    if mixed:
+        costs.operators.append(OperatorTime("dispatch and combine", "communication", entry["link_fs"]))
+        of: tuple[tuple[StageTime, str], ...] = (("experts", "time_fs"), ("link", "link_fs"), ("work", "station_fs"))
+        costs.stages += [Amount(name, 1, entry[feature]) for name, feature in of]
     for unit, place in zip(term.units, ("first", "second"), strict=False):
         mean = entry[f"{place}_busy_fs"]
         costs.busy.append(Amount(("moe", unit.unit), 1, mean))
@@ -127,22 +157,39 @@ def step_times(
         steps: (m,) each, their single steps, as `each_step` has them.
         experts: (m, features) of routed experts in them.
     """
+    if plan.micro_batches is not None:
+        time = once_fs(plan, steps)
+        for part in parts_of(plan, steps):
+            attention = (fs for (stage, _), fs in stage_times(plan, part).items() if stage == "attention")
+            time = sum(attention, time)
+        if experts is None:
+            return time
+        return time + experts[:, MIXED_FEATURES.index("time_fs")] + experts[:, MIXED_FEATURES.index("link_fs")]
     _, counts = counts_of(plan, spans)
     rows_fs = plan.rows_fs(counts["tokens"], counts["outputs"], counts["decodes"], counts["prompts"])
     experts_fs = np.zeros_like(steps.steps) if experts is None else experts[:, FEATURES.index("time_fs")]
     return step_fs(plan.timing, steps, np.repeat(rows_fs, spans.steps), experts_fs)
 
 
-def _row_terms(plan: CostPlan, shape: StepShape[N], costs: StepCosts[N]) -> None:
-    """Add row terms to what steps cost."""
+def once_fs(plan: CostPlan, shape: StepShape[N]) -> N:
+    """Time before the micro-batches of single steps begin."""
+    _, busiest = counts_of(plan, shape)
+    return sum([term.time_fs(busiest[term.rows]) for term in plan.rows_once], 0 * shape.steps)
+
+
+def _row_terms(plan: CostPlan, terms: Sequence[RowTerm], shape: StepShape[N], costs: StepCosts[N]) -> None:
+    """Add row terms to what steps cost; experts and links with devices of their own have busy time and energy here, and
+    time where a step waits for them."""
     every, busiest = counts_of(plan, shape)
-    for term in plan.rows:
-        time = term.time_fs(busiest[term.rows]) * shape.steps
-        costs.operators.append(OperatorTime(term.name, term.category, time))
+    for term in terms:
+        here = term.stage == "attention"
+        time = term.time_fs((busiest if here else every)[term.rows]) * shape.steps
+        if here:
+            costs.operators.append(OperatorTime(term.name, term.category, time))
         costs.busy.append(Amount((term.category, term.unit), 1, time))
         energy, rows = term.energy, every[term.rows]
         # Requests are spread over the groups; a group without any reads no weights.
-        groups = least([rows, every["requests"], 0 * rows + plan.data_parallel])
+        groups = least([rows, every["requests"], 0 * rows + (plan.data_parallel if here else 1)])
         costs.energy += [
             Amount((term.category, "dram"), energy.dram_const, groups * shape.steps),
             Amount((term.category, "dram"), energy.dram_per_row, rows * shape.steps),
@@ -164,6 +211,27 @@ def _decode_attention(plan: CostPlan, shape: StepShape[N], costs: StepCosts[N]) 
             costs.busy.append(Amount(("attention_decode", term.unit), term.per_request, here * busiest))
             costs.energy.append(Amount(("attention_decode", "dram"), term.dram_per_token, seen))
             costs.energy.append(Amount(("attention_decode", "compute"), term.compute_per_token, seen))
+
+
+class Span(Protocol):
+    """Decode steps that follow each other."""
+
+    @property
+    def steps(self) -> int:
+        """How many there are."""
+
+    @property
+    def busiest_tokens(self) -> int:
+        """Of each step, in the busiest data-parallel group."""
+
+    def duration_fs(self, steps: int) -> int:
+        """Time of the first so many steps."""
+
+    def first_reaching(self, limit_fs: int, most: int, duration_fs: int) -> tuple[int, int]:
+        """(n, time of n steps) for the smallest n of at most `most` whose time is at least `limit_fs`.
+
+        `duration_fs` is the time of `most` steps, which is more than `limit_fs`.
+        """
 
 
 class DecodeSpan(NamedTuple):

@@ -29,6 +29,9 @@ FEATURES = (
     "dram_pj",
     "compute_pj",
 )
+# Of experts on devices of their own: `time_fs` is what a step waits for them beyond attention and links, `link_fs` what
+# it waits for links, and `station_fs` the time for which the experts' devices are at work.
+MIXED_FEATURES = (*FEATURES, "link_fs", "station_fs")
 GROUP_FEATURES = ("time_fs", "first_busy_fs", "second_busy_fs", "dram_pj", "compute_pj")
 
 

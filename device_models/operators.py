@@ -29,6 +29,7 @@ ALL_PARTS: frozenset[Part] = frozenset(get_args(Part))
 # Where in a step's pass an operator runs: in all layers, in the dense or in the MoE ones, before the first layer, or
 # after the last.
 Runs = Literal["layers", "dense_layers", "moe_layers", "first", "last"]
+Stage = Literal["attention", "dispatch", "experts", "combine"]  # on two groups of devices, and the links between them
 
 ACTIVATION_BYTES = 2  # activations travel in 16 bit whatever the weights are stored in
 

@@ -20,7 +20,8 @@ from typing import Literal, NamedTuple, Protocol
 
 from pimserve.device_models.aimc.crossbar_experts import CrossbarExperts
 from pimserve.device_models.experts import ExpertTerm
-from pimserve.device_models.operators import Category, RowKind, Runs
+from pimserve.device_models.micro_batches import MicroBatches
+from pimserve.device_models.operators import Category, RowKind, Runs, Stage
 from pimserve.device_models.pipeline import Load, PassivePower, PipelineTerm
 from pimserve.device_models.serial import SerialTiming, WayCosts
 from pimserve.device_models.step import N, StepCosts, StepShape, StepTuple, least, most, row_counts
@@ -31,7 +32,6 @@ PJ_PER_J = 10**12
 HOST = "host"  # the machine that the serving engine runs on, in busy tables where a plan has its time
 
 Pieces = tuple[tuple[int, int], ...]
-Stage = Literal["attention", "dispatch", "experts", "combine"]  # on two groups of devices, and the links between them
 
 
 class Chunk(NamedTuple):
@@ -199,6 +199,7 @@ class CostPlan:
     that, from prefill attention's, and from row terms that tokens do not pass one behind the other (the host); other
     terms then hold energies only. `passive` is power drawn on top; None where it is not known, or left out.
     `frontend_ps` passes between a client's sending a request and the scheduler's having it, beside the devices' work.
+    With `micro_batches`, experts are on devices of their own, the last of the `devices`, and a step's batch goes round.
     """
 
     devices: int
@@ -213,7 +214,8 @@ class CostPlan:
     pipeline: PipelineTerm | None = None
     passive: PassivePower | None = None
     frontend_ps: int = 0
-    version: Literal[4] = 4
+    micro_batches: MicroBatches | None = None
+    version: Literal[5] = 5
 
     def digest(self) -> str:
         """sha256 over the plan's canonical JSON."""
@@ -226,6 +228,16 @@ class CostPlan:
             return self.pipeline
         ways = [way.costs for way in self.decode_ways]
         return SerialTiming(self.data_parallel, ways, [term.unit for term in self.prefill[:1]])
+
+    @cached_property
+    def rows_once(self) -> tuple[RowTerm, ...]:
+        """With micro-batches, terms of what runs once for all of them, ahead: the host's work. Without, none."""
+        return tuple(term for term in self.rows if self.micro_batches is not None and term.runs == "first")
+
+    @cached_property
+    def rows_of_parts(self) -> tuple[RowTerm, ...]:
+        """All other row terms."""
+        return tuple(term for term in self.rows if term not in self.rows_once)
 
     def chunk_cost(self, chunk: ChunkShape) -> tuple[int, int, int]:
         """(fs, dram pJ, compute pJ) of the attention of a chunk of a prompt."""

@@ -29,10 +29,11 @@ _FINE_TOKENS = 32  # token counts up to this have a pool each; above, 2**_OCTAVE
 _OCTAVE_BITS = 3
 _LAYER_DRAWS = 2**13  # layer draws x experts of one pool, where all layers of all outcomes would need more
 _LEAST_DRAWS = 256
+_TABLES_KEPT = 512  # token counts of which the layers of all outcomes are kept
 _LEAST_OF_LAYER = 32  # where each layer has a law of its own
 _EPOCHS_KEPT = 16  # while popularities drift, of which pools are kept
 _NEVER_FS = 2**200
-_POOL, _EXACT, _RANK, _POPULARITY = 1, 2, 3, 4  # tags of random streams
+_POOL, _EXACT, _RANK, _POPULARITY, _ORDER = 1, 2, 3, 4, 5  # tags of random streams
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,9 +159,12 @@ class ExpertPools:
         weights = routing.expert_weights(term.experts, seed, epoch)
         self._probabilities = np.stack([pick_probabilities(row, term.top_k) for row in weights])
         self._slots = SlotCounts(term.slots)
-        self._pools = Memo(self._pool)  # by token counts that have one
+        self._drawn = Memo(self._draw, 2)  # by token counts that have a pool, as are the next two
+        self._pools = Memo(self._pool)
+        self._layer_pools = Memo(self._layer_pool)
         self._pool_times: Memo[int, list[int]] = Memo(lambda tokens: self._pools[tokens][:, 0].tolist())
         self.prefixes_fs = Memo(self._prefix_fs)  # by token count
+        self.layers_fs = Memo(self._layers_at, _TABLES_KEPT)  # by token count, (layers, POOL_SIZE) each
         self._between = Memo(self._buckets)
 
     def at(self, fs: int) -> ExpertPools:
@@ -231,18 +235,43 @@ class ExpertPools:
         """(..., features) of whole steps, at the speed of these pools."""
         return features
 
-    def exact_counts(self, tokens: int, replica: int, step: int) -> IntArray:
-        """(layers, slots): tokens of each expert in that outcome, or of each of its copies."""
-        rng = np.random.default_rng([self.seed, _EXACT, replica, step])
+    def exact_counts(self, tokens: int, replica: int, step: int, part: int = 0) -> IntArray:
+        """(layers, slots): tokens of each expert, or of each of its copies, in that outcome, or in that of a micro-batch
+        of the step."""
+        rng = np.random.default_rng([self.seed, _EXACT, replica, step, *([part] if part else [])])
         counts = draw_counts(rng, self._probabilities, tokens, self.term.layers // len(self._probabilities))
         return self._slots.of(counts.reshape(-1, 1, self.term.experts))[:, 0]
 
+    def exact_layers(self, tokens: int, replica: int, step: int, part: int = 0) -> IntArray:
+        """(layers, features): the same layer by layer, for a micro-batch of the step."""
+        _check_range(self.term, tokens)
+        return self.scaled(self.term.layer_features(self.exact_counts(tokens, replica, step, part)))
+
+    def _layers_at(self, tokens: int) -> IntArray:
+        """(layers, POOL_SIZE): time of each layer in all outcomes for `tokens` tokens.
+
+        Between two pools' token counts, layers of equal rank in their outcome are interpolated, where all have one law.
+        """
+        low, high = pool_bucket(tokens)
+        at_low = self._layer_pools[low]
+        if low == high:
+            return at_low
+        whole, rest = np.divmod(self._layer_pools[high] - at_low, high - low)
+        return np.asarray(at_low + whole * (tokens - low) + rest * (tokens - low) // (high - low))
+
     def _pool(self, tokens: int) -> IntArray:
         """(POOL_SIZE, features): the pool of a token count that has one."""
-        return self._draw(tokens)[self.rank]
+        return np.asarray(self._drawn[tokens].sum(axis=1)[self.rank])
+
+    def _layer_pool(self, tokens: int) -> IntArray:
+        """(layers, POOL_SIZE): times of that pool's layers; those of one law in an order that is the same in all."""
+        laws, layers = len(self._probabilities), self.term.layers
+        times = np.sort(self._drawn[tokens][self.rank, :, 0].reshape(POOL_SIZE, laws, -1), axis=2)
+        order = np.random.default_rng([self.seed, _ORDER]).random(times.shape).argsort(axis=2)
+        return np.ascontiguousarray(np.take_along_axis(times, order, axis=2).reshape(POOL_SIZE, layers).T)
 
     def _draw(self, tokens: int) -> IntArray:
-        """(POOL_SIZE, features), by ascending time.
+        """(POOL_SIZE, layers, features), by ascending time of all layers.
 
         Raises:
             OverflowError: energies do not fit 64 bit, in which numpy would go round without a word.
@@ -260,8 +289,9 @@ class ExpertPools:
         layer = term.layer_features(counts.reshape(-1, term.physical_experts)).reshape(laws, draws, len(FEATURES))
         # Drawing every layer of every outcome costs too much for large models: layers are resampled from exact draws.
         chosen = layer if draws == wanted else layer[np.arange(laws)[:, None], rng.integers(draws, size=(laws, wanted))]
-        outcomes = chosen.reshape(laws, POOL_SIZE, -1, len(FEATURES)).sum(axis=(0, 2))
-        return np.asarray(outcomes[np.argsort(outcomes[:, 0], kind="stable")])
+        outcomes = chosen.reshape(laws, POOL_SIZE, -1, len(FEATURES)).swapaxes(0, 1)
+        order = np.argsort(outcomes[..., 0].sum(axis=(1, 2)), kind="stable")
+        return np.asarray(outcomes[order].reshape(POOL_SIZE, term.layers, -1))
 
 
 def _check_range(term: RoutedExperts, tokens: int) -> None:

@@ -21,6 +21,7 @@ N = TypeVar("N", int, IntArray)
 K = TypeVar("K")
 BusyKey = tuple[Category, str]  # of a unit
 EnergyKey = tuple[Category, Literal["dram", "compute"]]
+StageTime = Literal["experts", "link", "work"]
 LINK = "link"  # in busy tables, where links are told apart from units
 
 
@@ -121,7 +122,7 @@ class StepShape(NamedTuple, Generic[N]):
 
 
 def each_step(spans: StepShape[IntArray]) -> StepShape[IntArray]:
-    """The single steps of spans, one after the other; chunks and energies of prompts, which take no time, are 0."""
+    """The single steps of spans, one after the other; energies of prompts, which take no time, are 0."""
     n = spans.steps
     number = np.arange(int(n.sum())) - np.repeat(np.cumsum(n) - n, n)
     decodes, nothing = np.repeat(spans.decodes, n), np.zeros_like(number)
@@ -130,7 +131,7 @@ def each_step(spans: StepShape[IntArray]) -> StepShape[IntArray]:
         decodes=decodes,
         context=np.repeat(spans.context, n) + number * decodes,
         prefill_tokens=np.repeat(spans.prefill_tokens, n),
-        chunks=nothing,
+        chunks=np.repeat(spans.chunks, n),
         outputs=np.repeat(spans.outputs, n),
         busiest_tokens=np.repeat(spans.busiest_tokens, n),
         anchor_tokens=np.repeat(spans.anchor_tokens, n),
@@ -168,6 +169,8 @@ class StepCosts(Generic[N]):
         chain_fs: time in which only the anchor's chain is under way, in a pipeline.
         loads: time of those devices of a pipeline that may have most to do, by place in `device_loads`.
         behind: what the mean device is behind the one with most to do in each layer of experts, by unit.
+        stages: where experts have devices of their own: what of the time attention's devices wait for "experts" and for
+            the "link", and the time for which the experts' devices are at "work".
     """
 
     operators: list[OperatorTime[N]] = field(default_factory=list)
@@ -177,6 +180,15 @@ class StepCosts(Generic[N]):
     chain_fs: N | None = None
     loads: list[Amount[int, N]] = field(default_factory=list)
     behind: list[Amount[str, N]] = field(default_factory=list)
+    stages: list[Amount[StageTime, N]] = field(default_factory=list)
+
+    def extend(self, other: StepCosts[N]) -> None:
+        """Add what the layers of another micro-batch of the same steps cost."""
+        self.operators += other.operators
+        self.busy += other.busy
+        self.loads += other.loads
+        if other.chain_fs is not None:
+            self.chain_fs = other.chain_fs if self.chain_fs is None else self.chain_fs + other.chain_fs
 
     @property
     def duration_fs(self) -> N:

@@ -8,13 +8,13 @@ from copy import copy
 import numpy as np
 
 from pimserve.arrays import IntArray
-from pimserve.device_models.evaluate import DecodeSpan, step_fs, step_of
+from pimserve.device_models.evaluate import DecodeSpan, Span, step_fs, step_of
 from pimserve.device_models.experts import FEATURES
 from pimserve.device_models.memo import Memo
 from pimserve.device_models.plan import ChunkShape, CostPlan
 from pimserve.device_models.routing import POOL_SIZE, ExpertPools
 from pimserve.device_models.slowdown import NORMAL, SlowPools, slow_plan
-from pimserve.device_models.step import StepTuple
+from pimserve.device_models.step import StepShape, StepTuple
 from pimserve.scheduler.requests import FOREVER
 
 MAX_SPAN = 65_536  # steps that one log row may stand for
@@ -82,7 +82,7 @@ class ReplicaCosts:
         if thousandths == NORMAL:
             return self
         pools = None if self.pools is None else SlowPools(self.pools, thousandths)
-        return ReplicaCosts(
+        return type(self)(
             slow_plan(self.plan, thousandths), pools, replica=self.replica, seed=self._seed, exact=self.exact
         )
 
@@ -112,7 +112,7 @@ class ReplicaCosts:
             rows_fs += self._requests_fs[decodes, prompts]
         return shape, step_fs(timing, shape, rows_fs, 0 if self.pools is None else self.experts_fs(tokens, step))
 
-    def decode_span(self, step: int, decodes: int, context: int, most: int) -> DecodeSpan:
+    def decode_span(self, step: int, decodes: int, context: int, most: int) -> Span:
         """At most `most` steps of decoding alone, the first of which has that number.
 
         `context` is what the requests attend to in the first step; it grows by `decodes` a step.
@@ -141,13 +141,14 @@ class ReplicaCosts:
             return int(features[0])
         return self.pools.time_fs(tokens, (self.offset + step) % POOL_SIZE)
 
-    def experts_features(self, tokens: IntArray, steps: IntArray) -> IntArray:
-        """(n, features): routed experts of executed steps with the given token counts and step numbers."""
+    def experts_features(self, steps: StepShape[IntArray], numbers: IntArray) -> IntArray:
+        """(n, features): routed experts of executed steps (n,) of those numbers."""
         assert self.pools is not None
+        tokens = steps.tokens
         if self.exact:
-            drawn = [self._recall(t, step) for t, step in zip(tokens.tolist(), steps.tolist(), strict=True)]
+            drawn = [self._recall(t, step) for t, step in zip(tokens.tolist(), numbers.tolist(), strict=True)]
             return np.array(drawn, np.int64).reshape(-1, len(FEATURES))
-        return self.pools.features(tokens, (self.offset + steps) % POOL_SIZE)
+        return self.pools.features(tokens, (self.offset + numbers) % POOL_SIZE)
 
     def _recall(self, tokens: int, step: int) -> IntArray:
         """The exact draw of a step: kept from when the engine asked for it, or drawn again."""

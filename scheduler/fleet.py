@@ -15,6 +15,7 @@ from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.engine import Engine
 from pimserve.scheduler.handover import Link
 from pimserve.scheduler.kv_cache import KvCache
+from pimserve.scheduler.mixed_costs import make_costs
 from pimserve.scheduler.requests import RequestTable
 from pimserve.scheduler.steplog import StepLog
 
@@ -97,7 +98,7 @@ class Pool:
         """What steps cost on the first replica; of others, `ReplicaCosts.of_replica`."""
         experts = self.plan.experts
         outcomes = ExpertPools(experts, routing, seed) if experts is not None else None
-        return ReplicaCosts(self.plan, outcomes, replica=self.first, seed=seed, exact=routing.mode == "exact")
+        return make_costs(self.plan, outcomes, replica=self.first, seed=seed, exact=routing.mode == "exact")
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,7 +102,7 @@ def expand(costs: ReplicaCosts, rows: SpanColumns, first_steps: IntArray) -> Ste
     if costs.plan.experts is not None:
         begins = np.cumsum(rows.steps) - rows.steps
         number = np.arange(len(steps.steps)) + np.repeat(first_steps - begins, rows.steps)
-        experts = costs.experts_features(steps.tokens, number)
+        experts = costs.experts_features(steps, number)
     return Steps(step_times(costs.plan, spans, steps, experts), steps.decodes, steps.context, experts)
 
 

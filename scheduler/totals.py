@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from pimserve.arrays import IntArray
 from pimserve.device_models.evaluate import units_of
 from pimserve.device_models.operators import CATEGORIES
 from pimserve.device_models.plan import CostPlan
-from pimserve.device_models.step import EnergyKey, StepCosts
+from pimserve.device_models.step import EnergyKey, StageTime, StepCosts
 from pimserve.scheduler.exact import exact_sum
 
 
@@ -27,6 +27,8 @@ class CostTotals:
         self._unit_fs = dict.fromkeys(units_of(plan), 0)  # without prefill attention
         self._loads = plan.timing.loads
         self._prefill_fs = 0  # prefill attention, of which units have their parts
+        # Where experts have devices of their own, as in `StepCosts.stages`; empty otherwise.
+        self.stage_fs: dict[StageTime, int] = dict.fromkeys(get_args(StageTime) if plan.micro_batches else (), 0)
 
     @property
     def unit_fs(self) -> dict[str, int]:
@@ -45,6 +47,8 @@ class CostTotals:
                 self._unit_fs[unit] += coefficient * exact_sum(times)
         if costs.prefill_fs is not None:
             self._prefill_fs += exact_sum(costs.prefill_fs)
+        for stage, coefficient, times in costs.stages:
+            self.stage_fs[stage] += coefficient * exact_sum(times)
         for key, coefficient, times in costs.energy:
             if coefficient:
                 self.energy_pj[key] += coefficient * exact_sum(times)
@@ -56,6 +60,7 @@ class CostTotals:
             "energy_pj": [[*key, value] for key, value in self.energy_pj.items()],
             "unit_fs": dict(self._unit_fs),
             "_pipeline_prefill_fs": self._prefill_fs,  # as checkpoints call it
+            "stage_fs": dict(self.stage_fs),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -64,3 +69,4 @@ class CostTotals:
         self.energy_pj.update({(category, kind): value for category, kind, value in state["energy_pj"]})
         self._unit_fs.update(state["unit_fs"])
         self._prefill_fs = state["_pipeline_prefill_fs"]
+        self.stage_fs.update(state["stage_fs"])

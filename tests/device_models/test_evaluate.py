@@ -5,7 +5,7 @@ from itertools import accumulate
 from typing import Any
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pimserve.device_models.evaluate import evaluate, shape_of, step_times, units_of
@@ -13,7 +13,7 @@ from pimserve.device_models.experts import FEATURES
 from pimserve.device_models.plan import Chunk, CostPlan
 from pimserve.device_models.routing import ExpertPools, Routing
 from pimserve.device_models.step import StepCosts, StepShape, each_step
-from pimserve.scheduler.costs import ReplicaCosts
+from pimserve.scheduler.mixed_costs import make_costs
 from tests.scheduler.reference_engine import dense_fs
 from tests.scheduler.strategies import plans
 
@@ -74,13 +74,14 @@ def test_columns_say_what_numbers_say(planned: tuple[CostPlan, list[StepShape[in
 def test_a_step_takes_what_the_naive_engine_says(
     plan: CostPlan, chunks: list[tuple[int, int]], decodes: int, mean: int, completed: int
 ) -> None:
+    assume(plan.micro_batches is None)
     if not chunks:
         decodes += 1
     outputs = decodes + min(completed, len(chunks))
     shape = shape_of(plan, decodes, decodes * mean, chunks, outputs)
     whole = dense_fs(plan, decodes, decodes * mean, [Chunk(*chunk) for chunk in chunks], outputs)
     assert evaluate(plan, shape).duration_fs == whole
-    mixed = ReplicaCosts(plan, None, replica=0, seed=0, exact=False)
+    mixed = make_costs(plan, None, replica=0, seed=0, exact=False)
     if plan.experts is None and chunks:
         assert mixed.prompt_step(0, decodes, decodes * mean, chunks, outputs) == (shape, whole)
 
@@ -92,7 +93,7 @@ def test_a_span_in_closed_form_is_its_steps(
 ) -> None:
     context = decodes * mean + min(extra, decodes - 1)
     pools = ExpertPools(plan.experts, Routing(), 0) if plan.experts is not None else None
-    replica = ReplicaCosts(plan, pools, replica=0, seed=0, exact=False)
+    replica = make_costs(plan, pools, replica=0, seed=0, exact=False)
     span = replica.decode_span(first_step, decodes, context, most)
     assert 1 <= span.steps <= most
     shape = shape_of(plan, decodes, context)
@@ -102,8 +103,8 @@ def test_a_span_in_closed_form_is_its_steps(
     numbers = [shape._replace(context=context + k * decodes) for k in range(span.steps)]
     features = np.zeros((span.steps, len(FEATURES)), np.int64)
     if pools is not None:
-        tokens = np.full(span.steps, decodes)
-        features = replica.experts_features(tokens, np.arange(first_step, first_step + span.steps))
+        steps = each_step(StepShape(*np.array(shape._replace(steps=span.steps))[:, None]))
+        features = replica.experts_features(steps, np.arange(first_step, first_step + span.steps))
     single = [evaluate(plan, each, row) for each, row in zip(numbers, features.tolist(), strict=True)]
     durations = [costs.duration_fs for costs in single]
     assert [span.duration_fs(n) for n in range(1, span.steps + 1)] == list(accumulate(durations))

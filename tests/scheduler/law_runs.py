@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
 from pimserve.loadgen.workload import Workload
 from pimserve.scheduler.config import SchedulerSpec
-from pimserve.scheduler.costs import ReplicaCosts
+from pimserve.scheduler.mixed_costs import make_costs
 from pimserve.scheduler.simulation import Served
 from pimserve.scheduler.slo import SloSpec
 from pimserve.scheduler.steplog import SpanColumns, expand
@@ -73,7 +73,7 @@ class Run:
         """(begin fs, duration fs, decodes, context, prefill tokens, chunks, outputs) of every step of a replica."""
         case = self.case
         exact = case.routing.mode == "exact"
-        costs = ReplicaCosts(case.plan, case.pools(), replica=replica, seed=case.seed, exact=exact)
+        costs = make_costs(case.plan, case.pools(), replica=replica, seed=case.seed, exact=exact)
         found: list[tuple[int, ...]] = []
         for begin, row in self.rows(replica):
             single = expand(costs.at(begin), SpanColumns(*(np.array([value]) for value in row)), np.array([len(found)]))

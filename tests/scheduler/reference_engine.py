@@ -6,12 +6,14 @@ in every step.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from pimserve.device_models.plan import Chunk, CostPlan, DecodeWay
 from pimserve.device_models.routing import POOL_SIZE, ExpertPools
+from tests.scheduler.reference_mixed import mixed_fs
 
 FS_PER_PS = 1000
 NEVER = -1
@@ -268,8 +270,24 @@ def run_reference(
         outputs = len(decoding) + len(completed)
         shape = [chunk for _, chunk in chunks]
         prefill_tokens = sum(chunk.tokens for chunk in shape)
-        duration = dense_fs(plan, len(decoding), context, shape, outputs)
-        if pools is not None:
+        if plan.micro_batches is not None:
+            assert pools is not None
+            duration = mixed_fs(
+                plan,
+                pools,
+                exact=mode == "exact",
+                replica=replica,
+                offset=offset,
+                step=len(result.steps),
+                decodes=len(decoding),
+                context=context,
+                chunks=shape,
+                outputs=outputs,
+                attention_fs=partial(fastest_attention_fs, plan),
+            )
+        else:
+            duration = dense_fs(plan, len(decoding), context, shape, outputs)
+        if pools is not None and plan.micro_batches is None:
             tokens, step = len(decoding) + prefill_tokens, len(result.steps)
             if mode == "exact":
                 duration += int(pools.at(now).exact(tokens, replica, step)[0])
@@ -315,8 +333,13 @@ def dense_fs(plan: CostPlan, decode_requests: int, context: int, chunks: list[Ch
         return pipeline_fs(plan, decode_requests, context, chunks, outputs)
     times = [sum(term.cost(chunk)[0] for term in plan.prefill) for chunk in chunks]
     tokens, _, prefill = plan.timing.prefill(decode_requests, chunks, times)
-    attention = min(attention_fs(plan, way, decode_requests, context, prefill) for way in plan.decode_ways)
+    attention = fastest_attention_fs(plan, decode_requests, context, prefill)
     return rows_fs(plan, decode_requests, len(chunks), outputs, tokens) + attention
+
+
+def fastest_attention_fs(plan: CostPlan, requests: int, context: int, prefill: int) -> int:
+    """Time of attention in the fastest way."""
+    return min(attention_fs(plan, way, requests, context, prefill) for way in plan.decode_ways)
 
 
 def attention_fs(plan: CostPlan, way: DecodeWay, requests: int, context: int, prefill: int) -> int:

@@ -23,6 +23,7 @@ from pimserve.device_models.plan import (
 )
 from pimserve.device_models.popularity_walk import Drift
 from pimserve.device_models.routing import POOL_SIZE, ExpertPools, Routing
+from tests.scheduler.mixed_strategies import mixed
 
 from .reference_engine import ReferenceRequest, ReferenceResult, run_reference
 
@@ -177,7 +178,7 @@ def pipelines(draw: st.DrawFn) -> CostPlan:
 
 @st.composite
 def plans(draw: st.DrawFn) -> CostPlan:
-    """Dense and MoE plans of 1 to 3 data-parallel groups, and pipelines."""
+    """Dense and MoE plans of 1 to 3 data-parallel groups, some with experts on devices of their own, and pipelines."""
     if draw(st.integers(0, 4)) == 0:
         return draw(pipelines())
     data_parallel = draw(st.integers(1, 3))
@@ -200,7 +201,7 @@ def plans(draw: st.DrawFn) -> CostPlan:
 
     prefill_piece = st.tuples(st.integers(0, 10**10), st.integers(0, 10**9), st.integers(0, 10**8))
     prefill_pieces = st.lists(prefill_piece, min_size=1, max_size=2).map(tuple)
-    return CostPlan(
+    plan = CostPlan(
         devices=data_parallel,
         data_parallel=data_parallel,
         units=("xpu", "pim"),
@@ -215,6 +216,8 @@ def plans(draw: st.DrawFn) -> CostPlan:
         overlap_attention=draw(st.booleans()),
         frontend_ps=draw(_FRONTEND_PS),
     )
+    elsewhere = plan.experts is not None and draw(st.booleans())
+    return draw(mixed(plan)) if elsewhere else plan
 
 
 @st.composite

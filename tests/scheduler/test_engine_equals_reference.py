@@ -14,6 +14,7 @@ from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.costs import ReplicaCosts, replica_offset
 from pimserve.scheduler.engine import Engine
 from pimserve.scheduler.kv_cache import KvCache
+from pimserve.scheduler.mixed_costs import make_costs
 from pimserve.scheduler.requests import FOREVER, NEVER, STATUS_NAMES, RequestTable
 from pimserve.scheduler.steplog import SpanColumns, StepLog, expand
 
@@ -53,7 +54,7 @@ class Recorder(StepLog):
 
 def run_engine(case: Case) -> tuple[Recorder, RequestTable, Engine]:
     plan, pools = case.plan, case.pools()
-    costs = ReplicaCosts(plan, pools, replica=case.replica, seed=case.seed, exact=case.routing.mode == "exact")
+    costs = make_costs(plan, pools, replica=case.replica, seed=case.seed, exact=case.routing.mode == "exact")
     costs.offset = case.offset
     chunked = case.max_num_batched_tokens is not None
     spec = SchedulerSpec.model_construct(  # without the check that the token budget holds every decode

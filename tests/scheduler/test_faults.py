@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from pimserve.device_models.experts import FEATURES
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
+from pimserve.device_models.step import each_step
 from pimserve.errors import InputError
 from pimserve.scheduler.config import SchedulerSpec
-from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.faults import Faults, FaultSpec
+from pimserve.scheduler.mixed_costs import make_costs
 from pimserve.scheduler.requests import FINISHED, NEVER, WAITING
 from pimserve.scheduler.simulation import Deployment, Served
 from pimserve.scheduler.slo import SloSpec
@@ -303,7 +304,7 @@ def test_the_recorded_slowdowns_give_the_steps_again(faulty: Faulty) -> None:
     told_of = run.summary().get("faults", {"slowdowns": ()})["slowdowns"]
     pools = case.pools()
     for replica in range(faulty.replicas):
-        normal = ReplicaCosts(case.plan, pools, replica=replica, seed=case.seed, exact=exact)
+        normal = make_costs(case.plan, pools, replica=replica, seed=case.seed, exact=exact)
         step = 0
         for begin, row in run.rows(replica):
             factors = [each["factor"] for each in told_of if each["replica"] == replica and each["first_step"] <= step]
@@ -367,18 +368,18 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(faulty: Faulty, lengths: li
 
 @given(cases(), st.integers(1001, 9999), st.integers(1, 300), st.integers(0, 1000))
 def test_a_slowed_plan_takes_that_much_longer(case: Case, thousandths: int, tokens: int, step: int) -> None:
-    normal = ReplicaCosts(case.plan, case.pools(), replica=0, seed=case.seed, exact=False)
+    normal = make_costs(case.plan, case.pools(), replica=0, seed=case.seed, exact=False)
     slowed = normal.slowed(thousandths)
     rows = (0, 0, 1, tokens, 20 * tokens, 0, 0, tokens, -(-tokens // case.plan.data_parallel), 0, 0, 0, 0, 1, 1, 0)
     one = SpanColumns(*(np.array([value]) for value in rows))
     before, after = (int(expand(costs, one, np.array([step])).duration_fs[0]) for costs in (normal, slowed))
     # Rounding is of single coefficients, by half a femtosecond each.
     assert after == pytest.approx(before * thousandths / 1000, rel=1e-6, abs=20 * 40 * tokens)
-    if slowed.pools is not None:
+    if slowed.pools is not None and case.plan.micro_batches is None:
         prefix, at = slowed.experts_prefix(tokens, step)
-        counts, steps = np.full(5, tokens), np.arange(step, step + 5)
-        features = slowed.experts_features(counts, steps)
+        five, steps = each_step(one._replace(steps=np.array([5])).shape), np.arange(step, step + 5)
+        features = slowed.experts_features(five, steps)
         assert prefix[at + 5] - prefix[at] == features[:, 0].sum()
         assert [slowed.experts_fs(tokens, number) for number in steps.tolist()] == features[:, 0].tolist()
         energy = slice(FEATURES.index("dram_pj"), None)
-        assert (features[:, energy] == normal.experts_features(counts, steps)[:, energy]).all()
+        assert (features[:, energy] == normal.experts_features(five, steps)[:, energy]).all()

@@ -16,7 +16,7 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from pimserve.device_models.operators import CATEGORIES
-from pimserve.device_models.plan import FS_PER_PS, FS_PER_S, HOST
+from pimserve.device_models.plan import FS_PER_PS, FS_PER_S, HOST, CostPlan, RowTerm
 from pimserve.errors import InputError
 from pimserve.scheduler import fleet, steplog
 from pimserve.scheduler.engine import Engine
@@ -25,6 +25,7 @@ from pimserve.scheduler.summary import digest
 from tests.scheduler.law_runs import REPLICAS, ROUTERS, Run, runs
 
 from .reference_engine import UNLIMITED
+from .reference_mixed import dealt
 from .strategies import Case, cases
 
 
@@ -267,15 +268,22 @@ def test_row_terms_are_the_sums_of_their_steps(run: Run) -> None:
     for replica, log in enumerate(logs):
         assert (HOST in log.unit_fs) == bool(host)
         if host and plan.data_parallel == 1:
-            steps = [row_counts(step) for step in run.steps(replica)]
-            assert log.unit_fs[HOST] == sum(term.time_fs(counts[term.rows]) for counts in steps for term in host)
+            steps = [(term, row_counts(step, term, plan)) for step in run.steps(replica) for term in host]
+            assert log.unit_fs[HOST] == sum(
+                term.time_fs(counts[term.rows]) for term, parts in steps for counts in parts
+            )
 
 
-def row_counts(step: tuple[int, ...]) -> dict[str, int]:
-    """What row terms of each kind count in a step."""
+def row_counts(step: tuple[int, ...], term: RowTerm, plan: CostPlan) -> list[dict[str, int]]:
+    """What row terms of each kind count in each micro-batch of a step, or in all of it, for such a term."""
     _, _, decodes, _, prefill_tokens, chunks, outputs = step
-    found = {"tokens": decodes + prefill_tokens, "outputs": outputs, "decodes": decodes, "prompts": chunks}
-    return {**found, "requests": decodes + chunks}
+    parts = 1 if plan.micro_batches is None or term.runs == "first" else plan.micro_batches.parts
+    requests, prompts = (
+        dealt(decodes, parts),
+        [dealt(n, parts)[::-1] for n in (prefill_tokens, outputs - decodes, chunks)],
+    )
+    shares = zip(requests, *prompts, strict=True)
+    return [{"tokens": d + t, "outputs": d + o, "decodes": d, "prompts": c, "requests": d + c} for d, t, o, c in shares]
 
 
 def row_energy_pj(run: Run) -> Counter[tuple[str, str]]:
@@ -283,12 +291,13 @@ def row_energy_pj(run: Run) -> Counter[tuple[str, str]]:
     found: Counter[tuple[str, str]] = Counter()
     for replica in range(len(run.blocks)):
         for step in run.steps(replica):
-            counts = row_counts(step)
             for term in run.case.plan.rows:
-                n, energy = counts[term.rows], term.energy
-                groups = min(run.case.plan.data_parallel, n, counts["requests"])
-                found[term.category, "dram"] += energy.dram_const * groups + energy.dram_per_row * n
-                found[term.category, "compute"] += energy.compute_per_row * n
+                data_parallel = run.case.plan.data_parallel if term.stage == "attention" else 1
+                for counts in row_counts(step, term, run.case.plan):
+                    n, energy = counts[term.rows], term.energy
+                    groups = min(data_parallel, n, counts["requests"])
+                    found[term.category, "dram"] += energy.dram_const * groups + energy.dram_per_row * n
+                    found[term.category, "compute"] += energy.compute_per_row * n
     return found
 
 

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S, CostPlan
 from pimserve.errors import InputError
 from pimserve.scheduler.config import SchedulerSpec
-from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.departures import Move
 from pimserve.scheduler.engine import Engine
 from pimserve.scheduler.fleet import DECODE, PREFILL
 from pimserve.scheduler.handover import Lines, Link
 from pimserve.scheduler.kv_cache import KvCache
+from pimserve.scheduler.mixed_costs import make_costs
 from pimserve.scheduler.requests import FINISHED, FOREVER, NEVER, REJECTED, RequestTable
 from pimserve.scheduler.simulation import Deployment, Served
 from pimserve.scheduler.slo import SloSpec
@@ -95,7 +95,7 @@ def test_caches_go_in_the_order_in_which_prompts_are_done_whatever_window_they_w
 def test_what_leaves_when_a_step_ends_has_its_blocks_until_then() -> None:
     table = RequestTable(np.zeros(1, np.int64), np.array([20]), np.array([2]), 100)
     table["emitted_tokens"][0] = 1
-    costs = ReplicaCosts(PLAN, None, replica=1, seed=0, exact=False)
+    costs = make_costs(PLAN, None, replica=1, seed=0, exact=False)
     log = StepLog(costs, (0, FOREVER))
     engine = Engine(costs, SPEC, kv=KvCache(10, SPEC.block_size), table=table, log=log, pool=DECODE)
     assert engine.seen_at(0).spare_kv_blocks == 10

@@ -29,7 +29,7 @@ def experts_of(costs: ReplicaCosts, block: np.ndarray, first: np.ndarray) -> np.
     if costs.plan.experts is None:
         return None
     if costs.exact:
-        return costs.experts_features(tokens, first)
+        return costs.experts_features(rows.shape, first)
     spans = PooledSpans(costs)
     return spans.features(tokens, spans.outcomes(first), rows.steps)
 

@@ -1,0 +1,85 @@
+"""One plan of two groups of devices, of which one has attention and the other the experts, and of the link between."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+from dataclasses import replace
+from typing import Any
+
+from pimserve.device_models.micro_batches import MicroBatches, Visit
+from pimserve.device_models.model import ModelSpec
+from pimserve.device_models.operators import Part, Runs
+from pimserve.device_models.pipeline import PassivePower
+from pimserve.device_models.plan import HOST, CostPlan, RowTerm
+from pimserve.device_models.slowdown import in_repeats
+
+EXPERTS = "experts"  # before the names of units of the experts' devices
+
+
+def mixed_plan(
+    model: ModelSpec,
+    attention: CostPlan,
+    experts: CostPlan,
+    link: Sequence[RowTerm],
+    *,
+    on_experts: Set[Part],
+    micro_batches: int,
+) -> CostPlan:
+    """What steps cost on both groups.
+
+    Args:
+        model: the model.
+        attention: plan of the group that has the KV cache, with the collectives among its devices.
+        experts: of the other one, likewise.
+        link: what dispatch and combine take, as terms of these stages.
+        on_experts: parts of the model that the other group has.
+        micro_batches: that a step's batch is cut into.
+    """
+    assert experts.experts is not None
+    units = {unit: f"{EXPERTS}_{unit}" for unit in experts.units} | {HOST: HOST}
+    rows = [
+        replace(row, unit=units.get(row.unit, f"{EXPERTS}_{row.unit}"), stage="experts")
+        for row in experts.rows
+        if row.unit != HOST  # there is one serving engine, with attention
+    ]
+    routed: Any = experts.experts
+    term = replace(routed, units=tuple(replace(unit, unit=units[unit.unit]) for unit in routed.units))
+    visits, closing = _visits(model, on_experts)
+    plan = replace(
+        attention,
+        devices=attention.devices + experts.devices,
+        units=(*attention.units, *(units[unit] for unit in experts.units)),
+        rows=(*attention.rows, *rows, *link),
+        experts=term,
+        passive=_passive(attention.passive, experts.passive),
+        micro_batches=MicroBatches(
+            micro_batches, (model.layers, model.dense_layers, model.moe_layers), tuple(visits), closing
+        ),
+    )
+    return in_repeats(plan)
+
+
+def _visits(model: ModelSpec, on_experts: Set[Part]) -> tuple[list[Visit], tuple[int, int]]:
+    """Visits to the experts' devices, in the order of the pass, and (layers, dense layers) after the last one."""
+    visits: list[Visit] = []
+    layers = dense = 0
+    for layer in range(model.layers):
+        layers += 1
+        is_moe = model.moe is not None and layer >= model.moe.first_layer
+        is_moe = is_moe and model.moe is not None and (layer - model.moe.first_layer) % model.moe.every == 0
+        calls: Runs | None = "moe_layers" if is_moe else "dense_layers" if "dense_ffn" in on_experts else None
+        dense += not is_moe and calls is None
+        if calls is not None:
+            visits.append(Visit(layers, dense, int(is_moe), calls))
+            layers = dense = 0
+    if "lm_head" in on_experts:
+        visits.append(Visit(layers, dense, 0, "last"))
+        layers = dense = 0
+    return visits, (layers, dense)
+
+
+def _passive(one: PassivePower | None, other: PassivePower | None) -> PassivePower | None:
+    """Of both groups; None where it is not known of one."""
+    if one is None or other is None:
+        return None
+    return PassivePower(one.idle_uw + other.idle_uw, one.step_uw + other.step_uw, one.chain_uw + other.chain_uw)

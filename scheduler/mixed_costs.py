@@ -1,0 +1,220 @@
+"""Costs of a replica whose experts are on devices of their own, and whose steps go round in micro-batches.
+
+Micro-batch p of m of step k takes outcome (offset + k m + p) mod POOL_SIZE of the experts' pool for its token count:
+with one micro-batch, the outcomes of any other replica.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+
+from pimserve.arrays import IntArray
+from pimserve.device_models.evaluate import DecodeSpan, Span, once_fs, parts_of, shape_of, stage_times, step_of
+from pimserve.device_models.experts import FEATURES, MIXED_FEATURES
+from pimserve.device_models.memo import Memo
+from pimserve.device_models.micro_batches import MicroBatches, PartTimes, schedule_fs
+from pimserve.device_models.plan import ChunkShape, CostPlan
+from pimserve.device_models.routing import POOL_SIZE, ExpertPools
+from pimserve.device_models.step import StepShape, StepTuple
+from pimserve.scheduler.costs import ReplicaCosts
+
+_STEPS_TOGETHER = 4096  # of which schedules are worked out in one go
+_COLUMNS_FROM = 12  # steps that are worked out sooner as columns than one by one
+_TABLES_KEPT = 512  # token counts of which the layers of all outcomes are kept
+_TIME, _LINK, _WORK = (MIXED_FEATURES.index(name) for name in ("time_fs", "link_fs", "station_fs"))
+
+
+@dataclass(frozen=True, slots=True)
+class MixedSpan:
+    """Decode steps that follow each other; `ends_fs`: when each of them ends."""
+
+    busiest_tokens: int
+    ends_fs: Sequence[int]
+
+    @property
+    def steps(self) -> int:
+        """How many there are."""
+        return len(self.ends_fs)
+
+    def duration_fs(self, steps: int) -> int:
+        """Time of the first so many steps."""
+        return self.ends_fs[steps - 1]
+
+    def first_reaching(self, limit_fs: int, most: int, duration_fs: int) -> tuple[int, int]:
+        """(n, time of n steps) for the smallest n of at most `most` whose time is at least `limit_fs`."""
+        del most, duration_fs
+        n = bisect_left(self.ends_fs, limit_fs) + 1
+        return n, self.ends_fs[n - 1]
+
+
+class MixedCosts(ReplicaCosts):
+    """Times of steps on one replica of a plan with micro-batches."""
+
+    def __init__(self, plan: CostPlan, pools: ExpertPools | None, *, replica: int, seed: int, exact: bool) -> None:
+        super().__init__(plan, pools, replica=replica, seed=seed, exact=exact)
+        assert plan.micro_batches is not None
+        self._micro: MicroBatches = plan.micro_batches
+        self._decoding: Memo[int, PartTimes[int]] = Memo(self._fixed)  # by requests of a micro-batch that decodes
+        self._once_fs: Memo[int, int] = Memo(lambda requests: once_fs(plan, shape_of(plan, requests, 0)))
+        self._remember()
+
+    def _remember(self) -> None:
+        """Tables of the pools, by tokens."""
+        self._prefixes_fs: Memo[int, list[int]] = Memo(self._prefix_fs)
+        self._outcomes_fs: Memo[int, list[list[int]]] = Memo(self._layers_of_outcomes, _TABLES_KEPT)
+
+    def at(self, fs: int) -> ReplicaCosts:
+        """As of any replica."""
+        other = super().at(fs)
+        if other is not self and isinstance(other, MixedCosts):
+            other._remember()
+        return other
+
+    def prompt_step(
+        self, step: int, decodes: int, context: int, chunks: Sequence[ChunkShape], outputs: int
+    ) -> tuple[StepTuple[int], int]:
+        """As of any replica."""
+        shape = step_of(self._timing, decodes, context, chunks, outputs, self._chunk_cost)
+        whole = StepShape(*shape)
+        parts = [
+            self._micro.times(stage_times(self.plan, part), self._routed(part.tokens, step, place))
+            for place, part in enumerate(parts_of(self.plan, whole))
+        ]
+        return shape, once_fs(self.plan, whole) + schedule_fs(parts)
+
+    def decode_span(self, step: int, decodes: int, context: int, most: int) -> Span:
+        """As of any replica; within a span the time of attention's devices grows evenly."""
+        sizes = self._micro.sizes(decodes, context)
+        steps, grows = min(most, self.max_span), []
+        for size, of_size in sizes:
+            first, growth, steps = self._timing.decode_span(size, of_size, steps)
+            grows.append((size, first, growth))
+        share, once = -(-decodes // self.plan.data_parallel), self._once_fs[decodes]
+        if self._micro.parts == 1:
+            prefix, at = self._experts_prefix(decodes, step)
+            return DecodeSpan(
+                steps, share, once + grows[0][1] + self._decoding[decodes].whole_fs, grows[0][2], prefix, at
+            )
+        layers, micro = self._micro.counts[0], self._micro
+        if steps >= _COLUMNS_FROM:
+            after = np.arange(steps)
+            columns = [
+                micro.decoding(
+                    self._decoding[size],
+                    (first + growth * after) // layers,
+                    list(self._layers_fs(size + 0 * after, step + after, place)),
+                )
+                for place, (size, first, growth) in enumerate(grows)
+            ]
+            return MixedSpan(share, np.cumsum(once + schedule_fs(columns)).tolist())
+        times = []
+        for number in range(steps):
+            parts = []
+            for place, (size, first, growth) in enumerate(grows):
+                routed = self._routed(size, step + number, place)
+                parts.append(micro.decoding(self._decoding[size], (first + growth * number) // layers, routed))
+            times.append(once + schedule_fs(parts))
+        return MixedSpan(share, list(accumulate(times)))
+
+    def experts_features(self, steps: StepShape[IntArray], numbers: IntArray) -> IntArray:
+        """(n, mixed features): routed experts of executed steps of those numbers, and what the steps wait for."""
+        features = np.zeros((len(numbers), len(MIXED_FEATURES)), np.int64)
+        for begin in range(0, len(numbers), _STEPS_TOGETHER):
+            here = slice(begin, begin + _STEPS_TOGETHER)
+            shape, number = StepShape(*(column[here] for column in steps)), numbers[here]
+            parts = self._times(shape, number)
+            time, without = schedule_fs(parts), schedule_fs([part.free_links for part in parts])
+            features[here, : len(FEATURES)] = self._drawn_features(shape, number)
+            features[here, _TIME] = without - sum([part.attention_fs for part in parts], 0 * time)
+            features[here, _LINK] = time - without
+            features[here, _WORK] = sum([part.experts_fs for part in parts], 0 * time)
+        return features
+
+    def _fixed(self, requests: int) -> PartTimes[int]:
+        """What a micro-batch that decodes takes but for decode attention and routed experts."""
+        part = shape_of(self.plan, requests, 0)
+        times = stage_times(self.plan, part)
+        times["attention", "layers"] -= self._timing.layers_fs(part)
+        return self._micro.times(times, [0] * self._micro.counts[2])
+
+    def _routed(self, tokens: int, step: int, place: int) -> Sequence[int]:
+        """Routed experts of each layer for the micro-batch at a place of a step."""
+        if self.exact:
+            layers: list[int] = self._drawn_layers(tokens, step, place)[:, 0].tolist()
+            return layers
+        return self._outcomes_fs[tokens][(self.offset + step * self._micro.parts + place) % POOL_SIZE]
+
+    def _experts_prefix(self, tokens: int, step: int) -> tuple[Sequence[int], int]:
+        """(prefix, i): without micro-batches, routed experts of n steps take prefix[i + n] - prefix[i]."""
+        if self.exact:
+            return (0, sum(self._routed(tokens, step, 0))), 0
+        return self._prefixes_fs[tokens], (self.offset + step) % POOL_SIZE
+
+    def _prefix_fs(self, tokens: int) -> list[int]:
+        assert self.pools is not None
+        times: list[int] = self.pools.layers_fs[tokens].sum(axis=0).tolist()
+        return list(accumulate(times * 2, initial=0))
+
+    def _layers_of_outcomes(self, tokens: int) -> list[list[int]]:
+        """By outcome, the time of each layer."""
+        assert self.pools is not None
+        times: list[list[int]] = self.pools.layers_fs[tokens].T.tolist()
+        return times
+
+    def _times(self, steps: StepShape[IntArray], numbers: IntArray) -> list[PartTimes[IntArray]]:
+        """Of the micro-batches of single steps (n,)."""
+        return [
+            self._micro.times(stage_times(self.plan, part), list(self._layers_fs(part.tokens, numbers, place)))
+            for place, part in enumerate(parts_of(self.plan, steps))
+        ]
+
+    def _layers_fs(self, tokens: IntArray, numbers: IntArray, place: int) -> IntArray:
+        """(layers, n): routed experts of the micro-batch at a place of steps of those numbers, with `tokens` (n,)."""
+        pools = self.pools
+        assert pools is not None
+        if self.exact:
+            drawn = [
+                self._drawn_layers(t, step, place) for t, step in zip(tokens.tolist(), numbers.tolist(), strict=True)
+            ]
+            return np.stack([layers[:, 0] for layers in drawn], axis=1)
+        outcome = self._outcomes(numbers, place)
+        distinct, which = np.unique(tokens, return_inverse=True)
+        if len(distinct) == 1:
+            return np.asarray(pools.layers_fs[int(distinct[0])][:, outcome])
+        times = np.empty((pools.term.layers, len(tokens)), np.int64)
+        for number, of_tokens in enumerate(distinct.tolist()):
+            here = which == number
+            times[:, here] = pools.layers_fs[of_tokens][:, outcome[here]]
+        return times
+
+    def _drawn_features(self, steps: StepShape[IntArray], numbers: IntArray) -> IntArray:
+        """(n, features): of the routed experts of all micro-batches of single steps."""
+        pools = self.pools
+        assert pools is not None
+        features = np.zeros((len(numbers), len(FEATURES)), np.int64)
+        for place, part in enumerate(parts_of(self.plan, steps)):
+            if self.exact:
+                each = zip(part.tokens.tolist(), numbers.tolist(), strict=True)
+                features += np.stack([self._drawn_layers(t, step, place).sum(axis=0) for t, step in each])
+            else:
+                features += pools.features(part.tokens, self._outcomes(numbers, place))
+        return features
+
+    def _outcomes(self, numbers: IntArray, place: int) -> IntArray:
+        return (self.offset + numbers * self._micro.parts + place) % POOL_SIZE
+
+    def _drawn_layers(self, tokens: int, step: int, place: int) -> IntArray:
+        """(layers, features): the exact draw of a micro-batch."""
+        assert self.pools is not None
+        return self.pools.exact_layers(tokens, self.replica, step, place)
+
+
+def make_costs(plan: CostPlan, pools: ExpertPools | None, *, replica: int, seed: int, exact: bool) -> ReplicaCosts:
+    """What steps of a plan cost on a replica."""
+    kind = ReplicaCosts if plan.micro_batches is None else MixedCosts
+    return kind(plan, pools, replica=replica, seed=seed, exact=exact)

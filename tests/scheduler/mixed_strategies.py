@@ -1,0 +1,50 @@
+"""Random plans of replicas whose experts are on devices of their own."""
+
+from dataclasses import replace
+
+from hypothesis import strategies as st
+
+from pimserve.device_models.micro_batches import COMBINE, DISPATCH, MicroBatches, Visit
+from pimserve.device_models.operators import Runs
+from pimserve.device_models.plan import CostPlan, Energy, RowTerm
+from pimserve.device_models.slowdown import in_repeats
+
+FS_PER_MS = 10**12
+
+
+@st.composite
+def mixed(draw: st.DrawFn, plan: CostPlan) -> CostPlan:
+    """The plan with its experts elsewhere: layers of both kinds in any order, parts of the model on either group."""
+    assert plan.experts is not None
+    moe_layers, dense_layers = plan.experts.layers, draw(st.integers(0, 3))
+    dense_there, head_there = draw(st.booleans()), draw(st.booleans())
+    kinds = draw(st.permutations(["moe"] * moe_layers + ["dense"] * dense_layers))
+    visits: list[Visit] = []
+    layers = dense = 0
+    for kind in kinds:
+        layers += 1
+        if kind == "moe" or dense_there:
+            visits.append(Visit(layers, dense, int(kind == "moe"), "moe_layers" if kind == "moe" else "dense_layers"))
+            layers = dense = 0
+        else:
+            dense += 1
+    if head_there:
+        visits.append(Visit(layers, dense, 0, "last"))
+        layers = dense = 0
+    calls = sorted({visit.calls for visit in visits})
+    rows = [replace(row, runs=draw(_runs(dense_layers, dense_there=dense_there))) for row in plan.rows]
+    for stage, unit in (("dispatch", DISPATCH), ("experts", "experts_xpu"), ("combine", COMBINE)):
+        for runs in calls:
+            pieces = ((draw(st.integers(0, FS_PER_MS)), draw(st.integers(0, FS_PER_MS // 10))),)
+            count = "outputs" if runs == "last" else "tokens"
+            rows.append(RowTerm("there", "moe", unit, count, pieces, Energy(1, 2, 3), runs=runs, stage=stage))
+    counts = moe_layers + dense_layers, dense_layers, moe_layers
+    micro = MicroBatches(draw(st.integers(1, 4)), counts, tuple(visits), (layers, dense))
+    units = (*plan.units, "experts_xpu")
+    return in_repeats(replace(plan, devices=plan.devices + 1, units=units, rows=tuple(rows), micro_batches=micro))
+
+
+def _runs(dense_layers: int, *, dense_there: bool) -> st.SearchStrategy[Runs]:
+    """Where in a pass attention's devices run something."""
+    here: list[Runs] = ["layers", "moe_layers", "first", "last"]
+    return st.sampled_from([*here, "dense_layers"] if dense_layers and not dense_there else here)
