@@ -236,8 +236,7 @@ class ExpertPools:
         return features
 
     def exact_counts(self, tokens: int, replica: int, step: int, part: int = 0) -> IntArray:
-        """(layers, slots): tokens of each expert, or of each of its copies, in that outcome, or in that of a micro-batch
-        of the step."""
+        """(layers, slots): tokens of each expert, or of each of its copies, in that outcome, or in a micro-batch's."""
         rng = np.random.default_rng([self.seed, _EXACT, replica, step, *([part] if part else [])])
         counts = draw_counts(rng, self._probabilities, tokens, self.term.layers // len(self._probabilities))
         return self._slots.of(counts.reshape(-1, 1, self.term.experts))[:, 0]

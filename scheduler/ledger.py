@@ -16,6 +16,7 @@ from pimserve.arrays import IntArray
 from pimserve.device_models.evaluate import evaluate
 from pimserve.device_models.experts import FEATURES
 from pimserve.device_models.routing import POOL_SIZE
+from pimserve.device_models.step import each_step
 from pimserve.errors import PimserveError
 from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.exact import exact_dot, exact_sum
@@ -95,6 +96,20 @@ class ReplicaLedger(CostTotals):
         super().restore(state)
         for name in _SUMS:
             setattr(self, name, state[name])
+
+
+def mixed_features(costs: ReplicaCosts, rows: SpanColumns, first_steps: IntArray) -> IntArray:
+    """(n, mixed features): routed experts of spans, and what their steps wait for, of a plan with micro-batches.
+
+    Args:
+        costs: the replica's costs.
+        rows: (n,) spans.
+        first_steps: (n,), the number of each one's first step.
+    """
+    begins = np.cumsum(rows.steps) - rows.steps
+    numbers = np.arange(int(rows.steps.sum())) + np.repeat(first_steps - begins, rows.steps)
+    features = costs.experts_features(each_step(rows.shape), numbers)
+    return np.add.reduceat(features, begins) if len(begins) else features
 
 
 class PooledSpans:

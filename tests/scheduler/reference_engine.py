@@ -274,7 +274,7 @@ def run_reference(
             assert pools is not None
             duration = mixed_fs(
                 plan,
-                pools,
+                pools.at(now),
                 exact=mode == "exact",
                 replica=replica,
                 offset=offset,

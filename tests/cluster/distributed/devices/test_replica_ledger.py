@@ -12,7 +12,7 @@ from pimserve.cluster.distributed.devices.flows import share
 from pimserve.device_models.plan import FS_PER_PS
 from pimserve.errors import InputError
 from pimserve.scheduler.costs import ReplicaCosts
-from pimserve.scheduler.ledger import PooledSpans, ReplicaLedger, TimesDifferError
+from pimserve.scheduler.ledger import PooledSpans, ReplicaLedger, TimesDifferError, mixed_features
 from pimserve.scheduler.steplog import SpanColumns, StepLog
 from tests.cluster.distributed.devices.served import SCENARIOS, run
 from tests.scheduler.test_laws import Run, runs
@@ -28,6 +28,8 @@ def experts_of(costs: ReplicaCosts, block: np.ndarray, first: np.ndarray) -> np.
     tokens = rows.decodes + rows.prefill_tokens
     if costs.plan.experts is None:
         return None
+    if costs.plan.micro_batches is not None:
+        return mixed_features(costs, rows, first)
     if costs.exact:
         return costs.experts_features(rows.shape, first)
     spans = PooledSpans(costs)
