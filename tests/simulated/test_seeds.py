@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SEEDS = 200
+SEEDS = 300
 KINDS = {
     *(f"kill {what}" for what in ("coordinator", "shard", "devices", "server", "worker")),
     *("terminate", "stop", "break", "partition", "full disk", "bad disk", "wall clock", "power"),
