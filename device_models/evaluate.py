@@ -18,7 +18,7 @@ from pimserve.arrays import IntArray
 from pimserve.device_models.experts import FEATURES, MIXED_FEATURES, RoutedExperts
 from pimserve.device_models.micro_batches import BETWEEN
 from pimserve.device_models.operators import RowKind, Runs, Stage
-from pimserve.device_models.plan import HOST, ChunkShape, CostPlan, DecodeWay, RowTerm, StepTiming
+from pimserve.device_models.plan import ChunkShape, CostPlan, DecodeWay, RowTerm, StepTiming
 from pimserve.device_models.step import (
     Amount,
     N,
@@ -37,9 +37,8 @@ from pimserve.device_models.step import (
 
 def units_of(plan: CostPlan) -> tuple[str, ...]:
     """What a plan keeps busy: units of its devices, links, and the host."""
-    host = (HOST,) if any(term.unit == HOST for term in plan.rows) else ()
     between = () if plan.micro_batches is None else BETWEEN
-    return (*plan.units, *plan.timing.links, *between, *host)
+    return tuple(dict.fromkeys((*plan.units, *plan.timing.links, *between, *(term.unit for term in plan.rows))))
 
 
 def parts_of(plan: CostPlan, shape: StepShape[N]) -> list[StepShape[N]]:
