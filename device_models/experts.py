@@ -46,7 +46,7 @@ class NamedUnit(Protocol):
 class RoutedExperts(Protocol):
     """The routed experts of a plan: `layers` layers, each with its own routing. A frozen dataclass of plain data.
 
-    Devices are in `groups` alike groups, of which each holds as many experts, in their order.
+    Devices are in `groups` alike groups, of which each holds as many experts, in the order of `slots`.
     """
 
     @property
@@ -63,7 +63,7 @@ class RoutedExperts(Protocol):
 
     @property
     def groups(self) -> int:
-        """Groups of devices that hold disjoint sets of experts."""
+        """Groups of devices that hold experts, as many physical ones each."""
 
     @property
     def units(self) -> Sequence[NamedUnit]:
