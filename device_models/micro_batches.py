@@ -20,7 +20,7 @@ from pimserve.arrays import IntArray
 from pimserve.device_models.operators import Runs, Stage
 from pimserve.device_models.step import N, StepShape, least, where
 
-BETWEEN = DISPATCH, COMBINE = ("dispatch", "combine")  # in busy tables, the directions of the link between the groups
+BETWEEN = ("dispatch", "combine")  # in busy tables, the directions of the link between the groups
 StageTimes = Mapping[tuple[Stage, Runs], N]  # of a micro-batch, by stage and by where in the pass
 
 

@@ -21,7 +21,7 @@ from pimserve.errors import InputError
 Category = Literal["fc", "attention_prefill", "attention_decode", "moe", "communication", "step"]
 CATEGORIES: tuple[Category, ...] = ("fc", "attention_prefill", "attention_decode", "moe", "communication", "step")
 RowKind = Literal["tokens", "outputs", "decodes", "prompts", "requests"]
-LinkScope = Literal["intra_node", "inter_node"]
+LinkScope = Literal["intra_node", "inter_node", "between_groups"]
 
 # Of a model. "attention" has what belongs to no other part with it: embeddings, norms, gates and the KV cache.
 Part = Literal["attention", "dense_ffn", "shared_experts", "routed_experts", "lm_head"]
@@ -187,7 +187,8 @@ class Rest:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What all devices of a replica together send over their links for each row of a step, inside nodes or between."""
+    """What all devices of a replica together send over their links for each row of a step: inside nodes or between, or
+    between groups of devices."""
 
     operator: str
     rows: RowKind

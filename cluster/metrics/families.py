@@ -185,7 +185,8 @@ FAMILIES = (
         "pimserve_link_bytes_total",
         "counter",
         "Bytes that all devices of the replica have sent over their links, by operator and link (intra_node,"
-        " inter_node, inter_pool); of all-reduces those of a ring, whichever way their time is of; operator handover is"
+        " inter_node, between_groups, inter_pool); of all-reduces those of a ring, whichever way their time is of;"
+        " operator handover is"
         " what the KV caches of its finished requests brought from the"
         " prefill pool.",
         (*DEVICE, "operator", "link"),

@@ -20,7 +20,7 @@ class Traffic(Section):
     """Bytes that pass between devices of a replica."""
 
     operator: str = text("what sends them")
-    link: str = text("intra_node or inter_node")
+    link: str = text("intra_node, inter_node, or between_groups")
     per: str = text("what they are counted per: token, or output")
     # A whole number stays one.
     bytes: SkipValidation[float] = figure("B", "sent by all devices of the replica for each of these")

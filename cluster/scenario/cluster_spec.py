@@ -2,37 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, ConfigDict, Field
 
+from pimserve.cluster.scenario.cluster_fields import Count, Devices, Entry
 from pimserve.cluster.scenario.dispatch import Transport
 from pimserve.cluster.scenario.expert_placement import ExpertPlacementSpec
+from pimserve.cluster.scenario.placement_spec import GROUPS, Group, PlacementSpec
 from pimserve.device_models.operators import Parallelism
 from pimserve.errors import InputError
 from pimserve.quantity import GigabytesPerSecond, Microseconds
-
-Count = Annotated[int, Field(gt=0, le=4096)]
-
-
-def _is_auto(value: object) -> str | None:
-    """Tag of a number, which has no place in the paths of errors, or of auto."""
-    return "" if not isinstance(value, str) else "auto" if value == "auto" else None
-
-
-Devices = Annotated[
-    Annotated[Count, Tag("")] | Annotated[Literal["auto"], Tag("auto")],
-    Discriminator(_is_auto, custom_error_type="devices", custom_error_message="must be a whole number, or auto"),
-]
-
-
-def _name_or_mapping(value: object) -> object:
-    if not isinstance(value, str | dict):
-        raise ValueError("must be a name of the catalogue, a YAML file, or a mapping of keys to values")  # noqa: TRY004 pydantic wants ValueError
-    return value
-
-
-Entry = Annotated[str | dict[str, Any], BeforeValidator(_name_or_mapping)]
 
 
 class _Section(BaseModel):
@@ -49,6 +29,7 @@ class PoolSpec(_Section):
     tensor_parallel: Count | None = Field(None, description="devices that split attention and dense layers")
     experts: Literal["ep", "tp"] | None = Field(None, description="as `cluster.experts`")
     expert_placement: ExpertPlacementSpec | None = Field(None, description="as `cluster.expert_placement`")
+    placement: PlacementSpec | None = Field(None, description="as `cluster.placement`")
 
 
 class HandoverSpec(_Section):
@@ -104,7 +85,30 @@ class ClusterSpec(_Section):
         "on inside (as DeepEP does); direct: once to each such device; per_pick: once for each expert outside its "
         "data-parallel group (as the Duplex paper counts)",
     )
+    placement: PlacementSpec | None = Field(
+        None, description="routed experts on devices of their own in each replica; left out: on those of attention"
+    )
     pools: PoolsSpec | None = Field(None, description="replicas for prefill, and others for decode")
+
+    @property
+    def two_groups(self) -> PlacementSpec | None:
+        """The placement of experts on devices of their own; None: they are with attention."""
+        return None if self.placement is None or self.placement.experts == "attention" else self.placement
+
+    def of_group(self, group: Group) -> ClusterSpec:
+        """The section as if a group's devices were all that a replica has."""
+        assert self.placement is not None
+        spec = getattr(self.placement, group)
+        changes = {"devices_per_node": "auto", "tensor_parallel": None} if group == "experts" else {}
+        changes |= {key: value for key, value in spec if value is not None}
+        return self.model_copy(update={**changes, "placement": None})
+
+    @property
+    def has_open_sizes(self) -> bool:
+        """Whether a number of devices is left open."""
+        if self.two_groups is None:
+            return self.devices_per_node == "auto"
+        return any(self.of_group(group).devices_per_node == "auto" for group in GROUPS)
 
     @property
     def split(self) -> Parallelism:

@@ -19,6 +19,11 @@ _PLACES = (
     ("cluster", "device"),
     ("cluster", "pools", "prefill", "device"),
     ("cluster", "pools", "decode", "device"),
+    *(
+        ("cluster", *pool, "placement", group, "device")
+        for pool in ((), ("pools", "prefill"), ("pools", "decode"))
+        for group in ("attention", "experts")
+    ),
 )
 
 

@@ -20,10 +20,12 @@ from pydantic import (
     model_validator,
 )
 
-from pimserve.cluster.scenario.cluster_spec import ClusterSpec, Entry, PoolSpec
+from pimserve.cluster.scenario.cluster_fields import Entry
+from pimserve.cluster.scenario.cluster_spec import ClusterSpec, PoolSpec
 from pimserve.cluster.scenario.descriptions import read_yaml, with_descriptions, with_trace_beside
 from pimserve.cluster.scenario.interconnect import Interconnect
 from pimserve.cluster.scenario.number_tables import with_tables
+from pimserve.cluster.scenario.placement_spec import GROUPS, Group
 from pimserve.cluster.scenario.routing_spec import RoutingSpec
 from pimserve.device_models.catalogue import model_of, no_truth_for_a_number, parse_document
 from pimserve.device_models.device import Device, ExpertDecision
@@ -157,6 +159,10 @@ class Scenario(_Section):
         cluster = self.cluster.model_copy(update={**changes, "pools": None})
         return self.model_copy(update={"cluster": cluster})
 
+    def of_group(self, group: Group) -> Scenario:
+        """The scenario as if the devices of one of two groups were all that a replica has."""
+        return self.model_copy(update={"cluster": self.cluster.of_group(group)})
+
     def load_model(self) -> ModelSpec:
         """The model, from the catalogue or as described."""
         return model_of(self.model, "model")
@@ -194,18 +200,28 @@ class Scenario(_Section):
         """
         document = self.model_dump(mode="json", exclude_none=True)
         document["model"] = self.load_model().model_dump(mode="json", exclude_none=True)
-        pools = self.cluster.pools
+        cluster, pools = document["cluster"], self.cluster.pools
         if pools is not None and pools.prefill.device is not None and pools.decode.device is not None:
-            del document["cluster"]["device"]
+            del cluster["device"]
         else:
-            document["cluster"]["device"] = self.load_device().spec.model_dump(mode="json", exclude_none=True)
-        for name in self.pools if self.cluster.pools is not None else ():
-            if "device" in document["cluster"]["pools"][name]:
-                spec = self.of_pool(name).load_device().spec
-                document["cluster"]["pools"][name]["device"] = spec.model_dump(mode="json", exclude_none=True)
+            cluster["device"] = _description(self)
+        for place, scenario in (
+            (cluster, self),
+            *((cluster["pools"][name], self.of_pool(name)) for name in self.pools if name),
+        ):
+            if "device" in place and place is not cluster:
+                place["device"] = _description(scenario)
+            for group in GROUPS if "placement" in place else ():
+                if "device" in (of_group := place["placement"][group]):
+                    of_group["device"] = _description(scenario.of_group(group))
         if self.workload.trace is not None:  # readable from any folder
             document["workload"]["trace"]["path"] = str(find_trace(self.workload.trace.path).resolve())
         return document
+
+
+def _description(scenario: Scenario) -> dict[str, Any]:
+    """Its device, written out."""
+    return scenario.load_device().spec.model_dump(mode="json", exclude_none=True)
 
 
 def load_scenario(path: Path | None, overrides: Sequence[str] = (), trace: str | None = None) -> Scenario:
@@ -252,7 +268,7 @@ def _scenario_of(
     if wrong:
         raise together(wrong)
     no_truth_for_a_number("", document, scenario)
-    if any(scenario.of_pool(name).cluster.devices_per_node == "auto" for name in scenario.pools):
+    if any(scenario.of_pool(name).cluster.has_open_sizes for name in scenario.pools):
         from pimserve.cluster.scenario.sizing import sized  # noqa: PLC0415 it knows what a scenario is, and devices
 
         return sized(scenario)

@@ -3,7 +3,7 @@ left."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -36,12 +36,17 @@ class Replica:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlacedPool(Pool):
-    """Replicas of one kind, and the devices that they are on; `label` says what these are."""
+    """Replicas of one kind, and the devices that they are on; `label` says what these are.
+
+    Where attention and experts have groups of devices of their own, these are the `groups`, attention first, each as if
+    it were alone; `device` is of the first.
+    """
 
     label: str
     device: Device
     replica: Replica
     devices_per_replica: int
+    groups: tuple[PlacedPool, ...] = ()
 
     @property
     def devices(self) -> int:
@@ -49,14 +54,19 @@ class PlacedPool(Pool):
         return self.replicas * self.devices_per_replica
 
     @property
+    def members(self) -> tuple[PlacedPool, ...]:
+        """Its groups, or itself: devices of one kind each."""
+        return self.groups or (self,)
+
+    @property
     def silicon_mm2(self) -> float | None:
         """Silicon of all devices, where it is known."""
-        return None if self.device.area_mm2 is None else self.device.area_mm2 * self.devices
+        return _total([(each.device.area_mm2, each.devices) for each in self.members])
 
     @property
     def tdp_w(self) -> float | None:
         """Power at which all devices are sold, where it is known."""
-        return None if self.device.spec.tdp_w is None else self.device.spec.tdp_w * self.devices
+        return _total([(each.device.spec.tdp_w, each.devices) for each in self.members])
 
     @property
     def roofs(self) -> tuple[Roof, ...]:
@@ -73,6 +83,12 @@ class PlacedPool(Pool):
         """What the devices say of themselves."""
         facts = self.replica.facts
         return {**facts, **({"preset": self.label} if "preset" in facts else {})}
+
+
+def _total(each: Sequence[tuple[float | None, int]]) -> float | None:
+    """Sum over (of one device, devices), where it is known of all."""
+    known = [figure * devices for figure, devices in each if figure is not None]
+    return sum(known) if len(known) == len(each) else None
 
 
 def place(

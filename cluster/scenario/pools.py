@@ -8,11 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 from pimserve.cluster.scenario.document import Scenario
-from pimserve.cluster.scenario.expert_placement import placement_facts
 from pimserve.cluster.scenario.interconnect import ALL_TO_ALL, RING
-from pimserve.cluster.scenario.placement import PlacedPool, place
+from pimserve.cluster.scenario.placement import PlacedPool
+from pimserve.cluster.scenario.two_groups import place_group, place_two_groups
 from pimserve.device_models.catalogue import device_names
-from pimserve.device_models.device import Demand, Device
+from pimserve.device_models.device import Device
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.plan import FS_PER_S
 from pimserve.device_models.registry import load_device
@@ -36,12 +36,6 @@ def routing_of(scenario: Scenario, model: ModelSpec) -> Routing:
     return scenario.routing.for_model(model)
 
 
-def _weights(scenario: Scenario, model: ModelSpec, routing: Routing) -> tuple[tuple[float, ...], ...]:
-    if model.moe is None:
-        return ()
-    return tuple(map(tuple, routing.expert_weights(model.moe.experts, scenario.run.seed).tolist()))
-
-
 def place_pool(scenario: Scenario, name: str, model: ModelSpec, routing: Routing, first: int = 0) -> PlacedPool:
     """A pool of a scenario, "" for the only one; its replicas are numbered from `first` on.
 
@@ -50,42 +44,16 @@ def place_pool(scenario: Scenario, name: str, model: ModelSpec, routing: Routing
     """
     alone = scenario.of_pool(name)
     try:
-        device, split, spec = alone.load_device(), alone.cluster.split, alone.cluster.expert_placement
-        weights = _weights(scenario, model, routing)
-        slots = () if spec is None else spec.slots_of(model, split, weights)
-        demand = Demand(
-            model,
-            split,
-            lm_head=scenario.costs.lm_head,
-            memory_utilization=scenario.scheduler.memory_utilization,
-            reserve_gb=scenario.scheduler.reserve_gb,
-            max_num_seqs=scenario.scheduler.max_num_seqs,
-            max_step_tokens=scenario.scheduler.max_step_tokens(model.max_model_len_tokens),
-            expert_weights=weights,
-            expert_slots=slots,
-            rebalance_every=0 if spec is None else spec.rebalance_every(routing.drift),
-            backend=scenario.costs.measured_with,
-            kernels=scenario.costs.kernels,
-            expert_decision=scenario.costs.expert_decision,
-            passive_power=scenario.costs.passive_power,
-        )
-        pool = place(
-            device,
-            alone.interconnect(device),
-            demand,
-            scenario.scheduler,
-            name=name,
-            replicas=alone.cluster.replicas,
-            first=first,
-        )
+        if alone.cluster.two_groups is not None:
+            pool = place_two_groups(alone, model, routing)
+        else:
+            pool = place_group(alone, model, routing)
     except InputError as error:
         if name and error.where.partition(".")[0] == "cluster":
             raise error.at(f"cluster.pools.{name}{error.where.removeprefix('cluster')}") from None
         raise
-    notes, facts = (*pool.replica.warnings, *_without_effect(alone, pool)), pool.replica.facts
-    if spec is not None and pool.plan.experts is not None:
-        facts = {**facts, "expert_placement": placement_facts(spec, model, split, weights, slots)}
-    return replace(pool, replica=replace(pool.replica, warnings=notes, facts=facts))
+    notes = (*pool.replica.warnings, *_without_effect(alone, pool))
+    return replace(pool, name=name, first=first, replica=replace(pool.replica, warnings=notes))
 
 
 def _without_effect(scenario: Scenario, pool: PlacedPool) -> list[str]:

@@ -7,10 +7,19 @@ what vLLM asks for before it starts. Where a fit tells how many devices it takes
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 from pimserve.cluster.scenario.document import MOST_DEVICES, Scenario
+from pimserve.cluster.scenario.placement import PlacedPool
+from pimserve.cluster.scenario.placement_spec import GROUPS
 from pimserve.cluster.scenario.pools import place_pool, routing_of
+from pimserve.cluster.scenario.two_groups import place_one
+from pimserve.device_models.model import ModelSpec
+from pimserve.device_models.routing import Routing
 from pimserve.errors import DoesNotFitError, InputError
 
+_Group = Literal["", "attention", "experts"]
+_ONE: tuple[_Group, ...] = ("",)
 _OF_SIZE = ("cluster", "scheduler")  # sections whose errors another number of devices may mend
 
 
@@ -20,34 +29,45 @@ def sized(scenario: Scenario) -> Scenario:
     Raises:
         InputError: no number of devices up to MOST_DEVICES will do, or parts of the scenario do not go together.
     """
-    cluster = scenario.cluster
-    numbers = {
-        name: _fewest(scenario, name)
-        for name in scenario.pools
-        if scenario.of_pool(name).cluster.devices_per_node == "auto"
-    }
-    if not numbers:
-        return scenario
-    if cluster.pools is None:
-        return _with(scenario, "", numbers[""])
-    for name, number in numbers.items():
-        scenario = _with(scenario, name, number)
+    for name in scenario.pools:
+        groups: tuple[_Group, ...] = _ONE if scenario.of_pool(name).cluster.two_groups is None else GROUPS
+        for group in groups:
+            if _of(scenario, name, group).cluster.devices_per_node == "auto":
+                scenario = _with(scenario, name, group, _fewest(scenario, name, group))
     return scenario
 
 
-def _with(scenario: Scenario, name: str, number: int) -> Scenario:
-    """The scenario with that many devices in each node of a pool."""
-    change = {"devices_per_node": number}
+def _of(scenario: Scenario, name: str, group: _Group) -> Scenario:
+    """The scenario as if devices of a pool, or of a group of its replicas, were all there are."""
+    alone = scenario.of_pool(name)
+    return alone.of_group(group) if group else alone
+
+
+def _with(scenario: Scenario, name: str, group: _Group, number: int) -> Scenario:
+    """The scenario with that many devices in each node there."""
     cluster = scenario.cluster
-    if cluster.pools is None or not name:
+    in_pool = cluster.pools is not None and name
+    change: dict[str, Any] = {"devices_per_node": number}
+    if group:
+        placement = scenario.of_pool(name).cluster.two_groups
+        assert placement is not None
+        spec = getattr(placement, group).model_copy(update=change)
+        change = {"placement": placement.model_copy(update={group: spec})}
+    if not in_pool:
         return scenario.model_copy(update={"cluster": cluster.model_copy(update=change)})
     pool = getattr(cluster.pools, name).model_copy(update=change)
-    pools = cluster.pools.model_copy(update={name: pool})
+    pools = cluster.pools.model_copy(update={name: pool})  # type: ignore[union-attr]
     return scenario.model_copy(update={"cluster": cluster.model_copy(update={"pools": pools})})
 
 
-def _fewest(scenario: Scenario, name: str) -> int:
-    """Devices in each node of a pool."""
+def _placed(scenario: Scenario, name: str, group: _Group, model: ModelSpec, routing: Routing) -> PlacedPool:
+    if not group:
+        return place_pool(scenario, name, model, routing)
+    return place_one(scenario.of_pool(name), group, model, routing)
+
+
+def _fewest(scenario: Scenario, name: str, group: _Group) -> int:
+    """Devices in each node there."""
     model = scenario.load_model()
     routing = routing_of(scenario, model)
     wanted = min(scenario.scheduler.max_model_len or model.max_model_len_tokens, model.max_model_len_tokens)
@@ -56,30 +76,31 @@ def _fewest(scenario: Scenario, name: str) -> int:
     number = 1
     while number <= MOST_DEVICES:
         try:
-            pool = place_pool(_with(scenario, name, number), name, model, routing)
+            pool = _placed(_with(scenario, name, group, number), name, group, model, routing)
         except DoesNotFitError as error:
             reasons[number] = str(error)
             if error.least is None:
                 break
-            number = max(number + 1, -(-error.least // scenario.of_pool(name).cluster.nodes))
+            number = max(number + 1, -(-error.least // _of(scenario, name, group).cluster.nodes))
             continue
         except InputError as error:
             if error.where.partition(".")[0] not in _OF_SIZE:
                 raise
             reasons[number], refused = str(error), error
         else:
-            fits = pool.request_tokens(scenario.scheduler)
+            fits = wanted if group == "experts" else pool.request_tokens(scenario.scheduler)
             if fits >= wanted:
                 return number
             reasons[number] = f"the KV cache holds {fits:,} tokens, and the longest request has {wanted:,}"
         number += 1
     if refused is not None and set(reasons.values()) == {str(refused)}:  # whatever the number
         raise refused
-    raise InputError(_where(name), _none_does(model.name, reasons))
+    raise InputError(_where(name, group), _none_does(model.name, reasons))
 
 
-def _where(name: str) -> str:
-    return f"cluster.pools.{name}.devices_per_node" if name else "cluster.devices_per_node"
+def _where(name: str, group: _Group) -> str:
+    pool, of_group = f"pools.{name}." if name else "", f"placement.{group}." if group else ""
+    return f"cluster.{pool}{of_group}devices_per_node"
 
 
 def _none_does(model: str, reasons: dict[int, str]) -> str:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 
-from pimserve.device_models.micro_batches import COMBINE, DISPATCH, MicroBatches, Visit
+from pimserve.device_models.micro_batches import MicroBatches, Visit
 from pimserve.device_models.operators import Runs
 from pimserve.device_models.plan import CostPlan, Energy, RowTerm
 from pimserve.device_models.slowdown import in_repeats
@@ -33,7 +33,7 @@ def mixed(draw: st.DrawFn, plan: CostPlan) -> CostPlan:
         layers = dense = 0
     calls = sorted({visit.calls for visit in visits})
     rows = [replace(row, runs=draw(_runs(dense_layers, dense_there=dense_there))) for row in plan.rows]
-    for stage, unit in (("dispatch", DISPATCH), ("experts", "experts_xpu"), ("combine", COMBINE)):
+    for stage, unit in (("dispatch", "dispatch"), ("experts", "experts_xpu"), ("combine", "combine")):
         for runs in calls:
             pieces = ((draw(st.integers(0, FS_PER_MS)), draw(st.integers(0, FS_PER_MS // 10))),)
             count = "outputs" if runs == "last" else "tokens"

@@ -1,0 +1,168 @@
+"""The link between devices of attention and of experts: what a dispatch and a combine take, and what passes.
+
+A token's vector goes to the devices of its experts, and comes back. Devices of attention share the sending evenly; at
+the experts', the device that has most to receive counts. Both sides are busy at the same time, and the slower one sets
+the time (MegaScale-Infer, arXiv 2504.02263, section 4: the maximum over both sides), beside a fixed latency. Which
+device gets how much is what popularities make expect, layer by layer; the draw of a step does not change it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import numpy as np
+
+from pimserve.arrays import FloatArray
+from pimserve.cluster.scenario.placement import PlacedPool
+from pimserve.cluster.scenario.placement_spec import GroupLinkSpec
+from pimserve.device_models.kernels import FS_PER_US
+from pimserve.device_models.model import ModelSpec
+from pimserve.device_models.operators import Part, RowKind, Runs, Traffic
+from pimserve.device_models.plan import FS_PER_S, RowTerm
+from pimserve.device_models.routing import expert_share
+
+_ID_BYTES = 4  # of a sampled token
+
+
+@dataclass(frozen=True, slots=True)
+class GroupLink:
+    """What passes between the groups of one replica.
+
+    `copies`: of a token's vector in one layer, all devices of its experts together, in the mean over the layers;
+    `busiest`: those of the device that gets most of them in its layer, likewise.
+    """
+
+    spec: GroupLinkSpec
+    model: ModelSpec
+    senders: int
+    receivers: int
+    copies: float
+    busiest: float
+    dispatch_bits: float
+    shared_by: int  # devices of the experts that split what is not routed
+
+    @classmethod
+    def of(
+        cls,
+        spec: GroupLinkSpec,
+        model: ModelSpec,
+        attention: PlacedPool,
+        experts: PlacedPool,
+        weights: Sequence[Sequence[float]],
+    ) -> Self:
+        """The link between two groups; `weights`: popularity of each expert, a row for all MoE layers or for each."""
+        term, moe = experts.plan.experts, model.moe
+        assert term is not None
+        assert moe is not None
+        devices = experts.devices_per_replica
+        slices = 1 if term.weight_stationary else devices // term.groups
+        hits = _hits(weights, moe.top_k, term.slots, term.groups, per_pick=spec.copies == "per_pick")
+        narrow = model.routed_dtype.startswith("fp8") or term.weight_stationary
+        return cls(
+            spec,
+            model,
+            attention.devices_per_replica,
+            devices,
+            copies=float(hits.sum(axis=1).mean()) * slices,
+            busiest=float(hits.max(axis=1).mean()),
+            dispatch_bits=spec.dispatch_bits or (8 if narrow else 16),
+            shared_by=experts.plan.devices // experts.plan.data_parallel,
+        )
+
+    def terms(self, on_experts: Set[Part]) -> tuple[RowTerm, ...]:
+        """Dispatch and combine in all layers that go to the experts' devices, and for the head if that is there."""
+        moe_layers, dense_layers = self.model.moe_layers, self.model.dense_layers
+        terms = []
+        for stage, bits in self._directions():
+            size = self.model.hidden * bits / 8
+            terms.append(self._term(stage, "moe_layers", moe_layers, size, *self._needed(on_experts)))
+            if "dense_ffn" in on_experts and dense_layers:
+                terms.append(self._term(stage, "dense_layers", dense_layers, size, self.shared_by, 1.0))
+            if "lm_head" in on_experts:
+                vector, copies = (_ID_BYTES, 1.0) if stage == "combine" else (size, float(self.shared_by))
+                terms.append(self._term(stage, "last", 1, vector, copies, 1.0))
+        return tuple(terms)
+
+    def _term(
+        self, stage: Literal["dispatch", "combine"], runs: Runs, times: int, size: float, copies: float, busiest: float
+    ) -> RowTerm:
+        """So many transfers of vectors of `size` bytes, of which each row has `copies`, `busiest` of one device."""
+        spec = self.spec
+        sent, received = copies / self.senders / spec.gb_per_s, busiest / (spec.experts_gb_per_s or spec.gb_per_s)
+        fixed = round(times * spec.latency_us * FS_PER_US)
+        slope = round(times * size * max(sent, received) / 1e9 * FS_PER_S)
+        rows: RowKind = "outputs" if runs == "last" else "tokens"
+        name = f"{stage}, {runs.replace('_', ' ')}"
+        return RowTerm(name, "communication", stage, rows, ((fixed, slope),), runs=runs, stage=stage)
+
+    def traffic(self, on_experts: Set[Part]) -> tuple[Traffic, ...]:
+        """Bytes that pass for each token, and for each output, in both directions."""
+        traffic = []
+        for stage, bits in self._directions():
+            size = self.model.hidden * bits / 8
+            layers = self.model.moe_layers * self._needed(on_experts)[0]
+            layers += self.model.dense_layers * self.shared_by if "dense_ffn" in on_experts else 0
+            traffic.append(Traffic(stage, "tokens", layers * size, "between_groups"))
+            if "lm_head" in on_experts:
+                back = _ID_BYTES if stage == "combine" else size * self.shared_by
+                traffic.append(Traffic(stage, "outputs", back, "between_groups"))
+        return tuple(traffic)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What results say of the link."""
+        return {
+            "copies_per_token": self.copies,
+            "copies_of_busiest_device": self.busiest,
+            "dispatch_bits": self.dispatch_bits,
+            "combine_bits": self.spec.combine_bits,
+            "gb_per_s": self.spec.gb_per_s,
+            "experts_gb_per_s": self.spec.experts_gb_per_s or self.spec.gb_per_s,
+            "latency_us": self.spec.latency_us,
+        }
+
+    def _directions(self) -> tuple[tuple[Literal["dispatch", "combine"], float], ...]:
+        return ("dispatch", self.dispatch_bits), ("combine", self.spec.combine_bits)
+
+    def _needed(self, on_experts: Set[Part]) -> tuple[float, float]:
+        """(copies of a token's vector, those of the busiest device) in a MoE layer.
+
+        Shared experts are split over devices, so that each of these needs every token.
+        """
+        if "shared_experts" not in on_experts or self.model.moe is None or not self.model.moe.shared_intermediate:
+            return self.copies, self.busiest
+        return max(self.copies, min(self.receivers, self.copies + self.shared_by)), 1.0
+
+
+def _hits(
+    weights: Sequence[Sequence[float]], top_k: int, slots: Sequence[Sequence[int]], groups: int, *, per_pick: bool
+) -> FloatArray:
+    """(laws, groups): how often a token goes to each group of devices that hold experts; at most once, or per pick.
+
+    A pick of an expert with copies goes to any of them alike. The chance that no pick leads to a group is the ratio of
+    elementary symmetric polynomials of the weights with and without what leads there (as in `pick_probabilities`).
+    """
+    found = []
+    for law in range(max(len(weights), len(slots))):
+        row = np.asarray(weights[min(law, len(weights) - 1)], float)
+        places = np.asarray(slots[min(law, len(slots) - 1)] if slots else range(len(row)))
+        leads = np.zeros((groups, len(row)))
+        np.add.at(leads, (np.arange(len(places)) * groups // len(places), places), 1)
+        leads /= leads.sum(axis=0)
+        if per_pick:
+            found.append(leads @ np.asarray(expert_share(row.tolist(), top_k)))
+        else:
+            every = _symmetric(row, top_k)
+            found.append([1 - _symmetric(row * (1 - lead), top_k) / every for lead in leads])
+    return np.asarray(found)
+
+
+def _symmetric(weights: FloatArray, degree: int) -> float:
+    """Elementary symmetric polynomial."""
+    sums = np.zeros(degree + 1)
+    sums[0] = 1.0
+    for weight in weights:
+        sums[1:] += weight * sums[:-1].copy()
+    return float(sums[degree])

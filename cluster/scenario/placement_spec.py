@@ -1,0 +1,109 @@
+"""Which parts of a model are on which group of a replica's devices, as a scenario says it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from pimserve.cluster.scenario.cluster_fields import Count, Devices, Entry, is_auto
+from pimserve.device_models.operators import ALL_PARTS, Part
+from pimserve.quantity import GigabytesPerSecond, Microseconds
+
+Group = Literal["attention", "experts"]
+GROUPS: tuple[Group, ...] = ("attention", "experts")
+MOST_MICRO_BATCHES = 8
+
+_Bits = Annotated[float, Field(ge=1, le=32)]
+_MicroBatches = Annotated[
+    Annotated[int, Field(ge=1, le=MOST_MICRO_BATCHES), Tag("")] | Annotated[Literal["auto"], Tag("auto")],
+    Discriminator(is_auto, custom_error_type="parts", custom_error_message="must be a whole number, or auto"),
+]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class GroupSpec(_Section):
+    """Devices of a group, of any kind; what is left out is as in `cluster`."""
+
+    device: Entry | None = Field(None, description="as `cluster.device`")
+    nodes: Count | None = Field(None, description="as `cluster.nodes`")
+    devices_per_node: Devices | None = Field(
+        None,
+        description="as `cluster.devices_per_node`, and of experts auto; auto: the fewest that hold the group's parts",
+    )
+    tensor_parallel: Count | None = Field(None, description="as `cluster.tensor_parallel`")
+    experts: Literal["ep", "tp"] | None = Field(None, description="as `cluster.experts`, of the experts' devices")
+
+
+_Experts = Annotated[
+    Annotated[GroupSpec, Tag("")] | Annotated[Literal["attention"], Tag("attention")],
+    Discriminator(lambda value: "attention" if isinstance(value, str) else ""),
+]
+
+
+class GroupLinkSpec(_Section):
+    """The link over which tokens go to the devices of their experts, and come back.
+
+    A dispatch, or a combine, takes the latency, and the time of the bytes on the device of either side that has most
+    of them to send or to receive.
+    """
+
+    gb_per_s: GigabytesPerSecond = Field(50.0, description="bandwidth of a device of attention, one way")
+    experts_gb_per_s: GigabytesPerSecond | None = Field(
+        None, description="of a device of the experts, one way; default: the same"
+    )
+    latency_us: Microseconds = Field(5.0, description="fixed cost of one dispatch, and of one combine")
+    dispatch_bits: _Bits | None = Field(
+        None, description="of an element that is dispatched; default: 8 to experts in fp8, and 16"
+    )
+    combine_bits: _Bits = Field(16, description="of an element that comes back")
+    copies: Literal["per_device", "per_pick"] = Field(
+        "per_device",
+        description="per_device: a token's vector goes once to each device that has experts of it, and comes back "
+        "summed up; per_pick: once for each expert (as MegaScale-Infer counts)",
+    )
+
+
+class PlacementSpec(_Section):
+    """Two groups of devices in each replica: one with attention and the KV cache, the other with routed experts."""
+
+    attention: GroupSpec = Field(GroupSpec(), description="devices with attention, KV cache, gates and embeddings")
+    experts: _Experts = Field(
+        description="devices with the routed experts; attention: those that have attention, as without `placement`"
+    )
+    link: GroupLinkSpec = Field(GroupLinkSpec(), description="between the groups")
+    micro_batches: _MicroBatches = Field(
+        "auto",
+        description="parts of a step's batch that alternate between the groups; auto: of 1 to 4 the number with which "
+        "steps of a full batch are shortest",
+    )
+    dense_ffn: Group = Field("attention", description="where FFNs of dense layers are")
+    shared_experts: Group = Field("attention", description="where shared experts are")
+    lm_head: Group = Field("attention", description="where the product with the vocabulary is")
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        if self.experts == "attention":
+            elsewhere = [
+                part for part in ("dense_ffn", "shared_experts", "lm_head") if getattr(self, part) == "experts"
+            ]
+            if elsewhere:
+                raise ValueError(f"{elsewhere[0]}: experts has no devices of its own with experts: attention")
+            if self.micro_batches not in {"auto", 1}:
+                raise ValueError(
+                    "micro_batches go round between two groups, and experts: attention has one: leave it out"
+                )
+        return self
+
+    @property
+    def on_experts(self) -> frozenset[Part]:
+        """Parts of the model that are with the routed experts."""
+        movable: tuple[Part, ...] = ("dense_ffn", "shared_experts", "lm_head")
+        return frozenset(part for part in movable if getattr(self, part) == "experts") | {"routed_experts"}
+
+    def parts_of(self, group: Group) -> frozenset[Part]:
+        """Parts of the model that are on a group."""
+        return self.on_experts if group == "experts" else ALL_PARTS - self.on_experts

@@ -1,0 +1,150 @@
+"""Replicas with attention on one group of devices and routed experts on another."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from pimserve.cluster.run.run import serve
+from pimserve.cluster.scenario.document import Scenario, load_scenario, parse_scenario
+from pimserve.cluster.scenario.prepared import Prepared, prepare
+from pimserve.device_models.routing import draw_counts, pick_probabilities
+from pimserve.errors import InputError
+
+MIXED = ["cluster.devices_per_node=2", "cluster.placement={experts: {device: h100}}", "workload.num_requests=40"]
+
+
+def prepared(*overrides: str) -> Prepared:
+    return prepare(load_scenario(None, [*MIXED, *overrides]))
+
+
+def placement(of: Prepared) -> dict:
+    return of.pools[0].replica.facts["placement"]
+
+
+def test_experts_with_attention_run_as_without_a_placement() -> None:
+    plain, same = (
+        prepare(load_scenario(None, ["workload.num_requests=60", *more]))
+        for more in ([], ["cluster.placement={experts: attention, micro_batches: 1}"])
+    )
+    assert same.pools[0].plan == plain.pools[0].plan
+    assert serve(same)[0].digest == serve(plain)[0].digest
+
+
+def test_each_group_holds_its_part_on_the_fewest_devices() -> None:
+    found = prepared()
+    attention, experts = found.pools[0].groups
+    assert (attention.label, attention.devices_per_replica) == ("duplex", 2)
+    assert (experts.label, experts.devices_per_replica) == ("h100", 2)  # 90 GB of experts
+    assert found.pools[0].devices_per_replica == found.pools[0].plan.devices == 4
+    assert found.device == "duplex + h100"
+    model = found.model
+    held = attention.replica.weight_bytes_per_device * 2 + experts.replica.weight_bytes_per_device * 2
+    assert held == pytest.approx(model.weight_bytes, rel=0.01)  # copies of gates beside it
+    assert experts.kv_capacity_tokens == 0
+    assert found.pools[0].silicon_mm2 == attention.silicon_mm2 + experts.silicon_mm2
+
+
+def test_what_is_resolved_runs_the_same(tmp_path: Path) -> None:
+    scenario = load_scenario(None, [*MIXED, "cluster.placement.link.gb_per_s=80"])
+    text = yaml.safe_dump(scenario.resolved())
+    again = parse_scenario(text, "resolved")
+    assert again.resolved() == scenario.resolved()
+    assert serve(prepare(again))[0].digest == serve(prepare(scenario))[0].digest
+
+
+def test_one_micro_batch_is_the_plain_sum() -> None:
+    found = prepared("cluster.placement.micro_batches=1")
+    log = serve(found)[1].logs[0]
+    assert log.busy_fs == sum(log.category_fs.values())
+    assert log.stage_fs["experts"] == log.stage_fs["work"]  # attention waits for all that experts do
+    links = log.unit_fs["dispatch"] + log.unit_fs["combine"]
+    assert log.stage_fs["link"] == links
+
+
+def test_auto_takes_the_number_with_the_shortest_steps() -> None:
+    chosen = placement(prepared())
+    steps_s = chosen["micro_batches_auto"]["step_s"]
+    assert list(steps_s) == ["1", "2", "3", "4"]
+    assert steps_s[str(chosen["micro_batches"])] == min(steps_s.values())
+
+
+def test_parts_of_the_model_go_where_they_are_said_to() -> None:
+    model = "deepseek-v3"
+    base = [f"model={model}", "cluster.device=b200", "cluster.devices_per_node=8", "cluster.tensor_parallel=1"]
+    here = {"experts": {"device": "h200", "devices_per_node": 16}, "micro_batches": 2}
+    there = {**here, "lm_head": "experts", "dense_ffn": "experts", "shared_experts": "experts"}
+    plans = [
+        prepare(load_scenario(None, [*base, f"cluster.placement={value}"])).pools[0].plan for value in (here, there)
+    ]
+    names = [{(row.name, row.stage) for row in plan.rows} for plan in plans]
+    for name in ("lm head", "ffn up", "shared up"):
+        assert (name, "attention") in names[0]
+        assert (name, "experts") in names[1]
+        assert (name, "attention") not in names[1]
+    micro = [plan.micro_batches for plan in plans]
+    assert [len(each.visits) for each in micro] == [58, 62]  # with three dense layers, and the head
+    assert micro[0].visits[0].layers == 4
+    assert micro[1].closing == (0, 0)
+
+
+@pytest.mark.parametrize("popularity", ["uniform", "zipf"])
+def test_copies_on_the_link_are_those_of_many_draws(popularity: str) -> None:
+    routing = ["routing.popularity=zipf", "routing.zipf_exponent=1.2"] if popularity == "zipf" else []
+    found = prepared("cluster.placement.experts.devices_per_node=4", *routing)
+    link = placement(found)["link"]
+    moe = found.model.moe
+    weights = found.routing.expert_weights(moe.experts, found.scenario.run.seed)[0]
+    one = draw_counts(np.random.default_rng(1), pick_probabilities(weights, moe.top_k), 1, 40_000)
+    hit = one.reshape(-1, 4, moe.experts // 4).any(axis=2).mean(axis=0)
+    assert link["copies_per_token"] == pytest.approx(hit.sum(), rel=0.01)
+    assert link["copies_of_busiest_device"] == pytest.approx(hit.max(), rel=0.02)
+
+
+def test_pools_may_have_groups(tmp_path: Path) -> None:
+    scenario = load_scenario(
+        None,
+        [
+            "cluster.pools={prefill: {device: h100, devices_per_node: 2}, decode: {devices_per_node: 2, placement: "
+            "{experts: {device: h100}, micro_batches: 2}}}",
+            "workload.num_requests=30",
+        ],
+    )
+    found = prepare(scenario)
+    assert [len(pool.groups) for pool in found.pools] == [0, 2]
+    served = serve(found)[1]
+    assert served.table["finish_ps"].min() > 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "where", "what"),
+    [
+        (["cluster.placement.link.gb_per_s=0"], "cluster.placement.link.gb_per_s", "greater than or equal to"),
+        (["cluster.placement.micro_batches=9"], "cluster.placement.micro_batches", "8"),
+        (["cluster.placement.micro_batches=two"], "cluster.placement.micro_batches", "a whole number, or auto"),
+        (
+            ["cluster.placement.micro_batches=4", "scheduler.max_num_seqs=3"],
+            "cluster.placement.micro_batches",
+            "exceeds scheduler.max_num_seqs",
+        ),
+        (
+            ["cluster.placement.experts.devices_per_node=1"],
+            "cluster.placement.experts",
+            "does not fit: weights take 90.2 GB",
+        ),
+        (["cluster.placement.experts.device=duplx"], "cluster.placement.experts.device", "duplex"),
+        (["model=llama-3.1-8b"], "cluster.placement", "no routed experts"),
+        (["cluster.placement={experts: attention, lm_head: experts}"], "cluster.placement", "lm_head"),
+        (["cluster.placement={experts: attention, micro_batches: 2}"], "cluster.placement", "micro_batches"),
+    ],
+)
+def test_what_does_not_go_is_said_with_its_place(overrides: list[str], where: str, what: str) -> None:
+    with pytest.raises(InputError) as caught:
+        prepared(*overrides)
+    assert where in str(caught.value)
+    assert what in str(caught.value)
+
+
+def test_the_schema_says_what_may_be_placed() -> None:
+    assert "placement" in Scenario.model_json_schema()["$defs"]["ClusterSpec"]["properties"]
