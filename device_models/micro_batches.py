@@ -38,16 +38,26 @@ class MicroBatches:
     """How a step's batch goes round between two groups of devices.
 
     Args:
-        parts: micro-batches of a step; fewer where it has fewer tokens.
+        from_tokens: a step of at least so many tokens is cut into 1, 2, ... micro-batches; ascending. Where it has
+            fewer tokens than these, some are empty.
         counts: layers, dense layers and MoE layers of the model; times of row terms are multiples of them.
         visits: in the order of the pass.
         closing: layers, and dense ones among them, that attention's devices run after the last visit.
     """
 
-    parts: int
+    from_tokens: tuple[int, ...]
     counts: tuple[int, int, int]
     visits: tuple[Visit, ...]
     closing: tuple[int, int]
+
+    @property
+    def parts(self) -> int:
+        """The most micro-batches of a step."""
+        return len(self.from_tokens)
+
+    def of_step(self, tokens: N) -> N:
+        """Micro-batches of steps with so many tokens."""
+        return sum([1 * (tokens >= least_tokens) for least_tokens in self.from_tokens], 0 * tokens)
 
     def repeats(self, runs: Runs) -> int:
         """How often in a pass something runs."""
@@ -59,37 +69,32 @@ class MicroBatches:
         Decoding requests are dealt out one by one, and have the mean context, or a token more; prompts are cut by
         tokens, as their attention is by time.
         """
-        n = self.parts
+        n = self.of_step(shape.tokens)
         mean = shape.context // (shape.decodes + (shape.decodes == 0))
         more = shape.context - mean * shape.decodes
         beside = shape.busiest_tokens - -(-shape.decodes // data_parallel)  # prompts' of the busiest group
         completed = shape.outputs - shape.decodes
-        with_prompts = least([shape.prefill_tokens, 0 * shape.decodes + n])
+        with_prompts = least([shape.prefill_tokens, n])
         shapes = []
-        for part in range(n):
-            last = n - 1 - part  # prompts are dealt from the last micro-batch on
-            decodes = _share(shape.decodes, part, n)
+        for part in range(self.parts):
+            first, last = 0 * n + part, n - 1 - part  # prompts are dealt from the last micro-batch on
+            decodes = _share(shape.decodes, first, n)
             shapes.append(
                 StepShape(
                     steps=shape.steps,
                     decodes=decodes,
-                    context=mean * decodes + _share(more, part, n),
+                    context=mean * decodes + _share(more, first, n),
                     prefill_tokens=_share(shape.prefill_tokens, last, n),
                     chunks=_share(shape.chunks, last, n),
                     outputs=decodes + _share(completed, last, n),
                     busiest_tokens=-(-decodes // data_parallel) + _share(beside, last, n),
                     anchor_tokens=_share(shape.anchor_tokens, last, n),
-                    prefill_fs=self._layers_share(shape.prefill_fs, last, with_prompts),
+                    prefill_fs=self.counts[0] * _share(shape.prefill_fs // self.counts[0], last, with_prompts),
                     prefill_dram_pj=0 * decodes,  # of the whole
                     prefill_compute_pj=0 * decodes,
                 )
             )
         return shapes
-
-    def _layers_share(self, time_fs: N, part: int, parts: N) -> N:
-        """Of a time of all layers, a micro-batch's share, of so many that have one."""
-        share: N = (time_fs // self.counts[0] + parts - 1 - part) // (parts + (parts == 0))
-        return where(part < parts, share * self.counts[0], 0 * share)
 
     def times(self, times: StageTimes[N], routed: Sequence[N]) -> PartTimes[N]:
         """How long a micro-batch takes at each stage of each visit.
@@ -121,7 +126,7 @@ class MicroBatches:
 
     def sizes(self, requests: int, context: int) -> list[tuple[int, int]]:
         """Decoding requests of each micro-batch of a step that only decodes, and their contexts together."""
-        parts, (mean, more) = self.parts, divmod(context, requests)
+        parts, (mean, more) = self.of_step(requests), divmod(context, requests)
         shares = ((_share(requests, part, parts), _share(more, part, parts)) for part in range(min(parts, requests)))
         return [(size, size * mean + rest) for size, rest in shares]
 
@@ -234,6 +239,7 @@ def _schedule_columns(parts: Sequence[PartTimes[IntArray]], closing: Sequence[In
     return attention
 
 
-def _share(whole: N, part: int, parts: int) -> N:
-    """What a micro-batch has of things that are dealt out one by one."""
-    return (whole + parts - 1 - part) // parts
+def _share(whole: N, part: N, parts: N) -> N:
+    """What a micro-batch has of things that are dealt out one by one to so many; nothing beyond these."""
+    share: N = (whole + parts - 1 - part) // (parts + (parts == 0))
+    return where((part >= 0) & (part < parts), share, 0 * share)

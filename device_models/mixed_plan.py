@@ -23,7 +23,7 @@ def mixed_plan(
     link: Sequence[RowTerm],
     *,
     on_experts: Set[Part],
-    micro_batches: int,
+    from_tokens: tuple[int, ...],
 ) -> CostPlan:
     """What steps cost on both groups.
 
@@ -33,7 +33,7 @@ def mixed_plan(
         experts: of the other one, likewise.
         link: what dispatch and combine take, as terms of these stages.
         on_experts: parts of the model that the other group has.
-        micro_batches: that a step's batch is cut into.
+        from_tokens: tokens of a step from which it is cut into 1, 2, ... micro-batches.
     """
     assert experts.experts is not None
     units = {unit: f"{EXPERTS}_{unit}" for unit in experts.units} | {HOST: HOST}
@@ -53,7 +53,7 @@ def mixed_plan(
         experts=term,
         passive=_passive(attention.passive, experts.passive),
         micro_batches=MicroBatches(
-            micro_batches, (model.layers, model.dense_layers, model.moe_layers), tuple(visits), closing
+            from_tokens, (model.layers, model.dense_layers, model.moe_layers), tuple(visits), closing
         ),
     )
     return in_repeats(plan)

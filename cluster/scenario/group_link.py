@@ -57,8 +57,10 @@ class GroupLink:
         assert term is not None
         assert moe is not None
         devices = experts.devices_per_replica
-        slices = 1 if term.weight_stationary else devices // term.groups
-        hits = _hits(weights, moe.top_k, term.slots, term.groups, per_pick=spec.copies == "per_pick")
+        slices, holders = devices // term.groups, term.groups
+        if term.weight_stationary:  # chips that hold whole experts of a layer, or one that holds all of them
+            slices, holders = 1, devices if experts.replica.parallelism.get("spread") == "experts" else 1
+        hits = _hits(weights, moe.top_k, term.slots, holders, per_pick=spec.copies == "per_pick")
         narrow = model.routed_dtype.startswith("fp8") or term.weight_stationary
         return cls(
             spec,
@@ -137,19 +139,21 @@ class GroupLink:
 
 
 def _hits(
-    weights: Sequence[Sequence[float]], top_k: int, slots: Sequence[Sequence[int]], groups: int, *, per_pick: bool
+    weights: Sequence[Sequence[float]], top_k: int, slots: Sequence[Sequence[int]], holders: int, *, per_pick: bool
 ) -> FloatArray:
-    """(laws, groups): how often a token goes to each group of devices that hold experts; at most once, or per pick.
+    """(laws, holders): how often a token goes to each device, or group of them, that holds experts; at most once, or
+    per pick.
 
-    A pick of an expert with copies goes to any of them alike. The chance that no pick leads to a group is the ratio of
+    A pick of an expert with copies goes to any of them alike. The chance that no pick leads to one is the ratio of
     elementary symmetric polynomials of the weights with and without what leads there (as in `pick_probabilities`).
     """
     found = []
     for law in range(max(len(weights), len(slots))):
         row = np.asarray(weights[min(law, len(weights) - 1)], float)
         places = np.asarray(slots[min(law, len(slots) - 1)] if slots else range(len(row)))
-        leads = np.zeros((groups, len(row)))
-        np.add.at(leads, (np.arange(len(places)) * groups // len(places), places), 1)
+        shares = [len(places) * holder // holders for holder in range(holders + 1)]  # as even as can be, in order
+        leads = np.zeros((holders, len(row)))
+        np.add.at(leads, (np.repeat(np.arange(holders), np.diff(shares)), places), 1)
         leads /= leads.sum(axis=0)
         if per_pick:
             found.append(leads @ np.asarray(expert_share(row.tolist(), top_k)))

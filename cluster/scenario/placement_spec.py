@@ -77,8 +77,8 @@ class PlacementSpec(_Section):
     link: GroupLinkSpec = Field(GroupLinkSpec(), description="between the groups")
     micro_batches: _MicroBatches = Field(
         "auto",
-        description="parts of a step's batch that alternate between the groups; auto: of 1 to 4 the number with which "
-        "steps of a full batch are shortest",
+        description="parts of a step's batch that alternate between the groups; auto: of 1 to 4, by the tokens of the "
+        "step, the number with which steps are shortest",
     )
     dense_ffn: Group = Field("attention", description="where FFNs of dense layers are")
     shared_experts: Group = Field("attention", description="where shared experts are")

@@ -16,12 +16,14 @@ from pimserve.device_models.mixed_plan import mixed_plan
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.operators import ALL_PARTS, Part
 from pimserve.device_models.plan import FS_PER_S
-from pimserve.device_models.routing import Routing
+from pimserve.device_models.routing import ExpertPools, Routing
 from pimserve.errors import InputError
+from pimserve.scheduler.mixed_costs import make_costs
 
 _WHERE = "cluster.placement"
 _AUTO = (1, 2, 3, 4)  # micro-batches that are tried
-_AUTO_CONTEXT, _AUTO_STEPS = 4096, 128
+_AUTO_BATCHES = tuple(2**power for power in range(13))  # decoding requests with which they are tried
+_AUTO_CONTEXT = 2048  # tokens of each, at most
 
 
 def place_group(scenario: Scenario, model: ModelSpec, routing: Routing, parts: Set[Part] = ALL_PARTS) -> PlacedPool:
@@ -104,29 +106,52 @@ def place_two_groups(scenario: Scenario, model: ModelSpec, routing: Routing) -> 
         )
     link = GroupLink.of(spec.link, model, attention, experts, _weights(scenario, model, routing))
     if spec.micro_batches != "auto":
-        return _joined(spec, link, attention, experts, spec.micro_batches)
-    tried = {number: _joined(spec, link, attention, experts, number) for number in _AUTO if number <= most}
-    requests, context = _full_batch(scenario, attention)
-    pooled, steps_s = replace(routing, mode="pooled"), {}
-    for number, pool in tried.items():
-        span = pool.costs(pooled, scenario.run.seed).decode_span(0, requests, requests * context, _AUTO_STEPS)
-        steps_s[number] = span.duration_fs(span.steps) / span.steps / FS_PER_S
-    best = tried[min(steps_s, key=lambda number: (steps_s[number], number))]
-    chosen = {"requests": requests, "context_tokens": context, "step_s": {str(m): s for m, s in steps_s.items()}}
-    placement = {**best.replica.facts["placement"], "micro_batches_auto": chosen}
-    return replace(best, replica=replace(best.replica, facts={**best.replica.facts, "placement": placement}))
+        return _joined(spec, link, attention, experts, (1,) * spec.micro_batches)
+    from_tokens, tried = _tried(scenario, spec, link, attention, experts, routing)
+    pool = _joined(spec, link, attention, experts, from_tokens)
+    placement = {**pool.replica.facts["placement"], "micro_batches_auto": tried}
+    return replace(pool, replica=replace(pool.replica, facts={**pool.replica.facts, "placement": placement}))
 
 
-def _full_batch(scenario: Scenario, pool: PlacedPool) -> tuple[int, int]:
-    """(requests, context of each) of a batch that the scheduler and the KV cache allow."""
-    context = min(_AUTO_CONTEXT, pool.request_tokens(scenario.scheduler))
-    tokens = pool.kv_tokens(scenario.scheduler.block_size)
-    requests = max(1, min(scenario.scheduler.max_num_seqs, tokens // context))
-    return requests, max(1, min(context, tokens // requests))
+def _tried(
+    scenario: Scenario,
+    spec: PlacementSpec,
+    link: GroupLink,
+    attention: PlacedPool,
+    experts: PlacedPool,
+    routing: Routing,
+) -> tuple[tuple[int, ...], dict[str, Any]]:
+    """(tokens of a step from which it is cut into 1, 2, ... micro-batches, the step times that this is from).
+
+    Tried are batches of decoding requests up to the largest that scheduler and KV cache allow, with one exact draw of
+    the experts each; a number counts from the first batch on from which no smaller number is faster any more.
+    """
+    seed, most = scenario.run.seed, scenario.scheduler.max_num_seqs
+    context = min(_AUTO_CONTEXT, attention.request_tokens(scenario.scheduler))
+    full = max(1, min(most, attention.kv_tokens(scenario.scheduler.block_size) // context))
+    batches = [*(requests for requests in _AUTO_BATCHES if requests < full), full]
+    steps_s: dict[int, dict[int, float]] = {requests: {} for requests in batches}
+    outcomes: ExpertPools | None = None
+    for number in _AUTO:
+        plan = _joined(spec, link, attention, experts, (1,) * number).plan
+        assert plan.experts is not None
+        outcomes = outcomes or ExpertPools(plan.experts, routing, seed)
+        costs = make_costs(plan, outcomes, replica=0, seed=seed, exact=True)
+        for requests in batches:
+            if number <= requests:
+                span = costs.decode_span(0, requests, requests * context, 1)
+                steps_s[requests][number] = span.duration_fs(1) / FS_PER_S
+    best = [min(steps_s[requests], key=steps_s[requests].__getitem__) for requests in batches]
+    from_tokens: list[int] = []
+    for number in range(1, best[-1] + 1):
+        fewer = [place for place, found in enumerate(best) if found < number]
+        from_tokens.append(batches[fewer[-1] + 1] if fewer else 1)
+    table = {str(requests): {str(m): seconds for m, seconds in times.items()} for requests, times in steps_s.items()}
+    return tuple(from_tokens), {"context_tokens": context, "step_s": table}
 
 
 def _joined(
-    spec: PlacementSpec, link: GroupLink, attention: PlacedPool, experts: PlacedPool, micro_batches: int
+    spec: PlacementSpec, link: GroupLink, attention: PlacedPool, experts: PlacedPool, from_tokens: tuple[int, ...]
 ) -> PlacedPool:
     """Both groups as one pool."""
     plan = mixed_plan(
@@ -135,13 +160,14 @@ def _joined(
         experts.plan,
         link.terms(spec.on_experts),
         on_experts=spec.on_experts,
-        micro_batches=micro_batches,
+        from_tokens=from_tokens,
     )
     own, other = attention.replica, experts.replica
     facts: dict[str, Any] = {
         **own.facts,
         "placement": {
-            "micro_batches": micro_batches,
+            "micro_batches": len(from_tokens),
+            "micro_batches_from_tokens": list(from_tokens),
             "on_experts": sorted(spec.on_experts),
             "link": link.facts,
             "experts": dict(other.facts),

@@ -39,7 +39,9 @@ def mixed(draw: st.DrawFn, plan: CostPlan) -> CostPlan:
             count = "outputs" if runs == "last" else "tokens"
             rows.append(RowTerm("there", "moe", unit, count, pieces, Energy(1, 2, 3), runs=runs, stage=stage))
     counts = moe_layers + dense_layers, dense_layers, moe_layers
-    micro = MicroBatches(draw(st.integers(1, 4)), counts, tuple(visits), (layers, dense))
+    from_tokens = sorted(draw(st.lists(st.just(1) | st.integers(1, 40), min_size=1, max_size=4)))
+    from_tokens[0] = 1
+    micro = MicroBatches(tuple(from_tokens), counts, tuple(visits), (layers, dense))
     units = (*plan.units, "experts_xpu")
     return in_repeats(replace(plan, devices=plan.devices + 1, units=units, rows=tuple(rows), micro_batches=micro))
 

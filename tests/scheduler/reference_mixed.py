@@ -34,7 +34,8 @@ def mixed_fs(
     """Duration of a step; `attention_fs` gives that of attention for (requests, context, prefill fs)."""
     micro, groups = plan.micro_batches, plan.data_parallel
     assert micro is not None
-    m = micro.parts
+    whole_tokens = decodes + sum(chunk.tokens for chunk in chunks)
+    most, m = micro.parts, sum(whole_tokens >= tokens for tokens in micro.from_tokens)
     layers, dense_layers, moe_layers = micro.counts
     times = [sum(term.cost(chunk)[0] for term in plan.prefill) for chunk in chunks]
     busiest, _, prefill = plan.timing.prefill(decodes, chunks, times)
@@ -80,7 +81,7 @@ def mixed_fs(
 
         attention = attention_fs(requests[part], mean * requests[part] + one_more[part], prefill_share[part])
         assert attention % layers == 0
-        routed = iter(_routed(pools, exact, replica, offset, step, part, m, tokens))
+        routed = iter(_routed(pools, exact, replica, offset, step, part, most, tokens))
         columns: dict[str, list[int]] = {name: [] for name in stations}
         for visit in micro.visits:
             here = visit.layers * (attention // layers + once("attention", "layers"))

@@ -277,7 +277,9 @@ def test_row_terms_are_the_sums_of_their_steps(run: Run) -> None:
 def row_counts(step: tuple[int, ...], term: RowTerm, plan: CostPlan) -> list[dict[str, int]]:
     """What row terms of each kind count in each micro-batch of a step, or in all of it, for such a term."""
     _, _, decodes, _, prefill_tokens, chunks, outputs = step
-    parts = 1 if plan.micro_batches is None or term.runs == "first" else plan.micro_batches.parts
+    parts = 1
+    if plan.micro_batches is not None and term.runs != "first":
+        parts = plan.micro_batches.of_step(decodes + prefill_tokens)
     requests, prompts = (
         dealt(decodes, parts),
         [dealt(n, parts)[::-1] for n in (prefill_tokens, outputs - decodes, chunks)],

@@ -66,8 +66,15 @@ def test_one_micro_batch_is_the_plain_sum() -> None:
 def test_auto_takes_the_number_with_the_shortest_steps() -> None:
     chosen = placement(prepared())
     steps_s = chosen["micro_batches_auto"]["step_s"]
-    assert list(steps_s) == ["1", "2", "3", "4"]
-    assert steps_s[str(chosen["micro_batches"])] == min(steps_s.values())
+    assert list(steps_s["1"]) == ["1"]  # a request cannot be cut
+    from_tokens = chosen["micro_batches_from_tokens"]
+    assert from_tokens[0] == 1
+    assert sorted(from_tokens) == from_tokens
+    for requests, times in steps_s.items():
+        number = sum(int(requests) >= tokens for tokens in from_tokens)
+        assert number == chosen["micro_batches"] or times[str(number)] <= times.get(str(number + 1), np.inf)
+    full = steps_s[list(steps_s)[-1]]
+    assert full[str(chosen["micro_batches"])] == min(full.values())
 
 
 def test_parts_of_the_model_go_where_they_are_said_to() -> None:
