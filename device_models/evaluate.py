@@ -114,7 +114,8 @@ def evaluate(plan: CostPlan, shape: StepShape[N], experts: Sequence[N] | None = 
         costs.extend(plan.timing.costs(part))
         _row_terms(plan, plan.rows_of_parts, part, costs)
         _decode_attention(plan, part, costs)
-    _row_terms(plan, plan.rows_once, shape, costs)
+    if plan.rows_once:
+        _row_terms(plan, plan.rows_once, shape, costs)
     costs.prefill_fs = shape.prefill_fs
     costs.energy.append(Amount(("attention_prefill", "dram"), 1, shape.prefill_dram_pj))
     costs.energy.append(Amount(("attention_prefill", "compute"), 1, shape.prefill_compute_pj))
