@@ -154,6 +154,8 @@ class Gpu(OperatorDevice):
         kernels = self.spec.kernels
         if demand.reserve_gb is not None or kernels is None or f"{kernels}-{_USUAL_BACKEND}" not in kernel_names():
             return []
+        if "attention" not in demand.parts:  # nor is there a KV cache
+            return []
         kept = self._backend_keeps(load_kernels(kernels, _USUAL_BACKEND), demand)
         lost = kept * demand.split.data / kv_pool_bytes_per_token(demand.model, demand.split)
         if lost < _TELLING_SHARE * fitted.kv_capacity_tokens:

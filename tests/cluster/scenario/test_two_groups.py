@@ -43,6 +43,7 @@ def test_each_group_holds_its_part_on_the_fewest_devices() -> None:
     held = attention.replica.weight_bytes_per_device * 2 + experts.replica.weight_bytes_per_device * 2
     assert held == pytest.approx(model.weight_bytes, rel=0.01)  # copies of gates beside it
     assert experts.kv_capacity_tokens == 0
+    assert not any("KV cache" in warning for warning in experts.replica.warnings)
     assert found.pools[0].silicon_mm2 == attention.silicon_mm2 + experts.silicon_mm2
 
 
