@@ -187,13 +187,13 @@ class Rest:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What all devices of a replica together send over their links for each row of a step: inside nodes or between, or
-    between groups of devices."""
+    """What all devices of a replica send over their links for each row of a step; of tokens between groups, vectors."""
 
     operator: str
     rows: RowKind
     bytes_per_row: float
     link: LinkScope = "intra_node"
+    vectors_per_row: float = 0.0
 
 
 Operator = Gemm | DecodeAttention | PrefillAttention | Experts | AllReduce | AllToAll | AllGather | Rest

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pimserve.device_models.step import StageTime
 from pimserve.errors import InputError, PimserveError
 from pimserve.scheduler.histogram import DurationHistogram
 from pimserve.scheduler.requests import RequestTable
@@ -117,6 +118,8 @@ class Ledger:
         itl: time between tokens; not a copy, it grows with the next window.
         durations: of steps; likewise.
         step_tokens: steps by the tokens that they compute, (len(steplog.STEP_TOKENS) + 1,).
+        step_s: time of steps.
+        stage_s: of it, as in `StepCosts.stages`; empty unless experts have devices of their own.
     """
 
     replica: int
@@ -135,6 +138,8 @@ class Ledger:
     itl: DurationHistogram
     durations: DurationHistogram
     step_tokens: NDArray[np.int64]
+    step_s: float
+    stage_s: Mapping[StageTime, float]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ import numpy as np
 
 from pimserve.arrays import BoolArray, IntArray
 from pimserve.device_models.evaluate import add_experts, evaluate, step_times
+from pimserve.device_models.pipeline import PassivePower
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S, HOST, PJ_PER_J
 from pimserve.device_models.step import StepCosts, StepShape, each_step
 from pimserve.scheduler.control import Ledger
@@ -233,6 +234,8 @@ class StepLog(CostTotals):
             itl=self.itl,
             durations=self.durations,
             step_tokens=self.step_tokens.copy(),
+            step_s=self.busy_fs / FS_PER_S,
+            stage_s={stage: time / FS_PER_S for stage, time in self.stage_fs.items()},
         )
 
     def state(self) -> dict[str, Any]:
@@ -367,7 +370,11 @@ class StepLog(CostTotals):
 
 def passive_pj(logs: Sequence[StepLog], end_fs: int) -> int | None:
     """What devices of alike replicas draw until then whether they work or not; None: not known, or left out."""
-    passive = logs[0].costs.plan.passive
+    return drawn_pj(logs[0].costs.plan.passive, logs, end_fs)
+
+
+def drawn_pj(passive: PassivePower | None, logs: Sequence[StepLog], end_fs: int) -> int | None:
+    """The same of devices of these replicas that draw so much."""
     if passive is None:
         return None
     # A device rests while the host is at work.

@@ -15,6 +15,15 @@ from pimserve.cluster.base.tables import Row, Table, table_of
 from pimserve.cluster.cli.terminal import add_rows, block, headed_table, plain_table, side_by_side, warning
 from pimserve.cluster.run.actor_tables import wire_table
 from pimserve.cluster.run.compare import precision_text
+from pimserve.cluster.run.group_schema import Groups
+from pimserve.cluster.run.group_tables import (
+    devices_text,
+    group_link_table,
+    group_table,
+    micro_batch_table,
+    sharing_text,
+    unit_rows,
+)
 from pimserve.cluster.run.run_figures import FIGURE_AT, REQUESTS, unit_of, value_at
 from pimserve.cluster.run.summary_schema import PoolFigures, ServedSummary, Simulator, UnwrittenSummary
 from pimserve.cluster.run.summary_tables import (
@@ -57,8 +66,10 @@ def summary_report(summary: UnwrittenSummary) -> RenderableType:
         parts += ["", side_by_side(pools, block("hand-over of KV caches", handover_table(summary.pools.handover)))]
     if summary.faults is not None:
         parts += ["", block("simulated faults", fault_cost_table(summary.faults))]
-    if summary.device_facts:
-        parts += ["", _facts(summary.device_facts)]
+    for name, pool in summary.by_pool().items():
+        if pool.groups is not None:
+            parts += ["", _groups(name, pool.groups)]
+    parts += [part for title, facts in _all_facts(summary) for part in ("", _facts(title, facts))]
     exchanged = wire_table(summary.simulator.spread)
     if exchanged is not None:
         parts += ["", _headed(exchanged)]
@@ -72,7 +83,6 @@ def summary_report(summary: UnwrittenSummary) -> RenderableType:
 
 def _heading(summary: UnwrittenSummary) -> RenderableType:
     pools = summary.by_pool()
-    devices = " + ".join(f"{count(pool.devices)} {pool.device}" for pool in pools.values())
     replicas = [_replicas(name, pool) for name, pool in pools.items()]
     costs = list(dict.fromkeys(_costs(pool.costs) for pool in pools.values()))
     last = replicas if len(pools) == 1 else costs  # that line has room for the seed
@@ -86,7 +96,7 @@ def _heading(summary: UnwrittenSummary) -> RenderableType:
             f"in which {count(summary.requests.measured)} requests arrived"
         )
     return Group(
-        Text(f"{summary.name}: {summary.model} on {devices}", style="bold"),
+        Text(f"{summary.name}: {summary.model} on {devices_text(summary)}", style="bold"),
         *(Text(line) for line in (*replicas, *costs, precision_text(summary), measured)),
         Text(f"stability: {summary.stability}"),
     )
@@ -94,8 +104,7 @@ def _heading(summary: UnwrittenSummary) -> RenderableType:
 
 def _replicas(name: str, pool: PoolFigures | ServedSummary) -> str:
     """How many replicas a pool has, and how their devices share the model."""
-    split = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in pool.parallelism.items())
-    text = f"{pool.replicas} replica{'s' if pool.replicas > 1 else ''} of {pool.devices_per_replica} ({split})"
+    text = f"{pool.replicas} replica{'s' if pool.replicas > 1 else ''} of {sharing_text(pool)}"
     return f"{name}: {text}" if name else text
 
 
@@ -182,9 +191,7 @@ def _slo(slo: Slo) -> rich.Table:
 
 
 def _units(summary: UnwrittenSummary) -> rich.Table:
-    most = summary.unit_busy_share_of_busiest_device  # empty in older runs
-    rows = [(named(unit), share(busy), share(most.get(unit))) for unit, busy in summary.unit_busy_share.items()]
-    rows.append(("any", share(summary.busy_share), ""))
+    rows = [*unit_rows(summary), ("any", share(summary.busy_share), "")]
     return block(_of_run("busy time", summary), _table(rows, "mean", "busiest"))
 
 
@@ -193,13 +200,34 @@ def _breakdown(summary: UnwrittenSummary) -> rich.Table:
     return block(title, breakdown_table(summary.time_share, summary.energy))
 
 
-def _headed(table: Table) -> RenderableType:
-    drawn = headed_table(table.name, *table.columns)
+def _headed(table: Table, name: str = "") -> RenderableType:
+    drawn = headed_table(name or table.name, *table.columns)
     add_rows(drawn, table)
     return drawn
 
 
-def _facts(facts: Mapping[str, Any]) -> RenderableType:
+def _groups(pool: str, groups: Groups) -> RenderableType:
+    """Both groups of devices of a pool's replicas, and what is between them."""
+    tables = [group_table(groups), group_link_table(groups.link), micro_batch_table(groups.micro_batches)]
+    names = ("groups of devices", "link between the groups", "micro-batches")
+    drawn: list[RenderableType] = []
+    for name, table in zip(names, tables, strict=True):
+        drawn.append(_headed(table, f"{pool} pool: {name}" if pool else name))
+        drawn += [Text(table.note, style="dim"), ""] if table.note else [""]
+    return Group(*drawn[:-1])
+
+
+def _all_facts(summary: UnwrittenSummary) -> list[tuple[str, Mapping[str, Any]]]:
+    """What devices say of themselves, under a title."""
+    groups = summary.groups
+    if groups is None:
+        found = [("device", summary.device_facts)]
+    else:
+        found = [("device of attention", summary.device_facts), ("device of experts", groups.experts.device_facts)]
+    return [(title, facts) for title, facts in found if facts]
+
+
+def _facts(title: str, facts: Mapping[str, Any]) -> RenderableType:
     """What the devices have to say of themselves, each group of facts in one row."""
     table = rich.Table.grid(padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
@@ -209,7 +237,7 @@ def _facts(facts: Mapping[str, Any]) -> RenderableType:
         if isinstance(value, Mapping):
             text = "; ".join(" ".join(_fact(inner, fact)) for inner, fact in value.items())
         table.add_row(Text(name), Text(text))
-    return Group(Text("device", style="bold"), table)
+    return Group(Text(title, style="bold"), table)
 
 
 def _fact(key: str, value: object) -> tuple[str, str]:

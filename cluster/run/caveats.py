@@ -49,9 +49,14 @@ def caveats_of_devices(figures: Figures, tdp_w: float | None, pools: Sequence[Pl
         pools: what it ran on.
     """
     energy, end_s = figures.energy, figures.end_s
-    unknown = dict.fromkeys(pool.label for pool in pools if pool.plan.passive is None)
+    unknown = dict.fromkeys(group.label for pool in pools for group in pool.members if group.plan.passive is None)
     if unknown and energy.passive_power != "left_out":
-        yield f"passive power of {' and '.join(unknown)} is not known: the energy is without it"
+        beside = (
+            dict.fromkeys(group.label for pool in pools if pool.plan.passive is None for group in pool.members).keys()
+            - unknown.keys()
+        )
+        too = f", and without that of {' and '.join(sorted(beside))} beside" if beside else ""
+        yield f"passive power of {' and '.join(unknown)} is not known: the energy is without it{too}"
     held = [asdict(pool.replica.precision) for pool in pools]
     for key in held[0]:
         if any(types[key] != held[0][key] for types in held):

@@ -34,10 +34,13 @@ def rebalancing_facts(prepared: Prepared, pool: PlacedPool, end_s: float) -> dic
     if not isinstance(term, ExpertTerm) or not term.rebalance_every or drift is None or model.moe is None:
         return {}
     cluster = prepared.scenario.of_pool(pool.name).cluster
+    if pool.groups:
+        cluster = cluster.of_group("experts")
+    holders = pool.members[-1]
     interval_s = term.rebalance_every * drift.interval_fs / FS_PER_S
-    seed, slices = prepared.scenario.run.seed, pool.devices_per_replica // term.groups
+    seed, slices = prepared.scenario.run.seed, holders.devices_per_replica // term.groups
     expert_bytes = model.moe.expert_parameters(model.hidden) * BYTES_PER_ELEMENT[model.routed_dtype]
-    links = [pool.device.spec.link_gb_per_s, *([cluster.node_gb_per_s] if cluster.nodes > 1 else [])]
+    links = [holders.device.spec.link_gb_per_s, *([cluster.node_gb_per_s] if cluster.nodes > 1 else [])]
     moved, busiest, imbalance = 0, 0, []
     last = max(BEHIND - 1, math.ceil(end_s / interval_s) - 1)
     for number in range(BEHIND, last + 1):

@@ -16,6 +16,7 @@ import numpy as np
 
 from pimserve import __version__
 from pimserve.cluster.run.caveats import caveats, caveats_of_devices
+from pimserve.cluster.run.group_figures import groups_of
 from pimserve.cluster.run.rebalancing_figures import rebalancing_caveats, rebalancing_facts
 from pimserve.cluster.run.run_times import now
 from pimserve.cluster.run.summary_schema import (
@@ -35,9 +36,8 @@ from pimserve.cluster.scenario.prepared import Prepared
 from pimserve.scheduler.simulation import Served
 from pimserve.scheduler.summary import summarize
 from pimserve.scheduler.summary_sections import PoolsUse
-from pimserve.scheduler.usage import Hardware
+from pimserve.scheduler.usage import Hardware, logs_of
 
-_Facts = Mapping[str, dict[str, Any]]  # by pool
 _BYTES_PER_MB, _BYTES_PER_GB = 10**6, 10**9
 
 
@@ -57,9 +57,11 @@ def summary_of(prepared: Prepared, served: Served) -> ServedSummary:
     )
     figures = summarize(served, scenario.slo, hardware)
     rebalancing = {pool.name: rebalancing_facts(prepared, pool, figures.end_s) for pool in pools}
+    held = {pool.name: _holding(prepared, served, pool, rebalancing[pool.name]) for pool in pools}
+    of_all = {"silicon_mm2": hardware.silicon_mm2, "tdp_w": hardware.tdp_w}
     parts = figures.set_parts()
     if figures.pools is not None:
-        parts["pools"] = _pools(figures.pools, pools, rebalancing)
+        parts["pools"] = _pools(figures.pools, pools, held)
     return ServedSummary(
         schema_version=SCHEMA_VERSION,
         name=scenario.name,
@@ -72,7 +74,7 @@ def summary_of(prepared: Prepared, served: Served) -> ServedSummary:
         trace_rows=TraceRows(read=workload.rows_read, dropped=dict(workload.rows_dropped)),
         scenario_digest=prepared.digest,
         **_sharing(pools[0]).set_parts(),
-        **_holding(pools[0], hardware.silicon_mm2, hardware.tdp_w, rebalancing).set_parts(),
+        **held[pools[0].name].model_copy(update=of_all).set_parts(),
         **parts,
         warnings=[
             *caveats(figures, served.limits_tokens),
@@ -112,13 +114,13 @@ def _total(values: Sequence[float | None]) -> float | None:
     return sum(known) if len(known) == len(values) else None
 
 
-def _pools(use: PoolsUse, pools: Sequence[PlacedPool], rebalancing: _Facts) -> Pools:
+def _pools(use: PoolsUse, pools: Sequence[PlacedPool], held: Mapping[str, Holding]) -> Pools:
     """What the pools did, and what their devices are."""
     figures = {
         pool.name: PoolFigures(
             device=pool.label,
             **_sharing(pool).set_parts(),
-            **_holding(pool, pool.silicon_mm2, pool.tdp_w, rebalancing).set_parts(),
+            **held[pool.name].set_parts(),
             **getattr(use, pool.name).set_parts(),
         )
         for pool in pools
@@ -139,19 +141,20 @@ def _sharing(pool: PlacedPool) -> Sharing:
     )
 
 
-def _holding(pool: PlacedPool, silicon_mm2: float | None, tdp_w: float | None, rebalancing: _Facts) -> Holding:
-    """Of a replica of the pool, and what rebalancing its experts took; silicon and power are those of all devices that
-    are summed up.
-    """
-    replica, moves = pool.replica, rebalancing[pool.name]
+def _holding(prepared: Prepared, served: Served, pool: PlacedPool, rebalancing: Mapping[str, Any]) -> Holding:
+    """Of a pool; `rebalancing`: what that of its experts took."""
+    replica = pool.replica
+    moves = {"expert_rebalancing": rebalancing} if rebalancing else {}
+    groups = groups_of(pool, prepared.model, logs_of(served, pool), served.end_fs, moves)
     return Holding(
         plan_digest=pool.plan.digest(),
         weights_gb_per_device=replica.weight_bytes_per_device / _BYTES_PER_GB,
         reserved_gb_per_device=replica.reserved_bytes_per_device / _BYTES_PER_GB,
-        silicon_mm2=silicon_mm2,
-        tdp_w=tdp_w,
+        silicon_mm2=pool.silicon_mm2,
+        tdp_w=pool.tdp_w,
         precision=Precision(**asdict(replica.precision)),
-        device_facts={**pool.facts, **({"expert_rebalancing": moves} if moves else {})},
+        device_facts={**pool.facts, **({} if groups else moves)},
+        **({"groups": groups} if groups else {}),
     )
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, SkipValidation
 
+from pimserve.cluster.run.group_schema import Groups
 from pimserve.scheduler.fleet import DECODE, PREFILL
 from pimserve.scheduler.summary_sections import Figures, PoolsUse, PoolUse, Section, figure, text
 
@@ -57,12 +58,19 @@ class Holding(Section):
     """What a replica costs, and what its devices hold."""
 
     plan_digest: str = text("sha256 of the cost plan")
-    weights_gb_per_device: float = figure("GB", "weights on one device")
+    weights_gb_per_device: float = figure(
+        "GB", "weights on one device; where experts have devices of their own, on one of the others"
+    )
     reserved_gb_per_device: float = figure("GB", "of one device's memory for neither weights nor KV cache")
     silicon_mm2: float | None = figure("mm2", "silicon that computes, of all devices; null: not known of all")
     tdp_w: float | None = figure("W", "power at which all devices are sold; null: not known of all")
     precision: Precision = text("data types")
-    device_facts: dict[str, Any] = text("what devices say of themselves, units in the names (docs/aimc.md)")
+    device_facts: dict[str, Any] = text(
+        "what devices say of themselves, units in the names (docs/aimc.md); of the same ones"
+    )
+    groups: Groups | None = Field(
+        None, description="with routed experts on devices of their own; of the first pool where there are two"
+    )
 
 
 class Named(Section):

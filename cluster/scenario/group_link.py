@@ -100,16 +100,16 @@ class GroupLink:
         return RowTerm(name, "communication", stage, rows, ((fixed, slope),), runs=runs, stage=stage)
 
     def traffic(self, on_experts: Set[Part]) -> tuple[Traffic, ...]:
-        """Bytes that pass for each token, and for each output, in both directions."""
+        """Bytes and vectors that pass for each token, and for each output, in both directions."""
         traffic = []
         for stage, bits in self._directions():
             size = self.model.hidden * bits / 8
             layers = self.model.moe_layers * self._needed(on_experts)[0]
             layers += self.model.dense_layers * self.shared_by if "dense_ffn" in on_experts else 0
-            traffic.append(Traffic(stage, "tokens", layers * size, "between_groups"))
+            traffic.append(Traffic(stage, "tokens", layers * size, "between_groups", layers))
             if "lm_head" in on_experts:
-                back = _ID_BYTES if stage == "combine" else size * self.shared_by
-                traffic.append(Traffic(stage, "outputs", back, "between_groups"))
+                sent = (_ID_BYTES, 0.0) if stage == "combine" else (size * self.shared_by, self.shared_by)
+                traffic.append(Traffic(stage, "outputs", sent[0], "between_groups", sent[1]))
         return tuple(traffic)
 
     @property

@@ -80,7 +80,9 @@ class PlacedPool(Pool):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the devices say of themselves."""
+        """What the devices say of themselves; of two groups, attention's."""
+        if self.groups:
+            return self.groups[0].facts
         facts = self.replica.facts
         return {**facts, **({"preset": self.label} if "preset" in facts else {})}
 

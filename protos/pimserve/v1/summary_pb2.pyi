@@ -34,7 +34,7 @@ class Summary(google.protobuf.message.Message):
         operator: builtins.str
         """What sends them."""
         link: builtins.str
-        """intra_node or inter_node."""
+        """intra_node, inter_node, or between_groups."""
         per: builtins.str
         """What they are counted per: token, or output."""
         bytes: builtins.float
@@ -112,6 +112,329 @@ class Summary(google.protobuf.message.Message):
         def HasField(self, field_name: typing.Literal["_routed_weights", b"_routed_weights", "routed_weights", b"routed_weights"]) -> builtins.bool: ...
         def ClearField(self, field_name: typing.Literal["_routed_weights", b"_routed_weights", "kv_cache", b"kv_cache", "routed_weights", b"routed_weights", "weights", b"weights"]) -> None: ...
         def WhichOneof(self, oneof_group: typing.Literal["_routed_weights", b"_routed_weights"]) -> typing.Literal["routed_weights"] | None: ...
+
+    @typing.final
+    class Groups(google.protobuf.message.Message):
+        """Replicas with attention and routed experts on groups of devices of their own, whole run."""
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        ATTENTION_FIELD_NUMBER: builtins.int
+        EXPERTS_FIELD_NUMBER: builtins.int
+        LINK_FIELD_NUMBER: builtins.int
+        MICRO_BATCHES_FIELD_NUMBER: builtins.int
+        @property
+        def attention(self) -> global___Summary.GroupFigures:
+            """Devices with attention and the KV cache."""
+
+        @property
+        def experts(self) -> global___Summary.GroupFigures:
+            """Devices with the routed experts."""
+
+        @property
+        def link(self) -> global___Summary.GroupLinkFigures:
+            """Between both."""
+
+        @property
+        def micro_batches(self) -> global___Summary.MicroBatchFigures:
+            """Of a step's batch."""
+
+        def __init__(
+            self,
+            *,
+            attention: global___Summary.GroupFigures | None = ...,
+            experts: global___Summary.GroupFigures | None = ...,
+            link: global___Summary.GroupLinkFigures | None = ...,
+            micro_batches: global___Summary.MicroBatchFigures | None = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["attention", b"attention", "experts", b"experts", "link", b"link", "micro_batches", b"micro_batches"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["attention", b"attention", "experts", b"experts", "link", b"link", "micro_batches", b"micro_batches"]) -> None: ...
+
+    @typing.final
+    class GroupFigures(google.protobuf.message.Message):
+        """A group of devices."""
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        DEVICE_FIELD_NUMBER: builtins.int
+        DEVICES_FIELD_NUMBER: builtins.int
+        DEVICES_PER_REPLICA_FIELD_NUMBER: builtins.int
+        PARALLELISM_FIELD_NUMBER: builtins.int
+        PARTS_FIELD_NUMBER: builtins.int
+        WEIGHTS_GB_PER_DEVICE_FIELD_NUMBER: builtins.int
+        RESERVED_GB_PER_DEVICE_FIELD_NUMBER: builtins.int
+        KV_GB_PER_DEVICE_FIELD_NUMBER: builtins.int
+        SILICON_MM2_FIELD_NUMBER: builtins.int
+        TDP_W_FIELD_NUMBER: builtins.int
+        PASSIVE_JOULES_FIELD_NUMBER: builtins.int
+        SHARES_OF_TIME_FIELD_NUMBER: builtins.int
+        DEVICE_FACTS_FIELD_NUMBER: builtins.int
+        device: builtins.str
+        """What they are."""
+        devices: builtins.int
+        """Of all replicas. Unit: devices."""
+        devices_per_replica: builtins.int
+        """Of one replica. Unit: devices."""
+        weights_gb_per_device: builtins.float
+        """Weights in memory of one device; 0 where crossbars hold them. Unit: GB."""
+        reserved_gb_per_device: builtins.float
+        """Of one device's memory for neither weights nor KV cache. Unit: GB."""
+        kv_gb_per_device: builtins.float
+        """KV cache of one device, copies of heads among it. Unit: GB."""
+        silicon_mm2: builtins.float
+        """Silicon that computes, of all devices; not set: not known. Unit: mm2."""
+        tdp_w: builtins.float
+        """Power at which all devices are sold; not set: not known. Unit: W."""
+        passive_joules: builtins.float
+        """That they draw whether they work or not; not set: not known, or left out. Unit: J."""
+        @property
+        def parallelism(self) -> google.protobuf.struct_pb2.Struct:
+            """How those of a replica share what the group has."""
+
+        @property
+        def parts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+            """Parts of the model that they have; attention: with KV cache, gates and embeddings."""
+
+        @property
+        def shares_of_time(self) -> global___Summary.GroupTimeShares:
+            """What they did with the time of the run."""
+
+        @property
+        def device_facts(self) -> google.protobuf.struct_pb2.Struct:
+            """What they say of themselves, units in the names (docs/aimc.md)."""
+
+        def __init__(
+            self,
+            *,
+            device: builtins.str = ...,
+            devices: builtins.int = ...,
+            devices_per_replica: builtins.int = ...,
+            parallelism: google.protobuf.struct_pb2.Struct | None = ...,
+            parts: collections.abc.Iterable[builtins.str] | None = ...,
+            weights_gb_per_device: builtins.float = ...,
+            reserved_gb_per_device: builtins.float = ...,
+            kv_gb_per_device: builtins.float = ...,
+            silicon_mm2: builtins.float | None = ...,
+            tdp_w: builtins.float | None = ...,
+            passive_joules: builtins.float | None = ...,
+            shares_of_time: global___Summary.GroupTimeShares | None = ...,
+            device_facts: google.protobuf.struct_pb2.Struct | None = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["_passive_joules", b"_passive_joules", "_silicon_mm2", b"_silicon_mm2", "_tdp_w", b"_tdp_w", "device_facts", b"device_facts", "parallelism", b"parallelism", "passive_joules", b"passive_joules", "shares_of_time", b"shares_of_time", "silicon_mm2", b"silicon_mm2", "tdp_w", b"tdp_w"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["_passive_joules", b"_passive_joules", "_silicon_mm2", b"_silicon_mm2", "_tdp_w", b"_tdp_w", "device", b"device", "device_facts", b"device_facts", "devices", b"devices", "devices_per_replica", b"devices_per_replica", "kv_gb_per_device", b"kv_gb_per_device", "parallelism", b"parallelism", "parts", b"parts", "passive_joules", b"passive_joules", "reserved_gb_per_device", b"reserved_gb_per_device", "shares_of_time", b"shares_of_time", "silicon_mm2", b"silicon_mm2", "tdp_w", b"tdp_w", "weights_gb_per_device", b"weights_gb_per_device"]) -> None: ...
+        @typing.overload
+        def WhichOneof(self, oneof_group: typing.Literal["_passive_joules", b"_passive_joules"]) -> typing.Literal["passive_joules"] | None: ...
+        @typing.overload
+        def WhichOneof(self, oneof_group: typing.Literal["_silicon_mm2", b"_silicon_mm2"]) -> typing.Literal["silicon_mm2"] | None: ...
+        @typing.overload
+        def WhichOneof(self, oneof_group: typing.Literal["_tdp_w", b"_tdp_w"]) -> typing.Literal["tdp_w"] | None: ...
+
+    @typing.final
+    class GroupTimeShares(google.protobuf.message.Message):
+        """What the devices of a group did with the run's time, mean over replicas; the shares add up to 1. What a step
+        waits for links is its time less that of the same schedule over links that take none, and both groups wait as
+        long. What attention's devices wait for the experts is the rest of the step in which they do not work, and the
+        other way round.
+        """
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        WORKING_FIELD_NUMBER: builtins.int
+        OTHER_GROUP_FIELD_NUMBER: builtins.int
+        LINK_FIELD_NUMBER: builtins.int
+        WORK_FIELD_NUMBER: builtins.int
+        working: builtins.float
+        """Share of the run in which they worked, with the links among them. Unit: 1."""
+        other_group: builtins.float
+        """In which they waited for the other group. Unit: 1."""
+        link: builtins.float
+        """In which they waited for what was on its way between the groups. Unit: 1."""
+        work: builtins.float
+        """In which there was no step, or the host was still at it. Unit: 1."""
+        def __init__(
+            self,
+            *,
+            working: builtins.float | None = ...,
+            other_group: builtins.float | None = ...,
+            link: builtins.float | None = ...,
+            work: builtins.float | None = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["_link", b"_link", "_other_group", b"_other_group", "_work", b"_work", "_working", b"_working", "link", b"link", "other_group", b"other_group", "work", b"work", "working", b"working"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["_link", b"_link", "_other_group", b"_other_group", "_work", b"_work", "_working", b"_working", "link", b"link", "other_group", b"other_group", "work", b"work", "working", b"working"]) -> None: ...
+        @typing.overload
+        def WhichOneof(self, oneof_group: typing.Literal["_link", b"_link"]) -> typing.Literal["link"] | None: ...
+        @typing.overload
+        def WhichOneof(self, oneof_group: typing.Literal["_other_group", b"_other_group"]) -> typing.Literal["other_group"] | None: ...
+        @typing.overload
+        def WhichOneof(self, oneof_group: typing.Literal["_work", b"_work"]) -> typing.Literal["work"] | None: ...
+        @typing.overload
+        def WhichOneof(self, oneof_group: typing.Literal["_working", b"_working"]) -> typing.Literal["working"] | None: ...
+
+    @typing.final
+    class GroupLinkFigures(google.protobuf.message.Message):
+        """The link between the groups."""
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        GB_PER_S_FIELD_NUMBER: builtins.int
+        EXPERTS_GB_PER_S_FIELD_NUMBER: builtins.int
+        LATENCY_US_FIELD_NUMBER: builtins.int
+        COPIES_PER_TOKEN_FIELD_NUMBER: builtins.int
+        COPIES_OF_BUSIEST_DEVICE_FIELD_NUMBER: builtins.int
+        DISPATCH_FIELD_NUMBER: builtins.int
+        COMBINE_FIELD_NUMBER: builtins.int
+        gb_per_s: builtins.float
+        """Bandwidth of a device of attention, one way. Unit: GB/s."""
+        experts_gb_per_s: builtins.float
+        """Of a device of the experts, one way. Unit: GB/s."""
+        latency_us: builtins.float
+        """Fixed time of one dispatch, and of one combine. Unit: us."""
+        copies_per_token: builtins.float
+        """Of a token's vector that go to experts in a MoE layer, mean over layers. Unit: copies."""
+        copies_of_busiest_device: builtins.float
+        """Of these, to the device that gets most of them in its layer. Unit: copies."""
+        @property
+        def dispatch(self) -> global___Summary.LinkDirection:
+            """From attention to experts."""
+
+        @property
+        def combine(self) -> global___Summary.LinkDirection:
+            """And back."""
+
+        def __init__(
+            self,
+            *,
+            gb_per_s: builtins.float = ...,
+            experts_gb_per_s: builtins.float = ...,
+            latency_us: builtins.float = ...,
+            copies_per_token: builtins.float = ...,
+            copies_of_busiest_device: builtins.float = ...,
+            dispatch: global___Summary.LinkDirection | None = ...,
+            combine: global___Summary.LinkDirection | None = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["combine", b"combine", "dispatch", b"dispatch"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["combine", b"combine", "copies_of_busiest_device", b"copies_of_busiest_device", "copies_per_token", b"copies_per_token", "dispatch", b"dispatch", "experts_gb_per_s", b"experts_gb_per_s", "gb_per_s", b"gb_per_s", "latency_us", b"latency_us"]) -> None: ...
+
+    @typing.final
+    class LinkDirection(google.protobuf.message.Message):
+        """What went over the link in one direction, whole run. Which device gets how much is what popularities make
+        expect, and no draw.
+        """
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        BYTES_FIELD_NUMBER: builtins.int
+        TOKENS_FIELD_NUMBER: builtins.int
+        BITS_FIELD_NUMBER: builtins.int
+        BUSY_SHARE_FIELD_NUMBER: builtins.int
+        bytes: builtins.float
+        """Sent by all devices of all replicas. Unit: B."""
+        tokens: builtins.float
+        """Whose vectors were sent, one for each layer and each device that they went to. Unit: tokens."""
+        bits: builtins.float
+        """Of an element of a vector. Unit: bit."""
+        busy_share: builtins.float
+        """Share of the run in which it was busy, mean over replicas. Unit: 1."""
+        def __init__(
+            self,
+            *,
+            bytes: builtins.float = ...,
+            tokens: builtins.float = ...,
+            bits: builtins.float = ...,
+            busy_share: builtins.float | None = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["_busy_share", b"_busy_share", "busy_share", b"busy_share"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["_busy_share", b"_busy_share", "bits", b"bits", "busy_share", b"busy_share", "bytes", b"bytes", "tokens", b"tokens"]) -> None: ...
+        def WhichOneof(self, oneof_group: typing.Literal["_busy_share", b"_busy_share"]) -> typing.Literal["busy_share"] | None: ...
+
+    @typing.final
+    class MicroBatchFigures(google.protobuf.message.Message):
+        """Parts of a step's batch that alternate between the groups."""
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        MOST_FIELD_NUMBER: builtins.int
+        FROM_TOKENS_FIELD_NUMBER: builtins.int
+        TRIED_FIELD_NUMBER: builtins.int
+        most: builtins.int
+        """Of a step. Unit: micro-batches."""
+        @property
+        def from_tokens(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+            """Tokens of a step from which it is cut into 1, 2, ... micro-batches."""
+
+        @property
+        def tried(self) -> global___Summary.TriedMicroBatches:
+            """With micro_batches: auto."""
+
+        def __init__(
+            self,
+            *,
+            most: builtins.int = ...,
+            from_tokens: collections.abc.Iterable[builtins.int] | None = ...,
+            tried: global___Summary.TriedMicroBatches | None = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["tried", b"tried"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["from_tokens", b"from_tokens", "most", b"most", "tried", b"tried"]) -> None: ...
+
+    @typing.final
+    class TriedMicroBatches(google.protobuf.message.Message):
+        """How numbers of micro-batches were chosen."""
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        CONTEXT_TOKENS_FIELD_NUMBER: builtins.int
+        BATCHES_FIELD_NUMBER: builtins.int
+        context_tokens: builtins.int
+        """Of context of each request. Unit: tokens."""
+        @property
+        def batches(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Summary.TriedBatch]:
+            """Step times of batches up to the largest."""
+
+        def __init__(
+            self,
+            *,
+            context_tokens: builtins.int = ...,
+            batches: collections.abc.Iterable[global___Summary.TriedBatch] | None = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["batches", b"batches", "context_tokens", b"context_tokens"]) -> None: ...
+
+    @typing.final
+    class TriedBatch(google.protobuf.message.Message):
+        """Steps that decode a batch, with one exact draw of the experts."""
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        @typing.final
+        class StepSEntry(google.protobuf.message.Message):
+            DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+            KEY_FIELD_NUMBER: builtins.int
+            VALUE_FIELD_NUMBER: builtins.int
+            key: builtins.str
+            value: builtins.float
+            def __init__(
+                self,
+                *,
+                key: builtins.str = ...,
+                value: builtins.float = ...,
+            ) -> None: ...
+            def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+        REQUESTS_FIELD_NUMBER: builtins.int
+        STEP_S_FIELD_NUMBER: builtins.int
+        requests: builtins.int
+        """Of the batch. Unit: requests."""
+        @property
+        def step_s(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.float]:
+            """By number of micro-batches. Unit: s."""
+
+        def __init__(
+            self,
+            *,
+            requests: builtins.int = ...,
+            step_s: collections.abc.Mapping[builtins.str, builtins.float] | None = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["requests", b"requests", "step_s", b"step_s"]) -> None: ...
 
     @typing.final
     class Requests(google.protobuf.message.Message):
@@ -972,6 +1295,7 @@ class Summary(google.protobuf.message.Message):
         TDP_W_FIELD_NUMBER: builtins.int
         PRECISION_FIELD_NUMBER: builtins.int
         DEVICE_FACTS_FIELD_NUMBER: builtins.int
+        GROUPS_FIELD_NUMBER: builtins.int
         REPLICAS_FIELD_NUMBER: builtins.int
         DEVICES_FIELD_NUMBER: builtins.int
         BUSY_SHARE_FIELD_NUMBER: builtins.int
@@ -991,7 +1315,7 @@ class Summary(google.protobuf.message.Message):
         plan_digest: builtins.str
         """Sha256 of the cost plan."""
         weights_gb_per_device: builtins.float
-        """Weights on one device. Unit: GB."""
+        """Weights on one device; where experts have devices of their own, on one of the others. Unit: GB."""
         reserved_gb_per_device: builtins.float
         """Of one device's memory for neither weights nor KV cache. Unit: GB."""
         silicon_mm2: builtins.float
@@ -1036,7 +1360,11 @@ class Summary(google.protobuf.message.Message):
 
         @property
         def device_facts(self) -> google.protobuf.struct_pb2.Struct:
-            """What devices say of themselves, units in the names (docs/aimc.md)."""
+            """What devices say of themselves, units in the names (docs/aimc.md); of the same ones."""
+
+        @property
+        def groups(self) -> global___Summary.Groups:
+            """With routed experts on devices of their own; of the first pool where there are two."""
 
         @property
         def unit_busy_share(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.float]:
@@ -1065,6 +1393,7 @@ class Summary(google.protobuf.message.Message):
             tdp_w: builtins.float | None = ...,
             precision: global___Summary.Precision | None = ...,
             device_facts: google.protobuf.struct_pb2.Struct | None = ...,
+            groups: global___Summary.Groups | None = ...,
             replicas: builtins.int = ...,
             devices: builtins.int = ...,
             busy_share: builtins.float | None = ...,
@@ -1078,8 +1407,8 @@ class Summary(google.protobuf.message.Message):
             active_joules: builtins.float = ...,
             passive_joules: builtins.float | None = ...,
         ) -> None: ...
-        def HasField(self, field_name: typing.Literal["_busy_share", b"_busy_share", "_mean_requests", b"_mean_requests", "_passive_joules", b"_passive_joules", "_silicon_mm2", b"_silicon_mm2", "_tdp_w", b"_tdp_w", "busy_share", b"busy_share", "costs", b"costs", "device_facts", b"device_facts", "kv", b"kv", "mean_requests", b"mean_requests", "parallelism", b"parallelism", "passive_joules", b"passive_joules", "precision", b"precision", "silicon_mm2", b"silicon_mm2", "tdp_w", b"tdp_w"]) -> builtins.bool: ...
-        def ClearField(self, field_name: typing.Literal["_busy_share", b"_busy_share", "_mean_requests", b"_mean_requests", "_passive_joules", b"_passive_joules", "_silicon_mm2", b"_silicon_mm2", "_tdp_w", b"_tdp_w", "active_joules", b"active_joules", "busy_share", b"busy_share", "costs", b"costs", "device", b"device", "device_facts", b"device_facts", "devices", b"devices", "devices_per_replica", b"devices_per_replica", "joules", b"joules", "kv", b"kv", "mean_requests", b"mean_requests", "output_tokens", b"output_tokens", "parallelism", b"parallelism", "passive_joules", b"passive_joules", "plan_digest", b"plan_digest", "precision", b"precision", "replicas", b"replicas", "reserved_gb_per_device", b"reserved_gb_per_device", "silicon_mm2", b"silicon_mm2", "steps", b"steps", "tdp_w", b"tdp_w", "traffic", b"traffic", "unit_busy_share", b"unit_busy_share", "unit_busy_share_of_busiest_device", b"unit_busy_share_of_busiest_device", "weights_gb_per_device", b"weights_gb_per_device"]) -> None: ...
+        def HasField(self, field_name: typing.Literal["_busy_share", b"_busy_share", "_mean_requests", b"_mean_requests", "_passive_joules", b"_passive_joules", "_silicon_mm2", b"_silicon_mm2", "_tdp_w", b"_tdp_w", "busy_share", b"busy_share", "costs", b"costs", "device_facts", b"device_facts", "groups", b"groups", "kv", b"kv", "mean_requests", b"mean_requests", "parallelism", b"parallelism", "passive_joules", b"passive_joules", "precision", b"precision", "silicon_mm2", b"silicon_mm2", "tdp_w", b"tdp_w"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["_busy_share", b"_busy_share", "_mean_requests", b"_mean_requests", "_passive_joules", b"_passive_joules", "_silicon_mm2", b"_silicon_mm2", "_tdp_w", b"_tdp_w", "active_joules", b"active_joules", "busy_share", b"busy_share", "costs", b"costs", "device", b"device", "device_facts", b"device_facts", "devices", b"devices", "devices_per_replica", b"devices_per_replica", "groups", b"groups", "joules", b"joules", "kv", b"kv", "mean_requests", b"mean_requests", "output_tokens", b"output_tokens", "parallelism", b"parallelism", "passive_joules", b"passive_joules", "plan_digest", b"plan_digest", "precision", b"precision", "replicas", b"replicas", "reserved_gb_per_device", b"reserved_gb_per_device", "silicon_mm2", b"silicon_mm2", "steps", b"steps", "tdp_w", b"tdp_w", "traffic", b"traffic", "unit_busy_share", b"unit_busy_share", "unit_busy_share_of_busiest_device", b"unit_busy_share_of_busiest_device", "weights_gb_per_device", b"weights_gb_per_device"]) -> None: ...
         @typing.overload
         def WhichOneof(self, oneof_group: typing.Literal["_busy_share", b"_busy_share"]) -> typing.Literal["busy_share"] | None: ...
         @typing.overload
@@ -1573,6 +1902,7 @@ class Summary(google.protobuf.message.Message):
     TDP_W_FIELD_NUMBER: builtins.int
     PRECISION_FIELD_NUMBER: builtins.int
     DEVICE_FACTS_FIELD_NUMBER: builtins.int
+    GROUPS_FIELD_NUMBER: builtins.int
     REQUESTS_FIELD_NUMBER: builtins.int
     WINDOW_FIELD_NUMBER: builtins.int
     OFFERED_REQUESTS_PER_S_FIELD_NUMBER: builtins.int
@@ -1622,7 +1952,7 @@ class Summary(google.protobuf.message.Message):
     plan_digest: builtins.str
     """Sha256 of the cost plan."""
     weights_gb_per_device: builtins.float
-    """Weights on one device. Unit: GB."""
+    """Weights on one device; where experts have devices of their own, on one of the others. Unit: GB."""
     reserved_gb_per_device: builtins.float
     """Of one device's memory for neither weights nor KV cache. Unit: GB."""
     silicon_mm2: builtins.float
@@ -1667,7 +1997,11 @@ class Summary(google.protobuf.message.Message):
 
     @property
     def device_facts(self) -> google.protobuf.struct_pb2.Struct:
-        """What devices say of themselves, units in the names (docs/aimc.md)."""
+        """What devices say of themselves, units in the names (docs/aimc.md); of the same ones."""
+
+    @property
+    def groups(self) -> global___Summary.Groups:
+        """With routed experts on devices of their own; of the first pool where there are two."""
 
     @property
     def requests(self) -> global___Summary.Requests:
@@ -1769,6 +2103,7 @@ class Summary(google.protobuf.message.Message):
         tdp_w: builtins.float | None = ...,
         precision: global___Summary.Precision | None = ...,
         device_facts: google.protobuf.struct_pb2.Struct | None = ...,
+        groups: global___Summary.Groups | None = ...,
         requests: global___Summary.Requests | None = ...,
         window: global___Summary.Window | None = ...,
         offered_requests_per_s: builtins.float | None = ...,
@@ -1796,8 +2131,8 @@ class Summary(google.protobuf.message.Message):
         simulator: global___Summary.Simulator | None = ...,
         results: builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_busy_share", b"_busy_share", "_offered_requests_per_s", b"_offered_requests_per_s", "_silicon_mm2", b"_silicon_mm2", "_tdp_w", b"_tdp_w", "batch", b"batch", "busy_share", b"busy_share", "ci95", b"ci95", "costs", b"costs", "device_facts", b"device_facts", "energy", b"energy", "faults", b"faults", "in_system", b"in_system", "kv", b"kv", "latency_s", b"latency_s", "offered_requests_per_s", b"offered_requests_per_s", "parallelism", b"parallelism", "pools", b"pools", "precision", b"precision", "requests", b"requests", "silicon_mm2", b"silicon_mm2", "simulator", b"simulator", "slo", b"slo", "tdp_w", b"tdp_w", "throughput", b"throughput", "tokens", b"tokens", "trace_rows", b"trace_rows", "window", b"window"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_busy_share", b"_busy_share", "_offered_requests_per_s", b"_offered_requests_per_s", "_silicon_mm2", b"_silicon_mm2", "_tdp_w", b"_tdp_w", "batch", b"batch", "busy_share", b"busy_share", "ci95", b"ci95", "costs", b"costs", "device", b"device", "device_facts", b"device_facts", "devices", b"devices", "devices_per_replica", b"devices_per_replica", "digest", b"digest", "end_s", b"end_s", "energy", b"energy", "faults", b"faults", "in_system", b"in_system", "kv", b"kv", "latency_s", b"latency_s", "max_model_len_tokens", b"max_model_len_tokens", "model", b"model", "name", b"name", "offered_requests_per_s", b"offered_requests_per_s", "parallelism", b"parallelism", "plan_digest", b"plan_digest", "pools", b"pools", "precision", b"precision", "replicas", b"replicas", "requests", b"requests", "reserved_gb_per_device", b"reserved_gb_per_device", "results", b"results", "scenario_digest", b"scenario_digest", "schema_version", b"schema_version", "seed", b"seed", "silicon_mm2", b"silicon_mm2", "simulator", b"simulator", "slo", b"slo", "stability", b"stability", "stages", b"stages", "tdp_w", b"tdp_w", "throughput", b"throughput", "time_share", b"time_share", "tokens", b"tokens", "trace_rows", b"trace_rows", "traffic", b"traffic", "unit_busy_share", b"unit_busy_share", "unit_busy_share_of_busiest_device", b"unit_busy_share_of_busiest_device", "warnings", b"warnings", "weights_gb_per_device", b"weights_gb_per_device", "window", b"window", "workload", b"workload"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_busy_share", b"_busy_share", "_offered_requests_per_s", b"_offered_requests_per_s", "_silicon_mm2", b"_silicon_mm2", "_tdp_w", b"_tdp_w", "batch", b"batch", "busy_share", b"busy_share", "ci95", b"ci95", "costs", b"costs", "device_facts", b"device_facts", "energy", b"energy", "faults", b"faults", "groups", b"groups", "in_system", b"in_system", "kv", b"kv", "latency_s", b"latency_s", "offered_requests_per_s", b"offered_requests_per_s", "parallelism", b"parallelism", "pools", b"pools", "precision", b"precision", "requests", b"requests", "silicon_mm2", b"silicon_mm2", "simulator", b"simulator", "slo", b"slo", "tdp_w", b"tdp_w", "throughput", b"throughput", "tokens", b"tokens", "trace_rows", b"trace_rows", "window", b"window"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_busy_share", b"_busy_share", "_offered_requests_per_s", b"_offered_requests_per_s", "_silicon_mm2", b"_silicon_mm2", "_tdp_w", b"_tdp_w", "batch", b"batch", "busy_share", b"busy_share", "ci95", b"ci95", "costs", b"costs", "device", b"device", "device_facts", b"device_facts", "devices", b"devices", "devices_per_replica", b"devices_per_replica", "digest", b"digest", "end_s", b"end_s", "energy", b"energy", "faults", b"faults", "groups", b"groups", "in_system", b"in_system", "kv", b"kv", "latency_s", b"latency_s", "max_model_len_tokens", b"max_model_len_tokens", "model", b"model", "name", b"name", "offered_requests_per_s", b"offered_requests_per_s", "parallelism", b"parallelism", "plan_digest", b"plan_digest", "pools", b"pools", "precision", b"precision", "replicas", b"replicas", "requests", b"requests", "reserved_gb_per_device", b"reserved_gb_per_device", "results", b"results", "scenario_digest", b"scenario_digest", "schema_version", b"schema_version", "seed", b"seed", "silicon_mm2", b"silicon_mm2", "simulator", b"simulator", "slo", b"slo", "stability", b"stability", "stages", b"stages", "tdp_w", b"tdp_w", "throughput", b"throughput", "time_share", b"time_share", "tokens", b"tokens", "trace_rows", b"trace_rows", "traffic", b"traffic", "unit_busy_share", b"unit_busy_share", "unit_busy_share_of_busiest_device", b"unit_busy_share_of_busiest_device", "warnings", b"warnings", "weights_gb_per_device", b"weights_gb_per_device", "window", b"window", "workload", b"workload"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_busy_share", b"_busy_share"]) -> typing.Literal["busy_share"] | None: ...
     @typing.overload

@@ -5,11 +5,15 @@ import io
 import pytest
 from rich.cells import cell_len
 
+from pimserve.cluster.base.figures import share
 from pimserve.cluster.cli.findings_table import findings_report
 from pimserve.cluster.cli.render import summary_report
 from pimserve.cluster.cli.terminal import write
-from pimserve.cluster.run.read_summary import summary_of_document
+from pimserve.cluster.run.read_summary import load_summary, summary_of_document
+from pimserve.cluster.scenario.document import load_scenario
+from pimserve.cluster.scenario.prepared import prepare
 from pimserve.cluster.validation.targets import Finding
+from tests.cluster.documents import run
 from tests.cluster.run.example_summary import example_summary, without_numbers
 
 
@@ -298,3 +302,28 @@ def test_the_heading_says_what_of_the_devices_was_measured():
     assert (
         third_line({**timed, "measured": "host"}) == "costs: host measured on h100 with vllm 0.24.0, the rest projected"
     )
+
+
+def test_both_groups_of_devices_and_their_link_are_shown(tmp_path):
+    placement = "{experts: {device: aimc-realistic}, micro_batches: auto, link: {gb_per_s: 80}}"
+    overrides = ["cluster.devices_per_node=2", f"cluster.placement={placement}", "workload.num_requests=5"]
+    run(prepare(load_scenario(None, ["name=example", *overrides])), tmp_path / "r")
+    summary = load_summary(tmp_path / "r")
+    text = printed(summary_report(summary))
+    assert line_with(text, "example:") == "example: mixtral-8x7b on 2 duplex + 6 aimc-realistic"
+    assert line_with(text, "1 replica of").endswith(
+        "of 8 (attention 2: nodes 1, devices per node 2, tensor 2, experts ep;"
+    )
+    assert line_with(text, "experts 6:") == "experts 6: spread layers), seed 0"
+    groups = summary.groups
+    for label, name in (("working", "working"), ("other group", "other_group"), ("without a step", "work")):
+        shares = [getattr(group.shares_of_time, name) for group in (groups.attention, groups.experts)]
+        assert line_with(text, label).endswith(" ".join(map(share, shares)))
+    units = [line.split()[0] for line in text.split("busy time")[1].split("any ")[0].splitlines()[1:]]
+    assert units == ["of", "xPU", "Logic-PIM", "link", "of", "busiest", "digital", "between", "dispatch", "combine"]
+    assert "80 GB/s for each device of attention" in " ".join(text.split())
+    assert line_with(text, "256 requests").count("ms") == 4
+    assert line_with(text, "1 requests").endswith("- - -")
+    assert line_with(text, "tiers used") == "tiers used 172,032"
+    assert "{" not in text
+    assert all(cell_len(line) <= 80 for line in text.splitlines())

@@ -21,12 +21,17 @@ from tests.cluster.documents import run
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 FEW = ["workload.num_requests=60", "run.warmup_s=0", "output.steps=false"]
+_PLACED = "cluster.placement={experts: {device: aimc-realistic}}"
+_PLACED_IN_POOL = "cluster.pools.decode.placement={experts: {device: h100}}"
 KINDS: dict[str, tuple[str, list[str]]] = {
     "duplex": ("mixtral_duplex", ["run.warmup_s=1"]),
     "closed": ("closed_loop", []),
     "aimc": ("mixtral_aimc", []),
+    "mixed": ("mixtral_duplex", [_PLACED]),
+    "mixed, nothing": ("mixtral_duplex", [_PLACED, "scheduler.max_model_len=1"]),
     "measured": ("llama_h100_measured", []),
     "pools": ("prefill_decode_pools", []),
+    "mixed pools": ("prefill_decode_pools", [_PLACED_IN_POOL]),
     "faults": (
         "faults",
         ["faults.events=[{at_s: 1, replica: 0, kind: slow, factor: 2}, {at_s: 2, replica: 1, kind: fail, for_s: 3}]"],

@@ -1,0 +1,133 @@
+"""Figures of both groups of devices, of replicas whose routed experts are on devices of their own, and of the link."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Set
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+from pimserve.cluster.run.group_schema import (
+    GroupFigures,
+    GroupLinkFigures,
+    Groups,
+    GroupTimeShares,
+    LinkDirection,
+    MicroBatchFigures,
+    TriedBatch,
+    TriedMicroBatches,
+)
+from pimserve.cluster.scenario.placement import PlacedPool
+from pimserve.device_models.model import ModelSpec
+from pimserve.device_models.operators import ALL_PARTS, Part, kv_heads_per_device
+from pimserve.device_models.plan import HOST, PJ_PER_J
+from pimserve.device_models.step import StageTime
+from pimserve.scheduler.group_times import GroupTime, group_times
+from pimserve.scheduler.steplog import StepLog, drawn_pj
+
+_BYTES_PER_GB = 10**9
+
+
+def groups_of(
+    pool: PlacedPool, model: ModelSpec, logs: Sequence[StepLog], end_fs: int, facts: Mapping[str, Any]
+) -> Groups | None:
+    """Of a pool; None where its replicas have one group of devices.
+
+    Args:
+        pool: the replicas.
+        model: that they have.
+        logs: of each.
+        end_fs: the end of the run.
+        facts: what there is to say of the experts' devices beside what they say of themselves.
+    """
+    if not pool.groups:
+        return None
+    attention, experts = pool.groups
+    placement = pool.replica.facts["placement"]
+    on_experts = frozenset(placement["on_experts"])
+    whole_fs = len(logs) * end_fs
+    stages: dict[StageTime, int] = {name: sum(log.stage_fs[name] for log in logs) for name in get_args(StageTime)}
+    host_fs = sum(log.unit_fs.get(HOST, 0) for log in logs)
+    of_attention, of_experts = group_times(sum(log.busy_fs for log in logs), host_fs, stages, whole_fs)
+    return Groups(
+        attention=_group(attention, model, ALL_PARTS - on_experts, of_attention, logs, end_fs),
+        experts=_group(experts, model, on_experts, of_experts, logs, end_fs, facts),
+        link=_link(pool, logs, whole_fs),
+        micro_batches=_micro_batches(placement),
+    )
+
+
+def _group(
+    group: PlacedPool,
+    model: ModelSpec,
+    parts: Set[Part],
+    time: GroupTime,
+    logs: Sequence[StepLog],
+    end_fs: int,
+    facts: Mapping[str, Any] = MappingProxyType({}),
+) -> GroupFigures:
+    whole_fs, replica = len(logs) * end_fs, group.replica
+    passive_pj = drawn_pj(group.plan.passive, logs, end_fs)
+    return GroupFigures(
+        device=group.label,
+        devices=group.devices,
+        devices_per_replica=group.devices_per_replica,
+        parallelism=dict(replica.parallelism),
+        parts=_parts(model, parts),
+        weights_gb_per_device=replica.weight_bytes_per_device / _BYTES_PER_GB,
+        reserved_gb_per_device=replica.reserved_bytes_per_device / _BYTES_PER_GB,
+        kv_gb_per_device=_kv_bytes_per_device(group, model) / _BYTES_PER_GB,
+        silicon_mm2=group.silicon_mm2,
+        tdp_w=group.tdp_w,
+        passive_joules=None if passive_pj is None else passive_pj / PJ_PER_J,
+        shares_of_time=GroupTimeShares(
+            **{name: part / whole_fs if whole_fs else None for name, part in time._asdict().items()}
+        ),
+        device_facts={**group.facts, **facts},
+    )
+
+
+def _parts(model: ModelSpec, parts: Set[Part]) -> list[str]:
+    """Those of them that the model has, in the order of a layer."""
+    shared = model.moe is not None and model.moe.shared_intermediate > 0
+    absent = {"dense_ffn": not model.dense_layers, "shared_experts": not shared}
+    return [part for part in get_args(Part) if part in parts and not absent.get(part)]
+
+
+def _kv_bytes_per_device(group: PlacedPool, model: ModelSpec) -> float:
+    """Tensor-parallel devices hold copies of KV heads of which there are fewer, and of a latent."""
+    tensor = int(group.replica.parallelism.get("tensor", 1))
+    heads = model.attention.kv_heads if model.attention.kind == "gqa" else 1
+    copies = kv_heads_per_device(model, tensor) * tensor / heads
+    layer = model.attention.kv_elements * group.replica.precision.kv_bits / 8
+    windowed = layer * model.windowed_layers
+    token = group.kv_groups.bytes_per_token(layer * model.layers - windowed, windowed)
+    return group.kv_capacity_tokens * token * copies / group.devices_per_replica
+
+
+def _micro_batches(placement: Mapping[str, Any]) -> MicroBatchFigures:
+    tried = placement.get("micro_batches_auto")
+    how = {}
+    if tried is not None:
+        batches = [TriedBatch(requests=int(requests), step_s=step_s) for requests, step_s in tried["step_s"].items()]
+        how = {"tried": TriedMicroBatches(context_tokens=tried["context_tokens"], batches=batches)}
+    return MicroBatchFigures(most=placement["micro_batches"], from_tokens=placement["micro_batches_from_tokens"], **how)
+
+
+def _link(pool: PlacedPool, logs: Sequence[StepLog], whole_fs: int) -> GroupLinkFigures:
+    facts = pool.replica.facts["placement"]["link"]
+    rows = {"tokens": sum(log.computed_tokens for log in logs), "outputs": sum(log.tokens for log in logs)}
+
+    def direction(name: Literal["dispatch", "combine"]) -> LinkDirection:
+        sent = [part for part in pool.replica.traffic if part.operator == name]
+        busy_fs = sum(log.unit_fs[name] for log in logs)
+        return LinkDirection(
+            bytes=sum(part.bytes_per_row * rows[part.rows] for part in sent),
+            tokens=sum(part.vectors_per_row * rows[part.rows] for part in sent),
+            bits=facts[f"{name}_bits"],
+            busy_share=busy_fs / whole_fs if whole_fs else None,
+        )
+
+    same = ("gb_per_s", "experts_gb_per_s", "latency_us", "copies_per_token", "copies_of_busiest_device")
+    return GroupLinkFigures(
+        **{name: facts[name] for name in same}, dispatch=direction("dispatch"), combine=direction("combine")
+    )
