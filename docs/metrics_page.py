@@ -65,6 +65,10 @@ load its history instead (`pimserve metrics backfill`), in which a second of Pro
   ring sends, whichever algorithm the time is of; of dispatch and combine the copies of `cluster.dispatch`, inside nodes
   and between them; in a measured run inside one node, a copy for every pick. A KV cache that
   was handed over counts on the replica that got it, when its request finishes.
+- Replicas with attention and experts on devices of their own (`cluster.placement`) have one series of each device
+  family, whose `device_model` names both kinds, and units of the experts' devices are called `experts_...`; families
+  with a `group` tell both groups apart. What goes over the link between these has the operators `dispatch` and
+  `combine`. While a run goes on, time counts for a group when the step in which it passed has been counted.
 - At the end of a run, counters are equal to its `summary.json`, with two exceptions. Simulated time of a live run may
   go on to the end of its last window. A run that is loaded afterwards lacks, in its inter-token latencies, the gaps of
   requests that waited to be resumed or handed over.

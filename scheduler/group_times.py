@@ -17,6 +17,9 @@ class GroupTime(NamedTuple):
     work: float  # or for a step: there is none, or the host is still at it
 
 
+IDLE = GroupTime._fields[1:]
+
+
 def group_times(
     step: float, host: float, stages: Mapping[StageTime, float], whole: float
 ) -> tuple[GroupTime, GroupTime]:

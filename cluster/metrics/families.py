@@ -17,6 +17,7 @@ Kind = Literal["counter", "gauge", "histogram", "info"]
 RUN = ("run_id",)
 ENGINE = ("run_id", "engine", "role")
 DEVICE = ("run_id", "engine", "role", "device_model")
+GROUP = (*DEVICE, "group")
 
 ALL_ENGINES = "all"  # the engine label of merged histograms, which hold the samples of every engine of a role
 MERGED_ABOVE = 8  # engines: a histogram has up to 200 buckets, and each engine as many series of it
@@ -191,8 +192,37 @@ FAMILIES = (
         " prefill pool.",
         (*DEVICE, "operator", "link"),
     ),
+    Family(
+        "pimserve_link_tokens_total",
+        "counter",
+        "Tokens whose vectors went over the link between groups of devices, by operator (dispatch, combine), one for"
+        " each layer and each device that they went to, as popularities of experts make expect.",
+        (*DEVICE, "operator", "link"),
+    ),
+    # Groups of devices, where routed experts have devices of their own; device_model is then the group's.
+    Family(
+        "pimserve_group_busy_seconds_total",
+        "counter",
+        "Time in which a group of devices of the replica worked, with the links among them; groups are attention and"
+        " experts.",
+        GROUP,
+    ),
+    Family(
+        "pimserve_group_idle_seconds_total",
+        "counter",
+        "Time in which a group of devices did not work, by what it waited for: the other group (other_group), what was"
+        " on its way between both (link), or a step (work). Idle and busy time add up to the time that has passed.",
+        (*GROUP, "cause"),
+    ),
+    Family("pimserve_group_devices", "gauge", "Devices of a group of the replica.", GROUP),
+    Family("pimserve_group_weight_bytes", "gauge", "Weights in memory of each device of a group.", GROUP),
     Family("pimserve_devices", "gauge", "Devices of the replica.", DEVICE),
-    Family("pimserve_device_weight_bytes", "gauge", "Weights in each device.", DEVICE),
+    Family(
+        "pimserve_device_weight_bytes",
+        "gauge",
+        "Weights in each device; where experts have devices of their own, in each of the others.",
+        DEVICE,
+    ),
     Family(
         "pimserve_device_kv_bytes",
         "gauge",

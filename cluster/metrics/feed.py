@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from pimserve.cluster.metrics.layout import HANDOVER, Layout
 from pimserve.cluster.metrics.run_metrics import RunMetrics
-from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
+from pimserve.cluster.scenario.placement_spec import GROUPS
+from pimserve.device_models.plan import FS_PER_PS, FS_PER_S, HOST
 from pimserve.scheduler.control import Ledger, ReplicaState, RunView
+from pimserve.scheduler.group_times import IDLE, group_times
 from pimserve.scheduler.handover import Link
 from pimserve.scheduler.latencies import Latencies
 from pimserve.scheduler.outcomes import counts, cut_off, outcomes
@@ -80,7 +82,8 @@ class MetricsFeed:
         with self._lock:
             self._requests.add(view.table.columns, left, view.measured)
             self._states(view.replicas)
-            self._ledgers.set(ledgers, self._now_fs)
+            # Of whoever has requests, the step or span under way is not in its ledger yet.
+            self._ledgers.set(ledgers, self._now_fs, {state.replica for state in view.replicas if state.outstanding})
             self._set("pimserve_virtual_time_seconds_total", self._now_fs / FS_PER_S)
             self._set("pimserve_wall_time_seconds_total", time.monotonic() - self._began_s)
             self._set("pimserve_requests_expected", len(view.table))
@@ -97,6 +100,7 @@ class MetricsFeed:
         """Take in what the end of the run, which has been taken, leaves."""
         with self._lock:
             self._requests.end(view.table.columns, view.measured, view.now_fs // FS_PER_PS)
+            self._ledgers.set(view.ledgers(), self._now_fs)
 
     def latest(self) -> RunMetrics:
         """The metrics as of the last window."""
@@ -215,13 +219,20 @@ class LedgerMetrics:
         self._busy = _places(layout, "pimserve_device_busy_seconds_total")
         self._time = _places(layout, "pimserve_operator_time_seconds_total")
         self._energy = _places(layout, "pimserve_device_energy_joules_total")
-        self._links: dict[int, list[int]] = {}  # by replica, its series of bytes that go with tokens
-        for (engine, operator, _), index in _places(layout, "pimserve_link_bytes_total").items():
-            if operator != HANDOVER:
-                self._links.setdefault(engine, []).append(index)
+        self._group_busy = _places(layout, "pimserve_group_busy_seconds_total")
+        self._group_idle = _places(layout, "pimserve_group_idle_seconds_total")
+        # By replica, its series of what goes over links with tokens: the family, its place there, and how much of it.
+        self._links: dict[int, list[tuple[str, int, tuple[float, float]]]] = {}
+        for name, sent in (
+            ("pimserve_link_bytes_total", layout.link_bytes),
+            ("pimserve_link_tokens_total", layout.link_tokens),
+        ):
+            for (engine, operator, _), index in _places(layout, name).items():
+                if operator != HANDOVER:
+                    self._links.setdefault(engine, []).append((name, index, sent[index]))
 
-    def set(self, ledgers: Sequence[Ledger], now_fs: int) -> None:
-        """Ledgers of all replicas, as of that time; none changes nothing."""
+    def set(self, ledgers: Sequence[Ledger], now_fs: int, at_work: Set[int] = frozenset()) -> None:
+        """Ledgers of all replicas, as of that time; none changes nothing. Those `at_work` do not rest after theirs."""
         if not ledgers:
             return
         metrics, layout = self._metrics, self._metrics.layout
@@ -250,13 +261,24 @@ class LedgerMetrics:
             energy = values["pimserve_device_energy_joules_total"]
             for (operator, part), joules in ledger.joules.items():
                 energy[self._energy[index, operator, part]] = joules
-            for place in self._links.get(index, ()):
-                computed, sampled = layout.link_bytes[place]
-                sent = computed * ledger.computed_tokens + sampled * ledger.output_tokens
-                values["pimserve_link_bytes_total"][place] = sent
+            for name, place, (computed, sampled) in self._links.get(index, ()):
+                values[name][place] = computed * ledger.computed_tokens + sampled * ledger.output_tokens
+            if ledger.stage_s:
+                until_fs = ledger.clock_fs if index in at_work else max(now_fs, ledger.clock_fs)
+                self._set_groups(ledger, until_fs / FS_PER_S)
             if ledger.passive_joules is not None:
                 idle_s = max(0, now_fs - ledger.clock_fs) / FS_PER_S
                 energy[self._energy[index, "passive", "passive"]] = ledger.passive_joules + ledger.idle_w * idle_s
+
+    def _set_groups(self, ledger: Ledger, until_s: float) -> None:
+        """What the groups of a replica's devices did with the time until then."""
+        values, index = self._metrics.values, ledger.replica
+        times = group_times(ledger.step_s, ledger.busy_s.get(HOST, 0.0), ledger.stage_s, until_s)
+        for group, spent in zip(GROUPS, times, strict=True):
+            values["pimserve_group_busy_seconds_total"][self._group_busy[index, group]] = spent.working
+            for cause in IDLE:
+                place = self._group_idle[index, group, cause]
+                values["pimserve_group_idle_seconds_total"][place] = getattr(spent, cause)
 
 
 def _places(layout: Layout, name: str) -> dict[tuple[Any, ...], int]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from prometheus_client.utils import floatToGoString
 
@@ -17,17 +18,20 @@ from pimserve.cluster.metrics.families import (
     DEVICE,
     ENGINE,
     FAMILIES,
+    GROUP,
     MERGED_ABOVE,
     Family,
     bounds,
 )
 from pimserve.cluster.scenario.document import Scenario
 from pimserve.cluster.scenario.placement import PlacedPool
+from pimserve.cluster.scenario.placement_spec import GROUPS
 from pimserve.cluster.scenario.prepared import Prepared
 from pimserve.device_models.evaluate import units_of
 from pimserve.device_models.operators import CATEGORIES
 from pimserve.errors import InputError
 from pimserve.scheduler.fleet import DECODE
+from pimserve.scheduler.group_times import IDLE
 from pimserve.scheduler.handover import Link
 from pimserve.scheduler.outcomes import ALL
 from pimserve.scheduler.requests import REJECT_REASONS
@@ -49,6 +53,7 @@ class Layout:
         histogram_rows: row of each replica in histograms.
         max_model_len: tokens that a request may have.
         link_bytes: of each series of link bytes, bytes for each token that is computed, and for each that is sampled.
+        link_tokens: of each series of link tokens, likewise.
         handover: how KV caches come from the prefill pool.
     """
 
@@ -58,6 +63,7 @@ class Layout:
     histogram_rows: tuple[int, ...]
     max_model_len: int
     link_bytes: tuple[tuple[float, float], ...] = ()
+    link_tokens: tuple[tuple[float, float], ...] = ()
     handover: Link | None = None
 
     @property
@@ -94,7 +100,8 @@ class Layout:
                 tuple((number, role) for number, role in document["engines"]),
                 tuple(document["histogram_rows"]),
                 int(document["max_model_len"]),
-                tuple((computed, sampled) for computed, sampled in document["link_bytes"]),
+                _pairs(document["link_bytes"]),
+                _pairs(document["link_tokens"]),
                 None if document["handover"] is None else Link(**document["handover"]),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -124,7 +131,7 @@ def layout_of(prepared: Prepared, run_id: str, *, speed: float, per_engine: bool
     for family in FAMILIES:
         if family.labels[: len(DEVICE)] == DEVICE:
             keys[family.name] = tuple(
-                (run_id, str(number), role(pool), pool.label, *more)
+                (run_id, str(number), role(pool), *more)
                 for number, pool in enumerate(replicas)
                 for more in _of_devices(family, pool)
             )
@@ -141,9 +148,14 @@ def layout_of(prepared: Prepared, run_id: str, *, speed: float, per_engine: bool
         engines,
         rows,
         prepared.longest_request,
-        tuple(_link_bytes(pool, *names) for pool in replicas for names in _links(pool)),
+        tuple(_sent(pool, *names, "bytes_per_row") for pool in replicas for names in _links(pool)),
+        tuple(_sent(pool, *names, "vectors_per_row") for pool in replicas for names in _links_between(pool)),
         prepared.link,
     )
+
+
+def _pairs(rows: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
+    return tuple((computed, sampled) for computed, sampled in rows)
 
 
 def _keys_of_run(prepared: Prepared, run_id: str, speed: float) -> dict[str, Keys]:
@@ -180,12 +192,19 @@ def _links(pool: PlacedPool) -> Sequence[tuple[str, str]]:
     return [*dict.fromkeys((traffic.operator, traffic.link) for traffic in pool.replica.traffic), *handover]
 
 
-def _link_bytes(pool: PlacedPool, operator: str, link: str) -> tuple[float, float]:
-    """Bytes that an operator sends over a kind of link for each token that is computed, and each that is sampled."""
+def _links_between(pool: PlacedPool) -> Sequence[tuple[str, str]]:
+    """The same, of groups of devices alone."""
+    return [names for names in _links(pool) if names[1] == "between_groups"]
+
+
+def _sent(
+    pool: PlacedPool, operator: str, link: str, what: Literal["bytes_per_row", "vectors_per_row"]
+) -> tuple[float, float]:
+    """What an operator sends over a kind of link for each token that is computed, and each that is sampled."""
     sent = {"tokens": 0.0, "outputs": 0.0}
     for traffic in pool.replica.traffic:
         if (traffic.operator, traffic.link) == (operator, link):
-            sent[traffic.rows] += traffic.bytes_per_row
+            sent[traffic.rows] += getattr(traffic, what)
     return sent["tokens"], sent["outputs"]
 
 
@@ -205,7 +224,16 @@ def units(pool: PlacedPool) -> tuple[str, ...]:
 
 
 def _of_devices(family: Family, pool: PlacedPool) -> Sequence[tuple[str, ...]]:
-    """Values of the labels that a device family has of its own."""
+    """Values of the labels of a device family from the name of the devices on."""
+    if family.labels[: len(GROUP)] == GROUP:
+        groups = [(group.label, name) for name, group in zip(GROUPS, pool.groups, strict=False)]
+        causes = [(cause,) for cause in IDLE] if family.labels != GROUP else [()]
+        return [(*group, *cause) for group in groups for cause in causes]
+    return [(pool.label, *more) for more in _of_all_devices(family, pool)]
+
+
+def _of_all_devices(family: Family, pool: PlacedPool) -> Sequence[tuple[str, ...]]:
+    """Values of the labels that a family of all devices of a replica has of its own."""
     if family.name in {"pimserve_device_busy_seconds_total", "pimserve_busiest_device_busy_seconds_total"}:
         return [(unit,) for unit in units(pool)]
     if family.name == "pimserve_operator_time_seconds_total":
@@ -215,6 +243,8 @@ def _of_devices(family: Family, pool: PlacedPool) -> Sequence[tuple[str, ...]]:
         return [*((category, part) for category in CATEGORIES for part in ("dram", "compute")), *passive]
     if family.name == "pimserve_link_bytes_total":
         return _links(pool)
+    if family.name == "pimserve_link_tokens_total":
+        return _links_between(pool)
     if family.name == "pimserve_device_tiers":
         return [("used",), ("total",)] if tiers(pool) else []
     return [()]
@@ -222,7 +252,7 @@ def _of_devices(family: Family, pool: PlacedPool) -> Sequence[tuple[str, ...]]:
 
 def tiers(pool: PlacedPool) -> tuple[int, int] | None:
     """Crossbar tiers of each chip: those in use, and all; None for other devices."""
-    facts = pool.replica.facts
-    if "tiers_used" not in facts:
-        return None
-    return facts["tiers_used"], facts["tiers"]
+    for group in pool.members:
+        if "tiers_used" in group.facts:
+            return group.facts["tiers_used"], group.facts["tiers"]
+    return None

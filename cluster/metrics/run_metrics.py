@@ -112,6 +112,10 @@ def metrics_of(prepared: Prepared, run_id: str, *, speed: float = 0.0, per_engin
     windowed = model.kv_bytes_per_token_layer * model.windowed_layers
     for name, values in {
         "pimserve_devices": [pool.devices_per_replica for pool in replicas],
+        "pimserve_group_devices": [group.devices_per_replica for pool in replicas for group in pool.groups],
+        "pimserve_group_weight_bytes": [
+            group.replica.weight_bytes_per_device for pool in replicas for group in pool.groups
+        ],
         "pimserve_device_weight_bytes": [pool.replica.weight_bytes_per_device for pool in replicas],
         "pimserve_device_kv_capacity_bytes": [
             pool.kv_capacity_tokens * pool.kv_groups.bytes_per_token(model.kv_bytes_per_token, windowed)

@@ -8,12 +8,13 @@ from promql import OF_ENGINE, OF_RUN, growth, per_second, share
 _BUSY = "pimserve_device_busy_seconds_total"
 _BUSIEST = "pimserve_busiest_device_busy_seconds_total"
 _JOULES = "pimserve_device_energy_joules_total"
+_IDLE = "pimserve_group_idle_seconds_total"
 _TOKENS = growth("pimserve_generation_tokens_total")
 
 
-def _mean(metric: str, label: str) -> str:
-    """Growth per simulated second of each value of the label, mean of the replicas of a role."""
-    return f"avg by (run_id, role, {label}) ({_of_engines(metric, label)})"
+def _mean(metric: str, *labels: str, of: str = OF_ENGINE) -> str:
+    """Growth per simulated second of each value of the labels, mean of the replicas of a role."""
+    return f"avg by (run_id, role, {', '.join(labels)}) ({_of_engines(metric, *labels, of=of)})"
 
 
 def _most(metric: str, label: str) -> str:
@@ -21,8 +22,8 @@ def _most(metric: str, label: str) -> str:
     return f"max by (run_id, role, {label}) ({_of_engines(metric, label)})"
 
 
-def _of_engines(metric: str, label: str) -> str:
-    return per_second(metric, of=OF_ENGINE, by=("run_id", "engine", "role", label))
+def _of_engines(metric: str, *labels: str, of: str = OF_ENGINE) -> str:
+    return per_second(metric, of=of, by=("run_id", "engine", "role", *labels))
 
 
 _UNITS = Row(
@@ -84,6 +85,73 @@ _LINKS = Row(
                 ),
             ),
             stacked=True,
+        ),
+    ),
+)
+
+_GROUPS = Row(
+    "Groups of devices",
+    (
+        *(
+            Panel(
+                f"What {whose} devices wait for",
+                "percentunit",
+                "Where attention and experts have devices of their own: share of simulated time in which these wait for"
+                " the others (other_group), for what is on its way between both (link), or for a step (work); mean of"
+                " the replicas chosen, by role. What is left of 100 % is work done.",
+                ((_mean(_IDLE, "cause", of=f'{OF_ENGINE},group="{group}"'), "{{cause}} {{role}} {{run_id}}"),),
+                stacked=True,
+            )
+            for group, whose in (("attention", "attention's"), ("experts", "the experts'"))
+        ),
+        Panel(
+            "Working",
+            "percentunit",
+            "Share of simulated time in which a group of devices works, mean of the replicas chosen, by role.",
+            ((_mean("pimserve_group_busy_seconds_total", "group"), "{{group}} {{role}} {{run_id}}"),),
+            most=1,
+        ),
+        Panel(
+            "Tokens between the groups",
+            "short",
+            "Vectors of tokens per simulated second, one for each layer and each device that they go to.",
+            (
+                (
+                    per_second("pimserve_link_tokens_total", of=OF_ENGINE, by=("run_id", "role", "operator")),
+                    "{{operator}} {{role}} {{run_id}}",
+                ),
+            ),
+        ),
+        Panel(
+            "Busy share of the link between the groups",
+            "percentunit",
+            "Of each direction, mean of the replicas chosen, by role.",
+            ((_mean(_BUSY, "unit", of=f'{OF_ENGINE},unit=~"dispatch|combine"'), "{{unit}} {{role}} {{run_id}}"),),
+            most=1,
+        ),
+        Panel(
+            "Devices of each group",
+            "short",
+            "Of all replicas of a run.",
+            (
+                (
+                    f"sum by (run_id, role, group, device_model) (pimserve_group_devices{{{OF_ENGINE}}})",
+                    "{{group}}: {{device_model}} {{role}} {{run_id}}",
+                ),
+            ),
+            "stat",
+        ),
+        Panel(
+            "Weights in each device of a group",
+            "bytes",
+            "In its memory; nothing where crossbars hold them.",
+            (
+                (
+                    f"max by (run_id, role, group, device_model) (pimserve_group_weight_bytes{{{OF_ENGINE}}})",
+                    "{{group}}: {{device_model}} {{role}} {{run_id}}",
+                ),
+            ),
+            "bars",
         ),
     ),
 )
@@ -171,6 +239,6 @@ DEVICES = Board(
     "pimserve-devices",
     "pimserve: devices",
     "Units, operators, links, energy and memory of the devices: Duplex and GPUs, crossbar chips.",
-    (_UNITS, _LINKS, _ENERGY, _MEMORY),
+    (_UNITS, _LINKS, _GROUPS, _ENERGY, _MEMORY),
     with_engines=True,
 )

@@ -21,12 +21,20 @@ EXAMPLES = Path(__file__).parents[3] / "examples"
 WINDOW_S = 3
 LINK_BYTES_PER_S = 450e9  # of Duplex, one way
 LIMITS = "slo={ttft_s: 0.02, tpot_s: 0.0039, e2e_s: 1}"
+MIXED = "cluster.placement={experts: {device: aimc-realistic}, micro_batches: 2, lm_head: experts}"
+MIXED_POOL = "cluster.pools.decode.placement={experts: {device: h100}, micro_batches: 2}"
 CASES = {
     "duplex": (None, ["cluster.replicas=2", LIMITS]),
     "warm-up": (None, ["run.warmup_s=5", "slo.ttft_s=0.02"]),
     "cool-down": (None, ["run={warmup_s: 2, cooldown_s: 8}", "slo.ttft_s=0.02"]),
     "measured": ("llama_h100_measured", []),
     "aimc": ("mixtral_aimc", ["run={warmup_s: 0, cooldown_s: 0}"]),
+    "mixed": (None, ["cluster.replicas=2", MIXED]),
+    "mixed pools": ("prefill_decode_pools", [MIXED_POOL, "run={warmup_s: 0}"]),
+    "mixed, slow": (
+        None,
+        ["cluster.replicas=2", MIXED, "faults={events: [{at_s: 2, replica: 1, kind: slow, factor: 3}]}"],
+    ),
     "pools": ("prefill_decode_pools", ["slo={ttft_s: 0.2}", "run={warmup_s: 0}"]),
     "faults": ("faults", []),
     "nobody left": (None, ["faults.events=[{at_s: 15, replica: 0, kind: fail}]", "slo.ttft_s=2"]),
@@ -88,10 +96,37 @@ def test_in_the_end_metrics_say_what_the_summary_says(case, monkeypatch):
         summary["batch"]["steps"],
         summary["batch"]["steps"],
     )
+    groups_are_those_of(summary, last, late_s)
     outcomes_are_those_of(summary, last)
     latencies_are_those_of(summary, last)
     grows(seen, last)
     assert not any(each.values["pimserve_run_stability"].any() for each in seen)
+
+
+def groups_are_those_of(summary, last, late_s):
+    """Of the replicas that have two groups of devices: those of the run, or of its decode pool."""
+    groups = summary["pools"]["decode"].get("groups") if "pools" in summary else summary.get("groups")
+    values, keys = last.values, last.layout.keys
+    idle, busy = keys["pimserve_group_idle_seconds_total"], keys["pimserve_group_busy_seconds_total"]
+    assert bool(groups) == bool(idle) == bool(busy) == bool(keys["pimserve_link_tokens_total"])
+    for name in ("attention", "experts") if groups else ():
+        group, replicas = groups[name], sum(key[4] == name for key in busy)
+        seconds = replicas * summary["end_s"]
+        mine = [key[4] == name for key in busy]
+        worked = values["pimserve_group_busy_seconds_total"][mine].sum()
+        assert worked == pytest.approx(group["shares_of_time"]["working"] * seconds, rel=1e-9)
+        for cause in ("other_group", "link", "work"):
+            waited = values["pimserve_group_idle_seconds_total"][[key[4:] == (name, cause) for key in idle]].sum()
+            late = replicas * late_s if cause == "work" else 0.0
+            assert waited == pytest.approx(group["shares_of_time"][cause] * seconds + late, rel=1e-9)
+        assert {key[3] for key in busy if key[4] == name} == {group["device"]}
+        assert values["pimserve_group_devices"][mine].sum() == group["devices"]
+        assert values["pimserve_group_weight_bytes"][mine] == pytest.approx(group["weights_gb_per_device"] * 1e9)
+    for way in ("dispatch", "combine") if groups else ():
+        for figure in ("bytes", "tokens"):
+            family = f"pimserve_link_{figure}_total"
+            mine = [key[4:] == (way, "between_groups") for key in keys[family]]
+            assert values[family][mine].sum() == pytest.approx(groups["link"][way][figure], rel=1e-9)
 
 
 def outcomes_are_those_of(summary, last):

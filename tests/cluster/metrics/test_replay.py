@@ -17,7 +17,7 @@ from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.errors import InputError
 from tests.cluster.documents import run
-from tests.cluster.metrics.test_feed import CASES, watched
+from tests.cluster.metrics.test_feed import CASES, groups_are_those_of, watched
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 # What results do not hold: gaps between tokens that no step shows, and the process while it ran.
@@ -25,6 +25,7 @@ ONLY_LIVE = {
     "pimserve_inter_token_latency_seconds",
     "pimserve_virtual_time_seconds_total",
     "pimserve_device_energy_joules_total",  # to the end of the last window; compared with the summary
+    "pimserve_group_idle_seconds_total",  # likewise
     "pimserve_engine_up",
     "pimserve_requests_waiting",
 }
@@ -59,6 +60,7 @@ def test_in_the_end_it_is_what_live_metrics_say(case, tmp_path, monkeypatch):
             assert last.sums[name] == pytest.approx(live.sums[name], rel=1e-9), name
     energy = last.values["pimserve_device_energy_joules_total"].sum()
     assert energy == pytest.approx(summary["energy"]["joules"], rel=1e-9)
+    groups_are_those_of(summary, last, 0.0)
     for earlier, later in itertools.pairwise(seen):
         for name, values in earlier.values.items():
             if name.endswith("_total"):
