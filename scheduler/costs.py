@@ -150,6 +150,16 @@ class ReplicaCosts:
             return np.array(drawn, np.int64).reshape(-1, len(FEATURES))
         return self.pools.features(tokens, (self.offset + numbers) % POOL_SIZE)
 
+    def features_of_layers(self, steps: StepShape[IntArray], layers: IntArray) -> IntArray:
+        """(n, features), or mixed ones: of single steps (n,), given what was drawn for them at normal speed.
+
+        Args:
+            steps: (n,).
+            layers: (n, micro-batches, layers, features).
+        """
+        assert self.pools is not None
+        return self.pools.scaled(layers.sum(axis=(1, 2)))
+
     def _recall(self, tokens: int, step: int) -> IntArray:
         """The exact draw of a step: kept from when the engine asked for it, or drawn again."""
         assert self.pools is not None

@@ -127,13 +127,55 @@ class MixedCosts(ReplicaCosts):
         for begin in range(0, len(numbers), _STEPS_TOGETHER):
             here = slice(begin, begin + _STEPS_TOGETHER)
             shape, number = StepShape(*(column[here] for column in steps)), numbers[here]
-            parts = self._times(shape, number)
-            time, without = schedule_fs(parts), schedule_fs([part.free_links for part in parts])
-            features[here, : len(FEATURES)] = self._drawn_features(shape, number)
-            features[here, _TIME] = without - sum([part.attention_fs for part in parts], 0 * time)
-            features[here, _LINK] = time - without
-            features[here, _WORK] = sum([part.experts_fs for part in parts], 0 * time)
+            routed = [
+                self._layers_fs(part.tokens, number, place) for place, part in enumerate(parts_of(self.plan, shape))
+            ]
+            features[here] = self.features_of(shape, routed, self._drawn_features(shape, number))
         return features
+
+    def features_of(self, steps: StepShape[IntArray], routed: Sequence[IntArray], drawn: IntArray) -> IntArray:
+        """(n, mixed features): of single steps (n,), given what their routed experts take.
+
+        Args:
+            steps: (n,).
+            routed: (layers, n) of each micro-batch, times.
+            drawn: (n, features), all micro-batches and layers together, of which time is left to the schedule.
+        """
+        parts = [
+            self._micro.times(stage_times(self.plan, part), list(times))
+            for part, times in zip(parts_of(self.plan, steps), routed, strict=True)
+        ]
+        time, without = schedule_fs(parts), schedule_fs([part.free_links for part in parts])
+        features = np.zeros((len(time), len(MIXED_FEATURES)), np.int64)
+        features[:, : len(FEATURES)] = drawn
+        features[:, _TIME] = without - sum([part.attention_fs for part in parts], 0 * time)
+        features[:, _LINK] = time - without
+        features[:, _WORK] = sum([part.experts_fs for part in parts], 0 * time)
+        return features
+
+    def features_of_layers(self, steps: StepShape[IntArray], layers: IntArray) -> IntArray:
+        """As of any replica."""
+        assert self.pools is not None
+        scaled = self.pools.scaled(layers)
+        times = scaled[..., FEATURES.index("time_fs")].transpose(1, 2, 0)
+        return self.features_of(steps, list(times), scaled.sum(axis=(1, 2)))
+
+    def outcomes(self, numbers: IntArray, place: int) -> IntArray:
+        """(n,): the outcomes that the micro-batch at a place takes in steps of those numbers."""
+        return (self.offset + numbers * self._micro.parts + place) % POOL_SIZE
+
+    def layers_of(self, tokens: IntArray, outcomes: IntArray) -> IntArray:
+        """(layers, n): times of routed experts of micro-batches (n,) with so many tokens and these outcomes."""
+        pools = self.pools
+        assert pools is not None
+        distinct, which = np.unique(tokens, return_inverse=True)
+        if len(distinct) == 1:
+            return np.asarray(pools.layers_fs[int(distinct[0])][:, outcomes])
+        times = np.empty((pools.term.layers, len(tokens)), np.int64)
+        for number, of_tokens in enumerate(distinct.tolist()):
+            here = which == number
+            times[:, here] = pools.layers_fs[of_tokens][:, outcomes[here]]
+        return times
 
     def _fixed(self, requests: int) -> PartTimes[int]:
         """What a micro-batch that decodes takes but for decode attention and routed experts."""
@@ -166,31 +208,14 @@ class MixedCosts(ReplicaCosts):
         times: list[list[int]] = self.pools.layers_fs[tokens].T.tolist()
         return times
 
-    def _times(self, steps: StepShape[IntArray], numbers: IntArray) -> list[PartTimes[IntArray]]:
-        """Of the micro-batches of single steps (n,)."""
-        return [
-            self._micro.times(stage_times(self.plan, part), list(self._layers_fs(part.tokens, numbers, place)))
-            for place, part in enumerate(parts_of(self.plan, steps))
-        ]
-
     def _layers_fs(self, tokens: IntArray, numbers: IntArray, place: int) -> IntArray:
         """(layers, n): routed experts of the micro-batch at a place of steps of those numbers, with `tokens` (n,)."""
-        pools = self.pools
-        assert pools is not None
         if self.exact:
             drawn = [
                 self._drawn_layers(t, step, place) for t, step in zip(tokens.tolist(), numbers.tolist(), strict=True)
             ]
             return np.stack([layers[:, 0] for layers in drawn], axis=1)
-        outcome = self._outcomes(numbers, place)
-        distinct, which = np.unique(tokens, return_inverse=True)
-        if len(distinct) == 1:
-            return np.asarray(pools.layers_fs[int(distinct[0])][:, outcome])
-        times = np.empty((pools.term.layers, len(tokens)), np.int64)
-        for number, of_tokens in enumerate(distinct.tolist()):
-            here = which == number
-            times[:, here] = pools.layers_fs[of_tokens][:, outcome[here]]
-        return times
+        return self.layers_of(tokens, self.outcomes(numbers, place))
 
     def _drawn_features(self, steps: StepShape[IntArray], numbers: IntArray) -> IntArray:
         """(n, features): of the routed experts of all micro-batches of single steps."""
@@ -202,11 +227,8 @@ class MixedCosts(ReplicaCosts):
                 each = zip(part.tokens.tolist(), numbers.tolist(), strict=True)
                 features += np.stack([self._drawn_layers(t, step, place).sum(axis=0) for t, step in each])
             else:
-                features += pools.features(part.tokens, self._outcomes(numbers, place))
+                features += pools.features(part.tokens, self.outcomes(numbers, place))
         return features
-
-    def _outcomes(self, numbers: IntArray, place: int) -> IntArray:
-        return (self.offset + numbers * self._micro.parts + place) % POOL_SIZE
 
     def _drawn_layers(self, tokens: int, step: int, place: int) -> IntArray:
         """(layers, features): the exact draw of a micro-batch."""
