@@ -124,6 +124,15 @@ def evaluate(plan: CostPlan, shape: StepShape[N], experts: Sequence[N] | None = 
     return costs
 
 
+def experts_rows(plan: CostPlan, shape: StepShape[N]) -> StepCosts[N]:
+    """What of that is of row terms on the experts' devices, where these are others than attention's."""
+    costs: StepCosts[N] = StepCosts()
+    terms = [term for term in plan.rows_of_parts if term.stage == "experts"]
+    for part in parts_of(plan, shape):
+        _row_terms(plan, terms, part, costs)
+    return costs
+
+
 def add_experts(term: RoutedExperts, features: Sequence[N], costs: StepCosts[N]) -> None:
     """Add routed experts, one entry for each of FEATURES or of MIXED_FEATURES, to what steps cost."""
     mixed = len(features) > len(FEATURES)

@@ -6,7 +6,8 @@ from collections.abc import Sequence, Set
 from dataclasses import replace
 from typing import Any
 
-from pimserve.device_models.micro_batches import MicroBatches, Visit
+from pimserve.device_models.evaluate import units_of
+from pimserve.device_models.micro_batches import BETWEEN, MicroBatches, Visit
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.operators import Part, Runs
 from pimserve.device_models.pipeline import PassivePower
@@ -57,6 +58,16 @@ def mixed_plan(
         ),
     )
     return in_repeats(plan)
+
+
+def units_of_groups(plan: CostPlan) -> tuple[frozenset[str], ...]:
+    """What is busy on attention's devices, and on the experts'; the link between them on both. All of it for a plan in
+    which devices do both."""
+    units = frozenset(units_of(plan))
+    if plan.micro_batches is None:
+        return (units,)
+    experts = frozenset(unit for unit in units if unit.startswith(f"{EXPERTS}_"))
+    return units - experts, experts | {*BETWEEN}
 
 
 def _visits(model: ModelSpec, on_experts: Set[Part]) -> tuple[list[Visit], tuple[int, int]]:

@@ -80,11 +80,14 @@ def _with_actors(ledger: Ledger, devices: Sequence[DeviceLedger]) -> Ledger:
 
 
 def _mean_s(names: Iterable[str], times_fs: Sequence[Mapping[str, int]]) -> dict[str, float]:
-    """The mean over devices, in the order of these names; to the last bit that of one where all say the same."""
+    """The mean over the devices that have each of these, in their order; to the last bit that of one where all say the
+    same."""
     total = Counter(dict.fromkeys(names, 0))
+    having: Counter[str] = Counter()
     for times in times_fs:
         total.update(times)
-    return {name: time / (len(times_fs) * FS_PER_S) for name, time in total.items()}
+        having.update(times.keys())
+    return {name: time / (max(1, having[name]) * FS_PER_S) for name, time in total.items()}
 
 
 def passed_by_device(exchanged: Exchanged) -> dict[tuple[int, int], dict[str, Passed]]:

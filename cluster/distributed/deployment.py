@@ -64,7 +64,7 @@ class Distributed:
         dealt = list(enumerate(dealt_out(fleet.replicas, self.spread)))
         if self.spread.devices is None:
             return [self._engines(index, replicas, fleet, table, on_rows) for index, replicas in dealt]
-        per_replica = {pool.name: pool.devices_per_replica for pool in self._prepared.pools}
+        per_replica = {pool.name: pool.members[0].devices_per_replica for pool in self._prepared.pools}
         devices = self._devices = Devices(self._connected(fleet), self._recovery, fleet, per_replica, table)
 
         def engines(index: int, replicas: range, sink: RowSink) -> ShardPort:
@@ -98,7 +98,9 @@ class Distributed:
         ledgers = [state.ledger for state in states]
         for log in served.logs:
             of_replica = [ledger for ledger in ledgers if ledger.replica == log.costs.replica]
-            check_ledgers(of_replica, log, self._driver.last_blocks[log.costs.replica])
+            pool = next(pool for pool in self._prepared.pools if log.costs.replica in pool.numbers)
+            attention = pool.groups[0].devices_per_replica if pool.groups else None
+            check_ledgers(of_replica, log, self._driver.last_blocks[log.costs.replica], attention)
         handed_bytes = 0 if served.handovers is None else served.handovers.bytes
         check_hand_overs(ledgers, exchanged, self._driver.handed_blocks, handed_bytes)
         home = {(state.ledger.replica, state.ledger.device): state.host for state in states}
@@ -216,13 +218,17 @@ def host_specs(prepared: Prepared, spread: Spread, token: str) -> list[HostSpec]
 
 
 def device_hosts(pools: Sequence[PlacedPool], spread: Spread) -> dict[str, tuple[str, list[tuple[int, int]]]]:
-    """Of each device host, the pool of its devices, and these (replica, number in the replica)."""
+    """Of each device host, the pool of its devices, and these (replica, number in the replica), all of one group."""
     hosts: dict[str, tuple[str, list[tuple[int, int]]]] = {}
     for pool in pools:
-        devices = [(replica, number) for replica in pool.numbers for number in range(pool.devices_per_replica)]
-        size = spread.actor_size(pool.devices_per_replica)
-        for first in range(0, len(devices), size):
-            hosts[f"devices-{len(hosts)}"] = pool.name, devices[first : first + size]
+        begin = 0  # of the group
+        for group in pool.members:
+            end = begin + group.devices_per_replica
+            devices = [(replica, number) for replica in pool.numbers for number in range(begin, end)]
+            size = spread.actor_size(group.devices_per_replica)
+            for first in range(0, len(devices), size):
+                hosts[f"devices-{len(hosts)}"] = pool.name, devices[first : first + size]
+            begin = end
     return hosts
 
 

@@ -37,7 +37,7 @@ class Devices:
         driver: of the devices.
         recovery: of the run.
         fleet: the replicas.
-        per_replica: devices of a replica, by the name of its pool.
+        per_replica: devices of a replica that have KV caches, by the name of its pool.
         table: requests of the run.
     """
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
@@ -26,12 +26,23 @@ from pimserve.device_models.routing import expert_share
 _ID_BYTES = 4  # of a sampled token
 
 
+class Passing(NamedTuple):
+    """Bytes that a device of attention sends for each token of its share, or output, to one of the experts; or gets."""
+
+    direction: Literal["dispatch", "combine"]
+    rows: RowKind
+    attention: int
+    experts: int
+    bytes_per_row: float
+
+
 @dataclass(frozen=True, slots=True)
 class GroupLink:
     """What passes between the groups of one replica.
 
     `copies`: of a token's vector in one layer, all devices of its experts together, in the mean over the layers;
-    `busiest`: those of the device that gets most of them in its layer, likewise.
+    `busiest`: those of the device that gets most of them in its layer, likewise. `hits`: of each device, or group of
+    devices that split experts, likewise.
     """
 
     spec: GroupLinkSpec
@@ -42,6 +53,7 @@ class GroupLink:
     busiest: float
     dispatch_bits: float
     shared_by: int  # devices of the experts that split what is not routed
+    hits: tuple[float, ...]
 
     @classmethod
     def of(
@@ -71,6 +83,7 @@ class GroupLink:
             busiest=float(hits.max(axis=1).mean()),
             dispatch_bits=spec.dispatch_bits or (8 if narrow else 16),
             shared_by=experts.plan.devices // experts.plan.data_parallel,
+            hits=tuple(hits.mean(axis=0).tolist()),
         )
 
     def terms(self, on_experts: Set[Part]) -> tuple[RowTerm, ...]:
@@ -111,6 +124,32 @@ class GroupLink:
                 sent = (_ID_BYTES, 0.0) if stage == "combine" else (size * self.shared_by, self.shared_by)
                 traffic.append(Traffic(stage, "outputs", sent[0], "between_groups", sent[1]))
         return tuple(traffic)
+
+    def passing(self, on_experts: Set[Part]) -> list[Passing]:
+        """The same from device to device: attention's share all rows evenly."""
+        model, found = self.model, []
+        dense_layers = model.dense_layers if "dense_ffn" in on_experts else 0
+        to_devices = self._to_devices(self._needed(on_experts)[0])
+        evenly = self.shared_by / self.receivers
+        for direction, bits in self._directions():
+            size = model.hidden * bits / 8
+            for sender in range(self.senders):
+                for receiver, copies in enumerate(to_devices):
+                    vectors = model.moe_layers * copies + dense_layers * evenly
+                    found.append(Passing(direction, "tokens", sender, receiver, vectors * size))
+                    if "lm_head" in on_experts:
+                        back = _ID_BYTES / self.receivers if direction == "combine" else size * evenly
+                        found.append(Passing(direction, "outputs", sender, receiver, back))
+        return found
+
+    def _to_devices(self, needed: float) -> list[float]:
+        """Copies of a token's vector that go to each of the experts' devices in a MoE layer, `needed` ones in all."""
+        even = self.copies * len(self.hits) / self.receivers / sum(self.hits)  # devices of a holder share its copies
+        copies = [self.hits[device * len(self.hits) // self.receivers] * even for device in range(self.receivers)]
+        if needed == self.copies:
+            return copies
+        more = (needed - self.copies) / (self.receivers - self.copies)
+        return [routed + more * (1 - routed) for routed in copies]
 
     @property
     def facts(self) -> dict[str, Any]:

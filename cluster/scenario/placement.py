@@ -58,6 +58,14 @@ class PlacedPool(Pool):
         """Its groups, or itself: devices of one kind each."""
         return self.groups or (self,)
 
+    def member_of(self, device: int) -> tuple[int, int]:
+        """(number of its group, 0 where there are none; its number there) of a device of a replica."""
+        for number, member in enumerate(self.members):
+            if device < member.devices_per_replica:
+                return number, device
+            device -= member.devices_per_replica
+        raise IndexError(device)
+
     @property
     def silicon_mm2(self) -> float | None:
         """Silicon of all devices, where it is known."""

@@ -104,13 +104,22 @@ def place_two_groups(scenario: Scenario, model: ModelSpec, routing: Routing) -> 
             f"{_WHERE}.micro_batches",
             f"{spec.micro_batches} exceeds scheduler.max_num_seqs, the {most} requests of the largest batch",
         )
-    link = GroupLink.of(spec.link, model, attention, experts, _weights(scenario, model, routing))
+    link = link_between(scenario, model, routing, attention, experts)
     if spec.micro_batches != "auto":
         return _joined(spec, link, attention, experts, (1,) * spec.micro_batches)
     from_tokens, tried = _tried(scenario, spec, link, attention, experts, routing)
     pool = _joined(spec, link, attention, experts, from_tokens)
     placement = {**pool.replica.facts["placement"], "micro_batches_auto": tried}
     return replace(pool, replica=replace(pool.replica, facts={**pool.replica.facts, "placement": placement}))
+
+
+def link_between(
+    scenario: Scenario, model: ModelSpec, routing: Routing, attention: PlacedPool, experts: PlacedPool
+) -> GroupLink:
+    """The link between the groups of a replica of the scenario's only pool."""
+    assert scenario.cluster.two_groups is not None
+    weights = _weights(scenario, model, routing)
+    return GroupLink.of(scenario.cluster.two_groups.link, model, attention, experts, weights)
 
 
 def _tried(

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from pimserve.cluster.base.rpc.statuses import DeviceMismatchError
 from pimserve.cluster.distributed.devices.host_client import HostConnection, all_of
 from pimserve.cluster.distributed.devices.span_rows import ROW_BYTES, Spans, step_request, to_rows_table
@@ -17,7 +19,7 @@ from pimserve.scheduler.steplog import SpanColumns
 from pimserve.v1 import device_pb2 as pb
 
 ROWS_PER_BATCH = 2**20 // ROW_BYTES
-_COPIES_PER_BATCH = 2**18
+_NUMBERS_PER_BATCH = 2**18  # that a device tells another, about
 _STEP_BYTES = 600  # that a step takes in the log, about
 _STEPS, _DURATION = SpanColumns._fields.index("steps"), SpanColumns._fields.index("duration_fs")
 _BEGIN_PS, _BEGIN_REST_FS = SpanColumns._fields.index("begin_ps"), SpanColumns._fields.index("begin_rest_fs")
@@ -53,10 +55,10 @@ class _Group:
     """
 
     def __init__(
-        self, connections: Connections, replicas: Mapping[str, frozenset[int]], log: Log, rows_per_batch: int
+        self, connections: Connections, replicas: Mapping[str, frozenset[int]], log: Log, numbers_per_step: int
     ) -> None:
         self._connections = connections
-        self._rows_per_batch = rows_per_batch
+        self._numbers_per_step = numbers_per_step
         self.replicas = frozenset[int]().union(*replicas.values())
         self.hosts = frozenset(replicas)
         self.window = 0  # that is open
@@ -67,24 +69,26 @@ class _Group:
             self._alike.setdefault(mine, []).append(host)
         self._log = log
         self._waiting: list[Spans] = []
-        self._rows = 0
+        self._filled = 0  # of a batch, in rows
 
     def take(self, spans: Spans) -> None:
         replica, *columns = spans
-        while self._rows + len(columns[0]) >= self._rows_per_batch:
-            some = self._rows_per_batch - self._rows
+        while len(columns[0]):
+            # A row counts for more where its steps make devices tell each other much.
+            numbers = columns[0][:, _STEPS] * self._numbers_per_step
+            filled = self._filled + np.cumsum(1 + numbers * ROWS_PER_BATCH // _NUMBERS_PER_BATCH)
+            some = int(np.searchsorted(filled, ROWS_PER_BATCH)) + 1  # with the one that fills it
             self._waiting.append(Spans(replica, *(column[:some] for column in columns)))
-            self.flush()
+            self._filled = int(filled[:some][-1])
+            if self._filled >= ROWS_PER_BATCH:
+                self.flush()
             columns = [column[some:] for column in columns]
-        if len(columns[0]):
-            self._waiting.append(Spans(replica, *columns))
-            self._rows += len(columns[0])
 
     def flush(self) -> None:
         if not self._waiting:
             return
         waiting = self._waiting
-        self._waiting, self._rows = [], 0
+        self._waiting, self._filled = [], 0
         for replicas, hosts in self._alike.items():
             table = to_rows_table([spans for spans in waiting if spans.replica in replicas])
             data = pb.RecordStepsRequest(window=self.window, sequence=self.sequence, rows=table).SerializeToString()
@@ -98,7 +102,7 @@ class _Group:
 
     def restore(self, window: int, sequence: int, ended: int) -> None:
         self.window, self.sequence, self.ended = window, sequence, ended
-        self._waiting, self._rows = [], 0
+        self._waiting, self._filled = [], 0
 
 
 class PlannedFeed:
@@ -108,16 +112,15 @@ class PlannedFeed:
         connections: to the hosts.
         replicas: of each host, the replicas of which it has devices.
         log: of what they are fed.
-        copies_per_span: numbers that devices tell each other for a span, where these are most of what passes.
+        numbers_per_step: that a device tells another for a step, where these are most of what passes.
     """
 
     def __init__(
-        self, connections: Connections, replicas: Mapping[str, frozenset[int]], log: Log, copies_per_span: int = 0
+        self, connections: Connections, replicas: Mapping[str, frozenset[int]], log: Log, numbers_per_step: int = 0
     ) -> None:
         self._connections = connections
-        rows_per_batch = min(ROWS_PER_BATCH, max(1, _COPIES_PER_BATCH // max(1, copies_per_span)))
         self._groups = [
-            _Group(connections, {host: replicas[host] for host in hosts}, log, rows_per_batch)
+            _Group(connections, {host: replicas[host] for host in hosts}, log, numbers_per_step)
             for hosts in _connected(replicas)
         ]
 

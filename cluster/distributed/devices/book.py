@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,10 +14,11 @@ from pimserve.cluster.distributed.devices.audit import Audit, durations
 from pimserve.cluster.distributed.devices.compile import DevicePool
 from pimserve.cluster.distributed.devices.expert_work import Work
 from pimserve.cluster.distributed.devices.span_rows import Spans
-from pimserve.device_models.evaluate import evaluate
+from pimserve.device_models.evaluate import evaluate, experts_rows
 from pimserve.device_models.experts import FEATURES
 from pimserve.device_models.plan import FS_PER_PS
 from pimserve.device_models.slowdown import NORMAL
+from pimserve.device_models.step import EnergyKey
 from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.exact import exact_sum
 from pimserve.scheduler.ledger import ReplicaLedger, TimesDifferError
@@ -39,6 +41,7 @@ class ReplicaBook:
         experts_fs: of each device here, time that it had for its own routed experts.
         experts_pj: and its parts of their DRAM and compute energy, where it is known which device did what.
         routed_pj: DRAM and compute energy of all routed experts of which that is known.
+        group_pj: energy on the experts' devices, where these are others than attention's, by category and kind.
         sent: (keys of the traffic, 2), counts and bytes that left devices here.
         received: likewise, that came to them.
     """
@@ -53,6 +56,7 @@ class ReplicaBook:
         self.experts_fs = dict.fromkeys(self.devices, 0)
         self.experts_pj = dict.fromkeys(self.devices, (0, 0))
         self.routed_pj = (0, 0)
+        self.group_pj: Counter[EnergyKey] = Counter()
         self.sent, self.received = (np.zeros((len(pool.traffic.keys), 2), np.int64) for _ in range(2))
         self._normal = self._costs = costs
         self._slowdown = NORMAL  # of what is being taken
@@ -140,8 +144,11 @@ class ReplicaBook:
         blocks, first, features = zip(*self._waiting, strict=True)
         self._waiting, self._rows_waiting = [], 0
         rows, first_steps = SpanColumns(*np.ascontiguousarray(np.concatenate(blocks).T)), np.concatenate(first)
+        work = None if features[0] is None else np.concatenate(features)
+        if self.pool.placed.groups and work is not None:
+            self._count_group(rows, work)
         try:
-            self.ledger.take(rows, first_steps, None if features[0] is None else np.concatenate(features))
+            self.ledger.take(rows, first_steps, work)
             self._audit.check(rows, first_steps)
         except TimesDifferError as error:
             raise self.mismatch(str(error)) from None
@@ -158,6 +165,13 @@ class ReplicaBook:
                 self.experts_pj[device] = before[0] + dram, before[1] + compute
             dram, compute = (exact_sum(work.features[:, FEATURES.index(name)]) for name in ("dram_pj", "compute_pj"))
             self.routed_pj = self.routed_pj[0] + dram, self.routed_pj[1] + compute
+
+    def _count_group(self, rows: SpanColumns, work: IntArray) -> None:
+        costs = experts_rows(self.pool.placed.plan, rows.shape)
+        for key, coefficient, times in costs.energy:
+            self.group_pj[key] += coefficient * exact_sum(times)
+        self.group_pj["moe", "dram"] += exact_sum(work[:, FEATURES.index("dram_pj")])
+        self.group_pj["moe", "compute"] += exact_sum(work[:, FEATURES.index("compute_pj")])
 
     def _use(self, slowdown: int, begin_ps: int) -> None:
         """What is taken from here on takes so many thousandths of its normal times, and begins then or later."""
@@ -227,6 +241,7 @@ class ReplicaBook:
             "experts_fs": [self.experts_fs[device] for device in self.devices],
             "experts_pj": [self.experts_pj[device] for device in self.devices],
             "routed_pj": self.routed_pj,
+            "group_pj": [[*key, value] for key, value in self.group_pj.items()],
             "sent": self.sent.tolist(),
             "received": self.received.tolist(),
             "audited_rows": self._audit.rows,
@@ -240,6 +255,7 @@ class ReplicaBook:
         self.experts_fs = dict(zip(self.devices, map(int, state["experts_fs"]), strict=True))
         self.experts_pj = dict(zip(self.devices, map(_pair, state["experts_pj"]), strict=True))
         self.routed_pj = _pair(state["routed_pj"])
+        self.group_pj = Counter({(category, kind): int(value) for category, kind, value in state["group_pj"]})
         for name in ("sent", "received"):
             sums = np.array(state[name], np.int64).reshape(-1, 2)
             if sums.shape != self.sent.shape:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,14 +11,17 @@ from pydantic import ValidationError
 
 from pimserve.arrays import IntArray
 from pimserve.cluster.distributed.devices.flows import Traffic, traffic_of_operators, traffic_of_point_to_point
+from pimserve.cluster.distributed.devices.mixed_flows import traffic_of_groups
 from pimserve.cluster.scenario.dispatch import transport
 from pimserve.cluster.scenario.document import Scenario
 from pimserve.cluster.scenario.placement import PlacedPool
+from pimserve.cluster.scenario.placement_spec import GROUPS, MOST_MICRO_BATCHES
 from pimserve.cluster.scenario.prepared import Prepared
+from pimserve.cluster.scenario.two_groups import link_between
 from pimserve.device_models.expert_layout import layer_loads
 from pimserve.device_models.memo import Memo
 from pimserve.device_models.model import ModelSpec
-from pimserve.device_models.operators import operators_of
+from pimserve.device_models.operators import ALL_PARTS, Part, operators_of
 from pimserve.device_models.rebalancing import placed_at
 from pimserve.device_models.routing import Routing, expert_share
 from pimserve.errors import InputError, validation_error
@@ -88,7 +91,10 @@ def compile_pool(prepared: Prepared, name: str) -> DevicePool:
     alone = prepared.scenario.of_pool(name)
 
     def traffic(epoch: int) -> Traffic:
-        return _traffic_of(placed, alone, model, _share(placed, model, prepared.routing, seed, epoch))
+        share = _share(placed, model, prepared.routing, seed, epoch)
+        if not placed.groups:
+            return _traffic_of(placed, alone, model, share)
+        return _traffic_of_groups(placed, alone, model, prepared.routing, share)
 
     return DevicePool(
         placed=placed,
@@ -105,6 +111,20 @@ def picks_per_token(model: ModelSpec) -> int:
     return model.moe_layers * model.moe.top_k if model.moe is not None else 0
 
 
+def numbers_per_step(scenario: Scenario, model: ModelSpec) -> int:
+    """About how many numbers a device tells another of its routed experts in a step; 0: fewer than of a span.
+
+    Copies for each expert where every layer is drawn; times of all layers of micro-batches, which go round.
+    """
+    placements = [scenario.of_pool(name).cluster.two_groups for name in scenario.pools]
+    wanted = [spec.micro_batches for spec in placements if spec is not None]
+    parts = max((MOST_MICRO_BATCHES if number == "auto" else number for number in wanted), default=1)
+    drawn = scenario.routing.mode == "exact"
+    if model.moe is None or not (drawn or wanted):
+        return 0
+    return parts * model.moe_layers * (model.moe.experts if drawn else 1)
+
+
 def _share(placed: PlacedPool, model: ModelSpec, routing: Routing, seed: int, epoch: int) -> tuple[float, ...]:
     """Picks of a token that fall on each slot of routed experts, in the mean over layers."""
     if model.moe is None:
@@ -116,11 +136,29 @@ def _share(placed: PlacedPool, model: ModelSpec, routing: Routing, seed: int, ep
     return tuple(shares.mean(axis=0).tolist())
 
 
-def _traffic_of(placed: PlacedPool, scenario: Scenario, model: ModelSpec, share: tuple[float, ...]) -> Traffic:
-    """What the devices of a replica send each other: what they say, else what their operators' collectives do."""
+def _traffic_of(
+    placed: PlacedPool, scenario: Scenario, model: ModelSpec, share: tuple[float, ...], parts: Set[Part] = ALL_PARTS
+) -> Traffic:
+    """What devices that have these parts of a model send each other: what they say, else what their operators'
+    collectives do."""
     if placed.replica.point_to_point is not None:
         return traffic_of_point_to_point(placed.replica.point_to_point(), placed.plan.devices)
     split = scenario.cluster.split
-    operators = operators_of(model, split, lm_head=scenario.costs.lm_head)
+    operators = operators_of(model, split, lm_head=scenario.costs.lm_head, parts=parts)
     way = transport(split, scenario.cluster.dispatch, measured=scenario.costs.measured_with is not None)
     return traffic_of_operators(operators, split, share, way)
+
+
+def _traffic_of_groups(
+    placed: PlacedPool, scenario: Scenario, model: ModelSpec, routing: Routing, share: tuple[float, ...]
+) -> Traffic:
+    """What all devices of a replica send each other that has attention and experts on groups of their own."""
+    spec, (attention, experts), term = scenario.cluster.two_groups, placed.groups, placed.plan.experts
+    assert spec is not None
+    assert term is not None
+    inside = [
+        (_traffic_of(pool, scenario.of_group(group), model, share, spec.parts_of(group)), pool.devices_per_replica)
+        for group, pool in zip(GROUPS, placed.groups, strict=True)
+    ]
+    passing = link_between(scenario, model, routing, attention, experts).passing(spec.on_experts)
+    return traffic_of_groups(inside, passing, term, share)

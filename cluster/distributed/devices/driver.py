@@ -20,7 +20,7 @@ from pimserve.arrays import IntArray
 from pimserve.cluster.base.rpc.statuses import DeviceMismatchError, HostUnavailableError, WrongStateError
 from pimserve.cluster.base.supervisor import SILENCE_S
 from pimserve.cluster.distributed.devices.batches import LockstepFeed, Message, PlannedFeed, WindowEnd
-from pimserve.cluster.distributed.devices.compile import parse_scenario, picks_per_token
+from pimserve.cluster.distributed.devices.compile import numbers_per_step, parse_scenario, picks_per_token
 from pimserve.cluster.distributed.devices.conservation import Exchanged, check_conservation
 from pimserve.cluster.distributed.devices.exchange import device_ids, from_traffic_table, to_hand_over_table
 from pimserve.cluster.distributed.devices.host_client import HostConnection, all_of, call_all
@@ -100,9 +100,7 @@ class DeviceDriver:
         if settings.lockstep:
             self._feed = LockstepFeed(self._connections, replicas, self.log)
         else:
-            drawn = model.moe is not None and document.routing.mode == "exact"
-            copies = model.moe_layers * model.moe.experts if drawn and model.moe is not None else 0
-            self._feed = PlannedFeed(self._connections, replicas, self.log, copies)
+            self._feed = PlannedFeed(self._connections, replicas, self.log, numbers_per_step(document, model))
         self._tokens = dict.fromkeys(sorted(frozenset[int]().union(*replicas.values())), 0)
         self.last_blocks = dict.fromkeys(self._tokens, 0)  # KV blocks of each replica in its last step
         self.handed_blocks = 0  # KV blocks of which parts were handed over

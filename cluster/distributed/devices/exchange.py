@@ -10,8 +10,9 @@ import numpy as np
 
 from pimserve.arrays import IntArray
 from pimserve.cluster.base.wire import from_table, to_table
-from pimserve.cluster.distributed.devices.expert_work import RESULT, SENT, Experts, Matrix
+from pimserve.cluster.distributed.devices.expert_work import RESULT, SENT, Matrix
 from pimserve.cluster.distributed.devices.flows import KV
+from pimserve.cluster.distributed.devices.replica_experts import Experts
 from pimserve.cluster.distributed.devices.turn import COMBINED, DISPATCHED, SPAN_STEPS, Exchange
 from pimserve.errors import InputError
 from pimserve.v1 import device_pb2 as pb
@@ -115,9 +116,11 @@ def from_message(message: pb.ExchangeTokensRequest, to: str, experts: Experts | 
     if len(message.span_steps) % SPAN_STEPS.itemsize:
         raise InputError("span_steps", f"must be whole numbers of {SPAN_STEPS.itemsize} bytes")
     steps = np.frombuffer(message.span_steps, SPAN_STEPS)
-    dtype, width = (SENT, 0) if message.phase == DISPATCHED else (RESULT, 0)
+    dispatched = message.phase == DISPATCHED
+    dtype, rows, width = SENT if dispatched else RESULT, len(steps), 0
     if experts is not None:
-        width = experts.sent_width if message.phase == DISPATCHED else experts.result_width
+        width = experts.sent_width if dispatched else experts.result_width
+        rows = rows if dispatched else experts.result_rows(steps)
     numbers: defaultdict[tuple[int, int], list[bytes]] = defaultdict(list)  # of the same devices only one should come
     for given in message.matrices:
         numbers[given.from_device, given.to_device].append(given.data)
@@ -129,7 +132,7 @@ def from_message(message: pb.ExchangeTokensRequest, to: str, experts: Experts | 
         message.step,
         steps,
         np.array([[getattr(flow, name) for name in _FLOW] for flow in message.flows], np.int64).reshape(-1, len(_FLOW)),
-        {pair: _matrix(data, dtype, len(steps), width) for pair, data in numbers.items()},
+        {pair: _matrix(data, dtype, rows, width) for pair, data in numbers.items()},
     )
 
 

@@ -76,7 +76,8 @@ class Dispatch:
     """Picks of experts, on their way from device to device.
 
     `sender`, `receiver` and `weight`: (cells,), the latter the share of all picks. `experts_of`: (cells,), the expert
-    group that a cell leads to, of `groups` ones. Their bytes are flows, as picks may share a vector.
+    group that a cell leads to, of `groups` ones. Their bytes are flows, as picks may share a vector. `first`: the first
+    device with experts; `shared_by`: cells that share the picks of a sender for a group evenly, one after the other.
     """
 
     picks_per_token: int
@@ -85,6 +86,8 @@ class Dispatch:
     receiver: IntArray
     weight: FloatArray
     experts_of: IntArray
+    first: int = 0
+    shared_by: int = 1
 
     def expected(self, tokens: IntArray) -> IntArray:
         """(n, cells): picks of steps with those tokens, by expected shares."""
@@ -94,6 +97,18 @@ class Dispatch:
     def senders(self) -> int:
         """Devices that send."""
         return int(self.sender.max()) + 1
+
+    def of_senders(self, devices: Sequence[int]) -> list[int]:
+        """Those of these devices that dispatch."""
+        return [device for device in devices if device < self.senders]
+
+    def of_experts(self, devices: Sequence[int]) -> list[int]:
+        """Those of these devices that have experts."""
+        return [device for device in devices if device >= self.first]
+
+    def group_of(self, device: int) -> int:
+        """The expert group of a device that has experts."""
+        return (device - self.first) // self.slices
 
     def copies(self, counts: IntArray) -> IntArray:
         """(senders, layers, slots): of the tokens (layers, slots) that picked each expert, or copy of one, in a step,
@@ -108,7 +123,19 @@ class Dispatch:
 
     def of_cells(self, copies: IntArray) -> IntArray:
         """(cells,): picks in each cell, given those that each sender has for each expert group, (senders, groups)."""
-        return np.asarray(copies[self.sender, self.experts_of])
+        of_all = copies[self.sender, self.experts_of]
+        place = np.arange(len(self.sender)) % self.shared_by
+        return np.asarray(of_all // self.shared_by + (place < of_all % self.shared_by))
+
+    @property
+    def end(self) -> int:
+        """The device after the last one with experts."""
+        return int(self.receiver.max()) + 1
+
+    @property
+    def slices(self) -> int:
+        """Devices of an expert group."""
+        return (self.end - self.first) // self.groups
 
 
 class Traffic:
@@ -120,7 +147,7 @@ class Traffic:
     """
 
     def __init__(self, flows: Sequence[Flow], dispatch: Dispatch | None = None) -> None:
-        self._flows = flows
+        self.flows = flows
         self.dispatch = dispatch
         cells = [(flow.sender, flow.receiver, flow.kind) for flow in flows]
         if dispatch is not None:
@@ -154,7 +181,7 @@ class Traffic:
         by_tokens, by_outputs = _histogram(tokens, steps), _histogram(outputs, steps)
         counts: list[int] = []
         sizes: list[int] = []
-        for flow in self._flows:
+        for flow in self.flows:
             rows, weights = by_outputs if flow.of_outputs else by_tokens
             share = rows // flow.groups + (flow.group < rows % flow.groups)
             size = flow.bytes_per_row
@@ -205,7 +232,7 @@ def traffic_of_operators(
             flows += _ring(ALL_GATHER, split, op.group, 1, sent, of_outputs=True)
         elif isinstance(op, AllToAll):
             for (sender, receiver), copies in routes(op, split, way).items():
-                size = _fraction_of_bytes(copies * op.vector_bytes * op.times / 2)
+                size = fraction_of_bytes(copies * op.vector_bytes * op.times / 2)
                 flows.append(Flow(sender, receiver, DISPATCH, 0, size))
                 flows.append(Flow(receiver, sender, COMBINE, 0, size))
     experts = next((op for op in operators if isinstance(op, Experts)), None)
@@ -222,7 +249,7 @@ def traffic_of_point_to_point(sent: PointToPoint, devices: int) -> Traffic:
         for pair, (vectors, size) in vectors_of.items()
     ]
     for kind, routed in ((DISPATCH, sent.dispatch), (COMBINE, sent.combine)):
-        flows += [Flow(*pair, kind, 0, _fraction_of_bytes(size)) for pair, size in routed.items()]
+        flows += [Flow(*pair, kind, 0, fraction_of_bytes(size)) for pair, size in routed.items()]
     if not sent.picks:
         return Traffic(flows)
     pairs = sorted(sent.picks)
@@ -240,7 +267,7 @@ def traffic_of_point_to_point(sent: PointToPoint, devices: int) -> Traffic:
     )
 
 
-def _fraction_of_bytes(size: float) -> Fraction:
+def fraction_of_bytes(size: float) -> Fraction:
     """To a 1,024th, so that products with counts of rows stay in 64 bit."""
     return Fraction(round(size * 1024), 1024)
 

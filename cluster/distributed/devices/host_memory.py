@@ -13,14 +13,14 @@ from pimserve.cluster.base.rpc.statuses import WrongStateError
 from pimserve.cluster.distributed.devices.book import ReplicaBook
 from pimserve.cluster.distributed.devices.compile import DevicePool, compile_pool, parse_scenario
 from pimserve.cluster.distributed.devices.exchange import KvBook
-from pimserve.cluster.distributed.devices.expert_work import Experts, experts_of
+from pimserve.cluster.distributed.devices.replica_experts import Experts, experts_of
 from pimserve.cluster.distributed.devices.span_rows import Spans
 from pimserve.cluster.distributed.devices.turn import Routes, Turn
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.errors import InputError
 from pimserve.scheduler.steplog import SpanColumns
 
-SNAPSHOT_VERSION = 2
+SNAPSHOT_VERSION = 3
 DeviceKey = tuple[int, int]  # replica, device
 _Setting = tuple[int, int, int]  # replica, slowdown, epoch of the law of routing
 _SETTINGS_KEPT = 64

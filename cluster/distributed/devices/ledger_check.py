@@ -4,29 +4,35 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from pimserve.cluster.base.rpc.statuses import DeviceMismatchError
 from pimserve.cluster.distributed.devices.conservation import Exchanged
 from pimserve.cluster.distributed.devices.flows import KV
 from pimserve.cluster.distributed.devices.ledgers import DeviceLedger
+from pimserve.device_models.mixed_plan import units_of_groups
 from pimserve.scheduler.steplog import StepLog
 
 Sum = tuple[str, int, int]  # what, by the devices, by the engine
 
 
-def check_ledgers(ledgers: Sequence[DeviceLedger], log: StepLog, last_blocks: int) -> None:
+def check_ledgers(
+    ledgers: Sequence[DeviceLedger], log: StepLog, last_blocks: int, attention: int | None = None
+) -> None:
     """Compare the devices of a replica with the log of its engine.
 
     Args:
         ledgers: of all devices of the replica, in their order.
         log: of the replica.
         last_blocks: KV blocks in use during its last step.
+        attention: how many have attention, the first ones, and others the experts; None: all have both.
 
     Raises:
         DeviceMismatchError: a sum differs, or the figures of one device.
     """
-    for sums, of in ((_of_each(ledgers, log), "device {}"), (_of_all(ledgers, log, last_blocks), "all devices")):
+    groups = [ledgers[:attention]] if attention is None else [ledgers[:attention], ledgers[attention:]]
+    for sums, of in ((_of_each(groups, log), "device {}"), (_of_all(groups, log, last_blocks), "all devices")):
         for place, (what, own, engine) in sums:
             if own != engine:
                 raise DeviceMismatchError(
@@ -55,38 +61,45 @@ def check_hand_overs(ledgers: Sequence[DeviceLedger], traffic: Exchanged, blocks
         raise DeviceMismatchError(f"all devices: {passed:,} bytes of KV caches, by the engine {size:,}")
 
 
-def _of_each(ledgers: Sequence[DeviceLedger], log: StepLog) -> Iterator[tuple[int, Sum]]:
-    """What all devices of a replica have the same, as all take part in each step."""
-    for ledger in ledgers:
-        times: list[tuple[str, Mapping[str, int], Mapping[str, int]]] = [
-            ("fs of {}", ledger.unit_fs, log.unit_fs),
-            ("fs of {} operators", ledger.category_fs, log.category_fs),
-        ]
-        yield ledger.device, ("steps", ledger.steps, log.steps)
-        yield ledger.device, ("fs in steps", ledger.busy_fs, log.busy_fs)
-        for name, own, engine in times:
-            for key in sorted(own.keys() | engine.keys()):
-                yield ledger.device, (name.format(key), own.get(key, 0), engine.get(key, 0))
+def _of_each(groups: Sequence[Sequence[DeviceLedger]], log: StepLog) -> Iterator[tuple[int, Sum]]:
+    """What all devices of a replica, or of a group, have the same, as all take part in each step."""
+    for ledgers, units in zip(groups, units_of_groups(log.costs.plan), strict=True):
+        unit_fs = {unit: busy_fs for unit, busy_fs in log.unit_fs.items() if unit in units}
+        for ledger in ledgers:
+            times: list[tuple[str, Mapping[str, int], Mapping[str, int]]] = [
+                ("fs of {}", ledger.unit_fs, unit_fs),
+                ("fs of {} operators", ledger.category_fs, log.category_fs),
+            ]
+            yield ledger.device, ("steps", ledger.steps, log.steps)
+            yield ledger.device, ("fs in steps", ledger.busy_fs, log.busy_fs)
+            for name, own, engine in times:
+                for key in sorted(own.keys() | engine.keys()):
+                    yield ledger.device, (name.format(key), own.get(key, 0), engine.get(key, 0))
 
 
-def _of_all(ledgers: Sequence[DeviceLedger], log: StepLog, last_blocks: int) -> Iterator[tuple[int, Sum]]:
-    """What the devices of a replica share."""
+def _of_all(groups: Sequence[Sequence[DeviceLedger]], log: StepLog, last_blocks: int) -> Iterator[tuple[int, Sum]]:
+    """What the devices of a replica share; of tokens and KV blocks, those that have attention."""
     own_pj: Counter[tuple[str, str]] = Counter()
     engine_pj: Mapping[Any, int] = log.energy_pj
-    for ledger in ledgers:
+    for ledger in chain(*groups):
         own_pj.update(ledger.energy_pj)
     sums: list[Sum] = [
         (f"pJ of {part} for {category}", own_pj[category, part], engine_pj.get((category, part), 0))
         for category, part in sorted(own_pj.keys() | engine_pj.keys())
     ]
-    sums.append(("tokens", sum(ledger.tokens for ledger in ledgers), log.computed_tokens))
-    sums.append(("sampled outputs", sum(ledger.outputs for ledger in ledgers), log.tokens))
-    groups = log.costs.plan.data_parallel
-    tensor = len(ledgers) // groups
+    attention, *others = groups
+    sums.append(("tokens", sum(ledger.tokens for ledger in attention), log.computed_tokens))
+    sums.append(("sampled outputs", sum(ledger.outputs for ledger in attention), log.tokens))
+    tensor = len(attention) // log.costs.plan.data_parallel
     for rank in range(tensor):  # each holds its part of all blocks of its data-parallel group
-        some = ledgers[rank::tensor]
+        some = attention[rank::tensor]
         now, peak = sum(ledger.kv_blocks for ledger in some), sum(ledger.peak_kv_blocks for ledger in some)
         sums.append((f"KV blocks in the last step, rank {rank}", now, last_blocks))
         sums.append((f"KV blocks at the most, rank {rank}", peak, log.peak_blocks))
+    sums += [
+        (f"{what} on device {ledger.device}, of the experts", getattr(ledger, what), 0)
+        for ledger in chain(*others)
+        for what in ("tokens", "outputs", "kv_blocks", "peak_kv_blocks")
+    ]
     for entry in sums:
         yield 0, entry

@@ -9,6 +9,7 @@ from typing import Any
 from pimserve.cluster.distributed.devices.book import ReplicaBook
 from pimserve.cluster.distributed.devices.exchange import KvBook
 from pimserve.cluster.distributed.devices.flows import share
+from pimserve.device_models.mixed_plan import units_of_groups
 from pimserve.v1 import device_pb2 as pb
 
 _LOW = 2**64 - 1
@@ -31,7 +32,9 @@ class DeviceLedger:
 
     All devices of a replica take part in all of its steps, and are busy for the same time; tokens, outputs and energy
     are the device's share of the replica's: whole numbers that differ by one at most, and add up to it; but energy of
-    routed experts is the device's own where the scenario draws which ones are picked. `experts_fs`: its time for its
+    routed experts is the device's own where the scenario draws which ones are picked. Where attention and experts have
+    groups of devices of their own, units and energy are those of the device's group, and tokens, outputs and KV blocks
+    are attention's alone. `experts_fs`: its time for its
     routed experts, with pooled routing that of the slowest device. `kv_blocks`: blocks of which it holds its part,
     those of its data-parallel group, in the last step and the most so far; `kv_blocks_sent`, `kv_blocks_received`:
     those of caches that were handed over.
@@ -58,45 +61,53 @@ class DeviceLedger:
 def ledgers_of(book: ReplicaBook, kv: KvBook) -> list[DeviceLedger]:
     """Ledgers of a replica's devices on this host, whose KV caches were handed over as `kv` says."""
     book.flush()
-    ledger, plan = book.ledger, book.pool.placed.plan
-    devices, tensor = plan.devices, plan.devices // plan.data_parallel
-    return [
-        DeviceLedger(
-            replica=book.replica,
-            device=device,
-            steps=ledger.steps,
-            busy_fs=ledger.busy_fs,
-            experts_fs=book.experts_fs[device],
-            unit_fs=ledger.unit_fs,
-            category_fs=dict(ledger.category_fs),
-            energy_pj=_energy_pj(book, device),
-            tokens=share(ledger.tokens, device, devices),
-            outputs=share(ledger.outputs, device, devices),
-            kv_blocks=share(ledger.kv_blocks, device // tensor, plan.data_parallel),
-            peak_kv_blocks=share(ledger.peak_kv_blocks, device // tensor, plan.data_parallel),
-            kv_blocks_sent=kv.blocks_sent[book.replica, device],
-            kv_blocks_received=kv.blocks_received[book.replica, device],
-            weight_bytes=round(book.pool.placed.replica.weight_bytes_per_device),
-            audited_rows=book.audited_rows,
-        )
-        for device in book.devices
-    ]
+    return [_ledger(book, kv, device) for device in book.devices]
+
+
+def _ledger(book: ReplicaBook, kv: KvBook, device: int) -> DeviceLedger:
+    ledger, placed = book.ledger, book.pool.placed
+    group, place = placed.member_of(device)
+    units, member = units_of_groups(placed.plan)[group], placed.members[group]
+    devices, data = member.devices_per_replica, member.plan.data_parallel
+    attends = group == 0
+
+    def shared(total: int, part: int, parts: int) -> int:
+        return share(total, part, parts) if attends else 0
+
+    return DeviceLedger(
+        replica=book.replica,
+        device=device,
+        steps=ledger.steps,
+        busy_fs=ledger.busy_fs,
+        experts_fs=book.experts_fs[device],
+        unit_fs={unit: busy_fs for unit, busy_fs in ledger.unit_fs.items() if unit in units},
+        category_fs=dict(ledger.category_fs),
+        energy_pj=_energy_pj(book, device),
+        tokens=shared(ledger.tokens, place, devices),
+        outputs=shared(ledger.outputs, place, devices),
+        kv_blocks=shared(ledger.kv_blocks, place * data // devices, data),
+        peak_kv_blocks=shared(ledger.peak_kv_blocks, place * data // devices, data),
+        kv_blocks_sent=kv.blocks_sent[book.replica, device],
+        kv_blocks_received=kv.blocks_received[book.replica, device],
+        weight_bytes=round(member.replica.weight_bytes_per_device),
+        audited_rows=book.audited_rows,
+    )
 
 
 def _energy_pj(book: ReplicaBook, device: int) -> dict[tuple[str, str], int]:
     """Of a device, by (category, "dram" or "compute")."""
-    devices = book.pool.placed.plan.devices
-    routed = dict(
-        zip(
-            (("moe", "dram"), ("moe", "compute")),
-            zip(book.routed_pj, book.experts_pj[device], strict=True),
-            strict=True,
-        )
-    )
+    placed = book.pool.placed
+    group, place = placed.member_of(device)
+    devices = placed.members[group].devices_per_replica
+    routed: dict[tuple[str, str], tuple[int, int]] = {}
+    if group == len(placed.members) - 1:  # has experts
+        of_replica_and_own = zip(book.routed_pj, book.experts_pj[device], strict=True)
+        routed = dict(zip((("moe", "dram"), ("moe", "compute")), of_replica_and_own, strict=True))
     energy: dict[tuple[str, str], int] = {}
     for key, total in book.ledger.energy_pj.items():
         of_all, own = routed.get(key, (0, 0))
-        energy[key] = share(total - of_all, device, devices) + own
+        elsewhere = book.group_pj[key] if group == 0 else total - book.group_pj[key]
+        energy[key] = share(total - elsewhere - of_all, place, devices) + own
     return energy
 
 

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from pimserve.arrays import IntArray
 from pimserve.cluster.base.rpc.statuses import DeviceMismatchError
-from pimserve.cluster.distributed.devices.expert_work import Experts, Matrix, Pair, Work
+from pimserve.cluster.distributed.devices.expert_work import Matrix, Pair, Work
 from pimserve.cluster.distributed.devices.flows import COMBINE, Traffic, kind_name
+from pimserve.cluster.distributed.devices.replica_experts import Experts
 from pimserve.cluster.distributed.devices.span_rows import Spans
 from pimserve.scheduler.steplog import SpanColumns
 from pimserve.v1 import device_pb2 as pb
@@ -50,6 +51,11 @@ class Exchange(NamedTuple):
         """About what it takes in memory."""
         matrices = sum(matrix.nbytes for matrix in self.matrices.values())
         return _OVERHEAD_BYTES + self.span_steps.nbytes + self.flows.nbytes + matrices
+
+    @property
+    def says_something(self) -> bool:
+        """Whether there is anything in it."""
+        return bool(len(self.flows) or self.matrices)
 
     def same_as(self, other: Exchange) -> bool:
         """Whether another one, of the same phase and first step, says the same."""
@@ -100,15 +106,15 @@ class Routes:
         return self._last[1]
 
     def pairs(self, phase: int, sender: str, receiver: str) -> list[Pair]:
-        """Devices between which matrices pass from host to host: what is dispatched goes from each device to each
-        expert group, and results from each group to each host.
+        """Devices between which matrices pass from host to host: what is dispatched goes from each device that has
+        tokens to each expert group, and results from each group to each host with such devices.
         """
-        if self.experts is None:
+        experts, senders, receivers = self.experts, self.devices[sender], self.devices[receiver]
+        if experts is None:
             return []
-        senders, receivers = self.devices[sender], self.devices[receiver]
         if phase == DISPATCHED:
-            return [(a, b) for a in senders for b in self.experts.receivers(receivers)]
-        return [(a, receivers[0]) for a in self.experts.receivers(senders)]
+            return [(a, b) for a in experts.senders(senders) for b in experts.receivers(receivers)]
+        return [(a, b) for a in experts.receivers(senders) for b in experts.senders(receivers)[:1]]
 
 
 class Turn:
@@ -128,7 +134,7 @@ class Turn:
         rows = SpanColumns(*np.ascontiguousarray(spans.rows.T))
         self._steps = rows.steps.astype(SPAN_STEPS)
         tokens = rows.decodes + rows.prefill_tokens
-        self._draw = None if routes.experts is None else routes.experts.draw(tokens, spans.first_steps, rows.steps)
+        self._draw = None if routes.experts is None else routes.experts.draw(rows.shape, spans.first_steps)
         picks = None if self._draw is None else self._draw.picks
         self._flows = routes.flows(traffic_of(tokens, rows.outputs, rows.steps, picks))
         self._expected_of: dict[Ends, Exchange] = {}
@@ -151,7 +157,7 @@ class Turn:
         exchanges = {}
         for host in self._routes.devices:
             expected = self._expected(phase, self._routes.name, host)
-            if len(expected.flows) or expected.matrices:
+            if expected.says_something:
                 exchanges[host] = expected
         self.sent += exchanges.values()
         return exchanges
@@ -159,9 +165,7 @@ class Turn:
     def senders(self, phase: int) -> set[str]:
         """Hosts whose devices send something here, this one among them."""
         name = self._routes.name
-        if self._draw is not None:
-            return set(self._routes.devices)
-        return {host for host in self._routes.devices if len(self._expected(phase, host, name).flows)}
+        return {host for host in self._routes.devices if self._expected(phase, host, name).says_something}
 
     def take(self, phase: int, came: Sequence[Exchange] | None) -> None:
         """Take all that has come for these spans; None: it came before, and was what the gate drew.
@@ -238,11 +242,18 @@ class Turn:
             raise self._mismatch(f"{ends}, all layers: {_size(came)} came, {_size(expected)} should")
         row, column = np.argwhere(came != expected)[0].tolist()
         name = self._draw.sent_name(receiver, column) if phase == DISPATCHED else self._draw.result_name(sender, column)
-        step = int(self.spans.first_steps[row])
+        step = self._step_of(row, len(expected))
         raise DeviceMismatchError(
             f"replica {self.spans.replica}, step {step}, {ends}: {int(came[row, column]):,} {name} came, "
             f"{int(expected[row, column]):,} should"
         )
+
+    def _step_of(self, row: int, rows: int) -> int:
+        """The step of a matrix's row: the first of a span, or where each step has a row, that one."""
+        steps = self._steps if rows != len(self._steps) else np.ones_like(self._steps)
+        begins = np.cumsum(steps) - steps
+        span = int(np.searchsorted(begins, row, side="right")) - 1
+        return int(self.spans.first_steps[span]) + row - int(begins[span])
 
     def _mismatch(self, what: str) -> DeviceMismatchError:
         first, last = self.first_step, self.end_step - 1

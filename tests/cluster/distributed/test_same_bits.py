@@ -103,6 +103,50 @@ SCENARIOS: dict[str, list[str]] = {
         "{at_s: 0.3, replica: 2, kind: fail, for_s: 0.2}, {at_s: 0.45, replica: 3, kind: slow, factor: 1.5}, "
         "{at_s: 0.6, replica: 1, kind: leave}, {at_s: 0.7, replica: 3, kind: fail, for_s: 0.1}]}",
     ],
+    "experts on aimc": [
+        "cluster={device: duplex, devices_per_node: 2, replicas: 2, placement: {experts: {device: aimc-realistic}, "
+        "micro_batches: 1}}",
+    ],
+    "experts on h100, two micro-batches": [
+        "cluster={device: duplex, devices_per_node: 2, replicas: 2, placement: {experts: {device: h100}, "
+        "micro_batches: 2}}",
+        "workload.arrival={process: poisson, rate_per_s: 40}",
+        "faults={detection_s: 0.05, events: [{at_s: 0.1, replica: 0, kind: fail, for_s: 0.15}, "
+        "{at_s: 0.15, replica: 1, kind: slow, factor: 1.5, for_s: 0.15}]}",
+    ],
+    "experts on h100, three micro-batches, every layer drawn": [
+        "cluster={device: duplex, devices_per_node: 2, placement: {experts: {device: h100}, micro_batches: 3}}",
+        "routing={popularity: zipf, zipf_exponent: 1.0, mode: exact}", "workload.num_requests=6", "run.warmup_s=0",
+    ],
+    "experts on aimc, as many micro-batches as are worth it, every layer drawn": [
+        "cluster={device: duplex, devices_per_node: 2, placement: {experts: {device: aimc-realistic}}}",
+        "routing.mode=exact", "workload.num_requests=6", "run.warmup_s=0",
+        "faults.events=[{at_s: 0.1, replica: 0, kind: slow, factor: 1.5}]",
+    ],
+    "experts with copies on gpus, popularities that drift": [
+        "cluster={device: duplex, devices_per_node: 2, replicas: 2, placement: {experts: {device: h100, "
+        "devices_per_node: 4, experts: ep}, micro_batches: 2}}",
+        "routing={popularity: zipf, zipf_exponent: 1.0, drift: {interval_s: 0.3, sigma: 0.5}}",
+        "cluster.expert_placement={order: popularity, redundant_experts: 4}",
+    ],
+    "dense layers, shared experts and head with the routed ones": [
+        "model=deepseek-v3",
+        "cluster={device: b200, devices_per_node: 2, tensor_parallel: 1, placement: {experts: {device: h200, "
+        "devices_per_node: 8, tensor_parallel: 4}, micro_batches: 2, dense_ffn: experts, shared_experts: experts, "
+        "lm_head: experts}}",
+    ],
+    "prefill on h100, decode on duplex with experts on h100": [
+        "cluster.pools={prefill: {device: h100, replicas: 2}, decode: {device: duplex, devices_per_node: 2, "
+        "replicas: 2, placement: {experts: {device: h100}, micro_batches: 2}}}",
+        "workload.arrival={process: poisson, rate_per_s: 20}",
+    ],
+    "mixed pools whose replicas fail": [
+        "cluster.pools={prefill: {device: h100, replicas: 2}, decode: {device: duplex, devices_per_node: 2, "
+        "replicas: 2, placement: {experts: {device: aimc-realistic}, micro_batches: 2}}, handover: {gb_per_s: 1}}",
+        "workload.arrival={process: poisson, rate_per_s: 40}",
+        "faults={detection_s: 0.05, events: [{at_s: 0.2, replica: 0, kind: fail, for_s: 0.3}, "
+        "{at_s: 0.3, replica: 2, kind: fail, for_s: 0.2}, {at_s: 0.45, replica: 3, kind: slow, factor: 1.5}]}",
+    ],
     "stopped": ["cluster.replicas=2", "run.max_time_s=3", "workload.arrival.process=constant",
                 "workload.arrival.rate_per_s=20"],
 }  # fmt: skip
@@ -245,6 +289,8 @@ def test_a_device_that_has_one_unit_more_fails_the_run(
         "mixtral on duplex, ep",
         "bursts to the least loaded",
         "prefill on h100, decode on duplex",
+        "experts on h100, two micro-batches",
+        "mixed pools whose replicas fail",
         "devices that fail, slow down and leave",
         "pools whose replicas fail, slow down and leave",
     ],

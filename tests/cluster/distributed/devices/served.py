@@ -63,6 +63,31 @@ SCENARIOS: Mapping[str, dict[str, Any]] = {
         "costs": {"setting": "measured"},
     },
     "aimc": {"model": "mixtral-8x7b", "cluster": {"device": "aimc-realistic", "devices_per_node": 6}},
+    "mixed": {
+        "model": "mixtral-8x7b",
+        "cluster": {
+            "device": "duplex",
+            "devices_per_node": 2,
+            "placement": {"experts": {"device": "h100", "devices_per_node": 2}, "micro_batches": 2},
+        },
+    },
+    "mixed-exact": {
+        "model": "mixtral-8x7b",
+        "cluster": {
+            "device": "duplex",
+            "devices_per_node": 2,
+            "placement": {"experts": {"device": "h100", "devices_per_node": 4, "experts": "tp"}, "micro_batches": 3},
+        },
+        "routing": {"popularity": "zipf", "zipf_exponent": 1.0, "mode": "exact"},
+    },
+    "mixed-aimc": {
+        "model": "mixtral-8x7b",
+        "cluster": {
+            "device": "duplex",
+            "devices_per_node": 2,
+            "placement": {"experts": {"device": "aimc-realistic", "devices_per_node": 6}, "micro_batches": 1},
+        },
+    },
     "aimc-dense": {"model": "llama-3.1-8b", "cluster": {"device": "aimc-realistic", "devices_per_node": 2}},
 }
 
@@ -74,6 +99,7 @@ class Run:
     scenario: Scenario
     digest: str
     devices: int
+    attention: int | None  # devices with attention alone, where experts have others
     logs: list[StepLog]
     blocks: list[tuple[int, IntArray, IntArray]]
 
@@ -113,7 +139,8 @@ def run(name: str, requests: int = 60) -> Run:
         routing=prepared.routing,
         write_rows=lambda number, rows, first: blocks.append((number, rows, first)),
     )
-    return Run(scenario, pool.plan.digest(), pool.plan.devices, served.logs, blocks)
+    attention = pool.groups[0].devices_per_replica if pool.groups else None
+    return Run(scenario, pool.plan.digest(), pool.plan.devices, attention, served.logs, blocks)
 
 
 def placed(served: Run, names: list[str]) -> dict[str, list[tuple[int, int]]]:

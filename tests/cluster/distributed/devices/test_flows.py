@@ -1,6 +1,8 @@
 """What devices send each other, against the collectives that the links cost."""
 
+import copy
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,7 +100,7 @@ def test_inside_one_group_picks_take_no_bytes() -> None:
     assert sum(sent(pool, found, DISPATCH)) == sum(sent(pool, found, COMBINE)) == 0
 
 
-@pytest.mark.parametrize("name", ["tp", "ep", "skewed", "aimc"])
+@pytest.mark.parametrize("name", ["tp", "ep", "skewed", "aimc", "mixed", "mixed-exact", "mixed-aimc"])
 @given(st.integers(1, 5000), st.integers(0, 300), st.integers(1, 100))
 def test_every_pick_is_sent_once_and_comes_back(name: str, tokens: int, outputs: int, steps: int) -> None:
     pool = POOLS[name]
@@ -110,7 +112,69 @@ def test_every_pick_is_sent_once_and_comes_back(name: str, tokens: int, outputs:
     assert there.sum() == back.sum() == steps * tokens * pool.picks_per_token
 
 
-POOLS = {name: pool_of(name) for name in ("tp", "ep", "skewed", "aimc", "exact")}
+MIXED = ("mixed", "mixed-exact", "mixed-aimc")
+POOLS = {name: pool_of(name) for name in ("tp", "ep", "skewed", "aimc", "exact", *MIXED)}
+
+
+def between(pool: DevicePool, found: np.ndarray, kind: int, column: int) -> np.ndarray:
+    """(devices of attention, of the experts): counts (0) or bytes (1) of dispatch, or of combine, which go back."""
+    cells, (attention, experts) = pool.traffic.cells, pool.placed.groups
+    senders, mine = attention.devices_per_replica, cells.kind == kind
+    table = np.zeros((pool.placed.devices_per_replica,) * 2, np.int64)
+    np.add.at(table, (cells.sender[mine], cells.receiver[mine]), found[mine, column])
+    there = (table if kind == DISPATCH else table.T)[:senders, senders:]
+    assert there.sum() == table.sum()  # nothing else passes
+    assert there.shape[1] == experts.devices_per_replica
+    return there
+
+
+DEEPSEEK = {
+    "model": "deepseek-v3",
+    "cluster": {
+        "device": "b200",
+        "devices_per_node": 4,
+        "tensor_parallel": 1,
+        "placement": {"experts": {"device": "h200", "devices_per_node": 8, "tensor_parallel": 4}, "micro_batches": 2},
+    },
+    "routing": {"popularity": "zipf", "zipf_exponent": 0.5},
+}
+
+
+@pytest.mark.parametrize("elsewhere", [[], ["dense_ffn"], ["shared_experts"], ["lm_head"], ["dense_ffn", "lm_head"]])
+@pytest.mark.parametrize("copies", ["per_device", "per_pick"])
+@pytest.mark.parametrize("base", [*(SCENARIOS[name] for name in MIXED), DEEPSEEK], ids=[*MIXED, "deepseek"])
+def test_between_groups_pass_the_bytes_that_their_link_costs(
+    base: dict[str, Any], copies: str, elsewhere: list[str]
+) -> None:
+    document = copy.deepcopy(base)
+    document["cluster"]["placement"] |= {"link": {"copies": copies}} | dict.fromkeys(elsewhere, "experts")
+    pool = compile_pool(prepare(Scenario.model_validate(document)), "")
+    found = step(pool, MANY, MANY)
+    for kind, name in ((DISPATCH, "dispatch"), (COMBINE, "combine")):
+        costed = [t for t in pool.placed.replica.traffic if (t.operator, t.link) == (name, "between_groups")]
+        passed = between(pool, found, kind, 1)
+        assert passed.sum() == pytest.approx(sum(t.bytes_per_row for t in costed) * MANY, rel=1e-6)
+        assert passed.sum(axis=1) == pytest.approx(passed.sum() / len(passed), rel=1e-6)  # attention's share evenly
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_picks_go_from_attention_to_the_experts_and_back(name: str) -> None:
+    pool = POOLS[name]
+    found = step(pool, 1001)
+    there, back = between(pool, found, DISPATCH, 0), between(pool, found, COMBINE, 0)
+    assert (there == back).all()
+    assert (there > 0).all()
+    assert there.sum() == 1001 * pool.picks_per_token
+
+
+def test_chips_pass_on_what_came_to_them() -> None:
+    pool = POOLS["mixed-aimc"]
+    cells, found = pool.traffic.cells, step(pool, 10)
+    inside = (cells.kind == ACTIVATIONS) & (found[:, 1] > 0)
+    assert inside.any()
+    assert cells.sender[inside].min() >= 2  # devices of attention
+    costed = [t.bytes_per_row for t in pool.placed.groups[1].replica.traffic if t.rows == "tokens"]
+    assert found[inside, 1].sum() == pytest.approx(sum(costed) * 10, rel=1e-6)
 
 
 def test_popular_experts_get_more() -> None:
@@ -137,9 +201,10 @@ def test_vectors_pass_through_the_chips() -> None:
     assert not (cells.sender == cells.receiver)[cells.kind == ACTIVATIONS].any()
 
 
+@pytest.mark.parametrize("name", ["exact", *MIXED])
 @given(st.lists(st.lists(st.integers(0, 10**6), min_size=8, max_size=8), min_size=1, max_size=5))
-def test_drawn_picks_are_dealt_evenly_and_all(picks: list[list[int]]) -> None:
-    dispatch = POOLS["exact"].traffic.dispatch
+def test_drawn_picks_are_dealt_evenly_and_all(name: str, picks: list[list[int]]) -> None:
+    dispatch = POOLS[name].traffic.dispatch
     assert dispatch is not None
     counts = np.array(picks)
     copies = dispatch.copies(counts)

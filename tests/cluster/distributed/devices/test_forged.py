@@ -84,6 +84,8 @@ def drive(link: DeviceDriver, replica: int, block: IntArray, first: IntArray) ->
 
 
 _DISPATCH, _COMBINE = "dispatch from device 0 to device 1", "combine from device 0 to device 1"
+# Of two hosts with two devices of attention, 0 and 1, and those of the experts behind them.
+_TO_EXPERTS, _BACK = "dispatch from device 0 to device 3", "combine from device 2 to device 1"
 CASES: list[tuple[str, int, Forge, str]] = [
     ("exact", DISPATCHED, one_more(SENT, 0), rf"{_DISPATCH}: \d+ copies for expert 2 in MoE layer 0"),
     ("exact", DISPATCHED, one_more(SENT, 31), rf"{_DISPATCH}: \d+ copies for expert 3 in MoE layer 15"),
@@ -103,6 +105,22 @@ CASES: list[tuple[str, int, Forge, str]] = [
     ("dense", DISPATCHED, flow(flows.ALL_REDUCE, bytes=1), r"all_reduce in all layers from device 0 to device 1: "),
     ("dense", DISPATCHED, flow(flows.ALL_GATHER), r"all_gather in all layers from device 0 to device 1: 0 of 0 bytes"),
     ("aimc", DISPATCHED, flow(flows.ACTIVATIONS, count=2), r"activations in all layers from device 0 to device 1: "),
+    ("mixed", DISPATCHED, one_more(SENT, 2), rf"{_TO_EXPERTS}: \d+ tokens of micro-batch 1 in all layers"),
+    ("mixed", DISPATCHED, one_more(SENT, 1), rf"{_TO_EXPERTS}: \d+ number of the outcome of micro-batch 0"),
+    ("mixed", COMBINED, one_more(RESULT, 33), rf"{_BACK}: [\d,]+ fs of the experts in MoE layer 1, micro-batch 1"),
+    ("mixed", COMBINED, one_more(RESULT, 68), rf"{_BACK}: [\d,]+ dram_pj of the experts in all layers"),
+    ("mixed", DISPATCHED, drop_matrix, rf"{_TO_EXPERTS}, all layers: nothing came, \d+ x 4 numbers"),
+    ("mixed", COMBINED, cut_matrix, rf"{_BACK}, all layers: \d+ numbers came, \d+ x 70 numbers"),
+    ("mixed", DISPATCHED, flow(flows.DISPATCH, bytes=1), r"dispatch in all layers from device 0 to device 3: "),
+    ("mixed", COMBINED, flow(flows.COMBINE, count=1), r"combine in all layers from device 2 to device 1: "),
+    ("mixed-exact", DISPATCHED, one_more(SENT, 9), rf"{_TO_EXPERTS}: .* for expert 1 in MoE layer 1, micro-batch 0"),
+    ("mixed-exact", DISPATCHED, one_more(SENT, 300), rf"{_TO_EXPERTS}: .* expert 4 in MoE layer 5, micro-batch 1"),
+    (
+        "mixed-exact",
+        COMBINED,
+        one_more(RESULT, 160),
+        rf"{_BACK}: [\d,]+ time_fs of expert group 0 in MoE layer 0, micro",
+    ),
     ("aimc", COMBINED, flow(flows.COMBINE, to_device=2), r"combine in all layers from device \d to device 1: 0 of 0"),
 ]
 
@@ -207,7 +225,7 @@ def test_a_message_that_never_comes_is_missed(monkeypatch: pytest.MonkeyPatch) -
         link.take(replica, block[:1], first[:1])
 
 
-@pytest.mark.parametrize("name", ["exact", "ep"])
+@pytest.mark.parametrize("name", ["exact", "ep", "mixed", "mixed-exact"])
 def test_the_time_of_devices_follows_from_what_came(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     served = run(name)
     replica, block, first = served.blocks[0]

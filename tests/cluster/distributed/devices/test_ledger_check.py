@@ -37,7 +37,7 @@ def changed(ledger: DeviceLedger) -> Iterator[DeviceLedger]:
         yield dataclasses.replace(ledger, **{field.name: {**value, OTHERS.get(field.name, "other"): 1}})
 
 
-@pytest.mark.parametrize("name", ["ep", "exact", "aimc"])
+@pytest.mark.parametrize("name", ["ep", "exact", "aimc", "mixed", "mixed-exact"])
 def test_one_unit_too_much_in_any_ledger_is_found(name: str) -> None:
     served = run(name)
     log = served.logs[0]
@@ -46,12 +46,12 @@ def test_one_unit_too_much_in_any_ledger_is_found(name: str) -> None:
             link.take(*block)
         traffic = link.close_window(0)
         ledgers, last = link.ledgers(), link.last_blocks[0]
-    check_ledgers(ledgers, log, last)
+    check_ledgers(ledgers, log, last, served.attention)
     for device in (0, len(ledgers) - 1):
         for other in changed(ledgers[device]):
             wrong = [*ledgers[:device], other, *ledgers[device + 1 :]]
             with pytest.raises(DeviceMismatchError, match=r"replica 0, (device|all devices).* by the engine"):
-                check_ledgers(wrong, log, last)
+                check_ledgers(wrong, log, last, served.attention)
     with pytest.raises(DeviceMismatchError, match="kv_blocks_sent, by the engine 1"):
         check_hand_overs(ledgers, traffic, 1, 0)
     with pytest.raises(DeviceMismatchError, match="0 bytes of KV caches, by the engine 1"):

@@ -136,7 +136,7 @@ def test_a_host_may_get_the_port_of_another_that_died() -> None:
 
 
 @pytest.mark.parametrize("kill_at", [1, 6])
-@pytest.mark.parametrize("name", ["tp", "dense", "aimc"])
+@pytest.mark.parametrize("name", ["tp", "dense", "aimc", "mixed"])
 def test_lockstep_goes_on_with_a_replaced_host(name: str, kill_at: int) -> None:
     served = run(name)
     replica, block, first = served.blocks[0]
@@ -183,8 +183,8 @@ def test_a_run_goes_on_from_a_snapshot_with_the_same_hosts_or_others(lockstep: b
     [
         (lambda text: text[:100], "not a snapshot"),
         (lambda _: "[]", "not a snapshot"),
-        (lambda _: '{"version": 2, "sha256": 3, "state": 4}', "not a snapshot"),
-        (lambda text: text.replace('"version": 2', '"version": 1'), "version 1; this is version 2"),
+        (lambda _: '{"version": 3, "sha256": 3, "state": 4}', "not a snapshot"),
+        (lambda text: text.replace('"version": 3', '"version": 1'), "version 1; this is version 3"),
         (lambda text: text.replace("next_step", "next_stop"), "damaged"),
         (None, "other devices"),
     ],

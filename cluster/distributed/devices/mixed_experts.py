@@ -1,0 +1,137 @@
+"""Routed experts on devices of their own, with pooled routing: what attention's dispatch to them, and what they answer.
+
+Of each micro-batch of a step, attention's devices send their tokens and the number of its outcome. The experts' devices
+look up how long each layer takes, and the load and energy of all, and send that back for each step. From these times
+follows the step's, by the schedule of the micro-batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pimserve.arrays import IntArray
+from pimserve.cluster.distributed.devices.expert_work import RESULT, SENT, Matrix, Pair, Work
+from pimserve.cluster.distributed.devices.flows import Dispatch
+from pimserve.device_models.evaluate import parts_of
+from pimserve.device_models.experts import FEATURES
+from pimserve.device_models.routing import POOL_SIZE
+from pimserve.device_models.step import StepShape, each_step
+from pimserve.scheduler.exact import exact_sum
+from pimserve.scheduler.mixed_costs import MixedCosts
+
+_ANSWERED = FEATURES[1:]  # beside the times of layers
+
+
+class MixedExperts:
+    """Experts of a replica with micro-batches.
+
+    Args:
+        costs: the replica's costs, at some speed.
+        dispatch: what passes between its devices.
+        devices: those that are on this host.
+    """
+
+    def __init__(self, costs: MixedCosts, dispatch: Dispatch, devices: Sequence[int]) -> None:
+        assert costs.plan.micro_batches is not None
+        assert costs.pools is not None
+        self.costs = costs
+        self.pools = costs.pools
+        self.dispatch = dispatch
+        self.devices = devices
+        self.parts = costs.plan.micro_batches.parts
+        self.layers = self.pools.term.layers
+        self.sent_width = 2 * self.parts
+        self.result_width = self.parts * self.layers + len(_ANSWERED)
+
+    def result_rows(self, span_steps: NDArray[np.integer[Any]]) -> int:
+        """Rows of what comes back for spans of so many steps."""
+        return int(span_steps.sum())
+
+    def senders(self, devices: Sequence[int]) -> list[int]:
+        """Those of these devices that dispatch."""
+        return self.dispatch.of_senders(devices)
+
+    def receivers(self, devices: Sequence[int]) -> list[int]:
+        """Of these devices, those to which something is sent; others with experts get the same as the one before."""
+        return self.dispatch.of_experts(devices)[:1]
+
+    def draw(self, spans: StepShape[IntArray], first_steps: IntArray) -> MixedTurn:
+        """What the gate says to spans, (n,) each; `first_steps`: numbers of their first steps."""
+        return MixedTurn(self, spans, first_steps)
+
+
+class MixedTurn:
+    """Spans of which tokens are dispatched, looked up and sent back."""
+
+    picks: IntArray | None = None
+
+    def __init__(self, experts: MixedExperts, spans: StepShape[IntArray], first_steps: IntArray) -> None:
+        self._experts = experts
+        self._spans = spans
+        costs, senders = experts.costs, experts.dispatch.senders
+        self._tokens = np.stack([part.tokens for part in parts_of(costs.plan, spans)], axis=1)
+        self._outcomes = np.stack([costs.outcomes(first_steps, part) for part in range(experts.parts)], axis=1)
+        each = np.arange(senders)[:, None, None]
+        tokens_of = self._tokens // senders + (each < self._tokens % senders)
+        sent = np.stack([tokens_of, np.broadcast_to(self._outcomes, tokens_of.shape)], axis=3)
+        self._sent = sent.reshape(senders, len(first_steps), -1).astype(SENT)
+        self._answer: Matrix | None = None  # to what came
+
+    def sent(self, sender: int, receiver: int) -> Matrix:
+        """(n, 2 micro-batches): of each, tokens of a sender, and the number of the outcome in the first step."""
+        return np.asarray(self._sent[sender])
+
+    def sent_name(self, receiver: int, column: int) -> str:
+        """What a column of `sent` is."""
+        part, which = divmod(column, 2)
+        return f"{('tokens', 'number of the outcome')[which]} of micro-batch {part} in all layers"
+
+    def compute(self, came: Mapping[Pair, Matrix]) -> None:
+        """Look up what came, where experts are here."""
+        if not came:
+            return
+        shaped = [matrix.reshape(*self._tokens.shape, 2).astype(np.int64) for matrix in came.values()]
+        tokens = np.asarray(np.sum([matrix[:, :, 0] for matrix in shaped], axis=0))
+        self._answer = self._looked_up(tokens, shaped[0][:, :, 1])
+
+    def result(self, sender: int) -> Matrix:
+        """(steps, micro-batches x layers + features): times of the layers, and what beside time all take together."""
+        if self._answer is None:  # of attention's devices, or of a span that was executed before
+            self._answer = self._looked_up(self._tokens, self._outcomes)
+        return self._answer
+
+    def result_name(self, sender: int, column: int) -> str:
+        """What a column of `result` is."""
+        part, layer = divmod(column, self._experts.layers)
+        if (beside := column - self._experts.parts * self._experts.layers) >= 0:
+            return f"{_ANSWERED[beside]} of the experts in all layers"
+        return f"fs of the experts in MoE layer {layer}, micro-batch {part}"
+
+    def work(self, results: Mapping[int, Matrix]) -> Work:
+        """What the replica's experts take: what the slowest device says; where nothing comes back, what is here."""
+        experts, spans = self._experts, self._spans
+        answer = np.max([*results.values()], axis=0) if results else self.result(experts.dispatch.first)
+        times = answer[:, : experts.parts * experts.layers]
+        routed = times.reshape(-1, experts.parts, experts.layers).transpose(1, 2, 0)
+        drawn = np.zeros((len(answer), len(FEATURES)), np.int64)
+        drawn[:, 1:] = answer[:, times.shape[1] :]
+        features = experts.costs.features_of(each_step(spans), list(routed), drawn)
+        own = dict.fromkeys(experts.devices, 0)
+        own |= dict.fromkeys(experts.dispatch.of_experts(experts.devices), exact_sum(times.sum(axis=1)))
+        return Work(np.add.reduceat(features, np.cumsum(spans.steps) - spans.steps), own, {})
+
+    def _looked_up(self, tokens: IntArray, outcomes: IntArray) -> Matrix:
+        """The answer to (n, micro-batches) tokens and outcomes."""
+        experts, steps, blocks = self._experts, self._spans.steps, []
+        after = np.arange(int(steps.sum())) - np.repeat(np.cumsum(steps) - steps, steps)
+        features = np.zeros((len(after), len(FEATURES)), np.int64)
+        for part in range(experts.parts):
+            of_steps = np.repeat(tokens[:, part], steps)
+            outcome = (np.repeat(outcomes[:, part], steps) + after * experts.parts) % POOL_SIZE
+            blocks.append(experts.costs.layers_of(of_steps, outcome).T)
+            features += experts.pools.features(of_steps, outcome)
+        return np.column_stack([*blocks, features[:, 1:]]).astype(RESULT)
