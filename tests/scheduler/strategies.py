@@ -181,8 +181,23 @@ def plans(draw: st.DrawFn) -> CostPlan:
     """Dense and MoE plans of 1 to 3 data-parallel groups, some with experts on devices of their own, and pipelines."""
     if draw(st.integers(0, 4)) == 0:
         return draw(pipelines())
+    plan = draw(serial_plans(st.none() | expert_terms()))
+    elsewhere = plan.experts is not None and draw(st.booleans())
+    return draw(mixed(plan)) if elsewhere else plan
+
+
+@st.composite
+def mixed_plans(draw: st.DrawFn) -> CostPlan:
+    """Those with experts on devices of their own."""
+    return draw(mixed(draw(serial_plans(expert_terms()))))
+
+
+@st.composite
+def serial_plans(draw: st.DrawFn, experts: st.SearchStrategy[ExpertTerm | None]) -> CostPlan:
+    """Plans of devices that run one operator after the other, with such experts."""
     data_parallel = draw(st.integers(1, 3))
-    if draw(st.integers(0, 3)) == 0:
+    term = draw(experts)
+    if term is None and draw(st.booleans()):
         layers = RowTerm("layers", "fc", "xpu", "tokens", ((draw(st.integers(1, 20)) * FS_PER_MS, 0),))
         return CostPlan(data_parallel, data_parallel, ("xpu",), (layers,), (), (), None)
     slope = st.integers(10**7, 10**9)
@@ -201,7 +216,7 @@ def plans(draw: st.DrawFn) -> CostPlan:
 
     prefill_piece = st.tuples(st.integers(0, 10**10), st.integers(0, 10**9), st.integers(0, 10**8))
     prefill_pieces = st.lists(prefill_piece, min_size=1, max_size=2).map(tuple)
-    plan = CostPlan(
+    return CostPlan(
         devices=data_parallel,
         data_parallel=data_parallel,
         units=("xpu", "pim"),
@@ -212,12 +227,10 @@ def plans(draw: st.DrawFn) -> CostPlan:
             PrefillAttentionTerm("xpu", window, draw(st.booleans()), draw(prefill_pieces), (1, 1, 1), 1)
             for window in windows
         ),
-        experts=draw(st.none() | expert_terms()),
+        experts=term,
         overlap_attention=draw(st.booleans()),
         frontend_ps=draw(_FRONTEND_PS),
     )
-    elsewhere = plan.experts is not None and draw(st.booleans())
-    return draw(mixed(plan)) if elsewhere else plan
 
 
 @st.composite
@@ -251,7 +264,7 @@ def windows() -> st.SearchStrategy[KvGroups]:
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> Case:
+def cases(draw: st.DrawFn, of: st.SearchStrategy[CostPlan] | None = None) -> Case:
     """Whole cases, half of them crowded: many requests that grow long share little KV cache, and preempt each other.
 
     The cache always holds at least one request of the longest length.
@@ -268,7 +281,7 @@ def cases(draw: st.DrawFn) -> Case:
     admissions: list[Literal["prompt", "oracle"]] = ["prompt"] if crowded else ["prompt", "oracle"]
     times = st.integers(1, 1000 * FS_PER_MS) | st.integers(1, 300).map(FS_PER_MS.__mul__)
     return Case(
-        plan=draw(plans()),
+        plan=draw(plans() if of is None else of),
         routing=Routing(
             "zipf",
             draw(st.sampled_from([0.0, 1.0])),

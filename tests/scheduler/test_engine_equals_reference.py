@@ -1,6 +1,7 @@
 """The aggregated engine against the naive one: the same steps and the same request times, to the bit."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from pimserve.scheduler.requests import FOREVER, NEVER, STATUS_NAMES, RequestTab
 from pimserve.scheduler.steplog import SpanColumns, StepLog, expand
 
 from .reference_engine import ReferenceRequest, ReferenceResult
-from .strategies import Case, cases
+from .strategies import Case, cases, mixed_plans
 
 Step = tuple[int, int, int, int, int, int, int]
 
@@ -114,6 +115,15 @@ def test_same_steps_and_same_requests(case: Case) -> None:
     assert_equal(case)
 
 
+@settings(max_examples=120)
+@given(cases(mixed_plans()))
+def test_same_with_experts_on_devices_of_their_own(case: Case) -> None:
+    for request in case.requests:
+        if request.arrival_fs is not None:
+            request.arrival_fs -= request.arrival_fs % FS_PER_PS
+    assert_equal(replace(case, routing=replace(case.routing, drift=None)))  # which the test above has
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -129,6 +139,19 @@ def test_same_steps_and_same_requests(case: Case) -> None:
             "cluster.device=a100",
             "cluster.devices_per_node=1",
             "scheduler.max_num_batched_tokens=300",
+        ],
+        ["cluster.placement={experts: {device: h100}, micro_batches: 3}", "workload.num_requests=30"],
+        [
+            "workload.num_requests=30",
+            "cluster.placement={experts: {device: {preset: aimc-realistic, spread: experts}}}",
+            "routing={popularity: zipf, zipf_exponent: 0.8}",
+        ],
+        [
+            "model=gpt-oss-120b",
+            "workload.num_requests=20",
+            "cluster.device=h100",
+            "cluster.tensor_parallel=1",
+            "cluster.placement={experts: {device: duplex}, micro_batches: 2, lm_head: experts}",
         ],
     ],
 )
