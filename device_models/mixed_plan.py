@@ -11,7 +11,7 @@ from pimserve.device_models.micro_batches import BETWEEN, MicroBatches, Visit
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.operators import Part, Runs
 from pimserve.device_models.pipeline import PassivePower
-from pimserve.device_models.plan import HOST, CostPlan, RowTerm
+from pimserve.device_models.plan import HOST, CostPlan, Pieces, RowTerm
 from pimserve.device_models.slowdown import in_repeats
 
 EXPERTS = "experts"  # before the names of units of the experts' devices
@@ -39,7 +39,7 @@ def mixed_plan(
     assert experts.experts is not None
     units = {unit: f"{EXPERTS}_{unit}" for unit in experts.units} | {HOST: HOST}
     rows = [
-        replace(row, unit=units.get(row.unit, f"{EXPERTS}_{row.unit}"), stage="experts")
+        replace(_of_all_tokens(row, experts.data_parallel), unit=units.get(row.unit, f"{EXPERTS}_{row.unit}"))
         for row in experts.rows
         if row.unit != HOST  # there is one serving engine, with attention
     ]
@@ -68,6 +68,18 @@ def units_of_groups(plan: CostPlan) -> tuple[frozenset[str], ...]:
         return (units,)
     experts = frozenset(unit for unit in units if unit.startswith(f"{EXPERTS}_"))
     return units - experts, experts | {*BETWEEN}
+
+
+def _of_all_tokens(row: RowTerm, groups: int) -> RowTerm:
+    """A term of the experts' devices for all rows of a step, given that for rows of one of their data-parallel groups,
+    which take turns."""
+
+    def shared(pieces: Pieces) -> Pieces:
+        return tuple((const, -(-slope // groups)) for const, slope in pieces)
+
+    energy = replace(row.energy, dram_const=row.energy.dram_const * groups)
+    alternatives = tuple(map(shared, row.alternatives))
+    return replace(row, pieces=shared(row.pieces), alternatives=alternatives, energy=energy, stage="experts")
 
 
 def _visits(model: ModelSpec, on_experts: Set[Part]) -> tuple[list[Visit], tuple[int, int]]:

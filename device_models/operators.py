@@ -301,13 +301,10 @@ def _mixture(model: ModelSpec, split: Parallelism, parts: Set[Part]) -> list[Ope
 def _all_reduces(model: ModelSpec, parts: Set[Part]) -> int:
     """Sums over a tensor-parallel group in a step: after attention, and after the FFN.
 
-    Of a layer whose experts are elsewhere too: there it brings what came back to all devices of the group.
+    Of a layer whose FFN is elsewhere too: there it brings what came back to all devices of the group. Devices without
+    attention send back what each of them has, and sum nothing up among themselves.
     """
-    if "attention" in parts:
-        return 2 * model.layers
-    times = model.dense_layers if "dense_ffn" in parts and model.ffn is not None else 0
-    shared = model.moe is not None and model.moe.shared_intermediate > 0 and "shared_experts" in parts
-    return times + (model.moe_layers if shared else 0)
+    return 2 * model.layers if "attention" in parts else 0
 
 
 def _rest(model: ModelSpec, p: int, parts: Set[Part]) -> Rest:

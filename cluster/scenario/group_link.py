@@ -42,7 +42,8 @@ class GroupLink:
 
     `copies`: of a token's vector in one layer, all devices of its experts together, in the mean over the layers;
     `busiest`: those of the device that gets most of them in its layer, likewise. `hits`: of each device, or group of
-    devices that split experts, likewise.
+    devices that split experts, likewise. What is not routed lies on `shared_by` devices, of which a vector needs all;
+    data-parallel groups have `turns` at it.
     """
 
     spec: GroupLinkSpec
@@ -52,7 +53,8 @@ class GroupLink:
     copies: float
     busiest: float
     dispatch_bits: float
-    shared_by: int  # devices of the experts that split what is not routed
+    shared_by: int
+    turns: int
     hits: tuple[float, ...]
 
     @classmethod
@@ -68,10 +70,10 @@ class GroupLink:
         term, moe = experts.plan.experts, model.moe
         assert term is not None
         assert moe is not None
-        devices = experts.devices_per_replica
-        slices, holders = devices // term.groups, term.groups
+        devices, turns = experts.devices_per_replica, experts.plan.data_parallel
+        slices, holders, shared_by = devices // term.groups, term.groups, devices // turns
         if term.weight_stationary:  # chips that hold whole experts of a layer, or one that holds all of them
-            slices, holders = 1, devices if experts.replica.parallelism.get("spread") == "experts" else 1
+            slices, holders, shared_by = 1, devices if experts.replica.parallelism.get("spread") == "experts" else 1, 1
         hits = _hits(weights, moe.top_k, term.slots, holders, per_pick=spec.copies == "per_pick")
         narrow = model.routed_dtype.startswith("fp8") or term.weight_stationary
         return cls(
@@ -82,7 +84,8 @@ class GroupLink:
             copies=float(hits.sum(axis=1).mean()) * slices,
             busiest=float(hits.max(axis=1).mean()),
             dispatch_bits=spec.dispatch_bits or (8 if narrow else 16),
-            shared_by=experts.plan.devices // experts.plan.data_parallel,
+            shared_by=shared_by,
+            turns=turns,
             hits=tuple(hits.mean(axis=0).tolist()),
         )
 
@@ -94,10 +97,10 @@ class GroupLink:
             size = self.model.hidden * bits / 8
             terms.append(self._term(stage, "moe_layers", moe_layers, size, *self._needed(on_experts)))
             if "dense_ffn" in on_experts and dense_layers:
-                terms.append(self._term(stage, "dense_layers", dense_layers, size, self.shared_by, 1.0))
+                terms.append(self._term(stage, "dense_layers", dense_layers, size, self.shared_by, 1 / self.turns))
             if "lm_head" in on_experts:
                 vector, copies = (_ID_BYTES, 1.0) if stage == "combine" else (size, float(self.shared_by))
-                terms.append(self._term(stage, "last", 1, vector, copies, 1.0))
+                terms.append(self._term(stage, "last", 1, vector, copies, 1 / self.turns))
         return tuple(terms)
 
     def _term(
@@ -148,6 +151,8 @@ class GroupLink:
         copies = [self.hits[device * len(self.hits) // self.receivers] * even for device in range(self.receivers)]
         if needed == self.copies:
             return copies
+        if self.spec.copies == "per_pick":
+            return [routed + (needed - self.copies) / self.receivers for routed in copies]
         more = (needed - self.copies) / (self.receivers - self.copies)
         return [routed + more * (1 - routed) for routed in copies]
 
@@ -170,11 +175,14 @@ class GroupLink:
     def _needed(self, on_experts: Set[Part]) -> tuple[float, float]:
         """(copies of a token's vector, those of the busiest device) in a MoE layer.
 
-        Shared experts are split over devices, so that each of these needs every token.
+        Devices with shared experts need every token whose turn is theirs, also those without a routed expert of it.
         """
         if "shared_experts" not in on_experts or self.model.moe is None or not self.model.moe.shared_intermediate:
             return self.copies, self.busiest
-        return max(self.copies, min(self.receivers, self.copies + self.shared_by)), 1.0
+        if self.spec.copies == "per_pick":
+            return self.copies + self.shared_by, self.busiest + 1 / self.turns
+        without = 1 - sum(self.hits) / len(self.hits)
+        return self.copies + self.shared_by * without, self.busiest + (1 - self.busiest) / self.turns
 
 
 def _hits(

@@ -126,7 +126,8 @@ def place(
         InputError: the model does not divide over the devices, or does not fit them.
     """
     fitted = device.fit(demand)
-    if demand.backend is not None and fitted.costs.get("setting") != "measured":
+    host_is_here = "attention" in demand.parts
+    if demand.backend is not None and host_is_here and fitted.costs.get("setting") != "measured":
         raise InputError(
             "costs.setting", f"devices of this kind ({device.spec.name}) have no measured costs; use ideal"
         )

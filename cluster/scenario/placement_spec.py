@@ -57,7 +57,7 @@ class GroupLinkSpec(_Section):
     )
     latency_us: Microseconds = Field(5.0, description="fixed cost of one dispatch, and of one combine")
     dispatch_bits: _Bits | None = Field(
-        None, description="of an element that is dispatched; default: 8 to experts in fp8, and 16"
+        None, description="of an element that is dispatched; default: 8 to experts in fp8 or on crossbars, else 16"
     )
     combine_bits: _Bits = Field(16, description="of an element that comes back")
     copies: Literal["per_device", "per_pick"] = Field(
@@ -96,6 +96,11 @@ class PlacementSpec(_Section):
                 raise ValueError(
                     "micro_batches go round between two groups, and experts: attention has one: leave it out"
                 )
+            for key, default in (("attention", GroupSpec()), ("link", GroupLinkSpec())):
+                if getattr(self, key) != default:
+                    raise ValueError(f"{key} has no effect with experts: attention: leave it out")
+        if self.attention.experts is not None:
+            raise ValueError("attention.experts has no effect, as routed experts are not there: leave it out")
         return self
 
     @property

@@ -10,6 +10,7 @@ from typing import Any
 from pimserve.cluster.scenario.document import Scenario
 from pimserve.cluster.scenario.interconnect import ALL_TO_ALL, RING
 from pimserve.cluster.scenario.placement import PlacedPool
+from pimserve.cluster.scenario.placement_spec import GROUPS, PlacementSpec
 from pimserve.cluster.scenario.two_groups import place_group, place_two_groups
 from pimserve.device_models.catalogue import device_names
 from pimserve.device_models.device import Device
@@ -68,7 +69,9 @@ def _without_effect(scenario: Scenario, pool: PlacedPool) -> list[str]:
         notes.append(f"routing.drift changes nothing: the plan of {device.spec.name} has expected loads of experts")
     defaults = {key: type(cluster).model_fields[key].default for key in _BETWEEN_NODES}
     given = [f"cluster.{key}" for key, default in defaults.items() if getattr(cluster, key) != default]
-    if given and cluster.split.nodes == 1:
+    two_groups = cluster.two_groups is not None
+    nodes = max(cluster.of_group(group).nodes for group in GROUPS) if two_groups else cluster.nodes
+    if given and nodes == 1:
         notes.append(f"{', '.join(given)}: no effect, a replica has one node")
     if cluster.expert_placement is not None and pool.plan.experts is None:
         notes.append(f"cluster.expert_placement: no effect, {device.spec.name} places experts itself")
@@ -84,10 +87,29 @@ def _without_effect(scenario: Scenario, pool: PlacedPool) -> list[str]:
     if cluster.dispatch != type(cluster).model_fields["dispatch"].default:
         if ALL_TO_ALL not in sent:
             notes.append("cluster.dispatch: no effect, no tokens pass between data-parallel groups")
-        elif cluster.split.nodes == 1 and scenario.costs.measured_with is not None:
+        elif nodes == 1 and scenario.costs.measured_with is not None:
             notes.append("cluster.dispatch: no effect, a replica has one node, where collectives are measured")
-        elif cluster.split.nodes == 1 and cluster.dispatch == "direct":
+        elif nodes == 1 and cluster.dispatch == "direct":
             notes.append("cluster.dispatch: no effect, a replica has one node, where forward is direct")
+    return notes + _without_effect_on_groups(cluster.two_groups, scenario.load_model())
+
+
+def _without_effect_on_groups(spec: PlacementSpec | None, model: ModelSpec) -> list[str]:
+    """The same of a placement on two groups."""
+    if spec is None or model.moe is None:
+        return []
+    missing = {
+        "dense_ffn": "" if model.dense_layers else "dense layers",
+        "shared_experts": "" if model.moe.shared_intermediate else "shared experts",
+    }
+    there = {part for part in spec.on_experts if not missing.get(part)}
+    notes = [
+        f"cluster.placement.{part}: no effect, {model.name} has no {missing[part]}"
+        for part in sorted(spec.on_experts - there)
+    ]
+    tensor = None if spec.experts == "attention" else spec.experts.tensor_parallel
+    if tensor is not None and there == {"routed_experts"}:
+        notes.append("cluster.placement.experts.tensor_parallel: no effect, nothing but routed experts is there")
     return notes
 
 

@@ -115,14 +115,13 @@ def _check(request: Mapping[str, Any], traces: Path | None, places: AllowedPlace
     if request["options"] is not None:
         return _check_launch(request, pb.LaunchOptions.FromString(bytes.fromhex(request["options"])), traces, places)
     prepared = _read(request, traces)
-    scenario, cluster = prepared.scenario, prepared.scenario.cluster
     return {
-        "name": scenario.name,
+        "name": prepared.scenario.name,
         "model": prepared.model.name,
-        "device": scenario.load_device().spec.name,
-        "replicas": cluster.replicas,
-        "devices": cluster.replicas * cluster.split.devices,
-        "warnings": prepared.pools[0].replica.warnings,
+        "device": prepared.device,
+        "replicas": prepared.replicas,
+        "devices": sum(pool.devices for pool in prepared.pools),
+        "warnings": list(dict.fromkeys(note for pool in prepared.pools for note in pool.replica.warnings)),
     }
 
 
