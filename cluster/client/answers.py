@@ -198,7 +198,10 @@ class DeviceTraffic:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device that is an actor, by its own ledger: number `device` of its replica, in process or actor `host`."""
+    """A device that is an actor, by its own ledger: number `device` of its replica, in process or actor `host`.
+
+    `group`: attention or experts, where these have devices of their own, else empty; `parts`: of the model.
+    """
 
     replica: int
     device: int
@@ -218,6 +221,9 @@ class Device:
     kv_blocks_sent: int
     kv_blocks_received: int
     traffic: tuple[DeviceTraffic, ...]
+    group: str
+    kind: str
+    parts: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,8 +235,21 @@ class Devices:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceGroup:
+    """Devices of a replica with attention, or with the experts, from `first_device` on; `parts`: of the model."""
+
+    group: str
+    first_device: int
+    devices: int
+    device: str
+    parts: tuple[str, ...]
+    parallelism: dict[str, str]
+    weights_gb_per_device: float
+
+
+@dataclass(frozen=True, slots=True)
 class ReplicaPlacement:
-    """A replica has `devices` devices, from `first_device` on."""
+    """A replica has `devices` devices, from `first_device` on; `groups` where attention and experts have their own."""
 
     replica: int
     pool: str
@@ -240,6 +259,7 @@ class ReplicaPlacement:
     kv_capacity_tokens: int
     weights_gb_per_device: float
     device: str
+    groups: tuple[DeviceGroup, ...]
 
 
 @dataclass(frozen=True, slots=True)

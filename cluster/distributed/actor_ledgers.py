@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from pimserve.cluster.distributed.devices.conservation import Exchanged
 from pimserve.cluster.distributed.devices.ledgers import DeviceLedger
+from pimserve.cluster.scenario.device_groups import DeviceGroup
 from pimserve.device_models.plan import FS_PER_S, PJ_PER_J
 from pimserve.scheduler.control import Ledger
 from pimserve.v1.device_pb2 import FlowKind
@@ -42,12 +43,14 @@ class DeviceActorState:
         host: the process or actor that it is in.
         host_restarts: how often that was replaced.
         traffic: by kind of flow, such as dispatch.
+        group: of the devices of its replica to which it belongs.
     """
 
     ledger: DeviceLedger
     host: str
     host_restarts: int
     traffic: Mapping[str, Passed]
+    group: DeviceGroup
 
 
 def with_actors(ledgers: Sequence[Ledger], devices: Sequence[DeviceLedger]) -> list[Ledger]:

@@ -28,6 +28,7 @@ from pimserve.cluster.distributed.hosts.process_supervisor import ProcessSupervi
 from pimserve.cluster.distributed.recovery import Recovery
 from pimserve.cluster.distributed.run_spread import Spread, dealt_out
 from pimserve.cluster.distributed.shards.shard_client import ShardClient
+from pimserve.cluster.scenario.device_groups import device_groups
 from pimserve.cluster.scenario.placement import PlacedPool
 from pimserve.cluster.scenario.prepared import Prepared
 from pimserve.scheduler.fleet import Fleet, RowSink
@@ -119,6 +120,13 @@ class Distributed:
         traffic = passed_by_device(exchanged)
         hosts = device_hosts(self._prepared.pools, self.spread)
         home = {device: name for name, (_, devices) in hosts.items() for device in devices}
+        group_of = {
+            (replica, device): group
+            for pool in self._prepared.pools
+            for group in device_groups(pool, self._prepared.model)
+            for replica in pool.numbers
+            for device in group.numbers
+        }
         endpoints = self.supervisor.endpoints()
         states = [
             DeviceActorState(
@@ -126,6 +134,7 @@ class Distributed:
                 host=home[ledger.replica, ledger.device],
                 host_restarts=endpoints[home[ledger.replica, ledger.device]].generation,
                 traffic=traffic.get((ledger.replica, ledger.device), {}),
+                group=group_of[ledger.replica, ledger.device],
             )
             for ledger in ledgers
         ]

@@ -38,8 +38,12 @@ def device_table(states: Sequence[DeviceActorState]) -> NDArray[Any]:
     traffic = [
         (f"{kind}_{end}{unit}", np.int64) for kind in kinds for end in ("sent", "received") for unit in ("", "_bytes")
     ]
-    width = max((len(state.host) for state in states), default=1)
-    table = np.zeros(len(states), np.dtype([*_FIGURES, ("actor", f"U{width}"), ("restarts", np.int64), *traffic]))
+    names = [
+        ("group", _width([state.group.name for state in states])),
+        ("kind", _width([state.group.placed.label for state in states])),
+        ("actor", _width([state.host for state in states])),
+    ]
+    table = np.zeros(len(states), np.dtype([*_FIGURES, *names, ("restarts", np.int64), *traffic]))
     for row, state in zip(table, states, strict=True):
         ledger = state.ledger
         for name in ("replica", "device", "steps", "kv_blocks", "peak_kv_blocks"):
@@ -52,11 +56,17 @@ def device_table(states: Sequence[DeviceActorState]) -> NDArray[Any]:
         for part in ("dram", "compute"):
             energy = sum(value for (_, other), value in ledger.energy_pj.items() if other == part)
             row[f"{part}_joules"] = energy / PJ_PER_J
+        row["group"], row["kind"] = state.group.name, state.group.placed.label
         row["actor"], row["restarts"] = state.host, state.host_restarts
         for kind, passed in state.traffic.items():
             row[f"{kind}_sent"], row[f"{kind}_sent_bytes"] = passed.sent, passed.sent_bytes
             row[f"{kind}_received"], row[f"{kind}_received_bytes"] = passed.received, passed.received_bytes
     return table
+
+
+def _width(texts: Sequence[str]) -> str:
+    """The type of a column that holds these."""
+    return f"U{max(map(len, texts), default=0) or 1}"
 
 
 def wire(exchanged: Exchanged, home: Mapping[tuple[int, int], str]) -> list[dict[str, Any]]:

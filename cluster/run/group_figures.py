@@ -16,6 +16,7 @@ from pimserve.cluster.run.group_schema import (
     TriedBatch,
     TriedMicroBatches,
 )
+from pimserve.cluster.scenario.device_groups import parts_in
 from pimserve.cluster.scenario.placement import PlacedPool
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.operators import ALL_PARTS, Part, kv_heads_per_device
@@ -72,7 +73,7 @@ def _group(
         devices=group.devices,
         devices_per_replica=group.devices_per_replica,
         parallelism=dict(replica.parallelism),
-        parts=_parts(model, parts),
+        parts=list(parts_in(model, parts)),
         weights_gb_per_device=replica.weight_bytes_per_device / _BYTES_PER_GB,
         reserved_gb_per_device=replica.reserved_bytes_per_device / _BYTES_PER_GB,
         kv_gb_per_device=_kv_bytes_per_device(group, model) / _BYTES_PER_GB,
@@ -84,13 +85,6 @@ def _group(
         ),
         device_facts={**group.facts, **facts},
     )
-
-
-def _parts(model: ModelSpec, parts: Set[Part]) -> list[str]:
-    """Those of them that the model has, in the order of a layer."""
-    shared = model.moe is not None and model.moe.shared_intermediate > 0
-    absent = {"dense_ffn": not model.dense_layers, "shared_experts": not shared}
-    return [part for part in get_args(Part) if part in parts and not absent.get(part)]
 
 
 def _kv_bytes_per_device(group: PlacedPool, model: ModelSpec) -> float:

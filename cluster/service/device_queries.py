@@ -78,6 +78,9 @@ def _message(state: DeviceActorState) -> sched.Device:
         experts_busy_s=ledger.experts_fs / FS_PER_S,
         kv_blocks_sent=ledger.kv_blocks_sent,
         kv_blocks_received=ledger.kv_blocks_received,
+        group=state.group.name,
+        kind=state.group.placed.label,
+        parts=state.group.parts,
         traffic=[
             sched.DeviceTraffic(
                 kind=kind,

@@ -11,6 +11,7 @@ from pimserve.cluster.base.rpc.statuses import RefusedError, unknown_request
 from pimserve.cluster.metrics.feed import MetricsFeed
 from pimserve.cluster.run.live_control import Snapshot, total_steps
 from pimserve.cluster.run.running_latencies import Quantiles, RunningLatencies
+from pimserve.cluster.scenario.device_groups import device_groups
 from pimserve.cluster.scenario.prepared import Prepared
 from pimserve.cluster.service.device_queries import DeviceQueries
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
@@ -184,21 +185,38 @@ def ledgers_of(now_fs: int, ledgers: Sequence[Ledger]) -> sched.GetLedgersRespon
     )
 
 
+def _texts(parallelism: Mapping[str, object]) -> dict[str, str]:
+    return {key: str(value) for key, value in parallelism.items()}
+
+
 def placement_of(site: Site) -> sched.GetPlacementResponse:
     """Which devices each replica has."""
     answer = sched.GetPlacementResponse(model=site.prepared.model.name, device=site.prepared.device)
     first_device = 0
     for pool in site.prepared.pools:
+        groups = device_groups(pool, site.prepared.model) if pool.groups else []
         for replica in pool.numbers:
             answer.replicas.add(
                 replica=replica,
                 pool=pool.name,
                 first_device=first_device,
                 devices=pool.devices_per_replica,
-                parallelism={key: str(value) for key, value in pool.replica.parallelism.items()},
+                parallelism=_texts(pool.replica.parallelism),
                 kv_capacity_tokens=pool.kv_capacity_tokens,
                 weights_gb_per_device=pool.replica.weight_bytes_per_device / _BYTES_PER_GB,
                 device=pool.label,
+                groups=[
+                    sched.DeviceGroup(
+                        group=group.name,
+                        first_device=first_device + group.numbers.start,
+                        devices=len(group.numbers),
+                        device=group.placed.label,
+                        parts=group.parts,
+                        parallelism=_texts(group.placed.replica.parallelism),
+                        weights_gb_per_device=group.placed.replica.weight_bytes_per_device / _BYTES_PER_GB,
+                    )
+                    for group in groups
+                ],
             )
             first_device += pool.devices_per_replica
     return answer

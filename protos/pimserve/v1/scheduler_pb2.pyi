@@ -574,6 +574,9 @@ class Device(google.protobuf.message.Message):
     EXPERTS_BUSY_S_FIELD_NUMBER: builtins.int
     KV_BLOCKS_SENT_FIELD_NUMBER: builtins.int
     KV_BLOCKS_RECEIVED_FIELD_NUMBER: builtins.int
+    GROUP_FIELD_NUMBER: builtins.int
+    KIND_FIELD_NUMBER: builtins.int
+    PARTS_FIELD_NUMBER: builtins.int
     replica: builtins.int
     device: builtins.int
     """Its number in the replica."""
@@ -598,10 +601,18 @@ class Device(google.protobuf.message.Message):
     kv_blocks_sent: builtins.int
     """Of caches that were handed over, whole or in part."""
     kv_blocks_received: builtins.int
+    group: builtins.str
+    """attention or experts, where these have devices of their own; else empty."""
+    kind: builtins.str
+    """What it is."""
     @property
     def unit_busy_s(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.float]: ...
     @property
     def traffic(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___DeviceTraffic]: ...
+    @property
+    def parts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Of the model, those that are on it: attention, dense_ffn, shared_experts, routed_experts, lm_head."""
+
     def __init__(
         self,
         *,
@@ -623,8 +634,11 @@ class Device(google.protobuf.message.Message):
         experts_busy_s: builtins.float = ...,
         kv_blocks_sent: builtins.int = ...,
         kv_blocks_received: builtins.int = ...,
+        group: builtins.str = ...,
+        kind: builtins.str = ...,
+        parts: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["active_joules", b"active_joules", "audited_spans", b"audited_spans", "busy_s", b"busy_s", "computed_tokens", b"computed_tokens", "device", b"device", "experts_busy_s", b"experts_busy_s", "host", b"host", "host_restarts", b"host_restarts", "kv_blocks", b"kv_blocks", "kv_blocks_received", b"kv_blocks_received", "kv_blocks_sent", b"kv_blocks_sent", "output_tokens", b"output_tokens", "peak_kv_blocks", b"peak_kv_blocks", "replica", b"replica", "steps", b"steps", "traffic", b"traffic", "unit_busy_s", b"unit_busy_s", "weight_bytes", b"weight_bytes"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["active_joules", b"active_joules", "audited_spans", b"audited_spans", "busy_s", b"busy_s", "computed_tokens", b"computed_tokens", "device", b"device", "experts_busy_s", b"experts_busy_s", "group", b"group", "host", b"host", "host_restarts", b"host_restarts", "kind", b"kind", "kv_blocks", b"kv_blocks", "kv_blocks_received", b"kv_blocks_received", "kv_blocks_sent", b"kv_blocks_sent", "output_tokens", b"output_tokens", "parts", b"parts", "peak_kv_blocks", b"peak_kv_blocks", "replica", b"replica", "steps", b"steps", "traffic", b"traffic", "unit_busy_s", b"unit_busy_s", "weight_bytes", b"weight_bytes"]) -> None: ...
 
 global___Device = Device
 
@@ -724,6 +738,7 @@ class ReplicaPlacement(google.protobuf.message.Message):
     KV_CAPACITY_TOKENS_FIELD_NUMBER: builtins.int
     WEIGHTS_GB_PER_DEVICE_FIELD_NUMBER: builtins.int
     DEVICE_FIELD_NUMBER: builtins.int
+    GROUPS_FIELD_NUMBER: builtins.int
     replica: builtins.int
     pool: builtins.str
     first_device: builtins.int
@@ -737,6 +752,12 @@ class ReplicaPlacement(google.protobuf.message.Message):
     def parallelism(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
         """How they share the model, such as tensor_parallel: 4."""
 
+    @property
+    def groups(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___DeviceGroup]:
+        """Attention's and the experts', where these have devices of their own; what is said above of how devices share the
+        model, and of weights, is then of attention's.
+        """
+
     def __init__(
         self,
         *,
@@ -748,10 +769,67 @@ class ReplicaPlacement(google.protobuf.message.Message):
         kv_capacity_tokens: builtins.int = ...,
         weights_gb_per_device: builtins.float = ...,
         device: builtins.str = ...,
+        groups: collections.abc.Iterable[global___DeviceGroup] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["device", b"device", "devices", b"devices", "first_device", b"first_device", "kv_capacity_tokens", b"kv_capacity_tokens", "parallelism", b"parallelism", "pool", b"pool", "replica", b"replica", "weights_gb_per_device", b"weights_gb_per_device"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["device", b"device", "devices", b"devices", "first_device", b"first_device", "groups", b"groups", "kv_capacity_tokens", b"kv_capacity_tokens", "parallelism", b"parallelism", "pool", b"pool", "replica", b"replica", "weights_gb_per_device", b"weights_gb_per_device"]) -> None: ...
 
 global___ReplicaPlacement = ReplicaPlacement
+
+@typing.final
+class DeviceGroup(google.protobuf.message.Message):
+    """Devices of a replica that have the same parts of the model."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class ParallelismEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    GROUP_FIELD_NUMBER: builtins.int
+    FIRST_DEVICE_FIELD_NUMBER: builtins.int
+    DEVICES_FIELD_NUMBER: builtins.int
+    DEVICE_FIELD_NUMBER: builtins.int
+    PARTS_FIELD_NUMBER: builtins.int
+    PARALLELISM_FIELD_NUMBER: builtins.int
+    WEIGHTS_GB_PER_DEVICE_FIELD_NUMBER: builtins.int
+    group: builtins.str
+    """attention or experts."""
+    first_device: builtins.int
+    devices: builtins.int
+    device: builtins.str
+    weights_gb_per_device: builtins.float
+    @property
+    def parts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """As of a device."""
+
+    @property
+    def parallelism(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        group: builtins.str = ...,
+        first_device: builtins.int = ...,
+        devices: builtins.int = ...,
+        device: builtins.str = ...,
+        parts: collections.abc.Iterable[builtins.str] | None = ...,
+        parallelism: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+        weights_gb_per_device: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["device", b"device", "devices", b"devices", "first_device", b"first_device", "group", b"group", "parallelism", b"parallelism", "parts", b"parts", "weights_gb_per_device", b"weights_gb_per_device"]) -> None: ...
+
+global___DeviceGroup = DeviceGroup
 
 @typing.final
 class ChangeSchedulerRequest(google.protobuf.message.Message):

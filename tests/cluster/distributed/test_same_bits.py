@@ -21,7 +21,7 @@ from pimserve.cluster.distributed.devices.book import ReplicaBook
 from pimserve.cluster.distributed.devices.exchange import KvBook
 from pimserve.cluster.distributed.devices.ledgers import DeviceLedger, ledgers_of
 from pimserve.cluster.distributed.hosts.hosting import Endpoint, HostSpec
-from pimserve.cluster.distributed.run_spread import Spread
+from pimserve.cluster.distributed.run_spread import DeviceMode, Spread
 from pimserve.cluster.run.checkpoint import CheckpointFolder
 from pimserve.cluster.scenario.document import Scenario, load_scenario
 from pimserve.cluster.scenario.prepared import prepare
@@ -263,6 +263,31 @@ def test_devices_are_actors_of_their_own_in_lockstep(tmp_path: Path) -> None:
     assert devices["actor"].tolist() == [f"devices-{number}" for number in range(4)]
     assert devices["output_tokens"].sum() == there["tokens"]["output"]
     assert devices["dispatch_sent_bytes"].sum() == wire["dispatch"]["bytes"]
+
+
+@pytest.mark.parametrize("mode", ["planned", "lockstep"])
+def test_attention_and_experts_are_different_actors(mode: DeviceMode, tmp_path: Path) -> None:
+    name = "experts on h100, three micro-batches, every layer drawn"
+    scenario = load_scenario(None, [*SCENARIOS[name], "run.max_time_s=0.1"])
+    there = run_there(scenario, Spread(1, mode), tmp_path / "there")
+    devices = np.load(tmp_path / "there" / "devices.npy")
+    assert devices["group"].tolist() == ["attention"] * 2 + ["experts"] * 2
+    assert devices["kind"].tolist() == ["duplex"] * 2 + ["h100"] * 2
+    hosts = [0, 1, 2, 3] if mode == "lockstep" else [0, 0, 1, 1]
+    assert devices["actor"].tolist() == [f"devices-{number}" for number in hosts]
+    attention, experts = devices[:2], devices[2:]
+    assert (experts["dispatch_received"] > 0).all()
+    assert (experts["combine_sent_bytes"] > 0).all()
+    assert not attention["dispatch_received"].any()
+    assert not experts["dispatch_sent"].any()
+    for column in ("computed_tokens", "output_tokens", "peak_kv_blocks"):
+        assert (attention[column] > 0).all()
+        assert not experts[column].any()
+    assert not attention["experts_busy_s"].any()
+    wire = {row["kind"]: row for row in there["simulator"]["spread"]["wire"]}
+    for kind in ("dispatch", "combine"):
+        assert (wire[kind]["inside_count"], wire[kind]["inside_bytes"]) == (0, 0)
+        assert wire[kind]["messages"] == (4 * there["batch"]["steps"] if mode == "lockstep" else 1)
 
 
 @pytest.mark.parametrize("figure", ["outputs", "kv_blocks", "energy_pj"])

@@ -7,6 +7,7 @@ import pytest
 
 from pimserve.cluster.base.rpc.statuses import RefusedError
 from pimserve.cluster.distributed.actor_ledgers import DeviceActorState, Passed
+from pimserve.cluster.scenario.device_groups import DeviceGroup
 from pimserve.cluster.service.device_queries import DeviceQueries
 
 
@@ -28,7 +29,8 @@ def device(replica, number):
         kv_blocks_sent=8,
         kv_blocks_received=9,
     )
-    return DeviceActorState(ledger, f"devices-{replica}", 1, {"dispatch": Passed(5, 50, 4, 40)})
+    group = DeviceGroup("experts", range(1, 3), SimpleNamespace(label="h100"), ("routed_experts", "lm_head"))
+    return DeviceActorState(ledger, f"devices-{replica}", 1, {"dispatch": Passed(5, 50, 4, 40)}, group)
 
 
 @dataclass
@@ -64,6 +66,7 @@ def test_devices_of_the_replicas_that_were_asked_for():
     assert (only.computed_tokens, only.output_tokens, only.audited_spans) == (7, 2, 1)
     assert (only.kv_blocks, only.peak_kv_blocks, only.weight_bytes) == (4, 6, 10**9)
     assert (only.experts_busy_s, only.kv_blocks_sent, only.kv_blocks_received) == (0.1, 8, 9)
+    assert (only.group, only.kind, list(only.parts)) == ("experts", "h100", ["routed_experts", "lm_head"])
     (passed,) = only.traffic
     assert (passed.kind, passed.sent, passed.sent_bytes) == ("dispatch", 5, 50)
     assert (passed.received, passed.received_bytes) == (4, 40)

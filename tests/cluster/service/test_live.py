@@ -80,6 +80,7 @@ def test_replicas_and_placement(worker):
     assert [replica.first_device for replica in placement.replicas] == [0, 4, 8]
     assert placement.replicas[0].devices == 4
     assert placement.replicas[0].parallelism["tensor"] == "4"
+    assert not placement.replicas[0].groups
 
 
 def test_lives_of_requests_are_as_of_the_windows_end(worker):
