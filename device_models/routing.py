@@ -162,6 +162,7 @@ class ExpertPools:
         self._drawn = Memo(self._draw, 2)  # by token counts that have a pool, as are the next two
         self._pools = Memo(self._pool)
         self._layer_pools = Memo(self._layer_pool)
+        self._layer_lists: Memo[int, list[list[int]]] = Memo(lambda tokens: self._layer_pools[tokens].T.tolist())
         self._pool_times: Memo[int, list[int]] = Memo(lambda tokens: self._pools[tokens][:, 0].tolist())
         self.prefixes_fs = Memo(self._prefix_fs)  # by token count
         self.layers_fs = Memo(self._layers_at, _TABLES_KEPT)  # by token count, (layers, POOL_SIZE) each
@@ -246,17 +247,36 @@ class ExpertPools:
         _check_range(self.term, tokens)
         return self.scaled(self.term.layer_features(self.exact_counts(tokens, replica, step, part)))
 
-    def _layers_at(self, tokens: int) -> IntArray:
-        """(layers, POOL_SIZE): time of each layer in all outcomes for `tokens` tokens.
+    def layers_of(self, tokens: IntArray, index: IntArray) -> IntArray:
+        """(layers, n): time of each layer in outcomes `index` (n,) for token counts `tokens` (n,).
 
         Between two pools' token counts, layers of equal rank in their outcome are interpolated, where all have one law.
         """
+        distinct, which = np.unique(tokens, return_inverse=True)
+        bounds = np.array([pool_bucket(t) for t in distinct.tolist()])
+        buckets, place = np.unique(bounds, return_inverse=True)
+        table = np.concatenate([self._layer_pools[b] for b in buckets.tolist()], axis=1)
+        low, high = (place.reshape(-1, 2)[which, side] * POOL_SIZE + index for side in (0, 1))
+        at_low = table[:, low]
+        if (bounds[:, 0] == bounds[:, 1]).all():
+            return np.asarray(at_low)
+        above, width = tokens - bounds[which, 0], np.maximum(bounds[which, 1] - bounds[which, 0], 1)
+        whole, rest = np.divmod(table[:, high] - at_low, width)  # as in `features`
+        return np.asarray(at_low + whole * above + rest * above // width)
+
+    def layer_times_fs(self, tokens: int, index: int) -> list[int]:
+        """Time of each layer in outcome `index` for `tokens` tokens."""
         low, high = pool_bucket(tokens)
-        at_low = self._layer_pools[low]
+        at_low = self._layer_lists[low][index]
         if low == high:
             return at_low
-        whole, rest = np.divmod(self._layer_pools[high] - at_low, high - low)
-        return np.asarray(at_low + whole * (tokens - low) + rest * (tokens - low) // (high - low))
+        above, width = tokens - low, high - low
+        both = zip(at_low, self._layer_lists[high][index], strict=True)
+        return [lower + (upper - lower) * above // width for lower, upper in both]
+
+    def _layers_at(self, tokens: int) -> IntArray:
+        """(layers, POOL_SIZE): time of each layer in all outcomes for `tokens` tokens."""
+        return self.layers_of(np.full(POOL_SIZE, tokens), np.arange(POOL_SIZE))
 
     def _pool(self, tokens: int) -> IntArray:
         """(POOL_SIZE, features): the pool of a token count that has one."""

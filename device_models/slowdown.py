@@ -138,14 +138,19 @@ class SlowPools(ExpertPools):
         """Times of all outcomes for `tokens` tokens."""
         return [slow_fs(time, self.thousandths) for time in super().times_fs(tokens)]
 
-    def _layers_at(self, tokens: int) -> IntArray:
-        """(layers, POOL_SIZE): time of each layer in all outcomes for `tokens` tokens."""
-        whole, rest = np.divmod(super()._layers_at(tokens), NORMAL)
-        return np.asarray(whole * self.thousandths + (rest * self.thousandths + NORMAL // 2) // NORMAL)
+    def layers_of(self, tokens: IntArray, index: IntArray) -> IntArray:
+        """(layers, n): time of each layer in outcomes `index` (n,) for token counts `tokens` (n,)."""
+        return self._slow(super().layers_of(tokens, index))
+
+    def layer_times_fs(self, tokens: int, index: int) -> list[int]:
+        """Time of each layer in outcome `index` for `tokens` tokens."""
+        return [slow_fs(time, self.thousandths) for time in super().layer_times_fs(tokens, index)]
 
     def scaled(self, features: IntArray) -> IntArray:
         """(..., features) of whole steps, at the speed of these pools."""
+        return np.concatenate([self._slow(features[..., :_TIMES]), features[..., _TIMES:]], axis=-1)
+
+    def _slow(self, times: IntArray) -> IntArray:
         # x * thousandths may exceed 64 bit, so whole and rest are scaled apart.
-        whole, rest = np.divmod(features[..., :_TIMES], NORMAL)
-        slow = whole * self.thousandths + (rest * self.thousandths + NORMAL // 2) // NORMAL
-        return np.concatenate([slow, features[..., _TIMES:]], axis=-1)
+        whole, rest = np.divmod(times, NORMAL)
+        return np.asarray(whole * self.thousandths + (rest * self.thousandths + NORMAL // 2) // NORMAL)

@@ -7,9 +7,10 @@ with one micro-batch, the outcomes of any other replica.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 
@@ -17,15 +18,17 @@ from pimserve.arrays import IntArray
 from pimserve.device_models.evaluate import DecodeSpan, Span, once_fs, parts_of, shape_of, stage_times, step_of
 from pimserve.device_models.experts import FEATURES, MIXED_FEATURES
 from pimserve.device_models.memo import Memo
-from pimserve.device_models.micro_batches import MicroBatches, PartTimes, schedule_fs
+from pimserve.device_models.micro_batches import MicroBatches
 from pimserve.device_models.plan import ChunkShape, CostPlan
+from pimserve.device_models.round_trips import schedule_fs
 from pimserve.device_models.routing import POOL_SIZE, ExpertPools
-from pimserve.device_models.step import StepShape, StepTuple
+from pimserve.device_models.step import N, StepShape, StepTuple
 from pimserve.scheduler.costs import ReplicaCosts
+from pimserve.scheduler.row_times import RowTimes
 
 _STEPS_TOGETHER = 4096  # of which schedules are worked out in one go
 _COLUMNS_FROM = 12  # steps that are worked out sooner as columns than one by one
-_TABLES_KEPT = 512  # token counts of which the layers of all outcomes are kept
+_OUTCOMES_KEPT = 8192  # of which the time of each layer is kept
 _TIME, _LINK, _WORK = (MIXED_FEATURES.index(name) for name in ("time_fs", "link_fs", "station_fs"))
 
 
@@ -59,14 +62,20 @@ class MixedCosts(ReplicaCosts):
         super().__init__(plan, pools, replica=replica, seed=seed, exact=exact)
         assert plan.micro_batches is not None
         self._micro: MicroBatches = plan.micro_batches
-        self._decoding: Memo[int, PartTimes[int]] = Memo(self._fixed)  # by requests of a micro-batch that decodes
+        self._rows = RowTimes(plan, plan.micro_batches)
+        self._decoding: Memo[int, list[int]] = Memo(lambda requests: self._rows.of(shape_of(plan, requests, 0)))
+        none = [0] * plan.micro_batches.counts[2]
+        self._alone_fs: Memo[int, int] = Memo(
+            lambda requests: self._micro.part(self._decoding[requests], 0, none).whole_fs
+        )
         self._once_fs: Memo[int, int] = Memo(lambda requests: once_fs(plan, shape_of(plan, requests, 0)))
         self._remember()
 
     def _remember(self) -> None:
-        """Tables of the pools, by tokens."""
+        """Tables of the pools, by tokens, and outcome."""
         self._prefixes_fs: Memo[int, list[int]] = Memo(self._prefix_fs)
-        self._outcomes_fs: Memo[int, list[list[int]]] = Memo(self._layers_of_outcomes, _TABLES_KEPT)
+        self._alike: Memo[int, bool] = Memo(self._same_in_all)
+        self._outcomes_fs: Memo[tuple[int, int], list[int]] = Memo(self._outcome_fs, _OUTCOMES_KEPT)
 
     def at(self, fs: int) -> ReplicaCosts:
         """As of any replica."""
@@ -81,9 +90,13 @@ class MixedCosts(ReplicaCosts):
         """As of any replica."""
         shape = step_of(self._timing, decodes, context, chunks, outputs, self._chunk_cost)
         whole = StepShape(*shape)
+        micro, layers = self._micro, self._micro.counts[0]
         parts = [
-            self._micro.times(stage_times(self.plan, part), self._routed(part.tokens, step, place))
-            for place, part in enumerate(parts_of(self.plan, whole))
+            micro.part(
+                self._rows.of(part), self._timing.layers_fs(part) // layers, self._routed(part.tokens, step, place)
+            )
+            for place, part in enumerate(micro.split(whole, self.plan.data_parallel))
+            if part.tokens
         ]
         return shape, once_fs(self.plan, whole) + schedule_fs(parts)
 
@@ -97,29 +110,40 @@ class MixedCosts(ReplicaCosts):
         share, once = -(-decodes // self.plan.data_parallel), self._once_fs[decodes]
         if self._micro.parts == 1:
             prefix, at = self._experts_prefix(decodes, step)
-            return DecodeSpan(
-                steps, share, once + grows[0][1] + self._decoding[decodes].whole_fs, grows[0][2], prefix, at
-            )
-        layers, micro = self._micro.counts[0], self._micro
-        if steps >= _COLUMNS_FROM:
-            after = np.arange(steps)
-            columns = [
-                micro.decoding(
-                    self._decoding[size],
-                    (first + growth * after) // layers,
-                    list(self._layers_fs(size + 0 * after, step + after, place)),
-                )
-                for place, (size, first, growth) in enumerate(grows)
-            ]
-            return MixedSpan(share, np.cumsum(once + schedule_fs(columns)).tolist())
-        times = []
-        for number in range(steps):
-            parts = []
-            for place, (size, first, growth) in enumerate(grows):
-                routed = self._routed(size, step + number, place)
-                parts.append(micro.decoding(self._decoding[size], (first + growth * number) // layers, routed))
-            times.append(once + schedule_fs(parts))
-        return MixedSpan(share, list(accumulate(times)))
+            return DecodeSpan(steps, share, once + grows[0][1] + self._alone_fs[decodes], grows[0][2], prefix, at)
+        if not self.exact and all(self._alike[size] for size, _, _ in grows):
+            return self._evenly(steps, share, lambda after: once + self._after_fs(grows, step, after))
+        if steps < _COLUMNS_FROM:
+            each = (once + self._after_fs(grows, step, after) for after in range(steps))
+            return MixedSpan(share, list(accumulate(each)))
+        return MixedSpan(share, np.cumsum(once + self._after_fs(grows, step, np.arange(steps))).tolist())
+
+    def _after_fs(self, grows: Sequence[tuple[int, int, int]], step: int, after: N) -> N:
+        """Time of decode steps so many after `step`, but for what runs once.
+
+        Args:
+            grows: of each micro-batch, requests, time of attention in that step, and what each further one takes more.
+            step: a number.
+            after: a number, or a column.
+        """
+        micro, parts = self._micro, []
+        for place, (requests, first, growth) in enumerate(grows):
+            layer_fs = (first + growth * after) // micro.counts[0]
+            routed: Any = self._routed(requests, step + after, place)
+            parts.append(micro.part(self._decoding[requests], layer_fs, routed))
+        return schedule_fs(parts)
+
+    def _evenly(self, steps: int, share: int, after_fs: Callable[[int], int]) -> DecodeSpan:
+        """Of at most so many steps whose routed experts take the same, those whose time grows evenly.
+
+        A step takes as long as the longest path through its schedule, and each path grows evenly with the contexts. So
+        the time is convex: steps between are on one line with the first two if the last is.
+        """
+        first = after_fs(0)
+        growth = after_fs(1) - first if steps > 1 else 0
+        while steps > 2 and after_fs(steps - 1) != first + growth * (steps - 1):
+            steps //= 2
+        return DecodeSpan(steps, share, first, growth)
 
     def experts_features(self, steps: StepShape[IntArray], numbers: IntArray) -> IntArray:
         """(n, mixed features): routed experts of executed steps of those numbers, and what the steps wait for."""
@@ -142,7 +166,7 @@ class MixedCosts(ReplicaCosts):
             drawn: (n, features), all micro-batches and layers together, of which time is left to the schedule.
         """
         parts = [
-            self._micro.times(stage_times(self.plan, part), list(times))
+            self._micro.part(self._micro.rows(stage_times(self.plan, part)), 0 * part.steps, times)
             for part, times in zip(parts_of(self.plan, steps), routed, strict=True)
         ]
         time, without = schedule_fs(parts), schedule_fs([part.free_links for part in parts])
@@ -166,30 +190,18 @@ class MixedCosts(ReplicaCosts):
 
     def layers_of(self, tokens: IntArray, outcomes: IntArray) -> IntArray:
         """(layers, n): times of routed experts of micro-batches (n,) with so many tokens and these outcomes."""
-        pools = self.pools
-        assert pools is not None
-        distinct, which = np.unique(tokens, return_inverse=True)
-        if len(distinct) == 1:
-            return np.asarray(pools.layers_fs[int(distinct[0])][:, outcomes])
-        times = np.empty((pools.term.layers, len(tokens)), np.int64)
-        for number, of_tokens in enumerate(distinct.tolist()):
-            here = which == number
-            times[:, here] = pools.layers_fs[of_tokens][:, outcomes[here]]
-        return times
+        assert self.pools is not None
+        return self.pools.layers_of(tokens, outcomes)
 
-    def _fixed(self, requests: int) -> PartTimes[int]:
-        """What a micro-batch that decodes takes but for decode attention and routed experts."""
-        part = shape_of(self.plan, requests, 0)
-        times = stage_times(self.plan, part)
-        times["attention", "layers"] -= self._timing.layers_fs(part)
-        return self._micro.times(times, [0] * self._micro.counts[2])
-
-    def _routed(self, tokens: int, step: int, place: int) -> Sequence[int]:
-        """Routed experts of each layer for the micro-batch at a place of a step."""
+    def _routed(self, tokens: int, step: N, place: int) -> Any:  # noqa: ANN401 a list, or an array (layers, n)
+        """Routed experts of each layer for the micro-batch at a place of a step, or of steps."""
+        outcome = (self.offset + step * self._micro.parts + place) % POOL_SIZE
+        if not isinstance(step, int):
+            assert self.pools is not None
+            return self.pools.layers_fs[tokens][:, outcome]
         if self.exact:
-            layers: list[int] = self._drawn_layers(tokens, step, place)[:, 0].tolist()
-            return layers
-        return self._outcomes_fs[tokens][(self.offset + step * self._micro.parts + place) % POOL_SIZE]
+            return self._drawn_layers(tokens, step, place)[:, 0].tolist()
+        return self._outcomes_fs[tokens, outcome]
 
     def _experts_prefix(self, tokens: int, step: int) -> tuple[Sequence[int], int]:
         """(prefix, i): without micro-batches, routed experts of n steps take prefix[i + n] - prefix[i]."""
@@ -197,16 +209,20 @@ class MixedCosts(ReplicaCosts):
             return (0, sum(self._routed(tokens, step, 0))), 0
         return self._prefixes_fs[tokens], (self.offset + step) % POOL_SIZE
 
+    def _same_in_all(self, tokens: int) -> bool:
+        """Whether routed experts take the same in all outcomes."""
+        assert self.pools is not None
+        times = self.pools.layers_fs[tokens]
+        return bool((times == times[:, :1]).all())
+
     def _prefix_fs(self, tokens: int) -> list[int]:
         assert self.pools is not None
         times: list[int] = self.pools.layers_fs[tokens].sum(axis=0).tolist()
         return list(accumulate(times * 2, initial=0))
 
-    def _layers_of_outcomes(self, tokens: int) -> list[list[int]]:
-        """By outcome, the time of each layer."""
+    def _outcome_fs(self, key: tuple[int, int]) -> list[int]:
         assert self.pools is not None
-        times: list[list[int]] = self.pools.layers_fs[tokens].T.tolist()
-        return times
+        return self.pools.layer_times_fs(*key)
 
     def _layers_fs(self, tokens: IntArray, numbers: IntArray, place: int) -> IntArray:
         """(layers, n): routed experts of the micro-batch at a place of steps of those numbers, with `tokens` (n,)."""

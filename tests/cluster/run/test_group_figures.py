@@ -16,8 +16,8 @@ from pimserve.cluster.run.read_summary import read_summary
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.device_models.memo import Memo
-from pimserve.device_models.micro_batches import PartTimes, schedule_fs
 from pimserve.device_models.plan import Chunk, CostPlan, RowTerm
+from pimserve.device_models.round_trips import PartTimes, schedule_fs
 from pimserve.device_models.routing import POOL_SIZE
 from pimserve.scheduler.group_times import group_times
 from tests.cluster.documents import run, serve
@@ -119,7 +119,7 @@ times = st.lists(st.integers(0, 50), min_size=3, max_size=3)
 
 @given(st.lists(st.tuples(times, times, times, times, st.integers(0, 50)), min_size=1, max_size=4), st.integers(0, 99))
 def test_no_cause_is_negative_and_all_add_up(parts: list[Any], idle: int) -> None:
-    schedule = [PartTimes(*part) for part in parts]
+    schedule = [PartTimes([1, 1, 1], *part) for part in parts]
     step, free = schedule_fs(schedule), schedule_fs([part.free_links for part in schedule])
     attention = sum(part.attention_fs for part in schedule)
     stages = {"experts": free - attention, "link": step - free, "work": sum(part.experts_fs for part in schedule)}
@@ -133,10 +133,7 @@ def test_no_cause_is_negative_and_all_add_up(parts: list[Any], idle: int) -> Non
 
 def test_two_layers_of_a_millisecond_each_stage() -> None:
     """Alone, both groups work 2 of 8 ms and wait 4 for the link; two micro-batches hide some of each."""
-    one, two = (
-        [PartTimes([1, 1], [1, 1], [1, 1], [1, 1], 0) for _ in range(parts)]
-        for parts in (1, 2)
-    )  # fmt: skip
+    one, two = ([PartTimes([2], [1], [1], [1, 1], [1], 0) for _ in range(parts)] for parts in (1, 2))
     for parts, attention, experts in ((one, (2, 2, 4, 0), (2, 2, 4, 0)), (two, (4, 1, 4, 0), (4, 1, 4, 0))):
         step, free = schedule_fs(parts), schedule_fs([part.free_links for part in parts])
         work = sum(part.experts_fs for part in parts)

@@ -1,0 +1,125 @@
+"""Schedules of micro-batches, as the plan works them out, against the naive one, event by event."""
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pimserve.device_models.round_trips import PartTimes, schedule_fs
+
+from .naive_schedule import naive_schedule
+
+STAGES = ("attention", "dispatch", "experts", "combine")
+
+
+class Times(NamedTuple):
+    """Of micro-batches of some steps: attention and links (steps, rounds, parts), experts (steps, visits, parts), and
+    what attention's devices do last (steps, parts)."""
+
+    visits: list[int]
+    attention: np.ndarray
+    dispatch: np.ndarray
+    experts: np.ndarray
+    combine: np.ndarray
+    closing: np.ndarray
+
+    def naive_fs(self) -> list[int]:
+        """By step."""
+        each = np.repeat(np.arange(len(self.visits)), self.visits)
+        rows = zip(self.attention, self.dispatch, self.experts, self.combine, self.closing, strict=True)
+        return [naive_schedule(a[each], d[each], e, c[each], last) for a, d, e, c, last in rows]
+
+    def columns(self) -> list[PartTimes[np.ndarray]]:
+        """Of all steps together."""
+        return [
+            PartTimes(
+                self.visits,
+                list(self.attention[:, :, part].T),
+                list(self.dispatch[:, :, part].T),
+                np.ascontiguousarray(self.experts[:, :, part].T),
+                list(self.combine[:, :, part].T),
+                self.closing[:, part],
+            )
+            for part in range(self.closing.shape[1])
+        ]
+
+    def numbers(self, step: int) -> list[PartTimes[int]]:
+        """Of one step."""
+        stages = (self.attention, self.dispatch, self.experts, self.combine)
+        return [
+            PartTimes(self.visits, *(stage[step, :, part].tolist() for stage in stages), int(self.closing[step, part]))
+            for part in range(self.closing.shape[1])
+        ]
+
+
+def drawn(
+    rng: np.random.Generator, least: dict[str, int], spread: int, steps: int, visits: list[int], parts: int, last: int
+) -> Times:
+    """Each stage takes `least` or up to `spread` more, and attention's devices last of all less than `last`."""
+    rows = {stage: sum(visits) if stage == "experts" else len(visits) for stage in STAGES}
+    shape = {stage: least[stage] + rng.integers(0, spread + 1, (steps, rows[stage], parts)) for stage in STAGES}
+    return Times(visits, **shape, closing=rng.integers(0, last, (steps, parts)))
+
+
+@st.composite
+def times(draw: st.DrawFn) -> Times:
+    least = {stage: draw(st.integers(0, 30)) for stage in STAGES}
+    visits = draw(st.lists(st.integers(1, 6), min_size=1, max_size=2))
+    steps, parts, last = draw(st.integers(1, 3)), draw(st.integers(1, 5)), draw(st.integers(1, 60))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    return drawn(rng, least, draw(st.integers(0, 30)), steps, visits, parts, last)
+
+
+@settings(max_examples=200)
+@given(times())
+def test_numbers_and_columns_take_what_the_naive_schedule_says(some: Times) -> None:
+    naive = some.naive_fs()
+    assert schedule_fs(some.columns()).tolist() == naive
+    assert [schedule_fs(some.numbers(step)) for step in range(len(naive))] == naive
+
+
+@pytest.mark.parametrize("slow", ["attention", "experts"])
+def test_a_group_that_just_sets_the_pace(slow: str) -> None:
+    """Stages that differ a little, of which one is about as slow as it must be to work without a break: to take as long
+    as the slowest other one, and as what the other micro-batches leave of the round trip."""
+    rng = np.random.default_rng(2)
+    for _ in range(4000):
+        parts, spread = int(rng.integers(2, 6)), int(rng.integers(1, 4))
+        least = {stage: int(rng.integers(0, 12)) for stage in STAGES}
+        others = [time for stage, time in least.items() if stage != slow]
+        left = -(-(sum(others) + 3 * spread) // (parts - 1))
+        least[slow] = max(0, left - int(rng.integers(0, 3)), max(others) + int(rng.integers(0, spread + 3)))
+        last = int(rng.choice([1, 3, 40]))
+        some = drawn(rng, least, spread, 1, [int(rng.integers(1, 9))], parts, last)
+        assert schedule_fs(some.columns()).tolist() == some.naive_fs()
+
+
+@given(times(), st.integers(0, 2**20))
+def test_times_that_floating_point_cannot_hold(some: Times, odd: int) -> None:
+    """Above 2**53 fs, nine seconds, not all whole numbers are."""
+    scale = 2**53 + 2 * odd + 1
+    numbers = [
+        PartTimes(part.visits, *([scale * time for time in stage] for stage in part[1:5]), scale * part.closing)
+        for part in some.numbers(0)
+    ]
+    assert schedule_fs(numbers) == scale * some.naive_fs()[0]
+
+
+@pytest.mark.parametrize("parts", [2, 3, 4, 5])
+@pytest.mark.parametrize("stage", [*STAGES])
+def test_a_stage_at_its_limit(parts: int, stage: str) -> None:
+    """One femtosecond more or less of each stage around the time from which it sets the pace of all others."""
+    others = dict.fromkeys(STAGES, 12)
+    for limit in (36, -(-36 // (parts - 1)), 12):
+        found = []
+        for time in range(limit - 2, limit + 3):
+            shape = {name: np.full((1, 7 if name == "experts" else 1, parts), other) for name, other in others.items()}
+            shape[stage][:] = time
+            some = Times([7], **shape, closing=np.zeros((1, parts), np.int64))
+            assert schedule_fs(some.columns()).tolist() == some.naive_fs()
+            found.append(schedule_fs(some.numbers(0)))
+        assert found == sorted(found)
+        assert all(later > before for before, later in pairwise(found))

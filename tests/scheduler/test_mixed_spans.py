@@ -1,0 +1,40 @@
+"""Spans of decode steps on devices of attention and of experts against the same steps asked for one by one."""
+
+from dataclasses import replace
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pimserve.device_models.plan import CostPlan
+from pimserve.device_models.routing import ExpertPools, Routing
+from pimserve.scheduler.mixed_costs import make_costs
+
+from .mixed_strategies import FS_PER_MS, mixed
+from .strategies import expert_terms, plans
+
+
+@st.composite
+def mixed_plans(draw: st.DrawFn) -> CostPlan:
+    """Plans with micro-batches; in half of them tokens pick all experts, which then take the same in all steps."""
+    experts = draw(expert_terms())
+    if draw(st.booleans()):
+        experts = replace(experts, top_k=experts.experts)
+    plan = draw(plans())
+    slopes = st.integers(
+        0, FS_PER_MS // 5
+    )  # so that attention becomes what all wait for, or the busiest, in some spans
+    decode = tuple(replace(term, slope=draw(slopes)) for term in plan.decode)
+    return draw(mixed(replace(plan, decode=decode, experts=experts, micro_batches=None)))
+
+
+@settings(max_examples=150)
+@given(mixed_plans(), st.integers(1, 12), st.integers(1, 40), st.integers(0, 11), st.integers(1, 128))
+def test_spans_take_what_their_steps_take(plan: CostPlan, decodes: int, mean: int, extra: int, most: int) -> None:
+    costs = make_costs(plan, ExpertPools(plan.experts, Routing(), 0), replica=0, seed=0, exact=False)
+    context = decodes * mean + min(extra, decodes - 1)
+    span = costs.decode_span(5, decodes, context, most)
+    assert 1 <= span.steps <= most
+    total = 0
+    for number in range(span.steps):
+        total += costs.decode_span(5 + number, decodes, context + number * decodes, 1).duration_fs(1)
+        assert span.duration_fs(number + 1) == total
