@@ -10,6 +10,7 @@ from pimserve.cluster.base.tables import Table, table_of
 from pimserve.cluster.report import facts
 from pimserve.cluster.report.content import Page, Section
 from pimserve.cluster.report.device_section import device_sections
+from pimserve.cluster.report.group_section import group_sections
 from pimserve.cluster.report.inputs import ReportRun
 from pimserve.cluster.report.pictures import Named, breakdown_pictures, latency_pictures
 from pimserve.cluster.report.run_page import provenance
@@ -49,6 +50,7 @@ def several_page(runs: Sequence[ReportRun], places: Sequence[Path], title: str |
             pictures=over_time_pictures(together),
         ),
         Section("breakdown", "Time and energy", pictures=breakdown_pictures(together)),
+        *group_sections(together),
         *device_sections(together),
         Section("figures", "All figures", [_WINDOWS], tables=facts.comparison_tables(comparison, names)),
         provenance(list(runs), names),

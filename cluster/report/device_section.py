@@ -50,10 +50,12 @@ def device_sections(runs: list[Named]) -> list[Section]:
         text.append(f"Not here: {'; '.join(absent)}.")
     still = [part.name for part in parts if part.stationary]
     if still:
-        text.append(_STATIONARY if len(runs) == 1 else f"Of {', '.join(still)}: {_STATIONARY}")
+        alone = len(runs) == 1 and len(still) == len(parts)
+        text.append(_STATIONARY if alone else f"Of {', '.join(still)}: {_STATIONARY}")
     shown = rooflines(parts)
     if len(runs) == 1:
-        title, work = "Device and roofline", [_work_table(part, step) for part in parts for step in part.steps]
+        steps = [(part, step) for part in parts for step in part.steps if step.work]
+        title, work = "Device and roofline", [_work_table(part, step) for part, step in steps]
     else:
         title, work = "Devices and rooflines", _side_by_side(parts)
         text += ["The pictures have the same axes."] if len(shown) > 1 else []
@@ -71,11 +73,14 @@ def _absent(run: ReportRun) -> str:
 
 def _facts(named: Named) -> list[Table]:
     """What the devices of each pool say of themselves."""
-    return [
-        fact_table(pool.device_facts, named.labelled(f"Device, {name} pool" if name else "Device"))
-        for name, pool in named.run.summary.by_pool().items()
-        if pool.device_facts
-    ]
+    tables = []
+    for name, pool in named.run.summary.by_pool().items():
+        title = f"Device, {name} pool" if name else "Device"
+        if pool.device_facts:
+            tables.append(fact_table(pool.device_facts, named.labelled(title)))
+        if pool.groups is not None and pool.groups.experts.device_facts:
+            tables.append(fact_table(pool.groups.experts.device_facts, named.labelled(f"{title} of the experts")))
+    return tables
 
 
 def _work_table(part: Part, step: Step) -> Table:
@@ -93,7 +98,7 @@ def _work_table(part: Part, step: Step) -> Table:
         for work in step.work
     ]
     columns = ("", "FLOPs", "bytes", "Op/B", "time", "reached", "of roof", "on")
-    return table_of(f"Operators of {step.description}{f', {part.pool} pool' if part.pool else ''}", columns, rows)
+    return table_of(f"Operators of {step.description}{part.of}", columns, rows)
 
 
 def _side_by_side(parts: Sequence[Part]) -> list[Table]:

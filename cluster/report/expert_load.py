@@ -10,6 +10,7 @@ from pimserve.arrays import FloatArray
 from pimserve.cluster.report.intensity import Shape
 from pimserve.cluster.run.history import History
 from pimserve.cluster.scenario.placement import PlacedPool
+from pimserve.device_models.evaluate import parts_of, shape_of
 from pimserve.device_models.expert_layout import SlotCounts
 from pimserve.device_models.routing import draw_counts, mean_share, pick_probabilities
 
@@ -18,10 +19,10 @@ _DRAWS, _STREAM = 512, 5
 
 @dataclass(frozen=True)
 class ExpertLoad:
-    """Of one MoE layer, in the mean over layers, in a step of `tokens` tokens.
+    """Of one MoE layer, in the mean over layers, through which `tokens` tokens go together.
 
     Args:
-        tokens: in the step.
+        tokens: in the step, or in the largest of its micro-batches.
         top_k: experts that each of them chooses.
         share: (experts,) of tokens that choose each expert; they sum to `top_k`.
         active: experts that any token chose, mean.
@@ -52,7 +53,9 @@ def expert_load(history: History, pool: PlacedPool, shape: Shape) -> ExpertLoad 
     seed = history.prepared.scenario.run.seed
     weights = history.prepared.scenario.routing.for_model(history.prepared.model).expert_weights(moe.experts, seed)
     laws = np.stack([pick_probabilities(row, moe.top_k) for row in weights])
-    counts = draw_counts(np.random.default_rng([seed, _STREAM]), laws, shape.tokens, -(-_DRAWS // len(laws)))
+    step = shape_of(pool.plan, shape.decodes, shape.context, shape.chunks, shape.outputs)
+    tokens = max(part.tokens for part in parts_of(pool.plan, step))
+    counts = draw_counts(np.random.default_rng([seed, _STREAM]), laws, tokens, -(-_DRAWS // len(laws)))
     term = pool.plan.experts
     slots = () if term is None else term.slots
     placed = SlotCounts(slots).of(np.broadcast_to(counts, (max(len(counts), len(slots)), *counts.shape[1:])))
@@ -63,7 +66,7 @@ def expert_load(history: History, pool: PlacedPool, shape: Shape) -> ExpertLoad 
         per_group = placed.reshape(-1, groups, placed.shape[2] // groups).sum(axis=2)
         ratios = np.sort(per_group.max(axis=1) / per_group.mean(axis=1))
     return ExpertLoad(
-        tokens=shape.tokens,
+        tokens=tokens,
         top_k=moe.top_k,
         share=np.array(mean_share(weights.tolist(), moe.top_k)),
         active=float((counts > 0).sum(axis=1).mean()),

@@ -56,7 +56,7 @@ def load_table(parts: Sequence[Part]) -> Table:
     """Loads of experts, a column for each part; that of a single run's part says in which step."""
     loads = [part.load for part in parts if part.load is not None]
     rows = [
-        ("tokens in the step", *(count(load.tokens) for load in loads)),
+        ("tokens in the step, or micro-batch", *(count(load.tokens) for load in loads)),
         ("experts", *(f"{len(load.share)}, {load.top_k} per token" for load in loads)),
         ("experts that any token chose, mean", *(figure(load.active) for load in loads)),
         ("most popular expert", *(f"{share(float(load.share.max()))} of tokens" for load in loads)),
@@ -70,8 +70,7 @@ def load_table(parts: Sequence[Part]) -> Table:
     if any(load.groups is not None and load.busiest is None for load in loads):
         note = "No device is busier than others: each holds a slice of every expert."
     if not parts[0].run:
-        of_pool = f", {parts[0].pool} pool" if parts[0].pool else ""
-        return table_of(f"Load of experts in {parts[0].steps[0].description}{of_pool}", ("", ""), rows, note)
+        return table_of(f"Load of experts in {parts[0].steps[0].description}{parts[0].of}", ("", ""), rows, note)
     if note:
         note = "Where there is one group, no device is busier than others: each holds a slice of every expert."
     rows.insert(0, ("mean step", *("with prompts" if part.steps[0].mixed else "decoding" for part in parts)))

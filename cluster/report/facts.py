@@ -36,6 +36,7 @@ _GROUPS = {
     "load": "Load, whole run",
     "pools": "Hand-over of KV caches",
     "faults": "Simulated faults",
+    "groups": "Groups of devices, whole run",
     "busy": "Busy share of time, whole run",
 }
 

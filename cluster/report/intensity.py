@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 
 from pimserve.cluster.run.history import History
 from pimserve.cluster.scenario.placement import PlacedPool
+from pimserve.cluster.scenario.placement_spec import GROUPS, Group
 from pimserve.device_models.device import Roof
-from pimserve.device_models.evaluate import counts_of, evaluate, shape_of, way_of
+from pimserve.device_models.evaluate import counts_of, evaluate, parts_of, shape_of, way_of
 from pimserve.device_models.experts import FEATURES
+from pimserve.device_models.mixed_plan import EXPERTS
 from pimserve.device_models.model import BYTES_PER_ELEMENT
 from pimserve.device_models.operators import (
     ACTIVATION_BYTES,
@@ -30,13 +32,14 @@ from pimserve.device_models.operators import (
     DecodeAttention,
     Experts,
     Gemm,
+    Operator,
     Parallelism,
     PrefillAttention,
     operators_of,
 )
-from pimserve.device_models.plan import FS_PER_S, Chunk, CostPlan, PrefillAttentionTerm
+from pimserve.device_models.plan import FS_PER_S, Chunk, CostPlan, DecodeAttentionTerm, PrefillAttentionTerm
 from pimserve.device_models.routing import POOL_SIZE, expert_share
-from pimserve.device_models.step import seen_tokens
+from pimserve.device_models.step import StepShape, seen_tokens
 
 _DECODE_LAUNCH, _PREFILL_LAUNCH = "decode attention, launch", "prefill attention, launch"
 _EXPERT_LAUNCH = "experts, launch and sorting"
@@ -82,6 +85,11 @@ class Work:
     moved: float
     seconds: float
     units: tuple[str, ...]
+
+    def and_then(self, other: Work) -> Work:
+        """Both, one after the other, of one operator."""
+        flops, moved, seconds = self.flops + other.flops, self.moved + other.moved, self.seconds + other.seconds
+        return replace(self, flops=flops, moved=moved, seconds=seconds)
 
     @property
     def intensity(self) -> float | None:
@@ -140,24 +148,72 @@ def _mean(spans: NDArray[Any]) -> Shape | None:
     )
 
 
-def work_of(history: History, pool: PlacedPool, shape: Shape) -> list[Work]:
+def work_of(history: History, pool: PlacedPool, shape: Shape, group: Group | None = None) -> list[Work]:
     """Every operator of a step that moves bytes to or from memory, on one device of a replica of the pool.
 
     Links move no bytes to or from memory here. Where data-parallel groups share a replica, FLOPs, bytes and time are
     of a device of the busiest group, but those of routed experts: FLOPs and bytes of the mean device, and the time of
     the busiest.
+
+    Args:
+        history: of the run.
+        pool: of its replicas.
+        shape: of the step.
+        group: whose devices, where experts have devices of their own. Operators are those of all micro-batches
+            together, of which each reads the weights again.
     """
-    plan = pool.plan
+    plan = _plan_of(pool, group)
+    whole = shape_of(pool.plan, shape.decodes, shape.context, shape.chunks, shape.outputs)
+    steps = parts_of(pool.plan, whole)
     if plan.weight_stationary:
-        return _stationary(history, pool, shape)
-    return list(_moving(history, pool, plan, shape))
+        return _stationary(history, pool, plan, steps)
+    operators, found = _operators(history, pool, group), dict[int, Work]()
+    for step in steps:
+        if group == "experts":
+            step = step._replace(busiest_tokens=step.tokens)  # noqa: PLW2901 all pass there
+        chunks = replace(shape, prompts=shape.prompts if step.prefill_fs else 0)
+        share = step.prefill_fs / whole.prefill_fs if whole.prefill_fs else 0.0
+        for place, work in _moving(history, pool, plan, operators, step, chunks, share):
+            found[place] = found[place].and_then(work) if place in found else work
+    return list(found.values())
 
 
-def _moving(history: History, pool: PlacedPool, plan: CostPlan, shape: Shape) -> Iterator[Work]:
+def _plan_of(pool: PlacedPool, group: Group | None) -> CostPlan:
+    """What devices of the pool, or of one of its groups alone, do."""
+    plan = pool.plan
+    if group is None:
+        return plan
+    rows = tuple(replace(row, stage="attention") for row in plan.rows if row.stage == group)
+    devices = dict(zip(GROUPS, pool.groups, strict=True))[group].devices_per_replica
+    plan = replace(plan, devices=devices, rows=rows, micro_batches=None)
+    if group == "attention":
+        return replace(plan, experts=None)
+    return replace(plan, data_parallel=1, decode=(), prefill=(), other_decode=None, pipeline=None)
+
+
+def _operators(history: History, pool: PlacedPool, group: Group | None) -> list[Operator]:
+    """Of one of these devices."""
     scenario, model = history.prepared.scenario, history.prepared.model
-    step = shape_of(plan, shape.decodes, shape.context, shape.chunks, shape.outputs)
+    cluster, lm_head = scenario.of_pool(pool.name).cluster, scenario.costs.lm_head
+    if group is None:
+        return operators_of(model, cluster.split, lm_head=lm_head)
+    assert cluster.two_groups is not None
+    parts = cluster.two_groups.parts_of(group)
+    return operators_of(model, cluster.of_group(group).split, lm_head=lm_head, parts=parts)
+
+
+def _moving(
+    history: History,
+    pool: PlacedPool,
+    plan: CostPlan,
+    operators: Sequence[Operator],
+    step: StepShape[int],
+    prompts: Shape,
+    share: float,
+) -> Iterator[tuple[int, Work]]:
+    """(place among the operators, work) of a micro-batch, which has that share of the prompts' attention."""
     _, counts = counts_of(plan, step)  # of the busiest group
-    units = {term.name: term.unit for term in plan.rows}
+    units = {term.name: _own(term.unit) for term in plan.rows}
     times: dict[str, list[int]] = {}  # of operators of one name, in their order
     for operator in evaluate(plan, step).operators:
         times.setdefault(operator.name, []).append(operator.time_fs)
@@ -167,32 +223,46 @@ def _moving(history: History, pool: PlacedPool, plan: CostPlan, shape: Shape) ->
 
     decode = {term.window_tokens: term for term in way_of(plan, step).terms}
     prefill = {term.window_tokens: term for term in plan.prefill}
-    for op in operators_of(model, scenario.of_pool(pool.name).cluster.split, lm_head=scenario.costs.lm_head):
+    for place, op in enumerate(operators):
         if isinstance(op, Gemm) and op.name in units:
             rows = counts[op.rows]
-            moved = op.weight_bytes_per_element * op.k * op.n + ACTIVATION_BYTES * rows * (op.k + op.n)
+            moved = op.weight_bytes_per_element * op.k * op.n * (rows > 0) + ACTIVATION_BYTES * rows * (op.k + op.n)
             flops, time = op.layers * 2.0 * rows * op.k * op.n, time_fs(op.name)
-            yield Work(op.name, op.category, flops, op.layers * moved, time / FS_PER_S, (units[op.name],))
-        elif isinstance(op, DecodeAttention) and shape.decodes and op.window_tokens in decode:
-            tokens = op.layers * seen_tokens(op.window_tokens, shape.decodes, shape.context) / plan.data_parallel
-            term = decode[op.window_tokens]
-            alone = replace(plan, rows=(), decode=(term,), prefill=(), other_decode=None)
-            time = evaluate(alone, shape_of(alone, shape.decodes, shape.context)).duration_fs + time_fs(_DECODE_LAUNCH)
-            name = _windowed("attention, decode", op.window_tokens)
-            flops, moved = tokens * op.flops, tokens * op.kv_bytes
-            yield Work(name, "attention_decode", flops, moved, time / FS_PER_S, (term.unit,))
-        elif isinstance(op, PrefillAttention) and shape.prompts and op.window_tokens in prefill:
-            yield _prefill(op, plan, prefill[op.window_tokens], shape, time_fs(_PREFILL_LAUNCH), step.prefill_fs)
-        elif isinstance(op, Experts) and plan.experts is not None:
-            outcomes = history.costs[pool.first].pools
-            assert outcomes is not None
-            features = outcomes.features(np.full(POOL_SIZE, shape.tokens), np.arange(POOL_SIZE))
-            time = round(float(features[:, FEATURES.index("time_fs")].mean())) + time_fs(_EXPERT_LAUNCH)
-            weights = scenario.routing.for_model(model).expert_weights(op.experts, scenario.run.seed)
-            costs = [_experts(op, expert_share(tuple(row), op.top_k), shape.tokens) for row in weights]
-            flops, moved = (float(np.mean(column)) for column in zip(*costs, strict=True))
-            experts = tuple(unit.unit for unit in plan.experts.units)
-            yield Work("routed experts", "moe", flops, moved, time / FS_PER_S, experts)
+            yield place, Work(op.name, op.category, flops, op.layers * moved, time / FS_PER_S, (units[op.name],))
+        elif isinstance(op, DecodeAttention) and step.decodes and op.window_tokens in decode:
+            yield place, _decode(op, plan, decode[op.window_tokens], step, time_fs(_DECODE_LAUNCH))
+        elif isinstance(op, PrefillAttention) and prompts.prompts and op.window_tokens in prefill:
+            work = _prefill(op, plan, prefill[op.window_tokens], prompts, time_fs(_PREFILL_LAUNCH), step.prefill_fs)
+            yield place, replace(work, flops=share * work.flops, moved=share * work.moved)
+        elif isinstance(op, Experts) and plan.experts is not None and step.tokens:
+            yield place, _routed(history, pool, op, step.tokens, time_fs(_EXPERT_LAUNCH))
+
+
+def _own(unit: str) -> str:
+    """What a unit is called on its own device."""
+    return unit.removeprefix(f"{EXPERTS}_")
+
+
+def _decode(
+    op: DecodeAttention, plan: CostPlan, term: DecodeAttentionTerm, step: StepShape[int], launch_fs: int
+) -> Work:
+    tokens = op.layers * seen_tokens(op.window_tokens, step.decodes, step.context) / plan.data_parallel
+    alone = replace(plan, rows=(), decode=(term,), prefill=(), other_decode=None)
+    time = evaluate(alone, shape_of(alone, step.decodes, step.context)).duration_fs + launch_fs
+    name = _windowed("attention, decode", op.window_tokens)
+    return Work(name, "attention_decode", tokens * op.flops, tokens * op.kv_bytes, time / FS_PER_S, (term.unit,))
+
+
+def _routed(history: History, pool: PlacedPool, op: Experts, tokens: int, launch_fs: int) -> Work:
+    scenario, term, outcomes = history.prepared.scenario, pool.plan.experts, history.costs[pool.first].pools
+    assert outcomes is not None
+    assert term is not None
+    features = outcomes.features(np.full(POOL_SIZE, tokens), np.arange(POOL_SIZE))
+    time = round(float(features[:, FEATURES.index("time_fs")].mean())) + launch_fs
+    weights = scenario.routing.for_model(history.prepared.model).expert_weights(op.experts, scenario.run.seed)
+    costs = [_experts(op, expert_share(tuple(row), op.top_k), tokens) for row in weights]
+    flops, moved = (float(np.mean(column)) for column in zip(*costs, strict=True))
+    return Work("routed experts", "moe", flops, moved, time / FS_PER_S, tuple(_own(unit.unit) for unit in term.units))
 
 
 def _prefill(
@@ -228,23 +298,25 @@ def _experts(op: Experts, share: Sequence[float], tokens: int) -> tuple[float, f
     return op.layers * rows * op.matrices * 2.0 * op.hidden * inner, op.layers * moved
 
 
-def _stationary(history: History, pool: PlacedPool, shape: Shape) -> list[Work]:
+def _stationary(history: History, pool: PlacedPool, plan: CostPlan, steps: Sequence[StepShape[int]]) -> list[Work]:
     """Decode attention alone: weights stay where they are, and keys and values of a prompt's own tokens are at hand.
 
     The time is that of the unit which attention keeps busy longest, the memory or the attention units.
     """
-    model, plan = history.prepared.model, pool.plan
-    if not shape.decodes or not plan.prefill:
+    model, decodes = history.prepared.model, sum(step.decodes for step in steps)
+    if not decodes or not plan.prefill:
         return []
+    context = sum(step.context for step in steps)
     attention = [op for op in operators_of(model, Parallelism()) if isinstance(op, DecodeAttention)]
-    seen = [seen_tokens(op.window_tokens, shape.decodes, shape.context) for op in attention]
+    seen = [seen_tokens(op.window_tokens, decodes, context) for op in attention]
     flops = sum(op.layers * op.flops * tokens for op, tokens in zip(attention, seen, strict=True)) / plan.devices
     scale = pool.replica.precision.kv_bits / (8 * BYTES_PER_ELEMENT[model.kv_dtype])
     moved = sum(op.layers * op.kv_bytes * scale * tokens for op, tokens in zip(attention, seen, strict=True))
     busy = dict.fromkeys(plan.units, 0)
-    for (category, unit), coefficient, times in evaluate(plan, shape_of(plan, shape.decodes, shape.context)).busy:
-        if category == "attention_decode" and unit in busy:
-            busy[unit] += coefficient * times
+    for step in steps:
+        for (category, unit), coefficient, times in evaluate(plan, step).busy:
+            if category == "attention_decode" and unit in busy:
+                busy[unit] += coefficient * times
     busiest = max(busy[plan.decode[0].unit], busy[plan.prefill[0].unit]) / FS_PER_S
     return [Work("attention, decode", "attention_decode", flops, moved / plan.devices, busiest, (plan.decode[0].unit,))]
 

@@ -103,9 +103,7 @@ def _roofline(part: Part, points: Sequence[Point], frame: Frame) -> Picture:
         for point in points
     )
     key = "-".join(("roofline", *part.name.lower().replace("#", "").split()))
-    title = f"Roofline of {part.device}" + (f", {part.pool} pool" if part.pool else "")
-    if part.run:
-        title = f"{part.run}: {part.device}" + (f", {part.pool} pool" if part.pool else "")
+    title = (f"{part.run}: {part.device}" if part.run else f"Roofline of {part.device}") + part.of
     return picture(key, title, f"{alt}.", _CAPTION, _draw(part.roofs, points, frame), height_in=3.9)
 
 

@@ -9,11 +9,13 @@ from pimserve.cluster.base.tables import Table, table_of
 from pimserve.cluster.report import facts
 from pimserve.cluster.report.content import Folded, Page, Section
 from pimserve.cluster.report.device_section import device_sections
+from pimserve.cluster.report.group_section import group_sections
 from pimserve.cluster.report.inputs import ReportRun
 from pimserve.cluster.report.pictures import Named, breakdown_pictures, latency_pictures
 from pimserve.cluster.report.time_pictures import over_time_pictures
 from pimserve.cluster.run.actor_tables import device_actor_table, wire_table
 from pimserve.cluster.run.compare import Run, compare_runs, precision_text
+from pimserve.cluster.run.group_tables import devices_text
 from pimserve.cluster.run.run_figures import value_at
 from pimserve.cluster.run.summary_schema import Pools
 from pimserve.cluster.run.summary_tables import (
@@ -38,6 +40,7 @@ def single_page(run: ReportRun, title: str | None) -> Page:
         _latency(run, only),
         _over_time(run, only),
         *_breakdown(run, only),
+        *group_sections(only),
         *device_sections(only),
         *_pools(summary.pools),
         *_faults(summary.faults),
@@ -47,7 +50,7 @@ def single_page(run: ReportRun, title: str | None) -> Page:
     ]
     return Page(
         title or text_of(summary.name),
-        f"{text_of(summary.model)} on {text_of(summary.devices)} {text_of(summary.device)}",
+        f"{text_of(summary.model)} on {devices_text(summary)}",
         (
             f"costs: {facts.setting(summary)}",
             precision_text(summary),

@@ -8,6 +8,13 @@ from pydantic import Field
 
 from pimserve.scheduler.summary_sections import Joules, Section, Share, figure, text
 
+TIMES = {  # parts of a group's time, as people call them
+    "working": "working",
+    "other_group": "waiting for the other group",
+    "link": "waiting for the link",
+    "work": "without a step",
+}
+
 
 class GroupTimeShares(Section):
     """What the devices of a group did with the run's time, mean over replicas; the shares add up to 1.

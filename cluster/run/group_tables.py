@@ -8,18 +8,12 @@ from typing import Any
 
 from pimserve.cluster.base.figures import ABSENT, count, figure, named, scaled, share, text_of
 from pimserve.cluster.base.tables import Row, Table
-from pimserve.cluster.run.group_schema import GroupFigures, GroupLinkFigures, Groups, MicroBatchFigures
+from pimserve.cluster.run.group_schema import TIMES, GroupFigures, GroupLinkFigures, Groups, MicroBatchFigures
 from pimserve.cluster.run.summary_schema import PoolFigures, ServedSummary
 from pimserve.device_models.micro_batches import BETWEEN
 from pimserve.device_models.mixed_plan import EXPERTS
 
 GROUPS = ("attention", "experts")
-TIMES = {  # parts of a group's time, as people call them
-    "working": "working",
-    "other_group": "waiting for the other group",
-    "link": "waiting for the link",
-    "work": "without a step",
-}
 _BYTES_PER_GB = 10**9
 
 
@@ -113,7 +107,10 @@ def micro_batch_table(chosen: MicroBatchFigures) -> Table:
     columns = tuple(dict.fromkeys(number for batch in tried.batches for number in batch.step_s))
     cells = (*from_tokens.cells, *[ABSENT] * (len(columns) - len(numbers)))
     rows = [
-        Row(f"{count(batch.requests)} requests", tuple(scaled(batch.step_s.get(number), "s") for number in columns))
+        Row(
+            f"{count(batch.requests)} request{'s' * (batch.requests != 1)}",
+            tuple(scaled(batch.step_s.get(number), "s") for number in columns),
+        )
         for batch in tried.batches
     ]
     note = f"tried: decode steps of so many requests with {count(tried.context_tokens)} tokens of context each"

@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 from pimserve.cluster.base.figures import named
+from pimserve.cluster.run.group_schema import TIMES
 from pimserve.cluster.run.read_summary import section_in
 from pimserve.cluster.run.summary_schema import Summary
 from pimserve.scheduler.summary_sections import Latencies, Section
@@ -81,6 +82,14 @@ FIGURES = (
     RunFigure("pools", "  held back", "pools.handover.held"),
     RunFigure("faults", "availability", "faults.availability"),
     RunFigure("faults", "queued again", "faults.requeued"),
+    *(
+        RunFigure("groups", f"{whose} devices, {what}", f"groups.{group}.shares_of_time.{part}")
+        for group, whose in (("attention", "attention's"), ("experts", "experts'"))
+        for part, what in TIMES.items()
+    ),
+    RunFigure("groups", "dispatch busy", "groups.link.dispatch.busy_share"),
+    RunFigure("groups", "combine busy", "groups.link.combine.busy_share"),
+    RunFigure("groups", "micro-batches, most", "groups.micro_batches.most"),
     RunFigure("busy", "busy share of time", "busy_share"),
     RunFigure("busy", "  of prefill", "pools.prefill.busy_share"),
     RunFigure("busy", "  of decode", "pools.decode.busy_share"),

@@ -323,7 +323,7 @@ def test_both_groups_of_devices_and_their_link_are_shown(tmp_path):
     assert units == ["of", "xPU", "Logic-PIM", "link", "of", "busiest", "digital", "between", "dispatch", "combine"]
     assert "80 GB/s for each device of attention" in " ".join(text.split())
     assert line_with(text, "256 requests").count("ms") == 4
-    assert line_with(text, "1 requests").endswith("- - -")
+    assert line_with(text, "1 request ").endswith("- - -")
     assert line_with(text, "tiers used") == "tiers used 172,032"
     assert "{" not in text
     assert all(cell_len(line) <= 80 for line in text.splitlines())

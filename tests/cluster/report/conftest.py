@@ -6,7 +6,7 @@ from functools import cache
 import pytest
 
 from tests.cluster.report.parsed_page import page_of
-from tests.cluster.report.runs import AIMC, MEASURED, make_run
+from tests.cluster.report.runs import AIMC, MEASURED, MIXED, make_run
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +22,7 @@ def runs(tmp_path_factory):
     made["pools"] = make_run(folder / "pools", f"cluster.pools={pools}")
     faults = "{events: [{at_s: 5, replica: 0, device: 1, kind: fail, for_s: 2}]}"
     made["faults"] = make_run(folder / "faults", f"faults={faults}", "cluster.replicas=2")
+    made["mixed"] = make_run(folder / "mixed", *MIXED)
     return made
 
 

@@ -29,4 +29,9 @@ AIMC = (
     "cluster.experts=ep",
     "name=on-aimc",
 )
+MIXED = (
+    "cluster.devices_per_node=2",
+    "cluster.placement={experts: {device: aimc-realistic}, micro_batches: auto, link: {gb_per_s: 100}}",
+    "name=on-both",
+)
 MEASURED = ("costs.setting=measured", "costs.backend=vllm", "model=llama-3.1-70b", "cluster.device=h100", "name=on-gpu")

@@ -1,5 +1,7 @@
 """FLOPs, bytes and rates of operators: what the plan says, below every roof."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 
@@ -8,8 +10,11 @@ from pimserve.cluster.report.intensity import Shape, shapes, share_of_roof, work
 from pimserve.cluster.run.history import History
 from pimserve.cluster.scenario.steady_state import ClosedLoop, stage
 from pimserve.cluster.validation.op_per_byte import intensity
-from pimserve.device_models.evaluate import shape_of, way_of
+from pimserve.device_models.evaluate import counts_of, evaluate, parts_of, shape_of, way_of
+from pimserve.device_models.experts import MIXED_FEATURES
 from pimserve.device_models.operators import operators_of
+from pimserve.device_models.routing import POOL_SIZE
+from pimserve.device_models.step import StepShape
 from tests.cluster.report.runs import AIMC, MEASURED, make_run
 
 OPTIONS = {
@@ -190,3 +195,80 @@ def test_windowed_layers_are_operators_of_their_own(history):
     assert "attention, decode, window of 128" in names
     assert "attention, prefill, window of 128" in names
     assert len(names) == len(set(names))
+
+
+PLACED = "micro_batches: 3, link: {gb_per_s: 100}"
+ELSEWHERE = {
+    "experts alone": f"cluster.placement={{experts: {{device: h100}}, {PLACED}}}",
+    "with the head": f"cluster.placement={{experts: {{device: h100}}, lm_head: experts, {PLACED}}}",
+    "on crossbars": f"cluster.placement={{experts: {{device: aimc-realistic}}, {PLACED}}}",
+}
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """Histories of small runs with experts on devices of their own."""
+    folder = tmp_path_factory.mktemp("mixed")
+    options = ("workload.num_requests=30", "cluster.devices_per_node=2")
+    return cache(lambda name: History.load(make_run(folder / name, *options, ELSEWHERE[name])))
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+@pytest.mark.parametrize("prompts", [0, 1])
+def test_operators_of_a_group_take_the_time_of_its_devices(mixed, name, prompts):
+    found = mixed(name)
+    (pool,) = found.prepared.pools
+    shape = Shape(decodes=8, context=8 * 700, prompts=prompts, prompt_tokens=500 * prompts, outputs=8 + prompts)
+    step = shape_of(pool.plan, 8, shape.context, shape.chunks, shape.outputs)
+    features = found.costs[0].experts_features(
+        StepShape(*(np.full(POOL_SIZE, value) for value in step)), np.arange(POOL_SIZE)
+    )
+    whole = evaluate(pool.plan, step)
+    operators = {operator.category: 0 for operator in whole.operators}
+    for operator in whole.operators:
+        operators[operator.category] += operator.time_fs
+    ours = work_of(found, pool, shape, "attention")
+    seconds = sum(each.seconds for each in ours)
+    if prompts:  # side by side: the longer one counts
+        both = [[each.seconds for each in ours if each.name == f"attention, {kind}"] for kind in ("prefill", "decode")]
+        assert all(both)
+        assert seconds - min(map(sum, both)) <= (whole.duration_fs - operators["communication"]) / 1e15 * (1 + 1e-9)
+    else:
+        assert seconds == pytest.approx((whole.duration_fs - operators["communication"]) / 1e15, rel=1e-9)
+    theirs = work_of(found, pool, shape, "experts")
+    assert {each.name for each in theirs} == {
+        "experts alone": {"routed experts"},
+        "with the head": {"routed experts", "lm head"},
+        "on crossbars": set(),
+    }[name]
+    if theirs:
+        links = sum(
+            row.time_fs(counts_of(pool.plan, part)[0][row.rows])
+            for part in parts_of(pool.plan, step)
+            for row in pool.plan.rows
+            if row.stage == "experts" and row.category == "communication"
+        )
+        work = float(features[:, MIXED_FEATURES.index("station_fs")].mean())
+        assert sum(each.seconds for each in theirs) == pytest.approx((work - links) / 1e15, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_no_operator_of_a_group_is_faster_than_its_roof(mixed, name):
+    found = mixed(name)
+    (pool,) = found.prepared.pools
+    for shape in shapes(found, pool):
+        for group, devices in zip(("attention", "experts"), pool.groups, strict=True):
+            for each in work_of(found, pool, shape, group):
+                reached = share_of_roof(each, devices.roofs)
+                assert reached is not None, each
+                assert 0 < reached <= 1 + 1e-4, each
+
+
+def test_every_micro_batch_reads_the_weights_again(mixed):
+    found = mixed("experts alone")
+    (pool,) = found.prepared.pools
+    (qkv,) = (each for each in work_of(found, pool, Shape(9, 9 * 700, 0, 0, 9), "attention") if each.name == "qkv")
+    width = (16 + 2 * 4) * 128  # of one of two devices
+    assert qkv.flops == 32 * 2 * 9 * 4096 * width
+    assert qkv.moved == 32 * (3 * 2 * 4096 * width + 2 * 9 * (4096 + width))
+    assert expert_load(found, pool, Shape(9, 9 * 700, 0, 0, 9)).tokens == 3

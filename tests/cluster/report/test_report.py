@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 HOSTILE = '<script>alert(1)</script><img src=x onerror="alert(2)"> $x$ {{ 7*7 }} \udcff\x00 你好'
 
 
-@pytest.mark.parametrize("name", ["duplex", "aimc", "measured", "pools", "faults"])
+@pytest.mark.parametrize("name", ["duplex", "aimc", "measured", "pools", "faults", "mixed"])
 def test_every_kind_of_run_has_a_page_that_needs_nothing_else(page_alone, name):
     text, page = page_alone(name)
     assert not re.search(r"""(?:src|href)="(?!#)|url\((?!#)|@import|https?://(?!www\.w3\.org/2000/svg)""", text)
@@ -57,7 +57,7 @@ def test_figures_are_those_of_the_summary(runs, page_alone):
     assert "SLO 40 ms" in text
 
 
-@pytest.mark.parametrize("name", ["duplex", "aimc", "measured", "pools", "faults"])
+@pytest.mark.parametrize("name", ["duplex", "aimc", "measured", "pools", "faults", "mixed"])
 def test_curves_are_made_of_the_summarys_samples(runs, name):
     run = load_run(runs[name])
     for key, samples in run.latencies().items():
@@ -213,7 +213,7 @@ def test_pools_faults_and_device_facts_are_shown_where_there_are_any(runs, page_
     ids = {name: page_alone(name)[1].ids for name in runs}
     assert {name for name, found in ids.items() if "pools" in found} == {"pools"}
     assert {name for name, found in ids.items() if "faults" in found} == {"faults"}
-    assert {name for name, found in ids.items() if "experts" in found} == {"duplex", "aimc", "pools", "faults"}
+    assert {name for name, found in ids.items() if "experts" in found} == {"duplex", "aimc", "pools", "faults", "mixed"}
     assert "roofline-prefill-title" in ids["pools"]
     assert "passive power is assumed" in page_alone("aimc")[0]
 
