@@ -147,6 +147,7 @@ class Gpu(OperatorDevice):
             utilization=demand.memory_utilization,
             step_tokens=demand.max_step_tokens,
             step_requests=demand.max_num_seqs,
+            parts=demand.parts,
         )
 
     def _unreserved(self, demand: Demand, fitted: Fitted) -> list[str]:

@@ -9,12 +9,13 @@ sampled.
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from pimserve.device_models.model import ModelSpec
-from pimserve.device_models.operators import ACTIVATION_BYTES, Parallelism, kv_heads_per_device
+from pimserve.device_models.operators import ACTIVATION_BYTES, ALL_PARTS, Parallelism, Part, kv_heads_per_device
 from pimserve.quantity import Gigabytes
 
 _BYTES_PER_GB = 1e9
@@ -38,7 +39,14 @@ class Reserve(BaseModel):
     )
 
     def bytes_beside(
-        self, model: ModelSpec, split: Parallelism, *, utilization: float, step_tokens: int, step_requests: int
+        self,
+        model: ModelSpec,
+        split: Parallelism,
+        *,
+        utilization: float,
+        step_tokens: int,
+        step_requests: int,
+        parts: Set[Part] = ALL_PARTS,
     ) -> float:
         """Bytes of one device that hold neither weights nor KV cache, of `utilization` of its memory.
 
@@ -48,6 +56,7 @@ class Reserve(BaseModel):
             utilization: share that the engine may use; of all memory, it is of what the driver leaves.
             step_tokens: most tokens of one step.
             step_requests: most requests that run at once.
+            parts: of the model that are on these devices.
         """
         driver = self.driver_gb * (utilization if self.share_of == "all" else 1.0)
         fixed = driver + self.libraries_gb + self.graphs_gb + self.step_gb
@@ -55,33 +64,41 @@ class Reserve(BaseModel):
             fixed += self.collectives_gb
         requests = -(-step_requests // split.data)
         return fixed * _BYTES_PER_GB + activation_bytes(
-            model, split, tokens=step_tokens, requests=requests, logit_bytes=self.logit_bytes
+            model, split, tokens=step_tokens, requests=requests, logit_bytes=self.logit_bytes, parts=parts
         )
 
 
-def activation_bytes(model: ModelSpec, split: Parallelism, *, tokens: int, requests: int, logit_bytes: float) -> float:
-    """Most bytes that vectors of one step take on one device.
+def activation_bytes(
+    model: ModelSpec,
+    split: Parallelism,
+    *,
+    tokens: int,
+    requests: int,
+    logit_bytes: float,
+    parts: Set[Part] = ALL_PARTS,
+) -> float:
+    """Most bytes that vectors of one step take on one device that has these parts of the model.
 
     Vectors live while a layer runs: its input, the sum of all before it, and what its widest part makes of them; then
     the sampler's, over the whole vocabulary on every device, beside the last layer's output. Workspaces of routed
     experts (a copy of each token for each of its experts, into the inner width and back) are kept from step to step.
     """
     hidden = ACTIVATION_BYTES * model.hidden * tokens
-    layer = 2 * hidden + ACTIVATION_BYTES * tokens * _widest(model, split.tensor)
-    sampler = hidden + logit_bytes * model.vocab * requests
-    return _expert_workspace(model, split, tokens) + max(layer, sampler)
+    layer = 2 * hidden + ACTIVATION_BYTES * tokens * _widest(model, split.tensor, parts)
+    sampler = hidden + logit_bytes * model.vocab * requests if "lm_head" in parts else 0.0
+    workspace = _expert_workspace(model, split, tokens) if "routed_experts" in parts else 0.0
+    return workspace + max(layer, sampler)
 
 
-def _widest(model: ModelSpec, p: int) -> int:
+def _widest(model: ModelSpec, p: int, parts: Set[Part]) -> int:
     """Elements per token that the widest part of a layer makes on one of `p` tensor-parallel devices."""
-    attention = model.attention
-    kv_heads = kv_heads_per_device(model, p) if attention.kind == "gqa" else attention.heads // p
-    width = attention.heads // p * (attention.qk_dim + attention.v_dim) + kv_heads * (
-        attention.qk_dim + attention.v_dim
-    )
-    if model.ffn is not None:
+    attention, width = model.attention, 0
+    if "attention" in parts:
+        kv_heads = kv_heads_per_device(model, p) if attention.kind == "gqa" else attention.heads // p
+        width = (attention.heads // p + kv_heads) * (attention.qk_dim + attention.v_dim)
+    if model.ffn is not None and "dense_ffn" in parts:
         width = max(width, model.ffn.matrices * -(-model.ffn.intermediate // p))
-    if model.moe is not None:
+    if model.moe is not None and "shared_experts" in parts:
         width = max(width, model.moe.matrices * -(-model.moe.shared_intermediate // p))
     return width
 

@@ -84,7 +84,8 @@ def place_one(scenario: Scenario, group: Group, model: ModelSpec, routing: Routi
     try:
         return place_group(scenario.of_group(group), model, routing, spec.parts_of(group))
     except InputError as error:
-        if error.where.partition(".")[0] == "cluster":
+        section, _, key = error.where.partition(".")
+        if section == "cluster" and not key.startswith("expert_placement"):
             raise error.at(f"{_WHERE}.{group}{error.where.removeprefix('cluster')}") from None
         raise
 

@@ -128,3 +128,35 @@ def test_a_number_that_attention_states_stands_in_place_of_the_clusters() -> Non
 def test_what_can_have_no_effect_is_refused(placement: str) -> None:
     with pytest.raises(InputError, match=r"cluster\.placement: .* has no effect"):
         load_scenario(None, [f"cluster.placement={placement}"])
+
+
+def test_attention_goes_on_numbers_of_devices_that_do_not_divide_the_experts() -> None:
+    placement = "{experts: {device: h100, devices_per_node: 4}, micro_batches: 1}"
+    copies = "cluster.expert_placement.redundant_experts=4"  # 12 experts, on 4 devices
+    for costs in ("ideal", "measured"):
+        given = ["cluster.device=h100", "cluster.devices_per_node=3", "cluster.tensor_parallel=1"]
+        given += [f"cluster.placement={placement}", copies, f"costs.setting={costs}"]
+        assert prepare(load_scenario(None, given)).pools[0].devices_per_replica == 7
+
+
+def test_what_a_backend_keeps_is_for_the_parts_that_are_there() -> None:
+    together, apart = (
+        prepare(load_scenario(None, ["cluster.device=h200", "costs.setting=measured", *more])).pools[0]
+        for more in ([], ["cluster.placement={experts: {devices_per_node: 4}, micro_batches: 1}"])
+    )
+    kept = [pool.replica.reserved_bytes_per_device for pool in (together, *apart.groups)]
+    scheduler = load_scenario(None).scheduler
+    tokens, requests = scheduler.max_num_batched_tokens, scheduler.max_num_seqs
+    copies = (
+        2 * (2 * tokens) * (2 * 14336 + 14336)
+    )  # 2 bytes, 2 experts of a token: gate, up, and into the last product
+    vectors, sampler = 2 * 2 * 4096 * tokens, 2 * 4096 * tokens + 14 * 32000 * requests
+    assert kept[0] - kept[1] == pytest.approx(copies)
+    assert kept[1] - kept[2] == pytest.approx(sampler - copies - vectors)
+
+
+def test_errors_of_expert_placement_name_its_key() -> None:
+    chips = "{device: {preset: aimc-realistic, spread: experts}, devices_per_node: 8}"
+    given = [f"cluster.placement={{experts: {chips}}}", "cluster.expert_placement.redundant_experts=8"]
+    with pytest.raises(InputError, match=r"^cluster\.expert_placement: "):
+        prepare(load_scenario(None, given))
