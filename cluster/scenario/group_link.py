@@ -156,12 +156,12 @@ class GroupLink:
         more = (needed - self.copies) / (self.receivers - self.copies)
         return [routed + more * (1 - routed) for routed in copies]
 
-    @property
-    def facts(self) -> dict[str, Any]:
+    def facts(self, on_experts: Set[Part]) -> dict[str, Any]:
         """What results say of the link."""
+        copies, busiest = self._needed(on_experts)
         return {
-            "copies_per_token": self.copies,
-            "copies_of_busiest_device": self.busiest,
+            "copies_per_token": copies,
+            "copies_of_busiest_device": busiest,
             "dispatch_bits": self.dispatch_bits,
             "combine_bits": self.spec.combine_bits,
             "gb_per_s": self.spec.gb_per_s,

@@ -179,7 +179,7 @@ def _joined(
             "micro_batches": len(from_tokens),
             "micro_batches_from_tokens": list(from_tokens),
             "on_experts": sorted(spec.on_experts),
-            "link": link.facts,
+            "link": link.facts(spec.on_experts),
             "experts": dict(other.facts),
         },
     }

@@ -64,6 +64,7 @@ def test_vectors_for_shared_experts_are_those_of_many_draws(nodes: int, copies: 
     turn = np.arange(20_000)[:, None] % nodes == np.arange(16) // per_node
     needed = needed + turn if copies == "per_pick" else (needed > 0) | turn
     assert vectors(pool, "tokens") == pytest.approx(2 * needed.sum(axis=1).mean(), rel=0.01)
+    assert vectors(pool, "tokens") == 2 * pool.replica.facts["placement"]["link"]["copies_per_token"]
     (row,) = (row for row in pool.plan.rows if row.stage == "combine")
     busiest = row.pieces[0][1] / (2 * 7168 * 2 * 10**6)  # fs of two layers' vectors of 2 bytes at 1 GB/s
     assert busiest == pytest.approx(needed.mean(axis=0).max(), rel=0.02)
