@@ -85,6 +85,8 @@ class Demand:
         max_num_seqs: requests that may run at once.
         max_step_tokens: tokens of the largest step.
         expert_weights: popularity of each routed expert, a row for all MoE layers or for each; empty for all alike.
+        expert_picks: of a token's picks those that fall on each expert, in the mean over layers, where the model has
+            others elsewhere; empty: as the weights make expect.
         rebalance_every: steps of the drift of popularities between two layouts of the experts; 0: they stay.
         expert_slots: expert in each slot of the groups of devices, a row for all MoE layers or for each; empty: experts
             in order.
@@ -105,6 +107,7 @@ class Demand:
     max_num_seqs: int = 0
     max_step_tokens: int = 0
     expert_weights: tuple[tuple[float, ...], ...] = ()
+    expert_picks: tuple[float, ...] = ()
     expert_slots: tuple[Slots, ...] = ()
     rebalance_every: int = 0
     backend: str | None = None

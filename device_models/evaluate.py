@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from pimserve.arrays import IntArray
-from pimserve.device_models.experts import FEATURES, MIXED_FEATURES, RoutedExperts
+from pimserve.device_models.experts import FEATURES, LINK_FS, MIXED_FEATURES, MORE_UNITS, RoutedExperts
 from pimserve.device_models.micro_batches import BETWEEN
 from pimserve.device_models.operators import RowKind, Runs, Stage
 from pimserve.device_models.plan import ChunkShape, CostPlan, DecodeWay, RowTerm, StepTiming
@@ -106,8 +106,8 @@ def evaluate(plan: CostPlan, shape: StepShape[N], experts: Sequence[N] | None = 
     Args:
         plan: of one replica.
         shape: a step, or columns of steps or spans, (n,) each.
-        experts: of routed experts each of FEATURES, or of MIXED_FEATURES where the plan has micro-batches, in a step or
-            summed over a span; None: they are left out.
+        experts: of routed experts each of their features, and of MIXED_FEATURES where the plan has micro-batches, in a
+            step or summed over a span; None: they are left out.
     """
     costs: StepCosts[N] = StepCosts()
     for part in parts_of(plan, shape):
@@ -134,15 +134,15 @@ def experts_rows(plan: CostPlan, shape: StepShape[N]) -> StepCosts[N]:
 
 
 def add_experts(term: RoutedExperts, features: Sequence[N], costs: StepCosts[N]) -> None:
-    """Add routed experts, one entry for each of FEATURES or of MIXED_FEATURES, to what steps cost."""
-    mixed = len(features) > len(FEATURES)
-    entry = dict(zip(MIXED_FEATURES if mixed else FEATURES, features, strict=True))
+    """Add routed experts, one entry for each of their features, and of MIXED_FEATURES, to what steps cost."""
+    mixed = len(features) > len(term.features)
+    entry = dict(zip((*term.features, *MIXED_FEATURES) if mixed else term.features, features, strict=True))
     costs.operators.append(OperatorTime("routed experts", "moe", entry["time_fs"]))
     if mixed:
         costs.operators.append(OperatorTime("dispatch and combine", "communication", entry["link_fs"]))
         of: tuple[tuple[StageTime, str], ...] = (("experts", "time_fs"), ("link", "link_fs"), ("work", "station_fs"))
         costs.stages += [Amount(name, 1, entry[feature]) for name, feature in of]
-    for unit, place in zip(term.units, ("first", "second"), strict=False):
+    for unit, place in zip(term.units, ("first", "second", *MORE_UNITS), strict=False):
         mean = entry[f"{place}_busy_fs"]
         costs.busy.append(Amount(("moe", unit.unit), 1, mean))
         costs.behind.append(Amount(unit.unit, 1, entry[f"{place}_of_busiest_fs"] - mean))
@@ -173,7 +173,7 @@ def step_times(
             time = sum(attention, time)
         if experts is None:
             return time
-        return time + experts[:, MIXED_FEATURES.index("time_fs")] + experts[:, MIXED_FEATURES.index("link_fs")]
+        return time + experts[:, FEATURES.index("time_fs")] + experts[:, LINK_FS]
     _, counts = counts_of(plan, spans)
     rows_fs = plan.rows_fs(counts["tokens"], counts["outputs"], counts["decodes"], counts["prompts"])
     experts_fs = np.zeros_like(steps.steps) if experts is None else experts[:, FEATURES.index("time_fs")]

@@ -29,9 +29,12 @@ FEATURES = (
     "dram_pj",
     "compute_pj",
 )
-# Of experts on devices of their own: `time_fs` is what a step waits for them beyond attention and links, `link_fs` what
-# it waits for links, and `station_fs` the time for which the experts' devices are at work.
-MIXED_FEATURES = (*FEATURES, "link_fs", "station_fs")
+# Where experts are on two kinds of devices, these have up to four units.
+MORE_UNITS = ("third", "fourth")
+# Of experts on devices of their own, after all others: `time_fs` is then what a step waits for them beyond attention
+# and links, `link_fs` what it waits for links, and `station_fs` the time for which the experts' devices are at work.
+MIXED_FEATURES = ("link_fs", "station_fs")
+LINK_FS, STATION_FS = -2, -1  # their places
 GROUP_FEATURES = ("time_fs", "first_busy_fs", "second_busy_fs", "dram_pj", "compute_pj")
 
 
@@ -43,11 +46,14 @@ class NamedUnit(Protocol):
         """Its name."""
 
 
-class RoutedExperts(Protocol):
-    """The routed experts of a plan: `layers` layers, each with its own routing. A frozen dataclass of plain data.
+def features_of(units: int) -> tuple[str, ...]:
+    """Columns of experts that keep so many units busy: FEATURES, and what further ones need."""
+    more = MORE_UNITS[: max(0, units - 2)]
+    return (*FEATURES, *(f"{place}_{what}_fs" for place in more for what in ("busy", "of_busiest")))
 
-    Devices are in `groups` alike groups, of which each holds as many experts, in the order of `slots`.
-    """
+
+class RoutedExperts(Protocol):
+    """The routed experts of a plan: `layers` layers, each with its own routing. A frozen dataclass of plain data."""
 
     @property
     def layers(self) -> int:
@@ -62,25 +68,21 @@ class RoutedExperts(Protocol):
         """Experts that a token picks."""
 
     @property
-    def groups(self) -> int:
-        """Groups of devices that hold experts, as many physical ones each."""
+    def units(self) -> Sequence[NamedUnit]:
+        """Up to four units of devices: those of `first`, `second` and so on in the features."""
 
     @property
-    def units(self) -> Sequence[NamedUnit]:
-        """One or two units of a device: those of `first` and `second` in the features."""
+    def features(self) -> tuple[str, ...]:
+        """Columns of what layers cost: FEATURES, and of more than two units, more."""
 
     @property
     def slots(self) -> tuple[tuple[int, ...], ...]:
         """The expert in each slot, group by group, for all layers or for each, where an expert in several slots has
-        copies; empty: experts in order. What is said of experts of a group below is said of its slots."""
+        copies; empty: experts in order."""
 
     @property
     def physical_experts(self) -> int:
         """Experts of a layer with their copies: its slots."""
-
-    @property
-    def ways(self) -> int:
-        """Ways of which a layer takes the fastest."""
 
     @property
     def weight_stationary(self) -> bool:
@@ -93,7 +95,23 @@ class RoutedExperts(Protocol):
         """A bound of the energy of a step with so many tokens, all layers."""
 
     def layer_features(self, tokens: IntArray) -> IntArray:
-        """(draws, features): cost of layers whose experts got `tokens` (draws, experts), as `merged` says."""
+        """(draws, features): cost of layers whose slots got `tokens` (draws, slots). Busy times are means over the
+        devices, and those of the group that the layer waits for; energy is for all devices."""
+
+
+class AlikeGroups(RoutedExperts, Protocol):
+    """Experts on devices in `groups` alike groups, of which each holds as many, in the order of `slots`.
+
+    What is said of experts of a group is said of its slots.
+    """
+
+    @property
+    def groups(self) -> int:
+        """Groups of devices that hold experts, as many physical ones each."""
+
+    @property
+    def ways(self) -> int:
+        """Ways of which a layer takes the fastest."""
 
     def group_features(self, tokens: IntArray) -> IntArray:
         """What groups of devices take for their experts of a layer; a group needs to know nothing of the others.
@@ -112,8 +130,7 @@ class RoutedExperts(Protocol):
             groups: (ways, draws, groups, group features), as `group_features` gives them.
 
         Returns:
-            (draws, features), columns as in FEATURES. Busy times are means over the devices, and those of the group
-            that the layer waits for; energy is for all devices.
+            (draws, features), as `layer_features` has them.
         """
 
     def taken(self, groups: IntArray) -> IntArray:
@@ -155,7 +172,7 @@ class ExpertUnit:
 
 @dataclass(frozen=True, slots=True)
 class ExpertTerm:
-    """Routed experts whose weights are fetched, as `RoutedExperts`.
+    """Routed experts whose weights are fetched, as `AlikeGroups`.
 
     `units` holds one or two units; `selection` says how they are used: one of them, the one that is faster for the
     whole layer, or both side by side, divided by times ("co_processing") or by the paper's table ("paper_table").
@@ -177,6 +194,11 @@ class ExpertTerm:
     def physical_experts(self) -> int:
         """Experts of a layer with their copies: its slots."""
         return len(self.slots[0]) if self.slots else self.experts
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Of two units at most."""
+        return FEATURES
 
     @property
     def ways(self) -> int:

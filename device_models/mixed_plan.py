@@ -10,7 +10,7 @@ from pimserve.device_models.evaluate import units_of
 from pimserve.device_models.micro_batches import BETWEEN, MicroBatches, Visit
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.operators import Part, Runs
-from pimserve.device_models.pipeline import PassivePower
+from pimserve.device_models.pipeline import passive_of_both
 from pimserve.device_models.plan import HOST, CostPlan, Pieces, RowTerm
 from pimserve.device_models.slowdown import in_repeats
 
@@ -52,7 +52,7 @@ def mixed_plan(
         units=(*attention.units, *(units[unit] for unit in experts.units)),
         rows=(*attention.rows, *rows, *link),
         experts=term,
-        passive=_passive(attention.passive, experts.passive),
+        passive=passive_of_both(attention.passive, experts.passive),
         micro_batches=MicroBatches(
             from_tokens, (model.layers, model.dense_layers, model.moe_layers), tuple(visits), closing
         ),
@@ -99,10 +99,3 @@ def _visits(model: ModelSpec, on_experts: Set[Part]) -> tuple[list[Visit], tuple
         visits.append(Visit(layers, dense, 0, "last"))
         layers = dense = 0
     return visits, (layers, dense)
-
-
-def _passive(one: PassivePower | None, other: PassivePower | None) -> PassivePower | None:
-    """Of both groups; None where it is not known of one."""
-    if one is None or other is None:
-        return None
-    return PassivePower(one.idle_uw + other.idle_uw, one.step_uw + other.step_uw, one.chain_uw + other.chain_uw)

@@ -342,3 +342,10 @@ class PassivePower:
     def energy_pj(self, idle_fs: int, step_fs: int, chain_fs: int) -> int:
         """Energy over these times."""
         return (self.idle_uw * idle_fs + self.step_uw * step_fs - self.chain_uw * chain_fs) // 10**9
+
+
+def passive_of_both(one: PassivePower | None, other: PassivePower | None) -> PassivePower | None:
+    """Of two groups of devices; None where it is not known of one."""
+    if one is None or other is None:
+        return None
+    return PassivePower(one.idle_uw + other.idle_uw, one.step_uw + other.step_uw, one.chain_uw + other.chain_uw)

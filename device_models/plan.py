@@ -24,6 +24,7 @@ from pimserve.device_models.micro_batches import MicroBatches
 from pimserve.device_models.operators import Category, RowKind, Runs, Stage
 from pimserve.device_models.pipeline import Load, PassivePower, PipelineTerm
 from pimserve.device_models.serial import SerialTiming, WayCosts
+from pimserve.device_models.split_experts import SplitExperts
 from pimserve.device_models.step import N, StepCosts, StepShape, StepTuple, least, most, row_counts
 
 FS_PER_S = 10**15
@@ -208,7 +209,8 @@ class CostPlan:
     rows: tuple[RowTerm, ...]
     decode: tuple[DecodeAttentionTerm, ...]
     prefill: tuple[PrefillAttentionTerm, ...]
-    experts: ExpertTerm | CrossbarExperts | None  # `RoutedExperts` of a known class, as plans are sent to processes
+    # `RoutedExperts` of a known class, as plans are sent to processes
+    experts: ExpertTerm | CrossbarExperts | SplitExperts | None
     overlap_attention: bool = False
     other_decode: DecodeWay | None = None
     pipeline: PipelineTerm | None = None

@@ -19,7 +19,7 @@ import numpy as np
 
 from pimserve.arrays import FloatArray, IntArray
 from pimserve.device_models.expert_layout import SlotCounts
-from pimserve.device_models.experts import FEATURES, RoutedExperts
+from pimserve.device_models.experts import RoutedExperts
 from pimserve.device_models.memo import Memo
 from pimserve.device_models.popularity_walk import Drift
 from pimserve.device_models.rebalancing import placed_at
@@ -305,10 +305,10 @@ class ExpertPools:
         draws = min(wanted, max(_LEAST_OF_LAYER, enough // laws))
         probabilities = np.broadcast_to(self._probabilities, (laws, *self._probabilities.shape[1:]))
         counts = self._slots.of(draw_counts(rng, probabilities, tokens, draws))
-        layer = term.layer_features(counts.reshape(-1, term.physical_experts)).reshape(laws, draws, len(FEATURES))
+        layer = term.layer_features(counts.reshape(-1, term.physical_experts)).reshape(laws, draws, -1)
         # Drawing every layer of every outcome costs too much for large models: layers are resampled from exact draws.
         chosen = layer if draws == wanted else layer[np.arange(laws)[:, None], rng.integers(draws, size=(laws, wanted))]
-        outcomes = chosen.reshape(laws, POOL_SIZE, -1, len(FEATURES)).swapaxes(0, 1)
+        outcomes = chosen.reshape(laws, POOL_SIZE, -1, len(term.features)).swapaxes(0, 1)
         order = np.argsort(outcomes[..., 0].sum(axis=(1, 2)), kind="stable")
         return np.asarray(outcomes[order].reshape(POOL_SIZE, term.layers, -1))
 

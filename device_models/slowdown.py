@@ -12,7 +12,6 @@ from dataclasses import replace
 import numpy as np
 
 from pimserve.arrays import IntArray
-from pimserve.device_models.experts import FEATURES
 from pimserve.device_models.memo import Memo
 from pimserve.device_models.operators import Runs
 from pimserve.device_models.pipeline import Load, PipelineTerm, Station
@@ -20,7 +19,6 @@ from pimserve.device_models.plan import CostPlan, DecodeAttentionTerm, Pieces, R
 from pimserve.device_models.routing import ExpertPools
 
 NORMAL = 1000  # thousandths of the normal times
-_TIMES = sum(name.endswith("_fs") for name in FEATURES)  # they come first
 
 
 def slow_fs(time_fs: int, thousandths: int) -> int:
@@ -148,7 +146,9 @@ class SlowPools(ExpertPools):
 
     def scaled(self, features: IntArray) -> IntArray:
         """(..., features) of whole steps, at the speed of these pools."""
-        return np.concatenate([self._slow(features[..., :_TIMES]), features[..., _TIMES:]], axis=-1)
+        slow, times = features.copy(), [name.endswith("_fs") for name in self.term.features]
+        slow[..., times] = self._slow(features[..., times])
+        return slow
 
     def _slow(self, times: IntArray) -> IntArray:
         # x * thousandths may exceed 64 bit, so whole and rest are scaled apart.

@@ -16,7 +16,7 @@ import numpy as np
 
 from pimserve.arrays import IntArray
 from pimserve.device_models.evaluate import DecodeSpan, Span, once_fs, parts_of, shape_of, stage_times, step_of
-from pimserve.device_models.experts import FEATURES, MIXED_FEATURES
+from pimserve.device_models.experts import FEATURES, LINK_FS, MIXED_FEATURES, STATION_FS
 from pimserve.device_models.memo import Memo
 from pimserve.device_models.micro_batches import MicroBatches
 from pimserve.device_models.plan import ChunkShape, CostPlan
@@ -29,7 +29,7 @@ from pimserve.scheduler.row_times import RowTimes
 _STEPS_TOGETHER = 4096  # of which schedules are worked out in one go
 _COLUMNS_FROM = 12  # steps that are worked out sooner as columns than one by one
 _OUTCOMES_KEPT = 8192  # of which the time of each layer is kept
-_TIME, _LINK, _WORK = (MIXED_FEATURES.index(name) for name in ("time_fs", "link_fs", "station_fs"))
+_TIME = FEATURES.index("time_fs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,9 @@ class MixedCosts(ReplicaCosts):
 
     def experts_features(self, steps: StepShape[IntArray], numbers: IntArray) -> IntArray:
         """(n, mixed features): routed experts of executed steps of those numbers, and what the steps wait for."""
-        features = np.zeros((len(numbers), len(MIXED_FEATURES)), np.int64)
+        assert self.pools is not None
+        width = len(self.pools.term.features)
+        features = np.zeros((len(numbers), width + len(MIXED_FEATURES)), np.int64)
         for begin in range(0, len(numbers), _STEPS_TOGETHER):
             here = slice(begin, begin + _STEPS_TOGETHER)
             shape, number = StepShape(*(column[here] for column in steps)), numbers[here]
@@ -170,11 +172,10 @@ class MixedCosts(ReplicaCosts):
             for part, times in zip(parts_of(self.plan, steps), routed, strict=True)
         ]
         time, without = schedule_fs(parts), schedule_fs([part.free_links for part in parts])
-        features = np.zeros((len(time), len(MIXED_FEATURES)), np.int64)
-        features[:, : len(FEATURES)] = drawn
+        features = np.hstack([drawn, np.zeros((len(time), len(MIXED_FEATURES)), np.int64)])
         features[:, _TIME] = without - sum([part.attention_fs for part in parts], 0 * time)
-        features[:, _LINK] = time - without
-        features[:, _WORK] = sum([part.experts_fs for part in parts], 0 * time)
+        features[:, LINK_FS] = time - without
+        features[:, STATION_FS] = sum([part.experts_fs for part in parts], 0 * time)
         return features
 
     def features_of_layers(self, steps: StepShape[IntArray], layers: IntArray) -> IntArray:
@@ -237,7 +238,7 @@ class MixedCosts(ReplicaCosts):
         """(n, features): of the routed experts of all micro-batches of single steps."""
         pools = self.pools
         assert pools is not None
-        features = np.zeros((len(numbers), len(FEATURES)), np.int64)
+        features = np.zeros((len(numbers), len(pools.term.features)), np.int64)
         for place, part in enumerate(parts_of(self.plan, steps)):
             if self.exact:
                 each = zip(part.tokens.tolist(), numbers.tolist(), strict=True)

@@ -88,7 +88,7 @@ class Steps(NamedTuple):
     duration_fs: IntArray
     decodes: IntArray
     context: IntArray
-    experts: IntArray | None  # (n, features), columns as in `experts.FEATURES`
+    experts: IntArray | None  # (n, features), columns as in `RoutedExperts.features`, and of MIXED_FEATURES
 
 
 _STEPS_COLUMN = SpanColumns._fields.index("steps")

@@ -10,8 +10,10 @@ from pimserve.arrays import FloatArray
 from pimserve.cluster.report.intensity import Shape
 from pimserve.cluster.run.history import History
 from pimserve.cluster.scenario.placement import PlacedPool
+from pimserve.device_models.aimc.crossbar_experts import CrossbarExperts
 from pimserve.device_models.evaluate import parts_of, shape_of
 from pimserve.device_models.expert_layout import SlotCounts
+from pimserve.device_models.experts import ExpertTerm
 from pimserve.device_models.routing import draw_counts, mean_share, pick_probabilities
 
 _DRAWS, _STREAM = 512, 5
@@ -60,7 +62,7 @@ def expert_load(history: History, pool: PlacedPool, shape: Shape) -> ExpertLoad 
     slots = () if term is None else term.slots
     placed = SlotCounts(slots).of(np.broadcast_to(counts, (max(len(counts), len(slots)), *counts.shape[1:])))
     counts = counts.reshape(-1, moe.experts)
-    groups = None if term is None else term.groups
+    groups = term.groups if isinstance(term, ExpertTerm | CrossbarExperts) else None
     ratios = None
     if groups is not None and groups > 1:
         per_group = placed.reshape(-1, groups, placed.shape[2] // groups).sum(axis=2)

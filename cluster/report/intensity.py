@@ -39,6 +39,7 @@ from pimserve.device_models.operators import (
 )
 from pimserve.device_models.plan import FS_PER_S, Chunk, CostPlan, DecodeAttentionTerm, PrefillAttentionTerm
 from pimserve.device_models.routing import POOL_SIZE, expert_share
+from pimserve.device_models.split_experts import SplitExperts
 from pimserve.device_models.step import StepShape, seen_tokens
 
 _DECODE_LAUNCH, _PREFILL_LAUNCH = "decode attention, launch", "prefill attention, launch"
@@ -165,6 +166,8 @@ def work_of(history: History, pool: PlacedPool, shape: Shape, group: Group | Non
     plan = _plan_of(pool, group)
     whole = shape_of(pool.plan, shape.decodes, shape.context, shape.chunks, shape.outputs)
     steps = parts_of(pool.plan, whole)
+    if isinstance(plan.experts, SplitExperts) and group == "experts":
+        return []  # devices of two kinds have no roof in common
     if plan.weight_stationary:
         return _stationary(history, pool, plan, steps)
     operators, found = _operators(history, pool, group), dict[int, Work]()

@@ -83,7 +83,7 @@ def parts_of(runs: list[Named]) -> list[Part]:
 def _parts_of_pool(run: str, history: History, pool: PlacedPool) -> Iterator[Part]:
     both = [(mixed, shape) for mixed, shape in zip((False, True), shapes(history, pool), strict=True) if shape]
     groups: tuple[Group | None, ...] = GROUPS if pool.groups else (None,)
-    for group, devices in zip(groups, pool.members, strict=True):
+    for group, devices in zip(groups, pool.groups or (pool,), strict=True):
         steps = [Step(mixed, shape, work_of(history, pool, shape, group)) for mixed, shape in both]
         load = expert_load(history, pool, both[0][1]) if both and group != "attention" else None
         yield Part(

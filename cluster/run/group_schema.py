@@ -21,7 +21,7 @@ class GroupTimeShares(Section):
 
     What a step waits for links is its time less that of the same schedule over links that take none, and both groups
     wait as long. What attention's devices wait for the experts is the rest of the step in which they do not work, and
-    the other way round.
+    the other way round. Devices of hot and of cold experts count as one group, which works while any of them does.
     """
 
     working: Share = figure("1", "share of the run in which they worked, with the links among them")
@@ -38,7 +38,9 @@ class GroupFigures(Section):
     devices_per_replica: int = figure("devices", "of one replica")
     parallelism: dict[str, Any] = text("how those of a replica share what the group has")
     parts: list[str] = text("parts of the model that they have; attention: with KV cache, gates and embeddings")
-    weights_gb_per_device: float = figure("GB", "weights in memory of one device; 0 where crossbars hold them")
+    weights_gb_per_device: float = figure(
+        "GB", "weights in memory of one device, in the mean; 0 where crossbars hold them"
+    )
     reserved_gb_per_device: float = figure("GB", "of one device's memory for neither weights nor KV cache")
     kv_gb_per_device: float = figure("GB", "KV cache of one device, copies of heads among it")
     silicon_mm2: float | None = figure("mm2", "silicon that computes, of all devices; null: not known")
@@ -56,7 +58,7 @@ class LinkDirection(Section):
 
     bytes: float = figure("B", "sent by all devices of all replicas")
     tokens: float = figure("tokens", "whose vectors were sent, one for each layer and each device that they went to")
-    bits: float = figure("bit", "of an element of a vector")
+    bits: float = figure("bit", "of an element of a vector, in the mean")
     busy_share: Share = figure("1", "share of the run in which it was busy, mean over replicas")
 
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pimserve.cluster.scenario.cluster_fields import Count, Devices, Entry
 from pimserve.cluster.scenario.dispatch import Transport
 from pimserve.cluster.scenario.expert_placement import ExpertPlacementSpec
-from pimserve.cluster.scenario.placement_spec import GROUPS, Group, PlacementSpec
+from pimserve.cluster.scenario.placement_spec import GroupName, GroupSpec, PlacementSpec
 from pimserve.device_models.operators import Parallelism
 from pimserve.errors import InputError
 from pimserve.quantity import GigabytesPerSecond, Microseconds
@@ -95,20 +95,22 @@ class ClusterSpec(_Section):
         """The placement of experts on devices of their own; None: they are with attention."""
         return None if self.placement is None or self.placement.experts == "attention" else self.placement
 
-    def of_group(self, group: Group) -> ClusterSpec:
+    def of_group(self, group: GroupName) -> ClusterSpec:
         """The section as if a group's devices were all that a replica has."""
         assert self.placement is not None
         spec = getattr(self.placement, group)
-        changes = {"devices_per_node": "auto", "tensor_parallel": None} if group == "experts" else {}
-        changes |= {key: value for key, value in spec if value is not None}
+        changes = {} if group == "attention" else {"devices_per_node": "auto", "tensor_parallel": None}
+        changes |= {key: value for key in GroupSpec.model_fields if (value := getattr(spec, key)) is not None}
         return self.model_copy(update={**changes, "placement": None})
 
     @property
     def has_open_sizes(self) -> bool:
-        """Whether a number of devices is left open."""
+        """Whether a number of devices, or of hot experts, is left open."""
         if self.two_groups is None:
             return self.devices_per_node == "auto"
-        return any(self.of_group(group).devices_per_node == "auto" for group in GROUPS)
+        hot = self.two_groups.hot_experts
+        open_count = hot is not None and hot.count == "auto"
+        return open_count or any(self.of_group(each).devices_per_node == "auto" for each in self.two_groups.groups)
 
     @property
     def split(self) -> Parallelism:

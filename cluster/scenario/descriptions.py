@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pimserve.cluster.scenario.placement_spec import GROUP_NAMES
 from pimserve.device_models.catalogue import merged, parse_document
 from pimserve.errors import InputError, shortened
 
@@ -22,7 +23,7 @@ _PLACES = (
     *(
         ("cluster", *pool, "placement", group, "device")
         for pool in ((), ("pools", "prefill"), ("pools", "decode"))
-        for group in ("attention", "experts")
+        for group in GROUP_NAMES
     ),
 )
 

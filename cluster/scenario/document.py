@@ -25,7 +25,7 @@ from pimserve.cluster.scenario.cluster_spec import ClusterSpec, PoolSpec
 from pimserve.cluster.scenario.descriptions import read_yaml, with_descriptions, with_trace_beside
 from pimserve.cluster.scenario.interconnect import Interconnect
 from pimserve.cluster.scenario.number_tables import with_tables
-from pimserve.cluster.scenario.placement_spec import GROUPS, Group
+from pimserve.cluster.scenario.placement_spec import GROUP_NAMES, GroupName
 from pimserve.cluster.scenario.routing_spec import RoutingSpec
 from pimserve.device_models.catalogue import model_of, no_truth_for_a_number, parse_document
 from pimserve.device_models.device import Device, ExpertDecision
@@ -159,8 +159,8 @@ class Scenario(_Section):
         cluster = self.cluster.model_copy(update={**changes, "pools": None})
         return self.model_copy(update={"cluster": cluster})
 
-    def of_group(self, group: Group) -> Scenario:
-        """The scenario as if the devices of one of two groups were all that a replica has."""
+    def of_group(self, group: GroupName) -> Scenario:
+        """The scenario as if the devices of one of its groups were all that a replica has."""
         return self.model_copy(update={"cluster": self.cluster.of_group(group)})
 
     def load_model(self) -> ModelSpec:
@@ -211,8 +211,8 @@ class Scenario(_Section):
         ):
             if "device" in place and place is not cluster:
                 place["device"] = _description(scenario)
-            for group in GROUPS if "placement" in place else ():
-                if "device" in (of_group := place["placement"][group]):
+            for group in GROUP_NAMES if "placement" in place else ():
+                if "device" in (of_group := place["placement"].get(group, {})):
                     of_group["device"] = _description(scenario.of_group(group))
         if self.workload.trace is not None:  # readable from any folder
             document["workload"]["trace"]["path"] = str(find_trace(self.workload.trace.path).resolve())

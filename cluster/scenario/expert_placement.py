@@ -15,7 +15,7 @@ from pimserve.device_models.expert_layout import ExpertOrder, Slots, layer_loads
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.operators import Parallelism
 from pimserve.device_models.popularity_walk import Drift
-from pimserve.device_models.routing import expert_share
+from pimserve.device_models.routing import Routing, expert_share
 from pimserve.errors import InputError
 from pimserve.loadgen.spec import PS_PER_S
 from pimserve.quantity import MAX_TIME_S, Quantity
@@ -169,6 +169,13 @@ class ExpertPlacementSpec(BaseModel):
             f"{', '.join([*found, f'{len(row)} slots'])}; give each of the {experts} experts a slot, and as many more "
             f"as redundant_experts says ({self.redundant_experts})",
         )
+
+
+def expert_weights(model: ModelSpec, routing: Routing, seed: int) -> tuple[tuple[float, ...], ...]:
+    """Popularity of each routed expert, a row for all MoE layers or for each; of a model without any, none."""
+    if model.moe is None:
+        return ()
+    return tuple(map(tuple, routing.expert_weights(model.moe.experts, seed).tolist()))
 
 
 def placement_facts(

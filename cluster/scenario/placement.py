@@ -39,7 +39,7 @@ class PlacedPool(Pool):
     """Replicas of one kind, and the devices that they are on; `label` says what these are.
 
     Where attention and experts have groups of devices of their own, these are the `groups`, attention first, each as if
-    it were alone; `device` is of the first.
+    it were alone; `device` is of the first. Hot and cold experts' devices are groups of the experts' in turn.
     """
 
     label: str
@@ -55,8 +55,8 @@ class PlacedPool(Pool):
 
     @property
     def members(self) -> tuple[PlacedPool, ...]:
-        """Its groups, or itself: devices of one kind each."""
-        return self.groups or (self,)
+        """Its groups and theirs, or itself: devices of one kind each."""
+        return tuple(member for group in self.groups for member in group.members) or (self,)
 
     def member_of(self, device: int) -> tuple[int, int]:
         """(number of its group, 0 where there are none; its number there) of a device of a replica."""
@@ -88,8 +88,8 @@ class PlacedPool(Pool):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the devices say of themselves; of two groups, attention's."""
-        if self.groups:
+        """What the devices say of themselves; of attention's and experts', attention's."""
+        if self.plan.micro_batches is not None:
             return self.groups[0].facts
         facts = self.replica.facts
         return {**facts, **({"preset": self.label} if "preset" in facts else {})}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
@@ -10,8 +10,10 @@ from pimserve.cluster.scenario.cluster_fields import Count, Devices, Entry, is_a
 from pimserve.device_models.operators import ALL_PARTS, Part
 from pimserve.quantity import GigabytesPerSecond, Microseconds
 
-Group = Literal["attention", "experts"]
-GROUPS: tuple[Group, ...] = ("attention", "experts")
+Group = Literal["attention", "experts"]  # where parts of a model may be put
+GROUPS: tuple[Group, ...] = get_args(Group)
+GroupName = Literal["attention", "hot_experts", "experts"]
+GROUP_NAMES: tuple[GroupName, ...] = get_args(GroupName)
 MOST_MICRO_BATCHES = 8
 
 _Bits = Annotated[float, Field(ge=1, le=32)]
@@ -38,6 +40,19 @@ class GroupSpec(_Section):
     experts: Literal["ep", "tp"] | None = Field(None, description="as `cluster.experts`, of the experts' devices")
 
 
+class HotExpertsSpec(GroupSpec):
+    """Devices that hold the most popular experts of each MoE layer, beside those of `experts`, which hold all others.
+
+    Both work at once, and a layer waits for the slower.
+    """
+
+    count: Devices = Field(
+        "auto",
+        description="hot experts of a layer; auto: of several numbers that the devices hold, the one with which steps "
+        "of a full batch of decoding requests are shortest",
+    )
+
+
 _Experts = Annotated[
     Annotated[GroupSpec, Tag("")] | Annotated[Literal["attention"], Tag("attention")],
     Discriminator(lambda value: "attention" if isinstance(value, str) else ""),
@@ -55,6 +70,9 @@ class GroupLinkSpec(_Section):
     experts_gb_per_s: GigabytesPerSecond | None = Field(
         None, description="of a device of the experts, one way; default: the same"
     )
+    hot_experts_gb_per_s: GigabytesPerSecond | None = Field(
+        None, description="of a device of the hot experts, one way; default: as a device of attention"
+    )
     latency_us: Microseconds = Field(5.0, description="fixed cost of one dispatch, and of one combine")
     dispatch_bits: _Bits | None = Field(
         None, description="of an element that is dispatched; default: 8 to experts in fp8 or on crossbars, else 16"
@@ -68,11 +86,15 @@ class GroupLinkSpec(_Section):
 
 
 class PlacementSpec(_Section):
-    """Two groups of devices in each replica: one with attention and the KV cache, the other with routed experts."""
+    """Groups of devices in each replica: one with attention and the KV cache, the other with routed experts, or with
+    the cold ones beside a third with the hot ones."""
 
     attention: GroupSpec = Field(GroupSpec(), description="devices with attention, KV cache, gates and embeddings")
     experts: _Experts = Field(
         description="devices with the routed experts; attention: those that have attention, as without `placement`"
+    )
+    hot_experts: HotExpertsSpec | None = Field(
+        None, description="devices with the most popular experts; left out: all are on those of `experts`"
     )
     link: GroupLinkSpec = Field(GroupLinkSpec(), description="between the groups")
     micro_batches: _MicroBatches = Field(
@@ -92,6 +114,10 @@ class PlacementSpec(_Section):
             ]
             if elsewhere:
                 raise ValueError(f"{elsewhere[0]}: experts has no devices of its own with experts: attention")
+            if self.hot_experts is not None:
+                raise ValueError(
+                    "hot_experts go beside experts on devices of their own: give these in place of attention"
+                )
             if self.micro_batches not in {"auto", 1}:
                 raise ValueError(
                     "micro_batches go round between two groups, and experts: attention has one: leave it out"
@@ -109,6 +135,13 @@ class PlacementSpec(_Section):
         movable: tuple[Part, ...] = ("dense_ffn", "shared_experts", "lm_head")
         return frozenset(part for part in movable if getattr(self, part) == "experts") | {"routed_experts"}
 
-    def parts_of(self, group: Group) -> frozenset[Part]:
-        """Parts of the model that are on a group."""
+    @property
+    def groups(self) -> tuple[GroupName, ...]:
+        """Groups of devices that there are."""
+        return tuple(group for group in GROUP_NAMES if group != "hot_experts" or self.hot_experts is not None)
+
+    def parts_of(self, group: GroupName) -> frozenset[Part]:
+        """Parts of the model that are on a group; of the routed experts, those that are hot, or not."""
+        if group == "hot_experts":
+            return frozenset({"routed_experts"})
         return self.on_experts if group == "experts" else ALL_PARTS - self.on_experts

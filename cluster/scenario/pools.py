@@ -9,9 +9,10 @@ from typing import Any
 
 from pimserve.cluster.scenario.document import Scenario
 from pimserve.cluster.scenario.interconnect import ALL_TO_ALL, RING
+from pimserve.cluster.scenario.one_group import place_group
 from pimserve.cluster.scenario.placement import PlacedPool
-from pimserve.cluster.scenario.placement_spec import GROUPS, PlacementSpec
-from pimserve.cluster.scenario.two_groups import place_group, place_two_groups
+from pimserve.cluster.scenario.placement_spec import PlacementSpec
+from pimserve.cluster.scenario.two_groups import place_two_groups
 from pimserve.device_models.catalogue import device_names
 from pimserve.device_models.device import Device
 from pimserve.device_models.model import ModelSpec
@@ -69,8 +70,8 @@ def _without_effect(scenario: Scenario, pool: PlacedPool) -> list[str]:
         notes.append(f"routing.drift changes nothing: the plan of {device.spec.name} has expected loads of experts")
     defaults = {key: type(cluster).model_fields[key].default for key in _BETWEEN_NODES}
     given = [f"cluster.{key}" for key, default in defaults.items() if getattr(cluster, key) != default]
-    two_groups = cluster.two_groups is not None
-    nodes = max(cluster.of_group(group).nodes for group in GROUPS) if two_groups else cluster.nodes
+    groups = () if cluster.two_groups is None else cluster.two_groups.groups
+    nodes = max((cluster.of_group(group).nodes for group in groups), default=cluster.nodes)
     if given and nodes == 1:
         notes.append(f"{', '.join(given)}: no effect, a replica has one node")
     if cluster.expert_placement is not None and pool.plan.experts is None:

@@ -1,4 +1,6 @@
-"""`devices_per_node: auto`: the fewest devices that hold a model, with room for the longest request in its KV cache.
+"""What a scenario leaves open: numbers of devices, and of hot experts.
+
+`devices_per_node: auto` are the fewest devices that hold a model, with room for the longest request in its KV cache.
 
 Whatever the kind of device, its own fit decides: numbers are tried from 1 upwards, and the first one counts on which
 the model divides and fits, and on which the KV cache of a data-parallel group holds one request of the longest length:
@@ -10,31 +12,44 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from pimserve.cluster.scenario.document import MOST_DEVICES, Scenario
+from pimserve.cluster.scenario.hot_count import best_count
+from pimserve.cluster.scenario.one_group import place_one
 from pimserve.cluster.scenario.placement import PlacedPool
-from pimserve.cluster.scenario.placement_spec import GROUPS
 from pimserve.cluster.scenario.pools import place_pool, routing_of
-from pimserve.cluster.scenario.two_groups import place_one
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.routing import Routing
 from pimserve.errors import DoesNotFitError, InputError
 
-_Group = Literal["", "attention", "experts"]
+_Group = Literal["", "attention", "hot_experts", "experts"]
 _ONE: tuple[_Group, ...] = ("",)
+_WITHOUT_CACHE = ("experts", "hot_experts")
 _OF_SIZE = ("cluster", "scheduler")  # sections whose errors another number of devices may mend
 
 
 def sized(scenario: Scenario) -> Scenario:
-    """The scenario with a number in place of every `devices_per_node: auto`.
+    """The scenario with a number in place of every `devices_per_node: auto`, and of `hot_experts.count: auto`.
 
     Raises:
         InputError: no number of devices up to MOST_DEVICES will do, or parts of the scenario do not go together.
     """
     for name in scenario.pools:
-        groups: tuple[_Group, ...] = _ONE if scenario.of_pool(name).cluster.two_groups is None else GROUPS
-        for group in groups:
+        placement = scenario.of_pool(name).cluster.two_groups
+        if placement is not None and placement.hot_experts is not None and placement.hot_experts.count == "auto":
+            scenario = _with(scenario, name, "hot_experts", {"count": _hot_count(scenario, name)})
+        for group in _ONE if placement is None else placement.groups:
             if _of(scenario, name, group).cluster.devices_per_node == "auto":
-                scenario = _with(scenario, name, group, _fewest(scenario, name, group))
+                scenario = _with(scenario, name, group, {"devices_per_node": _fewest(scenario, name, group)})
     return scenario
+
+
+def _hot_count(scenario: Scenario, name: str) -> int:
+    """Hot experts of a pool; each number is tried with the fewest devices that hold all else, where these are open."""
+    if _of(scenario, name, "hot_experts").cluster.devices_per_node == "auto":
+        message = "must be a number, or count: the devices that hold hot experts, and how many, cannot both be auto"
+        raise InputError(_where(name, "hot_experts"), message)
+    alone, model = scenario.of_pool(name), scenario.load_model()
+    routing = routing_of(scenario, model)
+    return best_count(alone, model, routing, lambda count: sized(_with(alone, "", "hot_experts", {"count": count})))
 
 
 def _of(scenario: Scenario, name: str, group: _Group) -> Scenario:
@@ -43,11 +58,10 @@ def _of(scenario: Scenario, name: str, group: _Group) -> Scenario:
     return alone.of_group(group) if group else alone
 
 
-def _with(scenario: Scenario, name: str, group: _Group, number: int) -> Scenario:
-    """The scenario with that many devices in each node there."""
+def _with(scenario: Scenario, name: str, group: _Group, change: dict[str, Any]) -> Scenario:
+    """The scenario with something changed there."""
     cluster = scenario.cluster
     in_pool = cluster.pools is not None and name
-    change: dict[str, Any] = {"devices_per_node": number}
     if group:
         placement = scenario.of_pool(name).cluster.two_groups
         assert placement is not None
@@ -76,7 +90,7 @@ def _fewest(scenario: Scenario, name: str, group: _Group) -> int:
     number = 1
     while number <= MOST_DEVICES:
         try:
-            pool = _placed(_with(scenario, name, group, number), name, group, model, routing)
+            pool = _placed(_with(scenario, name, group, {"devices_per_node": number}), name, group, model, routing)
         except DoesNotFitError as error:
             reasons[number] = str(error)
             if error.least is None:
@@ -88,7 +102,7 @@ def _fewest(scenario: Scenario, name: str, group: _Group) -> int:
                 raise
             reasons[number], refused = str(error), error
         else:
-            fits = wanted if group == "experts" else pool.request_tokens(scenario.scheduler)
+            fits = wanted if group in _WITHOUT_CACHE else pool.request_tokens(scenario.scheduler)
             if fits >= wanted:
                 return number
             reasons[number] = f"the KV cache holds {fits:,} tokens, and the longest request has {wanted:,}"

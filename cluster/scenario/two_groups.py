@@ -1,20 +1,18 @@
-"""Replicas on one group of devices, or on two: attention with the KV cache on one, routed experts on the other."""
+"""Replicas on groups of devices: attention with the KV cache on one, routed experts on another, or on two others."""
 
 from __future__ import annotations
 
-from collections.abc import Set
 from dataclasses import replace
 from typing import Any
 
 from pimserve.cluster.scenario.document import Scenario
-from pimserve.cluster.scenario.expert_placement import placement_facts
+from pimserve.cluster.scenario.expert_placement import expert_weights
 from pimserve.cluster.scenario.group_link import GroupLink
-from pimserve.cluster.scenario.placement import PlacedPool, place
-from pimserve.cluster.scenario.placement_spec import Group, PlacementSpec
-from pimserve.device_models.device import Demand
+from pimserve.cluster.scenario.one_group import place_experts, place_one
+from pimserve.cluster.scenario.placement import PlacedPool
+from pimserve.cluster.scenario.placement_spec import PlacementSpec
 from pimserve.device_models.mixed_plan import mixed_plan
 from pimserve.device_models.model import ModelSpec
-from pimserve.device_models.operators import ALL_PARTS, Part
 from pimserve.device_models.plan import FS_PER_S
 from pimserve.device_models.routing import ExpertPools, Routing
 from pimserve.errors import InputError
@@ -26,70 +24,6 @@ _AUTO_BATCHES = tuple(2**power for power in range(13))  # decoding requests with
 _AUTO_CONTEXT = 2048  # tokens of each, at most
 
 
-def place_group(scenario: Scenario, model: ModelSpec, routing: Routing, parts: Set[Part] = ALL_PARTS) -> PlacedPool:
-    """Replicas of parts of a model on the devices that the scenario's cluster names.
-
-    Raises:
-        InputError: they do not go on these.
-    """
-    device, split, spec = scenario.load_device(), scenario.cluster.split, scenario.cluster.expert_placement
-    if "routed_experts" not in parts:
-        spec = None
-    weights = _weights(scenario, model, routing)
-    slots = () if spec is None else spec.slots_of(model, split, weights)
-    demand = Demand(
-        model,
-        split,
-        lm_head=scenario.costs.lm_head,
-        memory_utilization=scenario.scheduler.memory_utilization,
-        reserve_gb=scenario.scheduler.reserve_gb,
-        max_num_seqs=scenario.scheduler.max_num_seqs,
-        max_step_tokens=scenario.scheduler.max_step_tokens(model.max_model_len_tokens),
-        expert_weights=weights,
-        expert_slots=slots,
-        rebalance_every=0 if spec is None else spec.rebalance_every(routing.drift),
-        backend=scenario.costs.measured_with,
-        kernels=scenario.costs.kernels,
-        expert_decision=scenario.costs.expert_decision,
-        passive_power=scenario.costs.passive_power,
-        parts=frozenset(parts),
-    )
-    links, settings = scenario.interconnect(device), scenario.scheduler
-    if "attention" not in parts:
-        settings = settings.model_copy(update={"kv_blocks": None})
-    pool = place(device, links, demand, settings, replicas=scenario.cluster.replicas)
-    if spec is None or pool.plan.experts is None:
-        return pool
-    facts = {**pool.replica.facts, "expert_placement": placement_facts(spec, model, split, weights, slots)}
-    return replace(pool, replica=replace(pool.replica, facts=facts))
-
-
-def _weights(scenario: Scenario, model: ModelSpec, routing: Routing) -> tuple[tuple[float, ...], ...]:
-    """Popularity of each routed expert, a row for all MoE layers or for each."""
-    if model.moe is None:
-        return ()
-    return tuple(map(tuple, routing.expert_weights(model.moe.experts, scenario.run.seed).tolist()))
-
-
-def place_one(scenario: Scenario, group: Group, model: ModelSpec, routing: Routing) -> PlacedPool:
-    """One of two groups by itself, with its parts of the model.
-
-    Raises:
-        InputError: they do not go on its devices.
-    """
-    spec = scenario.cluster.two_groups
-    assert spec is not None
-    if model.moe is None:
-        raise InputError(_WHERE, f"{model.name} has no routed experts to put on devices of their own: leave it out")
-    try:
-        return place_group(scenario.of_group(group), model, routing, spec.parts_of(group))
-    except InputError as error:
-        section, _, key = error.where.partition(".")
-        if section == "cluster" and not key.startswith("expert_placement"):
-            raise error.at(f"{_WHERE}.{group}{error.where.removeprefix('cluster')}") from None
-        raise
-
-
 def place_two_groups(scenario: Scenario, model: ModelSpec, routing: Routing) -> PlacedPool:
     """Replicas with attention and experts on groups of their own.
 
@@ -98,7 +32,8 @@ def place_two_groups(scenario: Scenario, model: ModelSpec, routing: Routing) -> 
     """
     spec = scenario.cluster.two_groups
     assert spec is not None
-    attention, experts = (place_one(scenario, group, model, routing) for group in ("attention", "experts"))
+    attention = place_one(scenario, "attention", model, routing)
+    experts = place_experts(scenario, model, routing)
     most = scenario.scheduler.max_num_seqs
     if spec.micro_batches != "auto" and spec.micro_batches > most:
         raise InputError(
@@ -119,7 +54,7 @@ def link_between(
 ) -> GroupLink:
     """The link between the groups of a replica of the scenario's only pool."""
     assert scenario.cluster.two_groups is not None
-    weights = _weights(scenario, model, routing)
+    weights = expert_weights(model, routing, scenario.run.seed)
     return GroupLink.of(scenario.cluster.two_groups.link, model, attention, experts, weights)
 
 
@@ -136,9 +71,7 @@ def _tried(
     Tried are batches of decoding requests up to the largest that scheduler and KV cache allow, with one exact draw of
     the experts each; a number counts from the first batch on from which no smaller number is faster any more.
     """
-    seed, most = scenario.run.seed, scenario.scheduler.max_num_seqs
-    context = min(_AUTO_CONTEXT, attention.request_tokens(scenario.scheduler))
-    full = max(1, min(most, attention.kv_tokens(scenario.scheduler.block_size) // context))
+    seed, (full, context) = scenario.run.seed, full_batch(scenario, attention)
     batches = [*(requests for requests in _AUTO_BATCHES if requests < full), full]
     steps_s: dict[int, dict[int, float]] = {requests: {} for requests in batches}
     outcomes: ExpertPools | None = None
@@ -158,6 +91,13 @@ def _tried(
         from_tokens.append(batches[fewer[-1] + 1] if fewer else 1)
     table = {str(requests): {str(m): seconds for m, seconds in times.items()} for requests, times in steps_s.items()}
     return tuple(from_tokens), {"context_tokens": context, "step_s": table}
+
+
+def full_batch(scenario: Scenario, pool: PlacedPool) -> tuple[int, int]:
+    """(requests, context of each) of the largest batch with which something is tried that is left open."""
+    context = min(_AUTO_CONTEXT, pool.request_tokens(scenario.scheduler))
+    held = pool.kv_tokens(scenario.scheduler.block_size) // context
+    return max(1, min(scenario.scheduler.max_num_seqs, held)), context
 
 
 def _joined(

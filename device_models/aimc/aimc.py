@@ -76,7 +76,7 @@ class Aimc:
         network = self._network(model, demand.parts)
         chip = spec.chips(split.devices)
         popularity = demand.expert_weights or (((1.0,) * moe.experts,) if moe else ())
-        share = mean_share(popularity, moe.top_k) if moe else ()  # the same for all layers
+        share = demand.expert_picks or (mean_share(popularity, moe.top_k) if moe else ())  # the same for all layers
         density = None
         if moe and spec.mapping.strategy == "greedy_top2":
             density = _density(share, moe.top_k)

@@ -19,7 +19,7 @@ from functools import cached_property
 import numpy as np
 
 from pimserve.arrays import IntArray
-from pimserve.device_models.experts import GROUP_FEATURES
+from pimserve.device_models.experts import FEATURES, GROUP_FEATURES
 
 Work = tuple[tuple[int, ...], ...]
 
@@ -33,7 +33,7 @@ class CrossbarUnit:
 
 @dataclass(frozen=True)
 class CrossbarExperts:
-    """Routed experts that lie on crossbars, as `RoutedExperts`.
+    """Routed experts that lie on crossbars, as `AlikeGroups`.
 
     Args:
         layers: MoE layers, which count as alike.
@@ -71,6 +71,11 @@ class CrossbarExperts:
     def physical_experts(self) -> int:
         """Experts have no copies."""
         return self.experts
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Of two units."""
+        return FEATURES
 
     @property
     def ways(self) -> int:

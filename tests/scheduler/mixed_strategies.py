@@ -4,17 +4,40 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 
+from pimserve.device_models.experts import ExpertTerm
 from pimserve.device_models.micro_batches import MicroBatches, Visit
 from pimserve.device_models.operators import Runs
 from pimserve.device_models.plan import CostPlan, Energy, RowTerm
 from pimserve.device_models.slowdown import in_repeats
+from pimserve.device_models.split_experts import SideUnit, SplitExperts
 
 FS_PER_MS = 10**12
 
 
 @st.composite
+def parted(draw: st.DrawFn, term: ExpertTerm) -> SplitExperts:
+    """The experts on two kinds of devices, of which each may have groups; in any order, of all layers or of each."""
+    hot = draw(st.integers(1, term.experts - 1))
+    sides = []
+    for name, experts in (("hot_", hot), ("", term.experts - hot)):
+        groups = draw(st.sampled_from([number for number in range(1, experts + 1) if experts % number == 0]))
+        units = tuple(replace(unit, unit=name + unit.unit) for unit in term.units)
+        top_k = min(term.top_k, experts)
+        sides.append(replace(term, experts=experts, top_k=top_k, groups=groups, units=units))
+    names = tuple(SideUnit(unit.unit) for side in sides for unit in side.units)
+    order = st.permutations(range(term.experts)).map(tuple)
+    slots = tuple(draw(order) for _ in range(draw(st.sampled_from([1, term.layers]))))
+    return SplitExperts(term.experts, term.top_k, sides[0], sides[1], names, slots)
+
+
+@st.composite
 def mixed(draw: st.DrawFn, plan: CostPlan) -> CostPlan:
     """The plan with its experts elsewhere: layers of both kinds in any order, parts of the model on either group."""
+    assert isinstance(plan.experts, ExpertTerm)
+    if draw(st.booleans()):
+        split = draw(parted(plan.experts))
+        units = dict.fromkeys((*plan.units, *(unit.unit for unit in split.units)))
+        plan = replace(plan, experts=split, units=tuple(units))
     assert plan.experts is not None
     moe_layers, dense_layers = plan.experts.layers, draw(st.integers(0, 3))
     dense_there, head_there = draw(st.booleans()), draw(st.booleans())

@@ -24,6 +24,7 @@ from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.operators import ALL_PARTS, Part, operators_of
 from pimserve.device_models.rebalancing import placed_at
 from pimserve.device_models.routing import Routing, expert_share
+from pimserve.device_models.split_experts import SplitExperts
 from pimserve.errors import InputError, validation_error
 from pimserve.scheduler.costs import ReplicaCosts
 
@@ -81,12 +82,17 @@ def compile_pool(prepared: Prepared, name: str) -> DevicePool:
     """What the devices of a pool are; "" is the only one.
 
     Raises:
-        InputError: there is no such pool.
+        InputError: there is no such pool, or its experts are on two kinds of devices.
     """
     placed = next((pool for pool in prepared.pools if pool.name == name), None)
     if placed is None:
         names = ", ".join(repr(pool.name) for pool in prepared.pools)
         raise InputError("pools.pool", f"must be one of {names} (got {name!r})")
+    if isinstance(placed.plan.experts, SplitExperts):
+        raise InputError(
+            "cluster.placement.hot_experts",
+            "devices on processes of their own do not take hot experts yet: leave it out",
+        )
     model, seed = prepared.model, prepared.scenario.run.seed
     alone = prepared.scenario.of_pool(name)
 
@@ -155,7 +161,7 @@ def _traffic_of_groups(
     """What all devices of a replica send each other that has attention and experts on groups of their own."""
     spec, (attention, experts), term = scenario.cluster.two_groups, placed.groups, placed.plan.experts
     assert spec is not None
-    assert term is not None
+    assert not isinstance(term, SplitExperts | None)
     inside = [
         (_traffic_of(pool, scenario.of_group(group), model, share, spec.parts_of(group)), pool.devices_per_replica)
         for group, pool in zip(GROUPS, placed.groups, strict=True)

@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 
 from pimserve.arrays import IntArray
 from pimserve.cluster.distributed.devices.flows import Dispatch
+from pimserve.device_models.aimc.crossbar_experts import CrossbarExperts
 from pimserve.device_models.evaluate import parts_of
-from pimserve.device_models.experts import FEATURES, GROUP_FEATURES
+from pimserve.device_models.experts import FEATURES, GROUP_FEATURES, ExpertTerm
 from pimserve.device_models.routing import ExpertPools
 from pimserve.device_models.step import StepShape
 from pimserve.scheduler.costs import ReplicaCosts
@@ -152,7 +153,9 @@ class ExactExperts:
     def __init__(self, costs: ReplicaCosts, dispatch: Dispatch, devices: Sequence[int]) -> None:
         assert costs.pools is not None
         self.pools: ExpertPools = costs.pools
-        self.term = costs.pools.term
+        term = costs.pools.term
+        assert isinstance(term, ExpertTerm | CrossbarExperts)  # a pool is refused otherwise
+        self.term = term
         self.costs = costs
         self.dispatch = dispatch
         self.devices = devices

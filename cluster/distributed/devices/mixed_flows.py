@@ -22,11 +22,11 @@ from pimserve.cluster.distributed.devices.flows import (
     fraction_of_bytes,
 )
 from pimserve.cluster.scenario.group_link import Passing
-from pimserve.device_models.experts import RoutedExperts
+from pimserve.device_models.experts import AlikeGroups
 
 
 def traffic_of_groups(
-    inside: Sequence[tuple[Traffic, int]], passing: Sequence[Passing], experts: RoutedExperts, share: Sequence[float]
+    inside: Sequence[tuple[Traffic, int]], passing: Sequence[Passing], experts: AlikeGroups, share: Sequence[float]
 ) -> Traffic:
     """All flows of a replica.
 
@@ -51,7 +51,7 @@ def _moved(flow: Flow, by: int) -> Flow:
     return replace(flow, sender=flow.sender + by, receiver=flow.receiver + by, kind=kind)
 
 
-def _dispatch(experts: RoutedExperts, share: Sequence[float], senders: int, receivers: int) -> Dispatch:
+def _dispatch(experts: AlikeGroups, share: Sequence[float], senders: int, receivers: int) -> Dispatch:
     """From each device of attention to each of the experts'; those of an expert group share its picks."""
     sender, receiver = (grid.ravel() for grid in np.meshgrid(np.arange(senders), np.arange(receivers), indexing="ij"))
     slices = receivers // experts.groups
