@@ -217,6 +217,30 @@ def reference(_: Path, *, quick: bool) -> Iterator[Figure]:
         )  # fmt: skip
 
 
+_MIXED_STEPS_PER_S = {"light": 100_000, "near saturation": 40_000}
+
+
+def mixed(_: Path, *, quick: bool) -> Iterator[Figure]:
+    """Experts on devices of their own, beside a plain replica."""
+    made = run_process([sys.executable, str(_HERE / "mixed.py"), *(("200", "1") if quick else ("20000", "3"))])
+    plain: dict[str, Any] = {}
+    for measured in json.loads(made.output):
+        loop_s, cpu_s, steps = min(measured["loop_s"]), min(measured["cpu_s"]), int(measured["steps"])
+        if measured["plain"]:
+            plain = measured
+        slower = cpu_s / steps * plain["steps"] / min(plain["cpu_s"])
+        note = f"{steps / cpu_s:,.0f} steps per CPU s, {slower:.1f} x the CPU time of a plain step"
+        limit = 0 if measured["plain"] else _MIXED_STEPS_PER_S[measured["load"]]
+        yield Figure(
+            "mixed", measured["what"], len(measured["loop_s"]), made.wall_s, made.wall_s, cpu_s, made.peak_mb,
+            requests=measured["requests"], replicas=1, rate_per_s=measured["rate_per_s"],
+            of_capacity=measured["of_capacity"], loop_s=loop_s, loop_median_s=statistics.median(measured["loop_s"]),
+            steps=steps, mean_batch=measured["mean_batch"],
+            note=f"all in one process; {measured['steps_per_span']:.1f} steps a span; {note}",
+            targets=(Target("steps/s", limit, steps / loop_s, at_least=True),) if limit else (),
+        )  # fmt: skip
+
+
 # CPU seconds of tracing and scheduling in the reference simulator, 3D-SiM, on the same graphs; another 2-core machine.
 _THEIRS_S = {
     "paper_scale": {1: 138.0},  # 324 s of wall-clock time
@@ -257,5 +281,5 @@ def _exponent(sizes: list[int], values: list[float]) -> float:
 
 
 CASES: dict[str, Callable[..., Iterator[Figure]]] = {
-    case.__name__: case for case in (start, common, replicas16, load, growth, reference, aimc)
+    case.__name__: case for case in (start, common, replicas16, load, growth, mixed, reference, aimc)
 }

@@ -257,12 +257,13 @@ class ExpertPools:
         buckets, place = np.unique(bounds, return_inverse=True)
         table = np.concatenate([self._layer_pools[b] for b in buckets.tolist()], axis=1)
         low, high = (place.reshape(-1, 2)[which, side] * POOL_SIZE + index for side in (0, 1))
-        at_low = table[:, low]
-        if (bounds[:, 0] == bounds[:, 1]).all():
-            return np.asarray(at_low)
-        above, width = tokens - bounds[which, 0], np.maximum(bounds[which, 1] - bounds[which, 0], 1)
-        whole, rest = np.divmod(table[:, high] - at_low, width)  # as in `features`
-        return np.asarray(at_low + whole * above + rest * above // width)
+        times = table.take(low, axis=1)
+        between = np.flatnonzero(low != high)
+        if len(between):
+            above, width = (tokens - bounds[which, 0])[between], (bounds[:, 1] - bounds[:, 0])[which[between]]
+            whole, rest = np.divmod(table.take(high[between], axis=1) - times[:, between], width)  # as in `features`
+            times[:, between] += whole * above + rest * above // width
+        return np.asarray(times)
 
     def layer_times_fs(self, tokens: int, index: int) -> list[int]:
         """Time of each layer in outcome `index` for `tokens` tokens."""

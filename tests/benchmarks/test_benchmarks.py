@@ -24,7 +24,7 @@ def bench(*arguments: str) -> str:
 def test_every_case_gives_figures():
     figures = json.loads(bench("--json"))
     assert {figure["case"] for figure in figures} == {
-        "start", "common", "yardstick", "replicas16", "load", "growth", "reference", "aimc",
+        "start", "common", "yardstick", "replicas16", "load", "growth", "mixed", "reference", "aimc",
     }  # fmt: skip
     for figure in figures:
         assert 0 < figure["process_s"] <= figure["process_median_s"]
@@ -37,6 +37,9 @@ def test_every_case_gives_figures():
     graphs = [figure for figure in figures if figure["case"] == "aimc"]
     assert len(graphs) == 7
     assert all(figure["tasks"] > 1000 for figure in graphs)
+    mixed = [figure for figure in figures if figure["case"] == "mixed"]
+    assert len(mixed) == 20
+    assert all(figure["steps"] > 100 for figure in mixed)
     engine, reference = (figure for figure in figures if figure["case"] == "reference")
     assert engine["steps"] == reference["steps"] > 0
 
