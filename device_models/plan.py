@@ -270,9 +270,10 @@ class CostPlan:
     def most_step_pj(self, tokens: int, context: int) -> int:
         """A bound of the energy of a step of `tokens` tokens that attend to `context` tokens in all, without passive
         power."""
-        energy_pj = self.experts.most_pj(tokens) if self.experts is not None else 0
+        parts = 1 if self.micro_batches is None else self.micro_batches.parts  # each reads the weights
+        energy_pj = parts * self.experts.most_pj(-(-tokens // parts)) if self.experts is not None else 0
         for row in self.rows:
-            energy_pj += row.energy.dram_const * self.data_parallel
+            energy_pj += parts * row.energy.dram_const * self.data_parallel
             energy_pj += (row.energy.dram_per_row + row.energy.compute_per_row) * tokens
         energy_pj += max(
             sum((term.dram_per_token + term.compute_per_token) * context for term in way.terms)

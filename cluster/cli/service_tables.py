@@ -10,7 +10,17 @@ from rich.text import Text
 
 from pimserve.cluster.base.figures import ABSENT, TOO_LONG, count, figure, named, scaled, share
 from pimserve.cluster.cli.terminal import headed_table
-from pimserve.cluster.client.answers import Devices, Latencies, Ledgers, Placement, Replicas, Request, Run
+from pimserve.cluster.client.answers import (
+    DeviceGroup,
+    Devices,
+    Latencies,
+    Ledgers,
+    Placement,
+    ReplicaPlacement,
+    Replicas,
+    Request,
+    Run,
+)
 
 _MOST_REPLICAS = 40  # rows; --json has all
 _BYTES_PER_GB = 10**9
@@ -178,17 +188,25 @@ def placement_table(placement: Placement) -> RenderableType:
     """Which devices replicas have."""
     table = headed_table("replica", "", "device", "devices", "KV tokens", "weights per device", left=3)
     for replica in placement.replicas[:_MOST_REPLICAS]:
-        last = replica.first_device + replica.devices - 1
-        table.add_row(
-            f"{replica.replica}",
-            replica.pool,
-            replica.device,
-            f"{replica.first_device}..{last}",
-            count(replica.kv_capacity_tokens),
-            f"{figure(replica.weights_gb_per_device)} GB",
-        )
-    split = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in placement.replicas[0].parallelism.items())
+        for number, part in enumerate(_parts(replica)):
+            table.add_row(
+                f"{replica.replica}",
+                " ".join(filter(None, (replica.pool, part.group if isinstance(part, DeviceGroup) else ""))),
+                part.device,
+                f"{part.first_device}..{part.first_device + part.devices - 1}",
+                ABSENT if number else count(replica.kv_capacity_tokens),
+                f"{figure(part.weights_gb_per_device)} GB",
+            )
+    split = "; ".join(
+        ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in part.parallelism.items())
+        for part in _parts(placement.replicas[0])
+    )
     return Group(f"{placement.model} on {placement.device} ({split})", "", table)
+
+
+def _parts(replica: ReplicaPlacement) -> Sequence[ReplicaPlacement | DeviceGroup]:
+    """Its groups of devices, that with the KV cache first, or all of them."""
+    return replica.groups or (replica,)
 
 
 def _ago(moment: datetime) -> str:

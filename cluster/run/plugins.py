@@ -17,7 +17,8 @@ def plugins_of(prepared: Prepared, routers: Iterable[str]) -> dict[str, str]:
         prepared: what ran.
         routers: that it used beside the scenario's.
     """
-    kinds = {str(pool.device.spec.model_dump()["kind"]) for pool in prepared.pools}
+    devices = [group.device for pool in prepared.pools for group in pool.members]
+    kinds = {str(device.spec.model_dump()["kind"]) for device in devices}
     used = {
         "pimserve.devices": kinds - BUILT_IN_KINDS,
         "pimserve.routers": {prepared.scenario.scheduler.router, *routers} - BUILT_IN_ROUTERS,

@@ -24,7 +24,7 @@ from pimserve.cluster.run.results import DEVICES, NUMBERS, SpanFile, UnwrittenEr
 from pimserve.cluster.run.run_summary import simulator_of, summary_of
 from pimserve.cluster.run.summary_schema import ServedSummary, Summary, UnwrittenSummary
 from pimserve.cluster.scenario.document import Scenario
-from pimserve.cluster.scenario.pools import energy_key
+from pimserve.cluster.scenario.farthest_energy import farthest_energy
 from pimserve.cluster.scenario.prepared import Prepared
 from pimserve.errors import InputError
 from pimserve.loadgen.workload import generate
@@ -91,8 +91,8 @@ def serve(
             faults=prepared.faults,
         )
     except EnergyRangeError as error:
-        key, value = energy_key(prepared.pools[0].device)
-        raise InputError(f"cluster.device.{key}", f"{value:g}: {error.message}; is its unit wrong?") from None
+        key, value = farthest_energy(scenario, prepared.pools)
+        raise InputError(key, f"{value:g}: {error.message}; is its unit wrong?") from None
     return summary_of(prepared, served), served
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from pimserve.cluster.scenario.document import Scenario
 from pimserve.cluster.scenario.interconnect import ALL_TO_ALL, RING
@@ -13,11 +12,8 @@ from pimserve.cluster.scenario.one_group import place_group
 from pimserve.cluster.scenario.placement import PlacedPool
 from pimserve.cluster.scenario.placement_spec import PlacementSpec
 from pimserve.cluster.scenario.two_groups import place_two_groups
-from pimserve.device_models.catalogue import device_names
-from pimserve.device_models.device import Device
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.plan import FS_PER_S
-from pimserve.device_models.registry import load_device
 from pimserve.device_models.routing import Routing
 from pimserve.errors import InputError
 from pimserve.scheduler.handover import Link
@@ -112,29 +108,6 @@ def _without_effect_on_groups(spec: PlacementSpec | None, model: ModelSpec) -> l
     if tensor is not None and there == {"routed_experts"}:
         notes.append("cluster.placement.experts.tensor_parallel: no effect, nothing but routed experts is there")
     return notes
-
-
-def energy_key(device: Device) -> tuple[str, float]:
-    """The energy of a description that is farthest above the usual: its key, below that of the device, and its value.
-
-    Usual are those of the catalogue's device of that name, else those of all of its kind.
-    """
-    spec = device.spec
-    known = [spec.name] if spec.name in device_names() else device_names()
-    usual = [dict(_energies(load_device(name).spec.model_dump())) for name in known]
-    energies = dict(_energies(spec.model_dump()))
-    return max(
-        energies.items(), key=lambda item: item[1] / max([figures.get(item[0], 0.0) for figures in usual] + [1e-3])
-    )
-
-
-def _energies(document: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, float]]:
-    """Figures in pJ or nJ, by dotted key."""
-    for key, value in document.items():
-        if isinstance(value, Mapping):
-            yield from _energies(value, f"{above}{key}.")
-        elif isinstance(value, int | float) and {"pj", "nj"} & set(key.split("_")):
-            yield f"{above}{key}", float(value)
 
 
 def link_of(scenario: Scenario, model: ModelSpec, pools: Sequence[PlacedPool]) -> Link:

@@ -15,12 +15,14 @@ from functools import cached_property
 
 import numpy as np
 
-from pimserve.arrays import FloatArray
+from pimserve.arrays import FloatArray, IntArray
 from pimserve.device_models.evaluate import evaluate, shape_of
-from pimserve.device_models.experts import FEATURES
+from pimserve.device_models.experts import FEATURES, LINK_FS
 from pimserve.device_models.operators import CATEGORIES, Category
 from pimserve.device_models.plan import FS_PER_S, PJ_PER_J, Chunk, CostPlan
 from pimserve.device_models.routing import POOL_SIZE, ExpertPools
+from pimserve.device_models.step import StepShape
+from pimserve.scheduler.mixed_costs import make_costs
 
 _ENERGY_OF: Mapping[Category, str] = {  # links are missing: what they take is not known
     "fc": "fc",
@@ -81,9 +83,13 @@ def stage(
             energy[f"{_ENERGY_OF[name]}_{kind}"] += coefficient * times
     experts_fs = np.zeros(1)
     if pools is not None and shape.tokens:
-        features = pools.features(np.full(POOL_SIZE, shape.tokens), np.arange(POOL_SIZE))
-        experts_fs = features[:, 0].astype(float)
+        features = _outcomes(plan, pools, shape)
+        experts_fs = features[:, FEATURES.index("time_fs")].astype(float)
         category["moe"] += float(experts_fs.mean())
+        if plan.micro_batches is not None:
+            links_fs = features[:, LINK_FS].astype(float)
+            category["communication"] += float(links_fs.mean())
+            experts_fs = experts_fs + links_fs
         energy["moe_dram"] += float(features[:, FEATURES.index("dram_pj")].mean())
         energy["moe_compute"] += float(features[:, FEATURES.index("compute_pj")].mean())
     return Stage(
@@ -93,6 +99,16 @@ def stage(
         category_s={name: value / FS_PER_S for name, value in category.items()},
         energy_j={name: value / PJ_PER_J for name, value in energy.items()},
     )
+
+
+def _outcomes(plan: CostPlan, pools: ExpertPools, shape: StepShape[int]) -> IntArray:
+    """(POOL_SIZE, features): routed experts of such a stage, and what it waits for where they have devices of their
+    own."""
+    numbers = np.arange(POOL_SIZE)
+    if plan.micro_batches is None:
+        return pools.features(np.full(POOL_SIZE, shape.tokens), numbers)
+    steps = StepShape(*(np.full(POOL_SIZE, count) for count in shape))
+    return make_costs(plan, pools, replica=0, seed=0, exact=False).experts_features(steps, numbers)
 
 
 class SteadyState:

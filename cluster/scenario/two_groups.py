@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from pimserve.cluster.scenario.device_groups import parts_in
 from pimserve.cluster.scenario.document import Scenario
 from pimserve.cluster.scenario.expert_placement import expert_weights
 from pimserve.cluster.scenario.group_link import GroupLink
 from pimserve.cluster.scenario.one_group import place_experts, place_one
 from pimserve.cluster.scenario.placement import PlacedPool
 from pimserve.cluster.scenario.placement_spec import PlacementSpec
+from pimserve.device_models.device import Precision
 from pimserve.device_models.mixed_plan import mixed_plan
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.plan import FS_PER_S
@@ -43,7 +45,10 @@ def place_two_groups(scenario: Scenario, model: ModelSpec, routing: Routing) -> 
     link = link_between(scenario, model, routing, attention, experts)
     if spec.micro_batches != "auto":
         return _joined(spec, link, attention, experts, (1,) * spec.micro_batches)
-    from_tokens, tried = _tried(scenario, spec, link, attention, experts, routing)
+    try:
+        from_tokens, tried = _tried(scenario, spec, link, attention, experts, routing)
+    except OverflowError as error:  # an energy, as times are bounded
+        raise InputError(f"{_WHERE}.experts.device", f"{error}; is the unit of an energy wrong?") from None
     pool = _joined(spec, link, attention, experts, from_tokens)
     placement = {**pool.replica.facts["placement"], "micro_batches_auto": tried}
     return replace(pool, replica=replace(pool.replica, facts={**pool.replica.facts, "placement": placement}))
@@ -125,7 +130,7 @@ def _joined(
     }
     replica = replace(
         own,
-        precision=replace(own.precision, routed_weights=other.precision.routed_weights),
+        precision=_precision(spec, link.model, own.precision, other.precision),
         facts=facts,
         warnings=tuple(dict.fromkeys((*own.warnings, *other.warnings))),
         traffic=(*own.traffic, *other.traffic, *link.traffic(spec.on_experts)),
@@ -138,3 +143,11 @@ def _joined(
         replica=replica,
         groups=(attention, experts),
     )
+
+
+def _precision(spec: PlacementSpec, model: ModelSpec, attention: Precision, experts: Precision) -> Precision:
+    """In what both groups hold the model: dense weights in the data types of all that have some."""
+    held = [attention.weights]
+    if set(parts_in(model, spec.on_experts)) != {"routed_experts"}:
+        held.append(experts.weights)
+    return replace(attention, weights=" + ".join(dict.fromkeys(held)), routed_weights=experts.routed_weights)

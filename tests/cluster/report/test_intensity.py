@@ -11,7 +11,7 @@ from pimserve.cluster.run.history import History
 from pimserve.cluster.scenario.steady_state import ClosedLoop, stage
 from pimserve.cluster.validation.op_per_byte import intensity
 from pimserve.device_models.evaluate import counts_of, evaluate, parts_of, shape_of, way_of
-from pimserve.device_models.experts import MIXED_FEATURES
+from pimserve.device_models.experts import STATION_FS
 from pimserve.device_models.operators import operators_of
 from pimserve.device_models.routing import POOL_SIZE
 from pimserve.device_models.step import StepShape
@@ -248,7 +248,7 @@ def test_operators_of_a_group_take_the_time_of_its_devices(mixed, name, prompts)
             for row in pool.plan.rows
             if row.stage == "experts" and row.category == "communication"
         )
-        work = float(features[:, MIXED_FEATURES.index("station_fs")].mean())
+        work = float(features[:, STATION_FS].mean())
         assert sum(each.seconds for each in theirs) == pytest.approx((work - links) / 1e15, rel=1e-6)
 
 

@@ -5,11 +5,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from pimserve.cluster.scenario.document import load_scenario
+from pimserve.cluster.scenario.prepared import prepare
 from pimserve.cluster.scenario.steady_state import ENERGY_PARTS, ClosedLoop, SteadyState, stage
 from pimserve.cluster.validation.duplex_metric import CLUSTERS
 from pimserve.cluster.validation.duplex_systems import SystemName, build
 from pimserve.device_models.operators import CATEGORIES
 from pimserve.device_models.plan import FS_PER_S, HOST, PJ_PER_J, CostPlan, Energy, RowTerm
+from pimserve.device_models.routing import POOL_SIZE, Routing
 
 
 def state(model: str, name: SystemName, requests: int, length: int) -> SteadyState:
@@ -120,3 +123,14 @@ def test_row_terms_of_every_kind_and_category_count() -> None:
     assert found.mean_s == sum(expected.values())
     joules = {"step_dram": 8, "attention_dram": 2 * 2, "attention_compute": 3}
     assert found.energy_j == {**dict.fromkeys(ENERGY_PARTS, 0), **joules}
+
+
+def test_stages_of_replicas_with_experts_on_devices_of_their_own_are_those_of_the_engine() -> None:
+    placement = "cluster.placement={experts: {device: h100}, micro_batches: 3}"
+    (pool,) = prepare(load_scenario(None, ["cluster.devices_per_node=2", placement])).pools
+    costs = pool.costs(Routing(), 0)
+    found = stage(pool.plan, costs.pools, decodes=8, mean_context=700, prompts=0, prompt_tokens=0)
+    engine = [costs.decode_span(step, 8, 8 * 700, 1).duration_fs(1) / FS_PER_S for step in range(POOL_SIZE)]
+    assert sorted(found.duration_s.tolist()) == pytest.approx(sorted(engine), rel=1e-12)
+    assert sum(found.category_s.values()) == pytest.approx(found.mean_s)
+    assert found.category_s["communication"] > 0

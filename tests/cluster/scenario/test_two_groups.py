@@ -8,8 +8,12 @@ import yaml
 
 from pimserve.cluster.run.run import serve
 from pimserve.cluster.scenario.document import Scenario, load_scenario, parse_scenario
+from pimserve.cluster.scenario.farthest_energy import farthest_energy
 from pimserve.cluster.scenario.prepared import Prepared, prepare
-from pimserve.device_models.routing import draw_counts, pick_probabilities
+from pimserve.device_models.evaluate import evaluate, shape_of
+from pimserve.device_models.experts import FEATURES
+from pimserve.device_models.routing import Routing, draw_counts, pick_probabilities
+from pimserve.device_models.step import StepShape
 from pimserve.errors import InputError
 
 MIXED = ["cluster.devices_per_node=2", "cluster.placement={experts: {device: h100}}", "workload.num_requests=40"]
@@ -141,6 +145,11 @@ def test_pools_may_have_groups(tmp_path: Path) -> None:
             "cluster.placement.experts",
             "does not fit: weights take 90.2 GB",
         ),
+        (
+            ["cluster.placement.experts.device={preset: h100, energy: {xpu_pj_per_bit: 9e8}}"],
+            "cluster.placement.experts.device",
+            "is the unit of an energy wrong?",
+        ),
         (["cluster.placement.experts.device=duplx"], "cluster.placement.experts.device", "duplex"),
         (["model=llama-3.1-8b"], "cluster.placement", "no routed experts"),
         (["cluster.placement={experts: attention, lm_head: experts}"], "cluster.placement", "lm_head"),
@@ -156,3 +165,40 @@ def test_what_does_not_go_is_said_with_its_place(overrides: list[str], where: st
 
 def test_the_schema_says_what_may_be_placed() -> None:
     assert "placement" in Scenario.model_json_schema()["$defs"]["ClusterSpec"]["properties"]
+
+
+def test_precision_is_that_of_all_that_hold_weights() -> None:
+    chips = "cluster.placement.experts.device=aimc-realistic"
+    held = [prepared(chips, *more).pools[0].replica.precision for more in ([], ["cluster.placement.lm_head=experts"])]
+    assert [(each.weights, each.routed_weights, each.kv_cache) for each in held] == [
+        ("bf16", "5-bit", "bf16"),
+        ("bf16 + 5-bit", "5-bit", "bf16"),
+    ]
+
+
+def test_no_step_takes_more_energy_than_its_bound() -> None:
+    """Each micro-batch reads the weights: with few tokens that is most of it."""
+    pool = prepared("cluster.placement.micro_batches=4").pools[0]
+    plan = pool.plan
+    shape = shape_of(plan, 4, 4, (), 4)
+    features = pool.costs(Routing(), 0).experts_features(StepShape(*(np.full(128, n) for n in shape)), np.arange(128))
+    moe_pj = features[:, [FEATURES.index(f"{kind}_pj") for kind in ("dram", "compute")]].sum(axis=1)
+    others_pj = sum(coefficient * times for _, coefficient, times in evaluate(plan, shape).energy)
+    bound = plan.most_step_pj(4, 4)
+    assert moe_pj.max() + others_pj <= bound
+    assert bound < 4 * (moe_pj.max() + others_pj)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "place"),
+    [
+        (["cluster.device={preset: duplex, energy: {xpu_pj_per_bit: 9e8}}"], "cluster.device.energy.xpu_pj_per_bit"),
+        (
+            ["cluster.placement.experts.device={preset: h100, energy: {xpu_pj_per_bit: 9e8}}"],
+            "cluster.placement.experts.device.energy.xpu_pj_per_bit",
+        ),
+    ],
+)
+def test_an_energy_beyond_all_counting_is_found_in_either_group(overrides: list[str], place: str) -> None:
+    found = prepared(*overrides, "cluster.placement.micro_batches=2")
+    assert farthest_energy(found.scenario, found.pools)[0] == place

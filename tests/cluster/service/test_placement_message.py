@@ -1,7 +1,10 @@
 """Which devices each replica has, as the message tells it and a client reads it."""
 
+import io
 from types import SimpleNamespace
 
+from pimserve.cluster.cli.service_tables import placement_table
+from pimserve.cluster.cli.terminal import write
 from pimserve.cluster.client.answers import Placement, read
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
@@ -24,3 +27,17 @@ def test_groups_of_devices_are_told_where_there_are_some() -> None:
     assert (attention.parts, experts.parts) == (("attention", "lm_head"), ("routed_experts",))
     assert (attention.parallelism["tensor"], experts.parallelism["tensor"]) == ("2", "4")
     assert experts.weights_gb_per_device > 20 > attention.weights_gb_per_device
+
+
+def test_the_table_has_a_row_for_each_group() -> None:
+    prepared = prepare(
+        load_scenario(None, ["cluster.devices_per_node=2", "cluster.placement={experts: {device: h100}}"])
+    )
+    file = io.StringIO()
+    write(placement_table(read(Placement, placement_of(SimpleNamespace(prepared=prepared)))), file)
+    rows = [line.split() for line in file.getvalue().splitlines()[-2:]]
+    tokens = f"{prepared.pools[0].kv_capacity_tokens:,}"
+    assert [row[:5] for row in rows] == [
+        ["0", "attention", "duplex", "0..1", tokens],
+        ["0", "experts", "h100", "2..3", "-"],
+    ]
