@@ -13,6 +13,7 @@ from pimserve.cluster.base.rpc.statuses import DeviceMismatchError, WrongStateEr
 from pimserve.cluster.distributed.devices.audit import Audit, durations
 from pimserve.cluster.distributed.devices.compile import DevicePool
 from pimserve.cluster.distributed.devices.expert_work import Work
+from pimserve.cluster.distributed.devices.layer_picks import LayerPicks
 from pimserve.cluster.distributed.devices.span_rows import Spans
 from pimserve.device_models.evaluate import evaluate, experts_rows
 from pimserve.device_models.experts import FEATURES
@@ -44,6 +45,7 @@ class ReplicaBook:
         group_pj: energy on the experts' devices, where these are others than attention's, by category and kind.
         sent: (keys of the traffic, 2), counts and bytes that left devices here.
         received: likewise, that came to them.
+        picks_sent, picks_received: the same of picks over the link between groups of devices, by MoE layer.
     """
 
     def __init__(self, pool: DevicePool, replica: int, devices: Sequence[int], audit_share: float) -> None:
@@ -58,6 +60,7 @@ class ReplicaBook:
         self.routed_pj = (0, 0)
         self.group_pj: Counter[EnergyKey] = Counter()
         self.sent, self.received = (np.zeros((len(pool.traffic.keys), 2), np.int64) for _ in range(2))
+        self.picks_sent, self.picks_received = LayerPicks(), LayerPicks()
         self._normal = self._costs = costs
         self._slowdown = NORMAL  # of what is being taken
         self._audit_share = audit_share
@@ -244,6 +247,8 @@ class ReplicaBook:
             "group_pj": [[*key, value] for key, value in self.group_pj.items()],
             "sent": self.sent.tolist(),
             "received": self.received.tolist(),
+            "picks_sent": self.picks_sent.entries(),
+            "picks_received": self.picks_received.entries(),
             "audited_rows": self._audit.rows,
         }
 
@@ -261,6 +266,7 @@ class ReplicaBook:
             if sums.shape != self.sent.shape:
                 raise ValueError("traffic of other devices")
             setattr(self, name, sums)
+        self.picks_sent, self.picks_received = LayerPicks(state["picks_sent"]), LayerPicks(state["picks_received"])
         self._audit.rows = int(state["audited_rows"])
 
 

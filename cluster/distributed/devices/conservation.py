@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from pimserve.cluster.base.rpc.statuses import DeviceMismatchError
 from pimserve.cluster.distributed.devices.flows import COMBINE, DISPATCH, kind_name
+from pimserve.cluster.distributed.devices.layer_picks import Entry as PicksEntry
 
 Entry = tuple[int, ...]  # sending replica and device, receiving replica and device, kind, count, bytes
 
@@ -16,13 +17,16 @@ Entry = tuple[int, ...]  # sending replica and device, receiving replica and dev
 class Exchanged:
     """What hosts have sent and received since the beginning of a run; entries of the same devices and kind add up.
 
-    `messages`: from host to host, by the kinds that they carried; of hosts that are there now.
+    `messages`: from host to host, by the kinds that they carried; of hosts that are there now. `picks_sent`,
+    `picks_received`: over the links between groups of devices, by MoE layer.
     """
 
     sent: list[Entry] = field(default_factory=list)
     received: list[Entry] = field(default_factory=list)
     messages: Counter[int] = field(default_factory=Counter)
     message_bytes: int = 0
+    picks_sent: list[PicksEntry] = field(default_factory=list)
+    picks_received: list[PicksEntry] = field(default_factory=list)
 
     def __add__(self, other: Exchanged) -> Exchanged:
         return Exchanged(
@@ -30,6 +34,8 @@ class Exchanged:
             self.received + other.received,
             self.messages + other.messages,
             self.message_bytes + other.message_bytes,
+            self.picks_sent + other.picks_sent,
+            self.picks_received + other.picks_received,
         )
 
     def totals(self) -> dict[Entry, tuple[int, int]]:

@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
+from operator import attrgetter
 
 import grpc
 import numpy as np
@@ -25,6 +26,7 @@ from pimserve.cluster.distributed.devices.exchange import (
     traffic_table,
 )
 from pimserve.cluster.distributed.devices.host_memory import DeviceKey, HostState
+from pimserve.cluster.distributed.devices.layer_picks import to_picks_table
 from pimserve.cluster.distributed.devices.ledgers import ledger_message, ledgers_of
 from pimserve.cluster.distributed.devices.peers import Inbox, Peers
 from pimserve.cluster.distributed.devices.span_rows import Spans, from_rows_table, span_of_step
@@ -321,12 +323,18 @@ class _Service(DeviceServiceServicer):
                 pb.MessageCount(kind=kind, messages=count)  # type: ignore[arg-type]
                 for kind, count in sorted(self._messages.items())
             ]
+            picks_sent, picks_received = (
+                to_picks_table((book.replica, *entry) for book in state.books.values() for entry in of(book).entries())
+                for of in (attrgetter("picks_sent"), attrgetter("picks_received"))
+            )
             return pb.ReadTrafficResponse(
                 window=state.closed,
                 sent=sent,
                 received=received,
                 messages=messages,
                 message_bytes=self._message_bytes,
+                picks_sent=picks_sent,
+                picks_received=picks_received,
             )
 
     def ReadLedgers(self, request: pb.ReadLedgersRequest, context: _Context) -> pb.ReadLedgersResponse:  # noqa: N802

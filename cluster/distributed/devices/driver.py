@@ -24,6 +24,7 @@ from pimserve.cluster.distributed.devices.compile import numbers_per_step, parse
 from pimserve.cluster.distributed.devices.conservation import Exchanged, check_conservation
 from pimserve.cluster.distributed.devices.exchange import device_ids, from_traffic_table, to_hand_over_table
 from pimserve.cluster.distributed.devices.host_client import HostConnection, all_of, call_all
+from pimserve.cluster.distributed.devices.layer_picks import check_layers, from_picks_table
 from pimserve.cluster.distributed.devices.ledgers import DeviceLedger, from_ledger_message
 from pimserve.cluster.distributed.devices.span_rows import Spans
 from pimserve.cluster.distributed.recovery import ReplayLog
@@ -92,7 +93,9 @@ class DeviceDriver:
         self._places = dict(hosts)
         document = parse_scenario(scenario)
         model = document.load_model()
-        self._picks_per_token = picks_per_token(model)
+        self._moe_layers, self._picks_per_token = model.moe_layers, picks_per_token(model)
+        placed = {name for name in document.pools if document.of_pool(name).cluster.two_groups is not None}
+        self._linked = {key[0] for place in hosts.values() for pool in placed for key in place.devices.get(pool, ())}
         self._connections = {name: self._connect_to(name) for name in hosts}
         replicas = {name: frozenset(replica for replica, _ in place.all_devices) for name, place in hosts.items()}
         self.log: ReplayLog[bytes, Message | WindowEnd] = ReplayLog()
@@ -208,16 +211,22 @@ class DeviceDriver:
             self.closed, self._ending = window, None
         traffic = self.traffic()
         check_conservation(traffic, self.picks())
+        of_layer = {replica: self.picks()[replica] // self._moe_layers for replica in sorted(self._linked)}
+        check_layers(traffic.picks_sent, traffic.picks_received, self._moe_layers, of_layer)
         return traffic
 
     def traffic(self) -> Exchanged:
         """What was sent and received by the end of the last window."""
         exchanged = Exchanged()
-        for name, response in self._ask("ReadTraffic", pb.ReadTrafficRequest()).items():
-            sent = from_traffic_table(response.sent, f"device host {name}.sent")
-            received = from_traffic_table(response.received, f"device host {name}.received")
+        for host, response in self._ask("ReadTraffic", pb.ReadTrafficRequest()).items():
+            sent = from_traffic_table(response.sent, f"device host {host}.sent")
+            received = from_traffic_table(response.received, f"device host {host}.received")
             messages = Counter({int(count.kind): count.messages for count in response.messages})
-            exchanged += Exchanged(sent, received, messages, response.message_bytes)
+            picks = (
+                from_picks_table(getattr(response, name), f"device host {host}.{name}")
+                for name in ("picks_sent", "picks_received")
+            )
+            exchanged += Exchanged(sent, received, messages, response.message_bytes, *picks)
         return exchanged
 
     def picks(self) -> dict[int, int]:

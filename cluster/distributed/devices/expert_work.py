@@ -80,6 +80,10 @@ class PooledExperts:
         """Of these devices, those to which something is sent; the others get the same as the one before."""
         return list(devices[:1])
 
+    def layer_picks(self, sent: Mapping[Pair, Matrix], steps: IntArray) -> dict[Pair, IntArray]:
+        """Nothing passes between groups of devices."""
+        return {}
+
     def draw(self, spans: StepShape[IntArray], first_steps: IntArray) -> PooledTurn:
         """What the gate says to spans, (n,) each; `first_steps`: numbers of their first steps."""
         return PooledTurn(self._spans, self._senders, self._devices, spans.tokens, first_steps, spans.steps)
@@ -179,6 +183,18 @@ class ExactExperts:
         for device in self.dispatch.of_experts(devices):
             firsts.setdefault(self.dispatch.group_of(device), device)
         return list(firsts.values())
+
+    def layer_picks(self, sent: Mapping[Pair, Matrix], steps: IntArray) -> dict[Pair, IntArray]:
+        """Between groups of devices, picks by MoE layer, (layers,), to the first device of each expert group."""
+        if not self.dispatch.over_link:
+            return {}
+        firsts = range(self.dispatch.first, self.dispatch.end, self.dispatch.slices)
+        shape = -1, self.term.layers, self.per_group
+        return {
+            pair: matrix.reshape(shape).sum(axis=(0, 2), dtype=np.int64)
+            for pair, matrix in sent.items()
+            if pair[1] in firsts
+        }
 
     def draw(self, spans: StepShape[IntArray], first_steps: IntArray) -> ExactTurn:
         """The gate's draw for single steps, (n,) each; `first_steps`: their numbers."""

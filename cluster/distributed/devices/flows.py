@@ -106,6 +106,11 @@ class Dispatch:
         """Those of these devices that have experts."""
         return [device for device in devices if device >= self.first]
 
+    @property
+    def over_link(self) -> bool:
+        """Whether experts are on devices of their own."""
+        return self.first > 0
+
     def group_of(self, device: int) -> int:
         """The expert group of a device that has experts."""
         return (device - self.first) // self.slices

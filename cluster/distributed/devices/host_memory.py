@@ -203,6 +203,8 @@ class HostState:
         book.take(spans, turn.work)
         book.sent += turn.counted(turn.sent)
         book.received += turn.counted(turn.received)
+        book.picks_sent.add(turn.layer_picks(turn.sent))
+        book.picks_received.add(turn.layer_picks(turn.received))
         return duration
 
     def close(self, window: int, batches: int) -> None:

@@ -20,7 +20,7 @@ from pimserve.device_models.evaluate import parts_of
 from pimserve.device_models.experts import FEATURES
 from pimserve.device_models.routing import POOL_SIZE
 from pimserve.device_models.step import StepShape, each_step
-from pimserve.scheduler.exact import exact_sum
+from pimserve.scheduler.exact import exact_dot, exact_sum
 from pimserve.scheduler.mixed_costs import MixedCosts
 
 _ANSWERED = FEATURES[1:]  # beside the times of layers
@@ -58,6 +58,15 @@ class MixedExperts:
     def receivers(self, devices: Sequence[int]) -> list[int]:
         """Of these devices, those to which something is sent; others with experts get the same as the one before."""
         return self.dispatch.of_experts(devices)[:1]
+
+    def layer_picks(self, sent: Mapping[Pair, Matrix], steps: IntArray) -> dict[Pair, IntArray]:
+        """Picks by MoE layer, (layers,), of tokens that were dispatched to the first device in spans of these steps."""
+        found = {}
+        for pair, matrix in sent.items():
+            if pair[1] == self.dispatch.first:
+                tokens = exact_dot(matrix[:, ::2].sum(axis=1, dtype=np.int64), steps)
+                found[pair] = np.full(self.layers, tokens * self.pools.term.top_k)
+        return found
 
     def draw(self, spans: StepShape[IntArray], first_steps: IntArray) -> MixedTurn:
         """What the gate says to spans, (n,) each; `first_steps`: numbers of their first steps."""

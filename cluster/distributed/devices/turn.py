@@ -196,6 +196,14 @@ class Turn:
             total[places] += exchange.flows[:, 3:]
         return total
 
+    def layer_picks(self, exchanges: Sequence[Exchange]) -> dict[Pair, IntArray]:
+        """Picks that these dispatch over the link between groups of devices, by MoE layer, (layers,)."""
+        experts = self._routes.experts
+        if experts is None:
+            return {}
+        dispatched = [exchange.matrices for exchange in exchanges if exchange.phase == DISPATCHED]
+        return experts.layer_picks({pair: of[pair] for of in dispatched for pair in of}, self._steps.astype(np.int64))
+
     def _expected(self, phase: int, sender: str, receiver: str) -> Exchange:
         """What a host sends to this one, or this one to a host."""
         known = self._expected_of.get((phase, sender, receiver))

@@ -569,7 +569,9 @@ class ExchangeTokensRequest(google.protobuf.message.Message):
     @property
     def matrices(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ExpertMatrix]:
         """Where the replica has routed experts whose load counts: from each device of the sending host, to the first device
-        of each expert group that is on the receiving one (with pooled routing to the first device).
+        of each expert group that is on the receiving one (with pooled routing to the first device). Where attention and
+        experts have devices of their own, only the former dispatch, only the latter receive, and results come back to the
+        first device with attention on a host.
         """
 
     def __init__(
@@ -589,7 +591,11 @@ global___ExchangeTokensRequest = ExchangeTokensRequest
 
 @typing.final
 class ExpertMatrix(google.protobuf.message.Message):
-    """Whole numbers from device to device, a row for each span, row by row, little-endian."""
+    """Whole numbers from device to device, a row for each span, row by row, little-endian. Where attention and experts have
+    devices of their own, a row has micro-batch by micro-batch what is said below; with pooled routing COMBINE has a row
+    for each step instead, with the times of all layers, and then busy fs of both units, those of the busiest device, DRAM
+    and compute pJ of all of them together.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -783,6 +789,8 @@ class ReadTrafficResponse(google.protobuf.message.Message):
     RECEIVED_FIELD_NUMBER: builtins.int
     MESSAGES_FIELD_NUMBER: builtins.int
     MESSAGE_BYTES_FIELD_NUMBER: builtins.int
+    PICKS_SENT_FIELD_NUMBER: builtins.int
+    PICKS_RECEIVED_FIELD_NUMBER: builtins.int
     window: builtins.int
     message_bytes: builtins.int
     """Of all of these messages together, serialised."""
@@ -799,6 +807,15 @@ class ReadTrafficResponse(google.protobuf.message.Message):
     def messages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___MessageCount]:
         """What this process of the host has sent to other hosts to carry it."""
 
+    @property
+    def picks_sent(self) -> pimserve.v1.columns_pb2.Table:
+        """Where attention and experts have devices of their own, picks of experts that passed between them, by MoE layer, as
+        senders and receivers have counted them. int32: replica, from_device, to_device (the first one of an expert group,
+        with pooled routing the first of all), layer; int64: picks.
+        """
+
+    @property
+    def picks_received(self) -> pimserve.v1.columns_pb2.Table: ...
     def __init__(
         self,
         *,
@@ -807,9 +824,11 @@ class ReadTrafficResponse(google.protobuf.message.Message):
         received: pimserve.v1.columns_pb2.Table | None = ...,
         messages: collections.abc.Iterable[global___MessageCount] | None = ...,
         message_bytes: builtins.int = ...,
+        picks_sent: pimserve.v1.columns_pb2.Table | None = ...,
+        picks_received: pimserve.v1.columns_pb2.Table | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["received", b"received", "sent", b"sent"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["message_bytes", b"message_bytes", "messages", b"messages", "received", b"received", "sent", b"sent", "window", b"window"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["picks_received", b"picks_received", "picks_sent", b"picks_sent", "received", b"received", "sent", b"sent"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["message_bytes", b"message_bytes", "messages", b"messages", "picks_received", b"picks_received", "picks_sent", b"picks_sent", "received", b"received", "sent", b"sent", "window", b"window"]) -> None: ...
 
 global___ReadTrafficResponse = ReadTrafficResponse
 

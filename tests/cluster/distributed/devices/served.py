@@ -76,7 +76,10 @@ SCENARIOS: Mapping[str, dict[str, Any]] = {
         "cluster": {
             "device": "duplex",
             "devices_per_node": 2,
-            "placement": {"experts": {"device": "h100", "devices_per_node": 4, "experts": "tp"}, "micro_batches": 3},
+            "placement": {
+                "experts": {"device": "h100", "nodes": 2, "devices_per_node": 2, "experts": "tp"},
+                "micro_batches": 3,
+            },
         },
         "routing": {"popularity": "zipf", "zipf_exponent": 1.0, "mode": "exact"},
     },

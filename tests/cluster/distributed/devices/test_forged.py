@@ -113,13 +113,13 @@ CASES: list[tuple[str, int, Forge, str]] = [
     ("mixed", COMBINED, cut_matrix, rf"{_BACK}, all layers: \d+ numbers came, \d+ x 70 numbers"),
     ("mixed", DISPATCHED, flow(flows.DISPATCH, bytes=1), r"dispatch in all layers from device 0 to device 3: "),
     ("mixed", COMBINED, flow(flows.COMBINE, count=1), r"combine in all layers from device 2 to device 1: "),
-    ("mixed-exact", DISPATCHED, one_more(SENT, 9), rf"{_TO_EXPERTS}: .* for expert 1 in MoE layer 1, micro-batch 0"),
-    ("mixed-exact", DISPATCHED, one_more(SENT, 300), rf"{_TO_EXPERTS}: .* expert 4 in MoE layer 5, micro-batch 1"),
+    ("mixed-exact", DISPATCHED, one_more(SENT, 9), rf"{_TO_EXPERTS}: .* for expert 1 in MoE layer 2, micro-batch 0"),
+    ("mixed-exact", DISPATCHED, one_more(SENT, 300), rf"{_TO_EXPERTS}: .* expert 0 in MoE layer 11, micro-batch 2"),
     (
         "mixed-exact",
         COMBINED,
         one_more(RESULT, 160),
-        rf"{_BACK}: [\d,]+ time_fs of expert group 0 in MoE layer 0, micro",
+        rf"{_BACK}: [\d,]+ time_fs of expert group 0 in MoE layer 0, micro-batch 1",
     ),
     ("aimc", COMBINED, flow(flows.COMBINE, to_device=2), r"combine in all layers from device \d to device 1: 0 of 0"),
 ]
