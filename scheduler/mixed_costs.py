@@ -20,7 +20,7 @@ from pimserve.device_models.experts import FEATURES, LINK_FS, MIXED_FEATURES, ST
 from pimserve.device_models.memo import Memo
 from pimserve.device_models.micro_batches import MicroBatches
 from pimserve.device_models.plan import ChunkShape, CostPlan
-from pimserve.device_models.round_trips import schedule_fs
+from pimserve.device_models.round_trips import PartTimes, schedule_fs
 from pimserve.device_models.routing import POOL_SIZE, ExpertPools
 from pimserve.device_models.step import N, StepShape, StepTuple
 from pimserve.scheduler.costs import ReplicaCosts
@@ -89,16 +89,20 @@ class MixedCosts(ReplicaCosts):
     ) -> tuple[StepTuple[int], int]:
         """As of any replica."""
         shape = step_of(self._timing, decodes, context, chunks, outputs, self._chunk_cost)
-        whole = StepShape(*shape)
+        once, parts = self.parts_of_step(StepShape(*shape), step)
+        return shape, once + schedule_fs(parts)
+
+    def parts_of_step(self, shape: StepShape[int], step: int) -> tuple[int, list[PartTimes[int]]]:
+        """(time before its micro-batches begin, fs, how long these take at each stage) of the step of that number."""
         micro, layers = self._micro, self._micro.counts[0]
-        parts = [
+        parts: list[PartTimes[int]] = [
             micro.part(
                 self._rows.of(part), self._timing.layers_fs(part) // layers, self._routed(part.tokens, step, place)
             )
-            for place, part in enumerate(micro.split(whole, self.plan.data_parallel))
+            for place, part in enumerate(micro.split(shape, self.plan.data_parallel))
             if part.tokens
         ]
-        return shape, once_fs(self.plan, whole) + schedule_fs(parts)
+        return once_fs(self.plan, shape), parts
 
     def decode_span(self, step: int, decodes: int, context: int, most: int) -> Span:
         """As of any replica; within a span the time of attention's devices grows evenly."""

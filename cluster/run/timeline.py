@@ -1,7 +1,9 @@
 """A finished run as a timeline for Perfetto (ui.perfetto.dev) and chrome://tracing: Chrome's trace event format, JSON.
 
 A process for each replica, with a track of its steps, a counter for each unit of its devices, and counters of its
-batch; another process for requests, one track each: waiting, prefill, decode. Times are simulated microseconds.
+batch; another process for requests, one track each: waiting, prefill, decode. Where experts have devices of their own,
+there are counters of what both groups do or wait for, and lanes with the micro-batches of some steps. Times are
+simulated microseconds.
 """
 
 from __future__ import annotations
@@ -16,15 +18,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimserve.cluster.base.files import output_file
+from pimserve.cluster.run.group_schema import TIMES
 from pimserve.cluster.run.history import History, ends_ps
 from pimserve.cluster.run.replica_progress import ReplicaProgress
+from pimserve.cluster.run.step_schedule import LANES, sampled_steps
+from pimserve.cluster.scenario.placement_spec import GROUPS
+from pimserve.device_models.plan import HOST
+from pimserve.scheduler.group_times import group_times
 from pimserve.scheduler.requests import FINISHED
 
 MOST_SLICES = 20_000  # of steps of a replica; more are put together
 MOST_IN_ALL = 200_000  # of steps of all replicas, so that a browser can hold it
 MOST_REQUESTS = 1_000
 _BINS = 500  # of counters
-_PS_PER_US = 10**6
+_PS_PER_US, _FS_PER_US = 10**6, 10**9
 _REQUESTS_PID = 0
 _MOMENTS = ("arrival", "first_scheduled", "first_token", "finish")
 
@@ -71,6 +78,7 @@ def _events(history: History, progress: Sequence[ReplicaProgress], most_requests
         yield _track(pid, 1, "steps")
         yield from _steps(pid, history.spans[replica], most)
         yield from _units(pid, history.spans[replica], progress[replica], history.end_s)
+        yield from _groups(pid, history, replica, most)
     yield from _process(_REQUESTS_PID, "requests", len(engines) + 1)
     yield from _requests(history.requests[:most_requests], history.numbers[:most_requests])
 
@@ -122,15 +130,36 @@ def _steps(pid: int, spans: NDArray[Any], most: int) -> Iterator[Event]:
 
 
 def _units(pid: int, spans: NDArray[Any], progress: ReplicaProgress, end_s: float) -> Iterator[Event]:
-    """Busy share of each unit in each of some hundred bins, which begin where spans do."""
+    """Busy share of each unit, and what groups do, in each of some hundred bins, which begin where spans do."""
     starts_ps = spans["begin_ps"][:: -(-len(spans) // _BINS) or 1].tolist()
     before: dict[str, float] = {}
     for begin_ps, end_ps in pairwise([*starts_ps, round(end_s * 1e12)]):
-        busy = progress.until(end_ps, last=begin_ps == starts_ps[-1]).busy_s
-        for unit, seconds in busy.items():
-            share = (seconds - before.get(unit, 0.0)) / ((end_ps - begin_ps) / 1e12)
-            yield _counter(pid, begin_ps / _PS_PER_US, f"{unit} busy, %", round(100 * share, 3))
-        before = dict(busy)
+        ledger = progress.until(end_ps, last=begin_ps == starts_ps[-1])
+        now = {f"{unit} busy": seconds for unit, seconds in ledger.busy_s.items()}
+        if ledger.stage_s:
+            both = group_times(ledger.step_s, ledger.busy_s.get(HOST, 0.0), ledger.stage_s, end_ps / 1e12)
+            for group, times in zip(GROUPS, both, strict=True):
+                now |= {f"{group}: {TIMES[part]}": seconds for part, seconds in times._asdict().items()}
+        for name, seconds in now.items():
+            share = (seconds - before.get(name, 0.0)) / ((end_ps - begin_ps) / 1e12)
+            yield _counter(pid, begin_ps / _PS_PER_US, f"{name}, %", round(100 * share, 3))
+        before = now
+
+
+def _groups(pid: int, history: History, replica: int, most: int) -> Iterator[Event]:
+    """Of some steps, where each micro-batch is when, in a lane for each group of devices and each way of the link."""
+    for number, (begin_ps, stays) in enumerate(sampled_steps(history, replica, most)):
+        if not number:
+            for lane, name in enumerate(LANES):
+                yield _track(pid, 2 + lane, f"{name}, some steps")
+        for stay in stays:
+            if stay.end_fs > stay.begin_fs:
+                yield {
+                    **{"ph": "X", "pid": pid, "tid": 2 + stay.lane, "name": f"micro-batch {stay.part}"},
+                    **{"ts": begin_ps / _PS_PER_US + stay.begin_fs / _FS_PER_US},
+                    **{"dur": (stay.end_fs - stay.begin_fs) / _FS_PER_US, "cat": "groups"},
+                    "args": {"visit to the experts": stay.visit},
+                }
 
 
 def _requests(requests: NDArray[Any], numbers: NDArray[np.int64]) -> Iterator[Event]:

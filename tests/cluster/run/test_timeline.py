@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pimserve.cluster.run import timeline
@@ -157,3 +158,47 @@ def test_what_must_not_be_replaced(results, tmp_path):
     write_timeline(results[0], tmp_path / "link.json")
     assert (tmp_path / "link.json").is_symlink()
     assert "traceEvents" in json.loads((tmp_path / "file.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mixed") / "run"
+    placement = "cluster.placement={experts: {device: aimc-realistic}, micro_batches: 2, link: {gb_per_s: 50}}"
+    overrides = ["cluster.devices_per_node=2", placement, "workload.num_requests=20"]
+    return folder, run(prepare(load_scenario(None, overrides)), folder)
+
+
+def test_micro_batches_of_a_step_go_round_and_end_with_it(mixed, tmp_path):
+    events, _ = events_of(mixed, tmp_path)
+    lanes = {event["tid"]: event["args"]["name"] for event in events if event["name"] == "thread_name"}
+    assert lanes == {1: "steps"} | {
+        2 + place: f"{name}, some steps" for place, name in enumerate(("attention", "dispatch", "experts", "combine"))
+    }
+    slices = [event for event in events if event["ph"] == "X"]
+    spans = load_table(mixed[0], "steps")
+    begins = spans["begin_ps"] / 1e6
+    ends = defaultdict(float)
+    for event in slices:
+        if event["tid"] != 1:
+            span = int(np.searchsorted(begins, event["ts"] + 1e-6, side="right")) - 1
+            ends[span] = max(ends[span], event["ts"] + event["dur"])
+    single = [span for span in ends if spans["steps"][span] == 1]
+    assert len(single) > 10
+    for span in single:
+        assert ends[span] - begins[span] == pytest.approx(spans["duration_fs"][span] / 1e9, rel=1e-6)
+    for tid, name in lanes.items():
+        mine = sorted((event["ts"], event["dur"]) for event in slices if event["tid"] == tid)
+        assert all(ts + dur <= after + 1e-6 for (ts, dur), (after, _) in pairwise(mine)), name
+
+
+def test_counters_of_groups_come_to_their_shares_of_the_run(mixed, tmp_path):
+    events, _ = events_of(mixed, tmp_path)
+    end_us = mixed[1]["end_s"] * 1e6
+    for group in ("attention", "experts"):
+        shares = mixed[1]["groups"][group]["shares_of_time"]
+        for name, key in (("working", "working"), ("waiting for the link", "link"), ("without a step", "work")):
+            counted = [(e["ts"], e["args"]["value"]) for e in events if e["name"] == f"{group}: {name}, %"]
+            until = [at for at, _ in counted[1:]] + [end_us]
+            area = sum(value * (end - at) for (at, value), end in zip(counted, until, strict=True)) / 100 / end_us
+            before = counted[0][0] / end_us if key == "work" else 0.0  # nothing is drawn before the first step
+            assert area + before == pytest.approx(shares[key], abs=2e-4)
