@@ -27,7 +27,7 @@ from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.row_times import RowTimes
 
 _STEPS_TOGETHER = 4096  # of which schedules are worked out in one go
-_COLUMNS_FROM = 12  # steps that are worked out sooner as columns than one by one
+_COLUMNS_FROM = 7  # steps of a span that are worked out sooner as columns, in closed form as a rule, than one by one
 _OUTCOMES_KEPT = 8192  # of which the time of each layer is kept
 _TIME = FEATURES.index("time_fs")
 
