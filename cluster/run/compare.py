@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pimserve.cluster.base.figures import ABSENT, known, named
+from pimserve.cluster.run.group_tables import devices_text
+from pimserve.cluster.run.placement_label import with_labels
 from pimserve.cluster.run.read_summary import load_summary
 from pimserve.cluster.run.run_figures import FIGURES, RunFigure, value_at
 from pimserve.cluster.run.run_times import ended_at, newer_runs
@@ -45,9 +47,8 @@ class Run:
     @property
     def title(self) -> str:
         """The run's name, what it ran on, and when."""
-        told = (getattr(self.summary, key) for key in ("name", "model", "devices", "device"))
-        name, model, devices, device = ("?" if value is None else value for value in told)
-        return f"{name}: {model} on {devices} {device}" + (f", {self.ended}" if self.ended else "")
+        name, model = (getattr(self.summary, key) or "?" for key in ("name", "model"))
+        return f"{name}: {model} on {devices_text(self.summary)}" + (f", {self.ended}" if self.ended else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +89,8 @@ class Comparison:
 
     @property
     def differences_by_section(self) -> Mapping[str, tuple[Any, ...]]:
-        """The differences with the figures of one section of a device in one line, as text."""
-        return _in_sections(self.differences)
+        """The differences with figures of one section of a device in one line, as text, and placements as labels."""
+        return _in_sections(with_labels(self.differences))
 
     def document(self) -> dict[str, Any]:
         """The comparison as one JSON object."""

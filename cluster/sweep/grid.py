@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from pimserve.cluster.run.placement_label import placement_label
 from pimserve.cluster.scenario.check import Check
 from pimserve.cluster.scenario.document import Scenario, load_scenario
 from pimserve.cluster.scenario.prepared import scenario_digest
@@ -212,8 +213,10 @@ def labels(paths: Sequence[str]) -> list[str]:
 
 
 def shown(value: object) -> str:
-    """A value of the grid for people: a mapping by its preset or name."""
+    """A value of the grid for people: a mapping by its preset or name, a placement by what is on which devices."""
     if isinstance(value, Mapping):
+        if label := placement_label(value):
+            return label
         return str(next((value[key] for key in _NAMES if value.get(key)), _yaml(value)))
     return _yaml(value)
 
