@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from pimserve.device_models.expert_layout import Slots
+from pimserve.device_models.expert_programming import ExpertProgramming
 from pimserve.device_models.experts import ExpertTerm
 from pimserve.device_models.kernels import Collectives, Kernels, load_kernels
 from pimserve.device_models.kv_groups import NO_WINDOWS, KvGroups
@@ -188,6 +189,8 @@ class Fitted:
     between devices beside the collectives, and `point_to_point` works out from which to which; None: collectives are
     all that passes. `roofs` are those of its units; empty: one, of the memory and the 16-bit peak of the key figures.
     `expert_decision` is the demand's where that makes a difference to the plan, else "exact"; None: not said.
+    `expert_programming` works out what writing routed experts anew takes, where that happens during a run (None: not
+    known).
     """
 
     plan: CostPlan
@@ -207,6 +210,7 @@ class Fitted:
     kv_groups: KvGroups = NO_WINDOWS
     kv_memory_tokens: int | None = None
     expert_decision: ExpertDecision | None = None
+    expert_programming: Callable[[], ExpertProgramming | None] | None = field(default=None, compare=False)
 
 
 class Device(Protocol):

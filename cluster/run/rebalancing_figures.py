@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from pimserve.arrays import IntArray
+from pimserve.cluster.run.programming_figures import Layouts, programming_caveats, programming_facts
 from pimserve.cluster.scenario.placement import PlacedPool
 from pimserve.cluster.scenario.prepared import Prepared
+from pimserve.device_models.aimc.crossbar_experts import CrossbarExperts
 from pimserve.device_models.expert_layout import Slots, layer_loads
 from pimserve.device_models.experts import ExpertTerm
 from pimserve.device_models.model import BYTES_PER_ELEMENT
@@ -24,50 +26,66 @@ def rebalancing_facts(prepared: Prepared, pool: PlacedPool, end_s: float) -> dic
     """Of one replica; empty where nothing was rebalanced in a run that ended then.
 
     `times`: layouts that took effect. `experts_moved`: weights of an expert of a layer that came to a group of devices
-    without them. `longest_transfer_s`: of one layout, until the busiest device has sent and received its part, over the
-    slowest of the links that there are. `joules`: reading them at the one end and writing them at the other, each as
-    the device reads weights; links draw nothing beside their device. `imbalance_before` and `imbalance_after`: load of
-    the busiest group over the mean, in the mean over layouts and layers, by the popularities of the time at which a
-    layout takes effect, of the layout before and of the new one.
+    without them. `imbalance_before` and `imbalance_after`: load of the busiest group over the mean, in the mean over
+    layouts and layers, by the popularities of the time at which a layout takes effect, of the layout before and of the
+    new one. What else there is hangs on whether weights are moved, or programmed anew.
     """
-    term, drift, model = pool.plan.experts, prepared.routing.drift, prepared.model
-    if not isinstance(term, ExpertTerm) or not term.rebalance_every or drift is None or model.moe is None:
+    term, drift = pool.plan.experts, prepared.routing.drift
+    if not isinstance(term, ExpertTerm | CrossbarExperts) or not term.rebalance_every or drift is None:
         return {}
-    cluster = prepared.scenario.of_pool(pool.name).cluster
+    interval_s = term.rebalance_every * drift.interval_fs / FS_PER_S
+    routing, seed = prepared.routing, prepared.scenario.run.seed
+    last = max(BEHIND - 1, math.ceil(end_s / interval_s) - 1)
+    layouts, imbalance = [], []
+    for number in range(BEHIND, last + 1):
+        epoch = number * term.rebalance_every
+        before, after = (placed_at(term, routing, seed, at).slots for at in (epoch - 1, epoch))
+        layouts.append((before, after))
+        loads = routing.expected_loads(term.experts, term.top_k, seed, range(epoch, epoch + 1)).tolist()
+        imbalance.append([_imbalance(slots, loads, term) for slots in (before, after)])
+    facts: dict[str, Any] = {"interval_s": interval_s, "times": len(layouts)}
+    if layouts:
+        before_mean, after_mean = np.mean(imbalance, axis=0).tolist()
+        if isinstance(term, ExpertTerm):
+            facts |= _moving_facts(prepared, pool, term, layouts)
+        else:
+            facts |= programming_facts(term, layouts, pool.members[-1].replica.expert_programming)
+        facts |= {"imbalance_before": before_mean, "imbalance_after": after_mean}
+    return facts
+
+
+def _moving_facts(prepared: Prepared, pool: PlacedPool, term: ExpertTerm, layouts: Sequence[Layouts]) -> dict[str, Any]:
+    """What weights take that move over links.
+
+    `longest_transfer_s`: of one layout, until the busiest device has sent and received its part, over the slowest of
+    the links that there are. `joules`: reading weights at the one end and writing them at the other, each as the device
+    reads weights; links draw nothing beside their device.
+    """
+    model, cluster = prepared.model, prepared.scenario.of_pool(pool.name).cluster
+    assert model.moe is not None
     if pool.groups:
         cluster = cluster.of_group("experts")
     holders = pool.members[-1]
-    interval_s = term.rebalance_every * drift.interval_fs / FS_PER_S
-    seed, slices = prepared.scenario.run.seed, holders.devices_per_replica // term.groups
+    slices = holders.devices_per_replica // term.groups
     expert_bytes = model.moe.expert_parameters(model.hidden) * BYTES_PER_ELEMENT[model.routed_dtype]
     links = [holders.device.spec.link_gb_per_s, *([cluster.node_gb_per_s] if cluster.nodes > 1 else [])]
-    moved, busiest, imbalance = 0, 0, []
-    last = max(BEHIND - 1, math.ceil(end_s / interval_s) - 1)
-    for number in range(BEHIND, last + 1):
-        epoch = number * term.rebalance_every
-        before, after = (placed_at(term, prepared.routing, seed, at).slots for at in (epoch - 1, epoch))
-        sent, received = _moves(before, after, term)
-        moved += int(received.sum())
-        busiest = max(busiest, int(sent.max()), int(received.max()))
-        loads = prepared.routing.expected_loads(term.experts, term.top_k, seed, range(epoch, epoch + 1)).tolist()
-        imbalance.append([_imbalance(slots, loads, term) for slots in (before, after)])
-    facts: dict[str, Any] = {"interval_s": interval_s, "times": len(imbalance)}
-    if imbalance:
-        before_mean, after_mean = np.mean(imbalance, axis=0).tolist()
-        facts |= {
-            "experts_moved": moved,
-            "gb_moved": moved * expert_bytes / _BYTES_PER_GB,
-            "longest_transfer_s": busiest * expert_bytes / slices / (min(links) * _BYTES_PER_GB),
-            "joules": 2 * moved * term.units[0].weight_pj / PJ_PER_J,
-            "imbalance_before": before_mean,
-            "imbalance_after": after_mean,
-        }
-    return facts
+    moves = [_moves(before, after, term) for before, after in layouts]
+    moved = sum(int(received.sum()) for _, received in moves)
+    busiest = max(int(np.maximum(sent, received).max()) for sent, received in moves)
+    return {
+        "experts_moved": moved,
+        "gb_moved": moved * expert_bytes / _BYTES_PER_GB,
+        "longest_transfer_s": busiest * expert_bytes / slices / (min(links) * _BYTES_PER_GB),
+        "joules": 2 * moved * term.units[0].weight_pj / PJ_PER_J,
+    }
 
 
 def rebalancing_caveats(facts: Mapping[str, Any]) -> Iterator[str]:
     """What must be read beside the figures of a run, in sentences; `facts` as `rebalancing_facts` gives them."""
     if not facts.get("experts_moved"):
+        return
+    if "gb_moved" not in facts:
+        yield from programming_caveats(facts)
         return
     yield (
         f"rebalancing experts moved {facts['gb_moved']:.3g} GB in each replica beside its steps, which neither wait "
@@ -96,7 +114,7 @@ def _moves(before: Sequence[Slots], after: Sequence[Slots], term: ExpertTerm) ->
     return sent, received
 
 
-def _imbalance(slots: Sequence[Slots], loads: Sequence[Sequence[float]], term: ExpertTerm) -> float:
+def _imbalance(slots: Sequence[Slots], loads: Sequence[Sequence[float]], term: ExpertTerm | CrossbarExperts) -> float:
     """Load of the busiest group over the mean, in the mean over layers."""
     of_groups = layer_loads(slots, loads)
     of_groups = of_groups.reshape(len(of_groups), term.groups, -1).sum(axis=2)

@@ -51,7 +51,7 @@ class RebalanceSpec(BaseModel):
 
 
 class ExpertPlacementSpec(BaseModel):
-    """Which routed expert is on which devices of a replica; devices that place experts themselves refuse it.
+    """Which routed expert is on which devices of a replica; where devices place experts themselves, it is refused.
 
     Copies of an expert share its tokens evenly.
     """

@@ -10,6 +10,7 @@ from typing import Any
 from pimserve.cluster.scenario.interconnect import Interconnect, beyond_measured
 from pimserve.device_models.catalogue import device_names
 from pimserve.device_models.device import Demand, Device, Fitted, PointToPoint, Precision, Roof
+from pimserve.device_models.expert_programming import ExpertProgramming
 from pimserve.device_models.operators import Parallelism, Traffic
 from pimserve.device_models.registry import load_device
 from pimserve.errors import InputError
@@ -20,7 +21,7 @@ from pimserve.scheduler.fleet import Pool
 @dataclass(frozen=True, slots=True)
 class Replica:
     """One copy of the model: how devices share it, what they hold it in, what they say, the setting of their costs,
-    what passes between them, and the roofs of one (as `Fitted` has them)."""
+    what passes between them, the roofs of one, and what writing experts anew takes (as `Fitted` has them)."""
 
     weight_bytes_per_device: float
     reserved_bytes_per_device: float
@@ -32,6 +33,7 @@ class Replica:
     traffic: tuple[Traffic, ...]
     point_to_point: Callable[[], PointToPoint] | None
     roofs: tuple[Roof, ...]
+    expert_programming: Callable[[], ExpertProgramming | None] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,6 +174,7 @@ def _replica(device: Device, interconnect: Interconnect, demand: Demand, fitted:
         traffic=interconnect.traffic(fitted.collectives, demand.split, fitted.collective_kernels) + fitted.traffic,
         point_to_point=fitted.point_to_point,
         roofs=fitted.roofs,
+        expert_programming=fitted.expert_programming,
     )
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from pimserve.device_models.aimc.aimc_spec import AimcSpec
+from pimserve.device_models.aimc.crossbar_experts import CrossbarExperts
+from pimserve.device_models.aimc.expert_tiers import expert_programming
 from pimserve.device_models.aimc.ffn_serving import plan_without_attention
 from pimserve.device_models.aimc.mapping import Density, Mapping, map_network
 from pimserve.device_models.aimc.network import Network, network_of
@@ -19,13 +21,15 @@ from pimserve.device_models.aimc.point_to_point import point_to_point
 from pimserve.device_models.aimc.serving import UNITS, plan_of
 from pimserve.device_models.aimc.walk import Walker
 from pimserve.device_models.device import Demand, Fitted, PointToPoint, Precision, measured_kernels
+from pimserve.device_models.expert_layout import layer_loads
 from pimserve.device_models.kv_groups import KvGroups
 from pimserve.device_models.model import BYTES_PER_ELEMENT, ModelSpec
 from pimserve.device_models.operators import Part, Traffic
 from pimserve.device_models.plan import CostPlan
-from pimserve.device_models.routing import mean_share
+from pimserve.device_models.routing import expert_share, mean_share
 from pimserve.errors import InputError
 
+_LAYOUT = "cluster.expert_placement"
 _MOST_TILES = 2**22
 _MOST_TILES_OF_LAYERS = 2**27  # each layer has what it leaves on each tile: 1 GB
 # Each matrix and each of its chunks is placed by itself: seconds for DeepSeek-V3 (45 thousand, in 2.6 million).
@@ -73,17 +77,17 @@ class Aimc:
             raise InputError("cluster.device.tiles", f"{of}: at most {_MOST_TILES_OF_LAYERS:,} can be mapped")
         if spec.spread == "experts" and moe is None:
             raise InputError("cluster.device.spread", f"{model.name} has no routed experts to spread: use layers")
-        network = self._network(model, demand.parts)
+        network = self._network(_with_copies(demand), demand.parts)
         chip = spec.chips(split.devices)
         popularity = demand.expert_weights or (((1.0,) * moe.experts,) if moe else ())
-        share = demand.expert_picks or (mean_share(popularity, moe.top_k) if moe else ())  # the same for all layers
+        share = _share(demand, popularity)  # the same for all layers
         density = None
         if moe and spec.mapping.strategy == "greedy_top2":
             density = _density(share, moe.top_k)
         spread = spec.spread if "routed_experts" in demand.parts else "layers"
         mapping = map_network(network, chip, spec.mapping, spread=spread, expert_density=density)
         passing = partial(point_to_point, network, chip, mapping, share, lm_head=demand.lm_head)
-        kv_tokens = (0, 0)
+        kv_tokens, programming = (0, 0), None
         if "attention" in demand.parts:
             walk = Walker(network, chip, mapping, popularity, lm_head=demand.lm_head).walk()
             parted = moe is not None and "routed_experts" not in demand.parts
@@ -95,6 +99,9 @@ class Aimc:
             placed = PlacedNetwork(network, chip, mapping)
             by_expert = mapping.spread == "experts"
             plan = plan_without_attention(placed, spec.power.idle_gating, by_expert=by_expert, lm_head=demand.lm_head)
+            plan = self._laid_out(plan, demand)
+            if demand.rebalance_every:
+                programming = partial(expert_programming, placed, spec)
             sent = _passing_bytes(passing()), 0.0
         plan, costs, measured = self._with_host(plan, demand)
         return Fitted(
@@ -116,6 +123,7 @@ class Aimc:
             costs=costs,
             traffic=_traffic(*sent) if split.devices > 1 else (),
             point_to_point=passing,
+            expert_programming=programming,
             precision=Precision(spec.weight_precision, spec.weight_precision if moe else None, f"{spec.kv_bits}-bit"),
         )
 
@@ -171,11 +179,32 @@ class Aimc:
             raise InputError("cluster.tensor_parallel", f"{spread}: leave it out")
         if split.experts != "ep":
             raise InputError("cluster.experts", f"{spread}: leave it out, or at ep")
-        if demand.expert_slots or demand.rebalance_every:
-            where = "cluster.expert_placement"
-            raise InputError(where, f"{spread}, which cluster.device.mapping places: leave it out")
+        if "attention" in demand.parts and "routed_experts" in demand.parts and _has_layout(demand):
+            raise InputError(
+                _LAYOUT,
+                f"the plan of a whole model on {self.spec.name} has expected loads of experts: leave it out, or put "
+                "experts on chips of their own (cluster.placement.experts)",
+            )
         if split.nodes != 1:
             raise InputError("cluster.nodes", "a replica's chips share one node: use devices_per_node")
+
+    def _laid_out(self, plan: CostPlan, demand: Demand) -> CostPlan:
+        """The plan with experts in the slots that are asked for.
+
+        Raises:
+            InputError: chips do not have as many experts each.
+        """
+        experts, moe = plan.experts, demand.model.moe
+        if not isinstance(experts, CrossbarExperts) or moe is None or not _has_layout(demand):
+            return plan
+        if experts.groups != demand.split.devices:
+            raise InputError(
+                _LAYOUT,
+                f"says nothing where chips of {self.spec.name} do not have as many experts of each layer: use "
+                "cluster.device.spread: experts and a number of chips that divides them, or leave it out",
+            )
+        slots, every = demand.expert_slots, demand.rebalance_every
+        return replace(plan, experts=replace(experts, experts=moe.experts, slots=slots, rebalance_every=every))
 
     def _kv_capacity(self, network: Network, homes: Sequence[int], demand: Demand) -> tuple[int, int]:
         """Tokens that the fullest chip's memory holds: those of the KV cache, and of nothing else."""
@@ -211,6 +240,31 @@ class Aimc:
             "noise": noise,
             "event_model_over_plan": list(EVENT_OVER_PLAN) if spec.costs.model == "rates" else None,
         }
+
+
+def _has_layout(demand: Demand) -> bool:
+    """Whether it is said which experts are on which chips."""
+    return bool(demand.expert_slots or demand.rebalance_every or demand.split.redundant_experts)
+
+
+def _with_copies(demand: Demand) -> ModelSpec:
+    """The model as if copies of experts were experts."""
+    model, moe = demand.model, demand.model.moe
+    if moe is None or not demand.split.redundant_experts:
+        return model
+    physical = moe.model_copy(update={"experts": moe.experts + demand.split.redundant_experts})
+    return model.model_copy(update={"moe": physical})
+
+
+def _share(demand: Demand, popularity: Sequence[Sequence[float]]) -> tuple[float, ...]:
+    """Picks of a token that fall on each slot, in the mean over layers."""
+    moe = demand.model.moe
+    if moe is None:
+        return ()
+    if not demand.expert_slots:
+        return demand.expert_picks or mean_share(popularity, moe.top_k)
+    loads = layer_loads(demand.expert_slots, [expert_share(row, moe.top_k) for row in popularity])
+    return tuple(loads.mean(axis=0).tolist())
 
 
 def _traffic(bytes_per_token: float, bytes_per_output: float) -> tuple[Traffic, ...]:

@@ -56,6 +56,11 @@ class Programming(_Part):
     endurance_pulses: Positive = Field(description="pulses that a device survives")
     every_days: Positive = Field(30.0, description="interval after which drift asks for new weights")
 
+    def tier_s(self, weights: int) -> float:
+        """Time to write a tier of so many weights."""
+        pulses = weights * self.iterations * self.devices_per_weight
+        return pulses * (self.iteration_us * 1e-6 / self.parallel_weights)
+
 
 class Noise(_Part):
     """What decides accuracy. Declared and passed on; it affects neither time nor energy."""
@@ -225,10 +230,8 @@ class AimcSpec(DeviceSpec):
         program = self.programming
         if program is None:
             return None
-        tier_s = self.tier_rows * self.tier_cols * program.iterations * program.devices_per_weight
-        tier_s *= program.iteration_us * 1e-6 / program.parallel_weights
         return {
-            "time_s": tier_s * fullest_tiers,
+            "time_s": program.tier_s(self.tier_rows * self.tier_cols) * fullest_tiers,
             "joules": weights * program.nj_per_weight * 1e-9,
             "pulses_per_device": program.iterations,
             "endurance_pulses": program.endurance_pulses,

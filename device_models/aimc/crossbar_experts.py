@@ -19,6 +19,7 @@ from functools import cached_property
 import numpy as np
 
 from pimserve.arrays import IntArray
+from pimserve.device_models.expert_layout import Slots
 from pimserve.device_models.experts import FEATURES, GROUP_FEATURES
 
 Work = tuple[tuple[int, ...], ...]
@@ -48,6 +49,9 @@ class CrossbarExperts:
         digital: (chips that a layer lies on, experts of a group), likewise of a pool of digital units.
         copy_pj: energy of a copy.
         fullest: what the chip with most experts in all layers has, as a ratio of the mean chip of its group.
+        slots: the expert in each slot, group by group, for all layers or for each; empty: experts in order. What is
+            said of experts of a group is said of its slots.
+        rebalance_every: of how many steps of a drift of popularities a layout is made; 0: `slots` stay.
     """
 
     layers: int
@@ -61,16 +65,13 @@ class CrossbarExperts:
     digital: Work
     copy_pj: int
     fullest: tuple[int, int] = (1, 1)
-
-    @property
-    def slots(self) -> tuple[tuple[int, ...], ...]:
-        """Experts are in order, on chips as on tiles."""
-        return ()
+    slots: tuple[Slots, ...] = ()
+    rebalance_every: int = 0
 
     @property
     def physical_experts(self) -> int:
-        """Experts have no copies."""
-        return self.experts
+        """Experts of a layer with their copies: its slots."""
+        return len(self.slots[0]) if self.slots else self.experts
 
     @property
     def features(self) -> tuple[str, ...]:

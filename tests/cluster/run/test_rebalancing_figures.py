@@ -100,7 +100,7 @@ def test_results_are_read_with_the_layout_of_each_step(tmp_path: Path, mode: str
         ),
         (
             [SLOWLY, REBALANCED, "cluster.device=aimc-realistic", "cluster.devices_per_node=12"],
-            r"^cluster\.expert_placement: chips of aimc-realistic hold whole layers or whole experts",
+            r"^cluster\.expert_placement: the plan of a whole model on aimc-realistic has expected loads",
         ),
     ],
 )

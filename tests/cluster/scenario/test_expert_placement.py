@@ -178,8 +178,7 @@ REFUSED: list[tuple[list[str], str]] = [
             "cluster.devices_per_node=8",
             "cluster.expert_placement={slots: [7, 6, 5, 4, 3, 2, 1, 0]}",
         ],
-        "cluster.expert_placement: chips of aimc-realistic hold whole layers or whole experts (cluster.device.spread), "
-        "which cluster.device.mapping places: leave it out",
+        "cluster.expert_placement: the plan of a whole model on aimc-realistic has expected loads of experts",
     ),
     (
         ["cluster.expert_placement={file: absent.csv}"],
