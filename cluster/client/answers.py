@@ -200,7 +200,8 @@ class DeviceTraffic:
 class Device:
     """A device that is an actor, by its own ledger: number `device` of its replica, in process or actor `host`.
 
-    `group`: attention or experts, where these have devices of their own, else empty; `parts`: of the model.
+    `group`: attention, hot_experts or experts, where these have devices of their own, else empty; `parts`: of the
+    model.
     """
 
     replica: int
@@ -236,7 +237,7 @@ class Devices:
 
 @dataclass(frozen=True, slots=True)
 class DeviceGroup:
-    """Devices of a replica with attention, or with the experts, from `first_device` on; `parts`: of the model."""
+    """Devices of a replica with attention, or with experts, from `first_device` on; `parts`: of the model."""
 
     group: str
     first_device: int

@@ -19,6 +19,7 @@ from pimserve.cluster.base.supervisor import Patience
 from pimserve.cluster.distributed.actor_ledgers import DeviceActorState, passed_by_device
 from pimserve.cluster.distributed.device_port import DevicePort, Devices
 from pimserve.cluster.distributed.device_results import device_table, wire
+from pimserve.cluster.distributed.devices.compile import refuse_hot_experts
 from pimserve.cluster.distributed.devices.conservation import Exchanged
 from pimserve.cluster.distributed.devices.driver import DeviceDriver, DriverSettings, HostPlace
 from pimserve.cluster.distributed.devices.ledger_check import check_hand_overs, check_ledgers
@@ -195,6 +196,8 @@ def distributed(prepared: Prepared, cluster: RayCluster | None, spread: Spread) 
         InputError: it cannot be spread so, or there is no place for it.
     """
     token = secrets.token_urlsafe(24)
+    if spread.devices is not None:
+        refuse_hot_experts(prepared.pools)
     specs = host_specs(prepared, spread.checked(prepared.replicas), token)
     patience = Patience(silence_s=spread.host_timeout_s)
     if cluster is None:

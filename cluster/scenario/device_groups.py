@@ -6,7 +6,7 @@ from collections.abc import Set
 from typing import Literal, NamedTuple, get_args
 
 from pimserve.cluster.scenario.placement import PlacedPool
-from pimserve.cluster.scenario.placement_spec import GROUPS, Group
+from pimserve.cluster.scenario.placement_spec import GroupName
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.operators import ALL_PARTS, Part
 
@@ -18,7 +18,7 @@ class DeviceGroup(NamedTuple):
     they were alone; `parts`: of the model that are on them.
     """
 
-    name: Group | Literal[""]
+    name: GroupName | Literal[""]
     numbers: range
     placed: PlacedPool
     parts: tuple[Part, ...]
@@ -29,8 +29,15 @@ def device_groups(pool: PlacedPool, model: ModelSpec) -> list[DeviceGroup]:
     if not pool.groups:
         return [DeviceGroup("", range(pool.devices_per_replica), pool, parts_in(model, ALL_PARTS))]
     on_experts = frozenset(pool.replica.facts["placement"]["on_experts"])
+    parts_of: dict[GroupName, frozenset[Part]] = {"attention": ALL_PARTS - on_experts, "experts": on_experts}
+    if len(pool.members) > len(pool.groups):
+        parts_of = {
+            "attention": parts_of["attention"],
+            "hot_experts": frozenset({"routed_experts"}),
+            "experts": on_experts,
+        }
     groups, first = [], 0
-    for name, placed, parts in zip(GROUPS, pool.groups, (ALL_PARTS - on_experts, on_experts), strict=True):
+    for (name, parts), placed in zip(parts_of.items(), pool.members, strict=True):
         end = first + placed.devices_per_replica
         groups.append(DeviceGroup(name, range(first, end), placed, parts_in(model, parts)))
         first = end

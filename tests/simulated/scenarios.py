@@ -57,6 +57,15 @@ _DOCUMENTS: dict[str, dict[str, Any]] = {
         "cluster": {"device": "duplex", "replicas": 2, "devices_per_node": 2},
         "workload": {**_WORKLOAD, "mode": "closed", "concurrency": 4, "arrival": None},
     },
+    "mixed": {
+        "cluster": {
+            "device": "duplex",
+            "replicas": 2,
+            "devices_per_node": 1,
+            "placement": {"experts": {"device": "duplex", "devices_per_node": 2}, "micro_batches": 2},
+        },
+        "routing": {"mode": "exact"},
+    },
     "faults": {
         "cluster": {"device": "duplex", "replicas": 2, "devices_per_node": 2},
         "faults": {

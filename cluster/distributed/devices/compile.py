@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,11 +88,7 @@ def compile_pool(prepared: Prepared, name: str) -> DevicePool:
     if placed is None:
         names = ", ".join(repr(pool.name) for pool in prepared.pools)
         raise InputError("pools.pool", f"must be one of {names} (got {name!r})")
-    if isinstance(placed.plan.experts, SplitExperts):
-        raise InputError(
-            "cluster.placement.hot_experts",
-            "devices on processes of their own do not take hot experts yet: leave it out",
-        )
+    refuse_hot_experts([placed])
     model, seed = prepared.model, prepared.scenario.run.seed
     alone = prepared.scenario.of_pool(name)
 
@@ -110,6 +106,22 @@ def compile_pool(prepared: Prepared, name: str) -> DevicePool:
         seed=seed,
         picks_per_token=picks_per_token(model),
     )
+
+
+def refuse_hot_experts(pools: Sequence[PlacedPool]) -> None:
+    """See that no pool has routed experts on two kinds of devices.
+
+    Raises:
+        InputError: one has.
+    """
+    for pool in pools:
+        if isinstance(pool.plan.experts, SplitExperts):
+            place = f"cluster.pools.{pool.name}" if pool.name else "cluster"
+            raise InputError(
+                f"{place}.placement.hot_experts",
+                "device actors have all routed experts of a replica on one kind of devices: leave it out, or run "
+                "without device actors (--devices none, or in one process)",
+            )
 
 
 def picks_per_token(model: ModelSpec) -> int:

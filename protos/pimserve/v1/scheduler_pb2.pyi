@@ -602,7 +602,7 @@ class Device(google.protobuf.message.Message):
     """Of caches that were handed over, whole or in part."""
     kv_blocks_received: builtins.int
     group: builtins.str
-    """attention or experts, where these have devices of their own; else empty."""
+    """attention, hot_experts or experts, where these have devices of their own; else empty."""
     kind: builtins.str
     """What it is."""
     @property
@@ -754,7 +754,7 @@ class ReplicaPlacement(google.protobuf.message.Message):
 
     @property
     def groups(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___DeviceGroup]:
-        """Attention's and the experts', where these have devices of their own; what is said above of how devices share the
+        """Attention's, hot experts' and the experts', where these have devices of their own; what is said above of how devices share the
         model, and of weights, is then of attention's.
         """
 
@@ -805,7 +805,7 @@ class DeviceGroup(google.protobuf.message.Message):
     PARALLELISM_FIELD_NUMBER: builtins.int
     WEIGHTS_GB_PER_DEVICE_FIELD_NUMBER: builtins.int
     group: builtins.str
-    """attention or experts."""
+    """attention, hot_experts or experts."""
     first_device: builtins.int
     devices: builtins.int
     device: builtins.str

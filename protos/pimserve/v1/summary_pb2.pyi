@@ -176,7 +176,7 @@ class Summary(google.protobuf.message.Message):
         devices_per_replica: builtins.int
         """Of one replica. Unit: devices."""
         weights_gb_per_device: builtins.float
-        """Weights in memory of one device; 0 where crossbars hold them. Unit: GB."""
+        """Weights in memory of one device, in the mean; 0 where crossbars hold them. Unit: GB."""
         reserved_gb_per_device: builtins.float
         """Of one device's memory for neither weights nor KV cache. Unit: GB."""
         kv_gb_per_device: builtins.float
@@ -234,7 +234,7 @@ class Summary(google.protobuf.message.Message):
         """What the devices of a group did with the run's time, mean over replicas; the shares add up to 1. What a step
         waits for links is its time less that of the same schedule over links that take none, and both groups wait as
         long. What attention's devices wait for the experts is the rest of the step in which they do not work, and the
-        other way round.
+        other way round. Devices of hot and of cold experts count as one group, which works while any of them does.
         """
 
         DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -332,7 +332,7 @@ class Summary(google.protobuf.message.Message):
         tokens: builtins.float
         """Whose vectors were sent, one for each layer and each device that they went to. Unit: tokens."""
         bits: builtins.float
-        """Of an element of a vector. Unit: bit."""
+        """Of an element of a vector, in the mean. Unit: bit."""
         busy_share: builtins.float
         """Share of the run in which it was busy, mean over replicas. Unit: 1."""
         def __init__(

@@ -33,3 +33,14 @@ def test_two_groups_share_all_parts_and_devices() -> None:
     assert of_devices == [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (1, 3)]
     with pytest.raises(IndexError):
         pool.member_of(6)
+
+
+def test_hot_experts_have_a_group_of_their_own() -> None:
+    placement = "{hot_experts: {device: h100, devices_per_node: 1, count: 2}, experts: {device: aimc-realistic}}"
+    routing = "routing={popularity: zipf, zipf_exponent: 1.0}"
+    prepared = prepare(load_scenario(None, ["cluster.devices_per_node=2", f"cluster.placement={placement}", routing]))
+    attention, hot, cold = device_groups(prepared.pools[0], prepared.model)
+    assert (attention.name, attention.parts) == ("attention", ("attention", "lm_head"))
+    assert (hot.name, hot.numbers, hot.parts) == ("hot_experts", range(2, 3), ("routed_experts",))
+    assert (cold.name, cold.numbers.start, cold.parts) == ("experts", 3, ("routed_experts",))
+    assert (hot.placed.label, cold.placed.label) == ("h100", "aimc-realistic")
