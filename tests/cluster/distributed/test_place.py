@@ -84,7 +84,7 @@ def test_hot_experts_on_another_kind_are_refused_before_actors_start(mode, pool)
     prepared = prepare(load_scenario(None, [f"cluster={cluster}", routing]))
     place = "cluster.pools.decode" if pool else "cluster"
     with (
-        pytest.raises(InputError, match=rf"^{place}\.placement\.hot_experts: device actors have .* --devices none"),
+        pytest.raises(InputError, match=rf"^{place}\.placement\.hot_experts: device actors have .*--devices none"),
         distributed(prepared, None, Spread(1, mode)),
     ):
         pass
