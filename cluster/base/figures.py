@@ -30,6 +30,8 @@ _NAMES = {
     "kv_cache": "KV cache",
 }
 
+_WHOSE = {"experts", "hot"}  # before the names of units of experts' devices
+
 # Why requests are rejected, by the names of scheduler/requests.py.
 TOO_LONG = {"max_model_len": "longer than max_model_len", "kv_cache": "longer than the KV cache holds"}
 
@@ -129,4 +131,7 @@ def text_of(value: object) -> str:
 
 def named(key: str) -> str:
     """What people call a latency, a unit or a category of operators."""
+    whose, _, unit = key.partition("_")
+    if whose in _WHOSE and unit in _NAMES:
+        return f"{whose} {_NAMES[unit]}"
     return _NAMES.get(key, key.replace("_", " "))

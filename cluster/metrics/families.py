@@ -214,7 +214,12 @@ FAMILIES = (
         " on its way between both (link), or a step (work). Idle and busy time add up to the time that has passed.",
         (*GROUP, "cause"),
     ),
-    Family("pimserve_group_devices", "gauge", "Devices of a group of the replica.", GROUP),
+    Family(
+        "pimserve_group_devices",
+        "gauge",
+        "Devices of a group of the replica; those of hot experts, where these have their own, are group hot_experts.",
+        GROUP,
+    ),
     Family("pimserve_group_weight_bytes", "gauge", "Weights in memory of each device of a group.", GROUP),
     Family("pimserve_devices", "gauge", "Devices of the replica.", DEVICE),
     Family(

@@ -25,7 +25,7 @@ from pimserve.cluster.metrics.families import (
 )
 from pimserve.cluster.scenario.document import Scenario
 from pimserve.cluster.scenario.placement import PlacedPool
-from pimserve.cluster.scenario.placement_spec import GROUPS
+from pimserve.cluster.scenario.placement_spec import GROUP_NAMES, GROUPS
 from pimserve.cluster.scenario.prepared import Prepared
 from pimserve.device_models.evaluate import units_of
 from pimserve.device_models.operators import CATEGORIES
@@ -226,10 +226,20 @@ def units(pool: PlacedPool) -> tuple[str, ...]:
 def _of_devices(family: Family, pool: PlacedPool) -> Sequence[tuple[str, ...]]:
     """Values of the labels of a device family from the name of the devices on."""
     if family.labels[: len(GROUP)] == GROUP:
+        if family.kind == "gauge":
+            return [(kind.label, name) for name, kind in kinds(pool)]
         groups = [(group.label, name) for name, group in zip(GROUPS, pool.groups, strict=False)]
         causes = [(cause,) for cause in IDLE] if family.labels != GROUP else [()]
         return [(*group, *cause) for group in groups for cause in causes]
     return [(pool.label, *more) for more in _of_all_devices(family, pool)]
+
+
+def kinds(pool: PlacedPool) -> list[tuple[str, PlacedPool]]:
+    """Groups of devices of one kind each, by name: of hot experts too, where these have their own."""
+    named = dict(zip(GROUPS, pool.groups, strict=False))
+    hot_and_cold = named["experts"].groups if named else ()
+    names = GROUP_NAMES if hot_and_cold else GROUPS
+    return list(zip(names, pool.members, strict=True)) if named else []
 
 
 def _of_all_devices(family: Family, pool: PlacedPool) -> Sequence[tuple[str, ...]]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimserve.cluster.metrics.families import BY_NAME
-from pimserve.cluster.metrics.layout import Layout, layout_of, tiers
+from pimserve.cluster.metrics.layout import Layout, kinds, layout_of, tiers
 from pimserve.cluster.scenario.prepared import Prepared
 from pimserve.errors import InputError
 
@@ -112,9 +112,9 @@ def metrics_of(prepared: Prepared, run_id: str, *, speed: float = 0.0, per_engin
     windowed = model.kv_bytes_per_token_layer * model.windowed_layers
     for name, values in {
         "pimserve_devices": [pool.devices_per_replica for pool in replicas],
-        "pimserve_group_devices": [group.devices_per_replica for pool in replicas for group in pool.groups],
+        "pimserve_group_devices": [kind.devices_per_replica for pool in replicas for _, kind in kinds(pool)],
         "pimserve_group_weight_bytes": [
-            group.replica.weight_bytes_per_device for pool in replicas for group in pool.groups
+            kind.replica.weight_bytes_per_device for pool in replicas for _, kind in kinds(pool)
         ],
         "pimserve_device_weight_bytes": [pool.replica.weight_bytes_per_device for pool in replicas],
         "pimserve_device_kv_capacity_bytes": [

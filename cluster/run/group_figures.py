@@ -11,6 +11,7 @@ from pimserve.cluster.run.group_schema import (
     GroupLinkFigures,
     Groups,
     GroupTimeShares,
+    KindFigures,
     LinkDirection,
     MicroBatchFigures,
     TriedBatch,
@@ -67,24 +68,36 @@ def _group(
     facts: Mapping[str, Any] = MappingProxyType({}),
 ) -> GroupFigures:
     whole_fs, replica = len(logs) * end_fs, group.replica
-    passive_pj = drawn_pj(group.plan.passive, logs, end_fs)
+    kinds = [
+        KindFigures(group=name, **_devices(kind, logs, end_fs))
+        for name, kind in zip(("hot_experts", "experts"), group.groups, strict=False)
+    ]
+    more: dict[str, Any] = {"kinds": kinds} if kinds else {}
     return GroupFigures(
-        device=group.label,
-        devices=group.devices,
-        devices_per_replica=group.devices_per_replica,
-        parallelism=dict(replica.parallelism),
+        **{**_devices(group, logs, end_fs), "device_facts": {**group.facts, **facts}, **more},
         parts=list(parts_in(model, parts)),
-        weights_gb_per_device=replica.weight_bytes_per_device / _BYTES_PER_GB,
         reserved_gb_per_device=replica.reserved_bytes_per_device / _BYTES_PER_GB,
         kv_gb_per_device=_kv_bytes_per_device(group, model) / _BYTES_PER_GB,
-        silicon_mm2=group.silicon_mm2,
-        tdp_w=group.tdp_w,
-        passive_joules=None if passive_pj is None else passive_pj / PJ_PER_J,
         shares_of_time=GroupTimeShares(
             **{name: part / whole_fs if whole_fs else None for name, part in time._asdict().items()}
         ),
-        device_facts={**group.facts, **facts},
     )
+
+
+def _devices(group: PlacedPool, logs: Sequence[StepLog], end_fs: int) -> dict[str, Any]:
+    """Fields of `DeviceFigures`."""
+    passive_pj = drawn_pj(group.plan.passive, logs, end_fs)
+    return {
+        "device": group.label,
+        "devices": group.devices,
+        "devices_per_replica": group.devices_per_replica,
+        "parallelism": dict(group.replica.parallelism),
+        "weights_gb_per_device": group.replica.weight_bytes_per_device / _BYTES_PER_GB,
+        "silicon_mm2": group.silicon_mm2,
+        "tdp_w": group.tdp_w,
+        "passive_joules": None if passive_pj is None else passive_pj / PJ_PER_J,
+        "device_facts": group.facts,
+    }
 
 
 def _kv_bytes_per_device(group: PlacedPool, model: ModelSpec) -> float:

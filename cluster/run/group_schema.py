@@ -30,24 +30,38 @@ class GroupTimeShares(Section):
     work: Share = figure("1", "in which there was no step, or the host was still at it")
 
 
-class GroupFigures(Section):
-    """A group of devices."""
+class DeviceFigures(Section):
+    """Devices of a group, or those of one kind."""
 
     device: str = text("what they are")
     devices: int = figure("devices", "of all replicas")
     devices_per_replica: int = figure("devices", "of one replica")
     parallelism: dict[str, Any] = text("how those of a replica share what the group has")
-    parts: list[str] = text("parts of the model that they have; attention: with KV cache, gates and embeddings")
     weights_gb_per_device: float = figure(
         "GB", "weights in memory of one device, in the mean; 0 where crossbars hold them"
     )
-    reserved_gb_per_device: float = figure("GB", "of one device's memory for neither weights nor KV cache")
-    kv_gb_per_device: float = figure("GB", "KV cache of one device, copies of heads among it")
     silicon_mm2: float | None = figure("mm2", "silicon that computes, of all devices; null: not known")
     tdp_w: float | None = figure("W", "power at which all devices are sold; null: not known")
     passive_joules: Joules = figure("J", "that they draw whether they work or not; null: not known, or left out")
-    shares_of_time: GroupTimeShares = text("what they did with the time of the run")
     device_facts: dict[str, Any] = text("what they say of themselves, units in the names (docs/aimc.md)")
+
+
+class KindFigures(DeviceFigures):
+    """Devices of hot experts, or of cold ones."""
+
+    group: str = text("hot_experts, or experts")
+
+
+class GroupFigures(DeviceFigures):
+    """A group of devices."""
+
+    parts: list[str] = text("parts of the model that they have; attention: with KV cache, gates and embeddings")
+    reserved_gb_per_device: float = figure("GB", "of one device's memory for neither weights nor KV cache")
+    kv_gb_per_device: float = figure("GB", "KV cache of one device, copies of heads among it")
+    shares_of_time: GroupTimeShares = text("what they did with the time of the run")
+    kinds: list[KindFigures] | None = Field(
+        None, description="of both kinds, where hot experts have devices of their own"
+    )
 
 
 class LinkDirection(Section):

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from pimserve.cluster.base.figures import ABSENT, count, figure, named, scaled, share, text_of
 from pimserve.cluster.base.tables import Row, Table
-from pimserve.cluster.run.group_schema import TIMES, GroupFigures, GroupLinkFigures, Groups, MicroBatchFigures
+from pimserve.cluster.run.group_schema import (
+    TIMES,
+    DeviceFigures,
+    GroupFigures,
+    GroupLinkFigures,
+    Groups,
+    MicroBatchFigures,
+)
 from pimserve.cluster.run.summary_schema import PoolFigures, ServedSummary
 from pimserve.device_models.micro_batches import BETWEEN
 from pimserve.device_models.mixed_plan import EXPERTS
@@ -19,10 +26,16 @@ _BYTES_PER_GB = 10**9
 
 def devices_text(summary: ServedSummary) -> str:
     """How many devices of which kinds a run has."""
-    parts: list[PoolFigures | ServedSummary | GroupFigures] = []
+    parts: list[PoolFigures | ServedSummary | DeviceFigures] = []
     for pool in summary.by_pool().values():
-        parts += [pool] if pool.groups is None else [pool.groups.attention, pool.groups.experts]
+        both = () if pool.groups is None else (pool.groups.attention, pool.groups.experts)
+        parts += [kind for group in both for kind in _kinds(group)] or [pool]
     return " + ".join(f"{count(part.devices)} {text_of(part.device)}" for part in parts)
+
+
+def _kinds(group: GroupFigures) -> Sequence[DeviceFigures]:
+    """Devices of one kind each, of hot experts first."""
+    return group.kinds or (group,)
 
 
 def sharing_text(pool: PoolFigures | ServedSummary) -> str:
@@ -33,9 +46,15 @@ def sharing_text(pool: PoolFigures | ServedSummary) -> str:
 
     if pool.groups is None:
         return f"{text_of(pool.devices_per_replica)} ({split(pool.parallelism)})"
-    both = zip(GROUPS, (pool.groups.attention, pool.groups.experts), strict=True)
-    parts = (f"{name} {text_of(group.devices_per_replica)}: {split(group.parallelism)}" for name, group in both)
+    named_kinds = [("attention", pool.groups.attention), *_named_kinds(pool.groups.experts)]
+    parts = (f"{name} {text_of(kind.devices_per_replica)}: {split(kind.parallelism)}" for name, kind in named_kinds)
     return f"{text_of(pool.devices_per_replica)} ({'; '.join(parts)})"
+
+
+def _named_kinds(experts: GroupFigures) -> list[tuple[str, DeviceFigures]]:
+    if experts.kinds is None:
+        return [("experts", experts)]
+    return [(text_of(kind.group).replace("_", " "), kind) for kind in experts.kinds]
 
 
 def group_table(groups: Groups) -> Table:
@@ -45,14 +64,17 @@ def group_table(groups: Groups) -> Table:
     def row(label: str, cell: Callable[[GroupFigures], str]) -> Row:
         return Row(label, tuple(map(cell, both)))
 
+    def of_kinds(label: str, cell: Callable[[DeviceFigures], str]) -> Row:
+        return row(label, lambda group: " + ".join(map(cell, _kinds(group))))
+
     rows = [
-        row("devices", lambda group: f"{count(group.devices)} {text_of(group.device)}"),
+        of_kinds("devices", lambda kind: f"{count(kind.devices)} {text_of(kind.device)}"),
         row("has", lambda group: ", ".join(map(named_part, group.parts))),
-        row("weights in each, GB", lambda group: figure(group.weights_gb_per_device)),
+        of_kinds("weights in each, GB", lambda kind: figure(kind.weights_gb_per_device)),
         row("KV cache in each, GB", lambda group: figure(group.kv_gb_per_device)),
-        row("silicon, mm2", lambda group: figure(group.silicon_mm2)),
-        row("TDP, W", lambda group: figure(group.tdp_w)),
-        row("passive energy", lambda group: scaled(group.passive_joules, "J")),
+        of_kinds("silicon, mm2", lambda kind: figure(kind.silicon_mm2)),
+        of_kinds("TDP, W", lambda kind: figure(kind.tdp_w)),
+        of_kinds("passive energy", lambda kind: scaled(kind.passive_joules, "J")),
         *(
             row(label, lambda group, part=part: share(getattr(group.shares_of_time, part)))  # type: ignore[misc]
             for part, label in TIMES.items()

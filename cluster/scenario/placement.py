@@ -94,7 +94,7 @@ class PlacedPool(Pool):
         if self.plan.micro_batches is not None:
             return self.groups[0].facts
         facts = self.replica.facts
-        return {**facts, **({"preset": self.label} if "preset" in facts else {})}
+        return {**facts, **({"preset": self.label} if "preset" in facts and not self.groups else {})}
 
 
 def _total(each: Sequence[tuple[float | None, int]]) -> float | None:

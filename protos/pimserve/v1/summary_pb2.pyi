@@ -160,15 +160,16 @@ class Summary(google.protobuf.message.Message):
         DEVICES_FIELD_NUMBER: builtins.int
         DEVICES_PER_REPLICA_FIELD_NUMBER: builtins.int
         PARALLELISM_FIELD_NUMBER: builtins.int
-        PARTS_FIELD_NUMBER: builtins.int
         WEIGHTS_GB_PER_DEVICE_FIELD_NUMBER: builtins.int
-        RESERVED_GB_PER_DEVICE_FIELD_NUMBER: builtins.int
-        KV_GB_PER_DEVICE_FIELD_NUMBER: builtins.int
         SILICON_MM2_FIELD_NUMBER: builtins.int
         TDP_W_FIELD_NUMBER: builtins.int
         PASSIVE_JOULES_FIELD_NUMBER: builtins.int
-        SHARES_OF_TIME_FIELD_NUMBER: builtins.int
         DEVICE_FACTS_FIELD_NUMBER: builtins.int
+        PARTS_FIELD_NUMBER: builtins.int
+        RESERVED_GB_PER_DEVICE_FIELD_NUMBER: builtins.int
+        KV_GB_PER_DEVICE_FIELD_NUMBER: builtins.int
+        SHARES_OF_TIME_FIELD_NUMBER: builtins.int
+        KINDS_FIELD_NUMBER: builtins.int
         device: builtins.str
         """What they are."""
         devices: builtins.int
@@ -177,19 +178,23 @@ class Summary(google.protobuf.message.Message):
         """Of one replica. Unit: devices."""
         weights_gb_per_device: builtins.float
         """Weights in memory of one device, in the mean; 0 where crossbars hold them. Unit: GB."""
-        reserved_gb_per_device: builtins.float
-        """Of one device's memory for neither weights nor KV cache. Unit: GB."""
-        kv_gb_per_device: builtins.float
-        """KV cache of one device, copies of heads among it. Unit: GB."""
         silicon_mm2: builtins.float
         """Silicon that computes, of all devices; not set: not known. Unit: mm2."""
         tdp_w: builtins.float
         """Power at which all devices are sold; not set: not known. Unit: W."""
         passive_joules: builtins.float
         """That they draw whether they work or not; not set: not known, or left out. Unit: J."""
+        reserved_gb_per_device: builtins.float
+        """Of one device's memory for neither weights nor KV cache. Unit: GB."""
+        kv_gb_per_device: builtins.float
+        """KV cache of one device, copies of heads among it. Unit: GB."""
         @property
         def parallelism(self) -> google.protobuf.struct_pb2.Struct:
             """How those of a replica share what the group has."""
+
+        @property
+        def device_facts(self) -> google.protobuf.struct_pb2.Struct:
+            """What they say of themselves, units in the names (docs/aimc.md)."""
 
         @property
         def parts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
@@ -200,8 +205,8 @@ class Summary(google.protobuf.message.Message):
             """What they did with the time of the run."""
 
         @property
-        def device_facts(self) -> google.protobuf.struct_pb2.Struct:
-            """What they say of themselves, units in the names (docs/aimc.md)."""
+        def kinds(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Summary.KindFigures]:
+            """Of both kinds, where hot experts have devices of their own."""
 
         def __init__(
             self,
@@ -210,18 +215,19 @@ class Summary(google.protobuf.message.Message):
             devices: builtins.int = ...,
             devices_per_replica: builtins.int = ...,
             parallelism: google.protobuf.struct_pb2.Struct | None = ...,
-            parts: collections.abc.Iterable[builtins.str] | None = ...,
             weights_gb_per_device: builtins.float = ...,
-            reserved_gb_per_device: builtins.float = ...,
-            kv_gb_per_device: builtins.float = ...,
             silicon_mm2: builtins.float | None = ...,
             tdp_w: builtins.float | None = ...,
             passive_joules: builtins.float | None = ...,
-            shares_of_time: global___Summary.GroupTimeShares | None = ...,
             device_facts: google.protobuf.struct_pb2.Struct | None = ...,
+            parts: collections.abc.Iterable[builtins.str] | None = ...,
+            reserved_gb_per_device: builtins.float = ...,
+            kv_gb_per_device: builtins.float = ...,
+            shares_of_time: global___Summary.GroupTimeShares | None = ...,
+            kinds: collections.abc.Iterable[global___Summary.KindFigures] | None = ...,
         ) -> None: ...
         def HasField(self, field_name: typing.Literal["_passive_joules", b"_passive_joules", "_silicon_mm2", b"_silicon_mm2", "_tdp_w", b"_tdp_w", "device_facts", b"device_facts", "parallelism", b"parallelism", "passive_joules", b"passive_joules", "shares_of_time", b"shares_of_time", "silicon_mm2", b"silicon_mm2", "tdp_w", b"tdp_w"]) -> builtins.bool: ...
-        def ClearField(self, field_name: typing.Literal["_passive_joules", b"_passive_joules", "_silicon_mm2", b"_silicon_mm2", "_tdp_w", b"_tdp_w", "device", b"device", "device_facts", b"device_facts", "devices", b"devices", "devices_per_replica", b"devices_per_replica", "kv_gb_per_device", b"kv_gb_per_device", "parallelism", b"parallelism", "parts", b"parts", "passive_joules", b"passive_joules", "reserved_gb_per_device", b"reserved_gb_per_device", "shares_of_time", b"shares_of_time", "silicon_mm2", b"silicon_mm2", "tdp_w", b"tdp_w", "weights_gb_per_device", b"weights_gb_per_device"]) -> None: ...
+        def ClearField(self, field_name: typing.Literal["_passive_joules", b"_passive_joules", "_silicon_mm2", b"_silicon_mm2", "_tdp_w", b"_tdp_w", "device", b"device", "device_facts", b"device_facts", "devices", b"devices", "devices_per_replica", b"devices_per_replica", "kinds", b"kinds", "kv_gb_per_device", b"kv_gb_per_device", "parallelism", b"parallelism", "parts", b"parts", "passive_joules", b"passive_joules", "reserved_gb_per_device", b"reserved_gb_per_device", "shares_of_time", b"shares_of_time", "silicon_mm2", b"silicon_mm2", "tdp_w", b"tdp_w", "weights_gb_per_device", b"weights_gb_per_device"]) -> None: ...
         @typing.overload
         def WhichOneof(self, oneof_group: typing.Literal["_passive_joules", b"_passive_joules"]) -> typing.Literal["passive_joules"] | None: ...
         @typing.overload
@@ -269,6 +275,69 @@ class Summary(google.protobuf.message.Message):
         def WhichOneof(self, oneof_group: typing.Literal["_work", b"_work"]) -> typing.Literal["work"] | None: ...
         @typing.overload
         def WhichOneof(self, oneof_group: typing.Literal["_working", b"_working"]) -> typing.Literal["working"] | None: ...
+
+    @typing.final
+    class KindFigures(google.protobuf.message.Message):
+        """Devices of hot experts, or of cold ones."""
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        DEVICE_FIELD_NUMBER: builtins.int
+        DEVICES_FIELD_NUMBER: builtins.int
+        DEVICES_PER_REPLICA_FIELD_NUMBER: builtins.int
+        PARALLELISM_FIELD_NUMBER: builtins.int
+        WEIGHTS_GB_PER_DEVICE_FIELD_NUMBER: builtins.int
+        SILICON_MM2_FIELD_NUMBER: builtins.int
+        TDP_W_FIELD_NUMBER: builtins.int
+        PASSIVE_JOULES_FIELD_NUMBER: builtins.int
+        DEVICE_FACTS_FIELD_NUMBER: builtins.int
+        GROUP_FIELD_NUMBER: builtins.int
+        device: builtins.str
+        """What they are."""
+        devices: builtins.int
+        """Of all replicas. Unit: devices."""
+        devices_per_replica: builtins.int
+        """Of one replica. Unit: devices."""
+        weights_gb_per_device: builtins.float
+        """Weights in memory of one device, in the mean; 0 where crossbars hold them. Unit: GB."""
+        silicon_mm2: builtins.float
+        """Silicon that computes, of all devices; not set: not known. Unit: mm2."""
+        tdp_w: builtins.float
+        """Power at which all devices are sold; not set: not known. Unit: W."""
+        passive_joules: builtins.float
+        """That they draw whether they work or not; not set: not known, or left out. Unit: J."""
+        group: builtins.str
+        """hot_experts, or experts."""
+        @property
+        def parallelism(self) -> google.protobuf.struct_pb2.Struct:
+            """How those of a replica share what the group has."""
+
+        @property
+        def device_facts(self) -> google.protobuf.struct_pb2.Struct:
+            """What they say of themselves, units in the names (docs/aimc.md)."""
+
+        def __init__(
+            self,
+            *,
+            device: builtins.str = ...,
+            devices: builtins.int = ...,
+            devices_per_replica: builtins.int = ...,
+            parallelism: google.protobuf.struct_pb2.Struct | None = ...,
+            weights_gb_per_device: builtins.float = ...,
+            silicon_mm2: builtins.float | None = ...,
+            tdp_w: builtins.float | None = ...,
+            passive_joules: builtins.float | None = ...,
+            device_facts: google.protobuf.struct_pb2.Struct | None = ...,
+            group: builtins.str = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["_passive_joules", b"_passive_joules", "_silicon_mm2", b"_silicon_mm2", "_tdp_w", b"_tdp_w", "device_facts", b"device_facts", "parallelism", b"parallelism", "passive_joules", b"passive_joules", "silicon_mm2", b"silicon_mm2", "tdp_w", b"tdp_w"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["_passive_joules", b"_passive_joules", "_silicon_mm2", b"_silicon_mm2", "_tdp_w", b"_tdp_w", "device", b"device", "device_facts", b"device_facts", "devices", b"devices", "devices_per_replica", b"devices_per_replica", "group", b"group", "parallelism", b"parallelism", "passive_joules", b"passive_joules", "silicon_mm2", b"silicon_mm2", "tdp_w", b"tdp_w", "weights_gb_per_device", b"weights_gb_per_device"]) -> None: ...
+        @typing.overload
+        def WhichOneof(self, oneof_group: typing.Literal["_passive_joules", b"_passive_joules"]) -> typing.Literal["passive_joules"] | None: ...
+        @typing.overload
+        def WhichOneof(self, oneof_group: typing.Literal["_silicon_mm2", b"_silicon_mm2"]) -> typing.Literal["silicon_mm2"] | None: ...
+        @typing.overload
+        def WhichOneof(self, oneof_group: typing.Literal["_tdp_w", b"_tdp_w"]) -> typing.Literal["tdp_w"] | None: ...
 
     @typing.final
     class GroupLinkFigures(google.protobuf.message.Message):

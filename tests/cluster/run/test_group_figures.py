@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pimserve.cluster.metrics.run_metrics import metrics_of
 from pimserve.cluster.run.history import History
 from pimserve.cluster.run.read_summary import read_summary
 from pimserve.cluster.scenario.document import load_scenario
@@ -204,3 +205,27 @@ def test_pools_have_groups_of_their_own() -> None:
 
 def test_replicas_with_one_group_have_none() -> None:
     assert "groups" not in serve(prepare(load_scenario(None, ["workload.num_requests=5"])))[0]
+
+
+def test_hot_and_cold_experts_have_devices_of_their_own_kind() -> None:
+    hot = {"device": "h100", "devices_per_node": 2, "count": 2}
+    mixed = placed(experts={"device": "aimc-realistic"}, hot_experts=hot)
+    found = prepare(load_scenario(None, [*ON_H100, mixed, "routing={popularity: zipf, zipf_exponent: 1}"]))
+    summary = serve(found)[0]
+    experts = summary["groups"]["experts"]
+    kinds = experts["kinds"]
+    assert [kind["group"] for kind in kinds] == ["hot_experts", "experts"]
+    assert [kind["device"] for kind in kinds] == ["h100", "aimc-realistic"]
+    assert sum(kind["devices"] for kind in kinds) == experts["devices"]
+    for name in ("silicon_mm2", "passive_joules"):
+        assert sum(kind[name] for kind in kinds) == pytest.approx(experts[name])
+    assert kinds[0]["weights_gb_per_device"] == pytest.approx(2 / 8 * 90.2 / 2, rel=0.01)
+    assert kinds[1]["weights_gb_per_device"] == 0
+    assert "kinds" not in summary["groups"]["attention"]
+    metrics = metrics_of(found, "r")
+    keys, values = metrics.layout.keys["pimserve_group_devices"], metrics.values["pimserve_group_devices"].tolist()
+    assert {key[3:]: number for key, number in zip(keys, values, strict=True)} == {
+        ("duplex", "attention"): 2,
+        ("h100", "hot_experts"): 2,
+        ("aimc-realistic", "experts"): kinds[1]["devices"],
+    }

@@ -22,12 +22,15 @@ from tests.cluster.documents import run
 EXAMPLES = Path(__file__).parents[3] / "examples"
 FEW = ["workload.num_requests=60", "run.warmup_s=0", "output.steps=false"]
 _PLACED = "cluster.placement={experts: {device: aimc-realistic}}"
+_HOT = "cluster.placement.hot_experts={device: h100, devices_per_node: 2, count: 2}"
+_ZIPF = "routing={popularity: zipf, zipf_exponent: 1}"
 _PLACED_IN_POOL = "cluster.pools.decode.placement={experts: {device: h100}}"
 KINDS: dict[str, tuple[str, list[str]]] = {
     "duplex": ("mixtral_duplex", ["run.warmup_s=1"]),
     "closed": ("closed_loop", []),
     "aimc": ("mixtral_aimc", []),
     "mixed": ("mixtral_duplex", [_PLACED]),
+    "hot experts": ("mixtral_duplex", [_PLACED, _HOT, _ZIPF]),
     "mixed, nothing": ("mixtral_duplex", [_PLACED, "scheduler.max_model_len=1"]),
     "measured": ("llama_h100_measured", []),
     "pools": ("prefill_decode_pools", []),
