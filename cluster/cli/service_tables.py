@@ -171,7 +171,7 @@ def device_table(devices: Devices) -> RenderableType:
     for device in devices.devices[:_MOST_REPLICAS]:
         table.add_row(
             f"{device.replica}",
-            f"{device.device}",
+            f"{device.device} {device.group.replace('_', ' ')}".rstrip(),
             device.host,
             scaled(device.busy_s, "s"),
             scaled(device.active_joules, "J"),

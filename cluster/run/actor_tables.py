@@ -48,11 +48,16 @@ def wire_table(spread: Mapping[str, Any] | None) -> Table | None:
     return table_of("Exchange between devices", columns, rows, note)
 
 
+def _words(group: str) -> str:
+    return group.replace("_", " ")
+
+
 def device_actor_table(devices: NDArray[Any]) -> Table:
     """What each device did by its own account; `devices`: devices.npy of a results folder."""
+    groups = devices["group"] if "group" in (devices.dtype.names or ()) else [""] * len(devices)
     rows = [
         (
-            f"replica {row['replica']}, device {row['device']}",
+            f"replica {row['replica']}, device {row['device']}" + (f", {_words(group)}" if group else ""),
             str(row["actor"]),
             count(int(row["steps"])),
             scaled(float(row["busy_s"]), "s"),
@@ -66,7 +71,7 @@ def device_actor_table(devices: NDArray[Any]) -> Table:
                 for end in ("_sent_bytes", "_received_bytes")
             ),
         )
-        for row in devices[:_MOST_DEVICES]
+        for row, group in zip(devices[:_MOST_DEVICES], groups, strict=False)
     ]
     times, counts = ("busy", "experts", "energy"), ("tokens", "outputs", "peak KV blocks")
     columns = ("device", "actor", "steps", *times, *counts, "MB sent", "received")
