@@ -200,8 +200,8 @@ def _breakdown(summary: UnwrittenSummary) -> rich.Table:
     return block(title, breakdown_table(summary.time_share, summary.energy))
 
 
-def _headed(table: Table, name: str = "") -> RenderableType:
-    drawn = headed_table(name or table.name, *table.columns)
+def _headed(table: Table, name: str = "", *, wrap: bool = False) -> RenderableType:
+    drawn = headed_table(name or table.name, *table.columns, wrap=wrap)
     add_rows(drawn, table)
     return drawn
 
@@ -212,7 +212,7 @@ def _groups(pool: str, groups: Groups) -> RenderableType:
     names = ("groups of devices", "link between the groups", "micro-batches")
     drawn: list[RenderableType] = []
     for name, table in zip(names, tables, strict=True):
-        drawn.append(_headed(table, f"{pool} pool: {name}" if pool else name))
+        drawn.append(_headed(table, f"{pool} pool: {name}" if pool else name, wrap=True))
         drawn += [Text(table.note, style="dim"), ""] if table.note else [""]
     return Group(*drawn[:-1])
 
