@@ -132,6 +132,6 @@ def text_of(value: object) -> str:
 def named(key: str) -> str:
     """What people call a latency, a unit or a category of operators."""
     whose, _, unit = key.partition("_")
-    if whose in _WHOSE and unit in _NAMES:
-        return f"{whose} {_NAMES[unit]}"
+    if whose in _WHOSE and unit:
+        return f"{whose} {named(unit)}"
     return _NAMES.get(key, key.replace("_", " "))

@@ -49,14 +49,14 @@ def caveats_of_devices(figures: Figures, tdp_w: float | None, pools: Sequence[Pl
         pools: what it ran on.
     """
     energy, end_s = figures.energy, figures.end_s
-    unknown = dict.fromkeys(group.label for pool in pools for group in pool.members if group.plan.passive is None)
-    if unknown and energy.passive_power != "left_out":
-        beside = (
-            dict.fromkeys(group.label for pool in pools if pool.plan.passive is None for group in pool.members).keys()
-            - unknown.keys()
+    without = {each.label: each.plan.passive for pool in pools if pool.plan.passive is None for each in pool.members}
+    if without and energy.passive_power != "left_out":
+        unknown, beside = (
+            " and ".join(label for label, passive in without.items() if (passive is None) == missing)
+            for missing in (True, False)
         )
-        too = f", and without that of {' and '.join(sorted(beside))} beside" if beside else ""
-        yield f"passive power of {' and '.join(unknown)} is not known: the energy is without it{too}"
+        too = f", and without that of {beside} in the same replicas" if beside else ""
+        yield f"passive power of {unknown} is not known: the energy is without it{too}"
     held = [asdict(pool.replica.precision) for pool in pools]
     for key in held[0]:
         if any(types[key] != held[0][key] for types in held):

@@ -144,3 +144,23 @@ def test_power_of_work_goes_in_pairs() -> None:
         summary_of(f"cluster.device={{{OWN}, power: {{idle_w: 40, decode_w: 90}}}}")
     with pytest.raises(InputError, match="idle_w must be at most decode_w and prefill_w"):
         summary_of(f"cluster.device={{{OWN}, power: {{idle_w: 40, decode_w: 90, prefill_w: 30}}}}")
+
+
+def test_a_group_of_which_it_is_not_known_leaves_its_whole_replica_without() -> None:
+    placement = "cluster.placement={experts: {device: {preset: h100, power: null}}, micro_batches: 1}"
+    found = summary_of("model=mixtral-8x7b", "cluster.device=duplex", "cluster.devices_per_node=2", placement)
+    assert found["energy"]["passive_power"] == "not_known"
+    said = "passive power of h100 (changed) is not known: the energy is without it, and without that of duplex in the "
+    assert f"{said}same replicas" in found["warnings"]
+    groups = found["groups"]
+    assert groups["experts"]["passive_joules"] is None
+    assert groups["attention"]["passive_joules"] > 0
+
+
+def test_passive_power_of_both_groups_counts_for_as_long_as_the_run_takes() -> None:
+    placement = "cluster.placement={experts: {device: h100, devices_per_node: 2}, micro_batches: 1}"
+    found = summary_of("model=mixtral-8x7b", "cluster.device=h100", "cluster.devices_per_node=4", placement)
+    of_one = passive_w("h100") * found["end_s"]
+    assert found["energy"]["passive_joules"] == pytest.approx(6 * of_one, rel=1e-6)
+    assert found["groups"]["experts"]["passive_joules"] == pytest.approx(2 * of_one, rel=1e-6)
+    assert found["tdp_w"] == 6 * 700
