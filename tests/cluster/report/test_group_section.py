@@ -7,6 +7,8 @@ from pimserve.cluster.report.group_section import group_sections
 from pimserve.cluster.report.inputs import load_run
 from pimserve.cluster.report.parts import parts_of
 from pimserve.cluster.report.pictures import Named
+from pimserve.cluster.report.report import write_report
+from pimserve.cluster.run.timeline import write_timeline
 from tests.cluster.report.runs import MIXED, make_run
 
 
@@ -50,3 +52,19 @@ def test_each_group_has_its_roofs_and_operators(mixed):
     assert attention.load is None
     assert experts.load is not None
     assert (attention.of, experts.of) == (", attention", ", experts")
+
+
+def test_hot_and_cold_experts_are_one_group_without_a_roof_of_its_own(tmp_path):
+    hot = "cluster.placement.hot_experts={device: h100, devices_per_node: 1, count: 2}"
+    skewed = "routing={popularity: zipf, zipf_exponent: 1.0}"
+    folder = make_run(tmp_path / "r", *MIXED, hot, skewed, "workload.num_requests=5")
+    found = load_run(folder)
+    attention, experts = parts_of([Named("", found)])
+    assert experts.device == "h100 + aimc-realistic"
+    assert attention.steps[0].work
+    assert all(not step.work for step in experts.steps)
+    assert experts.load.groups is None  # they do not hold as many each
+    assert found.summary.groups.experts.device_facts["hot_experts"]["count"] == 2
+    text = write_report([folder], tmp_path / "report.html").read_text()
+    assert "experts hot xpu" in text
+    assert sum(write_timeline(folder, tmp_path / "timeline.json").values()) > 0

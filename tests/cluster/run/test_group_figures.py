@@ -32,6 +32,7 @@ ON_H100 = [
     "scheduler.max_num_batched_tokens=32768",
 ]
 MEASURED_HOST = ["cluster.device=h100", "costs.setting=measured", "costs.backend=vllm"]
+SKEWED = "routing={popularity: zipf, zipf_exponent: 1.0}"
 FREE = ((0, 0),)
 
 
@@ -97,6 +98,7 @@ def replace_pools(pools: Any, layers_fs: Callable[[int], Any]) -> Any:
         [placed(micro_batches=3, lm_head="experts")],
         [placed(micro_batches=1)],
         [placed(), *MEASURED_HOST],
+        [placed(hot_experts={"device": "b200", "devices_per_node": 1, "count": 2}), SKEWED],
     ],
 )
 def test_time_by_cause_is_that_of_the_naive_schedule(overrides: list[str], tmp_path: Path) -> None:
