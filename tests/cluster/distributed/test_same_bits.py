@@ -107,6 +107,12 @@ SCENARIOS: dict[str, list[str]] = {
         "cluster={device: duplex, devices_per_node: 2, replicas: 2, placement: {experts: {device: aimc-realistic}, "
         "micro_batches: 1}}",
     ],
+    "experts on aimc that are programmed anew": [
+        "cluster={device: duplex, devices_per_node: 1, replicas: 2, placement: {experts: {device: {preset: "
+        "aimc-realistic, spread: experts, tiers: 192}, devices_per_node: 4}, micro_batches: 2}}",
+        "cluster.expert_placement={order: popularity, redundant_experts: 4, rebalance: {interval_s: 0.4}}",
+        "routing={popularity: zipf, zipf_exponent: 1.0, drift: {interval_s: 0.2, sigma: 0.5}}",
+    ],
     "experts on h100, two micro-batches": [
         "cluster={device: duplex, devices_per_node: 2, replicas: 2, placement: {experts: {device: h100}, "
         "micro_batches: 2}}",
