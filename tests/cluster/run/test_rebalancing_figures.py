@@ -107,3 +107,14 @@ def test_results_are_read_with_the_layout_of_each_step(tmp_path: Path, mode: str
 def test_what_cannot_be_rebalanced_is_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         prepare(load_scenario(None, overrides))
+
+
+def test_experts_on_devices_of_their_own_move_among_these() -> None:
+    """The same layouts, on as many devices, over the same links: attention's devices have no part in it."""
+    both = (SLOWLY, REBALANCED, "run.max_time_s=8.5")
+    plain = served(*both)[1]["device_facts"]["expert_rebalancing"]
+    elsewhere = "cluster.placement={experts: {device: h100, devices_per_node: 4}, micro_batches: 1}"
+    attention = ["cluster.device={preset: a100, link_gb_per_s: 10}", "cluster.devices_per_node=8"]
+    mixed = served(*both, *attention, elsewhere)[1]
+    assert mixed["groups"]["experts"]["device_facts"]["expert_rebalancing"] == plain
+    assert "expert_rebalancing" not in mixed["device_facts"]
