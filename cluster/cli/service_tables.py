@@ -13,6 +13,7 @@ from pimserve.cluster.cli.terminal import headed_table
 from pimserve.cluster.client.answers import (
     DeviceGroup,
     Devices,
+    GroupTime,
     Latencies,
     Ledgers,
     Placement,
@@ -21,6 +22,7 @@ from pimserve.cluster.client.answers import (
     Request,
     Run,
 )
+from pimserve.cluster.run.group_schema import TIMES
 
 _MOST_REPLICAS = 40  # rows; --json has all
 _BYTES_PER_GB = 10**9
@@ -162,7 +164,18 @@ def ledger_table(ledgers: Ledgers) -> RenderableType:
             count(ledger.output_tokens),
         )
     more = len(ledgers.ledgers) - _MOST_REPLICAS
-    return Group(table, f"and {count(more)} more") if more > 0 else table
+    groups = [(ledger.replica, time) for ledger in ledgers.ledgers[:_MOST_REPLICAS] for time in ledger.groups]
+    parts: list[RenderableType] = [table, *(["", _group_times(groups)] if groups else [])]
+    return Group(*parts, *([f"and {count(more)} more"] if more > 0 else []))
+
+
+def _group_times(groups: Sequence[tuple[int, GroupTime]]) -> RenderableType:
+    """What groups of devices did, a row for each of each replica."""
+    table = headed_table("replica", "group", *TIMES.values(), left=2, wrap=True)
+    for replica, time in groups:
+        cells = (scaled(getattr(time, f"{part}_s"), "s") for part in TIMES)
+        table.add_row(f"{replica}", time.group, *cells)
+    return table
 
 
 def device_table(devices: Devices) -> RenderableType:

@@ -166,8 +166,22 @@ class Latencies:
 
 
 @dataclass(frozen=True, slots=True)
+class GroupTime:
+    """What devices of attention, or of the experts, did with the time of their replica."""
+
+    group: str
+    working_s: float
+    other_group_s: float
+    link_s: float
+    work_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Ledger:
-    """What the devices of a replica have done; `passive_joules` is None where it is not known, or left out."""
+    """What the devices of a replica have done; `passive_joules` is None where it is not known, or left out.
+
+    `groups`: where attention and experts have devices of their own.
+    """
 
     replica: int
     busy_s: dict[str, float]
@@ -175,6 +189,7 @@ class Ledger:
     passive_joules: float | None
     steps: int
     output_tokens: int
+    groups: tuple[GroupTime, ...]
 
 
 @dataclass(frozen=True, slots=True)

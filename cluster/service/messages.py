@@ -12,11 +12,13 @@ from pimserve.cluster.metrics.feed import MetricsFeed
 from pimserve.cluster.run.live_control import Snapshot, total_steps
 from pimserve.cluster.run.running_latencies import Quantiles, RunningLatencies
 from pimserve.cluster.scenario.device_groups import device_groups
+from pimserve.cluster.scenario.placement_spec import GROUPS
 from pimserve.cluster.scenario.prepared import Prepared
 from pimserve.cluster.service.device_queries import DeviceQueries
-from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
+from pimserve.device_models.plan import FS_PER_PS, FS_PER_S, HOST
 from pimserve.loadgen.spec import PS_PER_S
 from pimserve.scheduler.control import Ledger
+from pimserve.scheduler.group_times import group_times
 from pimserve.scheduler.requests import FINISHED, REJECT_REASONS, REJECTED
 from pimserve.v1 import scheduler_pb2 as sched
 from pimserve.v1 import simulation_pb2 as sim
@@ -179,10 +181,23 @@ def ledgers_of(now_fs: int, ledgers: Sequence[Ledger]) -> sched.GetLedgersRespon
                 passive_joules=ledger.passive_joules,
                 steps=ledger.steps,
                 output_tokens=ledger.output_tokens,
+                groups=_group_times(ledger),
             )
             for ledger in ledgers
         ],
     )
+
+
+def _group_times(ledger: Ledger) -> list[sched.GroupTime]:
+    """What both groups of devices of a replica did; none where it has one."""
+    if not ledger.stage_s:
+        return []
+    host_s = ledger.busy_s.get(HOST, 0.0)
+    times = group_times(ledger.step_s, host_s, ledger.stage_s, ledger.clock_fs / FS_PER_S)
+    return [
+        sched.GroupTime(group=group, **{f"{part}_s": seconds for part, seconds in time._asdict().items()})
+        for group, time in zip(GROUPS, times, strict=True)
+    ]
 
 
 def _texts(parallelism: Mapping[str, object]) -> dict[str, str]:

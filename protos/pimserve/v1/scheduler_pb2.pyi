@@ -462,6 +462,7 @@ class Ledger(google.protobuf.message.Message):
     OUTPUT_TOKENS_FIELD_NUMBER: builtins.int
     ACTIVE_JOULES_FIELD_NUMBER: builtins.int
     PASSIVE_JOULES_FIELD_NUMBER: builtins.int
+    GROUPS_FIELD_NUMBER: builtins.int
     replica: builtins.int
     dynamic_joules: builtins.float
     """Active energy, as active_joules."""
@@ -472,6 +473,10 @@ class Ledger(google.protobuf.message.Message):
     """Absent where it is not known of the devices, or left out."""
     @property
     def busy_s(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.float]: ...
+    @property
+    def groups(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___GroupTime]:
+        """Of attention's devices and of the experts', where these have devices of their own."""
+
     def __init__(
         self,
         *,
@@ -482,12 +487,44 @@ class Ledger(google.protobuf.message.Message):
         output_tokens: builtins.int = ...,
         active_joules: builtins.float = ...,
         passive_joules: builtins.float | None = ...,
+        groups: collections.abc.Iterable[global___GroupTime] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_passive_joules", b"_passive_joules", "passive_joules", b"passive_joules"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_passive_joules", b"_passive_joules", "active_joules", b"active_joules", "busy_s", b"busy_s", "dynamic_joules", b"dynamic_joules", "output_tokens", b"output_tokens", "passive_joules", b"passive_joules", "replica", b"replica", "steps", b"steps"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_passive_joules", b"_passive_joules", "active_joules", b"active_joules", "busy_s", b"busy_s", "dynamic_joules", b"dynamic_joules", "groups", b"groups", "output_tokens", b"output_tokens", "passive_joules", b"passive_joules", "replica", b"replica", "steps", b"steps"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_passive_joules", b"_passive_joules"]) -> typing.Literal["passive_joules"] | None: ...
 
 global___Ledger = Ledger
+
+@typing.final
+class GroupTime(google.protobuf.message.Message):
+    """What a group of devices did with the time until the end of the replica's last step that was counted."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: builtins.int
+    WORKING_S_FIELD_NUMBER: builtins.int
+    OTHER_GROUP_S_FIELD_NUMBER: builtins.int
+    LINK_S_FIELD_NUMBER: builtins.int
+    WORK_S_FIELD_NUMBER: builtins.int
+    group: builtins.str
+    """attention or experts."""
+    working_s: builtins.float
+    other_group_s: builtins.float
+    """Waiting for the other group, for what was on its way between both, or for a step."""
+    link_s: builtins.float
+    work_s: builtins.float
+    def __init__(
+        self,
+        *,
+        group: builtins.str = ...,
+        working_s: builtins.float = ...,
+        other_group_s: builtins.float = ...,
+        link_s: builtins.float = ...,
+        work_s: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["group", b"group", "link_s", b"link_s", "other_group_s", b"other_group_s", "work_s", b"work_s", "working_s", b"working_s"]) -> None: ...
+
+global___GroupTime = GroupTime
 
 @typing.final
 class GetDevicesRequest(google.protobuf.message.Message):

@@ -1,14 +1,17 @@
-"""Which devices each replica has, as the message tells it and a client reads it."""
+"""Which devices each replica has, and what groups of them did, as messages tell it and a client reads it."""
 
 import io
 from types import SimpleNamespace
 
-from pimserve.cluster.cli.service_tables import placement_table
+import pytest
+
+from pimserve.cluster.cli.service_tables import ledger_table, placement_table
 from pimserve.cluster.cli.terminal import write
-from pimserve.cluster.client.answers import Placement, read
+from pimserve.cluster.client.answers import Ledgers, Placement, read
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
-from pimserve.cluster.service.messages import placement_of
+from pimserve.cluster.service.messages import ledgers_of, placement_of
+from tests.cluster.documents import serve
 
 DECODE = "{devices_per_node: 2, replicas: 2, placement: {experts: {device: h100, devices_per_node: 4}}}"
 
@@ -41,3 +44,22 @@ def test_the_table_has_a_row_for_each_group() -> None:
         ["0", "attention", "duplex", "0..1", tokens],
         ["0", "experts", "h100", "2..3", "-"],
     ]
+
+
+def test_ledgers_tell_what_groups_did_with_their_time() -> None:
+    prepared = prepare(
+        load_scenario(
+            None,
+            ["cluster.devices_per_node=2", "cluster.placement={experts: {device: h100}}", "workload.num_requests=20"],
+        )
+    )
+    summary, served = serve(prepared)
+    found = read(Ledgers, ledgers_of(served.end_fs, [served.logs[0].ledger(0)]))
+    for time, name in zip(found.ledgers[0].groups, ("attention", "experts"), strict=True):
+        shares = summary["groups"][name]["shares_of_time"]
+        assert time.group == name
+        for part, share in shares.items():
+            assert getattr(time, f"{part}_s") == pytest.approx(share * summary["end_s"])
+    file = io.StringIO()
+    write(ledger_table(found), file)
+    assert [line.split()[:2] for line in file.getvalue().splitlines()[-2:]] == [["0", "attention"], ["0", "experts"]]
