@@ -18,7 +18,7 @@ from tests.cluster.documents import serve
 from tests.pages import pages_script
 
 ROOT = Path(__file__).parents[1]
-PAGES = [*ROOT.glob("*.md"), *sorted(ROOT.glob("docs/*.md"))]
+PAGES = [*ROOT.glob("*.md"), *sorted(ROOT.glob("docs/**/*.md"))]
 EXAMPLES = sorted(ROOT.glob("examples/*.yaml"))
 
 

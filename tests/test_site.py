@@ -73,8 +73,9 @@ def test_every_page_is_in_the_navigation(site):
 
     listed = list(names(nav))
     assert len(listed) == len(set(listed))
-    assert set(listed) == {path.stem for path in pages_of(site)}
-    assert {path.stem for path in (ROOT / "docs").glob("*.md")} <= set(listed)
+    assert set(listed) == {str(path.relative_to(site).with_suffix("")) for path in pages_of(site)}
+    docs = ROOT / "docs"
+    assert {str(path.relative_to(docs).with_suffix("")) for path in docs.rglob("*.md")} <= set(listed)
 
 
 def test_links_lead_somewhere(site):
@@ -148,7 +149,7 @@ def tab(browser, address, request):
 @pytest.mark.parametrize("tab", WIDTHS.values(), ids=WIDTHS, indirect=True)
 def test_pages_in_a_browser(tab, address, site):
     for path in pages_of(site):
-        tab.goto(address + path.name, wait_until="load")
+        tab.goto(address + str(path.relative_to(site)), wait_until="load")
         widths = tab.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
         assert widths[0] <= widths[1], path.name
         assert tab.locator("article h1").count() == 1, path.name

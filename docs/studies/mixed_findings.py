@@ -1,0 +1,300 @@
+"""What the study of mixed replicas finds, in sentences that are held against its results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from mixed_results import DEVICES, EQUALS, POWER, SILICON, Cell, Study, goodput_of
+from mixed_systems import ATTAINMENT, CODE, CONVERSATION, MODELS, RELAXED, STRICT, SYSTEMS
+
+_MIXTRAL, _GROK, _DEEPSEEK, _QWEN = MODELS
+_ON_CHIPS = ("gpu+aimc", "duplex+aimc")
+_DEAD_SHARE = 0.3  # of the time; experts' devices that work less are mostly idle
+
+
+def _holds(claim: bool, sentence: str) -> str:
+    """The sentence.
+
+    Raises:
+        AssertionError: the results do not bear it out.
+    """
+    if not claim:
+        raise AssertionError(f"the results no longer say: {sentence}")
+    return sentence
+
+
+def _range(values: Iterable[float]) -> str:
+    found = list(values)
+    low, high = f"{min(found):.2g}", f"{max(found):.2g}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _percent(values: Iterable[float]) -> str:
+    found = list(values)
+    low, high = f"{100 * min(found):.0f}", f"{100 * max(found):.0f}"
+    return f"{low} %" if low == high else f"{low} to {high} %"
+
+
+def _ratios(
+    study: Study, system: str, equal: str, traffic: str = CONVERSATION, slo: str = RELAXED, to: str = "gpu"
+) -> dict[str, float]:
+    """Goodput of a system's fleet over another's, by model, where both keep the SLO."""
+    found = {model: study.ratio(model, system, traffic, slo, equal, to) for model in study.models}
+    return {model: ratio for model, ratio in found.items() if ratio is not None}
+
+
+def _best(study: Study, system: str, model: str) -> Cell:
+    cell = study.best(model, system)
+    assert cell is not None
+    return cell
+
+
+def _run(study: Study, system: str, model: str) -> Mapping[str, Any]:
+    run: Mapping[str, Any] = _best(study, system, model)[RELAXED]["goodput"]
+    return run
+
+
+def findings(study: Study) -> Iterator[str]:
+    """What comes out."""
+    silicon = {
+        (model, system, traffic): ratio
+        for system in _ON_CHIPS
+        for traffic in (CONVERSATION, CODE)
+        for model, ratio in _ratios(study, system, SILICON, traffic).items()
+    }
+    best = max(silicon, key=lambda place: silicon[place])
+    yield _holds(
+        silicon[best] < 1 and best[0] == _MIXTRAL,
+        "**At equal silicon, mixing with AIMC loses everywhere** at the relaxed SLO, under both kinds of traffic: it "
+        f"reaches {_range(silicon.values())} of the goodput of GPUs. The best is {MODELS[best[0]]} on "
+        f"{SYSTEMS[best[1]]} ({best[2]}).",
+    )
+    devices = [r for s in _ON_CHIPS for t in (CONVERSATION, CODE) for r in _ratios(study, s, DEVICES, t).values()]
+    yield _holds(max(devices) < 1, f"At equal device count it loses too: {_range(devices)} of the goodput of GPUs.")
+    power = {system: _ratios(study, system, POWER) for system in _ON_CHIPS}
+    won = [ratios[_MIXTRAL] for ratios in power.values()]
+    code = [_ratios(study, system, POWER, CODE)[_MIXTRAL] for system in _ON_CHIPS]
+    over_duplex = _ratios(study, "duplex+aimc", POWER, to="duplex")[_MIXTRAL]
+    alone = _ratios(study, "aimc", POWER)[_MIXTRAL]
+    yield _holds(
+        min(won + code) > 1.5 and over_duplex > 1.5 and min(won) > alone,
+        f"**At equal mean power it wins with Mixtral**: {_range(won)} times the goodput of GPUs (code: "
+        f"{_range(code)}), "
+        f"and Duplex + AIMC {over_duplex:.2g} times that of Duplex alone, on ideal devices. "
+        f"AIMC alone has {alone:.2g} times that of GPUs. " + _power_of_others(study, power),
+    )
+    yield _strict(study)
+    duplex = [r for equal in EQUALS for r in _ratios(study, "duplex", equal).values()]
+    yield _holds(
+        min(duplex) > 0.85,
+        f"**Duplex alone is never far from the best**: {_range(duplex)} times the goodput of GPUs, by whatever is "
+        f"held equal "
+        "(conversation, relaxed). It has both kinds of unit in one device, and no link.",
+    )
+    pim = [r for equal in EQUALS for r in _ratios(study, "gpu+duplex", equal).values()]
+    waits = _run(study, "gpu+duplex", _MIXTRAL)["waits"]["experts"]
+    yield _holds(
+        max(pim) < 1 and waits > 0.3,
+        f"GPUs with experts on Duplex reach {_range(pim)} of the goodput of GPUs. With Mixtral attention waits "
+        f"{100 * waits:.0f} % of the time: half of the processors compute all of the experts' part of prompts.",
+    )
+    yield _alone(study)
+    measured = _ratios(study, "gpu-measured", SILICON).values()
+    yield _holds(
+        max(measured) < 0.7,
+        f"All ratios are to *ideal* GPUs. With kernels as timed, GPUs reach {_range(measured)} of that; nobody can "
+        f"time the others.",
+    )
+
+
+def _power_of_others(study: Study, power: Mapping[str, Mapping[str, float]]) -> str:
+    """The models other than Mixtral, at equal power."""
+    parts = []
+    for model in (_QWEN, _DEEPSEEK, _GROK):
+        found = [ratios[model] for ratios in power.values()]
+        parts.append(f"{MODELS[model]} {_range(found)}")
+    return f"Of the others, against GPUs: {', '.join(parts)}; {_over_duplex(study)}."
+
+
+def _over_duplex(study: Study) -> str:
+    over = _ratios(study, "duplex+aimc", POWER, to="duplex")
+    told = ", ".join(f"{MODELS[model]} {ratio:.2g}" for model, ratio in over.items() if model != _MIXTRAL)
+    return f"Duplex + AIMC against Duplex alone: {told}"
+
+
+def _strict(study: Study) -> str:
+    """The strict SLO."""
+    over_gpu = {
+        model: max(ratios)
+        for model in study.models
+        if (ratios := [r for s in _ON_CHIPS if (r := study.ratio(model, s, CONVERSATION, STRICT, SILICON)) is not None])
+    }
+    over_duplex = {
+        model: study.ratio(model, "duplex+aimc", CONVERSATION, STRICT, SILICON, to="duplex") or 0.0
+        for model in study.models
+    }
+    none = [model for model in study.models if study.best(model, "gpu", CONVERSATION, STRICT) is None]
+    told = ", ".join(f"{MODELS[model]} {ratio:.2g}" for model, ratio in over_gpu.items())
+    beside = f"; no GPU shape keeps it with {MODELS[none[0]]} at all" if none else ""
+    return _holds(
+        max(over_gpu.values()) > 1 and max(over_duplex.values()) < 1.05 and len(none) <= 1,
+        "**The strict SLO is where mixing beats GPUs**: the better of the two mixtures has, at equal silicon, this "
+        "multiple of their "
+        f"goodput: {told}{beside}. But Duplex alone does that as well or better: Duplex + AIMC reaches "
+        f"{_range(over_duplex.values())} of it.",
+    )
+
+
+def _alone(study: Study) -> str:
+    cells = [cell for model in study.models if (cell := study.best(model, "aimc")) is not None]
+    none = [model for model in study.models if study.best(model, "aimc") is None]
+    ratios = _ratios(study, "aimc", SILICON)
+    tiles = max(cell[RELAXED]["goodput"]["busy"]["busiest_tile"] for cell in cells)
+    return _holds(
+        max(ratios.values()) < 0.5 and none == [_DEEPSEEK] and tiles < 0.1,
+        f"**AIMC alone cannot take prompts.** It reaches {_range(ratios.values())} of the goodput of GPUs at equal "
+        f"silicon, and keeps the SLO of {MODELS[_DEEPSEEK]} at no rate. Prompt attention of a layer runs on the chip "
+        "that has the layer, on as many of its 8 attention units of 4 TFLOP/s as there are KV heads; no tile is busy "
+        f"for more than {100 * tiles:.0f} % of the time. Attention elsewhere mends that.",
+    )
+
+
+def losses(study: Study) -> Iterator[str]:
+    """Where mixing loses, and why."""
+    idle = {model: _run(study, "duplex+aimc", model)["waits"]["work"] for model in (_DEEPSEEK, _QWEN)}
+    yield _holds(
+        max(idle.values()) < _DEAD_SHARE + 0.2 and idle[_DEEPSEEK] < _DEAD_SHARE,
+        "**Chips that hold many experts stand idle.** Weights decide how many there are, not work: at its goodput "
+        "those of DeepSeek-V3 "
+        f"work {100 * idle[_DEEPSEEK]:.0f} % of the time, of Qwen3-235B {100 * idle[_QWEN]:.0f} %, and take "
+        f"{_percent(_chip_share(study, model) for model in (_DEEPSEEK, _QWEN))} of the silicon.",
+    )
+    free = {model: _as_if_free(study, model) for model in study.models}
+    told = ", ".join(f"{MODELS[model]} {ratio:.2g}" for model, ratio in free.items())
+    yield _holds(
+        min(ratio for model, ratio in free.items() if model != _GROK) > 1,
+        "**The chips' silicon is what loses**, not what attention can do without experts: counted by the "
+        "silicon of the "
+        f"devices of attention alone, goodput over that of GPUs would be: {told}.",
+    )
+    small = {model: study.shapes(model, "gpu+aimc", CONVERSATION)[0] for model in (_DEEPSEEK, _QWEN)}
+    link = [cell[RELAXED]["goodput"] for cell in small.values()]
+    yield _holds(
+        all(run["waits"]["link"] > 0.15 and run["waits"]["experts"] < 0.02 for run in link),
+        "**The link, not experts, is what attention waits for** where a token goes to eight chips: of 8 GPUs with the "
+        f"chips of {MODELS[_DEEPSEEK]} or {MODELS[_QWEN]} for {_percent(run['waits']['link'] for run in link)} of the "
+        "time, and for experts 1 % or less. Without mixing there is no such link.",
+    )
+    yield _larger(study)
+    grok = _run(study, "duplex+aimc", _GROK)["waits"]
+    yield _holds(
+        grok["experts"] > 0.4,
+        "**Layers in turn**: an expert of Grok-1 does not go on one chip, so that of 48 chips one works at a time; "
+        "attention waits "
+        f"{100 * grok['experts']:.0f} % of the time for it. A mapping that slices experts over chips is not modelled.",
+    )
+    low = {
+        system: [_best(study, system, model)["loads"]["0.1"] for model in study.models]
+        for system in ("gpu", "duplex+aimc")
+    }
+    shares = [run["passive_joules_per_token"] / run["joules_per_token"] for run in low["duplex+aimc"]]
+    times = [run["joules_per_token"] for run in low["duplex+aimc"]]
+    gpu = [run["joules_per_token"] for run in low["gpu"]]
+    worse = [one / other for one, other, model in zip(times, gpu, study.models, strict=True) if model != _MIXTRAL]
+    yield _holds(
+        min(shares) > 0.7 and times[0] < gpu[0],
+        f"**Passive power at low load**: at a tenth of its goodput {_percent(shares)} of the energy of Duplex + AIMC "
+        f"is passive. A token of "
+        f"Mixtral then still takes {times[0] / gpu[0]:.2g} of what it takes on GPUs at a tenth of theirs; of the "
+        f"other models {_range(worse)} times as much.",
+    )
+
+
+def _larger(study: Study) -> str:
+    """More devices of attention on the same chips."""
+    told = []
+    for model in (_DEEPSEEK, _QWEN):
+        best: dict[int, float] = {}
+        for cell in study.shapes(model, "duplex+aimc", CONVERSATION):
+            devices = cell["groups"][0]["devices"]
+            best[devices] = max(best.get(devices, 0.0), goodput_of(cell) / cell["mm2"] / study.density(model, "gpu"))
+        assert list(best.values()) == sorted(best.values()), "goodput for its silicon grows with devices of attention"
+        told.append(f"{MODELS[model]} " + ", ".join(f"{ratio:.2f} with {devices}" for devices, ratio in best.items()))
+    return (
+        "More devices of attention on the same chips help, and larger replicas than those tried may lose less: goodput "
+        f"for its silicon over that of GPUs is, on Duplex + AIMC: {'; '.join(told)}."
+    )
+
+
+def _chip_share(study: Study, model: str) -> float:
+    """Of a replica's silicon, what holds experts."""
+    cell = _best(study, "duplex+aimc", model)
+    return 1 - cell["groups"][0]["devices"] * _mm2_of(study, "duplex", model) / float(cell["mm2"])
+
+
+def _mm2_of(study: Study, system: str, model: str) -> float:
+    cell = _best(study, system, model)
+    return float(cell["mm2"]) / int(cell["devices"])
+
+
+def _as_if_free(study: Study, model: str) -> float:
+    """Goodput per mm2 of the devices of attention over that of GPUs; the better of both mixtures."""
+    found = [
+        goodput_of(cell) / (cell["groups"][0]["devices"] * _mm2_of(study, kind, model))
+        for system, kind in (("gpu+aimc", "gpu"), ("duplex+aimc", "duplex"))
+        for cell in study.shapes(model, system, CONVERSATION)
+    ]
+    return max(found) / study.density(model, "gpu")
+
+
+def under_traces(study: Study) -> str:
+    """What Poisson arrivals hide."""
+    kept = {
+        traffic: [entry["trace"]["0.7"]["attainment"] for entry in study.traces if entry["traffic"] == traffic]
+        for traffic in (CONVERSATION, CODE)
+    }
+    return _holds(
+        min(kept[CONVERSATION]) >= ATTAINMENT and max(kept[CODE]) < ATTAINMENT,
+        "Rates of conversations move within minutes, and at 70 % of the goodput all systems keep it. Code comes in "
+        "bursts, and none does, on whatever devices: goodput under Poisson arrivals says nothing of such traffic but "
+        "what a system can do at most.",
+    )
+
+
+def undemonstrated(study: Study) -> Iterator[str]:
+    """Which assumptions decide."""
+    for model in dict.fromkeys(entry["model"] for entry in study.sensitivity):
+        heaviest = [name for name in study.by_weight(model) if not study.knobs[model][name].demonstrated][:2]
+        yield _holds(
+            "tiers per tile" in heaviest,
+            f"{MODELS[model]} on Duplex + AIMC hangs most on **{' and '.join(heaviest)}**: "
+            + "; ".join(_ends(study, model, name) for name in heaviest)
+            + ".",
+        )
+    base, few = study.base(_MIXTRAL), study.end(_MIXTRAL, "tiers per tile", "low")
+    assert few is not None
+    one, other = (entry["half_load"]["joules_per_token"] for entry in (base, few))
+    gpu = _run(study, "gpu", _MIXTRAL)["joules_per_token"]
+    yield _holds(
+        one < gpu < other and few["mm2"] > 2 * base["mm2"],
+        "**The one clear gain, energy with Mixtral, hangs on a stack that nobody has built.** With 8 tiers, "
+        "the most that "
+        f"were, it takes {few['groups'][1]['devices']} chips in place of {base['groups'][1]['devices']}, "
+        f"{few['mm2'] / base['mm2']:.1f} times the silicon, and {1000 * other:.0f} mJ a token in place of "
+        f"{1000 * one:.0f}; ideal GPUs take {1000 * gpu:.0f} at their goodput. And it is made with 5-bit weights.",
+    )
+
+
+def _ends(study: Study, model: str, name: str) -> str:
+    """Figures at both ends of an assumption."""
+    knob = study.knobs[model][name]
+    told = []
+    for label, end in ((knob.low_label, "low"), (knob.high_label, "high")):
+        entry = study.end(model, name, end)
+        if entry is not None:
+            goodput = entry["goodput"]["rate_per_s"] if entry["goodput"] else 0.0
+            told.append(f"{label}: {goodput:.3g} requests/s, {entry['half_load']['joules_per_token']:.2g} J a token")
+    base = study.base(model)
+    goodput, joules = base["goodput"]["rate_per_s"], base["half_load"]["joules_per_token"]
+    return f"{name} ({'; '.join(told)}; base: {goodput:.3g}, {joules:.2g})"
