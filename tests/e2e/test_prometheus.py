@@ -43,6 +43,15 @@ pytestmark = [
 NEEDS = {
     "aimc": {"Crossbar tiers in use"},
     "duplex": {"Link"},
+    "mixed": {
+        "What attention's devices wait for",
+        "What the experts' devices wait for",
+        "Working",
+        "Tokens between the groups",
+        "Busy share of the link between the groups",
+        "Devices of each group",
+        "Weights in each device of a group",
+    },
     "live": {
         "Scrapes that succeed",
         "Steps per wall-clock second",
@@ -174,7 +183,11 @@ def same_as_the_summary(base, run_id, folder, at):
 
 
 def test_finished_runs_backfilled(tmp_path):
-    kinds = {"duplex": [], "aimc": ["cluster={device: aimc-realistic, devices_per_node: 6}"]}
+    kinds = {
+        "duplex": [],
+        "aimc": ["cluster={device: aimc-realistic, devices_per_node: 6}"],
+        "mixed": ["cluster={devices_per_node: 2, placement: {experts: {device: h100}}}"],
+    }
     folders = []
     for name, overrides in kinds.items():
         settings = [*overrides, *SLO, "workload.num_requests=400", "workload.arrival.rate_per_s=4"]
@@ -198,7 +211,7 @@ def test_finished_runs_backfilled(tmp_path):
             done = ((requests["finish_ps"] > 20e12) & (requests["finish_ps"] <= 60e12)).sum() / 40
             query = substituted(panel_query("overview", "Requests finished per second"), "40s", folder.name)
             assert ask(base, query, epoch + 60)[0][1] == pytest.approx(done, rel=1e-9)
-        check_every_query(base, loaded["duplex"]["epoch_s"] + 60, "30s", kinds={"aimc", "duplex"})
+        check_every_query(base, loaded["duplex"]["epoch_s"] + 60, "30s", kinds=set(kinds))
         check_variables(base)
         page = get(f"{base}/consoles/index.html")
         assert page is not None

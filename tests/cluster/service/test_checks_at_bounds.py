@@ -38,6 +38,8 @@ def bounds(document, below):
         keys = path.split(".")[1:]
         if "*" in keys or keys[0] in {"faults", "workload", "published"} or "enum" in schema or "const" in schema:
             continue
+        if {"pools", "placement"} <= set(keys):  # as those of a cluster without pools
+            continue
         whole = schema["type"] == "integer"
         most = schema.get("maximum", schema.get("exclusiveMaximum", 1) - (1 if whole else 0))
         least = schema.get("minimum", schema.get("exclusiveMinimum", 0) + (1 if whole else 1e-3))
@@ -61,6 +63,8 @@ def documents(draw):
         for key in parents:
             place = place.setdefault(key, {})
         place[last] = draw(st.sampled_from([most, most, least]))
+    if "placement" in document["cluster"]:
+        document["cluster"]["placement"].setdefault("experts", {})
     return document
 
 
