@@ -66,5 +66,5 @@ def test_hot_and_cold_experts_are_one_group_without_a_roof_of_its_own(tmp_path):
     assert experts.load.groups is None  # they do not hold as many each
     assert found.summary.groups.experts.device_facts["hot_experts"]["count"] == 2
     text = write_report([folder], tmp_path / "report.html").read_text()
-    assert "experts hot xpu" in text
+    assert "experts hot xPU" in text
     assert sum(write_timeline(folder, tmp_path / "timeline.json").values()) > 0

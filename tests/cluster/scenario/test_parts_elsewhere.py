@@ -157,7 +157,7 @@ def test_what_a_backend_keeps_is_for_the_parts_that_are_there() -> None:
 
 
 def test_errors_of_expert_placement_name_its_key() -> None:
-    chips = "{device: {preset: aimc-realistic, spread: experts}, devices_per_node: 8}"
+    chips = "{device: {preset: aimc-realistic, spread: layers}, devices_per_node: 16}"
     given = [f"cluster.placement={{experts: {chips}}}", "cluster.expert_placement.redundant_experts=8"]
     with pytest.raises(InputError, match=r"^cluster\.expert_placement: "):
         prepare(load_scenario(None, given))
