@@ -157,10 +157,9 @@ class MixedCosts(ReplicaCosts):
         for begin in range(0, len(numbers), _STEPS_TOGETHER):
             here = slice(begin, begin + _STEPS_TOGETHER)
             shape, number = StepShape(*(column[here] for column in steps)), numbers[here]
-            routed = [
-                self._layers_fs(part.tokens, number, place) for place, part in enumerate(parts_of(self.plan, shape))
-            ]
-            features[here] = self.features_of(shape, routed, self._drawn_features(shape, number))
+            parts = enumerate(parts_of(self.plan, shape))
+            routed, drawn = zip(*(self._drawn_of(part.tokens, number, place) for place, part in parts), strict=True)
+            features[here] = self.features_of(shape, routed, sum(drawn[1:], drawn[0]))
         return features
 
     def features_of(self, steps: StepShape[IntArray], routed: Sequence[IntArray], drawn: IntArray) -> IntArray:
@@ -229,27 +228,21 @@ class MixedCosts(ReplicaCosts):
         assert self.pools is not None
         return self.pools.layer_times_fs(*key)
 
-    def _layers_fs(self, tokens: IntArray, numbers: IntArray, place: int) -> IntArray:
-        """(layers, n): routed experts of the micro-batch at a place of steps of those numbers, with `tokens` (n,)."""
-        if self.exact:
-            drawn = [
-                self._drawn_layers(t, step, place) for t, step in zip(tokens.tolist(), numbers.tolist(), strict=True)
-            ]
-            return np.stack([layers[:, 0] for layers in drawn], axis=1)
-        return self.layers_of(tokens, self.outcomes(numbers, place))
+    def _drawn_of(self, tokens: IntArray, numbers: IntArray, place: int) -> tuple[IntArray, IntArray]:
+        """((layers, n) times, fs; (n, features) of all layers): routed experts of the micro-batch at a place of steps.
 
-    def _drawn_features(self, steps: StepShape[IntArray], numbers: IntArray) -> IntArray:
-        """(n, features): of the routed experts of all micro-batches of single steps."""
-        pools = self.pools
-        assert pools is not None
-        features = np.zeros((len(numbers), len(pools.term.features)), np.int64)
-        for place, part in enumerate(parts_of(self.plan, steps)):
-            if self.exact:
-                each = zip(part.tokens.tolist(), numbers.tolist(), strict=True)
-                features += np.stack([self._drawn_layers(t, step, place).sum(axis=0) for t, step in each])
-            else:
-                features += pools.features(part.tokens, self.outcomes(numbers, place))
-        return features
+        Args:
+            tokens: (n,), of the micro-batches.
+            numbers: (n,), of the steps.
+            place: of the micro-batch among those of its step.
+        """
+        assert self.pools is not None
+        if self.exact:
+            each = zip(tokens.tolist(), numbers.tolist(), strict=True)
+            layers = np.stack([self._drawn_layers(t, step, place) for t, step in each])
+            return layers[..., _TIME].T, layers.sum(axis=1)
+        outcomes = self.outcomes(numbers, place)
+        return self.layers_of(tokens, outcomes), self.pools.features(tokens, outcomes)
 
     def _drawn_layers(self, tokens: int, step: int, place: int) -> IntArray:
         """(layers, features): the exact draw of a micro-batch."""
