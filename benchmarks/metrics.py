@@ -34,6 +34,7 @@ from pimserve.cluster.run.run import serve
 from pimserve.cluster.run.running_latencies import RunningLatencies
 from pimserve.cluster.scenario.document import Scenario, load_scenario
 from pimserve.cluster.scenario.prepared import prepare
+from pimserve.loadgen.objectives import Objectives
 from pimserve.scheduler.control import Ledger, RunView
 from pimserve.scheduler.simulation import Deployment
 
@@ -60,14 +61,14 @@ def once(scenario: Scenario, control: LiveControl | None = None) -> tuple[float,
 
 def watched(scenario: Scenario) -> tuple[float, float]:
     """The same with windows."""
-    return once(scenario, LiveControl(RunningLatencies(scenario.slo)))
+    return once(scenario, LiveControl(RunningLatencies(Objectives(scenario.slo))))
 
 
 def metered(scenario: Scenario, own: list[tuple[float, int]]) -> tuple[float, float]:
     """The same with everything that a run with `--metrics` has; adds CPU seconds of the feed, and scrapes, to `own`."""
-    feed = CountedFeed(metrics_of(prepare(scenario), "benchmark"), scenario.slo)
+    feed = CountedFeed(metrics_of(prepare(scenario), "benchmark"), Objectives(scenario.slo))
     with exporting(LOCAL, feed.latest) as address, scraped(address):
-        times = once(scenario, LiveControl(RunningLatencies(scenario.slo), observer=feed))
+        times = once(scenario, LiveControl(RunningLatencies(Objectives(scenario.slo)), observer=feed))
     own.append((feed.took_s, feed.scrapes))
     return times
 

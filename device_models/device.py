@@ -26,6 +26,7 @@ from pimserve.device_models.operators import (
     weight_bytes_per_device,
 )
 from pimserve.device_models.plan import CostPlan
+from pimserve.device_models.verifying import verifying
 from pimserve.errors import InputError
 from pimserve.quantity import GigabytesPerSecond, Microseconds
 
@@ -98,6 +99,7 @@ class Demand:
         passive_power: whether what devices draw without working counts. Whoever places a replica leaves it out of the
             plan, so that a device heeds this in what it says only.
         parts: of the model that are to be on these devices; the KV cache is with "attention".
+        verify_tokens: of each decoding request in a step, drafts with them.
     """
 
     model: ModelSpec
@@ -116,6 +118,7 @@ class Demand:
     expert_decision: ExpertDecision = "exact"
     passive_power: bool = True
     parts: frozenset[Part] = ALL_PARTS
+    verify_tokens: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,8 +303,10 @@ class OperatorDevice:
     def fit(self, demand: Demand) -> Fitted:
         """Weights and KV cache share the memory; all devices are alike."""
         model, split = demand.model, demand.split
-        operators = operators_of(model, split, lm_head=demand.lm_head, parts=demand.parts)
-        plan = self.compile(operators, split)
+        operators = verifying(
+            operators_of(model, split, lm_head=demand.lm_head, parts=demand.parts), demand.verify_tokens
+        )
+        plan = replace(self.compile(operators, split), verify_tokens=demand.verify_tokens)
         if isinstance(plan.experts, ExpertTerm):
             slots, every = demand.expert_slots, demand.rebalance_every
             plan = replace(plan, experts=replace(plan.experts, slots=slots, rebalance_every=every))

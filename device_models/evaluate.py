@@ -64,6 +64,7 @@ def step_of(
     chunks: Sequence[ChunkShape],
     outputs: int,
     chunk_cost: Callable[[ChunkShape], tuple[int, int, int]],
+    verify_tokens: int = 1,
 ) -> StepTuple[int]:
     """The fields of `StepShape` for one step; `chunk_cost` gives those of `CostPlan.chunk_cost`."""
     times, tokens, dram, compute = [], 0, 0, 0
@@ -73,8 +74,10 @@ def step_of(
         tokens += chunk[0]
         dram += chunk_dram
         compute += chunk_compute
-    busiest, anchor, prefill_fs = timing.prefill(decodes, chunks, times)
-    return 1, decodes, context, tokens, len(chunks), outputs, busiest, anchor, prefill_fs, dram, compute
+    busiest, anchor, prefill_fs = timing.prefill(verify_tokens * decodes, chunks, times)
+    prompts = len(chunks)
+    counts = 1, decodes, context, tokens, prompts, outputs
+    return *counts, busiest, anchor, prefill_fs, dram, compute, decodes, context, prompts, outputs
 
 
 def shape_of(
@@ -85,14 +88,16 @@ def shape_of(
     `outputs`: tokens that it emits; None: one of each decoding request.
     """
     emitted = decodes if outputs is None else outputs
-    return StepShape(*step_of(plan.timing, decodes, context, chunks, emitted, plan.chunk_cost))
+    return StepShape(*step_of(plan.timing, decodes, context, chunks, emitted, plan.chunk_cost, plan.verify_tokens))
 
 
 def counts_of(plan: CostPlan, shape: StepShape[N]) -> tuple[dict[RowKind, N], dict[RowKind, N]]:
-    """What row terms count in a step: of all data-parallel groups, and of the busiest one."""
-    every = row_counts(shape.tokens, shape.outputs, shape.decodes, shape.chunks)
-    tokens = shape.busiest_tokens if plan.timing.rows_of_busiest else shape.tokens
-    return every, busiest_counts(every, tokens, plan.data_parallel)
+    """What row terms count in a step: of all data-parallel groups, and of the slowest one."""
+    every = row_counts(plan.tokens_of(shape), plan.sampled_of(shape), shape.decodes, shape.chunks)
+    tokens = shape.busiest_tokens if plan.timing.rows_of_busiest else every["tokens"]
+    sampled = plan.sampled(shape.paced_outputs, shape.paced_decodes, shape.paced_chunks)
+    paced = row_counts(tokens, sampled, shape.paced_decodes, shape.paced_chunks)
+    return every, busiest_counts(paced, tokens, plan.data_parallel)
 
 
 def way_of(plan: CostPlan, shape: StepShape[int]) -> DecodeWay:
@@ -182,6 +187,8 @@ def step_times(
 
 def once_fs(plan: CostPlan, shape: StepShape[N]) -> N:
     """Time before the micro-batches of single steps begin."""
+    if not plan.rows_once:
+        return 0 * shape.steps
     _, busiest = counts_of(plan, shape)
     return sum([term.time_fs(busiest[term.rows]) for term in plan.rows_once], 0 * shape.steps)
 
@@ -207,16 +214,25 @@ def _row_terms(plan: CostPlan, terms: Sequence[RowTerm], shape: StepShape[N], co
 
 
 def _decode_attention(plan: CostPlan, shape: StepShape[N], costs: StepCosts[N]) -> None:
-    """Add what decode attention takes of units and energy; a span takes one way in all of its steps."""
-    busiest = -(-shape.decodes // plan.data_parallel) * shape.steps
-    last_context = shape.last.context
+    """Add what decode attention takes of units and energy; a span takes one way in all of its steps.
+
+    Units are busy as in the slowest data-parallel group, which others wait for; energy is of all.
+    """
+    busiest = -(-shape.paced_decodes // plan.data_parallel) * shape.steps
+    end = shape.last
+
+    def seen_in_span(window: int | None, decodes: N, context: N, last_context: N) -> N:
+        first, last = (seen_tokens(window, decodes, at) for at in (context, last_context))
+        return over_span(shape.steps, first, last)
+
     for way, here in zip(plan.decode_ways, plan.timing.taken(shape), strict=True):
         for term in way.terms:
-            first, last = (
-                seen_tokens(term.window_tokens, shape.decodes, context) for context in (shape.context, last_context)
-            )
-            seen = here * over_span(shape.steps, first, last)
-            costs.busy.append(Amount(("attention_decode", term.unit), term.slope, seen))
+            window = term.window_tokens
+            seen = here * seen_in_span(window, shape.decodes, shape.context, end.context)
+            paced = seen
+            if plan.data_parallel > 1:
+                paced = here * seen_in_span(window, shape.paced_decodes, shape.paced_context, end.paced_context)
+            costs.busy.append(Amount(("attention_decode", term.unit), term.slope, paced))
             costs.busy.append(Amount(("attention_decode", term.unit), term.per_request, here * busiest))
             costs.energy.append(Amount(("attention_decode", "dram"), term.dram_per_token, seen))
             costs.energy.append(Amount(("attention_decode", "compute"), term.compute_per_token, seen))
@@ -231,7 +247,7 @@ class Span(Protocol):
 
     @property
     def busiest_tokens(self) -> int:
-        """Of each step, in the busiest data-parallel group."""
+        """Of each step, in the slowest data-parallel group."""
 
     def duration_fs(self, steps: int) -> int:
         """Time of the first so many steps."""
@@ -251,7 +267,7 @@ class DecodeSpan(NamedTuple):
     """
 
     steps: int  # for which that holds
-    busiest_tokens: int  # of each step, in the busiest data-parallel group
+    busiest_tokens: int  # of each step, in the slowest data-parallel group
     first_fs: int
     growth_fs: int
     experts: Sequence[int] = ()

@@ -14,14 +14,12 @@ class ExpertProgramming:
     Args:
         tiers: (chips, layers, slots of a chip, tiles of a chip): tiers that the expert in a slot takes on each tile.
         tier_s: to write a tier.
-        joules: of an expert.
         pulses: that each device of it gets.
         endurance_pulses: that a device survives.
     """
 
     tiers: IntArray
     tier_s: float
-    joules: float
     pulses: float
     endurance_pulses: float
 

@@ -210,6 +210,12 @@ class ExpertTerm:
         """Weights are fetched."""
         return False
 
+    @property
+    def move_pj(self) -> int:
+        """Energy of bringing an expert of a layer to devices without it: its weights are read at one end and written at
+        the other, each as devices read weights; links draw nothing beside their device."""
+        return 2 * self.units[0].weight_pj
+
     def least_fs(self, tokens: int) -> int:
         """Tokens spread evenly over all units."""
         even_share = np.array([tokens * self.top_k // self.physical_experts])

@@ -84,11 +84,12 @@ class KvGroups:
             block_size: tokens of a block.
             chunk_tokens: of its prompt that a step computes at most; None: all.
         """
-        most = pool // (self.full + self.windowed)
+        blocks = pool // groups
+        most = blocks // (self.full + self.windowed)
         if chunk_tokens is not None:
-            windows = groups * self.windowed * self.window_blocks(block_size, chunk_tokens)
-            most = max(most, (pool - windows) // self.full)
-        return block_size * most // groups
+            windows = self.windowed * self.window_blocks(block_size, chunk_tokens)
+            most = max(most, (blocks - windows) // self.full)
+        return block_size * most
 
 
 NO_WINDOWS = KvGroups()

@@ -7,6 +7,7 @@ the next layer. With one that is a sum; with as many as a round trip takes, one 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -54,6 +55,16 @@ class MicroBatches:
         """Visits that follow each other and are alike, and how many."""
         return tuple((visit, len(list(alike))) for visit, alike in groupby(self.visits))
 
+    @cached_property
+    def _counts(self) -> tuple[list[int], list[int]]:
+        """Of each round, visits, and layers of each."""
+        return [visits for _, visits in self.rounds], [visit.layers for visit, _ in self.rounds]
+
+    @cached_property
+    def _only_routed(self) -> bool:
+        """Whether all visits are of MoE layers."""
+        return all(visit.calls == "moe_layers" for visit in self.visits)
+
     @property
     def parts(self) -> int:
         """The most micro-batches of a step."""
@@ -61,6 +72,8 @@ class MicroBatches:
 
     def of_step(self, tokens: N) -> N:
         """Micro-batches of steps with so many tokens."""
+        if isinstance(tokens, int):
+            return bisect_right(self.from_tokens, tokens)
         return sum([1 * (tokens >= least_tokens) for least_tokens in self.from_tokens], 0 * tokens)
 
     def repeats(self, runs: Runs) -> int:
@@ -73,7 +86,7 @@ class MicroBatches:
         Decoding requests are dealt out one by one, and have the mean context, or a token more; prompts are cut by
         tokens, as their attention is by time.
         """
-        steps, requests, context, prefill, chunks, outputs, busiest, anchor, prefill_fs, _, _ = shape
+        steps, requests, context, prefill, chunks, outputs, busiest, anchor, prefill_fs, *_ = shape
         n = self.of_step(requests + prefill)
         nothing, divisor = 0 * requests, n + (n == 0)
         mean = context // (requests + (requests == 0))
@@ -87,19 +100,24 @@ class MicroBatches:
             here, short = part < n, n - 1 - part  # things are dealt out one by one, prompts from the last part on
             decodes = here * ((requests + short) // divisor)
             layer = (layer_fs + with_prompts - 1 - short) // (with_prompts + (with_prompts == 0))
+            of_part = (
+                decodes,
+                mean * decodes + here * ((more + short) // divisor),
+                here * ((chunks + part) // divisor),
+                decodes + here * ((completed + part) // divisor),
+            )
             shapes.append(
                 StepShape(
                     steps,
-                    decodes,
-                    mean * decodes + here * ((more + short) // divisor),
+                    *of_part[:2],
                     here * ((prefill + part) // divisor),
-                    here * ((chunks + part) // divisor),
-                    decodes + here * ((completed + part) // divisor),
+                    *of_part[2:],
                     -(-decodes // data_parallel) + here * ((beside + part) // divisor),
                     here * ((anchor + part) // divisor),
                     here * (short < with_prompts) * self.counts[0] * layer,
                     nothing,  # energies are of the whole
                     nothing,
+                    *of_part,  # groups share it evenly
                 )
             )
         return shapes
@@ -134,12 +152,15 @@ class MicroBatches:
             layer_fs: attention of a layer that is not among them.
             routed: its routed experts, an entry for each MoE layer: numbers in a list, columns in an array (layers, n).
         """
-        n = len(self.rounds)
+        visits, layers = self._counts
+        n = len(visits)
+        beside = rows[2 * n : 3 * n]
+        alone = isinstance(routed, list) and not any(beside)
         return PartTimes(
-            [visits for _, visits in self.rounds],
-            [time + visit.layers * layer_fs for time, (visit, _) in zip(rows[:n], self.rounds, strict=True)],
+            visits,
+            [time + count * layer_fs for time, count in zip(rows[:n], layers, strict=True)],
             rows[n : 2 * n],
-            self._computes(rows[2 * n : 3 * n], routed),
+            routed if self._only_routed and alone else self._computes(beside, routed),
             rows[3 * n : 4 * n],
             rows[-1] + self.closing[0] * layer_fs,
         )

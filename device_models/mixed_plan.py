@@ -7,12 +7,16 @@ from dataclasses import replace
 from typing import Any
 
 from pimserve.device_models.evaluate import units_of
+from pimserve.device_models.expert_layout import Slots
 from pimserve.device_models.micro_batches import BETWEEN, MicroBatches, Visit
 from pimserve.device_models.model import ModelSpec
-from pimserve.device_models.operators import Part, Runs
+from pimserve.device_models.operators import Part, Runs, Stage
 from pimserve.device_models.pipeline import passive_of_both
 from pimserve.device_models.plan import HOST, CostPlan, Pieces, RowTerm
+from pimserve.device_models.routed_link import DIRECTIONS, RoutedLink
 from pimserve.device_models.slowdown import in_repeats
+from pimserve.device_models.split_experts import SplitExperts
+from pimserve.device_models.split_plan import HOT
 
 EXPERTS = "experts"  # before the names of units of the experts' devices
 
@@ -22,6 +26,7 @@ def mixed_plan(
     attention: CostPlan,
     experts: CostPlan,
     link: Sequence[RowTerm],
+    routed_link: RoutedLink,
     *,
     on_experts: Set[Part],
     from_tokens: tuple[int, ...],
@@ -33,6 +38,7 @@ def mixed_plan(
         attention: plan of the group that has the KV cache, with the collectives among its devices.
         experts: of the other one, likewise.
         link: what dispatch and combine take, as terms of these stages.
+        routed_link: what these of MoE layers follow from.
         on_experts: parts of the model that the other group has.
         from_tokens: tokens of a step from which it is cut into 1, 2, ... micro-batches.
     """
@@ -56,18 +62,42 @@ def mixed_plan(
         micro_batches=MicroBatches(
             from_tokens, (model.layers, model.dense_layers, model.moe_layers), tuple(visits), closing
         ),
+        link=routed_link,
     )
     return in_repeats(plan)
 
 
+def plan_at(plan: CostPlan, weights: Sequence[Sequence[float]], slots: Sequence[Slots]) -> CostPlan:
+    """The plan while experts have these popularities and are in these slots, which times of its link follow.
+
+    Args:
+        plan: at normal speed.
+        weights: popularity of each expert, a row for all MoE layers or for each.
+        slots: the expert in each slot, likewise; empty: experts in order.
+    """
+    if plan.link is None:
+        return plan
+    link = plan.link.at(weights, slots)
+    pieces: dict[Stage, Pieces] = {direction: (link.time_fs(direction),) for direction in DIRECTIONS}
+    rows = [
+        replace(row, pieces=pieces[row.stage]) if row.runs == "moe_layers" and row.stage in pieces else row
+        for row in plan.rows
+    ]
+    return in_repeats(replace(plan, rows=tuple(rows), link=link))
+
+
 def units_of_groups(plan: CostPlan) -> tuple[frozenset[str], ...]:
-    """What is busy on attention's devices, and on the experts'; the link between them on both. All of it for a plan in
-    which devices do both."""
+    """What is busy on attention's devices, on those of hot experts where these have their own, and on the experts'; the
+    link between them on all. All of it for a plan in which devices do both."""
     units = frozenset(units_of(plan))
     if plan.micro_batches is None:
         return (units,)
     experts = frozenset(unit for unit in units if unit.startswith(f"{EXPERTS}_"))
-    return units - experts, experts | {*BETWEEN}
+    groups = [experts]
+    if isinstance(plan.experts, SplitExperts):
+        hot = frozenset(unit for unit in experts if unit.startswith(f"{EXPERTS}_{HOT}_"))
+        groups = [hot, experts - hot]
+    return units - experts, *(group | {*BETWEEN} for group in groups)
 
 
 def _of_all_tokens(row: RowTerm, groups: int) -> RowTerm:

@@ -20,6 +20,8 @@ from pimserve.errors import InputError
 
 Category = Literal["fc", "attention_prefill", "attention_decode", "moe", "communication", "step"]
 CATEGORIES: tuple[Category, ...] = ("fc", "attention_prefill", "attention_decode", "moe", "communication", "step")
+EnergyCategory = Category | Literal["expert_rebalancing"]  # which takes energy beside operators, but no time of steps
+EXPERT_REBALANCING: EnergyCategory = "expert_rebalancing"
 RowKind = Literal["tokens", "outputs", "decodes", "prompts", "requests"]
 LinkScope = Literal["intra_node", "inter_node", "between_groups"]
 
@@ -98,7 +100,7 @@ class Gemm:
 
 @dataclass(frozen=True, slots=True)
 class DecodeAttention:
-    """Attention of one new token per request: every context token's cache entry is read once.
+    """Attention of a decoding request's new tokens, one or more: every context token's cache entry is read once.
 
     `kv_bytes` and `flops` are per context token and layer on one device. Windowed layers see at most `window_tokens`.
     """

@@ -195,7 +195,7 @@ class PipelineTerm:
 
     def _passing(self, shape: StepTuple[N]) -> _Passing[N]:
         """What the first steps wait for: with prompts for all of the work, without for what the rules above leave."""
-        _, requests, context, _, _, outputs, queued, anchor, prefill_fs, _, _ = shape
+        _, requests, context, _, _, outputs, queued, anchor, prefill_fs, *_ = shape
         prompts = anchor > 0
         attention, behind, visited = prefill_fs, [], 0 * context
         for index, (window, per_token) in enumerate(zip(self.windows, self.chain_per_context, strict=True)):

@@ -23,6 +23,7 @@ from pimserve.device_models.experts import ExpertTerm
 from pimserve.device_models.micro_batches import MicroBatches
 from pimserve.device_models.operators import Category, RowKind, Runs, Stage
 from pimserve.device_models.pipeline import Load, PassivePower, PipelineTerm
+from pimserve.device_models.routed_link import RoutedLink
 from pimserve.device_models.serial import SerialTiming, WayCosts
 from pimserve.device_models.split_experts import SplitExperts
 from pimserve.device_models.step import N, StepCosts, StepShape, StepTuple, least, most, row_counts
@@ -200,7 +201,10 @@ class CostPlan:
     that, from prefill attention's, and from row terms that tokens do not pass one behind the other (the host); other
     terms then hold energies only. `passive` is power drawn on top; None where it is not known, or left out.
     `frontend_ps` passes between a client's sending a request and the scheduler's having it, beside the devices' work.
-    With `micro_batches`, experts are on devices of their own, the last of the `devices`, and a step's batch goes round.
+    With `micro_batches`, experts are on devices of their own, the last of the `devices`, and a step's batch goes round;
+    `link` says how times of dispatch and combine among the `rows` follow from popularities of experts.
+    `verify_tokens` of each decoding request pass through the layers in a step: its last one, and drafts of those that
+    may follow (speculative decoding); terms of `decode` are for that many queries.
     """
 
     devices: int
@@ -217,11 +221,16 @@ class CostPlan:
     passive: PassivePower | None = None
     frontend_ps: int = 0
     micro_batches: MicroBatches | None = None
+    link: RoutedLink | None = None
+    verify_tokens: int = 1
     version: Literal[5] = 5
 
     def digest(self) -> str:
         """sha256 over the plan's canonical JSON."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        document = asdict(self)
+        if self.verify_tokens == 1:  # a plan without drafts is what it was before there were any
+            del document["verify_tokens"]
+        return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
     @cached_property
     def timing(self) -> StepTiming:
@@ -230,6 +239,14 @@ class CostPlan:
             return self.pipeline
         ways = [way.costs for way in self.decode_ways]
         return SerialTiming(self.data_parallel, ways, [term.unit for term in self.prefill[:1]])
+
+    @property
+    def engine_cores(self) -> int:
+        """Data-parallel groups that have a queue, limits of steps and a KV cache of their own.
+
+        One, that all share evenly, where experts have devices of their own: micro-batches are cut from the whole batch.
+        """
+        return self.data_parallel if self.micro_batches is None else 1
 
     @cached_property
     def rows_once(self) -> tuple[RowTerm, ...]:
@@ -240,6 +257,19 @@ class CostPlan:
     def rows_of_parts(self) -> tuple[RowTerm, ...]:
         """All other row terms."""
         return tuple(term for term in self.rows if term not in self.rows_once)
+
+    def tokens_of(self, shape: StepShape[N]) -> N:
+        """Tokens that pass through the layers in a step, drafts with them."""
+        return shape.tokens if self.verify_tokens == 1 else self.verify_tokens * shape.decodes + shape.prefill_tokens
+
+    def sampled_of(self, shape: StepShape[N]) -> N:
+        """Rows of a step that are multiplied with the vocabulary: of what it emits; to verify drafts, of each of them
+        and of each prompt, whether it ends there or not, as in vLLM."""
+        return self.sampled(shape.outputs, shape.decodes, shape.chunks)
+
+    def sampled(self, outputs: N, decodes: N, prompts: N) -> N:
+        """The same of a step that emits so many tokens, of decoding requests and prompts."""
+        return outputs if self.verify_tokens == 1 else self.verify_tokens * decodes + prompts
 
     def chunk_cost(self, chunk: ChunkShape) -> tuple[int, int, int]:
         """(fs, dram pJ, compute pJ) of the attention of a chunk of a prompt."""

@@ -15,7 +15,8 @@ from pydantic import ValidationError
 from pimserve.device_models.catalogue import device_names, load_device_document
 from pimserve.device_models.defaults import described
 from pimserve.device_models.device import Device
-from pimserve.errors import InputError, Terminated, validation_error
+from pimserve.errors import InputError, validation_error
+from pimserve.plugin_calls import named
 
 # Loaded when they are asked for: most runs need one.
 _BUILT_IN = {
@@ -34,12 +35,8 @@ def device_class(kind: str) -> type[Any]:
         return built_in
     registered = entry_points(group="pimserve.devices")
     if kind in registered.names:
-        try:
+        with named("device.kind", f"{kind!r} of {registered[kind].value}", "does not load"):
             registered_class: type[Any] = registered[kind].load()
-        except Terminated:
-            raise
-        except (Exception, SystemExit) as error:
-            raise InputError("device.kind", f"{kind!r} of {registered[kind].value} does not load: {error}") from error
         return registered_class
     known = sorted({*_BUILT_IN, *registered.names})
     raise InputError("device.kind", f"unknown kind of device {kind!r} (known: {', '.join(known)})")

@@ -2,13 +2,14 @@
 
 The two groups and the two directions of the link each take one micro-batch at a time, in their order, and a micro-batch
 waits for its own previous layer. Experts are drawn, so that layers differ in time: a step's time is that of the event
-schedule, in max and plus. Where one group works without a break, nothing of the others is seen between their first
-visit and their last, and what this group takes adds up.
+schedule, in max and plus, which is that of the longest path through it. Where one stage sets the pace, that path stays
+with it, and all visits but the first and the last few are told by what this stage takes in them (`_Pace`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -16,9 +17,11 @@ import numpy as np
 from pimserve.arrays import IntArray
 from pimserve.device_models.step import N
 
-F = TypeVar("F", int, float)
-_ATTENTION, _DISPATCH, _COMBINE = 1, 2, 4  # places in `PartTimes`
+_DISPATCH, _EXPERTS, _COMBINE = 1, 2, 3  # places of stages, of which attention is the first
 _WHOLE_FS = 2.0**53  # below, floating point has all whole numbers
+_NEVER = 2**62
+
+F = TypeVar("F", int, float)
 
 
 class PartTimes(NamedTuple, Generic[N]):
@@ -71,10 +74,66 @@ def schedule_fs(parts: Sequence[PartTimes[N]]) -> N:
         return parts[0].whole_fs
     if not isinstance(parts[0].closing, int):
         return np.asarray(_schedule_columns(parts))
+    if (hidden := _hidden(parts)) is not None:
+        return hidden
     schedule = {2: _of_two, 3: _of_three}.get(len(parts), _of_many)
     # Times only grow on their way, so that the last one tells whether all of them were whole numbers.
     time = schedule(parts, float)
     return int(time) if time < _WHOLE_FS else schedule(parts, int)
+
+
+def slack_fs(parts: Sequence[PartTimes[N]]) -> int:
+    """By how much attention of each visit may take longer, with all else hidden behind the experts.
+
+    These work without a break from the first micro-batch on, if none takes less than all other stages together: each is
+    back before the one ahead has left. It also finds attention done at the end, if this has that much less to do at all
+    its visits. Then the step takes as much longer as attention of the first visit of its first micro-batch does.
+
+    Returns:
+        Time of a visit, fs; negative: they wait.
+    """
+    (visits, *others), m = parts[0].visits, len(parts)
+    if others or m == 1:
+        return -1
+    least = _least([part.experts for part in parts])
+    attention = _most([part.attention[0] for part in parts])
+    link = _most([part.dispatch[0] for part in parts]) + _most([part.combine[0] for part in parts])
+    return min(least - link, ((visits - 1) * m + 1) * least // (visits * m)) - attention
+
+
+def lack_fs(parts: Sequence[PartTimes[N]]) -> int:
+    """By how much attention of each visit must take longer for all else to be hidden behind it.
+
+    It works without a break, if it never takes less than the other stages together. Then a step takes that, and what
+    its last micro-batch does after it.
+
+    Returns:
+        Time of a visit, fs; 0 or less: all else is hidden.
+    """
+    if len(parts) == 1:
+        return 0
+    link = _most([time for part in parts for time in part.dispatch])
+    link += _most([time for part in parts for time in part.combine])
+    return link + _most([part.experts for part in parts]) - _least([time for part in parts for time in part.attention])
+
+
+def _hidden(parts: Sequence[PartTimes[int]]) -> int | None:
+    """The same in closed form, where all else is hidden behind the experts, or behind attention; None: it is not."""
+    longer = parts[0].experts[0] > parts[0].attention[0]  # only what takes longest can hide all else
+    if longer and slack_fs(parts) >= 0:
+        time = 0  # until when attention's devices are taken
+        begin = parts[0].attention[0] + parts[0].dispatch[0]  # of the last visit
+        begin += sum([sum(part.experts) - part.experts[-1] for part in parts])
+        for part in parts:
+            begin += part.experts[-1]
+            time = max(time, begin + part.combine[0]) + part.closing
+        return time
+    if longer or lack_fs(parts) > 0:
+        return None
+    last = parts[-1]
+    after = last.dispatch[-1] + int(last.experts[-1]) + last.combine[-1]
+    closing = sum([part.closing for part in parts[:-1]])  # of the others, meanwhile
+    return sum([part.attention_fs for part in parts]) + max(0, after - closing)
 
 
 def _of_many(parts: Sequence[PartTimes[int]], kind: Callable[[int], F]) -> F:
@@ -143,66 +202,143 @@ def _rounds(
 
 
 def _schedule_columns(parts: Sequence[PartTimes[IntArray]]) -> IntArray:
-    """The same for columns, (n,) each; in closed form where one of the groups works without a break."""
-    attention, dispatch, combine = (
-        _bounds([times for part in parts for times in part[stage]]) for stage in (_ATTENTION, _DISPATCH, _COMBINE)
+    """The same for columns, (n,) each; visits in which one stage sets the pace are told by what it takes."""
+    stages = _Stages(parts)
+    *rounds, last = parts[0].visits
+    for number, visits in enumerate(rounds):
+        stages.run(number, visits)
+    pace = _pace(parts)
+    if pace is not None:
+        first = min(1, pace.place)  # the others come to attention first
+        stages.run(-1, first)
+        left = last - first - pace.tail
+        if left > 0:
+            held = min(left, pace.visits(stages.held_fs(pace)))
+            stages.run(-1, held)
+            stages.skip(left - held, pace.place)
+    stages.run(-1)
+    return stages.closed()
+
+
+class _Pace(NamedTuple):
+    """A stage that sets the pace of the last round of visits, of m micro-batches each.
+
+    It takes at least `least` for each; the others at most M, and S all together. It never waits, once nothing else
+    holds it up, if M <= least and S <= (m - 1) least: a path that leaves it at micro-batch i and comes to it again at j
+    has gone j - m - i micro-batches on at other stages, and passed all three, in (j - m - i) M + S at most; the stage
+    itself is busy for (j - 1 - i) least or more.
+
+    A path that leaves it for good, n micro-batches before one that leaves it for the same end, loses n (least - M), and
+    wins no more than times of the stages after it differ: not with `tail` visits to go. So it is in the beginning with
+    what holds the stage up: each micro-batch makes up for least - M of it.
+    """
+
+    place: int  # of the stage, attention's is 0
+    least: int
+    gains: int  # least - M
+    parts: int
+    before: tuple[int, ...]  # the most that stages take on the way to it
+    after: int  # the least that those take, together, which come after it
+    differ: int  # how much that can be more
+
+    @property
+    def tail(self) -> int:
+        """Visits in which the end is not yet seen."""
+        return max(1, self.visits(self.differ))
+
+    def visits(self, time_fs: int) -> int:
+        """After which so much time is made up for."""
+        if time_fs <= 0:
+            return 0
+        return 1 + (-(-time_fs // self.gains) + self.parts - 2) // self.parts if self.gains else _NEVER
+
+
+def _pace(parts: Sequence[PartTimes[IntArray]]) -> _Pace | None:
+    """None: no stage sets it."""
+    begin = -parts[0].visits[-1]
+    stages = (
+        [part.attention[-1] for part in parts],
+        [part.dispatch[-1] for part in parts],
+        [part.experts[begin:] for part in parts],
+        [part.combine[-1] for part in parts],
     )
-    experts = _bounds([part.experts for part in parts])
-    stations = _Stations(parts)
-    if _never_waits(attention, (dispatch, experts, combine), len(parts)):
-        stations.end_attention()
-        return stations.closed()
-    numbers = [number for number, visits in enumerate(parts[0].visits) for _ in range(visits)]
-    busy = _never_waits(experts, (combine, attention, dispatch), len(parts))
-    for visit, number in enumerate(numbers, 1):
-        stations.visit(number, visit - 1)
-        if busy and visit < len(numbers) and stations.rested:
-            stations.end_experts(visit)
-            break
-    return stations.closed()
+    bounds = [(_least(times), _most(times)) for times in stages]
+    least = max([at_least for at_least, _ in bounds])
+    place = [at_least for at_least, _ in bounds].index(least)
+    before, after = [most for _, most in bounds[:place]], bounds[place + 1 :]
+    others = before + [most for _, most in after]
+    gains = least - max(others)
+    if gains < 0 or sum(others) > (len(parts) - 1) * least:
+        return None
+    after_fs = sum([at_least for at_least, _ in after])
+    differ = sum([most for _, most in after]) - after_fs
+    return _Pace(place, least, gains, len(parts), tuple(before), after_fs, differ)
 
 
-class _Stations:
+def _least(times: Sequence[Any]) -> int:
+    """Of numbers, lists and columns."""
+    if not isinstance(times[0], int):
+        times = [min(each) if isinstance(each, list) else int(each.min()) for each in times]
+    least: int = min(times)
+    return least
+
+
+def _most(times: Sequence[Any]) -> int:
+    """Of numbers, lists and columns."""
+    if not isinstance(times[0], int):
+        times = [max(each) if isinstance(each, list) else int(each.max()) for each in times]
+    most: int = max(times)
+    return most
+
+
+class _Stages:
     """Until when each stage is taken, in columns (n,) of steps, and when micro-batches have come back from a visit."""
 
     def __init__(self, parts: Sequence[PartTimes[IntArray]]) -> None:
         self._parts = parts
         self._attention, self._dispatch, self._experts, combine = (np.zeros_like(parts[0].closing) for _ in range(4))
         self._back = [combine for _ in parts]
+        self._visits = iter(range(sum(parts[0].visits)))
 
-    def visit(self, number: int, visit: int) -> None:
-        """One more, of that round."""
-        attention, dispatch, experts, combine = self._attention, self._dispatch, self._experts, self._back[-1]
-        for place, part in enumerate(self._parts):
-            np.maximum(attention, self._back[place], out=attention)
-            attention += part.attention[number]
-            np.maximum(dispatch, attention, out=dispatch)
-            dispatch += part.dispatch[number]
-            np.maximum(experts, dispatch, out=experts)
-            experts += part.experts[visit]
-            self._back[place] = combine = np.maximum(combine, experts) + part.combine[number]
+    def run(self, number: int, visits: int | None = None) -> None:
+        """So many visits of a round, or all that are left."""
+        attention, dispatch, experts = self._attention, self._dispatch, self._experts
+        for visit in islice(self._visits, visits):
+            combine = self._back[-1]
+            for place, part in enumerate(self._parts):
+                np.maximum(attention, self._back[place], out=attention)
+                attention += part.attention[number]
+                np.maximum(dispatch, attention, out=dispatch)
+                dispatch += part.dispatch[number]
+                np.maximum(experts, dispatch, out=experts)
+                experts += part.experts[visit]
+                self._back[place] = combine = np.maximum(combine, experts) + part.combine[number]
 
-    @property
-    def rested(self) -> bool:
-        """Whether the first micro-batch to come back finds dispatch, and so attention, without work."""
-        return bool((self._dispatch <= self._back[0]).all())
+    def held_fs(self, pace: _Pace) -> int:
+        """For how long other stages may hold up the one that sets the pace."""
+        ends = [self._attention, self._dispatch, self._experts, self._back[-1]]
+        before = sum(pace.before)
+        held = [end + sum(pace.before[place:]) for place, end in enumerate(ends[: pace.place])]
+        held += [back + before - place * pace.least for place, back in enumerate(self._back)]
+        held.append(ends[-1] - min(pace.after, pace.least))
+        return max(int(np.max(end - ends[pace.place])) for end in held)
 
-    def end_attention(self) -> None:
-        """All visits from the first one on, if attention never waits, and nobody for the other stages."""
-        self._attention = sum([part.attention_fs - part.closing for part in self._parts], self._attention)
-        left = self._attention
-        for place in range(len(self._parts) - 1, -1, -1):
-            part = self._parts[place]
-            self._back[place] = left + part.dispatch[-1] + part.experts[-1] + part.combine[-1]
-            left = left - part.attention[-1]
-
-    def end_experts(self, visit: int) -> None:
-        """All visits from that one on, if experts never wait, and nobody for the other stages."""
-        left = sum([part.experts[visit:].sum(axis=0) for part in self._parts], self._experts)
-        for place in range(len(self._parts) - 1, -1, -1):
-            part = self._parts[place]
-            self._back[place] = left + part.combine[-1]
-            left = left - part.experts[-1]
+    def skip(self, visits: int, place: int) -> None:
+        """So many of the last round, but for what the stage at a place takes, and attention, which stays busy."""
+        if not visits:
+            return
+        for part, back in zip(self._parts, self._back, strict=True):
+            np.maximum(self._attention, back, out=self._attention)
+            self._attention += part.attention[-1]
+        here = list(islice(self._visits, visits))
+        for part in self._parts:
+            self._attention += (visits - 1) * part.attention[-1]
+            if place == _DISPATCH:
+                self._dispatch += visits * part.dispatch[-1]
+            elif place == _EXPERTS:
+                self._experts += part.experts[here[0] : here[-1] + 1].sum(axis=0)
+            elif place == _COMBINE:
+                self._back[-1] = self._back[-1] + visits * part.combine[-1]
 
     def closed(self) -> IntArray:
         """When attention's devices have done what they do last."""
@@ -210,36 +346,3 @@ class _Stations:
         for part, returned in zip(self._parts, self._back, strict=True):
             time = np.maximum(time, returned) + part.closing
         return np.asarray(time)
-
-
-class _Bounds(NamedTuple):
-    """The least and the most time of a stage."""
-
-    least: int
-    most: int
-
-
-def _bounds(times: Sequence[int | IntArray]) -> _Bounds:
-    """Of numbers and columns."""
-    return _Bounds(min(int(np.min(each)) for each in times), max(int(np.max(each)) for each in times))
-
-
-def _never_waits(stage: _Bounds, others: Sequence[_Bounds], parts: int) -> bool:
-    """Whether a stage always has the next micro-batch before it has ended one, given that it once has.
-
-    Args:
-        stage: how long it takes for each.
-        others: those that a micro-batch passes before it comes again, in order.
-        parts: micro-batches.
-
-    It ends them `stage.least` apart or more. If that is enough for the next stage, they leave this one as far apart,
-    within what its times differ, and so on: none waits for another one there. Then each is back in time if all that the
-    others take is no more than what the stage is busy for with the other micro-batches.
-    """
-    passed = differ = 0
-    for other in others:
-        passed += other.most
-        if stage.least < other.most + differ:
-            return False
-        differ += other.most - other.least
-    return (parts - 1) * stage.least >= passed

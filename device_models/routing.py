@@ -1,16 +1,7 @@
-"""How tokens fall on experts, and pools of whole-model outcomes drawn from that law.
-
-The law: each token picks `top_k` distinct experts; with uniform popularity every set of k experts is equally likely.
-With popularity weights w the set S has a probability proportional to the product of its weights (conditional Poisson
-sampling: Chen, Dempster and Liu 1994), which is again uniform for equal weights.
-
-Counts of T tokens are drawn exactly without looking at single tokens: walk over the experts and keep, for each r, how
-many tokens have r picks left; of those a binomial number picks the present expert.
-"""
+"""Popularities of experts, and pools of whole-model outcomes that are drawn from the law of picks (`expert_picks`)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Literal
@@ -19,17 +10,18 @@ import numpy as np
 
 from pimserve.arrays import FloatArray, IntArray
 from pimserve.device_models.expert_layout import SlotCounts
+from pimserve.device_models.expert_picks import draw_counts, expert_share, pick_probabilities
 from pimserve.device_models.experts import RoutedExperts
 from pimserve.device_models.memo import Memo
 from pimserve.device_models.popularity_walk import Drift
-from pimserve.device_models.rebalancing import placed_at
+from pimserve.device_models.rebalancing import layouts_by, moves_pj, placed_at
 
 POOL_SIZE = 128  # outcomes per token count; a power of two
 _FINE_TOKENS = 32  # token counts up to this have a pool each; above, 2**_OCTAVE_BITS per octave
 _OCTAVE_BITS = 3
 _LAYER_DRAWS = 2**13  # layer draws x experts of one pool, where all layers of all outcomes would need more
 _LEAST_DRAWS = 256
-_TABLES_KEPT = 512  # token counts of which the layers of all outcomes are kept
+TABLES_KEPT = 512  # token counts of which the layers of all outcomes are kept
 _LEAST_OF_LAYER = 32  # where each layer has a law of its own
 _EPOCHS_KEPT = 16  # while popularities drift, of which pools are kept
 _NEVER_FS = 2**200
@@ -76,59 +68,6 @@ class Routing:
         return np.zeros_like(begin_ps) if self.drift is None else np.asarray(begin_ps // self.drift.interval_ps)
 
 
-def pick_probabilities(weights: FloatArray, top_k: int) -> FloatArray:
-    """(experts, top_k + 1): probability that a token with r picks left (column r) picks this expert.
-
-    Ratio of elementary symmetric polynomials of the weights of this and later experts.
-    """
-    experts = len(weights)
-    later = np.zeros((experts + 1, top_k + 1))
-    later[:, 0] = 1.0
-    for e in range(experts - 1, -1, -1):
-        later[e, 1:] = later[e + 1, 1:] + weights[e] * later[e + 1, :-1]
-    probabilities = np.zeros((experts, top_k + 1))
-    for e in range(experts):
-        possible = later[e, 1:] > 0
-        probabilities[e, 1:][possible] = weights[e] * later[e + 1, :-1][possible] / later[e, 1:][possible]
-    return np.clip(probabilities, 0.0, 1.0)
-
-
-def expert_share(weights: Sequence[float], top_k: int) -> tuple[float, ...]:
-    """How many of a token's picks fall on each expert of those weights; they sum to top_k."""
-    picks = pick_probabilities(np.asarray(weights, float), top_k)
-    left = np.zeros(top_k + 1)  # probability that r picks are left
-    left[top_k] = 1.0
-    share = []
-    for row in picks:
-        taken = left * row
-        share.append(float(taken.sum()))
-        left = left - taken
-        left[:-1] += taken[1:]
-    return tuple(share)
-
-
-def mean_share(weights: Sequence[Sequence[float]], top_k: int) -> tuple[float, ...]:
-    """How many of a token's picks fall on each expert, in the mean over layers with those rows of weights."""
-    return tuple(np.mean([expert_share(row, top_k) for row in weights], axis=0).tolist())
-
-
-def draw_counts(rng: np.random.Generator, probabilities: FloatArray, tokens: int, draws: int) -> IntArray:
-    """(..., draws, experts): tokens per expert when each of `tokens` tokens picks its experts; they sum to tokens x k.
-
-    `probabilities`: (..., experts, top_k + 1), as `pick_probabilities` gives them for one law, or of several.
-    """
-    *laws, experts, columns = probabilities.shape
-    left = np.zeros((*laws, columns, draws), np.int64)
-    left[..., columns - 1, :] = tokens
-    counts = np.zeros((*laws, draws, experts), np.int64)
-    for e in range(experts):
-        picked = rng.binomial(left[..., 1:, :], probabilities[..., e, 1:, None])
-        counts[..., e] = picked.sum(axis=-2)
-        left[..., 1:, :] -= picked
-        left[..., :-1, :] += picked
-    return counts
-
-
 def pool_bucket(tokens: int) -> tuple[int, int]:
     """Token counts at or below, and at or above, `tokens` that have a pool: all up to 32, then 8 per octave."""
     if tokens <= _FINE_TOKENS:
@@ -156,8 +95,8 @@ class ExpertPools:
         self._epochs: Memo[int, ExpertPools] = Memo(self._of_epoch, _EPOCHS_KEPT)
         self.ends_fs = _NEVER_FS if routing.drift is None else (epoch + 1) * routing.drift.interval_fs
         self.rank: IntArray = np.random.default_rng([seed, _RANK]).permutation(POOL_SIZE)
-        weights = routing.expert_weights(term.experts, seed, epoch)
-        self._probabilities = np.stack([pick_probabilities(row, term.top_k) for row in weights])
+        self.weights = routing.expert_weights(term.experts, seed, epoch)
+        self._probabilities = np.stack([pick_probabilities(row, term.top_k) for row in self.weights])
         self._slots = SlotCounts(term.slots)
         self._drawn = Memo(self._draw, 2)  # by token counts that have a pool, as are the next two
         self._pools = Memo(self._pool)
@@ -165,8 +104,17 @@ class ExpertPools:
         self._layer_lists: Memo[int, list[list[int]]] = Memo(lambda tokens: self._layer_pools[tokens].T.tolist())
         self._pool_times: Memo[int, list[int]] = Memo(lambda tokens: self._pools[tokens][:, 0].tolist())
         self.prefixes_fs = Memo(self._prefix_fs)  # by token count
-        self.layers_fs = Memo(self._layers_at, _TABLES_KEPT)  # by token count, (layers, POOL_SIZE) each
+        self.layers_fs = Memo(self._layers_at, TABLES_KEPT)  # by token count, (layers, POOL_SIZE) each
         self._between = Memo(self._buckets)
+
+    @property
+    def layouts(self) -> int:
+        """How many layouts of the experts have followed the first one."""
+        return layouts_by(self._first, self.epoch)
+
+    def moves_pj(self, layouts: int) -> int:
+        """Energy that brought experts to where they are, since so many layouts had followed the first one."""
+        return moves_pj(self._first, self._routing, self.seed, range(layouts + 1, self.layouts + 1))
 
     def at(self, fs: int) -> ExpertPools:
         """The outcomes of steps that begin at that time."""
@@ -271,9 +219,9 @@ class ExpertPools:
         at_low = self._layer_lists[low][index]
         if low == high:
             return at_low
-        above, width = tokens - low, high - low
+        above, bits = tokens - low, (high - low).bit_length() - 1  # pools are powers of two apart
         both = zip(at_low, self._layer_lists[high][index], strict=True)
-        return [lower + (upper - lower) * above // width for lower, upper in both]
+        return [lower + ((upper - lower) * above >> bits) for lower, upper in both]
 
     def _layers_at(self, tokens: int) -> IntArray:
         """(layers, POOL_SIZE): time of each layer in all outcomes for `tokens` tokens."""
@@ -285,6 +233,7 @@ class ExpertPools:
 
     def _layer_pool(self, tokens: int) -> IntArray:
         """(layers, POOL_SIZE): times of that pool's layers; those of one law in an order that is the same in all."""
+        self._pools[tokens]  # the log asks for it later on: it need not be drawn again
         laws, layers = len(self._probabilities), self.term.layers
         times = np.sort(self._drawn[tokens][self.rank, :, 0].reshape(POOL_SIZE, laws, -1), axis=2)
         order = np.random.default_rng([self.seed, _ORDER]).random(times.shape).argsort(axis=2)

@@ -73,7 +73,7 @@ class SerialTiming:
 
     def ways_fs(self, shape: StepTuple[N]) -> list[N]:
         """Time of attention in each way of decode attention."""
-        _, requests, context, _, _, _, _, _, prefill_fs, _, _ = shape
+        _, _, _, _, _, _, _, _, prefill_fs, _, _, requests, context, _, _ = shape
         share = -(-requests // self.data_parallel)
         times = []
         for slope, windowed, per_request, beside_prefill in self._ways:

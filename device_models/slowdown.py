@@ -16,7 +16,7 @@ from pimserve.device_models.memo import Memo
 from pimserve.device_models.operators import Runs
 from pimserve.device_models.pipeline import Load, PipelineTerm, Station
 from pimserve.device_models.plan import CostPlan, DecodeAttentionTerm, Pieces, RowTerm
-from pimserve.device_models.routing import ExpertPools
+from pimserve.device_models.routing import TABLES_KEPT, ExpertPools
 
 NORMAL = 1000  # thousandths of the normal times
 
@@ -115,7 +115,7 @@ class SlowPools(ExpertPools):
     def __init__(self, pools: ExpertPools, thousandths: int) -> None:
         vars(self).update(vars(pools))  # outcomes are drawn once for all speeds
         self.prefixes_fs = Memo(self._prefix_fs)
-        self.layers_fs = Memo(self._layers_at)
+        self.layers_fs = Memo(self._layers_at, TABLES_KEPT)
         self.thousandths = thousandths
         self._normal = pools
 

@@ -16,7 +16,11 @@ from pimserve.device_models.aimc.crossbar_experts import CrossbarExperts
 from pimserve.device_models.expert_layout import Slots
 from pimserve.device_models.experts import FEATURES, MORE_UNITS, ExpertTerm, features_of
 
+# After all others: what each side's own devices take. The layer waits for the slower side; what of the energies is not
+# of the hot side is of the cold one.
+SIDE_FEATURES = ("hot_fs", "cold_fs", "hot_dram_pj", "hot_compute_pj")
 _PLACES = ("first", "second", *MORE_UNITS)
+Side = ExpertTerm | CrossbarExperts
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +45,8 @@ class SplitExperts:
 
     experts: int
     top_k: int
-    hot: ExpertTerm | CrossbarExperts
-    cold: ExpertTerm | CrossbarExperts
+    hot: Side
+    cold: Side
     units: tuple[SideUnit, ...]
     slots: tuple[Slots, ...]
 
@@ -53,8 +57,8 @@ class SplitExperts:
 
     @property
     def features(self) -> tuple[str, ...]:
-        """Of the units of both sides."""
-        return features_of(len(self.units))
+        """Of the units of both sides, and SIDE_FEATURES."""
+        return (*features_of(len(self.units)), *SIDE_FEATURES)
 
     @property
     def physical_experts(self) -> int:
@@ -75,16 +79,18 @@ class SplitExperts:
         return self.hot.most_pj(tokens) + self.cold.most_pj(tokens)
 
     def layer_features(self, tokens: IntArray) -> IntArray:
-        """(draws, features) of layers: the time of the slower side; energies add up. Busy times are of each side's own
-        devices, in the mean and of the group that the side waits for."""
-        sides = np.split(tokens, [self.hot.physical_experts], axis=1)
-        terms = self.hot, self.cold
-        columns = [
-            dict(zip(FEATURES, term.layer_features(of_side).T, strict=True))
-            for term, of_side in zip(terms, sides, strict=True)
-        ]
-        found = {"time_fs": np.maximum(*(side["time_fs"] for side in columns))}
+        """(draws, features) of layers."""
+        hot, cold = np.split(tokens, [self.hot.physical_experts], axis=1)
+        return self.merged(self.hot.layer_features(hot), self.cold.layer_features(cold))
+
+    def merged(self, hot: IntArray, cold: IntArray) -> IntArray:
+        """(draws, features) of layers, given what each side takes, (draws, its features): the time of the slower side;
+        energies add up. Busy times are of each side's own devices, in the mean and of the group that it waits for."""
+        columns = [dict(zip(FEATURES, side.T, strict=True)) for side in (hot, cold)]
+        times = [side["time_fs"] for side in columns]
+        found = {"time_fs": np.maximum(*times)} | dict(zip(SIDE_FEATURES, times, strict=False))
         for name in ("dram_pj", "compute_pj"):
+            found[f"hot_{name}"] = columns[0][name]
             found[name] = columns[0][name] + columns[1][name]
         for place, (side, own) in zip(_PLACES, self._own_units(), strict=False):
             for what in ("busy", "of_busiest"):
@@ -97,6 +103,11 @@ class SplitExperts:
         for side, term in enumerate((self.hot, self.cold)):
             for place, _ in zip(_PLACES, term.units, strict=False):
                 yield side, place
+
+
+def sides_of(term: Side | SplitExperts) -> tuple[Side, ...]:
+    """Routed experts of devices of one kind each: hot ones and cold ones, or all of them."""
+    return (term.hot, term.cold) if isinstance(term, SplitExperts) else (term,)
 
 
 def hottest(weights: Sequence[Sequence[float]], count: int) -> tuple[tuple[Slots, Slots], ...]:

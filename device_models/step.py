@@ -80,9 +80,9 @@ def row_counts(tokens: N, outputs: N, decodes: N, prompts: N) -> dict[RowKind, N
 
 
 def busiest_counts(every: dict[RowKind, N], tokens: N, data_parallel: int) -> dict[RowKind, N]:
-    """Of counts of all data-parallel groups, those of the busiest, which has `tokens`; the others are spread evenly.
+    """Of counts of data-parallel groups that are all like one, those of that, which has `tokens`.
 
-    (Prompts by their number: where lengths differ, a group with many short ones has more of them.)
+    (Where groups share prompts evenly, by their number: if lengths differ, one with many short ones has more of them.)
     """
     return row_counts(
         tokens,
@@ -92,11 +92,16 @@ def busiest_counts(every: dict[RowKind, N], tokens: N, data_parallel: int) -> di
     )
 
 
-StepTuple = tuple[N, N, N, N, N, N, N, N, N, N, N]  # a StepShape, or as plain as the engine makes one for each step
+# A StepShape, or as plain as the engine makes one for each step.
+StepTuple = tuple[N, N, N, N, N, N, N, N, N, N, N, N, N, N, N]
 
 
 class StepShape(NamedTuple, Generic[N]):
-    """What steps consist of."""
+    """What steps consist of.
+
+    Time is that of the slowest data-parallel group, as if all were like it: `paced_...` is what it has, times their
+    number. Where groups share what there is evenly, and where there is one, these are the numbers of all.
+    """
 
     steps: N  # of the span; 1 where there are prompts
     decodes: N  # decoding requests
@@ -104,40 +109,60 @@ class StepShape(NamedTuple, Generic[N]):
     prefill_tokens: N
     chunks: N  # of prompts
     outputs: N  # tokens that a step emits
-    busiest_tokens: N  # of the busiest data-parallel group; in a pipeline, those that queue
+    busiest_tokens: N  # of the slowest data-parallel group; in a pipeline, those that queue
     anchor_tokens: N  # in a pipeline, those of the longest prompt; 0 in steps without prompts
-    prefill_fs: N  # prefill attention of the busiest group; in a pipeline, what the step waits for it
+    prefill_fs: N  # prefill attention of the slowest group; in a pipeline, what the step waits for it
     prefill_dram_pj: N  # of all groups
     prefill_compute_pj: N
+    paced_decodes: N
+    paced_context: N
+    paced_chunks: N
+    paced_outputs: N
 
     @property
     def tokens(self) -> N:
-        """Computed in a step."""
+        """Computed in a step without drafts; with them, `CostPlan.tokens_of`."""
         return self.decodes + self.prefill_tokens
 
     @property
     def last(self) -> StepShape[N]:
         """The last step of a span, in place of the first."""
-        return self._replace(context=self.context + (self.steps - 1) * self.decodes)
+        more = self.steps - 1
+        return self._replace(
+            context=self.context + more * self.decodes, paced_context=self.paced_context + more * self.paced_decodes
+        )
+
+
+_PACED = slice(StepShape._fields.index("paced_decodes"), None)
 
 
 def each_step(spans: StepShape[IntArray]) -> StepShape[IntArray]:
     """The single steps of spans, one after the other; energies of prompts, which take no time, are 0."""
     n = spans.steps
     number = np.arange(int(n.sum())) - np.repeat(np.cumsum(n) - n, n)
-    decodes, nothing = np.repeat(spans.decodes, n), np.zeros_like(number)
+    nothing = np.zeros_like(number)
+
+    def each(decodes: IntArray, context: IntArray, chunks: IntArray, outputs: IntArray) -> tuple[IntArray, ...]:
+        decoding = np.repeat(decodes, n)
+        return decoding, np.repeat(context, n) + number * decoding, np.repeat(chunks, n), np.repeat(outputs, n)
+
+    every = spans.decodes, spans.context, spans.chunks, spans.outputs
+    paced = spans[_PACED]
+    decodes, context, chunks, outputs = of_every = each(*every)
+    alike = all(map(np.array_equal, every, paced))
     return StepShape(
-        steps=nothing + 1,
-        decodes=decodes,
-        context=np.repeat(spans.context, n) + number * decodes,
-        prefill_tokens=np.repeat(spans.prefill_tokens, n),
-        chunks=np.repeat(spans.chunks, n),
-        outputs=np.repeat(spans.outputs, n),
+        nothing + 1,
+        decodes,
+        context,
+        np.repeat(spans.prefill_tokens, n),
+        chunks,
+        outputs,
         busiest_tokens=np.repeat(spans.busiest_tokens, n),
         anchor_tokens=np.repeat(spans.anchor_tokens, n),
         prefill_fs=np.repeat(spans.prefill_fs, n),
         prefill_dram_pj=nothing,
         prefill_compute_pj=nothing,
+        **dict(zip(StepShape._fields[_PACED], of_every if alike else each(*paced), strict=True)),
     )
 
 

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from tables import table
 
 from pimserve.cluster.metrics.buckets import SECONDS, SECONDS_FROM, SECONDS_TO, VLLM_BOUNDS
-from pimserve.cluster.metrics.families import DEVICE, ENGINE, FAMILIES, MERGED_ABOVE, RUN, Family
+from pimserve.cluster.metrics.families import FAMILIES, MERGED_ABOVE, MOST_STAGES
+from pimserve.cluster.metrics.family import CLASS, DEVICE, ENGINE, RUN, STAGE, Family
 from pimserve.cluster.metrics.vllm import SOURCES
+from pimserve.loadgen.request_classes import MOST_CLASSES
 
 _HEAD = f"""# Metrics
 
@@ -69,6 +71,16 @@ load its history instead (`pimserve metrics backfill`), in which a second of Pro
   family, whose `device_model` names both kinds, and units of the experts' devices are called `experts_...`; families
   with a `group` tell both groups apart. What goes over the link between these has the operators `dispatch` and
   `combine`. While a run goes on, time counts for a group when the step in which it passed has been counted.
+- With an arrival rate that steps (`workload.arrival.stages`, or steps of a `rate_series`), `stage` is the number of a
+  stage, from 0; a request counts for the one in which it arrived. More than {MOST_STAGES} stages have no series.
+- With classes of requests (`workload.classes`, {MOST_CLASSES} at most), `slo_class` is the name of one, and limits are
+  those of each request's class; `pimserve_class_info` tells its tenant and priority. Requests that were injected into a
+  run have no class. Buckets have the limits of all classes among their bounds.
+- With limits at percentiles (`slo.ttft_p99_s`), `pimserve_slo_percentile_...` say what they come to so far: pass or
+  fail is exact, the percentile within 2^-12 of its value. With a limit of longest gaps (`slo.itl_max_s`), whether
+  requests met their limits is known once a second of wall time, as these gaps are.
+- What waits at the clients (`pimserve_sessions_active`, `pimserve_sessions_thinking`, `pimserve_users_thinking`,
+  `pimserve_client_requests_waiting`) is brought up to date once a second of wall time too.
 - At the end of a run, counters are equal to its `summary.json`, with two exceptions. Simulated time of a live run may
   go on to the end of its last window. A run that is loaded afterwards lacks, in its inter-token latencies, the gaps of
   requests that waited to be resumed or handed over.
@@ -85,13 +97,19 @@ load its history instead (`pimserve metrics backfill`), in which a second of Pro
 
 _ABSENT = """## Not there
 
-- Prefix caches, swapping and LoRA adapters: not modelled.
+- LoRA adapters: not modelled. What prefix caches found: not in metrics that are made of a results folder.
 - Energy that devices draw whether they work or not (`operator="passive"`): where a device's passive power is not known,
   or left out (`costs.passive_power: false`).
 - `pimserve_actor_restarts_total` and `pimserve_audit_checks_total` stay 0 in runs of one process.
 - Exemplars, `_created` samples and native histograms.
 """
-_GROUPS: Sequence[tuple[str, tuple[str, ...]]] = (("Runs", RUN), ("Engines", ENGINE), ("Devices", DEVICE))
+_GROUPS: Sequence[tuple[str, tuple[str, ...]]] = (
+    ("Runs", RUN),
+    ("Stages", STAGE),
+    ("Classes", CLASS),
+    ("Engines", ENGINE),
+    ("Devices", DEVICE),
+)
 
 
 def page() -> str:

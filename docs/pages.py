@@ -3,8 +3,9 @@
 scenario.md comes from the schemas of the scenario, model and device documents; summary.md from that of summaries;
 cli.md from the command line; grpc.md from the .proto files; metrics.md from the metric families; duplex_validation.md
 from recomputing the published figures (about 15 s), aimc_validation.md from running the AIMC models side by side
-(about a minute), disaggregation_validation.md from computing published formulas, gpu_validation.md and its pictures
-from predicting the GPU reference data (about a minute; skipped where there is none).
+(about a minute), disaggregation_validation.md from computing published formulas, fleet_validation.md from running
+measured fleets (about a minute), gpu_validation.md and its pictures from predicting the GPU reference data (about a
+minute; skipped where there is none).
 With --check nothing is written, and the exit code is 1 if a page would change.
 """
 
@@ -30,11 +31,13 @@ from pimserve.device_models.gpu_spec import GpuSpec
 from pimserve.device_models.model import ModelSpec
 
 DOCS = Path(__file__).parent
+_NAMED = 2  # places of a mapping that its heading names
 sys.path.insert(0, str(DOCS))  # for when this is not run as a script
 
 import aimc_page  # noqa: E402
 import cli_page  # noqa: E402
 import disaggregation_page  # noqa: E402
+import fleet_page  # noqa: E402
 import gpu_page  # noqa: E402
 import grpc_page  # noqa: E402
 import metrics_page  # noqa: E402
@@ -180,27 +183,32 @@ def _places(path: str, schema: Schema, definitions: Schema, paths: dict[str, lis
 
 def _references(value: Schema) -> list[str]:
     """Names of the definitions that a value may be."""
-    options = value.get("anyOf") or value.get("oneOf") or [value]
-    options = [option.get("items", option) for option in options]
-    return [option["$ref"].rpartition("/")[2] for option in options if "$ref" in option]
+    if options := value.get("anyOf") or value.get("oneOf"):
+        return [name for option in options for name in _references(option)]
+    item = value.get("items", value)
+    return [item["$ref"].rpartition("/")[2]] if "$ref" in item else []
 
 
 def _kind(schema: Schema) -> str:
     """The key that tells this mapping from others in its place."""
-    for key in ("kind", "model"):
+    for key in ("kind", "model", "name"):
         if "const" in schema["properties"].get(key, {}):
             return f"`{key}: {schema['properties'][key]['const']}`"
     return ""
 
 
-def _heading(paths: list[str], note: str) -> str:
-    return " and ".join(f"`{path}`" for path in paths) + (f", {note}" if note else "")
+def _heading(paths: Sequence[str], note: str) -> str:
+    named = " and ".join(f"`{path}`" for path in paths[:_NAMED])
+    more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
+    return named + more + (f", {note}" if note else "")
 
 
 def _section(
     heading: str, schema: Schema, heads: Mapping[str, str], same: Schema, places: Sequence[str], told: Mapping[str, str]
 ) -> Iterator[str]:
     yield f"### {heading}\n"
+    if len(places) > _NAMED:
+        yield f"Of {_codes(places)}.\n"
     text = schema.get("description", "")
     if text:
         yield re.sub(r'"(\w+)"', r"`\1`", text.replace("\n\n", "\0").replace("\n", " ").replace("\0", "\n\n")) + "\n"
@@ -219,7 +227,7 @@ def _section(
 
 def _default(value: Schema) -> str:
     default = value.get("default")
-    if default is None or default in ("", []) or _references(value):
+    if default is None or default in ("", []) or (_references(value) and not isinstance(default, str)):
         return "-"
     return f"`{default if isinstance(default, str) else json.dumps(default)}`"
 
@@ -259,7 +267,7 @@ def _plain(number: float) -> str:
 
 
 def _label(heading: str) -> str:
-    kind = re.search(r"`(?:kind|model): (\w+)`", heading)
+    kind = re.search(r"`(?:kind|model|name): (\w+)`", heading)
     return kind[1] if kind else "mapping"
 
 
@@ -337,7 +345,7 @@ def _tolerance(finding: Finding) -> str:
     return f"{100 * finding.tolerance:g} %"
 
 
-def _codes(names: list[str]) -> str:
+def _codes(names: Sequence[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
@@ -351,6 +359,7 @@ PAGES: dict[str, Callable[[], str | Mapping[str, str]]] = {
     "duplex_validation.md": validation_page,
     "aimc_validation.md": aimc_page.page,
     "disaggregation_validation.md": disaggregation_page.page,
+    "fleet_validation.md": fleet_page.page,
     gpu_page.PAGE: gpu_page.page,
 }
 

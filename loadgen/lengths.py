@@ -1,7 +1,7 @@
-"""Laws of input and output lengths in tokens. Every sample is a whole number >= 1."""
+"""Laws of lengths in tokens. Every sample is a whole number >= 1."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Annotated, Literal, Self
 
@@ -12,6 +12,7 @@ from pimserve.arrays import FloatArray, IntArray
 from pimserve.loadgen.spec import MAX_TOKENS, Spec
 
 Tokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
+Weights = tuple[Annotated[float, Field(ge=0, le=1e15)], ...]
 _Knot = tuple[Annotated[float, Field(ge=0, le=1)], Tokens]
 _MIN_ACCEPTED = 0.01
 
@@ -141,17 +142,86 @@ class QuantilesLength(Spec):
         return lengths
 
 
+class ZipfLength(Spec):
+    """Zipf's law between two ends: a length of k tokens has the weight k^-theta."""
+
+    kind: Literal["zipf"]
+    theta: float = Field(ge=0, le=20, description="exponent; 0 is uniform")
+    min: Tokens = Field(1, description="shortest length, tokens")
+    max: Tokens = Field(description="longest length, tokens")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.max < self.min:
+            raise ValueError(f"max ({self.max}) must be at least min ({self.min})")
+        return self
+
+    def sample(self, rng: np.random.Generator, n: int) -> IntArray:
+        """Draw `n` lengths, tokens."""
+        # Over that of the shortest, so that no weight is too small to count.
+        weights = (np.arange(self.min, self.max + 1) / self.min) ** -self.theta
+        return self.min + drawn(rng, weights, n)
+
+
+class EmpiricalLength(Spec):
+    """One of some values, as often as its weight says."""
+
+    kind: Literal["empirical"]
+    values: tuple[Tokens, ...] = Field(min_length=1, description="lengths, tokens; or `file`")
+    weights: Weights | None = Field(None, description="how often each of them is; default: all alike")
+    file: str | None = Field(
+        None,
+        description="values, from a CSV file, each as often as it is there (looked for in the scenario's folder, then "
+        "in the working folder)",
+    )
+    column: str | None = Field(None, description="of that file, by name; default: the only one, without a header")
+
+    @model_validator(mode="after")
+    def _weights_fit(self) -> Self:
+        check_weights(self.weights, len(self.values), "values")
+        check_no_file(self.file, self.column, "values")
+        return self
+
+    def sample(self, rng: np.random.Generator, n: int) -> IntArray:
+        """Draw `n` lengths, tokens."""
+        return np.array(self.values)[drawn(rng, self.weights or np.ones(len(self.values)), n)]
+
+
 LengthSpec = Annotated[
-    FixedLength | UniformLength | NormalLength | LognormalLength | GeometricLength | QuantilesLength,
+    FixedLength
+    | UniformLength
+    | NormalLength
+    | LognormalLength
+    | GeometricLength
+    | QuantilesLength
+    | ZipfLength
+    | EmpiricalLength,
     Field(discriminator="kind"),
 ]
 
 
-class LengthsSpec(Spec):
-    """How long requests are; input and output are drawn independently."""
+def drawn(rng: np.random.Generator, weights: Sequence[float] | FloatArray, n: int) -> IntArray:
+    """Places of `n` weights, each as likely as it is heavy."""
+    cumulative = np.cumsum(weights)
+    last = np.searchsorted(cumulative, cumulative[-1])  # where a product that rounds up belongs
+    places: IntArray = np.minimum(np.searchsorted(cumulative, rng.random(n) * cumulative[-1], side="right"), last)
+    return places
 
-    input: LengthSpec = Field(description="law of the prompt length, tokens")
-    output: LengthSpec = Field(description="law of the generated length, tokens")
+
+def check_weights(weights: Sequence[float] | None, number: int, of: str) -> None:
+    """Raises ValueError unless there are none, or one for each of a number of things, not all of them 0."""
+    if weights is not None and len(weights) != number:
+        raise ValueError(f"weights needs {number} numbers, one for each of {of}")
+    if weights is not None and not any(weights):
+        raise ValueError("weights must have one above 0")
+
+
+def check_no_file(file: str | None, column: object, key: str) -> None:
+    """Raises ValueError where a file is named, which was to be read before."""
+    if file is not None:
+        raise ValueError(f"file is read with the scenario's own file only: give {key}")
+    if column is not None:
+        raise ValueError("a column has no effect without file")
 
 
 def _normal_cdf(z: float) -> float:

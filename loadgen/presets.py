@@ -14,7 +14,8 @@ near 400, 1,050 and 4,080 input tokens, 100 and 400 output tokens), shifted unti
 """
 
 from pimserve.loadgen.arrivals import ArrivalSpec
-from pimserve.loadgen.lengths import LengthsSpec, QuantilesLength
+from pimserve.loadgen.length_pairs import LengthsSpec
+from pimserve.loadgen.lengths import QuantilesLength
 
 # fmt: off
 _RATE = (

@@ -13,7 +13,7 @@ from typing import Any
 
 from pimserve.cluster.run.summary_message import MessageField, message_fields
 from pimserve.cluster.run.summary_schema import Summary
-from pimserve.scheduler.summary_sections import Section
+from pimserve.scheduler.sections import Section
 
 FILE = Path(__file__).parent / "pimserve" / "v1" / "summary.proto"
 _HEAD = """// The figures of a run, as in its summary.json: the same, typed. What is null there is not set here, and

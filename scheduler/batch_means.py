@@ -15,6 +15,7 @@ import math
 import numpy as np
 
 from pimserve.arrays import FloatArray
+from pimserve.scheduler.percentiles import nearest_place
 
 _MOST, _LEAST = 20, 10  # batches
 # 97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom (Abramowitz and Stegun, table 26.10).
@@ -76,11 +77,6 @@ def nearest_rank(samples: FloatArray, percent: float) -> float:
     """Nearest-rank percentile of one sample or more, in any order."""
     place = nearest_place(len(samples), percent)
     return float(np.partition(samples, place)[place])
-
-
-def nearest_place(n: int, percent: float) -> int:
-    """Where that percentile stands among n samples in ascending order, from 0."""
-    return max(0, math.ceil(percent / 100 * n) - 1)
 
 
 def _half_width(deviations: FloatArray) -> float:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,19 +23,10 @@ import numpy as np
 from pimserve.arrays import IntArray
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
 from pimserve.errors import InputError
-from pimserve.scheduler.commands import Journal, inject, numbers_told, rescheduled, scale_rate
+from pimserve.scheduler.clients import Clients
+from pimserve.scheduler.commands import Commands, Journal
 from pimserve.scheduler.config import SchedulerSpec
-from pimserve.scheduler.control import (
-    ChangeScheduler,
-    Command,
-    Control,
-    Inject,
-    ReplicaState,
-    RunView,
-    ScaleRate,
-    command_document,
-    command_of,
-)
+from pimserve.scheduler.control import Control, ReplicaState, RunView
 from pimserve.scheduler.departures import Move
 from pimserve.scheduler.faults import Faults
 from pimserve.scheduler.fleet import DECODE, PREFILL, Fleet
@@ -43,8 +35,9 @@ from pimserve.scheduler.open_loop import Arrivals
 from pimserve.scheduler.outcomes import cut_off
 from pimserve.scheduler.pool_orders import PoolOrders
 from pimserve.scheduler.request_numbers import RequestNumbers
-from pimserve.scheduler.requests import FOREVER, RequestTable
-from pimserve.scheduler.shard import NONE, Order, Report, ShardPort
+from pimserve.scheduler.requests import FINISHED, FOREVER, RequestTable
+from pimserve.scheduler.shard_port import NONE, Order, Report, ShardPort
+from pimserve.scheduler.users import Users
 from pimserve.scheduler.window import MeasuredWindow
 from pimserve.scheduler.window_length import WindowLength
 
@@ -63,6 +56,7 @@ class Clock:
         report_fs: report interval of a router that looks at replicas; 0: exact state.
         control: watches and changes the run.
         journal: keeps its commands.
+        clients: send requests when others have ended; None: all arrive at times of their own, or engines send them.
         checkpoint: called between windows; decides itself whether it is time to write one.
         window_wall_s: without a control, windows are made to last about this long; None: as long as possible.
         progress: called now and then with the number of requests that have left.
@@ -78,6 +72,7 @@ class Clock:
         *,
         stop_fs: int = FOREVER,
         report_fs: int = 0,
+        clients: Clients | None = None,
         control: Control | None = None,
         journal: Journal | None = None,
         checkpoint: Callable[[Clock], None] | None = None,
@@ -91,7 +86,7 @@ class Clock:
         self.stop_fs = stop_fs
         self.report_fs = report_fs
         self.control = control
-        self.journal = journal
+        self._journaled = journal is not None
         self.checkpoint = checkpoint
         self.progress = progress
         self.flush = flush
@@ -100,31 +95,30 @@ class Clock:
         self._entry = fleet.pools[0].numbers  # replicas that the router sends requests to
         self._pools = None if fleet.link is None else PoolOrders(fleet, fleet.link, faults, table)
         self.handovers: Handovers | None = None if self._pools is None else self._pools.handovers
-        self.arrivals = Arrivals(table, len(self._entry), fleet.spec.router, stop_fs)
-        self.now_fs = 0
+        self.arrivals = Arrivals(table, fleet, stop_fs, clients)
+        self.now_fs = self._left = 0
         self.window = 0  # windows that have ended
-        self.spec = fleet.spec
+        closed = fleet.concurrency is not None or isinstance(clients, Users)
+        self.commands = Commands(fleet, table, self.arrivals, shards, journal=journal, closed=closed)
         self._length = None if window_wall_s is None else WindowLength(window_wall_s, FS_PER_S, FS_PER_PS, _LONGEST_FS)
-        self._change: SchedulerSpec | None = None  # for the next window
         self._states: list[ReplicaState | None] = [None] * fleet.replicas
-        self._left = 0
+        self._quiet_fs = FOREVER  # before this time nothing ends, given what had arrived by the end of the last window
         self._reported_fs = 0  # the last report before the window
         if len(shards) > 1 and self._exact:
             raise InputError(
                 "scheduler.report_interval_s",
-                f"is 0, so router {self.spec.router!r} looks at all replicas at each arrival, for which they must be "
-                "in one shard; give an interval above 0",
+                f"is 0, so router {fleet.spec.router_name!r} looks at all replicas at each arrival, for which they "
+                "must be in one shard; give an interval above 0",
             )
 
     @property
     def _exact(self) -> bool:
         """Whether requests are routed one by one from exact state."""
-        return self.arrivals.router is not None and not self.report_fs and self.fleet.concurrency is None
+        return self.arrivals.looks and not self.report_fs and self.fleet.concurrency is None
 
     def run(self) -> None:
         """Serve all requests, or until `stop_fs`."""
-        if self.journal is not None:
-            self.table.numbers = self.table.numbers.taken_to(numbers_told(self.journal, self.now_fs))
+        self.commands.begin(self.now_fs)
         while True:
             end = self._window_end()
             last = end >= self.stop_fs
@@ -134,7 +128,7 @@ class Clock:
                 self._length.lasted(time.perf_counter() - began, self._steps() - steps)
             self.now_fs = end
             self.window += 1
-            self._change = None
+            self.commands.changed = False
             if self.progress is not None:
                 self.progress(self._left)
             if last:
@@ -144,7 +138,7 @@ class Clock:
                     steps_fs = max(ledger.clock_fs for shard in self.shards for ledger in shard.ledgers())
                     self.control.ended(self._view(left, self.end_fs(steps_fs)))
                 return
-            self._replay()
+            self.commands.replay(self.now_fs)
             if self.control is not None:
                 self.control.barrier(self._view(left, self.now_fs))
             if self.checkpoint is not None:
@@ -176,53 +170,87 @@ class Clock:
         return {
             "now_fs": self.now_fs,
             "window": self.window,
-            "spec": self.spec.model_dump(mode="json"),
+            "spec": self.commands.spec.model_dump(mode="json"),
             "length_fs": FS_PER_S if self._length is None else self._length.length_fs,
-            "changed": self._change is not None,
+            "changed": self.commands.changed,
             "left": self._left,
             "numbers": self.table.numbers.state(),
             **self.arrivals.state(),
             "handovers": None if self.handovers is None else self.handovers.state(),
             "faults": self.faults.state() if self.faults.any else None,
+            "quiet_fs": self._quiet_fs,
             "over": bool(self.window) and not self._more(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
         self.now_fs, self.window = state["now_fs"], state["window"]
-        self.spec = SchedulerSpec.model_construct(**state["spec"])
-        self.arrivals.restore(state, self.spec.router)
+        self.commands.spec = SchedulerSpec.restored(state["spec"])
+        self.arrivals.restore(state, self.commands.spec)
         if self._length is not None:
             self._length.length_fs = state["length_fs"]
-        self._change = self.spec if state["changed"] else None
-        self._left = state["left"]
+        self.commands.changed = state["changed"]
         self.table.numbers = RequestNumbers.of_state(len(self.table), state["numbers"])
         if self.handovers is not None:
             self.handovers.restore(state["handovers"])
-        if self.faults.any:
-            self.faults.restore(state["faults"])
-        self._over = state["over"]
+        self.faults.restore(state["faults"])
+        self._left, self._quiet_fs, self._over = state["left"], state["quiet_fs"], state["over"]
 
     def _window_end(self) -> int:
         """When the next window ends; `stop_fs` at the latest."""
         if not self._in_windows():
             return self.stop_fs
-        end, reported = self.stop_fs, 0
-        if self.report_fs and (self.arrivals.router is not None or self.handovers is not None):
-            self._reported_fs = self.now_fs // self.report_fs * self.report_fs
-            reported = self._after_idle() // self.report_fs * self.report_fs
-            end = min(end, reported + self.report_fs)
+        end, clients = self.stop_fs, self.arrivals.clients
         if self.faults.next_fs is not None:
             end = min(end, self.faults.next_fs)
         if self.control is not None:
             end = min(end, max(self.control.next_barrier_fs(self.now_fs), self.now_fs + 1))
         elif self._length is not None:
             end = min(end, self.now_fs + self._length.length_fs)
-        if self.journal is not None and (pending := self.journal.pending(self.now_fs + 1)) is not None:
-            end = min(end, pending[0])
-        if self.now_fs < reported <= end:
-            self._skip_reports(reported)
-        return end
+        if (told_fs := self.commands.next_fs(self.now_fs)) is not None:
+            end = min(end, told_fs)
+        reports = self.report_fs > 0 and (self.arrivals.looks or self.handovers is not None)
+        if reports:
+            self._reported_fs = self.now_fs // self.report_fs * self.report_fs
+        if clients is not None:  # before anyone asks who arrives next
+            clients.settle(self._answer_ps(self._known_fs(end) // FS_PER_PS))
+        if reports:
+            reported = self._after_idle() // self.report_fs * self.report_fs
+            end = min(end, reported + self.report_fs)
+            if self.now_fs < reported <= end:
+                self._skip_reports(reported)
+        return end if clients is None else self._safe(clients, end)
+
+    def _known_fs(self, end_fs: int) -> int:
+        """The time, at most about `end_fs`, before which all ends are known.
+
+        Others come after the window's beginning, after the first arrival in it, or when the replicas say. Between pools
+        a report lets some go on, and any command may.
+        """
+        ends_fs = [self._quiet_fs, end_fs]
+        if self.faults.takers(self._entry):
+            ends_fs += [at for at in (self.arrivals.next_fs, self.arrivals.again_fs) if at is not None]
+        if self.handovers is not None:
+            ends_fs.append(self.handovers.next_fs(self.now_fs))
+        if (self.commands.changed or self.handovers is not None) and self._busy():
+            now = self.commands.changed or self.now_fs == self._reported_fs
+            ends_fs.append(self.now_fs if now else self._reported_fs + self.report_fs)
+        return max(min(ends_fs), self.now_fs) + 1
+
+    def _safe(self, clients: Clients, end_fs: int) -> int:
+        """The time, at most `end_fs`, before which all arrivals are known."""
+        known_fs = self._known_fs(end_fs)
+        if (first_fs := self.arrivals.next_fs) is not None:
+            known_fs = max(min(known_fs, first_fs + 1), self.now_fs + 1)
+        known_ps = self._answer_ps(known_fs // FS_PER_PS)
+        return min(end_fs, clients.safe_ps(known_ps, self.arrivals.next, -(-end_fs // FS_PER_PS)) * FS_PER_PS)
+
+    def _answer_ps(self, finish_ps: int) -> int:
+        """When whoever sends the next request after one that finished then reaches the router, but for a think time.
+
+        Ends are known to the picosecond, of which this is the end.
+        """
+        return finish_ps + self.fleet.pools[0].plan.frontend_ps + 1
 
     def _skip_reports(self, until_fs: int) -> None:
         """Nothing happens until this report: those before it, and it, would all say that nothing is there."""
@@ -233,11 +261,12 @@ class Clock:
 
     def _in_windows(self) -> bool:
         """Whether another window is wanted: something is left to happen, and somebody wants to see it in windows."""
-        watched = self.control is not None or self._length is not None or self.journal is not None
-        reported = self.report_fs > 0 and self.arrivals.router is not None and self.arrivals.next_fs is not None
-        if not watched and not reported and self.handovers is None and not self.faults.any:
+        watched = self.control is not None or self._length is not None or self._journaled
+        reported = self.report_fs > 0 and self.arrivals.looks and self.arrivals.next_fs is not None
+        dependent = self.arrivals.clients is not None
+        if not watched and not reported and not dependent and self.handovers is None and not self.faults.any:
             return False
-        replays = self.journal is not None and self.journal.pending(self.now_fs + 1) is not None
+        replays = self.commands.next_fs(self.now_fs) is not None
         return not self.window or replays or (not self._over and self._more())
 
     def _more(self) -> bool:
@@ -255,11 +284,11 @@ class Clock:
         if self._at_work() or (self._pools is not None and self._pools.to_hand_over):
             return True
         # In a closed loop every client has a request at work until the last one has left.
-        to_come = self.fleet.concurrency is None and self.arrivals.next_fs is not None
+        to_come = self.fleet.concurrency is None and self.arrivals.left
         return (to_come or self.arrivals.waiting) and self.faults.any_left(self._entry)
 
     def _busy(self) -> bool:
-        between = self.handovers is not None and self.handovers.waiting > 0
+        between = self.handovers is not None and (self.handovers.waiting > 0 or self.handovers.releases)
         return between or self.arrivals.waiting or self._at_work()
 
     def _at_work(self) -> bool:
@@ -292,21 +321,29 @@ class Clock:
             self.window,
             end,
             requests,
-            NONE if self._exact else self.arrivals.route(len(requests), targets),
+            NONE if self._exact else self.arrivals.route(requests, targets, moves),
             last=last,
-            spec=self._change,
+            spec=self.commands.spec if self.commands.changed else None,
             flush=self.flush,
             moves=moves,
             targets=None if len(targets) == len(self._entry) else tuple(targets),
+            shown=self._shown(end),
+            exact=self.faults.decides_at(end),
+            sessions=self.arrivals.sessions_of(requests) if self._exact else (),
             conditions=conditions,
         )
         if self._pools is None:
             return self._take(order, self._carry_out(order, self.shards))
         first = self._carry_out(self._pools.prefill(order, self._reported_fs), self._shards_of(PREFILL))
-        there, lost = self._pools.decode(order, first, self._reported_fs, self.spec.max_num_seqs)
+        there, lost = self._pools.decode(order, first, self._reported_fs, self.commands.spec.max_num_seqs)
         then = self._carry_out(there, self._shards_of(DECODE))
         self._pools.ended(order, then)
         return self._take(order, [*first, *then], lost)
+
+    def _shown(self, end_fs: int) -> bool:
+        """Whether somebody comes, or may come, for whom the router looks at what replicas report then."""
+        may_come = self.arrivals.next_fs is not None or self.arrivals.clients is not None or self.faults.any
+        return may_come and self.arrivals.views and self.report_fs > 0 and not end_fs % self.report_fs
 
     def _shards_of(self, pool: str) -> list[ShardPort]:
         """Shards with replicas of a pool."""
@@ -325,17 +362,24 @@ class Clock:
         seen = not self.report_fs or order.until_fs % self.report_fs == 0  # by the router
         self.faults.took_effect(order.conditions, [effect for report in reports for effect in report.effects])
         for report in reports:
+            self.arrivals.heard(report, order.until_fs, seen=seen)
             for state in report.states:
                 up = self.faults.conditions[state.replica].up
                 self._states[state.replica] = state if up else replace(state, up=False)
                 if seen and self.handovers is not None and state.pool == DECODE:
                     self.handovers.reported(state)
                 elif seen:
-                    self.arrivals.outstanding[state.replica] = state.outstanding
+                    self.arrivals.reported(state)
         for move in (*(move for report in reports for move in report.lost), *lost_on_the_way):
             self.arrivals.come_again(move, self.faults.requeue(move))
+        self.faults.seen(order.until_fs, self.states())
         left = np.concatenate([report.ended for report in reports])
         self._left += len(left)
+        self._quiet_fs = min(report.quiet_fs for report in reports)
+        if (clients := self.arrivals.clients) is not None and not clients.here:
+            finish = self.table["finish_ps"]
+            for request in left[self.table["status"][left] == FINISHED].tolist():
+                clients.answered(request, self._answer_ps(int(finish[request])))
         return left
 
     def _view(self, left: IntArray, now_fs: int) -> RunView:
@@ -344,44 +388,13 @@ class Clock:
         return RunView(
             now_fs=now_fs,
             window=self.window,
-            arrived=int((self.table["arrival_ps"] >= 0).sum()) if closed else self.arrivals.next,
+            arrived=int((self.table["arrival_ps"] >= 0).sum()) if closed else self.arrivals.arrived(now_fs),
             table=self.table,
             left=left,
             replicas=self.states(),
-            apply=self._command,
-            ledgers=lambda: [ledger for shard in self.shards for ledger in shard.ledgers()],
+            apply=partial(self.commands.take, now_fs=self.now_fs),
+            ledgers=lambda: self.faults.ledgers([shard.ledgers() for shard in self.shards], self.states(), now_fs),
             measured=MeasuredWindow(*self.fleet.window_fs, closed=closed),
+            clients=self.arrivals.clients,
+            decisions=self.arrivals.decisions,
         )
-
-    def _replay(self) -> None:
-        """Give the commands again that took effect now before the run was interrupted."""
-        pending = self.journal.pending(self.now_fs) if self.journal is not None else None
-        if pending is not None and pending[0] == self.now_fs:
-            for document in pending[1]:
-                self._apply(command_of(document))
-
-    def _command(self, command: Command) -> None:
-        if isinstance(command, Inject):
-            command = replace(command, first_request=self.table.numbers.end)
-        self._apply(command)
-        if self.journal is not None:
-            self.journal.taken(self.now_fs, command_document(command))
-
-    def _apply(self, command: Command) -> None:
-        if isinstance(command, ChangeScheduler):
-            self._reschedule(command)
-        elif self.fleet.concurrency is not None:
-            raise InputError("command", "a closed loop has neither a rate nor room for more requests")
-        elif isinstance(command, ScaleRate):
-            scale_rate(command, self.now_fs, self.table, self.arrivals.next)
-        else:
-            limits = self.fleet.max_model_len, self.fleet.kv_tokens
-            inject(command, self.now_fs, self.table, self.arrivals.next, *limits)
-            for shard in self.shards:
-                shard.rebind()
-
-    def _reschedule(self, command: ChangeScheduler) -> None:
-        spec = rescheduled(self.spec, command, self.fleet.window_chunk_tokens)
-        if spec.router != self.spec.router:
-            self.arrivals.use(spec.router)
-        self.spec = self._change = spec

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,8 +13,22 @@ from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
 from pimserve.errors import InputError, validation_error
 from pimserve.loadgen.spec import MAX_TIME_S, PS_PER_S
 from pimserve.scheduler.config import SchedulerSpec
-from pimserve.scheduler.control import ChangeScheduler, Inject, ScaleRate, command_of
-from pimserve.scheduler.requests import RequestTable
+from pimserve.scheduler.control import (
+    ChangeScheduler,
+    Command,
+    Inject,
+    ScaleRate,
+    command_document,
+    command_of,
+)
+from pimserve.scheduler.fleet import Fleet
+from pimserve.scheduler.length_predictor import LengthPredictor
+from pimserve.scheduler.open_loop import Arrivals
+from pimserve.scheduler.requests import NEVER, RequestTable
+from pimserve.scheduler.router import make_router
+from pimserve.scheduler.router_protocol import BlindRouter
+from pimserve.scheduler.shard import Shard
+from pimserve.scheduler.shard_port import ShardPort
 
 
 class Journal(Protocol):
@@ -61,21 +77,127 @@ def rescheduled(spec: SchedulerSpec, command: ChangeScheduler, chunk_tokens: int
         raise validation_error("scheduler", error, SchedulerSpec) from None
 
 
-def scale_rate(command: ScaleRate, now_fs: int, table: RequestTable, first: int) -> None:
-    """Let requests from `first` on arrive so many times as fast.
+class Commands:
+    """What a run was told while it goes, and what that makes of it.
+
+    Args:
+        fleet: the replicas, with the settings of the scheduler at the beginning.
+        table: all requests.
+        arrivals: those that have yet to arrive.
+        shards: of the run.
+        journal: keeps the commands.
+        closed: the run is a closed loop.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        table: RequestTable,
+        arrivals: Arrivals,
+        shards: Sequence[ShardPort],
+        *,
+        journal: Journal | None,
+        closed: bool,
+    ) -> None:
+        self.spec = fleet.spec
+        self.changed = False  # with the next window
+        self._table = table
+        self._arrivals = arrivals
+        self._shards = shards
+        self._fleet = fleet
+        self._journal = journal
+        self._closed = closed
+
+    def next_fs(self, now_fs: int) -> int | None:
+        """When commands of before an interruption take effect again, after `now_fs`; None: none do."""
+        pending = None if self._journal is None else self._journal.pending(now_fs + 1)
+        return None if pending is None else pending[0]
+
+    def begin(self, now_fs: int) -> None:
+        """The run begins, or goes on."""
+        if self._journal is not None:
+            self._table.numbers = self._table.numbers.taken_to(numbers_told(self._journal, now_fs))
+
+    def replay(self, now_fs: int) -> None:
+        """Give the commands again that took effect now before the run was interrupted."""
+        pending = self._journal.pending(now_fs) if self._journal is not None else None
+        if pending is not None and pending[0] == now_fs:
+            for document in pending[1]:
+                self._apply(command_of(document), now_fs)
+
+    def take(self, command: Command, now_fs: int) -> None:
+        """Let a command take effect.
+
+        Raises:
+            InputError: it cannot.
+        """
+        if isinstance(command, Inject):
+            command = replace(command, first_request=self._table.numbers.end)
+        self._apply(command, now_fs)
+        if self._journal is not None:
+            self._journal.taken(now_fs, command_document(command))
+
+    def _apply(self, command: Command, now_fs: int) -> None:
+        if isinstance(command, ChangeScheduler):
+            spec = rescheduled(self.spec, command, self._fleet.window_chunk_tokens)
+            if spec.router != self.spec.router:
+                self._check_router(spec)
+                self._arrivals.use(spec)
+            self.spec, self.changed = spec, True
+        elif self._closed:
+            raise InputError("command", "a closed loop has neither a rate nor room for more requests")
+        elif isinstance(command, ScaleRate):
+            scale_rate(command, now_fs, self._table, self._arrivals.to_come())
+        else:
+            limits = self._fleet.max_model_len, self._fleet.kv_tokens
+            inject(command, now_fs, self._table, self._arrivals, limits, self._fleet.predictor)
+            for shard in self._shards:
+                shard.rebind()
+
+    def _check_router(self, spec: SchedulerSpec) -> None:
+        """Refuse a router that these shards could not have begun with.
+
+        Raises:
+            InputError: it sees what is not here at the moment of an arrival.
+        """
+        router = make_router(spec.router, self._fleet.seed)
+        here = len(self._shards) == 1 and isinstance(self._shards[0], Shard)
+        if getattr(router, "prefixes", "") and not here:
+            raise InputError(
+                "scheduler.router",
+                f"{spec.router_name!r} goes by prefixes, which is modelled in one process only; this run is on more",
+            )
+        exact = not isinstance(router, BlindRouter) and not spec.report_interval_s and self._fleet.concurrency is None
+        if exact and len(self._shards) > 1:
+            raise InputError(
+                "scheduler.router",
+                f"{spec.router_name!r} looks at all replicas at each arrival, as report_interval_s is 0; the replicas "
+                "of this run are in several shards: a router that does not look at them is needed",
+            )
+
+
+def scale_rate(command: ScaleRate, now_fs: int, table: RequestTable, rows: range) -> None:
+    """Let the requests in these rows arrive so many times as fast.
 
     Raises:
         InputError: that puts them beyond the clock's end.
     """
-    arrival, now = table["arrival_ps"], now_fs // FS_PER_PS
-    gaps = np.rint((arrival[first:] - now) / command.factor)
+    arrival, now = table["arrival_ps"][rows.start : rows.stop], now_fs // FS_PER_PS
+    gaps = np.rint((arrival - now) / command.factor)
     if len(gaps) and now + gaps[-1] > MAX_TIME_S * PS_PER_S:
         raise InputError("factor", f"{command.factor:g} puts arrivals beyond {MAX_TIME_S:g} s")
-    arrival[first:] = now + gaps.astype(np.int64)
+    arrival[:] = now + gaps.astype(np.int64)
 
 
-def inject(command: Inject, now_fs: int, table: RequestTable, first: int, max_model_len: int, kv_tokens: int) -> None:
-    """Put more requests into the table, not before row `first`; limits as in `RequestTable`.
+def inject(
+    command: Inject,
+    now_fs: int,
+    table: RequestTable,
+    arrivals: Arrivals,
+    limits: tuple[int, int],
+    predictor: LengthPredictor,
+) -> None:
+    """Put more requests into the table, among those that have yet to arrive or behind all; limits as it has them.
 
     Raises:
         InputError: they arrive beyond the clock's end.
@@ -83,7 +205,16 @@ def inject(command: Inject, now_fs: int, table: RequestTable, first: int, max_mo
     if now_fs / FS_PER_S + command.delay_s > MAX_TIME_S:
         raise InputError("delay_s", f"{command.delay_s:g} s puts arrivals beyond {MAX_TIME_S:g} s")
     arrival_ps = now_fs // FS_PER_PS + round(command.delay_s * FS_PER_S) // FS_PER_PS
-    arrivals = np.full(len(command.input_tokens), arrival_ps, np.int64)
+    arrivals_ps = np.full(len(command.input_tokens), arrival_ps, np.int64)
     tokens = np.array(command.input_tokens), np.array(command.output_tokens)
-    at = max(first, int(np.searchsorted(table["arrival_ps"], arrival_ps, side="right")))
-    table.insert(at, arrivals, RequestTable(arrivals, *tokens, max_model_len, kv_tokens), command.first_request)
+    more = RequestTable(arrivals_ps, *tokens, *limits)
+    first = table.numbers.end if command.first_request is None else command.first_request
+    more["predicted_tokens"][:] = predictor.predict_injected(tokens[1], first)
+    rows, end = arrivals.to_come(), len(table)
+    if not arrivals.rows_stay:
+        to_come = table["arrival_ps"][rows.start :]
+        at = rows.start + int(np.searchsorted(to_come, arrival_ps, side="right"))
+        table.insert(at, arrivals_ps, more, command.first_request)
+    else:
+        table.insert(end, np.full(len(more), NEVER, np.int64), more, command.first_request)
+        arrivals.add(range(end, end + len(more)), arrival_ps)

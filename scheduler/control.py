@@ -7,16 +7,21 @@ a command takes effect at the end of the window in which it came, and is part of
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pimserve.device_models.routed_link import LinkKey
 from pimserve.device_models.step import StageTime
 from pimserve.errors import InputError, PimserveError
+from pimserve.scheduler.clients import Clients
 from pimserve.scheduler.histogram import DurationHistogram
+from pimserve.scheduler.longest_gaps import LongestGaps
+from pimserve.scheduler.prefix_figures import PrefixFigures
 from pimserve.scheduler.requests import RequestTable
+from pimserve.scheduler.spec_decode_figures import SpecDecodeFigures
 from pimserve.scheduler.window import MeasuredWindow
 
 
@@ -95,6 +100,10 @@ class ReplicaState:
     left: int  # requests that were here and are gone: finished, rejected, handed over or moved
     outstanding: int  # requests routed here that have not left
     spare_kv_blocks: int  # neither in use nor needed by who waits after a handover; below 0 if they are short
+    tokens_in_flight: int  # prompts and outputs of those outstanding, with those of the step under way
+    kv_usage: float  # share of its KV blocks in use, until the step under way ends
+    prefix_cache: PrefixFigures | None = None  # if it has one
+    spec_decode: SpecDecodeFigures | None = None  # if it verifies drafts
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +126,11 @@ class Ledger:
         clock_fs: the end of its last step.
         itl: time between tokens; not a copy, it grows with the next window.
         durations: of steps; likewise.
+        longest: longest gaps between tokens of requests; likewise.
         step_tokens: steps by the tokens that they compute, (len(steplog.STEP_TOKENS) + 1,).
         step_s: time of steps.
         stage_s: of it, as in `StepCosts.stages`; empty unless experts have devices of their own.
+        link_more: over the link to these, as in `StepLog.link_more`.
     """
 
     replica: int
@@ -137,9 +148,11 @@ class Ledger:
     clock_fs: int
     itl: DurationHistogram
     durations: DurationHistogram
+    longest: LongestGaps
     step_tokens: NDArray[np.int64]
     step_s: float
     stage_s: Mapping[StageTime, float]
+    link_more: Mapping[LinkKey, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +169,8 @@ class RunView:
         apply: lets a command take effect now; an InputError says why it cannot.
         ledgers: of each replica; costs milliseconds.
         measured: which requests latencies and the SLO are of.
+        clients: who sends requests when others have been answered.
+        decisions: of the router so far, by replica and reason, how many requests it sent there; it grows.
     """
 
     now_fs: int
@@ -167,6 +182,8 @@ class RunView:
     apply: Callable[[Command], None]
     ledgers: Callable[[], list[Ledger]]
     measured: MeasuredWindow
+    clients: Clients | None = None
+    decisions: Mapping[tuple[int, str], int] = field(default_factory=dict)
 
 
 class Control(Protocol):

@@ -14,6 +14,7 @@ from heapq import heapify, heappop, heappush
 from typing import Any
 
 from pimserve.device_models.kv_groups import KvGroups
+from pimserve.scheduler.spec_decode_figures import SpecDecodeFigures
 
 
 class Decoding:
@@ -24,10 +25,15 @@ class Decoding:
             for those whose prompt is not computed yet.
         block_size: tokens of a KV block.
         groups: how layers share them.
+        in_order: those that end together are told in order of admission.
     """
 
-    def __init__(self, running: dict[int, int], block_size: int, groups: KvGroups) -> None:
+    verify_tokens = 1  # of each that pass through the layers in a step
+    spec_decode: SpecDecodeFigures | None = None  # what came of drafts, where there are some
+
+    def __init__(self, running: dict[int, int], block_size: int, groups: KvGroups, *, in_order: bool = False) -> None:
         self._running = running
+        self._in_order = in_order
         self._block_size = block_size
         self._full = groups.full
         self._windowed = groups.windowed
@@ -58,13 +64,26 @@ class Decoding:
         self._crossings[(step - held) % self._block_size] += blocks
         self._per_cycle += blocks
 
-    def leave(self, held: int, step: int) -> None:
-        """A request with `held` KV tokens before `step` decodes no more."""
+    def leave(self, request: int, held: int, step: int) -> int:
+        """A request with `held` KV tokens before `step` decodes no more; returns those that it has blocks for."""
         self.count -= 1
         self.context -= held + 1
         blocks = self._full + self._windowed if held < self._window_tokens else self._full
         self._crossings[(step - held) % self._block_size] -= blocks
         self._per_cycle -= blocks
+        return held
+
+    def left(self, _request: int, finish_step: int, step: int) -> int:
+        """Tokens that a request has to emit from `step` on, which will have finished at the start of `finish_step`."""
+        return finish_step - step
+
+    def steps_of(self, _request: int, tokens: int, _step: int) -> int:
+        """Steps before this one in which it decoded its last `tokens`."""
+        return tokens
+
+    def emits(self, _step: int) -> int:
+        """Tokens that they emit in the next step."""
+        return self.count
 
     def advance(self, steps: int, step: int) -> Sequence[int]:
         """After `steps` more steps, `step` comes next: the requests that have all their tokens, each told once."""
@@ -79,6 +98,9 @@ class Decoding:
             finish_step, request = heappop(heap)
             if self._running.get(request) == finish_step:  # else it was preempted since
                 finished.append(request)
+        if self._in_order and len(finished) > 1:
+            together = set(finished)
+            return [request for request in self._running if request in together]
         return finished
 
     def steps_to_change(self, step: int) -> int:
@@ -93,6 +115,13 @@ class Decoding:
     def growth(self, step: int) -> int:
         """KV blocks that they take in `step`."""
         return self._crossings[step % self._block_size]
+
+    def growths(self, step: int, steps: int) -> list[tuple[int, int]]:
+        """(how many steps after `step`, KV blocks) of each of the next `steps`, but the first one, that takes some."""
+        size = self._block_size
+        first = sorted(((at - step - 1) % size + 1, blocks) for at, blocks in enumerate(self._crossings) if blocks)
+        cycles = range(0, steps - 1, size)
+        return [(cycle + later, blocks) for cycle in cycles for later, blocks in first if cycle + later < steps]
 
     def steps_within(self, steps: int, step: int, free: int) -> tuple[int, int]:
         """(as many of `steps` from `step` on as `free` blocks allow, blocks that they take); the first has its own."""

@@ -18,12 +18,14 @@ class Move:
         replica: where it was; -1 for a request that has only waited for a replica.
         since_fs: when it left there; when it can be scheduled, for the replica that it goes to.
         token_fs: when it had its last token, if it had any.
+        computing_fs: of one that is handed over, when the step began that computed the last of its prompt.
     """
 
     request: int
     replica: int
     since_fs: int
     token_fs: int
+    computing_fs: int = 0
 
 
 class Departures:
@@ -40,24 +42,31 @@ class Departures:
         self.count = 0  # requests that have left, of which
         self.last = 0  # at the end of the last step
         self.freed_last = 0  # KV blocks that came free then
+        self.tokens_last = 0  # prompts and outputs of those that left then
         self.left: list[int] = []  # requests that are here no more, for whoever collects them, of which
         self.moved: list[Move] = []  # these are handed over to another replica
         self.lost: list[Move] = []  # and these have to be served by another from where they are
 
     def bind(self, table: RequestTable) -> None:
         """Write into this table from here on, which holds the same requests."""
+        self._input = table.views["input_tokens"]
         self._output = table.views["output_tokens"]
         self._emitted_tokens = table.views["emitted_tokens"]
         self._finish_ps = table.views["finish_ps"]
         self._replica_of = table.views["replica"]
         self._status = table.views["status"]
 
-    def finish(self, request: int, at_fs: int, freed_blocks: int) -> None:
-        """A request has all its tokens."""
+    def ended_nobody(self) -> None:
+        """A step ends, or has been lost: who leaves then is counted anew."""
+        self.last = self.freed_last = self.tokens_last = 0
+
+    def finish(self, request: int, at_fs: int, freed_blocks: int, tokens: int) -> None:
+        """A request has all its tokens: so many, with its prompt."""
         self._finish_ps[request] = at_fs // FS_PER_PS
         self._emitted_tokens[request] = self._output[request]
         self._status[request] = FINISHED
         self.freed_last += freed_blocks
+        self.tokens_last += tokens
         self.last += 1
         self.count += 1
         self.left.append(request)
@@ -69,10 +78,11 @@ class Departures:
         self.count += 1
         self.left.append(request)
 
-    def hand_over(self, request: int, at_fs: int, emitted: int) -> None:
-        """A request goes on elsewhere after its last token here."""
+    def hand_over(self, request: int, at_fs: int, emitted: int, computing_fs: int) -> None:
+        """A request goes on elsewhere after its last token here, of the step that began at `computing_fs`."""
         self._emitted_tokens[request] = emitted
-        self.moved.append(Move(request, self._replica, at_fs, at_fs))
+        self.moved.append(Move(request, self._replica, at_fs, at_fs, computing_fs))
+        self.tokens_last += self._input[request] + emitted
         self.last += 1
         self.count += 1
         self.left.append(request)
@@ -91,9 +101,10 @@ class Departures:
 
     def state(self) -> dict[str, Any]:
         """How many have left, as JSON can hold it; nobody must be waiting to be collected."""
-        return {"finished": self.count, "_left_last": self.last, "_freed_last": self.freed_last}
+        return {"finished": self.count, "last": [self.last, self.freed_last, self.tokens_last]}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`, whatever a fresh replica has rejected."""
         self.collected()
-        self.count, self.last, self.freed_last = state["finished"], state["_left_last"], state["_freed_last"]
+        self.count = state["finished"]
+        self.last, self.freed_last, self.tokens_last = state["last"]

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pimserve.scheduler.batch_means import nearest_place
 from pimserve.scheduler.histogram import DurationHistogram
+from pimserve.scheduler.interval_sections import HalfWidths
 from pimserve.scheduler.latencies import Latency
-from pimserve.scheduler.summary_sections import Distribution, OfRequests
-
-PERCENTILES = (50, 90, 99)
+from pimserve.scheduler.latency_sections import Distribution, OfRequests
+from pimserve.scheduler.percentiles import PERCENTILES, nearest_place, percentile_name, short_of_samples
 
 
 def percentile(ordered: NDArray[np.float64], percent: float) -> float:
@@ -20,21 +20,49 @@ def percentile(ordered: NDArray[np.float64], percent: float) -> float:
     return float(ordered[nearest_place(len(ordered), percent)])
 
 
-def distribution(values: NDArray[np.float64]) -> Distribution:
-    """Of exact samples."""
+def distribution(values: NDArray[np.float64], percentiles: Sequence[float] = PERCENTILES) -> Distribution:
+    """Of exact samples.
+
+    Args:
+        values: (n,).
+        percentiles: that are asked for, in per cent.
+    """
     ordered = np.sort(values)
     n = len(ordered)
-    p50, p90, p99 = (percentile(ordered, percent) if n else None for percent in PERCENTILES)
-    return Distribution(mean=float(ordered.mean()) if n else None, p50=p50, p90=p90, p99=p99, n=n)
+    mean = float(ordered.mean()) if n else None
+    return _distribution(mean, n, percentiles, lambda percent: percentile(ordered, percent) if n else None)
 
 
-def of_requests(latency: Latency) -> OfRequests:
+def of_requests(latency: Latency, percentiles: Sequence[float] = PERCENTILES) -> OfRequests:
     """Over the requests whose latency is known, and how many more there would be without the run's end."""
-    return OfRequests(**dict(distribution(latency.known_s)), censored=int(latency.censored.sum()))
+    known = distribution(latency.known_s, percentiles)
+    return OfRequests(**known.set_parts(), censored=int(latency.censored.sum()))
 
 
-def of_histograms(histograms: Iterable[DurationHistogram]) -> Distribution:
-    """Of all samples of some histograms."""
-    merged = DurationHistogram.merged(histograms)
-    p50, p90, p99 = (merged.percentile_s(percent) for percent in PERCENTILES)
-    return Distribution(mean=merged.mean_s(), p50=p50, p90=p90, p99=p99, n=merged.count)
+def of_histogram(histogram: DurationHistogram, percentiles: Sequence[float] = PERCENTILES) -> Distribution:
+    """Of the samples of a histogram."""
+    return _distribution(histogram.mean_s(), histogram.count, percentiles, histogram.percentile_s)
+
+
+def half_widths(
+    mean: float | None, percentiles: Sequence[float], of_percentile: Callable[[float], float | None]
+) -> HalfWidths:
+    """Half the widths of the intervals of a distribution that has these percentiles."""
+    return HalfWidths(mean=mean, **_by_name(percentiles, of_percentile))
+
+
+def _distribution(
+    mean: float | None, n: int, percentiles: Sequence[float], at: Callable[[float], float | None]
+) -> Distribution:
+    fields = _by_name(percentiles, at)
+    if few := short_of_samples(n, sorted({*PERCENTILES, *percentiles})):
+        fields["few_samples"] = few
+    return Distribution(mean=mean, n=n, **fields)
+
+
+def _by_name(percentiles: Sequence[float], at: Callable[[float], float | None]) -> dict[str, Any]:
+    """Fields of a section: the percentiles that all have, and the map of others that are asked for."""
+    fields: dict[str, Any] = {percentile_name(percent): at(percent) for percent in PERCENTILES}
+    if tuple(percentiles) != PERCENTILES:
+        fields["percentiles"] = {percentile_name(percent): at(percent) for percent in percentiles}
+    return fields

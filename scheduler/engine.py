@@ -17,21 +17,23 @@ from collections.abc import Sequence
 from typing import Any
 
 from pimserve.device_models.plan import FS_PER_PS
-from pimserve.scheduler.admission import Admission
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.control import ReplicaState
 from pimserve.scheduler.costs import ReplicaCosts
-from pimserve.scheduler.decoding import Decoding
 from pimserve.scheduler.departures import Departures, Move
+from pimserve.scheduler.engine_core import EngineCore
+from pimserve.scheduler.growth_times import grow_by_step
 from pimserve.scheduler.kv_cache import KvCache
-from pimserve.scheduler.queue import ClosedLoop, FcfsQueue
+from pimserve.scheduler.queue import ClosedLoop
+from pimserve.scheduler.queue_classes import QueueClass
 from pimserve.scheduler.requests import FOREVER, RequestTable
+from pimserve.scheduler.sessions import Sessions
 from pimserve.scheduler.steplog import StepLog
 
-_SPAN_FS_LIMIT = 2**60  # a log row's time must fit 64 bit
+SPAN_FS_LIMIT = 2**60  # a log row's time must fit 64 bit
 
 
-class Engine:
+class Engine(EngineCore):
     """One replica.
 
     Args:
@@ -43,6 +45,8 @@ class Engine:
         closed: in a closed loop, the requests that this replica's clients issue, each when another leaves.
         concurrency: how many of those are issued at time 0.
         pool: "prefill": requests leave after their first token; "decode": they come with their KV cache; "": neither.
+        sessions: told of ends here, where others may follow on these; None: whoever follows is submitted as any other.
+        classes: of requests, as queues know them.
     """
 
     def __init__(
@@ -56,55 +60,61 @@ class Engine:
         closed: Sequence[int] | None = None,
         concurrency: int = 0,
         pool: str = "",
+        sessions: Sessions | None = None,
+        classes: Sequence[QueueClass] = (QueueClass(),),
     ) -> None:
+        super().__init__(
+            spec,
+            kv=kv,
+            table=table,
+            log=log,
+            departures=Departures(table, costs.replica),
+            replica=costs.replica,
+            seed=costs.seed,
+            pool=pool,
+            sessions=sessions,
+            classes=classes,
+        )
         self.costs = costs  # of steps from the next one on
-        self.clock = 0  # fs; start of the next step
-        self.step = 0  # number of the next step
-        self._log = log
+        self._until_fs = FOREVER  # of `advance`
         self._span = log.span
-        self._pool = pool
-        self.kv = kv
-        self.departures = Departures(table, costs.replica)
-        self.queue = FcfsQueue(table, self.departures.reject)
-        # Running requests in admission order: the step at whose start it will have finished, or 0 while in prefill.
-        self.running: dict[int, int] = {}
-        self.decoding = Decoding(self.running, kv.block_size, kv.groups)
-        takes_over = pool == "decode"
-        self.admission = Admission(self.queue, kv, self.decoding, self.running, costs.replica, takes_over)
-        self._token_at_fs = self.admission.token_at_fs
+        self._sessions = sessions
         self._closed: ClosedLoop | None = None
         if closed is not None:
             self._closed = ClosedLoop(closed, self.queue, table, self.departures.reject, log.issued_all)
             for _ in range(concurrency):
                 self._closed.issue(0)
+        if closed is not None or sessions is not None:
+            self.ended = self._next_comes
         self.use(spec)
         self.bind(table)
 
     def bind(self, table: RequestTable) -> None:
         """Write into this table from here on, which holds the same requests."""
-        self._input = table.views["input_tokens"]
-        self._output = table.views["output_tokens"]
-        self._first_token_ps = table.views["first_token_ps"]
-        self._emitted_tokens = table.views["emitted_tokens"]
-        self._preemptions = table.views["preemptions"]
-        self.queue.bind(table)
-        self.admission.bind(table)
+        super().bind(table)
         self.departures.bind(table)
         if self._closed is not None:
             self._closed.bind(table)
 
     def use(self, spec: SchedulerSpec) -> None:
-        """Schedule by these settings from the next step on; block size and admission must stay."""
+        """Schedule by these settings from the next step on; policy, block size and admission must stay."""
         self.admission.use(spec)
+
+    @property
+    def cores(self) -> Sequence[EngineCore]:
+        """Of its data-parallel groups, of which there is one."""
+        return (self,)
 
     def outstanding(self, at_fs: int) -> int:
         """Requests routed here that have not left by `at_fs`; the engine must have been advanced to that time."""
-        return len(self.queue) + len(self.running) + (self.departures.last if self.clock > at_fs else 0)
+        waiting = len(self.queue) + len(self.admission.loading)
+        return waiting + len(self.running) + (self.departures.last if self.clock > at_fs else 0)
 
     def seen_at(self, at_fs: int) -> ReplicaState:
         """How the replica is before the next step, at the time to which it was advanced."""
         kv, decoding, gone = self.kv, self.decoding, self.departures
-        late = gone.freed_last if self.clock > at_fs else 0
+        late, late_tokens = (gone.freed_last, gone.tokens_last) if self.clock > at_fs else (0, 0)
+        in_prefill = sum(length for length, _ in self.admission.partial.values()) + self.admission.loading_tokens()
         return ReplicaState(
             replica=self.costs.replica,
             pool=self._pool,
@@ -112,19 +122,35 @@ class Engine:
             clock_fs=self.clock,
             steps=self.step,
             running=len(self.running),
-            waiting=len(self.queue),
+            waiting=len(self.queue) + len(self.admission.loading),
             decoding=decoding.count,
             context_tokens=decoding.context,
             kv_blocks_used=kv.used,
             kv_blocks=kv.blocks,
             left=gone.count,
             outstanding=self.outstanding(at_fs),
-            spare_kv_blocks=kv.blocks - kv.used - late - self.admission.awaited_blocks(),
+            spare_kv_blocks=kv.blocks - kv.used - late - self.admission.awaited_blocks(self.queue),
+            tokens_in_flight=self.queue.tokens + in_prefill + decoding.context + late_tokens,
+            kv_usage=(kv.used + late) / kv.blocks,
+            prefix_cache=kv.prefix_figures(),
+            spec_decode=decoding.spec_decode,
         )
+
+    def arrive(self, before_fs: int) -> None:
+        """Whoever arrives before that time, to which the engine was advanced, was submitted."""
+        self.queue.arrive(before_fs)
+
+    def publish(self, *, wanted: bool) -> None:
+        """As `KvCache.publish`."""
+        self.kv.publish(wanted=wanted)
+
+    def take_events(self) -> list[int]:
+        """As `KvCache.take_events`."""
+        return self.kv.take_events()
 
     def in_hand(self) -> list[int]:
         """Requests that are here now: waiting, running or preempted."""
-        return [*self.queue.waiting(), *self.running]
+        return [*self.queue.waiting(), *self.admission.loads(), *self.running]
 
     def expect(self, move: Move) -> None:
         """A request that will be submitted was elsewhere before."""
@@ -141,30 +167,21 @@ class Engine:
         return {
             "clock": self.clock,
             "step": self.step,
-            "running": list(self.running.items()),
             "_issued": 0 if self._closed is None else self._closed.issued,
             **self.departures.state(),
-            **self.queue.state(),
-            **self.decoding.state(),
-            **self.kv.state(),
-            **self.admission.state(),
+            **self.core_state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
         self.clock, self.step = state["clock"], state["step"]
-        self.running.clear()
-        self.running.update(state["running"])
         if self._closed is not None:
             self._closed.issued = state["_issued"]
-        for room in (self.departures, self.queue, self.admission, self.kv):
-            room.restore(state)
-        ends = {request: finish_step - self.step for request, finish_step in self.running.items() if finish_step}
-        held = {request: self._input[request] + self._output[request] - 1 - left for request, left in ends.items()}
-        self.decoding.restore(state, self.step, held)
+        self.departures.restore(state)
+        self.restore_core(state)
 
     def advance(self, until_fs: int = FOREVER, *, lazily: bool = False) -> int:
-        """Run all steps that start before `until_fs`, or until nothing is left to do.
+        """Run all steps that start before `until_fs`, or before somebody comes after an end here, who may come here.
 
         Lazily, stop before a span of decode steps that ends after `until_fs`: it then need not be cut in two, should a
         request arrive in the middle of it.
@@ -173,8 +190,10 @@ class Engine:
             A time before which no request leaves from here on, given what is in the inbox now, fs.
         """
         queue, decoding, running, kv = self.queue, self.decoding, self.running, self.kv
-        while self.clock < until_fs:
-            next_fs = queue.next_fs
+        loading = self.admission.loading
+        self._until_fs = until_fs
+        while self.clock < (until_fs := self._until_fs):
+            next_fs = min(queue.next_fs, loading[0][0]) if loading else queue.next_fs
             if not running:
                 if next_fs >= until_fs:
                     return next_fs
@@ -186,12 +205,20 @@ class Engine:
             if decoding.count:
                 blocks = decoding.growth(self.step)  # that decoding requests cross into in this step
                 if preempted := blocks > kv.blocks - kv.used:
-                    blocks = self._make_room()
+                    blocks = self.make_room()
                 kv.used += blocks
-            if not (next_fs <= self.clock or self.admission.partial is not None) or not self._prompt_step(preempted):
-                if not decoding.count:
-                    return until_fs  # the cache is full of what has not been sent on
-                ends = self._decode_span(until_fs, single=preempted, whole=lazily and not preempted)
+            if not (next_fs <= self.clock or self.admission.partial) or not self._prompt_step(preempted):
+                if preempted and not decoding.count:
+                    continue  # what it gave back may do for another
+                if not decoding.count:  # the cache is full of what has not been sent on, or loaded
+                    change_fs = self.admission.next_change_fs(self.clock)
+                    if change_fs >= until_fs:
+                        return change_fs
+                    self.clock = change_fs
+                    continue
+                waits_fs = self.wait_for_copies()
+                single = preempted or waits_fs > 0
+                ends = self._decode_span(until_fs, waits_fs, single=single, whole=lazily and not single)
                 if ends > self.clock:
                     return ends
         return self.clock
@@ -213,127 +240,63 @@ class Engine:
         Returns:
             The tokens that it held, and that requests in the queue have brought, or were bringing.
         """
-        lost: int = self.admission.partial[2] if self.admission.partial is not None else 0
-        coming = [request for request in self.queue.waiting() if self.admission.brings_kv(request)]
-        lost += sum(self._input[request] + self._emitted_tokens[request] - 1 for request in coming)
-        for request, finish_step in self.running.items():
-            if finish_step:
-                emitted = self._emitted_tokens[request] = self._output[request] - (finish_step - self.step)
-                self._token_at_fs[request] = self.clock
-                lost += self._input[request] + emitted - 1
-        running = list(self.running)
-        self.running.clear()
-        self.decoding.clear()
-        self.kv.clear()
-        self.departures.last = self.departures.freed_last = 0
-        self.admission.partial = None
+        if (tiers := self.kv.tiers) is not None:
+            tiers.now_fs = max(self.clock, at_fs)  # until then, their links work
+        lost, running = self.lose()
+        self.departures.ended_nobody()
         self.drain(at_fs, running)
         return lost
 
-    def drain(self, at_fs: int, first: Sequence[int] = ()) -> None:
-        """Requests that wait have to be served by another replica, and before them those of `first`."""
-        since = max(self.clock, at_fs)
+    def drain(self, at_fs: int, first: Sequence[int] = ()) -> int:
+        """Requests that wait have to be served by another replica, and before them those of `first`.
+
+        Returns:
+            The tokens that they had in host memory here.
+        """
+        since, swap, lost = max(self.clock, at_fs), self.kv.swap, 0
         for request in (*first, *self.queue.drain()):
+            if swap is not None and swap.drop(request):
+                lost += self._input[request] + self._emitted_tokens[request] - 1
             self.departures.lose(request, since, self._token_at_fs.pop(request, 0))
-
-    def settle(self) -> None:
-        """Write down how far requests have come that the end of the run leaves unfinished."""
-        for request, finish_step in self.running.items():
-            if finish_step:
-                self._emitted_tokens[request] = self._output[request] - (finish_step - self.step)
-
-    def _make_room(self) -> int:
-        """Preempt requests until there are blocks for what the others cross into in this step; returns how many."""
-        while (blocks := self.decoding.growth(self.step)) > self.kv.blocks - self.kv.used:
-            self._preempt()
-        return blocks
-
-    def _preempt(self) -> None:
-        """Take a request off the device; it will recompute what it had."""
-        request = self.queue.victim(self.running)
-        finish_step = self.running.pop(request)
-        prompt = self._input[request]
-        if finish_step:
-            emitted = self._emitted_tokens[request] = self._output[request] - (finish_step - self.step)
-            held = prompt + emitted - 1
-            self.decoding.leave(held, self.step)
-            self._token_at_fs[request] = self.clock
-        else:
-            held = prompt + self._emitted_tokens[request]
-            self.admission.partial = None
-        self.queue.put_back(request)
-        self._preemptions[request] += 1
-        self.kv.preempt(held, prompt=not finish_step)
-
-    def _join(self, step_fs: int) -> None:
-        """Those that joined have their first token here at the end of the step that begins now."""
-        end_fs = self.clock + step_fs
-        joined_fs = self.admission.joined_fs
-        self._log.joined([end_fs - token_fs for token_fs in joined_fs], step_fs, end_fs)
-        joined_fs.clear()
+        return lost
 
     def _prompt_step(self, preempted: bool) -> bool:
         """One step with prompts in it; False when none can be computed now."""
         chunks, completed = self.admission.schedule(self.step, self.clock, admit=not preempted)
         if not chunks:
             return False
+        waits_fs = self.wait_for_copies()
         decoding, used, clock = self.decoding, self.kv.used, self.clock
         decodes, context = decoding.count, decoding.context
-        outputs = decodes + len(completed)
+        outputs = decoding.emits(self.step) + len(completed)
         shape, duration = self.costs.prompt_step(self.step, decodes, context, chunks, outputs)
+        if waits_fs:
+            self.held_up(waits_fs, duration)
+        if self.admission.joined:
+            self.join(duration)
         self._span((*divmod(clock, FS_PER_PS), *shape, used, used, duration))
-        if self.admission.joined_fs:
-            self._join(duration)
         self._end_step(1, duration)
         if completed:
-            self._complete(completed)
+            self.complete(completed, clock)
         return True
 
     def _end_step(self, steps: int, duration_fs: int) -> None:
         """So many steps are over, which took so long: requests that have all their tokens leave."""
-        self.clock += duration_fs
-        self.step = step = self.step + steps
-        gone = self.departures
-        gone.last = gone.freed_last = 0
-        for request in self.decoding.advance(steps, step):
-            held = self._input[request] + self._output[request] - 1
-            self.decoding.leave(held, step)
-            self._finish(request, held)
+        self.departures.ended_nobody()
+        self.decoded(steps, self.clock + duration_fs)
 
-    def _complete(self, completed: list[int]) -> None:
-        """Requests whose prompt was computed have emitted a token, and decode from the next step on."""
-        kv, now, step = self.kv, self.clock, self.step
-        for request in completed:
-            if request in self._token_at_fs:
-                emitted = self._emitted_tokens[request] + 1
-                self._log.resumed(now - self._token_at_fs.pop(request), now)
-            else:
-                emitted = 1
-                self._first_token_ps[request] = now // FS_PER_PS
-            left = self._output[request] - emitted
-            held = self._input[request] + emitted - 1
-            if kv.windowed:
-                self.departures.freed_last += kv.computed(held, held + 1 + left)
-            if not left:
-                self._finish(request, held)
-            elif self._pool == "prefill":
-                del self.running[request]
-                kv.send(request, held)
-                self.departures.hand_over(request, now, emitted)
-            else:
-                self.decoding.join(request, held, step, left)
-
-    def _finish(self, request: int, held: int) -> None:
-        """A request that holds `held` KV tokens leaves with all its tokens; in a closed loop the next one arrives."""
-        del self.running[request]
-        self.departures.finish(request, self.clock, self.kv.release(held, held + 1))
+    def _next_comes(self, request: int) -> None:
+        """A request has finished: in a closed loop the next one arrives, in sessions maybe those who follow."""
         if self._closed is not None:
             self._closed.issue(self.clock // FS_PER_PS + self.costs.frontend_ps)
+        if self._sessions is not None:
+            self._until_fs = min(self._until_fs, self._sessions.finished(request, self.clock // FS_PER_PS))
 
-    def _decode_span(self, until_fs: int, *, single: bool, whole: bool) -> int:
+    def _decode_span(self, until_fs: int, waits_fs: int, *, single: bool, whole: bool) -> int:
         """Steps in which only decoding goes on, up to the next one in which anything else can happen.
 
-        Returns the time at which they end. With `whole`, steps that would end after `until_fs` are not run.
+        Returns the time at which they end. The first one was held up by `waits_fs`, and is `single` then. With `whole`,
+        steps that would end after `until_fs` are not run.
         """
         kv, decoding, step, clock = self.kv, self.decoding, self.step, self.clock
         decodes, context, used = decoding.count, decoding.context, kv.used
@@ -345,17 +308,22 @@ class Engine:
             joins_fs = min(self.admission.next_change_fs(clock), self.costs.ends_fs)
             if whole and joins_fs >= until_fs and clock + duration > until_fs:
                 kv.used -= decoding.growth(step)  # its first step has not grown yet
-                # Who arrives at that very time may join before the span ends, and leave first.
-                return until_fs if joins_fs == until_fs else clock + duration
+                # Who joins before the span ends may leave first.
+                return min(joins_fs, clock + duration)
             limit = min(until_fs, joins_fs) - clock
-            if steps > 1 and (duration > limit or duration > _SPAN_FS_LIMIT):
-                steps, duration = span.first_reaching(min(limit, _SPAN_FS_LIMIT), steps, duration)
+            if steps > 1 and (duration > limit or duration > SPAN_FS_LIMIT):
+                steps, duration = span.first_reaching(min(limit, SPAN_FS_LIMIT), steps, duration)
                 steps, blocks = decoding.steps_within(steps, step, kv.blocks - used)
-        if self.admission.joined_fs:
-            self._join(span.duration_fs(1))
+        if waits_fs:
+            self.held_up(waits_fs, duration)
+        if self.admission.joined:
+            self.join(span.duration_fs(1))
+        if kv.tiers is not None:
+            grow_by_step(kv, decoding, span, step, steps, clock)
         kv.used = used + blocks
         begin = divmod(clock, FS_PER_PS)
-        row = (*begin, steps, decodes, context, 0, 0, decodes, span.busiest_tokens, 0, 0, 0, 0, used, kv.used, duration)
-        self._span(row)
+        emits = decoding.emits(step)
+        shape = steps, decodes, context, 0, 0, emits, span.busiest_tokens, 0, 0, 0, 0, decodes, context, 0, emits
+        self._span((*begin, *shape, used, kv.used, duration))
         self._end_step(steps, duration)
         return self.clock

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from heapq import heapify, heappop, heappush
 from typing import Annotated, Any, Literal, Self
 
@@ -21,11 +21,15 @@ from pimserve.device_models.plan import FS_PER_S
 from pimserve.device_models.slowdown import NORMAL
 from pimserve.errors import InputError
 from pimserve.quantity import PositiveSeconds, Quantity, Seconds
+from pimserve.scheduler.autoscaling import PoolScaler
+from pimserve.scheduler.control import Ledger, ReplicaState
 from pimserve.scheduler.departures import Move
 
 Kind = Literal["fail", "slow", "leave"]
 _FAULTS = 0xFA17  # of random streams: apart from those of arrivals, lengths and experts
 _MANY = 10_000
+_SCALED = "scaled"  # a change that is no fault: a replica leaves or joins
+_SCALES = -1  # comes before faults of the same time
 _MOST_REPLICAS, _MOST_DEVICES = 2 * 4096, 4096**2  # of two pools; of a replica: nodes x devices of each
 _MOST_FAILURES = 1e4  # of a replica, in front of one prompt
 
@@ -124,6 +128,7 @@ class Condition:
     up: bool = True
     takes_requests: bool = True
     slowdown: int = NORMAL
+    fresh: bool = False  # a replica joins, of which nothing is cached
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,13 +162,16 @@ class Faults:
         spec: what there is.
         devices: of each replica.
         seed: of random failures.
+        scalers: decide which replicas there are at all.
 
     Raises:
         InputError: a fault of a replica or device that there is not.
     """
 
-    def __init__(self, spec: FaultSpec, devices: Sequence[int], seed: int) -> None:
-        self.any = spec.any
+    def __init__(self, spec: FaultSpec, devices: Sequence[int], seed: int, scalers: Sequence[PoolScaler] = ()) -> None:
+        self.any = spec.any or bool(scalers)
+        self.simulated = spec.any
+        self.scalers = scalers
         self._detection_fs = round(spec.detection_s * FS_PER_S)
         self.requeued = 0
         self.lost_tokens = 0
@@ -172,8 +180,9 @@ class Faults:
         self._spec = spec
         self._seed = seed
         self._replicas = range(len(devices))
-        self._conditions = [Condition(replica) for replica in self._replicas]
-        self._active = [_Active() for _ in self._replicas]
+        away = {replica for scaler in scalers for replica in scaler.away}
+        self._conditions = [Condition(replica, takes_requests=replica not in away) for replica in self._replicas]
+        self._active = [_Active(left=int(replica in away)) for replica in self._replicas]
         self._begun: list[_Change] = []  # at the end of this window
         self._down: list[list[int]] = []  # (replica, since, until or -1), fs
         self._changes: list[_Change] = []
@@ -197,17 +206,41 @@ class Faults:
 
     @property
     def next_fs(self) -> int | None:
-        """When something changes next."""
-        return self._changes[0][0] if self._changes else None
+        """When something changes next, or is decided."""
+        times = [*(scaler.next_fs for scaler in self.scalers), *(change[0] for change in self._changes[:1])]
+        return min((at for at in times if at is not None), default=None)
+
+    def decides_at(self, at_fs: int) -> bool:
+        """Whether somebody decides then which replicas there are."""
+        return any(scaler.next_fs == at_fs for scaler in self.scalers)
+
+    def seen(self, now_fs: int, states: Sequence[ReplicaState]) -> None:
+        """All replicas are in these states at that time: decide which there are, if it is time to."""
+        for scaler in self.scalers:
+            if scaler.next_fs == now_fs:
+                lost = {replica for replica in scaler.numbers if self._active[replica].forever}
+                for at, replica, leaves in scaler.decide(now_fs, states, lost):
+                    starting = (change for change in self._changes if change[3] == replica and change[5] == _SCALED)
+                    if leaves and (pending := next(starting, None)) is not None:
+                        self._changes.remove(pending)  # it has not begun to take requests
+                        heapify(self._changes)
+                    else:
+                        heappush(self._changes, (at, _SCALES, leaves, replica, 0, _SCALED, NORMAL, None, -1))
 
     @property
     def conditions(self) -> Sequence[Condition]:
         """How each replica is."""
         return self._conditions
 
+    @property
+    def away_for_good(self) -> set[int]:
+        """Replicas that are not there, and no later decision can bring."""
+        return {replica for scaler in self.scalers if scaler.next_fs is None for replica in scaler.away}
+
     def any_left(self, replicas: Sequence[int]) -> bool:
         """Whether any of these replicas takes requests, or will again."""
-        return not all(self._active[replica].forever for replica in replicas)
+        away = self.away_for_good
+        return any(not self._active[replica].forever and replica not in away for replica in replicas)
 
     def takers(self, replicas: Sequence[int]) -> Sequence[int]:
         """Those of these replicas that requests may be sent to."""
@@ -220,15 +253,18 @@ class Faults:
 
     def due(self, by_fs: int) -> tuple[Condition, ...]:
         """Conditions of the replicas that change at that time; nothing may have changed before."""
-        changed = set()
+        changed, joined = set(), set()
         while self._changes and self._changes[0][0] <= by_fs:
             change = heappop(self._changes)
             at, number, begins, replica, device, kind, slowdown, lasts, count = change
             self._apply(self._active[replica], kind, slowdown, begins=begins)
             changed.add(replica)
+            if kind == _SCALED and not begins:
+                joined.add(replica)
             if begins:
-                self._active[replica].forever |= lasts is None and kind != "slow"
-                self._begun.append(change)
+                self._active[replica].forever |= lasts is None and kind in ("fail", "leave")
+                if kind != _SCALED:
+                    self._begun.append(change)
                 if lasts is not None:
                     heappush(self._changes, (at + lasts, number, False, replica, device, kind, slowdown, None, count))
             elif count >= 0:
@@ -237,7 +273,8 @@ class Faults:
         for replica in sorted(changed):
             active = self._active[replica]
             away = active.failed + active.left > 0
-            condition = Condition(replica, active.failed == 0, not away, max(active.slow or [NORMAL]))
+            up, slowdown = active.failed == 0, max(active.slow or [NORMAL])
+            condition = Condition(replica, up, not away, slowdown, fresh=up and replica in joined)
             if condition != self._conditions[replica]:
                 conditions.append(condition)
         return tuple(conditions)
@@ -254,7 +291,7 @@ class Faults:
             if before.slowdown != condition.slowdown:
                 self.slowdowns.append((condition.replica, effect.step, condition.slowdown))
             self.lost_tokens += effect.lost_tokens
-            self._conditions[condition.replica] = condition
+            self._conditions[condition.replica] = replace(condition, fresh=False)
         for at, _, _, replica, device, kind, slowdown, lasts, _ in self._begun:
             own = effect_of.get(replica)
             self.events.append(
@@ -271,6 +308,27 @@ class Faults:
             )
         self._begun = []
 
+    def away_fs(self, replica: int, states: Sequence[ReplicaState], until_fs: int) -> int:
+        """How long a replica was not there at all until then, as far as that was decided."""
+        return sum(scaler.away_fs(replica, states, until_fs) for scaler in self.scalers if replica in scaler.numbers)
+
+    def ledgers(
+        self, of_shards: Sequence[Sequence[Ledger]], states: Sequence[ReplicaState], now_fs: int
+    ) -> list[Ledger]:
+        """All of these, without what devices would have drawn had their replicas been there all the time."""
+        ledgers = [ledger for shard in of_shards for ledger in shard]
+        return [self._without_away(ledger, states, now_fs) for ledger in ledgers] if self.scalers else ledgers
+
+    def _without_away(self, ledger: Ledger, states: Sequence[ReplicaState], now_fs: int) -> Ledger:
+        """Whoever reads it adds what is drawn from `clock_fs` until now; of one that is gone, nothing."""
+        counted_fs, idle_w = -self.away_fs(ledger.replica, states, now_fs), ledger.idle_w
+        if any(ledger.replica in scaler.away for scaler in self.scalers):
+            counted_fs, idle_w = counted_fs + max(0, now_fs - ledger.clock_fs), 0.0
+        drawn = ledger.passive_joules
+        if drawn is not None:
+            drawn += ledger.idle_w * counted_fs / FS_PER_S
+        return replace(ledger, passive_joules=drawn, idle_w=idle_w)
+
     def down_fs(self, end_fs: int) -> int:
         """How long replicas were down until then, together."""
         return sum(max(0, (end_fs if until < 0 else min(until, end_fs)) - since) for _, since, until in self._down)
@@ -286,10 +344,13 @@ class Faults:
             "active": [asdict(active) for active in self._active],
             "down": self._down,
             "changes": self._changes,
+            "scalers": [scaler.state() for scaler in self.scalers],
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state`."""
+    def restore(self, state: dict[str, Any] | None) -> None:
+        """Go on from `state`; None: there are none."""
+        if state is None:
+            return
         self.requeued, self.lost_tokens = state["requeued"], state["lost_tokens"]
         self.events = list(state["took_place"])
         self.slowdowns = [(replica, step, slowdown) for replica, step, slowdown in state["slowdowns"]]
@@ -297,12 +358,14 @@ class Faults:
         self._active = [_Active(**active) for active in state["active"]]
         self._down = [list(down) for down in state["down"]]
         self._changes = [tuple(change) for change in state["changes"]]
+        for scaler, scaler_state in zip(self.scalers, state["scalers"], strict=True):
+            scaler.restore(scaler_state)
 
     def _apply(self, active: _Active, kind: str, slowdown: int, *, begins: bool) -> None:
         change = 1 if begins else -1
         if kind == "fail":
             active.failed += change
-        elif kind == "leave":
+        elif kind in ("leave", _SCALED):
             active.left += change
         else:
             active.slow = active.slow or []

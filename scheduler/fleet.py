@@ -4,25 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from pimserve.arrays import IntArray
 from pimserve.device_models.kv_groups import NO_WINDOWS, KvGroups
-from pimserve.device_models.plan import CostPlan
+from pimserve.device_models.plan import FS_PER_PS, FS_PER_S, CostPlan
 from pimserve.device_models.routing import ExpertPools, Routing
 from pimserve.errors import InputError
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.costs import ReplicaCosts
+from pimserve.scheduler.data_parallel import DataParallelEngine
 from pimserve.scheduler.engine import Engine
 from pimserve.scheduler.handover import Link
 from pimserve.scheduler.kv_cache import KvCache
+from pimserve.scheduler.kv_tiers import KvTiers
+from pimserve.scheduler.length_predictor import LengthPredictor
+from pimserve.scheduler.load_shedding import LoadShedding
 from pimserve.scheduler.mixed_costs import make_costs
+from pimserve.scheduler.prefix_cache import PrefixKvCache
+from pimserve.scheduler.queue_classes import QueueClass
 from pimserve.scheduler.requests import RequestTable
+from pimserve.scheduler.sessions import Sessions
+from pimserve.scheduler.shedding_engine import SheddingEngine
 from pimserve.scheduler.steplog import StepLog
+from pimserve.scheduler.swap_space import SwapSpace
 
+ReplicaEngine = Engine | DataParallelEngine
 RowSink = Callable[
     [int, IntArray, IntArray], None
 ]  # replica, rows (n, fields of SpanColumns), number of each one's first step
 PREFILL, DECODE = "prefill", "decode"
+
+
+def _shedding_engine(caches: Sequence[KvCache], **rest: Any) -> SheddingEngine:  # noqa: ANN401 likewise
+    (kv,) = caches
+    return SheddingEngine(kv=kv, **rest)
+
+
+def make_engine(caches: Sequence[KvCache], **rest: Any) -> ReplicaEngine:  # noqa: ANN401 as the engines have them
+    """The engine of a replica whose groups have these KV caches, one or more."""
+    if len(caches) > 1:
+        return DataParallelEngine(kvs=caches, **rest)
+    return Engine(kv=caches[0], **rest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +60,9 @@ class Pool:
         replicas: how many.
         first: number of the first of them; pools are numbered one behind the other.
         kv_groups: how layers share the KV cache.
+        device_kv_bytes_per_token: what a token takes of one device's KV cache; 0: nobody swaps.
         kv_blocks_override: blocks of a replica's KV cache, whatever their size; None: as many as those tokens fill.
+        kv_bytes_per_token: of all layers, once, however many devices have a copy.
     """
 
     name: str
@@ -46,6 +72,8 @@ class Pool:
     first: int = 0
     kv_groups: KvGroups = NO_WINDOWS
     kv_blocks_override: int | None = None
+    kv_bytes_per_token: int = 0
+    device_kv_bytes_per_token: float = 0.0
 
     @property
     def numbers(self) -> range:
@@ -55,13 +83,14 @@ class Pool:
     def request_tokens(self, spec: SchedulerSpec) -> int:
         """Tokens of one request that a replica's KV cache holds: it lies in one data-parallel group."""
         if not self.kv_groups.windowed:
-            return self.kv_capacity_tokens // self.plan.data_parallel
+            return self.kv_capacity_tokens // self.plan.data_parallel - spec.lookahead_tokens
         return self.request_tokens_in_blocks(spec)
 
     def request_tokens_in_blocks(self, spec: SchedulerSpec) -> int:
         """Of these, those that whole blocks hold; with windows all of them are."""
         blocks, parallel = self.kv_blocks(spec.block_size), self.plan.data_parallel
-        return self.kv_groups.request_tokens(blocks, parallel, spec.block_size, spec.chunk_tokens)
+        most = self.kv_groups.request_tokens(blocks, parallel, spec.block_size, spec.chunk_tokens)
+        return most - spec.lookahead_tokens
 
     def kv_tokens(self, block_size: int) -> int:
         """Tokens that the blocks of layers which see the whole context can keep, if windows take none."""
@@ -76,7 +105,8 @@ class Pool:
         groups, blocks = self.kv_groups, self.kv_blocks_override
         if blocks is None:
             blocks = groups.pool_blocks(self.kv_capacity_tokens, block_size)
-        if blocks >= groups.full + groups.windowed:
+        blocks -= blocks % self.plan.engine_cores  # each has as many
+        if blocks >= (groups.full + groups.windowed) * self.plan.engine_cores:
             return blocks
         if not groups.windowed:
             short = f"one block of {block_size} tokens exceeds the KV cache of {self.kv_capacity_tokens}"
@@ -87,11 +117,39 @@ class Pool:
             )
         raise InputError("scheduler.block_size", short)
 
-    def kv_cache(self, spec: SchedulerSpec) -> KvCache:
-        """The empty KV cache of a replica; of one for prefill, in which nothing grows, no oracle is asked."""
-        oracle = spec.kv_admission == "oracle" and self.name != PREFILL
+    def block_bytes(self, block_size: int) -> float:
+        """Of a KV block of so many tokens, what one device has."""
+        return self.device_kv_bytes_per_token * block_size / self.kv_groups.full
+
+    def swap_space(self, spec: SchedulerSpec) -> SwapSpace | None:
+        """Empty host memory for KV blocks, if these settings have any; devices copy their parts at once."""
+        if spec.swap_gb_per_s is None or spec.swap_space_gb is None:
+            return None
+        size = self.block_bytes(spec.block_size)
+        blocks = int(spec.swap_space_gb * 1e9 // size)
+        return SwapSpace(blocks, max(1, round(size * FS_PER_S / (spec.swap_gb_per_s * 1e9))))
+
+    def kv_cache(self, spec: SchedulerSpec, most_tokens: int) -> KvCache:
+        """The empty KV cache of an engine core, of one for prefill without reserves, as nothing grows there.
+
+        Args:
+            spec: scheduler settings.
+            most_tokens: that a request may have.
+        """
+        reserves = None if self.name == PREFILL else spec.reserves
+        blocks, size = self.kv_blocks(spec.block_size) // self.plan.engine_cores, spec.block_size
+        if spec.enable_prefix_caching:
+            tiers = KvTiers(spec.kv_tiers, self.kv_bytes_per_token * size, size) if spec.kv_tiers else None
+            return PrefixKvCache(blocks, size, reserves=reserves, most_tokens=most_tokens, tiers=tiers)
         return KvCache(
-            self.kv_blocks(spec.block_size), spec.block_size, self.kv_groups, spec.chunk_tokens, oracle=oracle
+            blocks,
+            size,
+            self.kv_groups,
+            spec.chunk_tokens,
+            reserves=reserves,
+            most_tokens=most_tokens,
+            lookahead_tokens=spec.lookahead_tokens,
+            swap=self.swap_space(spec),
         )
 
     def costs(self, routing: Routing, seed: int) -> ReplicaCosts:
@@ -110,10 +168,12 @@ class Fleet:
         spec: scheduler settings.
         max_model_len: tokens of prompt and output together that a request may have, if the KV cache holds them.
         routing: how tokens choose experts.
-        seed: of expert routing.
+        seed: of expert routing, and of predicted output lengths.
         window_fs: steps that end in [start, end) are measured.
         concurrency: clients of a closed loop; None in an open one.
         link: between two pools, from the first to the second; else None.
+        longest_gaps: whether the longest gap between tokens of each request is wanted.
+        classes: of requests, as queues know them.
     """
 
     pools: tuple[Pool, ...]
@@ -124,6 +184,13 @@ class Fleet:
     window_fs: tuple[int, int]
     concurrency: int | None = None
     link: Link | None = None
+    longest_gaps: bool = False
+    classes: tuple[QueueClass, ...] = (QueueClass(),)
+
+    @property
+    def predictor(self) -> LengthPredictor:
+        """What predicts output lengths for policies."""
+        return LengthPredictor(self.spec.prediction_error, self.seed)
 
     @property
     def replicas(self) -> int:
@@ -162,14 +229,15 @@ class Fleet:
         table: RequestTable,
         on_rows: RowSink | None,
         rows_per_flush: int | None = None,
-    ) -> list[tuple[Pool, Engine, StepLog]]:
+        sessions: Sessions | None = None,
+    ) -> list[tuple[Pool, ReplicaEngine, StepLog]]:
         """Fresh engines of these replicas, their pools and logs."""
-        made: list[tuple[Pool, Engine, StepLog]] = []
+        made: list[tuple[Pool, ReplicaEngine, StepLog]] = []
         for replica in replicas:
             pool = next(pool for pool in self.pools if replica in pool.numbers)
             alike = next((engine.costs for other, engine, _ in made if other.name == pool.name), None)
             costs = (alike or pool.costs(self.routing, self.seed)).of_replica(replica)
-            made.append((pool, *self._engine(pool, costs, table, on_rows, rows_per_flush)))
+            made.append((pool, *self._engine(pool, costs, table, on_rows, rows_per_flush, sessions)))
         return made
 
     def _engine(
@@ -179,7 +247,8 @@ class Fleet:
         table: RequestTable,
         on_rows: RowSink | None,
         rows_per_flush: int | None,
-    ) -> tuple[Engine, StepLog]:
+        sessions: Sessions | None,
+    ) -> tuple[ReplicaEngine, StepLog]:
         """A fresh engine of the replica that `costs` are of, and its log."""
         replica = costs.replica
 
@@ -187,21 +256,27 @@ class Fleet:
             if on_rows is not None:
                 on_rows(replica, rows, first_steps)
 
-        log = StepLog(costs, self.window_fs, flushed, rows_per_flush)
+        log = StepLog(costs, self.window_fs, flushed, rows_per_flush, longest_gaps=self.longest_gaps)
         closed: Sequence[int] | None = None
         clients = 0
         if self.concurrency is not None:
             closed = self.closed_requests(replica, len(table))
             table["replica"][closed.start : closed.stop : closed.step] = replica
             clients = len(range(replica, self.concurrency, self.replicas))
-        engine = Engine(
-            costs,
-            self.spec,
-            kv=pool.kv_cache(self.spec),
+        make: Callable[..., ReplicaEngine] = make_engine
+        if self.spec.sheds and pool.name != DECODE:
+            shedding = LoadShedding(self.spec, self.classes, pool.plan.frontend_ps * FS_PER_PS)
+            make = partial(_shedding_engine, shedding=shedding)
+        engine = make(
+            [pool.kv_cache(self.spec, self.most_tokens) for _ in range(pool.plan.engine_cores)],
+            costs=costs,
+            spec=self.spec,
             table=table,
             log=log,
             closed=closed,
             concurrency=clients,
             pool=pool.name,
+            sessions=sessions,
+            classes=self.classes,
         )
         return engine, log

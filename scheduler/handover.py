@@ -4,6 +4,10 @@ A request whose prompt is computed waits until a decode replica has room for it,
 and what was sent since tell; none overtakes another. Its KV cache then passes the prefill replica's outgoing link and,
 as it comes, the decode replica's incoming one; both carry one cache after the other. All times are whole femtoseconds.
 
+Caches leave whole, or layer by layer while the prompt is computed: each layer's part as soon as the step that computes
+the last of the prompt is through with that layer, where layers take equally long. So what is left to send at the first
+token is the last layer, or what the link is behind. Parts of the prompt that earlier steps computed wait for that step.
+
 A replica that fails ends hand-overs. A prefill replica loses the caches that have not left it, also those that wait for
 room; a decode replica those that are not there yet. The link at the other end stays taken for as long as it would have
 been, and a prefill replica has the blocks back when it would have had them: it learns of nothing before.
@@ -21,9 +25,9 @@ from numpy.typing import NDArray
 from pimserve.device_models.kv_groups import KvGroups
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
 from pimserve.scheduler.control import ReplicaState
+from pimserve.scheduler.count_routers import LeastOutstanding
 from pimserve.scheduler.departures import Move
-from pimserve.scheduler.requests import RequestTable
-from pimserve.scheduler.router import LeastOutstanding
+from pimserve.scheduler.requests import FOREVER, RequestTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,7 @@ class Link:
         bytes_per_token: KV cache of layers that see the whole context.
         window_bytes_per_token: that of layers with a window.
         window_tokens: how far those see.
+        layers: that leave one after the other, each when it is computed; 0: a cache leaves whole.
     """
 
     bytes_per_s: int
@@ -43,6 +48,7 @@ class Link:
     bytes_per_token: int
     window_bytes_per_token: int = 0
     window_tokens: int = 0
+    layers: int = 0
 
     def size(self, tokens: int) -> int:
         """Bytes of a request's KV cache."""
@@ -58,34 +64,50 @@ class Lines:
 
     A cache of B bytes that may go at time `ready` begins to leave when the sender's link is free, reaches the receiver
     after the latency, or when the receiver's link is free, and is there B / bandwidth later.
+
+    Layer by layer, of L layers that are computed from `computing` to `ready`: the first may go after an L-th of that
+    time, the last at `ready`, after which an L-th of B / bandwidth is to come at least. As times and bytes grow evenly,
+    the first or the last layer decides when all have left. Caches that one step computes share the sender's link: the
+    later ones go where the earlier ones leave gaps.
     """
 
     def __init__(self, link: Link) -> None:
         self.link = link
         self._leaving: dict[int, int] = {}  # by replica: from when its outgoing link is free
+        self._step: dict[int, tuple[int, int]] = {}  # of its last step: (its beginning, end of its caches without gaps)
         self._coming: dict[int, int] = {}
 
-    def send(self, size: int, source: int, target: int, ready_fs: int) -> tuple[int, int, int]:
-        """(begins to leave, has left, is there) of a cache of that size."""
-        lasts = self.link.lasts_fs(size)
-        begin = max(ready_fs, self._leaving.get(source, 0))
-        self._leaving[source] = left = begin + lasts
-        self._coming[target] = done = max(begin + self.link.latency_fs, self._coming.get(target, 0)) + lasts
+    def send(
+        self, size: int, source: int, target: int, ready_fs: int, computing_fs: int | None = None
+    ) -> tuple[int, int, int]:
+        """(begins to leave, has left, is there) of a cache of that size; layer by layer with `computing_fs`."""
+        lasts = last_lasts = self.link.lasts_fs(size)
+        free_fs, layers = self._leaving.get(source, 0), self.link.layers
+        begin = max(ready_fs, free_fs)
+        if computing_fs is not None:
+            first_fs, last_lasts = computing_fs - (computing_fs - ready_fs) // layers, -(-lasts // layers)
+            step_fs, carried_fs = self._step.get(source, (None, 0))
+            begin = max(first_fs, carried_fs if step_fs == computing_fs else free_fs)
+            self._step[source] = computing_fs, begin + lasts
+        self._leaving[source] = left = max(begin + lasts, max(ready_fs, free_fs) + last_lasts)
+        self._coming[target] = done = max(left + self.link.latency_fs, self._coming.get(target, 0) + lasts)
         return begin, left, done
 
     def failed(self, replica: int) -> None:
         """The links of a replica carry nothing any more."""
         self._leaving.pop(replica, None)
+        self._step.pop(replica, None)
         self._coming.pop(replica, None)
 
-    def state(self) -> list[list[tuple[int, int]]]:
+    def state(self) -> list[list[tuple[int, Any]]]:
         """When which link is free, as JSON can hold it."""
-        return [list(self._leaving.items()), list(self._coming.items())]
+        return [list(self._leaving.items()), list(self._coming.items()), list(self._step.items())]
 
-    def restore(self, state: list[list[tuple[int, int]]]) -> None:
+    def restore(self, state: list[list[tuple[int, Any]]]) -> None:
         """Go on from `state`."""
-        leaving, coming = state
+        leaving, coming, steps = state
         self._leaving, self._coming = dict(leaving), dict(coming)
+        self._step = {replica: (step_fs, carried_fs) for replica, (step_fs, carried_fs) in steps}
 
 
 @dataclass(slots=True)
@@ -101,6 +123,7 @@ class HandoverFigures:
     transfers_ps: list[int] = field(default_factory=list)  # from then until it is there
     busy_fs: int = 0
     lost: int = 0
+    overlaps_ps: list[int] | None = None  # layer by layer: from when a cache begins to leave until the first token
 
     def take(self, transfer: Transfer) -> None:
         """Count a hand-over."""
@@ -109,6 +132,8 @@ class HandoverFigures:
         self.waits_ps.append(transfer.wait_ps)
         self.transfers_ps.append(transfer.lasts_ps)
         self.busy_fs += transfer.busy_fs
+        if self.overlaps_ps is not None:
+            self.overlaps_ps.append(transfer.overlap_ps)
 
     def lose(self, transfer: Transfer) -> None:
         """A failure has ended one that was counted."""
@@ -117,6 +142,8 @@ class HandoverFigures:
         self.waits_ps.remove(transfer.wait_ps)
         self.transfers_ps.remove(transfer.lasts_ps)
         self.busy_fs -= transfer.busy_fs
+        if self.overlaps_ps is not None:
+            self.overlaps_ps.remove(transfer.overlap_ps)
         self.lost += 1
 
 
@@ -132,9 +159,10 @@ class Transfer:
         done_fs: when it is at the other.
         bytes: of it.
         held: it had to wait for room, or for others that did.
-        wait_ps: from the last token until it began to leave.
-        lasts_ps: from then until it is there.
+        wait_ps: from the last token until it began to leave, if it did not before.
+        lasts_ps: from then, or from the last token, until it is there.
         busy_fs: how long it keeps a link busy.
+        overlap_ps: from when it began to leave until the last token, if it began before.
     """
 
     request: int
@@ -148,6 +176,7 @@ class Transfer:
     wait_ps: int
     lasts_ps: int
     busy_fs: int
+    overlap_ps: int
 
 
 class Handovers:
@@ -166,7 +195,7 @@ class Handovers:
     ) -> None:
         self.lines = Lines(link)
         self.targets = targets
-        self.figures = HandoverFigures()
+        self.figures = HandoverFigures(overlaps_ps=[] if link.layers else None)
         self._kv_blocks = kv_blocks
         self._block_size = block_size
         self._kv_groups = kv_groups
@@ -190,6 +219,12 @@ class Handovers:
     def waiting(self) -> int:
         """Requests that have had their first token and are not on their way."""
         return len(self._waiting)
+
+    def next_fs(self, now_fs: int) -> int:
+        """When the first of those that wait, but not for a report, can go on; FOREVER if all wait for one."""
+        if self._waiting and self._opened_fs == now_fs:
+            return now_fs
+        return min((move.since_fs for move in self._waiting if move.since_fs >= now_fs), default=FOREVER)
 
     @property
     def releases(self) -> bool:
@@ -258,16 +293,19 @@ class Handovers:
         return sent
 
     def _send(self, move: Move, target: int, tokens: int, told_fs: int) -> Move:
-        link, request, source = self.lines.link, move.request, move.replica
-        size = link.size(tokens)
-        begin, left, done = self.lines.send(size, source, target, max(move.since_fs, told_fs))
+        link, request, source, since = self.lines.link, move.request, move.replica, move.since_fs
+        size, held = link.size(tokens), since < told_fs
+        # Whoever waits for room has all layers by then. A replica that was away takes none before it is back.
+        computing = max(move.computing_fs, self._opened_fs) if link.layers and not held else None
+        begin, left, done = self.lines.send(size, source, target, max(since, told_fs), computing)
         self._sent.append((left, request, source))
         self._transfers[request] = way = Transfer(
             *(request, source, target, move.token_fs, left, done, size),
-            held=move.since_fs < told_fs,
-            wait_ps=(begin - move.since_fs) // FS_PER_PS,
-            lasts_ps=(done - begin) // FS_PER_PS,
+            held=held,
+            wait_ps=max(0, begin - since) // FS_PER_PS,
+            lasts_ps=(done - max(begin, since)) // FS_PER_PS,
             busy_fs=link.lasts_fs(size),
+            overlap_ps=max(0, since - begin) // FS_PER_PS,
         )
         self.figures.take(way)
         return Move(request, source, done, move.token_fs)

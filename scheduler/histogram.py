@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -12,26 +11,34 @@ from numpy.typing import NDArray
 
 from pimserve.device_models.plan import FS_PER_S
 from pimserve.scheduler.exact import exact_dot, exact_sum
+from pimserve.scheduler.percentiles import nearest_place
 
 _FRACTION_BITS = 11  # buckets per octave: 2**11, so a bucket's middle is within 2**-12 of all that it holds
 _LOWEST = 10  # durations below 2**10 fs do not occur
 _OCTAVES = 64 - _LOWEST
 _SHIFT = 52 - _FRACTION_BITS
 _FIRST = (1023 + _LOWEST) << _FRACTION_BITS
+BINS = _OCTAVES << _FRACTION_BITS
 
 
 @lru_cache(maxsize=8)
 def _bucket_of(bounds_s: tuple[float, ...]) -> NDArray[np.int64]:
     """For each bin, which of the buckets between the bounds its middle lies in."""
-    middles = ((np.arange(_OCTAVES << _FRACTION_BITS) + _FIRST) << _SHIFT) + (1 << (_SHIFT - 1))
+    middles = ((np.arange(BINS) + _FIRST) << _SHIFT) + (1 << (_SHIFT - 1))
     return np.searchsorted(np.asarray(bounds_s) * FS_PER_S, middles.view(np.float64))
+
+
+def bins_of(duration_fs: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(n,) the bin of each duration, (n,)."""
+    bits = np.maximum(duration_fs, 1 << _LOWEST).astype(np.float64).view(np.int64)
+    return (bits >> _SHIFT) - _FIRST
 
 
 class DurationHistogram:
     """Durations in fs, each with an integer weight."""
 
     def __init__(self) -> None:
-        self._counts = np.zeros(_OCTAVES << _FRACTION_BITS, np.int64)
+        self._counts = np.zeros(BINS, np.int64)
         self._low, self._high = len(self._counts), 0  # buckets outside of these are empty: mostly, all but few octaves
         self._sum_fs = 0
 
@@ -39,8 +46,7 @@ class DurationHistogram:
         """Add durations (n,) with weights (n,), or once each."""
         if not len(duration_fs):
             return
-        bits = np.maximum(duration_fs, 1 << _LOWEST).astype(np.float64).view(np.int64)
-        bucket = (bits >> _SHIFT) - _FIRST
+        bucket = bins_of(duration_fs)
         low = int(bucket.min())
         counts = np.bincount(bucket - low, weights=weight).astype(np.int64)
         self._counts[low : low + len(counts)] += counts
@@ -102,11 +108,25 @@ class DurationHistogram:
 
     def percentile_s(self, percent: float) -> float | None:
         """Nearest-rank percentile, s, to the middle of its bucket; None when empty."""
-        total = self.count
-        if not total:
+        return self.ranked_s(nearest_place(self.count, percent))
+
+    def ranked_s(self, place: int) -> float | None:
+        """The duration at that place, from 0, in ascending order, s, to the middle of its bucket; None: beyond all."""
+        if place >= self.count:
             return None
-        rank = max(1, math.ceil(percent / 100 * total))
-        bucket = int(np.searchsorted(np.cumsum(self._counts), rank))
+        bucket = self._bin_at(place)
         edges = np.array([bucket + _FIRST, bucket + _FIRST + 1], np.int64) << _SHIFT
         low, high = edges.view(np.float64)
         return float((low + high) / 2 / FS_PER_S)
+
+    def bin_of_percentile(self, percent: float) -> int:
+        """The bin that holds the nearest-rank percentile; there must be samples."""
+        return self._bin_at(nearest_place(self.count, percent))
+
+    def _bin_at(self, place: int) -> int:
+        return int(np.searchsorted(np.cumsum(self._counts), place + 1))
+
+    def share_up_to(self, place: int, width: int) -> float:
+        """Of what is in the block of so many bins that holds bin `place`, the share that is in it or below."""
+        begin = place - place % width
+        return float(self._counts[begin : place + 1].sum() / self._counts[begin : begin + width].sum())

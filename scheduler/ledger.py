@@ -72,9 +72,10 @@ class ReplicaLedger(CostTotals):
             at = int(differ[0])
             raise TimesDifferError(int(first_steps[at]), int(n[at]), int(own[at]), int(rows.duration_fs[at]))
         self.add(costs)
+        self.rebalance(self.costs.pools)
         self.steps += int(n.sum())
         self.busy_fs += exact_sum(rows.duration_fs)
-        self.tokens += exact_dot(rows.decodes + rows.prefill_tokens, n)
+        self.tokens += exact_dot(self.costs.plan.tokens_of(rows.shape), n)
         self.outputs += exact_dot(rows.outputs, n)
         if len(n):
             self.kv_blocks = int(rows.blocks_end[-1])

@@ -9,26 +9,32 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
+from math import gcd
 from typing import Any
 
 import numpy as np
 
 from pimserve.arrays import IntArray
-from pimserve.device_models.evaluate import DecodeSpan, Span, once_fs, parts_of, shape_of, stage_times, step_of
+from pimserve.device_models.evaluate import DecodeSpan, Span, once_fs, parts_of, stage_times, step_of
 from pimserve.device_models.experts import FEATURES, LINK_FS, MIXED_FEATURES, STATION_FS
 from pimserve.device_models.memo import Memo
 from pimserve.device_models.micro_batches import MicroBatches
+from pimserve.device_models.mixed_plan import plan_at
 from pimserve.device_models.plan import ChunkShape, CostPlan
-from pimserve.device_models.round_trips import PartTimes, schedule_fs
+from pimserve.device_models.round_trips import PartTimes, lack_fs, schedule_fs, slack_fs
 from pimserve.device_models.routing import POOL_SIZE, ExpertPools
+from pimserve.device_models.slowdown import slow_plan
 from pimserve.device_models.step import N, StepShape, StepTuple
 from pimserve.scheduler.costs import ReplicaCosts
-from pimserve.scheduler.row_times import RowTimes
+from pimserve.scheduler.plan_tables import PlanTables
+from pimserve.scheduler.requests import FOREVER
 
 _STEPS_TOGETHER = 4096  # of which schedules are worked out in one go
 _COLUMNS_FROM = 7  # steps of a span that are worked out sooner as columns, in closed form as a rule, than one by one
 _OUTCOMES_KEPT = 8192  # of which the time of each layer is kept
+_EPOCHS_KEPT = 16  # while popularities drift, of which tables are kept
 _TIME = FEATURES.index("time_fs")
 
 
@@ -62,27 +68,45 @@ class MixedCosts(ReplicaCosts):
         super().__init__(plan, pools, replica=replica, seed=seed, exact=exact)
         assert plan.micro_batches is not None
         self._micro: MicroBatches = plan.micro_batches
-        self._rows = RowTimes(plan, plan.micro_batches)
-        self._decoding: Memo[int, list[int]] = Memo(lambda requests: self._rows.of(shape_of(plan, requests, 0)))
-        none = [0] * plan.micro_batches.counts[2]
-        self._alone_fs: Memo[int, int] = Memo(
-            lambda requests: self._micro.part(self._decoding[requests], 0, none).whole_fs
-        )
-        self._once_fs: Memo[int, int] = Memo(lambda requests: once_fs(plan, shape_of(plan, requests, 0)))
-        self._remember()
+        self._first = plan
+        self._plan_at: Callable[[ExpertPools], CostPlan] = partial(_plan_of, plan)
+        self._tables_of: dict[int, PlanTables] = {}  # by interval of the drift, of all replicas
+        self._remember(PlanTables(plan, plan, plan.micro_batches))
 
-    def _remember(self) -> None:
-        """Tables of the pools, by tokens, and outcome."""
+    def _remember(self, tables: PlanTables) -> None:
+        """What is known of the plan, and tables of the pools, by tokens, and outcome."""
+        self.plan = tables.plan
+        self._rows, self._decoding, self._alone_fs = tables.rows, tables.decoding, tables.alone_fs
+        self._once_fs, self.link_more = tables.once_fs, tables.link_more
         self._prefixes_fs: Memo[int, list[int]] = Memo(self._prefix_fs)
         self._alike: Memo[int, bool] = Memo(self._same_in_all)
         self._outcomes_fs: Memo[tuple[int, int], list[int]] = Memo(self._outcome_fs, _OUTCOMES_KEPT)
+        self._behind_experts: Memo[tuple[int, int], tuple[int, list[int]]] = Memo(self._experts_hide)
+        self._behind_attention: Memo[tuple[int, int], tuple[int, list[int]]] = Memo(self._attention_hides)
 
     def at(self, fs: int) -> ReplicaCosts:
         """As of any replica."""
         other = super().at(fs)
         if other is not self and isinstance(other, MixedCosts):
-            other._remember()
+            assert other.pools is not None
+            other._remember(self._tables(other.pools))
         return other
+
+    def slowed(self, thousandths: int) -> ReplicaCosts:
+        """As of any replica."""
+        other = super().slowed(thousandths)
+        if other is not self and isinstance(other, MixedCosts):
+            other._plan_at = lambda pools: slow_plan(self._plan_at(pools), thousandths)
+        return other
+
+    def _tables(self, pools: ExpertPools) -> PlanTables:
+        """Of the plan while popularities are those of the pools."""
+        tables = self._tables_of.get(pools.epoch)
+        if tables is None:
+            if len(self._tables_of) >= _EPOCHS_KEPT:
+                self._tables_of.clear()
+            tables = self._tables_of[pools.epoch] = PlanTables(self._plan_at(pools), self._first, self._micro)
+        return tables
 
     def prompt_step(
         self, step: int, decodes: int, context: int, chunks: Sequence[ChunkShape], outputs: int
@@ -115,6 +139,16 @@ class MixedCosts(ReplicaCosts):
         if self._micro.parts == 1:
             prefix, at = self._experts_prefix(decodes, step)
             return DecodeSpan(steps, share, once + grows[0][1] + self._alone_fs[decodes], grows[0][2], prefix, at)
+        if not self.exact and not self._micro.closing[0]:
+            begin, at = self._orbit(step)
+            least, prefix = self._behind_attention[decodes, begin]
+            if least <= min([first for _, first, _ in grows]):
+                first, growth = (sum(time) for time in list(zip(*grows, strict=True))[1:])
+                return DecodeSpan(steps, share, once + first, growth, prefix, at)
+            most, prefix = self._behind_experts[decodes, begin]
+            if most >= max([first + growth * (steps - 1) for _, first, growth in grows]):
+                visits, (_, first, growth) = len(self._micro.visits), grows[0]
+                return DecodeSpan(steps, share, once + first // visits, growth // visits, prefix, at)
         if not self.exact and all(self._alike[size] for size, _, _ in grows):
             return self._evenly(steps, share, lambda after: once + self._after_fs(grows, step, after))
         if steps < _COLUMNS_FROM:
@@ -213,6 +247,44 @@ class MixedCosts(ReplicaCosts):
             return (0, sum(self._routed(tokens, step, 0))), 0
         return self._prefixes_fs[tokens], (self.offset + step) % POOL_SIZE
 
+    def _orbit(self, step: int) -> tuple[int, int]:
+        """(r, i): the first micro-batch of that step takes outcome (r + i m) mod POOL_SIZE, with the least r."""
+        m = self._micro.parts
+        stride = gcd(m, POOL_SIZE)
+        i, begin = divmod((self.offset + step * m) % POOL_SIZE, stride)
+        return begin, i * pow(m // stride, -1, POOL_SIZE // stride) % (POOL_SIZE // stride)
+
+    def _experts_hide(self, key: tuple[int, int]) -> tuple[int, list[int]]:
+        """Of steps that decode so many requests, of which the first begins with that outcome, if all else is hidden
+        behind the experts: (the most that attention of all layers may take, prefix of their times without it)."""
+        parts = self._turns(key, 0)
+        most = len(self._micro.visits) * slack_fs(parts)
+        return most, list(accumulate(schedule_fs(parts).tolist(), initial=0)) if most >= 0 else []
+
+    def _attention_hides(self, key: tuple[int, int]) -> tuple[int, list[int]]:
+        """The same if it is hidden behind attention: (the least that this must take, prefix of times without it)."""
+        layers = self._micro.counts[0]
+        least = max(0, lack_fs(self._turns(key, 0)))  # of a layer
+        parts = self._turns(key, least)
+        if lack_fs(parts) > 0:  # there are visits for which attention has nothing to do
+            return FOREVER, []
+        times = schedule_fs(parts) - len(parts) * layers * least
+        return layers * least, list(accumulate(times.tolist(), initial=0))
+
+    def _turns(self, key: tuple[int, int], layer_fs: int) -> list[PartTimes[IntArray]]:
+        """Micro-batches of those steps, in columns, if attention of a layer takes so long."""
+        assert self.pools is not None
+        (requests, begin), m = key, self._micro.parts
+        outcomes = begin + m * np.arange(2 * POOL_SIZE)
+        return [
+            self._micro.part(
+                self._decoding[size],
+                np.full_like(outcomes, layer_fs),
+                self.pools.layers_fs[size][:, (outcomes + place) % POOL_SIZE],
+            )
+            for place, (size, _) in enumerate(self._micro.sizes(requests, requests))
+        ]
+
     def _same_in_all(self, tokens: int) -> bool:
         """Whether routed experts take the same in all outcomes."""
         assert self.pools is not None
@@ -248,6 +320,10 @@ class MixedCosts(ReplicaCosts):
         """(layers, features): the exact draw of a micro-batch."""
         assert self.pools is not None
         return self.pools.exact_layers(tokens, self.replica, step, place)
+
+
+def _plan_of(plan: CostPlan, pools: ExpertPools) -> CostPlan:
+    return plan_at(plan, pools.weights.tolist(), pools.term.slots)
 
 
 def make_costs(plan: CostPlan, pools: ExpertPools | None, *, replica: int, seed: int, exact: bool) -> ReplicaCosts:

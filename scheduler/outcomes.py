@@ -15,37 +15,49 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from pimserve.arrays import FloatArray
+from pimserve.loadgen.objectives import Objectives
 from pimserve.scheduler.latencies import Latencies
 from pimserve.scheduler.requests import NEVER, WAITING, Columns
-from pimserve.scheduler.slo import SloSpec
 
 MET, MISSED, CENSORED = 0, 1, 2
 ALL = "all"
 Outcomes = NDArray[np.int8]
 
 
-def outcomes(latencies: Latencies, slo: SloSpec) -> dict[str, Outcomes]:
-    """MET, MISSED or CENSORED of each of these requests, (n,), by limit: "ttft", "tpot", "e2e", and "all" limits.
+def outcomes(latencies: Latencies, objectives: Objectives) -> dict[str, Outcomes]:
+    """MET, MISSED or CENSORED of each of these requests, (n,), by limit: "ttft", "tpot", "e2e", "itl_max", "all".
+
+    Limits are those of each request's class; whoever has none
+    of a name that others have meets it, unless it is rejected.
 
     Args:
-        latencies: of the requests.
-        slo: limits; those that are not set are left out, and "all" where none is.
+        latencies: of the requests; with longest gaps, if there are limits of these.
+        objectives: limits; those that are not set are left out, and "all" where none is.
     """
     by_limit: dict[str, Outcomes] = {}
-    for key, limit_s in slo.limits().items():
+    for key in objectives.names():
         name = key.removesuffix("_s")
-        latency = latencies[name]
-        missed = latencies.rejected | (latency.seconds > limit_s)
-        by_limit[name] = np.where(missed, MISSED, np.where(latency.ended, MET, CENSORED)).astype(np.int8)
+        by_limit[name] = judged(latencies, name, objectives.limits_s(key, latencies.class_ids))
     if by_limit:
         stacked = np.array(list(by_limit.values()))
         by_limit[ALL] = np.where((stacked == MISSED).any(axis=0), MISSED, stacked.max(axis=0)).astype(np.int8)
     return by_limit
 
 
-def overall(latencies: Latencies, slo: SloSpec) -> Outcomes:
+def judged(latencies: Latencies, name: str, limit_s: float | FloatArray) -> Outcomes:
+    """MET, MISSED or CENSORED of each of these requests, (n,), by a limit of the latency of that name.
+
+    That is one, or (n,), infinite for whoever has none.
+    """
+    latency = latencies[name]
+    missed = latencies.rejected | (latency.seconds > limit_s)
+    return np.where(missed, MISSED, np.where(latency.ended | np.isinf(limit_s), MET, CENSORED)).astype(np.int8)
+
+
+def overall(latencies: Latencies, objectives: Objectives) -> Outcomes:
     """MET, MISSED or CENSORED of each of these requests, (n,), by all limits; without any, whoever finished met all."""
-    by_limit = outcomes(latencies, slo)
+    by_limit = outcomes(latencies, objectives)
     if by_limit:
         return by_limit[ALL]
     return np.where(latencies.rejected, MISSED, np.where(latencies.waiting, CENSORED, MET)).astype(np.int8)

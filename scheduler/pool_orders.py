@@ -22,7 +22,7 @@ from pimserve.scheduler.faults import Faults
 from pimserve.scheduler.fleet import DECODE, PREFILL, Fleet
 from pimserve.scheduler.handover import Handovers, Link, held_tokens
 from pimserve.scheduler.requests import RequestTable
-from pimserve.scheduler.shard import Order, Report
+from pimserve.scheduler.shard_port import Order, Report
 
 
 class PoolOrders:
@@ -38,6 +38,7 @@ class PoolOrders:
     def __init__(self, fleet: Fleet, link: Link, faults: Faults, table: RequestTable) -> None:
         decode, size = fleet.pools[1], fleet.spec.block_size
         self.handovers = Handovers(link, decode.numbers, decode.kv_blocks(size), size, decode.kv_groups)
+        self._decode_cores = decode.plan.engine_cores
         self._numbers = {pool.name: pool.numbers for pool in fleet.pools}
         self._faults = faults
         self._table = table
@@ -72,13 +73,14 @@ class PoolOrders:
             order: of the window.
             reports: of prefill replicas.
             reported_fs: when decode replicas last told what room they have.
-            max_num_seqs: requests that one of them has at most.
+            max_num_seqs: requests that a data-parallel group of one of them has at most.
         """
         handovers = self.handovers
         for report in reports:
             handovers.add(report.moved)
         takers = self._faults.takers(handovers.targets)
-        sent = handovers.route(order.until_fs, reported_fs, takers, max_num_seqs, self._table)
+        most = max_num_seqs * self._decode_cores
+        sent = handovers.route(order.until_fs, reported_fs, takers, most, self._table)
         lost: list[Move] = []
         revoked: list[tuple[int, int]] = []
         for replica, at_fs in _failures(self._of(PREFILL, order), reports):

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pimserve.loadgen.traces.ragged import Ragged
 from pimserve.scheduler.request_numbers import RequestNumbers
 
 WAITING, FINISHED, REJECTED = 0, 1, 2
 STATUS_NAMES = ("unfinished", "finished", "rejected")
-SERVABLE, MAX_MODEL_LEN, KV_CACHE = 0, 1, 2
-REJECT_REASONS = ("", "max_model_len", "kv_cache")
+SERVABLE, MAX_MODEL_LEN, KV_CACHE, QUEUE_FULL, PREDICTED_TTFT = 0, 1, 2, 3, 4
+REJECT_REASONS = ("", "max_model_len", "kv_cache", "queue_full", "predicted_ttft")
 NEVER = -1
 FOREVER = 2**200  # fs; later than anything
 
@@ -31,6 +32,11 @@ DTYPE = np.dtype(
         ("status", np.int8),
         ("truncated", np.int8),
         ("reject_reason", np.int8),
+        ("class_id", np.int8),
+        ("predicted_tokens", np.int32),
+        ("max_tokens", np.int32),
+        ("swaps", np.int32),
+        ("swapped_blocks", np.int32),
     ]
 )
 Columns = Mapping[str, NDArray[Any]] | NDArray[Any]  # of the table, by name; or its rows, a structured array
@@ -41,8 +47,11 @@ class RequestTable:
 
     `output_tokens` is what the request wants, or what is left of the most tokens that it may have after its prompt
     (`truncated`). A prompt that leaves no room for one token will be rejected; `reject_reason` tells why, of every
-    request from the beginning on: it is longer than `max_model_len`, or than what the KV cache holds. `numbers` are
-    what people call requests by.
+    such request from the beginning on: it is longer than `max_model_len`, or than what the KV cache holds; of others,
+    as they arrive (`load_shedding.py`). `numbers` are what people call requests by. `class_id` is the number of its
+    class from 1 up, 0 without one. `predicted_tokens` is what a predictor says of the output, 0 where there is none;
+    `max_tokens` is what the client declares as the most that it takes, 0 where it declares nothing. `prefixes` are
+    the ids of the full KV blocks of requests by their numbers, as far as is known what they share (`PrefixKvCache`).
 
     Args:
         arrival_ps: (n,) times.
@@ -50,6 +59,7 @@ class RequestTable:
         output_tokens: (n,) wanted outputs, at least 1.
         max_model_len: tokens of prompt and output together that a request may have.
         kv_tokens: tokens of one request that the KV cache holds; None: no fewer.
+        max_tokens: (n,) most tokens of outputs that clients declare, 0 where they do not; None: none of them does.
     """
 
     def __init__(
@@ -59,16 +69,23 @@ class RequestTable:
         output_tokens: NDArray[Any],
         max_model_len: int,
         kv_tokens: int | None = None,
+        max_tokens: NDArray[Any] | None = None,
     ) -> None:
         n = len(input_tokens)
         most = max_model_len if kv_tokens is None else min(max_model_len, kv_tokens)
         self.numbers = RequestNumbers.of_workload(n)
+        self.prefixes: Ragged | None = None
         self.columns: dict[str, NDArray[Any]] = {str(name): np.zeros(n, DTYPE[name]) for name in DTYPE.names or ()}
         self.columns["arrival_ps"][:] = arrival_ps
         self.columns["input_tokens"][:] = input_tokens
         room = most - np.asarray(input_tokens)
-        self.columns["truncated"][:] = (output_tokens > room) & (room > 0)
-        self.columns["output_tokens"][:] = np.where(room > 0, np.minimum(output_tokens, room), output_tokens)
+        wanted = output_tokens
+        if max_tokens is not None:
+            wanted = np.where(max_tokens > 0, np.minimum(output_tokens, max_tokens), output_tokens)
+            self.columns["max_tokens"][:] = np.clip(room, 0, max_tokens)
+        most_emitted = np.where(room > 0, np.minimum(wanted, room), wanted)
+        self.columns["truncated"][:] = (output_tokens > most_emitted) & (room > 0)
+        self.columns["output_tokens"][:] = most_emitted
         reasons = np.where(np.asarray(input_tokens) >= max_model_len, MAX_MODEL_LEN, KV_CACHE)
         self.columns["reject_reason"][:] = np.where(room > 0, SERVABLE, reasons)
         for name in ("first_scheduled_ps", "first_token_ps", "finish_ps"):
@@ -95,7 +112,7 @@ class RequestTable:
         Returns:
             Their numbers.
         """
-        late = (self["status"] == WAITING) & (self["reject_reason"] != SERVABLE)
+        late = (self["status"] == WAITING) & (self["reject_reason"] != SERVABLE) & (self["arrival_ps"] != NEVER)
         self["status"][late] = REJECTED
         return np.flatnonzero(late)
 

@@ -1,130 +1,101 @@
-"""Which replica a request goes to.
+"""The routers by name: those without parameters, those of `routers/`, which have some, and those of other packages.
 
-A router sees what a real one would: which replicas there are and how many requests each has outstanding. Packages add
-routers through the entry point group `pimserve.routers`; each names a class, or a function without arguments that
-returns one.
+Packages add routers through the entry point group `pimserve.routers`; each names a class, or a function without
+arguments that returns a router (`router_protocol.py`).
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from importlib.metadata import EntryPoint, entry_points
-from operator import index
-from typing import Protocol
+import pkgutil
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Annotated, Any, Union
 
-from pimserve.errors import InputError, Terminated, shortened
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-_WHERE = "scheduler.router"
-
-
-class Router(Protocol):
-    """One method: pick a replica. One that remembers anything has `state()`, plain data, and `restore(state)` too."""
-
-    def pick(self, outstanding: Sequence[int]) -> int:
-        """Number of the replica for the next request, given the requests outstanding on each."""
-
-
-class LeastOutstanding:
-    """The replica with the fewest outstanding requests; among equals, the next in turn."""
-
-    def __init__(self) -> None:
-        self._turn = 0
-
-    def state(self) -> int:
-        """Whose turn it was."""
-        return self._turn
-
-    def restore(self, state: int) -> None:
-        """Go on after that one."""
-        self._turn = state
-
-    def pick(self, outstanding: Sequence[int]) -> int:
-        """Fewest outstanding."""
-        self._turn = (self._turn + 1) % len(outstanding)
-        fewest = min(outstanding)
-        if fewest in outstanding[self._turn :]:
-            return outstanding.index(fewest, self._turn)
-        return outstanding.index(fewest)
+from pimserve.errors import InputError
+from pimserve.scheduler import routers
+from pimserve.scheduler.blind_routers import Random, RoundRobin
+from pimserve.scheduler.count_routers import LeastOutstanding, PowerOfTwo
+from pimserve.scheduler.plugin_router import plugin_router
+from pimserve.scheduler.router_protocol import Router
+from pimserve.scheduler.router_spec import RouterSpec
+from pimserve.scheduler.view_routers import LeastKv, LeastTokens, SessionAffinity
 
 
-class PluginRouter:
-    """A router of another package: whatever it does wrong is told with its name.
-
-    It sees a copy of the numbers, so that it cannot change them.
-    """
-
-    def __init__(self, name: str, entry: EntryPoint) -> None:
-        """Raises InputError if it cannot be loaded, or is no router."""
-        self._name = f"router {name!r} of {entry.value}"
-        with self._named("does not load"):
-            self._router: Router = entry.load()()
-        if not callable(getattr(self._router, "pick", None)):
-            raise InputError(_WHERE, f"{self._name} has no method `pick(outstanding)`")
-
-    def pick(self, outstanding: Sequence[int]) -> int:
-        """What it picks, if that is a replica."""
-        with self._named("failed to pick a replica"):
-            picked = self._router.pick(tuple(outstanding))
-        try:
-            chosen = -1 if isinstance(picked, bool) else index(picked)
-        except TypeError:
-            chosen = -1
-        if not 0 <= chosen < len(outstanding):
-            allowed = f"a whole number from 0 to {len(outstanding) - 1}, one of the replicas it was shown, is needed"
-            raise InputError(_WHERE, f"{self._name} picked {shortened(repr(picked))}; {allowed}")
-        return chosen
-
-    def state(self) -> object:
-        """What it remembers."""
-        with self._named("failed to tell its state, which must be plain data as JSON can hold it"):
-            return json.loads(json.dumps(router_state(self._router)))
-
-    def restore(self, state: object) -> None:
-        """Go on from that."""
-        with self._named("failed to go on from its state"):
-            restore_router(self._router, state)
-
-    @contextmanager
-    def _named(self, what: str) -> Iterator[None]:
-        """Tell who it was."""
-        try:
-            yield
-        except Terminated:
-            raise
-        except (Exception, SystemExit) as error:  # a package does not end the run
-            raise InputError(_WHERE, f"{self._name} {what}: {type(error).__name__}: {error}") from error
+def _specs() -> dict[str, type[RouterSpec]]:
+    """Routers with parameters by name."""
+    names = (module.name for module in pkgutil.iter_modules(routers.__path__))
+    found: list[type[RouterSpec]] = [import_module(f"{routers.__name__}.{name}").SPEC for name in names]
+    return {str(spec.model_json_schema()["properties"]["name"]["const"]): spec for spec in found}
 
 
-ROUND_ROBIN = "round_robin"  # needs no state of the replicas, so they run on their own
-_ROUTERS: dict[str, Callable[[], Router]] = {"least_outstanding": LeastOutstanding}
-BUILT_IN_ROUTERS = frozenset({ROUND_ROBIN, *_ROUTERS})
+def _without_parameters(setting: object) -> object:
+    """The name alone of a router that has no parameters, where it is given as a mapping."""
+    name = setting.get("name") if isinstance(setting, Mapping) else None
+    if not isinstance(setting, Mapping) or not isinstance(name, str) or name in _SPECS:
+        return setting
+    if len(setting) == 1:
+        return name
+    if name in _ROUTERS:
+        raise ValueError(f"{name} has no parameters: give its name alone")
+    return setting
 
 
-def make_router(name: str) -> Router | None:
-    """The router of that name; None for round robin.
+ROUND_ROBIN = "round_robin"
+_SPECS = _specs()
+_ROUTERS: Mapping[str, Callable[[int], Router]] = {  # given a seed
+    ROUND_ROBIN: lambda _: RoundRobin(),
+    "random": Random,
+    "least_outstanding": lambda _: LeastOutstanding(),
+    "least_tokens": lambda _: LeastTokens(),
+    "least_kv": lambda _: LeastKv(),
+    "power_of_two": PowerOfTwo,
+    "session_affinity": lambda _: SessionAffinity(),
+    **{name: spec(name=name).make for name, spec in _SPECS.items()},
+}
+BUILT_IN_ROUTERS = frozenset(_ROUTERS)
+if TYPE_CHECKING:
+    RouterSetting = str | RouterSpec
+else:
+    RouterSetting = Annotated[
+        Annotated[str, Tag("<name>")]
+        | Annotated[Union[tuple(_SPECS.values())], Field(discriminator="name"), Tag("<settings>")],  # noqa: UP007
+        Discriminator(lambda setting: "<name>" if isinstance(setting, str) else "<settings>"),
+        BeforeValidator(_without_parameters),
+    ]
+"""A router's name, or a mapping of its name and parameters."""
+
+
+def router_setting(document: str | Mapping[str, Any]) -> RouterSetting:
+    """What was written down as such a document."""
+    return document if isinstance(document, str) else _SPECS[document["name"]].model_validate(document)
+
+
+def router_name(setting: RouterSetting) -> str:
+    """What such a router is called."""
+    return setting if isinstance(setting, str) else setting.name
+
+
+def make_router(setting: RouterSetting, seed: int = 0) -> Router:
+    """The router of that name, or with those parameters; of those that draw at random, the one that does so by `seed`.
 
     Raises:
         InputError: there is no such router, or it does not load.
     """
-    if name == ROUND_ROBIN:
-        return None
-    if name in _ROUTERS:
-        return _ROUTERS[name]()
+    if not isinstance(setting, str):
+        return setting.make(seed)
+    if setting in _ROUTERS:
+        return _ROUTERS[setting](seed)
     registered = entry_points(group="pimserve.routers")
-    if name in registered.names:
-        return PluginRouter(name, registered[name])
-    known = ", ".join([ROUND_ROBIN, *_ROUTERS, *sorted(registered.names)])
-    raise InputError(_WHERE, f"unknown router {name!r} (known: {known})")
+    if setting in registered.names:
+        return plugin_router(setting, registered[setting])
+    known = ", ".join([*_ROUTERS, *sorted(registered.names)])
+    raise InputError("scheduler.router", f"unknown router {setting!r} (known: {known})")
 
 
-def router_state(router: Router | None) -> object:
-    """What a router remembers, as JSON can hold it."""
-    return router.state() if router is not None and hasattr(router, "state") else None
-
-
-def restore_router(router: Router | None, state: object) -> None:
-    """Let a router go on from what it remembered."""
-    if state is not None and router is not None and hasattr(router, "restore"):
-        router.restore(state)
+def goes_by_prefixes(setting: RouterSetting) -> bool:
+    """Whether it is one of those here that go by what replicas have in their prefix caches."""
+    known = not isinstance(setting, str) or setting in _ROUTERS
+    return known and bool(getattr(make_router(setting), "prefixes", ""))

@@ -6,9 +6,9 @@ given the same orders: so it may live in this process or in another, and be rest
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -16,137 +16,19 @@ from pimserve.arrays import IntArray
 from pimserve.device_models.plan import FS_PER_PS
 from pimserve.device_models.slowdown import NORMAL
 from pimserve.scheduler.config import SchedulerSpec
-from pimserve.scheduler.control import Ledger, ReplicaState
+from pimserve.scheduler.control import Ledger
 from pimserve.scheduler.costs import ReplicaCosts
+from pimserve.scheduler.data_parallel import DataParallelEngine
 from pimserve.scheduler.departures import Move
-from pimserve.scheduler.engine import Engine
+from pimserve.scheduler.exact_routing import ExactRouting
 from pimserve.scheduler.faults import Condition, Effect
-from pimserve.scheduler.fleet import DECODE, Fleet, RowSink
-from pimserve.scheduler.requests import RequestTable
-from pimserve.scheduler.router import Router, make_router, restore_router, router_state
+from pimserve.scheduler.fleet import DECODE, Fleet, ReplicaEngine, RowSink
+from pimserve.scheduler.lookahead import Lookahead
+from pimserve.scheduler.requests import FOREVER, RequestTable
+from pimserve.scheduler.router_books import Decisions, RouterBooks
+from pimserve.scheduler.sessions import Sessions
+from pimserve.scheduler.shard_port import Order, Report
 from pimserve.scheduler.steplog import StepLog
-
-NONE: IntArray = np.zeros(0, np.int64)
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What a shard is to do in one window.
-
-    Args:
-        window: its number, from 0 up.
-        until_fs: its end: all steps run that start before it. Decode spans that would end after it are left for later,
-            unless this is the `last` window.
-        requests: numbers of requests that are routed here, by arrival.
-        replicas: of each the replica; empty: the shard routes them, each on its arrival from its replicas' exact state.
-        last: nothing comes after it.
-        spec: scheduler settings from here on; None leaves them.
-        flush: hand on all executed steps at the end of the window.
-        pool: only replicas of that pool; None: all.
-        moves: of `requests` those that were elsewhere before.
-        released, released_replicas: requests whose KV caches have left these replicas, which have their blocks again
-            from `released_fs` on.
-        revoked, revoked_replicas: requests whose KV caches will not come to these replicas, as they were told.
-        targets: replicas that the shard may route requests to; None: all.
-        conditions: how replicas are from the end of the window on, or from the end of the step that is under way then.
-    """
-
-    window: int
-    until_fs: int
-    requests: IntArray = field(default_factory=lambda: NONE)
-    replicas: IntArray = field(default_factory=lambda: NONE)
-    last: bool = False
-    spec: SchedulerSpec | None = None
-    flush: bool = False
-    pool: str | None = None
-    moves: tuple[Move, ...] = ()
-    released: IntArray = field(default_factory=lambda: NONE)
-    released_replicas: IntArray = field(default_factory=lambda: NONE)
-    released_fs: int = 0
-    revoked: IntArray = field(default_factory=lambda: NONE)
-    revoked_replicas: IntArray = field(default_factory=lambda: NONE)
-    targets: tuple[int, ...] | None = None
-    conditions: tuple[Condition, ...] = ()
-
-    def part(self, replicas: Sequence[int]) -> Order:
-        """What of it is for the shard of these replicas."""
-        mine, released = np.isin(self.replicas, replicas), np.isin(self.released_replicas, replicas)
-        revoked = np.isin(self.revoked_replicas, replicas)
-        requests = self.requests[mine]
-        here = set(requests.tolist()) if self.moves else set()
-        return replace(
-            self,
-            requests=requests,
-            replicas=self.replicas[mine],
-            moves=tuple(move for move in self.moves if move.request in here),
-            released=self.released[released],
-            released_replicas=self.released_replicas[released],
-            revoked=self.revoked[revoked],
-            revoked_replicas=self.revoked_replicas[revoked],
-            conditions=tuple(condition for condition in self.conditions if condition.replica in replicas),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What came of an order.
-
-    Args:
-        window: number of the order.
-        left: requests that are not here any more: finished, rejected, or among the next two.
-        states: of the replicas that the order was for.
-        moved: requests that are handed over to the other pool.
-        lost: requests that have to be served elsewhere because of a fault.
-        effects: when the order's conditions took effect.
-    """
-
-    window: int
-    left: IntArray
-    states: tuple[ReplicaState, ...]
-    moved: tuple[Move, ...] = ()
-    lost: tuple[Move, ...] = ()
-    effects: tuple[Effect, ...] = ()
-
-    @property
-    def ended(self) -> IntArray:
-        """Requests that finished or were rejected."""
-        elsewhere = [move.request for move in (*self.moved, *self.lost)]
-        return self.left[~np.isin(self.left, elsewhere)] if elsewhere else self.left
-
-
-class ShardPort(Protocol):
-    """A shard, wherever it lives. `has_devices`: its state holds that of devices too."""
-
-    has_devices: bool
-
-    @property
-    def replicas(self) -> Sequence[int]:
-        """Numbers of its replicas."""
-
-    @property
-    def logs(self) -> Sequence[StepLog]:
-        """Logs of the replicas; after the last window."""
-
-    def send(self, order: Order) -> None:
-        """Begin a window."""
-
-    def receive(self) -> Report:
-        """Wait for the window's end; the table then has what happened to the requests that left."""
-
-    def latest_fs(self) -> int:
-        """The latest time that any of its replicas has reached, even in a window that failed."""
-
-    def rebind(self) -> None:
-        """Requests were added to the table."""
-
-    def ledgers(self) -> list[Ledger]:
-        """Per replica: its number, busy seconds per unit, energy and tokens so far."""
-
-    def state(self) -> dict[str, Any]:
-        """All that the shard has in hand, as JSON can hold it."""
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state`."""
 
 
 class Shard:
@@ -158,6 +40,7 @@ class Shard:
         table: requests of the run, of which the engines write those that are routed to them.
         on_rows: takes executed steps.
         rows_per_flush: how many spans of steps of a replica `on_rows` gets at a time at most; None: thousands.
+        sessions: whose turns are all served by its replicas; None: whoever follows comes with an order.
     """
 
     has_devices = False
@@ -169,13 +52,14 @@ class Shard:
         table: RequestTable,
         on_rows: RowSink | None = None,
         rows_per_flush: int | None = None,
+        sessions: Sessions | None = None,
     ) -> None:
         self.fleet = fleet
         self.replicas = tuple(replicas)
         self.table = table
-        made = fleet.engines(self.replicas, table, on_rows, rows_per_flush)
+        made = fleet.engines(self.replicas, table, on_rows, rows_per_flush, sessions)
         self._pools = [pool.name for pool, _, _ in made]
-        self.engines: list[Engine] = [engine for _, engine, _ in made]
+        self.engines: list[ReplicaEngine] = [engine for _, engine, _ in made]
         self.logs: list[StepLog] = [log for _, _, log in made]
         self._slowdown = [NORMAL] * len(made)
         self._costs: list[ReplicaCosts] = [engine.costs for engine in self.engines]  # at their normal speed
@@ -183,27 +67,43 @@ class Shard:
         self._quiet = [0] * len(made)  # before this time no request leaves
         self._outstanding = [0] * len(made)
         self._spec = fleet.spec
-        self._router: Router | None = make_router(fleet.spec.router)
+        self._decisions: Decisions = Counter()  # since the last report
+        self._route_by(fleet.spec)
+        self._lookahead: Lookahead | None = None
+
+    def follow(self, sessions: Sessions, deal: Callable[[int], int]) -> None:
+        """Route all requests, and those who follow as they come, to the replicas, which are all of the run.
+
+        Args:
+            sessions: those that the shard was made with.
+            deal: tells which of so many replicas the next request goes to, with a router that does not look at them.
+        """
+        self._lookahead = Lookahead(self.engines, self._quiet, self._outstanding, self.table, sessions, deal)
 
     def advance(self, order: Order) -> Report:
         """Run a window."""
         if order.spec is not None:
             self._use(order.spec)
-        for request, replica in zip(order.released.tolist(), order.released_replicas.tolist(), strict=True):
-            self.engines[self._index[replica]].release(request, order.released_fs)
-        if len(order.requests) and not len(order.replicas):
+        for request, replica in _pairs(order.released, order.released_replicas):
+            self._changed(replica).release(request, order.released_fs)
+        if self._lookahead is not None:
+            self._lookahead.run(order.requests, order.until_fs, self._books)
+        elif len(order.requests) and not len(order.replicas):
             self._route(order)
         elif len(order.requests):
             self._submit(order)
-        for request, replica in zip(order.revoked.tolist(), order.revoked_replicas.tolist(), strict=True):
-            self.engines[self._index[replica]].revoke(request)
+        for request, replica in _pairs(order.revoked, order.revoked_replicas):
+            self._changed(replica).revoke(request)
         changing = {condition.replica for condition in order.conditions}
         wanted = [index for index, pool in enumerate(self._pools) if order.pool is None or pool == order.pool]
         for index in wanted:
             engine = self.engines[index]
-            if engine.clock < order.until_fs:
-                lazily = not order.last and self.replicas[index] not in changing
+            shown = order.exact or (order.shown and self._pools[index] != DECODE)
+            lazily = not order.last and self.replicas[index] not in changing and not shown
+            waits = lazily and self._quiet[index] > order.until_fs  # it would come to the same as in the last window
+            if engine.clock < order.until_fs and not waits:
                 self._quiet[index] = engine.advance(order.until_fs, lazily=lazily)
+            engine.arrive(order.until_fs)
             if order.last:
                 engine.settle()
             if order.last or order.flush:
@@ -248,68 +148,79 @@ class Shard:
             "quiet": self._quiet,
             "outstanding": self._outstanding,
             "spec": self._spec.model_dump(mode="json"),
-            "router": router_state(self._router),
+            "books": self._books.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`; the table must have the rows of that time."""
-        self._use(SchedulerSpec.model_construct(**state["spec"]))
-        restore_router(self._router, state["router"])
+        self._use(SchedulerSpec.restored(state["spec"]))
+        self._books.restore(state["books"])
         for index, slowdown in enumerate(state["slowdown"]):
             self._slow(index, slowdown)
         for engine, engine_state in zip(self.engines, state["engines"], strict=True):
             engine.restore(engine_state)
         for log, log_state in zip(self.logs, state["logs"], strict=True):
             log.restore(log_state)
-        self._quiet = list(state["quiet"])
-        self._outstanding = list(state["outstanding"])
+        self._quiet[:] = state["quiet"]
+        self._outstanding[:] = state["outstanding"]
+        if self._lookahead is not None:
+            self._lookahead.restore()
 
     def _use(self, spec: SchedulerSpec) -> None:
         if spec.router != self._spec.router:
-            self._router = make_router(spec.router)
+            self._route_by(spec)
         self._spec = spec
-        self._quiet = [0] * len(self.engines)  # who waits may be admitted earlier now
+        self._quiet[:] = [0] * len(self.engines)  # who waits may be admitted earlier now
         for engine in self.engines:
             engine.use(spec)
 
+    def _route_by(self, spec: SchedulerSpec) -> None:
+        """Have this router, which knows nothing yet, and is told by KV caches what it wants to know of them."""
+        self._books = RouterBooks(self.fleet, spec, self.table, lambda _: None, self._decisions)
+        for engine in self.engines:
+            engine.publish(wanted=self._books.hears)
+
     def _route(self, order: Order) -> None:
         """Submit each request on its arrival to the replica that the router picks from the replicas' exact state."""
-        assert self._router is not None
-        engines, quiet, outstanding = self.engines, self._quiet, self._outstanding
+        engines = self.engines
         arrivals = self.table["arrival_ps"][order.requests].tolist()
         moves = {move.request: move for move in order.moves}
-        targets = None if order.targets is None else [self._index[replica] for replica in order.targets]
+        targets: Sequence[int] = range(len(engines))
+        if order.targets is not None:
+            targets = [self._index[replica] for replica in order.targets]
+        self._books.session_of = dict(zip(order.requests.tolist(), order.sessions, strict=False)).get
+        choose = ExactRouting(engines, self._quiet, self._outstanding, self._books).choice(targets)
         for request, arrival_ps in zip(order.requests.tolist(), arrivals, strict=True):
             now = arrival_ps * FS_PER_PS
             move = moves.get(request) if moves else None
             if move is not None:
                 now = move.since_fs
-            for index, engine in enumerate(engines):
-                if quiet[index] <= now:
-                    quiet[index] = engine.advance(now, lazily=True)  # pragma: no mutate (only rows are shorter without)
-                    outstanding[index] = engine.outstanding(now)
-            if targets is None:
-                chosen = self._router.pick(outstanding)
-            else:
-                chosen = targets[self._router.pick([outstanding[index] for index in targets])]
+            chosen = choose(request, now)
             if move is not None:
                 engines[chosen].expect(move)
             engines[chosen].submit((request,))
-            outstanding[chosen] += 1
-            quiet[chosen] = now
+            self._outstanding[chosen] += 1
+            self._quiet[chosen] = now
 
     def _submit(self, order: Order) -> None:
         """Submit requests to the replicas that were picked for them."""
         moves = {move.request: move for move in order.moves}
-        ordered = np.argsort(order.replicas, kind="stable")
-        numbers, begins = np.unique(order.replicas[ordered], return_index=True)
-        for replica, mine in zip(numbers.tolist(), np.split(order.requests[ordered], begins[1:]), strict=True):
-            engine, requests = self.engines[self._index[replica]], mine.tolist()
+        of_replica: dict[int, list[int]] = {}
+        for request, replica in _pairs(order.requests, order.replicas):
+            of_replica.setdefault(replica, []).append(request)
+        for replica, requests in of_replica.items():
+            engine = self._changed(replica)
             if moves:
                 for request in requests:
                     if request in moves:
                         engine.expect(moves[request])
             engine.submit(requests)
+
+    def _changed(self, replica: int) -> ReplicaEngine:
+        """The engine of a replica in which something may now happen earlier."""
+        index = self._index[replica]
+        self._quiet[index] = 0
+        return self.engines[index]
 
     def _change(self, condition: Condition, at_fs: int) -> Effect:
         """Let a replica be in this condition from the step boundary at or after `at_fs` on, to which it has run."""
@@ -320,7 +231,9 @@ class Shard:
         if not condition.up:
             lost = engine.fail(at_fs)
         elif not condition.takes_requests and self._pools[index] != DECODE:  # there, they have brought their KV caches
-            engine.drain(at_fs)
+            lost = engine.drain(at_fs)
+        if condition.fresh:
+            _forget(engine, at_fs)
         return Effect(condition.replica, max(engine.clock, at_fs), engine.step, lost)
 
     def _slow(self, index: int, slowdown: int) -> None:
@@ -335,6 +248,7 @@ class Shard:
         moved: list[Move] = []
         lost: list[Move] = []
         states = []
+        events: list[tuple[int, tuple[int, ...]]] = []
         for index in wanted:
             engine = self.engines[index]
             departures = engine.departures
@@ -344,4 +258,24 @@ class Shard:
             departures.collected()
             states.append(engine.seen_at(order.until_fs))
             self._outstanding[index] = states[-1].outstanding
-        return Report(order.window, np.array(left, np.int64), tuple(states), tuple(moved), tuple(lost), effects)
+            if self._books.hears and self._spec.report_interval_s:  # and not the shard's own router
+                events.append((self.replicas[index], tuple(engine.take_events())))
+        # Whatever leaves at the end of the step under way is among those that have left.
+        quiet_fs = min((max(self._quiet[index], self.engines[index].clock + 1) for index in wanted), default=FOREVER)
+        gone = np.array(left, np.int64)
+        decisions = tuple((*chosen, count) for chosen, count in self._decisions.items())
+        self._decisions.clear()
+        left_for = tuple(moved), tuple(lost), effects
+        return Report(order.window, gone, tuple(states), *left_for, quiet_fs, tuple(events), decisions)
+
+
+def _forget(engine: ReplicaEngine, at_fs: int) -> None:
+    """A replica joins: what was cached went with the one that left, unless that is still finishing."""
+    cores = engine.cores if isinstance(engine, DataParallelEngine) else (engine,)
+    if all(core.kv.prefixes and not core.kv.used for core in cores):
+        for core in cores:
+            core.forget(at_fs)
+
+
+def _pairs(requests: IntArray, replicas: IntArray) -> Iterator[tuple[int, int]]:
+    return zip(requests.tolist(), replicas.tolist(), strict=True)

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import gc
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pimserve.arrays import BoolArray
+from pimserve.arrays import BoolArray, IntArray
 from pimserve.device_models.evaluate import evaluate, shape_of
-from pimserve.device_models.plan import FS_PER_PS, FS_PER_S, PJ_PER_J, CostPlan
+from pimserve.device_models.plan import FS_PER_PS, FS_PER_S, CostPlan
 from pimserve.device_models.routing import Routing
 from pimserve.errors import InputError
-from pimserve.loadgen.spec import PS_PER_S
+from pimserve.loadgen.slo import SloSpec
 from pimserve.loadgen.workload import Workload
+from pimserve.scheduler.autoscaling import AutoscalingSpec
+from pimserve.scheduler.clients import Clients
 from pimserve.scheduler.clock import Clock
+from pimserve.scheduler.clock_range import clock_ends, out_of_range
 from pimserve.scheduler.commands import Journal
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.control import Control
@@ -27,23 +31,39 @@ from pimserve.scheduler.faults import Faults, FaultSpec
 from pimserve.scheduler.fleet import DECODE, Fleet, Pool, RowSink
 from pimserve.scheduler.handover import HandoverFigures, Link
 from pimserve.scheduler.latencies import Latencies
-from pimserve.scheduler.requests import FOREVER, KV_CACHE, MAX_MODEL_LEN, NEVER, REJECT_REASONS, SERVABLE, RequestTable
-from pimserve.scheduler.router import ROUND_ROBIN
-from pimserve.scheduler.shard import Shard, ShardPort
+from pimserve.scheduler.load_shedding import check_shedding
+from pimserve.scheduler.longest_gaps import LongestGaps
+from pimserve.scheduler.prefix_figures import PrefixFigures, together
+from pimserve.scheduler.queue_classes import queue_classes
+from pimserve.scheduler.requests import FOREVER, SERVABLE, RequestTable
+from pimserve.scheduler.router_books import Decisions
+from pimserve.scheduler.run_requests import (
+    check_kv_caches,
+    check_together,
+    dealt_out,
+    make_clients,
+    make_scalers,
+    measured_window,
+    run_table,
+    sent_on_ends,
+)
+from pimserve.scheduler.sessions import Sessions
+from pimserve.scheduler.shard import Shard
+from pimserve.scheduler.shard_port import ShardPort
+from pimserve.scheduler.spec_decode_figures import SpecDecodeFigures, drafts_together
 from pimserve.scheduler.steplog import StepLog
+from pimserve.scheduler.swap_space import SwapSpace
+from pimserve.scheduler.tier_figures import ServedTiers
 
 _CLOCK_END_FS = 2**63 * FS_PER_PS
-_MOST_STEP_PJ = 2**59
 _WATCHED_WALL_S = 0.1  # of a window, where somebody watches or checkpoints are kept
 
 
-class EnergyRangeError(InputError):
-    """Energies of a device exceed what can be counted: it needs one of their keys."""
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Served:
     """What came of a run.
+
+    `dealt` says whether it was a closed loop of which each replica had its own clients.
 
     `ends_fs` says where the measured window ends on each replica that gets requests. In an open loop that is one time
     for all. In a closed loop a replica's window ends when its own clients have sent their last request: replicas do not
@@ -59,6 +79,7 @@ class Served:
     start_fs: int
     ends_fs: tuple[int, ...]
     trimmed: bool
+    dealt: bool
     end_fs: int
     pools: tuple[Pool, ...]
     block_size: int
@@ -66,17 +87,35 @@ class Served:
     limits_tokens: Mapping[str, int]
     loop_s: float
     handovers: HandoverFigures | None = None
+    clients: Clients | None = None
     faults: Faults | None = None
+    scaled: Faults | None = None
+    prefixes: PrefixFigures | None = None
+    spec_decode: SpecDecodeFigures | None = None
+    router: str = ""
+    swap: SwapSpace | None = None
+    decisions: Decisions = field(default_factory=Counter)
+    tiers: ServedTiers | None = None
 
     @property
     def end_s(self) -> float:
         """When the run ended: with its last step, or later where requests were left (`Clock.end_fs`)."""
         return self.end_fs / FS_PER_S
 
-    def latencies(self, requests: BoolArray) -> Latencies:
+    def latencies(self, requests: BoolArray | IntArray) -> Latencies:
         """Latencies of some requests that arrived, as the end of the run has them."""
-        frontend_ps = self.pools[0].plan.frontend_ps
-        return Latencies(self.table.columns, requests, frontend_ps=frontend_ps, end_ps=self.end_fs // FS_PER_PS)
+        return Latencies(
+            self.table.columns,
+            requests,
+            frontend_ps=self.pools[0].plan.frontend_ps,
+            end_ps=self.end_fs // FS_PER_PS,
+            longest_gap_ps=None if (gaps_fs := self.longest_gaps_fs) is None else gaps_fs[requests] // FS_PER_PS,
+        )
+
+    @cached_property
+    def longest_gaps_fs(self) -> IntArray | None:
+        """(n,) the longest gap between tokens of each request, 0 without any; None where nobody wanted them."""
+        return LongestGaps.of_all((log.longest for log in self.logs), len(self.table))
 
     @property
     def window_s(self) -> tuple[float, float]:
@@ -103,6 +142,11 @@ class Deployment:
     checkpoints: Checkpoints | None = None
     window_wall_s: float | None = None
     flush: bool = False
+
+    @property
+    def alone(self) -> bool:
+        """In this process, and nobody gives commands."""
+        return self.shards is None and self.control is None and self.journal is None
 
 
 class Checkpoints(Protocol):
@@ -134,52 +178,56 @@ def simulate(
     progress: Callable[[int], None] | None = None,
     deployment: Deployment = Deployment(),
     faults: FaultSpec = FaultSpec(),  # noqa: B008 frozen
+    longest_gaps: bool = False,
+    slo: SloSpec = SloSpec(),  # noqa: B008 frozen
+    autoscaling: AutoscalingSpec | None = None,
 ) -> Served:
     """Serve `workload` on the replicas of one pool, or of two.
 
     Args:
-        pools: the replicas. Of two pools the first takes requests, and hands them over to the second after their first
-            token; with one, each is served where it came.
+        pools: one serves requests where they come; of two the first hands them to the second after their first token.
         workload: requests.
         spec: scheduler settings.
-        max_model_len: longest request, prompt and output, in tokens; none may be longer than what the KV cache of one
-            data-parallel group holds.
+        max_model_len: longest request, prompt and output, in tokens, if a data-parallel group's KV cache holds it.
         link: from the first pool to the second.
         routing: how tokens choose experts.
-        seed: of expert routing.
-        warmup_s: requests that arrive earlier are not measured. In a closed loop, nor are those that arrive when a
-            replica's clients have sent their last one.
+        seed: of expert routing, and of predicted output lengths.
+        warmup_s: earlier requests are not measured; in a closed loop, nor are any after the last one of a replica.
         cooldown_s: nor are those that arrive in this time before the last arrival (open loop only).
         max_time_s: simulated time after which no step starts; requests still there are unfinished.
         write_rows: takes executed steps.
         progress: called now and then with the number of requests that have left.
         deployment: where and in which pieces it goes on.
         faults: what happens to the replicas.
+        longest_gaps: whether the longest gap between tokens of each request is wanted.
+        slo: limits of requests, for policies that go by them.
+        autoscaling: replicas that join and leave.
 
     Raises:
         InputError: settings that do not go together, such as a warm-up that leaves nothing to measure.
     """
-    for pool in pools:
-        pool.kv_blocks(spec.block_size)
+    check_kv_caches(spec, pools)
     window_fs = measured_window(workload, warmup_s, cooldown_s)
-    closed = workload.concurrency is not None
-    fleet = Fleet(tuple(pools), spec, max_model_len, routing, seed, window_fs, workload.concurrency, link)
-    check_together(spec, faults, closed=closed, pools=link is not None, replicas=fleet.replicas)
-    schedule = Faults(faults, [pool.plan.devices for pool in pools for _ in pool.numbers], seed)
-    table = _table(workload, fleet, max_time_s)
-    if max_time_s is None:
-        for pool in pools:
-            prompt_s = 0.0 if pool.name == DECODE else _longest_prompt_s(pool.plan, table)
-            faults.check_progress(pool.plan.devices, prompt_s, horizon_s=_CLOCK_END_FS / FS_PER_S)
+    check_together(spec, classes := queue_classes(workload.classes, slo), pools=link is not None)
+    check_shedding(spec, classes, dependent=sent_on_ends(workload))
+    dealt = dealt_out(pools, spec, faults, think=workload.think_ps is not None)
+    concurrency = workload.concurrency if dealt else None
+    fleet = Fleet(tuple(pools), spec, max_model_len, routing, seed, window_fs, concurrency, link, longest_gaps, classes)
+    scalers = make_scalers(autoscaling, pools, workload)
+    schedule = Faults(faults, [pool.plan.devices for pool in pools for _ in pool.numbers], seed, scalers)
+    table, turns = run_table(workload, fleet, max_time_s)
+    _check_progress(faults, pools if max_time_s is None else (), table)
     stop_fs = FOREVER if max_time_s is None else round(max_time_s * FS_PER_S)
-    clock = _clock(fleet, table, deployment, schedule, stop_fs, write_rows, progress)
-    loop_s = _run(clock)
-    return _served(clock, workload, trimmed=warmup_s > 0 or cooldown_s > 0, loop_s=loop_s)
+    here = link is None and not schedule.any and deployment.alone
+    clients = partial(make_clients, workload, fleet, turns=turns, here=here)
+    clock = _clock(fleet, table, clients, deployment, schedule, stop_fs, write_rows, progress)
+    return _served(clock, workload, trimmed=warmup_s > 0 or cooldown_s > 0, loop_s=_run(clock))
 
 
 def _clock(
     fleet: Fleet,
     table: RequestTable,
+    clients: Callable[[RequestTable], Clients | None],
     deployment: Deployment,
     faults: Faults,
     stop_fs: int,
@@ -190,9 +238,14 @@ def _clock(
     checkpoints = deployment.checkpoints
     saved = checkpoints.load() if checkpoints is not None else None
     if saved is not None:
+        prefixes = table.prefixes
         table = RequestTable.of_rows(saved[1])
+        table.prefixes = prefixes
+    sending = clients(table)
+    followed = sending if isinstance(sending, Sessions) and sending.here else None
     if deployment.shards is None:
-        shards: Sequence[ShardPort] = [Shard(fleet, range(fleet.replicas), table, write_rows)]
+        shard = Shard(fleet, range(fleet.replicas), table, write_rows, sessions=followed)
+        shards: Sequence[ShardPort] = [shard]
     else:
         shards = deployment.shards(fleet, table, write_rows)
     watched = checkpoints is not None or progress is not None
@@ -203,6 +256,7 @@ def _clock(
         faults,
         stop_fs=stop_fs,
         report_fs=round(fleet.spec.report_interval_s * FS_PER_S),
+        clients=sending,
         control=deployment.control,
         journal=deployment.journal,
         checkpoint=None if checkpoints is None else partial(_save, checkpoints),
@@ -210,6 +264,8 @@ def _clock(
         progress=progress,
         flush=deployment.flush,
     )
+    if followed is not None and followed.routed_here:
+        shard.follow(followed, clock.arrivals.deal)
     if saved is not None:
         _restore(clock, *saved)
     return clock
@@ -224,15 +280,22 @@ def _run(clock: Clock) -> float:
     try:
         clock.run()
     except OverflowError as error:
-        raise _out_of_range(clock.fleet) from error
+        raise out_of_range(clock.fleet) from error
     except ValueError as error:
         if clock.latest_fs() > _CLOCK_END_FS:
-            raise _clock_ends() from error
+            raise clock_ends() from error
         raise
     finally:
         if collecting:
             gc.enable()
     return time.perf_counter() - began
+
+
+def _check_progress(faults: FaultSpec, pools: Sequence[Pool], table: RequestTable) -> None:
+    """Refuse failures at random that come so often that a run would not end."""
+    for pool in pools:
+        prompt_s = 0.0 if pool.name == DECODE else _longest_prompt_s(pool.plan, table)
+        faults.check_progress(pool.plan.devices, prompt_s, horizon_s=_CLOCK_END_FS / FS_PER_S)
 
 
 def _longest_prompt_s(plan: CostPlan, table: RequestTable) -> float:
@@ -246,32 +309,16 @@ def _longest_prompt_s(plan: CostPlan, table: RequestTable) -> float:
     return time / FS_PER_S
 
 
-def check_together(spec: SchedulerSpec, faults: FaultSpec, *, closed: bool, pools: bool, replicas: int) -> None:
-    """Refuse what does not go together with a closed loop, pools or faults.
-
-    Raises:
-        InputError: says what.
-    """
-    if pools and closed:
-        raise InputError("cluster.pools", "a closed loop keeps each client on one replica: leave pools out")
-    if closed and replicas > 1 and spec.router != ROUND_ROBIN:
-        raise InputError("scheduler.router", "a closed loop keeps each client on one replica: use round_robin")
-    if pools and not spec.report_interval_s:
-        raise InputError(
-            "scheduler.report_interval_s", "is 0; pools hear of each other in intervals: give one, such as 0.1"
-        )
-    if faults.any and closed:
-        raise InputError(
-            "faults", "a closed loop keeps each client on one replica, which then may fail: leave them out"
-        )
-
-
 def _served(clock: Clock, workload: Workload, *, trimmed: bool, loop_s: float) -> Served:
     """What came of a run that has ended."""
     fleet, table = clock.fleet, clock.table
+    caches = (state.prefix_cache for state in clock.states() if state.prefix_cache is not None)
+    drafts = [state.spec_decode for state in clock.states() if state.spec_decode is not None]
     by_replica = {log.costs.replica: log for shard in clock.shards for log in shard.logs}
     logs = [by_replica[replica] for replica in range(fleet.replicas)]
     end_fs = clock.end_fs(max(log.clock_fs for log in logs))
+    for log in logs:
+        log.away_fs = clock.faults.away_fs(log.costs.replica, clock.states(), end_fs)
     sharing = fleet.clients(len(table))
     ends_fs = [end_fs] * sharing
     start_fs = fleet.window_fs[0]
@@ -291,18 +338,31 @@ def _served(clock: Clock, workload: Workload, *, trimmed: bool, loop_s: float) -
         start_fs=start_fs,
         ends_fs=tuple(ends_fs),
         trimmed=trimmed,
+        dealt=fleet.concurrency is not None,
         end_fs=end_fs,
         pools=fleet.pools,
         block_size=fleet.spec.block_size,
         max_model_len=fleet.most_tokens,
-        limits_tokens={
-            REJECT_REASONS[MAX_MODEL_LEN]: fleet.max_model_len,
-            REJECT_REASONS[KV_CACHE]: fleet.kv_tokens,
-        },
+        limits_tokens={"max_model_len": fleet.max_model_len, "kv_cache": fleet.kv_tokens},
         loop_s=loop_s,
         handovers=None if clock.handovers is None else clock.handovers.figures,
-        faults=clock.faults if clock.faults.any else None,
+        clients=clock.arrivals.clients,
+        spec_decode=drafts_together(drafts) if drafts else None,
+        faults=clock.faults if clock.faults.simulated else None,
+        scaled=clock.faults if clock.faults.scalers else None,
+        swap=fleet.pools[0].swap_space(fleet.spec),
+        prefixes=together(caches) if fleet.spec.enable_prefix_caching else None,
+        router=fleet.spec.router_name,
+        decisions=clock.arrivals.decisions,
+        tiers=_tiers(clock) if fleet.spec.kv_tiers else None,
     )
+
+
+def _tiers(clock: Clock) -> ServedTiers:
+    """Tiers of all replicas, which are in this process."""
+    engines = (engine for shard in clock.shards if isinstance(shard, Shard) for engine in shard.engines)
+    tiers = (core.kv.tiers for engine in engines for core in engine.cores)
+    return ServedTiers.of(found for found in tiers if found is not None)
 
 
 def _save(checkpoints: Checkpoints, clock: Clock) -> None:
@@ -320,6 +380,7 @@ def _restore(clock: Clock, state: dict[str, Any], rows: NDArray[Any]) -> None:
         )
     clock.restore(state["clock"])
     for shard, shard_state in zip(clock.shards, state["shards"], strict=True):
+        shard.rebind()  # numbers of requests are known now
         shard.restore(shard_state)
     clock.table.write(np.arange(len(rows)), rows)  # fresh engines of a closed loop have issued requests
 
@@ -327,64 +388,3 @@ def _restore(clock: Clock, state: dict[str, Any], rows: NDArray[Any]) -> None:
 def _spread(clock: Clock) -> list[list[Any]]:
     """Which replicas each shard has, and whether it has devices: states fit no other spread."""
     return [[shard.has_devices, list(shard.replicas)] for shard in clock.shards]
-
-
-def _out_of_range(fleet: Fleet) -> InputError:
-    """What does not fit 64 bit: energies, if those of the largest step come near it, else times."""
-    tokens = min(fleet.spec.max_step_tokens(fleet.max_model_len), 2**20)
-    most = max(pool.plan.most_step_pj(tokens, fleet.max_model_len) for pool in fleet.pools)
-    if most < _MOST_STEP_PJ:
-        return _clock_ends()
-    return EnergyRangeError(
-        "cluster.device", f"a step may take {most / PJ_PER_J:.3g} J, more than its picojoules can be counted"
-    )
-
-
-def _clock_ends() -> InputError:
-    return InputError(
-        "run",
-        f"the simulated clock ends: a step of more than {2**63 / FS_PER_S:,.0f} s, or a run of more "
-        f"than {2**63 / PS_PER_S:,.0f} s; is a unit of the device, the links or the arrivals wrong?",
-    )
-
-
-def _table(workload: Workload, fleet: Fleet, max_time_s: float | None) -> RequestTable:
-    """Requests of the run: those of an open loop that arrive before it stops, all of a closed loop."""
-    arrival = workload.arrival_ps.copy()
-    count = len(arrival)
-    if workload.concurrency is not None:
-        arrival[:] = NEVER  # the engines issue them
-    elif max_time_s is not None:
-        count = int(np.searchsorted(arrival, round(max_time_s * PS_PER_S)))
-        if not count and len(arrival):
-            raise InputError(
-                "run.max_time_s",
-                f"{max_time_s:g} s leaves no request to serve: the first arrival is at {arrival[0] / PS_PER_S:g} s",
-            )
-    tokens = workload.input_tokens[:count], workload.output_tokens[:count]
-    return RequestTable(arrival[:count], *tokens, fleet.max_model_len, fleet.kv_tokens)
-
-
-def measured_window(workload: Workload, warmup_s: float, cooldown_s: float) -> tuple[int, int]:
-    """Times between which steps count, fs: everything when nothing is trimmed.
-
-    Raises:
-        InputError: nothing is left.
-    """
-    if warmup_s == 0 and cooldown_s == 0:
-        return 0, FOREVER
-    start = round(warmup_s * FS_PER_S)
-    if workload.concurrency is not None:
-        if cooldown_s:
-            raise InputError(
-                "run.cooldown_s", "a closed loop ends its window when its last request is issued: leave it at 0"
-            )
-        return start, FOREVER
-    end = int(workload.arrival_ps[-1]) * FS_PER_PS - round(cooldown_s * FS_PER_S)
-    if end <= start:
-        raise InputError(
-            "run.warmup_s",
-            f"warm-up ({warmup_s} s) and cool-down ({cooldown_s} s) leave nothing of the "
-            f"{workload.arrival_ps[-1] / PS_PER_S:.3f} s in which requests arrive",
-        )
-    return start, end

@@ -79,7 +79,8 @@ def stability(columns: Columns, window: MeasuredWindow, end_ps: int) -> Stabilit
         window: what is measured of the run.
         end_ps: the end of the run.
     """
-    rows = (columns["arrival_ps"] != NEVER) & (columns["status"] != REJECTED)
+    rows = np.flatnonzero((columns["arrival_ps"] != NEVER) & (columns["status"] != REJECTED))
+    rows = rows[np.argsort(columns["arrival_ps"][rows], kind="stable")]  # those that follow on others are behind them
     arrival, scheduled, finish = (columns[f"{name}_ps"][rows] for name in ("arrival", "first_scheduled", "finish"))
     if not len(arrival):
         return Stability(TOO_SHORT, 0, 0, None, None)

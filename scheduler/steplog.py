@@ -23,6 +23,7 @@ from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.digest import ChainDigest
 from pimserve.scheduler.exact import exact_dot, exact_sum
 from pimserve.scheduler.histogram import DurationHistogram
+from pimserve.scheduler.longest_gaps import LongestGaps
 from pimserve.scheduler.step_batches import StepBatches, active_pj
 from pimserve.scheduler.totals import CostTotals
 
@@ -38,11 +39,15 @@ class SpanColumns(NamedTuple):
     prefill_tokens: IntArray
     chunks: IntArray
     outputs: IntArray  # tokens that each step emits
-    busiest_tokens: IntArray  # tokens of the busiest data-parallel group; in a pipeline, those that queue
+    busiest_tokens: IntArray  # tokens of the slowest data-parallel group; in a pipeline, those that queue
     anchor_tokens: IntArray  # in a pipeline, tokens of the longest prompt
-    prefill_fs: IntArray  # prefill attention of the busiest group; in a pipeline, what the step waits for it
+    prefill_fs: IntArray  # prefill attention of the slowest group; in a pipeline, what the step waits for it
     prefill_dram_pj: IntArray
     prefill_compute_pj: IntArray
+    paced_decodes: IntArray  # the number of data-parallel groups times what the slowest has
+    paced_context: IntArray  # grows by `paced_decodes` a step
+    paced_chunks: IntArray
+    paced_outputs: IntArray
     blocks_begin: IntArray  # KV blocks in use during the first step
     blocks_end: IntArray  # and during the last
     duration_fs: IntArray  # of all steps together
@@ -66,19 +71,8 @@ _STEPS_PER_FLUSH = 2**19
 _NO_BOUND = 2**62 * FS_PER_PS
 STEP_TOKENS = tuple(2**power for power in range(15))  # upper bounds of the buckets in which steps are counted
 _SUMS = (
-    "clock_fs",
-    "steps",
-    "busy_fs",
-    "chain_fs",
-    "tokens",
-    "window_tokens",
-    "batch_steps",
-    "mixed_steps",
-    "spans",
-    "computed_tokens",
-    "prompt_tokens",
-    "twice_block_fs",
-    "peak_blocks",
+    *("clock_fs", "steps", "busy_fs", "chain_fs", "tokens", "window_tokens", "batch_steps", "mixed_steps", "spans"),
+    *("computed_tokens", "prompt_tokens", "twice_block_fs", "waited_fs", "peak_blocks"),
 )
 
 
@@ -119,6 +113,7 @@ class StepLog(CostTotals):
         window_fs: steps that end in [start, end) count in latencies and tokens.
         on_flush: called with each block of rows, (n, fields of SpanColumns), and the numbers of their first steps (n,).
         rows_per_flush: how many rows are digested together at most; None: as many as is fastest.
+        longest_gaps: whether the longest gap between tokens of each request is kept.
     """
 
     def __init__(
@@ -127,16 +122,17 @@ class StepLog(CostTotals):
         window_fs: tuple[int, int],
         on_flush: Callable[[IntArray, IntArray], None] | None = None,
         rows_per_flush: int | None = None,
+        *,
+        longest_gaps: bool = False,
     ) -> None:
         super().__init__(costs.plan)
         self.costs = costs
         self.window_fs = window_fs
         self.on_flush = on_flush
         self._bytes_per_flush = (rows_per_flush or _ROWS_PER_FLUSH) * _ROW.size
-        self.clock_fs = 0
-        self.steps = 0
-        self.busy_fs = 0
+        self.clock_fs = self.steps = self.busy_fs = 0
         self.chain_fs = 0  # of anchors, in a pipeline
+        self.away_fs = 0  # of the run, as known at its end: when the replica was not there at all
         self.tokens = 0  # emitted
         self.spans = 0
         self.computed_tokens = 0  # that passed through the layers
@@ -145,9 +141,11 @@ class StepLog(CostTotals):
         self.itl = DurationHistogram()
         self.durations = DurationHistogram()  # of steps
         self.batches = StepBatches()
+        self.longest = LongestGaps(wanted=longest_gaps)
         self.step_tokens = np.zeros(len(STEP_TOKENS) + 1, np.int64)  # steps by how many tokens they compute
         self.batch_steps = 0  # sum over steps of requests in the step
         self.mixed_steps = 0
+        self.waited_fs = 0  # by data-parallel groups for the slowest one, together
         self.twice_block_fs = 0  # twice the time integral of KV blocks in use: halving is left to the end
         self.peak_blocks = 0
         experts = costs.plan.experts
@@ -158,7 +156,8 @@ class StepLog(CostTotals):
         self._device_fs = [0] * len(self._device_loads)
         self._hash = ChainDigest()
         self._rows = bytearray()  # packed
-        self._gaps: list[tuple[int, int]] = []  # between tokens, that no step shows, and how many of each
+        # Gaps between tokens that no step shows: the first step of their span, their length, and how many there are.
+        self._gaps: list[tuple[int, int, int]] = []
         self._pending_steps = 0
 
     def span(self, row: tuple[int, ...]) -> None:
@@ -178,13 +177,14 @@ class StepLog(CostTotals):
     def resumed(self, gap_fs: int, at_fs: int) -> None:
         """Take the time between two tokens of a request that was preempted or moved between them."""
         if self.window_fs[0] <= at_fs < self.window_fs[1]:
-            self._gaps.append((gap_fs, 1))
+            self._gaps.append((self.steps + self._pending_steps, gap_fs, 1))
 
     def joined(self, gaps_fs: Sequence[int], step_fs: int, at_fs: int) -> None:
         """Take the times since their last tokens of requests that decode in a step for the first time, and its own."""
         if self.window_fs[0] <= at_fs < self.window_fs[1]:
-            self._gaps += [(gap_fs, 1) for gap_fs in gaps_fs]
-            self._gaps.append((step_fs, -len(gaps_fs)))  # which the step counts for every request
+            step = self.steps + self._pending_steps
+            self._gaps += [(step, gap_fs, 1) for gap_fs in gaps_fs]
+            self._gaps.append((step, step_fs, -len(gaps_fs)))  # which the step counts for every request
 
     def use(self, costs: ReplicaCosts) -> None:
         """What comes from here on costs this, on the same units."""
@@ -233,9 +233,11 @@ class StepLog(CostTotals):
             clock_fs=self.clock_fs,
             itl=self.itl,
             durations=self.durations,
+            longest=self.longest,
             step_tokens=self.step_tokens.copy(),
             step_s=self.busy_fs / FS_PER_S,
             stage_s={stage: time / FS_PER_S for stage, time in self.stage_fs.items()},
+            link_more=self.link_more,
         )
 
     def state(self) -> dict[str, Any]:
@@ -250,6 +252,7 @@ class StepLog(CostTotals):
             "itl": self.itl.state(),
             "durations": self.durations.state(),
             "batches": self.batches.state(),
+            "longest": self.longest.state(),
             "step_tokens": self.step_tokens.tolist(),
             "hash": self._hash.state(),
         }
@@ -259,21 +262,20 @@ class StepLog(CostTotals):
         super().restore(state)
         for name in _SUMS:
             setattr(self, name, state[name])
-        low, high = state["window_fs"]
-        self.window_fs = (low, high)
+        self.window_fs = tuple(state["window_fs"])
         self._behind_fs.update(state["behind_fs"])
         self._device_fs[:] = state["device_fs"]
         self.itl.restore(state["itl"])
         self.durations.restore(state["durations"])
         self.batches.restore(state["batches"])
+        self.longest.restore(state["longest"])
         self.step_tokens[:] = state["step_tokens"]
         self._hash.restore(state["hash"])
 
     def flush(self) -> None:
         """Digest the rows taken so far."""
         if self._gaps:
-            gaps, counts = np.array(self._gaps, np.int64).T
-            self.itl.add(gaps, counts)
+            self._add_gaps(*np.array(self._gaps, np.int64).T)
             self._gaps = []
         if not self._rows:
             return
@@ -294,13 +296,15 @@ class StepLog(CostTotals):
         busy = exact_sum(steps.duration_fs)
         if busy != exact_sum(rows.duration_fs):
             raise AssertionError("the step log's times differ from the engine's clock")
-        self._count(rows, steps, begins)
+        self._count(rows, steps, first_steps)
         costs = evaluate(self.costs.plan, rows.shape)
         self.add(costs)
         if steps.experts is not None:
             self._add_experts(steps.experts)
         energy_pj = active_pj(costs, begins, steps.experts)
+        energy_pj[:1] += self.rebalance(self.costs.pools)
         self.batches.add(first_steps, rows.begin_ps, rows.outputs * rows.steps, energy_pj)
+        self.longest.take(first_steps, steps.duration_fs, begins)
         record = np.empty(len(steps.duration_fs), _STEP)
         record["duration_fs"], record["context"] = steps.duration_fs, steps.context
         record["decodes"] = steps.decodes
@@ -329,20 +333,27 @@ class StepLog(CostTotals):
         add_experts(self.costs.plan.experts, list(features.T), costs)
         self.add(costs)
 
-    def _count(self, rows: SpanColumns, steps: Steps, begins: IntArray) -> None:
+    def _add_gaps(self, first_steps: IntArray, gaps_fs: IntArray, counts: IntArray) -> None:
+        """Add gaps between tokens, (n,), so many of each, and the first steps of their spans."""
+        self.itl.add(gaps_fs, counts)
+        self.batches.add_gaps(first_steps, gaps_fs, counts)
+
+    def _count(self, rows: SpanColumns, steps: Steps, first_steps: IntArray) -> None:
         """Latencies, tokens, batch and KV use."""
         low, high = self.window_fs
         begins_fs, ends_fs = _begin_fs(rows, 0), _begin_fs(rows, -1) + int(rows.duration_fs[-1])
         if low <= begins_fs and ends_fs < high:
-            self.itl.add(steps.duration_fs, steps.decodes)
+            self._add_gaps(np.repeat(first_steps, rows.steps), steps.duration_fs, steps.decodes)
             self.window_tokens += int((rows.outputs * rows.steps).sum())
-        elif low < ends_fs and high > begins_fs:
-            inside = self._inside(rows, steps, begins)
-            self.itl.add(steps.duration_fs[inside], steps.decodes[inside])
+        elif low <= ends_fs and high > begins_fs:
+            inside = self._inside(rows, steps, first_steps - self.steps)
+            self._add_gaps(np.repeat(first_steps, rows.steps)[inside], steps.duration_fs[inside], steps.decodes[inside])
             self.window_tokens += int(np.repeat(rows.outputs, rows.steps)[inside].sum())
         self.tokens += exact_dot(rows.outputs, rows.steps)
-        computed = rows.decodes + rows.prefill_tokens
-        self.computed_tokens += exact_dot(computed, rows.steps)
+        computed = self.costs.plan.tokens_of(rows.shape)
+        tokens = exact_dot(computed, rows.steps)
+        self.computed_tokens += tokens
+        self.pass_link(self.costs.link_more, tokens)
         self.prompt_tokens += exact_dot(rows.prefill_tokens, rows.steps)
         self.durations.add(steps.duration_fs)
         size = np.searchsorted(STEP_TOKENS, computed)
@@ -379,4 +390,5 @@ def drawn_pj(passive: PassivePower | None, logs: Sequence[StepLog], end_fs: int)
         return None
     # A device rests while the host is at work.
     working = sum(log.busy_fs - log.unit_fs.get(HOST, 0) for log in logs)
-    return passive.energy_pj(len(logs) * end_fs - working, working, sum(log.chain_fs for log in logs))
+    resting = sum(end_fs - log.away_fs for log in logs) - working
+    return passive.energy_pj(resting, working, sum(log.chain_fs for log in logs))

@@ -34,39 +34,59 @@ each over its own window; the summary's window is the part that all of them meas
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import asdict
 
 import numpy as np
+from pydantic import BaseModel
 
-from pimserve.arrays import BoolArray
 from pimserve.device_models.operators import CATEGORIES
-from pimserve.device_models.plan import FS_PER_PS, FS_PER_S, PJ_PER_J
+from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
 from pimserve.device_models.slowdown import NORMAL
-from pimserve.scheduler.distributions import PERCENTILES, of_histograms, of_requests
+from pimserve.loadgen.objectives import Objectives
+from pimserve.loadgen.slo import SloSpec
+from pimserve.loadgen.spec import PS_PER_S
+from pimserve.scheduler.class_figures import class_figures
+from pimserve.scheduler.distributions import distribution, of_histogram, of_requests
 from pimserve.scheduler.faults import Faults
+from pimserve.scheduler.in_flight_cap import InFlightCap
 from pimserve.scheduler.intervals import intervals
-from pimserve.scheduler.outcomes import ALL, MET, counts, outcomes
+from pimserve.scheduler.latency_sections import Latencies
+from pimserve.scheduler.measured import Measured, by_replica, rate
+from pimserve.scheduler.outcomes import ALL, counts
+from pimserve.scheduler.percentile_limits import at_percentiles
+from pimserve.scheduler.percentiles import PERCENTILES
+from pimserve.scheduler.prefix_figures import PrefixFigures
 from pimserve.scheduler.requests import FINISHED, REJECT_REASONS, REJECTED, WAITING
+from pimserve.scheduler.router_figures import router_figures
+from pimserve.scheduler.sessions import Sessions
+from pimserve.scheduler.sessions_served import session_figures
 from pimserve.scheduler.simulation import Served
-from pimserve.scheduler.slo import SloSpec
+from pimserve.scheduler.spec_decode_figures import SpecDecodeFigures
 from pimserve.scheduler.stability import Stability, stability
 from pimserve.scheduler.stages import stage_figures
 from pimserve.scheduler.steplog import passive_pj
 from pimserve.scheduler.summary_sections import (
+    Autoscaling,
     FaultFigures,
     FaultThatTookPlace,
     Figures,
     InSystem,
-    Latencies,
+    PrefixCache,
     RejectedByReason,
     Requests,
+    SizeDecision,
     Slo,
     Slowdown,
+    SpecDecode,
+    Swap,
     Throughput,
     Tokens,
     Window,
 )
+from pimserve.scheduler.swap_space import SwapSpace
+from pimserve.scheduler.tier_figures import tiers_use
+from pimserve.scheduler.tier_sections import KvTiersUse
 from pimserve.scheduler.usage import (
     Hardware,
     batch_use,
@@ -80,38 +100,23 @@ from pimserve.scheduler.usage import (
 )
 from pimserve.scheduler.window import MeasuredWindow
 
-_LATEST_PS = 2**63 - 1
 
-
-class _Measured:
-    """The requests that count, masks (n,) over all of the run, and what is known of them."""
-
-    def __init__(self, served: Served, slo: SloSpec) -> None:
-        status = served.table["status"]
-        self.arrived = served.table["arrival_ps"] >= 0  # a closed loop that was stopped never issued some
-        self.rejected = self.arrived & (status == REJECTED)
-        self.requests = _in_window(served, "arrival_ps")
-        self.done = self.requests & (status == FINISHED)
-        self.finished_inside = (status == FINISHED) & _in_window(served, "finish_ps")
-        self.latencies = served.latencies(self.requests)
-        self.outcomes = outcomes(self.latencies, slo)
-        self.good = self.done.copy()
-        self.good[self.requests] &= self.outcomes[ALL] == MET if self.outcomes else False
-
-
-def summarize(served: Served, slo: SloSpec, hardware: Hardware) -> Figures:
+def summarize(
+    served: Served, objectives: Objectives, hardware: Hardware, percentiles: Sequence[float] = PERCENTILES
+) -> Figures:
     """The run's figures; times in s, energies in J.
 
     Args:
         served: the run.
-        slo: limits.
+        objectives: limits.
         hardware: what it ran on.
+        percentiles: of latencies, in per cent, ascending.
     """
     logs = served.logs
-    measured = _Measured(served, slo)
+    measured = Measured(served, objectives)
     drawn_pj = [passive_pj(logs_of(served, pool), served.end_fs) for pool in served.pools]
     busy = sum(log.busy_fs for log in logs)
-    window = MeasuredWindow(served.start_fs, closed=served.workload.concurrency is not None)
+    window = MeasuredWindow(served.start_fs, closed=served.dealt)
     stable = stability(served.table.columns, window, served.end_fs // FS_PER_PS)
     start, end = served.window_s
     figures = Figures(
@@ -120,15 +125,9 @@ def summarize(served: Served, slo: SloSpec, hardware: Hardware) -> Figures:
         offered_requests_per_s=served.workload.offered_rate_per_s,
         throughput=_throughput(served, measured, hardware),
         tokens=_tokens(served, measured),
-        latency_s=_latencies(served, measured),
-        slo=_slo(served, slo, measured),
-        ci95=intervals(
-            served,
-            {name: measured.latencies[name].known_s for name in ("ttft", "tpot", "e2e")},
-            PERCENTILES,
-            served.table["arrival_ps"][measured.good] if measured.outcomes and measured.requests.any() else None,
-            [(pj or 0) / PJ_PER_J for pj in drawn_pj],
-        ),
+        latency_s=_latencies(measured, percentiles),
+        slo=_slo(served, objectives.of_run, measured),
+        ci95=intervals(served, measured.samples(served, drawn_pj), percentiles),
         energy=energy_use(served, drawn_pj, hardware),
         batch=batch_use(logs),
         kv=kv_use(served, served.pools),
@@ -143,14 +142,62 @@ def summarize(served: Served, slo: SloSpec, hardware: Hardware) -> Figures:
         digest=digest(served),
     )
     where_they_apply = {
-        "pools": None if served.handovers is None else pools_use(served, served.handovers),
+        "pools": None if served.handovers is None else pools_use(served, served.handovers, percentiles),
         "faults": None if served.faults is None else _faults(served, served.faults),
-        "stages": stage_figures(served, slo),
+        "autoscaling": None if served.scaled is None else _autoscaling(served, served.scaled),
+        "swap": None if served.swap is None else _swap(served, served.swap),
+        "prefix_cache": None if served.prefixes is None else _prefix_cache(served.prefixes),
+        "kv_tiers": _tiers(served, percentiles),
+        "spec_decode": None if served.spec_decode is None else _spec_decode(served.spec_decode),
+        "router": router_figures(served),
+        "classes": class_figures(served, measured, objectives, percentiles),
+        "stages": stage_figures(served, objectives, percentiles),
+        **_of_clients(served, percentiles),
     }
     return figures.model_copy(update={name: part for name, part in where_they_apply.items() if part is not None})
 
 
-def _requests(served: Served, measured: _Measured) -> Requests:
+def _of_clients(served: Served, percentiles: Sequence[float]) -> dict[str, BaseModel]:
+    clients = served.clients
+    if isinstance(clients, Sessions):
+        frontend_ps = served.pools[0].plan.frontend_ps
+        return {"sessions": session_figures(clients.turns, served.table, frontend_ps, percentiles)}
+    if isinstance(clients, InFlightCap):
+        return {"client_queue_time_s": distribution(np.array(clients.waits_ps) / PS_PER_S, percentiles)}
+    return {}
+
+
+def _swap(served: Served, space: SwapSpace) -> Swap:
+    (pool,), copied = served.pools, int(served.table["swapped_blocks"].sum())
+    block_bytes = pool.block_bytes(served.block_size) * pool.plan.devices
+    waited_s = copied * space.fs_per_block / FS_PER_S
+    return Swap(
+        moved_bytes=copied * block_bytes,
+        waited_s=waited_s,
+        space_bytes=space.blocks * block_bytes * pool.replicas,
+    )
+
+
+def _prefix_cache(found: PrefixFigures) -> PrefixCache:
+    queried = found.queried_tokens
+    return PrefixCache(**asdict(found), hit_ratio=found.hit_tokens / queried if queried else None)
+
+
+def _tiers(served: Served, percentiles: Sequence[float]) -> KvTiersUse | None:
+    if served.tiers is None or served.prefixes is None:
+        return None
+    return tiers_use(served.tiers, served.prefixes.queried_tokens, served.end_fs, percentiles)
+
+
+def _spec_decode(found: SpecDecodeFigures) -> SpecDecode:
+    return SpecDecode(
+        **asdict(found),
+        acceptance_rate=found.accepted_tokens / found.draft_tokens if found.draft_tokens else None,
+        mean_acceptance_length=1 + found.accepted_tokens / found.drafts if found.drafts else None,
+    )
+
+
+def _requests(served: Served, measured: Measured) -> Requests:
     table, status = served.table, served.table["status"]
     reasons = table["reject_reason"][measured.rejected]
     by_reason = {reason: int((reasons == code).sum()) for code, reason in enumerate(REJECT_REASONS) if reason}
@@ -163,25 +210,25 @@ def _requests(served: Served, measured: _Measured) -> Requests:
         truncated=int(table["truncated"][measured.arrived & ~measured.rejected].sum()),
         preempted=int((table["preemptions"] > 0).sum()),
         preemptions=int(table["preemptions"].sum()),
+        swaps=int(table["swaps"].sum()),
         measured=int(measured.requests.sum()),
         measured_finished=int(measured.done.sum()),
         measured_unfinished=int((measured.requests & (status == WAITING)).sum()),
     )
 
 
-def _throughput(served: Served, measured: _Measured, hardware: Hardware) -> Throughput:
-    tokens_per_s = _rate(served, (log.window_tokens for log in served.logs))
-    some = (measured.requests | measured.finished_inside).any()
+def _throughput(served: Served, measured: Measured, hardware: Hardware) -> Throughput:
+    tokens_per_s = rate(served, (log.window_tokens for log in served.logs))
     silicon_mm2 = hardware.silicon_mm2
     return Throughput(
-        requests_per_s=_rate(served, _by_replica(served, measured.finished_inside)) if some else None,
+        requests_per_s=rate(served, by_replica(served, measured.finished_inside)) if measured.some else None,
         output_tokens_per_s=tokens_per_s,
         output_tokens_per_s_per_device=None if tokens_per_s is None else tokens_per_s / hardware.devices,
         output_tokens_per_s_per_mm2=tokens_per_s / silicon_mm2 if tokens_per_s is not None and silicon_mm2 else None,
     )
 
 
-def _tokens(served: Served, measured: _Measured) -> Tokens:
+def _tokens(served: Served, measured: Measured) -> Tokens:
     table = served.table
     return Tokens(
         prompt=int(table["input_tokens"][measured.arrived & ~measured.rejected].sum()),
@@ -191,32 +238,28 @@ def _tokens(served: Served, measured: _Measured) -> Tokens:
     )
 
 
-def _latencies(served: Served, measured: _Measured) -> Latencies:
-    latencies = measured.latencies
-    return Latencies(
-        ttft=of_requests(latencies["ttft"]),
-        tpot=of_requests(latencies["tpot"]),
-        itl=of_histograms(log.itl for log in served.logs),
-        e2e=of_requests(latencies["e2e"]),
-        queue=of_requests(latencies["queue"]),
-    )
+def _latencies(measured: Measured, percentiles: Sequence[float]) -> Latencies:
+    of_each = {name: of_requests(measured.latencies[name], percentiles) for name in measured.latencies.names}
+    return Latencies(itl=of_histogram(measured.itl, percentiles), **of_each)
 
 
-def _slo(served: Served, slo: SloSpec, measured: _Measured) -> Slo:
-    """Attainment of each limit and of all, of the measured requests; goodput."""
+def _slo(served: Served, slo: SloSpec, measured: Measured) -> Slo:
+    """Attainment of each limit and of all, of the measured requests; goodput; limits at percentiles."""
     limits, judged = slo.limits(), counts(measured.outcomes)
     known = {name: outcome["met"] + outcome["missed"] for name, outcome in judged.items()}
     met = {name: outcome["met"] / known[name] if known[name] else None for name, outcome in judged.items()}
     finished = int(measured.done.sum())
     some = len(measured.outcomes.get(ALL, ()))
+    at = at_percentiles(slo, measured.latencies, measured.itl)
     return Slo(
         limits=limits,
         met={name: share for name, share in met.items() if name != ALL},
         known=known,
         censored={name: outcome["censored"] for name, outcome in judged.items()},
         attainment=met.get(ALL),
-        attainment_of_completed=int(measured.good.sum()) / finished if limits and finished else None,
-        goodput_requests_per_s=_rate(served, _by_replica(served, measured.good)) if some else None,
+        attainment_of_completed=int(measured.good.sum()) / finished if judged and finished else None,
+        goodput_requests_per_s=rate(served, by_replica(served, measured.good)) if some else None,
+        **({"at_percentiles": at} if at else {}),
     )
 
 
@@ -238,12 +281,39 @@ def digest(served: Served) -> str:
     return whole.hexdigest()
 
 
+def _autoscaling(served: Served, scaled: Faults) -> Autoscaling:
+    """How many replicas there were."""
+    events = [event for scaler in scaled.scalers for event in scaler.events if event.at_fs < served.end_fs]
+    decisions = [
+        SizeDecision(
+            at_s=event.at_fs / FS_PER_S, pool=event.pool, before=event.before, after=event.after, metric=event.metric
+        )
+        for event in sorted(events, key=lambda event: event.at_fs)
+    ]
+    sizes = {scaler.pool: len(scaler.numbers) - scaler.away_at_first for scaler in scaled.scalers}
+    others = len(served.logs) - sum(len(scaler.numbers) for scaler in scaled.scalers)
+    most = sum(sizes.values())
+    for decision in decisions:
+        sizes[decision.pool] = decision.after
+        most = max(most, sum(sizes.values()))
+    there_s = [(served.end_fs - log.away_fs) / FS_PER_S for log in served.logs]
+    return Autoscaling(
+        decisions=decisions,
+        replica_s=sum(there_s),
+        device_s=sum(log.costs.plan.devices * each_s for log, each_s in zip(served.logs, there_s, strict=True)),
+        mean_replicas=sum(there_s) / served.end_s if served.end_s else None,
+        most_replicas=others + most,
+        requeued=scaled.requeued,
+    )
+
+
 def _faults(served: Served, faults: Faults) -> FaultFigures:
     """What happened to the replicas while the run went on, and what it cost."""
     down_s = faults.down_fs(served.end_fs) / FS_PER_S
     replica_s = len(served.logs) * served.end_s
     events = [FaultThatTookPlace(**event) for event in faults.events if event["at_s"] < served.end_s]
     gone = {event.replica for event in events if event.for_s is None and event.kind != "slow"}
+    gone |= faults.away_for_good
     return FaultFigures(
         events=events,
         replicas_left=not any(gone.issuperset(pool.numbers) for pool in served.pools),
@@ -257,26 +327,3 @@ def _faults(served: Served, faults: Faults) -> FaultFigures:
             if step < served.logs[replica].steps
         ],
     )
-
-
-def _in_window(served: Served, time: str) -> BoolArray:
-    """Per request: whether that time of it lies in the window of its replica."""
-    times = served.table[time]
-    start_ps = -(-served.start_fs // FS_PER_PS)
-    ends_ps = np.array([min(-(-log.window_fs[1] // FS_PER_PS), _LATEST_PS) for log in served.logs])
-    return np.asarray((times >= start_ps) & (times < ends_ps[served.table["replica"]]))
-
-
-def _by_replica(served: Served, rows: BoolArray) -> list[int]:
-    """How many of those requests each replica has."""
-    counts: list[int] = np.bincount(served.table["replica"][rows], minlength=len(served.logs)).tolist()
-    return counts
-
-
-def _rate(served: Served, counts: Iterable[int]) -> float | None:
-    """What replicas counted inside their windows, per second: each replica's own rate, added up; None without time."""
-    lengths = [(end - served.start_fs) / FS_PER_S for end in served.ends_fs]
-    if not all(lengths):
-        return None
-    # Replicas without clients come last, and have neither a window nor anything to count.
-    return math.fsum(count / length for count, length in zip(counts, lengths, strict=False))

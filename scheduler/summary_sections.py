@@ -5,44 +5,24 @@ The cluster adds what the replicas are (`cluster/run/summary_schema.py`). The or
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-
-def figure(unit: str, meaning: str) -> Any:  # noqa: ANN401 as pydantic's Field
-    """A field that is a figure, in that unit."""
-    return Field(description=meaning, json_schema_extra={"unit": unit})
-
-
-def text(meaning: str) -> Any:  # noqa: ANN401 as pydantic's Field
-    """A field that is no figure."""
-    return Field(description=meaning)
-
-
-class Section(BaseModel):
-    """A part of the summary."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, defer_build=True)
-
-    def document(self) -> dict[str, Any]:
-        """As JSON holds it; parts that do not apply to the run are absent."""
-        return self.model_dump(exclude_unset=True)
-
-    def set_parts(self) -> dict[str, Any]:
-        """Its parts, by name, without those that do not apply."""
-        return {name: part for name, part in self if name in self.model_fields_set}
-
-
-Share = Annotated[float | int | None, figure("1", "share, from 0 to 1")]
-Joules = Annotated[float | None, figure("J", "energy")]
+from pimserve.scheduler.interval_sections import Ci95
+from pimserve.scheduler.latency_sections import AtPercentile, Distribution, Latencies
+from pimserve.scheduler.part_sections import ClassFigures, RouterFigures, StageFigures
+from pimserve.scheduler.sections import Joules, Section, Share, figure, text
+from pimserve.scheduler.tier_sections import KvTiersUse
 
 
 class RejectedByReason(Section):
-    """Requests that no replica can serve, by what they are too long for."""
+    """Requests that were rejected, by what they are too long for, or by what the replica was too busy for."""
 
     max_model_len: int = figure("requests", "whose prompt leaves no room for a token below max_model_len")
     kv_cache: int = figure("requests", "whose prompt leaves no room for a token in the KV cache of a replica")
+    queue_full: int = figure("requests", "for which there was no room in the queue: max_queued_requests")
+    predicted_ttft: int = figure("requests", "whose first token would have come too late: early_rejection")
 
 
 class Requests(Section):
@@ -50,12 +30,13 @@ class Requests(Section):
 
     total: int = figure("requests", "that arrived")
     finished: int = figure("requests", "that have all their tokens")
-    rejected: int = figure("requests", "that no replica can serve")
+    rejected: int = figure("requests", "that no replica can serve, or was free enough to serve")
     rejected_by_reason: RejectedByReason = text("these by reason")
     unfinished: int = figure("requests", "that the end of the run left waiting or running")
-    truncated: int = figure("requests", "whose output was cut at max_model_len")
+    truncated: int = figure("requests", "whose output was cut at max_model_len or at max_tokens")
     preempted: int = figure("requests", "that were preempted, once or more often")
-    preemptions: int = figure("preemptions", "of all requests")
+    preemptions: int = figure("preemptions", "of all requests, as the KV cache was full when others grew")
+    swaps: int = figure("preemptions", "of these by swap to host memory; after the others all is computed again")
     measured: int = figure("requests", "that arrived in the measured window")
     measured_finished: int = figure("requests", "of these that finished")
     measured_unfinished: int = figure("requests", "of these that the end of the run left waiting or running")
@@ -88,79 +69,11 @@ class Tokens(Section):
     output_in_window: int = figure("tokens", "of these in the measured window")
 
 
-class Distribution(Section):
-    """Nearest-rank percentiles of exact samples; of ITL, of a histogram with bins of 2^-12 of their value."""
-
-    mean: float | None = figure("s", "mean; null without samples")
-    p50: float | None = figure("s", "median")
-    p90: float | None = figure("s", "90th percentile")
-    p99: float | None = figure("s", "99th percentile")
-    n: int = figure("samples", "how many")
-
-
-class OfRequests(Distribution):
-    """A distribution over requests, of which the end of the run may have hidden some."""
-
-    censored: int = figure("requests", "that are left out, for the run ended before it was known")
-
-
-class Latencies(Section):
-    """Latencies of requests that arrived in the measured window."""
-
-    ttft: OfRequests = text("time to first token, from arrival; requests that had it")
-    tpot: OfRequests = text("time per output token after the first; finished requests with two or more")
-    itl: Distribution = text("inter-token latency, one sample per gap that ends in the window")
-    e2e: OfRequests = text("from arrival to the last token; finished requests")
-    queue: OfRequests = text("from arrival until first scheduled")
-
-
-class HalfWidths(Section):
-    """Half the widths of the intervals of a distribution."""
-
-    mean: float | None = figure("s", "of the mean")
-    p50: float | None = figure("s", "of the median")
-    p90: float | None = figure("s", "of the 90th percentile")
-    p99: float | None = figure("s", "of the 99th percentile")
-
-
-class ThroughputIntervals(Section):
-    """Of rates inside the measured window."""
-
-    output_tokens_per_s: float | None = figure("tokens/s", "of output tokens")
-    output_tokens_per_s_per_device: float | None = figure("tokens/s", "the same over the number of devices")
-
-
-class LatencyIntervals(Section):
-    """Of latencies of requests that arrived in the measured window."""
-
-    ttft: HalfWidths = text("of time to first token")
-    tpot: HalfWidths = text("of time per output token after the first")
-    e2e: HalfWidths = text("of the time from arrival to the last token")
-
-
-class SloIntervals(Section):
-    """Of service-level objectives."""
-
-    goodput_requests_per_s: float | None = figure("requests/s", "of requests that met all limits")
-
-
-class EnergyIntervals(Section):
-    """Of energy."""
-
-    joules_per_output_token: float | None = figure("J/token", "of active and passive energy per output token")
-
-
-class Ci95(Section):
-    """Half the widths of 95 % confidence intervals by batch means, of the run's own noise; null: too few samples."""
-
-    throughput: ThroughputIntervals = text("rates")
-    latency_s: LatencyIntervals = text("latencies")
-    slo: SloIntervals = text("objectives")
-    energy: EnergyIntervals = text("energy")
-
-
 class Slo(Section):
-    """Service-level objectives. A request that the end of the run cut off is censored where a limit had not passed."""
+    """Service-level objectives; with classes, each request counts by the limits of its own.
+
+    A request that the end of the run cut off is censored where a limit had not passed.
+    """
 
     limits: dict[str, Annotated[float, figure("s", "upper limit")]] = text("limits by name: ttft_s, tpot_s, e2e_s")
     met: dict[str, Share] = text("of the measured requests of which it is known, the share that met each limit")
@@ -173,13 +86,16 @@ class Slo(Section):
     goodput_requests_per_s: float | None = figure(
         "requests/s", "measured requests that finished and met all limits; null without measured ones"
     )
+    at_percentiles: dict[str, AtPercentile] | None = Field(
+        None, description="limits at a percentile by name, such as ttft_p99_s; attainment knows nothing of them"
+    )
 
 
 class DramCompute(Section):
     """Energy by where it goes."""
 
     dram: float = figure("J", "moving data from and to DRAM")
-    compute: float = figure("J", "multiplying and adding")
+    compute: float = figure("J", "multiplying and adding; of expert_rebalancing, programming crossbars")
 
 
 class Energy(Section):
@@ -191,7 +107,9 @@ class Energy(Section):
     joules_per_output_token: Joules = figure("J/token", "joules over tokens.output")
     active_joules_per_output_token: Joules = figure("J/token", "active_joules over tokens.output")
     passive_joules_per_output_token: Joules = figure("J/token", "passive_joules over tokens.output")
-    joules_by_category: dict[str, DramCompute] = text("active energy by category of operators")
+    joules_by_category: dict[str, DramCompute] = text(
+        "active energy by category of operators; expert_rebalancing: of bringing experts to where new layouts have them"
+    )
     tdp_joules_per_output_token: Joules = figure("J/token", "if the devices drew their TDP all the time")
     passive_power: str = text("counted; left out, as costs.passive_power asks; or not known of the devices")
 
@@ -202,6 +120,11 @@ class Batch(Section):
     mean_requests: float | None = figure("requests", "in a step, mean over steps")
     steps: int = figure("steps", "executed")
     decode_only_share: Share = figure("1", "of steps, those without prompts")
+    group_wait_share: Share = Field(
+        None,
+        description="with data-parallel groups: of their time in steps, what they waited for the slowest, mean",
+        json_schema_extra={"unit": "1"},
+    )
 
 
 class Kv(Section):
@@ -250,8 +173,11 @@ class Handover(Section):
     held: int = figure("hand-overs", "that had to wait for room in a decode replica")
     lost: int = figure("hand-overs", "that began and that failures ended; in none of the other figures")
     waiting_s: Distribution = text("until the link was free")
-    transfer_s: Distribution = text("on the link")
+    transfer_s: Distribution = text("on the link, after the first token")
     link_busy_share: dict[str, Share] = text("of links of each pool")
+    overlapped_s: Distribution | None = Field(
+        None, description="where caches leave layer by layer: from when one begins to until its prompt is computed"
+    )
 
 
 class PoolsUse(Section):
@@ -260,6 +186,27 @@ class PoolsUse(Section):
     prefill: PoolUse = text("replicas that compute prompts and emit the first token")
     decode: PoolUse = text("replicas that go on from there")
     handover: Handover = text("what goes from one to the other")
+
+
+class SizeDecision(Section):
+    """A pool gets more replicas, or fewer."""
+
+    at_s: float = figure("s", "when that was decided")
+    pool: str = text("of which pool; empty: of the only one")
+    before: int = figure("replicas", "there, or starting")
+    after: int = figure("replicas", "from then on")
+    metric: float | None = figure("1", "mean of the metric over those before; null: a change at a stated time")
+
+
+class Autoscaling(Section):
+    """Replicas that joined and left while the run went on."""
+
+    decisions: list[SizeDecision] = text("that changed a size, by time")
+    replica_s: float = figure("s", "in which replicas were there, starting or finishing what they had, of all together")
+    device_s: float = figure("s", "the same times the devices of a replica")
+    mean_replicas: float | None = figure("replicas", "replica_s over the run's time")
+    most_replicas: int = figure("replicas", "that were wanted at once, of all pools together")
+    requeued: int = figure("requests", "that waited on replicas that left, or that faults lost, and were routed again")
 
 
 class FaultThatTookPlace(Section):
@@ -295,44 +242,44 @@ class FaultFigures(Section):
     slowdowns: list[Slowdown] = text("steps that took longer")
 
 
-class StageThroughput(Section):
-    """Rates while a stage lasted."""
+class PrefixCache(Section):
+    """Prefix caches of all replicas, over the whole run."""
 
-    requests_per_s: float | None = figure("requests/s", "requests that finished")
-    output_tokens_per_s: float | None = figure("tokens/s", "output tokens of these requests")
-
-
-class StageLatencies(Section):
-    """Latencies of requests that arrived in a stage."""
-
-    ttft: OfRequests = text("time to first token, from arrival; requests that had it")
-    tpot: OfRequests = text("time per output token after the first; finished requests with two or more")
-    e2e: OfRequests = text("from arrival to the last token; finished requests")
-    queue: OfRequests = text("from arrival until first scheduled")
+    queried_tokens: int = figure("tokens", "looked up: of prompts, whenever they were admitted")
+    hit_tokens: int = figure("tokens", "of these that were cached, and not computed")
+    hit_ratio: float | None = figure("1", "hit_tokens / queried_tokens; null if nobody was admitted")
+    evicted_blocks: int = figure("blocks", "of KV cache that were forgotten, as others needed them")
+    cached_blocks: int = figure("blocks", "that can be found by their tokens when the run ends")
 
 
-class StageSlo(Section):
-    """Limits of requests that arrived in a stage."""
+class SpecDecode(Section):
+    """Drafts of tokens that steps verified, of all replicas, over the whole run."""
 
-    attainment: Share = figure("1", "of those of which it is known, the share that met all limits")
-    censored: int = figure("requests", "those of which it is not")
+    drafts: int = figure("requests", "decoding, in all steps together, that had drafts")
+    draft_tokens: int = figure("tokens", "drafted")
+    accepted_tokens: int = figure("tokens", "of these that became part of outputs")
+    acceptance_rate: float | None = figure("1", "accepted_tokens / draft_tokens; null if nothing was drafted")
+    mean_acceptance_length: float | None = figure(
+        "tokens", "that a step gave a decoding request, its own one with them: 1 + accepted_tokens / drafts"
+    )
 
 
-class StageFigures(Section):
-    """Of a rate series, from one step to the next; all of its stretches together where the series repeats.
+class Swap(Section):
+    """Preemption by swap on all replicas, over the whole run."""
 
-    Only of the measured window, while requests arrive.
-    """
+    moved_bytes: float = figure("bytes", "of KV blocks that were copied to host memory and back, on all devices")
+    waited_s: float = figure("s", "in which replicas computed nothing, as steps waited for these copies")
+    space_bytes: float = figure("bytes", "of host memory for KV blocks of all devices")
 
-    from_s: float = figure("s", "its begin in the series")
-    to_s: float = figure("s", "its end in the series")
-    rate_per_s: float = figure("requests/s", "mean rate of the series in it")
-    time_s: float = figure("s", "how long it lasted in the window")
-    requests: int = figure("requests", "that arrived in it")
-    offered_requests_per_s: float | None = figure("requests/s", "requests over time_s")
-    throughput: StageThroughput = text("rates")
-    latency_s: StageLatencies = text("latencies")
-    slo: StageSlo = text("service-level objectives")
+
+class SessionFigures(Section):
+    """Sessions of several turns, of the whole run; a turn that is rejected has ended as it arrived."""
+
+    total: int = figure("sessions", "of which a turn has arrived")
+    finished: int = figure("sessions", "of which all turns have ended")
+    mean_turns: float | None = figure("requests", "turns of a session that have arrived, mean")
+    most_turns: int = figure("requests", "of the session with most")
+    duration_s: Distribution = text("from the first turn's arrival until the last one's end, of those that finished")
 
 
 class Figures(Section):
@@ -360,4 +307,17 @@ class Figures(Section):
     digest: str = text("sha256 of all executed steps and requests: equal digests mean the same bits")
     pools: PoolsUse | None = Field(None, description="with pools for prefill and decode")
     faults: FaultFigures | None = Field(None, description="with simulated faults")
+    autoscaling: Autoscaling | None = Field(None, description="with replicas that join and leave")
     stages: list[StageFigures] | None = Field(None, description="with an arrival rate that steps, by stage")
+    sessions: SessionFigures | None = Field(None, description="with requests that follow on others")
+    prefix_cache: PrefixCache | None = Field(None, description="with scheduler.enable_prefix_caching")
+    kv_tiers: KvTiersUse | None = Field(None, description="with scheduler.kv_tiers")
+    spec_decode: SpecDecode | None = Field(None, description="with scheduler.speculative")
+    router: RouterFigures | None = Field(None, description="with several replicas, where a router sends requests")
+    swap: Swap | None = Field(None, description="with scheduler.preemption: swap")
+    client_queue_time_s: Distribution | None = Field(
+        None, description="with a cap on requests in flight: how long those waited at the client that were sent"
+    )
+    classes: list[ClassFigures] | None = Field(
+        None, description="with classes of requests, in their order; requests injected into the run have none"
+    )

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from pimserve.device_models.operators import CATEGORIES
 from pimserve.device_models.plan import FS_PER_S, PJ_PER_J
 from pimserve.loadgen.spec import PS_PER_S
 from pimserve.scheduler.distributions import distribution
 from pimserve.scheduler.fleet import DECODE, PREFILL, Pool
 from pimserve.scheduler.handover import HandoverFigures
+from pimserve.scheduler.latency_sections import Distribution
 from pimserve.scheduler.simulation import Served
 from pimserve.scheduler.steplog import StepLog, passive_pj
 from pimserve.scheduler.summary_sections import Batch, DramCompute, Energy, Handover, Kv, PoolsUse, PoolUse
+from pimserve.scheduler.totals import EnergyPart
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,11 @@ def batch_use(logs: Sequence[StepLog]) -> Batch:
     """Steps of some replicas."""
     steps = sum(log.steps for log in logs)
     alone = 1 - sum(log.mixed_steps for log in logs) / steps if steps else None
-    return Batch(mean_requests=_mean_requests(logs), steps=steps, decode_only_share=alone)
+    of_groups: dict[str, float | None] = {}
+    if any(log.costs.plan.engine_cores > 1 for log in logs):
+        time_fs = sum(log.costs.plan.engine_cores * log.busy_fs for log in logs)
+        of_groups["group_wait_share"] = sum(log.waited_fs for log in logs) / time_fs if time_fs else None
+    return Batch(mean_requests=_mean_requests(logs), steps=steps, decode_only_share=alone, **of_groups)
 
 
 def logs_of(served: Served, pool: Pool) -> list[StepLog]:
@@ -56,7 +62,9 @@ def _joules(active_pj: int, passive_pj: Sequence[int | None]) -> tuple[float, fl
 def energy_use(served: Served, passive_pj: Sequence[int | None], hardware: Hardware) -> Energy:
     """Energy of all devices, given the passive energy of each pool."""
     logs, tokens = served.logs, int(served.table["emitted_tokens"].sum())
-    by_part = {key: sum(log.energy_pj[key] for log in logs) for key in logs[0].energy_pj}
+    by_part: Counter[EnergyPart] = Counter()
+    for log in logs:
+        by_part.update(log.energy_pj)
     joules, active, passive = _joules(sum(by_part.values()), passive_pj)
     tdp_w, known = hardware.tdp_w, [pj is not None for pj in passive_pj]
     told = "counted" if all(known) else "partly_known" if any(known) else "not_known"
@@ -71,7 +79,7 @@ def energy_use(served: Served, passive_pj: Sequence[int | None], hardware: Hardw
             category: DramCompute(
                 dram=by_part[category, "dram"] / PJ_PER_J, compute=by_part[category, "compute"] / PJ_PER_J
             )
-            for category in CATEGORIES
+            for category in dict.fromkeys(category for category, _ in by_part)
         },
         tdp_joules_per_output_token=tdp_w * served.end_s / tokens if tdp_w and tokens else None,
         passive_power=told if hardware.passive_power else "left_out",
@@ -119,8 +127,8 @@ def kv_use(served: Served, pools: Sequence[Pool]) -> Kv:
     )
 
 
-def pools_use(served: Served, handovers: HandoverFigures) -> PoolsUse:
-    """Figures of each pool, and of what goes from one to the other."""
+def pools_use(served: Served, handovers: HandoverFigures, percentiles: Sequence[float]) -> PoolsUse:
+    """Figures of each pool, and of what goes from one to the other, with these percentiles."""
     by_name = {pool.name: pool for pool in served.pools}
     busy_s = handovers.busy_fs / FS_PER_S
     return PoolsUse(
@@ -131,14 +139,19 @@ def pools_use(served: Served, handovers: HandoverFigures) -> PoolsUse:
             bytes=handovers.bytes,
             held=handovers.held,
             lost=handovers.lost,
-            waiting_s=distribution(np.array(handovers.waits_ps, np.int64) / PS_PER_S),
-            transfer_s=distribution(np.array(handovers.transfers_ps, np.int64) / PS_PER_S),
+            waiting_s=_distribution_ps(handovers.waits_ps, percentiles),
+            transfer_s=_distribution_ps(handovers.transfers_ps, percentiles),
             link_busy_share={
                 name: busy_s / (by_name[name].replicas * served.end_s) if served.end_s else None
                 for name in (PREFILL, DECODE)
             },
+            **({} if (ps := handovers.overlaps_ps) is None else {"overlapped_s": _distribution_ps(ps, percentiles)}),
         ),
     )
+
+
+def _distribution_ps(times_ps: Sequence[int], percentiles: Sequence[float]) -> Distribution:
+    return distribution(np.array(times_ps, np.int64) / PS_PER_S, percentiles)
 
 
 def _pool(served: Served, pool: Pool) -> PoolUse:

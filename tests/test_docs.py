@@ -128,7 +128,10 @@ def test_examples_run(path):
         except InputError as error:
             pytest.skip(str(error))
     few = max(20, whole.workload.concurrency or 0)
-    scenario = load_scenario(path, [f"workload.num_requests={few}", "run.warmup_s=0", "run.cooldown_s=0"])
+    counted = "num_requests" if whole.workload.sessions is None else "sessions.num_sessions"
+    scenario = load_scenario(path, [f"workload.{counted}={few}", "run.warmup_s=0", "run.cooldown_s=0"])
     summary, _ = serve(prepare(scenario))
-    assert summary["requests"]["finished"] == few
+    requests = summary["requests"]
+    assert requests["finished"] == requests["total"]
+    assert requests["total"] == few if whole.workload.sessions is None else requests["total"] > few
     assert summary["name"] == path.stem.replace("_", "-")

@@ -9,9 +9,14 @@ from typing import Any
 
 def at(document: object, path: str) -> Any:  # noqa: ANN401 whatever JSON holds
     """What is at a dotted path; None where there is nothing, as in a summary of another version."""
-    for key in path.split("."):
-        document = document.get(key) if isinstance(document, Mapping) else None
-    return document
+    if not isinstance(document, Mapping) or path in document:
+        return document[path] if isinstance(document, Mapping) else None
+    keys = path.split(".")
+    for depth in range(1, len(keys)):
+        name = ".".join(keys[:depth])  # which may hold a dot, as ttft_p99.9_s does
+        if name in document:
+            return at(document[name], ".".join(keys[depth:]))
+    return None
 
 
 def number(document: object, path: str) -> float | None:

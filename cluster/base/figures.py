@@ -14,6 +14,7 @@ _NAMES = {
     "ttft": "TTFT",
     "tpot": "TPOT",
     "itl": "ITL",
+    "itl_max": "ITL max",
     "e2e": "E2E",
     "fc": "FC",
     "attention_prefill": "attention, prefill",
@@ -33,7 +34,12 @@ _NAMES = {
 _WHOSE = {"experts", "hot"}  # before the names of units of experts' devices
 
 # Why requests are rejected, by the names of scheduler/requests.py.
-TOO_LONG = {"max_model_len": "longer than max_model_len", "kv_cache": "longer than the KV cache holds"}
+WHY_REJECTED = {
+    "max_model_len": "longer than max_model_len",
+    "kv_cache": "longer than the KV cache holds",
+    "queue_full": "as max_queued_requests waited",
+    "predicted_ttft": "as their first token would have come too late",
+}
 
 
 def count(value: int | None) -> str:

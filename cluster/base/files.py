@@ -23,6 +23,8 @@ _RESULTS = {
     "scenario.yaml",
     "requests.npy",
     "request_numbers.npy",
+    "request_sessions.npy",
+    "request_longest_gaps.npy",
     "steps.npy",
     "devices.npy",
     "commands.jsonl",
@@ -136,12 +138,13 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 @contextmanager
-def output_file(out: Path, exists: str | None = None) -> Iterator[IO[str]]:
-    """Open a text file that a user names, as `atomic_file` does.
+def output_file(out: Path, exists: str | None = None, *, encoding: str | None = "utf-8") -> Iterator[IO[Any]]:
+    """Open a file that a user names, as `atomic_file` does.
 
     Args:
         out: the file; what a link points to is written, not the link.
         exists: what to say if there is one; None: it is replaced, unless it belongs to a run's results.
+        encoding: of text; None for bytes.
 
     Raises:
         InputError: it cannot be written, or is none that may be replaced.
@@ -155,7 +158,7 @@ def output_file(out: Path, exists: str | None = None) -> Iterator[IO[str]]:
         if target.exists() and not target.is_file():
             raise InputError(str(out), "is no file that could be replaced")
         refuse_results(target, out)
-        with atomic_file(target, encoding="utf-8", replace=exists is None) as file:
+        with atomic_file(target, encoding=encoding, replace=exists is None) as file:
             yield file
     except OSError as error:
         if exists is not None and isinstance(error, FileExistsError):

@@ -25,6 +25,7 @@ from pimserve.cluster.cli import (
     serve_command,
     service_commands,
     sweep_command,
+    trace_commands,
     validate_command,
     verify_command,
 )
@@ -42,6 +43,7 @@ app = typer.Typer(
 )
 app.add_typer(validate_command.validate, name="validate")
 app.add_typer(metrics_command.metrics, name="metrics")
+app.add_typer(trace_commands.trace, name="trace")
 for name, command in (
     ("serve", serve_command.serve_command),
     ("launch", service_commands.launch_command),

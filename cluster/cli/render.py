@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,10 +10,11 @@ from rich import table as rich
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from pimserve.cluster.base.figures import TOO_LONG, count, figure, named, scale, share, written
+from pimserve.cluster.base.figures import WHY_REJECTED, count, figure, half_width, named, scale, share, written
 from pimserve.cluster.base.tables import Row, Table, table_of
 from pimserve.cluster.cli.terminal import add_rows, block, headed_table, plain_table, side_by_side, warning
 from pimserve.cluster.run.actor_tables import wire_table
+from pimserve.cluster.run.class_tables import class_tables, limits_of_all
 from pimserve.cluster.run.compare import precision_text
 from pimserve.cluster.run.group_schema import Groups
 from pimserve.cluster.run.group_tables import (
@@ -24,26 +25,35 @@ from pimserve.cluster.run.group_tables import (
     sharing_text,
     unit_rows,
 )
+from pimserve.cluster.run.latency_tables import latency_table, percentile_limit_table
 from pimserve.cluster.run.run_figures import FIGURE_AT, REQUESTS, unit_of, value_at
 from pimserve.cluster.run.summary_schema import PoolFigures, ServedSummary, Simulator, UnwrittenSummary
 from pimserve.cluster.run.summary_tables import (
+    autoscaling_table,
     breakdown_table,
+    client_table,
+    draft_table,
     fact_name,
     fact_text,
     fault_cost_table,
     handover_table,
-    latency_table,
+    load_wait_table,
     pool_table,
+    prefix_table,
+    router_table,
     stage_table,
+    swap_table,
+    tier_table,
 )
-from pimserve.scheduler.summary_sections import Latencies, Slo
 
 _THROUGHPUT = "throughput.output_tokens_per_s"
 _RATES = ("throughput.requests_per_s", "offered_requests_per_s", _THROUGHPUT, f"{_THROUGHPUT}_per_device")
 _SILICON = ("silicon_mm2", f"{_THROUGHPUT}_per_mm2")
 _ENERGIES = tuple(f"energy.{part}joules_per_output_token" for part in ("", "active_", "passive_"))
 _BATCHES = ("batch.mean_requests", "batch.steps", "batch.decode_only_share")
-_LOAD = (*_BATCHES, "kv.mean_use", "kv.peak_use", "kv.capacity_tokens")
+_OF_GROUPS = "batch.group_wait_share"
+_PERCENTILES = 5  # beside each other
+_KV = ("kv.mean_use", "kv.peak_use", "kv.capacity_tokens")
 
 
 def summary_report(summary: UnwrittenSummary) -> RenderableType:
@@ -53,17 +63,38 @@ def summary_report(summary: UnwrittenSummary) -> RenderableType:
         "",
         side_by_side(_requests(summary), _throughput(summary)),
         "",
-        _latency(summary.latency_s),
+        _latency(latency_table(summary.latency_s, summary.ci95.latency_s).narrow()),
         "",
-        side_by_side(_slo(summary.slo), block(_of_run("load", summary), Table("", ("",), _figures(summary, _LOAD)))),
+        side_by_side(_slo(summary), block(_of_run("load", summary), Table("", ("",), _load(summary)))),
         "",
         side_by_side(_units(summary), _breakdown(summary)),
     ]
+    if summary.slo.at_percentiles:
+        limits = percentile_limit_table(summary.slo.at_percentiles)
+        parts += ["", _headed(limits), *([Text(limits.note, style="dim")] if limits.note else [])]
     if summary.stages is not None:
         parts += ["", _headed(stage_table(summary.stages))]
+    for table in class_tables(summary.classes or ()):
+        parts += ["", _headed(table)]
+    clients = client_table(summary.sessions, summary.client_queue_time_s)
+    if clients is not None:
+        parts += ["", block("clients", clients)]
+    if summary.router is not None:
+        parts += ["", block(f"sent by router {summary.router.name}", router_table(summary.router))]
+    if summary.swap is not None:
+        parts += ["", block("swap", swap_table(summary.swap))]
+    if summary.prefix_cache is not None:
+        parts += ["", block("prefix cache", prefix_table(summary.prefix_cache))]
+    if summary.kv_tiers is not None:
+        tiers = block("tiers of KV cache", tier_table(summary.kv_tiers))
+        parts += ["", side_by_side(tiers, block("waiting for blocks", load_wait_table(summary.kv_tiers)))]
+    if summary.spec_decode is not None:
+        parts += ["", block("speculative decoding", draft_table(summary.spec_decode))]
     if summary.pools is not None:
         pools = block("pools", pool_table(summary.pools))
         parts += ["", side_by_side(pools, block("hand-over of KV caches", handover_table(summary.pools.handover)))]
+    if summary.autoscaling is not None:
+        parts += ["", block("replicas", autoscaling_table(summary.autoscaling))]
     if summary.faults is not None:
         parts += ["", block("simulated faults", fault_cost_table(summary.faults))]
     for name, pool in summary.by_pool().items():
@@ -131,6 +162,19 @@ def _figures(summary: UnwrittenSummary, paths: Iterable[str]) -> list[Row]:
     return [Row(FIGURE_AT[path].label, (written(value_at(summary, path), unit_of(path)),)) for path in paths]
 
 
+def _load(summary: UnwrittenSummary) -> list[Row]:
+    """What steps had, and what data-parallel groups waited, where there are any."""
+    groups = () if value_at(summary, _OF_GROUPS) is None else (_OF_GROUPS,)
+    return _figures(summary, (*_BATCHES, *groups, *_KV))
+
+
+def _uncertain(summary: UnwrittenSummary, path: str) -> list[Row]:
+    """A rate, and below it how far it may be off."""
+    value, width = value_at(summary, path), value_at(summary.ci95, path)
+    rows = _figures(summary, [path])
+    return rows if value is None or width is None else [*rows, Row("  +-", (half_width(figure, value, width),))]
+
+
 def _requests(summary: UnwrittenSummary) -> rich.Table:
     requests = summary.requests
     preempted = count(requests.preempted)
@@ -138,9 +182,11 @@ def _requests(summary: UnwrittenSummary) -> rich.Table:
         preempted = f"{count(requests.preemptions)} times, {preempted}"
     rows = [(key, count(getattr(requests, key))) for key in ("total", "finished", "rejected", "unfinished")]
     rows.append(("preempted", preempted))
+    if requests.swaps:
+        rows.append(("by swap", count(requests.swaps)))
     if requests.truncated:
         rows.append((REQUESTS["truncated"], count(requests.truncated)))
-    rows += [(TOO_LONG[key], count(number)) for key, number in requests.rejected_by_reason if number]
+    rows += [(WHY_REJECTED[key], count(number)) for key, number in requests.rejected_by_reason if number]
     return block(_of_run("requests", summary), _table(rows))
 
 
@@ -151,43 +197,65 @@ def _throughput(summary: UnwrittenSummary) -> rich.Table:
     total, active, passive = _figures(summary, _ENERGIES)
     if energy.passive_joules is None:  # why there is none
         passive = replace(passive, cells=(named(energy.passive_power),))
-    rows = [*_figures(summary, _RATES), replace(total, label=title), active, passive]
+    rates = [row for path in _RATES for row in _uncertain(summary, path)]
+    rows = [*rates, replace(total, label=title), active, passive]
     if summary.silicon_mm2 is not None:
         rows += _figures(summary, _SILICON)
     return block("throughput and energy", Table("", ("",), rows))
 
 
-def _latency(latencies: Latencies) -> RenderableType:
-    table = latency_table(latencies).narrow()
+def _latency(table: Table) -> RenderableType:
+    """As many tables as five percentiles each need."""
+    moments = table.columns[:-1]
+    drawn: list[RenderableType] = []
+    for begin in range(1, len(moments), _PERCENTILES):
+        columns = [0, *range(begin, min(begin + _PERCENTILES, len(moments))), len(moments)]
+        drawn += [*([""] if drawn else []), _latencies(table, columns)]
+    notes = (*table.note.replace("± ", "+- ").split("; "), table.narrow_note)
+    return Group(*drawn, *(Text(note, style="dim") for note in notes if note))
+
+
+def _latencies(table: Table, columns: Sequence[int]) -> rich.Table:
+    """Some of the columns, of which those with a star have it right of the digits, not among them."""
     drawn = plain_table()
     drawn.add_column("latency", min_width=8)
     drawn.add_column("", min_width=3)
-    starred = table.columns.index("p99")  # a star stands right of the digits, not among them
-    for index, column in enumerate(table.columns):
-        heading = f"{column} " if index == starred else column
-        drawn.add_column(heading, justify="right", min_width=9, no_wrap=True)
-    rows = []
-    for row in table.rows:
-        cells = list(row.cells)
-        cells[starred] += "" if cells[starred].endswith("*") else " "
-        rows.append(replace(row, cells=tuple(cells)))
+    starred = {index for index in columns if any(row.cells[index].endswith("*") for row in table.rows)}
+    width = 9 if len(columns) <= 5 else 7
+    for index in columns:
+        heading = f"{table.columns[index]} " if index in starred else table.columns[index]
+        drawn.add_column(heading, justify="right", min_width=width, no_wrap=True)
+    rows = [
+        replace(
+            row,
+            cells=tuple(
+                f"{row.cells[index]} " if index in starred and not row.cells[index].endswith("*") else row.cells[index]
+                for index in columns
+            ),
+        )
+        for row in table.rows
+    ]
     add_rows(drawn, replace(table, rows=rows), units=True)
-    return Group(drawn, *(Text(note, style="dim") for note in (table.note, table.narrow_note) if note))
+    return drawn
 
 
-def _slo(slo: Slo) -> rich.Table:
-    rows = []
-    for key, limit in slo.limits.items():
-        size, unit = scale([limit], "s")
-        name = key.removesuffix("_s")
-        rows.append((f"{name.upper()} <= {limit / size:g} {unit}", share(slo.met.get(name))))
+def _slo(summary: UnwrittenSummary) -> rich.Table:
+    slo, rows = summary.slo, []
+    limits = limits_of_all(summary)
+    for name, met in slo.met.items():
+        label = f"{named(name)}, by class"
+        if (limit := limits.get(f"{name}_s")) is not None:
+            size, unit = scale([limit], "s")
+            label = f"{named(name)} <= {limit / size:g} {unit}"
+        rows.append((label, share(met)))
     if rows:
         rows += [
             ("attainment", share(slo.attainment)),
-            ("goodput, requests/s", figure(slo.goodput_requests_per_s)),
+            *((row.label, row.cells[0]) for row in _uncertain(summary, "slo.goodput_requests_per_s")),
             *((f"censored, {named(name)}", count(number)) for name, number in slo.censored.items() if number),
         ]
-    return block("SLO", _table(rows or [("no limits set", "")]))
+    nothing = "no limits of single requests" if slo.at_percentiles else "no limits set"
+    return block("SLO", _table(rows or [(nothing, "")]))
 
 
 def _units(summary: UnwrittenSummary) -> rich.Table:

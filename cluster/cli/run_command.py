@@ -31,7 +31,7 @@ class _Asked:
     scenario: ScenarioFile = None
     overrides: Overrides = None
     trace: Annotated[
-        str | None, typer.Option(metavar="FORMAT:PATH", help="Replay a trace, such as azure:trace.csv.")
+        str | None, typer.Option(metavar="[FORMAT:]PATH", help="Replay a trace, such as trace.csv or azure:trace.csv.")
     ] = None
     replay: Annotated[
         Path | None,

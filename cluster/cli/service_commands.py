@@ -51,7 +51,7 @@ def launch_command(
     scenario: ScenarioFile = None,
     overrides: Overrides = None,
     trace: Annotated[
-        str, typer.Option(metavar="FORMAT:PATH", help="Replay a trace of the server's folder for traces.")
+        str, typer.Option(metavar="[FORMAT:]PATH", help="Replay a trace of the server's folder for traces.")
     ] = "",
     speed: Annotated[
         str | None,

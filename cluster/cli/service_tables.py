@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from pimserve.cluster.base.figures import ABSENT, TOO_LONG, count, figure, named, scaled, share
+from pimserve.cluster.base.figures import ABSENT, WHY_REJECTED, count, figure, named, scaled, share
 from pimserve.cluster.cli.terminal import headed_table
 from pimserve.cluster.client.answers import (
     DeviceGroup,
@@ -16,6 +16,7 @@ from pimserve.cluster.client.answers import (
     GroupTime,
     Latencies,
     Ledgers,
+    LimitAtPercentile,
     Placement,
     ReplicaPlacement,
     Replicas,
@@ -23,6 +24,7 @@ from pimserve.cluster.client.answers import (
     Run,
 )
 from pimserve.cluster.run.group_schema import TIMES
+from pimserve.cluster.run.latency_tables import VERDICTS
 
 _MOST_REPLICAS = 40  # rows; --json has all
 _BYTES_PER_GB = 10**9
@@ -73,12 +75,15 @@ def run_page(run: Run, replicas: Replicas, latencies: Latencies) -> RenderableTy
         *(run_line(run), "", replica_table(replicas), "", latency_table(latencies), ""),
         *([window] if window else []),
         slo_line(latencies),
+        *(["", limit_table(latencies.at_percentiles)] if latencies.at_percentiles else []),
     )
 
 
 def replica_table(replicas: Replicas) -> RenderableType:
     """Queue and batch of every replica."""
-    table = headed_table("replica", "", "running", "waiting", "decoding", "context", "KV", "steps", "left", left=2)
+    cached = any(state.prefix_cache for state in replicas.replicas)
+    names = ["running", "waiting", "decoding", "context", "KV", *(["prefix hits"] if cached else []), "steps", "left"]
+    table = headed_table("replica", "", *names, left=2)
     for state in replicas.replicas[:_MOST_REPLICAS]:
         table.add_row(
             f"{state.replica}",
@@ -88,6 +93,7 @@ def replica_table(replicas: Replicas) -> RenderableType:
             count(state.decoding),
             count(state.context_tokens),
             share(state.kv_blocks_used / state.kv_blocks if state.kv_blocks else None),
+            *([share(state.prefix_cache.hit_ratio if state.prefix_cache else None)] if cached else []),
             count(state.steps),
             count(state.left),
         )
@@ -120,13 +126,32 @@ def measured_line(latencies: Latencies) -> str:
 
 def slo_line(latencies: Latencies) -> str:
     """SLO attainment so far."""
-    if not latencies.limits_s:
+    if not latencies.limits_s and latencies.attainment is None:
         return "no SLO"
     limits = ", ".join(
         f"{named(name.removesuffix('_s'))} {scaled(limit, 's')}" for name, limit in latencies.limits_s.items()
     )
     censored = f", {count(latencies.censored)} censored" if latencies.censored else ""
-    return f"SLO ({limits}): {share(latencies.attainment)} of {count(latencies.left)} requests{censored}"
+    return (
+        f"SLO ({limits or 'of classes'}): {share(latencies.attainment)} of {count(latencies.left)} requests{censored}"
+    )
+
+
+def limit_table(limits: Sequence[LimitAtPercentile]) -> RenderableType:
+    """What limits at percentiles came to so far."""
+    table = headed_table("limit at a percentile", "limit", "so far", "margin", "n", "verdict")
+    for each in limits:
+        latency, percentile, _ = each.name.split("_")
+        sign = "" if each.margin_s is None else "-" if each.margin_s < 0 else "+"
+        table.add_row(
+            f"{named(latency)} {percentile}",
+            scaled(each.limit_s, "s"),
+            scaled(each.measured_s, "s"),
+            sign + scaled(None if each.margin_s is None else abs(each.margin_s), "s"),
+            count(each.count),
+            VERDICTS[each.passed],
+        )
+    return table
 
 
 def request_page(request: Request) -> RenderableType:
@@ -134,7 +159,7 @@ def request_page(request: Request) -> RenderableType:
     table = headed_table(f"request {request.request}", "")
     table.add_row("state", request.state)
     if request.reject_reason is not None:
-        table.add_row("reason", TOO_LONG[request.reject_reason])
+        table.add_row("reason", WHY_REJECTED[request.reject_reason])
     table.add_row("tokens in, out", f"{count(request.input_tokens)}, {count(request.output_tokens)}")
     table.add_row("replica", ABSENT if request.replica is None else f"{request.replica}")
     for label, time_s in (

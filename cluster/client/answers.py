@@ -83,8 +83,23 @@ class Validated:
 
 
 @dataclass(frozen=True, slots=True)
+class PrefixCacheState:
+    """What a replica's prefix cache was asked for so far, and holds."""
+
+    queried_tokens: int
+    hit_tokens: int
+    evicted_blocks: int
+    cached_blocks: int
+
+    @property
+    def hit_ratio(self) -> float | None:
+        """Share of the tokens that were cached; None: nothing was looked up."""
+        return self.hit_tokens / self.queried_tokens if self.queried_tokens else None
+
+
+@dataclass(frozen=True, slots=True)
 class Replica:
-    """Queue and batch of a replica."""
+    """Queue and batch of a replica; `prefix_cache` is None where it has none."""
 
     replica: int
     pool: str
@@ -98,6 +113,7 @@ class Replica:
     kv_blocks_used: int
     kv_blocks: int
     left: int
+    prefix_cache: PrefixCacheState | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +128,8 @@ class Replicas:
 class Request:
     """A request's life: `state` is expected, waiting, prefill, decode, finished or rejected.
 
-    `reject_reason` is what it is too long for: max_model_len or kv_cache.
+    `reject_reason` is what it is too long for: max_model_len or kv_cache; or why the replica was too busy for it:
+    queue_full or predicted_ttft.
     """
 
     simulated_s: float
@@ -145,6 +162,22 @@ class Latency:
 
 
 @dataclass(frozen=True, slots=True)
+class LimitAtPercentile:
+    """A limit at a percentile, such as ttft_p99_s, of `count` samples: what it came to so far.
+
+    `measured_s` is None without samples, or where it is of requests never served; `passed` without samples only.
+    """
+
+    name: str
+    limit_s: float
+    measured_s: float | None
+    passed: bool | None
+    margin_s: float | None
+    count: int
+    enough_samples: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Latencies:
     """Latencies by name (ttft, tpot, e2e, queue, itl), and of the requests that left how many met the SLO.
 
@@ -163,6 +196,7 @@ class Latencies:
     attainment: float | None
     limits_s: dict[str, float]
     censored: int = 0
+    at_percentiles: tuple[LimitAtPercentile, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,7 +370,8 @@ def latencies(message: sched.GetLatenciesResponse) -> Latencies:
         )
         for latency in message.latencies
     }
-    slo = {field.name: _value(message.slo, field, None) for field in message.slo.DESCRIPTOR.fields}
+    hints = _hints(Latencies)
+    slo = {field.name: _value(message.slo, field, hints[field.name]) for field in message.slo.DESCRIPTOR.fields}
     return read(Latencies, message, latencies=by_name, **slo)
 
 

@@ -181,7 +181,7 @@ def launch(
     Args:
         scenario: YAML; empty for the embedded defaults.
         overrides: "path=value" each.
-        trace: FORMAT:PATH, a file below the folder that the server has for traces.
+        trace: PATH or FORMAT:PATH, a file or folder below the folder that the server has for traces.
         speed: simulated seconds per second; 0: as fast as possible.
         paused: hold it before its first step.
         idempotency_key: a second launch with the same key gives the run of the first.

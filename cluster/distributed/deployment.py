@@ -19,7 +19,6 @@ from pimserve.cluster.base.supervisor import Patience
 from pimserve.cluster.distributed.actor_ledgers import DeviceActorState, passed_by_device
 from pimserve.cluster.distributed.device_port import DevicePort, Devices
 from pimserve.cluster.distributed.device_results import device_table, wire
-from pimserve.cluster.distributed.devices.compile import refuse_hot_experts
 from pimserve.cluster.distributed.devices.conservation import Exchanged
 from pimserve.cluster.distributed.devices.driver import DeviceDriver, DriverSettings, HostPlace
 from pimserve.cluster.distributed.devices.ledger_check import check_hand_overs, check_ledgers
@@ -32,9 +31,12 @@ from pimserve.cluster.distributed.shards.shard_client import ShardClient
 from pimserve.cluster.scenario.device_groups import device_groups
 from pimserve.cluster.scenario.placement import PlacedPool
 from pimserve.cluster.scenario.prepared import Prepared
+from pimserve.errors import InputError
 from pimserve.scheduler.fleet import Fleet, RowSink
 from pimserve.scheduler.requests import RequestTable
-from pimserve.scheduler.shard import Shard, ShardPort
+from pimserve.scheduler.router import make_router
+from pimserve.scheduler.shard import Shard
+from pimserve.scheduler.shard_port import ShardPort
 from pimserve.scheduler.simulation import Served
 
 if TYPE_CHECKING:
@@ -101,8 +103,8 @@ class Distributed:
         for log in served.logs:
             of_replica = [ledger for ledger in ledgers if ledger.replica == log.costs.replica]
             pool = next(pool for pool in self._prepared.pools if log.costs.replica in pool.numbers)
-            attention = pool.groups[0].devices_per_replica if pool.groups else None
-            check_ledgers(of_replica, log, self._driver.last_blocks[log.costs.replica], attention)
+            sizes = [group.devices_per_replica for group in pool.members]
+            check_ledgers(of_replica, log, self._driver.last_blocks[log.costs.replica], sizes)
         handed_bytes = 0 if served.handovers is None else served.handovers.bytes
         check_hand_overs(ledgers, exchanged, self._driver.handed_blocks, handed_bytes)
         home = {(state.ledger.replica, state.ledger.device): state.host for state in states}
@@ -196,8 +198,6 @@ def distributed(prepared: Prepared, cluster: RayCluster | None, spread: Spread) 
         InputError: it cannot be spread so, or there is no place for it.
     """
     token = secrets.token_urlsafe(24)
-    if spread.devices is not None:
-        refuse_hot_experts(prepared.pools)
     specs = host_specs(prepared, spread.checked(prepared.replicas), token)
     patience = Patience(silence_s=spread.host_timeout_s)
     if cluster is None:
@@ -215,7 +215,18 @@ def distributed(prepared: Prepared, cluster: RayCluster | None, spread: Spread) 
 
 
 def host_specs(prepared: Prepared, spread: Spread, token: str) -> list[HostSpec]:
-    """The hosts that a run needs, shards first."""
+    """The hosts that a run needs, shards first.
+
+    Raises:
+        InputError: it runs in one process only.
+    """
+    if getattr(make_router(prepared.scenario.scheduler.router), "prefixes", ""):
+        raise InputError(
+            "scheduler.router",
+            "goes by prefixes, which is modelled in one process only: such routers see first tokens as they come",
+        )
+    if prepared.scenario.scheduler.kv_tiers:
+        raise InputError("scheduler.kv_tiers", "are modelled in one process only: run without actors and shards")
     specs = []
     if spread.devices != "lockstep":
         names = map(_shard_name, range(spread.shards))

@@ -19,7 +19,7 @@ from pimserve.cluster.distributed.recovery import Recovery
 from pimserve.scheduler.control import Ledger
 from pimserve.scheduler.fleet import DECODE, Fleet, RowSink
 from pimserve.scheduler.requests import RequestTable
-from pimserve.scheduler.shard import Order, Report, ShardPort
+from pimserve.scheduler.shard_port import Order, Report, ShardPort
 from pimserve.scheduler.steplog import StepLog
 
 _CLOSE_S = 0.5  # wall time between two checks of all that devices did and exchanged
@@ -50,7 +50,7 @@ class Devices:
         recovery.call(driver.connect)
         self._fleet = fleet
         self._table = table
-        self._kv_cache = fleet.pools[-1].kv_cache(fleet.spec)  # of those who take over
+        self._kv_cache = fleet.pools[-1].kv_cache(fleet.spec, fleet.most_tokens)  # of those who take over
         self._coming: dict[int, tuple[int, _Parts]] = {}  # by request: when its KV cache is there, and its parts
         self._devices = {number: per_replica[pool.name] for pool in fleet.pools for number in pool.numbers}
         self._window = 0

@@ -22,7 +22,8 @@ from prometheus_client.utils import floatToGoString
 
 from pimserve.cluster.base.files import output_file, unwritable, write_json
 from pimserve.cluster.metrics.collector import registry
-from pimserve.cluster.metrics.families import FAMILIES, Family
+from pimserve.cluster.metrics.families import FAMILIES
+from pimserve.cluster.metrics.family import Family
 from pimserve.cluster.metrics.layout import Layout
 from pimserve.cluster.metrics.replay import replay
 from pimserve.cluster.metrics.run_metrics import Array, RunMetrics, metrics_of, run_id_of
@@ -175,6 +176,8 @@ def write_moments(runs: Sequence[Sequence[Moment]], target: IO[str]) -> dict[str
 def _head_and_names(family: Family, layouts: Sequence[Layout]) -> tuple[str, Iterator[str]]:
     """What a family is, and names and labels of its samples at a moment, as the library writes them."""
     runs = [RunMetrics.zero(layout) for layout in layouts]
+    for run in runs:
+        run.values[family.name] = np.zeros(len(run.layout.keys[family.name]))  # what is no number would have no name
     text = generate_latest(registry([family], lambda: runs), escaping=ALLOWUTF8)  # type: ignore[no-untyped-call]
     *lines, _ = text.decode().splitlines(keepends=True)  # without the end
     return "".join(lines[:2]), (line.rpartition(" ")[0] for line in lines[2:])

@@ -4,9 +4,10 @@ How far off a quantile is that Prometheus reads: `histogram_quantile(q, ...)` lo
 cumulative count reaches q n, which is the one that holds the sample of nearest rank, ceil(q n), and takes a point
 between a and b by the rank's place among the bucket's samples. Both lie in (a, b], the sample anywhere: it may be just
 above a where the point is b (the last of a bucket whose samples are all small), or b where the point is near a. So the
-error is below (b - a) / a = ratio - 1 of the sample, and no interpolation does better on every set of samples. 25
-bounds per decade are a ratio of 10**(1/25) = 1.0965, which rounding to four digits raises to 1.0971: within 9.8 %, with
-the 2**-12 by which histograms of steps and gaps may take a sample for one beyond a bound.
+error is below (b - a) / a = ratio - 1 of the sample, and no interpolation does better on every set of samples. (Where
+q n is whole, it may be a little more in floating point: 0.07 of 100 samples is then the 8th, not the 7th.) 25 bounds
+per decade are a ratio of 10**(1/25) = 1.0965, which rounding to four digits raises to 1.0971: within 9.8 %, with the
+2**-12 by which histograms of steps and gaps may take a sample for one beyond a bound.
 """
 
 from __future__ import annotations

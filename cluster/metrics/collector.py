@@ -15,7 +15,8 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from pimserve.cluster.metrics.families import MERGED_ABOVE, Family
+from pimserve.cluster.metrics.families import MERGED_ABOVE
+from pimserve.cluster.metrics.family import Family
 from pimserve.cluster.metrics.run_metrics import RunMetrics
 
 _MERGED = (

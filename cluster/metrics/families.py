@@ -1,48 +1,20 @@
 """The metric families: names, labels, help and buckets. Times are simulated unless their help says wall clock.
 
-Names follow OpenMetrics 1.0 and what `promtool check metrics` asks for; buckets are in buckets.py. Not modelled, so
-absent: prefix caches and swapping. Bytes of KV caches are in the data type of the model's catalogue entry.
+Names follow OpenMetrics 1.0 and what `promtool check metrics` asks for; buckets are in buckets.py. Bytes of KV caches
+are in the data type of the model's catalogue entry.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
-
 from pimserve.cluster.metrics.buckets import E2E, ITL, LENGTHS, SECONDS, TTFT
+from pimserve.cluster.metrics.device_families import DEVICE_FAMILIES
+from pimserve.cluster.metrics.family import DECISION, ENGINE, RUN, Family
+from pimserve.cluster.metrics.part_families import PART_FAMILIES
 from pimserve.scheduler.steplog import STEP_TOKENS
 
-Kind = Literal["counter", "gauge", "histogram", "info"]
-RUN = ("run_id",)
-ENGINE = ("run_id", "engine", "role")
-DEVICE = ("run_id", "engine", "role", "device_model")
-GROUP = (*DEVICE, "group")
-
 ALL_ENGINES = "all"  # the engine label of merged histograms, which hold the samples of every engine of a role
+MOST_STAGES = 32  # that have series of their own: each has some 600
 MERGED_ABOVE = 8  # engines: a histogram has up to 200 buckets, and each engine as many series of it
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """A metric family.
-
-    Args:
-        name: as exposed; counters end in _total.
-        kind: of metric.
-        help: one sentence.
-        labels: names, in order.
-        bounds: upper bounds of a histogram's buckets, without +Inf.
-        slo: the SLO limit that is merged into the bounds.
-    """
-
-    name: str
-    kind: Kind
-    help: str
-    labels: tuple[str, ...]
-    bounds: tuple[float, ...] = ()
-    slo: Literal["", "ttft_s", "tpot_s", "e2e_s"] = ""
-
 
 FAMILIES = (
     Family(
@@ -58,10 +30,37 @@ FAMILIES = (
     Family("pimserve_requests_expected", "gauge", "Requests of the whole workload.", RUN),
     Family("pimserve_requests_arrived_total", "counter", "Requests that have arrived.", RUN),
     Family("pimserve_requests_total", "counter", "Requests that have left, by how.", (*RUN, "outcome")),
+    # Clients that wait for answers; 0 in runs without such.
+    Family(
+        "pimserve_sessions_active",
+        "gauge",
+        "Sessions that have begun, and have requests under way or to come.",
+        RUN,
+    ),
+    Family(
+        "pimserve_sessions_thinking",
+        "gauge",
+        "Active sessions without a request under way: between two turns, or while tools work.",
+        RUN,
+    ),
+    Family(
+        "pimserve_users_thinking",
+        "gauge",
+        "Users of a closed loop with think times who have had their answers and will send more requests.",
+        RUN,
+    ),
+    Family(
+        "pimserve_client_requests_waiting",
+        "gauge",
+        "Requests that are due, and wait at the client for others to end under a cap on requests in flight"
+        " (workload.max_concurrency).",
+        RUN,
+    ),
     Family(
         "pimserve_admission_rejections_total",
         "counter",
-        "Rejected requests, by what they are too long for: max_model_len, or the KV cache of a replica (kv_cache).",
+        "Rejected requests, by what they are too long for: max_model_len, or the KV cache of a replica (kv_cache);"
+        " or by what it was too busy for: max_queued_requests (queue_full), or early_rejection (predicted_ttft).",
         (*RUN, "reason"),
     ),
     Family(
@@ -84,6 +83,33 @@ FAMILIES = (
         (*RUN, "state"),
     ),
     Family("pimserve_slo_limit_seconds", "gauge", "Limit of the service-level objective.", (*RUN, "slo")),
+    # Limits at percentiles, such as ttft_p99.
+    Family(
+        "pimserve_slo_percentile_limit_seconds",
+        "gauge",
+        "Limit of a percentile; slo is its key in the scenario without _s, such as ttft_p99.",
+        (*RUN, "slo"),
+    ),
+    Family(
+        "pimserve_slo_percentile_seconds",
+        "gauge",
+        "The percentile so far, of measured requests that have left or of gaps between tokens, within 2^-12 of its"
+        " value. Absent without samples, infinite where it is of requests never served.",
+        (*RUN, "slo"),
+    ),
+    Family(
+        "pimserve_slo_percentile_margin_seconds",
+        "gauge",
+        "The limit less the percentile: below 0 where the run fails it.",
+        (*RUN, "slo"),
+    ),
+    Family(
+        "pimserve_slo_percentile_met",
+        "gauge",
+        "1 while the percentile is at most its limit, 0 while it is above. Absent without samples.",
+        (*RUN, "slo"),
+    ),
+    *PART_FAMILIES,
     # Engines: replicas, in the words of vLLM.
     Family("pimserve_engine_up", "gauge", "1 while the replica takes part, 0 while it has failed.", ENGINE),
     Family("pimserve_requests_running", "gauge", "Requests that have KV blocks.", ENGINE),
@@ -98,7 +124,45 @@ FAMILIES = (
     Family("pimserve_prompt_tokens_total", "counter", "Prompt tokens computed, recomputed ones too.", ENGINE),
     Family("pimserve_generation_tokens_total", "counter", "Tokens sampled.", ENGINE),
     Family("pimserve_preemptions_total", "counter", "Preemptions of the requests that have finished.", ENGINE),
+    Family("pimserve_swaps_total", "counter", "Of these, those by swap to host memory.", ENGINE),
     Family("pimserve_steps_total", "counter", "Steps of the engine.", ENGINE),
+    # Prefix caches; no series in runs without such.
+    Family(
+        "pimserve_prefix_cache_queried_tokens_total",
+        "counter",
+        "Tokens of admitted requests, looked up in the prefix cache; once more after a preemption.",
+        ENGINE,
+    ),
+    Family(
+        "pimserve_prefix_cache_hit_tokens_total",
+        "counter",
+        "Of these, those that were cached, and not computed.",
+        ENGINE,
+    ),
+    Family(
+        "pimserve_prefix_cache_evicted_blocks_total",
+        "counter",
+        "Cached blocks that were forgotten, as others needed them.",
+        ENGINE,
+    ),
+    Family(
+        "pimserve_prefix_cache_blocks",
+        "gauge",
+        "KV blocks that can be found by their tokens, whether requests hold them or not.",
+        ENGINE,
+    ),
+    # Drafts that steps verify; no series in runs without such.
+    Family("pimserve_spec_decode_drafts_total", "counter", "Decoding requests of all steps that had drafts.", ENGINE),
+    Family("pimserve_spec_decode_draft_tokens_total", "counter", "Tokens that were drafted.", ENGINE),
+    Family(
+        "pimserve_spec_decode_accepted_tokens_total", "counter", "Of these, those that became part of outputs.", ENGINE
+    ),
+    Family(
+        "pimserve_router_decisions_total",
+        "counter",
+        "Requests that the router sent to a replica, by why it did; no series in runs with one replica.",
+        DECISION,
+    ),
     # Distributions.
     Family(
         "pimserve_time_to_first_token_seconds",
@@ -159,88 +223,7 @@ FAMILIES = (
     Family("pimserve_step_tokens", "histogram", "Tokens that a step computes.", ENGINE, STEP_TOKENS),
     Family("pimserve_request_prompt_tokens", "histogram", "Prompt length of finished requests.", ENGINE, LENGTHS),
     Family("pimserve_request_generation_tokens", "histogram", "Output length of finished requests.", ENGINE, LENGTHS),
-    # Devices.
-    Family(
-        "pimserve_device_busy_seconds_total",
-        "counter",
-        "Busy time of a unit, in the mean over the devices of the replica.",
-        (*DEVICE, "unit"),
-    ),
-    Family(
-        "pimserve_busiest_device_busy_seconds_total",
-        "counter",
-        "Busy time of a unit on the device of the replica where it has most to do.",
-        (*DEVICE, "unit"),
-    ),
-    Family(
-        "pimserve_operator_time_seconds_total", "counter", "Time of a step that operators take.", (*DEVICE, "operator")
-    ),
-    Family(
-        "pimserve_device_energy_joules_total",
-        "counter",
-        "Energy of all devices of the replica: active energy by operator and part (dram, compute), and passive energy"
-        " (operator and part passive), what they draw whether they work or not, where it is known and not left out.",
-        (*DEVICE, "operator", "part"),
-    ),
-    Family(
-        "pimserve_link_bytes_total",
-        "counter",
-        "Bytes that all devices of the replica have sent over their links, by operator and link (intra_node,"
-        " inter_node, between_groups, inter_pool); of all-reduces those of a ring, whichever way their time is of;"
-        " operator handover is"
-        " what the KV caches of its finished requests brought from the"
-        " prefill pool.",
-        (*DEVICE, "operator", "link"),
-    ),
-    Family(
-        "pimserve_link_tokens_total",
-        "counter",
-        "Tokens whose vectors went over the link between groups of devices, by operator (dispatch, combine), one for"
-        " each layer and each device that they went to, as popularities of experts make expect.",
-        (*DEVICE, "operator", "link"),
-    ),
-    # Groups of devices, where routed experts have devices of their own; device_model is then the group's.
-    Family(
-        "pimserve_group_busy_seconds_total",
-        "counter",
-        "Time in which a group of devices of the replica worked, with the links among them; groups are attention and"
-        " experts.",
-        GROUP,
-    ),
-    Family(
-        "pimserve_group_idle_seconds_total",
-        "counter",
-        "Time in which a group of devices did not work, by what it waited for: the other group (other_group), what was"
-        " on its way between both (link), or a step (work). Idle and busy time add up to the time that has passed.",
-        (*GROUP, "cause"),
-    ),
-    Family(
-        "pimserve_group_devices",
-        "gauge",
-        "Devices of a group of the replica; those of hot experts, where these have their own, are group hot_experts.",
-        GROUP,
-    ),
-    Family("pimserve_group_weight_bytes", "gauge", "Weights in memory of each device of a group.", GROUP),
-    Family("pimserve_devices", "gauge", "Devices of the replica.", DEVICE),
-    Family(
-        "pimserve_device_weight_bytes",
-        "gauge",
-        "Weights in each device; where experts have devices of their own, in each of the others.",
-        DEVICE,
-    ),
-    Family(
-        "pimserve_device_kv_bytes",
-        "gauge",
-        "KV cache in use in all devices of the replica, in the model's data type.",
-        DEVICE,
-    ),
-    Family(
-        "pimserve_device_kv_capacity_bytes",
-        "gauge",
-        "KV cache of all devices of the replica, in the model's data type.",
-        DEVICE,
-    ),
-    Family("pimserve_device_tiers", "gauge", "Crossbar tiers of each chip, by use.", (*DEVICE, "state")),
+    *DEVICE_FAMILIES,
     # The simulator itself.
     Family(
         "pimserve_sim_events_total", "counter", "Spans of like steps that engines have executed, each in one go.", RUN
@@ -251,16 +234,18 @@ FAMILIES = (
     Family("pimserve_sim_memory_bytes", "gauge", "Resident memory of the run's process.", RUN),
 )
 BY_NAME = {family.name: family for family in FAMILIES}
-
-
-def bounds(family: Family, limits: dict[str, float]) -> tuple[float, ...]:
-    """Upper bounds of a histogram's buckets, the SLO limit among them.
-
-    Args:
-        family: of kind histogram.
-        limits: SLO limits, s, by name.
-    """
-    merged: Iterable[float] = family.bounds
-    if family.slo in limits:
-        merged = {*family.bounds, limits[family.slo]}
-    return tuple(sorted(float(bound) for bound in merged))
+PREFIX_CACHE = {  # families of prefix caches, and what of `PrefixFigures` they show
+    "pimserve_prefix_cache_queried_tokens_total": "queried_tokens",
+    "pimserve_prefix_cache_hit_tokens_total": "hit_tokens",
+    "pimserve_prefix_cache_evicted_blocks_total": "evicted_blocks",
+    "pimserve_prefix_cache_blocks": "cached_blocks",
+}
+SPEC_DECODE = {  # families of drafts, and what of `SpecDecodeFigures` they show
+    "pimserve_spec_decode_drafts_total": "drafts",
+    "pimserve_spec_decode_draft_tokens_total": "draft_tokens",
+    "pimserve_spec_decode_accepted_tokens_total": "accepted_tokens",
+}
+PERCENTILES_SO_FAR = tuple(
+    f"pimserve_{of}slo_percentile_{what}" for of in ("", "class_") for what in ("seconds", "margin_seconds", "met")
+)
+AT_PERCENTILES = tuple(name for name in BY_NAME if name.startswith("pimserve_slo_percentile_"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,15 +14,15 @@ from prometheus_client.utils import floatToGoString
 from pimserve import __version__
 from pimserve.cluster.metrics.families import (
     ALL_ENGINES,
+    AT_PERCENTILES,
     BY_NAME,
-    DEVICE,
-    ENGINE,
     FAMILIES,
-    GROUP,
     MERGED_ABOVE,
-    Family,
-    bounds,
+    MOST_STAGES,
+    PREFIX_CACHE,
+    SPEC_DECODE,
 )
+from pimserve.cluster.metrics.family import CLASS, CLASS_INFO, DECISION, DEVICE, ENGINE, GROUP, STAGE, Family, bounds
 from pimserve.cluster.scenario.document import Scenario
 from pimserve.cluster.scenario.placement import PlacedPool
 from pimserve.cluster.scenario.placement_spec import GROUP_NAMES, GROUPS
@@ -30,16 +30,24 @@ from pimserve.cluster.scenario.prepared import Prepared
 from pimserve.device_models.evaluate import units_of
 from pimserve.device_models.operators import CATEGORIES
 from pimserve.errors import InputError
+from pimserve.loadgen.objectives import Objectives
+from pimserve.loadgen.rate_stages import Stage, Stages
+from pimserve.loadgen.request_classes import ClassSpec
+from pimserve.loadgen.slo import LimitAtPercentile, SloSpec
+from pimserve.loadgen.workload import stages_ahead
+from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.fleet import DECODE
 from pimserve.scheduler.group_times import IDLE
 from pimserve.scheduler.handover import Link
 from pimserve.scheduler.outcomes import ALL
 from pimserve.scheduler.requests import REJECT_REASONS
+from pimserve.scheduler.router_protocol import REASONS
 from pimserve.scheduler.stability import STATES
+from pimserve.scheduler.totals import energy_categories
 
 HANDOVER = "handover"  # of KV caches, among the operators that use links
 Keys = tuple[tuple[str, ...], ...]
-_SLOS = ("ttft", "tpot", "e2e")
+_SLOS = ("ttft", "tpot", "e2e", "itl_max")
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,8 @@ class Layout:
         link_bytes: of each series of link bytes, bytes for each token that is computed, and for each that is sampled.
         link_tokens: of each series of link tokens, likewise.
         handover: how KV caches come from the prefill pool.
+        stages: of an arrival rate that steps, where these have series of their own.
+        classes: names of the classes of requests.
     """
 
     keys: Mapping[str, Keys]
@@ -65,6 +75,8 @@ class Layout:
     link_bytes: tuple[tuple[float, float], ...] = ()
     link_tokens: tuple[tuple[float, float], ...] = ()
     handover: Link | None = None
+    stages: Stages | None = None
+    classes: tuple[str, ...] = ()
 
     @property
     def run_id(self) -> str:
@@ -103,6 +115,8 @@ class Layout:
                 _pairs(document["link_bytes"]),
                 _pairs(document["link_tokens"]),
                 None if document["handover"] is None else Link(**document["handover"]),
+                None if document["stages"] is None else _stages(**document["stages"]),
+                tuple(document["classes"]),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError("metrics", f"no layout of this version: {type(error).__name__} {error}") from None
@@ -127,6 +141,10 @@ def layout_of(prepared: Prepared, run_id: str, *, speed: float, per_engine: bool
         histograms = tuple((run_id, ALL_ENGINES, name) for name in roles)
         rows = tuple(roles.index(name) for _, name in engines)
     of_run = _keys_of_run(prepared, run_id, speed)
+    stages = stages_ahead(prepared.scenario.workload, prepared.scenario.run.seed)
+    if stages is not None and len(stages.stages) > MOST_STAGES:
+        stages = None
+    classes, objectives = prepared.scenario.workload.classes or (), prepared.objectives
     keys: dict[str, Keys] = {}
     for family in FAMILIES:
         if family.labels[: len(DEVICE)] == DEVICE:
@@ -135,13 +153,23 @@ def layout_of(prepared: Prepared, run_id: str, *, speed: float, per_engine: bool
                 for number, pool in enumerate(replicas)
                 for more in _of_devices(family, pool)
             )
+        elif family.labels[: len(STAGE)] == STAGE:
+            numbers = range(0 if stages is None else len(stages.stages))
+            keys[family.name] = _of_parts(family, run_id, map(str, numbers), limited=bool(objectives.names()))
+        elif family.labels[: len(CLASS)] == CLASS:
+            keys[family.name] = _of_classes(family, run_id, classes, objectives)
         elif family.kind == "histogram":
             keys[family.name] = histograms
+        elif family.name in _without(prepared.scenario.scheduler):
+            keys[family.name] = ()
+        elif family.labels == DECISION:
+            shown = () if len(prepared.pools[0].numbers) == 1 else histograms
+            keys[family.name] = tuple((*key, reason) for key in shown if key[-1] != "decode" for reason in REASONS)
         elif family.labels == ENGINE:
             keys[family.name] = tuple((run_id, str(number), name) for number, name in engines)
         else:
             keys[family.name] = of_run.get(family.name, ((run_id,),))
-    limits = prepared.scenario.slo.limits()
+    limits = {name: objectives.all_limits_s(name) for name in objectives.names()}
     return Layout(
         keys,
         {family.name: bounds(family, limits) for family in FAMILIES if family.kind == "histogram"},
@@ -151,7 +179,39 @@ def layout_of(prepared: Prepared, run_id: str, *, speed: float, per_engine: bool
         tuple(_sent(pool, *names, "bytes_per_row") for pool in replicas for names in _links(pool)),
         tuple(_sent(pool, *names, "vectors_per_row") for pool in replicas for names in _links_between(pool)),
         prepared.link,
+        stages,
+        tuple(each.name for each in classes),
     )
+
+
+def _without(spec: SchedulerSpec) -> set[str]:
+    """Families of engines that have no series by these settings."""
+    caches = () if spec.enable_prefix_caching else PREFIX_CACHE
+    return {*caches, *(SPEC_DECODE if spec.speculative is None else ())}
+
+
+def _stages(stages: Sequence[Mapping[str, float]], first_s: float, last_s: float) -> Stages:
+    return Stages(tuple(Stage(**stage) for stage in stages), first_s, last_s)
+
+
+def _of_classes(family: Family, run_id: str, classes: Sequence[ClassSpec], objectives: Objectives) -> Keys:
+    """Labels of a family of classes."""
+    if family.labels == CLASS_INFO:
+        return tuple((run_id, each.name, each.owner, str(each.priority)) for each in classes)
+    if "slo" in family.labels:
+        slos = zip(classes, objectives.of_classes, strict=True)
+        return tuple(key for each, slo in slos for key in _at_percentiles(slo, run_id, each.name, gaps=False))
+    return _of_parts(family, run_id, (each.name for each in classes), limited=bool(objectives.names()))
+
+
+def _of_parts(family: Family, run_id: str, parts: Iterable[str], *, limited: bool) -> Keys:
+    """Labels of a family of stages or classes, by part; `limited`: whether there is an SLO."""
+    own: Sequence[tuple[str, ...]] = [()]
+    if "outcome" in family.labels:
+        own = [("finished",), ("rejected",)]
+    elif "result" in family.labels:
+        own = [("met",), ("missed",)] if limited else []
+    return tuple((run_id, part, *more) for part in parts for more in own)
 
 
 def _pairs(rows: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
@@ -161,8 +221,8 @@ def _pairs(rows: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ..
 def _keys_of_run(prepared: Prepared, run_id: str, speed: float) -> dict[str, Keys]:
     """Series of the families of a run that have labels beside `run_id`."""
     scenario = prepared.scenario
-    limits = scenario.slo.limits()
-    slos = [slo for slo in _SLOS if f"{slo}_s" in limits]
+    limits, names = scenario.slo.limits(), prepared.objectives.names()
+    slos = [slo for slo in _SLOS if f"{slo}_s" in names]
     judged = [*slos, ALL] if slos else []
     info = (
         run_id,
@@ -182,8 +242,19 @@ def _keys_of_run(prepared: Prepared, run_id: str, speed: float) -> dict[str, Key
         "pimserve_slo_censored_requests_total": tuple((run_id, slo) for slo in judged),
         "pimserve_run_stability": tuple((run_id, state) for state in STATES),
         "pimserve_slo_requests_total": tuple((run_id, slo, result) for slo in judged for result in ("met", "missed")),
-        "pimserve_slo_limit_seconds": tuple((run_id, slo) for slo in slos),
+        "pimserve_slo_limit_seconds": tuple((run_id, slo) for slo in slos if f"{slo}_s" in limits),
+        **dict.fromkeys(AT_PERCENTILES, _at_percentiles(scenario.slo, run_id, gaps=True)),
     }
+
+
+def limits_at_percentiles(slo: SloSpec, *, gaps: bool) -> list[LimitAtPercentile]:
+    """Those that have series; `gaps`: those of gaps between tokens too, which are not kept by class."""
+    return [limit for limit in slo.at_percentiles() if gaps or limit.latency != "itl"]
+
+
+def _at_percentiles(slo: SloSpec, *labels: str, gaps: bool) -> Keys:
+    """Labels of limits at percentiles: their keys without the unit, such as ttft_p99."""
+    return tuple((*labels, limit.key.removesuffix("_s")) for limit in limits_at_percentiles(slo, gaps=gaps))
 
 
 def _links(pool: PlacedPool) -> Sequence[tuple[str, str]]:
@@ -250,7 +321,7 @@ def _of_all_devices(family: Family, pool: PlacedPool) -> Sequence[tuple[str, ...
         return [(category,) for category in CATEGORIES]
     if family.name == "pimserve_device_energy_joules_total":
         passive = [("passive", "passive")] if pool.plan.passive is not None else []
-        return [*((category, part) for category in CATEGORIES for part in ("dram", "compute")), *passive]
+        return [*((name, part) for name in energy_categories(pool.plan) for part in ("dram", "compute")), *passive]
     if family.name == "pimserve_link_bytes_total":
         return _links(pool)
     if family.name == "pimserve_link_tokens_total":

@@ -44,9 +44,9 @@ def metered(
     factor = 0.0 if speed is None else parse_speed(speed)
     run_id = run_id_of(results_place(prepared, out, checkpoints))
     metrics = metrics_of(prepared, run_id, speed=factor, per_engine=options.per_engine)
-    slo, frontend_ps = prepared.scenario.slo, prepared.frontend_ps
-    feed = MetricsFeed(metrics, slo, frontend_ps=frontend_ps)
-    latencies = RunningLatencies(slo, frontend_ps=frontend_ps)
+    objectives, frontend_ps = prepared.objectives, prepared.frontend_ps
+    feed = MetricsFeed(metrics, objectives, frontend_ps=frontend_ps)
+    latencies = RunningLatencies(objectives, frontend_ps=frontend_ps)
     control = LiveControl(latencies, speed=factor, observer=feed)
     with exporting(options, feed.latest) as address:
         yield control, feed, address

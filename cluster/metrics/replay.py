@@ -2,8 +2,10 @@
 
 Requests count from the moment at which they left, steps from that of the span of equal steps that holds them: spans
 last up to some hundred steps, so that a moment may be as many ahead. What results do not tell is not a number: which
-prefill replica a request waited for, and the wall clock before the end. Nor do they tell how long requests that were
-preempted, handed over or moved waited between two tokens: inter-token latencies are those of steps alone.
+prefill replica a request waited for, what each prefix cache found, when a router chose what, how many drafts were
+accepted, and the wall clock before the end. Nor do they tell how long requests that were preempted, handed over or
+moved waited between two tokens:
+inter-token latencies are those of steps alone.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pimserve.cluster.metrics.families import PREFIX_CACHE, SPEC_DECODE
 from pimserve.cluster.metrics.feed import LedgerMetrics, RequestMetrics, set_usage
 from pimserve.cluster.metrics.run_metrics import RunMetrics, metrics_of
 from pimserve.cluster.run.history import History
@@ -41,7 +44,7 @@ def replay(
     prepared, requests = history.prepared, history.requests
     metrics = metrics_of(prepared, run_id, per_engine=per_engine)
     metrics.values["pimserve_requests_expected"][0] = len(requests)
-    finished = RequestMetrics(metrics, prepared.scenario.slo, frontend_ps=prepared.frontend_ps)
+    finished = RequestMetrics(metrics, prepared.objectives, frontend_ps=prepared.frontend_ps)
     ledgers = LedgerMetrics(metrics)
     columns = history.columns
     left_ps = np.where(columns["status"] == REJECTED, columns["arrival_ps"], columns["finish_ps"])
@@ -50,17 +53,25 @@ def replay(
     logs = [ReplicaProgress(history, replica) for replica in range(len(history.spans))]
     states = _States(history, metrics, columns)
     begin, ended = 0, False
+
+    def judge(mine: NDArray[np.int64], end_ps: int = 0) -> None:
+        gaps_ps = history.longest_gap_ps
+        finished.judge(columns, mine, None if gaps_ps is None else gaps_ps[mine], end_ps)
+
     for time_s in times_s:
         now_ps = round(time_s * PS_PER_S)
         last = time_s >= history.end_s
         end = len(gone) if last else int(np.searchsorted(left_ps[gone], now_ps, side="right"))
-        finished.add(columns, gone[begin:end], history.measured)
+        judge(finished.add(columns, gone[begin:end], history.measured))
         begin = end
         if last and not ended:
-            finished.end(columns, history.measured, now_ps)
+            judge(finished.end(columns, history.measured, now_ps), now_ps)
             ended = True
-        ledgers.set([log.until(now_ps, last=last) for log in logs], round(time_s * FS_PER_S))
+        done = [log.until(now_ps, last=last) for log in logs]
+        finished.show_limits(done)
+        ledgers.set(done, round(time_s * FS_PER_S))
         states.at(now_ps)
+        finished.show_clients(columns, history.senders, now_ps)
         values = metrics.values
         values["pimserve_virtual_time_seconds_total"][0] = time_s
         arrived = (columns["arrival_ps"] >= 0) & (columns["arrival_ps"] <= now_ps)
@@ -86,6 +97,8 @@ class _States:
         self._values = metrics.values
         self._pooled = len(history.prepared.pools) > 1
         self._values["pimserve_kv_cache_blocks"][:] = history.prepared.kv_blocks
+        for name in (*PREFIX_CACHE, *SPEC_DECODE, "pimserve_router_decisions_total"):
+            self._values[name][:] = np.nan
         faults = history.summary.faults
         self._down = down_s([] if faults is None else faults.events)
         self._prefill = np.array([role == "prefill" for _, role in metrics.layout.engines])

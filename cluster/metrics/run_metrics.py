@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pimserve.cluster.metrics.families import BY_NAME
-from pimserve.cluster.metrics.layout import Layout, kinds, layout_of, tiers
+from pimserve.cluster.metrics.families import BY_NAME, PERCENTILES_SO_FAR
+from pimserve.cluster.metrics.layout import Layout, kinds, layout_of, limits_at_percentiles, tiers
 from pimserve.cluster.scenario.prepared import Prepared
 from pimserve.errors import InputError
 
@@ -35,7 +35,7 @@ class RunMetrics:
 
     @classmethod
     def zero(cls, layout: Layout) -> RunMetrics:
-        """Of a run that has not begun: every series is there, and 0."""
+        """Of a run that has not begun: every series is there, and 0, or not a number without samples."""
         metrics = cls(layout)
         for name, keys in layout.keys.items():
             if BY_NAME[name].kind == "histogram":
@@ -43,7 +43,9 @@ class RunMetrics:
                 metrics.sums[name] = np.zeros(len(keys))
             else:
                 metrics.values[name] = np.zeros(len(keys))
-        metrics.values["pimserve_run_info"][:] = 1
+        for name in PERCENTILES_SO_FAR:
+            metrics.values[name][:] = np.nan
+        metrics.values["pimserve_run_info"][:] = metrics.values["pimserve_class_info"][:] = 1
         return metrics
 
     def copy(self) -> RunMetrics:
@@ -85,6 +87,14 @@ class RunMetrics:
         text, _, data = content.partition(b"\n")
         return cls.unpack(Layout.from_json(text.decode(errors="replace")), data)
 
+    def observe(self, name: str, rows: NDArray[np.int64], samples: Array) -> None:
+        """Put samples into a histogram, (n,) each: the row, and the value."""
+        counts, edges = self.counts[name], self.layout.bounds[name]
+        bucket = np.searchsorted(edges, samples)
+        flat = np.bincount(rows * counts.shape[1] + bucket, minlength=counts.size)
+        counts += flat.reshape(counts.shape)
+        self.sums[name] += np.bincount(rows, samples, minlength=len(counts))
+
     def _arrays(self) -> list[Array]:
         return [array for part in (self.values, self.counts, self.sums) for array in part.values()]
 
@@ -108,6 +118,12 @@ def metrics_of(prepared: Prepared, run_id: str, *, speed: float = 0.0, per_engin
     metrics.values["pimserve_slo_limit_seconds"][:] = [
         limits[f"{slo}_s"] for _, slo in metrics.layout.keys["pimserve_slo_limit_seconds"]
     ]
+    for of, slos in (("", (prepared.objectives.of_run,)), ("class_", prepared.objectives.of_classes)):
+        metrics.values[f"pimserve_{of}slo_percentile_limit_seconds"][:] = [
+            limit.limit_s for slo in slos for limit in limits_at_percentiles(slo, gaps=not of)
+        ]
+    if (stages := metrics.layout.stages) is not None:
+        metrics.values["pimserve_stage_offered_rate"][:] = [stage.rate_per_s for stage in stages.stages]
     replicas, model = prepared.pool_of_replica, prepared.model
     windowed = model.kv_bytes_per_token_layer * model.windowed_layers
     for name, values in {

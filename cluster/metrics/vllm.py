@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from pimserve.cluster.metrics.buckets import LENGTHS, VLLM_BOUNDS
-from pimserve.cluster.metrics.families import BY_NAME, Family, Kind
+from pimserve.cluster.metrics.families import BY_NAME
+from pimserve.cluster.metrics.family import Family, Kind
 from pimserve.cluster.metrics.layout import Keys, Layout
 from pimserve.cluster.metrics.run_metrics import Array, RunMetrics
 
@@ -25,6 +26,11 @@ SOURCES = {
     "vllm:prompt_tokens_total": "pimserve_prompt_tokens_total",
     "vllm:generation_tokens_total": "pimserve_generation_tokens_total",
     "vllm:num_preemptions_total": "pimserve_preemptions_total",
+    "vllm:prefix_cache_queries_total": "pimserve_prefix_cache_queried_tokens_total",
+    "vllm:prefix_cache_hits_total": "pimserve_prefix_cache_hit_tokens_total",
+    "vllm:spec_decode_num_drafts_total": "pimserve_spec_decode_drafts_total",
+    "vllm:spec_decode_num_draft_tokens_total": "pimserve_spec_decode_draft_tokens_total",
+    "vllm:spec_decode_num_accepted_tokens_total": "pimserve_spec_decode_accepted_tokens_total",
     _SUCCESS: "pimserve_engine_requests_total",
     "vllm:time_to_first_token_seconds": "pimserve_time_to_first_token_seconds",
     "vllm:inter_token_latency_seconds": "pimserve_inter_token_latency_seconds",

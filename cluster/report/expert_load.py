@@ -13,8 +13,8 @@ from pimserve.cluster.scenario.placement import PlacedPool
 from pimserve.device_models.aimc.crossbar_experts import CrossbarExperts
 from pimserve.device_models.evaluate import parts_of, shape_of
 from pimserve.device_models.expert_layout import SlotCounts
+from pimserve.device_models.expert_picks import draw_counts, mean_share, pick_probabilities
 from pimserve.device_models.experts import ExpertTerm
-from pimserve.device_models.routing import draw_counts, mean_share, pick_probabilities
 
 _DRAWS, _STREAM = 512, 5
 
@@ -56,7 +56,7 @@ def expert_load(history: History, pool: PlacedPool, shape: Shape) -> ExpertLoad 
     weights = history.prepared.scenario.routing.for_model(history.prepared.model).expert_weights(moe.experts, seed)
     laws = np.stack([pick_probabilities(row, moe.top_k) for row in weights])
     step = shape_of(pool.plan, shape.decodes, shape.context, shape.chunks, shape.outputs)
-    tokens = max(part.tokens for part in parts_of(pool.plan, step))
+    tokens = max(pool.plan.tokens_of(part) for part in parts_of(pool.plan, step))
     counts = draw_counts(np.random.default_rng([seed, _STREAM]), laws, tokens, -(-_DRAWS // len(laws)))
     term = pool.plan.experts
     slots = () if term is None else term.slots

@@ -8,9 +8,10 @@ from typing import Any
 
 from pimserve.cluster.base.figures import (
     ABSENT,
-    TOO_LONG,
+    WHY_REJECTED,
     count,
     figure,
+    half_width,
     known,
     named,
     scaled,
@@ -20,13 +21,15 @@ from pimserve.cluster.base.figures import (
 )
 from pimserve.cluster.base.tables import Table, table_of
 from pimserve.cluster.report.content import Tile
+from pimserve.cluster.run.class_tables import limits_of_all
 from pimserve.cluster.run.compare import Comparison, Quantity
 from pimserve.cluster.run.comparison_tables import quantity_table
 from pimserve.cluster.run.run_figures import FIGURES, REQUESTS, unit_of, value_at
 from pimserve.cluster.run.summary_schema import Summary
+from pimserve.scheduler.interval_sections import Ci95
 from pimserve.scheduler.summary_sections import Requests
 
-_LATENCY, _LATENCIES = "latency", "latency."
+_LATENCY, _LATENCIES, _CLASSES = "latency", "latency.", "classes"
 _BOUND = 0.5  # a unit that is busy for less of the time that replicas are is not what they wait for
 _GROUPS = {
     "requests": "Requests, whole run",
@@ -36,8 +39,10 @@ _GROUPS = {
     "load": "Load, whole run",
     "pools": "Hand-over of KV caches",
     "faults": "Simulated faults",
+    "autoscaling": "Replicas that join and leave",
     "groups": "Groups of devices, whole run",
     "busy": "Busy share of time, whole run",
+    _CLASSES: "Classes of requests",
 }
 
 
@@ -111,19 +116,22 @@ def _bottleneck(summary: Summary) -> list[Tile]:
 
 
 def run_tables(comparison: Comparison) -> list[Table]:
-    """All figures of the only run of a comparison, but latencies."""
+    """All figures of the only run of a comparison, but those that have sections of their own."""
     tables = []
     for group, quantities in _by_group(comparison).items():
-        if quantities and group != _LATENCY:
-            rows = [(quantity.label.strip(), _with_unit(quantity)) for quantity in quantities]
+        if quantities and group not in {_LATENCY, _CLASSES}:
+            intervals = comparison.runs[0].summary.ci95
+            rows = [(quantity.label.strip(), _with_unit(quantity, intervals)) for quantity in quantities]
             tables.append(table_of(_GROUPS[group], ("", ""), rows))
     return tables
 
 
-def _with_unit(quantity: Quantity) -> str:
-    """The figure of the only run."""
-    value = quantity.values[0]
-    return written(value, quantity.unit) if quantity.unit else _plain(value)
+def _with_unit(quantity: Quantity, intervals: Ci95) -> str:
+    """The figure of the only run, and how far it may be off if it is a rate."""
+    value, width = quantity.values[0], value_at(intervals, quantity.path)
+    if quantity.unit:
+        return written(value, quantity.unit)
+    return _plain(value) if value is None or width is None else f"{_plain(value)} ± {half_width(_plain, value, width)}"
 
 
 def _by_group(comparison: Comparison) -> dict[str, list[Quantity]]:
@@ -141,7 +149,7 @@ def _by_group(comparison: Comparison) -> dict[str, list[Quantity]]:
     limits = _limits(summaries)
     rejected, censored = "requests.rejected_by_reason", [*limits, "all"]
     where_any = [
-        *(quantity("requests", f"rejected, {words}", f"{rejected}.{reason}") for reason, words in TOO_LONG.items()),
+        *(quantity("requests", f"rejected, {words}", f"{rejected}.{reason}") for reason, words in WHY_REJECTED.items()),
         *(quantity("slo", f"censored, {named(name)}", f"slo.censored.{name}") for name in censored),
     ]
     groups["slo"] = [
@@ -161,8 +169,10 @@ def _limits(summaries: Sequence[Summary]) -> dict[str, str]:
     """The limit of each latency that has one, as text."""
     texts: dict[str, set[str]] = {}
     for summary in summaries:
-        for key, limit in known(summary.slo.limits).items():
-            texts.setdefault(key.removesuffix("_s"), set()).add(scaled(limit, "s"))
+        limits_s = limits_of_all(summary)
+        for name in known(summary.slo.met):
+            limit_s = limits_s.get(f"{name}_s")
+            texts.setdefault(name, set()).add("limits of classes" if limit_s is None else scaled(limit_s, "s"))
     return {name: limits.pop() if len(limits) == 1 else "the run's limit" for name, limits in texts.items()}
 
 

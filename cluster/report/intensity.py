@@ -23,6 +23,7 @@ from pimserve.cluster.scenario.placement import PlacedPool
 from pimserve.cluster.scenario.placement_spec import GROUPS, Group
 from pimserve.device_models.device import Roof
 from pimserve.device_models.evaluate import counts_of, evaluate, parts_of, shape_of, way_of
+from pimserve.device_models.expert_picks import expert_share
 from pimserve.device_models.experts import FEATURES
 from pimserve.device_models.mixed_plan import EXPERTS
 from pimserve.device_models.model import BYTES_PER_ELEMENT
@@ -38,9 +39,10 @@ from pimserve.device_models.operators import (
     operators_of,
 )
 from pimserve.device_models.plan import FS_PER_S, Chunk, CostPlan, DecodeAttentionTerm, PrefillAttentionTerm
-from pimserve.device_models.routing import POOL_SIZE, expert_share
+from pimserve.device_models.routing import POOL_SIZE
 from pimserve.device_models.split_experts import SplitExperts
 from pimserve.device_models.step import StepShape, seen_tokens
+from pimserve.device_models.verifying import verifying
 
 _DECODE_LAUNCH, _PREFILL_LAUNCH = "decode attention, launch", "prefill attention, launch"
 _EXPERT_LAUNCH = "experts, launch and sorting"
@@ -199,7 +201,7 @@ def _operators(history: History, pool: PlacedPool, group: Group | None) -> list[
     scenario, model = history.prepared.scenario, history.prepared.model
     cluster, lm_head = scenario.of_pool(pool.name).cluster, scenario.costs.lm_head
     if group is None:
-        return operators_of(model, cluster.split, lm_head=lm_head)
+        return verifying(operators_of(model, cluster.split, lm_head=lm_head), pool.plan.verify_tokens)
     assert cluster.two_groups is not None
     parts = cluster.two_groups.parts_of(group)
     return operators_of(model, cluster.of_group(group).split, lm_head=lm_head, parts=parts)
@@ -224,8 +226,9 @@ def _moving(
     def time_fs(name: str) -> int:
         return times[name].pop(0) if times.get(name) else 0
 
-    decode = {term.window_tokens: term for term in way_of(plan, step).terms}
-    prefill = {term.window_tokens: term for term in plan.prefill}
+    # Of those with one window, the model's own come before those that draft.
+    decode = {term.window_tokens: term for term in reversed(way_of(plan, step).terms)}
+    prefill = {term.window_tokens: term for term in reversed(plan.prefill)}
     for place, op in enumerate(operators):
         if isinstance(op, Gemm) and op.name in units:
             rows = counts[op.rows]
@@ -237,8 +240,8 @@ def _moving(
         elif isinstance(op, PrefillAttention) and prompts.prompts and op.window_tokens in prefill:
             work = _prefill(op, plan, prefill[op.window_tokens], prompts, time_fs(_PREFILL_LAUNCH), step.prefill_fs)
             yield place, replace(work, flops=share * work.flops, moved=share * work.moved)
-        elif isinstance(op, Experts) and plan.experts is not None and step.tokens:
-            yield place, _routed(history, pool, op, step.tokens, time_fs(_EXPERT_LAUNCH))
+        elif isinstance(op, Experts) and plan.experts is not None and plan.tokens_of(step):
+            yield place, _routed(history, pool, op, plan.tokens_of(step), time_fs(_EXPERT_LAUNCH))
 
 
 def _own(unit: str) -> str:
@@ -250,7 +253,7 @@ def _decode(
     op: DecodeAttention, plan: CostPlan, term: DecodeAttentionTerm, step: StepShape[int], launch_fs: int
 ) -> Work:
     tokens = op.layers * seen_tokens(op.window_tokens, step.decodes, step.context) / plan.data_parallel
-    alone = replace(plan, rows=(), decode=(term,), prefill=(), other_decode=None)
+    alone = replace(plan, rows=(), decode=(term,), prefill=(), other_decode=None, verify_tokens=1)
     time = evaluate(alone, shape_of(alone, step.decodes, step.context)).duration_fs + launch_fs
     name = _windowed("attention, decode", op.window_tokens)
     return Work(name, "attention_decode", tokens * op.flops, tokens * op.kv_bytes, time / FS_PER_S, (term.unit,))

@@ -10,7 +10,8 @@ from pimserve.cluster.base.figures import figure, known, named, scale, scaled, s
 from pimserve.cluster.report import charts
 from pimserve.cluster.report.inputs import ReportRun
 from pimserve.cluster.report.svg import Picture, picture
-from pimserve.device_models.operators import CATEGORIES
+from pimserve.cluster.run.class_tables import limits_of_all
+from pimserve.device_models.operators import CATEGORIES, EXPERT_REBALANCING
 from pimserve.scheduler.distributions import percentile
 from pimserve.scheduler.latencies import LATENCIES
 
@@ -22,6 +23,7 @@ _DEFINITIONS = {
 }
 
 
+_WITH_ENERGY = (*CATEGORIES, EXPERT_REBALANCING)
 _PASSIVE = "passive power"
 
 
@@ -45,7 +47,7 @@ def latency_pictures(runs: Sequence[Named]) -> list[Picture]:
         curves = [(run, latencies[key]) for run, latencies in samples if key in latencies and len(latencies[key])]
         if not curves:
             continue
-        limits = {run.run.summary.slo.limits.get(f"{key}_s") for run, _ in curves}
+        limits = {limits_of_all(run.run.summary).get(f"{key}_s") for run, _ in curves}
         limit = limits.pop() if len(limits) == 1 else None
         title = named(key) if key != "queue" else "Queue"
         alt = f"Cumulative distribution of {named(key)} over requests. "
@@ -145,7 +147,7 @@ def _energy(runs: Sequence[Named]) -> list[Picture]:
     if not of:
         return []
     size, unit = scale([sum(map(sum, parts.values())) for _, parts in of], "J")
-    names = [name for name in (*map(named, CATEGORIES), _PASSIVE) if any(name in parts for _, parts in of)]
+    names = [name for name in (*map(named, _WITH_ENERGY), _PASSIVE) if any(name in parts for _, parts in of)]
     title, label = "Energy per output token", f"{unit} per output token"
     if len(of) == 1:
         ((_, parts),) = of
@@ -167,7 +169,7 @@ def _energy(runs: Sequence[Named]) -> list[Picture]:
     )
     caption = "Of the whole run. "
     if len(of) == 1:
-        caption += "Memory: moving bytes from and to DRAM; compute: arithmetic; passive: "
+        caption += "Memory: moving bytes from and to DRAM; compute: arithmetic, or programming crossbars; passive: "
     else:
         caption += "Passive power is "
     caption += (
@@ -184,7 +186,7 @@ def _joules_per_token(run: ReportRun) -> dict[str, tuple[float, float, float]]:
     if not tokens:
         return {}
     joules_by_category = {}
-    for name in CATEGORIES:
+    for name in _WITH_ENERGY:
         parts = energy.joules_by_category.get(name)
         if parts is not None and (parts.dram or parts.compute):
             joules_by_category[named(name)] = ((parts.dram or 0.0) / tokens, (parts.compute or 0.0) / tokens, 0.0)

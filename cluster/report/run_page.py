@@ -14,18 +14,37 @@ from pimserve.cluster.report.inputs import ReportRun
 from pimserve.cluster.report.pictures import Named, breakdown_pictures, latency_pictures
 from pimserve.cluster.report.time_pictures import over_time_pictures
 from pimserve.cluster.run.actor_tables import device_actor_table, wire_table
+from pimserve.cluster.run.class_tables import class_tables
 from pimserve.cluster.run.compare import Run, compare_runs, precision_text
 from pimserve.cluster.run.group_tables import devices_text
+from pimserve.cluster.run.latency_tables import latency_table, percentile_limit_table
 from pimserve.cluster.run.run_figures import value_at
 from pimserve.cluster.run.summary_schema import Pools
 from pimserve.cluster.run.summary_tables import (
+    autoscaling_table,
     breakdown_table,
+    draft_table,
     fault_cost_table,
     handover_table,
-    latency_table,
+    load_wait_table,
     pool_table,
+    prefix_table,
+    router_table,
+    size_table,
+    stage_table,
+    swap_table,
+    tier_table,
 )
-from pimserve.scheduler.summary_sections import FaultFigures, FaultThatTookPlace
+from pimserve.scheduler.part_sections import ClassFigures, RouterFigures, StageFigures
+from pimserve.scheduler.summary_sections import (
+    Autoscaling,
+    FaultFigures,
+    FaultThatTookPlace,
+    PrefixCache,
+    SpecDecode,
+    Swap,
+)
+from pimserve.scheduler.tier_sections import KvTiersUse
 
 _DIGITS = 24  # of digests, where there are several beside each other
 
@@ -39,10 +58,17 @@ def single_page(run: ReportRun, title: str | None) -> Page:
         Section("summary", "Summary", (f"{facts.measured(summary)}.",), tiles=facts.tiles(summary)),
         _latency(run, only),
         _over_time(run, only),
+        *_stages(summary.stages),
+        *_classes(summary.classes),
+        *_router(summary.router),
+        *_prefixes(summary.prefix_cache, summary.kv_tiers),
+        *_drafts(summary.spec_decode),
+        *_swap(summary.swap),
         *_breakdown(run, only),
         *group_sections(only),
         *device_sections(only),
         *_pools(summary.pools),
+        *_autoscaling(summary.autoscaling),
         *_faults(summary.faults),
         *_actors(run),
         Section("figures", "All figures", tables=facts.run_tables(comparison)),
@@ -69,10 +95,13 @@ def _latency(run: ReportRun, only: list[Named]) -> Section:
     ]
     if run.requests is None:
         text = [f"No pictures of latencies: {run.absent['requests']}."]
-    pictures = latency_pictures(only)
+    pictures, summary = latency_pictures(only), run.summary
+    tables = [latency_table(summary.latency_s, summary.ci95.latency_s)]
+    if summary.slo.at_percentiles:
+        tables.append(percentile_limit_table(summary.slo.at_percentiles))
     if run.requests is not None and not pictures:
         text = ["No request of the measured window finished."]
-    return Section("latency", "Latency", text, pictures=pictures, tables=[latency_table(run.summary.latency_s)])
+    return Section("latency", "Latency", text, pictures=pictures, tables=tables)
 
 
 def _over_time(run: ReportRun, only: list[Named]) -> Section:
@@ -85,6 +114,58 @@ def _over_time(run: ReportRun, only: list[Named]) -> Section:
     if not pictures and run.requests is not None and run.history is not None:
         text = ["No time passed."]
     return Section("over-time", "Over time", text, pictures=pictures)
+
+
+def _stages(stages: Sequence[StageFigures] | None) -> list[Section]:
+    if stages is None:
+        return []
+    text = (
+        "Of the measured window, while requests arrive: latencies and the SLO of requests that arrived in the stage, "
+        "and what finished while it lasted."
+    )
+    return [Section("stages", "Stages of the load", [text], tables=[stage_table(stages)])]
+
+
+def _classes(classes: Sequence[ClassFigures] | None) -> list[Section]:
+    if classes is None:
+        return []
+    text = (
+        "Requests of the whole run; latencies, rates and the SLO of the measured window. The SLO of a class is that of "
+        "its own limits, if it has some, and the run's counts each request by those of its class."
+    )
+    return [Section("classes", "Classes of requests", [text], tables=class_tables(classes))]
+
+
+def _router(router: RouterFigures | None) -> list[Section]:
+    if router is None:
+        return []
+    text = "Where requests went, of the whole run, and why."
+    return [Section("router", "Router", [text], tables=[router_table(router)])]
+
+
+def _prefixes(cache: PrefixCache | None, tiers: KvTiersUse | None) -> list[Section]:
+    if cache is None:
+        return []
+    tables = [prefix_table(cache)]
+    if tiers is not None:
+        tables += [tier_table(tiers), load_wait_table(tiers)]
+    return [Section("prefixes", "Prefix cache", ["Of all replicas, over the whole run."], tables=tables)]
+
+
+def _drafts(drafts: SpecDecode | None) -> list[Section]:
+    if drafts is None:
+        return []
+    text = (
+        "Of all replicas, over the whole run. Time between tokens (ITL) is from step to step, in which a request has a "
+        "token or more at once; time per output token (TPOT) is over all of them."
+    )
+    return [Section("drafts", "Speculative decoding", [text], tables=[draft_table(drafts)])]
+
+
+def _swap(swap: Swap | None) -> list[Section]:
+    if swap is None:
+        return []
+    return [Section("swap", "Preemption by swap", ["Of all replicas, over the whole run."], tables=[swap_table(swap)])]
 
 
 def _breakdown(run: ReportRun, only: list[Named]) -> list[Section]:
@@ -100,6 +181,13 @@ def _pools(pools: Pools | None) -> list[Section]:
         return []
     tables = [pool_table(pools), handover_table(pools.handover)]
     return [Section("pools", "Prefill and decode pools", ["Figures of the whole run."], tables=tables)]
+
+
+def _autoscaling(found: Autoscaling | None) -> list[Section]:
+    if found is None:
+        return []
+    title = "Replicas that join and leave"
+    return [Section("autoscaling", title, tables=[size_table(found), autoscaling_table(found)])]
 
 
 def _faults(faults: FaultFigures | None) -> list[Section]:

@@ -5,14 +5,21 @@ Requests turned away or cut off, saturation; what is not known of devices, or no
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 
-from pimserve.cluster.base.figures import TOO_LONG, count, figure, named, share
+import numpy as np
+
+from pimserve.cluster.base.figures import WHY_REJECTED, count, figure, named, share
+from pimserve.cluster.scenario.document import Scenario
 from pimserve.cluster.scenario.placement import PlacedPool
+from pimserve.loadgen.workload import Workload
+from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.outcomes import ALL
+from pimserve.scheduler.policy import BLIND_TO_PRIORITY
 from pimserve.scheduler.stability import SATURATED, TOO_SHORT
-from pimserve.scheduler.summary_sections import Figures, InSystem, Requests
+from pimserve.scheduler.summary_sections import Autoscaling, Figures, InSystem, Requests
 
 _CUT_OFF = 0.01  # share of the requests from which on their absence shows in a latency's tail
 _BACKLOG, _BACKLOG_SHARE = 10, 0.1  # waiting when the last one arrived: requests, and of those in the system
@@ -64,8 +71,100 @@ def caveats_of_devices(figures: Figures, tdp_w: float | None, pools: Sequence[Pl
     if tdp_w and end_s and energy.joules > tdp_w * end_s:  # no limit of power slows devices down here
         watts = energy.joules / end_s
         yield f"mean power, {watts:,.0f} W, exceeds the devices' TDP, {tdp_w:,.0f} W: real ones would slow down"
+    if any(pool.plan.data_parallel > pool.plan.engine_cores for pool in pools):
+        yield (
+            "data-parallel groups share one queue, token budget and KV cache evenly, as experts have devices of their "
+            "own: a long prompt leaves the others' devices idle"
+        )
+    if figures.autoscaling is not None and not _always_there(figures.autoscaling, pools):
+        why = "replicas joined and left" if figures.autoscaling.decisions else "some replicas never joined"
+        yield (
+            f"{why}: busy shares, KV use, and output tokens/s per device and per mm2 are of all replicas and the whole "
+            "run (autoscaling.device_s: how long devices were there)"
+        )
     if figures.faults is not None:
         yield f"faults were simulated: {len(figures.faults.events)} took place"
+
+
+def caveats_of_policy(scenario: Scenario) -> Iterator[str]:
+    """What the order in which requests were admitted leaves out."""
+    policy, classes = scenario.scheduler.policy, scenario.workload.classes or ()
+    if policy in BLIND_TO_PRIORITY and len({each.priority for each in classes}) > 1:
+        yield f"priorities of classes have no effect: scheduler.policy is {policy}"
+
+
+def caveats_of_reserves(
+    spec: SchedulerSpec, workload: Workload, pools: Sequence[PlacedPool], most_tokens: int
+) -> Iterator[str]:
+    """Requests that reserve all that one may have, as they do not declare less.
+
+    Args:
+        spec: scheduler settings.
+        workload: with what requests declare.
+        pools: what it ran on; the last one decodes.
+        most_tokens: that a request may have.
+    """
+    if spec.kv_admission != "no_evict":
+        return
+    declared = np.zeros_like(workload.input_tokens) if workload.max_tokens is None else workload.max_tokens
+    alike = int(((declared == 0) | (workload.input_tokens + declared >= most_tokens)).sum())
+    cache = pools[-1].kv_cache(spec, most_tokens)
+    blocks = cache.blocks_of(most_tokens, prompt=True)
+    at_once = cache.blocks // blocks
+    if alike and at_once < spec.max_num_seqs:
+        undeclared = "no max_tokens" if not declared.any() else "no max_tokens, or more than fits"
+        whose = "a replica" if pools[-1].plan.engine_cores == 1 else "a data-parallel group"
+        yield (
+            f"kv_admission: no_evict reserves {count(blocks)} of {count(cache.blocks)} KV blocks for each of the "
+            f"{count(alike)} requests that declare {undeclared}: {whose} runs {count(at_once)} of them at once; set "
+            "workload.max_tokens"
+        )
+
+
+def caveats_of_host_memory(spec: SchedulerSpec, pools: Sequence[PlacedPool], most_tokens: int) -> Iterator[str]:
+    """Memory below the KV cache that is too small for anything; arguments as of `caveats_of_reserves`."""
+    for pool in pools:
+        cache = pool.kv_cache(spec, most_tokens)
+        if cache.swap is not None and not cache.swap.blocks:
+            yield (
+                f"scheduler.swap_space_gb holds no KV block, which has {pool.block_bytes(spec.block_size) / 1e9:.3g} "
+                "GB on a device: preempted requests are computed again"
+            )
+        for tier in () if cache.tiers is None else cache.tiers.all:
+            if tier.capacity == 0:
+                yield (
+                    f"scheduler.kv_tiers: {tier.spec.name} holds no KV block, which has {tier.block_bytes / 1e9:.3g} GB"
+                )
+
+
+def caveats_of_prefixes(spec: SchedulerSpec, workload: Workload, *, pools: bool) -> Iterator[str]:
+    """What prompts have in common, and is computed or sent all the same; or is not known."""
+    if workload.prefixes is not None and not spec.enable_prefix_caching:
+        yield "prompts begin alike, and all of each is computed: scheduler.enable_prefix_caching is false"
+    if workload.prefixes is None and spec.enable_prefix_caching:
+        yield "scheduler.enable_prefix_caching finds nothing: the workload does not say what prompts have in common"
+    elif spec.enable_prefix_caching and pools:
+        yield "KV caches are handed over whole, also what of them the decode replica has in its prefix cache"
+
+
+def caveats_of_drafts(spec: SchedulerSpec) -> Iterator[str]:
+    """What is assumed of drafts."""
+    if spec.speculative is not None:
+        yield (
+            f"scheduler.speculative: that a step gives a request {spec.speculative.expected_tokens:.3g} tokens in the "
+            "mean is assumed; ITL is from step to step, TPOT over all tokens"
+        )
+        if spec.speculative.method == "mtp":
+            yield (
+                "scheduler.speculative, method mtp: the layer that drafts is assumed to be like the model's last one, "
+                "also where the model was published without such a layer"
+            )
+
+
+def _always_there(scaled: Autoscaling, pools: Sequence[PlacedPool]) -> bool:
+    """Whether every replica was there all the time."""
+    replicas = sum(pool.replicas for pool in pools)
+    return scaled.mean_replicas is None or (not scaled.decisions and math.isclose(scaled.mean_replicas, replicas))
 
 
 def _why_unfinished(figures: Figures) -> str:
@@ -86,7 +185,8 @@ def _rejected(figures: Figures, limits_tokens: Mapping[str, int]) -> str:
     requests, tokens = figures.requests, figures.tokens
     of_tokens = share(tokens.prompt_rejected / (tokens.prompt + tokens.prompt_rejected))
     reasons = [
-        f"{count(number)} {TOO_LONG[reason]} ({count(limits_tokens[reason])} tokens)"
+        f"{count(number)} {WHY_REJECTED[reason]}"
+        + (f" ({count(limits_tokens[reason])} tokens)" if reason in limits_tokens else "")
         for reason, number in requests.rejected_by_reason
         if number
     ]

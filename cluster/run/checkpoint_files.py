@@ -21,7 +21,7 @@ from pimserve.cluster.base.files import write_bytes
 from pimserve.cluster.run.command_log import COMMANDS_FILE, Entry, checksum
 from pimserve.scheduler.requests import DTYPE
 
-VERSION = 10
+VERSION = 29
 STATE_FILE, SPANS_FILE, TARGET_FILE, LOCK_FILE = "checkpoint", "steps.npy", "target.json", "lock"
 RESULTS = "unfinished"
 OURS = frozenset({STATE_FILE, COMMANDS_FILE, SPANS_FILE, TARGET_FILE, LOCK_FILE, RESULTS})
@@ -80,7 +80,8 @@ def read_state(folder: Path) -> tuple[dict[str, Any], dict[str, Any], NDArray[An
         raise DamageError(str(file), "is no checkpoint of pimserve")
     if header.get("version") != VERSION:
         version = header.get("version")
-        raise DamageError(str(file), f"has version {version!r}; this pimserve reads {VERSION}", "unchecked")
+        remedy = "go on with the pimserve that wrote it, or remove it to run from the start"
+        raise DamageError(str(file), f"has version {version!r}; this pimserve reads {VERSION}: {remedy}", "unchecked")
     as_written = json.dumps(header).encode() == line
     if header.pop("sha256", None) != _sha256(header, payload) or not as_written:
         raise DamageError(str(file), "is damaged: its checksum differs; remove it to run from the start")

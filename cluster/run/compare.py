@@ -11,11 +11,12 @@ from pimserve.cluster.base.figures import ABSENT, known, named
 from pimserve.cluster.run.group_tables import devices_text
 from pimserve.cluster.run.placement_label import with_labels
 from pimserve.cluster.run.read_summary import load_summary
-from pimserve.cluster.run.run_figures import FIGURES, RunFigure, value_at
+from pimserve.cluster.run.run_figures import RunFigure, class_figures, run_figures, unit_of, value_at
 from pimserve.cluster.run.run_times import ended_at, newer_runs
 from pimserve.cluster.run.summary_schema import Precision, ServedSummary, Summary
 from pimserve.device_models.catalogue import parse_document
 from pimserve.errors import InputError
+from pimserve.scheduler.part_sections import ClassFigures
 
 # Runs that differ here did not do the same work, or were not measured alike.
 _UNLIKE = {
@@ -187,8 +188,8 @@ def precision(summary: ServedSummary) -> Iterator[tuple[str, str]]:
 
 def _quantities(runs: Sequence[Run]) -> Iterator[Quantity]:
     summaries = [run.summary for run in runs]
-    compared = (Quantity.of(summaries, figure) for figure in FIGURES if figure.compared)
-    for quantity in (*compared, *_busy_units(summaries)):
+    compared = (Quantity.of(summaries, figure) for figure in run_figures(summaries) if figure.compared)
+    for quantity in (*compared, *_busy_units(summaries), *_classes(summaries)):
         values = tuple(map(_comparable, quantity.values))
         if any(value is not None for value in values):
             yield replace(quantity, values=values)
@@ -203,6 +204,16 @@ def _busy_units(summaries: Sequence[Summary]) -> Iterator[Quantity]:
         if any(of_busiest not in (None, of_mean) for of_mean, of_busiest in zip(mean, most, strict=True)):
             label = "    on the busiest device"
             yield Quantity(f"unit_busy_share_of_busiest_device.{unit}", "busy", label, "share", most)
+
+
+def _classes(summaries: Sequence[Summary]) -> Iterator[Quantity]:
+    """Figures of the classes of requests of all runs, by their names."""
+    by_name = [{each.name: each for each in summary.classes or ()} for summary in summaries]
+    for name in dict.fromkeys(name for of_run in by_name for name in of_run):
+        for label, path in class_figures(summaries):
+            values = tuple(value_at(of_run.get(name), path) for of_run in by_name)
+            unit = unit_of(path, ClassFigures)
+            yield Quantity(f"classes.{name}.{path}", "classes", f"{name}: {label}", unit, values)
 
 
 def _comparable(value: float | None) -> float | None:

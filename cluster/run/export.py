@@ -7,9 +7,12 @@ from typing import IO, Literal
 
 import numpy as np
 
+from pimserve.cluster.run.compare import SCENARIO_FILE
 from pimserve.cluster.run.history import History
-from pimserve.cluster.run.results import load_numbers, load_table
+from pimserve.cluster.run.results import load_numbers, load_sessions, load_table
+from pimserve.cluster.scenario.document import load_scenario
 from pimserve.device_models.plan import FS_PER_S
+from pimserve.errors import InputError
 from pimserve.loadgen.spec import PS_PER_S
 from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.requests import REJECT_REASONS, REJECTED, STATUS_NAMES
@@ -31,7 +34,9 @@ def export_table(run: Path, what: Literal["requests", "steps"], target: IO[str])
 def _export_requests(run: Path, target: IO[str]) -> int:
     """Write the request table as CSV, by arrival, times in s and empty for never; returns the number of rows.
 
-    `reject_reason` is max_model_len or kv_cache, and empty where nothing was rejected; `request` is the number.
+    `reject_reason` is one of `REJECT_REASONS`, and empty where nothing was rejected; `request` is the number, and
+    `session`, where there are any, that of its session, empty for what was injected. With classes, `class`, `tenant`
+    and `priority` are there too, and empty likewise.
 
     In a closed loop of several replicas requests do not arrive in the order of their numbers, nor do injected ones.
     """
@@ -39,11 +44,22 @@ def _export_requests(run: Path, target: IO[str]) -> int:
     numbers = load_numbers(run, len(table))
     arrival = table["arrival_ps"]
     order = np.lexsort((arrival, arrival < 0))
+    sessions = load_sessions(run, len(table))
+    of_session = [""] * len(table)
+    if sessions is not None:
+        of_session = ["," if number < 0 else f",{number}" for number in sessions[order].tolist()]
     table, numbers = table[order], numbers[order]
-    names = list(table.dtype.names or ())
+    of_class = _class_fields(run, int(table["class_id"].max(initial=0)))
+    left_out = {
+        "class_id",
+        *(name for name in ("predicted_tokens", "max_tokens", "swaps", "swapped_blocks") if not table[name].any()),
+    }
+    names = [name for name in table.dtype.names or () if name not in left_out]
     times = [name for name in names if name.endswith("_ps")]
-    target.write(",".join(name.replace("_ps", "_s") for name in names) + ",request\n")
-    for row, number in zip(table, numbers.tolist(), strict=True):
+    header = [*(name.replace("_ps", "_s") for name in names), *(("class", "tenant", "priority") if of_class else ())]
+    target.write(",".join(header) + ",request")
+    target.write("\n" if sessions is None else ",session\n")
+    for row, number, session in zip(table, numbers.tolist(), of_session, strict=True):
         fields = []
         for name in names:
             value = row[name].item()
@@ -55,8 +71,23 @@ def _export_requests(run: Path, target: IO[str]) -> int:
                 fields.append(REJECT_REASONS[value] if row["status"] == REJECTED else "")
             else:
                 fields.append(str(value))
-        target.write(f"{','.join(fields)},{number}\n")
+        fields += of_class[row["class_id"]] if of_class else ()
+        target.write(f"{','.join(fields)},{number}{session}\n")
     return len(table)
+
+
+def _class_fields(run: Path, most: int) -> list[tuple[str, str, str]]:
+    """Name, tenant and priority of each class of a run, by its number from 1 up; none where no request has a class.
+
+    Raises:
+        InputError: requests are of other classes than the scenario has.
+    """
+    if not most:
+        return []
+    classes = load_scenario(run / SCENARIO_FILE).workload.classes or ()
+    if most > len(classes):
+        raise InputError(str(run / "requests.npy"), f"has requests of class {most}; {SCENARIO_FILE} has {len(classes)}")
+    return [("", "", ""), *((each.name, each.owner, str(each.priority)) for each in classes)]
 
 
 def _export_steps(run: Path, target: IO[str]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from pimserve.cluster.run.group_schema import (
     GroupFigures,
@@ -22,6 +22,7 @@ from pimserve.cluster.scenario.placement import PlacedPool
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.operators import ALL_PARTS, Part, kv_heads_per_device
 from pimserve.device_models.plan import HOST, PJ_PER_J
+from pimserve.device_models.routed_link import Direction, LinkKey
 from pimserve.device_models.step import StageTime
 from pimserve.scheduler.group_times import GroupTime, group_times
 from pimserve.scheduler.steplog import StepLog, drawn_pj
@@ -124,12 +125,15 @@ def _link(pool: PlacedPool, logs: Sequence[StepLog], whole_fs: int) -> GroupLink
     facts = pool.replica.facts["placement"]["link"]
     rows = {"tokens": sum(log.computed_tokens for log in logs), "outputs": sum(log.tokens for log in logs)}
 
-    def direction(name: Literal["dispatch", "combine"]) -> LinkDirection:
+    def more(*key: *LinkKey) -> float:
+        return sum(log.link_more.get(key, 0.0) for log in logs)
+
+    def direction(name: Direction) -> LinkDirection:
         sent = [part for part in pool.replica.traffic if part.operator == name]
         busy_fs = sum(log.unit_fs[name] for log in logs)
         return LinkDirection(
-            bytes=sum(part.bytes_per_row * rows[part.rows] for part in sent),
-            tokens=sum(part.vectors_per_row * rows[part.rows] for part in sent),
+            bytes=sum(part.bytes_per_row * rows[part.rows] for part in sent) + more(name, "bytes"),
+            tokens=sum(part.vectors_per_row * rows[part.rows] for part in sent) + more(name, "tokens"),
             bits=facts[f"{name}_bits"],
             busy_share=busy_fs / whole_fs if whole_fs else None,
         )

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from pimserve.scheduler.summary_sections import Joules, Section, Share, figure, text
+from pimserve.scheduler.sections import Joules, Section, Share, figure, text
 
 TIMES = {  # parts of a group's time, as people call them
     "working": "working",

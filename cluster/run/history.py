@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pimserve.cluster.run.account import check_account
 from pimserve.cluster.run.read_summary import load_document, summary_of_document
-from pimserve.cluster.run.results import SPAN, load_numbers, load_table
+from pimserve.cluster.run.results import SPAN, load_longest_gaps, load_numbers, load_sessions, load_table
 from pimserve.cluster.run.summary_schema import Summary
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import Prepared, prepare
@@ -23,8 +23,11 @@ from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
 from pimserve.device_models.slowdown import NORMAL
 from pimserve.errors import InputError
 from pimserve.loadgen.spec import PS_PER_S
+from pimserve.scheduler.at_clients import Senders
+from pimserve.scheduler.clients import NO_SESSIONS
 from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.requests import DTYPE, FINISHED, STATUS_NAMES
+from pimserve.scheduler.run_requests import dealt_out
 from pimserve.scheduler.steplog import SpanColumns
 from pimserve.scheduler.window import MeasuredWindow
 
@@ -106,14 +109,34 @@ class History:
         return load_numbers(self.folder, len(self.requests))
 
     @cached_property
+    def longest_gap_ps(self) -> NDArray[np.int64] | None:
+        """(n,) the longest gap between two tokens of each request; None where no limit is of it."""
+        wanted = self.prepared.objectives.of_longest_gaps
+        return load_longest_gaps(self.folder, len(self.requests)) if wanted else None
+
+    @cached_property
+    def senders(self) -> Senders:
+        """Who sent requests, as far as they waited for answers."""
+        workload, sessions = self.prepared.scenario.workload, load_sessions(self.folder, len(self.requests))
+        thinking = workload.mode == "closed" and workload.think_time_s is not None
+        return Senders(
+            NO_SESSIONS if sessions is None else sessions,
+            users=workload.concurrency or 0 if thinking else 0,
+            most_in_flight=workload.max_concurrency or 0,
+        )
+
+    @cached_property
     def measured(self) -> MeasuredWindow:
         """What latencies and the SLO are of."""
         window = self.summary.window
         if window.whole_run:
             return MeasuredWindow()
         start_fs = round(window.start_s * FS_PER_S)
-        if self.prepared.scenario.workload.mode == "closed":
-            return MeasuredWindow(start_fs, closed=True)
+        workload = self.prepared.scenario.workload
+        if workload.mode == "closed":
+            think = workload.think_time_s is not None
+            pools, spec = self.prepared.pools, self.prepared.scenario.scheduler
+            return MeasuredWindow(start_fs, closed=dealt_out(pools, spec, self.prepared.faults, think=think))
         # An end at the last arrival leaves it out: that may not hang on how its seconds were rounded.
         end_ps, last_ps = round(window.end_s * PS_PER_S), int(self.requests["arrival_ps"].max(initial=0))
         if abs(end_ps - last_ps) <= 1 + window.end_s * PS_PER_S * _ROUNDING:

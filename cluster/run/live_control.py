@@ -14,6 +14,8 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from pimserve.arrays import IntArray
+from pimserve.cluster.run.awaited_gaps import AwaitedGaps
 from pimserve.cluster.run.pace import Pacer
 from pimserve.cluster.run.running_latencies import RunningLatencies
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
@@ -110,6 +112,7 @@ class LiveControl:
         self._finished = self._rejected = 0
         self._looked_s = -_LEDGERS_S
         self._gaps_fs = -1  # of when the gaps between tokens are
+        self._awaited = AwaitedGaps(wanted=latencies.objectives.of_longest_gaps)
 
     @property
     def held(self) -> bool:
@@ -146,7 +149,8 @@ class LiveControl:
                     raise StoppedError
                 if self._held:
                     if self._gaps_fs != view.now_fs:  # nobody will look at them again while it is held
-                        self._set_gaps(view, view.ledgers())
+                        self._judge(view, view.left[:0], ledgers := view.ledgers())
+                        self._set_gaps(view, ledgers)
                     if self._pacer is not None:
                         self._pacer.restart()
                     self._changed.wait()
@@ -255,12 +259,19 @@ class LiveControl:
             finished = int((view.table["status"][left] == FINISHED).sum())
             self._finished += finished
             self._rejected += len(left) - finished
-            self.latencies.add(view.table.columns, left[view.measured.holds(view.table.columns, left)])
+        self._add(view, left, ledgers)
         if last:
-            rest = cut_off(view.table.columns)
-            measured = rest[view.measured.holds(view.table.columns, rest)]
-            self.latencies.add(view.table.columns, measured, view.now_fs // FS_PER_PS)
+            self._add(view, cut_off(view.table.columns), ledgers, view.now_fs // FS_PER_PS)
         return ledgers
+
+    def _add(self, view: RunView, requests: IntArray, ledgers: Sequence[Ledger], end_ps: int = 0) -> None:
+        measured = requests[view.measured.holds(view.table.columns, requests)]
+        self.latencies.add(view.table.columns, measured, end_ps)
+        self._judge(view, measured, ledgers, end_ps)
+
+    def _judge(self, view: RunView, requests: IntArray, ledgers: Sequence[Ledger], end_ps: int = 0) -> None:
+        known = self._awaited.known(requests, ledgers, len(view.table))
+        self.latencies.judge(view.table.columns, *known, end_ps)
 
     def _set_gaps(self, view: RunView, ledgers: Sequence[Ledger]) -> None:
         self.latencies.set_gaps((ledger.itl for ledger in ledgers), view.now_fs)

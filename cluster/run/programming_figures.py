@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from pimserve.arrays import BoolArray, IntArray
+from pimserve.arrays import BoolArray
 from pimserve.device_models.aimc.crossbar_experts import CrossbarExperts
 from pimserve.device_models.expert_layout import Slots
+from pimserve.device_models.expert_moves import Layouts, slots_by_layer
 from pimserve.device_models.expert_programming import ExpertProgramming
-
-Layouts = tuple[Sequence[Slots], Sequence[Slots]]  # of experts, before and after
+from pimserve.device_models.plan import PJ_PER_J
 
 
 def programming_facts(
@@ -23,8 +23,9 @@ def programming_facts(
 
     `experts_moved`: weights of an expert of a layer that were written to a chip without them, in place of one that left
     it; what stays on its chip is not written. `longest_programming_s`: of one layout, all tiles side by side, and of
-    each one tier after the other. `joules`: of all layouts. `most_pulses_per_device`: of the crossbars that were
-    written most often, which stand against `endurance_pulses`. None of that where it is not known.
+    each one tier after the other. `joules`: of all layouts, part of the energy of the run. `most_pulses_per_device`: of
+    the crossbars that were written most often, which stand against `endurance_pulses`. None of that where it is not
+    known.
     """
     chips = _Chips(term, layouts[0][0])
     written = [chips.take(after) for _, after in layouts]
@@ -36,7 +37,7 @@ def programming_facts(
     return {
         **facts,
         "longest_programming_s": max(known.time_s(slots) for slots in written),
-        "joules": facts["experts_moved"] * known.joules,
+        "joules": facts["experts_moved"] * term.move_pj / PJ_PER_J,
         "most_pulses_per_device": pulses,
         "endurance_pulses": known.endurance_pulses,
         "endurance_used": pulses / known.endurance_pulses,
@@ -47,12 +48,12 @@ def programming_caveats(facts: Mapping[str, Any]) -> Iterator[str]:
     """What must be read beside the figures of a run, in sentences; `facts` as `programming_facts` gives them."""
     moved = f"rebalancing experts programmed {facts['experts_moved']:,} experts of layers anew in each replica"
     if "joules" not in facts:
-        yield f"{moved}; what that takes is not known of these chips"
+        yield f"{moved}; what that takes is not known of these chips, and not in the energy"
         return
     longest, interval = facts["longest_programming_s"], facts["interval_s"]
     yield (
         f"{moved}, up to {longest:.3g} s for one layout, in which real chips would not serve from the tiles that are "
-        f"written, or need others; steps do not wait for it, and its {facts['joules']:.3g} J are not in the energy"
+        f"written, or need others; steps do not wait for it, and the energy has its {facts['joules']:.3g} J"
     )
     if longest > interval:
         yield (
@@ -65,20 +66,16 @@ class _Chips:
     """Which expert each slot of the chips holds, of each layer: those that stay on a chip stay where they are there."""
 
     def __init__(self, term: CrossbarExperts, slots: Sequence[Slots]) -> None:
-        self._shape = term.layers, term.groups, term.physical_experts // term.groups
-        self._held = self._by_layer(slots or (tuple(range(term.experts)),))
+        self._term = term
+        self._held = slots_by_layer(term, slots)
 
     def take(self, slots: Sequence[Slots]) -> BoolArray:
         """(layers, chips, slots of a chip): which slots are written for a layout that comes next."""
-        written, wanted = np.zeros(self._shape, bool), self._by_layer(slots)
-        for layer, chip in np.ndindex(self._shape[:2]):
+        written, wanted = np.zeros(self._held.shape, bool), slots_by_layer(self._term, slots)
+        for layer, chip in np.ndindex(written.shape[:2]):
             held, coming = self._held[layer, chip], Counter(wanted[layer, chip].tolist())
             for place, expert in enumerate(held.tolist()):
                 written[layer, chip, place] = not coming[expert]
                 coming[expert] -= coming[expert] > 0
             held[written[layer, chip]] = list(coming.elements())
         return written
-
-    def _by_layer(self, slots: Sequence[Slots]) -> IntArray:
-        rows = np.repeat(np.array(slots, np.int64), self._shape[0] // len(slots), axis=0)
-        return rows.reshape(self._shape)

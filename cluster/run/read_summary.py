@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from pimserve.cluster.run.summary_schema import SCHEMA_VERSION, Summary
 from pimserve.errors import InputError, shortened, validation_error
-from pimserve.scheduler.summary_sections import Section
+from pimserve.scheduler.sections import Section
 
 _PARTS = {"requests", "window", "throughput", "latency_s", "slo", "energy", "batch", "kv", "simulator"}
 

@@ -5,6 +5,9 @@ summary.json    the run's figures
 requests.npy    a row per request, by arrival (numpy structured array; times in ps, -1 for never)
 request_numbers.npy  where requests were injected: the number of each row's request, by which people name it
                 (`pimserve.scheduler.request_numbers`); else requests are named by their row
+request_longest_gaps.npy  where a limit is of it (slo.itl_max_s): the longest gap between two tokens of each row's
+                request, ps, as far as the run shows; 0 without any
+request_sessions.npy  with sessions: the session of each row's request, -1 of one that was injected
 devices.npy     of runs with device actors: a row per simulated device, as docs/distributed.md says
 steps.npy       a row per span of equal steps, `steps` of them, by replica and then by time, however the run was cut;
                 `pimserve export --steps` writes them one by one
@@ -36,6 +39,8 @@ from pimserve.scheduler.steplog import SpanColumns
 
 SPAN = np.dtype([("replica", np.int32), *((name, np.int64) for name in SpanColumns._fields)])
 NUMBERS = "request_numbers"
+SESSIONS = "request_sessions"
+LONGEST_GAPS = "request_longest_gaps"
 DEVICES = "devices"
 _ROWS_AT_ONCE = 2**16  # 9 MB
 _BYTES_AT_ONCE = 2**20
@@ -197,6 +202,32 @@ def load_numbers(run: Path, requests: int) -> NDArray[np.int64]:
     if numbers.dtype != np.int64 or not np.array_equal(np.sort(numbers, axis=None), np.arange(requests)):
         raise InputError(str(run / f"{NUMBERS}.npy"), f"does not number the {requests:,} requests of the run")
     return numbers
+
+
+def load_sessions(run: Path, requests: int) -> NDArray[np.int64] | None:
+    """(requests,) session of the request of each row; None where there are no sessions.
+
+    Raises:
+        InputError: they are not of so many requests.
+    """
+    if not (run / f"{SESSIONS}.npy").exists():
+        return None
+    sessions = load_table(run, SESSIONS)
+    if sessions.dtype != np.int64 or sessions.shape != (requests,):
+        raise InputError(str(run / f"{SESSIONS}.npy"), f"does not have the sessions of {requests:,} requests")
+    return sessions
+
+
+def load_longest_gaps(run: Path, requests: int) -> NDArray[np.int64]:
+    """(requests,) the longest gap between two tokens of the request of each row, ps.
+
+    Raises:
+        InputError: there are none, or not of so many requests.
+    """
+    gaps_ps = load_table(run, LONGEST_GAPS)
+    if gaps_ps.dtype != np.int64 or gaps_ps.shape != (requests,):
+        raise InputError(str(run / f"{LONGEST_GAPS}.npy"), f"does not have the longest gaps of {requests:,} requests")
+    return gaps_ps
 
 
 def load_table(run: Path, name: str) -> NDArray[Any]:

@@ -20,19 +20,22 @@ from pimserve.cluster.run.checkpoint_files import RESULTS, target_of
 from pimserve.cluster.run.command_log import COMMANDS_FILE, CommandLog, Entry
 from pimserve.cluster.run.plugins import plugins_of
 from pimserve.cluster.run.read_summary import read_summary
-from pimserve.cluster.run.results import DEVICES, NUMBERS, SpanFile, UnwrittenError
+from pimserve.cluster.run.results import DEVICES, LONGEST_GAPS, NUMBERS, SESSIONS, SpanFile, UnwrittenError
 from pimserve.cluster.run.run_summary import simulator_of, summary_of
 from pimserve.cluster.run.summary_schema import ServedSummary, Summary, UnwrittenSummary
 from pimserve.cluster.scenario.document import Scenario
 from pimserve.cluster.scenario.farthest_energy import farthest_energy
 from pimserve.cluster.scenario.prepared import Prepared
+from pimserve.device_models.plan import FS_PER_PS
 from pimserve.errors import InputError
 from pimserve.loadgen.workload import generate
+from pimserve.scheduler.clock_range import EnergyRangeError
 from pimserve.scheduler.control import Control
 from pimserve.scheduler.fleet import Fleet, RowSink
 from pimserve.scheduler.requests import RequestTable
-from pimserve.scheduler.shard import ShardPort
-from pimserve.scheduler.simulation import Deployment, EnergyRangeError, Served, simulate
+from pimserve.scheduler.sessions import Sessions
+from pimserve.scheduler.shard_port import ShardPort
+from pimserve.scheduler.simulation import Deployment, Served, simulate
 
 Progress = Callable[[int, int], None]
 
@@ -82,6 +85,7 @@ def serve(
             link=link,
             routing=prepared.routing,
             seed=scenario.run.seed,
+            longest_gaps=prepared.objectives.of_longest_gaps,
             warmup_s=scenario.run.warmup_s,
             cooldown_s=scenario.run.cooldown_s,
             max_time_s=scenario.run.max_time_s,
@@ -89,6 +93,8 @@ def serve(
             progress=(lambda left: progress(left, total)) if progress is not None else None,
             deployment=deployment,
             faults=prepared.faults,
+            slo=scenario.slo,
+            autoscaling=scenario.autoscaling,
         )
     except EnergyRangeError as error:
         key, value = farthest_energy(scenario, prepared.pools)
@@ -196,6 +202,12 @@ def _write(folder: Path, scenario: Scenario, served: Served, summary: Summary) -
     np.save(folder / "requests.npy", served.table.structured())
     if len(served.table.numbers.rows):
         np.save(folder / f"{NUMBERS}.npy", served.table.numbers.by_row())
+    if served.longest_gaps_fs is not None:
+        np.save(folder / f"{LONGEST_GAPS}.npy", served.longest_gaps_fs // FS_PER_PS)
+    if isinstance(served.clients, Sessions):
+        sessions = np.full(len(served.table), -1, np.int64)
+        sessions[: len(served.clients.turns)] = served.clients.turns.session
+        np.save(folder / f"{SESSIONS}.npy", sessions)
     resolved = yaml.dump(scenario.resolved(), Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), sort_keys=False)
     (folder / "scenario.yaml").write_text(resolved, encoding="utf-8")
     write_json(folder / "summary.json", summary.document())

@@ -15,7 +15,15 @@ from typing import Any
 import numpy as np
 
 from pimserve import __version__
-from pimserve.cluster.run.caveats import caveats, caveats_of_devices
+from pimserve.cluster.run.caveats import (
+    caveats,
+    caveats_of_devices,
+    caveats_of_drafts,
+    caveats_of_host_memory,
+    caveats_of_policy,
+    caveats_of_prefixes,
+    caveats_of_reserves,
+)
 from pimserve.cluster.run.group_figures import groups_of
 from pimserve.cluster.run.rebalancing_figures import rebalancing_caveats, rebalancing_facts
 from pimserve.cluster.run.run_times import now
@@ -55,10 +63,12 @@ def summary_of(prepared: Prepared, served: Served) -> ServedSummary:
         tdp_w=_total([pool.tdp_w for pool in pools]),
         passive_power=scenario.costs.passive_power,
     )
-    figures = summarize(served, scenario.slo, hardware)
-    rebalancing = {pool.name: rebalancing_facts(prepared, pool, figures.end_s) for pool in pools}
+    figures = summarize(served, prepared.objectives, hardware, scenario.output.percentiles)
+    layouts = {pool.name: max(log.layouts for log in logs_of(served, pool)) for pool in pools}
+    rebalancing = {pool.name: rebalancing_facts(prepared, pool, layouts[pool.name]) for pool in pools}
     held = {pool.name: _holding(prepared, served, pool, rebalancing[pool.name]) for pool in pools}
     of_all = {"silicon_mm2": hardware.silicon_mm2, "tdp_w": hardware.tdp_w}
+    most_tokens = min(served.limits_tokens.values())
     parts = figures.set_parts()
     if figures.pools is not None:
         parts["pools"] = _pools(figures.pools, pools, held)
@@ -80,6 +90,11 @@ def summary_of(prepared: Prepared, served: Served) -> ServedSummary:
             *caveats(figures, served.limits_tokens),
             *dict.fromkeys(warning for pool in pools for warning in pool.replica.warnings),
             *workload.warnings,
+            *caveats_of_prefixes(scenario.scheduler, workload, pools=len(pools) > 1),
+            *caveats_of_drafts(scenario.scheduler),
+            *caveats_of_reserves(scenario.scheduler, workload, pools, most_tokens),
+            *dict.fromkeys(caveats_of_host_memory(scenario.scheduler, pools, most_tokens)),
+            *caveats_of_policy(scenario),
             *(caveat for facts in rebalancing.values() for caveat in rebalancing_caveats(facts)),
             *caveats_of_devices(figures, hardware.tdp_w, pools),
         ],

@@ -9,17 +9,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pimserve.arrays import FloatArray
-from pimserve.device_models.plan import FS_PER_PS
+from pimserve.arrays import FloatArray, IntArray
+from pimserve.loadgen.objectives import Objectives
 from pimserve.scheduler.distributions import percentile
 from pimserve.scheduler.histogram import DurationHistogram
-from pimserve.scheduler.latencies import LATENCIES, Latencies, Latency
+from pimserve.scheduler.latencies import LATENCIES, Latencies
+from pimserve.scheduler.latency_sections import AtPercentile
 from pimserve.scheduler.outcomes import overall
+from pimserve.scheduler.percentiles import PERCENTILES
 from pimserve.scheduler.requests import Columns
-from pimserve.scheduler.slo import SloSpec
+from pimserve.scheduler.running_limits import RunningLimits
 
 NAMES = (*LATENCIES, "itl")
-_LONGEST_PS = (2**63 - 1) // FS_PER_PS  # 9,223 s; what lasted longer counts as this
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +41,20 @@ class LatenciesSoFar:
         left: requests of which it is known whether they met all limits.
         good: of these that met them.
         censored: of which it is not known, for the run ended before.
-        limits: in force, s.
+        limited: whether any request has a limit.
+        limits: of requests whose class has no limits of its own, s.
         gaps_fs: simulated time of which the gaps between tokens ("itl") are.
+        at_percentiles: limits at percentiles of the run, by key.
     """
 
     latencies: dict[str, Quantiles]
     left: int
     good: int
     censored: int
+    limited: bool
     limits: dict[str, float]
     gaps_fs: int
+    at_percentiles: dict[str, AtPercentile]
 
 
 class RunningLatencies:
@@ -58,15 +63,20 @@ class RunningLatencies:
     Definitions are those of scheduler/latencies.py; whoever adds requests leaves out those that are not measured.
 
     Args:
-        slo: limits.
+        objectives: limits.
         frontend_ps: time of a request in front of the scheduler, which TTFT and E2E hold.
+        percentiles: that the run was asked for, in per cent.
     """
 
-    def __init__(self, slo: SloSpec, *, frontend_ps: int = 0) -> None:
-        self.slo = slo
+    def __init__(
+        self, objectives: Objectives, *, frontend_ps: int = 0, percentiles: Sequence[float] = PERCENTILES
+    ) -> None:
+        self.objectives = objectives
+        self._percentiles = percentiles
         self._frontend_ps = frontend_ps
         self._lock = threading.Lock()
         self._histograms = {name: DurationHistogram() for name in NAMES}
+        self._limits = RunningLimits(objectives.of_run)
         self._left = self._good = self._censored = 0
         self._gaps_fs = 0
 
@@ -82,33 +92,40 @@ class RunningLatencies:
             self._histograms["itl"], self._gaps_fs = merged, now_fs
 
     def add(self, columns: Columns, requests: NDArray[np.int64], end_ps: int = 0) -> None:
-        """Take in requests, by their numbers, that finished or were rejected.
+        """Take in latencies of requests, by their numbers, that finished or were rejected.
 
         At the end of the run, `end_ps`, those as well that it has cut off.
         """
         latencies = Latencies(columns, requests, frontend_ps=self._frontend_ps, end_ps=end_ps)
-        met, missed, censored = np.bincount(overall(latencies, self.slo), minlength=3).tolist()
+        with self._lock:
+            self._limits.add(latencies)
+            for name in LATENCIES:
+                self._histograms[name].add(latencies[name].known_fs)
+
+    def judge(
+        self, columns: Columns, requests: NDArray[np.int64], longest_gap_ps: IntArray | None = None, end_ps: int = 0
+    ) -> None:
+        """Count which of these met every limit; with their longest gaps (n,), where a limit is of these."""
+        latencies = Latencies(
+            columns, requests, frontend_ps=self._frontend_ps, end_ps=end_ps, longest_gap_ps=longest_gap_ps
+        )
+        met, missed, censored = np.bincount(overall(latencies, self.objectives), minlength=3).tolist()
         with self._lock:
             self._left += met + missed
             self._good += met
             self._censored += censored
-            for name in LATENCIES:
-                self._add(name, latencies[name])
 
-    def so_far(self, percentiles: Sequence[float]) -> LatenciesSoFar:
-        """What is known by now."""
+    def so_far(self, percentiles: Sequence[float] = ()) -> LatenciesSoFar:
+        """What is known by now; of these percentiles, or of those that the run was asked for."""
+        percentiles = percentiles or self._percentiles
         with self._lock:
             latencies = {
                 name: quantiles_of_histogram(histogram, percentiles) for name, histogram in self._histograms.items()
             }
             counts = (self._left, self._good, self._censored)
-            return LatenciesSoFar(latencies, *counts, self.slo.limits(), self._gaps_fs)
-
-    def _add(self, name: str, latency: Latency) -> None:
-        known = latency.known
-        if known.any():
-            lasted_fs = np.minimum(latency.lasted_ps[known], _LONGEST_PS) * FS_PER_PS
-            self._histograms[name].add(lasted_fs // latency.gaps[known], np.ones(len(lasted_fs), np.int64))
+            limited = bool(self.objectives.names())
+            limits, at_percentiles = self.objectives.of_run.limits(), self._limits.so_far(self.gaps)
+            return LatenciesSoFar(latencies, *counts, limited, limits, self._gaps_fs, at_percentiles)
 
 
 def quantiles_of_histogram(histogram: DurationHistogram, percentiles: Sequence[float]) -> Quantiles:

@@ -17,7 +17,7 @@ from google.protobuf.struct_pb2 import Struct
 from pydantic.fields import FieldInfo
 
 from pimserve.cluster.run.summary_schema import Summary
-from pimserve.scheduler.summary_sections import Section
+from pimserve.scheduler.sections import Section
 from pimserve.v1 import summary_pb2
 
 # Units that a field's name ends with where it does not have them; the names of all others have them by themselves.

@@ -12,7 +12,8 @@ from pydantic import Field, SkipValidation
 
 from pimserve.cluster.run.group_schema import Groups
 from pimserve.scheduler.fleet import DECODE, PREFILL
-from pimserve.scheduler.summary_sections import Figures, PoolsUse, PoolUse, Section, figure, text
+from pimserve.scheduler.sections import Section, figure, text
+from pimserve.scheduler.summary_sections import Figures, PoolsUse, PoolUse
 
 SCHEMA_VERSION = 2
 

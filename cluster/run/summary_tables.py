@@ -6,50 +6,30 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pimserve.cluster.base.figures import ABSENT, count, figure, named, scale, scaled, share, text_of, written
+from pimserve.cluster.base.figures import ABSENT, count, figure, named, scaled, share, text_of, written
 from pimserve.cluster.base.tables import Row, Table, table_of
-from pimserve.cluster.run.run_figures import MOMENTS, unit_of, value_at
+from pimserve.cluster.run.run_figures import unit_of, value_at
 from pimserve.cluster.run.summary_schema import Pools
-from pimserve.device_models.operators import CATEGORIES
-from pimserve.scheduler.summary_sections import Energy, FaultFigures, Handover, Latencies, StageFigures
+from pimserve.device_models.operators import CATEGORIES, EXPERT_REBALANCING
+from pimserve.scheduler.latency_sections import Distribution
+from pimserve.scheduler.part_sections import RouterFigures, StageFigures
+from pimserve.scheduler.summary_sections import (
+    Autoscaling,
+    Energy,
+    FaultFigures,
+    Handover,
+    PrefixCache,
+    SessionFigures,
+    SpecDecode,
+    Swap,
+)
+from pimserve.scheduler.tier_sections import KvTiersUse
 
 POOLS = ("prefill", "decode")
 FACT_UNITS = {"s": "s", "w": "W", "days": "days", "years": "years", "mm2": "mm2"}  # ends of names of facts
-_FEW_SAMPLES = 1000  # fewer leave less than ten above the 99th percentile
 _FAULTS = {"fail": "devices that failed", "slow": "that slowed down", "leave": "that left"}
 _BYTES_PER_GB = 10**9
-
-
-def latency_table(latencies: Latencies) -> Table:
-    """Means and percentiles; a star beside those of few samples."""
-    rows, few, censored = [], False, []
-    for key, latency in latencies:
-        values = [getattr(latency, moment) for moment in MOMENTS]
-        size, unit = scale(values, "s")
-        cells = [ABSENT if value is None else figure(value / size) for value in values]
-        n, hidden = latency.n or 0, getattr(latency, "censored", None)
-        if 0 < n < _FEW_SAMPLES:
-            few = True
-            cells[-1] += "*"
-        if hidden:
-            censored.append(f"{named(key)} {count(hidden)}")
-        rows.append(
-            Row(
-                named(key) if n else f"{named(key)}, {unit}",
-                (*cells, count(n), count(hidden)),
-                unit if n else "",  # only figures have one
-                short=named(key),
-                only="wide" if latency.n is None else "",
-            )
-        )
-    return Table(
-        "Latency",
-        (*MOMENTS, "n", "left out"),
-        rows,
-        note=f"* of fewer than {_FEW_SAMPLES:,} samples: fewer than ten lie above it" if few else "",
-        wide_columns=("left out",),
-        narrow_note=f"left out, as the end of the run hides them: {', '.join(censored)}" if censored else "",
-    )
+_MOST_ROUTED = 32  # replicas that the table of a router shows one by one
 
 
 def breakdown_table(times: Mapping[str, float | None], energy: Energy) -> Table:
@@ -59,7 +39,7 @@ def breakdown_table(times: Mapping[str, float | None], energy: Energy) -> Table:
         return share(joules / energy.joules if energy.joules else None)
 
     rows = []
-    for name in CATEGORIES:
+    for name in (*CATEGORIES, EXPERT_REBALANCING):
         parts = energy.joules_by_category.get(name)
         energies = [0.0, 0.0] if parts is None else [parts.dram or 0.0, parts.compute or 0.0]
         cells = (share(times.get(name)), of_all(sum(energies)), *(scaled(part, "J") for part in energies))
@@ -116,6 +96,8 @@ def handover_table(handover: Handover) -> Table:
         rows.insert(2, Row("lost with a replica that failed", (count(handover.lost),), short="lost"))
     for name, wait in waits.items():
         rows += [Row(f"{name}, mean", (scaled(wait.mean, "s"),)), Row(f"{name}, p99", (scaled(wait.p99, "s"),))]
+    if handover.overlapped_s is not None:
+        rows.append(Row("behind the prompt, mean", (scaled(handover.overlapped_s.mean, "s"),)))
     rows += [Row(f"link of {pool} busy", (share(handover.link_busy_share.get(pool)),)) for pool in POOLS]
     return Table("Hand-over", ("",), rows)
 
@@ -134,6 +116,32 @@ def fault_cost_table(faults: FaultFigures) -> Table:
     return Table("Cost", ("",), rows)
 
 
+def autoscaling_table(found: Autoscaling) -> Table:
+    """How many replicas there were."""
+    rows = [
+        Row("decisions to change a size", (count(len(found.decisions)),), short="decisions"),
+        Row("replicas, mean", (figure(found.mean_replicas),)),
+        Row("replicas, most", (count(found.most_replicas),)),
+        Row("replicas were there, together", (scaled(found.replica_s, "s"),), only="wide"),
+        Row("devices were there, s", (figure(found.device_s),)),
+        Row("requests routed again", (count(found.requeued),)),
+    ]
+    return Table("Replicas", ("",), rows)
+
+
+def size_table(found: Autoscaling) -> Table:
+    """The decisions that changed a size."""
+    columns = ("pool", "from", "to", "metric")
+    rows = [
+        Row(
+            f"{figure(each.at_s)} s",
+            (text_of(each.pool), count(each.before), count(each.after), figure(each.metric)),
+        )
+        for each in found.decisions
+    ]
+    return Table("at", columns, rows)
+
+
 def stage_table(stages: Sequence[StageFigures]) -> Table:
     """The stages of a rate that steps."""
     columns = ("requests", "offered\n/s", "finished\n/s", "TTFT\np50", "TTFT\np99", "TPOT\np99", "SLO")
@@ -149,6 +157,102 @@ def stage_table(stages: Sequence[StageFigures]) -> Table:
         )
         rows.append(Row(f"{stage.from_s:g} to {stage.to_s:g} s", cells))
     return Table("Stages", columns, rows, name="stage")
+
+
+def client_table(sessions: SessionFigures | None, waits: Distribution | None) -> Table | None:
+    """Sessions, or waiting at the client; None where there is neither."""
+    rows = []
+    if sessions is not None:
+        lasted = sessions.duration_s
+        rows += [
+            Row("sessions", (count(sessions.total),)),
+            Row("sessions that finished", (count(sessions.finished),), short="finished"),
+            Row("turns, mean", (figure(sessions.mean_turns),)),
+            Row("time per session, mean", (scaled(lasted.mean, "s"),)),
+            Row("time per session, p99", (scaled(lasted.p99, "s"),)),
+        ]
+    if waits is not None:
+        rows += [
+            Row("queue at the client, mean", (scaled(waits.mean, "s"),)),
+            Row("queue at the client, p99", (scaled(waits.p99, "s"),)),
+        ]
+    return Table("Clients", ("",), rows) if rows else None
+
+
+def prefix_table(cache: PrefixCache) -> Table:
+    """What prefix caches of all replicas found."""
+    rows = [
+        Row("prompt tokens looked up", (count(cache.queried_tokens),), short="looked up"),
+        Row("cached", (count(cache.hit_tokens),)),
+        Row("hit ratio", (share(cache.hit_ratio),)),
+        Row("blocks evicted", (count(cache.evicted_blocks),)),
+        Row("blocks cached at the end", (count(cache.cached_blocks),)),
+    ]
+    return Table("Prefix cache", ("",), rows)
+
+
+def tier_table(use: KvTiersUse) -> Table:
+    """What tiers below the prefix cache held and moved."""
+    tiers = use.tiers
+
+    def gigabytes(moved: int) -> str:
+        return figure(moved / _BYTES_PER_GB)
+
+    rows = [
+        Row("tokens found", tuple(count(tier.hit_tokens) for tier in tiers)),
+        Row("hit ratio", tuple(share(tier.hit_ratio) for tier in tiers)),
+        Row("read, GB", tuple(gigabytes(tier.read_bytes) for tier in tiers)),
+        Row("written, GB", tuple(gigabytes(tier.written_bytes) for tier in tiers)),
+        Row("blocks kept", tuple(count(tier.kept_blocks) for tier in tiers)),
+        Row("blocks evicted", tuple(count(tier.evicted_blocks) for tier in tiers)),
+        Row("link busy", tuple(share(tier.link_busy_share) for tier in tiers)),
+    ]
+    return Table("Tiers of KV cache", tuple(tier.name for tier in tiers), rows)
+
+
+def load_wait_table(use: KvTiersUse) -> Table:
+    """How long requests waited for blocks from the tiers."""
+    waits = use.load_wait_s
+    rows = [
+        Row("requests that waited for blocks", (count(waits.n),), short="waited"),
+        Row("mean", (scaled(waits.mean, "s"),)),
+        Row("p99", (scaled(waits.p99, "s"),)),
+    ]
+    return Table("Waiting for blocks", ("",), rows)
+
+
+def draft_table(drafts: SpecDecode) -> Table:
+    """What came of drafts, of all replicas."""
+    rows = [
+        Row("draft tokens", (count(drafts.draft_tokens),)),
+        Row("accepted", (count(drafts.accepted_tokens),)),
+        Row("acceptance rate", (share(drafts.acceptance_rate),)),
+        Row("tokens of a request in a step", (figure(drafts.mean_acceptance_length),), short="acceptance length"),
+    ]
+    return Table("Speculative decoding", ("",), rows)
+
+
+def router_table(router: RouterFigures) -> Table:
+    """Where the router sent requests, and why: a column for each reason."""
+    reasons = list(router.by_reason)
+
+    def row(label: str, requests: int, by_reason: Mapping[str, int]) -> Row:
+        return Row(label, (count(requests), *(count(by_reason.get(reason, 0)) for reason in reasons)))
+
+    rows = [row("all", router.requests, router.by_reason)]
+    if len(router.replicas) <= _MOST_ROUTED:
+        rows += [row(f"replica {each.replica}", each.requests, each.by_reason) for each in router.replicas]
+    return Table(f"Requests by router {router.name}", ("sent", *reasons), rows)
+
+
+def swap_table(swap: Swap) -> Table:
+    """What preemption by swap moved, and how long steps waited for it."""
+    rows = [
+        Row("copied, GB", (figure(swap.moved_bytes / 1e9),)),
+        Row("steps waited, s", (figure(swap.waited_s),)),
+        Row("space, GB", (figure(swap.space_bytes / 1e9),)),
+    ]
+    return Table("Swap", ("",), rows)
 
 
 def fact_table(facts: Mapping[str, Any], caption: str) -> Table:

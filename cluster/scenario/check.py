@@ -9,7 +9,7 @@ from pimserve.cluster.scenario.document import Scenario
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.loadgen.workload import generate
 from pimserve.scheduler.router import make_router
-from pimserve.scheduler.simulation import measured_window
+from pimserve.scheduler.run_requests import measured_window
 
 _OF_TRAFFIC = ("workload", "run")  # parts of a scenario; what else matters is of the placement
 

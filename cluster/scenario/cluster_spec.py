@@ -37,6 +37,10 @@ class HandoverSpec(_Section):
 
     gb_per_s: GigabytesPerSecond = Field(50.0, description="bandwidth of a replica's link to the other pool, one way")
     latency_us: Microseconds = Field(10.0, description="until the first byte is there")
+    overlap: Literal["none", "layers"] = Field(
+        "none",
+        description="none: a cache leaves when its prompt is computed; layers: each layer's part, when that layer is",
+    )
 
 
 class PoolsSpec(_Section):

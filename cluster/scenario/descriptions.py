@@ -99,11 +99,11 @@ def with_descriptions(document: Mapping[str, Any], folders: Sequence[Path] | Non
 
 
 def with_trace_beside(document: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The document with its trace's path in that folder, if there is such a file."""
+    """The document with its trace's path in that folder, if it is there."""
     result, workload = dict(document), document.get("workload")
     trace = workload.get("trace") if isinstance(workload, Mapping) else None
     path = trace.get("path") if isinstance(trace, Mapping) else None
-    if not isinstance(path, str) or "\0" in path or not (folder / path).is_file():
+    if not isinstance(path, str) or "\0" in path or not (folder / path).exists():
         return result
     result["workload"] = {**workload, "trace": {**trace, "path": str(folder / path)}}  # type: ignore[dict-item]
     return result

@@ -17,6 +17,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -24,6 +25,7 @@ from pimserve.cluster.scenario.cluster_fields import Entry
 from pimserve.cluster.scenario.cluster_spec import ClusterSpec, PoolSpec
 from pimserve.cluster.scenario.descriptions import read_yaml, with_descriptions, with_trace_beside
 from pimserve.cluster.scenario.interconnect import Interconnect
+from pimserve.cluster.scenario.length_files import with_length_files
 from pimserve.cluster.scenario.number_tables import with_tables
 from pimserve.cluster.scenario.placement_spec import GROUP_NAMES, GroupName
 from pimserve.cluster.scenario.routing_spec import RoutingSpec
@@ -33,13 +35,15 @@ from pimserve.device_models.kernels import Backend
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.registry import load_device
 from pimserve.errors import InputError, shortened, together, tried, validation_error
-from pimserve.loadgen.traces import find_trace
+from pimserve.loadgen.slo import SloSpec
+from pimserve.loadgen.traces import find_trace, format_of
 from pimserve.loadgen.workload import WorkloadSpec, parse_trace_argument
 from pimserve.quantity import PositiveSeconds, Seconds
+from pimserve.scheduler.autoscaling import AutoscalingSpec
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.faults import FaultSpec
 from pimserve.scheduler.fleet import DECODE, PREFILL
-from pimserve.scheduler.slo import SloSpec
+from pimserve.scheduler.percentiles import PERCENTILES, Percent
 
 MOST_DEVICES = 1024  # of a node that are tried where their number is left open
 _POOLS_REPORT_S = 0.1
@@ -107,9 +111,17 @@ class RunSpec(_Section):
 
 
 class OutputSpec(_Section):
-    """What the results folder holds."""
+    """What the results folder holds, and of which percentiles results tell."""
 
     steps: bool = Field(True, description="write steps.npy, the per-step table")
+    percentiles: Annotated[tuple[Percent, ...], Field(min_length=1, max_length=20)] = Field(
+        PERCENTILES, description="of latencies, in per cent, such as [50, 95, 99, 99.9]"
+    )
+
+    @field_validator("percentiles")
+    @classmethod
+    def _ascending(cls, percentiles: tuple[float, ...]) -> tuple[float, ...]:
+        return tuple(sorted(set(percentiles)))
 
 
 class Scenario(_Section):
@@ -132,6 +144,7 @@ class Scenario(_Section):
     run: RunSpec = RunSpec()
     output: OutputSpec = OutputSpec()
     faults: FaultSpec | None = None
+    autoscaling: AutoscalingSpec | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -142,6 +155,14 @@ class Scenario(_Section):
         if not isinstance(cluster, Mapping) or cluster.get("pools") is None or not isinstance(scheduler, Mapping):
             return document
         return {**document, "scheduler": {"report_interval_s": _POOLS_REPORT_S, **scheduler}}
+
+    @model_validator(mode="after")
+    def _drafts_need_one_group(self) -> Self:
+        if self.scheduler.speculative is not None and self.cluster.two_groups is not None:
+            raise ValueError(
+                "scheduler.speculative is not modelled with experts on devices of their own: leave one out"
+            )
+        return self
 
     @property
     def pools(self) -> tuple[str, ...]:
@@ -214,8 +235,13 @@ class Scenario(_Section):
             for group in GROUP_NAMES if "placement" in place else ():
                 if "device" in (of_group := place["placement"].get(group, {})):
                     of_group["device"] = _description(scenario.of_group(group))
-        if self.workload.trace is not None:  # readable from any folder
-            document["workload"]["trace"]["path"] = str(find_trace(self.workload.trace.path).resolve())
+        speculative = self.scheduler.speculative
+        if speculative is not None and speculative.model is not None:
+            draft = model_of(speculative.model, "scheduler.speculative.model")
+            document["scheduler"]["speculative"]["model"] = draft.model_dump(mode="json", exclude_none=True)
+        if (trace := self.workload.trace) is not None:  # readable from any folder
+            resolved = {"path": str(find_trace(trace.path).resolve()), "format": format_of(trace).name}
+            document["workload"]["trace"] |= resolved
         return document
 
 
@@ -230,7 +256,7 @@ def load_scenario(path: Path | None, overrides: Sequence[str] = (), trace: str |
     Args:
         path: YAML file; None for the embedded defaults (Mixtral-8x7B on 4 Duplex devices, Azure-like traffic).
         overrides: "path=value" each, the value in YAML.
-        trace: "FORMAT:PATH" of a trace to replay in place of the workload's arrivals and lengths.
+        trace: "PATH" or "FORMAT:PATH" of a trace to replay in place of the workload's arrivals and lengths.
 
     Raises:
         InputError: the file, or a value in it, is not acceptable; `devices_per_node: auto` finds no number.
@@ -260,6 +286,7 @@ def _scenario_of(
     for override in overrides:
         document = tried(wrong, partial(_override, document, override)) or document
     document = tried(wrong, partial(with_tables, document, folders)) or document
+    document = tried(wrong, partial(with_length_files, document, folders)) or document
     described = tried(wrong, partial(with_descriptions, document, folders))
     try:
         scenario = Scenario.model_validate(document if described is None else described)
@@ -285,7 +312,7 @@ def _override(document: dict[str, Any], override: str) -> dict[str, Any]:
     """The document with "path=value" applied; a preset's name on the way becomes {preset: name}."""
     where = f"--set {shortened(override)}"
     path, equals, text = override.partition("=")
-    if not equals or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", path.strip()):
+    if not equals or not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", path.strip()):
         raise InputError(where, "must be path=value, such as cluster.replicas=2")
     if "\n" in text:
         raise InputError(where, "must be a single line")
@@ -295,7 +322,7 @@ def _override(document: dict[str, Any], override: str) -> dict[str, Any]:
         raise InputError(where, error.message) from None
     changed = dict(document)
     place = changed
-    *parents, last = path.strip().split(".")
+    *parents, last = re.split(r"\.(?!\d)", path.strip())  # ttft_p99.9_s is one key
     for depth, key in enumerate(parents):
         inner = place.get(key, _default_of(parents[: depth + 1]))
         if isinstance(inner, str) and key in {"model", "device"}:

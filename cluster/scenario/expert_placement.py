@@ -12,10 +12,11 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_val
 
 from pimserve.arrays import FloatArray
 from pimserve.device_models.expert_layout import ExpertOrder, Slots, layer_loads, layout
+from pimserve.device_models.expert_picks import expert_share
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.operators import Parallelism
 from pimserve.device_models.popularity_walk import Drift
-from pimserve.device_models.routing import Routing, expert_share
+from pimserve.device_models.routing import Routing
 from pimserve.errors import InputError
 from pimserve.loadgen.spec import PS_PER_S
 from pimserve.quantity import MAX_TIME_S, Quantity
@@ -171,11 +172,14 @@ class ExpertPlacementSpec(BaseModel):
         )
 
 
-def expert_weights(model: ModelSpec, routing: Routing, seed: int) -> tuple[tuple[float, ...], ...]:
-    """Popularity of each routed expert, a row for all MoE layers or for each; of a model without any, none."""
+def expert_weights(model: ModelSpec, routing: Routing, seed: int, epoch: int = 0) -> tuple[tuple[float, ...], ...]:
+    """Popularity of each routed expert, a row for all MoE layers or for each; of a model without any, none.
+
+    With `routing.drift`, after so many of its intervals.
+    """
     if model.moe is None:
         return ()
-    return tuple(map(tuple, routing.expert_weights(model.moe.experts, seed).tolist()))
+    return tuple(map(tuple, routing.expert_weights(model.moe.experts, seed, epoch).tolist()))
 
 
 def placement_facts(

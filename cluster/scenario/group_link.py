@@ -1,9 +1,7 @@
 """The link between devices of attention and of experts: what a dispatch and a combine take, and what passes.
 
-A token's vector goes to the devices of its experts, and comes back. Devices of attention share the sending evenly; at
-the experts', the device that has most to receive counts. Both sides are busy at the same time, and the slower one sets
-the time (MegaScale-Infer, arXiv 2504.02263, section 4: the maximum over both sides), beside a fixed latency. Which
-device gets how much is what popularities make expect, layer by layer; the draw of a step does not change it.
+What hangs on routed experts is `RoutedLink`. Beside it, FFNs of dense layers, shared experts and the LM head may be
+with the experts, and need vectors of all tokens, or outputs.
 """
 
 from __future__ import annotations
@@ -11,75 +9,24 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
-import numpy as np
-
-from pimserve.arrays import FloatArray
 from pimserve.cluster.scenario.placement import PlacedPool
 from pimserve.cluster.scenario.placement_spec import GroupLinkSpec
 from pimserve.device_models.kernels import FS_PER_US
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.operators import Part, RowKind, Runs, Traffic
 from pimserve.device_models.plan import FS_PER_S, RowTerm
-from pimserve.device_models.routing import expert_share
+from pimserve.device_models.routed_link import DIRECTIONS, Direction, LinkEnd, RoutedLink
 from pimserve.device_models.split_experts import SplitExperts
 
 _ID_BYTES = 4  # of a sampled token
-_Direction = Literal["dispatch", "combine"]
-_DIRECTIONS: tuple[_Direction, ...] = ("dispatch", "combine")
-
-
-@dataclass(frozen=True, slots=True)
-class Receivers:
-    """Devices of experts, and what they get of a token in a MoE layer.
-
-    `copies`: of a token's vector in one layer, all devices of the group together, in the mean over the layers;
-    `busiest`: those of the device that gets most of them in its layer, likewise. `hits`: of each device, or group of
-    devices that split experts, likewise. `gb_per_s`: of a device, one way.
-    """
-
-    devices: int
-    copies: float
-    busiest: float
-    hits: tuple[float, ...]
-    dispatch_bits: float
-    gb_per_s: float
-
-    @classmethod
-    def of(
-        cls, pool: PlacedPool, hits: FloatArray, spec: GroupLinkSpec, model: ModelSpec, gb_per_s: float | None
-    ) -> Self:
-        """Devices of a pool, of which those that hold experts get so much of a token, (laws, holders)."""
-        term, devices = pool.plan.experts, pool.devices_per_replica
-        assert not isinstance(term, SplitExperts | None)
-        slices = 1 if term.weight_stationary else devices // term.groups
-        narrow = model.routed_dtype.startswith("fp8") or term.weight_stationary
-        return cls(
-            devices,
-            float(hits.sum(axis=1).mean()) * slices,
-            float(hits.max(axis=1).mean()),
-            tuple(hits.mean(axis=0).tolist()),
-            spec.dispatch_bits or (8 if narrow else 16),
-            gb_per_s or spec.gb_per_s,
-        )
-
-    def to_devices(self, needed: float, *, per_pick: bool) -> list[float]:
-        """Copies of a token's vector that go to each of the devices in a MoE layer, `needed` ones in all."""
-        even = self.copies * len(self.hits) / self.devices / sum(self.hits)  # devices of a holder share its copies
-        copies = [self.hits[device * len(self.hits) // self.devices] * even for device in range(self.devices)]
-        if needed == self.copies:
-            return copies
-        if per_pick:
-            return [routed + (needed - self.copies) / self.devices for routed in copies]
-        more = (needed - self.copies) / (self.devices - self.copies)
-        return [routed + more * (1 - routed) for routed in copies]
 
 
 class Passing(NamedTuple):
     """Bytes that a device of attention sends for each token of its share, or output, to one of the experts; or gets."""
 
-    direction: Literal["dispatch", "combine"]
+    direction: Direction
     rows: RowKind
     attention: int
     experts: int
@@ -90,14 +37,17 @@ class Passing(NamedTuple):
 class GroupLink:
     """What passes between the groups of one replica.
 
-    `receivers`: hot experts' devices, where there are some, then the experts', which have the model's other parts. What
-    is not routed lies on `shared_by` of these, of which a vector needs all; data-parallel groups have `turns` at it.
+    `on_experts`: parts of the model that the experts' devices have. `routed`: what hangs on routed experts. Of each of
+    its ends, `dispatch_bits` are those of an element, and `devices` how many there are. What is not routed lies on
+    `shared_by` of the devices of the last one, of which a vector needs all; data-parallel groups have `turns` at it.
     """
 
     spec: GroupLinkSpec
     model: ModelSpec
-    senders: int
-    receivers: tuple[Receivers, ...]
+    on_experts: frozenset[Part]
+    routed: RoutedLink
+    dispatch_bits: tuple[float, ...]
+    devices: tuple[int, ...]
     shared_by: int
     turns: int
 
@@ -108,129 +58,150 @@ class GroupLink:
         model: ModelSpec,
         attention: PlacedPool,
         experts: PlacedPool,
+        on_experts: Set[Part],
         weights: Sequence[Sequence[float]],
+        slots: Sequence[Sequence[int]],
     ) -> Self:
-        """The link between two groups; `weights`: popularity of each expert, a row for all MoE layers or for each."""
-        assert experts.plan.experts is not None
+        """The link between two groups.
+
+        Args:
+            spec: as the scenario has it.
+            model: the model.
+            attention: devices of attention.
+            experts: those of the experts.
+            on_experts: parts of the model that these have.
+            weights: popularity of each expert, a row for all MoE layers or for each.
+            slots: the expert in each slot, likewise.
+        """
         assert model.moe is not None
-        holders = [_holders(pool) for pool in experts.members]
-        shares = [share for of_group in holders for share in of_group]
-        hits = _hits(weights, model.moe.top_k, experts.plan.experts.slots, shares, per_pick=spec.copies == "per_pick")
-        ends = np.cumsum([len(of_group) for of_group in holders])[:-1]
-        speeds = (spec.hot_experts_gb_per_s, spec.experts_gb_per_s)[-len(holders) :]
-        receivers = tuple(
-            Receivers.of(pool, of_group, spec, model, speed)
-            for pool, of_group, speed in zip(experts.members, np.split(hits, ends, axis=1), speeds, strict=True)
-        )
         rest = experts.members[-1]
         turns = rest.plan.data_parallel
         shared_by = 1 if rest.plan.weight_stationary else rest.devices_per_replica // turns
-        return cls(spec, model, attention.devices_per_replica, receivers, shared_by, turns)
+        shares = "shared_experts" in on_experts and model.moe.shared_intermediate
+        speeds = (spec.hot_experts_gb_per_s, spec.experts_gb_per_s)[-len(experts.members) :]
+        ends = tuple(
+            _end(pool, spec, model, speed, shared_by if shares and pool is rest else 0, turns)
+            for pool, speed in zip(experts.members, speeds, strict=True)
+        )
+        routed = RoutedLink(
+            layers=model.moe_layers,
+            top_k=model.moe.top_k,
+            per_pick=spec.copies == "per_pick",
+            senders=attention.devices_per_replica,
+            gb_per_s=spec.gb_per_s,
+            latency_us=spec.latency_us,
+            ends=ends,
+        ).at(weights, slots)
+        devices = tuple(pool.devices_per_replica for pool in experts.members)
+        bits = tuple(_dispatch_bits(pool, spec, model) for pool in experts.members)
+        return cls(spec, model, frozenset(on_experts), routed, bits, devices, shared_by, turns)
 
-    def terms(self, on_experts: Set[Part]) -> tuple[RowTerm, ...]:
+    def terms(self) -> tuple[RowTerm, ...]:
         """Dispatch and combine in all layers that go to the experts' devices, and for the head if that is there."""
-        moe_layers, dense_layers, rest = self.model.moe_layers, self.model.dense_layers, self.receivers[-1]
         terms = []
-        for stage in _DIRECTIONS:
-            routed = [(group, self._size(stage, group), *copies) for group, copies in self._needed(on_experts)]
-            terms.append(self._term(stage, "moe_layers", moe_layers, routed))
-            size = self._size(stage, rest)
-            if "dense_ffn" in on_experts and dense_layers:
-                terms.append(
-                    self._term(stage, "dense_layers", dense_layers, [(rest, size, self.shared_by, 1 / self.turns)])
-                )
-            if "lm_head" in on_experts:
-                vector, copies = (_ID_BYTES, 1.0) if stage == "combine" else (size, float(self.shared_by))
-                terms.append(self._term(stage, "last", 1, [(rest, vector, copies, 1 / self.turns)]))
+        for direction in DIRECTIONS:
+            size, dense_layers = self._size(direction), self.model.dense_layers
+            terms.append(_term(direction, "moe_layers", self.routed.time_fs(direction)))
+            if "dense_ffn" in self.on_experts and dense_layers:
+                terms.append(_term(direction, "dense_layers", self._whole_fs(dense_layers, size, self.shared_by)))
+            if "lm_head" in self.on_experts:
+                vector, copies = (_ID_BYTES, 1.0) if direction == "combine" else (size, float(self.shared_by))
+                terms.append(_term(direction, "last", self._whole_fs(1, vector, copies)))
         return tuple(terms)
 
-    def _term(
-        self, stage: _Direction, runs: Runs, times: int, to: Sequence[tuple[Receivers, float, float, float]]
-    ) -> RowTerm:
-        """So many transfers, which take each row to groups of devices: (group, bytes of its vectors, copies of a row,
-        those of its busiest device)."""
-        sent = sum(size * copies for _, size, copies, _ in to) / self.senders / self.spec.gb_per_s
-        received = max(size * busiest / group.gb_per_s for group, size, _, busiest in to)
-        fixed = round(times * self.spec.latency_us * FS_PER_US)
-        slope = round(times * max(sent, received) / 1e9 * FS_PER_S)
-        rows: RowKind = "outputs" if runs == "last" else "tokens"
-        name = f"{stage}, {runs.replace('_', ' ')}"
-        return RowTerm(name, "communication", stage, rows, ((fixed, slope),), runs=runs, stage=stage)
-
-    def traffic(self, on_experts: Set[Part]) -> tuple[Traffic, ...]:
+    def traffic(self) -> tuple[Traffic, ...]:
         """Bytes and vectors that pass for each token, and for each output, in both directions."""
         traffic = []
-        for stage in _DIRECTIONS:
-            size, dense = self._size(stage, self.receivers[-1]), 0
-            if "dense_ffn" in on_experts:
+        for direction in DIRECTIONS:
+            size, dense = self._size(direction), 0
+            if "dense_ffn" in self.on_experts:
                 dense = self.model.dense_layers * self.shared_by
-            routed = [
-                (self.model.moe_layers * copies, self._size(stage, group))
-                for group, (copies, _) in self._needed(on_experts)
-            ]
-            sent = [*routed, (dense, size)]
+            sent = [*self.routed.passing(direction), (dense, size)]
             vectors = sum(copies for copies, _ in sent)
             moved = sum(copies * each for copies, each in sent)
-            traffic.append(Traffic(stage, "tokens", moved, "between_groups", vectors))
-            if "lm_head" in on_experts:
-                back = (_ID_BYTES, 0.0) if stage == "combine" else (size * self.shared_by, self.shared_by)
-                traffic.append(Traffic(stage, "outputs", back[0], "between_groups", back[1]))
+            traffic.append(Traffic(direction, "tokens", moved, "between_groups", vectors))
+            if "lm_head" in self.on_experts:
+                back = (_ID_BYTES, 0.0) if direction == "combine" else (size * self.shared_by, self.shared_by)
+                traffic.append(Traffic(direction, "outputs", back[0], "between_groups", back[1]))
         return tuple(traffic)
 
-    def passing(self, on_experts: Set[Part]) -> list[Passing]:
+    def passing(self) -> list[Passing]:
         """The same from device to device, those of hot experts first: attention's share all rows evenly."""
         model, found, first = self.model, [], 0
-        for group, (needed, _) in self._needed(on_experts):
-            rest = self.shared_by / group.devices if group is self.receivers[-1] else 0.0
-            dense = model.dense_layers * rest if "dense_ffn" in on_experts else 0.0
-            copies_of = group.to_devices(needed, per_pick=self.spec.copies == "per_pick")
-            for direction in _DIRECTIONS:
-                size = self._size(direction, group)
-                back = _ID_BYTES / group.devices if direction == "combine" else size * rest
-                for sender in range(self.senders):
-                    for receiver, copies in enumerate(copies_of, first):
-                        vectors = model.moe_layers * copies + dense
+        for number, devices in enumerate(self.devices):
+            rest = self.shared_by / devices if number == len(self.devices) - 1 else 0.0
+            dense = model.dense_layers * rest if "dense_ffn" in self.on_experts else 0.0
+            for direction in DIRECTIONS:
+                copies_of = self.routed.to_devices(direction, number, devices)
+                size = self.routed.passing(direction)[number][1]
+                back = _ID_BYTES / devices if direction == "combine" else size * rest
+                for sender in range(self.routed.senders):
+                    for receiver, of_device in enumerate(copies_of, first):
+                        vectors = model.moe_layers * of_device + dense
                         found.append(Passing(direction, "tokens", sender, receiver, vectors * size))
-                        if "lm_head" in on_experts and rest:
+                        if "lm_head" in self.on_experts and rest:
                             found.append(Passing(direction, "outputs", sender, receiver, back))
-            first += group.devices
+            first += devices
         return found
 
-    def facts(self, on_experts: Set[Part]) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
         """What results say of the link."""
-        needed, groups = [copies for _, copies in self._needed(on_experts)], self.receivers
-        sent, bits = sum(copies for copies, _ in needed), {group.dispatch_bits for group in groups}
-        all_bits = sum(group.dispatch_bits * copies for group, (copies, _) in zip(groups, needed, strict=True))
+        bits, sent = self.dispatch_bits, sum(each.to_all[0] for each in self.routed.copies)
+        all_bits = sum(of_end * each.to_all[0] for of_end, each in zip(bits, self.routed.copies, strict=True))
         return {
             "copies_per_token": sent,
-            "copies_of_busiest_device": max(busiest for _, busiest in needed),
-            "dispatch_bits": all_bits / sent if len(bits) > 1 else bits.pop(),
+            "copies_of_busiest_device": max(each.busiest[0] for each in self.routed.copies),
+            "dispatch_bits": all_bits / sent if len(set(bits)) > 1 else bits[0],
             "combine_bits": self.spec.combine_bits,
             "gb_per_s": self.spec.gb_per_s,
-            "experts_gb_per_s": groups[-1].gb_per_s,
+            "experts_gb_per_s": self.routed.ends[-1].gb_per_s,
             "latency_us": self.spec.latency_us,
         }
 
-    def _size(self, stage: _Direction, group: Receivers) -> float:
-        """Bytes of a vector."""
-        return self.model.hidden * (group.dispatch_bits if stage == "dispatch" else self.spec.combine_bits) / 8
+    def _size(self, direction: Direction) -> float:
+        """Bytes of a vector of what is not routed."""
+        return self.routed.ends[-1].vector_bytes[DIRECTIONS.index(direction)]
 
-    def _needed(self, on_experts: Set[Part]) -> list[tuple[Receivers, tuple[float, float]]]:
-        """(copies of a token's vector, those of the busiest device) in a MoE layer, of each group.
+    def _whole_fs(self, times: int, size: float, copies: float) -> tuple[int, int]:
+        """Of so many transfers, which take each row to all devices that share what is not routed: (fixed, of a row)."""
+        sent = size * copies / self.routed.senders / self.spec.gb_per_s
+        received = size * (1 / self.turns) / self.routed.ends[-1].gb_per_s
+        return round(times * self.spec.latency_us * FS_PER_US), round(times * max(sent, received) / 1e9 * FS_PER_S)
 
-        Devices with shared experts need every token whose turn is theirs, also those without a routed expert of it.
-        """
-        needed = [(group, (group.copies, group.busiest)) for group in self.receivers]
-        if "shared_experts" not in on_experts or self.model.moe is None or not self.model.moe.shared_intermediate:
-            return needed
-        rest = self.receivers[-1]
-        if self.spec.copies == "per_pick":
-            needed[-1] = rest, (rest.copies + self.shared_by, rest.busiest + 1 / self.turns)
-        else:
-            without = 1 - sum(rest.hits) / len(rest.hits)
-            more = self.shared_by * without, (1 - rest.busiest) / self.turns
-            needed[-1] = rest, (rest.copies + more[0], rest.busiest + more[1])
-        return needed
+
+def _term(direction: Direction, runs: Runs, time_fs: tuple[int, int]) -> RowTerm:
+    rows: RowKind = "outputs" if runs == "last" else "tokens"
+    name = f"{direction}, {runs.replace('_', ' ')}"
+    return RowTerm(name, "communication", direction, rows, (time_fs,), runs=runs, stage=direction)
+
+
+def _end(
+    pool: PlacedPool, spec: GroupLinkSpec, model: ModelSpec, gb_per_s: float | None, shared_by: int, turns: int
+) -> LinkEnd:
+    """Devices of experts of a pool."""
+    term, devices = pool.plan.experts, pool.devices_per_replica
+    assert not isinstance(term, SplitExperts | None)
+    on_chips = _chips_per_expert(pool)
+    return LinkEnd(
+        holders=tuple(_holders(pool)),
+        slices=on_chips if term.weight_stationary else devices // term.groups,
+        vector_bytes=(model.hidden * _dispatch_bits(pool, spec, model) / 8, model.hidden * spec.combine_bits / 8),
+        gb_per_s=gb_per_s or spec.gb_per_s,
+        shared_by=shared_by,
+        turns=turns,
+        back=1 / on_chips,
+    )
+
+
+def _dispatch_bits(pool: PlacedPool, spec: GroupLinkSpec, model: ModelSpec) -> float:
+    """Of an element on its way to devices of a pool."""
+    narrow = model.routed_dtype.startswith("fp8") or pool.plan.weight_stationary
+    return spec.dispatch_bits or (8 if narrow else 16)
+
+
+def _chips_per_expert(pool: PlacedPool) -> int:
+    """Chips that an expert is cut over, where weights stay on them."""
+    return int(pool.replica.parallelism.get("chips_per_expert", 1))
 
 
 def _holders(pool: PlacedPool) -> list[int]:
@@ -238,45 +209,8 @@ def _holders(pool: PlacedPool) -> list[int]:
     term = pool.plan.experts
     assert not isinstance(term, SplitExperts | None)
     holders = term.groups
-    if term.weight_stationary:  # chips that hold whole experts of a layer, or one that holds all of them
-        holders = pool.devices_per_replica if pool.replica.parallelism.get("spread") == "experts" else 1
+    if term.weight_stationary:  # chips that hold experts of a layer, or one that holds all of them
+        spread = pool.replica.parallelism.get("spread") == "experts"
+        holders = pool.devices_per_replica // _chips_per_expert(pool) if spread else 1
     ends = [term.physical_experts * holder // holders for holder in range(holders + 1)]
     return [end - begin for begin, end in pairwise(ends)]
-
-
-def _hits(
-    weights: Sequence[Sequence[float]],
-    top_k: int,
-    slots: Sequence[Sequence[int]],
-    shares: Sequence[int],
-    *,
-    per_pick: bool,
-) -> FloatArray:
-    """(laws, holders): how often a token goes to each device, or group of them, that holds experts, so many slots each;
-    at most once, or per pick.
-
-    A pick of an expert with copies goes to any of them alike. The chance that no pick leads to one is the ratio of
-    elementary symmetric polynomials of the weights with and without what leads there (as in `pick_probabilities`).
-    """
-    found = []
-    for law in range(max(len(weights), len(slots))):
-        row = np.asarray(weights[min(law, len(weights) - 1)], float)
-        places = np.asarray(slots[min(law, len(slots) - 1)] if slots else range(len(row)))
-        leads = np.zeros((len(shares), len(row)))
-        np.add.at(leads, (np.repeat(np.arange(len(shares)), shares), places), 1)
-        leads /= leads.sum(axis=0)
-        if per_pick:
-            found.append(leads @ np.asarray(expert_share(row.tolist(), top_k)))
-        else:
-            every = _symmetric(row, top_k)
-            found.append([1 - _symmetric(row * (1 - lead), top_k) / every for lead in leads])
-    return np.asarray(found)
-
-
-def _symmetric(weights: FloatArray, degree: int) -> float:
-    """Elementary symmetric polynomial."""
-    sums = np.zeros(degree + 1)
-    sums[0] = 1.0
-    for weight in weights:
-        sums[1:] += weight * sums[:-1].copy()
-    return float(sums[degree])

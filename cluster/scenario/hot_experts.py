@@ -13,8 +13,9 @@ from pimserve.cluster.scenario.expert_placement import expert_weights
 from pimserve.cluster.scenario.placement import PlacedPool
 from pimserve.cluster.scenario.placement_spec import GroupName, HotExpertsSpec
 from pimserve.device_models.expert_layout import Slots, layout
+from pimserve.device_models.expert_picks import expert_share
 from pimserve.device_models.model import ModelSpec
-from pimserve.device_models.routing import Routing, expert_share
+from pimserve.device_models.routing import Routing
 from pimserve.device_models.split_experts import hottest
 from pimserve.device_models.split_plan import split_plan
 from pimserve.errors import InputError

@@ -6,6 +6,7 @@ from collections.abc import Sequence, Set
 from dataclasses import replace
 
 from pimserve.cluster.scenario.document import Scenario
+from pimserve.cluster.scenario.drafting import with_speculation
 from pimserve.cluster.scenario.expert_placement import expert_weights, placement_facts
 from pimserve.cluster.scenario.hot_experts import SomeExperts, both, hot_and_cold
 from pimserve.cluster.scenario.placement import PlacedPool, place
@@ -66,11 +67,13 @@ def place_group(
         expert_decision=scenario.costs.expert_decision,
         passive_power=scenario.costs.passive_power,
         parts=frozenset(parts),
+        verify_tokens=scenario.scheduler.verify_tokens,
     )
     links, settings = scenario.interconnect(device), scenario.scheduler
     if "attention" not in parts:
         settings = settings.model_copy(update={"kv_blocks": None})
     pool = place(device, links, demand, settings, replicas=scenario.cluster.replicas)
+    pool = with_speculation(pool, scenario, device, links, demand)
     if spec is None or pool.plan.experts is None:
         return pool
     facts = {**pool.replica.facts, "expert_placement": placement_facts(spec, model, split, weights, slots)}

@@ -9,7 +9,16 @@ from typing import Any
 
 from pimserve.cluster.scenario.interconnect import Interconnect, beyond_measured
 from pimserve.device_models.catalogue import device_names
-from pimserve.device_models.device import Demand, Device, Fitted, PointToPoint, Precision, Roof
+from pimserve.device_models.device import (
+    Demand,
+    Device,
+    Fitted,
+    OperatorDevice,
+    PointToPoint,
+    Precision,
+    Roof,
+    kv_pool_bytes_per_token,
+)
 from pimserve.device_models.expert_programming import ExpertProgramming
 from pimserve.device_models.operators import Parallelism, Traffic
 from pimserve.device_models.registry import load_device
@@ -144,11 +153,23 @@ def place(
         first=first,
         kv_groups=fitted.kv_groups,
         kv_blocks_override=blocks,
+        device_kv_bytes_per_token=_swapped_bytes_per_token(device, demand) if spec.preemption == "swap" else 0.0,
         label=device_label(device),
         device=device,
         replica=_replica(device, interconnect, demand, fitted),
         devices_per_replica=demand.split.devices,
     )
+
+
+def _swapped_bytes_per_token(device: Device, demand: Demand) -> float:
+    """What a token takes of a device's KV cache, of which it has its part as it has of the weights.
+
+    Raises:
+        InputError: that is not known of such devices.
+    """
+    if not isinstance(device, OperatorDevice):
+        raise InputError("scheduler.preemption", f"swap is not modelled on devices of the kind of {device.spec.name}")
+    return kv_pool_bytes_per_token(demand.model, demand.split)
 
 
 def _replica(device: Device, interconnect: Interconnect, demand: Demand, fitted: Fitted) -> Replica:

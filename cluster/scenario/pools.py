@@ -51,7 +51,9 @@ def place_pool(scenario: Scenario, name: str, model: ModelSpec, routing: Routing
             raise error.at(f"cluster.pools.{name}{error.where.removeprefix('cluster')}") from None
         raise
     notes = (*pool.replica.warnings, *_without_effect(alone, pool))
-    return replace(pool, name=name, first=first, replica=replace(pool.replica, warnings=notes))
+    token_bytes = math.ceil(model.attention.kv_elements * pool.replica.precision.kv_bits / 8 * model.layers)
+    replica = replace(pool.replica, warnings=notes)
+    return replace(pool, name=name, first=first, kv_bytes_per_token=token_bytes, replica=replica)
 
 
 def _without_effect(scenario: Scenario, pool: PlacedPool) -> list[str]:
@@ -132,4 +134,5 @@ def link_of(scenario: Scenario, model: ModelSpec, pools: Sequence[PlacedPool]) -
         bytes_per_token=math.ceil(layer * (model.layers - model.windowed_layers)),
         window_bytes_per_token=math.ceil(layer * model.windowed_layers),
         window_tokens=getattr(model.attention, "window_tokens", None) or 0,
+        layers=model.layers if handover.overlap == "layers" else 0,
     )

@@ -13,11 +13,14 @@ from pimserve.cluster.scenario.pools import link_of, place_pool, routing_of
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.routing import Routing
 from pimserve.errors import InputError, together, tried
+from pimserve.loadgen.objectives import Objectives
 from pimserve.loadgen.traces import trace_digest
 from pimserve.scheduler.faults import FaultSpec
 from pimserve.scheduler.handover import Link
+from pimserve.scheduler.load_shedding import check_shedding
+from pimserve.scheduler.queue_classes import queue_classes
 from pimserve.scheduler.router import make_router
-from pimserve.scheduler.simulation import check_together
+from pimserve.scheduler.run_requests import check_autoscaling, check_kv_caches, check_together
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,11 @@ class Prepared:
     def frontend_ps(self) -> int:
         """Time of a request in front of the scheduler, which TTFT and E2E hold."""
         return self.pools[0].plan.frontend_ps
+
+    @property
+    def objectives(self) -> Objectives:
+        """Limits of its requests, by class."""
+        return Objectives.of(self.scenario.slo, self.scenario.workload.classes)
 
     @property
     def faults(self) -> FaultSpec:
@@ -155,17 +163,18 @@ def prepare(scenario: Scenario) -> Prepared:
     pools: list[PlacedPool] = []
     for name in scenario.pools:
         pools.append(place_pool(scenario, name, model, routing, first=sum(pool.replicas for pool in pools)))
+    check_kv_caches(scenario.scheduler, pools)
+    if scenario.autoscaling is not None:
+        check_autoscaling(scenario.autoscaling, pools, closed=scenario.workload.mode == "closed")
     return Prepared(scenario, model, tuple(pools), routing)
 
 
 def _check_together(scenario: Scenario) -> None:
-    check_together(
-        scenario.scheduler,
-        scenario.faults or FaultSpec(),
-        closed=scenario.workload.mode == "closed",
-        pools=scenario.cluster.pools is not None,
-        replicas=scenario.cluster.replicas,
-    )
+    classes = queue_classes(scenario.workload.classes or (), scenario.slo)
+    check_together(scenario.scheduler, classes, pools=scenario.cluster.pools is not None)
+    load = scenario.workload
+    dependent = load.mode == "closed" or load.sessions is not None or load.max_concurrency is not None
+    check_shedding(scenario.scheduler, classes, dependent=dependent)
 
 
 def scenario_digest(scenario: Scenario) -> str:

@@ -107,7 +107,8 @@ def _fewest(scenario: Scenario, name: str, group: _Group) -> int:
                 return number
             reasons[number] = f"the KV cache holds {fits:,} tokens, and the longest request has {wanted:,}"
         number += 1
-    if refused is not None and set(reasons.values()) == {str(refused)}:  # whatever the number
+    first, last = (reasons[at] for at in (min(reasons), max(reasons)))
+    if refused is not None and first == last == str(refused):  # whatever the number, where the model divides at all
         raise refused
     raise InputError(_where(name, group), _none_does(model.name, reasons))
 

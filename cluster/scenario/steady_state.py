@@ -82,7 +82,7 @@ def stage(
         if name in _ENERGY_OF:
             energy[f"{_ENERGY_OF[name]}_{kind}"] += coefficient * times
     experts_fs = np.zeros(1)
-    if pools is not None and shape.tokens:
+    if pools is not None and plan.tokens_of(shape):
         features = _outcomes(plan, pools, shape)
         experts_fs = features[:, FEATURES.index("time_fs")].astype(float)
         category["moe"] += float(experts_fs.mean())
@@ -106,7 +106,7 @@ def _outcomes(plan: CostPlan, pools: ExpertPools, shape: StepShape[int]) -> IntA
     own."""
     numbers = np.arange(POOL_SIZE)
     if plan.micro_batches is None:
-        return pools.features(np.full(POOL_SIZE, shape.tokens), numbers)
+        return pools.features(np.full(POOL_SIZE, plan.tokens_of(shape)), numbers)
     steps = StepShape(*(np.full(POOL_SIZE, count) for count in shape))
     return make_costs(plan, pools, replica=0, seed=0, exact=False).experts_features(steps, numbers)
 

@@ -16,6 +16,7 @@ from pimserve.device_models.device import Precision
 from pimserve.device_models.mixed_plan import mixed_plan
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.plan import FS_PER_S
+from pimserve.device_models.rebalancing import placed_at
 from pimserve.device_models.routing import ExpertPools, Routing
 from pimserve.errors import InputError
 from pimserve.scheduler.mixed_costs import make_costs
@@ -55,12 +56,19 @@ def place_two_groups(scenario: Scenario, model: ModelSpec, routing: Routing) -> 
 
 
 def link_between(
-    scenario: Scenario, model: ModelSpec, routing: Routing, attention: PlacedPool, experts: PlacedPool
+    scenario: Scenario,
+    model: ModelSpec,
+    routing: Routing,
+    attention: PlacedPool,
+    experts: PlacedPool,
+    epoch: int = 0,
 ) -> GroupLink:
-    """The link between the groups of a replica of the scenario's only pool."""
-    assert scenario.cluster.two_groups is not None
-    weights = expert_weights(model, routing, scenario.run.seed)
-    return GroupLink.of(scenario.cluster.two_groups.link, model, attention, experts, weights)
+    """The link between the groups of a replica of the scenario's only pool, after so many steps of the drift."""
+    spec, seed, term = scenario.cluster.two_groups, scenario.run.seed, experts.plan.experts
+    assert spec is not None
+    assert term is not None
+    weights, slots = expert_weights(model, routing, seed, epoch), placed_at(term, routing, seed, epoch).slots
+    return GroupLink.of(spec.link, model, attention, experts, spec.on_experts, weights, slots)
 
 
 def _tried(
@@ -113,7 +121,8 @@ def _joined(
         link.model,
         attention.plan,
         experts.plan,
-        link.terms(spec.on_experts),
+        link.terms(),
+        link.routed,
         on_experts=spec.on_experts,
         from_tokens=from_tokens,
     )
@@ -124,7 +133,7 @@ def _joined(
             "micro_batches": len(from_tokens),
             "micro_batches_from_tokens": list(from_tokens),
             "on_experts": sorted(spec.on_experts),
-            "link": link.facts(spec.on_experts),
+            "link": link.facts(),
             "experts": dict(other.facts),
         },
     }
@@ -133,7 +142,7 @@ def _joined(
         precision=_precision(spec, link.model, own.precision, other.precision),
         facts=facts,
         warnings=tuple(dict.fromkeys((*own.warnings, *other.warnings))),
-        traffic=(*own.traffic, *other.traffic, *link.traffic(spec.on_experts)),
+        traffic=(*own.traffic, *other.traffic, *link.traffic()),
     )
     return replace(
         attention,

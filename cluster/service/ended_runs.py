@@ -29,12 +29,12 @@ from pimserve.cluster.run.summary_message import message_of
 from pimserve.cluster.service.data_folder import RunFolder
 from pimserve.cluster.service.device_queries import no_actors, of_replicas
 from pimserve.cluster.service.messages import (
-    PERCENTILES,
     Site,
     latencies_of,
     latency_of,
     ledgers_of,
     life,
+    limit_of,
     placement_of,
     replicas_of,
 )
@@ -70,7 +70,7 @@ def ended_run(
         replicas=replicas_of(snapshot),
         ledgers=ledgers_of(snapshot.now_fs, ledgers),
         placement=placement_of(site),
-        latencies=latencies_of(snapshot, latencies, PERCENTILES),
+        latencies=latencies_of(snapshot, latencies),
         facts=json.dumps(facts),
         devices=site.devices.devices(snapshot.now_fs),
     )
@@ -141,7 +141,8 @@ def _devices(run: worker_pb2.EndedRun, _: Path, request: Any) -> Message:  # noq
 
 
 def _latencies(run: worker_pb2.EndedRun, results: Path, request: Any) -> Message:  # noqa: ANN401
-    facts, percentiles = json.loads(run.facts), request.percentiles or PERCENTILES
+    facts, asked = json.loads(run.facts), run.latencies.latencies[0].percentiles
+    percentiles = request.percentiles or [percentile.percent for percentile in asked]
     quantiles = {
         **{name: exact_quantiles(known, percentiles) for name, known in _of_requests(results, run.facts).items()},
         "itl": quantiles_of_histogram(DurationHistogram.of_state(facts["gaps"]), percentiles),
@@ -149,6 +150,9 @@ def _latencies(run: worker_pb2.EndedRun, results: Path, request: Any) -> Message
     message = sched.GetLatenciesResponse()
     message.CopyFrom(run.latencies)
     del message.latencies[:]
+    of_summary = read_summary(results).slo.at_percentiles or {}
+    del message.slo.at_percentiles[:]
+    message.slo.at_percentiles.extend(limit_of(name, limit) for name, limit in of_summary.items())
     since_s, now_s = run.latencies.measured_from_s, facts["now_fs"] / FS_PER_S
     message.latencies.extend(latency_of(name, quantiles[name], counted_from_s=since_s, as_of_s=now_s) for name in NAMES)
     return message

@@ -14,7 +14,6 @@ import grpc
 from pimserve.cluster.base.rpc.statuses import RefusedError, RequestError, violations
 from pimserve.cluster.run.live_control import LiveControl, RunEndedError, Snapshot
 from pimserve.cluster.service.messages import (
-    PERCENTILES,
     Site,
     latencies_of,
     ledgers_of,
@@ -125,7 +124,7 @@ class _News:
             held=self._control.held,
             progress=progress_of(seen),
             replicas=replicas_of(seen),
-            latencies=latencies_of(seen, self._control.latencies, PERCENTILES),
+            latencies=latencies_of(seen, self._control.latencies),
             placement=self._placement,
             ledgers=self._look_at_ledgers(),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import grpc
 
@@ -19,13 +19,14 @@ from pimserve.device_models.plan import FS_PER_PS, FS_PER_S, HOST
 from pimserve.loadgen.spec import PS_PER_S
 from pimserve.scheduler.control import Ledger
 from pimserve.scheduler.group_times import group_times
+from pimserve.scheduler.latency_sections import AtPercentile
 from pimserve.scheduler.requests import FINISHED, REJECT_REASONS, REJECTED
 from pimserve.v1 import scheduler_pb2 as sched
 from pimserve.v1 import simulation_pb2 as sim
 
-PERCENTILES = (50.0, 90.0, 99.0)
 _BYTES_PER_GB = 10**9
-_STATE_FIELDS = tuple(field.name for field in sched.Replica.DESCRIPTOR.fields if field.name != "clock_s")
+_CONVERTED = {"clock_s", "prefix_cache"}
+_STATE_FIELDS = tuple(field.name for field in sched.Replica.DESCRIPTOR.fields if field.name not in _CONVERTED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,17 +119,21 @@ def life(row: Mapping[str, int], request: int, now_fs: int) -> sched.DescribeReq
 def replicas_of(snapshot: Snapshot) -> sched.GetReplicasResponse:
     """Queue and batch of every replica."""
     replicas = [
-        sched.Replica(clock_s=state.clock_fs / FS_PER_S, **{name: getattr(state, name) for name in _STATE_FIELDS})
+        sched.Replica(
+            clock_s=state.clock_fs / FS_PER_S,
+            prefix_cache=None if (cache := state.prefix_cache) is None else sched.PrefixCacheState(**asdict(cache)),
+            **{name: getattr(state, name) for name in _STATE_FIELDS},
+        )
         for state in snapshot.replicas
     ]
     return sched.GetReplicasResponse(simulated_s=snapshot.now_fs / FS_PER_S, replicas=replicas)
 
 
 def latencies_of(
-    snapshot: Snapshot, latencies: RunningLatencies, percentiles: Sequence[float]
+    snapshot: Snapshot, latencies: RunningLatencies, percentiles: Sequence[float] = ()
 ) -> sched.GetLatenciesResponse:
     """Percentiles so far, and SLO attainment."""
-    so_far = latencies.so_far(percentiles or PERCENTILES)
+    so_far = latencies.so_far(percentiles)
     return sched.GetLatenciesResponse(
         simulated_s=snapshot.now_fs / FS_PER_S,
         measured_from_s=snapshot.measured.start_s,
@@ -145,10 +150,24 @@ def latencies_of(
         slo=sched.SloAttainment(
             left=so_far.left,
             good=so_far.good,
-            attainment=so_far.good / so_far.left if so_far.limits and so_far.left else None,
+            attainment=so_far.good / so_far.left if so_far.limited and so_far.left else None,
             limits_s=so_far.limits,
             censored=so_far.censored,
+            at_percentiles=[limit_of(name, limit) for name, limit in so_far.at_percentiles.items()],
         ),
+    )
+
+
+def limit_of(name: str, limit: AtPercentile) -> sched.LimitAtPercentile:
+    """What a limit at a percentile came to."""
+    return sched.LimitAtPercentile(
+        name=name,
+        limit_s=limit.limit,
+        measured_s=limit.measured,
+        passed=limit.passed,
+        margin_s=limit.margin,
+        count=limit.n,
+        enough_samples=limit.enough_samples,
     )
 
 

@@ -21,7 +21,7 @@ def read_scenario(text: str, overrides: Sequence[str], trace: str, traces: Path 
     Args:
         text: YAML.
         overrides: "path=value" each.
-        trace: FORMAT:PATH, or empty.
+        trace: PATH or FORMAT:PATH, or empty.
         traces: folder below which traces may lie; None: nowhere.
 
     Raises:
@@ -34,13 +34,13 @@ def read_scenario(text: str, overrides: Sequence[str], trace: str, traces: Path 
 
 
 def _allowed(path: str, traces: Path | None) -> Path:
-    """The file of a trace; what lies elsewhere is as if it were not there, so that nothing is learned of it."""
+    """A trace, file or folder; what lies elsewhere is as if it were not there, so that nothing is learned of it."""
     if traces is None:
         raise InputError(_TRACE, "this server reads no traces: it was started without --traces")
     root = traces.resolve()
     try:
         file = (root / path).resolve()
-        if file.is_relative_to(root) and file.is_file():
+        if root in file.parents and (file.is_file() or file.is_dir()):
             return file
     except (OSError, ValueError, RuntimeError):  # too long, a zero in it, a loop of links
         pass

@@ -164,10 +164,10 @@ def _run(folder: RunFolder, control: LiveControl, site: Site, place: Place, runn
 def _site(
     folder: RunFolder, prepared: Prepared, *, speed: float, held: bool, per_engine: bool
 ) -> tuple[LiveControl, Site]:
-    slo, frontend_ps = prepared.scenario.slo, prepared.frontend_ps
-    latencies = RunningLatencies(slo, frontend_ps=frontend_ps)
+    objectives, frontend_ps = prepared.objectives, prepared.frontend_ps
+    latencies = RunningLatencies(objectives, frontend_ps=frontend_ps, percentiles=prepared.scenario.output.percentiles)
     beginning = metrics_of(prepared, folder.id, speed=speed, per_engine=per_engine)
-    metrics = MetricsFeed(beginning, slo, frontend_ps=frontend_ps)
+    metrics = MetricsFeed(beginning, objectives, frontend_ps=frontend_ps)
     site = Site(folder.id, prepared, metrics)
 
     def at_end(snapshot: Snapshot, ledgers: Sequence[Ledger]) -> None:

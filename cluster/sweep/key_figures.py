@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pimserve.cluster.base.figures import ABSENT, known
+from pimserve.cluster.base.figures import ABSENT, known, named
 from pimserve.cluster.run.compare import Likeness, likeness, not_alike
-from pimserve.cluster.run.run_figures import unit_of, value_at
+from pimserve.cluster.run.run_figures import ASKED, asked_percentiles, unit_of, value_at
 from pimserve.cluster.run.summary_schema import Summary
 from pimserve.cluster.sweep.grid import Grid
 from pimserve.cluster.sweep.pareto import axes_at, fixed_rate, front, why_not_on_a_front
@@ -47,7 +48,19 @@ FIGURES = (
     Figure("silicon_mm2", "silicon_mm2", "silicon, mm2"),
     Figure("stability", "stability", "stability"),
 )
+_BY_KEY = {figure.key: figure for figure in FIGURES}
+_ASKED = re.compile(r"(ttft|tpot)_(p[\d.]+)_s")
 _GRAVEST_FIRST = (SATURATED, TOO_SHORT, STEADY)
+
+
+def key_figures(keys: Iterable[str]) -> Iterator[Figure]:
+    """Those of all sweeps, and the percentiles that this one was asked for, which are among the keys of its figures."""
+    asked = [match for key in dict.fromkeys(keys) if (match := _ASKED.fullmatch(key)) and match[0] not in _BY_KEY]
+    for each in FIGURES:
+        yield each
+        for key, latency, percentile in (match.group(0, 1, 2) for match in asked):
+            if each.key == f"{latency}_p99_s":
+                yield Figure(key, f"latency_s.{latency}.{ASKED}.{percentile}", f"{named(latency)} {percentile}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +86,11 @@ class Outcome:
 
 def outcome_of(summary: Summary) -> Outcome:
     """What a run's summary says."""
+    asked = asked_percentiles([summary])
+    figures = list(key_figures(f"{latency}_{percentile}_s" for percentile in asked for latency in ("ttft", "tpot")))
     return Outcome(
-        figures_of(summary),
-        known({figure.key: value_at(summary.ci95, figure.path) for figure in FIGURES}),
+        {figure.key: value_at(summary, figure.path) for figure in figures},
+        known({figure.key: value_at(summary.ci95, figure.path) for figure in figures}),
         tuple(summary.warnings),
         why_not_on_a_front(summary),
         summary.offered_requests_per_s,
@@ -101,11 +116,6 @@ def by_reason(document: Mapping[str, Any]) -> dict[str, list[str]]:
     for name, reason in document["pareto"]["left_out"].items():
         names_by_reason.setdefault(reason, []).append(name)
     return names_by_reason
-
-
-def figures_of(summary: Summary) -> dict[str, Any]:
-    """The key figures of one run."""
-    return {figure.key: value_at(summary, figure.path) for figure in FIGURES}
 
 
 def is_shown(figure: Figure, part: str, values: Sequence[object]) -> bool:
@@ -193,7 +203,7 @@ def sweep_document(
             )
         if entry["status"] == "done":
             outcomes = [outcome_by_run[key] for key in keys]
-            entry["figures"] = {f.key: together(f, outcomes) for f in FIGURES}
+            entry["figures"] = {f.key: together(f, outcomes) for f in key_figures(outcomes[0].figures)}
             offered += [outcome.offered_requests_per_s for outcome in outcomes]
             if (why_not := _why_not(outcomes)) is not None:
                 entry["not_on_front"] = why_not
@@ -204,8 +214,8 @@ def sweep_document(
                     (outcome_by_run[key].figures, outcome_by_run[baseline, r].figures) for r, key in enumerate(keys)
                 ]
                 entry["difference_to_baseline"] = {
-                    f.key: estimate([_minus(a[f.key], b[f.key]) for a, b in pairs])
-                    for f in FIGURES
+                    f.key: estimate([_minus(a[f.key], b.get(f.key)) for a, b in pairs])
+                    for f in key_figures(outcomes[0].figures)
                     if f.unit != "state"
                 }
         points.append(entry)

@@ -55,6 +55,9 @@ def why_not_on_a_front(summary: Figures) -> str | None:
     attainment = summary.slo.attainment
     if attainment is not None and attainment < SLO_SHARE:
         return f"misses its SLO: {share(attainment)} of the requests meet it"
+    missed = [key for key, limit in (summary.slo.at_percentiles or {}).items() if limit.passed is False]
+    if missed:
+        return f"misses its SLO at a percentile: {', '.join(missed)}"
     return None
 
 

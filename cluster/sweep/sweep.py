@@ -20,7 +20,7 @@ from pimserve.cluster.base.locks import lock_folder
 from pimserve.cluster.run.read_summary import read_summary
 from pimserve.cluster.run.summary_schema import Summary
 from pimserve.cluster.sweep.grid import Grid, Run
-from pimserve.cluster.sweep.key_figures import FIGURES, Outcome, outcome_of, sweep_document
+from pimserve.cluster.sweep.key_figures import Outcome, key_figures, outcome_of, sweep_document
 from pimserve.cluster.sweep.workers import Task, Workers
 from pimserve.errors import InputError
 
@@ -166,7 +166,7 @@ def _write(folder: Path, grid: Grid, document: Mapping[str, Any]) -> None:
         *(axis.path for axis in grid.axes),
         "seed",
         "status",
-        *(f.key for f in FIGURES),
+        *(f.key for f in key_figures(key for row in rows for key in row)),
         "not_on_front",
         "warnings",
         "error",

@@ -9,7 +9,7 @@ from pimserve.cluster.base.documents import at, number, numbers
 from pimserve.cluster.base.figures import ABSENT, SCALED, half_width, scale, writer
 from pimserve.cluster.base.tables import Row, Table
 from pimserve.cluster.sweep.grid import labels, shown
-from pimserve.cluster.sweep.key_figures import FIGURES, Figure, is_shown, state_text
+from pimserve.cluster.sweep.key_figures import Figure, is_shown, key_figures, state_text
 
 Point = Mapping[str, Any]
 
@@ -24,7 +24,8 @@ def figure_columns(document: Mapping[str, Any], points: Sequence[Point], part: s
     """
     runs = len(document["seeds"])
     columns = []
-    for figure in FIGURES:
+    keys = dict.fromkeys(key for point in points for key in at(point, part) or ())
+    for figure in key_figures(keys):
         if not is_shown(figure, part, [_value(point, part, figure) for point in points]):
             continue
         size, unit = 1.0, ""

@@ -19,11 +19,11 @@ from pimserve.cluster.validation.duplex_systems import SEED, Cluster, System, Sy
 from pimserve.device_models.plan import CostPlan
 from pimserve.device_models.routing import ExpertPools
 from pimserve.errors import InputError
+from pimserve.loadgen.objectives import Objectives
 from pimserve.loadgen.workload import WorkloadSpec, generate
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.fleet import Pool
 from pimserve.scheduler.simulation import simulate
-from pimserve.scheduler.slo import SloSpec
 from pimserve.scheduler.summary import summarize
 from pimserve.scheduler.summary_sections import Figures
 from pimserve.scheduler.usage import Hardware
@@ -189,7 +189,7 @@ def figures(served: ServedLoop, requests_per_s: float | None = None) -> Figures:
         seed=SEED,
         warmup_s=warmup_s,
     )
-    return summarize(run, SloSpec(), Hardware(system.plan.devices))
+    return summarize(run, Objectives(), Hardware(system.plan.devices))
 
 
 def latency_s(summary: Figures, latency: LatencyName, statistic: LatencyStatistic) -> float:

@@ -121,7 +121,6 @@ def _queued(anchor: Anchor) -> AnchorResult:
     data_parallel = "DEP" in anchor.scenario or moe
     assert anchor.isl is not None
     assert anchor.osl is not None
-    groups = gpus if data_parallel else 1
     requests = _REQUESTS.get((anchor.isl, anchor.osl), 1500)
     document = _document(name, anchor, gpu) | {
         "cluster": {
@@ -130,8 +129,7 @@ def _queued(anchor: Anchor) -> AnchorResult:
             "tensor_parallel": 1 if data_parallel else gpus,
             "experts": "ep",
         },
-        # Each group of GPUs that computes attention for itself has its own scheduler.
-        "scheduler": {**_BENCH, **{key: groups * _BENCH[key] for key in ("max_num_seqs", "max_num_batched_tokens")}},
+        "scheduler": _BENCH,
         "workload": {
             "mode": "closed",
             "concurrency": requests,

@@ -136,7 +136,6 @@ def scenario_of(row: ServedRow, *, length_ratio: float | None = None) -> tuple[d
     inferencemax = bool(row.measured)
     if length_ratio is None:
         length_ratio = LENGTH_RATIO if inferencemax else 1.0
-    groups = cluster["devices_per_node"] // cluster["tensor_parallel"]
     document = {
         "name": "served",
         "model": {"preset": name, **dtypes(name, row.precision, gpu, backend, inferencemax=inferencemax)},
@@ -144,8 +143,7 @@ def scenario_of(row: ServedRow, *, length_ratio: float | None = None) -> tuple[d
         "costs": {"setting": "measured", "backend": backend},
         "scheduler": {
             "max_num_seqs": row.concurrency,  # as InferenceMAX sets it; a closed loop never has more
-            # Each group of GPUs that computes attention for itself has a budget of its own.
-            "max_num_batched_tokens": max(groups * _tokens_per_step(row, name, backend), row.concurrency),
+            "max_num_batched_tokens": max(_tokens_per_step(row, name, backend), row.concurrency),
         },
         "workload": _workload(row, length_ratio),
     }

@@ -212,7 +212,8 @@ def _docs() -> dashboard.DashboardLink:
 def _metrics(panel: Panel) -> dashboard.DashboardLink:
     """To the section of the documentation that has the metrics of the panel's first query."""
     labels = {label for name in re.findall(r"pimserve_\w+", panel.queries[0][0]) for label in _labels(name)}
-    section = "devices" if "device_model" in labels else "engines" if "engine" in labels else "runs"
+    sections = {"device_model": "devices", "engine": "engines", "stage": "stages", "slo_class": "classes"}
+    section = next((of for label, of in sections.items() if label in labels), "runs")
     link = dashboard.DashboardLink("Its metrics").type(models.DashboardLinkType.LINK)
     return link.url(f"${{docs}}/metrics.html#{section}").target_blank(True)
 
@@ -220,4 +221,4 @@ def _metrics(panel: Panel) -> dashboard.DashboardLink:
 def _labels(name: str) -> Sequence[str]:
     """Labels of a metric, but for those that tell what a run is about."""
     family = BY_NAME[name.removesuffix("_bucket")]
-    return () if family.kind == "info" else family.labels
+    return () if family.name == "pimserve_run_info" else family.labels

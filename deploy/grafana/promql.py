@@ -43,9 +43,9 @@ def quantile(percent: float, metric: str, *, of: str = OF_RUN) -> str:
     return _quantile(percent, f"rate({metric}_bucket{{{of}}}[$__rate_interval])")
 
 
-def quantile_of_all(percent: float, metric: str) -> str:
+def quantile_of_all(percent: float, metric: str, *, by: Sequence[str] = ("run_id",)) -> str:
     """A percentile of all samples of each run so far."""
-    return _quantile(percent, f"{metric}_bucket{{{OF_RUN}}}")
+    return _quantile(percent, f"{metric}_bucket{{{OF_RUN}}}", by=by)
 
 
 def percentiles(metric: str) -> tuple[tuple[str, str], ...]:
@@ -53,6 +53,6 @@ def percentiles(metric: str) -> tuple[tuple[str, str], ...]:
     return tuple((quantile(percent, metric), f"p{percent} {{{{run_id}}}}") for percent in (50, 90, 99))
 
 
-def _quantile(percent: float, buckets: str) -> str:
+def _quantile(percent: float, buckets: str, *, by: Sequence[str] = ("run_id",)) -> str:
     # Without samples it is NaN, which is not >= 0.
-    return f"histogram_quantile({percent / 100:g}, sum by (le, run_id) ({buckets})) >= 0"
+    return f"histogram_quantile({percent / 100:g}, sum by (le, {', '.join(by)}) ({buckets})) >= 0"

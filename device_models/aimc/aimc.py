@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import abc
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,29 +12,27 @@ import numpy as np
 
 from pimserve.device_models.aimc.aimc_spec import AimcSpec
 from pimserve.device_models.aimc.crossbar_experts import CrossbarExperts
-from pimserve.device_models.aimc.expert_tiers import expert_programming
+from pimserve.device_models.aimc.expert_tiers import expert_programming, programming_pj
 from pimserve.device_models.aimc.ffn_serving import plan_without_attention
-from pimserve.device_models.aimc.mapping import Density, Mapping, map_network
-from pimserve.device_models.aimc.network import Network, network_of
+from pimserve.device_models.aimc.mapped_model import map_model
+from pimserve.device_models.aimc.mapping import Density, Mapping
+from pimserve.device_models.aimc.network import Network
 from pimserve.device_models.aimc.placed import PlacedNetwork
 from pimserve.device_models.aimc.point_to_point import point_to_point
 from pimserve.device_models.aimc.serving import UNITS, plan_of
 from pimserve.device_models.aimc.walk import Walker
 from pimserve.device_models.device import Demand, Fitted, PointToPoint, Precision, measured_kernels
 from pimserve.device_models.expert_layout import layer_loads
+from pimserve.device_models.expert_picks import expert_share, mean_share
 from pimserve.device_models.kv_groups import KvGroups
 from pimserve.device_models.model import BYTES_PER_ELEMENT, ModelSpec
-from pimserve.device_models.operators import Part, Traffic
+from pimserve.device_models.operators import Traffic
 from pimserve.device_models.plan import CostPlan
-from pimserve.device_models.routing import expert_share, mean_share
 from pimserve.errors import InputError
 
 _LAYOUT = "cluster.expert_placement"
 _MOST_TILES = 2**22
 _MOST_TILES_OF_LAYERS = 2**27  # each layer has what it leaves on each tile: 1 GB
-# Each matrix and each of its chunks is placed by itself: seconds for DeepSeek-V3 (45 thousand, in 2.6 million).
-_MOST_MATRICES, _MOST_CHUNKS = 2**17, 2**23
-_MOST_OF_PAIRS = 2**11  # experts of a layer whose pairs have a density each; Switch-C has as many
 
 # Bounds within which the event-driven model lies of a plan's step times, held by a test over a grid with the unit costs
 # of the `rates` model (docs/aimc_validation.md).
@@ -77,15 +75,13 @@ class Aimc:
             raise InputError("cluster.device.tiles", f"{of}: at most {_MOST_TILES_OF_LAYERS:,} can be mapped")
         if spec.spread == "experts" and moe is None:
             raise InputError("cluster.device.spread", f"{model.name} has no routed experts to spread: use layers")
-        network = self._network(_with_copies(demand), demand.parts)
         chip = spec.chips(split.devices)
         popularity = demand.expert_weights or (((1.0,) * moe.experts,) if moe else ())
         share = _share(demand, popularity)  # the same for all layers
         density = None
         if moe and spec.mapping.strategy == "greedy_top2":
             density = _density(share, moe.top_k)
-        spread = spec.spread if "routed_experts" in demand.parts else "layers"
-        mapping = map_network(network, chip, spec.mapping, spread=spread, expert_density=density)
+        network, mapping = map_model(spec, chip, _with_copies(demand), demand.parts, density)
         passing = partial(point_to_point, network, chip, mapping, share, lm_head=demand.lm_head)
         kv_tokens, programming = (0, 0), None
         if "attention" in demand.parts:
@@ -97,9 +93,7 @@ class Aimc:
             sent = walk.link_bytes, walk.sampled_link_bytes
         else:
             placed = PlacedNetwork(network, chip, mapping)
-            by_expert = mapping.spread == "experts"
-            plan = plan_without_attention(placed, spec.power.idle_gating, by_expert=by_expert, lm_head=demand.lm_head)
-            plan = self._laid_out(plan, demand)
+            plan = self._without_attention(placed, demand, by_expert=mapping.spread == "experts")
             if demand.rebalance_every:
                 programming = partial(expert_programming, placed, spec)
             sent = _passing_bytes(passing()), 0.0
@@ -117,9 +111,10 @@ class Aimc:
             warnings=(
                 *spec.warnings(passive_power=demand.passive_power),
                 *(_attention_warnings(spec, model) if "attention" in demand.parts else ()),
+                *_slicing_warnings(spec, network),
                 *measured,
             ),
-            parallelism={"spread": mapping.spread},
+            parallelism=_parallelism(network, mapping),
             costs=costs,
             traffic=_traffic(*sent) if split.devices > 1 else (),
             point_to_point=passing,
@@ -144,33 +139,6 @@ class Aimc:
         ignored = (f"{spec.name} makes no use of {', '.join(unused)}",) if unused else ()
         return plan, {**kernels.label, "measured": "host", "projected": [projected]}, (projected, *ignored)
 
-    def _network(self, model: ModelSpec, parts: Set[Part]) -> Network:
-        """Matrices of parts of the model.
-
-        Raises:
-            InputError: there are more of them, or of their chunks, than can be mapped, or none.
-        """
-        spec, moe = self.spec, model.moe if "routed_experts" in parts else None
-        matrices = model.layers + (model.moe_layers * moe.experts * moe.matrices if moe is not None else 0)
-        if matrices > _MOST_MATRICES:
-            message = (
-                f"{model.name} has over {matrices:,} matrices; at most {_MOST_MATRICES:,} can be mapped on crossbars"
-            )
-            raise InputError("model", message)
-        if moe is not None and spec.mapping.strategy == "greedy_top2" and moe.experts > _MOST_OF_PAIRS:
-            message = f"greedy_top2 takes at most {_MOST_OF_PAIRS:,} experts (got {moe.experts:,})"
-            raise InputError("cluster.device.mapping.strategy", message)
-        network = network_of(model, spec.kv_bits, parts)
-        if not network.matrices:
-            raise InputError("model", f"{model.name} has no {' or '.join(sorted(parts))} to put on {spec.name}")
-        if (chunks := network.tiers(spec.tier_rows, spec.tier_cols)) > _MOST_CHUNKS:
-            raise InputError(
-                "model",
-                f"{model.name} takes {chunks:,} crossbars of {spec.tier_rows} x {spec.tier_cols}; at most "
-                f"{_MOST_CHUNKS:,} can be mapped",
-            )
-        return network
-
     def _refuse_splits(self, demand: Demand) -> None:
         """Matrices are not cut over chips, and all chips of a replica are linked alike."""
         split = demand.split
@@ -188,7 +156,18 @@ class Aimc:
         if split.nodes != 1:
             raise InputError("cluster.nodes", "a replica's chips share one node: use devices_per_node")
 
-    def _laid_out(self, plan: CostPlan, demand: Demand) -> CostPlan:
+    def _without_attention(self, placed: PlacedNetwork, demand: Demand, *, by_expert: bool) -> CostPlan:
+        """The plan of chips that hold other parts of the model, with experts in the slots that are asked for."""
+        plan = plan_without_attention(
+            placed,
+            self.spec.power.idle_gating,
+            by_expert=by_expert,
+            lm_head=demand.lm_head,
+            all_experts=not demand.expert_picks,
+        )
+        return self._laid_out(plan, demand, placed)
+
+    def _laid_out(self, plan: CostPlan, demand: Demand, placed: PlacedNetwork) -> CostPlan:
         """The plan with experts in the slots that are asked for.
 
         Raises:
@@ -197,14 +176,17 @@ class Aimc:
         experts, moe = plan.experts, demand.model.moe
         if not isinstance(experts, CrossbarExperts) or moe is None or not _has_layout(demand):
             return plan
-        if experts.groups != demand.split.devices:
+        split, groups, slices = demand.split, experts.groups, placed.network.slices
+        if groups * slices != split.devices or groups != split.expert_groups(moe.experts):
             raise InputError(
                 _LAYOUT,
                 f"says nothing where chips of {self.spec.name} do not have as many experts of each layer: use "
                 "cluster.device.spread: experts and a number of chips that divides them, or leave it out",
             )
         slots, every = demand.expert_slots, demand.rebalance_every
-        return replace(plan, experts=replace(experts, experts=moe.experts, slots=slots, rebalance_every=every))
+        move_pj = programming_pj(placed, self.spec) if every else 0
+        own = replace(experts, experts=moe.experts, slots=slots, rebalance_every=every, move_pj=move_pj)
+        return replace(plan, experts=own)
 
     def _kv_capacity(self, network: Network, homes: Sequence[int], demand: Demand) -> tuple[int, int]:
         """Tokens that the fullest chip's memory holds: those of the KV cache, and of nothing else."""
@@ -278,6 +260,20 @@ def _passing_bytes(sent: PointToPoint) -> float:
     """Bytes of a token between chips."""
     vectors = sum(size for _, size in sent.tokens.values())
     return float(vectors) + sum(sent.dispatch.values()) + sum(sent.combine.values())
+
+
+def _parallelism(network: Network, mapping: Mapping) -> dict[str, Any]:
+    """How chips share the model; chips of an expert where these are several."""
+    return {"spread": mapping.spread, **({"chips_per_expert": network.slices} if network.slices > 1 else {})}
+
+
+def _slicing_warnings(spec: AimcSpec, network: Network) -> list[str]:
+    """What experts that are larger than a chip ask for."""
+    if network.slices == 1:
+        return []
+    return [
+        f"{spec.name}: each expert is cut over {network.slices} chips, which pass on partial sums of 16 bit: assumed"
+    ]
 
 
 def _unused(changes: abc.Mapping[str, Any]) -> list[str]:

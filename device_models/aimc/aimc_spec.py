@@ -113,8 +113,9 @@ class AimcSpec(DeviceSpec):
     mapping: MappingSpec = MappingSpec()
     spread: Literal["layers", "experts"] | None = Field(
         None,
-        description="chips of a replica hold layers one after the other, or each a share of all experts; left out: "
-        "layers, or experts where no number of chips holds the layers",
+        description="chips of a replica hold layers one after the other, or each a share of all experts, which are cut "
+        "over several chips where one is too small; left out: layers, or experts where no number of chips holds the "
+        "layers",
     )
     assumptions: tuple[str, ...] = Field((), description="sentences that belong with every result")
 

@@ -20,8 +20,12 @@ class Link:
 
     def hop(self, size: int) -> OpCost:
         """A transfer of `size` bytes to another chip."""
-        ps = self.latency_us * PS_PER_US + size * 1e3 / self.gb_per_s
+        ps = self.latency_us * PS_PER_US + self.busy_ps(size)
         return OpCost(round(ps), size * 8 * self.pj_per_bit * 1e-3)
+
+    def busy_ps(self, size: int) -> float:
+        """How long `size` bytes keep it busy."""
+        return size * 1e3 / self.gb_per_s
 
 
 @dataclass(frozen=True, slots=True)

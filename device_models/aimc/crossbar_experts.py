@@ -7,12 +7,13 @@ expert needs, until these are served:
 
     time = max over experts with tokens of (chain + max over their resources of (work of all copies - that of one)).
 
-A resource is a tile, or a chip's pool of digital units. With one expert that is T1 + (tokens - 1) w, as the plan of a
-whole model has it.
+A resource is a tile, a chip's pool of digital units, or, where an expert is cut over several chips, a chip's link. With
+one expert that is T1 + (tokens - 1) w, as the plan of a whole model has it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -52,6 +53,7 @@ class CrossbarExperts:
         slots: the expert in each slot, group by group, for all layers or for each; empty: experts in order. What is
             said of experts of a group is said of its slots.
         rebalance_every: of how many steps of a drift of popularities a layout is made; 0: `slots` stay.
+        move_pj: energy of programming an expert of a layer, where layouts are made; 0: not known.
     """
 
     layers: int
@@ -67,6 +69,7 @@ class CrossbarExperts:
     fullest: tuple[int, int] = (1, 1)
     slots: tuple[Slots, ...] = ()
     rebalance_every: int = 0
+    move_pj: int = 0
 
     @property
     def physical_experts(self) -> int:
@@ -92,10 +95,16 @@ class CrossbarExperts:
     def _tiles(self) -> list[IntArray]:
         return [np.array(of_chip, np.int64) for of_chip in self.tiles]
 
+    @property
+    def resources(self) -> Iterator[Work]:
+        """Work of a copy of each expert of a group on all that it may have to wait for, tiles first, then pools."""
+        yield from self.tiles
+        yield self.digital
+
     @cached_property
     def _work(self) -> IntArray:
-        """(resources, experts of a group), tiles and pools."""
-        return np.concatenate([*self._tiles, np.array(self.digital, np.int64)])
+        """(resources, experts of a group)."""
+        return np.concatenate([np.array(work, np.int64) for work in self.resources])
 
     def least_fs(self, tokens: int) -> int:
         """The chain alone, or copies spread evenly over groups and their tiles, or pools."""
@@ -128,7 +137,7 @@ class CrossbarExperts:
         ends = np.cumsum([len(of_chip) for of_chip in self._tiles])
         of_tiles = np.split(work, ends, axis=1)[:-1]
         features[:, 1] = sum(of_chip.max(axis=1) for of_chip in of_tiles) // self.chips
-        features[:, 2] = work[:, ends[-1] :].sum(axis=1) // self.chips
+        features[:, 2] = work[:, ends[-1] : ends[-1] + len(self.digital)].sum(axis=1) // self.chips
         features[:, 4] = copies.sum(axis=1) * self.copy_pj
         return features.reshape(1, *tokens.shape[:2], -1)
 
@@ -154,3 +163,22 @@ class CrossbarExperts:
             wait = (work[:, needed] - of_copy[needed]).max(axis=1)
             time = np.maximum(time, np.where(copies[:, expert] > 0, chain + wait, 0))
         return time
+
+
+@dataclass(frozen=True)
+class SlicedExperts(CrossbarExperts):
+    """Routed experts of which each is cut over several chips, whose partial sums pass over the links between these.
+
+    Args:
+        slices: chips of an expert. A group of experts is on as many chips, or on several times as many.
+        links: (chips that a layer lies on, experts of a group): fs that a copy keeps the link of a chip busy.
+    """
+
+    slices: int = 1
+    links: Work = ()
+
+    @property
+    def resources(self) -> Iterator[Work]:
+        """Links too."""
+        yield from super().resources
+        yield self.links

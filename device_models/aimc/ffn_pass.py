@@ -1,13 +1,14 @@
-"""One token through one FFN, or through the output head, where attention is on other chips.
+"""One token through an FFN, an expert or the output head, where attention is on other chips.
 
-It comes to the chip of the first matrix, and leaves from there. The rules are those of `walk`.
+It comes to the chip of the first matrix, and leaves from there; to all chips that an expert is cut over. The rules are
+those of `walk`.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -27,6 +28,7 @@ class Pass:
         tiles_ps: (tiles,) busy time of each.
         digital_ps: busy time of the pool of digital units, by chip.
         nj: energy.
+        links_ps: busy time of the link of each chip that sends others partial sums.
     """
 
     chain_ps: float
@@ -34,11 +36,12 @@ class Pass:
     tiles_ps: IntArray
     digital_ps: Mapping[int, float]
     nj: float
+    links_ps: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def busiest_ps(self) -> float:
-        """The most that one tile, or one chip's pool of digital units, has to do."""
-        return max(int(self.tiles_ps.max(initial=0)), *self.digital_ps.values())
+        """The most that one tile, or one chip's pool of digital units or link, has to do."""
+        return max(int(self.tiles_ps.max(initial=0)), *self.digital_ps.values(), *self.links_ps.values())
 
 
 def pass_of_ffn(placed: PlacedNetwork, ffn: Ffn) -> Pass:
@@ -46,6 +49,26 @@ def pass_of_ffn(placed: PlacedNetwork, ffn: Ffn) -> Pass:
     home = placed.entry(ffn)
     there, between = placed.chip_of(ffn.down), placed.between(ffn)
     return _pass(placed, ffn.matrices, sum(placed.ffn_time(ffn, home)), home, (there, between))
+
+
+def pass_of_expert(placed: PlacedNetwork, expert: Sequence[Ffn]) -> Pass:
+    """Through an expert: the FFNs that it is cut into are on chips in their order, side by side."""
+    passes = [pass_of_ffn(placed, ffn) for ffn in expert]
+    reduction = placed.reduction(expert)
+    if reduction is None:
+        return passes[0]
+    chips = [placed.chip_of(ffn.down) for ffn in expert]
+    digital = {chip: ps for each in passes for chip, ps in each.digital_ps.items()}
+    for number, chip in enumerate(chips):
+        digital[chip] += reduction.digital_ps(number) / placed.chip.digital_units
+    return Pass(
+        max(each.chain_ps for each in passes) + reduction.hops_ps + reduction.sums_ps,
+        np.concatenate([each.tiles for each in passes]),
+        np.concatenate([each.tiles_ps for each in passes]),
+        digital,
+        sum(each.nj for each in passes) + reduction.hops_nj + reduction.sums_nj,
+        {chip: reduction.link_ps(number) for number, chip in enumerate(chips)},
+    )
 
 
 def pass_of_head(placed: PlacedNetwork, head: int, *, lm_head: bool) -> Pass:

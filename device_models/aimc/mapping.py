@@ -71,6 +71,7 @@ def map_network(
     One chip is mapped as the reference simulator maps its chip, chunk for chunk (but for `greedy_random`). Of several,
     each gets a run of the layers ("layers") or an even share of every layer's experts and a run of the rest
     ("experts"), and is mapped with the same strategy; experts come before routers there, which take no expert's place.
+    Chips that the network's experts are cut over share them as one chip would.
     None: layers, or experts where no number of chips holds the layers.
 
     `expert_density`, for greedy_top2: the probability of each pair of experts (E x E), or, for top 1, of each (E).

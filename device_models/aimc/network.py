@@ -7,7 +7,7 @@ cost plan know one.
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -78,7 +78,8 @@ class Block:
 
     `before` leads to attention, `after` from attention to the residual. Then comes one dense FFN, or a router and the
     experts that it chooses from, and shared experts (an FFN of all tokens) beside these. What lies on other devices is
-    empty. `results`: of experts of a token, wherever they are, which are summed after the router.
+    empty. An expert is an FFN, or as many as it is cut into, each with its share of the width, whose results add up to
+    the expert's. `results`: of experts of a token, wherever they are, which are summed after the router.
     """
 
     before: tuple[tuple[int, ...], ...]
@@ -86,7 +87,7 @@ class Block:
     after: tuple[tuple[int, ...], ...]
     dense: Ffn | None = None
     router: int | None = None
-    experts: tuple[Ffn, ...] = ()
+    experts: tuple[tuple[Ffn, ...], ...] = ()
     top_k: int = 0
     shared: Ffn | None = None
     results: int = 0
@@ -109,6 +110,11 @@ class Network:
     head: int | None
     norm_first: bool
     parameters: int = field(init=False)
+
+    @property
+    def slices(self) -> int:
+        """FFNs that each routed expert is cut into."""
+        return next((len(block.experts[0]) for block in self.blocks if block.experts), 1)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parameters", sum(m.rows * m.cols for m in self.matrices))
@@ -187,7 +193,7 @@ def gpt2_like(
         if experts and layer % moe_every == 0:
             router = build.add(f"{name}.moe_layer.router", layer, "router", hidden, experts)
             ffns = tuple(
-                build.ffn(f"{name}.moe_layer.experts.{e}", layer, "expert", hidden, ffn_width, ("ffn1",), e)
+                (build.ffn(f"{name}.moe_layer.experts.{e}", layer, "expert", hidden, ffn_width, ("ffn1",), e),)
                 for e in range(experts)
             )
             blocks.append(Block((before,), attention, ((out,),), None, router, ffns, top_k, results=top_k))
@@ -199,8 +205,12 @@ def gpt2_like(
     return Network(hidden, vocab, activation, tuple(build.matrices), tuple(blocks), token, position, head, norm_first)
 
 
-def network_of(model: ModelSpec, kv_bits: int = 8, parts: Set[Part] = ALL_PARTS) -> Network:
+def network_of(
+    model: ModelSpec, kv_bits: int = 8, parts: Set[Part] = ALL_PARTS, expert_widths: Sequence[int] = ()
+) -> Network:
     """A model of the catalogue, or parts of it, on crossbars, its KV cache in elements of `kv_bits`.
+
+    `expert_widths`: of the FFNs that each routed expert is cut into; empty: it is whole.
 
     Embedding and output head are separate matrices even where the model ties them: one is read by rows, the other
     multiplied by. Latent attention runs in its absorbed form (arXiv 2405.04434, section 2.1.2): the up-projection of
@@ -220,7 +230,7 @@ def network_of(model: ModelSpec, kv_bits: int = 8, parts: Set[Part] = ALL_PARTS)
         attention = _attention(model, layer, kv_bits)
         before, after = _projections(build, model, layer) if "attention" in parts else ((), ())
         if moe is not None and layer >= moe.first_layer and (layer - moe.first_layer) % moe.every == 0:
-            router, experts, shared = _mixture(build, model, layer, parts)
+            router, experts, shared = _mixture(build, model, layer, parts, expert_widths)
             results = moe.top_k + (moe.shared_intermediate > 0)
             blocks.append(Block(before, attention, after, None, router, experts, moe.top_k, shared, results))
         else:
@@ -236,18 +246,19 @@ def network_of(model: ModelSpec, kv_bits: int = 8, parts: Set[Part] = ALL_PARTS)
 
 
 def _mixture(
-    build: _Builder, model: ModelSpec, layer: int, parts: Set[Part]
-) -> tuple[int | None, tuple[Ffn, ...], Ffn | None]:
+    build: _Builder, model: ModelSpec, layer: int, parts: Set[Part], expert_widths: Sequence[int]
+) -> tuple[int | None, tuple[tuple[Ffn, ...], ...], Ffn | None]:
     """Router, routed experts and shared experts of a layer."""
     moe, hidden, name = model.moe, model.hidden, f"layers.{layer}"
     assert moe is not None
     router = shared = None
-    experts: tuple[Ffn, ...] = ()
+    experts: tuple[tuple[Ffn, ...], ...] = ()
     if "attention" in parts:
         router = build.add(f"{name}.router", layer, "router", hidden, moe.experts)
     if "routed_experts" in parts:
+        widths = expert_widths or (moe.intermediate,)
         experts = tuple(
-            build.gated(f"{name}.experts.{e}", layer, hidden, moe.intermediate, moe.matrices, e)
+            tuple(build.gated(f"{name}.experts.{e}", layer, hidden, width, moe.matrices, e) for width in widths)
             for e in range(moe.experts)
         )
     if "shared_experts" in parts and moe.shared_intermediate:

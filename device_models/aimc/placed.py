@@ -16,6 +16,7 @@ from pimserve.device_models.aimc.chip import Chip
 from pimserve.device_models.aimc.mapping import Mapping
 from pimserve.device_models.aimc.network import Block, Ffn, Network
 from pimserve.device_models.aimc.operation_costs import OpCost
+from pimserve.device_models.aimc.reduction import Reduction
 
 
 class PassTime(NamedTuple):
@@ -121,11 +122,25 @@ class PlacedNetwork:
         between = sum(cost.ps for cost in self.between(ffn))
         return PassTime(up.hops_ps + down.hops_ps, up.rest_ps + between + down.rest_ps)
 
+    def reduction(self, expert: Sequence[Ffn]) -> Reduction | None:
+        """What adds up the results of the FFNs that an expert is cut into; None for a whole one."""
+        if len(expert) == 1:
+            return None
+        return Reduction(self.chip, self.network.matrices[expert[0].down].cols, len(expert))
+
+    def expert_time(self, expert: Sequence[Ffn], home: int) -> PassTime:
+        """Through one expert, all FFNs that it is cut into side by side."""
+        longest, reduction = max((self.ffn_time(ffn, home) for ffn in expert), key=sum), self.reduction(expert)
+        if reduction is None:
+            return longest
+        return PassTime(longest.hops_ps + reduction.hops_ps, longest.rest_ps + reduction.sums_ps)
+
     def experts_time(self, block: Block, chosen: Sequence[int], home: int) -> PassTime:
         """Through experts that start together: the longest one's, and the wait for tiles that they share."""
-        ffns = [block.experts[expert] for expert in chosen]
+        experts = [block.experts[expert] for expert in chosen]
         if block.shared is not None:
-            ffns.append(block.shared)
+            experts.append((block.shared,))
+        ffns = [ffn for expert in experts for ffn in expert]
         up = [matrix for ffn in ffns for matrix in ffn.up]
         down = [ffn.down for ffn in ffns]
         own_up = max(self.serial_mvms(ffn.up) for ffn in ffns)
@@ -136,7 +151,7 @@ class PlacedNetwork:
             self.serial_mvms(down) - own_down,
             self.serial_mvms([*up, *down]) - own_up - own_down,
         )
-        alone = max((self.ffn_time(ffn, home) for ffn in ffns), key=sum)
+        alone = max((self.expert_time(expert, home) for expert in experts), key=sum)
         return PassTime(alone.hops_ps, alone.rest_ps + wait * self.mvm.ps)
 
     def experts_apart(self, block: Block) -> bool:
@@ -144,8 +159,9 @@ class PlacedNetwork:
         first = block.experts[0]
         return any(
             not np.array_equal(self.tiles[a], self.tiles[b])
-            for ffn in block.experts[1:]
-            for a, b in zip(first.matrices, ffn.matrices, strict=True)
+            for expert in block.experts[1:]
+            for one, other in zip(first, expert, strict=True)
+            for a, b in zip(one.matrices, other.matrices, strict=True)
         )
 
 

@@ -3,7 +3,8 @@
 A layer's attention, residual and norms are on its home chip, that of its first matrix after attention. The vector goes
 from there to matrices on other chips and back, a block to every crossbar, and on to the home of the next layer: the
 rules of `walk`, which costs the same links. Activations have one byte per element there. Without attention on these
-chips, a vector comes to the chip of an FFN's first matrix, and leaves from there.
+chips, a vector comes to the chip of an FFN's first matrix, and leaves from there; all chips that an expert is cut over
+get it, and pass partial sums on to each other.
 """
 
 from __future__ import annotations
@@ -95,16 +96,25 @@ class _Route:
         for ffn in (block.dense, block.shared):
             if ffn is not None:
                 self._pass_ffn(ffn, home)
-        for ffn, share in zip(block.experts, self._share, strict=bool(block.experts)):
+        for expert, share in zip(block.experts, self._share, strict=bool(block.experts)):
             # An expert is where its first matrix is; bytes go to where each of its matrices is.
-            entry = self._placed.entry(ffn)
-            start = entry if home is None else home
-            self.picks[start, entry] += share
-            for matrix in ffn.matrices:
-                there, back = self._placed.vector_bytes(matrix)
-                if (chip := self._placed.chip_of(matrix)) != start:
-                    self.dispatch[start, chip] += there * share
-                    self.combine[chip, start] += back * share
+            first = self._placed.entry(expert[0])
+            self.picks[first if home is None else home, first] += share
+            for ffn in expert:
+                start = self._placed.entry(ffn) if home is None else home
+                for matrix in ffn.matrices:
+                    there, back = self._placed.vector_bytes(matrix)
+                    if (chip := self._placed.chip_of(matrix)) != start:
+                        self.dispatch[start, chip] += there * share
+                        self.combine[chip, start] += back * share
+            self._pass_partial_sums(expert, share)
+
+    def _pass_partial_sums(self, expert: Sequence[Ffn], share: float) -> None:
+        reduction = self._placed.reduction(expert)
+        if reduction is not None:
+            chips = [self._placed.chip_of(ffn.down) for ffn in expert]
+            for sender, receiver, size in reduction.sent():
+                self.combine[chips[sender], chips[receiver]] += size * share
 
     def _pass_ffn(self, ffn: Ffn, home: int | None) -> None:
         for matrix in ffn.matrices:

@@ -43,7 +43,8 @@ class Spreader:
     """Deals the matrices of a network out to chips.
 
     `stacked`: the experts of a layer share tiles, so that all experts of a matrix have to be on one chip, and a tile
-    takes (tiers - 1) // experts of these stacks (a stack is put where fill + experts < tiers).
+    takes (tiers - 1) // experts of these stacks (a stack is put where fill + experts < tiers). Experts that are cut are
+    spread over groups of as many chips, each of which has one FFN of each expert there.
     """
 
     network: Network
@@ -56,13 +57,19 @@ class Spreader:
         grids = [matrix.grid(chip.tier_rows, chip.tier_cols) for matrix in self.network.matrices]
         self._tiers = [rows * cols for rows, cols in grids]
         self._experts = max((len(block.experts) for block in self.network.blocks), default=0)
-        if self._by_expert and self._experts < chip.chips:
+        self._slices = self.network.slices
+        if self._by_expert and self._experts * self._slices < chip.chips:
             raise DoesNotFitError(
                 WHERE,
                 f"experts are spread over {chip.chips} chips, but a layer has {self._experts}; allowed are at most "
                 "as many chips as experts, or spreading layers",
                 None,
             )
+
+    @property
+    def fits(self) -> bool:
+        """Whether chips have the room, as far as that can be told before chunks are placed."""
+        return self._deal(self.chip.chips) is not None
 
     def groups(self) -> list[list[Group]]:
         """Groups of each chip, in the order of the network's matrices."""
@@ -84,7 +91,7 @@ class Spreader:
         stacked = self.stacked and experts > 0
         if stacked:
             stacks = sum(
-                self._tiers[m] for block in self.network.blocks for ffn in block.experts[:1] for m in ffn.matrices
+                self._tiers[m] for block in self.network.blocks for ffns in block.experts[:1] for m in ffns[0].matrices
             )
             message += (
                 f"; moe_separated puts a chunk of {experts} experts on one tile and leaves a tier free, so that a tile "
@@ -107,7 +114,7 @@ class Spreader:
 
     def _experts_per_chip(self, chips: int) -> int:
         """Experts of a layer on the chip that has most of them."""
-        return -(-self._experts // chips) if self._by_expert else self._experts
+        return -(-self._experts * self._slices // chips) if self._by_expert else self._experts
 
     def _room(self, chips: int) -> Room:
         chip, experts = self.chip, self._experts_per_chip(chips)
@@ -124,6 +131,8 @@ class Spreader:
 
     def _deal(self, chips: int) -> list[list[Group]] | None:
         """Groups of each chip, the fullest as empty as can be; None if they do not fit."""
+        if self._by_expert and chips % self._slices:
+            return None
         room = self._room(chips)
         groups = [
             Group(matrix.layer, ((m,),), (), self._tiers[m], 0)
@@ -138,10 +147,12 @@ class Spreader:
             if chips == 1:
                 groups.append(self._expert_group(layer, block, range(experts)))
             elif self._by_expert:
-                for chip, numbers in enumerate(_shares(experts, chips)):
-                    dealt[chip].append(self._expert_group(layer, block, numbers))
+                for first, numbers in enumerate(_shares(experts, chips // self._slices)):
+                    for of_expert in range(self._slices):
+                        group = self._expert_group(layer, block, numbers, of_expert=of_expert)
+                        dealt[first * self._slices + of_expert].append(group)
             elif self.stacked:
-                parts = range(len(block.experts[0].matrices))
+                parts = range(len(block.experts[0][0].matrices))
                 groups += [self._expert_group(layer, block, range(experts), part) for part in parts]
             else:
                 groups += [self._expert_group(layer, block, range(e, e + 1)) for e in range(experts)]
@@ -163,9 +174,11 @@ class Spreader:
         assert filled is not None
         return [sorted(on_chip + more, key=_first_matrix) for on_chip, more in zip(dealt, filled, strict=True)]
 
-    def _expert_group(self, layer: int, block: Block, numbers: range, part: int | None = None) -> Group:
-        """Those experts of a layer; `part`: only that matrix of each."""
-        ffns = tuple(block.experts[e].matrices for e in numbers)
+    def _expert_group(
+        self, layer: int, block: Block, numbers: range, part: int | None = None, of_expert: int = 0
+    ) -> Group:
+        """Those experts of a layer, or FFN `of_expert` of each that is cut; `part`: only that matrix of each."""
+        ffns = tuple(block.experts[e][of_expert].matrices for e in numbers)
         if part is not None:
             ffns = tuple((ffn[part],) for ffn in ffns)
         positions = sum(self._tiers[m] for m in ffns[0])

@@ -21,8 +21,8 @@ from pimserve.device_models.aimc.mapping import Mapping
 from pimserve.device_models.aimc.network import Block, Ffn, Network
 from pimserve.device_models.aimc.operation_costs import OpCost
 from pimserve.device_models.aimc.placed import PassTime, PlacedNetwork
+from pimserve.device_models.expert_picks import draw_counts, expert_share, pick_probabilities
 from pimserve.device_models.operators import Category
-from pimserve.device_models.routing import draw_counts, expert_share, pick_probabilities
 
 _DRAWS = 16  # of experts, where a chain depends on which are chosen
 _TOKENS = 64  # that are drawn to see how unevenly experts are chosen
@@ -286,17 +286,20 @@ class Walker:
         chosen = self._chosen_time(block, law, home, _DRAWS if differ else 1)
         self._chain("communication", chosen.hops_ps)
         self._chain("moe", chosen.rest_ps)
-        one = block.experts[0]
+        one = block.experts[0][0]
         half = sum(self._placed.stage_time(one.up, home)) + sum(cost.ps for cost in self._placed.between(one))
         picked = block.top_k / len(block.experts)
-        self._visit([matrix for ffn in block.experts for matrix in ffn.up], start, picked)
-        self._visit([ffn.down for ffn in block.experts], start + half, picked)
+        ffns = [ffn for expert in block.experts for ffn in expert]
+        self._visit([matrix for ffn in ffns for matrix in ffn.up], start, picked)
+        self._visit([ffn.down for ffn in ffns], start + half, picked)
         loads: Sequence[float] = law.share
         if differ:  # experts on tiles of their own: the busiest tile is one that many tokens happen to choose
             loads = (draw_counts(self._random, law.picks, _TOKENS, 1)[0] / _TOKENS).tolist()
-        for ffn, share, load in zip(block.experts, law.share, loads, strict=True):
-            self._account_expert(ffn, home, work, share, load)
-        for matrix in one.matrices:
+        for expert, share, load in zip(block.experts, law.share, loads, strict=True):
+            for ffn in expert:
+                self._account_expert(ffn, home, work, share, load)
+            self._account_reduction(expert, work, share)
+        for matrix in (matrix for ffn in block.experts[0] for matrix in ffn.matrices):
             self._walk.expert_mvm_ps += block.top_k * len(self._placed.tiles[matrix]) * self._placed.mvm.ps
         if block.shared is not None:
             self._account_expert(block.shared, home, work, 1.0, 1.0)
@@ -306,6 +309,17 @@ class Walker:
             self._account("moe", matrix, home, work, share, load)
         for cost in self._placed.between(ffn):
             self._spend("moe", cost, self._placed.chip_of(ffn.down), work, share)
+
+    def _account_reduction(self, expert: Sequence[Ffn], work: Work, share: float) -> None:
+        """Partial sums of an expert that is cut over chips."""
+        reduction = self._placed.reduction(expert)
+        if reduction is None:
+            return
+        self._spent["communication"] += share * reduction.hops_nj
+        self._spent["moe"] += share * reduction.sums_nj
+        self._sent += share * reduction.bytes_sent
+        for number, ffn in enumerate(expert):
+            work.digital[self._placed.chip_of(ffn.down)] += share * reduction.digital_ps(number)
 
     def _chosen_time(self, block: Block, law: Law, home: int, draws: int) -> PassTime:
         """Through the chosen experts of one token, a mean over draws where it depends on them."""

@@ -87,11 +87,11 @@ def model_of(document: str | Mapping[str, Any], where: str = "model") -> ModelSp
         InputError: unknown name, or a value out of range; `where` names the place.
     """
     if isinstance(document, str):
-        return load_model(document)
+        return _named(document, where)
     preset = None
     if "preset" in document:
         changes = {key: value for key, value in document.items() if key != "preset"}
-        preset = load_model(str(document["preset"]))
+        preset = _named(str(document["preset"]), where)
         # What was published of a model does not hold for other shapes.
         left_out = None if "published" in changes else {"published"}
         document = merged(preset.model_dump(mode="json", exclude_none=True, exclude=left_out), changes)
@@ -105,6 +105,14 @@ def model_of(document: str | Mapping[str, Any], where: str = "model") -> ModelSp
     if preset is not None and model.published is None and model.parameters == preset.parameters:
         return model.model_copy(update={"published": preset.published})
     return model
+
+
+def _named(name: str, where: str) -> ModelSpec:
+    """The model of that name, which was asked for there."""
+    try:
+        return load_model(name)
+    except InputError as error:
+        raise error.at(where) from None
 
 
 def device_names() -> list[str]:

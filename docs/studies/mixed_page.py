@@ -54,8 +54,8 @@ _SETTING = """## Setting
 - **Replicas** ("shapes") are listed [at the end](#all-replicas): the fewest devices that hold a model, and a few
   larger and otherwise split ones. A system is shown with the best of its shapes, chosen anew in each comparison,
   mixed or not. `4 + 8` is 4 devices with attention and 8 with experts. AIMC chips that hold experts alone have
-  `spread: experts`, so that all work on a layer at once; an expert of Grok-1 is larger than a chip, so there layers
-  are spread and one chip works at a time. TP: devices that split attention; m: micro-batches at most, of which
+  `spread: experts`, so that all work on a layer at once; an expert of Grok-1 is larger than a chip, and cut over five
+  ([aimc.md](../aimc.md#mapping)). TP: devices that split attention; m: micro-batches at most, of which
   `auto` decides by the tokens of a step. A step has at most 2,048 tokens, or as many as are named: replicas with many
   devices want more, AIMC alone less.
 - **Link** between the groups: 50 GB/s a device and way, 5 us (a 400 Gb/s NIC; latency assumed).

@@ -29,9 +29,9 @@ from pimserve.cluster.scenario.placement import PlacedPool
 from pimserve.cluster.scenario.prepared import Prepared, prepare
 from pimserve.device_models.routing import Routing
 from pimserve.errors import InputError
+from pimserve.loadgen.slo import SloSpec
 from pimserve.loadgen.workload import WorkloadSpec
 from pimserve.scheduler.costs import ReplicaCosts
-from pimserve.scheduler.slo import SloSpec
 from pimserve.scheduler.stability import SATURATED
 
 Figures = dict[str, Any]

@@ -150,10 +150,10 @@ SHAPES: Mapping[str, Mapping[str, Sequence[Shape]]] = {
         duplex=(((4, 2, 1), (4, 1), _USUAL), ((4, 2, 1), (4, 1), _LARGE)),
     ),
     "grok-1": _shapes(
-        on=(((8, None, 2), _USUAL), ((8, None, 2), _LARGE), ((8, 4, 2), _LARGE)),
-        chips=((AIMC, 48, _USUAL), (AIMC, 48, _SMALL)),
-        attention=(((8, None, 1), _USUAL), ((8, None, 1), _SMALL)),
-        experts=(AIMC, 48),  # an expert of all layers does not go on one chip
+        on=(((8, None, 2), _USUAL), ((8, None, 2), _LARGE), ((8, None, 4), _USUAL)),
+        chips=((AIMC, 48, _USUAL), (AIMC_EXPERTS, 40, _USUAL), (AIMC_EXPERTS, 40, _SMALL)),
+        attention=(((8, None, 1), _USUAL), ((8, 2, 2), _USUAL), ((8, 2, 2), _LARGE), ((8, 2, 4), _LARGE)),
+        experts=(AIMC_EXPERTS, 40),  # each expert is cut over five
         duplex=(((8, None, 1), (8, 2), _USUAL), ((8, None, 1), (8, 2), _LARGE)),
     ),
     "deepseek-v3": _shapes(

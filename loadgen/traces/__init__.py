@@ -1,22 +1,35 @@
-"""Recorded traces: request times and lengths from files, plain or gzip-compressed.
+"""Recorded traces: request times and lengths from files, folders and archives, plain or compressed.
 
-`spec.py` says what is replayed, `load.py` selects and rescales it, `formats.py` is the table of formats; `csv_rows.py`
-and `jsonl_rows.py` read the two kinds of file, `times.py` what they write for a time, and `rows.py` checks every row.
+`trace_spec.py` says what is replayed, `load.py` selects and rescales it. `formats/` has a file for each format, which
+`known_formats.py` finds and recognises; `csv_rows.py`, `jsonl_rows.py` and others read the kinds of files, `times.py`
+what they write for a time, and `rows_read.py` checks every row.
 """
 
-from pimserve.loadgen.traces.formats import TRACE_FORMATS
-from pimserve.loadgen.traces.load import Trace, load_trace, slow_warning, ticks_warning, trace_digest
+from pimserve.loadgen.traces.known_formats import BUILT_IN_FORMATS, format_names, recognise
+from pimserve.loadgen.traces.load import (
+    Trace,
+    format_of,
+    load_trace,
+    slow_warning,
+    ticks_warning,
+    together_warning,
+    trace_digest,
+)
 from pimserve.loadgen.traces.trace_files import find_trace
 from pimserve.loadgen.traces.trace_spec import TraceSpec, parse_trace_argument
 
 __all__ = [
-    "TRACE_FORMATS",
+    "BUILT_IN_FORMATS",
     "Trace",
     "TraceSpec",
     "find_trace",
+    "format_names",
+    "format_of",
     "load_trace",
     "parse_trace_argument",
+    "recognise",
     "slow_warning",
     "ticks_warning",
+    "together_warning",
     "trace_digest",
 ]

@@ -1,42 +1,77 @@
-"""Rows of a trace, and what every one of them must fulfil."""
+"""Rows of a trace: which columns they have, which of them are wanted, and what has been read."""
 
-import re
-from array import array
+import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from pathlib import Path
-from typing import NoReturn
-
-import numpy as np
 
 from pimserve.arrays import IntArray
 from pimserve.errors import InputError
-from pimserve.loadgen.spec import MAX_REQUESTS, MAX_TIME_S, MAX_TOKENS, PS_PER_S
-from pimserve.loadgen.traces.times import CLOCKS, TIME_LIMIT_PS, Clock
+from pimserve.loadgen.spec import PS_PER_S
+from pimserve.loadgen.streams import Streams
+from pimserve.loadgen.traces.ragged import Ragged
+from pimserve.loadgen.traces.times import CLOCKS, OUTSIDE_PS, TIME_LIMIT_PS, Clock
+from pimserve.loadgen.traces.trace_labels import TraceLabels
+from pimserve.loadgen.traces.trace_sessions import TraceSessions
 
-TOO_MANY = f"more than {MAX_REQUESTS} rows"
+OPTIONAL = ("request", "session", "parent", "duration", "blocks", "label")
+"""Columns that are read where a file has them."""
+SEED_0 = Streams(0)
 
 
 @dataclass(frozen=True)
 class Columns:
-    """What a file calls the columns that are read, and what its times are (a key of `CLOCKS`)."""
+    """What a file calls the columns that are read, and what its times are (a key of `CLOCKS`).
+
+    Those after the unit are read where the file has them. `request`: what is there twice is a duplicate. `session`: its
+    turns follow each other. `parent`: the request that a turn follows. `duration`: how long it took, in the unit of the
+    arrivals (seconds where these are dates). `blocks`: ids of the prompt's blocks of `block_tokens` tokens.
+    `label`: what kind of request it is, where classes ask for it. `fails_without_output`: a row without output is a
+    request that failed. `asked`: those (`request`, ...) that the scenario names itself, and files must have.
+    """
 
     arrival: str
     input_tokens: str
     output_tokens: str
-    clock_name: str = "arrival_s"
+    unit: str = "s"
+    request: str | None = None
+    session: str | None = None
+    parent: str | None = None
+    duration: str | None = None
+    blocks: str | None = None
+    block_tokens: int = 0
+    label: str | None = None
+    fails_without_output: bool = False
+    asked: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, str, str]:
-        """Time, input and output."""
+        """Time, input and output, which every file has."""
         return self.arrival, self.input_tokens, self.output_tokens
 
     @property
     def clock(self) -> Clock:
         """How its times are written."""
-        return CLOCKS[self.clock_name]
+        return CLOCKS[self.unit]
+
+    @property
+    def duration_clock(self) -> Clock:
+        """How its durations are written."""
+        return CLOCKS["s" if self.unit == "date" else self.unit]
+
+    def refuse_missing(self, there: Collection[str]) -> None:
+        """Raises InputError unless all that were asked for are there."""
+        for kind in self.asked:
+            if (name := getattr(self, kind)) not in there:
+                found = ", ".join(sorted(there))[:200]
+                raise InputError(f"workload.trace.columns.{kind}", f"is {name!r}; the trace has: {found!r}")
+
+    def of_file(self, there: Iterable[str]) -> "Columns":
+        """The same without the columns that a file with these does not have."""
+        known = set(there)
+        absent = [name for name in OPTIONAL if getattr(self, name) not in known]
+        return replace(self, **dict.fromkeys(absent, None))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -47,135 +82,80 @@ class Selection:
     end_s: float | None = None
     max_requests: int | None = None
 
-    def bounds(self, after_ps: Sequence[int] | IntArray, first_ps: int) -> tuple[int, int]:
-        """Of rows at these times after a first one at `first_ps`: how many lie before the start and the end."""
-        start = _before(after_ps, first_ps, self.start_s)
-        return start, len(after_ps) if self.end_s is None else _before(after_ps, first_ps, self.end_s)
+    @property
+    def span_ps(self) -> tuple[int, float]:
+        """From and to, ps of the trace's clock; infinite where it has no end."""
+        return _exact_ps(self.start_s), math.inf if self.end_s is None else _exact_ps(self.end_s)
+
+    def bounds(self, after_ps: Sequence[int] | IntArray, clock_ps: int) -> tuple[int, int]:
+        """Of rows at these times, ascending, after the clock shows `clock_ps`: how many lie before the start and end.
+
+        Rows at `OUTSIDE_PS` on either side are not selected.
+        """
+        begin_ps, end_ps = (time_ps - clock_ps for time_ps in self.span_ps)
+        begin = bisect_left(after_ps, max(-TIME_LIMIT_PS, min(begin_ps, OUTSIDE_PS + 1)))
+        return begin, len(after_ps) if self.end_s is None else bisect_left(
+            after_ps, max(-TIME_LIMIT_PS, min(end_ps, OUTSIDE_PS))
+        )
 
 
-def _before(after_ps: Sequence[int] | IntArray, first_ps: int, time_s: float) -> int:
-    return bisect_left(after_ps, round(Decimal(repr(time_s)) * PS_PER_S) - first_ps)
+def _exact_ps(time_s: float) -> int:
+    return round(Decimal(repr(time_s)) * PS_PER_S)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a trace is read.
+
+    `selection`: what for; no further than that is read, unless the rest may matter (`whole`). `drop_bad`: bad rows are
+    dropped and counted, where they would be errors. `sort`: rows may be in any order. `streams`: of formats that draw
+    requests.
+    """
+
+    selection: Selection = Selection()
+    drop_bad: bool = False
+    sort: bool = False
+    whole: bool = False
+    streams: Streams = SEED_0
 
 
 @dataclass(frozen=True)
 class TraceRows:
-    """Rows of a file in its order, by ascending time.
+    """Rows of a trace by ascending time, those of one time in the order of the file.
 
-    `after_ps`: time after the first row. `first_ps`: the first row's own time, which may exceed 64 bit; 0 where dates
-    are written.
-    `without_time`: rows that were left out because their time is empty. `others`: columns that were not read.
+    `after_ps`: time after some moment (`TraceTimes`); `OUTSIDE_PS` on either side of rows that are not selected and lie
+    further from it. `clock_ps`: what the trace's clock shows at that moment, which may exceed 64 bit; where dates are
+    written it shows 0 at the first row, and `epoch_ps` is the moment's time since 1970. `out_of_order`: rows that were
+    before earlier ones in the file. `dropped`: rows that were not taken, by reason. `others`: columns that were not
+    read. `blocks`: ids of the blocks of `block_tokens` tokens in which prompts are shared. `notes`: what must be said
+    of it.
     """
 
     after_ps: IntArray
-    first_ps: int
+    clock_ps: int
     input_tokens: IntArray
     output_tokens: IntArray
-    without_time: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)
     others: frozenset[str] = frozenset()
+    blocks: Ragged | None = None
+    block_tokens: int = 0
+    sessions: TraceSessions | None = None
+    labels: TraceLabels | None = None
+    notes: tuple[str, ...] = ()
+    epoch_ps: int | None = None
+    out_of_order: int = 0
 
     def __len__(self) -> int:
         return len(self.after_ps)
 
-    def beside(self, others: Iterable[str]) -> "TraceRows":
-        """The same rows, of a file that has these columns as well."""
-        return replace(self, others=frozenset(others))
-
-
-class RowsRead:
-    """What has been read of a file so far, as `TraceRows`: 24 bytes for each row.
-
-    Args:
-        columns: what is read.
-        selection: what it is read for.
-    """
-
-    def __init__(self, columns: Columns, selection: Selection) -> None:
-        self.columns = columns
-        self._selection = selection
-        self.first_ps = 0
-        self.after_ps, self.input_tokens, self.output_tokens = array("q"), array("q"), array("q")
-        self.without_time = 0
-
-    def __len__(self) -> int:
-        return len(self.after_ps) + self.without_time
-
-    def add(self, rows: TraceRows) -> bool:
-        """Add the rows that follow, whose `first_ps` is what is written; whether they do follow in time."""
-        if not self.after_ps:
-            self.first_ps = rows.first_ps
-        begin_ps = rows.first_ps - self.first_ps
-        if (self.after_ps and begin_ps < self.after_ps[-1]) or begin_ps + int(rows.after_ps[-1]) > TIME_LIMIT_PS:
-            return False
-        self.after_ps.frombytes((rows.after_ps + begin_ps).tobytes())
-        self.input_tokens.frombytes(rows.input_tokens.tobytes())
-        self.output_tokens.frombytes(rows.output_tokens.tobytes())
-        return True
-
-    def enough(self) -> bool:
-        """Whether all rows that are used are there."""
-        if self._selection.max_requests is None or not self.after_ps:
-            return False
-        start, end = self._selection.bounds(self.after_ps, self._clock_ps)
-        return end - start >= self._selection.max_requests
-
-    @property
-    def _clock_ps(self) -> int:
-        return 0 if self.columns.clock.from_first else self.first_ps
-
-    def rows(self) -> TraceRows:
-        """The rows."""
-        columns = (np.frombuffer(column, np.int64) for column in (self.after_ps, self.input_tokens, self.output_tokens))
-        after_ps, input_tokens, output_tokens = columns
-        return TraceRows(after_ps, self._clock_ps, input_tokens, output_tokens, self.without_time)
-
-
-Fail = Callable[[str], NoReturn]
-Record = tuple[int, tuple[str, str, str]]
-"""Line number; time, input and output as text."""
-_TOKENS = re.compile(r"\+?([0-9]{1,18})(?:\.0*)?")
-
-
-def read_checked(path: Path, records: Iterable[Record], read: RowsRead) -> None:
-    """Add the rows that a file holds; the first bad one raises InputError with "path:line"."""
-    columns, previous = read.columns, 0
-    for line, (stamp, *lengths) in records:
-
-        def fail(message: str, line: int = line) -> NoReturn:
-            raise InputError(f"{path}:{line}", message)
-
-        if len(read) >= MAX_REQUESTS:
-            fail(TOO_MANY)
-        if not stamp.strip():
-            read.without_time += 1
-            continue
-        time = _time(stamp.strip(), columns, fail)
-        if not read.after_ps:
-            read.first_ps = previous = time
-        if time < previous:
-            fail(f"{columns.arrival} {stamp.strip()!r} lies before the row above; rows must be sorted by time")
-        if time - read.first_ps > TIME_LIMIT_PS:
-            fail(
-                f"{columns.arrival} {stamp.strip()!r} lies more than {MAX_TIME_S:g} s after the first row, "
-                "where the clock ends"
-            )
-        previous = time
-        inputs, outputs = (_count(text, name, fail) for text, name in zip(lengths, columns.names[1:], strict=True))
-        read.after_ps.append(time - read.first_ps)
-        read.input_tokens.append(inputs)
-        read.output_tokens.append(outputs)
-    if not read.after_ps:
-        raise InputError(str(path), f"no row has a time ({columns.arrival})")
-
-
-def _time(stamp: str, columns: Columns, fail: Fail) -> int:
-    try:
-        return columns.clock.read(stamp)
-    except (ValueError, OverflowError, ArithmeticError):
-        fail(f"{columns.arrival} is {stamp[:80]!r}; {columns.clock.allowed}")
-
-
-def _count(text: str, name: str, fail: Fail) -> int:
-    match = _TOKENS.fullmatch(text.strip())
-    if not match or not 1 <= int(match[1]) <= MAX_TOKENS:
-        fail(f"{name} is {text.strip()[:80]!r}; a whole number from 1 to {MAX_TOKENS} is needed")
-    return int(match[1])
+    def take(self, rows: IntArray) -> "TraceRows":
+        """Those rows, in that order."""
+        return replace(
+            self,
+            after_ps=self.after_ps[rows],
+            input_tokens=self.input_tokens[rows],
+            output_tokens=self.output_tokens[rows],
+            blocks=None if self.blocks is None else self.blocks.take(rows),
+            sessions=None if self.sessions is None else self.sessions.take(rows),
+            labels=None if self.labels is None else self.labels.take(rows),
+        )

@@ -20,6 +20,14 @@ Times = tuple[IntArray, int]
 """Times in ps after the first one, and the first one (which may exceed 64 bit) in ps after the clock's zero."""
 
 TIME_LIMIT_PS = int(MAX_TIME_S) * PS_PER_S
+OUTSIDE_PS = TIME_LIMIT_PS + 1
+"""Where rows are put that lie beyond the limit, which are not selected: before all others (-) or behind them."""
+
+
+def since_zero(times: Times) -> IntArray | None:
+    """(n,) ps after the clock's zero; None where one is beyond what the simulated clock shows."""
+    after_ps, first_ps = times
+    return after_ps + first_ps if first_ps + int(after_ps.max()) <= TIME_LIMIT_PS else None
 
 
 @dataclass(frozen=True)
@@ -98,13 +106,15 @@ def _read_dates(stamps: Stamps) -> Times | None:
 
 
 CLOCKS = {
-    "arrival_s": _number_clock("seconds", PS_PER_S),
-    "arrival_ms": _number_clock("milliseconds", PS_PER_S // 10**3),
-    "arrival_date": Clock(
+    "s": _number_clock("seconds", PS_PER_S),
+    "ms": _number_clock("milliseconds", PS_PER_S // 10**3),
+    "us": _number_clock("microseconds", PS_PER_S // 10**6),
+    "ns": _number_clock("nanoseconds", PS_PER_S // 10**9),
+    "date": Clock(
         _read_date,
         _read_dates,
         "YYYY-MM-DD HH:MM:SS is needed, if need be with .fff (12 digits at most) and Z or +HH:MM (else it is UTC)",
         from_first=True,
     ),
 }
-"""What the column of times may hold, by the name that says it."""
+"""What a column of times may hold, by its unit."""

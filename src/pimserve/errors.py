@@ -34,7 +34,7 @@ class Terminated(SystemExit):
     """The system asked the process to end: what a plug-in raises to that effect is its mistake, and this is none."""
 
 
-TAGS = ("kind", "model")  # keys by which a mapping says which of several descriptions it is
+TAGS = ("kind", "model", "name")  # keys by which a mapping says which of several descriptions it is
 
 
 class InputError(PimserveError, ValueError):
@@ -98,6 +98,8 @@ def validation_error(where: str, error: ValidationError, schema: type[BaseModel]
     """
     lines = []
     for found in error.errors(include_url=False):
+        if found["type"] == "too_short" and len(found["input"]) >= found["ctx"]["min_length"]:
+            continue  # entries that are wrong were not counted; what is wrong with them is told
         keys, parent, here = _walk(schema, found["loc"])
         message = _message(found, parent, here)
         if found["type"] == "union_tag_invalid":
@@ -122,8 +124,11 @@ def _message(found: ErrorDetails, parent: Sequence[type[BaseModel]], here: Seque
     message = _MESSAGES.get(kind) or found["msg"].removeprefix("Value error, ").replace("Input should", "must")
     if kind == "missing" or (isinstance(given, str) and repr(given) in message):
         return message
-    if kind == "too_short":
-        return f"must have at least {found['ctx']['min_length']} entries (got {found['ctx']['actual_length']})"
+    if kind in {"too_short", "too_long"}:
+        context = found["ctx"]
+        side, count = ("least", "min_length") if kind == "too_short" else ("most", "max_length")
+        entries = "entry" if context[count] == 1 else "entries"
+        return f"must have at {side} {context[count]} {entries} (got {context['actual_length']})"
     if given is None or isinstance(given, bool):
         return f"{message} (got {str(given).lower().replace('none', 'null')})"
     if isinstance(given, str | int | float):

@@ -10,13 +10,13 @@ from pimserve.device_models.catalogue import device_names, load_model, model_nam
 from pimserve.device_models.device import OperatorDevice
 from pimserve.device_models.duplex import DuplexSpec
 from pimserve.device_models.evaluate import evaluate, shape_of
+from pimserve.device_models.expert_picks import draw_counts, pick_probabilities
 from pimserve.device_models.gpu import Gpu
 from pimserve.device_models.kernels import load_kernels
 from pimserve.device_models.model import BYTES_PER_ELEMENT, ModelSpec, compute_dtypes
 from pimserve.device_models.operators import AllReduce, Parallelism, operators_of, weight_bytes_per_device
 from pimserve.device_models.plan import FS_PER_S, PJ_PER_J, Chunk, CostPlan
 from pimserve.device_models.registry import load_device
-from pimserve.device_models.routing import draw_counts, pick_probabilities
 from pimserve.errors import InputError
 
 # Nodes, devices per node, tensor parallelism; the last one slices over two nodes.

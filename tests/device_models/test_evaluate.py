@@ -1,6 +1,7 @@
 """The evaluator on all kinds of plans: numbers and columns alike, spans in closed form against their single steps."""
 
 from collections import Counter
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
@@ -13,9 +14,10 @@ from pimserve.device_models.experts import FEATURES
 from pimserve.device_models.plan import Chunk, CostPlan
 from pimserve.device_models.routing import ExpertPools, Routing
 from pimserve.device_models.step import StepCosts, StepShape, each_step
+from pimserve.scheduler.costs import GroupSpan
 from pimserve.scheduler.mixed_costs import make_costs
-from tests.scheduler.reference_engine import dense_fs
-from tests.scheduler.strategies import plans
+from tests.scheduler.reference_costs import dense_fs
+from tests.scheduler.strategies import expert_terms, plans, serial_plans
 
 CHUNKS = st.lists(st.tuples(st.integers(1, 90), st.sampled_from([0, 0, 7, 64])), max_size=4)
 
@@ -100,7 +102,7 @@ def test_a_span_in_closed_form_is_its_steps(
     assert shape.busiest_tokens == span.busiest_tokens
 
     # Step by step, in numbers.
-    numbers = [shape._replace(context=context + k * decodes) for k in range(span.steps)]
+    numbers = [shape_of(plan, decodes, context + k * decodes) for k in range(span.steps)]
     features = np.zeros((span.steps, len(FEATURES)), np.int64)
     if pools is not None:
         steps = each_step(StepShape(*np.array(shape._replace(steps=span.steps))[:, None]))
@@ -116,3 +118,41 @@ def test_a_span_in_closed_form_is_its_steps(
     added = [sum(counters, Counter()) for counters in zip(*map(totals, single), strict=True)]
     assert [+counter for counter in totals(closed)] == added
     assert step_times(plan, row, each_step(row), features if pools is not None else None).tolist() == durations
+
+
+GROUPS = st.lists(st.tuples(st.integers(0, 9), st.integers(1, 400)), min_size=2, max_size=4)
+
+
+@settings(max_examples=100)
+@given(serial_plans(st.none() | expert_terms()), GROUPS, st.integers(1, 60), st.integers(0, 300))
+def test_a_span_of_groups_is_its_steps(
+    plan: CostPlan, groups: list[tuple[int, int]], most: int, first_step: int
+) -> None:
+    """Wherever it is cut, the same group is the slowest in each step, and groups wait for as long."""
+    plan = replace(plan, data_parallel=len(groups))
+    loads = [(decodes, decodes * mean) for decodes, mean in [*groups[:-1], (groups[-1][0] or 1, groups[-1][1])]]
+    pools = ExpertPools(plan.experts, Routing(), 0) if plan.experts is not None else None
+    replica = make_costs(plan, pools, replica=0, seed=0, exact=False)
+
+    def span_of(after: int, most: int) -> tuple[GroupSpan, StepShape[int]]:
+        now = [(decodes, context + after * decodes) for decodes, context in loads]
+        found = replica.groups_span(first_step + after, now, most)
+        decodes, context = (sum(own) for own in zip(*now, strict=True))
+        shape = shape_of(plan, decodes, context)
+        paced = {"paced_decodes": found.decodes, "paced_context": found.context, "paced_outputs": found.decodes}
+        return found, shape._replace(steps=found.span.steps, busiest_tokens=found.span.busiest_tokens, **paced)
+
+    span, whole = span_of(0, most)
+    steps = span.span.steps
+    singles = [span_of(after, 1) for after in range(steps)]
+    features = np.zeros((steps, len(FEATURES)), np.int64)
+    if pools is not None:
+        features = replica.experts_features(each_step(columns([whole])), np.arange(first_step, first_step + steps))
+    single = [evaluate(plan, shape, row) for (_, shape), row in zip(singles, features.tolist(), strict=True)]
+    durations = [costs.duration_fs for costs in single]
+    assert durations == [one.span.duration_fs(1) for one, _ in singles]
+    assert [span.span.duration_fs(n) for n in range(1, steps + 1)] == list(accumulate(durations))
+    assert [span.waited_fs(n) for n in range(1, steps + 1)] == list(accumulate(one.waited_fs(1) for one, _ in singles))
+    closed = evaluate(plan, columns([whole]), list(features.sum(axis=0, keepdims=True).T))
+    added = [sum(counters, Counter()) for counters in zip(*map(totals, single), strict=True)]
+    assert [+counter for counter in totals(closed)] == added

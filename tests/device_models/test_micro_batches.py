@@ -99,6 +99,7 @@ def test_micro_batches_have_all_of_a_step_and_no_more(
         prefill_fs,
         0,
         0,
+        *(decodes, context, len(chunks), decodes + completed),
     )
     parts = micro.split(shape, data_parallel)
     assert len(parts) == micro.parts

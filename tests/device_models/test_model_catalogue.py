@@ -107,6 +107,7 @@ def test_deepseek_active_parameters_as_in_its_weight_documentation() -> None:
         ("deepseek-v3", 70_272),
         ("deepseek-r1", 70_272),
         # 2 x width x layers x 2 bytes: every head has its own key and value
+        ("opt-13b", 2 * 5120 * 40 * 2),
         ("gpt2-medium", 2 * 1024 * 24 * 2),
         ("gpt2-large", 2 * 1280 * 36 * 2),
         ("megatron-1.2b", 2 * 1536 * 40 * 2),

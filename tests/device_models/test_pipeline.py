@@ -27,7 +27,7 @@ TERM = PipelineTerm(
 def layers_fs(term: PipelineTerm, requests: N, context: N, outputs: N, queued: N, anchor: N, prefill_fs: N) -> N:
     zero = 0 * requests
     return term.layers_fs(
-        StepShape(zero + 1, requests, context, zero, zero, outputs, queued, anchor, prefill_fs, zero, zero)
+        StepShape(zero + 1, requests, context, zero, zero, outputs, queued, anchor, prefill_fs, *(6 * [zero]))
     )
 
 

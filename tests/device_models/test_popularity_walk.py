@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from pimserve.device_models.experts import ExpertTerm, ExpertUnit
 from pimserve.device_models.popularity_walk import MOST_SKEW, Drift
-from pimserve.device_models.routing import ExpertPools, Routing
+from pimserve.device_models.routing import TABLES_KEPT, ExpertPools, Routing
 from pimserve.device_models.slowdown import SlowPools
 
 INTERVAL_PS = 10**9
@@ -76,3 +76,11 @@ def test_slow_replicas_drift_alike() -> None:
     later = slow.at(3 * INTERVAL_PS * 1000)
     assert later.times_fs(40) == [2 * time for time in pools().at(3 * INTERVAL_PS * 1000).times_fs(40)]
     assert later.at(0).times_fs(40) == slow.times_fs(40)
+
+
+def test_slow_replicas_keep_no_more_tables_than_others() -> None:
+    normal = pools()
+    for each in (normal, SlowPools(normal, 2000)):
+        for tokens in range(1, 2 * TABLES_KEPT):
+            each.layers_fs[tokens]
+        assert len(each.layers_fs) <= TABLES_KEPT

@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 
 from pimserve.device_models.expert_layout import layout
+from pimserve.device_models.expert_moves import moved
+from pimserve.device_models.expert_picks import expert_share
 from pimserve.device_models.experts import ExpertTerm, ExpertUnit
 from pimserve.device_models.popularity_walk import Drift
 from pimserve.device_models.rebalancing import placed_at
-from pimserve.device_models.routing import ExpertPools, Routing, expert_share
+from pimserve.device_models.routing import ExpertPools, Routing
+from pimserve.device_models.slowdown import SlowPools
 
 UNIT = ExpertUnit("xpu", (((10**6, 10**4),),), (1.0, 0.0), 1, 1, 1)
 ROUTING = Routing("given", 0, ((3.0,) * 4 + (1.0,) * 4, (1.0,) * 8), "exact", Drift(10**9, 0.7))
@@ -30,6 +33,21 @@ def test_a_layout_is_of_the_loads_two_intervals_before() -> None:
 def test_without_rebalancing_the_layout_stays() -> None:
     term = ExpertTerm(2, 8, 2, 4, 1, (UNIT,), "first", FIRST)
     assert placed_at(term, ROUTING, 5, 100) is term
+
+
+def test_energy_of_moves_is_that_of_layouts_however_many_are_counted_at_once() -> None:
+    pools = ExpertPools(TERM, ROUTING, 5)
+    epochs = [0, 5, 6, 8, 9, 20, 33]
+    assert [pools.at(epoch * 10**12).layouts for epoch in epochs] == [0, 0, 1, 1, 2, 5, 10]
+    last = pools.at(33 * 10**12)
+    one_by_one = []
+    for number in range(1, 11):
+        before, after = (placed_at(TERM, ROUTING, 5, 3 * (number + 1) - back).slots for back in (1, 0))
+        one_by_one.append(moved(TERM, (before, after)) * 2 * UNIT.weight_pj)
+    assert any(one_by_one)
+    for counted in range(11):
+        assert last.moves_pj(counted) == sum(one_by_one[counted:])
+    assert SlowPools(last, 1500).moves_pj(0) == sum(one_by_one)
 
 
 @pytest.mark.parametrize("epoch", [0, 5, 6, 8, 9, 20])

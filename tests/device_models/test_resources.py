@@ -12,10 +12,10 @@ from pimserve.device_models.catalogue import device_names, load_model, merged, m
 from pimserve.device_models.device import Demand, OperatorDevice
 from pimserve.device_models.duplex import DuplexSpec, decided_as_in_the_paper
 from pimserve.device_models.evaluate import evaluate, shape_of, way_of
+from pimserve.device_models.expert_picks import draw_counts, pick_probabilities
 from pimserve.device_models.operators import Parallelism
 from pimserve.device_models.plan import Chunk, CostPlan
 from pimserve.device_models.registry import load_device
-from pimserve.device_models.routing import draw_counts, pick_probabilities
 from pimserve.errors import InputError
 
 OPERATOR_DEVICES = [name for name in device_names() if isinstance(load_device(name), OperatorDevice)]

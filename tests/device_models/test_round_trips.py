@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pimserve.device_models.round_trips import PartTimes, schedule_fs
+from pimserve.device_models import round_trips
+from pimserve.device_models.round_trips import PartTimes, lack_fs, schedule_fs, slack_fs
 
 from .naive_schedule import naive_schedule
 
@@ -81,20 +82,63 @@ def test_numbers_and_columns_take_what_the_naive_schedule_says(some: Times) -> N
     assert [schedule_fs(some.numbers(step)) for step in range(len(naive))] == naive
 
 
-@pytest.mark.parametrize("slow", ["attention", "experts"])
-def test_a_group_that_just_sets_the_pace(slow: str) -> None:
+@pytest.mark.parametrize("slow", STAGES)
+def test_a_stage_that_just_sets_the_pace(slow: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stages that differ a little, of which one is about as slow as it must be to work without a break: to take as long
-    as the slowest other one, and as what the other micro-batches leave of the round trip."""
+    as the slowest other one, and as what the other micro-batches leave of the round trip, or as all others together."""
+    skipped = counted(monkeypatch, "skip")
     rng = np.random.default_rng(2)
-    for _ in range(4000):
+    for _ in range(1200):
         parts, spread = int(rng.integers(2, 6)), int(rng.integers(1, 4))
+        visits = [*rng.integers(1, 3, int(rng.integers(0, 3))).tolist(), int(rng.integers(1, 12))]
         least = {stage: int(rng.integers(0, 12)) for stage in STAGES}
         others = [time for stage, time in least.items() if stage != slow]
-        left = -(-(sum(others) + 3 * spread) // (parts - 1))
+        left = -(-(sum(others) + 3 * spread) // int(rng.choice([1, parts - 1])))
         least[slow] = max(0, left - int(rng.integers(0, 3)), max(others) + int(rng.integers(0, spread + 3)))
-        last = int(rng.choice([1, 3, 40]))
-        some = drawn(rng, least, spread, 1, [int(rng.integers(1, 9))], parts, last)
-        assert schedule_fs(some.columns()).tolist() == some.naive_fs()
+        some = drawn(rng, least, spread, 1, visits, parts, int(rng.choice([1, 3, 40])))
+        for stage in STAGES:  # the first visits are of layers of another kind
+            if stage != "experts" and len(visits) > 1:
+                getattr(some, stage)[:, 0] += int(rng.choice([0, 5, 60]))
+        naive = some.naive_fs()
+        assert schedule_fs(some.columns()).tolist() == naive
+        assert [schedule_fs(some.numbers(0))] == naive
+    assert sum(visits > 0 for visits, _ in skipped) > 200
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, method: str) -> list[tuple[int, int]]:
+    """What a method of the stages is called with from now on."""
+    calls: list[tuple[int, int]] = []
+    original = getattr(round_trips._Stages, method)
+
+    def call(self: object, *given: int) -> None:
+        calls.append(given)  # type: ignore[arg-type]
+        original(self, *given)
+
+    monkeypatch.setattr(round_trips._Stages, method, call)
+    return calls
+
+
+@pytest.mark.parametrize("slow", ["attention", "experts"])
+def test_what_hides_behind_a_group_takes_no_time(slow: str) -> None:
+    """Attention that takes longer, within what is left to it, lengthens a step by as much at its first visit, where all
+    else is hidden behind the experts, and at all visits, where it is hidden behind attention."""
+    rng = np.random.default_rng(3)
+    hidden = 0
+    for _ in range(1500):
+        parts, visits, spread = int(rng.integers(2, 6)), int(rng.integers(1, 8)), int(rng.integers(1, 4))
+        least = {stage: int(rng.integers(0, 12)) for stage in STAGES}
+        others = sum(time for stage, time in least.items() if stage != slow) + 3 * spread
+        least[slow] = max(0, others + int(rng.integers(-3, 20)))
+        some = drawn(rng, least, spread, 1, [visits], parts, int(rng.choice([1, 3, 40])))
+        numbers, (naive,) = some.numbers(0), some.naive_fs()
+        longest = slack_fs(numbers) if slow == "experts" else 9
+        if longest < 0 or (slow == "attention" and lack_fs(numbers) > 0):
+            continue
+        more = rng.integers(0, longest + 1, parts)
+        longer = some._replace(attention=some.attention + more).naive_fs()
+        assert longer == [naive + (more[0] if slow == "experts" else visits * more.sum())]
+        hidden += 1
+    assert hidden > 400
 
 
 @given(times(), st.integers(0, 2**20))

@@ -8,19 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pimserve.device_models.catalogue import load_model
+from pimserve.device_models.expert_picks import draw_counts, expert_share, mean_share, pick_probabilities
 from pimserve.device_models.experts import FEATURES, ExpertTerm, ExpertUnit
 from pimserve.device_models.operators import Parallelism, operators_of
 from pimserve.device_models.registry import load_device
-from pimserve.device_models.routing import (
-    POOL_SIZE,
-    ExpertPools,
-    Routing,
-    draw_counts,
-    expert_share,
-    mean_share,
-    pick_probabilities,
-    pool_bucket,
-)
+from pimserve.device_models.routing import POOL_SIZE, ExpertPools, Routing, pool_bucket
 
 DRAWS = 4000
 

@@ -13,7 +13,7 @@ from pimserve.device_models.experts import FEATURES, ExpertTerm, ExpertUnit, fea
 from pimserve.device_models.plan import CostPlan, RowTerm
 from pimserve.device_models.routing import POOL_SIZE, ExpertPools, Routing
 from pimserve.device_models.slowdown import SlowPools
-from pimserve.device_models.split_experts import SideUnit, SplitExperts, hottest
+from pimserve.device_models.split_experts import SIDE_FEATURES, SideUnit, SplitExperts, hottest
 from pimserve.device_models.split_plan import split_plan
 from tests.scheduler.mixed_strategies import parted
 from tests.scheduler.strategies import expert_terms
@@ -41,7 +41,7 @@ def split(hot: int, cold: int, slots: tuple[int, ...]) -> SplitExperts:
 
 def test_a_layer_by_hand() -> None:
     term = split(1, 2, (2, 0, 1))
-    assert term.features == (*FEATURES, "third_busy_fs", "third_of_busiest_fs")
+    assert term.features == (*FEATURES, "third_busy_fs", "third_of_busiest_fs", *SIDE_FEATURES)
     tokens = SlotCounts(term.slots).of(np.array([[[4, 0, 6]], [[9, 3, 0]]]))[:, 0]  # of experts 0, 1, 2
     found = [dict(zip(term.features, row, strict=True)) for row in term.layer_features(tokens).tolist()]
     # Expert 2 is hot, and takes 10 + 6 fs; of the cold ones, expert 0 has four tokens on its tile.
@@ -63,8 +63,11 @@ def test_a_layer_waits_for_the_slower_side(term: SplitExperts, given_tokens: lis
         for side, of_side in ((term.hot, hot), (term.cold, cold))
     ]
     assert (found["time_fs"] == np.maximum(sides[0]["time_fs"], sides[1]["time_fs"])).all()
+    assert (found["hot_fs"] == sides[0]["time_fs"]).all()
+    assert (found["cold_fs"] == sides[1]["time_fs"]).all()
     for energy in ("dram_pj", "compute_pj"):
         assert (found[energy] == sides[0][energy] + sides[1][energy]).all()
+        assert (found[f"hot_{energy}"] == sides[0][energy]).all()
     places = iter(("first", "second", "third", "fourth"))
     for side, alone in zip((term.hot, term.cold), sides, strict=True):
         for own, _ in zip(("first", "second"), side.units, strict=False):
@@ -102,6 +105,17 @@ def test_bounds_hold(term: SplitExperts, tokens: int, seed: int) -> None:
     drawn = ExpertPools(term, Routing("zipf", 0.5), seed).exact(tokens, 0, 0).tolist()
     found = dict(zip(term.features, drawn, strict=True))
     assert found["dram_pj"] + found["compute_pj"] <= term.most_pj(tokens)
+
+
+@given(SPLITS, st.integers(33, 500), st.integers(0, 5))
+def test_between_pools_neither_side_has_less_than_no_energy(term: SplitExperts, tokens: int, seed: int) -> None:
+    pools = ExpertPools(term, Routing("zipf", 0.5), seed)
+    drawn = pools.features(np.full(POOL_SIZE, tokens), np.arange(POOL_SIZE))
+    found = dict(zip(term.features, drawn.T, strict=True))
+    for energy in ("dram_pj", "compute_pj"):
+        assert (found[f"hot_{energy}"] >= 0).all()
+        assert (found[f"hot_{energy}"] <= found[energy]).all()
+    assert (found["hot_fs"] + found["cold_fs"] >= found["time_fs"] - term.layers).all()
 
 
 def test_a_slow_replica_scales_times_of_all_units_and_no_energy() -> None:

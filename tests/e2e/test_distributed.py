@@ -7,6 +7,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from .chaos import PIMSERVE, command_for, disturbed, hosts_of, small_disk
@@ -40,6 +41,26 @@ def test_on_ray_as_in_one_process(tmp_path: Path) -> None:
     # Nothing of Ray's own chatter reaches the user.
     ours = [line for line in done.stderr.splitlines() if not line.startswith("note: results/default is of an earlier")]
     assert ours == [f"results in {there['results']}"]
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("mode", ["planned", "lockstep"])
+def test_hot_experts_on_ray_as_in_one_process(tmp_path: Path, mode: str) -> None:
+    settings = [
+        "cluster.devices_per_node=2",
+        "cluster.placement={hot_experts: {device: h100, devices_per_node: 1, count: 2}, "
+        "experts: {device: {preset: aimc-realistic, spread: experts}}, micro_batches: 2}",
+        *("routing={popularity: zipf, zipf_exponent: 1.0}", "workload.num_requests=6", "run.max_time_s=1"),
+    ]
+    mixed = ["--json", *(part for setting in settings for part in ("--set", setting))]
+    here = json.loads(pimserve("run", *mixed, cwd=tmp_path).stdout)
+    few = ["--devices", mode, "--devices-per-actor", "6"]
+    there = json.loads(pimserve("run", *mixed, "--on", "ray", *few, cwd=tmp_path).stdout)
+    assert there["digest"] == here["digest"]
+    assert there["groups"] == here["groups"]
+    devices = np.load(tmp_path / there["results"] / "devices.npy")
+    assert devices["group"].tolist() == ["attention"] * 2 + ["hot_experts"] + ["experts"] * 6
+    assert len(set(devices["actor"].tolist())) == 3
 
 
 def test_lockstep_as_in_one_process(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ import pytest
 import yaml
 
 from pimserve.cluster.metrics.backfill import write_moments
-from pimserve.cluster.metrics.families import BY_NAME, bounds
+from pimserve.cluster.metrics.families import BY_NAME
+from pimserve.cluster.metrics.family import bounds
 from pimserve.cluster.metrics.replay import replay
 from pimserve.cluster.metrics.run_metrics import metrics_of
 from pimserve.cluster.run.history import History
@@ -52,6 +53,30 @@ NEEDS = {
         "Devices of each group",
         "Weights in each device of a group",
     },
+    "stages": {
+        "Arrival rate of each stage",
+        "Requests of each stage",
+        "SLO attainment of each stage",
+        "Time to first token by stage, p99",
+        "Time per output token by stage, p99",
+        "End-to-end latency by stage, p99",
+        "Queue time by stage, p99",
+    },
+    "classes": {
+        "Classes",
+        "Requests of each class",
+        "SLO attainment of each class",
+        "Time to first token by class, p99",
+        "Time per output token by class, p99",
+        "End-to-end latency by class, p99",
+        "Queue time by class, p99",
+        "Percentiles over their limits of each class",
+        "Margins to limits at percentiles of each class",
+        "Limits at percentiles that are kept of each class",
+    },
+    "router": {"Requests routed by reason", "Requests routed to each replica"},
+    "prefix cache": {"Hit ratio", "Cached blocks", "Cached blocks evicted per second"},
+    "drafts": {"Acceptance length", "Acceptance rate"},
     "live": {
         "Scrapes that succeed",
         "Steps per wall-clock second",
@@ -61,7 +86,7 @@ NEEDS = {
         "Memory",
     },
 }
-SLO = ["slo={ttft_s: 0.05, tpot_s: 0.005, e2e_s: 2}"]
+SLO = ["slo={ttft_s: 0.05, tpot_s: 0.005, e2e_s: 2, ttft_p99_s: 0.05}"]
 
 
 def free_port():
@@ -176,7 +201,7 @@ def same_as_the_summary(base, run_id, folder, at):
         ("pimserve_e2e_request_latency_seconds", "e2e"),
     ):
         theirs = summary["latency_s"][key]["p99"]
-        edges = [0.0, *bounds(BY_NAME[name], limits)]
+        edges = [0.0, *bounds(BY_NAME[name], {key: [limit] for key, limit in limits.items()})]
         bucket = int(np.searchsorted(edges, theirs))
         (_, ours), *_ = ask(base, f"histogram_quantile(0.99, sum by (le) ({name}_bucket{of}))", at)
         assert edges[bucket - 1] <= ours <= edges[bucket], (name, theirs, ours)
@@ -187,10 +212,12 @@ def test_finished_runs_backfilled(tmp_path):
         "duplex": [],
         "aimc": ["cluster={device: aimc-realistic, devices_per_node: 6}"],
         "mixed": ["cluster={devices_per_node: 2, placement: {experts: {device: h100}}}"],
+        "stages": ["workload.arrival={stages: [{rate_per_s: 3, duration_s: 60}, {rate_per_s: 5, duration_s: 60}]}"],
+        "classes": ["workload.classes=[{name: chat, share: 3}, {name: batch, slo: {e2e_s: 20, e2e_p90_s: 20}}]"],
     }
     folders = []
     for name, overrides in kinds.items():
-        settings = [*overrides, *SLO, "workload.num_requests=400", "workload.arrival.rate_per_s=4"]
+        settings = [*SLO, "workload.num_requests=400", "workload.arrival.rate_per_s=4", *overrides]
         command = [PIMSERVE, "run", "--quiet", "--out", str(tmp_path / name)]
         subprocess.run([*command, *(part for each in settings for part in ("--set", each))], check=True)
         folders.append(tmp_path / name)
@@ -246,6 +273,7 @@ def test_a_paced_run_scraped(tmp_path):
     port = free_port()
     out = tmp_path / "live"
     settings = [*SLO, "cluster.replicas=2", "workload.num_requests=1200", "workload.arrival.rate_per_s=10"]
+    settings += ["scheduler.enable_prefix_caching=true", "workload.prefix={groups: 9, shared_tokens: 600}"]
     command = [PIMSERVE, "run", "--quiet", "--out", str(out), "--speed", "6x"]
     command += ["--metrics", f"127.0.0.1:{port}", "--metrics-linger", "4"]
     command += [part for each in settings for part in ("--set", each)]
@@ -256,7 +284,7 @@ def test_a_paced_run_scraped(tmp_path):
             until(lambda: ask(base, "count_over_time(pimserve_virtual_time_seconds_total[1m]) >= 9"))
             until(lambda: ask(base, 'sum(pimserve_requests_total{outcome="finished"}) > 450'))
             now = time.time()
-            check_every_query(base, now, "6s", kinds={"duplex", "live"})
+            check_every_query(base, now, "6s", kinds={"duplex", "live", "router", "prefix cache"})
             check_variables(base)
             per_second = ask(base, substituted(panel_query("overview", "Requests finished per second"), "6s"), now)
             assert ask(base, 'up{job="pimserve"}')[0][1] == 1

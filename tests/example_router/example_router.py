@@ -1,13 +1,15 @@
-"""A router as a package of its own: the power of two choices (Mitzenmacher, IEEE TPDS 12(10), 2001)."""
+"""Two routers as a package of its own: one by numbers of requests, and one that sees more of the replicas."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
 
+from pimserve.scheduler.router_protocol import ReplicaView, RequestView
+
 
 class TwoChoices:
-    """Of two replicas drawn at random, the one with fewer requests outstanding.
+    """Of two replicas drawn at random, the one with fewer requests outstanding (Mitzenmacher, IEEE TPDS 12(10), 2001).
 
     It has a generator of its own, seeded by how often it was asked: the same run picks the same replicas again, on
     any number of processes, and `state` is one number.
@@ -29,3 +31,12 @@ class TwoChoices:
         draw = random.Random(self._asked)
         self._asked += 1
         return min(draw.choices(range(len(outstanding)), k=2), key=outstanding.__getitem__)
+
+
+class ShortestQueue:
+    """The replica where fewest requests wait, or were sent since its report; of equals, that with the fewest tokens."""
+
+    def route(self, request: RequestView, replicas: Sequence[ReplicaView]) -> int:
+        """Number of the replica in `replicas`, those that may take the request."""
+        load = [(replica.waiting + replica.sent, replica.tokens_in_flight) for replica in replicas]
+        return load.index(min(load))

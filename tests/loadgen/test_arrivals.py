@@ -1,4 +1,4 @@
-"""Arrival processes against their laws: rate, CV, distribution of gaps, dispersion of counts."""
+"""Arrival processes: the inversion itself, steps and stages, refusals. Their statistics: test_arrival_statistics.py."""
 
 import math
 
@@ -10,8 +10,10 @@ from pydantic import ValidationError
 
 from pimserve.errors import InputError
 from pimserve.loadgen import arrivals as module
-from pimserve.loadgen.arrivals import ArrivalSpec, Stage, arrival_times, stages_of
+from pimserve.loadgen.arrivals import ArrivalSpec, arrival_times, stages_of
+from pimserve.loadgen.rate_stages import Stage
 from pimserve.loadgen.spec import PS_PER_S
+from pimserve.loadgen.streams import Streams
 
 N = 100_000
 PROCESSES = {
@@ -20,86 +22,10 @@ PROCESSES = {
     "gamma_bursty": {"process": "gamma", "rate_per_s": 8.0, "burstiness": 0.25},
     "gamma_cv": {"process": "gamma", "rate_per_s": 8.0, "cv": 0.5},
 }
-CV = {"constant": 0.0, "poisson": 1.0, "gamma_bursty": 2.0, "gamma_cv": 0.5}
 
 
 def times(spec, n=N, duration=None, seed=0):
-    return arrival_times(ArrivalSpec.model_validate(spec), np.random.default_rng(seed), n, duration)
-
-
-def gaps_s(spec, n=N):
-    return np.diff(times(spec, n)) / PS_PER_S
-
-
-def ks(sample, cdf):
-    """Kolmogorov-Smirnov distance of a sample from a law."""
-    x = cdf(np.sort(sample))
-    i = np.arange(len(x))
-    return max(np.max(x - i / len(x)), np.max((i + 1) / len(x) - x))
-
-
-@pytest.mark.parametrize("name", PROCESSES)
-def test_mean_rate(name):
-    rate = 1 / gaps_s(PROCESSES[name]).mean()
-    assert rate == pytest.approx(8.0, rel=max(4 / math.sqrt(N) * CV[name], 1e-12))
-
-
-@pytest.mark.parametrize("name", PROCESSES)
-def test_coefficient_of_variation(name):
-    gaps = gaps_s(PROCESSES[name])
-    assert gaps.std() / gaps.mean() == pytest.approx(CV[name], rel=0.03, abs=1e-9)
-
-
-def test_poisson_gaps_are_exponential():
-    assert ks(gaps_s(PROCESSES["poisson"]), lambda x: 1 - np.exp(-8 * x)) < 1.63 / math.sqrt(N)
-
-
-def test_gamma_gaps_follow_erlang_law():
-    # Shape 4 (cv 0.5): the CDF is 1 - exp(-y) * sum of y^k / k! for k < 4, with y = shape * rate * x.
-    def cdf(x):
-        y = 4 * 8 * x
-        return 1 - np.exp(-y) * (1 + y + y**2 / 2 + y**3 / 6)
-
-    assert ks(gaps_s(PROCESSES["gamma_cv"]), cdf) < 1.63 / math.sqrt(N)
-
-
-def test_bursty_gamma_gaps_follow_their_law():
-    # Gamma of shape 1/4 has no elementary CDF; integrate u = y^(1/4), which takes the pole at 0 away.
-    u = np.linspace(0, 3, 200_001)
-    density = 4 * np.exp(-(u**4)) / math.gamma(0.25)
-    mass = np.concatenate(([0], np.cumsum((density[1:] + density[:-1]) / 2 * np.diff(u))))
-    gaps = gaps_s(PROCESSES["gamma_bursty"])
-    assert ks(gaps, lambda x: np.interp((0.25 * 8 * x) ** 0.25, u, mass)) < 1.63 / math.sqrt(N)
-
-
-@pytest.mark.parametrize("bin_s", [1, 10, 60])
-def test_dispersion_of_poisson_counts_is_one(bin_s):
-    counts = np.bincount(times(PROCESSES["poisson"]) // (bin_s * PS_PER_S))[:-1]
-    assert counts.var() / counts.mean() == pytest.approx(1.0, abs=4 * math.sqrt(2 / len(counts)))
-
-
-def test_dispersion_of_bursty_counts_tends_to_cv_squared():
-    counts = np.bincount(times(PROCESSES["gamma_bursty"]) // (60 * PS_PER_S))[:-1]
-    assert counts.var() / counts.mean() == pytest.approx(4.0, rel=4 * math.sqrt(2 / len(counts)))
-
-
-@pytest.mark.parametrize("bin_s", [1, 10, 60])
-def test_nhpp_dispersion_follows_the_rate(bin_s):
-    # Counts of an NHPP: variance = mean of the bin means + variance of the bin means.
-    series = [[0, 2], [300, 14], [600, 2]]
-    arrivals = times({"process": "nhpp", "rate_series": series}, n=None, duration=12_000)
-    counts = np.bincount(arrivals // (bin_s * PS_PER_S), minlength=12_000 // bin_s)
-    t = (np.arange(600 // bin_s) + 0.5) * bin_s
-    means = np.interp(t, [0, 300, 600], [2, 14, 2]) * bin_s
-    expected = 1 + means.var() / means.mean()
-    assert counts.var() / counts.mean() == pytest.approx(expected, rel=5 * math.sqrt(2 / len(counts)))
-
-
-def test_nhpp_transformed_by_its_integral_is_poisson():
-    arrivals = times({"process": "nhpp", "rate_series": [[0, 0], [10, 20], [30, 20], [40, 0]]}) / PS_PER_S
-    cycle, t = np.divmod(arrivals, 40)
-    integral = np.where(t < 10, t**2, np.where(t < 30, 100 + 20 * (t - 10), 600 - (40 - t) ** 2)) + 600 * cycle
-    assert ks(np.diff(integral), lambda x: 1 - np.exp(-x)) < 1.63 / math.sqrt(N)
+    return arrival_times(ArrivalSpec.model_validate(spec), Streams(seed), n, duration)
 
 
 SERIES = [
@@ -120,7 +46,7 @@ def test_the_rate_integrated_up_to_each_arrival_is_the_sum_of_its_exponential_ga
     for begin, end, low, high in zip(knots, knots[1:], rates, rates[1:], strict=False):
         inside = np.clip(t - begin, 0, end - begin)
         integral += low * inside + (high - low) / max(end - begin, 1e-300) * inside**2 / 2
-    gaps = np.random.default_rng(7).standard_exponential(5000)
+    gaps = Streams(7).rng("arrivals").standard_exponential(5000)
     np.testing.assert_allclose(integral, np.cumsum(gaps), rtol=1e-9, atol=1e-9)
 
 
@@ -155,13 +81,6 @@ def test_two_points_at_one_time_are_a_step(seed):
     assert high == pytest.approx(6000, abs=4 * 77)
 
 
-def test_a_step_is_sharp_and_poisson_on_both_sides():
-    t = times(STEP) / PS_PER_S
-    cycle, within = np.divmod(t, 1200)
-    integral = np.where(within < 600, 5 * within, 3000 + 10 * (within - 600)) + 9000 * cycle
-    assert ks(np.diff(integral), lambda x: 1 - np.exp(-x)) < 1.63 / math.sqrt(N)
-
-
 def test_no_request_comes_where_a_step_sets_the_rate_to_zero():
     t = times({"process": "nhpp", "rate_series": [[0, 5], [10, 5], [10, 0], [20, 0], [20, 5], [30, 5]]}) / PS_PER_S
     assert not np.any((t % 30 > 10) & (t % 30 < 20))
@@ -193,6 +112,65 @@ def test_stages_share_all_time_between_them(lengths, first, stretch):
     assert np.array(times) == pytest.approx(share * (end - begin), abs=0.01 * (end - begin) + 1e-6)
 
 
+def test_the_stages_of_stages_are_theirs_also_where_rates_are_equal():
+    spec = ArrivalSpec.model_validate({"stages": [{"rate_per_s": r, "duration_s": 60} for r in (5, 5, 0, 10)]})
+    found = stages_of(spec, 2, 240)
+    assert found.stages == (Stage(0, 60, 5), Stage(60, 120, 5), Stage(120, 180, 0), Stage(180, 240, 10))
+    assert found.times_s(0, 238) == [58, 60, 60, 60]
+
+
+_RATE = st.floats(0.01, 1e3)
+_LONG = st.floats(0.1, 1e3)
+_MOVING = st.one_of(
+    st.fixed_dictionaries({"rate_per_s": _RATE}),
+    st.fixed_dictionaries(
+        {
+            "rate_per_s": _RATE,
+            "diurnal": st.fixed_dictionaries(
+                {"period_s": _LONG, "amplitude": st.floats(0.01, 1), "phase_s": st.floats(-1e4, 1e4)}
+            ),
+        }
+    ),
+    st.builds(
+        lambda strategy, a, b, long: {
+            "ramp": {"strategy": strategy, "start_rate_per_s": a, "end_rate_per_s": b, "duration_s": long}
+        },
+        st.sampled_from(["linear", "exponential"]),
+        _RATE,
+        _RATE,
+        _LONG,
+    ),
+    st.lists(st.fixed_dictionaries({"rate_per_s": _RATE, "duration_s": _LONG}), min_size=1, max_size=4).map(
+        lambda stages: {"stages": [*stages, {"rate_per_s": 1e3, "duration_s": 10}]}
+    ),
+)
+_GAPS = st.one_of(
+    st.sampled_from([{"process": "constant"}, {"process": "poisson"}]),
+    st.floats(0.2, 20).map(lambda burstiness: {"process": "gamma", "burstiness": burstiness}),
+    st.floats(0.2, 5).map(lambda cv: {"process": "weibull", "cv": cv}),
+)
+_MMPP = st.lists(st.tuples(_RATE, _LONG), min_size=2, max_size=5).map(
+    lambda states: {
+        "process": "mmpp",
+        "mmpp": {"rates_per_s": [1.0, *(r for r, _ in states)], "mean_dwell_s": [9.0, *(d for _, d in states)]},
+    }
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    spec=st.one_of(st.builds(lambda gaps, moving: gaps | moving, _GAPS, _MOVING), _MMPP),
+    n=st.integers(1, 200),
+    seed=st.integers(0, 2**32),
+)
+def test_any_process_with_any_rate_gives_times_that_ascend_and_extend(spec, n, seed):
+    arrivals = times(spec, n=n, seed=seed)
+    assert arrivals[0] >= 0
+    assert np.all(np.diff(arrivals) >= 0)
+    assert len(arrivals) == n
+    np.testing.assert_array_equal(times(spec, n=n + 50, seed=seed)[:n], arrivals)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     points=st.lists(st.tuples(st.floats(0.01, 10), st.floats(0, 1e3), st.floats(0, 1e3)), min_size=2, max_size=6),
@@ -218,15 +196,15 @@ def test_any_rate_series_gives_sorted_times(points, stepped, seed):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"process": "posson", "rate_per_s": 1}, "'constant', 'poisson', 'gamma', 'nhpp' or 'trace'"),
-        ({"process": "poisson"}, "needs rate_per_s"),
+        ({"process": "posson", "rate_per_s": 1}, "one of constant, poisson, gamma, weibull, mmpp, nhpp, trace"),
+        ({"process": "poisson"}, "needs exactly one of rate_per_s, rate_series, stages and ramp"),
         ({"process": "poisson", "rate_per_s": 1, "cv": 2}, "cv has no effect with process 'poisson'"),
         ({"process": "gamma", "rate_per_s": 1}, "exactly one of burstiness and cv"),
         ({"process": "gamma", "rate_per_s": 1, "cv": 1, "burstiness": 1}, "exactly one of burstiness and cv"),
-        ({"process": "nhpp", "rate_per_s": 1}, "rate_per_s has no effect"),
+        ({"process": "nhpp", "rate_per_s": 1}, "rate_per_s has no effect with process 'nhpp' unless diurnal moves it"),
         ({"process": "nhpp", "rate_series": [[0, 1]]}, "at least 2 items"),
         ({"process": "nhpp", "rate_series": [[1, 1], [2, 1]]}, "start at t_s = 0"),
-        ({"process": "nhpp", "rate_series": [[0, 1], [5, 1], [4, 2]]}, "increase"),
+        ({"process": "nhpp", "rate_series": [[0, 1], [5, 1], [4, 2]]}, "not decrease"),
         ({"process": "nhpp", "rate_series": [[0, 1], [0, 2], [5, 2]]}, "neither more nor at either end"),
         ({"process": "nhpp", "rate_series": [[0, 1], [5, 1], [5, 2]]}, "neither more nor at either end"),
         ({"process": "nhpp", "rate_series": [[0, 1], [5, 1], [5, 2], [5, 3], [6, 3]]}, "neither more nor at either"),
@@ -242,6 +220,35 @@ def test_any_rate_series_gives_sorted_times(points, stepped, seed):
         ({"process": "gamma", "rate_per_s": 1, "burstiness": 1e-5}, "greater than or equal to 0.0001"),
         ({"process": "gamma", "rate_per_s": 1, "burstiness": 2e6}, "less than or equal to 1000000"),
         ({"process": "trace", "rate_per_s": 1}, "takes no other key"),
+        ({"process": "weibull", "rate_per_s": 1}, "exactly one of shape and cv"),
+        (
+            {"process": "weibull", "rate_per_s": 1, "burstiness": 1},
+            "takes rate_per_s or rate_series or stages or ramp, shape",
+        ),
+        ({"process": "weibull", "rate_per_s": 1, "shape": 0.01}, "greater than or equal to 0.1"),
+        ({"process": "nhpp", "rate_per_s": 1, "stages": [{"rate_per_s": 1, "duration_s": 1}]}, "needs exactly one of"),
+        ({"stages": []}, "at least 1 item"),
+        ({"stages": [{"rate_per_s": 0, "duration_s": 60}]}, "a rate above 0 for some time"),
+        ({"stages": [{"rate_per_s": 1, "duration_s": 0}]}, "greater than 0"),
+        ({"stages": [{"rate_per_s": 1, "duration_s": 5e6}] * 2}, "must end before 9e"),
+        ({"ramp": {"start_rate_per_s": 1, "end_rate_per_s": 0, "duration_s": 9}}, "greater than 0"),
+        (
+            {"ramp": {"strategy": "exponential", "start_rate_per_s": 0, "end_rate_per_s": 9, "duration_s": 9}},
+            "rates above 0, within a factor of 1e",
+        ),
+        ({"diurnal": {"amplitude": 0.5}, "rate_series": [[0, 1], [5, 1]]}, "diurnal goes with rate_per_s"),
+        ({"diurnal": {"amplitude": 1.5}, "rate_per_s": 1}, "less than or equal to 1"),
+        ({"process": "mmpp"}, "needs mmpp"),
+        (
+            {"process": "mmpp", "rate_per_s": 3, "mmpp": {"rates_per_s": [1, 2], "mean_dwell_s": [1, 1]}},
+            "rate_per_s has no",
+        ),
+        ({"process": "poisson", "mmpp": {"rates_per_s": [1, 2], "mean_dwell_s": [1, 1]}}, "mmpp has no effect"),
+        ({"process": "mmpp", "mmpp": {"rates_per_s": [1], "mean_dwell_s": [1]}}, "at least 2 items"),
+        ({"process": "mmpp", "mmpp": {"rates_per_s": [1, 2], "mean_dwell_s": [1]}}, "needs 2 values"),
+        ({"process": "mmpp", "mmpp": {"rates_per_s": [0, 0], "mean_dwell_s": [1, 1]}}, "at least 0.01 must"),
+        ({"process": "constant", "rate_per_s": 1, "normalize_duration": True}, "gaps that vary around a rate_per_s"),
+        ({"stages": [{"rate_per_s": 1, "duration_s": 1}], "normalize_duration": True}, "gaps that vary around a"),
         ({"process": "poisson", "rate_per_s": 0}, "greater than 0"),
         ({"process": "poisson", "rate_per_s": math.nan}, "finite number"),
         ({"process": "poisson", "rate_per_s": math.inf}, "finite number"),

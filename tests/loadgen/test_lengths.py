@@ -43,6 +43,12 @@ def test_truncated_normal_is_redrawn_not_clipped():
     assert np.mean(sample == 1000) < 0.01
 
 
+def test_half_of_a_law_near_an_end_is_enough():
+    assert draw({"kind": "normal", "mean": 100, "std": 1, "max": 100}, 200).max() == 100
+    assert draw({"kind": "lognormal", "median": 1, "sigma": 10}, 200).min() == 1
+    assert draw({"kind": "normal", "mean": 0.8, "std": 1, "max": 5}, 200).min() == 1
+
+
 def test_lognormal_median_and_sigma():
     sample = draw({"kind": "lognormal", "median": 500, "sigma": 0.8})
     assert np.median(sample) == pytest.approx(500, rel=0.02)
@@ -65,7 +71,29 @@ def test_quantiles_pass_through_the_knots():
     assert sample.max() <= 1000
 
 
+@pytest.mark.parametrize(("theta", "low", "high"), [(0, 5, 24), (0.6, 1, 400), (1, 1, 50), (2.5, 100, 300)])
+def test_zipf_weighs_each_length_by_a_power(theta, low, high):
+    sample = draw({"kind": "zipf", "theta": theta, "min": low, "max": high})
+    lengths = np.arange(low, high + 1, dtype=float)
+    expected = lengths**-theta / (lengths**-theta).sum()
+    found = np.bincount(sample, minlength=high + 1)[low:] / N
+    assert np.all(np.abs(found - expected) <= 5 * np.sqrt(expected / N))
+    assert sample.mean() == pytest.approx((lengths * expected).sum(), rel=0.02)
+
+
+@pytest.mark.parametrize("weights", [None, [1, 2, 0, 5]])
+def test_empirical_lengths_are_as_frequent_as_their_weights(weights):
+    sample = draw({"kind": "empirical", "values": [7, 300, 8, 7], "weights": weights})
+    shares = np.array(weights or [1, 1, 1, 1]) / sum(weights or [1, 1, 1, 1])
+    expected = {7: shares[0] + shares[3], 300: shares[1], 8: shares[2]}
+    for length, share in expected.items():
+        assert np.mean(sample == length) == pytest.approx(share, abs=4 * math.sqrt(0.25 / N))
+    assert set(sample) == {length for length, share in expected.items() if share}
+
+
 SPECS = [
+    {"kind": "zipf", "theta": 0.8, "min": 3, "max": 90},
+    {"kind": "empirical", "values": [4, 90, 2], "weights": [1, 0, 2.5]},
     {"kind": "uniform", "low": 1, "high": 9},
     {"kind": "normal", "mean": 20, "std": 15, "min": 5, "max": 60},
     {"kind": "lognormal", "median": 3, "sigma": 1.5, "max": 40},
@@ -88,7 +116,10 @@ def test_lengths_are_positive_and_a_longer_draw_extends_a_shorter(spec, n, seed)
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"kind": "zipf"}, "'fixed', 'uniform', 'normal', 'lognormal', 'geometric', 'quantiles'"),
+        (
+            {"kind": "pareto"},
+            "'fixed', 'uniform', 'normal', 'lognormal', 'geometric', 'quantiles', 'zipf', 'empirical'",
+        ),
         ({"kind": "fixed", "tokens": 0}, "greater than or equal to 1"),
         ({"kind": "fixed", "tokens": 10_000_001}, "less than or equal to 10000000"),
         ({"kind": "fixed", "tokens": 1.5}, "integer"),
@@ -103,6 +134,15 @@ def test_lengths_are_positive_and_a_longer_draw_extends_a_shorter(spec, n, seed)
         ({"kind": "quantiles", "knots": [[0, 1], [0.5, 2]]}, "to 1"),
         ({"kind": "quantiles", "knots": [[0, 5], [1, 2]]}, "must not decrease"),
         ({"kind": "fixed", "tokens": 5, "mean": 2}, "Extra inputs"),
+        ({"kind": "zipf", "theta": 1, "min": 5, "max": 4}, "must be at least min"),
+        ({"kind": "zipf", "theta": 1}, "Field required"),
+        ({"kind": "zipf", "theta": -1, "max": 4}, "greater than or equal to 0"),
+        ({"kind": "empirical", "values": []}, "at least 1 item"),
+        ({"kind": "empirical", "values": [0]}, "greater than or equal to 1"),
+        ({"kind": "empirical", "values": [1, 2], "weights": [1]}, "weights needs 2 numbers, one for each of values"),
+        ({"kind": "empirical", "values": [1, 2], "weights": [0, 0]}, "one above 0"),
+        ({"kind": "empirical", "values": [1], "file": "x.csv"}, "give values"),
+        ({"kind": "empirical", "values": [1], "column": "x"}, "a column has no effect without file"),
     ],
 )
 def test_bad_spec_is_refused(spec, message):

@@ -5,7 +5,6 @@ import json
 import os
 from decimal import Decimal
 from time import process_time
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from pydantic import ValidationError
 
 from pimserve.errors import InputError
 from pimserve.loadgen.spec import PS_PER_S
-from pimserve.loadgen.traces import TRACE_FORMATS, TraceSpec, csv_rows, load_trace, parse_trace_argument
+from pimserve.loadgen.traces import TraceSpec, csv_rows, format_names, load_trace, parse_trace_argument
 from tests.loadgen.slices import SLICES, real
 
 AZURE_HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
@@ -100,9 +99,10 @@ def test_azure_times_are_exact_to_100_ns_and_relative(tmp_path, fast, monkeypatc
         CSV.replace("\n", "\r\n"),
         "\ufeff" + CSV,
         CSV.replace(",", " , "),
+        '"arrival_s", "input_tokens", "output_tokens"\n' + "".join(f'"{t}", "{100 + t}", {1 + t}\n' for t in range(10)),
         gzip.compress(CSV.encode()),
     ],
-    ids=["plain", "no final newline", "blank lines at end", "crlf", "byte order mark", "spaces", "gzip"],
+    ids=["plain", "no final newline", "blank lines at end", "crlf", "byte order mark", "spaces", "quotes", "gzip"],
 )
 def test_harmless_variants_read_alike(tmp_path, content):
     trace = load(write(tmp_path, content))
@@ -238,7 +238,7 @@ BAD_CSV = {
     "months later": (
         CSV_HEADER + "1700000000,1,1\n1709000001,1,1\n",
         ":3",
-        "after the first row, where the clock ends",
+        "after the first row that is used, where the clock ends; start_s and end_s select fewer",
     ),
     "back in time": (CSV_HEADER + "1,1,1\n2,1,1\n1.5,1,1\n", ":4", "arrival_s '1.5' lies before the row above"),
     "zero output": (CSV_HEADER + "0,1,1\n0,1,0\n", ":3", "output_tokens is '0'"),
@@ -294,8 +294,16 @@ def test_damage_is_judged_alike_by_both_parsers(tmp_path_factory, kind, edits):
     assert outcomes[0] == outcomes[1]
 
 
+def test_dates_that_are_sorted_must_all_fit_the_clock(tmp_path):
+    """When the earliest one was is known at the end only, so that no slice helps."""
+    path = write(tmp_path, AZURE_HEADER + GOOD_ROW + GOOD_ROW.replace("2023", "2024"))
+    assert len(load(path, "azure", end_s=5).arrival_ps) == 1
+    with pytest.raises(InputError, match=r":3: .*where the clock ends; dates that are sorted must all lie within it"):
+        load(path, "azure", end_s=5, sort=True)
+
+
 def test_directory_is_refused(tmp_path):
-    with pytest.raises(InputError, match="is a directory"):
+    with pytest.raises(InputError, match=r"holds no file that ends in \.csv"):
         load(str(tmp_path))
 
 
@@ -318,8 +326,11 @@ def test_empty_selection_and_impossible_rescaling_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"format": "json"}, "'azure', 'csv', 'jsonl', 'mooncake' or 'vidur'"),
-        ({"format": "vidur", "columns": {"arrival_s": "t"}}, "columns goes with format csv or jsonl: vidur has names"),
+        ({"format": "json"}, "must be one of auto, azure, bailian, burstgpt, csv, jsonl, mooncake, "),
+        (
+            {"format": "vidur", "columns": {"arrival_s": "t"}},
+            "columns goes with formats auto, csv, jsonl, parquet: vidur",
+        ),
         ({"columns": {"arrival_s": "t", "arrival_ms": "t"}}, "arrival_s and arrival_ms exclude each other"),
         ({"columns": {"input_tokens": ""}}, "at least 1 character"),
         ({"time_scale": 1, "target_rate_per_s": 1}, "not both"),
@@ -337,10 +348,13 @@ def test_bad_spec_is_refused(keys, message):
 
 def test_trace_argument():
     assert parse_trace_argument("azure:a:b.csv") == TraceSpec(format="azure", path="a:b.csv")
-    for text in ("trace.csv", "azure:", "json:x", ""):
-        with pytest.raises(InputError, match="FORMAT one of azure, csv, jsonl, mooncake, vidur"):
+    assert parse_trace_argument("./a:b.csv") == parse_trace_argument("auto:./a:b.csv") == TraceSpec(path="./a:b.csv")
+    with pytest.raises(InputError, match="FORMAT one of auto, azure, bailian, burstgpt, csv, jsonl, mooncake, "):
+        parse_trace_argument("json:x")
+    for text in ("azure:", ""):
+        with pytest.raises(InputError, match=r"--trace\.path: must have|--trace\.path: .*at least 1 character"):
             parse_trace_argument(text)
-    assert get_args(TraceSpec.model_fields["format"].annotation) == tuple(TRACE_FORMATS)
+    assert TraceSpec.model_json_schema()["properties"]["format"]["enum"] == ["auto", *format_names()]
 
 
 def test_a_name_that_is_not_utf_8_is_an_error_of_the_user():

@@ -131,6 +131,9 @@ def test_changing_one_knob_leaves_the_other_draws_alone():
             {"process": "poisson"},
             {"process": "gamma", "cv": 4.0},
             {"process": "gamma", "burstiness": 5.0},
+            {"process": "weibull", "shape": 0.5},
+            {"process": "poisson", "normalize_duration": True},
+            {"process": "nhpp", "diurnal": {"period_s": 60, "amplitude": 1}},
         ]
     ),
     rate=st.floats(0.01, 1e5),
@@ -172,6 +175,15 @@ def test_stages_end_with_the_arrivals(limits, by_number):
     w = make(arrival=step, lengths=LENGTHS, **limits)
     assert w.stages.end_s == pytest.approx(w.arrival_ps[-1] / PS_PER_S if by_number else 1200 - w.stages.first_s)
     assert w.stages.first_s > 0
+
+
+@pytest.mark.parametrize(("limits", "end_s"), [({}, 200), ({"duration_s": 150}, 150), ({"duration_s": 900}, 200)])
+def test_arrivals_end_with_the_last_stage(limits, end_s):
+    stages = [{"rate_per_s": rate, "duration_s": 100} for rate in (30, 60)]
+    w = make(arrival={"process": "constant", "stages": stages}, lengths=LENGTHS, **limits)
+    assert len(w.arrival_ps) == 3000 + 60 * (end_s - 100)
+    assert w.stages.end_s == end_s
+    assert make(arrival={"stages": stages}, lengths=LENGTHS, num_requests=70).stages.end_s < 10
 
 
 def test_closed_loop():
@@ -247,6 +259,10 @@ TRACE = {"format": "csv", "path": "x.csv"}
         ({"trace": {**TRACE, "target_rate_per_s": 2}, "mode": "closed", "concurrency": 1}, "target_rate_per_s has no"),
         ({"num_requests": 0}, "greater than or equal to 1"),
         ({"duration_s": float("inf")}, "finite number"),
+        (
+            {"arrival": {**POISSON, "normalize_duration": True}, "duration_s": 9},
+            "goes with num_requests, not with duration_s",
+        ),
         ({"requests": 5}, "Extra inputs"),
     ],
 )

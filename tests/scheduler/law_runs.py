@@ -7,19 +7,25 @@ import numpy as np
 from hypothesis import strategies as st
 
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
+from pimserve.loadgen.objectives import Objectives
+from pimserve.loadgen.slo import SloSpec
 from pimserve.loadgen.workload import Workload
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.mixed_costs import make_costs
+from pimserve.scheduler.policy import QueuedRequest, make_policy
+from pimserve.scheduler.queue_classes import queue_classes
 from pimserve.scheduler.simulation import Served
-from pimserve.scheduler.slo import SloSpec
 from pimserve.scheduler.steplog import SpanColumns, expand
 from pimserve.scheduler.summary import summarize
 from pimserve.scheduler.usage import Hardware
 
 from .pools import simulate_on
+from .reference_shedding import SHEDDING
 from .strategies import Case, cases
 
-ROUTERS = st.sampled_from(["round_robin", "least_outstanding"])
+BLIND = {"round_robin", "random"}  # routers that see nothing of the replicas
+LOOKING = ["least_outstanding", "power_of_two", "least_tokens", "least_kv", "session_affinity"]
+ROUTERS = st.sampled_from([*sorted(BLIND), *LOOKING])
 REPLICAS = st.integers(1, 3)
 
 
@@ -36,10 +42,18 @@ class Run:
             batching="chunked" if chunked else "stage",
             max_num_seqs=case.max_num_seqs,
             max_num_batched_tokens=case.max_num_batched_tokens if chunked else 2**31 - 1,
+            long_prefill_token_threshold=case.long_prefill_token_threshold,
             block_size=case.block_size,
             kv_admission=case.kv_admission,
+            policy=case.policy,
+            prediction_error=case.prediction_error,
+            ageing_s=case.ageing_s,
+            input_token_weight=case.token_weights[0],
+            output_token_weight=case.token_weights[1],
             router=router,
             report_interval_s=interval,
+            **{name: getattr(case, name) for name in SHEDDING},
+            **swap_settings(case),
         )
         self.case = case
         self.blocks: list[list[tuple[np.ndarray, int]]] = [[] for _ in range(replicas)]
@@ -50,6 +64,7 @@ class Run:
                 "spec": self.spec,
                 "kv_capacity_tokens": case.kv_tokens,
                 "kv_groups": case.kv_groups,
+                "device_kv_bytes_per_token": 1e6,
                 "max_model_len": case.max_model_len,
                 "replicas": changes.pop("prefill", replicas),
                 "routing": case.routing,
@@ -83,7 +98,32 @@ class Run:
         return found
 
     def summary(self) -> dict[str, Any]:
-        return summarize(self.served, SloSpec(ttft_s=0.05, tpot_s=0.01), Hardware(len(self.blocks))).document()
+        objectives = Objectives.of(SloSpec(ttft_s=0.05, tpot_s=0.01), self.case.classes)
+        return summarize(self.served, objectives, Hardware(len(self.blocks))).document()
+
+
+def swap_settings(case: Case) -> dict[str, Any]:
+    """Settings by which replicas, a token of whose KV cache has 1e6 bytes, have the host memory of a case."""
+    if case.swap is None:
+        return {}
+    blocks, fs_per_block = case.swap
+    block_gb = 1e6 * case.block_size / case.full_groups / 1e9
+    rate = block_gb * FS_PER_S / fs_per_block
+    return {"preemption": "swap", "swap_gb_per_s": rate, "swap_space_gb": (blocks + 0.5) * block_gb}
+
+
+def head_of(run: Run, waiting: np.ndarray) -> np.void:
+    """Of those that wait, who is next."""
+    classes = queue_classes(run.case.classes, SloSpec())
+    policy = make_policy(run.spec, classes)
+    if policy is None:
+        return waiting[0]
+
+    def order(row: np.void) -> tuple[int, int]:
+        known = [int(row[name]) for name in ("arrival_ps", "input_tokens", "predicted_tokens")]
+        return policy.key(QueuedRequest(*known, *classes[row["class_id"]])), known[0]
+
+    return min(waiting, key=order)
 
 
 def workload(case: Case) -> Workload:
@@ -97,6 +137,9 @@ def workload(case: Case) -> Workload:
         description="",
         rows_read=0,
         rows_dropped={},
+        classes=case.classes,
+        class_ids=np.array(case.class_ids, np.int8),
+        max_tokens=np.array(case.max_tokens) if case.max_tokens else None,
     )
 
 

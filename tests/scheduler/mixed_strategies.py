@@ -8,6 +8,7 @@ from pimserve.device_models.experts import ExpertTerm
 from pimserve.device_models.micro_batches import MicroBatches, Visit
 from pimserve.device_models.operators import Runs
 from pimserve.device_models.plan import CostPlan, Energy, RowTerm
+from pimserve.device_models.routed_link import LinkEnd, RoutedLink
 from pimserve.device_models.slowdown import in_repeats
 from pimserve.device_models.split_experts import SideUnit, SplitExperts
 
@@ -66,7 +67,25 @@ def mixed(draw: st.DrawFn, plan: CostPlan) -> CostPlan:
     from_tokens[0] = 1
     micro = MicroBatches(tuple(from_tokens), counts, tuple(visits), (layers, dense))
     units = (*plan.units, "experts_xpu")
-    return in_repeats(replace(plan, devices=plan.devices + 1, units=units, rows=tuple(rows), micro_batches=micro))
+    plan = replace(plan, devices=plan.devices + 1, units=units, rows=tuple(rows), micro_batches=micro)
+    return in_repeats(replace(plan, link=draw(st.none() | links(plan.experts))))
+
+
+@st.composite
+def links(draw: st.DrawFn, term: ExpertTerm | SplitExperts) -> RoutedLink:
+    """A link to the devices of these experts, which are all alike popular."""
+    sides = [term.hot, term.cold] if isinstance(term, SplitExperts) else [term]
+    rates = st.sampled_from([0.1, 0.3, 2.0])
+    ends = [
+        LinkEnd((side.experts // side.groups,) * side.groups, draw(st.integers(1, 2)), (1000.0, 2000.0), draw(rates))
+        for side in sides
+    ]
+    ends[-1] = replace(ends[-1], shared_by=draw(st.integers(0, 2)))
+    slow = draw(st.sampled_from([0.0, 5.0, 300.0]))
+    link = RoutedLink(
+        term.layers, term.top_k, draw(st.booleans()), draw(st.integers(1, 3)), draw(rates), slow, tuple(ends)
+    )
+    return link.at([[1.0] * term.experts], term.slots)
 
 
 def _runs(dense_layers: int, *, dense_there: bool) -> st.SearchStrategy[Runs]:

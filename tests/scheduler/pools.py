@@ -1,6 +1,6 @@
 """Runs on replicas that are given by what a replica costs and holds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pimserve.device_models.kv_groups import NO_WINDOWS, KvGroups
@@ -27,11 +27,15 @@ def simulate_on(
     kv_capacity_tokens: int,
     kv_groups: KvGroups = NO_WINDOWS,
     replicas: int = 1,
+    device_kv_bytes_per_token: float = 0.0,
     decode: Decode | None = None,
+    kv_bytes_per_token: int = 1000,
     **how: Any,
 ) -> Served:
     """`simulate` on replicas of one kind, with those of `decode` behind them."""
-    pools = [Pool("" if decode is None else PREFILL, plan, kv_capacity_tokens, replicas, kv_groups=kv_groups)]
+    of_kv: dict[str, Any] = {"kv_groups": kv_groups, "kv_bytes_per_token": kv_bytes_per_token}
+    pools = [Pool("" if decode is None else PREFILL, plan, kv_capacity_tokens, replicas, **of_kv)]
+    pools = [replace(pool, device_kv_bytes_per_token=device_kv_bytes_per_token) for pool in pools]
     if decode is not None:
         tokens, groups = decode.kv_capacity_tokens, decode.kv_groups
         pools.append(Pool(DECODE, decode.plan, tokens, decode.replicas, first=replicas, kv_groups=groups))

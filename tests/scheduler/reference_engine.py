@@ -1,109 +1,34 @@
 """The reference that the engine is held against: one replica, every request on its own, one step at a time.
 
+Its data-parallel groups each have their own requests and blocks; with experts on other devices they share them evenly.
+
 It is written to be read, not to be fast: each request keeps its own tokens and blocks, and every sum is taken afresh
 in every step.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import partial
-from typing import Literal, NamedTuple
+from itertools import chain
+from typing import Literal
 
 import numpy as np
 
-from pimserve.device_models.plan import Chunk, CostPlan, DecodeWay
+from pimserve.device_models.plan import Chunk, CostPlan
 from pimserve.device_models.routing import POOL_SIZE, ExpertPools
+from pimserve.scheduler.speculative_spec import SpeculativeSpec
+from tests.scheduler.reference_blocks import UNLIMITED, ReferenceBlocks
+from tests.scheduler.reference_costs import dense_fs, fastest_attention_fs, of_one_group
+from tests.scheduler.reference_fair_share import ReferenceShares
 from tests.scheduler.reference_mixed import mixed_fs
-
-FS_PER_PS = 1000
-NEVER = -1
-UNLIMITED = 10**12  # tokens; more than any step can hold
-
-
-@dataclass
-class ReferenceRequest:
-    """A request as it comes in. In a closed loop nobody knows when it arrives, and `arrival_fs` is None."""
-
-    arrival_fs: int | None
-    input_tokens: int
-    output_tokens: int
-
-
-class ReferenceStep(NamedTuple):
-    """One executed step."""
-
-    start_fs: int
-    duration_fs: int
-    decode_requests: int
-    context_tokens: int
-    prefill_tokens: int
-    chunks: int
-    outputs: int
-    blocks_used: int  # after the step's allocations
-
-
-class ReferenceRow(NamedTuple):
-    """What became of a request. Times in ps, -1 where it never happened."""
-
-    arrival_ps: int
-    first_scheduled_ps: int
-    first_token_ps: int
-    finish_ps: int
-    input_tokens: int
-    output_tokens: int  # capped; as asked for where the input alone is too long
-    emitted_tokens: int
-    preemptions: int
-    replica: int
-    status: str
-
-
-@dataclass
-class ReferenceResult:
-    """A whole run. `itl` holds (time between two tokens of one request in fs, how many samples of it)."""
-
-    steps: list[ReferenceStep] = field(default_factory=list)
-    requests: list[ReferenceRow] = field(default_factory=list)
-    itl: list[tuple[int, int]] = field(default_factory=list)
-
-
-@dataclass(eq=False)
-class _Request:
-    """A request inside the engine."""
-
-    arrival: int
-    input: int
-    output: int
-    emitted: int = 0
-    kv: int = 0  # tokens held
-    prefill_len: int = 0  # tokens known at the latest admission
-    blocks: int = 0
-    preemptions: int = 0
-    first_scheduled: int = NEVER
-    first_token: int = NEVER
-    last_token: int = NEVER
-    finish: int = NEVER
-    status: str = "unfinished"
-
-    @property
-    def decoding(self) -> bool:
-        return self.kv >= self.prefill_len
-
-    def row(self, replica: int) -> ReferenceRow:
-        def ps(time: int) -> int:
-            return NEVER if time == NEVER else time // FS_PER_PS
-
-        return ReferenceRow(
-            ps(self.arrival),
-            ps(self.first_scheduled),
-            ps(self.first_token),
-            ps(self.finish),
-            self.input,
-            self.output,
-            self.emitted,
-            self.preemptions,
-            replica,
-            self.status,
-        )
+from tests.scheduler.reference_prefix import PhysicalBlocks
+from tests.scheduler.reference_request import FS_PER_PS, NEVER, ReferenceRequest, ServedRequest
+from tests.scheduler.reference_result import ReferenceResult, ReferenceStep
+from tests.scheduler.reference_shedding import ReferenceShedding
+from tests.scheduler.reference_speculative import ReferenceDrafts
+from tests.scheduler.reference_swap import ReferenceSwap
+from tests.scheduler.reference_tiers import ReferenceTier
 
 
 def run_reference(
@@ -119,68 +44,134 @@ def run_reference(
     block_size: int,
     kv_capacity_blocks: int,
     max_model_len: int,
-    kv_admission: Literal["prompt", "oracle"],
+    kv_admission: Literal["prompt", "no_evict", "oracle"],
     requests: Sequence[ReferenceRequest],
     concurrency: int | None,
     max_time_fs: int | None,
     full_groups: int = 1,
     windowed_groups: int = 0,
     window_tokens: int = 0,
+    policy: str = "fcfs",
+    predicted: Sequence[int] = (),
+    priorities: Sequence[int] = (),
+    limits_ps: Sequence[int | None] = (),
+    ageing_ps: int | None = None,
+    tenants: Sequence[str] = (),
+    token_weights: tuple[int, int] = (1, 2),
+    long_prefill_token_threshold: int = 0,
+    prefixes: Sequence[Sequence[int]] | None = None,
+    max_tokens: Sequence[int] = (),
+    speculative: SpeculativeSpec | None = None,
+    shedding: ReferenceShedding | None = None,
+    tiers: Sequence[ReferenceTier] = (),
+    swap: ReferenceSwap | None = None,
 ) -> ReferenceResult:
     """Serve `requests` on one replica.
 
     `max_num_batched_tokens` None is stage batching; `concurrency` None is an open loop. `offset` is where this
     replica starts in the pools of expert outcomes. Groups of layers take blocks from one cache: full ones those of all
-    tokens, windowed ones as many as the window may touch, wherever in a block it begins.
+    tokens, windowed ones as many as the window may touch, wherever in a block it begins. `policy` is fcfs, or goes
+    by what each request has: sjf by `predicted` output tokens, priority by `priorities`, of which one is gained in each
+    `ageing_ps`, edf by limits of the time to the first token, vtc by what `tenants` had, tokens of prompts and outputs
+    by their weights. Of one prompt, a step computes no more than `long_prefill_token_threshold` tokens; 0: any number.
+    Limits are those of each data-parallel group.
+    `prefixes`: ids of the full blocks of each request, by which it finds what others computed; None: no prefix cache,
+    which has `tiers` below it.
+    `max_tokens`: the most output tokens that each request declares, 0: none; they are what no_evict reserves.
+    `speculative`: what drafts each decoding request verifies in a step, without windows and prefix cache; None: none.
+    `shedding`: says which requests are rejected as they arrive; None: none that can be served.
+    `swap`: host memory for blocks of preempted requests, whose copies steps wait for; None: they are computed again.
     """
     assert pools is None or pools.seed == seed
+    drafts = ReferenceDrafts(speculative, seed)
     longest_chunk = max_num_batched_tokens or UNLIMITED
-    touched: dict[int, int] = {}
-
-    def touches(tokens: int) -> int:
-        if tokens >= UNLIMITED:
-            return UNLIMITED
-        if tokens not in touched:
-            ways = [{(begin + token) // block_size for token in range(tokens)} for begin in range(block_size)]
-            touched[tokens] = max(map(len, ways))
-        return touched[tokens]
-
-    def blocks_of(tokens: int, new: int = 1) -> int:
-        blocks = -(-tokens // block_size)
-        if not windowed_groups:
-            return full_groups * blocks
-        return full_groups * blocks + windowed_groups * min(blocks, touches(window_tokens - 1 + new))
-
-    def most_blocks_of(request: _Request, computed: bool) -> int:
-        later = blocks_of(request.input + request.output)
-        if computed:
-            return later
-        of_full_groups = full_groups * -(-(request.input + request.output) // block_size)
-        of_prompt = blocks_of(request.input, longest_chunk) - full_groups * -(-request.input // block_size)
-        return max(later, of_full_groups + of_prompt)
-
+    most_of_one = long_prefill_token_threshold or UNLIMITED
+    groups_of_layers = full_groups, windowed_groups, window_tokens
+    counts = ReferenceBlocks(block_size, *groups_of_layers, longest_chunk, drafts.slots, kv_admission == "no_evict")
+    blocks_of, most_blocks_of = counts.of, counts.most_of
+    reserves = kv_admission != "prompt"
     assert kv_admission == "oracle" or blocks_of(max_model_len, longest_chunk) <= kv_capacity_blocks
 
-    def blocks_used() -> int:
-        return sum(request.blocks for request in running)
+    groups = range(1 if plan.micro_batches else plan.data_parallel)
+    assert not tiers or len(groups) == 1
+    assert prefixes is None or (full_groups, windowed_groups) == (1, 0)
+    kept = [PhysicalBlocks(kv_capacity_blocks, block_size, prefixes, tiers) for _ in groups if prefixes is not None]
+    caches = kept or [None for _ in groups]
+
+    def blocks_used(group: int) -> int:
+        cache = caches[group]
+        return sum(request.blocks for request in running[group]) if cache is None else len(cache.held)
 
     everyone = []
-    for asked in requests:
+    for asked, declared in zip(requests, max_tokens or [0] * len(requests), strict=True):
         room = max_model_len - asked.input_tokens
-        output = min(asked.output_tokens, room) if room >= 1 else asked.output_tokens
+        wanted = min(asked.output_tokens, declared) if declared else asked.output_tokens
+        output = min(wanted, room) if room >= 1 else wanted
+        most = min(asked.input_tokens + declared, max_model_len) if declared else max_model_len
         arrival = NEVER if asked.arrival_fs is None else asked.arrival_fs
-        everyone.append(_Request(arrival, asked.input_tokens, output))
-    not_sent: list[_Request] = []  # closed loop: those that wait for another one to leave
-    arriving: list[_Request] = []  # by index: their arrival is known, the engine has not seen them yet
-    waiting: list[_Request] = []
-    running: list[_Request] = []  # in order of admission
+        everyone.append(ServedRequest(arrival, asked.input_tokens, output, most))
+    not_sent: list[ServedRequest] = []  # closed loop: those that wait for another one to leave
+    arriving: list[ServedRequest] = []  # by index: their arrival is known, the engine has not seen them yet
+    waiting: list[list[ServedRequest]] = [[] for _ in groups]
+    loading: list[tuple[int, ServedRequest, int]] = []  # with blocks that are there at a time, and tokens in them
+    running: list[list[ServedRequest]] = [[] for _ in groups]  # in order of admission
+    gone = [0 for _ in groups]  # that left at the end of the last step
     result = ReferenceResult()
     now = 0
 
-    def refused(request: _Request) -> bool:
+    answered: dict[int, int] = {}  # by number: when who follows a request can be sent at the earliest, ps
+
+    def answer(request: ServedRequest, at_ps: int) -> None:
+        answered[everyone.index(request)] = at_ps
+        for asked, follower in zip(requests, everyone, strict=True):
+            if asked.parents and follower.arrival == NEVER and answered.keys() >= set(asked.parents):
+                sent_ps = max(answered[parent] for parent in asked.parents) + asked.think_ps
+                follower.arrival = sent_ps * FS_PER_PS
+                arriving.append(follower)
+
+    shares = [ReferenceShares(*token_weights) for _ in groups]
+
+    def tenant_of(request: ServedRequest) -> str:
+        return tenants[everyone.index(request)] if tenants else ""
+
+    def refused(request: ServedRequest) -> bool:
         too_long = request.input + 1 > max_model_len
         most = most_blocks_of(request, computed=False)
-        return too_long or (kv_admission == "oracle" and most > kv_capacity_blocks)
+        return too_long or (reserves and most > kv_capacity_blocks)
+
+    def shed(request: ServedRequest) -> bool:
+        if shedding is None:
+            return False
+        (queue,), (served,) = waiting, running  # of several groups it is refused
+        ahead = sum(one.input + one.emitted for one in queue)
+        ahead += sum(one.prefill_len - one.kv for one in served if not one.decoding)
+        ahead += sum(one.prefill_len - there for _, one, there in loading)
+        waits = len(queue) + len(loading)
+        return shedding.rejects(everyone.index(request), request.arrival, request.input, waits, ahead)
+
+    def order(request: ServedRequest) -> tuple[Fraction | float, int, int]:
+        number = everyone.index(request)
+        if policy == "sjf":
+            first: Fraction | float = Fraction(predicted[number])
+        elif policy == "edf":
+            limit = limits_ps[number]
+            first = math.inf if limit is None else Fraction(request.arrival + limit * FS_PER_PS)
+        elif policy == "vtc":
+            first = Fraction(shares[request.group].had(tenant_of(request)))
+        else:
+            first = Fraction(priorities[number])
+            if ageing_ps is not None:
+                first -= Fraction(now - request.arrival, ageing_ps * FS_PER_PS)
+        return first, request.arrival, number
+
+    def compute(request: ServedRequest, most: int) -> int:
+        # A chunk of its prompt in the present step.
+        tokens = min(request.prefill_len - request.kv, most, most_of_one)
+        chunks[request.group].append((request, Chunk(tokens, request.kv)))
+        cache = caches[request.group]
+        if cache is not None:
+            computed.append(cache.computed(everyone.index(request), request.kv, request.kv + tokens))
+        return tokens
 
     def send_next(arrival: int) -> None:
         # In a closed loop the next one takes the place of a refused one.
@@ -193,7 +184,7 @@ def run_reference(
             request.status = "rejected"
 
     if concurrency is None:
-        arriving = list(everyone)
+        arriving = [request for request in everyone if request.arrival != NEVER]
     else:
         not_sent = list(everyone)
         for _ in range(concurrency):
@@ -202,74 +193,135 @@ def run_reference(
     while True:
         # Arrivals: first come first.
         while due := [request for request in arriving if request.arrival <= now]:
-            request = min(due, key=lambda one: one.arrival)  # of equals the first, and `arriving` is in order of index
+            request = min(due, key=lambda one: (one.arrival, everyone.index(one)))
             arriving.remove(request)
-            if refused(request):
+            if refused(request) or shed(request):
                 request.status = "rejected"
+                answer(request, request.arrival // FS_PER_PS)
             else:
-                waiting.append(request)
+                load = [4 * len(waiting[group]) + len(running[group]) for group in groups]
+                if request.arrival // FS_PER_PS < now // FS_PER_PS:  # in a step, at whose end some have left
+                    load = [mine + left for mine, left in zip(load, gone, strict=True)]
+                request.group = load.index(min(load))
+                shares[request.group].enter(tenant_of(request), set(map(tenant_of, waiting[request.group])))
+                waiting[request.group].append(request)
         if max_time_fs is not None and now >= max_time_fs:
             break
-        if not running and not waiting:
-            if not arriving:
+        if not any(running) and not any(waiting) and all(ready > now for ready, _, _ in loading):
+            if not arriving and not loading:
                 break
-            upcoming = min(request.arrival for request in arriving)
+            upcoming = min([request.arrival for request in arriving] + [ready for ready, _, _ in loading])
             if max_time_fs is not None and upcoming >= max_time_fs:
                 break
             now = upcoming
             continue
 
-        # 1. Growth: every decoding request stores one more token.
-        preempted = False
-        while True:
-            decoding = [request for request in running if request.decoding]
-            grown = sum(blocks_of(request.kv + 1) - request.blocks for request in decoding)
-            if grown <= kv_capacity_blocks - blocks_used():
-                break
-            victim = running.pop()
-            victim.blocks = victim.kv = 0
-            victim.preemptions += 1
-            waiting.insert(0, victim)
-            preempted = True
-        for request in decoding:
-            request.blocks = blocks_of(request.kv + 1)
+        decoding: list[list[ServedRequest]] = [[] for _ in groups]
+        chunks: list[list[tuple[ServedRequest, Chunk]]] = [[] for _ in groups]
+        computed: list[list[int]] = []  # ids of blocks that the step computes, by chunk
+        any_preempted = False
+        for group in groups:
+            # 1. Growth: every decoding request stores one more token.
+            cache, preempted = caches[group], False
+            while True:
+                decoding[group] = [request for request in running[group] if request.decoding]
+                grown = sum(blocks_of(request.kv + 1) - request.blocks for request in decoding[group])
+                if grown <= kv_capacity_blocks - blocks_used(group):
+                    break
+                victim = running[group][-1] if policy == "fcfs" else max(running[group], key=order)
+                running[group].remove(victim)
+                if cache is not None:
+                    cache.leave(everyone.index(victim), victim.prefill_len, victim.kv, now)
+                if swap is None or not victim.decoding or not swap.takes(everyone.index(victim), blocks_of(victim.kv)):
+                    victim.kv = 0
+                victim.blocks = 0
+                victim.preemptions += 1
+                shares[group].enter(tenant_of(victim), set(map(tenant_of, waiting[group])))
+                waiting[group].insert(0, victim)
+                preempted = any_preempted = True
+            for request in decoding[group]:
+                request.blocks = blocks_of(request.kv + 1)
+                if cache is not None:
+                    cache.grow(everyone.index(request), request.kv + 1, now)
 
-        # 2. The request that is in the middle of its prefill goes on.
-        budget = UNLIMITED if max_num_batched_tokens is None else max_num_batched_tokens - len(decoding)
-        chunks: list[tuple[_Request, Chunk]] = []
-        for request in running:
-            tokens = min(request.prefill_len - request.kv, budget)
-            if not request.decoding and tokens > 0:
-                chunks.append((request, Chunk(tokens, request.kv)))
-                budget -= tokens
+            # 2. Requests that are in the middle of their prefill go on, in order of admission.
+            verified = drafts.verify_tokens * len(decoding[group])
+            budget = UNLIMITED if max_num_batched_tokens is None else max_num_batched_tokens - verified
+            for request in running[group]:
+                if not request.decoding and budget > 0:
+                    budget -= compute(request, budget)
 
-        # 3. Admission from the head of the queue; the first that does not fit holds up all behind it.
-        while not preempted and waiting and len(running) < max_num_seqs and budget > 0:
-            request = waiting[0]
-            known = request.input + request.emitted
-            if kv_admission == "oracle":
-                reserved = sum(most_blocks_of(one, one.decoding) for one in running)
-                fits = reserved + most_blocks_of(request, computed=False) <= kv_capacity_blocks
-            else:
-                fits = blocks_of(known, longest_chunk) <= kv_capacity_blocks - blocks_used()
-            if not fits:
-                break
-            running.append(waiting.pop(0))
-            request.prefill_len = known
-            request.blocks = blocks_of(known, longest_chunk)
-            if request.first_scheduled == NEVER:
-                request.first_scheduled = now
-            tokens = min(known, budget)
-            chunks.append((request, Chunk(tokens, 0)))
-            budget -= tokens
-        assert decoding or chunks, "a step without work"
+            # 3. Admission of who is next; the first that does not fit holds up all behind it.
+            ran = running[group]
+            while not preempted and loading and loading[0][0] <= now and len(ran) < max_num_seqs and budget > 0:
+                _, request, request.kv = loading.pop(0)
+                ran.append(request)
+                if request.first_scheduled == NEVER:
+                    request.first_scheduled = now
+                budget -= compute(request, budget)
+            while not preempted and waiting[group] and len(ran) < max_num_seqs and budget > 0:
+                request = waiting[group][0] if policy == "fcfs" else min(waiting[group], key=order)
+                known = request.input + request.emitted
+                if swap is not None and everyone.index(request) in swap.held:
+                    if blocks_of(known) > kv_capacity_blocks - blocks_used(group):
+                        break
+                    swap.gives_back(everyone.index(request))
+                    waiting[group].remove(request)
+                    ran.append(request)
+                    decoding[group].append(request)
+                    request.blocks = blocks_of(known)
+                    budget -= 1
+                    continue
+                if reserves:
+                    reserved = sum(most_blocks_of(one, one.decoding) for one in ran)
+                    reserved += sum(most_blocks_of(one, computed=False) for _, one, _ in loading)
+                    fits = reserved + most_blocks_of(request, computed=False) <= kv_capacity_blocks
+                elif cache is not None:
+                    fits = cache.fits(everyone.index(request), known)
+                else:
+                    fits = blocks_of(known, longest_chunk) <= kv_capacity_blocks - blocks_used(group)
+                if not fits:
+                    break
+                waiting[group].remove(request)
+                request.prefill_len = known
+                request.blocks = blocks_of(known, longest_chunk)
+                shares[group].admit(tenant_of(request), request.input, first=request.first_scheduled == NEVER)
+                request.kv = 0
+                if cache is not None:
+                    there, ready = cache.admit(everyone.index(request), known, now)
+                    if ready > now:
+                        loading.append((ready, request, there))
+                        loading.sort(key=lambda one: one[0])
+                        continue
+                    request.kv = there
+                ran.append(request)
+                if request.first_scheduled == NEVER:
+                    request.first_scheduled = now
+                budget -= compute(request, budget)
+        if not any(decoding) and not any(chunks):
+            assert loading, "a step without work"
+            if not any_preempted:  # all wait for what holds blocks and is not there yet
+                upcoming = min([*(one.arrival for one in arriving), *(ready for ready, _, _ in loading)])
+                if max_time_fs is not None and upcoming >= max_time_fs:
+                    break
+                now = upcoming
+            continue
 
-        # The step itself.
-        context = sum(request.kv + 1 for request in decoding)
-        completed = [request for request, chunk in chunks if request.kv + chunk.tokens == request.prefill_len]
-        outputs = len(decoding) + len(completed)
-        shape = [chunk for _, chunk in chunks]
-        prefill_tokens = sum(chunk.tokens for chunk in shape)
+        # The step itself: all groups wait for the slowest, and for the experts of all tokens.
+        contexts = [sum(request.kv + drafts.verify_tokens for request in mine) for mine in decoding]
+        gains = {
+            request: min(drafts.tokens(everyone.index(request), len(result.steps)), request.output - request.emitted)
+            for request in chain(*decoding)
+        }
+        completed = [
+            [request for request, chunk in mine if request.kv + chunk.tokens == request.prefill_len] for mine in chunks
+        ]
+        outputs = [sum(map(gains.get, decoding[group])) + len(completed[group]) for group in groups]
+        sampled = [drafts.verify_tokens * len(decoding[group]) + len(chunks[group]) for group in groups]
+        sampled = outputs if speculative is None else sampled
+        shapes = [[chunk for _, chunk in mine] for mine in chunks]
+        decodes, context = sum(map(len, decoding)), sum(contexts)
+        prefill_tokens = sum(chunk.tokens for chunk in chain(*shapes))
         if plan.micro_batches is not None:
             assert pools is not None
             duration = mixed_fs(
@@ -279,126 +331,72 @@ def run_reference(
                 replica=replica,
                 offset=offset,
                 step=len(result.steps),
-                decodes=len(decoding),
+                decodes=decodes,
                 context=context,
-                chunks=shape,
-                outputs=outputs,
+                chunks=shapes[0],
+                outputs=outputs[0],
                 attention_fs=partial(fastest_attention_fs, plan),
             )
         else:
-            duration = dense_fs(plan, len(decoding), context, shape, outputs)
+            own = [map(len, decoding), contexts, shapes, sampled]
+            duration = max(dense_fs(of_one_group(plan), *each) for each in zip(*own, strict=True))
         if pools is not None and plan.micro_batches is None:
-            tokens, step = len(decoding) + prefill_tokens, len(result.steps)
+            tokens, step = drafts.verify_tokens * decodes + prefill_tokens, len(result.steps)
             if mode == "exact":
                 duration += int(pools.at(now).exact(tokens, replica, step)[0])
             else:
                 index = (offset + step) % POOL_SIZE
                 duration += int(pools.at(now).features(np.array([tokens]), np.array([index]))[0, 0])
-        result.steps.append(
-            ReferenceStep(now, duration, len(decoding), context, prefill_tokens, len(chunks), outputs, blocks_used())
-        )
+        for cache in kept:
+            cache.check()
+        now += 0 if swap is None else swap.wait()
+        assert all(blocks_used(group) <= kv_capacity_blocks for group in groups)
+        step = decodes, context, prefill_tokens, sum(map(len, chunks)), sum(outputs), sum(map(blocks_used, groups))
+        result.steps.append(ReferenceStep(now, duration, *step))
         now += duration
+        if shedding is not None:
+            shedding.saw(now, duration, prefill_tokens, sum(sum(cache.hit_tokens) for cache in kept))
 
         # Its end.
-        if decoding:
-            result.itl.append((duration, len(decoding)))
-        for request in completed:
-            if request.last_token != NEVER:
-                result.itl.append((now - request.last_token, 1))
-        for request, chunk in chunks:
-            request.kv += chunk.tokens
-        for request in decoding:
-            request.kv += 1
-        for request in completed:
-            request.blocks = blocks_of(request.kv)
-        for request in [*decoding, *completed]:
-            request.emitted += 1
+        for ids in computed:
+            caches[0].tiers.cached(ids, now)
+        gone = [0 for _ in groups]
+        emitting = [request for group in groups for request in [*decoding[group], *completed[group]]]
+        result.itl += [(now - one.last_token, 1) for one in emitting if one.last_token != NEVER]
+        for request in (request for request in emitting if request.last_token != NEVER):
+            request.longest_gap = max(request.longest_gap, now - request.last_token)
+        for group in groups:
+            for request, chunk in chunks[group]:
+                request.kv += chunk.tokens
+            for request in decoding[group]:
+                request.kv += gains[request]
+            for request in completed[group]:
+                request.blocks = blocks_of(request.kv)
+        for request in emitting:
+            request.emitted += gains.get(request, 1)
+            shares[request.group].emit(tenant_of(request))
             request.last_token = now
             if request.first_token == NEVER:
                 request.first_token = now
             if request.emitted == request.output:
                 request.finish = now
                 request.status = "finished"
-                running.remove(request)
+                running[request.group].remove(request)
+                gone[request.group] += 1
                 request.blocks = 0
+                if (cache := caches[request.group]) is not None:
+                    cache.leave(everyone.index(request), request.prefill_len, request.kv, now)
                 send_next((now // FS_PER_PS + plan.frontend_ps) * FS_PER_PS)
+                answer(request, now // FS_PER_PS + plan.frontend_ps + 1)  # an end counts in the next picosecond
 
     result.requests = [request.row(replica) for request in everyone]
+    result.longest_gaps_fs = [request.longest_gap for request in everyone]
+    for cache in kept:
+        result.queries += cache.queries
+        hits = result.hit_tokens or [0 for _ in everyone]
+        result.hit_tokens = [sum(both) for both in zip(hits, cache.hit_tokens, strict=True)]
+        result.evictions += cache.evictions
+        result.cached += cache.cached
+        result.tier_waits_fs, result.tiers = cache.tiers.waits, list(tiers)
+    result.swaps = [] if swap is None else swap.of_all(len(everyone))
     return result
-
-
-def dense_fs(plan: CostPlan, decode_requests: int, context: int, chunks: list[Chunk], outputs: int) -> int:
-    """Duration of a step without its routed experts."""
-    if plan.pipeline is not None:
-        return pipeline_fs(plan, decode_requests, context, chunks, outputs)
-    times = [sum(term.cost(chunk)[0] for term in plan.prefill) for chunk in chunks]
-    tokens, _, prefill = plan.timing.prefill(decode_requests, chunks, times)
-    attention = fastest_attention_fs(plan, decode_requests, context, prefill)
-    return rows_fs(plan, decode_requests, len(chunks), outputs, tokens) + attention
-
-
-def fastest_attention_fs(plan: CostPlan, requests: int, context: int, prefill: int) -> int:
-    """Time of attention in the fastest way."""
-    return min(attention_fs(plan, way, requests, context, prefill) for way in plan.decode_ways)
-
-
-def attention_fs(plan: CostPlan, way: DecodeWay, requests: int, context: int, prefill: int) -> int:
-    """Time of decode attention in one way, beside or after `prefill` fs of prefill attention."""
-    decode = 0
-    for term in way.terms:
-        seen = context if term.window_tokens is None else min(context, term.window_tokens * requests)
-        decode += term.slope * seen + term.per_request * ((requests + plan.data_parallel - 1) // plan.data_parallel)
-    return max(decode, prefill) if way.beside_prefill else decode + prefill
-
-
-def rows_fs(plan: CostPlan, decodes: int, prompts: int, outputs: int, tokens: int) -> int:
-    """Time of the row terms. `tokens` are the busiest group's; the others are of all groups, and spread evenly."""
-    counts = {"tokens": tokens}
-    for what, count in (("decodes", decodes), ("prompts", prompts), ("outputs", outputs)):
-        counts[what] = (count + plan.data_parallel - 1) // plan.data_parallel
-    counts["requests"] = counts["decodes"] + counts["prompts"]
-    time = 0
-    for term in plan.rows:
-        n = counts[term.rows]
-        if n > 0:
-            time += min(max(const + slope * n for const, slope in way) for way in [term.pieces, *term.alternatives])
-    return time
-
-
-def pipeline_fs(plan: CostPlan, requests: int, context: int, chunks: list[Chunk], outputs: int) -> int:
-    """Duration of a step in a pipeline: the anchor's chain, and the busiest station's work for all other tokens.
-
-    Before it, what row terms take that are no stations.
-    """
-    pipe = plan.pipeline
-    assert pipe is not None
-    time = rows_fs(plan, requests, len(chunks), outputs, requests + sum(chunk.tokens for chunk in chunks))
-    time += sum(part for _, part in pipe.chain)
-    attention = [sum(term.cost(chunk)[0] for term in plan.prefill) for chunk in chunks]
-    own = [pipe.per_prompt_token * (chunk.tokens - 1) + spent for chunk, spent in zip(chunks, attention, strict=True)]
-    if chunks:
-        ranked = sorted(range(len(chunks)), key=lambda i: (own[i], chunks[i].tokens, attention[i]), reverse=True)
-        others = 0
-        busiest = max(station.per_token for station in pipe.stations)
-        for rank, i in enumerate(ranked[1:]):
-            tokens = chunks[i].tokens
-            if rank == 0 and busiest:
-                tokens = tokens * pipe.per_second_prompt_token // busiest
-            others += tokens
-        time += own[ranked[0]] + max(0, sum(attention[i] for i in ranked[1:]) - others * busiest)
-        others += requests
-    else:
-        others = requests - 1
-    seen = [context if window is None else min(context, window * requests) for window in pipe.windows]
-    means = [0 if chunks else tokens // requests for tokens in seen]
-    waits = []
-    for station in pipe.stations:
-        wait = station.per_token * others + station.per_request * (requests if chunks else requests - 1)
-        wait += station.per_output * max(0, outputs - 1)
-        wait += sum(a * (b - c) for a, b, c in zip(station.per_context, seen, means, strict=True))
-        visit = station.visit + station.visit_per_context * means[0]
-        if not chunks and (requests - 2) * visit <= station.rest:
-            wait = max(wait - station.slack, (requests - 1) * visit)
-        waits.append(wait)
-    time += sum(a * b for a, b in zip(pipe.chain_per_context, means, strict=True))
-    return time + max(waits)

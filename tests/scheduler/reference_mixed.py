@@ -1,10 +1,13 @@
 """The reference for replicas whose experts are on devices of their own: each micro-batch and each layer on its own."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from math import floor
 
 import numpy as np
 
-from pimserve.device_models.plan import Chunk, CostPlan
+from pimserve.device_models.plan import Chunk, CostPlan, RowTerm
 from pimserve.device_models.routing import POOL_SIZE, ExpertPools
 from tests.device_models.naive_schedule import naive_schedule
 
@@ -32,7 +35,7 @@ def mixed_fs(
     attention_fs: Callable[[int, int, int], int],
 ) -> int:
     """Duration of a step; `attention_fs` gives that of attention for (requests, context, prefill fs)."""
-    micro, groups = plan.micro_batches, plan.data_parallel
+    micro, groups, rows = plan.micro_batches, plan.data_parallel, rows_at(plan, pools)
     assert micro is not None
     whole_tokens = decodes + sum(chunk.tokens for chunk in chunks)
     most, m = micro.parts, sum(whole_tokens >= tokens for tokens in micro.from_tokens)
@@ -72,7 +75,7 @@ def mixed_fs(
             """Of row terms, in one layer of that kind."""
             repeats = {"layers": layers, "dense_layers": dense_layers, "moe_layers": moe_layers}.get(runs, 1)
             time = 0
-            for term in plan.rows:
+            for term in rows:
                 n = (of_busiest if stage == "attention" else of_all)[term.rows]
                 if (term.stage, term.runs) == (stage, runs) and n > 0:
                     time += min(max(a + b * n for a, b in way) for way in [term.pieces, *term.alternatives])
@@ -101,6 +104,21 @@ def mixed_fs(
     matrices = [np.array(stations[name])[filled].T for name in ("attention", "dispatch", "experts", "combine")]
     ahead = ahead_fs(plan, decodes, busiest, len(chunks), outputs)
     return ahead + naive_schedule(*matrices, np.array(last)[filled])
+
+
+def rows_at(plan: CostPlan, pools: ExpertPools) -> list[RowTerm]:
+    """Row terms of the plan, of which those of the link are what popularities and places of experts now make them."""
+    if plan.link is None:
+        return list(plan.rows)
+    link, rows = plan.link.at(pools.weights.tolist(), pools.term.slots), []
+    for term in plan.rows:
+        if term.runs == "moe_layers" and term.stage in {"dispatch", "combine"}:
+            each = [Fraction(time, link.layers) for time in link.time_fs(term.stage)]
+            const, slope = (link.layers * floor(time + Fraction(1, 2)) for time in each)
+            rows.append(replace(term, pieces=((const, slope),)))
+        else:
+            rows.append(term)
+    return rows
 
 
 def ahead_fs(plan: CostPlan, decodes: int, busiest: int, prompts: int, outputs: int) -> int:

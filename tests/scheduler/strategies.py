@@ -7,10 +7,12 @@ and arrivals often fall on whole ms too, so that arrivals and step boundaries co
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import numpy as np
 from hypothesis import strategies as st
 
 from pimserve.device_models.experts import ExpertTerm, ExpertUnit, Selection
 from pimserve.device_models.kv_groups import NO_WINDOWS, KvGroups
+from pimserve.device_models.mixed_plan import plan_at
 from pimserve.device_models.pipeline import Load, PassivePower, PipelineTerm, Station
 from pimserve.device_models.plan import (
     HOST,
@@ -23,11 +25,22 @@ from pimserve.device_models.plan import (
 )
 from pimserve.device_models.popularity_walk import Drift
 from pimserve.device_models.routing import POOL_SIZE, ExpertPools, Routing
+from pimserve.loadgen.request_classes import ClassSpec
+from pimserve.loadgen.slo import SloSpec
+from pimserve.loadgen.spec import PS_PER_S
+from pimserve.scheduler.kv_tier_spec import KvTierSpec
+from pimserve.scheduler.length_predictor import LengthPredictor
+from pimserve.scheduler.speculative_spec import SpeculativeSpec
 from tests.scheduler.mixed_strategies import mixed
 
-from .reference_engine import ReferenceRequest, ReferenceResult, run_reference
+from .reference_engine import ReferenceRequest, run_reference
+from .reference_result import ReferenceResult
+from .reference_shedding import SHEDDING, ReferenceShedding
+from .reference_swap import ReferenceSwap
+from .reference_tiers import ReferenceTier
+from .request_strategies import FS_PER_MS, request_lists
 
-FS_PER_MS = 10**12
+POLICIES = st.sampled_from(["fcfs", "fcfs", "sjf", "priority", "edf", "vtc", "vtc"])
 _FRONTEND_PS = st.sampled_from((0, 0, 3 * 10**9 + 1, 7 * 10**10))  # ms and tens of ms
 
 
@@ -45,13 +58,34 @@ class Case:
     block_size: int
     kv_capacity_blocks: int
     max_model_len: int
-    kv_admission: Literal["prompt", "oracle"]
+    kv_admission: Literal["prompt", "no_evict", "oracle"]
     requests: list[ReferenceRequest]
     concurrency: int | None
     max_time_fs: int | None
     full_groups: int = 1
     windowed_groups: int = 0
     window_tokens: int = 0
+    policy: str = "fcfs"
+    prediction_error: float | None = None
+    ageing_s: float | None = None
+    classes: tuple[ClassSpec, ...] = ()
+    prefixes: list[list[int]] | None = None
+    tiers: tuple[KvTierSpec, ...] = ()
+    block_bytes: int = 1
+    token_weights: tuple[int, int] = (1, 2)
+    long_prefill_token_threshold: int = 0
+    max_tokens: tuple[int, ...] = ()
+    speculative: SpeculativeSpec | None = None
+    swap: tuple[int, int] | None = None  # blocks of host memory, fs in which one is copied
+    max_queued_requests: int | None = None
+    early_rejection_ttft_s: float | None = None
+    early_rejection: bool = False
+    prefill_tokens_per_s: float | None = None
+
+    @property
+    def class_ids(self) -> list[int]:
+        """The class of each request, in turns; 0: none."""
+        return [number % (len(self.classes) + 1) for number in range(len(self.requests))]
 
     @property
     def kv_groups(self) -> KvGroups:
@@ -59,18 +93,63 @@ class Case:
         return KvGroups(self.full_groups, self.windowed_groups, self.window_tokens)
 
     @property
+    def groups(self) -> int:
+        """Data-parallel groups that have limits, a queue and a KV cache of their own."""
+        return self.plan.data_parallel if self.plan.micro_batches is None else 1
+
+    @property
+    def kv_blocks(self) -> int:
+        """Blocks of all KV caches of a replica."""
+        return self.groups * self.kv_capacity_blocks
+
+    @property
     def kv_tokens(self) -> int:
-        """Tokens that full groups can keep in the whole KV cache."""
-        return self.kv_capacity_blocks * self.block_size // self.full_groups
+        """Tokens that full groups of layers can keep in these."""
+        return self.kv_blocks * self.block_size // self.full_groups
 
     def pools(self) -> ExpertPools | None:
         """Pools for the plan's experts, if it has any."""
         return ExpertPools(self.plan.experts, self.routing, self.seed) if self.plan.experts else None
 
+    def predicted(self) -> list[int]:
+        """What is predicted of the outputs."""
+        outputs = np.array([request.output_tokens for request in self.requests], np.int64)
+        return LengthPredictor(self.prediction_error, self.seed).predict(outputs).tolist()
+
+    def reference_tiers(self) -> list[ReferenceTier]:
+        """Its tiers, with nothing in them."""
+        return [
+            ReferenceTier(
+                None if tier.capacity_gb is None else round(tier.capacity_gb * 10**9) // self.block_bytes,
+                self.block_bytes,
+                None if tier.gb_per_s is None else round(tier.gb_per_s * 10**9),
+                round(tier.latency_us * 10**9),
+                tier.write,
+            )
+            for tier in self.tiers
+        ]
+
     def run(self) -> ReferenceResult:
         """The case, run by the reference."""
-        arguments: dict[str, Any] = vars(self) | {"pools": self.pools(), "mode": self.routing.mode}
-        del arguments["routing"]
+        limits_s = [None, *(each.slo and each.slo.ttft_s for each in self.classes)]
+        limits_ps = [None if limit is None else round(limit * PS_PER_S) for limit in limits_s]
+        priorities = [0, *(each.priority for each in self.classes)]
+        tenants = ["", *(each.owner for each in self.classes)]
+        more = {
+            "pools": self.pools(),
+            "mode": self.routing.mode,
+            "predicted": self.predicted(),
+            "priorities": [priorities[number] for number in self.class_ids],
+            "limits_ps": [limits_ps[number] for number in self.class_ids],
+            "tenants": [tenants[number] for number in self.class_ids],
+            "tiers": self.reference_tiers(),
+            "ageing_ps": None if self.ageing_s is None else round(self.ageing_s * PS_PER_S),
+            "swap": None if self.swap is None else ReferenceSwap(*self.swap),
+            "shedding": ReferenceShedding.of(self, [limits_ps[number] for number in self.class_ids]),
+        }
+        arguments: dict[str, Any] = vars(self) | more
+        for name in ("routing", "prediction_error", "ageing_s", "classes", "block_bytes", *SHEDDING):
+            del arguments[name]
         return run_reference(**arguments)
 
 
@@ -119,6 +198,7 @@ def expert_terms(draw: st.DrawFn) -> ExpertTerm:
         spaces=draw(st.integers(1, experts)),
         units=units,
         selection=draw(st.sampled_from(selections)),
+        rebalance_every=draw(st.sampled_from([0, 0, 1, 2])),
     )
 
 
@@ -233,34 +313,16 @@ def serial_plans(draw: st.DrawFn, experts: st.SearchStrategy[ExpertTerm | None])
     )
 
 
-@st.composite
-def request_lists(draw: st.DrawFn, closed_loop: bool, crowded: bool, max_model_len: int) -> list[ReferenceRequest]:
-    """Up to 25 requests by ascending arrival: at once, inside few steps, or after pauses, or all of it mixed."""
-    at_once = st.just(0)
-    whole_steps = st.integers(0, 20).map(FS_PER_MS.__mul__)
-    close = st.integers(0, 20 * FS_PER_MS)
-    spread = st.integers(0, 1000 * FS_PER_MS)
-    if crowded:
-        count = draw(st.integers(6, 25))
-        gaps = draw(st.sampled_from([at_once, whole_steps, close]))
-        inputs, outputs = st.integers(1, 12), st.integers(10, 60)
-    else:
-        count = draw(st.integers(0, 25))  # a list left to itself is seldom longer than 8
-        mixed = st.one_of(at_once, whole_steps, close, spread)
-        gaps = draw(st.sampled_from([at_once, whole_steps, close, spread, mixed]))
-        inputs = st.one_of(st.integers(1, 12), st.integers(1, min(200, max_model_len - 1)), st.integers(1, 200))
-        outputs = st.integers(1, 8) | st.integers(1, 60)
-    requests = []
-    arrival = 0
-    for gap, tokens, emits in draw(st.lists(st.tuples(gaps, inputs, outputs), min_size=count, max_size=count)):
-        arrival += gap
-        requests.append(ReferenceRequest(None if closed_loop else arrival, tokens, emits))
-    return requests
-
-
 def windows() -> st.SearchStrategy[KvGroups]:
     """Groups of layers, some of which have a window."""
     return st.builds(KvGroups, st.integers(1, 2), st.integers(1, 3), st.integers(1, 60))
+
+
+def two_classes() -> st.SearchStrategy[tuple[ClassSpec, ...]]:
+    """Two classes, earlier and later than those without one, which have no limit."""
+    slo = st.builds(SloSpec, ttft_s=st.integers(1, 100).map(lambda ms: ms / 1000))
+    late = st.builds(ClassSpec, name=st.just("late"), priority=st.integers(1, 3), slo=slo)
+    return st.tuples(st.builds(ClassSpec, name=st.just("early"), priority=st.integers(-3, -1), slo=slo), late)
 
 
 @st.composite
@@ -278,17 +340,23 @@ def cases(draw: st.DrawFn, of: st.SearchStrategy[CostPlan] | None = None) -> Cas
     blocks = groups.blocks(max_model_len, block_size, budget or max_model_len)
     spare = draw(st.integers(0, blocks // 4 if crowded else blocks))
     modes: list[Literal["pooled", "exact"]] = ["pooled", "exact"]
-    admissions: list[Literal["prompt", "oracle"]] = ["prompt"] if crowded else ["prompt", "oracle"]
+    admissions: list[Literal["prompt", "no_evict", "oracle"]] = ["prompt", "prompt", "no_evict"]
+    if not crowded:
+        admissions += ["oracle", "oracle"]
     times = st.integers(1, 1000 * FS_PER_MS) | st.integers(1, 300).map(FS_PER_MS.__mul__)
+    plan, seed = draw(plans() if of is None else of), draw(st.integers(0, 3))
+    routing = Routing(
+        "zipf",
+        draw(st.sampled_from([0.0, 1.0])),
+        mode=draw(st.sampled_from(modes)),
+        drift=draw(st.none() | st.builds(Drift, st.integers(10**9, 10**11), st.just(0.5))),
+    )
+    if plan.experts is not None:
+        plan = plan_at(plan, routing.expert_weights(plan.experts.experts, seed).tolist(), plan.experts.slots)
     return Case(
-        plan=draw(plans() if of is None else of),
-        routing=Routing(
-            "zipf",
-            draw(st.sampled_from([0.0, 1.0])),
-            mode=draw(st.sampled_from(modes)),
-            drift=draw(st.none() | st.builds(Drift, st.integers(10**9, 10**11), st.just(0.5))),
-        ),
-        seed=draw(st.integers(0, 3)),
+        plan=plan,
+        routing=routing,
+        seed=seed,
         replica=draw(st.integers(0, 3)),
         offset=draw(st.integers(0, POOL_SIZE - 1)),
         max_num_seqs=draw(st.integers(4, 16) if crowded else st.integers(1, 16)),
@@ -297,10 +365,17 @@ def cases(draw: st.DrawFn, of: st.SearchStrategy[CostPlan] | None = None) -> Cas
         kv_capacity_blocks=-(-(blocks + spare) // groups.full) * groups.full,
         max_model_len=max_model_len,
         kv_admission=draw(st.sampled_from(admissions)),
-        requests=draw(request_lists(closed_loop, crowded, max_model_len)),
+        requests=(requests := draw(request_lists(closed_loop, crowded, max_model_len))),
+        max_tokens=tuple(draw(st.just(0) | st.integers(1, 60)) for _ in requests) if draw(st.booleans()) else (),
         concurrency=draw(st.integers(4 if crowded else 1, 8)) if closed_loop else None,
         max_time_fs=draw(times) if draw(st.integers(0, 3)) == 3 else None,
         full_groups=groups.full,
         windowed_groups=groups.windowed,
         window_tokens=groups.window_tokens,
+        policy=(policy := draw(POLICIES)),
+        ageing_s=draw(st.none() | st.integers(1, 50).map(lambda ms: ms / 1000)),
+        classes=draw(two_classes()) if policy in {"priority", "edf", "vtc"} else (),
+        prediction_error=draw(st.sampled_from([0.0, 0.3, 2.0])),
+        token_weights=draw(st.sampled_from([(1, 2), (3, 1)])),
+        long_prefill_token_threshold=draw(st.just(0) | st.integers(1, 40)) if budget else 0,
     )

@@ -165,6 +165,12 @@ def test_intervals_of_a_run_hold_the_figures_of_other_seeds():
         ("latency_s", "ttft", "p50"),
         ("latency_s", "e2e", "p90"),
         ("latency_s", "tpot", "mean"),
+        ("latency_s", "itl", "mean"),
+        ("latency_s", "itl", "p50"),
+        ("latency_s", "itl", "p90"),
+        ("latency_s", "itl", "p99"),
+        ("latency_s", "queue", "mean"),
+        ("throughput", "requests_per_s"),
         ("slo", "goodput_requests_per_s"),
         ("energy", "joules_per_output_token"),
     ]:

@@ -1,7 +1,9 @@
 """The aggregated engine against the naive one: the same steps and the same request times, to the bit."""
 
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import astuple, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,17 +12,34 @@ from hypothesis import given, settings
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
+from pimserve.loadgen.slo import SloSpec
+from pimserve.loadgen.traces.ragged import Ragged
 from pimserve.loadgen.workload import generate
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.costs import ReplicaCosts, replica_offset
-from pimserve.scheduler.engine import Engine
+from pimserve.scheduler.fleet import ReplicaEngine, make_engine
 from pimserve.scheduler.kv_cache import KvCache
+from pimserve.scheduler.kv_tiers import KvTier, KvTiers
+from pimserve.scheduler.load_shedding import LoadShedding
+from pimserve.scheduler.longest_gaps import LongestGaps
 from pimserve.scheduler.mixed_costs import make_costs
+from pimserve.scheduler.prefix_cache import PrefixKvCache
+from pimserve.scheduler.prefix_figures import together
+from pimserve.scheduler.queue_classes import queue_classes
 from pimserve.scheduler.requests import FOREVER, NEVER, STATUS_NAMES, RequestTable
+from pimserve.scheduler.shedding_engine import SheddingEngine
 from pimserve.scheduler.steplog import SpanColumns, StepLog, expand
+from pimserve.scheduler.swap_space import SwapSpace
 
-from .reference_engine import ReferenceRequest, ReferenceResult
+from .prefix_strategies import prefix_cases, tier_cases
+from .reference_engine import ReferenceRequest
+from .reference_result import ReferenceResult
+from .reference_shedding import SHEDDING
+from .reference_tiers import ReferenceTier
+from .shedding_strategies import shedding_cases
+from .speculative_strategies import speculative_cases
 from .strategies import Case, cases, mixed_plans
+from .swapping_strategies import swapping_cases
 
 Step = tuple[int, int, int, int, int, int, int]
 
@@ -29,9 +48,9 @@ class Recorder(StepLog):
     """A step log that keeps every step, and every gap of a resumed request."""
 
     def __init__(self, costs: ReplicaCosts) -> None:
-        super().__init__(costs, (0, FOREVER), self._keep)
+        super().__init__(costs, (0, FOREVER), self._keep, longest_gaps=True)
         self.all_steps: list[Step] = []
-        self.resumed_gaps: list[int] = []
+        self.other_gaps: Counter[int] = Counter()  # than steps say
 
     def _keep(self, block: np.ndarray, _: np.ndarray) -> None:
         rows = SpanColumns(*np.ascontiguousarray(block.T))
@@ -49,11 +68,16 @@ class Recorder(StepLog):
                 index += 1
 
     def resumed(self, gap_fs: int, at_fs: int) -> None:
-        self.resumed_gaps.append(gap_fs)
+        self.other_gaps[gap_fs] += 1
         super().resumed(gap_fs, at_fs)
 
+    def joined(self, gaps_fs: Sequence[int], step_fs: int, at_fs: int) -> None:
+        self.other_gaps.update(gaps_fs)
+        self.other_gaps[step_fs] -= len(gaps_fs)
+        super().joined(gaps_fs, step_fs, at_fs)
 
-def run_engine(case: Case) -> tuple[Recorder, RequestTable, Engine]:
+
+def run_engine(case: Case) -> tuple[Recorder, RequestTable, ReplicaEngine]:
     plan, pools = case.plan, case.pools()
     costs = make_costs(plan, pools, replica=case.replica, seed=case.seed, exact=case.routing.mode == "exact")
     costs.offset = case.offset
@@ -62,8 +86,16 @@ def run_engine(case: Case) -> tuple[Recorder, RequestTable, Engine]:
         batching="chunked" if chunked else "stage",
         max_num_seqs=case.max_num_seqs,
         max_num_batched_tokens=case.max_num_batched_tokens if chunked else 1,
+        long_prefill_token_threshold=case.long_prefill_token_threshold,
         block_size=case.block_size,
         kv_admission=case.kv_admission,
+        policy=case.policy,
+        prediction_error=case.prediction_error,
+        ageing_s=case.ageing_s,
+        input_token_weight=case.token_weights[0],
+        output_token_weight=case.token_weights[1],
+        speculative=case.speculative,
+        **{name: getattr(case, name) for name in SHEDDING},
     )
     closed = case.concurrency
     until = FOREVER if case.max_time_fs is None else case.max_time_fs
@@ -73,22 +105,35 @@ def run_engine(case: Case) -> tuple[Recorder, RequestTable, Engine]:
         np.array([r.input_tokens for r in case.requests], np.int64),
         np.array([r.output_tokens for r in case.requests], np.int64),
         case.max_model_len,
+        max_tokens=np.array(case.max_tokens) if case.max_tokens else None,
     )
+    table["predicted_tokens"][:] = case.predicted()
+    table["class_id"][:] = case.class_ids
     seen = [i for i, ps in enumerate(arrivals) if 0 <= ps * FS_PER_PS < until]
-    engine = Engine(
-        costs,
-        spec,
-        kv=KvCache(
-            case.kv_capacity_blocks,
-            case.block_size,
-            case.kv_groups,
-            case.max_num_batched_tokens,
-            oracle=case.kv_admission == "oracle",
-        ),
+    kv_size = case.kv_capacity_blocks, case.block_size
+    reserve: dict[str, Any] = {"reserves": spec.reserves, "most_tokens": case.max_model_len}
+    if case.prefixes is None:
+        limits = *kv_size, case.kv_groups, case.max_num_batched_tokens
+        slots = spec.lookahead_tokens
+        reserve |= {"lookahead_tokens": slots, "swap": None if case.swap is None else SwapSpace(*case.swap)}
+        caches = [KvCache(*limits, **reserve) for _ in range(case.groups)]
+    else:
+        table.prefixes = Ragged.of(case.prefixes)
+        tiers = KvTiers(case.tiers, case.block_bytes, case.block_size) if case.tiers else None
+        caches = [PrefixKvCache(*kv_size, **reserve, tiers=tiers) for _ in range(case.groups)]
+    make, classes = make_engine, queue_classes(case.classes, SloSpec())
+    if spec.sheds:
+        shedding = LoadShedding(spec, classes, plan.frontend_ps * FS_PER_PS)
+        make = lambda caches, **rest: SheddingEngine(kv=caches[0], shedding=shedding, **rest)  # noqa: E731
+    engine = make(
+        caches,
+        costs=costs,
+        spec=spec,
         table=table,
         log=(log := Recorder(costs)),
         closed=None if closed is None else range(len(arrivals)),
         concurrency=closed or 0,
+        classes=classes,
     )
     engine.submit(seen)
     engine.advance(until)
@@ -115,13 +160,61 @@ def test_same_steps_and_same_requests(case: Case) -> None:
     assert_equal(case)
 
 
+@settings(max_examples=200)
+@given(prefix_cases())
+def test_same_with_a_prefix_cache(case: Case) -> None:
+    for request in case.requests:
+        if request.arrival_fs is not None:
+            request.arrival_fs -= request.arrival_fs % FS_PER_PS
+    assert_equal(case)
+
+
+@settings(max_examples=60)
+@given(tier_cases())
+def test_same_with_tiers(case: Case) -> None:
+    for request in case.requests:
+        if request.arrival_fs is not None:
+            request.arrival_fs -= request.arrival_fs % FS_PER_PS
+    assert_equal(case)
+
+
+@settings(max_examples=60)
+@given(speculative_cases())
+def test_same_with_drafts_to_verify(case: Case) -> None:
+    for request in case.requests:
+        if request.arrival_fs is not None:
+            request.arrival_fs -= request.arrival_fs % FS_PER_PS
+    assert_equal(case)
+
+
+@settings(max_examples=60)
+@given(swapping_cases())
+def test_same_where_blocks_of_preempted_requests_go_to_host_memory(case: Case) -> None:
+    for request in case.requests:
+        if request.arrival_fs is not None:
+            request.arrival_fs -= request.arrival_fs % FS_PER_PS
+    assert_equal(case)
+
+
+@settings(max_examples=60)
+@given(shedding_cases() | shedding_cases(prefix_cases()) | shedding_cases(tier_cases()))
+def test_same_where_requests_are_rejected_as_they_arrive(case: Case) -> None:
+    for request in case.requests:
+        assert request.arrival_fs is not None
+        request.arrival_fs -= request.arrival_fs % FS_PER_PS
+    assert_equal(case)
+
+
 @settings(max_examples=120)
 @given(cases(mixed_plans()))
 def test_same_with_experts_on_devices_of_their_own(case: Case) -> None:
     for request in case.requests:
         if request.arrival_fs is not None:
             request.arrival_fs -= request.arrival_fs % FS_PER_PS
-    assert_equal(replace(case, routing=replace(case.routing, drift=None)))  # which the test above has
+    drift = case.routing.drift
+    if drift is not None:  # pools of every interval are drawn: few of them
+        drift = replace(drift, interval_ps=max(drift.interval_ps, 4 * 10**10))
+    assert_equal(replace(case, routing=replace(case.routing, drift=drift)))
 
 
 @pytest.mark.parametrize(
@@ -199,28 +292,54 @@ def assert_equal(case: Case) -> None:
     assert log.all_steps == [tuple(step[:7]) for step in expected.steps]
     assert log.clock_fs == engine.clock
     if case.max_time_fs is None:  # everybody has left, and with them every block
-        assert engine.kv.state() == {"_used_blocks": 0, "_reserved_blocks": 0, "held": []}
-        assert not engine.running
-        assert not engine.decoding.count
-        assert not any(engine.decoding.growth(step) for step in range(case.block_size))
+        assert not len(engine.queue)
+        for core in engine.cores:
+            assert (state := core.kv.state()).items() >= {"_used_blocks": 0, "_reserved_blocks": 0, "held": []}.items()
+            assert all(not holding for _, holding in state.get("prefix_holders", ()))
+            assert not core.running
+            assert not len(core.queue)
+            assert not core.decoding.count
+            assert not any(core.decoding.growth(step) for step in range(case.block_size))
     until = FOREVER if case.max_time_fs is None else case.max_time_fs
     for ours, theirs in zip(rows_of(table), _rows(expected), strict=True):
         if theirs[0] * FS_PER_PS >= until and case.concurrency is None:
             continue  # an open loop's requests from after the stop never come into being
         assert _comparable(ours) == _comparable(theirs)
+    if case.prefixes is not None:
+        figures = (expected.queries, expected.hits, expected.evictions, expected.cached)
+        assert astuple(together(core.kv.prefix_figures() for core in engine.cores)) == figures
+        if case.tiers:
+            (core,) = engine.cores
+            assert core.kv.tiers.waits_ps == [fs // FS_PER_PS for fs in expected.tier_waits_fs]
+            carried = [_carried(tier, case.block_size) for tier in expected.tiers]
+            assert list(map(_kept, core.kv.tiers.all)) == carried
+    if case.swap is not None and case.max_time_fs is None:
+        assert list(zip(table["swaps"].tolist(), table["swapped_blocks"].tolist(), strict=True)) == expected.swaps
+        assert not engine.cores[0].kv.swap.held
     samples: Counter[int] = Counter()
     for gap, weight in expected.itl:
         samples[gap] += weight
-    mine = Counter(log.resumed_gaps)
+    mine = Counter(log.other_gaps)
     for step in log.all_steps:
         if step[2]:
             mine[step[1]] += step[2]
-    assert mine == samples
+    assert +mine == samples
     assert log.itl.count == sum(samples.values())
+    assert LongestGaps.of_all([log.longest], len(table)).tolist() == expected.longest_gaps_fs[: len(table)]
     if samples:
         exact = sorted(samples.elements())
         middle = exact[max(0, -(-len(exact) // 2) - 1)]
         assert abs(log.itl.percentile_s(50) * FS_PER_S / middle - 1) < 2**-11
+
+
+def _kept(tier: KvTier) -> tuple[object, ...]:
+    return list(tier.blocks), *astuple(tier.figures), tier.free_fs
+
+
+def _carried(tier: ReferenceTier, block_size: int) -> tuple[object, ...]:
+    busy_fs = sum(end - begin for begin, end, _ in tier.sent)
+    ends_fs = max((end for _, end, _ in tier.sent), default=0)
+    return tier.kept, tier.found * block_size, tier.read, tier.written, tier.evicted, busy_fs, ends_fs
 
 
 def _rows(result: ReferenceResult) -> list[tuple[int | str, ...]]:

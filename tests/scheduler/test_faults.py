@@ -13,18 +13,19 @@ from pimserve.device_models.experts import FEATURES
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
 from pimserve.device_models.step import each_step
 from pimserve.errors import InputError
+from pimserve.loadgen.objectives import Objectives
+from pimserve.loadgen.slo import SloSpec
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.faults import Faults, FaultSpec
 from pimserve.scheduler.mixed_costs import make_costs
 from pimserve.scheduler.requests import FINISHED, NEVER, WAITING
 from pimserve.scheduler.simulation import Deployment, Served
-from pimserve.scheduler.slo import SloSpec
 from pimserve.scheduler.steplog import SpanColumns, expand
 from pimserve.scheduler.summary import digest, summarize
 from pimserve.scheduler.usage import Hardware
 
+from .law_runs import BLIND, ROUTERS, Run
 from .strategies import Case, cases
-from .test_laws import Run
 from .test_simulation import seconds, serve
 from .test_windows import LENGTHS, Kept, Windows, spans, spread
 
@@ -34,7 +35,7 @@ def spec(*events: dict[str, Any], **more: Any) -> FaultSpec:
 
 
 def told(served: Served, devices: int = 1) -> dict[str, Any]:
-    found: dict[str, Any] = summarize(served, SloSpec(), Hardware(devices)).document()["faults"]
+    found: dict[str, Any] = summarize(served, Objectives(SloSpec()), Hardware(devices)).document()["faults"]
     return found
 
 
@@ -58,7 +59,7 @@ def test_a_failure_takes_effect_at_the_step_boundary_and_is_noticed_later() -> N
     assert (found["requeued"], found["recomputed_tokens"]) == (1, 7)
     assert found["down_replica_s"] == pytest.approx(0.05)  # from 30 ms to the end of the run at 80 ms
     assert found["availability"] == pytest.approx(1 - 0.05 / 0.16)
-    gaps = summarize(served, SloSpec(), Hardware(2)).document()["latency_s"]["itl"]
+    gaps = summarize(served, Objectives(SloSpec()), Hardware(2)).document()["latency_s"]["itl"]
     assert (gaps["n"], gaps["mean"]) == (6, pytest.approx((5 * 0.01 + 0.05) / 6))
 
 
@@ -88,7 +89,7 @@ def test_who_waits_in_vain_has_missed_the_slo(kind: str, max_time_s: float | Non
     faults = spec({"at_s": 0.45, "replica": 0, "kind": kind})
     for deployment in (Deployment(), Deployment(control=Windows([10**14]))):
         served = serve(requests, faults=faults, max_time_s=max_time_s, deployment=deployment)
-        found = summarize(served, SloSpec(ttft_s=0.55), Hardware(1)).document()
+        found = summarize(served, Objectives(SloSpec(ttft_s=0.55)), Hardware(1)).document()
         assert served.end_s == end_s
         assert found["requests"]["finished"] == 5
         assert found["throughput"]["requests_per_s"] == pytest.approx(5 / end_s)
@@ -145,7 +146,6 @@ def test_two_faults_at_once_last_until_both_are_over() -> None:
     [
         ({"faults": spec({**FAIL, "replica": 3})}, r"^faults.events.0.replica: 3: there are 1, from 0 up"),
         ({"faults": spec({**FAIL, "device": 3})}, r"^faults.events.0.device: 3: a replica has 1, from 0 up"),
-        ({"faults": spec(FAIL), "concurrency": 1}, "^faults: a closed loop keeps each client on one replica"),
     ],
 )
 def test_faults_that_make_no_sense(changes: dict[str, Any], message: str) -> None:
@@ -226,7 +226,7 @@ def faulty(draw: st.DrawFn, *, ever: bool = True) -> Faulty:
     return Faulty(
         case=case,
         replicas=replicas,
-        router=draw(st.sampled_from(["round_robin", "least_outstanding"])),
+        router=draw(ROUTERS),
         interval_s=draw(st.sampled_from([0.0, 0.05, 0.13])),
         faults=FaultSpec.model_validate({"events": events, **more}),
     )
@@ -273,7 +273,7 @@ def test_time_is_monotone_and_no_effect_comes_before_its_cause(faulty: Faulty) -
         for begin, row in run.rows(replica):
             assert begin >= end
             end = begin + row.duration_fs
-            assert 0 < row.blocks_begin <= row.blocks_end <= run.case.kv_capacity_blocks
+            assert 0 < row.blocks_begin <= row.blocks_end <= run.case.kv_blocks
         assert end == log.clock_fs
     for row in run.table:
         times = [row["arrival_ps"], row["first_scheduled_ps"], row["first_token_ps"], row["finish_ps"]]
@@ -318,7 +318,7 @@ def test_a_fault_after_the_end_of_a_run_is_none_of_it() -> None:
     faults = FaultSpec.model_validate({"events": [{"kind": "fail", "at_s": 0.001, "replica": 0}]})
     for control in (None, Windows([1])):
         served = serve([], faults=faults, deployment=Deployment(control=control))
-        figures = summarize(served, SloSpec(), Hardware(1)).document()["faults"]
+        figures = summarize(served, Objectives(SloSpec()), Hardware(1)).document()["faults"]
         assert (figures["events"], figures["replicas_left"]) == ([], True)
 
 
@@ -346,7 +346,7 @@ def test_windows_and_shards_do_not_matter(faulty: Faulty, lengths: list[int]) ->
     alone = faulty.run()
     found = (spans(alone), digest(alone.served), alone.summary())
     spreads = [(1, Windows(lengths))]
-    if faulty.interval_s or faulty.router == "round_robin":
+    if faulty.interval_s or faulty.router in BLIND:
         spreads += [(2, None), (3, Windows(lengths))]
     for shards, control in spreads:
         deployment = Deployment(shards=spread(min(shards, faulty.replicas)), control=control)
@@ -370,7 +370,9 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(faulty: Faulty, lengths: li
 def test_a_slowed_plan_takes_that_much_longer(case: Case, thousandths: int, tokens: int, step: int) -> None:
     normal = make_costs(case.plan, case.pools(), replica=0, seed=case.seed, exact=False)
     slowed = normal.slowed(thousandths)
-    rows = (0, 0, 1, tokens, 20 * tokens, 0, 0, tokens, -(-tokens // case.plan.data_parallel), 0, 0, 0, 0, 1, 1, 0)
+    paced = tokens, 20 * tokens, 0, tokens
+    share = -(-tokens // case.plan.data_parallel)
+    rows = (0, 0, 1, tokens, 20 * tokens, 0, 0, tokens, share, 0, 0, 0, 0, *paced, 1, 1, 0)
     one = SpanColumns(*(np.array([value]) for value in rows))
     before, after = (int(expand(costs, one, np.array([step])).duration_fs[0]) for costs in (normal, slowed))
     # Rounding is of single coefficients, by half a femtosecond each.

@@ -4,10 +4,11 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pimserve.loadgen.objectives import Objectives
+from pimserve.loadgen.slo import SloSpec
 from pimserve.scheduler.latencies import LATENCIES, Latencies
 from pimserve.scheduler.outcomes import CENSORED, MET, MISSED, outcomes, overall
 from pimserve.scheduler.requests import FINISHED, NEVER, REJECTED, WAITING, RequestTable
-from pimserve.scheduler.slo import SloSpec
 
 PS_PER_S = 10**12
 GAPS = st.integers(0, 3 * PS_PER_S)
@@ -51,7 +52,7 @@ def test_latencies_are_as_they_are_defined(requests: list[tuple[int, ...]]) -> N
 def test_who_is_through_met_its_limits_or_not(requests: list[tuple[int, ...]], limits: dict[str, float]) -> None:
     table, slo = table_of(requests), SloSpec(**limits)
     latencies = Latencies(table.columns, np.ones(len(table), np.bool_), frontend_ps=0, end_ps=END_PS)
-    judged, by_limit = overall(latencies, slo), outcomes(latencies, slo)
+    judged, by_limit = overall(latencies, Objectives(slo)), outcomes(latencies, Objectives(slo))
     assert list(by_limit) == [name.removesuffix("_s") for name in slo.limits()] + (["all"] if limits else [])
     for number, status in enumerate(table["status"].tolist()):
         if status == REJECTED:

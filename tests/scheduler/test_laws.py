@@ -19,11 +19,14 @@ from pimserve.device_models.operators import CATEGORIES
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S, HOST, CostPlan, RowTerm
 from pimserve.errors import InputError
 from pimserve.scheduler import fleet, steplog
+from pimserve.scheduler.data_parallel import DataParallelEngine
 from pimserve.scheduler.engine import Engine
+from pimserve.scheduler.fleet import ReplicaEngine
+from pimserve.scheduler.length_predictor import LengthPredictor
 from pimserve.scheduler.outcomes import cut_off
 from pimserve.scheduler.requests import FINISHED, FOREVER, NEVER, REJECTED, WAITING
 from pimserve.scheduler.summary import digest
-from tests.scheduler.law_runs import REPLICAS, ROUTERS, Run, runs
+from tests.scheduler.law_runs import REPLICAS, ROUTERS, Run, head_of, runs
 
 from .reference_engine import UNLIMITED
 from .reference_mixed import dealt
@@ -71,15 +74,15 @@ def test_tokens_are_conserved(run: Run) -> None:
 @given(runs())
 def test_kv_blocks_stay_within_capacity(run: Run) -> None:
     size = run.case.block_size
-    assert [pool.kv_blocks(run.served.block_size) for pool in run.served.pools] == [run.case.kv_capacity_blocks]
+    assert [pool.kv_blocks(run.served.block_size) for pool in run.served.pools] == [run.case.kv_blocks]
     for row in run.all_rows():
-        assert 0 < row.blocks_begin <= row.blocks_end <= run.case.kv_capacity_blocks
+        assert 0 < row.blocks_begin <= row.blocks_end <= run.case.kv_blocks
         # Every token that is attended to has its place, the one that is computed now too.
         assert row.context <= row.blocks_begin * size
         assert row.context + (row.steps - 1) * row.decodes <= row.blocks_end * size
     use = run.summary()["kv"]
     if run.all_rows():
-        assert use["peak_use"] == max(row.blocks_end for row in run.all_rows()) / run.case.kv_capacity_blocks
+        assert use["peak_use"] == max(row.blocks_end for row in run.all_rows()) / run.case.kv_blocks
         assert 0 <= use["mean_use"] <= use["peak_use"] + 1e-12
 
 
@@ -140,11 +143,41 @@ def test_no_replica_idles_while_a_request_waits(run: Run) -> None:
                 assert not ((mine["arrival_ps"] < idle_to) & unfinished).any()
 
 
+@settings(max_examples=60)
+@given(runs())
+def test_littles_law(run: Run) -> None:
+    """The mean number in the system is the rate of arrivals times the mean time in it, by integrals over events."""
+    table, end_ps = run.table, run.served.end_fs // FS_PER_PS
+    came = (table["arrival_ps"] != NEVER) & (table["arrival_ps"] <= end_ps)  # none that is in front of the scheduler
+    here = table[came & (table["status"] != REJECTED)]
+    arrived, left = np.sort(here["arrival_ps"]), np.sort(here["finish_ps"][here["finish_ps"] != NEVER])
+    events = np.unique(np.concatenate([arrived, left, [end_ps]]))
+    number = np.searchsorted(arrived, events, "right") - np.searchsorted(left, events, "right")
+    assert (number >= 0).all()
+    assert number[-1] == (here["finish_ps"] == NEVER).sum()
+    integral = sum(int(n) * int(length) for n, length in zip(number[:-1], np.diff(events), strict=True))
+    times = np.where(here["finish_ps"] == NEVER, end_ps, here["finish_ps"]) - here["arrival_ps"]
+    assert integral == times.sum()
+
+
+@settings(max_examples=60)
+@given(runs(max_time_fs=None))
+def test_littles_law_of_the_batch(run: Run) -> None:
+    """Steps know how many requests decode, requests how long they did: both come to the same."""
+    if run.table["preemptions"].any():
+        return  # who was preempted did not decode all the time
+    for replica in range(len(run.blocks)):
+        mine = run.table[(run.table["replica"] == replica) & (run.table["status"] == FINISHED)]
+        integral_fs = sum(decodes * duration for _, duration, decodes, *_ in run.steps(replica))
+        decoded_fs = int((mine["finish_ps"] - mine["first_token_ps"]).sum()) * FS_PER_PS
+        assert abs(integral_fs - decoded_fs) < max(1, len(mine)) * FS_PER_PS  # times are cut to whole ps
+
+
 @settings(max_examples=50)
 @given(runs(max_time_fs=None, kv_admission="prompt"))
 def test_the_head_of_the_queue_waits_only_for_something_that_is_full(run: Run) -> None:
-    if run.table["preemptions"].any():
-        return  # then who was preempted is at the head
+    if run.table["preemptions"].any() or run.case.policy == "vtc" or run.case.groups > 1:
+        return  # then who was preempted is at the head, or whose tenant had little until then, or of each group
     case = run.case
     for replica in range(len(run.blocks)):
         mine = run.table[(run.table["replica"] == replica) & (run.table["first_scheduled_ps"] != NEVER)]
@@ -158,7 +191,8 @@ def test_the_head_of_the_queue_waits_only_for_something_that_is_full(run: Run) -
                 waiting = mine[(mine["arrival_ps"] <= at) & (mine["first_scheduled_ps"] > at)]
                 if len(waiting):
                     chunk_tokens = case.max_num_batched_tokens or UNLIMITED
-                    blocks = case.kv_groups.blocks(int(waiting[0]["input_tokens"]), case.block_size, chunk_tokens)
+                    tokens = int(head_of(run, waiting)["input_tokens"])
+                    blocks = case.kv_groups.blocks(tokens, case.block_size, chunk_tokens)
                     running = ((mine["first_scheduled_ps"] <= at) & (mine["finish_ps"] > at)).sum()
                     assert (
                         case.kv_capacity_blocks - used_blocks < blocks
@@ -211,10 +245,12 @@ def test_where_the_log_is_cut_does_not_matter(case: Case, replicas: int, router:
 @settings(max_examples=40)
 @given(runs(max_time_fs=None), st.integers(2, 7))
 def test_the_order_in_which_replicas_run_does_not_matter(run: Run, slices: int) -> None:
-    class Interleaved(Engine):
+    kind: type[Engine] = Engine if run.case.groups == 1 else DataParallelEngine
+
+    class Interleaved(kind):
         """Runs all replicas, the last one first, slice by slice, when one is asked to run to the end."""
 
-        all: ClassVar[list[Engine]] = []
+        all: ClassVar[list[ReplicaEngine]] = []
 
         def __init__(self, *arguments: Any, **more: Any) -> None:
             super().__init__(*arguments, **more)
@@ -225,18 +261,21 @@ def test_the_order_in_which_replicas_run_does_not_matter(run: Run, slices: int) 
                 end = max(log.clock_fs for log in run.served.logs)
                 for part in range(1, slices):
                     for engine in reversed(self.all):
-                        Engine.advance(engine, end * part // slices)
+                        kind.advance(engine, end * part // slices)
             return super().advance(until_fs, **how)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fleet, "Engine", Interleaved)
+        patch.setattr(fleet, kind.__name__, Interleaved)
         other = Run(run.case, len(run.blocks), run.spec.router)
     assert digest(other.served) == digest(run.served)
     assert len(Interleaved.all) == len(run.blocks)
 
 
 @settings(max_examples=50)
-@given(runs(kv_admission="prompt"), st.lists(st.integers(0, 60), min_size=25, max_size=25))
+@given(
+    st.sampled_from(["prompt", "no_evict"]).flatmap(lambda admission: runs(kv_admission=admission)),
+    st.lists(st.integers(0, 60), min_size=25, max_size=25),
+)
 def test_no_decision_looks_at_a_true_output_length(run: Run, longer: list[int]) -> None:
     room = run.served.max_model_len
     requests = [
@@ -245,7 +284,10 @@ def test_no_decision_looks_at_a_true_output_length(run: Run, longer: list[int]) 
         )
         for asked, more in zip(run.case.requests, longer, strict=False)
     ]
-    other = Run(replace(run.case, requests=requests), len(run.blocks), run.spec.router)
+    predicted = np.array(run.case.predicted(), np.int64)
+    with pytest.MonkeyPatch.context() as patch:  # all that a policy sees of outputs
+        patch.setattr(LengthPredictor, "predict", lambda *_: predicted)
+        other = Run(replace(run.case, requests=requests), len(run.blocks), run.spec.router)
     table, same = run.table, other.table
     # Until the first request ends that now goes on, the two runs are one and the same.
     ended = table["finish_ps"][(table["output_tokens"] != same["output_tokens"]) & (table["finish_ps"] != NEVER)]

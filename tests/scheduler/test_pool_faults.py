@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 
 from pimserve.device_models.plan import FS_PER_PS
 from pimserve.errors import InputError
+from pimserve.loadgen.objectives import Objectives
+from pimserve.loadgen.slo import SloSpec
 from pimserve.scheduler.control import RunView
 from pimserve.scheduler.faults import FaultSpec
 from pimserve.scheduler.fleet import DECODE, PREFILL
 from pimserve.scheduler.requests import FINISHED, NEVER, WAITING
 from pimserve.scheduler.simulation import Deployment, Served
-from pimserve.scheduler.slo import SloSpec
 from pimserve.scheduler.summary import digest, summarize
 from pimserve.scheduler.usage import Hardware
 
@@ -34,7 +35,7 @@ def fault(kind: str, at_s: float, replica: int, **more: float) -> dict[str, Any]
 
 
 def handover_of(served: Served) -> dict[str, Any]:
-    found: dict[str, Any] = summarize(served, SloSpec(), Hardware(2)).document()["pools"]["handover"]
+    found: dict[str, Any] = summarize(served, Objectives(SloSpec()), Hardware(2)).document()["pools"]["handover"]
     return found
 
 
@@ -49,7 +50,7 @@ def test_a_decode_replica_that_fails_sends_its_requests_back_to_prefill() -> Non
     assert (found["requeued"], found["recomputed_tokens"]) == (1, 12)
     assert found["down_replica_s"] == pytest.approx(0.045)
     assert (handover["n"], handover["bytes"], handover["held"], handover["lost"]) == (2, 23 * 10**6, 1, 0)
-    gaps = summarize(served, SloSpec(), Hardware(2)).document()["latency_s"]["itl"]
+    gaps = summarize(served, Objectives(SloSpec()), Hardware(2)).document()["latency_s"]["itl"]
     assert (gaps["n"], gaps["mean"]) == (4, pytest.approx((0.025 + 0.01 + 0.01 + 0.063) / 4))
     assert [log.computed_tokens for log in served.logs] == [10 + 13, 3]
 

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S, CostPlan
 from pimserve.errors import InputError
+from pimserve.loadgen.objectives import Objectives
+from pimserve.loadgen.slo import SloSpec
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.departures import Move
 from pimserve.scheduler.engine import Engine
@@ -21,15 +23,14 @@ from pimserve.scheduler.kv_cache import KvCache
 from pimserve.scheduler.mixed_costs import make_costs
 from pimserve.scheduler.requests import FINISHED, FOREVER, NEVER, REJECTED, RequestTable
 from pimserve.scheduler.simulation import Deployment, Served
-from pimserve.scheduler.slo import SloSpec
 from pimserve.scheduler.steplog import StepLog
 from pimserve.scheduler.summary import digest, summarize
 from pimserve.scheduler.usage import Hardware
 
+from .law_runs import ROUTERS, Run
 from .pools import Decode
 from .reference_engine import UNLIMITED
 from .strategies import FS_PER_MS, Case, cases, plans
-from .test_laws import Run
 from .test_simulation import LAYERS, PLAN, seconds, serve
 from .test_windows import LENGTHS, Kept, Windows, spans, spread
 
@@ -49,17 +50,18 @@ def test_times_by_hand() -> None:
     assert seconds(served, "first_token_ps") == [0.01, 0.01, 0.31]
     assert seconds(served, "finish_ps") == [0.045, 0.055, 0.31]
     assert served.table["replica"].tolist() == [1, 1, 0]
-    found = summarize(served, SloSpec(), Hardware(2)).document()
+    found = summarize(served, Objectives(SloSpec()), Hardware(2)).document()
     assert found["latency_s"]["itl"]["n"] == 3
     assert found["latency_s"]["itl"]["mean"] == pytest.approx((0.025 + 0.01 + 0.045) / 3)
     pools = found["pools"]
+    few = {"few_samples": ["p50", "p90", "p99"]}
     assert pools["handover"] == {
         "n": 2,
         "bytes": 30 * 10**6,
         "held": 0,
         "lost": 0,
-        "waiting_s": {"mean": 0.005, "p50": 0.0, "p90": 0.01, "p99": 0.01, "n": 2},
-        "transfer_s": {"mean": 0.02, "p50": 0.015, "p90": 0.025, "p99": 0.025, "n": 2},
+        "waiting_s": {"mean": 0.005, "p50": 0.0, "p90": 0.01, "p99": 0.01, "n": 2, **few},
+        "transfer_s": {"mean": 0.02, "p50": 0.015, "p90": 0.025, "p99": 0.025, "n": 2, **few},
         "link_busy_share": {"prefill": pytest.approx(0.03 / 0.31), "decode": pytest.approx(0.03 / 0.31)},
     }
     assert (pools["prefill"]["steps"], pools["decode"]["steps"]) == (2, 3)
@@ -80,7 +82,7 @@ def test_a_full_decode_cache_holds_requests_back_until_the_next_report() -> None
     # The first one's cache is there at 10 + 5 + 20 = 35 ms, its 19 tokens at 225 ms; that is told at 300 ms.
     assert first == 225 * 10**9
     assert second == (300 + 25 + 20) * 10**9
-    assert summarize(served, SloSpec(), Hardware(2)).document()["pools"]["handover"]["held"] == 1
+    assert summarize(served, Objectives(SloSpec()), Hardware(2)).document()["pools"]["handover"]["held"] == 1
 
 
 def test_caches_go_in_the_order_in_which_prompts_are_done_whatever_window_they_were_begun_in() -> None:
@@ -125,7 +127,6 @@ def test_a_full_prefill_cache_admits_nobody_before_blocks_are_released(deploymen
     ("changes", "message"),
     [
         ({"spec": SchedulerSpec()}, r"^scheduler.report_interval_s: is 0; pools hear of each other in intervals"),
-        ({"concurrency": 1}, r"^cluster.pools: a closed loop keeps each client on one replica"),
         ({"decode": Decode(PLAN, 15, 1, LINK)}, r"^scheduler.block_size: one block of 16 tokens exceeds"),
     ],
 )
@@ -163,9 +164,9 @@ class Pooled:
 
 
 @st.composite
-def pooled(draw: st.DrawFn, **changes: Any) -> Pooled:
+def pooled(draw: st.DrawFn, of: st.SearchStrategy[CostPlan] | None = None, **changes: Any) -> Pooled:
     """One or two replicas in each pool, with links that take nothing up to tens of ms, and caches that fill up."""
-    case = replace(draw(cases()), concurrency=None, **changes)
+    case = replace(draw(cases(of)), concurrency=None, **changes)
     case.requests = [replace(r, arrival_fs=r.arrival_fs or 0) for r in case.requests]
     if case.max_time_fs is not None:
         case.max_time_fs = max(case.max_time_fs, min((r.arrival_fs for r in case.requests), default=0) + FS_PER_PS)
@@ -173,19 +174,21 @@ def pooled(draw: st.DrawFn, **changes: Any) -> Pooled:
     most = case.kv_groups.blocks(case.max_model_len, case.block_size, case.max_num_batched_tokens or UNLIMITED)
     blocks = most + draw(st.integers(0, 4))
     kv_tokens = -(-blocks // case.full_groups) * case.block_size  # whole blocks, that none is lost to rounding
+    taking = replace(case, plan=draw(plans() if of is None else of))
     link = Link(
         bytes_per_s=draw(st.sampled_from([10**5, 10**6, 10**8, 10**15])),
         latency_fs=draw(st.just(0) | st.integers(0, 20 * FS_PER_MS)),
         bytes_per_token=draw(st.integers(1, 100)),
         window_bytes_per_token=draw(st.integers(0, 100)),
         window_tokens=draw(st.integers(0, 40)),
+        layers=draw(st.sampled_from([0, 0, 1, 7])),
     )
     return Pooled(
         case=case,
         prefill=draw(st.integers(1, 2)),
-        decode=Decode(draw(plans()), kv_tokens, draw(st.integers(1, 2)), link, case.kv_groups),
+        decode=Decode(taking.plan, taking.groups * kv_tokens, draw(st.integers(1, 2)), link, case.kv_groups),
         interval_s=draw(st.integers(1, 300)) / 1000,
-        router=draw(st.sampled_from(["round_robin", "least_outstanding"])),
+        router=draw(ROUTERS),
     )
 
 
@@ -262,7 +265,8 @@ def test_no_effect_before_its_cause(pools: Pooled) -> None:
             assert row["replica"] >= pools.prefill
             assert row["finish_ps"] in boundaries[row["replica"]]
             size = pools.decode.link.size(int(row["input_tokens"]))
-            way_fs = pools.decode.link.latency_fs + pools.decode.link.lasts_fs(size)
+            link = pools.decode.link
+            way_fs = link.latency_fs + link.lasts_fs(size) // max(1, link.layers)
             # It begins to decode when its cache is there, in one of the replica's steps.
             there = int(row["first_token_ps"]) * FS_PER_PS + way_fs
             assert any(there <= begin + FS_PER_PS for begin in begins[row["replica"]])
@@ -349,6 +353,80 @@ def test_links_carry_one_cache_after_the_other(
     lines = Lines(exact)
     done = [lines.send(*cache)[2] for cache in caches]
     assert done == naive_arrivals(exact, caches)
+
+
+def naive_layers(link: Link, steps: Sequence[tuple[int, int, Sequence[int]]]) -> list[int]:
+    """When caches have left one replica, layer by layer: of steps (begin, end, bytes of each cache), the first first.
+
+    At each time the link carries a layer that is computed, of the earliest step and cache; times divide evenly.
+    """
+    layers, free, found = link.layers, 0, []
+    for begin, end, sizes in steps:
+        for layer in range(layers):
+            free = max(free, begin + (end - begin) * (layer + 1) // layers)
+            last = []
+            for size in sizes:
+                free += link.lasts_fs(size) // layers
+                last.append(free)
+        found.append(last[-1])
+    return found
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 300), st.integers(1, 60), st.lists(st.integers(1, 12), min_size=1, max_size=3)),
+        max_size=8,
+    ),
+    st.integers(1, 6),
+    st.integers(1, 15),
+)
+def test_layers_leave_while_the_next_ones_are_computed(
+    steps: list[tuple[int, int, list[int]]], layers: int, per_byte: int
+) -> None:
+    assume(not FS_PER_S % per_byte)
+    link = Link(bytes_per_s=FS_PER_S // per_byte, latency_fs=3, bytes_per_token=1, layers=layers)
+    clock, timed = 0, []
+    for idle, length, sizes in steps:
+        begin = clock + idle
+        clock = begin + layers * length
+        timed.append((begin, clock, [layers * size for size in sizes]))
+    lines, left, done = Lines(link), [], []
+    for begin, end, sizes in timed:
+        for size in sizes:
+            begins, gone, there = lines.send(size, 0, 1, end, begin)
+            assert begin + (end - begin) // layers <= begins <= gone - link.lasts_fs(size)
+            assert gone >= end + link.lasts_fs(size) // layers  # its last layer is computed last
+            assert there >= gone + link.latency_fs
+            done.append(there)
+        left.append(gone)
+    assert left == naive_layers(link, timed)
+    assert done == sorted(done)
+
+
+def test_of_a_cache_whose_layers_leave_early_the_last_one_is_left() -> None:
+    # A step of 10 ms, of 10 layers; 10 tokens take 10 ms, a layer of them one: there at 10 + 5 + 1 ms, not at 25.
+    link = replace(LINK, layers=10)
+    served = hand_over([(0.0, 10, 2)], decode=Decode(PLAN, 1600, 1, link))
+    assert seconds(served, "finish_ps") == [0.026]
+    handover = summarize(served, Objectives(SloSpec()), Hardware(2)).document()["pools"]["handover"]
+    assert handover["waiting_s"]["mean"] == 0
+    assert handover["transfer_s"]["mean"] == pytest.approx(0.006)
+    assert handover["overlapped_s"]["mean"] == pytest.approx(0.009)
+    assert handover["link_busy_share"]["prefill"] == pytest.approx(0.01 / 0.026)
+    # 20 tokens take 20 ms: the link is behind, and has had 9 ms of them when the step ends.
+    slow = hand_over([(0.0, 20, 2)], decode=Decode(PLAN, 1600, 1, link))
+    assert seconds(slow, "finish_ps") == [0.036]  # 1 + 20 + 5 + 10 ms
+
+
+def test_who_waits_for_room_sends_its_cache_whole() -> None:
+    link = replace(LINK, layers=10)
+    times = [
+        hand_over([(0.0, 20, 20), (0.0, 20, 3)], decode=Decode(PLAN, 48, 1, way), kv_capacity_tokens=48)
+        for way in (LINK, link)
+    ]
+    # The second one goes at 300 ms in both; the first one has nothing to wait for.
+    assert [served.table["finish_ps"][1] for served in times] == [345 * 10**9] * 2
+    assert times[1].table["finish_ps"][0] < times[0].table["finish_ps"][0]
 
 
 def test_a_cache_has_all_of_its_bytes_of_the_full_layers_and_a_window_of_the_others() -> None:

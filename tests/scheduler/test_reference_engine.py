@@ -10,7 +10,8 @@ from pimserve.device_models.experts import ExpertTerm, ExpertUnit
 from pimserve.device_models.plan import CostPlan, DecodeAttentionTerm, PrefillAttentionTerm, RowTerm
 from pimserve.device_models.routing import POOL_SIZE, ExpertPools, Routing
 
-from .reference_engine import ReferenceRequest, ReferenceResult, run_reference
+from .reference_engine import ReferenceRequest, run_reference
+from .reference_result import ReferenceResult
 from .strategies import Case, cases
 
 PS = 1000
@@ -221,14 +222,31 @@ def test_no_step_starts_at_max_time() -> None:
     assert serve((70, 1, 3), max_time_fs=70 * PS).steps == []
 
 
-@pytest.mark.parametrize(("overlap", "attention"), [(False, 12 + 9), (True, 12)])
+@pytest.mark.parametrize(("overlap", "attention"), [(False, 24 + 9), (True, 24)])
 def test_data_parallel_groups_and_overlap(overlap: bool, attention: int) -> None:
     plan = replace(PLAN, data_parallel=2, overlap_attention=overlap)
     result = serve((0, 5, 2), (0, 3, 1), (10, 3, 1), plan=plan)
-    # The busiest of two groups has the prompt of 5, and one of two outputs.
+    # Each of two groups has a prompt, and the slower that of 5 tokens, and its output.
     assert result.steps[0].duration_fs == (100 + 50 + 1 + 15) * PS
-    # It has its share of the decoding request and a whole prompt, and one of two outputs.
-    assert result.steps[1].duration_fs == (100 + 40 + 1 + attention) * PS
+    # The third one comes while both have one running, and joins the first, which decodes with half of the devices.
+    assert result.steps[1].duration_fs == (100 + 40 + 2 + attention) * PS
+
+
+def test_each_data_parallel_group_has_limits_and_a_queue_of_its_own() -> None:
+    plan = replace(PLAN, data_parallel=2)
+    result = serve((0, 6, 1), (0, 2, 3), (0, 2, 1), (1, 2, 1), plan=plan, max_num_batched_tokens=2, block_size=2)
+    # To 0 and 1 in turns, and the last one to 1, as one waits in 0 when it comes. The long prompt takes all of the
+    # budget of its own group for three steps.
+    assert [(step.decode_requests, step.prefill_tokens, step.chunks) for step in result.steps[:3]] == [
+        (0, 2 + 2, 2),
+        (1, 2 + 1, 2),
+        (1, 2 + 1, 2),
+    ]
+    scheduled = [row.first_scheduled_ps for row in result.requests]
+    assert scheduled[2:] == [result.steps[at].start_fs // PS for at in (3, 1)]
+    # A group is full while another has room: the second of its requests is not let in before the first has left.
+    full = serve((0, 4, 2), (0, 3, 3), (0, 4, 1), plan=plan, kv_capacity_blocks=3, max_model_len=6)
+    assert full.requests[2].first_scheduled_ps == full.requests[0].finish_ps < full.requests[1].finish_ps
 
 
 def experts(top_k: int) -> ExpertTerm:
@@ -280,7 +298,7 @@ def test_laws(case: Case) -> None:
 
 
 def check_requests(case: Case, result: ReferenceResult) -> None:
-    """Every request comes out once, with all its tokens if it finished, and was let in in order of arrival."""
+    """Every request comes out once, with all its tokens if it finished, and was let in when the policy says so."""
     assert len(result.requests) == len(case.requests)
     for asked, row in zip(case.requests, result.requests, strict=True):
         assert row.input_tokens == asked.input_tokens
@@ -290,15 +308,16 @@ def check_requests(case: Case, result: ReferenceResult) -> None:
         known = [time for time in row[:4] if time >= 0]
         assert known == sorted(known)
         assert [time >= 0 for time in row[:4]] == sorted((time >= 0 for time in row[:4]), reverse=True)
-        if case.kv_admission == "oracle":
+        if case.kv_admission != "prompt":
             assert row.preemptions == 0
         if row.first_scheduled_ps >= 0:
             assert row.input_tokens + row.output_tokens <= case.max_model_len
     by_arrival = sorted(
         (row.arrival_ps, index) for index, row in enumerate(result.requests) if row.first_scheduled_ps >= 0
     )
-    scheduled = [result.requests[index].first_scheduled_ps for _, index in by_arrival]
-    assert scheduled == sorted(scheduled)
+    if case.policy == "fcfs" and case.groups == 1:
+        scheduled = [result.requests[index].first_scheduled_ps for _, index in by_arrival]
+        assert scheduled == sorted(scheduled)
     if case.concurrency is not None:
         gone = sum(row.status in ("finished", "rejected") for row in result.requests)
         arrived = sum(row.arrival_ps >= 0 for row in result.requests)
@@ -313,15 +332,15 @@ def check_steps(case: Case, result: ReferenceResult) -> None:
         assert step.start_fs >= end
         assert step.duration_fs > 0
         end = step.start_fs + step.duration_fs
-        assert 0 < step.blocks_used <= case.kv_capacity_blocks
-        assert 0 < step.decode_requests + step.chunks <= case.max_num_seqs
+        assert 0 < step.blocks_used <= case.kv_blocks
+        assert 0 < step.decode_requests + step.chunks <= case.groups * case.max_num_seqs
         assert step.decode_requests <= step.outputs <= step.decode_requests + step.chunks
         assert step.context_tokens <= step.blocks_used * case.block_size
         assert step.prefill_tokens >= step.chunks
         if case.max_num_batched_tokens is None:
             assert step.outputs == step.decode_requests + step.chunks
         else:
-            assert step.decode_requests + step.prefill_tokens <= case.max_num_batched_tokens
+            assert step.decode_requests + step.prefill_tokens <= case.groups * case.max_num_batched_tokens
         if case.max_time_fs is not None:
             assert step.start_fs < case.max_time_fs
     assert max((row.finish_ps for row in rows), default=-1) <= end // PS

@@ -1,6 +1,8 @@
 """Routers: what they pick, what they may see, and how packages add one."""
 
+from collections.abc import Callable
 from importlib.metadata import EntryPoint, EntryPoints
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +13,11 @@ from pimserve.device_models.plan import CostPlan, DecodeAttentionTerm, RowTerm
 from pimserve.errors import InputError
 from pimserve.loadgen.workload import Workload
 from pimserve.scheduler import router as router_module
+from pimserve.scheduler.blind_routers import Random, RoundRobin
 from pimserve.scheduler.config import SchedulerSpec
+from pimserve.scheduler.count_routers import LeastOutstanding, PowerOfTwo
 from pimserve.scheduler.fleet import Pool
-from pimserve.scheduler.router import LeastOutstanding, make_router
+from pimserve.scheduler.router import make_router
 from pimserve.scheduler.simulation import Served, simulate
 
 PS = 1000
@@ -30,7 +34,7 @@ PLAN = CostPlan(
 )
 
 
-def serve(requests: list[tuple[int, int, int]], replicas: int, router: str, **spec: int) -> Served:
+def serve(requests: list[tuple[int, int, int]], replicas: int, router: str, *, seed: int = 0, **spec: int) -> Served:
     """Serve (arrival ps, input, output)."""
     arrival, inputs, outputs = np.array(requests, np.int64).reshape(-1, 3).T.copy()
     return simulate(
@@ -38,6 +42,7 @@ def serve(requests: list[tuple[int, int, int]], replicas: int, router: str, **sp
         Workload(arrival, inputs, outputs, None, None, "", 0, {}),
         SchedulerSpec(router=router, **spec),
         max_model_len=4096,
+        seed=seed,
     )
 
 
@@ -48,6 +53,55 @@ def test_least_outstanding_picks_a_least_one_and_takes_turns(outstanding: list[i
     assert {outstanding[replica] for replica in picked} == {min(outstanding)}
     if len(set(outstanding)) == 1:  # all equal: each in turn
         assert len(set(picked[: len(outstanding)])) == min(times, len(outstanding))
+
+
+@given(st.integers(0, 2**63), st.integers(1, 9), st.integers(0, 50))
+def test_how_many_are_dealt_at_once_does_not_matter(seed: int, replicas: int, first: int) -> None:
+    for whole, parts in ((Random(seed), Random(seed)), (RoundRobin(), RoundRobin())):
+        dealt = [*parts.deal(first, replicas), *parts.deal(50 - first, replicas)]
+        assert whole.deal(50, replicas).tolist() == dealt
+        assert set(dealt) <= set(range(replicas))
+
+
+def test_random_draws_are_even_and_hang_on_the_seed() -> None:
+    dealt = Random(1).deal(60_000, 6)
+    counts = np.bincount(dealt, minlength=6)
+    assert (abs(counts - 10_000) < 500).all()  # five standard deviations
+    assert (np.corrcoef(dealt[1:], dealt[:-1])[0, 1]) < 0.02
+    assert (np.bincount(dealt * 6 + Random(2).deal(60_000, 6), minlength=36) > 1_400).all()
+
+
+@given(st.integers(0, 2**63), st.lists(st.integers(0, 5), min_size=2, max_size=8))
+def test_power_of_two_never_picks_the_one_with_most(seed: int, outstanding: list[int]) -> None:
+    router = PowerOfTwo(seed)
+    picked = {router.pick(outstanding) for _ in range(50)}
+    most = max(outstanding)
+    if outstanding.count(most) == 1:
+        assert outstanding.index(most) not in picked
+
+
+def test_power_of_two_draws_every_pair_alike() -> None:
+    """Of n replicas with ever more requests, replica i is picked as it is drawn with a later one."""
+    router = PowerOfTwo(3)
+    counts = np.bincount([router.pick(range(5)) for _ in range(20_000)], minlength=5)
+    assert abs(counts - np.array([8, 6, 4, 2, 0]) * 1_000).max() < 350  # five standard deviations
+    assert PowerOfTwo(3).pick([7]) == 0
+
+
+@pytest.mark.parametrize("make", [LeastOutstanding, lambda: PowerOfTwo(5)])
+def test_a_router_goes_on_from_its_state(make: Callable[[], Any]) -> None:
+    router, other = make(), make()
+    for _ in range(7):
+        router.pick([3, 1, 1, 2])
+    other.restore(router.state())
+    assert [router.pick([1, 1, 1]) for _ in range(20)] == [other.pick([1, 1, 1]) for _ in range(20)]
+
+
+def test_the_seed_of_the_run_is_that_of_its_router() -> None:
+    requests = [(i * MS, 5, 5) for i in range(40)]
+    for router in ("random", "power_of_two"):
+        chosen = [serve(requests, 3, router, seed=seed).table["replica"].tolist() for seed in (1, 1, 2)]
+        assert chosen[0] == chosen[1] != chosen[2]
 
 
 GAPS = st.integers(0, 30).map(MS.__mul__) | st.integers(0, 100)  # about the time of a step, or all at once
@@ -105,5 +159,8 @@ def test_packages_add_routers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(router_module, "entry_points", lambda group: points.select(group=group))
     table = serve([(i * MS, 5, 5) for i in range(4)], 3, "last").table
     assert table["replica"].tolist() == [2, 2, 2, 2]
-    with pytest.raises(InputError, match=r"unknown router 'first' \(known: round_robin, least_outstanding, last\)"):
+    with pytest.raises(
+        InputError,
+        match=r"unknown router 'first' \(known: round_robin, .*, last\)",
+    ):
         make_router("first")

@@ -8,7 +8,9 @@ import pytest
 
 from pimserve.device_models.plan import CostPlan, RowTerm
 from pimserve.errors import InputError
+from pimserve.loadgen.turns import NOT_YET_PS, Turns
 from pimserve.loadgen.workload import Workload
+from pimserve.scheduler import steplog
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.requests import NEVER
 from pimserve.scheduler.simulation import Served
@@ -20,16 +22,26 @@ LAYERS = RowTerm("layers", "fc", "xpu", "tokens", ((10**13, 0),))
 PLAN = CostPlan(1, 1, ("xpu",), (LAYERS,), (), (), None)
 
 
-def serve(requests: list[tuple[float, int, int]], *, concurrency: int | None = None, **changes: Any) -> Served:
-    """Serve (arrival s, input, output)."""
+def serve(
+    requests: list[tuple[float, int, int]],
+    *,
+    concurrency: int | None = None,
+    turns: Turns | None = None,
+    max_concurrency: int | None = None,
+    **changes: Any,
+) -> Served:
+    """Serve (arrival s, input, output); of those that follow on others, the arrival is what they make of it."""
+    arrival = np.array([round(at * 1e12) for at, _, _ in requests], np.int64)
+    if turns is not None:
+        arrival[turns.followers] = NOT_YET_PS
     return simulate_on(
         **{
             "plan": PLAN,
             "workload": Workload(
-                np.array([round(at * 1e12) for at, _, _ in requests], np.int64),
+                arrival,
                 np.array([tokens for _, tokens, _ in requests], np.int64),
                 np.array([tokens for _, _, tokens in requests], np.int64),
-                concurrency, None, "", 0, {},
+                concurrency, None, "", 0, {}, turns=turns, max_concurrency=max_concurrency,
             ),
             "spec": SchedulerSpec(),
             "kv_capacity_tokens": 1600,
@@ -153,10 +165,13 @@ def test_clients_of_a_closed_loop_share_the_replicas(replicas: int, clients: int
     assert seconds(served, "arrival_ps").count(0.0) == clients
 
 
-def test_a_closed_loop_needs_clients_bound_to_replicas() -> None:
+def test_a_closed_loop_of_which_each_request_is_routed() -> None:
     least = SchedulerSpec(router="least_outstanding")
-    with pytest.raises(InputError, match=r"scheduler\.router: a closed loop"):
-        serve([(0.0, 5, 2)] * 4, concurrency=2, replicas=2, spec=least)
+    served = serve([(0.0, 5, 2), (0.0, 5, 8), (0.0, 5, 2), (0.0, 5, 2)], concurrency=2, replicas=2, spec=least)
+    first, second = served.table["replica"][:2].tolist()
+    assert {first, second} == {0, 1}
+    assert served.table["replica"].tolist() == [first, second, first, first]  # where nothing is left
+    assert served.end_s == pytest.approx(0.08)
     assert serve([(0.0, 5, 2)] * 4, concurrency=2, spec=least).end_s == pytest.approx(0.04)
 
 
@@ -206,3 +221,26 @@ def test_a_request_whose_last_step_is_under_way_counts_at_the_next_reports() -> 
         replicas=2,
     )
     assert served.table["replica"].tolist() == [1, 0, 0]
+
+
+def test_a_step_that_ends_as_the_window_begins_is_in_it_however_the_log_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = [(0.0, 5, 3), (0.08, 5, 3)]
+    whole = serve(requests, warmup_s=STEP_S, cooldown_s=0.02)
+    monkeypatch.setattr(steplog, "_ROWS_PER_FLUSH", 1)
+    cut = serve(requests, warmup_s=STEP_S, cooldown_s=0.02)
+    assert [log.window_tokens for log in (*whole.logs, *cut.logs)] == [3, 3]
+
+
+def test_short_prompts_pass_a_long_one_that_is_cut_to_a_threshold() -> None:
+    """Of 100 tokens a step, the long prompt takes 40, so that those behind it begin at once; all three end it."""
+    requests = [(0.0, 250, 1), (0.0, 50, 1), (0.0, 30, 1)]
+    budget = {"max_num_seqs": 8, "max_num_batched_tokens": 100}
+    cut = serve(requests, spec=SchedulerSpec(**budget, long_prefill_token_threshold=40))
+    # Steps of (40, 40, 20), (40, 10, 10), and 40 of the first alone until 250 are there.
+    assert seconds(cut, "first_token_ps") == [0.07, 0.02, 0.02]
+    assert seconds(serve(requests, spec=SchedulerSpec(**budget)), "first_token_ps") == [0.03, 0.03, 0.04]
+
+
+def test_whole_prompts_are_not_cut_to_a_threshold() -> None:
+    with pytest.raises(ValueError, match="long_prefill_token_threshold needs batching: chunked"):
+        SchedulerSpec(batching="stage", long_prefill_token_threshold=40)

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from pimserve.device_models.plan import CostPlan, Energy, RowTerm
+from pimserve.loadgen.objectives import Objectives
+from pimserve.loadgen.slo import SloSpec
 from pimserve.loadgen.workload import Workload
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.fleet import Pool
-from pimserve.scheduler.requests import REJECTED, RequestTable
+from pimserve.scheduler.requests import FINISHED, REJECTED, RequestTable
 from pimserve.scheduler.simulation import simulate
-from pimserve.scheduler.slo import SloSpec
 from pimserve.scheduler.stability import SATURATED, STATES, STEADY, TOO_SHORT, Stability, _regression, stability
 from pimserve.scheduler.summary import summarize
 from pimserve.scheduler.usage import Hardware
@@ -51,7 +52,7 @@ def summary(
     )
     spec = SchedulerSpec(max_num_seqs=given["seqs"])
     served = simulate([Pool("", given["plan"], 10**6)], workload, spec, max_model_len=10**5, **changes)
-    return summarize(served, SloSpec(), Hardware(1)).document()
+    return summarize(served, Objectives(SloSpec()), Hardware(1)).document()
 
 
 def states(system: str, load: float, n: int, process: str = "poisson") -> Counter[str]:
@@ -180,3 +181,19 @@ def test_where_all_are_rejected_none_is_in_the_system() -> None:
     table = RequestTable(np.arange(3) * 10**12, ones, ones, 100)
     table["status"][:] = REJECTED
     assert stability(table.columns, MeasuredWindow(), 10**13) == Stability(TOO_SHORT, 0, 0, None, None)
+
+
+def test_the_order_of_rows_does_not_matter() -> None:
+    """Turns that follow on others are behind these in the table, whenever they arrive."""
+    rng = np.random.default_rng(5)
+    n = 4000
+    arrival = np.sort(rng.integers(0, 10**15, n))
+    table = RequestTable(arrival, np.ones(n, np.int64), np.ones(n, np.int64), 10)
+    table["first_scheduled_ps"][:] = arrival + 10**9
+    table["finish_ps"][:] = arrival + rng.integers(2 * 10**9, 10**12, n)
+    table["status"][:] = FINISHED
+    mixed = RequestTable.of_rows(table.structured()[rng.permutation(n)])
+    end_ps = int(table["finish_ps"].max())
+    found = stability(table.columns, MeasuredWindow(), end_ps)
+    assert stability(mixed.columns, MeasuredWindow(), end_ps) == found
+    assert found.state == STEADY

@@ -13,14 +13,15 @@ from hypothesis import strategies as st
 from pimserve.device_models.experts import ExpertTerm, ExpertUnit
 from pimserve.device_models.pipeline import Load, PassivePower, PipelineTerm, Station
 from pimserve.device_models.plan import HOST, CostPlan, DecodeAttentionTerm, Energy, RowTerm
+from pimserve.loadgen.objectives import Objectives
+from pimserve.loadgen.slo import SloSpec
 from pimserve.loadgen.workload import Workload
 from pimserve.scheduler.config import SchedulerSpec
-from pimserve.scheduler.distributions import PERCENTILES, distribution, percentile
+from pimserve.scheduler.distributions import distribution, percentile
 from pimserve.scheduler.fleet import Pool
 from pimserve.scheduler.outcomes import CENSORED, outcomes
 from pimserve.scheduler.requests import REJECTED, SERVABLE, WAITING
 from pimserve.scheduler.simulation import Served, simulate
-from pimserve.scheduler.slo import SloSpec
 from pimserve.scheduler.summary import digest, summarize
 from pimserve.scheduler.usage import Hardware
 
@@ -28,6 +29,7 @@ from .pools import simulate_on
 
 LAYERS = RowTerm("layers", "fc", "xpu", "tokens", ((10**13, 0),), Energy(5 * 10**12, 10**12, 2 * 10**12))
 PLAN = CostPlan(2, 1, ("xpu",), (LAYERS,), (), (), None)
+NOT_SHED = {"queue_full": 0, "predicted_ttft": 0}
 NO_LIMITS = SloSpec()
 
 
@@ -50,9 +52,12 @@ def serve(requests: list[tuple[float, int, int]], *, concurrency: int | None = N
 
 
 def summary(requests: list[tuple[float, int, int]], slo: SloSpec = NO_LIMITS, **changes: Any) -> dict[str, Any]:
-    found = summarize(serve(requests, **changes), slo, Hardware(2)).document()
+    found = summarize(serve(requests, **changes), Objectives(slo), Hardware(2)).document()
     json.dumps(found, allow_nan=False)  # a summary is plain JSON
     return found
+
+
+FEW = {"few_samples": ["p50", "p90", "p99"]}
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=200), st.sampled_from([0.1, 1, 50, 90, 99, 100]))
@@ -66,10 +71,10 @@ def test_percentile_is_the_smallest_value_with_that_share_at_or_below(values: li
 
 def test_distribution_tells_how_many_samples_it_has() -> None:
     found = distribution(np.array([3.0, 1.0, 2.0, 10.0])).document()
-    assert found == {"mean": 4.0, "p50": 2.0, "p90": 10.0, "p99": 10.0, "n": 4}
+    assert found == {"mean": 4.0, "p50": 2.0, "p90": 10.0, "p99": 10.0, "n": 4, **FEW}
     assert distribution(np.zeros(0)).document() == {
         "mean": None,
-        **dict.fromkeys([f"p{p}" for p in PERCENTILES]),
+        **dict.fromkeys(["p50", "p90", "p99"]),
         "n": 0,
     }
 
@@ -77,6 +82,7 @@ def test_distribution_tells_how_many_samples_it_has() -> None:
 def test_latencies() -> None:
     # The first arrives at once; the second during the first step, which it waits for; the third has one token.
     found = summary([(0.0, 5, 5), (0.005, 5, 11), (0.2, 5, 1)])["latency_s"]
+    assert all(latency.pop("few_samples") == FEW["few_samples"] for latency in found.values())
     ttft, e2e = [0.01, 0.015, 0.01], [0.05, 0.115, 0.01]
     none = {"censored": 0}
     assert found["ttft"] == pytest.approx(
@@ -189,7 +195,7 @@ def test_what_is_known_when_a_run_is_cut_is_what_comes_of_it(
     spec = SchedulerSpec(max_num_seqs=2)
 
     def outcomes_of(served: Served) -> dict[str, Any]:
-        return outcomes(served.latencies(np.ones(len(timed), np.bool_)), slo)
+        return outcomes(served.latencies(np.ones(len(timed), np.bool_)), Objectives(slo))
 
     cut, whole = serve(timed, spec=spec, max_time_s=stop_ms / 1000), serve(timed, spec=spec)
     found, later = outcomes_of(cut), outcomes_of(whole)
@@ -206,11 +212,12 @@ def test_what_is_known_when_a_run_is_cut_is_what_comes_of_it(
 @given(st.lists(st.tuples(st.integers(1, 400), st.integers(1, 50)), min_size=1, max_size=20), st.integers(20, 300))
 def test_requests_are_rejected_for_a_reason(lengths: list[tuple[int, int]], most: int) -> None:
     served = serve([(0.0, *each) for each in lengths], max_model_len=most, kv_capacity_tokens=160)
-    found = summarize(served, NO_LIMITS, Hardware(1)).document()
+    found = summarize(served, Objectives(NO_LIMITS), Hardware(1)).document()
     longer = [prompt for prompt, _ in lengths if prompt >= min(most, 160)]
     assert found["requests"]["rejected_by_reason"] == {
         "max_model_len": sum(prompt >= most for prompt in longer),
         "kv_cache": sum(prompt < most for prompt in longer),
+        **NOT_SHED,
     }
     assert found["tokens"]["prompt_rejected"] == sum(longer)
     assert served.limits_tokens == {"max_model_len": most, "kv_cache": 160}
@@ -337,7 +344,7 @@ def test_a_run_in_which_nothing_is_served() -> None:
     assert found["throughput"]["output_tokens_per_s"] in {None, 0.0}
     assert found["latency_s"]["ttft"]["n"] == 0
     assert found["stability"] == "too short to tell"
-    assert found["requests"]["rejected_by_reason"] == {"max_model_len": 2, "kv_cache": 0}
+    assert found["requests"]["rejected_by_reason"] == {"max_model_len": 2, "kv_cache": 0, **NOT_SHED}
     assert (found["tokens"]["prompt"], found["tokens"]["prompt_rejected"]) == (0, 3200)
 
 
@@ -346,7 +353,7 @@ def test_a_closed_loop_is_trimmed_at_both_ends() -> None:
     for warmup, measured in ((0.0, 20), (1e-9, 12)):
         served = simulate([Pool("", PLAN, 1600)], workload, SchedulerSpec(), max_model_len=1600, warmup_s=warmup)
         # Of 20 the first 4 are sent before the window, and the last 4 when it ends.
-        assert summarize(served, NO_LIMITS, Hardware(1)).requests.measured == measured
+        assert summarize(served, Objectives(NO_LIMITS), Hardware(1)).requests.measured == measured
 
 
 def test_replicas_of_a_closed_loop_add_up_their_own_rates() -> None:

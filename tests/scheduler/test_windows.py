@@ -28,8 +28,8 @@ from pimserve.scheduler.shard import Shard
 from pimserve.scheduler.simulation import Deployment
 from pimserve.scheduler.summary import digest
 
+from .law_runs import ROUTERS, Run, runs
 from .strategies import Case, cases
-from .test_laws import Run, runs
 from .test_simulation import serve
 
 FS_PER_MS = 10**12
@@ -153,10 +153,10 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(run: Run, lengths: list[int
 
 
 @settings(max_examples=40)
-@given(cases(), st.integers(2, 4), st.integers(1, 300), LENGTHS)
-def test_shards_do_not_matter(case: Case, replicas: int, interval_ms: int, lengths: list[int]) -> None:
+@given(cases(), ROUTERS, st.integers(2, 4), st.integers(1, 300), LENGTHS)
+def test_shards_do_not_matter(case: Case, router: str, replicas: int, interval_ms: int, lengths: list[int]) -> None:
     case = replace(case, max_time_fs=None)
-    router = "round_robin" if case.concurrency is not None else "least_outstanding"
+    router = "round_robin" if case.concurrency is not None else router
     results = []
     for shards in (1, 2, 4):
         control = Windows(lengths) if shards == 2 else None
@@ -233,6 +233,25 @@ def test_commands_beyond_the_end_of_the_clock_are_refused() -> None:
         served = serve(requests, deployment=Deployment(control=control))
         assert [refused.startswith(message) for refused in control.refused] == [True], control.refused
         assert served.table["finish_ps"].tolist() == serve(requests).table["finish_ps"].tolist()
+
+
+def test_shards_refuse_a_change_to_a_router_that_they_could_not_have_begun_with() -> None:
+    requests = [(i * 0.01, 5, 5) for i in range(20)]
+    looking, prefixes = ChangeScheduler(router="least_outstanding"), ChangeScheduler(router="llm_d")
+    for command, interval_s, shards, refused in (
+        (looking, 0.0, 2, ["scheduler.router: 'least_outstanding' looks at all replicas at each arrival"]),
+        (looking, 0.0, 1, []),
+        (looking, 0.02, 2, []),
+        (ChangeScheduler(router="random"), 0.0, 2, []),
+        (prefixes, 0.02, 2, ["scheduler.router: 'llm_d' goes by prefixes"]),
+        (prefixes, 0.02, 1, []),
+    ):
+        spec = SchedulerSpec(report_interval_s=interval_s, enable_prefix_caching=True)
+        control = Windows([50 * FS_PER_MS], {1: command})
+        deployment = Deployment(shards=spread(shards), control=control)
+        served = serve(requests, spec=spec, replicas=2, deployment=deployment)
+        assert [message.split(",")[0] for message in control.refused] == refused
+        assert (served.table["finish_ps"] > 0).all()
 
 
 def test_a_budget_beyond_what_attention_windows_have_blocks_for_is_refused() -> None:

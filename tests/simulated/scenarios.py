@@ -57,6 +57,16 @@ _DOCUMENTS: dict[str, dict[str, Any]] = {
         "cluster": {"device": "duplex", "replicas": 2, "devices_per_node": 2},
         "workload": {**_WORKLOAD, "mode": "closed", "concurrency": 4, "arrival": None},
     },
+    "prefixes": {
+        "model": _DENSE,
+        "cluster": {
+            "device": "duplex",
+            "devices_per_node": 2,
+            "pools": {"prefill": {"device": "duplex", "replicas": 2}, "decode": {"device": "duplex", "replicas": 1}},
+        },
+        "scheduler": {"report_interval_s": 0.7, "enable_prefix_caching": True, "kv_blocks": 80},
+        "workload": {**_WORKLOAD, "prefix": {"groups": 2, "shared_tokens": 200}},
+    },
     "mixed": {
         "cluster": {
             "device": "duplex",
@@ -65,6 +75,19 @@ _DOCUMENTS: dict[str, dict[str, Any]] = {
             "placement": {"experts": {"device": "duplex", "devices_per_node": 2}, "micro_batches": 2},
         },
         "routing": {"mode": "exact"},
+    },
+    "hot": {
+        "cluster": {
+            "device": "duplex",
+            "replicas": 2,
+            "devices_per_node": 1,
+            "placement": {
+                "hot_experts": {"device": "b200", "devices_per_node": 1, "count": 1},
+                "experts": {"device": "duplex", "devices_per_node": 2, "experts": "tp"},
+                "micro_batches": 2,
+            },
+        },
+        "routing": {"popularity": "zipf", "zipf_exponent": 1.0},
     },
     "faults": {
         "cluster": {"device": "duplex", "replicas": 2, "devices_per_node": 2},

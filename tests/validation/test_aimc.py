@@ -214,7 +214,7 @@ def test_pairs_are_mapped_by_their_own_density(tmp_path: Path) -> None:
         del case["derived"]["mapping"], case["derived"]["mvms_per_tile"]
         read = read_one(tmp_path, case)
         assert not read.mapping_given
-        ups = [ffn.up[0] for ffn in read.network.blocks[0].experts]
+        ups = [ffn.up[0] for (ffn,) in read.network.blocks[0].experts]
         return sorted(range(4), key=lambda e: (read.mapping.tiers[ups[e]], read.mapping.tiles[ups[e]]))
 
     def pairs(*likely: tuple[int, int]) -> list[list[float]]:

@@ -81,7 +81,7 @@ def test_splits(scenario, changes, gpus, tensor, experts, assumed):
     cluster = document["cluster"]
     assert (cluster["devices_per_node"], cluster["tensor_parallel"], cluster["experts"]) == (gpus, tensor, experts)
     assert said == assumed
-    assert document["scheduler"]["max_num_batched_tokens"] == 8192 * gpus // tensor
+    assert document["scheduler"]["max_num_batched_tokens"] == 8192
     Scenario.model_validate(document)
 
 

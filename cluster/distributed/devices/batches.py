@@ -23,7 +23,6 @@ _NUMBERS_PER_BATCH = 2**18  # that a device tells another, about
 _STEP_BYTES = 600  # that a step takes in the log, about
 _STEPS, _DURATION = SpanColumns._fields.index("steps"), SpanColumns._fields.index("duration_fs")
 _BEGIN_PS, _BEGIN_REST_FS = SpanColumns._fields.index("begin_ps"), SpanColumns._fields.index("begin_rest_fs")
-_CONTEXT, _DECODES = SpanColumns._fields.index("context"), SpanColumns._fields.index("decodes")
 Connections = Mapping[str, HostConnection]
 
 
@@ -197,9 +196,8 @@ class LockstepFeed:
         for row, first_step, slowdown in zip(*(column.tolist() for column in columns), strict=True):
             total = 0
             for step in range(row[_STEPS]):
-                context = row[_CONTEXT] + step * row[_DECODES]
                 begin_ps = row[_BEGIN_PS] + (row[_BEGIN_REST_FS] + total) // FS_PER_PS
-                request = step_request(replica, first_step + step, row, context, slowdown, begin_ps)
+                request = step_request(replica, first_step, row, step, slowdown, begin_ps)
                 if request.step >= self._next[replica]:
                     self._next[replica] = request.step + 1
                     self._log.append(request, _STEP_BYTES)

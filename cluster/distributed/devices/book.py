@@ -19,11 +19,11 @@ from pimserve.device_models.evaluate import evaluate, experts_rows
 from pimserve.device_models.experts import FEATURES
 from pimserve.device_models.plan import FS_PER_PS
 from pimserve.device_models.slowdown import NORMAL
-from pimserve.device_models.step import EnergyKey
 from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.exact import exact_sum
 from pimserve.scheduler.ledger import ReplicaLedger, TimesDifferError
 from pimserve.scheduler.steplog import SpanColumns
+from pimserve.scheduler.totals import EnergyPart
 
 _ROWS_AT_ONCE = 4096  # digesting a block has a fixed cost, so that few rows wait for more
 _STEPS_KEPT = 1024  # kinds of single steps whose traffic is kept
@@ -58,7 +58,7 @@ class ReplicaBook:
         self.experts_fs = dict.fromkeys(self.devices, 0)
         self.experts_pj = dict.fromkeys(self.devices, (0, 0))
         self.routed_pj = (0, 0)
-        self.group_pj: Counter[EnergyKey] = Counter()
+        self.group_pj: Counter[EnergyPart] = Counter()
         self.sent, self.received = (np.zeros((len(pool.traffic.keys), 2), np.int64) for _ in range(2))
         self.picks_sent, self.picks_received = LayerPicks(), LayerPicks()
         self._normal = self._costs = costs

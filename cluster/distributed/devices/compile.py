@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,16 +15,17 @@ from pimserve.cluster.distributed.devices.mixed_flows import traffic_of_groups
 from pimserve.cluster.scenario.dispatch import transport
 from pimserve.cluster.scenario.document import Scenario
 from pimserve.cluster.scenario.placement import PlacedPool
-from pimserve.cluster.scenario.placement_spec import GROUPS, MOST_MICRO_BATCHES
+from pimserve.cluster.scenario.placement_spec import MOST_MICRO_BATCHES
 from pimserve.cluster.scenario.prepared import Prepared
 from pimserve.cluster.scenario.two_groups import link_between
 from pimserve.device_models.expert_layout import layer_loads
+from pimserve.device_models.expert_picks import expert_share
 from pimserve.device_models.memo import Memo
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.operators import ALL_PARTS, Part, operators_of
 from pimserve.device_models.rebalancing import placed_at
-from pimserve.device_models.routing import Routing, expert_share
-from pimserve.device_models.split_experts import SplitExperts
+from pimserve.device_models.routing import Routing
+from pimserve.device_models.split_experts import Side, sides_of
 from pimserve.errors import InputError, validation_error
 from pimserve.scheduler.costs import ReplicaCosts
 
@@ -82,13 +83,12 @@ def compile_pool(prepared: Prepared, name: str) -> DevicePool:
     """What the devices of a pool are; "" is the only one.
 
     Raises:
-        InputError: there is no such pool, or its experts are on two kinds of devices.
+        InputError: there is no such pool.
     """
     placed = next((pool for pool in prepared.pools if pool.name == name), None)
     if placed is None:
         names = ", ".join(repr(pool.name) for pool in prepared.pools)
         raise InputError("pools.pool", f"must be one of {names} (got {name!r})")
-    refuse_hot_experts([placed])
     model, seed = prepared.model, prepared.scenario.run.seed
     alone = prepared.scenario.of_pool(name)
 
@@ -96,7 +96,7 @@ def compile_pool(prepared: Prepared, name: str) -> DevicePool:
         share = _share(placed, model, prepared.routing, seed, epoch)
         if not placed.groups:
             return _traffic_of(placed, alone, model, share)
-        return _traffic_of_groups(placed, alone, model, prepared.routing, share)
+        return _traffic_of_groups(placed, alone, model, prepared.routing, share, epoch)
 
     return DevicePool(
         placed=placed,
@@ -106,22 +106,6 @@ def compile_pool(prepared: Prepared, name: str) -> DevicePool:
         seed=seed,
         picks_per_token=picks_per_token(model),
     )
-
-
-def refuse_hot_experts(pools: Sequence[PlacedPool]) -> None:
-    """See that no pool has routed experts on two kinds of devices.
-
-    Raises:
-        InputError: one has.
-    """
-    for pool in pools:
-        if isinstance(pool.plan.experts, SplitExperts):
-            place = f"cluster.pools.{pool.name}" if pool.name else "cluster"
-            raise InputError(
-                f"{place}.placement.hot_experts",
-                "device actors have all routed experts of a replica on one kind of devices: leave it out, or run "
-                "without device actors (--devices none, or in one process)",
-            )
 
 
 def picks_per_token(model: ModelSpec) -> int:
@@ -168,15 +152,25 @@ def _traffic_of(
 
 
 def _traffic_of_groups(
-    placed: PlacedPool, scenario: Scenario, model: ModelSpec, routing: Routing, share: tuple[float, ...]
+    placed: PlacedPool, scenario: Scenario, model: ModelSpec, routing: Routing, share: tuple[float, ...], epoch: int
 ) -> Traffic:
     """What all devices of a replica send each other that has attention and experts on groups of their own."""
-    spec, (attention, experts), term = scenario.cluster.two_groups, placed.groups, placed.plan.experts
+    spec, term = scenario.cluster.two_groups, placed.plan.experts
     assert spec is not None
-    assert not isinstance(term, SplitExperts | None)
-    inside = [
-        (_traffic_of(pool, scenario.of_group(group), model, share, spec.parts_of(group)), pool.devices_per_replica)
-        for group, pool in zip(GROUPS, placed.groups, strict=True)
-    ]
-    passing = link_between(scenario, model, routing, attention, experts).passing(spec.on_experts)
-    return traffic_of_groups(inside, passing, term, share)
+    assert term is not None
+    sides = sides_of(term)
+    models = [model, *(_with_experts(model, side) for side in sides)]
+    inside = []
+    for group, pool, of_pool in zip(spec.groups, placed.members, models, strict=True):
+        flows = _traffic_of(pool, scenario.of_group(group), of_pool, (), spec.parts_of(group)).flows
+        inside.append((flows, pool.devices_per_replica))
+    attention, experts = placed.groups
+    link = link_between(scenario, model, routing, attention, experts, epoch)
+    return traffic_of_groups(inside, link.passing(), sides, term.top_k, share)
+
+
+def _with_experts(model: ModelSpec, side: Side) -> ModelSpec:
+    """The model as if it had the routed experts of one kind of devices alone."""
+    assert model.moe is not None
+    some = model.moe.model_copy(update={"experts": side.experts, "top_k": side.top_k})
+    return model.model_copy(update={"moe": some})

@@ -177,7 +177,8 @@ class _Service(DeviceServiceServicer):
         """What rows of steps take."""
         with self._lock:
             state = self._state
-            spans = from_rows_table(request.rows, "rows", state.most_tokens(), state.most_steps(), ("duration_fs",))
+            limits = state.most_tokens(), state.most_steps(), state.verify_tokens()
+            spans = from_rows_table(request.rows, "rows", *limits, without=("duration_fs",))
             times = [state.books[span.replica].evaluate(span) for span in spans]
         # Rows of several replicas come back by replica.
         return pb.EvaluateStepsResponse(rows=to_table({"duration_fs": np.concatenate([*times, np.zeros(0, np.int64)])}))
@@ -192,7 +193,8 @@ class _Service(DeviceServiceServicer):
                 state = self._current(epoch)
                 _not_negative("window", request.window)
                 _not_negative("sequence", request.sequence)
-                batch = from_rows_table(request.rows, "rows", state.most_tokens(), state.most_steps())
+                limits = state.most_tokens(), state.most_steps(), state.verify_tokens()
+                batch = from_rows_table(request.rows, "rows", *limits)
                 state.begin_batch(request.window, request.sequence, batch)
             for spans in batch:
                 for some in state.books[spans.replica].alike(spans):
@@ -211,7 +213,7 @@ class _Service(DeviceServiceServicer):
                 state = self._current(epoch)
                 if not state.lockstep:
                     raise WrongStateError("steps are executed in lockstep mode")
-                spans = span_of_step(request, state.most_tokens())
+                spans = span_of_step(request, state.most_tokens(), state.verify_tokens())
                 devices = state.books[request.replica].devices
             duration = self._execute(spans, epoch, context)
             times = [pb.DeviceTime(device=device, duration_fs=duration) for device in devices]

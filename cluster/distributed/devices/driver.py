@@ -93,6 +93,7 @@ class DeviceDriver:
         self._places = dict(hosts)
         document = parse_scenario(scenario)
         model = document.load_model()
+        self._verify_tokens = document.scheduler.verify_tokens
         self._moe_layers, self._picks_per_token = model.moe_layers, picks_per_token(model)
         placed = {name for name in document.pools if document.of_pool(name).cluster.two_groups is not None}
         self._linked = {key[0] for place in hosts.values() for pool in placed for key in place.devices.get(pool, ())}
@@ -328,7 +329,7 @@ class DeviceDriver:
         steps, decodes, prefill = (
             rows[:, SpanColumns._fields.index(n)] for n in ("steps", "decodes", "prefill_tokens")
         )
-        self._tokens[replica] += int((steps * (decodes + prefill)).sum())
+        self._tokens[replica] += int((steps * (self._verify_tokens * decodes + prefill)).sum())
         if len(rows):
             self.last_blocks[replica] = int(rows[-1, SpanColumns._fields.index("blocks_end")])
 

@@ -117,10 +117,15 @@ def from_message(message: pb.ExchangeTokensRequest, to: str, experts: Experts | 
         raise InputError("span_steps", f"must be whole numbers of {SPAN_STEPS.itemsize} bytes")
     steps = np.frombuffer(message.span_steps, SPAN_STEPS)
     dispatched = message.phase == DISPATCHED
-    dtype, rows, width = SENT if dispatched else RESULT, len(steps), 0
-    if experts is not None:
-        width = experts.sent_width if dispatched else experts.result_width
-        rows = rows if dispatched else experts.result_rows(steps)
+    dtype, rows = SENT if dispatched else RESULT, len(steps)
+    if experts is not None and not dispatched:
+        rows = experts.result_rows(steps)
+
+    def width(sender: int, receiver: int) -> int:
+        if experts is None:
+            return 0
+        return experts.sent_width(receiver) if dispatched else experts.result_width(sender)
+
     numbers: defaultdict[tuple[int, int], list[bytes]] = defaultdict(list)  # of the same devices only one should come
     for given in message.matrices:
         numbers[given.from_device, given.to_device].append(given.data)
@@ -132,7 +137,7 @@ def from_message(message: pb.ExchangeTokensRequest, to: str, experts: Experts | 
         message.step,
         steps,
         np.array([[getattr(flow, name) for name in _FLOW] for flow in message.flows], np.int64).reshape(-1, len(_FLOW)),
-        {pair: _matrix(data, dtype, rows, width) for pair, data in numbers.items()},
+        {pair: _matrix(data, dtype, rows, width(*pair)) for pair, data in numbers.items()},
     )
 
 

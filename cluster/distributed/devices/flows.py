@@ -72,22 +72,51 @@ class Flow:
 
 
 @dataclass(frozen=True, slots=True)
+class Holders:
+    """Devices of one kind that hold routed experts: so many from the first one on, in alike groups."""
+
+    first: int
+    devices: int
+    groups: int
+
+    @property
+    def slices(self) -> int:
+        """Devices of an expert group."""
+        return self.devices // self.groups
+
+    @property
+    def numbers(self) -> range:
+        """All of them."""
+        return range(self.first, self.first + self.devices)
+
+    @property
+    def firsts(self) -> range:
+        """The first device of each group."""
+        return self.numbers[:: self.slices]
+
+    def of(self, devices: Sequence[int]) -> list[int]:
+        """Those of these devices."""
+        return [device for device in devices if device in self.numbers]
+
+
+@dataclass(frozen=True, slots=True)
 class Dispatch:
     """Picks of experts, on their way from device to device.
 
     `sender`, `receiver` and `weight`: (cells,), the latter the share of all picks. `experts_of`: (cells,), the expert
-    group that a cell leads to, of `groups` ones. Their bytes are flows, as picks may share a vector. `first`: the first
-    device with experts; `shared_by`: cells that share the picks of a sender for a group evenly, one after the other.
+    group that a cell leads to. Cells of which several share the picks of a sender for a group evenly: (cells,) how many
+    `ranks` there are, and the `rank` of each. Their bytes are flows, as picks may share a vector. `holders`: of the
+    experts, by kind of device; their groups are numbered one after the other.
     """
 
     picks_per_token: int
-    groups: int
+    holders: tuple[Holders, ...]
     sender: IntArray
     receiver: IntArray
     weight: FloatArray
     experts_of: IntArray
-    first: int = 0
-    shared_by: int = 1
+    rank: IntArray
+    ranks: IntArray
 
     def expected(self, tokens: IntArray) -> IntArray:
         """(n, cells): picks of steps with those tokens, by expected shares."""
@@ -102,18 +131,14 @@ class Dispatch:
         """Those of these devices that dispatch."""
         return [device for device in devices if device < self.senders]
 
-    def of_experts(self, devices: Sequence[int]) -> list[int]:
-        """Those of these devices that have experts."""
-        return [device for device in devices if device >= self.first]
-
     @property
     def over_link(self) -> bool:
         """Whether experts are on devices of their own."""
-        return self.first > 0
+        return self.holders[0].first > 0
 
-    def group_of(self, device: int) -> int:
-        """The expert group of a device that has experts."""
-        return (device - self.first) // self.slices
+    def weights_of_holders(self) -> FloatArray:
+        """(kinds of devices with experts,): shares of all picks."""
+        return np.array([self.weight[np.isin(self.receiver, each.numbers)].sum() for each in self.holders])
 
     def copies(self, counts: IntArray) -> IntArray:
         """(senders, layers, slots): of the tokens (layers, slots) that picked each expert, or copy of one, in a step,
@@ -129,18 +154,7 @@ class Dispatch:
     def of_cells(self, copies: IntArray) -> IntArray:
         """(cells,): picks in each cell, given those that each sender has for each expert group, (senders, groups)."""
         of_all = copies[self.sender, self.experts_of]
-        place = np.arange(len(self.sender)) % self.shared_by
-        return np.asarray(of_all // self.shared_by + (place < of_all % self.shared_by))
-
-    @property
-    def end(self) -> int:
-        """The device after the last one with experts."""
-        return int(self.receiver.max()) + 1
-
-    @property
-    def slices(self) -> int:
-        """Devices of an expert group."""
-        return (self.end - self.first) // self.groups
+        return np.asarray(of_all // self.ranks + (self.rank < of_all % self.ranks))
 
 
 class Traffic:
@@ -263,11 +277,13 @@ def traffic_of_point_to_point(sent: PointToPoint, devices: int) -> Traffic:
         flows,
         Dispatch(
             picks_per_token=sent.picks_per_token,
-            groups=devices,
+            holders=(Holders(0, devices, devices),),
             sender=sender,
             receiver=receiver,
             weight=np.array([sent.picks[pair] for pair in pairs]),
             experts_of=receiver,
+            rank=np.zeros_like(receiver),
+            ranks=np.ones_like(receiver),
         ),
     )
 
@@ -295,11 +311,13 @@ def _dispatch(op: Experts, split: Parallelism, share: Sequence[float]) -> Dispat
     of_group = np.asarray(share).reshape(op.groups, -1).sum(axis=1)
     return Dispatch(
         picks_per_token=op.top_k * op.layers,
-        groups=op.groups,
+        holders=(Holders(0, split.devices, op.groups),),
         sender=sender,
         receiver=receiver,
         weight=of_group[group] / split.devices,
         experts_of=group,
+        rank=np.zeros_like(group),
+        ranks=np.ones_like(group),
     )
 
 

@@ -125,6 +125,10 @@ class HostState:
         """Of each replica here, tokens that its KV cache holds."""
         return {replica: book.pool.placed.kv_capacity_tokens for replica, book in self.books.items()}
 
+    def verify_tokens(self) -> int:
+        """Tokens of a decoding request that a step computes."""
+        return max((pool.placed.plan.verify_tokens for pool in self.pools.values()), default=1)
+
     def most_steps(self) -> int:
         """Steps that a span can have."""
         return min((pool.costs.max_span for pool in self.pools.values()), default=1)
@@ -186,7 +190,7 @@ class HostState:
             experts = self.experts(spans.replica, slowdown, begin_ps)
             routes = Routes(book.pool.traffic, experts, self.name, home)
             self._routes[spans.replica, slowdown, epoch] = routes
-        return Turn(routes, spans, partial(book.traffic_of, epoch), repeated=not comes_next)
+        return Turn(routes, spans, partial(book.traffic_of, epoch), book.pool.placed.plan, repeated=not comes_next)
 
     def executed(self, turn: Turn) -> int:
         """All has come for a turn; spans that were taken before count once. Returns the time of the first of them, fs.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any
 
 from pimserve.cluster.base.rpc.statuses import DeviceMismatchError
@@ -17,21 +17,20 @@ from pimserve.scheduler.steplog import StepLog
 Sum = tuple[str, int, int]  # what, by the devices, by the engine
 
 
-def check_ledgers(
-    ledgers: Sequence[DeviceLedger], log: StepLog, last_blocks: int, attention: int | None = None
-) -> None:
+def check_ledgers(ledgers: Sequence[DeviceLedger], log: StepLog, last_blocks: int, sizes: Sequence[int]) -> None:
     """Compare the devices of a replica with the log of its engine.
 
     Args:
         ledgers: of all devices of the replica, in their order.
         log: of the replica.
         last_blocks: KV blocks in use during its last step.
-        attention: how many have attention, the first ones, and others the experts; None: all have both.
+        sizes: of its groups of devices, of which the first one has attention.
 
     Raises:
         DeviceMismatchError: a sum differs, or the figures of one device.
     """
-    groups = [ledgers[:attention]] if attention is None else [ledgers[:attention], ledgers[attention:]]
+    ends = accumulate(sizes)
+    groups = [ledgers[end - size : end] for size, end in zip(sizes, ends, strict=True)]
     for sums, of in ((_of_each(groups, log), "device {}"), (_of_all(groups, log, last_blocks), "all devices")):
         for place, (what, own, engine) in sums:
             if own != engine:

@@ -10,6 +10,7 @@ from pimserve.cluster.distributed.devices.book import ReplicaBook
 from pimserve.cluster.distributed.devices.exchange import KvBook
 from pimserve.cluster.distributed.devices.flows import share
 from pimserve.device_models.mixed_plan import units_of_groups
+from pimserve.device_models.operators import EXPERT_REBALANCING
 from pimserve.v1 import device_pb2 as pb
 
 _LOW = 2**64 - 1
@@ -32,12 +33,12 @@ class DeviceLedger:
 
     All devices of a replica take part in all of its steps, and are busy for the same time; tokens, outputs and energy
     are the device's share of the replica's: whole numbers that differ by one at most, and add up to it; but energy of
-    routed experts is the device's own where the scenario draws which ones are picked. Where attention and experts have
-    groups of devices of their own, units and energy are those of the device's group, and tokens, outputs and KV blocks
-    are attention's alone. `experts_fs`: its time for its
-    routed experts, with pooled routing that of the slowest device. `kv_blocks`: blocks of which it holds its part,
-    those of its data-parallel group, in the last step and the most so far; `kv_blocks_sent`, `kv_blocks_received`:
-    those of caches that were handed over.
+    routed experts is the device's own where the scenario draws which ones are picked. That of bringing experts to their
+    places is shared by all devices that have some. Where attention and experts have groups of devices of their own,
+    units and energy are those of the device's group, hot and cold experts' apart, and tokens, outputs and KV blocks are
+    attention's alone. `experts_fs`: its time for its routed experts, with pooled routing that of the slowest device of
+    its kind. `kv_blocks`: blocks of which it holds its part, those of its data-parallel group, in the last step and the
+    most so far; `kv_blocks_sent`, `kv_blocks_received`: those of caches that were handed over.
     """
 
     replica: int
@@ -98,16 +99,16 @@ def _energy_pj(book: ReplicaBook, device: int) -> dict[tuple[str, str], int]:
     """Of a device, by (category, "dram" or "compute")."""
     placed = book.pool.placed
     group, place = placed.member_of(device)
-    devices = placed.members[group].devices_per_replica
-    routed: dict[tuple[str, str], tuple[int, int]] = {}
-    if group == len(placed.members) - 1:  # has experts
-        of_replica_and_own = zip(book.routed_pj, book.experts_pj[device], strict=True)
-        routed = dict(zip((("moe", "dram"), ("moe", "compute")), of_replica_and_own, strict=True))
+    devices, last = placed.members[group].devices_per_replica, len(placed.members) - 1
+    own = dict(zip((("moe", "dram"), ("moe", "compute")), book.experts_pj[device], strict=True))
+    routed = dict(zip(own, book.routed_pj, strict=True))
     energy: dict[tuple[str, str], int] = {}
     for key, total in book.ledger.energy_pj.items():
-        of_all, own = routed.get(key, (0, 0))
-        elsewhere = book.group_pj[key] if group == 0 else total - book.group_pj[key]
-        energy[key] = share(total - elsewhere - of_all, place, devices) + own
+        of_experts = total if last and key[0] == EXPERT_REBALANCING else book.group_pj[key]
+        # Hot experts' devices have their own and nothing else; the last group has what else is on the experts' devices.
+        shared = total - of_experts if group == 0 else 0
+        shared += of_experts - routed.get(key, 0) if group == last else 0
+        energy[key] = share(shared, place, devices) + own.get(key, 0)
     return energy
 
 

@@ -2,7 +2,8 @@
 
 Of each micro-batch of a step, attention's devices send their tokens and the number of its outcome. The experts' devices
 look up how long each layer takes, and the load and energy of all, and send that back for each step. From these times
-follows the step's, by the schedule of the micro-batches.
+follows the step's, by the schedule of the micro-batches. Where hot experts are on devices of another kind, these and
+the cold ones' look up the same: an outcome is of both, and says what each kind takes in all layers.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimserve.arrays import IntArray
-from pimserve.cluster.distributed.devices.expert_work import RESULT, SENT, Matrix, Pair, Work
-from pimserve.cluster.distributed.devices.flows import Dispatch
+from pimserve.cluster.distributed.devices.expert_work import RESULT, SENT, Matrix, Pair, Work, shared_evenly
+from pimserve.cluster.distributed.devices.flows import Dispatch, apportion
 from pimserve.device_models.evaluate import parts_of
 from pimserve.device_models.experts import FEATURES
 from pimserve.device_models.routing import POOL_SIZE
@@ -23,7 +24,7 @@ from pimserve.device_models.step import StepShape, each_step
 from pimserve.scheduler.exact import exact_dot, exact_sum
 from pimserve.scheduler.mixed_costs import MixedCosts
 
-_ANSWERED = FEATURES[1:]  # beside the times of layers
+_TIME, _DRAM, _COMPUTE = (FEATURES.index(name) for name in ("time_fs", "dram_pj", "compute_pj"))
 
 
 class MixedExperts:
@@ -44,8 +45,15 @@ class MixedExperts:
         self.devices = devices
         self.parts = costs.plan.micro_batches.parts
         self.layers = self.pools.term.layers
-        self.sent_width = 2 * self.parts
-        self.result_width = self.parts * self.layers + len(_ANSWERED)
+        self.features = self.pools.term.features
+
+    def sent_width(self, receiver: int) -> int:
+        """Numbers that are dispatched to a device, in each row."""
+        return 2 * self.parts
+
+    def result_width(self, sender: int) -> int:
+        """Numbers that come back from a device, in each row: times of layers, and all features but that of time."""
+        return self.parts * self.layers + len(self.features) - 1
 
     def result_rows(self, span_steps: NDArray[np.integer[Any]]) -> int:
         """Rows of what comes back for spans of so many steps."""
@@ -56,16 +64,20 @@ class MixedExperts:
         return self.dispatch.of_senders(devices)
 
     def receivers(self, devices: Sequence[int]) -> list[int]:
-        """Of these devices, those to which something is sent; others with experts get the same as the one before."""
-        return self.dispatch.of_experts(devices)[:1]
+        """Of these devices, those to which something is sent: the first of each kind, as the others get the same."""
+        return [device for each in self.dispatch.holders for device in each.of(devices)[:1]]
 
     def layer_picks(self, sent: Mapping[Pair, Matrix], steps: IntArray) -> dict[Pair, IntArray]:
-        """Picks by MoE layer, (layers,), of tokens that were dispatched to the first device in spans of these steps."""
-        found = {}
-        for pair, matrix in sent.items():
-            if pair[1] == self.dispatch.first:
-                tokens = exact_dot(matrix[:, ::2].sum(axis=1, dtype=np.int64), steps)
-                found[pair] = np.full(self.layers, tokens * self.pools.term.top_k)
+        """Picks by MoE layer, (layers,), of tokens that were dispatched to the first device of each kind in spans of
+        these steps: of hot and of cold experts as many as each get in the mean over layers and outcomes."""
+        found, holders = {}, self.dispatch.holders
+        weights = self.dispatch.weights_of_holders()
+        for (sender, receiver), matrix in sent.items():
+            tokens = matrix[:, ::2].sum(axis=1, dtype=np.int64)
+            for number, each in enumerate(holders):
+                if receiver == each.first:
+                    picks = apportion(tokens * self.pools.term.top_k, weights)[:, number]
+                    found[sender, receiver] = np.full(self.layers, exact_dot(picks, steps))
         return found
 
     def draw(self, spans: StepShape[IntArray], first_steps: IntArray) -> MixedTurn:
@@ -103,7 +115,9 @@ class MixedTurn:
         """Look up what came, where experts are here."""
         if not came:
             return
-        shaped = [matrix.reshape(*self._tokens.shape, 2).astype(np.int64) for matrix in came.values()]
+        first = min(receiver for _, receiver in came)  # others here get the same
+        mine = (matrix for (_, receiver), matrix in came.items() if receiver == first)
+        shaped = [matrix.reshape(*self._tokens.shape, 2).astype(np.int64) for matrix in mine]
         tokens = np.asarray(np.sum([matrix[:, :, 0] for matrix in shaped], axis=0))
         self._answer = self._looked_up(tokens, shaped[0][:, :, 1])
 
@@ -117,27 +131,42 @@ class MixedTurn:
         """What a column of `result` is."""
         part, layer = divmod(column, self._experts.layers)
         if (beside := column - self._experts.parts * self._experts.layers) >= 0:
-            return f"{_ANSWERED[beside]} of the experts in all layers"
+            return f"{self._experts.features[1 + beside]} of the experts in all layers"
         return f"fs of the experts in MoE layer {layer}, micro-batch {part}"
 
     def work(self, results: Mapping[int, Matrix]) -> Work:
         """What the replica's experts take: what the slowest device says; where nothing comes back, what is here."""
         experts, spans = self._experts, self._spans
-        answer = np.max([*results.values()], axis=0) if results else self.result(experts.dispatch.first)
+        answer = np.max([*results.values()], axis=0) if results else self.result(experts.dispatch.holders[0].first)
         times = answer[:, : experts.parts * experts.layers]
         routed = times.reshape(-1, experts.parts, experts.layers).transpose(1, 2, 0)
-        drawn = np.zeros((len(answer), len(FEATURES)), np.int64)
+        drawn = np.zeros((len(answer), len(experts.features)), np.int64)
         drawn[:, 1:] = answer[:, times.shape[1] :]
         features = experts.costs.features_of(each_step(spans), list(routed), drawn)
-        own = dict.fromkeys(experts.devices, 0)
-        own |= dict.fromkeys(experts.dispatch.of_experts(experts.devices), exact_sum(times.sum(axis=1)))
-        return Work(np.add.reduceat(features, np.cumsum(spans.steps) - spans.steps), own, {})
+        drawn[:, _TIME] = times.sum(axis=1)
+        return Work(np.add.reduceat(features, np.cumsum(spans.steps) - spans.steps), *self._own(drawn))
+
+    def _own(self, drawn: IntArray) -> tuple[dict[int, int], dict[int, Pair]]:
+        """(time, energies) that devices here have for their own experts, given (steps, features) of all of them."""
+        experts, holders = self._experts, self._experts.dispatch.holders
+        columns = dict(zip(experts.features, drawn.T, strict=True))
+        taken: list[tuple[IntArray, IntArray | None]] = [(columns["time_fs"], None)]  # by kind of devices
+        if len(holders) > 1:
+            hot = np.column_stack([columns["hot_dram_pj"], columns["hot_compute_pj"]])
+            taken = [(columns["hot_fs"], hot), (columns["cold_fs"], drawn[:, [_DRAM, _COMPUTE]] - hot)]
+        own_fs, own_pj = dict.fromkeys(experts.devices, 0), {}
+        for each, (times, energies) in zip(holders, taken, strict=True):
+            for device in each.of(experts.devices):
+                own_fs[device] = exact_sum(times)
+                if energies is not None:
+                    own_pj[device] = shared_evenly(energies, device - each.first, each.devices)
+        return own_fs, own_pj
 
     def _looked_up(self, tokens: IntArray, outcomes: IntArray) -> Matrix:
         """The answer to (n, micro-batches) tokens and outcomes."""
         experts, steps, blocks = self._experts, self._spans.steps, []
         after = np.arange(int(steps.sum())) - np.repeat(np.cumsum(steps) - steps, steps)
-        features = np.zeros((len(after), len(FEATURES)), np.int64)
+        features = np.zeros((len(after), len(experts.features)), np.int64)
         for part in range(experts.parts):
             of_steps = np.repeat(tokens[:, part], steps)
             outcome = (np.repeat(outcomes[:, part], steps) + after * experts.parts) % POOL_SIZE

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pimserve.cluster.distributed.devices.expert_work import ExactExperts, PooledExperts
+from pimserve.cluster.distributed.devices.exact_experts import ExactExperts
+from pimserve.cluster.distributed.devices.expert_work import PooledExperts
 from pimserve.cluster.distributed.devices.flows import Dispatch
 from pimserve.cluster.distributed.devices.mixed_experts import MixedExperts
 from pimserve.scheduler.costs import ReplicaCosts

@@ -27,6 +27,7 @@ _COLUMNS: dict[str, np.dtype[Any]] = {
     name: np.dtype(np.int32 if name in _NARROW else np.int64) for name in SpanColumns._fields
 }
 ROW_BYTES = sum(dtype.itemsize for dtype in (*_KEYS.values(), *_COLUMNS.values()))
+PACED = ("paced_decodes", "paced_context", "paced_chunks", "paced_outputs")
 _MOST = 2**31 - 1  # of what is counted
 _SLOWEST = 10**9
 _LATEST = 2**62  # of times, energies and steps
@@ -42,6 +43,7 @@ _STEP_COLUMNS = (
     "prefill_fs",
     "prefill_dram_pj",
     "prefill_compute_pj",
+    *PACED,
 )
 _LIMITS = dict.fromkeys(SpanColumns._fields, (0, _MOST)) | {
     "steps": (1, MAX_SPAN),
@@ -53,6 +55,7 @@ _LIMITS = dict.fromkeys(SpanColumns._fields, (0, _MOST)) | {
     "prefill_fs": (0, _LATEST),
     "prefill_dram_pj": (0, _LATEST),
     "prefill_compute_pj": (0, _LATEST),
+    **dict.fromkeys(PACED, (0, 2**40)),
     "duration_fs": (0, _LATEST),
 }
 
@@ -104,7 +107,12 @@ def to_rows_table(blocks: Sequence[Spans], without: Sequence[str] = ()) -> Table
 
 
 def from_rows_table(
-    table: Table, where: str, most_tokens: Mapping[int, int], most_steps: int, without: Sequence[str] = ()
+    table: Table,
+    where: str,
+    most_tokens: Mapping[int, int],
+    most_steps: int,
+    verify_tokens: int,
+    without: Sequence[str] = (),
 ) -> list[Spans]:
     """Spans of each replica, columns left out all 0.
 
@@ -112,6 +120,7 @@ def from_rows_table(
         table: as `to_rows_table` makes it.
         where: its place, for messages.
         most_tokens: of each replica here, tokens that its KV cache holds: no step has more.
+        verify_tokens: of a decoding request in a step, which emits as many at most.
         most_steps: that a span of decode steps can have.
         without: columns that are not there.
 
@@ -127,7 +136,7 @@ def from_rows_table(
     _within(f"{where}.slowdown", raw["slowdown"], 1, _SLOWEST)
     for name, column in zip(SpanColumns._fields, rows, strict=True):
         _within(f"{where}.{name}", column, *_LIMITS[name])
-    _check(f"{where}.", rows, most_steps)
+    _check(f"{where}.", rows, most_steps, verify_tokens)
     numbers = np.unique(raw["replica"]).tolist()
     for replica in numbers:
         if replica not in most_tokens:
@@ -143,23 +152,26 @@ def from_rows_table(
 
 
 def step_request(
-    replica: int, step: int, row: Sequence[int], context: int, slowdown: int, begin_ps: int
+    replica: int, first_step: int, row: Sequence[int], after: int, slowdown: int, begin_ps: int
 ) -> ExecuteStepsRequest:
     """A single step of a span as it is sent in lockstep: without its duration.
 
     Args:
         replica: its replica.
-        step: its number.
+        first_step: number of the span's first step.
         row: fields of SpanColumns of the span.
-        context: tokens that decoding requests attend to in this step.
+        after: steps of it that come before.
         slowdown: thousandths of its normal time that it takes.
         begin_ps: when it begins, ps.
     """
-    given = {name: row[place] for name, place in _STEP_PLACES} | {"context": context, "begin_ps": begin_ps}
+    given = {name: row[place] for name, place in _STEP_PLACES} | {"begin_ps": begin_ps}
+    for context, decodes in (("context", "decodes"), ("paced_context", "paced_decodes")):
+        given[context] += after * given[decodes]
+    step = first_step + after
     return ExecuteStepsRequest(replica=replica, step=step, blocks=row[_BLOCKS], slowdown=slowdown, **given)
 
 
-def span_of_step(step: ExecuteStepsRequest, most_tokens: Mapping[int, int]) -> Spans:
+def span_of_step(step: ExecuteStepsRequest, most_tokens: Mapping[int, int], verify_tokens: int) -> Spans:
     """A step that is to be executed, its time still 0.
 
     Raises:
@@ -172,7 +184,7 @@ def span_of_step(step: ExecuteStepsRequest, most_tokens: Mapping[int, int]) -> S
     _one_within("step", step.step, 0, _LATEST)
     _one_within("slowdown", step.slowdown, 1, _SLOWEST)
     row = np.array([[given.get(name, 0) for name in SpanColumns._fields]], np.int64)
-    _check("", SpanColumns(*row.T), 1)
+    _check("", SpanColumns(*row.T), 1, verify_tokens)
     if step.replica not in most_tokens:
         raise InputError("replica", f"replica {step.replica} has no device on this host")
     if step.decodes + step.prefill_tokens > most_tokens[step.replica]:
@@ -180,7 +192,7 @@ def span_of_step(step: ExecuteStepsRequest, most_tokens: Mapping[int, int]) -> S
     return Spans(step.replica, row, np.array([step.step]), np.array([step.slowdown]))
 
 
-def _check(where: str, rows: SpanColumns, most_steps: int) -> None:
+def _check(where: str, rows: SpanColumns, most_steps: int, verify_tokens: int) -> None:
     """What holds among the columns of spans."""
     prompts = (rows.chunks > 0) | (rows.prefill_tokens > 0) | (rows.prefill_fs > 0) | (rows.anchor_tokens > 0)
     for name, wrong, message in (
@@ -188,7 +200,11 @@ def _check(where: str, rows: SpanColumns, most_steps: int) -> None:
         ("steps", rows.steps > most_steps, f"a span has at most {most_steps} steps"),
         ("prefill_tokens", rows.prefill_tokens < rows.chunks, "a chunk of a prompt has tokens"),
         ("decodes", rows.decodes + rows.chunks < 1, "a step has requests"),
-        ("outputs", rows.outputs > rows.decodes + rows.chunks, "a request samples at most one token in a step"),
+        (
+            "outputs",
+            rows.outputs > verify_tokens * rows.decodes + rows.chunks,
+            f"a request samples at most {'one token' if verify_tokens == 1 else f'{verify_tokens} tokens'} in a step",
+        ),
     ):
         if wrong.any():
             raise InputError(f"{where}{name}", f"{message} (row {int(np.argmax(wrong))})")

@@ -17,6 +17,7 @@ from pimserve.cluster.distributed.devices.expert_work import Matrix, Pair, Work
 from pimserve.cluster.distributed.devices.flows import COMBINE, Traffic, kind_name
 from pimserve.cluster.distributed.devices.replica_experts import Experts
 from pimserve.cluster.distributed.devices.span_rows import Spans
+from pimserve.device_models.plan import CostPlan
 from pimserve.scheduler.steplog import SpanColumns
 from pimserve.v1 import device_pb2 as pb
 
@@ -124,19 +125,20 @@ class Turn:
         routes: of the replica.
         spans: which.
         traffic_of: what passes between devices.
+        plan: of the replica.
         repeated: they were executed before: others want to hear of them again.
     """
 
-    def __init__(self, routes: Routes, spans: Spans, traffic_of: TrafficOf, *, repeated: bool) -> None:
+    def __init__(self, routes: Routes, spans: Spans, traffic_of: TrafficOf, plan: CostPlan, *, repeated: bool) -> None:
         self.spans = spans
         self.repeated = repeated
         self._routes = routes
         rows = SpanColumns(*np.ascontiguousarray(spans.rows.T))
         self._steps = rows.steps.astype(SPAN_STEPS)
-        tokens = rows.decodes + rows.prefill_tokens
+        tokens, outputs = plan.tokens_of(rows.shape), plan.sampled_of(rows.shape)
         self._draw = None if routes.experts is None else routes.experts.draw(rows.shape, spans.first_steps)
         picks = None if self._draw is None else self._draw.picks
-        self._flows = routes.flows(traffic_of(tokens, rows.outputs, rows.steps, picks))
+        self._flows = routes.flows(traffic_of(tokens, outputs, rows.steps, picks))
         self._expected_of: dict[Ends, Exchange] = {}
         self.sent: list[Exchange] = []
         self.received: list[Exchange] = []

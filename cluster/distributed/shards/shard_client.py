@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import grpc
@@ -24,6 +25,7 @@ from pimserve.cluster.base.rpc.security import for_host
 from pimserve.cluster.base.rpc.statuses import HostUnavailableError, errors_of
 from pimserve.cluster.base.supervisor import SILENCE_S
 from pimserve.cluster.distributed.recovery import Recovery, ReplayLog
+from pimserve.cluster.distributed.shards.prefix_wire import prefix_messages
 from pimserve.cluster.distributed.shards.shard_wire import (
     blank_table,
     fleet_digest,
@@ -41,7 +43,8 @@ from pimserve.errors import PimserveError
 from pimserve.scheduler.control import Ledger
 from pimserve.scheduler.fleet import Fleet, RowSink
 from pimserve.scheduler.requests import WAITING, RequestTable
-from pimserve.scheduler.shard import NONE, Order, Report, Shard
+from pimserve.scheduler.shard import Shard
+from pimserve.scheduler.shard_port import NONE, Order, Report
 from pimserve.scheduler.steplog import SpanColumns, StepLog
 from pimserve.v1 import shard_pb2 as pb
 from pimserve.v1.columns_pb2 import Table
@@ -93,6 +96,7 @@ class ShardClient:
         self._host_timeout_s = host_timeout_s
         self.log: ReplayLog[_State, list[pb.AdvanceWindowsRequest]] = ReplayLog()  # of orders
         self._received = 0  # reports
+        self._requests = len(table)  # as the last order had it
         if fleet.concurrency is not None:
             for replica in self.replicas:
                 mine = fleet.closed_requests(replica, len(table))
@@ -115,6 +119,9 @@ class ShardClient:
         for part in parts:
             part.sequence, part.requests, part.live = self.log.next, len(self._table), self._live
             part.more = part is not parts[-1]
+        if self._table.prefixes is not None and len(self._table) > self._requests:
+            parts[-1].numbers = json.dumps(self._table.numbers.state())
+        self._requests = len(self._table)
         self.log.append(parts, sum(part.ByteSize() for part in parts))
         self._ended = order.last
         if self._connected is not None:
@@ -199,7 +206,7 @@ class ShardClient:
         connection = _Connection(host, host_channel(address, self._host_timeout_s), self._auth)
         try:
             connection.open(self._fleet, self.replicas, len(self._table), spans=self._on_rows is not None)
-            connection.restore(self.log.snapshots[host], self.log.first)
+            connection.restore(self.log.snapshots[host], self.log.first, self._table)
             for parts in self.log.messages:
                 connection.send(parts)
             for sequence in range(self.log.first, self._received):
@@ -255,11 +262,12 @@ class _Connection:
         if answer.fleet_digest != fleet_digest(fleet):
             raise PimserveError(f"{self._name} understood another fleet: is it of another version of pimserve?")
 
-    def restore(self, state: _State, sequence: int) -> None:
-        """Have it begin, or go on."""
+    def restore(self, state: _State, sequence: int, table: RequestTable) -> None:
+        """Have it begin, or go on, with what prompts of the table begin with."""
         messages = state_messages(pb.RestoreShardRequest, *state, sequence=sequence)
+        known = prefix_messages(table, sequence)
         with errors_of(self._name):
-            self._stub.RestoreShard(messages, timeout=_CALL_S, metadata=self._auth)
+            self._stub.RestoreShard(chain(messages, known), timeout=_CALL_S, metadata=self._auth)
 
     def send(self, parts: Sequence[pb.AdvanceWindowsRequest]) -> None:
         """Send an order, without waiting."""

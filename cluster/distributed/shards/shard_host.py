@@ -18,6 +18,7 @@ from pimserve.arrays import IntArray
 from pimserve.cluster.base.rpc.channels import make_server
 from pimserve.cluster.base.rpc.security import HostGuard
 from pimserve.cluster.base.rpc.statuses import WrongStateError
+from pimserve.cluster.distributed.shards.prefix_wire import take_prefixes
 from pimserve.cluster.distributed.shards.shard_wire import (
     ROWS_PER_MESSAGE,
     blank_table,
@@ -33,7 +34,9 @@ from pimserve.cluster.distributed.shards.shard_wire import (
     to_message,
 )
 from pimserve.cluster.run.results import SPAN
-from pimserve.scheduler.shard import NONE, Order, Report, Shard
+from pimserve.scheduler.request_numbers import RequestNumbers
+from pimserve.scheduler.shard import Shard
+from pimserve.scheduler.shard_port import NONE, Order, Report
 from pimserve.scheduler.steplog import SpanColumns
 from pimserve.v1 import shard_pb2 as pb
 from pimserve.v1.columns_pb2 import Table
@@ -96,6 +99,7 @@ class _Service(ShardServiceServicer):
         with self._lock:
             requests = list(request_iterator)
             state, numbers, rows = from_state_messages(requests, len(self._table))
+            take_prefixes(requests, self._table)
             self._table.write(numbers, rows)  # before the engines of a closed loop issue their first requests
             self._shard = Shard(self._fleet, self._replicas, self._table, self._keep if self._spans_wanted else None)
             self._next, self._answer = requests[-1].sequence if requests else 0, []
@@ -142,6 +146,8 @@ class _Service(ShardServiceServicer):
         if last.requests > len(self._table):
             at = len(self._table)
             self._table.insert(at, np.zeros(last.requests - at, np.int64), blank_table(last.requests - at))
+            if last.numbers:
+                self._table.numbers = RequestNumbers.of_state(len(self._table), json.loads(last.numbers))
             self._shard.rebind()
         requests = []
         for part in parts:

@@ -5,6 +5,10 @@ from __future__ import annotations
 from panels import Board, Panel, Row
 from promql import OF_RUN, quantile_of_all, share, total
 
+from boards.load_stages import LOAD_STAGES
+from boards.percentile_limits import PERCENTILE_LIMITS
+from boards.request_classes import REQUEST_CLASSES
+
 _TIME = f"({total('pimserve_virtual_time_seconds_total')} > 0)"
 _TOKENS = total("pimserve_generation_tokens_total")
 _JOULES = "pimserve_device_energy_joules_total"
@@ -154,5 +158,5 @@ COMPARISON = Board(
     "pimserve: comparison of runs",
     "Figures of whole runs side by side, since their beginning. Runs with ideal and with measured costs do not compare:"
     " the table of runs says which is which.",
-    (_RUNS, _THROUGHPUT, _LATENCY, _REQUESTS),
+    (_RUNS, _THROUGHPUT, _LATENCY, _REQUESTS, PERCENTILE_LIMITS, LOAD_STAGES, REQUEST_CLASSES),
 )

@@ -158,9 +158,34 @@ _QUEUE = Row(
     ),
 )
 
+_CLIENTS = Row(
+    "Clients",
+    (
+        Panel(
+            "Sessions",
+            "short",
+            "Active ones have begun and have requests under way or to come; of these, those that think have none under"
+            " way. 0 without sessions.",
+            (
+                (total("pimserve_sessions_active"), "active {{run_id}}"),
+                (total("pimserve_sessions_thinking"), "thinking {{run_id}}"),
+            ),
+        ),
+        Panel(
+            "Waiting at the client",
+            "short",
+            "Requests that are due, under a cap on requests in flight; users of a closed loop who think. 0 without.",
+            (
+                (total("pimserve_client_requests_waiting"), "requests {{run_id}}"),
+                (total("pimserve_users_thinking"), "users {{run_id}}"),
+            ),
+        ),
+    ),
+)
+
 OVERVIEW = Board(
     "pimserve-overview",
     "pimserve: overview",
     "Throughput, goodput, SLO, latency and queues of simulated runs, per second of simulated time.",
-    (_NOW, _THROUGHPUT, _LATENCY, _QUEUE),
+    (_NOW, _THROUGHPUT, _LATENCY, _QUEUE, _CLIENTS),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from panels import Board, Panel, Row
-from promql import OF_ENGINE, per_second, percentiles, quantile
+from promql import OF_ENGINE, growth, per_second, percentiles, quantile, share
 
 _REPLICA = "{{run_id}} {{role}} {{engine}}"
 
@@ -63,11 +63,94 @@ _KV_CACHE = Row(
         Panel(
             "Preemptions per second",
             "short",
-            "Of requests that have finished, per simulated second: recomputed because blocks ran out.",
+            "Of requests that have finished, per simulated second, as blocks ran out.",
             _each_per_second("pimserve_preemptions_total"),
         ),
         Panel(
+            "Swaps per second",
+            "short",
+            "Preemptions whose blocks went to host memory, so that nothing is computed again, per simulated second.",
+            _each_per_second("pimserve_swaps_total"),
+        ),
+        Panel(
             "Context", "short", "Tokens that the next step attends to.", ((_each("pimserve_context_tokens"), _REPLICA),)
+        ),
+    ),
+)
+
+_BY = ("run_id", "engine", "role")
+_HITS, _LOOKED_UP = (
+    growth(f"pimserve_prefix_cache_{what}_tokens_total", of=OF_ENGINE, by=_BY) for what in ("hit", "queried")
+)
+
+_PREFIX_CACHE = Row(
+    "Prefix cache",
+    (
+        Panel(
+            "Hit ratio",
+            "percentunit",
+            "Tokens of requests that were admitted of late which were cached, and not computed. Only of runs while they"
+            " go: results do not tell.",
+            ((share(_HITS, _LOOKED_UP), _REPLICA),),
+            most=1,
+        ),
+        Panel(
+            "Cached blocks",
+            "short",
+            "KV blocks that can be found by their tokens, whether requests hold them or not.",
+            ((_each("pimserve_prefix_cache_blocks"), _REPLICA),),
+        ),
+        Panel(
+            "Cached blocks evicted per second",
+            "short",
+            "Forgotten because others needed them, per simulated second.",
+            _each_per_second("pimserve_prefix_cache_evicted_blocks_total"),
+        ),
+    ),
+)
+
+_DRAFTS, _DRAFTED, _ACCEPTED = (
+    growth(f"pimserve_spec_decode_{what}_total", of=OF_ENGINE, by=_BY)
+    for what in ("drafts", "draft_tokens", "accepted_tokens")
+)
+
+_SPEC_DECODE = Row(
+    "Speculative decoding",
+    (
+        Panel(
+            "Acceptance length",
+            "short",
+            "Tokens that a step gave a decoding request of late, its own one with them. Only of runs while they go: "
+            "results do not tell.",
+            ((f"1 + {share(_ACCEPTED, _DRAFTS)}", _REPLICA),),
+        ),
+        Panel(
+            "Acceptance rate",
+            "percentunit",
+            "Draft tokens of late that became part of outputs.",
+            ((share(_ACCEPTED, _DRAFTED), _REPLICA),),
+            most=1,
+        ),
+    ),
+)
+
+_DECISIONS = "pimserve_router_decisions_total"
+
+_ROUTER = Row(
+    "Router",
+    (
+        Panel(
+            "Requests routed by reason",
+            "short",
+            "Sent by the router, by why it chose that replica, per simulated second. Only of runs with several replicas"
+            " while they go: results tell totals alone.",
+            ((per_second(_DECISIONS, of=OF_ENGINE, by=("run_id", "reason")), "{{run_id}} {{reason}}"),),
+        ),
+        Panel(
+            "Requests routed to each replica",
+            "short",
+            "Sent there by the router, per simulated second.",
+            ((per_second(_DECISIONS, of=OF_ENGINE, by=_BY), _REPLICA),),
         ),
     ),
 )
@@ -110,6 +193,6 @@ REPLICAS = Board(
     "pimserve-replicas",
     "pimserve: replicas and scheduler",
     "Queues, batches, KV caches and steps of each replica.",
-    (_REQUESTS, _KV_CACHE, _STEPS),
+    (_REQUESTS, _KV_CACHE, _ROUTER, _PREFIX_CACHE, _SPEC_DECODE, _STEPS),
     with_engines=True,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pimserve.device_models.routing import pick_probabilities
+from pimserve.device_models.expert_picks import pick_probabilities
 
 _EXPERTS, _TOKEN_IDS = 1, 2  # tags of random streams
 

@@ -12,9 +12,11 @@ from pimserve.device_models.aimc.event.choices import ExpertChoices, token_ids
 from pimserve.device_models.aimc.event.graph import NO_RESOURCE, Resources, Rules, Sequence, TaskGraph
 from pimserve.device_models.aimc.event.linear import ChipOperations, Linears
 from pimserve.device_models.aimc.event.operations import Operation, OperationTable
+from pimserve.device_models.aimc.event.sums_over_links import add_up
 from pimserve.device_models.aimc.mapping import Mapping
 from pimserve.device_models.aimc.network import Attention, Block, Ffn, Network
 from pimserve.device_models.aimc.operation_costs import attention_flops
+from pimserve.device_models.aimc.reduction import Reduction
 from pimserve.errors import InputError
 
 Routing = Several[Map[str, Several[Several[int]]]]
@@ -190,8 +192,8 @@ class GraphBuilder:
         if self.rules.experts_wait_for_router:
             gate = self._digital(operations.activation(len(block.experts)), home, rank, routed)
             dispatched, routed = Vector([gate], home), []
-        size = self.network.hidden if self.rules.combine_at_hidden else block.experts[0].width
-        results = [self._ffn(block.experts[expert], dispatched, home, rank) for expert in chosen]
+        size = self.network.hidden if self.rules.combine_at_hidden else block.experts[0][0].width
+        results = [self._expert(block.experts[expert], dispatched, home, rank) for expert in chosen]
         if block.shared is not None:
             results.append(self._ffn(block.shared, x, home, rank))
         results += [list(dispatched.tasks)] * (block.results - len(results))
@@ -202,6 +204,15 @@ class GraphBuilder:
             # Each sum scales by the router's result.
             total = [self._digital(operations.add(size), home, rank, [*total, *result, *routed])]
         return total
+
+    def _expert(self, expert: Several[Ffn], x: Vector, to: int, rank: int) -> list[int]:
+        """Chips that it is cut over add up its result."""
+        if len(expert) == 1:
+            return self._ffn(expert[0], x, to, rank)
+        reduction = Reduction(self.chip, self.network.hidden, len(expert))
+        chips = [self._linears.chip_of(ffn.down) for ffn in expert]
+        parts = [(chip, self._ffn(ffn, x, chip, rank)) for chip, ffn in zip(chips, expert, strict=True)]
+        return add_up(self.graph, self._operations, reduction, parts, rank, to=to, communication=self.communication)
 
     def _ffn(self, ffn: Ffn, x: Vector, to: int, rank: int) -> list[int]:
         """Activation and product run where the second matrix is."""

@@ -407,7 +407,7 @@ class RecordStepsRequest(google.protobuf.message.Message):
         """Rows of the step log, those of a replica in the order of their steps. int32: replica, steps, decodes,
         prefill_tokens, chunks, outputs, begin_rest_fs, blocks_begin, blocks_end, slowdown (thousandths of the normal times
         that the steps take). int64: first_step, begin_ps, context, busiest_tokens, anchor_tokens, prefill_fs,
-        prefill_dram_pj, prefill_compute_pj, duration_fs.
+        prefill_dram_pj, prefill_compute_pj, paced_decodes, paced_context, paced_chunks, paced_outputs, duration_fs.
         """
 
     def __init__(
@@ -459,6 +459,10 @@ class ExecuteStepsRequest(google.protobuf.message.Message):
     BLOCKS_FIELD_NUMBER: builtins.int
     SLOWDOWN_FIELD_NUMBER: builtins.int
     BEGIN_PS_FIELD_NUMBER: builtins.int
+    PACED_DECODES_FIELD_NUMBER: builtins.int
+    PACED_CONTEXT_FIELD_NUMBER: builtins.int
+    PACED_CHUNKS_FIELD_NUMBER: builtins.int
+    PACED_OUTPUTS_FIELD_NUMBER: builtins.int
     replica: builtins.int
     step: builtins.int
     """Number of the step in its replica."""
@@ -478,6 +482,11 @@ class ExecuteStepsRequest(google.protobuf.message.Message):
     """Thousandths of its normal time that the step takes."""
     begin_ps: builtins.int
     """When it begins, ps: popularities of experts may be of that time."""
+    paced_decodes: builtins.int
+    """Data-parallel groups times what the slowest of them has."""
+    paced_context: builtins.int
+    paced_chunks: builtins.int
+    paced_outputs: builtins.int
     def __init__(
         self,
         *,
@@ -496,8 +505,12 @@ class ExecuteStepsRequest(google.protobuf.message.Message):
         blocks: builtins.int = ...,
         slowdown: builtins.int = ...,
         begin_ps: builtins.int = ...,
+        paced_decodes: builtins.int = ...,
+        paced_context: builtins.int = ...,
+        paced_chunks: builtins.int = ...,
+        paced_outputs: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["anchor_tokens", b"anchor_tokens", "begin_ps", b"begin_ps", "blocks", b"blocks", "busiest_tokens", b"busiest_tokens", "chunks", b"chunks", "context", b"context", "decodes", b"decodes", "outputs", b"outputs", "prefill_compute_pj", b"prefill_compute_pj", "prefill_dram_pj", b"prefill_dram_pj", "prefill_fs", b"prefill_fs", "prefill_tokens", b"prefill_tokens", "replica", b"replica", "slowdown", b"slowdown", "step", b"step"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["anchor_tokens", b"anchor_tokens", "begin_ps", b"begin_ps", "blocks", b"blocks", "busiest_tokens", b"busiest_tokens", "chunks", b"chunks", "context", b"context", "decodes", b"decodes", "outputs", b"outputs", "paced_chunks", b"paced_chunks", "paced_context", b"paced_context", "paced_decodes", b"paced_decodes", "paced_outputs", b"paced_outputs", "prefill_compute_pj", b"prefill_compute_pj", "prefill_dram_pj", b"prefill_dram_pj", "prefill_fs", b"prefill_fs", "prefill_tokens", b"prefill_tokens", "replica", b"replica", "slowdown", b"slowdown", "step", b"step"]) -> None: ...
 
 global___ExecuteStepsRequest = ExecuteStepsRequest
 

@@ -105,6 +105,7 @@ class Replica(google.protobuf.message.Message):
     KV_BLOCKS_USED_FIELD_NUMBER: builtins.int
     KV_BLOCKS_FIELD_NUMBER: builtins.int
     LEFT_FIELD_NUMBER: builtins.int
+    PREFIX_CACHE_FIELD_NUMBER: builtins.int
     replica: builtins.int
     pool: builtins.str
     """Empty where there is one pool."""
@@ -121,6 +122,10 @@ class Replica(google.protobuf.message.Message):
     kv_blocks: builtins.int
     left: builtins.int
     """Requests that were here and are gone."""
+    @property
+    def prefix_cache(self) -> global___PrefixCacheState:
+        """Of its prefix cache; not set without one."""
+
     def __init__(
         self,
         *,
@@ -136,10 +141,43 @@ class Replica(google.protobuf.message.Message):
         kv_blocks_used: builtins.int = ...,
         kv_blocks: builtins.int = ...,
         left: builtins.int = ...,
+        prefix_cache: global___PrefixCacheState | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["clock_s", b"clock_s", "context_tokens", b"context_tokens", "decoding", b"decoding", "kv_blocks", b"kv_blocks", "kv_blocks_used", b"kv_blocks_used", "left", b"left", "pool", b"pool", "replica", b"replica", "running", b"running", "steps", b"steps", "up", b"up", "waiting", b"waiting"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_prefix_cache", b"_prefix_cache", "prefix_cache", b"prefix_cache"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_prefix_cache", b"_prefix_cache", "clock_s", b"clock_s", "context_tokens", b"context_tokens", "decoding", b"decoding", "kv_blocks", b"kv_blocks", "kv_blocks_used", b"kv_blocks_used", "left", b"left", "pool", b"pool", "prefix_cache", b"prefix_cache", "replica", b"replica", "running", b"running", "steps", b"steps", "up", b"up", "waiting", b"waiting"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_prefix_cache", b"_prefix_cache"]) -> typing.Literal["prefix_cache"] | None: ...
 
 global___Replica = Replica
+
+@typing.final
+class PrefixCacheState(google.protobuf.message.Message):
+    """What a replica's prefix cache was asked for so far, and holds."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    QUERIED_TOKENS_FIELD_NUMBER: builtins.int
+    HIT_TOKENS_FIELD_NUMBER: builtins.int
+    EVICTED_BLOCKS_FIELD_NUMBER: builtins.int
+    CACHED_BLOCKS_FIELD_NUMBER: builtins.int
+    queried_tokens: builtins.int
+    """Tokens of the requests that were admitted, also of those that come back after a preemption."""
+    hit_tokens: builtins.int
+    """Of these, those that were cached, and not computed."""
+    evicted_blocks: builtins.int
+    """Blocks that were forgotten, as others needed them."""
+    cached_blocks: builtins.int
+    """Blocks that can be found by their tokens, whether requests hold them or not."""
+    def __init__(
+        self,
+        *,
+        queried_tokens: builtins.int = ...,
+        hit_tokens: builtins.int = ...,
+        evicted_blocks: builtins.int = ...,
+        cached_blocks: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cached_blocks", b"cached_blocks", "evicted_blocks", b"evicted_blocks", "hit_tokens", b"hit_tokens", "queried_tokens", b"queried_tokens"]) -> None: ...
+
+global___PrefixCacheState = PrefixCacheState
 
 @typing.final
 class DescribeRequestRequest(google.protobuf.message.Message):
@@ -193,7 +231,9 @@ class DescribeRequestResponse(google.protobuf.message.Message):
     preemptions: builtins.int
     """Once it has finished."""
     reject_reason: builtins.str
-    """Of a rejected request, what it is too long for: max_model_len or kv_cache."""
+    """Of a rejected request, what it is too long for: max_model_len or kv_cache; or why the replica was too busy for it:
+    queue_full or predicted_ttft.
+    """
     def __init__(
         self,
         *,
@@ -238,7 +278,7 @@ class GetLatenciesRequest(google.protobuf.message.Message):
     run_id: builtins.str
     @property
     def percentiles(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
-        """Each from 1e-06 to 100, and 100 at most; none for 50, 90 and 99."""
+        """Each from 1e-06 to 100, and 100 at most; none for those of the scenario's output.percentiles."""
 
     def __init__(
         self,
@@ -372,9 +412,11 @@ class SloAttainment(google.protobuf.message.Message):
     ATTAINMENT_FIELD_NUMBER: builtins.int
     LIMITS_S_FIELD_NUMBER: builtins.int
     CENSORED_FIELD_NUMBER: builtins.int
+    AT_PERCENTILES_FIELD_NUMBER: builtins.int
     left: builtins.int
     """Requests that arrived in the measured window and are gone, finished or rejected; at the end of the run also those
-    that it cut off and of which it is known whether they met every limit.
+    that it cut off and of which it is known whether they met every limit. With a limit of longest gaps (itl_max_s), as
+    of a moment within the last two seconds of the wall clock.
     """
     good: builtins.int
     """Those of them that met every limit."""
@@ -386,6 +428,10 @@ class SloAttainment(google.protobuf.message.Message):
     def limits_s(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.float]:
         """Limits in force, s."""
 
+    @property
+    def at_percentiles(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___LimitAtPercentile]:
+        """Limits at percentiles, in the order of the scenario."""
+
     def __init__(
         self,
         *,
@@ -394,12 +440,61 @@ class SloAttainment(google.protobuf.message.Message):
         attainment: builtins.float | None = ...,
         limits_s: collections.abc.Mapping[builtins.str, builtins.float] | None = ...,
         censored: builtins.int = ...,
+        at_percentiles: collections.abc.Iterable[global___LimitAtPercentile] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_attainment", b"_attainment", "attainment", b"attainment"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_attainment", b"_attainment", "attainment", b"attainment", "censored", b"censored", "good", b"good", "left", b"left", "limits_s", b"limits_s"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_attainment", b"_attainment", "at_percentiles", b"at_percentiles", "attainment", b"attainment", "censored", b"censored", "good", b"good", "left", b"left", "limits_s", b"limits_s"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_attainment", b"_attainment"]) -> typing.Literal["attainment"] | None: ...
 
 global___SloAttainment = SloAttainment
+
+@typing.final
+class LimitAtPercentile(google.protobuf.message.Message):
+    """A limit at a percentile, of the requests and gaps that the latency of that name has so far."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    LIMIT_S_FIELD_NUMBER: builtins.int
+    MEASURED_S_FIELD_NUMBER: builtins.int
+    PASSED_FIELD_NUMBER: builtins.int
+    MARGIN_S_FIELD_NUMBER: builtins.int
+    COUNT_FIELD_NUMBER: builtins.int
+    ENOUGH_SAMPLES_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """As in the scenario, such as ttft_p99_s."""
+    limit_s: builtins.float
+    measured_s: builtins.float
+    """The percentile; not set without samples, or where it is of requests never served."""
+    passed: builtins.bool
+    """Whether it is at most the limit; not set without samples. While the run goes too, this is exact."""
+    margin_s: builtins.float
+    """The limit less what is measured."""
+    count: builtins.int
+    """Samples, those never served among them."""
+    enough_samples: builtins.bool
+    """Whether ten of them or more lie beyond the percentile."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        limit_s: builtins.float = ...,
+        measured_s: builtins.float | None = ...,
+        passed: builtins.bool | None = ...,
+        margin_s: builtins.float | None = ...,
+        count: builtins.int = ...,
+        enough_samples: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_margin_s", b"_margin_s", "_measured_s", b"_measured_s", "_passed", b"_passed", "margin_s", b"margin_s", "measured_s", b"measured_s", "passed", b"passed"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_margin_s", b"_margin_s", "_measured_s", b"_measured_s", "_passed", b"_passed", "count", b"count", "enough_samples", b"enough_samples", "limit_s", b"limit_s", "margin_s", b"margin_s", "measured_s", b"measured_s", "name", b"name", "passed", b"passed"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_margin_s", b"_margin_s"]) -> typing.Literal["margin_s"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_measured_s", b"_measured_s"]) -> typing.Literal["measured_s"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_passed", b"_passed"]) -> typing.Literal["passed"] | None: ...
+
+global___LimitAtPercentile = LimitAtPercentile
 
 @typing.final
 class GetLedgersRequest(google.protobuf.message.Message):

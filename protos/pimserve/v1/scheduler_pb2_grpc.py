@@ -99,8 +99,9 @@ class SchedulerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetLatencies(self, request, context):
-        """Percentiles of what is measured so far, as in the summary, and how many requests met the SLO. While the run goes
-        they are of histograms, within 2^-12 of their value; once it has finished, those of the summary to the bit.
+        """Percentiles of what is measured so far, as in the summary, how many requests met the SLO, and what limits at
+        percentiles came to. While the run goes, percentiles are of histograms, within 2^-12 of their value; once it has
+        finished, those of the summary to the bit.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -41,8 +41,9 @@ class SchedulerServiceStub:
         pimserve.v1.scheduler_pb2.GetLatenciesRequest,
         pimserve.v1.scheduler_pb2.GetLatenciesResponse,
     ]
-    """Percentiles of what is measured so far, as in the summary, and how many requests met the SLO. While the run goes
-    they are of histograms, within 2^-12 of their value; once it has finished, those of the summary to the bit.
+    """Percentiles of what is measured so far, as in the summary, how many requests met the SLO, and what limits at
+    percentiles came to. While the run goes, percentiles are of histograms, within 2^-12 of their value; once it has
+    finished, those of the summary to the bit.
     """
 
     GetLedgers: grpc.UnaryUnaryMultiCallable[
@@ -100,8 +101,9 @@ class SchedulerServiceAsyncStub:
         pimserve.v1.scheduler_pb2.GetLatenciesRequest,
         pimserve.v1.scheduler_pb2.GetLatenciesResponse,
     ]
-    """Percentiles of what is measured so far, as in the summary, and how many requests met the SLO. While the run goes
-    they are of histograms, within 2^-12 of their value; once it has finished, those of the summary to the bit.
+    """Percentiles of what is measured so far, as in the summary, how many requests met the SLO, and what limits at
+    percentiles came to. While the run goes, percentiles are of histograms, within 2^-12 of their value; once it has
+    finished, those of the summary to the bit.
     """
 
     GetLedgers: grpc.aio.UnaryUnaryMultiCallable[
@@ -165,8 +167,9 @@ class SchedulerServiceServicer(metaclass=abc.ABCMeta):
         request: pimserve.v1.scheduler_pb2.GetLatenciesRequest,
         context: _ServicerContext,
     ) -> typing.Union[pimserve.v1.scheduler_pb2.GetLatenciesResponse, collections.abc.Awaitable[pimserve.v1.scheduler_pb2.GetLatenciesResponse]]:
-        """Percentiles of what is measured so far, as in the summary, and how many requests met the SLO. While the run goes
-        they are of histograms, within 2^-12 of their value; once it has finished, those of the summary to the bit.
+        """Percentiles of what is measured so far, as in the summary, how many requests met the SLO, and what limits at
+        percentiles came to. While the run goes, percentiles are of histograms, within 2^-12 of their value; once it has
+        finished, those of the summary to the bit.
         """
 
     @abc.abstractmethod

@@ -73,6 +73,7 @@ class AdvanceWindowsRequest(google.protobuf.message.Message):
     REQUESTS_FIELD_NUMBER: builtins.int
     LIVE_FIELD_NUMBER: builtins.int
     MORE_FIELD_NUMBER: builtins.int
+    NUMBERS_FIELD_NUMBER: builtins.int
     sequence: builtins.int
     """Number of the order, from 0 up; one that was carried out already is answered again, and not carried out again."""
     order: builtins.str
@@ -85,6 +86,8 @@ class AdvanceWindowsRequest(google.protobuf.message.Message):
     """Rows of requests that run are wanted too."""
     more: builtins.bool
     """More messages of this order follow."""
+    numbers: builtins.str
+    """Where prompts have prefixes in common: numbers of all requests (pimserve.scheduler.request_numbers), JSON."""
     @property
     def arrays(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[pimserve.v1.columns_pb2.Column]:
         """Its arrays: columns, each of its own length; a long one comes as several of one name, in order."""
@@ -103,9 +106,10 @@ class AdvanceWindowsRequest(google.protobuf.message.Message):
         requests: builtins.int = ...,
         live: builtins.bool = ...,
         more: builtins.bool = ...,
+        numbers: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["rows", b"rows"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["arrays", b"arrays", "live", b"live", "more", b"more", "order", b"order", "requests", b"requests", "rows", b"rows", "sequence", b"sequence"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["arrays", b"arrays", "live", b"live", "more", b"more", "numbers", b"numbers", "order", b"order", "requests", b"requests", "rows", b"rows", "sequence", b"sequence"]) -> None: ...
 
 global___AdvanceWindowsRequest = AdvanceWindowsRequest
 
@@ -194,23 +198,31 @@ class RestoreShardRequest(google.protobuf.message.Message):
     STATE_FIELD_NUMBER: builtins.int
     ROWS_FIELD_NUMBER: builtins.int
     SEQUENCE_FIELD_NUMBER: builtins.int
+    PREFIXES_FIELD_NUMBER: builtins.int
+    ARRAYS_FIELD_NUMBER: builtins.int
     state: builtins.bytes
     """A piece of the state, in order; without any, the shard begins."""
     sequence: builtins.int
     """The order that comes next; the same in all messages."""
+    prefixes: builtins.str
+    """A piece of what prompts begin with, JSON, and its columns, as in an order; without any, it is not known."""
     @property
     def rows(self) -> pimserve.v1.columns_pb2.Table:
         """Rows of the request table."""
 
+    @property
+    def arrays(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[pimserve.v1.columns_pb2.Column]: ...
     def __init__(
         self,
         *,
         state: builtins.bytes = ...,
         rows: pimserve.v1.columns_pb2.Table | None = ...,
         sequence: builtins.int = ...,
+        prefixes: builtins.str = ...,
+        arrays: collections.abc.Iterable[pimserve.v1.columns_pb2.Column] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["rows", b"rows"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["rows", b"rows", "sequence", b"sequence", "state", b"state"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["arrays", b"arrays", "prefixes", b"prefixes", "rows", b"rows", "sequence", b"sequence", "state", b"state"]) -> None: ...
 
 global___RestoreShardRequest = RestoreShardRequest
 

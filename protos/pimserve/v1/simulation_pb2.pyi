@@ -100,7 +100,7 @@ class ScenarioDocument(google.protobuf.message.Message):
     yaml: builtins.str
     """YAML, 1 MiB at most. Paths of traces lie below the folder that the server was given for them."""
     trace: builtins.str
-    """FORMAT:PATH of a trace to replay, 1,000 bytes at most, or empty."""
+    """PATH or FORMAT:PATH of a trace to replay, 1,000 bytes at most, or empty."""
     @property
     def overrides(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """"path=value" each, as of `pimserve run --set`; 1,000 at most, of 10,000 bytes at most."""

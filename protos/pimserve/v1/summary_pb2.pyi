@@ -519,6 +519,7 @@ class Summary(google.protobuf.message.Message):
         TRUNCATED_REQUESTS_FIELD_NUMBER: builtins.int
         PREEMPTED_REQUESTS_FIELD_NUMBER: builtins.int
         PREEMPTIONS_FIELD_NUMBER: builtins.int
+        SWAPS_FIELD_NUMBER: builtins.int
         MEASURED_REQUESTS_FIELD_NUMBER: builtins.int
         MEASURED_FINISHED_REQUESTS_FIELD_NUMBER: builtins.int
         MEASURED_UNFINISHED_REQUESTS_FIELD_NUMBER: builtins.int
@@ -527,15 +528,17 @@ class Summary(google.protobuf.message.Message):
         finished_requests: builtins.int
         """That have all their tokens. Unit: requests."""
         rejected_requests: builtins.int
-        """That no replica can serve. Unit: requests."""
+        """That no replica can serve, or was free enough to serve. Unit: requests."""
         unfinished_requests: builtins.int
         """That the end of the run left waiting or running. Unit: requests."""
         truncated_requests: builtins.int
-        """Whose output was cut at max_model_len. Unit: requests."""
+        """Whose output was cut at max_model_len or at max_tokens. Unit: requests."""
         preempted_requests: builtins.int
         """That were preempted, once or more often. Unit: requests."""
         preemptions: builtins.int
-        """Of all requests. Unit: preemptions."""
+        """Of all requests, as the KV cache was full when others grew. Unit: preemptions."""
+        swaps: builtins.int
+        """Of these by swap to host memory; after the others all is computed again. Unit: preemptions."""
         measured_requests: builtins.int
         """That arrived in the measured window. Unit: requests."""
         measured_finished_requests: builtins.int
@@ -557,32 +560,41 @@ class Summary(google.protobuf.message.Message):
             truncated_requests: builtins.int = ...,
             preempted_requests: builtins.int = ...,
             preemptions: builtins.int = ...,
+            swaps: builtins.int = ...,
             measured_requests: builtins.int = ...,
             measured_finished_requests: builtins.int = ...,
             measured_unfinished_requests: builtins.int = ...,
         ) -> None: ...
         def HasField(self, field_name: typing.Literal["rejected_by_reason", b"rejected_by_reason"]) -> builtins.bool: ...
-        def ClearField(self, field_name: typing.Literal["finished_requests", b"finished_requests", "measured_finished_requests", b"measured_finished_requests", "measured_requests", b"measured_requests", "measured_unfinished_requests", b"measured_unfinished_requests", "preempted_requests", b"preempted_requests", "preemptions", b"preemptions", "rejected_by_reason", b"rejected_by_reason", "rejected_requests", b"rejected_requests", "total_requests", b"total_requests", "truncated_requests", b"truncated_requests", "unfinished_requests", b"unfinished_requests"]) -> None: ...
+        def ClearField(self, field_name: typing.Literal["finished_requests", b"finished_requests", "measured_finished_requests", b"measured_finished_requests", "measured_requests", b"measured_requests", "measured_unfinished_requests", b"measured_unfinished_requests", "preempted_requests", b"preempted_requests", "preemptions", b"preemptions", "rejected_by_reason", b"rejected_by_reason", "rejected_requests", b"rejected_requests", "swaps", b"swaps", "total_requests", b"total_requests", "truncated_requests", b"truncated_requests", "unfinished_requests", b"unfinished_requests"]) -> None: ...
 
     @typing.final
     class RejectedByReason(google.protobuf.message.Message):
-        """Requests that no replica can serve, by what they are too long for."""
+        """Requests that were rejected, by what they are too long for, or by what the replica was too busy for."""
 
         DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
         MAX_MODEL_LEN_REQUESTS_FIELD_NUMBER: builtins.int
         KV_CACHE_REQUESTS_FIELD_NUMBER: builtins.int
+        QUEUE_FULL_REQUESTS_FIELD_NUMBER: builtins.int
+        PREDICTED_TTFT_REQUESTS_FIELD_NUMBER: builtins.int
         max_model_len_requests: builtins.int
         """Whose prompt leaves no room for a token below max_model_len. Unit: requests."""
         kv_cache_requests: builtins.int
         """Whose prompt leaves no room for a token in the KV cache of a replica. Unit: requests."""
+        queue_full_requests: builtins.int
+        """For which there was no room in the queue: max_queued_requests. Unit: requests."""
+        predicted_ttft_requests: builtins.int
+        """Whose first token would have come too late: early_rejection. Unit: requests."""
         def __init__(
             self,
             *,
             max_model_len_requests: builtins.int = ...,
             kv_cache_requests: builtins.int = ...,
+            queue_full_requests: builtins.int = ...,
+            predicted_ttft_requests: builtins.int = ...,
         ) -> None: ...
-        def ClearField(self, field_name: typing.Literal["kv_cache_requests", b"kv_cache_requests", "max_model_len_requests", b"max_model_len_requests"]) -> None: ...
+        def ClearField(self, field_name: typing.Literal["kv_cache_requests", b"kv_cache_requests", "max_model_len_requests", b"max_model_len_requests", "predicted_ttft_requests", b"predicted_ttft_requests", "queue_full_requests", b"queue_full_requests"]) -> None: ...
 
     @typing.final
     class Window(google.protobuf.message.Message):
@@ -688,6 +700,7 @@ class Summary(google.protobuf.message.Message):
         ITL_FIELD_NUMBER: builtins.int
         E2E_FIELD_NUMBER: builtins.int
         QUEUE_FIELD_NUMBER: builtins.int
+        ITL_MAX_FIELD_NUMBER: builtins.int
         @property
         def ttft(self) -> global___Summary.OfRequests:
             """Time to first token, from arrival; requests that had it."""
@@ -708,6 +721,10 @@ class Summary(google.protobuf.message.Message):
         def queue(self) -> global___Summary.OfRequests:
             """From arrival until first scheduled."""
 
+        @property
+        def itl_max(self) -> global___Summary.OfRequests:
+            """With slo.itl_max_s: longest gap between two tokens; finished requests with two or more."""
+
         def __init__(
             self,
             *,
@@ -716,9 +733,10 @@ class Summary(google.protobuf.message.Message):
             itl: global___Summary.Distribution | None = ...,
             e2e: global___Summary.OfRequests | None = ...,
             queue: global___Summary.OfRequests | None = ...,
+            itl_max: global___Summary.OfRequests | None = ...,
         ) -> None: ...
-        def HasField(self, field_name: typing.Literal["e2e", b"e2e", "itl", b"itl", "queue", b"queue", "tpot", b"tpot", "ttft", b"ttft"]) -> builtins.bool: ...
-        def ClearField(self, field_name: typing.Literal["e2e", b"e2e", "itl", b"itl", "queue", b"queue", "tpot", b"tpot", "ttft", b"ttft"]) -> None: ...
+        def HasField(self, field_name: typing.Literal["e2e", b"e2e", "itl", b"itl", "itl_max", b"itl_max", "queue", b"queue", "tpot", b"tpot", "ttft", b"ttft"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["e2e", b"e2e", "itl", b"itl", "itl_max", b"itl_max", "queue", b"queue", "tpot", b"tpot", "ttft", b"ttft"]) -> None: ...
 
     @typing.final
     class OfRequests(google.protobuf.message.Message):
@@ -726,11 +744,29 @@ class Summary(google.protobuf.message.Message):
 
         DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+        @typing.final
+        class PercentilesSEntry(google.protobuf.message.Message):
+            DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+            KEY_FIELD_NUMBER: builtins.int
+            VALUE_FIELD_NUMBER: builtins.int
+            key: builtins.str
+            value: builtins.float
+            def __init__(
+                self,
+                *,
+                key: builtins.str = ...,
+                value: builtins.float = ...,
+            ) -> None: ...
+            def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
         MEAN_S_FIELD_NUMBER: builtins.int
         P50_S_FIELD_NUMBER: builtins.int
         P90_S_FIELD_NUMBER: builtins.int
         P99_S_FIELD_NUMBER: builtins.int
         N_SAMPLES_FIELD_NUMBER: builtins.int
+        PERCENTILES_S_FIELD_NUMBER: builtins.int
+        FEW_SAMPLES_FIELD_NUMBER: builtins.int
         CENSORED_REQUESTS_FIELD_NUMBER: builtins.int
         mean_s: builtins.float
         """Mean; not set without samples. Unit: s."""
@@ -744,6 +780,14 @@ class Summary(google.protobuf.message.Message):
         """How many. Unit: samples."""
         censored_requests: builtins.int
         """That are left out, for the run ended before it was known. Unit: requests."""
+        @property
+        def percentiles_s(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.float]:
+            """Where output.percentiles asks for others: these, by name, such as p99.9. Unit: s."""
+
+        @property
+        def few_samples(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+            """Of these percentiles, those beyond which fewer than ten samples lie."""
+
         def __init__(
             self,
             *,
@@ -752,10 +796,12 @@ class Summary(google.protobuf.message.Message):
             p90_s: builtins.float | None = ...,
             p99_s: builtins.float | None = ...,
             n_samples: builtins.int = ...,
+            percentiles_s: collections.abc.Mapping[builtins.str, builtins.float] | None = ...,
+            few_samples: collections.abc.Iterable[builtins.str] | None = ...,
             censored_requests: builtins.int = ...,
         ) -> None: ...
         def HasField(self, field_name: typing.Literal["_mean_s", b"_mean_s", "_p50_s", b"_p50_s", "_p90_s", b"_p90_s", "_p99_s", b"_p99_s", "mean_s", b"mean_s", "p50_s", b"p50_s", "p90_s", b"p90_s", "p99_s", b"p99_s"]) -> builtins.bool: ...
-        def ClearField(self, field_name: typing.Literal["_mean_s", b"_mean_s", "_p50_s", b"_p50_s", "_p90_s", b"_p90_s", "_p99_s", b"_p99_s", "censored_requests", b"censored_requests", "mean_s", b"mean_s", "n_samples", b"n_samples", "p50_s", b"p50_s", "p90_s", b"p90_s", "p99_s", b"p99_s"]) -> None: ...
+        def ClearField(self, field_name: typing.Literal["_mean_s", b"_mean_s", "_p50_s", b"_p50_s", "_p90_s", b"_p90_s", "_p99_s", b"_p99_s", "censored_requests", b"censored_requests", "few_samples", b"few_samples", "mean_s", b"mean_s", "n_samples", b"n_samples", "p50_s", b"p50_s", "p90_s", b"p90_s", "p99_s", b"p99_s", "percentiles_s", b"percentiles_s"]) -> None: ...
         @typing.overload
         def WhichOneof(self, oneof_group: typing.Literal["_mean_s", b"_mean_s"]) -> typing.Literal["mean_s"] | None: ...
         @typing.overload
@@ -771,11 +817,29 @@ class Summary(google.protobuf.message.Message):
 
         DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+        @typing.final
+        class PercentilesSEntry(google.protobuf.message.Message):
+            DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+            KEY_FIELD_NUMBER: builtins.int
+            VALUE_FIELD_NUMBER: builtins.int
+            key: builtins.str
+            value: builtins.float
+            def __init__(
+                self,
+                *,
+                key: builtins.str = ...,
+                value: builtins.float = ...,
+            ) -> None: ...
+            def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
         MEAN_S_FIELD_NUMBER: builtins.int
         P50_S_FIELD_NUMBER: builtins.int
         P90_S_FIELD_NUMBER: builtins.int
         P99_S_FIELD_NUMBER: builtins.int
         N_SAMPLES_FIELD_NUMBER: builtins.int
+        PERCENTILES_S_FIELD_NUMBER: builtins.int
+        FEW_SAMPLES_FIELD_NUMBER: builtins.int
         mean_s: builtins.float
         """Mean; not set without samples. Unit: s."""
         p50_s: builtins.float
@@ -786,6 +850,14 @@ class Summary(google.protobuf.message.Message):
         """99th percentile. Unit: s."""
         n_samples: builtins.int
         """How many. Unit: samples."""
+        @property
+        def percentiles_s(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.float]:
+            """Where output.percentiles asks for others: these, by name, such as p99.9. Unit: s."""
+
+        @property
+        def few_samples(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+            """Of these percentiles, those beyond which fewer than ten samples lie."""
+
         def __init__(
             self,
             *,
@@ -794,9 +866,11 @@ class Summary(google.protobuf.message.Message):
             p90_s: builtins.float | None = ...,
             p99_s: builtins.float | None = ...,
             n_samples: builtins.int = ...,
+            percentiles_s: collections.abc.Mapping[builtins.str, builtins.float] | None = ...,
+            few_samples: collections.abc.Iterable[builtins.str] | None = ...,
         ) -> None: ...
         def HasField(self, field_name: typing.Literal["_mean_s", b"_mean_s", "_p50_s", b"_p50_s", "_p90_s", b"_p90_s", "_p99_s", b"_p99_s", "mean_s", b"mean_s", "p50_s", b"p50_s", "p90_s", b"p90_s", "p99_s", b"p99_s"]) -> builtins.bool: ...
-        def ClearField(self, field_name: typing.Literal["_mean_s", b"_mean_s", "_p50_s", b"_p50_s", "_p90_s", b"_p90_s", "_p99_s", b"_p99_s", "mean_s", b"mean_s", "n_samples", b"n_samples", "p50_s", b"p50_s", "p90_s", b"p90_s", "p99_s", b"p99_s"]) -> None: ...
+        def ClearField(self, field_name: typing.Literal["_mean_s", b"_mean_s", "_p50_s", b"_p50_s", "_p90_s", b"_p90_s", "_p99_s", b"_p99_s", "few_samples", b"few_samples", "mean_s", b"mean_s", "n_samples", b"n_samples", "p50_s", b"p50_s", "p90_s", b"p90_s", "p99_s", b"p99_s", "percentiles_s", b"percentiles_s"]) -> None: ...
         @typing.overload
         def WhichOneof(self, oneof_group: typing.Literal["_mean_s", b"_mean_s"]) -> typing.Literal["mean_s"] | None: ...
         @typing.overload
@@ -808,7 +882,9 @@ class Summary(google.protobuf.message.Message):
 
     @typing.final
     class Slo(google.protobuf.message.Message):
-        """Service-level objectives. A request that the end of the run cut off is censored where a limit had not passed."""
+        """Service-level objectives; with classes, each request counts by the limits of its own. A request that the end of
+        the run cut off is censored where a limit had not passed.
+        """
 
         DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -876,6 +952,24 @@ class Summary(google.protobuf.message.Message):
             ) -> None: ...
             def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
 
+        @typing.final
+        class AtPercentilesEntry(google.protobuf.message.Message):
+            DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+            KEY_FIELD_NUMBER: builtins.int
+            VALUE_FIELD_NUMBER: builtins.int
+            key: builtins.str
+            @property
+            def value(self) -> global___Summary.AtPercentile: ...
+            def __init__(
+                self,
+                *,
+                key: builtins.str = ...,
+                value: global___Summary.AtPercentile | None = ...,
+            ) -> None: ...
+            def HasField(self, field_name: typing.Literal["value", b"value"]) -> builtins.bool: ...
+            def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
         LIMITS_S_FIELD_NUMBER: builtins.int
         MET_FIELD_NUMBER: builtins.int
         KNOWN_REQUESTS_FIELD_NUMBER: builtins.int
@@ -883,6 +977,7 @@ class Summary(google.protobuf.message.Message):
         ATTAINMENT_FIELD_NUMBER: builtins.int
         ATTAINMENT_OF_COMPLETED_FIELD_NUMBER: builtins.int
         GOODPUT_REQUESTS_PER_S_FIELD_NUMBER: builtins.int
+        AT_PERCENTILES_FIELD_NUMBER: builtins.int
         attainment: builtins.float
         """Of the measured requests of which it is known, the share that met all limits. Unit: 1."""
         attainment_of_completed: builtins.float
@@ -905,6 +1000,10 @@ class Summary(google.protobuf.message.Message):
         def censored_requests(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.int]:
             """Those of which it is not, likewise. Unit: requests."""
 
+        @property
+        def at_percentiles(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, global___Summary.AtPercentile]:
+            """Limits at a percentile by name, such as ttft_p99_s; attainment knows nothing of them."""
+
         def __init__(
             self,
             *,
@@ -915,15 +1014,65 @@ class Summary(google.protobuf.message.Message):
             attainment: builtins.float | None = ...,
             attainment_of_completed: builtins.float | None = ...,
             goodput_requests_per_s: builtins.float | None = ...,
+            at_percentiles: collections.abc.Mapping[builtins.str, global___Summary.AtPercentile] | None = ...,
         ) -> None: ...
         def HasField(self, field_name: typing.Literal["_attainment", b"_attainment", "_attainment_of_completed", b"_attainment_of_completed", "_goodput_requests_per_s", b"_goodput_requests_per_s", "attainment", b"attainment", "attainment_of_completed", b"attainment_of_completed", "goodput_requests_per_s", b"goodput_requests_per_s"]) -> builtins.bool: ...
-        def ClearField(self, field_name: typing.Literal["_attainment", b"_attainment", "_attainment_of_completed", b"_attainment_of_completed", "_goodput_requests_per_s", b"_goodput_requests_per_s", "attainment", b"attainment", "attainment_of_completed", b"attainment_of_completed", "censored_requests", b"censored_requests", "goodput_requests_per_s", b"goodput_requests_per_s", "known_requests", b"known_requests", "limits_s", b"limits_s", "met", b"met"]) -> None: ...
+        def ClearField(self, field_name: typing.Literal["_attainment", b"_attainment", "_attainment_of_completed", b"_attainment_of_completed", "_goodput_requests_per_s", b"_goodput_requests_per_s", "at_percentiles", b"at_percentiles", "attainment", b"attainment", "attainment_of_completed", b"attainment_of_completed", "censored_requests", b"censored_requests", "goodput_requests_per_s", b"goodput_requests_per_s", "known_requests", b"known_requests", "limits_s", b"limits_s", "met", b"met"]) -> None: ...
         @typing.overload
         def WhichOneof(self, oneof_group: typing.Literal["_attainment", b"_attainment"]) -> typing.Literal["attainment"] | None: ...
         @typing.overload
         def WhichOneof(self, oneof_group: typing.Literal["_attainment_of_completed", b"_attainment_of_completed"]) -> typing.Literal["attainment_of_completed"] | None: ...
         @typing.overload
         def WhichOneof(self, oneof_group: typing.Literal["_goodput_requests_per_s", b"_goodput_requests_per_s"]) -> typing.Literal["goodput_requests_per_s"] | None: ...
+
+    @typing.final
+    class AtPercentile(google.protobuf.message.Message):
+        """A limit at a percentile. Rejected requests, and those cut off when it had passed, count as above it."""
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        LIMIT_S_FIELD_NUMBER: builtins.int
+        MEASURED_S_FIELD_NUMBER: builtins.int
+        PASSED_FIELD_NUMBER: builtins.int
+        MARGIN_S_FIELD_NUMBER: builtins.int
+        RELATIVE_MARGIN_FIELD_NUMBER: builtins.int
+        N_SAMPLES_FIELD_NUMBER: builtins.int
+        ENOUGH_SAMPLES_FIELD_NUMBER: builtins.int
+        limit_s: builtins.float
+        """Upper limit. Unit: s."""
+        measured_s: builtins.float
+        """The percentile; not set without samples, or where it is of requests never served. Unit: s."""
+        passed: builtins.bool
+        """Whether the percentile is at most the limit; not set without samples."""
+        margin_s: builtins.float
+        """Limit less measured. Unit: s."""
+        relative_margin: builtins.float
+        """Margin over the limit. Unit: 1."""
+        n_samples: builtins.int
+        """How many. Unit: samples."""
+        enough_samples: builtins.bool
+        """Whether ten samples or more lie beyond the percentile."""
+        def __init__(
+            self,
+            *,
+            limit_s: builtins.float = ...,
+            measured_s: builtins.float | None = ...,
+            passed: builtins.bool | None = ...,
+            margin_s: builtins.float | None = ...,
+            relative_margin: builtins.float | None = ...,
+            n_samples: builtins.int = ...,
+            enough_samples: builtins.bool = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["_margin_s", b"_margin_s", "_measured_s", b"_measured_s", "_passed", b"_passed", "_relative_margin", b"_relative_margin", "margin_s", b"margin_s", "measured_s", b"measured_s", "passed", b"passed", "relative_margin", b"relative_margin"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["_margin_s", b"_margin_s", "_measured_s", b"_measured_s", "_passed", b"_passed", "_relative_margin", b"_relative_margin", "enough_samples", b"enough_samples", "limit_s", b"limit_s", "margin_s", b"margin_s", "measured_s", b"measured_s", "n_samples", b"n_samples", "passed", b"passed", "relative_margin", b"relative_margin"]) -> None: ...
+        @typing.overload
+        def WhichOneof(self, oneof_group: typing.Literal["_margin_s", b"_margin_s"]) -> typing.Literal["margin_s"] | None: ...
+        @typing.overload
+        def WhichOneof(self, oneof_group: typing.Literal["_measured_s", b"_measured_s"]) -> typing.Literal["measured_s"] | None: ...
+        @typing.overload
+        def WhichOneof(self, oneof_group: typing.Literal["_passed", b"_passed"]) -> typing.Literal["passed"] | None: ...
+        @typing.overload
+        def WhichOneof(self, oneof_group: typing.Literal["_relative_margin", b"_relative_margin"]) -> typing.Literal["relative_margin"] | None: ...
 
     @typing.final
     class Ci95(google.protobuf.message.Message):
@@ -970,22 +1119,28 @@ class Summary(google.protobuf.message.Message):
 
         OUTPUT_TOKENS_PER_S_FIELD_NUMBER: builtins.int
         OUTPUT_TOKENS_PER_S_PER_DEVICE_FIELD_NUMBER: builtins.int
+        REQUESTS_PER_S_FIELD_NUMBER: builtins.int
         output_tokens_per_s: builtins.float
         """Of output tokens. Unit: tokens/s."""
         output_tokens_per_s_per_device: builtins.float
         """The same over the number of devices. Unit: tokens/s."""
+        requests_per_s: builtins.float
+        """Of requests that finished. Unit: requests/s."""
         def __init__(
             self,
             *,
             output_tokens_per_s: builtins.float | None = ...,
             output_tokens_per_s_per_device: builtins.float | None = ...,
+            requests_per_s: builtins.float | None = ...,
         ) -> None: ...
-        def HasField(self, field_name: typing.Literal["_output_tokens_per_s", b"_output_tokens_per_s", "_output_tokens_per_s_per_device", b"_output_tokens_per_s_per_device", "output_tokens_per_s", b"output_tokens_per_s", "output_tokens_per_s_per_device", b"output_tokens_per_s_per_device"]) -> builtins.bool: ...
-        def ClearField(self, field_name: typing.Literal["_output_tokens_per_s", b"_output_tokens_per_s", "_output_tokens_per_s_per_device", b"_output_tokens_per_s_per_device", "output_tokens_per_s", b"output_tokens_per_s", "output_tokens_per_s_per_device", b"output_tokens_per_s_per_device"]) -> None: ...
+        def HasField(self, field_name: typing.Literal["_output_tokens_per_s", b"_output_tokens_per_s", "_output_tokens_per_s_per_device", b"_output_tokens_per_s_per_device", "_requests_per_s", b"_requests_per_s", "output_tokens_per_s", b"output_tokens_per_s", "output_tokens_per_s_per_device", b"output_tokens_per_s_per_device", "requests_per_s", b"requests_per_s"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["_output_tokens_per_s", b"_output_tokens_per_s", "_output_tokens_per_s_per_device", b"_output_tokens_per_s_per_device", "_requests_per_s", b"_requests_per_s", "output_tokens_per_s", b"output_tokens_per_s", "output_tokens_per_s_per_device", b"output_tokens_per_s_per_device", "requests_per_s", b"requests_per_s"]) -> None: ...
         @typing.overload
         def WhichOneof(self, oneof_group: typing.Literal["_output_tokens_per_s", b"_output_tokens_per_s"]) -> typing.Literal["output_tokens_per_s"] | None: ...
         @typing.overload
         def WhichOneof(self, oneof_group: typing.Literal["_output_tokens_per_s_per_device", b"_output_tokens_per_s_per_device"]) -> typing.Literal["output_tokens_per_s_per_device"] | None: ...
+        @typing.overload
+        def WhichOneof(self, oneof_group: typing.Literal["_requests_per_s", b"_requests_per_s"]) -> typing.Literal["requests_per_s"] | None: ...
 
     @typing.final
     class LatencyIntervals(google.protobuf.message.Message):
@@ -996,6 +1151,9 @@ class Summary(google.protobuf.message.Message):
         TTFT_FIELD_NUMBER: builtins.int
         TPOT_FIELD_NUMBER: builtins.int
         E2E_FIELD_NUMBER: builtins.int
+        ITL_FIELD_NUMBER: builtins.int
+        QUEUE_FIELD_NUMBER: builtins.int
+        ITL_MAX_FIELD_NUMBER: builtins.int
         @property
         def ttft(self) -> global___Summary.HalfWidths:
             """Of time to first token."""
@@ -1008,15 +1166,30 @@ class Summary(google.protobuf.message.Message):
         def e2e(self) -> global___Summary.HalfWidths:
             """Of the time from arrival to the last token."""
 
+        @property
+        def itl(self) -> global___Summary.HalfWidths:
+            """Of inter-token latency."""
+
+        @property
+        def queue(self) -> global___Summary.HalfWidths:
+            """Of the time until first scheduled."""
+
+        @property
+        def itl_max(self) -> global___Summary.HalfWidths:
+            """Of the longest gap between two tokens."""
+
         def __init__(
             self,
             *,
             ttft: global___Summary.HalfWidths | None = ...,
             tpot: global___Summary.HalfWidths | None = ...,
             e2e: global___Summary.HalfWidths | None = ...,
+            itl: global___Summary.HalfWidths | None = ...,
+            queue: global___Summary.HalfWidths | None = ...,
+            itl_max: global___Summary.HalfWidths | None = ...,
         ) -> None: ...
-        def HasField(self, field_name: typing.Literal["e2e", b"e2e", "tpot", b"tpot", "ttft", b"ttft"]) -> builtins.bool: ...
-        def ClearField(self, field_name: typing.Literal["e2e", b"e2e", "tpot", b"tpot", "ttft", b"ttft"]) -> None: ...
+        def HasField(self, field_name: typing.Literal["e2e", b"e2e", "itl", b"itl", "itl_max", b"itl_max", "queue", b"queue", "tpot", b"tpot", "ttft", b"ttft"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["e2e", b"e2e", "itl", b"itl", "itl_max", b"itl_max", "queue", b"queue", "tpot", b"tpot", "ttft", b"ttft"]) -> None: ...
 
     @typing.final
     class HalfWidths(google.protobuf.message.Message):
@@ -1024,10 +1197,27 @@ class Summary(google.protobuf.message.Message):
 
         DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+        @typing.final
+        class PercentilesSEntry(google.protobuf.message.Message):
+            DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+            KEY_FIELD_NUMBER: builtins.int
+            VALUE_FIELD_NUMBER: builtins.int
+            key: builtins.str
+            value: builtins.float
+            def __init__(
+                self,
+                *,
+                key: builtins.str = ...,
+                value: builtins.float = ...,
+            ) -> None: ...
+            def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
         MEAN_S_FIELD_NUMBER: builtins.int
         P50_S_FIELD_NUMBER: builtins.int
         P90_S_FIELD_NUMBER: builtins.int
         P99_S_FIELD_NUMBER: builtins.int
+        PERCENTILES_S_FIELD_NUMBER: builtins.int
         mean_s: builtins.float
         """Of the mean. Unit: s."""
         p50_s: builtins.float
@@ -1036,6 +1226,10 @@ class Summary(google.protobuf.message.Message):
         """Of the 90th percentile. Unit: s."""
         p99_s: builtins.float
         """Of the 99th percentile. Unit: s."""
+        @property
+        def percentiles_s(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.float]:
+            """Of others, as output.percentiles asks, by name. Unit: s."""
+
         def __init__(
             self,
             *,
@@ -1043,9 +1237,10 @@ class Summary(google.protobuf.message.Message):
             p50_s: builtins.float | None = ...,
             p90_s: builtins.float | None = ...,
             p99_s: builtins.float | None = ...,
+            percentiles_s: collections.abc.Mapping[builtins.str, builtins.float] | None = ...,
         ) -> None: ...
         def HasField(self, field_name: typing.Literal["_mean_s", b"_mean_s", "_p50_s", b"_p50_s", "_p90_s", b"_p90_s", "_p99_s", b"_p99_s", "mean_s", b"mean_s", "p50_s", b"p50_s", "p90_s", b"p90_s", "p99_s", b"p99_s"]) -> builtins.bool: ...
-        def ClearField(self, field_name: typing.Literal["_mean_s", b"_mean_s", "_p50_s", b"_p50_s", "_p90_s", b"_p90_s", "_p99_s", b"_p99_s", "mean_s", b"mean_s", "p50_s", b"p50_s", "p90_s", b"p90_s", "p99_s", b"p99_s"]) -> None: ...
+        def ClearField(self, field_name: typing.Literal["_mean_s", b"_mean_s", "_p50_s", b"_p50_s", "_p90_s", b"_p90_s", "_p99_s", b"_p99_s", "mean_s", b"mean_s", "p50_s", b"p50_s", "p90_s", b"p90_s", "p99_s", b"p99_s", "percentiles_s", b"percentiles_s"]) -> None: ...
         @typing.overload
         def WhichOneof(self, oneof_group: typing.Literal["_mean_s", b"_mean_s"]) -> typing.Literal["mean_s"] | None: ...
         @typing.overload
@@ -1142,7 +1337,7 @@ class Summary(google.protobuf.message.Message):
         """Counted; left out, as costs.passive_power asks; or not known of the devices."""
         @property
         def joules_by_category(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, global___Summary.DramCompute]:
-            """Active energy by category of operators."""
+            """Active energy by category of operators; expert_rebalancing: of bringing experts to where new layouts have them."""
 
         def __init__(
             self,
@@ -1181,7 +1376,7 @@ class Summary(google.protobuf.message.Message):
         dram_joules: builtins.float
         """Moving data from and to DRAM. Unit: J."""
         compute_joules: builtins.float
-        """Multiplying and adding. Unit: J."""
+        """Multiplying and adding; of expert_rebalancing, programming crossbars. Unit: J."""
         def __init__(
             self,
             *,
@@ -1199,23 +1394,29 @@ class Summary(google.protobuf.message.Message):
         MEAN_REQUESTS_FIELD_NUMBER: builtins.int
         STEPS_FIELD_NUMBER: builtins.int
         DECODE_ONLY_SHARE_FIELD_NUMBER: builtins.int
+        GROUP_WAIT_SHARE_FIELD_NUMBER: builtins.int
         mean_requests: builtins.float
         """In a step, mean over steps. Unit: requests."""
         steps: builtins.int
         """Executed. Unit: steps."""
         decode_only_share: builtins.float
         """Of steps, those without prompts. Unit: 1."""
+        group_wait_share: builtins.float
+        """With data-parallel groups: of their time in steps, what they waited for the slowest, mean. Unit: 1."""
         def __init__(
             self,
             *,
             mean_requests: builtins.float | None = ...,
             steps: builtins.int = ...,
             decode_only_share: builtins.float | None = ...,
+            group_wait_share: builtins.float | None = ...,
         ) -> None: ...
-        def HasField(self, field_name: typing.Literal["_decode_only_share", b"_decode_only_share", "_mean_requests", b"_mean_requests", "decode_only_share", b"decode_only_share", "mean_requests", b"mean_requests"]) -> builtins.bool: ...
-        def ClearField(self, field_name: typing.Literal["_decode_only_share", b"_decode_only_share", "_mean_requests", b"_mean_requests", "decode_only_share", b"decode_only_share", "mean_requests", b"mean_requests", "steps", b"steps"]) -> None: ...
+        def HasField(self, field_name: typing.Literal["_decode_only_share", b"_decode_only_share", "_group_wait_share", b"_group_wait_share", "_mean_requests", b"_mean_requests", "decode_only_share", b"decode_only_share", "group_wait_share", b"group_wait_share", "mean_requests", b"mean_requests"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["_decode_only_share", b"_decode_only_share", "_group_wait_share", b"_group_wait_share", "_mean_requests", b"_mean_requests", "decode_only_share", b"decode_only_share", "group_wait_share", b"group_wait_share", "mean_requests", b"mean_requests", "steps", b"steps"]) -> None: ...
         @typing.overload
         def WhichOneof(self, oneof_group: typing.Literal["_decode_only_share", b"_decode_only_share"]) -> typing.Literal["decode_only_share"] | None: ...
+        @typing.overload
+        def WhichOneof(self, oneof_group: typing.Literal["_group_wait_share", b"_group_wait_share"]) -> typing.Literal["group_wait_share"] | None: ...
         @typing.overload
         def WhichOneof(self, oneof_group: typing.Literal["_mean_requests", b"_mean_requests"]) -> typing.Literal["mean_requests"] | None: ...
 
@@ -1518,6 +1719,7 @@ class Summary(google.protobuf.message.Message):
         WAITING_S_FIELD_NUMBER: builtins.int
         TRANSFER_S_FIELD_NUMBER: builtins.int
         LINK_BUSY_SHARE_FIELD_NUMBER: builtins.int
+        OVERLAPPED_S_FIELD_NUMBER: builtins.int
         n_handovers: builtins.int
         """That ended. Unit: hand-overs."""
         bytes: builtins.int
@@ -1532,11 +1734,15 @@ class Summary(google.protobuf.message.Message):
 
         @property
         def transfer_s(self) -> global___Summary.Distribution:
-            """On the link."""
+            """On the link, after the first token."""
 
         @property
         def link_busy_share(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.float]:
             """Of links of each pool. Unit: 1."""
+
+        @property
+        def overlapped_s(self) -> global___Summary.Distribution:
+            """Where caches leave layer by layer: from when one begins to until its prompt is computed."""
 
         def __init__(
             self,
@@ -1548,9 +1754,10 @@ class Summary(google.protobuf.message.Message):
             waiting_s: global___Summary.Distribution | None = ...,
             transfer_s: global___Summary.Distribution | None = ...,
             link_busy_share: collections.abc.Mapping[builtins.str, builtins.float] | None = ...,
+            overlapped_s: global___Summary.Distribution | None = ...,
         ) -> None: ...
-        def HasField(self, field_name: typing.Literal["transfer_s", b"transfer_s", "waiting_s", b"waiting_s"]) -> builtins.bool: ...
-        def ClearField(self, field_name: typing.Literal["bytes", b"bytes", "held_handovers", b"held_handovers", "link_busy_share", b"link_busy_share", "lost_handovers", b"lost_handovers", "n_handovers", b"n_handovers", "transfer_s", b"transfer_s", "waiting_s", b"waiting_s"]) -> None: ...
+        def HasField(self, field_name: typing.Literal["overlapped_s", b"overlapped_s", "transfer_s", b"transfer_s", "waiting_s", b"waiting_s"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["bytes", b"bytes", "held_handovers", b"held_handovers", "link_busy_share", b"link_busy_share", "lost_handovers", b"lost_handovers", "n_handovers", b"n_handovers", "overlapped_s", b"overlapped_s", "transfer_s", b"transfer_s", "waiting_s", b"waiting_s"]) -> None: ...
 
     @typing.final
     class FaultFigures(google.protobuf.message.Message):
@@ -1674,6 +1881,80 @@ class Summary(google.protobuf.message.Message):
             factor: builtins.float = ...,
         ) -> None: ...
         def ClearField(self, field_name: typing.Literal["factor", b"factor", "first_step", b"first_step", "replica", b"replica"]) -> None: ...
+
+    @typing.final
+    class Autoscaling(google.protobuf.message.Message):
+        """Replicas that joined and left while the run went on."""
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        DECISIONS_FIELD_NUMBER: builtins.int
+        REPLICA_S_FIELD_NUMBER: builtins.int
+        DEVICE_S_FIELD_NUMBER: builtins.int
+        MEAN_REPLICAS_FIELD_NUMBER: builtins.int
+        MOST_REPLICAS_FIELD_NUMBER: builtins.int
+        REQUEUED_REQUESTS_FIELD_NUMBER: builtins.int
+        replica_s: builtins.float
+        """In which replicas were there, starting or finishing what they had, of all together. Unit: s."""
+        device_s: builtins.float
+        """The same times the devices of a replica. Unit: s."""
+        mean_replicas: builtins.float
+        """replica_s over the run's time. Unit: replicas."""
+        most_replicas: builtins.int
+        """That were wanted at once, of all pools together. Unit: replicas."""
+        requeued_requests: builtins.int
+        """That waited on replicas that left, or that faults lost, and were routed again. Unit: requests."""
+        @property
+        def decisions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Summary.SizeDecision]:
+            """That changed a size, by time."""
+
+        def __init__(
+            self,
+            *,
+            decisions: collections.abc.Iterable[global___Summary.SizeDecision] | None = ...,
+            replica_s: builtins.float = ...,
+            device_s: builtins.float = ...,
+            mean_replicas: builtins.float | None = ...,
+            most_replicas: builtins.int = ...,
+            requeued_requests: builtins.int = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["_mean_replicas", b"_mean_replicas", "mean_replicas", b"mean_replicas"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["_mean_replicas", b"_mean_replicas", "decisions", b"decisions", "device_s", b"device_s", "mean_replicas", b"mean_replicas", "most_replicas", b"most_replicas", "replica_s", b"replica_s", "requeued_requests", b"requeued_requests"]) -> None: ...
+        def WhichOneof(self, oneof_group: typing.Literal["_mean_replicas", b"_mean_replicas"]) -> typing.Literal["mean_replicas"] | None: ...
+
+    @typing.final
+    class SizeDecision(google.protobuf.message.Message):
+        """A pool gets more replicas, or fewer."""
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        AT_S_FIELD_NUMBER: builtins.int
+        POOL_FIELD_NUMBER: builtins.int
+        BEFORE_FIELD_NUMBER: builtins.int
+        AFTER_FIELD_NUMBER: builtins.int
+        METRIC_FIELD_NUMBER: builtins.int
+        at_s: builtins.float
+        """When that was decided. Unit: s."""
+        pool: builtins.str
+        """Of which pool; empty: of the only one."""
+        before: builtins.int
+        """There, or starting. Unit: replicas."""
+        after: builtins.int
+        """From then on. Unit: replicas."""
+        metric: builtins.float
+        """Mean of the metric over those before; not set: a change at a stated time. Unit: 1."""
+        def __init__(
+            self,
+            *,
+            at_s: builtins.float = ...,
+            pool: builtins.str = ...,
+            before: builtins.int = ...,
+            after: builtins.int = ...,
+            metric: builtins.float | None = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["_metric", b"_metric", "metric", b"metric"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["_metric", b"_metric", "after", b"after", "at_s", b"at_s", "before", b"before", "metric", b"metric", "pool", b"pool"]) -> None: ...
+        def WhichOneof(self, oneof_group: typing.Literal["_metric", b"_metric"]) -> typing.Literal["metric"] | None: ...
 
     @typing.final
     class StageFigures(google.protobuf.message.Message):
@@ -1816,6 +2097,563 @@ class Summary(google.protobuf.message.Message):
         def HasField(self, field_name: typing.Literal["_attainment", b"_attainment", "attainment", b"attainment"]) -> builtins.bool: ...
         def ClearField(self, field_name: typing.Literal["_attainment", b"_attainment", "attainment", b"attainment", "censored_requests", b"censored_requests"]) -> None: ...
         def WhichOneof(self, oneof_group: typing.Literal["_attainment", b"_attainment"]) -> typing.Literal["attainment"] | None: ...
+
+    @typing.final
+    class SessionFigures(google.protobuf.message.Message):
+        """Sessions of several turns, of the whole run; a turn that is rejected has ended as it arrived."""
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        TOTAL_FIELD_NUMBER: builtins.int
+        FINISHED_FIELD_NUMBER: builtins.int
+        MEAN_TURNS_REQUESTS_FIELD_NUMBER: builtins.int
+        MOST_TURNS_REQUESTS_FIELD_NUMBER: builtins.int
+        DURATION_S_FIELD_NUMBER: builtins.int
+        total: builtins.int
+        """Of which a turn has arrived. Unit: sessions."""
+        finished: builtins.int
+        """Of which all turns have ended. Unit: sessions."""
+        mean_turns_requests: builtins.float
+        """Turns of a session that have arrived, mean. Unit: requests."""
+        most_turns_requests: builtins.int
+        """Of the session with most. Unit: requests."""
+        @property
+        def duration_s(self) -> global___Summary.Distribution:
+            """From the first turn's arrival until the last one's end, of those that finished."""
+
+        def __init__(
+            self,
+            *,
+            total: builtins.int = ...,
+            finished: builtins.int = ...,
+            mean_turns_requests: builtins.float | None = ...,
+            most_turns_requests: builtins.int = ...,
+            duration_s: global___Summary.Distribution | None = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["_mean_turns_requests", b"_mean_turns_requests", "duration_s", b"duration_s", "mean_turns_requests", b"mean_turns_requests"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["_mean_turns_requests", b"_mean_turns_requests", "duration_s", b"duration_s", "finished", b"finished", "mean_turns_requests", b"mean_turns_requests", "most_turns_requests", b"most_turns_requests", "total", b"total"]) -> None: ...
+        def WhichOneof(self, oneof_group: typing.Literal["_mean_turns_requests", b"_mean_turns_requests"]) -> typing.Literal["mean_turns_requests"] | None: ...
+
+    @typing.final
+    class PrefixCache(google.protobuf.message.Message):
+        """Prefix caches of all replicas, over the whole run."""
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        QUERIED_TOKENS_FIELD_NUMBER: builtins.int
+        HIT_TOKENS_FIELD_NUMBER: builtins.int
+        HIT_RATIO_FIELD_NUMBER: builtins.int
+        EVICTED_BLOCKS_FIELD_NUMBER: builtins.int
+        CACHED_BLOCKS_FIELD_NUMBER: builtins.int
+        queried_tokens: builtins.int
+        """Looked up: of prompts, whenever they were admitted. Unit: tokens."""
+        hit_tokens: builtins.int
+        """Of these that were cached, and not computed. Unit: tokens."""
+        hit_ratio: builtins.float
+        """hit_tokens / queried_tokens; not set if nobody was admitted. Unit: 1."""
+        evicted_blocks: builtins.int
+        """Of KV cache that were forgotten, as others needed them. Unit: blocks."""
+        cached_blocks: builtins.int
+        """That can be found by their tokens when the run ends. Unit: blocks."""
+        def __init__(
+            self,
+            *,
+            queried_tokens: builtins.int = ...,
+            hit_tokens: builtins.int = ...,
+            hit_ratio: builtins.float | None = ...,
+            evicted_blocks: builtins.int = ...,
+            cached_blocks: builtins.int = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["_hit_ratio", b"_hit_ratio", "hit_ratio", b"hit_ratio"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["_hit_ratio", b"_hit_ratio", "cached_blocks", b"cached_blocks", "evicted_blocks", b"evicted_blocks", "hit_ratio", b"hit_ratio", "hit_tokens", b"hit_tokens", "queried_tokens", b"queried_tokens"]) -> None: ...
+        def WhichOneof(self, oneof_group: typing.Literal["_hit_ratio", b"_hit_ratio"]) -> typing.Literal["hit_ratio"] | None: ...
+
+    @typing.final
+    class KvTiersUse(google.protobuf.message.Message):
+        """Tiers below the prefix caches of all replicas, over the whole run."""
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        TIERS_FIELD_NUMBER: builtins.int
+        LOAD_WAIT_S_FIELD_NUMBER: builtins.int
+        @property
+        def tiers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Summary.KvTierUse]:
+            """From the first below the device down."""
+
+        @property
+        def load_wait_s(self) -> global___Summary.Distribution:
+            """How long requests waited for blocks that were on their way, from when they had room."""
+
+        def __init__(
+            self,
+            *,
+            tiers: collections.abc.Iterable[global___Summary.KvTierUse] | None = ...,
+            load_wait_s: global___Summary.Distribution | None = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["load_wait_s", b"load_wait_s"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["load_wait_s", b"load_wait_s", "tiers", b"tiers"]) -> None: ...
+
+    @typing.final
+    class KvTierUse(google.protobuf.message.Message):
+        """One tier, of all replicas."""
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        NAME_FIELD_NUMBER: builtins.int
+        WRITE_FIELD_NUMBER: builtins.int
+        CAPACITY_BLOCKS_FIELD_NUMBER: builtins.int
+        KEPT_BLOCKS_FIELD_NUMBER: builtins.int
+        HIT_TOKENS_FIELD_NUMBER: builtins.int
+        HIT_RATIO_FIELD_NUMBER: builtins.int
+        READ_BYTES_FIELD_NUMBER: builtins.int
+        WRITTEN_BYTES_FIELD_NUMBER: builtins.int
+        EVICTED_BLOCKS_FIELD_NUMBER: builtins.int
+        LINK_BUSY_SHARE_FIELD_NUMBER: builtins.int
+        name: builtins.str
+        """As the scenario has it."""
+        write: builtins.str
+        """Through or back."""
+        capacity_blocks: builtins.int
+        """Of KV cache that it holds, together; not set: endless. Unit: blocks."""
+        kept_blocks: builtins.int
+        """That it held in the end. Unit: blocks."""
+        hit_tokens: builtins.int
+        """Of prefix_cache.hit_tokens, those that were read from it. Unit: tokens."""
+        hit_ratio: builtins.float
+        """hit_tokens / prefix_cache.queried_tokens; not set if nobody was admitted. Unit: 1."""
+        read_bytes: builtins.int
+        """To the device, also what the end of the run left on its way. Unit: B."""
+        written_bytes: builtins.int
+        """To it, likewise. Unit: B."""
+        evicted_blocks: builtins.int
+        """That were forgotten, as others needed them, or failed with their replica. Unit: blocks."""
+        link_busy_share: builtins.float
+        """Share of the run in which its links worked, mean. Unit: 1."""
+        def __init__(
+            self,
+            *,
+            name: builtins.str = ...,
+            write: builtins.str = ...,
+            capacity_blocks: builtins.int | None = ...,
+            kept_blocks: builtins.int = ...,
+            hit_tokens: builtins.int = ...,
+            hit_ratio: builtins.float | None = ...,
+            read_bytes: builtins.int = ...,
+            written_bytes: builtins.int = ...,
+            evicted_blocks: builtins.int = ...,
+            link_busy_share: builtins.float | None = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["_capacity_blocks", b"_capacity_blocks", "_hit_ratio", b"_hit_ratio", "_link_busy_share", b"_link_busy_share", "capacity_blocks", b"capacity_blocks", "hit_ratio", b"hit_ratio", "link_busy_share", b"link_busy_share"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["_capacity_blocks", b"_capacity_blocks", "_hit_ratio", b"_hit_ratio", "_link_busy_share", b"_link_busy_share", "capacity_blocks", b"capacity_blocks", "evicted_blocks", b"evicted_blocks", "hit_ratio", b"hit_ratio", "hit_tokens", b"hit_tokens", "kept_blocks", b"kept_blocks", "link_busy_share", b"link_busy_share", "name", b"name", "read_bytes", b"read_bytes", "write", b"write", "written_bytes", b"written_bytes"]) -> None: ...
+        @typing.overload
+        def WhichOneof(self, oneof_group: typing.Literal["_capacity_blocks", b"_capacity_blocks"]) -> typing.Literal["capacity_blocks"] | None: ...
+        @typing.overload
+        def WhichOneof(self, oneof_group: typing.Literal["_hit_ratio", b"_hit_ratio"]) -> typing.Literal["hit_ratio"] | None: ...
+        @typing.overload
+        def WhichOneof(self, oneof_group: typing.Literal["_link_busy_share", b"_link_busy_share"]) -> typing.Literal["link_busy_share"] | None: ...
+
+    @typing.final
+    class SpecDecode(google.protobuf.message.Message):
+        """Drafts of tokens that steps verified, of all replicas, over the whole run."""
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        DRAFTS_REQUESTS_FIELD_NUMBER: builtins.int
+        DRAFT_TOKENS_FIELD_NUMBER: builtins.int
+        ACCEPTED_TOKENS_FIELD_NUMBER: builtins.int
+        ACCEPTANCE_RATE_FIELD_NUMBER: builtins.int
+        MEAN_ACCEPTANCE_LENGTH_TOKENS_FIELD_NUMBER: builtins.int
+        drafts_requests: builtins.int
+        """Decoding, in all steps together, that had drafts. Unit: requests."""
+        draft_tokens: builtins.int
+        """Drafted. Unit: tokens."""
+        accepted_tokens: builtins.int
+        """Of these that became part of outputs. Unit: tokens."""
+        acceptance_rate: builtins.float
+        """accepted_tokens / draft_tokens; not set if nothing was drafted. Unit: 1."""
+        mean_acceptance_length_tokens: builtins.float
+        """That a step gave a decoding request, its own one with them: 1 + accepted_tokens / drafts. Unit: tokens."""
+        def __init__(
+            self,
+            *,
+            drafts_requests: builtins.int = ...,
+            draft_tokens: builtins.int = ...,
+            accepted_tokens: builtins.int = ...,
+            acceptance_rate: builtins.float | None = ...,
+            mean_acceptance_length_tokens: builtins.float | None = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["_acceptance_rate", b"_acceptance_rate", "_mean_acceptance_length_tokens", b"_mean_acceptance_length_tokens", "acceptance_rate", b"acceptance_rate", "mean_acceptance_length_tokens", b"mean_acceptance_length_tokens"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["_acceptance_rate", b"_acceptance_rate", "_mean_acceptance_length_tokens", b"_mean_acceptance_length_tokens", "acceptance_rate", b"acceptance_rate", "accepted_tokens", b"accepted_tokens", "draft_tokens", b"draft_tokens", "drafts_requests", b"drafts_requests", "mean_acceptance_length_tokens", b"mean_acceptance_length_tokens"]) -> None: ...
+        @typing.overload
+        def WhichOneof(self, oneof_group: typing.Literal["_acceptance_rate", b"_acceptance_rate"]) -> typing.Literal["acceptance_rate"] | None: ...
+        @typing.overload
+        def WhichOneof(self, oneof_group: typing.Literal["_mean_acceptance_length_tokens", b"_mean_acceptance_length_tokens"]) -> typing.Literal["mean_acceptance_length_tokens"] | None: ...
+
+    @typing.final
+    class RouterFigures(google.protobuf.message.Message):
+        """Decisions of the router, of the whole run; who comes again, as a replica failed or left, is sent again."""
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        @typing.final
+        class ByReasonRequestsEntry(google.protobuf.message.Message):
+            DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+            KEY_FIELD_NUMBER: builtins.int
+            VALUE_FIELD_NUMBER: builtins.int
+            key: builtins.str
+            value: builtins.int
+            def __init__(
+                self,
+                *,
+                key: builtins.str = ...,
+                value: builtins.int = ...,
+            ) -> None: ...
+            def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+        NAME_FIELD_NUMBER: builtins.int
+        REQUESTS_FIELD_NUMBER: builtins.int
+        BY_REASON_REQUESTS_FIELD_NUMBER: builtins.int
+        REPLICAS_FIELD_NUMBER: builtins.int
+        name: builtins.str
+        """The router, when the run began."""
+        requests: builtins.int
+        """Sent. Unit: requests."""
+        @property
+        def by_reason_requests(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.int]:
+            """These by why they went where they did: turn, random, load, session, prefix, spread, overload, explore
+            (docs/routers.md); other of routers that do not say. Unit: requests.
+            """
+
+        @property
+        def replicas(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Summary.RoutedTo]:
+            """These by replica."""
+
+        def __init__(
+            self,
+            *,
+            name: builtins.str = ...,
+            requests: builtins.int = ...,
+            by_reason_requests: collections.abc.Mapping[builtins.str, builtins.int] | None = ...,
+            replicas: collections.abc.Iterable[global___Summary.RoutedTo] | None = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["by_reason_requests", b"by_reason_requests", "name", b"name", "replicas", b"replicas", "requests", b"requests"]) -> None: ...
+
+    @typing.final
+    class RoutedTo(google.protobuf.message.Message):
+        """What went to one replica."""
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        @typing.final
+        class ByReasonRequestsEntry(google.protobuf.message.Message):
+            DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+            KEY_FIELD_NUMBER: builtins.int
+            VALUE_FIELD_NUMBER: builtins.int
+            key: builtins.str
+            value: builtins.int
+            def __init__(
+                self,
+                *,
+                key: builtins.str = ...,
+                value: builtins.int = ...,
+            ) -> None: ...
+            def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+        REPLICA_FIELD_NUMBER: builtins.int
+        REQUESTS_FIELD_NUMBER: builtins.int
+        BY_REASON_REQUESTS_FIELD_NUMBER: builtins.int
+        replica: builtins.int
+        """Its number."""
+        requests: builtins.int
+        """Sent there. Unit: requests."""
+        @property
+        def by_reason_requests(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.int]:
+            """These by reason. Unit: requests."""
+
+        def __init__(
+            self,
+            *,
+            replica: builtins.int = ...,
+            requests: builtins.int = ...,
+            by_reason_requests: collections.abc.Mapping[builtins.str, builtins.int] | None = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["by_reason_requests", b"by_reason_requests", "replica", b"replica", "requests", b"requests"]) -> None: ...
+
+    @typing.final
+    class Swap(google.protobuf.message.Message):
+        """Preemption by swap on all replicas, over the whole run."""
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        MOVED_BYTES_FIELD_NUMBER: builtins.int
+        WAITED_S_FIELD_NUMBER: builtins.int
+        SPACE_BYTES_FIELD_NUMBER: builtins.int
+        moved_bytes: builtins.float
+        """Of KV blocks that were copied to host memory and back, on all devices. Unit: bytes."""
+        waited_s: builtins.float
+        """In which replicas computed nothing, as steps waited for these copies. Unit: s."""
+        space_bytes: builtins.float
+        """Of host memory for KV blocks of all devices. Unit: bytes."""
+        def __init__(
+            self,
+            *,
+            moved_bytes: builtins.float = ...,
+            waited_s: builtins.float = ...,
+            space_bytes: builtins.float = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["moved_bytes", b"moved_bytes", "space_bytes", b"space_bytes", "waited_s", b"waited_s"]) -> None: ...
+
+    @typing.final
+    class ClassFigures(google.protobuf.message.Message):
+        """A class of requests."""
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        NAME_FIELD_NUMBER: builtins.int
+        TENANT_FIELD_NUMBER: builtins.int
+        PRIORITY_FIELD_NUMBER: builtins.int
+        REQUESTS_FIELD_NUMBER: builtins.int
+        TOKENS_FIELD_NUMBER: builtins.int
+        THROUGHPUT_FIELD_NUMBER: builtins.int
+        LATENCY_S_FIELD_NUMBER: builtins.int
+        SLO_FIELD_NUMBER: builtins.int
+        name: builtins.str
+        """Of the class."""
+        tenant: builtins.str
+        """Who sends its requests."""
+        priority: builtins.int
+        """Lower is served earlier, by scheduler.policy: priority."""
+        @property
+        def requests(self) -> global___Summary.ClassRequests:
+            """Counts."""
+
+        @property
+        def tokens(self) -> global___Summary.ClassTokens:
+            """Counts."""
+
+        @property
+        def throughput(self) -> global___Summary.ClassThroughput:
+            """Rates."""
+
+        @property
+        def latency_s(self) -> global___Summary.ClassLatencies:
+            """Latencies."""
+
+        @property
+        def slo(self) -> global___Summary.ClassSlo:
+            """Service-level objectives."""
+
+        def __init__(
+            self,
+            *,
+            name: builtins.str = ...,
+            tenant: builtins.str = ...,
+            priority: builtins.int = ...,
+            requests: global___Summary.ClassRequests | None = ...,
+            tokens: global___Summary.ClassTokens | None = ...,
+            throughput: global___Summary.ClassThroughput | None = ...,
+            latency_s: global___Summary.ClassLatencies | None = ...,
+            slo: global___Summary.ClassSlo | None = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["latency_s", b"latency_s", "requests", b"requests", "slo", b"slo", "throughput", b"throughput", "tokens", b"tokens"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["latency_s", b"latency_s", "name", b"name", "priority", b"priority", "requests", b"requests", "slo", b"slo", "tenant", b"tenant", "throughput", b"throughput", "tokens", b"tokens"]) -> None: ...
+
+    @typing.final
+    class ClassRequests(google.protobuf.message.Message):
+        """Requests of a class; of the whole run, but those that are measured."""
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        TOTAL_REQUESTS_FIELD_NUMBER: builtins.int
+        FINISHED_REQUESTS_FIELD_NUMBER: builtins.int
+        REJECTED_REQUESTS_FIELD_NUMBER: builtins.int
+        UNFINISHED_REQUESTS_FIELD_NUMBER: builtins.int
+        PREEMPTED_REQUESTS_FIELD_NUMBER: builtins.int
+        MEASURED_REQUESTS_FIELD_NUMBER: builtins.int
+        total_requests: builtins.int
+        """That arrived. Unit: requests."""
+        finished_requests: builtins.int
+        """That have all their tokens. Unit: requests."""
+        rejected_requests: builtins.int
+        """That no replica can serve, or was free enough to serve. Unit: requests."""
+        unfinished_requests: builtins.int
+        """That the end of the run left waiting or running. Unit: requests."""
+        preempted_requests: builtins.int
+        """That were preempted, once or more often. Unit: requests."""
+        measured_requests: builtins.int
+        """That arrived in the measured window. Unit: requests."""
+        def __init__(
+            self,
+            *,
+            total_requests: builtins.int = ...,
+            finished_requests: builtins.int = ...,
+            rejected_requests: builtins.int = ...,
+            unfinished_requests: builtins.int = ...,
+            preempted_requests: builtins.int = ...,
+            measured_requests: builtins.int = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["finished_requests", b"finished_requests", "measured_requests", b"measured_requests", "preempted_requests", b"preempted_requests", "rejected_requests", b"rejected_requests", "total_requests", b"total_requests", "unfinished_requests", b"unfinished_requests"]) -> None: ...
+
+    @typing.final
+    class ClassTokens(google.protobuf.message.Message):
+        """Tokens of a class, whole run."""
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        PROMPT_TOKENS_FIELD_NUMBER: builtins.int
+        OUTPUT_TOKENS_FIELD_NUMBER: builtins.int
+        prompt_tokens: builtins.int
+        """Of prompts of requests that were not rejected. Unit: tokens."""
+        output_tokens: builtins.int
+        """Emitted. Unit: tokens."""
+        def __init__(
+            self,
+            *,
+            prompt_tokens: builtins.int = ...,
+            output_tokens: builtins.int = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["output_tokens", b"output_tokens", "prompt_tokens", b"prompt_tokens"]) -> None: ...
+
+    @typing.final
+    class ClassThroughput(google.protobuf.message.Message):
+        """Rates of a class inside the measured window."""
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        REQUESTS_PER_S_FIELD_NUMBER: builtins.int
+        OUTPUT_TOKENS_PER_S_FIELD_NUMBER: builtins.int
+        requests_per_s: builtins.float
+        """Requests that finished. Unit: requests/s."""
+        output_tokens_per_s: builtins.float
+        """Output tokens of these requests. Unit: tokens/s."""
+        def __init__(
+            self,
+            *,
+            requests_per_s: builtins.float | None = ...,
+            output_tokens_per_s: builtins.float | None = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["_output_tokens_per_s", b"_output_tokens_per_s", "_requests_per_s", b"_requests_per_s", "output_tokens_per_s", b"output_tokens_per_s", "requests_per_s", b"requests_per_s"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["_output_tokens_per_s", b"_output_tokens_per_s", "_requests_per_s", b"_requests_per_s", "output_tokens_per_s", b"output_tokens_per_s", "requests_per_s", b"requests_per_s"]) -> None: ...
+        @typing.overload
+        def WhichOneof(self, oneof_group: typing.Literal["_output_tokens_per_s", b"_output_tokens_per_s"]) -> typing.Literal["output_tokens_per_s"] | None: ...
+        @typing.overload
+        def WhichOneof(self, oneof_group: typing.Literal["_requests_per_s", b"_requests_per_s"]) -> typing.Literal["requests_per_s"] | None: ...
+
+    @typing.final
+    class ClassLatencies(google.protobuf.message.Message):
+        """Latencies of requests of a class that arrived in the measured window."""
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        TTFT_FIELD_NUMBER: builtins.int
+        TPOT_FIELD_NUMBER: builtins.int
+        E2E_FIELD_NUMBER: builtins.int
+        QUEUE_FIELD_NUMBER: builtins.int
+        @property
+        def ttft(self) -> global___Summary.OfRequests:
+            """Time to first token, from arrival; requests that had it."""
+
+        @property
+        def tpot(self) -> global___Summary.OfRequests:
+            """Time per output token after the first; finished requests with two or more."""
+
+        @property
+        def e2e(self) -> global___Summary.OfRequests:
+            """From arrival to the last token; finished requests."""
+
+        @property
+        def queue(self) -> global___Summary.OfRequests:
+            """From arrival until first scheduled."""
+
+        def __init__(
+            self,
+            *,
+            ttft: global___Summary.OfRequests | None = ...,
+            tpot: global___Summary.OfRequests | None = ...,
+            e2e: global___Summary.OfRequests | None = ...,
+            queue: global___Summary.OfRequests | None = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["e2e", b"e2e", "queue", b"queue", "tpot", b"tpot", "ttft", b"ttft"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["e2e", b"e2e", "queue", b"queue", "tpot", b"tpot", "ttft", b"ttft"]) -> None: ...
+
+    @typing.final
+    class ClassSlo(google.protobuf.message.Message):
+        """Objectives of a class: its own, or else those of the scenario."""
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        @typing.final
+        class LimitsSEntry(google.protobuf.message.Message):
+            DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+            KEY_FIELD_NUMBER: builtins.int
+            VALUE_FIELD_NUMBER: builtins.int
+            key: builtins.str
+            value: builtins.float
+            def __init__(
+                self,
+                *,
+                key: builtins.str = ...,
+                value: builtins.float = ...,
+            ) -> None: ...
+            def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+        @typing.final
+        class AtPercentilesEntry(google.protobuf.message.Message):
+            DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+            KEY_FIELD_NUMBER: builtins.int
+            VALUE_FIELD_NUMBER: builtins.int
+            key: builtins.str
+            @property
+            def value(self) -> global___Summary.AtPercentile: ...
+            def __init__(
+                self,
+                *,
+                key: builtins.str = ...,
+                value: global___Summary.AtPercentile | None = ...,
+            ) -> None: ...
+            def HasField(self, field_name: typing.Literal["value", b"value"]) -> builtins.bool: ...
+            def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+        LIMITS_S_FIELD_NUMBER: builtins.int
+        ATTAINMENT_FIELD_NUMBER: builtins.int
+        CENSORED_REQUESTS_FIELD_NUMBER: builtins.int
+        GOODPUT_REQUESTS_PER_S_FIELD_NUMBER: builtins.int
+        AT_PERCENTILES_FIELD_NUMBER: builtins.int
+        attainment: builtins.float
+        """Of its measured requests of which it is known, the share that met all limits. Unit: 1."""
+        censored_requests: builtins.int
+        """Those of which it is not. Unit: requests."""
+        goodput_requests_per_s: builtins.float
+        """Its measured requests that finished and met all limits; not set without limits or measured ones. Unit:
+        requests/s.
+        """
+        @property
+        def limits_s(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.float]:
+            """Limits by name, as in slo.limits. Unit: s."""
+
+        @property
+        def at_percentiles(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, global___Summary.AtPercentile]:
+            """Its limits at a percentile, by name; gaps between tokens are not kept by class."""
+
+        def __init__(
+            self,
+            *,
+            limits_s: collections.abc.Mapping[builtins.str, builtins.float] | None = ...,
+            attainment: builtins.float | None = ...,
+            censored_requests: builtins.int = ...,
+            goodput_requests_per_s: builtins.float | None = ...,
+            at_percentiles: collections.abc.Mapping[builtins.str, global___Summary.AtPercentile] | None = ...,
+        ) -> None: ...
+        def HasField(self, field_name: typing.Literal["_attainment", b"_attainment", "_goodput_requests_per_s", b"_goodput_requests_per_s", "attainment", b"attainment", "goodput_requests_per_s", b"goodput_requests_per_s"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["_attainment", b"_attainment", "_goodput_requests_per_s", b"_goodput_requests_per_s", "at_percentiles", b"at_percentiles", "attainment", b"attainment", "censored_requests", b"censored_requests", "goodput_requests_per_s", b"goodput_requests_per_s", "limits_s", b"limits_s"]) -> None: ...
+        @typing.overload
+        def WhichOneof(self, oneof_group: typing.Literal["_attainment", b"_attainment"]) -> typing.Literal["attainment"] | None: ...
+        @typing.overload
+        def WhichOneof(self, oneof_group: typing.Literal["_goodput_requests_per_s", b"_goodput_requests_per_s"]) -> typing.Literal["goodput_requests_per_s"] | None: ...
 
     @typing.final
     class Simulator(google.protobuf.message.Message):
@@ -1994,7 +2832,16 @@ class Summary(google.protobuf.message.Message):
     DIGEST_FIELD_NUMBER: builtins.int
     POOLS_FIELD_NUMBER: builtins.int
     FAULTS_FIELD_NUMBER: builtins.int
+    AUTOSCALING_FIELD_NUMBER: builtins.int
     STAGES_FIELD_NUMBER: builtins.int
+    SESSIONS_FIELD_NUMBER: builtins.int
+    PREFIX_CACHE_FIELD_NUMBER: builtins.int
+    KV_TIERS_FIELD_NUMBER: builtins.int
+    SPEC_DECODE_FIELD_NUMBER: builtins.int
+    ROUTER_FIELD_NUMBER: builtins.int
+    SWAP_FIELD_NUMBER: builtins.int
+    CLIENT_QUEUE_TIME_S_FIELD_NUMBER: builtins.int
+    CLASSES_FIELD_NUMBER: builtins.int
     WARNINGS_FIELD_NUMBER: builtins.int
     SIMULATOR_FIELD_NUMBER: builtins.int
     RESULTS_FIELD_NUMBER: builtins.int
@@ -2137,8 +2984,44 @@ class Summary(google.protobuf.message.Message):
         """With simulated faults."""
 
     @property
+    def autoscaling(self) -> global___Summary.Autoscaling:
+        """With replicas that join and leave."""
+
+    @property
     def stages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Summary.StageFigures]:
         """With an arrival rate that steps, by stage."""
+
+    @property
+    def sessions(self) -> global___Summary.SessionFigures:
+        """With requests that follow on others."""
+
+    @property
+    def prefix_cache(self) -> global___Summary.PrefixCache:
+        """With scheduler.enable_prefix_caching."""
+
+    @property
+    def kv_tiers(self) -> global___Summary.KvTiersUse:
+        """With scheduler.kv_tiers."""
+
+    @property
+    def spec_decode(self) -> global___Summary.SpecDecode:
+        """With scheduler.speculative."""
+
+    @property
+    def router(self) -> global___Summary.RouterFigures:
+        """With several replicas, where a router sends requests."""
+
+    @property
+    def swap(self) -> global___Summary.Swap:
+        """With scheduler.preemption: swap."""
+
+    @property
+    def client_queue_time_s(self) -> global___Summary.Distribution:
+        """With a cap on requests in flight: how long those waited at the client that were sent."""
+
+    @property
+    def classes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Summary.ClassFigures]:
+        """With classes of requests, in their order; requests injected into the run have none."""
 
     @property
     def warnings(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
@@ -2195,13 +3078,22 @@ class Summary(google.protobuf.message.Message):
         digest: builtins.str = ...,
         pools: global___Summary.Pools | None = ...,
         faults: global___Summary.FaultFigures | None = ...,
+        autoscaling: global___Summary.Autoscaling | None = ...,
         stages: collections.abc.Iterable[global___Summary.StageFigures] | None = ...,
+        sessions: global___Summary.SessionFigures | None = ...,
+        prefix_cache: global___Summary.PrefixCache | None = ...,
+        kv_tiers: global___Summary.KvTiersUse | None = ...,
+        spec_decode: global___Summary.SpecDecode | None = ...,
+        router: global___Summary.RouterFigures | None = ...,
+        swap: global___Summary.Swap | None = ...,
+        client_queue_time_s: global___Summary.Distribution | None = ...,
+        classes: collections.abc.Iterable[global___Summary.ClassFigures] | None = ...,
         warnings: collections.abc.Iterable[builtins.str] | None = ...,
         simulator: global___Summary.Simulator | None = ...,
         results: builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_busy_share", b"_busy_share", "_offered_requests_per_s", b"_offered_requests_per_s", "_silicon_mm2", b"_silicon_mm2", "_tdp_w", b"_tdp_w", "batch", b"batch", "busy_share", b"busy_share", "ci95", b"ci95", "costs", b"costs", "device_facts", b"device_facts", "energy", b"energy", "faults", b"faults", "groups", b"groups", "in_system", b"in_system", "kv", b"kv", "latency_s", b"latency_s", "offered_requests_per_s", b"offered_requests_per_s", "parallelism", b"parallelism", "pools", b"pools", "precision", b"precision", "requests", b"requests", "silicon_mm2", b"silicon_mm2", "simulator", b"simulator", "slo", b"slo", "tdp_w", b"tdp_w", "throughput", b"throughput", "tokens", b"tokens", "trace_rows", b"trace_rows", "window", b"window"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_busy_share", b"_busy_share", "_offered_requests_per_s", b"_offered_requests_per_s", "_silicon_mm2", b"_silicon_mm2", "_tdp_w", b"_tdp_w", "batch", b"batch", "busy_share", b"busy_share", "ci95", b"ci95", "costs", b"costs", "device", b"device", "device_facts", b"device_facts", "devices", b"devices", "devices_per_replica", b"devices_per_replica", "digest", b"digest", "end_s", b"end_s", "energy", b"energy", "faults", b"faults", "groups", b"groups", "in_system", b"in_system", "kv", b"kv", "latency_s", b"latency_s", "max_model_len_tokens", b"max_model_len_tokens", "model", b"model", "name", b"name", "offered_requests_per_s", b"offered_requests_per_s", "parallelism", b"parallelism", "plan_digest", b"plan_digest", "pools", b"pools", "precision", b"precision", "replicas", b"replicas", "requests", b"requests", "reserved_gb_per_device", b"reserved_gb_per_device", "results", b"results", "scenario_digest", b"scenario_digest", "schema_version", b"schema_version", "seed", b"seed", "silicon_mm2", b"silicon_mm2", "simulator", b"simulator", "slo", b"slo", "stability", b"stability", "stages", b"stages", "tdp_w", b"tdp_w", "throughput", b"throughput", "time_share", b"time_share", "tokens", b"tokens", "trace_rows", b"trace_rows", "traffic", b"traffic", "unit_busy_share", b"unit_busy_share", "unit_busy_share_of_busiest_device", b"unit_busy_share_of_busiest_device", "warnings", b"warnings", "weights_gb_per_device", b"weights_gb_per_device", "window", b"window", "workload", b"workload"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_busy_share", b"_busy_share", "_offered_requests_per_s", b"_offered_requests_per_s", "_silicon_mm2", b"_silicon_mm2", "_tdp_w", b"_tdp_w", "autoscaling", b"autoscaling", "batch", b"batch", "busy_share", b"busy_share", "ci95", b"ci95", "client_queue_time_s", b"client_queue_time_s", "costs", b"costs", "device_facts", b"device_facts", "energy", b"energy", "faults", b"faults", "groups", b"groups", "in_system", b"in_system", "kv", b"kv", "kv_tiers", b"kv_tiers", "latency_s", b"latency_s", "offered_requests_per_s", b"offered_requests_per_s", "parallelism", b"parallelism", "pools", b"pools", "precision", b"precision", "prefix_cache", b"prefix_cache", "requests", b"requests", "router", b"router", "sessions", b"sessions", "silicon_mm2", b"silicon_mm2", "simulator", b"simulator", "slo", b"slo", "spec_decode", b"spec_decode", "swap", b"swap", "tdp_w", b"tdp_w", "throughput", b"throughput", "tokens", b"tokens", "trace_rows", b"trace_rows", "window", b"window"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_busy_share", b"_busy_share", "_offered_requests_per_s", b"_offered_requests_per_s", "_silicon_mm2", b"_silicon_mm2", "_tdp_w", b"_tdp_w", "autoscaling", b"autoscaling", "batch", b"batch", "busy_share", b"busy_share", "ci95", b"ci95", "classes", b"classes", "client_queue_time_s", b"client_queue_time_s", "costs", b"costs", "device", b"device", "device_facts", b"device_facts", "devices", b"devices", "devices_per_replica", b"devices_per_replica", "digest", b"digest", "end_s", b"end_s", "energy", b"energy", "faults", b"faults", "groups", b"groups", "in_system", b"in_system", "kv", b"kv", "kv_tiers", b"kv_tiers", "latency_s", b"latency_s", "max_model_len_tokens", b"max_model_len_tokens", "model", b"model", "name", b"name", "offered_requests_per_s", b"offered_requests_per_s", "parallelism", b"parallelism", "plan_digest", b"plan_digest", "pools", b"pools", "precision", b"precision", "prefix_cache", b"prefix_cache", "replicas", b"replicas", "requests", b"requests", "reserved_gb_per_device", b"reserved_gb_per_device", "results", b"results", "router", b"router", "scenario_digest", b"scenario_digest", "schema_version", b"schema_version", "seed", b"seed", "sessions", b"sessions", "silicon_mm2", b"silicon_mm2", "simulator", b"simulator", "slo", b"slo", "spec_decode", b"spec_decode", "stability", b"stability", "stages", b"stages", "swap", b"swap", "tdp_w", b"tdp_w", "throughput", b"throughput", "time_share", b"time_share", "tokens", b"tokens", "trace_rows", b"trace_rows", "traffic", b"traffic", "unit_busy_share", b"unit_busy_share", "unit_busy_share_of_busiest_device", b"unit_busy_share_of_busiest_device", "warnings", b"warnings", "weights_gb_per_device", b"weights_gb_per_device", "window", b"window", "workload", b"workload"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_busy_share", b"_busy_share"]) -> typing.Literal["busy_share"] | None: ...
     @typing.overload

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.cells import cell_len
 
-from pimserve.cluster.base.figures import share
+from pimserve.cluster.base.figures import WHY_REJECTED, share
 from pimserve.cluster.cli.findings_table import findings_report
 from pimserve.cluster.cli.render import summary_report
 from pimserve.cluster.cli.terminal import write
@@ -87,8 +87,64 @@ def test_p99_of_few_samples_is_starred_and_explained():
     text = report(latency_s__ttft__n=999, latency_s__tpot__n=1000)
     assert "55.8*" in line_with(text, "TTFT", "999")
     assert "4.61*" not in text
-    assert "* of fewer than 1,000 samples" in text
+    assert "* of few samples: fewer than ten lie beyond it" in text
     assert "*" not in report()
+
+
+def asked(**changes):
+    """A summary with percentiles and limits of them that nobody else has."""
+    document = example_summary(**changes)
+    for latency in document["latency_s"].values():
+        latency["percentiles"] = {"p50": latency["p50"], "p99.9": 1.25}
+    limit = {"limit": 2.0, "relative_margin": 0.375, "n": 2934, "enough_samples": False}
+    document["slo"]["at_percentiles"] = {
+        "ttft_p99.9_s": limit | {"measured": 1.25, "passed": True, "margin": 0.75},
+        "itl_p5_s": limit | {"measured": None, "passed": False, "margin": None, "relative_margin": None},
+        "e2e_p50_s": limit | {"measured": 2.5, "passed": False, "margin": -0.5, "relative_margin": -0.25},
+    }
+    widths = {"mean": 0.02, "percentiles": {"p50": 0.01, "p99.9": None}}
+    document["ci95"] = {
+        "latency_s": {"ttft": widths},
+        "throughput": {"requests_per_s": 0.25},
+        "slo": {"goodput_requests_per_s": 0.0001},
+    }
+    return document
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "latency mean p50 p99.9 n",
+        "TTFT s 0.0183 0.0155 1.25* 2,934",
+        "+- 0.0200 0.0100 -",
+        "finished 2,990 +- 0.250",
+        "+- 0 KV cache in use, peak 1.4 %",
+        "limits limit measured margin relative n verdict",
+        "TTFT p99.9 2.00 s 1.25 s* 750 ms 37.5 % 2,934 pass",
+        "ITL p5 2.00 s - - - 2,934 fail",
+        "E2E p50 2.00 s 2.50 s* -500 ms -25.0 % 2,934 fail",
+        "+- 95 % confidence interval by batch means (-: the run is too short for one)",
+    ],
+)
+def test_percentiles_limits_and_intervals_that_were_asked_for(line):
+    text = printed(summary_report(summary_of_document(asked())))
+    assert line in [" ".join(each.split()) for each in text.splitlines()], text
+
+
+def test_many_percentiles_take_several_tables():
+    document = asked()
+    for latency in document["latency_s"].values():
+        latency["percentiles"] = {f"p{percent}": 1.0 for percent in range(10, 99, 10)} | {"p99.9": 1.0}
+    text = printed(summary_report(summary_of_document(document)))
+    heads = [line.split() for line in text.splitlines() if line.startswith("latency")]
+    assert [len(head) for head in heads] == [8, 8]
+    names = {"p99.9", *(f"p{percent}" for percent in range(10, 99, 10))}
+    assert {word for head in heads for word in head} == {"latency", "mean", "n"} | names
+    assert max(map(cell_len, text.splitlines())) <= 80
+
+
+def test_a_run_without_intervals_says_so():
+    assert "no confidence intervals: the run is too short for them" in report()
 
 
 def test_stability_is_said():
@@ -191,6 +247,10 @@ def test_cut_requests_show_only_when_there_are_some():
     assert "17" in line_with(report(requests__truncated=17), "cut at max_model_len")
 
 
+def test_classes_show_only_when_there_are_some():
+    assert "class " not in report()
+
+
 def test_what_belongs_to_no_operator_shows_only_where_costs_have_it():
     nothing = {"dram": 0.0, "compute": 0.0}
     assert "norms, host" not in report(time_share__step=0.0, energy__joules_by_category__step=nothing)
@@ -198,11 +258,22 @@ def test_what_belongs_to_no_operator_shows_only_where_costs_have_it():
     assert line_with(text, "norms, host").split()[2:4] == ["25.0", "%"]
 
 
+def test_what_it_took_to_rebalance_experts_stands_beside_operators():
+    assert "expert rebalancing" not in report()
+    joules = {"dram": 3.0, "compute": 0.0}
+    text = report(energy__joules_by_category__expert_rebalancing=joules, energy__joules=12.0)
+    assert line_with(text, "expert rebalancing").split()[2:5] == ["-", "25.0", "%"]
+
+
 def test_report_without_limits():
     slo = {"limits": {}, "met": {}, "attainment": None, "attainment_of_completed": None, "goodput_requests_per_s": None}
     text = report(slo=slo)
     assert "no limits set" in text
     assert "attainment" not in text
+    at = {"limit": 2.0, "measured": 1.5, "passed": True, "margin": 0.5, "relative_margin": 0.25, "n": 9}
+    text = report(slo=slo | {"at_percentiles": {"ttft_p99_s": at | {"enough_samples": False}}})
+    assert "no limits of single requests" in text
+    assert line_with(text, "TTFT", " pass").split()[1:4] == ["p99", "2.00", "s"]
 
 
 def test_what_does_not_apply_is_a_dash():
@@ -221,7 +292,7 @@ def test_report_keeps_the_width(width, monkeypatch):
     latency = dict.fromkeys(("mean", "p50", "p90", "p99"), 1e6) | {"n": 10**9}
     requests = dict.fromkeys(example_summary()["requests"], 20_000_000)
     huge = example_summary(
-        requests=requests | {"rejected_by_reason": {"max_model_len": 20_000_000, "kv_cache": 20_000_000}},
+        requests=requests | {"rejected_by_reason": dict.fromkeys(WHY_REJECTED, 20_000_000)},
         throughput=dict.fromkeys(example_summary()["throughput"], 123_456_789.0),
         kv__capacity_tokens=9_876_543_210,
         batch__steps=9_876_543_210,

@@ -76,13 +76,13 @@ def test_whoever_asks_a_shard_is_told_what_its_devices_say(monkeypatch):
 class NoFleet:
     """Stands for a fleet that hands nothing over: one pool, of no replica."""
 
-    spec, numbers = None, ()
+    spec, numbers, most_tokens = None, (), 0
 
     @property
     def pools(self):
         return (self,)
 
-    def kv_cache(self, _):
+    def kv_cache(self, *_):
         return None
 
 

@@ -2,11 +2,8 @@
 
 import pytest
 
-from pimserve.cluster.distributed.deployment import distributed
 from pimserve.cluster.distributed.place import Place
 from pimserve.cluster.distributed.run_spread import Spread
-from pimserve.cluster.scenario.document import load_scenario
-from pimserve.cluster.scenario.prepared import prepare
 from pimserve.errors import InputError
 
 RAY = "ray://head:10001"
@@ -74,17 +71,3 @@ def test_options_are_named_as_whoever_gave_them_writes_them():
         Spread(3).checked(2, field)
     with pytest.raises(InputError, match=r"^options.shards: in lockstep each step waits"):
         Spread(2, "lockstep").checked(2, field)
-
-
-@pytest.mark.parametrize(("mode", "pool"), [("planned", ""), ("lockstep", ""), ("planned", "decode")])
-def test_hot_experts_on_another_kind_are_refused_before_actors_start(mode, pool):
-    replica = "{devices_per_node: 2, placement: {hot_experts: {device: h100, count: 2}, experts: {device: h100}}}"
-    cluster = f"{{pools: {{decode: {replica}}}}}" if pool else replica
-    routing = "routing={popularity: zipf, zipf_exponent: 1.0}"
-    prepared = prepare(load_scenario(None, [f"cluster={cluster}", routing]))
-    place = "cluster.pools.decode" if pool else "cluster"
-    with (
-        pytest.raises(InputError, match=rf"^{place}\.placement\.hot_experts: device actors have .*--devices none"),
-        distributed(prepared, None, Spread(1, mode)),
-    ):
-        pass

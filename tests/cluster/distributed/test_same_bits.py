@@ -32,6 +32,7 @@ TOKEN = "the token of this test"
 REQUESTS = 24
 IN_LOCKSTEP = 200  # steps: more take too long
 BRIEFLY = "run.max_time_s=0.4"  # instead
+OF_LAYERS = [[1.0 + (expert + layer) % 8 for expert in range(8)] for layer in range(32)]  # other ones are hot in each
 SCENARIOS: dict[str, list[str]] = {
     "mixtral on duplex, tp": ["cluster.experts=tp"],
     "mixtral on duplex, ep": ["cluster.experts=ep", "cluster.replicas=2"],
@@ -52,6 +53,18 @@ SCENARIOS: dict[str, list[str]] = {
                                                "costs.backend=vllm"],
     "mixtral on h200, as measured": ["cluster.device=h200", "costs.setting=measured", "cluster.replicas=2"],
     "opt on duplex": ["model=opt-66b", "cluster.replicas=2"],
+    "longest gaps and percentiles": ["cluster.replicas=2", "slo={itl_max_s: 0.012, itl_p99.9_s: 1}",
+                                     "output.percentiles=[5, 99.9]"],
+    "classes": ["cluster.replicas=3", "workload.classes=[{name: a, slo: {ttft_s: 0.02}}, {name: b, share: 2, "
+                "priority: 1, lengths: {input: {kind: fixed, tokens: 99}, output: {kind: geometric, mean: 60}}}]"],
+    "classes by priority": [
+        "cluster.replicas=2", "scheduler={policy: priority, ageing_s: 0.05, max_num_seqs: 2}",
+        "workload.classes=[{name: a, priority: 1}, {name: b, share: 2, priority: -1}]",
+    ],
+    "overload": [
+        "cluster.replicas=2", "scheduler={max_num_seqs: 2, max_queued_requests: 3, early_rejection: true, "
+        "early_rejection_ttft_s: 0.3}", "workload.arrival.rate_per_s=100", "workload.arrival.process=poisson",
+    ],
     "windows of attention": ["model=gpt-oss-120b", "cluster.device=h100"],
     "whole prompts": ["scheduler.batching=stage", "scheduler.kv_admission=oracle", "cluster.replicas=2"],
     "short of memory": ["model=llama-3.1-70b", "cluster.devices_per_node=2", "scheduler.memory_utilization=0.87",
@@ -81,7 +94,37 @@ SCENARIOS: dict[str, list[str]] = {
         "routing={popularity: zipf, zipf_exponent: 1.0, drift: {interval_s: 0.2, sigma: 0.5}}", "cluster.replicas=2",
         "cluster.nodes=2", "cluster.expert_placement={order: popularity, rebalance: {interval_s: 0.4}}",
     ],
+    "prefix caches": [
+        "cluster.replicas=2", "scheduler={enable_prefix_caching: true, kv_blocks: 300, block_size: 16}",
+        "workload.prefix={groups: 4, shared_tokens: 500, zipf_theta: 1}",
+        "workload.arrival={process: poisson, rate_per_s: 40}",
+        "faults={detection_s: 0.05, events: [{at_s: 0.3, replica: 0, kind: fail, for_s: 0.15}]}",
+    ],
+    "prefix caches of sessions": [
+        "workload={arrival: {process: poisson, rate_per_s: 20}, sessions: {turns: {kind: geometric, mean: 3}, "
+        "num_sessions: 8, context: accumulate}}", "cluster.replicas=2", "scheduler.enable_prefix_caching=true",
+    ],
+    "prefix caches in pools": [
+        "cluster.pools={prefill: {device: h100, replicas: 2}, decode: {device: duplex, replicas: 2}}",
+        "scheduler={enable_prefix_caching: true, kv_blocks: 300}", "workload.prefix={groups: 4, shared_tokens: 500}",
+        "workload.arrival={process: poisson, rate_per_s: 20}",
+    ],
+    "shortest predicted first": ["cluster.replicas=2", "scheduler.policy=sjf", "scheduler.prediction_error=0.5",
+                                 "scheduler.max_num_seqs=2"],
+    "fair share by tenant": [
+        "cluster.replicas=2", "scheduler.policy=vtc", "scheduler.max_num_seqs=2", "workload.classes="
+        "[{name: chat, share: 2}, {name: batch, share: 1}]",
+    ],
     "a closed loop": ["workload={mode: closed, concurrency: 5, num_requests: 20}", "cluster.replicas=4"],
+    "users who think": [
+        "workload={mode: closed, concurrency: 5, num_requests: 20, think_time_s: {kind: exponential, mean_s: 0.05}}",
+        "cluster.replicas=4",
+    ],
+    "sessions": [
+        "workload={arrival: {process: poisson, rate_per_s: 20}, sessions: {turns: {kind: geometric, mean: 3}, "
+        "num_sessions: 8, think_time_s: {kind: exponential, mean_s: 0.05}}}", "cluster.replicas=2",
+    ],
+    "at most two in flight": ["workload.max_concurrency=2", "cluster.replicas=2"],
     "bursts to the least loaded": ["cluster.replicas=4", "scheduler.router=least_outstanding",
                                    "scheduler.report_interval_s=0.5", "workload.arrival.process=gamma",
                                    "workload.arrival.rate_per_s=40", "workload.arrival.cv=3"],
@@ -111,6 +154,12 @@ SCENARIOS: dict[str, list[str]] = {
         "cluster={device: duplex, devices_per_node: 1, replicas: 2, placement: {experts: {device: {preset: "
         "aimc-realistic, spread: experts, tiers: 192}, devices_per_node: 4}, micro_batches: 2}}",
         "cluster.expert_placement={order: popularity, redundant_experts: 4, rebalance: {interval_s: 0.4}}",
+        "routing={popularity: zipf, zipf_exponent: 1.0, drift: {interval_s: 0.2, sigma: 0.5}}",
+    ],
+    "experts that are cut over aimc chips": [
+        "cluster={device: duplex, devices_per_node: 1, replicas: 2, placement: {experts: {device: {preset: "
+        "aimc-realistic, spread: experts, tiers: 32}, devices_per_node: 20}, micro_batches: 2}}",
+        "cluster.expert_placement={order: popularity, redundant_experts: 2, rebalance: {interval_s: 0.4}}",
         "routing={popularity: zipf, zipf_exponent: 1.0, drift: {interval_s: 0.2, sigma: 0.5}}",
     ],
     "experts on h100, two micro-batches": [
@@ -152,6 +201,49 @@ SCENARIOS: dict[str, list[str]] = {
         "workload.arrival={process: poisson, rate_per_s: 40}",
         "faults={detection_s: 0.05, events: [{at_s: 0.2, replica: 0, kind: fail, for_s: 0.3}, "
         "{at_s: 0.3, replica: 2, kind: fail, for_s: 0.2}, {at_s: 0.45, replica: 3, kind: slow, factor: 1.5}]}",
+    ],
+    "hot experts on h100, cold ones on aimc": [
+        "cluster={device: duplex, devices_per_node: 2, replicas: 2, placement: {hot_experts: {device: h100, "
+        "devices_per_node: 1, count: 2}, experts: {device: {preset: aimc-realistic, spread: experts}}, "
+        "micro_batches: 2}}",
+        "routing={popularity: zipf, zipf_exponent: 1.0}", "workload.arrival={process: poisson, rate_per_s: 40}",
+        "faults={detection_s: 0.05, events: [{at_s: 0.1, replica: 0, kind: fail, for_s: 0.15}, "
+        "{at_s: 0.15, replica: 1, kind: slow, factor: 1.5, for_s: 0.15}]}",
+    ],
+    "hot experts on duplex, cold ones on aimc, every layer drawn": [
+        "cluster={device: h100, devices_per_node: 2, placement: {hot_experts: {device: duplex, devices_per_node: 2, "
+        "experts: tp, count: 3}, experts: {device: aimc-realistic}, micro_batches: 1}}",
+        "routing={popularity: zipf, zipf_exponent: 1.0, mode: exact}", "workload.num_requests=6", "run.warmup_s=0",
+        "faults.events=[{at_s: 0.1, replica: 0, kind: slow, factor: 1.5}]",
+    ],
+    "other experts are hot in each layer": [
+        "cluster={device: duplex, devices_per_node: 2, placement: {hot_experts: {device: b200, devices_per_node: 2, "
+        "experts: ep, count: 2}, experts: {device: h100, devices_per_node: 4, experts: tp}, micro_batches: 1}}",
+        f"routing={{popularity: given, weights: {OF_LAYERS}}}",
+    ],
+    "other experts are hot in each layer, every layer drawn": [
+        "cluster={device: duplex, devices_per_node: 2, placement: {hot_experts: {device: b200, devices_per_node: 2, "
+        "experts: ep, count: 2}, experts: {device: h100, devices_per_node: 2}, micro_batches: 2}}",
+        "cluster.expert_placement.order=popularity", "workload.num_requests=6", "run.warmup_s=0",
+        f"routing={{popularity: given, mode: exact, weights: {OF_LAYERS}}}",
+    ],
+    "hot experts that cool down as popularities drift": [
+        "cluster={device: duplex, devices_per_node: 2, replicas: 2, placement: {hot_experts: {device: h100, "
+        "devices_per_node: 1, count: 2}, experts: {device: aimc-realistic}, micro_batches: 2}}",
+        "routing={popularity: zipf, zipf_exponent: 1.0, drift: {interval_s: 0.3, sigma: 0.5}}",
+    ],
+    "dense layers, shared experts and head with the cold ones": [
+        "model=deepseek-v3",
+        "cluster={device: b200, devices_per_node: 2, tensor_parallel: 1, placement: {hot_experts: {device: b200, "
+        "devices_per_node: 2, count: 32}, experts: {device: h200, devices_per_node: 8, tensor_parallel: 4}, "
+        "micro_batches: 2, dense_ffn: experts, shared_experts: experts, lm_head: experts}}",
+        "routing={popularity: zipf, zipf_exponent: 1.0}",
+    ],
+    "prefill on h100, decode on duplex with hot experts on h100": [
+        "cluster.pools={prefill: {device: h100, replicas: 2}, decode: {device: duplex, devices_per_node: 2, "
+        "replicas: 2, placement: {hot_experts: {device: h100, devices_per_node: 1, count: 2}, "
+        "experts: {device: aimc-realistic}, micro_batches: 2}}}",
+        "routing={popularity: zipf, zipf_exponent: 1.0}", "workload.arrival={process: poisson, rate_per_s: 20}",
     ],
     "stopped": ["cluster.replicas=2", "run.max_time_s=3", "workload.arrival.process=constant",
                 "workload.arrival.rate_per_s=20"],
@@ -296,6 +388,32 @@ def test_attention_and_experts_are_different_actors(mode: DeviceMode, tmp_path: 
         assert wire[kind]["messages"] == (4 * there["batch"]["steps"] if mode == "lockstep" else 1)
 
 
+@pytest.mark.parametrize("mode", ["planned", "lockstep"])
+@pytest.mark.parametrize(
+    "name", ["hot experts on h100, cold ones on aimc", "other experts are hot in each layer, every layer drawn"]
+)
+def test_hot_and_cold_experts_are_different_actors(name: str, mode: DeviceMode, tmp_path: Path) -> None:
+    scenario = load_scenario(None, [*SCENARIOS[name], "cluster.replicas=1", "faults=null", "run.max_time_s=0.1"])
+    prepared = prepare(scenario)
+    sizes = [member.devices_per_replica for member in prepared.pools[0].members]
+    there = run_there(scenario, Spread(1, mode), tmp_path / "there")
+    assert figures(there) == figures(run(prepared, tmp_path / "here"))
+    devices = np.load(tmp_path / "there" / "devices.npy")
+    attention, hot, cold = (devices[devices["group"] == name] for name in ("attention", "hot_experts", "experts"))
+    assert [len(attention), len(hot), len(cold)] == sizes
+    actors = [set(of_group["actor"].tolist()) for of_group in (attention, hot, cold)]
+    assert len(actors[0] | actors[1] | actors[2]) == (sum(sizes) if mode == "lockstep" else 3)
+    assert [of_group["kind"][0] for of_group in (hot, cold)] == [m.label for m in prepared.pools[0].members[1:]]
+    for experts in (hot, cold):
+        assert (experts["dispatch_received_bytes"] > 0).all()
+        assert (experts["combine_sent_bytes"] > 0).all()
+        assert (experts["compute_joules"] > 0).all()
+        assert (experts["experts_busy_s"] > 0).all()
+        assert not experts["dispatch_sent"].any()
+        assert not experts["peak_kv_blocks"].any()
+    assert not attention["experts_busy_s"].any()
+
+
 @pytest.mark.parametrize("figure", ["outputs", "kv_blocks", "energy_pj"])
 def test_a_device_that_has_one_unit_more_fails_the_run(
     figure: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -319,8 +437,12 @@ def test_a_device_that_has_one_unit_more_fails_the_run(
     [
         "mixtral on duplex, ep",
         "bursts to the least loaded",
+        "sessions",
+        "users who think",
+        "at most two in flight",
         "prefill on h100, decode on duplex",
         "experts on h100, two micro-batches",
+        "hot experts on h100, cold ones on aimc",
         "mixed pools whose replicas fail",
         "devices that fail, slow down and leave",
         "pools whose replicas fail, slow down and leave",

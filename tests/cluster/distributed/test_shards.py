@@ -36,7 +36,7 @@ from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.departures import Move
 from pimserve.scheduler.fleet import Fleet, Pool, RowSink
 from pimserve.scheduler.requests import RequestTable
-from pimserve.scheduler.shard import NONE, Order
+from pimserve.scheduler.shard_port import NONE, Order
 from pimserve.scheduler.simulation import Deployment
 from pimserve.scheduler.summary import digest
 from pimserve.v1 import shard_pb2 as pb

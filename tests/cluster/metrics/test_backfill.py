@@ -100,6 +100,21 @@ def test_export_writes_a_file_or_prints(results, tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["one.om"]
 
 
+def test_what_is_no_number_at_first_is_written_from_when_it_is_one(tmp_path):
+    """Percentiles with limits: before anybody was served there are none, and no line says NaN."""
+    slo = "slo={preset: mlperf/mixtral-8x7b/server}"
+    classes = "workload.classes=[{name: chat, slo: {e2e_p99_s: 60}}]"
+    summary = run(prepare(load_scenario(None, ["workload.num_requests=50", slo, classes])), tmp_path / "one")
+    parts = backfill.parts_of([tmp_path / "one"], 1.0)
+    backfill.write_file(parts, 0.0, tmp_path / "one.om")
+    lines = (tmp_path / "one.om").read_text().splitlines()
+    assert not [line for line in lines if "NaN" in line]
+    of_class, family = summary["classes"][0]["slo"], "pimserve_class_slo_percentile_seconds"
+    samples = [line.split()[1:] for line in lines if line.startswith(f"{family}{{")]
+    assert float(samples[0][1]) > 0
+    assert float(samples[-1][0]) == pytest.approx(of_class["at_percentiles"]["e2e_p99_s"]["measured"], rel=2**-11)
+
+
 @needs_promtool
 def test_what_cannot_be_noted_is_not_loaded(results, tmp_path, monkeypatch):
     def full(*_):

@@ -5,12 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pimserve.cluster.metrics.families import FAMILIES, PREFIX_CACHE
+from pimserve.cluster.metrics.family import ENGINE
 from pimserve.cluster.metrics.feed import MetricsFeed
 from pimserve.cluster.metrics.run_metrics import metrics_of
+from pimserve.cluster.metrics.vllm import as_vllm
 from pimserve.cluster.run.live_control import LiveControl
 from pimserve.cluster.run.running_latencies import RunningLatencies
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
+from pimserve.loadgen.objectives import Objectives
 from pimserve.scheduler.control import Inject
 from pimserve.scheduler.requests import FINISHED
 from pimserve.scheduler.simulation import Deployment
@@ -21,6 +25,15 @@ EXAMPLES = Path(__file__).parents[3] / "examples"
 WINDOW_S = 3
 LINK_BYTES_PER_S = 450e9  # of Duplex, one way
 LIMITS = "slo={ttft_s: 0.02, tpot_s: 0.0039, e2e_s: 1}"
+STAGES = (
+    "workload={arrival: {stages: [{rate_per_s: 8, duration_s: 5}, {rate_per_s: 0, duration_s: 3}, "
+    "{rate_per_s: 30, duration_s: 7}]}, preset: azure-conv-2023}"
+)
+CLASSES = (
+    "workload.classes=[{name: chat, share: 2, slo: {ttft_s: 0.01, e2e_s: 0.7}}, {name: batch, slo: {tpot_s: 0.0035}}]"
+)
+AT_PERCENTILES = "slo={ttft_p99_s: 0.02, tpot_p50_s: 0.0039, itl_p99.9_s: 0.01, e2e_p90_s: 1, queue_p95_s: 0.01}"
+CLASSES_AT_PERCENTILES = "workload.classes=[{name: chat, share: 2, slo: {ttft_p90_s: 0.01, e2e_s: 0.7}}, {name: batch}]"
 MIXED = "cluster.placement={experts: {device: aimc-realistic}, micro_batches: 2, lm_head: experts}"
 MIXED_POOL = "cluster.pools.decode.placement={experts: {device: h100}, micro_batches: 2}"
 CASES = {
@@ -31,6 +44,20 @@ CASES = {
     "aimc": ("mixtral_aimc", ["run={warmup_s: 0, cooldown_s: 0}"]),
     "mixed": (None, ["cluster.replicas=2", MIXED]),
     "mixed pools": ("prefill_decode_pools", [MIXED_POOL, "run={warmup_s: 0}"]),
+    "rebalanced": (
+        None,
+        [
+            "cluster={device: h100, replicas: 2, expert_placement: {order: popularity, rebalance: {interval_s: 1}}}",
+            "routing={popularity: zipf, zipf_exponent: 1, drift: {interval_s: 0.5, sigma: 0.4}}",
+        ],
+    ),
+    "mixed, drifting": (
+        None,
+        [
+            "cluster.placement={experts: {device: h100, devices_per_node: 4}, micro_batches: 2}",
+            "routing={popularity: zipf, zipf_exponent: 1, drift: {interval_s: 5, sigma: 1}}",
+        ],
+    ),
     "mixed, slow": (
         None,
         ["cluster.replicas=2", MIXED, "faults={events: [{at_s: 2, replica: 1, kind: slow, factor: 3}]}"],
@@ -41,6 +68,55 @@ CASES = {
     "closed": ("closed_loop", ["cluster.replicas=2", "run.warmup_s=1"]),
     "cut off": (None, ["workload.arrival={process: poisson, rate_per_s: 15}", "run.max_time_s=18", LIMITS]),
     "rejected": (None, ["scheduler.max_model_len=1000", "slo.ttft_s=0.02"]),
+    "stages": (None, [STAGES, LIMITS, "run.warmup_s=2"]),
+    "sessions, cut off": (
+        None,
+        [
+            "workload={sessions: {turns: 4, num_sessions: 30, think_time_s: 1}}",
+            "cluster.replicas=2",
+            "run.max_time_s=9",
+        ],
+    ),
+    "a cap on requests in flight, cut off": (
+        None,
+        ["workload={max_concurrency: 3, num_requests: 40}", "run.max_time_s=9"],
+    ),
+    "users who think, cut off": (
+        None,
+        [
+            "workload={mode: closed, concurrency: 9, num_requests: 60, think_time_s: 0.5}",
+            "run.max_time_s=4",
+            "run.warmup_s=1",
+        ],
+    ),
+    "longest gaps": (None, ["cluster.replicas=2", "slo={itl_max_s: 0.02, ttft_s: 0.02}", "run.warmup_s=2"]),
+    "longest gaps, handed over": ("prefill_decode_pools", ["slo={itl_max_s: 0.05}", "run={warmup_s: 0}"]),
+    "longest gaps of classes, cut off": (
+        None,
+        [
+            "workload.classes=[{name: chat, slo: {itl_max_s: 0.008}}, {name: batch}]",
+            "slo.tpot_s=0.005",
+            "workload.arrival={rate_per_s: 15}",
+            "run.max_time_s=18",
+        ],
+    ),
+    "limits at percentiles": (None, [AT_PERCENTILES, "cluster.replicas=2", "run.warmup_s=3"]),
+    "limits at percentiles of classes, cut off": (
+        None,
+        [AT_PERCENTILES, CLASSES_AT_PERCENTILES, "workload.arrival={rate_per_s: 15}", "run.max_time_s=18"],
+    ),
+    "limits at percentiles, rejected": (None, ["scheduler.max_model_len=1000", "slo={ttft_p99_s: 9, ttft_p10_s: 9}"]),
+    "classes": (None, [CLASSES, LIMITS]),
+    "classes, cut off": (None, [CLASSES, "workload.arrival={rate_per_s: 15}", "run.max_time_s=18"]),
+    "stages, cut off": (None, [STAGES, "slo.ttft_s=0.02", "run.max_time_s=14"]),
+    "prefix caches": (
+        None,
+        [
+            "scheduler={enable_prefix_caching: true, kv_blocks: 1500}",
+            "cluster.replicas=2",
+            "workload.prefix={groups: 20, shared_tokens: 900}",
+        ],
+    ),
     "closed and cut off": ("closed_loop", ["run.max_time_s=25", "run.warmup_s=0.2", LIMITS]),
 }
 
@@ -63,9 +139,9 @@ class Watcher(LiveControl):
 def watched(example, overrides, **options):
     path = None if example is None else EXAMPLES / f"{example}.yaml"
     prepared = prepare(load_scenario(path, ["workload.num_requests=300", *overrides]))
-    slo, frontend_ps = prepared.scenario.slo, prepared.frontend_ps
-    feed = MetricsFeed(metrics_of(prepared, "r", **options), slo, frontend_ps=frontend_ps)
-    control = Watcher(feed, RunningLatencies(slo, frontend_ps=frontend_ps))
+    objectives, frontend_ps = prepared.objectives, prepared.frontend_ps
+    feed = MetricsFeed(metrics_of(prepared, "r", **options), objectives, frontend_ps=frontend_ps)
+    control = Watcher(feed, RunningLatencies(objectives, frontend_ps=frontend_ps))
     summary, served = serve(prepared, deployment=Deployment(control=control))
     return summary, served, feed.latest(), control.seen
 
@@ -82,6 +158,7 @@ def test_in_the_end_metrics_say_what_the_summary_says(case, monkeypatch):
     late_s = values["pimserve_virtual_time_seconds_total"][0] - summary["end_s"]
     assert -1e-9 <= late_s < WINDOW_S
     assert values["pimserve_preemptions_total"].sum() == summary["requests"]["preemptions"]
+    assert values["pimserve_swaps_total"].sum() == summary["requests"]["swaps"]
     energy = values["pimserve_device_energy_joules_total"]
     passive = np.array([key[4] == "passive" for key in last.layout.keys["pimserve_device_energy_joules_total"]])
     passive_joules = summary["energy"]["passive_joules"] or 0
@@ -98,7 +175,12 @@ def test_in_the_end_metrics_say_what_the_summary_says(case, monkeypatch):
     )
     groups_are_those_of(summary, last, late_s)
     outcomes_are_those_of(summary, last)
+    stages_are_those_of(summary, last)
+    classes_are_those_of(summary, last)
+    limits_at_percentiles_are_those_of(summary, last)
     latencies_are_those_of(summary, last)
+    prefix_caches_are_those_of(summary, last)
+    decisions_are_those_of(summary, last)
     grows(seen, last)
     assert not any(each.values["pimserve_run_stability"].any() for each in seen)
 
@@ -129,6 +211,34 @@ def groups_are_those_of(summary, last, late_s):
             assert values[family][mine].sum() == pytest.approx(groups["link"][way][figure], rel=1e-9)
 
 
+def prefix_caches_are_those_of(summary, last):
+    """Of both replicas; vLLM's names say the same."""
+    told, of_vllm = summary.get("prefix_cache"), as_vllm(last)
+    found = {figure: last.values[family] for family, figure in PREFIX_CACHE.items()}
+    assert {len(values) for values in found.values()} == {2 if told else 0}
+    assert {figure: values.sum() for figure, values in found.items()} == (
+        {figure: told[figure] for figure in found} if told else dict.fromkeys(found, 0)
+    )
+    assert all(values.all() for values in found.values())
+    assert of_vllm.values["vllm:prefix_cache_queries_total"].tolist() == found["queried_tokens"].tolist()
+    assert of_vllm.values["vllm:prefix_cache_hits_total"].tolist() == found["hit_tokens"].tolist()
+
+
+def decisions_are_those_of(summary, last):
+    """Of the router, by replica and reason; all replicas together where there are many."""
+    family = "pimserve_router_decisions_total"
+    told = {key[1:]: count for key, count in zip(last.layout.keys[family], last.values[family], strict=True) if count}
+    router = summary.get("router")
+    roles = {"prefill" if "pools" in summary else "mixed"}
+    assert {role for _, role, _ in told} == (roles if router else set())
+    found = {
+        (str(each["replica"]), *roles, reason): count
+        for each in (router["replicas"] if router else ())
+        for reason, count in each["by_reason"].items()
+    }
+    assert told == found
+
+
 def outcomes_are_those_of(summary, last):
     def by_labels(family):
         keys = [key[1:] for key in last.layout.keys[family]]
@@ -147,6 +257,30 @@ def outcomes_are_those_of(summary, last):
     states = by_labels("pimserve_run_stability")
     assert [state for (state,), value in states.items() if value] == [summary["stability"]]
     assert set(states) == {("saturated",), ("steady",), ("too short to tell",)}
+
+
+def limits_at_percentiles_are_those_of(summary, last):
+    told = {(key,): limit for key, limit in summary["slo"].get("at_percentiles", {}).items()}
+    of_classes = {
+        (each["name"], key): limit
+        for each in summary.get("classes") or []
+        for key, limit in each["slo"].get("at_percentiles", {}).items()
+    }
+    for of, limits in (("", told), ("class_", of_classes)):
+        found = {
+            what: dict(zip((key[1:] for key in last.layout.keys[family]), last.values[family].tolist(), strict=True))
+            for what in ("limit_seconds", "seconds", "margin_seconds", "met")
+            for family in [f"pimserve_{of}slo_percentile_{what}"]
+        }
+        for (*part, key), limit in limits.items():
+            series = (*part, key.removesuffix("_s"))
+            assert found["limit_seconds"][series] == limit["limit"]
+            assert bool(found["met"][series]) is limit["passed"]
+            measured = np.inf if limit["measured"] is None else limit["measured"]
+            assert found["seconds"][series] == pytest.approx(measured, rel=2**-11)
+            assert found["margin_seconds"][series] == limit["limit"] - found["seconds"][series]
+            assert (found["margin_seconds"][series] >= 0) is limit["passed"]
+        assert {len(series) for series in found.values()} == {len(limits)}
 
 
 def test_links_carry_what_the_tokens_ask_for_and_no_more_than_they_can(monkeypatch):
@@ -215,6 +349,50 @@ def test_histograms_of_requests_are_those_of_the_table():
             assert last.sums[f"pimserve_{name}"][engine] == pytest.approx(mine.sum(), rel=1e-6), name
 
 
+def stages_are_those_of(summary, last):
+    """Of a run that serves all; where it is cut off, the summary looks no further than the end of arrivals."""
+    stages = summary.get("stages") or []
+    values, counts = last.values, last.counts
+    assert len(values["pimserve_stage_offered_rate"]) == len(stages)
+    for number, stage in enumerate(stages):
+        assert values["pimserve_stage_offered_rate"][number] == stage["rate_per_s"]
+        left = values["pimserve_stage_requests_total"][2 * number : 2 * number + 2].sum()
+        assert left == stage["requests"] or summary["requests"]["unfinished"] > 0
+        met, missed = values["pimserve_stage_slo_requests_total"][2 * number : 2 * number + 2]
+        assert met + missed + stage["slo"]["censored"] == stage["requests"]
+        assert met == pytest.approx((stage["slo"]["attainment"] or 0) * (met + missed))
+        for name, family in (
+            ("ttft", "time_to_first_token"),
+            ("tpot", "time_per_output_token"),
+            ("e2e", "e2e_request_latency"),
+            ("queue", "request_queue_time"),
+        ):
+            latency = stage["latency_s"][name]
+            assert counts[f"pimserve_stage_{family}_seconds"][number].sum() == latency["n"]
+            total = last.sums[f"pimserve_stage_{family}_seconds"][number]
+            assert total == pytest.approx((latency["mean"] or 0) * latency["n"])
+
+
+def classes_are_those_of(summary, last):
+    for number, each in enumerate(summary.get("classes") or []):
+        finished, rejected = last.values["pimserve_class_requests_total"][2 * number : 2 * number + 2]
+        assert each["requests"]["total"] == each["requests"]["measured"]
+        assert (finished, rejected) == (each["requests"]["finished"], each["requests"]["rejected"])
+        met, missed = last.values["pimserve_class_slo_requests_total"][2 * number : 2 * number + 2]
+        if each["slo"]["limits"]:
+            assert met + missed + each["slo"]["censored"] == each["requests"]["measured"]
+            assert met == pytest.approx(each["slo"]["attainment"] * (met + missed))
+        for name, family in (
+            ("ttft", "time_to_first_token"),
+            ("tpot", "time_per_output_token"),
+            ("queue", "request_queue_time"),
+        ):
+            latency = each["latency_s"][name]
+            assert last.counts[f"pimserve_class_{family}_seconds"][number].sum() == latency["n"]
+            total = last.sums[f"pimserve_class_{family}_seconds"][number]
+            assert total == pytest.approx((latency["mean"] or 0) * latency["n"])
+
+
 def grows(seen, last):
     assert len(seen) > 3
     for earlier, later in zip(seen, [*seen[1:], last], strict=True):
@@ -239,7 +417,7 @@ def test_a_feed_that_begins_in_the_middle_has_all_that_was_before(monkeypatch):
     scenario = load_scenario(None, ["workload.num_requests=300", "slo.ttft_s=0.02"])
 
     def feed():
-        return MetricsFeed(metrics_of(prepare(scenario), "r"), scenario.slo)
+        return MetricsFeed(metrics_of(prepare(scenario), "r"), Objectives(scenario.slo))
 
     class Restarting(Watcher):
         def barrier(self, view):
@@ -247,7 +425,7 @@ def test_a_feed_that_begins_in_the_middle_has_all_that_was_before(monkeypatch):
                 self.observer = feed()
             super().barrier(view)
 
-    whole, continued = (kind(feed(), RunningLatencies(scenario.slo)) for kind in (Watcher, Restarting))
+    whole, continued = (kind(feed(), RunningLatencies(Objectives(scenario.slo))) for kind in (Watcher, Restarting))
     for control in (whole, continued):
         serve(prepare(scenario), deployment=Deployment(control=control))
     one, other = whole.observer.latest(), continued.observer.latest()
@@ -261,15 +439,18 @@ def test_put_together_they_are_the_sum_of_the_engines(monkeypatch):
     monkeypatch.setattr("pimserve.cluster.run.live_control._LEDGERS_S", 0.0)
     _, _, apart, _ = watched(None, ["cluster.replicas=9"], per_engine=True)
     _, _, together, _ = watched(None, ["cluster.replicas=9"])
-    for name, counts in together.counts.items():
+    for name in (family.name for family in FAMILIES if family.kind == "histogram" and family.labels == ENGINE):
+        counts = together.counts[name]
         assert (counts.shape[0], apart.counts[name].shape[0]) == (1, 9)
         assert np.array_equal(counts[0], apart.counts[name].sum(axis=0)), name
         assert together.sums[name][0] == pytest.approx(apart.sums[name].sum())
 
 
 def test_a_run_that_grows_expects_more():
-    scenario = load_scenario(None, ["workload.num_requests=100"])
-    feed = MetricsFeed(metrics_of(prepare(scenario), "r"), scenario.slo)
+    # What is injected is of no class, and has the limits of the run.
+    scenario = load_scenario(None, ["workload.num_requests=100", "slo.ttft_s=1e-9", CLASSES])
+    objectives = prepare(scenario).objectives
+    feed = MetricsFeed(metrics_of(prepare(scenario), "r"), objectives)
 
     class Injector(LiveControl):
         done = False
@@ -280,7 +461,13 @@ def test_a_run_that_grows_expects_more():
                 self.done = True
             super().barrier(view)
 
-    control = Injector(RunningLatencies(scenario.slo), observer=feed)
-    serve(prepare(scenario), deployment=Deployment(control=control))
-    assert feed.latest().values["pimserve_requests_expected"] == 102
-    assert feed.latest().values["pimserve_requests_total"].tolist() == [102, 0]
+    control = Injector(RunningLatencies(objectives), observer=feed)
+    summary, _ = serve(prepare(scenario), deployment=Deployment(control=control))
+    values = feed.latest().values
+    assert values["pimserve_requests_expected"] == 102
+    assert values["pimserve_requests_total"].tolist() == [102, 0]
+    assert values["pimserve_class_requests_total"].sum() == 100
+    assert sum(each["requests"]["total"] for each in summary["classes"]) == 100
+    met = sum(each["slo"]["attainment"] * each["requests"]["total"] for each in summary["classes"])
+    assert summary["slo"]["attainment"] == pytest.approx(met / 102)
+    classes_are_those_of(summary, feed.latest())

@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pimserve.cluster.metrics.families import BY_NAME, ENGINE, FAMILIES, bounds
+from pimserve.cluster.metrics.families import (
+    AT_PERCENTILES,
+    BY_NAME,
+    FAMILIES,
+    MOST_STAGES,
+    PREFIX_CACHE,
+    SPEC_DECODE,
+)
+from pimserve.cluster.metrics.family import ENGINE, bounds
+from pimserve.cluster.metrics.layout import Layout
 from pimserve.cluster.metrics.run_metrics import metrics_of
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
@@ -36,11 +45,43 @@ def test_names_follow_the_conventions(family):
 @given(limit=st.floats(1e-6, 1e5))
 def test_a_limit_of_the_slo_is_a_bound(limit):
     family = BY_NAME["pimserve_time_to_first_token_seconds"]
-    found = bounds(family, {"ttft_s": limit, "tpot_s": 3.21})
+    found = bounds(family, {"ttft_s": {limit}, "tpot_s": [3.21]})
     assert limit in found
     assert 3.21 not in found
     assert set(family.bounds) <= set(found)
     assert list(found) == sorted(set(found))
+
+
+def stages(*rates, slo="slo={}"):
+    listed = ", ".join(f"{{rate_per_s: {rate}, duration_s: 10}}" for rate in rates)
+    return metrics(f"workload={{arrival: {{stages: [{listed}]}}, preset: azure-conv-2023}}", slo)
+
+
+def test_stages_have_series_where_they_are_few():
+    found = stages(1, 2, slo="slo.ttft_s=1")
+    assert found.layout.keys["pimserve_stage_offered_rate"] == (("r", "0"), ("r", "1"))
+    assert found.values["pimserve_stage_offered_rate"].tolist() == [1, 2]
+    assert found.layout.keys["pimserve_stage_slo_requests_total"][:2] == (("r", "0", "met"), ("r", "0", "missed"))
+    assert Layout.from_json(found.layout.to_json()) == found.layout
+    assert not stages(1, 2).layout.keys["pimserve_stage_slo_requests_total"]
+    assert len(stages(*[1] * MOST_STAGES).layout.keys["pimserve_stage_requests_total"]) == 2 * MOST_STAGES
+    assert not stages(*[1] * (MOST_STAGES + 1)).layout.keys["pimserve_stage_requests_total"]
+
+
+def test_classes_have_series_and_their_limits_are_bounds():
+    classes = "workload.classes=[{name: chat, tenant: us, slo: {ttft_s: 0.123}}, {name: batch, priority: 3}]"
+    layout = metrics(classes, "slo.e2e_s=77").layout
+    assert layout.keys["pimserve_class_info"] == (("r", "chat", "us", "0"), ("r", "batch", "batch", "3"))
+    assert layout.keys["pimserve_class_time_to_first_token_seconds"] == (("r", "chat"), ("r", "batch"))
+    assert layout.keys["pimserve_class_slo_requests_total"] == tuple(
+        ("r", name, result) for name in ("chat", "batch") for result in ("met", "missed")
+    )
+    assert {0.123} <= set(layout.bounds["pimserve_class_time_to_first_token_seconds"])
+    assert {77.0} <= set(layout.bounds["pimserve_e2e_request_latency_seconds"])
+    assert [slo for _, slo in layout.keys["pimserve_slo_limit_seconds"]] == ["e2e"]  # of the run
+    assert [slo for _, slo in layout.keys["pimserve_slo_censored_requests_total"]] == ["ttft", "e2e", "all"]
+    assert not metrics("workload.classes=[{name: chat}]").layout.keys["pimserve_class_slo_requests_total"]
+    assert Layout.from_json(layout.to_json()) == layout
 
 
 def test_every_family_has_its_series_from_the_start():
@@ -52,7 +93,10 @@ def test_every_family_has_its_series_from_the_start():
         assert all(len(key) == len(family.labels) for key in keys)
     without = {name for name, keys in found.layout.keys.items() if not keys}
     of_groups = {family.name for family in FAMILIES if "group" in family.labels} | {"pimserve_link_tokens_total"}
-    assert without == {"pimserve_device_tiers"} | of_groups
+    of_stages = {family.name for family in FAMILIES if "stage" in family.labels}
+    of_classes = {family.name for family in FAMILIES if "slo_class" in family.labels}
+    of_settings = {*AT_PERCENTILES, *PREFIX_CACHE, *SPEC_DECODE}
+    assert without == {"pimserve_device_tiers"} | of_groups | of_stages | of_classes | of_settings
     assert found.values["pimserve_requests_total"].tolist() == [0, 0]
     assert found.layout.keys["pimserve_slo_limit_seconds"] == (("r", "ttft"), ("r", "tpot"))
     assert found.values["pimserve_slo_limit_seconds"].tolist() == [0.3, 0.02]
@@ -80,7 +124,8 @@ def test_crossbars_have_tiers():
 
 @pytest.mark.parametrize(("engines", "per_engine"), [(8, False), (9, False), (9, True)])
 def test_histograms_are_merged_above_eight_engines_unless_asked_for(engines, per_engine):
-    layout = metrics(f"cluster.replicas={engines}", per_engine=per_engine).layout
+    with_prefix_caches = "scheduler.enable_prefix_caching=true"
+    layout = metrics(f"cluster.replicas={engines}", with_prefix_caches, per_engine=per_engine).layout
     apart = tuple(("r", str(engine), "mixed") for engine in range(engines))
     assert layout.merged == (engines > 8 and not per_engine)
     merged = {family.name: keys == (("r", "all", "mixed"),) for family, keys in of_engines(layout)}
@@ -90,7 +135,11 @@ def test_histograms_are_merged_above_eight_engines_unless_asked_for(engines, per
 
 
 def of_engines(layout):
-    return [(family, layout.keys[family.name]) for family in FAMILIES if family.labels == ENGINE]
+    return [
+        (family, layout.keys[family.name])
+        for family in FAMILIES
+        if family.labels == ENGINE and family.name not in SPEC_DECODE
+    ]
 
 
 def test_merged_histograms_are_those_of_a_role():

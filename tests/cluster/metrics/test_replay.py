@@ -10,6 +10,7 @@ import pytest
 from prometheus_client.openmetrics import parser as openmetrics
 
 from pimserve.cluster.metrics.backfill import epoch_of, parts_of, write, write_file
+from pimserve.cluster.metrics.families import PREFIX_CACHE, SPEC_DECODE
 from pimserve.cluster.metrics.replay import replay
 from pimserve.cluster.run.history import History
 from pimserve.cluster.run.read_summary import load_document
@@ -28,6 +29,9 @@ ONLY_LIVE = {
     "pimserve_group_idle_seconds_total",  # likewise
     "pimserve_engine_up",
     "pimserve_requests_waiting",
+    "pimserve_router_decisions_total",
+    *PREFIX_CACHE,
+    *SPEC_DECODE,
 }
 
 
@@ -68,6 +72,25 @@ def test_in_the_end_it_is_what_live_metrics_say(case, tmp_path, monkeypatch):
                 assert not fell.any(), name
         for name, counts in earlier.counts.items():
             assert (later.counts[name] >= counts).all(), name
+
+
+@pytest.mark.parametrize(
+    ("name", "case"),
+    {
+        "sessions_active": "sessions, cut off",
+        "sessions_thinking": "sessions, cut off",
+        "users_thinking": "users who think, cut off",
+        "client_requests_waiting": "a cap on requests in flight, cut off",
+    }.items(),
+)
+def test_what_waits_at_clients_is_what_live_metrics_said(name, case, tmp_path, monkeypatch):
+    monkeypatch.setattr("pimserve.cluster.run.live_control._LEDGERS_S", 0.0)
+    _, _, _, seen = watched(*CASES[case])
+    times = [float(moment.values["pimserve_virtual_time_seconds_total"][0]) for moment in seen]
+    told = [float(moment.values[f"pimserve_{name}"][0]) for moment in seen]
+    again = replay(finished(tmp_path, *CASES[case]), "r", times)
+    assert told == [float(moment.values[f"pimserve_{name}"][0]) for moment in again]
+    assert max(told) > 0
 
 
 def test_queues_and_batches_are_those_of_the_moment(tmp_path):

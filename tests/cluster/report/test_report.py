@@ -218,6 +218,31 @@ def test_pools_faults_and_device_facts_are_shown_where_there_are_any(runs, page_
     assert "passive power is assumed" in page_alone("aimc")[0]
 
 
+def test_stages_of_the_load_have_their_figures(page_alone, tmp_path):
+    stages = "stages: [{rate_per_s: 10, duration_s: 4}, {rate_per_s: 20, duration_s: 4}]"
+    folder = make_run(tmp_path / "run", f"workload={{preset: azure-conv-2023, arrival: {{{stages}}}}}")
+    _, page = page_of(folder, tmp_path)
+    assert "stages" in page.ids
+    for stage, place in zip(load_document(folder)["stages"], ("0 to 4 s", "4 to 8 s"), strict=True):
+        assert place in page.text
+        assert figure(stage["offered_requests_per_s"]) in page.text
+        assert scaled(stage["latency_s"]["ttft"]["p99"], "s") in page.text
+    assert "stages" not in page_alone("duplex")[1].ids
+
+
+def test_classes_have_their_figures(page_alone, tmp_path):
+    classes = "workload.classes=[{name: chat, slo: {ttft_s: 0.02, e2e_p50_s: 1}}, {name: night-batch}]"
+    folder = make_run(tmp_path / "run", classes)
+    _, page = page_of(folder, tmp_path)
+    assert "classes" in page.ids
+    for each in load_document(folder)["classes"]:
+        assert each["name"] in page.text
+        assert scaled(each["latency_s"]["ttft"]["p99"], "s") in page.text
+    assert "Limits at percentiles, class chat" in page.text
+    assert "TTFT within limits of classes" in page.text
+    assert "classes" not in page_alone("duplex")[1].ids
+
+
 def test_runs_of_different_settings_are_warned_about(runs, tmp_path):
     text, page = page_of([runs["duplex"], runs["measured"]], tmp_path)
     (unlike,) = (each for each in page.text if "not like for like" in each)

@@ -9,6 +9,7 @@ import pytest
 
 from pimserve.cluster.cli.render import summary_report
 from pimserve.cluster.cli.terminal import write
+from pimserve.cluster.run.caveats import caveats_of_policy
 from pimserve.cluster.run.export import export_table
 from pimserve.cluster.run.read_summary import summary_of_document
 from pimserve.cluster.run.results import load_table
@@ -18,6 +19,7 @@ from tests.cluster.documents import run, serve
 
 DATA = Path(__file__).parents[2] / "data"
 ON = ["model=llama-3.1-8b", "cluster={device: h100, devices_per_node: 1}", "output.steps=false"]
+NOT_SHED = {"queue_full": 0, "predicted_ttft": 0}
 LENGTHS = "lengths: {input: {kind: fixed, tokens: 200}, output: {kind: fixed, tokens: 400}}"
 OPEN = f"workload={{num_requests: 400, arrival: {{process: poisson, rate_per_s: 25}}, {LENGTHS}}}"
 
@@ -94,7 +96,7 @@ def test_fewer_than_one_in_a_hundred_cut_off_go_without_a_warning():
 
 def test_a_run_in_which_nothing_fits_says_so_first(tmp_path):
     summary = run(prepare(load_scenario(DATA / "nothing-fits.yaml")), tmp_path / "r")
-    assert summary["requests"]["rejected_by_reason"] == {"max_model_len": 0, "kv_cache": 50}
+    assert summary["requests"]["rejected_by_reason"] == {"max_model_len": 0, "kv_cache": 50, **NOT_SHED}
     assert (summary["tokens"]["prompt"], summary["tokens"]["prompt_rejected"]) == (0, 50 * 1600)
     first, second, *_ = summary["warnings"]
     assert first == "no request finished: 50 of 50 were rejected"
@@ -125,7 +127,7 @@ def test_each_rejected_request_has_its_reason(tmp_path):
     summary = run(prepare(scenario), tmp_path / "r")
     held = summary["max_model_len"]
     assert 10_000 < held < 120_000
-    assert summary["requests"]["rejected_by_reason"] == {"max_model_len": 15, "kv_cache": 15}
+    assert summary["requests"]["rejected_by_reason"] == {"max_model_len": 15, "kv_cache": 15, **NOT_SHED}
     (warning,) = [each for each in summary["warnings"] if "were rejected" in each]
     assert warning == (
         "30 of 60 requests were rejected, with >99.9 % of the prompt tokens: 15 longer than max_model_len (131,072 "
@@ -133,7 +135,8 @@ def test_each_rejected_request_has_its_reason(tmp_path):
     )
     assert reasons_in_export(tmp_path / "r") == ["", "kv_cache", "max_model_len", ""] * 15
     limited = load_scenario(None, [ON[0], "scheduler.max_model_len=1000"], f"csv:{trace}")
-    assert serve(prepare(limited))[0]["requests"]["rejected_by_reason"] == {"max_model_len": 30, "kv_cache": 0}
+    by_reason = serve(prepare(limited))[0]["requests"]["rejected_by_reason"]
+    assert by_reason == {"max_model_len": 30, "kv_cache": 0, **NOT_SHED}
 
 
 def test_no_caveats_without_a_cause():
@@ -208,3 +211,91 @@ def test_a_window_in_which_nothing_arrived_says_so():
     table(summary)
     wider = summary_of(closed, "run={max_time_s: 10, warmup_s: 1}", "slo.ttft_s=1")
     assert not any("measured window" in each for each in wider["warnings"])
+
+
+@pytest.mark.parametrize(("policy", "said"), [("fcfs", True), ("priority", False), ("edf", True)])
+def test_priorities_that_no_policy_goes_by_are_told(policy: str, said: bool) -> None:
+    classes = "workload.classes=[{name: a, slo: {ttft_s: 1}}, {name: b, priority: 2}]"
+    found = list(caveats_of_policy(load_scenario(None, [classes, f"scheduler.policy={policy}"])))
+    assert found == ([f"priorities of classes have no effect: scheduler.policy is {policy}"] if said else [])
+    alike = load_scenario(None, [classes.replace("2", "0"), "scheduler.policy=fcfs"])
+    assert not list(caveats_of_policy(alike))
+
+
+def test_what_prefix_caches_leave_out_is_told() -> None:
+    shared = "workload.prefix.shared_tokens=400"
+    pools = "cluster.pools={prefill: {device: duplex}, decode: {device: duplex}}"
+    few, cached = "workload.num_requests=20", "scheduler.enable_prefix_caching=true"
+    whole = "KV caches are handed over whole, also what of them the decode replica has in its prefix cache"
+    computed = "prompts begin alike, and all of each is computed: scheduler.enable_prefix_caching is false"
+    nothing = "scheduler.enable_prefix_caching finds nothing: the workload does not say what prompts have in common"
+    for overrides, said in (
+        ((shared, pools, cached), whole),
+        ((shared, pools), computed),
+        ((pools, cached), nothing),
+        ((shared, cached), None),
+    ):
+        told = summary_of(few, "run.warmup_s=0", *overrides)["warnings"]
+        assert [each for each in told if each in {whole, computed, nothing}] == ([said] if said else [])
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("", "reserves 8,192 of 29,205 KV blocks for each of the 20 requests that declare no max_tokens: a replica"),
+        ("workload.max_tokens=400", None),
+        ("workload.max_tokens=200000", "that declare no max_tokens, or more than fits: a replica runs 3 of"),
+        ("scheduler.kv_admission=prompt", None),
+        ("scheduler.max_num_seqs=2", None),  # as many as run anyway
+    ],
+)
+def test_what_requests_reserve_that_declare_nothing_is_told(more: str, said: str | None) -> None:
+    few = OPEN.replace("400, arrival", "20, arrival")
+    summary = summary_of(few, "scheduler.kv_admission=no_evict", *filter(None, [more]))
+    told = [each for each in summary["warnings"] if "no_evict" in each]
+    assert [said in each for each in told] == [True] if said else not told
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ("start: 2, changes: [{at_s: 900, replicas: 1}]", None),  # long after the end
+        ("start: 1, changes: [{at_s: 900, replicas: 2}]", "some replicas never joined: busy"),
+        ("start: 1, changes: [{at_s: 2, replicas: 2}]", "replicas joined and left: busy"),
+    ],
+)
+def test_figures_over_replicas_that_were_not_there_are_told(rule: str, said: str | None) -> None:
+    few = OPEN.replace("400, arrival", "100, arrival")
+    summary = summary_of(few, "cluster.replicas=2", f"autoscaling.replicas={{{rule}}}")
+    told = [each for each in summary["warnings"] if "autoscaling.device_s" in each]
+    assert [each[: len(said or "")] for each in told] == ([] if said is None else [said])
+    assert all("output tokens/s per device and per mm2" in each for each in told)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["scheduler={preemption: swap, swap_gb_per_s: 50 GB/s, swap_space_gb: 1 MB}"], ["swap_space_gb holds no KV"]),
+        (["scheduler={preemption: swap, swap_gb_per_s: 50, swap_space_gb: 1 GiB}"], []),
+        (
+            [
+                "scheduler={enable_prefix_caching: true, kv_tiers: "
+                "[{name: host, capacity_gb: 1 MB}, {name: disk, capacity_gb: 1}]}"
+            ],
+            ["kv_tiers: host holds no KV block"],
+        ),
+        (
+            ["scheduler.speculative={method: mtp, num_speculative_tokens: 1, acceptance: 0.6}"],
+            ["method mtp: the layer"],
+        ),
+        (["scheduler.speculative={method: ngram, num_speculative_tokens: 1, acceptance: 0.6}"], []),
+    ],
+)
+def test_memory_of_nothing_and_an_assumed_layer_are_told(overrides: list[str], said: list[str]) -> None:
+    told = summary_of(OPEN.replace("400, arrival", "5, arrival"), *overrides)["warnings"]
+    told = [each for each in told if "holds no KV block" in each or "method mtp" in each]
+    assert [part in each for part, each in zip(said, told, strict=True)] == [True] * len(said)
+
+
+def test_a_router_without_parameters_may_be_a_mapping_of_its_name() -> None:
+    assert load_scenario(None, ["scheduler.router={name: least_kv}"]).scheduler.router == "least_kv"

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from pimserve.cluster.run.checkpoint import CheckpointFolder, has_checkpoint
+from pimserve.cluster.run.checkpoint_files import VERSION
 from pimserve.cluster.run.export import export_table
 from pimserve.cluster.run.results import load_numbers, load_table
 from pimserve.cluster.scenario.document import Scenario, load_scenario
@@ -88,7 +89,10 @@ def test_another_scenario_another_run_and_damage_are_refused(tmp_path: Path) -> 
     whole = (kept / "checkpoint").read_bytes()
     for content, message in (
         (whole[:-1], "is damaged: its checksum differs"),
-        (whole.replace(b'"version": 10', b'"version": 9', 1), "has version 9; this pimserve reads 10"),
+        (
+            whole.replace(b'"version": %d' % VERSION, b'"version": 10', 1),
+            f"has version 10; this pimserve reads {VERSION}",
+        ),
         (whole.replace(b'"span_rows": ', b'"span_rows": 1', 1), "is damaged: its checksum differs"),
         (b"[]\n" + whole, "is no checkpoint of pimserve"),
         (b"", "is no checkpoint of pimserve"),

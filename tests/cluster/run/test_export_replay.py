@@ -1,5 +1,8 @@
 """What `export` writes is a trace: replayed, it gives the same requests to the picosecond."""
 
+import csv
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ from tests.cluster.documents import run
 
 LENGTHS = "lengths: {input: {kind: uniform, low: 1, high: 2000}, output: {kind: uniform, low: 1, high: 300}}"
 CLOSED = f"workload={{mode: closed, concurrency: 6, num_requests: 60, {LENGTHS}}}"
+SESSIONS = f"workload={{sessions: {{turns: 3, num_sessions: 20, think_time_s: 0.5}}, {LENGTHS}}}"
 
 
 @pytest.mark.parametrize(
@@ -23,8 +27,9 @@ CLOSED = f"workload={{mode: closed, concurrency: 6, num_requests: 60, {LENGTHS}}
         [CLOSED, "cluster.replicas=3"],
         [CLOSED, "run.max_time_s=1"],
         ["workload.num_requests=50", "scheduler.max_model_len=1500"],  # some are rejected
+        [SESSIONS, "cluster.replicas=2", "run.max_time_s=8"],
     ],
-    ids=["open", "closed, three replicas", "closed and cut off", "some rejected"],
+    ids=["open", "closed, three replicas", "closed and cut off", "some rejected", "sessions"],
 )
 def test_an_exported_run_replays_the_same_requests(tmp_path: Path, overrides: list[str]) -> None:
     run(prepare(load_scenario(None, ["model=llama-3.1-8b", "cluster.device=h100", *overrides])), tmp_path / "r")
@@ -45,3 +50,18 @@ def test_an_open_loop_replayed_runs_the_same(tmp_path: Path) -> None:
         export_table(tmp_path / "r", "requests", file)
     replayed = load_scenario(None, trace=f"csv:{tmp_path / 'requests.csv'}")
     assert run(prepare(replayed), tmp_path / "again")["digest"] == before["digest"]
+
+
+def test_requests_have_their_session(tmp_path: Path) -> None:
+    run(prepare(load_scenario(None, [SESSIONS])), tmp_path / "r")
+    with (tmp_path / "requests.csv").open("w") as file:
+        export_table(tmp_path / "r", "requests", file)
+    with (tmp_path / "requests.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert Counter(row["session"] for row in rows) == {str(number): 3 for number in range(20)}
+    for number in range(20):
+        mine = [row for row in rows if row["session"] == str(number)]  # by arrival
+        prompts = [int(row["input_tokens"]) for row in mine]
+        assert prompts == sorted(prompts)  # that grow with every turn
+        for before, after in pairwise(mine):
+            assert float(after["arrival_s"]) == pytest.approx(float(before["finish_s"]) + 0.5, abs=1e-9)

@@ -47,7 +47,6 @@ def scenario(*overrides: str) -> Scenario:
             r"^faults.events.0.kind: must be 'fail', 'slow' or 'leave'",
         ),
         (["faults.mtbf_s=100"], r"^faults: mtbf_s and repair_s go together"),
-        ([EVENTS, "workload.mode=closed", "workload.concurrency=2"], r"^faults: a closed loop"),
     ],
 )
 def test_faults_that_make_no_sense_are_refused_where_they_stand(overrides: list[str], message: str) -> None:

@@ -22,7 +22,7 @@ from pimserve.device_models.round_trips import PartTimes, schedule_fs
 from pimserve.device_models.routing import POOL_SIZE
 from pimserve.scheduler.group_times import group_times
 from tests.cluster.documents import run, serve
-from tests.scheduler.reference_engine import fastest_attention_fs
+from tests.scheduler.reference_costs import fastest_attention_fs
 from tests.scheduler.reference_mixed import mixed_fs
 
 ON_H100 = [
@@ -46,7 +46,8 @@ def without(plan: CostPlan, *stages: str) -> CostPlan:
     def free(row: RowTerm) -> RowTerm:
         return replace(row, pieces=FREE, alternatives=()) if row.stage in stages and row.runs != "first" else row
 
-    return replace(plan, rows=tuple(map(free, plan.rows)))
+    link = None if "dispatch" in stages else plan.link  # else its terms would be worked out again
+    return replace(plan, rows=tuple(map(free, plan.rows)), link=link)
 
 
 def totals_fs(history: History) -> dict[str, int]:

@@ -9,9 +9,10 @@ import pytest
 from pimserve.cluster.run.live_control import LiveControl, RunEndedError, StoppedError
 from pimserve.cluster.run.running_latencies import RunningLatencies
 from pimserve.errors import InputError
+from pimserve.loadgen.objectives import Objectives
+from pimserve.loadgen.slo import SloSpec
 from pimserve.scheduler.control import ReplicaState, RunCancelledError, RunView, ScaleRate
 from pimserve.scheduler.requests import FINISHED, REJECTED, RequestTable
-from pimserve.scheduler.slo import SloSpec
 from pimserve.scheduler.window import MeasuredWindow
 
 S = 10**15  # fs
@@ -55,7 +56,7 @@ class Loop(threading.Thread):
         self.control.end()
 
     def view(self, now, window, left):
-        state = ReplicaState(0, "", True, now, 100 * window, 1, 2, 1, 10, 1, 10, self.done, 3, 9)
+        state = ReplicaState(0, "", True, now, 100 * window, 1, 2, 1, 10, 1, 10, self.done, 3, 9, 20, 0.1)
         told = (now, window, self.done, self.table, left, [state], self.apply)
         return RunView(*told, lambda: [], MeasuredWindow())
 
@@ -66,7 +67,7 @@ class Loop(threading.Thread):
 
 
 def live(**options):
-    return LiveControl(RunningLatencies(SloSpec()), **options)
+    return LiveControl(RunningLatencies(Objectives(SloSpec())), **options)
 
 
 @pytest.fixture

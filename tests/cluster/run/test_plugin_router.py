@@ -14,7 +14,8 @@ from pimserve.cluster.cli.signals import handle_signals
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.errors import InputError, Terminated
-from pimserve.scheduler.router import make_router, restore_router, router_state
+from pimserve.scheduler.router import make_router
+from pimserve.scheduler.router_protocol import restore_router, router_state
 from tests.cluster.documents import run
 
 EXAMPLE = Path(__file__).parents[2] / "example_router"
@@ -40,13 +41,19 @@ WRONG = {
 }
 
 
-def install(monkeypatch: pytest.MonkeyPatch, folder: Path, source: Path, routers: dict[str, str]) -> None:
+def install(
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    source: Path,
+    targets: dict[str, str],
+    group: str = "pimserve.routers",
+) -> None:
     """As pip does: metadata with the entry points, beside the modules, on the path of this process and its children."""
     metadata = folder / "installed" / f"{source.name}-1.0.dist-info"
     metadata.mkdir(parents=True)
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {source.name}\nVersion: 1.0\n")
-    points = "".join(f"{name} = {target}\n" for name, target in routers.items())
-    (metadata / "entry_points.txt").write_text(f"[pimserve.routers]\n{points}")
+    points = "".join(f"{name} = {target}\n" for name, target in targets.items())
+    (metadata / "entry_points.txt").write_text(f"[{group}]\n{points}")
     monkeypatch.syspath_prepend(str(source))
     monkeypatch.syspath_prepend(str(folder / "installed"))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder / "installed"), str(source), *sys.path]))
@@ -58,10 +65,16 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, tmp_path, EXAMPLE, project["entry-points"]["pimserve.routers"])
 
 
-def broken(monkeypatch: pytest.MonkeyPatch, folder: Path, body: str, name: str = "broken") -> None:
+def broken(
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    body: str,
+    name: str = "broken",
+    method: str = "pick(self, outstanding)",
+) -> None:
     source = folder / f"{name}_router"
     source.mkdir()
-    (source / f"{name}.py").write_text(f"class Router:\n    def pick(self, outstanding):\n        {body}\n")
+    (source / f"{name}.py").write_text(f"class Router:\n    def {method}:\n        {body}\n")
     monkeypatch.delitem(sys.modules, name, raising=False)
     install(monkeypatch, folder, source, {"mine": f"{name}:Router"})
 
@@ -75,6 +88,20 @@ def test_an_installed_router_is_found_and_used(tmp_path: Path) -> None:
     assert spread["digest"] != run(prepare(load_scenario(None, SCENARIO)), tmp_path / "turns")["digest"]
     assert spread["requests"]["finished"] == 60
     assert spread["simulator"]["plugins"] == {"pimserve.routers:two_choices": f"{EXAMPLE.name} 1.0"}
+
+
+@pytest.mark.usefixtures("example")
+@pytest.mark.parametrize("report", [0, 0.1], ids=["exact state", "reports"])
+def test_one_sees_what_the_routers_here_see(tmp_path: Path, report: float) -> None:
+    scenario = [*SCENARIO, f"scheduler.report_interval_s={report}", "workload.num_requests=12"]
+    mine = run(prepare(load_scenario(None, [*scenario, "scheduler.router=shortest_queue"])), tmp_path / "mine")
+    assert mine["requests"]["finished"] == 12
+    kept = run(
+        prepare(load_scenario(None, [*scenario, "scheduler.router=shortest_queue"])),
+        tmp_path / "kept",
+        checkpoints=tmp_path / "state",
+    )
+    assert kept["digest"] == mine["digest"]
 
 
 @pytest.mark.usefixtures("example")
@@ -106,13 +133,30 @@ def test_one_that_does_wrong_is_named(
     assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.parametrize("report", [0, 0.1], ids=["exact state", "reports"])
+@pytest.mark.parametrize(
+    "body",
+    [body for body in WRONG if not body.startswith("outstanding")]
+    + ["replicas[0] = replicas[1]", "replicas[0].outstanding = 5"],
+)
+def test_one_that_sees_more_and_does_wrong_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, report: float
+) -> None:
+    broken(monkeypatch, tmp_path, body, method="route(self, request, replicas)")
+    settings = [*SCENARIO, "scheduler.router=mine", f"scheduler.report_interval_s={report}"]
+    with pytest.raises(InputError) as refused:
+        run(prepare(load_scenario(None, settings)), tmp_path / "r")
+    said = WRONG.get(body, "failed to pick a replica: ")
+    assert str(refused.value).startswith(f"scheduler.router: router 'mine' of broken:Router {said}")
+
+
 @pytest.mark.parametrize(
     ("target", "message"),
     [
         ("no_such_package:Router", "does not load: ModuleNotFoundError: No module named 'no_such_package'"),
         ("broken:Other", "does not load: AttributeError: module 'broken' has no attribute 'Other'"),
         ("broken:Router.pick", "does not load: TypeError: "),
-        ("builtins:dict", "has no method `pick(outstanding)`"),
+        ("builtins:dict", "has neither a method `route(request, replicas)` nor `pick(outstanding)`"),
     ],
 )
 def test_one_that_is_none_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, message: str) -> None:

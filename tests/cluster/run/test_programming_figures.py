@@ -12,6 +12,7 @@ from pimserve.cluster.run.programming_figures import programming_caveats, progra
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import Prepared, prepare
 from pimserve.device_models.aimc.crossbar_experts import CrossbarExperts, CrossbarUnit
+from pimserve.device_models.expert_moves import moved
 from pimserve.device_models.expert_programming import ExpertProgramming
 from pimserve.device_models.rebalancing import placed_at
 from tests.cluster.documents import serve
@@ -32,12 +33,15 @@ def term(layers: int, chips: int, each: int, slots: tuple[tuple[int, ...], ...] 
     units = (CrossbarUnit("busiest_tile"), CrossbarUnit("digital"))
     work = tuple((1,) * each for _ in range(1))
     return CrossbarExperts(
-        layers, chips * each, 1, chips, 1, units, (1,) * each, (work,), work, 1, slots=slots, rebalance_every=1
+        *(layers, chips * each, 1, chips, 1, units, (1,) * each, (work,), work, 1),
+        slots=slots,
+        rebalance_every=1,
+        move_pj=5 * 10**11,
     )
 
 
 def programming(tiers: list[list[list[list[int]]]]) -> ExpertProgramming:
-    return ExpertProgramming(np.array(tiers), tier_s=2.0, joules=0.5, pulses=20.0, endurance_pulses=1000.0)
+    return ExpertProgramming(np.array(tiers), tier_s=2.0, pulses=20.0, endurance_pulses=1000.0)
 
 
 def test_a_change_of_places_by_hand() -> None:
@@ -76,6 +80,8 @@ def test_written_are_those_that_come_to_a_chip(layers: int, chips: int, each: in
                 more = Counter(new[first : first + each]) - Counter(old[first : first + each])
                 came += more.total() * layers // rows
     assert facts == {"experts_moved": came}
+    changes = zip(wanted, wanted[1:] + wanted[:1], strict=True)
+    assert sum(moved(term(layers, chips, each, wanted[0]), change) for change in changes) == came
 
 
 def served(*overrides: str) -> tuple[Prepared, dict[str, Any]]:
@@ -91,6 +97,10 @@ def test_a_run_says_what_programming_took() -> None:
     assert 0 < facts["experts_moved"] <= facts["times"] * 8 * 32
     written = experts.facts["programming"]  # of all experts at once
     assert facts["joules"] == pytest.approx(written["joules"] * facts["experts_moved"] / (8 * 32))
+    energy = summary["energy"]
+    assert energy["joules_by_category"]["expert_rebalancing"] == {"dram": 0, "compute": facts["joules"]}
+    parts = [part for kinds in energy["joules_by_category"].values() for part in kinds.values()]
+    assert energy["active_joules"] == pytest.approx(sum(parts), rel=1e-12)
     assert 0 < facts["longest_programming_s"] <= written["time_s"]
     assert facts["most_pulses_per_device"] % written["pulses_per_device"] == 0
     assert facts["most_pulses_per_device"] <= facts["times"] * written["pulses_per_device"]
@@ -111,4 +121,4 @@ def test_experts_follow_their_popularity_over_chips() -> None:
 def test_chips_of_which_nothing_is_known_say_so() -> None:
     facts = programming_facts(term(1, 2, 1), [(((0, 1),), ((1, 0),))], lambda: None)
     assert facts == {"experts_moved": 2}
-    assert "is not known" in next(programming_caveats(facts))
+    assert next(programming_caveats(facts)).endswith("is not known of these chips, and not in the energy")

@@ -42,6 +42,7 @@ def test_every_expert_that_comes_to_a_group_is_counted() -> None:
     expert_bytes = 3 * 4096 * 14336 * 2
     assert facts["gb_moved"] == pytest.approx(moved * expert_bytes / 1e9)
     assert facts["joules"] == pytest.approx(2 * moved * term.units[0].weight_pj / 1e12)
+    assert summary["energy"]["joules_by_category"]["expert_rebalancing"] == {"dram": facts["joules"], "compute": 0}
     assert 0 < facts["longest_transfer_s"] <= moved * expert_bytes / 450e9
     assert any("rebalancing experts moved" in warning for warning in summary["warnings"])
     assert not any("takes up to" in warning for warning in summary["warnings"])
@@ -64,7 +65,61 @@ def test_slow_links_are_told_of() -> None:
 def test_a_run_that_ends_before_the_first_layout_moves_nothing() -> None:
     _, summary = served(SLOWLY, "cluster.expert_placement={order: popularity, rebalance: {interval_s: 1000}}")
     assert summary["device_facts"]["expert_rebalancing"] == {"interval_s": 1000.0, "times": 0}
-    assert "expert_rebalancing" not in served(SLOWLY)[1]["device_facts"]
+    assert summary["energy"]["joules_by_category"]["expert_rebalancing"] == {"dram": 0, "compute": 0}
+    without = served(SLOWLY)[1]
+    assert "expert_rebalancing" not in without["device_facts"]
+    assert "expert_rebalancing" not in without["energy"]["joules_by_category"]
+
+
+def test_moves_are_all_that_rebalancing_adds_to_energy_of_the_same_layouts() -> None:
+    """Of popularities that do not move, layouts stay as they are but for the first change: from those of experts in
+    order to what their loads make of them."""
+    popular = "routing={popularity: zipf, zipf_exponent: 1, drift: {interval_s: 0.5, sigma: 1e-9}}"
+    placed = "cluster.expert_placement={order: popularity, redundant_experts: 4"
+    staying, following = (served(popular, f"{placed}{more}}}")[1] for more in ("", ", rebalance: {interval_s: 1}"))
+    facts = following["device_facts"]["expert_rebalancing"]
+    assert facts["times"] > 5
+    assert facts["experts_moved"] == 0
+    assert following["energy"]["joules"] == staying["energy"]["joules"]
+
+
+def test_energy_of_replicas_and_pools_is_all_of_their_parts() -> None:
+    pools = (
+        "cluster.pools={prefill: {device: h100, replicas: 2}, decode: {device: h200, replicas: 2, "
+        "expert_placement: {order: popularity, redundant_experts: 4, rebalance: {interval_s: 1}}}}"
+    )
+    summary = served(SLOWLY, pools)[1]
+    energy, (prefill, decode) = summary["energy"], (summary["pools"][name] for name in ("prefill", "decode"))
+    parts = [part for kinds in energy["joules_by_category"].values() for part in kinds.values()]
+    assert energy["active_joules"] == pytest.approx(sum(parts), rel=1e-12)
+    assert energy["joules"] == pytest.approx(energy["active_joules"] + energy["passive_joules"], rel=1e-12)
+    assert energy["joules"] == pytest.approx(prefill["joules"] + decode["joules"], rel=1e-12)
+    assert energy["joules_per_output_token"] * summary["tokens"]["output"] == pytest.approx(energy["joules"])
+    facts = decode["device_facts"]["expert_rebalancing"]
+    of_all = energy["joules_by_category"]["expert_rebalancing"]["dram"]
+    assert facts["joules"] < of_all <= 2 * facts["joules"] * (1 + 1e-12)  # the other may end a layout earlier
+    assert "expert_rebalancing" not in prefill["device_facts"]
+
+
+def test_a_replica_without_steps_moves_nothing() -> None:
+    one, three = (
+        served(SLOWLY, REBALANCED, "workload.num_requests=1", f"cluster.replicas={replicas}")[1] for replicas in (1, 3)
+    )
+    moved = one["energy"]["joules_by_category"]["expert_rebalancing"]
+    assert three["energy"]["joules_by_category"]["expert_rebalancing"] == moved
+    assert moved["dram"] > 0
+
+
+def test_layouts_of_a_rest_are_made_before_the_next_step() -> None:
+    """What moves while a replica rests counts as if there had been steps all the time."""
+    same = [SLOWLY, REBALANCED, "run.max_time_s=20.5"]
+    busy = served(*same, "workload.num_requests=120")[1]["device_facts"]["expert_rebalancing"]
+    rests = ["workload.arrival={process: constant, rate_per_s: 0.05}", "workload.num_requests=2"]
+    resting = served(*same, *rests)[1]
+    assert resting["busy_share"] < 0.5
+    facts = resting["device_facts"]["expert_rebalancing"]
+    assert facts["times"] == busy["times"] == 19
+    assert resting["energy"]["joules_by_category"]["expert_rebalancing"]["dram"] == busy["joules"] > 0
 
 
 @pytest.mark.parametrize("mode", ["pooled", "exact"])

@@ -28,8 +28,9 @@ from pimserve.cluster.run.running_latencies import RunningLatencies
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import Prepared, prepare
 from pimserve.errors import InputError, PimserveError
+from pimserve.loadgen.objectives import Objectives
+from pimserve.loadgen.slo import SloSpec
 from pimserve.scheduler.control import ChangeScheduler, Command, Inject, RunView, ScaleRate
-from pimserve.scheduler.slo import SloSpec
 from tests.command import pimserve
 
 SMALL = ("model=llama-3.1-8b", "workload.num_requests=60", "cluster.replicas=2")
@@ -144,7 +145,7 @@ class Told(threading.Thread):
 def test_a_run_that_is_told_from_another_thread_is_replayed(told: list[Command | None], speed: float) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        control = LiveControl(RunningLatencies(SloSpec()), speed=speed, held=True)
+        control = LiveControl(RunningLatencies(Objectives(SloSpec())), speed=speed, held=True)
         teller = Told(control, [*told[:2], None, *told[2:]])
         teller.start()
         control.go_on()

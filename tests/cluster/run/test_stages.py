@@ -9,6 +9,8 @@ import pytest
 
 from pimserve.cluster.cli.render import summary_report
 from pimserve.cluster.cli.terminal import write
+from pimserve.cluster.metrics.replay import replay
+from pimserve.cluster.run.history import History
 from pimserve.cluster.run.read_summary import summary_of_document
 from pimserve.cluster.run.results import load_table
 from pimserve.cluster.scenario.document import load_scenario
@@ -70,6 +72,12 @@ def test_stages_together_are_the_run(tmp_path: Path) -> None:
     assert found[1]["throughput"]["requests_per_s"] < found[1]["offered_requests_per_s"]
 
 
+@pytest.mark.parametrize("n", [60, 61, 62, 999])
+def test_the_last_of_so_many_requests_is_of_a_stage_too(tmp_path: Path, n: int) -> None:
+    summary, _ = stages(tmp_path / "r", *settings("[[0, 2], [20, 2], [20, 5], [40, 5]]", f"workload.num_requests={n}"))
+    assert sum(each["requests"] for each in summary["stages"]) == n
+
+
 def test_a_run_that_is_cut_off_has_its_stages_as_far_as_it_went(tmp_path: Path) -> None:
     until = ("workload.duration_s=1200", "run.max_time_s=700")
     summary, table = stages(tmp_path / "r", *settings(STEP, *until))
@@ -78,6 +86,27 @@ def test_a_run_that_is_cut_off_has_its_stages_as_far_as_it_went(tmp_path: Path) 
     assert low["time_s"] == pytest.approx(600, abs=2)
     assert high["time_s"] == pytest.approx(100, abs=2)
     assert high["offered_requests_per_s"] == pytest.approx(10, rel=0.2)
+
+
+@pytest.mark.parametrize("until_s", [None, 70])
+def test_turns_of_sessions_are_of_the_stage_in_which_they_were_sent(tmp_path: Path, until_s: int | None) -> None:
+    """Of more turns than first ones some are sent after the last stage, or in the one after that of their session."""
+    more = ("workload.duration_s=100", "workload.sessions={num_sessions: 5000, turns: 4, think_time_s: 5}")
+    more += ("output.steps=true",)
+    until = () if until_s is None else (f"run.max_time_s={until_s}",)
+    summary, table = stages(tmp_path / "r", *settings("[[0, 2], [50, 2], [50, 6], [100, 6]]", *more, *until))
+    arrival_s, first_s = table["arrival_ps"] / 1e12, 0
+    low, high = summary["stages"]
+    change_s, end_s = low["time_s"] - first_s, min(low["time_s"] + high["time_s"], until_s or 100)
+    assert low["requests"] == ((arrival_s >= 0) & (arrival_s < change_s)).sum() > 2.5 * 2 * 50
+    assert high["requests"] == ((arrival_s >= change_s) & (arrival_s < end_s)).sum()
+    assert high["requests"] > 2.5 * 4 * (end_s - change_s)
+    history = History.load(tmp_path / "r")
+    (metrics,) = replay(history, "r", [history.end_s])
+    counted = metrics.values["pimserve_stage_requests_total"].reshape(2, 2).sum(axis=1)
+    if until_s is None:  # else metrics leave out whom the end cut off
+        assert counted.tolist() == [low["requests"], high["requests"]]
+    assert (until_s is None) == (low["requests"] + high["requests"] < (arrival_s >= 0).sum())
 
 
 def test_only_the_measured_window_counts(tmp_path: Path) -> None:

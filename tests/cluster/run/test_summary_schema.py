@@ -34,14 +34,45 @@ KINDS: dict[str, tuple[str, list[str]]] = {
     "mixed, nothing": ("mixtral_duplex", [_PLACED, "scheduler.max_model_len=1"]),
     "measured": ("llama_h100_measured", []),
     "pools": ("prefill_decode_pools", []),
-    "mixed pools": ("prefill_decode_pools", [_PLACED_IN_POOL]),
+    "mixed pools": ("prefill_decode_pools", [_PLACED_IN_POOL, "cluster.pools.handover.overlap=layers"]),
     "faults": (
         "faults",
         ["faults.events=[{at_s: 1, replica: 0, kind: slow, factor: 2}, {at_s: 2, replica: 1, kind: fail, for_s: 3}]"],
     ),
+    "autoscaling": (
+        "autoscaling",
+        ["autoscaling.replicas={metric: requests, target: 1, interval_s: 1, start_up_s: 1, stabilization_s: 0}"],
+    ),
     "cut": ("mixtral_duplex", ["run.max_time_s=1", "slo={ttft_s: 1}"]),
     "rejected": ("mixtral_duplex", ["scheduler.max_model_len=100"]),
     "nothing": ("mixtral_duplex", ["scheduler.max_model_len=1"]),
+    "percentiles": (
+        "mixtral_duplex",
+        ["output.percentiles=[5, 99.9]", "slo={itl_p99.9_s: 1, ttft_p5_s: 1e-9, itl_max_s: 1}"],
+    ),
+    "sessions": ("mixtral_duplex", ["workload={sessions: {turns: 2, num_sessions: 6, think_time_s: 1}}"]),
+    "drafts": (
+        "mixtral_duplex",
+        ["scheduler.speculative={method: ngram, num_speculative_tokens: 2, acceptance: 0.5}"],
+    ),
+    "swap": (
+        "mixtral_duplex",
+        ["scheduler={preemption: swap, swap_gb_per_s: 50, swap_space_gb: 10}"],
+    ),
+    "prefixes": (
+        "mixtral_duplex",
+        [
+            "workload.prefix={shared_tokens: 64}",
+            "scheduler={enable_prefix_caching: true, kv_tiers: [{name: host, gb_per_s: 1, write: back}]}",
+        ],
+    ),
+    "router": ("mixtral_duplex", ["cluster.replicas=2"]),
+    "data-parallel groups": ("mixtral_duplex", ["cluster.nodes=2"]),
+    "cap": ("mixtral_duplex", ["workload.max_concurrency=1"]),
+    "classes": (
+        "mixtral_duplex",
+        ["workload.classes=[{name: a, slo: {ttft_s: 1, itl_max_s: 2, e2e_p90_s: 1}}, {name: b, priority: -3}]"],
+    ),
     "stages": ("mixtral_duplex", ["workload.arrival={process: nhpp, rate_series: [[0, 2], [9, 2], [9, 4], [20, 4]]}"]),
 }
 

@@ -131,15 +131,51 @@ OVERRIDES: list[tuple[list[str], str]] = [
         "1000 exceeds the 73 tokens that the KV cache holds",
     ),
     (["model.attention.kind=mqa"], "model.attention.kind: must be one of 'gqa', 'mla' (got 'mqa')"),
-    (["scheduler.router=random"], "scheduler.router: unknown router 'random' (known: round_robin, least_outstanding"),
+    (["scheduler.router=fastest"], "scheduler.router: unknown router 'fastest' (known: round_robin, random"),
+    (["scheduler.router={name: fastest}"], "scheduler.router: unknown router 'fastest' (known: round_robin, random"),
+    (["scheduler.router={name: random, x: 1}"], "scheduler.router: random has no parameters: give its name alone"),
+    (
+        ["scheduler.enable_prefix_caching=true", "scheduler.router={name: weighted, record_blocks: 5}"],
+        "scheduler.router: record_blocks has no effect without prefixes: sent",
+    ),
+    (
+        ["scheduler.router={name: weighted, prefix: 0, queue: 0, kv_usage: 0}"],
+        "scheduler.router: one of prefix, queue, kv_usage and outstanding must be above 0",
+    ),
+    *(
+        (
+            [f"scheduler.speculative={{method: ngram, num_speculative_tokens: 2, acceptance: {given}}}"],
+            "scheduler.speculative.acceptance: must be a number from 0 to 1, or a list of such",
+        )
+        for given in ("1.2", "high", "[0.5, 2]")
+    ),
+    *(
+        (
+            [
+                "scheduler.speculative={method: draft_model, num_speculative_tokens: 2, acceptance: 0.5, "
+                f"model: {given}}}"
+            ],
+            "scheduler.speculative.model: unknown model 'llama-9'",
+        )
+        for given in ("llama-9", "{preset: llama-9}")
+    ),
+    (["scheduler.swap_space_gb=4 apples"], "scheduler.swap_space_gb: '4 apples' is not a number in GB"),
+    (
+        ["autoscaling.replicas={changes: [{at_s: 1, replicas: 1}], tolerance: 0.2}"],
+        "autoscaling.replicas: tolerance has no effect without metric and target",
+    ),
+    (
+        ["autoscaling.replicas={metric: kv_usage, target: 1.5}"],
+        "autoscaling.replicas.target: must be above 0 and at most 1 with metric: kv_usage, which is a share (got 1.5)",
+    ),
     (["scheduler.batching=continuous"], "scheduler.batching: must be 'chunked' or 'stage' (got 'continuous')"),
     (["cluster.experts=pp"], "cluster.experts: must be 'ep' or 'tp' (got 'pp')"),
     (["workload.preset=azure"], "workload.preset: must be 'azure-conv-2023' (got 'azure')"),
     (
         ["workload.arrival={process: uniform}"],
-        "must be 'constant', 'poisson', 'gamma', 'nhpp' or 'trace' (got 'uniform')",
+        "workload.arrival.process: must be one of constant, poisson, gamma, weibull, mmpp, nhpp, trace (got 'uniform')",
     ),
-    (["workload.lengths={input: {kind: fixed, tokens: 1}}"], "workload.lengths.output: is missing"),
+    (["workload.lengths={input: {kind: fixed, tokens: 1}}"], "workload.lengths: needs output, or joint in place of"),
     (
         ["workload.lengths={input: {tokens: 3}, output: {kind: fixed, tokens: 1}}"],
         "workload.lengths.input: needs `kind`, one of 'fixed', 'uniform', 'normal'",
@@ -152,7 +188,7 @@ OVERRIDES: list[tuple[list[str], str]] = [
     (["routing.popularity=pareto"], "routing.popularity: must be 'uniform', 'zipf' or 'given' (got 'pareto')"),
     # Values that contradict each other.
     (["workload.arrival={process: gamma, rate_per_s: 1, burstiness: 1, cv: 1}"], "exactly one of burstiness and cv"),
-    (["workload.arrival={process: poisson}"], "workload.arrival: process 'poisson' needs rate_per_s"),
+    (["workload.arrival={process: poisson}"], "workload.arrival: process 'poisson' needs exactly one of"),
     (["workload.arrival={process: poisson, rate_per_s: 1, cv: 2}"], "cv has no effect with process 'poisson'"),
     (["workload.arrival={process: nhpp, rate_series: [[0, 1]]}"], "workload.arrival.rate_series: must have at least 2"),
     (["workload.arrival={process: trace}"], "workload: arrival.process 'trace' needs trace"),
@@ -230,9 +266,24 @@ OVERRIDES: list[tuple[list[str], str]] = [
         ["workload.mode=closed", "workload.concurrency=2", "workload.num_requests=4", "run.warmup_s=1 h"],
         "run.warmup_s: 3600.0 s leaves nothing to measure",
     ),
+    (["workload.think_time_s=1"], "think_time_s has no effect with mode 'open'"),
     (
-        ["workload.mode=closed", "workload.concurrency=8", "cluster.replicas=2", "scheduler.router=least_outstanding"],
-        "scheduler.router: a closed loop keeps each client on one replica: use round_robin",
+        ["workload={mode: closed, concurrency: 4, max_concurrency: 2}"],
+        "max_concurrency has no effect with mode 'closed'",
+    ),
+    (
+        ["workload={mode: closed, concurrency: 4, sessions: {turns: 2}}"],
+        "sessions has no effect with mode 'closed'",
+    ),
+    (["workload={sessions: {turns: 2}, num_requests: 9}"], "give sessions.num_sessions"),
+    (["workload={sessions: {turns: 2}, max_concurrency: 9}"], "max_concurrency is of requests that come on their own"),
+    (["workload={sessions: {turns: 2}, prefix: {system_tokens: 9}}"], "prefix needs sessions.context: fresh"),
+    (["workload.sessions={turns: 2, context: fresh, context_tokens: 9}"], "context_tokens has no effect"),
+    (["workload.sessions={turns: 0}"], "workload.sessions.turns"),
+    (["workload.sessions={turns: 2, think_time_s: -1}"], "workload.sessions.think_time_s"),
+    (
+        ["workload.sessions={turns: 2, think_time_s: {kind: uniform, low_s: 2, high_s: 1}}"],
+        "high_s (1.0) must be at least low_s (2.0)",
     ),
     # What does not divide, or does not fit.
     (["cluster.tensor_parallel=3"], "cluster.tensor_parallel: 3 does not divide the 4 devices"),
@@ -255,6 +306,25 @@ def test_overrides(overrides: list[str], message: str, tmp_path: Path) -> None:
 def test_every_fault_of_a_scenario_is_told_at_once(tmp_path: Path) -> None:
     lines = refusal(tmp_path, None, ["cluster.replicas=0", "run.seed=x", "scheduler.foo=1"]).splitlines()
     assert [line.partition(":")[0] for line in lines] == ["cluster.replicas", "scheduler.foo", "run.seed"]
+
+
+@pytest.mark.parametrize(
+    ("arrival", "message"),
+    [
+        ("{stages: [{rate_per_s: 5}]}", "stages.0.duration_s: is missing"),
+        ("{rate_series: [[0, 1], [2, x]]}", "rate_series.1.1: must be a number (got 'x')"),
+        ("{rate_series: [[0, 1]]}", "rate_series: must have at least 2 entries (got 1)"),
+    ],
+)
+def test_wrong_entries_are_not_called_missing(arrival: str, message: str, tmp_path: Path) -> None:
+    said = refusal(tmp_path, None, [f"workload.arrival={arrival}"])
+    assert said == f"workload.arrival.{message}"
+
+
+@pytest.mark.parametrize(("number", "allowed"), [(0, "at least 1 entry (got 0)"), (17, "at most 16 entries (got 17)")])
+def test_how_many_entries_there_may_be(number: int, allowed: str, tmp_path: Path) -> None:
+    classes = ", ".join(f"{{name: c{i}}}" for i in range(number))
+    assert refusal(tmp_path, None, [f"workload.classes=[{classes}]"]) == f"workload.classes: must have {allowed}"
 
 
 def test_a_long_value_is_not_repeated_whole(tmp_path: Path) -> None:

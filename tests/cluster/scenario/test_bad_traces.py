@@ -47,12 +47,15 @@ def test_traces(name: str, tmp_path: Path) -> None:
 def test_trace_arguments(tmp_path: Path) -> None:
     good = tmp_path / "t.csv"
     good.write_bytes(CSV + b"0.0,5,5\n1.0,5,5\n")
-    assert "--trace: 'parquet:x' is not FORMAT:PATH with FORMAT one of azure, csv" in refusal(
-        tmp_path, None, [], "parquet:x"
+    (tmp_path / "empty").mkdir()
+    assert "--trace: 'json:x' is not PATH or FORMAT:PATH with FORMAT one of auto, azure, " in refusal(
+        tmp_path, None, [], "json:x"
     )
-    assert "--trace: 'x.csv' is not FORMAT:PATH" in refusal(tmp_path, None, [], "x.csv")
+    assert "x.csv: no such file, neither here nor in" in refusal(tmp_path, None, [], "x.csv")
     assert "x.csv: no such file, neither here nor in" in refusal(tmp_path, None, [], "csv:x.csv")
-    assert "is a directory; a trace is a file" in refusal(tmp_path, None, [], f"csv:{tmp_path}")
+    assert f"{tmp_path / 'empty'}: holds no file that ends in .csv" in refusal(
+        tmp_path, None, [], f"csv:{tmp_path / 'empty'}"
+    )
     for override, message in (
         ("workload.num_requests=3", "workload.num_requests: is 3, but the selected trace has 2 requests"),
         ("workload.trace.start_s=5", f"{good}: no row lies from start_s to end_s; the trace ends at 1 s"),

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import yaml
 
-from pimserve.cluster.distributed.devices.compile import compile_pool
 from pimserve.cluster.run.run import serve
 from pimserve.cluster.scenario.document import Scenario, load_scenario, parse_scenario
 from pimserve.cluster.scenario.group_link import GroupLink
@@ -78,17 +77,17 @@ def test_the_most_popular_experts_of_each_layer_are_hot(order: str) -> None:
 
 
 def test_every_pick_goes_to_one_of_both_groups() -> None:
-    hot, cold = link_of("cluster.placement.link.copies=per_pick").receivers
-    assert hot.copies + cold.copies == pytest.approx(2)
+    hot, cold = link_of("cluster.placement.link.copies=per_pick").routed.copies
+    assert hot.routed + cold.routed == pytest.approx(2)
     facts = prepared().pools[0].groups[1].facts["hot_experts"]
-    assert hot.copies == pytest.approx(facts["picks_per_token"])
+    assert hot.routed == pytest.approx(facts["picks_per_token"])
 
 
 def test_what_passes_from_device_to_device_is_all_that_passes() -> None:
     link = link_of("cluster.placement.experts.devices_per_node=2", f"{HOT}.devices_per_node=2")
-    parts = frozenset({"routed_experts"})
-    for direction, in_all in zip(("dispatch", "combine"), link.traffic(parts), strict=True):
-        sent = [passing for passing in link.passing(parts) if passing.direction == direction]
+    assert link.on_experts == frozenset({"routed_experts"})
+    for direction, in_all in zip(("dispatch", "combine"), link.traffic(), strict=True):
+        sent = [passing for passing in link.passing() if passing.direction == direction]
         assert {passing.experts for passing in sent} == {0, 1, 2, 3}
         assert sum(passing.bytes_per_row for passing in sent) / 2 == pytest.approx(in_all.bytes_per_row)
 
@@ -100,8 +99,8 @@ def test_each_group_has_its_own_slice_of_the_link() -> None:
 
     link = "cluster.placement.link"
     slow_hot = dispatch(f"{link}.hot_experts_gb_per_s=1")
-    hot = link_of().receivers[0]
-    assert slow_hot == pytest.approx(32 * hot.busiest * 4096 * 2 / 1e9 * 1e15, rel=1e-6)
+    hot = link_of().routed.copies[0]
+    assert slow_hot == pytest.approx(32 * hot.busiest[0] * 4096 * 2 / 1e9 * 1e15, rel=1e-6)
     assert dispatch(f"{link}.experts_gb_per_s=1") != slow_hot
     assert dispatch(f"{link}.hot_experts_gb_per_s=1000", f"{link}.experts_gb_per_s=1000") == dispatch(
         f"{link}.hot_experts_gb_per_s=2000", f"{link}.experts_gb_per_s=2000"
@@ -170,8 +169,7 @@ def test_cold_experts_may_be_on_crossbars() -> None:
     term = found.pools[0].plan.experts
     assert [unit.unit for unit in term.units] == ["experts_hot_xpu", "experts_busiest_tile", "experts_digital"]
     assert found.pools[0].replica.precision.routed_weights == "bf16 + 5-bit"
-    hot, crossbars = link_of("cluster.placement.experts.device=aimc-realistic").receivers
-    assert (hot.dispatch_bits, crossbars.dispatch_bits) == (16, 8)
+    assert link_of("cluster.placement.experts.device=aimc-realistic").dispatch_bits == (16, 8)
     assert 8 < found.pools[0].replica.facts["placement"]["link"]["dispatch_bits"] < 16
     # Chips send each other what the cold experts get, not all of a token's picks.
     whole = prepare(
@@ -211,11 +209,6 @@ def test_what_does_not_go_is_said_with_its_place(overrides: list[str], where: st
         prepared(*overrides)
     assert where in str(caught.value)
     assert what in str(caught.value)
-
-
-def test_devices_on_processes_of_their_own_refuse_them() -> None:
-    with pytest.raises(InputError, match=r"cluster\.placement\.hot_experts.*leave it out"):
-        compile_pool(prepared(), "")
 
 
 @pytest.mark.parametrize(("experts", "devices"), [(2, 1), (8, 3), (128, 1), (256, 6)])

@@ -21,10 +21,10 @@ from pimserve.cluster.scenario.placement import place
 from pimserve.device_models.catalogue import device_names, load_model, model_names
 from pimserve.device_models.device import Demand, Device, OperatorDevice
 from pimserve.device_models.evaluate import evaluate, shape_of
+from pimserve.device_models.expert_picks import draw_counts, pick_probabilities
 from pimserve.device_models.operators import Parallelism, operators_of
 from pimserve.device_models.plan import CostPlan
 from pimserve.device_models.registry import load_device
-from pimserve.device_models.routing import draw_counts, pick_probabilities
 from pimserve.errors import InputError
 
 DEVICES = [name for name in device_names() if isinstance(load_device(name), OperatorDevice)]

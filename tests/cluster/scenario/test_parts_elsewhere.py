@@ -6,7 +6,7 @@ import pytest
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.placement import PlacedPool
 from pimserve.cluster.scenario.prepared import prepare
-from pimserve.device_models.routing import draw_counts, pick_probabilities
+from pimserve.device_models.expert_picks import draw_counts, pick_probabilities
 from pimserve.errors import InputError
 
 MODEL = "model={preset: deepseek-v3, layers: 5}"

@@ -91,7 +91,9 @@ def test_its_mistakes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_one_that_does_not_load_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     registered(monkeypatch, "no_such_package:Abacus")
-    with pytest.raises(InputError, match="'abacus' of no_such_package:Abacus does not load: No module named"):
+    with pytest.raises(
+        InputError, match="'abacus' of no_such_package:Abacus does not load: ModuleNotFoundError: No module named"
+    ):
         load_scenario(None, [*OVERRIDES, DEVICE]).load_device()
 
 

@@ -55,7 +55,6 @@ def test_pools_hear_of_each_other_ten_times_a_second() -> None:
     ("overrides", "message"),
     [
         (["scheduler.report_interval_s=0"], r"^scheduler.report_interval_s: is 0; pools hear of each other"),
-        (["workload.mode=closed", "workload.concurrency=2"], r"^cluster.pools: a closed loop keeps each client"),
         (
             [
                 "cluster.pools.prefill.device=aimc-realistic",

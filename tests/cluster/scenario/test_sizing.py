@@ -143,6 +143,14 @@ def test_where_no_number_will_do(changes: list[str], says: str) -> None:
     [
         (["cluster.experts=tp", "cluster.device=aimc-realistic"], r"cluster\.experts: chips of aimc-realistic hold"),
         (["cluster.device={preset: aimc-nand, tier_cols: 8192}"], r"cluster\.device\.tier_cols: the figures of"),
+        # Among the numbers are some that do not divide the experts.
+        (
+            [
+                "cluster.placement={experts: {device: {preset: aimc-realistic, spread: experts}}}",
+                "cluster.expert_placement={order: popularity, rebalance: {interval_s: 1}}",
+            ],
+            r"cluster\.expert_placement\.rebalance: popularities of experts do not change",
+        ),
     ],
 )
 def test_what_fails_with_any_number_is_not_blamed_on_it(changes: list[str], says: str) -> None:

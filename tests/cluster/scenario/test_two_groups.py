@@ -11,8 +11,9 @@ from pimserve.cluster.scenario.document import Scenario, load_scenario, parse_sc
 from pimserve.cluster.scenario.farthest_energy import farthest_energy
 from pimserve.cluster.scenario.prepared import Prepared, prepare
 from pimserve.device_models.evaluate import evaluate, shape_of
+from pimserve.device_models.expert_picks import draw_counts, pick_probabilities
 from pimserve.device_models.experts import FEATURES
-from pimserve.device_models.routing import Routing, draw_counts, pick_probabilities
+from pimserve.device_models.routing import Routing
 from pimserve.device_models.step import StepShape
 from pimserve.errors import InputError
 

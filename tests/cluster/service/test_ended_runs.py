@@ -26,8 +26,15 @@ RUNS = {
         "cluster.replicas=2",
     ],
     "closed": ["workload={mode: closed, concurrency: 8, num_requests: 80}", "run.warmup_s=2"],
+    "limits": [
+        "workload.num_requests=200",
+        "slo={itl_max_s: 0.012, ttft_p99_s: 0.02, itl_p50_s: 1, tpot_p90_s: 0.004}",
+    ],
     "cut": ["workload.num_requests=300", "run.max_time_s=6", "slo={ttft_s: 1}"],
 }
+
+
+LIMITED = ["ttft_p99_s", "itl_p50_s", "tpot_p90_s"]
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +68,11 @@ def test_latencies_are_those_of_the_summary_to_the_bit(folders, run):
     if summary.slo.limits_s:
         assert told.slo.attainment == summary.slo.attainment
         assert told.slo.censored == summary.slo.censored_requests["all"]
+    assert [limit.name for limit in told.slo.at_percentiles] == ([] if run != "limits" else LIMITED)
+    for limit in told.slo.at_percentiles:
+        exact = summary.slo.at_percentiles[limit.name]
+        assert (limit.limit_s, limit.measured_s, limit.passed) == (exact.limit_s, exact.measured_s, exact.passed)
+        assert (limit.margin_s, limit.count) == (exact.margin_s, exact.n_samples)
 
 
 def test_other_percentiles_lie_between_them(folders):

@@ -4,14 +4,18 @@ import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 
 import grpc
 import pytest
 from google.rpc import error_details_pb2
 
+from pimserve.cluster.base.figures import share
 from pimserve.cluster.base.files import read_json
 from pimserve.cluster.base.processes import LOCKED, TO_BE_CONTINUED
 from pimserve.cluster.base.rpc.statuses import details_of
+from pimserve.cluster.cli.service_tables import replica_table
+from pimserve.cluster.client import answers
 from pimserve.cluster.run.reproduce import read_recorded_run
 from pimserve.cluster.run.run import run
 from pimserve.cluster.scenario.document import load_scenario
@@ -22,6 +26,7 @@ from pimserve.errors import InputError
 from pimserve.v1 import scheduler_pb2 as sched
 from pimserve.v1 import simulation_pb2 as sim
 from pimserve.v1 import worker_pb2
+from tests.cluster.cli.test_render import printed
 from tests.cluster.documents import serve
 from tests.cluster.service.harness import prepared, until
 
@@ -75,12 +80,34 @@ def test_replicas_and_placement(worker):
     found = started(each)
     assert [replica.replica for replica in found.replicas] == [0, 1, 2]
     assert all(replica.up and replica.kv_blocks > 0 for replica in found.replicas)
+    assert not any(replica.HasField("prefix_cache") for replica in found.replicas)
     placement = each.call("GetPlacement", sched.GetPlacementRequest(**ID))
     assert (placement.model, placement.device) == ("mixtral-8x7b", "duplex")
     assert [replica.first_device for replica in placement.replicas] == [0, 4, 8]
     assert placement.replicas[0].devices == 4
     assert placement.replicas[0].parallelism["tensor"] == "4"
     assert not placement.replicas[0].groups
+
+
+def test_replicas_tell_what_their_prefix_caches_found(worker):
+    """Of 999 tokens that all prompts begin with, 62 blocks of 16 are found."""
+    each = worker(*LONG, "scheduler.enable_prefix_caching=true", "workload.prefix={shared_tokens: 999}", speed=50)
+    assert started(each).replicas[0].prefix_cache.hit_tokens == 0
+    each.call("Resume", sim.ResumeRequest(**ID))
+    replicas = sched.GetReplicasRequest(**ID)
+    cache = until(lambda: (told := each.call("GetReplicas", replicas).replicas[0].prefix_cache).hit_tokens and told)
+    assert cache.hit_tokens % 992 == 0
+    assert 0 < cache.hit_tokens < cache.queried_tokens
+    assert cache.cached_blocks > 62
+    told = answers.read(answers.Replicas, each.call("GetReplicas", replicas))
+    (replica,) = told.replicas
+    assert replica.prefix_cache is not None
+    ratio = replica.prefix_cache.hit_ratio
+    assert ratio == replica.prefix_cache.hit_tokens / replica.prefix_cache.queried_tokens
+    assert share(ratio) in printed(replica_table(told))
+    without = replace(told, replicas=(replace(replica, prefix_cache=None),))
+    assert "prefix hits" in printed(replica_table(told))
+    assert "prefix hits" not in printed(replica_table(without))
 
 
 def test_lives_of_requests_are_as_of_the_windows_end(worker):

@@ -32,6 +32,19 @@ def test_groups_of_devices_are_told_where_there_are_some() -> None:
     assert experts.weights_gb_per_device > 20 > attention.weights_gb_per_device
 
 
+def test_hot_experts_devices_are_a_group_between_the_others() -> None:
+    placement = "{hot_experts: {device: b200, devices_per_node: 1, count: 2}, experts: {device: aimc-realistic}}"
+    changes = [f"cluster.placement={placement}", "cluster.devices_per_node=2", "cluster.replicas=2"]
+    prepared = prepare(load_scenario(None, [*changes, "routing={popularity: zipf, zipf_exponent: 1.0}"]))
+    _, second = read(Placement, placement_of(SimpleNamespace(prepared=prepared))).replicas
+    assert [group.group for group in second.groups] == ["attention", "hot_experts", "experts"]
+    assert [group.device for group in second.groups] == ["duplex", "b200", "aimc-realistic"]
+    first, last = second.first_device, second.first_device + second.devices
+    assert [group.first_device for group in second.groups] == [first, first + 2, first + 3]
+    assert [group.devices for group in second.groups] == [2, 1, last - first - 3]
+    assert [group.parts[-1] for group in second.groups] == ["lm_head", "routed_experts", "routed_experts"]
+
+
 def test_the_table_has_a_row_for_each_group() -> None:
     prepared = prepare(
         load_scenario(None, ["cluster.devices_per_node=2", "cluster.placement={experts: {device: h100}}"])

@@ -9,6 +9,7 @@ from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import scenario_digest
 from pimserve.cluster.service.received_scenario import as_yaml, read_scenario
 from pimserve.errors import InputError
+from pimserve.loadgen.traces import load_trace
 
 TRACE = "arrival_s,input_tokens,output_tokens\n0,10,5\n1,20,6\n"
 
@@ -72,6 +73,16 @@ def test_nothing_is_learned_of_other_files(traces, path):
     message = refused(text, traces=traces)
     assert message.startswith("workload.trace.path: no file ")
     assert message.endswith(" below the folder of the server's --traces")
+
+
+def test_a_folder_of_traces_is_one_and_its_links_lead_nowhere(traces, tmp_path):
+    (traces / "day").mkdir()
+    for part in range(2):
+        (traces / "day" / f"{part}.csv").write_text(f"arrival_s,input_tokens,output_tokens\n{part},5,5\n")
+    (traces / "day" / "2.csv").symlink_to(tmp_path / "secret.csv")
+    scenario = read_scenario("", [], "day", traces).scenario
+    assert load_trace(scenario.workload.trace).rows_read == 2
+    assert yaml.safe_load(as_yaml(scenario))["workload"]["trace"]["format"] == "csv"
 
 
 def test_absolute_paths_elsewhere_are_as_if_not_there(traces, tmp_path):

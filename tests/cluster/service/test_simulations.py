@@ -55,7 +55,7 @@ def test_all_that_is_wrong_with_a_launch_is_told_at_once(client):
         client.launch(
             "cluster: {replicas: 0}",
             ["run.seed=-1", "nonsense", "slo.x=1"],
-            trace="zzz",
+            trace="zzz:",
             speed=-1,
             idempotency_key="a b",
         )

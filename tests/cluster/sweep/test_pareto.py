@@ -271,11 +271,6 @@ def test_names_tell_values_apart(values):
         ([], "model=llama-3.1-8b,deepseek-v3", "--grid model=deepseek-v3: cluster: deepseek-v3 does not fit"),
         ([], "cluster.device=duplex,nosuch", "--grid cluster.device=nosuch: cluster.device: unknown device"),
         ([], "scheduler.router=round_robin,nosuch", "--grid scheduler.router=nosuch: scheduler.router: unknown router"),
-        (
-            ["workload={mode: closed, concurrency: 4}", "cluster.replicas=2"],
-            "scheduler.router=round_robin,least_outstanding",
-            "--grid scheduler.router=least_outstanding: scheduler.router: a closed loop keeps each client",
-        ),
         ([], "scheduler.block_size=16,1000000000", "--grid scheduler.block_size=1000000000: scheduler.block_size"),
         ([], "workload.trace={path: nosuch.csv}", "nosuch.csv"),
         ([], "run.cooldown_s=0,9999", "--grid run.cooldown_s=9999: run.warmup_s: warm-up"),

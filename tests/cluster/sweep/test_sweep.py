@@ -59,7 +59,7 @@ def test_results_are_those_of_single_runs(tmp_path, jobs):
             for summary in (ours, theirs):
                 del summary["simulator"], summary["results"]
             assert ours == theirs
-            assert each["figures"] == key_figures.figures_of(summary_of_document(theirs))
+            assert each["figures"] == key_figures.outcome_of(summary_of_document(theirs)).figures
             assert each["scenario_digest"] == theirs["scenario_digest"]
 
 

@@ -7,8 +7,10 @@ from pimserve.device_models.aimc.event.graph import PHYSICAL, Resources, TaskGra
 from pimserve.device_models.aimc.event.linear import ChipOperations, Linears
 from pimserve.device_models.aimc.event.operations import OperationTable
 from pimserve.device_models.aimc.event.schedule import schedule
+from pimserve.device_models.aimc.event.sums_over_links import add_up
 from pimserve.device_models.aimc.mapping import Mapping
 from pimserve.device_models.aimc.network import Ffn, Network
+from pimserve.device_models.aimc.reduction import Reduction
 
 
 class ExpertGraph:
@@ -20,8 +22,15 @@ class ExpertGraph:
         self._operations = ChipOperations(network, chip, self.graph.table)
         self._linears = Linears(network, chip, mapping, PHYSICAL, self._operations, communication=True)
 
-    def pass_ffn(self, ffn: Ffn, token: int) -> None:
-        """One token passes an FFN."""
+    def pass_expert(self, expert: Sequence[Ffn], token: int) -> None:
+        """One token passes the FFNs that an expert is cut into, whose results are summed up."""
+        ends = [(self._linears.chip_of(ffn.up[0]), self.pass_ffn(ffn, token)) for ffn in expert]
+        if len(ends) > 1:
+            hidden = self._operations.network.hidden
+            add_up(self.graph, self._operations, Reduction(self.chip, hidden, len(ends)), ends, token)
+
+    def pass_ffn(self, ffn: Ffn, token: int) -> list[int]:
+        """One token passes an FFN; the tasks that end it."""
         home, there = self._linears.chip_of(ffn.up[0]), self._linears.chip_of(ffn.down)
         first, *others = [
             self.graph.stamp(self._linears.stamp(matrix, home, there), matrix, token, []) for matrix in ffn.up
@@ -30,7 +39,7 @@ class ExpertGraph:
         inner = self.graph.add(self._operations.activation(ffn.width), digital, token, first)
         for other in others:
             inner = self.graph.add(self._operations.add(ffn.width), digital, token, [inner, *other])
-        self.graph.stamp(self._linears.stamp(ffn.down, there, home), ffn.down, token, [inner])
+        return self.graph.stamp(self._linears.stamp(ffn.down, there, home), ffn.down, token, [inner])
 
     def makespan_fs(self) -> int:
         """When the last one is through."""
@@ -42,11 +51,11 @@ class ExpertGraph:
 
 
 def tokens_through(
-    network: Network, chip: Chip, mapping: Mapping, ffns: Sequence[Ffn], chosen: Sequence[Sequence[int]]
+    network: Network, chip: Chip, mapping: Mapping, experts: Sequence[Sequence[Ffn]], chosen: Sequence[Sequence[int]]
 ) -> ExpertGraph:
-    """Tokens of which each goes to those `chosen` of some FFNs."""
+    """Tokens of which each goes to those `chosen` of some experts."""
     graph = ExpertGraph(network, chip, mapping)
     for token, numbers in enumerate(chosen):
         for number in numbers:
-            graph.pass_ffn(ffns[number], token)
+            graph.pass_expert(experts[number], token)
     return graph

@@ -10,9 +10,9 @@ from pimserve.device_models.aimc.crossbar_experts import CrossbarExperts
 from pimserve.device_models.catalogue import load_model
 from pimserve.device_models.device import Demand, Fitted
 from pimserve.device_models.expert_layout import SlotCounts
+from pimserve.device_models.expert_picks import expert_share
 from pimserve.device_models.operators import Parallelism, Part
 from pimserve.device_models.registry import load_device
-from pimserve.device_models.routing import expert_share
 from pimserve.errors import InputError
 
 EXPERTS: frozenset[Part] = frozenset({"routed_experts"})
@@ -75,7 +75,9 @@ def test_programming_covers_every_tier_of_every_expert() -> None:
     assert programming.tiers.sum() == found.facts["tiers_used"]
     whole = np.ones((32, 4, 2), bool)
     assert programming.time_s(whole) == pytest.approx(found.facts["programming"]["time_s"])
-    assert programming.joules * whole.sum() == pytest.approx(found.facts["programming"]["joules"])
+    experts = found.plan.experts
+    assert isinstance(experts, CrossbarExperts)
+    assert experts.move_pj * whole.sum() == pytest.approx(found.facts["programming"]["joules"] * 1e12)
     assert programming.time_s(~whole) == 0
     assert fitted().expert_programming is None
 

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pimserve.cluster.validation.aimc_plan import SETTINGS, Setting
 from pimserve.device_models.aimc.aimc import EVENT_OVER_PLAN
@@ -33,7 +35,14 @@ LEAST_AT_RANDOM = 0.75  # of several layers: they differ, and count as alike
 
 
 def placed(
-    setting: Setting, parts: set[Part], strategy: Strategy, chips: int = 1, spread: Spread = "layers", **changes: Any
+    setting: Setting,
+    parts: set[Part],
+    strategy: Strategy,
+    chips: int = 1,
+    spread: Spread = "layers",
+    *,
+    expert_widths: Sequence[int] = (),
+    **changes: Any,
 ) -> tuple[PlacedNetwork, Mapping]:
     usual = load_device("aimc-realistic").spec
     assert isinstance(usual, AimcSpec)
@@ -42,7 +51,7 @@ def placed(
     given = {"preset": "aimc-realistic", "digital_units": 8, **setting.chip, "costs": costs}
     spec = load_device({**given, **changes}).spec
     assert isinstance(spec, AimcSpec)
-    network = network_of(ModelSpec.model_validate({**SHAPE, **setting.model}), 8, parts)
+    network = network_of(ModelSpec.model_validate({**SHAPE, **setting.model}), 8, parts, expert_widths)
     chip = spec.chips(chips)
     mapping = map_network(network, chip, MappingSpec(strategy=strategy), spread=spread)
     return PlacedNetwork(network, chip, mapping), mapping
@@ -54,8 +63,10 @@ def of_rows(plan: CostPlan, tokens: int) -> tuple[int, int]:
     return costs.duration_fs, sum(coefficient * times for _, coefficient, times in costs.energy)
 
 
-def event_fs(where: PlacedNetwork, mapping: Mapping, ffns: Sequence[Ffn], chosen: Sequence[Sequence[int]]) -> int:
-    return tokens_through(where.network, where.chip, mapping, ffns, chosen).makespan_fs()
+def event_fs(
+    where: PlacedNetwork, mapping: Mapping, experts: Sequence[Sequence[Ffn]], chosen: Sequence[Sequence[int]]
+) -> int:
+    return tokens_through(where.network, where.chip, mapping, experts, chosen).makespan_fs()
 
 
 def ratios(where: PlacedNetwork, mapping: Mapping, spread: Spread) -> dict[int, tuple[float, list[float]]]:
@@ -141,9 +152,70 @@ def test_ffns_of_all_tokens_are_rows(setting: Setting, strategy: Strategy) -> No
         for block in where.network.blocks:
             ffn = block.dense if dense else block.shared
             assert ffn is not None
-            graph = tokens_through(where.network, where.chip, mapping, [ffn], [[0]] * tokens)
+            graph = tokens_through(where.network, where.chip, mapping, [(ffn,)], [[0]] * tokens)
             theirs += graph.makespan_fs()
             theirs_pj += graph.active_pj()
         ours, ours_pj = of_rows(plan, tokens)
         assert theirs / ours == pytest.approx(1, abs=0.01)
         assert ours_pj == pytest.approx(theirs_pj, rel=0.01)  # sums of border chunks are smaller than we count
+
+
+def both_fs(plan: CostPlan, counts: np.ndarray, tokens: int) -> int:
+    """Shared and routed experts of all layers, given tokens of each routed one, (layers, experts)."""
+    assert plan.experts is not None
+    return of_rows(plan, tokens)[0] + int(plan.experts.layer_features(counts)[:, 0].sum())
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES[:3])
+@pytest.mark.parametrize(("chips", "spread"), ON_CHIPS)
+@pytest.mark.parametrize("setting", SHARED[-1:], ids=lambda setting: setting.name)
+def test_shared_experts_work_beside_routed_ones(
+    setting: Setting, chips: int, spread: Spread, strategy: Strategy
+) -> None:
+    """Never sooner than every event has it, and sooner than one after the other by what the shorter chain is."""
+    where, mapping = placed(setting, {"shared_experts", "routed_experts"}, strategy, chips, spread)
+    plan = plan_without_attention(where, by_expert=spread == "experts")
+    in_turns = plan_without_attention(where, by_expert=spread == "experts", all_experts=False)
+    assert plan.experts == in_turns.experts
+    assert plan.experts is not None
+    (row,), (alone,) = plan.rows, in_turns.rows
+    assert 0 <= row.pieces[0][0] < alone.pieces[0][0]
+    assert (row.pieces[0][1], row.energy) == (alone.pieces[0][1], alone.energy)
+    term = plan.experts
+    for tokens in TOKENS:
+        choices = ExpertChoices(term.experts, term.top_k, term.layers, None, tokens).draw(0, 0, tokens)
+        counts = np.stack([np.bincount(np.concatenate(of_layer), minlength=term.experts) for of_layer in choices])
+        theirs = 0
+        for block, chosen in zip(where.network.blocks, choices, strict=True):
+            assert block.shared is not None
+            everyone = [[*picked, term.experts] for picked in chosen]
+            theirs += event_fs(where, mapping, [*block.experts, (block.shared,)], everyone)
+        assert theirs <= MOST * both_fs(plan, counts, tokens)
+        assert both_fs(plan, counts, tokens) < both_fs(in_turns, counts, tokens)
+
+
+@given(st.integers(1, 4), st.data())
+def test_no_queue_for_shared_resources_is_longer(experts: int, data: st.DataObject) -> None:
+    """Copies and tokens that wait for all others at each of their resources, on any tiles."""
+    resources = data.draw(st.integers(1, 4))
+    fs = st.integers(0, 10**6)
+    work = data.draw(st.lists(st.lists(fs, min_size=experts, max_size=experts), min_size=resources, max_size=resources))
+    shared = data.draw(st.lists(fs, min_size=resources, max_size=resources))
+    longer = st.integers(0, 10**6)
+    chains = [max(row[e] for row in work) + data.draw(longer) for e in range(experts)]
+    chain = max(shared) + data.draw(longer)
+    copies = data.draw(st.lists(st.integers(0, 5), min_size=experts, max_size=experts).filter(any))
+    tokens = data.draw(st.integers(1, 20))
+    routed = [sum(c * w for c, w in zip(copies, row, strict=True)) for row in work]
+    everything = [sum_ + tokens * own for sum_, own in zip(routed, shared, strict=True)]
+
+    def time(start: int, own: Sequence[int], at: Sequence[int]) -> int:
+        return start + max([busy - mine for busy, mine in zip(at, own, strict=True) if mine], default=0)
+
+    columns = [[row[e] for row in work] for e in range(experts) if copies[e]]
+    with_chains = list(zip([chains[e] for e in range(experts) if copies[e]], columns, strict=True))
+    apart = max(time(*each, routed) for each in with_chains)
+    together = max([time(chain, shared, everything), *(time(*each, everything) for each in with_chains)])
+    hidden = min(one - max(column) for one, column in with_chains)
+    busiest = max(shared)
+    assert together <= apart + tokens * busiest + max(0, chain - busiest - hidden)

@@ -77,7 +77,7 @@ class Naive:
             else:
                 self.put(m, 1.0)
             if m in owner:
-                self.experts(owner[m].experts)
+                self.experts([ffn for (ffn,) in owner[m].experts])
         return self.places
 
     def embedding(self, m: int, weight: float) -> None:
@@ -198,8 +198,8 @@ def same_tiles(network: Network, mapping: Mapping) -> bool:
     return all(
         mapping.tiles[m] == mapping.tiles[first]
         for block in network.blocks
-        for ffn in block.experts
-        for m, first in zip((*ffn.up, ffn.down), (*block.experts[0].up, block.experts[0].down), strict=True)
+        for (ffn,) in block.experts
+        for m, first in zip(ffn.matrices, block.experts[0][0].matrices, strict=True)
     )
 
 
@@ -247,8 +247,8 @@ def test_several_chips(strategy: Any, spread: Any, chips: int, layers: int, tile
         assert all(before <= after for before, after in pairwise(order)) or strategy == "moe_separated"
     else:
         for block in network.blocks:
-            where = [min(chip_of_matrix[ffn.down]) for ffn in block.experts]
-            assert all(min(chip_of_matrix[ffn.up[0]]) == on for ffn, on in zip(block.experts, where, strict=True))
+            where = [min(chip_of_matrix[ffn.down]) for (ffn,) in block.experts]
+            assert all(min(chip_of_matrix[ffn.up[0]]) == on for (ffn,), on in zip(block.experts, where, strict=True))
             counts = [where.count(number) for number in range(chips)] if where else [0]
             assert where == sorted(where)
             assert max(counts) - min(counts) <= 1
@@ -278,10 +278,10 @@ def test_top1_density_orders_experts_by_their_own_probability() -> None:
     )
     chip, spec = chip_of(12, 9, (8, 8)), MappingSpec(strategy="greedy_top2")
     mapping = map_network(network, chip, spec, expert_density=[0.2, 0.5, 0.3])
-    firsts = [(mapping.tiers[ffn.up[0]][0], mapping.tiles[ffn.up[0]][0]) for ffn in network.blocks[0].experts]
+    firsts = [(mapping.tiers[ffn.up[0]][0], mapping.tiles[ffn.up[0]][0]) for (ffn,) in network.blocks[0].experts]
     assert sorted(range(3), key=firsts.__getitem__) == [0, 1, 2]
     likely = map_network(network, chip, spec, expert_density=[0.5, 0.2, 0.3])
-    firsts = [(likely.tiers[ffn.up[0]][0], likely.tiles[ffn.up[0]][0]) for ffn in network.blocks[0].experts]
+    firsts = [(likely.tiers[ffn.up[0]][0], likely.tiles[ffn.up[0]][0]) for (ffn,) in network.blocks[0].experts]
     assert sorted(range(3), key=firsts.__getitem__) == [1, 0, 2]
 
 

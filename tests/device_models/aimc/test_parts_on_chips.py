@@ -186,7 +186,9 @@ def test_other_parts_beside_the_experts_are_rows_where_they_run() -> None:
     assert (plan.experts.layers, plan.experts.experts, plan.experts.top_k) == (2, 4, 2)
     for row in plan.rows:
         ((const, slope),) = row.pieces
-        assert const > slope >= 150e6  # an MVM for each token
+        assert slope >= 150e6  # an MVM for each token
+        # Most of the chain of shared experts hides behind that of routed ones.
+        assert (const > slope) == (row.name != "shared experts")
         assert [row.time_fs(rows) for rows in (0, 1, 5)] == [0, const + slope, const + 5 * slope]
     unsampled = aimc().fit(Demand(small(), Parallelism(), lm_head=False, parts=frozenset({"lm_head"}))).plan.rows[0]
     assert unsampled.pieces[0][0] + unsampled.pieces[0][1] < 150e6  # sampling alone

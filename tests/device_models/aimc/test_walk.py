@@ -14,9 +14,9 @@ from pimserve.device_models.aimc.mapping import Mapping, MappingSpec, Strategy, 
 from pimserve.device_models.aimc.network import Network, network_of
 from pimserve.device_models.aimc.serving import plan_of
 from pimserve.device_models.aimc.walk import Walk, Walker
+from pimserve.device_models.expert_picks import expert_share
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.registry import load_device
-from pimserve.device_models.routing import expert_share
 
 CONTEXT = 200
 SHAPE = {"name": "m", "title": "m", "layers": 4, "hidden": 512, "vocab": 2048, "max_model_len_tokens": 4096}

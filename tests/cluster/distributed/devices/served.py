@@ -21,6 +21,7 @@ from pimserve.scheduler.simulation import simulate
 from pimserve.scheduler.steplog import StepLog
 
 PEER_TIMEOUT_S = 5.0
+OF_LAYERS = [[1.0 + (expert + layer) % 8 for expert in range(8)] for layer in range(32)]  # other ones are hot in each
 SCENARIOS: Mapping[str, dict[str, Any]] = {
     "dense": {"model": "llama-3.1-8b", "cluster": {"device": "h100", "devices_per_node": 2}},
     "tp": {"model": "mixtral-8x7b", "cluster": {"device": "duplex", "devices_per_node": 4, "experts": "tp"}},
@@ -83,6 +84,25 @@ SCENARIOS: Mapping[str, dict[str, Any]] = {
         },
         "routing": {"popularity": "zipf", "zipf_exponent": 1.0, "mode": "exact"},
     },
+    "rebalanced": {
+        "model": "mixtral-8x7b",
+        "cluster": {
+            "device": "duplex",
+            "devices_per_node": 4,
+            "expert_placement": {"order": "popularity", "rebalance": {"interval_s": 0.2}},
+        },
+        "routing": {"popularity": "zipf", "zipf_exponent": 1.0, "drift": {"interval_s": 0.1, "sigma": 0.5}},
+    },
+    "mixed-rebalanced": {
+        "model": "mixtral-8x7b",
+        "cluster": {
+            "device": "duplex",
+            "devices_per_node": 2,
+            "placement": {"experts": {"device": "h100", "devices_per_node": 4}, "micro_batches": 2},
+            "expert_placement": {"order": "popularity", "rebalance": {"interval_s": 0.2}},
+        },
+        "routing": {"popularity": "zipf", "zipf_exponent": 1.0, "drift": {"interval_s": 0.1, "sigma": 0.5}},
+    },
     "mixed-aimc": {
         "model": "mixtral-8x7b",
         "cluster": {
@@ -90,6 +110,47 @@ SCENARIOS: Mapping[str, dict[str, Any]] = {
             "devices_per_node": 2,
             "placement": {"experts": {"device": "aimc-realistic", "devices_per_node": 6}, "micro_batches": 1},
         },
+    },
+    "mixed-sliced": {
+        "model": "mixtral-8x7b",
+        "cluster": {
+            "device": "duplex",
+            "devices_per_node": 2,
+            "placement": {
+                "experts": {
+                    "device": {"preset": "aimc-realistic", "spread": "experts", "tiers": 32},
+                    "devices_per_node": 16,
+                },
+                "micro_batches": 2,
+            },
+        },
+        "routing": {"popularity": "zipf", "zipf_exponent": 1.0, "mode": "exact"},
+    },
+    "hot": {
+        "model": "mixtral-8x7b",
+        "cluster": {
+            "device": "duplex",
+            "devices_per_node": 2,
+            "placement": {
+                "experts": {"device": "aimc-realistic", "devices_per_node": 6},
+                "hot_experts": {"device": "h100", "devices_per_node": 2, "count": 2},
+                "micro_batches": 2,
+            },
+        },
+        "routing": {"popularity": "zipf", "zipf_exponent": 1.0},
+    },
+    "hot-exact": {
+        "model": "mixtral-8x7b",
+        "cluster": {
+            "device": "duplex",
+            "devices_per_node": 2,
+            "placement": {
+                "experts": {"device": "h100", "devices_per_node": 4, "experts": "tp"},
+                "hot_experts": {"device": "duplex", "devices_per_node": 2, "experts": "ep", "count": 2},
+                "micro_batches": 1,
+            },
+        },
+        "routing": {"popularity": "given", "weights": OF_LAYERS, "mode": "exact"},
     },
     "aimc-dense": {"model": "llama-3.1-8b", "cluster": {"device": "aimc-realistic", "devices_per_node": 2}},
 }
@@ -102,7 +163,7 @@ class Run:
     scenario: Scenario
     digest: str
     devices: int
-    attention: int | None  # devices with attention alone, where experts have others
+    sizes: list[int]  # of the groups of its devices, attention's first
     logs: list[StepLog]
     blocks: list[tuple[int, IntArray, IntArray]]
 
@@ -142,8 +203,8 @@ def run(name: str, requests: int = 60) -> Run:
         routing=prepared.routing,
         write_rows=lambda number, rows, first: blocks.append((number, rows, first)),
     )
-    attention = pool.groups[0].devices_per_replica if pool.groups else None
-    return Run(scenario, pool.plan.digest(), pool.plan.devices, attention, served.logs, blocks)
+    sizes = [group.devices_per_replica for group in pool.members]
+    return Run(scenario, pool.plan.digest(), pool.plan.devices, sizes, served.logs, blocks)
 
 
 def placed(served: Run, names: list[str]) -> dict[str, list[tuple[int, int]]]:

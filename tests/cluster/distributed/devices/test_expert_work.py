@@ -24,7 +24,9 @@ def work_of(experts: Experts, shape: StepShape[IntArray], first_steps: IntArray,
 
 
 @pytest.mark.parametrize("slowdown", [1000, 1337])
-@pytest.mark.parametrize("name", ["exact", "sliced", "skewed", "placed", "mixed", "mixed-exact", "mixed-aimc"])
+@pytest.mark.parametrize(
+    "name", ["exact", "sliced", "skewed", "placed", "mixed", "mixed-exact", "mixed-aimc", "hot", "hot-exact"]
+)
 def test_steps_one_by_one_and_together(name: str, slowdown: int) -> None:
     devices = run(name).devices
     document, keys = run(name).document, {"": [(0, device) for device in range(devices)]}

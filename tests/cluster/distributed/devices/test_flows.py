@@ -14,6 +14,7 @@ from pimserve.cluster.distributed.devices.flows import ACTIVATIONS, ALL_GATHER, 
 from pimserve.cluster.scenario.document import Scenario
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.device_models.operators import AllGather, AllReduce, Operator, operators_of
+from pimserve.device_models.split_experts import Side, sides_of
 from pimserve.errors import InputError
 from tests.cluster.distributed.devices.served import SCENARIOS
 
@@ -112,8 +113,14 @@ def test_every_pick_is_sent_once_and_comes_back(name: str, tokens: int, outputs:
     assert there.sum() == back.sum() == steps * tokens * pool.picks_per_token
 
 
-MIXED = ("mixed", "mixed-exact", "mixed-aimc")
+MIXED = ("mixed", "mixed-exact", "mixed-aimc", "mixed-sliced", "hot", "hot-exact")
 POOLS = {name: pool_of(name) for name in ("tp", "ep", "skewed", "aimc", "exact", *MIXED)}
+
+
+def sides(pool: DevicePool) -> tuple[Side, ...]:
+    """Its routed experts on devices of one kind each."""
+    assert pool.placed.plan.experts is not None
+    return sides_of(pool.placed.plan.experts)
 
 
 def between(pool: DevicePool, found: np.ndarray, kind: int, column: int) -> np.ndarray:
@@ -167,6 +174,29 @@ def test_picks_go_from_attention_to_the_experts_and_back(name: str) -> None:
     assert there.sum() == 1001 * pool.picks_per_token
 
 
+@pytest.mark.parametrize("name", ["hot", "hot-exact"])
+def test_hot_experts_get_the_picks_that_popularity_gives_them(name: str) -> None:
+    pool = POOLS[name]
+    term, _ = sides(pool)
+    there = between(pool, step(pool, MANY), DISPATCH, 0)
+    hot = pool.placed.groups[1].facts["hot_experts"]
+    passed = there[:, : pool.placed.members[1].devices_per_replica].sum()
+    assert passed == pytest.approx(MANY * term.layers * hot["picks_per_token"], rel=1e-6)
+    assert passed > there.sum() * hot["count"] / 8
+
+
+@pytest.mark.parametrize("name", ["hot", "hot-exact"])
+def test_of_the_groups_only_attention_s_and_cold_chips_pass_anything_inside(name: str) -> None:
+    pool = POOLS[name]
+    cells, found = pool.traffic.cells, step(pool, MANY)
+    attention, hot, _ = (member.devices_per_replica for member in pool.placed.members)
+    inside = found[:, 1].astype(bool) & (cells.kind != DISPATCH) & (cells.kind != COMBINE)
+    kinds = [(cells.sender < attention), (cells.sender >= attention + hot)]
+    assert (inside & kinds[0]).any()
+    assert (inside & kinds[1]).any() == pool.placed.members[2].plan.weight_stationary
+    assert not (inside & ~kinds[0] & ~kinds[1]).any()
+
+
 def test_chips_pass_on_what_came_to_them() -> None:
     pool = POOLS["mixed-aimc"]
     cells, found = pool.traffic.cells, step(pool, 10)
@@ -212,7 +242,8 @@ def test_drawn_picks_are_dealt_evenly_and_all(name: str, picks: list[list[int]])
     assert (copies.sum(axis=0) == counts).all()
     by_sender = copies.sum(axis=(1, 2))
     assert by_sender.max() - by_sender.min() <= 1
-    of_groups = copies.sum(axis=1).reshape(dispatch.senders, dispatch.groups, -1).sum(axis=2)
+    slots = [side.physical_experts // side.groups for side in sides(POOLS[name]) for _ in range(side.groups)]
+    of_groups = np.add.reduceat(copies.sum(axis=1), np.cumsum(slots) - slots, axis=1)
     cells = dispatch.of_cells(of_groups)
     assert np.bincount(dispatch.experts_of, cells).tolist() == of_groups.sum(axis=0).tolist()
 

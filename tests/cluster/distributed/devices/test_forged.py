@@ -23,11 +23,11 @@ SENDER, RECEIVER = "host-0", "host-1"  # with devices 0, 2, ... and 1, 3, ...
 Forge = Callable[[pb.ExchangeTokensRequest], None]
 
 
-def one_more(dtype: np.dtype[Any], at: int) -> Forge:
+def one_more(dtype: np.dtype[Any], at: int, matrix: int = 0) -> Forge:
     def forge(message: pb.ExchangeTokensRequest) -> None:
-        numbers = np.frombuffer(message.matrices[0].data, dtype).copy()
+        numbers = np.frombuffer(message.matrices[matrix].data, dtype).copy()
         numbers[at] += 1
-        message.matrices[0].data = numbers.tobytes()
+        message.matrices[matrix].data = numbers.tobytes()
 
     return forge
 
@@ -86,6 +86,7 @@ def drive(link: DeviceDriver, replica: int, block: IntArray, first: IntArray) ->
 _DISPATCH, _COMBINE = "dispatch from device 0 to device 1", "combine from device 0 to device 1"
 # Of two hosts with two devices of attention, 0 and 1, and those of the experts behind them.
 _TO_EXPERTS, _BACK = "dispatch from device 0 to device 3", "combine from device 2 to device 1"
+_TO_COLD, _COLD_BACK = "dispatch from device 0 to device 5", "combine from device 4 to device 1"  # where 2, 3 are hot
 CASES: list[tuple[str, int, Forge, str]] = [
     ("exact", DISPATCHED, one_more(SENT, 0), rf"{_DISPATCH}: \d+ copies for expert 2 in MoE layer 0"),
     ("exact", DISPATCHED, one_more(SENT, 31), rf"{_DISPATCH}: \d+ copies for expert 3 in MoE layer 15"),
@@ -121,6 +122,17 @@ CASES: list[tuple[str, int, Forge, str]] = [
         one_more(RESULT, 160),
         rf"{_BACK}: [\d,]+ time_fs of expert group 0 in MoE layer 0, micro-batch 1",
     ),
+    ("hot", DISPATCHED, one_more(SENT, 0), rf"{_TO_EXPERTS}: \d+ tokens of micro-batch 0 in all layers"),
+    ("hot", DISPATCHED, one_more(SENT, 3, 1), rf"{_TO_COLD}: \d+ number of the outcome of micro-batch 1"),
+    ("hot", COMBINED, one_more(RESULT, 33), rf"{_BACK}: [\d,]+ fs of the experts in MoE layer 1, micro-batch 1"),
+    ("hot", COMBINED, one_more(RESULT, 74, 1), rf"{_COLD_BACK}: [\d,]+ hot_dram_pj of the experts in all layers"),
+    ("hot", DISPATCHED, flow(flows.DISPATCH, bytes=1), r"dispatch in all layers from device 0 to device 3: "),
+    ("hot-exact", DISPATCHED, one_more(SENT, 2), rf"{_TO_EXPERTS}: \d+ copies for expert 5 in MoE layer 2"),
+    ("hot-exact", DISPATCHED, one_more(SENT, 7, 1), rf"{_TO_COLD}: \d+ copies for expert 1 in MoE layer 1"),
+    ("hot-exact", DISPATCHED, drop_matrix, rf"{_TO_EXPERTS}, all layers: nothing came, \d+ x 32 numbers"),
+    ("hot-exact", DISPATCHED, swap_matrices, rf"{_TO_EXPERTS}, all layers: \d+ numbers came, \d+ x 32 numbers"),
+    ("hot-exact", COMBINED, one_more(RESULT, 5), rf"{_BACK}: [\d,]+ time_fs of expert group 0 in MoE layer 1"),
+    ("hot-exact", COMBINED, one_more(RESULT, 9, 1), rf"{_COLD_BACK}: .* compute_pj of expert group 2 in MoE layer 1"),
     ("aimc", COMBINED, flow(flows.COMBINE, to_device=2), r"combine in all layers from device \d to device 1: 0 of 0"),
 ]
 
@@ -225,7 +237,7 @@ def test_a_message_that_never_comes_is_missed(monkeypatch: pytest.MonkeyPatch) -
         link.take(replica, block[:1], first[:1])
 
 
-@pytest.mark.parametrize("name", ["exact", "ep", "mixed", "mixed-exact"])
+@pytest.mark.parametrize("name", ["exact", "ep", "mixed", "mixed-exact", "hot", "hot-exact"])
 def test_the_time_of_devices_follows_from_what_came(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     served = run(name)
     replica, block, first = served.blocks[0]

@@ -25,23 +25,29 @@ def without_audit(ledgers: list[DeviceLedger]) -> list[DeviceLedger]:
     return [dataclasses.replace(ledger, audited_rows=0) for ledger in ledgers]
 
 
+def is_on(group: int, groups: int, unit: str) -> bool:
+    """Whether a unit is on the devices of a group; the link is on all."""
+    if groups == 1 or unit in {"dispatch", "combine"}:
+        return True
+    of_experts, of_hot = unit.startswith("experts_"), unit.startswith("experts_hot_")
+    return not of_experts if group == 0 else of_experts and of_hot == (group < groups - 1)
+
+
 def check_against_logs(served: Run, ledgers: list[DeviceLedger]) -> None:
     assert [(ledger.replica, ledger.device) for ledger in ledgers] == served.keys
+    group_of = [group for group, devices in enumerate(served.sizes) for _ in range(devices)]
     for log in served.logs:
         mine = [ledger for ledger in ledgers if ledger.replica == log.costs.replica]
-        for ledger in mine:  # all take part in every step
+        for ledger, group in zip(mine, group_of, strict=True):  # all take part in every step
             assert ledger.steps == log.steps
             assert ledger.busy_fs == log.busy_fs
-            experts_alone = served.attention is not None and ledger.device >= served.attention
-            others = {unit for unit in log.unit_fs if unit.startswith("experts_") != experts_alone}
-            others -= {"dispatch", "combine"}  # the link, on both sides
-            own = log.unit_fs if served.attention is None else {u: t for u, t in log.unit_fs.items() if u not in others}
+            own = {unit: fs for unit, fs in log.unit_fs.items() if is_on(group, len(served.sizes), unit)}
             assert ledger.unit_fs == own
             assert ledger.category_fs == log.category_fs
+            if group:
+                assert ledger.tokens == ledger.outputs == ledger.kv_blocks == ledger.peak_kv_blocks == 0
+                assert ledger.experts_fs > 0
         assert sum(ledger.outputs for ledger in mine) == log.tokens
-        for ledger in mine[served.attention :] if served.attention is not None else ():
-            assert ledger.tokens == ledger.outputs == ledger.kv_blocks == ledger.peak_kv_blocks == 0
-            assert ledger.experts_fs > 0
         for key, energy in log.energy_pj.items():
             assert sum(ledger.energy_pj[key] for ledger in mine) == energy
 
@@ -59,7 +65,7 @@ def test_planned_ledgers_add_up_to_the_step_logs(name: str) -> None:
     assert bool(link.picks()[0]) == any(key[4] == DISPATCH for key in traffic.totals())
 
 
-@pytest.mark.parametrize("name", ["skewed", "aimc", "exact", "mixed", "mixed-exact"])
+@pytest.mark.parametrize("name", ["skewed", "aimc", "exact", "mixed", "mixed-exact", "hot", "hot-exact"])
 def test_neither_windows_nor_hosts_nor_batches_change_what_devices_have_done(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

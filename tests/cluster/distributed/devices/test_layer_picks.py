@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import pytest
 
 from pimserve.arrays import IntArray
@@ -31,7 +32,17 @@ def exchanged(served: Run, hosts: int) -> Exchanged:
         return link.close_window(0)
 
 
-@pytest.mark.parametrize(("name", "groups"), [("mixed", [2]), ("mixed-exact", [2, 4]), ("mixed-aimc", [2])])
+@pytest.mark.parametrize(
+    ("name", "groups"),
+    [
+        ("mixed", [2]),
+        ("mixed-exact", [2, 4]),
+        ("mixed-aimc", [2]),
+        ("mixed-sliced", [*range(2, 18, 2)]),
+        ("hot", [2, 4]),
+        ("hot-exact", [2, 3, 4]),
+    ],
+)
 @pytest.mark.parametrize("hosts", [1, 2])
 def test_every_layer_gets_every_pick_once(name: str, groups: list[int], hosts: int) -> None:
     served = run(name, 20)
@@ -50,6 +61,20 @@ def test_devices_that_do_both_have_no_such_link() -> None:
     traffic = exchanged(run("exact", 10), 2)
     assert not traffic.picks_sent
     assert not traffic.picks_received
+
+
+@pytest.mark.parametrize("name", ["hot", "hot-exact"])
+def test_hot_experts_get_more_than_cold_ones_in_each_layer(name: str) -> None:
+    served = run(name, 20)
+    attention, hot, _ = served.sizes
+    of_hot, of_all = (np.zeros(LAYERS, np.int64) for _ in range(2))
+    for _, _, receiver, layer, picks in exchanged(served, 2).picks_received:
+        of_all[layer] += picks
+        of_hot[layer] += picks * (receiver < attention + hot)
+    assert (of_hot > of_all * 2 / 8).all()  # two of eight experts
+    assert (of_hot < of_all).all()
+    drawn = len(set(of_hot.tolist())) > 1
+    assert drawn == (name == "hot-exact")  # otherwise in the mean over layers
 
 
 def entries() -> list[Entry]:
@@ -102,19 +127,26 @@ def test_what_no_layer_misses_must_be_what_steps_have(found: list[Entry], picks:
         check_layers(found, found, 2, picks)
 
 
-def test_a_run_fails_whose_receivers_miscount_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "receiver"), [("mixed", 2), ("hot", 2), ("hot", 4), ("hot-exact", 3), ("hot-exact", 4)]
+)
+def test_a_run_fails_whose_receivers_miscount_a_layer(
+    name: str, receiver: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     layer_picks = Turn.layer_picks
 
     def miscounted(turn: Turn, exchanges: list[Exchange]) -> dict[Pair, IntArray]:
         picks = layer_picks(turn, exchanges)
-        if exchanges is turn.received and turn.first_step == 0 and (1, 2) in picks:
-            picks[1, 2][15] += 1
+        if exchanges is turn.received and turn.first_step == 0 and (1, receiver) in picks:
+            picks[1, receiver][15] += 1
         return picks
 
     monkeypatch.setattr(Turn, "layer_picks", miscounted)
-    message = r"replica 0, dispatch over .*, MoE layer 15, from device 1 to device 2: ([\d,]+) picks were sent"
+    message = (
+        rf"replica 0, dispatch over .*, MoE layer 15, from device 1 to device {receiver}: ([\d,]+) picks were sent"
+    )
     with pytest.raises(DeviceMismatchError, match=message):
-        exchanged(run("mixed", 10), 2)
+        exchanged(run(name, 10), 2)
 
 
 def test_sums_go_on_from_their_entries_and_over_the_wire() -> None:

@@ -8,6 +8,7 @@ import pytest
 from pimserve.cluster.base.rpc.statuses import DeviceMismatchError
 from pimserve.cluster.distributed.devices.ledger_check import check_hand_overs, check_ledgers
 from pimserve.cluster.distributed.devices.ledgers import DeviceLedger
+from pimserve.device_models.operators import EXPERT_REBALANCING
 from tests.cluster.distributed.devices.served import linked, run
 
 HANDED_OVER = {"kv_blocks_sent", "kv_blocks_received"}
@@ -37,7 +38,9 @@ def changed(ledger: DeviceLedger) -> Iterator[DeviceLedger]:
         yield dataclasses.replace(ledger, **{field.name: {**value, OTHERS.get(field.name, "other"): 1}})
 
 
-@pytest.mark.parametrize("name", ["ep", "exact", "aimc", "mixed", "mixed-exact"])
+@pytest.mark.parametrize(
+    "name", ["ep", "exact", "aimc", "mixed", "mixed-exact", "hot", "hot-exact", "rebalanced", "mixed-rebalanced"]
+)
 def test_one_unit_too_much_in_any_ledger_is_found(name: str) -> None:
     served = run(name)
     log = served.logs[0]
@@ -46,12 +49,16 @@ def test_one_unit_too_much_in_any_ledger_is_found(name: str) -> None:
             link.take(*block)
         traffic = link.close_window(0)
         ledgers, last = link.ledgers(), link.last_blocks[0]
-    check_ledgers(ledgers, log, last, served.attention)
+    check_ledgers(ledgers, log, last, served.sizes)
+    moved = [ledger.energy_pj.get((EXPERT_REBALANCING, "dram"), 0) for ledger in ledgers]
+    with_experts = moved[sum(served.sizes[:-1]) :]
+    assert all(with_experts) == any(moved) == name.endswith("rebalanced")
+    assert sum(with_experts) == sum(moved)
     for device in (0, len(ledgers) - 1):
         for other in changed(ledgers[device]):
             wrong = [*ledgers[:device], other, *ledgers[device + 1 :]]
             with pytest.raises(DeviceMismatchError, match=r"replica 0, (device|all devices).* by the engine"):
-                check_ledgers(wrong, log, last, served.attention)
+                check_ledgers(wrong, log, last, served.sizes)
     with pytest.raises(DeviceMismatchError, match="kv_blocks_sent, by the engine 1"):
         check_hand_overs(ledgers, traffic, 1, 0)
     with pytest.raises(DeviceMismatchError, match="0 bytes of KV caches, by the engine 1"):

@@ -88,6 +88,8 @@ def drive(link: DeviceDriver, blocks: list[Block], every: int, disturb: Any = No
     [
         *(("tp", victims, at) for victims in (("host-1",), ("host-0", "host-2")) for at in (None, 5, 6, 10)),
         ("aimc", ("host-0", "host-2"), 6),
+        ("hot", ("host-0", "host-2"), 6),
+        ("hot-exact", ("host-1",), 6),
     ],
 )
 def test_replaced_hosts_know_what_the_old_ones_knew(
@@ -136,7 +138,7 @@ def test_a_host_may_get_the_port_of_another_that_died() -> None:
 
 
 @pytest.mark.parametrize("kill_at", [1, 6])
-@pytest.mark.parametrize("name", ["tp", "dense", "aimc", "mixed"])
+@pytest.mark.parametrize("name", ["tp", "dense", "aimc", "mixed", "hot", "hot-exact"])
 def test_lockstep_goes_on_with_a_replaced_host(name: str, kill_at: int) -> None:
     served = run(name)
     replica, block, first = served.blocks[0]

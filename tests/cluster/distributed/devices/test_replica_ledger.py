@@ -94,7 +94,7 @@ def test_a_femtosecond_too_much_is_found_in_any_span(name: str) -> None:
     for at in (0, len(block) // 2, len(block) - 1):
         wrong = block.copy()
         wrong[at, SpanColumns._fields.index("duration_fs")] += 1
-        costs = served.logs[replica].costs
+        costs = costs_of(served.logs[replica], block)
         with pytest.raises(TimesDifferError, match=rf"steps? {first[at]}\b") as error:
             ReplicaLedger(costs).take(columns(wrong), first, experts_of(costs, wrong, first))
         assert error.value.first_step == first[at]

@@ -30,7 +30,7 @@ def test_counts_of_the_reference_simulator(run: Run):
     norms, adds, activations = int(network.norm_first), 1, 0
     for layer, block in enumerate(network.blocks):
         passed.update(matrix for stage in (*block.before, *block.after) for matrix in stage)
-        used = [block.dense] if block.dense else [block.experts[0]] * block.top_k
+        used = [block.dense] if block.dense else [*block.experts[0]] * block.top_k
         passed.update(matrix for ffn in used for matrix in (*ffn.up, ffn.down))
         if block.router is not None:
             passed[block.router] += 1
@@ -116,7 +116,7 @@ def test_experts_wait_for_the_router(rules, wait):
     network, chip = gpt2_like(**shape, experts=4, top_k=2), chip_of()
     graph = simulate(network, chip, spread(network, chip), [Sequence(1, 1)], rules=rules).graph
     block, matrix = network.blocks[0], np.array(graph.matrix)
-    first = [task for ffn in block.experts for task in np.flatnonzero(matrix == ffn.up[0]).tolist()]
+    first = [task for (ffn,) in block.experts for task in np.flatnonzero(matrix == ffn.up[0]).tolist()]
     router = set(np.flatnonzero(matrix == block.router).tolist())
     assert bool(ancestors(graph, first) & router) == wait
 

@@ -339,7 +339,7 @@ def test_experts_follow_their_popularity():
     mapping = spread(network, chip)
     weights = [0.0, 1.0, 3.0, 0.0]
     outcome = simulate(network, chip, mapping, [Sequence(1, 1)] * 400, popularity=weights)
-    picks = [outcome.mvms_per_tile[mapping.tiles[ffn.down][0]] for ffn in network.blocks[0].experts]
+    picks = [outcome.mvms_per_tile[mapping.tiles[ffn.down][0]] for (ffn,) in network.blocks[0].experts]
     assert picks[0] == picks[3] == 0
     assert picks[1] + picks[2] == 400
     assert picks[2] == pytest.approx(300, abs=5 * (400 * 0.75 * 0.25) ** 0.5)

@@ -1,0 +1,116 @@
+"""Speculative decoding on the devices of a pool: what drafts cost there, and what memory they take."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pimserve.cluster.scenario.document import Scenario
+from pimserve.cluster.scenario.interconnect import Interconnect
+from pimserve.cluster.scenario.placement import PlacedPool, place
+from pimserve.device_models.catalogue import model_of
+from pimserve.device_models.device import Demand, Device, kv_pool_bytes_per_token
+from pimserve.device_models.model import ModelSpec
+from pimserve.device_models.operators import weight_bytes_per_device
+from pimserve.device_models.plan import CostPlan
+from pimserve.device_models.routing import ExpertPools, Routing
+from pimserve.device_models.verifying import mtp_layer, with_draft_share, with_drafts
+from pimserve.errors import InputError
+
+WHERE = "scheduler.speculative"
+
+
+def with_speculation(
+    pool: PlacedPool, scenario: Scenario, device: Device, links: Interconnect, demand: Demand
+) -> PlacedPool:
+    """The pool with drafts in its steps, and in its memory; itself where nothing is drafted.
+
+    Raises:
+        InputError: that is not modelled on these devices, or there is no room for the model that drafts.
+    """
+    spec = scenario.scheduler.speculative
+    if spec is None:
+        return pool
+    _check(pool, demand)
+    drafts, seed, most = spec.num_speculative_tokens, scenario.run.seed, demand.max_num_seqs
+    alone = replace(demand, verify_tokens=1)
+    unlimited = scenario.scheduler.model_copy(update={"kv_blocks": None})
+    if spec.draft_time_share is not None:
+        plain = place(device, links, alone, unlimited).plan
+        routing = scenario.routing.for_model(demand.model)
+        share = drafts * spec.draft_time_share
+        return replace(pool, plan=with_draft_share(pool.plan, plain, _pools(plain, routing, seed), share, most))
+    if spec.method == "ngram":
+        return pool
+    if spec.method == "mtp":
+        model = mtp_layer(demand.model)
+        weights, slots = demand.expert_weights[-1:], demand.expert_slots[-1:]
+        routing = Routing(popularity="given", weights=weights) if weights else Routing()
+    else:
+        assert spec.model is not None
+        model = model_of(spec.model, f"{WHERE}.model")
+        weights, slots, routing = (), (), Routing()
+    if model.windowed_layers:
+        raise InputError(f"{WHERE}.model", f"{model.name} has layers with attention windows, which is not modelled")
+    fitted = replace(alone, model=model, expert_weights=weights, expert_slots=slots)
+    draft = place(device, links, fitted, unlimited).plan
+    most = min(demand.max_step_tokens, scenario.scheduler.max_step_tokens(demand.model.max_model_len_tokens))
+    plan = with_drafts(pool.plan, draft, _pools(draft, routing, seed), drafts, most)
+    return _beside(replace(pool, plan=plan), demand, model, _weight_bytes(demand, model, mtp=spec.method == "mtp"))
+
+
+def _check(pool: PlacedPool, demand: Demand) -> None:
+    name, plan = pool.label, pool.plan
+    if plan.verify_tokens != demand.verify_tokens or plan.pipeline is not None:
+        raise InputError(WHERE, f"is not modelled on devices of this kind ({name}); use a GPU or Duplex")
+    if pool.kv_groups.windowed:
+        raise InputError(WHERE, f"is not modelled for {demand.model.name}, which has attention windows")
+    if plan.data_parallel > 1:
+        raise InputError(
+            WHERE,
+            f"is not modelled with several data-parallel groups in a replica (there are {plan.data_parallel}): "
+            "cluster.tensor_parallel over all devices of a replica, or a replica for each group",
+        )
+
+
+def _pools(plan: CostPlan, routing: Routing, seed: int) -> ExpertPools | None:
+    return None if plan.experts is None else ExpertPools(plan.experts, routing, seed)
+
+
+def _weight_bytes(demand: Demand, model: ModelSpec, *, mtp: bool) -> float:
+    """Bytes of one device that the model which drafts takes; embedding and head of a layer of multi-token prediction
+    are the target's."""
+    whole = weight_bytes_per_device(model, demand.split, demand.parts)
+    if not mtp:
+        return whole
+    return weight_bytes_per_device(model.model_copy(update={"layers": 2}), demand.split, demand.parts) - whole
+
+
+def _beside(pool: PlacedPool, demand: Demand, model: ModelSpec, weight_bytes: float) -> PlacedPool:
+    """The pool with a model that drafts beside the target: its weights, and its KV cache of the same tokens.
+
+    Raises:
+        InputError: there is no room for it.
+    """
+    split = demand.split
+    per_token = kv_pool_bytes_per_token(demand.model, split)
+    with_draft = per_token + kv_pool_bytes_per_token(model, split)
+
+    def left(tokens: int) -> int:
+        return int((tokens * per_token / split.data - weight_bytes) * split.data / with_draft)
+
+    replica = replace(pool.replica, weight_bytes_per_device=pool.replica.weight_bytes_per_device + weight_bytes)
+    if pool.kv_blocks_override is not None:
+        most = pool.device.fit(replace(demand, memory_utilization=1.0, reserve_gb=0.0)).kv_capacity_tokens
+        if left(most) < pool.kv_capacity_tokens:
+            raise InputError(
+                "scheduler.kv_blocks",
+                f"beside {model.name}, which drafts, memory holds {max(0, left(most)):,} tokens of KV cache",
+            )
+        return replace(pool, replica=replica)
+    tokens = left(pool.kv_capacity_tokens)
+    if tokens < 1:
+        raise InputError(
+            "cluster.devices_per_node",
+            f"{demand.model.name} leaves no room for {model.name}, which drafts, and a KV cache for both",
+        )
+    return replace(pool, kv_capacity_tokens=tokens, replica=replica)

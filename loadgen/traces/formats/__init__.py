@@ -1,0 +1,1 @@
+"""The formats of traces, a file for each, found by being here: its `FORMAT` is as `trace_format.py` describes."""

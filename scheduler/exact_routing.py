@@ -1,0 +1,74 @@
+"""Where requests go as they arrive, by what their replicas really are at that moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from pimserve.device_models.plan import FS_PER_PS
+from pimserve.scheduler.fleet import ReplicaEngine
+from pimserve.scheduler.router_books import RouterBooks
+from pimserve.scheduler.router_protocol import BlindRouter, CountRouter, ReplicaView, ViewRouter
+
+
+class ExactRouting:
+    """Advances engines to an arrival, as far as its router looks.
+
+    Args:
+        engines: of all replicas.
+        quiet_fs: of each, a time before which no request leaves; kept so.
+        outstanding: of each, how many requests have not left; likewise.
+        books: of the router.
+    """
+
+    def __init__(
+        self,
+        engines: Sequence[ReplicaEngine],
+        quiet_fs: list[int],
+        outstanding: list[int],
+        books: RouterBooks,
+    ) -> None:
+        self._engines = engines
+        self._quiet_fs = quiet_fs
+        self._outstanding = outstanding
+        self._books = books
+
+    def choice(self, targets: Sequence[int]) -> Callable[[int, int], int]:
+        """What tells to which engine of `targets` a request goes, given it and the time, fs."""
+        router = self._books.router
+        assert not isinstance(router, BlindRouter)
+        return self._by_views(router, targets) if isinstance(router, ViewRouter) else self._by_counts(router, targets)
+
+    def _by_counts(self, router: CountRouter, targets: Sequence[int]) -> Callable[[int, int], int]:
+        """Engines are advanced lazily, and only if somebody may have left."""
+        engines, quiet, outstanding = tuple(enumerate(self._engines)), self._quiet_fs, self._outstanding
+        pick, whole, chose = router.pick, len(targets) == len(outstanding), self._books.chose
+
+        def choose(_: int, now_fs: int) -> int:
+            for index, engine in engines:
+                if quiet[index] <= now_fs:
+                    quiet[index] = engine.advance(now_fs, lazily=True)  # pragma: no mutate (only rows are shorter)
+                    outstanding[index] = engine.outstanding(now_fs)
+            chosen = pick(outstanding) if whole else targets[pick([outstanding[index] for index in targets])]
+            chose(self._engines[chosen].costs.replica)
+            return chosen
+
+        return choose
+
+    def _by_views(self, router: ViewRouter, targets: Sequence[int]) -> Callable[[int, int], int]:
+        """Tokens and KV blocks grow with every step, so engines are advanced to the very time."""
+        engines, quiet, books = self._engines, self._quiet_fs, self._books
+
+        def choose(request: int, now_fs: int) -> int:
+            views = []
+            for index in targets:
+                engine = engines[index]
+                if engine.clock < now_fs:
+                    quiet[index] = engine.advance(now_fs)
+                views.append(ReplicaView.reported(engine.seen_at(now_fs)))
+                if books.hears:
+                    books.heard(engine.costs.replica, engine.take_events())
+            now_ps = now_fs // FS_PER_PS
+            books.update(now_ps)
+            return targets[books.route(router, request, views, now_ps)[0]]
+
+        return choose

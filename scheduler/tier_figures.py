@@ -1,0 +1,62 @@
+"""From the tiers of all replicas to the figures of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pimserve.loadgen.spec import PS_PER_S
+from pimserve.scheduler.distributions import distribution
+from pimserve.scheduler.kv_tiers import KvTier, KvTiers
+from pimserve.scheduler.tier_sections import KvTiersUse, KvTierUse
+
+
+@dataclass(frozen=True, slots=True)
+class ServedTiers:
+    """Tiers of all replicas at the end of a run, `levels` those of one name each, and times that requests waited."""
+
+    levels: tuple[tuple[KvTier, ...], ...]
+    waits_ps: tuple[int, ...]
+
+    @staticmethod
+    def of(replicas: Iterable[KvTiers]) -> ServedTiers:
+        """Those of these replicas, which are alike."""
+        everywhere = list(replicas)
+        levels = tuple(zip(*(tiers.all for tiers in everywhere), strict=True))
+        return ServedTiers(levels, tuple(wait for tiers in everywhere for wait in tiers.waits_ps))
+
+
+def tiers_use(served: ServedTiers, queried_tokens: int, end_fs: int, percentiles: Sequence[float]) -> KvTiersUse:
+    """The section of the summary.
+
+    Args:
+        served: the tiers.
+        queried_tokens: that were looked up in all prefix caches.
+        end_fs: when the run ended.
+        percentiles: that are asked for, in per cent.
+    """
+    waits_s = np.array(served.waits_ps) / PS_PER_S
+    return KvTiersUse(
+        tiers=[_tier_use(tiers, queried_tokens, end_fs) for tiers in served.levels],
+        load_wait_s=distribution(waits_s, percentiles),
+    )
+
+
+def _tier_use(tiers: Sequence[KvTier], queried_tokens: int, end_fs: int) -> KvTierUse:
+    first, figures = tiers[0], [tier.figures for tier in tiers]
+    hit_tokens = sum(each.hit_tokens for each in figures)
+    busy_fs = sum(tier.busy_fs(end_fs) for tier in tiers)
+    return KvTierUse(
+        name=first.spec.name,
+        write=first.spec.write,
+        capacity_blocks=None if first.capacity is None else first.capacity * len(tiers),
+        kept_blocks=sum(len(tier.blocks) for tier in tiers),
+        hit_tokens=hit_tokens,
+        hit_ratio=hit_tokens / queried_tokens if queried_tokens else None,
+        read_bytes=sum(each.read_blocks for each in figures) * first.block_bytes,
+        written_bytes=sum(each.written_blocks for each in figures) * first.block_bytes,
+        evicted_blocks=sum(each.evicted_blocks for each in figures),
+        link_busy_share=busy_fs / (end_fs * len(tiers)) if end_fs else None,
+    )

@@ -1,0 +1,29 @@
+"""What is told of limits while a run goes on is that of its summary, also where shards live elsewhere."""
+
+import pytest
+
+from pimserve.cluster.distributed.run_spread import Spread
+from pimserve.cluster.metrics.feed import MetricsFeed
+from pimserve.cluster.metrics.run_metrics import metrics_of
+from pimserve.cluster.run.live_control import LiveControl
+from pimserve.cluster.run.running_latencies import RunningLatencies
+from pimserve.cluster.scenario.document import load_scenario
+from pimserve.cluster.scenario.prepared import prepare
+from tests.cluster.distributed.test_same_bits import run_there
+from tests.cluster.metrics.test_feed import limits_at_percentiles_are_those_of, outcomes_are_those_of
+
+SLO = "slo={itl_max_s: 0.004, ttft_p99_s: 0.02, itl_p99.9_s: 1}"
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_longest_gaps_and_limits_at_percentiles(shards, tmp_path):
+    scenario = load_scenario(None, ["workload.num_requests=80", "cluster.replicas=2", SLO])
+    prepared = prepare(scenario)
+    feed = MetricsFeed(metrics_of(prepared, "r"), prepared.objectives)
+    control = LiveControl(RunningLatencies(prepared.objectives), observer=feed)
+    summary = run_there(scenario, Spread(shards), tmp_path / "r", control)
+    assert 0 < summary["slo"]["attainment"] < 1
+    outcomes_are_those_of(summary, feed.latest())
+    limits_at_percentiles_are_those_of(summary, feed.latest())
+    found = control.latencies.so_far()
+    assert found.good / found.left == summary["slo"]["attainment"]

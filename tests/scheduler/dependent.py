@@ -1,0 +1,174 @@
+"""Runs of requests that depend on others: sessions, users of a closed loop, and a cap on requests in flight."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from pimserve.arrays import IntArray
+from pimserve.loadgen.turns import NOT_YET_PS, Turns, by_arrival
+from pimserve.loadgen.workload import Workload
+from pimserve.scheduler.clients import NO_SESSIONS
+from pimserve.scheduler.faults import FaultSpec
+from pimserve.scheduler.requests import FINISHED, NEVER, REJECTED, SERVABLE, RequestTable
+from pimserve.scheduler.simulation import Deployment
+
+from .law_runs import BLIND, Run, workload
+from .test_faults import faulty
+from .test_pool_faults import faulty as faulty_pools
+from .test_pools import Pooled
+
+PS_PER_MS = 10**9
+THINKS = st.sampled_from([0, 0, 1, PS_PER_MS, 7 * PS_PER_MS + 3]) | st.integers(0, 300 * PS_PER_MS)
+
+
+@dataclass
+class Dependent:
+    """A workload with its replicas, or pools of them, and what happens to these."""
+
+    workload: Workload
+    on: Any
+    faults: FaultSpec
+
+    @property
+    def replicas(self) -> int:
+        return self.on.prefill + self.on.decode.replicas if isinstance(self.on, Pooled) else self.on.replicas
+
+    @property
+    def in_one_shard(self) -> bool:
+        """Whether the router looks at all replicas at each arrival."""
+        return self.on.router not in BLIND and not self.on.interval_s
+
+    def run(self, deployment: Deployment = Deployment()) -> Run:  # noqa: B008 frozen
+        how: dict[str, Any] = {"workload": self.workload, "faults": self.faults}
+        if isinstance(self.on, Pooled):
+            return self.on.run(deployment, **how)
+        case, on = self.on.case, self.on
+        return Run(case, on.replicas, on.router, report_interval_s=on.interval_s, deployment=deployment, **how)
+
+
+@st.composite
+def graphs(draw: st.DrawFn, load: Workload) -> Workload:
+    """The same requests, of which many follow one or more of those before them."""
+    n = len(load.arrival_ps)
+    first = draw(st.integers(1, max(1, n)))
+    parents = [sorted(draw(st.sets(st.integers(0, i - 1), max_size=2))) if i >= first else [] for i in range(n)]
+    think = np.array(draw(st.lists(THINKS, min_size=n, max_size=n)), np.int64)
+    turns = Turns.of(parents, think, np.arange(n))
+    order = by_arrival(load.arrival_ps, turns)
+    turns = turns.taken(order)
+    return replace(
+        load,
+        arrival_ps=np.where(turns.followers, NOT_YET_PS, load.arrival_ps[order]),
+        input_tokens=load.input_tokens[order],
+        output_tokens=load.output_tokens[order],
+        turns=turns,
+    )
+
+
+KINDS = ("sessions", "users", "cap")
+
+
+@st.composite
+def dependent(draw: st.DrawFn, kinds: Sequence[str] = KINDS, *, pooled: bool = False) -> Dependent:
+    """Any of them, on one to three replicas or pools of them, with up to six faults."""
+    on: Any = draw(faulty_pools(ever=False) if pooled else faulty(ever=False) | faulty_pools(ever=False))
+    faults = on.faults if draw(st.booleans()) else FaultSpec()
+    on = getattr(on, "pools", on)
+    load = workload(on.case)
+    n = len(load.arrival_ps)
+    kind = draw(st.sampled_from(kinds))
+    most = draw(st.integers(1, 5))
+    if kind == "sessions":
+        load = draw(graphs(load))
+    elif kind == "users":
+        think = np.array(draw(st.lists(THINKS, min_size=n, max_size=n)), np.int64)
+        load = replace(load, arrival_ps=np.zeros(n, np.int64), concurrency=most, think_ps=think)
+    else:
+        load = replace(load, max_concurrency=most)
+    return Dependent(load, on, faults)
+
+
+def answers(run: Run) -> list[int]:
+    """When whoever follows a request could reach the router, if there was no think time; ps."""
+    frontend_ps = run.served.pools[0].plan.frontend_ps
+    table = run.table
+    return [
+        int(row["finish_ps"]) + frontend_ps + 1 if row["status"] == FINISHED else int(row["arrival_ps"])
+        for row in table
+    ]
+
+
+def arrivals(run: Run, load: Workload, alone_ps: IntArray | None = None) -> IntArray:
+    """When requests must have reached the router, ps, by the ends of the run; `alone_ps` of those without parents."""
+    table, ends = run.table, answers(run)
+    servable = table["reject_reason"] == SERVABLE
+    if load.turns is not None:
+        turns = load.turns
+        expected = load.arrival_ps.copy() if alone_ps is None else alone_ps.copy()
+        for request in np.flatnonzero(turns.followers).tolist():
+            mine = turns.parents[turns.begins[request] : turns.begins[request + 1]]
+            expected[request] = max(ends[parent] for parent in mine.tolist()) + turns.think_ps[request]
+        return expected
+    if load.think_ps is not None:
+        waiting: list[int] = []
+        expected = np.zeros(len(ends), np.int64)
+        for request in range(len(ends)):
+            if request >= (load.concurrency or 0):
+                waiting.sort()
+                expected[request] = waiting.pop(0) + load.think_ps[request]
+            waiting.append(ends[request])
+        return expected
+    expected = load.arrival_ps.copy()
+    most, in_flight = load.max_concurrency or 0, []
+    for request in range(len(ends)):
+        if request:
+            expected[request] = max(expected[request], expected[request - 1])
+        if len(in_flight) >= most:  # there is room when all but the last `most` - 1 of those before have ended
+            expected[request] = max(expected[request], sorted(in_flight)[-most])
+        if servable[request]:
+            in_flight.append(ends[request])
+    return expected
+
+
+class Script:
+    """Clients that send every request at a time that is known beforehand, (n,) ps."""
+
+    roots = 0
+    here = routed_here = False
+    rows_stay = False
+
+    def __init__(self, at_ps: IntArray, table: RequestTable, session: IntArray = NO_SESSIONS) -> None:
+        self.session = session
+        self._coming = sorted(zip(at_ps.tolist(), range(len(at_ps)), strict=True))
+        self._table = table
+
+    @property
+    def left(self) -> bool:
+        return bool(self._coming)
+
+    @property
+    def next_ps(self) -> int | None:
+        return self._coming[0][0] if self._coming else None
+
+    def answered(self, request: int, at_ps: int) -> None:
+        pass
+
+    def settle(self, known_ps: int) -> None:
+        pass
+
+    def safe_ps(self, known_ps: int, first_root: int, end_ps: int) -> int:
+        return end_ps
+
+    def sent(self, roots: IntArray, before_ps: int) -> list[tuple[int, int]]:
+        now = [coming for coming in self._coming if coming[0] < before_ps]
+        self._coming = self._coming[len(now) :]
+        for at_ps, request in now:
+            self._table["arrival_ps"][request] = at_ps
+        return now
+
+
+def ended(run: Run) -> bool:
+    return bool((np.isin(run.table["status"], (FINISHED, REJECTED)) & (run.table["arrival_ps"] != NEVER)).all())

@@ -1,0 +1,69 @@
+"""Random cases with a prefix cache, which many requests share and few blocks hold."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import count
+
+from hypothesis import strategies as st
+
+from pimserve.scheduler.kv_tier_spec import KvTierSpec
+
+from .reference_engine import ReferenceRequest
+from .strategies import Case, cases
+
+BLOCK_BYTES = 1_000
+
+
+@st.composite
+def prefix_trees(
+    draw: st.DrawFn, requests: Sequence[ReferenceRequest], block_size: int, *, shared: bool = True
+) -> list[list[int]]:
+    """Ids of the full blocks of requests: each goes on where it leaves one before it, or the root of the tree.
+
+    What it goes along with may be output of either. A third of the requests know fewer ids than they have blocks.
+    """
+    fresh = count()
+    rows: list[list[int]] = []
+    for request in requests:
+        blocks = (request.input_tokens + request.output_tokens) // block_size
+        known = draw(st.one_of(st.just(blocks), st.just(blocks), st.integers(0, blocks)))
+        other = draw(st.sampled_from(rows)) if shared and rows else []
+        common = other[: draw(st.one_of(st.just(known), st.integers(0, known)))]
+        rows.append([*common, *(next(fresh) for _ in range(known - len(common)))])
+    return rows
+
+
+@st.composite
+def prefix_cases(draw: st.DrawFn, *, shared: bool = True) -> Case:
+    """Cases of one group of layers; most have small blocks, so that prompts have several."""
+    case = draw(cases())
+    block_size = draw(st.integers(1, 4) | st.integers(1, 16))
+    blocks = -(-case.max_model_len // block_size)
+    return replace(
+        case,
+        block_size=block_size,
+        kv_capacity_blocks=blocks + draw(st.integers(0, blocks // 4) | st.integers(0, 3 * blocks)),
+        full_groups=1,
+        windowed_groups=0,
+        window_tokens=0,
+        prefixes=draw(prefix_trees(case.requests, block_size, shared=shared)),
+    )
+
+
+@st.composite
+def tier_cases(draw: st.DrawFn) -> Case:
+    """Cases of a small prefix cache with one to three tiers, whose blocks take no time, or up to many steps."""
+    case, names = draw(prefix_cases()), ("host", "disk", "remote")
+    if case.groups > 1:  # refused together
+        case = replace(case, plan=replace(case.plan, data_parallel=1))
+    tiers = tuple(
+        KvTierSpec(
+            name=name,
+            capacity_gb=draw(st.none() | st.integers(0, 60).map(lambda blocks: blocks * BLOCK_BYTES / 1e9)),
+            gb_per_s=draw(st.none() | st.integers(50, 20_000).map(lambda us: BLOCK_BYTES / 1e3 / us)),  # us per block
+            latency_us=draw(st.sampled_from([0, 0, 1, 1500, 40_000])),
+            write=draw(st.sampled_from(["through", "back"])),
+        )
+        for name in names[: draw(st.integers(1, 3))]
+    )
+    return replace(case, tiers=tiers, block_bytes=BLOCK_BYTES)

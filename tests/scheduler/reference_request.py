@@ -1,0 +1,65 @@
+"""A request as it comes to the reference engine, and as it is there: with tokens and blocks of its own."""
+
+from dataclasses import dataclass
+
+from tests.scheduler.reference_result import ReferenceRow
+
+FS_PER_PS = 1000
+NEVER = -1
+
+
+@dataclass
+class ReferenceRequest:
+    """A request as it comes in. In a closed loop, or where it follows others, nobody knows when it arrives.
+
+    `arrival_fs` is None then. It is sent `think_ps` after the last one of `parents`, which are before it, has ended.
+    """
+
+    arrival_fs: int | None
+    input_tokens: int
+    output_tokens: int
+    parents: tuple[int, ...] = ()
+    think_ps: int = 0
+
+
+@dataclass(eq=False)
+class ServedRequest:
+    """A request inside the reference engine; times in fs."""
+
+    arrival: int
+    input: int
+    output: int
+    most: int  # tokens that it may have, prompt and output, as far as the server knows
+    emitted: int = 0
+    kv: int = 0  # tokens held
+    prefill_len: int = 0  # tokens known at the latest admission
+    blocks: int = 0
+    group: int = 0
+    preemptions: int = 0
+    first_scheduled: int = NEVER
+    first_token: int = NEVER
+    last_token: int = NEVER
+    longest_gap: int = 0
+    finish: int = NEVER
+    status: str = "unfinished"
+
+    @property
+    def decoding(self) -> bool:
+        return self.kv >= self.prefill_len
+
+    def row(self, replica: int) -> ReferenceRow:
+        def ps(time: int) -> int:
+            return NEVER if time == NEVER else time // FS_PER_PS
+
+        return ReferenceRow(
+            ps(self.arrival),
+            ps(self.first_scheduled),
+            ps(self.first_token),
+            ps(self.finish),
+            self.input,
+            self.output,
+            self.emitted,
+            self.preemptions,
+            replica,
+            self.status,
+        )

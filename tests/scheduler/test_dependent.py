@@ -1,0 +1,216 @@
+"""Requests that depend on others are sent when these have ended, and are then as any that arrive at that time."""
+
+import math
+from unittest.mock import Mock, patch
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pimserve.device_models.plan import FS_PER_PS
+from pimserve.loadgen.objectives import Objectives
+from pimserve.loadgen.turns import Turns
+from pimserve.loadgen.workload import Workload
+from pimserve.scheduler.clients import NO_SESSIONS
+from pimserve.scheduler.config import SchedulerSpec
+from pimserve.scheduler.control import Inject, ScaleRate
+from pimserve.scheduler.costs import replica_offset
+from pimserve.scheduler.faults import FaultSpec
+from pimserve.scheduler.requests import FINISHED, NEVER, REJECTED
+from pimserve.scheduler.simulation import Deployment
+from pimserve.scheduler.summary import digest, summarize
+from pimserve.scheduler.usage import Hardware
+
+from .dependent import Dependent, Script, arrivals, dependent, ended, graphs
+from .law_runs import Run, workload
+from .reference_engine import ReferenceRequest
+from .strategies import FS_PER_MS, Case, cases
+from .test_simulation import STEP_S, serve
+from .test_windows import LENGTHS, Kept, Windows, spans, spread
+
+FATES = [
+    "first_scheduled_ps",
+    "first_token_ps",
+    "finish_ps",
+    "emitted_tokens",
+    "preemptions",
+    "replica",
+    "status",
+]
+
+
+@pytest.mark.slow
+@settings(max_examples=150)
+@given(dependent(["users"], pooled=True))
+def test_users_of_pools_go_on_in_the_order_of_answers(case: Dependent) -> None:
+    """Also of those that are rejected as they arrive, while others wait for a report, or for nothing."""
+    _same_as_script(case)
+
+
+@settings(max_examples=60)
+@given(dependent())
+def test_they_are_as_those_of_an_open_loop_that_arrive_when_they_are_sent(case: Dependent) -> None:
+    _same_as_script(case)
+
+
+def _same_as_script(case: Dependent) -> None:
+    run, load = case.run(), case.workload
+    assert ended(run)
+    expected = arrivals(run, load)
+    if load.max_concurrency is None:
+        assert run.table["arrival_ps"].tolist() == expected.tolist()
+    else:
+        assert run.table["arrival_ps"].tolist() == load.arrival_ps.tolist()
+        if case.on.case.policy != "fcfs":
+            return  # others count from the planned arrival, which the open loop does not know
+    session = NO_SESSIONS if load.turns is None else load.turns.session
+    made = patch(
+        "pimserve.scheduler.simulation.make_clients", lambda _, __, table, **___: Script(expected, table, session)
+    )
+    with made:
+        same = case.run()
+    # Steps, not spans: where these are cut is no matter.
+    assert [log.digest() for log in same.served.logs] == [log.digest() for log in run.served.logs]
+    for name in FATES:
+        assert same.table[name].tolist() == run.table[name].tolist()
+
+
+@settings(max_examples=30)
+@given(dependent(), LENGTHS, st.integers(1, 3), st.integers(0, 1000))
+def test_windows_shards_and_interruptions_do_not_matter(
+    case: Dependent, lengths: list[int], shards: int, at: int
+) -> None:
+    run = case.run()
+    made = None if case.in_one_shard else spread(min(shards, case.replicas))
+    kept = Kept()
+    cut = case.run(Deployment(shards=made, control=Windows(lengths), checkpoints=kept))
+    assert digest(cut.served) == digest(run.served)
+    assert cut.summary() == run.summary()
+    kept.first = at
+    continued = case.run(Deployment(shards=made, control=Windows([10**15]), checkpoints=kept))
+    assert digest(continued.served) == digest(run.served)
+    assert continued.summary() == run.summary()
+    assert np.array_equal(continued.table, run.table)
+
+
+@settings(max_examples=30)
+@given(dependent(["sessions"]), st.integers(1, 300), st.integers(0, 1000), st.booleans())
+def test_a_shard_that_routes_who_follows_goes_on_where_it_was_interrupted(
+    case: Dependent, length_ms: int, at: int, told: bool
+) -> None:
+    """Also where it is told from then on who comes, and the other way round."""
+    case.faults = FaultSpec()
+    run, kept = case.run(), Kept()
+    by_itself = Deployment(checkpoints=kept)
+    watched = Deployment(checkpoints=kept, control=Windows([length_ms * FS_PER_MS]))
+    with patch("pimserve.scheduler.clock.WindowLength", lambda *_: Mock(length_fs=length_ms * FS_PER_MS)):
+        first = case.run(watched if told else by_itself)
+        kept.first = at
+        results = [first, case.run(by_itself), case.run(watched)]
+    for same in results:
+        assert digest(same.served) == digest(run.served)
+        assert np.array_equal(same.table, run.table)
+
+
+@settings(max_examples=20)
+@given(dependent(), st.integers(1, 4), st.sampled_from([ScaleRate(3.0), Inject((5, 7), (2, 1), delay_s=0.01)]))
+def test_commands_leave_who_waits_for_whom(case: Dependent, window: int, command: ScaleRate | Inject) -> None:
+    """Injected requests come beside the others, of which those with parents still follow these."""
+    load, results = case.workload, []
+    for shards in (None, spread(1)):
+        control = Windows([20 * FS_PER_MS], {window: command})
+        run = case.run(Deployment(shards=shards, control=control))
+        results.append((spans(run), digest(run.served)))
+    assert results[0] == results[1]
+    assert ended(run)
+    told = len(control.views) >= window and not control.refused
+    added = 2 if isinstance(command, Inject) and told else 0
+    assert len(run.table) == len(load.arrival_ps) + added
+    if load.concurrency is not None:
+        assert not added
+    elif load.turns is not None:
+        sent = run.table["arrival_ps"][: len(load.arrival_ps)]
+        followers = load.turns.followers
+        assert np.array_equal(sent[followers], arrivals(run, load, sent)[followers])
+
+
+def test_figures_of_sessions_and_of_waiting_at_the_client() -> None:
+    turns = Turns.chains(np.array([-1, -1, 0, 2]), np.array([0, 0, 10**10, 10**10]), np.array([0, 1, 0, 0]))
+    requests = [(0.0, 5, 2), (0.1, 5, 2), (0.0, 5, 2), (0.0, 5, 2)]
+    served = serve(requests, turns=turns)
+    # 20 ms for each turn, 10 ms to think, and a picosecond after each.
+    assert served.table["arrival_ps"].tolist() == [0, 10**11, 3 * 10**10 + 1, 6 * 10**10 + 2]
+    found = summarize(served, Objectives(), Hardware(1)).document()["sessions"]
+    assert (found["total"], found["finished"], found["mean_turns"], found["most_turns"]) == (2, 2, 2.0, 3)
+    assert found["duration_s"]["p99"] == pytest.approx(0.08, abs=1e-9)
+    stopped = serve(requests, turns=turns, max_time_s=0.05)
+    assert stopped.table["arrival_ps"].tolist() == [0, 3 * 10**10 + 1, NEVER]
+    counts = summarize(stopped, Objectives(), Hardware(1)).document()
+    assert (counts["requests"]["total"], counts["requests"]["finished"]) == (2, 2)
+    assert (counts["sessions"]["total"], counts["sessions"]["finished"]) == (1, 0)
+
+    capped = serve([(0.0, 5, 2), (0.0, 5, 2), (0.0, 5, 2)], max_concurrency=1)
+    waited = summarize(capped, Objectives(), Hardware(1)).document()["client_queue_time_s"]
+    assert (waited["n"], waited["p50"], waited["p99"]) == (3, pytest.approx(0.02), pytest.approx(0.04))
+    assert capped.table["arrival_ps"].tolist() == [0, 0, 0]
+
+
+def test_a_rejected_turn_has_ended_as_it_arrived() -> None:
+    turns = Turns.chains(np.array([-1, 0, 1]), np.array([0, 10**10, 10**10]), np.zeros(3, np.int64))
+    for deployment in (Deployment(), Deployment(shards=spread(1))):
+        served = serve([(0.0, 5, 2), (0.0, 1600, 2), (0.0, 5, 2)], turns=turns, deployment=deployment)
+        assert served.table["arrival_ps"].tolist() == [0, 3 * 10**10 + 1, 4 * 10**10 + 1]
+        assert served.table["status"].tolist() == [FINISHED, REJECTED, FINISHED]
+
+
+@settings(max_examples=60)
+@given(cases(), st.data())
+def test_the_engine_equals_the_naive_one(case: Case, data: st.DataObject) -> None:
+    case.concurrency = case.max_time_fs = None
+    case.replica, case.offset = 0, replica_offset(case.seed, 0)
+    for request in case.requests:
+        request.arrival_fs = (request.arrival_fs or 0) // FS_PER_PS * FS_PER_PS
+    load = data.draw(graphs(workload(case)))
+    turns = load.turns
+    assert turns is not None
+    begins, parents = turns.begins.tolist(), turns.parents.tolist()
+    case.requests = [
+        ReferenceRequest(
+            None if arrival_ps == NEVER else arrival_ps * FS_PER_PS,
+            *tokens,
+            tuple(parents[begins[number] : begins[number + 1]]),
+            int(turns.think_ps[number]),
+        )
+        for number, (arrival_ps, *tokens) in enumerate(
+            zip(load.arrival_ps.tolist(), load.input_tokens.tolist(), load.output_tokens.tolist(), strict=True)
+        )
+    ]
+    run = Run(case, workload=load)
+    case.max_model_len = run.served.max_model_len  # or what a data-parallel group holds
+    expected = case.run()
+    assert run.steps(0) == [tuple(step[:7]) for step in expected.steps]
+    times = ("arrival_ps", "first_scheduled_ps", "first_token_ps", "finish_ps", "emitted_tokens", "preemptions")
+    rows = list(zip(*(run.table[name].tolist() for name in times), strict=True))
+    assert rows == [tuple(getattr(row, name) for name in times) for row in expected.requests]
+
+
+@pytest.mark.parametrize(("users", "think_s"), [(1, 1.0), (4, 5.0), (12, 8.0)])
+def test_a_closed_loop_is_the_machine_repair_model(users: int, think_s: float) -> None:
+    """Throughput of M/M/1//N: users who think exponentially, and one server of exponential times, first come first."""
+    n, mean_tokens = 6000, 100
+    rng = np.random.default_rng(7)
+    tokens = rng.geometric(1 / mean_tokens, n)
+    load = Workload(
+        *(np.zeros(n, np.int64), np.ones(n, np.int64), tokens, users, None, "", 0, {}),
+        think_ps=np.rint(rng.standard_exponential(n) * think_s * 1e12).astype(np.int64),
+    )
+    one = SchedulerSpec(max_num_seqs=1)
+    served = serve([], workload=load, spec=one, kv_capacity_tokens=10**6, max_model_len=10**5)
+    service_s = float(tokens.mean()) * STEP_S
+    weights = [math.perm(users, waiting) * (service_s / think_s) ** waiting for waiting in range(users + 1)]
+    expected_per_s = (1 - weights[0] / sum(weights)) / service_s
+    assert n / served.end_s == pytest.approx(expected_per_s, rel=0.02)
+    # The response time law: each user is in the system, or thinks.
+    e2e_s = (served.table["finish_ps"] - served.table["arrival_ps"]).mean() / 1e12
+    assert users == pytest.approx(n / served.end_s * (e2e_s + think_s), rel=0.03)

@@ -1,0 +1,144 @@
+"""Fair share by tenant: nobody gets far ahead of another who waits too, and nobody saves up what was not asked for."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pimserve.errors import InputError
+from pimserve.loadgen.request_classes import ClassSpec
+from pimserve.loadgen.workload import Workload
+from pimserve.scheduler.config import SchedulerSpec
+from pimserve.scheduler.requests import NEVER
+from pimserve.scheduler.simulation import Served
+
+from .pools import simulate_on
+from .test_simulation import PLAN
+
+TENANTS = (ClassSpec(name="chat", tenant="a"), ClassSpec(name="batch", tenant="b"), ClassSpec(name="more", tenant="a"))
+BLOCKS, BLOCK_SIZE, LONGEST = 12, 16, 60
+Request = tuple[float, int, int, int]  # arrival s, input, output, class
+ONE_AT_A_TIME = {"max_num_seqs": 1}
+
+
+def serve(requests: list[Request], *, max_time_s: float | None = None, **spec: Any) -> Served:
+    arrival, inputs, outputs, class_ids = (np.array(column) for column in zip(*requests, strict=True))
+    made = Workload(
+        np.rint(arrival * 1e12).astype(np.int64), inputs, outputs, None, None, "", 0, {},
+        classes=TENANTS, class_ids=class_ids.astype(np.int8),
+    )  # fmt: skip
+    return simulate_on(
+        PLAN,
+        workload=made,
+        spec=SchedulerSpec(**{"policy": "vtc", "block_size": BLOCK_SIZE, **spec}),
+        kv_capacity_tokens=BLOCKS * BLOCK_SIZE,
+        max_model_len=BLOCKS * BLOCK_SIZE,
+        max_time_s=max_time_s,
+    )
+
+
+def order(requests: list[Request], **spec: Any) -> list[int]:
+    """Requests by the time at which they were admitted."""
+    return np.argsort(serve(requests, **spec).table["first_scheduled_ps"], kind="stable").tolist()
+
+
+def test_tenants_take_turns_however_many_requests_one_sends() -> None:
+    requests = [(0.0, 5, 5, 1)] * 5 + [(0.001, 5, 5, 2)] * 2
+    assert order(requests, **ONE_AT_A_TIME) == [0, 5, 1, 6, 2, 3, 4]
+    assert order(requests, policy="fcfs", **ONE_AT_A_TIME) == list(range(7))
+
+
+def test_classes_of_one_tenant_share_its_part() -> None:
+    requests = [(0.0, 5, 5, 1), (0.0, 5, 5, 3), (0.0, 5, 5, 1), (0.001, 5, 5, 2), (0.001, 5, 5, 2)]
+    assert order(requests, **ONE_AT_A_TIME) == [0, 3, 1, 4, 2]
+
+
+def test_who_comes_back_has_saved_up_nothing() -> None:
+    """The first tenant had five requests alone; from 0.5 s on both wait, and take turns."""
+    alone = [(0.0, 5, 5, 1)] * 5
+    both = [(0.5, 5, 5, 1)] * 3 + [(0.5, 5, 5, 2)] * 3
+    assert order([*alone, *both], **ONE_AT_A_TIME) == [0, 1, 2, 3, 4, 5, 8, 6, 9, 7, 10]
+
+
+def test_who_comes_back_is_lifted_to_the_least_of_those_who_wait() -> None:
+    """Requests without a class, a third tenant, come when "b" has had 15 and "a" 30, 15 of that from who runs."""
+    waiting = [(0.0, 5, 5, 1), (0.0, 5, 5, 1), (0.0, 5, 5, 2), (0.0, 5, 5, 2)]
+    late = [(0.11, 5, 5, 0), (0.11, 5, 5, 0)]
+    assert order([*waiting, *late], **ONE_AT_A_TIME) == [0, 2, 1, 3, 4, 5]
+
+
+def test_weights_say_what_a_token_is_worth() -> None:
+    """Two prompts of 12 and one output token against one of 4 and 11."""
+    requests = [(0.0, 12, 1, 1), (0.0, 4, 11, 2), (0.001, 12, 1, 1), (0.001, 4, 11, 2)]
+    assert order(requests, **ONE_AT_A_TIME) == [0, 1, 2, 3]
+    assert order(requests, input_token_weight=4, output_token_weight=1, **ONE_AT_A_TIME) == [0, 1, 3, 2]
+
+
+def test_another_tenant_becomes_next_while_all_decode() -> None:
+    """ "b" gains twice as much in a step, and has passed "a" after 15: then a short prompt fits, and not a long one."""
+    requests = [(0.0, 40, 30, 1), (0.0, 5, 60, 2), (0.0, 5, 60, 2), (0.005, 130, 2, 2), (0.006, 10, 2, 1)]
+    first_ps = serve(requests, max_num_seqs=8).table["first_scheduled_ps"]
+    assert first_ps[4] == 160 * 10**9
+    assert first_ps[3] > first_ps[4]
+
+
+def test_a_tenant_comes_back_when_it_sends_not_when_there_is_room() -> None:
+    """A third one sends at 0.105 s, while two run and both have as much; it is owed what they get until one ends."""
+    running, waiting = [(0.0, 5, 30, 1), (0.0, 5, 60, 2)], [(0.0, 5, 5, 1), (0.0, 5, 5, 2)]
+    assert order([*running, *waiting, (0.105, 5, 5, 0), (0.105, 5, 5, 0)], max_num_seqs=2) == [0, 1, 4, 5, 2, 3]
+
+
+REQUESTS = st.lists(st.tuples(st.integers(1, LONGEST // 2), st.integers(1, LONGEST // 2)), min_size=8, max_size=25)
+
+
+@settings(max_examples=60)
+@given(
+    st.tuples(REQUESTS, REQUESTS),
+    REQUESTS,
+    st.integers(0, 400),
+    st.integers(1, 8),
+    st.tuples(st.floats(0, 1), st.floats(0, 1)),
+)
+def test_two_backlogged_tenants_get_service_within_the_bound(
+    backlogs: tuple[list[tuple[int, int]], list[tuple[int, int]]],
+    others: list[tuple[int, int]],
+    late_ms: int,
+    max_num_seqs: int,
+    fractions: tuple[float, float],
+) -> None:
+    """In any time in which both have requests that wait, they get service within 2U of each other.
+
+    U = max(input weight x longest prompt, output weight x tokens of the KV cache) (theorem 4.4 of Sheng et al.), where
+    what is admitted fits in the cache to its end. A third tenant comes and goes.
+    """
+    sent = [(0.0, *request, 1) for request in backlogs[0]]
+    sent += [(late_ms / 1000, *request, 2) for request in backlogs[1]]
+    sent += [(0.1 * number, *request, 0) for number, request in enumerate(others)]
+    requests = sorted(sent, key=lambda request: request[0])
+    spec = {"kv_admission": "oracle", "max_num_seqs": max_num_seqs}
+    table = serve(requests, **spec).table.structured()
+    ends_ps = min(table["first_scheduled_ps"][table["class_id"] == tenant].max() for tenant in (1, 2))
+    begins_ps = late_ms * 10**9
+    if ends_ps <= begins_ps:
+        return
+    stops = [begins_ps + round(fraction * (ends_ps - begins_ps)) for fraction in sorted(fractions)]
+    service = [served_by(serve(requests, max_time_s=(stop + 1) / 1e12, **spec)) for stop in stops]
+    gained = service[1] - service[0]
+    assert abs(gained[1] - gained[2]) <= 2 * max(LONGEST // 2, 2 * BLOCKS * BLOCK_SIZE)
+
+
+def served_by(served: Served) -> np.ndarray:
+    """Service of classes 0 to 2 so far: prompts that were admitted, and twice the tokens of outputs."""
+    table = served.table.structured()
+    prompts = np.where(table["first_scheduled_ps"] == NEVER, 0, table["input_tokens"])
+    return np.bincount(table["class_id"], prompts + 2 * table["emitted_tokens"], minlength=3)
+
+
+def test_there_must_be_tenants_to_share() -> None:
+    made = Workload(np.array([0]), np.array([5]), np.array([5]), None, None, "", 0, {}, classes=TENANTS[::2],
+                    class_ids=np.array([1], np.int8))  # fmt: skip
+    with pytest.raises(InputError) as refused:
+        simulate_on(PLAN, workload=made, spec=SchedulerSpec(policy="vtc"), kv_capacity_tokens=160, max_model_len=160)
+    assert str(refused.value) == "scheduler.policy: 'vtc' needs classes of different tenants: workload.classes"

@@ -1,0 +1,191 @@
+"""A prefix cache in runs: what does not change a bit, what is counted, and what is refused."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pimserve.cluster.scenario.document import load_scenario
+from pimserve.cluster.scenario.prepared import prepare
+from pimserve.errors import InputError
+from pimserve.loadgen.objectives import Objectives
+from pimserve.loadgen.prefix import Prompts
+from pimserve.loadgen.prefix_blocks import PromptPrefixes
+from pimserve.loadgen.workload import Workload
+from pimserve.scheduler.config import SchedulerSpec
+from pimserve.scheduler.control import Inject
+from pimserve.scheduler.faults import FaultEvent, FaultSpec
+from pimserve.scheduler.prefix_figures import PrefixFigures
+from pimserve.scheduler.simulation import Deployment, Served
+from pimserve.scheduler.summary import digest, summarize
+from pimserve.scheduler.usage import Hardware
+
+from .test_simulation import serve
+from .test_windows import FS_PER_MS, LENGTHS, Kept, Windows
+
+PS_PER_MS = 10**9
+SPEC = SchedulerSpec(enable_prefix_caching=True, block_size=4, max_num_seqs=8, max_num_batched_tokens=64)
+
+
+def load(rows: list[tuple[int, int, int]], shared_tokens: int = 40) -> Workload:
+    """Requests of (arrival in ms, group, output tokens), each with 10 tokens after what its group shares."""
+    arrival, group, outputs = (np.array(column, np.int64) for column in zip(*sorted(rows), strict=True))
+    inputs = np.full(len(rows), shared_tokens + 10)
+    prompts = Prompts(group, np.arange(len(rows)), 0, shared_tokens)
+    return Workload(
+        *(arrival * PS_PER_MS, inputs, outputs, None, None, "", 0, {}),
+        prefixes=PromptPrefixes(prompts, inputs),
+    )
+
+
+def run(
+    workload: Workload,
+    kv_tokens: int,
+    deployment: Deployment = Deployment(),  # noqa: B008 frozen
+    run_settings: Mapping[str, Any] = MappingProxyType({}),
+    **changes: object,
+) -> Served:
+    spec = SPEC.model_copy(update=changes)
+    limits = {"kv_capacity_tokens": kv_tokens, "max_model_len": 100}
+    return serve([], workload=workload, spec=spec, deployment=deployment, **limits, **run_settings)
+
+
+ROWS = st.lists(st.tuples(st.integers(0, 300), st.integers(0, 3), st.integers(1, 40)), min_size=1, max_size=25)
+
+
+@settings(max_examples=30, deadline=None)
+@given(ROWS, st.integers(100, 400), LENGTHS, st.integers(0, 1000))
+def test_windows_and_interruptions_do_not_matter(
+    rows: list[tuple[int, int, int]], kv_tokens: int, lengths: list[int], at: int
+) -> None:
+    workload = load(rows)
+    whole = run(workload, kv_tokens)
+    kept = Kept()
+    cut = run(workload, kv_tokens, Deployment(control=Windows(lengths), checkpoints=kept))
+    assert (digest(cut), cut.prefixes) == (digest(whole), whole.prefixes)
+    kept.first = at
+    continued = run(workload, kv_tokens, Deployment(control=Windows([10**15]), checkpoints=kept))
+    assert (digest(continued), continued.prefixes) == (digest(whole), whole.prefixes)
+
+
+def check_blocks(state: dict[str, Any], blocks: int) -> None:
+    """Each block is free or held, and held by whom it is said to be, in the state of a replica."""
+    holders, free = dict(state["prefix_holders"]), dict(state["prefix_free"])
+    held = Counter(block for _, of_request in state["prefix_held"] for block in of_request if block >= 0)
+    assert held == holders
+    assert not held.keys() & free.keys()
+    assert all(count == 1 if block >= 0 else count > 0 for block, count in free.items())
+    assert sum(free.values()) == state["prefix_queued"]
+    assert len(held) + sum(block >= 0 for block in free) == state["prefix_figures"]["cached_blocks"]
+    # What requests grew by is taken from it later; that of a step that has yet to begin may have been taken before.
+    grown = state["prefix_queued"] - (blocks - state["_used_blocks"])
+    assert -len(state["running"]) <= grown <= state["_used_blocks"]
+    loading = {request for _, request, _ in state["loading"]}
+    assert {request for request, _ in state["prefix_held"]} == {request for request, _ in state["running"]} | loading
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    ROWS,
+    st.integers(100, 400),
+    LENGTHS,
+    st.sampled_from(["prompt", "oracle"]),
+    st.integers(1, 3),
+    st.lists(st.tuples(st.integers(0, 400), st.integers(0, 2)), max_size=3),
+)
+def test_blocks_are_conserved(
+    rows: list[tuple[int, int, int]],
+    kv_tokens: int,
+    lengths: list[int],
+    admission: str,
+    replicas: int,
+    failures: list[tuple[int, int]],
+) -> None:
+    """While requests share blocks, are preempted, and lose what they had with their replica."""
+    events = [FaultEvent(at_s=at / 1000, replica=one % replicas, kind="fail", for_s=0.05) for at, one in failures]
+    of_faults: dict[str, Any] = {"replicas": replicas, "faults": FaultSpec(events=tuple(events))}
+    kept = Kept()
+    deployment = Deployment(control=Windows(lengths), checkpoints=kept)
+    run(load(rows), kv_tokens, deployment, of_faults, kv_admission=admission)
+    for text, _ in kept.saved:
+        for state in json.loads(text)["shards"][0]["engines"]:
+            check_blocks(state, kv_tokens // SPEC.block_size)
+
+
+def test_a_replica_that_fails_loses_its_cache() -> None:
+    rows = [(0, 0, 2), (1000, 0, 2), (3000, 0, 2), (4000, 0, 2)]
+    failure = FaultEvent(at_s=2, replica=0, kind="fail", for_s=0.5)
+    served = run(load(rows), 400, run_settings={"faults": FaultSpec(events=(failure,))})
+    assert served.prefixes == PrefixFigures(queried_tokens=200, hit_tokens=80, evicted_blocks=0, cached_blocks=14)
+
+
+@settings(max_examples=50, deadline=None)
+@given(ROWS, st.integers(100, 400), st.integers(301, 900))
+def test_figures_of_a_replica_that_fails_are_those_until_then(
+    rows: list[tuple[int, int, int]], kv_tokens: int, at_ms: int
+) -> None:
+    at_s = at_ms / 1000
+    failure = FaultEvent(at_s=at_s, replica=0, kind="fail")
+    failed = run(load(rows), kv_tokens, run_settings={"faults": FaultSpec(events=(failure,))})
+    stopped = run(load(rows), kv_tokens, run_settings={"max_time_s": at_s})
+    assert stopped.prefixes is not None
+    assert failed.prefixes == replace(stopped.prefixes, cached_blocks=0)
+
+
+def test_what_is_found_is_not_computed() -> None:
+    rows = [(0, 0, 2), (1000, 0, 2), (2000, 1, 2)]
+    found, without = run(load(rows), 400), run(load(rows), 400, enable_prefix_caching=False)
+    assert found.prefixes == PrefixFigures(queried_tokens=150, hit_tokens=40, evicted_blocks=0, cached_blocks=26)
+    assert without.prefixes is None
+    computed = [sum(log.computed_tokens for log in served.logs) for served in (found, without)]
+    assert computed[1] - computed[0] == 40
+    section = summarize(found, Objectives(), Hardware(1)).document()["prefix_cache"]
+    assert section == {
+        "queried_tokens": 150,
+        "hit_tokens": 40,
+        "hit_ratio": pytest.approx(40 / 150),
+        "evicted_blocks": 0,
+        "cached_blocks": 26,
+    }
+    assert "prefix_cache" not in summarize(without, Objectives(), Hardware(1)).document()
+
+
+def test_who_was_used_least_recently_goes_first() -> None:
+    """Room for two prompts of 13 blocks, of which groups share 10: the third one takes that of the first."""
+    again = run(load([(0, 0, 2), (1000, 1, 2), (2000, 0, 2), (3000, 2, 2), (4000, 0, 2), (5000, 1, 2)]), 26 * 4)
+    assert again.prefixes is not None
+    assert again.prefixes.hit_tokens == 40 + 40
+
+
+def test_injected_requests_share_nothing_and_the_others_keep_their_prefixes() -> None:
+    workload = load([(0, 0, 2), (1000, 0, 2), (2000, 0, 2)])
+    control = Windows([500 * FS_PER_MS], {1: Inject((50, 50), (2, 2), delay_s=0.1)})
+    served = run(workload, 400, Deployment(control=control))
+    assert not control.refused
+    assert len(served.table) == 5
+    assert served.prefixes == PrefixFigures(queried_tokens=250, hit_tokens=80, evicted_blocks=0, cached_blocks=16)
+
+
+def test_a_workload_that_says_nothing_finds_nothing() -> None:
+    served = run(replace(load([(0, 0, 2), (1000, 0, 2)]), prefixes=None), 400)
+    assert served.prefixes == PrefixFigures(queried_tokens=100, hit_tokens=0, evicted_blocks=0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model=gpt-oss-120b"], "attention windows"),
+        (["cluster.nodes=2", "cluster.experts=ep"], "data-parallel groups"),
+    ],
+)
+def test_what_is_not_modelled_is_refused(overrides: list[str], message: str) -> None:
+    scenario = ["model=mixtral-8x7b", "cluster.device=duplex", "scheduler.enable_prefix_caching=true"]
+    with pytest.raises(InputError, match=f"scheduler.enable_prefix_caching: .*{message}"):
+        prepare(load_scenario(None, [*scenario, *overrides]))

@@ -1,0 +1,63 @@
+"""The sign of what llm-d measured of a tier in the host's memory, on a replica and a working set of a size for tests.
+
+Their W1 and W3 (llm-d, guides/pd-disaggregation/benchmark-results/vllm-gpt-oss-120b-h200-multi-tier.md): prompts of
+which none comes again, and groups of five that share most of it, 1.32 times as many tokens as the devices keep, in
+stages of rising rates. p90 of the latency at the last one: 40.3 s without the tier, and 3.51 s where the router knows
+of it; 12.5 s where it does not. There is one replica here, so that routers do not matter.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pimserve.cluster.scenario.document import load_scenario
+from pimserve.cluster.scenario.prepared import prepare
+from tests.cluster.documents import run
+
+BLOCKS, BLOCK = 400, 128
+GROUPS, OF_GROUP, SHARED, OWN = 25, 5, 2048, 128
+HOST = "{name: host, capacity_gb: 100 GiB, gb_per_s: 50, latency_us: 20, write: %s}"
+
+
+def serve(folder: Path, prompts: list[str], tier: str | None) -> dict[str, Any]:
+    """The summary of a run on one H100."""
+    tiers = "[]" if tier is None else f"[{HOST % tier}]"
+    scheduler = f"block_size: {BLOCK}, kv_blocks: {BLOCKS}, max_model_len: 4096, max_num_batched_tokens: 4096"
+    common = [
+        "model=llama-3.1-8b",
+        "cluster={device: h100, devices_per_node: 1}",
+        f"scheduler={{enable_prefix_caching: true, {scheduler}, kv_tiers: {tiers}}}",
+        f"workload.num_requests={4 * GROUPS * OF_GROUP}",
+        "workload.lengths.output={kind: fixed, tokens: 32}",
+    ]
+    return run(prepare(load_scenario(None, [*common, *prompts])), folder)
+
+
+AGAIN = [
+    f"workload.prefix={{groups: {GROUPS}, prompts_per_group: {OF_GROUP}, shared_tokens: {SHARED}, own_tokens: {OWN}}}"
+]
+NEVER = [f"workload.lengths.input={{kind: fixed, tokens: {SHARED + OWN}}}"]
+
+
+def test_the_working_set_is_that_of_the_measurement() -> None:
+    tokens = GROUPS * (SHARED + OF_GROUP * OWN)
+    assert tokens / (BLOCKS * BLOCK) == pytest.approx(1.32, abs=0.01)
+
+
+def test_a_tier_does_nothing_where_no_prompt_comes_again(tmp_path: Path) -> None:
+    without = serve(tmp_path / "without", [*NEVER, "workload.arrival.rate_per_s=15"], None)
+    with_tier = serve(tmp_path / "with", [*NEVER, "workload.arrival.rate_per_s=15"], "through")
+    assert with_tier["digest"] == without["digest"]
+    assert with_tier["kv_tiers"]["tiers"][0]["hit_tokens"] == 0
+
+
+@pytest.mark.parametrize("write", ["through", "back"])
+def test_a_tier_saves_a_working_set_that_the_device_does_not_hold(tmp_path: Path, write: str) -> None:
+    """The more so, the more prompts come; where computing what was forgotten is too much, it decides."""
+    gains = []
+    for rate in (10, 80):
+        arrivals = [*AGAIN, f"workload.arrival.rate_per_s={rate}"]
+        p90_s = [serve(tmp_path / f"{rate}{tier}", arrivals, tier)["latency_s"]["e2e"]["p90"] for tier in (None, write)]
+        gains.append(p90_s[0] / p90_s[1])
+    assert 1 < gains[0] < 2 < gains[1]
