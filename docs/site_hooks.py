@@ -23,10 +23,15 @@ def on_files(files: Files, config: Any) -> Files:  # noqa: ANN401
     return files
 
 
-def on_page_markdown(markdown: str, **_: object) -> str:
-    """Lead links out of docs/, or from one document at the root to another, to the pages made of them."""
-    for name, page in PAGES.items():
-        markdown = re.sub(rf"\]\((\.\./)?{re.escape(name)}", f"]({page}", markdown)
+def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
+    """Lead links out of docs/, or from one document at the root to another, to the pages made of them.
+
+    A search for a key finds the reference before the pages that use it.
+    """
+    if page.file.src_uri in REFERENCE:
+        page.meta["search"] = {"boost": 4}
+    for name, made in PAGES.items():
+        markdown = re.sub(rf"\]\((\.\./)?{re.escape(name)}", f"]({made}", markdown)
     return markdown
 
 

@@ -7,6 +7,7 @@ in every step.
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import partial
@@ -362,7 +363,7 @@ def run_reference(
             caches[0].tiers.cached(ids, now)
         gone = [0 for _ in groups]
         emitting = [request for group in groups for request in [*decoding[group], *completed[group]]]
-        result.itl += [(now - one.last_token, 1) for one in emitting if one.last_token != NEVER]
+        result.itl += Counter(now - one.last_token for one in emitting if one.last_token != NEVER).items()
         for request in (request for request in emitting if request.last_token != NEVER):
             request.longest_gap = max(request.longest_gap, now - request.last_token)
         for group in groups:

@@ -144,7 +144,7 @@ def test_an_oracle_reserves_what_is_hit() -> None:
 def test_laws(case: Case) -> None:
     result = case.run()
     check_requests(case, result)
-    assert all(0 < step.blocks_used <= case.kv_capacity_blocks for step in result.steps)
+    assert all(0 < step.blocks_used <= case.kv_blocks for step in result.steps)
     assert all(tokens % case.block_size == 0 for tokens in result.hit_tokens)
     computed = sum(step.prefill_tokens for step in result.steps)
     assert computed <= result.queries - result.hits
@@ -164,7 +164,9 @@ def test_one_at_a_time_with_room_for_all_finds_all_that_was_before(case: Case) -
     most = case.max_model_len + sum(request.input_tokens + request.output_tokens for request in requests)
     room = -(-most // case.block_size) + len(requests)
     prefixes = case.prefixes[:6]
-    case = replace(case, requests=requests, prefixes=prefixes, max_num_seqs=1, kv_capacity_blocks=room)
+    plan = replace(case.plan, data_parallel=1)
+    case = replace(case, plan=plan, requests=requests, prefixes=prefixes, max_tokens=case.max_tokens[:6])
+    case = replace(case, max_num_seqs=1, kv_capacity_blocks=room)
     result = case.run()
     assert result.evictions == 0
     served = [number for number, row in enumerate(result.requests) if row.status == "finished"]

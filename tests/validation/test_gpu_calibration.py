@@ -101,7 +101,8 @@ def test_coefficients_are_derived_again(calibrate, system):
         found = sets.fit_operators(*system, section)
         assert found.keys() == document[section].keys()
         for dtype, kernel in found.items():
-            assert kernel == pytest.approx(document[section][dtype], rel=0.02), (section, dtype)
+            # The catalogue rounds to hundredths: what lies between two of them may fall to either on another processor.
+            assert kernel == pytest.approx(document[section][dtype], rel=0.02, abs=0.0101), (section, dtype)
 
 
 @needs_reference

@@ -24,6 +24,10 @@ DEVICES = {"h100": GpuSpec, "duplex": DuplexSpec, "aimc-realistic": AimcSpec}
 MODELS = ["mixtral-8x7b", "deepseek-v3", "llama-3.1-8b", "gpt2-medium"]
 
 
+# Sections whose sizes mean nothing without others beside them, so that nearly all of them would be refused.
+NOT_ALONE = {"faults", "workload", "published", "autoscaling", "router", "speculative"}
+
+
 class Endless:
     """The context of a call that goes on."""
 
@@ -36,7 +40,7 @@ def bounds(document, below):
     found = []
     for path, schema in numbers_of(document):
         keys = path.split(".")[1:]
-        if "*" in keys or keys[0] in {"faults", "workload", "published"} or "enum" in schema or "const" in schema:
+        if "*" in keys or NOT_ALONE & set(keys) or "enum" in schema or "const" in schema:
             continue
         if {"pools", "placement"} <= set(keys):  # as those of a cluster without pools
             continue
