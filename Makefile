@@ -15,7 +15,7 @@ EDITABLE := pip install --quiet --no-deps --no-build-isolation --editable .
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run test test-slow test-unit test-newest mutants lock lint fmt bench protos protos-check site site-serve clean
+.PHONY: help run test test-slow test-deep test-unit test-newest mutants lock lint fmt bench protos protos-check site site-serve clean
 
 define make_venv
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -54,6 +54,9 @@ test: $(DEV_READY) ## the tests, but for the slow ones
 
 test-slow: $(DEV_READY) ## the slow ones: validation in full, long runs, killed processes, browsers
 	$(BIN)/$(PYTEST) --dist loadfile -m slow $(ARGS)  # what the tests of a file share takes long to make
+
+test-deep: $(DEV_READY) ## all of them, and property tests try all examples that they name: for a release, or a new engine
+	PIMSERVE_EXAMPLES=1 $(BIN)/$(PYTEST) $(ARGS)
 
 test-unit: $(DEV_READY) ## those of make test that are not end to end, and need neither Ray nor servers
 	$(BIN)/$(PYTEST) -m "$(UNIT)" $(ARGS)

@@ -1,21 +1,25 @@
 """How hypothesis searches, in every test, and which folders of tests need servers."""
 
+import gc
 import os
 from pathlib import Path
 
 import hypothesis
 import pytest
 
+from tests.examples import number
+
 WITH_SERVERS = [Path(__file__).parent / "cluster" / name for name in ("client", "distributed", "service")]
 assert all(folder.is_dir() for folder in WITH_SERVERS), WITH_SERVERS
 
 # Examples share the cores with the rest of the suite, so hypothesis's deadline per example would only flake.
-hypothesis.settings.register_profile("default", deadline=None)
+USUAL = hypothesis.settings(deadline=None, max_examples=number(100))
+hypothesis.settings.register_profile("default", USUAL)
 # In CI the same examples every time: a red build is about the change, and can be repeated.
-hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.register_profile("ci", USUAL, derandomize=True, print_blob=True)
 # Of a mutant it is enough to know that an example fails; the smallest one takes minutes to find.
 TRIED = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
-hypothesis.settings.register_profile("mutants", deadline=None, derandomize=True, phases=TRIED)
+hypothesis.settings.register_profile("mutants", USUAL, derandomize=True, phases=TRIED)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "default"))
 
 
@@ -24,3 +28,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if any(folder in item.path.parents for folder in WITH_SERVERS):
             item.add_marker(pytest.mark.server)
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector the thousands of tests, which stay to the end."""
+    gc.collect()
+    gc.freeze()

@@ -6,7 +6,7 @@ from itertools import accumulate
 from typing import Any
 
 import numpy as np
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pimserve.device_models.evaluate import evaluate, shape_of, step_times, units_of
@@ -16,6 +16,7 @@ from pimserve.device_models.routing import ExpertPools, Routing
 from pimserve.device_models.step import StepCosts, StepShape, each_step
 from pimserve.scheduler.costs import GroupSpan
 from pimserve.scheduler.mixed_costs import make_costs
+from tests.examples import examples
 from tests.scheduler.reference_costs import dense_fs
 from tests.scheduler.strategies import expert_terms, plans, serial_plans
 
@@ -53,7 +54,7 @@ def totals(costs: StepCosts[Any]) -> list[Counter[Any]]:
     return [*found, Counter(chain=chain)]
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(planned_shapes())
 def test_columns_say_what_numbers_say(planned: tuple[CostPlan, list[StepShape[int]]]) -> None:
     plan, some = planned
@@ -71,7 +72,7 @@ def test_columns_say_what_numbers_say(planned: tuple[CostPlan, list[StepShape[in
     assert step_times(plan, spans, each_step(spans), None).tolist() == together.duration_fs.tolist()
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(plans(), CHUNKS, st.integers(0, 9), st.integers(1, 400), st.integers(0, 4))
 def test_a_step_takes_what_the_naive_engine_says(
     plan: CostPlan, chunks: list[tuple[int, int]], decodes: int, mean: int, completed: int
@@ -88,7 +89,7 @@ def test_a_step_takes_what_the_naive_engine_says(
         assert mixed.prompt_step(0, decodes, decodes * mean, chunks, outputs) == (shape, whole)
 
 
-@settings(max_examples=120)
+@examples(120)
 @given(plans(), st.integers(1, 12), st.integers(1, 400), st.integers(0, 11), st.integers(1, 60), st.integers(0, 300))
 def test_a_span_in_closed_form_is_its_steps(
     plan: CostPlan, decodes: int, mean: int, extra: int, most: int, first_step: int
@@ -123,7 +124,7 @@ def test_a_span_in_closed_form_is_its_steps(
 GROUPS = st.lists(st.tuples(st.integers(0, 9), st.integers(1, 400)), min_size=2, max_size=4)
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(serial_plans(st.none() | expert_terms()), GROUPS, st.integers(1, 60), st.integers(0, 300))
 def test_a_span_of_groups_is_its_steps(
     plan: CostPlan, groups: list[tuple[int, int]], most: int, first_step: int

@@ -7,12 +7,13 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pimserve.device_models.expert_layout import ExpertOrder, SlotCounts, Slots, group_loads, layer_loads, layout
 from pimserve.device_models.experts import ExpertTerm, ExpertUnit
 from pimserve.device_models.routing import POOL_SIZE, ExpertPools, Routing
+from tests.examples import examples
 
 ORDERS: tuple[ExpertOrder, ...] = get_args(ExpertOrder)
 UNIT = ExpertUnit("xpu", (((10**6, 10**4),),), (1.0, 0.0), 1, 1, 1)
@@ -146,7 +147,7 @@ def term_of(layers: int, experts: int, groups: int, slots: tuple[Slots, ...]) ->
 
 
 @given(st.integers(0, 500), st.integers(0, 9))
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_who_is_picked_does_not_hang_on_the_layout(tokens: int, seed: int) -> None:
     routing = Routing("zipf", 1.0, mode="exact")
     load = routing.expert_weights(8, seed)[0].tolist()

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pimserve.device_models.micro_batches import MicroBatches, Visit
 from pimserve.device_models.round_trips import PartTimes, schedule_fs
 from pimserve.device_models.step import StepShape
 from tests.device_models.naive_schedule import naive_schedule
+from tests.examples import examples
 
 MS = 10**12
 
@@ -39,7 +40,7 @@ def schedules(draw: st.DrawFn) -> tuple[list[Matrix], list[int]]:
     return [draw(matrix) for _ in range(4)], draw(st.lists(times, min_size=parts, max_size=parts))
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(schedules())
 def test_the_schedule_is_that_of_every_event(drawn: tuple[list[Matrix], list[int]]) -> None:
     stages, closing = drawn

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pimserve.device_models.catalogue import device_names, load_model, merged, model_names
@@ -17,6 +17,7 @@ from pimserve.device_models.operators import Parallelism
 from pimserve.device_models.plan import Chunk, CostPlan
 from pimserve.device_models.registry import load_device
 from pimserve.errors import InputError
+from tests.examples import examples
 
 OPERATOR_DEVICES = [name for name in device_names() if isinstance(load_device(name), OperatorDevice)]
 TWO_UNITS = [name for name in OPERATOR_DEVICES if isinstance(load_device(name).spec, DuplexSpec)]
@@ -93,7 +94,7 @@ def never_slower(pair: tuple[dict[str, Any], dict[str, Any]], model: str, *how: 
 BACKENDS = st.sampled_from([None, "vllm", "trtllm"])
 
 
-@settings(max_examples=120)
+@examples(120)
 @given(
     devices(OPERATOR_DEVICES),
     st.sampled_from(model_names()),
@@ -107,7 +108,7 @@ def test_more_of_a_resource_never_slows_a_step(
     never_slower(pair, model, split, backend, steps=steps)
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(
     devices(TWO_UNITS),
     st.sampled_from(LATENT),
@@ -121,7 +122,7 @@ def test_nor_where_either_unit_may_be_the_faster_one_for_decode_attention(
     never_slower(pair, model, split, backend, steps=steps)
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(devices(TWO_UNITS), st.sampled_from(model_names()), st.sampled_from(SPLITS), BACKENDS, STEPS)
 def test_two_units_are_never_slower_than_either_alone(
     pair: tuple[dict[str, Any], dict[str, Any]], model: str, split: Parallelism, backend: str | None, step: Any

@@ -5,11 +5,12 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pimserve.device_models import round_trips
 from pimserve.device_models.round_trips import PartTimes, lack_fs, schedule_fs, slack_fs
+from tests.examples import examples
 
 from .naive_schedule import naive_schedule
 
@@ -74,7 +75,7 @@ def times(draw: st.DrawFn) -> Times:
     return drawn(rng, least, draw(st.integers(0, 30)), steps, visits, parts, last)
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(times())
 def test_numbers_and_columns_take_what_the_naive_schedule_says(some: Times) -> None:
     naive = some.naive_fs()

@@ -4,7 +4,7 @@ from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pimserve.device_models.catalogue import load_model
@@ -13,6 +13,7 @@ from pimserve.device_models.experts import FEATURES, ExpertTerm, ExpertUnit
 from pimserve.device_models.operators import Parallelism, operators_of
 from pimserve.device_models.registry import load_device
 from pimserve.device_models.routing import POOL_SIZE, ExpertPools, Routing, pool_bucket
+from tests.examples import examples
 
 DRAWS = 4000
 
@@ -35,7 +36,7 @@ def token_by_token(experts: int, top_k: int, tokens: int, draws: int = DRAWS) ->
     seed=st.integers(0, 9),
     data=st.data(),
 )
-@settings(max_examples=60)
+@examples(60)
 def test_every_token_picks_k_distinct_experts(
     weights: list[float], tokens: int, seed: int, data: st.DataObject
 ) -> None:
@@ -221,7 +222,7 @@ def weights_by_layer(draw: st.DrawFn) -> tuple[int, tuple[tuple[float, ...], ...
 
 
 @given(weights_by_layer(), st.integers(0, 3000), st.integers(0, 9))
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_each_layer_keeps_all_tokens_and_gives_none_to_experts_of_weight_0(
     given: tuple[int, tuple[tuple[float, ...], ...]], tokens: int, seed: int
 ) -> None:

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -14,6 +14,7 @@ from pimserve.loadgen.arrivals import ArrivalSpec, arrival_times, stages_of
 from pimserve.loadgen.rate_stages import Stage
 from pimserve.loadgen.spec import PS_PER_S
 from pimserve.loadgen.streams import Streams
+from tests.examples import examples
 
 N = 100_000
 PROCESSES = {
@@ -157,7 +158,7 @@ _MMPP = st.lists(st.tuples(_RATE, _LONG), min_size=2, max_size=5).map(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(
     spec=st.one_of(st.builds(lambda gaps, moving: gaps | moving, _GAPS, _MOVING), _MMPP),
     n=st.integers(1, 200),
@@ -171,7 +172,7 @@ def test_any_process_with_any_rate_gives_times_that_ascend_and_extend(spec, n, s
     np.testing.assert_array_equal(times(spec, n=n + 50, seed=seed)[:n], arrivals)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     points=st.lists(st.tuples(st.floats(0.01, 10), st.floats(0, 1e3), st.floats(0, 1e3)), min_size=2, max_size=6),
     stepped=st.booleans(),

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pimserve.loadgen.workload import Workload, WorkloadSpec, generate
+from tests.examples import examples
 
 POISSON = {"process": "poisson", "rate_per_s": 5.0}
 FIXED = {"kind": "fixed", "tokens": 9}
@@ -79,7 +80,7 @@ def test_with_the_lengths_of_the_preset_and_in_a_closed_loop():
     assert make().prefixes is None
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(
     groups=st.integers(1, 50),
     each=st.one_of(st.none(), st.integers(1, 50)),

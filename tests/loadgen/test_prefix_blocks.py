@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pimserve.loadgen.prefix_blocks import PrefixBlocks
 from pimserve.loadgen.spec import MAX_TOKENS
 from pimserve.loadgen.traces.ragged import Ragged
 from pimserve.loadgen.workload import Workload, WorkloadSpec, generate
+from tests.examples import examples
 from tests.loadgen.slices import SLICES, real
 
 POISSON = {"process": "poisson", "rate_per_s": 5.0}
@@ -116,7 +117,7 @@ def replay(folder: Path, prompts: Sequence[Tokens], ids: Sequence[list[int]], **
     return workload(trace={"path": str(path)}, **keys)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(seed=st.integers(0, 2**40), block_size=block_sizes, partial=st.booleans())
 def test_blocks_of_a_trace_in_other_sizes(
     tmp_path_factory: pytest.TempPathFactory, seed: int, block_size: int, partial: bool
@@ -258,7 +259,7 @@ def test_leading_runs_of_mooncake_are_those_published(name: str) -> None:
 # --- Prompts with something in common --------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     seed=st.integers(0, 2**40),
     block_size=block_sizes,
@@ -304,7 +305,7 @@ def test_shared_prompts_of_classes_and_of_fresh_turns() -> None:
 # --- Sessions --------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(seed=st.integers(0, 2**40), block_size=block_sizes, most=st.one_of(st.none(), st.integers(1, 200)))
 def test_blocks_of_sessions(seed: int, block_size: int, most: int | None) -> None:
     sessions = {"turns": law(1, 5), "num_sessions": 8}

@@ -5,12 +5,13 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pimserve.errors import InputError
 from pimserve.loadgen.workload import Workload, WorkloadSpec, generate
+from tests.examples import examples
 
 BASE = {
     "arrival": {"rate_per_s": 5},
@@ -195,7 +196,7 @@ def test_classes_that_make_no_sense_are_refused(changes, message):
         WorkloadSpec.model_validate(BASE | changes)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(st.lists(st.floats(0.01, 100), min_size=1, max_size=16), st.integers(0, 2**40), st.integers(1, 400))
 def test_every_request_has_a_class_and_more_requests_begin_alike(shares, seed, n):
     classes = [{"name": f"c{place}", "share": share} for place, share in enumerate(shares)]

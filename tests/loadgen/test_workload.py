@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -15,6 +15,7 @@ from pimserve.loadgen.presets import AZURE_CONV_2023_ARRIVAL
 from pimserve.loadgen.spec import PS_PER_S
 from pimserve.loadgen.traces import TraceSpec, load_trace
 from pimserve.loadgen.workload import Workload, WorkloadSpec, generate
+from tests.examples import examples
 from tests.loadgen.slices import SLICES
 
 POISSON = {"process": "poisson", "rate_per_s": 5.0}
@@ -123,7 +124,7 @@ def test_changing_one_knob_leaves_the_other_draws_alone():
     np.testing.assert_array_equal(base.output_tokens, longer.output_tokens[:2000])
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     process=st.sampled_from(
         [

@@ -1,16 +1,17 @@
 """What waits at clients at any moment, against when each request was sent and answered, one by one."""
 
 import numpy as np
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, given
 from hypothesis import strategies as st
 
 from pimserve.scheduler.at_clients import AtClients, Senders
 from pimserve.scheduler.requests import SERVABLE
+from tests.examples import examples
 
 from .dependent import answers, arrivals, dependent, ended
 
 SHARES = st.lists(st.floats(0, 1.2), min_size=1, max_size=5)
-FEW = settings(max_examples=25, deadline=None, phases=[Phase.generate])
+FEW = examples(25, phases=[Phase.generate])
 
 
 def at(run, now_ps):

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -20,6 +20,7 @@ from pimserve.scheduler.faults import FaultEvent, FaultSpec
 from pimserve.scheduler.simulation import Deployment, Served
 from pimserve.scheduler.summary import digest, summarize
 from pimserve.scheduler.usage import Hardware
+from tests.examples import examples
 
 from .law_runs import BLIND, ROUTERS, Run
 from .strategies import Case, cases
@@ -284,7 +285,7 @@ def scaled(draw: st.DrawFn) -> Scaled:
     return Scaled(case, replicas, draw(ROUTERS), draw(st.sampled_from([0.0, 0.03])), rule)
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(scaled())
 def test_requests_tokens_and_replicas_are_conserved(scaled: Scaled) -> None:
     run = scaled.run()
@@ -305,7 +306,7 @@ def test_requests_tokens_and_replicas_are_conserved(scaled: Scaled) -> None:
     assert found["replica_s"] <= scaled.replicas * served.end_s * (1 + 1e-12)
 
 
-@settings(max_examples=10)
+@examples(10)
 @given(scaled(), LENGTHS, st.integers(0, 1000))
 def test_windows_shards_and_interruptions_do_not_matter(scaled: Scaled, lengths: list[int], at: int) -> None:
     alone = scaled.run()
@@ -323,7 +324,7 @@ def test_windows_shards_and_interruptions_do_not_matter(scaled: Scaled, lengths:
     assert (digest(continued.served), continued.summary()) == found[1:]
 
 
-@settings(max_examples=10)
+@examples(10)
 @given(pooled(COSTS, max_time_fs=None), st.data(), LENGTHS)
 def test_so_with_pools(pools: Pooled, data: st.DataObject, lengths: list[int]) -> None:
     sizes = {"prefill": pools.prefill, "decode": pools.decode.replicas}

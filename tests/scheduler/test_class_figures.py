@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pimserve.loadgen.objectives import Objectives
@@ -16,6 +16,7 @@ from pimserve.scheduler.simulation import Served
 from pimserve.scheduler.summary import summarize
 from pimserve.scheduler.summary_sections import Figures
 from pimserve.scheduler.usage import Hardware
+from tests.examples import examples
 
 from .pools import simulate_on
 from .test_summary import PLAN
@@ -50,7 +51,7 @@ def figures(served: Served, slo: SloSpec) -> Figures:
     return summarize(served, Objectives.of(slo, served.workload.classes), Hardware(1))
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(
     st.lists(REQUEST, min_size=1, max_size=25),
     LIMITS,

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pimserve.device_models.plan import CostPlan, RowTerm
@@ -19,6 +19,7 @@ from pimserve.scheduler.kv_tier_spec import KvTierSpec
 from pimserve.scheduler.mixed_costs import make_costs
 from pimserve.scheduler.requests import FOREVER, RequestTable
 from pimserve.scheduler.steplog import StepLog
+from tests.examples import examples
 
 from .strategies import FS_PER_MS, Case, cases, expert_terms, serial_plans
 from .test_engine_equals_reference import run_engine
@@ -31,7 +32,7 @@ PLAN = CostPlan(
 GROUPS = serial_plans(st.none() | expert_terms()).filter(lambda plan: plan.data_parallel > 1)
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(cases(GROUPS))
 def test_no_group_has_more_than_its_own(case: Case) -> None:
     seen = 0

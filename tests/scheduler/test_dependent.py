@@ -5,7 +5,7 @@ from unittest.mock import Mock, patch
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pimserve.device_models.plan import FS_PER_PS
@@ -21,6 +21,7 @@ from pimserve.scheduler.requests import FINISHED, NEVER, REJECTED
 from pimserve.scheduler.simulation import Deployment
 from pimserve.scheduler.summary import digest, summarize
 from pimserve.scheduler.usage import Hardware
+from tests.examples import examples
 
 from .dependent import Dependent, Script, arrivals, dependent, ended, graphs
 from .law_runs import Run, workload
@@ -41,14 +42,14 @@ FATES = [
 
 
 @pytest.mark.slow
-@settings(max_examples=150)
+@examples(150)
 @given(dependent(["users"], pooled=True))
 def test_users_of_pools_go_on_in_the_order_of_answers(case: Dependent) -> None:
     """Also of those that are rejected as they arrive, while others wait for a report, or for nothing."""
     _same_as_script(case)
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(dependent())
 def test_they_are_as_those_of_an_open_loop_that_arrive_when_they_are_sent(case: Dependent) -> None:
     _same_as_script(case)
@@ -76,7 +77,7 @@ def _same_as_script(case: Dependent) -> None:
         assert same.table[name].tolist() == run.table[name].tolist()
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(dependent(), LENGTHS, st.integers(1, 3), st.integers(0, 1000))
 def test_windows_shards_and_interruptions_do_not_matter(
     case: Dependent, lengths: list[int], shards: int, at: int
@@ -94,7 +95,7 @@ def test_windows_shards_and_interruptions_do_not_matter(
     assert np.array_equal(continued.table, run.table)
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(dependent(["sessions"]), st.integers(1, 300), st.integers(0, 1000), st.booleans())
 def test_a_shard_that_routes_who_follows_goes_on_where_it_was_interrupted(
     case: Dependent, length_ms: int, at: int, told: bool
@@ -113,7 +114,7 @@ def test_a_shard_that_routes_who_follows_goes_on_where_it_was_interrupted(
         assert np.array_equal(same.table, run.table)
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(dependent(), st.integers(1, 4), st.sampled_from([ScaleRate(3.0), Inject((5, 7), (2, 1), delay_s=0.01)]))
 def test_commands_leave_who_waits_for_whom(case: Dependent, window: int, command: ScaleRate | Inject) -> None:
     """Injected requests come beside the others, of which those with parents still follow these."""
@@ -164,7 +165,7 @@ def test_a_rejected_turn_has_ended_as_it_arrived() -> None:
         assert served.table["status"].tolist() == [FINISHED, REJECTED, FINISHED]
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(cases(), st.data())
 def test_the_engine_equals_the_naive_one(case: Case, data: st.DataObject) -> None:
     case.concurrency = case.max_time_fs = None

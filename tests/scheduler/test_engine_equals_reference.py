@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
@@ -30,6 +30,7 @@ from pimserve.scheduler.requests import FOREVER, NEVER, STATUS_NAMES, RequestTab
 from pimserve.scheduler.shedding_engine import SheddingEngine
 from pimserve.scheduler.steplog import SpanColumns, StepLog, expand
 from pimserve.scheduler.swap_space import SwapSpace
+from tests.examples import examples
 
 from .prefix_strategies import prefix_cases, tier_cases
 from .reference_engine import ReferenceRequest
@@ -151,7 +152,7 @@ def rows_of(table: RequestTable) -> list[tuple[int | str, ...]]:
     return [(*row, STATUS_NAMES[status]) for row, status in zip(numbers, table["status"].tolist(), strict=True)]
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(cases())
 def test_same_steps_and_same_requests(case: Case) -> None:
     for request in case.requests:
@@ -160,7 +161,7 @@ def test_same_steps_and_same_requests(case: Case) -> None:
     assert_equal(case)
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(prefix_cases())
 def test_same_with_a_prefix_cache(case: Case) -> None:
     for request in case.requests:
@@ -169,7 +170,7 @@ def test_same_with_a_prefix_cache(case: Case) -> None:
     assert_equal(case)
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(tier_cases())
 def test_same_with_tiers(case: Case) -> None:
     for request in case.requests:
@@ -178,7 +179,7 @@ def test_same_with_tiers(case: Case) -> None:
     assert_equal(case)
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(speculative_cases())
 def test_same_with_drafts_to_verify(case: Case) -> None:
     for request in case.requests:
@@ -187,7 +188,7 @@ def test_same_with_drafts_to_verify(case: Case) -> None:
     assert_equal(case)
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(swapping_cases())
 def test_same_where_blocks_of_preempted_requests_go_to_host_memory(case: Case) -> None:
     for request in case.requests:
@@ -196,7 +197,7 @@ def test_same_where_blocks_of_preempted_requests_go_to_host_memory(case: Case) -
     assert_equal(case)
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(shedding_cases() | shedding_cases(prefix_cases()) | shedding_cases(tier_cases()))
 def test_same_where_requests_are_rejected_as_they_arrive(case: Case) -> None:
     for request in case.requests:
@@ -205,7 +206,7 @@ def test_same_where_requests_are_rejected_as_they_arrive(case: Case) -> None:
     assert_equal(case)
 
 
-@settings(max_examples=120)
+@examples(120)
 @given(cases(mixed_plans()))
 def test_same_with_experts_on_devices_of_their_own(case: Case) -> None:
     for request in case.requests:

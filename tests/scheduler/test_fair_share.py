@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pimserve.errors import InputError
@@ -13,6 +13,7 @@ from pimserve.loadgen.workload import Workload
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.requests import NEVER
 from pimserve.scheduler.simulation import Served
+from tests.examples import examples
 
 from .pools import simulate_on
 from .test_simulation import PLAN
@@ -93,7 +94,7 @@ def test_a_tenant_comes_back_when_it_sends_not_when_there_is_room() -> None:
 REQUESTS = st.lists(st.tuples(st.integers(1, LONGEST // 2), st.integers(1, LONGEST // 2)), min_size=8, max_size=25)
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(
     st.tuples(REQUESTS, REQUESTS),
     REQUESTS,

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pimserve.device_models.experts import FEATURES
@@ -23,6 +23,7 @@ from pimserve.scheduler.simulation import Deployment, Served
 from pimserve.scheduler.steplog import SpanColumns, expand
 from pimserve.scheduler.summary import digest, summarize
 from pimserve.scheduler.usage import Hardware
+from tests.examples import examples
 
 from .law_runs import BLIND, ROUTERS, Run
 from .strategies import Case, cases
@@ -232,7 +233,7 @@ def faulty(draw: st.DrawFn, *, ever: bool = True) -> Faulty:
     )
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(faulty(ever=False))
 def test_requests_and_tokens_are_conserved(faulty: Faulty) -> None:
     run = faulty.run()
@@ -253,7 +254,7 @@ def test_requests_and_tokens_are_conserved(faulty: Faulty) -> None:
         assert prefilled == done["input_tokens"].sum()
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(faulty())
 def test_nobody_is_lost_where_replicas_do_not_come_back(faulty: Faulty) -> None:
     run = faulty.run()
@@ -264,7 +265,7 @@ def test_nobody_is_lost_where_replicas_do_not_come_back(faulty: Faulty) -> None:
     assert (waiting["emitted_tokens"] < waiting["output_tokens"]).all()
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(faulty())
 def test_time_is_monotone_and_no_effect_comes_before_its_cause(faulty: Faulty) -> None:
     run = faulty.run()
@@ -296,7 +297,7 @@ def down_times(served: Served) -> Sequence[tuple[int, int, int]]:
     return [(replica, since, until if until >= 0 else 2**200) for replica, since, until in down]
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(faulty())
 def test_the_recorded_slowdowns_give_the_steps_again(faulty: Faulty) -> None:
     run = faulty.run()
@@ -340,7 +341,7 @@ def test_a_fault_while_requests_wait_in_vain_is_part_of_the_run_however_it_is_cu
         assert [event["kind"] for event in told(served)["events"]] == ["fail", "slow"]
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(faulty(), LENGTHS)
 def test_windows_and_shards_do_not_matter(faulty: Faulty, lengths: list[int]) -> None:
     alone = faulty.run()
@@ -354,7 +355,7 @@ def test_windows_and_shards_do_not_matter(faulty: Faulty, lengths: list[int]) ->
         assert (spans(run), digest(run.served), run.summary()) == found
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(faulty(), LENGTHS, st.integers(0, 1000))
 def test_an_interrupted_run_goes_on_to_the_same_bits(faulty: Faulty, lengths: list[int], at: int) -> None:
     alone = faulty.run()

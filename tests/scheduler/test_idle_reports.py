@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pimserve.scheduler.config import SchedulerSpec
@@ -11,6 +11,7 @@ from pimserve.scheduler.control import Inject, RunView
 from pimserve.scheduler.handover import Link
 from pimserve.scheduler.simulation import Deployment, Served
 from pimserve.scheduler.summary import digest
+from tests.examples import examples
 
 from .pools import Decode
 from .strategies import FS_PER_MS
@@ -56,7 +57,7 @@ def test_a_prefill_replica_is_not_kept_until_a_report_to_come() -> None:
 
 
 @pytest.mark.parametrize("pools", [False, True])
-@settings(max_examples=30)
+@examples(30)
 @given(st.integers(100, 1100), st.lists(st.integers(20, 800), min_size=1, max_size=3))
 def test_where_windows_end_while_nothing_happens_does_not_matter(
     pools: bool, at_ms: int, lengths_ms: list[int]

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pimserve.cluster.scenario.document import load_scenario
@@ -16,6 +16,7 @@ from pimserve.scheduler.kv_tier_spec import KvTierSpec
 from pimserve.scheduler.simulation import Deployment, Served
 from pimserve.scheduler.summary import digest, summarize
 from pimserve.scheduler.usage import Hardware
+from tests.examples import examples
 
 from .test_prefix_cache import ROWS, SPEC, check_blocks, load, run
 from .test_windows import LENGTHS, Kept, Windows
@@ -51,7 +52,7 @@ def figures(served: Served) -> list[Any]:
     return [digest(served), served.prefixes, served.tiers.waits_ps, kept]
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(ROWS, st.integers(100, 300), TIERS, LENGTHS, st.integers(0, 1000), st.booleans())
 def test_windows_and_interruptions_do_not_matter(
     rows: list[tuple[int, int, int]],
@@ -72,7 +73,7 @@ def test_windows_and_interruptions_do_not_matter(
     assert figures(continued) == figures(whole)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(ROWS, st.integers(100, 300), TIERS, LENGTHS, st.integers(1, 3), st.none() | st.integers(0, 400))
 def test_blocks_are_conserved(
     rows: list[tuple[int, int, int]],
@@ -98,7 +99,7 @@ def test_blocks_are_conserved(
                 assert moved["carried_fs"] == carried_fs or (fails_ms is not None and moved["carried_fs"] < carried_fs)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(ROWS, st.integers(100, 300), st.sampled_from(["through", "back"]))
 def test_tiers_without_room_change_no_bit(rows: list[tuple[int, int, int]], kv_tokens: int, write: str) -> None:
     with_tiers = run(load(rows), kv_tokens, kv_tiers=(tier(blocks=0, write=write), tier("disk", blocks=0)))
@@ -106,7 +107,7 @@ def test_tiers_without_room_change_no_bit(rows: list[tuple[int, int, int]], kv_t
     assert (digest(with_tiers), with_tiers.prefixes) == (digest(without), without.prefixes)
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(ROWS, st.integers(200, 300), st.sampled_from(["through", "back"]))
 def test_where_nothing_comes_again_tiers_change_no_bit(
     rows: list[tuple[int, int, int]], kv_tokens: int, write: str
@@ -120,7 +121,7 @@ def test_where_nothing_comes_again_tiers_change_no_bit(
     assert write == "back" or with_tiers.tiers.levels[0][0].figures.written_blocks
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(ROWS, st.integers(0, 40), st.lists(st.sampled_from(["through", "back"]), min_size=1, max_size=2))
 def test_an_endless_tier_that_takes_no_time_is_as_good_as_an_endless_device(
     rows: list[tuple[int, int, int]], spare: int, writes: list[str]

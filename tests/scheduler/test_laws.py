@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from hypothesis import given, reject, settings
+from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from pimserve.device_models.operators import CATEGORIES
@@ -26,6 +26,7 @@ from pimserve.scheduler.length_predictor import LengthPredictor
 from pimserve.scheduler.outcomes import cut_off
 from pimserve.scheduler.requests import FINISHED, FOREVER, NEVER, REJECTED, WAITING
 from pimserve.scheduler.summary import digest
+from tests.examples import examples
 from tests.scheduler.law_runs import REPLICAS, ROUTERS, Run, head_of, runs
 
 from .reference_engine import UNLIMITED
@@ -33,7 +34,7 @@ from .reference_mixed import dealt
 from .strategies import Case, cases
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(runs())
 def test_requests_are_conserved(run: Run) -> None:
     counts = run.summary()["requests"]
@@ -54,7 +55,7 @@ def test_requests_are_conserved(run: Run) -> None:
     assert (waiting["emitted_tokens"] < waiting["output_tokens"]).all()
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(runs())
 def test_tokens_are_conserved(run: Run) -> None:
     rows, table = run.all_rows(), run.table
@@ -70,7 +71,7 @@ def test_tokens_are_conserved(run: Run) -> None:
         assert prompts + preemptions <= prefilled <= prompts + preemptions * run.served.max_model_len
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(runs())
 def test_kv_blocks_stay_within_capacity(run: Run) -> None:
     size = run.case.block_size
@@ -86,7 +87,7 @@ def test_kv_blocks_stay_within_capacity(run: Run) -> None:
         assert 0 <= use["mean_use"] <= use["peak_use"] + 1e-12
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(runs())
 def test_time_is_monotone_and_adds_up(run: Run) -> None:
     for replica, log in enumerate(run.served.logs):
@@ -109,7 +110,7 @@ def test_time_is_monotone_and_adds_up(run: Run) -> None:
     assert run.served.end_s == end_fs / FS_PER_S
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(runs())
 def test_no_effect_before_its_cause(run: Run) -> None:
     boundaries = [
@@ -129,7 +130,7 @@ def test_no_effect_before_its_cause(run: Run) -> None:
             assert row["first_token_ps"] > row["first_scheduled_ps"]
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(runs())
 def test_no_replica_idles_while_a_request_waits(run: Run) -> None:
     for replica in range(len(run.blocks)):
@@ -143,7 +144,7 @@ def test_no_replica_idles_while_a_request_waits(run: Run) -> None:
                 assert not ((mine["arrival_ps"] < idle_to) & unfinished).any()
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(runs())
 def test_littles_law(run: Run) -> None:
     """The mean number in the system is the rate of arrivals times the mean time in it, by integrals over events."""
@@ -160,7 +161,7 @@ def test_littles_law(run: Run) -> None:
     assert integral == times.sum()
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(runs(max_time_fs=None))
 def test_littles_law_of_the_batch(run: Run) -> None:
     """Steps know how many requests decode, requests how long they did: both come to the same."""
@@ -173,7 +174,7 @@ def test_littles_law_of_the_batch(run: Run) -> None:
         assert abs(integral_fs - decoded_fs) < max(1, len(mine)) * FS_PER_PS  # times are cut to whole ps
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(runs(max_time_fs=None, kv_admission="prompt"))
 def test_the_head_of_the_queue_waits_only_for_something_that_is_full(run: Run) -> None:
     if run.table["preemptions"].any() or run.case.policy == "vtc" or run.case.groups > 1:
@@ -201,7 +202,7 @@ def test_the_head_of_the_queue_waits_only_for_something_that_is_full(run: Run) -
                     )
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(st.integers(1, 8).flatmap(lambda clients: runs(concurrency=clients)))
 def test_a_closed_loop_keeps_its_concurrency(run: Run) -> None:
     replicas = min(len(run.blocks), run.case.concurrency)
@@ -218,7 +219,7 @@ def test_a_closed_loop_keeps_its_concurrency(run: Run) -> None:
             assert in_flight == clients or not more_to_come
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(cases(), REPLICAS, ROUTERS, st.integers(1, 5))
 def test_where_the_log_is_cut_does_not_matter(case: Case, replicas: int, router: str, rows_per_flush: int) -> None:
     case = replace(case, max_time_fs=None, routing=replace(case.routing, drift=None))  # which cuts it too
@@ -242,7 +243,7 @@ def test_where_the_log_is_cut_does_not_matter(case: Case, replicas: int, router:
     assert cut.summary() == whole.summary()
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(runs(max_time_fs=None), st.integers(2, 7))
 def test_the_order_in_which_replicas_run_does_not_matter(run: Run, slices: int) -> None:
     kind: type[Engine] = Engine if run.case.groups == 1 else DataParallelEngine
@@ -271,7 +272,7 @@ def test_the_order_in_which_replicas_run_does_not_matter(run: Run, slices: int) 
     assert len(Interleaved.all) == len(run.blocks)
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(
     st.sampled_from(["prompt", "no_evict"]).flatmap(lambda admission: runs(kv_admission=admission)),
     st.lists(st.integers(0, 60), min_size=25, max_size=25),
@@ -302,7 +303,7 @@ def test_no_decision_looks_at_a_true_output_length(run: Run, longer: list[int]) 
     assert (same["replica"][routed] == table["replica"][routed]).all()
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(runs())
 def test_row_terms_are_the_sums_of_their_steps(run: Run) -> None:
     """Energy by category, of those that only row terms have, and the host's busy time."""
@@ -350,7 +351,7 @@ def row_energy_pj(run: Run) -> Counter[tuple[str, str]]:
     return found
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(runs())
 def test_time_and_energy_are_the_sums_of_their_parts(run: Run) -> None:
     plan, summary, logs = run.case.plan, run.summary(), run.served.logs

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pimserve.device_models.plan import FS_PER_PS
@@ -19,6 +19,7 @@ from pimserve.scheduler.requests import FINISHED, NEVER, PREDICTED_TTFT, QUEUE_F
 from pimserve.scheduler.simulation import Deployment, Served
 from pimserve.scheduler.summary import digest, summarize
 from pimserve.scheduler.usage import Hardware
+from tests.examples import examples
 
 from .law_runs import BLIND, REPLICAS, ROUTERS, Run
 from .shedding_strategies import shedding_cases
@@ -133,7 +134,7 @@ def test_a_limit_that_never_bites_changes_no_bit(router: str) -> None:
         kept.first = 5
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(CASES, REPLICAS, ROUTERS, LENGTHS, st.integers(0, 100))
 def test_windows_shards_and_interruptions_do_not_matter(
     case: Case, replicas: int, router: str, lengths: list[int], cut: int
@@ -148,7 +149,7 @@ def test_windows_shards_and_interruptions_do_not_matter(
         kept.first = cut
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(CASES, REPLICAS, ROUTERS)
 def test_every_request_is_finished_rejected_or_left_and_no_more_wait_than_may(
     case: Case, replicas: int, router: str
@@ -170,7 +171,7 @@ def test_every_request_is_finished_rejected_or_left_and_no_more_wait_than_may(
             assert waits.sum() <= case.max_queued_requests
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(CASES, st.lists(st.integers(0, 60), min_size=25, max_size=25))
 def test_who_is_rejected_hangs_on_no_output_to_come(case: Case, longer: list[int]) -> None:
     case = replace(in_ps(case), kv_admission="prompt", policy="fcfs")

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
@@ -15,6 +15,7 @@ from pimserve.scheduler.longest_gaps import LongestGaps
 from pimserve.scheduler.requests import FINISHED
 from pimserve.scheduler.summary import digest, summarize
 from pimserve.scheduler.usage import Hardware
+from tests.examples import examples
 
 from .law_runs import REPLICAS, ROUTERS, Run
 from .strategies import Case, cases
@@ -43,7 +44,7 @@ def test_ranges_of_spans_wherever_they_are_cut(data: st.DataObject, spans: list[
     assert LongestGaps.of_all([gaps], len(spans)).tolist() == expected.tolist()
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(cases(), REPLICAS, ROUTERS)
 def test_every_gap_is_at_most_the_longest(case: Case, replicas: int, router: str) -> None:
     case = replace(case, max_time_fs=None)

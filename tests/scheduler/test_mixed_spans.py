@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pimserve.device_models.evaluate import shape_of
@@ -11,6 +11,7 @@ from pimserve.device_models.round_trips import schedule_fs
 from pimserve.device_models.routing import ExpertPools, Routing
 from pimserve.device_models.slowdown import NORMAL, SlowPools
 from pimserve.scheduler.mixed_costs import MixedCosts
+from tests.examples import examples
 
 from .mixed_strategies import FS_PER_MS, mixed
 from .strategies import expert_terms, plans
@@ -30,7 +31,7 @@ def mixed_plans(draw: st.DrawFn) -> CostPlan:
     return draw(mixed(replace(plan, decode=decode, experts=experts, micro_batches=None)))
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(
     mixed_plans(),
     st.integers(1, 12),

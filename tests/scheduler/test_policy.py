@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -19,6 +19,7 @@ from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.length_predictor import LengthPredictor
 from pimserve.scheduler.policy import QueuedRequest
 from pimserve.scheduler.queue_classes import QueueClass, queue_classes
+from tests.examples import examples
 
 from .pools import simulate_on
 from .test_simulation import PLAN, serve
@@ -67,7 +68,7 @@ LISTS = st.lists(st.tuples(st.integers(0, 40).map(lambda ms: ms / 1000), st.inte
                  min_size=1, max_size=12).map(sorted)  # fmt: skip
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(LISTS, st.integers(1, 3))
 def test_without_preference_they_come_first_come_first_served(
     requests: list[tuple[float, int, int]], max_num_seqs: int
@@ -162,7 +163,7 @@ def test_without_ageing_a_late_class_starves() -> None:
     assert (aged < aged[1]).sum() == 1 + 6  # the one before it, and those that came until 0.301 s
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(
     st.lists(st.tuples(LISTS.map(lambda some: some[0]), st.integers(1, 2)), min_size=2, max_size=15),
     st.integers(1, 30),

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pimserve.device_models.plan import FS_PER_PS
@@ -18,6 +18,7 @@ from pimserve.scheduler.requests import FINISHED, NEVER, WAITING
 from pimserve.scheduler.simulation import Deployment, Served
 from pimserve.scheduler.summary import digest, summarize
 from pimserve.scheduler.usage import Hardware
+from tests.examples import examples
 
 from .pools import Decode
 from .strategies import FS_PER_MS
@@ -229,7 +230,7 @@ class Watched(Windows):
             assert state.up or not (state.running or state.waiting or state.kv_blocks_used)
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(faulty(ever=False), LENGTHS)
 def test_requests_tokens_and_bytes_are_conserved(faulty: Faulty, lengths: list[int]) -> None:
     run = faulty.run(Deployment(control=Watched(lengths)))
@@ -259,7 +260,7 @@ def test_requests_tokens_and_bytes_are_conserved(faulty: Faulty, lengths: list[i
         assert handover["bytes"] == sum(faulty.pools.decode.link.size(int(row["input_tokens"])) for row in moved)
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(faulty(), LENGTHS)
 def test_nobody_is_lost_where_replicas_do_not_come_back(faulty: Faulty, lengths: list[int]) -> None:
     run = faulty.run(Deployment(control=Watched(lengths)))
@@ -270,7 +271,7 @@ def test_nobody_is_lost_where_replicas_do_not_come_back(faulty: Faulty, lengths:
     assert (waiting["emitted_tokens"] < waiting["output_tokens"]).all()
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(faulty())
 def test_time_is_monotone_and_no_effect_comes_before_its_cause(faulty: Faulty) -> None:
     run = faulty.run()
@@ -297,7 +298,7 @@ def test_time_is_monotone_and_no_effect_comes_before_its_cause(faulty: Faulty) -
             assert begin + row.duration_fs <= since or begin >= until
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(faulty(), LENGTHS)
 def test_windows_and_shards_do_not_matter(faulty: Faulty, lengths: list[int]) -> None:
     alone = faulty.run()
@@ -307,7 +308,7 @@ def test_windows_and_shards_do_not_matter(faulty: Faulty, lengths: list[int]) ->
         assert (spans(run), digest(run.served), run.summary()) == found
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(faulty(), LENGTHS, st.integers(0, 1000))
 def test_an_interrupted_run_goes_on_to_the_same_bits(faulty: Faulty, lengths: list[int], at: int) -> None:
     alone = faulty.run()

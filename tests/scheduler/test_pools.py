@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S, CostPlan
@@ -26,6 +26,7 @@ from pimserve.scheduler.simulation import Deployment, Served
 from pimserve.scheduler.steplog import StepLog
 from pimserve.scheduler.summary import digest, summarize
 from pimserve.scheduler.usage import Hardware
+from tests.examples import examples
 
 from .law_runs import ROUTERS, Run
 from .pools import Decode
@@ -197,7 +198,7 @@ def pool_rows(run: Run, name: str) -> list[Any]:
     return [row for replica in numbers for _, row in run.rows(replica)]
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(pooled())
 def test_requests_tokens_and_bytes_are_conserved(pools: Pooled) -> None:
     run = pools.run()
@@ -230,7 +231,7 @@ def test_requests_tokens_and_bytes_are_conserved(pools: Pooled) -> None:
     assert abs(gaps - lived) <= 2 * FS_PER_PS * len(done)
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(pooled())
 def test_kv_blocks_stay_within_capacity_and_time_is_monotone(pools: Pooled) -> None:
     run = pools.run()
@@ -247,7 +248,7 @@ def test_kv_blocks_stay_within_capacity_and_time_is_monotone(pools: Pooled) -> N
     assert 0 <= use <= 1
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(pooled())
 def test_no_effect_before_its_cause(pools: Pooled) -> None:
     run = pools.run()
@@ -274,7 +275,7 @@ def test_no_effect_before_its_cause(pools: Pooled) -> None:
     assert all(wait >= 0 for wait in run.served.handovers.waits_ps)
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(pooled(), LENGTHS)
 def test_windows_and_shards_do_not_matter(pools: Pooled, lengths: list[int]) -> None:
     alone = pools.run()
@@ -287,7 +288,7 @@ def test_windows_and_shards_do_not_matter(pools: Pooled, lengths: list[int]) -> 
 
 
 @pytest.mark.slow
-@settings(max_examples=25)
+@examples(25)
 @given(pooled(), LENGTHS, st.integers(0, 1000))
 def test_an_interrupted_run_goes_on_to_the_same_bits(pools: Pooled, lengths: list[int], at: int) -> None:
     alone = pools.run()
@@ -299,7 +300,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(pools: Pooled, lengths: lis
     assert continued.summary() == alone.summary()
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(plans(), st.lists(st.tuples(st.integers(1, 100), st.integers(1, 30)), min_size=1, max_size=8))
 def test_alone_and_with_nothing_on_the_way_a_request_goes_as_on_one_replica(
     plan: CostPlan, lengths: list[tuple[int, int]]

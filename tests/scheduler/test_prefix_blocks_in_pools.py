@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pimserve.loadgen.traces.ragged import Ragged
@@ -16,6 +16,7 @@ from pimserve.scheduler.prefix_figures import PrefixFigures
 from pimserve.scheduler.requests import FINISHED, RequestTable
 from pimserve.scheduler.simulation import Deployment, Served
 from pimserve.scheduler.summary import digest
+from tests.examples import examples
 
 from .pools import Decode
 from .reference_prefix import PhysicalBlocks
@@ -105,7 +106,7 @@ class Both:
         assert astuple(figures) == (reference.queries, hits, reference.evictions, reference.cached)
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(PATHS, st.integers(1, 4), st.integers(0, 30), OPS)
 def test_blocks_that_are_sent_on_and_received_are_those_of_the_reference(
     paths: list[tuple[int, int, int]], size: int, more: int, ops: list[tuple[int, str]]
@@ -162,7 +163,7 @@ def test_what_nobody_shares_changes_nothing_in_pools() -> None:
 FAILURES = st.lists(st.tuples(st.integers(0, 600), st.integers(0, 3)), max_size=2)
 
 
-@settings(max_examples=12, deadline=None)
+@examples(12)
 @given(ROWS, st.integers(25, 100), LENGTHS, FAILURES, st.integers(0, 1000))
 def test_windows_shards_and_interruptions_do_not_matter(
     rows: list[tuple[int, int, int]], blocks: int, lengths: list[int], failures: list[tuple[int, int]], at: int

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pimserve.cluster.scenario.document import load_scenario
@@ -26,6 +26,7 @@ from pimserve.scheduler.prefix_figures import PrefixFigures
 from pimserve.scheduler.simulation import Deployment, Served
 from pimserve.scheduler.summary import digest, summarize
 from pimserve.scheduler.usage import Hardware
+from tests.examples import examples
 
 from .test_simulation import serve
 from .test_windows import FS_PER_MS, LENGTHS, Kept, Windows
@@ -60,7 +61,7 @@ def run(
 ROWS = st.lists(st.tuples(st.integers(0, 300), st.integers(0, 3), st.integers(1, 40)), min_size=1, max_size=25)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(ROWS, st.integers(100, 400), LENGTHS, st.integers(0, 1000))
 def test_windows_and_interruptions_do_not_matter(
     rows: list[tuple[int, int, int]], kv_tokens: int, lengths: list[int], at: int
@@ -91,7 +92,7 @@ def check_blocks(state: dict[str, Any], blocks: int) -> None:
     assert {request for request, _ in state["prefix_held"]} == {request for request, _ in state["running"]} | loading
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     ROWS,
     st.integers(100, 400),
@@ -126,7 +127,7 @@ def test_a_replica_that_fails_loses_its_cache() -> None:
     assert served.prefixes == PrefixFigures(queried_tokens=200, hit_tokens=80, evicted_blocks=0, cached_blocks=14)
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(ROWS, st.integers(100, 400), st.integers(301, 900))
 def test_figures_of_a_replica_that_fails_are_those_until_then(
     rows: list[tuple[int, int, int]], kv_tokens: int, at_ms: int

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pimserve.loadgen.traces.prefix_reuse import prefix_reuse
@@ -11,6 +11,7 @@ from pimserve.loadgen.workload import Workload, generate
 from pimserve.loadgen.workload_spec import WorkloadSpec
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.simulation import Served
+from tests.examples import examples
 from tests.loadgen.slices import SLICES, real
 
 from .test_prefix_cache import ROWS, SPEC, load, run
@@ -30,7 +31,7 @@ def hit_tokens(served: Served) -> int:
     return served.prefixes.hit_tokens
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(ROWS, st.integers(100, 600), st.integers(1, 3))
 def test_no_more_is_found_than_there_is(rows: list[tuple[int, int, int]], kv_tokens: int, replicas: int) -> None:
     """Of whoever is not preempted: else they find what they had themselves."""
@@ -39,7 +40,7 @@ def test_no_more_is_found_than_there_is(rows: list[tuple[int, int, int]], kv_tok
     assert hit_tokens(served) <= ideal_tokens(workload, SPEC.block_size)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(ROWS)
 def test_one_at_a_time_with_room_for_all_finds_all_that_there_is(rows: list[tuple[int, int, int]]) -> None:
     workload = load([(10_000 * number, group, outputs) for number, (_, group, outputs) in enumerate(rows)])

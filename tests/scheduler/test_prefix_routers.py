@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pimserve.cluster.scenario.document import load_scenario
@@ -38,6 +38,7 @@ from pimserve.scheduler.router_protocol import (
 )
 from pimserve.scheduler.simulation import Deployment, Served
 from pimserve.scheduler.summary import digest
+from tests.examples import examples
 
 from .test_prefix_cache import ROWS, load, run
 from .test_windows import FS_PER_MS, LENGTHS, Kept, Windows
@@ -139,7 +140,7 @@ def told(state: Mapping[str, Any], replica: int, interval_s: float) -> set[int]:
     return blocks
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(ROWS, LENGTHS, INTERVALS, st.lists(st.tuples(st.integers(0, 400), st.integers(0, 2)), max_size=2))
 def test_what_is_told_of_blocks_is_what_caches_have(
     rows: list[tuple[int, int, int]], lengths: list[int], interval_s: float, failures: list[tuple[int, int]]
@@ -159,7 +160,7 @@ def test_what_is_told_of_blocks_is_what_caches_have(
             assert told(state, replica, interval_s) == free | {block for block, _ in engine["prefix_holders"]}
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(ROWS, SETTINGS, INTERVALS, LENGTHS, st.integers(0, 1000))
 def test_windows_and_interruptions_do_not_matter(
     rows: list[tuple[int, int, int]], router: Any, interval_s: float, lengths: list[int], at: int

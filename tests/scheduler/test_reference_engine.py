@@ -4,11 +4,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from pimserve.device_models.experts import ExpertTerm, ExpertUnit
 from pimserve.device_models.plan import CostPlan, DecodeAttentionTerm, PrefillAttentionTerm, RowTerm
 from pimserve.device_models.routing import POOL_SIZE, ExpertPools, Routing
+from tests.examples import examples
 
 from .reference_engine import ReferenceRequest, run_reference
 from .reference_result import ReferenceResult
@@ -282,7 +283,7 @@ def test_experts_follow_the_step_index(mode: str) -> None:
     assert len(set(extra)) > 1
 
 
-@settings(max_examples=120)
+@examples(120)
 @given(cases())
 def test_laws(case: Case) -> None:
     result = case.run()

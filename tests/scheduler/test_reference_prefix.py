@@ -3,7 +3,9 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
+
+from tests.examples import examples
 
 from .prefix_strategies import prefix_cases
 from .strategies import Case
@@ -139,7 +141,7 @@ def test_an_oracle_reserves_what_is_hit() -> None:
     assert result.hit_tokens == [0, 2]
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(prefix_cases())
 def test_laws(case: Case) -> None:
     result = case.run()
@@ -156,7 +158,7 @@ def test_laws(case: Case) -> None:
             assert result.queries == sum(row.input_tokens for row in result.requests if row.emitted_tokens)
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(prefix_cases())
 def test_one_at_a_time_with_room_for_all_finds_all_that_was_before(case: Case) -> None:
     requests = case.requests[:6]
@@ -179,7 +181,7 @@ def test_one_at_a_time_with_room_for_all_finds_all_that_was_before(case: Case) -
         known.update(ids[: (row.input_tokens + row.output_tokens - 1) // case.block_size])
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(prefix_cases())
 def test_without_ids_nothing_changes(case: Case) -> None:
     result = replace(case, prefixes=[[] for _ in case.requests]).run()
@@ -188,7 +190,7 @@ def test_without_ids_nothing_changes(case: Case) -> None:
     assert replace(result, queries=0, hit_tokens=[]) == plain
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(prefix_cases(shared=False))
 def test_what_nobody_shares_changes_no_steps(case: Case) -> None:
     """Unless requests are preempted, which find what they had."""

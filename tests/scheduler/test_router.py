@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pimserve.device_models.plan import CostPlan, DecodeAttentionTerm, RowTerm
@@ -19,6 +19,7 @@ from pimserve.scheduler.count_routers import LeastOutstanding, PowerOfTwo
 from pimserve.scheduler.fleet import Pool
 from pimserve.scheduler.router import make_router
 from pimserve.scheduler.simulation import Served, simulate
+from tests.examples import examples
 
 PS = 1000
 MS = 10**9  # in ps
@@ -113,7 +114,7 @@ INTO_A_SPAN = [(0, 1, 1)] * 3 + [(0, 1, 2), (0, 1, 1), (0, 1, 1), (20 * MS, 1, 1
 INTO_A_SPAN += [(10 * MS, 1, 4), (12 * MS, 1, 1), (0, 1, 2), (19 * MS, 1, 1), (0, 1, 1)]
 
 
-@settings(max_examples=60)
+@examples(60)
 @example(INTO_A_SPAN, 2, 2)
 @given(REQUESTS, st.integers(2, 4), st.sampled_from([2, 256]))
 def test_least_outstanding_sees_what_each_replica_really_has(

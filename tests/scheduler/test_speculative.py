@@ -5,7 +5,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -23,6 +23,7 @@ from pimserve.scheduler.speculative_decoding import SpeculativeDecoding
 from pimserve.scheduler.speculative_spec import SpeculativeSpec
 from pimserve.scheduler.summary import digest, summarize
 from pimserve.scheduler.usage import Hardware
+from tests.examples import examples
 
 from .speculative_strategies import speculations
 from .test_windows import LENGTHS, Kept, Windows
@@ -63,7 +64,7 @@ def test_one_rate_gives_a_geometric_series(rate: float, drafts: int) -> None:
 
 
 @given(speculations(), st.integers(0, 2**40))
-@settings(max_examples=50)
+@examples(50)
 def test_as_often_as_the_law_says(spec: SpeculativeSpec, seed: int) -> None:
     drawn = Acceptance(spec, seed).emitted
     counts = np.bincount(drawn, minlength=spec.verify_tokens + 1)
@@ -73,7 +74,7 @@ def test_as_often_as_the_law_says(spec: SpeculativeSpec, seed: int) -> None:
 
 
 @given(speculations(), st.integers(0, 10**6), st.integers(0, 10**9), st.integers(1, 5000), st.integers(0, 5000))
-@settings(max_examples=100)
+@examples(100)
 def test_a_request_emits_what_is_left_and_no_more(
     spec: SpeculativeSpec, request_number: int, step: int, left: int, later: int
 ) -> None:
@@ -89,7 +90,7 @@ def test_a_request_emits_what_is_left_and_no_more(
 
 
 @given(speculations(), st.data())
-@settings(max_examples=60)
+@examples(60)
 def test_restored_sums_go_on_as_they_were(spec: SpeculativeSpec, data: st.DataObject) -> None:
     def fresh() -> tuple[dict[int, int], SpeculativeDecoding]:
         running: dict[int, int] = {}
@@ -246,7 +247,7 @@ def test_no_draft_accepted_is_one_token_a_step() -> None:
     assert wide.logs[0].busy_fs > plain.logs[0].busy_fs
 
 
-@settings(max_examples=12, deadline=None)
+@examples(12)
 @given(LENGTHS, st.integers(0, 500), st.sampled_from(["round_robin", "least_outstanding", "least_tokens"]))
 def test_windows_interruptions_and_faults_do_not_matter(lengths: list[int], at: int, router: str) -> None:
     """Cut anywhere, and continued from anywhere, with preemptions and a replica that fails, the bits are the same."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pimserve.errors import InputError
@@ -16,6 +16,7 @@ from pimserve.scheduler.simulation import Deployment, Served
 from pimserve.scheduler.summary import digest, summarize
 from pimserve.scheduler.swap_space import SwapSpace
 from pimserve.scheduler.usage import Hardware
+from tests.examples import examples
 
 from .law_runs import REPLICAS, Run
 from .strategies import Case, cases, serial_plans
@@ -66,7 +67,7 @@ def test_without_room_in_the_space_all_is_computed_again() -> None:
     assert plain.table["finish_ps"][1] == 10**10 * (40 + 1 + 40 - 19 - 1)  # the prompt again, with a token
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(swapping_cases(cases(serial_plans(st.none()))), REPLICAS, LENGTHS, st.integers(0, 100))
 def test_windows_shards_and_interruptions_do_not_matter(
     case: Case, replicas: int, lengths: list[int], cut: int

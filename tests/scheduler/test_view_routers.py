@@ -6,7 +6,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pimserve.loadgen.turns import Turns
@@ -20,6 +20,7 @@ from pimserve.scheduler.shard import Shard
 from pimserve.scheduler.simulation import Deployment
 from pimserve.scheduler.summary import digest
 from pimserve.scheduler.view_routers import LeastKv, LeastTokens, SessionAffinity
+from tests.examples import examples
 
 from .law_runs import LOOKING, ROUTERS, Run
 from .strategies import Case, cases
@@ -125,7 +126,7 @@ class Counter(Windows):
             assert state.kv_usage > 0 or not state.running
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(cases(), st.integers(1, 3), ROUTERS, LENGTHS)
 def test_tokens_in_flight_are_those_of_all_requests(case: Case, replicas: int, router: str, lengths: list[int]) -> None:
     control = Counter(lengths)
@@ -138,7 +139,7 @@ def test_tokens_in_flight_are_those_of_all_requests(case: Case, replicas: int, r
     Run(replace(case, max_time_fs=None), replicas, router, deployment=Deployment(control=control, shards=shards))
 
 
-@settings(max_examples=80)
+@examples(80)
 @given(cases(), st.integers(2, 4), st.sampled_from(LOOKING), INTERVALS, st.data())
 def test_no_router_knows_how_long_outputs_will_be(
     case: Case, replicas: int, router: str, interval_s: float, data: st.DataObject
@@ -196,7 +197,7 @@ def test_a_session_stays_where_it_is_while_that_takes_requests() -> None:
         assert each.route(RequestView(5), outstanding((0, 9), (1, 8), (2, 3))) == 2
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(st.integers(2, 4), st.sampled_from([0.0, 0.05]), LENGTHS, st.integers(0, 100), st.data())
 def test_turns_of_a_session_go_where_the_first_went(
     replicas: int, interval_s: float, lengths: list[int], at: int, data: st.DataObject

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pimserve.device_models.kv_groups import NO_WINDOWS, KvGroups
@@ -27,6 +27,7 @@ from pimserve.scheduler.requests import FINISHED, FOREVER, REJECTED, RequestTabl
 from pimserve.scheduler.shard import Shard
 from pimserve.scheduler.simulation import Deployment
 from pimserve.scheduler.summary import digest
+from tests.examples import examples
 
 from .law_runs import ROUTERS, Run, runs
 from .strategies import Case, cases
@@ -97,7 +98,7 @@ def spans(run: Run) -> list[list[Any]]:
     return [run.rows(replica) for replica in range(len(run.blocks))]
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(runs(), LENGTHS)
 def test_windows_do_not_matter(run: Run, lengths: list[int]) -> None:
     control = Windows(lengths)
@@ -133,13 +134,13 @@ def test_who_is_rejected_leaves() -> None:
     assert sorted(control.left) == [0, 1, 2, 3]
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(runs(), LENGTHS)
 def test_who_has_finished_or_was_rejected_leaves_once(run: Run, lengths: list[int]) -> None:
     Run(run.case, len(run.blocks), run.spec.router, deployment=Deployment(control=Leavers(lengths)))
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(runs(), LENGTHS, st.integers(0, 1000))
 def test_an_interrupted_run_goes_on_to_the_same_bits(run: Run, lengths: list[int], at: int) -> None:
     kept = Kept()
@@ -152,7 +153,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(run: Run, lengths: list[int
     assert continued.summary() == run.summary()
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(cases(), ROUTERS, st.integers(2, 4), st.integers(1, 300), LENGTHS)
 def test_shards_do_not_matter(case: Case, router: str, replicas: int, interval_ms: int, lengths: list[int]) -> None:
     case = replace(case, max_time_fs=None)
@@ -172,7 +173,7 @@ def test_exact_state_needs_one_shard() -> None:
         serve([(0.0, 5, 5)], spec=SchedulerSpec(router="least_outstanding"), replicas=2, deployment=deployment)
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(runs(max_time_fs=None, concurrency=None), LENGTHS, st.integers(1, 5))
 def test_commands_are_part_of_what_is_simulated(run: Run, lengths: list[int], window: int) -> None:
     for command in (

@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given
 from hypothesis import strategies as st
 
 from pimserve.cluster.base.rpc.channels import process_channel
@@ -41,6 +41,7 @@ from pimserve.scheduler.simulation import Deployment
 from pimserve.scheduler.summary import digest
 from pimserve.v1 import shard_pb2 as pb
 from pimserve.v1.shard_pb2_grpc import ShardServiceStub
+from tests.examples import examples
 from tests.scheduler.strategies import Case, cases
 from tests.scheduler.test_laws import Run, runs
 from tests.scheduler.test_simulation import PLAN
@@ -51,7 +52,7 @@ RUNS = runs(max_num_batched_tokens=16)
 CASES = cases().map(lambda case: replace(case, max_num_batched_tokens=16, max_time_fs=None))
 TOKEN = "a token of this test"
 # Shrinking would take minutes, for every try starts servers.
-SLOW = settings(max_examples=12, deadline=None, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow])
+SLOW = examples(12, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow])
 
 
 class Hosts:
@@ -218,7 +219,7 @@ def test_snapshots_in_between_do_not_matter(run: Run, often: int) -> None:
 
 
 @given(RUNS)
-@settings(max_examples=20)
+@examples(20)
 def test_fleets_orders_and_reports_survive_the_wire(run: Run) -> None:
     order = Order(3, 2**200, np.arange(5), np.zeros(5, np.int64), last=True, spec=run.spec)
     again = from_message(Order, *to_message(order))

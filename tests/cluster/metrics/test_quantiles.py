@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
@@ -31,6 +31,7 @@ from pimserve.scheduler.requests import FINISHED, RequestTable
 from pimserve.scheduler.simulation import Deployment
 from pimserve.scheduler.window import MeasuredWindow
 from tests.cluster.documents import serve
+from tests.examples import examples
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 WITHIN = 0.10
@@ -149,7 +150,7 @@ sample_sets = st.one_of(
 )
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(samples=sample_sets, percent=st.floats(0.1, 100))
 @example(samples=[0.001] * 999 + [1000.0], percent=50.0)  # 99.9 / 100 * 1000 is more than 999 in floating point
 def test_any_samples_are_read_within_a_tenth(samples, percent):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pimserve.cluster.base.checksums import SUMS_FILE, write_checksums
@@ -32,6 +32,7 @@ from pimserve.loadgen.objectives import Objectives
 from pimserve.loadgen.slo import SloSpec
 from pimserve.scheduler.control import ChangeScheduler, Command, Inject, RunView, ScaleRate
 from tests.command import pimserve
+from tests.examples import examples
 
 SMALL = ("model=llama-3.1-8b", "workload.num_requests=60", "cluster.replicas=2")
 SCENARIOS: Mapping[str, Prepared] = {
@@ -104,7 +105,7 @@ COMMANDS = st.one_of(
 )
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(
     name=st.sampled_from(sorted(SCENARIOS)),
     told=st.lists(st.tuples(st.integers(1, 80), COMMANDS), max_size=6),
@@ -140,7 +141,7 @@ class Told(threading.Thread):
         return self.control.ask(lambda view: view.apply(command))
 
 
-@settings(max_examples=8)
+@examples(8)
 @given(told=st.lists(st.none() | COMMANDS, min_size=1, max_size=8), speed=st.sampled_from([0.0, 200.0]))
 def test_a_run_that_is_told_from_another_thread_is_replayed(told: list[Command | None], speed: float) -> None:
     with tempfile.TemporaryDirectory() as scratch:

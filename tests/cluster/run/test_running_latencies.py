@@ -4,7 +4,7 @@ import threading
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pimserve.cluster.cli.service_tables import limit_table, request_page, slo_line
@@ -20,6 +20,7 @@ from pimserve.loadgen.slo import SloSpec
 from pimserve.scheduler.requests import FINISHED, WAITING, RequestTable
 from pimserve.scheduler.simulation import Deployment
 from tests.cluster.documents import serve
+from tests.examples import examples
 
 NOTHING = np.zeros(0, np.int64)
 
@@ -133,7 +134,7 @@ def test_nothing_yet():
     assert (found.left, found.good) == (0, 0)
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(st.lists(st.integers(0, 2**62), min_size=1, max_size=20), st.integers(0, 10**12))
 def test_latencies_of_any_length_fit(spans_ps, frontend_ps):
     n = len(spans_ps)

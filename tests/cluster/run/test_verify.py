@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pimserve.cluster.base.checksums import SUMS_FILE, Finding, write_checksums
@@ -25,6 +25,7 @@ from pimserve.scheduler.control import Inject, RunView, ScaleRate
 from tests.cluster.documents import run
 from tests.cluster.sweep.grids import small
 from tests.command import pimserve
+from tests.examples import examples
 
 RESULTS = (
     "SHA256SUMS",
@@ -124,7 +125,7 @@ def test_sha256sum_reads_the_list(results: Path) -> None:
 
 
 @pytest.mark.parametrize("name", RESULTS)
-@settings(max_examples=25)
+@examples(25)
 @given(place=st.integers(0, 10**6), bits=st.integers(1, 255))
 def test_a_flipped_byte_of_results_is_found(results: Path, name: str, place: int, bits: int) -> None:
     whole = (results / name).read_bytes()
@@ -136,7 +137,7 @@ def test_a_flipped_byte_of_results_is_found(results: Path, name: str, place: int
 
 
 @pytest.mark.parametrize("name", CHECKPOINT)
-@settings(max_examples=25)
+@examples(25)
 @given(place=st.integers(0, 10**6), bits=st.integers(1, 255))
 def test_no_run_goes_on_from_a_checkpoint_with_a_flipped_byte(
     checkpoint: Path, name: str, place: int, bits: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pimserve.cluster.scenario.document import Scenario
@@ -14,6 +14,7 @@ from pimserve.cluster.scenario.pools import place_pool, routing_of
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.errors import InputError
 from tests.cluster.documents import serve
+from tests.examples import examples
 
 MIXTRAL = {"cluster": {"device": "h100"}}
 CARD = {"preset": "h100", "memory_gb": "24 GiB"}
@@ -162,7 +163,7 @@ def test_a_share_of_what_is_free_is_taken_last() -> None:
         placed({**card(memory_utilization=0.5), "costs": {"setting": "measured"}})
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(blocks=st.integers(40, 400), size=st.integers(1, 4), every=st.integers(2, 9), parallel=st.sampled_from([1, 2]))
 def test_a_replica_has_the_blocks_that_are_stated(blocks: int, size: int, every: int, parallel: int) -> None:
     """Also where a block is of fewer tokens than there are groups of layers, and one more token is several blocks."""

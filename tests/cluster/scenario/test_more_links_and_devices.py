@@ -12,7 +12,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pimserve.cluster.scenario.document import Scenario
@@ -26,6 +26,7 @@ from pimserve.device_models.operators import Parallelism, operators_of
 from pimserve.device_models.plan import CostPlan
 from pimserve.device_models.registry import load_device
 from pimserve.errors import InputError
+from tests.examples import examples
 
 DEVICES = [name for name in device_names() if isinstance(load_device(name), OperatorDevice)]
 LAW_FROM = 9e9  # weights that a token uses
@@ -67,7 +68,7 @@ def layouts(model: str) -> list[Parallelism]:
     st.floats(1, 100),
     st.data(),
 )
-@settings(max_examples=15)
+@examples(15)
 def test_faster_links_never_slow_a_step(model, device, way, collectives, tokens, factor, data):
     split = data.draw(st.sampled_from(layouts(model)))
     links = links_of(load_device(device), dispatch=way, collectives=collectives)
@@ -134,7 +135,7 @@ STEPS = st.tuples(st.integers(0, 256), st.integers(1, 8000), st.sampled_from([0,
 
 @pytest.mark.parametrize("model", LARGE)
 @given(st.sampled_from(DEVICES), st.sampled_from([1, 2, 4]), st.sampled_from(["ep", "tp"]), STEPS)
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_twice_the_devices_of_a_node_never_slow_a_step(model, device, devices, experts, step):
     decodes, context, prompt = step
     if not decodes + prompt:

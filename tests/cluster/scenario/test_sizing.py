@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pimserve.cluster.scenario.document import load_scenario
@@ -13,6 +13,7 @@ from pimserve.cluster.scenario.prepared import prepare
 from pimserve.errors import InputError
 from tests.cluster.documents import run
 from tests.cluster.scenario.test_plugin_device import Abacus, registered
+from tests.examples import examples
 
 AUTO = "cluster.devices_per_node=auto"
 
@@ -54,7 +55,7 @@ def holds(*changes: str) -> bool:
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(
     st.sampled_from(["duplex", "h100", "b200", "aimc-realistic", "aimc-paper-table"]),
     st.sampled_from(["mixtral-8x7b", "llama-3-70b", "qwen3-30b-a3b", "gpt2-large"]),

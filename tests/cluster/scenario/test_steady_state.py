@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pimserve.cluster.scenario.document import load_scenario
@@ -13,6 +13,7 @@ from pimserve.cluster.validation.duplex_systems import SystemName, build
 from pimserve.device_models.operators import CATEGORIES
 from pimserve.device_models.plan import FS_PER_S, HOST, PJ_PER_J, CostPlan, Energy, RowTerm
 from pimserve.device_models.routing import POOL_SIZE, Routing
+from tests.examples import examples
 
 
 def state(model: str, name: SystemName, requests: int, length: int) -> SteadyState:
@@ -53,7 +54,7 @@ def test_stage_times(
     name=st.sampled_from(["GPU", "Duplex+PE+ET"]),
 )
 @example(requests=3, output=1732, length=1, name="GPU")  # prompts are so rare that two at once weigh in their mean
-@settings(max_examples=25)
+@examples(25)
 def test_laws(requests: int, output: int, length: int, name: SystemName) -> None:
     system = build("OPT", CLUSTERS["OPT"], name)
     found = SteadyState(system.plan, system.pools, ClosedLoop(requests, length, output))

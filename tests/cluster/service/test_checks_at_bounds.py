@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from pimserve.cluster.base.rpc.statuses import RefusedError
@@ -19,6 +19,7 @@ from pimserve.device_models.model import ModelSpec
 from pimserve.errors import PimserveError
 from pimserve.v1 import simulation_pb2 as pb
 from tests.cluster.scenario.test_bounds import numbers_of
+from tests.examples import examples
 
 DEVICES = {"h100": GpuSpec, "duplex": DuplexSpec, "aimc-realistic": AimcSpec}
 MODELS = ["mixtral-8x7b", "deepseek-v3", "llama-3.1-8b", "gpt2-medium"]
@@ -78,7 +79,7 @@ def test_what_is_at_the_bounds_is_checked_within_the_limits_or_refused_clearly()
     checkers = CheckerPool(None, USUAL_PLACES, CheckLimits(time_s=20, memory_bytes=2 << 30, processes=1))
     outcomes = Counter()
 
-    @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+    @examples(100, suppress_health_check=list(HealthCheck))
     @given(documents())
     def checked(document):
         try:

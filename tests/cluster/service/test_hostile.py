@@ -15,7 +15,7 @@ from typing import Any
 
 import grpc
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from pimserve.cluster.base.rpc.security import bearer
@@ -23,6 +23,7 @@ from pimserve.cluster.client import Client
 from pimserve.v1 import scheduler_pb2 as sched
 from pimserve.v1 import simulation_pb2 as sim
 from tests.cluster.service.harness import server_and_client
+from tests.examples import examples
 
 TOKEN = "a token of the tests".replace(" ", "-")
 METADATA = bearer(TOKEN)
@@ -128,10 +129,10 @@ def requests(run_ids, methods=EVERY_METHOD):
     return st.sampled_from(methods).flatmap(bytes_for)
 
 
-def send_anything(client, channel, examples):
+def send_anything(client, channel, count):
     """Calls whose bytes may well be right: they launch, cancel and delete runs, too."""
 
-    @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
+    @examples(count, suppress_health_check=list(HealthCheck))
     @given(requests(st.builds(lambda: client.run_id)))
     def anything(request):
         (path, _, stream), data = request
@@ -154,7 +155,7 @@ def test_a_run_survives_whatever_it_is_asked(worker):
     each.call("Pause", sim.PauseRequest(run_id="abcd"))
     scheduler = [method for method in EVERY_METHOD if "Scheduler" in method[0]]
 
-    @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+    @examples(200, suppress_health_check=list(HealthCheck))
     @given(requests(st.just("abcd"), scheduler))
     def anything(request):
         (path, _, stream), data = request

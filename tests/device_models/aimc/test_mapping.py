@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pimserve.device_models.aimc.chip import Chip
@@ -17,6 +17,7 @@ from pimserve.device_models.aimc.network import Ffn, Network, gpt2_like, network
 from pimserve.device_models.aimc.operation_costs import Dram, PlaceholderCosts
 from pimserve.device_models.catalogue import load_model
 from pimserve.errors import InputError
+from tests.examples import examples
 
 VALIDATION = Path(__file__).parents[3] / "cluster/validation"
 REFERENCE = (VALIDATION / "aimc_cases.json", VALIDATION / "aimc_paper_scale.json")
@@ -203,7 +204,7 @@ def same_tiles(network: Network, mapping: Mapping) -> bool:
     )
 
 
-@settings(deadline=None, max_examples=80)
+@examples(80)
 @given(problems())
 def test_as_described(problem: tuple[Network, Chip, MappingSpec, list[list[float]]]) -> None:
     network, chip, spec, joint = problem
@@ -214,7 +215,7 @@ def test_as_described(problem: tuple[Network, Chip, MappingSpec, list[list[float
         assert places == Naive(network, chip, spec, joint).map()
 
 
-@settings(deadline=None, max_examples=80)
+@examples(80)
 @given(
     strategy=st.sampled_from(STRATEGIES),
     spread=st.sampled_from(["layers", "experts"]),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from pimserve.cluster.base.wire import to_table
@@ -21,6 +21,7 @@ from pimserve.v1 import device_pb2 as pb
 from pimserve.v1.columns_pb2 import Column, Table
 from pimserve.v1.device_pb2_grpc import DeviceServiceStub
 from tests.cluster.distributed.devices.served import run
+from tests.examples import examples
 
 REFUSALS = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.DATA_LOSS}
 _INT64 = st.integers(-(2**63), 2**63 - 1)
@@ -199,7 +200,7 @@ def test_hand_overs_of_other_peoples_devices(planned: Victim) -> None:
 _COLUMNS = st.sampled_from([*SpanColumns._fields, "first_step", "slowdown"])
 
 
-@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@examples(80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.dictionaries(_COLUMNS, st.tuples(st.integers(0, 5), _NEAR), min_size=1, max_size=4),
     st.integers(-1, 3),
@@ -275,7 +276,7 @@ _MESSAGES = {
 
 
 @pytest.mark.parametrize("method", _MESSAGES)
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@examples(60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_fuzzed_messages(lockstep: Victim, method: str, data: st.DataObject) -> None:
     request = data.draw(_MESSAGES[method])

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pimserve.cluster.distributed.devices.audit import Audit, durations
@@ -15,6 +15,7 @@ from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.ledger import PooledSpans, ReplicaLedger, TimesDifferError, mixed_features
 from pimserve.scheduler.steplog import SpanColumns, StepLog
 from tests.cluster.distributed.devices.served import SCENARIOS, run
+from tests.examples import examples
 from tests.scheduler.test_laws import Run, runs
 
 
@@ -51,7 +52,7 @@ def totals(log_or_ledger: Any) -> tuple[Any, ...]:
     )
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(runs(), st.integers(1, 7))
 def test_the_ledger_adds_up_to_the_step_log_however_spans_come(case: Run, at_once: int) -> None:
     for log, blocks in zip(case.served.logs, case.blocks, strict=True):
@@ -74,7 +75,7 @@ def test_the_ledger_adds_up_to_the_step_log_however_spans_come(case: Run, at_onc
         assert totals(again) == totals(ledger)
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(runs(), st.randoms(use_true_random=False))
 def test_spans_evaluated_one_by_one_in_any_order_have_their_times(case: Run, random: Any) -> None:
     for log, blocks in zip(case.served.logs, case.blocks, strict=True):

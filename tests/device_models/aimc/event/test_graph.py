@@ -5,16 +5,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from pimserve.device_models.aimc.event.graph import COMPAT, PHYSICAL, Sequence
 from pimserve.device_models.aimc.event.simulate import simulate
 from pimserve.device_models.aimc.network import gpt2_like, network_of
 from pimserve.errors import InputError
 from tests.device_models.aimc.strategies import Run, chip_of, compat_runs, model, spread
+from tests.examples import examples
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(compat_runs())
 def test_counts_of_the_reference_simulator(run: Run):
     """Section 2 of the facts in closed form: MVMs, transfers and digital operations of equal sequences with a cache."""

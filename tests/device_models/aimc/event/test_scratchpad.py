@@ -2,11 +2,12 @@
 
 from collections import defaultdict
 
-from hypothesis import given, settings
+from hypothesis import given
 
 from pimserve.device_models.aimc.event.operations import Operation
 from pimserve.device_models.aimc.event.simulate import Outcome
 from tests.device_models.aimc.strategies import Run, compat_runs
+from tests.examples import examples
 
 
 class Table:
@@ -96,7 +97,7 @@ class Table:
         return most
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(compat_runs())
 def test_the_peak_is_that_of_a_table_of_addresses(run: Run) -> None:
     outcome = run.outcome()

@@ -4,7 +4,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from pimserve.cluster.validation.aimc_case import Case
 from pimserve.cluster.validation.validate_aimc import published_cases, run_case
@@ -14,6 +14,7 @@ from pimserve.device_models.aimc.event.simulate import Outcome, simulate
 from pimserve.device_models.aimc.network import gpt2_like, network_of
 from pimserve.errors import InputError
 from tests.device_models.aimc.strategies import DRAM, MLA, Run, chip_of, compat_runs, model, physical_runs, spread
+from tests.examples import examples
 
 NS = 1000
 CASES = [*(f"open-{number:02}" for number in range(1, 19)), "paper-scale"]
@@ -282,7 +283,7 @@ def bounds_of(outcome: Outcome, run: Run) -> list[float]:
     return [max(path), *(w / n for w, n in zip(work, servers, strict=True))]
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(compat_runs() | physical_runs())
 def test_laws_of_every_run(run):
     outcome = run.outcome()
@@ -317,7 +318,7 @@ def most_at_once(start, finish):
     return max(np.cumsum(change[order]), default=0)
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(compat_runs() | physical_runs())
 def test_the_same_run_twice_gives_the_same(run):
     first, second = run.outcome(), run.outcome()
