@@ -97,7 +97,8 @@ load its history instead (`pimserve metrics backfill`), in which a second of Pro
 
 _ABSENT = """## Not there
 
-- LoRA adapters: not modelled. What prefix caches found: not in metrics that are made of a results folder.
+- LoRA adapters: not modelled. What prefix caches and their tiers found: not in metrics that are made of a results
+  folder.
 - Energy that devices draw whether they work or not (`operator="passive"`): where a device's passive power is not known,
   or left out (`costs.passive_power: false`).
 - `pimserve_actor_restarts_total` and `pimserve_audit_checks_total` stay 0 in runs of one process.

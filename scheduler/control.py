@@ -22,6 +22,7 @@ from pimserve.scheduler.longest_gaps import LongestGaps
 from pimserve.scheduler.prefix_figures import PrefixFigures
 from pimserve.scheduler.requests import RequestTable
 from pimserve.scheduler.spec_decode_figures import SpecDecodeFigures
+from pimserve.scheduler.tier_states import TiersState
 from pimserve.scheduler.window import MeasuredWindow
 
 
@@ -103,6 +104,7 @@ class ReplicaState:
     tokens_in_flight: int  # prompts and outputs of those outstanding, with those of the step under way
     kv_usage: float  # share of its KV blocks in use, until the step under way ends
     prefix_cache: PrefixFigures | None = None  # if it has one
+    kv_tiers: TiersState | None = None  # below it, if there are any
     spec_decode: SpecDecodeFigures | None = None  # if it verifies drafts
 
 

@@ -133,6 +133,7 @@ class Engine(EngineCore):
             tokens_in_flight=self.queue.tokens + in_prefill + decoding.context + late_tokens,
             kv_usage=(kv.used + late) / kv.blocks,
             prefix_cache=kv.prefix_figures(),
+            kv_tiers=kv.tiers_state(max(at_fs, self.clock)),
             spec_decode=decoding.spec_decode,
         )
 

@@ -76,6 +76,7 @@ class EngineCore:
         self._emitted_tokens = table.views["emitted_tokens"]
         self._preemptions = table.views["preemptions"]
         self._swaps, self._swapped_blocks = table.views["swaps"], table.views["swapped_blocks"]
+        self._swap_space_full = table.views["swap_space_full"]
         self.kv.bind(table)
         self.queue.bind(table)
         self.admission.bind(table)
@@ -249,9 +250,13 @@ class EngineCore:
         self._preemptions[request] += 1
         self.kv.preempt(request, held, prompt=not finish_step)
         swap = self.kv.swap
-        if swap is not None and finish_step and swap.take(request, blocks := self.kv.blocks_of(held)):
+        if swap is None or not finish_step:
+            return
+        if swap.take(request, blocks := self.kv.blocks_of(held)):
             self._swaps[request] += 1
             self._swapped_blocks[request] += blocks
+        else:
+            self._swap_space_full[request] += 1
 
     def _finish(self, request: int, held: int, slots: int) -> None:
         """A request that holds `held` KV tokens, and has blocks for `slots`, leaves with all its tokens."""

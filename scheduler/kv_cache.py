@@ -15,6 +15,7 @@ from pimserve.scheduler.kv_tiers import KvTiers
 from pimserve.scheduler.prefix_figures import PrefixFigures
 from pimserve.scheduler.requests import RequestTable
 from pimserve.scheduler.swap_space import SwapSpace
+from pimserve.scheduler.tier_states import TiersState, tiers_state
 
 
 class KvCache:
@@ -133,6 +134,11 @@ class KvCache:
     def prefix_figures(self) -> PrefixFigures | None:
         """What was looked up and found so far, and is cached now; None where nothing is kept."""
         return None
+
+    def tiers_state(self, now_fs: int) -> TiersState | None:
+        """What became of the tiers below it by that time, to which its replica was advanced; None: there are none."""
+        figures = self.prefix_figures()
+        return None if self.tiers is None or figures is None else tiers_state(self.tiers, figures, now_fs)
 
     def send(self, request: int, tokens: int) -> None:
         """A request leaves whose `tokens` keep their blocks until they have been sent on."""

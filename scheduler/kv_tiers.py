@@ -127,6 +127,7 @@ class KvTiers:
         self.now_fs = 0  # when what comes next happens
         self.ready_fs = 0  # when the blocks of the request that was admitted last are on the device
         self.waits_ps: list[int] = []  # of requests whose blocks were not there yet when they were admitted
+        self.waited_ps = 0  # of all these
         self._size = block_size
         self._coming: dict[int, int] = {}  # blocks on their way up, and when they are there
         self._computed: list[list[int]] = []  # in the step that is under way, of one request each
@@ -161,6 +162,7 @@ class KvTiers:
         self.ready_fs = max(ready_fs, now_fs)
         if ready_fs > now_fs:
             self.waits_ps.append((ready_fs - now_fs) // FS_PER_PS)
+            self.waited_ps += self.waits_ps[-1]
 
     def compute(self, blocks: list[int]) -> None:
         """Blocks of a request are computed in the step that begins."""
@@ -203,6 +205,7 @@ class KvTiers:
         self.now_fs = state["now_fs"]
         self._coming = dict(state["coming"])
         self.waits_ps = list(state["waits_ps"])
+        self.waited_ps = sum(self.waits_ps)
 
     def _home(self, block: int) -> int:
         """The number of the first tier that has it; -1: none has."""

@@ -15,6 +15,7 @@ WAITING, FINISHED, REJECTED = 0, 1, 2
 STATUS_NAMES = ("unfinished", "finished", "rejected")
 SERVABLE, MAX_MODEL_LEN, KV_CACHE, QUEUE_FULL, PREDICTED_TTFT = 0, 1, 2, 3, 4
 REJECT_REASONS = ("", "max_model_len", "kv_cache", "queue_full", "predicted_ttft")
+PREEMPTION_CAUSES = ("recompute", "swap", "swap_space_full")
 NEVER = -1
 FOREVER = 2**200  # fs; later than anything
 
@@ -37,6 +38,7 @@ DTYPE = np.dtype(
         ("max_tokens", np.int32),
         ("swaps", np.int32),
         ("swapped_blocks", np.int32),
+        ("swap_space_full", np.int32),
     ]
 )
 Columns = Mapping[str, NDArray[Any]] | NDArray[Any]  # of the table, by name; or its rows, a structured array
@@ -147,3 +149,12 @@ class RequestTable:
         for name, column in self.columns.items():
             rows[name] = column
         return rows
+
+
+def preemptions_by_cause(columns: Columns) -> dict[str, NDArray[np.int32]]:
+    """(n,) preemptions of requests by cause, `PREEMPTION_CAUSES`: for want of KV blocks, and of swap space too.
+
+    With `preemption: swap`, a request is computed again for want of blocks alone where its prompt was not computed yet.
+    """
+    swaps, full = columns["swaps"], columns["swap_space_full"]
+    return dict(zip(PREEMPTION_CAUSES, (columns["preemptions"] - swaps - full, swaps, full), strict=True))

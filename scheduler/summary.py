@@ -57,7 +57,7 @@ from pimserve.scheduler.outcomes import ALL, counts
 from pimserve.scheduler.percentile_limits import at_percentiles
 from pimserve.scheduler.percentiles import PERCENTILES
 from pimserve.scheduler.prefix_figures import PrefixFigures
-from pimserve.scheduler.requests import FINISHED, REJECT_REASONS, REJECTED, WAITING
+from pimserve.scheduler.requests import FINISHED, REJECT_REASONS, REJECTED, WAITING, preemptions_by_cause
 from pimserve.scheduler.router_figures import router_figures
 from pimserve.scheduler.sessions import Sessions
 from pimserve.scheduler.sessions_served import session_figures
@@ -72,6 +72,7 @@ from pimserve.scheduler.summary_sections import (
     FaultThatTookPlace,
     Figures,
     InSystem,
+    PreemptionsByCause,
     PrefixCache,
     RejectedByReason,
     Requests,
@@ -186,7 +187,7 @@ def _prefix_cache(found: PrefixFigures) -> PrefixCache:
 def _tiers(served: Served, percentiles: Sequence[float]) -> KvTiersUse | None:
     if served.tiers is None or served.prefixes is None:
         return None
-    return tiers_use(served.tiers, served.prefixes.queried_tokens, served.end_fs, percentiles)
+    return tiers_use(served.tiers, served.prefixes, served.end_fs, percentiles)
 
 
 def _spec_decode(found: SpecDecodeFigures) -> SpecDecode:
@@ -210,6 +211,9 @@ def _requests(served: Served, measured: Measured) -> Requests:
         truncated=int(table["truncated"][measured.arrived & ~measured.rejected].sum()),
         preempted=int((table["preemptions"] > 0).sum()),
         preemptions=int(table["preemptions"].sum()),
+        preemptions_by_cause=PreemptionsByCause(
+            **{cause: int(counted.sum()) for cause, counted in preemptions_by_cause(table.columns).items()}
+        ),
         swaps=int(table["swaps"].sum()),
         measured=int(measured.requests.sum()),
         measured_finished=int(measured.done.sum()),

@@ -25,6 +25,14 @@ class RejectedByReason(Section):
     predicted_ttft: int = figure("requests", "whose first token would have come too late: early_rejection")
 
 
+class PreemptionsByCause(Section):
+    """Preemptions, all as the KV cache was full when others grew, by what was done, and if the swap space was full."""
+
+    recompute: int = figure("preemptions", "to compute all again, by setting, or as the prompt was not computed yet")
+    swap: int = figure("preemptions", "by swap to host memory")
+    swap_space_full: int = figure("preemptions", "to compute all again, as the swap space was full, too")
+
+
 class Requests(Section):
     """Requests of the whole run, but those that are measured."""
 
@@ -36,6 +44,7 @@ class Requests(Section):
     truncated: int = figure("requests", "whose output was cut at max_model_len or at max_tokens")
     preempted: int = figure("requests", "that were preempted, once or more often")
     preemptions: int = figure("preemptions", "of all requests, as the KV cache was full when others grew")
+    preemptions_by_cause: PreemptionsByCause = text("these by cause")
     swaps: int = figure("preemptions", "of these by swap to host memory; after the others all is computed again")
     measured: int = figure("requests", "that arrived in the measured window")
     measured_finished: int = figure("requests", "of these that finished")

@@ -10,7 +10,9 @@ import numpy as np
 from pimserve.loadgen.spec import PS_PER_S
 from pimserve.scheduler.distributions import distribution
 from pimserve.scheduler.kv_tiers import KvTier, KvTiers
+from pimserve.scheduler.prefix_figures import PrefixFigures
 from pimserve.scheduler.tier_sections import KvTiersUse, KvTierUse
+from pimserve.scheduler.tier_states import queried_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,33 +30,38 @@ class ServedTiers:
         return ServedTiers(levels, tuple(wait for tiers in everywhere for wait in tiers.waits_ps))
 
 
-def tiers_use(served: ServedTiers, queried_tokens: int, end_fs: int, percentiles: Sequence[float]) -> KvTiersUse:
+def tiers_use(served: ServedTiers, cache: PrefixFigures, end_fs: int, percentiles: Sequence[float]) -> KvTiersUse:
     """The section of the summary.
 
     Args:
         served: the tiers.
-        queried_tokens: that were looked up in all prefix caches.
+        cache: figures of all prefix caches.
         end_fs: when the run ended.
         percentiles: that are asked for, in per cent.
     """
     waits_s = np.array(served.waits_ps) / PS_PER_S
+    hits = [sum(tier.figures.hit_tokens for tier in tiers) for tiers in served.levels]
+    asked = queried_tokens(hits, cache)
     return KvTiersUse(
-        tiers=[_tier_use(tiers, queried_tokens, end_fs) for tiers in served.levels],
+        tiers=[
+            _tier_use(tiers, queried, hit, cache.queried_tokens, end_fs)
+            for tiers, queried, hit in zip(served.levels, asked, hits, strict=True)
+        ],
         load_wait_s=distribution(waits_s, percentiles),
     )
 
 
-def _tier_use(tiers: Sequence[KvTier], queried_tokens: int, end_fs: int) -> KvTierUse:
+def _tier_use(tiers: Sequence[KvTier], queried: int, hit: int, queried_in_all: int, end_fs: int) -> KvTierUse:
     first, figures = tiers[0], [tier.figures for tier in tiers]
-    hit_tokens = sum(each.hit_tokens for each in figures)
     busy_fs = sum(tier.busy_fs(end_fs) for tier in tiers)
     return KvTierUse(
         name=first.spec.name,
         write=first.spec.write,
         capacity_blocks=None if first.capacity is None else first.capacity * len(tiers),
         kept_blocks=sum(len(tier.blocks) for tier in tiers),
-        hit_tokens=hit_tokens,
-        hit_ratio=hit_tokens / queried_tokens if queried_tokens else None,
+        queried_tokens=queried,
+        hit_tokens=hit,
+        hit_ratio=hit / queried_in_all if queried_in_all else None,
         read_bytes=sum(each.read_blocks for each in figures) * first.block_bytes,
         written_bytes=sum(each.written_blocks for each in figures) * first.block_bytes,
         evicted_blocks=sum(each.evicted_blocks for each in figures),

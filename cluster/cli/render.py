@@ -184,6 +184,8 @@ def _requests(summary: UnwrittenSummary) -> rich.Table:
     rows.append(("preempted", preempted))
     if requests.swaps:
         rows.append(("by swap", count(requests.swaps)))
+    if full := requests.preemptions_by_cause.swap_space_full:
+        rows.append(("swap space full", count(full)))
     if requests.truncated:
         rows.append((REQUESTS["truncated"], count(requests.truncated)))
     rows += [(WHY_REJECTED[key], count(number)) for key, number in requests.rejected_by_reason if number]

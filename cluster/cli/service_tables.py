@@ -98,7 +98,26 @@ def replica_table(replicas: Replicas) -> RenderableType:
             count(state.left),
         )
     more = len(replicas.replicas) - _MOST_REPLICAS
-    return Group(table, f"and {count(more)} more") if more > 0 else table
+    tiers = [tier_state_table(replicas)] if any(state.kv_tiers for state in replicas.replicas) else []
+    return Group(table, *([f"and {count(more)} more"] if more > 0 else []), *tiers)
+
+
+def tier_state_table(replicas: Replicas) -> RenderableType:
+    """What the tiers below each replica's prefix cache found and moved so far, and hold."""
+    table = headed_table("replica", "tier", "hits", "read, GB", "written, GB", "blocks", "of", "evicted", left=2)
+    for state in replicas.replicas[:_MOST_REPLICAS]:
+        for tier in state.kv_tiers.tiers if state.kv_tiers else ():
+            table.add_row(
+                f"{state.replica}",
+                Text(tier.name),
+                share(tier.hit_ratio),
+                figure(tier.read_bytes / _BYTES_PER_GB),
+                figure(tier.written_bytes / _BYTES_PER_GB),
+                count(tier.kept_blocks),
+                "any number" if tier.capacity_blocks is None else count(tier.capacity_blocks),
+                count(tier.evicted_blocks),
+            )
+    return table
 
 
 def latency_table(latencies: Latencies) -> RenderableType:

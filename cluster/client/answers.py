@@ -11,6 +11,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from pimserve.cluster.client.cache_answers import KvTiersState, PrefixCacheState
 from pimserve.v1 import scheduler_pb2 as sched
 from pimserve.v1 import simulation_pb2 as sim
 
@@ -83,23 +84,8 @@ class Validated:
 
 
 @dataclass(frozen=True, slots=True)
-class PrefixCacheState:
-    """What a replica's prefix cache was asked for so far, and holds."""
-
-    queried_tokens: int
-    hit_tokens: int
-    evicted_blocks: int
-    cached_blocks: int
-
-    @property
-    def hit_ratio(self) -> float | None:
-        """Share of the tokens that were cached; None: nothing was looked up."""
-        return self.hit_tokens / self.queried_tokens if self.queried_tokens else None
-
-
-@dataclass(frozen=True, slots=True)
 class Replica:
-    """Queue and batch of a replica; `prefix_cache` is None where it has none."""
+    """Queue and batch of a replica; `prefix_cache` and `kv_tiers` are None where it has none."""
 
     replica: int
     pool: str
@@ -114,6 +100,7 @@ class Replica:
     kv_blocks: int
     left: int
     prefix_cache: PrefixCacheState | None = None
+    kv_tiers: KvTiersState | None = None
 
 
 @dataclass(frozen=True, slots=True)

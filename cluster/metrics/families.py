@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from pimserve.cluster.metrics.buckets import E2E, ITL, LENGTHS, SECONDS, TTFT
 from pimserve.cluster.metrics.device_families import DEVICE_FAMILIES
-from pimserve.cluster.metrics.family import DECISION, ENGINE, RUN, Family
+from pimserve.cluster.metrics.family import DECISION, ENGINE, PREEMPTION, RUN, Family
 from pimserve.cluster.metrics.part_families import PART_FAMILIES
+from pimserve.cluster.metrics.tier_families import TIER_FAMILIES
 from pimserve.scheduler.steplog import STEP_TOKENS
 
 ALL_ENGINES = "all"  # the engine label of merged histograms, which hold the samples of every engine of a role
@@ -123,8 +124,13 @@ FAMILIES = (
     Family("pimserve_engine_requests_total", "counter", "Requests that finished on this replica.", ENGINE),
     Family("pimserve_prompt_tokens_total", "counter", "Prompt tokens computed, recomputed ones too.", ENGINE),
     Family("pimserve_generation_tokens_total", "counter", "Tokens sampled.", ENGINE),
-    Family("pimserve_preemptions_total", "counter", "Preemptions of the requests that have finished.", ENGINE),
-    Family("pimserve_swaps_total", "counter", "Of these, those by swap to host memory.", ENGINE),
+    Family(
+        "pimserve_preemptions_total",
+        "counter",
+        "Preemptions of the requests that have finished, as the KV cache was full: computed again (recompute), swapped"
+        " to host memory (swap), or computed again as there was no room, either (swap_space_full).",
+        PREEMPTION,
+    ),
     Family("pimserve_steps_total", "counter", "Steps of the engine.", ENGINE),
     # Prefix caches; no series in runs without such.
     Family(
@@ -151,6 +157,7 @@ FAMILIES = (
         "KV blocks that can be found by their tokens, whether requests hold them or not.",
         ENGINE,
     ),
+    *TIER_FAMILIES,
     # Drafts that steps verify; no series in runs without such.
     Family("pimserve_spec_decode_drafts_total", "counter", "Decoding requests of all steps that had drafts.", ENGINE),
     Family("pimserve_spec_decode_draft_tokens_total", "counter", "Tokens that were drafted.", ENGINE),

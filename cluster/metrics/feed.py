@@ -19,6 +19,7 @@ from pimserve.cluster.metrics.layout import HANDOVER, Layout
 from pimserve.cluster.metrics.limit_metrics import LimitMetrics
 from pimserve.cluster.metrics.part_metrics import part_metrics
 from pimserve.cluster.metrics.run_metrics import RunMetrics
+from pimserve.cluster.metrics.tier_families import KV_LOADS, KV_TIERS
 from pimserve.cluster.run.awaited_gaps import AwaitedGaps
 from pimserve.cluster.scenario.placement_spec import GROUPS
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S, HOST
@@ -29,7 +30,7 @@ from pimserve.scheduler.group_times import IDLE, group_times
 from pimserve.scheduler.handover import Link
 from pimserve.scheduler.latencies import Latencies
 from pimserve.scheduler.outcomes import counts, cut_off, outcomes
-from pimserve.scheduler.requests import FINISHED, REJECT_REASONS, REJECTED, WAITING, Columns
+from pimserve.scheduler.requests import FINISHED, REJECT_REASONS, REJECTED, WAITING, Columns, preemptions_by_cause
 from pimserve.scheduler.router_protocol import OTHER, REASONS
 from pimserve.scheduler.stability import STATES, stability
 from pimserve.scheduler.window import MeasuredWindow
@@ -150,6 +151,11 @@ class MetricsFeed:
         caches = [state.prefix_cache for state in states if state.prefix_cache is not None]
         for name, attribute in PREFIX_CACHE.items():
             values[name][:] = [getattr(cache, attribute) for cache in caches]
+        below = [state.kv_tiers for state in states if state.kv_tiers is not None]
+        for name, attribute in KV_LOADS.items():
+            values[name][:] = [getattr(tiers, attribute) for tiers in below]
+        for name, attribute in KV_TIERS.items():
+            values[name][:] = [getattr(tier, attribute) for tiers in below for tier in tiers.tiers]
         drafts = [state.spec_decode for state in states if state.spec_decode is not None]
         for name, attribute in SPEC_DECODE.items():
             values[name][:] = [getattr(each, attribute) for each in drafts]
@@ -198,8 +204,9 @@ class RequestMetrics:
         replica, tokens = columns["replica"][done], columns["output_tokens"][done]
         engines = len(metrics.layout.engines)
         metrics.values["pimserve_engine_requests_total"] += np.bincount(replica, minlength=engines)
-        for name in ("preemptions", "swaps"):
-            metrics.values[f"pimserve_{name}_total"] += np.bincount(replica, columns[name][done], minlength=engines)
+        for cause, counted in enumerate(preemptions_by_cause(columns).values()):
+            by_engine = metrics.values["pimserve_preemptions_total"].reshape(engines, -1)
+            by_engine[:, cause] += np.bincount(replica, counted[done], minlength=engines)
         if self._handover is not None:
             self._count_handovers(self._handover, replica, columns["input_tokens"][done])
         metrics.observe("pimserve_request_prompt_tokens", self._rows[replica], columns["input_tokens"][done])

@@ -22,7 +22,20 @@ from pimserve.cluster.metrics.families import (
     PREFIX_CACHE,
     SPEC_DECODE,
 )
-from pimserve.cluster.metrics.family import CLASS, CLASS_INFO, DECISION, DEVICE, ENGINE, GROUP, STAGE, Family, bounds
+from pimserve.cluster.metrics.family import (
+    CLASS,
+    CLASS_INFO,
+    DECISION,
+    DEVICE,
+    ENGINE,
+    GROUP,
+    PREEMPTION,
+    STAGE,
+    TIER,
+    Family,
+    bounds,
+)
+from pimserve.cluster.metrics.tier_families import KV_LOADS
 from pimserve.cluster.scenario.document import Scenario
 from pimserve.cluster.scenario.placement import PlacedPool
 from pimserve.cluster.scenario.placement_spec import GROUP_NAMES, GROUPS
@@ -40,7 +53,7 @@ from pimserve.scheduler.fleet import DECODE
 from pimserve.scheduler.group_times import IDLE
 from pimserve.scheduler.handover import Link
 from pimserve.scheduler.outcomes import ALL
-from pimserve.scheduler.requests import REJECT_REASONS
+from pimserve.scheduler.requests import PREEMPTION_CAUSES, REJECT_REASONS
 from pimserve.scheduler.router_protocol import REASONS
 from pimserve.scheduler.stability import STATES
 from pimserve.scheduler.totals import energy_categories
@@ -165,8 +178,8 @@ def layout_of(prepared: Prepared, run_id: str, *, speed: float, per_engine: bool
         elif family.labels == DECISION:
             shown = () if len(prepared.pools[0].numbers) == 1 else histograms
             keys[family.name] = tuple((*key, reason) for key in shown if key[-1] != "decode" for reason in REASONS)
-        elif family.labels == ENGINE:
-            keys[family.name] = tuple((run_id, str(number), name) for number, name in engines)
+        elif family.labels[: len(ENGINE)] == ENGINE:
+            keys[family.name] = _of_engines(family, run_id, engines, prepared.scenario.scheduler)
         else:
             keys[family.name] = of_run.get(family.name, ((run_id,),))
     limits = {name: objectives.all_limits_s(name) for name in objectives.names()}
@@ -187,7 +200,17 @@ def layout_of(prepared: Prepared, run_id: str, *, speed: float, per_engine: bool
 def _without(spec: SchedulerSpec) -> set[str]:
     """Families of engines that have no series by these settings."""
     caches = () if spec.enable_prefix_caching else PREFIX_CACHE
-    return {*caches, *(SPEC_DECODE if spec.speculative is None else ())}
+    return {*caches, *(() if spec.kv_tiers else KV_LOADS), *(SPEC_DECODE if spec.speculative is None else ())}
+
+
+def _of_engines(family: Family, run_id: str, engines: Sequence[tuple[int, str]], spec: SchedulerSpec) -> Keys:
+    """Labels of a family of engines."""
+    more: Mapping[tuple[str, ...], Sequence[tuple[str, ...]]] = {
+        ENGINE: [()],
+        PREEMPTION: [(cause,) for cause in PREEMPTION_CAUSES],
+        TIER: [(tier.name,) for tier in spec.kv_tiers],
+    }
+    return tuple((run_id, str(number), name, *own) for number, name in engines for own in more[family.labels])
 
 
 def _stages(stages: Sequence[Mapping[str, float]], first_s: float, last_s: float) -> Stages:

@@ -2,10 +2,9 @@
 
 Requests count from the moment at which they left, steps from that of the span of equal steps that holds them: spans
 last up to some hundred steps, so that a moment may be as many ahead. What results do not tell is not a number: which
-prefill replica a request waited for, what each prefix cache found, when a router chose what, how many drafts were
-accepted, and the wall clock before the end. Nor do they tell how long requests that were preempted, handed over or
-moved waited between two tokens:
-inter-token latencies are those of steps alone.
+prefill replica a request waited for, what each prefix cache and its tiers found, when a router chose what, how many
+drafts were accepted, and the wall clock before the end. Nor do they tell how long requests that were preempted, handed
+over or moved waited between two tokens: inter-token latencies are those of steps alone.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from pimserve.cluster.metrics.families import PREFIX_CACHE, SPEC_DECODE
 from pimserve.cluster.metrics.feed import LedgerMetrics, RequestMetrics, set_usage
 from pimserve.cluster.metrics.run_metrics import RunMetrics, metrics_of
+from pimserve.cluster.metrics.tier_families import KV_LOADS, KV_TIERS
 from pimserve.cluster.run.history import History
 from pimserve.cluster.run.replica_progress import ReplicaProgress
 from pimserve.device_models.plan import FS_PER_S
@@ -97,7 +97,7 @@ class _States:
         self._values = metrics.values
         self._pooled = len(history.prepared.pools) > 1
         self._values["pimserve_kv_cache_blocks"][:] = history.prepared.kv_blocks
-        for name in (*PREFIX_CACHE, *SPEC_DECODE, "pimserve_router_decisions_total"):
+        for name in (*PREFIX_CACHE, *KV_TIERS, *KV_LOADS, *SPEC_DECODE, "pimserve_router_decisions_total"):
             self._values[name][:] = np.nan
         faults = history.summary.faults
         self._down = down_s([] if faults is None else faults.events)

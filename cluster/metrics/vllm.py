@@ -19,15 +19,21 @@ _LABELS = ("model_name", "engine", "run_id", "role")
 _REASON = "finished_reason"
 _BLOCKS = "vllm:cache_config_info"
 _SUCCESS = "vllm:request_success_total"
+_PREEMPTIONS = "vllm:num_preemptions_total"
+_HITS = "vllm:prefix_cache_hits_total"  # on devices alone, where there are tiers
+_EXTERNAL_QUERIES = "vllm:external_prefix_cache_queries_total"  # of all tiers, which are one KV connector to vLLM
+_EXTERNAL_HITS = "vllm:external_prefix_cache_hits_total"
 SOURCES = {
     "vllm:num_requests_running": "pimserve_requests_running",
     "vllm:num_requests_waiting": "pimserve_requests_waiting",
     "vllm:kv_cache_usage_perc": "pimserve_kv_cache_usage_ratio",  # 0 to 1 in spite of its name
     "vllm:prompt_tokens_total": "pimserve_prompt_tokens_total",
     "vllm:generation_tokens_total": "pimserve_generation_tokens_total",
-    "vllm:num_preemptions_total": "pimserve_preemptions_total",
+    _PREEMPTIONS: "pimserve_preemptions_total",
     "vllm:prefix_cache_queries_total": "pimserve_prefix_cache_queried_tokens_total",
-    "vllm:prefix_cache_hits_total": "pimserve_prefix_cache_hit_tokens_total",
+    _HITS: "pimserve_prefix_cache_hit_tokens_total",
+    _EXTERNAL_QUERIES: "pimserve_kv_tier_queried_tokens_total",
+    _EXTERNAL_HITS: "pimserve_kv_tier_hit_tokens_total",
     "vllm:spec_decode_num_drafts_total": "pimserve_spec_decode_drafts_total",
     "vllm:spec_decode_num_draft_tokens_total": "pimserve_spec_decode_draft_tokens_total",
     "vllm:spec_decode_num_accepted_tokens_total": "pimserve_spec_decode_accepted_tokens_total",
@@ -59,7 +65,7 @@ def as_vllm(run: RunMetrics) -> RunMetrics:
     """The run's metrics under the names of `VLLM_FAMILIES`."""
     layout, model = run.layout, run.layout.keys["pimserve_run_info"][0][2]
     keys: dict[str, Keys] = {
-        name: tuple((model, engine, run_id, role) for run_id, engine, role in layout.keys[source])
+        name: tuple((model, *key) for key in dict.fromkeys((key[1], key[0], key[2]) for key in layout.keys[source]))
         for name, source in SOURCES.items()
     }
     keys[_SUCCESS] = tuple((*key, "stop") for key in keys[_SUCCESS])
@@ -70,6 +76,11 @@ def as_vllm(run: RunMetrics) -> RunMetrics:
     histograms = {name: source for name, source in SOURCES.items() if source in layout.bounds}
     values = {name: run.values[source] for name, source in SOURCES.items() if name not in histograms}
     values[_BLOCKS] = np.ones(len(keys[_BLOCKS]))
+    values[_PREEMPTIONS] = _of_each_engine(run, _PREEMPTIONS).sum(axis=1)
+    if keys[_EXTERNAL_HITS]:
+        values[_EXTERNAL_QUERIES] = _of_each_engine(run, _EXTERNAL_QUERIES)[:, 0]  # what the first one has not, others
+        values[_EXTERNAL_HITS] = _of_each_engine(run, _EXTERNAL_HITS).sum(axis=1)
+        values[_HITS] = values[_HITS] - values[_EXTERNAL_HITS]
     bounds = {name: _bounds(name, layout.max_model_len) for name in histograms}
     return RunMetrics(
         Layout(keys, bounds, layout.engines, layout.histogram_rows, layout.max_model_len),
@@ -77,6 +88,11 @@ def as_vllm(run: RunMetrics) -> RunMetrics:
         {name: _coarser(run.counts[of], layout.bounds[of], bounds[name]) for name, of in histograms.items()},
         {name: run.sums[source] for name, source in histograms.items()},
     )
+
+
+def _of_each_engine(run: RunMetrics, name: str) -> Array:
+    """(engines, n) values of what has several series for each engine, in turn."""
+    return run.values[SOURCES[name]].reshape(len(run.layout.engines), -1)
 
 
 def _bounds(name: str, max_model_len: int) -> tuple[float, ...]:

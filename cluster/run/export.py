@@ -19,6 +19,7 @@ from pimserve.scheduler.requests import REJECT_REASONS, REJECTED, STATUS_NAMES
 from pimserve.scheduler.steplog import SpanColumns, expand
 
 _COUNTS = ("prefill_tokens", "chunks", "outputs")
+_WHERE_ANY = ("predicted_tokens", "max_tokens", "swaps", "swapped_blocks", "swap_space_full")
 _SPANS_AT_ONCE = 4096
 
 
@@ -52,7 +53,7 @@ def _export_requests(run: Path, target: IO[str]) -> int:
     of_class = _class_fields(run, int(table["class_id"].max(initial=0)))
     left_out = {
         "class_id",
-        *(name for name in ("predicted_tokens", "max_tokens", "swaps", "swapped_blocks") if not table[name].any()),
+        *(name for name in _WHERE_ANY if not table[name].any()),
     }
     names = [name for name in table.dtype.names or () if name not in left_out]
     times = [name for name in names if name.endswith("_ps")]

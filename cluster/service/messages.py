@@ -21,11 +21,13 @@ from pimserve.scheduler.control import Ledger
 from pimserve.scheduler.group_times import group_times
 from pimserve.scheduler.latency_sections import AtPercentile
 from pimserve.scheduler.requests import FINISHED, REJECT_REASONS, REJECTED
+from pimserve.scheduler.tier_states import TiersState
 from pimserve.v1 import scheduler_pb2 as sched
 from pimserve.v1 import simulation_pb2 as sim
 
 _BYTES_PER_GB = 10**9
-_CONVERTED = {"clock_s", "prefix_cache"}
+_CONVERTED = {"clock_s", "prefix_cache", "kv_tiers"}
+_TIER_FIELDS = tuple(field.name for field in sched.KvTierState.DESCRIPTOR.fields)
 _STATE_FIELDS = tuple(field.name for field in sched.Replica.DESCRIPTOR.fields if field.name not in _CONVERTED)
 
 
@@ -122,11 +124,17 @@ def replicas_of(snapshot: Snapshot) -> sched.GetReplicasResponse:
         sched.Replica(
             clock_s=state.clock_fs / FS_PER_S,
             prefix_cache=None if (cache := state.prefix_cache) is None else sched.PrefixCacheState(**asdict(cache)),
+            kv_tiers=None if state.kv_tiers is None else _tiers_of(state.kv_tiers),
             **{name: getattr(state, name) for name in _STATE_FIELDS},
         )
         for state in snapshot.replicas
     ]
     return sched.GetReplicasResponse(simulated_s=snapshot.now_fs / FS_PER_S, replicas=replicas)
+
+
+def _tiers_of(state: TiersState) -> sched.KvTiersState:
+    tiers = (sched.KvTierState(**{name: getattr(tier, name) for name in _TIER_FIELDS}) for tier in state.tiers)
+    return sched.KvTiersState(tiers=tiers, load_waits=state.load_waits, load_wait_s=state.load_wait_s)
 
 
 def latencies_of(

@@ -76,6 +76,15 @@ NEEDS = {
     },
     "router": {"Requests routed by reason", "Requests routed to each replica"},
     "prefix cache": {"Hit ratio", "Cached blocks", "Cached blocks evicted per second"},
+    "tiers": {
+        "Hit ratio of tiers",
+        "Moved per second",
+        "Links of tiers busy",
+        "Tiers in use",
+        "Blocks in tiers",
+        "Blocks in tiers evicted per second",
+        "Wait for blocks from tiers",
+    },
     "drafts": {"Acceptance length", "Acceptance rate"},
     "live": {
         "Scrapes that succeed",
@@ -273,7 +282,9 @@ def test_a_paced_run_scraped(tmp_path):
     port = free_port()
     out = tmp_path / "live"
     settings = [*SLO, "cluster.replicas=2", "workload.num_requests=1200", "workload.arrival.rate_per_s=10"]
-    settings += ["scheduler.enable_prefix_caching=true", "workload.prefix={groups: 9, shared_tokens: 600}"]
+    tiers = "[{name: host, capacity_gb: 1, gb_per_s: 2, write: back}]"
+    settings += [f"scheduler={{enable_prefix_caching: true, kv_blocks: 900, kv_tiers: {tiers}}}"]
+    settings += ["workload.prefix={groups: 9, shared_tokens: 600}"]
     command = [PIMSERVE, "run", "--quiet", "--out", str(out), "--speed", "6x"]
     command += ["--metrics", f"127.0.0.1:{port}", "--metrics-linger", "4"]
     command += [part for each in settings for part in ("--set", each)]
@@ -284,7 +295,7 @@ def test_a_paced_run_scraped(tmp_path):
             until(lambda: ask(base, "count_over_time(pimserve_virtual_time_seconds_total[1m]) >= 9"))
             until(lambda: ask(base, 'sum(pimserve_requests_total{outcome="finished"}) > 450'))
             now = time.time()
-            check_every_query(base, now, "6s", kinds={"duplex", "live", "router", "prefix cache"})
+            check_every_query(base, now, "6s", kinds={"duplex", "live", "router", "prefix cache", "tiers"})
             check_variables(base)
             per_second = ask(base, substituted(panel_query("overview", "Requests finished per second"), "6s"), now)
             assert ask(base, 'up{job="pimserve"}')[0][1] == 1

@@ -214,6 +214,7 @@ def test_figures_of_tiers() -> None:
         "write": "back",
         "capacity_blocks": 100,
         "kept_blocks": moved.written_blocks,
+        "queried_tokens": section["tiers"][1]["queried_tokens"] + 40,
         "hit_tokens": 40,
         "hit_ratio": pytest.approx(40 / 200),
         "read_bytes": 10 * BLOCK_BYTES,

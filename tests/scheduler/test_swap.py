@@ -12,6 +12,7 @@ from pimserve.errors import InputError
 from pimserve.loadgen.objectives import Objectives
 from pimserve.loadgen.slo import SloSpec
 from pimserve.scheduler.config import SchedulerSpec
+from pimserve.scheduler.requests import preemptions_by_cause
 from pimserve.scheduler.simulation import Deployment, Served
 from pimserve.scheduler.summary import digest, summarize
 from pimserve.scheduler.swap_space import SwapSpace
@@ -50,7 +51,7 @@ def test_who_is_preempted_goes_to_host_memory_and_comes_back() -> None:
     assert seconds.tolist() == pytest.approx([first_ends, first_ends + 3 * 0.016 + (40 - gained) * 0.01])
     assert sum(log.steps for log in served.logs) == 40 + 40 - gained  # and nothing is computed again
     figures = summarize(served, Objectives(SloSpec()), Hardware(1))
-    assert figures.requests.swaps == 1
+    assert figures.requests.swaps == figures.requests.preemptions_by_cause.swap == 1
     assert figures.swap is not None
     assert figures.swap.waited_s == pytest.approx(6 * 0.016)
     assert figures.swap.moved_bytes == 6 * 16e6
@@ -61,7 +62,12 @@ def test_who_is_preempted_goes_to_host_memory_and_comes_back() -> None:
 
 def test_without_room_in_the_space_all_is_computed_again() -> None:
     served = on(TWO, **SWAP | {"swap_space_gb": 0.047})  # two blocks
-    assert (served.table["swaps"].sum(), served.table["preemptions"].sum()) == (0, 1)
+    by_cause = preemptions_by_cause(served.table.columns)
+    assert {cause: counted.sum() for cause, counted in by_cause.items()} == {
+        "recompute": 0,
+        "swap": 0,
+        "swap_space_full": 1,
+    }
     plain = on(TWO)
     assert (served.table["finish_ps"] == plain.table["finish_ps"]).all()
     assert plain.table["finish_ps"][1] == 10**10 * (40 + 1 + 40 - 19 - 1)  # the prompt again, with a token

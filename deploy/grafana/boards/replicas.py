@@ -8,13 +8,21 @@ from promql import OF_ENGINE, growth, per_second, percentiles, quantile, share
 _REPLICA = "{{run_id}} {{role}} {{engine}}"
 
 
+_BY = ("run_id", "engine", "role")
+
+
 def _each(metric: str) -> str:
     """A gauge of each replica."""
     return f"sum by (run_id, engine, role) ({metric}{{{OF_ENGINE}}})"
 
 
+def _each_tier(metric: str) -> str:
+    """A gauge of each tier of each replica."""
+    return f"sum by (run_id, engine, role, tier) ({metric}{{{OF_ENGINE}}})"
+
+
 def _each_per_second(metric: str) -> tuple[tuple[str, str], ...]:
-    return ((per_second(metric, of=OF_ENGINE, by=("run_id", "engine", "role")), _REPLICA),)
+    return ((per_second(metric, of=OF_ENGINE, by=_BY), _REPLICA),)
 
 
 _REQUESTS = Row(
@@ -63,14 +71,14 @@ _KV_CACHE = Row(
         Panel(
             "Preemptions per second",
             "short",
-            "Of requests that have finished, per simulated second, as blocks ran out.",
-            _each_per_second("pimserve_preemptions_total"),
-        ),
-        Panel(
-            "Swaps per second",
-            "short",
-            "Preemptions whose blocks went to host memory, so that nothing is computed again, per simulated second.",
-            _each_per_second("pimserve_swaps_total"),
+            "Of requests that have finished, per simulated second, as blocks ran out: computed again, swapped to host "
+            "memory, or computed again as the swap space was full, too.",
+            (
+                (
+                    per_second("pimserve_preemptions_total", of=OF_ENGINE, by=(*_BY, "cause")),
+                    f"{_REPLICA} {{{{cause}}}}",
+                ),
+            ),
         ),
         Panel(
             "Context", "short", "Tokens that the next step attends to.", ((_each("pimserve_context_tokens"), _REPLICA),)
@@ -78,7 +86,6 @@ _KV_CACHE = Row(
     ),
 )
 
-_BY = ("run_id", "engine", "role")
 _HITS, _LOOKED_UP = (
     growth(f"pimserve_prefix_cache_{what}_tokens_total", of=OF_ENGINE, by=_BY) for what in ("hit", "queried")
 )
@@ -105,6 +112,75 @@ _PREFIX_CACHE = Row(
             "short",
             "Forgotten because others needed them, per simulated second.",
             _each_per_second("pimserve_prefix_cache_evicted_blocks_total"),
+        ),
+    ),
+)
+
+_BY_TIER = (*_BY, "tier")
+_TIER = f"{_REPLICA} {{{{tier}}}}"
+_TIER_HITS, _TIER_QUERIES = (
+    growth(f"pimserve_kv_tier_{what}_tokens_total", of=OF_ENGINE, by=_BY_TIER) for what in ("hit", "queried")
+)
+_LOAD_WAIT, _LOAD_WAITS = (
+    growth(f"pimserve_kv_load_{what}_total", of=OF_ENGINE, by=_BY) for what in ("wait_seconds", "waits")
+)
+
+
+def _tier_per_second(metric: str) -> str:
+    return per_second(metric, of=OF_ENGINE, by=_BY_TIER)
+
+
+_KV_TIERS = Row(
+    "Tiers of KV cache",
+    (
+        Panel(
+            "Hit ratio of tiers",
+            "percentunit",
+            "Of the tokens of late that neither devices nor tiers above had, those that were read from the tier. Only "
+            "of runs while they go: results do not tell.",
+            ((share(_TIER_HITS, _TIER_QUERIES), _TIER),),
+            most=1,
+        ),
+        Panel(
+            "Moved per second",
+            "Bps",
+            "Read from tiers and written to them, per simulated second.",
+            (
+                (_tier_per_second("pimserve_kv_tier_read_bytes_total"), f"read {_TIER}"),
+                (_tier_per_second("pimserve_kv_tier_written_bytes_total"), f"written {_TIER}"),
+            ),
+        ),
+        Panel(
+            "Links of tiers busy",
+            "percentunit",
+            "Share of simulated time in which the link worked.",
+            ((_tier_per_second("pimserve_kv_tier_link_busy_seconds_total"), _TIER),),
+            most=1,
+        ),
+        Panel(
+            "Tiers in use",
+            "percentunit",
+            "Blocks that tiers hold over those that they have room for.",
+            ((_each_tier("pimserve_kv_tier_usage_ratio"), _TIER),),
+            most=1,
+        ),
+        Panel(
+            "Blocks in tiers",
+            "short",
+            "Blocks that tiers hold.",
+            ((_each_tier("pimserve_kv_tier_blocks"), _TIER),),
+        ),
+        Panel(
+            "Blocks in tiers evicted per second",
+            "short",
+            "Forgotten because others needed them, or failed with their replica, per simulated second.",
+            ((_tier_per_second("pimserve_kv_tier_evicted_blocks_total"), _TIER),),
+        ),
+        Panel(
+            "Wait for blocks from tiers",
+            "s",
+            "Mean of the requests of late that had to wait for blocks on their way.",
+            ((share(_LOAD_WAIT, _LOAD_WAITS), _REPLICA),),
         ),
     ),
 )
@@ -193,6 +269,6 @@ REPLICAS = Board(
     "pimserve-replicas",
     "pimserve: replicas and scheduler",
     "Queues, batches, KV caches and steps of each replica.",
-    (_REQUESTS, _KV_CACHE, _ROUTER, _PREFIX_CACHE, _SPEC_DECODE, _STEPS),
+    (_REQUESTS, _KV_CACHE, _ROUTER, _PREFIX_CACHE, _KV_TIERS, _SPEC_DECODE, _STEPS),
     with_engines=True,
 )

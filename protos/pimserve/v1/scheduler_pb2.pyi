@@ -106,6 +106,7 @@ class Replica(google.protobuf.message.Message):
     KV_BLOCKS_FIELD_NUMBER: builtins.int
     LEFT_FIELD_NUMBER: builtins.int
     PREFIX_CACHE_FIELD_NUMBER: builtins.int
+    KV_TIERS_FIELD_NUMBER: builtins.int
     replica: builtins.int
     pool: builtins.str
     """Empty where there is one pool."""
@@ -126,6 +127,10 @@ class Replica(google.protobuf.message.Message):
     def prefix_cache(self) -> global___PrefixCacheState:
         """Of its prefix cache; not set without one."""
 
+    @property
+    def kv_tiers(self) -> global___KvTiersState:
+        """Of the tiers below it; not set without any."""
+
     def __init__(
         self,
         *,
@@ -142,9 +147,13 @@ class Replica(google.protobuf.message.Message):
         kv_blocks: builtins.int = ...,
         left: builtins.int = ...,
         prefix_cache: global___PrefixCacheState | None = ...,
+        kv_tiers: global___KvTiersState | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_prefix_cache", b"_prefix_cache", "prefix_cache", b"prefix_cache"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_prefix_cache", b"_prefix_cache", "clock_s", b"clock_s", "context_tokens", b"context_tokens", "decoding", b"decoding", "kv_blocks", b"kv_blocks", "kv_blocks_used", b"kv_blocks_used", "left", b"left", "pool", b"pool", "prefix_cache", b"prefix_cache", "replica", b"replica", "running", b"running", "steps", b"steps", "up", b"up", "waiting", b"waiting"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_kv_tiers", b"_kv_tiers", "_prefix_cache", b"_prefix_cache", "kv_tiers", b"kv_tiers", "prefix_cache", b"prefix_cache"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_kv_tiers", b"_kv_tiers", "_prefix_cache", b"_prefix_cache", "clock_s", b"clock_s", "context_tokens", b"context_tokens", "decoding", b"decoding", "kv_blocks", b"kv_blocks", "kv_blocks_used", b"kv_blocks_used", "kv_tiers", b"kv_tiers", "left", b"left", "pool", b"pool", "prefix_cache", b"prefix_cache", "replica", b"replica", "running", b"running", "steps", b"steps", "up", b"up", "waiting", b"waiting"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_kv_tiers", b"_kv_tiers"]) -> typing.Literal["kv_tiers"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_prefix_cache", b"_prefix_cache"]) -> typing.Literal["prefix_cache"] | None: ...
 
 global___Replica = Replica
@@ -178,6 +187,83 @@ class PrefixCacheState(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["cached_blocks", b"cached_blocks", "evicted_blocks", b"evicted_blocks", "hit_tokens", b"hit_tokens", "queried_tokens", b"queried_tokens"]) -> None: ...
 
 global___PrefixCacheState = PrefixCacheState
+
+@typing.final
+class KvTiersState(google.protobuf.message.Message):
+    """What a replica's tiers were asked for so far, and hold."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TIERS_FIELD_NUMBER: builtins.int
+    LOAD_WAITS_FIELD_NUMBER: builtins.int
+    LOAD_WAIT_S_FIELD_NUMBER: builtins.int
+    load_waits: builtins.int
+    """Admissions of requests that had to wait for blocks on their way."""
+    load_wait_s: builtins.float
+    """How long these waited for them, from when they had room, together; counted at once."""
+    @property
+    def tiers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___KvTierState]:
+        """From the first below the device down."""
+
+    def __init__(
+        self,
+        *,
+        tiers: collections.abc.Iterable[global___KvTierState] | None = ...,
+        load_waits: builtins.int = ...,
+        load_wait_s: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["load_wait_s", b"load_wait_s", "load_waits", b"load_waits", "tiers", b"tiers"]) -> None: ...
+
+global___KvTiersState = KvTiersState
+
+@typing.final
+class KvTierState(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    QUERIED_TOKENS_FIELD_NUMBER: builtins.int
+    HIT_TOKENS_FIELD_NUMBER: builtins.int
+    READ_BYTES_FIELD_NUMBER: builtins.int
+    WRITTEN_BYTES_FIELD_NUMBER: builtins.int
+    EVICTED_BLOCKS_FIELD_NUMBER: builtins.int
+    KEPT_BLOCKS_FIELD_NUMBER: builtins.int
+    CAPACITY_BLOCKS_FIELD_NUMBER: builtins.int
+    LINK_BUSY_S_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """As the scenario has it."""
+    queried_tokens: builtins.int
+    """Tokens that were looked up in it, as neither the device nor a tier above it had them."""
+    hit_tokens: builtins.int
+    """Of these, those that were read from it; they are among prefix_cache.hit_tokens, too."""
+    read_bytes: builtins.int
+    """To the device, also what is on its way."""
+    written_bytes: builtins.int
+    """To it, likewise."""
+    evicted_blocks: builtins.int
+    """Blocks that were forgotten, as others needed them, or failed with the replica."""
+    kept_blocks: builtins.int
+    capacity_blocks: builtins.int
+    """Blocks that it has room for; not set where that is endless."""
+    link_busy_s: builtins.float
+    """How long its link has worked."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        queried_tokens: builtins.int = ...,
+        hit_tokens: builtins.int = ...,
+        read_bytes: builtins.int = ...,
+        written_bytes: builtins.int = ...,
+        evicted_blocks: builtins.int = ...,
+        kept_blocks: builtins.int = ...,
+        capacity_blocks: builtins.int | None = ...,
+        link_busy_s: builtins.float = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_capacity_blocks", b"_capacity_blocks", "capacity_blocks", b"capacity_blocks"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_capacity_blocks", b"_capacity_blocks", "capacity_blocks", b"capacity_blocks", "evicted_blocks", b"evicted_blocks", "hit_tokens", b"hit_tokens", "kept_blocks", b"kept_blocks", "link_busy_s", b"link_busy_s", "name", b"name", "queried_tokens", b"queried_tokens", "read_bytes", b"read_bytes", "written_bytes", b"written_bytes"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_capacity_blocks", b"_capacity_blocks"]) -> typing.Literal["capacity_blocks"] | None: ...
+
+global___KvTierState = KvTierState
 
 @typing.final
 class DescribeRequestRequest(google.protobuf.message.Message):

@@ -519,6 +519,7 @@ class Summary(google.protobuf.message.Message):
         TRUNCATED_REQUESTS_FIELD_NUMBER: builtins.int
         PREEMPTED_REQUESTS_FIELD_NUMBER: builtins.int
         PREEMPTIONS_FIELD_NUMBER: builtins.int
+        PREEMPTIONS_BY_CAUSE_FIELD_NUMBER: builtins.int
         SWAPS_FIELD_NUMBER: builtins.int
         MEASURED_REQUESTS_FIELD_NUMBER: builtins.int
         MEASURED_FINISHED_REQUESTS_FIELD_NUMBER: builtins.int
@@ -549,6 +550,10 @@ class Summary(google.protobuf.message.Message):
         def rejected_by_reason(self) -> global___Summary.RejectedByReason:
             """These by reason."""
 
+        @property
+        def preemptions_by_cause(self) -> global___Summary.PreemptionsByCause:
+            """These by cause."""
+
         def __init__(
             self,
             *,
@@ -560,13 +565,14 @@ class Summary(google.protobuf.message.Message):
             truncated_requests: builtins.int = ...,
             preempted_requests: builtins.int = ...,
             preemptions: builtins.int = ...,
+            preemptions_by_cause: global___Summary.PreemptionsByCause | None = ...,
             swaps: builtins.int = ...,
             measured_requests: builtins.int = ...,
             measured_finished_requests: builtins.int = ...,
             measured_unfinished_requests: builtins.int = ...,
         ) -> None: ...
-        def HasField(self, field_name: typing.Literal["rejected_by_reason", b"rejected_by_reason"]) -> builtins.bool: ...
-        def ClearField(self, field_name: typing.Literal["finished_requests", b"finished_requests", "measured_finished_requests", b"measured_finished_requests", "measured_requests", b"measured_requests", "measured_unfinished_requests", b"measured_unfinished_requests", "preempted_requests", b"preempted_requests", "preemptions", b"preemptions", "rejected_by_reason", b"rejected_by_reason", "rejected_requests", b"rejected_requests", "swaps", b"swaps", "total_requests", b"total_requests", "truncated_requests", b"truncated_requests", "unfinished_requests", b"unfinished_requests"]) -> None: ...
+        def HasField(self, field_name: typing.Literal["preemptions_by_cause", b"preemptions_by_cause", "rejected_by_reason", b"rejected_by_reason"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["finished_requests", b"finished_requests", "measured_finished_requests", b"measured_finished_requests", "measured_requests", b"measured_requests", "measured_unfinished_requests", b"measured_unfinished_requests", "preempted_requests", b"preempted_requests", "preemptions", b"preemptions", "preemptions_by_cause", b"preemptions_by_cause", "rejected_by_reason", b"rejected_by_reason", "rejected_requests", b"rejected_requests", "swaps", b"swaps", "total_requests", b"total_requests", "truncated_requests", b"truncated_requests", "unfinished_requests", b"unfinished_requests"]) -> None: ...
 
     @typing.final
     class RejectedByReason(google.protobuf.message.Message):
@@ -595,6 +601,30 @@ class Summary(google.protobuf.message.Message):
             predicted_ttft_requests: builtins.int = ...,
         ) -> None: ...
         def ClearField(self, field_name: typing.Literal["kv_cache_requests", b"kv_cache_requests", "max_model_len_requests", b"max_model_len_requests", "predicted_ttft_requests", b"predicted_ttft_requests", "queue_full_requests", b"queue_full_requests"]) -> None: ...
+
+    @typing.final
+    class PreemptionsByCause(google.protobuf.message.Message):
+        """Preemptions, all as the KV cache was full when others grew, by what was done, and if the swap space was full."""
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        RECOMPUTE_FIELD_NUMBER: builtins.int
+        SWAP_FIELD_NUMBER: builtins.int
+        SWAP_SPACE_FULL_FIELD_NUMBER: builtins.int
+        recompute: builtins.int
+        """To compute all again, by setting, or as the prompt was not computed yet. Unit: preemptions."""
+        swap: builtins.int
+        """By swap to host memory. Unit: preemptions."""
+        swap_space_full: builtins.int
+        """To compute all again, as the swap space was full, too. Unit: preemptions."""
+        def __init__(
+            self,
+            *,
+            recompute: builtins.int = ...,
+            swap: builtins.int = ...,
+            swap_space_full: builtins.int = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["recompute", b"recompute", "swap", b"swap", "swap_space_full", b"swap_space_full"]) -> None: ...
 
     @typing.final
     class Window(google.protobuf.message.Message):
@@ -2203,6 +2233,7 @@ class Summary(google.protobuf.message.Message):
         WRITE_FIELD_NUMBER: builtins.int
         CAPACITY_BLOCKS_FIELD_NUMBER: builtins.int
         KEPT_BLOCKS_FIELD_NUMBER: builtins.int
+        QUERIED_TOKENS_FIELD_NUMBER: builtins.int
         HIT_TOKENS_FIELD_NUMBER: builtins.int
         HIT_RATIO_FIELD_NUMBER: builtins.int
         READ_BYTES_FIELD_NUMBER: builtins.int
@@ -2217,6 +2248,8 @@ class Summary(google.protobuf.message.Message):
         """Of KV cache that it holds, together; not set: endless. Unit: blocks."""
         kept_blocks: builtins.int
         """That it held in the end. Unit: blocks."""
+        queried_tokens: builtins.int
+        """Looked up in it, as neither devices nor tiers above had them. Unit: tokens."""
         hit_tokens: builtins.int
         """Of prefix_cache.hit_tokens, those that were read from it. Unit: tokens."""
         hit_ratio: builtins.float
@@ -2236,6 +2269,7 @@ class Summary(google.protobuf.message.Message):
             write: builtins.str = ...,
             capacity_blocks: builtins.int | None = ...,
             kept_blocks: builtins.int = ...,
+            queried_tokens: builtins.int = ...,
             hit_tokens: builtins.int = ...,
             hit_ratio: builtins.float | None = ...,
             read_bytes: builtins.int = ...,
@@ -2244,7 +2278,7 @@ class Summary(google.protobuf.message.Message):
             link_busy_share: builtins.float | None = ...,
         ) -> None: ...
         def HasField(self, field_name: typing.Literal["_capacity_blocks", b"_capacity_blocks", "_hit_ratio", b"_hit_ratio", "_link_busy_share", b"_link_busy_share", "capacity_blocks", b"capacity_blocks", "hit_ratio", b"hit_ratio", "link_busy_share", b"link_busy_share"]) -> builtins.bool: ...
-        def ClearField(self, field_name: typing.Literal["_capacity_blocks", b"_capacity_blocks", "_hit_ratio", b"_hit_ratio", "_link_busy_share", b"_link_busy_share", "capacity_blocks", b"capacity_blocks", "evicted_blocks", b"evicted_blocks", "hit_ratio", b"hit_ratio", "hit_tokens", b"hit_tokens", "kept_blocks", b"kept_blocks", "link_busy_share", b"link_busy_share", "name", b"name", "read_bytes", b"read_bytes", "write", b"write", "written_bytes", b"written_bytes"]) -> None: ...
+        def ClearField(self, field_name: typing.Literal["_capacity_blocks", b"_capacity_blocks", "_hit_ratio", b"_hit_ratio", "_link_busy_share", b"_link_busy_share", "capacity_blocks", b"capacity_blocks", "evicted_blocks", b"evicted_blocks", "hit_ratio", b"hit_ratio", "hit_tokens", b"hit_tokens", "kept_blocks", b"kept_blocks", "link_busy_share", b"link_busy_share", "name", b"name", "queried_tokens", b"queried_tokens", "read_bytes", b"read_bytes", "write", b"write", "written_bytes", b"written_bytes"]) -> None: ...
         @typing.overload
         def WhichOneof(self, oneof_group: typing.Literal["_capacity_blocks", b"_capacity_blocks"]) -> typing.Literal["capacity_blocks"] | None: ...
         @typing.overload

@@ -9,6 +9,7 @@ from pimserve.cluster.metrics.families import FAMILIES, PREFIX_CACHE
 from pimserve.cluster.metrics.family import ENGINE
 from pimserve.cluster.metrics.feed import MetricsFeed
 from pimserve.cluster.metrics.run_metrics import metrics_of
+from pimserve.cluster.metrics.tier_families import KV_TIERS
 from pimserve.cluster.metrics.vllm import as_vllm
 from pimserve.cluster.run.live_control import LiveControl
 from pimserve.cluster.run.running_latencies import RunningLatencies
@@ -16,7 +17,7 @@ from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.loadgen.objectives import Objectives
 from pimserve.scheduler.control import Inject
-from pimserve.scheduler.requests import FINISHED
+from pimserve.scheduler.requests import FINISHED, PREEMPTION_CAUSES
 from pimserve.scheduler.simulation import Deployment
 from tests.cluster.documents import serve
 
@@ -117,6 +118,19 @@ CASES = {
             "workload.prefix={groups: 20, shared_tokens: 900}",
         ],
     ),
+    "tiers": (
+        None,
+        [
+            "scheduler={enable_prefix_caching: true, kv_blocks: 700, kv_tiers: [{name: host, capacity_gb: 0.5, "
+            "gb_per_s: 2, write: back}, {name: disk, gb_per_s: 1, latency_us: 100, write: back}]}",
+            "cluster.replicas=2",
+            "workload.prefix={groups: 20, shared_tokens: 900}",
+        ],
+    ),
+    "swap": (
+        None,
+        ["scheduler={kv_blocks: 250, preemption: swap, swap_gb_per_s: 50, swap_space_gb: 0.02}", "cluster.replicas=2"],
+    ),
     "closed and cut off": ("closed_loop", ["run.max_time_s=25", "run.warmup_s=0.2", LIMITS]),
 }
 
@@ -157,8 +171,7 @@ def test_in_the_end_metrics_say_what_the_summary_says(case, monkeypatch):
     assert values["pimserve_steps_total"].sum() == summary["batch"]["steps"]
     late_s = values["pimserve_virtual_time_seconds_total"][0] - summary["end_s"]
     assert -1e-9 <= late_s < WINDOW_S
-    assert values["pimserve_preemptions_total"].sum() == summary["requests"]["preemptions"]
-    assert values["pimserve_swaps_total"].sum() == summary["requests"]["swaps"]
+    preemptions_are_those_of(summary, last)
     energy = values["pimserve_device_energy_joules_total"]
     passive = np.array([key[4] == "passive" for key in last.layout.keys["pimserve_device_energy_joules_total"]])
     passive_joules = summary["energy"]["passive_joules"] or 0
@@ -180,6 +193,7 @@ def test_in_the_end_metrics_say_what_the_summary_says(case, monkeypatch):
     limits_at_percentiles_are_those_of(summary, last)
     latencies_are_those_of(summary, last)
     prefix_caches_are_those_of(summary, last)
+    tiers_are_those_of(summary, last)
     decisions_are_those_of(summary, last)
     grows(seen, last)
     assert not any(each.values["pimserve_run_stability"].any() for each in seen)
@@ -221,7 +235,46 @@ def prefix_caches_are_those_of(summary, last):
     )
     assert all(values.all() for values in found.values())
     assert of_vllm.values["vllm:prefix_cache_queries_total"].tolist() == found["queried_tokens"].tolist()
-    assert of_vllm.values["vllm:prefix_cache_hits_total"].tolist() == found["hit_tokens"].tolist()
+    external = of_vllm.values["vllm:external_prefix_cache_hits_total"]
+    on_devices = of_vllm.values["vllm:prefix_cache_hits_total"]
+    assert (on_devices + (external if len(external) else 0)).tolist() == found["hit_tokens"].tolist()
+
+
+def tiers_are_those_of(summary, last):
+    """Of both replicas, by tier; all tiers together under vLLM's names."""
+    told = summary.get("kv_tiers", {"tiers": []})["tiers"]
+    keys, values, of_vllm = last.layout.keys, last.values, as_vllm(last).values
+    assert {len(values[family]) for family in KV_TIERS} == {2 * len(told)}
+    for tier in told:
+        endless = tier["capacity_blocks"] is None
+        mine = [key[3] == tier["name"] for key in keys["pimserve_kv_tier_blocks"]]
+        for family, figure in KV_TIERS.items():
+            if figure in tier:
+                assert values[family][mine].sum() == tier[figure], family
+                assert (tier[figure] > 0) is (figure != "evicted_blocks" or not endless), family
+        busy_s = values["pimserve_kv_tier_link_busy_seconds_total"][mine].sum()
+        assert busy_s == pytest.approx(tier["link_busy_share"] * summary["end_s"] * 2, rel=0.01)
+        assert (np.isnan if endless else np.all)(values["pimserve_kv_tier_usage_ratio"][mine]).all()
+    if told:
+        assert of_vllm["vllm:external_prefix_cache_queries_total"].sum() == told[0]["queried_tokens"]
+        assert of_vllm["vllm:external_prefix_cache_hits_total"].sum() == sum(tier["hit_tokens"] for tier in told)
+        waits = summary["kv_tiers"]["load_wait_s"]
+        assert values["pimserve_kv_load_waits_total"].sum() == waits["n"] > 0
+        assert values["pimserve_kv_load_wait_seconds_total"].sum() == pytest.approx(waits["mean"] * waits["n"])
+
+
+def preemptions_are_those_of(summary, last):
+    """By cause; vLLM's name has them together, of each replica."""
+    family = "pimserve_preemptions_total"
+    found = dict.fromkeys(PREEMPTION_CAUSES, 0)
+    for key, value in zip(last.layout.keys[family], last.values[family], strict=True):
+        found[key[3]] += value
+    requests = summary["requests"]
+    assert found == requests["preemptions_by_cause"]
+    assert found["swap"] == requests["swaps"]
+    of_vllm = as_vllm(last).values["vllm:num_preemptions_total"]
+    assert len(of_vllm) == len(last.layout.engines)
+    assert of_vllm.sum() == requests["preemptions"] == sum(found.values())
 
 
 def decisions_are_those_of(summary, last):

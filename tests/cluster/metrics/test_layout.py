@@ -17,6 +17,7 @@ from pimserve.cluster.metrics.families import (
 from pimserve.cluster.metrics.family import ENGINE, bounds
 from pimserve.cluster.metrics.layout import Layout
 from pimserve.cluster.metrics.run_metrics import metrics_of
+from pimserve.cluster.metrics.tier_families import KV_LOADS, KV_TIERS
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
 
@@ -95,7 +96,7 @@ def test_every_family_has_its_series_from_the_start():
     of_groups = {family.name for family in FAMILIES if "group" in family.labels} | {"pimserve_link_tokens_total"}
     of_stages = {family.name for family in FAMILIES if "stage" in family.labels}
     of_classes = {family.name for family in FAMILIES if "slo_class" in family.labels}
-    of_settings = {*AT_PERCENTILES, *PREFIX_CACHE, *SPEC_DECODE}
+    of_settings = {*AT_PERCENTILES, *PREFIX_CACHE, *KV_TIERS, *KV_LOADS, *SPEC_DECODE}
     assert without == {"pimserve_device_tiers"} | of_groups | of_stages | of_classes | of_settings
     assert found.values["pimserve_requests_total"].tolist() == [0, 0]
     assert found.layout.keys["pimserve_slo_limit_seconds"] == (("r", "ttft"), ("r", "tpot"))
@@ -138,7 +139,7 @@ def of_engines(layout):
     return [
         (family, layout.keys[family.name])
         for family in FAMILIES
-        if family.labels == ENGINE and family.name not in SPEC_DECODE
+        if family.labels == ENGINE and family.name not in {*KV_LOADS, *SPEC_DECODE}
     ]
 
 

@@ -12,6 +12,7 @@ from prometheus_client.openmetrics import parser as openmetrics
 from pimserve.cluster.metrics.backfill import epoch_of, parts_of, write, write_file
 from pimserve.cluster.metrics.families import PREFIX_CACHE, SPEC_DECODE
 from pimserve.cluster.metrics.replay import replay
+from pimserve.cluster.metrics.tier_families import KV_LOADS, KV_TIERS
 from pimserve.cluster.run.history import History
 from pimserve.cluster.run.read_summary import load_document
 from pimserve.cluster.scenario.document import load_scenario
@@ -31,6 +32,8 @@ ONLY_LIVE = {
     "pimserve_requests_waiting",
     "pimserve_router_decisions_total",
     *PREFIX_CACHE,
+    *KV_TIERS,
+    *KV_LOADS,
     *SPEC_DECODE,
 }
 

@@ -29,6 +29,7 @@ _EXAMPLE = {
         "preempted": 5,
         "swaps": 0,
         "preemptions": 9,
+        "preemptions_by_cause": {"recompute": 9, "swap": 0, "swap_space_full": 0},
         "measured": 2934,
         "measured_finished": 2930,
         "measured_unfinished": 2,

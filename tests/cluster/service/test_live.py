@@ -91,7 +91,8 @@ def test_replicas_and_placement(worker):
 
 def test_replicas_tell_what_their_prefix_caches_found(worker):
     """Of 999 tokens that all prompts begin with, 62 blocks of 16 are found."""
-    each = worker(*LONG, "scheduler.enable_prefix_caching=true", "workload.prefix={shared_tokens: 999}", speed=50)
+    caches = "scheduler={enable_prefix_caching: true, kv_tiers: [{name: host, capacity_gb: 1}, {name: disk}]}"
+    each = worker(*LONG, caches, "workload.prefix={shared_tokens: 999}", speed=50)
     assert started(each).replicas[0].prefix_cache.hit_tokens == 0
     each.call("Resume", sim.ResumeRequest(**ID))
     replicas = sched.GetReplicasRequest(**ID)
@@ -105,9 +106,21 @@ def test_replicas_tell_what_their_prefix_caches_found(worker):
     ratio = replica.prefix_cache.hit_ratio
     assert ratio == replica.prefix_cache.hit_tokens / replica.prefix_cache.queried_tokens
     assert share(ratio) in printed(replica_table(told))
-    without = replace(told, replicas=(replace(replica, prefix_cache=None),))
+    without = replace(told, replicas=(replace(replica, prefix_cache=None, kv_tiers=None),))
     assert "prefix hits" in printed(replica_table(told))
     assert "prefix hits" not in printed(replica_table(without))
+    assert replica.kv_tiers is not None
+    host, disk = replica.kv_tiers.tiers  # all is on the device still, and was written through to both
+    assert (
+        host.queried_tokens
+        == disk.queried_tokens
+        == replica.prefix_cache.queried_tokens - replica.prefix_cache.hit_tokens
+    )
+    assert (host.hit_ratio, host.read_bytes, replica.kv_tiers.load_waits) == (0, 0, 0)
+    assert disk.kept_blocks >= host.kept_blocks > 0
+    assert host.capacity_blocks > disk.evicted_blocks == 0
+    assert disk.capacity_blocks is None
+    assert "any number" in printed(replica_table(told))
 
 
 def test_lives_of_requests_are_as_of_the_windows_end(worker):
