@@ -18,6 +18,7 @@ from pimserve.device_models.aimc.event.graph import Sequence as Request
 from pimserve.device_models.aimc.event.simulate import simulate
 from pimserve.device_models.aimc.mapping import Mapping, MappingSpec, Strategy, map_network
 from pimserve.device_models.aimc.network import Network, network_of
+from pimserve.device_models.aimc.placed import PlacedNetwork
 from pimserve.device_models.aimc.serving import plan_of
 from pimserve.device_models.aimc.walk import Walker
 from pimserve.device_models.evaluate import evaluate, shape_of
@@ -126,4 +127,4 @@ def _model(setting: Setting) -> ModelSpec:
 
 def _plan(network: Network, chip: Chip, mapping: Mapping) -> CostPlan:
     experts = max(len(block.experts) for block in network.blocks)
-    return plan_of(Walker(network, chip, mapping, [(1.0,) * experts]).walk(), chip, idle_gating=1.0)
+    return plan_of(Walker(PlacedNetwork(network, chip, mapping), [(1.0,) * experts]).walk(), chip, idle_gating=1.0)

@@ -15,7 +15,7 @@ from pimserve.device_models.aimc.crossbar_experts import CrossbarExperts
 from pimserve.device_models.aimc.expert_tiers import expert_programming, programming_pj
 from pimserve.device_models.aimc.ffn_serving import plan_without_attention
 from pimserve.device_models.aimc.mapped_model import map_model
-from pimserve.device_models.aimc.mapping import Density, Mapping
+from pimserve.device_models.aimc.mapping import Density
 from pimserve.device_models.aimc.network import Network
 from pimserve.device_models.aimc.placed import PlacedNetwork
 from pimserve.device_models.aimc.point_to_point import point_to_point
@@ -81,19 +81,19 @@ class Aimc:
         density = None
         if moe and spec.mapping.strategy == "greedy_top2":
             density = _density(share, moe.top_k)
-        network, mapping = map_model(spec, chip, _with_copies(demand), demand.parts, density)
-        passing = partial(point_to_point, network, chip, mapping, share, lm_head=demand.lm_head)
+        placed = map_model(spec, chip, _with_copies(demand), demand.parts, density)
+        network, spread = placed.network, placed.mapping.spread
+        passing = partial(point_to_point, placed, share, lm_head=demand.lm_head)
         kv_tokens, programming = (0, 0), None
         if "attention" in demand.parts:
-            walk = Walker(network, chip, mapping, popularity, lm_head=demand.lm_head).walk()
+            walk = Walker(placed, popularity, lm_head=demand.lm_head).walk()
             parted = moe is not None and "routed_experts" not in demand.parts
-            in_turns = mapping.spread == "layers"
+            in_turns = spread == "layers"
             plan = plan_of(walk, chip, spec.power.idle_gating, in_turns=in_turns, layer_by_layer=parted)
             kv_tokens = self._kv_capacity(network, [attention.chip for attention in walk.attention], demand)
             sent = walk.link_bytes, walk.sampled_link_bytes
         else:
-            placed = PlacedNetwork(network, chip, mapping)
-            plan = self._without_attention(placed, demand, by_expert=mapping.spread == "experts")
+            plan = self._without_attention(placed, demand, by_expert=spread == "experts")
             if demand.rebalance_every:
                 programming = partial(expert_programming, placed, spec)
             sent = _passing_bytes(passing()), 0.0
@@ -107,14 +107,14 @@ class Aimc:
             kv_groups=KvGroups.of(model),
             weight_bytes_per_device=0.0,
             reserved_bytes_per_device=(demand.reserve_gb or 0.0) * 1e9,
-            facts=self._facts(network, mapping, split.devices),
+            facts=self._facts(placed),
             warnings=(
                 *spec.warnings(passive_power=demand.passive_power),
                 *(_attention_warnings(spec, model) if "attention" in demand.parts else ()),
                 *_slicing_warnings(spec, network),
                 *measured,
             ),
-            parallelism=_parallelism(network, mapping),
+            parallelism=_parallelism(placed),
             costs=costs,
             traffic=_traffic(*sent) if split.devices > 1 else (),
             point_to_point=passing,
@@ -204,8 +204,8 @@ class Aimc:
             raise InputError("cluster.device.dram.gb", f"{usable / 1e9:.3g} GB of a chip hold no KV cache")
         return tokens, int(self.spec.dram.gb * 1e9 / size)
 
-    def _facts(self, network: Network, mapping: Mapping, chips: int) -> dict[str, Any]:
-        spec = self.spec
+    def _facts(self, placed: PlacedNetwork) -> dict[str, Any]:
+        spec, network, mapping = self.spec, placed.network, placed.mapping
         noise = spec.noise.model_dump(mode="json") | {"affects": "neither time nor energy"} if spec.noise else None
         return {
             "preset": spec.name,
@@ -215,9 +215,9 @@ class Aimc:
             "kv_bits": spec.kv_bits,
             "tiers_per_tile": spec.tiers,
             "tiers_used": sum(mapping.fill),
-            "tiers": chips * spec.tiles * spec.tiers,
+            "tiers": placed.chip.all_tiles * spec.tiers,
             "weights": network.parameters,
-            "passive_w": chips * spec.passive_w,
+            "passive_w": placed.chip.chips * spec.passive_w,
             "programming": spec.programming_facts(network.parameters, max(mapping.fill)),
             "noise": noise,
             "event_model_over_plan": list(EVENT_OVER_PLAN) if spec.costs.model == "rates" else None,
@@ -262,9 +262,10 @@ def _passing_bytes(sent: PointToPoint) -> float:
     return float(vectors) + sum(sent.dispatch.values()) + sum(sent.combine.values())
 
 
-def _parallelism(network: Network, mapping: Mapping) -> dict[str, Any]:
+def _parallelism(placed: PlacedNetwork) -> dict[str, Any]:
     """How chips share the model; chips of an expert where these are several."""
-    return {"spread": mapping.spread, **({"chips_per_expert": network.slices} if network.slices > 1 else {})}
+    slices = placed.network.slices
+    return {"spread": placed.mapping.spread, **({"chips_per_expert": slices} if slices > 1 else {})}
 
 
 def _slicing_warnings(spec: AimcSpec, network: Network) -> list[str]:
@@ -303,5 +304,4 @@ def _density(share: Sequence[float], top_k: int) -> Density:
         return share
     pairs = np.outer(share, share)
     np.fill_diagonal(pairs, 0.0)
-    density: list[list[float]] = (pairs / pairs.sum()).tolist()
-    return density
+    return tuple(map(tuple, (pairs / pairs.sum()).tolist()))

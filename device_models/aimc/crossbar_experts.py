@@ -106,6 +106,24 @@ class CrossbarExperts:
         """(resources, experts of a group)."""
         return np.concatenate([np.array(work, np.int64) for work in self.resources])
 
+    @cached_property
+    def _needed(self) -> list[tuple[IntArray, IntArray]]:
+        """Resources on which experts of a group have work, and how much: the first of each expert, the second, and so
+        on; one that has no more comes again with its last."""
+        of_experts = [np.flatnonzero(work) for work in self._work.T]
+        most = max(map(len, of_experts))
+        needed = np.stack([np.pad(of_expert, (0, most - len(of_expert)), "edge") for of_expert in of_experts], axis=1)
+        return [(row, self._work[row, np.arange(len(row))]) for row in needed]
+
+    @cached_property
+    def _chains(self) -> IntArray:
+        return np.array(self.chains, np.int64)
+
+    @cached_property
+    def _first_tiles(self) -> IntArray:
+        """Of each chip."""
+        return np.cumsum([0, *map(len, self.tiles)])[:-1]
+
     def least_fs(self, tokens: int) -> int:
         """The chain alone, or copies spread evenly over groups and their tiles, or pools."""
         if not tokens:
@@ -134,10 +152,9 @@ class CrossbarExperts:
         work = copies @ self._work.T
         features = np.zeros((len(copies), len(GROUP_FEATURES)), np.int64)
         features[:, 0] = self._time_fs(copies, work)
-        ends = np.cumsum([len(of_chip) for of_chip in self._tiles])
-        of_tiles = np.split(work, ends, axis=1)[:-1]
-        features[:, 1] = sum(of_chip.max(axis=1) for of_chip in of_tiles) // self.chips
-        features[:, 2] = work[:, ends[-1] : ends[-1] + len(self.digital)].sum(axis=1) // self.chips
+        first, tiles = self._first_tiles, sum(map(len, self.tiles))
+        features[:, 1] = np.maximum.reduceat(work[:, :tiles], first, axis=1).sum(axis=1) // self.chips
+        features[:, 2] = work[:, tiles : tiles + len(self.digital)].sum(axis=1) // self.chips
         features[:, 4] = copies.sum(axis=1) * self.copy_pj
         return features.reshape(1, *tokens.shape[:2], -1)
 
@@ -156,13 +173,10 @@ class CrossbarExperts:
 
     def _time_fs(self, copies: IntArray, work: IntArray) -> IntArray:
         """(n,): time of groups, given (n, experts of a group) copies and (n, resources) what these bring to each."""
-        time = np.zeros(len(copies), np.int64)
-        for expert, chain in enumerate(self.chains):
-            of_copy = self._work[:, expert]
-            needed = np.flatnonzero(of_copy)
-            wait = (work[:, needed] - of_copy[needed]).max(axis=1)
-            time = np.maximum(time, np.where(copies[:, expert] > 0, chain + wait, 0))
-        return time
+        wait = np.zeros_like(copies)
+        for needed, of_copy in self._needed:
+            np.maximum(wait, work[:, needed] - of_copy, out=wait, where=copies > 0)
+        return np.asarray(np.where(copies > 0, self._chains + wait, 0).max(axis=1))
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ those of `walk`.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -42,6 +42,32 @@ class Pass:
     def busiest_ps(self) -> float:
         """The most that one tile, or one chip's pool of digital units or link, has to do."""
         return max(int(self.tiles_ps.max(initial=0)), *self.digital_ps.values(), *self.links_ps.values())
+
+    def moved(self, chips: int, tiles: int) -> Pass:
+        """The same so many chips, of `tiles` each, further on."""
+        return replace(
+            self,
+            tiles=self.tiles + chips * tiles,
+            digital_ps={chip + chips: ps for chip, ps in self.digital_ps.items()},
+            links_ps={chip + chips: ps for chip, ps in self.links_ps.items()},
+        )
+
+
+class ExpertPasses:
+    """Of the experts of a network; of those that lie alike on their chips one is worked out."""
+
+    def __init__(self, placed: PlacedNetwork) -> None:
+        self._placed = placed
+        self._known: dict[Hashable, Pass] = {}
+
+    def of(self, expert: Sequence[Ffn]) -> Pass:
+        """Through one of them."""
+        placed, first = self._placed, self._placed.entry(expert[0])
+        where = [placed.tiles[matrix] - first * placed.chip.tiles for ffn in expert for matrix in ffn.matrices]
+        kind = tuple(ffn.width for ffn in expert), b"".join([tiles.tobytes() for tiles in where])
+        if kind not in self._known:
+            self._known[kind] = pass_of_expert(placed, expert).moved(-first, placed.chip.tiles)
+        return self._known[kind].moved(first, placed.chip.tiles)
 
 
 def pass_of_ffn(placed: PlacedNetwork, ffn: Ffn) -> Pass:

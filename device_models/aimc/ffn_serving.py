@@ -19,12 +19,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from fractions import Fraction
+from functools import lru_cache
 
 import numpy as np
 
 from pimserve.arrays import IntArray
 from pimserve.device_models.aimc.crossbar_experts import CrossbarExperts, CrossbarUnit, SlicedExperts, Work
-from pimserve.device_models.aimc.ffn_pass import Pass, pass_of_expert, pass_of_ffn, pass_of_head
+from pimserve.device_models.aimc.ffn_pass import ExpertPasses, Pass, pass_of_ffn, pass_of_head
 from pimserve.device_models.aimc.operation_costs import fs_of, pj_of
 from pimserve.device_models.aimc.placed import PlacedNetwork
 from pimserve.device_models.aimc.serving import BUSIEST_TILE, DIGITAL, passive_power
@@ -86,6 +87,7 @@ def _row_term(
     return RowTerm(name, category, BUSIEST_TILE, rows, ((first, further),), energy, runs=runs)
 
 
+@lru_cache(maxsize=4)
 def _experts(placed: PlacedNetwork, *, by_expert: bool) -> CrossbarExperts:
     """Routed experts.
 
@@ -100,7 +102,8 @@ def _experts(placed: PlacedNetwork, *, by_expert: bool) -> CrossbarExperts:
     holders = chip.chips // slices
     groups = holders if by_expert and experts % holders == 0 else 1
     each = experts // groups
-    passes = [[pass_of_expert(placed, expert) for expert in block.experts] for block in blocks]
+    through = ExpertPasses(placed)
+    passes = [[through.of(expert) for expert in block.experts] for block in blocks]
     chains = np.mean([[one.chain_ps for one in layer] for layer in passes], axis=0).reshape(groups, each).max(axis=0)
     typical = [
         sorted((layer[first : first + each] for layer in passes), key=_busiest_ps)[len(passes) // 2]
@@ -140,8 +143,8 @@ def _beside_own_work_fs(experts: CrossbarExperts) -> int:
 def _busiest_ps(passes: Iterable[Pass]) -> float:
     """The most that a tile, a pool of digital units or a link has to do for a token of each expert."""
     passes = list(passes)
-    _, place = np.unique(np.concatenate([each.tiles for each in passes]), return_inverse=True)
-    tiles = np.bincount(place, np.concatenate([each.tiles_ps for each in passes]))
+    place = np.concatenate([each.tiles for each in passes])
+    tiles = np.bincount(place - place.min(), np.concatenate([each.tiles_ps for each in passes]))
     pools: Counter[int] = Counter()
     links: Counter[int] = Counter()
     for each in passes:
@@ -168,8 +171,9 @@ def _work_of_chips(busy_ps: Sequence[Mapping[int, float]]) -> Work:
 
 def _undominated(rows: IntArray) -> IntArray:
     """Of (n, experts) rows, those of which no other has as much of every expert."""
-    rows = np.unique(rows, axis=0)
-    return rows[[int((rows >= row).all(axis=1).sum()) == 1 for row in rows]]
+    there = rows[:, rows.any(axis=0)]
+    there, first = np.unique(there, axis=0, return_index=True)
+    return rows[first[[int((there >= row).all(axis=1).sum()) == 1 for row in there]]]
 
 
 def _as_work(busy_ps: IntArray) -> Work:

@@ -7,15 +7,15 @@ of the down projection, at the borders of crossbars. So weights, crossbars and p
 
 from __future__ import annotations
 
-from collections.abc import Set
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 
 from pimserve.device_models.aimc.aimc_spec import AimcSpec
 from pimserve.device_models.aimc.chip import Chip
-from pimserve.device_models.aimc.mapping import Density, Mapping, map_network
+from pimserve.device_models.aimc.mapping import Density, map_network
 from pimserve.device_models.aimc.network import Network, network_of
+from pimserve.device_models.aimc.placed import PlacedNetwork
 from pimserve.device_models.aimc.spread import WHERE, Spreader
 from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.operators import Part
@@ -26,9 +26,10 @@ _MOST_MATRICES, _MOST_CHUNKS = 2**17, 2**23
 _MOST_OF_PAIRS = 2**11  # experts of a layer whose pairs have a density each; Switch-C has as many
 
 
+@lru_cache(maxsize=4)  # whoever finds how many chips there must be asks for the same once more
 def map_model(
-    spec: AimcSpec, chip: Chip, model: ModelSpec, parts: Set[Part], density: Density | None = None
-) -> tuple[Network, Mapping]:
+    spec: AimcSpec, chip: Chip, model: ModelSpec, parts: frozenset[Part], density: Density | None = None
+) -> PlacedNetwork:
     """Matrices of the model's parts, and where they are.
 
     Args:
@@ -45,7 +46,8 @@ def map_model(
     experts = "routed_experts" in parts and model.moe is not None
     spread = spec.spread if experts else "layers"
     try:
-        return network, map_network(network, chip, spec.mapping, spread=spread, expert_density=density)
+        mapping = map_network(network, chip, spec.mapping, spread=spread, expert_density=density)
+        return PlacedNetwork(network, chip, mapping)
     except DoesNotFitError as error:
         if error.least is not None or spread == "layers" or not experts:
             raise
@@ -56,9 +58,10 @@ def map_model(
         if slicer.fits(chip.chips, slices):
             sliced = slicer.network(slices)
             try:
-                return sliced, map_network(sliced, chip, spec.mapping, spread="experts", expert_density=density)
+                mapping = map_network(sliced, chip, spec.mapping, spread="experts", expert_density=density)
             except DoesNotFitError:  # chunks did not find a tile each
                 continue
+            return PlacedNetwork(sliced, chip, mapping)
     raise slicer.does_not_fit()
 
 
@@ -78,7 +81,7 @@ class _Slicer:
     spec: AimcSpec
     chip: Chip
     model: ModelSpec
-    parts: Set[Part]
+    parts: frozenset[Part]
     whole: Network
 
     def __post_init__(self) -> None:
@@ -167,7 +170,8 @@ class _Slicer:
         return Spreader(self.network(slices), chip, stacked=self._stacked, spread="experts")
 
 
-def _network(spec: AimcSpec, model: ModelSpec, parts: Set[Part], expert_widths: tuple[int, ...] = ()) -> Network:
+@lru_cache(maxsize=4)  # of all numbers of chips that are tried
+def _network(spec: AimcSpec, model: ModelSpec, parts: frozenset[Part], expert_widths: tuple[int, ...] = ()) -> Network:
     moe = model.moe if "routed_experts" in parts else None
     matrices = model.layers
     if moe is not None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Literal
 
@@ -16,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pimserve.device_models.aimc.chip import Chip
 from pimserve.device_models.aimc.network import Network
 from pimserve.device_models.aimc.spread import Group, Spread, Spreader
+from pimserve.device_models.memo import Memo
 from pimserve.errors import DoesNotFitError, InputError
 
 Strategy = Literal["greedy_in_order", "greedy_util", "moe_separated", "greedy_random", "greedy_top2"]
@@ -90,17 +92,50 @@ def map_network(
     experts = max((len(block.experts) for block in network.blocks), default=0)
     density = _Density(experts, expert_density) if spec.strategy == "greedy_top2" and experts else None
     spreader = Spreader(network, chip, stacked=separated, spread=spread)
+    return _place_chips(network, chip, spec, spreader, density)
+
+
+def _place_chips(
+    network: Network, chip: Chip, spec: MappingSpec, spreader: Spreader, density: _Density | None
+) -> Mapping:
+    """Each chip by itself; of chips that get the like, one is placed."""
     tiles: list[tuple[int, ...]] = [()] * len(network.matrices)
     tiers: list[tuple[int, ...]] = [()] * len(network.matrices)
     fill: list[int] = []
+    known: dict[Hashable, tuple[list[int], _Placer]] = {}
     for number, groups in enumerate(spreader.groups()):
-        placer = _Placer(network, chip, spec, number, tiles, tiers, density)
-        try:
-            placer.place(groups)
-        except _NoTileError:
-            raise spreader.does_not_fit() from None
+        kind = number if spec.strategy == "greedy_random" else _kind(network, groups, density)
+        matrices = [m for group in groups for ffn in group.ffns for m in ffn]
+        if kind not in known:
+            placer = _Placer(network, chip, spec, number, density)
+            try:
+                placer.place(groups)
+            except _NoTileError:
+                raise spreader.does_not_fit() from None
+            known[kind] = matrices, placer
+        alike, placer = known[kind]
+        of_replica = Memo(partial(_moved, by=number * chip.tiles))
+        for m, other in zip(matrices, alike, strict=True):
+            tiles[m], tiers[m] = of_replica[placer.tiles[other]], placer.tiers[other]
         fill += placer.fill.tolist()
-    return Mapping(tuple(tiles), tuple(tiers), tuple(fill), spread)
+    return Mapping(tuple(tiles), tuple(tiers), tuple(fill), spreader.spread)
+
+
+def _kind(network: Network, groups: Sequence[Group], density: _Density | None) -> Hashable:
+    """All that decides where groups are put on a chip."""
+    return tuple(
+        (
+            group.layer - groups[0].layer,
+            len(network.blocks[group.layer].experts),
+            group.experts if density is not None else len(group.experts),
+            *((network.matrices[m].role, network.matrices[m].rows, network.matrices[m].cols) for m in group.ffns[0]),
+        )
+        for group in groups
+    )
+
+
+def _moved(tiles: tuple[int, ...], by: int) -> tuple[int, ...]:
+    return tuple([tile + by for tile in tiles])
 
 
 class _NoTileError(Exception):
@@ -151,17 +186,20 @@ class _Density:
 
 @dataclass(eq=False)
 class _Placer:
-    """The tiles of one chip as they fill. `weight` is how many MVMs of a token a tile is expected to do."""
+    """The tiles of one chip as they fill. `weight` is how many MVMs of a token a tile is expected to do.
+
+    `tiles` and `tiers`: of each chunk of a matrix, as `Mapping` has them, but tiles of the chip.
+    """
 
     network: Network
     chip: Chip
     spec: MappingSpec
     number: int
-    tiles: list[tuple[int, ...]]
-    tiers: list[tuple[int, ...]]
     density: _Density | None
 
     def __post_init__(self) -> None:
+        self.tiles: dict[int, tuple[int, ...]] = {}
+        self.tiers: dict[int, tuple[int, ...]] = {}
         seeds = (self.spec.seed, self.number)
         self._random = np.random.default_rng(seeds) if self.spec.strategy == "greedy_random" else None
         self._by_weight = self.spec.strategy in {"greedy_util", "moe_separated"}
@@ -304,7 +342,7 @@ class _Placer:
                 tiles[chunk], tiers[chunk] = tile, self.fill[tile]
                 self.fill[tile] += 1
                 self._weight[tile] += weight
-        self.tiles[m] = tuple((tiles + self.number * self.chip.tiles).tolist())
+        self.tiles[m] = tuple(tiles.tolist())
         self.tiers[m] = tuple(tiers.tolist())
         return tiles
 

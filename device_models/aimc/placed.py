@@ -35,6 +35,7 @@ class PlacedNetwork:
     def __init__(self, network: Network, chip: Chip, mapping: Mapping) -> None:
         self.network = network
         self.chip = chip
+        self.mapping = mapping
         self.tiles: list[NDArray[np.int64]] = [np.asarray(tiles, np.int64) for tiles in mapping.tiles]
         self.mvm = chip.mvm
 

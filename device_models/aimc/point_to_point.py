@@ -12,29 +12,25 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import lru_cache
 
-from pimserve.device_models.aimc.chip import Chip
-from pimserve.device_models.aimc.mapping import Mapping
-from pimserve.device_models.aimc.network import Block, Ffn, Network
+from pimserve.device_models.aimc.network import Block, Ffn
 from pimserve.device_models.aimc.placed import PlacedNetwork
 from pimserve.device_models.device import PointToPoint
 
 _Pair = tuple[int, int]
 
 
-def point_to_point(
-    network: Network, chip: Chip, mapping: Mapping, share: Sequence[float], *, lm_head: bool
-) -> PointToPoint:
+@lru_cache(maxsize=4)
+def point_to_point(placed: PlacedNetwork, share: tuple[float, ...], *, lm_head: bool) -> PointToPoint:
     """What passes between the chips that a network is mapped on.
 
     Args:
-        network: the model.
-        chip: the chips.
-        mapping: where its chunks are.
+        placed: the model, its chips, and where its chunks are.
         share: picks of a token that fall on each routed expert of a layer.
         lm_head: whether the product with the vocabulary is computed.
     """
-    route = _Route(PlacedNetwork(network, chip, mapping), share)
+    route = _Route(placed, share)
     route.pass_layers()
     tokens = route.take_sent()
     if lm_head:
@@ -45,7 +41,7 @@ def point_to_point(
         dispatch=route.dispatch,
         combine=route.combine,
         picks=route.picks,
-        picks_per_token=sum(block.top_k for block in network.blocks if block.experts),
+        picks_per_token=sum(block.top_k for block in placed.network.blocks if block.experts),
     )
 
 

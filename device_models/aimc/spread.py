@@ -58,6 +58,7 @@ class Spreader:
         self._tiers = [rows * cols for rows, cols in grids]
         self._experts = max((len(block.experts) for block in self.network.blocks), default=0)
         self._slices = self.network.slices
+        self._routed = [block.experts for block in self.network.blocks if block.experts]
         if self._by_expert and self._experts * self._slices < chip.chips:
             raise DoesNotFitError(
                 WHERE,
@@ -131,9 +132,9 @@ class Spreader:
 
     def _deal(self, chips: int) -> list[list[Group]] | None:
         """Groups of each chip, the fullest as empty as can be; None if they do not fit."""
-        if self._by_expert and chips % self._slices:
-            return None
         room = self._room(chips)
+        if self._by_expert and (chips % self._slices or not self._experts_fit(chips, room)):
+            return None
         groups = [
             Group(matrix.layer, ((m,),), (), self._tiers[m], 0)
             for m, matrix in enumerate(self.network.matrices)
@@ -173,6 +174,19 @@ class Spreader:
         filled = _fill(groups, taken, Room(limit, room.positions))
         assert filled is not None
         return [sorted(on_chip + more, key=_first_matrix) for on_chip, more in zip(dealt, filled, strict=True)]
+
+    def _experts_fit(self, chips: int, room: Room) -> bool:
+        """Whether chips have the room for their shares of every layer's experts, which is soon told."""
+        if chips == 1:
+            return True
+        for of_expert in range(self._slices):
+            tiers = [sum(self._tiers[m] for m in experts[0][of_expert].matrices) for experts in self._routed]
+            most = [-(-len(experts) * self._slices // chips) for experts in self._routed]
+            if self.stacked and sum(tiers) > room.positions:
+                return False
+            if sum(number * size for number, size in zip(most, tiers, strict=True)) > room.tiers:
+                return False
+        return True
 
     def _expert_group(
         self, layer: int, block: Block, numbers: range, part: int | None = None, of_expert: int = 0

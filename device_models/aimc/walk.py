@@ -16,9 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pimserve.device_models.aimc.attention_slopes import AttentionSlopes
-from pimserve.device_models.aimc.chip import Chip
-from pimserve.device_models.aimc.mapping import Mapping
-from pimserve.device_models.aimc.network import Block, Ffn, Network
+from pimserve.device_models.aimc.network import Block, Ffn
 from pimserve.device_models.aimc.operation_costs import OpCost
 from pimserve.device_models.aimc.placed import PassTime, PlacedNetwork
 from pimserve.device_models.expert_picks import draw_counts, expert_share, pick_probabilities
@@ -101,26 +99,22 @@ class Walker:
     """Walks a network that is mapped on chips.
 
     Args:
-        network: the model.
-        chip: the chips.
-        mapping: where its chunks are.
+        placed: the network, the chips, and where its chunks are.
         popularity: weight of each routed expert, a row for all MoE layers or for each; empty without any.
         lm_head: whether the product with the vocabulary counts.
     """
 
-    network: Network
-    chip: Chip
-    mapping: Mapping
+    placed: PlacedNetwork
     popularity: Sequence[Sequence[float]]
     lm_head: bool = field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
+        self.network, self.chip = self.placed.network, self.placed.chip
         self.costs = self.chip.costs
         top_k = max((block.top_k for block in self.network.blocks), default=0)
         self._laws = [
             Law(pick_probabilities(np.asarray(row, float), top_k), expert_share(row, top_k)) for row in self.popularity
         ]
-        self._placed = PlacedNetwork(self.network, self.chip, self.mapping)
         self._random = np.random.default_rng(0)  # which experts are drawn to look at; not the run's seed
         self._walk = Walk(self._work(), self._work(), Visits(self.chip.all_tiles))
         self._position = 0.0  # on the chain
@@ -130,7 +124,7 @@ class Walker:
     def walk(self) -> Walk:
         """One token through all layers, with the head."""
         network, walk = self.network, self._walk
-        homes = [self._placed.home(block) for block in network.blocks]
+        homes = [self.placed.home(block) for block in network.blocks]
         routed = 0  # layers with experts so far
         segment = self._work()
         self._embedding(segment, homes[0])
@@ -180,15 +174,15 @@ class Walker:
         tables = [table for table in (network.token_embedding, network.position_embedding) if table is not None]
         longest = PassTime(0.0, 0.0)
         for matrix in tables:
-            row_blocks, column_blocks = self._placed.grid(matrix)
+            row_blocks, column_blocks = self.placed.grid(matrix)
             self._mvms(matrix, work.tiles, 1 / row_blocks)
             self._visit((matrix,), self._position, 1 / row_blocks)
             # The blocks of one row lie side by side unless tiles are few.
-            some = self._placed.tiles[matrix][:column_blocks]
-            reading = PassTime(self._placed.hops_ps(matrix, home), self._placed.mvm.ps * int(np.bincount(some).max()))
+            some = self.placed.tiles[matrix][:column_blocks]
+            reading = PassTime(self.placed.hops_ps(matrix, home), self.placed.mvm.ps * int(np.bincount(some).max()))
             longest = max(longest, reading, key=sum)
             self._pay_hops(matrix, home, 1 / row_blocks)
-            self._spent["fc"] += column_blocks * self._placed.mvm.nj
+            self._spent["fc"] += column_blocks * self.placed.mvm.nj
         self._chain("communication", longest.hops_ps)
         self._chain("fc", longest.rest_ps)
         self._digital("fc", self.costs.add(network.hidden), home, work)
@@ -208,7 +202,7 @@ class Walker:
     def _stage(self, category: Category, stage: Sequence[int], home: int, work: Work) -> None:
         """Matrices side by side on one vector, and their partial sums."""
         self._visit(stage, self._position)
-        hops, rest = self._placed.stage_time(stage, home)
+        hops, rest = self.placed.stage_time(stage, home)
         self._chain("communication", hops)
         self._chain(category, rest)
         for matrix in stage:
@@ -216,27 +210,27 @@ class Walker:
 
     def _account(self, category: Category, matrix: int, home: int, work: Work, share: float, load: float) -> None:
         """Energy and work of one matrix, of which a token needs `share` on average, and its tiles bear `load`."""
-        row_blocks, column_blocks = self._placed.grid(matrix)
+        row_blocks, column_blocks = self.placed.grid(matrix)
         chunks = row_blocks * column_blocks
         self._mvms(matrix, work.tiles, load)
         self._pay_hops(matrix, home, share)
-        add = self._placed.sum_of(matrix)
+        add = self.placed.sum_of(matrix)
         sums = share * (row_blocks - 1) * column_blocks
-        reads = self._placed.reads(matrix)
-        self._spent[category] += share * chunks * reads * self._placed.mvm.nj + sums * add.nj
+        reads = self.placed.reads(matrix)
+        self._spent[category] += share * chunks * reads * self.placed.mvm.nj + sums * add.nj
         if self.chip.partial_sums == "pool":
-            work.digital[self._placed.chip_of(matrix)] += sums * add.ps
+            work.digital[self.placed.chip_of(matrix)] += sums * add.ps
 
     def _mvms(self, matrix: int, tiles: NDArray[np.float64], share: float) -> None:
         """Adds the products with a share of a matrix's chunks to the time of their tiles."""
-        reads = self._placed.reads(matrix)
-        np.add.at(tiles, self._placed.tiles[matrix], share * reads * self._placed.mvm.ps)
+        reads = self.placed.reads(matrix)
+        np.add.at(tiles, self.placed.tiles[matrix], share * reads * self.placed.mvm.ps)
 
     def _pay_hops(self, matrix: int, home: int, share: float) -> None:
         """Energy, and bytes between chips, of the ways to a share of the chunks and back."""
-        self._spent["communication"] += share * self._placed.hops_nj(matrix, home)
-        if self._placed.chip_of(matrix) != home and self.chip.link is not None:
-            self._sent += share * sum(self._placed.vector_bytes(matrix))
+        self._spent["communication"] += share * self.placed.hops_nj(matrix, home)
+        if self.placed.chip_of(matrix) != home and self.chip.link is not None:
+            self._sent += share * sum(self.placed.vector_bytes(matrix))
 
     def _digital(self, category: Category, cost: OpCost, home: int, work: Work, times: float = 1.0) -> None:
         """A digital operation on the chain."""
@@ -261,8 +255,8 @@ class Walker:
     def _ffn(self, category: Category, ffn: Ffn, home: int, work: Work) -> None:
         """A dense FFN."""
         self._stage(category, ffn.up, home, work)
-        for cost in self._placed.between(ffn):
-            self._digital(category, cost, self._placed.chip_of(ffn.down), work)
+        for cost in self.placed.between(ffn):
+            self._digital(category, cost, self.placed.chip_of(ffn.down), work)
         self._stage(category, (ffn.down,), home, work)
 
     def _mixture(self, block: Block, law: Law, home: int, work: Work) -> None:
@@ -282,12 +276,12 @@ class Walker:
     def _experts(self, block: Block, law: Law, home: int, work: Work) -> None:
         """Chosen and shared experts."""
         start = self._position
-        differ = self._placed.experts_apart(block)
+        differ = self.placed.experts_apart(block)
         chosen = self._chosen_time(block, law, home, _DRAWS if differ else 1)
         self._chain("communication", chosen.hops_ps)
         self._chain("moe", chosen.rest_ps)
         one = block.experts[0][0]
-        half = sum(self._placed.stage_time(one.up, home)) + sum(cost.ps for cost in self._placed.between(one))
+        half = sum(self.placed.stage_time(one.up, home)) + sum(cost.ps for cost in self.placed.between(one))
         picked = block.top_k / len(block.experts)
         ffns = [ffn for expert in block.experts for ffn in expert]
         self._visit([matrix for ffn in ffns for matrix in ffn.up], start, picked)
@@ -300,26 +294,26 @@ class Walker:
                 self._account_expert(ffn, home, work, share, load)
             self._account_reduction(expert, work, share)
         for matrix in (matrix for ffn in block.experts[0] for matrix in ffn.matrices):
-            self._walk.expert_mvm_ps += block.top_k * len(self._placed.tiles[matrix]) * self._placed.mvm.ps
+            self._walk.expert_mvm_ps += block.top_k * len(self.placed.tiles[matrix]) * self.placed.mvm.ps
         if block.shared is not None:
             self._account_expert(block.shared, home, work, 1.0, 1.0)
 
     def _account_expert(self, ffn: Ffn, home: int, work: Work, share: float, load: float) -> None:
         for matrix in ffn.matrices:
             self._account("moe", matrix, home, work, share, load)
-        for cost in self._placed.between(ffn):
-            self._spend("moe", cost, self._placed.chip_of(ffn.down), work, share)
+        for cost in self.placed.between(ffn):
+            self._spend("moe", cost, self.placed.chip_of(ffn.down), work, share)
 
     def _account_reduction(self, expert: Sequence[Ffn], work: Work, share: float) -> None:
         """Partial sums of an expert that is cut over chips."""
-        reduction = self._placed.reduction(expert)
+        reduction = self.placed.reduction(expert)
         if reduction is None:
             return
         self._spent["communication"] += share * reduction.hops_nj
         self._spent["moe"] += share * reduction.sums_nj
         self._sent += share * reduction.bytes_sent
         for number, ffn in enumerate(expert):
-            work.digital[self._placed.chip_of(ffn.down)] += share * reduction.digital_ps(number)
+            work.digital[self.placed.chip_of(ffn.down)] += share * reduction.digital_ps(number)
 
     def _chosen_time(self, block: Block, law: Law, home: int, draws: int) -> PassTime:
         """Through the chosen experts of one token, a mean over draws where it depends on them."""
@@ -328,6 +322,6 @@ class Walker:
         for counts in draw_counts(self._random, law.picks, 1, draws):
             chosen = tuple(np.flatnonzero(counts).tolist())
             if chosen not in times:
-                times[chosen] = self._placed.experts_time(block, chosen, home)
+                times[chosen] = self.placed.experts_time(block, chosen, home)
             drawn.append(times[chosen])
         return PassTime(sum(one.hops_ps for one in drawn) / draws, sum(one.rest_ps for one in drawn) / draws)

@@ -8,6 +8,7 @@ from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.device_models.aimc.mapping import map_network
 from pimserve.device_models.aimc.network import network_of
+from pimserve.device_models.aimc.placed import PlacedNetwork
 from pimserve.device_models.aimc.walk import Walker
 from pimserve.device_models.catalogue import load_model
 from pimserve.device_models.device import Demand
@@ -93,7 +94,7 @@ def test_loads_of_chips_are_the_work_that_a_token_leaves_there(spread: str) -> N
     device, model, chips = aimc(spread=spread), load_model("mixtral-8x7b"), 8
     network, chip = network_of(model), device.spec.chips(chips)
     mapping = map_network(network, chip, device.spec.mapping, spread=device.spec.spread)
-    walk = Walker(network, chip, mapping, ((1.0,) * 8,)).walk()
+    walk = Walker(PlacedNetwork(network, chip, mapping), ((1.0,) * 8,)).walk()
     tiles = sum(part.tiles for part in walk.segments).reshape(chips, -1).mean(axis=1)
     digital = sum(part.digital for part in walk.segments) / chip.digital_units
     layers = Counter(each.chip for each in walk.attention)

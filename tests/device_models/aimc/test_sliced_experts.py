@@ -172,7 +172,7 @@ def test_a_token_through_the_whole_model_takes_what_its_events_take(
     for number in (1, slices):
         where, mapping = sliced(setting, number, ALL_PARTS, "moe_separated", partial_sums=partial_sums)
         experts = setting.model["moe"]["experts"]
-        walk = Walker(where.network, where.chip, mapping, [(1.0,) * experts]).walk()
+        walk = Walker(where, [(1.0,) * experts]).walk()
         event = simulate(where.network, where.chip, mapping, [Sequence(1, 1, CONTEXT - 1)])
         chain, energy = sum(walk.chain_ps.values()), sum(walk.energy_nj.values()) + sum(walk.sampled_nj.values())
         for layer in walk.attention:

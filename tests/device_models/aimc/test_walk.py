@@ -12,6 +12,7 @@ from pimserve.device_models.aimc.event.graph import Sequence
 from pimserve.device_models.aimc.event.simulate import Outcome, simulate
 from pimserve.device_models.aimc.mapping import Mapping, MappingSpec, Strategy, map_network
 from pimserve.device_models.aimc.network import Network, network_of
+from pimserve.device_models.aimc.placed import PlacedNetwork
 from pimserve.device_models.aimc.serving import plan_of
 from pimserve.device_models.aimc.walk import Walk, Walker
 from pimserve.device_models.expert_picks import expert_share
@@ -33,7 +34,7 @@ def mapped(setting: Setting, strategy: Strategy = "moe_separated", **chip: Any) 
 
 def walked(network: Network, chip: Chip, mapping: Mapping) -> Walk:
     experts = max(len(block.experts) for block in network.blocks)
-    return Walker(network, chip, mapping, [(1.0,) * experts]).walk()
+    return Walker(PlacedNetwork(network, chip, mapping), [(1.0,) * experts]).walk()
 
 
 def one_token(network: Network, chip: Chip, mapping: Mapping) -> Outcome:
