@@ -7,11 +7,9 @@ import os
 import pty
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import sysconfig
-import time
 from pathlib import Path
 
 import pytest
@@ -309,24 +307,6 @@ def test_a_closed_standard_output_is_no_error():
 def test_names_that_the_terminal_cannot_show(started_in):
     shown = ok(started_in("run", *SMALL, "--out", "\N{GREEK CAPITAL LETTER OMEGA}", PYTHONIOENCODING="latin-1"))
     assert shown.endswith("results in \\u03a9\n")
-
-
-def test_an_interrupted_run_leaves_nothing(tmp_path):
-    with subprocess.Popen(
-        [str(PIMSERVE), "run", "--set", "workload.num_requests=2000000"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    ) as process:
-        patience = time.monotonic() + 60
-        while not list(tmp_path.glob("results/.*/*")) and time.monotonic() < patience:
-            time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
-        shown, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert shown == b""
-    assert errors.startswith(b"interrupted, and nothing is kept")
-    assert leftovers(tmp_path) == []
 
 
 FAULT = (

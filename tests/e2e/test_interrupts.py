@@ -60,7 +60,7 @@ def test_an_interrupt_says_how_to_go_on(options: list[str], message: str, tmp_pa
     assert shown == ""
     assert errors.endswith(message)
     assert "Traceback" not in errors
-    assert not list(tmp_path.glob("results"))
+    assert [path.name for path in tmp_path.iterdir()] == options[1:]
 
 
 def test_an_interrupt_that_a_library_turns_into_an_error_of_its_own_is_one_still(tmp_path: Path) -> None:

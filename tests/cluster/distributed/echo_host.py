@@ -3,11 +3,11 @@
 import os
 import signal
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
 
+from pimserve.cluster.base.rpc.channels import make_server
 from pimserve.errors import InputError
 
 
@@ -34,7 +34,7 @@ class EchoHost:
         self.marker = marker
 
     def start(self, listen):
-        self.server = grpc.server(ThreadPoolExecutor(4))
+        self.server = make_server(4, None)
         handler = grpc.unary_unary_rpc_method_handler(self.say)
         self.server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("echo.Echo", {"Say": handler})])
         port = self.server.add_insecure_port(listen)

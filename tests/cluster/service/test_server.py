@@ -131,7 +131,7 @@ def test_a_run_that_fails_says_why(client):
 
 def test_lists_come_in_pages_and_by_state(client, monkeypatch):
     monkeypatch.setattr("pimserve.cluster.client.client._PAGE", 2)
-    runs = [client.launch(f"name: n{number}", SMALL) for number in range(5)]
+    runs = [client.launch(f"name: n{number}", SMALL) for number in range(3)]
     for run in runs:
         ended(client, run.id)
     listed = [run.id for run in client.list()]
@@ -152,7 +152,7 @@ def test_a_worker_that_dies_is_replaced_a_few_times(tmp_path):
 
 
 def test_a_run_that_was_killed_goes_on_and_gives_the_same(tmp_path):
-    settings = ["workload.num_requests=4000"]
+    settings = ["workload.num_requests=1000"]
     with server_and_client(tmp_path / "data") as client:
         run = client.launch("", settings, paused=True)
         until(lambda: client.get(run.id).progress)
@@ -169,6 +169,7 @@ def test_a_run_that_was_killed_goes_on_and_gives_the_same(tmp_path):
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["digest"] == summary["digest"]
 
 
+@pytest.mark.slow
 def test_a_run_that_failed_is_continued_from_its_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr("pimserve.cluster.service.worker_supervisor._PATIENCE", Patience(deaths=0, stop_s=10))
     settings = ["workload.num_requests=2000"]
@@ -257,7 +258,7 @@ def test_the_client_refuses_what_no_server_takes(tmp_path):
 
 
 def test_a_server_that_stops_leaves_runs_to_the_next(tmp_path):
-    settings = ["workload.num_requests=20000"]
+    settings = ["workload.num_requests=2000"]
     data = tmp_path / "data"
     options = ServerOptions("127.0.0.1:0", data, Limits(1, 5, None), worker=STAND_IN)
     with serving(options) as address, Client(address) as client:
@@ -277,7 +278,7 @@ def test_a_server_that_stops_leaves_runs_to_the_next(tmp_path):
         assert ended(client, waiting.id).state == "finished"
 
 
-@pytest.mark.parametrize("per_engine", [False, True])
+@pytest.mark.parametrize("per_engine", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_histograms_are_per_engine_if_the_server_is_asked_for_them(tmp_path, per_engine):
     addresses = []
     metrics = EndpointOptions("127.0.0.1:0", per_engine=per_engine)
@@ -302,11 +303,11 @@ def test_metrics_of_all_runs_are_exposed_and_stay_for_the_last_scrape(tmp_path):
             return {(s.name, s.labels["run_id"], s.labels.get("outcome")): s.value for f in families for s in f.samples}
 
         assert scrape() == {}
-        held = client.launch("", ["workload.num_requests=20000"], paused=True)
+        held = client.launch("", ["workload.num_requests=2000"], paused=True)
         done = ended(client, client.launch("", SMALL).id)
         until(lambda: len({run for _, run, _ in scrape()}) == 2)
         found = scrape()
         assert found["pimserve_requests_total", done.id, "finished"] == done.progress.finished
         assert found["pimserve_virtual_time_seconds_total", done.id, None] >= done.progress.simulated_s
-        assert found["pimserve_requests_expected", held.id, None] == 20000
+        assert found["pimserve_requests_expected", held.id, None] == 2000
         assert found["pimserve_requests_total", held.id, "finished"] == 0

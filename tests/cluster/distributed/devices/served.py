@@ -176,6 +176,11 @@ class Run:
         """All devices."""
         return [(log.costs.replica, device) for log in self.logs for device in range(self.devices)]
 
+    def pieces(self, count: int) -> list[tuple[int, IntArray, IntArray]]:
+        """The blocks, each in so many pieces of equal size, or a few less."""
+        rows = -(-max(len(block) for _, block, _ in self.blocks) // count)
+        return list(self.chunks(rows))
+
     def chunks(self, rows: int) -> Iterator[tuple[int, IntArray, IntArray]]:
         """The blocks, in pieces of so many rows."""
         for replica, block, first in self.blocks:
@@ -184,8 +189,8 @@ class Run:
 
 
 @cache
-def run(name: str, requests: int = 60) -> Run:
-    """Serve one of SCENARIOS."""
+def run(name: str, requests: int = 24) -> Run:
+    """Serve one of SCENARIOS; where experts are drawn, each of its hundreds of steps costs."""
     lengths = {
         "input": {"kind": "lognormal", "median": 300, "sigma": 0.8, "max": 3000},
         "output": {"kind": "lognormal", "median": 40, "sigma": 0.7, "max": 300},

@@ -69,7 +69,7 @@ def test_planned_ledgers_add_up_to_the_step_logs(name: str) -> None:
 def test_neither_windows_nor_hosts_nor_batches_change_what_devices_have_done(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    served = run(name, 30)
+    served = run(name, 12)
     found = []
     for count, rows, every in ((1, 10**6, 10**6), (2, 37, 5), (served.devices, 11, 3)):
         monkeypatch.setattr("pimserve.cluster.distributed.devices.batches.ROWS_PER_BATCH", max(10, rows // 2))

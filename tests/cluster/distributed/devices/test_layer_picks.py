@@ -43,9 +43,9 @@ def exchanged(served: Run, hosts: int) -> Exchanged:
         ("hot-exact", [2, 3, 4]),
     ],
 )
-@pytest.mark.parametrize("hosts", [1, 2])
+@pytest.mark.parametrize("hosts", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_every_layer_gets_every_pick_once(name: str, groups: list[int], hosts: int) -> None:
-    served = run(name, 20)
+    served = run(name, 10)
     traffic = exchanged(served, hosts)
     assert traffic.picks_sent
     assert sorted(traffic.picks_sent) == sorted(traffic.picks_received)
@@ -65,7 +65,7 @@ def test_devices_that_do_both_have_no_such_link() -> None:
 
 @pytest.mark.parametrize("name", ["hot", "hot-exact"])
 def test_hot_experts_get_more_than_cold_ones_in_each_layer(name: str) -> None:
-    served = run(name, 20)
+    served = run(name, 10)
     attention, hot, _ = served.sizes
     of_hot, of_all = (np.zeros(LAYERS, np.int64) for _ in range(2))
     for _, _, receiver, layer, picks in exchanged(served, 2).picks_received:

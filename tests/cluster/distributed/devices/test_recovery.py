@@ -86,7 +86,10 @@ def drive(link: DeviceDriver, blocks: list[Block], every: int, disturb: Any = No
 @pytest.mark.parametrize(
     ("name", "victims", "snapshot_at"),
     [
-        *(("tp", victims, at) for victims in (("host-1",), ("host-0", "host-2")) for at in (None, 5, 6, 10)),
+        ("tp", ("host-0", "host-2"), None),
+        ("tp", ("host-1",), 5),
+        ("tp", ("host-0", "host-2"), 6),
+        ("tp", ("host-1",), 10),
         ("aimc", ("host-0", "host-2"), 6),
         ("hot", ("host-0", "host-2"), 6),
         ("hot-exact", ("host-1",), 6),
@@ -96,7 +99,7 @@ def test_replaced_hosts_know_what_the_old_ones_knew(
     name: str, victims: tuple[str, ...], snapshot_at: int | None
 ) -> None:
     served = run(name)
-    blocks = list(served.chunks(10))
+    blocks = served.pieces(15)
     with linked(served, 3) as link:
         expected = drive(link, blocks, 5)
     with crew(3) as there:
@@ -117,7 +120,7 @@ def test_replaced_hosts_know_what_the_old_ones_knew(
 
 def test_a_host_may_get_the_port_of_another_that_died() -> None:
     served = run("tp")
-    blocks = list(served.chunks(10))
+    blocks = served.pieces(15)
     with linked(served, 3) as link:
         expected = drive(link, blocks, 5)
     with crew(3) as there:
@@ -137,8 +140,9 @@ def test_a_host_may_get_the_port_of_another_that_died() -> None:
     assert found == expected
 
 
-@pytest.mark.parametrize("kill_at", [1, 6])
-@pytest.mark.parametrize("name", ["tp", "dense", "aimc", "mixed", "hot", "hot-exact"])
+@pytest.mark.parametrize(
+    ("name", "kill_at"), [("tp", 1), ("tp", 6), ("dense", 6), ("aimc", 1), ("mixed", 6), ("hot", 1), ("hot-exact", 6)]
+)
 def test_lockstep_goes_on_with_a_replaced_host(name: str, kill_at: int) -> None:
     served = run(name)
     replica, block, first = served.blocks[0]
@@ -210,7 +214,7 @@ def test_damaged_and_foreign_snapshots_are_refused_whole(change: Any, message: s
 @pytest.mark.e2e
 def test_killed_processes_are_replaced() -> None:
     served = run("ep")
-    blocks = list(served.chunks(8))
+    blocks = served.pieces(15)
     with hosts(1) as one:
         link = link_to(served, {name: address for name, (_, address) in one.items()})
         expected = drive(link, blocks, 6)
