@@ -108,7 +108,7 @@ WINS = (
     Win("kv_admission", "prompt", "no_evict", "tight_kv_cache", "mean TTFT, s"),
     Win("kv_admission", "no_evict", "prompt", "tight_kv_cache", "p99 TPOT, s"),
     Win("kv_admission", "oracle", "no_evict", "tight_kv_cache", "mean TTFT, s"),
-    Win("preemption", "swap", "recompute", "swap", "mean latency, s", unset=("swap_gb_per_s", "swap_space_gb")),
+    Win("preemption", "swap", "recompute", "swap", "mean TTFT, s", unset=("swap_gb_per_s", "swap_space_gb")),
     Win("early_rejection", "true", "false", "overload", "p99 TTFT, s"),
     Win("router", "round_robin", "random", "replicas_least_outstanding", "mean TTFT, s"),
     Win("router", "random", "round_robin", "repeated_suite", "mean TTFT, s"),
@@ -165,7 +165,7 @@ def _picture(found: Mapping[Win, tuple[float, float]]) -> str:
     fonts: Any = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 8}
     with mpl.rc_context({"svg.hashsalt": "wins"} | fonts):
         drawing, axes = plt.subplots(figsize=(9, 0.24 * len(found) + 0.8), layout="constrained")
-        names = [f"{win.way} over {win.over}: {win.figure.partition(',')[0]}" for win in found]
+        names = [f"{win.key}: {win.way} over {win.over}, {win.figure.partition(',')[0]}" for win in found]
         shares: Sequence[float] = [100 * mine / other for mine, other in found.values()]
         bars = axes.barh(range(len(found)), shares, color=_INK)
         axes.bar_label(bars, fmt="%.3g", padding=2)
