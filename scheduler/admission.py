@@ -27,7 +27,7 @@ class Admission:
         decoding: whom those join that bring their KV cache.
         running: all running requests in order of admission, those with a prompt to compute at 0.
         replica: number of the replica.
-        takes_over: whether requests bring their KV cache, and decode at once.
+        takes_over: whether requests that have tokens bring their KV cache, and decode at once.
     """
 
     def __init__(
@@ -116,7 +116,8 @@ class Admission:
         """Whether a waiting request brings its KV cache: from another replica, or from host memory."""
         if self._kv.swap is not None and request in self._kv.swap.held:
             return True
-        return self._takes_over and self._replica_of[request] != self._replica
+        elsewhere: bool = self._replica_of[request] != self._replica
+        return self._takes_over and elsewhere and self._emitted_tokens[request] > 0
 
     def awaited_blocks(self, queue: RequestQueue[Any]) -> int:
         """KV blocks that those in a queue will take where requests bring their KV cache."""

@@ -176,7 +176,7 @@ class Clock:
             "left": self._left,
             "numbers": self.table.numbers.state(),
             **self.arrivals.state(),
-            "handovers": None if self.handovers is None else self.handovers.state(),
+            "pools": None if self._pools is None else self._pools.state(),
             "faults": self.faults.state() if self.faults.any else None,
             "quiet_fs": self._quiet_fs,
             "over": bool(self.window) and not self._more(),
@@ -191,8 +191,8 @@ class Clock:
             self._length.length_fs = state["length_fs"]
         self.commands.changed = state["changed"]
         self.table.numbers = RequestNumbers.of_state(len(self.table), state["numbers"])
-        if self.handovers is not None:
-            self.handovers.restore(state["handovers"])
+        if self._pools is not None:
+            self._pools.restore(state["pools"])
         self.faults.restore(state["faults"])
         self._left, self._quiet_fs, self._over = state["left"], state["quiet_fs"], state["over"]
 
@@ -256,8 +256,8 @@ class Clock:
         """Nothing happens until this report: those before it, and it, would all say that nothing is there."""
         self._reported_fs = until_fs
         self.arrivals.reset()
-        if self.handovers is not None:
-            self.handovers.reset()
+        if self._pools is not None:
+            self._pools.reset()
 
     def _in_windows(self) -> bool:
         """Whether another window is wanted: something is left to happen, and somebody wants to see it in windows."""
@@ -317,6 +317,8 @@ class Clock:
         moves: tuple[Move, ...] = ()
         if self.fleet.concurrency is None:
             requests, moves = self.arrivals.due(end, held=not targets)
+            if self._pools is not None:
+                requests, moves = self._pools.for_prefill(requests, moves)
         order = Order(
             self.window,
             end,
@@ -334,21 +336,13 @@ class Clock:
         )
         if self._pools is None:
             return self._take(order, self._carry_out(order, self.shards))
-        first = self._carry_out(self._pools.prefill(order, self._reported_fs), self._shards_of(PREFILL))
-        there, lost = self._pools.decode(order, first, self._reported_fs, self.commands.spec.max_num_seqs)
-        then = self._carry_out(there, self._shards_of(DECODE))
-        self._pools.ended(order, then)
-        return self._take(order, [*first, *then], lost)
+        most = self.commands.spec.max_num_seqs
+        return self._take(order, *self._pools.carry_out(order, self.shards, self._carry_out, self._reported_fs, most))
 
     def _shown(self, end_fs: int) -> bool:
         """Whether somebody comes, or may come, for whom the router looks at what replicas report then."""
         may_come = self.arrivals.next_fs is not None or self.arrivals.clients is not None or self.faults.any
         return may_come and self.arrivals.views and self.report_fs > 0 and not end_fs % self.report_fs
-
-    def _shards_of(self, pool: str) -> list[ShardPort]:
-        """Shards with replicas of a pool."""
-        (numbers,) = (kind.numbers for kind in self.fleet.pools if kind.name == pool)
-        return [shard for shard in self.shards if any(replica in numbers for replica in shard.replicas)]
 
     def _carry_out(self, order: Order, shards: Sequence[ShardPort]) -> list[Report]:
         """Give each shard its part of an order; returns what they report."""
@@ -366,9 +360,9 @@ class Clock:
             for state in report.states:
                 up = self.faults.conditions[state.replica].up
                 self._states[state.replica] = state if up else replace(state, up=False)
-                if seen and self.handovers is not None and state.pool == DECODE:
-                    self.handovers.reported(state)
-                elif seen:
+                if seen and self._pools is not None:
+                    self._pools.reported(state)
+                if seen and state.pool != DECODE:
                     self.arrivals.reported(state)
         for move in (*(move for report in reports for move in report.lost), *lost_on_the_way):
             self.arrivals.come_again(move, self.faults.requeue(move))

@@ -246,8 +246,8 @@ class DataParallelEngine:
 
     def fail(self, at_fs: int) -> int:
         """As `Engine.fail` does, in all groups."""
-        coming = self.queue.waiting() if self._pool == "decode" else []
-        lost = sum(self.cores[0].brought_tokens(request) for request in coming)
+        first = self.cores[0]
+        lost = sum(map(first.brought_tokens, filter(first.admission.brings_kv, self.queue.waiting())))
         running = []
         for core in self.cores:
             lost_here, ran = core.lose()

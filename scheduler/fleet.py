@@ -12,6 +12,7 @@ from pimserve.device_models.kv_groups import NO_WINDOWS, KvGroups
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S, CostPlan
 from pimserve.device_models.routing import ExpertPools, Routing
 from pimserve.errors import InputError
+from pimserve.scheduler.conditional_disagg import ConditionalDisaggSpec
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.costs import ReplicaCosts
 from pimserve.scheduler.data_parallel import DataParallelEngine
@@ -63,6 +64,7 @@ class Pool:
         device_kv_bytes_per_token: what a token takes of one device's KV cache; 0: nobody swaps.
         kv_blocks_override: blocks of a replica's KV cache, whatever their size; None: as many as those tokens fill.
         kv_bytes_per_token: of all layers, once, however many devices have a copy.
+        conditional: of a pool for decode, which prompts it computes itself; None: none.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Pool:
     kv_blocks_override: int | None = None
     kv_bytes_per_token: int = 0
     device_kv_bytes_per_token: float = 0.0
+    conditional: ConditionalDisaggSpec | None = None
 
     @property
     def numbers(self) -> range:

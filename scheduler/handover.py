@@ -11,6 +11,9 @@ token is the last layer, or what the link is behind. Parts of the prompt that ea
 A replica that fails ends hand-overs. A prefill replica loses the caches that have not left it, also those that wait for
 room; a decode replica those that are not there yet. The link at the other end stays taken for as long as it would have
 been, and a prefill replica has the blocks back when it would have had them: it learns of nothing before.
+
+Requests whose prompts a decode replica is to compute (`conditional_disagg.py`) have nothing to send, and are among the
+others otherwise: they come when they are routed, or when there is room for their prompts.
 """
 
 from __future__ import annotations
@@ -232,7 +235,7 @@ class Handovers:
         return bool(self._sent)
 
     def add(self, moves: Sequence[Move]) -> None:
-        """Requests whose prompts were computed."""
+        """Requests whose prompts were computed, and such as come from no replica, to have theirs computed."""
         self._waiting += moves
 
     def released(self, by_fs: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -267,6 +270,8 @@ class Handovers:
     ) -> list[tuple[int, Move]]:
         """(decode replica, move) of those that are ready before `before_fs` and find room, by time and number.
 
+        Moves of those that bring nothing are from no replica.
+
         Args:
             before_fs: all that are ready before that time are known.
             reported_fs: when the decode replicas last told what room they have; who waited for that goes on then.
@@ -280,7 +285,7 @@ class Handovers:
         for move in self._waiting:
             if move.since_fs >= before_fs:
                 break
-            tokens = held_tokens(table, move.request)
+            tokens = held_tokens(table, move.request)  # without any, there is still its prompt's last one to come
             needed = self._kv_groups.blocks(tokens + 1, self._block_size)  # its first step here adds a token
             fitting = [r for r in takers if needed <= self._room[r] and self._outstanding[r] < max_num_seqs]
             if not fitting:
@@ -288,7 +293,10 @@ class Handovers:
             target = fitting[self._router.pick([self._outstanding[replica] for replica in fitting])]
             self._room[target] -= needed
             self._outstanding[target] += 1
-            sent.append((target, self._send(move, target, tokens, told_fs)))
+            if move.replica < 0:
+                sent.append((target, replace(move, since_fs=max(move.since_fs, told_fs))))
+            else:
+                sent.append((target, self._send(move, target, tokens, told_fs)))
         del self._waiting[: len(sent)]
         return sent
 

@@ -12,21 +12,25 @@ there or is on its way, as that has brought its KV cache.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
+from pimserve.arrays import IntArray
+from pimserve.scheduler.conditional_disagg import ConditionalDisagg
+from pimserve.scheduler.control import ReplicaState
 from pimserve.scheduler.departures import Move
 from pimserve.scheduler.faults import Faults
 from pimserve.scheduler.fleet import DECODE, PREFILL, Fleet
 from pimserve.scheduler.handover import Handovers, Link, held_tokens
 from pimserve.scheduler.requests import RequestTable
-from pimserve.scheduler.shard_port import Order, Report
+from pimserve.scheduler.shard_port import Order, Report, ShardPort
 
 
 class PoolOrders:
-    """Makes the orders of both pools out of that of a window.
+    """Makes the orders of both pools out of that of a window, and has them carried out.
 
     Args:
         fleet: the replicas.
@@ -42,6 +46,7 @@ class PoolOrders:
         self._numbers = {pool.name: pool.numbers for pool in fleet.pools}
         self._faults = faults
         self._table = table
+        self._conditional = None if decode.conditional is None else ConditionalDisagg(decode.conditional, table)
 
     @property
     def to_hand_over(self) -> bool:
@@ -53,7 +58,66 @@ class PoolOrders:
         """Whether a prefill replica that has nothing to do, but requests that wait, will never have room for them."""
         return not self._taken_over and not self.handovers.releases
 
-    def prefill(self, order: Order, reported_fs: int) -> Order:
+    def reset(self) -> None:
+        """Nothing is anywhere."""
+        self.handovers.reset()
+        if self._conditional is not None:
+            self._conditional.reset()
+
+    def reported(self, state: ReplicaState) -> None:
+        """How a replica is."""
+        if state.pool == DECODE:
+            self.handovers.reported(state)
+        elif self._conditional is not None:
+            self._conditional.reported(state)
+
+    def for_prefill(self, requests: IntArray, moves: tuple[Move, ...]) -> tuple[IntArray, tuple[Move, ...]]:
+        """Those of the requests that come, and of the moves among them, that go to prefill replicas."""
+        if self._conditional is None:
+            return requests, moves
+        remote, moved, local = self._conditional.split(requests, moves)
+        self.handovers.add(local)
+        return remote, moved
+
+    def carry_out(
+        self,
+        order: Order,
+        shards: Sequence[ShardPort],
+        tell: Callable[[Order, Sequence[ShardPort]], list[Report]],
+        reported_fs: int,
+        max_num_seqs: int,
+    ) -> tuple[list[Report], list[Move]]:
+        """Reports of all replicas, and who was lost on the way to those for decode.
+
+        Args:
+            order: of the window, with requests for prefill replicas.
+            shards: every replica is in one of them.
+            tell: gives an order to shards.
+            reported_fs: when pools last heard of each other.
+            max_num_seqs: requests that a data-parallel group has at most.
+        """
+        first = tell(self._prefill(order, reported_fs), self._shards_of(PREFILL, shards))
+        there, lost = self._decode(order, first, reported_fs, max_num_seqs)
+        then = tell(there, self._shards_of(DECODE, shards))
+        self._ended(order, then)
+        return [*first, *then], lost
+
+    def state(self) -> dict[str, Any]:
+        """What is between the pools, as JSON can hold it."""
+        conditional = None if self._conditional is None else self._conditional.state()
+        return {"handovers": self.handovers.state(), "conditional": conditional}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+        self.handovers.restore(state["handovers"])
+        if self._conditional is not None:
+            self._conditional.restore(state["conditional"])
+
+    def _shards_of(self, pool: str, shards: Sequence[ShardPort]) -> list[ShardPort]:
+        """Shards with replicas of a pool."""
+        return [shard for shard in shards if any(replica in self._numbers[pool] for replica in shard.replicas)]
+
+    def _prefill(self, order: Order, reported_fs: int) -> Order:
         """What of it is for prefill replicas, which hear at `reported_fs` of caches that have left them."""
         released, replicas = self.handovers.released(reported_fs)
         return replace(
@@ -64,17 +128,10 @@ class PoolOrders:
             targets=None,
         )
 
-    def decode(
+    def _decode(
         self, order: Order, reports: Sequence[Report], reported_fs: int, max_num_seqs: int
     ) -> tuple[Order, list[Move]]:
-        """What is for decode replicas, and who was lost on the way to them.
-
-        Args:
-            order: of the window.
-            reports: of prefill replicas.
-            reported_fs: when decode replicas last told what room they have.
-            max_num_seqs: requests that a data-parallel group of one of them has at most.
-        """
+        """What is for decode replicas, and who was lost on the way to them; with the reports of prefill replicas."""
         handovers = self.handovers
         for report in reports:
             handovers.add(report.moved)
@@ -99,7 +156,7 @@ class PoolOrders:
         )
         return there, lost
 
-    def ended(self, order: Order, reports: Sequence[Report]) -> None:
+    def _ended(self, order: Order, reports: Sequence[Report]) -> None:
         """All replicas have gone through the window, decode replicas with these reports."""
         decode = self._of(DECODE, order)
         for replica, at_fs in _failures(decode, reports):

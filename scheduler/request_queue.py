@@ -49,9 +49,13 @@ class RequestQueue(ABC, Generic[_Entry]):
         return len(self._first) + (self._head >= 0) + len(self._inbox)
 
     def submit(self, requests: Sequence[int]) -> None:
-        """Take requests, by arrival; none may arrive before those that came earlier."""
+        """Take requests, by arrival; of those that were elsewhere, some may come before others that are expected."""
         self.tokens += self.tokens_of(requests)
-        self._inbox.extend(requests)
+        if self._coming:
+            for request in requests:
+                self._insert(request)
+        else:
+            self._inbox.extend(requests)
         if self._head < 0:
             self._next_head()
 
@@ -133,6 +137,22 @@ class RequestQueue(ABC, Generic[_Entry]):
         """Their prompts, and outputs so far."""
         tokens: int = sum(map(self._input.__getitem__, requests)) + sum(map(self._emitted_tokens.__getitem__, requests))
         return tokens
+
+    def _since_fs(self, request: int) -> int:
+        """From when on one of the inbox can be scheduled."""
+        since_fs: int = self._coming.get(request, self._arrival_ps[request] * FS_PER_PS)
+        return since_fs
+
+    def _insert(self, request: int) -> None:
+        """Put one into the inbox, behind all that come no later: KV caches that were sent earlier may come after it."""
+        since_fs, place = self._since_fs(request), len(self._inbox)
+        while place and self._since_fs(self._inbox[place - 1]) > since_fs:
+            place -= 1
+        if not place and self._head >= 0 and self._head_fs > since_fs:
+            self._inbox.appendleft(self._head)
+            self._coming[self._head] = self._head_fs
+            self._head, self._head_fs = NOBODY, FOREVER
+        self._inbox.insert(place, request)
 
     def _next_head(self) -> None:
         """Find the next request of the inbox that can be served at all; those that cannot are rejected on the way."""

@@ -16,6 +16,7 @@ STATUS_NAMES = ("unfinished", "finished", "rejected")
 SERVABLE, MAX_MODEL_LEN, KV_CACHE, QUEUE_FULL, PREDICTED_TTFT = 0, 1, 2, 3, 4
 REJECT_REASONS = ("", "max_model_len", "kv_cache", "queue_full", "predicted_ttft")
 PREEMPTION_CAUSES = ("recompute", "swap", "swap_space_full")
+REMOTE, SHORT_PROMPT, PREFILL_QUEUE = range(3)  # why a prompt was computed where its tokens were generated, if it was
 NEVER = -1
 FOREVER = 2**200  # fs; later than anything
 
@@ -39,6 +40,7 @@ DTYPE = np.dtype(
         ("swaps", np.int32),
         ("swapped_blocks", np.int32),
         ("swap_space_full", np.int32),
+        ("local_prefill", np.int8),
     ]
 )
 Columns = Mapping[str, NDArray[Any]] | NDArray[Any]  # of the table, by name; or its rows, a structured array
@@ -54,6 +56,7 @@ class RequestTable:
     class from 1 up, 0 without one. `predicted_tokens` is what a predictor says of the output, 0 where there is none;
     `max_tokens` is what the client declares as the most that it takes, 0 where it declares nothing. `prefixes` are
     the ids of the full KV blocks of requests by their numbers, as far as is known what they share (`PrefixKvCache`).
+    `local_prefill` says why a prompt was computed on a decode replica (`conditional_disagg.py`), 0 where it was not.
 
     Args:
         arrival_ps: (n,) times.

@@ -64,11 +64,12 @@ def sent_on_ends(workload: Workload) -> bool:
 
 
 def check_kv_caches(spec: SchedulerSpec, pools: Sequence[Pool]) -> None:
-    """Refuse KV caches that have no room, or cannot keep the prefixes that they should.
+    """Refuse KV caches that have no room, or cannot keep the prefixes that they should, and pools that go without.
 
     Raises:
         InputError: says why.
     """
+    _check_conditional(spec, pools)
     for pool in pools:
         pool.kv_blocks(spec.block_size)
         if spec.preemption == "swap" and pool.plan.engine_cores > 1:
@@ -92,6 +93,19 @@ def check_kv_caches(spec: SchedulerSpec, pools: Sequence[Pool]) -> None:
             _PREFIX_CACHING,
             "is not modelled together with experts on devices of their own beside data-parallel attention",
         )
+
+
+def _check_conditional(spec: SchedulerSpec, pools: Sequence[Pool]) -> None:
+    """Refuse what does not go together with prompts that stay on decode replicas."""
+    if all(pool.conditional is None for pool in pools):
+        return
+    for wrong, what in (
+        (spec.enable_prefix_caching, f"{_PREFIX_CACHING}: what replicas have cached of a prompt is not looked at"),
+        (spec.early_rejection, "scheduler.early_rejection, which goes by prompts ahead on a prefill replica"),
+        (spec.max_queued_requests is not None, "scheduler.max_queued_requests, which is of prefill replicas"),
+    ):
+        if wrong:
+            raise InputError("cluster.pools.conditional_disagg", f"is not modelled together with {what}")
 
 
 def dealt_out(pools: Sequence[Pool], spec: SchedulerSpec, faults: FaultSpec, *, think: bool) -> bool:

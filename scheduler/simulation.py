@@ -294,7 +294,8 @@ def _run(clock: Clock) -> float:
 def _check_progress(faults: FaultSpec, pools: Sequence[Pool], table: RequestTable) -> None:
     """Refuse failures at random that come so often that a run would not end."""
     for pool in pools:
-        prompt_s = 0.0 if pool.name == DECODE else _longest_prompt_s(pool.plan, table)
+        computes = pool.name != DECODE or pool.conditional is not None
+        prompt_s = _longest_prompt_s(pool.plan, table) if computes else 0.0
         faults.check_progress(pool.plan.devices, prompt_s, horizon_s=_CLOCK_END_FS / FS_PER_S)
 
 

@@ -189,12 +189,23 @@ class Handover(Section):
     )
 
 
+class ConditionalDisagg(Section):
+    """Where prompts were computed that may be computed in either pool; of requests that came again, the last time."""
+
+    remote: int = figure("requests", "that went to the prefill pool")
+    short_prompt: int = figure("requests", "that stayed on decode replicas, as their prompts are short")
+    prefill_queue: int = figure("requests", "that stayed there, as enough waited for the prefill pool")
+
+
 class PoolsUse(Section):
     """Pools for prefill and decode."""
 
     prefill: PoolUse = text("replicas that compute prompts and emit the first token")
     decode: PoolUse = text("replicas that go on from there")
     handover: Handover = text("what goes from one to the other")
+    conditional_disagg: ConditionalDisagg | None = Field(
+        None, description="with cluster.pools.conditional_disagg: where prompts were computed"
+    )
 
 
 class SizeDecision(Section):

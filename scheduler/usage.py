@@ -14,9 +14,19 @@ from pimserve.scheduler.distributions import distribution
 from pimserve.scheduler.fleet import DECODE, PREFILL, Pool
 from pimserve.scheduler.handover import HandoverFigures
 from pimserve.scheduler.latency_sections import Distribution
+from pimserve.scheduler.requests import NEVER, PREFILL_QUEUE, REMOTE, SERVABLE, SHORT_PROMPT, RequestTable
 from pimserve.scheduler.simulation import Served
 from pimserve.scheduler.steplog import StepLog, passive_pj
-from pimserve.scheduler.summary_sections import Batch, DramCompute, Energy, Handover, Kv, PoolsUse, PoolUse
+from pimserve.scheduler.summary_sections import (
+    Batch,
+    ConditionalDisagg,
+    DramCompute,
+    Energy,
+    Handover,
+    Kv,
+    PoolsUse,
+    PoolUse,
+)
 from pimserve.scheduler.totals import EnergyPart
 
 
@@ -147,6 +157,16 @@ def pools_use(served: Served, handovers: HandoverFigures, percentiles: Sequence[
             },
             **({} if (ps := handovers.overlaps_ps) is None else {"overlapped_s": _distribution_ps(ps, percentiles)}),
         ),
+        **({} if by_name[DECODE].conditional is None else {"conditional_disagg": _conditional(served.table)}),
+    )
+
+
+def _conditional(table: RequestTable) -> ConditionalDisagg:
+    sent = table["local_prefill"][(table["arrival_ps"] != NEVER) & (table["reject_reason"] == SERVABLE)]
+    return ConditionalDisagg(
+        remote=int((sent == REMOTE).sum()),
+        short_prompt=int((sent == SHORT_PROMPT).sum()),
+        prefill_queue=int((sent == PREFILL_QUEUE).sum()),
     )
 
 

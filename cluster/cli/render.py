@@ -92,7 +92,7 @@ def summary_report(summary: UnwrittenSummary) -> RenderableType:
         parts += ["", block("speculative decoding", draft_table(summary.spec_decode))]
     if summary.pools is not None:
         pools = block("pools", pool_table(summary.pools))
-        parts += ["", side_by_side(pools, block("hand-over of KV caches", handover_table(summary.pools.handover)))]
+        parts += ["", side_by_side(pools, block("hand-over of KV caches", handover_table(summary.pools)))]
     if summary.autoscaling is not None:
         parts += ["", block("replicas", autoscaling_table(summary.autoscaling))]
     if summary.faults is not None:

@@ -112,6 +112,8 @@ class Devices:
         handed: _Parts = []
         targets = dict(zip(order.requests.tolist(), order.replicas.tolist(), strict=True))
         for move in order.moves:
+            if move.replica < 0:
+                continue  # its prompt is to be computed there
             target = targets[move.request]
             tokens = int(self._table["input_tokens"][move.request] + self._table["emitted_tokens"][move.request]) - 1
             size, blocks = self._fleet.link.size(tokens), self._kv_cache.blocks_of(tokens)

@@ -30,7 +30,15 @@ from pimserve.scheduler.group_times import IDLE, group_times
 from pimserve.scheduler.handover import Link
 from pimserve.scheduler.latencies import Latencies
 from pimserve.scheduler.outcomes import counts, cut_off, outcomes
-from pimserve.scheduler.requests import FINISHED, REJECT_REASONS, REJECTED, WAITING, Columns, preemptions_by_cause
+from pimserve.scheduler.requests import (
+    FINISHED,
+    REJECT_REASONS,
+    REJECTED,
+    REMOTE,
+    WAITING,
+    Columns,
+    preemptions_by_cause,
+)
 from pimserve.scheduler.router_protocol import OTHER, REASONS
 from pimserve.scheduler.stability import STATES, stability
 from pimserve.scheduler.window import MeasuredWindow
@@ -208,7 +216,8 @@ class RequestMetrics:
             by_engine = metrics.values["pimserve_preemptions_total"].reshape(engines, -1)
             by_engine[:, cause] += np.bincount(replica, counted[done], minlength=engines)
         if self._handover is not None:
-            self._count_handovers(self._handover, replica, columns["input_tokens"][done])
+            brought = columns["local_prefill"][done] == REMOTE
+            self._count_handovers(self._handover, replica[brought], columns["input_tokens"][done[brought]])
         metrics.observe("pimserve_request_prompt_tokens", self._rows[replica], columns["input_tokens"][done])
         metrics.observe("pimserve_request_generation_tokens", self._rows[replica], tokens)
         measured = left[window.holds(columns, left)]

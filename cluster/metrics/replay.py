@@ -23,7 +23,7 @@ from pimserve.cluster.run.history import History
 from pimserve.cluster.run.replica_progress import ReplicaProgress
 from pimserve.device_models.plan import FS_PER_S
 from pimserve.loadgen.spec import PS_PER_S
-from pimserve.scheduler.requests import FINISHED, REJECTED
+from pimserve.scheduler.requests import FINISHED, REJECTED, REMOTE
 from pimserve.scheduler.summary_sections import FaultThatTookPlace
 
 
@@ -122,7 +122,8 @@ class _States:
         waits = arrived & (columns["status"] != REJECTED) & ((scheduled < 0) | (scheduled > now_ps))
         waiting = np.bincount(columns["replica"][waits], minlength=len(rows)).astype(float)
         if self._pooled:  # the table has the replica that decodes
-            waiting = np.where(self._prefill, np.nan, 0)
+            local = waits & (columns["local_prefill"] != REMOTE)
+            waiting = np.where(self._prefill, np.nan, np.bincount(columns["replica"][local], minlength=len(rows)))
         values["pimserve_requests_waiting"][:] = waiting
 
     @staticmethod

@@ -179,7 +179,7 @@ def _breakdown(run: ReportRun, only: list[Named]) -> list[Section]:
 def _pools(pools: Pools | None) -> list[Section]:
     if pools is None:
         return []
-    tables = [pool_table(pools), handover_table(pools.handover)]
+    tables = [pool_table(pools), handover_table(pools)]
     return [Section("pools", "Prefill and decode pools", ["Figures of the whole run."], tables=tables)]
 
 

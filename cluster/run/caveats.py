@@ -45,6 +45,11 @@ def caveats(figures: Figures, limits_tokens: Mapping[str, int]) -> Iterator[str]
         yield _saturated(figures.in_system)
     elif figures.stability == TOO_SHORT and _backlog(figures.in_system):
         yield _too_short(figures.in_system)
+    split = None if figures.pools is None else figures.pools.conditional_disagg
+    if split is not None and not split.remote:
+        yield "cluster.pools.conditional_disagg sent no prompt to the prefill pool, whose replicas did nothing"
+    elif split is not None and not split.short_prompt + split.prefill_queue:
+        yield "cluster.pools.conditional_disagg kept no prompt on a decode replica: all went to the prefill pool"
 
 
 def caveats_of_devices(figures: Figures, tdp_w: float | None, pools: Sequence[PlacedPool]) -> Iterator[str]:

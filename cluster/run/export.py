@@ -19,7 +19,7 @@ from pimserve.scheduler.requests import REJECT_REASONS, REJECTED, STATUS_NAMES
 from pimserve.scheduler.steplog import SpanColumns, expand
 
 _COUNTS = ("prefill_tokens", "chunks", "outputs")
-_WHERE_ANY = ("predicted_tokens", "max_tokens", "swaps", "swapped_blocks", "swap_space_full")
+_WHERE_ANY = ("predicted_tokens", "max_tokens", "swaps", "swapped_blocks", "swap_space_full", "local_prefill")
 _SPANS_AT_ONCE = 4096
 
 

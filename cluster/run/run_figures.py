@@ -83,6 +83,8 @@ FIGURES = (
     RunFigure("pools", "hand-over, mean", "pools.handover.transfer_s.mean"),
     RunFigure("pools", "  waiting before it, mean", "pools.handover.waiting_s.mean"),
     RunFigure("pools", "  held back", "pools.handover.held"),
+    RunFigure("pools", "short prompts that stayed", "pools.conditional_disagg.short_prompt"),
+    RunFigure("pools", "prompts that stayed for the queue", "pools.conditional_disagg.prefill_queue"),
     RunFigure("faults", "availability", "faults.availability"),
     RunFigure("faults", "queued again", "faults.requeued"),
     RunFigure("autoscaling", "replicas, mean", "autoscaling.mean_replicas"),

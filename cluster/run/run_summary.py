@@ -140,7 +140,7 @@ def _pools(use: PoolsUse, pools: Sequence[PlacedPool], held: Mapping[str, Holdin
         )
         for pool in pools
     }
-    return Pools(**figures, handover=use.handover)
+    return Pools(**{**use.set_parts(), **figures})
 
 
 def _sharing(pool: PlacedPool) -> Sharing:

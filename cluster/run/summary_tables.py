@@ -17,7 +17,6 @@ from pimserve.scheduler.summary_sections import (
     Autoscaling,
     Energy,
     FaultFigures,
-    Handover,
     PrefixCache,
     SessionFigures,
     SpecDecode,
@@ -83,8 +82,9 @@ def pool_table(pools: Pools) -> Table:
     return Table("Pools", POOLS, rows)
 
 
-def handover_table(handover: Handover) -> Table:
-    """What goes from the prefill pool to the decode pool."""
+def handover_table(pools: Pools) -> Table:
+    """What goes from the prefill pool to the decode pool, and what does not."""
+    handover, stayed = pools.handover, pools.conditional_disagg
     waits = {"waiting": handover.waiting_s, "transfer": handover.transfer_s}
     moved = figure(None if handover.bytes is None else handover.bytes / _BYTES_PER_GB)
     rows = [
@@ -94,6 +94,9 @@ def handover_table(handover: Handover) -> Table:
     ]
     if handover.lost:
         rows.insert(2, Row("lost with a replica that failed", (count(handover.lost),), short="lost"))
+    if stayed is not None:
+        rows.append(Row("short prompts that stayed", (count(stayed.short_prompt),), short="stayed, short"))
+        rows.append(Row("stayed as enough waited for prefill", (count(stayed.prefill_queue),), short="stayed, queue"))
     for name, wait in waits.items():
         rows += [Row(f"{name}, mean", (scaled(wait.mean, "s"),)), Row(f"{name}, p99", (scaled(wait.p99, "s"),))]
     if handover.overlapped_s is not None:

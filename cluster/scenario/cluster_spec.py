@@ -13,6 +13,7 @@ from pimserve.cluster.scenario.placement_spec import GroupName, GroupSpec, Place
 from pimserve.device_models.operators import Parallelism
 from pimserve.errors import InputError
 from pimserve.quantity import GigabytesPerSecond, Microseconds
+from pimserve.scheduler.conditional_disagg import ConditionalDisaggSpec
 
 
 class _Section(BaseModel):
@@ -52,6 +53,9 @@ class PoolsSpec(_Section):
     prefill: PoolSpec = PoolSpec()
     decode: PoolSpec = PoolSpec()
     handover: HandoverSpec = HandoverSpec()
+    conditional_disagg: ConditionalDisaggSpec | None = Field(
+        None, description="which prompts stay on decode replicas; left out: none"
+    )
 
 
 class ClusterSpec(_Section):

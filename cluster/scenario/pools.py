@@ -16,6 +16,7 @@ from pimserve.device_models.model import ModelSpec
 from pimserve.device_models.plan import FS_PER_S
 from pimserve.device_models.routing import Routing
 from pimserve.errors import InputError
+from pimserve.scheduler.fleet import DECODE
 from pimserve.scheduler.handover import Link
 
 _BYTES_PER_GB = 10**9
@@ -53,7 +54,11 @@ def place_pool(scenario: Scenario, name: str, model: ModelSpec, routing: Routing
     notes = (*pool.replica.warnings, *_without_effect(alone, pool))
     token_bytes = math.ceil(model.attention.kv_elements * pool.replica.precision.kv_bits / 8 * model.layers)
     replica = replace(pool.replica, warnings=notes)
-    return replace(pool, name=name, first=first, kv_bytes_per_token=token_bytes, replica=replica)
+    pools = scenario.cluster.pools
+    conditional = pools.conditional_disagg if pools is not None and name == DECODE else None
+    return replace(
+        pool, name=name, first=first, kv_bytes_per_token=token_bytes, replica=replica, conditional=conditional
+    )
 
 
 def _without_effect(scenario: Scenario, pool: PlacedPool) -> list[str]:

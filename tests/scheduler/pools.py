@@ -5,6 +5,7 @@ from typing import Any
 
 from pimserve.device_models.kv_groups import NO_WINDOWS, KvGroups
 from pimserve.device_models.plan import CostPlan
+from pimserve.scheduler.conditional_disagg import ConditionalDisaggSpec
 from pimserve.scheduler.fleet import DECODE, PREFILL, Pool
 from pimserve.scheduler.handover import Link
 from pimserve.scheduler.simulation import Served, simulate
@@ -19,6 +20,7 @@ class Decode:
     replicas: int
     link: Link
     kv_groups: KvGroups = NO_WINDOWS
+    conditional: ConditionalDisaggSpec | None = None
 
 
 def simulate_on(
@@ -37,7 +39,7 @@ def simulate_on(
     pools = [Pool("" if decode is None else PREFILL, plan, kv_capacity_tokens, replicas, **of_kv)]
     pools = [replace(pool, device_kv_bytes_per_token=device_kv_bytes_per_token) for pool in pools]
     if decode is not None:
-        tokens, groups = decode.kv_capacity_tokens, decode.kv_groups
-        pools.append(Pool(DECODE, decode.plan, tokens, decode.replicas, first=replicas, kv_groups=groups))
+        tokens, rest = decode.kv_capacity_tokens, {"kv_groups": decode.kv_groups, "conditional": decode.conditional}
+        pools.append(Pool(DECODE, decode.plan, tokens, decode.replicas, first=replicas, **rest))
         how["link"] = decode.link
     return simulate(pools, **how)

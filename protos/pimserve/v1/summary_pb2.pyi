@@ -1523,6 +1523,7 @@ class Summary(google.protobuf.message.Message):
         PREFILL_FIELD_NUMBER: builtins.int
         DECODE_FIELD_NUMBER: builtins.int
         HANDOVER_FIELD_NUMBER: builtins.int
+        CONDITIONAL_DISAGG_FIELD_NUMBER: builtins.int
         @property
         def prefill(self) -> global___Summary.PoolFigures:
             """Replicas that compute prompts and emit the first token."""
@@ -1535,15 +1536,20 @@ class Summary(google.protobuf.message.Message):
         def handover(self) -> global___Summary.Handover:
             """What goes from one to the other."""
 
+        @property
+        def conditional_disagg(self) -> global___Summary.ConditionalDisagg:
+            """With cluster.pools.conditional_disagg: where prompts were computed."""
+
         def __init__(
             self,
             *,
             prefill: global___Summary.PoolFigures | None = ...,
             decode: global___Summary.PoolFigures | None = ...,
             handover: global___Summary.Handover | None = ...,
+            conditional_disagg: global___Summary.ConditionalDisagg | None = ...,
         ) -> None: ...
-        def HasField(self, field_name: typing.Literal["decode", b"decode", "handover", b"handover", "prefill", b"prefill"]) -> builtins.bool: ...
-        def ClearField(self, field_name: typing.Literal["decode", b"decode", "handover", b"handover", "prefill", b"prefill"]) -> None: ...
+        def HasField(self, field_name: typing.Literal["conditional_disagg", b"conditional_disagg", "decode", b"decode", "handover", b"handover", "prefill", b"prefill"]) -> builtins.bool: ...
+        def ClearField(self, field_name: typing.Literal["conditional_disagg", b"conditional_disagg", "decode", b"decode", "handover", b"handover", "prefill", b"prefill"]) -> None: ...
 
     @typing.final
     class PoolFigures(google.protobuf.message.Message):
@@ -1788,6 +1794,30 @@ class Summary(google.protobuf.message.Message):
         ) -> None: ...
         def HasField(self, field_name: typing.Literal["overlapped_s", b"overlapped_s", "transfer_s", b"transfer_s", "waiting_s", b"waiting_s"]) -> builtins.bool: ...
         def ClearField(self, field_name: typing.Literal["bytes", b"bytes", "held_handovers", b"held_handovers", "link_busy_share", b"link_busy_share", "lost_handovers", b"lost_handovers", "n_handovers", b"n_handovers", "overlapped_s", b"overlapped_s", "transfer_s", b"transfer_s", "waiting_s", b"waiting_s"]) -> None: ...
+
+    @typing.final
+    class ConditionalDisagg(google.protobuf.message.Message):
+        """Where prompts were computed that may be computed in either pool; of requests that came again, the last time."""
+
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        REMOTE_REQUESTS_FIELD_NUMBER: builtins.int
+        SHORT_PROMPT_REQUESTS_FIELD_NUMBER: builtins.int
+        PREFILL_QUEUE_REQUESTS_FIELD_NUMBER: builtins.int
+        remote_requests: builtins.int
+        """That went to the prefill pool. Unit: requests."""
+        short_prompt_requests: builtins.int
+        """That stayed on decode replicas, as their prompts are short. Unit: requests."""
+        prefill_queue_requests: builtins.int
+        """That stayed there, as enough waited for the prefill pool. Unit: requests."""
+        def __init__(
+            self,
+            *,
+            remote_requests: builtins.int = ...,
+            short_prompt_requests: builtins.int = ...,
+            prefill_queue_requests: builtins.int = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["prefill_queue_requests", b"prefill_queue_requests", "remote_requests", b"remote_requests", "short_prompt_requests", b"short_prompt_requests"]) -> None: ...
 
     @typing.final
     class FaultFigures(google.protobuf.message.Message):

@@ -352,8 +352,10 @@ def test_links_carry_what_the_tokens_ask_for_and_no_more_than_they_can(monkeypat
         assert 0 < sent[int(engine)] / 4 / LINK_BYTES_PER_S < time_s
 
 
-def test_a_handover_brings_the_caches_that_the_summary_counts():
-    summary, _, last, _ = watched("prefill_decode_pools", ["run={warmup_s: 0}"])
+@pytest.mark.parametrize("rule", ["null", "{max_local_prefill_tokens: 300}"])
+def test_a_handover_brings_the_caches_that_the_summary_counts(rule):
+    overrides = ["run={warmup_s: 0}", f"cluster.pools.conditional_disagg={rule}"]
+    summary, _, last, _ = watched("prefill_decode_pools", overrides)
     keys, sent = last.layout.keys["pimserve_link_bytes_total"], last.values["pimserve_link_bytes_total"]
     brought = [value for key, value in zip(keys, sent, strict=True) if key[4] == "handover"]
     assert {key[2] for key in keys if key[4] == "handover"} == {"decode"}

@@ -34,6 +34,7 @@ KINDS: dict[str, tuple[str, list[str]]] = {
     "mixed, nothing": ("mixtral_duplex", [_PLACED, "scheduler.max_model_len=1"]),
     "measured": ("llama_h100_measured", []),
     "pools": ("prefill_decode_pools", []),
+    "conditional pools": ("prefill_decode_pools", ["cluster.pools.conditional_disagg={}"]),
     "mixed pools": ("prefill_decode_pools", [_PLACED_IN_POOL, "cluster.pools.handover.overlap=layers"]),
     "faults": (
         "faults",

@@ -56,6 +56,14 @@ def test_pools_hear_of_each_other_ten_times_a_second() -> None:
     [
         (["scheduler.report_interval_s=0"], r"^scheduler.report_interval_s: is 0; pools hear of each other"),
         (
+            ["cluster.pools.conditional_disagg={}", "scheduler.enable_prefix_caching=true"],
+            r"^cluster.pools.conditional_disagg: is not modelled together with scheduler.enable_prefix_caching",
+        ),
+        (
+            ["cluster.pools.conditional_disagg.max_prefill_queue_size=0"],
+            r"^cluster.pools.conditional_disagg.max_prefill_queue_size: ",
+        ),
+        (
             [
                 "cluster.pools.prefill.device=aimc-realistic",
                 "cluster.pools.prefill.experts=ep",
@@ -71,6 +79,20 @@ def test_pools_hear_of_each_other_ten_times_a_second() -> None:
 def test_what_does_not_go_together_is_refused_where_it_stands(overrides: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         serve(prepare(scenario(*overrides)))
+
+
+@pytest.mark.parametrize(
+    ("rule", "warning"),
+    [
+        ("{max_local_prefill_tokens: 100000}", "sent no prompt to the prefill pool, whose replicas did nothing"),
+        ("{max_local_prefill_tokens: 0, max_prefill_queue_size: null}", "kept no prompt on a decode replica: all went"),
+    ],
+)
+def test_a_rule_that_splits_nothing_is_told(rule: str, warning: str) -> None:
+    summary, _ = serve(prepare(scenario(f"cluster.pools.conditional_disagg={rule}")))
+    assert any(f"cluster.pools.conditional_disagg {warning}" in told for told in summary["warnings"])
+    summary, _ = serve(prepare(scenario("cluster.pools.conditional_disagg={}")))
+    assert not any("conditional_disagg" in told for told in summary["warnings"])
 
 
 def test_a_token_has_the_kv_cache_of_its_model() -> None:
