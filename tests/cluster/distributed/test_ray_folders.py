@@ -22,6 +22,7 @@ with local_ray(1) as cluster:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_the_next_ray_removes_what_killed_ones_left(monkeypatch: pytest.MonkeyPatch) -> None:
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as short:

@@ -19,7 +19,7 @@ from pimserve.loadgen.objectives import Objectives
 from pimserve.scheduler.control import Inject
 from pimserve.scheduler.requests import FINISHED, PREEMPTION_CAUSES
 from pimserve.scheduler.simulation import Deployment
-from tests.cluster.documents import serve
+from tests.cluster.documents import run, serve
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 
@@ -150,13 +150,17 @@ class Watcher(LiveControl):
         self.seen.append(self.observer.latest())
 
 
-def watched(example, overrides, **options):
+def watched(example, overrides, *, out=None, **options):
+    """Summary, requests (without a results folder `out`), and metrics: the last and those at the ends of windows."""
     path = None if example is None else EXAMPLES / f"{example}.yaml"
     prepared = prepare(load_scenario(path, ["workload.num_requests=300", *overrides]))
     objectives, frontend_ps = prepared.objectives, prepared.frontend_ps
     feed = MetricsFeed(metrics_of(prepared, "r", **options), objectives, frontend_ps=frontend_ps)
     control = Watcher(feed, RunningLatencies(objectives, frontend_ps=frontend_ps))
-    summary, served = serve(prepared, deployment=Deployment(control=control))
+    if out is None:
+        summary, served = serve(prepared, deployment=Deployment(control=control))
+    else:
+        summary, served = run(prepared, out, control=control), None
     return summary, served, feed.latest(), control.seen
 
 

@@ -45,14 +45,15 @@ def finished(tmp_path, example, overrides):
     return History.load(tmp_path / "r")
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.slow] * (case in {"rebalanced", "mixed pools"})) for case in CASES]
+)
 def test_in_the_end_it_is_what_live_metrics_say(case, tmp_path, monkeypatch):
     monkeypatch.setattr("pimserve.cluster.run.live_control._LEDGERS_S", 0.0)
-    example, overrides = CASES[case]
-    history = finished(tmp_path, example, overrides)
-    times = [*np.arange(0, history.end_s, 2.5).tolist(), history.end_s]
+    summary, _, live, _ = watched(*CASES[case], out=tmp_path / "r")
+    history = History.load(tmp_path / "r")
+    times = [*np.arange(0, history.end_s, 5).tolist(), history.end_s]
     seen = [moment.copy() for moment in replay(history, "r", times)]
-    summary, _, live, _ = watched(example, overrides)
     last = seen[-1]
     assert last.values["pimserve_run_stability"].tolist() == live.values["pimserve_run_stability"].tolist()
     gauges_differ = "cut off" in case  # live ones say who was still running
@@ -88,10 +89,10 @@ def test_in_the_end_it_is_what_live_metrics_say(case, tmp_path, monkeypatch):
 )
 def test_what_waits_at_clients_is_what_live_metrics_said(name, case, tmp_path, monkeypatch):
     monkeypatch.setattr("pimserve.cluster.run.live_control._LEDGERS_S", 0.0)
-    _, _, _, seen = watched(*CASES[case])
+    _, _, _, seen = watched(*CASES[case], out=tmp_path / "r")
     times = [float(moment.values["pimserve_virtual_time_seconds_total"][0]) for moment in seen]
     told = [float(moment.values[f"pimserve_{name}"][0]) for moment in seen]
-    again = replay(finished(tmp_path, *CASES[case]), "r", times)
+    again = replay(History.load(tmp_path / "r"), "r", times)
     assert told == [float(moment.values[f"pimserve_{name}"][0]) for moment in again]
     assert max(told) > 0
 

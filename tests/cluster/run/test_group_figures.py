@@ -103,7 +103,7 @@ def replace_pools(pools: Any, layers_fs: Callable[[int], Any]) -> Any:
     ],
 )
 def test_time_by_cause_is_that_of_the_naive_schedule(overrides: list[str], tmp_path: Path) -> None:
-    run(prepare(load_scenario(None, [*ON_H100, *overrides])), tmp_path / "r")
+    run(prepare(load_scenario(None, [*ON_H100, "workload.num_requests=6", *overrides])), tmp_path / "r")
     history = History.load(tmp_path / "r")
     totals = {name: fs / 1e15 for name, fs in totals_fs(history).items()}
     groups, end_s = read_summary(tmp_path / "r").groups, history.end_s

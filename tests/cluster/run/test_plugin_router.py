@@ -197,7 +197,9 @@ def test_a_state_that_cannot_be_kept_is_named(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("where", [[], ["--on", "processes"]], ids=["local", "processes"])
+@pytest.mark.parametrize(
+    "where", [[], pytest.param(["--on", "processes"], marks=pytest.mark.slow)], ids=["local", "processes"]
+)
 def test_the_command_ends_without_a_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: list[str]
 ) -> None:

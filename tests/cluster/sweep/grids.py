@@ -1,6 +1,7 @@
 """Small grids that tests run, and what came of their runs."""
 
 from pimserve.cluster.sweep.grid import load_grid
+from pimserve.cluster.sweep.workers import make
 
 SMALL = ["workload.num_requests=30"]
 REPLICAS = ["cluster.replicas=1,2,3"]
@@ -8,6 +9,14 @@ REPLICAS = ["cluster.replicas=1,2,3"]
 
 def small(grid, repeat=1, more=()):
     return load_grid(None, [*SMALL, *more], grid, repeat)
+
+
+class Here:
+    """Makes runs in this process, one after the other: for what does not hang on where they are made."""
+
+    def run(self, tasks):
+        for task in tasks:
+            yield task, make(task.scenario, task.folder)
 
 
 CLOSED = ["workload={mode: closed, concurrency: 4, num_requests: 30}"]

@@ -14,9 +14,9 @@ from pimserve.cluster.sweep import key_figures
 from pimserve.cluster.sweep.grid import load_grid, value_names
 from pimserve.cluster.sweep.pareto import ENERGY, THROUGHPUT, Axis, axes_at, fixed_rate, front, why_not_on_a_front
 from pimserve.cluster.sweep.sweep import sweep
-from pimserve.cluster.sweep.workers import ProcessWorkers
 from pimserve.errors import InputError
 from pimserve.loadgen.workload import WorkloadSpec
+from tests.cluster.sweep.grids import Here
 
 GAIN, COST = Axis("gain", more=True), Axis("cost")
 SERVED = ["model=llama-3.1-8b", "cluster={device: h100, devices_per_node: 1}", "output.steps=false"]
@@ -157,7 +157,7 @@ def swept(tmp_path_factory):
     workload = f"workload={{arrival: {{process: poisson, rate_per_s: 5}}, num_requests: 250, {LENGTHS}}}"
     grid = ["workload.arrival.rate_per_s=5,500", "cluster.replicas=1,2"]
     folder = tmp_path_factory.mktemp("sweep") / "out"
-    return folder, sweep(load_grid(None, [*SERVED, workload, "slo.ttft_s=0.3"], grid, 1), folder, ProcessWorkers(2))
+    return folder, sweep(load_grid(None, [*SERVED, workload, "slo.ttft_s=0.3"], grid, 1), folder, Here())
 
 
 def test_overload_is_never_on_a_front(swept, tmp_path):
@@ -189,7 +189,7 @@ def test_overload_is_never_on_a_front(swept, tmp_path):
 def test_at_one_rate_it_is_about_cost(tmp_path):
     workload = f"workload={{arrival: {{process: poisson, rate_per_s: 5}}, num_requests: 250, {LENGTHS}}}"
     grid = load_grid(None, [*SERVED, workload], ["cluster.replicas=1,2", "run.cooldown_s=0,1"], 1)
-    document = sweep(grid, tmp_path / "out", ProcessWorkers(2))
+    document = sweep(grid, tmp_path / "out", Here())
     pareto = document["pareto"]
     assert pareto["offered_requests_per_s"] == pytest.approx(5, rel=0.2)
     assert {axis["figure"] for axis in pareto["axes"]} >= {"joules_per_output_token", "tpot_p99_s", "devices"}
@@ -208,7 +208,7 @@ def test_at_one_rate_it_is_about_cost(tmp_path):
 def test_every_warning_of_the_runs_is_there_once(tmp_path):
     faults = "faults={events: [{at_s: 0.5, replica: 0, kind: fail, for_s: 1}]}"
     sets = ["workload.num_requests=30", faults]
-    document = sweep(load_grid(None, sets, ["cluster.replicas=2,3", "run.seed=1,2"], 1), tmp_path, ProcessWorkers(2))
+    document = sweep(load_grid(None, sets, ["cluster.replicas=2,3", "run.seed=1,2"], 1), tmp_path, Here())
     runs = [run for point in document["points"] for run in point["runs"]]
     for run in runs:
         assert run["warnings"] == json.loads((tmp_path.parent / run["folder"] / "summary.json").read_text())["warnings"]
@@ -298,7 +298,7 @@ def test_figures_have_their_unit():
 def test_points_of_another_precision_or_without_passive_power_are_not_alike(tmp_path):
     dense = ["model=gpt2-medium", "cluster.devices_per_node=1", "workload.num_requests=5", "output.steps=false"]
     axes = ["cluster.device=h100,aimc-realistic", "costs.passive_power=true,false"]
-    document = sweep(load_grid(None, dense, axes, 1), tmp_path / "s", ProcessWorkers(1))
+    document = sweep(load_grid(None, dense, axes, 1), tmp_path / "s", Here())
     points = document["points"]
     told = {each["warning"]: each["points"] for each in document["warnings"]}
     begin = "not like for like: the points differ in "
@@ -310,6 +310,4 @@ def test_points_of_another_precision_or_without_passive_power_are_not_alike(tmp_
     assert told[f"{begin}whether energy includes passive power"] == [point["name"] for point in points]
     assert [point["runs"][0]["precision"]["weights"] for point in points] == ["fp16"] * 2 + ["5-bit"] * 2
     alike = load_grid(None, [*dense, "cluster.device=h100"], ["cluster.replicas=1,2"], 1)
-    assert not any(
-        "like for like" in each["warning"] for each in sweep(alike, tmp_path / "t", ProcessWorkers(1))["warnings"]
-    )
+    assert not any("like for like" in each["warning"] for each in sweep(alike, tmp_path / "t", Here())["warnings"])

@@ -27,7 +27,7 @@ from pimserve.cluster.sweep.workers import ProcessWorkers
 from pimserve.errors import InputError
 from pimserve.scheduler.batch_means import t_quantile
 from tests.cluster.documents import run
-from tests.cluster.sweep.grids import CLOSED, LATE, REPLICAS, SMALL, entries, small, statuses
+from tests.cluster.sweep.grids import CLOSED, LATE, REPLICAS, SMALL, Here, entries, small, statuses
 
 pytestmark = pytest.mark.server
 
@@ -40,7 +40,7 @@ class NoWorkers:
         yield from ()
 
 
-@pytest.mark.parametrize("jobs", [1, 2, 5])
+@pytest.mark.parametrize("jobs", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(5, marks=pytest.mark.slow)])
 def test_results_are_those_of_single_runs(tmp_path, jobs):
     grid = small(["cluster.replicas=1,2", "cluster.device=duplex,h100"], repeat=2)
     document = sweep(grid, tmp_path / "sweep", ProcessWorkers(jobs))
@@ -64,7 +64,7 @@ def test_results_are_those_of_single_runs(tmp_path, jobs):
 
 
 def test_what_is_there_is_not_run_again(tmp_path):
-    first = sweep(small(REPLICAS), tmp_path, ProcessWorkers(2))
+    first = sweep(small(REPLICAS), tmp_path, Here())
     seen = []
     again = sweep(small(REPLICAS), tmp_path, NoWorkers(), lambda done, total: seen.append((done, total)))
     assert again == first
@@ -84,7 +84,7 @@ def test_more_seeds_keep_the_runs_that_are_there(tmp_path):
     "left", ["no summary", "half a summary", "an empty folder and a partial one", "another scenario's"]
 )
 def test_what_is_half_there_is_run_again(tmp_path, left):
-    first = sweep(small(REPLICAS), tmp_path, ProcessWorkers(2))
+    first = sweep(small(REPLICAS), tmp_path, Here())
     folder = tmp_path / "replicas=2" / "seed-0"
     summary = folder / "summary.json"
     text = summary.read_text()
@@ -99,7 +99,7 @@ def test_what_is_half_there_is_run_again(tmp_path, left):
             file.unlink()
         (folder.parent / ".seed-0.00000000.partial").mkdir()
     seen = []
-    again = sweep(small(REPLICAS), tmp_path, ProcessWorkers(1), lambda done, total: seen.append(done))
+    again = sweep(small(REPLICAS), tmp_path, Here(), lambda done, total: seen.append(done))
     assert again == first
     assert seen == [2, 3]
     assert [entry.name for entry in folder.parent.iterdir()] == ["seed-0"]
@@ -107,7 +107,7 @@ def test_what_is_half_there_is_run_again(tmp_path, left):
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
-    sweep(small(REPLICAS), tmp_path / "sweep", ProcessWorkers(2))
+    sweep(small(REPLICAS), tmp_path / "sweep", Here())
     for other in (small(["cluster.replicas=1,2"]), small(REPLICAS, more=["cluster.nodes=1", "run.seed=4"])):
         with pytest.raises(InputError, match="belongs to a sweep of another scenario or grid; give another folder"):
             sweep(other, tmp_path / "sweep", NoWorkers())
@@ -140,12 +140,12 @@ def test_two_sweeps_do_not_work_in_one_folder(tmp_path):
 
 def test_a_point_that_fails_does_not_stop_the_others(tmp_path):
     grid = load_grid(None, CLOSED, [LATE], 1)
-    document = sweep(grid, tmp_path, ProcessWorkers(2))
+    document = sweep(grid, tmp_path, Here())
     assert statuses(document) == ["failed", "done", "done"]
     assert "leaves nothing to measure" in document["points"][0]["runs"][0]["error"]
     assert document["baseline"] == "warmup_s=0.1"
     seen = []
-    sweep(grid, tmp_path, ProcessWorkers(1), lambda done, total: seen.append(done))
+    sweep(grid, tmp_path, Here(), lambda done, total: seen.append(done))
     assert seen == [2, 3], "what failed is tried again"
 
 
@@ -183,7 +183,7 @@ def test_what_is_finished_survives_an_interruption(tmp_path):
 
 
 def test_the_table_has_a_row_for_each_run(tmp_path):
-    document = sweep(small(REPLICAS, 2), tmp_path, ProcessWorkers(2))
+    document = sweep(small(REPLICAS, 2), tmp_path, Here())
     with (tmp_path / "sweep.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["cluster.replicas"], row["seed"]) for row in rows] == [(r, s) for r in "123" for s in "01"]
@@ -212,7 +212,7 @@ def test_estimates_of_few_values():
 
 
 def test_differences_are_paired_by_seed(tmp_path):
-    document = sweep(small(["cluster.device=duplex,h100"], repeat=3), tmp_path, ProcessWorkers(2))
+    document = sweep(small(["cluster.device=duplex,h100"], repeat=3), tmp_path, Here())
     first, second = ([each["figures"]["tpot_p50_s"] for each in point["runs"]] for point in document["points"])
     differences = [b - a for a, b in zip(first, second, strict=True)]
     found = document["points"][1]["difference_to_baseline"]["tpot_p50_s"]
@@ -222,7 +222,7 @@ def test_differences_are_paired_by_seed(tmp_path):
 
 @pytest.mark.parametrize("width", [60, 80, 200])
 def test_tables_fit_the_screen(tmp_path, width):
-    document = sweep(load_grid(None, CLOSED, ["cluster.replicas=1,2", LATE], 2), tmp_path, ProcessWorkers(2))
+    document = sweep(load_grid(None, CLOSED, ["cluster.replicas=1,2", LATE], 2), tmp_path, Here())
     screen = Console(width=width, no_color=True)
     with screen.capture() as captured:
         screen.print(sweep_report(document, screen))

@@ -7,8 +7,8 @@ import pytest
 
 from pimserve.cluster.sweep.grid import load_grid
 from pimserve.cluster.sweep.sweep import sweep
-from pimserve.cluster.sweep.workers import ProcessWorkers
 from pimserve.errors import InputError
+from tests.cluster.sweep.grids import Here
 
 
 def test_results_of_another_trace_are_not_taken(tmp_path: Path) -> None:
@@ -17,7 +17,7 @@ def test_results_of_another_trace_are_not_taken(tmp_path: Path) -> None:
     settings = [f"workload={{trace: {{format: csv, path: {trace}}}}}"]
 
     def run(folder: str) -> dict:
-        return sweep(load_grid(None, settings, ["cluster.replicas=1,2"], 1), tmp_path / folder, ProcessWorkers(1))
+        return sweep(load_grid(None, settings, ["cluster.replicas=1,2"], 1), tmp_path / folder, Here())
 
     run("out")
     summary = tmp_path / "out" / "replicas=1" / "seed-0" / "summary.json"
