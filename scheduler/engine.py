@@ -114,6 +114,7 @@ class Engine(EngineCore):
         """How the replica is before the next step, at the time to which it was advanced."""
         kv, decoding, gone = self.kv, self.decoding, self.departures
         late, late_tokens = (gone.freed_last, gone.tokens_last) if self.clock > at_fs else (0, 0)
+        prefixes = kv.prefix_figures()
         in_prefill = sum(length for length, _ in self.admission.partial.values()) + self.admission.loading_tokens()
         return ReplicaState(
             replica=self.costs.replica,
@@ -132,8 +133,8 @@ class Engine(EngineCore):
             spare_kv_blocks=kv.blocks - kv.used - late - self.admission.awaited_blocks(self.queue),
             tokens_in_flight=self.queue.tokens + in_prefill + decoding.context + late_tokens,
             kv_usage=(kv.used + late) / kv.blocks,
-            prefix_cache=kv.prefix_figures(),
-            kv_tiers=kv.tiers_state(max(at_fs, self.clock)),
+            prefix_cache=prefixes,
+            kv_tiers=None if prefixes is None else kv.tiers_state(prefixes, max(at_fs, self.clock)),
             spec_decode=decoding.spec_decode,
         )
 

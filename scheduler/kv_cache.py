@@ -135,10 +135,12 @@ class KvCache:
         """What was looked up and found so far, and is cached now; None where nothing is kept."""
         return None
 
-    def tiers_state(self, now_fs: int) -> TiersState | None:
-        """What became of the tiers below it by that time, to which its replica was advanced; None: there are none."""
-        figures = self.prefix_figures()
-        return None if self.tiers is None or figures is None else tiers_state(self.tiers, figures, now_fs)
+    def tiers_state(self, figures: PrefixFigures, now_fs: int) -> TiersState | None:
+        """What became of the tiers below it by now, when it has these figures; None: there are none.
+
+        `now_fs` is not before the time to which its replica was advanced.
+        """
+        return None if self.tiers is None else tiers_state(self.tiers, figures, now_fs)
 
     def send(self, request: int, tokens: int) -> None:
         """A request leaves whose `tokens` keep their blocks until they have been sent on."""
