@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Literal
@@ -190,10 +191,13 @@ class ExpertPools:
         counts = draw_counts(rng, self._probabilities, tokens, self.term.layers // len(self._probabilities))
         return self._slots.of(counts.reshape(-1, 1, self.term.experts))[:, 0]
 
-    def exact_layers(self, tokens: int, replica: int, step: int, part: int = 0) -> IntArray:
-        """(layers, features): the same layer by layer, for a micro-batch of the step."""
-        _check_range(self.term, tokens)
-        return self.scaled(self.term.layer_features(self.exact_counts(tokens, replica, step, part)))
+    def exact_layers(self, tokens: Sequence[int], replica: int, steps: Sequence[int], part: int = 0) -> IntArray:
+        """(n, layers, features): the same layer by layer, for a micro-batch of each of n steps."""
+        _check_range(self.term, max(tokens))
+        each = zip(tokens, steps, strict=True)
+        counts = np.stack([self.exact_counts(t, replica, step, part) for t, step in each])
+        features = self.term.layer_features(counts.reshape(-1, counts.shape[2]))
+        return self.scaled(features.reshape(*counts.shape[:2], -1))
 
     def layers_of(self, tokens: IntArray, index: IntArray) -> IntArray:
         """(layers, n): time of each layer in outcomes `index` (n,) for token counts `tokens` (n,).

@@ -32,6 +32,7 @@ from pimserve.scheduler.plan_tables import PlanTables
 from pimserve.scheduler.requests import FOREVER
 
 _STEPS_TOGETHER = 4096  # of which schedules are worked out in one go
+_DRAWN_TOGETHER = 64  # where each has counts of its own of all experts in all layers
 _COLUMNS_FROM = 7  # steps of a span that are worked out sooner as columns, in closed form as a rule, than one by one
 _OUTCOMES_KEPT = 8192  # of which the time of each layer is kept
 _EPOCHS_KEPT = 16  # while popularities drift, of which tables are kept
@@ -188,8 +189,9 @@ class MixedCosts(ReplicaCosts):
         assert self.pools is not None
         width = len(self.pools.term.features)
         features = np.zeros((len(numbers), width + len(MIXED_FEATURES)), np.int64)
-        for begin in range(0, len(numbers), _STEPS_TOGETHER):
-            here = slice(begin, begin + _STEPS_TOGETHER)
+        together = _DRAWN_TOGETHER if self.exact else _STEPS_TOGETHER
+        for begin in range(0, len(numbers), together):
+            here = slice(begin, begin + together)
             shape, number = StepShape(*(column[here] for column in steps)), numbers[here]
             parts = enumerate(parts_of(self.plan, shape))
             routed, drawn = zip(*(self._drawn_of(part.tokens, number, place) for place, part in parts), strict=True)
@@ -238,7 +240,7 @@ class MixedCosts(ReplicaCosts):
             assert self.pools is not None
             return self.pools.layers_fs[tokens][:, outcome]
         if self.exact:
-            return self._drawn_layers(tokens, step, place)[:, 0].tolist()
+            return self._drawn_layers([tokens], [step], place)[0, :, _TIME].tolist()
         return self._outcomes_fs[tokens, outcome]
 
     def _experts_prefix(self, tokens: int, step: int) -> tuple[Sequence[int], int]:
@@ -310,16 +312,15 @@ class MixedCosts(ReplicaCosts):
         """
         assert self.pools is not None
         if self.exact:
-            each = zip(tokens.tolist(), numbers.tolist(), strict=True)
-            layers = np.stack([self._drawn_layers(t, step, place) for t, step in each])
+            layers = self._drawn_layers(tokens.tolist(), numbers.tolist(), place)
             return layers[..., _TIME].T, layers.sum(axis=1)
         outcomes = self.outcomes(numbers, place)
         return self.layers_of(tokens, outcomes), self.pools.features(tokens, outcomes)
 
-    def _drawn_layers(self, tokens: int, step: int, place: int) -> IntArray:
-        """(layers, features): the exact draw of a micro-batch."""
+    def _drawn_layers(self, tokens: Sequence[int], steps: Sequence[int], place: int) -> IntArray:
+        """(n, layers, features): the exact draws of the micro-batch at a place of n steps."""
         assert self.pools is not None
-        return self.pools.exact_layers(tokens, self.replica, step, place)
+        return self.pools.exact_layers(tokens, self.replica, steps, place)
 
 
 def _plan_of(plan: CostPlan, pools: ExpertPools) -> CostPlan:

@@ -103,14 +103,14 @@ def run_reference(
         cache = caches[group]
         return sum(request.blocks for request in running[group]) if cache is None else len(cache.held)
 
-    everyone = []
+    everyone: list[ServedRequest] = []
     for asked, declared in zip(requests, max_tokens or [0] * len(requests), strict=True):
         room = max_model_len - asked.input_tokens
         wanted = min(asked.output_tokens, declared) if declared else asked.output_tokens
         output = min(wanted, room) if room >= 1 else wanted
         most = min(asked.input_tokens + declared, max_model_len) if declared else max_model_len
         arrival = NEVER if asked.arrival_fs is None else asked.arrival_fs
-        everyone.append(ServedRequest(arrival, asked.input_tokens, output, most))
+        everyone.append(ServedRequest(len(everyone), arrival, asked.input_tokens, output, most))
     not_sent: list[ServedRequest] = []  # closed loop: those that wait for another one to leave
     arriving: list[ServedRequest] = []  # by index: their arrival is known, the engine has not seen them yet
     waiting: list[list[ServedRequest]] = [[] for _ in groups]
@@ -123,7 +123,7 @@ def run_reference(
     answered: dict[int, int] = {}  # by number: when who follows a request can be sent at the earliest, ps
 
     def answer(request: ServedRequest, at_ps: int) -> None:
-        answered[everyone.index(request)] = at_ps
+        answered[request.number] = at_ps
         for asked, follower in zip(requests, everyone, strict=True):
             if asked.parents and follower.arrival == NEVER and answered.keys() >= set(asked.parents):
                 sent_ps = max(answered[parent] for parent in asked.parents) + asked.think_ps
@@ -133,7 +133,7 @@ def run_reference(
     shares = [ReferenceShares(*token_weights) for _ in groups]
 
     def tenant_of(request: ServedRequest) -> str:
-        return tenants[everyone.index(request)] if tenants else ""
+        return tenants[request.number] if tenants else ""
 
     def refused(request: ServedRequest) -> bool:
         too_long = request.input + 1 > max_model_len
@@ -148,10 +148,10 @@ def run_reference(
         ahead += sum(one.prefill_len - one.kv for one in served if not one.decoding)
         ahead += sum(one.prefill_len - there for _, one, there in loading)
         waits = len(queue) + len(loading)
-        return shedding.rejects(everyone.index(request), request.arrival, request.input, waits, ahead)
+        return shedding.rejects(request.number, request.arrival, request.input, waits, ahead)
 
     def order(request: ServedRequest) -> tuple[Fraction | float, int, int]:
-        number = everyone.index(request)
+        number = request.number
         if policy == "sjf":
             first: Fraction | float = Fraction(predicted[number])
         elif policy == "edf":
@@ -171,7 +171,7 @@ def run_reference(
         chunks[request.group].append((request, Chunk(tokens, request.kv)))
         cache = caches[request.group]
         if cache is not None:
-            computed.append(cache.computed(everyone.index(request), request.kv, request.kv + tokens))
+            computed.append(cache.computed(request.number, request.kv, request.kv + tokens))
         return tokens
 
     def send_next(arrival: int) -> None:
@@ -194,7 +194,7 @@ def run_reference(
     while True:
         # Arrivals: first come first.
         while due := [request for request in arriving if request.arrival <= now]:
-            request = min(due, key=lambda one: (one.arrival, everyone.index(one)))
+            request = min(due, key=lambda one: (one.arrival, one.number))
             arriving.remove(request)
             if refused(request) or shed(request):
                 request.status = "rejected"
@@ -232,8 +232,8 @@ def run_reference(
                 victim = running[group][-1] if policy == "fcfs" else max(running[group], key=order)
                 running[group].remove(victim)
                 if cache is not None:
-                    cache.leave(everyone.index(victim), victim.prefill_len, victim.kv, now)
-                if swap is None or not victim.decoding or not swap.takes(everyone.index(victim), blocks_of(victim.kv)):
+                    cache.leave(victim.number, victim.prefill_len, victim.kv, now)
+                if swap is None or not victim.decoding or not swap.takes(victim.number, blocks_of(victim.kv)):
                     victim.kv = 0
                 victim.blocks = 0
                 victim.preemptions += 1
@@ -243,7 +243,7 @@ def run_reference(
             for request in decoding[group]:
                 request.blocks = blocks_of(request.kv + 1)
                 if cache is not None:
-                    cache.grow(everyone.index(request), request.kv + 1, now)
+                    cache.grow(request.number, request.kv + 1, now)
 
             # 2. Requests that are in the middle of their prefill go on, in order of admission.
             verified = drafts.verify_tokens * len(decoding[group])
@@ -263,10 +263,10 @@ def run_reference(
             while not preempted and waiting[group] and len(ran) < max_num_seqs and budget > 0:
                 request = waiting[group][0] if policy == "fcfs" else min(waiting[group], key=order)
                 known = request.input + request.emitted
-                if swap is not None and everyone.index(request) in swap.held:
+                if swap is not None and request.number in swap.held:
                     if blocks_of(known) > kv_capacity_blocks - blocks_used(group):
                         break
-                    swap.gives_back(everyone.index(request))
+                    swap.gives_back(request.number)
                     waiting[group].remove(request)
                     ran.append(request)
                     decoding[group].append(request)
@@ -278,7 +278,7 @@ def run_reference(
                     reserved += sum(most_blocks_of(one, computed=False) for _, one, _ in loading)
                     fits = reserved + most_blocks_of(request, computed=False) <= kv_capacity_blocks
                 elif cache is not None:
-                    fits = cache.fits(everyone.index(request), known)
+                    fits = cache.fits(request.number, known)
                 else:
                     fits = blocks_of(known, longest_chunk) <= kv_capacity_blocks - blocks_used(group)
                 if not fits:
@@ -289,7 +289,7 @@ def run_reference(
                 shares[group].admit(tenant_of(request), request.input, first=request.first_scheduled == NEVER)
                 request.kv = 0
                 if cache is not None:
-                    there, ready = cache.admit(everyone.index(request), known, now)
+                    there, ready = cache.admit(request.number, known, now)
                     if ready > now:
                         loading.append((ready, request, there))
                         loading.sort(key=lambda one: one[0])
@@ -311,7 +311,7 @@ def run_reference(
         # The step itself: all groups wait for the slowest, and for the experts of all tokens.
         contexts = [sum(request.kv + drafts.verify_tokens for request in mine) for mine in decoding]
         gains = {
-            request: min(drafts.tokens(everyone.index(request), len(result.steps)), request.output - request.emitted)
+            request: min(drafts.tokens(request.number, len(result.steps)), request.output - request.emitted)
             for request in chain(*decoding)
         }
         completed = [
@@ -386,7 +386,7 @@ def run_reference(
                 gone[request.group] += 1
                 request.blocks = 0
                 if (cache := caches[request.group]) is not None:
-                    cache.leave(everyone.index(request), request.prefill_len, request.kv, now)
+                    cache.leave(request.number, request.prefill_len, request.kv, now)
                 send_next((now // FS_PER_PS + plan.frontend_ps) * FS_PER_PS)
                 answer(request, now // FS_PER_PS + plan.frontend_ps + 1)  # an end counts in the next picosecond
 

@@ -145,5 +145,5 @@ def _routed(
     """Time of routed experts in each MoE layer."""
     if exact:
         counts = pools.exact_counts(tokens, replica, step, part)
-        return [int(pools.term.layer_features(row[None])[0, 0]) for row in counts]
+        return pools.term.layer_features(counts)[:, 0].tolist()
     return pools.layers_fs[tokens][:, (offset + step * m + part) % POOL_SIZE].tolist()

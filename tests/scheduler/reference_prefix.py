@@ -44,8 +44,9 @@ class PhysicalBlocks:
 
     def fits(self, request: int, tokens: int) -> bool:
         """Whether it can be admitted with `tokens` to compute; what it hits leaves the queue, too."""
+        held = self.held
         here = [block_id for block_id in self._lookup(request, tokens) if block_id in self._cached]
-        unheld = [block_id for block_id in here if self._cached.index(block_id) not in self.held]
+        unheld = [block_id for block_id in here if self._cached.index(block_id) not in held]
         return -(-tokens // self._size) - len(here) + len(unheld) <= len(self._free)
 
     def bring(self, request: int, tokens: int, now: int = 0) -> None:
@@ -121,10 +122,10 @@ class PhysicalBlocks:
 
     def _give_back(self, blocks: list[int]) -> None:
         """All of them, from the last one on."""
-        while blocks:
-            block = blocks.pop()
-            if block not in self.held:
-                self._free.append(block)
+        given = blocks[::-1]
+        blocks.clear()
+        held = self.held  # by others
+        self._free += [block for block in given if block not in held]
         self.check()
 
     def check(self) -> None:

@@ -26,6 +26,7 @@ class ReferenceRequest:
 class ServedRequest:
     """A request inside the reference engine; times in fs."""
 
+    number: int
     arrival: int
     input: int
     output: int

@@ -5,12 +5,13 @@ and arrivals often fall on whole ms too, so that arrivals and step boundaries co
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, get_args
 
 import numpy as np
 from hypothesis import strategies as st
 
-from pimserve.device_models.experts import ExpertTerm, ExpertUnit, Selection
+from pimserve.device_models.experts import ExpertTerm, ExpertUnit, RoutedExperts, Selection
 from pimserve.device_models.kv_groups import NO_WINDOWS, KvGroups
 from pimserve.device_models.mixed_plan import plan_at
 from pimserve.device_models.pipeline import Load, PassivePower, PipelineTerm, Station
@@ -41,6 +42,8 @@ from .reference_tiers import ReferenceTier
 from .request_strategies import FS_PER_MS, request_lists
 
 POLICIES = st.sampled_from(["fcfs", "fcfs", "sjf", "priority", "edf", "vtc", "vtc"])
+# Of each interval outcomes are drawn and the log is cut: seldom shorter than most steps are.
+_DRIFT_PS = st.sampled_from((5 * 10**9, 40 * 10**9 + 1, 200 * 10**9))
 _FRONTEND_PS = st.sampled_from((0, 0, 3 * 10**9 + 1, 7 * 10**10))  # ms and tens of ms
 
 
@@ -109,7 +112,7 @@ class Case:
 
     def pools(self) -> ExpertPools | None:
         """Pools for the plan's experts, if it has any."""
-        return ExpertPools(self.plan.experts, self.routing, self.seed) if self.plan.experts else None
+        return _pools(self.plan.experts, self.routing, self.seed) if self.plan.experts else None
 
     def predicted(self) -> list[int]:
         """What is predicted of the outputs."""
@@ -151,6 +154,12 @@ class Case:
         for name in ("routing", "prediction_error", "ageing_s", "classes", "block_bytes", *SHEDDING):
             del arguments[name]
         return run_reference(**arguments)
+
+
+@lru_cache(maxsize=4)
+def _pools(experts: RoutedExperts, routing: Routing, seed: int) -> ExpertPools:
+    """Whoever asks for pools of a case has the same: they remember what they have drawn, and nothing else."""
+    return ExpertPools(experts, routing, seed)
 
 
 def _pieces(const: int, slope: int) -> st.SearchStrategy[tuple[tuple[int, int], ...]]:
@@ -349,7 +358,7 @@ def cases(draw: st.DrawFn, of: st.SearchStrategy[CostPlan] | None = None) -> Cas
         "zipf",
         draw(st.sampled_from([0.0, 1.0])),
         mode=draw(st.sampled_from(modes)),
-        drift=draw(st.none() | st.builds(Drift, st.integers(10**9, 10**11), st.just(0.5))),
+        drift=draw(st.none() | st.builds(Drift, _DRIFT_PS, st.just(0.5))),
     )
     if plan.experts is not None:
         plan = plan_at(plan, routing.expert_weights(plan.experts.experts, seed).tolist(), plan.experts.slots)

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from pimserve.cluster.scenario.document import load_scenario
-from pimserve.cluster.scenario.prepared import prepare
+from pimserve.cluster.scenario.document import Scenario, load_scenario
+from pimserve.cluster.scenario.prepared import Prepared, prepare
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
 from pimserve.loadgen.slo import SloSpec
 from pimserve.loadgen.traces.ragged import Ragged
-from pimserve.loadgen.workload import generate
+from pimserve.loadgen.workload import Workload, generate
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.costs import ReplicaCosts, replica_offset
 from pimserve.scheduler.fleet import ReplicaEngine, make_engine
@@ -249,18 +249,22 @@ def test_same_with_experts_on_devices_of_their_own(case: Case) -> None:
         ],
     ],
 )
-@pytest.mark.parametrize("rate", [4, 40])
-def test_same_on_devices_of_the_catalogue(overrides: list[str], rate: float) -> None:
+def test_same_on_devices_of_the_catalogue(overrides: list[str]) -> None:
     """Real plans and pools, spans of tens of steps that arrivals cut."""
-    common = ["workload.num_requests=80", f"workload.arrival.rate_per_s={rate}"]
-    scenario = load_scenario(None, [*common, *overrides])
+    changes = ["workload.num_requests=40", *overrides]
+    scenario = load_scenario(None, changes)
     prepared = prepare(scenario)
-    workload = generate(scenario.workload, 5)
+    for rate in (4, 40):
+        workload = generate(load_scenario(None, [*changes, f"workload.arrival.rate_per_s={rate}"]).workload, 5)
+        assert_equal(case_of(scenario, prepared, workload))
+
+
+def case_of(scenario: Scenario, prepared: Prepared, workload: Workload) -> Case:
     scheduler = scenario.scheduler
     (pool,) = prepared.pools
     blocks, groups = pool.kv_blocks(scheduler.block_size), pool.kv_groups
     longest = min(prepared.model.max_model_len_tokens, pool.request_tokens_in_blocks(scheduler))
-    case = Case(
+    return Case(
         plan=pool.plan,
         routing=prepared.routing,
         seed=5,
@@ -284,7 +288,6 @@ def test_same_on_devices_of_the_catalogue(overrides: list[str], rate: float) -> 
         windowed_groups=groups.windowed,
         window_tokens=groups.window_tokens,
     )
-    assert_equal(case)
 
 
 def assert_equal(case: Case) -> None:
