@@ -43,7 +43,7 @@ from .request_strategies import FS_PER_MS, request_lists
 
 POLICIES = st.sampled_from(["fcfs", "fcfs", "sjf", "priority", "edf", "vtc", "vtc"])
 # Of each interval outcomes are drawn and the log is cut: seldom shorter than most steps are.
-_DRIFT_PS = st.sampled_from((5 * 10**9, 40 * 10**9 + 1, 200 * 10**9))
+_DRIFT_PS = st.sampled_from((20 * 10**9, 90 * 10**9 + 1, 400 * 10**9))
 _FRONTEND_PS = st.sampled_from((0, 0, 3 * 10**9 + 1, 7 * 10**10))  # ms and tens of ms
 
 

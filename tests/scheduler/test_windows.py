@@ -265,15 +265,15 @@ def test_a_budget_beyond_what_attention_windows_have_blocks_for_is_refused() -> 
         assert all("must be at most 64, with which the run began" in message for message in control.refused)
 
 
-def test_thousands_of_windows() -> None:
+def test_more_than_a_thousand_windows() -> None:
     """Windows of a report interval are shorter than those that the wall clock asks for."""
-    requests = [(i * 0.01, 5, 5) for i in range(500)]
+    requests = [(i * 0.01, 5, 5) for i in range(250)]
     spec = SchedulerSpec(router="least_outstanding", report_interval_s=0.002)
     here = serve(requests, spec=spec)
     kept = Kept()
     there = serve(requests, spec=spec, deployment=Deployment(checkpoints=kept))
     assert digest(here) == digest(there)
-    assert len(kept.saved) > 2000
+    assert len(kept.saved) > 1000
 
 
 def test_a_closed_loop_in_windows_ends() -> None:
