@@ -3,7 +3,8 @@
 The rule is that of Kubernetes' HorizontalPodAutoscaler: every interval, as many replicas are wanted as would bring the
 mean of a metric down, or up, to its target; nothing is done while that is near the target; and fewer are wanted only
 once that has been so for a while (https://kubernetes.io/docs/concepts/workloads/autoscaling/horizontal-pod-autoscale).
-Its limits on how fast one may go up are not modelled.
+Its limits on how fast one may go up are not modelled. A metric may also be of requests, not of a replica: a percentile
+of a latency over its limit (`slo_metric.py`). Where there is none, as nobody was served, nothing is done.
 
 A replica that joins takes requests when its start-up time is over, and draws power from its beginning. One that leaves
 finishes what runs, and hands back what waits; it draws power until then. One that failed for good is missed at the next
@@ -14,9 +15,10 @@ the run is cut, from the state of the replicas at that very time.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -24,13 +26,14 @@ from pimserve.device_models.plan import FS_PER_S
 from pimserve.errors import InputError
 from pimserve.quantity import MAX_TIME_S, Quantity, Seconds
 from pimserve.scheduler.control import ReplicaState
+from pimserve.scheduler.slo_metric import SLO_LATENCIES, SloMetric
 
-Metric = Literal["requests", "kv_usage"]
 Replicas = Annotated[int, Field(ge=1, le=4096)]
-METRICS: Mapping[Metric, Callable[[ReplicaState], float]] = {
+METRICS: Mapping[str, Callable[[ReplicaState], float]] = {
     "requests": lambda state: state.outstanding,
     "kv_usage": lambda state: state.kv_usage,
 }
+_SLO_METRIC = re.compile(rf"({'|'.join(SLO_LATENCIES)})_p\d+(\.\d+)?_s")
 
 
 class SizeChange(BaseModel):
@@ -53,12 +56,16 @@ class PoolScaling(BaseModel):
     changes: Annotated[tuple[SizeChange, ...], Field(max_length=10_000)] = Field(
         (), description="sizes at stated times, in order; in place of a metric"
     )
-    metric: Metric | None = Field(
+    metric: str | None = Field(
         None,
-        description="requests: those that wait or run on a replica; kv_usage: share of its KV blocks in use",
+        description="requests: those that wait or run on a replica; kv_usage: share of its KV blocks in use; or a "
+        "limit of `slo` at a percentile of ttft, tpot or e2e, such as ttft_p90_s: that percentile, of requests that "
+        "had their first token (of tpot and e2e, their last one) since the last decision, over the limit",
     )
     target: Annotated[float, Field(gt=0, le=1e9)] | None = Field(
-        None, description="what the metric is to be, mean over replicas; of kv_usage at most 1"
+        None,
+        description="what the metric is to be, mean over replicas; of kv_usage at most 1; of a latency over its limit, "
+        "1 by default",
     )
     interval_s: Annotated[float, Quantity("s", least=0.001, most=MAX_TIME_S)] = Field(
         15.0, description="between two decisions"
@@ -70,6 +77,13 @@ class PoolScaling(BaseModel):
         300.0, description="of so long, the most replicas that were wanted count, before any leave"
     )
 
+    @field_validator("metric")
+    @classmethod
+    def _known(cls, metric: str | None) -> str | None:
+        if metric is not None and metric not in METRICS and not _SLO_METRIC.fullmatch(metric):
+            raise ValueError("must be requests, kv_usage, or a limit of slo at a percentile, such as ttft_p90_s")
+        return metric
+
     @field_validator("target")
     @classmethod
     def _of_a_share(cls, target: float | None, info: ValidationInfo) -> float | None:
@@ -77,10 +91,17 @@ class PoolScaling(BaseModel):
             raise ValueError("must be above 0 and at most 1 with metric: kv_usage, which is a share")
         return target
 
+    @property
+    def of_slo(self) -> bool:
+        """Whether the metric is a latency over its limit."""
+        return self.metric is not None and self.metric not in METRICS
+
     @model_validator(mode="after")
     def _one_rule(self) -> Self:
-        if (self.metric is None) != (self.target is None):
-            raise ValueError("metric and target go together")
+        if self.target is None and self.metric in METRICS:
+            raise ValueError(f"metric: {self.metric} needs a target")
+        if self.metric is None and self.target is not None:
+            raise ValueError("target needs a metric")
         if bool(self.changes) == (self.metric is not None):
             raise ValueError("give either changes, or metric and target")
         if self.changes:
@@ -138,7 +159,7 @@ class AutoscalingSpec(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """A decision: at that time, from so many replicas to so many. `metric`: what it was, mean over them, if any.
+    """A decision: at that time, from so many replicas to so many. `metric`: what it was, if any; a mean over them.
 
     `before`: without those that failed for good.
     """
@@ -157,10 +178,12 @@ class PoolScaler:
         pool: its name.
         numbers: of its replicas.
         spec: the rule.
+        slo: the metric, if it is a latency over its limit.
     """
 
-    def __init__(self, pool: str, numbers: range, spec: PoolScaling) -> None:
+    def __init__(self, pool: str, numbers: range, spec: PoolScaling, slo: SloMetric | None = None) -> None:
         self.spec = spec
+        self.slo = slo
         self.events: list[Scaling] = []
         self.pool = pool
         self.numbers = numbers
@@ -201,22 +224,18 @@ class PoolScaler:
             replica: at_fs for replica, at_fs in self._starting.items() if at_fs > now_fs and replica not in lost
         }
         spare = [replica for replica in self._left if replica not in lost]
-        total, most = None, len(self._present) + len(spare)
+        before, metric, most = len(self._present), None, len(self._present) + len(spare)
         if self.spec.metric is None:
             wanted = min(self.spec.changes[self._next].replicas, most)
             self._next += 1
         else:
             self._decided_fs = now_fs
-            metric = METRICS[self.spec.metric]
-            # Those that are starting have nothing yet, and count as that.
-            total = sum(metric(states[replica]) for replica in self._present if replica not in self._starting)
-            wanted = self._by_metric(now_fs, total, most)
-        before = len(self._present)
+            metric, asked = self._asked_for(now_fs, states)
+            wanted = self._in_bounds(now_fs, asked, most)
         changes = [self._join(replica, now_fs, states) for replica in sorted(spare)[: max(0, wanted - before)]]
         changes += [self._leave(now_fs) for _ in range(before - wanted)]
         if wanted != before:
-            mean = total / before if total is not None and before else None
-            self.events.append(Scaling(now_fs, self.pool, before, wanted, mean))
+            self.events.append(Scaling(now_fs, self.pool, before, wanted, metric))
         return changes
 
     def away_fs(self, replica: int, states: Sequence[ReplicaState], until_fs: int) -> int:
@@ -224,12 +243,26 @@ class PoolScaler:
         before = sum(min(back, until_fs) - min(gone, until_fs) for who, gone, back in self._away if who == replica)
         return before + max(0, until_fs - self._drained_fs(replica, states, until_fs))
 
-    def _by_metric(self, now_fs: int, total: float, most: int) -> int:
+    def _asked_for(self, now_fs: int, states: Sequence[ReplicaState]) -> tuple[float | None, int]:
+        """What the metric is now, and how many replicas it asks for: without it, as many as there are."""
         spec, before = self.spec, len(self._present)
-        assert spec.target is not None
-        near = before > 0 and abs(total / (spec.target * before) - 1) <= spec.tolerance
-        wanted = before if near else math.ceil(total / spec.target)
-        wanted = min(max(wanted, spec.min_replicas), most)
+        ready = [replica for replica in self._present if replica not in self._starting]
+        target = 1.0 if spec.target is None else spec.target
+        if self.slo is not None:
+            over_limit = self.slo.over_limit(now_fs)
+            if over_limit is None or abs(over_limit / target - 1) <= spec.tolerance:
+                return over_limit, before
+            return over_limit, math.ceil(over_limit * len(ready) / target)  # those that start had no part in it
+        assert spec.metric is not None
+        # Those that are starting have nothing yet, and count as that.
+        total = sum(METRICS[spec.metric](states[replica]) for replica in ready)
+        near = before > 0 and abs(total / (target * before) - 1) <= spec.tolerance
+        return total / before if before else None, before if near else math.ceil(total / target)
+
+    def _in_bounds(self, now_fs: int, asked: int, most: int) -> int:
+        """So many replicas, but no more or fewer than there may be, and as many as were wanted of late."""
+        spec, before = self.spec, len(self._present)
+        wanted = min(max(asked, spec.min_replicas), most)
         since_fs = now_fs - round(spec.stabilization_s * FS_PER_S)
         self._wanted = [*((at, size) for at, size in self._wanted if at > since_fs), (now_fs, wanted)]
         return wanted if wanted >= before else min(before, max(size for _, size in self._wanted))
@@ -267,6 +300,7 @@ class PoolScaler:
             "decided_fs": self._decided_fs,
             "left": list(self._left.items()),
             "away": self._away,
+            "slo": None if self.slo is None else self.slo.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -277,3 +311,5 @@ class PoolScaler:
         self._wanted = [(at, size) for at, size in state["wanted"]]
         self._next, self._decided_fs = state["next"], state["decided_fs"]
         self._away = [(replica, gone, back) for replica, gone, back in state["away"]]
+        if self.slo is not None:
+            self.slo.restore(state["slo"])

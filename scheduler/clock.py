@@ -331,6 +331,7 @@ class Clock:
             targets=None if len(targets) == len(self._entry) else tuple(targets),
             shown=self._shown(end),
             exact=self.faults.decides_at(end),
+            first_tokens=bool(self.faults.slo_metrics),
             sessions=self.arrivals.sessions_of(requests) if self._exact else (),
             conditions=conditions,
         )
@@ -366,8 +367,10 @@ class Clock:
                     self.arrivals.reported(state)
         for move in (*(move for report in reports for move in report.lost), *lost_on_the_way):
             self.arrivals.come_again(move, self.faults.requeue(move))
-        self.faults.seen(order.until_fs, self.states())
         left = np.concatenate([report.ended for report in reports])
+        for metric in self.faults.slo_metrics:
+            metric.heard(self.table, np.concatenate([report.first_tokens for report in reports]), left)
+        self.faults.seen(order.until_fs, self.states())
         self._left += len(left)
         self._quiet_fs = min(report.quiet_fs for report in reports)
         if (clients := self.arrivals.clients) is not None and not clients.here:

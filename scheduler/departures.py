@@ -46,6 +46,7 @@ class Departures:
         self.left: list[int] = []  # requests that are here no more, for whoever collects them, of which
         self.moved: list[Move] = []  # these are handed over to another replica
         self.lost: list[Move] = []  # and these have to be served by another from where they are
+        self.first_tokens: list[int] | None = None  # requests that had theirs, for whoever collects them; None: nobody
 
     def bind(self, table: RequestTable) -> None:
         """Write into this table from here on, which holds the same requests."""
@@ -94,10 +95,12 @@ class Departures:
         self.left.append(request)
 
     def collected(self) -> None:
-        """Somebody has taken note of all who are in `left`, `moved` and `lost`."""
+        """Somebody has taken note of all who are in `left`, `moved`, `lost` and `first_tokens`."""
         self.left.clear()
         self.moved.clear()
         self.lost.clear()
+        if self.first_tokens is not None:
+            self.first_tokens.clear()
 
     def state(self) -> dict[str, Any]:
         """How many have left, as JSON can hold it; nobody must be waiting to be collected."""

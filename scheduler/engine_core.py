@@ -175,6 +175,8 @@ class EngineCore:
             else:
                 emitted = 1
                 self._first_token_ps[request] = now // FS_PER_PS
+                if self.departures.first_tokens is not None:
+                    self.departures.first_tokens.append(request)
             left = self._output[request] - emitted
             held = self._input[request] + emitted - 1
             if kv.windowed:

@@ -24,6 +24,7 @@ from pimserve.quantity import PositiveSeconds, Quantity, Seconds
 from pimserve.scheduler.autoscaling import PoolScaler
 from pimserve.scheduler.control import Ledger, ReplicaState
 from pimserve.scheduler.departures import Move
+from pimserve.scheduler.slo_metric import SloMetric
 
 Kind = Literal["fail", "slow", "leave"]
 _FAULTS = 0xFA17  # of random streams: apart from those of arrivals, lengths and experts
@@ -213,6 +214,11 @@ class Faults:
     def decides_at(self, at_fs: int) -> bool:
         """Whether somebody decides then which replicas there are."""
         return any(scaler.next_fs == at_fs for scaler in self.scalers)
+
+    @property
+    def slo_metrics(self) -> list[SloMetric]:
+        """What decisions go by that is of requests, not of replicas."""
+        return [scaler.slo for scaler in self.scalers if scaler.slo is not None]
 
     def seen(self, now_fs: int, states: Sequence[ReplicaState]) -> None:
         """All replicas are in these states at that time: decide which there are, if it is time to."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
 from pimserve.errors import InputError
+from pimserve.loadgen.slo import LimitAtPercentile, SloSpec
 from pimserve.loadgen.spec import PS_PER_S
 from pimserve.loadgen.turns import Turns
 from pimserve.loadgen.workload import Workload
@@ -22,6 +23,7 @@ from pimserve.scheduler.queue_classes import QueueClass
 from pimserve.scheduler.requests import FOREVER, NEVER, RequestTable
 from pimserve.scheduler.router import ROUND_ROBIN
 from pimserve.scheduler.sessions import Sessions
+from pimserve.scheduler.slo_metric import SloMetric
 from pimserve.scheduler.users import Users
 
 _PREFIX_CACHING = "scheduler.enable_prefix_caching"
@@ -114,18 +116,30 @@ def dealt_out(pools: Sequence[Pool], spec: SchedulerSpec, faults: FaultSpec, *, 
     return not (routed or think or len(pools) > 1 or faults.any)
 
 
-def check_autoscaling(spec: AutoscalingSpec, pools: Sequence[Pool], *, closed: bool) -> dict[str, PoolScaling]:
-    """What holds for each pool that changes its size, by its name.
+def check_autoscaling(
+    spec: AutoscalingSpec, pools: Sequence[Pool], slo: SloSpec, *, closed: bool
+) -> dict[str, tuple[PoolScaling, LimitAtPercentile | None]]:
+    """What holds for each pool that changes its size, by its name, and the limit that its metric goes by, if any.
 
     Raises:
-        InputError: the spec does not go with the pools, or requests are of a closed loop.
+        InputError: the spec does not go with the pools or the limits, or requests are of a closed loop.
     """
     if closed:
         raise InputError("autoscaling", "a closed loop has as many users for few replicas as for many: use arrivals")
-    return spec.of_pools({pool.name: pool.replicas for pool in pools})
+    limits = {limit.key: limit for limit in slo.at_percentiles()}
+    found: dict[str, tuple[PoolScaling, LimitAtPercentile | None]] = {}
+    for name, rule in spec.of_pools({pool.name: pool.replicas for pool in pools}).items():
+        key = rule.metric or ""
+        if rule.of_slo and key not in limits:
+            known = f"has {', '.join(limits)}" if limits else "has no limit at a percentile"
+            raise InputError(f"autoscaling.{name or 'replicas'}.metric", f"{key}: give slo.{key}; slo {known}")
+        found[name] = rule, limits.get(key)
+    return found
 
 
-def make_scalers(spec: AutoscalingSpec | None, pools: Sequence[Pool], workload: Workload) -> list[PoolScaler]:
+def make_scalers(
+    spec: AutoscalingSpec | None, pools: Sequence[Pool], workload: Workload, slo: SloSpec
+) -> list[PoolScaler]:
     """What decides which replicas of the pools there are.
 
     Raises:
@@ -133,8 +147,14 @@ def make_scalers(spec: AutoscalingSpec | None, pools: Sequence[Pool], workload: 
     """
     if spec is None:
         return []
-    found = check_autoscaling(spec, pools, closed=workload.concurrency is not None)
-    return [PoolScaler(pool.name, pool.numbers, found[pool.name]) for pool in pools if pool.name in found]
+    found = check_autoscaling(spec, pools, slo, closed=workload.concurrency is not None)
+    scalers = []
+    for pool in pools:
+        if pool.name in found:
+            rule, limit = found[pool.name]
+            metric = None if limit is None else SloMetric(limit, pools[0].plan.frontend_ps)
+            scalers.append(PoolScaler(pool.name, pool.numbers, rule, metric))
+    return scalers
 
 
 def run_table(workload: Workload, fleet: Fleet, max_time_s: float | None) -> tuple[RequestTable, Turns | None]:

@@ -84,6 +84,9 @@ class Shard:
         """Run a window."""
         if order.spec is not None:
             self._use(order.spec)
+        if order.first_tokens:
+            for engine in self.engines:
+                engine.departures.first_tokens = engine.departures.first_tokens or []
         for request, replica in _pairs(order.released, order.released_replicas):
             self._changed(replica).release(request, order.released_fs)
         if self._lookahead is not None:
@@ -247,6 +250,7 @@ class Shard:
         left: list[int] = []
         moved: list[Move] = []
         lost: list[Move] = []
+        began: list[int] = []
         states = []
         events: list[tuple[int, tuple[int, ...]]] = []
         for index in wanted:
@@ -255,6 +259,7 @@ class Shard:
             left += departures.left
             moved += departures.moved
             lost += departures.lost
+            began += departures.first_tokens or ()
             departures.collected()
             states.append(engine.seen_at(order.until_fs))
             self._outstanding[index] = states[-1].outstanding
@@ -265,8 +270,8 @@ class Shard:
         gone = np.array(left, np.int64)
         decisions = tuple((*chosen, count) for chosen, count in self._decisions.items())
         self._decisions.clear()
-        left_for = tuple(moved), tuple(lost), effects
-        return Report(order.window, gone, tuple(states), *left_for, quiet_fs, tuple(events), decisions)
+        left_for, firsts = (tuple(moved), tuple(lost), effects), np.array(began, np.int64)
+        return Report(order.window, gone, tuple(states), *left_for, quiet_fs, tuple(events), decisions, firsts)
 
 
 def _forget(engine: ReplicaEngine, at_fs: int) -> None:

@@ -40,6 +40,7 @@ class Order:
         targets: replicas that the shard may route requests to; None: all.
         shown: the router sees tokens and KV blocks as they are at the end of the window: spans are cut there.
         exact: somebody sees all replicas, those for decode too, as they are at the end of the window: likewise.
+        first_tokens: tell who had a first token, in every window.
         sessions: of each request that the shard routes, the session that it is a turn of, if of any.
         conditions: how replicas are from the end of the window on, or from the end of the step that is under way then.
     """
@@ -61,6 +62,7 @@ class Order:
     targets: tuple[int, ...] | None = None
     shown: bool = False
     exact: bool = False
+    first_tokens: bool = False
     sessions: tuple[int | None, ...] = ()
     conditions: tuple[Condition, ...] = ()
 
@@ -97,6 +99,7 @@ class Report:
         quiet_fs: before this time none leaves the replicas that the order was for, if no other is routed there.
         kv_events: by replica what became of cached blocks (`PrefixIndex.heard`), for a router elsewhere that wants it.
         decisions: of the shard's router, how many requests went to which replica, and why.
+        first_tokens: requests that had theirs, at a time that may be ahead, if the order asks for them.
     """
 
     window: int
@@ -108,6 +111,7 @@ class Report:
     quiet_fs: int = FOREVER
     kv_events: tuple[tuple[int, tuple[int, ...]], ...] = ()
     decisions: tuple[tuple[int, str, int], ...] = ()
+    first_tokens: IntArray = field(default_factory=lambda: NONE)
 
     @property
     def ended(self) -> IntArray:
@@ -133,7 +137,7 @@ class ShardPort(Protocol):
         """Begin a window."""
 
     def receive(self) -> Report:
-        """Wait for the window's end; the table then has what happened to the requests that left."""
+        """Wait for its end; the table then has what happened to the requests that left, or had their first token."""
 
     def latest_fs(self) -> int:
         """The latest time that any of its replicas has reached, even in a window that failed."""

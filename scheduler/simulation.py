@@ -213,7 +213,7 @@ def simulate(
     dealt = dealt_out(pools, spec, faults, think=workload.think_ps is not None)
     concurrency = workload.concurrency if dealt else None
     fleet = Fleet(tuple(pools), spec, max_model_len, routing, seed, window_fs, concurrency, link, longest_gaps, classes)
-    scalers = make_scalers(autoscaling, pools, workload)
+    scalers = make_scalers(autoscaling, pools, workload, slo)
     schedule = Faults(faults, [pool.plan.devices for pool in pools for _ in pool.numbers], seed, scalers)
     table, turns = run_table(workload, fleet, max_time_s)
     _check_progress(faults, pools if max_time_s is None else (), table)

@@ -215,7 +215,9 @@ class SizeDecision(Section):
     pool: str = text("of which pool; empty: of the only one")
     before: int = figure("replicas", "there, or starting")
     after: int = figure("replicas", "from then on")
-    metric: float | None = figure("1", "mean of the metric over those before; null: a change at a stated time")
+    metric: float | None = figure(
+        "1", "the metric: a mean over those before, or a latency over its limit; null: a change at a stated time"
+    )
 
 
 class Autoscaling(Section):

@@ -86,6 +86,56 @@ def test_near_the_target_nothing_is_done_and_those_that_start_count_as_empty() -
     assert found["replica_s"] == pytest.approx(0.2 + 2 * 0.15)  # they draw power from their beginning
 
 
+def test_a_latency_over_its_limit_asks_for_more_and_fewer() -> None:
+    rule = scaling(metric="ttft_p50_s", interval_s=0.05, tolerance=0, stabilization_s=0, start_up_s=0)
+    slo = SloSpec.model_validate({"ttft_p50_s": 0.02})
+    requests = [(0.0, 5, 1)] * 4 + [(0.2, 5, 1)]
+    served = serve(requests, replicas=4, autoscaling=rule, slo=slo, spec=SchedulerSpec(max_num_seqs=1))
+    # First tokens at 10, 20, 30 and 40 ms: the second of four is at the limit, and one is enough. At 210 ms another one
+    # took half of it. In between nobody was served, and nothing is done.
+    assert told(served)["decisions"] == []
+    stricter = SloSpec.model_validate({"ttft_p50_s": 0.008})
+    served = serve(requests, replicas=4, autoscaling=rule, slo=stricter, spec=SchedulerSpec(max_num_seqs=1))
+    decisions = [(each["at_s"], each["before"], each["after"], each["metric"]) for each in told(served)["decisions"]]
+    assert decisions == [(0.05, 1, 3, 2.5)]
+    relaxed = rule.model_copy(update={"replicas": rule.replicas.model_copy(update={"target": 1.25})})
+    served = serve(requests, replicas=4, autoscaling=relaxed, slo=stricter, spec=SchedulerSpec(max_num_seqs=1))
+    assert [(each["before"], each["after"]) for each in told(served)["decisions"]] == [(1, 2)]
+
+
+def test_replicas_that_start_have_no_part_in_a_latency() -> None:
+    rule = scaling(metric="ttft_p100_s", interval_s=0.05, tolerance=0, stabilization_s=0, start_up_s=0.06)
+    slo = SloSpec.model_validate({"ttft_p100_s": 0.02})
+    requests = [(0.0, 5, 1)] * 8
+    served = serve(requests, replicas=4, autoscaling=rule, slo=slo, spec=SchedulerSpec(max_num_seqs=1))
+    # 50 ms at first, then 80 ms of one that serves and two that start; four there may be.
+    decisions = [(each["at_s"], each["before"], each["after"], each["metric"]) for each in told(served)["decisions"]]
+    assert decisions == [(0.05, 1, 3, 2.5)]
+
+
+def test_tpot_and_e2e_are_of_requests_that_have_ended() -> None:
+    requests = [(0.0, 5, 3)] + [(0.005, 30, 9)] * 3
+    for key, limit, metric in (("tpot_p100_s", 0.005, 2.0), ("e2e_p100_s", 0.01, 3.0)):
+        rule = scaling(metric=key, interval_s=0.035, tolerance=0, stabilization_s=0, start_up_s=1)
+        served = serve(requests, replicas=4, autoscaling=rule, slo=SloSpec.model_validate({key: limit}))
+        first = told(served)["decisions"][0]
+        assert (first["at_s"], first["metric"]) == (0.035, pytest.approx(metric))
+
+
+def test_what_a_metric_by_slo_needs_is_told() -> None:
+    rule = scaling(metric="ttft_p90_s")
+    with pytest.raises(
+        InputError, match=r"^autoscaling.replicas.metric: ttft_p90_s: give slo.ttft_p90_s; slo has no limit"
+    ):
+        serve([(0.0, 5, 1)], replicas=2, autoscaling=rule)
+    slo = SloSpec.model_validate({"ttft_p99_s": 1.0})
+    with pytest.raises(InputError, match=r"give slo.ttft_p90_s; slo has ttft_p99_s$"):
+        serve([(0.0, 5, 1)], replicas=2, autoscaling=rule, slo=slo)
+    for metric in ("itl_p99_s", "ttft_s", "latency", "ttft_p99"):
+        with pytest.raises(ValidationError, match="must be requests, kv_usage, or a limit of slo at a percentile"):
+            scaling(metric=metric)
+
+
 def test_kv_usage_is_that_of_the_very_time() -> None:
     rule = scaling(metric="kv_usage", target=0.02, interval_s=0.105, tolerance=0, start_up_s=0)
     # In the step that begins at 100 ms a request of 40 tokens has 50, in 4 of 100 blocks, and in that at 90 ms in 4.
@@ -246,7 +296,9 @@ def rules(draw: st.DrawFn, most: int) -> dict[str, Any]:
     if draw(st.booleans()):
         times = sorted(draw(st.sets(ms, min_size=1, max_size=4)))
         return {**rule, "changes": [{"at_s": at / 1000, "replicas": draw(sizes)} for at in times]}
-    metric, target = draw(st.sampled_from([("requests", 0.1), ("requests", 2.5), ("kv_usage", 0.1), ("kv_usage", 1)]))
+    of_replicas = [("requests", 0.1), ("requests", 2.5), ("kv_usage", 0.1), ("kv_usage", 1)]
+    of_slo = [("ttft_p90_s", 1), ("ttft_p50_s", 0.4), ("tpot_p50_s", 0.7), ("e2e_p99.9_s", 2)]
+    metric, target = draw(st.sampled_from(of_replicas + of_slo))
     return {
         **rule,
         "metric": metric,
@@ -261,6 +313,9 @@ def rules(draw: st.DrawFn, most: int) -> dict[str, Any]:
 COSTS = st.sampled_from([PLAN, replace(PLAN, passive=PassivePower(idle_uw=10**6, step_uw=2 * 10**6))])
 
 
+LIMITS = SloSpec.model_validate({"ttft_p90_s": 0.1, "ttft_p50_s": 0.02, "tpot_p50_s": 0.01, "e2e_p99.9_s": 0.3})
+
+
 @dataclass
 class Scaled:
     """A case on replicas that join and leave."""
@@ -272,7 +327,7 @@ class Scaled:
     rule: AutoscalingSpec
 
     def run(self, deployment: Deployment = Deployment()) -> Run:  # noqa: B008 frozen
-        how = {"report_interval_s": self.interval_s, "deployment": deployment, "autoscaling": self.rule}
+        how = {"report_interval_s": self.interval_s, "deployment": deployment, "autoscaling": self.rule, "slo": LIMITS}
         return Run(self.case, self.replicas, self.router, **how)
 
 
@@ -329,12 +384,12 @@ def test_windows_shards_and_interruptions_do_not_matter(scaled: Scaled, lengths:
 def test_so_with_pools(pools: Pooled, data: st.DataObject, lengths: list[int]) -> None:
     sizes = {"prefill": pools.prefill, "decode": pools.decode.replicas}
     rule = AutoscalingSpec.model_validate({name: data.draw(rules(size)) for name, size in sizes.items()})
-    alone = pools.run(autoscaling=rule)
+    alone = pools.run(autoscaling=rule, slo=LIMITS)
     counts = alone.summary()["requests"]
     assert counts["finished"] + counts["rejected"] == counts["total"]
     assert alone.summary()["pools"]["handover"]["lost"] == 0
     done = alone.table[alone.table["finish_ps"] >= 0]
     gaps = sum(log.itl.state()["sum_fs"] for log in alone.served.logs)
     assert abs(gaps - int((done["finish_ps"] - done["first_token_ps"]).sum()) * FS_PER_PS) <= 2 * FS_PER_PS * len(done)
-    run = pools.run(Deployment(shards=spread(2), control=Windows(lengths)), autoscaling=rule)
+    run = pools.run(Deployment(shards=spread(2), control=Windows(lengths)), autoscaling=rule, slo=LIMITS)
     assert (spans(run), digest(run.served), run.summary()) == (spans(alone), digest(alone.served), alone.summary())

@@ -166,7 +166,7 @@ class _Service(ShardServiceServicer):
     def _answers(
         self, shard: Shard, request: pb.AdvanceWindowsRequest, order: Order, report: Report
     ) -> Iterator[pb.AdvanceWindowsResponse]:
-        numbers = report.left
+        numbers = np.concatenate([report.left, report.first_tokens])
         if request.live or order.last:
             numbers = np.concatenate([numbers, shard.in_hand()])
         for part in self._spans_so_far():

@@ -2002,7 +2002,7 @@ class Summary(google.protobuf.message.Message):
         after: builtins.int
         """From then on. Unit: replicas."""
         metric: builtins.float
-        """Mean of the metric over those before; not set: a change at a stated time. Unit: 1."""
+        """The metric: a mean over those before, or a latency over its limit; not set: a change at a stated time. Unit: 1."""
         def __init__(
             self,
             *,

@@ -138,6 +138,10 @@ SCENARIOS: dict[str, list[str]] = {
         "faults={detection_s: 0.05, events: [{at_s: 0.1, replica: 0, kind: fail, for_s: 0.15}, "
         "{at_s: 0.15, replica: 1, kind: slow, factor: 1.5, for_s: 0.15}, {at_s: 0.2, replica: 2, kind: leave}]}",
     ],
+    "as many replicas as a limit of TTFT asks for": [
+        "cluster.replicas=3", "workload.arrival={process: poisson, rate_per_s: 60}", "slo={ttft_p90_s: 0.01}",
+        "autoscaling.replicas={metric: ttft_p90_s, interval_s: 0.1, start_up_s: 0.05, stabilization_s: 0}",
+    ],
     "pools of which some prompts stay on decode replicas": [
         "cluster.pools={prefill: {device: h100, replicas: 2}, decode: {device: duplex, replicas: 2}, "
         "conditional_disagg: {max_local_prefill_tokens: 300}}",
