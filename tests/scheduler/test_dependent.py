@@ -96,7 +96,7 @@ def test_windows_shards_and_interruptions_do_not_matter(
 
 
 @examples(30)
-@given(dependent(["sessions"]), st.integers(1, 300), st.integers(0, 1000), st.booleans())
+@given(dependent(["sessions"]), st.integers(10, 300), st.integers(0, 1000), st.booleans())
 def test_a_shard_that_routes_who_follows_goes_on_where_it_was_interrupted(
     case: Dependent, length_ms: int, at: int, told: bool
 ) -> None:

@@ -4,6 +4,7 @@ Random cases go through `simulate`, as the command line does, so that routing, t
 held to the laws together.
 """
 
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -394,9 +395,8 @@ def test_the_same_seed_gives_the_same_bits_in_any_process() -> None:
     from tests.cluster.documents import serve  # noqa: PLC0415 scheduler tests do not know the cluster otherwise
 
     overrides = ["workload.num_requests=12", "cluster.replicas=2", "scheduler.router=least_outstanding"]
-    there = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *overrides], env={"PYTHONHASHSEED": "4711"}, capture_output=True, check=True
-    )
+    environment = {"PYTHONHASHSEED": "4711", "PYTHONPATH": os.pathsep.join(sys.path)}
+    there = subprocess.run([sys.executable, "-c", SCRIPT, *overrides], env=environment, capture_output=True, check=True)
     here = serve(prepare(load_scenario(None, overrides)))[0]["digest"]
     assert there.stdout.decode().strip() == here
     assert serve(prepare(load_scenario(None, overrides)))[0]["digest"] == here
