@@ -96,7 +96,7 @@ def replace_pools(pools: Any, layers_fs: Callable[[int], Any]) -> Any:
     "overrides",
     [
         [placed(link={"gb_per_s": 4, "latency_us": 20})],
-        [placed(micro_batches=3, lm_head="experts")],
+        pytest.param([placed(micro_batches=3, lm_head="experts")], marks=pytest.mark.slow),
         [placed(micro_batches=1)],
         [placed(), *MEASURED_HOST],
         [placed(hot_experts={"device": "b200", "devices_per_node": 1, "count": 2}), SKEWED],

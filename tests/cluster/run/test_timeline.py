@@ -21,7 +21,7 @@ from tests.cluster.documents import run
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("timeline") / "run"
-    summary = run(prepare(load_scenario(None, ["cluster.replicas=2", "workload.num_requests=150"])), folder)
+    summary = run(prepare(load_scenario(None, ["cluster.replicas=2", "workload.num_requests=80"])), folder)
     return folder, summary
 
 
@@ -57,7 +57,7 @@ def test_events_keep_the_rules(results, tmp_path):
             assert all(isinstance(value, int | float) for value in event["args"].values())
     assert not any(open_.values())
     kinds = Counter(event["ph"] for event in events)
-    assert told == {"slices": kinds["X"], "counters": kinds["C"], "requests": 150}
+    assert told == {"slices": kinds["X"], "counters": kinds["C"], "requests": 80}
     places = {e["pid"]: e["args"]["sort_index"] for e in events if e["name"] == "process_sort_index"}
     assert sorted(places, key=places.get) == [1, 2, 0], "requests come last"
 

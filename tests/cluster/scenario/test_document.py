@@ -24,13 +24,7 @@ def test_without_a_file_mixtral_runs_on_duplex() -> None:
     assert scenario.workload.preset == "azure-conv-2023"
 
 
-MAPPED_FOR_LONG = "deepseek_gpu_attention_aimc_experts"  # 10 s; there is a smaller one with experts on AIMC
-
-
-@pytest.mark.parametrize(
-    "example",
-    [pytest.param(path, marks=[pytest.mark.slow] * (path.stem == MAPPED_FOR_LONG), id=path.stem) for path in EXAMPLES],
-)
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_examples_load_and_fit(example: Path) -> None:
     prepare(load_scenario(example))
 

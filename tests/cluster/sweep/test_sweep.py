@@ -73,9 +73,9 @@ def test_what_is_there_is_not_run_again(tmp_path):
 
 
 def test_more_seeds_keep_the_runs_that_are_there(tmp_path):
-    sweep(small(REPLICAS), tmp_path, ProcessWorkers(2))
+    sweep(small(REPLICAS), tmp_path, Here())
     seen = []
-    document = sweep(small(REPLICAS, 2), tmp_path, ProcessWorkers(2), lambda done, total: seen.append((done, total)))
+    document = sweep(small(REPLICAS, 2), tmp_path, Here(), lambda done, total: seen.append((done, total)))
     assert seen == [(3, 6), (4, 6), (5, 6), (6, 6)]
     assert statuses(document) == ["done"] * 6
 
@@ -220,12 +220,17 @@ def test_differences_are_paired_by_seed(tmp_path):
     assert "difference_to_baseline" not in document["points"][0]
 
 
+@pytest.fixture(scope="module")
+def partly_failed(tmp_path_factory):
+    """The document of a sweep with two axes, of whose points some fail."""
+    return sweep(load_grid(None, CLOSED, ["cluster.replicas=1,2", LATE], 2), tmp_path_factory.mktemp("late"), Here())
+
+
 @pytest.mark.parametrize("width", [60, 80, 200])
-def test_tables_fit_the_screen(tmp_path, width):
-    document = sweep(load_grid(None, CLOSED, ["cluster.replicas=1,2", LATE], 2), tmp_path, Here())
+def test_tables_fit_the_screen(partly_failed, width):
     screen = Console(width=width, no_color=True)
     with screen.capture() as captured:
-        screen.print(sweep_report(document, screen))
+        screen.print(sweep_report(partly_failed, screen))
     text = captured.get()
     assert max(map(len, text.splitlines())) <= width
     for heading in ("output tokens/s", "TTFT p99", "TPOT p99", "energy/token", "stability", "+-", "Pareto front"):
