@@ -57,7 +57,9 @@ class SchedulerSpec(BaseModel):
         "windows",
     )
     kv_tiers: tuple[KvTierSpec, ...] = Field(
-        (), description="memory below the prefix cache that keeps blocks too, of each replica, from the fastest down"
+        (),
+        description="memory below the prefix cache that keeps blocks too, of each replica, from the fastest down; in "
+        "pools, of those for prefill",
     )
     kv_admission: Literal["prompt", "no_evict", "oracle"] = Field(
         "prompt",

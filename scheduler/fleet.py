@@ -142,7 +142,8 @@ class Pool:
         reserves = None if self.name == PREFILL else spec.reserves
         blocks, size = self.kv_blocks(spec.block_size) // self.plan.engine_cores, spec.block_size
         if spec.enable_prefix_caching:
-            tiers = KvTiers(spec.kv_tiers, self.kv_bytes_per_token * size, size) if spec.kv_tiers else None
+            below = spec.kv_tiers if self.name != DECODE else ()  # who decodes is sent what it has not computed
+            tiers = KvTiers(below, self.kv_bytes_per_token * size, size) if below else None
             return PrefixKvCache(blocks, size, reserves=reserves, most_tokens=most_tokens, tiers=tiers)
         return KvCache(
             blocks,

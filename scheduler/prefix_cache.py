@@ -146,19 +146,19 @@ class PrefixKvCache(KvCache):
         self._take_growth()
         if not prompt:
             self._cache(request, tokens)
-        self._give_back(self._held.pop(request), self.blocks_of(tokens))
+        self._give_back(self._leave(request), self.blocks_of(tokens))
 
     def release(self, request: int, tokens: int) -> int:
         """As `KvCache.release`; blocks that others hold too do not come free."""
         self._cache(request, tokens)
         if self._reserves is not None:
             self._reserved -= self.blocks_of(self._most(request))
-        return self._give_back(self._held.pop(request), self.blocks_of(tokens))
+        return self._give_back(self._leave(request), self.blocks_of(tokens))
 
     def send(self, request: int, tokens: int) -> None:
-        """As `KvCache.send`; the blocks are held, by others too, until then."""
+        """As `KvCache.send`; the blocks are held, by others too, until then. For tiers, the request leaves now."""
         super().send(request, tokens)
-        self._held_to_send.setdefault(request, []).append(self._held.pop(request))
+        self._held_to_send.setdefault(request, []).append(self._leave(request))
 
     def sent(self, request: int) -> None:
         """As `KvCache.sent`; what is cached stays so."""
@@ -231,14 +231,19 @@ class PrefixKvCache(KvCache):
             self._events += new
         return new
 
+    def _leave(self, request: int) -> list[int]:
+        """Ids of blocks that a request held, which needs them no more."""
+        held = self._held.pop(request)
+        if self.tiers is not None:
+            self.tiers.leave([block for block in held if block != _DUPLICATE])
+        return held
+
     def _give_back(self, held: list[int], blocks: int) -> int:
         """So many blocks of a request, of which it `held` the first by their ids, the last one first.
 
         Returns:
             How many come free.
         """
-        if self.tiers is not None:
-            self.tiers.leave([block for block in held if block != _DUPLICATE])
         holders, free = self._holders, self._free
         freed = others = blocks - len(held)
         for block in reversed(held):

@@ -78,11 +78,8 @@ def check_kv_caches(spec: SchedulerSpec, pools: Sequence[Pool]) -> None:
             raise InputError(
                 "scheduler.preemption", "swap is not modelled with several data-parallel groups in a replica"
             )
-    if spec.kv_tiers and (len(pools) > 1 or any(pool.plan.engine_cores > 1 for pool in pools)):
-        raise InputError(
-            "scheduler.kv_tiers",
-            "are not modelled together with pools for prefill and decode, or several data-parallel groups in a replica",
-        )
+    if spec.kv_tiers and pools[0].plan.engine_cores > 1:
+        raise InputError("scheduler.kv_tiers", "are not modelled with several data-parallel groups in a replica")
     if spec.sheds and any(pool.plan.engine_cores > 1 for pool in pools):
         raise InputError(
             "scheduler.early_rejection" if spec.early_rejection else "scheduler.max_queued_requests",

@@ -362,8 +362,9 @@ def _served(clock: Clock, workload: Workload, *, trimmed: bool, loop_s: float) -
 def _tiers(clock: Clock) -> ServedTiers:
     """Tiers of all replicas, which are in this process."""
     engines = (engine for shard in clock.shards if isinstance(shard, Shard) for engine in shard.engines)
-    tiers = (core.kv.tiers for engine in engines for core in engine.cores)
-    return ServedTiers.of(found for found in tiers if found is not None)
+    caches = (core.kv for engine in engines for core in engine.cores)
+    found = ((kv.tiers, kv.prefix_figures()) for kv in caches)
+    return ServedTiers.of((tiers, cache) for tiers, cache in found if tiers is not None and cache is not None)
 
 
 def _save(checkpoints: Checkpoints, clock: Clock) -> None:

@@ -187,7 +187,7 @@ def _prefix_cache(found: PrefixFigures) -> PrefixCache:
 def _tiers(served: Served, percentiles: Sequence[float]) -> KvTiersUse | None:
     if served.tiers is None or served.prefixes is None:
         return None
-    return tiers_use(served.tiers, served.prefixes, served.end_fs, percentiles)
+    return tiers_use(served.tiers, served.prefixes.queried_tokens, served.end_fs, percentiles)
 
 
 def _spec_decode(found: SpecDecodeFigures) -> SpecDecode:

@@ -10,41 +10,45 @@ import numpy as np
 from pimserve.loadgen.spec import PS_PER_S
 from pimserve.scheduler.distributions import distribution
 from pimserve.scheduler.kv_tiers import KvTier, KvTiers
-from pimserve.scheduler.prefix_figures import PrefixFigures
+from pimserve.scheduler.prefix_figures import PrefixFigures, together
 from pimserve.scheduler.tier_sections import KvTiersUse, KvTierUse
 from pimserve.scheduler.tier_states import queried_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class ServedTiers:
-    """Tiers of all replicas at the end of a run, `levels` those of one name each, and times that requests waited."""
+    """Tiers of all replicas at the end of a run, `levels` those of one name each.
+
+    `waits_ps` are times that requests waited, `cache` figures of the prefix caches above these tiers.
+    """
 
     levels: tuple[tuple[KvTier, ...], ...]
     waits_ps: tuple[int, ...]
+    cache: PrefixFigures
 
     @staticmethod
-    def of(replicas: Iterable[KvTiers]) -> ServedTiers:
-        """Those of these replicas, which are alike."""
-        everywhere = list(replicas)
+    def of(replicas: Iterable[tuple[KvTiers, PrefixFigures]]) -> ServedTiers:
+        """Those of these replicas, which are alike, with the figures of their caches."""
+        everywhere, caches = zip(*replicas, strict=True)
         levels = tuple(zip(*(tiers.all for tiers in everywhere), strict=True))
-        return ServedTiers(levels, tuple(wait for tiers in everywhere for wait in tiers.waits_ps))
+        return ServedTiers(levels, tuple(wait for tiers in everywhere for wait in tiers.waits_ps), together(caches))
 
 
-def tiers_use(served: ServedTiers, cache: PrefixFigures, end_fs: int, percentiles: Sequence[float]) -> KvTiersUse:
+def tiers_use(served: ServedTiers, queried_in_all: int, end_fs: int, percentiles: Sequence[float]) -> KvTiersUse:
     """The section of the summary.
 
     Args:
         served: the tiers.
-        cache: figures of all prefix caches.
+        queried_in_all: tokens that were looked up in all prefix caches.
         end_fs: when the run ended.
         percentiles: that are asked for, in per cent.
     """
     waits_s = np.array(served.waits_ps) / PS_PER_S
     hits = [sum(tier.figures.hit_tokens for tier in tiers) for tiers in served.levels]
-    asked = queried_tokens(hits, cache)
+    asked = queried_tokens(hits, served.cache)
     return KvTiersUse(
         tiers=[
-            _tier_use(tiers, queried, hit, cache.queried_tokens, end_fs)
+            _tier_use(tiers, queried, hit, queried_in_all, end_fs)
             for tiers, queried, hit in zip(served.levels, asked, hits, strict=True)
         ],
         load_wait_s=distribution(waits_s, percentiles),

@@ -35,7 +35,7 @@ from pimserve.cluster.metrics.family import (
     Family,
     bounds,
 )
-from pimserve.cluster.metrics.tier_families import KV_LOADS
+from pimserve.cluster.metrics.tier_families import KV_LOADS, KV_TIERS
 from pimserve.cluster.scenario.document import Scenario
 from pimserve.cluster.scenario.placement import PlacedPool
 from pimserve.cluster.scenario.placement_spec import GROUP_NAMES, GROUPS
@@ -204,7 +204,9 @@ def _without(spec: SchedulerSpec) -> set[str]:
 
 
 def _of_engines(family: Family, run_id: str, engines: Sequence[tuple[int, str]], spec: SchedulerSpec) -> Keys:
-    """Labels of a family of engines."""
+    """Labels of a family of engines; those that decode alone have no tiers."""
+    if family.name in {*KV_TIERS, *KV_LOADS}:
+        engines = [engine for engine in engines if engine[1] != DECODE]
     more: Mapping[tuple[str, ...], Sequence[tuple[str, ...]]] = {
         ENGINE: [()],
         PREEMPTION: [(cause,) for cause in PREEMPTION_CAUSES],

@@ -76,11 +76,13 @@ def as_vllm(run: RunMetrics) -> RunMetrics:
     histograms = {name: source for name, source in SOURCES.items() if source in layout.bounds}
     values = {name: run.values[source] for name, source in SOURCES.items() if name not in histograms}
     values[_BLOCKS] = np.ones(len(keys[_BLOCKS]))
-    values[_PREEMPTIONS] = _of_each_engine(run, _PREEMPTIONS).sum(axis=1)
-    if keys[_EXTERNAL_HITS]:
-        values[_EXTERNAL_QUERIES] = _of_each_engine(run, _EXTERNAL_QUERIES)[:, 0]  # what the first one has not, others
-        values[_EXTERNAL_HITS] = _of_each_engine(run, _EXTERNAL_HITS).sum(axis=1)
-        values[_HITS] = values[_HITS] - values[_EXTERNAL_HITS]
+    values[_PREEMPTIONS] = values[_PREEMPTIONS].reshape(len(keys[_PREEMPTIONS]), -1).sum(axis=1)
+    if external := keys[_EXTERNAL_HITS]:
+        queries, hits = (values[name].reshape(len(external), -1) for name in (_EXTERNAL_QUERIES, _EXTERNAL_HITS))
+        values[_EXTERNAL_QUERIES] = queries[:, 0]  # whatever others are asked for, the first one was
+        values[_EXTERNAL_HITS] = hits.sum(axis=1)
+        values[_HITS] = values[_HITS].copy()
+        values[_HITS][[int(engine) for _, engine, *_ in external]] -= values[_EXTERNAL_HITS]
     bounds = {name: _bounds(name, layout.max_model_len) for name in histograms}
     return RunMetrics(
         Layout(keys, bounds, layout.engines, layout.histogram_rows, layout.max_model_len),
@@ -88,11 +90,6 @@ def as_vllm(run: RunMetrics) -> RunMetrics:
         {name: _coarser(run.counts[of], layout.bounds[of], bounds[name]) for name, of in histograms.items()},
         {name: run.sums[source] for name, source in histograms.items()},
     )
-
-
-def _of_each_engine(run: RunMetrics, name: str) -> Array:
-    """(engines, n) values of what has several series for each engine, in turn."""
-    return run.values[SOURCES[name]].reshape(len(run.layout.engines), -1)
 
 
 def _bounds(name: str, max_model_len: int) -> tuple[float, ...]:

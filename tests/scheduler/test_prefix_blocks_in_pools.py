@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pimserve.loadgen.traces.ragged import Ragged
 from pimserve.scheduler.faults import FaultEvent, FaultSpec
+from pimserve.scheduler.kv_tier_spec import KvTierSpec
 from pimserve.scheduler.prefix_cache import PrefixKvCache
 from pimserve.scheduler.prefix_figures import PrefixFigures
 from pimserve.scheduler.requests import FINISHED, RequestTable
@@ -20,6 +21,7 @@ from tests.examples import examples
 
 from .pools import Decode
 from .reference_prefix import PhysicalBlocks
+from .test_kv_tiers import TIERS, figures, tier
 from .test_pools import LINK
 from .test_prefix_cache import ROWS, load, run
 from .test_simulation import PLAN, seconds
@@ -128,9 +130,9 @@ def hand_over(
     **settings: Any,
 ) -> Served:
     """Serve (arrival in ms, group, output tokens), as `load` has them; replicas have so many blocks of 4 tokens."""
-    decode = Decode(PLAN, 4 * blocks, settings.pop("decodes", 1), LINK)
+    decode, tiers = Decode(PLAN, 4 * blocks, settings.pop("decodes", 1), LINK), settings.pop("kv_tiers", ())
     settings = {"decode": decode, **settings}
-    return run(load(rows), 4 * blocks, deployment, settings, report_interval_s=0.05)
+    return run(load(rows), 4 * blocks, deployment, settings, report_interval_s=0.05, kv_tiers=tiers)
 
 
 def test_only_the_rest_is_computed_and_all_is_sent() -> None:
@@ -140,6 +142,20 @@ def test_only_the_rest_is_computed_and_all_is_sent() -> None:
     assert served.handovers is not None
     assert served.handovers.bytes == 3 * LINK.size(50)
     assert seconds(served, "finish_ps") == [0.075, 1.075, 2.075]
+
+
+def test_who_computes_prompts_reads_from_tiers_and_who_decodes_has_none() -> None:
+    """The first prompt is forgotten for the others, and 10 blocks of it come from the tier, 1 ms each."""
+    rows = [(0, 0, 2), (1000, 1, 2), (2000, 2, 2), (3000, 0, 2)]
+    served = hand_over(rows, 26, kv_tiers=(tier(),))
+    without = hand_over(rows, 26)
+    assert served.tiers is not None
+    ((host,),) = served.tiers.levels
+    assert host.figures.hit_tokens == 40
+    assert served.tiers.waits_ps == (10 * 10**9,)
+    assert [log.prompt_tokens for log in served.logs] == [200 - 40, 0]
+    assert [log.prompt_tokens for log in without.logs] == [200, 0]
+    assert served.tiers.cache.queried_tokens == 200
 
 
 @pytest.mark.parametrize(("groups", "shared"), [((0, 0), 10), ((0, 1), 0)])
@@ -164,22 +180,27 @@ FAILURES = st.lists(st.tuples(st.integers(0, 600), st.integers(0, 3)), max_size=
 
 
 @examples(12)
-@given(ROWS, st.integers(25, 100), LENGTHS, FAILURES, st.integers(0, 1000))
+@given(ROWS, st.integers(25, 100), LENGTHS, FAILURES, st.integers(0, 1000), st.just(()) | TIERS)
 def test_windows_shards_and_interruptions_do_not_matter(
-    rows: list[tuple[int, int, int]], blocks: int, lengths: list[int], failures: list[tuple[int, int]], at: int
+    rows: list[tuple[int, int, int]],
+    blocks: int,
+    lengths: list[int],
+    failures: list[tuple[int, int]],
+    at: int,
+    tiers: tuple[KvTierSpec, ...],
 ) -> None:
     events = tuple(FaultEvent(at_s=ms / 1000, replica=one, kind="fail", for_s=0.05) for ms, one in failures)
-    pools = {"replicas": 2, "decodes": 2, "faults": FaultSpec(events=events)}
+    pools = {"replicas": 2, "decodes": 2, "faults": FaultSpec(events=events), "kv_tiers": tiers}
     whole = hand_over(rows, blocks, **pools)
-    expected = digest(whole), whole.prefixes
+    expected = figures(whole)
     kept = Kept()
     for shards, kept_by in ((1, kept), (3, None)):
         deployment = Deployment(shards=spread(shards), control=Windows(lengths), checkpoints=kept_by)
         cut = hand_over(rows, blocks, deployment, **pools)
-        assert (digest(cut), cut.prefixes) == expected
+        assert figures(cut) == expected
     kept.first = at
     continued = Deployment(shards=spread(1), control=Windows([10**15]), checkpoints=kept)
-    assert digest(hand_over(rows, blocks, continued, **pools)) == expected[0]
+    assert figures(hand_over(rows, blocks, continued, **pools)) == expected
     table = whole.table
     assert (table["status"] == FINISHED).all()
     assert whole.prefixes is not None

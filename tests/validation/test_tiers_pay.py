@@ -71,6 +71,16 @@ def test_a_tier_saves_a_working_set_that_the_device_does_not_hold(tmp_path: Path
     assert 1 < gains[0] < 2 < gains[1]
 
 
+def test_tiers_of_prefill_replicas_save_it_likewise(tmp_path: Path) -> None:
+    prompts = [
+        *AGAIN,
+        "cluster.pools={prefill: {replicas: 1}, decode: {replicas: 1}}",
+        "workload.arrival.rate_per_s=40",
+    ]
+    means_s = [serve(tmp_path / f"{tier}", prompts, tier)["latency_s"]["ttft"]["mean"] for tier in (None, "through")]
+    assert means_s[0] > 1.3 * means_s[1]
+
+
 def test_a_tier_gains_nothing_where_the_device_holds_what_comes_again(tmp_path: Path) -> None:
     arrivals, enough = [*AGAIN, "workload.arrival.rate_per_s=10"], 4 * BLOCKS
     without = serve(tmp_path / "without", arrivals, None, blocks=enough)

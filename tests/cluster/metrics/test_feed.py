@@ -127,6 +127,14 @@ CASES = {
             "workload.prefix={groups: 20, shared_tokens: 900}",
         ],
     ),
+    "tiers in pools": (
+        "prefill_decode_pools",
+        [
+            "scheduler={enable_prefix_caching: true, kv_blocks: 900, kv_tiers: [{name: host, gb_per_s: 5}]}",
+            "workload.prefix={groups: 20, shared_tokens: 900}",
+            "run={warmup_s: 0}",
+        ],
+    ),
     "swap": (
         None,
         ["scheduler={kv_blocks: 250, preemption: swap, swap_gb_per_s: 50, swap_space_gb: 0.02}", "cluster.replicas=2"],
@@ -230,7 +238,7 @@ def groups_are_those_of(summary, last, late_s):
 
 
 def prefix_caches_are_those_of(summary, last):
-    """Of both replicas; vLLM's names say the same."""
+    """Of all replicas; vLLM's names say the same, of devices and tiers apart."""
     told, of_vllm = summary.get("prefix_cache"), as_vllm(last)
     found = {figure: last.values[family] for family, figure in PREFIX_CACHE.items()}
     assert {len(values) for values in found.values()} == {2 if told else 0}
@@ -239,16 +247,20 @@ def prefix_caches_are_those_of(summary, last):
     )
     assert all(values.all() for values in found.values())
     assert of_vllm.values["vllm:prefix_cache_queries_total"].tolist() == found["queried_tokens"].tolist()
-    external = of_vllm.values["vllm:external_prefix_cache_hits_total"]
-    on_devices = of_vllm.values["vllm:prefix_cache_hits_total"]
-    assert (on_devices + (external if len(external) else 0)).tolist() == found["hit_tokens"].tolist()
+    hits = {
+        name: dict(zip((key[1] for key in of_vllm.layout.keys[name]), of_vllm.values[name].tolist(), strict=True))
+        for name in ("vllm:prefix_cache_hits_total", "vllm:external_prefix_cache_hits_total")
+    }
+    on_devices, external = hits.values()
+    assert [count + external.get(engine, 0) for engine, count in on_devices.items()] == found["hit_tokens"].tolist()
 
 
 def tiers_are_those_of(summary, last):
-    """Of both replicas, by tier; all tiers together under vLLM's names."""
+    """Of all replicas but those that decode alone, by tier; all tiers together under vLLM's names."""
     told = summary.get("kv_tiers", {"tiers": []})["tiers"]
     keys, values, of_vllm = last.layout.keys, last.values, as_vllm(last).values
-    assert {len(values[family]) for family in KV_TIERS} == {2 * len(told)}
+    replicas = sum(role != "decode" for _, role in last.layout.engines)
+    assert {len(values[family]) for family in KV_TIERS} == {replicas * len(told)}
     for tier in told:
         endless = tier["capacity_blocks"] is None
         mine = [key[3] == tier["name"] for key in keys["pimserve_kv_tier_blocks"]]
@@ -257,7 +269,7 @@ def tiers_are_those_of(summary, last):
                 assert values[family][mine].sum() == tier[figure], family
                 assert (tier[figure] > 0) is (figure != "evicted_blocks" or not endless), family
         busy_s = values["pimserve_kv_tier_link_busy_seconds_total"][mine].sum()
-        assert busy_s == pytest.approx(tier["link_busy_share"] * summary["end_s"] * 2, rel=0.01)
+        assert busy_s == pytest.approx(tier["link_busy_share"] * summary["end_s"] * replicas, rel=0.01)
         assert (np.isnan if endless else np.all)(values["pimserve_kv_tier_usage_ratio"][mine]).all()
     if told:
         assert of_vllm["vllm:external_prefix_cache_queries_total"].sum() == told[0]["queried_tokens"]
