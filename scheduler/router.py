@@ -10,7 +10,7 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Annotated, Any, Union
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
@@ -28,7 +28,7 @@ def _specs() -> dict[str, type[RouterSpec]]:
     """Routers with parameters by name."""
     names = (module.name for module in pkgutil.iter_modules(routers.__path__))
     found: list[type[RouterSpec]] = [import_module(f"{routers.__name__}.{name}").SPEC for name in names]
-    return {str(spec.model_json_schema()["properties"]["name"]["const"]): spec for spec in found}
+    return {get_args(spec.model_fields["name"].annotation)[0]: spec for spec in found}
 
 
 def _without_parameters(setting: object) -> object:
