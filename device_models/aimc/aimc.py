@@ -20,7 +20,7 @@ from pimserve.device_models.aimc.network import Network
 from pimserve.device_models.aimc.placed import PlacedNetwork
 from pimserve.device_models.aimc.point_to_point import point_to_point
 from pimserve.device_models.aimc.serving import UNITS, plan_of
-from pimserve.device_models.aimc.walk import Walker
+from pimserve.device_models.aimc.walk import walk
 from pimserve.device_models.device import Demand, Fitted, PointToPoint, Precision, measured_kernels
 from pimserve.device_models.expert_layout import layer_loads
 from pimserve.device_models.expert_picks import expert_share, mean_share
@@ -86,12 +86,12 @@ class Aimc:
         passing = partial(point_to_point, placed, share, lm_head=demand.lm_head)
         kv_tokens, programming = (0, 0), None
         if "attention" in demand.parts:
-            walk = Walker(placed, popularity, lm_head=demand.lm_head).walk()
+            found = walk(placed, popularity, lm_head=demand.lm_head)
             parted = moe is not None and "routed_experts" not in demand.parts
             in_turns = spread == "layers"
-            plan = plan_of(walk, chip, spec.power.idle_gating, in_turns=in_turns, layer_by_layer=parted)
-            kv_tokens = self._kv_capacity(network, [attention.chip for attention in walk.attention], demand)
-            sent = walk.link_bytes, walk.sampled_link_bytes
+            plan = plan_of(found, chip, spec.power.idle_gating, in_turns=in_turns, layer_by_layer=parted)
+            kv_tokens = self._kv_capacity(network, [attention.chip for attention in found.attention], demand)
+            sent = found.link_bytes, found.sampled_link_bytes
         else:
             plan = self._without_attention(placed, demand, by_expert=spread == "experts")
             if demand.rebalance_every:

@@ -17,6 +17,7 @@ from pimserve.device_models.aimc.mapping import Mapping
 from pimserve.device_models.aimc.network import Block, Ffn, Network
 from pimserve.device_models.aimc.operation_costs import OpCost
 from pimserve.device_models.aimc.reduction import Reduction
+from pimserve.device_models.memo import Memo
 
 
 class PassTime(NamedTuple):
@@ -38,6 +39,8 @@ class PlacedNetwork:
         self.mapping = mapping
         self.tiles: list[NDArray[np.int64]] = [np.asarray(tiles, np.int64) for tiles in mapping.tiles]
         self.mvm = chip.mvm
+        self._hops_of = Memo(self._hops_of_shape)
+        self._ffn_times = Memo(self._ffn_time)
 
     def chip_of(self, matrix: int) -> int:
         """The chip of a matrix's first chunk, where its sums run."""
@@ -69,28 +72,40 @@ class PlacedNetwork:
         row_blocks, column_blocks = self.grid(matrix)
         return shape.rows * column_blocks, shape.cols * row_blocks
 
-    def hop(self, matrix: int, size: int, home: int) -> OpCost:
-        """A transfer of `size` bytes between `home` and a chunk, over the link where the matrix is on another chip."""
+    def _hop(self, size: int, *, over_link: bool) -> OpCost:
+        """A transfer of `size` bytes to a chunk, over the link where it is on another chip."""
         hop = self.chip.costs.hop(size)
-        if self.chip_of(matrix) == home or self.chip.link is None:
+        if not over_link or self.chip.link is None:
             return hop
         link = self.chip.link.hop(size)
         return OpCost(hop.ps + link.ps, hop.nj + link.nj)
 
     def hops_ps(self, matrix: int, home: int) -> int:
         """Time of a way to one full chunk and back."""
-        shape, chip = self.network.matrices[matrix], self.chip
-        rows, cols = min(shape.rows, chip.tier_rows), min(shape.cols, chip.tier_cols)
-        return self.hop(matrix, rows, home).ps + self.hop(matrix, cols, home).ps
+        return self._hops(matrix, home)[0]
 
     def hops_nj(self, matrix: int, home: int) -> float:
         """Energy of the ways to all chunks and back; those at the border carry less."""
-        shape, chip = self.network.matrices[matrix], self.chip
-        rows, cols = _blocks(shape.rows, chip.tier_rows), _blocks(shape.cols, chip.tier_cols)
-        row_blocks, col_blocks = (sum(number for _, number in blocks) for blocks in (rows, cols))
-        there = sum(number * self.hop(matrix, size, home).nj for size, number in rows) * col_blocks
-        back = sum(number * self.hop(matrix, size, home).nj for size, number in cols) * row_blocks
-        return there + back
+        return self._hops(matrix, home)[1]
+
+    def _hops(self, matrix: int, home: int) -> tuple[int, float]:
+        shape = self.network.matrices[matrix]
+        return self._hops_of[shape.rows, shape.cols, self.chip_of(matrix) != home]
+
+    def _hops_of_shape(self, key: tuple[int, int, bool]) -> tuple[int, float]:
+        """(time to one full chunk and back, energy to all) of a matrix of (rows, columns, whether over a link)."""
+        rows, cols, over_link = key
+        chip = self.chip
+        there, back = (
+            self._hop(size, over_link=over_link).ps for size in (min(rows, chip.tier_rows), min(cols, chip.tier_cols))
+        )
+        row_blocks, col_blocks = _blocks(rows, chip.tier_rows), _blocks(cols, chip.tier_cols)
+        nj = [
+            sum(number * self._hop(size, over_link=over_link).nj for size, number in blocks)
+            * sum(number for _, number in across)
+            for blocks, across in ((row_blocks, col_blocks), (col_blocks, row_blocks))
+        ]
+        return there + back, nj[0] + nj[1]
 
     def serial_mvms(self, matrices: Iterable[int]) -> int:
         """MVMs in a row on the tile that has most of them."""
@@ -119,6 +134,10 @@ class PlacedNetwork:
 
     def ffn_time(self, ffn: Ffn, home: int) -> PassTime:
         """Through one FFN."""
+        return self._ffn_times[ffn, home]
+
+    def _ffn_time(self, key: tuple[Ffn, int]) -> PassTime:
+        ffn, home = key
         up, down = self.stage_time(ffn.up, home), self.stage_time((ffn.down,), home)
         between = sum(cost.ps for cost in self.between(ffn))
         return PassTime(up.hops_ps + down.hops_ps, up.rest_ps + between + down.rest_ps)

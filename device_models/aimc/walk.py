@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -92,6 +93,12 @@ class Walk:
     expert_mvm_ps: float = 0.0
     link_bytes: float = 0.0
     sampled_link_bytes: float = 0.0
+
+
+@lru_cache(maxsize=4)  # as `map_model`
+def walk(placed: PlacedNetwork, popularity: tuple[tuple[float, ...], ...], *, lm_head: bool) -> Walk:
+    """One token through all layers of a network, with the head, as a `Walker` finds it."""
+    return Walker(placed, popularity, lm_head=lm_head).walk()
 
 
 @dataclass(eq=False)
