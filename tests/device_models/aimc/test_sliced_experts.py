@@ -25,7 +25,7 @@ from pimserve.device_models.aimc.walk import Walker
 from pimserve.device_models.operators import ALL_PARTS, Part
 from tests.device_models.aimc.experts_by_event import tokens_through
 from tests.device_models.aimc.strategies import chip_of, model
-from tests.device_models.aimc.test_ffn_serving import MIXTURES, STRATEGIES, placed, ratios
+from tests.device_models.aimc.test_ffn_serving import MIXTURES, placed, ratios
 
 ROUTED: frozenset[Part] = frozenset({"routed_experts"})
 CONTEXT = 200
@@ -142,8 +142,18 @@ def test_slices_keep_weights_crossbars_products_and_sums(setting: Setting, slice
             assert after.nj - reduction.hops_nj == pytest.approx(before.nj)  # some of the same sums come over the link
 
 
-@pytest.mark.parametrize("partial_sums", ["tile", "pool"])
-@pytest.mark.parametrize("strategy", STRATEGIES[:3])
+# Each strategy, and each place of partial sums; the other pairs of them are slow.
+WAYS = [
+    ("moe_separated", "pool"),
+    ("greedy_in_order", "tile"),
+    ("greedy_util", "pool"),
+    pytest.param("moe_separated", "tile", marks=pytest.mark.slow),
+    pytest.param("greedy_in_order", "pool", marks=pytest.mark.slow),
+    pytest.param("greedy_util", "tile", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("strategy", "partial_sums"), WAYS)
 @pytest.mark.parametrize(("setting", "slices"), CUT)
 def test_sliced_experts_take_what_every_event_takes(
     setting: Setting, slices: int, strategy: Strategy, partial_sums: str
