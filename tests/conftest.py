@@ -24,8 +24,10 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" i
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests in folders about servers."""
+    """Mark tests in folders about servers; what is deep is slow."""
     for item in items:
+        if item.get_closest_marker("deep"):
+            item.add_marker(pytest.mark.slow)
         if any(folder in item.path.parents for folder in WITH_SERVERS):
             item.add_marker(pytest.mark.server)
 

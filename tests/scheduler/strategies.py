@@ -32,6 +32,7 @@ from pimserve.loadgen.spec import PS_PER_S
 from pimserve.scheduler.kv_tier_spec import KvTierSpec
 from pimserve.scheduler.length_predictor import LengthPredictor
 from pimserve.scheduler.speculative_spec import SpeculativeSpec
+from tests.examples import SHARE
 from tests.scheduler.mixed_strategies import mixed
 
 from .reference_engine import ReferenceRequest, run_reference
@@ -42,8 +43,8 @@ from .reference_tiers import ReferenceTier
 from .request_strategies import FS_PER_MS, request_lists
 
 POLICIES = st.sampled_from(["fcfs", "fcfs", "sjf", "priority", "edf", "vtc", "vtc"])
-# Of each interval outcomes are drawn and the log is cut: seldom shorter than most steps are.
-_DRIFT_PS = st.sampled_from((20 * 10**9, 90 * 10**9 + 1, 400 * 10**9))
+# Of each interval outcomes are drawn and the log is cut: seldom shorter than most steps are, as that is dear.
+_DRIFT_PS = st.sampled_from((20 * 10**9, 90 * 10**9 + 1, 400 * 10**9, *([10**9] if SHARE == 1 else ())))
 _FRONTEND_PS = st.sampled_from((0, 0, 3 * 10**9 + 1, 7 * 10**10))  # ms and tens of ms
 
 

@@ -256,6 +256,25 @@ SCENARIOS: dict[str, list[str]] = {
     "stopped": ["cluster.replicas=2", "run.max_time_s=3", "workload.arrival.process=constant",
                 "workload.arrival.rate_per_s=20"],
 }  # fmt: skip
+DEEP = {name for name in SCENARIOS if name.endswith(", every layer drawn")} | {
+    *(
+        name
+        for name in SCENARIOS
+        if name.startswith(("gpt2", "opt", "glam", "qwen", "llama")) and "as measured" not in name
+    ),
+    "mixtral on bank-pim",
+    "mixtral on bankgroup-pim",
+    "mixtral on logic-pim",
+    "mixtral on h100",
+    "mixtral on duplex, two nodes",
+    "a closed loop",
+    "classes",
+    "overload",
+    "popularities that drift",
+    "prefix caches",
+    "shortest predicted first",
+    "skewed experts",
+}  # of which much is in others
 
 
 class Threads:
@@ -282,6 +301,27 @@ class Threads:
     def stop(self) -> None:
         for host in self._hosts.values():
             host.stop(0)
+
+
+DIE = [
+    "mixtral on duplex, ep",
+    "bursts to the least loaded",
+    "sessions",
+    "users who think",
+    "at most two in flight",
+    "prefill on h100, decode on duplex",
+    "experts on h100, two micro-batches",
+    "hot experts on h100, cold ones on aimc",
+    "mixed pools whose replicas fail",
+    "devices that fail, slow down and leave",
+    "pools whose replicas fail, slow down and leave",
+]
+WHERE = [Spread(2), Spread(2, "planned", 3), Spread(1, "planned"), Spread(1, "lockstep", 2)]
+DYING = [
+    pytest.param(name, spread, id=f"{name}-{spread}", marks=() if one % len(WHERE) == other else pytest.mark.deep)
+    for one, name in enumerate(DIE)
+    for other, spread in enumerate(WHERE)
+]
 
 
 class Killed(BaseException):
@@ -335,7 +375,9 @@ def run_there(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.deep if name in DEEP else ()) for name in SCENARIOS]
+)
 def test_same_bits_everywhere(name: str, tmp_path: Path) -> None:
     scenario = load_scenario(None, [f"workload.num_requests={REQUESTS}", *SCENARIOS[name]])
     prepared = prepare(scenario)
@@ -440,25 +482,7 @@ def test_a_device_that_has_one_unit_more_fails_the_run(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    [
-        "mixtral on duplex, ep",
-        "bursts to the least loaded",
-        "sessions",
-        "users who think",
-        "at most two in flight",
-        "prefill on h100, decode on duplex",
-        "experts on h100, two micro-batches",
-        "hot experts on h100, cold ones on aimc",
-        "mixed pools whose replicas fail",
-        "devices that fail, slow down and leave",
-        "pools whose replicas fail, slow down and leave",
-    ],
-)
-@pytest.mark.parametrize(
-    "spread", [Spread(2), Spread(2, "planned", 3), Spread(1, "planned"), Spread(1, "lockstep", 2)], ids=str
-)
+@pytest.mark.parametrize(("name", "spread"), DYING)
 def test_a_run_that_dies_goes_on_to_the_same_bits(
     name: str, spread: Spread, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
