@@ -17,14 +17,15 @@ from pimserve.cluster.validation.fleet_run import FleetRun, FleetRuns, StageOutc
 from pimserve.errors import InputError
 
 Rate = Annotated[float, Field(gt=0, le=1e6)]
+Router = str | dict[str, Any]
 _SATURATED = 0.85  # of the plateau, which the knee reaches
 
 
 class FleetFigure(Inputs, ABC):
-    """A figure of a fleet. `set`: keys of its scenario, dotted, and what they are instead."""
+    """A figure of a fleet. `router`: a name, or that and parameters; `set`: other keys of its scenario, dotted."""
 
     fleet: str
-    router: str | None = None
+    router: Router | None = None
     set: dict[str, Any] = Field(default_factory=dict)
 
     @abstractmethod
@@ -35,7 +36,7 @@ class FleetFigure(Inputs, ABC):
             InputError: the fleet has no such stage, or cannot run.
         """
 
-    def _run(self, runs: FleetRuns, router: str | None = None) -> FleetRun:
+    def _run(self, runs: FleetRuns, router: Router | None = None) -> FleetRun:
         routed = router or self.router
         return runs.run(self.fleet, self.set if routed is None else {"scheduler.router": routed, **self.set})
 
@@ -142,7 +143,7 @@ class RankByTtft(FleetFigure):
         mine = self._mean(runs, self.router)
         return 1 + sum(self._mean(runs, other) > mine for other in self.among)
 
-    def _mean(self, runs: FleetRuns, router: str | None) -> float:
+    def _mean(self, runs: FleetRuns, router: Router | None) -> float:
         return float(np.concatenate([stage.ttft_s for stage in self._run(runs, router).stages]).mean())
 
 
