@@ -112,6 +112,26 @@ class Admission:
                 budget = self._chunk(chunks, completed, request, length, there, budget)
         return chunks, completed
 
+    def has_prompt(self, now_fs: int, *, admit: bool) -> bool:
+        """Whether the step that begins now can compute some of a prompt, where none brings its KV cache.
+
+        Nobody joins without `admit`. Without prefix caching.
+        """
+        queue, decoding = self._queue, self._decoding
+        if decoding.count * decoding.verify_tokens >= self._budget:
+            return False
+        if self.partial:
+            return True
+        if not admit or queue.next_fs > now_fs or len(self._running) >= self._max_num_seqs:
+            return False
+        request = queue.peek(now_fs)
+        return self._kv.fits(request, self._input[request] + self._emitted_tokens[request])
+
+    @property
+    def has_free_slot(self) -> bool:
+        """Whether fewer requests decode than may run."""
+        return self._decoding.count < self._max_num_seqs
+
     def brings_kv(self, request: int) -> bool:
         """Whether a waiting request brings its KV cache: from another replica, or from host memory."""
         if self._kv.swap is not None and request in self._kv.swap.held:

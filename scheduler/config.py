@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pimserve.quantity import PositiveSeconds, Quantity, ReservedGigabytes
+from pimserve.scheduler.attention_dp_spec import AttentionDpBalanceSpec
 from pimserve.scheduler.kv_tier_spec import KvTierSpec, check_tiers
 from pimserve.scheduler.router import ROUND_ROBIN, RouterSetting, goes_by_prefixes, router_name, router_setting
 from pimserve.scheduler.speculative_spec import SpeculativeSpec
@@ -97,6 +98,9 @@ class SchedulerSpec(BaseModel):
         None,
         description="drafts of tokens that may follow, which a step verifies together; default: none",
     )
+    attention_dp_balance: AttentionDpBalanceSpec | None = Field(
+        None, description="data-parallel groups of a replica compute prompts together; default: each when it has one"
+    )
     policy: str = Field(
         FCFS,
         description="fcfs: first come, first served; priority: that of classes, lower first; sjf: fewest predicted "
@@ -150,6 +154,8 @@ class SchedulerSpec(BaseModel):
         changes: dict[str, Any] = {"router": router_setting(document["router"]), "kv_tiers": tiers}
         if document["speculative"] is not None:
             changes["speculative"] = SpeculativeSpec.model_validate(document["speculative"])
+        if document["attention_dp_balance"] is not None:
+            changes["attention_dp_balance"] = AttentionDpBalanceSpec.model_validate(document["attention_dp_balance"])
         return cls.model_construct(**{**document, **changes})
 
     @property
@@ -217,6 +223,8 @@ class SchedulerSpec(BaseModel):
             raise ValueError(
                 f"router {self.router_name} goes by what replicas keep of prompts: set enable_prefix_caching"
             )
+        if self.attention_dp_balance is not None and self.enable_prefix_caching:
+            raise ValueError("attention_dp_balance is not modelled together with enable_prefix_caching")
         if self.batching == "stage" and self.long_prefill_token_threshold:
             raise ValueError("long_prefill_token_threshold needs batching: chunked; stage computes whole prompts")
         check_tiers(self.kv_tiers, cached=self.enable_prefix_caching)

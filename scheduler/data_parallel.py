@@ -1,8 +1,8 @@
 """Continuous batching on one replica whose attention is data-parallel: groups with requests of their own.
 
 As vLLM serves it: each group is an engine core with its own queue, token budget, number of sequences and KV cache. A
-request goes to the group with the least of waiting x 4 + running when it arrives, the first one of these, and stays
-there. Groups step together, as experts, whom the tokens of all groups pass, make them wait for each other.
+request joins a group as it arrives (`group_dealing.py`), and stays there. Groups step together, as experts, whom the
+tokens of all groups pass, make them wait for each other; they may wait with prompts, too (`attention_dp_balance.py`).
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from pimserve.device_models.plan import FS_PER_PS
+from pimserve.scheduler.attention_dp_balance import AttentionDpBalance
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.control import ReplicaState
 from pimserve.scheduler.costs import GroupLoad, ReplicaCosts
 from pimserve.scheduler.departures import Departures, Move
 from pimserve.scheduler.engine import SPAN_FS_LIMIT
 from pimserve.scheduler.engine_core import EngineCore
+from pimserve.scheduler.group_dealing import GroupDealing
 from pimserve.scheduler.group_events import GroupEvents
 from pimserve.scheduler.kv_cache import KvCache
 from pimserve.scheduler.prefix_figures import together
@@ -25,8 +27,6 @@ from pimserve.scheduler.queue_classes import QueueClass
 from pimserve.scheduler.requests import FOREVER, RequestTable
 from pimserve.scheduler.sessions import Sessions
 from pimserve.scheduler.steplog import StepLog
-
-WAITING_WEIGHT = 4  # of one that waits, as vLLM weighs it against one that runs
 
 
 class DataParallelEngine:
@@ -61,7 +61,6 @@ class DataParallelEngine:
         self._sessions = sessions
         self.departures = Departures(table, costs.replica)
         self.queue = FcfsQueue(table, self.departures.reject)  # of those that have yet to arrive, or to get a group
-        self._token_at_fs: dict[int, int] = {}  # of those among them that were elsewhere after their first token
         self.cores = [
             EngineCore(
                 spec,
@@ -79,7 +78,9 @@ class DataParallelEngine:
         self._queues = [self.queue, *(core.queue for core in self.cores)]
         self._events = GroupEvents(self.cores)
         self._sending: dict[int, list[int]] = {}  # groups that a request was handed over by, while they have its blocks
-        self._gone_last = [0] * len(self.cores)  # of each, requests that left at the end of the last step
+        self._dealing = GroupDealing(self.queue, self.cores)
+        rule = None if pool == "decode" else spec.attention_dp_balance
+        self._balance = None if rule is None else AttentionDpBalance(rule, self.cores)
         self._closed: ClosedLoop | None = None
         if closed is not None:
             self._closed = ClosedLoop(closed, self.queue, table, self.departures.reject, log.issued_all)
@@ -93,8 +94,7 @@ class DataParallelEngine:
 
     def bind(self, table: RequestTable) -> None:
         """Write into this table from here on, which holds the same requests."""
-        self._emitted_tokens = table.views["emitted_tokens"]
-        self.queue.bind(table)
+        self._dealing.bind(table)
         self.departures.bind(table)
         for core in self.cores:
             core.bind(table)
@@ -159,9 +159,7 @@ class DataParallelEngine:
 
     def expect(self, move: Move) -> None:
         """A request that will be submitted was elsewhere before."""
-        self.queue.expect(move.request, move.since_fs)
-        if self._emitted_tokens[move.request]:
-            self._token_at_fs[move.request] = move.token_fs
+        self._dealing.expect(move)
 
     def submit(self, requests: Sequence[int]) -> None:
         """Route requests here, by arrival; none may arrive before those routed here earlier."""
@@ -173,25 +171,25 @@ class DataParallelEngine:
             "clock": self.clock,
             "step": self.step,
             "_issued": 0 if self._closed is None else self._closed.issued,
-            "gone_last": self._gone_last,
             "caching": self._events.state(),
             "sending": list(self._sending.items()),
-            "token_at": list(self._token_at_fs.items()),
+            "balance": None if self._balance is None else self._balance.state(),
             **self.departures.state(),
-            **self.queue.state(),
+            **self._dealing.state(),
             "cores": [core.core_state() for core in self.cores],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
         self.step = state["step"]
-        self._gone_last, self._token_at_fs = list(state["gone_last"]), dict(state["token_at"])
         self._events.restore(state["caching"])
         self._sending = {request: list(places) for request, places in state["sending"]}
         if self._closed is not None:
             self._closed.issued = state["_issued"]
+        if self._balance is not None:
+            self._balance.restore(state["balance"])
         self.departures.restore(state)
-        self.queue.restore(state)
+        self._dealing.restore(state)
         for core, core_state in zip(self.cores, state["cores"], strict=True):
             core.step = self.step
             core.restore_core(core_state)
@@ -202,19 +200,20 @@ class DataParallelEngine:
         cores = self.cores
         self._until_fs = until_fs
         while self.clock < (until_fs := self._until_fs):
-            self._deal(self.clock + 1)
+            self._dealing.deal(self.clock + 1, self.clock)
             if not any(core.running for core in cores):
                 next_fs = min(self.queue.next_fs, *(core.queue.next_fs for core in cores))
                 if next_fs >= until_fs:
                     return next_fs
                 if next_fs > self.clock:
                     self._at(next_fs)
-                    self._deal(next_fs + 1)
+                    self._dealing.deal(next_fs + 1, next_fs)
             if self.clock >= self.costs.ends_fs:
                 self._log.use(costs := self.costs.at(self.clock))
                 self.costs = costs
             preempted = [core.grow() for core in cores]
-            if self._prompt_step(preempted):
+            held = self._balance is not None and self._balance.holds(preempted)
+            if not held and self._prompt_step(preempted):
                 continue
             if not any(core.decoding.count for core in cores):  # caches are full of what has not been sent on
                 if any(preempted):
@@ -224,7 +223,7 @@ class DataParallelEngine:
                     return change_fs
                 self._at(change_fs)
                 continue
-            single = any(preempted)
+            single = held or any(preempted)
             ends = self._decode_span(until_fs, single=single, whole=lazily and not single)
             if ends > self.clock:
                 return ends
@@ -240,8 +239,7 @@ class DataParallelEngine:
 
     def revoke(self, request: int) -> None:
         """A request whose KV cache is on its way here does not come."""
-        self.queue.withdraw(request)
-        del self._token_at_fs[request]
+        self._dealing.withdraw(request)
         self.departures.count += 1
 
     def fail(self, at_fs: int) -> int:
@@ -255,7 +253,7 @@ class DataParallelEngine:
             running += ran
         self.departures.ended_nobody()
         self._sending.clear()
-        self._gone_last = [0] * len(self.cores)
+        self._dealing.gone_last = [0] * len(self.cores)
         self.drain(at_fs, running)
         return lost
 
@@ -265,7 +263,7 @@ class DataParallelEngine:
         waiting = [request for core in self.cores for request in core.queue.drain()]
         for request in (*first, *waiting, *self.queue.drain()):
             tokens = (core.admission.token_at_fs.pop(request, 0) for core in self.cores)
-            self.departures.lose(request, since, max(self._token_at_fs.pop(request, 0), *tokens))
+            self.departures.lose(request, since, max(self._dealing.token_at_fs.pop(request, 0), *tokens))
         return 0
 
     def settle(self) -> None:
@@ -278,28 +276,6 @@ class DataParallelEngine:
         self.clock = clock_fs
         for core in self.cores:
             core.clock = clock_fs
-
-    def _deal(self, before_fs: int) -> None:
-        """Give all that arrive before that time, while groups are as they are now, a group each."""
-        queue = self.queue
-        while (since_fs := queue.next_fs) < before_fs:
-            request = queue.peek(since_fs)
-            core = self._least_loaded(since_fs)
-            queue.pop()
-            queue.tokens -= queue.tokens_of((request,))
-            core.queue.expect(request, since_fs)
-            if request in self._token_at_fs:
-                core.admission.token_at_fs[request] = self._token_at_fs.pop(request)
-            core.queue.submit((request,))
-
-    def _least_loaded(self, since_fs: int) -> EngineCore:
-        """The group that a request joins which comes then; those who leave in the same picosecond have left."""
-        under_way = self.clock // FS_PER_PS > since_fs // FS_PER_PS
-        loads = [
-            WAITING_WEIGHT * len(core.queue) + len(core.running) + (gone if under_way else 0)
-            for core, gone in zip(self.cores, self._gone_last, strict=True)
-        ]
-        return self.cores[loads.index(min(loads))]
 
     def _prompt_step(self, preempted: Sequence[bool]) -> bool:
         """One step with prompts in it; False when none can be computed now."""
@@ -334,6 +310,8 @@ class DataParallelEngine:
         `waited_fs`: how long groups waited for the slowest, together. `complete`: of each, whose prompt was computed.
         """
         self._log.waited_fs += waited_fs
+        if self._balance is not None:
+            self._balance.passed(steps)
         self.clock += duration_fs
         self.step += steps
         self.departures.ended_nobody()
@@ -344,7 +322,7 @@ class DataParallelEngine:
                 core.complete(complete[place], self.clock - duration_fs)
             for move in self.departures.moved[moved:]:
                 self._sending.setdefault(move.request, []).append(place)
-            self._gone_last[place] = running - len(core.running)
+            self._dealing.gone_last[place] = running - len(core.running)
 
     def _next_comes(self, request: int) -> None:
         """As `Engine` does after an end."""
@@ -366,7 +344,8 @@ class DataParallelEngine:
         duration = span.duration_fs(steps)
         if steps > 1 or whole:
             joins_fs = min(self.costs.ends_fs, *(core.admission.next_change_fs(clock) for core in cores))
-            joins_fs = self._deal_until_one_joins(min(joins_fs, until_fs, clock + duration), joins_fs)
+            limit_fs = min(joins_fs, until_fs, clock + duration)
+            joins_fs = self._dealing.deal_until_one_joins(limit_fs, joins_fs, clock)
             if whole and joins_fs >= until_fs and clock + duration > until_fs:
                 for core in decoding:
                     core.kv.used -= core.decoding.growth(step)  # its first step has not grown yet
@@ -386,15 +365,3 @@ class DataParallelEngine:
         self._log.span((*divmod(clock, FS_PER_PS), *shape, *slowest, used, used_last, duration))
         self._end_step(steps, duration, paced.waited_fs(steps))
         return self.clock
-
-    def _deal_until_one_joins(self, limit_fs: int, joins_fs: int) -> int:
-        """Give those that arrive before `limit_fs`, until when nothing changes, a group each: up to one who may join.
-
-        Returns when that one comes, else `joins_fs`.
-        """
-        queue, clock = self.queue, self.clock
-        while (since_fs := queue.next_fs) < limit_fs:
-            if self._least_loaded(since_fs).admission.open(clock):
-                return since_fs
-            self._deal(since_fs + 1)
-        return joins_fs

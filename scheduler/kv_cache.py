@@ -87,6 +87,13 @@ class KvCache:
         if self._reserves is not None:
             self._input, self._ahead = table.views["input_tokens"], table.views[self._reserves]
 
+    def fits(self, request: int, tokens: int) -> bool:
+        """Whether `admit` would take a request with a prompt of `tokens`; without prefix caching."""
+        if self.blocks_of(tokens, prompt=True) > self.blocks - self.used:
+            return False
+        reserved = 0 if self._reserves is None else self._reservation(request, tokens, prompt=True)
+        return reserved <= self.blocks - self._reserved
+
     def admit(self, request: int, tokens: int, *, prompt: bool) -> int:
         """Take the blocks of a request that has `tokens`, if they are free, and all that it will have are not reserved.
 
@@ -178,12 +185,16 @@ class KvCache:
 
     def _reserve_for(self, request: int, tokens: int, *, prompt: bool) -> bool:
         """Whether all blocks that a request will have are free beside what is reserved; they are reserved then."""
-        most_tokens = self._most(request)
-        reserved = self._reserve(tokens, most_tokens) if prompt else self.blocks_of(most_tokens)
+        reserved = self._reservation(request, tokens, prompt=prompt)
         if reserved > self.blocks - self._reserved:
             return False
         self._reserved += reserved
         return True
+
+    def _reservation(self, request: int, tokens: int, *, prompt: bool) -> int:
+        """Blocks that a request with `tokens` may have at once, from now on."""
+        most_tokens = self._most(request)
+        return self._reserve(tokens, most_tokens) if prompt else self.blocks_of(most_tokens)
 
     def _reserve(self, tokens: int, most_tokens: int) -> int:
         """Blocks that a request has at most while its prompt of `tokens` is computed, and after."""

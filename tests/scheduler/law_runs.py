@@ -52,6 +52,7 @@ class Run:
             output_token_weight=case.token_weights[1],
             router=router,
             report_interval_s=interval,
+            attention_dp_balance=case.balance,
             **{name: getattr(case, name) for name in SHEDDING},
             **swap_settings(case),
         )

@@ -19,6 +19,7 @@ import numpy as np
 from pimserve.device_models.plan import Chunk, CostPlan
 from pimserve.device_models.routing import POOL_SIZE, ExpertPools
 from pimserve.scheduler.speculative_spec import SpeculativeSpec
+from tests.scheduler.reference_balance import ReferenceBalance
 from tests.scheduler.reference_blocks import UNLIMITED, ReferenceBlocks
 from tests.scheduler.reference_costs import dense_fs, fastest_attention_fs, of_one_group
 from tests.scheduler.reference_fair_share import ReferenceShares
@@ -66,6 +67,7 @@ def run_reference(
     shedding: ReferenceShedding | None = None,
     tiers: Sequence[ReferenceTier] = (),
     swap: ReferenceSwap | None = None,
+    balance: ReferenceBalance | None = None,
 ) -> ReferenceResult:
     """Serve `requests` on one replica.
 
@@ -82,6 +84,7 @@ def run_reference(
     `speculative`: what drafts each decoding request verifies in a step, without windows and prefix cache; None: none.
     `shedding`: says which requests are rejected as they arrive; None: none that can be served.
     `swap`: host memory for blocks of preempted requests, whose copies steps wait for; None: they are computed again.
+    `balance`: says when data-parallel groups hold prompts back; without prefix cache; None: never.
     """
     assert pools is None or pools.seed == seed
     drafts = ReferenceDrafts(speculative, seed)
@@ -165,6 +168,32 @@ def run_reference(
                 first -= Fraction(now - request.arrival, ageing_ps * FS_PER_PS)
         return first, request.arrival, number
 
+    def next_of(group: int) -> ServedRequest:
+        return waiting[group][0] if policy == "fcfs" else min(waiting[group], key=order)
+
+    def fits(request: ServedRequest, group: int) -> bool:
+        known, cache = request.input + request.emitted, caches[group]
+        if reserves:
+            reserved = sum(most_blocks_of(one, one.decoding) for one in running[group])
+            reserved += sum(most_blocks_of(one, computed=False) for _, one, _ in loading)
+            return reserved + most_blocks_of(request, computed=False) <= kv_capacity_blocks
+        if cache is not None:
+            return cache.fits(request.number, known)
+        return blocks_of(known, longest_chunk) <= kv_capacity_blocks - blocks_used(group)
+
+    def budget_of(group: int) -> int:
+        verified = drafts.verify_tokens * len(decoding[group])
+        return UNLIMITED if max_num_batched_tokens is None else max_num_batched_tokens - verified
+
+    def has_prompt(group: int) -> bool:
+        # Whether the present step can compute some of one.
+        if budget_of(group) <= 0:
+            return False
+        if any(not request.decoding for request in running[group]):
+            return True
+        joins = waiting[group] and not preempted[group] and len(running[group]) < max_num_seqs
+        return bool(joins) and fits(next_of(group), group)
+
     def compute(request: ServedRequest, most: int) -> int:
         # A chunk of its prompt in the present step.
         tokens = min(request.prefill_len - request.kv, most, most_of_one)
@@ -220,10 +249,10 @@ def run_reference(
         decoding: list[list[ServedRequest]] = [[] for _ in groups]
         chunks: list[list[tuple[ServedRequest, Chunk]]] = [[] for _ in groups]
         computed: list[list[int]] = []  # ids of blocks that the step computes, by chunk
-        any_preempted = False
+        preempted = [False for _ in groups]
         for group in groups:
             # 1. Growth: every decoding request stores one more token.
-            cache, preempted = caches[group], False
+            cache = caches[group]
             while True:
                 decoding[group] = [request for request in running[group] if request.decoding]
                 grown = sum(blocks_of(request.kv + 1) - request.blocks for request in decoding[group])
@@ -239,29 +268,32 @@ def run_reference(
                 victim.preemptions += 1
                 shares[group].enter(tenant_of(victim), set(map(tenant_of, waiting[group])))
                 waiting[group].insert(0, victim)
-                preempted = any_preempted = True
+                preempted[group] = True
             for request in decoding[group]:
                 request.blocks = blocks_of(request.kv + 1)
                 if cache is not None:
                     cache.grow(request.number, request.kv + 1, now)
 
+        prompts_go = balance is None or balance.prompts_go(
+            [has_prompt(group) for group in groups], [len(mine) for mine in decoding], max_num_seqs
+        )
+        for group in groups if prompts_go else ():
             # 2. Requests that are in the middle of their prefill go on, in order of admission.
-            verified = drafts.verify_tokens * len(decoding[group])
-            budget = UNLIMITED if max_num_batched_tokens is None else max_num_batched_tokens - verified
+            cache, budget = caches[group], budget_of(group)
             for request in running[group]:
                 if not request.decoding and budget > 0:
                     budget -= compute(request, budget)
 
             # 3. Admission of who is next; the first that does not fit holds up all behind it.
             ran = running[group]
-            while not preempted and loading and loading[0][0] <= now and len(ran) < max_num_seqs and budget > 0:
+            while not preempted[group] and loading and loading[0][0] <= now and len(ran) < max_num_seqs and budget > 0:
                 _, request, request.kv = loading.pop(0)
                 ran.append(request)
                 if request.first_scheduled == NEVER:
                     request.first_scheduled = now
                 budget -= compute(request, budget)
-            while not preempted and waiting[group] and len(ran) < max_num_seqs and budget > 0:
-                request = waiting[group][0] if policy == "fcfs" else min(waiting[group], key=order)
+            while not preempted[group] and waiting[group] and len(ran) < max_num_seqs and budget > 0:
+                request = next_of(group)
                 known = request.input + request.emitted
                 if swap is not None and request.number in swap.held:
                     if blocks_of(known) > kv_capacity_blocks - blocks_used(group):
@@ -273,15 +305,7 @@ def run_reference(
                     request.blocks = blocks_of(known)
                     budget -= 1
                     continue
-                if reserves:
-                    reserved = sum(most_blocks_of(one, one.decoding) for one in ran)
-                    reserved += sum(most_blocks_of(one, computed=False) for _, one, _ in loading)
-                    fits = reserved + most_blocks_of(request, computed=False) <= kv_capacity_blocks
-                elif cache is not None:
-                    fits = cache.fits(request.number, known)
-                else:
-                    fits = blocks_of(known, longest_chunk) <= kv_capacity_blocks - blocks_used(group)
-                if not fits:
+                if not fits(request, group):
                     break
                 waiting[group].remove(request)
                 request.prefill_len = known
@@ -301,7 +325,7 @@ def run_reference(
                 budget -= compute(request, budget)
         if not any(decoding) and not any(chunks):
             assert loading, "a step without work"
-            if not any_preempted:  # all wait for what holds blocks and is not there yet
+            if not any(preempted):  # all wait for what holds blocks and is not there yet
                 upcoming = min([*(one.arrival for one in arriving), *(ready for ready, _, _ in loading)])
                 if max_time_fs is not None and upcoming >= max_time_fs:
                     break

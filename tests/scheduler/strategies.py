@@ -29,12 +29,14 @@ from pimserve.device_models.routing import POOL_SIZE, ExpertPools, Routing
 from pimserve.loadgen.request_classes import ClassSpec
 from pimserve.loadgen.slo import SloSpec
 from pimserve.loadgen.spec import PS_PER_S
+from pimserve.scheduler.attention_dp_spec import AttentionDpBalanceSpec
 from pimserve.scheduler.kv_tier_spec import KvTierSpec
 from pimserve.scheduler.length_predictor import LengthPredictor
 from pimserve.scheduler.speculative_spec import SpeculativeSpec
 from tests.examples import SHARE
 from tests.scheduler.mixed_strategies import mixed
 
+from .reference_balance import ReferenceBalance
 from .reference_engine import ReferenceRequest, run_reference
 from .reference_result import ReferenceResult
 from .reference_shedding import SHEDDING, ReferenceShedding
@@ -80,6 +82,7 @@ class Case:
     long_prefill_token_threshold: int = 0
     max_tokens: tuple[int, ...] = ()
     speculative: SpeculativeSpec | None = None
+    balance: AttentionDpBalanceSpec | None = None
     swap: tuple[int, int] | None = None  # blocks of host memory, fs in which one is copied
     max_queued_requests: int | None = None
     early_rejection_ttft_s: float | None = None
@@ -149,6 +152,7 @@ class Case:
             "tiers": self.reference_tiers(),
             "ageing_ps": None if self.ageing_s is None else round(self.ageing_s * PS_PER_S),
             "swap": None if self.swap is None else ReferenceSwap(*self.swap),
+            "balance": None if self.balance is None else ReferenceBalance(**dict(self.balance)),
             "shedding": ReferenceShedding.of(self, [limits_ps[number] for number in self.class_ids]),
         }
         arguments: dict[str, Any] = vars(self) | more

@@ -5,11 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from pimserve.device_models.plan import CostPlan, RowTerm
+from pimserve.device_models.plan import FS_PER_PS, CostPlan, RowTerm
 from pimserve.errors import InputError
+from pimserve.scheduler.attention_dp_spec import AttentionDpBalanceSpec
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.data_parallel import DataParallelEngine
 from pimserve.scheduler.departures import Move
@@ -18,12 +20,16 @@ from pimserve.scheduler.kv_cache import KvCache
 from pimserve.scheduler.kv_tier_spec import KvTierSpec
 from pimserve.scheduler.mixed_costs import make_costs
 from pimserve.scheduler.requests import FOREVER, RequestTable
+from pimserve.scheduler.simulation import Deployment
 from pimserve.scheduler.steplog import StepLog
+from pimserve.scheduler.summary import digest
 from tests.examples import examples
 
+from .law_runs import Run
 from .strategies import FS_PER_MS, Case, cases, expert_terms, serial_plans
-from .test_engine_equals_reference import run_engine
+from .test_engine_equals_reference import assert_equal, run_engine
 from .test_simulation import serve
+from .test_windows import LENGTHS, Kept, Windows, spans
 
 # A step takes 10 ms, and 1 ms for each token of the slowest group.
 PLAN = CostPlan(
@@ -107,6 +113,79 @@ def test_a_cache_that_has_left_gives_back_the_blocks_of_the_group_that_it_left()
     for request, left in ((1, [5, 0]), (0, [2, 0]), (1, [0, 0])):
         engine.release(request, 400 * FS_PER_MS)
         assert used(engine) == left
+
+
+BALANCES = st.builds(
+    AttentionDpBalanceSpec, timeout_iters=st.integers(1, 12), batching_wait_iters=st.sampled_from([0, 0, 1, 4])
+)
+
+
+@st.composite
+def balanced(draw: st.DrawFn) -> Case:
+    """Cases of groups that wait for each other with prompts."""
+    case = replace(draw(cases(GROUPS)), balance=draw(BALANCES))
+    for request in case.requests:
+        if request.arrival_fs is not None:
+            request.arrival_fs -= request.arrival_fs % FS_PER_PS
+    return case
+
+
+@examples(150)
+@given(balanced())
+def test_groups_that_wait_with_prompts_do_as_the_reference(case: Case) -> None:
+    assert_equal(case)
+
+
+@examples(25)
+@given(balanced(), LENGTHS, st.integers(0, 1000))
+def test_windows_and_interruptions_do_not_matter_to_groups_that_wait(case: Case, lengths: list[int], at: int) -> None:
+    case = replace(case, concurrency=None)
+    case.requests = [replace(request, arrival_fs=request.arrival_fs or 0) for request in case.requests]
+    if case.max_time_fs is not None:
+        case.max_time_fs += -case.max_time_fs % FS_PER_PS
+        assume(
+            any(request.arrival_fs < case.max_time_fs for request in case.requests if request.arrival_fs is not None)
+        )
+    alone, kept = Run(case), Kept()
+    windowed = Run(case, deployment=Deployment(control=Windows(lengths), checkpoints=kept))
+    assert (spans(windowed), digest(windowed.served)) == (spans(alone), digest(alone.served))
+    kept.first = at
+    continued = Run(case, deployment=Deployment(control=Windows([10**15]), checkpoints=kept))
+    assert digest(continued.served) == digest(alone.served)
+
+
+def waiting(timeout_iters: int, batching_wait_iters: int = 0) -> SchedulerSpec:
+    rule = AttentionDpBalanceSpec(timeout_iters=timeout_iters, batching_wait_iters=batching_wait_iters)
+    return SchedulerSpec(attention_dp_balance=rule)
+
+
+def test_a_prompt_waits_for_one_in_the_other_group() -> None:
+    # Both groups decode from 20 ms on, in steps of 11 ms. The third one comes at 25 ms, the fourth at 50 ms, for the
+    # other group: from the step at 53 ms on both have a prompt.
+    requests = [(0.0, 10, 20), (0.0, 10, 20), (0.025, 30, 2), (0.05, 30, 2)]
+    alone = serve(requests, plan=PLAN)
+    assert (alone.table["first_token_ps"][2:] / 1e9).tolist() == [72, 113]
+    served = serve(requests, plan=PLAN, spec=waiting(20))
+    assert (served.table["first_scheduled_ps"] / 1e9).tolist() == [0, 0, 53, 53]
+    assert (served.table["first_token_ps"][2:] / 1e9).tolist() == [94, 94]
+    assert served.logs[0].waited_fs < alone.logs[0].waited_fs
+    # Steps in which a group has none are at 20, 31 and 42 ms, with the third one's prompt, then at 83, 95 and 106 ms.
+    hurried = serve(requests, plan=PLAN, spec=waiting(3))
+    assert (hurried.table["first_scheduled_ps"][2:] / 1e9).tolist() == [42, 106]
+    more = serve(requests, plan=PLAN, spec=waiting(20, 2))
+    assert (more.table["first_scheduled_ps"][2:] / 1e9).tolist() == [75, 75]
+
+
+def test_nobody_waits_for_a_group_that_has_nothing_to_do() -> None:
+    served = serve([(0.0, 10, 20), (0.025, 30, 2)], plan=PLAN, spec=waiting(20, 5))
+    assert (served.table["first_scheduled_ps"] / 1e9).tolist() == [0, 31]
+
+
+def test_groups_that_wait_go_without_a_prefix_cache() -> None:
+    with pytest.raises(
+        ValidationError, match="attention_dp_balance is not modelled together with enable_prefix_caching"
+    ):
+        SchedulerSpec(attention_dp_balance=AttentionDpBalanceSpec(), enable_prefix_caching=True)
 
 
 @pytest.mark.parametrize(

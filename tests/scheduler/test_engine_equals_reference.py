@@ -96,6 +96,7 @@ def run_engine(case: Case) -> tuple[Recorder, RequestTable, ReplicaEngine]:
         input_token_weight=case.token_weights[0],
         output_token_weight=case.token_weights[1],
         speculative=case.speculative,
+        attention_dp_balance=case.balance,
         **{name: getattr(case, name) for name in SHEDDING},
     )
     closed = case.concurrency

@@ -138,6 +138,10 @@ SCENARIOS: dict[str, list[str]] = {
         "faults={detection_s: 0.05, events: [{at_s: 0.1, replica: 0, kind: fail, for_s: 0.15}, "
         "{at_s: 0.15, replica: 1, kind: slow, factor: 1.5, for_s: 0.15}, {at_s: 0.2, replica: 2, kind: leave}]}",
     ],
+    "groups that wait with prompts": [
+        "cluster.nodes=2", "cluster.replicas=2", "workload.arrival={process: poisson, rate_per_s: 40}",
+        "scheduler.attention_dp_balance={timeout_iters: 8, batching_wait_iters: 2}",
+    ],
     "as many replicas as a limit of TTFT asks for": [
         "cluster.replicas=3", "workload.arrival={process: poisson, rate_per_s: 60}", "slo={ttft_p90_s: 0.01}",
         "autoscaling.replicas={metric: ttft_p90_s, interval_s: 0.1, start_up_s: 0.05, stabilization_s: 0}",

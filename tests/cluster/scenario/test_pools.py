@@ -95,6 +95,14 @@ def test_a_rule_that_splits_nothing_is_told(rule: str, warning: str) -> None:
     assert not any("conditional_disagg" in told for told in summary["warnings"])
 
 
+def test_groups_that_wait_for_none_are_told() -> None:
+    told = "scheduler.attention_dp_balance: no effect, a replica has one data-parallel group, or one queue"
+    for nodes, expected in ((1, True), (2, False)):
+        asked = load_scenario(None, [*SMALL[:1], f"cluster.nodes={nodes}", "scheduler.attention_dp_balance={}"])
+        (pool,) = prepare(asked).pools
+        assert (told in pool.replica.warnings) == expected
+
+
 def test_a_token_has_the_kv_cache_of_its_model() -> None:
     asked = scenario("cluster.pools.handover.gb_per_s=25", "cluster.pools.handover.latency_us=3")
     prepared = prepare(asked)
