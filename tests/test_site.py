@@ -146,7 +146,14 @@ def tab(browser, address, request):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tab", WIDTHS.values(), ids=WIDTHS, indirect=True)
+@pytest.mark.parametrize(
+    "tab",
+    [
+        pytest.param(width, id=place, marks=pytest.mark.deep if place == "desk" else ())
+        for place, width in WIDTHS.items()
+    ],
+    indirect=True,
+)
 def test_pages_in_a_browser(tab, address, site):
     for path in pages_of(site):
         tab.goto(address + str(path.relative_to(site)), wait_until="load")

@@ -44,7 +44,7 @@ def test_on_ray_as_in_one_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("mode", ["planned", "lockstep"])
+@pytest.mark.parametrize("mode", [pytest.param("planned", marks=pytest.mark.deep), "lockstep"])
 def test_hot_experts_on_ray_as_in_one_process(tmp_path: Path, mode: str) -> None:
     settings = [
         "cluster.devices_per_node=2",
