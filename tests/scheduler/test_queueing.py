@@ -82,7 +82,11 @@ def test_each_request_waits_as_in_a_single_server(kind: str) -> None:
     ("kind", "load", "n"),
     [
         ("M/D/1", 0.3, 100_000),  # of which waits scatter least
-        *(pytest.param(kind, *long, marks=pytest.mark.slow) for kind in SERVICES for long in LONG),
+        *(
+            pytest.param(kind, *long, marks=pytest.mark.slow if kind == "M/D/1" else pytest.mark.deep)
+            for kind in SERVICES
+            for long in LONG
+        ),
     ],
 )
 def test_mean_waits_are_those_of_pollaczek_and_khinchine(kind: str, load: float, n: int) -> None:
