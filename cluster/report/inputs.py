@@ -116,9 +116,7 @@ def _requests(folder: Path, counts: Requests) -> NDArray[Any]:
     Raises:
         InputError: there is none, or it is damaged, of another version, or of another run.
     """
-    table, file = load_table(folder, "requests"), str(folder / "requests.npy")
-    if table.dtype != DTYPE or table.ndim != 1:
-        raise InputError(file, "was written by another version of pimserve")
+    table, file = load_table(folder, "requests", DTYPE), str(folder / "requests.npy")
     has = {"total": table["arrival_ps"] >= 0, "finished": table["status"] == FINISHED}
     for kind, mine in has.items():
         expected, counted = getattr(counts, kind), int(mine.sum())

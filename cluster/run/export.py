@@ -15,7 +15,7 @@ from pimserve.device_models.plan import FS_PER_S
 from pimserve.errors import InputError
 from pimserve.loadgen.spec import PS_PER_S
 from pimserve.scheduler.costs import ReplicaCosts
-from pimserve.scheduler.requests import REJECT_REASONS, REJECTED, STATUS_NAMES
+from pimserve.scheduler.requests import DTYPE, REJECT_REASONS, REJECTED, STATUS_NAMES
 from pimserve.scheduler.steplog import SpanColumns, expand
 
 _COUNTS = ("prefill_tokens", "chunks", "outputs")
@@ -27,7 +27,7 @@ def export_table(run: Path, what: Literal["requests", "steps"], target: IO[str])
     """Write a table of a results folder as CSV; returns the number of rows.
 
     Raises:
-        InputError: the folder has no such table, or its steps took another time than they would in this version.
+        InputError: the folder has no such table of this version, or its steps took another time than they would in it.
     """
     return _export_requests(run, target) if what == "requests" else _export_steps(run, target)
 
@@ -41,7 +41,7 @@ def _export_requests(run: Path, target: IO[str]) -> int:
 
     In a closed loop of several replicas requests do not arrive in the order of their numbers, nor do injected ones.
     """
-    table = load_table(run, "requests")
+    table = load_table(run, "requests", DTYPE)
     numbers = load_numbers(run, len(table))
     arrival = table["arrival_ps"]
     order = np.lexsort((arrival, arrival < 0))
@@ -51,10 +51,7 @@ def _export_requests(run: Path, target: IO[str]) -> int:
         of_session = ["," if number < 0 else f",{number}" for number in sessions[order].tolist()]
     table, numbers = table[order], numbers[order]
     of_class = _class_fields(run, int(table["class_id"].max(initial=0)))
-    left_out = {
-        "class_id",
-        *(name for name in _WHERE_ANY if not table[name].any()),
-    }
+    left_out = {"class_id", *(name for name in _WHERE_ANY if not table[name].any())}
     names = [name for name in table.dtype.names or () if name not in left_out]
     times = [name for name in names if name.endswith("_ps")]
     header = [*(name.replace("_ps", "_s") for name in names), *(("class", "tenant", "priority") if of_class else ())]

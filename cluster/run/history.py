@@ -76,7 +76,7 @@ class History:
                 )
             first = pool.costs(prepared.routing, prepared.scenario.run.seed)
             costs += [first.of_replica(replica) for replica in pool.numbers]
-        requests, steps = _table(folder, "requests", DTYPE), _table(folder, "steps", SPAN)
+        requests, steps = load_table(folder, "requests", DTYPE), load_table(folder, "steps", SPAN)
         _check_requests(requests, summary, len(costs), folder / "requests.npy")
         _check_steps(steps, summary, len(costs), folder / "steps.npy")
         if (kv_tokens := prepared.kv_tokens) != summary.kv.capacity_tokens:
@@ -192,13 +192,6 @@ def ends_ps(spans: NDArray[Any]) -> NDArray[np.int64]:
     """(n,) when spans of steps end, ps, rounded down as their beginnings are."""
     ends: NDArray[np.int64] = spans["begin_ps"] + (spans["begin_rest_fs"] + spans["duration_fs"]) // FS_PER_PS
     return ends
-
-
-def _table(folder: Path, name: str, kind: np.dtype[Any]) -> NDArray[Any]:
-    table = load_table(folder, name)
-    if not isinstance(table, np.ndarray) or table.dtype != kind or table.ndim != 1:
-        raise InputError(str(folder / f"{name}.npy"), "is not a table of this version of pimserve")
-    return table
 
 
 def _check_requests(requests: NDArray[Any], summary: Summary, replicas: int, file: Path) -> None:

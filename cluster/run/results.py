@@ -230,8 +230,12 @@ def load_longest_gaps(run: Path, requests: int) -> NDArray[np.int64]:
     return gaps_ps
 
 
-def load_table(run: Path, name: str) -> NDArray[Any]:
-    """A table of a results folder: "requests" or "steps"."""
+def load_table(run: Path, name: str, kind: np.dtype[Any] | None = None) -> NDArray[Any]:
+    """A table of a results folder, such as "requests" or "steps".
+
+    Raises:
+        InputError: there is none, or it cannot be read, or has no rows of this kind.
+    """
     file = run / f"{name}.npy"
     try:
         table: NDArray[Any] = np.load(file, mmap_mode="r")
@@ -239,4 +243,6 @@ def load_table(run: Path, name: str) -> NDArray[Any]:
         raise InputError(str(run), f"has no {name}.npy") from None
     except (OSError, ValueError, EOFError) as error:
         raise InputError(str(file), f"cannot be read: {error or 'it is empty'}") from None
+    if kind is not None and not (isinstance(table, np.ndarray) and table.dtype == kind and table.ndim == 1):
+        raise InputError(str(file), "is not a table of this version of pimserve")
     return table

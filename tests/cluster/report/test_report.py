@@ -164,7 +164,7 @@ def test_requests_that_cannot_have_been_are_left_out(copy, tmp_path):
 
 def test_a_table_of_another_version_is_left_out(copy, tmp_path):
     np.save(copy / "requests.npy", np.zeros(3))
-    assert "was written by another version" in page_of(copy, tmp_path)[0]
+    assert "is not a table of this version" in page_of(copy, tmp_path)[0]
 
 
 def test_steps_that_cost_something_else_today_are_left_out(copy, tmp_path):

@@ -188,6 +188,14 @@ def test_requests_as_csv(done: Path) -> None:
         assert row["status"] == ("unfinished", "finished", "rejected")[expected["status"]]
 
 
+def test_requests_of_another_version_are_refused(done: Path, tmp_path: Path) -> None:
+    table = load_table(done, "requests")
+    for other in (table[[name for name in table.dtype.names or () if name != "swaps"]], np.zeros(3)):
+        np.save(tmp_path / "requests.npy", other)
+        with pytest.raises(InputError, match=r"requests\.npy: is not a table of this version"):
+            export_table(tmp_path, "requests", io.StringIO())
+
+
 def test_steps_as_csv(done: Path) -> None:
     spans, found = load_table(done, "steps"), exported(done, "steps")
     summary = load_document(done)
