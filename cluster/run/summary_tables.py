@@ -202,8 +202,9 @@ def tier_table(use: KvTiersUse) -> Table:
         return figure(moved / _BYTES_PER_GB)
 
     rows = [
+        Row("tokens looked up", tuple(count(tier.queried_tokens) for tier in tiers)),
         Row("tokens found", tuple(count(tier.hit_tokens) for tier in tiers)),
-        Row("hit ratio", tuple(share(tier.hit_ratio) for tier in tiers)),
+        Row("of all prompts", tuple(share(tier.hit_ratio) for tier in tiers)),  # the dashboard's ratio is of a tier's
         Row("read, GB", tuple(gigabytes(tier.read_bytes) for tier in tiers)),
         Row("written, GB", tuple(gigabytes(tier.written_bytes) for tier in tiers)),
         Row("blocks kept", tuple(count(tier.kept_blocks) for tier in tiers)),
