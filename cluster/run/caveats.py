@@ -19,9 +19,10 @@ from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.outcomes import ALL
 from pimserve.scheduler.policy import BLIND_TO_PRIORITY
 from pimserve.scheduler.stability import SATURATED, TOO_SHORT
-from pimserve.scheduler.summary_sections import Autoscaling, Figures, InSystem, Requests
+from pimserve.scheduler.summary_sections import Autoscaling, ConditionalDisagg, Figures, InSystem, Requests
 
 _CUT_OFF = 0.01  # share of the requests from which on their absence shows in a latency's tail
+_IDLE = 0.5  # busy share of a pool below which few can have waited for it
 _BACKLOG, _BACKLOG_SHARE = 10, 0.1  # waiting when the last one arrived: requests, and of those in the system
 
 
@@ -45,11 +46,8 @@ def caveats(figures: Figures, limits_tokens: Mapping[str, int]) -> Iterator[str]
         yield _saturated(figures.in_system)
     elif figures.stability == TOO_SHORT and _backlog(figures.in_system):
         yield _too_short(figures.in_system)
-    split = None if figures.pools is None else figures.pools.conditional_disagg
-    if split is not None and not split.remote:
-        yield "cluster.pools.conditional_disagg sent no prompt to the prefill pool, whose replicas did nothing"
-    elif split is not None and not split.short_prompt + split.prefill_queue:
-        yield "cluster.pools.conditional_disagg kept no prompt on a decode replica: all went to the prefill pool"
+    if figures.pools is not None and figures.pools.conditional_disagg is not None:
+        yield from _split(figures.pools.conditional_disagg, figures.pools.prefill.busy_share)
 
 
 def caveats_of_devices(figures: Figures, tdp_w: float | None, pools: Sequence[PlacedPool]) -> Iterator[str]:
@@ -209,6 +207,22 @@ def _cut_off(figures: Figures) -> str:
     )
     censored = figures.slo.censored.get(ALL)
     return said + (f", and SLO attainment {count(censored)} of them (censored)" if censored else "")
+
+
+def _split(split: ConditionalDisagg, busy_share: float | None) -> Iterator[str]:
+    """Where prompts were computed, if all were in one pool, or stayed for a queue that was none."""
+    long, idle = split.remote + split.prefill_queue, busy_share is not None and busy_share < _IDLE
+    rule = "cluster.pools.conditional_disagg"
+    if not split.remote:
+        yield f"{rule} sent no prompt to the prefill pool, whose replicas did nothing"
+    elif not split.short_prompt + split.prefill_queue:
+        yield f"{rule} kept no prompt on a decode replica: all went to the prefill pool"
+    elif idle and split.prefill_queue > _CUT_OFF * long:
+        yield (
+            f"{rule} kept {count(split.prefill_queue)} longer prompts for the queue of a prefill pool that was busy "
+            f"for {share(busy_share)} of the time: whoever is sent there counts as waiting until it reports "
+            "(scheduler.report_interval_s); a shorter interval, or a longer max_prefill_queue_size, sends more there"
+        )
 
 
 def _backlog(in_system: InSystem) -> bool:

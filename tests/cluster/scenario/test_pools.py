@@ -95,6 +95,18 @@ def test_a_rule_that_splits_nothing_is_told(rule: str, warning: str) -> None:
     assert not any("conditional_disagg" in told for told in summary["warnings"])
 
 
+def test_a_queue_that_nobody_waited_in_is_told() -> None:
+    for interval, told in ((0.1, True), (0.001, False)):
+        asked = scenario(
+            f"scheduler.report_interval_s={interval}",
+            "cluster.pools.conditional_disagg.max_local_prefill_tokens=0",
+            "workload.arrival={process: constant, rate_per_s: 40}",
+        )
+        summary, _ = serve(prepare(asked))
+        assert summary["pools"]["prefill"]["busy_share"] < 0.5
+        assert any("counts as waiting until it reports" in warning for warning in summary["warnings"]) == told
+
+
 def test_groups_that_wait_for_none_are_told() -> None:
     told = "scheduler.attention_dp_balance: no effect, a replica has one data-parallel group, or one queue"
     for nodes, expected in ((1, True), (2, False)):
