@@ -14,7 +14,7 @@ from pimserve.scheduler.exact import exact_dot, exact_sum
 from pimserve.scheduler.percentiles import nearest_place
 
 _FRACTION_BITS = 11  # buckets per octave: 2**11, so a bucket's middle is within 2**-12 of all that it holds
-_LOWEST = 10  # durations below 2**10 fs do not occur
+_LOWEST = 10  # of durations of up to 2**10 fs only none at all occurs, as a time in a queue; the first bin has it
 _OCTAVES = 64 - _LOWEST
 _SHIFT = 52 - _FRACTION_BITS
 _FIRST = (1023 + _LOWEST) << _FRACTION_BITS
@@ -115,6 +115,8 @@ class DurationHistogram:
         if place >= self.count:
             return None
         bucket = self._bin_at(place)
+        if not bucket:
+            return 0.0
         edges = np.array([bucket + _FIRST, bucket + _FIRST + 1], np.int64) << _SHIFT
         low, high = edges.view(np.float64)
         return float((low + high) / 2 / FS_PER_S)
