@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import statistics
 import sys
 from collections.abc import Callable, Iterator
@@ -217,6 +218,38 @@ def reference(_: Path, *, quick: bool) -> Iterator[Figure]:
         )  # fmt: skip
 
 
+_MOONCAKE = "mooncake_fast25_conversation_0000-1200s.jsonl.gz"
+# DynoSim 1.4.2 on this slice, with its own KV router, on another machine with 2 cores.
+_DYNOSIM = {"loop, s": 1.3, "process, s": 4.1, "peak, MB": 282}
+
+
+def prefixes(scratch: Path, *, quick: bool) -> Iterator[Figure]:
+    """The Mooncake conversation slice on 4 replicas with prefix caches; nothing where the slice is not at hand."""
+    real = Path(os.environ.get("PIMSERVE_TRACES") or _HERE.parents[1] / "shared" / "traces") / _MOONCAKE
+    if not real.exists():
+        print(f"no {real.name} in {real.parent}: left out", file=sys.stderr)
+        return
+    trace = {"format": "mooncake", "path": str(real), **({"max_requests": 100} if quick else {})}
+    for router, block_size in ((None, 16), ("least_tokens", 512), ("prefix_affinity", 512), ("llm_d", 512)):
+        scheduler = {"router": router or "least_tokens", "block_size": block_size}
+        scenario = {
+            "name": "prefixes",
+            "model": "llama-3.1-8b",
+            "cluster": {"device": "h100", "devices_per_node": 4, "replicas": 4},
+            "scheduler": {**scheduler, "enable_prefix_caching": router is not None},
+            "workload": {"trace": trace},
+        }
+        done = simulate(scenario, scratch, runs=1 if quick else 5)
+        what = f"Mooncake slice, {'no cache' if router is None else f'{router}, blocks of {block_size}'}"
+        figure = _figure("prefixes", what, done)
+        if router is not None:
+            measured = {"loop, s": figure.loop_s, "process, s": figure.process_s, "peak, MB": figure.peak_mb}
+            targets = tuple(Target(name, limit, measured[name] or 0) for name, limit in _DYNOSIM.items())
+            ratio = done[0].summary["prefix_cache"]["hit_ratio"]
+            figure = replace(figure, targets=targets, note=f"hit ratio {ratio:.4f}")
+        yield figure
+
+
 _MIXED_STEPS_PER_S = {"light": 100_000, "near saturation": 40_000}
 
 
@@ -281,5 +314,5 @@ def _exponent(sizes: list[int], values: list[float]) -> float:
 
 
 CASES: dict[str, Callable[..., Iterator[Figure]]] = {
-    case.__name__: case for case in (start, common, replicas16, load, growth, mixed, reference, aimc)
+    case.__name__: case for case in (start, common, replicas16, load, growth, prefixes, mixed, reference, aimc)
 }

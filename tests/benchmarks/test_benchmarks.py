@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.loadgen.slices import SLICES
+
 RUN = Path(__file__).parents[2] / "benchmarks" / "run.py"
 
 pytestmark = [pytest.mark.e2e]
@@ -25,6 +27,7 @@ def test_every_case_gives_figures():
     figures = json.loads(bench("--json"))
     assert {figure["case"] for figure in figures} == {
         "start", "common", "yardstick", "replicas16", "load", "growth", "mixed", "reference", "aimc",
+        *(["prefixes"] if (SLICES / "mooncake_fast25_conversation_0000-1200s.jsonl.gz").exists() else []),
     }  # fmt: skip
     for figure in figures:
         assert 0 < figure["process_s"] <= figure["process_median_s"]

@@ -95,7 +95,7 @@ def test_every_quantity_says_what_it_is() -> None:
         assert form.value.__doc__
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 def test_the_command_counts_what_is_missed(tmp_path: Path) -> None:
     result = pimserve(tmp_path, "validate", "pools")
     assert result.returncode == 1

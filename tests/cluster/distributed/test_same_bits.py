@@ -261,17 +261,18 @@ SCENARIOS: dict[str, list[str]] = {
                 "workload.arrival.rate_per_s=20"],
 }  # fmt: skip
 DEEP = {name for name in SCENARIOS if name.endswith(", every layer drawn")} | {
-    *(
-        name
-        for name in SCENARIOS
-        if name.startswith(("gpt2", "opt", "glam", "qwen", "llama")) and "as measured" not in name
-    ),
-    "mixtral on bank-pim",
-    "mixtral on bankgroup-pim",
-    "mixtral on logic-pim",
-    "mixtral on h100",
-    "mixtral on duplex, two nodes",
+    *(name for name in SCENARIOS if name.startswith(("gpt2", "opt", "glam", "qwen", "llama", "mixtral"))),
     "a closed loop",
+    "at most two in flight",
+    "classes by priority",
+    "dense layers, shared experts and head with the cold ones",
+    "experts on aimc",
+    "experts that are rebalanced",
+    "experts with copies on gpus, popularities that drift",
+    "hot experts that cool down as popularities drift",
+    "other experts are hot in each layer",
+    "prefill on h100, decode on duplex",
+    "prefill on h100, decode on duplex with experts on h100",
     "classes",
     "overload",
     "popularities that drift",
@@ -279,6 +280,7 @@ DEEP = {name for name in SCENARIOS if name.endswith(", every layer drawn")} | {
     "shortest predicted first",
     "skewed experts",
 }  # of which much is in others
+DEEP -= {"mixtral on duplex, ep", "mixtral on aimc", "mixtral on h200, as measured", "llama on h100, as measured"}
 
 
 class Threads:
@@ -380,7 +382,8 @@ def run_there(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.deep if name in DEEP else ()) for name in SCENARIOS]
+    "name",
+    [pytest.param(name, marks=pytest.mark.deep if name in DEEP else ()) for name in SCENARIOS],
 )
 def test_same_bits_everywhere(name: str, tmp_path: Path) -> None:
     scenario = load_scenario(None, [f"workload.num_requests={REQUESTS}", *SCENARIOS[name]])

@@ -172,7 +172,7 @@ def test_thousands_of_messages(tmp_path):
         send_anything(client, channel, 3_000)
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 def test_memory_is_flat(client, channel):
     """Thousands of good calls, refused calls, noise, and streams that are left: an hour of a busy client."""
 
