@@ -35,7 +35,7 @@ def test_who_is_said_to_win_wins(gallery):
             assert mine < 0.8 * other, win
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 def test_the_page_is_as_the_command_would_write_it(gallery, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["wins_gallery.py", "--check"])
     assert gallery.main() == 0

@@ -22,7 +22,7 @@ def bench(*arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 def test_every_case_gives_figures():
     figures = json.loads(bench("--json"))
     assert {figure["case"] for figure in figures} == {

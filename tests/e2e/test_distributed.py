@@ -44,7 +44,8 @@ def test_on_ray_as_in_one_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("mode", [pytest.param("planned", marks=pytest.mark.deep), "lockstep"])
+@pytest.mark.deep
+@pytest.mark.parametrize("mode", ["planned", "lockstep"])
 def test_hot_experts_on_ray_as_in_one_process(tmp_path: Path, mode: str) -> None:
     settings = [
         "cluster.devices_per_node=2",
@@ -70,7 +71,13 @@ def test_lockstep_as_in_one_process(tmp_path: Path) -> None:
     assert there["digest"] == here["digest"]
 
 
-@pytest.mark.parametrize("how", [("--shards", "2"), ("--devices", "lockstep", "--devices-per-actor", "2")])
+@pytest.mark.parametrize(
+    "how",
+    [
+        ("--shards", "2"),
+        pytest.param(("--devices", "lockstep", "--devices-per-actor", "2"), marks=pytest.mark.deep),
+    ],
+)
 def test_pools_whose_replicas_fail_as_in_one_process(tmp_path: Path, how: tuple[str, ...]) -> None:
     settings = [
         *("workload.num_requests=8", "workload.arrival={process: poisson, rate_per_s: 40}", "run.max_time_s=1"),
@@ -128,8 +135,8 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> str:
     ("on", "faults"),
     [
         ("processes", ["host", "coordinator"]),
-        ("processes", ["host stopped", "command"]),
-        pytest.param("ray", ["host", "gcs"], marks=pytest.mark.ray),
+        pytest.param("processes", ["host stopped", "command"], marks=pytest.mark.deep),
+        pytest.param("ray", ["host", "gcs"], marks=[pytest.mark.ray, pytest.mark.deep]),
     ],
 )
 def test_faults_change_no_bit_and_leave_nothing(tmp_path: Path, expected: str, on: str, faults: list[str]) -> None:

@@ -216,6 +216,7 @@ def same_as_the_summary(base, run_id, folder, at):
         assert edges[bucket - 1] <= ours <= edges[bucket], (name, theirs, ours)
 
 
+@pytest.mark.deep
 def test_finished_runs_backfilled(tmp_path):
     kinds = {
         "duplex": [],

@@ -83,9 +83,7 @@ def test_each_request_waits_as_in_a_single_server(kind: str) -> None:
     [
         ("M/D/1", 0.3, 100_000),  # of which waits scatter least
         *(
-            pytest.param(
-                kind, *long, marks=pytest.mark.slow if kind == "M/D/1" and long in LONG[1::2] else pytest.mark.deep
-            )
+            pytest.param(kind, *long, marks=pytest.mark.slow if long == LONG[1] else pytest.mark.deep)
             for kind in SERVICES
             for long in LONG
         ),

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.examples import number
+
 ROOT = Path(__file__).parents[2]
-SEEDS = 300
+SEEDS = number(300)
 KINDS = {
     *(f"kill {what}" for what in ("coordinator", "shard", "devices", "server", "worker")),
     *("terminate", "stop", "break", "partition", "full disk", "bad disk", "wall clock", "power"),

@@ -47,6 +47,8 @@ MISSED = {
 # What issues ask for: the most that a tolerance of such a figure may be.
 MOST = {"output_tokens_per_s": 0.15, "plateau_tokens_per_s": 0.15, "prefill_tokens_per_s": 0.15}
 
+DEEP = ("january", "older-router", "mooncake")  # each runs a fleet of its own
+
 
 @pytest.fixture(scope="module")
 def runs() -> FleetRuns:
@@ -54,7 +56,13 @@ def runs() -> FleetRuns:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES, ids=[case.target.id for case in CASES])
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=case.target.id, marks=pytest.mark.deep if case.target.id.startswith(DEEP) else ())
+        for case in CASES
+    ],
+)
 def test_measured_figure(case, runs) -> None:
     if case.figure.fleet == "mooncake" and not SLICES.is_dir():
         pytest.skip(f"no trace slices in {SLICES} (set PIMSERVE_TRACES)")

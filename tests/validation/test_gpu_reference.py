@@ -41,14 +41,14 @@ def test_no_operator_is_faster_than_the_hardware(operators):
     assert below == []
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 def test_served_llama_holds_its_limits(whole):
     gates = [gate for gate in whole.gates if gate.name.startswith("llama-3.1-70b on")]
     assert len(gates) == 4 * 5  # GPUs and backends
     assert [gate for gate in gates if not gate.passed] == []
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 def test_served_rows_are_predicted_or_say_why(whole):
     counted = [each for each in whole.anchors if each.counted]
     assert len(whole.served) >= 260
@@ -59,7 +59,7 @@ def test_served_rows_are_predicted_or_say_why(whole):
     assert reasons == {"backend", "repeats"}
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 def test_the_page_is_current(whole, monkeypatch):
     pytest.importorskip("matplotlib", reason="the page's pictures need the docs extra")
     script = pages_script()

@@ -267,6 +267,8 @@ DEEP = {name for name in SCENARIOS if name.endswith(", every layer drawn")} | {
     "classes by priority",
     "dense layers, shared experts and head with the cold ones",
     "experts on aimc",
+    "experts on aimc that are programmed anew",
+    "experts that are cut over aimc chips",
     "experts that are rebalanced",
     "experts with copies on gpus, popularities that drift",
     "hot experts that cool down as popularities drift",

@@ -19,8 +19,8 @@ from pimserve.cluster.distributed.hosts.ray_supervisor import RaySupervisor
 from pimserve.errors import InputError, PimserveError
 
 # Where what is tried is the same code for either kind: a process of Ray takes seconds to start.
-ON_RAY_SLOW = pytest.mark.parametrize(
-    "supervise", ["process", pytest.param("ray", marks=[pytest.mark.ray, pytest.mark.slow])], indirect=True
+ON_RAY_DEEP = pytest.mark.parametrize(
+    "supervise", ["process", pytest.param("ray", marks=[pytest.mark.ray, pytest.mark.deep])], indirect=True
 )
 
 
@@ -80,7 +80,7 @@ def test_a_dead_host_is_replaced(supervise):
         assert seconds + 0.2 <= whole < 60
 
 
-@ON_RAY_SLOW
+@ON_RAY_DEEP
 def test_who_comes_late_gets_the_replacement_that_is_there(supervise):
     with supervise([spec()]) as hosts:
         old = hosts.endpoint("d0").pid
@@ -101,7 +101,7 @@ def test_a_host_that_dies_at_its_start_is_started_again(supervise, tmp_path):
         assert say(hosts.endpoint("d0").address) == b"hello"
 
 
-@ON_RAY_SLOW
+@ON_RAY_DEEP
 def test_a_host_that_is_stopped_at_its_start_is_replaced(supervise, tmp_path):
     stops = spec(misbehave="stop_once", marker=str(tmp_path / "stopped"))
     with supervise([stops], Patience(silence_s=1.0)) as hosts:
@@ -109,7 +109,7 @@ def test_a_host_that_is_stopped_at_its_start_is_replaced(supervise, tmp_path):
         assert say(hosts.endpoint("d0").address) == b"hello"
 
 
-@ON_RAY_SLOW
+@ON_RAY_DEEP
 def test_a_host_that_is_stopped_is_found_out_and_a_busy_one_is_not(supervise):
     with supervise([spec()]) as hosts:
         place = hosts.endpoint("d0")
@@ -125,7 +125,7 @@ def test_a_host_that_is_stopped_is_found_out_and_a_busy_one_is_not(supervise):
         os.kill(place.pid, signal.SIGCONT)  # so that it ends at once; tests/e2e has hosts that stay stopped
 
 
-@ON_RAY_SLOW
+@ON_RAY_DEEP
 def test_a_host_that_dies_again_and_again_fails_the_run(supervise):
     with supervise([spec()], Patience(deaths=1)) as hosts:
         hosts.replace("d0", 0)
@@ -133,14 +133,14 @@ def test_a_host_that_dies_again_and_again_fails_the_run(supervise):
             hosts.replace("d0", 1)
 
 
-@ON_RAY_SLOW
+@ON_RAY_DEEP
 def test_deaths_long_ago_do_not_count(supervise):
     with supervise([spec()], Patience(deaths=1, span_s=0.0)) as hosts:
         for generation in range(3):
             assert hosts.replace("d0", generation).generation == generation + 1
 
 
-@ON_RAY_SLOW
+@ON_RAY_DEEP
 def test_a_host_that_always_dies_at_its_start_fails_the_run(supervise):
     with pytest.raises(HostLostError, match="d0 died 2 times"), supervise([spec(misbehave="die")], Patience(deaths=1)):
         pass
@@ -162,7 +162,7 @@ def test_what_a_host_says_to_the_user_arrives_and_nothing_is_left(supervise, tmp
     assert eventually(lambda: marker.exists() and marker.read_text() == "stopped with 0.0")
 
 
-@ON_RAY_SLOW
+@ON_RAY_DEEP
 def test_a_host_that_hangs_at_its_start_fails_the_run_in_time(supervise):
     asked = time.monotonic()
     with (
@@ -186,7 +186,7 @@ def test_calls_under_way_end_before_the_host(supervise, tmp_path):
     assert eventually(lambda: not running(pid))
 
 
-@ON_RAY_SLOW
+@ON_RAY_DEEP
 def test_a_host_that_computes_for_ever_is_ended(supervise):
     with supervise([spec()], Patience(stop_s=0.2)) as hosts:
         address, pid = hosts.endpoint("d0").address, hosts.endpoint("d0").pid
@@ -195,7 +195,7 @@ def test_a_host_that_computes_for_ever_is_ended(supervise):
     assert eventually(lambda: not running(pid))
 
 
-@ON_RAY_SLOW
+@ON_RAY_DEEP
 def test_a_host_that_computes_for_ever_is_replaced(supervise):
     with supervise([spec()]) as hosts:
         address, pid = hosts.endpoint("d0").address, hosts.endpoint("d0").pid
@@ -205,7 +205,7 @@ def test_a_host_that_computes_for_ever_is_replaced(supervise):
         assert eventually(lambda: not running(pid))
 
 
-@ON_RAY_SLOW
+@ON_RAY_DEEP
 def test_nothing_is_started_after_the_end(supervise):
     with supervise([spec()]) as hosts:
         pass
@@ -245,7 +245,7 @@ class TestPlacement:
 
     @pytest.mark.parametrize(
         "placement",
-        [pytest.param("pack", marks=pytest.mark.slow), "strict_pack", pytest.param("spread", marks=pytest.mark.slow)],
+        [pytest.param("pack", marks=pytest.mark.deep), "strict_pack", pytest.param("spread", marks=pytest.mark.deep)],
     )
     def test_bundles_hold_resources(self, own_ray, placement):
         specs = [spec("a0", {"duplex": 1}, 0), spec("a1", {"duplex": 1}, 0), spec("b0", {"duplex": 2}, 1), spec("c")]
@@ -255,7 +255,7 @@ class TestPlacement:
             assert say(hosts.replace("a1", 0).address) == b"hello"
         assert eventually(lambda: own_ray.free().get("duplex", 0) == 4)
 
-    @pytest.mark.parametrize("bundle", [0, pytest.param(None, marks=pytest.mark.slow)])
+    @pytest.mark.parametrize("bundle", [0, pytest.param(None, marks=pytest.mark.deep)])
     def test_more_than_there_is(self, own_ray, bundle):
         specs = [spec("a", {"duplex": 3}, bundle), spec("b", {"duplex": 2, "aimc": 1}, bundle)]
         with RaySupervisor(own_ray, "first", [spec(resources={"duplex": 1})]):
@@ -266,7 +266,7 @@ class TestPlacement:
                 RaySupervisor(own_ray, "large", specs).__enter__()
             assert time.monotonic() - began < 2.0
 
-    @pytest.mark.parametrize("bundle", [0, pytest.param(None, marks=pytest.mark.slow)])
+    @pytest.mark.parametrize("bundle", [0, pytest.param(None, marks=pytest.mark.deep)])
     def test_what_another_run_holds_is_waited_for_and_missed(self, own_ray, bundle):
         short = Patience(start_s=1.0, each_s=0.0)
         with RaySupervisor(own_ray, "first", [spec(resources={"duplex": 3})]):

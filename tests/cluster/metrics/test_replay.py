@@ -46,7 +46,7 @@ def finished(tmp_path, example, overrides):
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=[pytest.mark.slow] * (case in {"rebalanced", "mixed pools"})) for case in CASES]
+    "case", [pytest.param(case, marks=[pytest.mark.deep] * (case in {"rebalanced", "mixed pools"})) for case in CASES]
 )
 def test_in_the_end_it_is_what_live_metrics_say(case, tmp_path, monkeypatch):
     monkeypatch.setattr("pimserve.cluster.run.live_control._LEDGERS_S", 0.0)

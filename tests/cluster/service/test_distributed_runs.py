@@ -123,7 +123,7 @@ def test_nothing_is_left_of_a_run_that_is_cancelled_while_it_starts_or_goes_on(t
 
 @pytest.mark.ray
 def test_on_a_ray_of_its_own_where_the_server_allows_it(tmp_path):
-    settings = ["workload.num_requests=100"]
+    settings, before = ["workload.num_requests=100"], descendants(os.getpid())  # the Ray of other tests, maybe
     with server_and_client(tmp_path / "data", worker=WORKER, places=AllowedPlaces(("ray",))) as client:
         assert refused(client.launch, "", settings)[1].startswith("options.on: must be one of ray: this server")
         run = client.launch("", settings, on="ray", devices="planned")
@@ -132,4 +132,12 @@ def test_on_a_ray_of_its_own_where_the_server_allows_it(tmp_path):
         digest = digest_of(client, run, tmp_path / "out", shards=1, devices="planned")
     summary, _ = serve(prepare(load_scenario(None, settings)))
     assert digest == summary["digest"]
-    until(lambda: not any(mark in line for line in descendants(os.getpid()).values() for mark in (*HOSTS, "raylet")))
+    until(
+        lambda: (
+            not any(
+                pid not in before and mark in line
+                for pid, line in descendants(os.getpid()).items()
+                for mark in (*HOSTS, "raylet")
+            )
+        )
+    )

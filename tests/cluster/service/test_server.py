@@ -278,7 +278,7 @@ def test_a_server_that_stops_leaves_runs_to_the_next(tmp_path):
         assert ended(client, waiting.id).state == "finished"
 
 
-@pytest.mark.parametrize("per_engine", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("per_engine", [pytest.param(False, marks=pytest.mark.deep), True])
 def test_histograms_are_per_engine_if_the_server_is_asked_for_them(tmp_path, per_engine):
     addresses = []
     metrics = EndpointOptions("127.0.0.1:0", per_engine=per_engine)

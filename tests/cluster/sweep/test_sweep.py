@@ -40,7 +40,7 @@ class NoWorkers:
         yield from ()
 
 
-@pytest.mark.parametrize("jobs", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("jobs", [pytest.param(1, marks=pytest.mark.deep), 2, pytest.param(5, marks=pytest.mark.deep)])
 def test_results_are_those_of_single_runs(tmp_path, jobs):
     grid = small(["cluster.replicas=1,2", "cluster.device=duplex,h100"], repeat=2)
     document = sweep(grid, tmp_path / "sweep", ProcessWorkers(jobs))

@@ -80,7 +80,7 @@ def eventually(condition, limit_s=30.0):
 
 
 @pytest.mark.e2e
-@pytest.mark.slow
+@pytest.mark.deep
 def test_workers_end_with_a_sweep_that_is_killed(tmp_path):
     long = ("--grid", "cluster.replicas=1..40", "--set", "workload.num_requests=400")
     process = start(tmp_path, *long)

@@ -44,7 +44,7 @@ PAIRS = [
     pytest.param(
         model,
         preset,
-        marks=[] if preset == "aimc-realistic" or model in {"mixtral-8x7b", "megatron-1.2b"} else [pytest.mark.slow],
+        marks=[] if preset == "aimc-realistic" or model in {"mixtral-8x7b", "megatron-1.2b"} else [pytest.mark.deep],
     )
     for model in MODELS
     for preset in PRESETS

@@ -147,9 +147,9 @@ WAYS = [
     ("moe_separated", "pool"),
     ("greedy_in_order", "tile"),
     ("greedy_util", "pool"),
-    pytest.param("moe_separated", "tile", marks=pytest.mark.slow),
-    pytest.param("greedy_in_order", "pool", marks=pytest.mark.slow),
-    pytest.param("greedy_util", "tile", marks=pytest.mark.slow),
+    pytest.param("moe_separated", "tile", marks=pytest.mark.deep),
+    pytest.param("greedy_in_order", "pool", marks=pytest.mark.deep),
+    pytest.param("greedy_util", "tile", marks=pytest.mark.deep),
 ]
 
 
