@@ -136,8 +136,10 @@ class Admission:
         """Whether a waiting request brings its KV cache: from another replica, or from host memory."""
         if self._kv.swap is not None and request in self._kv.swap.held:
             return True
+        if not self._takes_over:
+            return False
         elsewhere: bool = self._replica_of[request] != self._replica
-        return self._takes_over and elsewhere and self._emitted_tokens[request] > 0
+        return elsewhere and self._emitted_tokens[request] > 0
 
     def awaited_blocks(self, queue: RequestQueue[Any]) -> int:
         """KV blocks that those in a queue will take where requests bring their KV cache."""
@@ -151,7 +153,8 @@ class Admission:
         """When somebody comes who can be admitted; FOREVER if all have to wait until a request finishes."""
         if self._full:
             return FOREVER
-        return min(self._queue.next_change_fs(now_fs), self.next_loaded_fs(now_fs))
+        next_fs = self._queue.next_change_fs(now_fs)
+        return min(next_fs, self.next_loaded_fs(now_fs)) if self.loading else next_fs
 
     def next_loaded_fs(self, now_fs: int) -> int:
         """When the next blocks are there that somebody waits for, after now; FOREVER if nobody does."""
