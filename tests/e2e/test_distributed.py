@@ -64,6 +64,7 @@ def test_hot_experts_on_ray_as_in_one_process(tmp_path: Path, mode: str) -> None
     assert len(set(devices["actor"].tolist())) == 3
 
 
+@pytest.mark.deep
 def test_lockstep_as_in_one_process(tmp_path: Path) -> None:
     few = ["--set", "workload.num_requests=5", "--json"]
     here = json.loads(pimserve("run", *few, cwd=tmp_path).stdout)

@@ -64,7 +64,7 @@ def test_prompts_without_blocks_hit_nothing():
     assert (reuse.total_blocks, reuse.token_hit_ratio, reuse.hit_ratio(10)) == (0, 0, 0)
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 def test_millions_of_blocks_take_seconds():
     ids = np.random.default_rng(1).zipf(1.2, 4_000_000) % 500_000
     begin = process_time()

@@ -106,7 +106,7 @@ def test_coefficients_are_derived_again(calibrate, system):
 
 
 @needs_reference
-@pytest.mark.slow
+@pytest.mark.deep
 def test_algorithms_of_collectives_are_derived_again(calibrate):
     collectives, _, _ = calibrate
     common = collectives.fit_common()

@@ -156,7 +156,7 @@ with connect_ray(sys.argv[1]) as cluster, RaySupervisor(cluster, "guest", specs)
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.deep
 def test_ray_ends_with_a_driver_that_is_killed(python):
     driver = python(BUSY_DRIVER)
     leader, files = driver.stdout.readline().split()
@@ -167,7 +167,7 @@ def test_ray_ends_with_a_driver_that_is_killed(python):
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.deep
 def test_ray_ends_with_ctrl_c_and_leaves_nothing_at_home(python, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     driver = python(BUSY_DRIVER)
@@ -180,7 +180,7 @@ def test_ray_ends_with_ctrl_c_and_leaves_nothing_at_home(python, monkeypatch, tm
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.deep
 def test_a_ray_that_is_killed_with_all_of_ours_leaves_nothing(python):
     driver = python(BUSY_DRIVER)
     leader, files = driver.stdout.readline().split()

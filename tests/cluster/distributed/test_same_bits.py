@@ -275,6 +275,7 @@ DEEP = {name for name in SCENARIOS if name.endswith(", every layer drawn")} | {
     "other experts are hot in each layer",
     "prefill on h100, decode on duplex",
     "prefill on h100, decode on duplex with experts on h100",
+    "prefill on h100, decode on duplex with hot experts on h100",
     "classes",
     "overload",
     "popularities that drift",

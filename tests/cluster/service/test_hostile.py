@@ -166,7 +166,7 @@ def test_a_run_survives_whatever_it_is_asked(worker):
     assert each.call("GetLedgers", sched.GetLedgersRequest(run_id="abcd")).simulated_s > 0
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 def test_thousands_of_messages(tmp_path):
     with hostile_server(tmp_path) as client, raw(client) as channel:
         send_anything(client, channel, 3_000)

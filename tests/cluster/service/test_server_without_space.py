@@ -84,7 +84,7 @@ def test_what_is_in_a_registry_can_be_changed_when_nothing_is_free(disk):
 
 @pytest.mark.server
 @pytest.mark.e2e
-@pytest.mark.slow
+@pytest.mark.deep
 def test_a_run_waits_for_space_and_goes_on_and_others_can_be_ended_meanwhile(disk, tmp_path):
     with server(disk) as client:
         run = client.launch(LONG)

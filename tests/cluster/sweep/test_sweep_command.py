@@ -101,7 +101,7 @@ def test_workers_end_with_a_sweep_that_is_killed(tmp_path):
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.deep
 def test_ray_gives_the_same_results(tmp_path):
     grid = ("--grid", LATE, "--set", CLOSED[0], "--json")
     process = start(tmp_path, *grid, "--on", "ray")
