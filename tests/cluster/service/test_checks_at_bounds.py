@@ -97,4 +97,4 @@ def test_what_is_at_the_bounds_is_checked_within_the_limits_or_refused_clearly()
     checkers.close()
     exceeded = {text for text in outcomes if text not in {"good", "refused"}}
     assert all("takes longer than" in text or "MB of memory" in text for text in exceeded), outcomes
-    assert min(outcomes["good"], outcomes["refused"]) >= number(TRIED) // 10, outcomes
+    assert min(outcomes["good"], outcomes["refused"]) > number(TRIED) // 5, outcomes
