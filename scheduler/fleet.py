@@ -144,7 +144,15 @@ class Pool:
         if spec.enable_prefix_caching:
             below = spec.kv_tiers if self.name != DECODE else ()  # who decodes is sent what it has not computed
             tiers = KvTiers(below, self.kv_bytes_per_token * size, size) if below else None
-            return PrefixKvCache(blocks, size, reserves=reserves, most_tokens=most_tokens, tiers=tiers)
+            return PrefixKvCache(
+                blocks,
+                size,
+                reserves=reserves,
+                most_tokens=most_tokens,
+                tiers=tiers,
+                lookahead_tokens=spec.lookahead_tokens,
+                drop_last_hit=spec.speculative is not None and spec.speculative.drops_last_hit,
+            )
         return KvCache(
             blocks,
             size,

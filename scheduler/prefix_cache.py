@@ -35,6 +35,9 @@ class PrefixKvCache(KvCache):
         block_size: tokens of a block.
         reserves, most_tokens: as in `KvCache`; what is hit is reserved as all else is.
         tiers: where blocks are looked up that are not here; None: nowhere.
+        lookahead_tokens: as in `KvCache`; what is in these slots is never cached.
+        drop_last_hit: the last block that is found is computed again, as vLLM does where a layer drafts from what the
+            model's last layer made of the token before, which no cache keeps (its `use_eagle`).
     """
 
     prefixes = True
@@ -47,12 +50,17 @@ class PrefixKvCache(KvCache):
         reserves: str | None = None,
         most_tokens: int = 0,
         tiers: KvTiers | None = None,
+        lookahead_tokens: int = 0,
+        drop_last_hit: bool = False,
     ) -> None:
         self.tiers = tiers
+        self._drop_last_hit = drop_last_hit
         self._figures = PrefixFigures()
         self._events: list[int] | None = None  # that nobody has taken; None: nobody wants any
         self._queued = self.used = 0  # so that nothing has grown when it is cleared first
-        super().__init__(blocks, block_size, reserves=reserves, most_tokens=most_tokens)
+        super().__init__(
+            blocks, block_size, reserves=reserves, most_tokens=most_tokens, lookahead_tokens=lookahead_tokens
+        )
 
     def prefix_figures(self) -> PrefixFigures:
         """What it was asked for so far, and holds now."""
@@ -106,7 +114,13 @@ class PrefixKvCache(KvCache):
                     break
                 below.append(block)
             hit.append(block)
-        new = -(-tokens // size) - len(hit) + len(below)
+        if self._drop_last_hit and hit:
+            last = hit.pop()
+            if last in free:
+                idle -= 1
+            elif last not in holders:
+                below.pop()
+        new = -(-(tokens + self._lookahead) // size) - len(hit) + len(below)
         if new + idle > self.blocks - self.used:
             return -1
         if self._reserves is not None and not self._reserve_for(request, tokens, prompt=prompt):

@@ -39,7 +39,6 @@ def check_together(spec: SchedulerSpec, classes: Sequence[QueueClass], *, pools:
     if spec.speculative is not None:
         for wrong, what in (
             (pools, "pools for prefill and decode"),
-            (spec.enable_prefix_caching, "enable_prefix_caching"),
             (spec.policy == VTC, "policy: vtc"),
         ):
             if wrong:

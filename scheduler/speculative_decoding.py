@@ -46,7 +46,7 @@ class SpeculativeDecoding(Decoding):
         self.verify_tokens = acceptance.spec.verify_tokens
         self._lookahead = acceptance.spec.lookahead_tokens
         self._drafts = self._accepted = 0  # verified, in requests x steps; tokens of these
-        super().__init__(running, kv.block_size, kv.groups)
+        super().__init__(running, kv.block_size, kv.groups, in_order=kv.prefixes)
 
     def clear(self) -> None:
         """Nobody decodes."""

@@ -76,6 +76,12 @@ class SpeculativeSpec(BaseModel):
         return self.num_speculative_tokens * (1 if self.method == "ngram" else 2)
 
     @property
+    def drops_last_hit(self) -> bool:
+        """Whether the last block that a prompt finds in a prefix cache is computed again, as in vLLM: a layer of
+        multi-token prediction goes on from hidden states, which are not cached."""
+        return self.method == "mtp"
+
+    @property
     def law(self) -> tuple[float, ...]:
         """Probability of 0, 1, ... accepted drafts in a step."""
         drafts = self.num_speculative_tokens

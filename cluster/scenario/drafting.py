@@ -52,10 +52,12 @@ def with_speculation(
     if model.windowed_layers:
         raise InputError(f"{WHERE}.model", f"{model.name} has layers with attention windows, which is not modelled")
     fitted = replace(alone, model=model, expert_weights=weights, expert_slots=slots)
-    draft = place(device, links, fitted, unlimited).plan
+    draft = place(device, links, fitted, unlimited)
     most = min(demand.max_step_tokens, scenario.scheduler.max_step_tokens(demand.model.max_model_len_tokens))
-    plan = with_drafts(pool.plan, draft, _pools(draft, routing, seed), drafts, most)
-    return _beside(replace(pool, plan=plan), demand, model, _weight_bytes(demand, model, mtp=spec.method == "mtp"))
+    plan = with_drafts(pool.plan, draft.plan, _pools(draft.plan, routing, seed), drafts, most)
+    token_bytes = model.attention.kv_elements * draft.replica.precision.kv_bits / 8 * model.layers
+    pool = replace(pool, plan=plan, draft_kv_bytes_per_token=token_bytes)
+    return _beside(pool, demand, model, _weight_bytes(demand, model, mtp=spec.method == "mtp"))
 
 
 def _check(pool: PlacedPool, demand: Demand) -> None:

@@ -6,6 +6,7 @@ from itertools import count
 
 from hypothesis import strategies as st
 
+from pimserve.device_models.plan import CostPlan
 from pimserve.scheduler.kv_tier_spec import KvTierSpec
 
 from .reference_engine import ReferenceRequest
@@ -34,9 +35,9 @@ def prefix_trees(
 
 
 @st.composite
-def prefix_cases(draw: st.DrawFn, *, shared: bool = True) -> Case:
+def prefix_cases(draw: st.DrawFn, *, shared: bool = True, of: st.SearchStrategy[CostPlan] | None = None) -> Case:
     """Cases of one group of layers; most have small blocks, so that prompts have several."""
-    case = draw(cases())
+    case = draw(cases(of))
     block_size = draw(st.integers(1, 4) | st.integers(1, 16))
     blocks = -(-case.max_model_len // block_size)
     return replace(
@@ -51,9 +52,9 @@ def prefix_cases(draw: st.DrawFn, *, shared: bool = True) -> Case:
 
 
 @st.composite
-def tier_cases(draw: st.DrawFn) -> Case:
+def tier_cases(draw: st.DrawFn, *, of: st.SearchStrategy[CostPlan] | None = None) -> Case:
     """Cases of a small prefix cache with one to three tiers, whose blocks take no time, or up to many steps."""
-    case, names = draw(prefix_cases()), ("host", "disk", "remote")
+    case, names = draw(prefix_cases(of=of)), ("host", "disk", "remote")
     if case.groups > 1:  # refused together
         case = replace(case, plan=replace(case.plan, data_parallel=1))
     tiers = tuple(

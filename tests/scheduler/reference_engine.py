@@ -81,7 +81,7 @@ def run_reference(
     `prefixes`: ids of the full blocks of each request, by which it finds what others computed; None: no prefix cache,
     which has `tiers` below it.
     `max_tokens`: the most output tokens that each request declares, 0: none; they are what no_evict reserves.
-    `speculative`: what drafts each decoding request verifies in a step, without windows and prefix cache; None: none.
+    `speculative`: what drafts each decoding request verifies in a step, without windows; None: none.
     `shedding`: says which requests are rejected as they arrive; None: none that can be served.
     `swap`: host memory for blocks of preempted requests, whose copies steps wait for; None: they are computed again.
     `balance`: says when data-parallel groups hold prompts back; without prefix cache; None: never.
@@ -99,7 +99,11 @@ def run_reference(
     groups = range(1 if plan.micro_batches else plan.data_parallel)
     assert not tiers or len(groups) == 1
     assert prefixes is None or (full_groups, windowed_groups) == (1, 0)
-    kept = [PhysicalBlocks(kv_capacity_blocks, block_size, prefixes, tiers) for _ in groups if prefixes is not None]
+    kept = [
+        PhysicalBlocks(kv_capacity_blocks, block_size, prefixes, tiers, drafts.slots, drafts.last_again)
+        for _ in groups
+        if prefixes is not None
+    ]
     caches = kept or [None for _ in groups]
 
     def blocks_used(group: int) -> int:
@@ -261,7 +265,7 @@ def run_reference(
                 victim = running[group][-1] if policy == "fcfs" else max(running[group], key=order)
                 running[group].remove(victim)
                 if cache is not None:
-                    cache.leave(victim.number, victim.prefill_len, victim.kv, now)
+                    cache.leave(victim.number, victim.prefill_len, victim.settled, now)
                 if swap is None or not victim.decoding or not swap.takes(victim.number, blocks_of(victim.kv)):
                     victim.kv = 0
                 victim.blocks = 0
@@ -392,8 +396,9 @@ def run_reference(
             request.longest_gap = max(request.longest_gap, now - request.last_token)
         for group in groups:
             for request, chunk in chunks[group]:
-                request.kv += chunk.tokens
+                request.kv = request.settled = request.kv + chunk.tokens
             for request in decoding[group]:
+                request.settled = request.kv + 1  # what of this step is sure before it ends
                 request.kv += gains[request]
             for request in completed[group]:
                 request.blocks = blocks_of(request.kv)
@@ -410,7 +415,7 @@ def run_reference(
                 gone[request.group] += 1
                 request.blocks = 0
                 if (cache := caches[request.group]) is not None:
-                    cache.leave(request.number, request.prefill_len, request.kv, now)
+                    cache.leave(request.number, request.prefill_len, request.settled, now)
                 send_next((now // FS_PER_PS + plan.frontend_ps) * FS_PER_PS)
                 answer(request, now // FS_PER_PS + plan.frontend_ps + 1)  # an end counts in the next picosecond
 

@@ -14,13 +14,22 @@ class PhysicalBlocks:
     """The blocks of one replica, known by their numbers, and which of them each request holds.
 
     `ids` has a row for each request: the ids of its full blocks, as many as are known; equal ids are equal tokens from
-    the beginning of the context to the end of the block. Below them there are `tiers`, maybe none.
+    the beginning of the context to the end of the block. Below them there are `tiers`, maybe none. A request has blocks
+    for `slots` tokens more than it has; where `last_again`, the last block that it finds is computed all the same.
     """
 
     def __init__(
-        self, count: int, block_size: int, ids: Sequence[Sequence[int]], tiers: Sequence[ReferenceTier] = ()
+        self,
+        count: int,
+        block_size: int,
+        ids: Sequence[Sequence[int]],
+        tiers: Sequence[ReferenceTier] = (),
+        slots: int = 0,
+        last_again: bool = False,
     ) -> None:
         self.tiers = ReferenceTiers(tiers)
+        self._slots = slots
+        self._last_again = last_again
         self._size = block_size
         self._ids = ids
         self._free = list(range(count))  # the queue, its head first
@@ -47,7 +56,7 @@ class PhysicalBlocks:
         held = self.held
         here = [block_id for block_id in self._lookup(request, tokens) if block_id in self._cached]
         unheld = [block_id for block_id in here if self._cached.index(block_id) not in held]
-        return -(-tokens // self._size) - len(here) + len(unheld) <= len(self._free)
+        return self._needed(tokens) - len(here) + len(unheld) <= len(self._free)
 
     def bring(self, request: int, tokens: int, now: int = 0) -> None:
         """Give a request its blocks that brings its KV cache, of all `tokens` but the one that it computes next."""
@@ -70,7 +79,7 @@ class PhysicalBlocks:
             else:
                 coming.append(place)
             self._held[request].append(block)
-        needed = len(coming) + -(-tokens // self._size) - len(hits)
+        needed = len(coming) + self._needed(tokens) - len(hits)
         fresh = self._fresh(needed, now)
         for place in coming:
             self._held[request][place] = block = fresh.pop(0)
@@ -82,7 +91,7 @@ class PhysicalBlocks:
 
     def grow(self, request: int, tokens: int, now: int = 0) -> None:
         """Take blocks from the queue until the request's `tokens` have room."""
-        self._held[request] += self._fresh(-(-tokens // self._size) - len(self._held[request]), now)
+        self._held[request] += self._fresh(self._needed(tokens) - len(self._held[request]), now)
 
     def computed(self, request: int, before: int, now: int) -> list[int]:
         """Where a request had `before` tokens it has more `now`: blocks that these fill can be found from here on.
@@ -135,6 +144,10 @@ class PhysicalBlocks:
         ids = [block_id for block_id in self._cached if block_id is not None]
         assert len(ids) == len(set(ids))
 
+    def _needed(self, tokens: int) -> int:
+        """Blocks of a request with so many tokens."""
+        return -(-(tokens + self._slots) // self._size)
+
     def _fresh(self, count: int, now: int) -> list[int]:
         """So many blocks from the head of the queue; what was cached in them is forgotten."""
         fresh, forgotten = [], []
@@ -159,4 +172,4 @@ class PhysicalBlocks:
             if block_id not in self._cached and self.tiers.where(block_id) is None:
                 break
             hits.append(block_id)
-        return hits
+        return hits[:-1] if self._last_again else hits

@@ -33,6 +33,7 @@ class ServedRequest:
     most: int  # tokens that it may have, prompt and output, as far as the server knows
     emitted: int = 0
     kv: int = 0  # tokens held
+    settled: int = 0  # of these, tokens that were sure to be held before the last step ended: no accepted drafts of it
     prefill_len: int = 0  # tokens known at the latest admission
     blocks: int = 0
     group: int = 0

@@ -10,6 +10,8 @@ class ReferenceDrafts:
     def __init__(self, spec: SpeculativeSpec | None, seed: int) -> None:
         self.verify_tokens = 1 if spec is None else spec.num_speculative_tokens + 1
         self._acceptance = None if spec is None else Acceptance(spec, seed)
+        # The last block that a prompt finds is computed all the same.
+        self.last_again = spec is not None and spec.method == "mtp"
         self.slots = 0  # in the KV cache, beyond the tokens of a request
         if spec is not None:
             self.slots = spec.num_speculative_tokens * (1 if spec.method == "ngram" else 2)

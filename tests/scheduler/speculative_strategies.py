@@ -9,6 +9,7 @@ from pimserve.device_models.kv_groups import NO_WINDOWS
 from pimserve.device_models.plan import CostPlan
 from pimserve.scheduler.speculative_spec import SpeculativeSpec
 
+from .prefix_strategies import prefix_cases, tier_cases
 from .strategies import Case, cases, expert_terms, serial_plans
 
 
@@ -36,8 +37,11 @@ def _one_group(draw: st.DrawFn) -> CostPlan:
 
 @st.composite
 def speculative_cases(draw: st.DrawFn) -> Case:
-    """Cases without attention windows in their KV cache, which holds one request of the longest length and drafts."""
-    case = draw(cases(_one_group()))
+    """Cases without attention windows in their KV cache, which holds one request of the longest length and drafts.
+
+    A third has a prefix cache, another one tiers below that.
+    """
+    case = draw(st.one_of(cases(_one_group()), prefix_cases(of=_one_group()), tier_cases(of=_one_group())))
     spec = draw(speculations())
     assume(case.policy != "vtc")
     tokens = case.kv_capacity_blocks // case.full_groups * case.block_size

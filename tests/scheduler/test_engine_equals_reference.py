@@ -122,6 +122,9 @@ def run_engine(case: Case) -> tuple[Recorder, RequestTable, ReplicaEngine]:
     else:
         table.prefixes = Ragged.of(case.prefixes)
         tiers = KvTiers(case.tiers, case.block_bytes, case.block_size) if case.tiers else None
+        if spec.speculative is not None:
+            reserve["lookahead_tokens"] = spec.lookahead_tokens
+            reserve["drop_last_hit"] = spec.speculative.drops_last_hit
         caches = [PrefixKvCache(*kv_size, **reserve, tiers=tiers) for _ in range(case.groups)]
     make, classes = make_engine, queue_classes(case.classes, SloSpec())
     if spec.sheds:
@@ -180,7 +183,7 @@ def test_same_with_tiers(case: Case) -> None:
     assert_equal(case)
 
 
-@examples(60)
+@examples(120)
 @given(speculative_cases())
 def test_same_with_drafts_to_verify(case: Case) -> None:
     for request in case.requests:

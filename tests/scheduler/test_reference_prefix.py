@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 
+from pimserve.scheduler.speculative_spec import SpeculativeSpec
 from tests.examples import examples
 
 from .prefix_strategies import prefix_cases
@@ -64,6 +65,20 @@ def test_the_next_turn_finds_what_was_decoded(emits: int, found: int) -> None:
     result = serve((0, 3, emits), (5000, 8, 1), prefixes=[[1, 2, 3], [1, 2, 3, 4]])
     assert result.hit_tokens == [0, found]
     assert result.steps[-1].prefill_tokens == 8 - found
+
+
+@pytest.mark.parametrize(("method", "emits", "found"), [("ngram", 5, 6), ("ngram", 4, 4), ("mtp", 5, 4), ("mtp", 4, 2)])
+def test_what_the_last_step_accepted_is_not_found(method: str, emits: int, found: int) -> None:
+    """A step of two drafts, both accepted, stores three tokens, of which the first alone was sure when it began.
+
+    A layer that drafts has the last block of what is found computed again.
+    """
+    drafts = SpeculativeSpec.model_validate({"method": method, "num_speculative_tokens": 2, "acceptance": 1})
+    rows = [[1, 2, 3], [1, 2, 3, 4]]  # of 3 + 5 tokens all but the last are stored, of 3 + 4 two blocks are sure
+    plan = replace(PLAN, verify_tokens=3)
+    result = serve((0, 3, emits), (5000, 8, 1), prefixes=rows, speculative=drafts, plan=plan)
+    assert [step.outputs for step in result.steps] == ([1, 3, 1, 1] if emits == 5 else [1, 3, 1])
+    assert result.hit_tokens == [0, found]
 
 
 def test_what_is_decoded_is_found_when_its_request_has_left_and_once_only() -> None:

@@ -149,7 +149,6 @@ MTP = "scheduler.speculative={method: mtp, num_speculative_tokens: 3, acceptance
     ("overrides", "message"),
     [
         (["cluster.pools={prefill: {}, decode: {}}"], "pools"),
-        (["scheduler.enable_prefix_caching=true"], "enable_prefix_caching"),
         (["scheduler.policy=vtc"], "vtc"),
         (["cluster.tensor_parallel=2"], "data-parallel groups"),
         (["model=gpt-oss-120b", "cluster.device=h100"], "attention windows"),
@@ -203,12 +202,14 @@ def test_drafts_take_their_own_time() -> None:
 
 
 def test_the_draft_model_takes_memory() -> None:
-    def tokens(more: str) -> int:
+    def tokens(more: str) -> tuple[int, int]:
         spec = f"scheduler.speculative={{num_speculative_tokens: 3, acceptance: 0.6, {more}}}"
         (pool,) = prepare(load_scenario(None, [*DENSE, spec])).pools
-        return pool.kv_capacity_tokens
+        return pool.kv_capacity_tokens, pool.kv_bytes_per_token
 
-    none, mtp, model = map(tokens, ("method: ngram", "method: mtp", "method: draft_model, model: llama-3.1-8b"))
+    found = map(tokens, ("method: ngram", "method: mtp", "method: draft_model, model: llama-3.1-8b"))
+    (none, mtp, model), of_one = zip(*found, strict=True)
+    assert of_one == (131_072, 131_072 * 33 // 32, 2 * 131_072)
     assert mtp < none * 32 / 33
     assert mtp > none * 32 / 33 - 5000  # 0.44 GB of weights
     weights = 16.06e9 / 131072  # in tokens of KV cache
@@ -247,9 +248,23 @@ def test_no_draft_accepted_is_one_token_a_step() -> None:
     assert wide.logs[0].busy_fs > plain.logs[0].busy_fs
 
 
+CACHED = [
+    "scheduler.enable_prefix_caching=true",
+    "workload.prefix={groups: 3, shared_tokens: 300}",
+    "scheduler.speculative.method=mtp",
+]
+
+
 @examples(12)
-@given(LENGTHS, st.integers(0, 500), st.sampled_from(["round_robin", "least_outstanding", "least_tokens"]))
-def test_windows_interruptions_and_faults_do_not_matter(lengths: list[int], at: int, router: str) -> None:
+@given(
+    LENGTHS,
+    st.integers(0, 500),
+    st.sampled_from(["round_robin", "least_outstanding", "least_tokens"]),
+    st.sampled_from([[], CACHED]),
+)
+def test_windows_interruptions_and_faults_do_not_matter(
+    lengths: list[int], at: int, router: str, more: list[str]
+) -> None:
     """Cut anywhere, and continued from anywhere, with preemptions and a replica that fails, the bits are the same."""
     overrides = [
         *(
@@ -261,16 +276,21 @@ def test_windows_interruptions_and_faults_do_not_matter(lengths: list[int], at: 
         *(f"scheduler.router={router}", "faults.events=[{at_s: 0.4, replica: 1, kind: fail, for_s: 0.2}]"),
         "scheduler.speculative={method: ngram, num_speculative_tokens: 4, acceptance: 0.7}",
         "scheduler.max_model_len=2048",
+        *more,
     ]
     whole, kept = run(overrides), Kept()
     cut = run(overrides, Deployment(control=Windows(lengths), checkpoints=kept))
-    assert (digest(cut), cut.spec_decode) == (digest(whole), whole.spec_decode)
+    assert told_of(cut) == told_of(whole)
     kept.first = at
     continued = run(overrides, Deployment(control=Windows([10**15]), checkpoints=kept))
-    assert (digest(continued), continued.spec_decode) == (digest(whole), whole.spec_decode)
+    assert told_of(continued) == told_of(whole)
     table, served = whole.table, whole.table["reject_reason"] == SERVABLE
     assert table["preemptions"].sum() > 0
     assert table["emitted_tokens"][served].tolist() == table["output_tokens"][served].tolist()
+
+
+def told_of(served: Served) -> tuple[object, ...]:
+    return digest(served), served.spec_decode, served.prefixes
 
 
 def run(overrides: list[str], deployment: Deployment = Deployment()) -> Served:  # noqa: B008 frozen
