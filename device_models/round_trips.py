@@ -118,22 +118,54 @@ def lack_fs(parts: Sequence[PartTimes[N]]) -> int:
 
 
 def _hidden(parts: Sequence[PartTimes[int]]) -> int | None:
-    """The same in closed form, where all else is hidden behind the experts, or behind attention; None: it is not."""
-    longer = parts[0].experts[0] > parts[0].attention[0]  # only what takes longest can hide all else
-    if longer and slack_fs(parts) >= 0:
-        time = 0  # until when attention's devices are taken
-        begin = parts[0].attention[0] + parts[0].dispatch[0]  # of the last visit
-        begin += sum([sum(part.experts) - part.experts[-1] for part in parts])
-        for part in parts:
-            begin += part.experts[-1]
-            time = max(time, begin + part.combine[0]) + part.closing
-        return time
-    if longer or lack_fs(parts) > 0:
+    """The same in closed form, where all else is hidden behind the experts, attention, or the way back; None: not."""
+    first = parts[0]
+    attend, compute, send_back = first.attention[0], first.experts[0], first.combine[0]
+    if compute > attend and compute > send_back:  # only what takes longest can hide all else
+        return _behind_experts(parts) if slack_fs(parts) >= 0 else None
+    if send_back > attend:
+        return _behind_combine(parts)
+    if lack_fs(parts) > 0:
         return None
     last = parts[-1]
     after = last.dispatch[-1] + int(last.experts[-1]) + last.combine[-1]
     closing = sum([part.closing for part in parts[:-1]])  # of the others, meanwhile
     return sum([part.attention_fs for part in parts]) + max(0, after - closing)
+
+
+def _behind_experts(parts: Sequence[PartTimes[int]]) -> int:
+    time = 0  # until when attention's devices are taken
+    begin = parts[0].attention[0] + parts[0].dispatch[0]  # of the last visit
+    begin += sum([sum(part.experts) - part.experts[-1] for part in parts])
+    for part in parts:
+        begin += part.experts[-1]
+        time = max(time, begin + part.combine[0]) + part.closing
+    return time
+
+
+def _behind_combine(parts: Sequence[PartTimes[int]]) -> int | None:
+    """Where the way back sets the pace (`_Pace`), from the first micro-batch on.
+
+    On their first way there, each comes at most as much later than the one ahead as any stage takes, and as much as its
+    own times differ from those of the first one, once. Attention, which takes less, has been at work since the
+    beginning, or begins when a micro-batch is back.
+    """
+    (visits, *others), m = parts[0].visits, len(parts)
+    if others or visits == 1:
+        return None
+    times = [part.combine[0] for part in parts]
+    attention, dispatch = max([part.attention[0] for part in parts]), max([part.dispatch[0] for part in parts])
+    experts = max([max(part.experts) for part in parts])
+    least, together = min(times), attention + dispatch + experts
+    begin = parts[0].attention[0] + parts[0].dispatch[0] + parts[0].experts[0]
+    if together > (m - 1) * least or together - begin > least - max(attention, dispatch, experts):
+        return None
+    begin += (visits - 1) * sum(times)  # of the last visit
+    time = visits * sum([part.attention[0] for part in parts])  # attention may still have those who came first
+    for part, send_back in zip(parts, times, strict=True):
+        begin += send_back
+        time = max(time, begin) + part.closing
+    return time
 
 
 def _of_many(parts: Sequence[PartTimes[int]], kind: Callable[[int], F]) -> F:

@@ -168,3 +168,17 @@ def test_a_stage_at_its_limit(parts: int, stage: str) -> None:
             found.append(schedule_fs(some.numbers(0)))
         assert found == sorted(found)
         assert all(later > before for before, later in pairwise(found))
+
+
+@pytest.mark.parametrize("parts", [2, 3, 4, 5])
+def test_the_way_back_sets_the_pace(parts: int) -> None:
+    """Also where attention, which takes a little less, has more micro-batches than it gets done before the first is
+    back again, and where the first ones on their way there come late to it."""
+    rng = np.random.default_rng(parts)
+    for _ in range(300):
+        least = {stage: int(rng.integers(0, high)) for stage, high in zip(STAGES, (14, 6, 6, 1), strict=True)}
+        others = sum(least.values()) + 3
+        least["combine"] = max(least["attention"] + int(rng.integers(0, 4)), -(-others // (parts - 1)))
+        visits, last = int(rng.integers(1, 6)), int(rng.choice([1, 40]))
+        some = drawn(rng, least, int(rng.integers(0, 4)), 1, [visits], parts, last)
+        assert [schedule_fs(some.numbers(0))] == schedule_fs(some.columns()).tolist() == some.naive_fs()
