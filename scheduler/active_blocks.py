@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,10 @@ class ActiveBlocks:
         finish, status = self._table["finish_ps"][requests], self._table["status"][requests]
         for request in requests[(status != WAITING) & ((finish == NEVER) | (finish <= at_ps))].tolist():
             self._over(request)
+
+    def requests(self) -> Iterable[int]:
+        """Those that have not left, as far as was seen."""
+        return self._sent
 
     def state(self) -> list[Any]:
         """Who is where, as JSON can hold it."""

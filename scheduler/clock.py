@@ -331,7 +331,7 @@ class Clock:
             targets=None if len(targets) == len(self._entry) else tuple(targets),
             shown=self._shown(end),
             exact=self.faults.decides_at(end),
-            first_tokens=bool(self.faults.slo_metrics),
+            first_tokens=bool(self.faults.slo_metrics) or (self.report_fs > 0 and self.arrivals.follows),
             sessions=self.arrivals.sessions_of(requests) if self._exact else (),
             conditions=conditions,
         )

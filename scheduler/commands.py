@@ -27,7 +27,6 @@ from pimserve.scheduler.open_loop import Arrivals
 from pimserve.scheduler.requests import NEVER, RequestTable
 from pimserve.scheduler.router import make_router
 from pimserve.scheduler.router_protocol import BlindRouter
-from pimserve.scheduler.shard import Shard
 from pimserve.scheduler.shard_port import ShardPort
 
 
@@ -161,12 +160,6 @@ class Commands:
             InputError: it sees what is not here at the moment of an arrival.
         """
         router = make_router(spec.router, self._fleet.seed)
-        here = len(self._shards) == 1 and isinstance(self._shards[0], Shard)
-        if getattr(router, "prefixes", "") and not here:
-            raise InputError(
-                "scheduler.router",
-                f"{spec.router_name!r} goes by prefixes, which is modelled in one process only; this run is on more",
-            )
         exact = not isinstance(router, BlindRouter) and not spec.report_interval_s and self._fleet.concurrency is None
         if exact and len(self._shards) > 1:
             raise InputError(

@@ -55,6 +55,11 @@ class Arrivals:
         self._views = [ReplicaView(replica) for replica in range(replicas)]
 
     @property
+    def follows(self) -> bool:
+        """Whether the router goes by first tokens (`RouterBooks.follows`)."""
+        return self._books.follows
+
+    @property
     def waiting(self) -> bool:
         """Whether requests were lost, or found no replica, and come again."""
         return bool(self._again)

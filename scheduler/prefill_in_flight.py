@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,10 @@ class PrefillInFlight:
                 tokens, time_ps = self._seen.get(replica, (0, 0))
                 self._seen[replica] = (tokens + ahead, time_ps + first_ps - sent_ps)
             self._over(request)
+
+    def requests(self) -> Iterable[int]:
+        """Those in flight, of which it will read what came of them."""
+        return self._waiting
 
     def state(self) -> dict[str, Any]:
         """What is in flight, and what was seen, as JSON can hold it.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from pimserve.arrays import IntArray
@@ -117,6 +117,11 @@ class RouterBooks:
         for replica, count in Counter(replicas.tolist()).items():
             self._decisions[replica, reason] += count
 
+    @property
+    def follows(self) -> bool:
+        """Whether it goes by first tokens of its requests, and by who has left, as whoever passes answers on sees."""
+        return self._index is not None
+
     def heard(self, replica: int, events: Iterable[int]) -> None:
         """What a replica says of its blocks, as `PrefixIndex.heard`."""
         if self._index is not None:
@@ -128,6 +133,10 @@ class RouterBooks:
             self._in_flight.update(at_ps)
             if self._active is not None:
                 self._active.update(at_ps)
+
+    def requests(self) -> set[int]:
+        """Requests whose rows of the table it will look at."""
+        return {*self._in_flight.requests(), *(() if self._active is None else self._active.requests())}
 
     def state(self) -> dict[str, Any]:
         """What must be kept, as JSON can hold it."""
@@ -146,3 +155,9 @@ class RouterBooks:
         self._in_flight.restore(state["in_flight"])
         if self._active is not None:
             self._active.restore(state["active"])
+
+
+def requests_of(state: Mapping[str, Any]) -> list[int]:
+    """`RouterBooks.requests` of such a state."""
+    active = state["active"] or ()
+    return sorted({request for request, *_ in (*state["in_flight"]["waiting"], *active)})

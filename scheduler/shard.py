@@ -120,8 +120,9 @@ class Shard:
         return max(engine.clock for engine in self.engines)
 
     def in_hand(self) -> IntArray:
-        """Numbers of the requests that are in the shard."""
-        return np.array(sorted({request for engine in self.engines for request in engine.in_hand()}), np.int64)
+        """Numbers of the requests that are in the shard, or that its router has not seen leave."""
+        here = {request for engine in self.engines for request in engine.in_hand()}
+        return np.array(sorted(here.union(self._books.requests())), np.int64)
 
     def rebind(self) -> None:
         """The table has grown."""
@@ -180,8 +181,8 @@ class Shard:
     def _route_by(self, spec: SchedulerSpec) -> None:
         """Have this router, which knows nothing yet, and is told by KV caches what it wants to know of them."""
         self._books = RouterBooks(self.fleet, spec, self.table, lambda _: None, self._decisions)
-        for engine in self.engines:
-            engine.publish(wanted=self._books.hears)
+        for engine, pool in zip(self.engines, self._pools, strict=True):
+            engine.publish(wanted=self._books.hears and pool != DECODE)  # where no router sends anybody
 
     def _route(self, order: Order) -> None:
         """Submit each request on its arrival to the replica that the router picks from the replicas' exact state."""
@@ -263,7 +264,8 @@ class Shard:
             departures.collected()
             states.append(engine.seen_at(order.until_fs))
             self._outstanding[index] = states[-1].outstanding
-            if self._books.hears and self._spec.report_interval_s:  # and not the shard's own router
+            # Not where the shard's own router hears them, nor where nobody comes any more.
+            if self._books.hears and self._spec.report_interval_s and not order.last:
                 events.append((self.replicas[index], tuple(engine.take_events())))
         # Whatever leaves at the end of the step under way is among those that have left.
         quiet_fs = min((max(self._quiet[index], self.engines[index].clock + 1) for index in wanted), default=FOREVER)

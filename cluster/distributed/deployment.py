@@ -34,7 +34,6 @@ from pimserve.cluster.scenario.prepared import Prepared
 from pimserve.errors import InputError
 from pimserve.scheduler.fleet import Fleet, RowSink
 from pimserve.scheduler.requests import RequestTable
-from pimserve.scheduler.router import make_router
 from pimserve.scheduler.shard import Shard
 from pimserve.scheduler.shard_port import ShardPort
 from pimserve.scheduler.simulation import Served
@@ -218,13 +217,8 @@ def host_specs(prepared: Prepared, spread: Spread, token: str) -> list[HostSpec]
     """The hosts that a run needs, shards first.
 
     Raises:
-        InputError: it runs in one process only.
+        InputError: what it asks for runs in one process only.
     """
-    if getattr(make_router(prepared.scenario.scheduler.router), "prefixes", ""):
-        raise InputError(
-            "scheduler.router",
-            "goes by prefixes, which is modelled in one process only: such routers see first tokens as they come",
-        )
     if prepared.scenario.scheduler.kv_tiers:
         raise InputError("scheduler.kv_tiers", "are modelled in one process only: run without actors and shards")
     specs = []

@@ -244,8 +244,8 @@ def test_shards_refuse_a_change_to_a_router_that_they_could_not_have_begun_with(
         (looking, 0.0, 1, []),
         (looking, 0.02, 2, []),
         (ChangeScheduler(router="random"), 0.0, 2, []),
-        (prefixes, 0.02, 2, ["scheduler.router: 'llm_d' goes by prefixes"]),
-        (prefixes, 0.02, 1, []),
+        (prefixes, 0.0, 2, ["scheduler.router: 'llm_d' looks at all replicas at each arrival"]),
+        (prefixes, 0.02, 2, []),
     ):
         spec = SchedulerSpec(report_interval_s=interval_s, enable_prefix_caching=True)
         control = Windows([50 * FS_PER_MS], {1: command})

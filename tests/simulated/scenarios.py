@@ -64,7 +64,12 @@ _DOCUMENTS: dict[str, dict[str, Any]] = {
             "devices_per_node": 2,
             "pools": {"prefill": {"device": "duplex", "replicas": 2}, "decode": {"device": "duplex", "replicas": 1}},
         },
-        "scheduler": {"report_interval_s": 0.7, "enable_prefix_caching": True, "kv_blocks": 80},
+        "scheduler": {
+            "report_interval_s": 0.7,
+            "enable_prefix_caching": True,
+            "kv_blocks": 80,
+            "router": {"name": "dynamo", "prefixes": "kv_events"},
+        },
         "workload": {**_WORKLOAD, "prefix": {"groups": 2, "shared_tokens": 200}},
     },
     "mixed": {

@@ -25,7 +25,7 @@ from pimserve.cluster.base.rpc.security import for_host
 from pimserve.cluster.base.rpc.statuses import HostUnavailableError, errors_of
 from pimserve.cluster.base.supervisor import SILENCE_S
 from pimserve.cluster.distributed.recovery import Recovery, ReplayLog
-from pimserve.cluster.distributed.shards.prefix_wire import prefix_messages
+from pimserve.cluster.distributed.shards.prefix_wire import events_of, prefix_messages
 from pimserve.cluster.distributed.shards.shard_wire import (
     blank_table,
     fleet_digest,
@@ -43,6 +43,7 @@ from pimserve.errors import PimserveError
 from pimserve.scheduler.control import Ledger
 from pimserve.scheduler.fleet import Fleet, RowSink
 from pimserve.scheduler.requests import WAITING, RequestTable
+from pimserve.scheduler.router_books import requests_of
 from pimserve.scheduler.shard import Shard
 from pimserve.scheduler.shard_port import NONE, Order, Report
 from pimserve.scheduler.steplog import SpanColumns, StepLog
@@ -177,7 +178,9 @@ class ShardClient:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`; the table has the rows of that time."""
         self.close()
-        self._keep(json.dumps(state).encode(), np.flatnonzero(self._table["status"] == WAITING))
+        waiting = np.flatnonzero(self._table["status"] == WAITING)
+        seen = np.array(requests_of(state["books"]), np.int64)  # by its router, which reads their rows
+        self._keep(json.dumps(state).encode(), np.union1d(waiting, seen))
         for replica, log_state in zip(self.replicas, state["logs"], strict=True):
             self._steps[replica] = log_state["steps"]
 
@@ -224,6 +227,7 @@ class ShardClient:
             "".join(answer.report for answer in answers),
             [column for answer in answers for column in answer.arrays],
         )
+        report = replace(report, kv_events=events_of(event for answer in answers for event in answer.kv_events))
         for answer in answers:
             if answer.HasField("rows"):
                 self._table.write(*rows_of(answer.rows, len(self._table)))

@@ -18,7 +18,7 @@ from pimserve.arrays import IntArray
 from pimserve.cluster.base.rpc.channels import make_server
 from pimserve.cluster.base.rpc.security import HostGuard
 from pimserve.cluster.base.rpc.statuses import WrongStateError
-from pimserve.cluster.distributed.shards.prefix_wire import take_prefixes
+from pimserve.cluster.distributed.shards.prefix_wire import event_messages, take_prefixes
 from pimserve.cluster.distributed.shards.shard_wire import (
     ROWS_PER_MESSAGE,
     blank_table,
@@ -174,10 +174,15 @@ class _Service(ShardServiceServicer):
         *tables, last = pieces(numbers, self._table.rows(numbers))
         for table in tables:
             yield pb.AdvanceWindowsResponse(sequence=request.sequence, rows=table, more=True)
-        *texts, final = in_pieces(*to_message(report))
+        *pieces_of_events, events = event_messages(report.kv_events)
+        for piece in pieces_of_events:
+            yield pb.AdvanceWindowsResponse(sequence=request.sequence, kv_events=piece, more=True)
+        *texts, final = in_pieces(*to_message(replace(report, kv_events=())))
         for text, arrays in texts:
             yield pb.AdvanceWindowsResponse(sequence=request.sequence, report=text, arrays=arrays, more=True)
-        yield pb.AdvanceWindowsResponse(sequence=request.sequence, report=final[0], arrays=final[1], rows=last)
+        yield pb.AdvanceWindowsResponse(
+            sequence=request.sequence, report=final[0], arrays=final[1], rows=last, kv_events=events
+        )
 
     def _spans_so_far(self) -> list[Table]:
         spans = np.concatenate(self._spans) if self._spans else np.zeros(0, SPAN)

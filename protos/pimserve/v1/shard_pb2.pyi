@@ -123,9 +123,12 @@ class AdvanceWindowsResponse(google.protobuf.message.Message):
     ROWS_FIELD_NUMBER: builtins.int
     SPANS_FIELD_NUMBER: builtins.int
     MORE_FIELD_NUMBER: builtins.int
+    KV_EVENTS_FIELD_NUMBER: builtins.int
     sequence: builtins.int
     report: builtins.str
-    """A piece of the report (pimserve.scheduler.shard.Report) but for its arrays, JSON, and columns, as in an order."""
+    """A piece of the report (pimserve.scheduler.shard.Report) but for its arrays and events, JSON, and columns, as in an
+    order.
+    """
     more: builtins.bool
     @property
     def arrays(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[pimserve.v1.columns_pb2.Column]: ...
@@ -137,6 +140,10 @@ class AdvanceWindowsResponse(google.protobuf.message.Message):
     def spans(self) -> pimserve.v1.columns_pb2.Table:
         """Executed steps: columns `replica` and those of pimserve.scheduler.steplog.SpanColumns."""
 
+    @property
+    def kv_events(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___KvEvents]:
+        """Where the run's router goes by what replicas say of their caches: what that was, in turn."""
+
     def __init__(
         self,
         *,
@@ -146,11 +153,43 @@ class AdvanceWindowsResponse(google.protobuf.message.Message):
         rows: pimserve.v1.columns_pb2.Table | None = ...,
         spans: pimserve.v1.columns_pb2.Table | None = ...,
         more: builtins.bool = ...,
+        kv_events: collections.abc.Iterable[global___KvEvents] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["rows", b"rows", "spans", b"spans"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["arrays", b"arrays", "more", b"more", "report", b"report", "rows", b"rows", "sequence", b"sequence", "spans", b"spans"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["arrays", b"arrays", "kv_events", b"kv_events", "more", b"more", "report", b"report", "rows", b"rows", "sequence", b"sequence", "spans", b"spans"]) -> None: ...
 
 global___AdvanceWindowsResponse = AdvanceWindowsResponse
+
+@typing.final
+class KvEvents(google.protobuf.message.Message):
+    """What became of cached blocks of a replica, in turn: the id of one that is stored, and -1 - id of one that is removed,
+    as runs of ascending numbers. Prompts are stored from their beginnings on, and forgotten from their ends.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REPLICA_FIELD_NUMBER: builtins.int
+    FIRSTS_FIELD_NUMBER: builtins.int
+    LENGTHS_FIELD_NUMBER: builtins.int
+    replica: builtins.int
+    @property
+    def firsts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """The first number of each run, less the last one of the run before it, or less 0."""
+
+    @property
+    def lengths(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """How many numbers each run has."""
+
+    def __init__(
+        self,
+        *,
+        replica: builtins.int = ...,
+        firsts: collections.abc.Iterable[builtins.int] | None = ...,
+        lengths: collections.abc.Iterable[builtins.int] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["firsts", b"firsts", "lengths", b"lengths", "replica", b"replica"]) -> None: ...
+
+global___KvEvents = KvEvents
 
 @typing.final
 class SnapshotShardRequest(google.protobuf.message.Message):

@@ -1,19 +1,34 @@
-"""Prefix caches in other processes: they know what prompts begin with, whatever dies meanwhile and comes between."""
+"""Prefix caches in other processes, and routers that go by them: the same bits, whatever dies meanwhile and comes."""
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pimserve.cluster.distributed.shards.prefix_wire import in_runs, of_runs, prefix_messages, take_prefixes
+from pimserve.cluster.distributed import recovery
+from pimserve.cluster.distributed.shards import prefix_wire
+from pimserve.cluster.distributed.shards.prefix_wire import (
+    event_messages,
+    events_of,
+    in_runs,
+    of_runs,
+    prefix_messages,
+    take_prefixes,
+)
 from pimserve.cluster.distributed.shards.shard_wire import blank_table
+from pimserve.errors import InputError
 from pimserve.loadgen.traces.ragged import Ragged
 from pimserve.scheduler.control import Inject
+from pimserve.scheduler.faults import FaultEvent, FaultSpec
 from pimserve.scheduler.simulation import Deployment
 from pimserve.scheduler.summary import digest
+from pimserve.v1 import shard_pb2 as pb
 from tests.scheduler.test_prefix_cache import ROWS, load, run
-from tests.scheduler.test_windows import LENGTHS
+from tests.scheduler.test_prefix_routers import INTERVALS, SETTINGS, served
+from tests.scheduler.test_windows import LENGTHS, Kept, Windows, spread
 
 from .test_shards import SLOW, Killing, remote
 
@@ -61,3 +76,68 @@ def test_shards_that_die_find_the_same_prefixes(
             served = run(workload, kv_tokens, Deployment(shards=shards, control=control), {"replicas": 2})
             found.append((digest(served), served.prefixes, served.table.structured().tobytes(), len(control.refused)))
     assert found[0] == found[1] == found[2]
+
+
+EVENTS = st.lists(st.integers(-9, 9) | st.integers(-(2**62), 2**62), max_size=12)
+
+
+@given(st.lists(EVENTS, max_size=3), st.integers(1, 5))
+def test_what_replicas_say_of_blocks_comes_back(told: list[list[int]], most: int) -> None:
+    events = tuple((2 * number, tuple(each)) for number, each in enumerate(told))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prefix_wire, "_RUNS_PER_MESSAGE", most)
+        pieces = list(event_messages(events))
+    assert pieces
+    assert max(sum(len(each.firsts) for each in piece) for piece in pieces) <= most
+    assert events_of(each for piece in pieces for each in piece) == tuple(each for each in events if each[1])
+
+
+def test_what_replicas_say_of_long_prompts_is_short() -> None:
+    """A thousand prompts of 840 blocks each that are stored, and as many that are forgotten from their ends."""
+    stored = [range(840 * number, 840 * (number + 1)) for number in range(1000)]
+    events = [event for blocks in stored for event in (*blocks, *(-1 - block for block in reversed(blocks)))]
+    (piece,) = event_messages([(3, events)])
+    assert sum(each.ByteSize() for each in piece) < 13_000
+    assert events_of(piece) == ((3, tuple(events)),)
+    with pytest.raises(InputError, match="kv_events: replica 1: needs as many firsts as lengths"):
+        events_of([pb.KvEvents(replica=1, firsts=[1, 2], lengths=[1])])
+
+
+@SLOW
+@given(
+    ROWS,
+    SETTINGS,
+    INTERVALS,
+    LENGTHS,
+    st.sets(st.integers(1, 9), max_size=3),
+    st.lists(st.tuples(st.integers(0, 400), st.integers(0, 2)), max_size=1),
+    st.integers(0, 1000),
+)
+def test_routers_by_prefixes_choose_the_same(
+    rows: list[tuple[int, int, int]],
+    router: Any,
+    interval_s: float,
+    lengths: list[int],
+    deaths: set[int],
+    failures: list[tuple[int, int]],
+    at: int,
+) -> None:
+    """In one process, in three shards of it, and in two hosts that die, which go on from snapshots and checkpoints."""
+    events = tuple(
+        FaultEvent(at_s=at_ms / 1000, replica=replica, kind="fail", for_s=0.05) for at_ms, replica in failures
+    )
+    how = {"of_run": {"faults": FaultSpec(events=events)}, "report_interval_s": interval_s}
+    here, kept = served(rows, router, **how), Kept()
+    shards = 2 if interval_s else 1
+    inside = Deployment(shards=spread(3 if interval_s else 1), control=Windows(lengths))
+    found = [here, served(rows, router, inside, **how)]
+    with pytest.MonkeyPatch.context() as patch, remote(shards) as made, remote(shards) as again:
+        patch.setattr(recovery, "_SAVE_BYTES", 300)
+        control = Killing(lengths, made, deaths)
+        found.append(served(rows, router, Deployment(shards=made, control=control, checkpoints=kept), **how))
+        kept.first = at
+        deployment = Deployment(shards=again, control=Killing([5 * 10**13], again, {2, 4}), checkpoints=kept)
+        found.append(served(rows, router, deployment, **how))
+    assert [digest(each) for each in found] == [digest(here)] * 4
+    assert [each.decisions for each in found] == [here.decisions] * 4
+    assert [each.prefixes for each in found] == [here.prefixes] * 4

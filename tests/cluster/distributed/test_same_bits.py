@@ -100,6 +100,12 @@ SCENARIOS: dict[str, list[str]] = {
         "workload.arrival={process: poisson, rate_per_s: 40}",
         "faults={detection_s: 0.05, events: [{at_s: 0.3, replica: 0, kind: fail, for_s: 0.15}]}",
     ],
+    "a router by what caches say": [
+        "cluster.replicas=3", "scheduler={enable_prefix_caching: true, kv_blocks: 300, router: {name: dynamo}, "
+        "report_interval_s: 0.03}", "workload.prefix={groups: 4, shared_tokens: 500, zipf_theta: 1}",
+        "workload.arrival={process: poisson, rate_per_s: 40}",
+        "faults={detection_s: 0.05, events: [{at_s: 0.3, replica: 0, kind: fail, for_s: 0.15}]}",
+    ],
     "prefix caches of sessions": [
         "workload={arrival: {process: poisson, rate_per_s: 20}, sessions: {turns: {kind: geometric, mean: 3}, "
         "num_sessions: 8, context: accumulate}}", "cluster.replicas=2", "scheduler.enable_prefix_caching=true",
@@ -331,6 +337,7 @@ DIE = [
     "mixed pools whose replicas fail",
     "devices that fail, slow down and leave",
     "pools whose replicas fail, slow down and leave",
+    "a router by what caches say",
 ]
 WHERE = [Spread(2), Spread(2, "planned", 3), Spread(1, "planned"), Spread(1, "lockstep", 2)]
 DYING = [
