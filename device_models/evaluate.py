@@ -97,7 +97,10 @@ def counts_of(plan: CostPlan, shape: StepShape[N]) -> tuple[dict[RowKind, N], di
     tokens = shape.busiest_tokens if plan.timing.rows_of_busiest else every["tokens"]
     sampled = plan.sampled(shape.paced_outputs, shape.paced_decodes, shape.paced_chunks)
     paced = row_counts(tokens, sampled, shape.paced_decodes, shape.paced_chunks)
-    return every, busiest_counts(paced, tokens, plan.data_parallel)
+    busiest = busiest_counts(paced, tokens, plan.data_parallel)
+    if plan.shared_rows:
+        busiest |= {"all_tokens": every["tokens"], "all_decodes": every["decodes"]}
+    return every, busiest
 
 
 def way_of(plan: CostPlan, shape: StepShape[int]) -> DecodeWay:
@@ -181,6 +184,8 @@ def step_times(
         return time + experts[:, FEATURES.index("time_fs")] + experts[:, LINK_FS]
     _, counts = counts_of(plan, spans)
     rows_fs = plan.rows_fs(counts["tokens"], counts["outputs"], counts["decodes"], counts["prompts"])
+    if plan.shared_rows:
+        rows_fs = rows_fs + plan.shared_rows_fs(counts["all_tokens"], counts["all_decodes"])
     experts_fs = np.zeros_like(steps.steps) if experts is None else experts[:, FEATURES.index("time_fs")]
     return step_fs(plan.timing, steps, np.repeat(rows_fs, spans.steps), experts_fs)
 
@@ -204,8 +209,9 @@ def _row_terms(plan: CostPlan, terms: Sequence[RowTerm], shape: StepShape[N], co
             costs.operators.append(OperatorTime(term.name, term.category, time))
         costs.busy.append(Amount((term.category, term.unit), 1, time))
         energy, rows = term.energy, every[term.rows]
-        # Requests are spread over the groups; a group without any reads no weights.
-        groups = least([rows, every["requests"], 0 * rows + (plan.data_parallel if here else 1)])
+        # Requests are spread over the groups, and one without any reads no weights; what groups share is read once.
+        most = plan.data_parallel if here and term not in plan.shared_rows else 1
+        groups = least([rows, every["requests"], 0 * rows + most])
         costs.energy += [
             Amount((term.category, "dram"), energy.dram_const, groups * shape.steps),
             Amount((term.category, "dram"), energy.dram_per_row, rows * shape.steps),

@@ -22,7 +22,7 @@ Category = Literal["fc", "attention_prefill", "attention_decode", "moe", "commun
 CATEGORIES: tuple[Category, ...] = ("fc", "attention_prefill", "attention_decode", "moe", "communication", "step")
 EnergyCategory = Category | Literal["expert_rebalancing"]  # which takes energy beside operators, but no time of steps
 EXPERT_REBALANCING: EnergyCategory = "expert_rebalancing"
-RowKind = Literal["tokens", "outputs", "decodes", "prompts", "requests"]
+RowKind = Literal["tokens", "outputs", "decodes", "prompts", "requests", "all_tokens", "all_decodes"]
 LinkScope = Literal["intra_node", "inter_node", "between_groups"]
 
 # Of a model. "attention" has what belongs to no other part with it: embeddings, norms, gates and the KV cache.

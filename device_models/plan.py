@@ -63,9 +63,10 @@ class RowTerm:
     """An operator whose cost depends on a number of rows only: FC layers, gates, collectives, launches, the host.
 
     `rows`: "tokens" of the step, "outputs" that it samples, "decodes" (requests that decode), "prompts" (chunks of
-    prompts) or "requests" (both), of the busiest data-parallel group for time and of all groups for energy. Time: max
-    over `pieces` of const + slope x rows, fs; with `alternatives`, each of the same form, the least of all (a library
-    takes the fastest algorithm for a size).
+    prompts) or "requests" (both), of the busiest data-parallel group for time and of all groups for energy; of what
+    they share, as experts of a layer that drafts, "all_tokens" and "all_decodes", of all groups for time, too. Time:
+    max over `pieces` of const + slope x rows, fs; with `alternatives`, each of the same form, the least of all (a
+    library takes the fastest algorithm for a size).
     """
 
     name: str
@@ -281,10 +282,25 @@ class CostPlan:
             compute += term_compute
         return time, dram, compute
 
+    @cached_property
+    def shared_rows(self) -> tuple[RowTerm, ...]:
+        """Where there are several data-parallel groups, row terms whose time counts rows of all of them."""
+        shared = [term for term in self.rows if term.rows in {"all_tokens", "all_decodes"}]
+        return tuple(shared) if self.data_parallel > 1 else ()
+
+    @cached_property
+    def _rows_of_group(self) -> tuple[RowTerm, ...]:
+        return tuple(term for term in self.rows if term not in self.shared_rows)
+
     def rows_fs(self, tokens: N, outputs: N, decodes: N, prompts: N) -> N:
-        """Time of all row terms for these counts of the busiest data-parallel group."""
+        """Time of all row terms but `shared_rows` for these counts of the busiest data-parallel group."""
         counts = row_counts(tokens, outputs, decodes, prompts)
-        return sum([term.time_fs(counts[term.rows]) for term in self.rows], 0 * tokens)
+        return sum([term.time_fs(counts[term.rows]) for term in self._rows_of_group], 0 * tokens)
+
+    def shared_rows_fs(self, tokens: N, decodes: N) -> N:
+        """Time of `shared_rows` for these counts of all data-parallel groups."""
+        counts = row_counts(tokens, 0 * tokens, decodes, 0 * tokens)
+        return sum([term.time_fs(counts[term.rows]) for term in self.shared_rows], 0 * tokens)
 
     @property
     def weight_stationary(self) -> bool:

@@ -76,6 +76,8 @@ def row_counts(tokens: N, outputs: N, decodes: N, prompts: N) -> dict[RowKind, N
         "decodes": decodes,
         "prompts": prompts,
         "requests": decodes + prompts,
+        "all_tokens": tokens,
+        "all_decodes": decodes,
     }
 
 
@@ -83,6 +85,7 @@ def busiest_counts(every: dict[RowKind, N], tokens: N, data_parallel: int) -> di
     """Of counts of data-parallel groups that are all like one, those of that, which has `tokens`.
 
     (Where groups share prompts evenly, by their number: if lengths differ, one with many short ones has more of them.)
+    What counts all groups is here as if there were none but that.
     """
     return row_counts(
         tokens,

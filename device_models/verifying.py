@@ -20,6 +20,7 @@ from pimserve.device_models.plan import HOST, CostPlan, DecodeAttentionTerm, Ene
 from pimserve.device_models.routing import POOL_SIZE, ExpertPools
 
 _PREFIX = "draft: "
+_DECODES: dict[RowKind, RowKind] = {"tokens": "decodes", "all_tokens": "all_decodes"}  # of the same, who decodes
 
 
 def verifying(operators: Sequence[Operator], verify_tokens: int) -> list[Operator]:
@@ -51,7 +52,7 @@ def with_drafts(plan: CostPlan, draft: CostPlan, pools: ExpertPools | None, draf
         draft: of the model that drafts, on the same devices.
         pools: outcomes of its routed experts, of which the mean counts; None without any.
         drafts: passes.
-        most_tokens: of the largest step.
+        most_tokens: of the largest step, in all data-parallel groups.
     """
     rows = []
     terms = [*draft.rows, *([] if pools is None else _experts(draft, pools, most_tokens))]
@@ -59,8 +60,8 @@ def with_drafts(plan: CostPlan, draft: CostPlan, pools: ExpertPools | None, draf
         if term.unit == HOST:
             continue
         passes: list[tuple[RowKind, int]] = [(term.rows, 1)]
-        if term.rows == "tokens":
-            passes.append(("decodes", drafts - 1))
+        if term.rows in _DECODES:
+            passes.append((_DECODES[term.rows], drafts - 1))
         elif term.rows in {"outputs", "decodes"}:
             passes = [("decodes", drafts)]
         rows += [_times(term, kind, number) for kind, number in passes if number]
@@ -77,10 +78,10 @@ def with_draft_share(
         alone: of the same model in steps without drafts.
         pools: outcomes of its routed experts, of which the mean counts; None without any.
         drafts: number of drafts x share of each.
-        most_tokens: decoding requests of the largest step.
+        most_tokens: decoding requests of the largest step, in all data-parallel groups.
     """
     terms = [*alone.rows, *([] if pools is None else _experts(alone, pools, most_tokens))]
-    rows = [_times(term, "decodes", drafts) for term in terms if term.rows != "prompts"]
+    rows = [_times(term, _DECODES.get(term.rows, "decodes"), drafts) for term in terms if term.rows != "prompts"]
     return _with(plan, rows, alone.decode, drafts, prefill=None)
 
 
@@ -131,8 +132,8 @@ def _attention(term: DecodeAttentionTerm, times: float) -> DecodeAttentionTerm:
 
 
 def _experts(plan: CostPlan, pools: ExpertPools, most_tokens: int) -> list[RowTerm]:
-    """Routed experts in the mean over outcomes, as a term that counts tokens: their time through its values at powers
-    of two, on the unit that is busiest; energy as of a step that touches all experts.
+    """Routed experts in the mean over outcomes, as a term that counts tokens, those of all data-parallel groups: their
+    time through its values at powers of two, on the unit that is busiest; energy as of a step that touches all experts.
     """
     assert plan.experts is not None
     knots = [2**power for power in range(max(2, most_tokens.bit_length() + 1))]
@@ -148,7 +149,7 @@ def _experts(plan: CostPlan, pools: ExpertPools, most_tokens: int) -> list[RowTe
             "routed experts",
             "moe",
             plan.experts.units[1 if second else 0].unit,
-            "tokens",
+            "tokens" if plan.data_parallel == 1 else "all_tokens",
             ways[0],
             Energy(dram_const, dram, compute),
             alternatives=tuple(ways[1:]),

@@ -42,11 +42,12 @@ class GroupLoad(NamedTuple):
 class GroupSpan(NamedTuple):
     """Decode steps of data-parallel groups that each have requests of their own, and wait for the slowest.
 
-    `decodes`, `context`: the number of groups times what that has in the first step. Groups wait for `lead_fs` in that
-    step, all together, and for `lead_growth_fs` more in each further one.
+    `slowest`: its place. `decodes`, `context`: the number of groups times what that has in the first step. Groups wait
+    for `lead_fs` in that step, all together, and for `lead_growth_fs` more in each further one.
     """
 
     span: DecodeSpan
+    slowest: int
     decodes: int
     context: int
     lead_fs: int
@@ -84,6 +85,9 @@ class ReplicaCosts:
             lambda counts: plan.rows_fs(0, 0, *(-(-count // groups) for count in counts))  # decodes, prompts
         )
         self._decode_rows_fs: Memo[int, int] = Memo(lambda share: plan.rows_fs(width * share, width * share, share, 0))
+        self._shared_fs: Memo[tuple[int, int], int] | None = None  # by tokens and decoding requests of all groups
+        if plan.shared_rows:
+            self._shared_fs = Memo(lambda counts: plan.shared_rows_fs(*counts))
         self._by_requests = any(term.rows not in {"tokens", "outputs"} for term in plan.rows)
         self._chunk_cost = Memo(plan.chunk_cost, _CHUNKS_KEPT).__getitem__
         self._drawn: dict[int, IntArray] = {}
@@ -185,8 +189,10 @@ class ReplicaCosts:
         outputs, prompts = sum(group.outputs for group in groups), sum(len(group.chunks) for group in groups)
         counts = 1, decodes, context, tokens - width * decodes, prompts, outputs
         shape = *counts, busiest, 0, prefill_fs, dram, compute, *paced
-        experts_fs = 0 if self.pools is None else self.experts_fs(tokens, step)
-        return shape, slowest_fs + experts_fs, n * slowest_fs - sum(times)
+        shared_fs = 0 if self.pools is None else self.experts_fs(tokens, step)
+        if self._shared_fs is not None:
+            shared_fs += self._shared_fs[tokens, decodes]
+        return shape, slowest_fs + shared_fs, n * slowest_fs - sum(times)
 
     def groups_span(self, step: int, groups: Sequence[tuple[int, int]], most: int) -> GroupSpan:
         """At most `most` steps of decoding alone, the first of which has that number; a group may take the lead once.
@@ -210,12 +216,15 @@ class ReplicaCosts:
                 steps = min(steps, (slowest_fs - first - (place < slowest)) // (growth - grows_fs) + 1)
         own, attended = groups[slowest]
         leads = n * slowest_fs - sum(firsts), n * grows_fs - sum(growth for _, growth in lines)
+        if self._shared_fs is not None:
+            slowest_fs += self._shared_fs[self._verify_tokens * decodes, decodes]
         prefix: Sequence[int] = ()
         at = 0
         if self.plan.experts is not None:
             prefix, at = self.experts_prefix(self._verify_tokens * decodes, step)
         tokens = self._verify_tokens * own
-        return GroupSpan(DecodeSpan(steps, tokens, slowest_fs, grows_fs, prefix, at), n * own, n * attended, *leads)
+        span = DecodeSpan(steps, tokens, slowest_fs, grows_fs, prefix, at)
+        return GroupSpan(span, slowest, n * own, n * attended, *leads)
 
     def experts_prefix(self, tokens: int, step: int) -> tuple[Sequence[int], int]:
         """(prefix, i): the experts of steps step .. step + n - 1 take prefix[i + n] - prefix[i], n up to `max_span`."""

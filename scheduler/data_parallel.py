@@ -26,6 +26,7 @@ from pimserve.scheduler.queue import ClosedLoop, FcfsQueue
 from pimserve.scheduler.queue_classes import QueueClass
 from pimserve.scheduler.requests import FOREVER, RequestTable
 from pimserve.scheduler.sessions import Sessions
+from pimserve.scheduler.spec_decode_figures import drafts_together
 from pimserve.scheduler.steplog import StepLog
 
 
@@ -121,6 +122,7 @@ class DataParallelEngine:
         awaited = sum(core.admission.awaited_blocks(core.queue) for core in cores)
         awaited += cores[0].admission.awaited_blocks(self.queue)
         figures = [each for each in (core.kv.prefix_figures() for core in cores) if each is not None]
+        drafts = [each for each in (core.decoding.spec_decode for core in cores) if each is not None]
         return ReplicaState(
             replica=self.costs.replica,
             pool=self._pool,
@@ -139,6 +141,7 @@ class DataParallelEngine:
             tokens_in_flight=sum(queue.tokens for queue in self._queues) + in_prefill + context + late_tokens,
             kv_usage=(used + late) / blocks,
             prefix_cache=together(figures) if figures else None,
+            spec_decode=drafts_together(drafts) if drafts else None,
         )
 
     def arrive(self, before_fs: int) -> None:
@@ -360,7 +363,7 @@ class DataParallelEngine:
         decodes, context = (sum(own) for own in zip(*groups, strict=True))
         emits = sum(core.decoding.emits(step) for core in decoding)
         shape = steps, decodes, context, 0, 0, emits, span.busiest_tokens, 0, 0, 0, 0
-        slowest = paced.decodes, paced.context, 0, paced.decodes
+        slowest = paced.decodes, paced.context, 0, len(cores) * cores[paced.slowest].decoding.emits(step)
         used_last = sum(core.kv.used for core in cores)
         self._log.span((*divmod(clock, FS_PER_PS), *shape, *slowest, used, used_last, duration))
         self._end_step(steps, duration, paced.waited_fs(steps))

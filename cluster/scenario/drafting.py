@@ -31,13 +31,13 @@ def with_speculation(
     if spec is None:
         return pool
     _check(pool, demand)
-    drafts, seed, most = spec.num_speculative_tokens, scenario.run.seed, demand.max_num_seqs
+    drafts, seed, groups = spec.num_speculative_tokens, scenario.run.seed, demand.split.data
     alone = replace(demand, verify_tokens=1)
     unlimited = scenario.scheduler.model_copy(update={"kv_blocks": None})
     if spec.draft_time_share is not None:
         plain = place(device, links, alone, unlimited).plan
         routing = scenario.routing.for_model(demand.model)
-        share = drafts * spec.draft_time_share
+        share, most = drafts * spec.draft_time_share, groups * demand.max_num_seqs
         return replace(pool, plan=with_draft_share(pool.plan, plain, _pools(plain, routing, seed), share, most))
     if spec.method == "ngram":
         return pool
@@ -54,7 +54,7 @@ def with_speculation(
     fitted = replace(alone, model=model, expert_weights=weights, expert_slots=slots)
     draft = place(device, links, fitted, unlimited)
     most = min(demand.max_step_tokens, scenario.scheduler.max_step_tokens(demand.model.max_model_len_tokens))
-    plan = with_drafts(pool.plan, draft.plan, _pools(draft.plan, routing, seed), drafts, most)
+    plan = with_drafts(pool.plan, draft.plan, _pools(draft.plan, routing, seed), drafts, groups * most)
     token_bytes = model.attention.kv_elements * draft.replica.precision.kv_bits / 8 * model.layers
     pool = replace(pool, plan=plan, draft_kv_bytes_per_token=token_bytes)
     return _beside(pool, demand, model, _weight_bytes(demand, model, mtp=spec.method == "mtp"))
@@ -66,12 +66,6 @@ def _check(pool: PlacedPool, demand: Demand) -> None:
         raise InputError(WHERE, f"is not modelled on devices of this kind ({name}); use a GPU or Duplex")
     if pool.kv_groups.windowed:
         raise InputError(WHERE, f"is not modelled for {demand.model.name}, which has attention windows")
-    if plan.data_parallel > 1:
-        raise InputError(
-            WHERE,
-            f"is not modelled with several data-parallel groups in a replica (there are {plan.data_parallel}): "
-            "cluster.tensor_parallel over all devices of a replica, or a replica for each group",
-        )
 
 
 def _pools(plan: CostPlan, routing: Routing, seed: int) -> ExpertPools | None:

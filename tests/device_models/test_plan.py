@@ -1,6 +1,7 @@
 """Terms of a cost plan against counting by hand."""
 
 import math
+from collections import Counter
 from typing import get_args
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from pimserve.device_models.catalogue import device_names, load_model, model_names
 from pimserve.device_models.duplex import decided_as_in_the_paper
+from pimserve.device_models.evaluate import evaluate, shape_of
 from pimserve.device_models.experts import ExpertTerm
 from pimserve.device_models.gpu import Gpu
 from pimserve.device_models.operators import CATEGORIES, Category, Parallelism, PrefillAttention, RowKind, operators_of
@@ -19,6 +21,7 @@ from pimserve.device_models.plan import (
     HOST,
     Chunk,
     CostPlan,
+    Energy,
     PrefillAttentionTerm,
     RowTerm,
 )
@@ -44,14 +47,30 @@ def test_a_row_term_takes_its_slowest_piece_of_its_fastest_algorithm() -> None:
 
 def test_row_terms_count_what_they_say() -> None:
     counts = row_counts(1000, 30, 20, 7)
-    assert counts == {"tokens": 1000, "outputs": 30, "decodes": 20, "prompts": 7, "requests": 27}
+    each = {"tokens": 1000, "outputs": 30, "decodes": 20, "prompts": 7, "requests": 27}
+    assert counts == {**each, "all_tokens": 1000, "all_decodes": 20}
     assert tuple(counts) == get_args(RowKind)
     rows = tuple(RowTerm(each, "step", HOST, each, ((0, 10**k),)) for k, each in enumerate(get_args(RowKind)))
     plan = CostPlan(1, 1, ("xpu",), rows, (), (), None)
-    assert plan.rows_fs(1000, 30, 20, 7) == 1000 + 300 + 2000 + 7000 + 270_000
+    assert plan.rows_fs(1000, 30, 20, 7) == 1000 + 300 + 2000 + 7000 + 270_000 + 10**5 * 1000 + 10**6 * 20
     # 20 requests and 7 prompts over 3 groups: 7 and 3 in the busiest one, whose tokens depend on the prompts' lengths.
     busiest = {"tokens": 500, "outputs": 10, "decodes": 7, "prompts": 3, "requests": 10}
-    assert busiest_counts(counts, 500, 3) == busiest
+    assert busiest_counts(counts, 500, 3) == {**busiest, "all_tokens": 500, "all_decodes": 7}
+
+
+def test_what_groups_share_counts_all_of_them_once() -> None:
+    """Three groups, of which the slowest has 500 tokens and 7 of 20 decoding requests, with 3 tokens to verify each."""
+    energy = Energy(1, 10**2, 0)
+    rows = tuple(RowTerm(rows, "moe", "xpu", rows, ((1, 10),), energy) for rows in ("all_tokens", "all_decodes"))
+    plan = CostPlan(3, 3, ("xpu",), rows, (), (), None, verify_tokens=3)
+    step = shape_of(plan, 20, 0, [(900, 0), (40, 0)])._replace(busiest_tokens=500, paced_decodes=21)
+    costs = evaluate(plan, step)
+    assert plan.rows_fs(500, 0, 7, 2) == 0
+    assert costs.duration_fs == plan.shared_rows_fs(1000, 20) == 10 * 1000 + 1 + 10 * 20 + 1
+    spent = Counter[int]()
+    for (category, _), coefficient, times in costs.energy:
+        spent[category] += coefficient * times
+    assert spent["moe"] == 1 + 10**2 * 1000 + 1 + 10**2 * 20
 
 
 def test_a_term_of_prompts_or_decodes_takes_no_time_without_any() -> None:

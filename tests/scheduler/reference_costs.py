@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pimserve.device_models.plan import Chunk, CostPlan, DecodeAttentionTerm, DecodeWay
+from pimserve.device_models.plan import Chunk, CostPlan, DecodeAttentionTerm, DecodeWay, RowTerm
+
+SHARED = ("all_tokens", "all_decodes")
 
 
 def dense_fs(plan: CostPlan, decode_requests: int, context: int, chunks: list[Chunk], outputs: int) -> int:
@@ -49,10 +51,21 @@ def rows_fs(plan: CostPlan, decodes: int, prompts: int, outputs: int, tokens: in
     counts["requests"] = counts["decodes"] + counts["prompts"]
     time = 0
     for term in plan.rows:
-        n = counts[term.rows]
-        if n > 0:
-            time += min(max(const + slope * n for const, slope in way) for way in [term.pieces, *term.alternatives])
+        if term.rows not in SHARED:
+            time += term_fs(term, counts[term.rows])
     return time
+
+
+def shared_fs(plan: CostPlan, tokens: int, decodes: int) -> int:
+    """Time of those row terms that count tokens and decoding requests of all data-parallel groups."""
+    counts = {"all_tokens": tokens, "all_decodes": decodes}
+    return sum(term_fs(term, counts[term.rows]) for term in plan.rows if term.rows in SHARED)
+
+
+def term_fs(term: RowTerm, rows: int) -> int:
+    """Time of a row term for so many rows."""
+    ways = [term.pieces, *term.alternatives]
+    return min(max(const + slope * rows for const, slope in way) for way in ways) if rows > 0 else 0
 
 
 def pipeline_fs(plan: CostPlan, requests: int, context: int, chunks: list[Chunk], outputs: int) -> int:

@@ -21,7 +21,7 @@ from pimserve.device_models.routing import POOL_SIZE, ExpertPools
 from pimserve.scheduler.speculative_spec import SpeculativeSpec
 from tests.scheduler.reference_balance import ReferenceBalance
 from tests.scheduler.reference_blocks import UNLIMITED, ReferenceBlocks
-from tests.scheduler.reference_costs import dense_fs, fastest_attention_fs, of_one_group
+from tests.scheduler.reference_costs import dense_fs, fastest_attention_fs, of_one_group, shared_fs
 from tests.scheduler.reference_fair_share import ReferenceShares
 from tests.scheduler.reference_mixed import mixed_fs
 from tests.scheduler.reference_prefix import PhysicalBlocks
@@ -369,6 +369,7 @@ def run_reference(
         else:
             own = [map(len, decoding), contexts, shapes, sampled]
             duration = max(dense_fs(of_one_group(plan), *each) for each in zip(*own, strict=True))
+            duration += shared_fs(plan, drafts.verify_tokens * decodes + prefill_tokens, decodes)
         if pools is not None and plan.micro_batches is None:
             tokens, step = drafts.verify_tokens * decodes + prefill_tokens, len(result.steps)
             if mode == "exact":

@@ -6,11 +6,12 @@ from hypothesis import assume
 from hypothesis import strategies as st
 
 from pimserve.device_models.kv_groups import NO_WINDOWS
+from pimserve.device_models.operators import RowKind
 from pimserve.device_models.plan import CostPlan
 from pimserve.scheduler.speculative_spec import SpeculativeSpec
 
 from .prefix_strategies import prefix_cases, tier_cases
-from .strategies import Case, cases, expert_terms, serial_plans
+from .strategies import Case, balances, cases, expert_terms, row_terms, serial_plans
 
 
 @st.composite
@@ -30,18 +31,23 @@ def speculations(draw: st.DrawFn) -> SpeculativeSpec:
 
 
 @st.composite
-def _one_group(draw: st.DrawFn) -> CostPlan:
+def _plans(draw: st.DrawFn) -> CostPlan:
+    """Of one to three data-parallel groups, with up to two terms that count tokens or decoding requests of all."""
     plan = draw(serial_plans(st.none() | expert_terms()))
-    return replace(plan, devices=1, data_parallel=1)
+    kinds: list[RowKind] = ["all_tokens", "all_decodes"]
+    shared = draw(st.lists(st.tuples(row_terms("xpu"), st.sampled_from(kinds)), max_size=2))
+    return replace(plan, rows=(*plan.rows, *(replace(term, rows=rows) for term, rows in shared)))
 
 
 @st.composite
 def speculative_cases(draw: st.DrawFn) -> Case:
     """Cases without attention windows in their KV cache, which holds one request of the longest length and drafts.
 
-    A third has a prefix cache, another one tiers below that.
+    A third has a prefix cache, another one tiers below that; data-parallel groups of others may wait with prompts.
     """
-    case = draw(st.one_of(cases(_one_group()), prefix_cases(of=_one_group()), tier_cases(of=_one_group())))
+    case = draw(st.one_of(cases(_plans()), prefix_cases(of=_plans()), tier_cases(of=_plans())))
+    if case.groups > 1 and case.prefixes is None:
+        case = replace(case, balance=draw(st.none() | balances()))
     spec = draw(speculations())
     assume(case.policy != "vtc")
     tokens = case.kv_capacity_blocks // case.full_groups * case.block_size

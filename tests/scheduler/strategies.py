@@ -332,6 +332,13 @@ def windows() -> st.SearchStrategy[KvGroups]:
     return st.builds(KvGroups, st.integers(1, 2), st.integers(1, 3), st.integers(1, 60))
 
 
+def balances() -> st.SearchStrategy[AttentionDpBalanceSpec]:
+    """When data-parallel groups wait for each other with prompts."""
+    return st.builds(
+        AttentionDpBalanceSpec, timeout_iters=st.integers(1, 12), batching_wait_iters=st.sampled_from([0, 0, 1, 4])
+    )
+
+
 def two_classes() -> st.SearchStrategy[tuple[ClassSpec, ...]]:
     """Two classes, earlier and later than those without one, which have no limit."""
     slo = st.builds(SloSpec, ttft_s=st.integers(1, 100).map(lambda ms: ms / 1000))

@@ -26,7 +26,7 @@ from pimserve.scheduler.summary import digest
 from tests.examples import examples
 
 from .law_runs import Run
-from .strategies import FS_PER_MS, Case, cases, expert_terms, serial_plans
+from .strategies import FS_PER_MS, Case, balances, cases, expert_terms, serial_plans
 from .test_engine_equals_reference import assert_equal, run_engine
 from .test_simulation import serve
 from .test_windows import LENGTHS, Kept, Windows, spans
@@ -115,15 +115,10 @@ def test_a_cache_that_has_left_gives_back_the_blocks_of_the_group_that_it_left()
         assert used(engine) == left
 
 
-BALANCES = st.builds(
-    AttentionDpBalanceSpec, timeout_iters=st.integers(1, 12), batching_wait_iters=st.sampled_from([0, 0, 1, 4])
-)
-
-
 @st.composite
 def balanced(draw: st.DrawFn) -> Case:
     """Cases of groups that wait for each other with prompts."""
-    case = replace(draw(cases(GROUPS)), balance=draw(BALANCES))
+    case = replace(draw(cases(GROUPS)), balance=draw(balances()))
     for request in case.requests:
         if request.arrival_fs is not None:
             request.arrival_fs -= request.arrival_fs % FS_PER_PS

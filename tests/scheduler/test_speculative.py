@@ -150,7 +150,6 @@ MTP = "scheduler.speculative={method: mtp, num_speculative_tokens: 3, acceptance
     [
         (["cluster.pools={prefill: {}, decode: {}}"], "pools"),
         (["scheduler.policy=vtc"], "vtc"),
-        (["cluster.tensor_parallel=2"], "data-parallel groups"),
         (["model=gpt-oss-120b", "cluster.device=h100"], "attention windows"),
         (["cluster.device=aimc-realistic", "cluster.devices_per_node=1", TINY], "of this kind"),
         (["cluster.placement={experts: {device: h100}}"], "devices of their own"),
@@ -255,12 +254,15 @@ CACHED = [
 ]
 
 
+IN_GROUPS = ["cluster.tensor_parallel=2", "scheduler.kv_blocks=140"]
+
+
 @examples(12)
 @given(
     LENGTHS,
     st.integers(0, 500),
     st.sampled_from(["round_robin", "least_outstanding", "least_tokens"]),
-    st.sampled_from([[], CACHED]),
+    st.sampled_from([[], CACHED, IN_GROUPS, CACHED + IN_GROUPS]),
 )
 def test_windows_interruptions_and_faults_do_not_matter(
     lengths: list[int], at: int, router: str, more: list[str]

@@ -122,6 +122,12 @@ SCENARIOS: dict[str, list[str]] = {
         "workload.arrival={process: poisson, rate_per_s: 40}",
         "faults={detection_s: 0.05, events: [{at_s: 0.3, replica: 0, kind: fail, for_s: 0.15}]}",
     ],
+    "drafts in data-parallel groups beside prefix caches": [
+        "cluster.replicas=2", "cluster.tensor_parallel=2", "scheduler={enable_prefix_caching: true, kv_blocks: 300, "
+        "speculative: {method: mtp, num_speculative_tokens: 2, acceptance: 0.7}}",
+        "workload.prefix={groups: 4, shared_tokens: 500}", "workload.arrival={process: poisson, rate_per_s: 40}",
+        "faults.events=[{at_s: 0.1, replica: 0, kind: slow, factor: 1.5}]",
+    ],
     "shortest predicted first": ["cluster.replicas=2", "scheduler.policy=sjf", "scheduler.prediction_error=0.5",
                                  "scheduler.max_num_seqs=2"],
     "fair share by tenant": [
