@@ -23,6 +23,7 @@ from pimserve.scheduler.departures import Move
 from pimserve.scheduler.exact_routing import ExactRouting
 from pimserve.scheduler.faults import Condition, Effect
 from pimserve.scheduler.fleet import DECODE, Fleet, ReplicaEngine, RowSink
+from pimserve.scheduler.kv_tiers import KvTiers
 from pimserve.scheduler.lookahead import Lookahead
 from pimserve.scheduler.requests import FOREVER, RequestTable
 from pimserve.scheduler.router_books import Decisions, RouterBooks
@@ -142,6 +143,11 @@ class Shard:
         for log in self.logs:
             log.flush()
         return [log.ledger(replica) for replica, log in zip(self.replicas, self.logs, strict=True)]
+
+    def tiers(self) -> dict[int, KvTiers]:
+        """By replica, the tiers below its prefix cache, of those that have some."""
+        found = {engine.costs.replica: core.kv.tiers for engine in self.engines for core in engine.cores}
+        return {replica: tiers for replica, tiers in found.items() if tiers is not None}
 
     def state(self) -> dict[str, Any]:
         """All that the shard has in hand, as JSON can hold it, but for the request table."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -13,6 +13,7 @@ from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.control import Ledger, ReplicaState
 from pimserve.scheduler.departures import Move
 from pimserve.scheduler.faults import Condition, Effect
+from pimserve.scheduler.kv_tiers import KvTiers
 from pimserve.scheduler.requests import FOREVER
 from pimserve.scheduler.steplog import StepLog
 
@@ -147,6 +148,9 @@ class ShardPort(Protocol):
 
     def ledgers(self) -> list[Ledger]:
         """Per replica: its number, busy seconds per unit, energy and tokens so far."""
+
+    def tiers(self) -> Mapping[int, KvTiers]:
+        """By replica, the tiers below its prefix cache; of those that have some, after the last window."""
 
     def state(self) -> dict[str, Any]:
         """All that the shard has in hand, as JSON can hold it."""

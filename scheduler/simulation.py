@@ -360,11 +360,11 @@ def _served(clock: Clock, workload: Workload, *, trimmed: bool, loop_s: float) -
 
 
 def _tiers(clock: Clock) -> ServedTiers:
-    """Tiers of all replicas, which are in this process."""
-    engines = (engine for shard in clock.shards if isinstance(shard, Shard) for engine in shard.engines)
-    caches = (core.kv for engine in engines for core in engine.cores)
-    found = ((kv.tiers, kv.prefix_figures()) for kv in caches)
-    return ServedTiers.of((tiers, cache) for tiers, cache in found if tiers is not None and cache is not None)
+    """Tiers of all replicas, by their numbers."""
+    tiers = {replica: tiers for shard in clock.shards for replica, tiers in shard.tiers().items()}
+    caches = {state.replica: state.prefix_cache for state in clock.states()}
+    found = ((tiers[replica], caches[replica]) for replica in sorted(tiers))
+    return ServedTiers.of((there, cache) for there, cache in found if cache is not None)
 
 
 def _save(checkpoints: Checkpoints, clock: Clock) -> None:

@@ -31,7 +31,6 @@ from pimserve.cluster.distributed.shards.shard_client import ShardClient
 from pimserve.cluster.scenario.device_groups import device_groups
 from pimserve.cluster.scenario.placement import PlacedPool
 from pimserve.cluster.scenario.prepared import Prepared
-from pimserve.errors import InputError
 from pimserve.scheduler.fleet import Fleet, RowSink
 from pimserve.scheduler.requests import RequestTable
 from pimserve.scheduler.shard import Shard
@@ -214,13 +213,7 @@ def distributed(prepared: Prepared, cluster: RayCluster | None, spread: Spread) 
 
 
 def host_specs(prepared: Prepared, spread: Spread, token: str) -> list[HostSpec]:
-    """The hosts that a run needs, shards first.
-
-    Raises:
-        InputError: what it asks for runs in one process only.
-    """
-    if prepared.scenario.scheduler.kv_tiers:
-        raise InputError("scheduler.kv_tiers", "are modelled in one process only: run without actors and shards")
+    """The hosts that a run needs, shards first."""
     specs = []
     if spread.devices != "lockstep":
         names = map(_shard_name, range(spread.shards))

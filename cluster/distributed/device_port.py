@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ from pimserve.cluster.distributed.devices.ledgers import DeviceLedger
 from pimserve.cluster.distributed.recovery import Recovery
 from pimserve.scheduler.control import Ledger
 from pimserve.scheduler.fleet import DECODE, Fleet, RowSink
+from pimserve.scheduler.kv_tiers import KvTiers
 from pimserve.scheduler.requests import RequestTable
 from pimserve.scheduler.shard_port import Order, Report, ShardPort
 from pimserve.scheduler.steplog import StepLog
@@ -191,6 +192,10 @@ class DevicePort:
         """Per replica, its number, busy seconds per unit, energy and tokens so far, as its devices have them."""
         ledgers = self._shard.ledgers()  # hands on all that was executed
         return with_actors(ledgers, self._devices.books()[0])
+
+    def tiers(self) -> Mapping[int, KvTiers]:
+        """By replica, the tiers below its prefix cache."""
+        return self._shard.tiers()
 
     def state(self) -> dict[str, Any]:
         """All that the shard, and perhaps the devices, have in hand."""

@@ -125,6 +125,26 @@ def test_replicas_that_are_looked_at_exactly_stay_in_one_shard(tmp_path: Path) -
     assert "scheduler.report_interval_s: is 0, so router 'least_outstanding' looks at all replicas" in done.stderr
 
 
+def test_tiers_and_a_router_by_what_caches_say_as_in_one_process(tmp_path: Path) -> None:
+    """A host of two shards is killed."""
+    tiers = "[{name: host, capacity_gb: 0.5, gb_per_s: 5, write: back}, {name: disk, gb_per_s: 1, write: back}]"
+    settings = [
+        *("workload.num_requests=400", "workload.prefix={groups: 20, shared_tokens: 900}", "cluster.replicas=2"),
+        "scheduler={enable_prefix_caching: true, kv_blocks: 700, report_interval_s: 0.5, router: {name: dynamo}, "
+        f"kv_tiers: {tiers}}}",
+    ]
+    options = [part for setting in settings for part in ("--set", setting)]
+    here = json.loads(pimserve("run", "--json", *options, cwd=tmp_path).stdout)
+    command = command_for(tmp_path / "run", "processes", [*options, "--shards", "2", "--speed", "20x"])
+    outcome = disturbed(command, random.Random(1), ["host"], 1.0)
+    assert (outcome.digest, outcome.faults) == (here["digest"], ["host"])
+    there = json.loads((tmp_path / "run" / "out" / "summary.json").read_text(encoding="utf-8"))
+    assert [there[part] for part in ("kv_tiers", "prefix_cache", "router")] == [
+        here[part] for part in ("kv_tiers", "prefix_cache", "router")
+    ]
+    assert all(tier["hit_tokens"] for tier in here["kv_tiers"]["tiers"])
+
+
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The digest of the run that is disturbed."""

@@ -69,6 +69,7 @@ _DOCUMENTS: dict[str, dict[str, Any]] = {
             "enable_prefix_caching": True,
             "kv_blocks": 80,
             "router": {"name": "dynamo", "prefixes": "kv_events"},
+            "kv_tiers": [{"name": "host", "capacity_gb": 0.02, "gb_per_s": 1}, {"name": "disk", "write": "back"}],
         },
         "workload": {**_WORKLOAD, "prefix": {"groups": 2, "shared_tokens": 200}},
     },

@@ -42,6 +42,7 @@ from pimserve.cluster.distributed.shards.shard_wire import (
 from pimserve.errors import PimserveError
 from pimserve.scheduler.control import Ledger
 from pimserve.scheduler.fleet import Fleet, RowSink
+from pimserve.scheduler.kv_tiers import KvTiers
 from pimserve.scheduler.requests import WAITING, RequestTable
 from pimserve.scheduler.router_books import requests_of
 from pimserve.scheduler.shard import Shard
@@ -153,11 +154,18 @@ class ShardClient:
         """Logs of the replicas."""
         return self._mirror().logs
 
+    def tiers(self) -> dict[int, KvTiers]:
+        """By replica, the tiers below its prefix cache."""
+        return self._mirror().tiers()
+
     def _mirror(self) -> Shard:
-        """A shard in this process with logs as those over there; not one to run."""
-        mirror = Shard(self._fleet, self.replicas, blank_table(len(self._table)))
-        for log, state in zip(mirror.logs, self.state()["logs"], strict=True):
-            log.restore(state)
+        """A shard in this process with logs and tiers as those over there; not one to run."""
+        mirror, state = Shard(self._fleet, self.replicas, blank_table(len(self._table))), self.state()
+        for log, log_state in zip(mirror.logs, state["logs"], strict=True):
+            log.restore(log_state)
+        engines = dict(zip(self.replicas, state["engines"], strict=True))
+        for replica, tiers in mirror.tiers().items():
+            tiers.restore(engines[replica]["prefix_tiers"])
         return mirror
 
     def state(self) -> dict[str, Any]:

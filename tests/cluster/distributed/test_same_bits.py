@@ -100,9 +100,10 @@ SCENARIOS: dict[str, list[str]] = {
         "workload.arrival={process: poisson, rate_per_s: 40}",
         "faults={detection_s: 0.05, events: [{at_s: 0.3, replica: 0, kind: fail, for_s: 0.15}]}",
     ],
-    "a router by what caches say": [
+    "a router by what caches say, and tiers": [
         "cluster.replicas=3", "scheduler={enable_prefix_caching: true, kv_blocks: 300, router: {name: dynamo}, "
-        "report_interval_s: 0.03}", "workload.prefix={groups: 4, shared_tokens: 500, zipf_theta: 1}",
+        "report_interval_s: 0.03, kv_tiers: [{name: host, capacity_gb: 0.1, gb_per_s: 1}, "
+        "{name: disk, gb_per_s: 0.1, write: back}]}", "workload.prefix={groups: 4, shared_tokens: 500, zipf_theta: 1}",
         "workload.arrival={process: poisson, rate_per_s: 40}",
         "faults={detection_s: 0.05, events: [{at_s: 0.3, replica: 0, kind: fail, for_s: 0.15}]}",
     ],
@@ -343,7 +344,7 @@ DIE = [
     "mixed pools whose replicas fail",
     "devices that fail, slow down and leave",
     "pools whose replicas fail, slow down and leave",
-    "a router by what caches say",
+    "a router by what caches say, and tiers",
 ]
 WHERE = [Spread(2), Spread(2, "planned", 3), Spread(1, "planned"), Spread(1, "lockstep", 2)]
 DYING = [

@@ -1,4 +1,4 @@
-"""What is told of limits while a run goes on is that of its summary, also where shards live elsewhere."""
+"""What is told while a run goes on is that of its summary, also where shards live elsewhere."""
 
 import pytest
 
@@ -10,7 +10,13 @@ from pimserve.cluster.run.running_latencies import RunningLatencies
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
 from tests.cluster.distributed.test_same_bits import run_there
-from tests.cluster.metrics.test_feed import limits_at_percentiles_are_those_of, outcomes_are_those_of
+from tests.cluster.metrics.test_feed import (
+    CASES,
+    limits_at_percentiles_are_those_of,
+    outcomes_are_those_of,
+    prefix_caches_are_those_of,
+    tiers_are_those_of,
+)
 
 SLO = "slo={itl_max_s: 0.004, ttft_p99_s: 0.02, itl_p99.9_s: 1}"
 
@@ -27,3 +33,14 @@ def test_longest_gaps_and_limits_at_percentiles(shards, tmp_path):
     limits_at_percentiles_are_those_of(summary, feed.latest())
     found = control.latencies.so_far()
     assert found.good / found.left == summary["slo"]["attainment"]
+
+
+def test_what_tiers_found_and_hold(tmp_path):
+    scenario = load_scenario(None, [*CASES["tiers"][1], "workload.num_requests=80"])
+    prepared = prepare(scenario)
+    feed = MetricsFeed(metrics_of(prepared, "r"), prepared.objectives)
+    control = LiveControl(RunningLatencies(prepared.objectives), observer=feed)
+    summary = run_there(scenario, Spread(2), tmp_path / "r", control)
+    assert all(tier["written_bytes"] > 0 for tier in summary["kv_tiers"]["tiers"])
+    tiers_are_those_of(summary, feed.latest())
+    prefix_caches_are_those_of(summary, feed.latest())
