@@ -53,9 +53,7 @@ class SchedulerSpec(BaseModel):
     )
     block_size: Annotated[int, Field(gt=0, le=1024)] = Field(16, description="tokens of one KV block")
     enable_prefix_caching: bool = Field(
-        False,
-        description="keep KV blocks of requests that have left, for prompts that begin alike; without attention "
-        "windows",
+        False, description="keep KV blocks of requests that have left, for prompts that begin alike"
     )
     kv_tiers: tuple[KvTierSpec, ...] = Field(
         (),

@@ -30,6 +30,7 @@ from pimserve.scheduler.sessions import Sessions
 from pimserve.scheduler.shedding_engine import SheddingEngine
 from pimserve.scheduler.steplog import StepLog
 from pimserve.scheduler.swap_space import SwapSpace
+from pimserve.scheduler.windowed_prefix_cache import WindowedPrefixKvCache
 
 ReplicaEngine = Engine | DataParallelEngine
 RowSink = Callable[
@@ -144,9 +145,12 @@ class Pool:
         if spec.enable_prefix_caching:
             below = spec.kv_tiers if self.name != DECODE else ()  # who decodes is sent what it has not computed
             tiers = KvTiers(below, self.kv_bytes_per_token * size, size) if below else None
-            return PrefixKvCache(
+            make = WindowedPrefixKvCache if self.kv_groups.windowed else PrefixKvCache
+            return make(
                 blocks,
                 size,
+                self.kv_groups,
+                spec.chunk_tokens,
                 reserves=reserves,
                 most_tokens=most_tokens,
                 tiers=tiers,

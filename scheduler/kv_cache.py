@@ -122,8 +122,7 @@ class KvCache:
         freed = self.blocks_of(tokens, prompt=True) - self.blocks_of(tokens)
         self.used -= freed
         if self._reserves is not None:
-            most_tokens = self._most(request)
-            self._reserved -= self._reserve(tokens, most_tokens) - self.blocks_of(most_tokens)
+            self._reserved -= self._reserved_for_prompt(request, tokens)
         return freed
 
     def preempt(self, request: int, tokens: int, *, prompt: bool) -> None:
@@ -195,6 +194,11 @@ class KvCache:
         """Blocks that a request with `tokens` may have at once, from now on."""
         most_tokens = self._most(request)
         return self._reserve(tokens, most_tokens) if prompt else self.blocks_of(most_tokens)
+
+    def _reserved_for_prompt(self, request: int, tokens: int) -> int:
+        """Blocks that are reserved only while a prompt of so many tokens is computed."""
+        most_tokens = self._most(request)
+        return self._reserve(tokens, most_tokens) - self.blocks_of(most_tokens)
 
     def _reserve(self, tokens: int, most_tokens: int) -> int:
         """Blocks that a request has at most while its prompt of `tokens` is computed, and after."""

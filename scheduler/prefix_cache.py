@@ -18,6 +18,7 @@ from collections import OrderedDict
 from dataclasses import asdict, replace
 from typing import Any
 
+from pimserve.device_models.kv_groups import NO_WINDOWS, KvGroups
 from pimserve.scheduler.known_blocks import KnownBlocks
 from pimserve.scheduler.kv_cache import KvCache
 from pimserve.scheduler.kv_tiers import KvTiers
@@ -28,11 +29,12 @@ _DUPLICATE = -1  # a block whose tokens another one is cached with
 
 
 class PrefixKvCache(KvCache):
-    """Blocks of one replica; `KvCache` without attention windows, for requests whose ids the table tells.
+    """Blocks of one replica; `KvCache` for requests whose ids the table tells.
 
     Args:
         blocks: how many there are.
         block_size: tokens of a block.
+        groups, chunk_tokens: as in `KvCache`; here without windows (`windowed_prefix_cache.py` is with them).
         reserves, most_tokens: as in `KvCache`; what is hit is reserved as all else is.
         tiers: where blocks are looked up that are not here; None: nowhere.
         lookahead_tokens: as in `KvCache`; what is in these slots is never cached.
@@ -46,6 +48,8 @@ class PrefixKvCache(KvCache):
         self,
         blocks: int,
         block_size: int,
+        groups: KvGroups = NO_WINDOWS,
+        chunk_tokens: int | None = None,
         *,
         reserves: str | None = None,
         most_tokens: int = 0,
@@ -59,7 +63,13 @@ class PrefixKvCache(KvCache):
         self._events: list[int] | None = None  # that nobody has taken; None: nobody wants any
         self._queued = self.used = 0  # so that nothing has grown when it is cleared first
         super().__init__(
-            blocks, block_size, reserves=reserves, most_tokens=most_tokens, lookahead_tokens=lookahead_tokens
+            blocks,
+            block_size,
+            groups,
+            chunk_tokens,
+            reserves=reserves,
+            most_tokens=most_tokens,
+            lookahead_tokens=lookahead_tokens,
         )
 
     def prefix_figures(self) -> PrefixFigures:
@@ -94,7 +104,7 @@ class PrefixKvCache(KvCache):
         self._holders: dict[int, int] = {}  # by id of a cached block that is not free: how many requests hold it
         self._held: dict[int, list[int]] = {}  # by request: ids of its blocks, the first ones of all that it has
         self._held_to_send: dict[int, list[list[int]]] = {}  # the same of those in `_sending`, in that order
-        # The queue of free blocks: ids of cached ones, and under keys below 0 how many others there are in a row.
+        # The queue of free blocks, and how many they are: ids of cached ones; under keys below 0, others in a row.
         self._free: OrderedDict[int, int] = OrderedDict({-1: self.blocks})
         self._queued = self.blocks  # blocks in it
         self._next_key = -2
@@ -258,22 +268,23 @@ class PrefixKvCache(KvCache):
         Returns:
             How many come free.
         """
-        holders, free = self._holders, self._free
-        freed = others = blocks - len(held)
+        holders, free, groups = self._holders, self._free, self.groups.full  # which have a block each under an id
+        freed = others = blocks // groups - len(held)
         for block in reversed(held):
             if block == _DUPLICATE:
                 others += 1
                 freed += 1
             elif (left := holders[block] - 1) == 0:
                 if others:
-                    self._append(others)
+                    self._append(others * groups)
                     others = 0
                 del holders[block]
-                free[block] = 1
+                free[block] = groups
                 freed += 1
             else:
                 holders[block] = left
-        self._append(others)
+        self._append(others * groups)
+        freed *= groups
         self.used -= freed
         self._queued += freed
         return freed

@@ -11,6 +11,7 @@ from pimserve.scheduler.config import VTC, SchedulerSpec
 from pimserve.scheduler.decoding import Decoding
 from pimserve.scheduler.fair_queue import FairQueue
 from pimserve.scheduler.fair_steps import FairAdmission, FairDecoding
+from pimserve.scheduler.falling_decoding import FairFallingDecoding, FallingDecoding
 from pimserve.scheduler.following_queue import FollowingQueue
 from pimserve.scheduler.kv_cache import KvCache
 from pimserve.scheduler.policy import make_policy
@@ -22,6 +23,7 @@ from pimserve.scheduler.requests import RequestTable
 from pimserve.scheduler.sessions import Sessions
 from pimserve.scheduler.speculative_decoding import SpeculativeDecoding
 from pimserve.scheduler.token_counters import TokenCounters
+from pimserve.scheduler.windowed_prefix_cache import WindowedPrefixKvCache
 
 
 def make_queue(
@@ -71,11 +73,18 @@ def make_admission(
         takes_over: whether requests bring their KV cache, and decode at once.
         acceptance: of drafts that their steps verify; None: there are none.
     """
+    windowed = isinstance(kv, WindowedPrefixKvCache)
     if isinstance(queue, FairQueue):
-        fair = FairDecoding(queue, running, kv)
-        return fair, FairAdmission(queue, kv, fair, running, replica, takes_over)
-    if acceptance is None:
-        decoding = Decoding(running, kv.block_size, kv.groups, in_order=kv.prefixes)
+        fair = (FairFallingDecoding if windowed else FairDecoding)(queue, running, kv)
+        decoding: Decoding = fair
+        admission: Admission = FairAdmission(queue, kv, fair, running, replica, takes_over)
     else:
-        decoding = SpeculativeDecoding(running, kv, acceptance)
-    return decoding, Admission(queue, kv, decoding, running, replica, takes_over)
+        if acceptance is None:
+            make = FallingDecoding if windowed else Decoding
+            decoding = make(running, kv.block_size, kv.groups, in_order=kv.prefixes)
+        else:
+            decoding = SpeculativeDecoding(running, kv, acceptance)
+        admission = Admission(queue, kv, decoding, running, replica, takes_over)
+    if isinstance(kv, WindowedPrefixKvCache) and isinstance(decoding, FallingDecoding):
+        decoding.follow(kv)
+    return decoding, admission

@@ -10,7 +10,7 @@ from pimserve.device_models.plan import CostPlan
 from pimserve.scheduler.kv_tier_spec import KvTierSpec
 
 from .reference_engine import ReferenceRequest
-from .strategies import Case, cases
+from .strategies import Case, cases, windows
 
 BLOCK_BYTES = 1_000
 
@@ -48,6 +48,21 @@ def prefix_cases(draw: st.DrawFn, *, shared: bool = True, of: st.SearchStrategy[
         windowed_groups=0,
         window_tokens=0,
         prefixes=draw(prefix_trees(case.requests, block_size, shared=shared)),
+    )
+
+
+@st.composite
+def windowed_prefix_cases(draw: st.DrawFn) -> Case:
+    """The same of layers with attention windows beside others, which fill up after few blocks, or late."""
+    case, groups = draw(prefix_cases()), draw(windows() | windows(12))
+    blocks = groups.blocks(case.max_model_len, case.block_size, case.max_num_batched_tokens or case.max_model_len)
+    blocks += draw(st.integers(0, blocks // 4) | st.integers(0, 3 * blocks))
+    return replace(
+        case,
+        kv_capacity_blocks=-(-blocks // groups.full) * groups.full,
+        full_groups=groups.full,
+        windowed_groups=groups.windowed,
+        window_tokens=groups.window_tokens,
     )
 
 

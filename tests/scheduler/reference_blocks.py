@@ -28,8 +28,11 @@ class ReferenceBlocks:
         blocks = -(-(tokens + self.slots) // self.block_size)
         if not self.windowed_groups:
             return self.full_groups * blocks
-        windowed = min(blocks, self._touches(self.window_tokens - 1 + new))
-        return self.full_groups * blocks + self.windowed_groups * windowed
+        return self.full_groups * blocks + self.windowed_groups * min(blocks, self.in_window(new))
+
+    def in_window(self, new: int) -> int:
+        """Of a windowed group, that a step may touch which computes so many tokens."""
+        return self._touches(self.window_tokens - 1 + new)
 
     def most_of(self, request: ServedRequest, computed: bool) -> int:
         """That a request will have, whose prompt is computed or not."""

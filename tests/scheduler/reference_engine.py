@@ -98,12 +98,9 @@ def run_reference(
 
     groups = range(1 if plan.micro_batches else plan.data_parallel)
     assert not tiers or len(groups) == 1
-    assert prefixes is None or (full_groups, windowed_groups) == (1, 0)
-    kept = [
-        PhysicalBlocks(kv_capacity_blocks, block_size, prefixes, tiers, drafts.slots, drafts.last_again)
-        for _ in groups
-        if prefixes is not None
-    ]
+    size = kv_capacity_blocks, block_size
+    of_cache = tiers, counts, drafts.last_again
+    kept = [PhysicalBlocks(*size, prefixes, *of_cache) for _ in groups if prefixes is not None]
     caches = kept or [None for _ in groups]
 
     def blocks_used(group: int) -> int:
@@ -275,8 +272,8 @@ def run_reference(
                 preempted[group] = True
             for request in decoding[group]:
                 request.blocks = blocks_of(request.kv + 1)
-                if cache is not None:
-                    cache.grow(request.number, request.kv + 1, now)
+            if cache is not None:
+                cache.grow({request.number: request.kv + 1 for request in decoding[group]}, now)
 
         prompts_go = balance is None or balance.prompts_go(
             [has_prompt(group) for group in groups], [len(mine) for mine in decoding], max_num_seqs
@@ -404,6 +401,8 @@ def run_reference(
             for request in completed[group]:
                 request.blocks = blocks_of(request.kv)
         for request in emitting:
+            if (cache := caches[request.group]) is not None and request in completed[request.group]:
+                cache.shrink(request.number, request.kv)
             request.emitted += gains.get(request, 1)
             shares[request.group].emit(tenant_of(request))
             request.last_token = now
@@ -415,7 +414,7 @@ def run_reference(
                 running[request.group].remove(request)
                 gone[request.group] += 1
                 request.blocks = 0
-                if (cache := caches[request.group]) is not None:
+                if cache is not None:
                     cache.leave(request.number, request.prefill_len, request.settled, now)
                 send_next((now // FS_PER_PS + plan.frontend_ps) * FS_PER_PS)
                 answer(request, now // FS_PER_PS + plan.frontend_ps + 1)  # an end counts in the next picosecond

@@ -3,19 +3,27 @@
 As in vLLM V1, a full block keeps its content when nobody holds it any longer, and whoever has the same tokens up to its
 end takes it over, until it is needed for something else. All blocks that nobody holds are in one queue; those at its
 head are taken first.
+
+A request has a block of each group of layers for a place in its context; a bundle is those of all groups of one kind.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
 
+from tests.scheduler.reference_blocks import ReferenceBlocks
 from tests.scheduler.reference_tiers import ReferenceTier, ReferenceTiers
+
+Bundle = tuple[int, ...]  # numbers of blocks
+Kind = Literal["full", "window"]
 
 
 class PhysicalBlocks:
     """The blocks of one replica, known by their numbers, and which of them each request holds.
 
     `ids` has a row for each request: the ids of its full blocks, as many as are known; equal ids are equal tokens from
-    the beginning of the context to the end of the block. Below them there are `tiers`, maybe none. A request has blocks
-    for `slots` tokens more than it has; where `last_again`, the last block that it finds is computed all the same.
+    the beginning of the context to the end of the block. Below them there are `tiers`, maybe none. `counts` says which
+    groups of layers there are, and for how many tokens more than it has a request has blocks; where `last_again`, the
+    last block that it finds is computed all the same.
     """
 
     def __init__(
@@ -24,87 +32,119 @@ class PhysicalBlocks:
         block_size: int,
         ids: Sequence[Sequence[int]],
         tiers: Sequence[ReferenceTier] = (),
-        slots: int = 0,
+        counts: ReferenceBlocks | None = None,
         last_again: bool = False,
     ) -> None:
         self.tiers = ReferenceTiers(tiers)
-        self._slots = slots
         self._last_again = last_again
+        self._counts = counts or ReferenceBlocks(block_size, 1, 0, 0, count * block_size, 0, declared=False)
         self._size = block_size
         self._ids = ids
-        self._free = list(range(count))  # the queue, its head first
-        self._held: list[list[int]] = [[] for _ in ids]  # by each request, in the order of its tokens
-        self._sending: list[list[list[int]]] = [[] for _ in ids]  # the same of those that have yet to be sent on
-        self._cached: list[int | None] = [None] * count  # by which id each block can be found
+        self._all = range(count)
+        self._free = list(self._all)  # the queue, its head first
+        self._held: dict[int, list[Bundle]] = {}  # by request, as they were admitted, in the order of its tokens
+        self._windows: dict[int, dict[int, Bundle]] = {}  # of windowed groups: by place in the context
+        self._sending: list[tuple[int, list[Bundle], dict[int, Bundle]]] = []  # requests whose blocks are sent on
+        self._found: dict[tuple[Kind, int], Bundle] = {}  # by ids: what can be found
         self.queries = 0  # tokens that admitted requests looked up
         self.hit_tokens = [0 for _ in ids]  # of each request, in all its admissions
-        self.evictions = 0  # blocks that could be found when they were needed for something else
+        self.evictions = 0  # blocks that could be found when one under their id was needed for something else
 
     @property
     def held(self) -> set[int]:
         """Blocks of running requests, and of those that have yet to be sent on."""
-        sending = [blocks for of_request in self._sending for blocks in of_request]
-        return {block for blocks in [*self._held, *sending] for block in blocks}
+        bundles = [bundle for held in self._held.values() for bundle in held]
+        bundles += [bundle for window in self._windows.values() for bundle in window.values()]
+        bundles += [bundle for _, held, window in self._sending for bundle in [*held, *window.values()]]
+        return {block for bundle in bundles for block in bundle}
 
     @property
     def cached(self) -> int:
         """How many blocks can be found."""
-        return sum(block_id is not None for block_id in self._cached)
+        return sum(map(len, self._found.values()))
 
-    def fits(self, request: int, tokens: int) -> bool:
+    def fits(self, request: int, tokens: int, *, prompt: bool = True) -> bool:
         """Whether it can be admitted with `tokens` to compute; what it hits leaves the queue, too."""
-        held = self.held
-        here = [block_id for block_id in self._lookup(request, tokens) if block_id in self._cached]
-        unheld = [block_id for block_id in here if self._cached.index(block_id) not in held]
-        return self._needed(tokens) - len(here) + len(unheld) <= len(self._free)
+        here, places = self._lookup(request, tokens), self._window_places(request, tokens, prompt=prompt)
+        on_device = [self._found["full", block_id] for block_id in here if ("full", block_id) in self._found]
+        unheld = sum(block in self._free for bundle in on_device for block in bundle)
+        new = self._needed(tokens) - len(on_device)
+        counts = self._counts
+        return counts.full_groups * new + unheld + counts.windowed_groups * len(places) <= len(self._free)
 
     def bring(self, request: int, tokens: int, now: int = 0) -> None:
         """Give a request its blocks that brings its KV cache, of all `tokens` but the one that it computes next."""
         queries, hits = self.queries, self.hit_tokens[request]
-        self.admit(request, tokens, now)
+        self.admit(request, tokens, now, prompt=False)
         self.queries, self.hit_tokens[request] = queries, hits  # it would not have computed them
         self.computed(request, 0, tokens - 1)
 
-    def admit(self, request: int, tokens: int, now: int = 0) -> tuple[int, int]:
+    def admit(self, request: int, tokens: int, now: int = 0, *, prompt: bool = True) -> tuple[int, int]:
         """Give a request its blocks; returns how many of the `tokens` are cached already, and when they are here."""
         hits = self._lookup(request, tokens)
-        ready = self.tiers.take(hits, {block_id for block_id in self._cached if block_id is not None}, now)
-        coming = []  # places of blocks that are read
-        for place, block_id in enumerate(hits):
-            block = -1
-            if block_id in self._cached:
-                block = self._cached.index(block_id)
-                if block in self._free:
-                    self._free.remove(block)
-            else:
-                coming.append(place)
-            self._held[request].append(block)
-        needed = len(coming) + self._needed(tokens) - len(hits)
-        fresh = self._fresh(needed, now)
-        for place in coming:
-            self._held[request][place] = block = fresh.pop(0)
-            self._cached[block] = hits[place]
-        self._held[request] += fresh
+        on_device = {block_id for kind, block_id in self._found if kind == "full"}
+        ready = self.tiers.take(hits, on_device, now)
+        wanted: list[tuple[Kind, int]] = [("full", place) for place in range(self._needed(tokens))]
+        wanted += [("window", place) for place in self._window_places(request, tokens, prompt=prompt)]
+        have: dict[tuple[Kind, int], Bundle] = {}
+        named = {(kind, place): (kind, hits[place]) for kind, place in wanted if place < len(hits)}
+        for slot, name in named.items():
+            bundle = self._found.get(name)
+            if bundle is not None and (slot[0] == "full" or bundle[0] in self._free):
+                have[slot] = bundle
+                self._free = [block for block in self._free if block not in bundle]
+        fresh = self._fresh([slot[0] for slot in wanted if slot not in have], now)
+        have |= {slot: fresh.pop(0) for slot in wanted if slot not in have}
+        self._found |= {name: have[slot] for slot, name in named.items()}
+        self._held[request] = [have[slot] for slot in wanted if slot[0] == "full"]
+        self._windows[request] = {slot[1]: have[slot] for slot in wanted if slot[0] == "window"}
         self.queries += tokens
         self.hit_tokens[request] += len(hits) * self._size
         return len(hits) * self._size, ready
 
-    def grow(self, request: int, tokens: int, now: int = 0) -> None:
-        """Take blocks from the queue until the request's `tokens` have room."""
-        self._held[request] += self._fresh(self._needed(tokens) - len(self._held[request]), now)
+    def grow(self, tokens: Mapping[int, int], now: int = 0) -> None:
+        """Requests that decode take blocks until so many tokens have room, after what falls out of their windows."""
+        most, fallen = self._counts.in_window(1), []
+        growing = {one: range(len(self._held[one]), self._needed(tokens[one])) for one in self._held if one in tokens}
+        for request, places in growing.items():
+            window = self._windows[request]
+            if places and self._counts.windowed_groups and len(window) == most:
+                fallen.append(window.pop(min(window)))
+        known = set(self._found.values())
+        self._free += [block for bundle in fallen if bundle in known for block in bundle]
+        self._free += [block for bundle in fallen if bundle not in known for block in bundle]
+        for request, places in growing.items():
+            self._held[request] += self._fresh(["full" for _ in places], now)
+            if self._counts.windowed_groups:
+                self._windows[request] |= dict(zip(places, self._fresh(["window" for _ in places], now), strict=True))
 
     def computed(self, request: int, before: int, now: int) -> list[int]:
         """Where a request had `before` tokens it has more `now`: blocks that these fill can be found from here on.
 
-        Not so where another block with the same tokens can be found. Returns the ids of those that can.
+        Not so where another block with the same tokens can be found, but that of a window takes its place. Returns the
+        ids of those that can.
         """
+        window = self._windows[request]
+        new = range(max(window) + 1, -(-now // self._size)) if window else range(0)
+        fallen = [window.pop(place) for place in sorted(window)[: len(new)]]
+        self._free += [block for bundle in reversed(fallen) for block in bundle]
+        window |= dict(zip(new, self._fresh(["window" for _ in new], 0), strict=True))
         found = []
-        for place, (block, block_id) in enumerate(zip(self._held[request], self._ids[request], strict=False)):
-            end = (place + 1) * self._size
-            if before < end <= now and block_id not in self._cached:
-                self._cached[block] = block_id
-                found.append(block_id)
+        for place, block_id in enumerate(self._ids[request]):
+            if before < (place + 1) * self._size <= now:
+                if ("full", block_id) not in self._found:
+                    self._found["full", block_id] = self._held[request][place]
+                    found.append(block_id)
+                if place in window:
+                    self._found["window", block_id] = window[place]
         return found
+
+    def shrink(self, request: int, tokens: int) -> None:
+        """The prompt of a request is computed, so many tokens: its windows keep what the next one needs."""
+        window = self._windows[request]
+        last = -(-tokens // self._size) - self._counts.in_window(1)
+        fallen = [window.pop(place) for place in sorted(window, reverse=True) if place < last]
+        self._free += [block for bundle in fallen for block in bundle]
 
     def leave(self, request: int, prompt: int, tokens: int, now: int = 0) -> None:
         """A request with `tokens`, of which the first `prompt` were computed in chunks, gives all its blocks back."""
@@ -112,64 +152,88 @@ class PhysicalBlocks:
         ids = self._ids[request]
         cached = [
             ids[place]
-            for place, block in enumerate(self._held[request])
-            if place < len(ids) and self._cached[block] == ids[place]
+            for place, bundle in enumerate(self._held[request])
+            if place < len(ids) and self._found.get(("full", ids[place])) == bundle
         ]
         self.tiers.cached(cached, now)
         self.tiers.use(cached)
-        self._give_back(self._held[request])
+        self._give_back(self._held.pop(request), self._windows.pop(request))
 
     def send(self, request: int) -> None:
         """A request leaves, its blocks when they have been sent on."""
-        self._sending[request].append(self._held[request])
-        self._held[request] = []
+        self._sending.append((request, self._held.pop(request), self._windows.pop(request)))
 
     def sent(self, request: int) -> None:
         """They have been; of a request that has come again and gone, those of the first time."""
-        self._give_back(self._sending[request][0])
-        del self._sending[request][0]
+        place = [number for number, *_ in self._sending].index(request)
+        _, held, window = self._sending.pop(place)
+        self._give_back(held, window)
 
-    def _give_back(self, blocks: list[int]) -> None:
-        """All of them, from the last one on."""
-        given = blocks[::-1]
-        blocks.clear()
+    def _give_back(self, full: list[Bundle], window: dict[int, Bundle]) -> None:
+        """All of them, those of windows first, from the last one on."""
+        given = [window[place] for place in sorted(window, reverse=True)] + full[::-1]
         held = self.held  # by others
-        self._free += [block for block in given if block not in held]
+        self._free += [block for bundle in given for block in bundle if block not in held]
         self.check()
 
     def check(self) -> None:
         """Every block is free or held and never both, nobody has one twice, and there is one of each id."""
-        assert sorted([*self._free, *self.held]) == list(range(len(self._cached)))
-        assert all(len(blocks) == len(set(blocks)) for blocks in self._held)
-        ids = [block_id for block_id in self._cached if block_id is not None]
-        assert len(ids) == len(set(ids))
+        assert sorted([*self._free, *self.held]) == list(self._all)
+        counts = self._counts
+        for request, held in self._held.items():
+            window = self._windows[request]
+            blocks = [block for bundle in [*held, *window.values()] for block in bundle]
+            assert len(blocks) == len(set(blocks))
+            assert list(window) == list(range(min(window, default=0), max(window, default=-1) + 1))
+            assert bool(window) == bool(counts.windowed_groups)
+        found = [block for bundle in self._found.values() for block in bundle]
+        assert len(found) == len(set(found))
+        in_windows = [bundle for window in self._windows.values() for bundle in window.values()]
+        assert len(in_windows) == len(set(in_windows))
 
     def _needed(self, tokens: int) -> int:
-        """Blocks of a request with so many tokens."""
-        return -(-(tokens + self._slots) // self._size)
+        """Blocks of a full group that a request has with so many tokens."""
+        return -(-(tokens + self._counts.slots) // self._size)
 
-    def _fresh(self, count: int, now: int) -> list[int]:
-        """So many blocks from the head of the queue; what was cached in them is forgotten."""
+    def _fresh(self, kinds: Iterable[Kind], now: int) -> list[Bundle]:
+        """A bundle of each kind from the head of the queue; what was cached in them is forgotten."""
         fresh, forgotten = [], []
-        for _ in range(count):
-            block = self._free.pop(0)
-            block_id = self._cached[block]
-            if block_id is not None:
-                forgotten.append(block_id)
-                self._cached[block] = None
-            fresh.append(block)
-        self.evictions += len(forgotten)
+        for kind in kinds:
+            size = self._counts.full_groups if kind == "full" else self._counts.windowed_groups
+            taken = [self._free.pop(0) for _ in range(size)]
+            fresh.append(tuple(taken))
+            for block in taken:
+                for name in [name for name, bundle in self._found.items() if block in bundle]:
+                    self.evictions += len(self._found.pop(name))
+                    forgotten.append(name[1])
         self.tiers.forgotten(forgotten, now)
         return fresh
 
+    def _before(self, place: int) -> set[int]:
+        """Places before this one that the window of its first token touches."""
+        begin = place * self._size
+        window = range(max(0, begin - self._counts.window_tokens + 1), begin)
+        return {token // self._size for token in window} if self._counts.windowed_groups else set()
+
+    def _window_places(self, request: int, tokens: int, *, prompt: bool) -> range:
+        """For which places of its context a request has blocks of windows when it is admitted."""
+        if not self._counts.windowed_groups:
+            return range(0)
+        places = -(-tokens // self._size)
+        if not prompt:
+            return range(max(0, places - self._counts.in_window(1)), places)
+        found = len(self._lookup(request, tokens))
+        first = min(self._before(found), default=found)
+        return range(first, min(places, first + self._counts.in_window(self._counts.longest_chunk)))
+
     def _lookup(self, request: int, tokens: int) -> list[int]:
-        """The leading ids that are cached, on the device or below.
+        """The most leading ids that are cached, on the device or below, with what the next token needs of windows.
 
         The last one of `tokens` is never among them: it has to be computed.
         """
-        hits: list[int] = []
-        for block_id in self._ids[request][: (tokens - 1) // self._size]:
-            if block_id not in self._cached and self.tiers.where(block_id) is None:
-                break
-            hits.append(block_id)
-        return hits[:-1] if self._last_again else hits
+        ids = list(self._ids[request][: (tokens - 1) // self._size])
+        for end in range(len(ids), 0, -1):
+            full = all(("full", one) in self._found or self.tiers.where(one) is not None for one in ids[:end])
+            if full and all(("window", ids[place]) in self._found for place in self._before(end)):
+                return ids[: end - self._last_again]
+        return []

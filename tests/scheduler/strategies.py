@@ -327,9 +327,9 @@ def serial_plans(draw: st.DrawFn, experts: st.SearchStrategy[ExpertTerm | None])
     )
 
 
-def windows() -> st.SearchStrategy[KvGroups]:
-    """Groups of layers, some of which have a window."""
-    return st.builds(KvGroups, st.integers(1, 2), st.integers(1, 3), st.integers(1, 60))
+def windows(most: int = 60) -> st.SearchStrategy[KvGroups]:
+    """Groups of layers, some of which have a window of at most so many tokens."""
+    return st.builds(KvGroups, st.integers(1, 2), st.integers(1, 3), st.integers(1, most))
 
 
 def balances() -> st.SearchStrategy[AttentionDpBalanceSpec]:

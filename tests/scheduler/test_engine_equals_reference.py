@@ -30,9 +30,10 @@ from pimserve.scheduler.requests import FOREVER, NEVER, STATUS_NAMES, RequestTab
 from pimserve.scheduler.shedding_engine import SheddingEngine
 from pimserve.scheduler.steplog import SpanColumns, StepLog, expand
 from pimserve.scheduler.swap_space import SwapSpace
+from pimserve.scheduler.windowed_prefix_cache import WindowedPrefixKvCache
 from tests.examples import examples
 
-from .prefix_strategies import prefix_cases, tier_cases
+from .prefix_strategies import prefix_cases, tier_cases, windowed_prefix_cases
 from .reference_engine import ReferenceRequest
 from .reference_result import ReferenceResult
 from .reference_shedding import SHEDDING
@@ -125,7 +126,9 @@ def run_engine(case: Case) -> tuple[Recorder, RequestTable, ReplicaEngine]:
         if spec.speculative is not None:
             reserve["lookahead_tokens"] = spec.lookahead_tokens
             reserve["drop_last_hit"] = spec.speculative.drops_last_hit
-        caches = [PrefixKvCache(*kv_size, **reserve, tiers=tiers) for _ in range(case.groups)]
+        make_cache = WindowedPrefixKvCache if case.windowed_groups else PrefixKvCache
+        limits = *kv_size, case.kv_groups, case.max_num_batched_tokens
+        caches = [make_cache(*limits, **reserve, tiers=tiers) for _ in range(case.groups)]
     make, classes = make_engine, queue_classes(case.classes, SloSpec())
     if spec.sheds:
         shedding = LoadShedding(spec, classes, plan.frontend_ps * FS_PER_PS)
@@ -168,6 +171,15 @@ def test_same_steps_and_same_requests(case: Case) -> None:
 @examples(200)
 @given(prefix_cases())
 def test_same_with_a_prefix_cache(case: Case) -> None:
+    for request in case.requests:
+        if request.arrival_fs is not None:
+            request.arrival_fs -= request.arrival_fs % FS_PER_PS
+    assert_equal(case)
+
+
+@examples(300)
+@given(windowed_prefix_cases())
+def test_same_with_a_prefix_cache_and_attention_windows(case: Case) -> None:
     for request in case.requests:
         if request.arrival_fs is not None:
             request.arrival_fs -= request.arrival_fs % FS_PER_PS

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pimserve.device_models.kv_groups import NO_WINDOWS, KvGroups
 from pimserve.loadgen.traces.ragged import Ragged
 from pimserve.scheduler.faults import FaultEvent, FaultSpec
 from pimserve.scheduler.kv_tier_spec import KvTierSpec
@@ -23,7 +24,7 @@ from .pools import Decode
 from .reference_prefix import PhysicalBlocks
 from .test_kv_tiers import TIERS, figures, tier
 from .test_pools import LINK
-from .test_prefix_cache import ROWS, load, run
+from .test_prefix_cache import GROUPS, ROWS, load, run
 from .test_simulation import PLAN, seconds
 from .test_windows import LENGTHS, Kept, Windows, spread
 
@@ -98,7 +99,7 @@ class Both:
         more = -(-(tokens + 1) // size) + tokens // -size
         if more <= free and tokens < self.prompts[request] + 20:
             self.ours.used += more
-            self.reference.grow(request, tokens + 1)
+            self.reference.grow({request: tokens + 1})
             self.computed[request] = tokens + 1
 
     def check(self) -> None:
@@ -130,7 +131,8 @@ def hand_over(
     **settings: Any,
 ) -> Served:
     """Serve (arrival in ms, group, output tokens), as `load` has them; replicas have so many blocks of 4 tokens."""
-    decode, tiers = Decode(PLAN, 4 * blocks, settings.pop("decodes", 1), LINK), settings.pop("kv_tiers", ())
+    groups, tiers = settings.get("kv_groups", NO_WINDOWS), settings.pop("kv_tiers", ())
+    decode = Decode(PLAN, 4 * blocks, settings.pop("decodes", 1), LINK, groups)
     settings = {"decode": decode, **settings}
     return run(load(rows), 4 * blocks, deployment, settings, report_interval_s=0.05, kv_tiers=tiers)
 
@@ -180,7 +182,7 @@ FAILURES = st.lists(st.tuples(st.integers(0, 600), st.integers(0, 3)), max_size=
 
 
 @examples(12)
-@given(ROWS, st.integers(25, 100), LENGTHS, FAILURES, st.integers(0, 1000), st.just(()) | TIERS)
+@given(ROWS, st.integers(25, 100), LENGTHS, FAILURES, st.integers(0, 1000), st.just(()) | TIERS, GROUPS)
 def test_windows_shards_and_interruptions_do_not_matter(
     rows: list[tuple[int, int, int]],
     blocks: int,
@@ -188,9 +190,13 @@ def test_windows_shards_and_interruptions_do_not_matter(
     failures: list[tuple[int, int]],
     at: int,
     tiers: tuple[KvTierSpec, ...],
+    groups: KvGroups,
 ) -> None:
     events = tuple(FaultEvent(at_s=ms / 1000, replica=one, kind="fail", for_s=0.05) for ms, one in failures)
     pools = {"replicas": 2, "decodes": 2, "faults": FaultSpec(events=events), "kv_tiers": tiers}
+    if groups.windowed:
+        tiers, blocks = (), 2 * blocks
+        pools |= {"kv_groups": groups, "kv_tiers": tiers}
     whole = hand_over(rows, blocks, **pools)
     expected = figures(whole)
     kept = Kept()
@@ -204,7 +210,7 @@ def test_windows_shards_and_interruptions_do_not_matter(
     table = whole.table
     assert (table["status"] == FINISHED).all()
     assert whole.prefixes is not None
-    assert whole.prefixes.cached_blocks <= 4 * blocks
+    assert whole.prefixes.cached_blocks <= 4 * blocks * groups.full
     if not events and not table["preemptions"].any():
         computed = sum(log.prompt_tokens for log in whole.logs)
         assert computed == table["input_tokens"].sum() - whole.prefixes.hit_tokens

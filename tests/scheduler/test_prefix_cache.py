@@ -12,9 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pimserve.cluster.scenario.document import load_scenario
-from pimserve.cluster.scenario.prepared import prepare
-from pimserve.errors import InputError
+from pimserve.device_models.kv_groups import NO_WINDOWS, KvGroups
 from pimserve.loadgen.objectives import Objectives
 from pimserve.loadgen.prefix import Prompts
 from pimserve.loadgen.prefix_blocks import PromptPrefixes
@@ -26,6 +24,7 @@ from pimserve.scheduler.prefix_figures import PrefixFigures
 from pimserve.scheduler.simulation import Deployment, Served
 from pimserve.scheduler.summary import digest, summarize
 from pimserve.scheduler.usage import Hardware
+from pimserve.scheduler.window_falls import Window
 from tests.examples import examples
 
 from .test_simulation import serve
@@ -55,41 +54,70 @@ def run(
 ) -> Served:
     spec = SPEC.model_copy(update=changes)
     limits = {"kv_capacity_tokens": kv_tokens, "max_model_len": 100}
-    return serve([], workload=workload, spec=spec, deployment=deployment, **limits, **run_settings)
+    return serve([], workload=workload, spec=spec, deployment=deployment, **{**limits, **run_settings})
 
 
 ROWS = st.lists(st.tuples(st.integers(0, 300), st.integers(0, 3), st.integers(1, 40)), min_size=1, max_size=25)
 
 
-@examples(30)
-@given(ROWS, st.integers(100, 400), LENGTHS, st.integers(0, 1000))
+GROUPS = st.sampled_from([NO_WINDOWS, KvGroups(1, 1, 20), KvGroups(2, 3, 9)])
+
+
+def kv_size(kv_tokens: int, groups: KvGroups) -> dict[str, Any]:
+    """Of groups of layers with room for so many tokens in full groups, beside what windows take at most."""
+    blocks = groups.full * (kv_tokens // SPEC.block_size)
+    blocks += groups.windowed * groups.window_blocks(SPEC.block_size, SPEC.max_num_batched_tokens)
+    return {"kv_groups": groups, "kv_capacity_tokens": -(-blocks // groups.full) * SPEC.block_size}
+
+
+@examples(40)
+@given(ROWS, st.integers(100, 400), LENGTHS, st.integers(0, 1000), GROUPS, st.booleans())
 def test_windows_and_interruptions_do_not_matter(
-    rows: list[tuple[int, int, int]], kv_tokens: int, lengths: list[int], at: int
+    rows: list[tuple[int, int, int]], kv_tokens: int, lengths: list[int], at: int, groups: KvGroups, looks: bool
 ) -> None:
-    workload = load(rows)
-    whole = run(workload, kv_tokens)
+    """Of simulated time, with attention windows too; nor does a router that looks at tokens, and cuts spans."""
+    workload, more = load(rows), {"router": "least_tokens" if looks else "round_robin"}
+    size = kv_size(kv_tokens, groups)
+    whole = run(workload, 0, run_settings=size)
     kept = Kept()
-    cut = run(workload, kv_tokens, Deployment(control=Windows(lengths), checkpoints=kept))
+    cut = run(workload, 0, Deployment(control=Windows(lengths), checkpoints=kept), size, **more)
     assert (digest(cut), cut.prefixes) == (digest(whole), whole.prefixes)
     kept.first = at
-    continued = run(workload, kv_tokens, Deployment(control=Windows([10**15]), checkpoints=kept))
+    continued = run(workload, 0, Deployment(control=Windows([10**15]), checkpoints=kept), size, **more)
     assert (digest(continued), continued.prefixes) == (digest(whole), whole.prefixes)
 
 
-def check_blocks(state: dict[str, Any], blocks: int) -> None:
+def check_blocks(state: dict[str, Any], blocks: int, groups: KvGroups = NO_WINDOWS) -> None:
     """Each block is free or held, and held by whom it is said to be, in the state of a replica."""
     holders, free = dict(state["prefix_holders"]), dict(state["prefix_free"])
     held = Counter(block for _, of_request in state["prefix_held"] for block in of_request if block >= 0)
     assert held == holders
     assert not held.keys() & free.keys()
-    assert all(count == 1 if block >= 0 else count > 0 for block, count in free.items())
+    assert all(count == groups.full if block >= 0 else count > 0 for block, count in free.items())
     assert sum(free.values()) == state["prefix_queued"]
     assert len(held) + sum(block >= 0 for block in free) == state["prefix_figures"]["cached_blocks"]
     # What requests grew by is taken from it later; that of a step that has yet to begin may have been taken before.
     grown = state["prefix_queued"] - (blocks - state["_used_blocks"])
-    assert -len(state["running"]) <= grown <= state["_used_blocks"]
+    assert -len(state["running"]) * (groups.full + groups.windowed) <= grown <= state["_used_blocks"]
     loading = {request for _, request, _ in state["loading"]}
-    assert {request for request, _ in state["prefix_held"]} == {request for request, _ in state["running"]} | loading
+    here = {request for request, _ in state["running"]} | loading
+    assert {request for request, _ in state["prefix_held"]} == here
+    if groups.windowed:
+        check_windows(state, groups, here)
+
+
+def check_windows(state: dict[str, Any], groups: KvGroups, here: set[int]) -> None:
+    """A block of windows is free or held by one request, and nobody has more than windows may need."""
+    windows = {request: Window(*window) for request, window in state["prefix_windows"]}
+    assert windows.keys() == here
+    held = [block for window in windows.values() for block in window.ids if block >= 0]
+    keys, free = dict(state["prefix_window_keys"]), dict(state["prefix_free"])
+    assert len(set(held)) == len(held)
+    assert not keys.keys() & set(held)
+    assert all(free[key] == groups.windowed and key < 0 for key in keys.values())
+    assert len(set(keys.values())) == len(keys)
+    most = groups.window_blocks(SPEC.block_size, SPEC.max_num_batched_tokens)
+    assert all(len(window.ids) <= window.blocks <= most for window in windows.values())
 
 
 @examples(60)
@@ -100,6 +128,7 @@ def check_blocks(state: dict[str, Any], blocks: int) -> None:
     st.sampled_from(["prompt", "oracle"]),
     st.integers(1, 3),
     st.lists(st.tuples(st.integers(0, 400), st.integers(0, 2)), max_size=3),
+    GROUPS,
 )
 def test_blocks_are_conserved(
     rows: list[tuple[int, int, int]],
@@ -108,16 +137,19 @@ def test_blocks_are_conserved(
     admission: str,
     replicas: int,
     failures: list[tuple[int, int]],
+    groups: KvGroups,
 ) -> None:
     """While requests share blocks, are preempted, and lose what they had with their replica."""
     events = [FaultEvent(at_s=at / 1000, replica=one % replicas, kind="fail", for_s=0.05) for at, one in failures]
-    of_faults: dict[str, Any] = {"replicas": replicas, "faults": FaultSpec(events=tuple(events))}
+    size = kv_size(kv_tokens, groups)
+    of_run: dict[str, Any] = {**size, "replicas": replicas, "faults": FaultSpec(events=tuple(events))}
     kept = Kept()
     deployment = Deployment(control=Windows(lengths), checkpoints=kept)
-    run(load(rows), kv_tokens, deployment, of_faults, kv_admission=admission)
+    run(load(rows), 0, deployment, of_run, kv_admission=admission)
+    blocks = groups.pool_blocks(size["kv_capacity_tokens"], SPEC.block_size)
     for text, _ in kept.saved:
         for state in json.loads(text)["shards"][0]["engines"]:
-            check_blocks(state, kv_tokens // SPEC.block_size)
+            check_blocks(state, blocks, groups)
 
 
 def test_a_replica_that_fails_loses_its_cache() -> None:
@@ -177,9 +209,3 @@ def test_injected_requests_share_nothing_and_the_others_keep_their_prefixes() ->
 def test_a_workload_that_says_nothing_finds_nothing() -> None:
     served = run(replace(load([(0, 0, 2), (1000, 0, 2)]), prefixes=None), 400)
     assert served.prefixes == PrefixFigures(queried_tokens=100, hit_tokens=0, evicted_blocks=0)
-
-
-def test_attention_windows_are_refused() -> None:
-    scenario = ["model=gpt-oss-120b", "cluster.device=duplex", "scheduler.enable_prefix_caching=true"]
-    with pytest.raises(InputError, match=r"scheduler\.enable_prefix_caching: .*attention windows"):
-        prepare(load_scenario(None, scenario))
