@@ -12,6 +12,8 @@ PYTEST := pytest -n 2
 UNIT := not e2e and not slow and not ray and not server
 LOCKED := pip install --quiet --require-hashes
 EDITABLE := pip install --quiet --no-deps --no-build-isolation --editable .
+EAGERLY := --upgrade --upgrade-strategy eager --editable '.[dev]'
+unexport PYTHONDONTWRITEBYTECODE  # tests start hundreds of processes, each of which would compile the sources anew
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -61,16 +63,17 @@ test-deep: $(DEV_READY) ## all of them, and property tests try all examples that
 test-unit: $(DEV_READY) ## those of make test that are not end to end, and need neither Ray nor servers
 	$(BIN)/$(PYTEST) -m "$(UNIT)" $(ARGS)
 
+NEWER = import json; print(*("{name}=={version}".format(**entry["metadata"]) for entry in json.load(open("$(VENV)/newest.json"))["install"] \
+	if entry["metadata"]["name"] != "pimserve"))
+
 test-newest: $(DEV_READY) ## the same as test-unit with the newest of all that pyproject.toml allows
-	$(make_venv)
-	@test -x $(NEWEST)/bin/pip || $(PYTHON) -m venv $(NEWEST)
-	$(NEWEST)/bin/pip install --quiet --upgrade --upgrade-strategy eager --editable '.[dev]'
-	@$(BIN)/pip freeze --exclude-editable >$(NEWEST)/locked.txt
-	@$(NEWEST)/bin/pip freeze --exclude-editable >$(NEWEST)/newest.txt
-	@if cmp -s $(NEWEST)/locked.txt $(NEWEST)/newest.txt; then \
+	@$(BIN)/pip install --quiet --dry-run --report $(VENV)/newest.json $(EAGERLY)
+	@newer=$$($(BIN)/python -c '$(NEWER)') && if test -z "$$newer"; then \
 		echo "nothing is newer than what is locked, which make test tries"; \
 	else \
-		diff $(NEWEST)/locked.txt $(NEWEST)/newest.txt; $(NEWEST)/bin/$(PYTEST) -m "$(UNIT)" $(ARGS); \
+		echo "newer than what is locked: $$newer"; \
+		{ test -x $(NEWEST)/bin/pip || $(PYTHON) -m venv $(NEWEST); } && \
+		$(NEWEST)/bin/pip install --quiet $(EAGERLY) && $(NEWEST)/bin/$(PYTEST) -m "$(UNIT)" $(ARGS); \
 	fi
 
 N := 60
