@@ -86,6 +86,8 @@ class Admission:
             request = queue.peek(now_fs)
             length = self._input[request] + self._emitted_tokens[request]  # those that it had before, or elsewhere
             brings = self.brings_kv(request)
+            if brings and budget < self._decoding.verify_tokens:
+                break
             there = kv.admit(request, length, prompt=not brings)
             if there < 0:
                 break
@@ -101,7 +103,7 @@ class Admission:
                 if kv.swap is not None:
                     self._swapped_blocks[request] += kv.swap.give_back(request)
                 self._take_over(request, length - 1, step)
-                budget -= 1
+                budget -= self._decoding.verify_tokens
                 continue
             running[request] = 0
             if length <= budget and length <= most and not kv.prefixes:  # the usual case of _chunk

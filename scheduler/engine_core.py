@@ -61,7 +61,8 @@ class EngineCore:
         self.queue = make_queue(spec, table, departures.reject, sessions, classes)
         # Running requests in admission order: the step at whose start it will have finished, or 0 while in prefill.
         self.running: dict[int, int] = {}
-        acceptance = None if spec.speculative is None else Acceptance(spec.speculative, seed)
+        drafts = None if pool == "prefill" else spec.speculative  # nobody decodes there
+        acceptance = None if drafts is None else Acceptance(drafts, seed)
         decodes_at_once = pool == "decode"
         rooms = make_admission(self.queue, kv, self.running, replica, decodes_at_once, acceptance)
         self.decoding, self.admission = rooms

@@ -87,14 +87,18 @@ class Pool:
     def request_tokens(self, spec: SchedulerSpec) -> int:
         """Tokens of one request that a replica's KV cache holds: it lies in one data-parallel group."""
         if not self.kv_groups.windowed:
-            return self.kv_capacity_tokens // self.plan.data_parallel - spec.lookahead_tokens
+            return self.kv_capacity_tokens // self.plan.data_parallel - self.lookahead_tokens(spec)
         return self.request_tokens_in_blocks(spec)
 
     def request_tokens_in_blocks(self, spec: SchedulerSpec) -> int:
         """Of these, those that whole blocks hold; with windows all of them are."""
         blocks, parallel = self.kv_blocks(spec.block_size), self.plan.data_parallel
         most = self.kv_groups.request_tokens(blocks, parallel, spec.block_size, spec.chunk_tokens)
-        return most - spec.lookahead_tokens
+        return most - self.lookahead_tokens(spec)
+
+    def lookahead_tokens(self, spec: SchedulerSpec) -> int:
+        """KV slots of a request beyond its tokens, for drafts; of replicas for prefill, which verify none, 0."""
+        return 0 if self.name == PREFILL else spec.lookahead_tokens
 
     def kv_tokens(self, block_size: int) -> int:
         """Tokens that the blocks of layers which see the whole context can keep, if windows take none."""
@@ -154,7 +158,7 @@ class Pool:
                 reserves=reserves,
                 most_tokens=most_tokens,
                 tiers=tiers,
-                lookahead_tokens=spec.lookahead_tokens,
+                lookahead_tokens=self.lookahead_tokens(spec),
                 drop_last_hit=spec.speculative is not None and spec.speculative.drops_last_hit,
             )
         return KvCache(
@@ -164,7 +168,7 @@ class Pool:
             spec.chunk_tokens,
             reserves=reserves,
             most_tokens=most_tokens,
-            lookahead_tokens=spec.lookahead_tokens,
+            lookahead_tokens=self.lookahead_tokens(spec),
             swap=self.swap_space(spec),
         )
 

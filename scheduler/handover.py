@@ -40,7 +40,7 @@ class Link:
     Args:
         bytes_per_s: bandwidth.
         latency_fs: until the first byte is there.
-        bytes_per_token: KV cache of layers that see the whole context.
+        bytes_per_token: KV cache of layers that see the whole context, those of a model that drafts with them.
         window_bytes_per_token: that of layers with a window.
         window_tokens: how far those see.
         layers: that leave one after the other, each when it is computed; 0: a cache leaves whole.
@@ -191,10 +191,17 @@ class Handovers:
         kv_blocks: of each of them.
         block_size: tokens of a block.
         kv_groups: how layers share them.
+        lookahead_tokens: slots of a request beyond its tokens, for drafts.
     """
 
     def __init__(
-        self, link: Link, targets: Sequence[int], kv_blocks: int, block_size: int, kv_groups: KvGroups
+        self,
+        link: Link,
+        targets: Sequence[int],
+        kv_blocks: int,
+        block_size: int,
+        kv_groups: KvGroups,
+        lookahead_tokens: int,
     ) -> None:
         self.lines = Lines(link)
         self.targets = targets
@@ -202,6 +209,7 @@ class Handovers:
         self._kv_blocks = kv_blocks
         self._block_size = block_size
         self._kv_groups = kv_groups
+        self._first_step = 1 + lookahead_tokens  # slots beside what is held, as the first step there adds a token
         self._waiting: list[Move] = []
         self._sent: list[tuple[int, int, int]] = []  # (has left, request, replica) of blocks not yet released
         self._transfers: dict[int, Transfer] = {}  # by request; those that may not be there yet
@@ -286,7 +294,7 @@ class Handovers:
             if move.since_fs >= before_fs:
                 break
             tokens = held_tokens(table, move.request)  # without any, there is still its prompt's last one to come
-            needed = self._kv_groups.blocks(tokens + 1, self._block_size)  # its first step here adds a token
+            needed = self._kv_groups.blocks(tokens + self._first_step, self._block_size)
             fitting = [r for r in takers if needed <= self._room[r] and self._outstanding[r] < max_num_seqs]
             if not fitting:
                 break

@@ -41,7 +41,8 @@ class PoolOrders:
 
     def __init__(self, fleet: Fleet, link: Link, faults: Faults, table: RequestTable) -> None:
         decode, size = fleet.pools[1], fleet.spec.block_size
-        self.handovers = Handovers(link, decode.numbers, decode.kv_blocks(size), size, decode.kv_groups)
+        lookahead = decode.lookahead_tokens(fleet.spec)
+        self.handovers = Handovers(link, decode.numbers, decode.kv_blocks(size), size, decode.kv_groups, lookahead)
         self._decode_cores = decode.plan.engine_cores
         self._numbers = {pool.name: pool.numbers for pool in fleet.pools}
         self._faults = faults

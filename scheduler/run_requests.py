@@ -36,13 +36,8 @@ def check_together(spec: SchedulerSpec, classes: Sequence[QueueClass], *, pools:
         InputError: says what.
     """
     make_policy(spec, classes)
-    if spec.speculative is not None:
-        for wrong, what in (
-            (pools, "pools for prefill and decode"),
-            (spec.policy == VTC, "policy: vtc"),
-        ):
-            if wrong:
-                raise InputError("scheduler.speculative", f"is not modelled together with {what}")
+    if spec.speculative is not None and spec.policy == VTC:
+        raise InputError("scheduler.speculative", "is not modelled together with policy: vtc")
     if spec.preemption == "swap":
         for wrong, what in (
             (pools, "pools for prefill and decode"),

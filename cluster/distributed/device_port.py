@@ -51,7 +51,7 @@ class Devices:
         recovery.call(driver.connect)
         self._fleet = fleet
         self._table = table
-        self._kv_cache = fleet.pools[-1].kv_cache(fleet.spec, fleet.most_tokens)  # of those who take over
+        self._kv_groups = fleet.pools[-1].kv_groups  # of those who take over
         self._coming: dict[int, tuple[int, _Parts]] = {}  # by request: when its KV cache is there, and its parts
         self._devices = {number: per_replica[pool.name] for pool in fleet.pools for number in pool.numbers}
         self._window = 0
@@ -117,7 +117,7 @@ class Devices:
                 continue  # its prompt is to be computed there
             target = targets[move.request]
             tokens = int(self._table["input_tokens"][move.request] + self._table["emitted_tokens"][move.request]) - 1
-            size, blocks = self._fleet.link.size(tokens), self._kv_cache.blocks_of(tokens)
+            size, blocks = self._fleet.link.size(tokens), self._kv_groups.blocks(tokens, self._fleet.spec.block_size)
             senders, receivers = self._devices[move.replica], self._devices[target]
             count = max(senders, receivers)
             parts: _Parts = []

@@ -49,7 +49,7 @@ from pimserve.loadgen.request_classes import ClassSpec
 from pimserve.loadgen.slo import LimitAtPercentile, SloSpec
 from pimserve.loadgen.workload import stages_ahead
 from pimserve.scheduler.config import SchedulerSpec
-from pimserve.scheduler.fleet import DECODE
+from pimserve.scheduler.fleet import DECODE, PREFILL
 from pimserve.scheduler.group_times import IDLE
 from pimserve.scheduler.handover import Link
 from pimserve.scheduler.outcomes import ALL
@@ -204,9 +204,11 @@ def _without(spec: SchedulerSpec) -> set[str]:
 
 
 def _of_engines(family: Family, run_id: str, engines: Sequence[tuple[int, str]], spec: SchedulerSpec) -> Keys:
-    """Labels of a family of engines; those that decode alone have no tiers."""
+    """Labels of a family of engines; those that decode alone have no tiers, those that never do no drafts."""
     if family.name in {*KV_TIERS, *KV_LOADS}:
         engines = [engine for engine in engines if engine[1] != DECODE]
+    elif family.name in SPEC_DECODE:
+        engines = [engine for engine in engines if engine[1] != PREFILL]
     more: Mapping[tuple[str, ...], Sequence[tuple[str, ...]]] = {
         ENGINE: [()],
         PREEMPTION: [(cause,) for cause in PREEMPTION_CAUSES],

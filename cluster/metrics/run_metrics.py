@@ -134,7 +134,8 @@ def metrics_of(prepared: Prepared, run_id: str, *, speed: float = 0.0, per_engin
         ],
         "pimserve_device_weight_bytes": [pool.replica.weight_bytes_per_device for pool in replicas],
         "pimserve_device_kv_capacity_bytes": [
-            pool.kv_capacity_tokens * pool.kv_groups.bytes_per_token(model.kv_bytes_per_token, windowed)
+            pool.kv_capacity_tokens
+            * (pool.kv_groups.bytes_per_token(model.kv_bytes_per_token, windowed) + pool.draft_kv_bytes_per_token)
             for pool in replicas
         ],
         "pimserve_device_tiers": [number for pool in replicas for number in tiers(pool) or ()],

@@ -158,7 +158,8 @@ class Scenario(_Section):
 
     @model_validator(mode="after")
     def _drafts_need_one_group(self) -> Self:
-        if self.scheduler.speculative is not None and self.cluster.two_groups is not None:
+        groups = (self.of_pool(name).cluster.two_groups for name in self.pools)
+        if self.scheduler.speculative is not None and any(groups):
             raise ValueError(
                 "scheduler.speculative is not modelled with experts on devices of their own: leave one out"
             )

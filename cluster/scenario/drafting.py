@@ -56,7 +56,7 @@ def with_speculation(
     most = min(demand.max_step_tokens, scenario.scheduler.max_step_tokens(demand.model.max_model_len_tokens))
     plan = with_drafts(pool.plan, draft.plan, _pools(draft.plan, routing, seed), drafts, groups * most)
     token_bytes = model.attention.kv_elements * draft.replica.precision.kv_bits / 8 * model.layers
-    pool = replace(pool, plan=plan, draft_kv_bytes_per_token=token_bytes)
+    pool = replace(pool, plan=plan, draft_layers=model.layers, draft_kv_bytes_per_token=token_bytes)
     return _beside(pool, demand, model, _weight_bytes(demand, model, mtp=spec.method == "mtp"))
 
 

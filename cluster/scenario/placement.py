@@ -51,7 +51,8 @@ class PlacedPool(Pool):
 
     Where attention and experts have groups of devices of their own, these are the `groups`, attention first, each as if
     it were alone; `device` is of the first. Hot and cold experts' devices are groups of the experts' in turn.
-    `draft_kv_bytes_per_token`: of the KV cache of a model that drafts beside this one; 0: there is none.
+    `draft_layers`, `draft_kv_bytes_per_token`: of a model that drafts beside this one, and of its KV cache; 0: there is
+    none.
     """
 
     label: str
@@ -59,6 +60,7 @@ class PlacedPool(Pool):
     replica: Replica
     devices_per_replica: int
     groups: tuple[PlacedPool, ...] = ()
+    draft_layers: int = 0
     draft_kv_bytes_per_token: float = 0.0
 
     @property

@@ -135,13 +135,20 @@ def link_of(scenario: Scenario, model: ModelSpec, pools: Sequence[PlacedPool]) -
             f"a KV cache of {first:g} bits per element ({pools[0].label}) cannot be handed over to one of {second:g} "
             f"({pools[1].label}); set model.kv_dtype or the device's kv_bits so that both have the same",
         )
+    drafts, others = (pool.draft_kv_bytes_per_token for pool in pools)
+    if drafts != others:
+        raise InputError(
+            "cluster.pools",
+            f"the model that drafts has a KV cache of {drafts:,g} bytes per token on {pools[0].label} and of "
+            f"{others:,g} on {pools[1].label}; set its kv_dtype or the device's kv_bits so that both have the same",
+        )
     layer = model.attention.kv_elements * first / 8
     handover = scenario.cluster.pools.handover
     return Link(
         bytes_per_s=round(handover.gb_per_s * _BYTES_PER_GB),
         latency_fs=round(handover.latency_us * FS_PER_S / 10**6),
-        bytes_per_token=math.ceil(layer * (model.layers - model.windowed_layers)),
+        bytes_per_token=math.ceil(layer * (model.layers - model.windowed_layers) + drafts),
         window_bytes_per_token=math.ceil(layer * model.windowed_layers),
         window_tokens=getattr(model.attention, "window_tokens", None) or 0,
-        layers=model.layers if handover.overlap == "layers" else 0,
+        layers=model.layers + pools[0].draft_layers if handover.overlap == "layers" else 0,
     )

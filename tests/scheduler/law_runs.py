@@ -53,6 +53,7 @@ class Run:
             router=router,
             report_interval_s=interval,
             attention_dp_balance=case.balance,
+            speculative=case.speculative,
             **{name: getattr(case, name) for name in SHEDDING},
             **swap_settings(case),
         )

@@ -68,6 +68,7 @@ def run_reference(
     tiers: Sequence[ReferenceTier] = (),
     swap: ReferenceSwap | None = None,
     balance: ReferenceBalance | None = None,
+    received: Sequence[int | None] = (),
 ) -> ReferenceResult:
     """Serve `requests` on one replica.
 
@@ -85,6 +86,8 @@ def run_reference(
     `shedding`: says which requests are rejected as they arrive; None: none that can be served.
     `swap`: host memory for blocks of preempted requests, whose copies steps wait for; None: they are computed again.
     `balance`: says when data-parallel groups hold prompts back; without prefix cache; None: never.
+    `received`: when requests had their first token elsewhere, whose KV cache they bring here if there is more to come;
+    None: they have all of it here. Without closed loops.
     """
     assert pools is None or pools.seed == seed
     drafts = ReferenceDrafts(speculative, seed)
@@ -177,10 +180,11 @@ def run_reference(
         if reserves:
             reserved = sum(most_blocks_of(one, one.decoding) for one in running[group])
             reserved += sum(most_blocks_of(one, computed=False) for _, one, _ in loading)
-            return reserved + most_blocks_of(request, computed=False) <= kv_capacity_blocks
+            return reserved + most_blocks_of(request, computed=request.brings) <= kv_capacity_blocks
         if cache is not None:
             return cache.fits(request.number, known)
-        return blocks_of(known, longest_chunk) <= kv_capacity_blocks - blocks_used(group)
+        chunk = 1 if request.brings else longest_chunk
+        return blocks_of(known, chunk) <= kv_capacity_blocks - blocks_used(group)
 
     def budget_of(group: int) -> int:
         verified = drafts.verify_tokens * len(decoding[group])
@@ -214,6 +218,10 @@ def run_reference(
                 return
             request.status = "rejected"
 
+    for token_at, request in zip(received, everyone, strict=False):
+        if token_at is not None and request.output > 1 and not refused(request):
+            request.first_scheduled = request.first_token = request.last_token = token_at
+            request.emitted, request.brings = 1, True
     if concurrency is None:
         arriving = [request for request in everyone if request.arrival != NEVER]
     else:
@@ -306,9 +314,21 @@ def run_reference(
                     request.blocks = blocks_of(known)
                     budget -= 1
                     continue
+                if request.brings and budget < drafts.verify_tokens:
+                    break
                 if not fits(request, group):
                     break
                 waiting[group].remove(request)
+                if request.brings:
+                    ran.append(request)
+                    decoding[group].append(request)
+                    request.kv = request.settled = request.prefill_len = known - 1
+                    request.blocks = blocks_of(known)
+                    request.brings = False
+                    if cache is not None:
+                        cache.bring(request.number, known, now)
+                    budget -= drafts.verify_tokens
+                    continue
                 request.prefill_len = known
                 request.blocks = blocks_of(known, longest_chunk)
                 shares[group].admit(tenant_of(request), request.input, first=request.first_scheduled == NEVER)

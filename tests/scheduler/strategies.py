@@ -83,6 +83,7 @@ class Case:
     max_tokens: tuple[int, ...] = ()
     speculative: SpeculativeSpec | None = None
     balance: AttentionDpBalanceSpec | None = None
+    received: tuple[int | None, ...] = ()  # when requests had their first token elsewhere, fs; None: they have it here
     swap: tuple[int, int] | None = None  # blocks of host memory, fs in which one is copied
     max_queued_requests: int | None = None
     early_rejection_ttft_s: float | None = None

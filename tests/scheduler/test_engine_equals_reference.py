@@ -17,7 +17,8 @@ from pimserve.loadgen.traces.ragged import Ragged
 from pimserve.loadgen.workload import Workload, generate
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.costs import ReplicaCosts, replica_offset
-from pimserve.scheduler.fleet import ReplicaEngine, make_engine
+from pimserve.scheduler.departures import Move
+from pimserve.scheduler.fleet import DECODE, ReplicaEngine, make_engine
 from pimserve.scheduler.kv_cache import KvCache
 from pimserve.scheduler.kv_tiers import KvTier, KvTiers
 from pimserve.scheduler.load_shedding import LoadShedding
@@ -26,7 +27,7 @@ from pimserve.scheduler.mixed_costs import make_costs
 from pimserve.scheduler.prefix_cache import PrefixKvCache
 from pimserve.scheduler.prefix_figures import together
 from pimserve.scheduler.queue_classes import queue_classes
-from pimserve.scheduler.requests import FOREVER, NEVER, STATUS_NAMES, RequestTable
+from pimserve.scheduler.requests import FOREVER, NEVER, SERVABLE, STATUS_NAMES, RequestTable
 from pimserve.scheduler.shedding_engine import SheddingEngine
 from pimserve.scheduler.steplog import SpanColumns, StepLog, expand
 from pimserve.scheduler.swap_space import SwapSpace
@@ -34,6 +35,7 @@ from pimserve.scheduler.windowed_prefix_cache import WindowedPrefixKvCache
 from tests.examples import examples
 
 from .prefix_strategies import prefix_cases, tier_cases, windowed_prefix_cases
+from .received_strategies import received_cases
 from .reference_engine import ReferenceRequest
 from .reference_result import ReferenceResult
 from .reference_shedding import SHEDDING
@@ -112,6 +114,11 @@ def run_engine(case: Case) -> tuple[Recorder, RequestTable, ReplicaEngine]:
     )
     table["predicted_tokens"][:] = case.predicted()
     table["class_id"][:] = case.class_ids
+    for request, token_fs in enumerate(case.received):
+        if token_fs is not None and table["output_tokens"][request] > 1 and table["reject_reason"][request] == SERVABLE:
+            table["emitted_tokens"][request] = 1
+            table["replica"][request] = case.replica + 1
+            table["first_scheduled_ps"][request] = table["first_token_ps"][request] = token_fs // FS_PER_PS
     seen = [i for i, ps in enumerate(arrivals) if 0 <= ps * FS_PER_PS < until]
     kv_size = case.kv_capacity_blocks, case.block_size
     reserve: dict[str, Any] = {"reserves": spec.reserves, "most_tokens": case.max_model_len}
@@ -142,7 +149,14 @@ def run_engine(case: Case) -> tuple[Recorder, RequestTable, ReplicaEngine]:
         closed=None if closed is None else range(len(arrivals)),
         concurrency=closed or 0,
         classes=classes,
+        pool=DECODE if case.received else "",
     )
+    for request in seen:
+        if table["emitted_tokens"][request]:
+            since_fs = arrivals[request] * FS_PER_PS
+            token_fs = case.received[request]
+            assert token_fs is not None
+            engine.expect(Move(request, case.replica + 1, since_fs, token_fs))
     engine.submit(seen)
     engine.advance(until)
     engine.settle()
@@ -201,6 +215,15 @@ def test_same_with_drafts_to_verify(case: Case) -> None:
     for request in case.requests:
         if request.arrival_fs is not None:
             request.arrival_fs -= request.arrival_fs % FS_PER_PS
+    assert_equal(case)
+
+
+@examples(60)
+@given(received_cases(cases() | prefix_cases()) | received_cases(speculative_cases()))
+def test_same_where_requests_bring_their_kv_cache(case: Case) -> None:
+    for request in case.requests:
+        assert request.arrival_fs is not None
+        request.arrival_fs -= request.arrival_fs % FS_PER_PS
     assert_equal(case)
 
 

@@ -16,6 +16,7 @@ from pimserve.errors import InputError
 from pimserve.loadgen.objectives import Objectives
 from pimserve.loadgen.workload import generate
 from pimserve.scheduler.acceptance import STEPS, Acceptance
+from pimserve.scheduler.handover import Link
 from pimserve.scheduler.kv_cache import KvCache
 from pimserve.scheduler.requests import SERVABLE
 from pimserve.scheduler.simulation import Deployment, Served, simulate
@@ -148,7 +149,7 @@ MTP = "scheduler.speculative={method: mtp, num_speculative_tokens: 3, acceptance
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["cluster.pools={prefill: {}, decode: {}}"], "pools"),
+        (["cluster.pools={prefill: {}, decode: {placement: {experts: {device: h100}}}}"], "devices of their own"),
         (["scheduler.policy=vtc"], "vtc"),
         (["model=gpt-oss-120b", "cluster.device=h100"], "attention windows"),
         (["cluster.device=aimc-realistic", "cluster.devices_per_node=1", TINY], "of this kind"),
@@ -215,6 +216,23 @@ def test_the_draft_model_takes_memory() -> None:
     assert model == pytest.approx((none - weights) / 2, rel=0.01)
 
 
+def test_what_is_handed_over_holds_the_cache_of_the_model_that_drafts() -> None:
+    def link_of(more: str) -> Link:
+        spec = f"scheduler.speculative={{num_speculative_tokens: 3, acceptance: 0.6, {more}}}"
+        pools = "cluster.pools={prefill: {}, decode: {device: duplex}, handover: {overlap: layers}}"
+        link = prepare(load_scenario(None, [*DENSE, spec, pools])).link
+        assert link is not None
+        return link
+
+    found = map(link_of, ("method: ngram", "method: mtp", "method: draft_model, model: llama-3.1-8b"))
+    of_token = 131_072
+    assert [(link.bytes_per_token, link.layers) for link in found] == [
+        (of_token, 32),
+        (of_token * 33 // 32, 33),
+        (2 * of_token, 64),
+    ]
+
+
 def test_what_is_told_of_drafts() -> None:
     """Every output token is a first one, a step's own one, or an accepted draft."""
     served = run(["workload.num_requests=80", MTP])
@@ -270,7 +288,7 @@ def test_windows_interruptions_and_faults_do_not_matter(
     """Cut anywhere, and continued from anywhere, with preemptions and a replica that fails, the bits are the same."""
     overrides = [
         *(
-            "workload.num_requests=40",
+            "workload.num_requests=28",
             "workload.arrival.rate_per_s=400",
             "cluster.replicas=2",
             "scheduler.kv_blocks=160",

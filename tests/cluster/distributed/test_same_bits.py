@@ -129,6 +129,13 @@ SCENARIOS: dict[str, list[str]] = {
         "workload.prefix={groups: 4, shared_tokens: 500}", "workload.arrival={process: poisson, rate_per_s: 40}",
         "faults.events=[{at_s: 0.1, replica: 0, kind: slow, factor: 1.5}]",
     ],
+    "drafts in pools beside prefix caches": [
+        "cluster.pools={prefill: {device: h100, replicas: 2}, decode: {device: duplex, tensor_parallel: 2, "
+        "replicas: 2}}", "workload.prefix={groups: 4, shared_tokens: 500}",
+        "scheduler={enable_prefix_caching: true, kv_blocks: 300, speculative: {method: mtp, num_speculative_tokens: 2, "
+        "acceptance: 0.7}}", "workload.arrival={process: poisson, rate_per_s: 20}",
+        "faults={detection_s: 0.05, events: [{at_s: 0.3, replica: 2, kind: fail, for_s: 0.2}]}",
+    ],
     "shortest predicted first": ["cluster.replicas=2", "scheduler.policy=sjf", "scheduler.prediction_error=0.5",
                                  "scheduler.max_num_seqs=2"],
     "fair share by tenant": [
@@ -286,6 +293,7 @@ DEEP = {name for name in SCENARIOS if name.endswith(", every layer drawn")} | {
     "at most two in flight",
     "classes by priority",
     "dense layers, shared experts and head with the cold ones",
+    "drafts beside prefix caches",
     "experts on aimc",
     "experts on aimc that are programmed anew",
     "experts that are cut over aimc chips",

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pimserve.cluster.metrics.families import FAMILIES, PREFIX_CACHE
+from pimserve.cluster.metrics.families import FAMILIES, PREFIX_CACHE, SPEC_DECODE
 from pimserve.cluster.metrics.family import ENGINE
 from pimserve.cluster.metrics.feed import MetricsFeed
 from pimserve.cluster.metrics.run_metrics import metrics_of
@@ -135,6 +135,14 @@ CASES = {
             "run={warmup_s: 0}",
         ],
     ),
+    "drafts in pools": (
+        "prefill_decode_pools",
+        [
+            "scheduler={speculative: {method: mtp, num_speculative_tokens: 3, acceptance: 0.6}}",
+            "cluster.pools.decode.tensor_parallel=2",
+            "run={warmup_s: 0}",
+        ],
+    ),
     "swap": (
         None,
         ["scheduler={kv_blocks: 250, preemption: swap, swap_gb_per_s: 50, swap_space_gb: 0.02}", "cluster.replicas=2"],
@@ -206,6 +214,7 @@ def test_in_the_end_metrics_say_what_the_summary_says(case, monkeypatch):
     latencies_are_those_of(summary, last)
     prefix_caches_are_those_of(summary, last)
     tiers_are_those_of(summary, last)
+    drafts_are_those_of(summary, last)
     decisions_are_those_of(summary, last)
     grows(seen, last)
     assert not any(each.values["pimserve_run_stability"].any() for each in seen)
@@ -253,6 +262,16 @@ def prefix_caches_are_those_of(summary, last):
     }
     on_devices, external = hits.values()
     assert [count + external.get(engine, 0) for engine, count in on_devices.items()] == found["hit_tokens"].tolist()
+
+
+def drafts_are_those_of(summary, last):
+    """Of all replicas but those that compute prompts alone."""
+    told = summary.get("spec_decode")
+    for family, figure in SPEC_DECODE.items():
+        engines = [key[2] for key in last.layout.keys[family]]
+        assert "prefill" not in engines
+        assert bool(engines) == bool(told)
+        assert last.values[family].sum() == (told[figure] if told else 0)
 
 
 def tiers_are_those_of(summary, last):
