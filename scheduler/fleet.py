@@ -64,7 +64,7 @@ class Pool:
         kv_groups: how layers share the KV cache.
         device_kv_bytes_per_token: what a token takes of one device's KV cache; 0: nobody swaps.
         kv_blocks_override: blocks of a replica's KV cache, whatever their size; None: as many as those tokens fill.
-        kv_bytes_per_token: of all layers, once, however many devices have a copy.
+        kv_bytes_per_token: of all layers of a group, once, however many devices have a copy.
         conditional: of a pool for decode, which prompts it computes itself; None: none.
     """
 
@@ -148,7 +148,7 @@ class Pool:
         blocks, size = self.kv_blocks(spec.block_size) // self.plan.engine_cores, spec.block_size
         if spec.enable_prefix_caching:
             below = spec.kv_tiers if self.name != DECODE else ()  # who decodes is sent what it has not computed
-            tiers = KvTiers(below, self.kv_bytes_per_token * size, size) if below else None
+            tiers = KvTiers(below, self.kv_bytes_per_token * size, size, self.kv_groups) if below else None
             make = WindowedPrefixKvCache if self.kv_groups.windowed else PrefixKvCache
             return make(
                 blocks,

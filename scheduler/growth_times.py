@@ -22,9 +22,9 @@ def grow_by_step(kv: KvCache, decoding: Decoding, span: Span, step: int, steps: 
     if not kv.tiers.take_back:
         return
     kv.tiers.now_fs = begin_fs
-    kv.grow()
+    kv.grow(step)
     if steps > 1:
         for later, blocks in decoding.growths(step, steps):
             kv.used += blocks
             kv.tiers.now_fs = begin_fs + span.duration_fs(later)
-            kv.grow()
+            kv.grow(step + later)

@@ -114,8 +114,8 @@ class KvCache:
     def cache(self, request: int, computed: int) -> None:
         """So many tokens of a request's context are computed, or are in the step that begins."""
 
-    def grow(self) -> None:
-        """Requests that decode have taken blocks, now."""
+    def grow(self, step: int) -> None:
+        """Requests that decode have taken blocks, now, in all steps up to this one."""
 
     def computed(self, request: int, tokens: int) -> int:
         """The prompt of a request, all its `tokens`, is computed; returns the blocks that left its windows."""

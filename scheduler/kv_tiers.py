@@ -1,6 +1,7 @@
 """Tiers of a replica's prefix cache below its devices: what each keeps, and when its link is free.
 
-A block, known by the id of all tokens up to its end, is looked up from the device down; what is found below is read,
+A block, known by the id of all tokens up to its end (with attention windows: one of full groups of layers by that, one
+of windowed ones by ~id), is looked up from the device down; what is found below is read,
 and is on the device from then on, too. A tier's link carries one transfer after the other, reads and writes, as they
 come: so a block can be found as soon as its writing is asked for, and its reading waits for that. What is read comes
 after the latency more. A full tier forgets what was used least recently; of what is used together, the ends of prompts.
@@ -12,10 +13,11 @@ ends of steps, and of steps in which requests that decode take blocks.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pimserve.device_models.kv_groups import NO_WINDOWS, KvGroups
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
 from pimserve.scheduler.kv_tier_spec import KvTierSpec
 
@@ -54,17 +56,23 @@ class KvTier:
         self.blocks: OrderedDict[int, None] = OrderedDict()  # ids, the one used least recently first
         self.free_fs = 0  # from when on its link is free
 
+    @property
+    def kept(self) -> int:
+        """Blocks that it holds."""
+        return len(self.blocks)
+
     def clear(self, now_fs: int) -> None:
         """Lose everything, also what is on its way; figures stay."""
         self.figures.carried_fs = self.busy_fs(now_fs)
-        self.figures.evicted_blocks += len(self.blocks)
+        self.figures.evicted_blocks += self.kept
         self.free_fs = 0
         self.blocks.clear()
 
-    def read(self, blocks: int, now_fs: int) -> int:
-        """So many are wanted on the device; returns when they are there, fs."""
-        self.figures.read_blocks += blocks
-        return self._carry(blocks, now_fs) + self._latency_fs
+    def read(self, blocks: Sequence[int], now_fs: int) -> int:
+        """These are wanted on the device; returns when they are there, fs."""
+        count = self._count(blocks)
+        self.figures.read_blocks += count
+        return self._carry(count, now_fs) + self._latency_fs
 
     def write(self, blocks: Sequence[int], now_fs: int) -> list[int]:
         """Take blocks one by one, where they are not here yet; returns those that go for them."""
@@ -103,12 +111,68 @@ class KvTier:
         self.free_fs = state["free_fs"]
         self.figures = TierFigures(**state["figures"])
 
+    def _count(self, blocks: Collection[int]) -> int:
+        """Blocks under these ids."""
+        return len(blocks)
+
     def _carry(self, blocks: int, now_fs: int) -> int:
         """Give the link so many blocks; returns when it is free again."""
         lasts_fs = blocks * self._block_fs
         self.figures.carried_fs += lasts_fs
         self.free_fs = max(now_fs, self.free_fs) + lasts_fs
         return self.free_fs
+
+
+class GroupedKvTier(KvTier):
+    """One tier that has a block of each group of layers of its kind under an id.
+
+    Args:
+        spec, block_bytes: as in `KvTier`.
+        groups: how many there are of either kind.
+    """
+
+    def __init__(self, spec: KvTierSpec, block_bytes: int, groups: KvGroups) -> None:
+        super().__init__(spec, block_bytes)
+        self._groups = groups
+        self._kept = 0
+
+    @property
+    def kept(self) -> int:
+        """Blocks that it holds."""
+        return self._kept
+
+    def clear(self, now_fs: int) -> None:
+        """Lose everything, also what is on its way; figures stay."""
+        super().clear(now_fs)
+        self._kept = 0
+
+    def write(self, blocks: Sequence[int], now_fs: int) -> list[int]:
+        """Take what ids stand for, one by one, where it is not here yet; returns the ids that go for it."""
+        new: list[int] = []
+        forgotten: list[int] = []
+        for block in blocks:
+            if block in self.blocks:
+                continue
+            new.append(block)
+            self.blocks[block] = None
+            self._kept += self._count((block,))
+            while self.capacity is not None and self._kept > self.capacity:
+                forgotten.append(self.blocks.popitem(last=False)[0])
+                self._kept -= self._count(forgotten[-1:])
+        if new:
+            self._carry(count := self._count(new), now_fs)
+            self.figures.written_blocks += count
+            self.figures.evicted_blocks += self._count(forgotten)
+        return forgotten
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+        super().restore(state)
+        self._kept = self._count(self.blocks)
+
+    def _count(self, blocks: Collection[int]) -> int:
+        windowed = sum(block < 0 for block in blocks)
+        return self._groups.full * (len(blocks) - windowed) + self._groups.windowed * windowed
 
 
 class KvTiers:
@@ -118,10 +182,14 @@ class KvTiers:
         specs: from the first below the device on.
         block_bytes: of one block, on all devices of the replica together.
         block_size: tokens of a block.
+        groups: of layers, that have blocks.
     """
 
-    def __init__(self, specs: Sequence[KvTierSpec], block_bytes: int, block_size: int) -> None:
-        self.all = [KvTier(spec, block_bytes) for spec in specs]
+    def __init__(
+        self, specs: Sequence[KvTierSpec], block_bytes: int, block_size: int, groups: KvGroups = NO_WINDOWS
+    ) -> None:
+        alike = groups.full == 1 and groups.windowed <= 1  # a block under each id
+        self.all = [KvTier(spec, block_bytes) if alike else GroupedKvTier(spec, block_bytes, groups) for spec in specs]
         self._tiers = [tier for tier in self.all if tier.capacity != 0]  # the others are as if they were not
         self.take_back = any(tier.spec.write == "back" for tier in self._tiers)
         self.now_fs = 0  # when what comes next happens
@@ -154,8 +222,8 @@ class KvTiers:
                 found[self._home(block)].append(block)
             for tier, blocks in zip(self._tiers, found, strict=True):
                 if blocks:
-                    tier.figures.hit_tokens += len(blocks) * self._size
-                    there_fs = tier.read(len(blocks), now_fs)
+                    tier.figures.hit_tokens += sum(block >= 0 for block in blocks) * self._size
+                    there_fs = tier.read(blocks, now_fs)
                     coming.update(dict.fromkeys(blocks, there_fs))
                     ready_fs = max(ready_fs, there_fs)
         self._use(hit[::-1])

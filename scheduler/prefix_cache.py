@@ -161,7 +161,7 @@ class PrefixKvCache(KvCache):
         if self.tiers is not None:
             self.tiers.compute(new)
 
-    def grow(self) -> None:
+    def grow(self, step: int) -> None:
         """As `KvCache.grow`."""
         self._take_growth()
 

@@ -79,8 +79,6 @@ def check_kv_caches(spec: SchedulerSpec, pools: Sequence[Pool]) -> None:
             "scheduler.early_rejection" if spec.early_rejection else "scheduler.max_queued_requests",
             "sheds load, which is not modelled with several data-parallel groups in a replica",
         )
-    if spec.kv_tiers and pools[0].kv_groups.windowed:
-        raise InputError("scheduler.kv_tiers", "are not modelled together with layers that have attention windows")
     if spec.enable_prefix_caching and any(pool.plan.data_parallel > pool.plan.engine_cores for pool in pools):
         raise InputError(
             _PREFIX_CACHING,

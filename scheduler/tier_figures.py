@@ -62,7 +62,7 @@ def _tier_use(tiers: Sequence[KvTier], queried: int, hit: int, queried_in_all: i
         name=first.spec.name,
         write=first.spec.write,
         capacity_blocks=None if first.capacity is None else first.capacity * len(tiers),
-        kept_blocks=sum(len(tier.blocks) for tier in tiers),
+        kept_blocks=sum(tier.kept for tier in tiers),
         queried_tokens=queried,
         hit_tokens=hit,
         hit_ratio=hit / queried_in_all if queried_in_all else None,

@@ -76,7 +76,7 @@ def tiers_state(tiers: KvTiers, cache: PrefixFigures, now_fs: int) -> TiersState
             read_bytes=tier.figures.read_blocks * tier.block_bytes,
             written_bytes=tier.figures.written_blocks * tier.block_bytes,
             evicted_blocks=tier.figures.evicted_blocks,
-            kept_blocks=len(tier.blocks),
+            kept_blocks=tier.kept,
             capacity_blocks=tier.capacity,
             link_busy_fs=tier.busy_fs(now_fs),
         )

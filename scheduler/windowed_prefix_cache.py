@@ -30,7 +30,7 @@ class WindowedPrefixKvCache(PrefixKvCache):
 
     Args:
         blocks, block_size, groups, chunk_tokens: as in `KvCache`.
-        settings: as in `PrefixKvCache`, without tiers.
+        settings: as in `PrefixKvCache`; tiers know blocks of windows by ~id.
     """
 
     def __init__(
@@ -79,26 +79,33 @@ class WindowedPrefixKvCache(PrefixKvCache):
         else:
             in_window = min(blocks, self._window_blocks)
             first = max(first, blocks - in_window)
-        hit = ids[:end]
+        hit, of_window = ids[:end], ids[first:end]
         idle = sum(block in free for block in hit)  # that nobody holds
-        needed = groups.full * (blocks - end + idle) + groups.windowed * in_window
+        below = [] if self.tiers is None else [block for block in hit if block not in free and block not in holders]
+        needed = groups.full * (blocks - end + len(below) + idle) + groups.windowed * in_window
         if needed > self.blocks - self.used:
             return -1
         if self._reserves is not None and not self._reserve_for(request, tokens, prompt=prompt):
             return -1
+        if self.tiers is not None:
+            missing = [~block for block in of_window if block not in self._owners and block not in self._keys]
+            self.tiers.admit([*hit, *(~block for block in of_window)], [*below, *missing])
         for block in hit:
             holders[block] = holders.get(block, 0) + 1
             free.pop(block, None)
         self.windows[request] = window = Window(self._turn, first, in_window)
         self._turn += 1
-        idle_in_window = sum(self._take_over(window, block) for block in ids[first:end])
+        idle_in_window = sum(self._take_over(window, block) for block in of_window)
         self._queued -= groups.full * idle + groups.windowed * idle_in_window
-        self._take(groups.full * (blocks - end) + groups.windowed * (in_window - idle_in_window))
+        self._take(groups.full * (blocks - end + len(below)) + groups.windowed * (in_window - idle_in_window))
         self.used += needed
         self._held[request] = hit
         if prompt:
             self._figures.queried_tokens += tokens
             self._figures.hit_tokens += end * size
+        self._figures.cached_blocks += len(below)
+        if self._events is not None:
+            self._events += below
         return end * size
 
     def cache(self, request: int, computed: int) -> None:
@@ -110,6 +117,11 @@ class WindowedPrefixKvCache(PrefixKvCache):
             self._shift(window, fall)
             self._take(fall * self.groups.windowed)
         super().cache(request, computed)
+
+    def grow(self, step: int) -> None:
+        """As `KvCache.grow`."""
+        self.falls.tell(step + 1)
+        self._take_growth()
 
     def computed(self, request: int, tokens: int) -> int:
         """As `KvCache.computed`: what left the windows is free, cached as it is."""
@@ -183,22 +195,27 @@ class WindowedPrefixKvCache(PrefixKvCache):
 
     def _found(self, ids: list[int]) -> tuple[int, int]:
         """Of blocks with these ids, where what is found ends, and where what it needs of windows begins."""
-        holders, free, owners, keys = self._holders, self._free, self._owners, self._keys
-        end = next((place for place, block in enumerate(ids) if block not in holders and block not in free), len(ids))
+        holders, free, owners, keys, below = self._holders, self._free, self._owners, self._keys, self.tiers
+        end = len(ids)
+        for place, block in enumerate(ids):
+            if block not in holders and block not in free and (below is None or block not in below):
+                end = place
+                break
         first = end
         while first > 0 and end - first < self._window_blocks - 1:
             first -= 1
-            if ids[first] not in owners and ids[first] not in keys:
+            block = ids[first]
+            if block not in owners and block not in keys and (below is None or ~block not in below):
                 end = first
         return first, end
 
     def _take_over(self, window: Window, block: int) -> bool:
-        """The next block of a window is that of this id, or a copy of it; whether nobody held it."""
+        """The next block of a window is that of this id, or a copy of it, or comes from below; whether it was free."""
         key = self._keys.pop(block, None)
-        if key is None:
-            self._take_name(window.end, block)
-        else:
+        if key is not None:
             del self._free_ids[key], self._free[key]
+        elif block in self._owners:
+            self._take_name(window.end, block)
         self._owners[block] = window
         window.ids.append(block)
         return key is not None
@@ -210,13 +227,15 @@ class WindowedPrefixKvCache(PrefixKvCache):
 
     def _cache(self, request: int, computed: int) -> list[int]:
         """As `PrefixKvCache._cache`, and of windows."""
-        new = super()._cache(request, computed)
+        new = [*super()._cache(request, computed)]
         window, keys, owners = self.windows[request], self._keys, self._owners
         for place, block in enumerate(self._ids(request, window.end, computed // self.block_size), window.end):
             if block in owners:
                 self._take_name(place, block)
             elif block in keys:
                 del self._free_ids[keys.pop(block)]
+            else:
+                new.append(~block)
             owners[block] = window
             window.ids.append(block)
         return new
@@ -231,8 +250,18 @@ class WindowedPrefixKvCache(PrefixKvCache):
 
     def _depart(self, request: int, tokens: int) -> int:
         """A request gives back all that it has; returns the blocks that come free."""
+        held = self._leave(request)
         freed = self._give_back_window(self.windows.pop(request))
-        return freed + self._give_back(self._leave(request), self.groups.full * -(-tokens // self.block_size))
+        return freed + self._give_back(held, self.groups.full * -(-tokens // self.block_size))
+
+    def _leave(self, request: int) -> list[int]:
+        """As `PrefixKvCache._leave`; for tiers, it leaves what it has of windows, too."""
+        held = self._held.pop(request)
+        if self.tiers is not None:
+            of_window = self.windows[request].ids
+            used = [block for block in held if block != DUPLICATE]
+            self.tiers.leave([*used, *(~block for block in of_window if block != DUPLICATE)])
+        return held
 
     def _give_back_window(self, window: Window) -> int:
         """All blocks of a window, the last one first; returns how many."""
@@ -276,19 +305,24 @@ class WindowedPrefixKvCache(PrefixKvCache):
     def _take(self, blocks: int) -> None:
         """So many from the head of the queue; an id of which one is taken is forgotten."""
         free, events = self._free, self._events
+        forgotten: list[int] = []
         self._queued -= blocks
         while blocks > 0:
             key, count = free.popitem(last=False)
             if key >= 0:
                 self._figures.evicted_blocks += 1
                 self._figures.cached_blocks -= 1
+                forgotten.append(key)
                 if events is not None:
                     events.append(-1 - key)
             elif (block := self._free_ids.pop(key, None)) is not None:
                 del self._keys[block]
                 self._evicted += 1
+                forgotten.append(~block)
             if count > blocks:
                 free[self._next_key] = count - blocks
                 free.move_to_end(self._next_key, last=False)
                 self._next_key -= 1
             blocks -= count
+        if self.tiers is not None:
+            self.tiers.displace(forgotten)

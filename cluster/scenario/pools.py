@@ -52,9 +52,10 @@ def place_pool(scenario: Scenario, name: str, model: ModelSpec, routing: Routing
             raise error.at(f"cluster.pools.{name}{error.where.removeprefix('cluster')}") from None
         raise
     notes = (*pool.replica.warnings, *_without_effect(alone, pool))
-    token_bytes = math.ceil(
-        model.attention.kv_elements * pool.replica.precision.kv_bits / 8 * model.layers + pool.draft_kv_bytes_per_token
-    )
+    layer = model.attention.kv_elements * pool.replica.precision.kv_bits / 8
+    of_layers = layer * (model.layers - model.windowed_layers), layer * model.windowed_layers
+    group_bytes = pool.kv_groups.bytes_per_token(*of_layers) / pool.kv_groups.full
+    token_bytes = math.ceil(group_bytes + pool.draft_kv_bytes_per_token)
     replica = replace(pool.replica, warnings=notes)
     pools = scenario.cluster.pools
     conditional = pools.conditional_disagg if pools is not None and name == DECODE else None

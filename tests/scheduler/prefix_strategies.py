@@ -67,9 +67,9 @@ def windowed_prefix_cases(draw: st.DrawFn) -> Case:
 
 
 @st.composite
-def tier_cases(draw: st.DrawFn, *, of: st.SearchStrategy[CostPlan] | None = None) -> Case:
+def tier_cases(draw: st.DrawFn, *, of: st.SearchStrategy[CostPlan] | None = None, windowed: bool = False) -> Case:
     """Cases of a small prefix cache with one to three tiers, whose blocks take no time, or up to many steps."""
-    case, names = draw(prefix_cases(of=of)), ("host", "disk", "remote")
+    case, names = draw(windowed_prefix_cases() if windowed else prefix_cases(of=of)), ("host", "disk", "remote")
     if case.groups > 1:  # refused together
         case = replace(case, plan=replace(case.plan, data_parallel=1))
     tiers = tuple(

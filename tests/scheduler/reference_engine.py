@@ -205,7 +205,7 @@ def run_reference(
         chunks[request.group].append((request, Chunk(tokens, request.kv)))
         cache = caches[request.group]
         if cache is not None:
-            computed.append(cache.computed(request.number, request.kv, request.kv + tokens))
+            computed.append(cache.computed(request.number, request.kv, request.kv + tokens, now))
         return tokens
 
     def send_next(arrival: int) -> None:

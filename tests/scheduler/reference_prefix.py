@@ -17,6 +17,11 @@ Bundle = tuple[int, ...]  # numbers of blocks
 Kind = Literal["full", "window"]
 
 
+def _in_tiers(name: tuple[Kind, int]) -> int:
+    """What tiers call it."""
+    return name[1] if name[0] == "full" else ~name[1]
+
+
 class PhysicalBlocks:
     """The blocks of one replica, known by their numbers, and which of them each request holds.
 
@@ -82,10 +87,11 @@ class PhysicalBlocks:
     def admit(self, request: int, tokens: int, now: int = 0, *, prompt: bool = True) -> tuple[int, int]:
         """Give a request its blocks; returns how many of the `tokens` are cached already, and when they are here."""
         hits = self._lookup(request, tokens)
-        on_device = {block_id for kind, block_id in self._found if kind == "full"}
-        ready = self.tiers.take(hits, on_device, now)
+        places = self._window_places(request, tokens, prompt=prompt)
+        used = [*hits, *(~hits[place] for place in places if place < len(hits))]
+        ready = self.tiers.take(used, {_in_tiers(name) for name in self._found}, now)
         wanted: list[tuple[Kind, int]] = [("full", place) for place in range(self._needed(tokens))]
-        wanted += [("window", place) for place in self._window_places(request, tokens, prompt=prompt)]
+        wanted += [("window", place) for place in places]
         have: dict[tuple[Kind, int], Bundle] = {}
         named = {(kind, place): (kind, hits[place]) for kind, place in wanted if place < len(hits)}
         for slot, name in named.items():
@@ -118,26 +124,28 @@ class PhysicalBlocks:
             if self._counts.windowed_groups:
                 self._windows[request] |= dict(zip(places, self._fresh(["window" for _ in places], now), strict=True))
 
-    def computed(self, request: int, before: int, now: int) -> list[int]:
-        """Where a request had `before` tokens it has more `now`: blocks that these fill can be found from here on.
+    def computed(self, request: int, before: int, after: int, now: int = 0) -> list[int]:
+        """Where a request had `before` tokens it has more `after`: blocks that these fill can be found from here on.
 
-        Not so where another block with the same tokens can be found, but that of a window takes its place. Returns the
-        ids of those that can.
+        Not so where another block with the same tokens can be found, but that of a window takes its place. Returns what
+        can be found that could not, as tiers know it.
         """
         window = self._windows[request]
-        new = range(max(window) + 1, -(-now // self._size)) if window else range(0)
+        new = range(max(window) + 1, -(-after // self._size)) if window else range(0)
         fallen = [window.pop(place) for place in sorted(window)[: len(new)]]
         self._free += [block for bundle in reversed(fallen) for block in bundle]
-        window |= dict(zip(new, self._fresh(["window" for _ in new], 0), strict=True))
-        found = []
+        window |= dict(zip(new, self._fresh(["window" for _ in new], now), strict=True))
+        found, in_window = [], []
         for place, block_id in enumerate(self._ids[request]):
-            if before < (place + 1) * self._size <= now:
+            if before < (place + 1) * self._size <= after:
                 if ("full", block_id) not in self._found:
                     self._found["full", block_id] = self._held[request][place]
                     found.append(block_id)
                 if place in window:
+                    if ("window", block_id) not in self._found:
+                        in_window.append(~block_id)
                     self._found["window", block_id] = window[place]
-        return found
+        return found + in_window
 
     def shrink(self, request: int, tokens: int) -> None:
         """The prompt of a request is computed, so many tokens: its windows keep what the next one needs."""
@@ -149,12 +157,12 @@ class PhysicalBlocks:
     def leave(self, request: int, prompt: int, tokens: int, now: int = 0) -> None:
         """A request with `tokens`, of which the first `prompt` were computed in chunks, gives all its blocks back."""
         self.computed(request, prompt, tokens)
-        ids = self._ids[request]
-        cached = [
-            ids[place]
-            for place, bundle in enumerate(self._held[request])
-            if place < len(ids) and self._found.get(("full", ids[place])) == bundle
-        ]
+        ids, window = self._ids[request], self._windows[request]
+        held: list[tuple[Kind, int, Bundle]] = [("full", place, one) for place, one in enumerate(self._held[request])]
+        held += [("window", place, window[place]) for place in sorted(window)]
+        names: list[tuple[tuple[Kind, int], Bundle]]
+        names = [((kind, ids[place]), bundle) for kind, place, bundle in held if place < len(ids)]
+        cached = [_in_tiers(name) for name, bundle in names if self._found.get(name) == bundle]
         self.tiers.cached(cached, now)
         self.tiers.use(cached)
         self._give_back(self._held.pop(request), self._windows.pop(request))
@@ -205,7 +213,7 @@ class PhysicalBlocks:
             for block in taken:
                 for name in [name for name, bundle in self._found.items() if block in bundle]:
                     self.evictions += len(self._found.pop(name))
-                    forgotten.append(name[1])
+                    forgotten.append(_in_tiers(name))
         self.tiers.forgotten(forgotten, now)
         return fresh
 
@@ -234,6 +242,7 @@ class PhysicalBlocks:
         ids = list(self._ids[request][: (tokens - 1) // self._size])
         for end in range(len(ids), 0, -1):
             full = all(("full", one) in self._found or self.tiers.where(one) is not None for one in ids[:end])
-            if full and all(("window", ids[place]) in self._found for place in self._before(end)):
+            window = [ids[place] for place in self._before(end)]
+            if full and all(("window", one) in self._found or self.tiers.where(~one) is not None for one in window):
                 return ids[: end - self._last_again]
         return []

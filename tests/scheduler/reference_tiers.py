@@ -12,7 +12,8 @@ class ReferenceTier:
     """One tier: so many blocks (None: any number), of so many bytes, through a link of so many bytes/s (None: endless).
 
     `kept` are the ids that it has, the one that was used least recently first. `sent` are the transfers that its link
-    has carried or will carry, as (begin, end, blocks), one after the other.
+    has carried or will carry, as (begin, end, blocks), one after the other. Under an id of 0 or more there are as many
+    blocks as full groups of layers, under one below as many as `windowed` ones: ~id is what the window has of id.
     """
 
     blocks: int | None
@@ -20,12 +21,18 @@ class ReferenceTier:
     bytes_per_s: int | None
     latency_fs: int
     write: Literal["through", "back"]
+    full: int = 1
+    windowed: int = 0
     kept: list[int] = field(default_factory=list)
     sent: list[tuple[int, int, int]] = field(default_factory=list)
-    found: int = 0  # blocks
+    found: int = 0  # ids of full groups
     read: int = 0
     written: int = 0
     evicted: int = 0
+
+    def count(self, ids: Sequence[int]) -> int:
+        """Blocks under these ids."""
+        return sum(self.full if block_id >= 0 else self.windowed for block_id in ids)
 
     def carry(self, blocks: int, now: int) -> int:
         """When a transfer of so many blocks that is asked for now ends."""
@@ -36,8 +43,9 @@ class ReferenceTier:
 
     def check(self) -> None:
         """What was written and not forgotten is there, once, and has room; the link does one thing at a time."""
-        assert len(self.kept) == len(set(self.kept)) == self.written - self.evicted
-        assert self.blocks is None or len(self.kept) <= self.blocks
+        assert len(self.kept) == len(set(self.kept))
+        assert self.count(self.kept) == self.written - self.evicted
+        assert self.blocks is None or self.count(self.kept) <= self.blocks
         assert sum(blocks for _, _, blocks in self.sent) == self.read + self.written
         assert all(end <= begin for (_, end, _), (begin, _, _) in zip(self.sent, self.sent[1:], strict=False))
 
@@ -66,9 +74,9 @@ class ReferenceTiers:
         for tier in self.tiers:
             mine = [block_id for block_id, home in homes.items() if home is tier]
             if mine:
-                tier.found += len(mine)
-                tier.read += len(mine)
-                there = tier.carry(len(mine), now) + tier.latency_fs
+                tier.found += sum(block_id >= 0 for block_id in mine)
+                tier.read += tier.count(mine)
+                there = tier.carry(tier.count(mine), now) + tier.latency_fs
                 self.arrivals.update(dict.fromkeys(mine, there))
         self.use(ids)
         ready = max([now, *(self.arrivals.get(block_id, 0) for block_id in ids)])
@@ -94,10 +102,11 @@ class ReferenceTiers:
         tier = self.tiers[place]
         for block_id in ids:
             if block_id not in tier.kept:
-                tier.carry(1, now)
-                tier.written += 1
+                tier.carry(tier.count([block_id]), now)
+                tier.written += tier.count([block_id])
                 tier.kept.append(block_id)
-                if tier.blocks is not None and len(tier.kept) > tier.blocks:
-                    tier.evicted += 1
-                    self._fall(place + 1, [tier.kept.pop(0)], now)
+                while tier.blocks is not None and tier.count(tier.kept) > tier.blocks:
+                    gone = [tier.kept.pop(0)]
+                    tier.evicted += tier.count(gone)
+                    self._fall(place + 1, gone, now)
         tier.check()

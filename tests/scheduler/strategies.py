@@ -133,6 +133,8 @@ class Case:
                 None if tier.gb_per_s is None else round(tier.gb_per_s * 10**9),
                 round(tier.latency_us * 10**9),
                 tier.write,
+                self.full_groups,
+                self.windowed_groups,
             )
             for tier in self.tiers
         ]

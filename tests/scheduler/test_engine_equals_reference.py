@@ -129,7 +129,7 @@ def run_engine(case: Case) -> tuple[Recorder, RequestTable, ReplicaEngine]:
         caches = [KvCache(*limits, **reserve) for _ in range(case.groups)]
     else:
         table.prefixes = Ragged.of(case.prefixes)
-        tiers = KvTiers(case.tiers, case.block_bytes, case.block_size) if case.tiers else None
+        tiers = KvTiers(case.tiers, case.block_bytes, case.block_size, case.kv_groups) if case.tiers else None
         if spec.speculative is not None:
             reserve["lookahead_tokens"] = spec.lookahead_tokens
             reserve["drop_last_hit"] = spec.speculative.drops_last_hit
@@ -203,6 +203,15 @@ def test_same_with_a_prefix_cache_and_attention_windows(case: Case) -> None:
 @examples(60)
 @given(tier_cases())
 def test_same_with_tiers(case: Case) -> None:
+    for request in case.requests:
+        if request.arrival_fs is not None:
+            request.arrival_fs -= request.arrival_fs % FS_PER_PS
+    assert_equal(case)
+
+
+@examples(150)
+@given(tier_cases(windowed=True))
+def test_same_with_tiers_and_attention_windows(case: Case) -> None:
     for request in case.requests:
         if request.arrival_fs is not None:
             request.arrival_fs -= request.arrival_fs % FS_PER_PS

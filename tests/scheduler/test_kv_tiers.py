@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
+from pimserve.device_models.kv_groups import KvGroups
 from pimserve.errors import InputError
 from pimserve.loadgen.objectives import Objectives
 from pimserve.scheduler.faults import FaultEvent, FaultSpec
@@ -18,7 +19,7 @@ from pimserve.scheduler.summary import digest, summarize
 from pimserve.scheduler.usage import Hardware
 from tests.examples import examples
 
-from .test_prefix_cache import ROWS, SPEC, check_blocks, load, run
+from .test_prefix_cache import GROUPS, ROWS, SPEC, check_blocks, kv_size, load, run
 from .test_windows import LENGTHS, Kept, Windows
 
 BLOCK_BYTES = 4 * 1000  # of 4 tokens
@@ -54,7 +55,7 @@ def figures(served: Served) -> list[Any]:
 
 
 @examples(40)
-@given(ROWS, st.integers(100, 300), TIERS, LENGTHS, st.integers(0, 1000), st.booleans())
+@given(ROWS, st.integers(100, 300), TIERS, LENGTHS, st.integers(0, 1000), st.booleans(), GROUPS)
 def test_windows_and_interruptions_do_not_matter(
     rows: list[tuple[int, int, int]],
     kv_tokens: int,
@@ -62,20 +63,22 @@ def test_windows_and_interruptions_do_not_matter(
     lengths: list[int],
     at: int,
     looks: bool,
+    groups: KvGroups,
 ) -> None:
     """Nor does a router that looks at tokens, and cuts spans at each arrival."""
     more = {"kv_tiers": tiers, "router": "least_tokens" if looks else "round_robin"}
-    workload, whole = load(rows), run(load(rows), kv_tokens, **more)
+    workload, size = load(rows), kv_size(kv_tokens, groups)
+    whole = run(workload, 0, run_settings=size, **more)
     kept = Kept()
-    cut = run(workload, kv_tokens, Deployment(control=Windows(lengths), checkpoints=kept), **more)
+    cut = run(workload, 0, Deployment(control=Windows(lengths), checkpoints=kept), size, **more)
     assert figures(cut) == figures(whole)
     kept.first = at
-    continued = run(workload, kv_tokens, Deployment(control=Windows([10**15]), checkpoints=kept), **more)
+    continued = run(workload, 0, Deployment(control=Windows([10**15]), checkpoints=kept), size, **more)
     assert figures(continued) == figures(whole)
 
 
 @examples(60)
-@given(ROWS, st.integers(100, 300), TIERS, LENGTHS, st.integers(1, 3), st.none() | st.integers(0, 400))
+@given(ROWS, st.integers(100, 300), TIERS, LENGTHS, st.integers(1, 3), st.none() | st.integers(0, 400), GROUPS)
 def test_blocks_are_conserved(
     rows: list[tuple[int, int, int]],
     kv_tokens: int,
@@ -83,19 +86,25 @@ def test_blocks_are_conserved(
     lengths: list[int],
     replicas: int,
     fails_ms: int | None,
+    groups: KvGroups,
 ) -> None:
     """On the device and in tiers, while they are on their way, and with a replica that loses all."""
     failures = () if fails_ms is None else (FaultEvent(at_s=fails_ms / 1000, replica=0, kind="fail", for_s=0.05),)
     kept = Kept()
     deployment = Deployment(control=Windows(lengths), checkpoints=kept)
-    run(load(rows), kv_tokens, deployment, {"replicas": replicas, "faults": FaultSpec(events=failures)}, kv_tiers=tiers)
+    size = kv_size(kv_tokens, groups)
+    of_run = {**size, "replicas": replicas, "faults": FaultSpec(events=failures)}
+    run(load(rows), 0, deployment, of_run, kv_tiers=tiers)
+    blocks_of = groups.pool_blocks(size["kv_capacity_tokens"], SPEC.block_size)
     for text, _ in kept.saved:
         for state in json.loads(text)["shards"][0]["engines"]:
-            check_blocks(state, kv_tokens // SPEC.block_size)
+            check_blocks(state, blocks_of, groups)
             for spec, there in zip(tiers, state["prefix_tiers"]["tiers"], strict=True):
                 blocks, moved = there["blocks"], there["figures"]
-                assert len(blocks) == len(set(blocks)) == moved["written_blocks"] - moved["evicted_blocks"]
-                assert spec.capacity_gb is None or len(blocks) <= round(spec.capacity_gb * 1e9) // BLOCK_BYTES
+                assert len(blocks) == len(set(blocks))
+                kept_blocks = sum(groups.full if block >= 0 else groups.windowed for block in blocks)
+                assert kept_blocks == moved["written_blocks"] - moved["evicted_blocks"]
+                assert spec.capacity_gb is None or kept_blocks <= round(spec.capacity_gb * 1e9) // BLOCK_BYTES
                 carried_fs = (moved["read_blocks"] + moved["written_blocks"]) * BLOCK_MS * 10**12
                 assert moved["carried_fs"] == carried_fs or (fails_ms is not None and moved["carried_fs"] < carried_fs)
 

@@ -195,8 +195,8 @@ def test_windows_shards_and_interruptions_do_not_matter(
     events = tuple(FaultEvent(at_s=ms / 1000, replica=one, kind="fail", for_s=0.05) for ms, one in failures)
     pools = {"replicas": 2, "decodes": 2, "faults": FaultSpec(events=events), "kv_tiers": tiers}
     if groups.windowed:
-        tiers, blocks = (), 2 * blocks
-        pools |= {"kv_groups": groups, "kv_tiers": tiers}
+        blocks *= 2
+        pools |= {"kv_groups": groups}
     whole = hand_over(rows, blocks, **pools)
     expected = figures(whole)
     kept = Kept()
