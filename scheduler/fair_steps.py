@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pimserve.device_models.plan import ChunkShape
+from pimserve.scheduler.acceptance import Acceptance
 from pimserve.scheduler.admission import Admission
 from pimserve.scheduler.decoding import Decoding
 from pimserve.scheduler.fair_queue import FairQueue
 from pimserve.scheduler.kv_cache import KvCache
+from pimserve.scheduler.speculative_decoding import SpeculativeDecoding
 
 
 class FairDecoding(Decoding):
@@ -57,6 +59,24 @@ class FairDecoding(Decoding):
         self._counters.nobody_decodes()
         for request in held:
             self._counters.decoding[self._queue.tenant_of(request)] += 1
+
+
+class FairSpeculativeDecoding(SpeculativeDecoding):
+    """The same of requests of whose drafts some are accepted; each step may make another tenant next.
+
+    Args:
+        queue, running, kv: as in `FairDecoding`.
+        acceptance: how many are accepted.
+    """
+
+    def __init__(self, queue: FairQueue, running: dict[int, int], kv: KvCache, acceptance: Acceptance) -> None:
+        self._counters = queue.counters
+        super().__init__(running, kv, acceptance, len(queue.counters.service), queue.tenant_of)
+
+    def advance(self, steps: int, step: int) -> Sequence[int]:
+        """After this step, `step` comes next: the requests that have all their tokens, each told once."""
+        self._counters.gain(self.emits_by_tenant(step - 1))
+        return super().advance(steps, step)
 
 
 class FairAdmission(Admission):

@@ -10,7 +10,7 @@ from pimserve.scheduler.admission import Admission
 from pimserve.scheduler.config import VTC, SchedulerSpec
 from pimserve.scheduler.decoding import Decoding
 from pimserve.scheduler.fair_queue import FairQueue
-from pimserve.scheduler.fair_steps import FairAdmission, FairDecoding
+from pimserve.scheduler.fair_steps import FairAdmission, FairDecoding, FairSpeculativeDecoding
 from pimserve.scheduler.falling_decoding import FairFallingDecoding, FallingDecoding
 from pimserve.scheduler.following_queue import FollowingQueue
 from pimserve.scheduler.kv_cache import KvCache
@@ -75,9 +75,11 @@ def make_admission(
     """
     windowed = isinstance(kv, WindowedPrefixKvCache)
     if isinstance(queue, FairQueue):
-        fair = (FairFallingDecoding if windowed else FairDecoding)(queue, running, kv)
-        decoding: Decoding = fair
-        admission: Admission = FairAdmission(queue, kv, fair, running, replica, takes_over)
+        if acceptance is None:
+            decoding: Decoding = (FairFallingDecoding if windowed else FairDecoding)(queue, running, kv)
+        else:
+            decoding = FairSpeculativeDecoding(queue, running, kv, acceptance)
+        admission: Admission = FairAdmission(queue, kv, decoding, running, replica, takes_over)
     else:
         if acceptance is None:
             make = FallingDecoding if windowed else Decoding

@@ -14,7 +14,7 @@ from pimserve.loadgen.turns import Turns
 from pimserve.loadgen.workload import Workload
 from pimserve.scheduler.autoscaling import AutoscalingSpec, PoolScaler, PoolScaling
 from pimserve.scheduler.clients import Clients
-from pimserve.scheduler.config import FCFS, VTC, SchedulerSpec
+from pimserve.scheduler.config import FCFS, SchedulerSpec
 from pimserve.scheduler.faults import FaultSpec
 from pimserve.scheduler.fleet import Fleet, Pool
 from pimserve.scheduler.in_flight_cap import InFlightCap
@@ -36,8 +36,6 @@ def check_together(spec: SchedulerSpec, classes: Sequence[QueueClass], *, pools:
         InputError: says what.
     """
     make_policy(spec, classes)
-    if spec.speculative is not None and spec.policy == VTC:
-        raise InputError("scheduler.speculative", "is not modelled together with policy: vtc")
     if spec.preemption == "swap":
         for wrong, what in (
             (pools, "pools for prefill and decode"),

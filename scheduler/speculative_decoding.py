@@ -7,7 +7,7 @@ unevenly, steps follow each other one by one: spans are of one step each.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from heapq import heappush
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from pimserve.scheduler.kv_cache import KvCache
 from pimserve.scheduler.spec_decode_figures import SpecDecodeFigures
 
 _COMING_STEPS = 1024  # of which there is room at the beginning; a power of two
+_SUMS = 2  # of each: tokens, blocks
 
 
 class _Joined(NamedTuple):
@@ -38,9 +39,19 @@ class SpeculativeDecoding(Decoding):
         running: all running requests, as `Decoding` has them.
         kv: the KV cache, which has slots for drafts.
         acceptance: how many are accepted.
+        tenants: for whom tokens are counted apart, too.
+        tenant_of: the number of a request's tenant, if there are any.
     """
 
-    def __init__(self, running: dict[int, int], kv: KvCache, acceptance: Acceptance) -> None:
+    def __init__(
+        self,
+        running: dict[int, int],
+        kv: KvCache,
+        acceptance: Acceptance,
+        tenants: int = 0,
+        tenant_of: Callable[[int], int] | None = None,
+    ) -> None:
+        self._tenants, self._tenant_of = tenants, tenant_of
         self._kv = kv
         self._acceptance = acceptance
         self.verify_tokens = acceptance.spec.verify_tokens
@@ -58,7 +69,7 @@ class SpeculativeDecoding(Decoding):
         """A request with `held` KV tokens decodes from `step` on, for `left` tokens."""
         tokens = self._acceptance.from_step(request, step, left)
         self._joined[request] = joined = _Joined(step, held, left, int(tokens[-1]))
-        self._add(joined, tokens, step, 1)
+        self._add(request, joined, tokens, step, 1)
         self.count += 1
         self.context += held + self.verify_tokens
         self._running[request] = finish_step = step + len(tokens)
@@ -72,7 +83,7 @@ class SpeculativeDecoding(Decoding):
         if held == joined.held + joined.left:
             return held - joined.last + 1
         tokens = self._acceptance.from_step(request, joined.step, joined.left)
-        self._add(joined, tokens, step, -1)
+        self._add(request, joined, tokens, step, -1)
         done = step - joined.step
         return held - int(tokens[done - 1]) + 1 if done else held
 
@@ -91,6 +102,11 @@ class SpeculativeDecoding(Decoding):
         """Tokens that they emit in the next step."""
         return int(self._tokens[step & self._mask])
 
+    def emits_by_tenant(self, step: int) -> list[int]:
+        """Of these tokens, those of each tenant."""
+        emitted: list[int] = self._coming[_SUMS:, step & self._mask].tolist()
+        return emitted
+
     def growth(self, step: int) -> int:
         """KV blocks that they take in `step`."""
         return int(self._blocks[step & self._mask])
@@ -107,7 +123,7 @@ class SpeculativeDecoding(Decoding):
         self._drafts += self.count
         self._accepted += emitted - self.count
         self.context += emitted
-        self._tokens[place] = self._blocks[place] = 0
+        self._coming[:, place] = 0
         finished = super().advance(0, step)
         # Who was preempted may finish in the same step all the same, having lost one that gave a single token.
         return list(dict.fromkeys(finished)) if len(finished) > 1 else finished
@@ -132,20 +148,21 @@ class SpeculativeDecoding(Decoding):
         self._drafts, self._accepted = state["spec_decode"]
         self._make_room(_COMING_STEPS)
         for request, joined in self._joined.items():
-            self._add(joined, self._acceptance.from_step(request, joined.step, joined.left), step, 1)
+            self._add(request, joined, self._acceptance.from_step(request, joined.step, joined.left), step, 1)
 
     def _make_room(self, steps: int) -> None:
         """Room for what so many coming steps emit and take, all 0 so far."""
         self._mask = steps - 1
-        self._tokens, self._blocks = np.zeros((2, steps), np.int64)
+        self._coming = np.zeros((_SUMS + self._tenants, steps), np.int64)
+        self._tokens, self._blocks = self._coming[:_SUMS]
 
-    def _add(self, joined: _Joined, tokens: IntArray, step: int, times: int) -> None:
+    def _add(self, request: int, joined: _Joined, tokens: IntArray, step: int, times: int) -> None:
         """Add what a request emits and takes from `step` on, so many times; it emits `tokens` (n,) in its steps."""
         while len(tokens) > self._mask:
             now = np.arange(step, step + self._mask + 1)
-            kept = self._tokens[now & self._mask], self._blocks[now & self._mask]
+            kept = self._coming[:, now & self._mask]
             self._make_room(2 * (self._mask + 1))
-            self._tokens[now & self._mask], self._blocks[now & self._mask] = kept
+            self._coming[:, now & self._mask] = kept
         held = joined.held + tokens.cumsum() - tokens  # before each step
         blocks = -(-(held + 1 + self._lookahead) // self._block_size)
         blocks = np.diff(blocks, prepend=self._kv.blocks_of(joined.held))
@@ -153,3 +170,5 @@ class SpeculativeDecoding(Decoding):
         coming = np.arange(step, joined.step + len(tokens)) & self._mask
         self._tokens[coming] += times * tokens[done:]
         self._blocks[coming] += times * blocks[done:]
+        if self._tenant_of is not None:
+            self._coming[_SUMS + self._tenant_of(request), coming] += times * tokens[done:]

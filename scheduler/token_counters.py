@@ -50,6 +50,11 @@ class TokenCounters:
         for tenant, requests in enumerate(self.decoding):
             self.service[tenant] += self._output_weight * requests * steps
 
+    def gain(self, tokens: Sequence[int]) -> None:
+        """A step gives the requests of each tenant so many tokens."""
+        for tenant, emitted in enumerate(tokens):
+            self.service[tenant] += self._output_weight * emitted
+
     def steps_to_pass(self, tenant: int, others: Iterable[int]) -> int | None:
         """Steps until the first of `others`, who had no less, has no more than this tenant; None: none will."""
         first: int | None = None

@@ -423,8 +423,9 @@ def run_reference(
         for request in emitting:
             if (cache := caches[request.group]) is not None and request in completed[request.group]:
                 cache.shrink(request.number, request.kv)
-            request.emitted += gains.get(request, 1)
-            shares[request.group].emit(tenant_of(request))
+            gained = gains.get(request, 1)
+            request.emitted += gained
+            shares[request.group].emit(tenant_of(request), gained)
             request.last_token = now
             if request.first_token == NEVER:
                 request.first_token = now

@@ -30,5 +30,5 @@ class ReferenceShares:
         if first:
             self.service[tenant] = self.had(tenant) + self.input_weight * input_tokens
 
-    def emit(self, tenant: str) -> None:
-        self.service[tenant] = self.had(tenant) + self.output_weight
+    def emit(self, tenant: str, tokens: int) -> None:
+        self.service[tenant] = self.had(tenant) + self.output_weight * tokens

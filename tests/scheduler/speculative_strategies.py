@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-from hypothesis import assume
 from hypothesis import strategies as st
 
 from pimserve.device_models.kv_groups import NO_WINDOWS
@@ -49,7 +48,6 @@ def speculative_cases(draw: st.DrawFn) -> Case:
     if case.groups > 1 and case.prefixes is None:
         case = replace(case, balance=draw(st.none() | balances()))
     spec = draw(speculations())
-    assume(case.policy != "vtc")
     tokens = case.kv_capacity_blocks // case.full_groups * case.block_size
     return replace(
         case,

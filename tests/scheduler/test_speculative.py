@@ -96,7 +96,7 @@ def test_restored_sums_go_on_as_they_were(spec: SpeculativeSpec, data: st.DataOb
     def fresh() -> tuple[dict[int, int], SpeculativeDecoding]:
         running: dict[int, int] = {}
         kv = KvCache(10**6, block_size, lookahead_tokens=spec.lookahead_tokens)
-        return running, SpeculativeDecoding(running, kv, Acceptance(spec, 1))
+        return running, SpeculativeDecoding(running, kv, Acceptance(spec, 1), 2, lambda request: request % 2)
 
     block_size = data.draw(st.integers(1, 20))
     running, decoding = fresh()
@@ -115,6 +115,8 @@ def test_restored_sums_go_on_as_they_were(spec: SpeculativeSpec, data: st.DataOb
     while running:
         assert (other.count, other.context) == (decoding.count, decoding.context)
         assert (other.emits(step), other.growth(step)) == (decoding.emits(step), decoding.growth(step))
+        assert other.emits_by_tenant(step) == decoding.emits_by_tenant(step)
+        assert sum(decoding.emits_by_tenant(step)) == decoding.emits(step)
         step += 1
         ended = decoding.advance(1, step)
         assert other.advance(1, step) == ended
@@ -150,7 +152,6 @@ MTP = "scheduler.speculative={method: mtp, num_speculative_tokens: 3, acceptance
     ("overrides", "message"),
     [
         (["cluster.pools={prefill: {}, decode: {placement: {experts: {device: h100}}}}"], "devices of their own"),
-        (["scheduler.policy=vtc"], "vtc"),
         (["model=gpt-oss-120b", "cluster.device=h100"], "attention windows"),
         (["cluster.device=aimc-realistic", "cluster.devices_per_node=1", TINY], "of this kind"),
         (["cluster.placement={experts: {device: h100}}"], "devices of their own"),
@@ -272,6 +273,7 @@ CACHED = [
 ]
 
 
+FAIR = ["scheduler.policy=vtc", "workload.classes=[{name: chat, share: 2}, {name: batch, share: 1}]"]
 IN_GROUPS = ["cluster.tensor_parallel=2", "scheduler.kv_blocks=140"]
 
 
@@ -280,7 +282,7 @@ IN_GROUPS = ["cluster.tensor_parallel=2", "scheduler.kv_blocks=140"]
     LENGTHS,
     st.integers(0, 500),
     st.sampled_from(["round_robin", "least_outstanding", "least_tokens"]),
-    st.sampled_from([[], CACHED, IN_GROUPS, CACHED + IN_GROUPS]),
+    st.sampled_from([[], CACHED, IN_GROUPS, CACHED + IN_GROUPS, FAIR]),
 )
 def test_windows_interruptions_and_faults_do_not_matter(
     lengths: list[int], at: int, router: str, more: list[str]
