@@ -143,28 +143,35 @@ def each_step(spans: StepShape[IntArray]) -> StepShape[IntArray]:
     """The single steps of spans, one after the other; energies of prompts, which take no time, are 0."""
     n = spans.steps
     number = np.arange(int(n.sum())) - np.repeat(np.cumsum(n) - n, n)
-    nothing = np.zeros_like(number)
+
+    def constant(value: int) -> IntArray:
+        return np.broadcast_to(np.int64(value), number.shape)  # which takes no memory
+
+    def repeated(column: IntArray) -> IntArray:
+        return np.repeat(column, n) if column.any() else constant(0)
 
     def each(decodes: IntArray, context: IntArray, chunks: IntArray, outputs: IntArray) -> tuple[IntArray, ...]:
         decoding = np.repeat(decodes, n)
-        return decoding, np.repeat(context, n) + number * decoding, np.repeat(chunks, n), np.repeat(outputs, n)
+        contexts = number * decoding
+        contexts += np.repeat(context, n)
+        return decoding, contexts, repeated(chunks), np.repeat(outputs, n)
 
     every = spans.decodes, spans.context, spans.chunks, spans.outputs
     paced = spans[_PACED]
     decodes, context, chunks, outputs = of_every = each(*every)
     alike = all(map(np.array_equal, every, paced))
     return StepShape(
-        nothing + 1,
+        constant(1),
         decodes,
         context,
-        np.repeat(spans.prefill_tokens, n),
+        repeated(spans.prefill_tokens),
         chunks,
         outputs,
         busiest_tokens=np.repeat(spans.busiest_tokens, n),
-        anchor_tokens=np.repeat(spans.anchor_tokens, n),
-        prefill_fs=np.repeat(spans.prefill_fs, n),
-        prefill_dram_pj=nothing,
-        prefill_compute_pj=nothing,
+        anchor_tokens=repeated(spans.anchor_tokens),
+        prefill_fs=repeated(spans.prefill_fs),
+        prefill_dram_pj=constant(0),
+        prefill_compute_pj=constant(0),
         **dict(zip(StepShape._fields[_PACED], of_every if alike else each(*paced), strict=True)),
     )
 

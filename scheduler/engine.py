@@ -218,7 +218,7 @@ class Engine(EngineCore):
                         return change_fs
                     self.clock = change_fs
                     continue
-                waits_fs = self.wait_for_copies()
+                waits_fs = 0 if kv.swap is None else self.wait_for_copies()
                 single = preempted or waits_fs > 0
                 ends = self._decode_span(until_fs, waits_fs, single=single, whole=lazily and not single)
                 if ends > self.clock:
@@ -267,7 +267,7 @@ class Engine(EngineCore):
         chunks, completed = self.admission.schedule(self.step, self.clock, admit=not preempted)
         if not chunks:
             return False
-        waits_fs = self.wait_for_copies()
+        waits_fs = 0 if self.kv.swap is None else self.wait_for_copies()
         decoding, used, clock = self.decoding, self.kv.used, self.clock
         decodes, context = decoding.count, decoding.context
         outputs = decoding.emits(self.step) + len(completed)
@@ -277,15 +277,11 @@ class Engine(EngineCore):
         if self.admission.joined:
             self.join(duration)
         self._span((*divmod(clock, FS_PER_PS), *shape, used, used, duration))
-        self._end_step(1, duration)
+        self.departures.ended_nobody()
+        self.decoded(1, self.clock + duration)
         if completed:
             self.complete(completed, clock)
         return True
-
-    def _end_step(self, steps: int, duration_fs: int) -> None:
-        """So many steps are over, which took so long: requests that have all their tokens leave."""
-        self.departures.ended_nobody()
-        self.decoded(steps, self.clock + duration_fs)
 
     def _next_comes(self, request: int) -> None:
         """A request has finished: in a closed loop the next one arrives, in sessions maybe those who follow."""
@@ -312,9 +308,9 @@ class Engine(EngineCore):
                 kv.used -= decoding.growth(step)  # its first step has not grown yet
                 # Who joins before the span ends may leave first.
                 return min(joins_fs, clock + duration)
-            limit = min(until_fs, joins_fs) - clock
-            if steps > 1 and (duration > limit or duration > SPAN_FS_LIMIT):
-                steps, duration = span.first_reaching(min(limit, SPAN_FS_LIMIT), steps, duration)
+            limit = min(min(until_fs, joins_fs) - clock, SPAN_FS_LIMIT)
+            if steps > 1 and duration > limit:
+                steps, duration = span.first_reaching(limit, steps, duration)
                 steps, blocks = decoding.steps_within(steps, step, kv.blocks - used)
         if waits_fs:
             self.held_up(waits_fs, duration)
@@ -324,8 +320,9 @@ class Engine(EngineCore):
             grow_by_step(kv, decoding, span, step, steps, clock)
         kv.used = used + blocks
         begin = divmod(clock, FS_PER_PS)
-        emits = decoding.emits(step)
+        emits = decodes if decoding.verify_tokens == 1 else decoding.emits(step)
         shape = steps, decodes, context, 0, 0, emits, span.busiest_tokens, 0, 0, 0, 0, decodes, context, 0, emits
         self._span((*begin, *shape, used, kv.used, duration))
-        self._end_step(steps, duration)
+        self.departures.ended_nobody()
+        self.decoded(steps, self.clock + duration)
         return self.clock

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from pimserve.arrays import IntArray
+
+_sum = np.add.reduce  # as `sum`, with half the calls: a step log adds up dozens of columns at a time
 
 
 def exact_sum(values: IntArray) -> int:
     """Sum of int64 values."""
-    return (int((values >> 24).sum()) << 24) + int((values & 0xFFFFFF).sum())
+    return (int(_sum(values >> 24)) << 24) + int(_sum(values & 0xFFFFFF))
 
 
 def exact_dot(values: IntArray, weights: IntArray) -> int:

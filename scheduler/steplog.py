@@ -67,7 +67,7 @@ _STEP = np.dtype(
     [("duration_fs", np.int64), ("context", np.int64), ("decodes", np.int32), ("prefill_tokens", np.int32)]
 )
 _ROWS_PER_FLUSH = 8192
-_STEPS_PER_FLUSH = 2**19
+_STEPS_PER_FLUSH = 3 * 2**14  # columns of more do not stay in the cache, and take new memory each time
 _NO_BOUND = 2**62 * FS_PER_PS
 STEP_TOKENS = tuple(2**power for power in range(15))  # upper bounds of the buckets in which steps are counted
 _SUMS = (
