@@ -55,6 +55,9 @@ def features_of(units: int) -> tuple[str, ...]:
 class RoutedExperts(Protocol):
     """The routed experts of a plan: `layers` layers, each with its own routing. A frozen dataclass of plain data."""
 
+    def __hash__(self) -> int:
+        """Of the data: runs with equal experts share what is drawn."""
+
     @property
     def layers(self) -> int:
         """MoE layers."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import accumulate
 from typing import Literal
 
@@ -25,6 +26,9 @@ _LEAST_DRAWS = 256
 TABLES_KEPT = 512  # token counts of which the layers of all outcomes are kept
 _LEAST_OF_LAYER = 32  # where each layer has a law of its own
 _EPOCHS_KEPT = 16  # while popularities drift, of which pools are kept
+_LAWS_KEPT = (
+    8  # of which outcomes are kept for further runs in this process: 1.3 MB each, and 5-10 MB with times of layers
+)
 _NEVER_FS = 2**200
 _POOL, _EXACT, _RANK, _POPULARITY, _ORDER = 1, 2, 3, 4, 5  # tags of random streams
 
@@ -95,13 +99,13 @@ class ExpertPools:
         self._routing = routing
         self._epochs: Memo[int, ExpertPools] = Memo(self._of_epoch, _EPOCHS_KEPT)
         self.ends_fs = _NEVER_FS if routing.drift is None else (epoch + 1) * routing.drift.interval_fs
-        self.rank: IntArray = np.random.default_rng([seed, _RANK]).permutation(POOL_SIZE)
-        self.weights = routing.expert_weights(term.experts, seed, epoch)
-        self._probabilities = np.stack([pick_probabilities(row, term.top_k) for row in self.weights])
-        self._slots = SlotCounts(term.slots)
-        self._drawn = Memo(self._draw, 2)  # by token counts that have a pool, as are the next two
-        self._pools = Memo(self._pool)
-        self._layer_pools = Memo(self._layer_pool)
+        drawn = drawn_outcomes(term, routing, seed, epoch)
+        self.rank = drawn.rank
+        self.weights = drawn.weights
+        self._probabilities = drawn.probabilities
+        self._slots = drawn.slots
+        self._pools = drawn.pools
+        self._layer_pools = drawn.layer_pools
         self._layer_lists: Memo[int, list[list[int]]] = Memo(lambda tokens: self._layer_pools[tokens].T.tolist())
         self._pool_times: Memo[int, list[int]] = Memo(lambda tokens: self._pools[tokens][:, 0].tolist())
         self.prefixes_fs = Memo(self._prefix_fs)  # by token count
@@ -231,17 +235,46 @@ class ExpertPools:
         """(layers, POOL_SIZE): time of each layer in all outcomes for `tokens` tokens."""
         return self.layers_of(np.full(POOL_SIZE, tokens), np.arange(POOL_SIZE))
 
+
+def _read_only(values: IntArray) -> IntArray:
+    values.flags.writeable = False
+    return values
+
+
+def _check_range(term: RoutedExperts, tokens: int) -> None:
+    if term.most_pj(tokens) >= 2**63:
+        raise OverflowError(f"energies of {tokens} tokens exceed 64 bit")
+
+
+class _DrawnOutcomes:
+    """What pools are drawn as, for all runs in this process with the same experts, popularities and seed.
+
+    `rank`: the outcome of each number, by time. `weights`: (rows, experts), popularities; `probabilities`: of picks,
+    likewise. `pools` and `layer_pools`: by token counts that have a pool.
+    """
+
+    def __init__(self, term: RoutedExperts, routing: Routing, seed: int, epoch: int) -> None:
+        self.term = term
+        self.seed = seed
+        self.rank: IntArray = np.random.default_rng([seed, _RANK]).permutation(POOL_SIZE)
+        self.weights = routing.expert_weights(term.experts, seed, epoch)
+        self.probabilities = np.stack([pick_probabilities(row, term.top_k) for row in self.weights])
+        self.slots = SlotCounts(term.slots)
+        self._drawn = Memo(self._draw, 2)
+        self.pools = Memo(self._pool)
+        self.layer_pools = Memo(self._layer_pool)
+
     def _pool(self, tokens: int) -> IntArray:
         """(POOL_SIZE, features): the pool of a token count that has one."""
-        return np.asarray(self._drawn[tokens].sum(axis=1)[self.rank])
+        return _read_only(self._drawn[tokens].sum(axis=1)[self.rank])
 
     def _layer_pool(self, tokens: int) -> IntArray:
         """(layers, POOL_SIZE): times of that pool's layers; those of one law in an order that is the same in all."""
-        self._pools[tokens]  # the log asks for it later on: it need not be drawn again
-        laws, layers = len(self._probabilities), self.term.layers
+        self.pools[tokens]  # the log asks for it later on: it need not be drawn again
+        laws, layers = len(self.probabilities), self.term.layers
         times = np.sort(self._drawn[tokens][self.rank, :, 0].reshape(POOL_SIZE, laws, -1), axis=2)
         order = np.random.default_rng([self.seed, _ORDER]).random(times.shape).argsort(axis=2)
-        return np.ascontiguousarray(np.take_along_axis(times, order, axis=2).reshape(POOL_SIZE, layers).T)
+        return _read_only(np.ascontiguousarray(np.take_along_axis(times, order, axis=2).reshape(POOL_SIZE, layers).T))
 
     def _draw(self, tokens: int) -> IntArray:
         """(POOL_SIZE, layers, features), by ascending time of all layers.
@@ -252,13 +285,13 @@ class ExpertPools:
         term = self.term
         _check_range(term, tokens)
         rng = np.random.default_rng([self.seed, _POOL, tokens])
-        laws = max(len(self._probabilities), self._slots.rows)  # one for all layers, or one for each
+        laws = max(len(self.probabilities), self.slots.rows)  # one for all layers, or one for each
         wanted = POOL_SIZE * term.layers // laws
         # The more tokens, the less their counts scatter, in relation: fewer draws then give the same precision.
         enough = max(_LEAST_DRAWS, _LAYER_DRAWS * 64 // (term.experts * max(64, tokens)))
         draws = min(wanted, max(_LEAST_OF_LAYER, enough // laws))
-        probabilities = np.broadcast_to(self._probabilities, (laws, *self._probabilities.shape[1:]))
-        counts = self._slots.of(draw_counts(rng, probabilities, tokens, draws))
+        probabilities = np.broadcast_to(self.probabilities, (laws, *self.probabilities.shape[1:]))
+        counts = self.slots.of(draw_counts(rng, probabilities, tokens, draws))
         layer = term.layer_features(counts.reshape(-1, term.physical_experts)).reshape(laws, draws, -1)
         # Drawing every layer of every outcome costs too much for large models: layers are resampled from exact draws.
         chosen = layer if draws == wanted else layer[np.arange(laws)[:, None], rng.integers(draws, size=(laws, wanted))]
@@ -267,6 +300,4 @@ class ExpertPools:
         return np.asarray(outcomes[order].reshape(POOL_SIZE, term.layers, -1))
 
 
-def _check_range(term: RoutedExperts, tokens: int) -> None:
-    if term.most_pj(tokens) >= 2**63:
-        raise OverflowError(f"energies of {tokens} tokens exceed 64 bit")
+drawn_outcomes = lru_cache(_LAWS_KEPT)(_DrawnOutcomes)

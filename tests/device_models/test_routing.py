@@ -1,6 +1,6 @@
 """How tokens fall on experts: the law against counting token by token, closed forms, and pools against exact draws."""
 
-from itertools import combinations, pairwise
+from itertools import combinations, pairwise, product
 
 import numpy as np
 import pytest
@@ -11,8 +11,9 @@ from pimserve.device_models.catalogue import load_model
 from pimserve.device_models.expert_picks import draw_counts, expert_share, mean_share, pick_probabilities
 from pimserve.device_models.experts import FEATURES, ExpertTerm, ExpertUnit
 from pimserve.device_models.operators import Parallelism, operators_of
+from pimserve.device_models.popularity_walk import Drift
 from pimserve.device_models.registry import load_device
-from pimserve.device_models.routing import POOL_SIZE, ExpertPools, Routing, pool_bucket
+from pimserve.device_models.routing import POOL_SIZE, ExpertPools, Routing, drawn_outcomes, pool_bucket
 from tests.examples import examples
 
 DRAWS = 4000
@@ -178,12 +179,33 @@ def test_one_outcome_is_the_same_by_every_way_of_asking(tokens: int) -> None:
 
 def test_pools_depend_on_the_seed_only() -> None:
     term = experts_of("duplex", "glam-143b", 8)
-    first, again, other = (ExpertPools(term, Routing(), seed) for seed in (1, 1, 2))
+    first, other = (ExpertPools(term, Routing(), seed) for seed in (1, 2))
     pool(first, 500)  # what was asked before must not matter
+    drawn_outcomes.cache_clear()
+    again = ExpertPools(term, Routing(), 1)
     assert np.array_equal(pool(first, 40), pool(again, 40))
     assert not np.array_equal(pool(again, 40), pool(other, 40))
     assert np.array_equal(first.exact(9, 1, 2), again.exact(9, 1, 2))
     assert not np.array_equal(first.exact(9, 1, 2), first.exact(9, 1, 3))
+
+
+def test_outcomes_are_shared_by_runs_that_are_alike_and_no_others() -> None:
+    terms = [experts_of("duplex", "glam-143b", devices) for devices in (8, 4)]
+    drift = Drift(10**12, 0.5)
+    cases = [
+        (term, routing, seed, epoch)
+        for term, routing in product(terms, (Routing(), Routing("zipf", 0.5), Routing("zipf", 0.5, drift=drift)))
+        for seed, epoch in ((0, 0), (1, 0), *([(0, 3)] if routing.drift else []))
+    ]
+    shared = [pool(ExpertPools(*case), 40) for case in cases]
+    for case, there in zip(cases, shared, strict=True):
+        again = pool(ExpertPools(*case), 40)
+        drawn_outcomes.cache_clear()
+        assert np.array_equal(there, again)
+        assert np.array_equal(there, pool(ExpertPools(*case), 40))
+    assert drawn_outcomes.cache_info().maxsize < len(cases)  # so that some had been forgotten
+    with pytest.raises(ValueError, match="read-only"):
+        ExpertPools(*cases[0])._pools[40][0] = 0
 
 
 def test_outcomes_of_different_token_counts_keep_their_rank() -> None:
