@@ -93,8 +93,9 @@ class Pool:
     def request_tokens_in_blocks(self, spec: SchedulerSpec) -> int:
         """Of these, those that whole blocks hold; with windows all of them are."""
         blocks, parallel = self.kv_blocks(spec.block_size), self.plan.data_parallel
-        most = self.kv_groups.request_tokens(blocks, parallel, spec.block_size, spec.chunk_tokens)
-        return most - self.lookahead_tokens(spec)
+        chunk, slots = spec.chunk_tokens, self.lookahead_tokens(spec)
+        chunk = None if chunk is None else chunk + slots
+        return self.kv_groups.request_tokens(blocks, parallel, spec.block_size, chunk) - slots
 
     def lookahead_tokens(self, spec: SchedulerSpec) -> int:
         """KV slots of a request beyond its tokens, for drafts; of replicas for prefill, which verify none, 0."""

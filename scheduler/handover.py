@@ -294,7 +294,7 @@ class Handovers:
             if move.since_fs >= before_fs:
                 break
             tokens = held_tokens(table, move.request)  # without any, there is still its prompt's last one to come
-            needed = self._kv_groups.blocks(tokens + self._first_step, self._block_size)
+            needed = self._kv_groups.blocks(tokens + self._first_step, self._block_size, self._first_step)
             fitting = [r for r in takers if needed <= self._room[r] and self._outstanding[r] < max_num_seqs]
             if not fitting:
                 break

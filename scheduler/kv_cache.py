@@ -29,7 +29,7 @@ class KvCache:
         reserves: column of the request table with output tokens for which blocks are reserved when a request is
             admitted, so that nothing is ever preempted: output_tokens is an oracle, max_tokens what clients declare.
         most_tokens: that a request may have, which is what is reserved for one that declares nothing.
-        lookahead_tokens: slots of each request beyond its tokens, for drafts of those that may follow; without windows.
+        lookahead_tokens: slots of each request beyond its tokens, for drafts of those that may follow.
         swap: host memory for the blocks of preempted requests; None: these are computed again.
     """
 
@@ -73,7 +73,8 @@ class KvCache:
         """Blocks of a request with so many tokens, of which the `prompt` may not be computed yet."""
         if not self.windowed:
             return -(-(tokens + self._lookahead) // self.block_size)
-        return self.groups.blocks(tokens, self.block_size, self._chunk_tokens if prompt else 1)
+        new, slots = self._chunk_tokens if prompt else 1, self._lookahead
+        return self.groups.blocks(tokens + slots, self.block_size, new + slots)
 
     def publish(self, *, wanted: bool) -> None:
         """Whether somebody wants to know what becomes of blocks that are cached, as none are here."""
@@ -205,9 +206,9 @@ class KvCache:
         later = self.blocks_of(most_tokens)
         if not self.windowed:
             return later
-        size = self.block_size
+        size, slots = self.block_size, self._lookahead
         while_computed = self.groups.windowed * min(
-            -(-tokens // size), self.groups.window_blocks(size, self._chunk_tokens)
+            -(-(tokens + slots) // size), self.groups.window_blocks(size, self._chunk_tokens + slots)
         )
-        full = self.groups.full * -(-most_tokens // size)
+        full = self.groups.full * -(-(most_tokens + slots) // size)
         return max(later, full + while_computed)

@@ -56,6 +56,7 @@ class SpeculativeDecoding(Decoding):
         self._acceptance = acceptance
         self.verify_tokens = acceptance.spec.verify_tokens
         self._lookahead = acceptance.spec.lookahead_tokens
+        self._window_blocks = kv.groups.window_blocks(kv.block_size, 1 + self._lookahead) if kv.windowed else 0
         self._drafts = self._accepted = 0  # verified, in requests x steps; tokens of these
         super().__init__(running, kv.block_size, kv.groups, in_order=kv.prefixes)
 
@@ -165,6 +166,8 @@ class SpeculativeDecoding(Decoding):
             self._coming[:, now & self._mask] = kept
         held = joined.held + tokens.cumsum() - tokens  # before each step
         blocks = -(-(held + 1 + self._lookahead) // self._block_size)
+        if self._windowed:
+            blocks = self._full * blocks + self._windowed * np.minimum(blocks, self._window_blocks)
         blocks = np.diff(blocks, prepend=self._kv.blocks_of(joined.held))
         done = step - joined.step
         coming = np.arange(step, joined.step + len(tokens)) & self._mask

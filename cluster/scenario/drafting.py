@@ -30,7 +30,7 @@ def with_speculation(
     spec = scenario.scheduler.speculative
     if spec is None:
         return pool
-    _check(pool, demand)
+    _check(pool, demand, cached=scenario.scheduler.enable_prefix_caching)
     drafts, seed, groups = spec.num_speculative_tokens, scenario.run.seed, demand.split.data
     alone = replace(demand, verify_tokens=1)
     unlimited = scenario.scheduler.model_copy(update={"kv_blocks": None})
@@ -60,12 +60,16 @@ def with_speculation(
     return _beside(pool, demand, model, _weight_bytes(demand, model, mtp=spec.method == "mtp"))
 
 
-def _check(pool: PlacedPool, demand: Demand) -> None:
+def _check(pool: PlacedPool, demand: Demand, *, cached: bool) -> None:
     name, plan = pool.label, pool.plan
     if plan.verify_tokens != demand.verify_tokens or plan.pipeline is not None:
         raise InputError(WHERE, f"is not modelled on devices of this kind ({name}); use a GPU or Duplex")
-    if pool.kv_groups.windowed:
-        raise InputError(WHERE, f"is not modelled for {demand.model.name}, which has attention windows")
+    if pool.kv_groups.windowed and cached:
+        raise InputError(
+            WHERE,
+            f"is not modelled together with enable_prefix_caching for {demand.model.name}, which has attention "
+            "windows: leave one of both out",
+        )
 
 
 def _pools(plan: CostPlan, routing: Routing, seed: int) -> ExpertPools | None:

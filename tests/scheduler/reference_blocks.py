@@ -31,8 +31,8 @@ class ReferenceBlocks:
         return self.full_groups * blocks + self.windowed_groups * min(blocks, self.in_window(new))
 
     def in_window(self, new: int) -> int:
-        """Of a windowed group, that a step may touch which computes so many tokens."""
-        return self._touches(self.window_tokens - 1 + new)
+        """Of a windowed group, that a step may touch which computes so many tokens, and slots behind them."""
+        return self._touches(self.window_tokens - 1 + new + self.slots)
 
     def most_of(self, request: ServedRequest, computed: bool) -> int:
         """That a request will have, whose prompt is computed or not."""

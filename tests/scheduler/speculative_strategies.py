@@ -4,7 +4,6 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 
-from pimserve.device_models.kv_groups import NO_WINDOWS
 from pimserve.device_models.operators import RowKind
 from pimserve.device_models.plan import CostPlan
 from pimserve.scheduler.speculative_spec import SpeculativeSpec
@@ -40,7 +39,7 @@ def _plans(draw: st.DrawFn) -> CostPlan:
 
 @st.composite
 def speculative_cases(draw: st.DrawFn) -> Case:
-    """Cases without attention windows in their KV cache, which holds one request of the longest length and drafts.
+    """Cases whose KV cache holds one request of the longest length and drafts.
 
     A third has a prefix cache, another one tiers below that; data-parallel groups of others may wait with prompts.
     """
@@ -48,13 +47,13 @@ def speculative_cases(draw: st.DrawFn) -> Case:
     if case.groups > 1 and case.prefixes is None:
         case = replace(case, balance=draw(st.none() | balances()))
     spec = draw(speculations())
-    tokens = case.kv_capacity_blocks // case.full_groups * case.block_size
+    groups, size, slots = case.kv_groups, case.block_size, spec.lookahead_tokens
+    chunk = case.max_num_batched_tokens or case.max_model_len
+    plain = groups.blocks(case.max_model_len, size, chunk)
+    blocks = case.kv_capacity_blocks + groups.blocks(case.max_model_len + slots, size, chunk + slots) - plain
     return replace(
         case,
         plan=replace(case.plan, verify_tokens=spec.verify_tokens),
         speculative=spec,
-        full_groups=NO_WINDOWS.full,
-        windowed_groups=NO_WINDOWS.windowed,
-        window_tokens=NO_WINDOWS.window_tokens,
-        kv_capacity_blocks=-(-(max(tokens, case.max_model_len) + spec.lookahead_tokens) // case.block_size),
+        kv_capacity_blocks=-(-blocks // groups.full) * groups.full,
     )

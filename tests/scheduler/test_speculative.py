@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import Prepared, prepare
 from pimserve.device_models.evaluate import evaluate, shape_of
+from pimserve.device_models.kv_groups import NO_WINDOWS
 from pimserve.errors import InputError
 from pimserve.loadgen.objectives import Objectives
 from pimserve.loadgen.workload import generate
@@ -27,6 +28,7 @@ from pimserve.scheduler.usage import Hardware
 from tests.examples import examples
 
 from .speculative_strategies import speculations
+from .strategies import windows
 from .test_windows import LENGTHS, Kept, Windows
 
 
@@ -95,10 +97,10 @@ def test_a_request_emits_what_is_left_and_no_more(
 def test_restored_sums_go_on_as_they_were(spec: SpeculativeSpec, data: st.DataObject) -> None:
     def fresh() -> tuple[dict[int, int], SpeculativeDecoding]:
         running: dict[int, int] = {}
-        kv = KvCache(10**6, block_size, lookahead_tokens=spec.lookahead_tokens)
+        kv = KvCache(10**6, block_size, groups, lookahead_tokens=spec.lookahead_tokens)
         return running, SpeculativeDecoding(running, kv, Acceptance(spec, 1), 2, lambda request: request % 2)
 
-    block_size = data.draw(st.integers(1, 20))
+    block_size, groups = data.draw(st.integers(1, 20)), data.draw(st.just(NO_WINDOWS) | windows())
     running, decoding = fresh()
     for request in range(data.draw(st.integers(1, 6))):
         running[request] = 0
@@ -152,7 +154,7 @@ MTP = "scheduler.speculative={method: mtp, num_speculative_tokens: 3, acceptance
     ("overrides", "message"),
     [
         (["cluster.pools={prefill: {}, decode: {placement: {experts: {device: h100}}}}"], "devices of their own"),
-        (["model=gpt-oss-120b", "cluster.device=h100"], "attention windows"),
+        (["model=gpt-oss-120b", "cluster.device=h100", "scheduler.enable_prefix_caching=true"], "attention windows"),
         (["cluster.device=aimc-realistic", "cluster.devices_per_node=1", TINY], "of this kind"),
         (["cluster.placement={experts: {device: h100}}"], "devices of their own"),
         (["scheduler.max_num_seqs=600"], "must be at least max_num_seqs \\(600\\) x 4"),
@@ -186,6 +188,18 @@ def test_a_wider_step_costs_a_little_more_for_each_draft() -> None:
 def test_kv_cache_and_weights_are_read_once_for_all_drafts() -> None:
     contexts = [decode_step_fs(DENSE, drafts, 16, 800_000) - decode_step_fs(DENSE, drafts, 16, 16) for drafts in (0, 3)]
     assert contexts[0] == contexts[1]  # grouped-query attention on a GPU is bound by memory with 4 queries, too
+
+
+def test_windows_bound_what_drafts_attend_to() -> None:
+    """Beyond 128 tokens half of the layers of gpt-oss read no more of the KV cache, however many drafts look at it."""
+    model = ["model=gpt-oss-120b", "cluster.device=h100", "cluster.devices_per_node=1"]
+    for drafts in (0, 3):
+        times = [decode_step_fs(model, drafts, 16, 16 * context) for context in (0, 128, 256, 384)]
+        first, second, third = np.diff(times).tolist()
+        assert second == third == pytest.approx(first / 2, rel=0.01)
+    (pool,) = prepare(load_scenario(None, [*model, MTP])).pools
+    assert (pool.kv_groups.full, pool.kv_groups.windowed) == (1, 1)
+    assert pool.draft_kv_bytes_per_token == pool.kv_bytes_per_token / 19  # 18 layers see all, and the one that drafts
 
 
 def test_drafts_take_their_own_time() -> None:
