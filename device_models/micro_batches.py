@@ -154,6 +154,11 @@ class MicroBatches:
         """
         visits, layers = self._counts
         n = len(visits)
+        if n == 1 and self._only_routed and not isinstance(layer_fs, np.ndarray) and not rows[2]:
+            # The usual case, which an engine asks for in each step with prompts.
+            attention, dispatch, _, combine, closing = rows
+            attention += layers[0] * layer_fs
+            return PartTimes(visits, [attention], [dispatch], routed, [combine], closing + self.closing[0] * layer_fs)
         beside = rows[2 * n : 3 * n]
         alone = isinstance(routed, list) and not any(beside)
         return PartTimes(
