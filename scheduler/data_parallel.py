@@ -147,11 +147,11 @@ class DataParallelEngine:
     def arrive(self, before_fs: int) -> None:
         """As `Engine.arrive`: nobody is looked at before a step."""
 
-    def publish(self, *, wanted: bool) -> None:
-        """As `KvCache.publish`."""
+    def publish(self, *, wanted: bool, of_tiers: bool) -> None:
+        """As `KvCache.publish`; there are no tiers."""
         self._events.publish(wanted=wanted)
 
-    def take_events(self) -> list[int]:
+    def take_events(self) -> list[list[int]]:
         """As `KvCache.take_events`: a block is stored here while any group has it."""
         return self._events.take()
 

@@ -142,11 +142,11 @@ class Engine(EngineCore):
         """Whoever arrives before that time, to which the engine was advanced, was submitted."""
         self.queue.arrive(before_fs)
 
-    def publish(self, *, wanted: bool) -> None:
+    def publish(self, *, wanted: bool, of_tiers: bool) -> None:
         """As `KvCache.publish`."""
-        self.kv.publish(wanted=wanted)
+        self.kv.publish(wanted=wanted, of_tiers=of_tiers)
 
-    def take_events(self) -> list[int]:
+    def take_events(self) -> list[list[int]]:
         """As `KvCache.take_events`."""
         return self.kv.take_events()
 

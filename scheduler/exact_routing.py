@@ -66,7 +66,8 @@ class ExactRouting:
                     quiet[index] = engine.advance(now_fs)
                 views.append(ReplicaView.reported(engine.seen_at(now_fs)))
                 if books.hears:
-                    books.heard(engine.costs.replica, engine.take_events())
+                    for tier, events in enumerate(engine.take_events()):
+                        books.heard(engine.costs.replica, tier, events)
             now_ps = now_fs // FS_PER_PS
             books.update(now_ps)
             return targets[books.route(router, request, views, now_ps)[0]]

@@ -25,17 +25,17 @@ class GroupEvents:
         for core in self._cores:
             core.kv.publish(wanted=wanted)
 
-    def take(self) -> list[int]:
+    def take(self) -> list[list[int]]:
         """As `KvCache.take_events`."""
         told = []
-        for event in (event for core in self._cores for event in core.kv.take_events()):
+        for event in (event for core in self._cores for of_cache in core.kv.take_events() for event in of_cache):
             block, change = (event, 1) if event >= 0 else (-1 - event, -1)
             self._caching[block] += change
             if self._caching[block] == (change > 0):  # the first group that has it, or the last one that had
                 told.append(event)
             if not self._caching[block]:
                 del self._caching[block]
-        return told
+        return [told]
 
     def state(self) -> list[tuple[int, int]]:
         """Blocks, and how many groups have them, as JSON can hold it."""

@@ -76,10 +76,10 @@ class KvCache:
         new, slots = self._chunk_tokens if prompt else 1, self._lookahead
         return self.groups.blocks(tokens + slots, self.block_size, new + slots)
 
-    def publish(self, *, wanted: bool) -> None:
-        """Whether somebody wants to know what becomes of blocks that are cached, as none are here."""
+    def publish(self, *, wanted: bool, of_tiers: bool = False) -> None:
+        """Whether somebody wants to know what becomes of blocks that are cached, as none are here, and in tiers."""
 
-    def take_events(self) -> list[int]:
+    def take_events(self) -> list[list[int]]:
         """What became of such blocks since it was asked last (`PrefixKvCache.take_events`)."""
         return []
 

@@ -55,6 +55,8 @@ class KvTier:
         self.figures = TierFigures()
         self.blocks: OrderedDict[int, None] = OrderedDict()  # ids, the one used least recently first
         self.free_fs = 0  # from when on its link is free
+        # What became of ids of full groups, as `PrefixKvCache.take_events` has it; None: nobody wants to know.
+        self.events: list[int] | None = None
 
     @property
     def kept(self) -> int:
@@ -65,6 +67,8 @@ class KvTier:
         """Lose everything, also what is on its way; figures stay."""
         self.figures.carried_fs = self.busy_fs(now_fs)
         self.figures.evicted_blocks += self.kept
+        if self.events is not None:
+            self.events += [-1 - block for block in self.blocks if block >= 0]
         self.free_fs = 0
         self.blocks.clear()
 
@@ -76,14 +80,18 @@ class KvTier:
 
     def write(self, blocks: Sequence[int], now_fs: int) -> list[int]:
         """Take blocks one by one, where they are not here yet; returns those that go for them."""
-        here, most = self.blocks, 2**62 if self.capacity is None else self.capacity
+        here, most, events = self.blocks, 2**62 if self.capacity is None else self.capacity, self.events
         new, forgotten = 0, []
         for block in blocks:
             if block not in here:
                 here[block] = None
                 new += 1
+                if events is not None and block >= 0:
+                    events.append(block)
                 if len(here) > most:
                     forgotten.append(here.popitem(last=False)[0])
+                    if events is not None and forgotten[-1] >= 0:
+                        events.append(-1 - forgotten[-1])
         if new:
             self._carry(new, now_fs)
             self.figures.written_blocks += new
@@ -103,13 +111,15 @@ class KvTier:
 
     def state(self) -> dict[str, Any]:
         """What it keeps, as JSON can hold it."""
-        return {"blocks": list(self.blocks), "free_fs": self.free_fs, "figures": asdict(self.figures)}
+        figures = asdict(self.figures)
+        return {"blocks": list(self.blocks), "free_fs": self.free_fs, "figures": figures, "events": self.events}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
         self.blocks = OrderedDict.fromkeys(state["blocks"])
         self.free_fs = state["free_fs"]
         self.figures = TierFigures(**state["figures"])
+        self.events = state["events"]
 
     def _count(self, blocks: Collection[int]) -> int:
         """Blocks under these ids."""
@@ -150,15 +160,20 @@ class GroupedKvTier(KvTier):
         """Take what ids stand for, one by one, where it is not here yet; returns the ids that go for it."""
         new: list[int] = []
         forgotten: list[int] = []
+        events = self.events
         for block in blocks:
             if block in self.blocks:
                 continue
             new.append(block)
             self.blocks[block] = None
             self._kept += self._count((block,))
+            if events is not None and block >= 0:
+                events.append(block)
             while self.capacity is not None and self._kept > self.capacity:
                 forgotten.append(self.blocks.popitem(last=False)[0])
                 self._kept -= self._count(forgotten[-1:])
+                if events is not None and forgotten[-1] >= 0:
+                    events.append(-1 - forgotten[-1])
         if new:
             self._carry(count := self._count(new), now_fs)
             self.figures.written_blocks += count
@@ -203,6 +218,19 @@ class KvTiers:
     def __contains__(self, block: int) -> bool:
         """Whether it is in any of them."""
         return self._home(block) >= 0
+
+    def publish(self, *, wanted: bool) -> None:
+        """Whether somebody wants to know what becomes of blocks, and of those that are here already."""
+        for tier in self.all:
+            tier.events = [block for block in tier.blocks if block >= 0] if wanted else None
+
+    def take_events(self) -> list[list[int]]:
+        """Of each tier, what became of blocks since (`PrefixKvCache.take_events`); nothing where nobody wants it."""
+        told = [tier.events for tier in self.all if tier.events is not None]
+        if told:
+            for tier in self.all:
+                tier.events = []
+        return told
 
     def clear(self) -> None:
         """Lose everything; figures stay."""

@@ -47,7 +47,7 @@ class Arrivals:
         self._again: list[tuple[int, int, int, int]] = []  # heap: requests that come again, as `Move` without names
         self._fleet = fleet
         self.decisions: Decisions = Counter()
-        self._events: list[tuple[int, tuple[int, ...]]] = []  # of caches, since the router heard last
+        self._events: list[tuple[int, int, tuple[int, ...]]] = []  # of caches, since the router heard last
         self.use(fleet.spec)
         self.next = 0  # first request that has not been routed
         replicas = fleet.pools[0].replicas
@@ -254,8 +254,8 @@ class Arrivals:
 
     def _hear(self, at_fs: int) -> None:
         """The router hears what became of cached blocks, and of its requests by that time."""
-        for replica, events in self._events:
-            self._books.heard(replica, events)
+        for replica, tier, events in self._events:
+            self._books.heard(replica, tier, events)
         self._events.clear()
         self._books.update(at_fs // FS_PER_PS)
 

@@ -77,15 +77,20 @@ class PrefixKvCache(KvCache):
         self._take_growth()
         return replace(self._figures)
 
-    def publish(self, *, wanted: bool) -> None:
+    def publish(self, *, wanted: bool, of_tiers: bool = False) -> None:
         """As `KvCache.publish`; whoever takes it first hears of blocks that are cached already."""
         self._events = self._cached() if wanted else None
+        if self.tiers is not None:
+            self.tiers.publish(wanted=wanted and of_tiers)
 
-    def take_events(self) -> list[int]:
-        """What became of blocks since, in turn: the id of one that was stored, -1 - id of one that was removed."""
+    def take_events(self) -> list[list[int]]:
+        """What became of blocks since, in turn: the id of one that was stored, -1 - id of one that was removed.
+
+        First of those here, then of each tier from the first on, if that is wanted too.
+        """
         self._take_growth()
-        events, self._events = self._events, []
-        return events or []
+        events, self._events = self._events or [], []
+        return [events] if self.tiers is None else [events, *self.tiers.take_events()]
 
     def bind(self, table: RequestTable) -> None:
         """Take ids of this table from here on, which holds the same requests."""

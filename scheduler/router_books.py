@@ -14,7 +14,7 @@ from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.fleet import Fleet
 from pimserve.scheduler.known_blocks import KnownBlocks
 from pimserve.scheduler.prefill_in_flight import PrefillInFlight
-from pimserve.scheduler.prefix_index import KV_EVENTS, PrefixIndex, make_index
+from pimserve.scheduler.prefix_index import KV_EVENTS, CachedBlocks, PrefixIndex, make_index
 from pimserve.scheduler.requests import RequestTable
 from pimserve.scheduler.router import make_router
 from pimserve.scheduler.router_protocol import (
@@ -61,6 +61,9 @@ class RouterBooks:
         self._record_blocks = getattr(self.router, "record_blocks", None) or fleet.pools[0].kv_blocks(spec.block_size)
         self.hears = prefixes == KV_EVENTS  # what replicas say of their blocks
         self._index: PrefixIndex | None = make_index(prefixes) if prefixes else None
+        self._tier_credit: Callable[[ReplicaView], float] | None = getattr(self.router, "tier_credit", None)
+        self.hears_tiers = self.hears and self._tier_credit is not None
+        self._tiers = [CachedBlocks() for _ in spec.kv_tiers] if self.hears_tiers else []
         self._in_flight = PrefillInFlight(table)
         self._active = ActiveBlocks(table) if getattr(self.router, "counts_blocks", False) else None
         self._classes = fleet.classes
@@ -86,7 +89,8 @@ class RouterBooks:
             place = router.route(seen, replicas)
             chosen = replicas[place]
             index.sent(chosen.replica, blocks, self._record_blocks)
-            self._in_flight.sent(request, chosen.replica, seen.prompt_tokens - chosen.cached_tokens, now_ps)
+            there = chosen.cached_tokens + (round(self._tier_credit(chosen)) if self._tier_credit is not None else 0)
+            self._in_flight.sent(request, chosen.replica, seen.prompt_tokens - there, now_ps)
             if self._active is not None:
                 self._active.sent(request, chosen.replica, blocks, -(-seen.prompt_tokens // size))
         self.chose(replicas[place].replica)
@@ -105,7 +109,18 @@ class RouterBooks:
             prefill_tokens=flight.on(replica),
             prefill_tokens_per_s=flight.tokens_per_s(replica),
             active_blocks=blocks,
+            tier_tokens=self._in_tiers(replica, request, cached_tokens) if self._tiers else (),
         )
+
+    def _in_tiers(self, replica: int, request: RequestView, cached_tokens: int) -> tuple[int, ...]:
+        """Tokens of the prompt that each tier has, from where the devices', and then the tier's above, end on."""
+        size, found = request.block_size, []
+        rest = request.prefix_blocks[cached_tokens // size :]
+        for tier in self._tiers:
+            (blocks,) = tier.matched(rest, [replica])
+            found.append(blocks * size)
+            rest = rest[blocks:]
+        return tuple(found)
 
     def chose(self, replica: int) -> None:
         """The router has picked that replica, just now."""
@@ -122,10 +137,11 @@ class RouterBooks:
         """Whether it goes by first tokens of its requests, and by who has left, as whoever passes answers on sees."""
         return self._index is not None
 
-    def heard(self, replica: int, events: Iterable[int]) -> None:
-        """What a replica says of its blocks, as `PrefixIndex.heard`."""
-        if self._index is not None:
-            self._index.heard(replica, events)
+    def heard(self, replica: int, tier: int, events: Iterable[int]) -> None:
+        """What a replica says of its blocks, as `PrefixIndex.heard`: of those on devices, or in a tier from 1 on."""
+        index = self._tiers[tier - 1] if tier else self._index
+        if index is not None:
+            index.heard(replica, events)
 
     def update(self, at_ps: int) -> None:
         """The router sees what has come of its requests by that time."""
@@ -143,6 +159,7 @@ class RouterBooks:
         return {
             "router": router_state(self.router),
             "index": None if self._index is None else self._index.state(),
+            "tiers": [tier.state() for tier in self._tiers],
             "in_flight": self._in_flight.state(),
             "active": None if self._active is None else self._active.state(),
         }
@@ -152,6 +169,8 @@ class RouterBooks:
         restore_router(self.router, state["router"])
         if self._index is not None:
             self._index.restore(state["index"])
+        for tier, tier_state in zip(self._tiers, state["tiers"], strict=True):
+            tier.restore(tier_state)
         self._in_flight.restore(state["in_flight"])
         if self._active is not None:
             self._active.restore(state["active"])

@@ -3,7 +3,8 @@
 One that remembers anything has `state()`, plain data as JSON can hold it, and `restore(state)` too. `reason` is why
 the last request went where it did. One by views may say how it knows what replicas have cached: `prefixes` is "sent",
 by a record of what was sent where, of which `record_blocks` says how much is kept of each replica (None: as many blocks
-as it has), or "kv_events", by what replicas say of their caches.
+as it has), or "kv_events", by what replicas say of their caches. With a method `tier_credit` it hears of tiers below
+these, too: how many tokens of a prompt it takes to be cached on a replica, given its view, for what tiers have of it.
 """
 
 from __future__ import annotations
@@ -62,6 +63,8 @@ class ReplicaView(NamedTuple):
             with their own, over the time from then until it came; 0 without any.
         active_blocks: KV blocks of prompts sent there that have not left, and of this one, shared ones once; 0 for
             routers without `counts_blocks`.
+        tier_tokens: of the prompt's tokens behind `cached_tokens`, those that each tier below the devices has, from the
+            first on, each from where the one above ends; for routers with `tier_credit` that hear of caches.
     """
 
     replica: int
@@ -76,6 +79,7 @@ class ReplicaView(NamedTuple):
     prefill_tokens: int = 0
     prefill_tokens_per_s: float = 0.0
     active_blocks: int = 0
+    tier_tokens: Sequence[int] = ()
 
     @classmethod
     def reported(cls, state: ReplicaState) -> ReplicaView:

@@ -188,7 +188,8 @@ class Shard:
         """Have this router, which knows nothing yet, and is told by KV caches what it wants to know of them."""
         self._books = RouterBooks(self.fleet, spec, self.table, lambda _: None, self._decisions)
         for engine, pool in zip(self.engines, self._pools, strict=True):
-            engine.publish(wanted=self._books.hears and pool != DECODE)  # where no router sends anybody
+            wanted = self._books.hears and pool != DECODE  # where no router sends anybody
+            engine.publish(wanted=wanted, of_tiers=self._books.hears_tiers)
 
     def _route(self, order: Order) -> None:
         """Submit each request on its arrival to the replica that the router picks from the replicas' exact state."""
@@ -259,7 +260,7 @@ class Shard:
         lost: list[Move] = []
         began: list[int] = []
         states = []
-        events: list[tuple[int, tuple[int, ...]]] = []
+        events: list[tuple[int, int, tuple[int, ...]]] = []
         for index in wanted:
             engine = self.engines[index]
             departures = engine.departures
@@ -272,7 +273,8 @@ class Shard:
             self._outstanding[index] = states[-1].outstanding
             # Not where the shard's own router hears them, nor where nobody comes any more.
             if self._books.hears and self._spec.report_interval_s and not order.last:
-                events.append((self.replicas[index], tuple(engine.take_events())))
+                told = enumerate(engine.take_events())
+                events += [(self.replicas[index], tier, tuple(each)) for tier, each in told if each]
         # Whatever leaves at the end of the step under way is among those that have left.
         quiet_fs = min((max(self._quiet[index], self.engines[index].clock + 1) for index in wanted), default=FOREVER)
         gone = np.array(left, np.int64)

@@ -98,7 +98,8 @@ class Report:
         lost: requests that have to be served elsewhere because of a fault.
         effects: when the order's conditions took effect.
         quiet_fs: before this time none leaves the replicas that the order was for, if no other is routed there.
-        kv_events: by replica what became of cached blocks (`PrefixIndex.heard`), for a router elsewhere that wants it.
+        kv_events: by replica and tier, 0 for the devices, what became of cached blocks (`PrefixIndex.heard`), for a
+            router elsewhere that wants it.
         decisions: of the shard's router, how many requests went to which replica, and why.
         first_tokens: requests that had theirs, at a time that may be ahead, if the order asks for them.
     """
@@ -110,7 +111,7 @@ class Report:
     lost: tuple[Move, ...] = ()
     effects: tuple[Effect, ...] = ()
     quiet_fs: int = FOREVER
-    kv_events: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    kv_events: tuple[tuple[int, int, tuple[int, ...]], ...] = ()
     decisions: tuple[tuple[int, str, int], ...] = ()
     first_tokens: IntArray = field(default_factory=lambda: NONE)
 

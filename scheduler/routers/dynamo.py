@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import exp
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pimserve.scheduler.router_protocol import LOAD, PREFIX, ReplicaView, RequestView
-from pimserve.scheduler.router_spec import PrefixRouter, PrefixRouterSpec
+from pimserve.scheduler.router_spec import PrefixRouter, PrefixRouterSpec, Share
 from pimserve.scheduler.seeded_draws import Drawing
 
 _Weight = Annotated[float, Field(ge=0, le=1e6)]
@@ -23,14 +23,23 @@ class DynamoSpec(PrefixRouterSpec):
     """The least `prefill_load_scale` x max(0, prefill blocks - credit) + decode blocks.
 
     Prefill blocks are those of prompts in flight there, less what was cached of them, and of the request's prompt; the
-    credit is `overlap_score_credit` for each of its blocks that is cached there. Decode blocks are those of prompts
-    there that have not left, with the request's, blocks that they share counted once.
+    credit is `overlap_score_credit` for each of its blocks that is cached there, and for those behind these that a tier
+    has, `host_cache_hit_weight` in the first one and `disk_cache_hit_weight` in those below. Decode blocks are those of
+    prompts there that have not left, with the request's, blocks that they share counted once.
     """
 
     name: Literal["dynamo"]
     prefixes: Literal["sent", "kv_events"] = Field("kv_events", description="as of prefix_affinity")
     overlap_score_credit: _Weight = Field(
         1.0, description="credit for a block that is cached on the device (--router-kv-overlap-score-credit)"
+    )
+    host_cache_hit_weight: Share = Field(
+        0.75,
+        description="with prefixes: kv_events, credit for a block that the first of scheduler.kv_tiers has, behind "
+        "those on the device (--router-host-cache-hit-weight)",
+    )
+    disk_cache_hit_weight: Share = Field(
+        0.25, description="likewise for a block in a tier below the first one (--router-disk-cache-hit-weight)"
     )
     prefill_load_scale: _Weight = Field(
         1.0, description="weight of blocks to compute (--router-prefill-load-scale); blocks to decode with weigh 1"
@@ -40,6 +49,13 @@ class DynamoSpec(PrefixRouterSpec):
         description="0: the least cost, of equals one that is drawn; above: drawn with exp(-cost / (temperature x the "
         "span of costs)) (--router-temperature)",
     )
+
+    @model_validator(mode="after")
+    def _hears_of_tiers(self) -> Self:
+        for name in ("host_cache_hit_weight", "disk_cache_hit_weight"):
+            if self.prefixes == "sent" and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} has no effect without prefixes: kv_events")
+        return self
 
     def make(self, seed: int) -> Dynamo:
         """The router."""
@@ -65,13 +81,21 @@ class Dynamo(Drawing, PrefixRouter):
         """The least cost, or near it."""
         size, credit, scale = request.block_size, self._spec.overlap_score_credit, self._spec.prefill_load_scale
         costs = [
-            scale * max(0.0, view.prefill_tokens + request.prompt_tokens - credit * view.cached_tokens) / size
-            + view.active_blocks
+            scale * max(0.0, view.prefill_tokens + request.prompt_tokens - credited) / size + view.active_blocks
             for view in replicas
+            for credited in [credit * view.cached_tokens + self.tier_credit(view)]
         ]
         place = self._drawn(costs)
-        self.reason = PREFIX if replicas[place].cached_tokens else LOAD
+        chosen = replicas[place]
+        self.reason = PREFIX if chosen.cached_tokens or any(chosen.tier_tokens) else LOAD
         return place
+
+    def tier_credit(self, view: ReplicaView) -> float:
+        """Tokens that what tiers have of the prompt counts for; also as less to compute, once it is sent there."""
+        if not view.tier_tokens:
+            return 0.0
+        host, *disks = view.tier_tokens
+        return self._spec.host_cache_hit_weight * host + self._spec.disk_cache_hit_weight * sum(disks)
 
     def _drawn(self, costs: Sequence[float]) -> int:
         least = min(costs)

@@ -15,11 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pimserve.cluster.scenario.document import load_scenario
+from pimserve.device_models.kv_groups import KvGroups
 from pimserve.errors import InputError
 from pimserve.scheduler import router as router_module
 from pimserve.scheduler.active_blocks import ActiveBlocks
 from pimserve.scheduler.control import ChangeScheduler
 from pimserve.scheduler.faults import FaultEvent, FaultSpec
+from pimserve.scheduler.kv_tier_spec import KvTierSpec
 from pimserve.scheduler.plugin_router import PluginViewRouter
 from pimserve.scheduler.prefill_in_flight import PrefillInFlight
 from pimserve.scheduler.prefix_index import CachedBlocks, SentBlocks
@@ -40,7 +42,9 @@ from pimserve.scheduler.simulation import Deployment, Served
 from pimserve.scheduler.summary import digest
 from tests.examples import examples
 
-from .test_prefix_cache import ROWS, load, run
+from .test_kv_tiers import TIERS
+from .test_kv_tiers import tier as tier_of
+from .test_prefix_cache import GROUPS, ROWS, kv_size, load, run
 from .test_windows import FS_PER_MS, LENGTHS, Kept, Windows
 
 REPLICAS = 3
@@ -126,12 +130,15 @@ def test_events_make_the_sets_that_replicas_have(events: list[tuple[int, int, li
             assert each.size(replica) == len(plain[replica])
 
 
-def told(state: Mapping[str, Any], replica: int, interval_s: float) -> set[int]:
-    """Blocks that the router takes to be on a replica, once it has heard all that was said."""
-    place = state["clock"] if interval_s else state["shards"][0]
-    blocks = {block for block, replicas in place["books"]["index"][0] if replicas >> replica & 1}
-    waiting = (event for one, events in state["clock"]["events"] if one == replica for event in events)
-    for event in [*waiting, *state["shards"][0]["engines"][replica]["prefix_events"]]:
+def told(state: Mapping[str, Any], replica: int, tier: int, interval_s: float) -> set[int]:
+    """Blocks that the router takes to be there, once it has heard all that was said."""
+    books = (state["clock"] if interval_s else state["shards"][0])["books"]
+    index = books["tiers"][tier - 1] if tier else books["index"]
+    blocks = {block for block, replicas in index[0] if replicas >> replica & 1}
+    waiting = (each for *of, events in state["clock"]["events"] if of == [replica, tier] for each in events)
+    engine = state["shards"][0]["engines"][replica]
+    untold = engine["prefix_tiers"]["tiers"][tier - 1]["events"] if tier else engine["prefix_events"]
+    for event in [*waiting, *untold]:
         if event >= 0:
             assert event not in blocks
             blocks.add(event)
@@ -141,36 +148,49 @@ def told(state: Mapping[str, Any], replica: int, interval_s: float) -> set[int]:
 
 
 @examples(40)
-@given(ROWS, LENGTHS, INTERVALS, st.lists(st.tuples(st.integers(0, 400), st.integers(0, 2)), max_size=2))
-def test_what_is_told_of_blocks_is_what_caches_have(
-    rows: list[tuple[int, int, int]], lengths: list[int], interval_s: float, failures: list[tuple[int, int]]
+@given(ROWS, LENGTHS, INTERVALS, st.lists(st.tuples(st.integers(0, 400), st.integers(0, 2)), max_size=2), TIERS, GROUPS)
+def test_what_is_told_of_blocks_is_what_caches_and_tiers_have(
+    rows: list[tuple[int, int, int]],
+    lengths: list[int],
+    interval_s: float,
+    failures: list[tuple[int, int]],
+    tiers: tuple[KvTierSpec, ...],
+    groups: KvGroups,
 ) -> None:
-    """Also when a replica fails, and its cache with it."""
+    """Also when a replica fails, and its cache with it. Nothing is told of blocks of attention windows."""
     events = tuple(FaultEvent(at_s=at / 1000, replica=replica, kind="fail", for_s=0.05) for at, replica in failures)
     kept = Kept()
     deployment = Deployment(control=Windows(lengths), checkpoints=kept)
-    router = {"name": "prefix_affinity", "prefixes": "kv_events"}
-    of_run = {"faults": FaultSpec(events=events)}
-    served(rows, router, deployment, of_run, report_interval_s=interval_s)
+    router = {"name": "dynamo", "prefixes": "kv_events"}
+    of_run = {"faults": FaultSpec(events=events), **kv_size(400, groups)}
+    served(rows, router, deployment, of_run, report_interval_s=interval_s, kv_tiers=tiers)
     assert kept.saved
     for text, _ in kept.saved:
         state = json.loads(text)
         for replica, engine in enumerate(state["shards"][0]["engines"]):
             free = {block for block, _ in engine["prefix_free"] if block >= 0}
-            assert told(state, replica, interval_s) == free | {block for block, _ in engine["prefix_holders"]}
+            assert told(state, replica, 0, interval_s) == free | {block for block, _ in engine["prefix_holders"]}
+            for tier, there in enumerate(engine["prefix_tiers"]["tiers"], 1):
+                assert told(state, replica, tier, interval_s) == {block for block in there["blocks"] if block >= 0}
 
 
 @examples(40)
-@given(ROWS, SETTINGS, INTERVALS, LENGTHS, st.integers(0, 1000))
+@given(ROWS, SETTINGS, INTERVALS, TIERS | st.just(()), LENGTHS, st.integers(0, 1000))
 def test_windows_and_interruptions_do_not_matter(
-    rows: list[tuple[int, int, int]], router: Any, interval_s: float, lengths: list[int], at: int
+    rows: list[tuple[int, int, int]],
+    router: Any,
+    interval_s: float,
+    tiers: tuple[KvTierSpec, ...],
+    lengths: list[int],
+    at: int,
 ) -> None:
-    whole = served(rows, router, report_interval_s=interval_s)
+    how = {"report_interval_s": interval_s, "kv_tiers": tiers}
+    whole = served(rows, router, **how)
     kept = Kept()
-    cut = served(rows, router, Deployment(control=Windows(lengths), checkpoints=kept), report_interval_s=interval_s)
+    cut = served(rows, router, Deployment(control=Windows(lengths), checkpoints=kept), **how)
     kept.first = at
     on = Deployment(control=Windows([10**15]), checkpoints=kept)
-    continued = served(rows, router, on, report_interval_s=interval_s)
+    continued = served(rows, router, on, **how)
     assert digest(whole) == digest(cut) == digest(continued)
     assert whole.decisions == cut.decisions == continued.decisions
     assert whole.decisions.total() == len(rows)
@@ -188,6 +208,25 @@ def test_prompts_that_begin_alike_go_where_the_first_went() -> None:
         assert by_reason(found) == {LOAD: 4, PREFIX: 16}
 
 
+def test_a_prompt_goes_where_a_tier_has_it() -> None:
+    """Of twelve prompts of each replica it has room for seven. Those in tiers count for 3/4, also while in flight."""
+    rows = [(100 * number, number % 36, 2) for number in range(72)]
+    tokens: list[int] = []
+    with patch.object(PrefillInFlight, "sent", lambda _, __, ___, count, ____: tokens.append(count)):
+        found = served(rows, "dynamo", kv_tiers=(tier_of(write="back"),))
+    assert found.prefixes is not None
+    assert found.tiers is not None
+    in_tiers = sum(each.figures.hit_tokens for each in found.tiers.levels[0])
+    on_devices = 36 * 40 - in_tiers
+    assert found.prefixes.hit_tokens == 36 * 40
+    assert 0 < on_devices < in_tiers
+    assert tokens[:36] == [50] * 36
+    assert sum(tokens[36:]) == 36 * 50 - on_devices - 0.75 * in_tiers
+    unheard = served(rows, {"name": "dynamo", "host_cache_hit_weight": 0}, kv_tiers=(tier_of(write="back"),))
+    assert unheard.prefixes is not None
+    assert unheard.prefixes.hit_tokens < 30 * 40
+
+
 def test_what_a_record_forgets_is_not_known() -> None:
     """Each replica has 12 blocks in mind, one prompt's: of four groups on three replicas, two keep taking turns."""
     rows = [(100 * number, number % 4, 2) for number in range(12)]
@@ -201,6 +240,10 @@ def view(replica: int, cached: int, tokens: int, outstanding: int = 0) -> Replic
 
 def active(replica: int, cached: int, tokens: int, blocks: int) -> ReplicaView:
     return ReplicaView(replica, cached_tokens=cached, prefill_tokens=tokens, active_blocks=blocks)
+
+
+def tiered(replica: int, cached: int, blocks: int, *below: int) -> ReplicaView:
+    return ReplicaView(replica, cached_tokens=cached, active_blocks=blocks, tier_tokens=below)
 
 
 def loaded(replica: int, cached: int, waiting: int, usage: float) -> ReplicaView:
@@ -250,6 +293,7 @@ def test_of_equals_llm_d_draws_one_and_goes_on_from_its_state() -> None:
     assert again[0] == again[1]
 
 
+TIERED = [tiered(0, 32, 10, 32, 16, 16), tiered(1, 48, 7, 0, 0, 0), tiered(2, 16, 0, 0, 0, 0)]
 ELSEWHERE = [  # settings, replicas, the place of the one that is picked, and why
     ("prefix_affinity", {}, [view(0, 32, 0, 1), view(1, 48, 0, 9), view(2, 48, 0, 7)], 2, PREFIX),
     ("prefix_affinity", {}, [view(0, 9, 0, 9), view(1, 0, 0, 8)], 1, LOAD),  # a tenth of 96 are 9.6
@@ -265,6 +309,11 @@ ELSEWHERE = [  # settings, replicas, the place of the one that is picked, and wh
     ),
     ("dynamo", {"overlap_score_credit": 0}, [active(0, 96, 10, 10), active(1, 0, 0, 10)], 1, LOAD),
     ("dynamo", {"overlap_score_credit": 3}, [active(0, 96, 10, 17), active(1, 0, 0, 10)], 1, LOAD),  # 0 + 17, 6.25 + 10
+    # 4 x (100 - 32 - 0.75 x 32 - 0.25 x (16 + 16)) / 16 + active blocks: 9 + 10, 13 + 7 and 21 + 0
+    ("dynamo", {"prefill_load_scale": 4}, TIERED, 0, PREFIX),
+    ("dynamo", {"prefill_load_scale": 4, "host_cache_hit_weight": 0.5}, TIERED, 1, PREFIX),  # 11 + 10
+    ("dynamo", {"prefill_load_scale": 4, "disk_cache_hit_weight": 0}, TIERED, 1, PREFIX),  # 11 + 10
+    ("dynamo", {}, [active(0, 0, 0, 5), tiered(1, 0, 5, 0, 16)], 1, PREFIX),
     ("cache_aware", {}, [view(0, 28, 0, 64), view(1, 16, 0, 0)._replace(known_blocks=3)], 0, SPREAD),
     ("cache_aware", {}, [view(0, 29, 0, 64), view(1, 16, 0, 0)], 0, PREFIX),  # 30 % of 96 are 28.8
     ("cache_aware", {}, [view(0, 29, 0, 65), view(1, 16, 0, 0)], 1, OVERLOAD),
@@ -388,6 +437,10 @@ def test_a_run_may_change_to_such_a_router() -> None:
         (["scheduler.router={name: nobody, cold: random}"], "scheduler.router.name: must be one of"),
         (["scheduler.router={affinity_threshold: 1}"], "scheduler.router: needs `name`, one of"),
         (["scheduler.router=3"], "scheduler.router: must be"),
+        (
+            ["scheduler.router={name: dynamo, prefixes: sent, host_cache_hit_weight: 0.5}"],
+            "scheduler.router: host_cache_hit_weight has no effect without prefixes: kv_events",
+        ),
     ],
 )
 def test_what_is_wrong_is_told(overrides: list[str], message: str) -> None:

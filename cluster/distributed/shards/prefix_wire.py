@@ -1,8 +1,7 @@
 """What prompts begin with, and what becomes of cached blocks, for other processes: ids, as runs of ascending ones.
 
 Ids of what prompts have in common follow each other (`PrefixBlocks.ids`), so there are about as many runs as parts of
-prompts, however small blocks are. So there are in what is said of blocks: they are stored from a prompt's beginning on,
-and forgotten from its end, where -1 - id ascends as well.
+prompts, however small blocks are. What replicas say of blocks is what has come of it since the last report, by id.
 """
 
 from __future__ import annotations
@@ -54,18 +53,29 @@ def of_runs(runs: IntArray, firsts: IntArray, lengths: IntArray) -> Ragged:
     return Ragged(ends[np.concatenate([[0], np.cumsum(runs)])], values)
 
 
-def event_messages(events: Iterable[tuple[int, Sequence[int]]]) -> Iterator[list[pb.KvEvents]]:
-    """What replicas say of their caches (`Report.kv_events`), in pieces of less than a megabyte; at least one."""
+def in_the_end(events: Sequence[int]) -> IntArray:
+    """What comes of events (`PrefixIndex.heard`) in the end: blocks that are stored, by id, and then those removed.
+
+    What was stored and removed meanwhile is not there, so nor is it in what others know afterwards.
+    """
+    told = np.array(events, np.int64)
+    blocks, which = np.unique(np.where(told >= 0, told, -1 - told), return_inverse=True)
+    change = np.zeros(len(blocks), np.int64)
+    np.add.at(change, which, np.where(told >= 0, 1, -1))
+    return np.concatenate([blocks[change > 0], -1 - blocks[change < 0][::-1]])
+
+
+def event_messages(events: Iterable[tuple[int, int, Sequence[int]]]) -> Iterator[list[pb.KvEvents]]:
+    """What comes of what replicas say (`Report.kv_events`), in pieces of less than a megabyte; at least one."""
     piece: list[pb.KvEvents] = []
     room = _RUNS_PER_MESSAGE
-    for replica, told in events:
-        if not told:
-            continue
-        _, firsts, lengths = in_runs(Ragged.of([told]))
+    for replica, tier, told in events:
+        changed = in_the_end(told)
+        _, firsts, lengths = in_runs(Ragged(np.array([0, len(changed)]), changed))
         while len(firsts):
             last = np.concatenate([[0], (firsts + lengths - 1)[:room]])
             now = firsts[:room] - last[: len(firsts[:room])]
-            piece.append(pb.KvEvents(replica=replica, firsts=now.tolist(), lengths=lengths[:room].tolist()))
+            piece.append(pb.KvEvents(replica=replica, tier=tier, firsts=now.tolist(), lengths=lengths[:room].tolist()))
             firsts, lengths, room = firsts[room:], lengths[room:], room - len(now)
             if not room:
                 yield piece
@@ -73,21 +83,21 @@ def event_messages(events: Iterable[tuple[int, Sequence[int]]]) -> Iterator[list
     yield piece
 
 
-def events_of(messages: Iterable[pb.KvEvents]) -> tuple[tuple[int, tuple[int, ...]], ...]:
-    """What `event_messages` was given; of replicas that said something.
+def events_of(messages: Iterable[pb.KvEvents]) -> tuple[tuple[int, int, tuple[int, ...]], ...]:
+    """What comes of what `event_messages` was given; of replicas and tiers where something has changed.
 
     Raises:
         InputError: a message has not as many firsts as lengths.
     """
-    told: dict[int, list[int]] = {}
+    told: dict[tuple[int, int], list[int]] = {}
     for message in messages:
         deltas, lengths = np.array(message.firsts, np.int64), np.array(message.lengths, np.int64)
         if len(deltas) != len(lengths):
             raise InputError("kv_events", f"replica {message.replica}: needs as many firsts as lengths")
         firsts = np.cumsum(deltas) + np.concatenate([[0], np.cumsum(lengths - 1)])[:-1]
         runs = of_runs(np.array([len(firsts)]), firsts, lengths)
-        told.setdefault(message.replica, []).extend(runs.values.tolist())
-    return tuple((replica, tuple(events)) for replica, events in told.items())
+        told.setdefault((message.replica, message.tier), []).extend(runs.values.tolist())
+    return tuple((replica, tier, tuple(events)) for (replica, tier), events in told.items())
 
 
 def prefix_messages(table: RequestTable, sequence: int) -> Iterator[pb.RestoreShardRequest]:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from pimserve.v1 import columns_pb2 as pimserve_dot_v1_dot_columns__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17pimserve/v1/shard.proto\x12\x0bpimserve.v1\x1a\x19pimserve/v1/columns.proto\"T\n\x10OpenShardRequest\x12\r\n\x05\x66leet\x18\x01 \x01(\t\x12\x10\n\x08replicas\x18\x02 \x03(\r\x12\x10\n\x08requests\x18\x03 \x01(\x04\x12\r\n\x05spans\x18\x04 \x01(\x08\")\n\x11OpenShardResponse\x12\x14\n\x0c\x66leet_digest\x18\x01 \x01(\t\"\xbe\x01\n\x15\x41\x64vanceWindowsRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\r\n\x05order\x18\x02 \x01(\t\x12#\n\x06\x61rrays\x18\x03 \x03(\x0b\x32\x13.pimserve.v1.Column\x12 \n\x04rows\x18\x04 \x01(\x0b\x32\x12.pimserve.v1.Table\x12\x10\n\x08requests\x18\x05 \x01(\x04\x12\x0c\n\x04live\x18\x06 \x01(\x08\x12\x0c\n\x04more\x18\x07 \x01(\x08\x12\x0f\n\x07numbers\x18\x08 \x01(\t\"\xdc\x01\n\x16\x41\x64vanceWindowsResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0e\n\x06report\x18\x02 \x01(\t\x12#\n\x06\x61rrays\x18\x03 \x03(\x0b\x32\x13.pimserve.v1.Column\x12 \n\x04rows\x18\x04 \x01(\x0b\x32\x12.pimserve.v1.Table\x12!\n\x05spans\x18\x05 \x01(\x0b\x32\x12.pimserve.v1.Table\x12\x0c\n\x04more\x18\x06 \x01(\x08\x12(\n\tkv_events\x18\x07 \x03(\x0b\x32\x15.pimserve.v1.KvEvents\"<\n\x08KvEvents\x12\x0f\n\x07replica\x18\x01 \x01(\r\x12\x0e\n\x06\x66irsts\x18\x02 \x03(\x12\x12\x0f\n\x07lengths\x18\x03 \x03(\x04\"\x16\n\x14SnapshotShardRequest\"k\n\x15SnapshotShardResponse\x12\r\n\x05state\x18\x01 \x01(\x0c\x12 \n\x04rows\x18\x02 \x01(\x0b\x32\x12.pimserve.v1.Table\x12!\n\x05spans\x18\x03 \x01(\x0b\x32\x12.pimserve.v1.Table\"\x8f\x01\n\x13RestoreShardRequest\x12\r\n\x05state\x18\x01 \x01(\x0c\x12 \n\x04rows\x18\x02 \x01(\x0b\x32\x12.pimserve.v1.Table\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\x10\n\x08prefixes\x18\x04 \x01(\t\x12#\n\x06\x61rrays\x18\x05 \x03(\x0b\x32\x13.pimserve.v1.Column\"\x16\n\x14RestoreShardResponse2\xea\x02\n\x0cShardService\x12J\n\tOpenShard\x12\x1d.pimserve.v1.OpenShardRequest\x1a\x1e.pimserve.v1.OpenShardResponse\x12]\n\x0e\x41\x64vanceWindows\x12\".pimserve.v1.AdvanceWindowsRequest\x1a#.pimserve.v1.AdvanceWindowsResponse(\x01\x30\x01\x12X\n\rSnapshotShard\x12!.pimserve.v1.SnapshotShardRequest\x1a\".pimserve.v1.SnapshotShardResponse0\x01\x12U\n\x0cRestoreShard\x12 .pimserve.v1.RestoreShardRequest\x1a!.pimserve.v1.RestoreShardResponse(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17pimserve/v1/shard.proto\x12\x0bpimserve.v1\x1a\x19pimserve/v1/columns.proto\"T\n\x10OpenShardRequest\x12\r\n\x05\x66leet\x18\x01 \x01(\t\x12\x10\n\x08replicas\x18\x02 \x03(\r\x12\x10\n\x08requests\x18\x03 \x01(\x04\x12\r\n\x05spans\x18\x04 \x01(\x08\")\n\x11OpenShardResponse\x12\x14\n\x0c\x66leet_digest\x18\x01 \x01(\t\"\xbe\x01\n\x15\x41\x64vanceWindowsRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\r\n\x05order\x18\x02 \x01(\t\x12#\n\x06\x61rrays\x18\x03 \x03(\x0b\x32\x13.pimserve.v1.Column\x12 \n\x04rows\x18\x04 \x01(\x0b\x32\x12.pimserve.v1.Table\x12\x10\n\x08requests\x18\x05 \x01(\x04\x12\x0c\n\x04live\x18\x06 \x01(\x08\x12\x0c\n\x04more\x18\x07 \x01(\x08\x12\x0f\n\x07numbers\x18\x08 \x01(\t\"\xdc\x01\n\x16\x41\x64vanceWindowsResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0e\n\x06report\x18\x02 \x01(\t\x12#\n\x06\x61rrays\x18\x03 \x03(\x0b\x32\x13.pimserve.v1.Column\x12 \n\x04rows\x18\x04 \x01(\x0b\x32\x12.pimserve.v1.Table\x12!\n\x05spans\x18\x05 \x01(\x0b\x32\x12.pimserve.v1.Table\x12\x0c\n\x04more\x18\x06 \x01(\x08\x12(\n\tkv_events\x18\x07 \x03(\x0b\x32\x15.pimserve.v1.KvEvents\"J\n\x08KvEvents\x12\x0f\n\x07replica\x18\x01 \x01(\r\x12\x0e\n\x06\x66irsts\x18\x02 \x03(\x12\x12\x0f\n\x07lengths\x18\x03 \x03(\x04\x12\x0c\n\x04tier\x18\x04 \x01(\r\"\x16\n\x14SnapshotShardRequest\"k\n\x15SnapshotShardResponse\x12\r\n\x05state\x18\x01 \x01(\x0c\x12 \n\x04rows\x18\x02 \x01(\x0b\x32\x12.pimserve.v1.Table\x12!\n\x05spans\x18\x03 \x01(\x0b\x32\x12.pimserve.v1.Table\"\x8f\x01\n\x13RestoreShardRequest\x12\r\n\x05state\x18\x01 \x01(\x0c\x12 \n\x04rows\x18\x02 \x01(\x0b\x32\x12.pimserve.v1.Table\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\x10\n\x08prefixes\x18\x04 \x01(\t\x12#\n\x06\x61rrays\x18\x05 \x03(\x0b\x32\x13.pimserve.v1.Column\"\x16\n\x14RestoreShardResponse2\xea\x02\n\x0cShardService\x12J\n\tOpenShard\x12\x1d.pimserve.v1.OpenShardRequest\x1a\x1e.pimserve.v1.OpenShardResponse\x12]\n\x0e\x41\x64vanceWindows\x12\".pimserve.v1.AdvanceWindowsRequest\x1a#.pimserve.v1.AdvanceWindowsResponse(\x01\x30\x01\x12X\n\rSnapshotShard\x12!.pimserve.v1.SnapshotShardRequest\x1a\".pimserve.v1.SnapshotShardResponse0\x01\x12U\n\x0cRestoreShard\x12 .pimserve.v1.RestoreShardRequest\x1a!.pimserve.v1.RestoreShardResponse(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,15 +41,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ADVANCEWINDOWSRESPONSE']._serialized_start=390
   _globals['_ADVANCEWINDOWSRESPONSE']._serialized_end=610
   _globals['_KVEVENTS']._serialized_start=612
-  _globals['_KVEVENTS']._serialized_end=672
-  _globals['_SNAPSHOTSHARDREQUEST']._serialized_start=674
-  _globals['_SNAPSHOTSHARDREQUEST']._serialized_end=696
-  _globals['_SNAPSHOTSHARDRESPONSE']._serialized_start=698
-  _globals['_SNAPSHOTSHARDRESPONSE']._serialized_end=805
-  _globals['_RESTORESHARDREQUEST']._serialized_start=808
-  _globals['_RESTORESHARDREQUEST']._serialized_end=951
-  _globals['_RESTORESHARDRESPONSE']._serialized_start=953
-  _globals['_RESTORESHARDRESPONSE']._serialized_end=975
-  _globals['_SHARDSERVICE']._serialized_start=978
-  _globals['_SHARDSERVICE']._serialized_end=1340
+  _globals['_KVEVENTS']._serialized_end=686
+  _globals['_SNAPSHOTSHARDREQUEST']._serialized_start=688
+  _globals['_SNAPSHOTSHARDREQUEST']._serialized_end=710
+  _globals['_SNAPSHOTSHARDRESPONSE']._serialized_start=712
+  _globals['_SNAPSHOTSHARDRESPONSE']._serialized_end=819
+  _globals['_RESTORESHARDREQUEST']._serialized_start=822
+  _globals['_RESTORESHARDREQUEST']._serialized_end=965
+  _globals['_RESTORESHARDRESPONSE']._serialized_start=967
+  _globals['_RESTORESHARDRESPONSE']._serialized_end=989
+  _globals['_SHARDSERVICE']._serialized_start=992
+  _globals['_SHARDSERVICE']._serialized_end=1354
 # @@protoc_insertion_point(module_scope)

@@ -142,7 +142,7 @@ class AdvanceWindowsResponse(google.protobuf.message.Message):
 
     @property
     def kv_events(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___KvEvents]:
-        """Where the run's router goes by what replicas say of their caches: what that was, in turn."""
+        """Where the run's router goes by what replicas say of their caches: what has changed there since the last report."""
 
     def __init__(
         self,
@@ -162,8 +162,8 @@ global___AdvanceWindowsResponse = AdvanceWindowsResponse
 
 @typing.final
 class KvEvents(google.protobuf.message.Message):
-    """What became of cached blocks of a replica, in turn: the id of one that is stored, and -1 - id of one that is removed,
-    as runs of ascending numbers. Prompts are stored from their beginnings on, and forgotten from their ends.
+    """What became of cached blocks of a replica: the id of each that is stored now, and -1 - id of each that is not any more,
+    as runs of ascending numbers.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -171,7 +171,10 @@ class KvEvents(google.protobuf.message.Message):
     REPLICA_FIELD_NUMBER: builtins.int
     FIRSTS_FIELD_NUMBER: builtins.int
     LENGTHS_FIELD_NUMBER: builtins.int
+    TIER_FIELD_NUMBER: builtins.int
     replica: builtins.int
+    tier: builtins.int
+    """0: on the replica's devices; 1 and up: in a tier below them, from the first on."""
     @property
     def firsts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """The first number of each run, less the last one of the run before it, or less 0."""
@@ -186,8 +189,9 @@ class KvEvents(google.protobuf.message.Message):
         replica: builtins.int = ...,
         firsts: collections.abc.Iterable[builtins.int] | None = ...,
         lengths: collections.abc.Iterable[builtins.int] | None = ...,
+        tier: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["firsts", b"firsts", "lengths", b"lengths", "replica", b"replica"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["firsts", b"firsts", "lengths", b"lengths", "replica", b"replica", "tier", b"tier"]) -> None: ...
 
 global___KvEvents = KvEvents
 

@@ -19,6 +19,7 @@ from pimserve.cluster.distributed.shards.prefix_wire import (
     take_prefixes,
 )
 from pimserve.cluster.distributed.shards.shard_wire import blank_table
+from pimserve.device_models.kv_groups import KvGroups
 from pimserve.errors import InputError
 from pimserve.loadgen.traces.ragged import Ragged
 from pimserve.scheduler.control import Inject
@@ -28,7 +29,7 @@ from pimserve.scheduler.simulation import Deployment
 from pimserve.scheduler.summary import digest
 from pimserve.v1 import shard_pb2 as pb
 from tests.scheduler.test_kv_tiers import TIERS, figures
-from tests.scheduler.test_prefix_cache import ROWS, load, run
+from tests.scheduler.test_prefix_cache import GROUPS, ROWS, kv_size, load, run
 from tests.scheduler.test_prefix_routers import INTERVALS, SETTINGS, served
 from tests.scheduler.test_windows import LENGTHS, Kept, Windows, spread
 
@@ -80,27 +81,44 @@ def test_shards_that_die_find_the_same_prefixes(
     assert found[0] == found[1] == found[2]
 
 
-EVENTS = st.lists(st.integers(-9, 9) | st.integers(-(2**62), 2**62), max_size=12)
+CHANGES = st.lists(st.integers(0, 9) | st.integers(0, 2**62), max_size=20)  # each stores a block, or removes it again
 
 
-@given(st.lists(EVENTS, max_size=3), st.integers(1, 5))
-def test_what_replicas_say_of_blocks_comes_back(told: list[list[int]], most: int) -> None:
-    events = tuple((2 * number, tuple(each)) for number, each in enumerate(told))
+@given(st.lists(CHANGES, max_size=5), st.sets(st.integers(0, 9)), st.integers(1, 5))
+def test_what_comes_of_events_comes_over_the_wire(changes: list[list[int]], before: set[int], most: int) -> None:
+    events, after = [], []
+    for number, blocks in enumerate(changes):
+        there, told = set(before), []
+        for block in blocks:
+            told.append(-1 - block if block in there else block)
+            there ^= {block}
+        events.append((2 * number // 3, number % 3, told))
+        after.append(there)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prefix_wire, "_RUNS_PER_MESSAGE", most)
         pieces = list(event_messages(events))
     assert pieces
     assert max(sum(len(each.firsts) for each in piece) for piece in pieces) <= most
-    assert events_of(each for piece in pieces for each in piece) == tuple(each for each in events if each[1])
+    heard = {(replica, tier): told for replica, tier, told in events_of(each for piece in pieces for each in piece)}
+    for (replica, tier, _), there in zip(events, after, strict=True):
+        told = heard.pop((replica, tier), ())
+        assert {each for each in told if each >= 0} == there - before
+        assert {-1 - each for each in told if each < 0} == before - there
+        assert len(told) == len(there ^ before)
+    assert not heard
 
 
 def test_what_replicas_say_of_long_prompts_is_short() -> None:
-    """A thousand prompts of 840 blocks each that are stored, and as many that are forgotten from their ends."""
+    """A thousand prompts of 840 blocks each, stored from their ends, of which 500 are forgotten, and 500 others."""
     stored = [range(840 * number, 840 * (number + 1)) for number in range(1000)]
-    events = [event for blocks in stored for event in (*blocks, *(-1 - block for block in reversed(blocks)))]
-    (piece,) = event_messages([(3, events)])
-    assert sum(each.ByteSize() for each in piece) < 13_000
-    assert events_of(piece) == ((3, tuple(events)),)
+    others = [range(10**6 + 2000 * number, 10**6 + 2000 * number + 840) for number in range(500)]
+    events = [block for blocks in stored for block in reversed(blocks)]
+    events += [-1 - block for blocks in (*stored[::2], *others) for block in blocks]
+    (piece,) = event_messages([(3, 1, events)])
+    assert sum(each.ByteSize() for each in piece) < 6000
+    ((replica, tier, told),) = events_of(piece)
+    assert (replica, tier) == (3, 1)
+    assert sorted(told) == sorted({*(block for blocks in stored[1::2] for block in blocks), *events[-420_000:]})
     with pytest.raises(InputError, match="kv_events: replica 1: needs as many firsts as lengths"):
         events_of([pb.KvEvents(replica=1, firsts=[1, 2], lengths=[1])])
 
@@ -111,6 +129,7 @@ def test_what_replicas_say_of_long_prompts_is_short() -> None:
     SETTINGS,
     INTERVALS,
     TIERS | st.just(()),
+    GROUPS,
     LENGTHS,
     st.sets(st.integers(1, 9), max_size=3),
     st.lists(st.tuples(st.integers(0, 400), st.integers(0, 2)), max_size=1),
@@ -121,6 +140,7 @@ def test_routers_by_prefixes_choose_the_same_and_tiers_find_the_same(
     router: Any,
     interval_s: float,
     tiers: tuple[KvTierSpec, ...],
+    groups: KvGroups,
     lengths: list[int],
     deaths: set[int],
     failures: list[tuple[int, int]],
@@ -130,7 +150,8 @@ def test_routers_by_prefixes_choose_the_same_and_tiers_find_the_same(
     events = tuple(
         FaultEvent(at_s=at_ms / 1000, replica=replica, kind="fail", for_s=0.05) for at_ms, replica in failures
     )
-    how = {"of_run": {"faults": FaultSpec(events=events)}, "report_interval_s": interval_s, "kv_tiers": tiers}
+    of_run = {"faults": FaultSpec(events=events), **kv_size(400, groups)}
+    how = {"of_run": of_run, "report_interval_s": interval_s, "kv_tiers": tiers}
     here, kept = served(rows, router, **how), Kept()
     shards = 2 if interval_s else 1
     inside = Deployment(shards=spread(3 if interval_s else 1), control=Windows(lengths))

@@ -14,7 +14,7 @@ from pimserve.cluster.scenario.prepared import prepare
 from pimserve.scheduler.control import RunView
 from tests.cluster.documents import run
 
-OF_VERSION = 32, "b1b450054053cd92"  # where names change: raise VERSION, then note it and their digest here
+OF_VERSION = 33, "4cf34ec6e39623e6"  # where names change: raise VERSION, then note it and their digest here
 SCENARIO = [
     "cluster={device: duplex, devices_per_node: 1, pools: {prefill: {device: h100, devices_per_node: 2}, "
     "decode: {placement: {experts: {device: h100, devices_per_node: 2}, micro_batches: 2}}}}",
