@@ -51,6 +51,12 @@ class ClassSpec(Spec):
         description="lower is served earlier, as in vLLM, by scheduler.policy: priority; kept with the requests",
     )
     tenant: _Name | None = Field(None, description="who sends them (default: the name of the class)")
+    tenant_weight: int = Field(
+        1,
+        ge=1,
+        le=1000,
+        description="policy vtc: parts of the service that the tenant is due, where others have as many as their own",
+    )
     lengths: LengthsSpec | None = Field(
         None, description="their lengths (default: those of workload.lengths, of the trace or the preset)"
     )
@@ -83,10 +89,16 @@ def all_have_lengths(classes: object) -> bool:
 
 
 def check_classes(classes: Sequence[ClassSpec]) -> None:
-    """Raises ValueError unless classes go together: names and labels are there once, and all have labels or none."""
+    """Raises ValueError unless classes go together: names and labels are there once, all have labels or none, and those
+    of one tenant have one weight."""
     names = [each.name for each in classes]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"classes: two are called {twice[0]!r}")
+    weights: dict[str, int] = {}
+    for each in classes:
+        if each.tenant_weight != weights.setdefault(each.owner, each.tenant_weight):
+            both = f"{weights[each.owner]} and {each.tenant_weight}"
+            raise ValueError(f"classes: tenant {each.owner!r} has tenant_weight {both}; give all of its classes one")
     labels = [label for each in classes for label in each.labels or ()]
     if twice := [label for label in labels if labels.count(label) > 1]:
         raise ValueError(f"classes: label {twice[0]!r} is there twice")

@@ -12,18 +12,19 @@ from pimserve.loadgen.spec import PS_PER_S
 
 
 class QueueClass(NamedTuple):
-    """A class: its priority, lower is earlier; its tenant; its limit of TTFT, ps, or None."""
+    """A class: its priority, lower is earlier; its tenant; its limit of TTFT, ps, or None; the tenant's weight."""
 
     priority: int = 0
     tenant: str = ""
     ttft_limit_ps: int | None = None
+    tenant_weight: int = 1
 
 
 def queue_classes(classes: Sequence[ClassSpec], slo: SloSpec) -> tuple[QueueClass, ...]:
     """That of requests without a class, and then each; `slo` has the limits of those without limits of their own."""
     objectives = Objectives.of(slo, classes)
     own = (
-        QueueClass(each.priority, each.owner, _ttft_limit_ps(limits))
+        QueueClass(each.priority, each.owner, _ttft_limit_ps(limits), each.tenant_weight)
         for each, limits in zip(classes, objectives.of_classes, strict=True)
     )
     return (QueueClass(ttft_limit_ps=_ttft_limit_ps(slo)), *own)

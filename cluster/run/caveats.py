@@ -15,7 +15,7 @@ from pimserve.cluster.base.figures import WHY_REJECTED, count, figure, named, sh
 from pimserve.cluster.scenario.document import Scenario
 from pimserve.cluster.scenario.placement import PlacedPool
 from pimserve.loadgen.workload import Workload
-from pimserve.scheduler.config import SchedulerSpec
+from pimserve.scheduler.config import VTC, SchedulerSpec
 from pimserve.scheduler.outcomes import ALL
 from pimserve.scheduler.policy import BLIND_TO_PRIORITY
 from pimserve.scheduler.stability import SATURATED, TOO_SHORT
@@ -94,6 +94,8 @@ def caveats_of_policy(scenario: Scenario) -> Iterator[str]:
     policy, classes = scenario.scheduler.policy, scenario.workload.classes or ()
     if policy in BLIND_TO_PRIORITY and len({each.priority for each in classes}) > 1:
         yield f"priorities of classes have no effect: scheduler.policy is {policy}"
+    if policy != VTC and any(each.tenant_weight > 1 for each in classes):
+        yield f"weights of tenants have no effect: scheduler.policy is {policy}"
 
 
 def caveats_of_reserves(

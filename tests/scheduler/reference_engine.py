@@ -8,10 +8,11 @@ in every step.
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from functools import partial
 from itertools import chain
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -60,6 +61,7 @@ def run_reference(
     ageing_ps: int | None = None,
     tenants: Sequence[str] = (),
     token_weights: tuple[int, int] = (1, 2),
+    tenant_weights: Mapping[str, int] = MappingProxyType({}),
     long_prefill_token_threshold: int = 0,
     prefixes: Sequence[Sequence[int]] | None = None,
     max_tokens: Sequence[int] = (),
@@ -77,7 +79,8 @@ def run_reference(
     tokens, windowed ones as many as the window may touch, wherever in a block it begins. `policy` is fcfs, or goes
     by what each request has: sjf by `predicted` output tokens, priority by `priorities`, of which one is gained in each
     `ageing_ps`, edf by limits of the time to the first token, vtc by what `tenants` had, tokens of prompts and outputs
-    by their weights. Of one prompt, a step computes no more than `long_prefill_token_threshold` tokens; 0: any number.
+    by their weights, over those of tenants. Of one prompt, a step computes no more than `long_prefill_token_threshold`
+    tokens; 0: any number.
     Limits are those of each data-parallel group.
     `prefixes`: ids of the full blocks of each request, by which it finds what others computed; None: no prefix cache,
     which has `tiers` below it.
@@ -137,7 +140,7 @@ def run_reference(
                 follower.arrival = sent_ps * FS_PER_PS
                 arriving.append(follower)
 
-    shares = [ReferenceShares(*token_weights) for _ in groups]
+    shares = [ReferenceShares(*token_weights, tenant_weights) for _ in groups]
 
     def tenant_of(request: ServedRequest) -> str:
         return tenants[request.number] if tenants else ""

@@ -152,6 +152,7 @@ class Case:
             "priorities": [priorities[number] for number in self.class_ids],
             "limits_ps": [limits_ps[number] for number in self.class_ids],
             "tenants": [tenants[number] for number in self.class_ids],
+            "tenant_weights": {each.owner: each.tenant_weight for each in self.classes},
             "tiers": self.reference_tiers(),
             "ageing_ps": None if self.ageing_s is None else round(self.ageing_s * PS_PER_S),
             "swap": None if self.swap is None else ReferenceSwap(*self.swap),
@@ -345,7 +346,8 @@ def balances() -> st.SearchStrategy[AttentionDpBalanceSpec]:
 def two_classes() -> st.SearchStrategy[tuple[ClassSpec, ...]]:
     """Two classes, earlier and later than those without one, which have no limit."""
     slo = st.builds(SloSpec, ttft_s=st.integers(1, 100).map(lambda ms: ms / 1000))
-    late = st.builds(ClassSpec, name=st.just("late"), priority=st.integers(1, 3), slo=slo)
+    weights = st.sampled_from([1, 1, 2, 3])
+    late = st.builds(ClassSpec, name=st.just("late"), priority=st.integers(1, 3), slo=slo, tenant_weight=weights)
     return st.tuples(st.builds(ClassSpec, name=st.just("early"), priority=st.integers(-3, -1), slo=slo), late)
 
 

@@ -24,11 +24,23 @@ Request = tuple[float, int, int, int]  # arrival s, input, output, class
 ONE_AT_A_TIME = {"max_num_seqs": 1}
 
 
-def serve(requests: list[Request], *, max_time_s: float | None = None, **spec: Any) -> Served:
+def weighing(weights: tuple[int, int]) -> tuple[ClassSpec, ...]:
+    """The same, of tenants "a" and "b" with these weights."""
+    of = dict(zip("ab", weights, strict=True))
+    return tuple(each.model_copy(update={"tenant_weight": of[each.owner]}) for each in TENANTS)
+
+
+def serve(
+    requests: list[Request],
+    *,
+    max_time_s: float | None = None,
+    classes: tuple[ClassSpec, ...] = TENANTS,
+    **spec: Any,
+) -> Served:
     arrival, inputs, outputs, class_ids = (np.array(column) for column in zip(*requests, strict=True))
     made = Workload(
         np.rint(arrival * 1e12).astype(np.int64), inputs, outputs, None, None, "", 0, {},
-        classes=TENANTS, class_ids=class_ids.astype(np.int8),
+        classes=classes, class_ids=class_ids.astype(np.int8),
     )  # fmt: skip
     return simulate_on(
         PLAN,
@@ -77,6 +89,12 @@ def test_weights_say_what_a_token_is_worth() -> None:
     assert order(requests, input_token_weight=4, output_token_weight=1, **ONE_AT_A_TIME) == [0, 1, 3, 2]
 
 
+def test_who_weighs_twice_as_much_gets_twice_as_much() -> None:
+    """15 of a request is 5 to "a", of weight 3, and 15 to "b"."""
+    requests = [(0.0, 5, 5, 1)] * 6 + [(0.0, 5, 5, 2)] * 6
+    assert order(requests, classes=weighing((3, 1)), **ONE_AT_A_TIME) == [0, 6, 1, 2, 3, 7, 4, 5, 8, 9, 10, 11]
+
+
 def test_another_tenant_becomes_next_while_all_decode() -> None:
     """ "b" gains twice as much in a step, and has passed "a" after 15: then a short prompt fits, and not a long one."""
     requests = [(0.0, 40, 30, 1), (0.0, 5, 60, 2), (0.0, 5, 60, 2), (0.005, 130, 2, 2), (0.006, 10, 2, 1)]
@@ -101,6 +119,7 @@ REQUESTS = st.lists(st.tuples(st.integers(1, LONGEST // 2), st.integers(1, LONGE
     st.integers(0, 400),
     st.integers(1, 8),
     st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    st.sampled_from([(1, 1), (2, 1), (2, 5)]),
 )
 def test_two_backlogged_tenants_get_service_within_the_bound(
     backlogs: tuple[list[tuple[int, int]], list[tuple[int, int]]],
@@ -108,17 +127,18 @@ def test_two_backlogged_tenants_get_service_within_the_bound(
     late_ms: int,
     max_num_seqs: int,
     fractions: tuple[float, float],
+    weights: tuple[int, int],
 ) -> None:
     """In any time in which both have requests that wait, they get service within 2U of each other.
 
     U = max(input weight x longest prompt, output weight x tokens of the KV cache) (theorem 4.4 of Sheng et al.), where
-    what is admitted fits in the cache to its end. A third tenant comes and goes.
+    what is admitted fits in the cache to its end. A third tenant comes and goes. Service counts over tenants' weights.
     """
     sent = [(0.0, *request, 1) for request in backlogs[0]]
     sent += [(late_ms / 1000, *request, 2) for request in backlogs[1]]
     sent += [(0.1 * number, *request, 0) for number, request in enumerate(others)]
     requests = sorted(sent, key=lambda request: request[0])
-    spec = {"kv_admission": "oracle", "max_num_seqs": max_num_seqs}
+    spec = {"kv_admission": "oracle", "max_num_seqs": max_num_seqs, "classes": weighing(weights)}
     table = serve(requests, **spec).table.structured()
     ends_ps = min(table["first_scheduled_ps"][table["class_id"] == tenant].max() for tenant in (1, 2))
     begins_ps = late_ms * 10**9
@@ -127,7 +147,8 @@ def test_two_backlogged_tenants_get_service_within_the_bound(
     stops = [begins_ps + round(fraction * (ends_ps - begins_ps)) for fraction in sorted(fractions)]
     service = [served_by(serve(requests, max_time_s=(stop + 1) / 1e12, **spec)) for stop in stops]
     gained = service[1] - service[0]
-    assert abs(gained[1] - gained[2]) <= 2 * max(LONGEST // 2, 2 * BLOCKS * BLOCK_SIZE)
+    most = max(LONGEST // 2, 2 * BLOCKS * BLOCK_SIZE) / min(weights)
+    assert abs(gained[1] / weights[0] - gained[2] / weights[1]) <= 2 * most
 
 
 def served_by(served: Served) -> np.ndarray:

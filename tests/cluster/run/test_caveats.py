@@ -222,6 +222,13 @@ def test_priorities_that_no_policy_goes_by_are_told(policy: str, said: bool) -> 
     assert not list(caveats_of_policy(alike))
 
 
+@pytest.mark.parametrize(("policy", "said"), [("fcfs", True), ("vtc", False)])
+def test_weights_that_no_policy_goes_by_are_told(policy: str, said: bool) -> None:
+    classes = "workload.classes=[{name: a, tenant_weight: 3}, {name: b}]"
+    found = list(caveats_of_policy(load_scenario(None, [classes, f"scheduler.policy={policy}"])))
+    assert found == ([f"weights of tenants have no effect: scheduler.policy is {policy}"] if said else [])
+
+
 def test_what_prefix_caches_leave_out_is_told() -> None:
     shared = "workload.prefix.shared_tokens=400"
     pools = "cluster.pools={prefill: {device: duplex}, decode: {device: duplex}}"
