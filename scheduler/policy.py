@@ -32,6 +32,7 @@ class QueuedRequest(NamedTuple):
         priority: that of its class, lower is earlier; 0 without one.
         tenant: who sent it; "" without a class.
         ttft_limit_ps: in which time its first token should come, ps; None: there is no limit.
+        tenant_weight: how many parts of the service its tenant is due; 1 without a class.
     """
 
     arrival_ps: int
@@ -40,6 +41,7 @@ class QueuedRequest(NamedTuple):
     priority: int
     tenant: str
     ttft_limit_ps: int | None
+    tenant_weight: int = 1
 
 
 class Policy(Protocol):
