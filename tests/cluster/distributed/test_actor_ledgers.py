@@ -76,7 +76,7 @@ def test_whoever_asks_a_shard_is_told_what_its_devices_say(monkeypatch):
 class NoFleet:
     """Stands for a fleet that hands nothing over: one pool, of no replica."""
 
-    spec, numbers, most_tokens = None, (), 0
+    spec, numbers, most_tokens, kv_groups = None, (), 0, None
 
     @property
     def pools(self):

@@ -44,3 +44,17 @@ def bare(copy):
     for name in ("steps.npy", "requests.npy", "scenario.yaml"):
         (copy / name).unlink()
     return copy
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Pictures have titles and texts, but nothing is laid out and written, which takes most of the time of a page.
+
+    Not beside `page_alone`, which keeps its pages.
+    """
+
+    def empty(figure, out, **options):
+        del figure, options
+        out.write('<svg viewBox="0 0 1 1"></svg>')
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", empty)

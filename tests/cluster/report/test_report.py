@@ -132,6 +132,7 @@ def test_a_summary_alone_is_enough(bare, tmp_path):
     assert 'id="time-title"' in text
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("damage", ["requests.npy", "steps.npy", "scenario.yaml"])
 def test_a_damaged_part_is_left_out(copy, tmp_path, damage):
     (copy / damage).write_bytes(b"\x93NUMPY nonsense")
@@ -140,6 +141,7 @@ def test_a_damaged_part_is_left_out(copy, tmp_path, damage):
     assert 'id="time-title"' in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_is_left_out_is_named(copy, tmp_path):
     whole = (copy / "requests.npy").read_bytes()
     (copy / "requests.npy").write_bytes(whole[: len(whole) // 2])
@@ -147,6 +149,7 @@ def test_what_is_left_out_is_named(copy, tmp_path):
     assert any(each.startswith("No pictures of latencies: requests.npy: cannot be read") for each in page.text)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_requests_of_another_run_are_left_out(runs, copy, tmp_path):
     np.save(copy / "requests.npy", np.load(runs["aimc"] / "requests.npy")[:-1])
     text, _ = page_of(copy, tmp_path)
@@ -154,6 +157,7 @@ def test_the_requests_of_another_run_are_left_out(runs, copy, tmp_path):
     assert 'id="latency-ttft-title"' not in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_requests_that_cannot_have_been_are_left_out(copy, tmp_path):
     table = np.load(copy / "requests.npy")
     table["arrival_ps"][::2] = 2**62
@@ -162,11 +166,13 @@ def test_requests_that_cannot_have_been_are_left_out(copy, tmp_path):
     assert any(each.startswith("No pictures of latencies: requests.npy: is damaged") for each in page.text)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_table_of_another_version_is_left_out(copy, tmp_path):
     np.save(copy / "requests.npy", np.zeros(3))
     assert "is not a table of this version" in page_of(copy, tmp_path)[0]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_steps_that_cost_something_else_today_are_left_out(copy, tmp_path):
     changed_summary(copy, plan_digest="of another version")
     assert "plan_digest in summary.json is not that of scenario.yaml" in page_of(copy, tmp_path)[0]
@@ -202,6 +208,7 @@ def test_a_summary_without_numbers_has_a_page(tmp_path):
     page_of([folder, folder], tmp_path)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_warnings_and_stability_are_on_the_page(copy, tmp_path):
     changed_summary(copy, warnings=["beware"], stability="too short to tell")
     _, page = page_of(copy, tmp_path)
@@ -243,6 +250,7 @@ def test_classes_have_their_figures(page_alone, tmp_path):
     assert "classes" not in page_alone("duplex")[1].ids
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_runs_of_different_settings_are_warned_about(runs, tmp_path):
     text, page = page_of([runs["duplex"], runs["measured"]], tmp_path)
     (unlike,) = (each for each in page.text if "not like for like" in each)
@@ -252,6 +260,7 @@ def test_runs_of_different_settings_are_warned_about(runs, tmp_path):
     assert "cluster.device.name" in page.text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_runs_side_by_side_share_their_pictures(runs, tmp_path):
     text, page = page_of([runs["duplex"], runs["aimc"], runs["pools"]], tmp_path, title="mine")
     assert page.text.count("mine") >= 2
@@ -295,6 +304,7 @@ def test_a_run_without_steps_has_no_roofline_beside_others(runs, copy, tmp_path)
     page_of([copy, copy], tmp_path)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_runs_side_by_side_have_all_their_figures(runs, copy, tmp_path):
     summary = load_document(copy)
     changed_summary(copy, requests=summary["requests"] | {"finished": 5, "rejected": 7})
@@ -311,6 +321,7 @@ def test_runs_side_by_side_have_all_their_figures(runs, copy, tmp_path):
     assert row("TTFT within 40.0 ms")[2] == "1.00x"
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("text", ["a: [", "- 1", "", "name: a\x07b"])
 def test_a_scenario_that_cannot_be_read_spoils_no_comparison(runs, copy, tmp_path, text):
     (copy / "scenario.yaml").write_text(text)
@@ -320,6 +331,7 @@ def test_a_scenario_that_cannot_be_read_spoils_no_comparison(runs, copy, tmp_pat
     assert "The runs have the same settings." not in page.text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_only_what_is_below_is_promised(copy, tmp_path):
     assert "save the scenario below" in page_of(copy, tmp_path)[0]
     (copy / "scenario.yaml").unlink()

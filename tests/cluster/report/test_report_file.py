@@ -13,7 +13,7 @@ from pimserve.cluster.report import report
 from pimserve.cluster.report.report import write_report
 from pimserve.errors import InputError
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("undrawn")]
 
 
 def call(*arguments):
