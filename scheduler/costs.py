@@ -185,8 +185,8 @@ class ReplicaCosts:
             times.append(rows_fs + self._timing.layers_fs((1, 0, 0, 0, 0, 0, own, 0, prefill_fs, 0, 0, *paced)))
         slowest_fs = max(times)
         busiest, prefill_fs, paced = shapes[times.index(slowest_fs)]
-        decodes, context = sum(group.decodes for group in groups), sum(group.context for group in groups)
-        outputs, prompts = sum(group.outputs for group in groups), sum(len(group.chunks) for group in groups)
+        decodes, context = sum([group.decodes for group in groups]), sum([group.context for group in groups])
+        outputs, prompts = sum([group.outputs for group in groups]), sum([len(group.chunks) for group in groups])
         counts = 1, decodes, context, tokens - width * decodes, prompts, outputs
         shape = *counts, busiest, 0, prefill_fs, dram, compute, *paced
         shared_fs = 0 if self.pools is None else self.experts_fs(tokens, step)
@@ -199,7 +199,7 @@ class ReplicaCosts:
 
         `groups`: of each data-parallel group decoding requests, and what they attend to in the first step.
         """
-        n, decodes, context = len(groups), sum(own for own, _ in groups), sum(own for _, own in groups)
+        n, decodes, context = len(groups), *map(sum, zip(*groups, strict=True))
         steps = self._timing.decode_span(decodes, context, min(most, self.max_span))[2]  # so that energy grows evenly
         lines = []
         for own, attended in groups:
@@ -215,7 +215,7 @@ class ReplicaCosts:
             if growth > grows_fs:  # of those that are as slow, the first one counts
                 steps = min(steps, (slowest_fs - first - (place < slowest)) // (growth - grows_fs) + 1)
         own, attended = groups[slowest]
-        leads = n * slowest_fs - sum(firsts), n * grows_fs - sum(growth for _, growth in lines)
+        leads = n * slowest_fs - sum(firsts), n * grows_fs - sum([growth for _, growth in lines])
         if self._shared_fs is not None:
             slowest_fs += self._shared_fs[self._verify_tokens * decodes, decodes]
         prefix: Sequence[int] = ()

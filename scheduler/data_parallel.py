@@ -203,7 +203,8 @@ class DataParallelEngine:
         cores = self.cores
         self._until_fs = until_fs
         while self.clock < (until_fs := self._until_fs):
-            self._dealing.deal(self.clock + 1, self.clock)
+            if self.queue.next_fs <= self.clock:
+                self._dealing.deal(self.clock + 1, self.clock)
             if not any(core.running for core in cores):
                 next_fs = min(self.queue.next_fs, *(core.queue.next_fs for core in cores))
                 if next_fs >= until_fs:
@@ -216,7 +217,7 @@ class DataParallelEngine:
                 self.costs = costs
             preempted = [core.grow() for core in cores]
             held = self._balance is not None and self._balance.holds(preempted)
-            if not held and self._prompt_step(preempted):
+            if not held and any(core.has_work for core in cores) and self._prompt_step(preempted):
                 continue
             if not any(core.decoding.count for core in cores):  # caches are full of what has not been sent on
                 if any(preempted):
@@ -293,7 +294,7 @@ class DataParallelEngine:
             complete.append(completed)
         if not any(load.chunks for load in loads):
             return False
-        used = sum(core.kv.used for core in cores)
+        used = sum([core.kv.used for core in cores])
         shape, duration, waited_fs = self.costs.groups_step(self.step, loads)
         self._join(duration)
         self._log.span((*divmod(clock, FS_PER_PS), *shape, used, used, duration))
@@ -338,7 +339,7 @@ class DataParallelEngine:
         """As `Engine` does, up to the next step in which anything else can happen in any group."""
         cores, step, clock = self.cores, self.step, self.clock
         decoding = [core for core in cores if core.decoding.count]
-        most = 1 if single else min(core.decoding.steps_to_change(step) for core in decoding)
+        most = 1 if single else min([core.decoding.steps_to_change(step) for core in decoding])
         groups = [(core.decoding.count, core.decoding.context) for core in cores]
         paced = self.costs.groups_span(step, groups, most)
         span, steps = paced.span, paced.span.steps
@@ -357,14 +358,14 @@ class DataParallelEngine:
             if steps > 1 and (duration > limit or duration > SPAN_FS_LIMIT):
                 steps, duration = span.first_reaching(min(limit, SPAN_FS_LIMIT), steps, duration)
         self._join(span.duration_fs(1))
-        used = sum(core.kv.used for core in cores)
+        used = sum([core.kv.used for core in cores])
         for core in decoding:
             core.kv.used += core.decoding.steps_within(steps, step, core.kv.blocks - core.kv.used)[1]
-        decodes, context = (sum(own) for own in zip(*groups, strict=True))
-        emits = sum(core.decoding.emits(step) for core in decoding)
+        decodes, context = map(sum, zip(*groups, strict=True))
+        emits = sum([core.decoding.emits(step) for core in decoding])
         shape = steps, decodes, context, 0, 0, emits, span.busiest_tokens, 0, 0, 0, 0
         slowest = paced.decodes, paced.context, 0, len(cores) * cores[paced.slowest].decoding.emits(step)
-        used_last = sum(core.kv.used for core in cores)
+        used_last = sum([core.kv.used for core in cores])
         self._log.span((*divmod(clock, FS_PER_PS), *shape, *slowest, used, used_last, duration))
         self._end_step(steps, duration, paced.waited_fs(steps))
         return self.clock

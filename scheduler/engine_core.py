@@ -118,11 +118,14 @@ class EngineCore:
         self.kv.used += blocks
         return short
 
+    @property
+    def has_work(self) -> bool:
+        """Whether somebody waits, or has a prompt that was cut, as the step begins."""
+        return self.queue.next_fs <= self.clock or bool(self.admission.partial)
+
     def schedule(self, *, admit: bool) -> tuple[list[ChunkShape], list[int]]:
         """Chunks of prompts in the step that begins, and requests whose prompt is complete with it."""
-        if self.queue.next_fs <= self.clock or self.admission.partial:
-            return self.admission.schedule(self.step, self.clock, admit=admit)
-        return [], []
+        return self.admission.schedule(self.step, self.clock, admit=admit) if self.has_work else ([], [])
 
     def wait_for_copies(self) -> int:
         """Blocks go to host memory, and come back, before the next step: let that time pass, and return it."""
