@@ -216,6 +216,21 @@ def test_drafts_take_their_own_time() -> None:
     assert layer_and_head / plain == pytest.approx((7.5 - 0.525) / 7.5 / 32 + 0.525 / 7.5, rel=0.05)
 
 
+def test_experts_of_a_layer_that_drafts_see_the_tokens_of_all_groups() -> None:
+    """They take the same for as many tokens, whether these are of one group or of four."""
+
+    def experts(tensor: int) -> dict[str, list[int]]:
+        overrides = ["cluster.device=h100", "cluster.experts=ep", f"cluster.tensor_parallel={tensor}", MTP]
+        (pool,) = prepare(load_scenario(None, overrides)).pools
+        terms = [term for term in pool.plan.rows if term.name == "draft: routed experts"]
+        assert set(terms) == set(pool.plan.shared_rows) or tensor == 4
+        return {term.rows: [term.time_fs(rows) for rows in (1, 7, 64, 512)] for term in terms}
+
+    together, apart = experts(4), experts(1)
+    assert apart == {"all_tokens": together["tokens"], "all_decodes": together["decodes"]}
+    assert apart["all_decodes"] == [2 * time for time in apart["all_tokens"]]  # the second and the third draft
+
+
 def test_the_draft_model_takes_memory() -> None:
     def tokens(more: str) -> tuple[int, int]:
         spec = f"scheduler.speculative={{num_speculative_tokens: 3, acceptance: 0.6, {more}}}"
