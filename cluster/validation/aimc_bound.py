@@ -9,7 +9,7 @@ against.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,9 +100,9 @@ BOUNDS: tuple[Bound, ...] = tuple(
 )
 
 
-def compared() -> Iterator[Compared]:
-    """Every row of the bound with ours, in order."""
-    for bound in BOUNDS:
+def compared(bounds: Sequence[Bound] = BOUNDS) -> Iterator[Compared]:
+    """Rows of the bound, by default every one, with ours, in order."""
+    for bound in bounds:
         device = load_device(bound.device)
         split = Parallelism(1, bound.mapped_chips, bound.mapped_chips)
         plan = device.fit(Demand(load_model(MODEL), split)).plan
