@@ -29,6 +29,13 @@ class SessionsSpec(Spec):
     think_time_s: ThinkTime = Field(
         0.0, description="from the end of a turn until the next one is sent: a number of seconds, or a law"
     )
+    document_tokens: int = Field(
+        0,
+        ge=0,
+        le=MAX_TOKENS,
+        description="length of a document of its own that each session begins with: the prompt of its first turn has "
+        "so many tokens beside lengths.input",
+    )
     context: Literal["accumulate", "fresh"] = Field(
         "accumulate",
         description="accumulate: a prompt is all prompts and outputs of the session before it, and lengths.input more "
@@ -74,6 +81,7 @@ class SessionsSpec(Spec):
         Raises:
             InputError: they become longer than any request may be.
         """
+        new_tokens = new_tokens + np.where(turns.followers, 0, self.document_tokens)
         if self.context == "fresh":
             return new_tokens
         prompts = new_tokens.tolist()

@@ -91,6 +91,17 @@ class StageLatency(StageFigure):
         return float(taken.mean() if self.of_all == "mean" else np.percentile(taken, float(self.of_all[1:])))
 
 
+class LatencyRatio(StageLatency):
+    """That latency over the same of the fleet with other keys of its scenario (`over`, dotted, in place of `set`)."""
+
+    over: dict[str, Any]
+
+    def value(self, runs: FleetRuns) -> float:
+        """As a ratio."""
+        other = StageLatency(**{**self.model_dump(exclude={"over"}), "set": self.over})
+        return super().value(runs) / other.value(runs)
+
+
 class LadderFigure(FleetFigure, ABC):
     """Of the stages with these rates, ascending."""
 
@@ -195,6 +206,7 @@ QUANTITIES: Mapping[str, type[FleetFigure]] = {
     "output_tokens_per_s": OutputTokensPerSecond,
     "requests_per_s": RequestsPerSecond,
     "latency_s": StageLatency,
+    "latency_ratio": LatencyRatio,
     "plateau_tokens_per_s": Plateau,
     "knee_rate_per_s": Knee,
     "gain": Gain,

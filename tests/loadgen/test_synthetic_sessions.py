@@ -33,6 +33,15 @@ def test_turns_follow_one_another_in_their_session() -> None:
     assert load.offered_rate_per_s is None
 
 
+def test_a_document_is_a_part_of_first_turns_and_of_what_came_before() -> None:
+    for context in ("fresh", "accumulate"):
+        without = workload({"turns": 3, "num_sessions": 50, "context": context})
+        with_one = workload({"turns": 3, "num_sessions": 50, "context": context, "document_tokens": 1000})
+        assert without.turns is not None
+        more = with_one.input_tokens - without.input_tokens
+        assert more.tolist() == np.where(without.turns.followers & (context == "fresh"), 0, 1000).tolist()
+
+
 def test_what_came_before_is_part_of_a_prompt() -> None:
     fresh = workload({"turns": 3, "num_sessions": 50, "context": "fresh"})
     kept = workload({"turns": 3, "num_sessions": 50})
