@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from pimserve.scheduler.router_protocol import LOAD, PREFIX, ReplicaView, RequestView
-from pimserve.scheduler.router_spec import PrefixRouter, PrefixRouterSpec
+from pimserve.scheduler.router_spec import PrefixRouter, PrefixRouterSpec, Share
 from pimserve.scheduler.seeded_draws import Drawing
 
 _Weight = Annotated[float, Field(ge=0, le=1e6)]
@@ -32,16 +32,23 @@ class WeightedSpec(PrefixRouterSpec):
     )
     kv_usage: _Weight = Field(1.0, description="of 1 - the share of KV blocks in use (kv-utilization)")
     outstanding: _Weight = Field(0.0, description="of 1 / (1 + requests outstanding) (load-balance)")
+    tier_hit_weight: Share = Field(
+        0.0,
+        description="with prefixes: kv_events, what a block that a tier of scheduler.kv_tiers has, behind those on the "
+        "device, counts of one there (llm-d: weight of the cpu backend); 0: the router does not hear of tiers",
+    )
 
     @model_validator(mode="after")
     def _weighs(self) -> Self:
         if not (self.prefix or self.queue or self.kv_usage or self.outstanding):
             raise ValueError("one of prefix, queue, kv_usage and outstanding must be above 0")
+        if self.tier_hit_weight and self.prefixes == "sent":
+            raise ValueError("tier_hit_weight has no effect without prefixes: kv_events")
         return self
 
     def make(self, seed: int) -> Weighted:
         """The router."""
-        return Weighted(self, seed)
+        return (TierWeighted if self.tier_hit_weight else Weighted)(self, seed)
 
 
 class Weighted(Drawing, PrefixRouter):
@@ -60,7 +67,7 @@ class Weighted(Drawing, PrefixRouter):
     def route(self, request: RequestView, replicas: Sequence[ReplicaView]) -> int:
         """The highest score."""
         spec = self._spec
-        cached = [view.cached_tokens for view in replicas]
+        cached = [self.found(view) for view in replicas]
         if spec.prefixes == "kv_events":
             hits = _spread(cached)
         else:
@@ -79,8 +86,24 @@ class Weighted(Drawing, PrefixRouter):
         self.reason = PREFIX if cached[place] and spec.prefix else LOAD
         return place
 
+    def found(self, view: ReplicaView) -> float:
+        """Tokens of the prompt that a replica has."""
+        return view.cached_tokens
 
-def _spread(values: Sequence[int]) -> list[float]:
+
+class TierWeighted(Weighted):
+    """One that hears what tiers have, too."""
+
+    def found(self, view: ReplicaView) -> float:
+        """Tokens of the prompt that a replica has, those in tiers by their weight."""
+        return view.cached_tokens + self.tier_credit(view)
+
+    def tier_credit(self, view: ReplicaView) -> float:
+        """Tokens that what tiers have of the prompt counts for."""
+        return self._spec.tier_hit_weight * sum(view.tier_tokens)
+
+
+def _spread(values: Sequence[float]) -> list[float]:
     """From 0 for the least to 1 for the most; 1 for all if they are equal."""
     least, most = min(values), max(values)
     return [1.0 if most == least else (value - least) / (most - least) for value in values]

@@ -60,6 +60,7 @@ SETTINGS = st.sampled_from(
         {"name": "llm_d", "record_blocks": 12, "max_tokens_in_flight_penalty": 20, "exploration_probability": 0.2},
         {"name": "prefix_affinity", "cold": "least_recent"},
         *({"name": name} for name in ("dynamo", "cache_aware", "weighted", "slo_aware")),
+        {"name": "weighted", "tier_hit_weight": 0.5},
         {"name": "dynamo", "prefixes": "sent", "temperature": 0.5},
         {"name": "cache_aware", "balance_abs_threshold": 1},
     ]
@@ -225,6 +226,19 @@ def test_a_prompt_goes_where_a_tier_has_it() -> None:
     unheard = served(rows, {"name": "dynamo", "host_cache_hit_weight": 0}, kv_tiers=(tier_of(write="back"),))
     assert unheard.prefixes is not None
     assert unheard.prefixes.hit_tokens < 30 * 40
+
+
+def test_a_weighted_router_hears_of_tiers_where_they_have_a_weight() -> None:
+    """Of twelve prompts of each replica it has room for seven; who hears of the others sends all where they were."""
+    rows = [(100 * number, number % 36, 2) for number in range(72)]
+    found = []
+    for weight in (0, 0.4):
+        router = {"name": "weighted", "queue": 0, "kv_usage": 0, "tier_hit_weight": weight}
+        run_of = served(rows, router, kv_tiers=(tier_of(write="back"),))
+        assert run_of.prefixes is not None
+        found.append(run_of.prefixes.hit_tokens)
+    assert found[0] < 30 * 40
+    assert found[1] == 36 * 40
 
 
 def test_what_a_record_forgets_is_not_known() -> None:

@@ -9,7 +9,8 @@ Their W2, documents of which 0.77 times as many tokens come again as the devices
 gains nothing there: in one run each, as many requests a second (4.303 without and 4.305 with it), but a mean latency of
 13.9 and 16.7 s, with 19 and 35 requests timed out; the report warns of reading more into it. Here such a tier is
 written and never read, and copies hold up no step, so that nothing changes; one whose link is slower than computing is
-read all the same, and hurts.
+read all the same, and hurts. The fleet itself, whose model has attention windows, is among the measured ones
+(`llm-d-pressure` and `llm-d-documents` of cluster/validation/fleet_cases.json).
 """
 
 from pathlib import Path
