@@ -14,8 +14,9 @@ as its KV cache was lost there, has a prompt of all its tokens, and leaves again
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+from pimserve.device_models.evaluate import Span
 from pimserve.device_models.plan import FS_PER_PS
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.control import ReplicaState
@@ -31,6 +32,19 @@ from pimserve.scheduler.sessions import Sessions
 from pimserve.scheduler.steplog import StepLog
 
 SPAN_FS_LIMIT = 2**60  # a log row's time must fit 64 bit
+
+
+class _Left(NamedTuple):
+    """A span of decode steps that was not run, as it would end too late; as often as not, nothing changes meanwhile.
+
+    `of`: what it follows from.
+    """
+
+    of: tuple[ReplicaCosts, int, int, int, int, int]
+    span: Span
+    steps: int
+    blocks: int
+    duration_fs: int
 
 
 class Engine(EngineCore):
@@ -77,6 +91,7 @@ class Engine(EngineCore):
         )
         self.costs = costs  # of steps from the next one on
         self._until_fs = FOREVER  # of `advance`
+        self._left: _Left | None = None
         self._span = log.span
         self._sessions = sessions
         self._closed: ClosedLoop | None = None
@@ -298,13 +313,19 @@ class Engine(EngineCore):
         """
         kv, decoding, step, clock = self.kv, self.decoding, self.step, self.clock
         decodes, context, used = decoding.count, decoding.context, kv.used
-        span = self.costs.decode_span(step, decodes, context, 1 if single else decoding.steps_to_change(step))
-        steps, blocks = decoding.steps_within(span.steps, step, kv.blocks - used)
-        duration = span.duration_fs(steps)
+        most = 1 if single else decoding.steps_to_change(step)
+        left, self._left = self._left, None
+        if left is not None and left.of == (self.costs, step, decodes, context, most, used):
+            _, span, steps, blocks, duration = left
+        else:
+            span = self.costs.decode_span(step, decodes, context, most)
+            steps, blocks = decoding.steps_within(span.steps, step, kv.blocks - used)
+            duration = span.duration_fs(steps)
         if steps > 1 or whole:
             # What ends the costs ends a span as someone who joins does.
             joins_fs = min(self.admission.next_change_fs(clock), self.costs.ends_fs)
             if whole and joins_fs >= until_fs and clock + duration > until_fs:
+                self._left = _Left((self.costs, step, decodes, context, most, used), span, steps, blocks, duration)
                 kv.used -= decoding.growth(step)  # its first step has not grown yet
                 # Who joins before the span ends may leave first.
                 return min(joins_fs, clock + duration)
