@@ -83,6 +83,7 @@ class Clock:
         self.fleet = fleet
         self.table = table
         self.shards = shards
+        self._by_reports = report_fs > 0 and not all(shard.writes_table for shard in shards)  # a router hears of tokens
         self.stop_fs = stop_fs
         self.report_fs = report_fs
         self.control = control
@@ -331,7 +332,7 @@ class Clock:
             targets=None if len(targets) == len(self._entry) else tuple(targets),
             shown=self._shown(end),
             exact=self.faults.decides_at(end),
-            first_tokens=bool(self.faults.slo_metrics) or (self.report_fs > 0 and self.arrivals.follows),
+            first_tokens=bool(self.faults.slo_metrics) or (self._by_reports and self.arrivals.follows),
             sessions=self.arrivals.sessions_of(requests) if self._exact else (),
             conditions=conditions,
         )

@@ -45,6 +45,7 @@ class Shard:
     """
 
     has_devices = False
+    writes_table = True
 
     def __init__(
         self,

@@ -123,9 +123,17 @@ class Report:
 
 
 class ShardPort(Protocol):
-    """A shard, wherever it lives. `has_devices`: its state holds that of devices too."""
+    """A shard, wherever it lives.
+
+    `has_devices`: its state holds that of devices too. `writes_table`: its engines write into the run's table at once,
+    not when the shard reports.
+    """
 
     has_devices: bool
+
+    @property
+    def writes_table(self) -> bool:
+        """As above."""
 
     @property
     def replicas(self) -> Sequence[int]:

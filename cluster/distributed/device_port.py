@@ -160,6 +160,11 @@ class DevicePort:
         self._shard = shard(self._rows)
 
     @property
+    def writes_table(self) -> bool:
+        """As its shard."""
+        return self._shard.writes_table
+
+    @property
     def replicas(self) -> Sequence[int]:
         """Numbers of its replicas."""
         return self._shard.replicas

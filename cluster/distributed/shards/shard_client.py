@@ -72,6 +72,7 @@ class ShardClient:
     """
 
     has_devices = False
+    writes_table = False
 
     def __init__(
         self,
