@@ -14,7 +14,7 @@ from .strategies import FS_PER_MS, Case
 def received_cases(draw: st.DrawFn, of: st.SearchStrategy[Case]) -> Case:
     """Cases of an open loop, in whose steps somebody can always join who verifies drafts."""
     case = draw(of)
-    assume(case.policy != "vtc" and not case.tiers)
+    assume(not case.tiers)
     requests = [replace(request, arrival_fs=request.arrival_fs or 0) for request in case.requests]
     late = st.none() | st.just(0) | st.integers(0, 50 * FS_PER_MS)
     received: list[int | None] = []

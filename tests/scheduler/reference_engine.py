@@ -185,7 +185,7 @@ def run_reference(
             reserved += sum(most_blocks_of(one, computed=False) for _, one, _ in loading)
             return reserved + most_blocks_of(request, computed=request.brings) <= kv_capacity_blocks
         if cache is not None:
-            return cache.fits(request.number, known)
+            return cache.fits(request.number, known, prompt=not request.brings)
         chunk = 1 if request.brings else longest_chunk
         return blocks_of(known, chunk) <= kv_capacity_blocks - blocks_used(group)
 
@@ -328,6 +328,7 @@ def run_reference(
                     request.kv = request.settled = request.prefill_len = known - 1
                     request.blocks = blocks_of(known)
                     request.brings = False
+                    shares[request.group].admit(tenant_of(request), request.input, first=False)
                     if cache is not None:
                         cache.bring(request.number, known, now)
                     budget -= drafts.verify_tokens

@@ -228,7 +228,7 @@ def test_same_with_drafts_to_verify(case: Case) -> None:
 
 
 @examples(60)
-@given(received_cases(cases() | prefix_cases()) | received_cases(speculative_cases()))
+@given(received_cases(cases() | prefix_cases() | windowed_prefix_cases()) | received_cases(speculative_cases()))
 def test_same_where_requests_bring_their_kv_cache(case: Case) -> None:
     for request in case.requests:
         assert request.arrival_fs is not None
