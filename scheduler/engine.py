@@ -260,6 +260,7 @@ class Engine(EngineCore):
         if (tiers := self.kv.tiers) is not None:
             tiers.now_fs = max(self.clock, at_fs)  # until then, their links work
         lost, running = self.lose()
+        self._left = None  # others may come to the same step, with as much in all
         self.departures.ended_nobody()
         self.drain(at_fs, running)
         return lost

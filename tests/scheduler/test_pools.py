@@ -114,6 +114,28 @@ def test_what_leaves_when_a_step_ends_has_its_blocks_until_then() -> None:
     assert spare == [8, 10]
 
 
+def test_a_span_that_was_left_is_not_that_of_others_who_come_after_a_failure() -> None:
+    """As many, with as many tokens in all, and as many blocks in the step that was left, but not in those after it."""
+    inputs = np.array([20, 36, 24, 32])
+    table = RequestTable(np.zeros(4, np.int64), inputs, np.full(4, 15), 100)
+    table["emitted_tokens"][:] = 1
+    costs = make_costs(PLAN, None, replica=1, seed=0, exact=False)
+    log = StepLog(costs, (0, FOREVER))
+    engine = Engine(costs, SPEC, kv=KvCache(20, SPEC.block_size), table=table, log=log, pool=DECODE)
+    for requests in ([0, 1], [2, 3]):
+        for request in requests:
+            engine.expect(Move(request, 0, since_fs=0, token_fs=0))
+        engine.submit(requests)
+        engine.advance(50 * FS_PER_MS, lazily=True)
+        assert (engine.step, engine.decoding.count, engine.decoding.context) == (0, 2, 58)
+        if requests == [0, 1]:
+            engine.fail(0)
+            engine.departures.collected()
+    engine.advance()
+    assert table["status"][2:].tolist() == [FINISHED] * 2
+    assert engine.kv.used == 0
+
+
 @pytest.mark.parametrize("deployment", [Deployment(), Deployment(control=Windows([70 * FS_PER_MS]))])
 def test_a_full_prefill_cache_admits_nobody_before_blocks_are_released(deployment: Deployment) -> None:
     slow = Link(bytes_per_s=10**8, latency_fs=0, bytes_per_token=10**6)  # a token takes 10 ms
