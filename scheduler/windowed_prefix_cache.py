@@ -227,18 +227,24 @@ class WindowedPrefixKvCache(PrefixKvCache):
 
     def _cache(self, request: int, computed: int) -> list[int]:
         """As `PrefixKvCache._cache`, and of windows."""
-        new = [*super()._cache(request, computed)]
+        new = super()._cache(request, computed)
         window, keys, owners = self.windows[request], self._keys, self._owners
-        for place, block in enumerate(self._ids(request, window.end, computed // self.block_size), window.end):
+        ids = self._ids(request, window.end, computed // self.block_size)
+        if owners.keys().isdisjoint(ids) and keys.keys().isdisjoint(ids):
+            owners.update(dict.fromkeys(ids, window))
+            window.ids += ids
+            return new if self.tiers is None else [*new, *(~block for block in ids)]
+        in_window: list[int] = []
+        for place, block in enumerate(ids, window.end):
             if block in owners:
                 self._take_name(place, block)
             elif block in keys:
                 del self._free_ids[keys.pop(block)]
             else:
-                new.append(~block)
+                in_window.append(~block)
             owners[block] = window
             window.ids.append(block)
-        return new
+        return [*new, *in_window]
 
     def _cache_all(self, request: int, tokens: int) -> None:
         """A request that decodes, or could, will be gone: its blocks are cached, as many as it has tokens."""
@@ -275,15 +281,25 @@ class WindowedPrefixKvCache(PrefixKvCache):
         gone = window.ids[:fall]
         del window.ids[:fall]
         window.first += fall
-        others = fall - len(gone)
+        windowed, free, owners = self.groups.windowed, self._free, self._owners
+        keys, free_ids = self._keys, self._free_ids
+        key, others = self._next_key, fall - len(gone)
         for block in reversed(gone):
             if block == DUPLICATE:
                 others += 1
-            else:
-                self._fell((), others)
+                continue
+            if others:
+                free[key] = others * windowed
+                key -= 1
                 others = 0
-                self._fell((block,), 0)
-        self._fell((), others)
+            free[key] = windowed
+            keys[block] = key
+            free_ids[key] = block
+            del owners[block]
+            key -= 1
+        self._next_key = key
+        self._append(others * windowed)
+        self._queued += fall * windowed
 
     def _fell(self, known: Sequence[int], others: int) -> None:
         """Blocks go from windows to the end of the queue: cached ones with these ids, and then so many others."""
