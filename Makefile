@@ -55,7 +55,7 @@ test: $(DEV_READY) ## the tests, but for the slow ones
 	$(BIN)/$(PYTEST) -m "not slow" $(ARGS)
 
 test-slow: $(DEV_READY) ## the slow ones: validation in full, long runs, killed processes, browsers
-	@# What the tests of a file share takes long to make. A third of the time they wait for processes, Ray and browsers.
+	@# What the tests of a file share takes long to make. A quarter of the time they wait for processes, Ray and browsers.
 	$(BIN)/$(PYTEST) -n 3 --dist loadfile -m "slow and not deep" $(ARGS)
 
 test-deep: $(DEV_READY) ## all of them, and property tests try all examples that they name: for a release, or a new engine
