@@ -86,10 +86,12 @@ class PrefixKvCache(KvCache):
     def take_events(self) -> list[list[int]]:
         """What became of blocks since, in turn: the id of one that was stored, -1 - id of one that was removed.
 
-        First of those here, then of each tier from the first on, if that is wanted too.
+        First of those here, then of each tier from the first on, if that is wanted too. Nothing where nobody wants it.
         """
+        if self._events is None:
+            return []
         self._take_growth()
-        events, self._events = self._events or [], []
+        events, self._events = self._events, []
         return [events] if self.tiers is None else [events, *self.tiers.take_events()]
 
     def bind(self, table: RequestTable) -> None:

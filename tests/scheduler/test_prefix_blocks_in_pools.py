@@ -1,5 +1,6 @@
 """Prefix caches on both sides of a hand-over: block by block against the reference, then whole runs."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import astuple
 from typing import Any
@@ -16,6 +17,7 @@ from pimserve.scheduler.kv_tier_spec import KvTierSpec
 from pimserve.scheduler.prefix_cache import PrefixKvCache
 from pimserve.scheduler.prefix_figures import PrefixFigures
 from pimserve.scheduler.requests import FINISHED, RequestTable
+from pimserve.scheduler.router import router_setting
 from pimserve.scheduler.simulation import Deployment, Served
 from pimserve.scheduler.summary import digest
 from tests.examples import examples
@@ -24,7 +26,7 @@ from .pools import Decode
 from .reference_prefix import PhysicalBlocks
 from .test_kv_tiers import TIERS, figures, tier
 from .test_pools import LINK
-from .test_prefix_cache import GROUPS, ROWS, load, run
+from .test_prefix_cache import GROUPS, ROWS, SPEC, load, run
 from .test_simulation import PLAN, seconds
 from .test_windows import LENGTHS, Kept, Windows, spread
 
@@ -133,8 +135,8 @@ def hand_over(
     """Serve (arrival in ms, group, output tokens), as `load` has them; replicas have so many blocks of 4 tokens."""
     groups, tiers = settings.get("kv_groups", NO_WINDOWS), settings.pop("kv_tiers", ())
     decode = Decode(PLAN, 4 * blocks, settings.pop("decodes", 1), LINK, groups)
-    settings = {"decode": decode, **settings}
-    return run(load(rows), 4 * blocks, deployment, settings, report_interval_s=0.05, kv_tiers=tiers)
+    spec = {"router": settings.pop("router", SPEC.router), "report_interval_s": 0.05, "kv_tiers": tiers}
+    return run(load(rows), 4 * blocks, deployment, {"decode": decode, **settings}, **spec)
 
 
 def test_only_the_rest_is_computed_and_all_is_sent() -> None:
@@ -165,6 +167,24 @@ def test_decode_replicas_hold_once_what_requests_share(groups: tuple[int, int], 
     """When the first has all but one of its 80 tokens, the second, whose cache came 50 ms later, is 5 steps behind."""
     served = hand_over([(0, groups[0], 30), (0, groups[1], 30)], 100)
     assert served.logs[1].peak_blocks == 20 + 19 - shared
+
+
+def test_a_router_that_goes_by_events_hears_nothing_of_who_decodes() -> None:
+    """Which forgets blocks, too, also those that it had before it was asked for the first time."""
+    kept = Kept()
+    served = hand_over(
+        [(100 * number, number % 4, 30) for number in range(12)],
+        26,
+        Deployment(control=Windows([10**13]), checkpoints=kept),
+        router=router_setting({"name": "dynamo", "prefixes": "kv_events"}),
+    )
+    assert served.prefixes is not None
+    assert served.prefixes.evicted_blocks > 100
+    states = [json.loads(text) for text, _ in kept.saved]
+    assert any(state["clock"]["books"]["index"][1] for state in states)
+    for state in states:
+        assert {replica for replica, _ in state["clock"]["books"]["index"][1]} <= {0}
+        assert state["shards"][0]["engines"][1]["prefix_events"] is None
 
 
 def test_what_nobody_shares_changes_nothing_in_pools() -> None:
