@@ -22,12 +22,12 @@ import numpy as np
 
 from pimserve.arrays import IntArray
 from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
-from pimserve.errors import InputError
 from pimserve.scheduler.clients import Clients
 from pimserve.scheduler.commands import Commands, Journal
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.control import Control, ReplicaState, RunView
 from pimserve.scheduler.departures import Move
+from pimserve.scheduler.exact_routing import check_shards
 from pimserve.scheduler.faults import Faults
 from pimserve.scheduler.fleet import DECODE, PREFILL, Fleet
 from pimserve.scheduler.handover import Handovers
@@ -105,12 +105,7 @@ class Clock:
         self._states: list[ReplicaState | None] = [None] * fleet.replicas
         self._quiet_fs = FOREVER  # before this time nothing ends, given what had arrived by the end of the last window
         self._reported_fs = 0  # the last report before the window
-        if len(shards) > 1 and self._exact:
-            raise InputError(
-                "scheduler.report_interval_s",
-                f"is 0, so router {fleet.spec.router_name!r} looks at all replicas at each arrival, for which they "
-                "must be in one shard; give an interval above 0",
-            )
+        check_shards(fleet.spec, len(shards))
 
     @property
     def _exact(self) -> bool:

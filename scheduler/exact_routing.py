@@ -5,9 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from pimserve.device_models.plan import FS_PER_PS
+from pimserve.errors import InputError
+from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.fleet import ReplicaEngine
+from pimserve.scheduler.router import make_router
 from pimserve.scheduler.router_books import RouterBooks
 from pimserve.scheduler.router_protocol import BlindRouter, CountRouter, ReplicaView, ViewRouter
+
+
+def check_shards(spec: SchedulerSpec, shards: int) -> None:
+    """Refuse shards whose router looks at all replicas at each arrival.
+
+    Raises:
+        InputError: there are several, and it does.
+    """
+    if shards > 1 and not spec.report_interval_s and not isinstance(make_router(spec.router), BlindRouter):
+        raise InputError(
+            "scheduler.report_interval_s",
+            f"is 0, so router {spec.router_name!r} looks at all replicas at each arrival, for which they must be in "
+            "one shard; give an interval above 0",
+        )
 
 
 class ExactRouting:

@@ -196,7 +196,7 @@ def distributed(prepared: Prepared, cluster: RayCluster | None, spread: Spread) 
         InputError: it cannot be spread so, or there is no place for it.
     """
     token = secrets.token_urlsafe(24)
-    specs = host_specs(prepared, spread.checked(prepared.replicas), token)
+    specs = host_specs(prepared, spread.checked(prepared.replicas, prepared.scenario.scheduler), token)
     patience = Patience(silence_s=spread.host_timeout_s)
     if cluster is None:
         supervisor: HostSupervisor[Any] = ProcessSupervisor(specs, patience)

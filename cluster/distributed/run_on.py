@@ -47,7 +47,7 @@ def run_on(
         return run(prepared, out, **how)
     from pimserve.cluster.distributed.deployment import distributed  # noqa: PLC0415
 
-    spread.checked(prepared.replicas)  # before Ray is started
+    spread.checked(prepared.replicas, prepared.scenario.scheduler)  # before Ray is started
     with ExitStack() as stack:
         cluster = None
         if on != PROCESSES:

@@ -8,6 +8,8 @@ from typing import Literal
 
 from pimserve.cluster.base.supervisor import SILENCE_S
 from pimserve.errors import InputError
+from pimserve.scheduler.config import SchedulerSpec
+from pimserve.scheduler.exact_routing import check_shards
 
 DeviceMode = Literal["planned", "lockstep"]
 Spelling = Callable[[str], str]  # how whoever gives an option writes its name
@@ -42,8 +44,8 @@ class Spread:
         """Devices of an actor, where a replica has so many."""
         return self.devices_per_actor or (1 if self.devices == "lockstep" else devices_per_replica)
 
-    def checked(self, replicas: int, spelling: Spelling = as_option) -> Spread:
-        """The same, if a run of that many replicas can be spread so.
+    def checked(self, replicas: int, scheduler: SchedulerSpec, spelling: Spelling = as_option) -> Spread:
+        """The same, if a run of that many replicas, with these settings, can be spread so.
 
         Raises:
             InputError: it cannot.
@@ -53,6 +55,7 @@ class Spread:
             raise InputError(spelling("shards"), message)
         if self.devices == "lockstep" and self.shards > 1:
             raise InputError(spelling("shards"), "in lockstep each step waits for its devices: use 1 shard")
+        check_shards(scheduler, self.shards)
         return self
 
 

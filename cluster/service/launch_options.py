@@ -74,7 +74,8 @@ class AllowedPlaces:
         """
         if place.on == LOCAL:
             return
-        hosts = len(host_specs(prepared, place.spread().checked(prepared.replicas, _field), ""))
+        spread = place.spread().checked(prepared.replicas, prepared.scenario.scheduler, _field)
+        hosts = len(host_specs(prepared, spread, ""))
         if hosts > self.most_hosts:
             message = f"the run would have {hosts:,} processes or actors; this server allows {self.most_hosts:,}"
             raise InputError("options.devices_per_actor", f"{message}: put more devices into each")

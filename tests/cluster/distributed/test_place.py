@@ -5,6 +5,7 @@ import pytest
 from pimserve.cluster.distributed.place import Place
 from pimserve.cluster.distributed.run_spread import Spread
 from pimserve.errors import InputError
+from pimserve.scheduler.config import SchedulerSpec
 
 RAY = "ray://head:10001"
 
@@ -68,6 +69,14 @@ def test_options_are_named_as_whoever_gave_them_writes_them():
     with pytest.raises(InputError, match=r"^options.devices: goes with options.on: a local run is one process$"):
         Place(devices="lockstep").spread(field)
     with pytest.raises(InputError, match=r"^options.shards: 3 shards for 2 replicas; a shard needs one at least$"):
-        Spread(3).checked(2, field)
+        Spread(3).checked(2, SchedulerSpec(), field)
     with pytest.raises(InputError, match=r"^options.shards: in lockstep each step waits"):
-        Spread(2, "lockstep").checked(2, field)
+        Spread(2, "lockstep").checked(2, SchedulerSpec(), field)
+
+
+def test_a_router_that_looks_at_each_arrival_is_refused_before_processes_start():
+    looks = SchedulerSpec(router="least_kv")
+    with pytest.raises(InputError, match=r"^scheduler.report_interval_s: is 0, so router 'least_kv' looks at all"):
+        Spread(2).checked(2, looks, field)
+    for spread, spec in ((Spread(1), looks), (Spread(2), SchedulerSpec(router="least_kv", report_interval_s=0.1))):
+        assert spread.checked(2, spec, field) is spread
