@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -28,6 +29,8 @@ class RouterSpec(BaseModel):
 class PrefixRouterSpec(RouterSpec):
     """Of a router that goes by what replicas have in their prefix caches."""
 
+    tier_weights: ClassVar[tuple[str, ...]] = ()  # keys of what the first of scheduler.kv_tiers has, and those below
+
     prefixes: Literal["sent", "kv_events"] = Field(
         "sent",
         description="how the router knows what replicas have cached. sent: by its own record of what it sent where; "
@@ -43,7 +46,15 @@ class PrefixRouterSpec(RouterSpec):
     def _keeps_a_record(self) -> Self:
         if self.record_blocks is not None and self.prefixes != "sent":
             raise ValueError("record_blocks has no effect without prefixes: sent")
+        for key in self.idle_weights(0) if self.prefixes == "sent" else ():
+            raise ValueError(f"{key} has no effect without prefixes: kv_events")
         return self
+
+    def idle_weights(self, tiers: int) -> Iterator[str]:
+        """Keys that were given, of tiers that are not there where there are so many."""
+        for key in self.tier_weights[tiers:]:
+            if getattr(self, key) != type(self).model_fields[key].default:
+                yield key
 
 
 class PrefixRouter:

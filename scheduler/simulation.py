@@ -35,7 +35,7 @@ from pimserve.scheduler.load_shedding import check_shedding
 from pimserve.scheduler.longest_gaps import LongestGaps
 from pimserve.scheduler.prefix_figures import PrefixFigures, together
 from pimserve.scheduler.queue_classes import queue_classes
-from pimserve.scheduler.requests import FOREVER, SERVABLE, RequestTable
+from pimserve.scheduler.requests import FOREVER, REJECTED, SERVABLE, RequestTable
 from pimserve.scheduler.router_books import Decisions
 from pimserve.scheduler.run_requests import (
     check_kv_caches,
@@ -327,10 +327,11 @@ def _served(clock: Clock, workload: Workload, *, trimmed: bool, loop_s: float) -
         closed = fleet.concurrency is not None
         ends_fs = [min(log.window_fs[1], log.clock_fs if closed else end_fs) for log in logs[:sharing]]
         if min(ends_fs) <= start_fs:  # a closed loop that ended, or issued its last request, too early
+            why = ", as all requests were rejected; a run without warm-up says why"
             raise InputError(
                 "run.warmup_s",
                 f"{start_fs / FS_PER_S} s leaves nothing to measure: the run ends its window at "
-                f"{min(ends_fs) / FS_PER_S:.3f} s",
+                f"{min(ends_fs) / FS_PER_S:.3f} s{why if (table['status'] == REJECTED).all() else ''}",
             )
     return Served(
         table=table,

@@ -18,6 +18,7 @@ from pimserve.loadgen.workload import Workload
 from pimserve.scheduler.config import VTC, SchedulerSpec
 from pimserve.scheduler.outcomes import ALL
 from pimserve.scheduler.policy import BLIND_TO_PRIORITY
+from pimserve.scheduler.router_spec import PrefixRouterSpec
 from pimserve.scheduler.stability import SATURATED, TOO_SHORT
 from pimserve.scheduler.summary_sections import Autoscaling, ConditionalDisagg, Figures, InSystem, Requests
 
@@ -90,12 +91,16 @@ def caveats_of_devices(figures: Figures, tdp_w: float | None, pools: Sequence[Pl
 
 
 def caveats_of_policy(scenario: Scenario) -> Iterator[str]:
-    """What the order in which requests were admitted leaves out."""
+    """What the order in which requests were admitted, and the router that sent them, leave out."""
     policy, classes = scenario.scheduler.policy, scenario.workload.classes or ()
     if policy in BLIND_TO_PRIORITY and len({each.priority for each in classes}) > 1:
         yield f"priorities of classes have no effect: scheduler.policy is {policy}"
     if policy != VTC and any(each.tenant_weight > 1 for each in classes):
         yield f"weights of tenants have no effect: scheduler.policy is {policy}"
+    router, tiers = scenario.scheduler.router, len(scenario.scheduler.kv_tiers)
+    for key in router.idle_weights(tiers) if isinstance(router, PrefixRouterSpec) else ():
+        there = f"one tier, {scenario.scheduler.kv_tiers[0].name}" if tiers else "no tier"
+        yield f"scheduler.router.{key} has no effect: scheduler.kv_tiers has {there}"
 
 
 def caveats_of_reserves(

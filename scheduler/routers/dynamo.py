@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import exp
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from pimserve.scheduler.router_protocol import LOAD, PREFIX, ReplicaView, RequestView
 from pimserve.scheduler.router_spec import PrefixRouter, PrefixRouterSpec, Share
@@ -27,6 +27,8 @@ class DynamoSpec(PrefixRouterSpec):
     has, `host_cache_hit_weight` in the first one and `disk_cache_hit_weight` in those below. Decode blocks are those of
     prompts there that have not left, with the request's, blocks that they share counted once.
     """
+
+    tier_weights = ("host_cache_hit_weight", "disk_cache_hit_weight")
 
     name: Literal["dynamo"]
     prefixes: Literal["sent", "kv_events"] = Field("kv_events", description="as of prefix_affinity")
@@ -49,13 +51,6 @@ class DynamoSpec(PrefixRouterSpec):
         description="0: the least cost, of equals one that is drawn; above: drawn with exp(-cost / (temperature x the "
         "span of costs)) (--router-temperature)",
     )
-
-    @model_validator(mode="after")
-    def _hears_of_tiers(self) -> Self:
-        for name in ("host_cache_hit_weight", "disk_cache_hit_weight"):
-            if self.prefixes == "sent" and getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"{name} has no effect without prefixes: kv_events")
-        return self
 
     def make(self, seed: int) -> Dynamo:
         """The router."""

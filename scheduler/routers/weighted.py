@@ -20,6 +20,8 @@ class WeightedSpec(PrefixRouterSpec):
     Defaults are those of BLIS; llm-d's earlier profile had prefix 3, queue 2, kv_usage 2.
     """
 
+    tier_weights = ("tier_hit_weight",)
+
     name: Literal["weighted"]
     prefixes: Literal["sent", "kv_events"] = Field("kv_events", description="as of prefix_affinity")
     prefix: _Weight = Field(
@@ -42,8 +44,6 @@ class WeightedSpec(PrefixRouterSpec):
     def _weighs(self) -> Self:
         if not (self.prefix or self.queue or self.kv_usage or self.outstanding):
             raise ValueError("one of prefix, queue, kv_usage and outstanding must be above 0")
-        if self.tier_hit_weight and self.prefixes == "sent":
-            raise ValueError("tier_hit_weight has no effect without prefixes: kv_events")
         return self
 
     def make(self, seed: int) -> Weighted:

@@ -105,6 +105,8 @@ def test_windows_that_leave_nothing() -> None:
             serve(requests, **window)
     with pytest.raises(InputError, match=r"^run.warmup_s: 5.0 s leaves nothing to measure"):
         serve(requests, warmup_s=5.0, max_time_s=4.0)
+    with pytest.raises(InputError, match=r"ends its window at .* s, as all requests were rejected; a run without"):
+        serve(requests, warmup_s=5.0, max_model_len=4)
 
 
 @pytest.mark.parametrize("pause_s", [1000.0, 5000.0])

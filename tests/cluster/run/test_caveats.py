@@ -229,6 +229,20 @@ def test_weights_that_no_policy_goes_by_are_told(policy: str, said: bool) -> Non
     assert found == ([f"weights of tenants have no effect: scheduler.policy is {policy}"] if said else [])
 
 
+@pytest.mark.parametrize(("names", "said"), [((), ["no tier"] * 2), (("host",), ["one tier, host"]), (("a", "b"), [])])
+def test_weights_of_tiers_that_are_not_there_are_told(names: tuple[str, ...], said: list[str]) -> None:
+    router = "{name: dynamo, host_cache_hit_weight: 1, disk_cache_hit_weight: 0.5}"
+    tiers = ", ".join(f"{{name: {name}}}" for name in names)
+    settings = f"scheduler={{enable_prefix_caching: true, router: {router}, kv_tiers: [{tiers}]}}"
+    keys = ["host_cache_hit_weight", "disk_cache_hit_weight"][len(names) :]
+    assert list(caveats_of_policy(load_scenario(None, [settings]))) == [
+        f"scheduler.router.{key} has no effect: scheduler.kv_tiers has {there}"
+        for key, there in zip(keys, said, strict=True)
+    ]
+    weights = settings.replace("host_cache_hit_weight: 1, disk_cache_hit_weight: 0.5", "host_cache_hit_weight: 0.75")
+    assert not list(caveats_of_policy(load_scenario(None, [weights])))
+
+
 def test_what_prefix_caches_leave_out_is_told() -> None:
     shared = "workload.prefix.shared_tokens=400"
     pools = "cluster.pools={prefill: {device: duplex}, decode: {device: duplex}}"
