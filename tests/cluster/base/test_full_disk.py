@@ -32,16 +32,17 @@ def limited(most_bytes: int, folder: Path, *command: str) -> str:
 
 @pytest.mark.e2e
 @pytest.mark.parametrize(
-    ("most_bytes", "options", "message"),
+    ("most_bytes", "requests", "options", "message"),
     [
-        (100_000, [], "out: File too large"),
-        (100_000, ["--checkpoint", "kept"], "out: File too large"),
-        (100_000, ["--set", "output.steps=false"], "out: cannot be written whole: 5000 requested and"),
-        (1000, ["--set", "output.steps=false", "--checkpoint", "kept"], "out: cannot be written whole"),
+        (100_000, 5000, [], "out: File too large"),
+        (100_000, 5000, ["--checkpoint", "kept"], "out: File too large"),
+        (100_000, 5000, ["--set", "output.steps=false"], "out: cannot be written whole: 5000 requested and"),
+        # So few that it ends before it is time to write a checkpoint, which would not fit either.
+        (1000, 100, ["--set", "output.steps=false", "--checkpoint", "kept"], "out: cannot be written whole"),
     ],
 )
-def test_runs_name_the_folder(most_bytes: int, options: list[str], message: str, tmp_path: Path) -> None:
-    command = ["run", "--quiet", "--set", "workload.num_requests=5000", "--out", "out", *options]
+def test_runs_name_the_folder(most_bytes: int, requests: int, options: list[str], message: str, tmp_path: Path) -> None:
+    command = ["run", "--quiet", "--set", f"workload.num_requests={requests}", "--out", "out", *options]
     assert f"error: {message}" in limited(most_bytes, tmp_path, *command)
     assert {entry.name for entry in tmp_path.iterdir()} <= {"kept"}
 
