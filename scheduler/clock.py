@@ -197,8 +197,8 @@ class Clock:
         if not self._in_windows():
             return self.stop_fs
         end, clients = self.stop_fs, self.arrivals.clients
-        if self.faults.next_fs is not None:
-            end = min(end, self.faults.next_fs)
+        if (fault_fs := self.faults.next_fs) is not None:  # it does not count if the run turns out to be over by then
+            end = min(end, fault_fs - 1 if fault_fs > self.now_fs + 1 else fault_fs)
         if self.control is not None:
             end = min(end, max(self.control.next_barrier_fs(self.now_fs), self.now_fs + 1))
         elif self._length is not None:

@@ -21,6 +21,7 @@ from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.control import Inject
 from pimserve.scheduler.faults import FaultEvent, FaultSpec
 from pimserve.scheduler.prefix_figures import PrefixFigures
+from pimserve.scheduler.requests import FINISHED
 from pimserve.scheduler.simulation import Deployment, Served
 from pimserve.scheduler.summary import digest, summarize
 from pimserve.scheduler.usage import Hardware
@@ -85,6 +86,16 @@ def test_windows_and_interruptions_do_not_matter(
     kept.first = at
     continued = run(workload, 0, Deployment(control=Windows([10**15]), checkpoints=kept), size, **more)
     assert (digest(continued), continued.prefixes) == (digest(whole), whole.prefixes)
+
+
+@pytest.mark.parametrize("control", [None, Windows([20 * FS_PER_MS])])
+def test_a_replica_that_fails_when_all_is_over_loses_nothing(control: Windows | None) -> None:
+    """The 12 full blocks of a prompt stay cached, wherever windows end."""
+    faults = FaultSpec(events=(FaultEvent(at_s=1.0, replica=0, kind="fail", for_s=0.1),))
+    served = run(load([(0, 0, 3)]), 400, Deployment(control=control), {"faults": faults})
+    assert served.table["finish_ps"].tolist() == [30 * PS_PER_MS]
+    assert served.prefixes is not None
+    assert served.prefixes.cached_blocks == 12
 
 
 def check_blocks(state: dict[str, Any], blocks: int, groups: KvGroups = NO_WINDOWS) -> None:
@@ -164,12 +175,14 @@ def test_a_replica_that_fails_loses_its_cache() -> None:
 def test_figures_of_a_replica_that_fails_are_those_until_then(
     rows: list[tuple[int, int, int]], kv_tokens: int, at_ms: int
 ) -> None:
+    """Its cache is lost, unless the run is over by then."""
     at_s = at_ms / 1000
     failure = FaultEvent(at_s=at_s, replica=0, kind="fail")
     failed = run(load(rows), kv_tokens, run_settings={"faults": FaultSpec(events=(failure,))})
     stopped = run(load(rows), kv_tokens, run_settings={"max_time_s": at_s})
     assert stopped.prefixes is not None
-    assert failed.prefixes == replace(stopped.prefixes, cached_blocks=0)
+    over = (stopped.table["status"] == FINISHED).all() and stopped.logs[0].clock_fs <= at_ms * FS_PER_MS
+    assert failed.prefixes == (stopped.prefixes if over else replace(stopped.prefixes, cached_blocks=0))
 
 
 def test_what_is_found_is_not_computed() -> None:
