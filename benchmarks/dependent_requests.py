@@ -37,6 +37,12 @@ CASES = {
         "scheduler.router=least_outstanding",
         "workload.sessions.think_time_s=0",
     ],
+    "one replica, 16 sessions active": ["workload.arrival=null", "workload.sessions.max_active=16"],
+    "4 replicas, round robin, 64 sessions active": [
+        "cluster.replicas=4",
+        "workload.arrival=null",
+        "workload.sessions.max_active=64",
+    ],
 }
 BASE = [
     "model=llama-3.1-8b",
@@ -70,7 +76,8 @@ def _open_loop(sessions: Workload, served: Served) -> Workload:
     sent = served.table["arrival_ps"]
     order = np.argsort(sent, kind="stable")
     inputs, outputs = sessions.input_tokens[order], sessions.output_tokens[order]
-    return replace(sessions, arrival_ps=sent[order], input_tokens=inputs, output_tokens=outputs, turns=None)
+    alone = {"turns": None, "max_active_sessions": None, "starts_planned": True}
+    return replace(sessions, arrival_ps=sent[order], input_tokens=inputs, output_tokens=outputs, **alone)
 
 
 def _timed(prepared: Prepared, workload: Workload) -> tuple[Served, float]:

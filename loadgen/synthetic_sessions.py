@@ -26,6 +26,14 @@ class SessionsSpec(Spec):
     num_sessions: int = Field(
         500, ge=1, le=MAX_REQUESTS, description="stop after this many sessions; or earlier, after workload.duration_s"
     )
+    max_active: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_REQUESTS,
+        description="sessions at most that are active at once (vLLM's --max-active-conversations): others wait at the "
+        "client, in the order in which they are due, until the last turn of one has been answered; without arrival "
+        "all wait from the beginning, so that clients run one session after another (default: no limit)",
+    )
     think_time_s: ThinkTime = Field(
         0.0, description="from the end of a turn until the next one is sent: a number of seconds, or a law"
     )
@@ -47,6 +55,12 @@ class SessionsSpec(Spec):
         "leaves it no prefix in common with others; default: all are kept, and a prompt that is longer than the model "
         "allows is rejected",
     )
+
+    @model_validator(mode="after")
+    def _some_may_wait(self) -> Self:
+        if self.max_active is not None and self.max_active > self.num_sessions:
+            raise ValueError(f"max_active ({self.max_active}) must be at most num_sessions ({self.num_sessions})")
+        return self
 
     @model_validator(mode="after")
     def _context_accumulates(self) -> Self:
@@ -112,4 +126,5 @@ class SessionsSpec(Spec):
     def describe(self) -> str:
         """In a few words."""
         turns = f"{self.turns} turns" if isinstance(self.turns, int) else f"{self.turns.kind} turns"
-        return f"sessions of {turns}, {'all' if self.context == 'accumulate' else 'nothing'} kept in context"
+        active = "" if self.max_active is None else f", at most {self.max_active} active"
+        return f"sessions of {turns}, {'all' if self.context == 'accumulate' else 'nothing'} kept in context{active}"

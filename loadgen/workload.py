@@ -57,7 +57,9 @@ class Workload:
     `stages`: of a rate that steps. `prefixes`: what they begin with, in blocks for a prefix cache; None where nothing
     is known to be shared. `turns`: which requests wait for others to end; those with parents are behind all others, and
     their arrival is `NOT_YET_PS`. `think_ps`: in closed mode, before each request but the first ones.
-    `max_concurrency`: requests in flight at most, in open mode.
+    `max_concurrency`: requests in flight at most, in open mode. `max_active_sessions`: sessions of `turns` that are
+    active at most, each of which has one request without parents; `starts_planned`: these arrive at their times, and
+    else whenever a session may begin.
     `classes`: of requests, if any; `class_ids`: the class of each, by its number in these from 1 up.
     `max_tokens`: most tokens of its output that each declares, 0 of those that do not; None: none does.
     """
@@ -76,9 +78,16 @@ class Workload:
     turns: Turns | None = None
     think_ps: IntArray | None = None
     max_concurrency: int | None = None
+    max_active_sessions: int | None = None
+    starts_planned: bool = True
     classes: tuple[ClassSpec, ...] = ()
     class_ids: ClassIds | None = None
     max_tokens: IntArray | None = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether nobody arrives at a time of its own."""
+        return self.concurrency is not None or not self.starts_planned
 
 
 def generate(spec: WorkloadSpec, seed: int) -> Workload:
@@ -134,6 +143,8 @@ def generate(spec: WorkloadSpec, seed: int) -> Workload:
         turns=turns,
         think_ps=None if think is None else think_times(think, streams.rng("think times"), n),
         max_concurrency=spec.max_concurrency,
+        max_active_sessions=None if spec.sessions is None else spec.sessions.max_active,
+        starts_planned=not spec.closed_sessions,
         classes=classes,
         class_ids=ids,
         max_tokens=None if declared is None else np.maximum(declared - done, 0),
@@ -284,6 +295,8 @@ def _arrivals(spec: WorkloadSpec, trace: Trace | None, streams: Streams) -> IntA
                 "workload.concurrency", f"is {spec.concurrency}, but the trace has {n} requests; set num_requests"
             )
         return np.zeros(n, dtype=np.int64)
+    if spec.sessions is not None and spec.closed_sessions:
+        return np.zeros(spec.sessions.num_sessions, dtype=np.int64)
     if trace and _begins_sessions(spec, trace):
         return trace.arrival_ps
     if trace and spec.replays_times:

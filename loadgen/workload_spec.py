@@ -58,7 +58,9 @@ class WorkloadSpec(Spec):
         description="classes of requests, with figures and metrics of each; requests of a session are of one class",
     )
     sessions: SessionsSpec | None = Field(
-        None, description="requests come in sessions of several turns, of which `arrival` has the first (open mode)"
+        None,
+        description="requests come in sessions of several turns, of which `arrival` has the first (open mode); without "
+        "it, sessions.max_active clients run one session after another",
     )
     concurrency: int | None = Field(None, ge=1, le=MAX_REQUESTS, description="requests in flight (closed mode)")
     max_tokens: Tokens | None = Field(
@@ -89,7 +91,7 @@ class WorkloadSpec(Spec):
     def _default_preset(cls, data: object) -> object:
         if not isinstance(data, dict) or data.get("preset") is not None or data.get("trace") is not None:
             return data
-        no_times = data.get("arrival") is None and data.get("mode") != "closed"
+        no_times = data.get("arrival") is None and data.get("mode") != "closed" and not _caps_sessions(data)
         if no_times or (data.get("lengths") is None and not all_have_lengths(data.get("classes"))):
             return {**data, "preset": _DEFAULT_PRESET}
         return data
@@ -109,7 +111,8 @@ class WorkloadSpec(Spec):
             raise ValueError(f"num_requests ({self.num_requests}) must be at least concurrency ({self.concurrency})")
         for key in ("arrival", "duration_s", "sessions", "max_concurrency"):
             if getattr(self, key) is not None:
-                raise ValueError(f"{key} has no effect with mode 'closed', which ends after num_requests")
+                remedy = "; for a closed loop of sessions give sessions.max_active" if key == "sessions" else ""
+                raise ValueError(f"{key} has no effect with mode 'closed', which ends after num_requests{remedy}")
         return self
 
     @model_validator(mode="after")
@@ -119,7 +122,9 @@ class WorkloadSpec(Spec):
         if self.num_requests is not None:
             raise ValueError("num_requests has no effect with sessions; give sessions.num_sessions")
         if self.max_concurrency is not None:
-            raise ValueError("max_concurrency is of requests that come on their own; leave it out beside sessions")
+            raise ValueError("max_concurrency is of requests that come on their own; give sessions.max_active")
+        if self.closed_sessions and self.duration_s is not None:
+            raise ValueError("duration_s has no effect: without arrival all sessions are there from the beginning")
         if self.prefix is not None and self.sessions.context == "accumulate":
             raise ValueError("prefix needs sessions.context: fresh; else a prompt shares what came before it")
         return self
@@ -167,11 +172,29 @@ class WorkloadSpec(Spec):
             for key in ("time_scale", "target_rate_per_s"):
                 if getattr(self.trace, key) is not None and not times_from_trace:
                     raise ValueError(f"trace.{key} has no effect: only the lengths of the trace are used")
-        elif self.preset is not None and lengths_given and (synthetic or self.mode == "closed"):
+        elif self.preset is not None and lengths_given and (synthetic or self.closed):
             raise ValueError("preset has no effect when everything that it supplies is given; leave it out")
         return self
+
+    @property
+    def closed_sessions(self) -> bool:
+        """Whether sessions begin when others end, and at no times of their own."""
+        capped = self.sessions is not None and self.sessions.max_active is not None
+        return capped and self.arrival is None and self.trace is None
+
+    @property
+    def closed(self) -> bool:
+        """Whether nobody arrives at a time of its own."""
+        return self.mode == "closed" or self.closed_sessions
 
     @property
     def replays_times(self) -> bool:
         """Whether requests arrive when those of its trace did."""
         return self.mode == "open" and (self.arrival is None or self.arrival.process == "trace")
+
+
+def _caps_sessions(data: dict[str, object]) -> bool:
+    """Whether a document says how many sessions are active."""
+    sessions = data.get("sessions")
+    most = sessions.get("max_active") if isinstance(sessions, dict) else getattr(sessions, "max_active", None)
+    return most is not None

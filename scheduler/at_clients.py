@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pimserve.arrays import BoolArray, IntArray
+from pimserve.scheduler.active_sessions import ActiveSessions
 from pimserve.scheduler.clients import NO_SESSIONS, Clients
 from pimserve.scheduler.in_flight_cap import InFlightCap
 from pimserve.scheduler.requests import NEVER, SERVABLE, Columns
@@ -25,7 +26,8 @@ class AtClients:
         sessions_active: sessions that have begun, and have requests under way or to come.
         sessions_thinking: of these, those without a request under way.
         users_thinking: users of a closed loop who have had their answers and will send more.
-        requests_waiting: requests that are due, and wait for others under a cap on those in flight.
+        requests_waiting: requests that are due, and wait for others under a cap on those in flight, or on active
+            sessions.
     """
 
     sessions_active: int = 0
@@ -42,11 +44,13 @@ class Senders:
         session: of the first requests of the table, which session each belongs to, (n,); -1: to none.
         users: of a closed loop with think times; 0: there is none.
         most_in_flight: the cap on requests in flight; 0: there is none.
+        most_active: the cap on active sessions, of which those with lower numbers begin first; 0: there is none.
     """
 
     session: IntArray
     users: int = 0
     most_in_flight: int = 0
+    most_active: int = 0
 
     @classmethod
     def of(cls, clients: Clients | None) -> Senders:
@@ -55,6 +59,8 @@ class Senders:
             return cls(NO_SESSIONS, users=clients.users if clients.think else 0)
         if isinstance(clients, InFlightCap):
             return cls(NO_SESSIONS, most_in_flight=clients.most)
+        if isinstance(clients, ActiveSessions):
+            return cls(clients.session, most_active=clients.most)
         return cls(NO_SESSIONS if clients is None else clients.session)
 
     def at(self, columns: Columns, now_ps: int, frontend_ps: int) -> AtClients:
@@ -72,18 +78,22 @@ class Senders:
         answered = (finish != NEVER) & (finish + frontend_ps <= now_ps)
         over = arrived & ((columns["reject_reason"] != SERVABLE) | answered)
         under_way = int((arrived & ~over).sum())
-        active, thinking = self._sessions(arrived, over)
+        active, thinking, held = self._sessions(arrived, over)
         return AtClients(
             sessions_active=active,
             sessions_thinking=thinking,
             users_thinking=min(max(0, self.users - under_way), int((~arrived).sum())),
-            requests_waiting=max(0, under_way - self.most_in_flight) if self.most_in_flight else 0,
+            requests_waiting=max(0, under_way - self.most_in_flight) if self.most_in_flight else held,
         )
 
-    def _sessions(self, arrived: BoolArray, over: BoolArray) -> tuple[int, int]:
-        """How many are active, and how many of them think; of all requests, who has arrived and whose are over."""
+    def _sessions(self, arrived: BoolArray, over: BoolArray) -> tuple[int, int, int]:
+        """How many are active, how many of them think, and how many are due and have yet to begin.
+
+        Of all requests: who has arrived, or is due, and whose are over.
+        """
         mine = np.flatnonzero(self.session >= 0)
         ids = self.session[mine]
         begun, open_, busy = (np.bincount(ids, weights=some[mine]) > 0 for some in (arrived, ~over, arrived & ~over))
-        active = begun & open_
-        return int(active.sum()), int((active & ~busy).sum())
+        there = np.flatnonzero(begun & open_)
+        active = there[: self.most_active or None]
+        return len(active), int((~busy[active]).sum()), len(there) - len(active)

@@ -27,6 +27,7 @@ class Clients(Protocol):
     `roots`: so many requests, the first ones of the table, arrive at times of their own; all others through `sent`.
     `here`: the replicas themselves tell of ends; `routed_here`: and those who are sent are routed where they are.
     `rows_stay`: they know requests by their rows in the table, so that others come behind all.
+    `closed`: nobody arrives at a time that was planned, so that there is no rate to change.
     `session`: of the first requests of the table, which session each belongs to; `NO_SESSIONS`: there are none.
     """
 
@@ -34,6 +35,7 @@ class Clients(Protocol):
     here: bool
     routed_here: bool
     rows_stay: bool
+    closed: bool
     session: IntArray
 
     @property

@@ -37,7 +37,6 @@ from pimserve.scheduler.pool_orders import PoolOrders
 from pimserve.scheduler.request_numbers import RequestNumbers
 from pimserve.scheduler.requests import FINISHED, FOREVER, RequestTable
 from pimserve.scheduler.shard_port import NONE, Order, Report, ShardPort
-from pimserve.scheduler.users import Users
 from pimserve.scheduler.window import MeasuredWindow
 from pimserve.scheduler.window_length import WindowLength
 
@@ -99,7 +98,7 @@ class Clock:
         self.arrivals = Arrivals(table, fleet, stop_fs, clients)
         self.now_fs = self._left = 0
         self.window = 0  # windows that have ended
-        closed = fleet.concurrency is not None or isinstance(clients, Users)
+        closed = fleet.concurrency is not None or (clients is not None and clients.closed)
         self.commands = Commands(fleet, table, self.arrivals, shards, journal=journal, closed=closed)
         self._length = None if window_wall_s is None else WindowLength(window_wall_s, FS_PER_S, FS_PER_PS, _LONGEST_FS)
         self._states: list[ReplicaState | None] = [None] * fleet.replicas

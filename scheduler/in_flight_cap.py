@@ -22,7 +22,7 @@ class InFlightCap:
 
     roots = 0
     here = routed_here = False
-    rows_stay = False
+    rows_stay = closed = False
     session = NO_SESSIONS
 
     def __init__(self, most: int, table: RequestTable) -> None:

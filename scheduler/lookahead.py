@@ -7,6 +7,7 @@ from heapq import heapify, heappop, heappush
 
 from pimserve.arrays import IntArray
 from pimserve.device_models.plan import FS_PER_PS
+from pimserve.scheduler.departures import Move
 from pimserve.scheduler.exact_routing import ExactRouting
 from pimserve.scheduler.fleet import ReplicaEngine
 from pimserve.scheduler.requests import FOREVER, RequestTable
@@ -19,9 +20,9 @@ class Lookahead:
     """Conservative simulation of replicas that send each other requests (Chandy and Misra, IEEE TSE SE-5(5), 1979).
 
     A replica's bound is the earliest time at which somebody may come, to whatever replica, after an end there that is
-    not known yet: for a while none ends there, and then somebody thinks. The replica with the least bound is run up to
-    the next one's, or to the next arrival that is known; it stops by itself for whoever follows on an end there. An
-    arrival before all bounds can be routed.
+    not known yet: for a while none ends there, and then somebody thinks, unless a session that waits begins at once.
+    The replica with the least bound is run up to the next one's, or to the next arrival that is known; it stops by
+    itself for whoever follows on an end there. An arrival before all bounds can be routed.
 
     Args:
         engines: of all replicas.
@@ -85,6 +86,8 @@ class Lookahead:
             elif at_ps < until_ps:
                 request, now_fs = self._sessions.arrives(coming), at_ps * FS_PER_PS
                 chosen = choose(request, now_fs)
+                if self._table.views["arrival_ps"][request] != at_ps:  # that is when it was due
+                    self._engines[chosen].expect(Move(request, -1, now_fs, 0))
                 self._engines[chosen].submit((request,))
                 self._outstanding[chosen] += 1
                 self._quiet_fs[chosen] = min(self._quiet_fs[chosen], now_fs)
@@ -103,7 +106,7 @@ class Lookahead:
     def _sent(self, index: int, request: int) -> None:
         """A request is under way on that engine."""
         least_ps = self._sessions.least_ps[request]
-        if least_ps < FOREVER:
+        if least_ps < FOREVER or self._sessions.held_ps < FOREVER:
             heappush(self._under_way[index], (least_ps, request))
         self._bound(index)
 
@@ -120,7 +123,8 @@ class Lookahead:
         while under_way and ended[under_way[0][1]]:
             heappop(under_way)
         if under_way:
-            bound_ps = self._quiet_fs[index] // FS_PER_PS + self._sessions.beside_ps + under_way[0][0]
+            answer_ps = self._quiet_fs[index] // FS_PER_PS + self._sessions.beside_ps
+            bound_ps = min(answer_ps + under_way[0][0], max(answer_ps, self._sessions.held_ps))
             self._bounds_ps[index] = bound_ps
             heappush(self._first, (bound_ps, index))
         else:

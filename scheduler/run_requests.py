@@ -12,6 +12,7 @@ from pimserve.loadgen.slo import LimitAtPercentile, SloSpec
 from pimserve.loadgen.spec import PS_PER_S
 from pimserve.loadgen.turns import Turns
 from pimserve.loadgen.workload import Workload
+from pimserve.scheduler.active_sessions import ActiveSessions
 from pimserve.scheduler.autoscaling import AutoscalingSpec, PoolScaler, PoolScaling
 from pimserve.scheduler.clients import Clients
 from pimserve.scheduler.config import FCFS, SchedulerSpec
@@ -134,7 +135,7 @@ def make_scalers(
     """
     if spec is None:
         return []
-    found = check_autoscaling(spec, pools, slo, closed=workload.concurrency is not None)
+    found = check_autoscaling(spec, pools, slo, closed=workload.closed)
     scalers = []
     for pool in pools:
         if pool.name in found:
@@ -155,7 +156,7 @@ def run_table(workload: Workload, fleet: Fleet, max_time_s: float | None) -> tup
     """
     arrival, turns = workload.arrival_ps, workload.turns
     rows = np.arange(len(arrival))
-    if workload.concurrency is not None:
+    if workload.closed:
         arrival = np.full(len(arrival), NEVER)
     elif max_time_s is not None:
         wanted = arrival < round(max_time_s * PS_PER_S)
@@ -185,10 +186,15 @@ def make_clients(
     `here`: all replicas are in one shard, in this process, always take requests, and nobody gives commands.
     """
     if turns is not None:
+        frontend_ps = fleet.pools[0].plan.frontend_ps
+        if workload.max_active_sessions is not None:
+            here = here and not fleet.spec.report_interval_s
+            return ActiveSessions(
+                workload.max_active_sessions, turns, table, frontend_ps, closed=workload.closed, here=here
+            )
         single = fleet.replicas == 1 and fleet.pools[0].plan.engine_cores == 1
         by_one = here and single and fleet.spec.policy == FCFS
         routed_here = here and not by_one and not fleet.spec.report_interval_s
-        frontend_ps = fleet.pools[0].plan.frontend_ps
         return Sessions(turns, table, frontend_ps, here=by_one or routed_here, routed_here=routed_here)
     if workload.max_concurrency is not None:
         return InFlightCap(workload.max_concurrency, table)
@@ -207,7 +213,7 @@ def measured_window(workload: Workload, warmup_s: float, cooldown_s: float) -> t
     if warmup_s == 0 and cooldown_s == 0:
         return 0, FOREVER
     start = round(warmup_s * FS_PER_S)
-    if workload.concurrency is not None:
+    if workload.closed:
         if cooldown_s:
             raise InputError(
                 "run.cooldown_s", "a closed loop ends its window when its last request is issued: leave it at 0"

@@ -25,6 +25,7 @@ class Sessions:
     """
 
     rows_stay = True
+    closed = False
 
     def __init__(
         self, turns: Turns, table: RequestTable, frontend_ps: int, *, here: bool = False, routed_here: bool = False
@@ -35,7 +36,7 @@ class Sessions:
         self.here = here
         self.routed_here = routed_here
         self.beside_ps = frontend_ps + 1  # from the end of a request until a follower that is sent at once is here
-        self.roots = int((~turns.followers).sum())
+        self.starts = self.roots = int((~turns.followers).sum())  # first turns
         begins, children = turns.children()
         self._begins, self._children = memoryview(begins.data), memoryview(children.data)
         self._think_ps = memoryview(turns.think_ps.data)
@@ -67,6 +68,11 @@ class Sessions:
         return request
 
     @property
+    def held_ps(self) -> int:
+        """At this time at the earliest a first turn may arrive after an end that is not known; FOREVER: none does."""
+        return FOREVER
+
+    @property
     def next_ps(self) -> int | None:
         """When the next follower arrives."""
         if self.refused:
@@ -84,6 +90,10 @@ class Sessions:
 
     def answered(self, request: int, at_ps: int) -> None:
         """Whoever follows this one only is sent after its think time."""
+        self._answer(request, at_ps)
+
+    def _answer(self, request: int, at_ps: int) -> list[tuple[int, int]]:
+        """Returns (request, answer) of this one, and of those who follow it and cannot be served."""
         answers = [(request, at_ps)]
         for parent, answer_ps in answers:
             if parent >= len(self.ended):
@@ -97,6 +107,7 @@ class Sessions:
                     self.add(child, arrival_ps)
                     if self._table.views["reject_reason"][child] != SERVABLE:
                         answers.append((child, arrival_ps))
+        return answers
 
     def add(self, request: int, arrival_ps: int) -> None:
         """A request will arrive then."""
@@ -163,9 +174,9 @@ class Sessions:
         self._roots_sent = state["roots"]
         table, n = self._table, len(self.turns)
         rows = np.arange(n)
-        arrived = np.where(rows < self.roots, rows < self._roots_sent, table["arrival_ps"][:n] != NEVER)
-        for root in np.flatnonzero(arrived & (rows < self.roots) & (table["reject_reason"][:n] != SERVABLE)).tolist():
-            self.answered(root, int(table["arrival_ps"][root]))
+        arrived = np.where(rows < self.starts, rows < self._roots_sent, table["arrival_ps"][:n] != NEVER)
+        for root in np.flatnonzero(arrived & (rows < self.starts) & (table["reject_reason"][:n] != SERVABLE)).tolist():
+            self.answered(root, self._root_sent_ps(root))
         finished = np.flatnonzero(table["status"][:n] == FINISHED)
         for request, finish_ps in zip(finished.tolist(), table["finish_ps"][finished].tolist(), strict=True):
             self.answered(request, finish_ps + self.beside_ps)
@@ -174,6 +185,10 @@ class Sessions:
                 self._goes(request)
         for arrival_ps, request in state["injected"]:
             self.add(request, arrival_ps)
+
+    def _root_sent_ps(self, root: int) -> int:
+        """When a first turn came that has."""
+        return int(self._table["arrival_ps"][root])
 
 
 def _least_of_children(turns: Turns, begins: IntArray, children: IntArray) -> list[int]:

@@ -52,7 +52,7 @@ def _as_planned(served: Served) -> bool:
     if isinstance(clients, Sessions):
         if len(clients.turns) != len(arrival_ps):
             return False
-        planned = clients.roots
+        planned = clients.starts
     # A run that is cut off has those that arrived before.
     return np.array_equal(arrival_ps[:planned], served.workload.arrival_ps[:planned])
 

@@ -46,6 +46,7 @@ from pimserve.device_models.slowdown import NORMAL
 from pimserve.loadgen.objectives import Objectives
 from pimserve.loadgen.slo import SloSpec
 from pimserve.loadgen.spec import PS_PER_S
+from pimserve.scheduler.active_sessions import ActiveSessions
 from pimserve.scheduler.class_figures import class_figures
 from pimserve.scheduler.distributions import distribution, of_histogram, of_requests
 from pimserve.scheduler.faults import Faults
@@ -159,13 +160,13 @@ def summarize(
 
 
 def _of_clients(served: Served, percentiles: Sequence[float]) -> dict[str, BaseModel]:
-    clients = served.clients
+    clients, found = served.clients, dict[str, BaseModel]()
     if isinstance(clients, Sessions):
         frontend_ps = served.pools[0].plan.frontend_ps
-        return {"sessions": session_figures(clients.turns, served.table, frontend_ps, percentiles)}
-    if isinstance(clients, InFlightCap):
-        return {"client_queue_time_s": distribution(np.array(clients.waits_ps) / PS_PER_S, percentiles)}
-    return {}
+        found["sessions"] = session_figures(clients.turns, served.table, frontend_ps, percentiles)
+    if isinstance(clients, InFlightCap) or (isinstance(clients, ActiveSessions) and not clients.closed):
+        found["client_queue_time_s"] = distribution(np.array(clients.waits_ps) / PS_PER_S, percentiles)
+    return found
 
 
 def _swap(served: Served, space: SwapSpace) -> Swap:

@@ -301,7 +301,9 @@ class SessionFigures(Section):
     finished: int = figure("sessions", "of which all turns have ended")
     mean_turns: float | None = figure("requests", "turns of a session that have arrived, mean")
     most_turns: int = figure("requests", "of the session with most")
-    duration_s: Distribution = text("from the first turn's arrival until the last one's end, of those that finished")
+    duration_s: Distribution = text(
+        "from the first turn's arrival, or from when it was due, until the last one's end, of those that finished"
+    )
 
 
 class Figures(Section):
@@ -338,7 +340,9 @@ class Figures(Section):
     router: RouterFigures | None = Field(None, description="with several replicas, where a router sends requests")
     swap: Swap | None = Field(None, description="with scheduler.preemption: swap")
     client_queue_time_s: Distribution | None = Field(
-        None, description="with a cap on requests in flight: how long those waited at the client that were sent"
+        None,
+        description="with a cap on requests in flight, how long those waited at the client that were sent; with one on "
+        "active sessions, how long those that have begun waited for it",
     )
     classes: list[ClassFigures] | None = Field(
         None, description="with classes of requests, in their order; requests injected into the run have none"

@@ -22,7 +22,7 @@ class Users:
 
     roots = 0
     here = routed_here = False
-    rows_stay = True
+    rows_stay = closed = True
     session = NO_SESSIONS
 
     def __init__(self, users: int, think_ps: IntArray, table: RequestTable, frontend_ps: int) -> None:

@@ -54,7 +54,7 @@ FAMILIES = (
         "pimserve_client_requests_waiting",
         "gauge",
         "Requests that are due, and wait at the client for others to end under a cap on requests in flight"
-        " (workload.max_concurrency).",
+        " (workload.max_concurrency), or first turns on active sessions (workload.sessions.max_active).",
         RUN,
     ),
     Family(

@@ -119,10 +119,12 @@ class History:
         """Who sent requests, as far as they waited for answers."""
         workload, sessions = self.prepared.scenario.workload, load_sessions(self.folder, len(self.requests))
         thinking = workload.mode == "closed" and workload.think_time_s is not None
+        most_active = None if workload.sessions is None else workload.sessions.max_active
         return Senders(
             NO_SESSIONS if sessions is None else sessions,
             users=workload.concurrency or 0 if thinking else 0,
             most_in_flight=workload.max_concurrency or 0,
+            most_active=most_active or 0,
         )
 
     @cached_property
@@ -137,6 +139,8 @@ class History:
             think = workload.think_time_s is not None
             pools, spec = self.prepared.pools, self.prepared.scenario.scheduler
             return MeasuredWindow(start_fs, closed=dealt_out(pools, spec, self.prepared.faults, think=think))
+        if workload.closed_sessions:
+            return MeasuredWindow(start_fs)
         # An end at the last arrival leaves it out: that may not hang on how its seconds were rounded.
         end_ps, last_ps = round(window.end_s * PS_PER_S), int(self.requests["arrival_ps"].max(initial=0))
         if abs(end_ps - last_ps) <= 1 + window.end_s * PS_PER_S * _ROUNDING:

@@ -165,7 +165,7 @@ def prepare(scenario: Scenario) -> Prepared:
         pools.append(place_pool(scenario, name, model, routing, first=sum(pool.replicas for pool in pools)))
     check_kv_caches(scenario.scheduler, pools)
     if scenario.autoscaling is not None:
-        check_autoscaling(scenario.autoscaling, pools, scenario.slo, closed=scenario.workload.mode == "closed")
+        check_autoscaling(scenario.autoscaling, pools, scenario.slo, closed=scenario.workload.closed)
     return Prepared(scenario, model, tuple(pools), routing)
 
 

@@ -56,6 +56,25 @@ def test_what_came_before_is_part_of_a_prompt() -> None:
     assert (expected > 100).any()
 
 
+def test_a_cap_on_active_sessions_leaves_what_they_are() -> None:
+    """And without arrivals, nothing is planned: all are there from the beginning."""
+    sessions = {"turns": {"kind": "geometric", "mean": 4}, "num_sessions": 30}
+    free, capped = workload(sessions), workload({**sessions, "max_active": 4})
+    at_once = workload({**sessions, "max_active": 4}, arrival=None)
+    assert (capped.max_active_sessions, at_once.max_active_sessions, free.max_active_sessions) == (4, 4, None)
+    assert capped.arrival_ps.tolist() == free.arrival_ps.tolist()
+    assert (free.closed, capped.closed, at_once.closed) == (False, False, True)
+    assert at_once.arrival_ps[:30].tolist() == [0] * 30
+    for same in (capped, at_once):
+        assert same.input_tokens.tolist() == free.input_tokens.tolist()
+        assert same.turns is not None
+        assert free.turns is not None
+        assert same.turns.parents.tolist() == free.turns.parents.tolist()
+    spec = WorkloadSpec.model_validate({"sessions": {**sessions, "max_active": 4}})
+    assert WorkloadSpec.model_validate(spec.model_dump()) == spec  # lengths of the preset, and no arrivals of it
+    assert generate(spec, 3).arrival_ps[:30].tolist() == [0] * 30
+
+
 @pytest.mark.parametrize(
     ("law", "mean", "cv"),
     [

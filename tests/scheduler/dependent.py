@@ -68,7 +68,26 @@ def graphs(draw: st.DrawFn, load: Workload) -> Workload:
     )
 
 
-KINDS = ("sessions", "users", "cap")
+@st.composite
+def active_sessions(draw: st.DrawFn, load: Workload, most: int) -> Workload:
+    """The same requests, in sessions of one first turn each, of which others follow one or two; few are active."""
+    n = len(load.arrival_ps)
+    firsts = draw(st.integers(1, max(1, n)))
+    session = np.array([i if i < firsts else draw(st.integers(0, firsts - 1)) for i in range(n)], np.int64)
+    parents = []
+    for i in range(n):
+        before = [j for j in range(i) if session[j] == session[i]]
+        parents.append(sorted(draw(st.sets(st.sampled_from(before), min_size=1, max_size=2))) if before else [])
+    think = np.array(draw(st.lists(THINKS, min_size=n, max_size=n)), np.int64)
+    due_ps = np.where(np.arange(n) < firsts, np.sort(load.arrival_ps), NOT_YET_PS)
+    planned = draw(st.booleans())
+    if not planned:
+        due_ps[:firsts] = 0
+    turns = Turns.of(parents, think, session)
+    return replace(load, arrival_ps=due_ps, turns=turns, max_active_sessions=most, starts_planned=planned)
+
+
+KINDS = ("sessions", "active sessions", "users", "cap")
 
 
 @st.composite
@@ -83,6 +102,8 @@ def dependent(draw: st.DrawFn, kinds: Sequence[str] = KINDS, *, pooled: bool = F
     most = draw(st.integers(1, 5))
     if kind == "sessions":
         load = draw(graphs(load))
+    elif kind == "active sessions":
+        load = draw(active_sessions(load, most))
     elif kind == "users":
         think = np.array(draw(st.lists(THINKS, min_size=n, max_size=n)), np.int64)
         load = replace(load, arrival_ps=np.zeros(n, np.int64), concurrency=most, think_ps=think)
@@ -105,6 +126,8 @@ def arrivals(run: Run, load: Workload, alone_ps: IntArray | None = None) -> IntA
     """When requests must have reached the router, ps, by the ends of the run; `alone_ps` of those without parents."""
     table, ends = run.table, answers(run)
     servable = table["reject_reason"] == SERVABLE
+    if load.max_active_sessions is not None:
+        return _arrivals_of_active(load, run, ends, load.arrival_ps if alone_ps is None else alone_ps)
     if load.turns is not None:
         turns = load.turns
         expected = load.arrival_ps.copy() if alone_ps is None else alone_ps.copy()
@@ -133,12 +156,33 @@ def arrivals(run: Run, load: Workload, alone_ps: IntArray | None = None) -> IntA
     return expected
 
 
+def _arrivals_of_active(load: Workload, run: Run, ends: list[int], due_ps: IntArray) -> IntArray:
+    """Each session in turn begins when it is due and fewer than so many of those before it go on."""
+    turns, most = load.turns, load.max_active_sessions
+    assert turns is not None
+    assert most is not None
+    rejected = run.table["reject_reason"] != SERVABLE
+    expected, over = due_ps.copy(), list[int]()
+    for first in np.flatnonzero(~turns.followers).tolist():
+        if len(over) >= most:
+            expected[first] = max(expected[first], sorted(over)[-most])
+        last_ps = 0
+        for request in np.flatnonzero(turns.session == turns.session[first]).tolist():
+            if request != first:
+                mine = turns.parents[turns.begins[request] : turns.begins[request + 1]].tolist()
+                answered = [int(expected[one]) if rejected[one] else ends[one] for one in mine]
+                expected[request] = max(answered) + turns.think_ps[request]
+            last_ps = max(last_ps, int(expected[request]) if rejected[request] else ends[request])
+        over.append(last_ps)
+    return expected
+
+
 class Script:
     """Clients that send every request at a time that is known beforehand, (n,) ps."""
 
     roots = 0
     here = routed_here = False
-    rows_stay = False
+    rows_stay = closed = False
 
     def __init__(self, at_ps: IntArray, table: RequestTable, session: IntArray = NO_SESSIONS) -> None:
         self.session = session

@@ -74,3 +74,27 @@ def test_sessions_are_active_from_their_first_request_to_their_last_answer(case,
                 active += 1
                 thinking += not ((sent < now_ps) & (now_ps < over)).any()
         assert at(run, now_ps) == AtClients(sessions_active=active, sessions_thinking=thinking)
+
+
+@FEW
+@given(dependent(["active sessions"]), SHARES)
+def test_first_turns_wait_while_enough_sessions_are_active(case, shares):
+    if (of := served(case)) is None:
+        return
+    run, due_ps, over_ps, servable = of
+    sent_ps, session = arrivals(run, case.workload), run.served.clients.session
+    over_ps = np.where(servable, over_ps, sent_ps - 1)
+    for now_ps in moments(shares, over_ps):
+        active = thinking = waiting = 0
+        for number in np.unique(session):
+            sent, over = sent_ps[session == number], over_ps[session == number]
+            if due_ps[number] < now_ps < sent[0] - 2:
+                waiting += 1
+            elif sent[0] < now_ps < over.max():
+                active += 1
+                thinking += not ((sent < now_ps) & (now_ps < over)).any()
+            elif abs(now_ps - sent[0]) <= 2 or abs(now_ps - over.max()) <= 2:
+                break  # in the few picoseconds in which one ends and another one begins
+        else:
+            expected = AtClients(sessions_active=active, sessions_thinking=thinking, requests_waiting=waiting)
+            assert at(run, now_ps) == expected

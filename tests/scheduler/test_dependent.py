@@ -1,6 +1,7 @@
 """Requests that depend on others are sent when these have ended, and are then as any that arrive at that time."""
 
 import math
+from dataclasses import replace
 from unittest.mock import Mock, patch
 
 import numpy as np
@@ -23,7 +24,7 @@ from pimserve.scheduler.summary import digest, summarize
 from pimserve.scheduler.usage import Hardware
 from tests.examples import examples
 
-from .dependent import Dependent, Script, arrivals, dependent, ended, graphs
+from .dependent import Dependent, Script, answers, arrivals, dependent, ended, graphs
 from .law_runs import Run, workload
 from .reference_engine import ReferenceRequest
 from .strategies import FS_PER_MS, Case, cases
@@ -59,10 +60,12 @@ def _same_as_script(case: Dependent) -> None:
     run, load = case.run(), case.workload
     assert ended(run)
     expected = arrivals(run, load)
-    if load.max_concurrency is None:
+    waiting = load.max_concurrency is not None or (load.max_active_sessions is not None and load.starts_planned)
+    if not waiting:
         assert run.table["arrival_ps"].tolist() == expected.tolist()
     else:
-        assert run.table["arrival_ps"].tolist() == load.arrival_ps.tolist()
+        due_ps = load.arrival_ps if load.turns is None else np.where(load.turns.followers, expected, load.arrival_ps)
+        assert run.table["arrival_ps"].tolist() == due_ps.tolist()
         if case.on.case.policy != "fcfs":
             return  # others count from the planned arrival, which the open loop does not know
     session = NO_SESSIONS if load.turns is None else load.turns.session
@@ -75,6 +78,24 @@ def _same_as_script(case: Dependent) -> None:
     assert [log.digest() for log in same.served.logs] == [log.digest() for log in run.served.logs]
     for name in FATES:
         assert same.table[name].tolist() == run.table[name].tolist()
+
+
+@examples(40)
+@given(dependent(["active sessions"]))
+def test_no_more_sessions_are_active_than_may_be(case: Dependent) -> None:
+    run, load = case.run(), case.workload
+    turns, clients = load.turns, run.served.clients
+    assert turns is not None
+    assert load.max_active_sessions is not None
+    begins_ps = run.table["arrival_ps"][: clients.starts]
+    if load.starts_planned:
+        begins_ps = begins_ps + np.array(clients.waits_ps, np.int64)
+    assert (np.diff(begins_ps) >= 0).all()
+    over_ps = begins_ps.copy()
+    np.maximum.at(over_ps, turns.session, answers(run))
+    changes = sorted([*((at, 1) for at in begins_ps.tolist()), *((at, -1) for at in over_ps.tolist())])
+    active = np.cumsum([change for _, change in changes])
+    assert active.max(initial=0) <= load.max_active_sessions
 
 
 @examples(30)
@@ -96,7 +117,7 @@ def test_windows_shards_and_interruptions_do_not_matter(
 
 
 @examples(30)
-@given(dependent(["sessions"]), st.integers(10, 300), st.integers(0, 1000), st.booleans())
+@given(dependent(["sessions", "active sessions"]), st.integers(10, 300), st.integers(0, 1000), st.booleans())
 def test_a_shard_that_routes_who_follows_goes_on_where_it_was_interrupted(
     case: Dependent, length_ms: int, at: int, told: bool
 ) -> None:
@@ -155,6 +176,31 @@ def test_figures_of_sessions_and_of_waiting_at_the_client() -> None:
     waited = summarize(capped, Objectives(), Hardware(1)).document()["client_queue_time_s"]
     assert (waited["n"], waited["p50"], waited["p99"]) == (3, pytest.approx(0.02), pytest.approx(0.04))
     assert capped.table["arrival_ps"].tolist() == [0, 0, 0]
+
+
+def test_figures_of_sessions_that_wait_for_others() -> None:
+    """Two of two turns, and the second begins when the first has ended: 20 ms for each turn, 10 ms to think."""
+    turns = Turns.chains(np.array([-1, -1, 0, 1]), np.array([0, 0, 10**10, 10**10]), np.array([0, 1, 0, 1]))
+    load = Workload(
+        *(np.array([0, 10**10, -1, -1]), np.full(4, 5), np.full(4, 2), None, None, "", 0, {}),
+        turns=turns,
+        max_active_sessions=1,
+    )
+    begins_ps = 5 * 10**10 + 2  # a picosecond after each end
+    for planned, due_ps, took_s in ((True, 10**10, 0.09), (False, begins_ps, 0.05)):
+        served = serve([], workload=replace(load, starts_planned=planned))
+        assert served.table["arrival_ps"].tolist() == [0, due_ps, 3 * 10**10 + 1, begins_ps + 3 * 10**10 + 1]
+        assert served.table["first_scheduled_ps"][1] == begins_ps
+        found = summarize(served, Objectives(), Hardware(1)).document()
+        assert (found["sessions"]["finished"], found["sessions"]["most_turns"]) == (2, 2)
+        assert found["sessions"]["duration_s"]["p99"] == pytest.approx(took_s, abs=1e-9)
+        # As with a cap on requests in flight, latencies hold the time at the client where a time was planned.
+        assert found["latency_s"]["queue"]["p99"] == pytest.approx(0.04 if planned else 0, abs=1e-9)
+        if planned:
+            assert found["client_queue_time_s"]["n"] == 2
+            assert found["client_queue_time_s"]["p99"] == pytest.approx(0.04, abs=1e-9)
+        else:
+            assert "client_queue_time_s" not in found
 
 
 def test_a_rejected_turn_has_ended_as_it_arrived() -> None:

@@ -2179,7 +2179,7 @@ class Summary(google.protobuf.message.Message):
         """Of the session with most. Unit: requests."""
         @property
         def duration_s(self) -> global___Summary.Distribution:
-            """From the first turn's arrival until the last one's end, of those that finished."""
+            """From the first turn's arrival, or from when it was due, until the last one's end, of those that finished."""
 
         def __init__(
             self,
@@ -3081,7 +3081,9 @@ class Summary(google.protobuf.message.Message):
 
     @property
     def client_queue_time_s(self) -> global___Summary.Distribution:
-        """With a cap on requests in flight: how long those waited at the client that were sent."""
+        """With a cap on requests in flight, how long those waited at the client that were sent; with one on active
+        sessions, how long those that have begun waited for it.
+        """
 
     @property
     def classes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Summary.ClassFigures]:

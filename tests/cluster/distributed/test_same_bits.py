@@ -151,6 +151,10 @@ SCENARIOS: dict[str, list[str]] = {
         "workload={arrival: {process: poisson, rate_per_s: 20}, sessions: {turns: {kind: geometric, mean: 3}, "
         "num_sessions: 8, think_time_s: {kind: exponential, mean_s: 0.05}}}", "cluster.replicas=2",
     ],
+    "two sessions at a time": [
+        "workload={sessions: {turns: {kind: geometric, mean: 3}, num_sessions: 8, max_active: 2, "
+        "think_time_s: {kind: exponential, mean_s: 0.05}}}", "cluster.replicas=2",
+    ],
     "at most two in flight": ["workload.max_concurrency=2", "cluster.replicas=2"],
     "bursts to the least loaded": ["cluster.replicas=4", "scheduler.router=least_outstanding",
                                    "scheduler.report_interval_s=0.5", "workload.arrival.process=gamma",

@@ -277,6 +277,12 @@ OVERRIDES: list[tuple[list[str], str]] = [
     ),
     (["workload={sessions: {turns: 2}, num_requests: 9}"], "give sessions.num_sessions"),
     (["workload={sessions: {turns: 2}, max_concurrency: 9}"], "max_concurrency is of requests that come on their own"),
+    (["workload.sessions={turns: 2, max_active: 501}"], "max_active (501) must be at most num_sessions (500)"),
+    (["workload={sessions: {turns: 2, max_active: 5}, duration_s: 9}"], "duration_s has no effect: without arrival"),
+    (
+        ["workload={sessions: {turns: 2, max_active: 5}}", "run.cooldown_s=1"],
+        "run.cooldown_s: a closed loop ends its window when its last request is issued: leave it at 0",
+    ),
     (["workload={sessions: {turns: 2}, prefix: {system_tokens: 9}}"], "prefix needs sessions.context: fresh"),
     (["workload.sessions={turns: 2, context: fresh, context_tokens: 9}"], "context_tokens has no effect"),
     (["workload.sessions={turns: 0}"], "workload.sessions.turns"),
