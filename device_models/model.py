@@ -74,9 +74,11 @@ class GroupedQueryAttention(_Spec):
     window_every: Layers = Field(1, description="one layer in this many is windowed (when window_tokens is set)")
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> Self:
+    def _fits(self) -> Self:
         if self.heads % self.kv_heads:
             raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
+        if self.window_every > 1 and self.window_tokens is None:
+            raise ValueError(f"window_every ({self.window_every}) has no effect without window_tokens; give both")
         return self
 
     @property

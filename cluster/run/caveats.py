@@ -43,6 +43,9 @@ def caveats(figures: Figures, limits_tokens: Mapping[str, int]) -> Iterator[str]
         yield _rejected(figures, limits_tokens)
     if requests.measured_unfinished > _CUT_OFF * requests.measured:
         yield _cut_off(figures)
+    if requests.truncated > _CUT_OFF * requests.measured:
+        where = "at max_model_len, or what the KV cache holds if that is less, or at max_tokens"
+        yield f"{requests.truncated} of {requests.measured} outputs were cut {where}"
     if figures.stability == SATURATED:
         yield _saturated(figures.in_system)
     elif figures.stability == TOO_SHORT and _backlog(figures.in_system):

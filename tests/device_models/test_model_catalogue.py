@@ -34,6 +34,7 @@ def test_active_parameters_as_published(name: str) -> None:
     [
         # Elements in the released checkpoints (of DeepSeek-V3: without its multi-token prediction module).
         ("deepseek-v3", 671_026_419_200),
+        ("gpt-oss-20b", 20_914_757_184),
         ("gpt-oss-120b", 116_829_156_672),
         ("gpt2-large", 774_030_080),
         ("gpt2-medium", 354_823_168),
@@ -115,6 +116,7 @@ def test_deepseek_active_parameters_as_in_its_weight_documentation() -> None:
         ("switch-like-7b", 2 * 768 * 12 * 2),
         ("switch-like-51b", 2 * 1024 * 48 * 2),
         # the 18 layers without a window
+        ("gpt-oss-20b", 2 * 8 * 64 * 12 * 2),
         ("gpt-oss-120b", 2 * 8 * 64 * 18 * 2),
     ],
 )
@@ -170,9 +172,10 @@ def test_flops_of_deepseek_attention() -> None:
     assert spec.flops_per_token(4096) - spec.flops_per_token(0) == 2 * 128 * (576 + 512) * 61 * 4096
 
 
-def test_checkpoint_size_of_gpt_oss() -> None:
-    # arXiv 2508.10925, table 1: 60.8 GiB with experts in MXFP4 and the rest in BF16.
-    assert load_model("gpt-oss-120b").weight_bytes / 2**30 == pytest.approx(60.8, rel=0.002)
+@pytest.mark.parametrize(("name", "gib"), [("gpt-oss-20b", 12.8), ("gpt-oss-120b", 60.8)])
+def test_checkpoint_size_of_gpt_oss(name: str, gib: float) -> None:
+    # arXiv 2508.10925, table 1: experts in MXFP4 and the rest in BF16.
+    assert load_model(name).weight_bytes / 2**30 == pytest.approx(gib, rel=0.004)
 
 
 def test_r1_has_the_shapes_of_v3() -> None:

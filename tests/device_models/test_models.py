@@ -245,6 +245,7 @@ def test_experts_add_total_but_not_active_weights(spec: ModelSpec, more: int) ->
         ({"attention": {"kind": "gqa", "heads": 5, "kv_heads": 2, "head_dim": 3}}, r"heads \(5\) must be a multiple"),
         ({"attention": {"kind": "linear"}}, "'gqa', 'mla'"),
         ({"attention": {**TINY["attention"], "window_tokens": 8, "window_every": 5}}, r"window_every \(5\)"),
+        ({"attention": {**TINY["attention"], "window_every": 2}}, r"window_every \(2\) has no effect without"),
         ({"moe": {"experts": 2, "top_k": 3, "intermediate": 5}}, r"top_k \(3\) must not exceed experts \(2\)"),
         ({"moe": {**TINY["moe"], "first_layer": 4}}, r"first_layer \(4\) must be below layers \(4\)"),
         ({"moe": {"experts": 2, "top_k": 1, "intermediate": 5}}, "every layer is MoE"),
