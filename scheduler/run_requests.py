@@ -28,6 +28,7 @@ from pimserve.scheduler.slo_metric import SloMetric
 from pimserve.scheduler.users import Users
 
 _PREFIX_CACHING = "scheduler.enable_prefix_caching"
+_GROUPS = "several data-parallel groups in a replica: leave it out, or raise cluster.tensor_parallel to all devices"
 
 
 def check_together(spec: SchedulerSpec, classes: Sequence[QueueClass], *, pools: bool) -> None:
@@ -68,20 +69,19 @@ def check_kv_caches(spec: SchedulerSpec, pools: Sequence[Pool]) -> None:
     for pool in pools:
         pool.kv_blocks(spec.block_size)
         if spec.preemption == "swap" and pool.plan.engine_cores > 1:
-            raise InputError(
-                "scheduler.preemption", "swap is not modelled with several data-parallel groups in a replica"
-            )
+            raise InputError("scheduler.preemption", f"swap is not modelled with {_GROUPS}")
     if spec.kv_tiers and pools[0].plan.engine_cores > 1:
-        raise InputError("scheduler.kv_tiers", "are not modelled with several data-parallel groups in a replica")
+        raise InputError("scheduler.kv_tiers", f"are not modelled with {_GROUPS}")
     if spec.sheds and any(pool.plan.engine_cores > 1 for pool in pools):
         raise InputError(
             "scheduler.early_rejection" if spec.early_rejection else "scheduler.max_queued_requests",
-            "sheds load, which is not modelled with several data-parallel groups in a replica",
+            f"sheds load, which is not modelled with {_GROUPS}",
         )
     if spec.enable_prefix_caching and any(pool.plan.data_parallel > pool.plan.engine_cores for pool in pools):
         raise InputError(
             _PREFIX_CACHING,
-            "is not modelled together with experts on devices of their own beside data-parallel attention",
+            "is not modelled together with experts on devices of their own beside data-parallel attention: "
+            "leave it out, or raise cluster.tensor_parallel to all devices of attention",
         )
 
 

@@ -149,7 +149,7 @@ def test_the_law_is_of_the_large_models_and_of_these():
     assert {"mixtral-8x7b", "glam-143b", "grok-1", "opt-66b", "llama-3-70b"} <= set(LARGE)  # of the Duplex paper
     small = set(model_names()) - set(LARGE)
     assert small == {
-        *("gpt-oss-120b", "gpt2-large", "gpt2-medium", "llama-3.1-8b", "megatron-1.2b", "qwen3-30b-a3b"),
+        *("gpt-oss-20b", "gpt-oss-120b", "gpt2-large", "gpt2-medium", "llama-3.1-8b", "megatron-1.2b", "qwen3-30b-a3b"),
         *("switch-like-2b", "switch-like-51b", "switch-like-7b"),
     }
 
