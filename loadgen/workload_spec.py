@@ -96,6 +96,18 @@ class WorkloadSpec(Spec):
             return {**data, "preset": _DEFAULT_PRESET}
         return data
 
+    @model_validator(mode="before")
+    @classmethod
+    def _recorded_sessions_have_no_cap(cls, data: object) -> object:
+        if isinstance(data, dict) and data.get("trace") is not None and _caps_sessions(data):
+            sessions = data["sessions"]
+            if isinstance(sessions, dict) and sessions.get("turns") is None:
+                raise ValueError(
+                    "sessions.max_active is not modelled for recorded sessions of a trace: leave sessions out, or give "
+                    "sessions.turns, by which they are drawn"
+                )
+        return data
+
     @model_validator(mode="after")
     def _mode_fits(self) -> Self:
         if self.arrival is not None and self.arrival.normalize_duration and self.duration_s is not None:

@@ -78,6 +78,23 @@ CASES = {
             "run.max_time_s=9",
         ],
     ),
+    "a cap on active sessions, cut off": (
+        None,
+        [
+            "workload={arrival: {rate_per_s: 5}, "
+            "sessions: {turns: 4, num_sessions: 30, think_time_s: 1, max_active: 4}}",
+            "cluster.replicas=2",
+            "run.max_time_s=9",
+        ],
+    ),
+    "clients of one session after another, cut off": (
+        None,
+        [
+            "workload={sessions: {turns: 4, num_sessions: 30, think_time_s: 1, max_active: 4}}",
+            "run.max_time_s=19",
+            "run.warmup_s=1",
+        ],
+    ),
     "a cap on requests in flight, cut off": (
         None,
         ["workload={max_concurrency: 3, num_requests: 40}", "run.max_time_s=9"],

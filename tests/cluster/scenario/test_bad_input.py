@@ -278,6 +278,10 @@ OVERRIDES: list[tuple[list[str], str]] = [
     (["workload={sessions: {turns: 2}, num_requests: 9}"], "give sessions.num_sessions"),
     (["workload={sessions: {turns: 2}, max_concurrency: 9}"], "max_concurrency is of requests that come on their own"),
     (["workload.sessions={turns: 2, max_active: 501}"], "max_active (501) must be at most num_sessions (500)"),
+    (
+        ["workload={trace: {path: x.csv}, sessions: {max_active: 5}}"],
+        "workload: sessions.max_active is not modelled for",
+    ),
     (["workload={sessions: {turns: 2, max_active: 5}, duration_s: 9}"], "duration_s has no effect: without arrival"),
     (
         ["workload={sessions: {turns: 2, max_active: 5}}", "run.cooldown_s=1"],
