@@ -94,6 +94,8 @@ class Senders:
         mine = np.flatnonzero(self.session >= 0)
         ids = self.session[mine]
         begun, open_, busy = (np.bincount(ids, weights=some[mine]) > 0 for some in (arrived, ~over, arrived & ~over))
-        there = np.flatnonzero(begun & open_)
-        active = there[: self.most_active or None]
-        return len(active), int((~busy[active]).sum()), len(there) - len(active)
+        there = begun & open_
+        # Also those that will be rejected wait for their turn, and end when it comes.
+        held = begun & (np.cumsum(there) - there >= (self.most_active or len(there)))
+        active = there & ~held
+        return int(active.sum()), int((active & ~busy).sum()), int(held.sum())
