@@ -275,23 +275,23 @@ class PrefixKvCache(KvCache):
         Returns:
             How many come free.
         """
-        holders, free, groups = self._holders, self._free, self.groups.full  # which have a block each under an id
-        freed = others = blocks // groups - len(held)
+        holders, free, full = self._holders, self._free, self.groups.full  # groups: a block each under an id
+        freed = others = blocks // full - len(held)
         for block in reversed(held):
             if block == _DUPLICATE:
                 others += 1
                 freed += 1
             elif (left := holders[block] - 1) == 0:
                 if others:
-                    self._append(others * groups)
+                    self._append(others * full)
                     others = 0
                 del holders[block]
-                free[block] = groups
+                free[block] = full
                 freed += 1
             else:
                 holders[block] = left
-        self._append(others * groups)
-        freed *= groups
+        self._append(others * full)
+        freed *= full
         self.used -= freed
         self._queued += freed
         return freed

@@ -17,7 +17,7 @@ DUPLICATE = -1  # a block whose tokens another one is cached with
 
 
 @dataclass(slots=True)
-class Window:
+class WindowBlocks:
     """The blocks that one request has in each windowed group.
 
     Args:
@@ -42,7 +42,7 @@ class Window:
 class _Falling:
     """A request that decodes."""
 
-    window: Window
+    window: WindowBlocks
     residue: int  # of steps, modulo the block size, in which it fills a block
     alike: bool = False  # from here on all that fall are alike, and counted in sums
 
@@ -71,7 +71,7 @@ class WindowFalls:
         self._alike = [0] * self._size  # that fall in steps = i modulo the block size, of no known id
         self._per_cycle = 0
 
-    def join(self, request: int, window: Window, held: int, step: int) -> None:
+    def join(self, request: int, window: WindowBlocks, held: int, step: int) -> None:
         """A request with `held` tokens decodes from `step` on."""
         self.tell(step)
         self._follow(request, window, step - held)
@@ -83,7 +83,7 @@ class WindowFalls:
         if gone.alike:
             self._count_alike(gone.residue, -1)
 
-    def restore(self, windows: Mapping[int, Window], held: Mapping[int, int], step: int) -> None:
+    def restore(self, windows: Mapping[int, WindowBlocks], held: Mapping[int, int], step: int) -> None:
         """These requests decode, with so many tokens before `step`; `told` is as it was then."""
         self.clear()
         self.now = step
@@ -121,7 +121,7 @@ class WindowFalls:
                 self._count_alike(one.residue, 1)
         self._tell_alike(step)
 
-    def _follow(self, request: int, window: Window, begin: int) -> None:
+    def _follow(self, request: int, window: WindowBlocks, begin: int) -> None:
         """A request that would have had no token before step `begin`."""
         self._falling[request] = _Falling(window, begin % self._size)
         next_place = max(0, -((begin - self.told) // self._size) - self._most)

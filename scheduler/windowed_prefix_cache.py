@@ -22,7 +22,7 @@ from typing import Any
 from pimserve.device_models.kv_groups import KvGroups
 from pimserve.scheduler.prefix_cache import PrefixKvCache
 from pimserve.scheduler.prefix_figures import PrefixFigures
-from pimserve.scheduler.window_falls import DUPLICATE, Window, WindowFalls
+from pimserve.scheduler.window_falls import DUPLICATE, WindowBlocks, WindowFalls
 
 
 class WindowedPrefixKvCache(PrefixKvCache):
@@ -61,9 +61,9 @@ class WindowedPrefixKvCache(PrefixKvCache):
         """Lose everything; figures stay."""
         super().clear()
         self.falls.clear()
-        self.windows: dict[int, Window] = {}  # by request
-        self._windows_to_send: dict[int, list[Window]] = {}  # the same of those in `_sending`, in that order
-        self._owners: dict[int, Window] = {}  # by id of a cached block of windows: who holds it,
+        self.windows: dict[int, WindowBlocks] = {}  # by request
+        self._windows_to_send: dict[int, list[WindowBlocks]] = {}  # the same of those in `_sending`, in that order
+        self._owners: dict[int, WindowBlocks] = {}  # by id of a cached block of windows: who holds it,
         self._keys: dict[int, int] = {}  # or its key in the queue of free blocks
         self._free_ids: dict[int, int] = {}  # the other way round
 
@@ -93,7 +93,7 @@ class WindowedPrefixKvCache(PrefixKvCache):
         for block in hit:
             holders[block] = holders.get(block, 0) + 1
             free.pop(block, None)
-        self.windows[request] = window = Window(self._turn, first, in_window)
+        self.windows[request] = window = WindowBlocks(self._turn, first, in_window)
         self._turn += 1
         idle_in_window = sum(self._take_over(window, block) for block in of_window)
         self._queued -= groups.full * idle + groups.windowed * idle_in_window
@@ -182,9 +182,9 @@ class WindowedPrefixKvCache(PrefixKvCache):
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`; of who decodes, `falls` is told next."""
         super().restore(state)
-        self.windows = {request: Window(*of_request) for request, of_request in state["prefix_windows"]}
+        self.windows = {request: WindowBlocks(*of_request) for request, of_request in state["prefix_windows"]}
         self._windows_to_send = {
-            request: [Window(*window) for window in sent] for request, sent in state["prefix_windows_to_send"]
+            request: [WindowBlocks(*window) for window in sent] for request, sent in state["prefix_windows_to_send"]
         }
         everyone = [*self.windows.values(), *(window for sent in self._windows_to_send.values() for window in sent)]
         self._owners = {block: window for window in everyone for block in window.ids if block != DUPLICATE}
@@ -209,7 +209,7 @@ class WindowedPrefixKvCache(PrefixKvCache):
                 end = first
         return first, end
 
-    def _take_over(self, window: Window, block: int) -> bool:
+    def _take_over(self, window: WindowBlocks, block: int) -> bool:
         """The next block of a window is that of this id, or a copy of it, or comes from below; whether it was free."""
         key = self._keys.pop(block, None)
         if key is not None:
@@ -269,14 +269,14 @@ class WindowedPrefixKvCache(PrefixKvCache):
             self.tiers.leave([*used, *(~block for block in of_window if block != DUPLICATE)])
         return held
 
-    def _give_back_window(self, window: Window) -> int:
+    def _give_back_window(self, window: WindowBlocks) -> int:
         """All blocks of a window, the last one first; returns how many."""
         freed = self.groups.windowed * window.blocks
         self._shift(window, window.blocks)
         self.used -= freed
         return freed
 
-    def _shift(self, window: Window, fall: int) -> None:
+    def _shift(self, window: WindowBlocks, fall: int) -> None:
         """So many blocks of a window, the first ones, go to the end of the queue, the last one of them first."""
         gone = window.ids[:fall]
         del window.ids[:fall]

@@ -25,7 +25,7 @@ from pimserve.scheduler.requests import FINISHED
 from pimserve.scheduler.simulation import Deployment, Served
 from pimserve.scheduler.summary import digest, summarize
 from pimserve.scheduler.usage import Hardware
-from pimserve.scheduler.window_falls import Window
+from pimserve.scheduler.window_falls import WindowBlocks
 from tests.examples import examples
 
 from .test_simulation import serve
@@ -119,7 +119,7 @@ def check_blocks(state: dict[str, Any], blocks: int, groups: KvGroups = NO_WINDO
 
 def check_windows(state: dict[str, Any], groups: KvGroups, here: set[int]) -> None:
     """A block of windows is free or held by one request, and nobody has more than windows may need."""
-    windows = {request: Window(*window) for request, window in state["prefix_windows"]}
+    windows = {request: WindowBlocks(*window) for request, window in state["prefix_windows"]}
     assert windows.keys() == here
     held = [block for window in windows.values() for block in window.ids if block >= 0]
     keys, free = dict(state["prefix_window_keys"]), dict(state["prefix_free"])
