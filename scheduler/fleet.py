@@ -145,32 +145,25 @@ class Pool:
             spec: scheduler settings.
             most_tokens: that a request may have.
         """
-        reserves = None if self.name == PREFILL else spec.reserves
-        blocks, size = self.kv_blocks(spec.block_size) // self.plan.engine_cores, spec.block_size
+        size = spec.block_size
+        make: Callable[..., KvCache]
         if spec.enable_prefix_caching:
             below = spec.kv_tiers if self.name != DECODE else ()  # who decodes is sent what it has not computed
-            tiers = KvTiers(below, self.kv_bytes_per_token * size, size, self.kv_groups) if below else None
-            make = WindowedPrefixKvCache if self.kv_groups.windowed else PrefixKvCache
-            return make(
-                blocks,
-                size,
-                self.kv_groups,
-                spec.chunk_tokens,
-                reserves=reserves,
-                most_tokens=most_tokens,
-                tiers=tiers,
-                lookahead_tokens=self.lookahead_tokens(spec),
+            make = partial(
+                WindowedPrefixKvCache if self.kv_groups.windowed else PrefixKvCache,
+                tiers=KvTiers(below, self.kv_bytes_per_token * size, size, self.kv_groups) if below else None,
                 drop_last_hit=spec.speculative is not None and spec.speculative.drops_last_hit,
             )
-        return KvCache(
-            blocks,
+        else:
+            make = partial(KvCache, swap=self.swap_space(spec))
+        return make(
+            self.kv_blocks(size) // self.plan.engine_cores,
             size,
             self.kv_groups,
             spec.chunk_tokens,
-            reserves=reserves,
+            reserves=None if self.name == PREFILL else spec.reserves,
             most_tokens=most_tokens,
             lookahead_tokens=self.lookahead_tokens(spec),
-            swap=self.swap_space(spec),
         )
 
     def costs(self, routing: Routing, seed: int) -> ReplicaCosts:
