@@ -153,9 +153,8 @@ class Admission:
 
     def next_change_fs(self, now_fs: int) -> int:
         """When somebody comes who can be admitted; FOREVER if all have to wait until a request finishes."""
-        decoding = self._decoding
-        if len(self._running) >= self._max_num_seqs or decoding.count * decoding.verify_tokens >= self._budget:
-            return FOREVER  # as `_full`, without a call
+        if self._full:
+            return FOREVER
         next_fs = self._queue.next_change_fs(now_fs)
         return min(next_fs, self.next_loaded_fs(now_fs)) if self.loading else next_fs
 

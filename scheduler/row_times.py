@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from operator import add, attrgetter
+from operator import add
 
 from pimserve.device_models.evaluate import counts_of
 from pimserve.device_models.memo import Memo
 from pimserve.device_models.micro_batches import MicroBatches
 from pimserve.device_models.operators import RowKind, Runs, Stage
 from pimserve.device_models.plan import CostPlan
-from pimserve.device_models.step import StepShape
-
-# As `row_counts` has them, one by one.
-_NUMBERS: dict[RowKind, Callable[[StepShape[int]], int]] = {
-    "tokens": lambda part: part.decodes + part.prefill_tokens,
-    "outputs": attrgetter("outputs"),
-    "decodes": attrgetter("decodes"),
-    "prompts": attrgetter("chunks"),
-    "requests": lambda part: part.decodes + part.chunks,
-}
+from pimserve.device_models.step import StepShape, row_counts
 
 
 class RowTimes:
@@ -30,13 +20,13 @@ class RowTimes:
         self._groups = plan.data_parallel
         kinds = dict.fromkeys((term.rows, _of_busiest(plan, term.stage)) for term in plan.rows_of_parts)
         self._by_count = [(rows, busiest, _memo(plan, micro, rows, busiest)) for rows, busiest in kinds]
-        self._by_number = [(_NUMBERS[rows], memo) for rows, _, memo in self._by_count]
         self._none = micro.rows({("attention", "layers"): 0})
 
     def of(self, part: StepShape[int]) -> list[int]:
         """Of a micro-batch, as `MicroBatches.part` takes them."""
         if self._groups == 1:
-            times = [memo[number(part)] for number, memo in self._by_number]
+            counts = row_counts(part.decodes + part.prefill_tokens, part.outputs, part.decodes, part.chunks)
+            times = [memo[counts[rows]] for rows, _, memo in self._by_count]
         else:
             each = counts_of(self._plan, part)
             times = [memo[each[busiest][rows]] for rows, busiest, memo in self._by_count]
