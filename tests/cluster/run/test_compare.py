@@ -238,6 +238,25 @@ def test_devices_of_other_kinds_are_compared_in_full_and_shown_in_sections(save)
     assert "pj_per_bit1.8125" in said
 
 
+def test_five_runs_on_a_narrow_terminal_keep_values_whole(save, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    devices = ("h100", "duplex", "aimc-realistic", "h200", "h100")
+    documents = [on(name) for name in devices]
+    for index, document in enumerate(documents):
+        document["cluster"]["replicas"] = 1 + index
+    comparison = compare([save(f"run{index}", document) for index, document in enumerate(documents)])
+    lines = report(comparison).splitlines()
+    assert max(map(len, lines)) <= 80
+    words = {word for line in lines for word in line.split()}
+    for values in comparison.differences_by_section.values():
+        for value in values:
+            assert value is None or set(str(value).split()) <= words
+    told = [" ".join(line.split()) for line in lines]
+    assert "cluster.replicas 1 2 3 4 5" in told
+    names = told.index("cluster.device.name")
+    assert told[names + 1 : names + 5] == ["A, E h100", "B duplex", "C aimc-realistic", "D h200"]
+
+
 def _flattened(document, above=""):
     for key, value in document.items():
         if isinstance(value, dict):
