@@ -69,6 +69,13 @@ def rescheduled(spec: SchedulerSpec, command: ChangeScheduler, chunk_tokens: int
             f"must be at most {chunk_tokens}, with which the run began: the model's attention windows have KV blocks "
             f"for steps of so many tokens (got {budget})",
         )
+    seqs, width, kept = command.max_num_seqs, spec.verify_tokens, spec.max_num_batched_tokens
+    if seqs is not None and budget is None and spec.batching == "chunked" and kept < seqs * width:
+        raise InputError(
+            "scheduler.max_num_seqs",
+            f"must be at most {kept // width}, or max_num_batched_tokens, which is {kept}, be changed to at least "
+            f"{seqs * width} with it: every running request has {width} in each step (got {seqs})",
+        )
     changes = {name: value for name in ChangeScheduler.__slots__ if (value := getattr(command, name)) is not None}
     try:
         return SchedulerSpec.model_validate({**spec.model_dump(), **changes})

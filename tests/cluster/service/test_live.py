@@ -230,7 +230,7 @@ def test_a_changed_run_is_replayed_from_its_results_to_the_same_bits(worker, tmp
         (
             "ChangeScheduler",
             sched.ChangeSchedulerRequest(**ID, max_num_seqs=10**6),
-            "max_num_batched_tokens: max_num_batched_tokens (2048) must be at least max_num_seqs (1000000)",
+            "max_num_seqs: must be at most 2048, or max_num_batched_tokens, which is 2048, be changed to at least 1000000",
         ),
         (
             "InjectRequests",
@@ -286,7 +286,9 @@ def test_what_is_wrong_with_a_change_is_named_by_the_requests_fields(worker):
     for change, fields in (
         ({}, ["router", "max_num_seqs", "max_num_batched_tokens"]),
         ({"router": "nope"}, ["router"]),
-        ({"max_num_seqs": 10**6}, ["max_num_batched_tokens"]),
+        ({"max_num_seqs": 10**6}, ["max_num_seqs"]),
+        ({"max_num_seqs": 10**6, "max_num_batched_tokens": 10**5}, ["max_num_batched_tokens"]),
+        ({"max_num_batched_tokens": 1}, ["max_num_batched_tokens"]),
     ):
         with pytest.raises(grpc.RpcError) as caught:
             each.call("ChangeScheduler", sched.ChangeSchedulerRequest(**ID, **change))
