@@ -3,8 +3,9 @@
 Requests count from the moment at which they left, steps from that of the span of equal steps that holds them: spans
 last up to some hundred steps, so that a moment may be as many ahead. What results do not tell is not a number: which
 prefill replica a request waited for, what each prefix cache and its tiers found, when a router chose what, how many
-drafts were accepted, and the wall clock before the end. Nor do they tell how long requests that were preempted, handed
-over or moved waited between two tokens: inter-token latencies are those of steps alone.
+drafts were accepted where prompts were computed again, and the wall clock before the end. Nor do they tell how long
+requests that were preempted, handed over or moved waited between two tokens: inter-token latencies are those of steps
+alone.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from pimserve.cluster.metrics.run_metrics import RunMetrics, metrics_of
 from pimserve.cluster.metrics.tier_families import KV_LOADS, KV_TIERS
 from pimserve.cluster.run.history import History
 from pimserve.cluster.run.replica_progress import ReplicaProgress
-from pimserve.device_models.plan import FS_PER_S
+from pimserve.device_models.plan import FS_PER_PS, FS_PER_S
 from pimserve.loadgen.spec import PS_PER_S
+from pimserve.scheduler.control import Ledger
+from pimserve.scheduler.fleet import PREFILL
 from pimserve.scheduler.requests import FINISHED, REJECTED, REMOTE
 from pimserve.scheduler.summary_sections import FaultThatTookPlace
 
@@ -51,7 +54,7 @@ def replay(
     gone = np.flatnonzero((columns["status"] == REJECTED) | (columns["status"] == FINISHED))
     gone = gone[np.argsort(left_ps[gone], kind="stable")]
     logs = [ReplicaProgress(history, replica) for replica in range(len(history.spans))]
-    states = _States(history, metrics, columns)
+    states, drafts = _States(history, metrics, columns), _Drafts(history, metrics)
     begin, ended = 0, False
 
     def judge(mine: NDArray[np.int64], end_ps: int = 0) -> None:
@@ -70,6 +73,7 @@ def replay(
         done = [log.until(now_ps, last=last) for log in logs]
         finished.show_limits(done)
         ledgers.set(done, round(time_s * FS_PER_S))
+        drafts.set(done)
         states.at(now_ps)
         finished.show_clients(columns, history.senders, now_ps)
         values = metrics.values
@@ -97,7 +101,7 @@ class _States:
         self._values = metrics.values
         self._pooled = len(history.prepared.pools) > 1
         self._values["pimserve_kv_cache_blocks"][:] = history.prepared.kv_blocks
-        for name in (*PREFIX_CACHE, *KV_TIERS, *KV_LOADS, *SPEC_DECODE, "pimserve_router_decisions_total"):
+        for name in (*PREFIX_CACHE, *KV_TIERS, *KV_LOADS, "pimserve_router_decisions_total"):
             self._values[name][:] = np.nan
         faults = history.summary.faults
         self._down = down_s([] if faults is None else faults.events)
@@ -133,6 +137,51 @@ class _States:
         if index < 0 or spans["begin_ps"][index] + spans["duration_fs"][index] // 1000 <= now_ps:
             return None
         return spans[index]
+
+
+class _Drafts:
+    """What came of drafts, of the steps of replicas that decode.
+
+    A step emits a token of each decoding request, what it accepts of drafts, and one of each prompt that is complete
+    with it. Results tell when prompts were complete for the first time; where some were computed again, the sum is not
+    that of the summary, and how many drafts each replica accepted is not known.
+    """
+
+    def __init__(self, history: History, metrics: RunMetrics) -> None:
+        self._values = metrics.values
+        found = history.summary.spec_decode
+        engines = [] if found is None else [number for number, role in metrics.layout.engines if role != PREFILL]
+        columns = history.columns
+        here = columns["first_token_ps"] >= 0
+        if len(history.prepared.pools) > 1:
+            here &= columns["local_prefill"] != REMOTE
+        self._complete_ps = {
+            engine: np.sort(columns["first_token_ps"][here & (columns["replica"] == engine)]) for engine in engines
+        }
+        spans = {engine: history.spans[engine] for engine in engines}
+        self._drafts = {engine: np.cumsum([0, *rows["decodes"] * rows["steps"]]) for engine, rows in spans.items()}
+        spec = history.prepared.scenario.scheduler.speculative
+        self._each = 0 if spec is None else spec.num_speculative_tokens
+        emitted = sum(int(rows["outputs"] @ rows["steps"]) for rows in spans.values())
+        drafts = sum(int(sums[-1]) for sums in self._drafts.values())
+        accepted = emitted - drafts - sum(map(len, self._complete_ps.values()))
+        self._known = found is not None and accepted == found.accepted_tokens
+
+    def set(self, ledgers: Sequence[Ledger]) -> None:
+        """Fill in the counters, of the steps in these ledgers of all replicas."""
+        drafts = np.array([sums[ledgers[engine].spans] for engine, sums in self._drafts.items()])
+        complete = [
+            np.searchsorted(times_ps, ledgers[engine].clock_fs // FS_PER_PS, side="right")
+            for engine, times_ps in self._complete_ps.items()
+        ]
+        emitted = np.array([ledgers[engine].output_tokens for engine in self._drafts])
+        counted = {
+            "drafts": drafts,
+            "draft_tokens": drafts * self._each,
+            "accepted_tokens": emitted - drafts - complete if self._known else np.nan,
+        }
+        for name, attribute in SPEC_DECODE.items():
+            self._values[name][:] = counted[attribute]
 
 
 def down_s(events: Sequence[FaultThatTookPlace]) -> list[tuple[int, float, float]]:

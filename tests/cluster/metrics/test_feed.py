@@ -160,6 +160,14 @@ CASES = {
             "run={warmup_s: 0}",
         ],
     ),
+    "drafts": (
+        None,
+        [
+            "scheduler={speculative: {method: mtp, num_speculative_tokens: 2, acceptance: 0.6}}",
+            "cluster.replicas=2",
+            "workload.arrival={rate_per_s: 15}",
+        ],
+    ),
     "swap": (
         None,
         ["scheduler={kv_blocks: 250, preemption: swap, swap_gb_per_s: 50, swap_space_gb: 0.02}", "cluster.replicas=2"],

@@ -12,6 +12,7 @@ from prometheus_client.openmetrics import parser as openmetrics
 from pimserve.cluster.metrics.backfill import epoch_of, parts_of, write, write_file
 from pimserve.cluster.metrics.families import PREFIX_CACHE, SPEC_DECODE
 from pimserve.cluster.metrics.replay import replay
+from pimserve.cluster.metrics.run_metrics import metrics_of
 from pimserve.cluster.metrics.tier_families import KV_LOADS, KV_TIERS
 from pimserve.cluster.run.history import History
 from pimserve.cluster.run.read_summary import load_document
@@ -34,7 +35,6 @@ ONLY_LIVE = {
     *PREFIX_CACHE,
     *KV_TIERS,
     *KV_LOADS,
-    *SPEC_DECODE,
 }
 
 
@@ -95,6 +95,38 @@ def test_what_waits_at_clients_is_what_live_metrics_said(name, case, tmp_path, m
     again = replay(History.load(tmp_path / "r"), "r", times)
     assert told == [float(moment.values[f"pimserve_{name}"][0]) for moment in again]
     assert max(told) > 0
+
+
+@pytest.mark.parametrize("case", ["drafts in pools", "drafts"])
+def test_drafts_are_told_as_live_metrics_told_them(case, tmp_path, monkeypatch):
+    monkeypatch.setattr("pimserve.cluster.run.live_control._LEDGERS_S", 0.0)
+    summary, _, _, seen = watched(*CASES[case], out=tmp_path / "r")
+    told = {name: np.array([moment.values[name] for moment in seen]) for name in SPEC_DECODE}
+    history = History.load(tmp_path / "r")
+    last = [moment.copy() for moment in replay(history, "r", [0.0, history.end_s])][-1]
+    for name, attribute in SPEC_DECODE.items():
+        assert last.values[name].tolist() == told[name][-1].tolist(), name
+        assert last.values[name].sum() == summary["spec_decode"][attribute] > 0, name
+    times = [float(moment.values["pimserve_virtual_time_seconds_total"][0]) for moment in seen]
+    each = history.prepared.scenario.scheduler.speculative.num_speculative_tokens
+    engines = [role != "prefill" for _, role in metrics_of(history.prepared, "r").layout.engines]
+    for index, moment in enumerate(replay(history, "r", times)):  # in which the step under way counts already
+        under_way = moment.values["pimserve_requests_decoding"][engines]
+        for name, most in zip(SPEC_DECODE, (1, each, each), strict=True):
+            ahead = moment.values[name] - told[name][index]
+            assert (ahead >= 0).all(), name
+            assert (ahead <= most * under_way).all(), name
+
+
+def test_drafts_that_were_accepted_are_unknown_where_prompts_were_computed_again(tmp_path):
+    _, drafts = CASES["drafts"]
+    history = finished(tmp_path, None, [*drafts, "scheduler.kv_blocks=250"])
+    assert history.summary.requests.preemptions > 0
+    *_, last = replay(history, "r", [0.0, history.end_s])
+    found = {attribute: last.values[name] for name, attribute in SPEC_DECODE.items()}
+    assert np.isnan(found["accepted_tokens"]).all()
+    assert found["drafts"].sum() == history.summary.spec_decode.drafts
+    assert found["draft_tokens"].sum() == history.summary.spec_decode.draft_tokens
 
 
 def test_queues_and_batches_are_those_of_the_moment(tmp_path):
