@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pimserve.cluster.cli.options import PerEngine
 
+if TYPE_CHECKING:
+    from pimserve.cluster.metrics.backfill import Part
+
 Runs = Annotated[list[Path], typer.Argument(metavar="RUN", help="Results folders; their names become run_id.")]
 Interval = Annotated[
     float | None,
-    typer.Option(min=0.001, metavar="SECONDS", help="Simulated time between samples.", show_default="some hundred"),
+    typer.Option(
+        min=0.001, metavar="SECONDS", help="Simulated time between samples.", show_default="by the run's length"
+    ),
 ]
 Epoch = Annotated[
     str | None,
@@ -36,6 +42,8 @@ def export_command(
     from pimserve.cluster.metrics.backfill import epoch_of, parts_of, write, write_file  # noqa: PLC0415
 
     parts = parts_of(runs, interval, per_engine=per_engine)
+    if interval is None:
+        _say_intervals(parts)
     begin = epoch_of(epoch, parts)
     if out is None:
         write(parts, begin, sys.stdout)
@@ -58,6 +66,8 @@ def backfill_command(
     from pimserve.cluster.metrics.backfill import epoch_of, load, parts_of  # noqa: PLC0415
 
     parts = parts_of(runs, interval, per_engine=per_engine)
+    if interval is None:
+        _say_intervals(parts)
     begin = epoch_of(epoch, parts)
     written = load(parts, begin, into)
     for part in parts:
@@ -72,3 +82,9 @@ def backfill_command(
         "--storage.tsdb.retention.time=100y --web.listen-address=127.0.0.1:9090",
         err=True,
     )
+
+
+def _say_intervals(parts: Sequence[Part]) -> None:
+    """Which intervals were chosen, on standard error."""
+    for part in parts:
+        typer.echo(f"{part.run_id}: a sample every {part.interval_s:,.10g} s of simulated time (--interval)", err=True)

@@ -51,12 +51,14 @@ class Part:
         history: the run.
         run_id: label of its series.
         times_s: simulated seconds at which it has samples.
+        interval_s: between these, but for the last one.
         per_engine: with histograms of each engine, also where there are so many that they are merged.
     """
 
     history: History
     run_id: str
     times_s: tuple[float, ...]
+    interval_s: float
     per_engine: bool = False
 
     def moments(self, epoch_s: float) -> list[Moment]:
@@ -76,8 +78,8 @@ def parts_of(runs: Sequence[Path], interval_s: float | None, *, per_engine: bool
 
     Args:
         runs: results folders.
-        interval_s: simulated seconds between samples; None: such that there are some hundred of each series, of many
-            replicas fewer.
+        interval_s: simulated seconds between samples; None: such that there are some hundred of each series, of long
+            runs of many replicas fewer, two at the least.
         per_engine: histograms of each engine, also where there are so many that they are merged.
 
     Raises:
@@ -87,6 +89,7 @@ def parts_of(runs: Sequence[Path], interval_s: float | None, *, per_engine: bool
         raise InputError("--interval", f"must be a number of seconds (got {interval_s})")
     parts: list[Part] = []
     samples = 0
+    usual = min(_USUAL_SAMPLES, _MOST_SAMPLES // max(1, len(runs)))
     for run in runs:
         history = History.load(run)
         run_id = run_id_of(run)
@@ -97,18 +100,25 @@ def parts_of(runs: Sequence[Path], interval_s: float | None, *, per_engine: bool
             len(keys) * (len(layout.bounds[family]) + 3 if family in layout.bounds else 1)
             for family, keys in layout.keys.items()
         )
-        most = min(_MOST_MOMENTS, _USUAL_SAMPLES // series)
-        step = interval_s or next((nice for nice in _NICE_S if history.end_s / nice <= most), _NICE_S[-1])
+        step = interval_s or _usual_interval_s(history.end_s, usual // series - 1)
         moments = max(0, math.ceil((history.end_s - _LEAST_S) / step))
         samples += (moments + 1) * series
         if samples > _MOST_SAMPLES:
-            raise InputError(
-                "--interval",
-                f"there would be {samples:,} samples, of which {_MOST_SAMPLES:,} are allowed; take a longer one",
-            )
+            too_many = f"there would be {samples:,} samples, of which {_MOST_SAMPLES:,} are allowed"
+            if interval_s is not None:
+                raise InputError("--interval", f"{too_many}; take a longer one, or leave it out")
+            less = "give fewer runs" + (", or leave out --metrics-per-engine" if per_engine else "")
+            raise InputError(str(run), f"{too_many}, even with two of each of its {series:,} series; {less}")
         times_s = (*(index * step for index in range(moments)), history.end_s)
-        parts.append(Part(history, run_id, times_s, per_engine))
+        parts.append(Part(history, run_id, times_s, step, per_engine))
     return parts
+
+
+def _usual_interval_s(end_s: float, most: int) -> float:
+    """Round seconds, or whole hours, of which a run of `end_s` lasts at most `most`, and some hundred."""
+    most = max(1, min(_MOST_MOMENTS, most))
+    nice = next((nice for nice in _NICE_S if end_s / nice <= most), None)
+    return nice or _NICE_S[-1] * math.ceil(end_s / most / _NICE_S[-1])
 
 
 def epoch_of(text: str | None, parts: Sequence[Part]) -> float:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from pimserve.cluster.cli.main import app
 from pimserve.cluster.metrics import backfill
+from pimserve.cluster.metrics.run_metrics import metrics_of
 from pimserve.cluster.scenario.document import load_scenario
 from pimserve.cluster.scenario.prepared import prepare
 from pimserve.errors import InputError
@@ -163,6 +164,38 @@ def test_moments_are_a_millisecond_apart(results):
     assert part.times_s == (0.0, end_s)  # of two samples with one timestamp Prometheus keeps the first
     (part,) = backfill.parts_of([results / "one"], end_s / 3)
     assert len(part.times_s) == 4
+
+
+def test_the_plain_command_takes_runs_of_any_length(results, tmp_path, monkeypatch):
+    overrides = ["workload={num_requests: 20, arrival: {process: poisson, rate_per_s: 1.0e-4}}"]
+    run(prepare(load_scenario(None, overrides)), tmp_path / "long")
+    (part,) = backfill.parts_of([tmp_path / "long"], None)
+    end_s, series = part.history.end_s, samples_of(part) // len(part.times_s)
+    assert end_s > 24 * 3600
+    assert part.interval_s == 300  # some hundred samples
+    monkeypatch.setattr(backfill, "_MOST_SAMPLES", 12 * series)
+    (part,) = backfill.parts_of([tmp_path / "long"], None)
+    assert part.interval_s % 3600 == 0
+    assert 0 <= part.interval_s - end_s / 11 < 3600
+    assert len(part.times_s) <= 12
+    shared = backfill.parts_of([tmp_path / "long", results / "one"], None)
+    assert sum(map(samples_of, shared)) <= 12 * series
+    done = CliRunner().invoke(app, ["metrics", "export", str(tmp_path / "long"), "--out", str(tmp_path / "long.om")])
+    assert done.exit_code == 0, done.output
+    assert f"long: a sample every {part.interval_s:,.0f} s of simulated time (--interval)\n" in done.stderr
+    with pytest.raises(InputError, match=r"--interval: .* take a longer one, or leave it out"):
+        backfill.parts_of([tmp_path / "long"], 300.0)
+    monkeypatch.setattr(backfill, "_MOST_SAMPLES", series)
+    with pytest.raises(InputError, match=r"long: .* two of each .* give fewer runs, or leave out --metrics-per-engine"):
+        backfill.parts_of([tmp_path / "long"], None, per_engine=True)
+
+
+def samples_of(part):
+    layout = metrics_of(part.history.prepared, part.run_id).layout
+    return len(part.times_s) * sum(
+        len(keys) * (len(layout.bounds[family]) + 3 if family in layout.bounds else 1)
+        for family, keys in layout.keys.items()
+    )
 
 
 @pytest.mark.parametrize("interval_s", [1e-12, float("inf"), float("nan")])
