@@ -15,6 +15,7 @@ from pimserve.device_models.plan import CostPlan
 from pimserve.device_models.routing import ExpertPools, Routing
 from pimserve.device_models.verifying import mtp_layer, with_draft_share, with_drafts
 from pimserve.errors import InputError
+from pimserve.scheduler.config import SchedulerSpec
 
 WHERE = "scheduler.speculative"
 
@@ -41,23 +42,41 @@ def with_speculation(
         return replace(pool, plan=with_draft_share(pool.plan, plain, _pools(plain, routing, seed), share, most))
     if spec.method == "ngram":
         return pool
+    where = WHERE if spec.method == "mtp" else f"{WHERE}.model"
     if spec.method == "mtp":
         model = mtp_layer(demand.model)
         weights, slots = demand.expert_weights[-1:], demand.expert_slots[-1:]
         routing = Routing(popularity="given", weights=weights) if weights else Routing()
     else:
         assert spec.model is not None
-        model = model_of(spec.model, f"{WHERE}.model")
+        model = model_of(spec.model, where)
         weights, slots, routing = (), (), Routing()
     if model.windowed_layers:
-        raise InputError(f"{WHERE}.model", f"{model.name} has layers with attention windows, which is not modelled")
+        raise InputError(where, f"{model.name} has layers with attention windows, which is not modelled")
     fitted = replace(alone, model=model, expert_weights=weights, expert_slots=slots)
-    draft = place(device, links, fitted, unlimited)
+    draft = _placed_beside(device, links, fitted, unlimited, demand.model.name, where)
     most = min(demand.max_step_tokens, scenario.scheduler.max_step_tokens(demand.model.max_model_len_tokens))
     plan = with_drafts(pool.plan, draft.plan, _pools(draft.plan, routing, seed), drafts, groups * most)
     token_bytes = model.attention.kv_elements * draft.replica.precision.kv_bits / 8 * model.layers
     pool = replace(pool, plan=plan, draft_layers=model.layers, draft_kv_bytes_per_token=token_bytes)
-    return _beside(pool, demand, model, _weight_bytes(demand, model, mtp=spec.method == "mtp"))
+    return _beside(pool, demand, model, _weight_bytes(demand, model, mtp=spec.method == "mtp"), where)
+
+
+def _placed_beside(
+    device: Device, links: Interconnect, fitted: Demand, scheduler: SchedulerSpec, target: str, where: str
+) -> PlacedPool:
+    """The model that drafts, alone on the devices of its target.
+
+    Raises:
+        InputError: it does not go there.
+    """
+    try:
+        return place(device, links, fitted, scheduler)
+    except InputError as error:
+        if error.where.partition(".")[0] != "cluster":
+            raise
+        why = error.message if error.where == "cluster" else str(error)
+        raise InputError(where, f"cannot draft on the devices of {target}: {why}") from None
 
 
 def _check(pool: PlacedPool, demand: Demand, *, cached: bool) -> None:
@@ -85,7 +104,7 @@ def _weight_bytes(demand: Demand, model: ModelSpec, *, mtp: bool) -> float:
     return weight_bytes_per_device(model.model_copy(update={"layers": 2}), demand.split, demand.parts) - whole
 
 
-def _beside(pool: PlacedPool, demand: Demand, model: ModelSpec, weight_bytes: float) -> PlacedPool:
+def _beside(pool: PlacedPool, demand: Demand, model: ModelSpec, weight_bytes: float, where: str) -> PlacedPool:
     """The pool with a model that drafts beside the target: its weights, and its KV cache of the same tokens.
 
     Raises:
@@ -110,7 +129,9 @@ def _beside(pool: PlacedPool, demand: Demand, model: ModelSpec, weight_bytes: fl
     tokens = left(pool.kv_capacity_tokens)
     if tokens < 1:
         raise InputError(
-            "cluster.devices_per_node",
-            f"{demand.model.name} leaves no room for {model.name}, which drafts, and a KV cache for both",
+            where,
+            f"no room for {model.name}, which drafts ({weight_bytes / 1e9:.1f} GB of each device), beside "
+            f"{demand.model.name} and a KV cache for both ({split.devices} x {pool.label}); use more devices, more "
+            "tensor parallelism, or drafts that take less memory",
         )
     return replace(pool, kv_capacity_tokens=tokens, replica=replica)

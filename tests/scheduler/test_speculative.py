@@ -165,6 +165,48 @@ def test_what_is_not_modelled_together_is_refused(overrides: list[str], message:
         prepare(load_scenario(None, [MTP, *overrides]))
 
 
+BIG = "scheduler.speculative={method: draft_model, model: llama-3-70b, num_speculative_tokens: 3, acceptance: 0.6}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["model=llama-3.1-8b", "cluster={device: h100, devices_per_node: 1}"],
+            r"cannot draft on the devices of llama-3\.1-8b: llama-3-70b does not fit: .*; use more devices",
+        ),
+        (
+            ["model=llama-3-70b", "cluster={device: h100, devices_per_node: 2}"],
+            r"no room for llama-3-70b, which drafts \(70\.6 GB .* \(2 x h100\); use more devices",
+        ),
+        (
+            [
+                "model=llama-3.1-8b",
+                "cluster={device: h100, pools: {prefill: {devices_per_node: 1}, decode: {devices_per_node: 1}}}",
+            ],
+            r"cannot draft on the devices of llama-3\.1-8b: llama-3-70b does not fit: .*; use more devices",
+        ),
+    ],
+)
+def test_a_draft_model_without_room_is_named_with_a_remedy(overrides: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message) as refused:
+        prepare(load_scenario(None, [BIG, *overrides]))
+    assert refused.value.where == "scheduler.speculative.model"
+
+
+def test_a_layer_that_drafts_without_room_is_named_with_a_remedy() -> None:
+    cluster = "cluster={device: h200, nodes: 1, devices_per_node: 8, tensor_parallel: 8}"
+    with pytest.raises(InputError, match=r"no room for deepseek-v3 mtp, .*; use more devices") as refused:
+        prepare(load_scenario(None, ["model=deepseek-v3", cluster, MTP, "scheduler.memory_utilization=0.57"]))
+    assert refused.value.where == "scheduler.speculative"
+
+
+def test_a_target_without_room_is_told_as_without_drafts() -> None:
+    with pytest.raises(InputError, match="does not fit") as refused:
+        prepare(load_scenario(None, [BIG, "model=llama-3-70b", "cluster={device: h100, devices_per_node: 1}"]))
+    assert refused.value.where == "cluster"
+
+
 def decode_step_fs(overrides: list[str], drafts: int, requests: int = 1, context: int = 4000) -> int:
     if drafts:
         text = f"method: ngram, num_speculative_tokens: {drafts}, acceptance: 0.6"
