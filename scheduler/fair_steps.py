@@ -92,6 +92,11 @@ class FairAdmission(Admission):
             self._queue.counters.emit(self._queue.tenant_of(request))
         return chunks, completed
 
+    def has_prompt(self, now_fs: int, *, admit: bool) -> bool:
+        """Whether the step that begins now can compute some of a prompt."""
+        self._queue.gather(now_fs)  # `schedule` is not asked in a step that holds prompts back
+        return super().has_prompt(now_fs, admit=admit)
+
     def open(self, now_fs: int) -> bool:
         """Somebody comes: that is enough."""
         return True

@@ -1,5 +1,6 @@
 """Fair share by tenant: nobody gets far ahead of another who waits too, and nobody saves up what was not asked for."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -7,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pimserve.device_models.plan import CostPlan
 from pimserve.errors import InputError
 from pimserve.loadgen.request_classes import ClassSpec
 from pimserve.loadgen.workload import Workload
+from pimserve.scheduler.attention_dp_spec import AttentionDpBalanceSpec
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.requests import NEVER
 from pimserve.scheduler.simulation import Served
@@ -33,6 +36,7 @@ def weighing(weights: tuple[int, int]) -> tuple[ClassSpec, ...]:
 def serve(
     requests: list[Request],
     *,
+    plan: CostPlan = PLAN,
     max_time_s: float | None = None,
     classes: tuple[ClassSpec, ...] = TENANTS,
     **spec: Any,
@@ -43,7 +47,7 @@ def serve(
         classes=classes, class_ids=class_ids.astype(np.int8),
     )  # fmt: skip
     return simulate_on(
-        PLAN,
+        plan,
         workload=made,
         spec=SchedulerSpec(**{"policy": "vtc", "block_size": BLOCK_SIZE, **spec}),
         kv_capacity_tokens=BLOCKS * BLOCK_SIZE,
@@ -107,6 +111,20 @@ def test_a_tenant_comes_back_when_it_sends_not_when_there_is_room() -> None:
     """A third one sends at 0.105 s, while two run and both have as much; it is owed what they get until one ends."""
     running, waiting = [(0.0, 5, 30, 1), (0.0, 5, 60, 2)], [(0.0, 5, 5, 1), (0.0, 5, 5, 2)]
     assert order([*running, *waiting, (0.105, 5, 5, 0), (0.105, 5, 5, 0)], max_num_seqs=2) == [0, 1, 4, 5, 2, 3]
+
+
+def test_a_tenant_comes_back_when_it_sends_though_its_group_has_no_room_and_prompts_are_held_back() -> None:
+    """Two groups: prompts of the second one are held back until one of the first has a place, at 100 ms.
+
+    In the first, "a" waits from 25 ms on, and "b" from 50 ms on: lifted to what "a" has by then, of which a request
+    decodes until 100 ms, it has less there.
+    """
+    running = [(0.0, 5, 10, 1), (0.0, 5, 60, 0), (0.0, 5, 60, 0)]
+    waiting = [(0.022, 5, 5, 0), (0.025, 5, 5, 1), (0.03, 5, 5, 0), (0.05, 5, 5, 2)]
+    groups = replace(PLAN, devices=2, data_parallel=2)
+    rule = AttentionDpBalanceSpec(timeout_iters=20, batching_wait_iters=0)
+    served = serve([*running, *waiting], plan=groups, max_num_seqs=2, attention_dp_balance=rule)
+    assert (served.table["first_scheduled_ps"] / 1e9).tolist() == [0, 0, 0, 100, 150, 150, 100]
 
 
 REQUESTS = st.lists(st.tuples(st.integers(1, LONGEST // 2), st.integers(1, LONGEST // 2)), min_size=8, max_size=25)
