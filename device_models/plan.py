@@ -81,8 +81,12 @@ class RowTerm:
 
     def time_fs(self, rows: N) -> N:
         """Time for `rows` rows of one data-parallel group; nothing runs for none."""
-        ways = [most([const + slope * rows for const, slope in pieces]) for pieces in (self.pieces, *self.alternatives)]
-        return least(ways) * (rows > 0)
+        return least([most([const + slope * rows for const, slope in pieces]) for pieces in self.ways]) * (rows > 0)
+
+    @property
+    def ways(self) -> tuple[Pieces, ...]:
+        """`pieces`, and those of the alternatives."""
+        return self.pieces, *self.alternatives
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,6 +305,18 @@ class CostPlan:
         """Time of `shared_rows` for these counts of all data-parallel groups."""
         counts = row_counts(tokens, 0 * tokens, decodes, 0 * tokens)
         return sum([term.time_fs(counts[term.rows]) for term in self.shared_rows], 0 * tokens)
+
+    @cached_property
+    def least_step_fs(self) -> int:
+        """No step takes less: row terms that run in each, for a single row, as they take no less for more.
+
+        With micro-batches, what runs once for all of them.
+        """
+        always = [term for term in self.rows if term.rows in {"tokens", "requests", "all_tokens"}]
+        if self.micro_batches is not None:
+            always = [term for term in self.rows_once if term in always]
+        grow = [term for term in always if all(slope >= 0 for piece in term.ways for _, slope in piece)]
+        return sum([term.time_fs(1) for term in grow])
 
     @property
     def weight_stationary(self) -> bool:

@@ -75,6 +75,7 @@ class ReplicaCosts:
         self.offset = replica_offset(seed, replica)
         self.link_more: Mapping[LinkKey, int] = {}  # between groups of devices, for each token (`PlanTables`)
         self.exact = exact and pools is not None
+        self.least_step_fs = plan.least_step_fs
         self.max_span = 1 if self.exact else POOL_SIZE if pools is not None else MAX_SPAN
         self._timing, groups = plan.timing, plan.data_parallel
         self._verify_tokens = width = plan.verify_tokens

@@ -107,6 +107,11 @@ class DataParallelEngine:
         for core in self.cores:
             core.admission.use(spec)
 
+    def next_end_fs(self) -> int:
+        """As `Engine.next_end_fs`; who has no group yet may leave with the next step."""
+        steps = 1 if len(self.queue) else min([core.steps_to_end() for core in self.cores])
+        return min(FOREVER, self.clock + steps * self.costs.least_step_fs)
+
     def outstanding(self, at_fs: int) -> int:
         """Requests routed here that have not left by `at_fs`; the engine must have been advanced to that time."""
         here = sum(len(core.queue) + len(core.running) for core in self.cores)

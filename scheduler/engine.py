@@ -120,6 +120,10 @@ class Engine(EngineCore):
         """Of its data-parallel groups, of which there is one."""
         return (self,)
 
+    def next_end_fs(self) -> int:
+        """Nobody who is here leaves after the last step and before that time, whoever comes, as no step takes less."""
+        return min(FOREVER, self.clock + self.steps_to_end() * self.costs.least_step_fs)
+
     def outstanding(self, at_fs: int) -> int:
         """Requests routed here that have not left by `at_fs`; the engine must have been advanced to that time."""
         waiting = len(self.queue) + len(self.admission.loading)

@@ -16,7 +16,7 @@ from pimserve.scheduler.departures import Departures
 from pimserve.scheduler.kv_cache import KvCache
 from pimserve.scheduler.queue_classes import QueueClass
 from pimserve.scheduler.queues import make_admission, make_queue
-from pimserve.scheduler.requests import RequestTable
+from pimserve.scheduler.requests import FOREVER, RequestTable
 from pimserve.scheduler.sessions import Sessions
 from pimserve.scheduler.steplog import StepLog
 
@@ -73,6 +73,7 @@ class EngineCore:
         """Write into this table from here on, which holds the same requests."""
         self._input = table.views["input_tokens"]
         self._output = table.views["output_tokens"]
+        self._least_steps = -(-table.least_output // self.decoding.verify_tokens)
         self._first_token_ps = table.views["first_token_ps"]
         self._emitted_tokens = table.views["emitted_tokens"]
         self._preemptions = table.views["preemptions"]
@@ -122,6 +123,16 @@ class EngineCore:
     def has_work(self) -> bool:
         """Whether somebody waits, or has a prompt that was cut, as the step begins."""
         return self.queue.next_fs <= self.clock or bool(self.admission.partial)
+
+    def steps_to_end(self) -> int:
+        """Steps until the first one at whose end somebody may leave, of those who are here, whoever comes."""
+        decoding, admission = self.decoding, self.admission
+        steps = decoding.steps_to_change(self.step) if decoding.count else FOREVER
+        if not admission.partial and not admission.loading and self.queue.next_fs == FOREVER:
+            return steps
+        # Whoever has been here before may lack one token.
+        first = 1 if self._token_at_fs or self._pool == "prefill" else self._least_steps
+        return first if first < steps else steps
 
     def schedule(self, *, admit: bool) -> tuple[list[ChunkShape], list[int]]:
         """Chunks of prompts in the step that begins, and requests whose prompt is complete with it."""

@@ -70,30 +70,36 @@ class Lookahead:
             books: of the router that tells where they go, if it looks at replicas.
         """
         self._looks = not isinstance(books.router, BlindRouter)
-        choose, coming, first = self._choice(books), self._sessions.coming, self._first
+        choose, coming, first, bounds_ps = self._choice(books), self._sessions.coming, self._first, self._bounds_ps
         coming += zip(self._table["arrival_ps"][requests].tolist(), requests.tolist(), strict=True)
         heapify(coming)
         until_ps = -(-until_fs // FS_PER_PS)
         while True:
-            at_ps = coming[0][0] if coming else until_ps
-            self._drop_old()
+            at_ps = coming[0][0] if coming and coming[0][0] < until_ps else until_ps
+            while first and bounds_ps[first[0][1]] != first[0][0]:
+                heappop(first)  # it holds no more
             if first and first[0][0] <= at_ps and first[0][0] < until_ps:
                 index = heappop(first)[1]
-                self._bounds_ps[index] = FOREVER
-                self._drop_old()
-                known_ps = min(at_ps, first[0][0]) if first else at_ps
+                bounds_ps[index] = FOREVER
+                # The next bound may hold no more either: then the engine stops earlier than it must.
+                known_ps = first[0][0] if first and first[0][0] < at_ps else at_ps
                 self._advance(index, min(known_ps * FS_PER_PS, until_fs))
             elif at_ps < until_ps:
-                request, now_fs = self._sessions.arrives(coming), at_ps * FS_PER_PS
-                chosen = choose(request, now_fs)
-                if self._table.views["arrival_ps"][request] != at_ps:  # that is when it was due
-                    self._engines[chosen].expect(Move(request, -1, now_fs, 0))
-                self._engines[chosen].submit((request,))
-                self._outstanding[chosen] += 1
-                self._quiet_fs[chosen] = min(self._quiet_fs[chosen], now_fs)
-                self._sent(chosen, request)
+                self._arrives(at_ps, choose)
             else:
                 return
+
+    def _arrives(self, at_ps: int, choose: Callable[[int, int], int]) -> None:
+        """The next of those to come does so."""
+        request, now_fs = self._sessions.arrives(self._sessions.coming), at_ps * FS_PER_PS
+        chosen = choose(request, now_fs)
+        engine = self._engines[chosen]
+        if self._table.views["arrival_ps"][request] != at_ps:  # that is when it was due
+            engine.expect(Move(request, -1, now_fs, 0))
+        engine.submit((request,))
+        self._outstanding[chosen] += 1
+        self._quiet_fs[chosen] = min(self._quiet_fs[chosen], now_fs)
+        self._sent(chosen, request)
 
     def _choice(self, books: RouterBooks) -> Callable[[int, int], int]:
         """What tells to which engine a request goes, given it and the time, fs."""
@@ -119,19 +125,17 @@ class Lookahead:
 
     def _bound(self, index: int) -> None:
         """Find an engine's bound anew."""
-        under_way, ended = self._under_way[index], self._sessions.ended
+        under_way, sessions = self._under_way[index], self._sessions
+        ended = sessions.ended
         while under_way and ended[under_way[0][1]]:
             heappop(under_way)
-        if under_way:
-            answer_ps = self._quiet_fs[index] // FS_PER_PS + self._sessions.beside_ps
-            bound_ps = min(answer_ps + under_way[0][0], max(answer_ps, self._sessions.held_ps))
-            self._bounds_ps[index] = bound_ps
-            heappush(self._first, (bound_ps, index))
-        else:
+        if not under_way:
             self._bounds_ps[index] = FOREVER
-
-    def _drop_old(self) -> None:
-        """Take bounds that hold no more from the front."""
-        first, bounds_ps = self._first, self._bounds_ps
-        while first and bounds_ps[first[0][1]] != first[0][0]:
-            heappop(first)
+            return
+        end_fs, quiet_fs = self._engines[index].next_end_fs(), self._quiet_fs[index]
+        answer_ps = (end_fs if end_fs > quiet_fs else quiet_fs) // FS_PER_PS + sessions.beside_ps
+        bound_ps, held_ps = answer_ps + under_way[0][0], sessions.held_ps
+        if bound_ps > held_ps:
+            bound_ps = max(answer_ps, held_ps)
+        self._bounds_ps[index] = bound_ps
+        heappush(self._first, (bound_ps, index))

@@ -91,6 +91,7 @@ class RequestTable:
         most_emitted = np.where(room > 0, np.minimum(wanted, room), wanted)
         self.columns["truncated"][:] = (output_tokens > most_emitted) & (room > 0)
         self.columns["output_tokens"][:] = most_emitted
+        self.least_output = int(most_emitted.min(initial=2**31 - 1))  # tokens of any request
         reasons = np.where(np.asarray(input_tokens) >= max_model_len, MAX_MODEL_LEN, KV_CACHE)
         self.columns["reject_reason"][:] = np.where(room > 0, SERVABLE, reasons)
         for name in ("first_scheduled_ps", "first_token_ps", "finish_ps"):
@@ -131,6 +132,7 @@ class RequestTable:
         for name, column in self.columns.items():
             self.columns[name] = np.insert(column, at, more.columns[name])
         self.columns["arrival_ps"][at : at + len(more)] = arrival_ps
+        self.least_output = min(self.least_output, more.least_output)
         self.numbers = self.numbers.inserted(at, len(more), first_request)
         self.views = {name: memoryview(column.data) for name, column in self.columns.items()}
 

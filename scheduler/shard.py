@@ -277,7 +277,8 @@ class Shard:
                 told = enumerate(engine.take_events())
                 events += [(self.replicas[index], tier, tuple(each)) for tier, each in told if each]
         # Whatever leaves at the end of the step under way is among those that have left.
-        quiet_fs = min((max(self._quiet[index], self.engines[index].clock + 1) for index in wanted), default=FOREVER)
+        ends = [(self._quiet[index], self.engines[index]) for index in wanted]
+        quiet_fs = min((max(fs, each.clock + 1, each.next_end_fs()) for fs, each in ends), default=FOREVER)
         gone = np.array(left, np.int64)
         decisions = tuple((*chosen, count) for chosen, count in self._decisions.items())
         self._decisions.clear()

@@ -74,6 +74,11 @@ class SheddingEngine(Engine):
         self._judge_until(before_fs)
         super().arrive(before_fs)
 
+    def next_end_fs(self) -> int:
+        """As `Engine.next_end_fs`; who has not been judged may be rejected when it comes."""
+        end_fs = super().next_end_fs()
+        return min(end_fs, self._pending[0][0]) if self._pending else end_fs
+
     def seen_at(self, at_fs: int) -> ReplicaState:
         """As `Engine.seen_at`; who has come by then is judged first, and so is seen while a step is under way too."""
         self._judge_until(at_fs + 1)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 from unittest.mock import Mock, patch
 
 import numpy as np
@@ -17,7 +18,10 @@ from pimserve.scheduler.clients import NO_SESSIONS
 from pimserve.scheduler.config import SchedulerSpec
 from pimserve.scheduler.control import Inject, ScaleRate
 from pimserve.scheduler.costs import replica_offset
+from pimserve.scheduler.data_parallel import DataParallelEngine
+from pimserve.scheduler.engine import Engine
 from pimserve.scheduler.faults import FaultSpec
+from pimserve.scheduler.fleet import ReplicaEngine
 from pimserve.scheduler.requests import FINISHED, NEVER, REJECTED
 from pimserve.scheduler.simulation import Deployment
 from pimserve.scheduler.summary import digest, summarize
@@ -78,6 +82,33 @@ def _same_as_script(case: Dependent) -> None:
     assert [log.digest() for log in same.served.logs] == [log.digest() for log in run.served.logs]
     for name in FATES:
         assert same.table[name].tolist() == run.table[name].tolist()
+
+
+def _holding(kind: type[ReplicaEngine]) -> Any:
+    """Engines of this kind that are held to what they tell before they go on."""
+    advance = kind.advance
+
+    def held(engine: Any, *how: Any, **more: Any) -> int:
+        told_fs, here = engine.next_end_fs(), len(engine.departures.left)
+        until_fs = advance(engine, *how, **more)
+        gone = engine.departures.left[here:]  # also who is rejected, which those who send know as they send
+        ends_ps = [at for request in gone if (at := engine.departures._finish_ps[request]) != NEVER]
+        assert all(at >= told_fs // FS_PER_PS for at in ends_ps)
+        assert all(move.since_fs >= told_fs for move in engine.departures.moved if move.request in gone)
+        return until_fs
+
+    return patch.object(kind, "advance", held)
+
+
+@examples(60)
+@given(st.one_of(dependent(), dependent(["users"], pooled=True)), LENGTHS, st.integers(1, 2))
+def test_nobody_leaves_before_the_time_that_an_engine_tells(case: Dependent, lengths: list[int], shards: int) -> None:
+    with _holding(Engine), _holding(DataParallelEngine):
+        case.run(
+            Deployment(
+                control=Windows(lengths), shards=None if case.in_one_shard else spread(min(shards, case.replicas))
+            )
+        )
 
 
 @examples(40)
